@@ -1,0 +1,77 @@
+"""Carry what is learnt inside a small language model to a large one, and find out whether it still works there.
+
+    import lrt_lens as lrt
+
+    pair = lrt.demo_pair()
+    grid = lrt.fit_stitches(pair, lrt.demo_documents())
+    stitch = grid.best(source="blocks.2.hook_resid_post")
+    vector = lrt.SteeringVector.mean_difference(pair.source, lrt.demo_contrast("sentiment"), at=stitch.source_hook)
+    moved = stitch.transfer(vector)
+
+This module is the whole public surface. Names load when they are first used: importing it loads neither torch nor any model code.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "HookedModel": "lrt_lens.models.hooked_model",
+    "ModelPair": "lrt_lens.models.pair",
+    "demo_pair": "lrt_lens.models.pair",
+    "demo_documents": "lrt_lens.data.demo",
+    "demo_contrast": "lrt_lens.data.demo",
+    "demo_items": "lrt_lens.data.demo",
+    "demo_neutral": "lrt_lens.data.demo",
+    "ContrastSet": "lrt_lens.data.contrast",
+    "ChoiceItems": "lrt_lens.data.contrast",
+    "CrossMoments": "lrt_lens.stitching.moments",
+    "harvest": "lrt_lens.stitching.harvest",
+    "fit_stitches": "lrt_lens.stitching.harvest",
+    "Ridge": "lrt_lens.stitching.ridge",
+    "AffineMap": "lrt_lens.stitching.affine",
+    "Stitch": "lrt_lens.stitching.stitch",
+    "StitchGrid": "lrt_lens.stitching.grid",
+    "SteeringVector": "lrt_lens.adapters.steering",
+    "Calibration": "lrt_lens.evaluation.calibration",
+    "calibrate_scale": "lrt_lens.evaluation.calibration",
+    "SteeringEvaluation": "lrt_lens.evaluation.steering",
+    "evaluate_steering": "lrt_lens.evaluation.steering",
+    "HookPointError": "lrt_lens.errors",
+    "MismatchError": "lrt_lens.errors",
+    "FileFormatError": "lrt_lens.errors",
+    "NonFiniteError": "lrt_lens.errors",
+    "TooFewDocumentsError": "lrt_lens.errors",
+}
+
+__all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll] (names load lazily, from _HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'lrt_lens' has no attribute {name!r}; it has {sorted(_HOME)}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if TYPE_CHECKING:
+    from lrt_lens.adapters.steering import SteeringVector
+    from lrt_lens.data.contrast import ChoiceItems, ContrastSet
+    from lrt_lens.data.demo import demo_contrast, demo_documents, demo_items, demo_neutral
+    from lrt_lens.errors import FileFormatError, HookPointError, MismatchError, NonFiniteError, TooFewDocumentsError
+    from lrt_lens.evaluation.calibration import Calibration, calibrate_scale
+    from lrt_lens.evaluation.steering import SteeringEvaluation, evaluate_steering
+    from lrt_lens.models.hooked_model import HookedModel
+    from lrt_lens.models.pair import ModelPair, demo_pair
+    from lrt_lens.stitching.affine import AffineMap
+    from lrt_lens.stitching.grid import StitchGrid
+    from lrt_lens.stitching.harvest import fit_stitches, harvest
+    from lrt_lens.stitching.moments import CrossMoments
+    from lrt_lens.stitching.ridge import Ridge
+    from lrt_lens.stitching.stitch import Stitch

@@ -1,0 +1,1 @@
+"""Artefacts that a stitch carries from one model to another."""

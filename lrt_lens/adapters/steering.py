@@ -1,0 +1,336 @@
+"""Steering vectors: learnt from contrast sets, carried by a stitch, added to a residual stream.
+
+    vector = SteeringVector.mean_difference(pair.source, contrast, at="blocks.3.hook_resid_post", read="last")
+    moved = stitch.transfer(vector)                       # norm="match", bias="none"
+    with moved.apply(pair.target, scale=1.5):
+        pair.target.generate("This film was")
+
+Scale 1 is the contrast's own mean gap in the model where the vector was learnt. A direction is a difference, so the stitch's bias
+is not added to it by default (Stitching, §4); ``bias="add"`` is the rule of LRT (§3, ṽ = Av + p). L-Cross has no bias in its map
+at all: fit one without and take ``bias="none"``. ``norm="match"`` gives the vector as many standard deviations of the target's
+stream along its direction as it had in the source: ``‖u‖ = ‖v‖·σ_target(û)/σ_source(v̂)``.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lrt_lens.data.contrast import ContrastSet
+from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
+from lrt_lens.models.hook_points import resolve, same_place
+from lrt_lens.models.hooked_model import SKIP_FIRST, Handle, HookedModel, ModelIdentity
+from lrt_lens.models.loading import ModelLike, load_model
+from lrt_lens.stitching.files import read_tensors, write_tensors
+from lrt_lens.stitching.stitch import Stitch
+from lrt_lens.stitching.transfer import transfer_artefact
+from lrt_lens.typing import Direction
+
+VECTOR_SCHEMA = "lrt_lens.vector/1"
+
+Read = Literal["last", "mean"] | int
+"""Where a text is read: its last token, the mean over its unmasked tokens, or a position (negative counts from the end)."""
+Mode = Literal["add", "clamp", "ablate"]
+Positions = Literal["all", "last", "generated"]
+_READ_BATCH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringVector:
+    """A direction at one hook point of one model."""
+
+    direction: Direction
+    """[d_model]; scale 1 adds exactly this."""
+    hook: str
+    """Where it was learnt, or where it was carried to."""
+    model: ModelIdentity | None = None
+    """The model it belongs to; None for a direction of unknown origin."""
+    name: str = "vector"
+    method: str = "given"
+    read: str = "given"
+    """Read position the contrast was taken at."""
+    contrast: str = ""
+    """Hash of the contrast set."""
+    median_norm: float = float("nan")
+    """Median ‖residual‖ at the hook point, for a sense of size; NaN where unknown."""
+    skip_first: int = SKIP_FIRST
+    """First positions of a text that are never steered: the map never saw them."""
+    contrast_set: ContrastSet | None = field(default=None, repr=False)
+    """The texts it was learnt from, as long as it lives in memory (files keep only their hash)."""
+
+    def __post_init__(self) -> None:
+        if self.direction.ndim != 1:
+            raise ValueError(f"direction has shape {tuple(self.direction.shape)}; expected [d_model]")
+        if not torch.isfinite(self.direction).all():
+            raise NonFiniteError(
+                f"vector {self.name!r} at {self.hook!r} holds NaN or infinity; learn it again from texts with finite activations"
+            )
+
+    # ------------------------------------------------------------------------------------------------------- learning
+
+    @classmethod
+    def mean_difference(cls, model: ModelLike, contrast: ContrastSet, *, at: int | str, read: Read = "last") -> "SteeringVector":
+        """Mean activation of the positive texts minus that of the negative ones (CAA)."""
+        hooked = load_model(model)
+        hook = resolve(at, hooked)
+        positive, negative = read_activations(hooked, contrast.texts, hook, read).split(len(contrast))
+        return cls._learnt((positive - negative).mean(0), torch.cat([positive, negative]), hooked, contrast, hook, read, "mean_difference")
+
+    @classmethod
+    def principal_component(cls, model: ModelLike, contrast: ContrastSet, *, at: int | str, read: Read = "last") -> "SteeringVector":
+        """First principal component of the pair differences (RepE), pointing to the positive texts, as long as their mean gap along it."""
+        hooked = load_model(model)
+        hook = resolve(at, hooked)
+        positive, negative = read_activations(hooked, contrast.texts, hook, read).split(len(contrast))
+        difference = (positive - negative).double()
+        # Uncentred on purpose: the shared part of the differences is the concept, centring would remove it.
+        component = torch.linalg.svd(difference, full_matrices=False).Vh[0]
+        gap = float(difference.mean(0) @ component)
+        return cls._learnt((gap * component).float(), torch.cat([positive, negative]), hooked, contrast, hook, read, "principal_component")
+
+    def relearnt(self, model: ModelLike, contrast: ContrastSet, *, at: int | str) -> "SteeringVector":
+        """A vector by this one's recipe (method and read position) on another model, hook point or contrast set."""
+        recipes = {"mean_difference": SteeringVector.mean_difference, "principal_component": SteeringVector.principal_component}
+        method = self.method.split(",")[0]
+        if method not in recipes:
+            raise ValueError(f"vector {self.name!r} was made by {method!r}; only {sorted(recipes)} can be learnt again from texts")
+        return recipes[method](model, contrast, at=at, read=int(self.read) if self.read.lstrip("-").isdigit() else self.read)
+
+    @classmethod
+    def _learnt(
+        cls, direction: Tensor, seen: Tensor, model: HookedModel, contrast: ContrastSet, hook: str, read: Read, method: str
+    ) -> "SteeringVector":
+        return cls(
+            direction=direction, hook=hook, model=model.identity, name=contrast.name, method=method, read=str(read),
+            contrast=contrast.digest, median_norm=float(seen.norm(dim=1).median()), contrast_set=contrast,
+        )  # fmt: skip
+
+    # ----------------------------------------------------------------------------------------------------- arithmetic
+
+    def __add__(self, other: "SteeringVector") -> "SteeringVector":
+        if not same_place(self.hook, other.hook):
+            raise MismatchError(f"vectors at {self.hook!r} and {other.hook!r} do not add; carry one to the other's hook point first")
+        if self.model is not None and other.model is not None:
+            self.model.refuse_other(other.model, "the other vector's model")
+        return replace(self, direction=self.direction + other.direction, name=f"{self.name} + {other.name}", method="sum")
+
+    def __mul__(self, factor: float) -> "SteeringVector":
+        return replace(self, direction=self.direction * factor, name=f"{factor:g} * {self.name}")
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "SteeringVector":
+        return self * -1.0
+
+    def __sub__(self, other: "SteeringVector") -> "SteeringVector":
+        return self + -other
+
+    @property
+    def norm(self) -> float:
+        """‖direction‖."""
+        return float(self.direction.norm())
+
+    def cosine(self, other: "SteeringVector") -> float:
+        """Cosine to another vector at the same hook point."""
+        if not same_place(self.hook, other.hook):
+            raise MismatchError(f"vectors at {self.hook!r} and {other.hook!r} are in different streams; compare at one hook point")
+        return float(
+            torch.nn.functional.cosine_similarity(self.direction.double(), other.direction.double().to(self.direction.device), dim=0)
+        )
+
+    def __repr__(self) -> str:
+        share = f", {self.norm / self.median_norm:.0%} of the median residual norm" if self.median_norm == self.median_norm else ""
+        where = f" of {self.model.name}" if self.model else ""
+        return f"SteeringVector({self.name!r} at {self.hook}{where}, {self.method} read {self.read}, norm {self.norm:.3g}{share})"
+
+    # ------------------------------------------------------------------------------------------------------- steering
+
+    def hooks(
+        self, *, scale: float = 1.0, mode: Mode = "add", positions: Positions = "all", level: float | None = None
+    ) -> list[tuple[str, "SteeringHook"]]:
+        """``[(name, fn)]`` for plain ``model.hooks(fwd_hooks=...)`` of TransformerLens.
+
+        Args:
+            scale: multiples of the vector that ``"add"`` adds; negative steers away. ValueError for NaN.
+            mode: ``"add"``; ``"clamp"`` sets the component along the vector to ``level``; ``"ablate"`` to 0.
+            positions: ``"all"``, the ``"last"`` of every prompt, or ``"generated"`` tokens; the first ``skip_first`` stay as they are.
+            level: component along the unit vector under ``"clamp"``; see `mean_component`.
+        """
+        if not torch.isfinite(torch.tensor(float(scale))):
+            raise ValueError(f"scale is {scale}; expected a finite number (calibrate_scale finds one)")
+        if mode not in ("add", "clamp", "ablate") or positions not in ("all", "last", "generated"):
+            raise ValueError(f"mode {mode!r}, positions {positions!r}; expected add, clamp or ablate, and all, last or generated")
+        if mode == "clamp" and level is None:
+            raise ValueError("mode 'clamp' needs level=...; vector.mean_component(model, texts) recomputes it in the model that is steered")
+        change = {
+            "add": _adding(self.direction * scale),
+            "clamp": _setting(self.direction, level or 0.0),
+            "ablate": _setting(self.direction, 0.0),
+        }[mode]
+        return [(self.hook, SteeringHook(change, positions, self.skip_first))]
+
+    def apply(
+        self, model: ModelLike, *, scale: float = 1.0, mode: Mode = "add", positions: Positions = "all", level: float | None = None
+    ) -> Handle:
+        """Put the vector on a model: ``with vector.apply(model): ...``, or keep the handle and call ``remove()``."""
+        hooked = load_model(model)
+        self._refuse_other_model(hooked)
+        return hooked.intervene(dict(self.hooks(scale=scale, mode=mode, positions=positions, level=level)))
+
+    def mean_component(self, model: ModelLike, texts: Sequence[str]) -> float:
+        """Mean component along the unit vector over the unmasked tokens of ``texts``: the level for ``mode="clamp"`` (Stitching §4)."""
+        hooked = load_model(model)
+        unit = self.direction / self.direction.norm()
+        return float((read_activations(hooked, texts, self.hook, "mean") @ unit.to(torch.float32)).mean())
+
+    def _refuse_other_model(self, model: HookedModel) -> None:
+        if self.model is not None:
+            self.model.refuse_other(model.identity, "the model to steer")
+        elif model.d_model != len(self.direction):
+            raise MismatchError(
+                f"the vector has {len(self.direction)} dimensions, {model.name!r} has {model.d_model}; transfer it with a stitch first"
+            )
+
+    # ---------------------------------------------------------------------------------------------------------- files
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file."""
+        fields = {key: value for key, value in asdict(self).items() if key not in ("direction", "contrast_set")}
+        return write_tensors(Path(path), {"direction": self.direction}, {"schema_version": VECTOR_SCHEMA, "vector": json.dumps(fields)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SteeringVector":
+        """Read what `save` wrote; FileFormatError for anything else."""
+        tensors, metadata = read_tensors(Path(path), VECTOR_SCHEMA)
+        fields: dict[str, Any] = json.loads(metadata["vector"])
+        if "direction" not in tensors:
+            raise FileFormatError(f"{str(path)!r} holds no 'direction'; it is no steering vector of ours")
+        fields["model"] = ModelIdentity(**fields["model"]) if fields["model"] else None
+        return cls(direction=tensors["direction"], **fields)
+
+
+class SteeringHook:
+    """Changes the chosen positions of a residual stream; right with and without a KV cache.
+
+    With a cache the first call sees the prompt and later ones a single position each, so the place of a token is counted here. A
+    call of more than one position starts a new text; so does the first call of all.
+    """
+
+    def __init__(self, change: Callable[[Tensor], Tensor], positions: Positions, skip_first: int) -> None:
+        self.change, self.positions, self.skip_first = change, positions, skip_first
+        self._seen = 0
+        self.prompt_lengths: Tensor | None = None
+        """[batch]: where prompts end, when prompts and continuations come in one call padded on the right."""
+
+    def __call__(self, activation: Tensor, hook: Any = None) -> Tensor:
+        """The activation, [batch, position, d_model], changed at the chosen positions."""
+        length = activation.shape[1]
+        start = self._seen if length == 1 and self._seen else 0
+        self._seen = start + length
+        return torch.where(self._chosen(activation, start)[..., None], self.change(activation), activation)
+
+    def _chosen(self, activation: Tensor, start: int) -> Tensor:
+        place = torch.arange(start, start + activation.shape[1], device=activation.device)[None].expand(activation.shape[0], -1)
+        generated = torch.full_like(place, start > 0, dtype=torch.bool)
+        ends = torch.full((activation.shape[0], 1), start + activation.shape[1], device=activation.device)
+        if self.prompt_lengths is not None and start == 0:
+            ends = self.prompt_lengths.to(activation.device)[:, None]
+            generated = place >= ends
+        chosen = {
+            "all": torch.ones_like(generated),
+            "generated": generated,
+            "last": (place == ends - 1) & ~torch.full_like(generated, start > 0),
+        }[self.positions]
+        return chosen & (place >= self.skip_first)
+
+
+def _adding(step: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda activation: activation + step.to(activation)
+
+
+def _setting(direction: Tensor, level: float) -> Callable[[Tensor], Tensor]:
+    unit = direction / direction.norm()
+
+    def change(activation: Tensor) -> Tensor:
+        along = unit.to(activation)
+        return activation + (level - activation @ along)[..., None] * along
+
+    return change
+
+
+def read_activations(model: HookedModel, texts: Sequence[str], hook: int | str, read: Read = "last") -> Tensor:
+    """One row a text, [text, d_model] in float32, read at the last token, as the mean over unmasked tokens, or at a position."""
+    rows = model.encode(texts)
+    name = resolve(hook, model)
+    out = torch.empty(len(rows), model.d_model)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), _READ_BATCH):
+        chosen = order[start : start + _READ_BATCH]
+        batch = [rows[i] for i in chosen]
+        activations = model.engine.capture(model.pad(batch), [name])[name].float()
+        out[chosen] = _read(activations, model, batch, read).cpu()
+    if not torch.isfinite(out).all():
+        raise NonFiniteError(
+            f"activations of {model.name!r} at {name!r} are NaN or infinite on these texts; load the model in float32 or bfloat16"
+        )
+    return out
+
+
+def _read(activations: Tensor, model: HookedModel, rows: list[list[int]], read: Read) -> Tensor:
+    if read == "mean":
+        mask = model.read_mask(rows).to(activations)
+        short = [i for i, count in enumerate(mask.sum(1).tolist()) if count == 0]
+        if short:
+            raise ValueError(
+                f"a text of {len(rows[short[0]])} tokens has none behind the {SKIP_FIRST} masked ones; give longer texts, or read='last'"
+            )
+        return (activations * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    if read != "last" and not isinstance(read, int):
+        raise ValueError(f"read is {read!r}; expected 'last', 'mean', or a position")
+    positions = [len(row) - 1 if read == "last" else (read if read >= 0 else len(row) + read) for row in rows]
+    for position, row in zip(positions, rows, strict=True):
+        if not 0 <= position < len(row):
+            raise ValueError(f"position {read} is outside a text of {len(row)} tokens; use 'last', 'mean' or a smaller position")
+    return activations[torch.arange(len(rows)), torch.tensor(positions)]
+
+
+@transfer_artefact.register
+def transfer_vector(
+    vector: SteeringVector,
+    stitch: Stitch,
+    *,
+    bias: Literal["none", "add"] = "none",
+    norm: Literal["match", "mapped", "unit"] = "match",
+    through: Any = None,
+) -> SteeringVector:
+    """A steering vector carried to the stitch's target.
+
+    Args:
+        vector: learnt at the stitch's source hook.
+        stitch: see `Stitch`.
+        bias: ``"none"`` maps the direction (v W); ``"add"`` is LRT's rule (v W + b).
+        norm: ``"match"`` keeps the number of standard deviations; ``"mapped"`` takes the mapped length; ``"unit"`` gives length 1.
+        through: another `AffineMap` between the same hook points (a shuffled-pair map, a refit), for controls.
+    """
+    stitch.refuse_foreign(vector.hook, vector.model)
+    if bias not in ("none", "add") or norm not in ("match", "mapped", "unit"):
+        raise ValueError(f"bias {bias!r}, norm {norm!r}; expected none or add, and match, mapped or unit")
+    affine = through if through is not None else stitch.up
+    direction = vector.direction.double()
+    mapped = affine.points(direction) if bias == "add" else affine.directions(direction)
+    length = mapped.norm()
+    if not length > 0:
+        raise ValueError(f"the map sends vector {vector.name!r} to zero; its direction carries nothing that the target's stream shows")
+    if norm == "unit":
+        mapped = mapped / length
+    elif norm == "match":
+        deviations = vector.norm / max(stitch.source_statistics.deviation(direction), 1e-30)
+        mapped = mapped / length * deviations * stitch.target_statistics.deviation(mapped)
+    return replace(
+        vector, direction=mapped.float(), hook=stitch.target_hook, model=stitch.target,
+        median_norm=stitch.target_statistics.median_norm, method=f"{vector.method}, transferred",
+    )  # fmt: skip

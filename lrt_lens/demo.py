@@ -1,0 +1,145 @@
+"""The whole main job on the bundled pair: harvest, stitch, transfer, controls, report.
+
+    lrt-lens demo --out demo-report
+
+`run_demo` computes, `write_demo` writes ``results.json``, ``report.html`` and ``stitch/``; both work on any `ModelPair` with texts of
+one's own.
+"""
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from lrt_lens.adapters.steering import SteeringVector
+from lrt_lens.data.demo import CONCEPTS, Concept, demo_contrast, demo_documents, demo_items, demo_neutral, demo_prompts
+from lrt_lens.evaluation.steering import SteeringEvaluation, evaluate_steering
+from lrt_lens.models.pair import ModelPair, demo_pair
+from lrt_lens.report.results import write_results
+from lrt_lens.stitching.grid import StitchGrid
+from lrt_lens.stitching.harvest import fit_stitches
+from lrt_lens.stitching.stitch import Stitch
+
+logger = logging.getLogger(__name__)
+
+DEMO_SOURCE_LAYER = 2
+"""Where the demo's vectors are learnt in the small model: the middle of its stack, as the papers choose it."""
+_CONTINUATION_ARMS = ("none", "native", "transferred", "shuffled")
+_CONTINUATION_BOOST = 2.0
+"""Continuations are sampled at this multiple of the calibrated scale: at 0.1 nats a change of tone is real but easy to miss."""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Everything that the demo found."""
+
+    pair: ModelPair
+    grid: StitchGrid
+    stitch: Stitch
+    evaluations: dict[str, SteeringEvaluation]
+    """By concept."""
+    continuations: dict[str, list[dict[str, str]]]
+    """By concept: rows prompt, arm, text."""
+    arguments: dict[str, Any]
+    seconds: float
+
+
+def run_demo(
+    *,
+    concepts: tuple[Concept, ...] = CONCEPTS,
+    source_layer: int = DEMO_SOURCE_LAYER,
+    n_tokens: int = 150_000,
+    n_random: int = 20,
+    damage: float = 0.1,
+    seed: int = 0,
+    progress: bool = True,
+) -> DemoResult:
+    """Fit the bundled pair's grid and evaluate a transferred vector of each concept."""
+    started = time.perf_counter()
+    steps = tqdm(total=2 + len(concepts), desc="demo", disable=not progress, bar_format="{desc}: step {n_fmt}/{total_fmt} [{elapsed}]")
+    pair = demo_pair()
+    steps.update()
+    grid = fit_stitches(pair, demo_documents(), n_tokens=n_tokens, seed=seed, progress=progress)
+    stitch = grid.best(source=source_layer)
+    steps.update()
+    evaluations, continuations = {}, {}
+    for concept in concepts:
+        vector = SteeringVector.mean_difference(pair.source, demo_contrast(concept), at=stitch.source_hook, read="last")
+        evaluations[concept] = evaluate_steering(
+            pair,
+            stitch,
+            vector,
+            demo_items(concept),
+            neutral=demo_neutral()[:24],
+            damage=damage,
+            n_random=n_random,
+            seed=seed,
+            progress=progress,
+        )
+        continuations[concept] = sample_continuations(pair, evaluations[concept], demo_prompts(concept)[:4], seed=seed)
+        steps.update()
+    steps.close()
+    arguments = {
+        "concepts": list(concepts),
+        "source_layer": source_layer,
+        "n_tokens": n_tokens,
+        "n_random": n_random,
+        "damage": damage,
+        "seed": seed,
+    }
+    return DemoResult(pair, grid, stitch, evaluations, continuations, arguments, time.perf_counter() - started)
+
+
+def sample_continuations(pair: ModelPair, evaluation: SteeringEvaluation, prompts: list[str], *, seed: int = 0) -> list[dict[str, str]]:
+    """What the target writes after each prompt under the arms that read well side by side."""
+    scales = evaluation.summary.set_index("arm")["scale"]
+    rows = []
+    for arm in _CONTINUATION_ARMS:
+        vector = evaluation.vectors.get(arm)
+        if arm == "none":
+            texts = pair.target.generate(prompts, seed=seed)
+        elif vector is None or pd.isna(scales[arm]):
+            continue
+        else:
+            with vector.apply(pair.target, scale=_CONTINUATION_BOOST * float(scales[arm])):
+                texts = pair.target.generate(prompts, seed=seed)
+        rows += [{"prompt": prompt, "arm": arm, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+    return rows
+
+
+def write_demo(result: DemoResult, out: Path) -> Path:
+    """Write ``results.json``, ``report.html`` and ``stitch/`` into ``out``; returns the report's path."""
+    from lrt_lens.report.demo import demo_report
+    from lrt_lens.report.html import write_html
+
+    write_results(out / "results.json", result.arguments, demo_tables(result))
+    result.stitch.save_pretrained(out / "stitch")
+    return write_html(out / "report.html", demo_report(result))
+
+
+def demo_tables(result: DemoResult) -> dict[str, Any]:
+    """What ``results.json`` holds besides versions and arguments."""
+    keys = ("source_hook", "target_hook", "r2", "r2_uniform", "r2_null", "r2_token")
+    return {
+        "pair": {"source": result.pair.source.name, "target": result.pair.target.name},
+        "grid": result.grid.scores,
+        "stitch": {key: result.stitch.scores[key] for key in keys},
+        "steering": pd.concat([evaluation.table for evaluation in result.evaluations.values()], ignore_index=True),
+        "steering_summary": pd.concat([evaluation.summary for evaluation in result.evaluations.values()], ignore_index=True),
+        "contrast_scores": {concept: vars(e.contrast_score) for concept, e in result.evaluations.items() if e.contrast_score is not None},
+        "continuations": [{"concept": concept, **row} for concept, rows in result.continuations.items() for row in rows],
+        "seconds": result.seconds,
+    }
+
+
+def refuse_unwritable(out: Path) -> None:
+    """Raise before any work is done where ``out`` cannot be written."""
+    from lrt_lens.stitching.files import write_atomically
+
+    probe = write_atomically(out / ".lrt_lens_probe", lambda temporary: temporary.write_text(json.dumps({})))
+    probe.unlink()

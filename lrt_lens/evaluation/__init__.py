@@ -1,0 +1,1 @@
+"""Whether a transferred artefact still works: effects, controls, intervals."""

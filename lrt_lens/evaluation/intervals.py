@@ -1,0 +1,75 @@
+"""Intervals shared by all evaluations: bootstrap over items, spread over draws, delete-a-group jackknife.
+
+All are two-sided 95% and seeded. Arms are compared on the same items, so ratios and differences are bootstrapped *paired*.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LEVEL = 0.95
+N_BOOTSTRAP = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def excludes(self, number: float) -> bool:
+        """Whether ``number`` lies outside."""
+        return not self.low <= number <= self.high
+
+
+NOTHING = Interval(math.nan, math.nan, math.nan)
+"""What is reported where an estimate is undefined."""
+
+
+def bootstrap_mean(values: Sequence[float] | np.ndarray, *, seed: int = 0) -> Interval:
+    """Mean over items with its percentile bootstrap interval; NaN where any item is undefined."""
+    values = np.asarray(values, dtype=float)
+    if len(values) == 0 or np.isnan(values).any():
+        return NOTHING
+    means = values[_resamples(len(values), seed)].mean(1)
+    return _percentiles(float(values.mean()), means)
+
+
+def bootstrap_ratio(numerator: np.ndarray, denominator: np.ndarray, *, seed: int = 0) -> Interval:
+    """Ratio of two means over the same items, paired; undefined where the denominator's own interval includes 0."""
+    numerator, denominator = np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float)
+    if np.isnan(numerator).any() or not len(denominator) or not bootstrap_mean(denominator, seed=seed).excludes(0.0):
+        return NOTHING
+    index = _resamples(len(numerator), seed)
+    ratios = numerator[index].mean(1) / denominator[index].mean(1)
+    return _percentiles(float(numerator.mean() / denominator.mean()), ratios)
+
+
+def spread(draws: Sequence[float]) -> Interval:
+    """Mean over draws of a control with the range that 95% of draws fall into."""
+    values = np.asarray(draws, dtype=float)
+    values = values[~np.isnan(values)]
+    return _percentiles(float(values.mean()), values) if len(values) else NOTHING
+
+
+def jackknife_error(leave_one_out: Sequence[float]) -> float:
+    """Standard error by the delete-a-group jackknife: √((K−1)/K·Σ(θ_k − θ̄)²)."""
+    values = np.asarray(leave_one_out, dtype=float)
+    k = len(values)
+    if k < 2:
+        return math.nan
+    return float(np.sqrt((k - 1) / k * ((values - values.mean()) ** 2).sum()))
+
+
+def _resamples(n: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, n, size=(N_BOOTSTRAP, n))
+
+
+def _percentiles(value: float, draws: np.ndarray) -> Interval:
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    return Interval(value, float(low), float(high))

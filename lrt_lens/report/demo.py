@@ -1,0 +1,109 @@
+"""The demo's report: key numbers, the grid beside its null, steering curves, effects at equal damage, continuations."""
+
+from typing import TYPE_CHECKING
+
+from lrt_lens.report.figures import effect_damage_figure, grid_figure, steering_figure, summary_figure
+from lrt_lens.report.html import Block, Continuations, KeyNumbers, Paragraph, Plot, Section, Table, render_html
+from lrt_lens.stitching.provenance import package_versions
+
+if TYPE_CHECKING:
+    from lrt_lens.demo import DemoResult
+    from lrt_lens.evaluation.steering import SteeringEvaluation
+
+_TITLES = {"sentiment": "Sentiment of film reviews", "mood": "Happy and sad moments of stories"}
+
+
+def demo_report(result: "DemoResult") -> str:
+    """The page as one self-contained HTML text."""
+    sections = [_overview(result), _grid(result)]
+    sections += [_concept(result, concept, evaluation) for concept, evaluation in result.evaluations.items()]
+    sections.append(_method())
+    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
+    source, target = result.pair.source, result.pair.target
+    subtitle = (
+        f"{source.name} ({source.n_layers} layers, d {source.d_model}) to {target.name} ({target.n_layers} layers, d {target.d_model})"
+    )
+    return render_html("A steering vector, carried across", sections, subtitle=subtitle, footer=f"{result.seconds:.0f} s. {versions}")
+
+
+def _overview(result: "DemoResult") -> Section:
+    scores = result.stitch.scores
+    tiles: list[tuple[str, str | int | float, str]] = [
+        (
+            "R² of the stitch",
+            f"{scores['r2']:.2f}",
+            f"uniform {scores['r2_uniform']:.2f}; shuffled pairs {scores['r2_null']:.2f}; token identity alone {scores['r2_token']:.2f}",
+        )
+    ]
+    for concept, evaluation in result.evaluations.items():
+        row = evaluation.summary.set_index("arm").loc["transferred"]
+        note = f"of the native effect at {evaluation.budget:g} nats of damage, 95% interval {row['fraction_low']:.2f} to {row['fraction_high']:.2f}"
+        tiles.append((f"{concept}: transferred", f"{row['fraction_of_native']:.2f}", note))
+    return Section(
+        "What was done",
+        [
+            Paragraph(
+                "A vector learnt in the small model is mapped into the large one by an affine map fitted on other text, and added to its residual stream. "
+                "Its effect is compared with the large model's own vector and with controls, all at the same damage to neutral text."
+            ),
+            KeyNumbers(tiles),
+        ],
+    )
+
+
+def _grid(result: "DemoResult") -> Section:
+    stitch = result.stitch
+    return Section(
+        "Which layers map to which",
+        [
+            Paragraph(
+                f"Every source layer mapped to every target layer from one pass over {int(stitch.scores['n_tokens']):,} fitting tokens. Shown is R² on a test fold "
+                "that took no part in any fit or choice. The outlined pair was chosen by cross-validation."
+            ),
+            Plot(grid_figure(result.grid.scores, value="r2", chosen=(stitch.source_hook, stitch.target_hook))),
+            Table(result.grid.scores, caption="All pairs"),
+        ],
+    )
+
+
+def _concept(result: "DemoResult", concept: str, evaluation: "SteeringEvaluation") -> Section:
+    body: list[Block] = [Paragraph(_verdict(evaluation))]
+    body.append(Plot(summary_figure(evaluation.summary, concept=concept), caption="Effect at equal damage, with 95% intervals."))
+    body.append(Plot(effect_damage_figure(evaluation.table, concept=concept, budget=evaluation.budget)))
+    body.append(Plot(steering_figure(evaluation.table, concept=concept)))
+    body.append(Table(evaluation.summary.drop(columns="concept"), caption="Arms at equal damage"))
+    body.append(Paragraph("Continuations at twice the calibrated strength, same seed for every arm:"))
+    body.append(Continuations(result.continuations[concept]))
+    return Section(_TITLES.get(concept, concept), body)
+
+
+def _verdict(evaluation: "SteeringEvaluation") -> str:
+    table = evaluation.summary.set_index("arm")
+    row = table.loc["transferred"]
+    text = (
+        f"At {evaluation.budget:g} nats per token of damage the transferred vector moves the propensity by {row['effect_at_equal_damage']:.2f} nats "
+        f"({row['low']:.2f} to {row['high']:.2f})"
+    )
+    if "native" in table.index:
+        native = table.loc["native"]
+        text += f"; the native vector at the same hook point by {native['effect_at_equal_damage']:.2f} ({native['low']:.2f} to {native['high']:.2f})"
+    controls = [arm for arm in ("random", "shuffled", "permuted") if arm in table.index]
+    clear = [arm for arm in controls if row["low"] > table.loc[arm, "high"]]
+    unclear = [arm for arm in controls if arm not in clear]
+    text += f". Its interval is clear of {', '.join(clear) or 'no control'}" + (f", but not of {', '.join(unclear)}." if unclear else ".")
+    if evaluation.contrast_score is not None:
+        score = evaluation.contrast_score
+        text += f" On the contrast texts themselves the stitch has R² {score.r2:.2f} (uniform {score.r2_uniform:.2f}) over {score.n_tokens:,} tokens."
+    return text
+
+
+def _method() -> Section:
+    arms = [
+        ("native", "learnt on the large model from the same texts, at the same hook point"),
+        ("native_best", "the same at the hook point that is best on validation items"),
+        ("random", "20 directions, half isotropic, half with the stream's own covariance; the interval is the spread of draws"),
+        ("shuffled", "the vector through a map fitted on shuffled pairs of tokens"),
+        ("permuted", "vectors learnt from shuffled labels, through the true map; the interval is the spread of draws"),
+    ]
+    text = "\n\n".join(f"{name}: {meaning}." for name, meaning in arms)
+    return Section("How to read it", [Paragraph(text)])

@@ -1,0 +1,26 @@
+"""The report of ``lrt-lens fit``: the grid beside its null."""
+
+from lrt_lens.models.pair import ModelPair
+from lrt_lens.report.figures import grid_figure
+from lrt_lens.report.html import KeyNumbers, Plot, Section, Table, render_html
+from lrt_lens.stitching.grid import StitchGrid
+from lrt_lens.stitching.stitch import Stitch
+
+
+def fit_report(pair: ModelPair, grid: StitchGrid, best: Stitch) -> str:
+    """The page as one self-contained HTML text."""
+    scores = best.scores
+    tiles: list[tuple[str, str | int | float, str]] = [
+        ("best pair, R²", f"{scores['r2']:.3f}", f"{best.source_hook} to {best.target_hook}"),
+        ("mean R² over dimensions", f"{scores['r2_uniform']:.3f}", "tells whether a few massive dimensions carry R²"),
+        ("shuffled pairs", f"{scores['r2_null']:.3f}", "the same fit with tokens of other documents"),
+        ("token identity alone", f"{scores['r2_token']:.3f}", "the same target from the source's embedding"),
+    ]
+    body = [
+        KeyNumbers(tiles),
+        Plot(grid_figure(grid.scores, chosen=(best.source_hook, best.target_hook))),
+        Table(grid.scores, caption="All pairs"),
+    ]
+    return render_html(
+        "Stitches of every layer pair", [Section("Scores on the test fold", body)], subtitle=f"{pair.source.name} to {pair.target.name}"
+    )

@@ -1,0 +1,1 @@
+"""Moments of two models on one token stream, and everything that follows from them: maps, scores, grids, stitches."""

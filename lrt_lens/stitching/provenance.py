@@ -1,0 +1,74 @@
+"""Where moments and maps come from: which models, which tokens, which rules. Travels in every file and is compared on every merge."""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from lrt_lens.errors import MismatchError
+from lrt_lens.models.hooked_model import ModelIdentity
+
+_SAME_HARVEST = ("source", "target", "context_length", "skip_first", "chat_template", "seed")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Origin of a harvest; everything may be unknown for activations that a user brings along."""
+
+    source: ModelIdentity | None = None
+    target: ModelIdentity | None = None
+    context_length: int | None = None
+    skip_first: int | None = None
+    """Masked positions at the start of each window."""
+    chat_template: str | None = None
+    """Hash of the chat template that documents went through; None for plain text."""
+    seed: int = 0
+    n_documents: int = 0
+    corpus: str = ""
+    """Sum of the documents' hashes: the same for any order, another for another text."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions of the packages that made it."""
+
+    def merged(self, other: "Provenance") -> "Provenance":
+        """The provenance of both shards together; `MismatchError` names what differs."""
+        for name in _SAME_HARVEST:
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(ours, ModelIdentity) and isinstance(theirs, ModelIdentity):
+                ours.refuse_other(theirs, f"the {name} model of the other shard")
+            elif ours != theirs:
+                raise MismatchError(f"shards differ in {name}: {ours!r} and {theirs!r}; harvest every shard with the same arguments")
+        if self.corpus and self.corpus == other.corpus:
+            raise MismatchError(
+                f"both shards hold the same {self.n_documents} documents (corpus {self.corpus}); merging would count them twice"
+            )
+        corpus = f"{(int(self.corpus or '0', 16) + int(other.corpus or '0', 16)) % 2**64:016x}" if self.corpus or other.corpus else ""
+        return replace(self, n_documents=self.n_documents + other.n_documents, corpus=corpus)
+
+    def to_json(self) -> str:
+        """As one JSON object."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Provenance":
+        """Back from `to_json`."""
+        fields: dict[str, Any] = json.loads(text)
+        for role in ("source", "target"):
+            if fields.get(role) is not None:
+                fields[role] = ModelIdentity(**fields[role])
+        return cls(**fields)
+
+    def swapped(self) -> "Provenance":
+        """With source and target exchanged."""
+        return replace(self, source=self.target, target=self.source)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of this package and of the libraries that numbers depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("lrt-lens", "torch", "transformers", "transformer-lens", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found

@@ -1,0 +1,107 @@
+"""Centred scatter sums, and the held-out error of any affine map as exact algebra on them.
+
+With primed quantities of the held-out rows and ``y ≈ x W + b``:
+
+    Σ‖y − xW − b‖² = tr Syy' − 2 tr WᵀSxy' + tr WᵀSxx'W + n'‖ȳ' − x̄'W − b‖²
+
+and the same for every output dimension from the diagonals. Nothing here looks at a row.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Sums over rows, centred on the rows' own means."""
+
+    n: float
+    """Rows."""
+    mean_x: Tensor
+    """[d_source]."""
+    mean_y: Tensor
+    """[d_target]."""
+    xx: Tensor
+    """[d_source, d_source], Σ(x − x̄)(x − x̄)ᵀ."""
+    yy: Tensor
+    """[d_target, d_target]."""
+    xy: Tensor
+    """[d_source, d_target]."""
+
+    @classmethod
+    def from_sums(cls, n: float, shift_x: Tensor, shift_y: Tensor, x: Tensor, y: Tensor, xx: Tensor, yy: Tensor, xy: Tensor) -> "Scatter":
+        """From sums about shifts."""
+        return cls(
+            n=n,
+            mean_x=shift_x + x / n,
+            mean_y=shift_y + y / n,
+            xx=xx - torch.outer(x, x) / n,
+            yy=yy - torch.outer(y, y) / n,
+            xy=xy - torch.outer(x, y) / n,
+        )
+
+    def swapped(self) -> "Scatter":
+        """The same rows seen from the other side: what a ``down`` map is fitted on."""
+        return Scatter(self.n, self.mean_y, self.mean_x, self.yy, self.xx, self.xy.T)
+
+    def with_target(self, xy: Tensor, basis: Tensor | None) -> "Scatter":
+        """Other cross-scatter, and the target side seen through orthonormal columns ``basis``."""
+        if basis is None:
+            return replace(self, xy=xy)
+        return replace(self, xy=xy, mean_y=self.mean_y @ basis, yy=basis.T @ self.yy @ basis)
+
+
+@dataclass(frozen=True)
+class MapScore:
+    """How well a map predicts held-out rows."""
+
+    r2: float
+    """Share of variance explained: scikit-learn's ``variance_weighted`` R²."""
+    r2_uniform: float
+    """Mean R² over output dimensions: scikit-learn's ``uniform_average``, dimensions of zero variance dropped."""
+    cosine: float
+    """Σ⟨ŷ−ȳ', y−ȳ'⟩ / √(Σ‖ŷ−ȳ'‖² Σ‖y−ȳ'‖²), pooled over tokens."""
+    n_constant: int
+    """Output dimensions dropped from ``r2_uniform`` because they do not vary."""
+
+
+def score_map(weight: Tensor, bias: Tensor, held_out: Scatter) -> MapScore:
+    """Scores of ``x @ weight + bias`` on held-out moments, equal to scores from the rows."""
+    weight, bias = weight.double(), bias.double()
+    mapped = held_out.xx @ weight
+    offset = held_out.mean_x @ weight + bias - held_out.mean_y
+    explained = (weight * held_out.xy).sum(0)
+    predicted = (weight * mapped).sum(0) + held_out.n * offset**2
+    variance = held_out.yy.diagonal()
+    error = variance - 2 * explained + predicted
+    r2, r2_uniform, n_constant = r2_of(error, variance)
+    norm = (predicted.sum() * variance.sum()).clamp_min(torch.finfo(torch.float64).tiny).sqrt()
+    return MapScore(r2=r2, r2_uniform=r2_uniform, cosine=float(explained.sum() / norm), n_constant=n_constant)
+
+
+def r2_of(error: Tensor, variance: Tensor) -> tuple[float, float, int]:
+    """(R² by variance, mean R² over varying dimensions, number of constant dimensions) from sums of squares, [d]."""
+    varies = varying(variance)
+    if not bool(varies.any()):
+        return float("nan"), float("nan"), len(variance)
+    uniform = 1 - error[varies] / variance[varies]
+    return float(1 - error.sum() / variance.sum()), float(uniform.mean()), int((~varies).sum())
+
+
+def varying(variance: Tensor) -> Tensor:
+    """Dimensions that vary at all, against rounding left over from centring."""
+    return variance > 1e-12 * variance.max().clamp_min(torch.finfo(variance.dtype).tiny)
+
+
+def linear_cka(xx: Tensor, yy: Tensor, xy: Tensor) -> float:
+    """Linear CKA debiased across folds, from covariances stacked by fold, [fold, d, d].
+
+    Σ_{j≠k}⟨Cxyʲ, Cxyᵏ⟩ / √(Σ_{j≠k}⟨Cxxʲ, Cxxᵏ⟩ · Σ_{j≠k}⟨Cyyʲ, Cyyᵏ⟩); the products of different folds have no bias in the width.
+    """
+
+    def between(stack: Tensor) -> Tensor:
+        return stack.sum(0).pow(2).sum() - stack.pow(2).sum()
+
+    return float(between(xy) / (between(xx) * between(yy)).clamp_min(torch.finfo(torch.float64).tiny).sqrt())

@@ -1,0 +1,165 @@
+"""A fitted stitch: both maps between two hook points, with what is needed to judge and to use them.
+
+    stitch = grid.best(source="blocks.3.hook_resid_post")
+    stitch.up.directions(v)                 # [d_source] → [d_target]
+    moved = stitch.transfer(vector)         # one verb for every artefact
+    stitch.save_pretrained("my-stitch"); Stitch.from_pretrained("my-stitch")
+
+Saved as a folder (safetensors, JSON, a model card), which is also how it goes to a hub repository: nothing is pickled.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelHubMixin
+from torch import Tensor
+
+from lrt_lens.errors import MismatchError
+from lrt_lens.models.hook_points import same_place
+from lrt_lens.models.hooked_model import HookedModel, ModelIdentity
+from lrt_lens.stitching.affine import AffineMap, MapPair
+from lrt_lens.stitching.provenance import Provenance
+from lrt_lens.stitching.transfer import transfer_artefact
+
+
+@dataclass(frozen=True)
+class StreamStatistics:
+    """What one hook point's stream looks like, over the tokens that fitted."""
+
+    mean: Tensor
+    """[d]."""
+    covariance: Tensor
+    """[d, d]."""
+    median_norm: float
+    """Median ‖x‖."""
+
+    def deviation(self, direction: Tensor) -> float:
+        """Standard deviation of the stream along a direction (of any length)."""
+        unit = direction.to(self.covariance) / direction.to(self.covariance).norm()
+        return float((unit @ self.covariance @ unit).clamp_min(0).sqrt())
+
+
+@dataclass(frozen=True, eq=False)
+class Stitch(ModelHubMixin):
+    """Maps between one hook point of the source and one of the target."""
+
+    maps: MapPair
+    source_statistics: StreamStatistics
+    target_statistics: StreamStatistics
+    scores: dict[str, Any] = field(default_factory=dict)
+    """This pair's row of ``grid.scores``."""
+    provenance: Provenance = field(default_factory=Provenance)
+    null: MapPair | None = None
+    """The same fit on shuffled pairs: the control of everything that is transferred."""
+    refits: tuple[MapPair, ...] = ()
+    """Fits that leave one fold out each, for intervals over the map."""
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> "Stitch":  # noqa: D102
+        # ModelHubMixin's own __new__ wants every argument to be JSON, to write its config; we write our own.
+        return object.__new__(cls)
+
+    @property
+    def up(self) -> AffineMap:
+        """Source → target."""
+        return self.maps.up
+
+    @property
+    def down(self) -> AffineMap:
+        """Target → source."""
+        return self.maps.down
+
+    @property
+    def source_hook(self) -> str:
+        """Hook point in the source model."""
+        return self.up.source_hook
+
+    @property
+    def target_hook(self) -> str:
+        """Hook point in the target model."""
+        return self.up.target_hook
+
+    @property
+    def source(self) -> ModelIdentity | None:
+        """The model that artefacts come from."""
+        return self.provenance.source
+
+    @property
+    def target(self) -> ModelIdentity | None:
+        """The model that artefacts go to."""
+        return self.provenance.target
+
+    def transfer(self, artefact: Any, **options: Any) -> Any:
+        """The artefact carried to the target model; refuses one of another model or hook point."""
+        return transfer_artefact(artefact, self, **options)
+
+    def refuse_foreign(self, hook: str, model: ModelIdentity | None) -> None:
+        """Raise `MismatchError` unless something learnt at ``hook`` of ``model`` is at home where this stitch starts."""
+        if not same_place(hook, self.source_hook):
+            raise MismatchError(
+                f"learnt at {hook!r}, but this stitch starts at {self.source_hook!r}; "
+                f"learn it there, or take grid.best(source={hook!r}) (to go the other way use stitch.reversed())"
+            )
+        if model is not None and self.source is not None:
+            self.source.refuse_other(model, "what is to be transferred was learnt on a model that")
+
+    def check(self, source: HookedModel | None = None, target: HookedModel | None = None) -> None:
+        """Raise `MismatchError` where a model is not the one that this stitch was fitted on."""
+        for role, expected, model in (("source", self.source, source), ("target", self.target, target)):
+            if expected is not None and model is not None:
+                expected.refuse_other(model.identity, f"the {role} model")
+
+    def reversed(self) -> "Stitch":
+        """The same stitch from the target to the source."""
+        swap = {
+            "r2": "r2_down",
+            "r2_uniform": "r2_uniform_down",
+            "r2_cv": "r2_down_cv",
+            "r2_uniform_cv": "r2_uniform_down_cv",
+            "alpha": "alpha_down",
+        }
+        both = swap | {value: key for key, value in swap.items()} | {"source_hook": "target_hook", "target_hook": "source_hook"}
+        # Cosine, null and token baseline are those of the way up; nothing was measured for the way down.
+        kept = {key: value for key, value in self.scores.items() if key in both or key in ("solver", "n_tokens", "cka")}
+        return Stitch(
+            maps=self.maps.reversed(),
+            source_statistics=self.target_statistics,
+            target_statistics=self.source_statistics,
+            scores={both.get(key, key): value for key, value in kept.items()},
+            provenance=self.provenance.swapped(),
+            null=self.null.reversed() if self.null else None,
+            refits=tuple(pair.reversed() for pair in self.refits),
+        )
+
+    def __repr__(self) -> str:
+        names = [model.name if model else "?" for model in (self.source, self.target)]
+        return (
+            f"Stitch({names[0]} {self.source_hook} → {names[1]} {self.target_hook}, "
+            f"r2 {self.scores.get('r2', float('nan')):.2f}, r2_uniform {self.scores.get('r2_uniform', float('nan')):.2f}, "
+            f"null {self.scores.get('r2_null', float('nan')):.2f}, tokens alone {self.scores.get('r2_token', float('nan')):.2f})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{key}</th><td>{value if isinstance(value, str) else f'{value:.4g}'}</td></tr>" for key, value in self.scores.items()
+        )
+        return f"<table>{rows}</table>"
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from lrt_lens.stitching.files import save_stitch
+
+        save_stitch(self, save_directory)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub: Any) -> "Stitch":
+        """A stitch from a folder or a hub repository (``revision``, ``token``, ``cache_dir``, ``local_files_only`` go through)."""
+        # The mixin's own looks for a config.json first and warns that there is none.
+        return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **hub)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> "Stitch":
+        from lrt_lens.stitching.files import load_stitch
+
+        return load_stitch(
+            model_id, **{key: kwargs.get(key) for key in ("revision", "cache_dir", "force_download", "local_files_only", "token")}
+        )
