@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "error: lrt_lens needs Python 3.11 or later, and '$(PYTHON)' is none; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || '$(PYTHON)' -m venv $(VENV)
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,examples]'
+	$(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev,examples]'
 	@touch $@
 
 demo: $(STAMP) ## the whole product on the bundled models, offline: a report in demo-report/
@@ -82,7 +82,7 @@ wheel-check: $(STAMP) ## build, install in a fresh environment, run the demo the
 	$(BIN)/python -m build --outdir "$$tmp/dist" . > "$$tmp/build.log" 2>&1 || { cat "$$tmp/build.log" >&2; exit 1; }; \
 	ls -l "$$tmp/dist"; \
 	$(BIN)/python -m venv "$$tmp/venv"; \
-	"$$tmp/venv/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt "$$tmp"/dist/*.whl; \
+	"$$tmp/venv/bin/python" -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt "$$tmp"/dist/*.whl; \
 	cd "$$tmp"; \
 	venv/bin/python -c 'import lrt_lens, pathlib; p = pathlib.Path(lrt_lens.__file__); print(p); assert (p.parent / "py.typed").exists(), "py.typed is not in the wheel"'; \
 	HF_HUB_OFFLINE=1 HF_HOME="$$tmp/hf" venv/bin/lrt-lens demo --out report; \

@@ -37,7 +37,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -91,7 +91,8 @@ REVIEW_OPENINGS = (
     "The acting in this picture",
 )
 HARVEST_OPENINGS = tuple(
-    """
+    opening.strip()
+    for opening in """
     I saw this film|The story follows|When I first|This movie|This film|The film|The movie|The plot|The story|The acting|The director
     The first time I|I watched this|I just watched|I rented this|I remember|I went to see|I have seen|I had heard|I was expecting
     I do not know|I think that|I thought this|I recently saw|My wife and I|My friends and I|My brother|After watching|After reading
@@ -101,7 +102,9 @@ HARVEST_OPENINGS = tuple(
     The cast|The characters|The dialogue|The ending|The lead actress|The main character|The music|The premise|The script|The title
     There are|There is|There have been|This is|This documentary|This comedy|This horror film|This was|To begin with|Two brothers
     Unlike|We watched|What|What happens when|While|With a|You have|A young woman|A group of|A man|An old
-    """.replace("\n", "|").split("|")
+    """.strip()
+    .replace("\n", "|")
+    .split("|")
 )
 
 
@@ -123,8 +126,14 @@ class Arguments:
     """Training reviews that the probe is fitted on."""
     samples: int = 1_800
     """Sampled reviews at most; sampling also stops when they have as many characters as the stories."""
-    batch_size: int = 64
-    """Windows, or sampled texts, a forward pass."""
+    probe_precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the probe's forward passes; bfloat16 (autocast, the residual stays float32) takes about 0.6 of the time."""
+    batch_size: int = 16
+    """Windows a forward pass; more of them fall out of the processor's cache."""
+    sample_batch: int = 64
+    """Texts that are sampled side by side."""
+    twins_only: bool = False
+    """Only measure the untrained twins: they need no trained model, so this can run before or during training."""
     seed: int = 0
     threads: int = 2
 
@@ -135,12 +144,12 @@ class Recipe:
 
     temperature: float
     new_tokens: int
-    top_k: int = VOCABULARY
+    top_k: int
     top_p: float = 1.0
 
 
 CARD_RECIPE = Recipe(temperature=0.8, new_tokens=80, top_k=40)
-HARVEST_RECIPE = Recipe(temperature=0.95, new_tokens=240, top_p=0.95)
+HARVEST_RECIPE = Recipe(temperature=0.95, new_tokens=240, top_k=1000, top_p=0.95)
 
 
 @dataclass(frozen=True)
@@ -252,8 +261,12 @@ def measure_bits(args: Arguments, name: str) -> dict[str, dict[str, float]]:
 def residuals(model: LlamaForCausalLM) -> Iterator[list[torch.Tensor]]:
     """A list that every forward pass extends by the residual stream after the embedding and after every block, before the final norm."""
     collected: list[torch.Tensor] = []
+
+    def hook(_module: torch.nn.Module, _inputs: tuple, output: torch.Tensor) -> None:
+        collected.append(output.float())
+
     points = [model.model.embed_tokens, *model.model.layers]
-    handles = [point.register_forward_hook(lambda module, inputs, output: collected.append(output)) for point in points]
+    handles = [point.register_forward_hook(hook) for point in points]
     try:
         yield collected
     finally:
@@ -319,18 +332,24 @@ def probe_model(
     model: LlamaForCausalLM, documents: list[list[int]], labels: np.ndarray, n_fit: int, args: Arguments, label: str
 ) -> dict[str, Any]:
     """Probes of every layer; ``best`` is the layer with the best cross-validated accuracy, whatever the test reviews say."""
-    features = mean_residuals(model, documents, args.batch_size, f"{label}: residuals")
+    with torch.autocast("cpu", torch.bfloat16, enabled=args.probe_precision == "bfloat16"):
+        features = mean_residuals(model, documents, args.batch_size, f"{label}: residuals")
     layers = [
         {"layer": i} | probe_layer(layer.astype(np.float64), labels, n_fit, args.seed)
         for i, layer in enumerate(tqdm(features, desc=f"{label}: probes"))
     ]
-    return {"fit_reviews": n_fit, "best": max(layers, key=lambda row: row["cross_validated_accuracy"]), "layers": layers}
+    return {
+        "fit_reviews": n_fit,
+        "precision": args.probe_precision,
+        "best": max(layers, key=lambda row: row["cross_validated_accuracy"]),
+        "layers": layers,
+    }
 
 
 def measure_probe(args: Arguments, name: str, *, trained: bool) -> dict[str, Any]:
     """Sentiment probes of the trained model, or of its twin: the same network as seed 0 initialises it."""
     fit, test = fit_reviews(args), held_out_texts(args, "reviews")
-    documents = tokenize(load_tokenizer(args.work / name), [row["text"] for row in fit + test])
+    documents = tokenize(load_tokenizer(args.work / "tokenizer"), [row["text"] for row in fit + test])
     labels = np.array([row["label"] for row in fit + test])
     if trained:
         model = load_model(args.work / name)
@@ -415,14 +434,14 @@ def sample_reviews(args: Arguments, name: str, characters: int) -> dict[str, Any
     with tqdm(total=args.samples, desc=f"{name}: sampled reviews") as bar:
         while len(kept) < args.samples and sum(map(len, kept)) < characters:
             texts = continuations(
-                model, tokenizer, openings.choices(HARVEST_OPENINGS, k=args.batch_size), HARVEST_RECIPE, args.seed + batch
+                model, tokenizer, openings.choices(HARVEST_OPENINGS, k=args.sample_batch), HARVEST_RECIPE, args.seed + batch
             )
             long = [text for text in texts if len(text) >= SHORTEST_SAMPLE]
             short, batch = short + len(texts) - len(long), batch + 1
             bar.update(min(len(long), args.samples - len(kept)))
             kept = [*kept, *long][: args.samples]
             if batch >= 20 and not kept:
-                raise ValueError(f"none of {batch * args.batch_size} samples has {SHORTEST_SAMPLE} characters; was {name!r} trained?")
+                raise ValueError(f"none of {batch * args.sample_batch} samples has {SHORTEST_SAMPLE} characters; was {name!r} trained?")
     copies = copied(kept, [row["text"] for row in read_rows(args.data / "reviews.jsonl.gz")])
     texts = [text for text, copy in zip(kept, copies, strict=True) if not copy]
     return {"model": name, "texts": texts, "dropped_short": short, "dropped_copies": sum(copies), "recipe": asdict(HARVEST_RECIPE)}
@@ -433,6 +452,7 @@ def write_harvest(args: Arguments, stories: list[dict], reviews: dict[str, Any])
     rows = [{"text": row["text"].strip(), "register": "story", "source": row["kind"]} for row in stories]
     source = f"sampled from the {reviews['model']} model"
     rows += [{"text": text, "register": "review", "source": source} for text in reviews["texts"]]
+    random.Random(args.seed).shuffle(rows)
     path = args.out / "data" / "documents.jsonl.gz"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -495,17 +515,35 @@ def describe(args: Arguments, name: str) -> dict[str, Any]:
     }
 
 
+def probe_settings(args: Arguments) -> dict[str, Any]:
+    """What a probe's result depends on, besides the model."""
+    return {
+        "held_out": args.held_out,
+        "fit": args.probe_fit,
+        "seed": args.seed,
+        "precision": args.probe_precision,
+        "penalties": PENALTIES,
+        "windows": [CONTEXT, PROBE_TOKENS, SKIPPED_POSITIONS],
+        "tokenizer": fingerprint(args.work / "tokenizer" / "tokenizer.json"),
+    }
+
+
+def measure_twin(args: Arguments, name: str) -> dict[str, Any]:
+    made_from = probe_settings(args) | {"shape": asdict(SIZES[name])}
+    return stage(args.work / "card" / f"{name}.twin.json", made_from, lambda: measure_probe(args, name, trained=False))
+
+
 def measure(args: Arguments, name: str) -> dict[str, Any]:
     """Everything the card says about one size."""
-    weights, results = fingerprint(args.work / name / "model.safetensors"), args.work / "card"
-    common = {"weights": weights, "held_out": args.held_out}
-    probe = {"held_out": args.held_out, "fit": args.probe_fit, "seed": args.seed, "penalties": PENALTIES, "tokens": PROBE_TOKENS}
-    drawing = {"weights": weights, "recipe": asdict(CARD_RECIPE), "openings": [*STORY_OPENINGS, *REVIEW_OPENINGS], "seed": args.seed}
-    twin = probe | {"shape": asdict(SIZES[name]), "tokenizer": fingerprint(args.work / name / "tokenizer.json")}
+    weights = {"weights": fingerprint(args.work / name / "model.safetensors")}
+    bits = weights | {"held_out": args.held_out, "context": CONTEXT}
+    probe = weights | probe_settings(args)
+    drawing = weights | {"recipe": asdict(CARD_RECIPE), "openings": [*STORY_OPENINGS, *REVIEW_OPENINGS], "seed": args.seed}
+    results = args.work / "card"
     return describe(args, name) | {
-        "bits_per_byte": stage(results / f"{name}.bits.json", common, lambda: measure_bits(args, name)),
-        "probe": stage(results / f"{name}.probe.json", common | probe, lambda: measure_probe(args, name, trained=True)),
-        "twin": stage(results / f"{name}.twin.json", twin, lambda: measure_probe(args, name, trained=False)),
+        "bits_per_byte": stage(results / f"{name}.bits.json", bits, lambda: measure_bits(args, name)),
+        "probe": stage(results / f"{name}.probe.json", probe, lambda: measure_probe(args, name, trained=True)),
+        "twin": measure_twin(args, name),
         "samples": stage(results / f"{name}.samples.json", drawing, lambda: draw_samples(args, name)),
     }
 
@@ -514,7 +552,7 @@ def harvest(args: Arguments, name: str) -> dict[str, Any]:
     stories = held_out_texts(args, "stories")
     made_from = {
         "weights": fingerprint(args.work / name / "model.safetensors"),
-        "settings": [args.held_out, args.samples, args.batch_size, args.seed, SHORTEST_SAMPLE, COPY_CHARACTERS],
+        "settings": [args.held_out, args.samples, args.sample_batch, args.seed, SHORTEST_SAMPLE, COPY_CHARACTERS],
         "recipe": asdict(HARVEST_RECIPE),
         "openings": HARVEST_OPENINGS,
     }
@@ -642,7 +680,7 @@ INTRODUCTION = """\
 A family of {count} small Llama-shaped language models ({names}) that read the same text in the same order through the same tokenizer
 ({vocabulary:,} byte-level BPE tokens, context {context}). They exist so that `lrt_lens` can fit, transfer and evaluate between a
 smaller and a larger model of one family, offline and in seconds. Each folder loads with `AutoModelForCausalLM.from_pretrained`;
-weights are bfloat16. The measurements below are those of the shipped weights, computed in float32."""
+weights are bfloat16. The measurements below are those of the shipped weights, computed in float32 unless said otherwise."""
 
 DATA = """\
 ## Data and licences
@@ -662,9 +700,10 @@ The side of the split is a hash of the document's own text, so identical documen
 `data/documents.jsonl.gz` is the harvest text, rows of `text`, `register` and `source`: {harvest[documents][story]:,} held-out stories
 ({harvest[characters][story]:,} characters; `source` is the kind in the table) and {harvest[documents][review]:,} reviews
 ({harvest[characters][review]:,} characters) sampled from the {harvest[sampling][model]} model, which continued one of
-{harvest[openings]} neutral openings (temperature {recipe[temperature]}, top-p {recipe[top_p]}, at most {recipe[new_tokens]} new tokens).
-Dropped were {harvest[sampling][dropped_short]:,} samples under {shortest} characters and {harvest[sampling][dropped_copies]:,} that shared
-{copy} or more characters in a row with any review of the data set, training or held-out (lower case, single spaces)."""
+{harvest[openings]} neutral openings (temperature {recipe[temperature]}, top-k {recipe[top_k]}, top-p {recipe[top_p]}, at most
+{recipe[new_tokens]} new tokens). Dropped were {harvest[sampling][dropped_short]:,} samples under {shortest} characters and
+{harvest[sampling][dropped_copies]:,} that shared {copy} or more characters in a row with any review of the data set, training or held-out
+(lower case, single spaces). Rows are shuffled."""
 
 TRAINING = """\
 ## Shape and training
@@ -699,10 +738,10 @@ Bare held-out text after `<|endoftext|>`, windows of {context} tokens, every tok
 
 ### Sentiment probe
 
-Logistic regression on standardised mean residuals (first {probe_tokens} tokens of a review, without the first {skipped} positions of each
-window of {context}), fitted on {fit:,} training reviews, tested on {test:,} held-out ones. Layer and C have the best 3-fold cross-validated
-accuracy on the fit reviews; the test reviews choose nothing. The twin is the same network before its first step; its interval, like the
-others, is Clopper-Pearson over the test reviews and does not cover the choice of the seed.
+Logistic regression on standardised mean residuals (first {probe_tokens} tokens of a review, without the first {skipped} positions of
+each window of {context}; forward passes in {precision}), fitted on {fit:,} training reviews, tested on {test:,} held-out ones. Layer
+and C have the best 3-fold cross-validated accuracy on the fit reviews; the test reviews choose nothing. The twin is the same network
+before its first step; its interval, like the others, is Clopper-Pearson over the test reviews and does not cover the choice of the seed.
 
 {probes}
 
@@ -759,6 +798,7 @@ def card_results(card: dict[str, Any]) -> str:
         probe_tokens=PROBE_TOKENS,
         skipped=SKIPPED_POSITIONS,
         fit=probe["fit_reviews"],
+        precision=probe["precision"],
         test=probe["best"]["test_reviews"],
     )
 
@@ -809,6 +849,10 @@ def main() -> None:
     if unknown:
         raise SystemExit(f"--sizes has {unknown}, which are not in the family; choose from {list(SIZES)}")
     torch.set_num_threads(args.threads)
+    if args.twins_only:
+        for name in args.sizes:
+            measure_twin(args, name)
+        return
     card = bundle(args)
     for row in card["bars"]:
         logger.info("%s %s: %.4f, at least %.2f", "pass" if row["passed"] else "FAIL", row["name"], row["value"], row["at_least"])

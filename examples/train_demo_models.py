@@ -61,7 +61,7 @@ class Size:
 SIZES = {
     "small": Size(d_model=128, n_layers=5, n_heads=4, d_mlp=352, muon_lr=1e-2, adam_lr=6e-3),
     "medium": Size(d_model=192, n_layers=5, n_heads=4, d_mlp=512, muon_lr=8e-3, adam_lr=5e-3),
-    "large": Size(d_model=256, n_layers=6, n_heads=4, d_mlp=704, muon_lr=7e-3, adam_lr=4e-3),
+    "large": Size(d_model=256, n_layers=5, n_heads=4, d_mlp=704, muon_lr=7e-3, adam_lr=4e-3),
 }
 
 

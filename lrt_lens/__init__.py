@@ -34,8 +34,8 @@ _HOME = {
     "Stitch": "lrt_lens.stitching.stitch",
     "StitchGrid": "lrt_lens.stitching.grid",
     "SteeringVector": "lrt_lens.adapters.steering",
-    "Calibration": "lrt_lens.evaluation.calibration",
-    "calibrate_scale": "lrt_lens.evaluation.calibration",
+    "Calibration": "lrt_lens.adapters.calibration",
+    "calibrate_scale": "lrt_lens.adapters.calibration",
     "SteeringEvaluation": "lrt_lens.evaluation.steering",
     "evaluate_steering": "lrt_lens.evaluation.steering",
     "HookPointError": "lrt_lens.errors",
@@ -61,11 +61,11 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from lrt_lens.adapters.calibration import Calibration, calibrate_scale
     from lrt_lens.adapters.steering import SteeringVector
     from lrt_lens.data.contrast import ChoiceItems, ContrastSet
     from lrt_lens.data.demo import demo_contrast, demo_documents, demo_items, demo_neutral
     from lrt_lens.errors import FileFormatError, HookPointError, MismatchError, NonFiniteError, TooFewDocumentsError
-    from lrt_lens.evaluation.calibration import Calibration, calibrate_scale
     from lrt_lens.evaluation.steering import SteeringEvaluation, evaluate_steering
     from lrt_lens.models.hooked_model import HookedModel
     from lrt_lens.models.pair import ModelPair, demo_pair

@@ -39,7 +39,7 @@ class Demo:
         result = run_demo(n_tokens=self.n_tokens, damage=self.damage, n_random=self.n_random, seed=self.seed, progress=self.progress)
         report = write_demo(result, self.out)
         columns = ["concept", "arm", "scale", "effect_at_equal_damage", "low", "high", "fraction_of_native", "flag"]
-        _print_table("Effect at equal damage (nats of log-odds)", demo_tables(result)["steering_summary"][columns])
+        _print_table("Effect at equal damage (nats of log-odds)", demo_tables(result)["steering_summary"].loc[:, columns])
         _say(f"{result.stitch}\n{result.seconds:.0f} s. Open {report}")
 
 
@@ -103,7 +103,7 @@ class Fit:
         tables = {"pair": {"source": pair.source.name, "target": pair.target.name}, "grid": grid.scores, "stitch": best.scores}
         write_results(self.out / "results.json", {key: str(value) for key, value in asdict(self).items()}, tables)
         report = write_html(self.out / "report.html", fit_report(pair, grid, best))
-        _print_table("Layer pairs, best first", grid.scores.sort_values("r2_uniform_cv", ascending=False).head(12)[_FIT_COLUMNS])
+        _print_table("Layer pairs, best first", grid.scores.sort_values("r2_uniform_cv", ascending=False).head(12).loc[:, _FIT_COLUMNS])
         _say(f"{best}\nOpen {report}")
 
 

@@ -8,6 +8,7 @@ one's own.
 
 import json
 import logging
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,16 +98,16 @@ def run_demo(
 
 def sample_continuations(pair: ModelPair, evaluation: SteeringEvaluation, prompts: list[str], *, seed: int = 0) -> list[dict[str, str]]:
     """What the target writes after each prompt under the arms that read well side by side."""
-    scales = evaluation.summary.set_index("arm")["scale"]
+    scales: dict[str, float] = dict(zip(evaluation.summary["arm"], evaluation.summary["scale"], strict=True))
     rows = []
     for arm in _CONTINUATION_ARMS:
         vector = evaluation.vectors.get(arm)
         if arm == "none":
             texts = pair.target.generate(prompts, seed=seed)
-        elif vector is None or pd.isna(scales[arm]):
+        elif vector is None or math.isnan(scales[arm]):
             continue
         else:
-            with vector.apply(pair.target, scale=_CONTINUATION_BOOST * float(scales[arm])):
+            with vector.apply(pair.target, scale=_CONTINUATION_BOOST * scales[arm]):
                 texts = pair.target.generate(prompts, seed=seed)
         rows += [{"prompt": prompt, "arm": arm, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
     return rows

@@ -15,6 +15,8 @@ Residual = Float[Tensor, "batch position d_model"]
 """Activations at one hook point, as the model has them."""
 Tokens = Int[Tensor, "batch position"]
 """Token ids, padded on the right."""
+LongerTokens = Int[Tensor, "batch longer"]
+"""Prompts with their continuations."""
 TokenMask = Bool[Tensor, "batch position"]
 """True where a position takes part."""
 Direction = Float[Tensor, " d_model"]

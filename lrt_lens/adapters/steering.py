@@ -12,7 +12,7 @@ stream along its direction as it had in the source: ``‖u‖ = ‖v‖·σ_targ
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lrt_lens.adapters.reading import Read, read_activations
+from lrt_lens.adapters.steering_hook import Positions, SteeringHook, adding, setting
 from lrt_lens.data.contrast import ContrastSet
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from lrt_lens.models.hook_points import resolve, same_place
@@ -32,11 +34,7 @@ from lrt_lens.typing import Direction
 
 VECTOR_SCHEMA = "lrt_lens.vector/1"
 
-Read = Literal["last", "mean"] | int
-"""Where a text is read: its last token, the mean over its unmasked tokens, or a position (negative counts from the end)."""
 Mode = Literal["add", "clamp", "ablate"]
-Positions = Literal["all", "last", "generated"]
-_READ_BATCH = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +96,8 @@ class SteeringVector:
         method = self.method.split(",")[0]
         if method not in recipes:
             raise ValueError(f"vector {self.name!r} was made by {method!r}; only {sorted(recipes)} can be learnt again from texts")
-        return recipes[method](model, contrast, at=at, read=int(self.read) if self.read.lstrip("-").isdigit() else self.read)
+        read: Any = int(self.read) if self.read.lstrip("-").isdigit() else self.read
+        return recipes[method](model, contrast, at=at, read=read)
 
     @classmethod
     def _learnt(
@@ -167,18 +166,35 @@ class SteeringVector:
         if mode == "clamp" and level is None:
             raise ValueError("mode 'clamp' needs level=...; vector.mean_component(model, texts) recomputes it in the model that is steered")
         change = {
-            "add": _adding(self.direction * scale),
-            "clamp": _setting(self.direction, level or 0.0),
-            "ablate": _setting(self.direction, 0.0),
+            "add": adding(self.direction * scale),
+            "clamp": setting(self.direction, level or 0.0),
+            "ablate": setting(self.direction, 0.0),
         }[mode]
         return [(self.hook, SteeringHook(change, positions, self.skip_first))]
 
+    def hook_at(self, scale: float, *, positions: Positions = "all") -> SteeringHook:
+        """The hook that adds the vector at one strength."""
+        return self.hooks(scale=scale, positions=positions)[0][1]
+
     def apply(
-        self, model: ModelLike, *, scale: float = 1.0, mode: Mode = "add", positions: Positions = "all", level: float | None = None
+        self,
+        model: ModelLike,
+        *,
+        scale: float | Literal["auto"] = 1.0,
+        mode: Mode = "add",
+        positions: Positions = "all",
+        level: float | None = None,
+        neutral: Sequence[str] | None = None,
+        damage: float = 0.1,
     ) -> Handle:
-        """Put the vector on a model: ``with vector.apply(model): ...``, or keep the handle and call ``remove()``."""
+        """Put the vector on a model: ``with vector.apply(model): ...``, or keep the handle and call ``remove()``.
+
+        ``scale="auto"`` takes the strength that raises the loss on ``neutral`` texts by ``damage`` nats per token (`calibrate_scale`).
+        """
         hooked = load_model(model)
-        self._refuse_other_model(hooked)
+        self.refuse_other_model(hooked)
+        if scale == "auto":
+            scale = self._calibrated(hooked, neutral, damage, positions)
         return hooked.intervene(dict(self.hooks(scale=scale, mode=mode, positions=positions, level=level)))
 
     def mean_component(self, model: ModelLike, texts: Sequence[str]) -> float:
@@ -187,7 +203,15 @@ class SteeringVector:
         unit = self.direction / self.direction.norm()
         return float((read_activations(hooked, texts, self.hook, "mean") @ unit.to(torch.float32)).mean())
 
-    def _refuse_other_model(self, model: HookedModel) -> None:
+    def _calibrated(self, model: HookedModel, neutral: Sequence[str] | None, damage: float, positions: Positions) -> float:
+        from lrt_lens.adapters.calibration import calibrate_scale
+
+        if neutral is None:
+            raise ValueError("scale='auto' needs neutral=[texts] on which damage is measured")
+        return calibrate_scale(model, self, neutral, damage, positions=positions).scale
+
+    def refuse_other_model(self, model: HookedModel) -> None:
+        """Raise `MismatchError` unless this vector belongs to ``model``."""
         if self.model is not None:
             self.model.refuse_other(model.identity, "the model to steer")
         elif model.d_model != len(self.direction):
@@ -211,91 +235,6 @@ class SteeringVector:
             raise FileFormatError(f"{str(path)!r} holds no 'direction'; it is no steering vector of ours")
         fields["model"] = ModelIdentity(**fields["model"]) if fields["model"] else None
         return cls(direction=tensors["direction"], **fields)
-
-
-class SteeringHook:
-    """Changes the chosen positions of a residual stream; right with and without a KV cache.
-
-    With a cache the first call sees the prompt and later ones a single position each, so the place of a token is counted here. A
-    call of more than one position starts a new text; so does the first call of all.
-    """
-
-    def __init__(self, change: Callable[[Tensor], Tensor], positions: Positions, skip_first: int) -> None:
-        self.change, self.positions, self.skip_first = change, positions, skip_first
-        self._seen = 0
-        self.prompt_lengths: Tensor | None = None
-        """[batch]: where prompts end, when prompts and continuations come in one call padded on the right."""
-
-    def __call__(self, activation: Tensor, hook: Any = None) -> Tensor:
-        """The activation, [batch, position, d_model], changed at the chosen positions."""
-        length = activation.shape[1]
-        start = self._seen if length == 1 and self._seen else 0
-        self._seen = start + length
-        return torch.where(self._chosen(activation, start)[..., None], self.change(activation), activation)
-
-    def _chosen(self, activation: Tensor, start: int) -> Tensor:
-        place = torch.arange(start, start + activation.shape[1], device=activation.device)[None].expand(activation.shape[0], -1)
-        generated = torch.full_like(place, start > 0, dtype=torch.bool)
-        ends = torch.full((activation.shape[0], 1), start + activation.shape[1], device=activation.device)
-        if self.prompt_lengths is not None and start == 0:
-            ends = self.prompt_lengths.to(activation.device)[:, None]
-            generated = place >= ends
-        chosen = {
-            "all": torch.ones_like(generated),
-            "generated": generated,
-            "last": (place == ends - 1) & ~torch.full_like(generated, start > 0),
-        }[self.positions]
-        return chosen & (place >= self.skip_first)
-
-
-def _adding(step: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda activation: activation + step.to(activation)
-
-
-def _setting(direction: Tensor, level: float) -> Callable[[Tensor], Tensor]:
-    unit = direction / direction.norm()
-
-    def change(activation: Tensor) -> Tensor:
-        along = unit.to(activation)
-        return activation + (level - activation @ along)[..., None] * along
-
-    return change
-
-
-def read_activations(model: HookedModel, texts: Sequence[str], hook: int | str, read: Read = "last") -> Tensor:
-    """One row a text, [text, d_model] in float32, read at the last token, as the mean over unmasked tokens, or at a position."""
-    rows = model.encode(texts)
-    name = resolve(hook, model)
-    out = torch.empty(len(rows), model.d_model)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for start in range(0, len(order), _READ_BATCH):
-        chosen = order[start : start + _READ_BATCH]
-        batch = [rows[i] for i in chosen]
-        activations = model.engine.capture(model.pad(batch), [name])[name].float()
-        out[chosen] = _read(activations, model, batch, read).cpu()
-    if not torch.isfinite(out).all():
-        raise NonFiniteError(
-            f"activations of {model.name!r} at {name!r} are NaN or infinite on these texts; load the model in float32 or bfloat16"
-        )
-    return out
-
-
-def _read(activations: Tensor, model: HookedModel, rows: list[list[int]], read: Read) -> Tensor:
-    if read == "mean":
-        mask = model.read_mask(rows).to(activations)
-        short = [i for i, count in enumerate(mask.sum(1).tolist()) if count == 0]
-        if short:
-            raise ValueError(
-                f"a text of {len(rows[short[0]])} tokens has none behind the {SKIP_FIRST} masked ones; give longer texts, or read='last'"
-            )
-        return (activations * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-    if read != "last" and not isinstance(read, int):
-        raise ValueError(f"read is {read!r}; expected 'last', 'mean', or a position")
-    positions = [len(row) - 1 if read == "last" else (read if read >= 0 else len(row) + read) for row in rows]
-    for position, row in zip(positions, rows, strict=True):
-        if not 0 <= position < len(row):
-            raise ValueError(f"position {read} is outside a text of {len(row)} tokens; use 'last', 'mean' or a smaller position")
-    return activations[torch.arange(len(rows)), torch.tensor(positions)]
 
 
 @transfer_artefact.register

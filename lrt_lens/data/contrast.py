@@ -53,11 +53,9 @@ class ContrastSet:
 
     def split(self, share: float = 0.5, seed: int = 0) -> tuple["ContrastSet", "ContrastSet"]:
         """Two disjoint sets of pairs, the first with ``share`` of them."""
-        order = np.random.default_rng(seed).permutation(len(self))
-        cut = round(share * len(self))
         first, second = (
-            ContrastSet([self.positive[i] for i in part], [self.negative[i] for i in part], name=self.name)
-            for part in (order[:cut], order[cut:])
+            ContrastSet(_select(self.positive, part), _select(self.negative, part), name=self.name)
+            for part in _halves(len(self), share, seed)
         )
         return first, second
 
@@ -86,13 +84,20 @@ class ChoiceItems:
 
     def split(self, share: float = 0.5, seed: int = 0) -> tuple["ChoiceItems", "ChoiceItems"]:
         """Two disjoint sets of items, the first with ``share`` of them."""
-        order = np.random.default_rng(seed).permutation(len(self))
-        cut = round(share * len(self))
         first, second = (
-            ChoiceItems(*([column[i] for i in part] for column in (self.prompts, self.positive, self.negative)), name=self.name)
-            for part in (order[:cut], order[cut:])
+            ChoiceItems(_select(self.prompts, part), _select(self.positive, part), _select(self.negative, part), name=self.name)
+            for part in _halves(len(self), share, seed)
         )
         return first, second
+
+
+def _halves(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.random.default_rng(seed).permutation(n)
+    return order[: round(share * n)], order[round(share * n) :]
+
+
+def _select(texts: Sequence[str], index: np.ndarray) -> list[str]:
+    return [texts[int(i)] for i in index]
 
 
 def _columns(path: str | Path, names: tuple[str, ...]) -> list[list[str]]:

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+_FILE_ENDINGS = (".txt", ".jsonl", ".jsonl.gz")
+
 Documents = Any
 """See the module docstring."""
 
@@ -41,8 +43,14 @@ def _rows(documents: Documents) -> Iterable[Any]:
         if is_path:
             return _read_file(path)
         if isinstance(documents, Path):
-            raise ValueError(f"no file at {str(documents)!r}; give a .txt, .jsonl or .jsonl.gz file")
+            raise ValueError(f"no file at {str(documents)!r}; give a .txt, .jsonl or .jsonl.gz file that exists")
+        if documents.endswith(_FILE_ENDINGS) and "\n" not in documents:
+            raise ValueError(f"no file at {documents!r}; give a .txt, .jsonl or .jsonl.gz file that exists, or [text] for text of your own")
         return _hub_dataset(documents) if documents and not any(map(str.isspace, documents)) else [documents]
+    if isinstance(documents, dict):
+        raise ValueError(
+            f"documents is a dict with keys {list(documents)[:5]}; give one split of a data set, a list of texts, or [row] for a single row"
+        )
     if hasattr(documents, "column_names") and "text" not in (documents.column_names or ["text"]):
         raise ValueError(f"the data set has columns {documents.column_names}; expected 'text': rename one with rename_column(..., 'text')")
     return documents

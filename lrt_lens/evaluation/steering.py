@@ -19,12 +19,13 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from lrt_lens.adapters.steering import Positions, SteeringVector
+from lrt_lens.adapters.calibration import NeutralText, calibrate_on
+from lrt_lens.adapters.steering import SteeringVector
+from lrt_lens.adapters.steering_hook import Positions
 from lrt_lens.data.contrast import ChoiceItems, ContrastSet
 from lrt_lens.evaluation.arms import Arm, drawn_arms, learnt_arms, plain_arms, transferred_arms
-from lrt_lens.evaluation.calibration import calibrate_on
+from lrt_lens.evaluation.choices import ChoiceText
 from lrt_lens.evaluation.intervals import NOTHING, Interval, bootstrap_mean, bootstrap_ratio, jackknife_error, spread
-from lrt_lens.evaluation.texts import ChoiceText, NeutralText, steering_hook
 from lrt_lens.models.hook_points import residual_post
 from lrt_lens.models.pair import ModelPair
 from lrt_lens.stitching.rows import RowScore, score_rows
@@ -195,7 +196,7 @@ class _Bench:
         scales = self._scales(arm, neutral)
         damages, propensities = [0.0], [unsteered]
         for scale in scales:
-            hook = steering_hook(arm.vector, scale, positions=self.positions)
+            hook = arm.vector.hook_at(scale, positions=self.positions)
             damages.append(neutral.damage(hook))
             propensities.append(items.propensity(hook))
         return Curve(arm, np.array([0.0, *scales]), np.array(damages), np.array(propensities))

@@ -12,17 +12,19 @@ the bare decoder would not see what they change.
 Rows are padded on the right and no attention mask is passed: attention is causal, so positions never see padding that follows them.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from lrt_lens.models.hook_points import EMBED, depth, residual_post
-from lrt_lens.typing import HookFunction, Residual, Tokens
+from lrt_lens.models.hook_points import EMBED, depth, place, residual_post
+from lrt_lens.typing import HookFunction, LongerTokens, Residual, Tokens
 
 
+@runtime_checkable
 class Engine(Protocol):
     """What a model must be able to do for us."""
 
@@ -45,7 +47,7 @@ class Engine(Protocol):
         """Next-token logits, [batch, position, vocabulary], with whatever hooks are on."""
         ...
 
-    def generate(self, tokens: Tokens, **options: Any) -> Tokens:
+    def generate(self, tokens: Tokens, **options: Any) -> LongerTokens:
         """Continuations, prompt included; ``attention_mask`` marks left padding."""
         ...
 
@@ -130,13 +132,13 @@ class BridgeEngine:
                     stack.callback(self.add_hook(name, lambda activation, hook, name=name: capture.put(name, activation)))
             stack.enter_context(suppress(_DeepestHookReached))
             self.bridge.original_model.base_model(input_ids=tokens.to(self.device), use_cache=False)
-        return capture.seen
+        return {name: capture.seen[name] for name in names}
 
     def logits(self, tokens: Tokens) -> Tensor:
         """Next-token logits, with whatever hooks are on."""
         return self.bridge.original_model(input_ids=tokens.to(self.device), use_cache=False).logits
 
-    def generate(self, tokens: Tokens, **options: Any) -> Tokens:
+    def generate(self, tokens: Tokens, **options: Any) -> LongerTokens:
         """Continuations, prompt included."""
         with torch.inference_mode():
             return self.bridge.original_model.generate(input_ids=tokens.to(self.device), **options)
@@ -230,17 +232,21 @@ class HookedTransformerEngine:
 
     def capture(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Residual]:
         """Activations at the named hook points."""
-        # `stop_at_layer` is exclusive, and 0 would stop before the embedding hook's own block.
-        stop = max(1, int(-(-max(depth(name) for name in names) // 1)))
+        # The input of a block is read as the output of the one before, which saves a block: `stop_at_layer` is exclusive.
+        places = {name: place(name) for name in names}
+        # 0 would stop before the first block, whose input has no other name.
+        stop = max(1, math.ceil(max(depth(name) for name in names)))
         with torch.inference_mode():
-            _, cache = self.model.run_with_cache(tokens.to(self.device), names_filter=list(names), stop_at_layer=stop, return_type=None)
-        return {name: cache[name] for name in names}
+            _, cache = self.model.run_with_cache(
+                tokens.to(self.device), names_filter=list(places.values()), stop_at_layer=stop, return_type=None
+            )
+        return {name: cache[where] for name, where in places.items()}
 
     def logits(self, tokens: Tokens) -> Tensor:
         """Next-token logits, with whatever hooks are on."""
         return self.model(tokens.to(self.device), return_type="logits", padding_side="right")
 
-    def generate(self, tokens: Tokens, **options: Any) -> Tokens:
+    def generate(self, tokens: Tokens, **options: Any) -> LongerTokens:
         """Continuations, prompt included."""
         # Its own generate knows neither; prompts of one length come together, so nothing is padded.
         options = {key: value for key, value in options.items() if key not in ("attention_mask", "pad_token_id")}

@@ -12,7 +12,7 @@ Names are validated here, against the model's real range: TransformerLens 3.9 an
 
 import re
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from lrt_lens.errors import HookPointError
 
@@ -23,6 +23,7 @@ Layers = Literal["all", "proportional"] | int | str | Sequence[int | str]
 """Which hook points: ``"all"`` (every ``hook_resid_post``), one, or a list; ``"proportional"`` pairs equal relative depths."""
 
 
+@runtime_checkable
 class HasHookPoints(Protocol):
     """What `resolve` needs to know of a model."""
 

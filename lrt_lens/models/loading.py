@@ -4,6 +4,7 @@ The Hugging Face model is loaded by us, with SDPA attention, and handed to the b
 attention, which is slower and takes memory quadratic in the context. Architectures without SDPA fall back to their own default.
 """
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any, cast
@@ -40,13 +41,18 @@ def load_model(
     if isinstance(model, str | Path):
         loaded, tokenizer = _from_pretrained(str(model), tokenizer, device, dtype, device_map, revision, trust_remote_code)
         return HookedModel(
-            _bridge(loaded, tokenizer, str(model)), name=model_name(str(model)), revision=revision or "unknown", prepend_bos=prepend_bos
+            _bridge(loaded, tokenizer, str(model)),
+            tokenizer=tokenizer,
+            name=model_name(str(model)),
+            revision=revision or "unknown",
+            prepend_bos=prepend_bos,
         )
     if hasattr(model, "hook_dict"):
         return HookedModel(model, tokenizer=tokenizer, prepend_bos=prepend_bos)
     if hasattr(model, "config") and hasattr(model, "forward"):
         name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
-        return HookedModel(_bridge(model, tokenizer or _tokenizer(name, revision), name), name=model_name(name), prepend_bos=prepend_bos)
+        tokenizer = tokenizer or _tokenizer(name, revision)
+        return HookedModel(_bridge(model, tokenizer, name), tokenizer=tokenizer, name=model_name(name), prepend_bos=prepend_bos)
     return HookedModel(model)
 
 
@@ -69,6 +75,10 @@ def _from_pretrained(
             raise
         logger.info("%s has no SDPA attention; using its default", name)
         loaded = AutoModelForCausalLM.from_pretrained(name, **options)
+    except OSError as error:
+        raise OSError(
+            f"no model at {name!r}: neither a folder here nor a hub model that can be reached, revision {revision!r} ({error})"
+        ) from error
     finally:
         # Importing a model class of transformers resets a thread count of one.
         torch.set_num_threads(threads)
@@ -101,4 +111,8 @@ def _bridge(model: Any, tokenizer: Any, name: str) -> Any:
 
     parameter = next(model.parameters())
     device = None if getattr(model, "hf_device_map", None) else parameter.device
-    return TransformerBridge.boot_transformers(name, hf_model=model.eval(), tokenizer=tokenizer, dtype=parameter.dtype, device=device)
+    # The bridge changes its tokenizer: missing special tokens are made up, and, unless it says that it adds BOS already, it is loaded
+    # again so that it does. That is not how the model was trained, so the bridge gets a copy that it leaves as it is.
+    copied = copy.deepcopy(tokenizer)
+    copied.init_kwargs = {"name_or_path": name, **copied.init_kwargs, "add_bos_token": True}
+    return TransformerBridge.boot_transformers(name, hf_model=model.eval(), tokenizer=copied, dtype=parameter.dtype, device=device)

@@ -31,11 +31,11 @@ CONFIG_NAME, TENSORS_NAME = "stitch_config.json", "stitch.safetensors"
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
     """Let ``write`` fill a temporary file beside ``path`` and rename it; nothing is left behind when it fails."""
+    make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise OSError(f"cannot write to {str(path.parent)!r} ({error.strerror or error}); choose a folder that you may write to") from error
+        raise _unwritable(path.parent, error) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -45,6 +45,19 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def make_folder(folder: Path) -> Path:
+    """The folder, made if need be; OSError says what is in the way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return folder
+
+
+def _unwritable(folder: Path, error: OSError) -> OSError:
+    return OSError(f"cannot write to {str(folder)!r} ({error.strerror or error}); choose a folder that you may write to")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:

@@ -145,6 +145,12 @@ class Stitch(ModelHubMixin):
         )
         return f"<table>{rows}</table>"
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write the stitch folder (see `lrt_lens.stitching.files`); ``push_to_hub=True`` and ``repo_id`` as `ModelHubMixin` has them."""
+        from lrt_lens.stitching.files import make_folder
+
+        return super().save_pretrained(make_folder(Path(save_directory)), **options)
+
     def _save_pretrained(self, save_directory: Path) -> None:
         from lrt_lens.stitching.files import save_stitch
 

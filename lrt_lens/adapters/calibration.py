@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+import torch
 
-from lrt_lens.adapters.steering import Mode, Positions, SteeringVector
-from lrt_lens.evaluation.texts import NeutralText, steering_hook
+from lrt_lens.adapters.steering import SteeringVector
+from lrt_lens.adapters.steering_hook import Positions, SteeringHook
+from lrt_lens.adapters.token_batches import TokenBatches
+from lrt_lens.models.hooked_model import SKIP_FIRST, HookedModel
 from lrt_lens.models.loading import ModelLike, load_model
 
 MAX_PASSES = 12
@@ -47,6 +50,29 @@ class Calibration:
         return calibration_figure(self.curve, budget=self.budget, chosen=self.scale)
 
 
+class NeutralText:
+    """Neutral texts on which an intervention's damage is measured."""
+
+    def __init__(self, model: HookedModel, texts: Sequence[str], hook: int | str) -> None:
+        rows = model.encode(texts)
+        if all(len(row) <= SKIP_FIRST + 1 for row in rows):
+            raise ValueError(f"no neutral text is longer than {SKIP_FIRST + 1} tokens; give texts of a few sentences")
+        self.batches = TokenBatches(model, rows, hook)
+        self.n_passes = 0
+        self.baseline = self._loss(None)
+
+    def damage(self, hook: SteeringHook) -> float:
+        """Nats per token by which the loss rises, over the positions that may be steered."""
+        return self._loss(hook) - self.baseline
+
+    def _loss(self, hook: SteeringHook | None) -> float:
+        self.n_passes += 1
+        # Positions mean something on a plain text too: the first steerable token ends the prompt, the rest counts as generated.
+        prompts = [SKIP_FIRST + 1] * len(self.batches.rows)
+        losses = [-values[SKIP_FIRST:] for _, values in self.batches.log_probabilities(hook, prompts)]
+        return float(torch.cat(losses).mean())
+
+
 def calibrate_scale(
     model: ModelLike,
     vector: SteeringVector,
@@ -54,7 +80,6 @@ def calibrate_scale(
     damage: float = 0.1,
     *,
     positions: Positions = "all",
-    mode: Mode = "add",
     first_guess: float = 1.0,
     tolerance: float = 0.02,
 ) -> Calibration:
@@ -64,13 +89,12 @@ def calibrate_scale(
     extrapolation, where the budget cannot be bracketed. ``tolerance`` is relative to the budget.
     """
     hooked = load_model(model)
-    vector._refuse_other_model(hooked)
+    vector.refuse_other_model(hooked)
     return calibrate_on(
         NeutralText(hooked, neutral, vector.hook),
         vector,
         damage,
         positions=positions,
-        mode=mode,
         first_guess=first_guess,
         tolerance=tolerance,
     )
@@ -82,22 +106,19 @@ def calibrate_on(
     damage: float,
     *,
     positions: Positions = "all",
-    mode: Mode = "add",
     first_guess: float = 1.0,
     tolerance: float = 0.02,
 ) -> Calibration:
     """`calibrate_scale` on texts made ready before."""
     if not damage > 0 or math.isinf(damage):
         raise ValueError(f"damage is {damage}; expected a positive number of nats per token, such as 0.1")
-    if mode != "add":
-        raise ValueError(f"mode is {mode!r}; only 'add' has a strength to calibrate")
 
     def measure(scale: float) -> float:
-        return neutral.damage(steering_hook(vector, scale, positions=positions, mode=mode))
+        return neutral.damage(vector.hook_at(scale, positions=positions))
 
     tried = search_scale(measure, damage, first_guess=first_guess, tolerance=tolerance, max_evaluations=MAX_PASSES - 1)
     curve = pd.DataFrame(sorted({(0.0, 0.0), *tried}), columns=["scale", "damage"])
-    if max(value for _, value in tried) < damage:
+    if max((value for _, value in tried), default=0.0) < (1 - tolerance) * damage:
         return Calibration(math.nan, math.nan, damage, curve)
     scale, reached = min(tried, key=lambda point: abs(point[1] - damage))
     return Calibration(scale, reached, damage, curve)

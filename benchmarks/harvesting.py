@@ -1,0 +1,134 @@
+"""What a harvest costs beside the forward passes that it cannot do without.
+
+A: `harvest` as a user calls it: tokenisation, windows, both models to the deepest hook point, moments, folds, masks, shuffled null,
+token baseline. B: the bare Hugging Face decoders (SDPA, no cache, no unembedding), cut to the same depth, on the same padded batches,
+which were prepared beforehand.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from benchmarks.measuring import Measurement, Settings, alternate
+from benchmarks.models import PYTHIA, TINY, PairShape, random_documents, random_models
+from lrt_lens.data.blocks import BlockPlan, iterate_blocks
+from lrt_lens.models.pair import ModelPair
+from lrt_lens.stitching.harvest import Null, harvest
+from lrt_lens.stitching.moments import CrossMoments
+
+_BATCH_TOKENS, _CONTEXT = 4096, 256
+"""The defaults of `harvest`, spelled out because the bare side must run the same batches."""
+_REPETITIONS = 2
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which pairs are harvested, and how."""
+
+    source_layers: tuple[int, ...]
+    target_layers: tuple[int, ...]
+    null: Null
+
+    @property
+    def depths(self) -> tuple[int, int]:
+        """Blocks that source and target must run."""
+        return max(self.source_layers) + 1, max(self.target_layers) + 1
+
+    def harvest(self, pair: ModelPair, documents: Any, n_tokens: int | None) -> CrossMoments:
+        """As a user calls it."""
+        return harvest(
+            pair,
+            documents,
+            source_layers=self.source_layers,
+            target_layers=self.target_layers,
+            n_tokens=n_tokens,
+            context_length=_CONTEXT,
+            null=self.null,
+            batch_tokens=_BATCH_TOKENS,
+            progress=False,
+        )
+
+
+def harvest_overhead_one_pair(settings: Settings) -> Measurement:
+    """One middle pair with its whole null ÷ the decoders to that depth."""
+    source, target = _shape(settings).middle
+    value, raw = _overhead(settings, Selection((source,), (target,), null=True))
+    return Measurement(
+        name="harvest_overhead_one_pair",
+        value=value,
+        target=1.10,
+        at_most=True,
+        what=f"Harvest of one pair (source layer {source}, target layer {target}) with moments, folds, masks, null and token baseline "
+        "÷ the two bare Hugging Face decoders cut to the same depth, on the same batches.",
+        raw=raw,
+    )
+
+
+def harvest_overhead_all_pairs(settings: Settings) -> Measurement:
+    """Every pair with the sketched null ÷ the whole decoders."""
+    shape = _shape(settings)
+    sources, targets = tuple(range(shape.source.n_layers)), tuple(range(shape.target.n_layers))
+    value, raw = _overhead(settings, Selection(sources, targets, null="sketch"))
+    return Measurement(
+        name="harvest_overhead_all_pairs",
+        value=value,
+        target=1.65,
+        at_most=True,
+        what=f"Harvest of all {len(sources) * len(targets)} pairs, float32 products, sketched null ÷ the two bare Hugging Face decoders, "
+        "without unembedding, on the same batches.",
+        raw=raw,
+    )
+
+
+def _shape(settings: Settings) -> PairShape:
+    return TINY if settings.quick else PYTHIA
+
+
+def _overhead(settings: Settings, selection: Selection) -> tuple[float, dict[str, Any]]:
+    """(ratio, raw measurements)."""
+    with random_models(_shape(settings), settings.seed) as folder:
+        pair = ModelPair.load(str(folder / "source"), str(folder / "target"))
+        decoders = [_bare_decoder(folder / role, depth) for role, depth in zip(("source", "target"), selection.depths, strict=True)]
+        # Masked positions (four a window) do not count as tokens: a few documents more than tokens asked for.
+        documents = list(random_documents(folder, settings.n_tokens + settings.n_tokens // 16, (256, 600), settings.seed))
+        batches, n_rows = _prepare(documents, pair, settings.n_tokens)
+        # Short documents, but enough of them that no fold stays empty.
+        selection.harvest(pair, random_documents(folder, 4_000, (30, 50), seed=1), None)
+        _run_bare(decoders, batches[:2])
+        seen = set()
+        timings = alternate(
+            lambda: seen.add(selection.harvest(pair, documents, settings.n_tokens).n_tokens),
+            lambda: _run_bare(decoders, batches),
+            _REPETITIONS,
+        )
+    if seen != {n_rows}:
+        raise RuntimeError(f"the harvest saw {seen} rows, the bare decoders ran batches of {n_rows}: they are no longer cut alike")
+    raw = {"rows": n_rows, "documents": len(documents), "batches": len(batches), "padded_tokens": sum(batch.numel() for batch in batches)}
+    return timings.ratio, timings.raw("harvest", "bare") | raw | {"depths": list(selection.depths)}
+
+
+def _prepare(documents: Sequence[str], pair: ModelPair, n_tokens: int) -> tuple[list[Tensor], int]:
+    """(the padded batches that the harvest runs, in its order; its unmasked rows)."""
+    blocks = list(iterate_blocks(documents, pair.source, BlockPlan(context_length=_CONTEXT, n_tokens=n_tokens)))
+    batches = [pair.source.pad([window.ids for window in batch]) for block in blocks for batch in block.batches(_BATCH_TOKENS)]
+    return batches, sum(block.n_rows for block in blocks)
+
+
+def _bare_decoder(folder: Path, depth: int) -> nn.Module:
+    """The decoder's first blocks, with nothing behind them."""
+    decoder = AutoModel.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32).eval()
+    decoder.layers = decoder.layers[:depth]
+    decoder.final_layer_norm = nn.Identity()
+    return decoder
+
+
+def _run_bare(decoders: Sequence[nn.Module], batches: Sequence[Tensor]) -> None:
+    with torch.inference_mode():
+        for batch in batches:
+            for decoder in decoders:
+                decoder(input_ids=batch, use_cache=False)

@@ -1,0 +1,107 @@
+"""Whether memory grows with the number of tokens.
+
+Every measurement is a process of its own: ``python -m benchmarks.memory FOLDER N_TOKENS`` loads a pair, runs one batch (which starts
+thread pools and workspaces), notes its resident memory, harvests ``N_TOKENS`` from a generator, and prints what memory it had at most.
+"""
+
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from benchmarks.measuring import Measurement, Settings
+
+_INTERVAL = 0.002
+"""Seconds between two looks at the resident memory."""
+_REPETITIONS = 2
+
+
+def peak_memory_10x_tokens(settings: Settings) -> Measurement:
+    """A: (peak resident memory − resident memory after loading) of a harvest of all pairs over 10 n tokens. B: the same over n."""
+    from benchmarks.models import SMALL, TINY, random_models
+
+    n_tokens = 4_000 if settings.quick else 32_000
+    with random_models(TINY if settings.quick else SMALL, settings.seed) as folder:
+        runs = [(_measure(folder, 10 * n_tokens, settings), _measure(folder, n_tokens, settings)) for _ in range(1 if settings.quick else _REPETITIONS)]
+    ten, one = zip(*runs, strict=True)
+    ratios = [a["growth_mib"] / b["growth_mib"] for a, b in runs]
+    return Measurement(
+        name="peak_memory_10x_tokens",
+        value=statistics.median(ratios),
+        target=1.05,
+        at_most=True,
+        what=f"(Peak resident memory − memory after loading) of a harvest of all pairs over {10 * n_tokens:,} tokens "
+        f"÷ the same over {n_tokens:,}, documents from a generator, a fresh process each.",
+        raw={"ten_times": list(ten), "one_time": list(one), "ratios": ratios},
+    )
+
+
+def _measure(folder: Path, n_tokens: int, settings: Settings) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.memory", str(folder), str(n_tokens), str(settings.threads)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the process that harvests {n_tokens:,} tokens failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+class PeakMemory:
+    """Samples this process's resident memory while its ``with`` block runs."""
+
+    def __init__(self) -> None:
+        self.before = self.peak = resident_memory()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_INTERVAL):
+            self.peak = max(self.peak, resident_memory())
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def resident_memory() -> int:
+    """Bytes of this process in memory."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError as error:
+        raise RuntimeError("peak_memory_10x_tokens reads /proc/self/statm, which only Linux has") from error
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _harvest(folder: Path, n_tokens: int, threads: int) -> dict[str, float]:
+    """What one process does."""
+    import torch
+
+    from benchmarks.measuring import check_threads
+    from benchmarks.models import random_documents
+    from lrt_lens.models.pair import ModelPair
+    from lrt_lens.stitching.harvest import harvest
+
+    torch.set_num_threads(threads)
+    pair = ModelPair.load(str(folder / "source"), str(folder / "target"))
+    check_threads(threads)
+    tokens = torch.zeros(16, 256, dtype=torch.long)
+    for model in (pair.source, pair.target):
+        model.capture(tokens, -1)
+    documents = random_documents(folder, 2 * n_tokens, (256, 600), seed=1)
+    gc.collect()
+    with PeakMemory() as memory:
+        harvest(pair, documents, n_tokens=n_tokens, null="sketch", progress=False)
+    mib = 2**20
+    return {"after_loading_mib": memory.before / mib, "peak_mib": memory.peak / mib, "growth_mib": (memory.peak - memory.before) / mib}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_harvest(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))

@@ -1,0 +1,107 @@
+"""Random models of real shapes, a tokenizer of as many words, and documents of known length.
+
+Speed and memory do not depend on the weights. The models are written to a temporary folder and loaded as a user loads them.
+
+    with random_models(PYTHIA) as folder:
+        pair = ModelPair.load(str(folder / "source"), str(folder / "target"))
+        documents = list(random_documents(folder, n_tokens=65_536, lengths=(256, 600)))
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+
+END_OF_TEXT, UNKNOWN = "<|endoftext|>", "<unk>"
+_SPECIAL = 2
+"""Ids below this are special tokens and stand in no document."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder's size."""
+
+    d_model: int
+    n_layers: int
+    n_heads: int
+    d_mlp: int
+
+
+@dataclass(frozen=True)
+class PairShape:
+    """Two decoders over one vocabulary."""
+
+    source: Shape
+    target: Shape
+    vocabulary: int
+
+    @property
+    def middle(self) -> tuple[int, int]:
+        """A middle layer of each."""
+        return self.source.n_layers // 2, self.target.n_layers // 2
+
+
+PYTHIA = PairShape(Shape(512, 6, 8, 2048), Shape(768, 12, 12, 3072), 50304)
+"""Pythia-70m and -160m."""
+SMALL = PairShape(Shape(256, 4, 4, 1024), Shape(384, 6, 6, 1536), 4096)
+"""About the bundled pair."""
+TINY = PairShape(Shape(32, 3, 2, 64), Shape(48, 4, 2, 96), 300)
+"""For ``--quick``."""
+
+
+@contextmanager
+def random_models(shape: PairShape, seed: int = 0) -> Iterator[Path]:
+    """A temporary folder with ``source`` and ``target``, ordinary Hugging Face folders."""
+    torch.manual_seed(seed)
+    with TemporaryDirectory(prefix="lrt-lens-bench-") as name:
+        folder = Path(name)
+        for role, decoder in (("source", shape.source), ("target", shape.target)):
+            GPTNeoXForCausalLM(_config(decoder, shape.vocabulary)).save_pretrained(folder / role)
+            _tokenizer(shape.vocabulary).save_pretrained(folder / role)
+        yield folder
+
+
+def random_documents(folder: Path, n_tokens: int, lengths: tuple[int, int], seed: int = 0) -> Iterator[str]:
+    """Texts of at least ``n_tokens`` tokens together, one at a time, each of a length drawn from ``lengths`` (both included).
+
+    A text tokenises to the ids that were drawn: checked on the first.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder / "source")
+    words = np.array(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
+    rng = np.random.default_rng(seed)
+    made = 0
+    while made < n_tokens:
+        ids = rng.integers(_SPECIAL, len(words), rng.integers(*lengths, endpoint=True))
+        text = " ".join(words[ids])
+        if made == 0 and tokenizer(text, add_special_tokens=False)["input_ids"] != ids.tolist():
+            raise RuntimeError(f"a text of {len(ids)} words does not tokenise back to their ids; the benchmark's tokenizer is wrong")
+        made += len(ids)
+        yield text
+
+
+def _config(decoder: Shape, vocabulary: int) -> GPTNeoXConfig:
+    return GPTNeoXConfig(
+        hidden_size=decoder.d_model,
+        num_hidden_layers=decoder.n_layers,
+        num_attention_heads=decoder.n_heads,
+        intermediate_size=decoder.d_mlp,
+        vocab_size=vocabulary,
+        max_position_embeddings=2048,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+
+
+def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    words = [END_OF_TEXT, UNKNOWN, *(f"w{k}" for k in range(_SPECIAL, vocabulary))]
+    tokenizer = Tokenizer(WordLevel({word: k for k, word in enumerate(words)}, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=UNKNOWN)

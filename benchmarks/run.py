@@ -1,0 +1,167 @@
+"""Run the benchmarks and write results.json: ``python -m benchmarks.run`` (or ``make bench``); see README.md.
+
+    python -m benchmarks.run                            # all, on 2 cores; writes benchmarks/results.json
+    python -m benchmarks.run --only seconds_per_map     # some; their entries in results.json are replaced
+    python -m benchmarks.run --quick                    # tiny shapes: whether they run; writes nothing without --out
+
+Each benchmark is a function ``(Settings) -> Measurement`` of the name that it has in the results.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from benchmarks.measuring import Measurement, Settings
+
+SCHEMA_VERSION = 1
+RESULTS = Path(__file__).parent / "results.json"
+
+Name = Literal[
+    "harvest_overhead_one_pair",
+    "harvest_overhead_all_pairs",
+    "fit_speedup_over_adam",
+    "sweep_speedup_over_adam",
+    "fit_time_over_sklearn",
+    "peak_memory_10x_tokens",
+    "seconds_per_map",
+]
+MODULES: dict[Name, str] = {
+    "harvest_overhead_one_pair": "harvesting",
+    "harvest_overhead_all_pairs": "harvesting",
+    "fit_speedup_over_adam": "fitting",
+    "sweep_speedup_over_adam": "sweeping",
+    "fit_time_over_sklearn": "against_sklearn",
+    "peak_memory_10x_tokens": "memory",
+    "seconds_per_map": "sweeping",
+}
+"""Where each benchmark lives, in the order in which they run."""
+
+
+def main(only: tuple[Name, ...] = (), quick: bool = False, out: Path | None = None, threads: int = 2) -> None:
+    """Measure what the documentation claims, as ratios of two things timed side by side.
+
+    Args:
+        only: benchmarks to run; all without it.
+        quick: tiny shapes and few tokens: shows that the benchmarks run, the numbers mean nothing.
+        out: file to write; benchmarks/results.json without it, and nothing with --quick.
+        threads: threads of both sides of every ratio.
+    """
+    _prepare(threads)
+    from benchmarks.machine import describe_machine, load_average
+    from benchmarks.measuring import Settings
+
+    machine, load = describe_machine(threads), load_average()
+    if load > 0.5:
+        print(f"note: the load average is {load}; something else is running, and the ratios will be rough", file=sys.stderr)
+    records = [_run(name, Settings(threads=threads, quick=quick), load) for name in MODULES if not only or name in only]
+    _show(records)
+    path = out or (None if quick else RESULTS)
+    if path is not None:
+        write_results(path, records, machine, quick)
+        print(f"written: {path}")
+    if any("error" in record for record in records):
+        raise SystemExit(1)
+
+
+def _prepare(threads: int) -> None:
+    """Set threads before torch, numpy and scikit-learn are imported, and again after transformers, whose imports reset torch's."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = str(threads)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
+    import transformers
+    from transformers import GPTNeoXForCausalLM  # noqa: F401
+
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(threads)
+
+
+def _run(name: Name, settings: "Settings", load: float) -> dict[str, Any]:
+    """One entry of results.json; a benchmark that fails leaves its error there and the others run on."""
+    from benchmarks.measuring import check_threads
+
+    print(f"{name} …", file=sys.stderr, flush=True)
+    benchmark: Callable[[Settings], Measurement] = getattr(import_module(f"benchmarks.{MODULES[name]}"), name)
+    start = time.perf_counter()
+    try:
+        check_threads(settings.threads)
+        measurement = benchmark(settings)
+        check_threads(settings.threads)
+    except Exception as error:  # whatever it is, hours of other measurements must not be lost
+        traceback.print_exc()
+        return {"name": name, "error": f"{type(error).__name__}: {error}", "date": _now()}
+    fields = asdict(measurement)
+    direction = "at most" if fields.pop("at_most") else "at least"
+    return fields | {
+        "direction": direction,
+        "met": measurement.met,
+        "date": _now(),
+        "took_seconds": time.perf_counter() - start,
+        "load_average_at_start": load,
+    }
+
+
+def write_results(path: Path, records: Sequence[dict[str, Any]], machine: dict[str, Any], quick: bool) -> None:
+    """Write ``records``; entries of an earlier run on the same machine and versions stay where these do not replace them."""
+    from lrt_lens.stitching.files import write_atomically
+
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    same = earlier.get("machine") == machine and earlier.get("quick") == quick and earlier.get("schema_version") == SCHEMA_VERSION
+    by_name = {record["name"]: record for record in [*(earlier["benchmarks"] if same else []), *records]}
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        "date": _now(),
+        "quick": quick,
+        "machine": machine,
+        "benchmarks": [_rounded(by_name[name]) for name in MODULES if name in by_name],
+    }
+    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _show(records: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("benchmark", "ratio", "target", "met", "took")
+    for record in records:
+        if "error" in record:
+            table.add_row(record["name"], "–", "–", "[red]failed[/red]", "–")
+            continue
+        sign = "≤" if record["direction"] == "at most" else "≥"
+        met = "[green]yes[/green]" if record["met"] else "[red]no[/red]"
+        table.add_row(record["name"], f"{record['value']:.3g}", f"{sign} {record['target']:,g}", met, f"{record['took_seconds']:.0f} s")
+    console = Console()
+    console.print(table)
+    for record in records:
+        for note in record.get("notes", ()):
+            console.print(f"{record['name']}: {note}", style="yellow")
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to six digits, all the way down."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

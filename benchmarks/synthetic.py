@@ -1,0 +1,46 @@
+"""Ready moments of all layer pairs of Pythia-70m and -160m, without running a model.
+
+Rows are drawn (a shared latent, noise, a power law of scales over dimensions, as streams have), few but more than dimensions; what a
+fit costs depends on the shapes of the moments only. No token hook and no null: exactly the maps of the grid.
+"""
+
+import torch
+from torch import Tensor
+
+from benchmarks.measuring import Settings
+from benchmarks.models import PYTHIA, TINY, PairShape, Shape
+from lrt_lens.data.blocks import N_PARTS
+from lrt_lens.models.hook_points import residual_post
+from lrt_lens.stitching.moments import CrossMoments
+
+_LATENT = 64
+
+
+def grid_shape(settings: Settings) -> PairShape:
+    """The two models whose grid it is."""
+    return TINY if settings.quick else PYTHIA
+
+
+def synthetic_moments(settings: Settings) -> CrossMoments:
+    """Moments of every pair, 1,024 rows a part (128 with ``--quick``)."""
+    shape, rows = grid_shape(settings), 128 if settings.quick else 1024
+    generator = torch.Generator().manual_seed(settings.seed)
+    mixing = [_mixing(decoder, generator) for decoder in (shape.source, shape.target)]
+    sources, targets = list(mixing[0]), list(mixing[1])
+    moments = CrossMoments(pairs=tuple((s, t) for s in sources for t in targets))
+    for part in range(N_PARTS):
+        latent = torch.randn(rows, _LATENT, generator=generator)
+        moments.add_block(part, *({hook: _rows(latent, mix, generator) for hook, mix in side.items()} for side in mixing))
+    return moments
+
+
+def _mixing(decoder: Shape, generator: torch.Generator) -> dict[str, Tensor]:
+    return {
+        residual_post(layer): torch.randn(_LATENT, decoder.d_model, generator=generator) / _LATENT**0.5 for layer in range(decoder.n_layers)
+    }
+
+
+def _rows(latent: Tensor, mixing: Tensor, generator: torch.Generator) -> Tensor:
+    d = mixing.shape[1]
+    scales = torch.arange(1, d + 1).float() ** -0.5
+    return (latent @ mixing + 0.5 * torch.randn(len(latent), d, generator=generator)) * scales

@@ -1,0 +1,51 @@
+"""Texts made ready once and run many times under changing interventions.
+
+Damage (loss on neutral text) and propensity (log-probability of continuations) are measured at dozens of strengths of the same
+vector. Everything before the steered hook point is the same each time, so it is run once: passes resume from the stored residual
+where the model allows it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from lrt_lens.adapters.steering_hook import SteeringHook
+from lrt_lens.models.hook_points import resolve
+from lrt_lens.models.hooked_model import HookedModel
+
+_BATCH_ROWS = 64
+
+
+class TokenBatches:
+    """Rows of token ids in batches, with the residual at one hook point stored once."""
+
+    def __init__(self, model: HookedModel, rows: Sequence[Sequence[int]], hook: int | str) -> None:
+        self.model, self.hook = model, resolve(hook, model)
+        self.order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        self.rows = [list(row) for row in rows]
+        self._chunks = [self.order[i : i + _BATCH_ROWS] for i in range(0, len(self.order), _BATCH_ROWS)]
+        self._tokens = [model.pad([self.rows[i] for i in chunk]) for chunk in self._chunks]
+        self._residuals = [model.engine.capture(tokens, [self.hook])[self.hook] for tokens in self._tokens]
+
+    def log_probabilities(
+        self, hook: SteeringHook | None = None, prompt_lengths: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """(row, log-probabilities of its tokens from the second on, [length - 1]) under a steering hook or none."""
+        for chunk, tokens, residual in zip(self._chunks, self._tokens, self._residuals, strict=True):
+            if hook is not None and prompt_lengths is not None:
+                hook.prompt_lengths = torch.tensor([prompt_lengths[i] for i in chunk])
+            with self._steered(hook), self.model.engine.resuming(self.hook, residual):
+                logits = self.model.logits(tokens)[:, :-1].float()
+            picked = logits.gather(2, tokens[:, 1:, None].to(logits.device))[..., 0] - logits.logsumexp(2)
+            for place, i in enumerate(chunk):
+                yield i, picked[place, : len(self.rows[i]) - 1].cpu()
+
+    @contextmanager
+    def _steered(self, hook: SteeringHook | None) -> Iterator[None]:
+        if hook is None:
+            yield
+            return
+        with self.model.intervene({self.hook: hook}):
+            yield

@@ -1,0 +1,213 @@
+"""Windows, masks, folds and shuffled pairs."""
+
+import logging
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lrt_lens.data.blocks import (
+    N_FOLDS, N_PARTS, N_TEST_GROUPS, PART_NAMES, Block, BlockPlan, Corpus, Window, cut_windows, iterate_blocks, part_of, shuffled_rows,
+)  # fmt: skip
+from lrt_lens.data.documents import document_key
+from lrt_lens.errors import TooFewDocumentsError
+from lrt_lens.models.hooked_model import HookedModel
+
+PLAN = BlockPlan(context_length=24, block_rows=200)
+
+
+@pytest.fixture(scope="module")
+def blocks(corpus: list[str], model: HookedModel) -> list[Block]:
+    return list(iterate_blocks(corpus, model, PLAN))
+
+
+def body(window: Window, model: HookedModel) -> list[int]:
+    return window.ids[1:] if model.prepend_bos else window.ids
+
+
+# ------------------------------------------------------------------------------------------------------------------------ windows
+
+
+def test_no_window_holds_two_documents(blocks: list[Block], corpus: list[str], model: HookedModel) -> None:
+    ids = {document_key(text, 0): model.encode_bodies([text])[0] for text in corpus}
+    windows = [window for block in blocks for window in block.windows]
+    assert len(windows) > len(corpus), "some documents have several windows"
+    for window in windows:
+        tokens = body(window, model)
+        document = ids[window.document]
+        assert any(document[start : start + len(tokens)] == tokens for start in range(len(document)))
+
+
+def test_the_windows_of_a_document_are_the_document(corpus: list[str], model: HookedModel) -> None:
+    text = max(corpus, key=len)
+    [ids] = model.encode_bodies([text])
+    windows = cut_windows(ids, 1, model, PLAN)
+    assert all(len(window.ids) <= PLAN.context_length for window in windows)
+    assert all(window.ids[0] == model.tokenizer.bos_token_id for window in windows)
+    joined = [token for window in windows for token in body(window, model)]
+    # A last window that offers fewer than four rows is not worth a forward pass.
+    assert joined == ids[: len(joined)]
+    assert len(ids) - len(joined) < PLAN.skip_first + 4
+
+
+def test_without_bos_a_window_starts_with_the_text(load: Any, corpus: list[str]) -> None:
+    model = load(layers=1, prepend_bos=False)
+    [ids] = model.encode_bodies(corpus[:1])
+    assert cut_windows(ids, 1, model, PLAN)[0].ids == ids[:24]
+
+
+def test_the_first_positions_and_special_tokens_are_masked(model: HookedModel) -> None:
+    end = model.tokenizer.eos_token_id
+    [window] = cut_windows([9, 9, 9, 9, 9, end, 9, 9, 9, end], 1, model, PLAN)
+    assert window.ids == [end, 9, 9, 9, 9, 9, end, 9, 9, 9, end]
+    assert window.rows.tolist() == [4, 5, 7, 8, 9]
+
+
+def test_masking_none_still_masks_bos(model: HookedModel) -> None:
+    [window] = cut_windows([9] * 5, 1, model, BlockPlan(skip_first=0))
+    assert window.rows.tolist() == [1, 2, 3, 4, 5]
+
+
+def test_a_window_that_offers_next_to_nothing_is_left_out(model: HookedModel) -> None:
+    assert cut_windows([9] * 6, 1, model, PLAN) == []
+    assert len(cut_windows([9] * 7, 1, model, PLAN)) == 1
+
+
+# -------------------------------------------------------------------------------------------------------------------------- folds
+
+
+def test_a_sixth_of_the_documents_test_in_eight_groups_and_the_others_fit() -> None:
+    counts = Counter(part_of(document_key(str(i), 0)) for i in range(24_000))
+    assert set(counts) == set(range(N_PARTS))
+    assert len(PART_NAMES) == N_PARTS
+    assert all(abs(counts[k] - 4000) < 300 for k in range(N_FOLDS))
+    assert all(abs(counts[N_FOLDS + g] - 500) < 120 for g in range(N_TEST_GROUPS))
+
+
+def test_the_part_of_a_document_depends_on_its_text_and_the_seed_alone(corpus: list[str], model: HookedModel, blocks: list[Block]) -> None:
+    def part_by_document(documents: list[str], plan: BlockPlan) -> dict[int, int]:
+        return {window.document: block.part for block in iterate_blocks(documents, model, plan) for window in block.windows}
+
+    forwards = part_by_document(corpus, PLAN)
+    assert forwards == part_by_document(corpus[::-1], BlockPlan(context_length=40, block_rows=90))
+    assert forwards == {document_key(text, 0): part_of(document_key(text, 0)) for text in corpus}
+    assert set(forwards.values()) >= set(range(N_FOLDS))
+    other_seed = part_by_document(corpus, BlockPlan(seed=1))
+    assert other_seed == {document_key(text, 1): part_of(document_key(text, 1)) for text in corpus}
+
+
+def test_a_block_holds_one_part_and_about_the_rows_it_should(blocks: list[Block]) -> None:
+    for block in blocks:
+        assert {part_of(window.document) for window in block.windows} == {block.part}
+        assert block.n_rows == sum(len(window.rows) for window in block.windows) < PLAN.block_rows + PLAN.context_length
+    full = [block.part for block in blocks if block.n_rows >= PLAN.block_rows]
+    assert len(full) > N_FOLDS
+
+
+def test_all_that_was_read_is_counted_in_any_order(corpus: list[str], model: HookedModel) -> None:
+    def count(documents: list[str]) -> tuple[Corpus, int]:
+        counted = Corpus()
+        return counted, sum(block.n_rows for block in iterate_blocks(documents, model, PLAN, counted))
+
+    forwards, rows = count(corpus)
+    backwards, _ = count(corpus[::-1])
+    assert (forwards.n_documents, forwards.n_skipped, forwards.n_rows) == (150, 0, rows)
+    assert backwards == forwards
+    assert count([*corpus[:-1], corpus[-1] + " and more"])[0].digest != forwards.digest
+
+
+def test_no_further_document_is_taken_once_there_are_enough_tokens(corpus: list[str], model: HookedModel) -> None:
+    counted = Corpus()
+    list(iterate_blocks(iter(corpus), model, BlockPlan(n_tokens=2000), counted))
+    rows = [sum(len(w.rows) for w in cut_windows(ids, 0, model, BlockPlan())) for ids in model.encode_bodies(corpus)]
+    n = counted.n_documents
+    assert sum(rows[: n - 1]) < 2000 <= sum(rows[:n]) == counted.n_rows
+
+
+def test_documents_too_short_are_skipped_counted_and_mentioned(corpus: list[str], model: HookedModel, caplog: pytest.LogCaptureFixture) -> None:
+    counted = Corpus()
+    with caplog.at_level(logging.WARNING):
+        list(iterate_blocks([*corpus, "", "cat"], model, PLAN, counted))
+    assert (counted.n_documents, counted.n_skipped) == (150, 2)
+    assert "2 of 152 documents were too short to offer a token" in caplog.text
+
+
+def test_too_few_documents_name_the_folds_that_stay_empty(corpus: list[str], model: HookedModel) -> None:
+    by_part = {part_of(document_key(text, 0)): text for text in corpus}
+    without_two = [text for part, text in by_part.items() if part not in (1, 3)]
+    with pytest.raises(TooFewDocumentsError, match=r"fold\(s\) fold1, fold3 hold no document: \d+ document.*at least 100 documents"):
+        list(iterate_blocks(without_two, model, PLAN))
+    with pytest.raises(TooFewDocumentsError, match=r"fold\(s\) test hold no document: 5 document"):
+        list(iterate_blocks([text for part, text in by_part.items() if part < N_FOLDS], model, PLAN))
+
+
+def test_a_single_document_is_too_few(model: HookedModel, corpus: list[str]) -> None:
+    with pytest.raises(TooFewDocumentsError, match=r"hold no document: 1 document\(s\) for 5 folds and a test fold"):
+        list(iterate_blocks(" ".join(corpus), model, PLAN))
+
+
+@pytest.mark.parametrize("documents", [[], [""], ["cat", "dog"]])
+def test_documents_that_offer_nothing_are_refused(model: HookedModel, documents: list[str]) -> None:
+    with pytest.raises(TooFewDocumentsError, match=rf"no document offers a token: {len(documents)} were empty or too short.*give longer texts"):
+        list(iterate_blocks(documents, model, PLAN))
+
+
+# ------------------------------------------------------------------------------------------------------------------------ batches
+
+
+def test_batches_hold_every_window_once_and_no_more_padded_tokens_than_asked(blocks: list[Block]) -> None:
+    block = max(blocks, key=lambda b: len(b.windows))
+    batches = list(block.batches(100))
+    assert Counter(id(w) for batch in batches for w in batch) == Counter(map(id, block.windows))
+    assert all(len(batch) * max(len(w.ids) for w in batch) <= 100 for batch in batches)
+    assert len(batches) > 2
+    assert [len(batch) for batch in block.batches(1)] == [1] * len(block.windows)
+
+
+# ------------------------------------------------------------------------------------------------------------------ shuffled pairs
+
+
+def rows_of(order: list[Window]) -> tuple[np.ndarray, np.ndarray]:
+    documents = np.concatenate([[window.document] * len(window.rows) for window in order])
+    return documents, np.concatenate([window.rows for window in order])
+
+
+def test_shuffled_rows_are_a_permutation_that_pairs_other_documents(blocks: list[Block]) -> None:
+    checked = 0
+    for block in blocks:
+        if len({window.document for window in block.windows}) < 4:
+            continue
+        order = [window for batch in block.batches(100) for window in batch]
+        pairing = shuffled_rows(block, order, 0)
+        documents, positions = rows_of(order)
+        assert sorted(pairing.tolist()) == list(range(block.n_rows))
+        assert (documents[pairing] != documents).mean() > 0.99
+        for position in np.unique(positions):
+            here = positions == position
+            if 2 * np.unique(documents[here], return_counts=True)[1].max() <= here.sum():
+                assert (positions[pairing[here]] == position).all(), "a partner at the same position exists"
+                assert (documents[pairing[here]] != documents[here]).all()
+        checked += 1
+    assert checked > 3
+
+
+def test_rows_without_a_partner_at_their_position_meet_another_document_elsewhere() -> None:
+    order = [Window([0] * 6, np.array([4, 5]), 1), Window([0] * 8, np.array([6, 7]), 2), Window([0] * 10, np.array([8, 9]), 3)]
+    pairing = shuffled_rows(Block(0, order, 6), order, 0)
+    documents, _ = rows_of(order)
+    assert sorted(pairing.tolist()) == [0, 1, 2, 3, 4, 5]
+    assert (documents[pairing] != documents).all()
+
+
+def test_a_block_of_one_document_is_permuted_within_itself() -> None:
+    order = [Window([0] * 12, np.arange(4, 12), 1)]
+    pairing = shuffled_rows(Block(0, order, 8), order, 0)
+    assert sorted(pairing.tolist()) == list(range(8))
+    assert (pairing != np.arange(8)).all()
+
+
+def test_shuffled_rows_are_decided_by_the_seed(blocks: list[Block]) -> None:
+    block = max(blocks, key=lambda b: len(b.windows))
+    assert (shuffled_rows(block, block.windows, 0) == shuffled_rows(block, block.windows, 0)).all()
+    assert (shuffled_rows(block, block.windows, 0) != shuffled_rows(block, block.windows, 1)).any()

@@ -1,0 +1,44 @@
+"""A pair reads the same tokens with both models, or is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrt_lens.errors import MismatchError
+from lrt_lens.models.pair import ModelPair, demo_pair
+
+
+def test_a_pair_loads_from_whatever_its_models_are(model_folder: Path, build_hf: Any, load: Any) -> None:
+    pair = ModelPair.load(model_folder, load("llama", d=24), dtype="float32")
+    assert (pair.source.d_model, pair.target.d_model) == (16, 24)
+    assert pair.source.name == "tiny-llama"
+    assert "tiny-llama" in repr(pair)
+    assert "tiny-llama" in pair._repr_html_()
+
+
+def test_each_model_has_its_own_revision(model_folder: Path) -> None:
+    pair = ModelPair.load(model_folder, model_folder, source_revision="step1", target_revision="step2")
+    assert (pair.source.revision, pair.target.revision) == ("step1", "step2")
+
+
+def test_different_tokenizers_are_refused_with_both_names_and_the_remedy(load: Any, train_tokenizer: Any) -> None:
+    other = load("gpt2", layers=1, tokenizer=train_tokenizer(vocabulary=300))
+    with pytest.raises(MismatchError, match=r"'LlamaForCausalLM' and 'GPT2LMHeadModel' have different tokenizers .*300 tokens.*one family"):
+        ModelPair(load(layers=1), other)
+
+
+def test_the_same_vocabulary_in_another_template_pairs_once_bos_is_decided(load: Any, train_tokenizer: Any) -> None:
+    plain = train_tokenizer(bos=False)
+    with pytest.raises(MismatchError, match=r"has prepend_bos=True and .* False; load the pair with prepend_bos=True or prepend_bos=False"):
+        ModelPair(load(layers=1), load(layers=1, tokenizer=plain))
+    assert ModelPair(load(layers=1), load(layers=1, tokenizer=plain, prepend_bos=True)).target.prepend_bos
+
+
+def test_reversing_swaps_the_roles(pair: ModelPair) -> None:
+    assert (pair.reversed().source, pair.reversed().target) == (pair.target, pair.source)
+
+
+def test_a_member_that_the_bundled_family_lacks_is_refused_with_those_it_has() -> None:
+    with pytest.raises(ValueError, match=r"'huge' is not in the bundled family; it has \["):
+        demo_pair("huge")
