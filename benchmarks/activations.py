@@ -10,6 +10,7 @@ from benchmarks.measuring import Settings
 from benchmarks.models import TINY, random_documents, random_models
 from lrt_lens.data.blocks import N_FOLDS, Block, BlockPlan, iterate_blocks, part_of
 from lrt_lens.data.documents import document_key
+from lrt_lens.models.hook_points import residual_post
 from lrt_lens.models.pair import DEMO_FOLDER, ModelPair, demo_pair
 
 BUNDLED_TEXT = DEMO_FOLDER / "data" / "documents.jsonl.gz"
@@ -60,7 +61,8 @@ def _rows(pair: ModelPair, block: Block, layers: tuple[int, int]) -> tuple[Tenso
     for batch in block.batches(4096):
         tokens = pair.source.pad([window.ids for window in batch])
         for rows, model, layer in ((x, pair.source, layers[0]), (y, pair.target, layers[1])):
-            activations = model.capture(tokens, layer)
+            hook = residual_post(layer)
+            activations = model.capture(tokens, [hook])[hook]
             # A clone outside inference mode: rows that Adam differentiates through must be ordinary tensors.
             rows.extend(activations[i, torch.from_numpy(window.rows)].clone() for i, window in enumerate(batch))
         documents.extend(window.document for window in batch for _ in window.rows)

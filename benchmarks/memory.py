@@ -26,9 +26,9 @@ def peak_memory_10x_tokens(settings: Settings) -> Measurement:
     """A: (peak resident memory − resident memory after loading) of a harvest of all pairs over 10 n tokens. B: the same over n."""
     from benchmarks.models import SMALL, TINY, random_models
 
-    n_tokens = 4_000 if settings.quick else 32_000
+    n_tokens, repetitions = (4_000, 1) if settings.quick else (32_000, _REPETITIONS)
     with random_models(TINY if settings.quick else SMALL, settings.seed) as folder:
-        runs = [(_measure(folder, 10 * n_tokens, settings), _measure(folder, n_tokens, settings)) for _ in range(1 if settings.quick else _REPETITIONS)]
+        runs = [(_measure(folder, 10 * n_tokens, settings), _measure(folder, n_tokens, settings)) for _ in range(repetitions)]
     ten, one = zip(*runs, strict=True)
     ratios = [a["growth_mib"] / b["growth_mib"] for a, b in runs]
     return Measurement(

@@ -30,7 +30,8 @@ def synthetic_moments(settings: Settings) -> CrossMoments:
     moments = CrossMoments(pairs=tuple((s, t) for s in sources for t in targets))
     for part in range(N_PARTS):
         latent = torch.randn(rows, _LATENT, generator=generator)
-        moments.add_block(part, *({hook: _rows(latent, mix, generator) for hook, mix in side.items()} for side in mixing))
+        x, y = ({hook: _rows(latent, mix, generator) for hook, mix in side.items()} for side in mixing)
+        moments.add_block(part, x, y)
     return moments
 
 

@@ -500,10 +500,25 @@ def loss_curve(folder: Path) -> list[dict[str, float]]:
     return [by_step[step] for step in sorted(by_step)]
 
 
+def check_shape(config: dict[str, Any], name: str) -> None:
+    """An error when the trained model is not of the shape that its twin would be built with."""
+    size = SIZES[name]
+    expected = {
+        "hidden_size": size.d_model,
+        "num_hidden_layers": size.n_layers,
+        "num_attention_heads": size.n_heads,
+        "intermediate_size": size.d_mlp,
+    }
+    found = {key: config[key] for key in expected}
+    if found != expected:
+        raise ValueError(f"{name!r} was trained with {found}, but SIZES has {expected}; train it again or put the shape back")
+
+
 def describe(args: Arguments, name: str) -> dict[str, Any]:
     """Shape, parameters and training facts of one size, from its files."""
     folder = args.work / name
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    check_shape(config, name)
     shape = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
     with safe_open(folder / "model.safetensors", framework="pt") as weights:
         parameters = sum(int(np.prod(weights.get_slice(key).get_shape())) for key in weights.keys())  # noqa: SIM118
@@ -698,7 +713,7 @@ Sentiment Analysis*, ACL 2011.
 The side of the split is a hash of the document's own text, so identical documents are on one side.
 
 `data/documents.jsonl.gz` is the harvest text, rows of `text`, `register` and `source`: {harvest[documents][story]:,} held-out stories
-({harvest[characters][story]:,} characters; `source` is the kind in the table) and {harvest[documents][review]:,} reviews
+({harvest[characters][story]:,} characters; `source` is the kind) and {harvest[documents][review]:,} reviews
 ({harvest[characters][review]:,} characters) sampled from the {harvest[sampling][model]} model, which continued one of
 {harvest[openings]} neutral openings (temperature {recipe[temperature]}, top-k {recipe[top_k]}, top-p {recipe[top_p]}, at most
 {recipe[new_tokens]} new tokens). Dropped were {harvest[sampling][dropped_short]:,} samples under {shortest} characters and
@@ -811,7 +826,10 @@ def card_text(card: dict[str, Any]) -> str:
     recipe = (
         f"Temperature {CARD_RECIPE.temperature}, top-k {CARD_RECIPE.top_k}, {CARD_RECIPE.new_tokens} new tokens, cut at `{END_OF_TEXT}`"
     )
-    samples = f"## Samples\n\n{recipe}, seed {card['seed']}, not selected; the opening is in bold."
+    left_out = sum(len(STORY_OPENINGS) + len(REVIEW_OPENINGS) - len(size["samples"]) for size in sizes.values())
+    samples = (
+        f"## Samples\n\n{recipe}, seed {card['seed']}, not selected (left out as copies of a review: {left_out}); the opening is in bold."
+    )
     use = USE.format(largest=card["harvest_text"]["sampling"]["model"], uncopied=COPY_CHARACTERS - 1, context=CONTEXT)
     sections = [front, introduction, card_data(card), card_training(card), card_results(card), use, samples]
     sections += [samples_section(name, size["samples"]) for name, size in sizes.items()]

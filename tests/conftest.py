@@ -7,9 +7,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # transformers sets torch's threads back to the number of cores otherwise
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 import transformers
@@ -48,7 +49,9 @@ def train_tokenizer(tmp_path_factory: pytest.TempPathFactory, corpus: list[str])
             special = [(END, tokenizer.token_to_id(END))]
             tokenizer.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=special)
         folder = tmp_path_factory.mktemp("tokenizer")
-        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END).save_pretrained(folder)
+        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END).save_pretrained(
+            folder
+        )
         return transformers.AutoTokenizer.from_pretrained(folder)
 
     return train
@@ -133,3 +136,11 @@ def model_folder(build_hf: Callable[..., Any], tokenizer: Any, tmp_path_factory:
     build_hf("llama", seed=5).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without runtime type checks, as users run it: our own message must come, not the type checker's."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -208,12 +208,19 @@ class SteeringVector:
 
         if neutral is None:
             raise ValueError("scale='auto' needs neutral=[texts] on which damage is measured")
-        return calibrate_scale(model, self, neutral, damage, positions=positions).scale
+        found = calibrate_scale(model, self, neutral, damage, positions=positions)
+        if not found.reached:
+            raise ValueError(
+                f"no scale of {self.name!r} raises the loss on the neutral texts by {damage} nats per token "
+                f"(most seen: {found.curve['damage'].max():.3g}); give a smaller damage, or a scale"
+            )
+        return found.scale
 
     def refuse_other_model(self, model: HookedModel) -> None:
         """Raise `MismatchError` unless this vector belongs to ``model``."""
         if self.model is not None:
-            self.model.refuse_other(model.identity, "the model to steer")
+            # A direction belongs to weights and basis; how texts become tokens does not matter to it.
+            self.model.refuse_other(model.identity, "the model to steer", tokens=False)
         elif model.d_model != len(self.direction):
             raise MismatchError(
                 f"the vector has {len(self.direction)} dimensions, {model.name!r} has {model.d_model}; transfer it with a stitch first"

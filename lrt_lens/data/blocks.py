@@ -179,7 +179,7 @@ def shuffled_rows(block: Block, order: list[Window], seed: int) -> np.ndarray:
 
     ``order`` lists the windows in the order of the rows. Every row is used once on either side, so the null shares all marginal
     moments with the truth and only ``xy`` differs. Where a position occurs in too few documents its rows are paired with rows of
-    other documents at other positions.
+    other documents at other positions (with rows of the last positions that have partners, where they have none among themselves).
     """
     _, document = np.unique(np.array([w.document for w in order], dtype=np.uint64), return_inverse=True)
     documents = np.repeat(document, [len(w.rows) for w in order])
@@ -187,17 +187,22 @@ def shuffled_rows(block: Block, order: list[Window], seed: int) -> np.ndarray:
     rng = np.random.default_rng([seed, block.part, len(positions), int(order[0].document % 2**32)])
     rank = rng.permutation(documents.max() + 1)[documents]
     pairing = np.arange(len(positions))
-    left_over: list[np.ndarray] = []
     by_position = np.lexsort((rank, positions))
     bounds = np.flatnonzero(np.diff(positions[by_position])) + 1
+    paired: list[np.ndarray] = []
+    left_over: list[np.ndarray] = []
     for group in np.split(by_position, bounds):
-        if not _rotate(group, rank, pairing):
-            left_over.append(group)
-    if left_over:
+        (paired if _rotate(group, rank, pairing) else left_over).append(group)
+    while left_over:
         rest = np.concatenate(left_over)
         rest = rest[np.argsort(rank[rest], kind="stable")]
-        if not _rotate(rest, rank, pairing):
+        if _rotate(rest, rank, pairing):
+            break
+        if not paired:
+            # One document holds more than half of the block: some of its rows have to meet each other.
             pairing[rest] = np.roll(rest, -(len(rest) // 2))
+            break
+        left_over.append(paired.pop())
     return pairing
 
 

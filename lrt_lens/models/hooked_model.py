@@ -14,7 +14,8 @@ means as the tokenizer itself does it, which is how the model was trained; what 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -52,9 +53,9 @@ class ModelIdentity:
     """``"raw"``, or ``"centred"`` where the mean over dimensions is projected out of the stream."""
     prepend_bos: bool
 
-    def refuse_other(self, other: "ModelIdentity", role: str) -> None:
-        """Raise `MismatchError` naming the first field in which ``other`` is another model."""
-        for field in ("config_hash", "tokenizer_hash", "d_model", "n_layers", "basis", "prepend_bos"):
+    def refuse_other(self, other: "ModelIdentity", role: str, *, tokens: bool = True) -> None:
+        """Raise `MismatchError` naming the first field in which ``other`` is another model, or (``tokens``) reads other tokens."""
+        for field in ("config_hash", "d_model", "n_layers", "basis", *(("tokenizer_hash", "prepend_bos") if tokens else ())):
             ours, theirs = getattr(self, field), getattr(other, field)
             if ours != theirs:
                 raise MismatchError(
@@ -142,7 +143,7 @@ class HookedModel:
         """Where token ids go."""
         return self.engine.device
 
-    @property
+    @cached_property
     def identity(self) -> ModelIdentity:
         """What files written for this model say about it."""
         return ModelIdentity(
@@ -301,16 +302,6 @@ def tokenizer_hash(tokenizer: Any) -> str:
     probe = "The quick brown fox's 1,234 leaps: naïve café\n\tfoo_bar() 日本語 🙂"
     content = json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer(probe, add_special_tokens=False)["input_ids"]])
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
-
-
-def identity_from_dict(fields: dict[str, Any]) -> ModelIdentity:
-    """A `ModelIdentity` read back from a file's metadata."""
-    return ModelIdentity(**fields)
-
-
-def identity_to_dict(identity: ModelIdentity) -> dict[str, Any]:
-    """A `ModelIdentity` as plain values."""
-    return asdict(identity)
 
 
 def model_name(path_or_id: str) -> str:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lrt_lens.errors import MismatchError
@@ -66,8 +65,3 @@ class MapPair:
     def reversed(self) -> "MapPair":
         """The two exchanged."""
         return MapPair(self.down, self.up)
-
-
-def identity_map(d: int, hook: str = "source") -> AffineMap:
-    """The map that changes nothing."""
-    return AffineMap(torch.eye(d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64), hook, hook)

@@ -35,6 +35,8 @@ class Ridge:
     """Scale every source dimension to unit variance before the penalty is applied: for streams with massive dimensions."""
 
     def __post_init__(self) -> None:
+        if not self.candidates:
+            raise ValueError("alphas is empty; give at least one penalty, or alpha=…")
         for alpha in self.candidates:
             if not alpha > 0 or alpha == float("inf"):
                 raise ValueError(f"alpha is {alpha!r}; expected a positive number (1e-6 is next to no penalty)")

@@ -20,7 +20,12 @@ BEFORE_MLP = {"llama": "post_attention_layernorm", "gpt2": "ln_2", "gemma": "pos
 
 @pytest.fixture(scope="module")
 def tokens(tokenizer: Any) -> Tensor:
-    return torch.tensor([tokenizer(text)["input_ids"][:9] for text in ("the little cat slept on the old stone house", "a sad queen saw the red bird under it")])
+    return torch.tensor(
+        [
+            tokenizer(text)["input_ids"][:9]
+            for text in ("the little cat slept on the old stone house", "a sad queen saw the red bird under it")
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,9 @@ def reference(build_hf: Any, tokens: Tensor) -> Any:
         for index, layer in enumerate(layers):
             if architecture in BEFORE_MLP:
                 name = f"blocks.{index}.hook_resid_mid"
-                getattr(layer, BEFORE_MLP[architecture]).register_forward_pre_hook(lambda module, args, name=name: seen.update({name: args[0]}))
+                getattr(layer, BEFORE_MLP[architecture]).register_forward_pre_hook(
+                    lambda module, args, name=name: seen.update({name: args[0]})
+                )
         with torch.inference_mode():
             out = bare(tokens, output_hidden_states=True)
         for index, state in enumerate(out.hidden_states[:-1]):
@@ -64,7 +71,9 @@ def hooks_on(model: HookedModel) -> list[int]:
 def calls_counted(model: HookedModel) -> Iterator[Counter]:
     """Counts the calls of every decoder layer (by index) and of the unembedding ("unembed")."""
     calls: Counter = Counter()
-    modules = {index: block.original_component for index, block in enumerate(model.bridge.blocks)} | {"unembed": model.bridge.unembed.original_component}
+    modules = {index: block.original_component for index, block in enumerate(model.bridge.blocks)} | {
+        "unembed": model.bridge.unembed.original_component
+    }
     handles = [module.register_forward_pre_hook(lambda module, args, key=key: calls.update([key])) for key, module in modules.items()]
     yield calls
     for handle in handles:
@@ -83,7 +92,9 @@ def test_every_hook_point_equals_hugging_face(architecture: str, models: dict, r
     torch.testing.assert_close(model.logits(tokens), logits, atol=1e-5, rtol=1e-5)
 
 
-def test_streams_captured_without_resid_mid_are_bit_equal_to_hugging_face(architecture: str, models: dict, reference: Any, tokens: Tensor) -> None:
+def test_streams_captured_without_resid_mid_are_bit_equal_to_hugging_face(
+    architecture: str, models: dict, reference: Any, tokens: Tensor
+) -> None:
     expected = reference(architecture)
     names = [name for name in models[architecture].hook_points if not name.endswith("mid")]
     seen = models[architecture].capture(tokens, names)
@@ -131,7 +142,9 @@ def test_the_bridge_is_bit_identical_and_without_new_hooks_after_a_capture(archi
     assert torch.equal(model.logits(tokens), before)
 
 
-def test_the_bridge_is_restored_when_a_forward_pass_fails(architecture: str, models: dict, tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bridge_is_restored_when_a_forward_pass_fails(
+    architecture: str, models: dict, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = models[architecture]
     before, modules, hooks = model.logits(tokens), list(model.bridge.original_model.modules()), hooks_on(model)
     mixed = [name for name in model.hook_points if name.startswith("blocks.2")]
@@ -169,7 +182,9 @@ def test_an_intervention_is_the_same_under_both_names_of_a_place(architecture: s
 
 
 @pytest.mark.parametrize("kind", ["hook_embed", "blocks.1.hook_resid_pre", "blocks.1.hook_resid_mid", "blocks.1.hook_resid_post"])
-def test_a_changed_activation_reaches_what_comes_after_it(architecture: str, models: dict, reference: Any, tokens: Tensor, kind: str) -> None:
+def test_a_changed_activation_reaches_what_comes_after_it(
+    architecture: str, models: dict, reference: Any, tokens: Tensor, kind: str
+) -> None:
     """Writing the activations of other tokens at the last block's input gives those tokens' logits."""
     model = models[architecture]
     if kind not in model.hook_points:
@@ -229,7 +244,12 @@ def test_a_hooked_transformer_stops_at_the_deepest_hook(from_gpt2: Any, tokens: 
     for index, block in enumerate(model.bridge.blocks):
         block.register_forward_pre_hook(lambda module, args, index=index: calls.update([index]))
     model.bridge.unembed.register_forward_pre_hook(lambda module, args: calls.update(["unembed"]))
-    for name, expected in (("hook_embed", {0}), ("blocks.1.hook_resid_pre", {0}), ("blocks.1.hook_resid_mid", {0, 1}), ("blocks.2.hook_resid_post", {0, 1, 2})):
+    for name, expected in (
+        ("hook_embed", {0}),
+        ("blocks.1.hook_resid_pre", {0}),
+        ("blocks.1.hook_resid_mid", {0, 1}),
+        ("blocks.2.hook_resid_post", {0, 1, 2}),
+    ):
         calls.clear()
         model.capture(tokens, name)
         assert set(calls) <= expected, name

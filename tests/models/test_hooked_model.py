@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens.errors import HookPointError, MismatchError
-from lrt_lens.models.hooked_model import HookedModel, identity_from_dict, identity_to_dict, tokenizer_hash
+from lrt_lens.models.hooked_model import HookedModel, tokenizer_hash
 
 TEXTS = ["the little cat slept on the old stone house", "a sad queen", "the boy ran but the girl sang in the garden and it was good"]
 
@@ -50,7 +50,9 @@ def test_bos_without_a_bos_token_is_refused(load: Any, train_tokenizer: Any) -> 
     tokenizer = train_tokenizer(bos=False)
     tokenizer.bos_token = None
     assert load(layers=1, tokenizer=tokenizer).prepend_bos is False
-    with pytest.raises(ValueError, match=r"prepend_bos=True, but the tokenizer of 'LlamaForCausalLM' has no BOS token; use prepend_bos=False"):
+    with pytest.raises(
+        ValueError, match=r"prepend_bos=True, but the tokenizer of 'LlamaForCausalLM' has no BOS token; use prepend_bos=False"
+    ):
         load(layers=1, tokenizer=tokenizer, prepend_bos=True)
 
 
@@ -201,7 +203,9 @@ def test_the_loss_feels_an_intervention(model: HookedModel, push: Any) -> None:
 
 def test_a_text_without_a_token_to_predict_has_no_loss(load: Any) -> None:
     model = load(layers=1, prepend_bos=False)
-    with pytest.raises(ValueError, match=r"no text has a token to predict: the longest has 1 token\(s\) and 2 are needed; give longer texts"):
+    with pytest.raises(
+        ValueError, match=r"no text has a token to predict: the longest has 1 token\(s\) and 2 are needed; give longer texts"
+    ):
         model.loss(["a"])
 
 
@@ -281,14 +285,12 @@ def test_a_model_stays_itself_in_another_dtype(model_folder: Any) -> None:
     full.identity.refuse_other(half.identity, "the same in bf16")
 
 
-@pytest.mark.parametrize(("field", "value"), [("basis", "centred"), ("d_model", 8), ("n_layers", 2), ("tokenizer_hash", "0"), ("prepend_bos", False)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("basis", "centred"), ("d_model", 8), ("n_layers", 2), ("tokenizer_hash", "0"), ("prepend_bos", False)]
+)
 def test_every_field_that_makes_a_model_another_is_refused_by_name(model: HookedModel, field: str, value: Any) -> None:
     with pytest.raises(MismatchError, match=f"the target model is .* with {field} {value!r}; expected .* with {field} "):
         model.identity.refuse_other(replace(model.identity, **{field: value}), "the target model")
-
-
-def test_an_identity_survives_being_written_down(model: HookedModel) -> None:
-    assert identity_from_dict(identity_to_dict(model.identity)) == model.identity
 
 
 def test_the_tokenizer_hash_tells_vocabularies_apart_and_ignores_bos(train_tokenizer: Any) -> None:

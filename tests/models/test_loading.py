@@ -21,7 +21,9 @@ def expected(model_folder: Path, tokenizer: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["path", "string", "hugging face", "bridge", "hooked model"])
-def test_a_folder_a_model_a_bridge_and_a_hooked_model_load_alike(kind: str, model_folder: Path, tokenizer: Any, expected: torch.Tensor) -> None:
+def test_a_folder_a_model_a_bridge_and_a_hooked_model_load_alike(
+    kind: str, model_folder: Path, tokenizer: Any, expected: torch.Tensor
+) -> None:
     hooked = HookedModel.load(model_folder)
     given: dict[str, Any] = {
         "path": model_folder,
@@ -47,7 +49,9 @@ def test_the_tokenizer_given_with_a_bridge_is_the_one_used(model: HookedModel, t
     assert HookedModel.load(model.bridge, tokenizer=other).tokenizer is other
 
 
-def test_a_bridge_without_a_tokenizer_is_refused_until_one_is_given(model: HookedModel, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bridge_without_a_tokenizer_is_refused_until_one_is_given(
+    model: HookedModel, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(model.bridge, "tokenizer", None)
     with pytest.raises(ValueError, match=r"has no tokenizer; load it with tokenizer=AutoTokenizer.from_pretrained"):
         HookedModel.load(model.bridge)
@@ -108,7 +112,11 @@ def test_device_and_device_map_exclude_each_other(model_folder: Path) -> None:
 def test_the_revision_is_asked_for_and_recorded(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     original = AutoModelForCausalLM.from_pretrained
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *args, **options: asked.append(options.get("revision")) or original(*args, **options))
+    monkeypatch.setattr(
+        AutoModelForCausalLM,
+        "from_pretrained",
+        lambda *args, **options: asked.append(options.get("revision")) or original(*args, **options),
+    )
     model = HookedModel.load(model_folder, revision="step1000")
     assert asked == ["step1000"]
     assert model.revision == model.identity.revision == "step1000"
