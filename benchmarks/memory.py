@@ -26,7 +26,7 @@ def peak_memory_10x_tokens(settings: Settings) -> Measurement:
     """A: (peak resident memory − resident memory after loading) of a harvest of all pairs over 10 n tokens. B: the same over n."""
     from benchmarks.models import SMALL, TINY, random_models
 
-    n_tokens, repetitions = (4_000, 1) if settings.quick else (32_000, _REPETITIONS)
+    n_tokens, repetitions = (8_000, 1) if settings.quick else (32_000, _REPETITIONS)
     with random_models(TINY if settings.quick else SMALL, settings.seed) as folder:
         runs = [(_measure(folder, 10 * n_tokens, settings), _measure(folder, n_tokens, settings)) for _ in range(repetitions)]
     ten, one = zip(*runs, strict=True)
@@ -95,7 +95,7 @@ def _harvest(folder: Path, n_tokens: int, threads: int) -> dict[str, float]:
     tokens = torch.zeros(16, 256, dtype=torch.long)
     for model in (pair.source, pair.target):
         model.capture(tokens, -1)
-    documents = random_documents(folder, 2 * n_tokens, (256, 600), seed=1)
+    documents = random_documents(folder, 2 * n_tokens, (100, 300), seed=1)
     gc.collect()
     with PeakMemory() as memory:
         harvest(pair, documents, n_tokens=n_tokens, null="sketch", progress=False)

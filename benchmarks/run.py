@@ -65,7 +65,7 @@ def main(only: tuple[Name, ...] = (), quick: bool = False, out: Path | None = No
     if load > 0.5:
         print(f"note: the load average is {load}; something else is running, and the ratios will be rough", file=sys.stderr)
     records = [_run(name, Settings(threads=threads, quick=quick), load) for name in MODULES if not only or name in only]
-    _show(records)
+    _show(records, quick)
     path = out or (None if quick else RESULTS)
     if path is not None:
         write_results(path, records, machine, quick)
@@ -131,11 +131,12 @@ def write_results(path: Path, records: Sequence[dict[str, Any]], machine: dict[s
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _show(records: Sequence[dict[str, Any]]) -> None:
+def _show(records: Sequence[dict[str, Any]], quick: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("benchmark", "ratio", "target", "met", "took")
+    title = "--quick: these numbers mean nothing" if quick else None
+    table = Table("benchmark", "ratio", "target", "met", "took", title=title)
     for record in records:
         if "error" in record:
             table.add_row(record["name"], "–", "–", "[red]failed[/red]", "–")

@@ -38,8 +38,11 @@ class Demo:
         refuse_unwritable(self.out)
         result = run_demo(n_tokens=self.n_tokens, damage=self.damage, n_random=self.n_random, seed=self.seed, progress=self.progress)
         report = write_demo(result, self.out)
-        columns = ["concept", "arm", "scale", "effect_at_equal_damage", "low", "high", "fraction_of_native", "flag"]
-        _print_table("Effect at equal damage (nats of log-odds)", demo_tables(result)["steering_summary"].loc[:, columns])
+        summary = demo_tables(result)["steering_summary"].rename(
+            columns={"effect_at_equal_damage": "effect", "fraction_of_native": "of native"}
+        )
+        columns = ["concept", "arm", "scale", "effect", "low", "high", "of native", "flag"]
+        _print_table(f"Effect in nats of log-odds, at {self.damage:g} nats per token of damage", summary.loc[:, columns])
         _say(f"{result.stitch}\n{result.seconds:.0f} s. Open {report}")
 
 
@@ -103,11 +106,11 @@ class Fit:
         tables = {"pair": {"source": pair.source.name, "target": pair.target.name}, "grid": grid.scores, "stitch": best.scores}
         write_results(self.out / "results.json", {key: str(value) for key, value in asdict(self).items()}, tables)
         report = write_html(self.out / "report.html", fit_report(pair, grid, best))
-        _print_table("Layer pairs, best first", grid.scores.sort_values("r2_uniform_cv", ascending=False).head(12).loc[:, _FIT_COLUMNS])
+        _print_table("Layer pairs, best first", grid.scores.sort_values("gain_cv", ascending=False).head(12).loc[:, _FIT_COLUMNS])
         _say(f"{best}\nOpen {report}")
 
 
-_FIT_COLUMNS = ["source_hook", "target_hook", "alpha", "r2_cv", "r2", "r2_uniform", "r2_down", "cka", "r2_null", "r2_token"]
+_FIT_COLUMNS = ["source_hook", "target_hook", "alpha", "gain_cv", "r2_cv", "r2", "r2_uniform", "r2_down", "cka", "r2_null", "r2_token"]
 
 
 def main(arguments: list[str] | None = None) -> None:

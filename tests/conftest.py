@@ -20,10 +20,11 @@ from tokenizers.models import BPE
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 END = "<|endoftext|>"
-WORDS = (
-    "the a little big cat dog bird river stone house garden tree boy girl king queen saw found made gave took ran slept sang "
-    "happy sad quick slow red blue old new good bad in on under over and but then because they she he it was had"
-).split()
+WORDS = [
+    "the", "a", "little", "big", "cat", "dog", "bird", "river", "stone", "house", "garden", "tree", "boy", "girl", "king", "queen", "saw",
+    "found", "made", "gave", "took", "ran", "slept", "sang", "happy", "sad", "quick", "slow", "red", "blue", "old", "new", "good", "bad",
+    "in", "on", "under", "over", "and", "but", "then", "because", "they", "she", "he", "it", "was", "had",
+]  # fmt: skip
 ARCHITECTURES = ("llama", "gpt2", "neox", "gemma", "qwen2")
 
 

@@ -1,12 +1,11 @@
 """Texts made ready once and run many times under changing interventions.
 
 Damage (loss on neutral text) and propensity (log-probability of continuations) are measured at dozens of strengths of the same
-vector. Everything before the steered hook point is the same each time, so it is run once: passes resume from the stored residual
-where the model allows it.
+vector. Everything before the steered hook point is the same each time, so it runs once: the stored residual is changed as the hook would
+change it, and the pass resumes from there.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from lrt_lens.adapters.steering_hook import SteeringHook
 from lrt_lens.models.hook_points import resolve
 from lrt_lens.models.hooked_model import HookedModel
 
-_BATCH_ROWS = 64
+_BATCH_ROWS = 128
 
 
 class TokenBatches:
@@ -36,16 +35,9 @@ class TokenBatches:
         for chunk, tokens, residual in zip(self._chunks, self._tokens, self._residuals, strict=True):
             if hook is not None and prompt_lengths is not None:
                 hook.prompt_lengths = torch.tensor([prompt_lengths[i] for i in chunk])
-            with self._steered(hook), self.model.engine.resuming(self.hook, residual):
+            changed = residual if hook is None else hook(residual)
+            with self.model.engine.resuming(self.hook, changed):
                 logits = self.model.logits(tokens)[:, :-1].float()
             picked = logits.gather(2, tokens[:, 1:, None].to(logits.device))[..., 0] - logits.logsumexp(2)
             for place, i in enumerate(chunk):
                 yield i, picked[place, : len(self.rows[i]) - 1].cpu()
-
-    @contextmanager
-    def _steered(self, hook: SteeringHook | None) -> Iterator[None]:
-        if hook is None:
-            yield
-            return
-        with self.model.intervene({self.hook: hook}):
-            yield

@@ -33,7 +33,7 @@ from lrt_lens.stitching.stitch import Stitch
 
 AUTO_SCALES = (0.25, 0.5, 0.75, 0.9, 1.1, 1.4)
 """Multiples of an arm's calibrated scale at which its curve is measured."""
-DRAW_SCALES = (0.85, 1.15)
+DRAW_SCALES = (0.75, 1.3)
 """The same for arms of many draws: just enough to bracket the budget."""
 DRAWN_ARMS = ("random", "permuted", "refit")
 
@@ -204,15 +204,26 @@ class _Bench:
     def _scales(self, arm: Arm, neutral: NeutralText) -> list[float]:
         if self.scales is not None:
             return sorted(scale for scale in self.scales if scale > 0)
-        drawn = arm.name in DRAWN_ARMS
         guess = self._guess.get(arm.name, 1.0)
-        calibration = calibrate_on(
-            neutral, arm.vector, self.budget, positions=self.positions, first_guess=guess, tolerance=0.1 if drawn else 0.03
-        )
+        if arm.name in DRAWN_ARMS:
+            return self._draw_scales(arm, neutral, guess)
+        calibration = calibrate_on(neutral, arm.vector, self.budget, positions=self.positions, first_guess=guess, tolerance=0.03)
         if not calibration.reached:
             return sorted(calibration.curve["scale"][calibration.curve["scale"] > 0].tolist())
-        self._guess[arm.name] = calibration.scale
-        return [multiple * calibration.scale for multiple in (DRAW_SCALES if drawn else AUTO_SCALES)]
+        return [multiple * calibration.scale for multiple in AUTO_SCALES]
+
+    def _draw_scales(self, arm: Arm, neutral: NeutralText, guess: float) -> list[float]:
+        """Two or more scales that bracket the budget: where one step by the square root goes astray, a proper search."""
+        damage = neutral.damage(arm.vector.hook_at(guess, positions=self.positions))
+        if 0.1 * self.budget < damage < 10 * self.budget:
+            guess *= math.sqrt(self.budget / damage)
+        else:
+            calibration = calibrate_on(neutral, arm.vector, self.budget, positions=self.positions, first_guess=guess, tolerance=0.1)
+            if not calibration.reached:
+                return sorted(calibration.curve["scale"][calibration.curve["scale"] > 0].tolist())
+            guess = calibration.scale
+        self._guess[arm.name] = guess
+        return [multiple * guess for multiple in DRAW_SCALES]
 
 
 def _best_native(

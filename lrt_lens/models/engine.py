@@ -14,7 +14,7 @@ Rows are padded on the right and no attention mask is passed: attention is causa
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -56,7 +56,7 @@ class Engine(Protocol):
         ...
 
     def resuming(self, name: str, residual: Residual) -> AbstractContextManager[None]:
-        """While open, passes over the same tokens start from ``residual`` at hook point ``name`` instead of computing it again."""
+        """While open, passes over the same tokens continue from ``residual`` at hook point ``name``."""
         ...
 
 
@@ -149,14 +149,21 @@ class BridgeEngine:
 
     @contextmanager
     def resuming(self, name: str, residual: Residual) -> Iterator[None]:
-        """Earlier layers hand their input on, the layer of a ``hook_resid_post`` returns ``residual``; other hook points run in full."""
-        known = name.endswith("hook_resid_post") and self._returns_tuple is not None and self._bare_is_faithful
-        last = int(name.split(".")[1]) if known else -1
-        skipped = self._layers[: last + 1]
+        """Passes continue from ``residual``: layers up to a ``hook_resid_post`` hand their input on, the last of them returns it.
+
+        At other hook points, and where hooks are on that the bare decoder would run past, a hook puts the residual in place instead.
+        """
+        bare = self._bare_is_faithful and not self._is_hooked
+        if not (bare and name.endswith("hook_resid_post") and self._returns_tuple is not None):
+            with _replacing(self, name, residual):
+                yield
+            return
+        skipped = self._layers[: int(name.split(".")[1]) + 1]
         try:
-            for index, layer in enumerate(skipped):
-                layer.forward = _shortcut(bool(self._returns_tuple), residual if index == last else None)
-            yield
+            for layer in skipped:
+                layer.forward = _shortcut(self._returns_tuple, residual if layer is skipped[-1] else None)
+            with self._bare_decoder():
+                yield
         finally:
             for layer in skipped:
                 # The override lives on the instance; deleting it uncovers the class's own method.
@@ -164,6 +171,7 @@ class BridgeEngine:
 
     @property
     def _is_hooked(self) -> bool:
+        """Whether somebody's hooks are on: the bare decoder would run past them."""
         return any(point.fwd_hooks for point in self._points)
 
     @contextmanager
@@ -194,6 +202,16 @@ class BridgeEngine:
             capture.put(name, output[0] if isinstance(output, tuple) else output)
 
         return layer.register_forward_hook(read_output).remove
+
+
+@contextmanager
+def _replacing(engine: Engine, name: str, residual: Residual) -> Iterator[None]:
+    """Put a residual in the place of whatever arrives at a hook point."""
+    remove = engine.add_hook(name, lambda _activation, hook: residual)
+    try:
+        yield
+    finally:
+        remove()
 
 
 def _shortcut(returns_tuple: bool, residual: Tensor | None) -> Callable[..., Any]:
@@ -257,9 +275,9 @@ class HookedTransformerEngine:
         """Put a hook on; returns the function that takes it off."""
         return _add_lens_hook(self.model.hook_dict[name], fn)
 
-    def resuming(self, name: str, residual: Residual) -> AbstractContextManager[None]:  # noqa: ARG002 (the protocol's signature)
-        """Does nothing: every pass runs in full."""
-        return nullcontext()
+    def resuming(self, name: str, residual: Residual) -> AbstractContextManager[None]:
+        """Passes continue from ``residual``; the layers before it run all the same."""
+        return _replacing(self, name, residual)
 
 
 def engine_for(model: Any) -> Engine:

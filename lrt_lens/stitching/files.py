@@ -152,6 +152,8 @@ def load_moments(path: Path) -> CrossMoments:
 
 def save_stitch(stitch: Stitch, folder: Path) -> None:
     """Write a stitch folder: tensors first, then the card, the config last, so that a folder with a config is whole."""
+    # An older stitch here stops being one before its first file is replaced.
+    (folder / CONFIG_NAME).unlink(missing_ok=True)
     tensors = _map_tensors("maps", stitch.maps)
     if stitch.null is not None:
         tensors |= _map_tensors("null", stitch.null)
@@ -185,11 +187,14 @@ def load_stitch(folder_or_repository: str, **hub: Any) -> Stitch:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise FileFormatError(f"{str(folder / CONFIG_NAME)!r} is no JSON ({error}); copy the stitch again") from error
-    if config.get("schema_version") != STITCH_SCHEMA:
-        raise FileFormatError(f"{str(folder)!r} has schema {config.get('schema_version')!r}; expected {STITCH_SCHEMA!r}")
+    schema = config.get("schema_version") if isinstance(config, dict) else None
+    if schema != STITCH_SCHEMA:
+        raise FileFormatError(
+            f"{str(folder)!r} has schema {schema!r}; expected {STITCH_SCHEMA!r}: it was written by another program or version"
+        )
     tensors, _ = read_tensors(folder / TENSORS_NAME, STITCH_SCHEMA)
-    hooks = (config["source_hook"], config["target_hook"])
     try:
+        hooks = (config["source_hook"], config["target_hook"])
         return Stitch(
             maps=_map_pair("maps", tensors, *hooks),
             source_statistics=_statistics("source", tensors, config),

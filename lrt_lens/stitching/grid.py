@@ -6,10 +6,13 @@
 
 Choices (penalty, layer) read cross-validated columns only. The test fold takes part in no fit and in no choice: the columns without
 ``_cv`` are its verdict. ``r2_null`` is the same fit on shuffled pairs, ``r2_token`` the same target predicted from the source's
-embedding: what token identity alone explains.
+embedding: what token identity alone explains. Early target layers are little more than token identity and are easy to predict, so the
+default choice goes by ``gain_cv``: the share of what token identity leaves unexplained that the stitch explains,
+``(r2_uniform_cv − token's) / (1 − token's)``, cross-validated.
 """
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +21,8 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from lrt_lens.errors import HookPointError
-from lrt_lens.models.hook_points import depth, same_place
+from lrt_lens.errors import HookPointError, TooFewDocumentsError
+from lrt_lens.models.hook_points import depth, residual_post, same_place
 from lrt_lens.stitching.affine import AffineMap, MapPair
 from lrt_lens.stitching.moments import FIT_PARTS, TEST_PARTS, CrossMoments, Pair
 from lrt_lens.stitching.ridge import HeldOutFold, Ridge, Spectrum, score_weights
@@ -29,8 +32,8 @@ from lrt_lens.stitching.stitch import Stitch, StreamStatistics
 logger = logging.getLogger(__name__)
 
 COLUMNS = (
-    "source_hook", "target_hook", "solver", "n_tokens", "alpha", "alpha_down", "r2_cv", "r2_uniform_cv", "r2_down_cv", "r2_uniform_down_cv",
-    "r2", "r2_uniform", "r2_down", "r2_uniform_down", "cosine", "cka", "r2_null", "r2_token", "r2_uniform_token",
+    "source_hook", "target_hook", "solver", "n_tokens", "alpha", "alpha_down", "r2_cv", "r2_uniform_cv", "gain_cv", "r2_down_cv",
+    "r2_uniform_down_cv", "r2", "r2_uniform", "r2_down", "r2_uniform_down", "cosine", "cka", "r2_null", "r2_token", "r2_uniform_token",
 )  # fmt: skip
 """Columns of ``grid.scores``."""
 
@@ -103,8 +106,12 @@ def fit_grid(moments: CrossMoments, solver: Ridge, *, pairs: Sequence[Pair] | No
     """Fit and score every pair; see `StitchGrid`."""
     chosen = list(moments.pairs if pairs is None else pairs)
     for pair in chosen:
-        if pair not in moments.cross:
+        if pair not in moments.kept_pairs:
             raise HookPointError(f"these moments hold no pair {pair}; they hold {len(moments.pairs)}, such as {moments.pairs[0]}")
+    if not moments.source or not chosen:
+        raise TooFewDocumentsError(
+            f"nothing to fit: {moments.n_tokens} tokens and {len(chosen)} pair(s); add rows and choose at least one pair"
+        )
     _warn_if_interpolating(moments, chosen)
     up, down = Side(moments, solver, down=False), Side(moments, solver, down=True)
     with tqdm(total=2 * len(chosen), desc="fit", disable=not progress, leave=False) as bar:
@@ -113,6 +120,8 @@ def fit_grid(moments: CrossMoments, solver: Ridge, *, pairs: Sequence[Pair] | No
         # Pairs that share the predicting hook point follow each other: its spectra are computed once.
         for pair in sorted(chosen, key=lambda p: p[0]):
             rows[pair] |= _scores_up(up, pair) | tokens.get(pair[1], {})
+            baseline = rows[pair].get("gain_cv", 0.0)
+            rows[pair]["gain_cv"] = (rows[pair]["r2_uniform_cv"] - baseline) / (1 - baseline)
             bar.update()
         for pair in sorted(chosen, key=lambda p: p[1]):
             rows[pair] |= _scores_down(down, pair)
@@ -126,8 +135,10 @@ def _token_scores(side: Side, moments: CrossMoments, pairs: list[Pair]) -> dict[
         return {}
     scores = {}
     for target in dict.fromkeys(t for _, t in pairs):
-        score = _test_score(side, (moments.token_hook, target), side.cross_validate((moments.token_hook, target))[0])
-        scores[target] = {"r2_token": score.r2, "r2_uniform_token": score.r2_uniform}
+        pair = (moments.token_hook, target)
+        alpha, _, r2_uniform_cv = side.cross_validate(pair)
+        score = _test_score(side, pair, alpha)
+        scores[target] = {"r2_token": score.r2, "r2_uniform_token": score.r2_uniform, "gain_cv": r2_uniform_cv}
     return scores
 
 
@@ -184,7 +195,7 @@ class StitchGrid:
     scores: pd.DataFrame = field(repr=False)
     """A row per pair; columns as in ``COLUMNS``."""
 
-    def best(self, source: str | int | None = None, target: str | int | None = None, *, by: str = "r2_uniform_cv") -> Stitch:
+    def best(self, source: str | int | None = None, target: str | int | None = None, *, by: str = "gain_cv") -> Stitch:
         """The pair with the highest cross-validated score (``by``), among those with the given hook points.
 
         ``by`` must be a ``_cv`` column: a choice that read the test fold would spoil its verdict.
@@ -225,13 +236,19 @@ class StitchGrid:
     def _name(self, hook: str | int, column: str) -> str:
         names = sorted(self.scores[column].unique(), key=depth)
         if isinstance(hook, int):
-            blocks = [name for name in names if name.startswith("blocks.") and name.endswith("hook_resid_post")]
-            matches = [name for name in blocks if int(name.split(".")[1]) == hook] if hook >= 0 else blocks[hook:][:1]
+            wanted = residual_post(hook if hook >= 0 else hook + self._n_layers(column, names))
+            matches = [name for name in names if same_place(name, wanted)]
         else:
             matches = [name for name in names if same_place(name, hook)]
         if not matches:
             raise HookPointError(f"{hook!r} is no {column.replace('_', ' ')} of this grid; it has {names}")
         return matches[0]
+
+    def _n_layers(self, column: str, names: Sequence[str]) -> int:
+        """Layers of a model, against which negative layers count; up to the deepest hook point here where the model is unknown."""
+        provenance = self.moments.provenance
+        model = provenance.source if column == "source_hook" else provenance.target
+        return model.n_layers if model else math.ceil(max(map(depth, names)))
 
     def _stitch(self, pair: Pair, row: dict[str, Any]) -> Stitch:
         moments = self.moments

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -123,7 +124,7 @@ class CrossMoments:
         x: Tensor,
         y: Tensor,
         *,
-        documents: Sequence[Any] | Tensor,
+        documents: Sequence[Any] | Tensor | np.ndarray,
         source_hook: str = "source",
         target_hook: str = "target",
         moment_dtype: torch.dtype = torch.float32,
@@ -137,7 +138,7 @@ class CrossMoments:
         moments.update(x, y, documents=documents)
         return moments
 
-    def update(self, x: Tensor, y: Tensor, *, documents: Sequence[Any] | Tensor) -> None:
+    def update(self, x: Tensor, y: Tensor, *, documents: Sequence[Any] | Tensor | np.ndarray) -> None:
         """Add rows of the only pair; may be called any number of times (a document may come in pieces)."""
         if len(self.pairs) != 1:
             raise ValueError(f"update takes moments of one pair; these hold {len(self.pairs)}: use add_block")
@@ -145,7 +146,7 @@ class CrossMoments:
             raise ValueError(f"rows do not pair: x has {len(x)}, y {len(y)}, documents {len(documents)}")
         if not len(x):
             raise ValueError("no rows given; x and y need a row per token")
-        ids = documents.tolist() if hasattr(documents, "tolist") else list(documents)
+        ids = list(documents.tolist()) if isinstance(documents, Tensor | np.ndarray) else list(documents)
         part_by_id = {identifier: part_of(document_key(str(identifier), self.provenance.seed)) for identifier in set(ids)}
         parts = torch.tensor([part_by_id[identifier] for identifier in ids])
         (source_hook, target_hook) = self.pairs[0]
@@ -160,6 +161,7 @@ class CrossMoments:
         """Add paired rows of one part, ``{hook: [row, d]}`` a side; ``pairing[i]`` is the row of ``y`` that row ``i`` meets under the null."""
         self._refuse_non_finite(x, y)
         self._start(x, y)
+        self._refuse_other_widths(x, y)
         centred_x = {hook: rows.to(self.moment_dtype) - self.source[hook].shift.to(self.moment_dtype) for hook, rows in x.items()}
         centred_y = {hook: rows.to(self.moment_dtype) - self.target[hook].shift.to(self.moment_dtype) for hook, rows in y.items()}
         for side, centred, raw in ((self.source, centred_x, x), (self.target, centred_y, y)):
@@ -180,12 +182,19 @@ class CrossMoments:
             if not torch.isfinite(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32))):
                 raise NonFiniteError(_non_finite(hook, rows, int(self.n.sum())))
 
+    def _refuse_other_widths(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
+        for side, given in ((self.source, x), (self.target, y)):
+            for hook, rows in given.items():
+                if rows.shape[1] != len(side[hook].shift):
+                    raise MismatchError(f"{hook!r} has {rows.shape[1]} dimensions; these moments were begun with {len(side[hook].shift)}")
+
     def _start(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
         """Allocate on the device of the first rows, shifted by their mean."""
         if self.source:
             return
-        self.source = {hook: SideMoments.zeros(rows.double().mean(0)) for hook, rows in x.items()}
-        self.target = {hook: SideMoments.zeros(rows.double().mean(0)) for hook, rows in y.items()}
+        # Rounded to the products' precision, so that what is subtracted from the rows is exactly what is kept.
+        self.source = {hook: SideMoments.zeros(rows.double().mean(0).to(self.moment_dtype)) for hook, rows in x.items()}
+        self.target = {hook: SideMoments.zeros(rows.double().mean(0).to(self.moment_dtype)) for hook, rows in y.items()}
         device = next(iter(self.source.values())).shift.device
         zeros = {"dtype": torch.float64, "device": device}
         for s, t in self.kept_pairs:

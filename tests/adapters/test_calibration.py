@@ -10,6 +10,8 @@ from lrt_lens.data.contrast import ContrastSet
 from lrt_lens.models.hooked_model import SKIP_FIRST
 from lrt_lens.models.pair import ModelPair
 
+CONTRAST = ContrastSet(["the happy cat sang in the garden", "the good boy sang"], ["the sad cat slept in the garden", "the bad boy slept"])
+
 
 @pytest.fixture(scope="module")
 def vector(pair: ModelPair) -> SteeringVector:
@@ -67,17 +69,16 @@ def test_a_curve_that_dips_below_zero_first_is_no_obstacle() -> None:
     assert min(abs(value - 0.1) for _, value in tried) <= 0.002
 
 
-def test_resumed_passes_equal_full_ones(
-    pair: ModelPair, vector: SteeringVector, corpus: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from contextlib import nullcontext
-
-    neutral = NeutralText(pair.source, corpus[:8], vector.hook)
-    resumed = neutral.damage(vector.hook_at(4.0))
-    monkeypatch.setattr(type(pair.source.engine), "resuming", lambda *_: nullcontext())
-    full = NeutralText(pair.source, corpus[:8], vector.hook)
-    assert full.damage(vector.hook_at(4.0)) == pytest.approx(resumed, abs=1e-6)
-    assert all("forward" not in layer.__dict__ for layer in pair.source.engine._layers)  # type: ignore[attr-defined]
+@pytest.mark.parametrize("at", [0, 1, "blocks.1.hook_resid_mid"])
+def test_passes_that_resume_at_the_vector_equal_full_ones_under_its_hook(pair: ModelPair, corpus: list[str], at: int | str) -> None:
+    vector = SteeringVector.mean_difference(pair.target, CONTRAST, at=at)
+    rows = pair.target.encode(corpus[:8])
+    with vector.apply(pair.target, scale=7.0):
+        steered = pair.target.token_losses(rows)[:, SKIP_FIRST:].nanmean()
+    full = float(steered - pair.target.token_losses(rows)[:, SKIP_FIRST:].nanmean())
+    assert NeutralText(pair.target, corpus[:8], vector.hook).damage(vector.hook_at(7.0)) == pytest.approx(full, abs=1e-5)
+    assert abs(full) > 1e-3
+    assert all("forward" not in layer.__dict__ for layer in pair.target.engine._layers)  # type: ignore[attr-defined]
 
 
 def test_neutral_texts_that_are_too_short_are_refused(pair: ModelPair) -> None:

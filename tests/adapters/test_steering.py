@@ -119,7 +119,7 @@ def test_a_vector_of_another_hook_point_or_model_is_refused(
 ) -> None:
     with pytest.raises(MismatchError, match=r"learnt at 'blocks.0.hook_resid_post', but this stitch starts at 'blocks.1.hook_resid_post'"):
         stitch.transfer(replace(vector, hook="blocks.0.hook_resid_post"))
-    with pytest.raises(MismatchError, match="config_hash|d_model"):
+    with pytest.raises(MismatchError, match=r"config_hash|d_model"):
         stitch.transfer(SteeringVector.mean_difference(pair.target, contrast, at=1))
     with pytest.raises(TypeError, match="cannot carry a str"):
         stitch.transfer("a vector")
@@ -224,14 +224,15 @@ def test_bad_scales_modes_and_models_are_refused(pair: ModelPair, vector: Steeri
         vector.apply(pair.source, scale="auto")
 
 
-def test_auto_scale_is_the_calibrated_one(pair: ModelPair, contrast: ContrastSet, corpus: list[str]) -> None:
+def test_auto_scale_is_the_calibrated_one(pair: ModelPair, corpus: list[str]) -> None:
     from lrt_lens.adapters.calibration import calibrate_scale
 
-    vector = -SteeringVector.mean_difference(pair.source, contrast, at=0)
+    pairs = ContrastSet(["the happy cat sang in the garden", "the good boy sang"], ["the sad cat slept in the garden", "the bad boy slept"])
+    vector = SteeringVector.mean_difference(pair.source, pairs, at=0)
     scale = calibrate_scale(pair.source, vector, corpus[:6], 0.05).scale
     with vector.apply(pair.source, scale=scale):
         by_hand = pair.source.logits(POSITIVE[0])
     with vector.apply(pair.source, scale="auto", neutral=corpus[:6], damage=0.05):
         torch.testing.assert_close(pair.source.logits(POSITIVE[0]), by_hand)
-    with pytest.raises(ValueError, match="no scale of .* raises the loss"):
+    with pytest.raises(ValueError, match=r"no scale of .* raises the loss"):
         vector.apply(pair.source, scale="auto", neutral=corpus[:6], damage=1e6)

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from lrt_lens.data.blocks import (
-    N_FOLDS, N_PARTS, N_TEST_GROUPS, PART_NAMES, Block, BlockPlan, Corpus, Window, cut_windows, iterate_blocks, part_of, shuffled_rows,
+    N_FOLDS,
+    N_PARTS,
+    N_TEST_GROUPS,
+    PART_NAMES,
+    Block,
+    BlockPlan,
+    Corpus,
+    Window,
+    cut_windows,
+    iterate_blocks,
+    part_of,
+    shuffled_rows,
 )  # fmt: skip
 from lrt_lens.data.documents import document_key
 from lrt_lens.errors import TooFewDocumentsError
@@ -186,7 +197,7 @@ def test_shuffled_rows_are_a_permutation_that_pairs_other_documents(blocks: list
     for block in blocks:
         order = [window for batch in block.batches(100) for window in batch]
         pairing = shuffled_rows(block, order, 0)
-        documents, positions = rows_of(order)
+        documents, _ = rows_of(order)
         assert sorted(pairing.tolist()) == list(range(block.n_rows))
         shares.append(largest_share(documents))
         if shares[-1] <= 0.5:

@@ -55,7 +55,7 @@ def test_an_unknown_name_is_quoted_beside_the_names_there_are(name: str) -> None
 
 def test_a_model_without_resid_mid_says_why_and_what_to_use() -> None:
     with pytest.raises(
-        HookPointError, match="'blocks.1.hook_resid_mid' is not on 'parallel'.*parallel.*use hook_resid_pre or hook_resid_post"
+        HookPointError, match=r"'blocks.1.hook_resid_mid' is not on 'parallel'.*parallel.*use hook_resid_pre or hook_resid_post"
     ):
         resolve("blocks.1.hook_resid_mid", Shape("parallel", 3, has_mid=False))
 

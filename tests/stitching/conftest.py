@@ -36,7 +36,7 @@ class Rows:
 
 
 def make_rows(seed: int, n_documents: int = 120) -> Rows:
-    """A noisy linear relation between streams with large means and variances that differ by a factor of a hundred."""
+    """A noisy linear relation between streams with large means and correlated dimensions."""
     from lrt_lens.data.blocks import part_of
     from lrt_lens.data.documents import document_key
 
@@ -46,7 +46,8 @@ def make_rows(seed: int, n_documents: int = 120) -> Rows:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     n = n_documents * ROWS_PER_DOCUMENT
-    x = randn(n, D_SOURCE) @ randn(D_SOURCE, D_SOURCE) * torch.logspace(-1, 1, D_SOURCE, dtype=torch.float64) + 30 * randn(D_SOURCE)
+    mixing = 3 * torch.eye(D_SOURCE, dtype=torch.float64) + randn(D_SOURCE, D_SOURCE)
+    x = randn(n, D_SOURCE) @ mixing * torch.logspace(-0.25, 0.25, D_SOURCE, dtype=torch.float64) + 30 * randn(D_SOURCE)
     y = (x - x.mean(0)) @ randn(D_SOURCE, D_TARGET) / 5 + 3 * randn(n, D_TARGET) + 20 * randn(D_TARGET)
     documents = [f"document {i // ROWS_PER_DOCUMENT}" for i in range(n)]
     return Rows(x, y, documents, np.array([part_of(document_key(d, 0)) for d in documents]))

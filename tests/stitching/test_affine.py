@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.stitching.affine import AffineMap, MapPair, identity_map
+from lrt_lens.stitching.affine import AffineMap, MapPair
 
 ONE, TWO, THREE = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post", "blocks.3.hook_resid_post"
 
@@ -12,7 +12,10 @@ ONE, TWO, THREE = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post", "block
 def some_map(d_in: int, d_out: int, start: str, end: str, seed: int = 0) -> AffineMap:
     generator = torch.Generator().manual_seed(seed)
     return AffineMap(
-        torch.randn(d_in, d_out, generator=generator, dtype=torch.float64), torch.randn(d_out, generator=generator, dtype=torch.float64), start, end
+        torch.randn(d_in, d_out, generator=generator, dtype=torch.float64),
+        torch.randn(d_out, generator=generator, dtype=torch.float64),
+        start,
+        end,
     )
 
 
@@ -66,8 +69,3 @@ def test_reversing_a_pair_of_maps_exchanges_them() -> None:
     up, down = some_map(4, 3, ONE, TWO), some_map(3, 4, TWO, ONE)
     back = MapPair(up, down).reversed()
     assert (back.up, back.down) == (down, up)
-
-
-def test_the_identity_changes_nothing() -> None:
-    x = torch.randn(5, 4)
-    assert torch.equal(identity_map(4, ONE).points(x), x)

@@ -1,5 +1,6 @@
 """Ridge from moments is scikit-learn's ridge on the rows."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,9 @@ def relative_error(found: torch.Tensor, expected: np.ndarray) -> float:
 def test_the_map_is_that_of_scikit_learn(
     rows: Any, moments_of: Any, sklearn_ridge: Any, alpha: float, dtype: torch.dtype, tolerance: float, down: bool
 ) -> None:
+    rows = replace(rows, x=rows.x.to(dtype), y=rows.y.to(dtype))
     affine = Side(moments_of(rows, moment_dtype=dtype), Ridge(), down=down).fit(PAIR, alpha)
-    x, y = rows.numpy(rows.fits)
+    x, y = (side.astype(np.float64) for side in rows.numpy(rows.fits))
     expected = sklearn_ridge(y, x, alpha) if down else sklearn_ridge(x, y, alpha)
     assert relative_error(affine.weight, expected.coef_.T) < tolerance
     assert relative_error(affine.bias, expected.intercept_) < tolerance
@@ -46,8 +48,6 @@ def test_the_standardised_map_is_that_of_scikit_learn_on_standardised_rows(
 
 
 def test_a_source_dimension_that_never_varies_does_no_harm(rows: Any, moments_of: Any, sklearn_ridge: Any) -> None:
-    from dataclasses import replace
-
     flat = replace(rows, x=torch.cat([rows.x, torch.full((len(rows.x), 1), 4.0, dtype=torch.float64)], 1))
     for solver in (Ridge(), Ridge(standardize=True)):
         affine = Side(moments_of(flat), solver, down=False).fit(PAIR, 1e-3)
@@ -84,8 +84,6 @@ def test_the_null_penalty_limit_is_least_squares_and_a_large_one_predicts_the_me
 
 
 def test_the_same_stream_on_both_sides_gives_the_identity(rows: Any, moments_of: Any) -> None:
-    from dataclasses import replace
-
     side = Side(moments_of(replace(rows, y=rows.x)), Ridge(), down=False)
     affine = side.fit(PAIR, 1e-9)
     torch.testing.assert_close(affine.weight, torch.eye(12, dtype=torch.float64), rtol=0, atol=1e-4)

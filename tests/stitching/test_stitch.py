@@ -1,0 +1,124 @@
+"""A stitch knows both ways, the streams at its ends, and the models it belongs to."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lrt_lens.errors import MismatchError
+from lrt_lens.stitching.stitch import StreamStatistics
+
+SOURCE, TARGET = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"
+
+
+def assert_same_maps(one: Any, other: Any) -> None:
+    for way in ("up", "down"):
+        first, second = getattr(one, way), getattr(other, way)
+        assert torch.equal(first.weight, second.weight)
+        assert torch.equal(first.bias, second.bias)
+        assert (first.source_hook, first.target_hook) == (second.source_hook, second.target_hook)
+
+
+def test_a_stitch_starts_and_ends_where_its_maps_do(stitch: Any) -> None:
+    assert (stitch.source_hook, stitch.target_hook) == (SOURCE, TARGET)
+    assert stitch.up.weight.shape == (12, 9)
+    assert stitch.down.weight.shape == (9, 12)
+    assert (stitch.down.source_hook, stitch.down.target_hook) == (TARGET, SOURCE)
+
+
+def test_its_statistics_are_those_of_the_tokens_that_fitted(rows: Any, layered: dict, stitch: Any) -> None:
+    x = layered["source"][SOURCE][torch.from_numpy(rows.fits)]
+    statistics = stitch.source_statistics
+    torch.testing.assert_close(statistics.mean, x.mean(0))
+    torch.testing.assert_close(statistics.covariance, torch.cov(x.T, correction=0), rtol=1e-8, atol=1e-8)
+    direction = torch.linspace(-2, 3, 12, dtype=torch.float64)
+    expected = float((x @ direction / direction.norm()).std(correction=0))
+    assert statistics.deviation(direction) == pytest.approx(expected, rel=1e-8)
+    assert statistics.deviation(direction.float() * 100) == pytest.approx(expected, rel=1e-5)
+    assert stitch.target_statistics.mean.shape == (9,)
+
+
+def test_a_direction_in_which_nothing_varies_has_no_deviation() -> None:
+    statistics = StreamStatistics(torch.zeros(2), torch.diag(torch.tensor([4.0, 0.0])), 1.0)
+    assert statistics.deviation(torch.tensor([0.0, 5.0])) == 0
+    assert statistics.deviation(torch.tensor([5.0, 0.0])) == 2
+
+
+def test_there_is_a_refit_for_every_fold_and_a_null(stitch: Any) -> None:
+    assert len(stitch.refits) == 5
+    assert len({float(pair.up.weight.sum()) for pair in stitch.refits}) == 5
+    assert all(float((pair.up.weight - stitch.up.weight).norm() / stitch.up.weight.norm()) < 0.3 for pair in stitch.refits)
+    assert float(stitch.null.up.weight.norm()) < 0.5 * float(stitch.up.weight.norm())
+    assert stitch.null.down.weight.shape == (9, 12)
+
+
+def test_reversing_exchanges_everything(stitch: Any) -> None:
+    back = stitch.reversed()
+    assert (back.source_hook, back.target_hook) == (TARGET, SOURCE)
+    assert torch.equal(back.up.weight, stitch.down.weight)
+    assert back.source_statistics is stitch.target_statistics
+    assert back.scores["r2"] == stitch.scores["r2_down"]
+    assert back.scores["r2_down_cv"] == stitch.scores["r2_cv"]
+    assert back.scores["alpha"] == stitch.scores["alpha_down"]
+    assert (back.scores["source_hook"], back.scores["target_hook"]) == (TARGET, SOURCE)
+    assert torch.equal(back.null.up.weight, stitch.null.down.weight)
+    assert torch.equal(back.refits[3].up.weight, stitch.refits[3].down.weight)
+    assert not {"cosine", "r2_null", "r2_token"} & set(back.scores), "these were measured on the way up alone"
+
+
+def test_reversing_twice_is_the_same_stitch(owned_stitch: Any) -> None:
+    twice = owned_stitch.reversed().reversed()
+    assert_same_maps(twice, owned_stitch)
+    assert_same_maps(twice.null, owned_stitch.null)
+    for one, other in zip(twice.refits, owned_stitch.refits, strict=True):
+        assert_same_maps(one, other)
+    assert twice.provenance == owned_stitch.provenance
+    assert twice.source_statistics is owned_stitch.source_statistics
+    assert twice.scores == {key: owned_stitch.scores[key] for key in twice.scores}
+    assert {"r2", "r2_uniform", "r2_cv", "alpha", "r2_down", "cka", "n_tokens"} <= set(twice.scores)
+
+
+def test_a_reversed_stitch_belongs_to_the_models_exchanged(owned_stitch: Any, pair: Any) -> None:
+    owned_stitch.reversed().check(pair.target, pair.source)
+    with pytest.raises(MismatchError):
+        owned_stitch.reversed().check(pair.source, pair.target)
+
+
+def test_the_models_it_was_fitted_on_are_accepted_and_others_refused(owned_stitch: Any, pair: Any, load: Any) -> None:
+    owned_stitch.check(pair.source, pair.target)
+    with pytest.raises(MismatchError, match=r"the source model is .* with config_hash .*; expected .*load that model, or fit again"):
+        owned_stitch.check(source=load("llama", d=16, layers=2, seed=99))
+    with pytest.raises(MismatchError, match="the target model is"):
+        owned_stitch.check(target=pair.source)
+
+
+def test_another_basis_or_bos_policy_is_refused_by_name(owned_stitch: Any, pair: Any) -> None:
+    for field, value in (("basis", "centred"), ("prepend_bos", False)):
+        provenance = replace(owned_stitch.provenance, target=replace(pair.target.identity, **{field: value}))
+        with pytest.raises(MismatchError, match=f"with {field} .*expected .* with {field} {value!r}"):
+            replace(owned_stitch, provenance=provenance).check(target=pair.target)
+
+
+def test_what_was_learnt_elsewhere_is_refused(owned_stitch: Any, pair: Any) -> None:
+    owned_stitch.refuse_foreign(SOURCE, pair.source.identity)
+    owned_stitch.refuse_foreign("blocks.2.hook_resid_pre", None)
+    with pytest.raises(
+        MismatchError, match=rf"learnt at 'blocks.0.hook_resid_post', but this stitch starts at '{SOURCE}'; .*stitch.reversed\(\)"
+    ):
+        owned_stitch.refuse_foreign("blocks.0.hook_resid_post", pair.source.identity)
+    with pytest.raises(MismatchError, match="what is to be transferred was learnt on a model that is"):
+        owned_stitch.refuse_foreign(SOURCE, pair.target.identity)
+
+
+def test_what_it_cannot_carry_is_refused_by_type(stitch: Any) -> None:
+    with pytest.raises(TypeError, match="a stitch cannot carry a ndarray; it carries"):
+        stitch.transfer(np.zeros(12))
+
+
+def test_a_stitch_shows_its_score_beside_its_controls(owned_stitch: Any) -> None:
+    text = repr(owned_stitch)
+    for part in (SOURCE, TARGET, f"r2 {owned_stitch.scores['r2']:.2f}", "null", "tokens alone"):
+        assert part in text
+    assert "r2_uniform_cv" in owned_stitch._repr_html_()
