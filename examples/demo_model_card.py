@@ -62,7 +62,7 @@ LARGEST_OUTPUT = 25_000_000
 
 REVIEW_HELD_OUT_SHARE = 0.08
 """Reviews whose ``position`` is below this were held out of training."""
-PROBE_TOKENS = 2 * CONTEXT
+PROBE_TOKENS = CONTEXT
 """Tokens of a review, from its start, that the probe's features are averaged over."""
 SKIPPED_POSITIONS = 4
 """Positions at the start of every window that carry no features: ``<|endoftext|>`` and tokens with next to no context."""
@@ -291,7 +291,7 @@ def mean_residuals(model: LlamaForCausalLM, documents: list[list[int]], size: in
             model.model(ids, use_cache=False)
             weight = real.float()
             weight[:, :SKIPPED_POSITIONS] = 0
-            sums.index_add_(0, owner_of[rows], torch.stack([torch.einsum("btd,bt->bd", out, weight) for out in collected], dim=1))
+            sums.index_add_(0, owner_of[rows], torch.stack([(out * weight[..., None]).sum(1) for out in collected], dim=1))
             counts.index_add_(0, owner_of[rows], weight.sum(dim=1))
     return (sums / counts.clamp(min=1)[:, None, None]).transpose(0, 1).numpy()
 

@@ -114,13 +114,6 @@ def save_moments(moments: CrossMoments, path: Path) -> Path:
 def load_moments(path: Path) -> CrossMoments:
     """See `CrossMoments.load`."""
     tensors, metadata = read_tensors(path, MOMENTS_SCHEMA)
-    moments = CrossMoments(
-        pairs=tuple((s, t) for s, t in json.loads(metadata["pairs"])),
-        token_hook=json.loads(metadata["token_hook"]),
-        moment_dtype=getattr(torch, metadata["moment_dtype"]),
-        null=metadata["null"],
-        provenance=Provenance.from_json(metadata["provenance"]),
-    )
 
     def parts(name: str) -> Tensor:
         return torch.stack([tensors[f"{part}/{name}"] for part in PART_NAMES])
@@ -137,6 +130,13 @@ def load_moments(path: Path) -> CrossMoments:
         }
 
     try:
+        moments = CrossMoments(
+            pairs=tuple((s, t) for s, t in json.loads(metadata["pairs"])),
+            token_hook=json.loads(metadata["token_hook"]),
+            moment_dtype=getattr(torch, metadata["moment_dtype"]),
+            null=metadata["null"],
+            provenance=Provenance.from_json(metadata["provenance"]),
+        )
         moments.n = parts("n")
         moments.source = side("source", dict.fromkeys(s for s, _ in moments.kept_pairs))
         moments.target = side("target", dict.fromkeys(t for _, t in moments.kept_pairs))

@@ -1,0 +1,98 @@
+"""The bundled family and its texts, and the demo from end to end (on little text and few draws)."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+import lrt_lens as lrt
+from lrt_lens.data.demo import CONCEPTS, demo_prompts
+from lrt_lens.demo import run_demo, write_demo
+from lrt_lens.models.pair import DEMO_FOLDER
+from lrt_lens.stitching.grid import COLUMNS
+
+
+def stem(word: str) -> str:
+    for ending in ("ing", "ed", "ly", "est", "er", "es", "s", "e", "y"):
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            return word[: -len(ending)]
+    return word
+
+
+def content_words(texts: list[str]) -> set[str]:
+    words = {word for text in texts for word in re.findall(r"[a-z']+", text.lower())}
+    return {stem(word) for word in words - ENGLISH_STOP_WORDS}
+
+
+@pytest.fixture(scope="module")
+def demo_pair() -> lrt.ModelPair:
+    return lrt.demo_pair()
+
+
+def test_the_bundle_is_small_and_holds_two_sizes_in_bfloat16() -> None:
+    from safetensors import safe_open
+
+    assert sum(path.stat().st_size for path in DEMO_FOLDER.rglob("*") if path.is_file()) <= 25_000_000
+    for size in ("small", "large"):
+        with safe_open(DEMO_FOLDER / size / "model.safetensors", framework="pt") as weights:
+            assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.bfloat16}  # noqa: SIM118 (no iterator on a file)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_member_or_concept_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'huge' is not in the bundled family; it has \['large', 'small'\]"):
+        lrt.demo_pair("huge")
+    with pytest.raises(ValueError, match="'taste' is no bundled concept"):
+        lrt.demo_contrast("taste")  # type: ignore[arg-type]
+
+
+def test_larger_predicts_better_and_both_know_their_text(demo_pair: lrt.ModelPair) -> None:
+    texts = lrt.demo_documents("story")[:60]
+    small, large = demo_pair.source.loss(texts), demo_pair.target.loss(texts)
+    assert large < small - 0.1
+    assert small < 4.5
+
+
+def test_documents_hold_both_registers_in_turn() -> None:
+    stories, reviews = set(lrt.demo_documents("story")), set(lrt.demo_documents("review"))
+    front = lrt.demo_documents()[:200]
+    shares = [sum(len(text) for text in front if text in register) for register in (stories, reviews)]
+    assert min(shares) > 0.4 * sum(shares)
+
+
+@pytest.mark.parametrize("concept", CONCEPTS)
+def test_contrast_sets_are_large_and_varied(concept: Any) -> None:
+    contrast = lrt.demo_contrast(concept)
+    assert len(contrast) >= 200
+    assert len({" ".join(text.split()[:4]) for text in contrast.positive}) >= 150
+    assert len(set(contrast.texts)) == 2 * len(contrast)
+
+
+@pytest.mark.parametrize("concept", CONCEPTS)
+def test_continuations_share_no_content_word_with_the_contrast_set(concept: Any) -> None:
+    items = lrt.demo_items(concept)
+    assert len(items) >= 50
+    assert not content_words([*items.positive, *items.negative]) & content_words(lrt.demo_contrast(concept).texts)
+
+
+def test_the_demo_writes_what_it_promises(tmp_path: Path) -> None:
+    result = run_demo(concepts=("sentiment",), n_tokens=12_000, n_random=4, progress=False)
+    report = write_demo(result, tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(COLUMNS) == set(results["grid"][0])
+    assert results["schema_version"] == "lrt_lens.results/1"
+    assert results["pair"] == {"source": "small", "target": "large"}
+    assert {"source_hook", "target_hook", "r2", "r2_uniform", "r2_null", "r2_token"} == set(results["stitch"])
+    assert {"concept", "arm", "scale", "propensity", "propensity_low", "propensity_high", "damage"} <= set(results["steering"][0])
+    summary = {row["arm"]: row for row in results["steering_summary"]}
+    assert {"none", "native", "native_best", "transferred", "random", "shuffled", "permuted"} <= set(summary)
+    assert summary["transferred"]["effect_at_equal_damage"] > summary["shuffled"]["effect_at_equal_damage"]
+    page = report.read_text(encoding="utf-8")
+    assert all(prompt in page for prompt in demo_prompts("sentiment")[:2])
+    stitch = lrt.Stitch.from_pretrained(tmp_path / "stitch")
+    torch.testing.assert_close(stitch.up.weight, result.stitch.up.weight.float())
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
