@@ -22,7 +22,7 @@ class Demo:
 
     out: Path = Path("demo-report")
     """Folder for results.json, report.html and stitch/."""
-    n_tokens: int = 150_000
+    n_tokens: int = 120_000
     """Tokens for the harvest."""
     damage: float = 0.1
     """Nats per token on neutral text at which vectors are compared."""

@@ -51,7 +51,7 @@ def test_an_unknown_member_or_concept_is_refused() -> None:
 
 
 def test_larger_predicts_better_and_both_know_their_text(demo_pair: lrt.ModelPair) -> None:
-    texts = lrt.demo_documents("story")[:60]
+    texts = lrt.demo_documents("story")[:12]
     small, large = demo_pair.source.loss(texts), demo_pair.target.loss(texts)
     assert large < small - 0.1
     assert small < 4.5
@@ -80,7 +80,7 @@ def test_continuations_share_no_content_word_with_the_contrast_set(concept: Any)
 
 
 def test_the_demo_writes_what_it_promises(tmp_path: Path) -> None:
-    result = run_demo(concepts=("sentiment",), n_tokens=12_000, n_random=4, progress=False)
+    result = run_demo(concepts=("sentiment",), n_tokens=8_000, n_random=2, progress=False)
     report = write_demo(result, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(COLUMNS) == set(results["grid"][0])

@@ -252,6 +252,8 @@ def _table(concept: str, curves: list[Curve], seed: int) -> pd.DataFrame:
     unsteered = bootstrap_mean(curves[0].propensity[0], seed=seed)
     rows: list[dict[str, Any]] = [_table_row(concept, "none", None, curves[0].arm.vector.hook, 0.0, unsteered, 0.0)]
     for curve in curves:
+        if curve.arm.name == "refit":
+            continue  # they are `map_error`, no arm of their own
         for scale, damage, propensity in zip(curve.scales, curve.damage, curve.propensity, strict=True):
             interval = bootstrap_mean(propensity, seed=seed)
             rows.append(_table_row(concept, curve.arm.name, curve.arm.draw, curve.arm.vector.hook, float(scale), interval, float(damage)))

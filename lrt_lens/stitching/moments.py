@@ -196,6 +196,7 @@ class CrossMoments:
         self.source = {hook: SideMoments.zeros(rows.double().mean(0).to(self.moment_dtype)) for hook, rows in x.items()}
         self.target = {hook: SideMoments.zeros(rows.double().mean(0).to(self.moment_dtype)) for hook, rows in y.items()}
         device = next(iter(self.source.values())).shift.device
+        self.n = self.n.to(device)
         zeros = {"dtype": torch.float64, "device": device}
         for s, t in self.kept_pairs:
             d_s, d_t = len(self.source[s].shift), len(self.target[t].shift)

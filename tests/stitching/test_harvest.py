@@ -9,6 +9,7 @@ import torch
 from lrt_lens.data.blocks import BlockPlan, cut_windows
 from lrt_lens.data.documents import document_key
 from lrt_lens.errors import HookPointError, NonFiniteError, TooFewDocumentsError
+from lrt_lens.models.hooked_model import HookedModel
 from lrt_lens.models.pair import ModelPair
 from lrt_lens.stitching.grid import COLUMNS
 from lrt_lens.stitching.harvest import fit_stitches, harvest
@@ -28,27 +29,29 @@ def fitted(harvested: CrossMoments) -> Any:
     return harvested.fit()
 
 
-def gathered(
-    pair: ModelPair, corpus: list[str], source: str, target: str, context_length: int = 24
-) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """Rows of every window run alone, unpadded, and the text each comes from."""
-    x, y, documents = [], [], []
-    for text, ids in zip(corpus, pair.source.encode_bodies(corpus), strict=True):
-        for window in cut_windows(ids, document_key(text, 0), pair.source, BlockPlan(context_length=context_length)):
-            tokens = torch.tensor([window.ids])
-            x.append(pair.source.capture(tokens, source)[0, window.rows])
-            y.append(pair.target.capture(tokens, target)[0, window.rows])
-            documents += [text] * len(window.rows)
-    return torch.cat(x).double(), torch.cat(y).double(), documents
+@pytest.fixture(scope="module")
+def gathered(pair: ModelPair, corpus: list[str]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[str]]:
+    """Rows of every window run alone, unpadded, by hook point, and the text each comes from."""
+    windows = [
+        (text, window)
+        for text, ids in zip(corpus, pair.source.encode_bodies(corpus), strict=True)
+        for window in cut_windows(ids, document_key(text, 0), pair.source, BlockPlan(context_length=24))
+    ]
+
+    def rows(model: HookedModel) -> dict[str, torch.Tensor]:
+        hooks = ["hook_embed", *(f"blocks.{layer}.hook_resid_post" for layer in range(model.n_layers))]
+        seen = [(window, model.capture(torch.tensor([window.ids]), hooks)) for _, window in windows]
+        return {hook: torch.cat([streams[hook][0, window.rows] for window, streams in seen]).double() for hook in hooks}
+
+    return rows(pair.source), rows(pair.target), [text for text, window in windows for _ in window.rows]
 
 
 @pytest.mark.parametrize(
     ("source", "target"), [(SOURCE, TARGET), ("hook_embed", TARGET), ("blocks.0.hook_resid_post", "blocks.0.hook_resid_post")]
 )
-def test_moments_are_those_of_a_naive_loop_over_documents(
-    pair: ModelPair, corpus: list[str], harvested: CrossMoments, source: str, target: str
-) -> None:
-    x, y, documents = gathered(pair, corpus, source, target)
+def test_moments_are_those_of_a_naive_loop_over_documents(harvested: CrossMoments, gathered: Any, source: str, target: str) -> None:
+    sources, targets, documents = gathered
+    x, y = sources[source], targets[target]
     naive = CrossMoments.from_activations(x, y, documents=documents, source_hook=source, target_hook=target, moment_dtype=torch.float64)
     assert torch.equal(harvested.n, naive.n)
     for parts in ((2,), FIT_PARTS, TEST_PARTS):
@@ -98,8 +101,8 @@ def test_shards_of_the_documents_merge_to_the_whole(pair: ModelPair, corpus: lis
 
 
 def test_how_rows_are_batched_does_not_matter(pair: ModelPair, corpus: list[str], harvested: CrossMoments) -> None:
-    one_by_one = harvest(pair, corpus, context_length=24, moment_dtype="float64", batch_tokens=1, **QUIET)
-    found, expected = one_by_one.scatter((SOURCE, TARGET), FIT_PARTS), harvested.scatter((SOURCE, TARGET), FIT_PARTS)
+    few_at_once = harvest(pair, corpus, context_length=24, moment_dtype="float64", batch_tokens=100, **QUIET)
+    found, expected = few_at_once.scatter((SOURCE, TARGET), FIT_PARTS), harvested.scatter((SOURCE, TARGET), FIT_PARTS)
     assert float((found.xy - expected.xy).norm() / expected.xy.norm()) < 1e-5
 
 
@@ -189,8 +192,6 @@ def test_no_model_runs_past_its_deepest_hook_point(pair: ModelPair, corpus: list
 
 
 def test_chats_are_harvested_through_the_template_and_say_so(build_hf: Any, train_tokenizer: Any, corpus: list[str]) -> None:
-    from lrt_lens.models.hooked_model import HookedModel
-
     tokenizer = train_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     model = HookedModel.load(build_hf("llama", layers=1), tokenizer=tokenizer)
@@ -207,8 +208,6 @@ def test_chats_are_harvested_through_the_template_and_say_so(build_hf: Any, trai
 
 
 def test_infinite_activations_name_hook_batch_and_models(build_hf: Any, tokenizer: Any, load: Any, corpus: list[str]) -> None:
-    from lrt_lens.models.hooked_model import HookedModel
-
     broken = build_hf("llama", layers=2)
     with torch.no_grad():
         broken.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
