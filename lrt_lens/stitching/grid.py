@@ -72,7 +72,7 @@ class Side:
         """(alpha, r2_cv, r2_uniform_cv): errors pooled over held-out folds, the penalty with the least of them."""
         self.prepare(pair)
         folds = [self.fold(pair, k) for k in FIT_PARTS]
-        weights = score_weights(torch.stack([held_out.yy.diagonal() for _, held_out in folds]).sum(0))
+        weights = score_weights(torch.stack([held_out.variance for _, held_out in folds]).sum(0))
         alphas = torch.tensor(self.solver.candidates, dtype=weights.dtype, device=weights.device)
         errors = sum(
             shared.errors(fit, held_out, shared.spectrum.shrink(alphas), weights)
@@ -121,7 +121,7 @@ def fit_grid(moments: CrossMoments, solver: Ridge, *, pairs: Sequence[Pair] | No
         for pair in sorted(chosen, key=lambda p: p[0]):
             rows[pair] |= _scores_up(up, pair) | tokens.get(pair[1], {})
             baseline = rows[pair].get("gain_cv", 0.0)
-            rows[pair]["gain_cv"] = (rows[pair]["r2_uniform_cv"] - baseline) / (1 - baseline)
+            rows[pair]["gain_cv"] = (rows[pair]["r2_uniform_cv"] - baseline) / (1 - baseline) if baseline < 1 else float("nan")
             bar.update()
         for pair in sorted(chosen, key=lambda p: p[1]):
             rows[pair] |= _scores_down(down, pair)

@@ -28,7 +28,7 @@ from lrt_lens.data.blocks import N_FOLDS, N_PARTS, N_TEST_GROUPS, part_of
 from lrt_lens.data.documents import document_key
 from lrt_lens.errors import MismatchError, NonFiniteError, TooFewDocumentsError
 from lrt_lens.stitching.provenance import Provenance
-from lrt_lens.stitching.scatter import Scatter
+from lrt_lens.stitching.scatter import Scatter, SecondMoment
 
 if TYPE_CHECKING:
     from lrt_lens.stitching.grid import StitchGrid
@@ -67,9 +67,9 @@ class SideMoments:
 
     def add(self, part: int, centred: Tensor, raw: Tensor) -> None:
         """Add rows; ``centred`` is about the shift."""
-        self.total[part] += centred.sum(0, dtype=torch.float64)
+        self.total[part] += centred.sum(0)
         self.second[part] += centred.T @ centred
-        octaves = raw.double().norm(dim=1).clamp_min(2.0**_LOWEST_OCTAVE).log2()
+        octaves = raw.to(centred.dtype).norm(dim=1).clamp_min(2.0**_LOWEST_OCTAVE).log2()
         bins = ((octaves - _LOWEST_OCTAVE) * _BINS_PER_OCTAVE).long().clamp(max=_NORM_BINS - 1)
         self.norms += torch.bincount(bins, minlength=_NORM_BINS)
 
@@ -258,10 +258,15 @@ class CrossMoments:
                 f"parts {index} hold {int(n)} rows of {pair}; every fold and the test fold need documents: give more"
             )
         x, y = self.source[pair[0]], self.target[pair[1]]
-        return Scatter.from_sums(
-            n, x.shift, y.shift, x.total[index].sum(0), y.total[index].sum(0),
-            x.second[index].sum(0), y.second[index].sum(0), self.cross[pair][index].sum(0),
-        )  # fmt: skip
+        total_x, total_y = x.total[index].sum(0), y.total[index].sum(0)
+        return Scatter(
+            n=n,
+            mean_x=x.shift + total_x / n,
+            mean_y=y.shift + total_y / n,
+            xy=self.cross[pair][index].sum(0) - torch.outer(total_x, total_y) / n,
+            second_x=SecondMoment(x.second, total_x, n, index),
+            second_y=SecondMoment(y.second, total_y, n, index),
+        )
 
     def null_scatter(self, pair: Pair, test: bool) -> Scatter:
         """The same of shuffled pairs (all fitting folds, or the test fold), the target side seen through the sketch if there is one."""

@@ -108,7 +108,7 @@ class HeldOutFold:
             gram = (fitted * weight) @ fitted.T
             quadratic = ((shrink @ (self.rotated_xx * gram)) * shrink).sum(1)
             linear = shrink @ (product @ weight)
-            columns.append(held_out.yy.diagonal() @ weight - 2 * linear + quadratic + held_out.n * (offset**2 @ weight))
+            columns.append(held_out.variance @ weight - 2 * linear + quadratic + held_out.n * (offset**2 @ weight))
         return torch.stack(columns, 1)
 
 
@@ -116,4 +116,5 @@ def score_weights(variance: Tensor) -> Tensor:
     """[2, d]: weights whose error sums become R² and the mean R² over dimensions, from held-out sums of squares, [d]."""
     varies = varying(variance)
     uniform = torch.where(varies, 1 / torch.where(varies, variance, torch.ones_like(variance)), torch.zeros_like(variance)) / varies.sum()
-    return torch.stack([torch.full_like(variance, 1 / float(variance.sum())), uniform])
+    total = float(variance.sum())
+    return torch.stack([torch.full_like(variance, 1 / total if total else float("nan")), uniform])

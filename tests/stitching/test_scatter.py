@@ -7,13 +7,21 @@ import pytest
 import torch
 from sklearn.metrics import r2_score
 
-from lrt_lens.stitching.scatter import Scatter, linear_cka, r2_of, score_map, varying
+from lrt_lens.stitching.scatter import Scatter, SecondMoment, linear_cka, r2_of, score_map, varying
 
 
 def scatter_of(x: torch.Tensor, y: torch.Tensor, shift_x: Any = 0.0, shift_y: Any = 0.0) -> Scatter:
     shift_x, shift_y = torch.full((x.shape[1],), shift_x, dtype=x.dtype), torch.full((y.shape[1],), shift_y, dtype=x.dtype)
     a, b = x - shift_x, y - shift_y
-    return Scatter.from_sums(float(len(x)), shift_x, shift_y, a.sum(0), b.sum(0), a.T @ a, b.T @ b, a.T @ b)
+    n = float(len(x))
+    return Scatter(
+        n=n,
+        mean_x=shift_x + a.mean(0),
+        mean_y=shift_y + b.mean(0),
+        xy=a.T @ b - torch.outer(a.sum(0), b.sum(0)) / n,
+        second_x=SecondMoment((a.T @ a)[None], a.sum(0), n, [0]),
+        second_y=SecondMoment((b.T @ b)[None], b.sum(0), n, [0]),
+    )
 
 
 @pytest.fixture(scope="module")
