@@ -96,3 +96,11 @@ def test_the_demo_writes_what_it_promises(tmp_path: Path) -> None:
     stitch = lrt.Stitch.from_pretrained(tmp_path / "stitch")
     torch.testing.assert_close(stitch.up.weight, result.stitch.up.weight.float())
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("concept", CONCEPTS)
+def test_the_transferred_vector_steers_at_least_half_as_well_as_the_native_one_and_clear_of_its_controls(concept: Any) -> None:
+    arms = run_demo(concepts=(concept,), progress=False).evaluations[concept].summary.set_index("arm")
+    assert arms.loc["transferred", "fraction_of_native"] >= 0.5
+    assert all(arms.loc["transferred", "low"] > arms.loc[control, "high"] for control in ("random", "shuffled", "permuted"))

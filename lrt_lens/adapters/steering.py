@@ -115,10 +115,22 @@ class SteeringVector:
             raise MismatchError(f"vectors at {self.hook!r} and {other.hook!r} do not add; carry one to the other's hook point first")
         if self.model is not None and other.model is not None:
             self.model.refuse_other(other.model, "the other vector's model")
-        return replace(self, direction=self.direction + other.direction, name=f"{self.name} + {other.name}", method="sum")
+        return replace(
+            self,
+            direction=self.direction + other.direction,
+            name=f"{self.name} + {other.name}",
+            method="sum",
+            contrast="",
+            contrast_set=None,
+        )
 
     def __mul__(self, factor: float) -> "SteeringVector":
-        return replace(self, direction=self.direction * factor, name=f"{factor:g} * {self.name}")
+        contrast = self.contrast_set
+        if contrast is not None and factor < 0:
+            # What is learnt again from its texts must point the same way.
+            contrast = ContrastSet(contrast.negative, contrast.positive, name=contrast.name)
+        digest = self.contrast if contrast is None else contrast.digest
+        return replace(self, direction=self.direction * factor, name=f"{factor:g} * {self.name}", contrast=digest, contrast_set=contrast)
 
     __rmul__ = __mul__
 
@@ -163,6 +175,10 @@ class SteeringVector:
             raise ValueError(f"scale is {scale}; expected a finite number (calibrate_scale finds one)")
         if mode not in ("add", "clamp", "ablate") or positions not in ("all", "last", "generated"):
             raise ValueError(f"mode {mode!r}, positions {positions!r}; expected add, clamp or ablate, and all, last or generated")
+        if mode != "add" and not (scale == 1.0 and self.norm > 0):
+            raise ValueError(
+                f"mode {mode!r} sets a component and takes no scale (given: {scale}), along a vector that is not zero (norm {self.norm:.3g})"
+            )
         if mode == "clamp" and level is None:
             raise ValueError("mode 'clamp' needs level=...; vector.mean_component(model, texts) recomputes it in the model that is steered")
         change = {
@@ -194,6 +210,8 @@ class SteeringVector:
         hooked = load_model(model)
         self.refuse_other_model(hooked)
         if scale == "auto":
+            if mode != "add":
+                raise ValueError(f"scale='auto' is for mode='add'; mode {mode!r} has no strength to calibrate")
             scale = self._calibrated(hooked, neutral, damage, positions)
         return hooked.intervene(dict(self.hooks(scale=scale, mode=mode, positions=positions, level=level)))
 

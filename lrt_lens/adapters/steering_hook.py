@@ -23,6 +23,11 @@ class SteeringHook:
         self.prompt_lengths: Tensor | None = None
         """[batch]: where prompts end, when prompts and continuations come in one call padded on the right."""
 
+    def restarted(self) -> "SteeringHook":
+        """This hook, told that the next call begins a new text."""
+        self._seen = 0
+        return self
+
     def __call__(self, activation: Tensor, hook: Any = None) -> Tensor:
         """The activation, [batch, position, d_model], changed at the chosen positions."""
         length = activation.shape[1]

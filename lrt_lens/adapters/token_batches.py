@@ -15,6 +15,8 @@ from lrt_lens.models.hook_points import resolve
 from lrt_lens.models.hooked_model import HookedModel
 
 _BATCH_ROWS = 128
+_LOGITS_AT_ONCE = 2**27
+"""Logits of a pass at most (half a gigabyte in float32): rows × length × vocabulary."""
 
 
 class TokenBatches:
@@ -24,9 +26,21 @@ class TokenBatches:
         self.model, self.hook = model, resolve(hook, model)
         self.order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         self.rows = [list(row) for row in rows]
-        self._chunks = [self.order[i : i + _BATCH_ROWS] for i in range(0, len(self.order), _BATCH_ROWS)]
+        self._chunks = list(self._cut(model.d_vocab))
         self._tokens = [model.pad([self.rows[i] for i in chunk]) for chunk in self._chunks]
         self._residuals = [model.engine.capture(tokens, [self.hook])[self.hook] for tokens in self._tokens]
+
+    def _cut(self, d_vocab: int) -> Iterator[list[int]]:
+        """Row numbers by length, as many at once as fit."""
+        chunk: list[int] = []
+        for i in self.order:
+            full = (len(chunk) + 1) * len(self.rows[i]) * d_vocab > _LOGITS_AT_ONCE or len(chunk) == _BATCH_ROWS
+            if chunk and full:
+                yield chunk
+                chunk = []
+            chunk.append(i)
+        if chunk:
+            yield chunk
 
     def log_probabilities(
         self, hook: SteeringHook | None = None, prompt_lengths: Sequence[int] | None = None
@@ -35,7 +49,7 @@ class TokenBatches:
         for chunk, tokens, residual in zip(self._chunks, self._tokens, self._residuals, strict=True):
             if hook is not None and prompt_lengths is not None:
                 hook.prompt_lengths = torch.tensor([prompt_lengths[i] for i in chunk])
-            changed = residual if hook is None else hook(residual)
+            changed = residual if hook is None else hook.restarted()(residual)
             with self.model.engine.resuming(self.hook, changed):
                 logits = self.model.logits(tokens)[:, :-1].float()
             picked = logits.gather(2, tokens[:, 1:, None].to(logits.device))[..., 0] - logits.logsumexp(2)

@@ -119,7 +119,7 @@ def iterate_blocks(documents: Documents, model: HookedModel, plan: BlockPlan, co
             if block.n_rows >= plan.block_rows:
                 open_blocks[part] = Block(part)
                 yield block
-    _check_parts(filled, corpus)
+    _check_parts(filled, corpus, plan)
     yield from (block for block in open_blocks.values() if block.windows)
 
 
@@ -143,6 +143,8 @@ def _documents_as_windows(documents: Documents, model: HookedModel, plan: BlockP
 def cut_windows(ids: list[int], key: int, model: HookedModel, plan: BlockPlan) -> list[Window]:
     """One document's windows; those with fewer than four unmasked tokens are left out."""
     prefix = [model.tokenizer.bos_token_id] if model.prepend_bos else []
+    if prefix and ids[:1] == prefix:
+        ids = ids[1:]  # chat templates write the BOS themselves
     body_length = plan.context_length - len(prefix)
     special = np.array(sorted(model.special_ids))
     windows = []
@@ -156,7 +158,7 @@ def cut_windows(ids: list[int], key: int, model: HookedModel, plan: BlockPlan) -
     return windows
 
 
-def _check_parts(filled: set[int], corpus: Corpus) -> None:
+def _check_parts(filled: set[int], corpus: Corpus, plan: BlockPlan) -> None:
     if corpus.n_skipped:
         logger.warning("%d of %d documents were too short to offer a token", corpus.n_skipped, corpus.n_skipped + corpus.n_documents)
     if corpus.n_documents == 0:
@@ -167,6 +169,10 @@ def _check_parts(filled: set[int], corpus: Corpus) -> None:
     empty = [PART_NAMES[k] for k in range(N_FOLDS) if k not in filled]
     if not any(part >= N_FOLDS for part in filled):
         empty.append("test")
+    if empty and plan.n_tokens is not None and corpus.n_rows >= plan.n_tokens:
+        raise TooFewDocumentsError(
+            f"fold(s) {', '.join(empty)} hold no document: n_tokens={plan.n_tokens} was reached after {corpus.n_documents} document(s); raise n_tokens"
+        )
     if empty:
         raise TooFewDocumentsError(
             f"fold(s) {', '.join(empty)} hold no document: {corpus.n_documents} document(s) for {N_FOLDS} folds and a test fold; "

@@ -93,7 +93,8 @@ class ChoiceItems:
 
 def _halves(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     order = np.random.default_rng(seed).permutation(n)
-    return order[: round(share * n)], order[round(share * n) :]
+    cut = min(n - 1, max(1, round(share * n)))
+    return order[:cut], order[cut:]
 
 
 def _select(texts: Sequence[str], index: np.ndarray) -> list[str]:
@@ -103,7 +104,7 @@ def _select(texts: Sequence[str], index: np.ndarray) -> list[str]:
 def _columns(path: str | Path, names: tuple[str, ...]) -> list[list[str]]:
     rows = read_jsonl(path)
     for number, row in enumerate(rows, start=1):
-        missing = [name for name in names if not isinstance(row.get(name), str)]
+        missing = [name for name in names if not (isinstance(row, dict) and isinstance(row.get(name), str))]
         if missing:
             raise ValueError(f"{path}, line {number} lacks {missing}; every line needs the texts {list(names)}")
     return [[row[name] for row in rows] for name in names]

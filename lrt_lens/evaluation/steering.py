@@ -10,6 +10,7 @@ and its effect is interpolated there; an arm whose scales do not bracket the bud
 Intervals over items are paired bootstraps; ``map_error`` is the jackknife over maps that leave one fold out.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,13 +24,16 @@ from lrt_lens.adapters.calibration import NeutralText, calibrate_on
 from lrt_lens.adapters.steering import SteeringVector
 from lrt_lens.adapters.steering_hook import Positions
 from lrt_lens.data.contrast import ChoiceItems, ContrastSet
+from lrt_lens.errors import MismatchError
 from lrt_lens.evaluation.arms import Arm, drawn_arms, learnt_arms, plain_arms, transferred_arms
 from lrt_lens.evaluation.choices import ChoiceText
-from lrt_lens.evaluation.intervals import NOTHING, Interval, bootstrap_mean, bootstrap_ratio, jackknife_error, spread
+from lrt_lens.evaluation.intervals import Interval, bootstrap_mean, bootstrap_ratio, jackknife_error, spread
 from lrt_lens.models.hook_points import residual_post
 from lrt_lens.models.pair import ModelPair
 from lrt_lens.stitching.rows import RowScore, score_rows
 from lrt_lens.stitching.stitch import Stitch
+
+logger = logging.getLogger(__name__)
 
 AUTO_SCALES = (0.25, 0.5, 0.75, 0.9, 1.1, 1.4)
 """Multiples of an arm's calibrated scale at which its curve is measured."""
@@ -52,20 +56,22 @@ class Curve:
 
     def effect_at(self, budget: float) -> np.ndarray:
         """[item], change of propensity where the damage first crosses ``budget``; NaN where no two scales bracket it."""
-        above = np.flatnonzero(self.damage >= budget)
-        if not len(above) or above[0] == 0:
-            return np.full(self.propensity.shape[1], np.nan)
-        high, low = above[0], above[0] - 1
-        share = (budget - self.damage[low]) / (self.damage[high] - self.damage[low])
-        return (1 - share) * self.propensity[low] + share * self.propensity[high] - self.propensity[0]
+        low, share = self._bracket(budget)
+        return (1 - share) * self.propensity[low] + share * self.propensity[low + 1] - self.propensity[0]
 
     def scale_at(self, budget: float) -> float:
         """The scale interpolated at ``budget``, NaN where it is not bracketed."""
+        low, share = self._bracket(budget)
+        return float((1 - share) * self.scales[low] + share * self.scales[low + 1])
+
+    def _bracket(self, budget: float) -> tuple[int, float]:
+        """(index below the crossing, share of the way to the next scale): damage grows with the square of a small step."""
         above = np.flatnonzero(self.damage >= budget)
         if not len(above) or above[0] == 0:
-            return math.nan
-        low = above[0] - 1
-        return float(np.interp(budget, self.damage[low : low + 2], self.scales[low : low + 2]))
+            return 0, math.nan
+        low = int(above[0]) - 1
+        roots = np.sqrt(np.clip(self.damage[[low, low + 1]], 0, None))
+        return low, float((math.sqrt(budget) - roots[0]) / (roots[1] - roots[0]))
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,13 @@ def evaluate_steering(
         progress: show a bar.
     """
     stitch.check(pair.source, pair.target)
+    _check_arguments(scales, damage, items)
+    if contrast is not None and vector.contrast and contrast.digest != vector.contrast:
+        raise MismatchError(
+            f"vector {vector.name!r} was learnt from other texts than contrast={contrast.name!r}; give the set it was learnt from"
+        )
     contrast = contrast or vector.contrast_set
+    score = _contrast_score(pair, stitch, contrast)
     options = {"bias": bias, "norm": norm}
     validation, test = items.split(validation_share, seed=seed) if contrast is not None else (items, items)
     bench = _Bench(pair, test, neutral, damage, scales, positions)
@@ -161,8 +173,30 @@ def evaluate_steering(
         summary=_summary(vector.name, curves, damage, seed),
         budget=damage,
         vectors={arm.name: arm.vector for arm in arms if arm.draw is None},
-        contrast_score=score_rows(stitch, pair, contrast.texts) if contrast is not None else None,
+        contrast_score=score,
     )
+
+
+def _check_arguments(scales: Literal["auto"] | Sequence[float], damage: float, items: ChoiceItems) -> None:
+    if isinstance(scales, str):
+        if scales != "auto":
+            raise ValueError(f"scales is {scales!r}; expected 'auto' or a list of positive numbers")
+    elif not len(scales) or not all(math.isfinite(scale) and scale > 0 for scale in scales):
+        raise ValueError(f"scales is {list(scales)}; expected positive finite numbers (no steering is always measured)")
+    if not 0 < damage < math.inf:
+        raise ValueError(f"damage is {damage}; expected a positive number of nats per token, such as 0.1")
+    if len(items) < 4:
+        raise ValueError(f"{len(items)} item(s) given; an interval over items needs at least 4")
+
+
+def _contrast_score(pair: ModelPair, stitch: Stitch, contrast: ContrastSet | None) -> RowScore | None:
+    if contrast is None:
+        return None
+    try:
+        return score_rows(stitch, pair, contrast.texts)
+    except ValueError as error:
+        logger.warning("no R² on the contrast texts: %s", error)
+        return None
 
 
 class _Bench:
@@ -192,8 +226,13 @@ class _Bench:
 
     def measure(self, arm: Arm) -> Curve:
         """The arm's curve over scales that bracket the budget, where that is possible."""
+        curve = self._curve(arm, self._scales(arm))
+        if arm.name in DRAWN_ARMS and self.scales is None and curve.damage.max() < self.budget:
+            curve = self._curve(arm, self._searched(arm, DRAW_SCALES))
+        return curve
+
+    def _curve(self, arm: Arm, scales: list[float]) -> Curve:
         items, neutral, unsteered = self.at(arm.vector.hook)
-        scales = self._scales(arm, neutral)
         damages, propensities = [0.0], [unsteered]
         for scale in scales:
             hook = arm.vector.hook_at(scale, positions=self.positions)
@@ -201,29 +240,29 @@ class _Bench:
             propensities.append(items.propensity(hook))
         return Curve(arm, np.array([0.0, *scales]), np.array(damages), np.array(propensities))
 
-    def _scales(self, arm: Arm, neutral: NeutralText) -> list[float]:
+    def _scales(self, arm: Arm) -> list[float]:
         if self.scales is not None:
-            return sorted(scale for scale in self.scales if scale > 0)
+            return sorted(self.scales)
+        if arm.name not in DRAWN_ARMS:
+            return self._searched(arm, AUTO_SCALES)
+        # One step by the square root from the last draw's strength usually lands; where it goes astray, a proper search.
         guess = self._guess.get(arm.name, 1.0)
-        if arm.name in DRAWN_ARMS:
-            return self._draw_scales(arm, neutral, guess)
-        calibration = calibrate_on(neutral, arm.vector, self.budget, positions=self.positions, first_guess=guess, tolerance=0.03)
-        if not calibration.reached:
-            return sorted(calibration.curve["scale"][calibration.curve["scale"] > 0].tolist())
-        return [multiple * calibration.scale for multiple in AUTO_SCALES]
+        damage = self.at(arm.vector.hook)[1].damage(arm.vector.hook_at(guess, positions=self.positions))
+        if not 0.1 * self.budget < damage < 10 * self.budget:
+            return self._searched(arm, DRAW_SCALES)
+        self._guess[arm.name] = guess * math.sqrt(self.budget / damage)
+        return [multiple * self._guess[arm.name] for multiple in DRAW_SCALES]
 
-    def _draw_scales(self, arm: Arm, neutral: NeutralText, guess: float) -> list[float]:
-        """Two or more scales that bracket the budget: where one step by the square root goes astray, a proper search."""
-        damage = neutral.damage(arm.vector.hook_at(guess, positions=self.positions))
-        if 0.1 * self.budget < damage < 10 * self.budget:
-            guess *= math.sqrt(self.budget / damage)
-        else:
-            calibration = calibrate_on(neutral, arm.vector, self.budget, positions=self.positions, first_guess=guess, tolerance=0.1)
-            if not calibration.reached:
-                return sorted(calibration.curve["scale"][calibration.curve["scale"] > 0].tolist())
-            guess = calibration.scale
-        self._guess[arm.name] = guess
-        return [multiple * guess for multiple in DRAW_SCALES]
+    def _searched(self, arm: Arm, multiples: tuple[float, ...]) -> list[float]:
+        """Multiples of the calibrated scale, or all scales that were tried where none does the damage."""
+        neutral = self.at(arm.vector.hook)[1]
+        found = calibrate_on(
+            neutral, arm.vector, self.budget, positions=self.positions, first_guess=self._guess.get(arm.name, 1.0), tolerance=0.03
+        )
+        if not found.reached:
+            return [scale for scale in found.curve["scale"] if scale > 0]
+        self._guess[arm.name] = found.scale
+        return [multiple * found.scale for multiple in multiples]
 
 
 def _best_native(
@@ -278,7 +317,7 @@ def _summary(concept: str, curves: list[Curve], budget: float, seed: int) -> pd.
         first = next(curve for curve in curves if curve.arm.name == name)
         drawn = name in DRAWN_ARMS
         interval = spread([float(effect.mean()) for effect in draws]) if drawn else bootstrap_mean(draws[0], seed=seed)
-        ratio = NOTHING if drawn else bootstrap_ratio(draws[0], native, seed=seed)
+        ratio = bootstrap_ratio(np.mean(draws, axis=0), native, seed=seed)
         rows.append(
             {
                 "concept": concept,

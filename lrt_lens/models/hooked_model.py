@@ -44,7 +44,7 @@ class ModelIdentity:
     revision: str
     """Hub revision asked for, or ``"unknown"``."""
     config_hash: str
-    """Hash of the model's configuration and a sample of its weights."""
+    """Hash of the shapes of all parameters and of a sample of their values."""
     tokenizer_hash: str
     """Hash of the tokenizer's vocabulary."""
     d_model: int

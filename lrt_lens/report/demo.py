@@ -101,9 +101,9 @@ def _method() -> Section:
     arms = [
         ("native", "learnt on the large model from the same texts, at the same hook point"),
         ("native_best", "the same at the hook point that is best on validation items"),
-        ("random", "20 directions, half isotropic, half with the stream's own covariance; the interval is the spread of draws"),
+        ("random", "directions, half isotropic, half with the stream's own covariance; the interval is the range of 95% of the draws"),
         ("shuffled", "the vector through a map fitted on shuffled pairs of tokens"),
-        ("permuted", "vectors learnt from shuffled labels, through the true map; the interval is the spread of draws"),
+        ("permuted", "vectors learnt from shuffled labels, through the true map; with few draws the interval is nearly their whole range"),
     ]
     text = "\n\n".join(f"{name}: {meaning}." for name, meaning in arms)
     return Section("How to read it", [Paragraph(text)])

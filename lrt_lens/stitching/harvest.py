@@ -28,7 +28,7 @@ from lrt_lens.stitching.ridge import Ridge
 
 Null = bool | Literal["full", "sketch", "none"]
 
-_FULL_NULL_NUMBERS = 16_000_000
+_FULL_NULL_NUMBERS = 32_000_000
 """Numbers in all cross-moments together up to which ``null=True`` keeps the shuffled pairs whole."""
 
 
@@ -92,6 +92,8 @@ def harvest(
         TooFewDocumentsError: where a fold stays empty.
         NonFiniteError: for NaN or infinite activations, naming hook and batch.
     """
+    if n_tokens is not None and n_tokens <= 0:
+        raise ValueError(f"n_tokens is {n_tokens}; expected a positive number, or None for all documents")
     pairs = tuple(layer_pairs(source_layers, target_layers, pair.source, pair.target))
     plan = BlockPlan(context_length=_context(context_length, pair), skip_first=skip_first, n_tokens=n_tokens, seed=seed)
     kind = _null_kind(null, pairs, pair)
@@ -124,8 +126,9 @@ def _add(moments: CrossMoments, block: Block, pair: ModelPair, batch_tokens: int
             for hook, activations in _capture_places(model, tokens, list(rows_by_hook)).items():
                 rows_by_hook[hook].append(activations.flatten(0, 1)[rows.to(activations.device)])
     pairing = torch.from_numpy(shuffled_rows(block, order, seed)) if moments.null != "none" else None
-    gathered_x = {hook: torch.cat(parts) for hook, parts in x.items()}
-    device = next(iter(gathered_x.values())).device
+    # Layers of one model may sit on several devices; products need one.
+    device = next(iter(x.values()))[0].device
+    gathered_x = {hook: torch.cat(parts).to(device) for hook, parts in x.items()}
     gathered_y = {hook: torch.cat(parts).to(device) for hook, parts in y.items()}
     try:
         moments.add_block(block.part, gathered_x, gathered_y, pairing)

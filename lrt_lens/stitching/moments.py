@@ -15,7 +15,8 @@ They add: shards, ranks and folds merge exactly. They do not grow with the numbe
 Limits: second moments say nothing about a per-token mean of cosines, nor about maps that are not linear.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,8 @@ class SideMoments:
     def add(self, part: int, centred: Tensor, raw: Tensor) -> None:
         """Add rows; ``centred`` is about the shift."""
         self.total[part] += centred.sum(0)
-        self.second[part] += centred.T @ centred
+        with full_precision():
+            self.second[part] += centred.T @ centred
         octaves = raw.to(centred.dtype).norm(dim=1).clamp_min(2.0**_LOWEST_OCTAVE).log2()
         bins = ((octaves - _LOWEST_OCTAVE) * _BINS_PER_OCTAVE).long().clamp(max=_NORM_BINS - 1)
         self.norms += torch.bincount(bins, minlength=_NORM_BINS)
@@ -348,6 +350,17 @@ class CrossMoments:
         return f"<code>{self!r}</code>"
 
 
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Products in the precision of their operands: TF32 would cost moments three digits where somebody switched it on."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def _added(ours: SideMoments, theirs: SideMoments, n: Tensor) -> SideMoments:
     theirs = theirs.shifted(ours.shift, n)
     return SideMoments(ours.shift, ours.total + theirs.total, ours.second + theirs.second, ours.norms + theirs.norms)
@@ -362,7 +375,8 @@ def _products(pairs: Sequence[Pair], x: Mapping[str, Tensor], y: Mapping[str, Te
     for s, hooks in targets.items():
         by_targets.setdefault(tuple(hooks), []).append(s)
     for target_hooks, source_hooks in by_targets.items():
-        product = torch.cat([x[s] for s in source_hooks], 1).T @ torch.cat([y[t] for t in target_hooks], 1)
+        with full_precision():
+            product = torch.cat([x[s] for s in source_hooks], 1).T @ torch.cat([y[t] for t in target_hooks], 1)
         rows = product.split([x[s].shape[1] for s in source_hooks], 0)
         for s, block in zip(source_hooks, rows, strict=True):
             columns = block.split([y[t].shape[1] for t in target_hooks], 1)

@@ -243,3 +243,9 @@ def test_shuffled_rows_are_decided_by_the_seed(blocks: list[Block]) -> None:
     block = max(blocks, key=lambda b: len(b.windows))
     assert (shuffled_rows(block, block.windows, 0) == shuffled_rows(block, block.windows, 0)).all()
     assert (shuffled_rows(block, block.windows, 0) != shuffled_rows(block, block.windows, 1)).any()
+
+
+def test_a_text_that_brings_its_own_bos_gets_no_second_one(model: Any) -> None:
+    bos, ids = model.tokenizer.bos_token_id, model.encode_bodies(["the little cat slept on the old stone house"])[0]
+    [plain], [templated] = (cut_windows(row, 1, model, BlockPlan(context_length=64)) for row in (ids, [bos, *ids]))
+    assert plain.ids == templated.ids == [bos, *ids]

@@ -133,8 +133,9 @@ def test_effects_are_interpolated_at_the_budget_and_never_extrapolated() -> None
         damage=np.array([0.0, 0.1, 0.3]),
         propensity=np.array([[1.0, 5.0], [2.0, 5.0], [4.0, 6.0]]),
     )
-    np.testing.assert_allclose(curve.effect_at(0.2), [2.0, 0.5])
-    assert curve.scale_at(0.2) == pytest.approx(1.5)
+    share = (0.2**0.5 - 0.1**0.5) / (0.3**0.5 - 0.1**0.5)
+    np.testing.assert_allclose(curve.effect_at(0.2), [1 + 2 * share, share])
+    assert curve.scale_at(0.2) == pytest.approx(1 + share)
     assert np.isnan(curve.effect_at(0.4)).all()
 
 
@@ -168,3 +169,23 @@ def test_no_hook_is_left_on_after_an_interrupted_evaluation(
         evaluate_steering(twins, stitch, vector, ITEMS, neutral=corpus[:4], progress=False)
     assert not any(point.fwd_hooks for point in twins.target.bridge.hook_dict.values())
     assert all("forward" not in layer.__dict__ for layer in twins.target.engine._layers)  # type: ignore[attr-defined]
+
+
+def test_senseless_arguments_are_refused_before_any_work(twins: ModelPair, stitch: Stitch, corpus: list[str]) -> None:
+    vector = SteeringVector.mean_difference(twins.source, CONTRAST, at=1)
+    for options, message in (
+        ({"scales": [float("nan"), 1.0]}, "expected positive finite numbers"),
+        ({"scales": []}, "expected positive finite numbers"),
+        ({"damage": float("nan")}, "expected a positive number of nats"),
+        ({"contrast": CONTRAST.permuted(1)}, "was learnt from other texts"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate_steering(twins, stitch, vector, ITEMS, **{"neutral": corpus[:4], "progress": False} | options)  # type: ignore[arg-type]
+
+
+def test_a_negated_vector_is_compared_with_the_native_vector_of_the_opposite(twins: ModelPair) -> None:
+    vector = SteeringVector.mean_difference(twins.source, CONTRAST, at=1)
+    opposite = -vector
+    assert opposite.contrast_set is not None
+    assert opposite.relearnt(twins.source, opposite.contrast_set, at=1).cosine(opposite) == pytest.approx(1)
+    assert (vector + vector).contrast_set is None
