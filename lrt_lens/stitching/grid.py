@@ -26,7 +26,7 @@ from lrt_lens.models.hook_points import depth, residual_post, same_place
 from lrt_lens.stitching.affine import AffineMap, MapPair
 from lrt_lens.stitching.moments import FIT_PARTS, TEST_PARTS, CrossMoments, Pair
 from lrt_lens.stitching.ridge import HeldOutFold, Ridge, Spectrum, score_weights
-from lrt_lens.stitching.scatter import MapScore, Scatter, linear_cka, score_map
+from lrt_lens.stitching.scatter import MapScore, Scatter, between_folds, cka_of, score_map
 from lrt_lens.stitching.stitch import Stitch, StreamStatistics
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ class Side:
         self._hook: str | None = None
         self._total: Spectrum
         self._folds: list[HeldOutFold]
+        self.own_terms: dict[tuple[str, str], float] = {}
+        """CKA's terms of single hook points, which all their pairs share."""
 
     def scatter(self, pair: Pair, parts: Iterable[int]) -> Scatter:
         """Scatter of a pair, seen from the side that predicts."""
@@ -172,7 +174,11 @@ def _test_score(side: Side, pair: Pair, alpha: float) -> MapScore:
 
 def _cka(side: Side, pair: Pair) -> float:
     folds = [side.scatter(pair, (k,)) for k in FIT_PARTS]
-    return linear_cka(*(torch.stack([getattr(f, name) / f.n for f in folds]) for name in ("xx", "yy", "xy")))
+    for hook, name in ((pair[0], "xx"), (pair[1], "yy")):
+        if (name, hook) not in side.own_terms:
+            side.own_terms[name, hook] = between_folds(torch.stack([getattr(fold, name) / fold.n for fold in folds]))
+    cross = between_folds(torch.stack([fold.xy / fold.n for fold in folds]))
+    return cka_of(cross, side.own_terms["xx", pair[0]], side.own_terms["yy", pair[1]])
 
 
 def _warn_if_interpolating(moments: CrossMoments, pairs: list[Pair]) -> None:

@@ -29,7 +29,7 @@ from lrt_lens.data.blocks import N_FOLDS, N_PARTS, N_TEST_GROUPS, part_of
 from lrt_lens.data.documents import document_key
 from lrt_lens.errors import MismatchError, NonFiniteError, TooFewDocumentsError
 from lrt_lens.stitching.provenance import Provenance
-from lrt_lens.stitching.scatter import Scatter, SecondMoment
+from lrt_lens.stitching.scatter import Scatter, SecondMoment, part_sum
 
 if TYPE_CHECKING:
     from lrt_lens.stitching.grid import StitchGrid
@@ -265,7 +265,7 @@ class CrossMoments:
             n=n,
             mean_x=x.shift + total_x / n,
             mean_y=y.shift + total_y / n,
-            xy=self.cross[pair][index].sum(0) - torch.outer(total_x, total_y) / n,
+            xy=part_sum(self.cross[pair], index) - torch.outer(total_x, total_y) / n,
             second_x=SecondMoment(x.second, total_x, n, index),
             second_y=SecondMoment(y.second, total_y, n, index),
         )

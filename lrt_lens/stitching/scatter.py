@@ -7,11 +7,21 @@ With primed quantities of the held-out rows and ``y ≈ x W + b``:
 and the same for every output dimension from the diagonals. Nothing here looks at a row.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+
+def part_sum(stack: Tensor, parts: Sequence[int]) -> Tensor:
+    """Sum of some slices of a stack; slice by slice, because indexing with a list would copy them all first."""
+    total = stack[parts[0]]
+    for part in parts[1:]:
+        total = total + stack[part]
+    return total
 
 
 class SecondMoment:
@@ -26,7 +36,7 @@ class SecondMoment:
     @cached_property
     def matrix(self) -> Tensor:
         """[d, d], Σ(x − x̄)(x − x̄)ᵀ."""
-        matrix = self._second[self._parts].sum(0) - torch.outer(self._total, self._total) / self._n
+        matrix = part_sum(self._second, self._parts) - torch.outer(self._total, self._total) / self._n
         return matrix if self._basis is None else self._basis.T @ matrix @ self._basis
 
     @cached_property
@@ -34,7 +44,7 @@ class SecondMoment:
         """[d]: the diagonal alone."""
         if self._basis is not None:
             return self.matrix.diagonal()
-        return self._second.diagonal(dim1=1, dim2=2)[self._parts].sum(0) - self._total**2 / self._n
+        return part_sum(self._second.diagonal(dim1=1, dim2=2), self._parts) - self._total**2 / self._n
 
     def seen_through(self, basis: Tensor) -> "SecondMoment":
         """The same rows projected on orthonormal columns."""
@@ -129,8 +139,14 @@ def linear_cka(xx: Tensor, yy: Tensor, xy: Tensor) -> float:
 
     Σ_{j≠k}⟨Cxyʲ, Cxyᵏ⟩ / √(Σ_{j≠k}⟨Cxxʲ, Cxxᵏ⟩ · Σ_{j≠k}⟨Cyyʲ, Cyyᵏ⟩); the products of different folds have no bias in the width.
     """
+    return cka_of(between_folds(xy), between_folds(xx), between_folds(yy))
 
-    def between(stack: Tensor) -> Tensor:
-        return stack.sum(0).pow(2).sum() - stack.pow(2).sum()
 
-    return float(between(xy) / (between(xx) * between(yy)).clamp_min(torch.finfo(torch.float64).tiny).sqrt())
+def cka_of(xy: float, xx: float, yy: float) -> float:
+    """CKA from its three terms; NaN where a side's own is not positive: too little data to tell it from nothing."""
+    return xy / math.sqrt(xx * yy) if xx > 0 and yy > 0 else math.nan
+
+
+def between_folds(stack: Tensor) -> float:
+    """Σ_{j≠k}⟨Cʲ, Cᵏ⟩ of matrices stacked by fold."""
+    return float(stack.sum(0).pow(2).sum() - stack.pow(2).sum())
