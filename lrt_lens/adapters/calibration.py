@@ -58,7 +58,6 @@ class NeutralText:
         if all(len(row) <= SKIP_FIRST + 1 for row in rows):
             raise ValueError(f"no neutral text is longer than {SKIP_FIRST + 1} tokens; give texts of a few sentences")
         self.batches = TokenBatches(model, rows, hook)
-        self.n_passes = 0
         self.baseline = self._loss(None)
 
     def damage(self, hook: SteeringHook) -> float:
@@ -66,7 +65,6 @@ class NeutralText:
         return self._loss(hook) - self.baseline
 
     def _loss(self, hook: SteeringHook | None) -> float:
-        self.n_passes += 1
         # Positions mean something on a plain text too: the first steerable token ends the prompt, the rest counts as generated.
         prompts = [SKIP_FIRST + 1] * len(self.batches.rows)
         losses = [-values[SKIP_FIRST:] for _, values in self.batches.log_probabilities(hook, prompts)]
