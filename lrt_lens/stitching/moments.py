@@ -29,7 +29,7 @@ from lrt_lens.data.blocks import N_FOLDS, N_PARTS, N_TEST_GROUPS, part_of
 from lrt_lens.data.documents import document_key
 from lrt_lens.errors import MismatchError, NonFiniteError, TooFewDocumentsError
 from lrt_lens.stitching.provenance import Provenance
-from lrt_lens.stitching.scatter import Scatter, SecondMoment, part_sum
+from lrt_lens.stitching.scatter import Scatter, SecondMoment, gram, part_sum
 
 if TYPE_CHECKING:
     from lrt_lens.stitching.grid import StitchGrid
@@ -70,7 +70,7 @@ class SideMoments:
         """Add rows; ``centred`` is about the shift."""
         self.total[part] += centred.sum(0)
         with full_precision():
-            self.second[part] += centred.T @ centred
+            self.second[part] += gram(centred)
         octaves = raw.to(centred.dtype).norm(dim=1).clamp_min(2.0**_LOWEST_OCTAVE).log2()
         bins = ((octaves - _LOWEST_OCTAVE) * _BINS_PER_OCTAVE).long().clamp(max=_NORM_BINS - 1)
         self.norms += torch.bincount(bins, minlength=_NORM_BINS)
@@ -195,8 +195,9 @@ class CrossMoments:
         if self.source:
             return
         # Rounded to the products' precision, so that what is subtracted from the rows is exactly what is kept.
-        self.source = {hook: SideMoments.zeros(rows.double().mean(0).to(self.moment_dtype)) for hook, rows in x.items()}
-        self.target = {hook: SideMoments.zeros(rows.double().mean(0).to(self.moment_dtype)) for hook, rows in y.items()}
+        shift = lambda rows: rows[:_ROWS_AT_ONCE].double().mean(0).to(self.moment_dtype)  # noqa: E731
+        self.source = {hook: SideMoments.zeros(shift(rows)) for hook, rows in x.items()}
+        self.target = {hook: SideMoments.zeros(shift(rows)) for hook, rows in y.items()}
         device = next(iter(self.source.values())).shift.device
         self.n = self.n.to(device)
         zeros = {"dtype": torch.float64, "device": device}

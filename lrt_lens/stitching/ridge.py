@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens.stitching.affine import AffineMap
-from lrt_lens.stitching.scatter import Scatter, varying
+from lrt_lens.stitching.scatter import Scatter, gram, varying
 
 DEFAULT_ALPHAS = tuple(float(f"{10 ** (-6 + 7 * i / 19):.3g}") for i in range(20))
 """20 penalties from 1e-6 to 10, evenly spaced in the logarithm."""
@@ -105,8 +105,7 @@ class HeldOutFold:
         product = fitted * seen
         columns = []
         for weight in weights:
-            gram = (fitted * weight) @ fitted.T
-            quadratic = ((shrink @ (self.rotated_xx * gram)) * shrink).sum(1)
+            quadratic = ((shrink @ (self.rotated_xx * gram((fitted * weight.sqrt()).T))) * shrink).sum(1)
             linear = shrink @ (product @ weight)
             columns.append(held_out.variance @ weight - 2 * linear + quadratic + held_out.n * (offset**2 @ weight))
         return torch.stack(columns, 1)

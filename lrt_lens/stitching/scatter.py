@@ -15,6 +15,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+_BLOCK = 128
+
 
 def part_sum(stack: Tensor, parts: Sequence[int]) -> Tensor:
     """Sum of some slices of a stack; slice by slice, because indexing with a list would copy them all first."""
@@ -22,6 +24,23 @@ def part_sum(stack: Tensor, parts: Sequence[int]) -> Tensor:
     for part in parts[1:]:
         total = total + stack[part]
     return total
+
+
+def gram(rows: Tensor) -> Tensor:
+    """XᵀX, [d, d], of rows [n, d]: block rows right of the diagonal, mirrored; two thirds of the time of the whole product on a CPU.
+
+    (numpy's product knows the symmetry, but its threads and torch's then fight over the cores: everything else took twice as long.)
+    """
+    if rows.device.type != "cpu":
+        return rows.T @ rows
+    d = rows.shape[1]
+    product = rows.new_empty(d, d)
+    for start in range(0, d, _BLOCK):
+        end = min(start + _BLOCK, d)
+        block = rows[:, start:end].T @ rows[:, start:]
+        product[start:end, start:] = block
+        product[end:, start:end] = block[:, end - start :].T
+    return product
 
 
 class SecondMoment:
@@ -149,4 +168,5 @@ def cka_of(xy: float, xx: float, yy: float) -> float:
 
 def between_folds(stack: Tensor) -> float:
     """Σ_{j≠k}⟨Cʲ, Cᵏ⟩ of matrices stacked by fold."""
-    return float(stack.sum(0).pow(2).sum() - stack.pow(2).sum())
+    norm = torch.linalg.vector_norm
+    return float(norm(stack.sum(0)) ** 2 - norm(stack) ** 2)
