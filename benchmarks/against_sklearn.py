@@ -11,7 +11,7 @@ from benchmarks.models import PYTHIA, TINY
 from lrt_lens.data.blocks import N_PARTS
 from lrt_lens.stitching.affine import AffineMap
 from lrt_lens.stitching.moments import CrossMoments
-from lrt_lens.stitching.ridge import Ridge
+from lrt_lens.stitching.solvers.ridge import Ridge
 
 _ALPHA = 1e-3
 _ROWS_A_DOCUMENT = 400

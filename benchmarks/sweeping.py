@@ -10,10 +10,9 @@ from benchmarks.fitting import run_duel
 from benchmarks.measuring import Measurement, Settings, alternate
 from benchmarks.models import Shape
 from benchmarks.synthetic import grid_shape, synthetic_moments
-from lrt_lens.stitching.grid import Side
 from lrt_lens.stitching.moments import FIT_PARTS, TEST_PARTS, CrossMoments, Pair
-from lrt_lens.stitching.ridge import Ridge
 from lrt_lens.stitching.scatter import score_map
+from lrt_lens.stitching.solvers.ridge import Ridge, RidgeSide
 
 _STEPS = 40
 """Adam's steps that are timed, a repetition."""
@@ -88,10 +87,9 @@ def seconds_per_map(settings: Settings) -> Measurement:
 
 def _sweep_up(moments: CrossMoments, pairs: tuple[Pair, ...]) -> list[float]:
     """Test R² of the up map of every pair, its penalty chosen by cross-validation: the up half of ``moments.fit``."""
-    side, scores = Side(moments, Ridge(), down=False), []
+    side, scores = RidgeSide(moments, Ridge(), down=False), []
     for pair in pairs:
-        alpha, _, _ = side.cross_validate(pair)
-        fitted = side.fit(pair, alpha)
+        fitted = side.fit(pair, side.cross_validate(pair).setting)
         scores.append(score_map(fitted.weight, fitted.bias, side.scatter(pair, TEST_PARTS)).r2)
     return scores
 

@@ -29,7 +29,21 @@ _HOME = {
     "CrossMoments": "lrt_lens.stitching.moments",
     "harvest": "lrt_lens.stitching.harvest",
     "fit_stitches": "lrt_lens.stitching.harvest",
-    "Ridge": "lrt_lens.stitching.ridge",
+    "Ridge": "lrt_lens.stitching.solvers.ridge",
+    "LeastSquares": "lrt_lens.stitching.solvers.least_squares",
+    "ReducedRank": "lrt_lens.stitching.solvers.reduced_rank",
+    "Procrustes": "lrt_lens.stitching.solvers.procrustes",
+    "AxisScaling": "lrt_lens.stitching.solvers.coordinates",
+    "Translation": "lrt_lens.stitching.solvers.coordinates",
+    "Mean": "lrt_lens.stitching.solvers.coordinates",
+    "Identity": "lrt_lens.stitching.solvers.coordinates",
+    "TwoWay": "lrt_lens.stitching.solvers.two_way",
+    "ManyToOne": "lrt_lens.stitching.solvers.many_to_one",
+    "layer_contributions": "lrt_lens.stitching.solvers.many_to_one",
+    "FixedMaps": "lrt_lens.stitching.solvers.fixed",
+    "shared_embedding_maps": "lrt_lens.stitching.solvers.fixed",
+    "SolverComparison": "lrt_lens.stitching.comparison",
+    "Fidelity": "lrt_lens.stitching.fidelity",
     "AffineMap": "lrt_lens.stitching.affine",
     "Stitch": "lrt_lens.stitching.stitch",
     "StitchGrid": "lrt_lens.stitching.grid",
@@ -70,8 +84,17 @@ if TYPE_CHECKING:
     from lrt_lens.models.hooked_model import HookedModel
     from lrt_lens.models.pair import ModelPair, demo_pair
     from lrt_lens.stitching.affine import AffineMap
+    from lrt_lens.stitching.comparison import SolverComparison
+    from lrt_lens.stitching.fidelity import Fidelity
     from lrt_lens.stitching.grid import StitchGrid
     from lrt_lens.stitching.harvest import fit_stitches, harvest
     from lrt_lens.stitching.moments import CrossMoments
-    from lrt_lens.stitching.ridge import Ridge
+    from lrt_lens.stitching.solvers.coordinates import AxisScaling, Identity, Mean, Translation
+    from lrt_lens.stitching.solvers.fixed import FixedMaps, shared_embedding_maps
+    from lrt_lens.stitching.solvers.least_squares import LeastSquares
+    from lrt_lens.stitching.solvers.many_to_one import ManyToOne, layer_contributions
+    from lrt_lens.stitching.solvers.procrustes import Procrustes
+    from lrt_lens.stitching.solvers.reduced_rank import ReducedRank
+    from lrt_lens.stitching.solvers.ridge import Ridge
+    from lrt_lens.stitching.solvers.two_way import TwoWay
     from lrt_lens.stitching.stitch import Stitch

@@ -50,8 +50,20 @@ def same_place(first: str, second: str) -> bool:
     return place(first) == place(second)
 
 
+def joint_name(names: Sequence[str]) -> str:
+    """One name for several hook points of one model side by side: their streams concatenated, [position, sum of widths]."""
+    return "+".join(names)
+
+
+def joint_parts(name: str) -> list[str]:
+    """The hook points that a name joins; the name alone where it joins none."""
+    return name.split("+")
+
+
 def depth(name: str) -> float:
     """How many blocks have run when this place is reached: -1 for the embedding, ``l + 0.5`` between attention and MLP."""
+    if len(parts := joint_parts(name)) > 1:
+        return max(map(depth, parts))
     match = _RESIDUAL.fullmatch(name)
     if match is None:
         return -1.0

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, linalg
 
 from lrt_lens.errors import MismatchError
 from lrt_lens.models.hook_points import same_place
@@ -38,6 +38,14 @@ class AffineMap:
         if not same_place(self.target_hook, then.source_hook):
             raise MismatchError(f"this map ends at {self.target_hook!r}, the next starts at {then.source_hook!r}; compose maps that meet")
         return AffineMap(self.weight @ then.weight, self.bias @ then.weight + then.bias, self.source_hook, then.target_hook)
+
+    def inverse(self, rcond: float | None = None) -> "AffineMap":
+        """The map back by pseudo-inverse: exact where this one loses nothing, the least-squares way back otherwise.
+
+        Singular values below ``rcond`` of the largest count as zero. Amplifies what the map shrank: a fitted way down is better, see `StitchGrid.score`.
+        """
+        weight = linalg.pinv(self.weight) if rcond is None else linalg.pinv(self.weight, rtol=rcond)
+        return AffineMap(weight, -self.bias @ weight, self.target_hook, self.source_hook)
 
     def __repr__(self) -> str:
         d_source, d_target = self.weight.shape

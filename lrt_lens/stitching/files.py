@@ -19,11 +19,12 @@ from lrt_lens.models.hooked_model import ModelIdentity
 from lrt_lens.stitching.affine import AffineMap, MapPair
 from lrt_lens.stitching.moments import CrossMoments, SideMoments
 from lrt_lens.stitching.provenance import Provenance
+from lrt_lens.stitching.scatter import DenseSecondMoment, Scatter
 from lrt_lens.stitching.stitch import Stitch, StreamStatistics
 
 MOMENTS_SCHEMA = "lrt_lens.moments/1"
 STITCH_SCHEMA = "lrt_lens.stitch/1"
-CONFIG_NAME, TENSORS_NAME = "stitch_config.json", "stitch.safetensors"
+CONFIG_NAME, TENSORS_NAME, HELD_OUT_NAME = "stitch_config.json", "stitch.safetensors", "held_out.safetensors"
 
 
 # --------------------------------------------------------------------------------------------------------------- writing
@@ -168,10 +169,13 @@ def save_stitch(stitch: Stitch, folder: Path) -> None:
         "scores": {key: (None if value != value else value) for key, value in stitch.scores.items()},
         "median_norm": {"source": stitch.source_statistics.median_norm, "target": stitch.target_statistics.median_norm},
         "n_refits": len(stitch.refits),
+        "n_held_out": len(stitch.held_out),
         "has_null": stitch.null is not None,
         "provenance": json.loads(stitch.provenance.to_json()),
     }
     write_tensors(folder / TENSORS_NAME, {name: t.float() for name, t in tensors.items()}, {"schema_version": STITCH_SCHEMA})
+    held_out = {f"group{g}.{name}": value for g, group in enumerate(stitch.held_out) for name, value in _scatter_tensors(group).items()}
+    write_tensors(folder / HELD_OUT_NAME, held_out, {"schema_version": STITCH_SCHEMA})
     write_atomically(folder / "README.md", lambda temporary: temporary.write_text(stitch_card(stitch), encoding="utf-8"))
     write_atomically(folder / CONFIG_NAME, lambda temporary: temporary.write_text(json.dumps(config, indent=1), encoding="utf-8"))
 
@@ -193,6 +197,8 @@ def load_stitch(folder_or_repository: str, **hub: Any) -> Stitch:
             f"{str(folder)!r} has schema {schema!r}; expected {STITCH_SCHEMA!r}: it was written by another program or version"
         )
     tensors, _ = read_tensors(folder / TENSORS_NAME, STITCH_SCHEMA)
+    n_held_out = config.get("n_held_out", 0)
+    held_out = read_tensors(folder / HELD_OUT_NAME, STITCH_SCHEMA)[0] if n_held_out else {}
     try:
         hooks = (config["source_hook"], config["target_hook"])
         return Stitch(
@@ -203,6 +209,7 @@ def load_stitch(folder_or_repository: str, **hub: Any) -> Stitch:
             provenance=Provenance.from_json(json.dumps(config["provenance"])),
             null=_map_pair("null", tensors, *hooks) if config["has_null"] else None,
             refits=tuple(_map_pair(f"refit{k}", tensors, *hooks) for k in range(config["n_refits"])),
+            held_out=tuple(_scatter(f"group{g}", held_out) for g in range(n_held_out)),
         )
     except KeyError as error:
         raise FileFormatError(f"{str(folder)!r} lacks {error}; the folder is incomplete: copy the stitch again") from error
@@ -214,7 +221,7 @@ def _download(repository: str, **hub: Any) -> str:
 
     try:
         options = {key: value for key, value in hub.items() if value is not None}
-        return snapshot_download(repository, allow_patterns=[CONFIG_NAME, TENSORS_NAME, "README.md"], **options)
+        return snapshot_download(repository, allow_patterns=[CONFIG_NAME, TENSORS_NAME, HELD_OUT_NAME, "README.md"], **options)
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileFormatError(
             f"no stitch at {repository!r}: it is neither a folder here nor a hub repository that can be reached ({error})"
@@ -236,6 +243,17 @@ def _map_pair(prefix: str, tensors: dict[str, Tensor], source_hook: str, target_
 
 def _statistics(role: str, tensors: dict[str, Tensor], config: dict[str, Any]) -> StreamStatistics:
     return StreamStatistics(tensors[f"{role}.mean"], tensors[f"{role}.covariance"], config["median_norm"][role])
+
+
+def _scatter_tensors(scatter: Scatter) -> dict[str, Tensor]:
+    """Sums in float32: their own rounding is below that of float32 products; the count stays exact."""
+    sums = {"mean_x": scatter.mean_x, "mean_y": scatter.mean_y, "xx": scatter.xx, "yy": scatter.yy, "xy": scatter.xy}
+    return {name: value.float() for name, value in sums.items()} | {"n": torch.tensor(scatter.n, dtype=torch.float64)}
+
+
+def _scatter(prefix: str, tensors: dict[str, Tensor]) -> Scatter:
+    of = lambda name: tensors[f"{prefix}.{name}"].double()  # noqa: E731
+    return Scatter(float(of("n")), of("mean_x"), of("mean_y"), of("xy"), DenseSecondMoment(of("xx")), DenseSecondMoment(of("yy")))
 
 
 def stitch_card(stitch: Stitch) -> str:

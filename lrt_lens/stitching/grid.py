@@ -3,8 +3,10 @@
     grid = moments.fit(Ridge())
     grid.scores                                   # a row per pair; *_cv columns choose, the others report
     grid.best(source="blocks.3.hook_resid_post")  # a Stitch
+    grid.choices(source="blocks.3.hook_resid_post")  # the runners-up, and whether they really are worse
+    grid.compare([Ridge(), ReducedRank(), Procrustes()])  # families of maps on the same moments
 
-Choices (penalty, layer) read cross-validated columns only. The test fold takes part in no fit and in no choice: the columns without
+Choices (penalty, rank, layer) read cross-validated columns only. The test fold takes part in no fit and in no choice: the columns without
 ``_cv`` are its verdict. ``r2_null`` is the same fit on shuffled pairs, ``r2_token`` the same target predicted from the source's
 embedding: what token identity alone explains. Early target layers are little more than token identity and are easy to predict, so the
 default choice goes by ``gain_cv``: the share of what token identity leaves unexplained that the stitch explains,
@@ -13,9 +15,9 @@ default choice goes by ``gain_cv``: the share of what token identity leaves unex
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -25,86 +27,35 @@ from lrt_lens.errors import HookPointError, TooFewDocumentsError
 from lrt_lens.models.hook_points import depth, residual_post, same_place
 from lrt_lens.stitching.affine import AffineMap, MapPair
 from lrt_lens.stitching.moments import FIT_PARTS, TEST_PARTS, CrossMoments, Pair
-from lrt_lens.stitching.ridge import HeldOutFold, Ridge, Spectrum, score_weights
-from lrt_lens.stitching.scatter import MapScore, Scatter, between_folds, cka_of, score_map
+from lrt_lens.stitching.scatter import MapScore, between_folds, cka_of, score_map
+from lrt_lens.stitching.solvers.ridge import Ridge, RidgeSide
+from lrt_lens.stitching.solvers.solver import FoldErrors, Setting, Side, Solver
 from lrt_lens.stitching.stitch import Stitch, StreamStatistics
+
+if TYPE_CHECKING:
+    from lrt_lens.stitching.comparison import SolverComparison
 
 logger = logging.getLogger(__name__)
 
 COLUMNS = (
-    "source_hook", "target_hook", "solver", "n_tokens", "alpha", "alpha_down", "r2_cv", "r2_uniform_cv", "gain_cv", "r2_down_cv",
-    "r2_uniform_down_cv", "r2", "r2_uniform", "r2_down", "r2_uniform_down", "cosine", "cka", "r2_null", "r2_token", "r2_uniform_token",
+    "source_hook", "target_hook", "solver", "n_tokens", "alpha", "alpha_down", "rank", "rank_down", "r2_cv", "r2_uniform_cv", "gain_cv",
+    "r2_down_cv", "r2_uniform_down_cv", "r2", "r2_uniform", "r2_down", "r2_uniform_down", "cosine", "cka", "r2_null", "r2_token",
+    "r2_uniform_token",
 )  # fmt: skip
 """Columns of ``grid.scores``."""
 
 
-class Side:
-    """One direction of a pair (``up`` or ``down``): scatters by parts and the spectra that all partners share."""
+@dataclass(frozen=True)
+class PairFolds:
+    """Held-out errors of one pair by fold: what its cross-validated columns were computed from."""
 
-    def __init__(self, moments: CrossMoments, solver: Ridge, down: bool) -> None:
-        self.moments, self.solver, self.down = moments, solver, down
-        self._hook: str | None = None
-        self._total: Spectrum
-        self._folds: list[HeldOutFold]
-        self.own_terms: dict[tuple[str, str], float] = {}
-        """CKA's terms of single hook points, which all their pairs share."""
-
-    def scatter(self, pair: Pair, parts: Iterable[int]) -> Scatter:
-        """Scatter of a pair, seen from the side that predicts."""
-        scatter = self.moments.scatter(pair, tuple(parts))
-        return scatter.swapped() if self.down else scatter
-
-    def fold(self, pair: Pair, k: int) -> tuple[Scatter, Scatter]:
-        """(fitting folds without ``k``, fold ``k``)."""
-        return self.scatter(pair, (p for p in FIT_PARTS if p != k)), self.scatter(pair, (k,))
-
-    def prepare(self, pair: Pair) -> None:
-        """Decompose the predicting hook point's scatter, unless the last pair had the same one."""
-        hook = pair[int(self.down)]
-        if hook == self._hook:
-            return
-        self._hook = hook
-        self._total = self.solver.decompose(self.scatter(pair, FIT_PARTS).xx)
-        self._folds = []
-        for k in FIT_PARTS:
-            fit, held_out = self.fold(pair, k)
-            self._folds.append(HeldOutFold(self.solver.decompose(fit.xx), fit, held_out))
-
-    def cross_validate(self, pair: Pair) -> tuple[float, float, float]:
-        """(alpha, r2_cv, r2_uniform_cv): errors pooled over held-out folds, the penalty with the least of them."""
-        self.prepare(pair)
-        folds = [self.fold(pair, k) for k in FIT_PARTS]
-        weights = score_weights(torch.stack([held_out.variance for _, held_out in folds]).sum(0))
-        alphas = torch.tensor(self.solver.candidates, dtype=weights.dtype, device=weights.device)
-        errors = sum(
-            shared.errors(fit, held_out, shared.spectrum.shrink(alphas), weights)
-            for shared, (fit, held_out) in zip(self._folds, folds, strict=True)
-        )
-        best = int(torch.as_tensor(errors)[:, 0].argmin())
-        r2, r2_uniform = (1 - torch.as_tensor(errors)[best]).tolist()
-        return float(alphas[best]), r2, r2_uniform
-
-    def fit(self, pair: Pair, alpha: float) -> AffineMap:
-        """The map of all fitting folds."""
-        self.prepare(pair)
-        return self._total.solve(self.scatter(pair, FIT_PARTS), alpha, *self._names(pair))
-
-    def fit_null(self, pair: Pair, alpha: float) -> AffineMap:
-        """The map of shuffled pairs; shuffling keeps Sxx, so the spectrum serves."""
-        self.prepare(pair)
-        scatter = self.moments.null_scatter(pair, test=False)
-        return self._total.solve(scatter.swapped() if self.down else scatter, alpha, *self._names(pair))
-
-    def refit_without(self, pair: Pair, k: int, alpha: float) -> AffineMap:
-        """The map of all fitting folds but one: for the delete-a-group jackknife."""
-        self.prepare(pair)
-        return self._folds[k].spectrum.solve(self.fold(pair, k)[0], alpha, *self._names(pair))
-
-    def _names(self, pair: Pair) -> tuple[str, str]:
-        return (pair[1], pair[0]) if self.down else pair
+    up: FoldErrors
+    down: FoldErrors
+    token: FoldErrors | None
+    """Of token identity predicting the same target."""
 
 
-def fit_grid(moments: CrossMoments, solver: Ridge, *, pairs: Sequence[Pair] | None = None, progress: bool = False) -> "StitchGrid":
+def fit_grid(moments: CrossMoments, solver: Solver, *, pairs: Sequence[Pair] | None = None, progress: bool = False) -> "StitchGrid":
     """Fit and score every pair; see `StitchGrid`."""
     chosen = list(moments.pairs if pairs is None else pairs)
     for pair in chosen:
@@ -115,70 +66,101 @@ def fit_grid(moments: CrossMoments, solver: Ridge, *, pairs: Sequence[Pair] | No
             f"nothing to fit: {moments.n_tokens} tokens and {len(chosen)} pair(s); add rows and choose at least one pair"
         )
     _warn_if_interpolating(moments, chosen)
-    up, down = Side(moments, solver, down=False), Side(moments, solver, down=True)
+    sides, similarity = solver.sides(moments), Similarity(moments)
+    errors: tuple[dict[Pair, FoldErrors], dict[Pair, FoldErrors]] = ({}, {})
+    rows: dict[Pair, dict[str, Any]] = {
+        pair: {"source_hook": pair[0], "target_hook": pair[1], "solver": solver.name, "n_tokens": moments.n_fit} for pair in chosen
+    }
     with tqdm(total=2 * len(chosen), desc="fit", disable=not progress, leave=False) as bar:
-        tokens = _token_scores(up, moments, chosen)
-        rows = {pair: {"source_hook": pair[0], "target_hook": pair[1], "solver": solver.name, "n_tokens": moments.n_fit} for pair in chosen}
-        # Pairs that share the predicting hook point follow each other: its spectra are computed once.
-        for pair in sorted(chosen, key=lambda p: p[0]):
-            rows[pair] |= _scores_up(up, pair) | tokens.get(pair[1], {})
-            baseline = rows[pair].get("gain_cv", 0.0)
-            rows[pair]["gain_cv"] = (rows[pair]["r2_uniform_cv"] - baseline) / (1 - baseline) if baseline < 1 else float("nan")
+        tokens, token_rows = _token_scores(moments, solver, chosen)
+        for pair, down in _in_order(chosen, solver):
+            errors[down][pair] = found = sides[down].cross_validate(pair)
+            if down:
+                rows[pair] |= _scores_down(sides[down], pair, found)
+            else:
+                rows[pair] |= _scores_up(sides[down], pair, found) | {"cka": similarity.cka(pair)} | token_rows.get(pair[1], {})
+                rows[pair]["gain_cv"] = _gain(found.r2_uniform, tokens[pair[1]].r2_uniform if tokens else 0.0)
             bar.update()
-        for pair in sorted(chosen, key=lambda p: p[1]):
-            rows[pair] |= _scores_down(down, pair)
-            bar.update()
-    return StitchGrid(moments=moments, solver=solver, scores=pd.DataFrame(list(rows.values()), columns=list(COLUMNS)))
+    folds = {pair: PairFolds(errors[0][pair], errors[1][pair], tokens.get(pair[1])) for pair in chosen}
+    return StitchGrid(moments=moments, solver=solver, scores=pd.DataFrame(list(rows.values()), columns=list(COLUMNS)), folds=folds)
 
 
-def _token_scores(side: Side, moments: CrossMoments, pairs: list[Pair]) -> dict[str, dict[str, float]]:
-    """By target hook: what token identity alone predicts of it."""
+def _in_order(pairs: list[Pair], solver: Solver) -> list[tuple[Pair, int]]:
+    """(pair, down): pairs that share the predicting hook point follow each other, and a joint solver's directions too."""
+    if solver.joint:
+        return [(pair, down) for pair in pairs for down in (0, 1)]
+    return [(p, 0) for p in sorted(pairs, key=lambda p: p[0])] + [(p, 1) for p in sorted(pairs, key=lambda p: p[1])]
+
+
+def _token_scores(moments: CrossMoments, solver: Solver, pairs: list[Pair]) -> tuple[dict[str, FoldErrors], dict[str, dict[str, float]]]:
+    """By target hook: what token identity alone predicts of it, by ridge whatever the solver: the strongest rival that is affine."""
     if moments.token_hook is None:
-        return {}
-    scores = {}
+        return {}, {}
+    side = RidgeSide(moments, solver if isinstance(solver, Ridge) else Ridge(), down=False)
+    errors, rows = {}, {}
     for target in dict.fromkeys(t for _, t in pairs):
         pair = (moments.token_hook, target)
-        alpha, _, r2_uniform_cv = side.cross_validate(pair)
-        score = _test_score(side, pair, alpha)
-        scores[target] = {"r2_token": score.r2, "r2_uniform_token": score.r2_uniform, "gain_cv": r2_uniform_cv}
-    return scores
+        errors[target] = side.cross_validate(pair)
+        score = _test_score(side, pair, errors[target].setting)
+        rows[target] = {"r2_token": score.r2, "r2_uniform_token": score.r2_uniform}
+    return errors, rows
 
 
-def _scores_up(side: Side, pair: Pair) -> dict[str, Any]:
-    alpha, r2_cv, r2_uniform_cv = side.cross_validate(pair)
-    score = _test_score(side, pair, alpha)
-    row = {"alpha": alpha, "r2_cv": r2_cv, "r2_uniform_cv": r2_uniform_cv, "r2": score.r2, "r2_uniform": score.r2_uniform}
-    row |= {"cosine": score.cosine, "cka": _cka(side, pair)}
-    if pair in side.moments.cross_null:
-        null = side.fit_null(pair, alpha)
-        row["r2_null"] = score_map(null.weight, null.bias, side.moments.null_scatter(pair, test=True)).r2
+def _scores_up(side: Side, pair: Pair, found: FoldErrors) -> dict[str, Any]:
+    setting, moments = found.setting, side.moments
+    affine = side.fit(pair, setting)
+    score = score_map(affine.weight, affine.bias, side.scatter(pair, TEST_PARTS))
+    row = {"alpha": setting.alpha, "rank": _rank(setting, affine), "r2_cv": found.r2, "r2_uniform_cv": found.r2_uniform}
+    row |= {"r2": score.r2, "r2_uniform": score.r2_uniform, "cosine": score.cosine}
+    if pair in moments.cross_null and (side.separable or moments.null == "full"):
+        null = side.fit_null(pair, setting)
+        row["r2_null"] = score_map(null.weight, null.bias, moments.null_scatter(pair, test=True)).r2
     return row
 
 
-def _scores_down(side: Side, pair: Pair) -> dict[str, Any]:
-    alpha, r2_cv, r2_uniform_cv = side.cross_validate(pair)
-    score = _test_score(side, pair, alpha)
+def _scores_down(side: Side, pair: Pair, found: FoldErrors) -> dict[str, Any]:
+    affine = side.fit(pair, found.setting)
+    score = score_map(affine.weight, affine.bias, side.scatter(pair, TEST_PARTS))
     return {
-        "alpha_down": alpha,
-        "r2_down_cv": r2_cv,
-        "r2_uniform_down_cv": r2_uniform_cv,
+        "alpha_down": found.setting.alpha,
+        "rank_down": _rank(found.setting, affine),
+        "r2_down_cv": found.r2,
+        "r2_uniform_down_cv": found.r2_uniform,
         "r2_down": score.r2,
         "r2_uniform_down": score.r2_uniform,
     }
 
 
-def _test_score(side: Side, pair: Pair, alpha: float) -> MapScore:
-    affine = side.fit(pair, alpha)
+def _rank(setting: Setting, affine: AffineMap) -> int:
+    """The rank that the map was held to: the smaller width where it was not."""
+    return setting.rank or min(affine.weight.shape)
+
+
+def _test_score(side: Side, pair: Pair, setting: Setting) -> MapScore:
+    affine = side.fit(pair, setting)
     return score_map(affine.weight, affine.bias, side.scatter(pair, TEST_PARTS))
 
 
-def _cka(side: Side, pair: Pair) -> float:
-    folds = [side.scatter(pair, (k,)) for k in FIT_PARTS]
-    for hook, name in ((pair[0], "xx"), (pair[1], "yy")):
-        if (name, hook) not in side.own_terms:
-            side.own_terms[name, hook] = between_folds(torch.stack([getattr(fold, name) / fold.n for fold in folds]))
-    cross = between_folds(torch.stack([fold.xy / fold.n for fold in folds]))
-    return cka_of(cross, side.own_terms["xx", pair[0]], side.own_terms["yy", pair[1]])
+def _gain(score: float, token: float) -> float:
+    """Share of what token identity leaves unexplained that a map explains."""
+    return (score - token) / (1 - token) if token < 1 else math.nan
+
+
+class Similarity:
+    """Debiased linear CKA of pairs; the terms of a single hook point are shared by all its pairs."""
+
+    def __init__(self, moments: CrossMoments) -> None:
+        self.moments = moments
+        self._own: dict[tuple[str, str], float] = {}
+
+    def cka(self, pair: Pair) -> float:
+        """See `lrt_lens.stitching.scatter.linear_cka`."""
+        folds = [self.moments.scatter(pair, (k,)) for k in FIT_PARTS]
+        for hook, name in ((pair[0], "xx"), (pair[1], "yy")):
+            if (name, hook) not in self._own:
+                self._own[name, hook] = between_folds(torch.stack([getattr(fold, name) / fold.n for fold in folds]))
+        cross = between_folds(torch.stack([fold.xy / fold.n for fold in folds]))
+        return cka_of(cross, self._own["xx", pair[0]], self._own["yy", pair[1]])
 
 
 def _warn_if_interpolating(moments: CrossMoments, pairs: list[Pair]) -> None:
@@ -197,27 +179,43 @@ class StitchGrid:
 
     moments: CrossMoments
     """What everything here was computed from."""
-    solver: Ridge
+    solver: Solver
     scores: pd.DataFrame = field(repr=False)
     """A row per pair; columns as in ``COLUMNS``."""
+    folds: dict[Pair, PairFolds] = field(default_factory=dict, repr=False)
+    """Held-out errors by fold."""
 
     def best(self, source: str | int | None = None, target: str | int | None = None, *, by: str = "gain_cv") -> Stitch:
         """The pair with the highest cross-validated score (``by``), among those with the given hook points.
 
         ``by`` must be a ``_cv`` column: a choice that read the test fold would spoil its verdict.
         """
-        if by not in self.scores.columns or not by.endswith("_cv"):
-            options = [c for c in self.scores.columns if c.endswith("_cv")]
-            raise ValueError(f"best(by={by!r}) would choose by a column that is not cross-validated; use one of {options}")
-        table: pd.DataFrame = self.scores
-        for column, hook in (("source_hook", source), ("target_hook", target)):
-            if hook is not None:
-                name = self._name(hook, column)
-                table = table.loc[table[column] == name]
-        if table.empty:
-            raise HookPointError(f"no pair from {source!r} to {target!r} in this grid of {len(self.scores)}; see grid.scores")
+        table = self._candidates(source, target, by)
         row = table.loc[table[by].idxmax()]
         return self[str(row["source_hook"]), str(row["target_hook"])]
+
+    def choices(self, source: str | int | None = None, target: str | int | None = None, *, by: str = "gain_cv") -> pd.DataFrame:
+        """What `best` chose among, best first, with intervals; see `lrt_lens.stitching.choice.choices`."""
+        from lrt_lens.stitching.choice import choices
+
+        return choices(self, self._candidates(source, target, by), by)
+
+    def compare(self, solvers: Sequence[Solver], *, pairs: Sequence[Pair] | None = None, progress: bool = False) -> "SolverComparison":
+        """Other families of maps on the same moments and pairs: one tidy table and a figure."""
+        from lrt_lens.stitching.comparison import compare_solvers
+
+        return compare_solvers(self.moments, solvers, pairs=pairs or list(self.folds), progress=progress)
+
+    def score(self, affine: AffineMap) -> MapScore:
+        """Test-fold scores of any map between two hook points of these moments (composed, inverted, trained elsewhere), up or down."""
+        for pair in self.moments.kept_pairs:
+            for names, down in ((pair, False), ((pair[1], pair[0]), True)):
+                if same_place(affine.source_hook, names[0]) and same_place(affine.target_hook, names[1]):
+                    scatter = self.moments.scatter(pair, TEST_PARTS)
+                    return score_map(affine.weight, affine.bias, scatter.swapped() if down else scatter)
+        raise HookPointError(
+            f"these moments hold no pair {affine.source_hook!r} → {affine.target_hook!r}; they hold {len(self.moments.pairs)}, such as {self.moments.pairs[0]}"
+        )
 
     def __getitem__(self, pair: tuple[str | int, str | int]) -> Stitch:
         """The stitch of one pair of hook points (names or layers)."""
@@ -226,6 +224,16 @@ class StitchGrid:
         if chosen.empty:
             raise HookPointError(f"the pair {names} was not fitted; see grid.scores for the {len(self.scores)} that were")
         return self._stitch(names, chosen.iloc[0].to_dict())
+
+    def round_trips(self, pair: Pair) -> tuple[float, float]:
+        """Test-fold R² of going up and down again, on the source, and of down and up, on the target."""
+        up, down = (side.fit(pair, setting) for side, setting in zip(self.solver.sides(self.moments), self._settings(pair), strict=True))
+        test = self.moments.scatter(pair, TEST_PARTS)
+        around, back = up.compose(down), down.compose(up)
+        return (
+            score_map(around.weight, around.bias, test.onto_itself()).r2,
+            score_map(back.weight, back.bias, test.swapped().onto_itself()).r2,
+        )
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -238,6 +246,19 @@ class StitchGrid:
 
     def _repr_html_(self) -> str:
         return self.scores.round(3).to_html(index=False)
+
+    def _candidates(self, source: str | int | None, target: str | int | None, by: str) -> pd.DataFrame:
+        if by not in self.scores.columns or not by.endswith("_cv"):
+            options = [c for c in self.scores.columns if c.endswith("_cv")]
+            raise ValueError(f"best(by={by!r}) would choose by a column that is not cross-validated; use one of {options}")
+        table: pd.DataFrame = self.scores
+        for column, hook in (("source_hook", source), ("target_hook", target)):
+            if hook is not None:
+                name = self._name(hook, column)
+                table = table.loc[table[column] == name]
+        if table.empty:
+            raise HookPointError(f"no pair from {source!r} to {target!r} in this grid of {len(self.scores)}; see grid.scores")
+        return table
 
     def _name(self, hook: str | int, column: str) -> str:
         names = sorted(self.scores[column].unique(), key=depth)
@@ -256,20 +277,24 @@ class StitchGrid:
         model = provenance.source if column == "source_hook" else provenance.target
         return model.n_layers if model else math.ceil(max(map(depth, names)))
 
+    def _settings(self, pair: Pair) -> tuple[Setting, Setting]:
+        return self.folds[pair].up.setting, self.folds[pair].down.setting
+
     def _stitch(self, pair: Pair, row: dict[str, Any]) -> Stitch:
-        moments = self.moments
-        up, down = Side(moments, self.solver, down=False), Side(moments, self.solver, down=True)
-        alpha, alpha_down = float(row["alpha"]), float(row["alpha_down"])
+        moments, (up, down) = self.moments, self.solver.sides(self.moments)
+        setting, setting_down = self._settings(pair)
         null = None
         if pair in moments.cross_null and moments.null == "full":
-            null = MapPair(up.fit_null(pair, alpha), down.fit_null(pair, alpha_down))
+            null = MapPair(up.fit_null(pair, setting), down.fit_null(pair, setting_down))
         total = moments.scatter(pair, FIT_PARTS)
+        groups = [moments.scatter(pair, (part,)) for part in TEST_PARTS if moments.n[part] >= 2]
         return Stitch(
-            maps=MapPair(up.fit(pair, alpha), down.fit(pair, alpha_down)),
+            maps=MapPair(up.fit(pair, setting), down.fit(pair, setting_down)),
             source_statistics=StreamStatistics(total.mean_x, total.xx / total.n, moments.source[pair[0]].median_norm),
             target_statistics=StreamStatistics(total.mean_y, total.yy / total.n, moments.target[pair[1]].median_norm),
             scores={key: (value if isinstance(value, str) else float(value)) for key, value in row.items()},
             provenance=moments.provenance,
             null=null,
-            refits=tuple(MapPair(up.refit_without(pair, k, alpha), down.refit_without(pair, k, alpha_down)) for k in FIT_PARTS),
+            refits=tuple(MapPair(up.refit_without(pair, k, setting), down.refit_without(pair, k, setting_down)) for k in FIT_PARTS),
+            held_out=tuple(group.detached() for group in groups),
         )

@@ -49,25 +49,42 @@ class SecondMoment:
     Most uses of a pair need only the diagonal of one side: forming d × d matrices that nobody reads was half the cost of a grid.
     """
 
-    def __init__(self, second: Tensor, total: Tensor, n: float, parts: list[int], basis: Tensor | None = None) -> None:
-        self._second, self._total, self._n, self._parts, self._basis = second, total, n, parts, basis
+    def __init__(self, second: Tensor, total: Tensor, n: float, parts: list[int]) -> None:
+        self._second, self._total, self._n, self._parts = second, total, n, parts
 
     @cached_property
     def matrix(self) -> Tensor:
         """[d, d], Σ(x − x̄)(x − x̄)ᵀ."""
-        matrix = part_sum(self._second, self._parts) - torch.outer(self._total, self._total) / self._n
-        return matrix if self._basis is None else self._basis.T @ matrix @ self._basis
+        return part_sum(self._second, self._parts) - torch.outer(self._total, self._total) / self._n
 
     @cached_property
     def diagonal(self) -> Tensor:
         """[d]: the diagonal alone."""
-        if self._basis is not None:
-            return self.matrix.diagonal()
         return part_sum(self._second.diagonal(dim1=1, dim2=2), self._parts) - self._total**2 / self._n
 
-    def seen_through(self, basis: Tensor) -> "SecondMoment":
-        """The same rows projected on orthonormal columns."""
-        return SecondMoment(self._second, self._total, self._n, self._parts, basis)
+
+class DenseSecondMoment(SecondMoment):
+    """A scatter matrix that is there already."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+
+    @cached_property
+    def diagonal(self) -> Tensor:
+        """[d]: the diagonal alone."""
+        return self.matrix.diagonal()
+
+
+class ProjectedSecondMoment(DenseSecondMoment):
+    """The scatter matrix of the same rows seen through orthonormal columns, formed when it is first asked for."""
+
+    def __init__(self, whole: SecondMoment, basis: Tensor) -> None:
+        self._whole, self._basis = whole, basis
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """[columns, columns]."""
+        return self._basis.T @ self._whole.matrix @ self._basis
 
 
 @dataclass(frozen=True)
@@ -108,7 +125,52 @@ class Scatter:
         """Other cross-scatter, and the target side seen through orthonormal columns ``basis``."""
         if basis is None:
             return replace(self, xy=xy)
-        return replace(self, xy=xy, mean_y=self.mean_y @ basis, second_y=self.second_y.seen_through(basis))
+        return replace(self, xy=xy, mean_y=self.mean_y @ basis, second_y=ProjectedSecondMoment(self.second_y, basis))
+
+    def onto_itself(self) -> "Scatter":
+        """The source against itself: what a round trip is scored on."""
+        return replace(self, mean_y=self.mean_x, xy=self.xx, second_y=self.second_x)
+
+    def joined(self, other: "Scatter") -> "Scatter":
+        """The scatter of both sets of rows together, about their common means."""
+        n = self.n + other.n
+        share = self.n * other.n / n
+        dx, dy = self.mean_x - other.mean_x, self.mean_y - other.mean_y
+        return Scatter(
+            n=n,
+            mean_x=(self.n * self.mean_x + other.n * other.mean_x) / n,
+            mean_y=(self.n * self.mean_y + other.n * other.mean_y) / n,
+            xy=self.xy + other.xy + share * torch.outer(dx, dy),
+            second_x=DenseSecondMoment(self.xx + other.xx + share * torch.outer(dx, dx)),
+            second_y=DenseSecondMoment(self.yy + other.yy + share * torch.outer(dy, dy)),
+        )
+
+    def detached(self) -> "Scatter":
+        """The same sums, formed, so that they do not hold on to the moments they came from."""
+        return replace(self, xy=self.xy.clone(), second_x=DenseSecondMoment(self.xx), second_y=DenseSecondMoment(self.yy))
+
+    def scaled(self, scale_x: Tensor, scale_y: Tensor) -> "Scatter":
+        """The scatter of ``x * scale_x`` and ``y * scale_y``."""
+        return Scatter(
+            n=self.n,
+            mean_x=self.mean_x * scale_x,
+            mean_y=self.mean_y * scale_y,
+            xy=self.xy * scale_x[:, None] * scale_y,
+            second_x=DenseSecondMoment(self.xx * scale_x[:, None] * scale_x),
+            second_y=DenseSecondMoment(self.yy * scale_y[:, None] * scale_y),
+        )
+
+    def uncentred(self) -> "Scatter":
+        """Sums about zero instead of about the rows' means: what a map without a bias is fitted on."""
+        outer = torch.outer
+        return Scatter(
+            n=self.n,
+            mean_x=torch.zeros_like(self.mean_x),
+            mean_y=torch.zeros_like(self.mean_y),
+            xy=self.xy + self.n * outer(self.mean_x, self.mean_y),
+            second_x=DenseSecondMoment(self.xx + self.n * outer(self.mean_x, self.mean_x)),
+            second_y=DenseSecondMoment(self.yy + self.n * outer(self.mean_y, self.mean_y)),
+        )
 
 
 @dataclass(frozen=True)
@@ -127,16 +189,23 @@ class MapScore:
 
 def score_map(weight: Tensor, bias: Tensor, held_out: Scatter) -> MapScore:
     """Scores of ``x @ weight + bias`` on held-out moments, equal to scores from the rows."""
-    weight, bias = weight.double(), bias.double()
-    mapped = held_out.xx @ weight
-    offset = held_out.mean_x @ weight + bias - held_out.mean_y
-    explained = (weight * held_out.xy).sum(0)
-    predicted = (weight * mapped).sum(0) + held_out.n * offset**2
+    explained, predicted = _explained_and_predicted(weight.double(), bias.double(), held_out)
     variance = held_out.variance
-    error = variance - 2 * explained + predicted
-    r2, r2_uniform, n_constant = r2_of(error, variance)
+    r2, r2_uniform, n_constant = r2_of(variance - 2 * explained + predicted, variance)
     norm = (predicted.sum() * variance.sum()).clamp_min(torch.finfo(torch.float64).tiny).sqrt()
     return MapScore(r2=r2, r2_uniform=r2_uniform, cosine=float(explained.sum() / norm), n_constant=n_constant)
+
+
+def squared_errors(weight: Tensor, bias: Tensor, held_out: Scatter) -> Tensor:
+    """[d_target]: Σ(y − x W − b)² of every target dimension over held-out rows."""
+    explained, predicted = _explained_and_predicted(weight.double(), bias.double(), held_out)
+    return held_out.variance - 2 * explained + predicted
+
+
+def _explained_and_predicted(weight: Tensor, bias: Tensor, held_out: Scatter) -> tuple[Tensor, Tensor]:
+    """Σ(ŷ−ȳ)(y−ȳ) and Σ(ŷ−ȳ)² of every target dimension, ȳ the mean of the held-out rows."""
+    offset = held_out.mean_x @ weight + bias - held_out.mean_y
+    return (weight * held_out.xy).sum(0), (weight * (held_out.xx @ weight)).sum(0) + held_out.n * offset**2
 
 
 def r2_of(error: Tensor, variance: Tensor) -> tuple[float, float, int]:
@@ -151,6 +220,14 @@ def r2_of(error: Tensor, variance: Tensor) -> tuple[float, float, int]:
 def varying(variance: Tensor) -> Tensor:
     """Dimensions that vary at all, against rounding left over from centring."""
     return variance > 1e-12 * variance.max().clamp_min(torch.finfo(variance.dtype).tiny)
+
+
+def score_weights(variance: Tensor) -> Tensor:
+    """[2, d]: weights whose error sums become R² and the mean R² over dimensions, from held-out sums of squares, [d]."""
+    varies = varying(variance)
+    uniform = torch.where(varies, 1 / torch.where(varies, variance, torch.ones_like(variance)), torch.zeros_like(variance)) / varies.sum()
+    total = float(variance.sum())
+    return torch.stack([torch.full_like(variance, 1 / total if total else float("nan")), uniform])
 
 
 def linear_cka(xx: Tensor, yy: Tensor, xy: Tensor) -> float:

@@ -10,7 +10,7 @@ Saved as a folder (safetensors, JSON, a model card), which is also how it goes t
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import ModelHubMixin
 from torch import Tensor
@@ -19,7 +19,9 @@ from lrt_lens.errors import MismatchError
 from lrt_lens.models.hook_points import same_place
 from lrt_lens.models.hooked_model import HookedModel, ModelIdentity
 from lrt_lens.stitching.affine import AffineMap, MapPair
+from lrt_lens.stitching.fidelity import Fidelity, fidelity
 from lrt_lens.stitching.provenance import Provenance
+from lrt_lens.stitching.scatter import Scatter
 from lrt_lens.stitching.transfer import transfer_artefact
 
 
@@ -54,6 +56,8 @@ class Stitch(ModelHubMixin):
     """The same fit on shuffled pairs: the control of everything that is transferred."""
     refits: tuple[MapPair, ...] = ()
     """Fits that leave one fold out each, for intervals over the map."""
+    held_out: tuple[Scatter, ...] = ()
+    """Scatter of each group of the test fold: what `fidelity` is measured on."""
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> "Stitch":  # noqa: D102
         # ModelHubMixin's own __new__ wants every argument to be JSON, to write its config; we write our own.
@@ -93,6 +97,14 @@ class Stitch(ModelHubMixin):
         """The artefact carried to the target model; refuses one of another model or hook point."""
         return transfer_artefact(artefact, self, **options)
 
+    def fidelity(self, direction: Tensor, kind: Literal["write", "read"] = "write", *, n_random: int = 100, seed: int = 0) -> Fidelity:
+        """Before any model runs: how well will a direction [d_source] carry over?
+
+        ``"write"`` for what is added to the stream (steering vectors, decoder rows), ``"read"`` for what it is projected on (probe weights,
+        encoder columns); see `lrt_lens.stitching.fidelity`.
+        """
+        return fidelity(self, direction, kind, n_random=n_random, seed=seed)
+
     def refuse_foreign(self, hook: str, model: ModelIdentity | None) -> None:
         """Raise `MismatchError` unless something learnt at ``hook`` of ``model`` is at home where this stitch starts."""
         if not same_place(hook, self.source_hook):
@@ -129,6 +141,7 @@ class Stitch(ModelHubMixin):
             provenance=self.provenance.swapped(),
             null=self.null.reversed() if self.null else None,
             refits=tuple(pair.reversed() for pair in self.refits),
+            held_out=tuple(group.swapped() for group in self.held_out),
         )
 
     def __repr__(self) -> str:

@@ -140,7 +140,7 @@ def test_a_written_file_can_be_read_by_others(tmp_path: Path) -> None:
 def test_a_stitch_comes_back_as_it_was_in_float32(owned_stitch: Stitch, tmp_path: Path) -> None:
     owned_stitch.save_pretrained(tmp_path / "stitch")
     loaded = Stitch.from_pretrained(tmp_path / "stitch")
-    assert names(tmp_path / "stitch") == ["README.md", "stitch.safetensors", "stitch_config.json"]
+    assert names(tmp_path / "stitch") == ["README.md", "held_out.safetensors", "stitch.safetensors", "stitch_config.json"]
     pairs = [(owned_stitch.maps, loaded.maps), (owned_stitch.null, loaded.null), *zip(owned_stitch.refits, loaded.refits, strict=True)]
     assert len(pairs) == 7
     for ours, theirs in pairs:

@@ -11,7 +11,7 @@ import torch
 from lrt_lens.errors import MismatchError, NonFiniteError, TooFewDocumentsError
 from lrt_lens.stitching.moments import FIT_PARTS, TEST_PARTS, CrossMoments, SideMoments
 from lrt_lens.stitching.provenance import Provenance
-from lrt_lens.stitching.ridge import Ridge
+from lrt_lens.stitching.solvers.ridge import Ridge
 
 PAIR = ("source", "target")
 HOOKS = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")

@@ -11,20 +11,23 @@ rotated alike (``M = VᵀSxx'V``, ``N = VᵀSxy'``), the weighted held-out error
 with ``d`` the diagonal of ``D``. Weights of one give R², weights ``1/Syy'_kk`` the mean R² over dimensions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lrt_lens.stitching.affine import AffineMap
-from lrt_lens.stitching.scatter import Scatter, gram, varying
+from lrt_lens.stitching.moments import FIT_PARTS, CrossMoments, Pair
+from lrt_lens.stitching.scatter import Scatter, gram, score_weights
+from lrt_lens.stitching.solvers.solver import FoldErrors, Setting, Side, Solver, unit_scale
 
 DEFAULT_ALPHAS = tuple(float(f"{10 ** (-6 + 7 * i / 19):.3g}") for i in range(20))
 """20 penalties from 1e-6 to 10, evenly spaced in the logarithm."""
 
 
 @dataclass(frozen=True)
-class Ridge:
+class Ridge(Solver):
     """Affine map with a penalty on its size; see the module docstring for the objective."""
 
     alpha: float | None = None
@@ -51,12 +54,16 @@ class Ridge:
         """Penalties that are scored."""
         return self.alphas if self.alpha is None else (self.alpha,)
 
-    def decompose(self, xx: Tensor) -> "Spectrum":
-        """The one expensive step, shared by all targets and penalties."""
-        scale = torch.ones(len(xx), dtype=xx.dtype, device=xx.device)
+    def sides(self, moments: CrossMoments) -> tuple["RidgeSide", "RidgeSide"]:
+        """(up, down)."""
+        return RidgeSide(moments, self, down=False), RidgeSide(moments, self, down=True)
+
+    def decompose(self, xx: Tensor, scale: Tensor | None = None) -> "Spectrum":
+        """The one expensive step, shared by all targets and penalties; ``scale`` [d] multiplies the dimensions first."""
+        if scale is None:
+            scale = torch.ones(len(xx), dtype=xx.dtype, device=xx.device)
         if self.standardize:
-            variance = xx.diagonal()
-            scale = torch.where(varying(variance), variance, torch.ones_like(variance)).rsqrt()
+            scale = scale * unit_scale(xx.diagonal())
         scaled = xx * scale[:, None] * scale
         values, vectors = torch.linalg.eigh(scaled)
         return Spectrum(values.clamp_min(0), vectors, scale, float(scaled.diagonal().mean()))
@@ -111,9 +118,68 @@ class HeldOutFold:
         return torch.stack(columns, 1)
 
 
-def score_weights(variance: Tensor) -> Tensor:
-    """[2, d]: weights whose error sums become R² and the mean R² over dimensions, from held-out sums of squares, [d]."""
-    varies = varying(variance)
-    uniform = torch.where(varies, 1 / torch.where(varies, variance, torch.ones_like(variance)), torch.zeros_like(variance)) / varies.sum()
-    total = float(variance.sum())
-    return torch.stack([torch.full_like(variance, 1 / total if total else float("nan")), uniform])
+class RidgeSide(Side):
+    """One direction under `Ridge`: pairs that share the predicting hook point share its spectra."""
+
+    separable = True
+
+    def __init__(self, moments: CrossMoments, solver: Ridge, *, down: bool) -> None:
+        super().__init__(moments, down=down)
+        self.solver = solver
+        self._prepared: object = None
+        self._total: Spectrum
+        self._folds: list[HeldOutFold]
+
+    def cross_validate(self, pair: Pair) -> FoldErrors:
+        """Every penalty on every held-out fold."""
+        self.prepare(pair)
+        folds = [self.fold(pair, k) for k in FIT_PARTS]
+        variance = torch.stack([held_out.variance for _, held_out in folds])
+        weights = score_weights(variance.sum(0))
+        alphas = torch.tensor(self.solver.candidates, dtype=weights.dtype, device=weights.device)
+        errors = torch.stack(
+            [
+                shared.errors(fit, held_out, shared.spectrum.shrink(alphas), weights)
+                for shared, (fit, held_out) in zip(self._folds, folds, strict=True)
+            ]
+        )
+        best = int(errors[:, :, 0].sum(0).argmin())
+        return FoldErrors(Setting(alpha=self.solver.candidates[best]), errors[:, best], variance @ weights.T)
+
+    def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:
+        """The map fitted on some parts."""
+        fit = self.scatter(pair, parts)
+        return self.spectrum(pair, parts, fit).solve(fit, setting.alpha, *self.names(pair))
+
+    def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
+        """The map of shuffled pairs; shuffling keeps Sxx, so the spectrum serves."""
+        self.prepare(pair)
+        return self._total.solve(self.null_scatter(pair, test=False), setting.alpha, *self.names(pair))
+
+    def prepare(self, pair: Pair) -> None:
+        """Decompose the predicting hook point's scatter, unless the last pair had the same one."""
+        key = self.shared_by(pair)
+        if key == self._prepared:
+            return
+        self._total = self.decompose(pair, self.scatter(pair, FIT_PARTS))
+        self._folds = []
+        for k in FIT_PARTS:
+            fit, held_out = self.fold(pair, k)
+            self._folds.append(HeldOutFold(self.decompose(pair, fit), fit, held_out))
+        self._prepared = key
+
+    def spectrum(self, pair: Pair, parts: Sequence[int], fit: Scatter) -> Spectrum:
+        """Of some parts: one of those that are prepared, or a new one."""
+        self.prepare(pair)
+        if set(parts) == set(FIT_PARTS):
+            return self._total
+        left_out = [k for k in FIT_PARTS if set(parts) == set(FIT_PARTS) - {k}]
+        return self._folds[left_out[0]].spectrum if left_out else self.decompose(pair, fit)
+
+    def shared_by(self, pair: Pair) -> object:
+        """What pairs that use the same spectra have in common."""
+        return pair[int(self.down)]
+
+    def decompose(self, pair: Pair, fit: Scatter) -> Spectrum:  # noqa: ARG002 (a solver with settings by pair needs it)
+        """Spectrum of the predicting side."""
+        return self.solver.decompose(fit.xx)

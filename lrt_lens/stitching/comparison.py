@@ -1,0 +1,84 @@
+"""Families of maps on the same moments.
+
+What does a rotation, a low rank, the second direction or nothing at all give?
+
+    comparison = grid.compare([Mean(), Translation(), AxisScaling(), Procrustes(), ReducedRank(), Ridge(), LeastSquares(), TwoWay()])
+    comparison.table      # a row per solver, pair and direction
+    comparison.figure()
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from lrt_lens.stitching.moments import CrossMoments, Pair
+from lrt_lens.stitching.solvers.solver import Solver
+
+COMPARISON_COLUMNS = (
+    "solver", "source_hook", "target_hook", "direction", "alpha", "rank", "r2_cv", "r2_uniform_cv", "r2", "r2_uniform", "fvu",
+    "round_trip_r2", "cosine", "r2_null", "r2_token", "seconds",
+)  # fmt: skip
+"""Columns of `SolverComparison.table`; ``round_trip_r2`` is of the map and its way back, on the stream where both start."""
+
+
+@dataclass(frozen=True)
+class SolverComparison:
+    """Held-out scores of several solvers on the same pairs."""
+
+    table: pd.DataFrame = field(repr=False)
+    """Tidy: a row per solver, pair and direction."""
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """A row per solver: mean over pairs of both directions' test scores, best first."""
+        scores = self.table.pivot_table(index="solver", columns="direction", values=["r2", "r2_uniform", "round_trip_r2"], aggfunc="mean")
+        scores.columns = [f"{name}_{direction}" for name, direction in scores.columns]
+        return scores.sort_values("r2_up", ascending=False).reset_index()
+
+    def figure(self, value: str = "r2_uniform") -> Any:
+        """Test scores by solver and direction, with null and token identity (plotly)."""
+        from lrt_lens.report.comparison import comparison_figure
+
+        return comparison_figure(self.table, value=value)
+
+    def _repr_html_(self) -> str:
+        return self.summary.round(3).to_html(index=False)
+
+
+def compare_solvers(moments: CrossMoments, solvers: Sequence[Solver], *, pairs: Sequence[Pair], progress: bool = False) -> SolverComparison:
+    """Fit each solver to each pair; see `SolverComparison`."""
+    if not solvers:
+        raise ValueError("no solver given; compare needs at least one, such as [Ridge(), Procrustes()]")
+    names = [solver.name for solver in solvers]
+    if len(set(names)) < len(names):
+        raise ValueError(f"solvers of equal name cannot be told apart in a table: {names}; give each name once")
+    rows = []
+    for solver in tqdm(solvers, desc="compare", disable=not progress, leave=False):
+        started = time.perf_counter()
+        grid = moments.fit(solver, pairs=pairs)
+        seconds = (time.perf_counter() - started) / len(pairs)
+        for _, row in grid.scores.iterrows():
+            rows += _rows(grid, row, seconds)
+    return SolverComparison(pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS)))
+
+
+def _rows(grid: Any, row: pd.Series, seconds: float) -> list[dict[str, Any]]:
+    pair = (str(row["source_hook"]), str(row["target_hook"]))
+    trips = grid.round_trips(pair)
+    shared = {"solver": row["solver"], "source_hook": pair[0], "target_hook": pair[1], "seconds": seconds}
+    up = shared | {
+        "direction": "up",
+        "round_trip_r2": trips[0],
+        "cosine": row["cosine"],
+        "r2_null": row["r2_null"],
+        "r2_token": row["r2_token"],
+    }
+    down = shared | {"direction": "down", "round_trip_r2": trips[1]}
+    for result, way in ((up, ""), (down, "_down")):
+        result |= {"alpha": row[f"alpha{way}"], "rank": row[f"rank{way}"], "r2": row[f"r2{way}"], "r2_uniform": row[f"r2_uniform{way}"]}
+        result |= {"r2_cv": row[f"r2{way}_cv"], "r2_uniform_cv": row[f"r2_uniform{way}_cv"], "fvu": 1 - row[f"r2{way}"]}
+    return [up, down]

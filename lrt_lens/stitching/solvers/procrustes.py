@@ -1,0 +1,82 @@
+"""Rotations: how much of a map is a change of axes?
+
+Minimises ``Σ‖y − sxQ − b‖²`` over semi-orthogonal ``Q`` [d_source, d_target] (``QQᵀ = I`` where the target is wider, ``QᵀQ = I`` where the source is).
+
+For ``d_source ≤ d_target`` it is a closed form (Schönemann 1966): ``Sxy = UΣVᵀ``, ``Q = UVᵀ``, ``s = tr Σ / tr Sxx``. For a wider source the quadratic
+term depends on ``Q`` and there is none; `_narrowing` alternates between ``Q`` and what it leaves out (ten Berge & Knol 1984): with an orthogonal
+complement ``C`` of ``Q``, the target is thought to have ``xC`` for further dimensions, and ``[Q C] ← polar([sSxy, s²Sxx C])`` never raises the error. It starts
+at ``UVᵀ``; the minimum it reaches is a local one. Fits that leave a fold out start at the fit of all folds, so that they are the same minimum.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lrt_lens.stitching.scatter import Scatter
+from lrt_lens.stitching.solvers.solver import ClosedForm, Setting
+
+_MAX_ITERATIONS = 300
+_TOLERANCE = 1e-5
+"""Relative decrease of the error, over five iterations, at which the alternation stops."""
+_WELL_CONDITIONED = 1e-10
+"""Ratio of squared singular values above which the Gram matrix loses nothing that matters."""
+
+
+@dataclass(frozen=True)
+class Procrustes(ClosedForm):
+    """Semi-orthogonal map, by default with one scale for all directions."""
+
+    scale: bool = True
+    """Whether the map may stretch as a whole; False is a rigid motion."""
+    label: ClassVar[str] = "procrustes"
+    iterative: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """As it stands in tables."""
+        label = self.label if self.scale else "procrustes_rigid"
+        return f"{label}_standardized" if self.standardize else label
+
+    def weights(self, fit: Scatter, settings: Sequence[Setting], start: Tensor | None = None) -> Sequence[Tensor]:
+        """``sQ``."""
+        rotation = _polar(fit.xy)
+        if fit.xy.shape[0] > fit.xy.shape[1]:
+            rotation = self._narrowing(fit, rotation if start is None else _polar(start))
+        return [self._stretch(rotation, fit) * rotation] * len(settings)
+
+    def _stretch(self, rotation: Tensor, fit: Scatter) -> Tensor:
+        quadratic = (rotation * (fit.xx @ rotation)).sum()
+        if not self.scale:
+            return torch.ones_like(quadratic)
+        return (rotation * fit.xy).sum() / quadratic.clamp_min(torch.finfo(quadratic.dtype).tiny)
+
+    def _narrowing(self, fit: Scatter, rotation: Tensor) -> Tensor:
+        """Alternation for a source wider than the target."""
+        width = fit.xy.shape[1]
+        whole = torch.cat([rotation, torch.linalg.qr(rotation, mode="complete").Q[:, width:]], 1)
+        before = torch.tensor(torch.inf)
+        for iteration in range(_MAX_ITERATIONS):
+            rotation, complement = whole[:, :width], whole[:, width:]
+            scale = self._stretch(rotation, fit)
+            if iteration % 5 == 0:
+                quadratic, linear = (rotation * (fit.xx @ rotation)).sum(), (rotation * fit.xy).sum()
+                error = fit.variance.sum() + scale**2 * quadratic - 2 * scale * linear
+                if before - error < _TOLERANCE * error:
+                    break
+                before = error
+            whole = _polar(torch.cat([scale * fit.xy, scale**2 * (fit.xx @ complement)], 1))
+        return whole[:, :width]
+
+
+def _polar(matrix: Tensor) -> Tensor:
+    """The semi-orthogonal matrix nearest to ``matrix``: UVᵀ of its singular value decomposition, by way of the smaller Gram matrix."""
+    if matrix.shape[0] < matrix.shape[1]:
+        return _polar(matrix.T).T
+    values, vectors = torch.linalg.eigh(matrix.T @ matrix)
+    if values[0] > _WELL_CONDITIONED * values[-1]:
+        return matrix @ (vectors * values.rsqrt()) @ vectors.T
+    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+    return u @ vh
