@@ -35,6 +35,7 @@ Name = Literal[
     "fit_time_over_sklearn",
     "peak_memory_10x_tokens",
     "seconds_per_map",
+    "all_solvers_time_over_ridge",
 ]
 MODULES: dict[Name, str] = {
     "harvest_overhead_one_pair": "harvesting",
@@ -44,6 +45,7 @@ MODULES: dict[Name, str] = {
     "fit_time_over_sklearn": "against_sklearn",
     "peak_memory_10x_tokens": "memory",
     "seconds_per_map": "sweeping",
+    "all_solvers_time_over_ridge": "solvers",
 }
 """Where each benchmark lives, in the order in which they run."""
 

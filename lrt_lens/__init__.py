@@ -44,6 +44,11 @@ _HOME = {
     "shared_embedding_maps": "lrt_lens.stitching.solvers.fixed",
     "SolverComparison": "lrt_lens.stitching.comparison",
     "Fidelity": "lrt_lens.stitching.fidelity",
+    "similarities": "lrt_lens.stitching.similarity",
+    "MapDiagnostics": "lrt_lens.stitching.diagnostics",
+    "map_diagnostics": "lrt_lens.stitching.diagnostics",
+    "score_intervals": "lrt_lens.stitching.diagnostics",
+    "steering_agreement": "lrt_lens.evaluation.agreement",
     "AffineMap": "lrt_lens.stitching.affine",
     "Stitch": "lrt_lens.stitching.stitch",
     "StitchGrid": "lrt_lens.stitching.grid",
@@ -80,15 +85,18 @@ if TYPE_CHECKING:
     from lrt_lens.data.contrast import ChoiceItems, ContrastSet
     from lrt_lens.data.demo import demo_contrast, demo_documents, demo_items, demo_neutral
     from lrt_lens.errors import FileFormatError, HookPointError, MismatchError, NonFiniteError, TooFewDocumentsError
+    from lrt_lens.evaluation.agreement import steering_agreement
     from lrt_lens.evaluation.steering import SteeringEvaluation, evaluate_steering
     from lrt_lens.models.hooked_model import HookedModel
     from lrt_lens.models.pair import ModelPair, demo_pair
     from lrt_lens.stitching.affine import AffineMap
     from lrt_lens.stitching.comparison import SolverComparison
+    from lrt_lens.stitching.diagnostics import MapDiagnostics, map_diagnostics, score_intervals
     from lrt_lens.stitching.fidelity import Fidelity
     from lrt_lens.stitching.grid import StitchGrid
     from lrt_lens.stitching.harvest import fit_stitches, harvest
     from lrt_lens.stitching.moments import CrossMoments
+    from lrt_lens.stitching.similarity import similarities
     from lrt_lens.stitching.solvers.coordinates import AxisScaling, Identity, Mean, Translation
     from lrt_lens.stitching.solvers.fixed import FixedMaps, shared_embedding_maps
     from lrt_lens.stitching.solvers.least_squares import LeastSquares

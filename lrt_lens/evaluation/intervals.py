@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LEVEL = 0.95
+from lrt_lens.stitching.jackknife import LEVEL, standard_error
+
 N_BOOTSTRAP = 2000
 
 
@@ -58,11 +59,7 @@ def spread(draws: Sequence[float]) -> Interval:
 
 def jackknife_error(leave_one_out: Sequence[float]) -> float:
     """Standard error by the delete-a-group jackknife: √((K−1)/K·Σ(θ_k − θ̄)²)."""
-    values = np.asarray(leave_one_out, dtype=float)
-    k = len(values)
-    if k < 2:
-        return math.nan
-    return float(np.sqrt((k - 1) / k * ((values - values.mean()) ** 2).sum()))
+    return float(standard_error(leave_one_out))
 
 
 def _resamples(n: int, seed: int) -> np.ndarray:

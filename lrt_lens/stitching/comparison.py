@@ -10,19 +10,27 @@ What does a rotation, a low rank, the second direction or nothing at all give?
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from tqdm.auto import tqdm
 
-from lrt_lens.stitching.moments import CrossMoments, Pair
+from lrt_lens.stitching.diagnostics import map_diagnostics
+from lrt_lens.stitching.moments import FIT_PARTS, CrossMoments, Pair
 from lrt_lens.stitching.solvers.solver import Solver
+
+if TYPE_CHECKING:
+    from lrt_lens.stitching.grid import StitchGrid
 
 COMPARISON_COLUMNS = (
     "solver", "source_hook", "target_hook", "direction", "alpha", "rank", "r2_cv", "r2_uniform_cv", "r2", "r2_uniform", "fvu",
-    "round_trip_r2", "cosine", "r2_null", "r2_token", "seconds",
+    "round_trip_r2", "cosine", "effective_rank", "condition", "n", "interpolates", "r2_null", "r2_token", "seconds",
 )  # fmt: skip
-"""Columns of `SolverComparison.table`; ``round_trip_r2`` is of the map and its way back, on the stream where both start."""
+"""Columns of `SolverComparison.table`.
+
+``round_trip_r2`` is of the map and its way back, on the stream where both start; ``effective_rank`` and ``condition`` are of the map
+(`lrt_lens.stitching.diagnostics`); ``interpolates`` says that it was fitted on no more rows than dimensions.
+"""
 
 
 @dataclass(frozen=True)
@@ -61,24 +69,27 @@ def compare_solvers(moments: CrossMoments, solvers: Sequence[Solver], *, pairs: 
         started = time.perf_counter()
         grid = moments.fit(solver, pairs=pairs)
         seconds = (time.perf_counter() - started) / len(pairs)
-        for _, row in grid.scores.iterrows():
+        for row in grid.scores.to_dict("records"):
             rows += _rows(grid, row, seconds)
     return SolverComparison(pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS)))
 
 
-def _rows(grid: Any, row: pd.Series, seconds: float) -> list[dict[str, Any]]:
+def _rows(grid: "StitchGrid", row: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
     pair = (str(row["source_hook"]), str(row["target_hook"]))
-    trips = grid.round_trips(pair)
-    shared = {"solver": row["solver"], "source_hook": pair[0], "target_hook": pair[1], "seconds": seconds}
-    up = shared | {
-        "direction": "up",
-        "round_trip_r2": trips[0],
-        "cosine": row["cosine"],
-        "r2_null": row["r2_null"],
-        "r2_token": row["r2_token"],
-    }
-    down = shared | {"direction": "down", "round_trip_r2": trips[1]}
-    for result, way in ((up, ""), (down, "_down")):
-        result |= {"alpha": row[f"alpha{way}"], "rank": row[f"rank{way}"], "r2": row[f"r2{way}"], "r2_uniform": row[f"r2_uniform{way}"]}
-        result |= {"r2_cv": row[f"r2{way}_cv"], "r2_uniform_cv": row[f"r2_uniform{way}_cv"], "fvu": 1 - row[f"r2{way}"]}
-    return [up, down]
+    fit = grid.moments.scatter(pair, FIT_PARTS)
+    rows = []
+    ways = zip(("up", "down"), ("", "_down"), grid.maps(pair), (fit, fit.swapped()), grid.round_trips(pair), strict=True)
+    for direction, suffix, affine, scatter, trip in ways:
+        about = map_diagnostics(affine, scatter)
+        rows.append(
+            {
+                "solver": row["solver"], "source_hook": pair[0], "target_hook": pair[1], "direction": direction, "alpha": row[f"alpha{suffix}"],
+                "rank": row[f"rank{suffix}"], "r2_cv": row[f"r2{suffix}_cv"], "r2_uniform_cv": row[f"r2_uniform{suffix}_cv"],
+                "r2": row[f"r2{suffix}"], "r2_uniform": row[f"r2_uniform{suffix}"], "fvu": 1 - row[f"r2{suffix}"], "round_trip_r2": trip,
+                "effective_rank": about.effective_rank, "condition": about.condition, "n": about.n, "interpolates": about.interpolates,
+                "seconds": seconds,
+            }
+        )  # fmt: skip
+    # Measured on the way up alone.
+    rows[0] |= {name: row[name] for name in ("cosine", "r2_null", "r2_token")}
+    return rows

@@ -225,9 +225,21 @@ class StitchGrid:
             raise HookPointError(f"the pair {names} was not fitted; see grid.scores for the {len(self.scores)} that were")
         return self._stitch(names, chosen.iloc[0].to_dict())
 
+    def maps(self, pair: Pair) -> tuple[AffineMap, AffineMap]:
+        """(up, down) of one pair, without what a `Stitch` carries beside them."""
+        up, down = self.solver.sides(self.moments)
+        setting, setting_down = self._settings(pair)
+        return up.fit(pair, setting), down.fit(pair, setting_down)
+
+    def similarities(self, **options: Any) -> pd.DataFrame:
+        """How alike the streams of every pair are, calibrated against shuffled pairs; see `lrt_lens.stitching.similarity.similarities`."""
+        from lrt_lens.stitching.similarity import similarities
+
+        return similarities(self.moments, list(self.folds), **options)
+
     def round_trips(self, pair: Pair) -> tuple[float, float]:
         """Test-fold R² of going up and down again, on the source, and of down and up, on the target."""
-        up, down = (side.fit(pair, setting) for side, setting in zip(self.solver.sides(self.moments), self._settings(pair), strict=True))
+        up, down = self.maps(pair)
         test = self.moments.scatter(pair, TEST_PARTS)
         around, back = up.compose(down), down.compose(up)
         return (

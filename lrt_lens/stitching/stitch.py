@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lrt_lens.errors import MismatchError
 from lrt_lens.models.hook_points import same_place
-from lrt_lens.models.hooked_model import HookedModel, ModelIdentity
+from lrt_lens.models.hooked_model import SKIP_FIRST, HookedModel, ModelIdentity
 from lrt_lens.stitching.affine import AffineMap, MapPair
 from lrt_lens.stitching.fidelity import Fidelity, fidelity
 from lrt_lens.stitching.provenance import Provenance
@@ -82,6 +82,11 @@ class Stitch(ModelHubMixin):
     def target_hook(self) -> str:
         """Hook point in the target model."""
         return self.up.target_hook
+
+    @property
+    def skip_first(self) -> int:
+        """First positions of a text that the maps never saw."""
+        return SKIP_FIRST if self.provenance.skip_first is None else self.provenance.skip_first
 
     @property
     def source(self) -> ModelIdentity | None:

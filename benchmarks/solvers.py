@@ -1,0 +1,39 @@
+"""Every closed form on one pair against ridge alone."""
+
+import time
+from functools import partial
+
+from benchmarks.measuring import Measurement, Settings, alternate
+from benchmarks.synthetic import synthetic_moments
+from lrt_lens.stitching.solvers.coordinates import AxisScaling, Mean, Translation
+from lrt_lens.stitching.solvers.least_squares import LeastSquares
+from lrt_lens.stitching.solvers.procrustes import Procrustes
+from lrt_lens.stitching.solvers.reduced_rank import ReducedRank
+from lrt_lens.stitching.solvers.ridge import Ridge
+from lrt_lens.stitching.solvers.solver import Solver
+
+SOLVERS: tuple[Solver, ...] = (
+    Mean(), Translation(), AxisScaling(), Procrustes(scale=False), Procrustes(), ReducedRank(), LeastSquares(), LeastSquares(intercept=False),
+    Ridge(),
+)  # fmt: skip
+
+
+def all_solvers_time_over_ridge(settings: Settings) -> Measurement:
+    """A: every closed-form solver on one pair, up and down, with cross-validated and test scores. B: `Ridge` alone on it."""
+    moments = synthetic_moments(settings)
+    pair = moments.pairs[len(moments.pairs) // 2]
+    fit = partial(moments.fit, pairs=[pair])
+    timings = alternate(lambda: [fit(solver) for solver in SOLVERS], lambda: fit(Ridge()), 2)
+    alone = {}
+    for solver in SOLVERS:
+        started = time.perf_counter()
+        fit(solver)
+        alone[solver.name] = time.perf_counter() - started
+    return Measurement(
+        name="all_solvers_time_over_ridge",
+        value=timings.ratio,
+        target=10.0,
+        at_most=True,
+        what=f"{len(SOLVERS)} closed-form solvers on one pair from ready moments, up and down, cross-validated and tested ÷ ridge with 20 penalties alone.",
+        raw=timings.raw("all_solvers", "ridge") | {"seconds_of_each": alone},
+    )

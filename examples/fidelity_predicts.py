@@ -1,0 +1,251 @@
+"""Do ρ_write and ρ_read tell beforehand what will carry over? Some hundred directions, predicted from moments and then measured.
+
+    python examples/fidelity_predicts.py --out fidelity-report            # bundled pair, about three minutes on two cores
+
+*Written* directions: steering vectors from disjoint parts of the bundled contrast sets (read at the last token, and as a mean), principal
+components of the stream, mean states of frequent tokens, random directions. Outcome: `steering_agreement`, the correlation of what
+adding the direction does to the source's next-token distribution with what adding its image does to the target's.
+
+*Read* directions: probes on the source for "the next token is …", one for each of the most frequent tokens, carried to every layer of the
+target. Outcome: the AUROC that the
+probe keeps on the target, above chance.
+
+Four predictors: ρ_write, ρ_read, the naive corr(x·v, y·vW), and the cosine of the image to the direction that the target would have
+learnt itself. Each is shown with its rank correlation to the outcome and a 95% interval by bootstrap over directions.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+import tyro
+from plotly.subplots import make_subplots
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+import lrt_lens as lrt
+from lrt_lens.data.blocks import N_FOLDS, BlockPlan, cut_windows, part_of
+from lrt_lens.data.documents import document_key
+from lrt_lens.evaluation.agreement import steering_agreement
+from lrt_lens.report.template import TEMPLATE_NAME
+from lrt_lens.stitching.fidelity import fidelities, naive_fidelities, random_directions
+
+logger = logging.getLogger("fidelity_predicts")
+
+PREDICTORS = ("rho_write", "rho_read", "naive", "cosine_to_native")
+SUBSETS = 8
+"""Parts of each contrast set: so many vectors of one concept and reading."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Activations at both hook points, and the token that follows each."""
+
+    x: Tensor
+    y: dict[str, Tensor]
+    """By target hook point."""
+    token: np.ndarray
+    following: np.ndarray
+    tests: np.ndarray
+
+
+def main(
+    out: Path = Path("fidelity-report"), source_layer: int = 2, n_tokens: int = 120_000, n_random: int = 16, n_components: int = 16,
+    n_labels: int = 40, seed: int = 0, quick: bool = False,
+) -> None:  # fmt: skip
+    """Predict, measure, compare.
+
+    Args:
+        out: folder for fidelity.html, fidelity.png (with kaleido) and fidelity.json.
+        source_layer: layer of the small model; the target layer is chosen by cross-validation.
+        n_tokens: tokens of the harvest.
+        n_random: random directions, half isotropic, half from the stream's covariance.
+        n_components: principal components, and mean states of tokens, as many of each.
+        n_labels: next-token probes.
+        seed: of draws.
+        quick: few of everything: shows that it runs.
+    """
+    if quick:
+        n_tokens, n_random, n_components, n_labels = 20_000, 4, 4, 6
+    pair = lrt.demo_pair()
+    documents = lrt.demo_documents()
+    grid = lrt.fit_stitches(pair, documents, source_layers=[source_layer], n_tokens=n_tokens, null=False)
+    stitch = grid.best()
+    rows = collect_rows(pair, stitch, documents, 8_000 if quick else 40_000)
+    written = written_directions(pair, stitch, rows, n_random, n_components, seed)
+    neutral = lrt.demo_neutral()[: 4 if quick else 24]
+    read = [measure_reading(grid[stitch.source_hook, layer], rows, n_labels) for layer in range(pair.target.n_layers)]
+    table = pd.concat([measure_writing(pair, stitch, written, neutral), *read], ignore_index=True)
+    summary = rank_correlations(table, seed)
+    out.mkdir(parents=True, exist_ok=True)
+    figure(table, summary).write_html(out / "fidelity.html", include_plotlyjs=True)
+    table.to_csv(out / "fidelity.csv", index=False)
+    (out / "fidelity.json").write_text(
+        json.dumps({"stitch": repr(stitch), "n_directions": len(table), "summary": summary.to_dict("records")}, indent=1), encoding="utf-8"
+    )
+    logger.info("%s\n%s\nOpen %s", stitch, summary.round(3).to_string(index=False), out / "fidelity.html")
+
+
+def collect_rows(pair: lrt.ModelPair, stitch: lrt.Stitch, documents: Sequence[str], n_rows: int) -> Rows:
+    """Rows of both streams with tokens; ``tests`` are rows of the map's own test fold, which no fit has seen."""
+    plan, parts = BlockPlan(), {"x": [], "token": [], "following": [], "tests": []}
+    streams: dict[str, list[Tensor]] = {}
+    count = 0
+    for text in documents:
+        key = document_key(text, plan.seed)
+        for window in cut_windows(pair.source.encode_bodies([text])[0], key, pair.source, plan):
+            at = window.rows[window.rows < len(window.ids) - 1]
+            tokens = torch.tensor([window.ids])
+            parts["x"].append(pair.source.capture(tokens, stitch.source_hook)[0, at].clone())
+            for hook, stream in pair.target.capture(tokens, "all").items():
+                streams.setdefault(hook, []).append(stream[0, at].clone())
+            parts["token"].append(np.array(window.ids)[at])
+            parts["following"].append(np.array(window.ids)[at + 1])
+            parts["tests"].append(np.full(len(at), part_of(key) >= N_FOLDS))
+            count += len(at)
+        if count >= n_rows:
+            break
+    arrays = {name: np.concatenate(parts[name]) for name in ("token", "following", "tests")}
+    return Rows(torch.cat(parts["x"]).double(), {hook: torch.cat(rows).double() for hook, rows in streams.items()}, **arrays)
+
+
+def written_directions(
+    pair: lrt.ModelPair, stitch: lrt.Stitch, rows: Rows, n_random: int, n_components: int, seed: int
+) -> list[tuple[str, Tensor, Tensor | None]]:
+    """(kind, direction on the source, the target's own direction or None)."""
+    found: list[tuple[str, Tensor, Tensor | None]] = []
+    for concept in ("sentiment", "mood"):
+        contrast = lrt.demo_contrast(concept)
+        for read in ("last", "mean"):
+            for part in range(SUBSETS):
+                subset = lrt.ContrastSet(contrast.positive[part::SUBSETS], contrast.negative[part::SUBSETS])
+                own = lrt.SteeringVector.mean_difference(pair.source, subset, at=stitch.source_hook, read=read).direction
+                native = lrt.SteeringVector.mean_difference(pair.target, subset, at=stitch.target_hook, read=read).direction
+                found.append((f"{concept} contrast", own.double(), native.double()))
+    _, vectors = torch.linalg.eigh(stitch.source_statistics.covariance.double())
+    spaced = np.unique(np.geomspace(1, vectors.shape[1], n_components).astype(int))
+    found += [("principal component", vectors[:, -int(k)], None) for k in spaced]
+    fits, y = ~rows.tests, rows.y[stitch.target_hook]
+    for token in pd.Series(rows.token[fits]).value_counts().index[:n_components]:
+        at = torch.from_numpy(np.flatnonzero(fits & (rows.token == token)))
+        found.append(("token mean", rows.x[at].mean(0) - rows.x.mean(0), y[at].mean(0) - y.mean(0)))
+    draws = random_directions(stitch, n_random, torch.Generator().manual_seed(seed))
+    return found + [("random", draw, None) for draw in draws]
+
+
+def measure_writing(
+    pair: lrt.ModelPair, stitch: lrt.Stitch, written: list[tuple[str, Tensor, Tensor | None]], neutral: Sequence[str]
+) -> pd.DataFrame:
+    """A row a direction: predictors, and the agreement of what it does."""
+    directions = torch.stack([v for _, v, _ in written])
+    outcome = steering_agreement(pair, stitch, directions.float(), neutral)
+    table = predictors(stitch, directions, directions @ stitch.up.weight.double(), [native for _, _, native in written])
+    return table.assign(role="write", kind=[kind for kind, _, _ in written], outcome=outcome.numpy())
+
+
+def measure_reading(stitch: lrt.Stitch, rows: Rows, n_labels: int) -> pd.DataFrame:
+    """A row a probe: predictors, and the share of its AUROC above chance on the source that the probe keeps on the target."""
+    fits, labels = ~rows.tests, pd.Series(rows.following[~rows.tests]).value_counts().index[:n_labels]
+    targets = torch.from_numpy(np.stack([rows.following == label for label in labels], 1)).double()
+    y = rows.y[stitch.target_hook]
+    own, native = (_ridge(stream[fits], targets[fits]) for stream in (rows.x, y))
+    moved = stitch.down.weight.double() @ own
+    score = lambda stream, weights: _aurocs(stream[rows.tests] @ weights, targets[rows.tests])  # noqa: E731
+    transferred, before, reference = score(y, moved), score(rows.x, own), score(y, native)
+    table = predictors(stitch, own.T, moved.T, list(native.T))
+    return table.assign(
+        role="read",
+        kind="next-token probe",
+        outcome=(transferred - 0.5) / (before - 0.5),
+        of_native=(transferred - 0.5) / (reference - 0.5),
+    )
+
+
+def predictors(stitch: lrt.Stitch, directions: Tensor, images: Tensor, natives: Sequence[Tensor | None]) -> pd.DataFrame:
+    """What is known before any model runs with the direction."""
+    cosine = [
+        float("nan") if native is None else float(torch.nn.functional.cosine_similarity(image, native, dim=0))
+        for image, native in zip(images, natives, strict=True)
+    ]
+    naive = naive_fidelities(stitch, directions)
+    return pd.DataFrame(
+        {
+            "rho_write": fidelities(stitch, directions, "write").numpy(), "rho_read": fidelities(stitch, directions, "read").numpy(),
+            "naive": naive.numpy(), "cosine_to_native": cosine,
+        }
+    )  # fmt: skip
+
+
+def rank_correlations(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Spearman's correlation of every predictor with the outcome, for each role: over all directions, and the mean within kinds."""
+    rows = []
+    for role, part in table.groupby("role"):
+        for predictor in PREDICTORS:
+            known = part[[predictor, "outcome"]].dropna()
+            value, low, high = _spearman(known[predictor].to_numpy(), known["outcome"].to_numpy(), seed)
+            kinds = [group[[predictor, "outcome"]].dropna() for _, group in part.groupby("kind")]
+            within = np.mean([group[predictor].corr(group["outcome"], method="spearman") for group in kinds if len(group) > 2])
+            rows.append(
+                {
+                    "role": role, "predictor": predictor, "rank_correlation": value, "low": low, "high": high, "within_kinds": within,
+                    "n": len(known),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def figure(table: pd.DataFrame, summary: pd.DataFrame) -> go.Figure:
+    """Outcome against each predictor, a panel for each, a row a role."""
+    titles = [
+        f"{role}: {predictor}, rank correlation "
+        f"{float(summary[(summary['role'] == role) & (summary['predictor'] == predictor)]['rank_correlation'].iloc[0]):.2f}"
+        for role in ("write", "read")
+        for predictor in PREDICTORS
+    ]
+    plot = make_subplots(rows=2, cols=len(PREDICTORS), subplot_titles=titles, shared_yaxes=True)
+    colours = dict(zip(table["kind"].unique(), ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676", "#56B4E9"), strict=False))
+    for row, role in enumerate(("write", "read"), start=1):
+        for column, predictor in enumerate(PREDICTORS, start=1):
+            for kind, points in table[table["role"] == role].groupby("kind"):
+                plot.add_scatter(
+                    x=points[predictor], y=points["outcome"], mode="markers", name=str(kind), legendgroup=str(kind), showlegend=column == 1,
+                    marker={"color": colours[kind], "size": 7}, row=row, col=column,
+                )  # fmt: skip
+    plot.update_yaxes(title_text="agreement of effects", row=1, col=1)
+    plot.update_yaxes(title_text="AUROC above chance, ÷ source", row=2, col=1)
+    return plot.update_layout(template=TEMPLATE_NAME, height=720, width=1400)
+
+
+def _ridge(stream: Tensor, targets: Tensor, penalty: float = 1e-2) -> Tensor:
+    """[d, label]: linear probes of all labels at once, by ridge on indicator targets."""
+    centred = stream - stream.mean(0)
+    gram = centred.T @ centred
+    return torch.linalg.solve(gram + penalty * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype), centred.T @ targets)
+
+
+def _aurocs(scores: Tensor, targets: Tensor) -> np.ndarray:
+    return np.array([roc_auc_score(targets[:, j], scores[:, j]) for j in range(targets.shape[1])])
+
+
+def _spearman(a: np.ndarray, b: np.ndarray, seed: int) -> tuple[float, float, float]:
+    rank = lambda values: pd.Series(values).rank().to_numpy()  # noqa: E731
+    correlate = lambda i: float(np.corrcoef(rank(a[i]), rank(b[i]))[0, 1])  # noqa: E731
+    draws = [correlate(index) for index in _resamples(len(a), seed)]
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    return correlate(np.arange(len(a))), float(low), float(high)
+
+
+def _resamples(n: int, seed: int) -> Iterator[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return (generator.integers(0, n, n) for _ in range(2000))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    tyro.cli(main)
