@@ -39,6 +39,7 @@ from lrt_lens.stitching.fidelity import fidelities, naive_fidelities, random_dir
 logger = logging.getLogger("fidelity_predicts")
 
 PREDICTORS = ("rho_write", "rho_read", "naive", "cosine_to_native")
+_LABELS = {"rho_write": "ρ_write", "rho_read": "ρ_read", "naive": "naive", "cosine_to_native": "cosine to native"}
 SUBSETS = 8
 """Parts of each contrast set: so many vectors of one concept and reading."""
 
@@ -201,13 +202,9 @@ def rank_correlations(table: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def figure(table: pd.DataFrame, summary: pd.DataFrame) -> go.Figure:
-    """Outcome against each predictor, a panel for each, a row a role."""
-    titles = [
-        f"{role}: {predictor}, rank correlation "
-        f"{float(summary[(summary['role'] == role) & (summary['predictor'] == predictor)]['rank_correlation'].iloc[0]):.2f}"
-        for role in ("write", "read")
-        for predictor in PREDICTORS
-    ]
+    """Outcome against each predictor, a panel for each, a row a role; titles give the rank correlation."""
+    found = {(row["role"], row["predictor"]): row["rank_correlation"] for row in summary.to_dict("records")}
+    titles = [f"{role}, {_LABELS[predictor]}: {found[role, predictor]:.2f}" for role in ("write", "read") for predictor in PREDICTORS]
     plot = make_subplots(rows=2, cols=len(PREDICTORS), subplot_titles=titles, shared_yaxes=True)
     colours = dict(zip(table["kind"].unique(), ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676", "#56B4E9"), strict=False))
     for row, role in enumerate(("write", "read"), start=1):
