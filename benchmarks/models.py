@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 import numpy as np
 import torch
@@ -67,6 +67,13 @@ def random_models(shape: PairShape, seed: int = 0) -> Iterator[Path]:
             GPTNeoXForCausalLM(_config(decoder, shape.vocabulary)).save_pretrained(folder / role)
             _tokenizer(shape.vocabulary).save_pretrained(folder / role)
         yield folder
+
+
+def write_tokenizer(vocabulary: int) -> tuple[Path, PreTrainedTokenizerFast]:
+    """(a temporary folder whose ``source`` holds a tokenizer and nothing else, the tokenizer): for models that are built in memory."""
+    folder, tokenizer = Path(mkdtemp(prefix="lrt-lens-bench-")), _tokenizer(vocabulary)
+    tokenizer.save_pretrained(folder / "source")
+    return folder, tokenizer
 
 
 def random_documents(folder: Path, n_tokens: int, lengths: tuple[int, int], seed: int = 0) -> Iterator[str]:

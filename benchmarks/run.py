@@ -36,6 +36,8 @@ Name = Literal[
     "peak_memory_10x_tokens",
     "seconds_per_map",
     "all_solvers_time_over_ridge",
+    "two_way_speedup_over_adam",
+    "two_way_objective_over_adam",
 ]
 MODULES: dict[Name, str] = {
     "harvest_overhead_one_pair": "harvesting",
@@ -46,6 +48,8 @@ MODULES: dict[Name, str] = {
     "peak_memory_10x_tokens": "memory",
     "seconds_per_map": "sweeping",
     "all_solvers_time_over_ridge": "solvers",
+    "two_way_speedup_over_adam": "two_way",
+    "two_way_objective_over_adam": "two_way",
 }
 """Where each benchmark lives, in the order in which they run."""
 

@@ -1,7 +1,10 @@
 """The command line and the lazy surface."""
 
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,10 @@ def test_fit_writes_moments_results_report_and_a_stitch(model_folder: Path, corp
     assert lrt.CrossMoments.load(out / "moments.safetensors").n_tokens >= 2900
     assert lrt.Stitch.from_pretrained(out / "stitch").source_hook.startswith("blocks.")
     assert "Layer pairs" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ["moments.safetensors", "report.html", "results.json", "stitch"], "no checkpoint is left"
+    arguments = results["arguments"]
+    assert (arguments["n_tokens"], arguments["alpha"], arguments["standardize"]) == (3000, None, False), "JSON values"
+    assert (arguments["out"], arguments["target_layers"]) == (str(out), "0,-1")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +72,7 @@ def test_errors_are_one_line_and_exit_with_one(
     with pytest.raises(SystemExit) as stopped:
         main(["fit", *given, *arguments, "--no-progress"])
     assert stopped.value.code == 1
-    assert message in capsys.readouterr().out
+    assert message in capsys.readouterr().err
 
 
 def test_an_out_folder_that_cannot_be_written_stops_before_any_work(tmp_path: Path, capsys: Any) -> None:
@@ -74,7 +81,7 @@ def test_an_out_folder_that_cannot_be_written_stops_before_any_work(tmp_path: Pa
     with pytest.raises(SystemExit) as stopped:
         main(["demo", "--out", str(blocker / "report")])
     assert stopped.value.code == 1
-    assert "cannot write to" in capsys.readouterr().out
+    assert "cannot write to" in capsys.readouterr().err
 
 
 def test_ctrl_c_says_so_and_leaves_nothing_half_written(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,3 +93,122 @@ def test_ctrl_c_says_so_and_leaves_nothing_half_written(tmp_path: Path, capsys: 
         main(["demo", "--out", str(tmp_path / "out")])
     assert stopped.value.code == 130
     assert list((tmp_path / "out").iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------------------------ scale
+
+
+@pytest.fixture
+def fit(model_folder: Path, corpus: list[str], tmp_path: Path) -> Callable[..., Path]:
+    """``fit("--seed", "1", out="b")``: ``lrt-lens fit`` of a model to itself; returns --out."""
+    documents = tmp_path / "corpus.txt"
+    documents.write_text("\n\n".join(corpus))
+
+    def run_fit(*more: str, out: str = "out") -> Path:
+        given = ["--source", str(model_folder), "--target", str(model_folder), "--documents", str(documents), "--out", str(tmp_path / out)]
+        main(["fit", *given, "--context-length", "32", "--no-progress", *more])
+        return tmp_path / out
+
+    return run_fit
+
+
+def failure(capsys: Any, call: Callable[..., Any], *arguments: str) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        call(*arguments)
+    assert stopped.value.code == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err
+
+
+def test_a_dry_run_says_what_it_would_take_and_loads_and_writes_nothing(fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrt_lens.models.pair.ModelPair.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    out = fit("--dry-run")
+    assert not out.exists()
+    shown = capsys.readouterr().out
+    for item in ("moments, largest pass", "weights", "disk", "time per million tokens", "12 kept", "memory, per process"):
+        assert item.replace("12 kept", "12 pairs") in " ".join(shown.split()), item
+
+
+def test_a_memory_budget_makes_passes_that_give_what_one_gives(fit: Any, capsys: Any) -> None:
+    import json
+
+    whole = json.loads((fit(out="whole") / "results.json").read_text())
+    capsys.readouterr()
+    out = fit("--memory-budget", "400KB", out="passes")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "pass 1: 3 pairs to blocks.0.hook_resid_post" in shown
+    assert "pass 3: 3 pairs to blocks.2.hook_resid_post" in shown
+    found = json.loads((out / "results.json").read_text())
+    assert [row["target_hook"] for row in found["grid"]] == [row["target_hook"] for row in whole["grid"]]
+    for ours, theirs in zip([*found["grid"], found["stitch"]], [*whole["grid"], whole["stitch"]], strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert ours[name] == (pytest.approx(value, rel=1e-9, abs=1e-12) if isinstance(value, float) else value), name
+    names = [f"moments-pass-{k}-of-3.safetensors" for k in (1, 2, 3)]
+    assert sorted(path.name for path in out.iterdir()) == [*names, "report.html", "results.json", "stitch"]
+
+
+def test_a_budget_that_nothing_fits_is_refused_before_a_model_is_loaded(fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrt_lens.models.pair.ModelPair.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    assert "more than the memory budget of 1 KB; choose 'proportional' layers" in failure(capsys, fit, "--memory-budget", "1KB")
+    assert "is no amount of memory" in failure(capsys, fit, "--memory-budget", "lots")
+    assert "the memory budget needs 3 passes, and --shard takes one" in _last_line(capsys, fit, "--memory-budget", "400KB", "--shard", "0/2")
+
+
+def _last_line(capsys: Any, call: Callable[..., Any], *arguments: str) -> str:
+    with pytest.raises(SystemExit):
+        call(*arguments)
+    return capsys.readouterr().err
+
+
+def test_an_interrupted_fit_goes_on_and_refuses_other_arguments(fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lrt_lens.stitching.moments import CrossMoments
+
+    add_block, calls = CrossMoments.add_block, []
+
+    def add(self: CrossMoments, *arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        add_block(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CrossMoments, "add_block", add)
+        with pytest.raises(SystemExit) as stopped:
+            fit()
+    assert stopped.value.code == 130
+    assert "start the same command again and it goes on where it was" in capsys.readouterr().err
+    message = failure(capsys, fit, "--seed", "1")
+    assert "seed was 0 and is 1" in message
+    assert "another --out, or --restart to begin again" in message
+    calls.clear()
+    monkeypatch.setattr(CrossMoments, "add_block", lambda self, *rows: (calls.append(1), add_block(self, *rows))[1])
+    out = fit()
+    resumed = len(calls)
+    calls.clear()
+    fit(out="again")
+    assert resumed == len(calls) - 4
+    assert (out / "moments.safetensors").exists()
+    assert not (out / "checkpoint").exists()
+
+
+def test_restart_throws_away_what_was_begun(fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lrt_lens.stitching.moments import CrossMoments
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CrossMoments, "save", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+        assert "error: the disk is full" in failure(capsys, fit)
+    assert "seed was 0" in failure(capsys, fit, "--seed", "1")
+    assert (fit("--seed", "1", "--restart") / "moments.safetensors").exists()
+
+
+def test_restart_with_several_ranks_is_refused(fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "--restart with 2 ranks" in failure(capsys, fit, "--restart")
+
+
+def test_a_shard_that_is_none_is_refused(fit: Any, capsys: Any) -> None:
+    assert "shard is '2/2'; expected i/N with i from 0 to N - 1" in failure(capsys, fit, "--shard", "2/2")

@@ -4,10 +4,14 @@ Documents become windows (none holds two documents; BOS in front by the model's 
 block of about ``block_rows`` unmasked tokens. Parts are the folds: a document's hash decides whether it helps to fit (one of
 ``N_FOLDS`` cross-validation folds) or to test (one of ``N_TEST_GROUPS`` groups of the test fold), whatever its place in the stream.
 
+Blocks are numbered in the order in which they fill, and what they hold depends on the documents and the plan alone: processes that share a
+harvest all walk the same stream and each takes some of its blocks. Products, shifts and shuffled pairs never look beyond one.
+
     plan = BlockPlan(context_length=256)
     for block in iterate_blocks(documents, model, plan): block.part, block.windows
 """
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -66,11 +70,29 @@ class Block:
     part: int
     windows: list[Window] = field(default_factory=list)
     n_rows: int = 0
+    index: int = 0
+    """Its number in the stream."""
+    n_documents: int = 0
+    """Documents that begin here: each is counted in one block, wherever it ends."""
+    digest: int = 0
+    """Sum of their keys modulo 2⁶⁴."""
 
-    def add(self, window: Window) -> None:
-        """Append a window."""
+    def add(self, window: Window, *, begins: bool = False) -> None:
+        """Append a window; ``begins`` where it is its document's first."""
         self.windows.append(window)
         self.n_rows += len(window.rows)
+        if begins:
+            self.n_documents += 1
+            self.digest = (self.digest + window.document) % 2**64
+
+    @property
+    def fingerprint(self) -> int:
+        """63 bits of a hash of all its tokens and masks: what a resumed run compares."""
+        digest = hashlib.blake2b(f"{self.part}".encode(), digest_size=8)
+        for window in self.windows:
+            digest.update(np.array(window.ids, dtype=np.int64).tobytes())
+            digest.update(window.rows.astype(np.int64).tobytes())
+        return int.from_bytes(digest.digest(), "big") >> 1
 
     def batches(self, batch_tokens: int) -> Iterator[list[Window]]:
         """Windows of similar length together, at most ``batch_tokens`` padded tokens a batch (one window at least)."""
@@ -82,6 +104,29 @@ class Block:
             batch.append(window)
         if batch:
             yield batch
+
+
+@dataclass(frozen=True)
+class Share:
+    """The blocks that one process takes: of every Nth block (its shard), those of its rank."""
+
+    shard: tuple[int, int] = (0, 1)
+    """(i, N), i from 0: jobs of their own, whose moments are merged from files."""
+    rank: tuple[int, int] = (0, 1)
+    """(rank, ranks): processes of one job."""
+
+    def __post_init__(self) -> None:
+        for name, (index, count) in (("shard", self.shard), ("rank", self.rank)):
+            if not 0 <= index < count:
+                raise ValueError(f"{name} is {index} of {count}; expected 0 to {count - 1} of {count}" if count > 0 else f"{count} {name}s")
+
+    def in_shard(self, index: int) -> bool:
+        """Whether this block belongs to the shard, whichever rank takes it."""
+        return index % self.shard[1] == self.shard[0]
+
+    def takes(self, index: int) -> bool:
+        """Whether this process takes it."""
+        return self.in_shard(index) and index // self.shard[1] % self.rank[1] == self.rank[0]
 
 
 @dataclass
@@ -103,19 +148,24 @@ def part_of(key: int) -> int:
 
 
 def iterate_blocks(documents: Documents, model: HookedModel, plan: BlockPlan, corpus: Corpus | None = None) -> Iterator[Block]:
-    """Blocks of one part each, in the order in which they fill; the rest of every part at the end.
+    """Blocks of one part each, numbered in the order in which they fill; the rest of every part at the end.
 
     Raises `TooFewDocumentsError` where a fold stays empty, naming the folds.
     """
-    corpus = corpus if corpus is not None else Corpus()
+    for index, block in enumerate(_fill_blocks(documents, model, plan, corpus if corpus is not None else Corpus())):
+        block.index = index
+        yield block
+
+
+def _fill_blocks(documents: Documents, model: HookedModel, plan: BlockPlan, corpus: Corpus) -> Iterator[Block]:
     open_blocks = {part: Block(part) for part in range(N_PARTS)}
-    filled = set()
+    filled: set[int] = set()
     for key, windows in _documents_as_windows(documents, model, plan, corpus):
         part = part_of(key)
         filled.add(part)
-        for window in windows:
+        for place, window in enumerate(windows):
             block = open_blocks[part]
-            block.add(window)
+            block.add(window, begins=place == 0)
             if block.n_rows >= plan.block_rows:
                 open_blocks[part] = Block(part)
                 yield block
@@ -163,19 +213,22 @@ def _check_parts(filled: set[int], corpus: Corpus, plan: BlockPlan) -> None:
         logger.warning("%d of %d documents were too short to offer a token", corpus.n_skipped, corpus.n_skipped + corpus.n_documents)
     if corpus.n_documents == 0:
         raise TooFewDocumentsError(
-            f"no document offers a token: {corpus.n_skipped} were empty or too short (the first {SKIP_FIRST} positions and special tokens "
+            f"no document offers a token: {corpus.n_skipped} were empty or too short (the first {plan.skip_first} positions and special tokens "
             "are masked); give longer texts"
         )
     empty = [PART_NAMES[k] for k in range(N_FOLDS) if k not in filled]
     if not any(part >= N_FOLDS for part in filled):
         empty.append("test")
+    masked = (
+        f" ({corpus.n_skipped} more offer no token behind the first {plan.skip_first} and the special ones)" if corpus.n_skipped else ""
+    )
     if empty and plan.n_tokens is not None and corpus.n_rows >= plan.n_tokens:
         raise TooFewDocumentsError(
-            f"fold(s) {', '.join(empty)} hold no document: n_tokens={plan.n_tokens} was reached after {corpus.n_documents} document(s); raise n_tokens"
+            f"fold(s) {', '.join(empty)} hold no document: n_tokens={plan.n_tokens} was reached after {corpus.n_documents} document(s){masked}; raise n_tokens"
         )
     if empty:
         raise TooFewDocumentsError(
-            f"fold(s) {', '.join(empty)} hold no document: {corpus.n_documents} document(s) for {N_FOLDS} folds and a test fold; "
+            f"fold(s) {', '.join(empty)} hold no document: {corpus.n_documents} document(s) for {N_FOLDS} folds and a test fold{masked}; "
             "give at least 100 documents (one long text can be split into paragraphs)"
         )
 

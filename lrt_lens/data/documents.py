@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,15 @@ def _read_file(path: Path) -> Iterator[Any]:
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         yield from _read_jsonl(path)
         return
-    # A text file holds a document a paragraph: one long document could fill only one fold.
-    yield from (part.strip() for part in path.read_text(encoding="utf-8").split("\n\n") if part.strip())
+    # A text file holds a document a paragraph: one long document could fill only one fold. Line by line: it may not fit into memory.
+    paragraph: list[str] = []
+    with open(path, encoding="utf-8") as lines:
+        for line in chain(lines, ["\n"]):
+            if line != "\n":
+                paragraph.append(line)
+            elif text := "".join(paragraph).strip():
+                yield text
+                paragraph = []
 
 
 def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,14 +1,13 @@
 """The report of ``lrt-lens fit``: the grid beside its null."""
 
-from lrt_lens.models.pair import ModelPair
 from lrt_lens.report.figures import grid_figure
 from lrt_lens.report.html import KeyNumbers, Plot, Section, Table, render_html
 from lrt_lens.stitching.grid import StitchGrid
 from lrt_lens.stitching.stitch import Stitch
 
 
-def fit_report(pair: ModelPair, grid: StitchGrid, best: Stitch) -> str:
-    """The page as one self-contained HTML text."""
+def fit_report(source: str, target: str, grid: StitchGrid, best: Stitch) -> str:
+    """The page as one self-contained HTML text; ``source`` and ``target`` are the models' names."""
     scores = best.scores
     tiles: list[tuple[str, str | int | float, str]] = [
         ("best pair, R²", f"{scores['r2']:.3f}", f"{best.source_hook} to {best.target_hook}"),
@@ -21,6 +20,4 @@ def fit_report(pair: ModelPair, grid: StitchGrid, best: Stitch) -> str:
         Plot(grid_figure(grid.scores, chosen=(best.source_hook, best.target_hook))),
         Table(grid.scores, caption="All pairs"),
     ]
-    return render_html(
-        "Stitches of every layer pair", [Section("Scores on the test fold", body)], subtitle=f"{pair.source.name} to {pair.target.name}"
-    )
+    return render_html("Stitches of every layer pair", [Section("Scores on the test fold", body)], subtitle=f"{source} to {target}")

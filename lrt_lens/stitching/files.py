@@ -3,7 +3,8 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,18 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 def read_tensors(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors, metadata) of a file of ours; FileFormatError says what is wrong with any other."""
+    with _opened(path, schema) as (opened, metadata):
+        return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118 (no iterator on a safetensors file)
+
+
+def read_moment_metadata(path: Path) -> dict[str, str]:
+    """What a file of moments says beside its tensors, which are not read; see `moment_metadata`."""
+    with _opened(path, MOMENTS_SCHEMA) as (_, metadata):
+        return metadata
+
+
+@contextmanager
+def _opened(path: Path, schema: str) -> Iterator[tuple[Any, dict[str, str]]]:
     if not path.is_file():
         raise FileFormatError(f"no file at {str(path)!r}")
     try:
@@ -78,7 +91,7 @@ def read_tensors(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, 
                 raise FileFormatError(
                     f"{str(path)!r} has schema {metadata.get('schema_version')!r}; expected {schema!r}: it was written by another program or version"
                 )
-            return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118 (no iterator on a safetensors file)
+            yield opened, metadata
     except (SafetensorError, OSError) as error:
         raise FileFormatError(f"{str(path)!r} is truncated or no safetensors file ({error}); copy or fit it again") from error
 
@@ -88,6 +101,11 @@ def read_tensors(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, 
 
 def save_moments(moments: CrossMoments, path: Path) -> Path:
     """See `CrossMoments.save`."""
+    return write_tensors(path, moment_tensors(moments), {"schema_version": MOMENTS_SCHEMA, **moment_metadata(moments)})
+
+
+def moment_tensors(moments: CrossMoments) -> dict[str, Tensor]:
+    """The moments' own storage by its names in files: what is written into these tensors is written into the moments."""
     tensors: dict[str, Tensor] = {}
     for k, part in enumerate(PART_NAMES):
         tensors[f"{part}/n"] = moments.n[k]
@@ -100,16 +118,18 @@ def save_moments(moments: CrossMoments, path: Path) -> Path:
     for role, side in (("source", moments.source), ("target", moments.target)):
         for hook, stream in side.items():
             tensors |= {f"shift/{role}/{hook}": stream.shift, f"norms/{role}/{hook}": stream.norms}
-    tensors |= {f"null/{s}/{t}": cross for (s, t), cross in moments.cross_null.items()}
-    metadata = {
-        "schema_version": MOMENTS_SCHEMA,
+    return tensors | {f"null/{s}/{t}": cross for (s, t), cross in moments.cross_null.items()}
+
+
+def moment_metadata(moments: CrossMoments) -> dict[str, str]:
+    """What a file says of moments beside their tensors."""
+    return {
         "pairs": json.dumps(moments.pairs),
         "token_hook": json.dumps(moments.token_hook),
         "moment_dtype": str(moments.moment_dtype).removeprefix("torch."),
         "null": moments.null,
         "provenance": moments.provenance.to_json(),
     }
-    return write_tensors(path, tensors, metadata)
 
 
 def load_moments(path: Path) -> CrossMoments:
@@ -139,6 +159,8 @@ def load_moments(path: Path) -> CrossMoments:
             provenance=Provenance.from_json(metadata["provenance"]),
         )
         moments.n = parts("n")
+        if not moments.n.any() and not any(name.startswith("shift/") for name in tensors):
+            return moments  # begun and never given a row
         moments.source = side("source", dict.fromkeys(s for s, _ in moments.kept_pairs))
         moments.target = side("target", dict.fromkeys(t for _, t in moments.kept_pairs))
         moments.cross = {(s, t): parts(f"cross/{s}/{t}") for s, t in moments.kept_pairs}

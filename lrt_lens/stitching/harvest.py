@@ -1,35 +1,46 @@
 """One pass over two models: documents in, `CrossMoments` out.
 
     moments = harvest(pair, documents, source_layers="all", target_layers="all", n_tokens=200_000)
+    moments = harvest(pair, documents, checkpoint="run-7")              # killed and called again, it goes on where it was
+    moments = harvest(pair, documents, shard=(3, 8))                    # every eighth block; `merge_shards` adds all eight
 
 Blocks of windows (`lrt_lens.data.blocks`) run through both models; unmasked rows go into the moments, and are forgotten. Memory does
-not grow with the number of tokens. Neither model runs past its deepest wanted hook point, and neither unembeds.
+not grow with the number of tokens. Neither model runs past its deepest wanted hook point, and neither unembeds. Blocks are cut in a thread
+while the models compute. What decides the numbers is a `HarvestRun`, settled before anything is read and compared on resuming.
 """
 
 import hashlib
-from typing import Literal
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lrt_lens.data.blocks import Block, BlockPlan, Corpus, Window, iterate_blocks, shuffled_rows
+from lrt_lens.data.ahead import running_ahead
+from lrt_lens.data.blocks import Block, BlockPlan, Corpus, Share, Window, iterate_blocks, shuffled_rows
 from lrt_lens.data.documents import Documents
 from lrt_lens.errors import NonFiniteError
-from lrt_lens.models.hook_points import EMBED, Layers, layer_pairs, place
+from lrt_lens.models.hook_points import EMBED, Layers, joint_parts, place
 from lrt_lens.models.hooked_model import SKIP_FIRST, HookedModel
 from lrt_lens.models.loading import torch_dtype
 from lrt_lens.models.pair import ModelPair
+from lrt_lens.stitching.checkpoint import Checkpoint
 from lrt_lens.stitching.grid import StitchGrid
 from lrt_lens.stitching.moments import CrossMoments, Pair
+from lrt_lens.stitching.plan import available_memory, choose_pairs, moment_bytes, null_kind, refuse_more_than_there_is
 from lrt_lens.stitching.provenance import Provenance, package_versions
-from lrt_lens.stitching.ridge import Ridge
+from lrt_lens.stitching.solvers.solver import Solver
 
 Null = bool | Literal["full", "sketch", "none"]
-
-_FULL_NULL_NUMBERS = 32_000_000
-"""Numbers in all cross-moments together up to which ``null=True`` keeps the shuffled pairs whole."""
+Streams = Mapping[str, Tensor]
+"""Activations by hook point, [row, d]."""
+OnBlock = Callable[[Block, list[Window], Streams, Streams], None]
+"""Called with every block before it goes into the moments: the block, its windows in the order of the rows, x and y."""
 
 
 def fit_stitches(
@@ -38,7 +49,7 @@ def fit_stitches(
     *,
     source_layers: Layers = "all",
     target_layers: Layers = "all",
-    solver: Ridge | None = None,
+    solver: Solver | None = None,
     n_tokens: int | None = 200_000,
     context_length: int = 256,
     seed: int = 0,
@@ -46,12 +57,15 @@ def fit_stitches(
     skip_first: int = SKIP_FIRST,
     batch_tokens: int = 4096,
     moment_dtype: str | torch.dtype = "float32",
+    joint: bool = False,
+    checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> StitchGrid:
     """Harvest both models on ``documents`` and fit every layer pair: `harvest`, then `CrossMoments.fit`."""
     moments = harvest(
         pair, documents, source_layers=source_layers, target_layers=target_layers, n_tokens=n_tokens, context_length=context_length,
-        seed=seed, null=null, skip_first=skip_first, batch_tokens=batch_tokens, moment_dtype=moment_dtype, progress=progress,
+        seed=seed, null=null, skip_first=skip_first, batch_tokens=batch_tokens, moment_dtype=moment_dtype, joint=joint,
+        checkpoint=checkpoint, progress=progress,
     )  # fmt: skip
     return moments.fit(solver, progress=progress)
 
@@ -68,7 +82,13 @@ def harvest(
     null: Null = True,
     skip_first: int = SKIP_FIRST,
     batch_tokens: int = 4096,
+    block_rows: int = 4096,
     moment_dtype: str | torch.dtype = "float32",
+    joint: bool = False,
+    shard: tuple[int, int] | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: float = 120.0,
+    on_block: OnBlock | None = None,
     progress: bool = True,
 ) -> CrossMoments:
     """Moments of the chosen layer pairs, and of token identity with every target layer.
@@ -84,56 +104,216 @@ def harvest(
         null: shuffled pairs: True keeps them whole for small grids and sketched for large ones; ``"full"``, ``"sketch"``, ``"none"``.
         skip_first: masked positions at the start of each window.
         batch_tokens: padded tokens a forward pass.
+        block_rows: unmasked tokens a block, the unit of products, shuffled pairs, checkpoints and of what ranks and shards share.
         moment_dtype: precision of products, ``"float32"`` or ``"float64"``; sums are always float64.
+        joint: all source layers side by side as one hook point, for `ManyToOne`.
+        shard: (i, N), i from 0: only every Nth block, for separate jobs whose moments `merge_shards` adds.
+        checkpoint: folder for checkpoints. Where it holds any of a run with the same arguments and documents, that run goes on; what is
+            there stays until `remove_checkpoints`.
+        checkpoint_every: seconds between two checkpoints; more where writing one would take over 5% of the time.
+        on_block: called with every block of this process.
         progress: show a bar.
 
     Raises:
         HookPointError: for a layer that a model does not have.
         TooFewDocumentsError: where a fold stays empty.
         NonFiniteError: for NaN or infinite activations, naming hook and batch.
+        MismatchError: for a checkpoint of another run.
+        ValueError: where the moments need more memory than is free.
     """
+    run = settle(
+        pair, source_layers=source_layers, target_layers=target_layers, n_tokens=n_tokens, context_length=context_length, seed=seed,
+        null=null, skip_first=skip_first, block_rows=block_rows, moment_dtype=moment_dtype, joint=joint, shard=shard,
+    )  # fmt: skip
+    share = Share(shard=shard or (0, 1))
+    options: dict[str, Any] = {"batch_tokens": batch_tokens, "on_block": on_block, "progress": progress}
+    if checkpoint is None:
+        return run.harvest(documents, share, **options)[0]
+    with Checkpoint(Path(checkpoint), run.arguments, share, every=checkpoint_every) as opened:
+        return run.harvest(documents, share, checkpoint=opened, **options)[0]
+
+
+def settle(
+    pair: ModelPair,
+    *,
+    source_layers: Layers = "all",
+    target_layers: Layers = "all",
+    n_tokens: int | None = 200_000,
+    context_length: int = 256,
+    seed: int = 0,
+    null: Null = True,
+    skip_first: int = SKIP_FIRST,
+    block_rows: int = 4096,
+    moment_dtype: str | torch.dtype = "float32",
+    joint: bool = False,
+    shard: tuple[int, int] | None = None,
+) -> "HarvestRun":
+    """What `harvest` would do with these arguments, checked; nothing is read."""
     if n_tokens is not None and n_tokens <= 0:
         raise ValueError(f"n_tokens is {n_tokens}; expected a positive number, or None for all documents")
-    pairs = tuple(layer_pairs(source_layers, target_layers, pair.source, pair.target))
-    plan = BlockPlan(context_length=_context(context_length, pair), skip_first=skip_first, n_tokens=n_tokens, seed=seed)
-    kind = _null_kind(null, pairs, pair)
-    moments = CrossMoments(
+    pairs = choose_pairs(source_layers, target_layers, pair.source, pair.target, joint=joint)
+    plan = BlockPlan(context_length=_context(context_length, pair), skip_first=skip_first, n_tokens=n_tokens, block_rows=block_rows, seed=seed)
+    return HarvestRun(
+        models=pair,
         pairs=pairs,
-        token_hook=EMBED if EMBED in pair.source.hook_points else None,
+        plan=plan,
+        null=null_kind(null, pairs, pair.source.d_model, pair.target.d_model),
         moment_dtype=torch_dtype(moment_dtype),
-        null=kind,
-        provenance=_provenance(pair, plan),
+        shard=shard,
     )
-    corpus = Corpus()
-    with tqdm(total=n_tokens, desc="harvest", unit="tok", unit_scale=True, disable=not progress, leave=False) as bar:
-        for block in iterate_blocks(documents, pair.source, plan, corpus):
-            _add(moments, block, pair, batch_tokens, plan.seed)
-            bar.update(min(block.n_rows, bar.total - bar.n) if bar.total else block.n_rows)
-    moments.provenance = _provenance(pair, plan, corpus)
-    return moments
 
 
-def _add(moments: CrossMoments, block: Block, pair: ModelPair, batch_tokens: int, seed: int) -> None:
-    sources, targets = [s for s, _ in moments.kept_pairs], [t for _, t in moments.kept_pairs]
-    x: dict[str, list[Tensor]] = {hook: [] for hook in sources}
-    y: dict[str, list[Tensor]] = {hook: [] for hook in targets}
-    order: list[Window] = []
-    for batch in block.batches(batch_tokens):
-        order.extend(batch)
-        tokens = pair.source.pad([window.ids for window in batch])
-        rows = _row_index(batch, tokens.shape[1])
-        for rows_by_hook, model in ((x, pair.source), (y, pair.target)):
-            for hook, activations in _capture_places(model, tokens, list(rows_by_hook)).items():
-                rows_by_hook[hook].append(activations.flatten(0, 1)[rows.to(activations.device)])
-    pairing = torch.from_numpy(shuffled_rows(block, order, seed)) if moments.null != "none" else None
-    # Layers of one model may sit on several devices; products need one.
-    device = next(iter(x.values()))[0].device
-    gathered_x = {hook: torch.cat(parts).to(device) for hook, parts in x.items()}
-    gathered_y = {hook: torch.cat(parts).to(device) for hook, parts in y.items()}
-    try:
-        moments.add_block(block.part, gathered_x, gathered_y, pairing)
-    except NonFiniteError as error:
-        raise NonFiniteError(f"{error} (source {pair.source.name!r}, target {pair.target.name!r})") from None
+@dataclass(frozen=True)
+class HarvestRun:
+    """Everything that decides the numbers of a harvest, but the documents."""
+
+    models: ModelPair
+    pairs: tuple[Pair, ...]
+    plan: BlockPlan
+    null: str
+    moment_dtype: torch.dtype
+    shard: tuple[int, int] | None = None
+
+    @property
+    def token_hook(self) -> str | None:
+        """The source's embedding, where it has that hook point."""
+        return EMBED if EMBED in self.models.source.hook_points else None
+
+    @property
+    def provenance(self) -> Provenance:
+        """Of no document yet."""
+        template = getattr(self.models.source.tokenizer, "chat_template", None)
+        return Provenance(
+            source=self.models.source.identity,
+            target=self.models.target.identity,
+            context_length=self.plan.context_length,
+            skip_first=self.plan.skip_first,
+            chat_template=hashlib.blake2b(template.encode(), digest_size=8).hexdigest() if template else None,
+            seed=self.plan.seed,
+            versions=package_versions(),
+            source_dtype=_dtype(self.models.source),
+            target_dtype=_dtype(self.models.target),
+            n_tokens=self.plan.n_tokens,
+            shard=self.shard,
+        )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As JSON values: what a resumed run, and every rank, must have in common."""
+        found = asdict(self.provenance)
+        for name in ("versions", "n_documents", "corpus", "stream"):
+            del found[name]
+        moment_dtype = str(self.moment_dtype).removeprefix("torch.")
+        return found | {
+            "pairs": self.pairs, "token_hook": self.token_hook, "null": self.null, "moment_dtype": moment_dtype, "block_rows": self.plan.block_rows,
+        }  # fmt: skip
+
+    def with_pairs(self, pairs: tuple[Pair, ...]) -> "HarvestRun":
+        """The same for some of the pairs: one of several passes under a memory budget."""
+        return replace(self, pairs=pairs)
+
+    def begin(self) -> CrossMoments:
+        """Empty moments; ValueError where they would not fit into memory."""
+        source, target = self.models.source, self.models.target
+        needed = sum(moment_bytes(self.pairs, self.token_hook, self.null, source.d_model, target.d_model).values())
+        refuse_more_than_there_is(needed, available_memory(source.device), source.device)
+        return CrossMoments(self.pairs, self.token_hook, self.moment_dtype, self.null, self.provenance)
+
+    def harvest(
+        self,
+        documents: Documents,
+        share: Share,
+        *,
+        checkpoint: Checkpoint | None = None,
+        batch_tokens: int = 4096,
+        on_block: OnBlock | None = None,
+        progress: bool = True,
+    ) -> tuple[CrossMoments, int]:
+        """(moments of the blocks that fall to ``share``, number of blocks in the whole stream)."""
+        moments, feed = self.begin(), _Feed(self, batch_tokens, on_block)
+        if checkpoint is not None:
+            checkpoint.resume(moments, self.models.source.device)
+        stream, n_blocks = hashlib.blake2b(digest_size=8), 0
+        bar = tqdm(total=self.plan.n_tokens, desc="harvest", unit="tok", unit_scale=True, disable=not progress, leave=False)
+        blocks = running_ahead(iterate_blocks(documents, self.models.source, self.plan, Corpus()))
+        with bar, blocks as arriving, _saved(checkpoint, moments):
+            for block in arriving:
+                stream.update(block.fingerprint.to_bytes(8, "big"))
+                n_blocks += 1
+                feed.take(moments, block, share, checkpoint)
+                # Ranks go through the stream together: the whole stream is what is done.
+                bar.update(min(block.n_rows, bar.total - bar.n) if bar.total else block.n_rows)
+            if checkpoint is not None:
+                checkpoint.refuse_shorter_stream(n_blocks)
+                checkpoint.write(moments)
+        if self.shard is not None:
+            moments.provenance = replace(moments.provenance, stream=stream.hexdigest())
+        return moments, n_blocks
+
+
+@dataclass(frozen=True)
+class _Feed:
+    """Runs blocks through both models, into moments."""
+
+    run: HarvestRun
+    batch_tokens: int
+    on_block: OnBlock | None
+
+    def take(self, moments: CrossMoments, block: Block, share: Share, checkpoint: Checkpoint | None) -> None:
+        """Add a block that falls to this share and is in nobody's moments yet. All shares begin with the mean of the first block."""
+        is_wanted = not (checkpoint and checkpoint.has(block)) and share.takes(block.index)
+        if not is_wanted and moments.source:
+            return
+        order, x, y = self.rows(moments, block)
+        try:
+            if not moments.source:
+                moments.start(x, y)
+                if checkpoint:
+                    checkpoint.share_shift(moments)
+            if is_wanted:
+                self.add(moments, block, (order, x, y), checkpoint)
+        except NonFiniteError as error:
+            pair = self.run.models
+            raise NonFiniteError(f"{error} (source {pair.source.name!r}, target {pair.target.name!r})") from None
+
+    def add(self, moments: CrossMoments, block: Block, rows: tuple[list[Window], Streams, Streams], checkpoint: Checkpoint | None) -> None:
+        """Rows, and the documents that begin here."""
+        order, x, y = rows
+        pairing = torch.from_numpy(shuffled_rows(block, order, self.run.plan.seed)) if moments.null != "none" else None
+        if self.on_block is not None:
+            # First: a block that is noted as finished must have been seen here (one that is interrupted may be seen again).
+            self.on_block(block, order, x, y)
+        with checkpoint.adding(block) if checkpoint else nullcontext():
+            moments.add_block(block.part, x, y, pairing)
+            moments.provenance = moments.provenance.with_documents(block.n_documents, block.digest)
+        if checkpoint:
+            checkpoint.write_if_due(moments)
+
+    def rows(self, moments: CrossMoments, block: Block) -> tuple[list[Window], dict[str, Tensor], dict[str, Tensor]]:
+        """(windows in the order of the rows, x, y by hook point)."""
+        pair = self.run.models
+        names = [list(dict.fromkeys(p[side] for p in moments.kept_pairs)) for side in (0, 1)]
+        seen: list[dict[str, list[Tensor]]] = [{part: [] for hook in hooks for part in joint_parts(hook)} for hooks in names]
+        order: list[Window] = []
+        for batch in block.batches(self.batch_tokens):
+            order.extend(batch)
+            tokens = pair.source.pad([window.ids for window in batch])
+            rows = _row_index(batch, tokens.shape[1])
+            for rows_by_hook, model in zip(seen, (pair.source, pair.target), strict=True):
+                for hook, activations in _capture_places(model, tokens, list(rows_by_hook)).items():
+                    rows_by_hook[hook].append(activations.flatten(0, 1)[rows.to(activations.device)])
+        # Layers of one model may sit on several devices; products need one.
+        device = moments.n.device if moments.source else next(iter(seen[0].values()))[0].device
+        gathered = [{hook: torch.cat(parts).to(device) for hook, parts in side.items()} for side in seen]
+        x, y = (
+            {hook: side[hook] if hook in side else torch.cat([side[part] for part in joint_parts(hook)], 1) for hook in hooks}
+            for side, hooks in zip(gathered, names, strict=True)
+        )
+        return order, x, y
+
+
+def _saved(checkpoint: Checkpoint | None, moments: CrossMoments) -> AbstractContextManager[None]:
+    return checkpoint.saving(moments) if checkpoint else nullcontext()
 
 
 def _row_index(batch: list[Window], width: int) -> Tensor:
@@ -155,24 +335,6 @@ def _context(context_length: int, pair: ModelPair) -> int:
     return min(context_length, pair.context_length)
 
 
-def _null_kind(null: Null, pairs: tuple[Pair, ...], models: ModelPair) -> str:
-    if isinstance(null, str):
-        return null
-    if not null:
-        return "none"
-    return "full" if len(pairs) * models.source.d_model * models.target.d_model <= _FULL_NULL_NUMBERS else "sketch"
-
-
-def _provenance(pair: ModelPair, plan: BlockPlan, corpus: Corpus | None = None) -> Provenance:
-    template = getattr(pair.source.tokenizer, "chat_template", None)
-    return Provenance(
-        source=pair.source.identity,
-        target=pair.target.identity,
-        context_length=plan.context_length,
-        skip_first=plan.skip_first,
-        chat_template=hashlib.blake2b(template.encode(), digest_size=8).hexdigest() if template else None,
-        seed=plan.seed,
-        n_documents=corpus.n_documents if corpus else 0,
-        corpus=f"{corpus.digest:016x}" if corpus else "",
-        versions=package_versions(),
-    )
+def _dtype(model: HookedModel) -> str:
+    parameter = next(getattr(model.bridge, "original_model", model.bridge).parameters())
+    return str(parameter.dtype).removeprefix("torch.")

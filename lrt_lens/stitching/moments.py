@@ -17,7 +17,7 @@ Limits: second moments say nothing about a per-token mean of cosines, nor about 
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ from lrt_lens.stitching.scatter import Scatter, SecondMoment, gram, part_sum
 
 if TYPE_CHECKING:
     from lrt_lens.stitching.grid import StitchGrid
-    from lrt_lens.stitching.ridge import Ridge
+    from lrt_lens.stitching.solvers.solver import Solver
 
 Pair = tuple[str, str]
 FIT_PARTS = tuple(range(N_FOLDS))
@@ -153,7 +153,7 @@ class CrossMoments:
         parts = torch.tensor([part_by_id[identifier] for identifier in ids])
         (source_hook, target_hook) = self.pairs[0]
         self._refuse_non_finite({source_hook: x}, {target_hook: y})
-        self._start({source_hook: x}, {target_hook: y})
+        self.start({source_hook: x}, {target_hook: y})
         for part in parts.unique().tolist():
             chosen = (parts == part).nonzero()[:, 0]
             for rows in chosen.split(_ROWS_AT_ONCE):
@@ -162,7 +162,7 @@ class CrossMoments:
     def add_block(self, part: int, x: Mapping[str, Tensor], y: Mapping[str, Tensor], pairing: Tensor | None = None) -> None:
         """Add paired rows of one part, ``{hook: [row, d]}`` a side; ``pairing[i]`` is the row of ``y`` that row ``i`` meets under the null."""
         self._refuse_non_finite(x, y)
-        self._start(x, y)
+        self.start(x, y)
         self._refuse_other_widths(x, y)
         centred_x = {hook: rows.to(self.moment_dtype) - self.source[hook].shift.to(self.moment_dtype) for hook, rows in x.items()}
         centred_y = {hook: rows.to(self.moment_dtype) - self.target[hook].shift.to(self.moment_dtype) for hook, rows in y.items()}
@@ -190,14 +190,18 @@ class CrossMoments:
                 if rows.shape[1] != len(side[hook].shift):
                     raise MismatchError(f"{hook!r} has {rows.shape[1]} dimensions; these moments were begun with {len(side[hook].shift)}")
 
-    def _start(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
+    def start(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
         """Allocate on the device of the first rows, shifted by their mean."""
-        if self.source:
-            return
         # Rounded to the products' precision, so that what is subtracted from the rows is exactly what is kept.
         shift = lambda rows: rows[:_ROWS_AT_ONCE].double().mean(0).to(self.moment_dtype)  # noqa: E731
-        self.source = {hook: SideMoments.zeros(shift(rows)) for hook, rows in x.items()}
-        self.target = {hook: SideMoments.zeros(shift(rows)) for hook, rows in y.items()}
+        if not self.source:
+            self._refuse_non_finite(x, y)
+            self.start_at({hook: shift(rows) for hook, rows in x.items()}, {hook: shift(rows) for hook, rows in y.items()})
+
+    def start_at(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
+        """Allocate empty moments about given shifts, ``{hook: [d]}`` a side, on their device: shards of one run share theirs."""
+        self.source = {hook: SideMoments.zeros(shift) for hook, shift in x.items()}
+        self.target = {hook: SideMoments.zeros(shift) for hook, shift in y.items()}
         device = next(iter(self.source.values())).shift.device
         self.n = self.n.to(device)
         zeros = {"dtype": torch.float64, "device": device}
@@ -283,10 +287,10 @@ class CrossMoments:
         cross = self.cross_null[pair][int(test)] - torch.outer(x.total[index].sum(0), total_y) / truth.n
         return truth.with_target(cross, basis)
 
-    def fit(self, solver: "Ridge | None" = None, *, pairs: Sequence[Pair] | None = None, progress: bool = False) -> "StitchGrid":
+    def fit(self, solver: "Solver | None" = None, *, pairs: Sequence[Pair] | None = None, progress: bool = False) -> "StitchGrid":
         """Maps and scores of all (or the given) pairs; needs no model."""
         from lrt_lens.stitching.grid import fit_grid
-        from lrt_lens.stitching.ridge import Ridge
+        from lrt_lens.stitching.solvers.ridge import Ridge
 
         return fit_grid(self, solver or Ridge(), pairs=pairs, progress=progress)
 
@@ -297,6 +301,10 @@ class CrossMoments:
                 f"moments of other pairs or precision: {len(self.pairs)} pairs, null {self.null!r}, {self.moment_dtype} and "
                 f"{len(other.pairs)} pairs, null {other.null!r}, {other.moment_dtype}; harvest every shard with the same arguments"
             )
+        if not self.source or not other.source:
+            begun = self if self.source else other
+            return replace(begun, provenance=self.provenance.merged(other.provenance))
+        self._refuse_other_widths(*({hook: m.total for hook, m in side.items()} for side in (other.source, other.target)))
         merged = CrossMoments(
             self.pairs, self.token_hook, self.moment_dtype, self.null, self.provenance.merged(other.provenance), self.n + other.n
         )

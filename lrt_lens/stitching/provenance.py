@@ -27,6 +27,15 @@ class Provenance:
     """Sum of the documents' hashes: the same for any order, another for another text."""
     versions: dict[str, str] = field(default_factory=dict)
     """Versions of the packages that made it."""
+    source_dtype: str = ""
+    """Precision in which the source ran; empty where unknown."""
+    target_dtype: str = ""
+    n_tokens: int | None = None
+    """Unmasked tokens after which no further document was taken; None where all were."""
+    shard: tuple[int, int] | None = None
+    """(i, N): only every Nth block, from the i-th on; None for the whole."""
+    stream: str = ""
+    """Hash of all blocks in their order, those of other shards included: equal for shards of one run. Set on shards only."""
 
     def merged(self, other: "Provenance") -> "Provenance":
         """The provenance of both shards together; `MismatchError` names what differs."""
@@ -36,12 +45,17 @@ class Provenance:
                 ours.refuse_other(theirs, f"the {name} model of the other shard")
             elif ours != theirs:
                 raise MismatchError(f"shards differ in {name}: {ours!r} and {theirs!r}; harvest every shard with the same arguments")
-        if self.corpus and self.corpus == other.corpus:
+        if self.n_documents and self.corpus and self.corpus == other.corpus:
             raise MismatchError(
                 f"both shards hold the same {self.n_documents} documents (corpus {self.corpus}); merging would count them twice"
             )
-        corpus = f"{(int(self.corpus or '0', 16) + int(other.corpus or '0', 16)) % 2**64:016x}" if self.corpus or other.corpus else ""
-        return replace(self, n_documents=self.n_documents + other.n_documents, corpus=corpus)
+        whole = replace(self, shard=None, stream="") if self.shard != other.shard else self
+        return whole.with_documents(other.n_documents, int(other.corpus, 16)) if other.corpus else whole.with_documents(other.n_documents)
+
+    def with_documents(self, n_documents: int, digest: int | None = None) -> "Provenance":
+        """With so many documents more, whose hashes add up to ``digest``."""
+        corpus = self.corpus if digest is None else f"{(int(self.corpus or '0', 16) + digest) % 2**64:016x}"
+        return replace(self, n_documents=self.n_documents + n_documents, corpus=corpus)
 
     def to_json(self) -> str:
         """As one JSON object."""
@@ -54,11 +68,13 @@ class Provenance:
         for role in ("source", "target"):
             if fields.get(role) is not None:
                 fields[role] = ModelIdentity(**fields[role])
+        if fields.get("shard") is not None:
+            fields["shard"] = tuple(fields["shard"])
         return cls(**fields)
 
     def swapped(self) -> "Provenance":
         """With source and target exchanged."""
-        return replace(self, source=self.target, target=self.source)
+        return replace(self, source=self.target, target=self.source, source_dtype=self.target_dtype, target_dtype=self.source_dtype)
 
 
 def package_versions() -> dict[str, str]:

@@ -35,7 +35,7 @@ class RowScore:
 def score_rows(stitch: Stitch, pair: ModelPair, texts: Sequence[str], *, context_length: int = 256) -> RowScore:
     """Score ``stitch.up`` on every unmasked token of ``texts``; ValueError where no text offers one."""
     stitch.check(pair.source, pair.target)
-    plan = BlockPlan(context_length=min(context_length, pair.context_length))
+    plan = BlockPlan(context_length=min(context_length, pair.context_length), skip_first=stitch.skip_first)
     bodies = pair.source.encode_bodies(texts)
     windows = [w for text, ids in zip(texts, bodies, strict=True) for w in cut_windows(ids, document_key(text, 0), pair.source, plan)]
     if not windows:

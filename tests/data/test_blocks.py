@@ -128,6 +128,40 @@ def test_all_that_was_read_is_counted_in_any_order(corpus: list[str], model: Hoo
     assert count([*corpus[:-1], corpus[-1] + " and more"])[0].digest != forwards.digest
 
 
+def test_blocks_are_numbered_and_count_each_document_where_it_begins(corpus: list[str], model: HookedModel, blocks: list[Block]) -> None:
+    assert [block.index for block in blocks] == list(range(len(blocks)))
+    assert sum(block.n_documents for block in blocks) == len(corpus)
+    keys = [document_key(text, 0) for text in corpus]
+    assert sum(block.digest for block in blocks) % 2**64 == sum(keys) % 2**64
+    seen: set[int] = set()
+    for block in blocks:
+        begun = {window.document for window in block.windows} - seen
+        assert (block.n_documents, block.digest) == (len(begun), sum(begun) % 2**64)
+        seen |= begun
+    assert any(block.n_documents < len({window.document for window in block.windows}) for block in blocks), "some documents go on in another block"
+
+
+def test_what_a_block_holds_depends_on_the_documents_before_it_alone(corpus: list[str], model: HookedModel, blocks: list[Block]) -> None:
+    with_more = list(iterate_blocks([*corpus, *(f"{text} and" for text in corpus)], model, PLAN))
+    full = [block for block in blocks if block.n_rows >= PLAN.block_rows]
+    assert [block.fingerprint for block in with_more[: len(full)]] == [block.fingerprint for block in full]
+
+
+def test_a_fingerprint_tells_blocks_apart(blocks: list[Block]) -> None:
+    assert len({block.fingerprint for block in blocks}) == len(blocks)
+    first = blocks[0]
+    window = first.windows[0]
+    for changed in (
+        Block(first.part, [Window([*window.ids[:-1], window.ids[-1] + 1], window.rows, window.document), *first.windows[1:]]),
+        Block(first.part, [Window(window.ids, window.rows[:-1], window.document), *first.windows[1:]]),
+        Block(first.part, first.windows[:-1]),
+        Block(first.part + 1, first.windows),
+    ):
+        assert changed.fingerprint != first.fingerprint
+        assert 0 <= changed.fingerprint < 2**63
+    assert Block(first.part, list(first.windows)).fingerprint == first.fingerprint
+
+
 def test_no_further_document_is_taken_once_there_are_enough_tokens(corpus: list[str], model: HookedModel) -> None:
     counted = Corpus()
     list(iterate_blocks(iter(corpus), model, BlockPlan(n_tokens=2000), counted))
@@ -153,6 +187,19 @@ def test_too_few_documents_name_the_folds_that_stay_empty(corpus: list[str], mod
         list(iterate_blocks(without_two, model, PLAN))
     with pytest.raises(TooFewDocumentsError, match=r"fold\(s\) test hold no document: 5 document"):
         list(iterate_blocks([text for part, text in by_part.items() if part < N_FOLDS], model, PLAN))
+
+
+def test_a_fold_that_masking_empties_is_named_with_the_reason(corpus: list[str], model: HookedModel) -> None:
+    end = model.tokenizer.eos_token
+    masked = [text if part_of(document_key(text, 0)) != 2 else text[:8] + end * 40 for text in corpus]
+    # Their texts are others now: keep those that stay in their fold.
+    documents = [text for text, before in zip(masked, corpus, strict=True) if text == before or part_of(document_key(text, 0)) == 2]
+    n_masked = sum(text.endswith(end) for text in documents)
+    assert n_masked
+    with pytest.raises(
+        TooFewDocumentsError, match=rf"fold\(s\) fold2 hold no document: .* \({n_masked} more offer no token behind the first 4 and the special ones\)"
+    ):
+        list(iterate_blocks(documents, model, PLAN))
 
 
 def test_a_single_document_is_too_few(model: HookedModel, corpus: list[str]) -> None:

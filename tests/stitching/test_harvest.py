@@ -138,7 +138,7 @@ def test_shuffled_pairs_are_kept_as_asked(pair: ModelPair, corpus: list[str], nu
 
 
 def test_large_grids_keep_a_sketch(pair: ModelPair, corpus: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lrt_lens.stitching.harvest._FULL_NULL_NUMBERS", 1000)
+    monkeypatch.setattr("lrt_lens.stitching.plan.FULL_NULL_NUMBERS", 1000)
     assert harvest(pair, corpus, context_length=24, **QUIET).null == "sketch"
 
 
@@ -162,6 +162,31 @@ def test_the_harvest_ends_with_the_tokens_asked_for(pair: ModelPair, corpus: lis
     moments = harvest(pair, iter(corpus), source_layers=[0], target_layers=[0], null=False, n_tokens=3000, progress=False)
     assert 3000 <= moments.n_tokens < 3000 + 64 + 200
     assert moments.provenance.n_documents < 150
+
+
+def test_whoever_asks_sees_every_block_as_it_goes_into_the_moments(pair: ModelPair, corpus: list[str], harvested: CrossMoments) -> None:
+    seen: dict[int, Any] = {}
+    naive = CrossMoments(harvested.pairs, harvested.token_hook, torch.float64)
+
+    def on_block(block: Any, order: Any, x: Any, y: Any) -> None:
+        assert sum(len(window.rows) for window in order) == len(x[SOURCE]) == len(y[TARGET]) == block.n_rows
+        seen[block.index] = order
+        naive.add_block(block.part, x, y)
+
+    harvest(pair, corpus, context_length=24, moment_dtype="float64", on_block=on_block, **QUIET)
+    assert list(seen) == list(range(len(seen)))
+    assert torch.equal(naive.cross[SOURCE, TARGET], harvested.cross[SOURCE, TARGET])
+
+
+def test_joint_moments_are_those_of_all_source_layers_side_by_side(pair: ModelPair, corpus: list[str], harvested: CrossMoments) -> None:
+    name = "blocks.0.hook_resid_post+blocks.1.hook_resid_post"
+    joint = harvest(pair, corpus, context_length=24, moment_dtype="float64", joint=True, **QUIET)
+    assert joint.pairs == tuple((name, f"blocks.{layer}.hook_resid_post") for layer in range(3))
+    found = joint.scatter((name, TARGET), FIT_PARTS)
+    for layer, rows in ((0, slice(0, 16)), (1, slice(16, 32))):
+        alone = harvested.scatter((f"blocks.{layer}.hook_resid_post", TARGET), FIT_PARTS)
+        torch.testing.assert_close(found.xy[rows], alone.xy, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found.xx[rows, rows], alone.xx, rtol=1e-9, atol=1e-9)
 
 
 def test_fit_stitches_is_harvest_and_fit(pair: ModelPair, corpus: list[str], fitted: Any) -> None:

@@ -18,8 +18,8 @@ from torch import Tensor
 from lrt_lens.stitching.scatter import Scatter
 from lrt_lens.stitching.solvers.solver import ClosedForm, Setting
 
-_MAX_ITERATIONS = 100
-_MAX_REFIT_ITERATIONS = 6
+_MAX_ITERATIONS = 40
+_MAX_REFIT_ITERATIONS = 5
 """Of a fit without one fold: it starts a step away from where it ends."""
 _TOLERANCE = 1e-4
 """Relative decrease of the error, over five iterations, at which the alternation stops."""

@@ -1,0 +1,148 @@
+"""Passes that one model begins and another finishes: either runs once a batch to its hook point, every arm resumes from there.
+
+    ends = {"A": End(pair.source, hook), "B": End(pair.target, other_hook)}
+    tally = Tally(n_documents)
+    for windows in batches(all_windows, vocabulary):
+        run_batch(ends, arms, Batch(windows, pair.source, keep="bos"), tally)
+    tally.sums["A→B", "stitched"]["ce"]       # [document], nats
+
+What an arm puts into the finishing model's stream is a function of the streams of both; see `lrt_lens.evaluation.stitch_loss` for which.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrt_lens.data.blocks import Window
+from lrt_lens.models.hook_points import EMBED, joint_parts, place, resolve
+from lrt_lens.models.hooked_model import HookedModel
+from lrt_lens.typing import Residual, Tokens
+
+METRICS = ("ce", "ce_all_positions", "kl", "win_rate", "top1")
+_BATCH_WINDOWS = 32
+_LOGITS_AT_ONCE = 2**26
+"""Logits of a pass at most (a quarter of a gigabyte in float32): windows × length × vocabulary. A few copies of them live at a time."""
+
+Streams = dict[str, Tensor]
+"""``"A"`` and ``"B"``: residuals at the two hook points, [batch, position, d], in the models' precision; ``"A tokens"`` and ``"B tokens"``: the
+token embeddings."""
+
+
+def batches(windows: list[Window], vocabulary: int) -> Iterator[list[Window]]:
+    """Windows of similar length together, as many at once as fit."""
+    batch: list[Window] = []
+    for window in sorted(windows, key=lambda w: (-len(w.ids), w.document)):
+        full = (len(batch) + 1) * len(batch[0].ids) * vocabulary > _LOGITS_AT_ONCE if batch else False
+        if full or len(batch) == _BATCH_WINDOWS:
+            yield batch
+            batch = []
+        batch.append(window)
+    yield batch
+
+
+class Batch:
+    """Windows as tensors: which positions keep their state, which are counted."""
+
+    def __init__(self, windows: list[Window], model: HookedModel, keep: Literal["bos", "masked"]) -> None:
+        self.tokens = model.pad([window.ids for window in windows])
+        positions = torch.arange(self.tokens.shape[1])[None]
+        unmasked = torch.zeros(self.tokens.shape, dtype=torch.bool)
+        for row, window in enumerate(windows):
+            unmasked[row, torch.from_numpy(window.rows)] = True
+        bos = torch.full_like(unmasked, fill_value=False)
+        bos[:, 0] = model.prepend_bos
+        self.kept = (bos if keep == "bos" else ~unmasked)[..., None]
+        self.predicts = positions < torch.tensor([len(window.ids) - 1 for window in windows])[:, None]
+        """Positions that have a next token, [batch, position]; all that follows is flat over them."""
+        self.counted = unmasked[self.predicts].numpy()
+        self.next = self.tokens.roll(-1, dims=1)[self.predicts]
+        self.documents = torch.tensor([window.document for window in windows])[:, None].expand_as(self.predicts)[self.predicts].numpy()
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Something to put into the finishing model's stream."""
+
+    name: str
+    finish: str
+    """Which model finishes, ``"A"`` or ``"B"``."""
+    routes: tuple[str, ...]
+    """Routes on which it stands: what does not depend on the start runs once."""
+    state: Callable[[Streams], Tensor] | Tensor
+    """What stands in its stream, [batch, position, d] or [d]; a function of what both models hold, or fixed."""
+
+
+class End:
+    """A model at its hook point."""
+
+    def __init__(self, model: HookedModel, hook: str) -> None:
+        # One name for `resid_pre` and the `resid_post` before it: from there an engine can skip the layers that ran.
+        self.model, self.hooks = model, [place(resolve(part, model)) for part in joint_parts(hook)]
+
+    def streams(self, tokens: Tokens, letter: str) -> Streams:
+        """The stream at the hook point and the token embeddings."""
+        seen = self.model.engine.capture(tokens, list(dict.fromkeys([*self.hooks, EMBED])))
+        return {letter: torch.cat([seen[hook] for hook in self.hooks], dim=-1), f"{letter} tokens": seen[EMBED]}
+
+    def log_probabilities(self, batch: Batch, residual: Residual) -> Tensor:
+        """[flat position, vocabulary] in float32, of a pass that resumes from a residual."""
+        with self.model.engine.resuming(self.hooks[0], residual):
+            logits = self.model.logits(batch.tokens)
+        return logits[batch.predicts.to(logits.device)].float().log_softmax(-1)
+
+
+def run_batch(ends: dict[str, End], arms: list[Arm], batch: Batch, tally: "Tally") -> None:
+    """Both models once to their hook points, then every arm from there; the first arm of either model is what others win or lose against."""
+    streams: Streams = {}
+    for letter, end in ends.items():
+        streams |= end.streams(batch.tokens, letter)
+    for letter in dict.fromkeys(arm.finish for arm in arms):
+        end, own = ends[letter], streams[letter]
+        untouched = end.log_probabilities(batch, own)
+        reference: np.ndarray | None = None
+        for arm in (arm for arm in arms if arm.finish == letter):
+            log_p = untouched
+            if arm.name != "own":
+                state = arm.state if isinstance(arm.state, Tensor) else arm.state(streams)
+                log_p = end.log_probabilities(batch, torch.where(batch.kept.to(own.device), own, state.to(own)))
+            values = _compare(log_p, untouched, batch.next)
+            reference = values["ce"] if reference is None else reference
+            tally.add(arm, batch, values | {"win_rate": values["ce"] < reference})
+
+
+def _compare(log_p: Tensor, own: Tensor, following: Tensor) -> dict[str, np.ndarray]:
+    """Per flat position: cross-entropy, KL(own ‖ arm) and whether both find the same token likeliest."""
+    losses = -log_p.gather(1, following.to(log_p.device)[:, None])[:, 0]
+    kl = torch.nn.functional.kl_div(log_p, own, log_target=True, reduction="none").sum(-1)
+    return {
+        "ce": losses.double().cpu().numpy(),
+        "kl": kl.double().cpu().numpy(),
+        "top1": (log_p.argmax(-1) == own.argmax(-1)).cpu().numpy(),
+    }
+
+
+class Tally:
+    """Sums over the tokens of each document."""
+
+    def __init__(self, n_documents: int) -> None:
+        self.n_documents = n_documents
+        self.sums: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+        """By (route, arm) and metric: [document]."""
+        self.counts: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+        """What to divide them by."""
+
+    def add(self, arm: Arm, batch: Batch, values: dict[str, np.ndarray]) -> None:
+        """One arm's values on one batch, on every route that it stands on."""
+        for metric in METRICS:
+            chosen = np.ones_like(batch.counted) if metric == "ce_all_positions" else batch.counted
+            value = values["ce" if metric == "ce_all_positions" else metric]
+            total = np.bincount(batch.documents[chosen], value[chosen], minlength=self.n_documents)
+            count = np.bincount(batch.documents[chosen], minlength=self.n_documents)
+            for route in arm.routes:
+                for table, new in ((self.sums, total), (self.counts, count)):
+                    row = table.setdefault((route, arm.name), {name: np.zeros(self.n_documents) for name in METRICS})
+                    row[metric] += new

@@ -1,0 +1,37 @@
+"""Benchmarks run: with tiny shapes, whose numbers mean nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*command: str) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_accelerator_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
+    run("benchmarks.gpu", "--device", "cpu", "--quick", "--out", str(tmp_path / "gpu.json"))
+    results = json.loads((tmp_path / "gpu.json").read_text())
+    (case,) = results["cases"]
+    assert case["tokens_per_second"] > 0
+    assert case["overhead"] > 0
+    assert results["accumulation"]["scatter_float64"] < 1e-12 < results["accumulation"]["scatter_float32"] < 1e-5
+
+
+@pytest.mark.slow
+def test_every_benchmark_of_ratios_runs(tmp_path: Path) -> None:
+    run("benchmarks.run", "--quick", "--threads", "1", "--out", str(tmp_path / "results.json"))
+    results = json.loads((tmp_path / "results.json").read_text())["benchmarks"]
+    assert len(results) >= 10
+    assert not [result["name"] for result in results if "error" in result]
+    assert all(result["value"] > 0 for result in results)
