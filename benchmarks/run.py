@@ -38,6 +38,8 @@ Name = Literal[
     "all_solvers_time_over_ridge",
     "two_way_speedup_over_adam",
     "two_way_objective_over_adam",
+    "two_rank_speedup",
+    "resume_cost",
 ]
 MODULES: dict[Name, str] = {
     "harvest_overhead_one_pair": "harvesting",
@@ -50,6 +52,8 @@ MODULES: dict[Name, str] = {
     "all_solvers_time_over_ridge": "solvers",
     "two_way_speedup_over_adam": "two_way",
     "two_way_objective_over_adam": "two_way",
+    "two_rank_speedup": "scaling",
+    "resume_cost": "scaling",
 }
 """Where each benchmark lives, in the order in which they run."""
 

@@ -17,7 +17,7 @@ import pandas as pd
 import tyro
 
 import lrt_lens as lrt
-from lrt_lens.evaluation.stitch_loss import StitchLoss, evaluate_stitch_loss, token_identity_map
+
 from lrt_lens.stitching.affine import MapPair
 from lrt_lens.stitching.solvers.solver import Solver
 

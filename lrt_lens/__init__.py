@@ -48,6 +48,9 @@ _HOME = {
     "MapDiagnostics": "lrt_lens.stitching.diagnostics",
     "map_diagnostics": "lrt_lens.stitching.diagnostics",
     "score_intervals": "lrt_lens.stitching.diagnostics",
+    "StitchLoss": "lrt_lens.evaluation.stitch_loss",
+    "evaluate_stitch_loss": "lrt_lens.evaluation.stitch_loss",
+    "token_identity_map": "lrt_lens.evaluation.stitch_loss",
     "steering_agreement": "lrt_lens.evaluation.agreement",
     "AffineMap": "lrt_lens.stitching.affine",
     "Stitch": "lrt_lens.stitching.stitch",
@@ -87,6 +90,7 @@ if TYPE_CHECKING:
     from lrt_lens.errors import FileFormatError, HookPointError, MismatchError, NonFiniteError, TooFewDocumentsError
     from lrt_lens.evaluation.agreement import steering_agreement
     from lrt_lens.evaluation.steering import SteeringEvaluation, evaluate_steering
+    from lrt_lens.evaluation.stitch_loss import StitchLoss, evaluate_stitch_loss, token_identity_map
     from lrt_lens.models.hooked_model import HookedModel
     from lrt_lens.models.pair import ModelPair, demo_pair
     from lrt_lens.stitching.affine import AffineMap

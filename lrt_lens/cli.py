@@ -58,7 +58,8 @@ class Demo:
 class Fit:
     """Harvest two models on the same text and fit every layer pair; killed and started again, it goes on where it was.
 
-    Many processes share the work under ``torchrun --nproc-per-node N -m lrt_lens fit …``, or as ``--shard i/N`` in jobs of their own (docs/scale.md).
+    Many processes share the work under ``torchrun --nproc-per-node N -m lrt_lens fit …``, or as ``--shard i/N`` in jobs of their own
+    (docs/scale.md).
     """
 
     source: str
@@ -113,7 +114,8 @@ class Fit:
         passes = plan.passes if plan is not None and len(plan.passes) > 1 else ()
         if shard is not None and passes:
             raise ValueError(
-                f"the memory budget needs {len(passes)} passes, and --shard takes one: raise --memory-budget, or give some --target-layers to each run"
+                f"the memory budget needs {len(passes)} passes, and --shard takes one: raise --memory-budget, or give some "
+                "--target-layers to each run"
             )
         self._prepare_folder(ranks, max(1, len(passes)))
         grids = self._harvest(ranks, shard, passes)
@@ -193,7 +195,8 @@ class Fit:
 
         if self.restart and ranks.count > 1:
             raise ValueError(
-                f"--restart with {ranks.count} ranks: one would remove what another has begun; remove {self.out / 'checkpoint'} and leave it out"
+                f"--restart with {ranks.count} ranks: one would remove what another has begun; remove "
+                f"{self.out / 'checkpoint'} and leave it out"
             )
         if ranks.rank:
             make_folder(self.out)

@@ -49,7 +49,9 @@ def test_fit_writes_moments_results_report_and_a_stitch(model_folder: Path, corp
     assert lrt.CrossMoments.load(out / "moments.safetensors").n_tokens >= 2900
     assert lrt.Stitch.from_pretrained(out / "stitch").source_hook.startswith("blocks.")
     assert "Layer pairs" in capsys.readouterr().out
-    assert sorted(path.name for path in out.iterdir()) == ["moments.safetensors", "report.html", "results.json", "stitch"], "no checkpoint is left"
+    assert sorted(path.name for path in out.iterdir()) == ["moments.safetensors", "report.html", "results.json", "stitch"], (
+        "no checkpoint is left"
+    )
     arguments = results["arguments"]
     assert (arguments["n_tokens"], arguments["alpha"], arguments["standardize"]) == (3000, None, False), "JSON values"
     assert (arguments["out"], arguments["target_layers"]) == (str(out), "0,-1")
@@ -154,7 +156,9 @@ def test_a_budget_that_nothing_fits_is_refused_before_a_model_is_loaded(fit: Any
     monkeypatch.setattr("lrt_lens.models.pair.ModelPair.load", lambda *_, **__: pytest.fail("a model was loaded"))
     assert "more than the memory budget of 1 KB; choose 'proportional' layers" in failure(capsys, fit, "--memory-budget", "1KB")
     assert "is no amount of memory" in failure(capsys, fit, "--memory-budget", "lots")
-    assert "the memory budget needs 3 passes, and --shard takes one" in _last_line(capsys, fit, "--memory-budget", "400KB", "--shard", "0/2")
+    assert "the memory budget needs 3 passes, and --shard takes one" in _last_line(
+        capsys, fit, "--memory-budget", "400KB", "--shard", "0/2"
+    )
 
 
 def _last_line(capsys: Any, call: Callable[..., Any], *arguments: str) -> str:

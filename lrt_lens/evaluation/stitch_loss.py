@@ -164,8 +164,7 @@ def evaluate_stitch_loss(
     windows = _read_windows(pair, stitch, documents, n_tokens, min(context_length, pair.context_length), folds)
     arms = _arms(stitch, routes, controls, _token_maps(stitch, token_maps), others or {})
     tally = Tally(1 + max(window.document for window in windows))
-    vocabulary = max(pair.source.d_vocab, pair.target.d_vocab)
-    for batch in tqdm(list(batches(windows, vocabulary)), desc="stitched loss", disable=not progress, leave=False):
+    for batch in tqdm(list(batches(windows, pair.source, pair.target)), desc="stitched loss", disable=not progress, leave=False):
         run_batch(ends, arms, Batch(batch, pair.source, keep), tally)
     names = {"A": pair.source.name, "B": pair.target.name}
     return StitchLoss(*_tables(arms, tally, routes, names, seed), source_hook=stitch.source_hook, target_hook=stitch.target_hook, seed=seed)
@@ -266,6 +265,10 @@ def _read_windows(pair: ModelPair, stitch: Stitch, documents: Documents, n_token
         windows += found
         n_taken += bool(found)
         n_counted += sum(int((window.rows < len(window.ids) - 1).sum()) for window in found)
+    if n_taken == 1 and n_counted >= n_tokens:
+        raise TooFewDocumentsError(
+            f"n_tokens={n_tokens} was reached after 1 document; raise n_tokens: an interval over documents needs at least 2"
+        )
     if n_taken < 2:
         remedy = "; folds='all' reads the others too, if they had no part in the fit" if folds == "test" else ""
         raise TooFewDocumentsError(

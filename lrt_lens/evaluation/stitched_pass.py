@@ -2,7 +2,7 @@
 
     ends = {"A": End(pair.source, hook), "B": End(pair.target, other_hook)}
     tally = Tally(n_documents)
-    for windows in batches(all_windows, vocabulary):
+    for windows in batches(all_windows, pair.source, pair.target):
         run_batch(ends, arms, Batch(windows, pair.source, keep="bos"), tally)
     tally.sums["A→B", "stitched"]["ce"]       # [document], nats
 
@@ -24,20 +24,22 @@ from lrt_lens.typing import Residual, Tokens
 
 METRICS = ("ce", "ce_all_positions", "kl", "win_rate", "top1")
 _BATCH_WINDOWS = 32
-_LOGITS_AT_ONCE = 2**26
-"""Logits of a pass at most (a quarter of a gigabyte in float32): windows × length × vocabulary. A few copies of them live at a time."""
+_LOGITS_ON_CPU, _LOGITS_ON_GPU = 2**22, 2**26
+"""Logits of a pass at most, windows × length × vocabulary; a few copies of them live at a time. On a CPU 16 megabytes of them take half the
+time of 256, whose pages are new at every pass; a GPU needs the larger ones to be busy."""
 
 Streams = dict[str, Tensor]
 """``"A"`` and ``"B"``: residuals at the two hook points, [batch, position, d], in the models' precision; ``"A tokens"`` and ``"B tokens"``: the
 token embeddings."""
 
 
-def batches(windows: list[Window], vocabulary: int) -> Iterator[list[Window]]:
-    """Windows of similar length together, as many at once as fit."""
+def batches(windows: list[Window], *models: HookedModel) -> Iterator[list[Window]]:
+    """Windows of similar length together, as many at once as suit all models (one at least)."""
+    limit = _LOGITS_ON_CPU if any(model.device.type == "cpu" for model in models) else _LOGITS_ON_GPU
+    vocabulary = max(model.d_vocab for model in models)
     batch: list[Window] = []
     for window in sorted(windows, key=lambda w: (-len(w.ids), w.document)):
-        full = (len(batch) + 1) * len(batch[0].ids) * vocabulary > _LOGITS_AT_ONCE if batch else False
-        if full or len(batch) == _BATCH_WINDOWS:
+        if batch and (len(batch) == _BATCH_WINDOWS or (len(batch) + 1) * len(batch[0].ids) * vocabulary > limit):
             yield batch
             batch = []
         batch.append(window)
@@ -103,25 +105,26 @@ def run_batch(ends: dict[str, End], arms: list[Arm], batch: Batch, tally: "Tally
     for letter in dict.fromkeys(arm.finish for arm in arms):
         end, own = ends[letter], streams[letter]
         untouched = end.log_probabilities(batch, own)
+        likeliest = untouched.argmax(-1)
         reference: np.ndarray | None = None
         for arm in (arm for arm in arms if arm.finish == letter):
             log_p = untouched
             if arm.name != "own":
                 state = arm.state if isinstance(arm.state, Tensor) else arm.state(streams)
                 log_p = end.log_probabilities(batch, torch.where(batch.kept.to(own.device), own, state.to(own)))
-            values = _compare(log_p, untouched, batch.next)
+            values = _compare(log_p, untouched, likeliest, batch.next)
             reference = values["ce"] if reference is None else reference
             tally.add(arm, batch, values | {"win_rate": values["ce"] < reference})
 
 
-def _compare(log_p: Tensor, own: Tensor, following: Tensor) -> dict[str, np.ndarray]:
+def _compare(log_p: Tensor, own: Tensor, likeliest: Tensor, following: Tensor) -> dict[str, np.ndarray]:
     """Per flat position: cross-entropy, KL(own ‖ arm) and whether both find the same token likeliest."""
     losses = -log_p.gather(1, following.to(log_p.device)[:, None])[:, 0]
     kl = torch.nn.functional.kl_div(log_p, own, log_target=True, reduction="none").sum(-1)
     return {
         "ce": losses.double().cpu().numpy(),
         "kl": kl.double().cpu().numpy(),
-        "top1": (log_p.argmax(-1) == own.argmax(-1)).cpu().numpy(),
+        "top1": (log_p.argmax(-1) == likeliest).cpu().numpy(),
     }
 
 

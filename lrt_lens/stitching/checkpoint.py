@@ -7,12 +7,14 @@
                 with checkpoint.adding(block): moments.add_block(…)
                 checkpoint.write_if_due(moments)
 
-A folder holds ``run.safetensors`` (the run's arguments and the shift that all ranks share: whoever writes it first decides) and for each rank
-``rank{r}.safetensors`` and ``rank{r}.lock``. Moments and block numbers are in one file that is renamed into place, so that they cannot disagree, and a
-block is in the moments of exactly one file. On resuming, rank ``r`` of ``w`` continues its own file and takes over those of ranks ``r + w, r + 2w, …``:
-it writes the sum first and removes them then; where it dies between, the old files are subsets of the new one and count no more.
+A folder holds ``run.safetensors`` (the run's arguments and the shift that all ranks share: whoever writes it first decides) and for each
+rank ``rank{r}.safetensors`` and ``rank{r}.lock``. Moments and block numbers are in one file that is renamed into place, so that they
+cannot disagree, and a block is in the moments of exactly one file. On resuming, rank ``r`` of ``w`` continues its own file and takes over
+those of ranks ``r + w, r + 2w, …``: it writes the sum first and removes them then; where it dies between, the old files are subsets of
+the new one and count no more.
 
-A rank holds its lock while it lives (``flock``), so that a process that outlived its launcher cannot add to the same files, and others see when it died.
+A rank holds its lock while it lives (``flock``), so that a process that outlived its launcher cannot add to the same files, and others see
+when it died.
 
 Limits: files are read by ranks of one run at a time; on file systems without ``flock`` nobody notices a process that was left over.
 """
@@ -158,7 +160,8 @@ class Checkpoint:
         known = self.own.get(block.index, self.others.get(block.index))
         if known is not None and known != block.fingerprint:
             raise MismatchError(
-                f"block {block.index} holds other tokens than when {str(self.folder)!r} was begun: the documents are not the same, or not in the same "
+                f"block {block.index} holds other tokens than when {str(self.folder)!r} was begun: the documents are not the "
+                "same, or not in the same "
                 "order; give the same documents, another --out, or --restart to begin again"
             )
         return known is not None
@@ -168,7 +171,8 @@ class Checkpoint:
         last = max([*self.own, *self.others], default=-1)
         if last >= n_blocks:
             raise MismatchError(
-                f"{str(self.folder)!r} holds block {last}, and the documents fill only {n_blocks}: they are not the same; give the same documents, "
+                f"{str(self.folder)!r} holds block {last}, and the documents fill only {n_blocks}: they are not the same; "
+                "give the same documents, "
                 "another --out, or --restart to begin again"
             )
 
@@ -302,7 +306,8 @@ def refuse_other_run(metadata: dict[str, str], arguments: dict[str, Any], path: 
     ]
     if differing:
         raise MismatchError(
-            f"{str(path)!r} was begun with other arguments: {'; '.join(differing[:4])}; give the same arguments (every rank the same models), another --out, "
+            f"{str(path)!r} was begun with other arguments: {'; '.join(differing[:4])}; give the same arguments (every rank "
+            "the same models), another --out, "
             "or --restart to begin again"
         )
 
@@ -323,7 +328,8 @@ def _read_rank_file(path: Path, arguments: dict[str, Any], verify: bool) -> Rank
     try:
         with safe_open(path, framework="pt") as opened:
             index, fingerprint = opened.get_tensor("blocks/index").tolist(), opened.get_tensor("blocks/fingerprint").tolist()
-            if verify and _checksum({name: opened.get_tensor(name) for name in opened.keys()}) != metadata["checksum"]:  # noqa: SIM118 (no iterator)
+            names = opened.keys() if verify else ()
+            if verify and _checksum({name: opened.get_tensor(name) for name in names}) != metadata["checksum"]:
                 raise FileFormatError(f"{str(path)!r} is damaged: its numbers do not add up to its checksum")
             provenance = Provenance.from_json(metadata["provenance"])
             rank = int(path.name.removeprefix("rank").removesuffix(".safetensors"))
@@ -383,7 +389,8 @@ def _refuse_overlap(files: list[RankFile]) -> None:
         both = file.blocks.keys() & seen.keys()
         if both:
             raise MismatchError(
-                f"{seen[min(both)].name} and {file.path.name} in {str(file.path.parent)!r} both hold block {min(both)}: two runs wrote there at once; remove the "
+                f"{seen[min(both)].name} and {file.path.name} in {str(file.path.parent)!r} both hold block {min(both)}: two "
+                "runs wrote there at once; remove the "
                 "folder and harvest again"
             )
         seen |= dict.fromkeys(file.blocks, file.path)

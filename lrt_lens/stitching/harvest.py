@@ -29,6 +29,8 @@ from lrt_lens.models.hook_points import EMBED, Layers, joint_parts, place
 from lrt_lens.models.hooked_model import SKIP_FIRST, HookedModel
 from lrt_lens.models.loading import torch_dtype
 from lrt_lens.models.pair import ModelPair
+from lrt_lens.stitching.cache.manifest import Manifest
+from lrt_lens.stitching.cache.writer import CacheWriter
 from lrt_lens.stitching.checkpoint import Checkpoint
 from lrt_lens.stitching.grid import StitchGrid
 from lrt_lens.stitching.moments import CrossMoments, Pair
@@ -89,6 +91,8 @@ def harvest(
     checkpoint: str | Path | None = None,
     checkpoint_every: float = 120.0,
     on_block: OnBlock | None = None,
+    cache: str | Path | None = None,
+    cache_dtype: str = "bfloat16",
     progress: bool = True,
 ) -> CrossMoments:
     """Moments of the chosen layer pairs, and of token identity with every target layer.
@@ -112,6 +116,8 @@ def harvest(
             there stays until `remove_checkpoints`.
         checkpoint_every: seconds between two checkpoints; more where writing one would take over 5% of the time.
         on_block: called with every block of this process.
+        cache: folder for an `ActivationCache` of the same rows; where it holds some of them from an earlier run, that is gone on with.
+        cache_dtype: precision of the rows in it.
         progress: show a bar.
 
     Raises:
@@ -126,10 +132,10 @@ def harvest(
         null=null, skip_first=skip_first, block_rows=block_rows, moment_dtype=moment_dtype, joint=joint, shard=shard,
     )  # fmt: skip
     share = Share(shard=shard or (0, 1))
-    options: dict[str, Any] = {"batch_tokens": batch_tokens, "on_block": on_block, "progress": progress}
-    if checkpoint is None:
-        return run.harvest(documents, share, **options)[0]
-    with Checkpoint(Path(checkpoint), run.arguments, share, every=checkpoint_every) as opened:
+    writing = nullcontext() if cache is None else CacheWriter(cache, run.cache_manifest(cache_dtype))
+    saving = nullcontext() if checkpoint is None else Checkpoint(Path(checkpoint), run.arguments, share, every=checkpoint_every)
+    with writing as writer, saving as opened:
+        options: dict[str, Any] = {"batch_tokens": batch_tokens, "on_block": on_block, "cache": writer, "progress": progress}
         return run.harvest(documents, share, checkpoint=opened, **options)[0]
 
 
@@ -152,7 +158,9 @@ def settle(
     if n_tokens is not None and n_tokens <= 0:
         raise ValueError(f"n_tokens is {n_tokens}; expected a positive number, or None for all documents")
     pairs = choose_pairs(source_layers, target_layers, pair.source, pair.target, joint=joint)
-    plan = BlockPlan(context_length=_context(context_length, pair), skip_first=skip_first, n_tokens=n_tokens, block_rows=block_rows, seed=seed)
+    plan = BlockPlan(
+        context_length=_context(context_length, pair), skip_first=skip_first, n_tokens=n_tokens, block_rows=block_rows, seed=seed
+    )
     return HarvestRun(
         models=pair,
         pairs=pairs,
@@ -205,8 +213,13 @@ class HarvestRun:
             del found[name]
         moment_dtype = str(self.moment_dtype).removeprefix("torch.")
         return found | {
-            "pairs": self.pairs, "token_hook": self.token_hook, "null": self.null, "moment_dtype": moment_dtype, "block_rows": self.plan.block_rows,
+            "pairs": self.pairs, "token_hook": self.token_hook, "null": self.null, "moment_dtype": moment_dtype,
+            "block_rows": self.plan.block_rows,
         }  # fmt: skip
+
+    def cache_manifest(self, dtype: str) -> Manifest:
+        """Of an activation cache of this harvest, still empty."""
+        return Manifest(self.provenance, dtype, streams={}, pairs=self.pairs, token_hook=self.token_hook, block_rows=self.plan.block_rows)
 
     def with_pairs(self, pairs: tuple[Pair, ...]) -> "HarvestRun":
         """The same for some of the pairs: one of several passes under a memory budget."""
@@ -227,10 +240,11 @@ class HarvestRun:
         checkpoint: Checkpoint | None = None,
         batch_tokens: int = 4096,
         on_block: OnBlock | None = None,
+        cache: CacheWriter | None = None,
         progress: bool = True,
     ) -> tuple[CrossMoments, int]:
         """(moments of the blocks that fall to ``share``, number of blocks in the whole stream)."""
-        moments, feed = self.begin(), _Feed(self, batch_tokens, on_block)
+        moments, feed = self.begin(), _Feed(self, batch_tokens, on_block, cache)
         if checkpoint is not None:
             checkpoint.resume(moments, self.models.source.device)
         stream, n_blocks = hashlib.blake2b(digest_size=8), 0
@@ -258,11 +272,14 @@ class _Feed:
     run: HarvestRun
     batch_tokens: int
     on_block: OnBlock | None
+    cache: CacheWriter | None = None
 
     def take(self, moments: CrossMoments, block: Block, share: Share, checkpoint: Checkpoint | None) -> None:
         """Add a block that falls to this share and is in nobody's moments yet. All shares begin with the mean of the first block."""
         is_wanted = not (checkpoint and checkpoint.has(block)) and share.takes(block.index)
-        if not is_wanted and moments.source:
+        # What is in the moments may not be in the cache, and the other way round: each goes on where it was.
+        is_uncached = self.cache is not None and share.takes(block.index) and not self.cache.has(block.index, block.fingerprint)
+        if not is_wanted and not is_uncached and moments.source:
             return
         order, x, y = self.rows(moments, block)
         try:
@@ -270,6 +287,8 @@ class _Feed:
                 moments.start(x, y)
                 if checkpoint:
                     checkpoint.share_shift(moments)
+            if is_uncached and self.cache is not None:
+                self.cache.add(block, order, x, y)
             if is_wanted:
                 self.add(moments, block, (order, x, y), checkpoint)
         except NonFiniteError as error:

@@ -4,9 +4,9 @@
     plan = plan_harvest(source, target, target_layers="proportional", memory_budget=parse_bytes("8GB"))
     plan.table(measure_throughput())       # a row per item; plan.passes says which pairs are harvested together
 
-Bytes of the moments are exact: for 13 parts, in float64, ``13·8·(Σ d_s² + Σ d_t² + Σ_pairs d_s d_t)``, the embedding among the sources, and
-the shuffled pairs beside them. The workspace of a block is an estimate from above, and time is arithmetic divided by the speed of a matrix product
-measured here: a lower bound, because no model reaches that.
+Bytes of the moments are exact: for 13 parts, in float64, ``13·8·(Σ d_s² + Σ d_t² + Σ_pairs d_s d_t)``, the embedding among the sources,
+and the shuffled pairs beside them. The workspace of a block is an estimate from above, and time is arithmetic divided by the speed of a matrix
+product measured here: a lower bound, because no model reaches that.
 """
 
 import logging
@@ -188,7 +188,7 @@ class HarvestPlan:
             d_x, d_y = self._stacked_widths(pairs)
             rows = BlockPlan().block_rows + self.context_length
             raw = rows * (d_x * self.source.dtype.itemsize + d_y * self.target.dtype.itemsize)
-            most = max(most, 2 * raw + (3 * rows * (d_x + d_y) + 2 * d_x * d_y) * self.moment_dtype.itemsize)
+            most = max(most, 2 * raw + (3 * rows * (d_x + d_y) + 2 * self._largest_product(pairs)) * self.moment_dtype.itemsize)
         return most
 
     @property
@@ -249,6 +249,16 @@ class HarvestPlan:
                 rows.append((f"time for {self.n_tokens:,} tokens", _duration(total), total, f"{self.ranks} process(es)"))
         return pd.DataFrame(rows, columns=["item", "amount", "value", "how"])
 
+    def _largest_product(self, pairs: Sequence[Pair]) -> int:
+        """Numbers in the largest stacked product: sources that go with the same targets are multiplied together."""
+        targets: dict[str, list[str]] = {}
+        for s, t in with_token(pairs, self.token_hook):
+            targets.setdefault(s, []).append(t)
+        widths: dict[tuple[str, ...], int] = {}
+        for s, hooks in targets.items():
+            widths[tuple(hooks)] = widths.get(tuple(hooks), 0) + self.source.d_model * len(joint_parts(s))
+        return max(width * self.target.d_model * len(hooks) for hooks, width in widths.items())
+
     def _stacked_widths(self, pairs: Sequence[Pair]) -> tuple[int, int]:
         kept = with_token(pairs, self.token_hook)
         d_x = self.source.d_model * sum(len(joint_parts(s)) for s in dict.fromkeys(s for s, _ in kept))
@@ -293,8 +303,10 @@ def split_passes(plan: HarvestPlan, budget: int) -> tuple[tuple[Pair, ...], ...]
         alone = sum(plan.moments_of(pairs).values())
         if alone > budget:
             raise ValueError(
-                f"the moments of target hook point {target!r} with {len(pairs)} source hook point(s) alone take {human_bytes(alone)}, more than the "
-                f"memory budget of {human_bytes(budget)}; choose 'proportional' layers or fewer of them, null='none', or a budget of that size"
+                f"the moments of target hook point {target!r} with {len(pairs)} source hook point(s) alone take "
+                f"{human_bytes(alone)}, more than the "
+                f"memory budget of {human_bytes(budget)}; choose 'proportional' layers or fewer of them, null='none', or a "
+                "budget of that size"
             )
         if passes and sum(plan.moments_of([*passes[-1], *pairs]).values()) <= budget:
             passes[-1].extend(pairs)
@@ -348,10 +360,11 @@ def available_memory(device: str | torch.device = "cpu") -> int | None:
 
 
 def refuse_more_than_there_is(needed: int, available: int | None, device: Any = "cpu") -> None:
-    """Raise ValueError where moments of so many bytes cannot be allocated, and warn where they hardly can: the process would be killed halfway."""
+    """Raise ValueError where moments of so many bytes cannot be allocated, warn where they hardly can: a process would be killed halfway."""
     if available is not None and needed > available:
         raise ValueError(
-            f"the moments of these pairs take {human_bytes(needed)} and {human_bytes(available)} are free on {device}; choose 'proportional' layers or fewer "
+            f"the moments of these pairs take {human_bytes(needed)} and {human_bytes(available)} are free on {device}; "
+            "choose 'proportional' layers or fewer "
             "of them, null='none', or harvest in several passes (lrt-lens fit --memory-budget 8GB)"
         )
     if available is not None and needed > _NEARLY_ALL * available:

@@ -60,7 +60,8 @@ class RankLock:
     def _taken(self, path: Path) -> MismatchError:
         holder = path.read_text().strip() or "unknown"
         return MismatchError(
-            f"another process (id {holder}) is harvesting into {str(self.folder)!r} as {path.stem}; end it, or wait for it, or choose another --out"
+            f"another process (id {holder}) is harvesting into {str(self.folder)!r} as {path.stem}; end it, or wait for it, "
+            "or choose another --out"
         )
 
 

@@ -3,8 +3,9 @@
     torchrun --nproc-per-node 8 -m lrt_lens fit …              # ranks: RANK and WORLD_SIZE say which blocks a process takes
     lrt-lens fit … --shard 3/8; lrt-lens merge OUT SHARD…      # shards: a file each, added afterwards
 
-Every process walks the same stream of blocks and takes its own of them, so that ranks never speak to each other: each writes its checkpoints into a
-folder that all see, and rank 0 adds the files once every block is in one of them. No collective that could hang; a rank that dies is noticed by its lock.
+Every process walks the same stream of blocks and takes its own of them, so that ranks never speak to each other: each writes its
+checkpoints into a folder that all see, and rank 0 adds the files once every block is in one of them. No collective that could hang; a rank
+that dies is noticed by its lock.
 """
 
 import os
@@ -136,7 +137,8 @@ class _Others:
                 n_missing, deadline = len(missing), time.monotonic() + self.patience
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"{len(missing)} of {len(wanted)} blocks are in no checkpoint in {str(self.folder)!r}, and nothing new came for {self.patience:.0f} s: "
+                    f"{len(missing)} of {len(wanted)} blocks are in no checkpoint in {str(self.folder)!r}, and nothing new "
+                    f"came for {self.patience:.0f} s: "
                     f"see whether all {self.ranks.count} ranks run and see this folder, then start the same command again: it resumes"
                 )
             time.sleep(_LOOK_SECONDS)
@@ -150,7 +152,8 @@ class _Others:
             n_left = sum(theirs.takes(index) for index in missing)
             if n_left:
                 raise ChildProcessError(
-                    f"rank {rank} of {self.ranks.count} ended with {n_left} of its blocks undone; all others are in {str(self.folder)!r}: start the same "
+                    f"rank {rank} of {self.ranks.count} ended with {n_left} of its blocks undone; all others are in "
+                    f"{str(self.folder)!r}: start the same "
                     "command again, on any number of ranks, and it resumes"
                 )
 
@@ -181,7 +184,10 @@ def shard_name(shard: tuple[int, int]) -> str:
 
 
 def merge_shards(paths: Sequence[str | Path]) -> CrossMoments:
-    """The moments of a whole run from the files of all its shards; `MismatchError` says what does not belong, is there twice, or is missing."""
+    """The moments of a whole run from the files of all its shards.
+
+    `MismatchError` says which does not belong, is there twice, or is missing.
+    """
     if not paths:
         raise ValueError("no shard given; give the files that lrt-lens fit --shard i/N has written")
     files = _shards_in_order([_ShardFile.read(Path(path)) for path in paths])
@@ -224,7 +230,8 @@ class _ShardFile:
             if mine != theirs:
                 how = "not the same documents in the same order" if name == "stream" else f"{str(mine)[:80]!r} and {str(theirs)[:80]!r}"
                 raise MismatchError(
-                    f"{str(self.path)!r} and {str(other.path)!r} are shards of different runs, by {name}: {how}; harvest every shard with the same arguments"
+                    f"{str(self.path)!r} and {str(other.path)!r} are shards of different runs, by {name}: {how}; harvest "
+                    "every shard with the same arguments"
                 )
 
 

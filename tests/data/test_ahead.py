@@ -51,7 +51,9 @@ def test_an_error_comes_where_it_would_have() -> None:
 
 
 def test_an_error_of_the_reader_ends_the_thread() -> None:
-    with pytest.raises(RuntimeError, match="mine"), running_ahead(iter(range(1000))) as items:
-        next(items)
-        raise RuntimeError("mine")
+    def fail_on(item: int) -> None:
+        raise RuntimeError(f"mine, at {item}")
+
+    with pytest.raises(RuntimeError, match="mine, at 0"), running_ahead(iter(range(1000))) as items:
+        fail_on(next(items))
     assert threads() == 0

@@ -138,7 +138,9 @@ def test_blocks_are_numbered_and_count_each_document_where_it_begins(corpus: lis
         begun = {window.document for window in block.windows} - seen
         assert (block.n_documents, block.digest) == (len(begun), sum(begun) % 2**64)
         seen |= begun
-    assert any(block.n_documents < len({window.document for window in block.windows}) for block in blocks), "some documents go on in another block"
+    assert any(block.n_documents < len({window.document for window in block.windows}) for block in blocks), (
+        "some documents go on in another block"
+    )
 
 
 def test_what_a_block_holds_depends_on_the_documents_before_it_alone(corpus: list[str], model: HookedModel, blocks: list[Block]) -> None:
@@ -197,7 +199,8 @@ def test_a_fold_that_masking_empties_is_named_with_the_reason(corpus: list[str],
     n_masked = sum(text.endswith(end) for text in documents)
     assert n_masked
     with pytest.raises(
-        TooFewDocumentsError, match=rf"fold\(s\) fold2 hold no document: .* \({n_masked} more offer no token behind the first 4 and the special ones\)"
+        TooFewDocumentsError,
+        match=rf"fold\(s\) fold2 hold no document: .* \({n_masked} more offer no token behind the first 4 and the special ones\)",
     ):
         list(iterate_blocks(documents, model, PLAN))
 

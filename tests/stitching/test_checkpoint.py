@@ -29,7 +29,7 @@ OPTIONS: dict[str, Any] = {
 """Blocks so small that the corpus fills some forty of them."""
 
 
-class Stop(Exception):
+class Stop(Exception):  # noqa: N818 (control flow, no error)
     """Ends a harvest from within."""
 
 
@@ -252,7 +252,9 @@ def test_other_arguments_are_refused_by_name_with_the_remedy(
 
 def test_another_model_is_refused_by_name(begun: Path, load: Any, pair: ModelPair, corpus: list[str]) -> None:
     other = ModelPair(load("llama", d=16, layers=2, seed=7), pair.target)
-    with pytest.raises(MismatchError, match=r"source.config_hash was '\w+' and is '\w+'; give the same arguments \(every rank the same models\)"):
+    with pytest.raises(
+        MismatchError, match=r"source.config_hash was '\w+' and is '\w+'; give the same arguments \(every rank the same models\)"
+    ):
         harvest(other, corpus, checkpoint=begun, progress=False, **OPTIONS)
 
 
@@ -320,7 +322,10 @@ def test_two_runs_that_wrote_at_once_are_noticed(run: HarvestRun, corpus: list[s
 
 
 def test_a_process_that_is_still_there_keeps_others_out(run: HarvestRun, tmp_path: Path) -> None:
-    with Checkpoint(tmp_path, run.arguments, Share()), pytest.raises(MismatchError, match=rf"another process \(id {os.getpid()}\) is harvesting"):
+    with (
+        Checkpoint(tmp_path, run.arguments, Share()),
+        pytest.raises(MismatchError, match=rf"another process \(id {os.getpid()}\) is harvesting"),
+    ):
         Checkpoint(tmp_path, run.arguments, Share()).__enter__()
     with (
         Checkpoint(tmp_path, run.arguments, Share(rank=(2, 3))),

@@ -139,7 +139,8 @@ def test_a_budget_that_holds_all_makes_one_pass(gemma: tuple[ModelShape, ModelSh
 
 def test_a_budget_below_a_single_target_hook_says_what_to_choose(gemma: tuple[ModelShape, ModelShape]) -> None:
     with pytest.raises(
-        ValueError, match=r"'blocks.0.hook_resid_post' with 26 source hook point\(s\) alone take .* GB, more than the memory budget of 8 GB; choose 'prop"
+        ValueError,
+        match=r"'blocks.0.hook_resid_post' with 26 source hook point\(s\) alone take .* GB, more than the memory budget of 8 GB; choose 'prop",
     ):
         plan_harvest(*gemma, memory_budget=parse_bytes("8GB"))
     plan = plan_harvest(*gemma, target_layers="proportional", memory_budget=parse_bytes("8GB"))
@@ -175,7 +176,8 @@ def test_free_memory_is_what_the_system_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("8GB", 8 * 10**9), ("8GiB", 8 * 2**30), ("500 MB", 5 * 10**8), ("1.5tb", 15 * 10**11), ("123", 123), ("2 kib", 2048)]
+    ("text", "expected"),
+    [("8GB", 8 * 10**9), ("8GiB", 8 * 2**30), ("500 MB", 5 * 10**8), ("1.5tb", 15 * 10**11), ("123", 123), ("2 kib", 2048)],
 )
 def test_amounts_of_memory_are_read(text: str, expected: int) -> None:
     assert parse_bytes(text) == expected

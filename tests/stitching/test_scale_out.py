@@ -137,7 +137,9 @@ def test_a_rank_that_comes_when_all_is_over_leaves_nothing_behind(
 
 
 def test_rank_0_does_not_wait_for_ever(pair: ModelPair, corpus: list[str], tmp_path: Path) -> None:
-    with pytest.raises(TimeoutError, match=r"\d+ of \d+ blocks are in no checkpoint in .* nothing new came for 0 s: see whether all 2 ranks run"):
+    with pytest.raises(
+        TimeoutError, match=r"\d+ of \d+ blocks are in no checkpoint in .* nothing new came for 0 s: see whether all 2 ranks run"
+    ):
         harvest_in_ranks(settle(pair, **OPTIONS), corpus, tmp_path, ranks=Ranks(0, 2), patience=0.1, progress=False)
 
 
@@ -145,7 +147,9 @@ def test_ranks_that_see_different_models_are_refused(pair: ModelPair, load: Any,
     other = ModelPair(pair.source, load("llama", d=24, layers=3, seed=8))
     with pytest.raises(TimeoutError):
         harvest_in_ranks(settle(pair, **OPTIONS), corpus, tmp_path, ranks=Ranks(0, 2), patience=0.1, progress=False)
-    with pytest.raises(MismatchError, match=r"target.config_hash was '\w+' and is '\w+'; give the same arguments \(every rank the same models\)"):
+    with pytest.raises(
+        MismatchError, match=r"target.config_hash was '\w+' and is '\w+'; give the same arguments \(every rank the same models\)"
+    ):
         harvest_in_ranks(settle(other, **OPTIONS), corpus, tmp_path, ranks=Ranks(1, 2), progress=False)
 
 
@@ -166,7 +170,10 @@ def test_ranks_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, enviro
 
 @pytest.mark.parametrize(
     ("environment", "message"),
-    [({"RANK": "two", "WORLD_SIZE": "3"}, "RANK='two'; expected a number"), ({"RANK": "3", "WORLD_SIZE": "3"}, "expected a rank from 0 to 2")],
+    [
+        ({"RANK": "two", "WORLD_SIZE": "3"}, "RANK='two'; expected a number"),
+        ({"RANK": "3", "WORLD_SIZE": "3"}, "expected a rank from 0 to 2"),
+    ],
 )
 def test_an_environment_that_makes_no_sense_is_refused(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str) -> None:
     for name, value in environment.items():
@@ -224,7 +231,7 @@ def test_shards_about_other_shifts_are_moved(shard_files: list[Path], whole: Cro
 
 
 def test_a_shard_resumes_from_its_own_checkpoint(pair: ModelPair, corpus: list[str], shard_files: list[Path], tmp_path: Path) -> None:
-    class Stop(Exception):
+    class Stop(Exception):  # noqa: N818 (control flow, no error)
         pass
 
     def stop(block: Any, *_: Any) -> None:
@@ -315,7 +322,7 @@ def folders(build_hf: Any, tokenizer: Any, corpus: list[str], tmp_path_factory: 
         build_hf("llama", d=d, layers=3, seed=seed).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     rng = random.Random(3)
-    texts = [" ".join(rng.choice(corpus) for _ in range(4)) for _ in range(2500)]
+    texts = [" ".join(rng.choice(corpus) for _ in range(4)) for _ in range(1500)]
     (folder / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (folder / "few.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in corpus))
     return folder
@@ -340,7 +347,9 @@ def test_fit_shards_and_merge_write_what_fit_writes(folders: Path, tmp_path: Pat
         assert (ours["source_hook"], ours["target_hook"]) == (theirs["source_hook"], theirs["target_hook"])
     assert found["pair"] == expected["pair"] == {"source": "source", "target": "target"}
     assert {path.name for path in (tmp_path / "merged").iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
-    assert_same(CrossMoments.load(tmp_path / "merged" / "moments.safetensors"), CrossMoments.load(tmp_path / "whole" / "moments.safetensors"))
+    assert_same(
+        CrossMoments.load(tmp_path / "merged" / "moments.safetensors"), CrossMoments.load(tmp_path / "whole" / "moments.safetensors")
+    )
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main(["merge", str(tmp_path / "merged"), str(files[1])])
@@ -394,7 +403,17 @@ def _wait_for_a_lock(folder: Path, processes: list[subprocess.Popen]) -> None:
 @pytest.mark.slow
 def test_torchrun(folders: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lrt_lens", *arguments(folders, out)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "lrt_lens",
+        *arguments(folders, out),
+    ]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     main(arguments(folders, tmp_path / "whole"))

@@ -1,0 +1,1 @@
+"""Activations on disk: `ActivationCache`, for what second moments do not know."""

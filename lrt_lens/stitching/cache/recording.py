@@ -1,0 +1,173 @@
+"""One model at a time over the same tokens: for two that do not fit into memory together."""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lrt_lens.data.ahead import running_ahead
+from lrt_lens.data.blocks import Block, BlockPlan, Window, iterate_blocks
+from lrt_lens.data.documents import Documents
+from lrt_lens.errors import FileFormatError, MismatchError
+from lrt_lens.models.hook_points import Layers, place, resolve_layers
+from lrt_lens.models.hooked_model import SKIP_FIRST, HookedModel
+from lrt_lens.stitching.cache.manifest import MANIFEST_NAME, ROLES, Manifest, ShardFile, ShardRecord, read_manifest, write_manifest
+from lrt_lens.stitching.cache.own_rows import refuse_other_dtype
+from lrt_lens.stitching.cache.shard import Shard, write_shard
+from lrt_lens.stitching.cache.writer import DTYPES, CacheWriter, refuse_unstorable
+from lrt_lens.stitching.provenance import Provenance, package_versions
+from lrt_lens.stitching.rank_lock import RankLock
+
+logger = logging.getLogger(__name__)
+
+
+def record_documents(
+    folder: Path,
+    model: HookedModel,
+    documents: Documents,
+    *,
+    hooks: Layers,
+    role: str,
+    n_tokens: int | None,
+    context_length: int,
+    dtype: str,
+    seed: int,
+    batch_tokens: int,
+    shard_bytes: int,
+    progress: bool,
+) -> None:
+    """See `ActivationCache.from_model`."""
+    refuse_other_role(role)
+    refuse_other_dtype(dtype)
+    names = resolve_layers(hooks, model)
+    if context_length < 2 * SKIP_FIRST:
+        raise ValueError(f"context_length is {context_length}; windows need at least {2 * SKIP_FIRST} tokens")
+    plan = BlockPlan(context_length=min(context_length, model.context_length), n_tokens=n_tokens, seed=seed)
+    manifest = Manifest(_provenance(folder, model, role, plan), dtype, streams={}, block_rows=plan.block_rows)
+    bar = tqdm(total=n_tokens, desc=f"record {role}", unit="tok", unit_scale=True, disable=not progress, leave=False)
+    with (
+        CacheWriter(folder, manifest, shard_bytes=shard_bytes) as writer,
+        bar,
+        running_ahead(iterate_blocks(documents, model, plan)) as blocks,
+    ):
+        for block in blocks:
+            if not writer.has(block.index, block.fingerprint):
+                order = [window for batch in block.batches(batch_tokens) for window in batch]
+                rows = block_rows(model, names, block, batch_tokens)
+                writer.add(block, order, *((rows, {}) if role == "source" else ({}, rows)))
+            bar.update(block.n_rows)
+
+
+def record_again(
+    folder: Path, manifest: Manifest, model: HookedModel, hooks: Layers, *, role: str, batch_tokens: int, progress: bool
+) -> Manifest:
+    """See `ActivationCache.record`; returns the new manifest. Killed and called again, it goes on with the shards that lack the hook points."""
+    refuse_other_role(role)
+    names = resolve_layers(hooks, model)
+    manifest = _with_model(manifest, model, role, folder)
+    taken = [name for name in names if f"{role}/{name}" in manifest.first_streams]
+    if taken:
+        raise ValueError(f"{taken} of the {role} are in the cache {str(folder)!r} already; record other hook points")
+    manifest = replace(manifest, streams=manifest.streams | {f"{role}/{name}": model.d_model for name in names})
+    lock = RankLock(folder, 0)
+    lock.acquire(1)
+    bar = tqdm(total=manifest.n_rows, desc=f"record {role}", unit="tok", unit_scale=True, disable=not progress, leave=False)
+    try:
+        with bar:
+            for k, record in enumerate(manifest.shards):
+                missing = [name for name in names if f"{role}/{name}" not in record.streams]
+                if missing:
+                    manifest = manifest.with_shard(k, _record_shard(folder, record, manifest.dtype, model, missing, role, batch_tokens))
+                    write_manifest(folder, manifest)
+                bar.update(record.n_rows)
+    finally:
+        lock.release()
+    return manifest
+
+
+def block_rows(model: HookedModel, hooks: Sequence[str], block: Block, batch_tokens: int) -> dict[str, Tensor]:
+    """Activations of a block's unmasked tokens, ``{hook: [row, d]}``, windows in the order of `Block.batches`."""
+    by_place: dict[str, list[Tensor]] = {place(hook): [] for hook in hooks}
+    for batch in block.batches(batch_tokens):
+        tokens = model.pad([window.ids for window in batch])
+        rows = _row_index(batch, tokens.shape[1])
+        for where, activations in model.engine.capture(tokens, list(by_place)).items():
+            by_place[where].append(activations.flatten(0, 1)[rows.to(activations.device)])
+    return {hook: torch.cat(by_place[place(hook)]) for hook in hooks}
+
+
+def refuse_other_role(role: str) -> None:
+    """ValueError unless it is one of the two."""
+    if role not in ROLES:
+        raise ValueError(f"role is {role!r}; expected 'source' or 'target'")
+
+
+def _row_index(batch: Sequence[Window], width: int) -> Tensor:
+    return torch.from_numpy(np.concatenate([i * width + window.rows for i, window in enumerate(batch)]))
+
+
+def _record_shard(
+    folder: Path, record: ShardRecord, dtype: str, model: HookedModel, hooks: Sequence[str], role: str, batch_tokens: int
+) -> ShardRecord:
+    streams = {f"{role}/{name}": torch.empty(record.n_rows, model.d_model, dtype=DTYPES[dtype]) for name in hooks}
+    for block, rows, order in Shard(folder, record).blocks(tokens=True):
+        found = block_rows(model, hooks, block, batch_tokens)
+        if [w.ids for batch in block.batches(batch_tokens) for w in batch] != [w.ids for w in order]:
+            raise FileFormatError(f"block {block.index} of {record.stem!r} is not in the order in which windows run; record the cache anew")
+        for name, values in found.items():
+            refuse_unstorable(f"{role}/{name}", values, dtype)
+            streams[f"{role}/{name}"][rows].copy_(values)
+    name = f"{record.stem}.{len(record.files)}.safetensors"
+    return replace(record, files=(*record.files, ShardFile(name, write_shard(folder / name, streams), tuple(streams))))
+
+
+def _with_model(manifest: Manifest, model: HookedModel, role: str, folder: Path) -> Manifest:
+    if not manifest.has_tokens:
+        raise ValueError(f"the cache {str(folder)!r} holds rows of one's own without tokens; a model can be recorded on tokens only")
+    provenance = manifest.provenance
+    recorded = getattr(provenance, role)
+    other = provenance.target if role == "source" else provenance.source
+    if recorded is not None:
+        recorded.refuse_other(model.identity, f"the {role} model for the cache {str(folder)!r}")
+    if other is not None:
+        for field in ("tokenizer_hash", "prepend_bos"):
+            if getattr(other, field) != getattr(model.identity, field):
+                raise MismatchError(
+                    f"{model.name!r} has {field} {getattr(model.identity, field)!r}; the tokens of the cache {str(folder)!r} are those of {other.name!r} with "
+                    f"{getattr(other, field)!r}: a map is fitted on the same tokens, choose two models of one family"
+                )
+    if provenance.context_length is not None and model.context_length < provenance.context_length:
+        raise MismatchError(
+            f"{model.name!r} reads {model.context_length} tokens at once and the cache {str(folder)!r} has windows of {provenance.context_length}; "
+            f"record the cache with context_length={model.context_length}"
+        )
+    return replace(manifest, provenance=replace(provenance, **_model_fields(model, role)))
+
+
+def _provenance(folder: Path, model: HookedModel, role: str, plan: BlockPlan) -> Provenance:
+    template = getattr(model.tokenizer, "chat_template", None)
+    made = Provenance(
+        context_length=plan.context_length,
+        skip_first=plan.skip_first,
+        chat_template=hashlib.blake2b(template.encode(), digest_size=8).hexdigest() if template else None,
+        seed=plan.seed,
+        versions=package_versions(),
+        n_tokens=plan.n_tokens,
+    )
+    if (folder / MANIFEST_NAME).is_file():
+        # The other model may have been recorded since; this run says nothing about it.
+        found, other = read_manifest(folder).provenance, "target" if role == "source" else "source"
+        made = replace(made, **{name: getattr(found, name) for name in (other, f"{other}_dtype")})
+    return replace(made, **_model_fields(model, role))
+
+
+def _model_fields(model: HookedModel, role: str) -> Mapping[str, Any]:
+    parameter = next(getattr(model.bridge, "original_model", model.bridge).parameters())
+    return {role: model.identity, f"{role}_dtype": str(parameter.dtype).removeprefix("torch.")}
