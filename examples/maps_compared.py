@@ -17,7 +17,6 @@ import pandas as pd
 import tyro
 
 import lrt_lens as lrt
-
 from lrt_lens.stitching.affine import MapPair
 from lrt_lens.stitching.solvers.solver import Solver
 
@@ -56,8 +55,8 @@ def main(
         for solver in solvers(pair)
         if solver.name not in ("ridge", "mean")
     }
-    token = token_identity_map(grid.moments, stitch.target_hook)
-    loss = evaluate_stitch_loss(pair, stitch, texts, routes=ROUTES, n_tokens=loss_tokens, others=maps, token_maps=token, seed=seed)
+    token = lrt.token_identity_map(grid.moments, stitch.target_hook)
+    loss = lrt.evaluate_stitch_loss(pair, stitch, texts, routes=ROUTES, n_tokens=loss_tokens, others=maps, token_maps=token, seed=seed)
     table = ladder(comparison.table, loss)
     out.mkdir(parents=True, exist_ok=True)
     comparison.figure("r2").write_html(out / "maps.html", include_plotlyjs=True)
@@ -80,7 +79,7 @@ def solvers(pair: lrt.ModelPair) -> list[Solver]:
     ]  # fmt: skip
 
 
-def ladder(scores: pd.DataFrame, loss: StitchLoss) -> pd.DataFrame:
+def ladder(scores: pd.DataFrame, loss: lrt.StitchLoss) -> pd.DataFrame:
     """A row per family: test scores of both directions, the null, and the loss and share of recovered loss of stitched models."""
     by_arm = {(row["route"], "ridge" if row["arm"] == "stitched" else row["arm"]): row for row in loss.table.to_dict("records")}
     by_way = {(row["solver"], row["direction"]): row for row in scores.to_dict("records")}

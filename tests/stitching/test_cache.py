@@ -31,6 +31,8 @@ OPTIONS: dict[str, Any] = {
     "context_length": 24, "n_tokens": None, "moment_dtype": "float64", "block_rows": 250, "source_layers": [1], "target_layers": [0, 2],
 }  # fmt: skip
 
+LARGE_BLOCKS: dict[str, Any] = OPTIONS | {"block_rows": 4096}
+
 
 def fill(folder: Path, pair: ModelPair, corpus: list[str], **options: Any) -> CrossMoments:
     return harvest(pair, corpus, cache=folder, progress=False, **OPTIONS | options)
@@ -306,6 +308,7 @@ def test_a_run_with_other_arguments_does_not_go_on(
 def test_other_documents_do_not_go_on(pair: ModelPair, corpus: list[str], harvested: Any) -> None:
     with pytest.raises(MismatchError, match="documents are not the same"):
         fill(harvested[0], pair, corpus[::-1])
+    assert ActivationCache.open(harvested[0]).is_finished
 
 
 def test_two_writers_at_once_are_refused(pair: ModelPair, harvested: Any) -> None:
@@ -406,7 +409,7 @@ def test_models_one_after_the_other_give_the_pairs_moments(one_by_one: Activatio
     assert one_by_one.pairs == ()
     one_by_one.record(pair.target, [0, 2], progress=False)
     assert one_by_one.target_hooks == ("blocks.0.hook_resid_post", TARGET)
-    expected = harvest(pair, corpus, progress=False, **OPTIONS | {"block_rows": 4096})
+    expected = harvest(pair, corpus, progress=False, **LARGE_BLOCKS)
     found = one_by_one.moments(moment_dtype="float64", null="full")
     assert found.provenance == expected.provenance
     for name, tensor in moment_tensors(found).items():

@@ -147,9 +147,9 @@ class CacheWriter:
             return
         try:
             self.flush()
-            n_blocks = len(self._known) if finished else None
-            if n_blocks != self.manifest.n_blocks:
-                self.manifest = replace(self.manifest, n_blocks=n_blocks)
+            # A run that failed before it added anything leaves a finished cache finished.
+            if finished and self.manifest.n_blocks != len(self._known):
+                self.manifest = replace(self.manifest, n_blocks=len(self._known))
                 write_manifest(self.folder, self.manifest)
         finally:
             self._closed, self._buffers = True, {}
