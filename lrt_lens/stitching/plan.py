@@ -5,8 +5,8 @@
     plan.table(measure_throughput())       # a row per item; plan.passes says which pairs are harvested together
 
 Bytes of the moments are exact: for 13 parts, in float64, ``13·8·(Σ d_s² + Σ d_t² + Σ_pairs d_s d_t)``, the embedding among the sources,
-and the shuffled pairs beside them. The workspace of a block is an estimate from above, and time is arithmetic divided by the speed of a matrix
-product measured here: a lower bound, because no model reaches that.
+and the shuffled pairs beside them. The workspace of a block is an estimate from above, and time is arithmetic divided by the speed of a
+matrix product measured here: a lower bound, because no model reaches that.
 """
 
 import logging
@@ -360,7 +360,7 @@ def available_memory(device: str | torch.device = "cpu") -> int | None:
 
 
 def refuse_more_than_there_is(needed: int, available: int | None, device: Any = "cpu") -> None:
-    """Raise ValueError where moments of so many bytes cannot be allocated, warn where they hardly can: a process would be killed halfway."""
+    """Raise ValueError where moments of so many bytes do not fit, warn where they hardly do: the process would be killed halfway."""
     if available is not None and needed > available:
         raise ValueError(
             f"the moments of these pairs take {human_bytes(needed)} and {human_bytes(available)} are free on {device}; "

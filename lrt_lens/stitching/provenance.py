@@ -49,7 +49,9 @@ class Provenance:
             raise MismatchError(
                 f"both shards hold the same {self.n_documents} documents (corpus {self.corpus}); merging would count them twice"
             )
-        whole = replace(self, shard=None, stream="") if self.shard != other.shard else self
+        whole = replace(self, n_tokens=self.n_tokens if self.n_tokens == other.n_tokens else None)
+        if self.shard != other.shard:
+            whole = replace(whole, shard=None, stream="")
         return whole.with_documents(other.n_documents, int(other.corpus, 16)) if other.corpus else whole.with_documents(other.n_documents)
 
     def with_documents(self, n_documents: int, digest: int | None = None) -> "Provenance":
