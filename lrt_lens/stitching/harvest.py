@@ -32,15 +32,11 @@ from lrt_lens.models.pair import ModelPair
 from lrt_lens.stitching.cache.manifest import Manifest
 from lrt_lens.stitching.cache.writer import CacheWriter
 from lrt_lens.stitching.checkpoint import Checkpoint
-from lrt_lens.stitching.freed_memory import give_back_freed_memory
 from lrt_lens.stitching.grid import StitchGrid
 from lrt_lens.stitching.moments import CrossMoments, Pair
 from lrt_lens.stitching.plan import available_memory, choose_pairs, moment_bytes, null_kind, refuse_more_than_there_is
 from lrt_lens.stitching.provenance import Provenance, package_versions
 from lrt_lens.stitching.solvers.solver import Solver
-
-_BLOCKS_A_TRIM = 4
-"""Blocks between two returns of freed memory: each costs the page faults of a block."""
 
 Null = bool | Literal["full", "sketch", "none"]
 Streams = Mapping[str, Tensor]
@@ -259,8 +255,6 @@ class HarvestRun:
                 stream.update(block.fingerprint.to_bytes(8, "big"))
                 n_blocks += 1
                 feed.take(moments, block, share, checkpoint)
-                if n_blocks % _BLOCKS_A_TRIM == 0:
-                    give_back_freed_memory()
                 # Ranks go through the stream together: the whole stream is what is done.
                 bar.update(min(block.n_rows, bar.total - bar.n) if bar.total else block.n_rows)
             if checkpoint is not None:

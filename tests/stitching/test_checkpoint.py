@@ -161,7 +161,7 @@ def test_all_ranks_share_the_shift_of_block_0(
     for hook, side in whole.source.items():
         assert torch.equal(shifts[0][hook], shifts[2][hook])
         assert torch.equal(shifts[1][hook], shifts[2][hook])
-        torch.testing.assert_close(shifts[2][hook], side.shift * (1 + 2e-6), rtol=1e-12, atol=0)
+        assert float((shifts[2][hook] / (1 + 2e-6) - side.shift).norm()) < 5e-7 * float(side.shift.norm())
 
 
 # --------------------------------------------------------------------------------------------------------------- interrupts
