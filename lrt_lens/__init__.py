@@ -52,6 +52,11 @@ _HOME = {
     "evaluate_stitch_loss": "lrt_lens.evaluation.stitch_loss",
     "token_identity_map": "lrt_lens.evaluation.stitch_loss",
     "steering_agreement": "lrt_lens.evaluation.agreement",
+    "merge_shards": "lrt_lens.stitching.scale_out",
+    "remove_checkpoints": "lrt_lens.stitching.checkpoint",
+    "ModelShape": "lrt_lens.stitching.plan",
+    "HarvestPlan": "lrt_lens.stitching.plan",
+    "plan_harvest": "lrt_lens.stitching.plan",
     "AffineMap": "lrt_lens.stitching.affine",
     "Stitch": "lrt_lens.stitching.stitch",
     "StitchGrid": "lrt_lens.stitching.grid",
@@ -94,12 +99,15 @@ if TYPE_CHECKING:
     from lrt_lens.models.hooked_model import HookedModel
     from lrt_lens.models.pair import ModelPair, demo_pair
     from lrt_lens.stitching.affine import AffineMap
+    from lrt_lens.stitching.checkpoint import remove_checkpoints
     from lrt_lens.stitching.comparison import SolverComparison
     from lrt_lens.stitching.diagnostics import MapDiagnostics, map_diagnostics, score_intervals
     from lrt_lens.stitching.fidelity import Fidelity
     from lrt_lens.stitching.grid import StitchGrid
     from lrt_lens.stitching.harvest import fit_stitches, harvest
     from lrt_lens.stitching.moments import CrossMoments
+    from lrt_lens.stitching.plan import HarvestPlan, ModelShape, plan_harvest
+    from lrt_lens.stitching.scale_out import merge_shards
     from lrt_lens.stitching.similarity import similarities
     from lrt_lens.stitching.solvers.coordinates import AxisScaling, Identity, Mean, Translation
     from lrt_lens.stitching.solvers.fixed import FixedMaps, shared_embedding_maps

@@ -20,6 +20,7 @@ from lrt_lens.stitching.cache.selection import RowSelection
 from lrt_lens.stitching.cache.shard import Shard
 
 BUFFER_ROWS = 65_536
+_WORDS = {2: torch.int16, 4: torch.int32}
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,16 @@ class _Pool:
         return x, y
 
     def _gathered(self, streams: Sequence[Tensor], numbers: np.ndarray) -> Tensor:
-        rows, shards = torch.from_numpy(self.rows_of[numbers]), self.shard_of[numbers]
+        rows, shards = self.rows_of[numbers], self.shard_of[numbers]
         if len(streams) == 1:
-            return streams[0].index_select(0, rows).float()
+            return _taken(streams[0], rows).float()
         by_shard = np.argsort(shards, kind="stable")
-        counts = np.bincount(shards, minlength=len(streams)).tolist()
-        parts = [s.index_select(0, r) for s, r in zip(streams, rows[torch.from_numpy(by_shard)].split(counts), strict=True)]
-        back = torch.from_numpy(np.argsort(by_shard, kind="stable"))
-        return torch.cat(parts).index_select(0, back).float()
+        parts = np.split(rows[by_shard], np.cumsum(np.bincount(shards, minlength=len(streams)))[:-1])
+        taken = torch.cat([_taken(stream, part) for stream, part in zip(streams, parts, strict=True)])
+        return _taken(taken, np.argsort(by_shard, kind="stable")).float()
+
+
+def _taken(stream: Tensor, rows: np.ndarray) -> Tensor:
+    """[row, d], a copy in the stream's precision. By numpy, which takes rows of bytes twice as fast as torch gathers them on few cores."""
+    words = _WORDS[stream.dtype.itemsize]
+    return torch.from_numpy(np.take(stream.view(words).numpy(), rows, axis=0)).view(stream.dtype)
