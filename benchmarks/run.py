@@ -40,6 +40,7 @@ Name = Literal[
     "two_way_objective_over_adam",
     "two_rank_speedup",
     "resume_cost",
+    "cache_write_over_safetensors",
 ]
 MODULES: dict[Name, str] = {
     "harvest_overhead_one_pair": "harvesting",
@@ -54,6 +55,7 @@ MODULES: dict[Name, str] = {
     "two_way_objective_over_adam": "two_way",
     "two_rank_speedup": "scaling",
     "resume_cost": "scaling",
+    "cache_write_over_safetensors": "caching",
 }
 """Where each benchmark lives, in the order in which they run."""
 

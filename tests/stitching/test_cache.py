@@ -485,6 +485,16 @@ def test_the_sum_of_bytes_is_that_of_python(n: int) -> None:
     assert byte_sum(values) == f"{(sum(words) + sum(content[whole:])) % 2**64:016x}"
 
 
+@pytest.mark.parametrize("n", [0, 100, 4096, 3 * 4096 + 5])
+def test_the_sum_over_pages_sees_every_empty_page(n: int) -> None:
+    values = torch.randint(1, 256, (n,), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+    whole = byte_sum(values, every_page=True)
+    for start in range(0, n, 4096):
+        damaged = values.clone()
+        damaged[start : start + 4096] = 0
+        assert byte_sum(damaged, every_page=True) != whole
+
+
 def test_shards_are_plain_safetensors(cache: ActivationCache) -> None:
     from safetensors.torch import load_file
 

@@ -53,7 +53,7 @@ class ShuffledReader:
                 continue
             order = self._order(n, number, place)[to_skip:]
             to_skip = 0
-            pool = _Pool([self.shards[k] for k in group], [chosen[k] for k in group], self.source_hook, self.target_hook)
+            pool = _Pool([self.shards[k] for k in group], [chosen[k] for k in group], self.source_hook, self.target_hook, self.seed is None)
             if rest is not None:
                 missing = self.batch_rows - len(rest[0])
                 more = pool.rows(order[:missing])
@@ -90,15 +90,16 @@ class ShuffledReader:
 class _Pool:
     """The chosen rows of a group of shards, numbered through."""
 
-    def __init__(self, shards: Sequence[Shard], chosen: Sequence[np.ndarray], source_hook: str, target_hook: str) -> None:
+    def __init__(self, shards: Sequence[Shard], chosen: Sequence[np.ndarray], source_hook: str, target_hook: str, in_order: bool) -> None:
         self.sides = [[shard.stream(*name) for shard in shards] for name in (("source", source_hook), ("target", target_hook))]
         self.rows_of = np.concatenate(chosen)
         self.shard_of = np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen])
-        self.is_contiguous = len(chosen) == 1 and len(chosen[0]) == len(self.sides[0][0])
+        # A run of all rows of a file: no copy but the one to float32.
+        self.in_stored_order = in_order and len(chosen) == 1 and len(chosen[0]) == len(self.sides[0][0])
 
     def rows(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
         """(x, y) of some rows, in float32."""
-        if self.is_contiguous and len(numbers) and numbers[-1] - numbers[0] == len(numbers) - 1 and (np.diff(numbers) == 1).all():
+        if self.in_stored_order:
             start, end = int(numbers[0]), int(numbers[-1]) + 1
             x, y = (side[0][start:end].float() for side in self.sides)
             # A float32 cache: what is handed out must not be the file.
