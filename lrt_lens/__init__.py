@@ -57,6 +57,9 @@ _HOME = {
     "ModelShape": "lrt_lens.stitching.plan",
     "HarvestPlan": "lrt_lens.stitching.plan",
     "plan_harvest": "lrt_lens.stitching.plan",
+    "ActivationCache": "lrt_lens.stitching.cache.activation_cache",
+    "AdamFit": "lrt_lens.stitching.recipes.adam",
+    "Mlp": "lrt_lens.stitching.recipes.mlp",
     "AffineMap": "lrt_lens.stitching.affine",
     "Stitch": "lrt_lens.stitching.stitch",
     "StitchGrid": "lrt_lens.stitching.grid",
@@ -99,6 +102,7 @@ if TYPE_CHECKING:
     from lrt_lens.models.hooked_model import HookedModel
     from lrt_lens.models.pair import ModelPair, demo_pair
     from lrt_lens.stitching.affine import AffineMap
+    from lrt_lens.stitching.cache.activation_cache import ActivationCache
     from lrt_lens.stitching.checkpoint import remove_checkpoints
     from lrt_lens.stitching.comparison import SolverComparison
     from lrt_lens.stitching.diagnostics import MapDiagnostics, map_diagnostics, score_intervals
@@ -107,6 +111,8 @@ if TYPE_CHECKING:
     from lrt_lens.stitching.harvest import fit_stitches, harvest
     from lrt_lens.stitching.moments import CrossMoments
     from lrt_lens.stitching.plan import HarvestPlan, ModelShape, plan_harvest
+    from lrt_lens.stitching.recipes.adam import AdamFit
+    from lrt_lens.stitching.recipes.mlp import Mlp
     from lrt_lens.stitching.scale_out import merge_shards
     from lrt_lens.stitching.similarity import similarities
     from lrt_lens.stitching.solvers.coordinates import AxisScaling, Identity, Mean, Translation
