@@ -60,6 +60,7 @@ _HOME = {
     "ActivationCache": "lrt_lens.stitching.cache.activation_cache",
     "AdamFit": "lrt_lens.stitching.recipes.adam",
     "Mlp": "lrt_lens.stitching.recipes.mlp",
+    "RowsInMemory": "lrt_lens.stitching.recipes.rows",
     "AffineMap": "lrt_lens.stitching.affine",
     "Stitch": "lrt_lens.stitching.stitch",
     "StitchGrid": "lrt_lens.stitching.grid",
@@ -113,6 +114,7 @@ if TYPE_CHECKING:
     from lrt_lens.stitching.plan import HarvestPlan, ModelShape, plan_harvest
     from lrt_lens.stitching.recipes.adam import AdamFit
     from lrt_lens.stitching.recipes.mlp import Mlp
+    from lrt_lens.stitching.recipes.rows import RowsInMemory
     from lrt_lens.stitching.scale_out import merge_shards
     from lrt_lens.stitching.similarity import similarities
     from lrt_lens.stitching.solvers.coordinates import AxisScaling, Identity, Mean, Translation
