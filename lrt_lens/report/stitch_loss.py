@@ -36,13 +36,15 @@ def stitch_loss_figure(table: pd.DataFrame) -> go.Figure:
         raise ValueError("the table has no rows; there is nothing to show")
     arms = _ordered([str(record["arm"]) for record in records])
     titles = [f"{route}   (finishes in {next(r['finishes_in'] for r in records if r['route'] == route)})" for route in routes]
-    height = 130 + len(routes) * (50 + 24 * len(arms))
+    height = 170 + len(routes) * (50 + 24 * len(arms))
     spacing = 50 / height if len(routes) > 1 else 0
     figure = make_subplots(rows=len(routes), shared_xaxes=True, vertical_spacing=spacing, subplot_titles=titles)
     for number, route in enumerate(routes, start=1):
         rows = {str(record["arm"]): record for record in records if record["route"] == route}
         for arm in (arm for arm in arms if arm in rows):
             figure.add_trace(_point(rows[arm], arm), row=number, col=1)
+            if arm != "own":
+                figure.add_trace(_rise(rows[arm], arm), row=number, col=1)
         for arm in ("own", "mean"):
             if arm in rows:
                 line = {"color": _style(arm).colour, "dash": "dot", "width": 1.5}
@@ -52,7 +54,7 @@ def stitch_loss_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=labels, range=[-0.6, len(arms) - 0.4], ticks="")
     subtitle = "lower is better; dotted: the finishing model with its own state, and with its mean; beside each point: rise over its own"
     figure.update_layout(title={"text": "Loss behind the stitch", "subtitle": {"text": subtitle}}, height=height, showlegend=False)
-    figure.update_layout(template=TEMPLATE_NAME, margin={"t": 90, "r": 60})
+    figure.update_layout(template=TEMPLATE_NAME, margin={"t": 130, "r": 60}, title_y=1 - 30 / height, title_yanchor="top")
     return figure.update_xaxes(title_text="next-token cross-entropy (nats per token)", row=len(routes), col=1)
 
 
@@ -76,7 +78,14 @@ def _point(row: dict, arm: str) -> go.Scatter:
         f"<br>recovered {share}<extra></extra>"
     )
     return go.Scatter(
-        x=[row["ce"]], y=[style.label], name=arm, mode="markers+text", marker=style.marker, hovertemplate=hover,
+        x=[row["ce"]], y=[style.label], name=arm, mode="markers", marker=style.marker, hovertemplate=hover,
         error_x={"array": [above], "arrayminus": [below], "color": style.colour, "thickness": 2},
-        text=["" if arm == "own" else f"  {row['increase_percent']:+.1f}%"], textposition="middle right", cliponaxis=False,
     )  # fmt: skip
+
+
+def _rise(row: dict, arm: str) -> go.Scatter:
+    """By how much the loss is above the finishing model's own, behind the interval."""
+    text = f"  {row['increase_percent']:+.1f}%"
+    return go.Scatter(
+        x=[row["ce_high"]], y=[_style(arm).label], mode="text", text=[text], textposition="middle right", hoverinfo="skip", cliponaxis=False
+    )

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -25,17 +24,18 @@ from lrt_lens.data.ahead import running_ahead
 from lrt_lens.data.blocks import Block, BlockPlan, Corpus, Share, Window, iterate_blocks, shuffled_rows
 from lrt_lens.data.documents import Documents
 from lrt_lens.errors import NonFiniteError
-from lrt_lens.models.hook_points import EMBED, Layers, joint_parts, place
-from lrt_lens.models.hooked_model import SKIP_FIRST, HookedModel
+from lrt_lens.models.hook_points import EMBED, Layers, joint_parts
+from lrt_lens.models.hooked_model import SKIP_FIRST
 from lrt_lens.models.loading import torch_dtype
 from lrt_lens.models.pair import ModelPair
+from lrt_lens.stitching.block_rows import block_order, block_rows, provenance_of, window_length
 from lrt_lens.stitching.cache.manifest import Manifest
 from lrt_lens.stitching.cache.writer import CacheWriter
 from lrt_lens.stitching.checkpoint import Checkpoint
 from lrt_lens.stitching.grid import StitchGrid
 from lrt_lens.stitching.moments import CrossMoments, Pair
 from lrt_lens.stitching.plan import available_memory, choose_pairs, moment_bytes, null_kind, refuse_more_than_there_is
-from lrt_lens.stitching.provenance import Provenance, package_versions
+from lrt_lens.stitching.provenance import Provenance
 from lrt_lens.stitching.solvers.solver import Solver
 
 Null = bool | Literal["full", "sketch", "none"]
@@ -158,9 +158,8 @@ def settle(
     if n_tokens is not None and n_tokens <= 0:
         raise ValueError(f"n_tokens is {n_tokens}; expected a positive number, or None for all documents")
     pairs = choose_pairs(source_layers, target_layers, pair.source, pair.target, joint=joint)
-    plan = BlockPlan(
-        context_length=_context(context_length, pair), skip_first=skip_first, n_tokens=n_tokens, block_rows=block_rows, seed=seed
-    )
+    length = window_length(context_length, pair.source, pair.target)
+    plan = BlockPlan(context_length=length, skip_first=skip_first, n_tokens=n_tokens, block_rows=block_rows, seed=seed)
     return HarvestRun(
         models=pair,
         pairs=pairs,
@@ -190,20 +189,7 @@ class HarvestRun:
     @property
     def provenance(self) -> Provenance:
         """Of no document yet."""
-        template = getattr(self.models.source.tokenizer, "chat_template", None)
-        return Provenance(
-            source=self.models.source.identity,
-            target=self.models.target.identity,
-            context_length=self.plan.context_length,
-            skip_first=self.plan.skip_first,
-            chat_template=hashlib.blake2b(template.encode(), digest_size=8).hexdigest() if template else None,
-            seed=self.plan.seed,
-            versions=package_versions(),
-            source_dtype=_dtype(self.models.source),
-            target_dtype=_dtype(self.models.target),
-            n_tokens=self.plan.n_tokens,
-            shard=self.shard,
-        )
+        return provenance_of(self.plan, {"source": self.models.source, "target": self.models.target}, shard=self.shard)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -310,50 +296,19 @@ class _Feed:
 
     def rows(self, moments: CrossMoments, block: Block) -> tuple[list[Window], dict[str, Tensor], dict[str, Tensor]]:
         """(windows in the order of the rows, x, y by hook point)."""
-        pair = self.run.models
-        names = [list(dict.fromkeys(p[side] for p in moments.kept_pairs)) for side in (0, 1)]
-        seen: list[dict[str, list[Tensor]]] = [{part: [] for hook in hooks for part in joint_parts(hook)} for hooks in names]
-        order: list[Window] = []
-        for batch in block.batches(self.batch_tokens):
-            order.extend(batch)
-            tokens = pair.source.pad([window.ids for window in batch])
-            rows = _row_index(batch, tokens.shape[1])
-            for rows_by_hook, model in zip(seen, (pair.source, pair.target), strict=True):
-                for hook, activations in _capture_places(model, tokens, list(rows_by_hook)).items():
-                    rows_by_hook[hook].append(activations.flatten(0, 1)[rows.to(activations.device)])
+        x, y = (self._streams(moments, block, side) for side in (0, 1))
+        return block_order(block, self.batch_tokens), x, y
+
+    def _streams(self, moments: CrossMoments, block: Block, side: int) -> dict[str, Tensor]:
+        """Rows of one model by hook point, layers that count as one side by side."""
+        model = (self.run.models.source, self.run.models.target)[side]
+        hooks = list(dict.fromkeys(pair[side] for pair in moments.kept_pairs))
+        rows = block_rows(model, [part for hook in hooks for part in joint_parts(hook)], block, self.batch_tokens)
         # Layers of one model may sit on several devices; products need one.
-        device = moments.n.device if moments.source else next(iter(seen[0].values()))[0].device
-        gathered = [{hook: torch.cat(parts).to(device) for hook, parts in side.items()} for side in seen]
-        x, y = (
-            {hook: side[hook] if hook in side else torch.cat([side[part] for part in joint_parts(hook)], 1) for hook in hooks}
-            for side, hooks in zip(gathered, names, strict=True)
-        )
-        return order, x, y
+        device = moments.n.device if moments.source else self.run.models.source.device
+        rows = {hook: values.to(device) for hook, values in rows.items()}
+        return {hook: rows[hook] if hook in rows else torch.cat([rows[part] for part in joint_parts(hook)], 1) for hook in hooks}
 
 
 def _saved(checkpoint: Checkpoint | None, moments: CrossMoments) -> AbstractContextManager[None]:
     return checkpoint.saving(moments) if checkpoint else nullcontext()
-
-
-def _row_index(batch: list[Window], width: int) -> Tensor:
-    return torch.from_numpy(np.concatenate([i * width + window.rows for i, window in enumerate(batch)]))
-
-
-def _capture_places(model: HookedModel, tokens: Tensor, hooks: list[str]) -> dict[str, Tensor]:
-    """Capture each place once, under every name that was asked for."""
-    by_place: dict[str, list[str]] = {}
-    for hook in hooks:
-        by_place.setdefault(place(hook), []).append(hook)
-    seen = model.engine.capture(tokens, list(by_place))
-    return {name: seen[where] for where, names in by_place.items() for name in names}
-
-
-def _context(context_length: int, pair: ModelPair) -> int:
-    if context_length < 2 * SKIP_FIRST:
-        raise ValueError(f"context_length is {context_length}; windows need at least {2 * SKIP_FIRST} tokens")
-    return min(context_length, pair.context_length)
-
-
-def _dtype(model: HookedModel) -> str:
-    parameter = next(getattr(model.bridge, "original_model", model.bridge).parameters())
-    return str(parameter.dtype).removeprefix("torch.")

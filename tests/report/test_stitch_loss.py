@@ -27,12 +27,13 @@ def _table() -> pd.DataFrame:
 
 def test_every_arm_is_a_point_with_its_interval_and_its_rise() -> None:
     figure: Any = stitch_loss_figure(_table())
-    assert len(figure.data) == 12
+    assert len([trace for trace in figure.data if trace.mode == "markers"]) == 12
+    rises = [trace for trace in figure.data if trace.mode == "text" and trace.y[0] == "two_way"]
+    assert [(trace.x[0], trace.text[0].strip()) for trace in rises] == [(4.7, "+30.0%")] * 2
     (trace, _) = [trace for trace in figure.data if trace.name == "two_way"]
     assert list(trace.x) == [4.5]
     assert trace.error_x.array[0] == pytest.approx(0.2)
     assert trace.error_x.arrayminus[0] == pytest.approx(0.1)
-    assert trace.text[0].strip() == "+30.0%"
     layout = figure.to_plotly_json()["layout"]
     titles = [annotation["text"] for annotation in layout["annotations"]]
     assert titles == ["A→B   (finishes in large)", "B→A   (finishes in small)"]

@@ -1,28 +1,25 @@
 """One model at a time over the same tokens: for two that do not fit into memory together."""
 
-import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_lens.data.ahead import running_ahead
-from lrt_lens.data.blocks import Block, BlockPlan, Window, iterate_blocks
+from lrt_lens.data.blocks import BlockPlan, iterate_blocks
 from lrt_lens.data.documents import Documents
 from lrt_lens.errors import FileFormatError, MismatchError
-from lrt_lens.models.hook_points import Layers, place, resolve_layers
-from lrt_lens.models.hooked_model import SKIP_FIRST, HookedModel
+from lrt_lens.models.hook_points import Layers, resolve_layers
+from lrt_lens.models.hooked_model import HookedModel
+from lrt_lens.stitching.block_rows import block_order, block_rows, model_fields, provenance_of, window_length
 from lrt_lens.stitching.cache.manifest import MANIFEST_NAME, ROLES, Manifest, ShardFile, ShardRecord, read_manifest, write_manifest
 from lrt_lens.stitching.cache.own_rows import refuse_other_dtype
 from lrt_lens.stitching.cache.shard import Shard, write_shard
 from lrt_lens.stitching.cache.writer import DTYPES, CacheWriter, refuse_unstorable
-from lrt_lens.stitching.provenance import Provenance, package_versions
+from lrt_lens.stitching.provenance import Provenance
 from lrt_lens.stitching.rank_lock import RankLock
 
 logger = logging.getLogger(__name__)
@@ -47,9 +44,7 @@ def record_documents(
     refuse_other_role(role)
     refuse_other_dtype(dtype)
     names = resolve_layers(hooks, model)
-    if context_length < 2 * SKIP_FIRST:
-        raise ValueError(f"context_length is {context_length}; windows need at least {2 * SKIP_FIRST} tokens")
-    plan = BlockPlan(context_length=min(context_length, model.context_length), n_tokens=n_tokens, seed=seed)
+    plan = BlockPlan(context_length=window_length(context_length, model), n_tokens=n_tokens, seed=seed)
     manifest = Manifest(_provenance(folder, model, role, plan), dtype, streams={}, block_rows=plan.block_rows)
     bar = tqdm(total=n_tokens, desc=f"record {role}", unit="tok", unit_scale=True, disable=not progress, leave=False)
     with (
@@ -59,9 +54,8 @@ def record_documents(
     ):
         for block in blocks:
             if not writer.has(block.index, block.fingerprint):
-                order = [window for batch in block.batches(batch_tokens) for window in batch]
                 rows = block_rows(model, names, block, batch_tokens)
-                writer.add(block, order, *((rows, {}) if role == "source" else ({}, rows)))
+                writer.add(block, block_order(block, batch_tokens), *((rows, {}) if role == "source" else ({}, rows)))
             bar.update(block.n_rows)
 
 
@@ -92,25 +86,10 @@ def record_again(
     return manifest
 
 
-def block_rows(model: HookedModel, hooks: Sequence[str], block: Block, batch_tokens: int) -> dict[str, Tensor]:
-    """Activations of a block's unmasked tokens, ``{hook: [row, d]}``, windows in the order of `Block.batches`."""
-    by_place: dict[str, list[Tensor]] = {place(hook): [] for hook in hooks}
-    for batch in block.batches(batch_tokens):
-        tokens = model.pad([window.ids for window in batch])
-        rows = _row_index(batch, tokens.shape[1])
-        for where, activations in model.engine.capture(tokens, list(by_place)).items():
-            by_place[where].append(activations.flatten(0, 1)[rows.to(activations.device)])
-    return {hook: torch.cat(by_place[place(hook)]) for hook in hooks}
-
-
 def refuse_other_role(role: str) -> None:
     """ValueError unless it is one of the two."""
     if role not in ROLES:
         raise ValueError(f"role is {role!r}; expected 'source' or 'target'")
-
-
-def _row_index(batch: Sequence[Window], width: int) -> Tensor:
-    return torch.from_numpy(np.concatenate([i * width + window.rows for i, window in enumerate(batch)]))
 
 
 def _record_shard(
@@ -119,7 +98,7 @@ def _record_shard(
     streams = {f"{role}/{name}": torch.empty(record.n_rows, model.d_model, dtype=DTYPES[dtype]) for name in hooks}
     for block, rows, order in Shard(folder, record).blocks(tokens=True):
         found = block_rows(model, hooks, block, batch_tokens)
-        if [w.ids for batch in block.batches(batch_tokens) for w in batch] != [w.ids for w in order]:
+        if [w.ids for w in block_order(block, batch_tokens)] != [w.ids for w in order]:
             raise FileFormatError(f"block {block.index} of {record.stem!r} is not in the order in which windows run; record the cache anew")
         for name, values in found.items():
             refuse_unstorable(f"{role}/{name}", values, dtype)
@@ -148,26 +127,13 @@ def _with_model(manifest: Manifest, model: HookedModel, role: str, folder: Path)
             f"{model.name!r} reads {model.context_length} tokens at once and the cache {str(folder)!r} has windows of {provenance.context_length}; "
             f"record the cache with context_length={model.context_length}"
         )
-    return replace(manifest, provenance=replace(provenance, **_model_fields(model, role)))
+    return replace(manifest, provenance=replace(provenance, **model_fields(model, role)))
 
 
 def _provenance(folder: Path, model: HookedModel, role: str, plan: BlockPlan) -> Provenance:
-    template = getattr(model.tokenizer, "chat_template", None)
-    made = Provenance(
-        context_length=plan.context_length,
-        skip_first=plan.skip_first,
-        chat_template=hashlib.blake2b(template.encode(), digest_size=8).hexdigest() if template else None,
-        seed=plan.seed,
-        versions=package_versions(),
-        n_tokens=plan.n_tokens,
-    )
+    made = provenance_of(plan, {role: model})
     if (folder / MANIFEST_NAME).is_file():
         # The other model may have been recorded since; this run says nothing about it.
         found, other = read_manifest(folder).provenance, "target" if role == "source" else "source"
         made = replace(made, **{name: getattr(found, name) for name in (other, f"{other}_dtype")})
-    return replace(made, **_model_fields(model, role))
-
-
-def _model_fields(model: HookedModel, role: str) -> Mapping[str, Any]:
-    parameter = next(getattr(model.bridge, "original_model", model.bridge).parameters())
-    return {role: model.identity, f"{role}_dtype": str(parameter.dtype).removeprefix("torch.")}
+    return made
