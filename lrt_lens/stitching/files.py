@@ -18,9 +18,10 @@ from lrt_lens.data.blocks import PART_NAMES
 from lrt_lens.errors import FileFormatError
 from lrt_lens.models.hooked_model import ModelIdentity
 from lrt_lens.stitching.affine import AffineMap, MapPair
-from lrt_lens.stitching.moments import CrossMoments, SideMoments
+from lrt_lens.stitching.moments import CrossMoments
 from lrt_lens.stitching.provenance import Provenance
 from lrt_lens.stitching.scatter import DenseSecondMoment, Scatter
+from lrt_lens.stitching.side_moments import SideMoments
 from lrt_lens.stitching.stitch import Stitch, StreamStatistics
 
 MOMENTS_SCHEMA = "lrt_lens.moments/1"

@@ -15,8 +15,7 @@ They add: shards, ranks and folds merge exactly. They do not grow with the numbe
 Limits: second moments say nothing about a per-token mean of cosines, nor about maps that are not linear.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,8 @@ from lrt_lens.data.blocks import N_FOLDS, N_PARTS, N_TEST_GROUPS, part_of
 from lrt_lens.data.documents import document_key
 from lrt_lens.errors import MismatchError, NonFiniteError, TooFewDocumentsError
 from lrt_lens.stitching.provenance import Provenance
-from lrt_lens.stitching.scatter import Scatter, SecondMoment, gram, part_sum
+from lrt_lens.stitching.scatter import Scatter, SecondMoment, part_sum
+from lrt_lens.stitching.side_moments import SideMoments, full_precision
 
 if TYPE_CHECKING:
     from lrt_lens.stitching.grid import StitchGrid
@@ -42,51 +42,6 @@ NULL_FIT, NULL_TEST = 0, 1
 SKETCH_WIDTH = 64
 """Dimensions that the sketched null keeps of a target hook: ridge is separable over outputs, so its R² is an unbiased sample."""
 _ROWS_AT_ONCE = 4096
-_NORM_BINS, _BINS_PER_OCTAVE, _LOWEST_OCTAVE = 2560, 64, -20
-
-
-@dataclass
-class SideMoments:
-    """First and second moments of one hook point, a slice per part."""
-
-    shift: Tensor
-    """[d], subtracted before any product: against cancellation where the mean is large."""
-    total: Tensor
-    """[part, d], Σ(x − shift)."""
-    second: Tensor
-    """[part, d, d], Σ(x − shift)(x − shift)ᵀ."""
-    norms: Tensor
-    """[bin], counts of ‖x‖ on a logarithmic scale of 64 bins an octave."""
-
-    @classmethod
-    def zeros(cls, shift: Tensor) -> "SideMoments":
-        """Empty moments about ``shift``."""
-        d = len(shift)
-        shift = shift.detach().double()
-        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=shift.device)  # noqa: E731
-        return cls(shift, zeros(N_PARTS, d), zeros(N_PARTS, d, d), zeros(_NORM_BINS))
-
-    def add(self, part: int, centred: Tensor, raw: Tensor) -> None:
-        """Add rows; ``centred`` is about the shift."""
-        self.total[part] += centred.sum(0)
-        with full_precision():
-            self.second[part] += gram(centred)
-        octaves = raw.to(centred.dtype).norm(dim=1).clamp_min(2.0**_LOWEST_OCTAVE).log2()
-        bins = ((octaves - _LOWEST_OCTAVE) * _BINS_PER_OCTAVE).long().clamp(max=_NORM_BINS - 1)
-        self.norms += torch.bincount(bins, minlength=_NORM_BINS)
-
-    def shifted(self, shift: Tensor, n: Tensor) -> "SideMoments":
-        """The same moments about another shift, exactly."""
-        move = self.shift - shift
-        cross = self.total[:, :, None] * move[None, None, :]
-        second = self.second + cross + cross.transpose(1, 2) + n[:, None, None] * torch.outer(move, move)
-        return SideMoments(shift, self.total + n[:, None] * move, second, self.norms)
-
-    @property
-    def median_norm(self) -> float:
-        """Median ‖x‖ over all tokens, to half a per cent."""
-        reached = torch.searchsorted(self.norms.cumsum(0), self.norms.sum() / 2)
-        return float(2.0 ** ((reached + 0.5) / _BINS_PER_OCTAVE + _LOWEST_OCTAVE))
 
 
 @dataclass
@@ -152,18 +107,25 @@ class CrossMoments:
         part_by_id = {identifier: part_of(document_key(str(identifier), self.provenance.seed)) for identifier in set(ids)}
         parts = torch.tensor([part_by_id[identifier] for identifier in ids])
         (source_hook, target_hook) = self.pairs[0]
-        self._refuse_non_finite({source_hook: x}, {target_hook: y})
-        self.start({source_hook: x}, {target_hook: y})
+        self._make_ready({source_hook: x}, {target_hook: y})
         for part in parts.unique().tolist():
             chosen = (parts == part).nonzero()[:, 0]
             for rows in chosen.split(_ROWS_AT_ONCE):
-                self.add_block(part, {source_hook: x[rows]}, {target_hook: y[rows]})
+                self._add(part, {source_hook: x[rows]}, {target_hook: y[rows]})
 
     def add_block(self, part: int, x: Mapping[str, Tensor], y: Mapping[str, Tensor], pairing: Tensor | None = None) -> None:
         """Add paired rows of one part, ``{hook: [row, d]}`` a side; ``pairing[i]`` is the row of ``y`` that row ``i`` meets under the null."""
+        self._make_ready(x, y)
+        self._add(part, x, y, pairing)
+
+    def _make_ready(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
+        """Refuse rows that do not belong here before any is added, and begin with the first."""
         self._refuse_non_finite(x, y)
-        self.start(x, y)
+        if not self.source:
+            self._start_with_mean_of(x, y)
         self._refuse_other_widths(x, y)
+
+    def _add(self, part: int, x: Mapping[str, Tensor], y: Mapping[str, Tensor], pairing: Tensor | None = None) -> None:
         centred_x = {hook: rows.to(self.moment_dtype) - self.source[hook].shift.to(self.moment_dtype) for hook, rows in x.items()}
         centred_y = {hook: rows.to(self.moment_dtype) - self.target[hook].shift.to(self.moment_dtype) for hook, rows in y.items()}
         for side, centred, raw in ((self.source, centred_x, x), (self.target, centred_y, y)):
@@ -192,11 +154,14 @@ class CrossMoments:
 
     def start(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
         """Allocate on the device of the first rows, shifted by their mean."""
-        # Rounded to the products' precision, so that what is subtracted from the rows is exactly what is kept.
-        shift = lambda rows: rows[:_ROWS_AT_ONCE].double().mean(0).to(self.moment_dtype)  # noqa: E731
         if not self.source:
             self._refuse_non_finite(x, y)
-            self.start_at({hook: shift(rows) for hook, rows in x.items()}, {hook: shift(rows) for hook, rows in y.items()})
+            self._start_with_mean_of(x, y)
+
+    def _start_with_mean_of(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
+        # Rounded to the products' precision, so that what is subtracted from the rows is exactly what is kept.
+        shift = lambda rows: rows[:_ROWS_AT_ONCE].double().mean(0).to(self.moment_dtype)  # noqa: E731
+        self.start_at({hook: shift(rows) for hook, rows in x.items()}, {hook: shift(rows) for hook, rows in y.items()})
 
     def start_at(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
         """Allocate empty moments about given shifts, ``{hook: [d]}`` a side, on their device: shards of one run share theirs."""
@@ -308,8 +273,8 @@ class CrossMoments:
         merged = CrossMoments(
             self.pairs, self.token_hook, self.moment_dtype, self.null, self.provenance.merged(other.provenance), self.n + other.n
         )
-        merged.source = {hook: _added(self.source[hook], other.source[hook], other.n) for hook in self.source}
-        merged.target = {hook: _added(self.target[hook], other.target[hook], other.n) for hook in self.target}
+        merged.source = {hook: self.source[hook].merged(other.source[hook], other.n) for hook in self.source}
+        merged.target = {hook: self.target[hook].merged(other.target[hook], other.n) for hook in self.target}
         merged.cross = {
             pair: self.cross[pair] + self._reshifted(other, pair, other.cross[pair], other.n, range(N_PARTS)) for pair in self.kept_pairs
         }
@@ -357,22 +322,6 @@ class CrossMoments:
 
     def _repr_html_(self) -> str:
         return f"<code>{self!r}</code>"
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Products in the precision of their operands: TF32 would cost moments three digits where somebody switched it on."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def _added(ours: SideMoments, theirs: SideMoments, n: Tensor) -> SideMoments:
-    theirs = theirs.shifted(ours.shift, n)
-    return SideMoments(ours.shift, ours.total + theirs.total, ours.second + theirs.second, ours.norms + theirs.norms)
 
 
 def _products(pairs: Sequence[Pair], x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> Any:

@@ -26,7 +26,8 @@ import torch
 from lrt_lens.data.blocks import N_PARTS, BlockPlan
 from lrt_lens.models.hook_points import EMBED, Layers, depth, joint_name, joint_parts, layer_pairs
 from lrt_lens.models.loading import torch_dtype
-from lrt_lens.stitching.moments import _NORM_BINS, SKETCH_WIDTH, Pair
+from lrt_lens.stitching.moments import SKETCH_WIDTH, Pair
+from lrt_lens.stitching.side_moments import NORM_BINS
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def moment_bytes(pairs: Sequence[Pair], token_hook: str | None, null: str, d_sou
     width = {hook: d_source * len(joint_parts(hook)) for hook, _ in with_token(pairs, token_hook)}
     targets = dict.fromkeys(t for _, t in pairs)
     per_target = {"none": 0, "sketch": min(SKETCH_WIDTH, d_target), "full": d_target}[null]
-    side = lambda d: N_PARTS * (d * d + d) + d + _NORM_BINS  # noqa: E731
+    side = lambda d: N_PARTS * (d * d + d) + d + NORM_BINS  # noqa: E731
     return {
         "source": _BYTES * sum(side(d) for d in width.values()),
         "target": _BYTES * len(targets) * side(d_target),

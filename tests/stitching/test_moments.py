@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from lrt_lens.errors import MismatchError, NonFiniteError, TooFewDocumentsError
-from lrt_lens.stitching.moments import FIT_PARTS, TEST_PARTS, CrossMoments, SideMoments
+from lrt_lens.stitching.moments import FIT_PARTS, TEST_PARTS, CrossMoments
 from lrt_lens.stitching.provenance import Provenance
+from lrt_lens.stitching.side_moments import SideMoments
 from lrt_lens.stitching.solvers.ridge import Ridge
 
 PAIR = ("source", "target")

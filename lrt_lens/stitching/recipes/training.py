@@ -22,8 +22,9 @@ from tqdm.auto import tqdm
 
 from lrt_lens.errors import NonFiniteError, TooFewDocumentsError
 from lrt_lens.stitching.cache.selection import RowSelection
-from lrt_lens.stitching.moments import FIT_PARTS, full_precision
+from lrt_lens.stitching.moments import FIT_PARTS
 from lrt_lens.stitching.recipes.rows import PairedRows
+from lrt_lens.stitching.side_moments import full_precision
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 COLUMNS = ("direction", "epoch", "step", "tokens", "train_loss", "held_out_loss", "seconds")

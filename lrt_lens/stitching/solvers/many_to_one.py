@@ -22,8 +22,9 @@ from tqdm.auto import tqdm
 from lrt_lens.errors import HookPointError
 from lrt_lens.models.hook_points import joint_name, joint_parts
 from lrt_lens.stitching.affine import AffineMap
-from lrt_lens.stitching.moments import CrossMoments, Pair, SideMoments
+from lrt_lens.stitching.moments import CrossMoments, Pair
 from lrt_lens.stitching.scatter import Scatter
+from lrt_lens.stitching.side_moments import SideMoments
 from lrt_lens.stitching.solvers.ridge import DEFAULT_ALPHAS, Ridge, RidgeSide, Spectrum
 from lrt_lens.stitching.solvers.solver import FoldErrors, Setting, Solver
 
