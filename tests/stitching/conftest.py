@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lrt_lens.models.pair import ModelPair
+    from lrt_lens.stitching.moments import CrossMoments
 
 D_SOURCE, D_TARGET, ROWS_PER_DOCUMENT = 12, 9, 20
 SOURCES = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
@@ -134,3 +138,12 @@ def stitch(grid: Any) -> Any:
 def owned_stitch(stitch: Any, pair: Any) -> Any:
     """The same, said to be fitted on the tiny pair."""
     return replace(stitch, provenance=replace(stitch.provenance, source=pair.source.identity, target=pair.target.identity))
+
+
+@pytest.fixture(scope="session")
+def whole(pair: "ModelPair", corpus: list[str]) -> "CrossMoments":
+    """The bundled corpus of the tests harvested in one go, in small blocks."""
+    from lrt_lens.stitching.harvest import harvest
+    from tests.stitching.small_blocks import OPTIONS
+
+    return harvest(pair, corpus, progress=False, **OPTIONS)

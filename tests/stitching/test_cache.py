@@ -25,11 +25,9 @@ from lrt_lens.stitching.cache.writer import CacheWriter
 from lrt_lens.stitching.files import moment_tensors
 from lrt_lens.stitching.harvest import harvest, settle
 from lrt_lens.stitching.moments import FIT_PARTS, TEST_PARTS, CrossMoments
+from tests.stitching.small_blocks import OPTIONS
 
 SOURCE, TARGET = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"
-OPTIONS: dict[str, Any] = {
-    "context_length": 24, "n_tokens": None, "moment_dtype": "float64", "block_rows": 250, "source_layers": [1], "target_layers": [0, 2],
-}  # fmt: skip
 
 LARGE_BLOCKS: dict[str, Any] = OPTIONS | {"block_rows": 4096}
 
@@ -390,19 +388,15 @@ def test_bad_rows_are_refused(rows: Any, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ one model at a time
 
 
+def record_source(folder: Path, pair: ModelPair, corpus: list[str]) -> ActivationCache:
+    return ActivationCache.from_model(
+        folder, pair.source, corpus, hooks=[1], context_length=24, n_tokens=None, dtype="float32", shard_bytes=60_000, progress=False
+    )
+
+
 @pytest.fixture
 def one_by_one(pair: ModelPair, corpus: list[str], tmp_path: Path) -> ActivationCache:
-    return ActivationCache.from_model(
-        tmp_path / "cache",
-        pair.source,
-        corpus,
-        hooks=[1],
-        context_length=24,
-        n_tokens=None,
-        dtype="float32",
-        shard_bytes=60_000,
-        progress=False,
-    )
+    return record_source(tmp_path / "cache", pair, corpus)
 
 
 def test_models_one_after_the_other_give_the_pairs_moments(one_by_one: ActivationCache, pair: ModelPair, corpus: list[str]) -> None:
@@ -456,17 +450,7 @@ def test_recording_refuses_other_tokens_and_other_models(
 def test_the_first_pass_goes_on_after_a_second_one(one_by_one: ActivationCache, pair: ModelPair, corpus: list[str]) -> None:
     one_by_one.record(pair.target, [2], progress=False)
     (one_by_one.folder / "shard-00001.safetensors").unlink()
-    again = ActivationCache.from_model(
-        one_by_one.folder,
-        pair.source,
-        corpus,
-        hooks=[1],
-        context_length=24,
-        n_tokens=None,
-        dtype="float32",
-        shard_bytes=60_000,
-        progress=False,
-    )
+    again = record_source(one_by_one.folder, pair, corpus)
     assert again.target_hooks == ()
     again.record(pair.target, [2], progress=False)
     assert len(again) == len(one_by_one)

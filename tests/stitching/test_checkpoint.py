@@ -17,14 +17,9 @@ from lrt_lens.models.hooked_model import HookedModel
 from lrt_lens.models.pair import ModelPair
 from lrt_lens.stitching import moments as moments_module
 from lrt_lens.stitching.checkpoint import Checkpoint, read_rank_files, remove_checkpoints
-from lrt_lens.stitching.files import moment_tensors
 from lrt_lens.stitching.harvest import HarvestRun, harvest, settle
 from lrt_lens.stitching.moments import CrossMoments
-
-OPTIONS: dict[str, Any] = {
-    "context_length": 24, "n_tokens": None, "moment_dtype": "float64", "block_rows": 250, "source_layers": [1], "target_layers": [0, 2],
-}  # fmt: skip
-"""Blocks so small that the corpus fills some forty of them."""
+from tests.stitching.small_blocks import OPTIONS, assert_same
 
 
 class Stop(Exception):  # noqa: N818 (control flow, no error)
@@ -40,19 +35,6 @@ def stopping_after(n_blocks: int) -> Callable[..., None]:
         seen.append(block.index)
 
     return on_block
-
-
-def assert_same(found: CrossMoments, expected: CrossMoments) -> None:
-    theirs = moment_tensors(expected)
-    for name, tensor in moment_tensors(found).items():
-        assert float((tensor - theirs[name]).norm()) <= 1e-12 * float(theirs[name].norm()), name
-    assert torch.equal(found.n, expected.n)
-    assert found.provenance == expected.provenance
-
-
-@pytest.fixture(scope="module")
-def whole(pair: ModelPair, corpus: list[str]) -> CrossMoments:
-    return harvest(pair, corpus, progress=False, **OPTIONS)
 
 
 @pytest.fixture

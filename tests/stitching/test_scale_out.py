@@ -27,25 +27,10 @@ from lrt_lens.stitching.files import moment_tensors
 from lrt_lens.stitching.harvest import harvest, settle
 from lrt_lens.stitching.moments import CrossMoments
 from lrt_lens.stitching.scale_out import Ranks, harvest_in_ranks, merge_shards, parse_shard, shard_name
+from tests.stitching.small_blocks import OPTIONS, assert_same
 
-OPTIONS: dict[str, Any] = {
-    "context_length": 24, "n_tokens": None, "moment_dtype": "float64", "block_rows": 250, "source_layers": [1], "target_layers": [0, 2],
-}  # fmt: skip
 PAIR = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
-def assert_same(found: CrossMoments, expected: CrossMoments) -> None:
-    theirs = moment_tensors(expected)
-    for name, tensor in moment_tensors(found).items():
-        assert float((tensor - theirs[name]).norm()) <= 1e-12 * float(theirs[name].norm()), name
-    assert torch.equal(found.n, expected.n)
-    assert found.provenance == expected.provenance
-
-
-@pytest.fixture(scope="module")
-def whole(pair: ModelPair, corpus: list[str]) -> CrossMoments:
-    return harvest(pair, corpus, progress=False, **OPTIONS)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from lrt_lens.stitching.affine import AffineMap, MapPair
 from lrt_lens.stitching.moments import Pair
 from lrt_lens.stitching.recipes.rows import paired_rows
 from lrt_lens.stitching.recipes.scores import RowScores, score_functions
-from lrt_lens.stitching.recipes.training import Learner, Training, TrainingSettings, seeded
+from lrt_lens.stitching.recipes.training import Learner, Training, TrainingSettings, one_way_learners, seeded
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,7 @@ class AdamFit(TrainingSettings):
         up, down = linears["up"], linears["down"]
         if self.inversion_weight is not None:
             return {"both": Learner("both", nn.ModuleDict(linears), joint_loss(up, down, self.inversion_weight), self)}, linears
-        mse = nn.functional.mse_loss
-        return {
-            "up": Learner("up", up, lambda x, y: mse(up(x), y), self),
-            "down": Learner("down", down, lambda x, y: mse(down(y), x), self),
-        }, linears
+        return one_way_learners(up, down, self), linears
 
 
 def joint_loss(up: nn.Module, down: nn.Module, inversion_weight: float) -> Callable[[Tensor, Tensor], Tensor]:

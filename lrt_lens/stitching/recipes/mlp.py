@@ -21,7 +21,7 @@ from lrt_lens.errors import MismatchError
 from lrt_lens.stitching.moments import Pair
 from lrt_lens.stitching.recipes.rows import paired_rows
 from lrt_lens.stitching.recipes.scores import RowScores, score_functions
-from lrt_lens.stitching.recipes.training import Learner, Training, TrainingSettings, seeded
+from lrt_lens.stitching.recipes.training import Training, TrainingSettings, one_way_learners, seeded
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,7 @@ class Mlp(TrainingSettings):
                 nn.Sequential(nn.Linear(a, units), nn.ReLU(), nn.Linear(units, b)) for a, b in ((d_source, d_target), (d_target, d_source))
             )
         up, down = up.to(device), down.to(device)
-        mse = nn.functional.mse_loss
-        learners = {
-            "up": Learner("up", up, lambda x, y: mse(up(x), y), self),
-            "down": Learner("down", down, lambda x, y: mse(down(y), x), self),
-        }
-        done = Training(learners, found, self, torch.device(device)).run(
+        done = Training(one_way_learners(up, down, self), found, self, torch.device(device)).run(
             checkpoint=checkpoint, checkpoint_every=checkpoint_every, progress=progress
         )
         up, down = (module.cpu().eval().requires_grad_(False) for module in (up, down))

@@ -142,6 +142,15 @@ class Learner:
             self.module.load_state_dict(self.best)
 
 
+def one_way_learners(up: nn.Module, down: nn.Module, settings: TrainingSettings) -> dict[str, Learner]:
+    """The two directions apart, each by its own mean squared error."""
+    mse = nn.functional.mse_loss
+    return {
+        "up": Learner("up", up, lambda x, y: mse(up(x), y), settings),
+        "down": Learner("down", down, lambda x, y: mse(down(y), x), settings),
+    }
+
+
 @dataclass
 class Progress:
     """Where a run is; all of it goes into the checkpoint."""

@@ -296,14 +296,17 @@ class JointFits:
         if key not in self._solved:
             self._solved = {k: v for k, v in self._solved.items() if k[0] == pair}
             self._latest = {k: v for k, v in self._latest.items() if k[0] == pair}
-            self._solved[key] = self._solve(self.moments.scatter(pair, parts), alpha, pair, key[:2])
+            self._solved[key] = self._solve(self.moments.scatter(pair, parts), alpha, pair, self.solver, key[:2])
         return self._solved[key]
 
     def null_maps(self, pair: Pair, alpha: float) -> tuple[AffineMap, AffineMap]:
         """Of shuffled pairs."""
-        # Nothing links shuffled streams, so the minimum is flat, and how precisely it is met does not matter.
-        loose = JointFits(self.moments, replace(self.solver, tolerance=1e-3, max_sweeps=50))
-        return loose._solve(self.moments.null_scatter(pair, test=False), alpha, pair, None)
+        key = (pair, (), alpha)
+        if key not in self._solved:
+            # Nothing links shuffled streams, so the minimum is flat, and how precisely it is met does not matter.
+            loose = replace(self.solver, tolerance=1e-3, max_sweeps=50)
+            self._solved[key] = self._solve(self.moments.null_scatter(pair, test=False), alpha, pair, loose, None)
+        return self._solved[key]
 
     def alpha(self, pair: Pair) -> float:
         """The penalty with the least held-out eq. 3, over the fitting folds."""
@@ -319,32 +322,38 @@ class JointFits:
     def _held_out(self, pair: Pair, k: int, alpha: float) -> float:
         up, down = self.maps(pair, tuple(p for p in FIT_PARTS if p != k), alpha)
         held_out = self.moments.scatter(pair, (k,))
-        up_weight, down_weight = up.weight, down.weight
-        if self.solver.standardize:
-            scale_x, scale_y = unit_scale(held_out.second_x.diagonal), unit_scale(held_out.variance)
-            held_out = held_out.scaled(scale_x, scale_y)
-            up_weight, down_weight = up_weight / scale_x[:, None] * scale_y, down_weight / scale_y[:, None] * scale_x
-        return TwoWayProblem.of(held_out, self.solver.inversion_weight).terms(up_weight, down_weight).total(self.solver.inversion_weight)
+        units = _units(held_out, self.solver)
+        problem = TwoWayProblem.of(held_out if units is None else held_out.scaled(*units), self.solver.inversion_weight)
+        return problem.terms(*_in_units(up.weight, down.weight, units)).total(self.solver.inversion_weight)
 
     def _solve(
-        self, fit: Scatter, alpha: float, pair: Pair, remembered: tuple[Pair, tuple[int, ...]] | None
+        self, fit: Scatter, alpha: float, pair: Pair, solver: TwoWay, remembered: tuple[Pair, tuple[int, ...]] | None
     ) -> tuple[AffineMap, AffineMap]:
-        scatter = fit
-        scale_x = scale_y = None
-        if self.solver.standardize:
-            scale_x, scale_y = unit_scale(fit.second_x.diagonal), unit_scale(fit.variance)
-            scatter = fit.scaled(scale_x, scale_y)
+        units = _units(fit, solver)
         # The same rows under another penalty are a good place to start.
-        solution = self.solver.minimise(scatter, alpha, self._latest.get(remembered) if remembered else None)
+        start = self._latest.get(remembered) if remembered else None
+        solution = solver.minimise(fit if units is None else fit.scaled(*units), alpha, start)
         if remembered:
             self._latest[remembered] = solution.up, solution.down
-        up, down = solution.up, solution.down
-        if scale_x is not None and scale_y is not None:
-            up, down = up * scale_x[:, None] / scale_y, down * scale_y[:, None] / scale_x
+        back = None if units is None else (1 / units[0], 1 / units[1])
+        up, down = _in_units(solution.up, solution.down, back)
         return (
             AffineMap(up, fit.mean_y - fit.mean_x @ up, *pair),
             AffineMap(down, fit.mean_x - fit.mean_y @ down, pair[1], pair[0]),
         )
+
+
+def _units(scatter: Scatter, solver: TwoWay) -> tuple[Tensor, Tensor] | None:
+    """([d_source], [d_target]) factors that bring dimensions to unit variance; None where the solver takes them as they are."""
+    return (unit_scale(scatter.second_x.diagonal), unit_scale(scatter.variance)) if solver.standardize else None
+
+
+def _in_units(up: Tensor, down: Tensor, units: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """The same maps between streams whose dimensions are multiplied by ``units``."""
+    if units is None:
+        return up, down
+    scale_x, scale_y = units
+    return up / scale_x[:, None] * scale_y, down / scale_y[:, None] * scale_x
 
 
 class TwoWaySide(Side):
