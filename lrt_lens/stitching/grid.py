@@ -17,7 +17,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import torch
@@ -206,15 +206,24 @@ class StitchGrid:
 
         return compare_solvers(self.moments, solvers, pairs=pairs or list(self.folds), progress=progress)
 
-    def score(self, affine: AffineMap) -> MapScore:
-        """Test-fold scores of any map between two hook points of these moments (composed, inverted, trained elsewhere), up or down."""
-        for pair in self.moments.kept_pairs:
-            for names, down in ((pair, False), ((pair[1], pair[0]), True)):
-                if same_place(affine.source_hook, names[0]) and same_place(affine.target_hook, names[1]):
+    def score(self, affine: AffineMap, *, direction: Literal["up", "down"] | None = None) -> MapScore:
+        """Test-fold scores of any map between two hook points of these moments (composed, inverted, trained elsewhere).
+
+        Names and widths say whether it goes up or down; where both models have both (equal widths, equal layers), it is taken to go up unless
+        ``direction`` says otherwise.
+        """
+        widths = tuple(affine.weight.shape)
+        for down in (False, True) if direction is None else (direction == "down",):
+            for pair in self.moments.kept_pairs:
+                names, expected = pair, (len(self.moments.source[pair[0]].shift), len(self.moments.target[pair[1]].shift))
+                if down:
+                    names, expected = names[::-1], expected[::-1]
+                if widths == expected and same_place(affine.source_hook, names[0]) and same_place(affine.target_hook, names[1]):
                     scatter = self.moments.scatter(pair, TEST_PARTS)
                     return score_map(affine.weight, affine.bias, scatter.swapped() if down else scatter)
         raise HookPointError(
-            f"these moments hold no pair {affine.source_hook!r} → {affine.target_hook!r}; they hold {len(self.moments.pairs)}, such as {self.moments.pairs[0]}"
+            f"these moments hold no pair {affine.source_hook!r} [{widths[0]}] → {affine.target_hook!r} [{widths[1]}]; they hold "
+            f"{len(self.moments.pairs)}, such as {self.moments.pairs[0]}"
         )
 
     def __getitem__(self, pair: tuple[str | int, str | int]) -> Stitch:

@@ -10,6 +10,7 @@ import torch
 from sklearn.metrics import r2_score
 
 from lrt_lens.errors import HookPointError
+from lrt_lens.stitching.affine import AffineMap
 from lrt_lens.stitching.grid import COLUMNS
 from lrt_lens.stitching.moments import CrossMoments
 from lrt_lens.stitching.scatter import score_map
@@ -120,6 +121,30 @@ def test_a_pair_of_a_grid_scores_as_it_does_alone(rows: Any, layered: dict, grid
         found = grid.scores[(grid.scores["source_hook"] == pair[0]) & (grid.scores["target_hook"] == pair[1])].iloc[0]
         for column in (*CHOICES, "r2", "r2_uniform", "r2_down", "r2_uniform_down", "cosine", "cka"):
             assert found[column] == pytest.approx(expected[column], rel=1e-8), (pair, column)
+
+
+def test_any_map_is_scored_in_its_own_direction(grid: Any) -> None:
+    for pair in grid.moments.pairs:  # (blocks.0, blocks.0) among them: the names alone do not say which way
+        row = grid[pair].scores
+        assert grid.score(grid[pair].up).r2 == pytest.approx(row["r2"], abs=1e-10)
+        assert grid.score(grid[pair].down).r2 == pytest.approx(row["r2_down"], abs=1e-10)
+
+
+def test_between_equal_widths_the_direction_can_be_said(rows: Any) -> None:
+    own = CrossMoments.from_activations(
+        rows.x, rows.x + rows.x.roll(1, 1), documents=rows.documents, source_hook=SOURCES[0], target_hook=SOURCES[0]
+    ).fit()
+    stitch, row = own.best(), own.scores.iloc[0]
+    assert own.score(stitch.up).r2 == pytest.approx(row["r2"], abs=1e-6)
+    assert own.score(stitch.down, direction="down").r2 == pytest.approx(row["r2_down"], abs=1e-6)
+    assert own.score(stitch.down).r2 < row["r2_down"]
+
+
+def test_a_map_of_another_width_is_not_scored(grid: Any) -> None:
+    pair = grid.moments.pairs[0]
+    narrow = AffineMap(torch.zeros(3, 9), torch.zeros(9), *pair)
+    with pytest.raises(HookPointError, match=r"no pair 'blocks.0.hook_resid_post' \[3\] → 'blocks.0.hook_resid_post' \[9\]"):
+        grid.score(narrow)
 
 
 def test_pairs_can_be_chosen(layered_moments: Any, grid: Any) -> None:
