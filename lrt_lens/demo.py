@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from lrt_lens.adapters.steering import SteeringVector
 from lrt_lens.data.demo import CONCEPTS, Concept, demo_contrast, demo_documents, demo_items, demo_neutral, demo_prompts
 from lrt_lens.evaluation.steering import SteeringEvaluation, evaluate_steering
+from lrt_lens.evaluation.stitch_loss import StitchLoss, evaluate_stitch_loss, token_identity_map
 from lrt_lens.models.pair import ModelPair, demo_pair
 from lrt_lens.report.results import write_results
 from lrt_lens.stitching.grid import StitchGrid
@@ -46,6 +47,7 @@ class DemoResult:
     """By concept."""
     continuations: dict[str, list[dict[str, str]]]
     """By concept: rows prompt, arm, text."""
+    loss: StitchLoss
     arguments: dict[str, Any]
     seconds: float
 
@@ -56,13 +58,14 @@ def run_demo(
     source_layer: int = DEMO_SOURCE_LAYER,
     n_tokens: int = 120_000,
     n_random: int = 20,
+    loss_tokens: int = 6_000,
     damage: float = 0.1,
     seed: int = 0,
     progress: bool = True,
 ) -> DemoResult:
-    """Fit the bundled pair's grid and evaluate a transferred vector of each concept."""
+    """Fit the bundled pair's grid, and evaluate the stitched model and what is carried across."""
     started = time.perf_counter()
-    steps = tqdm(total=2 + len(concepts), desc="demo", disable=not progress, bar_format="{desc}: step {n_fmt}/{total_fmt} [{elapsed}]")
+    steps = tqdm(total=3 + len(concepts), desc="demo", disable=not progress, bar_format="{desc}: step {n_fmt}/{total_fmt} [{elapsed}]")
     pair = demo_pair()
     steps.update()
     grid = fit_stitches(pair, demo_documents(), n_tokens=n_tokens, seed=seed, progress=progress)
@@ -84,16 +87,20 @@ def run_demo(
         )
         continuations[concept] = sample_continuations(pair, evaluations[concept], demo_prompts(concept)[:4], seed=seed)
         steps.update()
+    token = token_identity_map(grid.moments, stitch.target_hook)
+    loss = evaluate_stitch_loss(pair, stitch, demo_documents(), n_tokens=loss_tokens, token_maps=token, seed=seed, progress=progress)
+    steps.update()
     steps.close()
     arguments = {
         "concepts": list(concepts),
         "source_layer": source_layer,
         "n_tokens": n_tokens,
         "n_random": n_random,
+        "loss_tokens": loss_tokens,
         "damage": damage,
         "seed": seed,
     }
-    return DemoResult(pair, grid, stitch, evaluations, continuations, arguments, time.perf_counter() - started)
+    return DemoResult(pair, grid, stitch, evaluations, continuations, loss, arguments, time.perf_counter() - started)
 
 
 def sample_continuations(pair: ModelPair, evaluation: SteeringEvaluation, prompts: list[str], *, seed: int = 0) -> list[dict[str, str]]:
@@ -133,9 +140,18 @@ def demo_tables(result: DemoResult) -> dict[str, Any]:
         "steering": pd.concat([evaluation.table for evaluation in result.evaluations.values()], ignore_index=True),
         "steering_summary": pd.concat([evaluation.summary for evaluation in result.evaluations.values()], ignore_index=True),
         "contrast_scores": {concept: vars(e.contrast_score) for concept, e in result.evaluations.items() if e.contrast_score is not None},
+        "stitched_loss": stitched_loss_table(result.loss),
+        "stitched_loss_arms": result.loss.table,
         "continuations": [{"concept": concept, **row} for concept, rows in result.continuations.items() for row in rows],
         "seconds": result.seconds,
     }
+
+
+def stitched_loss_table(loss: StitchLoss) -> pd.DataFrame:
+    """A row per untouched model (A, B) and path, Stitching's table 1: path, cross_entropy (nats per token) with its interval, and what it is worth."""
+    names = {"route": "path", "ce": "cross_entropy", "ce_low": "low", "ce_high": "high"}
+    columns = [*names.values(), "finishes_in", "increase_percent", "recovered", "kl"]
+    return loss.summary.rename(columns=names).loc[:, columns]
 
 
 def refuse_unwritable(out: Path) -> None:

@@ -80,7 +80,7 @@ def test_continuations_share_no_content_word_with_the_contrast_set(concept: Any)
 
 
 def test_the_demo_writes_what_it_promises(tmp_path: Path) -> None:
-    result = run_demo(concepts=("sentiment",), n_tokens=8_000, n_random=2, progress=False)
+    result = run_demo(concepts=("sentiment",), n_tokens=8_000, n_random=2, loss_tokens=600, progress=False)
     report = write_demo(result, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(COLUMNS) == set(results["grid"][0])
@@ -91,6 +91,10 @@ def test_the_demo_writes_what_it_promises(tmp_path: Path) -> None:
     summary = {row["arm"]: row for row in results["steering_summary"]}
     assert {"none", "native", "native_best", "transferred", "random", "shuffled", "permuted"} <= set(summary)
     assert summary["transferred"]["effect_at_equal_damage"] > summary["shuffled"]["effect_at_equal_damage"]
+    losses = {row["path"]: row for row in results["stitched_loss"]}
+    assert set(losses) == {"A", "B", "A→B", "B→A", "A→B→A", "B→A→B"}
+    assert all(row["low"] <= row["cross_entropy"] <= row["high"] for row in losses.values())
+    assert losses["B"]["cross_entropy"] < losses["A→B"]["cross_entropy"]
     page = report.read_text(encoding="utf-8")
     assert all(prompt in page for prompt in demo_prompts("sentiment")[:2])
     stitch = lrt.Stitch.from_pretrained(tmp_path / "stitch")

@@ -15,7 +15,7 @@ _TITLES = {"sentiment": "Sentiment of film reviews", "mood": "Happy and sad mome
 
 def demo_report(result: "DemoResult") -> str:
     """The page as one self-contained HTML text."""
-    sections = [_overview(result), _grid(result)]
+    sections = [_overview(result), _grid(result), _loss(result)]
     sections += [_concept(result, concept, evaluation) for concept, evaluation in result.evaluations.items()]
     sections.append(_method())
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
@@ -64,6 +64,21 @@ def _grid(result: "DemoResult") -> Section:
             Table(result.grid.scores, caption="All pairs"),
         ],
     )
+
+
+def _loss(result: "DemoResult") -> Section:
+    rows = result.loss.summary.set_index("route")
+    up = rows.loc["A→B"]
+    text = (
+        f"One model runs to its hook point, the map carries its states over, the other finishes (A is {result.pair.source.name}, B "
+        f"{result.pair.target.name}). A→B loses {up['ce']:.2f} nats per token ({up['ce_low']:.2f} to {up['ce_high']:.2f}) where B by itself loses "
+        f"{rows.loc['B', 'ce']:.2f}: {up['recovered']:.0%} of what mean-ablation destroys is recovered. On documents of the test fold."
+    )
+    return Section(
+        "Is the stitch good enough to think with?",
+        [Paragraph(text), Plot(result.loss.figure(), caption="Next-token loss, with 95% intervals over documents."),
+         Table(result.loss.table, caption="All arms")],
+    )  # fmt: skip
 
 
 def _concept(result: "DemoResult", concept: str, evaluation: "SteeringEvaluation") -> Section:
