@@ -41,6 +41,7 @@ Name = Literal[
     "two_rank_speedup",
     "resume_cost",
     "cache_write_over_safetensors",
+    "sae_transfer_seconds_16k",
 ]
 MODULES: dict[Name, str] = {
     "harvest_overhead_one_pair": "harvesting",
@@ -56,6 +57,7 @@ MODULES: dict[Name, str] = {
     "two_rank_speedup": "scaling",
     "resume_cost": "scaling",
     "cache_write_over_safetensors": "caching",
+    "sae_transfer_seconds_16k": "sae_transfer",
 }
 """Where each benchmark lives, in the order in which they run."""
 

@@ -69,6 +69,41 @@ _HOME = {
     "calibrate_scale": "lrt_lens.adapters.calibration",
     "SteeringEvaluation": "lrt_lens.evaluation.steering",
     "evaluate_steering": "lrt_lens.evaluation.steering",
+    "LinearProbe": "lrt_lens.adapters.probe",
+    "ProbeEvaluation": "lrt_lens.evaluation.probes",
+    "evaluate_probe": "lrt_lens.evaluation.probes",
+    "SparseProbeEvaluation": "lrt_lens.evaluation.sparse_probing",
+    "evaluate_sparse_probes": "lrt_lens.evaluation.sparse_probing",
+    "FeatureEvaluation": "lrt_lens.evaluation.features.result",
+    "evaluate_features": "lrt_lens.evaluation.features.evaluate",
+    "SAEEvaluation": "lrt_lens.evaluation.sae",
+    "evaluate_sae": "lrt_lens.evaluation.sae",
+    "demo_sae": "lrt_lens.adapters.sae.bundled",
+    "demo_texts": "lrt_lens.data.demo",
+    "train_sae": "lrt_lens.adapters.sae.training",
+    "CodeMap": "lrt_lens.adapters.codes.code_map",
+    "fit_code_map": "lrt_lens.adapters.codes.code_map",
+    "CodeMapEvaluation": "lrt_lens.evaluation.code_map",
+    "evaluate_code_map": "lrt_lens.evaluation.code_map",
+    "FeatureMatches": "lrt_lens.evaluation.feature_matching",
+    "match_features": "lrt_lens.evaluation.feature_matching",
+    "DecoderGeometry": "lrt_lens.evaluation.decoder_geometry",
+    "decoder_geometry": "lrt_lens.evaluation.decoder_geometry",
+    "SAETraining": "lrt_lens.adapters.sae.training",
+    "SAERows": "lrt_lens.adapters.sae.rows",
+    "SAEInitialisation": "lrt_lens.evaluation.sae_initialisation",
+    "study_sae_initialisation": "lrt_lens.evaluation.sae_initialisation",
+    "behaviour_items": "lrt_lens.data.behaviours",
+    "answer_contrast": "lrt_lens.data.behaviours",
+    "PropensityEvaluation": "lrt_lens.evaluation.propensity",
+    "evaluate_propensity": "lrt_lens.evaluation.propensity",
+    "ClampEvaluation": "lrt_lens.evaluation.clamping",
+    "evaluate_clamping": "lrt_lens.evaluation.clamping",
+    "AblationEvaluation": "lrt_lens.evaluation.ablation",
+    "evaluate_ablation": "lrt_lens.evaluation.ablation",
+    "ablation_hooks": "lrt_lens.evaluation.ablation",
+    "unit_norm_decoder": "lrt_lens.adapters.sae.unit_norm",
+    "load_sparsify": "lrt_lens.adapters.sae.sparsify",
     "HookPointError": "lrt_lens.errors",
     "MismatchError": "lrt_lens.errors",
     "FileFormatError": "lrt_lens.errors",
@@ -93,11 +128,31 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from lrt_lens.adapters.calibration import Calibration, calibrate_scale
+    from lrt_lens.adapters.codes.code_map import CodeMap, fit_code_map
+    from lrt_lens.adapters.probe import LinearProbe
+    from lrt_lens.adapters.sae.bundled import demo_sae
+    from lrt_lens.adapters.sae.rows import SAERows
+    from lrt_lens.adapters.sae.sparsify import load_sparsify
+    from lrt_lens.adapters.sae.training import SAETraining, train_sae
+    from lrt_lens.adapters.sae.unit_norm import unit_norm_decoder
     from lrt_lens.adapters.steering import SteeringVector
+    from lrt_lens.data.behaviours import answer_contrast, behaviour_items
     from lrt_lens.data.contrast import ChoiceItems, ContrastSet
-    from lrt_lens.data.demo import demo_contrast, demo_documents, demo_items, demo_neutral
+    from lrt_lens.data.demo import demo_contrast, demo_documents, demo_items, demo_neutral, demo_texts
     from lrt_lens.errors import FileFormatError, HookPointError, MismatchError, NonFiniteError, TooFewDocumentsError
+    from lrt_lens.evaluation.ablation import AblationEvaluation, ablation_hooks, evaluate_ablation
     from lrt_lens.evaluation.agreement import steering_agreement
+    from lrt_lens.evaluation.clamping import ClampEvaluation, evaluate_clamping
+    from lrt_lens.evaluation.code_map import CodeMapEvaluation, evaluate_code_map
+    from lrt_lens.evaluation.decoder_geometry import DecoderGeometry, decoder_geometry
+    from lrt_lens.evaluation.feature_matching import FeatureMatches, match_features
+    from lrt_lens.evaluation.features.evaluate import evaluate_features
+    from lrt_lens.evaluation.features.result import FeatureEvaluation
+    from lrt_lens.evaluation.probes import ProbeEvaluation, evaluate_probe
+    from lrt_lens.evaluation.propensity import PropensityEvaluation, evaluate_propensity
+    from lrt_lens.evaluation.sae import SAEEvaluation, evaluate_sae
+    from lrt_lens.evaluation.sae_initialisation import SAEInitialisation, study_sae_initialisation
+    from lrt_lens.evaluation.sparse_probing import SparseProbeEvaluation, evaluate_sparse_probes
     from lrt_lens.evaluation.steering import SteeringEvaluation, evaluate_steering
     from lrt_lens.evaluation.stitch_loss import StitchLoss, evaluate_stitch_loss, token_identity_map
     from lrt_lens.models.hooked_model import HookedModel

@@ -17,10 +17,14 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
+from lrt_lens.adapters.sae.bundled import demo_sae
 from lrt_lens.adapters.steering import SteeringVector
-from lrt_lens.data.demo import CONCEPTS, Concept, demo_contrast, demo_documents, demo_items, demo_neutral, demo_prompts
+from lrt_lens.data.demo import CONCEPTS, Concept, demo_contrast, demo_documents, demo_items, demo_neutral, demo_prompts, demo_texts
+from lrt_lens.evaluation.probes import ProbeEvaluation, evaluate_probe
+from lrt_lens.evaluation.sae import SAEEvaluation, evaluate_sae
 from lrt_lens.evaluation.steering import SteeringEvaluation, evaluate_steering
 from lrt_lens.evaluation.stitch_loss import StitchLoss, evaluate_stitch_loss, token_identity_map
+from lrt_lens.models.hook_points import same_place
 from lrt_lens.models.pair import ModelPair, demo_pair
 from lrt_lens.report.results import write_results
 from lrt_lens.stitching.grid import StitchGrid
@@ -31,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 DEMO_SOURCE_LAYER = 2
 """Where the demo's vectors are learnt in the small model: the middle of its stack, as the papers choose it."""
+PROBE_TASKS = ("sentiment", "register")
+"""What probes are asked: is a review positive, is a text a story or a review."""
 _CONTINUATION_ARMS = ("none", "native", "transferred", "shuffled")
 _CONTINUATION_BOOST = 2.0
 """Continuations are sampled at this multiple of the calibrated scale: at 0.1 nats a change of tone is real but easy to miss."""
@@ -48,6 +54,10 @@ class DemoResult:
     continuations: dict[str, list[dict[str, str]]]
     """By concept: rows prompt, arm, text."""
     loss: StitchLoss
+    probes: dict[str, ProbeEvaluation]
+    """By task."""
+    sae: SAEEvaluation | None
+    """None where the stitch does not join the hook points that the bundled SAEs read."""
     arguments: dict[str, Any]
     seconds: float
 
@@ -65,7 +75,12 @@ def run_demo(
 ) -> DemoResult:
     """Fit the bundled pair's grid, and evaluate the stitched model and what is carried across."""
     started = time.perf_counter()
-    steps = tqdm(total=3 + len(concepts), desc="demo", disable=not progress, bar_format="{desc}: step {n_fmt}/{total_fmt} [{elapsed}]")
+    steps = tqdm(
+        total=3 + len(concepts) + len(PROBE_TASKS),
+        desc="demo",
+        disable=not progress,
+        bar_format="{desc}: step {n_fmt}/{total_fmt} [{elapsed}]",
+    )
     pair = demo_pair()
     steps.update()
     grid = fit_stitches(pair, demo_documents(), n_tokens=n_tokens, seed=seed, progress=progress)
@@ -89,6 +104,11 @@ def run_demo(
         steps.update()
     token = token_identity_map(grid.moments, stitch.target_hook)
     loss = evaluate_stitch_loss(pair, stitch, demo_documents(), n_tokens=loss_tokens, token_maps=token, seed=seed, progress=progress)
+    probes = {}
+    for task in PROBE_TASKS:
+        probes[task] = evaluate_probe(pair, stitch, *demo_texts(task), ks=(10, 30, 100), n_seeds=3, task=task, seed=seed, progress=progress)
+        steps.update()
+    sae = evaluate_demo_saes(pair, stitch, n_tokens=loss_tokens, seed=seed, progress=progress)
     steps.update()
     steps.close()
     arguments = {
@@ -100,7 +120,19 @@ def run_demo(
         "damage": damage,
         "seed": seed,
     }
-    return DemoResult(pair, grid, stitch, evaluations, continuations, loss, arguments, time.perf_counter() - started)
+    return DemoResult(pair, grid, stitch, evaluations, continuations, loss, probes, sae, arguments, time.perf_counter() - started)
+
+
+def evaluate_demo_saes(pair: ModelPair, stitch: Stitch, **options: Any) -> SAEEvaluation | None:
+    """The small model's SAE carried to the large one, beside the large one's own; None where the stitch joins other hook points than theirs."""
+    small, large = demo_sae("small"), demo_sae("large")
+    theirs = (str(small.cfg.metadata.hook_name), str(large.cfg.metadata.hook_name))
+    if not (same_place(stitch.source_hook, theirs[0]) and same_place(stitch.target_hook, theirs[1])):
+        logger.warning(
+            "the stitch joins %s and %s, the bundled SAEs read %s and %s; none is carried", stitch.source_hook, stitch.target_hook, *theirs
+        )
+        return None
+    return evaluate_sae(pair, stitch, small, demo_documents(), native=large, **options)
 
 
 def sample_continuations(pair: ModelPair, evaluation: SteeringEvaluation, prompts: list[str], *, seed: int = 0) -> list[dict[str, str]]:
@@ -142,6 +174,9 @@ def demo_tables(result: DemoResult) -> dict[str, Any]:
         "contrast_scores": {concept: vars(e.contrast_score) for concept, e in result.evaluations.items() if e.contrast_score is not None},
         "stitched_loss": stitched_loss_table(result.loss),
         "stitched_loss_arms": result.loss.table,
+        "probes": pd.concat([evaluation.table for evaluation in result.probes.values()], ignore_index=True),
+        "probes_summary": pd.concat([evaluation.summary for evaluation in result.probes.values()], ignore_index=True),
+        "sae": [] if result.sae is None else result.sae.table,
         "continuations": [{"concept": concept, **row} for concept, rows in result.continuations.items() for row in rows],
         "seconds": result.seconds,
     }

@@ -95,6 +95,9 @@ def test_the_demo_writes_what_it_promises(tmp_path: Path) -> None:
     assert set(losses) == {"A", "B", "A→B", "B→A", "A→B→A", "B→A→B"}
     assert all(row["low"] <= row["cross_entropy"] <= row["high"] for row in losses.values())
     assert losses["B"]["cross_entropy"] < losses["A→B"]["cross_entropy"]
+    assert {row["task"] for row in results["probes"]} == {"sentiment", "register"}
+    assert {"task", "arm", "accuracy", "low", "high"} <= set(results["probes"][0])
+    assert all({"arm", "l0", "fvu", "delta_ce", "dead_fraction"} <= set(row) for row in results["sae"])
     page = report.read_text(encoding="utf-8")
     assert all(prompt in page for prompt in demo_prompts("sentiment")[:2])
     stitch = lrt.Stitch.from_pretrained(tmp_path / "stitch")

@@ -46,12 +46,26 @@ class TokenBatches:
         self, hook: SteeringHook | None = None, prompt_lengths: Sequence[int] | None = None
     ) -> Iterator[tuple[int, Tensor]]:
         """(row, log-probabilities of its tokens from the second on, [length - 1]) under a steering hook or none."""
+        for chunk, tokens, logits in self._passes(hook, prompt_lengths):
+            logits = logits[:, :-1].float()
+            picked = logits.gather(2, tokens[:, 1:, None].to(logits.device))[..., 0] - logits.logsumexp(2)
+            for place, i in enumerate(chunk):
+                yield i, picked[place, : len(self.rows[i]) - 1].cpu()
+
+    def next_log_probabilities(
+        self, starts: Sequence[int], hook: SteeringHook | None = None, prompt_lengths: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """(row, log-probabilities of every possible next token at positions ``starts[row]`` and later, [length - start, vocabulary])."""
+        for chunk, _, logits in self._passes(hook, prompt_lengths):
+            for place, i in enumerate(chunk):
+                yield i, logits[place, starts[i] : len(self.rows[i])].float().log_softmax(-1).cpu()
+
+    def _passes(self, hook: SteeringHook | None, prompt_lengths: Sequence[int] | None) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """(row numbers, their tokens, logits [row, position, vocabulary]) of every batch."""
         for chunk, tokens, residual in zip(self._chunks, self._tokens, self._residuals, strict=True):
             if hook is not None and prompt_lengths is not None:
                 hook.prompt_lengths = torch.tensor([prompt_lengths[i] for i in chunk])
             changed = residual if hook is None else hook.restarted()(residual)
             with self.model.engine.resuming(self.hook, changed):
-                logits = self.model.logits(tokens)[:, :-1].float()
-            picked = logits.gather(2, tokens[:, 1:, None].to(logits.device))[..., 0] - logits.logsumexp(2)
-            for place, i in enumerate(chunk):
-                yield i, picked[place, : len(self.rows[i]) - 1].cpu()
+                logits = self.model.logits(tokens)
+            yield chunk, tokens, logits

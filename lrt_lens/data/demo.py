@@ -42,6 +42,27 @@ def demo_contrast(concept: Concept = "sentiment") -> ContrastSet:
     return ContrastSet.from_jsonl(_DATA / f"{_known(concept)}_contrast.jsonl", name=concept)
 
 
+def demo_texts(task: Literal["sentiment", "mood", "register"] = "sentiment", n: int = 400) -> tuple[list[str], list[str]]:
+    """(texts, labels) to learn and judge probes on: either side of a contrast set, or openings of stories and reviews.
+
+    Those come from the end of the harvest documents: fewer than 200,000 tokens of harvest see none of them.
+
+    Raises:
+        ValueError: for another task.
+    """
+    if task == "register":
+        texts = {register: [_opening(text) for text in demo_documents(register)[-(n // 2) :]] for register in ("story", "review")}
+    else:
+        contrast = demo_contrast(task)
+        texts = {"positive": list(contrast.positive[: n // 2]), "negative": list(contrast.negative[: n // 2])}
+    labelled = [(text, label) for label, some in texts.items() for text in some]
+    return [text for text, _ in labelled], [label for _, label in labelled]
+
+
+def _opening(text: str, words: int = 40) -> str:
+    return " ".join(text.split()[:words])
+
+
 def demo_items(concept: Concept = "sentiment") -> ChoiceItems:
     """Prompts with two continuations, none of whose content words occurs in the contrast set."""
     return ChoiceItems.from_jsonl(_DATA / f"{_known(concept)}_items.jsonl", name=concept)

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lrt_lens.adapters.steering_hook import SteeringHook, adding
+from lrt_lens.adapters.token_batches import TokenBatches
 from lrt_lens.errors import MismatchError
 from lrt_lens.models.hooked_model import HookedModel
 from lrt_lens.models.pair import ModelPair
 from lrt_lens.stitching.stitch import Stitch
-
-_BATCH_TEXTS = 16
 
 
 def steering_agreement(
@@ -64,33 +64,20 @@ def steering_agreement(
 
 
 class _Steered:
-    """One model on fixed texts, the residual before the steered hook point stored once."""
+    """One model on fixed texts."""
 
     def __init__(self, model: HookedModel, hook: str, rows: list[list[int]], skip_first: int) -> None:
-        self.model, self.hook, self.skip_first = model, hook, skip_first
-        rows = sorted(rows, key=len)
-        self.batches = [model.pad(rows[i : i + _BATCH_TEXTS]) for i in range(0, len(rows), _BATCH_TEXTS)]
-        lengths = [torch.tensor([len(row) for row in rows[i : i + _BATCH_TEXTS]]) for i in range(0, len(rows), _BATCH_TEXTS)]
-        self.masks = [
-            (torch.arange(tokens.shape[1])[None] < length[:, None]) & (torch.arange(tokens.shape[1]) >= skip_first)
-            for tokens, length in zip(self.batches, lengths, strict=True)
-        ]
-        self.residuals = [model.engine.capture(tokens, [hook])[hook] for tokens in self.batches]
-        self.plain = [self._log_probabilities(i, None) for i in range(len(self.batches))]
+        self.batches, self.skip_first = TokenBatches(model, rows, hook), skip_first
+        self.plain = self._log_probabilities(None)
 
     def changes(self, step: Tensor) -> list[Tensor]:
-        """[position, vocabulary] a batch: change of the log-probabilities, its mean over the vocabulary taken off."""
-        changed = [self._log_probabilities(i, step) - plain for i, plain in enumerate(self.plain)]
-        return [change - change.mean(1, keepdim=True) for change in changed]
+        """[position, vocabulary] a text: change of the log-probabilities, its mean over the vocabulary taken off."""
+        changed = self._log_probabilities(SteeringHook(adding(step), "all", self.skip_first))
+        return [(new - old) - (new - old).mean(1, keepdim=True) for new, old in zip(changed, self.plain, strict=True)]
 
-    def _log_probabilities(self, i: int, step: Tensor | None) -> Tensor:
-        residual = self.residuals[i]
-        if step is not None:
-            residual = residual.clone()
-            residual[:, self.skip_first :] += step.to(residual)
-        with self.model.engine.resuming(self.hook, residual):
-            logits = self.model.logits(self.batches[i])
-        return logits[self.masks[i].to(logits.device)].float().log_softmax(1)
+    def _log_probabilities(self, hook: SteeringHook | None) -> list[Tensor]:
+        found = dict(self.batches.next_log_probabilities([self.skip_first] * len(self.batches.rows), hook))
+        return [found[i] for i in sorted(found)]
 
 
 def _norm(changes: list[Tensor]) -> Tensor:

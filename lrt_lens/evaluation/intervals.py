@@ -4,7 +4,7 @@ All are two-sided 95% and seeded. Arms are compared on the same items, so ratios
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,11 +50,33 @@ def bootstrap_ratio(numerator: np.ndarray, denominator: np.ndarray, *, seed: int
     return _percentiles(float(numerator.mean() / denominator.mean()), ratios)
 
 
+def bootstrap_statistic(statistic: Callable[[np.ndarray], float], values: np.ndarray, *, seed: int = 0) -> Interval:
+    """Any function of the columns of ``values`` ([..., item]) with its percentile bootstrap; columns are drawn, so rows stay paired."""
+    draws = np.array([statistic(values[..., index]) for index in _resamples(values.shape[-1], seed)])
+    return _percentiles(float(statistic(values)), draws)
+
+
 def spread(draws: Sequence[float]) -> Interval:
     """Mean over draws of a control with the range that 95% of draws fall into."""
     values = np.asarray(draws, dtype=float)
     values = values[~np.isnan(values)]
     return _percentiles(float(values.mean()), values) if len(values) else NOTHING
+
+
+def clopper_pearson(count: int, n: int) -> Interval:
+    """A share of ``count`` in ``n`` independent trials with its exact interval (Clopper and Pearson 1934), wide rather than short.
+
+    The ends are quantiles of beta distributions: low ``B(α/2; k, n−k+1)``, high ``B(1−α/2; k+1, n−k)``. ValueError unless 0 <= count <= n,
+    n > 0.
+    """
+    from scipy.stats import beta
+
+    if not 0 <= count <= n or n == 0:
+        raise ValueError(f"{count} of {n} is no share; expected a count between 0 and a positive number of trials")
+    tail = (1 - LEVEL) / 2
+    low = 0.0 if count == 0 else float(beta.ppf(tail, count, n - count + 1))
+    high = 1.0 if count == n else float(beta.ppf(1 - tail, count + 1, n - count))
+    return Interval(count / n, low, high)
 
 
 def jackknife_error(leave_one_out: Sequence[float]) -> float:

@@ -161,7 +161,7 @@ def evaluate_stitch_loss(
     """
     _check(pair, stitch, routes, controls, others or {}, keep, folds, n_tokens)
     ends = {"A": End(pair.source, stitch.source_hook), "B": End(pair.target, stitch.target_hook)}
-    windows = _read_windows(pair, stitch, documents, n_tokens, min(context_length, pair.context_length), folds)
+    windows = read_windows(pair, stitch, documents, n_tokens, min(context_length, pair.context_length), folds)
     arms = _arms(stitch, routes, controls, _token_maps(stitch, token_maps), others or {})
     tally = Tally(1 + max(window.document for window in windows))
     for batch in tqdm(list(batches(windows, pair.source, pair.target)), desc="stitched loss", disable=not progress, leave=False):
@@ -250,7 +250,7 @@ def _token_maps(stitch: Stitch, token_maps: AffineMap | MapPair | None) -> dict[
 # ------------------------------------------------------------------------------------------------------------- documents
 
 
-def _read_windows(pair: ModelPair, stitch: Stitch, documents: Documents, n_tokens: int, context_length: int, folds: str) -> list[Window]:
+def read_windows(pair: ModelPair, stitch: Stitch, documents: Documents, n_tokens: int, context_length: int, folds: str) -> list[Window]:
     """Windows of held-out documents, numbered from 0, until so many positions count."""
     plan = BlockPlan(context_length=context_length, skip_first=stitch.skip_first)
     windows: list[Window] = []

@@ -1,4 +1,4 @@
-"""The demo's report: key numbers, the grid beside its null, steering curves, effects at equal damage, continuations."""
+"""The demo's report: key numbers, the grid beside its null, the stitched loss, vectors at equal damage, probes, an SAE."""
 
 from typing import TYPE_CHECKING
 
@@ -8,6 +8,7 @@ from lrt_lens.stitching.provenance import package_versions
 
 if TYPE_CHECKING:
     from lrt_lens.demo import DemoResult
+    from lrt_lens.evaluation.sae import SAEEvaluation
     from lrt_lens.evaluation.steering import SteeringEvaluation
 
 _TITLES = {"sentiment": "Sentiment of film reviews", "mood": "Happy and sad moments of stories"}
@@ -17,13 +18,16 @@ def demo_report(result: "DemoResult") -> str:
     """The page as one self-contained HTML text."""
     sections = [_overview(result), _grid(result), _loss(result)]
     sections += [_concept(result, concept, evaluation) for concept, evaluation in result.evaluations.items()]
+    sections += [_probe(result, task) for task in result.probes]
+    if result.sae is not None:
+        sections.append(_sae(result.sae))
     sections.append(_method())
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
     source, target = result.pair.source, result.pair.target
     subtitle = (
         f"{source.name} ({source.n_layers} layers, d {source.d_model}) to {target.name} ({target.n_layers} layers, d {target.d_model})"
     )
-    return render_html("A steering vector, carried across", sections, subtitle=subtitle, footer=f"{result.seconds:.0f} s. {versions}")
+    return render_html("From the small model to the large one", sections, subtitle=subtitle, footer=f"{result.seconds:.0f} s. {versions}")
 
 
 def _overview(result: "DemoResult") -> Section:
@@ -38,13 +42,17 @@ def _overview(result: "DemoResult") -> Section:
     for concept, evaluation in result.evaluations.items():
         row = evaluation.summary.set_index("arm").loc["transferred"]
         note = f"of the native effect at {evaluation.budget:g} nats of damage, 95% interval {row['fraction_low']:.2f} to {row['fraction_high']:.2f}"
-        tiles.append((f"{concept}: transferred", f"{row['fraction_of_native']:.2f}", note))
+        tiles.append((f"{concept}: vector", f"{row['fraction_of_native']:.2f}", note))
+    for task, evaluation in result.probes.items():
+        row = evaluation.summary.set_index("arm").loc["transferred"]
+        note = f"of the native accuracy above chance, 95% interval {row['share_low']:.2f} to {row['share_high']:.2f}"
+        tiles.append((f"{task}: probe", f"{row['share_of_native']:.2f}", note))
     return Section(
         "What was done",
         [
             Paragraph(
-                "A vector learnt in the small model is mapped into the large one by an affine map fitted on other text, and added to its residual stream. "
-                "Its effect is compared with the large model's own vector and with controls, all at the same damage to neutral text."
+                "Steering vectors, probes and a sparse autoencoder learnt in the small model are carried into the large one by an affine map fitted on "
+                "other text. Each is compared with the large model's own and with controls; vectors all at the same damage to neutral text."
             ),
             KeyNumbers(tiles),
         ],
@@ -90,6 +98,34 @@ def _concept(result: "DemoResult", concept: str, evaluation: "SteeringEvaluation
     body.append(Paragraph("Continuations at twice the calibrated strength, same seed for every arm:"))
     body.append(Continuations(result.continuations[concept]))
     return Section(_TITLES.get(concept, concept), body)
+
+
+def _probe(result: "DemoResult", task: str) -> Section:
+    evaluation = result.probes[task]
+    rows = evaluation.summary.drop_duplicates("arm").set_index("arm")
+    moved = rows.loc["transferred"]
+    text = (
+        f"A probe learnt on {result.pair.source.name} and carried over, without a label of {result.pair.target.name}, is right on {moved['accuracy']:.0%} of "
+        f"{evaluation.n_test} texts ({moved['low']:.0%} to {moved['high']:.0%}); the large model's own probe on {rows.loc['native', 'accuracy']:.0%}, "
+        f"always naming the larger class on {evaluation.chance:.0%}. That is {moved['share_of_native']:.2f} of the native accuracy above chance "
+        f"({moved['share_low']:.2f} to {moved['share_high']:.2f})."
+    )
+    return Section(
+        f"A probe carried across: {task}", [Paragraph(text), Plot(evaluation.figure()), Table(evaluation.summary, caption="All arms")]
+    )
+
+
+def _sae(evaluation: "SAEEvaluation") -> Section:
+    rows = evaluation.summary.set_index("arm")
+    moved, own = rows.loc["transferred"], rows.loc["native"]
+    text = (
+        f"The small model's sparse autoencoder, as weights: up ∘ SAE ∘ down. On the large model it leaves {moved['fvu']:.2f} of the variance unexplained "
+        f"with {moved['l0']:.0f} features a token (the large model's own SAE {own['fvu']:.2f}) and costs {moved['delta_ce']:.2f} nats per token where its "
+        f"reconstruction takes the stream's place (own {own['delta_ce']:.2f})."
+    )
+    return Section(
+        "A sparse autoencoder carried across", [Paragraph(text), Plot(evaluation.figure()), Table(evaluation.table, caption="All arms")]
+    )
 
 
 def _verdict(evaluation: "SteeringEvaluation") -> str:

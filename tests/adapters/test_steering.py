@@ -73,7 +73,7 @@ def test_relearning_follows_the_recipe(pair: ModelPair, contrast: ContrastSet) -
 def test_unreadable_positions_name_the_position_and_the_length(pair: ModelPair) -> None:
     with pytest.raises(ValueError, match=r"position 40 is outside a text of \d+ tokens"):
         read_activations(pair.source, POSITIVE, HOOK, 40)
-    with pytest.raises(ValueError, match="read is 'first'; expected 'last', 'mean', or a position"):
+    with pytest.raises(ValueError, match="read is 'first'; expected 'last', 'mean', 'max', or a position"):
         read_activations(pair.source, POSITIVE, HOOK, "first")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has none behind the 4 masked ones"):
         read_activations(pair.source, ["a"], HOOK, "mean")

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
-from lrt_lens.evaluation.intervals import bootstrap_mean, bootstrap_ratio, jackknife_error, spread
+from lrt_lens.evaluation.intervals import bootstrap_mean, bootstrap_ratio, bootstrap_statistic, clopper_pearson, jackknife_error, spread
 
 
 def test_the_bootstrap_interval_of_a_mean_is_about_two_standard_errors() -> None:
@@ -48,3 +49,27 @@ def test_the_spread_ignores_draws_that_are_undefined() -> None:
     interval = spread([1.0, 2.0, 3.0, math.nan])
     assert interval.value == 2.0
     assert 1.0 <= interval.low < interval.high <= 3.0
+
+
+def test_clopper_pearson_ends_are_where_the_binomial_tails_hold_half_of_five_percent() -> None:
+    found = clopper_pearson(7, 40)
+    assert found.value == 7 / 40
+    assert binom.sf(6, 40, found.low) == pytest.approx(0.025)
+    assert binom.cdf(7, 40, found.high) == pytest.approx(0.025)
+
+
+def test_clopper_pearson_at_the_ends_is_one_sided_by_formula() -> None:
+    none, every = clopper_pearson(0, 12), clopper_pearson(12, 12)
+    assert (none.low, none.high) == pytest.approx((0.0, 1 - 0.025 ** (1 / 12)))
+    assert (every.low, every.high) == pytest.approx((0.025 ** (1 / 12), 1.0))
+    for count, n in ((3, 2), (-1, 5), (0, 0)):
+        with pytest.raises(ValueError, match="is no share"):
+            clopper_pearson(count, n)
+
+
+def test_the_bootstrap_of_a_statistic_keeps_rows_paired() -> None:
+    values = np.random.default_rng(5).normal(2, 1, 80)
+    ratio = bootstrap_statistic(lambda rows: float(rows[0].mean() / rows[1].mean()), np.stack([3 * values, values]))
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((3, 3, 3))
+    mean = bootstrap_statistic(lambda row: float(row.mean()), values)
+    assert mean == bootstrap_mean(values)

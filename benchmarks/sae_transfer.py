@@ -1,0 +1,41 @@
+"""Seconds to carry an SAE: folding, both products in float64, a SAELens object."""
+
+import statistics
+from dataclasses import replace
+
+import torch
+
+from benchmarks.measuring import Measurement, Settings, seconds
+from lrt_lens.adapters.sae.transfer import transfer_sae
+from lrt_lens.stitching.affine import AffineMap, MapPair
+from lrt_lens.stitching.stitch import Stitch, StreamStatistics
+
+_HOOK = "blocks.0.hook_resid_post"
+
+
+def sae_transfer_seconds_16k(settings: Settings) -> Measurement:
+    from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+
+    d_source, d_target, width = (48, 64, 256) if settings.quick else (768, 1024, 16384)
+    torch.manual_seed(settings.seed)
+    sae = TopKSAE(TopKSAEConfig(d_in=d_source, d_sae=width, k=32))
+    stitch = _stitch(d_source, d_target)
+    moved = transfer_sae(sae, stitch)  # the warm-up, and what is checked
+    y = torch.randn(64, d_target)
+    torch.testing.assert_close(moved(y), stitch.up.points(sae(stitch.down.points(y))), rtol=1e-3, atol=1e-3)
+    timed = [seconds(lambda: transfer_sae(sae, stitch)) for _ in range(3 if settings.quick else 7)]
+    return Measurement(
+        name="sae_transfer_seconds_16k",
+        value=statistics.median(timed),
+        target=1.0,
+        at_most=True,
+        what=f"seconds of stitch.transfer of a TopK SAE of {width} features, {d_source} → {d_target} dimensions",
+        raw={"seconds": timed, "d_source": d_source, "d_target": d_target, "features": width},
+        notes=("seconds of this machine, not a ratio",),
+    )
+
+
+def _stitch(d_source: int, d_target: int) -> Stitch:
+    up = AffineMap(torch.randn(d_source, d_target) / d_source**0.5, torch.randn(d_target), _HOOK, _HOOK)
+    down = replace(up, weight=torch.randn(d_target, d_source) / d_target**0.5, bias=torch.randn(d_source))
+    return Stitch(MapPair(up, down), *(StreamStatistics(torch.zeros(d), torch.eye(d), 1.0) for d in (d_source, d_target)))

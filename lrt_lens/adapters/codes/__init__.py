@@ -1,0 +1,1 @@
+"""Maps straight from the codes of an SAE to the target model."""

@@ -1,0 +1,1 @@
+"""Sparse autoencoders carried from one model to another."""
