@@ -42,6 +42,7 @@ Name = Literal[
     "resume_cost",
     "cache_write_over_safetensors",
     "sae_transfer_seconds_16k",
+    "evaluate_sae_over_saelens",
 ]
 MODULES: dict[Name, str] = {
     "harvest_overhead_one_pair": "harvesting",
@@ -58,6 +59,7 @@ MODULES: dict[Name, str] = {
     "resume_cost": "scaling",
     "cache_write_over_safetensors": "caching",
     "sae_transfer_seconds_16k": "sae_transfer",
+    "evaluate_sae_over_saelens": "sae_evaluation",
 }
 """Where each benchmark lives, in the order in which they run."""
 

@@ -1,5 +1,6 @@
 """Evaluation of an SAE: ours against SAELens' own, on the same tokens and for the same metrics."""
 
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -33,7 +34,9 @@ def evaluate_sae_over_saelens(settings: Settings) -> Measurement:
         batch_size_prompts=batch_windows, n_eval_reconstruction_batches=n_batches, n_eval_sparsity_variance_batches=n_batches, compute_ce_loss=True,
         compute_sparsity_metrics=True, compute_variance_metrics=True,
     )  # fmt: skip
-    # SAELens draws its batches from the store: the same number of windows of the same length as ours.
+    # SAELens draws its batches from the store: the very ones that ours gets, tokenised beforehand for both.
+    drawn = cycle(tokens)
+    store.get_batch_tokens = lambda *_, **__: next(drawn)  # type: ignore[method-assign]
     timed = alternate(
         lambda: _ours(model, sae, tokens),
         lambda: run_evals(sae, store, model.bridge, ActivationScaler(), wanted),

@@ -125,7 +125,11 @@ def run_demo(
 
 def evaluate_demo_saes(pair: ModelPair, stitch: Stitch, **options: Any) -> SAEEvaluation | None:
     """The small model's SAE carried to the large one, beside the large one's own; None where the stitch joins other hook points than theirs."""
-    small, large = demo_sae("small"), demo_sae("large")
+    try:
+        small, large = demo_sae("small"), demo_sae("large")
+    except ImportError as error:
+        logger.warning("sae-lens does not import (%s), as beside TransformerLens 4; no SAE is carried", error)
+        return None
     theirs = (str(small.cfg.metadata.hook_name), str(large.cfg.metadata.hook_name))
     if not (same_place(stitch.source_hook, theirs[0]) and same_place(stitch.target_hook, theirs[1])):
         logger.warning(

@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # transformers sets torch's threa
 
 import random
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from typing import Any
 
 import jaxtyping
@@ -18,6 +19,10 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+if int(version("transformer-lens").split(".")[0]) >= 4:
+    # sae-lens does not import beside TransformerLens 4.
+    collect_ignore = ["adapters/sae", "evaluation/features", "evaluation/test_sae.py", "evaluation/test_sparse_probing.py"]
 
 END = "<|endoftext|>"
 WORDS = [
