@@ -54,7 +54,8 @@ def main(
         quick: few of everything: shows that it runs.
     """
     if quick:
-        n_tokens, n_samples, n_random = 20_000, 2, 2
+        n_tokens, n_samples, n_random = 20_000, 1, 1
+    n_texts = 200 if quick else None
     pair = lrt.demo_pair(device=device)
     documents = lrt.demo_documents()
     grid = lrt.fit_stitches(pair, documents, source_layers=[source_layer], n_tokens=n_tokens, null=False)
@@ -63,11 +64,13 @@ def main(
         pair, documents, source_layers=[source_layer], target_layers=[grid.best().target_hook], n_tokens=n_tokens, null="full"
     ).best()
     clamped, accuracies = [], {}
-    for concept, (contrast, prompts, (classifier, accuracy)) in concepts().items():
+    for concept, (contrast, prompts, (classifier, accuracy)) in concepts(n_texts).items():
         vector = lrt.SteeringVector.mean_difference(pair.source, contrast, at=stitch.source_hook, read="mean")
         clamped.append(evaluate_clamping(pair, stitch, vector, prompts, classifier, n_samples=n_samples, n_random=n_random, seed=seed))
         accuracies[concept] = accuracy
     learnt, held_out = lrt.demo_contrast("sentiment").split(0.5, seed=seed)
+    if quick:
+        held_out = lrt.ContrastSet(held_out.positive[:10], held_out.negative[:10])
     vector = lrt.SteeringVector.mean_difference(pair.source, learnt, at=stitch.source_hook, read="mean")
     ablated = evaluate_ablation(
         pair, stitch, vector, neutral=lrt.demo_neutral()[: 4 if quick else 40], items=verdicts(held_out), n_random=n_random, seed=seed
@@ -76,12 +79,13 @@ def main(
     ablated.figure().write_html(out / "ablation.html", include_plotlyjs=True)
 
 
-def concepts() -> dict[str, tuple[lrt.ContrastSet, list[str], tuple[Callable[[str], bool], float]]]:
+def concepts(n_texts: int | None = None) -> dict[str, tuple[lrt.ContrastSet, list[str], tuple[Callable[[str], bool], float]]]:
     """Contrast set, openings without the concept, classifier with its cross-validated accuracy."""
-    pieces = {register: [_piece(text) for text in lrt.demo_documents(register)] for register in ("review", "story")}
+    pieces = {register: [_piece(text) for text in lrt.demo_documents(register)[:n_texts]] for register in ("review", "story")}
     register = lrt.ContrastSet(pieces["review"][:100], pieces["story"][:100], name="register: review")
     rated = {
-        word: [_piece(text) for text in lrt.demo_documents("review") if f"Verdict: {word}" in text] for word in ("positive", "negative")
+        word: [_piece(text) for text in lrt.demo_documents("review")[:n_texts] if f"Verdict: {word}" in text]
+        for word in ("positive", "negative")
     }
     sentiment = lrt.demo_contrast("sentiment")
     return {
