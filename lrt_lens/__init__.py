@@ -104,6 +104,13 @@ _HOME = {
     "ablation_hooks": "lrt_lens.evaluation.ablation",
     "unit_norm_decoder": "lrt_lens.adapters.sae.unit_norm",
     "load_sparsify": "lrt_lens.adapters.sae.sparsify",
+    "ConceptMap": "lrt_lens.adapters.concept_map",
+    "apply_together": "lrt_lens.adapters.concept_map",
+    "Concept": "lrt_lens.evaluation.concept_transfer",
+    "ConceptTransfer": "lrt_lens.evaluation.concept_transfer",
+    "evaluate_concept_transfer": "lrt_lens.evaluation.concept_transfer",
+    "ConceptInterpolation": "lrt_lens.evaluation.concept_interpolation",
+    "evaluate_interpolation": "lrt_lens.evaluation.concept_interpolation",
     "HookPointError": "lrt_lens.errors",
     "MismatchError": "lrt_lens.errors",
     "FileFormatError": "lrt_lens.errors",
@@ -129,6 +136,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from lrt_lens.adapters.calibration import Calibration, calibrate_scale
     from lrt_lens.adapters.codes.code_map import CodeMap, fit_code_map
+    from lrt_lens.adapters.concept_map import ConceptMap, apply_together
     from lrt_lens.adapters.probe import LinearProbe
     from lrt_lens.adapters.sae.bundled import demo_sae
     from lrt_lens.adapters.sae.rows import SAERows
@@ -144,6 +152,8 @@ if TYPE_CHECKING:
     from lrt_lens.evaluation.agreement import steering_agreement
     from lrt_lens.evaluation.clamping import ClampEvaluation, evaluate_clamping
     from lrt_lens.evaluation.code_map import CodeMapEvaluation, evaluate_code_map
+    from lrt_lens.evaluation.concept_interpolation import ConceptInterpolation, evaluate_interpolation
+    from lrt_lens.evaluation.concept_transfer import Concept, ConceptTransfer, evaluate_concept_transfer
     from lrt_lens.evaluation.decoder_geometry import DecoderGeometry, decoder_geometry
     from lrt_lens.evaluation.feature_matching import FeatureMatches, match_features
     from lrt_lens.evaluation.features.evaluate import evaluate_features
