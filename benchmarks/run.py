@@ -43,6 +43,8 @@ Name = Literal[
     "cache_write_over_safetensors",
     "sae_transfer_seconds_16k",
     "evaluate_sae_over_saelens",
+    "alignment_tokens_per_second_over_tokenizer",
+    "alignment_share_of_harvest",
 ]
 MODULES: dict[Name, str] = {
     "harvest_overhead_one_pair": "harvesting",
@@ -60,6 +62,8 @@ MODULES: dict[Name, str] = {
     "cache_write_over_safetensors": "caching",
     "sae_transfer_seconds_16k": "sae_transfer",
     "evaluate_sae_over_saelens": "sae_evaluation",
+    "alignment_tokens_per_second_over_tokenizer": "aligning",
+    "alignment_share_of_harvest": "aligning",
 }
 """Where each benchmark lives, in the order in which they run."""
 

@@ -111,6 +111,11 @@ _HOME = {
     "evaluate_concept_transfer": "lrt_lens.evaluation.concept_transfer",
     "ConceptInterpolation": "lrt_lens.evaluation.concept_interpolation",
     "evaluate_interpolation": "lrt_lens.evaluation.concept_interpolation",
+    "Alignment": "lrt_lens.data.alignment",
+    "Aligner": "lrt_lens.data.alignment",
+    "align": "lrt_lens.data.alignment",
+    "aligned_share": "lrt_lens.data.alignment",
+    "token_boundaries": "lrt_lens.data.boundaries",
     "HookPointError": "lrt_lens.errors",
     "MismatchError": "lrt_lens.errors",
     "FileFormatError": "lrt_lens.errors",
@@ -144,7 +149,9 @@ if TYPE_CHECKING:
     from lrt_lens.adapters.sae.training import SAETraining, train_sae
     from lrt_lens.adapters.sae.unit_norm import unit_norm_decoder
     from lrt_lens.adapters.steering import SteeringVector
+    from lrt_lens.data.alignment import Aligner, Alignment, align, aligned_share
     from lrt_lens.data.behaviours import answer_contrast, behaviour_items
+    from lrt_lens.data.boundaries import token_boundaries
     from lrt_lens.data.contrast import ChoiceItems, ContrastSet
     from lrt_lens.data.demo import demo_contrast, demo_documents, demo_items, demo_neutral, demo_texts
     from lrt_lens.errors import FileFormatError, HookPointError, MismatchError, NonFiniteError, TooFewDocumentsError

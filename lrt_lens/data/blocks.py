@@ -32,7 +32,7 @@ N_TEST_GROUPS = 8
 N_PARTS = N_FOLDS + N_TEST_GROUPS
 PART_NAMES = tuple([f"fold{k}" for k in range(N_FOLDS)] + [f"test{g}" for g in range(N_TEST_GROUPS)])
 
-_MINIMUM_ROWS = 4
+MINIMUM_ROWS = 4
 """A window that offers fewer unmasked tokens than this costs a forward pass for next to nothing."""
 
 
@@ -203,7 +203,7 @@ def cut_windows(ids: list[int], key: int, model: HookedModel, plan: BlockPlan) -
         keep = ~np.isin(window, special)
         keep[: plan.skip_first] = False
         rows = np.flatnonzero(keep)
-        if len(rows) >= _MINIMUM_ROWS:
+        if len(rows) >= MINIMUM_ROWS:
             windows.append(Window(window, rows, key))
     return windows
 
