@@ -3,7 +3,7 @@
     python examples/fidelity_predicts.py --out fidelity-report            # bundled pair, about three minutes on two cores
 
 *Written* directions: steering vectors from disjoint parts of the bundled contrast sets (read at the last token, and as a mean), principal
-components of the stream, mean states of frequent tokens, random directions. Outcome: `steering_agreement`, the correlation of what
+components of the stream, mean states of frequent tokens, decoder rows of the bundled SAE, random directions. Outcome: `steering_agreement`, the correlation of what
 adding the direction does to the source's next-token distribution with what adding its image does to the target's.
 
 *Read* directions: probes on the source for "the next token is …", one for each of the most frequent tokens, carried to every layer of the
@@ -33,6 +33,7 @@ import lrt_lens as lrt
 from lrt_lens.data.blocks import N_FOLDS, BlockPlan, cut_windows, part_of
 from lrt_lens.data.documents import document_key
 from lrt_lens.evaluation.agreement import steering_agreement
+from lrt_lens.models.hook_points import same_place
 from lrt_lens.report.template import TEMPLATE_NAME
 from lrt_lens.stitching.fidelity import fidelities, naive_fidelities, random_directions
 
@@ -136,6 +137,9 @@ def written_directions(
     for token in pd.Series(rows.token[fits]).value_counts().index[:n_components]:
         at = torch.from_numpy(np.flatnonzero(fits & (rows.token == token)))
         found.append(("token mean", rows.x[at].mean(0) - rows.x.mean(0), y[at].mean(0) - y.mean(0)))
+    sae = lrt.demo_sae("small")
+    if same_place(str(sae.cfg.metadata.hook_name), stitch.source_hook):
+        found += [("SAE decoder row", row.double(), None) for row in sae.W_dec[:: len(sae.W_dec) // n_components][:n_components]]
     draws = random_directions(stitch, n_random, torch.Generator().manual_seed(seed))
     return found + [("random", draw, None) for draw in draws]
 
@@ -206,7 +210,7 @@ def figure(table: pd.DataFrame, summary: pd.DataFrame) -> go.Figure:
     found = {(row["role"], row["predictor"]): row["rank_correlation"] for row in summary.to_dict("records")}
     titles = [f"{role}, {_LABELS[predictor]}: {found[role, predictor]:.2f}" for role in ("write", "read") for predictor in PREDICTORS]
     plot = make_subplots(rows=2, cols=len(PREDICTORS), subplot_titles=titles, shared_yaxes=True)
-    colours = dict(zip(table["kind"].unique(), ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676", "#56B4E9"), strict=False))
+    colours = dict(zip(table["kind"].unique(), ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#767676", "#56B4E9"), strict=False))
     for row, role in enumerate(("write", "read"), start=1):
         for column, predictor in enumerate(PREDICTORS, start=1):
             for kind, points in table[table["role"] == role].groupby("kind"):

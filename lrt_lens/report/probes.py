@@ -58,7 +58,7 @@ def probe_figure(table: pd.DataFrame, *, chance: float) -> go.Figure:
         "text": f"Probe carried over: {rows[0]['task']}",
         "subtitle": {"text": "95% intervals over test texts; random and permuted: range of the draws"},
     }
-    figure.update_layout(template=TEMPLATE_NAME, title=title, height=480, width=1100, margin={"t": 110})
+    figure.update_layout(template=TEMPLATE_NAME, title=title, height=480, margin={"t": 110})
     return figure.update_annotations(font_size=13)
 
 
@@ -84,7 +84,7 @@ def sparse_probe_figure(table: pd.DataFrame, *, chance: float) -> go.Figure:
     subtitle = "95% intervals over test texts; random features: range of the draws"
     figure.update_yaxes(title_text="accuracy")
     title = {"text": f"Sparse probes through SAEs: {rows[0]['task']}", "subtitle": {"text": subtitle}}
-    return figure.update_layout(template=TEMPLATE_NAME, title=title, height=480, width=900, margin={"t": 90})
+    return figure.update_layout(template=TEMPLATE_NAME, title=title, height=480, margin={"t": 90})
 
 
 def _records(table: pd.DataFrame) -> list[dict]:

@@ -49,7 +49,7 @@ def sae_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_layout(
         title={"text": "SAEs at home and carried over", "subtitle": {"text": "95% intervals, over documents (dead: over features)"}}
     )
-    return figure.update_layout(template=TEMPLATE_NAME, height=200 + 40 * len(records), width=1300, margin={"t": 90})
+    return figure.update_layout(template=TEMPLATE_NAME, height=200 + 40 * len(records), margin={"t": 90})
 
 
 def training_figure(history: pd.DataFrame) -> go.Figure:
@@ -90,7 +90,7 @@ def initialisation_figure(history: pd.DataFrame, cosines: pd.DataFrame) -> go.Fi
     figure.update_xaxes(title_text="training tokens", type="log", row=1, col=1)
     figure.update_yaxes(title_text="explained variance", range=[max(min(worst, 0.9), -0.2), 1], row=1, col=1)
     figure.update_xaxes(title_text="cosine", row=1, col=2)
-    return figure.update_layout(template=TEMPLATE_NAME, height=480, width=1200, title="Where an SAE begins", margin={"t": 100})
+    return figure.update_layout(template=TEMPLATE_NAME, height=480, title="Where an SAE begins", margin={"t": 100})
 
 
 def _lines(history: pd.DataFrame) -> list[go.Scatter]:
