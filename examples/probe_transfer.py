@@ -32,6 +32,7 @@ from lrt_lens.data.blocks import N_FOLDS, part_of
 from lrt_lens.data.documents import document_key, read_jsonl
 from lrt_lens.evaluation.probes import ProbeEvaluation, evaluate_probe
 from lrt_lens.evaluation.sparse_probing import SparseProbeEvaluation, evaluate_sparse_probes
+from lrt_lens.models.hook_points import same_place
 
 logger = logging.getLogger("probe_transfer")
 
@@ -66,7 +67,7 @@ def main(
         target: large model.
         texts: JSON Lines with `text` and `label`; the bundled tasks without it.
         sae_probes: name of a data set of the package sae-probes, instead of texts.
-        sae: SAELens folder of an SAE on the source, at the source layer.
+        sae: SAELens folder of an SAE on the source, at the source layer; bundled without it, where the models are.
         native_sae: SAELens folder of an SAE on the target, at the target layer.
         documents: text file or data set for the map; the bundled text without it.
         out: folder for html figures and probe_transfer.json.
@@ -85,6 +86,7 @@ def main(
     layer = pair.source.n_layers // 2 if source_layer is None else source_layer
     stitch, token_map = fit(pair, corpus, layer, n_tokens, seed, quick)
     logger.info("%s", stitch)
+    own, theirs = saes(stitch, sae, native_sae, bundled=source is None or target is None)
     options: dict[str, Any] = {"ks": (10,), "n_seeds": 2, "n_random": 4, "n_permuted": 2} if quick else {"n_permuted": 10}
     out.mkdir(parents=True, exist_ok=True)
     results: list[ProbeEvaluation] = []
@@ -94,8 +96,8 @@ def main(
         found.figure().write_html(out / f"probe_{task.name}.html", include_plotlyjs=True)
         logger.info("%s", found.summary.round(3).to_string(index=False))
         results.append(found)
-        if sae is not None:
-            sparse.append(sparse_result(pair, stitch, task, sae, native_sae, seed))
+        if own is not None:
+            sparse.append(sparse_result(pair, stitch, task, own, theirs, seed))
             sparse[-1].figure().write_html(out / f"sparse_{task.name}.html", include_plotlyjs=True)
     write(out / "probe_transfer.json", stitch, results, sparse)
     logger.info("Open %s", out)
@@ -167,16 +169,25 @@ def cut(task: Task, n_texts: int, seed: int) -> Task:
     return Task(task.name, [task.texts[i] for i in order[:n_texts]], [task.labels[i] for i in order[:n_texts]])
 
 
-def sparse_result(
-    pair: lrt.ModelPair, stitch: lrt.Stitch, task: Task, sae: str, native_sae: str | None, seed: int
-) -> SparseProbeEvaluation:
-    """Sparse probes on the last third of the texts."""
+def saes(stitch: lrt.Stitch, sae: str | None, native_sae: str | None, *, bundled: bool) -> tuple[Any, Any]:
+    """(SAE of the source, SAE of the target), each None where there is none; the bundled ones where they are at home at the stitch's ends."""
     from sae_lens import SAE
 
+    own = lrt.demo_sae("small") if bundled and sae is None else SAE.load_from_disk(sae) if sae else None
+    theirs = lrt.demo_sae("large") if bundled and native_sae is None else SAE.load_from_disk(native_sae) if native_sae else None
+    at_home = [
+        found is not None and same_place(str(found.cfg.metadata.hook_name), hook)
+        for found, hook in ((own, stitch.source_hook), (theirs, stitch.target_hook))
+    ]
+    return own if sae or at_home[0] else None, theirs if native_sae or at_home[1] else None
+
+
+def sparse_result(pair: lrt.ModelPair, stitch: lrt.Stitch, task: Task, own: Any, theirs: Any, seed: int) -> SparseProbeEvaluation:
+    """Sparse probes on the last third of the texts."""
     start = 2 * len(task.texts) // 3
     return evaluate_sparse_probes(
         pair, stitch, task.texts[:start], task.labels[:start], test_texts=task.texts[start:], test_labels=task.labels[start:],
-        source_sae=SAE.load_from_disk(sae), native_sae=None if native_sae is None else SAE.load_from_disk(native_sae), task=task.name, seed=seed,
+        source_sae=own, native_sae=theirs, task=task.name, seed=seed,
     )  # fmt: skip
 
 
