@@ -13,7 +13,6 @@ from lrt_lens.evaluation.ablation import AblationEvaluation, ablation_hooks, eva
 from lrt_lens.evaluation.choices import ChoiceText
 from lrt_lens.models.hooked_model import HookedModel
 from lrt_lens.models.pair import ModelPair
-from lrt_lens.stitching.harvest import fit_stitches
 from lrt_lens.stitching.stitch import Stitch
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird")
@@ -23,18 +22,6 @@ CONTRAST = ContrastSet(
     name="mood",
 )
 ITEMS = ChoiceItems([f"the little boy saw the {p} and he" for p in PLACES], [" sang"] * 6, [" slept"] * 6, name="mood")
-
-
-@pytest.fixture(scope="module")
-def twins(load: Any) -> ModelPair:
-    return ModelPair(load("llama", d=16, layers=3, seed=7), load("llama", d=16, layers=3, seed=7))
-
-
-@pytest.fixture(scope="module")
-def stitch(twins: ModelPair, corpus: list[str]) -> Stitch:
-    return fit_stitches(
-        twins, corpus, source_layers=[1], target_layers=[1], n_tokens=None, context_length=32, moment_dtype="float64", null="full", progress=False
-    )[1, 1]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from lrt_lens.data.contrast import ContrastSet
 from lrt_lens.evaluation.clamping import ClampEvaluation, clipped_ratio, evaluate_clamping
 from lrt_lens.evaluation.intervals import clopper_pearson
 from lrt_lens.models.pair import ModelPair
-from lrt_lens.stitching.harvest import fit_stitches
 from lrt_lens.stitching.stitch import Stitch
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird")
@@ -26,18 +25,6 @@ PROMPTS = [f"the little boy saw the {p} and he" for p in PLACES]
 
 def even(text: str) -> bool:
     return len(text) % 2 == 0
-
-
-@pytest.fixture(scope="module")
-def twins(load: Any) -> ModelPair:
-    return ModelPair(load("llama", d=16, layers=3, seed=7), load("llama", d=16, layers=3, seed=7))
-
-
-@pytest.fixture(scope="module")
-def stitch(twins: ModelPair, corpus: list[str]) -> Stitch:
-    return fit_stitches(
-        twins, corpus, source_layers=[1], target_layers=[1], n_tokens=None, context_length=32, moment_dtype="float64", null="full", progress=False
-    )[1, 1]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from lrt_lens.errors import MismatchError
 from lrt_lens.evaluation.choices import ChoiceText
 from lrt_lens.evaluation.propensity import PropensityEvaluation, evaluate_propensity
 from lrt_lens.models.pair import ModelPair
-from lrt_lens.stitching.harvest import fit_stitches
 from lrt_lens.stitching.stitch import Stitch
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird", "king", "queen", "dog", "cat", "boy", "girl")
@@ -25,18 +24,6 @@ SCALES = [-1.0, 0.5, 1.0]
 def task(name: str, verb: str = "saw", uneven: bool = False) -> ChoiceItems:
     negative = " found a stone" if uneven else " bad"
     return ChoiceItems([f"the little boy {verb} the {p} and it was" for p in PLACES], [" good"] * 12, [negative] * 12, name=name)
-
-
-@pytest.fixture(scope="module")
-def twins(load: Any) -> ModelPair:
-    return ModelPair(load("llama", d=16, layers=3, seed=7), load("llama", d=16, layers=3, seed=7))
-
-
-@pytest.fixture(scope="module")
-def stitch(twins: ModelPair, corpus: list[str]) -> Stitch:
-    return fit_stitches(
-        twins, corpus, source_layers=[1], target_layers=[1], n_tokens=None, context_length=32, moment_dtype="float64", null="full", progress=False
-    )[1, 1]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
