@@ -3,7 +3,7 @@
 ``examples/train_demo_models.py`` leaves one folder a size in ``work``. Before they travel inside the wheel somebody has to say how
 good they are, on text they never saw, and what may be shipped with them. This script does both and puts the result in ``out``:
 
-    python examples/demo_model_card.py --data ../shared/data --work /tmp/demo-family --sizes small large
+    python examples/demo_model_card.py --data DATA --work WORK --sizes small large
 
     out/README.md, card.json, loss_curves.json      the card, for people and for programs
     out/<size>/                                     config, bfloat16 weights, tokenizer: a Hugging Face folder

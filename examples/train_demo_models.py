@@ -3,8 +3,8 @@
 The demo of ``lrt_lens`` needs a small and a large model that saw the same text in the same order through the same tokenizer,
 small enough to travel inside a wheel. No public family is: this script makes one out of short stories and film reviews.
 
-    python examples/train_demo_models.py --data ../shared/data --work /tmp/demo-family     # prepare, train every size
-    python examples/train_demo_models.py --data ../shared/data --work /tmp/demo-family --sizes small --tokens 1000000
+    python examples/train_demo_models.py --data DATA --work WORK     # prepare, train every size
+    python examples/train_demo_models.py --data DATA --work WORK --sizes small --tokens 1000000
 
 Stages, each skipped when its files exist: ``prepare`` (split, tokenizer, one stream of tokens) and ``train`` (one folder a size;
 a killed run continues from its last checkpoint). ``examples/demo_model_card.py`` then measures the models, samples the review
