@@ -59,9 +59,9 @@ def main(
     texts: Any = lrt.demo_documents() if documents is None else documents
     layers: Any = "all" if target_layer is None else [target_layer]
     grid = lrt.fit_stitches(pair, texts, source_layers=[source_layer], target_layers=layers, n_tokens=n_tokens, null="full", seed=seed)
-    where = (grid.best().source_hook, grid.best().target_hook)
+    ridge = grid.best()
+    where = (ridge.source_hook, ridge.target_hook)
     stitch = grid.moments.fit(lrt.TwoWay(), pairs=[where])[where]
-    ridge = grid[where]
     loss = lrt.evaluate_stitch_loss(
         pair, stitch, texts, n_tokens=loss_tokens, others={"ridge": ridge.maps}, token_maps=lrt.token_identity_map(grid.moments, where[1]), seed=seed
     )  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any
 
 from lrt_lens.adapters.sae.folding import FoldedSae, refuse_unfoldable
 from lrt_lens.errors import MismatchError
+from lrt_lens.models.hooked_model import ModelIdentity
 from lrt_lens.stitching.affine import MapPair
 from lrt_lens.stitching.stitch import Stitch
 
@@ -56,6 +57,15 @@ def plain_name(name: str) -> str:
     return "gpt2" if plain == "gpt2-small" else plain
 
 
+def other_model(metadata: Any, model: ModelIdentity) -> str | None:
+    """What to set in an SAE's metadata if, against what it says, it does belong to ``model``; None where it says nothing against that."""
+    name, known = getattr(metadata, "model_name", None), getattr(metadata, "model_hash", None)
+    # The weights' hash decides where the SAE has one; names differ between libraries and folders.
+    if known:
+        return None if known == model.config_hash else "model_hash = None"
+    return None if name is None or plain_name(str(name)) == plain_name(model.name) else f"model_name = {model.name!r}"
+
+
 def _refuse_foreign(sae: Any, stitch: Stitch, maps: MapPair) -> None:
     metadata = sae.cfg.metadata
     if metadata.hook_name is not None:
@@ -69,14 +79,9 @@ def _refuse_foreign(sae: Any, stitch: Stitch, maps: MapPair) -> None:
     if maps.up.weight.shape != here or maps.down.weight.shape != here[::-1]:
         found = f"{tuple(maps.up.weight.shape)} up and {tuple(maps.down.weight.shape)} down"
         raise MismatchError(f"through= holds maps of {found}; expected {tuple(here)} and {tuple(here[::-1])}, as in this stitch")
-    source, name, known = stitch.source, metadata.model_name, metadata.model_hash
-    if source is None:
-        return
-    # The weights' hash decides where the SAE has one; names differ between libraries and folders.
-    if known != source.config_hash if known else name is not None and plain_name(str(name)) != plain_name(source.name):
-        remedy = "model_hash = None" if known else f"model_name = {source.name!r}"
+    if stitch.source is not None and (remedy := other_model(metadata, stitch.source)):
         raise MismatchError(
-            f"this SAE was trained on {name!r}, but the stitch starts in {source.name!r}; give an SAE of that model "
+            f"this SAE was trained on {metadata.model_name!r}, but the stitch starts in {stitch.source.name!r}; give an SAE of that model "
             f"(if both are one model after all, set sae.cfg.metadata.{remedy})"
         )
 

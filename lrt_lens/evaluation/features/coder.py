@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrt_lens.adapters.sae.transfer import other_model
 from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.models.hook_points import joint_parts, same_place
 from lrt_lens.models.hooked_model import HookedModel
@@ -119,21 +120,11 @@ def _check_home(sae: Any, affine: AffineMap, model: HookedModel, verb: str) -> N
         raise MismatchError(
             f"this SAE was trained at {found!r}, but the stitch {verb} at {hook!r}; give an SAE or a stitch of the same place"
         )
-    name, known_hash = getattr(metadata, "model_name", None), getattr(metadata, "model_hash", None)
-    # The weights' hash decides where the SAE has one; names differ between libraries and folders.
-    other = known_hash != model.identity.config_hash if known_hash else name is not None and _plain(str(name)) != _plain(model.name)
-    if other:
-        fields = "model_hash = None" if known_hash else f"model_name = {model.name!r}"
+    if remedy := other_model(metadata, model.identity):
         raise MismatchError(
-            f"this SAE was trained on {name!r}, but the stitch {verb} in {model.name!r}; give an SAE of that model "
-            f"(if both are one model after all, set sae.cfg.metadata.{fields})"
+            f"this SAE was trained on {getattr(metadata, 'model_name', None)!r}, but the stitch {verb} in {model.name!r}; give an SAE of that model "
+            f"(if both are one model after all, set sae.cfg.metadata.{remedy})"
         )
-
-
-def _plain(name: str) -> str:
-    """A model's name without owner, case and the suffix by which TransformerLens calls the smallest GPT-2."""
-    plain = name.rstrip("/").rsplit("/", 1)[-1].lower()
-    return "gpt2" if plain == "gpt2-small" else plain
 
 
 def check_index(index: int, n_features: int) -> int:
