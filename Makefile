@@ -8,7 +8,7 @@ WORKERS ?= 2
 XDIST   ?= -n $(WORKERS) --dist loadfile
 # One thread a worker: transformers sets torch's thread count back to the number of cores unless the environment says otherwise.
 THREADS ?= 1
-MARKERS ?= not slow and not gpu and not network
+MARKERS ?= not slow and not gpu and not network and not browser
 ARGS    ?=
 OUT     ?= demo-report
 # No test reaches the network but those marked so: make test MARKERS=network HF_HUB_OFFLINE=0
@@ -20,13 +20,15 @@ BIN      := $(VENV)/bin
 VENV_TL4 := .venv-tl4
 STAMP    := $(VENV)/.installed
 STAMP_TL4 := $(VENV_TL4)/.installed-$(TL4)
+STAMP_DOCS := $(VENV)/.installed-docs
+DOCS_OUT := build/docs
 
 SHELL := /bin/sh
 .SHELLFLAGS := -ec
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo test test-slow test-tl4 lint types bench wheel-check clean distclean
+.PHONY: help install demo test test-slow test-tl4 lint types bench figures wheel-check docs docs-check clean distclean
 
 PYTEST_ENV := HF_HUB_OFFLINE=$(HF_HUB_OFFLINE) TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=$(THREADS)
 
@@ -50,7 +52,7 @@ test: $(STAMP) ## the quick tests
 	$(PYTEST_ENV) $(BIN)/python -m pytest $(XDIST) -m '$(MARKERS)' $(ARGS)
 
 test-slow: $(STAMP) ## the slow tests, offline and on the CPU
-	$(PYTEST_ENV) $(BIN)/python -m pytest $(XDIST) -m 'slow and not gpu and not network' $(ARGS)
+	$(PYTEST_ENV) $(BIN)/python -m pytest $(XDIST) -m 'slow and not gpu and not network and not browser' $(ARGS)
 
 test-tl4: $(STAMP_TL4) ## the quick tests on TransformerLens 4.x
 	$(PYTEST_ENV) $(VENV_TL4)/bin/python -m pytest $(XDIST) -m '$(MARKERS)' $(ARGS)
@@ -76,6 +78,25 @@ types: $(STAMP) ## pyright
 bench: $(STAMP) ## measure what the documentation claims
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
+# One after another, minutes each; one that fails is named at the end and keeps its earlier entry in the gallery. ARGS="--quick" shows that they run.
+figures: $(STAMP) ## the papers' figures into figures/, and the gallery in examples/README.md from them
+	@failed=; for script in $$(grep -l 'run(reproduce)' examples/*.py); do \
+	    echo "==== $$script"; $(PYTEST_ENV) $(BIN)/python "$$script" --out figures $(ARGS) || failed="$$failed $$script"; done; \
+	case '$(ARGS)' in *--quick*) ;; *) $(BIN)/python -m lrt_lens.reproduction.gallery figures;; esac; \
+	test -z "$$failed" || { echo "error: these made no figure:$$failed" >&2; exit 1; }
+
+$(STAMP_DOCS): $(STAMP)
+	$(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev,examples,docs]'
+	@touch $@
+
+# Warnings are errors, all of them are shown. Runs the tutorials; needs no network: LRT_LENS_DOCS_ONLINE=1 adds links into other projects.
+docs: $(STAMP_DOCS) ## the documentation, into build/docs (open build/docs/index.html)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m sphinx -q -W --keep-going -n -j $(WORKERS) -d build/doctrees -b html docs $(DOCS_OUT)
+	@echo 'The documentation: $(DOCS_OUT)/index.html'
+
+docs-check: docs ## every page of it, and the explorer, in a headless Chromium: figures, widths, light and dark, search, links
+	$(PYTEST_ENV) LRT_LENS_DOCS_BUILT='$(DOCS_OUT)' $(BIN)/python -m pytest -m 'not slow or browser' tests/docs tests/exploration $(ARGS)
+
 # sdist from the tree, wheel from the sdist, both into an environment that has never seen this folder.
 wheel-check: $(STAMP) ## build, install in a fresh environment, run the demo there
 	@root=$$(pwd); tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; trap 'exit 1' INT TERM; unset PYTHONPATH; \
@@ -90,7 +111,7 @@ wheel-check: $(STAMP) ## build, install in a fresh environment, run the demo the
 	cd "$$root"; echo 'wheel-check: the installed wheel ran its demo outside the repository'
 
 clean: ## what the targets above produced; the environments stay
-	rm -rf build dist demo-report .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist demo-report docs/reference .pytest_cache .ruff_cache .hypothesis
 	find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and the environments

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from benchmarks.measuring import Measurement, Settings, alternate
 from benchmarks.models import PYTHIA, TINY
-from lrt_lens.data.blocks import N_PARTS, Block, Window
+from lrt_lens.data.blocks import N_PARTS, Block
+from lrt_lens.data.windows import Window
 from lrt_lens.models.hooked_model import SKIP_FIRST
 from lrt_lens.stitching.cache.activation_cache import ActivationCache
 from lrt_lens.stitching.cache.manifest import Manifest

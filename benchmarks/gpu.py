@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig
 
 from benchmarks.models import random_documents, write_tokenizer
-from lrt_lens.data.blocks import BlockPlan, iterate_blocks
+from lrt_lens.data.blocks import iterate_blocks
+from lrt_lens.data.windows import BlockPlan
 from lrt_lens.models.hooked_model import HookedModel
 from lrt_lens.models.pair import ModelPair
 from lrt_lens.stitching.harvest import harvest

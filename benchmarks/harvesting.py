@@ -16,7 +16,8 @@ from transformers import AutoModel
 
 from benchmarks.measuring import Measurement, Settings, alternate
 from benchmarks.models import PYTHIA, TINY, PairShape, random_documents, random_models
-from lrt_lens.data.blocks import BlockPlan, iterate_blocks
+from lrt_lens.data.blocks import iterate_blocks
+from lrt_lens.data.windows import BlockPlan
 from lrt_lens.models.pair import ModelPair
 from lrt_lens.stitching.harvest import Null, harvest
 from lrt_lens.stitching.moments import CrossMoments

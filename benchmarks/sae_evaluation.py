@@ -59,17 +59,17 @@ def _ours(model: lrt.HookedModel, sae: Any, tokens: list[torch.Tensor]) -> Tally
     """`evaluate_sae`'s pass over ready windows for one model."""
     import numpy as np
 
-    from lrt_lens.data.blocks import Window
+    from lrt_lens.data.windows import Window
 
     rows = [ids.tolist() for batch in tokens for ids in batch]
     windows = [Window(ids, np.arange(4, len(ids)), number) for number, ids in enumerate(rows)]
     end, tally, codes = End(model, sae.cfg.metadata.hook_name), Tally(len(windows)), CodeTally(len(windows), sae.cfg.d_sae)
     mean = torch.zeros(model.d_model)
     for found in batches(windows, model):
-        batch = Batch(found, model, "masked")
+        batch = Batch(found, {"A": end}, "masked")
         arms = [
             Arm("zero", "A", ("A",), mean), Arm("own", "A", ("A",), lambda streams: streams["A"]),
-            Arm("sae", "A", ("A",), Reconstruction(sae, "A", mean, batch, codes)),
+            Arm("sae", "A", ("A",), Reconstruction(sae, "A", mean, batch.sides["A"], codes)),
         ]  # fmt: skip
         run_batch({"A": end}, arms, batch, tally)
     return tally

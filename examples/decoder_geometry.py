@@ -1,82 +1,143 @@
-"""LRT's figure 2 with fair nulls: are the decoders of two SAEs linearly related?
+"""LRT's figure 2, read both ways: are the decoders of two SAEs linearly related?
 
-    python examples/decoder_geometry.py --out geometry-report                     # bundled models and SAEs
-    python examples/decoder_geometry.py --source A --target B --sae SAE_A SAE_B   # SAELens folders
+    python examples/decoder_geometry.py                                                        # bundled models and SAEs, under a minute
+    python examples/decoder_geometry.py --source A --target B --sae SAE_A --target-sae SAE_B   # SAELens folders
 
 The paper (arXiv 2506.00653) leaves ‖E‖ ≈ 114 when it regresses 16,384 unit rows of one Gemma Scope decoder on another's 3584 columns, and reads that as
-a relation, because N(0, 1) rows leave more. Random rows *of unit norm* leave 113.1. Here both SAEs' features are matched by activation
-first, rows are permuted for the null, and R² is on features that did not fit.
+a relation, because N(0, 1) rows leave more. Random rows *of unit norm* leave 113.1. The first figure shows both readings, of the paper's numbers and of
+ours. Then both SAEs' features are matched by activation, rows are permuted for the null, and R² is on features that did not fit.
 """
 
-import json
-import logging
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import tyro
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 import lrt_lens as lrt
-from lrt_lens.adapters.sae.bundled import demo_sae
-from lrt_lens.data.documents import iterate_documents
-from lrt_lens.evaluation.decoder_geometry import chance_residual, decoder_geometry
-from lrt_lens.evaluation.feature_matching import match_features
+from lrt_lens.evaluation.decoder_geometry import chance_residual
+from lrt_lens.report.template import TEMPLATE_NAME
+from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
 
-logger = logging.getLogger("decoder_geometry")
-
-PAPER = {"residual": 114.0, "n_features": 16384, "d_predictor": 3584, "d_predicted": 2304}
-SAYS = (
-    "The paper's residual is what unit rows leave by chance; the bundled pair says whether matched features of two small SAEs are linearly "
-    "related, not whether those of Gemma's are."
-)
+RESIDUAL, N_FEATURES, D_PREDICTOR, D_PREDICTED = 114.0, 16384, 3584, 2304
+"""The paper's residual and the shape of its decoders."""
 
 
-def main(
-    sae: tuple[str, str] | None = None, out: Path = Path("geometry-report"), source: str | None = None, target: str | None = None,
-    documents: Path | None = None, n_tokens: int = 150_000, min_correlation: float = 0.3, seed: int = 0, device: str | None = None,
-    quick: bool = False,
-) -> None:  # fmt: skip
-    """Match features, regress decoders, both ways.
+@dataclass(frozen=True)
+class Options(FigureOptions):
+    """Two SAEs and their matching."""
 
-    Args:
-        sae: SAELens folders of the source's and the target's SAE; the bundled ones if not given.
-        out: folder for decoder_geometry.html and decoder_geometry.json.
-        source: source model; the bundled small one if not given.
-        target: target model; the bundled large one.
-        documents: a .txt or .jsonl file; the bundled texts.
-        n_tokens: tokens of the harvest and of the matching.
-        min_correlation: matched pairs below it on the fitting folds are left out.
-        seed: of draws and folds.
-        device: where the models run.
-        quick: few tokens: shows that it runs.
-    """
-    n_tokens = min(n_tokens, 20_000) if quick else n_tokens
-    pair = lrt.demo_pair(device=device) if source is None or target is None else lrt.ModelPair.load(source, target, device=device)
-    texts = lrt.demo_documents() if documents is None else list(iterate_documents(documents))
-    saes = [demo_sae("small"), demo_sae("large")] if sae is None else [load_sae(folder) for folder in sae]
+    QUICK: ClassVar[Mapping[str, Any]] = {"n_tokens": 8_000}
+    n_tokens: int = 150_000
+    """Tokens of the harvest and of the matching."""
+    target_sae: str | None = None
+    """SAE of the target, a folder in SAELens' format; the bundled one without it."""
+    min_correlation: float = 0.3
+    """Matched pairs below it on the fitting folds are left out."""
+
+
+def reproduce(options: Options) -> Reproduction:
+    """Match features, regress decoders, read the residual against both nulls."""
+    pair, texts = options.pair(), options.texts()
+    saes = [options.source_sae(), options.load_sae(options.target_sae, "--target-sae", "large")]
     hooks = [one.cfg.metadata.hook_name for one in saes]
-    stitch = lrt.fit_stitches(pair, texts, source_layers=[hooks[0]], target_layers=[hooks[1]], n_tokens=n_tokens, null=False).best()
-    matches = match_features(pair, stitch, saes[0], saes[1], texts, n_tokens=n_tokens, min_correlation=min_correlation)
-    up = decoder_geometry(saes[0].W_dec, saes[1].W_dec, matches=matches, affine=stitch.up, seed=seed)
-    out.mkdir(parents=True, exist_ok=True)
-    up.figure().write_html(out / "decoder_geometry.html", include_plotlyjs=True)
-    by_chance = chance_residual(PAPER["n_features"] ** 0.5, int(PAPER["n_features"]), int(PAPER["d_predictor"]))
-    found = {
-        "paper": PAPER | {"chance_for_unit_rows": by_chance},
-        "ours": {"matches": repr(matches), "summary": up.summary.to_dict("records")},
-        "says": SAYS,
-    }
-    (out / "decoder_geometry.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    logger.info("%s\n%s", matches, up.summary.round(3).to_string(index=False))
-    logger.info("paper: 114 left; chance for unit rows of its shape: %.1f. %s\nOpen %s", by_chance, SAYS, out / "decoder_geometry.html")
+    stitch = lrt.fit_stitches(
+        pair, texts, source_layers=[hooks[0]], target_layers=[hooks[1]], n_tokens=options.n_tokens, null=False, seed=options.seed
+    ).best()
+    matches = lrt.match_features(pair, stitch, *saes, texts, n_tokens=options.n_tokens, min_correlation=options.min_correlation)
+    found = lrt.decoder_geometry(saes[0].W_dec, saes[1].W_dec, matches=matches, affine=stitch.up, seed=options.seed)
+    read = readings(found, saes[0].W_dec.shape[1], tuple(saes[1].W_dec.shape))
+    ours = read.set_index("whose").loc["ours"]
+    by_arm = found.summary.set_index("arm")
+    matched, permuted = by_arm.loc["matched"], by_arm.loc["permuted"]
+    survives = bool(ours["residual"] < 0.98 * ours["unit_rows"])
+    verdict: Verdict = "holds with a caveat" if survives else "does not survive its null"
+    return Reproduction(
+        name="decoder_geometry",
+        title="Are the decoders of two SAEs linearly related? Both readings",
+        paper="LRT, figure 2",
+        claim="Regressing one SAE's decoder on another's leaves far less than a random matrix does, so that the decoders are linearly related.",
+        compared=[
+            Compared(
+                "‖residual‖, feature i on feature i",
+                float(ours["residual"]),
+                RESIDUAL,
+                control=float(ours["unit_rows"]),
+                control_name="random rows of the same norms",
+            ),
+            Compared("N(0, 1) rows leave (by formula), the null that the paper reads it against", float(ours["gaussian_rows"])),
+            Compared(
+                "at the paper's shape, unit rows leave (by formula)",
+                float(read["unit_rows"][0]),
+                None,
+                control=float(read["gaussian_rows"][0]),
+                control_name="N(0, 1) rows",
+            ),
+            Compared(
+                "R² on held-out features, matched by activation",
+                float(matched["r2"]),
+                low=float(matched["r2_low"]),
+                high=float(matched["r2_high"]),
+                control=float(permuted["r2"]),
+                control_name="permuted",
+            ),
+        ],
+        says="The paper's residual is what unit rows leave by chance; ours says whether matched features of two small SAEs are linearly "
+        "related, not whether those of "
+        "Gemma's are.",
+        verdict=verdict,
+        because=f"row i on row i leaves {ours['residual']:.1f} where random rows of the same norms leave {ours['unit_rows']:.1f} (the paper: "
+        f"{RESIDUAL:.0f} and "
+        f"{read['unit_rows'][0]:.1f}); features matched by activation do predict each other: R² {matched['r2']:.2f} on held-out ones, "
+        f"permuted {permuted['r2']:.2f}.",
+        figures={
+            "Both readings: against N(0, 1) rows, as the paper does, and against rows of the decoder's own norms": readings_figure(read),
+            "Every arm: residual against its chance level, and R² on features that did not fit": found.figure(),
+        },
+        tables={"Readings": read, "Arms": found.summary},
+        details={"matches": repr(matches), "stitch": repr(stitch)},
+    )
 
 
-def load_sae(folder: str) -> Any:
-    """An SAE from a SAELens folder."""
-    from sae_lens import SAE
+def readings(found: lrt.DecoderGeometry, d_predictor: int, shape: tuple[int, int]) -> pd.DataFrame:
+    """The paper's numbers and ours: residual of row i on row i (of matched rows where SAEs differ in size), and what both kinds of random rows leave."""
+    arms = found.table.drop_duplicates("arm").set_index("arm")
+    arm = "index" if "index" in arms.index else "matched"
+    n = int(arms["n_features"][arm])
+    by_chance = lambda norm, rows, columns: chance_residual(norm, rows, columns)  # noqa: E731
+    paper = {
+        "whose": "LRT", "residual": RESIDUAL, "unit_rows": by_chance(math.sqrt(N_FEATURES), N_FEATURES, D_PREDICTOR),
+        "gaussian_rows": by_chance(math.sqrt(N_FEATURES * D_PREDICTED), N_FEATURES, D_PREDICTOR),
+    }  # fmt: skip
+    ours = {
+        "whose": "ours", "residual": float(arms["residual"][arm]), "unit_rows": by_chance(float(arms["norm"][arm]), n, d_predictor),
+        "gaussian_rows": by_chance(math.sqrt(n * shape[1]), n, d_predictor),
+    }  # fmt: skip
+    return pd.DataFrame([paper, ours])
 
-    return SAE.load_from_disk(folder)
+
+def readings_figure(read: pd.DataFrame) -> go.Figure:
+    """Left against N(0, 1) rows (logarithmic), right against rows of the decoder's own norms."""
+    figure = make_subplots(
+        cols=2, horizontal_spacing=0.1, subplot_titles=["as the paper reads it: random = N(0, 1)", "random rows of the decoder's own norms"]
+    )
+    bars = (
+        ("residual", "decoder, row i on row i", "#D55E00"),
+        ("gaussian_rows", "random rows, N(0, 1) (by formula)", "#E69F00"),
+        ("unit_rows", "random rows, same norms (by formula)", "#8C8C8C"),
+    )
+    for column, null in ((1, "gaussian_rows"), (2, "unit_rows")):
+        for name, label, colour in (bar for bar in bars if bar[0] in ("residual", null)):
+            figure.add_bar(
+                x=read["whose"], y=read[name], name=label, legendgroup=name, showlegend=name != "residual" or column == 1, marker_color=colour,
+                text=[f"{value:.4g}" for value in read[name]], textposition="outside", cliponaxis=False, row=1, col=column,
+            )  # fmt: skip
+    figure.update_yaxes(title_text="‖residual‖ (Frobenius)").update_yaxes(type="log", row=1, col=1)
+    return figure.update_layout(template=TEMPLATE_NAME, height=460, margin={"t": 80})
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    tyro.cli(main)
+    run(reproduce)

@@ -1,6 +1,6 @@
 """Do ρ_write and ρ_read tell beforehand what will carry over? Some hundred directions, predicted from moments and then measured.
 
-    python examples/fidelity_predicts.py --out fidelity-report            # bundled pair, about three minutes on two cores
+    python examples/fidelity_predicts.py                        # bundled pair, about three minutes on two cores
 
 *Written* directions: steering vectors from disjoint parts of the bundled contrast sets (read at the last token, and as a mean), principal
 components of the stream, mean states of frequent tokens, decoder rows of the bundled SAE, random directions. Outcome: `steering_agreement`, the correlation of what
@@ -14,17 +14,14 @@ Four predictors: ρ_write, ρ_read, the naive corr(x·v, y·vW), and the cosine 
 learnt itself. Each is shown with its rank correlation to the outcome and a 95% interval by bootstrap over directions.
 """
 
-import json
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-import tyro
 from plotly.subplots import make_subplots
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -35,9 +32,8 @@ from lrt_lens.data.documents import document_key
 from lrt_lens.evaluation.agreement import steering_agreement
 from lrt_lens.models.hook_points import same_place
 from lrt_lens.report.template import TEMPLATE_NAME
+from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
 from lrt_lens.stitching.fidelity import fidelities, naive_fidelities, random_directions
-
-logger = logging.getLogger("fidelity_predicts")
 
 PREDICTORS = ("rho_write", "rho_read", "naive", "cosine_to_native")
 _LABELS = {"rho_write": "ρ_write", "rho_read": "ρ_read", "naive": "naive", "cosine_to_native": "cosine to native"}
@@ -57,41 +53,82 @@ class Rows:
     tests: np.ndarray
 
 
-def main(
-    out: Path = Path("fidelity-report"), source_layer: int = 2, n_tokens: int = 120_000, n_random: int = 16, n_components: int = 16,
-    n_labels: int = 40, seed: int = 0, quick: bool = False,
-) -> None:  # fmt: skip
-    """Predict, measure, compare.
+@dataclass(frozen=True)
+class Options(FigureOptions):
+    """Directions and what is measured of them."""
 
-    Args:
-        out: folder for fidelity.html, fidelity.png (with kaleido) and fidelity.json.
-        source_layer: layer of the small model; the target layer is chosen by cross-validation.
-        n_tokens: tokens of the harvest.
-        n_random: random directions, half isotropic, half from the stream's covariance.
-        n_components: principal components, and mean states of tokens, as many of each.
-        n_labels: next-token probes.
-        seed: of draws.
-        quick: few of everything: shows that it runs.
-    """
-    if quick:
-        n_tokens, n_random, n_components, n_labels = 20_000, 4, 4, 6
-    pair = lrt.demo_pair()
-    documents = lrt.demo_documents()
-    grid = lrt.fit_stitches(pair, documents, source_layers=[source_layer], n_tokens=n_tokens, null=False)
-    stitch = grid.best()
-    rows = collect_rows(pair, stitch, documents, 8_000 if quick else 40_000)
-    written = written_directions(pair, stitch, rows, n_random, n_components, seed)
-    neutral = lrt.demo_neutral()[: 4 if quick else 24]
-    read = [measure_reading(grid[stitch.source_hook, layer], rows, n_labels) for layer in range(pair.target.n_layers)]
-    table = pd.concat([measure_writing(pair, stitch, written, neutral), *read], ignore_index=True)
-    summary = rank_correlations(table, seed)
-    out.mkdir(parents=True, exist_ok=True)
-    figure(table, summary).write_html(out / "fidelity.html", include_plotlyjs=True)
-    table.to_csv(out / "fidelity.csv", index=False)
-    (out / "fidelity.json").write_text(
-        json.dumps({"stitch": repr(stitch), "n_directions": len(table), "summary": summary.to_dict("records")}, indent=1), encoding="utf-8"
+    QUICK: ClassVar[Mapping[str, Any]] = {"n_tokens": 6_000, "n_rows": 3_000, "n_random": 4, "n_components": 4, "n_labels": 4, "n_texts": 2}
+    source_layer: int = 2
+    """Layer of the small model; the target layer is chosen by cross-validation."""
+    n_rows: int = 40_000
+    """Rows that probes are learnt and judged on."""
+    n_random: int = 16
+    """Random directions, half isotropic, half from the stream's covariance."""
+    n_components: int = 16
+    """Principal components, and mean states of tokens, as many of each."""
+    n_labels: int = 40
+    """Next-token probes."""
+    n_texts: int = 24
+    """Neutral texts that effects are measured on."""
+
+
+def reproduce(options: Options) -> Reproduction:
+    """Predict, measure, compare."""
+    pair, documents = options.pair(), options.texts()
+    grid = lrt.fit_stitches(
+        pair, documents, source_layers=[options.source_layer], n_tokens=options.n_tokens, null=False, seed=options.seed, progress=True
     )
-    logger.info("%s\n%s\nOpen %s", stitch, summary.round(3).to_string(index=False), out / "fidelity.html")
+    stitch = grid.best()
+    rows = collect_rows(pair, stitch, documents, options.n_rows)
+    sae = options.source_sae() if options.bundled or options.sae else None
+    written = written_directions(pair, stitch, rows, options, sae)
+    read = [measure_reading(grid[stitch.source_hook, layer], rows, options.n_labels) for layer in range(pair.target.n_layers)]
+    table = pd.concat([measure_writing(pair, stitch, written, lrt.demo_neutral()[: options.n_texts]), *read], ignore_index=True)
+    summary = rank_correlations(table, options.seed)
+    found = summary.set_index(["role", "predictor"])
+    ours, naive = found.loc[("write", "rho_write")], found.loc[("write", "naive")]
+    read_one = found.loc[("read", "rho_read")]
+    verdict: Verdict = "does not survive its null" if not ours["low"] > 0 else "holds" if read_one["low"] > 0 else "holds with a caveat"
+    return Reproduction(
+        name="fidelity_predicts",
+        title="Told beforehand: which directions carry over?",
+        paper="lrt_lens, fidelity",
+        claim="From moments alone, ρ_write and ρ_read tell beforehand which written and read directions will carry over.",
+        compared=[
+            Compared(
+                "rank correlation of ρ_write with what written directions do",
+                float(ours["rank_correlation"]),
+                None,
+                float(ours["low"]),
+                float(ours["high"]),
+                control=float(naive["rank_correlation"]),
+                control_name="naive corr(x·v, y·vW)",
+            ),
+            Compared(
+                "the same within kinds of direction",
+                float(ours["within_kinds"]),
+                None,
+                control=float(naive["within_kinds"]),
+                control_name="naive",
+            ),
+            Compared(
+                "rank correlation of ρ_read with the AUROC that probes keep",
+                float(read_one["rank_correlation"]),
+                None,
+                float(read_one["low"]),
+                float(read_one["high"]),
+            ),
+        ],
+        says="Between these two models, for these kinds of directions, and for the next token's distribution; outcomes that all succeed "
+        "cannot be ranked.",
+        verdict=verdict,
+        because=f"over {int(ours['n'])} written directions ρ_write ranks outcomes by {ours['rank_correlation']:.2f} ({ours['low']:.2f} to "
+        f"{ours['high']:.2f}), the naive correlation by "
+        f"{naive['rank_correlation']:.2f}; over {int(read_one['n'])} probes ρ_read by {read_one['rank_correlation']:.2f}.",
+        figures={"Outcome against each predictor, a point a direction": figure(table, summary)},
+        tables={"Rank correlations": summary, "Directions": table},
+        details={"stitch": repr(stitch)},
+    )
 
 
 def collect_rows(pair: lrt.ModelPair, stitch: lrt.Stitch, documents: Sequence[str], n_rows: int) -> Rows:
@@ -118,7 +155,7 @@ def collect_rows(pair: lrt.ModelPair, stitch: lrt.Stitch, documents: Sequence[st
 
 
 def written_directions(
-    pair: lrt.ModelPair, stitch: lrt.Stitch, rows: Rows, n_random: int, n_components: int, seed: int
+    pair: lrt.ModelPair, stitch: lrt.Stitch, rows: Rows, options: Options, sae: Any
 ) -> list[tuple[str, Tensor, Tensor | None]]:
     """(kind, direction on the source, the target's own direction or None)."""
     found: list[tuple[str, Tensor, Tensor | None]] = []
@@ -131,16 +168,16 @@ def written_directions(
                 native = lrt.SteeringVector.mean_difference(pair.target, subset, at=stitch.target_hook, read=read).direction
                 found.append((f"{concept} contrast", own.double(), native.double()))
     _, vectors = torch.linalg.eigh(stitch.source_statistics.covariance.double())
-    spaced = np.unique(np.geomspace(1, vectors.shape[1], n_components).astype(int))
+    spaced = np.unique(np.geomspace(1, vectors.shape[1], options.n_components).astype(int))
     found += [("principal component", vectors[:, -int(k)], None) for k in spaced]
     fits, y = ~rows.tests, rows.y[stitch.target_hook]
-    for token in pd.Series(rows.token[fits]).value_counts().index[:n_components]:
+    for token in pd.Series(rows.token[fits]).value_counts().index[: options.n_components]:
         at = torch.from_numpy(np.flatnonzero(fits & (rows.token == token)))
         found.append(("token mean", rows.x[at].mean(0) - rows.x.mean(0), y[at].mean(0) - y.mean(0)))
-    sae = lrt.demo_sae("small")
-    if same_place(str(sae.cfg.metadata.hook_name), stitch.source_hook):
+    n_components = options.n_components
+    if sae is not None and same_place(str(sae.cfg.metadata.hook_name), stitch.source_hook):
         found += [("SAE decoder row", row.double(), None) for row in sae.W_dec[:: len(sae.W_dec) // n_components][:n_components]]
-    draws = random_directions(stitch, n_random, torch.Generator().manual_seed(seed))
+    draws = random_directions(stitch, options.n_random, torch.Generator().manual_seed(options.seed))
     return found + [("random", draw, None) for draw in draws]
 
 
@@ -220,7 +257,7 @@ def figure(table: pd.DataFrame, summary: pd.DataFrame) -> go.Figure:
                 )  # fmt: skip
     plot.update_yaxes(title_text="agreement of effects", row=1, col=1)
     plot.update_yaxes(title_text="AUROC above chance, ÷ source", row=2, col=1)
-    return plot.update_layout(template=TEMPLATE_NAME, height=720, width=1400)
+    return plot.update_layout(template=TEMPLATE_NAME, height=720)
 
 
 def _ridge(stream: Tensor, targets: Tensor, penalty: float = 1e-2) -> Tensor:
@@ -248,5 +285,4 @@ def _resamples(n: int, seed: int) -> Iterator[np.ndarray]:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    tyro.cli(main)
+    run(reproduce)

@@ -1,6 +1,6 @@
-"""What maps lose when they are joined, turned round, or given all layers to read.
+"""What maps lose when they are joined, turned round, or given all layers to read. LRT, appendix A, and more.
 
-    python examples/map_algebra.py --out algebra-report          # bundled pair, about two minutes on two cores
+    python examples/map_algebra.py                               # bundled pair, about two minutes on two cores
 
 *Composition*: source → a layer of the target → a later layer of the target, against the direct map, for every later layer. *Inversion*: the
 pseudo-inverse of the map up, against the map down that was fitted. *Many to one*: all source layers jointly into one target layer, which LRT (arXiv
@@ -8,65 +8,70 @@ pseudo-inverse of the map up, against the map down that was fitted. *Many to one
 scores are of the test fold, and every map comes from moments.
 """
 
-import json
-import logging
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pandas as pd
 import plotly.graph_objects as go
-import tyro
 from plotly.subplots import make_subplots
 
 import lrt_lens as lrt
 from lrt_lens.models.hook_points import depth
 from lrt_lens.report.template import TEMPLATE_NAME
+from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
 
-logger = logging.getLogger("map_algebra")
+WORTH = 0.01
+"""Of R²: what many layers must add to the best one to be worth their fit."""
 
 
-def main(
-    source: str | None = None, target: str | None = None, documents: str | None = None, out: Path = Path("algebra-report"),
-    source_layer: int = 2, through_layer: int = 2, n_tokens: int = 150_000, seed: int = 0, device: str | None = None, quick: bool = False,
-) -> None:  # fmt: skip
-    """Harvest twice (source with target, target with itself) and once for all source layers side by side.
+@dataclass(frozen=True)
+class Options(FigureOptions):
+    """Layers that maps go through."""
 
-    Args:
-        source: small model, a hub id or folder; the bundled one without it.
-        target: large model.
-        documents: text file or data set; the bundled text without it.
-        out: folder for map_algebra.html and map_algebra.json.
-        source_layer: where compositions start.
-        through_layer: layer of the target that they go through.
-        n_tokens: tokens of each harvest.
-        seed: of the folds.
-        device: where the models run.
-        quick: few tokens: shows that it runs.
-    """
-    n_tokens = 20_000 if quick else n_tokens
-    pair = lrt.demo_pair() if source is None or target is None else lrt.ModelPair.load(source, target, device=device)
-    texts: Any = lrt.demo_documents() if documents is None else documents
-    options: dict[str, Any] = {"n_tokens": n_tokens, "seed": seed, "null": False}
-    later = list(range(through_layer + 1, pair.target.n_layers))
-    across = lrt.fit_stitches(pair, texts, source_layers=[source_layer], target_layers=[through_layer, *later], **options)
-    own = lrt.ModelPair(pair.target, pair.target)
-    within = lrt.fit_stitches(own, texts, source_layers=[through_layer], target_layers=later, **options)
-    composed = compositions(across, within, source_layer, through_layer, later)
-    inverted = inversions(across, source_layer, [through_layer, *later])
-    joint = lrt.harvest(pair, texts, target_layers=[through_layer], joint=True, **options)
+    QUICK: ClassVar[Mapping[str, Any]] = {"n_tokens": 6_000}
+    n_tokens: int = 150_000
+    """Tokens of each harvest."""
+    source_layer: int = 2
+    """Where compositions start."""
+    through_layer: int = 2
+    """Layer of the target that they go through."""
+
+
+def reproduce(options: Options) -> Reproduction:
+    """Harvest twice (source with target, target with itself) and once for all source layers side by side."""
+    pair, texts, source, through = options.pair(), options.texts(), options.source_layer, options.through_layer
+    shared: dict[str, Any] = {"n_tokens": options.n_tokens, "seed": options.seed, "null": False, "progress": True}
+    later = list(range(through + 1, pair.target.n_layers))
+    across = lrt.fit_stitches(pair, texts, source_layers=[source], target_layers=[through, *later], **shared)
+    within = lrt.fit_stitches(lrt.ModelPair(pair.target, pair.target), texts, source_layers=[through], target_layers=later, **shared)
+    composed, inverted = compositions(across, within, source, through, later), inversions(across, source, [through, *later])
+    joint = lrt.harvest(pair, texts, target_layers=[through], joint=True, **shared)
     layers = lrt.layer_contributions(joint)
     many = float(joint.fit(lrt.ManyToOne()).scores["r2"].iloc[0])
-    out.mkdir(parents=True, exist_ok=True)
-    figure(composed, inverted, layers, many).write_html(out / "map_algebra.html", include_plotlyjs=True)
-    results = {
-        "composition": composed.to_dict("records"), "inversion": inverted.to_dict("records"), "many_to_one": layers.to_dict("records"),
-        "r2_many_to_one_group_penalties": many, "paper": "LRT proposes many-to-one maps and trains none",
-        "note": "Ridge throughout, scores on documents that no map saw; small models.",
-    }  # fmt: skip
-    (out / "map_algebra.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    for name, table in (("Composition", composed), ("Inversion", inverted), ("Many layers to one", layers)):
-        logger.info("%s\n%s\n", name, table.round(3).to_string(index=False))
-    logger.info("All layers with a penalty for each: R² %.3f\nOpen %s", many, out / "map_algebra.html")
+    alone = float(layers["r2_alone"].max())
+    inverse, fitted = float(inverted["truncated_inverse_r2"].mean()), float(inverted["fitted_r2"].mean())
+    verdict: Verdict = "holds" if many > alone + WORTH else "does not survive its null"
+    return Reproduction(
+        name="map_algebra",
+        title="Maps joined, turned round, and from many layers to one",
+        paper="LRT, appendix A",
+        claim="A map from all source layers to one target layer is proposed (many-to-one), and expected to predict more than one layer "
+        "does; none is trained.",
+        compared=[
+            Compared("R² from all source layers, test fold", many, None, control=alone, control_name="best single layer"),
+            Compared("R² lost by going through a layer of the target, mean", float(composed["lost"].mean()), None),
+            Compared("R² of the inverted map up", inverse, None, control=fitted, control_name="fitted map down"),
+        ],
+        says="Ridge throughout, scores on documents that no map saw; how much more than one layer many layers know is a property of these "
+        "small models.",
+        verdict=verdict,
+        because=f"all layers explain {many:.3f}, the best single one {alone:.3f}; composition costs {composed['lost'].mean():.3f} of R², and "
+        "inverting the map up gives "
+        f"{inverse:.2f} where the fitted map down has {fitted:.2f}.",
+        figures={"R² on the test fold; dotted: all layers with a penalty for each": figure(composed, inverted, layers, many)},
+        tables={"Composition": composed, "The way down": inverted, "Many layers to one": layers},
+    )
 
 
 def compositions(across: lrt.StitchGrid, within: lrt.StitchGrid, source: int, through: int, later: list[int]) -> pd.DataFrame:
@@ -106,10 +111,9 @@ def figure(composed: pd.DataFrame, inverted: pd.DataFrame, layers: pd.DataFrame,
         shown.update_xaxes(title="source layer" if column == 3 else "target layer", dtick=1, row=1, col=column)
     shown.add_hline(y=many, line={"dash": "dot"}, row=1, col=3)  # pyright: ignore[reportArgumentType] (plotly's stubs know "all" only)
     shown.update_yaxes(title="R² (below −1 shown as −1)", range=[0, 1], row=1, col=1)
-    shown.update_layout(template=TEMPLATE_NAME, height=440, margin={"t": 90}, legend={"orientation": "h", "y": -0.25})
-    return shown.update_layout(title="Maps joined, turned round, and from many layers")
+    shown.update_layout(template=TEMPLATE_NAME, height=440, margin={"t": 60}, legend={"orientation": "h", "y": -0.25})
+    return shown
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    tyro.cli(main)
+    run(reproduce)

@@ -1,26 +1,23 @@
 """LRT's table 1 and figure 5: do answers to questions about a behaviour move together under native and transferred steering?
 
-    python examples/propensity.py --out propensity-report                  # bundled pair, its own items: under a minute
-    python examples/propensity.py --source MODEL --target MODEL --source-layer 10 --target-layer 20 --tasks FOLDER --texts FILE.jsonl
+    python examples/propensity.py                                          # bundled pair, its own items: under a minute
+    python examples/propensity.py --source MODEL --target MODEL --source-layer 10 --target-layer 20 --tasks FOLDER --documents FILE.jsonl
 
 Tasks are JSON Lines files in the form of the model-written evaluations (`question`, `answer_matching_behavior`,
 `answer_not_matching_behavior`). A task of the paper's table is found by its file's name and the paper's numbers are printed beside ours.
 The same model on both sides carries vectors between its own layers.
 """
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pandas as pd
-import tyro
 
 import lrt_lens as lrt
-from lrt_lens.data.behaviours import behaviour_items
-from lrt_lens.evaluation.propensity import SCALES, PropensityEvaluation, evaluate_propensity
-from lrt_lens.report.results import write_results
-
-logger = logging.getLogger("propensity")
+from lrt_lens.evaluation.propensity import SCALES
+from lrt_lens.reproduction import Compared, FigureOptions, MissingInputError, Reproduction, Verdict, run
 
 PAPER = {
     "corrigible-neutral-HHH": (0.807, 0.160, 0.751, 0.861, 4.22e-2, 4.24e-2),
@@ -38,87 +35,105 @@ PAPER = {
     "willingness-to-use-physical-force-to-achieve-benevolent-goals": (0.957, 0.042, 0.942, 0.971, 1.28e-2, 1.21e-2),
 }
 """LRT (arXiv 2506.00653), table 1, Gemma-2-2B → 9B: mean r, sd over scales, 95% interval, mean MSE and its sd."""
-SAYS = (
-    "LRT's r is between propensities; the column r_none is what no steering at all reaches against native steering, from item difficulty "
-    "alone, so only what r_change adds over random directions speaks for the transfer; models, layers and scales are not the paper's: the "
-    "values beside each other show the measure, not a replication of its numbers."
-)
 
 
-def main(
-    out: Path = Path("propensity-report"), source: str | None = None, target: str | None = None, source_layer: int = 2,
-    target_layer: int | None = None, tasks: Path | None = None, texts: Path | None = None, n_tokens: int = 120_000, n_items: int = 60,
-    scales: Sequence[float] = SCALES, n_random: int = 4, bias: bool = False, seed: int = 0, device: str = "cpu", quick: bool = False,
-) -> None:  # fmt: skip
-    """Fit a stitch, carry a vector a task, compare.
+@dataclass(frozen=True)
+class Options(FigureOptions):
+    """Tasks and strengths."""
 
-    Args:
-        out: folder for propensity.html, propensity.csv and propensity.json.
-        source: where vectors are learnt: hub id or folder; the bundled small model by default.
-        target: where they are carried to; the bundled large model by default.
-        source_layer: layer of the source.
-        target_layer: layer of the target; chosen by cross-validation where left out.
-        tasks: folder of task files; the bundled choice items by default.
-        texts: documents for the stitch (a row `text` each); the bundled ones by default.
-        n_tokens: tokens of the harvest.
-        n_items: items a task, half of them for the vector.
-        scales: multiples of the native vector's length.
-        n_random: random directions.
-        bias: add the map's bias to the vector, as LRT does.
-        seed: of draws, splits and bootstraps.
-        device: where models run.
-        quick: few of everything: shows that it runs.
-    """
-    if quick:
-        n_tokens, n_items, scales, n_random = 20_000, 24, (-1.0, 1.0), 2
-    pair = lrt.demo_pair(device=device) if source is None or target is None else lrt.ModelPair.load(source, target, device=device)
-    documents = lrt.demo_documents() if texts is None else texts
-    if target_layer is None:
-        grid = lrt.fit_stitches(pair, documents, source_layers=[source_layer], n_tokens=n_tokens, null=False)
-        layers = [grid.best().target_hook]
-    else:
-        layers = [target_layer]
-    # Alone, so that the map of shuffled pairs comes whole.
-    stitch = lrt.fit_stitches(pair, documents, source_layers=[source_layer], target_layers=layers, n_tokens=n_tokens, null="full").best()
-    result = evaluate_propensity(
-        pair, stitch, load_tasks(tasks, n_items, seed), scales=scales, bias="add" if bias else "none", n_random=n_random, seed=seed
-    )
+    QUICK: ClassVar[Mapping[str, Any]] = {"n_tokens": 6_000, "n_items": 16, "scales": (-1.0, 1.0), "n_random": 2, "target_layer": 3}
+    source_layer: int = 2
+    """Where vectors are learnt."""
+    target_layer: int | None = None
+    """Where they are carried to; chosen by cross-validation without it."""
+    tasks: Path | None = None
+    """Folder of task files; the bundled choice items without it."""
+    n_items: int = 60
+    """Items a task, half of them for the vector."""
+    scales: tuple[float, ...] = SCALES
+    """Multiples of the native vector's length."""
+    n_random: int = 4
+    """Random directions."""
+    bias: bool = False
+    """Add the map's bias to the vector, as LRT does."""
+
+
+def reproduce(options: Options) -> Reproduction:
+    """Fit a stitch, carry a vector a task, compare."""
+    pair, texts = options.pair(), options.texts()
+    layers: Any = "all" if options.target_layer is None else [options.target_layer]
+    stitch = lrt.fit_stitches(
+        pair, texts, source_layers=[options.source_layer], target_layers=layers, n_tokens=options.n_tokens, null="full", seed=options.seed,
+        progress=True,
+    ).best()  # fmt: skip
+    result = lrt.evaluate_propensity(
+        pair, stitch, load_tasks(options), scales=options.scales, bias="add" if options.bias else "none", n_random=options.n_random, seed=options.seed,
+    )  # fmt: skip
     table = beside_the_paper(result)
-    out.mkdir(parents=True, exist_ok=True)
-    result.figure().write_html(out / "propensity.html", include_plotlyjs=True)
-    result.table.to_csv(out / "propensity.csv", index=False)
-    arguments = {
-        "source": pair.source.name, "target": pair.target.name, "stitch": repr(stitch), "scales": list(scales), "n_items": n_items,
-        "n_tokens": n_tokens, "bias": "add" if bias else "none", "seed": seed,
-    }  # fmt: skip
-    tables = {"says": SAYS, "paper_beside_ours": table, "overall": result.overall, "summary": result.summary}
-    write_results(out / "propensity.json", arguments, tables)
-    logger.info(
-        "%s\n%s\n\n%s\n%s\nOpen %s",
-        stitch,
-        *(t.round(3).to_string(index=False) for t in (table, result.overall)),
-        SAYS,
-        out / "propensity.html",
+    overall = result.overall.set_index("arm")
+    at = lambda arm, name: float(overall.loc[arm, name])  # noqa: E731
+    changes = at("transferred", "r_change"), at("random", "r_change"), at("shuffled", "r_change")
+    paper_r = sum(row[0] for row in PAPER.values()) / len(PAPER)
+    above_difficulty = bool((table["r"] > table["r_none"]).all())
+    verdict: Verdict = (
+        "does not survive its null" if changes[0] <= max(changes[1:]) else "holds" if above_difficulty else "holds with a caveat"
+    )
+    return Reproduction(
+        name="propensity",
+        title="Do answers move together under native and transferred steering?",
+        paper="LRT, table 1 and figure 5",
+        claim="Propensities of items under the transferred vector correlate with those under the target's own: r from .73 to .98 over 13 tasks.",
+        compared=[
+            Compared(
+                "r of propensities, mean over tasks (paper: mean of its 13)",
+                at("transferred", "r"),
+                round(paper_r, 3),
+                control=at("none", "r"),
+                control_name="no steering at all",
+            ),
+            Compared("r of the changes that steering makes", changes[0], None, control=changes[1], control_name="random directions"),
+            Compared(
+                "squared error as a share of predicting no change",
+                at("transferred", "mse_share"),
+                None,
+                control=at("random", "mse_share"),
+                control_name="random directions",
+            ),
+        ],
+        says="LRT's r is between propensities; what no steering at all reaches against native steering comes from item difficulty alone, "
+        "so only what the r of "
+        "changes adds over random directions speaks for the transfer. Models, layers and scales are not the paper's.",
+        verdict=verdict,
+        because=f"r is {at('transferred', 'r'):.3f}, but {at('none', 'r'):.3f} without any steering (mean over {len(table)} tasks); changes "
+        f"correlate by {changes[0]:.2f}, those of "
+        f"random directions by {changes[1]:.2f}, of the map of shuffled pairs by {changes[2]:.2f}.",
+        figures={"A box over scales for every task and arm; right: correlation of changes": result.figure()},
+        tables={"Beside the paper": table, "Means over tasks": result.overall, "All arms": result.summary},
+        details={"stitch": repr(stitch)},
     )
 
 
-def load_tasks(folder: Path | None, n_items: int, seed: int) -> list[lrt.ChoiceItems]:
+def load_tasks(options: Options) -> list[lrt.ChoiceItems]:
     """The folder's tasks (the paper's alone, where it holds any of them), or the bundled items."""
-    if folder is None:
-        return [lrt.demo_items("sentiment"), lrt.demo_items("mood")]
-    files = sorted(folder.glob("*.jsonl"))
+    if options.tasks is None:
+        found = [lrt.demo_items("sentiment"), lrt.demo_items("mood")]
+        return [
+            lrt.ChoiceItems(t.prompts[: options.n_items], t.positive[: options.n_items], t.negative[: options.n_items], name=t.name)
+            for t in found
+        ]
+    files = sorted(options.tasks.glob("*.jsonl"))
     if not files:
-        raise SystemExit(f"no .jsonl file in {folder}; give a folder of task files")
+        raise MissingInputError(f"--tasks: no .jsonl file in {str(options.tasks.absolute())!r}; give a folder of task files")
     known = [file for file in files if file.stem in PAPER]
-    return [behaviour_items(file, n=n_items, seed=seed) for file in known or files]
+    return [lrt.behaviour_items(file, n=options.n_items, seed=options.seed) for file in known or files]
 
 
-def beside_the_paper(result: PropensityEvaluation) -> pd.DataFrame:
+def beside_the_paper(result: lrt.PropensityEvaluation) -> pd.DataFrame:
     """A row a task: the paper's mean r ± sd and MSE, ours, and the controls."""
     rows = []
     for task, part in result.summary.groupby("task", sort=False):
         by_arm = part.set_index("arm")
-        row = {"task": task}
+        row: dict[str, Any] = {"task": task}
         if task in PAPER:
             row |= dict(zip(("paper_r", "paper_sd", "paper_low", "paper_high", "paper_mse", "paper_mse_sd"), PAPER[str(task)], strict=True))
         ours = by_arm.loc["transferred"]
@@ -131,5 +146,4 @@ def beside_the_paper(result: PropensityEvaluation) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    tyro.cli(main)
+    run(reproduce)

@@ -1,90 +1,18 @@
 r"""Stitching, table 2: an SAE carried over, beside the one the target would have learnt and its controls.
 
-python examples/sae_transfer.py --out sae-report               # bundled pair and SAEs, about a minute
+python examples/sae_transfer.py                                # bundled pair and SAEs, about a minute
 python examples/sae_transfer.py --source EleutherAI/pythia-70m-deduped --target EleutherAI/pythia-160m-deduped \
-        --sae my-sae --texts corpus.jsonl                          # a folder in SAELens' format
+        --sae my-sae --documents corpus.jsonl                     # a folder in SAELens' format
 """
 
-import json
-import logging
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import tyro
+import pandas as pd
 
 import lrt_lens as lrt
-from lrt_lens.adapters.sae.bundled import demo_sae
-from lrt_lens.evaluation.sae import evaluate_sae
-
-logger = logging.getLogger("sae_transfer")
-
-QUESTION = (
-    "Does the transferred SAE lose little more than one trained on the target, and far less than the same SAE through a map that knows nothing? "
-    "The paper's models, SAEs (32k features, billions of tokens) and losses are others: the comparison shows the order of the arms, not the size."
-)
-
-
-def main(
-    out: Path = Path("sae-report"), source: str | None = None, target: str | None = None, sae: Path | None = None, native: Path | None = None,
-    texts: Path | None = None, documents: int | None = None, n_tokens: int = 20_000, fit_tokens: int = 120_000, seed: int = 0,
-    device: str | None = None, quick: bool = False,
-) -> None:  # fmt: skip
-    """Fit, transfer, evaluate.
-
-    Args:
-        out: folder for sae_transfer.html and sae_transfer.json.
-        source: hub id or folder of the small model; bundled without it.
-        target: the same of the large model.
-        sae: SAE of the source, a folder in SAELens' format; bundled without it.
-        native: SAE of the target; bundled without it where the models are bundled.
-        texts: documents (.txt, .jsonl, .jsonl.gz); bundled without it.
-        documents: how many of them; all without it.
-        n_tokens: counted tokens of the evaluation.
-        fit_tokens: tokens of the stitch.
-        seed: of bootstraps and random maps.
-        device: where the models run.
-        quick: few tokens: shows that it runs.
-    """
-    if quick:
-        n_tokens, fit_tokens = 1_500, 15_000
-    bundled = source is None or target is None
-    if not bundled and sae is None:
-        raise SystemExit("give --sae FOLDER, a SAELens SAE of the source")
-    pair = lrt.demo_pair(device=device) if source is None or target is None else lrt.ModelPair.load(source, target, device=device)
-    corpus: Any = list(lrt.demo_documents() if texts is None else _texts(texts))[:documents]
-    own = demo_sae("small") if sae is None else _load(sae)
-    theirs = _load(native) if native else demo_sae("large") if bundled and sae is None else None
-    hook = own.cfg.metadata.hook_name
-    layers: Any = [theirs.cfg.metadata.hook_name] if theirs is not None else "all"
-    # The full null, not its sketch: the arm through the map of shuffled pairs needs it.
-    grid = lrt.fit_stitches(pair, corpus, source_layers=[hook], target_layers=layers, n_tokens=fit_tokens, null="full", seed=seed)
-    stitch = grid.best(source=hook)
-    result = evaluate_sae(pair, stitch, own, corpus, native=theirs, n_tokens=n_tokens, seed=seed)
-    out.mkdir(parents=True, exist_ok=True)
-    result.figure().write_html(out / "sae_transfer.html", include_plotlyjs=True)
-    found = {"question": QUESTION, "stitch": repr(stitch), "sae": result.table.to_dict("records"), "paper_table_2": PAPER}
-    (out / "sae_transfer.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    logger.info(
-        "%s\n%s\nThe paper: %s\n%s\nOpen %s",
-        stitch,
-        result.summary.round(4).to_string(index=False),
-        PAPER,
-        QUESTION,
-        out / "sae_transfer.html",
-    )
-
-
-def _texts(path: Path) -> list[str]:
-    from lrt_lens.data.documents import iterate_documents
-
-    return list(iterate_documents(path))
-
-
-def _load(folder: Path) -> Any:
-    from sae_lens import SAE
-
-    return SAE.load_from_disk(folder)
-
+from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
 
 PAPER: list[dict[str, Any]] = [
     {"pair": "Pythia 70m → 160m", "l0": (16.0, 16.0), "fvu": (0.17, 0.52), "delta_ce": (0.36, 2.16), "dead": ("5.2%", "2.9%")},
@@ -94,6 +22,83 @@ PAPER: list[dict[str, Any]] = [
 """Table 2: (source's SAE on the source, transferred on the target)."""
 
 
+@dataclass(frozen=True)
+class Options(FigureOptions):
+    """Which SAE goes where, and how much text it is judged on."""
+
+    QUICK: ClassVar[Mapping[str, Any]] = {"n_tokens": 6_000, "loss_tokens": 800}
+    target_sae: str | None = None
+    """SAE of the target to compare with, a folder in SAELens' format; the bundled one beside the bundled pair."""
+    loss_tokens: int = 20_000
+    """Counted tokens of the evaluation."""
+
+
+def reproduce(options: Options) -> Reproduction:
+    """Fit, transfer, evaluate."""
+    pair, texts, own = options.pair(), options.texts(), options.source_sae()
+    with_native = options.target_sae is not None or (options.bundled and options.sae is None)
+    native = options.load_sae(options.target_sae, "--target-sae", "large") if with_native else None
+    hook = own.cfg.metadata.hook_name
+    layers: Any = "all" if native is None else [native.cfg.metadata.hook_name]
+    # The full null, not its sketch: the arm through the map of shuffled pairs needs it.
+    stitch = lrt.fit_stitches(
+        pair, texts, source_layers=[hook], target_layers=layers, n_tokens=options.n_tokens, null="full", seed=options.seed, progress=True
+    ).best(source=hook)
+    result = lrt.evaluate_sae(pair, stitch, own, texts, native=native, n_tokens=options.loss_tokens, seed=options.seed)
+    arms = result.table.set_index("arm")
+    gaps = {arm: result.difference("transferred", arm) for arm in ("shuffled", "random")}
+    beats = all(gap.high < 0 for gap in gaps.values())
+    verdict: Verdict = "holds with a caveat" if beats else "does not survive its null"
+    at = lambda arm, name: float(arms.loc[arm, name])  # noqa: E731
+    best = "native" if native is not None else "source"
+    return Reproduction(
+        name="sae_transfer",
+        title="An SAE carried to the large model, without training",
+        paper="Stitching, table 2",
+        claim="A transferred SAE reconstructs the larger model zero-shot: worse than on its own model, with the same sparsity and few dead features.",
+        compared=[
+            Compared(
+                "loss added by the reconstruction, nats a token (paper: Pythia)",
+                at("transferred", "delta_ce"),
+                2.16,
+                at("transferred", "delta_ce_low"),
+                at("transferred", "delta_ce_high"),
+                control=at("random", "delta_ce"),
+                control_name="same SAE through random maps",
+            ),
+            Compared(
+                "FVU",
+                at("transferred", "fvu"),
+                0.52,
+                at("transferred", "fvu_low"),
+                at("transferred", "fvu_high"),
+                control=at("random", "fvu"),
+                control_name="random maps",
+            ),
+            Compared(
+                "loss recovered, share of mean ablation",
+                at("transferred", "ce_recovered"),
+                None,
+                at("transferred", "ce_recovered_low"),
+                at("transferred", "ce_recovered_high"),
+                control=at("random", "ce_recovered"),
+                control_name="random maps",
+            ),
+            Compared(f"loss added by the {best} SAE, nats a token", at(best, "delta_ce"), 0.36 if best == "source" else None),
+        ],
+        says="Does the transferred SAE lose little more than one trained on the target, and far less than the same SAE through a map that "
+        "knows nothing? The paper's "
+        "models, SAEs (32k features, billions of tokens) and losses are others: the comparison shows the order of the arms, not the size.",
+        verdict=verdict,
+        because=f"transferred minus random maps: {gaps['random'].value:+.2f} nats ({gaps['random'].low:+.2f} to {gaps['random'].high:+.2f}), "
+        f"minus shuffled {gaps['shuffled'].value:+.2f}; "
+        f"but it adds {at('transferred', 'delta_ce'):.2f} nats where the {best} SAE adds {at(best, 'delta_ce'):.2f}, and random maps "
+        f"alone recover {at('random', 'ce_recovered'):.2f} of the loss.",
+        figures={"Every metric by arm, with 95% intervals": result.figure()},
+        tables={"All arms": result.table, "The paper's table 2 (own, transferred)": pd.DataFrame(PAPER)},
+        details={"stitch": repr(stitch)},
+    )
+
+
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    tyro.cli(main)
+    run(reproduce)

@@ -1,6 +1,6 @@
-"""Weak to strong: a concept learnt in the small model, at work in the large one (L-Cross, figure 4), by maps that never saw it.
+"""Weak to strong: a concept learnt in the small model, at work in the large one (L-Cross, figures 4-6), by maps that never saw it.
 
-    python examples/weak_to_strong.py --out weak-to-strong-report            # bundled pair, its two concepts: about two minutes
+    python examples/weak_to_strong.py                                  # bundled pair, its two concepts: about two minutes
     python examples/weak_to_strong.py --source SMALL --target LARGE --tasks FOLDER
 
 The paper (arXiv 2501.02009, §4) carries a harmfulness vector of Qwen2-0.5B-Instruct to Qwen2-7B-Instruct: steered by its own vector the small model reaches at most 54%
@@ -9,76 +9,108 @@ harmful answers over β, the large one under the carried vector 88.0% at β = 1.
 those of the vector: other pairs of the concept, another concept, ordinary text. Items share no text with any of them.
 """
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import tyro
-from l_cross import generic, load_concepts, load_models, write_figures
 
 import lrt_lens as lrt
-from lrt_lens.evaluation.concept_transfer import ConceptTransfer, evaluate_concept_transfer
-from lrt_lens.report.results import write_results
+from lrt_lens.evaluation.concept_transfer import ConceptTransfer
+from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
+from lrt_lens.reproduction.concepts import generic_stitch, load_concepts
 
-logger = logging.getLogger("weak_to_strong")
-
-GRID = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
-PAPER = {"small model, its own vector, best β (%)": 54.0, "large model, carried, β = 1 (%)": 88.0}
-"""Share of answers to 50 AdvBench questions judged harmful; the text of the paper says 86.0 for the second."""
-SAYS = (
-    "That the large model exceeds the small one is expected of its own vector too (arm native), so only arms whose map was fitted without the concept (other_ridge, "
-    "stitch), against native and random, say that the small model's concept was carried. The share of the concept's choice among two continuations is not a rate of "
-    "harmful answers, so the paper's numbers stand beside ours for their order only."
-)
+SMALL_BEST, LARGE_AT_1 = 54.0, 88.0
+"""Share of answers to 50 AdvBench questions judged harmful, per cent: small model over β, large model at β = 1 (86.0 in the paper's text)."""
 
 
-def main(
-    out: Path = Path("weak-to-strong-report"), source: str | None = None, target: str | None = None, source_hook: int = 2, target_hook: int = 3,
-    tasks: Path | None = None, texts: Path | None = None, n_tokens: int = 150_000, pairs: int = 252, test_items: int = 60, n_random: int = 4,
-    betas: Sequence[float] = GRID, neutral: int = 24, damage: float = 0.1, seed: int = 0, device: str = "cpu", quick: bool = False,
-) -> None:  # fmt: skip
-    """Steer both models over β.
+@dataclass(frozen=True)
+class Options(FigureOptions):
+    """Concepts and strengths."""
 
-    Args:
-        out: folder for weak_to_strong.html, weak_to_strong.csv and weak_to_strong.json.
-        source: the small model, hub id or folder; the bundled one by default.
-        target: the large model; tokenizers may differ.
-        source_hook: layer of the small model.
-        target_hook: layer of the large model.
-        tasks: folder of task files; the bundled concepts by default.
-        texts: documents for the map of ordinary text (a row `text` each), where the tokenizer is shared; the bundled ones by default.
-        n_tokens: tokens of that map; 0 leaves it out.
-        pairs: pairs a task that maps and vectors are learnt from.
-        test_items: items a task that are measured.
-        n_random: random maps.
-        betas: multiples of the vectors as mapped, 1 among them.
-        neutral: neutral texts.
-        damage: nats per token at which arms are compared; 0 leaves that out.
-        seed: of splits, draws and bootstraps.
-        device: where models run.
-        quick: few of everything: shows that it runs.
-    """
-    if quick:
-        n_tokens, pairs, test_items, n_random, betas, neutral = 15_000, 60, 8, 1, (1.0, 2.0), 4
-    models = load_models(source, target, device)
-    concepts = load_concepts(tasks, pairs, test_items, seed)
-    result = evaluate_concept_transfer(
-        models, concepts, source_hook=source_hook, target_hook=target_hook, betas=betas, damage=damage or None, n_random=n_random, seed=seed,
-        neutral=lrt.demo_neutral()[:neutral] if damage else None, stitch=generic(models, texts, n_tokens, source_hook, target_hook, seed),
+    QUICK: ClassVar[Mapping[str, Any]] = {
+        "n_tokens": 5_000,
+        "pairs": 30,
+        "test_items": 6,
+        "n_random": 1,
+        "betas": (1.0, 2.0),
+        "damage": 0.0,
+    }
+    n_tokens: int = 150_000
+    """Tokens of the map of ordinary text; 0 leaves it out."""
+    source_hook: int = 2
+    """Layer of the small model."""
+    target_hook: int = 3
+    """Layer of the large model."""
+    tasks: Path | None = None
+    """Folder of task files; the bundled concepts without it."""
+    pairs: int = 252
+    """Pairs a task that maps and vectors are learnt from."""
+    test_items: int = 60
+    """Items a task that are measured."""
+    n_random: int = 4
+    """Random maps."""
+    betas: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+    """Multiples of the vectors as mapped, 1 among them."""
+    neutral: int = 24
+    """Neutral texts."""
+    damage: float = 0.1
+    """Nats per token at which arms are compared; 0 leaves that out."""
+
+
+def reproduce(options: Options) -> Reproduction:
+    """Steer both models over β."""
+    models, concepts = options.models(), load_concepts(options.tasks, options.pairs, options.test_items, options.seed)
+    at = {"source_hook": options.source_hook, "target_hook": options.target_hook}
+    stitch = generic_stitch(models, options.texts(), **at, n_tokens=options.n_tokens, seed=options.seed)
+    result = lrt.evaluate_concept_transfer(
+        models, concepts, **at, betas=options.betas, damage=options.damage or None, n_random=options.n_random, seed=options.seed,
+        neutral=lrt.demo_neutral()[: options.neutral] if options.damage else None, stitch=stitch,
     )  # fmt: skip
     table = best_over_beta(result)
-    out.mkdir(parents=True, exist_ok=True)
-    write_figures([result.figure("weak_to_strong"), result.figure("summary")], out / "weak_to_strong.html")
-    result.table.to_csv(out / "weak_to_strong.csv", index=False)
-    arguments = {
-        "source": models[0].name, "target": models[1].name, "source_hook": source_hook, "target_hook": target_hook, "pairs": pairs, "test_items": test_items,
-        "n_tokens": n_tokens, "betas": list(betas), "damage": damage, "seed": seed,
-    }  # fmt: skip
-    write_results(out / "weak_to_strong.json", arguments, {"says": SAYS, "paper": PAPER, "over_beta": table, "summary": result.summary})
-    text = "\n\n".join(found.round(3).to_string(index=False) for found in (table, result.summary))
-    logger.info("%s\n%s\nOpen %s", text, SAYS, out / "weak_to_strong.html")
+    means = table.groupby("arm", sort=False)[["at_0", "at_1", "best"]].mean()
+    carried = "other_ridge"  # fixed beforehand: the map that saw the other concept alone
+    best = {name: float(means.loc[name, "best"]) for name in (carried, "source", "native", "random", "shuffled") if name in means.index}
+    null = max(best.get("random", 0.0), best.get("shuffled", 0.0))
+    verdict: Verdict = (
+        "does not survive its null" if best[carried] <= null else "holds" if best[carried] > best["source"] else "holds with a caveat"
+    )
+    return Reproduction(
+        name="weak_to_strong",
+        title="Weak to strong: the small model's concept in the large one",
+        paper="L-Cross, figures 4-6",
+        claim="A vector of the small model, carried, brings the large model further (88%) than it brings the small model itself (54% at its best β).",
+        compared=[
+            Compared(
+                f"concept's choice, %, large model, map without the concept ({carried}), best β",
+                best[carried],
+                LARGE_AT_1,
+                control=null,
+                control_name="random or shuffled map",
+            ),
+            Compared("concept's choice, %, small model under its own vector, best β", best["source"], SMALL_BEST),
+            Compared(
+                "concept's choice, %, large model under its own vector, best β",
+                best["native"],
+                None,
+                control=float(means.loc["native", "at_0"]),
+                control_name="no steering",
+            ),
+        ],
+        says="That the large model exceeds the small one is expected of its own vector too, so only arms whose map was fitted without the "
+        "concept, against native and "
+        "random, say that the small model's concept was carried. The share of the concept's choice among two continuations is no rate "
+        "of harmful answers: order only.",
+        verdict=verdict,
+        because=f"with the map that never saw the concept the large model reaches {best[carried]:.0f}%, the small one itself "
+        f"{best['source']:.0f}%, random or shuffled maps "
+        f"{null:.0f}%, the large model's own vector {best['native']:.0f}%.",
+        figures={"Probability of the concept's choice over β": result.figure("weak_to_strong"), "All arms": result.figure("summary")},
+        tables={"Best over β": table, "Arms": result.summary},
+        details={"stitch": repr(stitch)},
+    )
 
 
 def best_over_beta(result: ConceptTransfer) -> pd.DataFrame:
@@ -104,5 +136,4 @@ def best_over_beta(result: ConceptTransfer) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    tyro.cli(main)
+    run(reproduce)

@@ -67,11 +67,28 @@ _HOME = {
     "SteeringVector": "lrt_lens.adapters.steering",
     "Calibration": "lrt_lens.adapters.calibration",
     "calibrate_scale": "lrt_lens.adapters.calibration",
+    "predict_scale": "lrt_lens.adapters.scale_prediction",
+    "Intervention": "lrt_lens.adapters.intervention",
     "SteeringEvaluation": "lrt_lens.evaluation.steering",
     "evaluate_steering": "lrt_lens.evaluation.steering",
+    "ComparedContinuations": "lrt_lens.evaluation.compared_continuations",
+    "compare_continuations": "lrt_lens.evaluation.compared_continuations",
     "LinearProbe": "lrt_lens.adapters.probe",
     "ProbeEvaluation": "lrt_lens.evaluation.probes",
     "evaluate_probe": "lrt_lens.evaluation.probes",
+    "Anchors": "lrt_lens.adapters.baselines.anchors",
+    "anchor_stitch": "lrt_lens.adapters.baselines.anchors",
+    "RelativeRepresentation": "lrt_lens.adapters.baselines.anchor_methods",
+    "AnchorProjection": "lrt_lens.adapters.baselines.anchor_methods",
+    "AnchorProcrustes": "lrt_lens.adapters.baselines.anchor_methods",
+    "AnchorLinear": "lrt_lens.adapters.baselines.anchor_methods",
+    "AnchorRidge": "lrt_lens.adapters.baselines.anchor_methods",
+    "embedding_stitch": "lrt_lens.adapters.baselines.shared_vocabulary",
+    "MiniVec2Vec": "lrt_lens.adapters.baselines.unpaired",
+    "unpaired_stitch": "lrt_lens.adapters.baselines.unpaired",
+    "FamilyBaselines": "lrt_lens.evaluation.family_baselines",
+    "evaluate_family_baselines": "lrt_lens.evaluation.family_baselines",
+    "fitting_texts": "lrt_lens.evaluation.family_baselines",
     "SparseProbeEvaluation": "lrt_lens.evaluation.sparse_probing",
     "evaluate_sparse_probes": "lrt_lens.evaluation.sparse_probing",
     "FeatureEvaluation": "lrt_lens.evaluation.features.result",
@@ -115,6 +132,7 @@ _HOME = {
     "Aligner": "lrt_lens.data.alignment",
     "align": "lrt_lens.data.alignment",
     "aligned_share": "lrt_lens.data.alignment",
+    "with_fewer_merges": "lrt_lens.data.retokenizing",
     "token_boundaries": "lrt_lens.data.boundaries",
     "HookPointError": "lrt_lens.errors",
     "MismatchError": "lrt_lens.errors",
@@ -139,29 +157,44 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from lrt_lens.adapters.baselines.anchor_methods import (
+        AnchorLinear,
+        AnchorProcrustes,
+        AnchorProjection,
+        AnchorRidge,
+        RelativeRepresentation,
+    )
+    from lrt_lens.adapters.baselines.anchors import Anchors, anchor_stitch
+    from lrt_lens.adapters.baselines.shared_vocabulary import embedding_stitch
+    from lrt_lens.adapters.baselines.unpaired import MiniVec2Vec, unpaired_stitch
     from lrt_lens.adapters.calibration import Calibration, calibrate_scale
     from lrt_lens.adapters.codes.code_map import CodeMap, fit_code_map
     from lrt_lens.adapters.concept_map import ConceptMap, apply_together
+    from lrt_lens.adapters.intervention import Intervention
     from lrt_lens.adapters.probe import LinearProbe
     from lrt_lens.adapters.sae.bundled import demo_sae
     from lrt_lens.adapters.sae.rows import SAERows
     from lrt_lens.adapters.sae.sparsify import load_sparsify
     from lrt_lens.adapters.sae.training import SAETraining, train_sae
     from lrt_lens.adapters.sae.unit_norm import unit_norm_decoder
+    from lrt_lens.adapters.scale_prediction import predict_scale
     from lrt_lens.adapters.steering import SteeringVector
     from lrt_lens.data.alignment import Aligner, Alignment, align, aligned_share
     from lrt_lens.data.behaviours import answer_contrast, behaviour_items
     from lrt_lens.data.boundaries import token_boundaries
     from lrt_lens.data.contrast import ChoiceItems, ContrastSet
     from lrt_lens.data.demo import demo_contrast, demo_documents, demo_items, demo_neutral, demo_texts
+    from lrt_lens.data.retokenizing import with_fewer_merges
     from lrt_lens.errors import FileFormatError, HookPointError, MismatchError, NonFiniteError, TooFewDocumentsError
     from lrt_lens.evaluation.ablation import AblationEvaluation, ablation_hooks, evaluate_ablation
     from lrt_lens.evaluation.agreement import steering_agreement
     from lrt_lens.evaluation.clamping import ClampEvaluation, evaluate_clamping
     from lrt_lens.evaluation.code_map import CodeMapEvaluation, evaluate_code_map
+    from lrt_lens.evaluation.compared_continuations import ComparedContinuations, compare_continuations
     from lrt_lens.evaluation.concept_interpolation import ConceptInterpolation, evaluate_interpolation
     from lrt_lens.evaluation.concept_transfer import Concept, ConceptTransfer, evaluate_concept_transfer
     from lrt_lens.evaluation.decoder_geometry import DecoderGeometry, decoder_geometry
+    from lrt_lens.evaluation.family_baselines import FamilyBaselines, evaluate_family_baselines, fitting_texts
     from lrt_lens.evaluation.feature_matching import FeatureMatches, match_features
     from lrt_lens.evaluation.features.evaluate import evaluate_features
     from lrt_lens.evaluation.features.result import FeatureEvaluation

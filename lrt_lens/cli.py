@@ -59,7 +59,7 @@ class Fit:
     """Harvest two models on the same text and fit every layer pair; killed and started again, it goes on where it was.
 
     Many processes share the work under ``torchrun --nproc-per-node N -m lrt_lens fit …``, or as ``--shard i/N`` in jobs of their own
-    (docs/scale.md).
+    (docs/how-to/run_on_a_cluster.md).
     """
 
     source: str

@@ -173,6 +173,7 @@ def demo_tables(result: DemoResult) -> dict[str, Any]:
         "pair": {"source": result.pair.source.name, "target": result.pair.target.name},
         "grid": result.grid.scores,
         "stitch": {key: result.stitch.scores[key] for key in keys},
+        "alignment": result.grid.moments.provenance.alignment,
         "steering": pd.concat([evaluation.table for evaluation in result.evaluations.values()], ignore_index=True),
         "steering_summary": pd.concat([evaluation.summary for evaluation in result.evaluations.values()], ignore_index=True),
         "contrast_scores": {concept: vars(e.contrast_score) for concept, e in result.evaluations.items() if e.contrast_score is not None},

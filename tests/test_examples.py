@@ -1,7 +1,9 @@
-"""Every example runs with ``--quick`` from the command line and leaves its figure and its numbers."""
+"""Every script of a figure runs with ``--quick`` from the command line and leaves its page, its picture and its numbers."""
 
+import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,19 +11,43 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-QUICK = sorted(path.stem for path in EXAMPLES.glob("*.py") if "quick: bool" in path.read_text(encoding="utf-8"))
+SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py") if "run(reproduce)" in path.read_text(encoding="utf-8"))
+OTHERS = {"demo_model_card", "train_demo_models", "train_demo_saes"}
+"""They made what is bundled."""
+BROWSER = any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")))
 
 
-def test_there_are_examples() -> None:
-    assert {"maps_compared", "layer_choice", "two_way_beside_adam", "map_algebra"} <= set(QUICK)
+def test_every_example_makes_a_figure() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} - OTHERS == set(SCRIPTS)
+    assert {"stitched_loss", "inversion_penalty", "clamp_steering", "behaviour_removal", "fit_losses", "concept_directions"} <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_figure_has_the_name_of_its_script(name: str) -> None:
+    tree = ast.parse((EXAMPLES / f"{name}.py").read_text(encoding="utf-8"))
+    made = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Reproduction"]
+    (named,) = [keyword.value for keyword in made[0].keywords if keyword.arg == "name"]
+    assert isinstance(named, ast.Constant)
+    assert named.value == name
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_stands_alone(name: str) -> None:
+    tree = ast.parse((EXAMPLES / f"{name}.py").read_text(encoding="utf-8"))
+    imported = {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    assert not imported & set(SCRIPTS), "what scripts share belongs into lrt_lens.reproduction"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_an_example_runs(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--quick", "--out", str(tmp_path)]
     done = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert list(tmp_path.glob("*.html"))
-    (numbers,) = tmp_path.glob("*.json")
-    assert json.loads(numbers.read_text(encoding="utf-8"))
+    record = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
+    assert record["quick"]
+    assert record["compared"]
+    assert record["because"]
+    assert "nan" not in record["because"], "a sentence without its number"
+    assert (tmp_path / f"{name}.html").is_file()
+    assert (tmp_path / f"{name}.png").is_file() or not BROWSER

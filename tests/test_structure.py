@@ -6,7 +6,22 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lrt_lens"
-ORDER = ("typing", "errors", "models", "data", "stitching", "adapters", "evaluation", "report", "demo", "cli", "__main__")
+ORDER = (
+    "typing",
+    "errors",
+    "repr_html",
+    "models",
+    "data",
+    "stitching",
+    "adapters",
+    "evaluation",
+    "report",
+    "exploration",
+    "reproduction",
+    "demo",
+    "cli",
+    "__main__",
+)
 """Each may import only from those before it; report/results.py writes what any of them found."""
 
 

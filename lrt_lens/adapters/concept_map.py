@@ -40,6 +40,7 @@ from lrt_lens.models.hook_points import resolve, same_place
 from lrt_lens.models.hooked_model import Handle, HookedModel, ModelIdentity
 from lrt_lens.models.loading import ModelLike, load_model
 from lrt_lens.models.pair import ModelPair
+from lrt_lens.repr_html import card, note, table
 from lrt_lens.stitching.affine import AffineMap
 from lrt_lens.stitching.files import read_tensors, write_tensors
 
@@ -235,8 +236,8 @@ class ConceptMap:
         return "\n".join(lines) + ")"
 
     def _repr_html_(self) -> str:
-        note = "<p>A map that interpolates returns the target's own vector for the texts it was fitted on.</p>" if self.interpolates else ""
-        return self.summary.round(3).to_html(index=False) + note
+        warning = "A map that interpolates returns the target's own vector for the texts it was fitted on." if self.interpolates else ""
+        return card("ConceptMap", table(self.summary), note(warning))
 
     def _warn_if_interpolating(self) -> None:
         for layer in self.layers:

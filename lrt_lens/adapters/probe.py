@@ -30,6 +30,7 @@ from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from lrt_lens.models.hook_points import resolve
 from lrt_lens.models.hooked_model import SKIP_FIRST, HookedModel, ModelIdentity
 from lrt_lens.models.loading import ModelLike, load_model
+from lrt_lens.repr_html import card, facts
 from lrt_lens.stitching.affine import AffineMap
 from lrt_lens.stitching.files import read_tensors, write_tensors
 from lrt_lens.stitching.stitch import Stitch
@@ -192,6 +193,18 @@ class LinearProbe:
         classes = f"{len(self.classes)} classes {list(self.classes[:4])}{' …' if len(self.classes) > 4 else ''}"
         pooled = " of mapped states" if self.before is not None else ""
         return f"LinearProbe({self.name!r} at {self.hook}{where}, {classes}, {self.method} read {self.read}{pooled})"
+
+    def _repr_html_(self) -> str:
+        found = {
+            "name": self.name,
+            "hook point": self.hook,
+            "model": self.model.name if self.model else None,
+            "classes": ", ".join(map(str, self.classes)),
+            "method": f"{self.method}, read {self.read}{' of mapped states' if self.before is not None else ''}",
+            "penalty": self.penalty if self.penalty == self.penalty else None,
+            "dimensions": len(self.weight),
+        }
+        return card("LinearProbe", facts(found))
 
     # ---------------------------------------------------------------------------------------------------------- files
 

@@ -15,7 +15,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,10 +27,14 @@ from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from lrt_lens.models.hook_points import resolve, same_place
 from lrt_lens.models.hooked_model import SKIP_FIRST, Handle, HookedModel, ModelIdentity
 from lrt_lens.models.loading import ModelLike, load_model
+from lrt_lens.repr_html import card, facts
 from lrt_lens.stitching.files import read_tensors, write_tensors
 from lrt_lens.stitching.stitch import Stitch
 from lrt_lens.stitching.transfer import transfer_artefact
 from lrt_lens.typing import Direction
+
+if TYPE_CHECKING:
+    from lrt_lens.adapters.calibration import Calibration
 
 VECTOR_SCHEMA = "lrt_lens.vector/1"
 
@@ -158,6 +162,20 @@ class SteeringVector:
         where = f" of {self.model.name}" if self.model else ""
         return f"SteeringVector({self.name!r} at {self.hook}{where}, {self.method} read {self.read}, norm {self.norm:.3g}{share})"
 
+    def _repr_html_(self) -> str:
+        known = self.median_norm == self.median_norm
+        found = {
+            "name": self.name,
+            "hook point": self.hook,
+            "model": self.model.name if self.model else None,
+            "method": f"{self.method}, read {self.read}",
+            "texts": f"{len(self.contrast_set)} pairs" if self.contrast_set is not None else None,
+            "norm": self.norm,
+            "share of the median residual norm": f"{self.norm / self.median_norm:.0%}" if known else None,
+            "dimensions": len(self.direction),
+        }
+        return card("SteeringVector", facts(found))
+
     # ------------------------------------------------------------------------------------------------------- steering
 
     def hooks(
@@ -166,7 +184,8 @@ class SteeringVector:
         """``[(name, fn)]`` for plain ``model.hooks(fwd_hooks=...)`` of TransformerLens.
 
         Args:
-            scale: multiples of the vector that ``"add"`` adds; negative steers away. ValueError for NaN.
+            scale: multiples of the vector that ``"add"`` adds; negative steers away. ``"clamp"`` and ``"ablate"`` go this share of the way,
+                0 to 1. ValueError for NaN.
             mode: ``"add"``; ``"clamp"`` sets the component along the vector to ``level``; ``"ablate"`` to 0.
             positions: ``"all"``, the ``"last"`` of every prompt, or ``"generated"`` tokens; the first ``skip_first`` stay as they are.
             level: component along the unit vector under ``"clamp"``; see `mean_component`.
@@ -175,16 +194,16 @@ class SteeringVector:
             raise ValueError(f"scale is {scale}; expected a finite number (calibrate_scale finds one)")
         if mode not in ("add", "clamp", "ablate") or positions not in ("all", "last", "generated"):
             raise ValueError(f"mode {mode!r}, positions {positions!r}; expected add, clamp or ablate, and all, last or generated")
-        if mode != "add" and not (scale == 1.0 and self.norm > 0):
+        if mode != "add" and not (0 <= scale <= 1 and self.norm > 0):
             raise ValueError(
-                f"mode {mode!r} sets a component and takes no scale (given: {scale}), along a vector that is not zero (norm {self.norm:.3g})"
+                f"mode {mode!r} goes a share of the way, scale 0 to 1 (given: {scale}), along a vector that is not zero (norm {self.norm:.3g})"
             )
         if mode == "clamp" and level is None:
             raise ValueError("mode 'clamp' needs level=...; vector.mean_component(model, texts) recomputes it in the model that is steered")
         change = {
             "add": adding(self.direction * scale),
-            "clamp": setting(self.direction, level or 0.0),
-            "ablate": setting(self.direction, 0.0),
+            "clamp": setting(self.direction, level or 0.0, scale),
+            "ablate": setting(self.direction, 0.0, scale),
         }[mode]
         return [(self.hook, SteeringHook(change, positions, self.skip_first))]
 
@@ -200,19 +219,19 @@ class SteeringVector:
         mode: Mode = "add",
         positions: Positions = "all",
         level: float | None = None,
-        neutral: Sequence[str] | None = None,
+        neutral: Sequence[Any] | None = None,
         damage: float = 0.1,
+        unit: Literal["loss", "kl"] = "loss",
     ) -> Handle:
         """Put the vector on a model: ``with vector.apply(model): ...``, or keep the handle and call ``remove()``.
 
-        ``scale="auto"`` takes the strength that raises the loss on ``neutral`` texts by ``damage`` nats per token (`calibrate_scale`).
+        ``scale="auto"`` takes the strength that costs ``damage`` nats per token on ``neutral`` texts or conversations, as the rise of the loss or as
+        KL from the unsteered model (``unit``; see `calibrate_scale`).
         """
         hooked = load_model(model)
         self.refuse_other_model(hooked)
         if scale == "auto":
-            if mode != "add":
-                raise ValueError(f"scale='auto' is for mode='add'; mode {mode!r} has no strength to calibrate")
-            scale = self._calibrated(hooked, neutral, damage, positions)
+            return self._calibrated(hooked, neutral, damage, unit, mode, level, positions).apply(hooked)
         return hooked.intervene(dict(self.hooks(scale=scale, mode=mode, positions=positions, level=level)))
 
     def mean_component(self, model: ModelLike, texts: Sequence[str]) -> float:
@@ -221,18 +240,21 @@ class SteeringVector:
         unit = self.direction / self.direction.norm()
         return float((read_activations(hooked, texts, self.hook, "mean") @ unit.to(torch.float32)).mean())
 
-    def _calibrated(self, model: HookedModel, neutral: Sequence[str] | None, damage: float, positions: Positions) -> float:
+    def _calibrated(
+        self, model: HookedModel, neutral: Sequence[Any] | None, damage: float, unit: Literal["loss", "kl"], mode: Mode, level: float | None,
+        positions: Positions,
+    ) -> "Calibration":  # fmt: skip
         from lrt_lens.adapters.calibration import calibrate_scale
 
         if neutral is None:
             raise ValueError("scale='auto' needs neutral=[texts] on which damage is measured")
-        found = calibrate_scale(model, self, neutral, damage, positions=positions)
+        found = calibrate_scale(model, self, neutral, damage, unit=unit, mode=mode, level=level, positions=positions)
         if not found.reached:
             raise ValueError(
                 f"no scale of {self.name!r} raises the loss on the neutral texts by {damage} nats per token "
                 f"(most seen: {found.curve['damage'].max():.3g}); give a smaller damage, or a scale"
             )
-        return found.scale
+        return found
 
     def refuse_other_model(self, model: HookedModel) -> None:
         """Raise `MismatchError` unless this vector belongs to ``model``."""

@@ -22,10 +22,15 @@ class SteeringHook:
         self._seen = 0
         self.prompt_lengths: Tensor | None = None
         """[batch]: where prompts end, when prompts and continuations come in one call padded on the right."""
+        self.followers: tuple[SteeringHook, ...] = ()
+        """Hooks behind this one in the same pass."""
 
     def restarted(self) -> "SteeringHook":
-        """This hook, told that the next call begins a new text."""
+        """This hook, told that the next call begins a new text; its followers learn so too, and where prompts end."""
         self._seen = 0
+        for hook in self.followers:
+            hook.prompt_lengths = self.prompt_lengths
+            hook.restarted()
         return self
 
     def __call__(self, activation: Tensor, hook: Any = None) -> Tensor:
@@ -55,12 +60,12 @@ def adding(step: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda activation: activation + step.to(activation)
 
 
-def setting(direction: Tensor, level: float) -> Callable[[Tensor], Tensor]:
-    """Set the component along a direction: ``h + (level − ⟨h, v̂⟩) v̂`` (Stitching §4); level 0 ablates it."""
+def setting(direction: Tensor, level: float, share: float = 1.0) -> Callable[[Tensor], Tensor]:
+    """Set the component along a direction: ``h + (level − ⟨h, v̂⟩) v̂`` (Stitching §4); level 0 ablates it. ``share`` goes only part of the way."""
     unit = direction / direction.norm()
 
     def change(activation: Tensor) -> Tensor:
         along = unit.to(activation)
-        return activation + (level - activation @ along)[..., None] * along
+        return activation + share * (level - activation @ along)[..., None] * along
 
     return change

@@ -42,6 +42,12 @@ class TokenBatches:
         if chunk:
             yield chunk
 
+    def residuals(self) -> Iterator[tuple[int, Tensor]]:
+        """(row, its unsteered residual at the hook point, [length, d_model])."""
+        for chunk, residual in zip(self._chunks, self._residuals, strict=True):
+            for place, i in enumerate(chunk):
+                yield i, residual[place, : len(self.rows[i])]
+
     def log_probabilities(
         self, hook: SteeringHook | None = None, prompt_lengths: Sequence[int] | None = None
     ) -> Iterator[tuple[int, Tensor]]:

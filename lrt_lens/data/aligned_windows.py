@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lrt_lens.data.alignment import Alignment
-from lrt_lens.data.blocks import MINIMUM_ROWS, BlockPlan, Window
+from lrt_lens.data.windows import MINIMUM_ROWS, BlockPlan, Window
 from lrt_lens.models.hooked_model import HookedModel
 
 

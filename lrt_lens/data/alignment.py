@@ -84,13 +84,17 @@ def align(text: str, first: Any, second: Any) -> Alignment:
 
 def refuse_unaligned(alignments: Sequence[Alignment]) -> None:
     """Raise `MismatchError` where not one position is aligned in any of the texts, saying how many tokens there were."""
-    if any(alignment.n_pairs for alignment in alignments):
-        return
-    n_first, n_second = (sum(len(ids) for ids in side) for side in _ids(alignments))
+    if not any(alignment.n_pairs for alignment in alignments):
+        n_first, n_second = (sum(len(ids) for ids in side) for side in _ids(alignments))
+        raise nothing_aligns(len(alignments), n_first, n_second)
+
+
+def nothing_aligns(n_texts: int, n_first: int, n_second: int) -> MismatchError:
+    """The error for texts of so many tokens in which not one position is aligned."""
     if n_first == n_second == 0:
-        raise MismatchError(f"{len(alignments)} text(s) have no token at all, so nothing aligns; give texts that are not empty")
-    raise MismatchError(
-        f"no boundary between characters is shared in {len(alignments)} text(s) of {n_first} and {n_second} tokens; expected at least one: "
+        return MismatchError(f"{n_texts} text(s) have no token at all, so nothing aligns; give texts that are not empty")
+    return MismatchError(
+        f"no boundary between characters is shared in {n_texts} text(s) of {n_first} and {n_second} tokens; expected at least one: "
         "both tokenizers must be able to spell the texts (unknown characters and dropped text align nowhere): give texts in their language"
     )
 

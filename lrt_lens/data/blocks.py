@@ -1,6 +1,6 @@
 """Documents cut into blocks: the unit of harvesting, of products and of shuffled pairs.
 
-Documents become windows (none holds two documents; BOS in front by the model's policy), and windows of one *part* gather into a
+Documents become windows (`lrt_lens.data.window_cutter`; none holds two documents), and windows of one *part* gather into a
 block of about ``block_rows`` unmasked tokens. Parts are the folds: a document's hash decides whether it helps to fit (one of
 ``N_FOLDS`` cross-validation folds) or to test (one of ``N_TEST_GROUPS`` groups of the test fold), whatever its place in the stream.
 
@@ -9,6 +9,7 @@ harvest all walk the same stream and each takes some of its blocks. Products, sh
 
     plan = BlockPlan(context_length=256)
     for block in iterate_blocks(documents, model, plan): block.part, block.windows
+    for block in iterate_blocks(documents, small, plan, target=large): …          # each window as both read it
 """
 
 import hashlib
@@ -19,9 +20,12 @@ from itertools import islice
 
 import numpy as np
 
-from lrt_lens.data.documents import Documents, document_key, iterate_documents
+from lrt_lens.data.alignment import nothing_aligns
+from lrt_lens.data.documents import Documents
+from lrt_lens.data.window_cutter import Aligned, CutDocument, WindowCutter
+from lrt_lens.data.windows import BlockPlan, Window
 from lrt_lens.errors import TooFewDocumentsError
-from lrt_lens.models.hooked_model import SKIP_FIRST, HookedModel
+from lrt_lens.models.hooked_model import HookedModel
 
 logger = logging.getLogger(__name__)
 
@@ -31,36 +35,6 @@ N_TEST_GROUPS = 8
 """Groups of documents inside the test fold, for intervals."""
 N_PARTS = N_FOLDS + N_TEST_GROUPS
 PART_NAMES = tuple([f"fold{k}" for k in range(N_FOLDS)] + [f"test{g}" for g in range(N_TEST_GROUPS)])
-
-MINIMUM_ROWS = 4
-"""A window that offers fewer unmasked tokens than this costs a forward pass for next to nothing."""
-
-
-@dataclass(frozen=True)
-class BlockPlan:
-    """How documents are cut."""
-
-    context_length: int = 256
-    """Tokens a window, BOS included."""
-    skip_first: int = SKIP_FIRST
-    """Masked positions at the start of every window."""
-    n_tokens: int | None = None
-    """Unmasked tokens after which no further document is taken; None takes all."""
-    block_rows: int = 4096
-    """Unmasked tokens a block holds before it is handed on."""
-    seed: int = 0
-    """Decides the folds, with each document's text."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """Consecutive tokens of one document."""
-
-    ids: list[int]
-    rows: np.ndarray
-    """Positions that take part, ascending."""
-    document: int
-    """The document's key."""
 
 
 @dataclass
@@ -76,31 +50,38 @@ class Block:
     """Documents that begin here: each is counted in one block, wherever it ends."""
     digest: int = 0
     """Sum of their keys modulo 2⁶⁴."""
+    aligned: Aligned | None = None
+    """How much of those documents two tokenizers share; None where both models read the same tokens."""
 
-    def add(self, window: Window, *, begins: bool = False) -> None:
-        """Append a window; ``begins`` where it is its document's first."""
+    def add(self, window: Window, begins: CutDocument | None = None) -> None:
+        """Append a window; ``begins`` is the document of which it is the first."""
         self.windows.append(window)
         self.n_rows += len(window.rows)
-        if begins:
+        if begins is not None:
             self.n_documents += 1
-            self.digest = (self.digest + window.document) % 2**64
+            self.digest = (self.digest + begins.key) % 2**64
+            self.aligned = sum_aligned(self.aligned, begins.aligned)
 
     @property
     def fingerprint(self) -> int:
         """63 bits of a hash of all its tokens and masks: what a resumed run compares."""
         digest = hashlib.blake2b(f"{self.part}".encode(), digest_size=8)
         for window in self.windows:
-            digest.update(np.array(window.ids, dtype=np.int64).tobytes())
-            digest.update(window.rows.astype(np.int64).tobytes())
+            for side in (window, window.counterpart) if window.counterpart else (window,):
+                digest.update(np.array(side.ids, dtype=np.int64).tobytes())
+                digest.update(side.rows.astype(np.int64).tobytes())
         return int.from_bytes(digest.digest(), "big") >> 1
 
     def batches(self, batch_tokens: int) -> Iterator[list[Window]]:
         """Windows of similar length together, at most ``batch_tokens`` padded tokens a batch (one window at least)."""
         batch: list[Window] = []
+        longest = 0
+        # Sorted by the source's tokens alone: a cache, which keeps only these, finds the same order.
         for window in sorted(self.windows, key=lambda w: (-len(w.ids), w.document)):
-            if batch and len(batch[0].ids) * (len(batch) + 1) > batch_tokens:
+            longest = max(longest, window.padded_length)
+            if batch and longest * (len(batch) + 1) > batch_tokens:
                 yield batch
-                batch = []
+                batch, longest = [], window.padded_length
             batch.append(window)
         if batch:
             yield batch
@@ -139,6 +120,8 @@ class Corpus:
     n_rows: int = 0
     digest: int = 0
     """Sum of the documents' keys modulo 2⁶⁴: the same for any order."""
+    aligned: Aligned | None = None
+    """Of all documents read, those without a row included; None where both models read the same tokens."""
 
 
 def part_of(key: int) -> int:
@@ -147,70 +130,63 @@ def part_of(key: int) -> int:
     return place if place < N_FOLDS else N_FOLDS + group
 
 
-def iterate_blocks(documents: Documents, model: HookedModel, plan: BlockPlan, corpus: Corpus | None = None) -> Iterator[Block]:
+def iterate_blocks(
+    documents: Documents, model: HookedModel, plan: BlockPlan, corpus: Corpus | None = None, target: HookedModel | None = None
+) -> Iterator[Block]:
     """Blocks of one part each, numbered in the order in which they fill; the rest of every part at the end.
 
-    Raises `TooFewDocumentsError` where a fold stays empty, naming the folds.
+    With ``target`` windows are cut for both models: at the same characters, where they read different tokens.
+
+    Raises `TooFewDocumentsError` where a fold stays empty, naming the folds; `MismatchError` where nothing aligns.
     """
-    for index, block in enumerate(_fill_blocks(documents, model, plan, corpus if corpus is not None else Corpus())):
+    for index, block in enumerate(_fill_blocks(documents, WindowCutter(plan, model, target), corpus if corpus is not None else Corpus())):
         block.index = index
         yield block
 
 
-def _fill_blocks(documents: Documents, model: HookedModel, plan: BlockPlan, corpus: Corpus) -> Iterator[Block]:
+def sum_aligned(one: Aligned | None, other: Aligned | None) -> Aligned | None:
+    """Both together; None counts nothing."""
+    return one if other is None else other if one is None else one + other
+
+
+def _fill_blocks(documents: Documents, cutter: WindowCutter, corpus: Corpus) -> Iterator[Block]:
     open_blocks = {part: Block(part) for part in range(N_PARTS)}
     filled: set[int] = set()
-    for key, windows in _documents_as_windows(documents, model, plan, corpus):
-        part = part_of(key)
+    for document in _cut_documents(documents, cutter, corpus):
+        part = part_of(document.key)
         filled.add(part)
-        for place, window in enumerate(windows):
+        for place, window in enumerate(document.windows):
             block = open_blocks[part]
-            block.add(window, begins=place == 0)
-            if block.n_rows >= plan.block_rows:
+            block.add(window, begins=None if place else document)
+            if block.n_rows >= cutter.plan.block_rows:
                 open_blocks[part] = Block(part)
                 yield block
-    _check_parts(filled, corpus, plan)
+    _check_parts(filled, corpus, cutter.plan)
     yield from (block for block in open_blocks.values() if block.windows)
 
 
-def _documents_as_windows(documents: Documents, model: HookedModel, plan: BlockPlan, corpus: Corpus) -> Iterator[tuple[int, list[Window]]]:
-    texts = iterate_documents(documents, model.tokenizer)
+def _cut_documents(documents: Documents, cutter: WindowCutter, corpus: Corpus) -> Iterator[CutDocument]:
+    """Documents that offer a row, until the plan has enough."""
+    texts, n_tokens = cutter.texts(documents), cutter.plan.n_tokens
     while chunk := list(islice(texts, 64)):
-        for text, ids in zip(chunk, model.encode_bodies(chunk), strict=True):
-            if plan.n_tokens is not None and corpus.n_rows >= plan.n_tokens:
+        for document in cutter.cut(chunk):
+            if n_tokens is not None and corpus.n_rows >= n_tokens:
                 return
-            key = document_key(text, plan.seed)
-            windows = cut_windows(ids, key, model, plan)
-            if not windows:
+            corpus.aligned = sum_aligned(corpus.aligned, document.aligned)
+            if not document.windows:
                 corpus.n_skipped += 1
                 continue
             corpus.n_documents += 1
-            corpus.n_rows += sum(len(window.rows) for window in windows)
-            corpus.digest = (corpus.digest + key) % 2**64
-            yield key, windows
-
-
-def cut_windows(ids: list[int], key: int, model: HookedModel, plan: BlockPlan) -> list[Window]:
-    """One document's windows; those with fewer than four unmasked tokens are left out."""
-    prefix = [model.tokenizer.bos_token_id] if model.prepend_bos else []
-    if prefix and ids[:1] == prefix:
-        ids = ids[1:]  # chat templates write the BOS themselves
-    body_length = plan.context_length - len(prefix)
-    special = np.array(sorted(model.special_ids))
-    windows = []
-    for start in range(0, len(ids), body_length):
-        window = [*prefix, *ids[start : start + body_length]]
-        keep = ~np.isin(window, special)
-        keep[: plan.skip_first] = False
-        rows = np.flatnonzero(keep)
-        if len(rows) >= MINIMUM_ROWS:
-            windows.append(Window(window, rows, key))
-    return windows
+            corpus.n_rows += sum(len(window.rows) for window in document.windows)
+            corpus.digest = (corpus.digest + document.key) % 2**64
+            yield document
 
 
 def _check_parts(filled: set[int], corpus: Corpus, plan: BlockPlan) -> None:
     if corpus.n_skipped:
         logger.warning("%d of %d documents were too short to offer a token", corpus.n_skipped, corpus.n_skipped + corpus.n_documents)
+    if corpus.aligned is not None and corpus.aligned.n_pairs == 0:
+        raise nothing_aligns(corpus.n_skipped, corpus.aligned.n_source, corpus.aligned.n_target)
     if corpus.n_documents == 0:
         raise TooFewDocumentsError(
             f"no document offers a token: {corpus.n_skipped} were empty or too short (the first {plan.skip_first} positions and special tokens "

@@ -15,16 +15,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from lrt_lens.errors import MismatchError
+
 _FILE_ENDINGS = (".txt", ".jsonl", ".jsonl.gz")
 
 Documents = Any
 """See the module docstring."""
 
 
-def iterate_documents(documents: Documents, tokenizer: Any = None) -> Iterator[str]:
-    """The texts in ``documents``, one at a time; chats go through the tokenizer's chat template."""
+def iterate_documents(documents: Documents, *tokenizers: Any) -> Iterator[str]:
+    """The texts in ``documents``, one at a time; chats go through the tokenizer's chat template, and are refused for two tokenizers."""
     for index, row in enumerate(_rows(documents)):
-        yield _text(row, index, tokenizer)
+        yield _text(row, index, tokenizers)
 
 
 def document_key(text: str, seed: int) -> int:
@@ -95,16 +97,21 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 raise ValueError(f"{path}, line {number} is not JSON ({error}); expected one object a line") from error
 
 
-def _text(row: Any, index: int, tokenizer: Any) -> str:
+def _text(row: Any, index: int, tokenizers: tuple[Any, ...]) -> str:
     if isinstance(row, str):
         return row
     if isinstance(row, dict) and isinstance(row.get("text"), str):
         return row["text"]
     chat = row.get("messages") if isinstance(row, dict) else row
     if isinstance(chat, list) and chat and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in chat):
-        if getattr(tokenizer, "chat_template", None) is None:
+        if len(tokenizers) > 1:
+            raise MismatchError(
+                f"document {index} is a chat, but the two models have different tokenizers, each with its own template and special tokens, and would "
+                "not read the same text; pass plain text, such as the contents of the messages"
+            )
+        if not tokenizers or getattr(tokenizers[0], "chat_template", None) is None:
             raise ValueError(
                 f"document {index} is a chat, but the tokenizer has no chat template; set tokenizer.chat_template, or pass plain text"
             )
-        return tokenizer.apply_chat_template(chat, tokenize=False)
+        return tokenizers[0].apply_chat_template(chat, tokenize=False)
     raise ValueError(f"document {index} is a {type(row).__name__} ({str(row)[:60]!r}); expected a text, a row with 'text', or a chat")

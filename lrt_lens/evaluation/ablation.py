@@ -32,6 +32,7 @@ from lrt_lens.evaluation.preferences import PreferenceText
 from lrt_lens.models.hook_points import EMBED
 from lrt_lens.models.hooked_model import SKIP_FIRST, HookedModel
 from lrt_lens.models.pair import ModelPair
+from lrt_lens.repr_html import card, table
 from lrt_lens.stitching.stitch import Stitch
 from lrt_lens.typing import Direction
 
@@ -82,7 +83,7 @@ class AblationEvaluation:
         return ablation_figure(self.summary)
 
     def _repr_html_(self) -> str:
-        return self.summary.round(3).to_html(index=False)
+        return card("AblationEvaluation", table(self.summary))
 
 
 def evaluate_ablation(

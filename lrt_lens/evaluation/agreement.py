@@ -47,6 +47,7 @@ def steering_agreement(
         progress: show a bar.
     """
     stitch.check(pair.source, pair.target)
+    pair.refuse_two_tokenizers("steering_agreement", "measure what a vector does on items (evaluate_steering), or predict it (fidelity)")
     if directions.ndim != 2 or directions.shape[1] != pair.source.d_model:
         raise MismatchError(f"directions have shape {tuple(directions.shape)}; expected [direction, {pair.source.d_model}]")
     rows = [row[:context_length] for row in pair.source.encode(texts) if len(row) > stitch.skip_first + 1]

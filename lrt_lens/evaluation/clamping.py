@@ -31,6 +31,7 @@ from lrt_lens.evaluation.arms import Arm, drawn_arms, learnt_arms, plain_arms, t
 from lrt_lens.evaluation.continuations import Classifier, Continuations
 from lrt_lens.evaluation.intervals import NOTHING, Interval, bootstrap_statistic, clopper_pearson, spread
 from lrt_lens.models.pair import ModelPair
+from lrt_lens.repr_html import card, table
 from lrt_lens.stitching.stitch import Stitch
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class ClampEvaluation:
         return clamp_figure(self.summary)
 
     def _repr_html_(self) -> str:
-        return self.summary.round(3).to_html(index=False)
+        return card("ClampEvaluation", table(self.summary))
 
 
 def evaluate_clamping(

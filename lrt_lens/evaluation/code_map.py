@@ -35,6 +35,7 @@ from lrt_lens.evaluation.agreement import steering_agreement
 from lrt_lens.evaluation.intervals import bootstrap_mean
 from lrt_lens.models.hook_points import same_place
 from lrt_lens.models.pair import ModelPair
+from lrt_lens.repr_html import card, table
 from lrt_lens.stitching.jackknife import jackknife
 from lrt_lens.stitching.scatter import r2_of
 from lrt_lens.stitching.stitch import Stitch
@@ -76,8 +77,7 @@ class CodeMapEvaluation:
         return code_map_figure(self.table, self.features)
 
     def _repr_html_(self) -> str:
-        shown = lambda frame: frame.to_html(index=False, float_format=lambda value: f"{value:.3g}")  # noqa: E731
-        return shown(self.table) + (shown(self.summary) if len(self.features) else "")
+        return card("CodeMapEvaluation", table(self.table), table(self.summary) if len(self.features) else "")
 
 
 def evaluate_code_map(

@@ -37,6 +37,7 @@ from lrt_lens.evaluation.concept_rows import PairRows, cosine, known_rows, read_
 from lrt_lens.evaluation.intervals import spread
 from lrt_lens.models.loading import ModelLike
 from lrt_lens.models.pair import ModelPair
+from lrt_lens.repr_html import card, note, table
 from lrt_lens.stitching.stitch import Stitch
 
 HELD_OUT_SHARE = 0.25
@@ -73,7 +74,7 @@ class ConceptInterpolation:
         return interpolation_figure(self.summary)
 
     def _repr_html_(self) -> str:
-        return self.summary.round(3).to_html(index=False)
+        return card("ConceptInterpolation", note("Cosine to the native vector; intervals are 95% of the draws."), table(self.summary))
 
 
 def evaluate_interpolation(

@@ -24,8 +24,9 @@ from tqdm.auto import tqdm
 
 from lrt_lens.adapters.calibration import MAX_PASSES, NeutralText, search_scale
 from lrt_lens.adapters.concept_map import Extraction, Hooks, TextRead, contrast_sets, model_sides, paired_hooks
+from lrt_lens.adapters.intervention import Intervention
 from lrt_lens.adapters.steering import SteeringVector
-from lrt_lens.adapters.steering_hook import Positions
+from lrt_lens.adapters.steering_hook import Positions, SteeringHook
 from lrt_lens.data.behaviours import answer_contrast
 from lrt_lens.data.contrast import ChoiceItems, ContrastSet
 from lrt_lens.evaluation.arms import Arm
@@ -38,6 +39,7 @@ from lrt_lens.models.hook_points import depth
 from lrt_lens.models.hooked_model import HookedModel
 from lrt_lens.models.loading import ModelLike
 from lrt_lens.models.pair import ModelPair
+from lrt_lens.repr_html import card, note, table
 from lrt_lens.stitching.stitch import Stitch
 
 BETAS = (-1.5, -1.0, 1.0, 1.5)
@@ -104,7 +106,7 @@ class ConceptTransfer:
         return figures.beta_figure(self.table) if kind == "beta" else figures.weak_to_strong_figure(self.table)
 
     def _repr_html_(self) -> str:
-        return self.summary.round(3).to_html(index=False)
+        return card("ConceptTransfer", note("Effects in nats, changes against no steering."), table(self.summary))
 
 
 def evaluate_concept_transfer(
@@ -274,19 +276,18 @@ class _Bench:
         return _Measured(arm, curve)
 
     def _at(self, arm: ConceptArm, beta: float) -> tuple[np.ndarray, float]:
-        with self.model.intervene(self._later(arm, beta)):
-            return self.items.propensity(self._hook(arm, beta)), self._damage(arm, beta)
-
-    def _damage(self, arm: ConceptArm, beta: float) -> float:
-        return math.nan if self.neutral is None else self.neutral.damage(self._hook(arm, beta))
+        first, later = self._hooks(arm, beta)
+        with self.model.intervene(later):
+            return self.items.propensity(first), math.nan if self.neutral is None else self.neutral.damage(first)
 
     def _bracket(self, arm: ConceptArm) -> set[float]:
         """Two strengths around the one that does the damage; those that were tried where none does."""
         budget = self.budget or 0.0
 
         def measure(beta: float) -> float:
-            with self.model.intervene(self._later(arm, beta)):
-                return self._damage(arm, beta)
+            first, later = self._hooks(arm, beta)
+            with self.model.intervene(later):
+                return math.nan if self.neutral is None else self.neutral.damage(first)
 
         tried = search_scale(measure, budget, first_guess=1.0, tolerance=0.05, max_evaluations=MAX_PASSES - 1)
         if max((damage for _, damage in tried), default=0.0) < 0.95 * budget:
@@ -294,11 +295,10 @@ class _Bench:
         found = min(tried, key=lambda point: abs(point[1] - budget))[0]
         return {found * share for share in _AROUND}
 
-    def _hook(self, arm: ConceptArm, beta: float) -> Any:
-        return next(vector for vector in arm.vectors if vector.hook == self.first).hook_at(beta, positions=self.positions)
-
-    def _later(self, arm: ConceptArm, beta: float) -> dict[int | str, Any]:
-        return {vector.hook: vector.hook_at(beta, positions=self.positions) for vector in arm.vectors if vector.hook != self.first}
+    def _hooks(self, arm: ConceptArm, beta: float) -> tuple[SteeringHook, dict[int | str, Any]]:
+        """The hook at the first of the hook points, and those behind it, which learn from it where prompts end."""
+        first, *later = Intervention.of(arm.vectors, positions=self.positions).hooks(beta).items()
+        return first[1], dict(later)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from torch import Tensor
 from lrt_lens.errors import MismatchError, NonFiniteError
 from lrt_lens.evaluation.feature_matching import FeatureMatches
 from lrt_lens.evaluation.intervals import bootstrap_ratio, spread
+from lrt_lens.repr_html import card, table
 from lrt_lens.stitching.affine import AffineMap
 
 N_FEATURE_FOLDS = 5
@@ -77,7 +78,7 @@ class DecoderGeometry:
         return decoder_geometry_figure(self.summary)
 
     def _repr_html_(self) -> str:
-        return self.summary.to_html(index=False, float_format=lambda value: f"{value:.3g}")
+        return card("DecoderGeometry", table(self.summary))
 
 
 def chance_residual(norm: float, n: int, d: int) -> float:

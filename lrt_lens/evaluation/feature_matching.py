@@ -18,6 +18,7 @@ from lrt_lens.adapters.codes.moments import CodePasses, check_sae, encode
 from lrt_lens.data.blocks import N_FOLDS, N_PARTS
 from lrt_lens.data.documents import Documents
 from lrt_lens.models.pair import ModelPair
+from lrt_lens.repr_html import card, note, table
 from lrt_lens.stitching.plan import available_memory, human_bytes
 from lrt_lens.stitching.stitch import Stitch
 
@@ -43,8 +44,16 @@ class FeatureMatches:
             f"{self.table['correlation'].median():.2f} where matched, {self.table['correlation_test'].median():.2f} on other documents)"
         )
 
+    def figure(self) -> Any:
+        """Correlation on other documents against that where features were matched (plotly)."""
+        from lrt_lens.report.single_features import matches_figure
+
+        return matches_figure(self.table)
+
     def _repr_html_(self) -> str:
-        return f"<p><code>{self!r}</code></p>{self.table.describe().loc[['mean', 'min', '50%', 'max']].to_html(float_format='%.3g')}"
+        pairs = f"{len(self.table)} pairs of {self.n_source} and {self.n_target} live features."
+        spread = self.table.drop(columns=["source", "target"]).describe().loc[["mean", "min", "50%", "max"]].rename(index={"50%": "median"})
+        return card("FeatureMatches", note(pairs), table(spread.rename_axis("over pairs")))
 
 
 class _Sums:

@@ -26,6 +26,9 @@ class Interval:
         """Whether ``number`` lies outside."""
         return not self.low <= number <= self.high
 
+    def __repr__(self) -> str:
+        return f"Interval({self.value:.4g}, 95% {self.low:.4g} to {self.high:.4g})"
+
 
 NOTHING = Interval(math.nan, math.nan, math.nan)
 """What is reported where an estimate is undefined."""

@@ -38,6 +38,7 @@ from lrt_lens.evaluation.auroc import Verdict
 from lrt_lens.evaluation.intervals import Interval, bootstrap_ratio, spread
 from lrt_lens.models.hook_points import EMBED, same_place
 from lrt_lens.models.pair import ModelPair
+from lrt_lens.repr_html import card, note, table
 from lrt_lens.stitching.affine import AffineMap
 from lrt_lens.stitching.stitch import Stitch
 
@@ -75,7 +76,7 @@ class ProbeEvaluation:
         return probe_figure(self.table, chance=self.chance)
 
     def _repr_html_(self) -> str:
-        return self.summary.round(3).to_html(index=False)
+        return card("ProbeEvaluation", note(f"{self.task}: {self.n_test} test texts, chance {self.chance:.2f}."), table(self.summary))
 
 
 def evaluate_probe(

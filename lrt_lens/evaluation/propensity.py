@@ -37,6 +37,7 @@ from lrt_lens.evaluation.correlations import bootstrap_correlation, correlations
 from lrt_lens.evaluation.intervals import Interval, bootstrap_mean, spread
 from lrt_lens.evaluation.preferences import PreferenceText
 from lrt_lens.models.pair import ModelPair
+from lrt_lens.repr_html import card, table
 from lrt_lens.stitching.stitch import Stitch
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class PropensityEvaluation:
         return propensity_figure(self.table)
 
     def _repr_html_(self) -> str:
-        return self.summary.round(3).to_html(index=False)
+        return card("PropensityEvaluation", table(self.summary))
 
 
 def evaluate_propensity(

@@ -23,7 +23,7 @@ it falls with more of them, and its interval (Clopper–Pearson) is over feature
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 
 from lrt_lens.adapters.sae.random_maps import random_rotation
 from lrt_lens.data.documents import Documents
+from lrt_lens.data.windows import Window, unmasked
 from lrt_lens.errors import HookPointError, MismatchError, NonFiniteError
 from lrt_lens.evaluation.intervals import NOTHING, Interval, bootstrap_ratio, clopper_pearson
 from lrt_lens.evaluation.sae_pass import CodeTally, Reconstruction
@@ -41,6 +42,7 @@ from lrt_lens.evaluation.stitched_pass import Arm, Batch, End, Tally, batches, r
 from lrt_lens.models.hook_points import joint_parts, same_place
 from lrt_lens.models.hooked_model import HookedModel
 from lrt_lens.models.pair import ModelPair
+from lrt_lens.repr_html import card, note, table
 from lrt_lens.stitching.stitch import Stitch
 
 logger = logging.getLogger(__name__)
@@ -88,7 +90,10 @@ class SAEEvaluation:
         return sae_figure(self.table)
 
     def _repr_html_(self) -> str:
-        return self.summary.round(4).to_html(index=False)
+        measured = [f"{name}{end}" for name in (*METRICS, "dead_fraction") for end in ("", "_low", "_high")]
+        shown = ["arm", "model", *(name for name in measured if name in self.table)]
+        places = f"{self.source_hook} → {self.target_hook}; delta_ce in nats per token."
+        return card("SAEEvaluation", note(places), table(pd.DataFrame(self.table, columns=shown)))
 
 
 def evaluate_sae(
@@ -134,14 +139,23 @@ def evaluate_sae(
     saes = _saes(stitch, sae, native, n_random, seed)
     ends = {"A": End(pair.source, stitch.source_hook), "B": End(pair.target, stitch.target_hook)}
     windows = read_windows(pair, stitch, documents, n_tokens, min(context_length, pair.context_length), folds)
+    if pair.aligned:
+        # Nothing crosses between the models here: every unmasked token of either counts, not the aligned ones alone.
+        windows = [_with_all_rows(window, pair, stitch.skip_first) for window in windows]
     tally = Tally(1 + max(window.document for window in windows))
     codes = {name: CodeTally(tally.n_documents, found.cfg.d_sae) for name, found in saes.items()}
     for found in tqdm(list(batches(windows, pair.source, pair.target)), desc="SAE evaluation", disable=not progress, leave=False):
-        batch = Batch(found, pair.source, keep)
+        batch = Batch(found, ends, keep, paired=False)
         run_batch(ends, _arms(stitch, saes, batch, codes), batch, tally)
     by_document = _by_document(tally, codes)
     table = _table(by_document, codes, pair, seed)
     return SAEEvaluation(table, by_document, stitch.source_hook, stitch.target_hook, seed)
+
+
+def _with_all_rows(window: Window, pair: ModelPair, skip_first: int) -> Window:
+    target = window.read_by("target")
+    counterpart = replace(target, rows=unmasked(target.ids, pair.target, skip_first))
+    return replace(window, rows=unmasked(window.ids, pair.source, skip_first), counterpart=counterpart)
 
 
 # ------------------------------------------------------------------------------------------------------------- arguments
@@ -209,7 +223,7 @@ def _arms(stitch: Stitch, saes: dict[str, Any], batch: Batch, codes: dict[str, C
         arms += [Arm("mean", end, (end,), mean), Arm("zero", end, (end,), torch.zeros_like(mean))]
         arms.append(Arm("own", end, (end,), lambda streams, end=end: streams[end]))
         for name in (name for name in saes if (name == "source") == (end == "A")):
-            arms.append(Arm(name, end, (end,), Reconstruction(saes[name], end, mean, batch, codes[name])))
+            arms.append(Arm(name, end, (end,), Reconstruction(saes[name], end, mean, batch.sides[end], codes[name])))
     return arms
 
 

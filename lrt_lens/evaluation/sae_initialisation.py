@@ -26,6 +26,7 @@ from lrt_lens.adapters.sae.training import train_sae
 from lrt_lens.data.documents import Documents
 from lrt_lens.evaluation.sae import refuse_foreign_sae
 from lrt_lens.models.pair import ModelPair
+from lrt_lens.repr_html import card, note, table
 from lrt_lens.stitching.stitch import Stitch
 
 STUDY_ARMS = ("scratch", "transferred", "shuffled", "rotated")
@@ -74,7 +75,7 @@ class SAEInitialisation:
         return initialisation_figure(self.history, self.cosines)
 
     def _repr_html_(self) -> str:
-        return self.summary.round(4).to_html(index=False)
+        return card("SAEInitialisation", note("Intervals are the range over seeds."), table(self.summary))
 
 
 def study_sae_initialisation(

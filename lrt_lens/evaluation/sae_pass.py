@@ -1,7 +1,7 @@
 """What an SAE does on the way through a model: a reconstruction for the pass that finishes, and the sums over its codes.
 
     codes = CodeTally(n_documents, sae.cfg.d_sae)
-    Arm("transferred", "B", ("B",), Reconstruction(sae, "B", mean, batch, codes))      # encodes once: spliced in and counted
+    Arm("transferred", "B", ("B",), Reconstruction(sae, "B", mean, batch.sides["B"], codes))      # encodes once: spliced in and counted
 
 The passes themselves are those of `lrt_lens.evaluation.stitched_pass`.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens.errors import NonFiniteError
-from lrt_lens.evaluation.stitched_pass import Batch, Streams
+from lrt_lens.evaluation.stitched_pass import Side, Streams
 
 
 class CodeTally:
@@ -27,9 +27,9 @@ class CodeTally:
         """[document], tokens."""
         self.fired = torch.zeros(d_sae, dtype=torch.bool)
 
-    def add(self, batch: Batch, codes: Tensor, error: Tensor, variance: Tensor) -> None:
+    def add(self, side: Side, codes: Tensor, error: Tensor, variance: Tensor) -> None:
         """One batch: codes [row, feature] of the counted rows, squared distances [row]."""
-        documents = batch.documents[batch.counted]
+        documents = side.documents[side.counted]
         on = codes != 0
         self.fired |= on.any(0).cpu()
         for name, values in (("l0", on.sum(1)), ("error", error), ("variance", variance)):
@@ -46,18 +46,18 @@ class Reconstruction:
     """``"A"`` or ``"B"``."""
     mean: Tensor
     """[d], of the stream: variance is about it."""
-    batch: Batch
+    side: Side
     codes: CodeTally
 
     @torch.no_grad()
     def __call__(self, streams: Streams) -> Tensor:
         """The stream rebuilt from its codes wherever a next token is predicted."""
         stream = streams[self.end]
-        x = stream.float()[self.batch.predicts.to(stream.device)].to(self.sae.W_dec)
+        x = stream.float()[self.side.predicts.to(stream.device)].to(self.sae.W_dec)
         codes = self.sae.encode(x)
         codes = codes.to_dense() if codes.is_sparse else codes
         rebuilt = self.sae.decode(codes)
-        counted = torch.from_numpy(self.batch.counted).to(x.device)
+        counted = torch.from_numpy(self.side.counted).to(x.device)
         error = (x - rebuilt)[counted].double().square().sum(1)
         if not bool(torch.isfinite(error).all()):
             raise NonFiniteError(
@@ -65,7 +65,7 @@ class Reconstruction:
                 "dtype (float32 is safe)"
             )
         variance = (x[counted].double() - self.mean.to(x.device).double()).square().sum(1)
-        self.codes.add(self.batch, codes[counted], error, variance)
+        self.codes.add(self.side, codes[counted], error, variance)
         state = stream.clone()
-        state[self.batch.predicts.to(stream.device)] = rebuilt.to(stream)
+        state[self.side.predicts.to(stream.device)] = rebuilt.to(stream)
         return state

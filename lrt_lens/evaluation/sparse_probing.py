@@ -38,6 +38,7 @@ from lrt_lens.evaluation.intervals import spread
 from lrt_lens.models.hook_points import same_place
 from lrt_lens.models.hooked_model import HookedModel
 from lrt_lens.models.pair import ModelPair
+from lrt_lens.repr_html import card, note, table
 from lrt_lens.stitching.stitch import Stitch
 
 KS = (1, 2, 5, 10, 20, 50)
@@ -70,9 +71,13 @@ class SparseProbeEvaluation:
     @property
     def summary(self) -> pd.DataFrame:
         """Accuracies upright: a row per arm, a column per k."""
+        return self._upright("accuracy").reset_index()
+
+    def _upright(self, value: str) -> pd.DataFrame:
+        """[arm, k] of one column of the table, dense probes last."""
         kept = self.table.assign(k=self.table["k"].map(lambda k: "dense" if math.isnan(k) else int(k)))
         order = [k for k in dict.fromkeys(kept["k"]) if k != "dense"] + ["dense"] * ("dense" in set(kept["k"]))
-        return kept.pivot_table(index="arm", columns="k", values="accuracy", sort=False)[order].reset_index()
+        return kept.pivot_table(index="arm", columns="k", values=value, sort=False).reindex(columns=order)
 
     def figure(self) -> Any:
         """Accuracy over k, a line an arm (plotly)."""
@@ -81,7 +86,10 @@ class SparseProbeEvaluation:
         return sparse_probe_figure(self.table, chance=self.chance)
 
     def _repr_html_(self) -> str:
-        return self.summary.round(3).to_html(index=False)
+        parts = {end: self._upright(name) for name, end in (("accuracy", ""), ("low", "_low"), ("high", "_high"))}
+        shown = pd.DataFrame({f"k = {k}{end}": part.get(k) for k in parts[""] for end, part in parts.items()})
+        places = f"{self.n_test} test texts, chance {self.chance:.2f}; accuracy over the number of features k."
+        return card("SparseProbeEvaluation", note(places), table(shown))
 
 
 def evaluate_sparse_probes(

@@ -30,6 +30,7 @@ from lrt_lens.evaluation.choices import ChoiceText
 from lrt_lens.evaluation.intervals import Interval, bootstrap_mean, bootstrap_ratio, jackknife_error, spread
 from lrt_lens.models.hook_points import residual_post
 from lrt_lens.models.pair import ModelPair
+from lrt_lens.repr_html import card, note, table
 from lrt_lens.stitching.rows import RowScore, score_rows
 from lrt_lens.stitching.stitch import Stitch
 
@@ -106,7 +107,10 @@ class SteeringEvaluation:
         return figures.effect_damage_figure(self.table, concept=self.concept, budget=self.budget)
 
     def _repr_html_(self) -> str:
-        return self.summary.round(3).to_html(index=False)
+        budget = (
+            f"{self.concept}: effect in nats, a change against no steering, with every arm at a damage of {self.budget:g} nats per token."
+        )
+        return card("SteeringEvaluation", note(budget), table(self.summary))
 
 
 def evaluate_steering(
@@ -257,7 +261,7 @@ class _Bench:
         """Multiples of the calibrated scale, or all scales that were tried where none does the damage."""
         neutral = self.at(arm.vector.hook)[1]
         found = calibrate_on(
-            neutral, arm.vector, self.budget, positions=self.positions, first_guess=self._guess.get(arm.name, 1.0), tolerance=0.03
+            neutral, arm.vector, self.budget, positions=self.positions, first_guess=self._guess.get(arm.name), tolerance=0.03
         )
         if not found.reached:
             return [scale for scale in found.curve["scale"] if scale > 0]

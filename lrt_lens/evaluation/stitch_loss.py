@@ -21,8 +21,11 @@ Which positions, a position being where a state is and from where the *next* tok
 - **counted**: the positions that maps are fitted on (behind the first ``stitch.skip_first``, no special tokens) in every column but
   ``ce_all_positions``, which counts every position that has a next token, BOS included.
 
-Limits: one tokenizer; positions, not characters, are compared. Documents of the harvest are safe to give: unless told otherwise only those
-of its test fold are read.
+Models of two tokenizers each read their own tokens of the same windows, and only *aligned* positions behind the masked first ones are replaced and
+counted, in every arm alike, mean-ablation included; what lies between keeps the finishing model's own state, which makes every arm look better than
+it is. ``replaced`` says which share of positions that was; compare it before comparing losses with those of one tokenizer.
+
+Documents of the harvest are safe to give: unless told otherwise only those of its test fold are read.
 """
 
 import logging
@@ -37,13 +40,16 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lrt_lens.data.blocks import N_FOLDS, BlockPlan, Window, cut_windows, part_of
-from lrt_lens.data.documents import Documents, document_key, iterate_documents
+from lrt_lens.data.blocks import N_FOLDS, part_of
+from lrt_lens.data.documents import Documents, document_key
+from lrt_lens.data.window_cutter import WindowCutter
+from lrt_lens.data.windows import BlockPlan, Window
 from lrt_lens.errors import HookPointError, MismatchError, TooFewDocumentsError
 from lrt_lens.evaluation.intervals import Interval, bootstrap_ratio
 from lrt_lens.evaluation.stitched_pass import METRICS, Arm, Batch, End, Streams, Tally, batches, run_batch
 from lrt_lens.models.hook_points import EMBED, joint_parts, same_place
 from lrt_lens.models.pair import ModelPair
+from lrt_lens.repr_html import card, note, table
 from lrt_lens.stitching.affine import AffineMap, MapPair
 from lrt_lens.stitching.moments import CrossMoments
 from lrt_lens.stitching.solvers.ridge import Ridge
@@ -64,8 +70,8 @@ class StitchLoss:
     table: pd.DataFrame
     """A row per route and arm: route, arm, finishes_in, ce (nats per token), ce_low, ce_high, ce_all_positions, kl (KL(own ‖ arm), nats), kl_low,
     kl_high, recovered ((mean − ce) / (mean − own)), recovered_low, recovered_high, win_rate (share of tokens of lower loss than under
-    mean-ablation), top1 (share of tokens where own and arm agree on the likeliest next one), increase_percent (over own), n_tokens,
-    n_documents."""
+    mean-ablation), top1 (share of tokens where own and arm agree on the likeliest next one), replaced (share of positions
+    whose state is replaced, of those that have a next token), increase_percent (over own), n_tokens, n_documents."""
     by_document: pd.DataFrame = field(repr=False)
     """What the table is made of, a row per route, arm and document: n_tokens and means of ce, kl, win_rate and top1 over its tokens."""
     source_hook: str
@@ -76,7 +82,19 @@ class StitchLoss:
     @property
     def summary(self) -> pd.DataFrame:
         """The paper's table 1 upright: a row for either model untouched and one per route, the losses of all arms beside it."""
-        shown = ("finishes_in", "ce", "ce_low", "ce_high", "increase_percent", "recovered", "recovered_low", "recovered_high", "kl", "top1")
+        shown = (
+            "finishes_in",
+            "ce",
+            "ce_low",
+            "ce_high",
+            "increase_percent",
+            "recovered",
+            "recovered_low",
+            "recovered_high",
+            "kl",
+            "top1",
+            "replaced",
+        )
         records = {(str(row["route"]), str(row["arm"])): row for row in self.table.to_dict("records")}
         routes, arms = (list(dict.fromkeys(names)) for names in zip(*records, strict=True))
         untouched = {letter: route for letter in "BA" for route in routes if route.endswith(letter)}
@@ -114,7 +132,7 @@ class StitchLoss:
         return stitch_loss_figure(self.table)
 
     def _repr_html_(self) -> str:
-        return self.summary.round(3).to_html(index=False)
+        return card("StitchLoss", note(f"Cross-entropy in nats per token, {self.source_hook} and {self.target_hook}."), table(self.summary))
 
 
 def evaluate_stitch_loss(
@@ -147,14 +165,15 @@ def evaluate_stitch_loss(
             routes that end in B; or a `MapPair` whose ``down`` goes from the *target's* ``hook_embed`` to the source hook (the same from a
             harvest of ``pair.reversed()``), for all routes.
         others: maps of other solvers between the same hook points, an arm by name each.
-        keep: where the finishing model keeps its own state: at ``"bos"`` alone, as in the paper, or at all ``"masked"`` positions.
+        keep: where the finishing model keeps its own state: at ``"bos"`` alone, as in the paper, or at all ``"masked"`` positions (always so
+            with two tokenizers).
         folds: ``"test"`` reads only documents of the harvest's test fold (its seed and the text decide); ``"all"`` reads every document: for
             text that had no part in the fit.
         seed: of the bootstraps.
         progress: show a bar.
 
     Raises:
-        MismatchError: models or maps that are not the stitch's; models of different tokenizers.
+        MismatchError: models or maps that are not the stitch's; chats with two tokenizers.
         TooFewDocumentsError: fewer than two documents, over which there is no interval.
 
     Source: Stitching (arXiv 2506.06609) table 1; its controls and intervals are ours.
@@ -165,7 +184,7 @@ def evaluate_stitch_loss(
     arms = _arms(stitch, routes, controls, _token_maps(stitch, token_maps), others or {})
     tally = Tally(1 + max(window.document for window in windows))
     for batch in tqdm(list(batches(windows, pair.source, pair.target)), desc="stitched loss", disable=not progress, leave=False):
-        run_batch(ends, arms, Batch(batch, pair.source, keep), tally)
+        run_batch(ends, arms, Batch(batch, ends, keep), tally)
     names = {"A": pair.source.name, "B": pair.target.name}
     return StitchLoss(*_tables(arms, tally, routes, names, seed), source_hook=stitch.source_hook, target_hook=stitch.target_hook, seed=seed)
 
@@ -203,11 +222,6 @@ def _check(
             raise ValueError(f"{name} is {given!r}; expected {'one' if name in ('keep', 'folds') else 'a list'} of {list(known)}")
     if n_tokens < 1:
         raise ValueError(f"n_tokens is {n_tokens}; expected a positive number of tokens, such as 20_000")
-    if pair.source.identity.tokenizer_hash != pair.target.identity.tokenizer_hash:
-        raise MismatchError(
-            f"{pair.source.name!r} and {pair.target.name!r} have different tokenizers, so that one cannot finish at the positions of the other; "
-            "measure the loss between two models of one tokenizer, or judge the map by its held-out scores"
-        )
     stitch.check(pair.source, pair.target)
     for letter, hook in (("A", stitch.source_hook), ("B", stitch.target_hook)):
         into = [route for route in routes if route.endswith(letter)]
@@ -223,7 +237,7 @@ def _check(
         _refuse_other_hooks(name, maps.down, stitch.target_hook, stitch.source_hook)
     if "shuffled" in controls and stitch.null is None:
         logger.warning("this stitch holds no map fitted on shuffled pairs, so the arm 'shuffled' is left out; harvest with null='full'")
-    if keep == "bos" and not pair.source.prepend_bos:
+    if keep == "bos" and not pair.aligned and not pair.source.prepend_bos:
         logger.warning(
             "these models read no BOS, so the first token's state, which no map was fitted on, is replaced too; take keep='masked', or load the "
             "pair with prepend_bos=True"
@@ -252,16 +266,17 @@ def _token_maps(stitch: Stitch, token_maps: AffineMap | MapPair | None) -> dict[
 
 def read_windows(pair: ModelPair, stitch: Stitch, documents: Documents, n_tokens: int, context_length: int, folds: str) -> list[Window]:
     """Windows of held-out documents, numbered from 0, until so many positions count."""
-    plan = BlockPlan(context_length=context_length, skip_first=stitch.skip_first)
+    plan = BlockPlan(context_length=context_length, skip_first=stitch.skip_first, seed=stitch.provenance.seed)
+    cutter = WindowCutter(plan, pair.source, pair.target)
     windows: list[Window] = []
     n_read, n_taken, n_counted = 0, 0, 0
-    for text in iterate_documents(documents, pair.source.tokenizer):
+    for text in cutter.texts(documents):
         if n_counted >= n_tokens:
             break
         n_read += 1
         if folds == "test" and part_of(document_key(text, stitch.provenance.seed)) < N_FOLDS:
             continue
-        found = cut_windows(pair.source.encode_bodies([text])[0], n_taken, pair.source, plan)
+        found = [window.of_document(n_taken) for window in cutter.cut([text])[0].windows]
         windows += found
         n_taken += bool(found)
         n_counted += sum(int((window.rows < len(window.ids) - 1).sum()) for window in found)
@@ -349,6 +364,6 @@ def _row(sums: dict[str, np.ndarray], counts: dict[str, np.ndarray], own: np.nda
         "ce": ce.value, "ce_low": ce.low, "ce_high": ce.high, "ce_all_positions": means["ce_all_positions"],
         "kl": kl.value, "kl_low": kl.low, "kl_high": kl.high,
         "recovered": recovered.value, "recovered_low": recovered.low, "recovered_high": recovered.high,
-        "win_rate": means["win_rate"], "top1": means["top1"], "increase_percent": float(100 * (sums["ce"].sum() / own.sum() - 1)),
+        "win_rate": means["win_rate"], "top1": means["top1"], "replaced": means["replaced"], "increase_percent": float(100 * (sums["ce"].sum() / own.sum() - 1)),
         "n_tokens": int(counts["ce"].sum()), "n_documents": len(own),
     }  # fmt: skip

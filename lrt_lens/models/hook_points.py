@@ -50,6 +50,15 @@ def same_place(first: str, second: str) -> bool:
     return place(first) == place(second)
 
 
+def short_hook(hook_point: str) -> str:
+    """A hook name as short as an axis or a small table needs it.
+
+    `blocks.3.hook_resid_post` becomes `3.post` (likewise pre and mid) and `hook_embed` becomes `embed`; any other name
+    only loses its `blocks.` and `hook_`.
+    """
+    return re.sub(r"^blocks\.|hook_(?:resid_)?", "", hook_point)
+
+
 def joint_name(names: Sequence[str]) -> str:
     """One name for several hook points of one model side by side: their streams concatenated, [position, sum of widths]."""
     return "+".join(names)

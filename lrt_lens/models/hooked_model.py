@@ -35,6 +35,10 @@ SKIP_FIRST = 4
 """Positions at the start of a text that no map is fitted on: they carry massive activations in many models."""
 
 
+_SAMPLED_TOKENS = 1000
+"""Of a vocabulary, by whose cutting tokenizers are told apart."""
+
+
 @dataclass(frozen=True)
 class ModelIdentity:
     """What makes two models the same model, written into every file."""
@@ -100,6 +104,11 @@ class HookedModel:
         self.name = name or str(getattr(model.cfg, "model_name", type(model).__name__))
         self.revision = revision
         self.n_layers, self.d_model, self.d_vocab = self.engine.n_layers, self.engine.d_model, self.engine.d_vocab
+        vocabulary = getattr(self.tokenizer, "vocab_size", 0) or 0  # without tokens added later, for which some models keep no row
+        if vocabulary > self.d_vocab:
+            raise MismatchError(
+                f"the tokenizer has {vocabulary} tokens, but {self.name!r} embeds {self.d_vocab} rows; load the tokenizer that the model was trained with"
+            )
         self.context_length = self.engine.context_length
         self.hook_points = self.engine.hook_points
         self.prepend_bos = self._bos_as_trained() if prepend_bos is None else prepend_bos
@@ -298,9 +307,14 @@ class HookedModel:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """Hash of the vocabulary and of how a fixed text is cut: equal for tokenizers that give the same ids."""
+    """Hash of the vocabulary and of how a fixed text and a sample of the tokens themselves are cut: equal for tokenizers that give the same ids."""
     probe = "The quick brown fox's 1,234 leaps: naïve café\n\tfoo_bar() 日本語 🙂"
-    content = json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer(probe, add_special_tokens=False)["input_ids"]])
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    # Two tokenizers may share a vocabulary and differ in a few merges, which no one sentence would show.
+    ids = sorted(number for _, number in vocabulary)
+    spelled = [tokenizer.decode([number]) for number in ids[:: max(1, len(ids) // _SAMPLED_TOKENS)]]
+    cut = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (probe, *(f"a {text}" for text in spelled))]
+    content = json.dumps([vocabulary, cut])
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.models.hooked_model import HookedModel, model_name
+from lrt_lens.models.hooked_model import HookedModel, model_name, tokenizer_hash
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,11 @@ def load_model(
         if prepend_bos is not None and prepend_bos != model.prepend_bos:
             raise MismatchError(
                 f"{model.name!r} was loaded with prepend_bos={model.prepend_bos}; asked for {prepend_bos}: load it again with that"
+            )
+        if tokenizer is not None and tokenizer_hash(tokenizer) != model.identity.tokenizer_hash:
+            raise MismatchError(
+                f"{model.name!r} was loaded with a tokenizer of {len(model.tokenizer)} tokens; asked for another, of {len(tokenizer)}: "
+                "to have it read through that one, load its bridge again, as in HookedModel.load(model.bridge, tokenizer=...)"
             )
         return model
     if isinstance(model, str | Path):

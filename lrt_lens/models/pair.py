@@ -1,14 +1,17 @@
-"""A source and a target model that read the same tokens."""
+"""A source and a target model: of one tokenizer, or of two whose tokens are aligned by the text that they spell."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.models.hooked_model import HookedModel, tokenizer_hash
+from lrt_lens.models.hooked_model import HookedModel
 from lrt_lens.models.loading import ModelLike, load_model
+from lrt_lens.repr_html import card, note, table
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
 """The bundled family: a folder a size, the harvest text and the contrast sets."""
@@ -37,7 +40,7 @@ class ModelPair:
         prepend_bos: bool | None = None,
         trust_remote_code: bool = False,
     ) -> "ModelPair":
-        """Load both models (see `HookedModel.load`); `MismatchError` where their tokenizers or BOS policies differ."""
+        """Load both models (see `HookedModel.load`); `MismatchError` where they share a tokenizer and differ in their BOS policy."""
         options: dict[str, Any] = {
             "device": device,
             "dtype": dtype,
@@ -48,13 +51,7 @@ class ModelPair:
         return cls(load_model(source, revision=source_revision, **options), load_model(target, revision=target_revision, **options))
 
     def __post_init__(self) -> None:
-        if tokenizer_hash(self.source.tokenizer) != tokenizer_hash(self.target.tokenizer):
-            raise MismatchError(
-                f"{self.source.name!r} and {self.target.name!r} have different tokenizers "
-                f"({type(self.source.tokenizer).__name__} of {len(self.source.tokenizer)} and {type(self.target.tokenizer).__name__} of "
-                f"{len(self.target.tokenizer)} tokens); a map is fitted on the same tokens: choose two models of one family"
-            )
-        if self.source.prepend_bos != self.target.prepend_bos:
+        if not self.aligned and self.source.prepend_bos != self.target.prepend_bos:
             raise MismatchError(
                 f"{self.source.name!r} has prepend_bos={self.source.prepend_bos} and {self.target.name!r} {self.target.prepend_bos}; "
                 "load the pair with prepend_bos=True or prepend_bos=False"
@@ -64,11 +61,29 @@ class ModelPair:
         return f"ModelPair(\n  source={self.source!r},\n  target={self.target!r})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{role}</th><td>{m.name}</td><td>{m.n_layers}</td><td>{m.d_model}</td><td>{m.basis}</td><td>{m.device}</td></tr>"
+        rows = [
+            {
+                "": role, "model": m.name, "layers": m.n_layers, "width": m.d_model, "tokenizer": type(m.tokenizer).__name__,
+                "tokens": len(m.tokenizer), "BOS": "yes" if m.prepend_bos else "no", "basis": m.basis, "device": str(m.device),
+            }
             for role, m in (("source", self.source), ("target", self.target))
-        )
-        return f"<table><tr><th></th><th>model</th><th>layers</th><th>d_model</th><th>basis</th><th>device</th></tr>{rows}</table>"
+        ]  # fmt: skip
+        tokens = "Different tokens: positions are aligned by the text behind them." if self.aligned else "Both read the same tokens."
+        return card("ModelPair", table(pd.DataFrame(rows)), note(tokens))
+
+    @cached_property
+    def aligned(self) -> bool:
+        """Whether the models read different tokens, so that positions have to be aligned by the text behind them."""
+        return self.source.identity.tokenizer_hash != self.target.identity.tokenizer_hash
+
+    def refuse_two_tokenizers(self, what: str, instead: str) -> None:
+        """`MismatchError` for what compares models token by token, where they read different ones."""
+        if self.aligned:
+            tokenizers = (f"{type(m.tokenizer).__name__} of {len(m.tokenizer)} tokens" for m in (self.source, self.target))
+            raise MismatchError(
+                f"{what} compares models token by token, but {self.source.name!r} and {self.target.name!r} have different tokenizers "
+                f"({' and '.join(tokenizers)}); {instead}"
+            )
 
     @property
     def context_length(self) -> int:

@@ -43,7 +43,7 @@ def ablation_figure(summary: pd.DataFrame) -> go.Figure:
     panels = {"drop": "drop of propensity (nats)", "share": "share of continuations", "damage": "damage (nats per token)"}
     panels = {name: title for name, title in panels.items() if name in summary.columns}
     places, arms = list(dict.fromkeys(summary["where"])), ordered_arms(summary["arm"].tolist())
-    titles = [f"{title}, {_PLACES.get(place, place)}" for place in places for title in panels.values()]
+    titles = [_PLACES.get(place, place) if number == 0 else "" for place in places for number in range(len(panels))]
     figure = make_subplots(
         rows=len(places), cols=len(panels), shared_yaxes=True, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.12
     )
@@ -51,6 +51,8 @@ def ablation_figure(summary: pd.DataFrame) -> go.Figure:
         for row in summary.loc[summary["where"] == place].to_dict("records"):
             for column, name in enumerate(panels, start=1):
                 figure.add_trace(_point(row, name, f"{name}_low", f"{name}_high"), row=number, col=column)
+    for column, title in enumerate(panels.values(), start=1):
+        figure.update_xaxes(title_text=title, row=len(places), col=column)
     figure.update_annotations(font={"size": 13})
     text = "what a direction does to the behaviour when it is projected out of the stream, and to neutral text; 95% intervals"
     return _finish(figure, arms, "Directional ablation", text, n_rows=len(places))

@@ -27,7 +27,7 @@ def code_map_figure(table: pd.DataFrame, features: pd.DataFrame) -> go.Figure:
     """
     require_columns(table, "arm", "r2", "r2_low", "r2_high", "r2_uniform", "r2_uniform_low", "r2_uniform_high")
     panels = ["R² on the test fold"] + (["agreement with the source's effect"] if len(features) else [])
-    figure = make_subplots(cols=len(panels), subplot_titles=panels, horizontal_spacing=0.22)
+    figure = make_subplots(cols=len(panels), horizontal_spacing=0.22)
     records = table.to_dict("records")
     labels = [_STYLES[str(record["arm"])].label for record in records]
     for measure, symbol, colour, name in (
@@ -45,12 +45,13 @@ def code_map_figure(table: pd.DataFrame, features: pd.DataFrame) -> go.Figure:
             style = _STYLES[arm]
             figure.add_trace(_box(features, arm, style), row=1, col=2)
         figure.add_vline(x=0, line={"color": NEUTRAL, "dash": "dot", "width": 1}, row=1, col=2)  # pyright: ignore[reportArgumentType] (plotly's stubs know "all" only)
+    for column, text in enumerate(panels, start=1):
+        figure.update_xaxes(title_text=text, row=1, col=column)
     figure.update_yaxes(autorange="reversed", ticks="")
-    figure.update_annotations(font={"size": 13})
     title = "From codes or from states: predicting the target"
     subtitle = "95% intervals over groups of test documents; each point on the right is a feature"
     return figure.update_layout(
-        template=TEMPLATE_NAME, height=420, title={"text": title, "subtitle": {"text": subtitle}}, margin={"t": 110},
+        template=TEMPLATE_NAME, height=420, title={"text": title, "subtitle": {"text": subtitle}}, margin={"t": 80},
     )  # fmt: skip
 
 

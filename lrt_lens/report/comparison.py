@@ -47,8 +47,9 @@ def comparison_figure(table: pd.DataFrame, *, value: str = "r2_uniform") -> go.F
             if known:
                 figure.add_vline(x=_mean(known), line_dash="dot", line_color=HIGHLIGHT, annotation_text=label)
     figure.update_layout(
-        template=TEMPLATE_NAME, barmode="group", xaxis_title=f"{value} on the test fold (bars end at {_LEAST})", height=120 + 46 * len(order),
-        yaxis_title=None, legend_title=None,
+        template=TEMPLATE_NAME, barmode="group", xaxis_title=f"{value} on the test fold (bars end at {_LEAST})", height=180 + 46 * len(order),
+        yaxis_title=None, legend_title=None, legend={"y": -55 / (26 + 46 * len(order))}, margin={"t": 70, "b": 90},
+        title={"text": "Families of maps", "subtitle": {"text": "mean over pairs of hook points"}},
     )  # fmt: skip
     return figure
 

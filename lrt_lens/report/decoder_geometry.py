@@ -67,10 +67,13 @@ def decoder_geometry_figure(summary: pd.DataFrame) -> go.Figure:
         low, high = math.log10(min(positive)), math.log10(max(positive))
         figure.update_xaxes(type="log", range=[low - 0.15, high + 0.35], dtick=1, row=1, col=1)
     figure.add_vline(x=0, line={"color": NEUTRAL, "dash": "dot", "width": 1}, row=1, col=2)  # pyright: ignore[reportArgumentType] (plotly's stubs know "all" only)
+    figure.update_xaxes(title_text="‖residual‖ (Frobenius)", row=1, col=1)
+    figure.update_xaxes(title_text="R² (share of variance)", row=1, col=2)
     figure.update_yaxes(autorange="reversed", ticks="")
     figure.update_annotations(font={"size": 13})
     title = "Are two decoders linearly related?"
     subtitle = "95%: over features, or over draws for random rows; a residual at its chance mark says nothing"
     return figure.update_layout(
-        template=TEMPLATE_NAME, height=180 + 42 * len(arms) + 60, title={"text": title, "subtitle": {"text": subtitle}}, margin={"t": 110},
+        template=TEMPLATE_NAME, height=260 + 42 * len(arms), title={"text": title, "subtitle": {"text": subtitle}}, margin={"t": 110, "b": 100},
+        legend={"y": -60 / (50 + 42 * len(arms))},
     )  # fmt: skip

@@ -66,7 +66,8 @@ def _grid(result: "DemoResult") -> Section:
         [
             Paragraph(
                 f"Every source layer mapped to every target layer from one pass over {int(stitch.scores['n_tokens']):,} fitting tokens. Shown is R² on a test fold "
-                "that took no part in any fit or choice. The outlined pair was chosen by cross-validation."
+                "that took no part in any fit or choice. The outlined pair was chosen by cross-validation. "
+                f"Paired were {result.grid.moments.provenance.alignment}."
             ),
             Plot(grid_figure(result.grid.scores, value="r2", chosen=(stitch.source_hook, stitch.target_hook))),
             Table(result.grid.scores, caption="All pairs"),

@@ -141,6 +141,12 @@ class FeaturePage:
                 columns[f"{name} {verb}, weight"] = [weight for _, weight in part]
         return Table(pd.DataFrame(columns), "Tokens that one unit of the feature raises and lowers most (direct way to the logits)")
 
+    def figure(self) -> Any:
+        """Its activation on the target against that on the source, a point a token of the contexts shown (plotly)."""
+        from lrt_lens.report.single_features import activation_figure
+
+        return activation_figure({role: list(found) for role, found in self.contexts.items()}, names=self.names, index=self.index)
+
     @property
     def html(self) -> str:
         """The whole page."""

@@ -72,7 +72,7 @@ def attribution_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title_text="attribution correlation over positions", row=2, col=2)
     figure.update_yaxes(title_text="density of features", row=1, col=1)
     figure.update_yaxes(title_text="density of features", row=2, col=2)
-    figure.update_yaxes(range=[0, 1.05], row=1, col=2)
+    figure.update_yaxes(range=[0, 1.05], title_text="share", row=1, col=2)
     title = {
         "text": "Do features do the same for the next token?",
         "subtitle": {"text": "a transferred feature against its source, feature by feature"},

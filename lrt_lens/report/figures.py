@@ -128,13 +128,17 @@ def summary_figure(summary: pd.DataFrame, *, concept: str | None = None) -> go.F
     return figure.update_xaxes(title_text=_EFFECT_TITLE, row=len(concepts), col=1)
 
 
-def calibration_figure(curve: pd.DataFrame, *, budget: float, chosen: float | None = None) -> go.Figure:
+def calibration_figure(
+    curve: pd.DataFrame, *, budget: float, chosen: float | None = None, meaning: str = _DAMAGE_MEANING, scale: str = _SCALE_TITLE
+) -> go.Figure:
     """Returns damage against scale, with the budget and the scale chosen for it.
 
     Args:
         curve: `scale` and `damage` (nats per token on neutral text), a row per tried scale.
         budget: the damage aimed at, nats per token.
         chosen: the calibrated scale; None or NaN where the tried scales do not bracket the budget, which the figure says.
+        meaning: what damage counts.
+        scale: what a scale of 1 is.
 
     Raises:
         ValueError: a column is not in the table.
@@ -151,9 +155,9 @@ def calibration_figure(curve: pd.DataFrame, *, budget: float, chosen: float | No
     else:
         outcome = f"chosen: scale {chosen:.3g}"
         figure.add_vline(x=chosen, line=dashed, annotation=_label(f"scale {chosen:.3g}"), annotation_position="top right")
-    figure.update_layout(title=_title("Scale at the damage budget", _DAMAGE_MEANING, outcome), showlegend=False)
+    figure.update_layout(title=_title("Scale at the damage budget", meaning, outcome), showlegend=False)
     _add_zoom(figure, "yaxis", budget=budget, damages=rows["damage"].to_list())
-    return _lay_out(figure, x=_SCALE_TITLE, y=_DAMAGE_TITLE)
+    return _lay_out(figure, x=scale, y=_DAMAGE_TITLE)
 
 
 def _of_concept(table: pd.DataFrame, concept: str, *columns: str) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """The report of ``lrt-lens fit``: the grid beside its null."""
 
 from lrt_lens.report.figures import grid_figure
-from lrt_lens.report.html import KeyNumbers, Plot, Section, Table, render_html
+from lrt_lens.report.html import KeyNumbers, Paragraph, Plot, Section, Table, render_html
 from lrt_lens.stitching.grid import StitchGrid
 from lrt_lens.stitching.stitch import Stitch
 
@@ -17,6 +17,7 @@ def fit_report(source: str, target: str, grid: StitchGrid, best: Stitch) -> str:
     ]
     body = [
         KeyNumbers(tiles),
+        Paragraph(f"Paired were {grid.moments.provenance.alignment}."),
         Plot(grid_figure(grid.scores, chosen=(best.source_hook, best.target_hook))),
         Table(grid.scores, caption="All pairs"),
     ]

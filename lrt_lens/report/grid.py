@@ -32,10 +32,11 @@ GRID_VALUES: dict[str, str] = {
     "cosine": "cosine, test fold",
     "r2_null": "null: R² of a map<br>fitted to shuffled pairs",
     "r2_token": "rival: R² from the<br>token embedding alone",
+    "r2_uniform_token": "rival: the token embedding,<br>mean over dimensions",
 }
 """Columns that `grid_figure` can show, with the heading of their panel."""
 
-GRID_CONTROLS = ("r2_null", "r2_token")
+GRID_CONTROLS = ("r2_null", "r2_token", "r2_uniform_token")
 """What the second panel of `grid_figure` can show beside them."""
 
 _HOVER = ("r2", "r2_uniform", "r2_null", "r2_token", "n_tokens", "alpha")
@@ -149,7 +150,7 @@ def _lay_out(figure: go.Figure, *, n_targets: int, top: float, chosen: tuple[str
     pair = f"<br>outlined: the chosen pair, {short_hook(chosen[0])} → {short_hook(chosen[1])}" if chosen else ""
     explanation = "null: each x paired with another document's y" + pair
     figure.update_layout(template=TEMPLATE_NAME, title={"text": "Fit of each layer pair", "subtitle": {"text": explanation}})
-    bar = {"thickness": 12, "outlinewidth": 0}
+    bar = {"thickness": 12, "outlinewidth": 0, "title": {"text": "score", "side": "right"}}
     figure.update_layout(coloraxis={"colorscale": HEAT_SCALE, "cmin": 0, "cmax": top, "colorbar": bar})
     figure.update_layout(height=min(900, 280 + 26 * max(n_targets, 5)), margin={"t": 170})
     figure.update_annotations(font={"size": 13})

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from html import escape
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 
 import pandas as pd
@@ -34,6 +34,7 @@ from plotly.offline import get_plotlyjs
 
 from lrt_lens.report.page import SCRIPT, STYLE
 from lrt_lens.report.template import arm_style
+from lrt_lens.repr_html import format_value
 
 
 class ReportWriteError(OSError):
@@ -189,24 +190,6 @@ def _slug(text: str) -> str:
 
 def _optional(tag: str, text: str, css_class: str) -> str:
     return f'<{tag} class="{css_class}">{escape(text)}</{tag}>' if text else ""
-
-
-def format_value(value: object, *, digits: int = 3) -> str:
-    """Returns a cell's text: whole numbers with commas, others to `digits` significant digits, "n/a" where there is none."""
-    if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, Real) and value != value):
-        return "n/a"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return str(value)
-    if isinstance(value, Integral):
-        return f"{int(value):,}"
-    number = float(value)
-    return f"{number:.{digits}g}" if number and not 1e-3 <= abs(number) < 1e5 else _fixed(number, digits)
-
-
-def _fixed(number: float, digits: int) -> str:
-    """Returns `number` to the digits given, never in exponent form, keeping trailing zeros: 0.50, not 0.5."""
-    text = f"{number:#.{digits}g}" if number else "0"
-    return f"{number:.0f}" if "e" in text else text.rstrip(".")
 
 
 # ---------------------------------------------------------------- blocks

@@ -7,10 +7,10 @@ from plotly.subplots import make_subplots
 from lrt_lens.report.template import TEMPLATE_NAME, arm_style, ordered_arms, require_columns
 
 PANELS = {
-    "r": "r of propensities (as LRT)",
+    "r": "r of propensities<br>(as LRT)",
     "r_change": "r of changes",
-    "mse": "mean squared error (nats²)",
-    "mse_share": "error ÷ error of “no change”",
+    "mse": "mean squared<br>error (nats²)",
+    "mse_share": "error ÷ error of<br>“no change”",
 }
 """Column of the table, and what the panel is called."""
 
@@ -30,25 +30,25 @@ def propensity_figure(table: pd.DataFrame, arms: list[str] | None = None) -> go.
     if table.empty:
         raise ValueError(f"no arm to draw; the table holds {sorted(set(table['arm']))} and arms is {arms}")
     tasks, drawn = list(dict.fromkeys(table["task"])), ordered_arms(table["arm"].tolist())
-    figure = make_subplots(cols=len(PANELS), shared_yaxes=True, horizontal_spacing=0.025, subplot_titles=list(PANELS.values()))
+    figure = make_subplots(cols=len(PANELS), shared_yaxes=True, horizontal_spacing=0.025)
     for column, measure in enumerate(PANELS, start=1):
         for arm in reversed(drawn):  # plotly stacks groups from below
             figure.add_trace(_box(table.loc[table["arm"] == arm], arm, measure, first=column == 1), row=1, col=column)
     height = 210 + len(tasks) * max(44, 15 * len(drawn))
     figure.update_yaxes(categoryorder="array", categoryarray=[short_task(task) for task in reversed(tasks)], ticks="")
     for column, measure in enumerate(PANELS, start=1):
+        figure.update_xaxes(title_text=PANELS[measure], row=1, col=column)
         if measure.startswith("r"):
-            figure.update_xaxes(range=[-1.08, 1.08], row=1, col=column)
+            figure.update_xaxes(range=[-1.08, 1.08], tickangle=0, nticks=4, row=1, col=column)
         else:
-            figure.update_xaxes(type="log", dtick="D2", row=1, col=column)
-    figure.update_annotations(font={"size": 13})
+            figure.update_xaxes(type="log", dtick="D2", tickangle=0, row=1, col=column)
     subtitle = (
         "against native steering, item by item; a box holds all scales (and draws); “no steering” is what item difficulty alone gives"
     )
     figure.update_layout(
-        template=TEMPLATE_NAME, boxmode="group", boxgap=0.2, boxgroupgap=0.1, height=height, margin={"t": 110, "b": 90},
+        template=TEMPLATE_NAME, boxmode="group", boxgap=0.2, boxgroupgap=0.1, height=height, margin={"t": 80, "b": 120},
         title={"text": "Propensity under native and other steering", "subtitle": {"text": subtitle}, "y": 1 - 18 / height},
-        legend={"y": -50 / height, "traceorder": "reversed"},
+        legend={"y": -80 / (height - 200), "traceorder": "reversed"},
     )  # fmt: skip
     return figure
 

@@ -62,7 +62,7 @@ def training_figure(history: pd.DataFrame) -> go.Figure:
     figure = go.Figure(_lines(history))
     figure.update_xaxes(title_text="training tokens")
     figure.update_yaxes(title_text="explained variance, held out")
-    return figure.update_layout(template=TEMPLATE_NAME, title="Training of an SAE")
+    return figure.update_layout(template=TEMPLATE_NAME, title={"text": "Training of an SAE"}, height=440)
 
 
 def initialisation_figure(history: pd.DataFrame, cosines: pd.DataFrame) -> go.Figure:
@@ -90,6 +90,7 @@ def initialisation_figure(history: pd.DataFrame, cosines: pd.DataFrame) -> go.Fi
     figure.update_xaxes(title_text="training tokens", type="log", row=1, col=1)
     figure.update_yaxes(title_text="explained variance", range=[max(min(worst, 0.9), -0.2), 1], row=1, col=1)
     figure.update_xaxes(title_text="cosine", row=1, col=2)
+    figure.update_yaxes(side="right", row=1, col=2)  # names of arms between the panels would lie over the curves
     return figure.update_layout(template=TEMPLATE_NAME, height=480, title="Where an SAE begins", margin={"t": 100})
 
 

@@ -25,6 +25,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 
+from lrt_lens.models.hook_points import short_hook as short_hook  # figures label axes with it
+
 TEMPLATE_NAME = "lrt_lens"
 NEUTRAL = "#767676"
 """Text and lines: 4.5:1 against white, 4.6:1 against black."""
@@ -95,15 +97,6 @@ def ordered_arms(arms: list[str]) -> list[str]:
     """Returns the distinct arms: known ones in the order of `ARM_STYLES`, then the others as they first appear."""
     distinct = list(dict.fromkeys(arms))
     return [arm for arm in ARM_STYLES if arm in distinct] + [arm for arm in distinct if arm not in ARM_STYLES]
-
-
-def short_hook(hook_point: str) -> str:
-    """Returns a hook name as short as an axis needs it.
-
-    `blocks.3.hook_resid_post` becomes `3.post` (likewise pre and mid) and `hook_embed` becomes `embed`; any other name
-    only loses its `blocks.` and `hook_`.
-    """
-    return re.sub(r"^blocks\.|hook_(?:resid_)?", "", hook_point)
 
 
 def hook_order(hook_point: str) -> tuple[int, int, str]:

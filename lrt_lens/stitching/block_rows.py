@@ -2,31 +2,38 @@
 
     rows = block_rows(model, ["blocks.3.hook_resid_post"], block, batch_tokens=4096)        # {hook: [row, d_model]}
 
-Harvest and cache both take their rows from here, so that row i of a block is the same token in both, and in both models.
+Harvest and cache both take their rows from here, so that row i of a block is the same token in both, and in both models (the same place in the
+text, where these read different tokens).
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lrt_lens.data.blocks import Block, BlockPlan, Window
+from lrt_lens.data.blocks import Block
+from lrt_lens.data.windows import BlockPlan, Window
 from lrt_lens.models.hook_points import place
 from lrt_lens.models.hooked_model import SKIP_FIRST, HookedModel
 from lrt_lens.stitching.provenance import Provenance, package_versions
 
 
-def block_rows(model: HookedModel, hooks: Sequence[str], block: Block, batch_tokens: int) -> dict[str, Tensor]:
+def block_rows(
+    model: HookedModel, hooks: Sequence[str], block: Block, batch_tokens: int, role: Literal["source", "target"] = "source"
+) -> dict[str, Tensor]:
     """Activations of a block's unmasked tokens, ``{hook: [row, d]}``, windows in the order of `block_order`.
+
+    ``role`` decides which tokens are read, where the windows hold those of two models.
 
     A place that has two names (the output of a layer, the input of the next) is captured once and returned under every name asked for.
     """
     by_place: dict[str, Tensor] = {}
     begin = 0
-    for batch in block.batches(batch_tokens):
+    for pairs in block.batches(batch_tokens):
+        batch = [window.read_by(role) for window in pairs]
         tokens = model.pad([window.ids for window in batch])
         rows = _row_index(batch, tokens.shape[1])
         for where, activations in model.engine.capture(tokens, list(dict.fromkeys(place(hook) for hook in hooks))).items():
@@ -54,7 +61,7 @@ def provenance_of(plan: BlockPlan, models: Mapping[str, HookedModel], *, shard: 
     template = getattr(next(iter(models.values())).tokenizer, "chat_template", None)
     fields = {name: value for role, model in models.items() for name, value in model_fields(model, role).items()}
     return Provenance(
-        context_length=plan.context_length, skip_first=plan.skip_first, n_tokens=plan.n_tokens, seed=plan.seed, shard=shard,
+        context_length=plan.context_length, skip_first=plan.skip_first, n_tokens=plan.n_tokens, seed=plan.seed, shard=shard, lag=plan.lag,
         chat_template=hashlib.blake2b(template.encode(), digest_size=8).hexdigest() if template else None, versions=package_versions(),
         **fields,
     )  # fmt: skip

@@ -64,8 +64,7 @@ class RankFile:
     rank: int
     blocks: dict[int, int]
     """Finished blocks and their fingerprints."""
-    n_documents: int
-    digest: int
+    provenance: Provenance
 
 
 class Checkpoint:
@@ -269,7 +268,7 @@ def add_file(moments: CrossMoments, file: RankFile) -> None:
     """Add a rank's moments in place, one tensor at a time; MismatchError where they are about another shift."""
     if not add_stored(moments, file.path):
         raise MismatchError(f"{str(file.path)!r} is about another shift than the other ranks' moments; remove the folder and harvest again")
-    moments.provenance = moments.provenance.with_documents(file.n_documents, file.digest)
+    moments.provenance = moments.provenance.with_documents_of(file.provenance)
 
 
 def add_stored(moments: CrossMoments, path: Path) -> bool:
@@ -337,7 +336,7 @@ def _read_rank_file(path: Path, arguments: dict[str, Any], verify: bool) -> Rank
         raise
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise error if isinstance(error, FileFormatError) else FileFormatError(f"{str(path)!r} is damaged ({error})") from error
-    return RankFile(path, rank, dict(zip(index, fingerprint, strict=True)), provenance.n_documents, int(provenance.corpus or "0", 16))
+    return RankFile(path, rank, dict(zip(index, fingerprint, strict=True)), provenance)
 
 
 def _read_metadata(path: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from tqdm.auto import tqdm
 
+from lrt_lens.repr_html import card, note, table
 from lrt_lens.stitching.diagnostics import map_diagnostics
 from lrt_lens.stitching.moments import FIT_PARTS, CrossMoments, Pair
 from lrt_lens.stitching.solvers.solver import Solver
@@ -54,7 +55,7 @@ class SolverComparison:
         return comparison_figure(self.table, value=value)
 
     def _repr_html_(self) -> str:
-        return self.summary.round(3).to_html(index=False)
+        return card("SolverComparison", note("Test-fold scores, means over pairs of hook points."), table(self.summary))
 
 
 def compare_solvers(moments: CrossMoments, solvers: Sequence[Solver], *, pairs: Sequence[Pair], progress: bool = False) -> SolverComparison:

@@ -298,6 +298,7 @@ Affine maps between the residual streams of two language models, fitted with lrt
 - source: {about(stitch.source)} at `{stitch.source_hook}`
 - target: {about(stitch.target)} at `{stitch.target_hook}`
 - text: {stitch.provenance.n_documents} documents, corpus {stitch.provenance.corpus or "unknown"}, windows of {stitch.provenance.context_length} tokens
+- paired: {stitch.provenance.alignment}
 - made with: {versions or "unknown"}
 
 | score | value |

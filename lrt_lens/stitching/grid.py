@@ -24,7 +24,8 @@ import torch
 from tqdm.auto import tqdm
 
 from lrt_lens.errors import HookPointError, TooFewDocumentsError
-from lrt_lens.models.hook_points import depth, residual_post, same_place
+from lrt_lens.models.hook_points import depth, residual_post, same_place, short_hook
+from lrt_lens.repr_html import card, facts, heat_table, note
 from lrt_lens.stitching.affine import AffineMap, MapPair
 from lrt_lens.stitching.moments import FIT_PARTS, TEST_PARTS, CrossMoments, Pair
 from lrt_lens.stitching.scatter import MapScore, between_folds, cka_of, score_map
@@ -43,6 +44,8 @@ COLUMNS = (
     "r2_uniform_token",
 )  # fmt: skip
 """Columns of ``grid.scores``."""
+_SHOWN = 16
+"""Hook points a side in the small table of a notebook."""
 
 
 @dataclass(frozen=True)
@@ -266,7 +269,18 @@ class StitchGrid:
         return grid_figure(self.scores, value=value, chosen=chosen)
 
     def _repr_html_(self) -> str:
-        return self.scores.round(3).to_html(index=False)
+        named = self.scores.dropna(subset=["gain_cv"])
+        best = None if named.empty else named.loc[named["gain_cv"].idxmax()]
+        chosen = None if best is None else f"{best['source_hook']} → {best['target_hook']}"
+        found = {"pairs": len(self), "solver": self.solver.name, "tokens that fitted": self.moments.n_fit, "best pair (gain_cv)": chosen}
+        if best is not None:
+            names = ("r2", "r2_uniform", "r2_null", "r2_token", "r2_uniform_token")
+            found["its scores"] = ", ".join(f"{name} {best[name]:.2f}" for name in names if best[name] == best[name])
+        wide = self.scores.pivot(index="source_hook", columns="target_hook", values="r2_uniform")
+        wide = wide.loc[sorted(wide.index, key=depth), sorted(wide.columns, key=depth)].iloc[:_SHOWN, :_SHOWN]
+        wide = wide.rename(index=short_hook, columns=short_hook)
+        legend = "r2_uniform on the test fold: source hook points down, target hook points across."
+        return card("StitchGrid", facts(found), heat_table(wide, corner="source ↓ target →"), note(legend))
 
     def _candidates(self, source: str | int | None, target: str | int | None, by: str) -> pd.DataFrame:
         if by not in self.scores.columns or not by.endswith("_cv"):

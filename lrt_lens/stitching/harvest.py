@@ -21,8 +21,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_lens.data.ahead import running_ahead
-from lrt_lens.data.blocks import Block, BlockPlan, Corpus, Share, Window, iterate_blocks, shuffled_rows
+from lrt_lens.data.blocks import Block, Share, iterate_blocks, shuffled_rows
 from lrt_lens.data.documents import Documents
+from lrt_lens.data.windows import BlockPlan, Window
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.models.hook_points import EMBED, Layers, joint_parts
 from lrt_lens.models.hooked_model import SKIP_FIRST
@@ -63,7 +64,28 @@ def fit_stitches(
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> StitchGrid:
-    """Harvest both models on ``documents`` and fit every layer pair: `harvest`, then `CrossMoments.fit`."""
+    """Harvest both models on ``documents`` and fit every layer pair: `harvest`, then `CrossMoments.fit`.
+
+    Args:
+        pair: both models.
+        documents: a text, texts, chats, a file or a dataset, as `harvest` takes them.
+        source_layers: hook points of the source: ``"all"``, ``"proportional"``, layers or names.
+        target_layers: the same of the target.
+        solver: family of maps; `Ridge` where None.
+        n_tokens: unmasked tokens after which no further document is taken; None takes all.
+        context_length: tokens of a window.
+        seed: of folds and shuffled pairs.
+        null: whether shuffled pairs are kept, the control of every score.
+        skip_first: masked positions at the start of each window.
+        batch_tokens: padded tokens a forward pass.
+        moment_dtype: precision of products.
+        joint: all source layers side by side as one hook point, for `ManyToOne`.
+        checkpoint: folder for checkpoints, from which an interrupted run goes on.
+        progress: show a bar.
+
+    Raises:
+        HookPointError, TooFewDocumentsError, MismatchError, NonFiniteError, ValueError: as `harvest` does.
+    """
     moments = harvest(
         pair, documents, source_layers=source_layers, target_layers=target_layers, n_tokens=n_tokens, context_length=context_length,
         seed=seed, null=null, skip_first=skip_first, batch_tokens=batch_tokens, moment_dtype=moment_dtype, joint=joint,
@@ -83,6 +105,7 @@ def harvest(
     seed: int = 0,
     null: Null = True,
     skip_first: int = SKIP_FIRST,
+    lag: int = 0,
     batch_tokens: int = 4096,
     block_rows: int = 4096,
     moment_dtype: str | torch.dtype = "float32",
@@ -107,6 +130,8 @@ def harvest(
         seed: decides the folds and the shuffled pairs.
         null: shuffled pairs: True keeps them whole for small grids and sketched for large ones; ``"full"``, ``"sketch"``, ``"none"``.
         skip_first: masked positions at the start of each window.
+        lag: pairs each position of the source with the target's so many rows later: a control, which shows what is lost when positions do not
+            belong together.
         batch_tokens: padded tokens a forward pass.
         block_rows: unmasked tokens a block, the unit of products, shuffled pairs, checkpoints and of what ranks and shards share.
         moment_dtype: precision of products, ``"float32"`` or ``"float64"``; sums are always float64.
@@ -123,13 +148,14 @@ def harvest(
     Raises:
         HookPointError: for a layer that a model does not have.
         TooFewDocumentsError: where a fold stays empty.
+        MismatchError: where the models' tokenizers differ and nothing in the documents aligns, or they are chats.
         NonFiniteError: for NaN or infinite activations, naming hook and batch.
         MismatchError: for a checkpoint of another run.
         ValueError: where the moments need more memory than is free.
     """
     run = settle(
         pair, source_layers=source_layers, target_layers=target_layers, n_tokens=n_tokens, context_length=context_length, seed=seed,
-        null=null, skip_first=skip_first, block_rows=block_rows, moment_dtype=moment_dtype, joint=joint, shard=shard,
+        null=null, skip_first=skip_first, lag=lag, block_rows=block_rows, moment_dtype=moment_dtype, joint=joint, shard=shard,
     )  # fmt: skip
     share = Share(shard=shard or (0, 1))
     writing = nullcontext() if cache is None else CacheWriter(cache, run.cache_manifest(cache_dtype))
@@ -149,6 +175,7 @@ def settle(
     seed: int = 0,
     null: Null = True,
     skip_first: int = SKIP_FIRST,
+    lag: int = 0,
     block_rows: int = 4096,
     moment_dtype: str | torch.dtype = "float32",
     joint: bool = False,
@@ -157,9 +184,11 @@ def settle(
     """What `harvest` would do with these arguments, checked; nothing is read."""
     if n_tokens is not None and n_tokens <= 0:
         raise ValueError(f"n_tokens is {n_tokens}; expected a positive number, or None for all documents")
+    if lag < 0:
+        raise ValueError(f"lag is {lag}; expected 0, or the rows by which the target is read later")
     pairs = choose_pairs(source_layers, target_layers, pair.source, pair.target, joint=joint)
     length = window_length(context_length, pair.source, pair.target)
-    plan = BlockPlan(context_length=length, skip_first=skip_first, n_tokens=n_tokens, block_rows=block_rows, seed=seed)
+    plan = BlockPlan(context_length=length, skip_first=skip_first, n_tokens=n_tokens, block_rows=block_rows, seed=seed, lag=lag)
     return HarvestRun(
         models=pair,
         pairs=pairs,
@@ -195,7 +224,7 @@ class HarvestRun:
     def arguments(self) -> dict[str, Any]:
         """As JSON values: what a resumed run, and every rank, must have in common."""
         found = asdict(self.provenance)
-        for name in ("versions", "n_documents", "corpus", "stream"):
+        for name in ("versions", "n_documents", "corpus", "stream", "aligned"):
             del found[name]
         moment_dtype = str(self.moment_dtype).removeprefix("torch.")
         return found | {
@@ -235,7 +264,7 @@ class HarvestRun:
             checkpoint.resume(moments, self.models.source.device)
         stream, n_blocks = hashlib.blake2b(digest_size=8), 0
         bar = tqdm(total=self.plan.n_tokens, desc="harvest", unit="tok", unit_scale=True, disable=not progress, leave=False)
-        blocks = running_ahead(iterate_blocks(documents, self.models.source, self.plan, Corpus()))
+        blocks = running_ahead(iterate_blocks(documents, self.models.source, self.plan, target=self.models.target))
         with bar, blocks as arriving, _saved(checkpoint, moments):
             for block in arriving:
                 stream.update(block.fingerprint.to_bytes(8, "big"))
@@ -290,7 +319,7 @@ class _Feed:
             self.on_block(block, order, x, y)
         with checkpoint.adding(block) if checkpoint else nullcontext():
             moments.add_block(block.part, x, y, pairing)
-            moments.provenance = moments.provenance.with_documents(block.n_documents, block.digest)
+            moments.provenance = moments.provenance.with_documents(block.n_documents, block.digest, block.aligned and block.aligned.counts)
         if checkpoint:
             checkpoint.write_if_due(moments)
 
@@ -303,7 +332,8 @@ class _Feed:
         """Rows of one model by hook point, layers that count as one side by side."""
         model = (self.run.models.source, self.run.models.target)[side]
         hooks = list(dict.fromkeys(pair[side] for pair in moments.kept_pairs))
-        rows = block_rows(model, [part for hook in hooks for part in joint_parts(hook)], block, self.batch_tokens)
+        role = "target" if side else "source"
+        rows = block_rows(model, [part for hook in hooks for part in joint_parts(hook)], block, self.batch_tokens, role)
         # Layers of one model may sit on several devices; products need one.
         device = moments.n.device if moments.source else self.run.models.source.device
         rows = {hook: values.to(device) for hook, values in rows.items()}

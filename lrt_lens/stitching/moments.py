@@ -27,6 +27,7 @@ from torch import Tensor
 from lrt_lens.data.blocks import N_FOLDS, N_PARTS, N_TEST_GROUPS, part_of
 from lrt_lens.data.documents import document_key
 from lrt_lens.errors import MismatchError, NonFiniteError, TooFewDocumentsError
+from lrt_lens.repr_html import card, facts
 from lrt_lens.stitching.provenance import Provenance
 from lrt_lens.stitching.scatter import Scatter, SecondMoment, part_sum
 from lrt_lens.stitching.side_moments import SideMoments, full_precision
@@ -221,6 +222,12 @@ class CrossMoments:
         """Rows that fit."""
         return int(self.n[list(FIT_PARTS)].sum())
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all sums: what they take in memory, and nearly what they take in a file."""
+        sides = [tensor for side in (self.source, self.target) for m in side.values() for tensor in (m.shift, m.total, m.second, m.norms)]
+        return sum(tensor.nbytes for tensor in (self.n, *sides, *self.cross.values(), *self.cross_null.values()))
+
     def scatter(self, pair: Pair, parts: Sequence[int]) -> Scatter:
         """Centred scatter sums of one pair over some parts, seen from the source; TooFewDocumentsError where those hold no row."""
         index = list(parts)
@@ -321,7 +328,25 @@ class CrossMoments:
         return f"CrossMoments({self.n_tokens:,} tokens, {len(self.pairs)} pairs, {N_FOLDS} folds + test in {N_TEST_GROUPS} groups{null})"
 
     def _repr_html_(self) -> str:
-        return f"<code>{self!r}</code>"
+        from lrt_lens.stitching.plan import human_bytes
+
+        origin = self.provenance
+        sides = {"source": (origin.source, self.source), "target": (origin.target, self.target)}
+        models = {
+            role: f"{model.name if model else 'unknown model'}, {len(hooks)} hook points of {max(len(m.shift) for m in hooks.values())} dimensions"
+            for role, (model, hooks) in sides.items()
+            if hooks
+        }
+        rest = {
+            "tokens": self.n_tokens,
+            "documents": origin.n_documents or None,
+            "pairs": len(self.pairs),
+            "folds": f"{N_FOLDS} that fit ({self.n_fit:,} tokens), {N_TEST_GROUPS} groups that test ({self.n_tokens - self.n_fit:,})",
+            "shuffled pairs": self.null,
+            "size": human_bytes(self.n_bytes),
+            "corpus": origin.corpus or None,
+        }
+        return card("CrossMoments", facts(models | rest))
 
 
 def _products(pairs: Sequence[Pair], x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> Any:

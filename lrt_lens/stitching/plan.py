@@ -23,7 +23,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lrt_lens.data.blocks import N_PARTS, BlockPlan
+from lrt_lens.data.blocks import N_PARTS
+from lrt_lens.data.windows import BlockPlan
 from lrt_lens.models.hook_points import EMBED, Layers, depth, joint_name, joint_parts, layer_pairs
 from lrt_lens.models.loading import torch_dtype
 from lrt_lens.stitching.moments import SKETCH_WIDTH, Pair

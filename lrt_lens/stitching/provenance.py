@@ -7,7 +7,7 @@ from typing import Any
 from lrt_lens.errors import MismatchError
 from lrt_lens.models.hooked_model import ModelIdentity
 
-_SAME_HARVEST = ("source", "target", "context_length", "skip_first", "chat_template", "seed")
+_SAME_HARVEST = ("source", "target", "context_length", "skip_first", "chat_template", "seed", "lag")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class Provenance:
     """(i, N): only every Nth block, from the i-th on; None for the whole."""
     stream: str = ""
     """Hash of all blocks in their order, those of other shards included: equal for shards of one run. Set on shards only."""
+    lag: int = 0
+    """Rows by which the target was read later than the source: above 0 a control of the pairing."""
+    aligned: tuple[int, int, int] | None = None
+    """Where the models read different tokens: aligned positions, and tokens of source and target, in these documents."""
 
     def merged(self, other: "Provenance") -> "Provenance":
         """The provenance of both shards together; `MismatchError` names what differs."""
@@ -52,12 +56,28 @@ class Provenance:
         whole = replace(self, n_tokens=self.n_tokens if self.n_tokens == other.n_tokens else None)
         if self.shard != other.shard:
             whole = replace(whole, shard=None, stream="")
-        return whole.with_documents(other.n_documents, int(other.corpus, 16)) if other.corpus else whole.with_documents(other.n_documents)
+        return whole.with_documents_of(other)
 
-    def with_documents(self, n_documents: int, digest: int | None = None) -> "Provenance":
-        """With so many documents more, whose hashes add up to ``digest``."""
+    def with_documents_of(self, other: "Provenance") -> "Provenance":
+        """With the documents of another part of the same harvest."""
+        return self.with_documents(other.n_documents, int(other.corpus, 16) if other.corpus else None, other.aligned)
+
+    def with_documents(self, n_documents: int, digest: int | None = None, aligned: tuple[int, int, int] | None = None) -> "Provenance":
+        """With so many documents more, whose hashes add up to ``digest`` and which align so far (as in the field)."""
         corpus = self.corpus if digest is None else f"{(int(self.corpus or '0', 16) + digest) % 2**64:016x}"
-        return replace(self, n_documents=self.n_documents + n_documents, corpus=corpus)
+        if aligned is not None and self.aligned is not None:
+            aligned = (self.aligned[0] + aligned[0], self.aligned[1] + aligned[1], self.aligned[2] + aligned[2])
+        return replace(self, n_documents=self.n_documents + n_documents, corpus=corpus, aligned=aligned or self.aligned)
+
+    @property
+    def alignment(self) -> str:
+        """One sentence on which positions were paired."""
+        later = f", the target's {self.lag} row(s) later (a control)" if self.lag else ""
+        two = self.source is not None and self.target is not None and self.source.tokenizer_hash != self.target.tokenizer_hash
+        if self.aligned is None:
+            return f"{'positions behind the same characters' if two else 'equal positions of one tokenization'}{later}"
+        n, source, target = self.aligned
+        return f"positions behind the same characters: {n / source:.1%} of the source's tokens and {n / target:.1%} of the target's{later}"
 
     def to_json(self) -> str:
         """As one JSON object."""
@@ -70,13 +90,23 @@ class Provenance:
         for role in ("source", "target"):
             if fields.get(role) is not None:
                 fields[role] = ModelIdentity(**fields[role])
-        if fields.get("shard") is not None:
-            fields["shard"] = tuple(fields["shard"])
+        for name in ("shard", "aligned"):
+            if fields.get(name) is not None:
+                fields[name] = tuple(fields[name])
         return cls(**fields)
 
     def swapped(self) -> "Provenance":
         """With source and target exchanged."""
-        return replace(self, source=self.target, target=self.source, source_dtype=self.target_dtype, target_dtype=self.source_dtype)
+        aligned = self.aligned and (self.aligned[0], self.aligned[2], self.aligned[1])
+        return replace(
+            self,
+            source=self.target,
+            target=self.source,
+            source_dtype=self.target_dtype,
+            target_dtype=self.source_dtype,
+            aligned=aligned,
+            lag=-self.lag,
+        )
 
 
 def package_versions() -> dict[str, str]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrt_lens.data.blocks import BlockPlan, Window, cut_windows
-from lrt_lens.data.documents import document_key
+from lrt_lens.data.window_cutter import WindowCutter
+from lrt_lens.data.windows import BlockPlan, Window
+from lrt_lens.models.hooked_model import HookedModel
 from lrt_lens.models.pair import ModelPair
 from lrt_lens.stitching.scatter import r2_of
 from lrt_lens.stitching.stitch import Stitch
@@ -33,32 +34,22 @@ class RowScore:
 
 
 def score_rows(stitch: Stitch, pair: ModelPair, texts: Sequence[str], *, context_length: int = 256) -> RowScore:
-    """Score ``stitch.up`` on every unmasked token of ``texts``; ValueError where no text offers one."""
+    """Score ``stitch.up`` on every unmasked (and, with two tokenizers, aligned) token of ``texts``; ValueError where no text offers one."""
     stitch.check(pair.source, pair.target)
     plan = BlockPlan(context_length=min(context_length, pair.context_length), skip_first=stitch.skip_first)
-    bodies = pair.source.encode_bodies(texts)
-    windows = [w for text, ids in zip(texts, bodies, strict=True) for w in cut_windows(ids, document_key(text, 0), pair.source, plan)]
+    windows = [window for document in WindowCutter(plan, pair.source, pair.target).cut(texts) for window in document.windows]
     if not windows:
         raise ValueError(f"none of {len(texts)} texts offers a token behind the first {plan.skip_first}; give longer texts")
     windows.sort(key=lambda window: len(window.ids))
     batches = [windows[i : i + _BATCH_WINDOWS] for i in range(0, len(windows), _BATCH_WINDOWS)]
-    x = torch.cat(
-        [
-            _rows(pair.source.engine.capture(pair.source.pad([w.ids for w in b]), [stitch.source_hook])[stitch.source_hook], b)
-            for b in batches
-        ]
-    )
-    y = torch.cat(
-        [
-            _rows(pair.target.engine.capture(pair.target.pad([w.ids for w in b]), [stitch.target_hook])[stitch.target_hook], b)
-            for b in batches
-        ]
-    )
+    x = torch.cat([_rows(pair.source, stitch.source_hook, batch) for batch in batches])
+    y = torch.cat([_rows(pair.target, stitch.target_hook, [window.read_by("target") for window in batch]) for batch in batches])
     predicted = stitch.up.points(x)
     r2, r2_uniform, _ = r2_of(((y - predicted) ** 2).sum(0), ((y - y.mean(0)) ** 2).sum(0))
     cosine = torch.nn.functional.cosine_similarity(predicted - y.mean(0), y - y.mean(0), dim=1).mean()
     return RowScore(r2=r2, r2_uniform=r2_uniform, cosine_per_token=float(cosine), n_tokens=len(x))
 
 
-def _rows(activations: Tensor, batch: list[Window]) -> Tensor:
+def _rows(model: HookedModel, hook: str, batch: list[Window]) -> Tensor:
+    activations = model.engine.capture(model.pad([window.ids for window in batch]), [hook])[hook]
     return torch.cat([activations[i, torch.from_numpy(window.rows)] for i, window in enumerate(batch)]).double().cpu()

@@ -194,7 +194,7 @@ def merge_shards(paths: Sequence[str | Path]) -> CrossMoments:
     merged = CrossMoments.load(files[0].path)
     for path, provenance in ((file.path, file.provenance) for file in files[1:]):
         if merged.source and add_stored(merged, path):
-            merged.provenance = merged.provenance.with_documents(provenance.n_documents, int(provenance.corpus or "0", 16))
+            merged.provenance = merged.provenance.with_documents_of(provenance)
         else:
             merged = merged.merge(CrossMoments.load(path))
     merged.provenance = replace(merged.provenance, shard=None, stream="")

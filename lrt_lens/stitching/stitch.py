@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
 from lrt_lens.errors import MismatchError
 from lrt_lens.models.hook_points import same_place
 from lrt_lens.models.hooked_model import SKIP_FIRST, HookedModel, ModelIdentity
+from lrt_lens.repr_html import card, facts, note, table
 from lrt_lens.stitching.affine import AffineMap, MapPair
 from lrt_lens.stitching.fidelity import Fidelity, fidelity
 from lrt_lens.stitching.provenance import Provenance
@@ -157,11 +159,36 @@ class Stitch(ModelHubMixin):
             f"null {self.scores.get('r2_null', float('nan')):.2f}, tokens alone {self.scores.get('r2_token', float('nan')):.2f})"
         )
 
+    def figure(self) -> Any:
+        """R² of both maps beside their null and token identity (plotly)."""
+        from lrt_lens.report.stitch import stitch_figure
+
+        return stitch_figure({"source_hook": self.source_hook, "target_hook": self.target_hook} | self.scores)
+
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{key}</th><td>{value if isinstance(value, str) else f'{value:.4g}'}</td></tr>" for key, value in self.scores.items()
+        ends = {"source": (self.source, self.up), "target": (self.target, self.down)}
+        where = {
+            role: f"{model.name if model else 'unknown model'}, {side.source_hook} [{len(side.weight)}]"
+            for role, (model, side) in ends.items()
+        }
+        n = self.scores.get("n_tokens")
+        about = where | {"solver": self.scores.get("solver"), "tokens that fitted": None if n is None else int(n)}
+        scores = pd.DataFrame(
+            {
+                "": ["up", "down"],
+                "alpha": [self.scores.get("alpha"), self.scores.get("alpha_down")],
+                **{
+                    name + end: [self.scores.get(name + end), self.scores.get(f"{name}_down{end}")]
+                    for end in ("", "_cv")
+                    for name in ("r2", "r2_uniform")
+                },
+                "r2_null": [self.scores.get("r2_null"), None],
+                "r2_token": [self.scores.get("r2_token"), None],
+                "r2_uniform_token": [self.scores.get("r2_uniform_token"), None],
+            }
         )
-        return f"<table>{rows}</table>"
+        legend = "Without _cv: on the test fold. null: fitted on shuffled pairs; token: the same target from the source's embedding alone."
+        return card("Stitch", facts(about), table(scores), note(legend))
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write the stitch folder (see `lrt_lens.stitching.files`); ``push_to_hub=True`` and ``repo_id`` as `ModelHubMixin` has them."""

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from lrt_lens.data.aligned_windows import cut_aligned_windows
 from lrt_lens.data.alignment import Aligner, Alignment, align, aligned_share, refuse_unaligned
-from lrt_lens.data.blocks import BlockPlan, cut_windows
 from lrt_lens.data.boundaries import NO_BOUNDARY, OffsetReader, PrefixReader, boundary_reader, token_boundaries
+from lrt_lens.data.windows import BlockPlan, cut_windows
 from lrt_lens.errors import MismatchError
 from lrt_lens.models.pair import DEMO_FOLDER
 

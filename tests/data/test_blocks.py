@@ -7,21 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrt_lens.data.blocks import (
-    N_FOLDS,
-    N_PARTS,
-    N_TEST_GROUPS,
-    PART_NAMES,
-    Block,
-    BlockPlan,
-    Corpus,
-    Window,
-    cut_windows,
-    iterate_blocks,
-    part_of,
-    shuffled_rows,
-)  # fmt: skip
+from lrt_lens.data.blocks import N_FOLDS, N_PARTS, N_TEST_GROUPS, PART_NAMES, Block, Corpus, iterate_blocks, part_of, shuffled_rows
 from lrt_lens.data.documents import document_key
+from lrt_lens.data.windows import BlockPlan, Window, cut_windows
 from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.models.hooked_model import HookedModel
 

@@ -10,7 +10,8 @@ import torch
 from sklearn.metrics import r2_score
 
 from lrt_lens.adapters.codes.code_map import CodeMap, fit_code_map
-from lrt_lens.data.blocks import N_FOLDS, BlockPlan, iterate_blocks
+from lrt_lens.data.blocks import N_FOLDS, iterate_blocks
+from lrt_lens.data.windows import BlockPlan
 from lrt_lens.errors import MismatchError
 from lrt_lens.evaluation.agreement import steering_agreement
 from lrt_lens.evaluation.code_map import evaluate_code_map

@@ -134,6 +134,36 @@ def test_several_layers_are_steered_together(pair: ModelPair) -> None:
     assert not any(point.fwd_hooks for point in pair.target.bridge.hook_dict.values())
 
 
+def test_at_several_layers_the_last_prompt_token_is_steered_at_each(pair: ModelPair) -> None:
+    """Rows of unequal length, by hand: text by text, each vector added at the prompt's end alone."""
+    found = evaluate_concept_transfer(
+        pair, [MOOD, COLOUR], source_hook=[0, 1], target_hook=[1, 2], damage=None, betas=(1.0,), ridge=False, n_random=0, positions="last", progress=False
+    )  # fmt: skip
+    model, effects = pair.target, []
+    for prompt, *continuations in zip(MOOD.items.prompts, MOOD.items.positive, MOOD.items.negative, strict=True):
+        [start] = model.encode([prompt])
+        said: dict[bool, list[float]] = {True: [], False: []}
+        for continuation in continuations:
+            end = model.tokenizer([continuation], add_special_tokens=False)["input_ids"][0]
+
+            def adder(direction: torch.Tensor, at: int) -> Any:
+                def add(activation: Any, hook: Any = None) -> Any:
+                    changed = activation.clone()
+                    changed[:, at] += direction.to(activation)
+                    return changed
+
+                return add
+
+            for steered in (True, False):
+                vectors = found.vectors["mood", "native"] if steered else ()
+                with model.intervene({vector.hook: adder(vector.direction, len(start) - 1) for vector in vectors}):
+                    log_p = model.logits(torch.tensor([[*start, *end]]))[0].log_softmax(-1)
+                said[steered].append(float(log_p[len(start) - 1 : -1].gather(1, torch.tensor(end)[:, None]).sum()))
+        effects.append((said[True][0] - said[True][1]) - (said[False][0] - said[False][1]))
+    row = found.table.set_index(["concept", "arm"]).loc[("mood", "native")]
+    assert row["effect"] == pytest.approx(np.mean(effects), abs=1e-3)
+
+
 def test_a_model_and_itself_need_no_concept_of_their_own(pair: ModelPair) -> None:
     """The true map is the identity: with enough texts every honest arm is native, the random ones are not."""
     many = [f"{a} under the {b}" for a in PLACES for b in PLACES if a != b][:40]

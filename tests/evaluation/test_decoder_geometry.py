@@ -116,7 +116,8 @@ def test_a_renumbered_sae_is_matched_back(matched: tuple[Any, TinySae, TinySae, 
 
 
 def test_correlations_are_numpys_and_come_from_other_documents(pair: ModelPair, corpus: list[str]) -> None:
-    from lrt_lens.data.blocks import N_FOLDS, BlockPlan, iterate_blocks
+    from lrt_lens.data.blocks import N_FOLDS, iterate_blocks
+    from lrt_lens.data.windows import BlockPlan
     from lrt_lens.stitching.block_rows import block_rows
 
     stitch = fit_stitches(pair, corpus, source_layers=[0], target_layers=[1], null=False, context_length=32, progress=False).best()

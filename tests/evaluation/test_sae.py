@@ -11,7 +11,7 @@ import torch
 from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 
 from lrt_lens.adapters.sae.random_maps import random_rotation
-from lrt_lens.data.blocks import BlockPlan, cut_windows
+from lrt_lens.data.windows import BlockPlan, cut_windows
 from lrt_lens.errors import MismatchError, NonFiniteError, TooFewDocumentsError
 from lrt_lens.evaluation.sae import ARMS, SAEEvaluation, evaluate_sae
 from lrt_lens.evaluation.sae_initialisation import threshold_table
@@ -112,6 +112,18 @@ def test_metrics_are_those_of_plain_sums(pair: ModelPair, stitch: Stitch, native
         assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
     if not np.isnan(found["ce_recovered"]):
         assert found["ce_recovered"] == pytest.approx(expected["ce_recovered"], rel=1e-3)
+
+
+def test_with_two_tokenizers_every_unmasked_token_of_either_model_counts(
+    pair: ModelPair, load: Callable[..., Any], train_tokenizer: Callable[..., Any], native: Any, corpus: list[str]
+) -> None:
+    other = ModelPair(pair.source, load("llama", d=24, layers=3, seed=2, tokenizer=train_tokenizer(vocabulary=300)))
+    stitch, texts = _random_stitch(other), [" ".join(text.split()[:7]) for text in corpus[:10]]
+    found = evaluate_sae(other, stitch, _topk(16), texts, native=native, folds="all", context_length=32, n_random=1, progress=False)
+    expected, row = _naive(other, stitch, native, texts), _row(found, "native")
+    for name in ("l0", "fvu", "delta_ce", "dead_fraction", "n_tokens"):
+        assert row[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
+    assert _row(found, "source")["n_tokens"] != row["n_tokens"]
 
 
 def test_arms_come_in_order_with_intervals_around_them(result: SAEEvaluation) -> None:

@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 import torch
 
-from lrt_lens.data.blocks import N_FOLDS, BlockPlan, cut_windows, part_of
+from lrt_lens.data.blocks import N_FOLDS, part_of
 from lrt_lens.data.documents import document_key
+from lrt_lens.data.windows import BlockPlan, cut_windows
 from lrt_lens.errors import HookPointError, MismatchError, TooFewDocumentsError
 from lrt_lens.evaluation.stitch_loss import ROUTES, StitchLoss, evaluate_stitch_loss, token_identity_map
-from lrt_lens.evaluation.stitched_pass import Batch, batches
+from lrt_lens.evaluation.stitched_pass import Side, batches
 from lrt_lens.models.hook_points import residual_post
 from lrt_lens.models.pair import ModelPair
 from lrt_lens.stitching.affine import AffineMap, MapPair
@@ -192,8 +193,8 @@ def test_bos_keeps_its_state_and_masked_positions_do_so_on_request(
     assert _row(found, "A→B", "stitched")["ce"] == pytest.approx(masked["ce"], rel=2e-5)
     assert not caplog.messages
     bare = [load("llama", d=m.d_model, layers=m.n_layers, seed=s, prepend_bos=False) for m, s in ((pair.source, 1), (pair.target, 2))]
-    batch = Batch(next(batches(cut_windows(list(range(5, 20)), 0, bare[0], BlockPlan()), *bare)), bare[0], "bos")
-    assert not batch.kept.any()
+    windows = next(batches(cut_windows(list(range(5, 20)), 0, bare[0], BlockPlan()), *bare))
+    assert not Side(windows, bare[0], "bos").kept.any()
     no_bos = ModelPair(*bare)
     evaluate_stitch_loss(no_bos, replace(stitch, provenance=Provenance()), texts, folds="all", n_tokens=100, progress=False)
     assert "these models read no BOS" in caplog.text
@@ -297,10 +298,8 @@ def test_foreign_models_maps_and_tokenizers_are_refused(
         evaluate_stitch_loss(pair, stitch, texts, token_maps=stitch.up)
     with pytest.raises(ValueError, match="others holds the name 'mean', which is an arm of its own"):
         evaluate_stitch_loss(pair, stitch, texts, others={"mean": stitch.maps})
-    mixed = object.__new__(ModelPair)
-    object.__setattr__(mixed, "source", pair.source)
-    object.__setattr__(mixed, "target", load("llama", d=24, layers=3, seed=2, tokenizer=train_tokenizer(vocabulary=300)))
-    with pytest.raises(MismatchError, match=r"have different tokenizers, so that one cannot finish .*; measure the loss between"):
+    mixed = ModelPair(pair.source, load("llama", d=24, layers=3, seed=2, tokenizer=train_tokenizer(vocabulary=300)))
+    with pytest.raises(MismatchError, match=r"the target model is .* with tokenizer_hash"):
         evaluate_stitch_loss(mixed, stitch, texts)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lrt_lens.data.retokenizing import with_fewer_merges
 from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.models.hooked_model import HookedModel, tokenizer_hash
 
@@ -291,6 +292,11 @@ def test_a_model_stays_itself_in_another_dtype(model_folder: Any) -> None:
 def test_every_field_that_makes_a_model_another_is_refused_by_name(model: HookedModel, field: str, value: Any) -> None:
     with pytest.raises(MismatchError, match=f"the target model is .* with {field} {value!r}; expected .* with {field} "):
         model.identity.refuse_other(replace(model.identity, **{field: value}), "the target model")
+
+
+def test_the_tokenizer_hash_tells_a_few_merges_apart(train_tokenizer: Any) -> None:
+    whole = train_tokenizer()
+    assert tokenizer_hash(with_fewer_merges(whole, 0.97)) != tokenizer_hash(whole)
 
 
 def test_the_tokenizer_hash_tells_vocabularies_apart_and_ignores_bos(train_tokenizer: Any) -> None:

@@ -144,6 +144,14 @@ def test_a_hooked_model_is_not_given_another_bos_policy_in_passing(model: Hooked
         HookedModel.load(model, prepend_bos=False)
 
 
+def test_a_hooked_model_is_not_given_another_tokenizer_in_passing(model: HookedModel, train_tokenizer: Any) -> None:
+    assert HookedModel.load(model, tokenizer=model.tokenizer) is model
+    other = train_tokenizer(vocabulary=300)
+    with pytest.raises(MismatchError, match=r"asked for another, of 300: to have it read through that one, load its bridge again"):
+        HookedModel.load(model, tokenizer=other)
+    assert HookedModel.load(model.bridge, tokenizer=other).tokenizer is other
+
+
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(TypeError, match="int is no model we can run; give a hub id, a folder, a Hugging Face model"):
         HookedModel.load(3)

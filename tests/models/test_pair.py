@@ -1,4 +1,4 @@
-"""A pair reads the same tokens with both models, or is refused."""
+"""A pair reads one text with both models: the same tokens, or such as are aligned."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from lrt_lens.errors import MismatchError
+from lrt_lens.models.hooked_model import HookedModel
 from lrt_lens.models.pair import ModelPair, demo_pair
 
 
@@ -22,10 +23,22 @@ def test_each_model_has_its_own_revision(model_folder: Path) -> None:
     assert (pair.source.revision, pair.target.revision) == ("step1", "step2")
 
 
-def test_different_tokenizers_are_refused_with_both_names_and_the_remedy(load: Any, train_tokenizer: Any) -> None:
-    other = load("gpt2", layers=1, tokenizer=train_tokenizer(vocabulary=300))
-    with pytest.raises(MismatchError, match=r"'LlamaForCausalLM' and 'GPT2LMHeadModel' have different tokenizers .*300 tokens.*one family"):
-        ModelPair(load(layers=1), other)
+def test_two_tokenizers_are_aligned_and_what_compares_tokens_says_why_it_cannot(load: Any, train_tokenizer: Any) -> None:
+    two = ModelPair(load(layers=1), load("gpt2", layers=1, tokenizer=train_tokenizer(bos=False, vocabulary=300)))
+    assert two.aligned
+    assert (two.source.prepend_bos, two.target.prepend_bos) == (True, False)
+    assert not ModelPair(two.source, two.source).aligned
+    ModelPair(two.source, two.source).refuse_two_tokenizers("this", "do that")
+    with pytest.raises(
+        MismatchError,
+        match=r"this compares models token by token, but 'Llama.* and 'GPT2.* have different tokenizers .*300 tokens\); do that",
+    ):
+        two.refuse_two_tokenizers("this", "do that")
+
+
+def test_a_tokenizer_that_is_not_the_models_is_refused(build_hf: Any, train_tokenizer: Any) -> None:
+    with pytest.raises(MismatchError, match=r"360 tokens.*340 rows.*the model was trained with"):
+        HookedModel.load(build_hf("llama"), tokenizer=train_tokenizer(vocabulary=360))
 
 
 def test_the_same_vocabulary_in_another_template_pairs_once_bos_is_decided(load: Any, train_tokenizer: Any) -> None:

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrt_lens.data.blocks import BlockPlan, iterate_blocks
+from lrt_lens.data.blocks import iterate_blocks
+from lrt_lens.data.windows import BlockPlan
 from lrt_lens.errors import FileFormatError, HookPointError, MismatchError, NonFiniteError
 from lrt_lens.models.pair import ModelPair
 from lrt_lens.stitching.cache.activation_cache import ActivationCache

@@ -10,6 +10,7 @@ import torch
 from sklearn.metrics import r2_score
 
 from lrt_lens.errors import HookPointError
+from lrt_lens.models.hook_points import short_hook
 from lrt_lens.stitching.affine import AffineMap
 from lrt_lens.stitching.grid import COLUMNS
 from lrt_lens.stitching.moments import CrossMoments
@@ -307,5 +308,5 @@ def test_interpolating_is_warned_about_with_both_numbers(rows: Any, caplog: pyte
 
 
 def test_a_grid_shows_itself(grid: Any) -> None:
-    assert SOURCES[0] in grid._repr_html_()
+    assert short_hook(SOURCES[0]) in grid._repr_html_()
     assert grid.figure("r2") is not None

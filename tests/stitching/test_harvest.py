@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.data.blocks import BlockPlan, cut_windows
 from lrt_lens.data.documents import document_key
+from lrt_lens.data.windows import BlockPlan, cut_windows
 from lrt_lens.errors import HookPointError, NonFiniteError, TooFewDocumentsError
 from lrt_lens.models.hooked_model import HookedModel
 from lrt_lens.models.pair import ModelPair

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lrt_lens.data.blocks import N_FOLDS, Block, BlockPlan, iterate_blocks
+from lrt_lens.data.blocks import N_FOLDS, Block, iterate_blocks
 from lrt_lens.data.documents import Documents
+from lrt_lens.data.windows import BlockPlan
 from lrt_lens.errors import MismatchError, NonFiniteError
 from lrt_lens.models.hook_points import same_place
 from lrt_lens.models.hooked_model import HookedModel
@@ -254,7 +255,7 @@ class CodePasses:
         length = window_length(self.context_length, self.pair.source, self.pair.target)
         seed = self.stitch.provenance.seed
         plan = BlockPlan(context_length=length, skip_first=self.stitch.skip_first, n_tokens=self.n_tokens, seed=seed)
-        blocks = iterate_blocks(self.documents, self.pair.source, plan)
+        blocks = iterate_blocks(self.documents, self.pair.source, plan, target=self.pair.target)
         yield from (block for block in tqdm(blocks, desc=what, disable=not self.progress, leave=False) if block.part in parts)
 
     def source_rows(self, block: Block) -> Tensor:
@@ -263,7 +264,7 @@ class CodePasses:
 
     def target_rows(self, block: Block) -> Tensor:
         """[token, d_target], of the same tokens."""
-        return block_rows(self.pair.target, [self.stitch.target_hook], block, _BATCH_TOKENS)[self.stitch.target_hook]
+        return block_rows(self.pair.target, [self.stitch.target_hook], block, _BATCH_TOKENS, "target")[self.stitch.target_hook]
 
 
 def count_firings(passes: CodePasses, sae: Any) -> tuple[Tensor, int]:

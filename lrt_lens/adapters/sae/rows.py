@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lrt_lens.data.blocks import N_FOLDS, N_PARTS, BlockPlan, iterate_blocks
+from lrt_lens.data.blocks import N_FOLDS, N_PARTS, iterate_blocks
 from lrt_lens.data.documents import Documents
+from lrt_lens.data.windows import BlockPlan
 from lrt_lens.errors import NonFiniteError, TooFewDocumentsError
 from lrt_lens.models.hook_points import resolve
 from lrt_lens.models.hooked_model import HookedModel, ModelIdentity

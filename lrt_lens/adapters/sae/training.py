@@ -28,6 +28,7 @@ from lrt_lens.data.documents import Documents
 from lrt_lens.errors import MismatchError
 from lrt_lens.models.hook_points import resolve, same_place
 from lrt_lens.models.hooked_model import HookedModel
+from lrt_lens.repr_html import card, note, table
 
 EXPANSION = 8
 """Features for each dimension of the stream unless told otherwise."""
@@ -63,7 +64,11 @@ class SAETraining:
         return training_figure(self.history.assign(arm="this run", seed=self.seed))
 
     def _repr_html_(self) -> str:
-        return self.history.iloc[[0, -1]].round(4).to_html(index=False)
+        return card(
+            "SAETraining",
+            note(f"At {self.hook}: before the first step and at the end, on held-out rows."),
+            table(self.history.iloc[[0, -1]]),
+        )
 
 
 def train_sae(

@@ -27,7 +27,6 @@ from tqdm.auto import tqdm
 
 from lrt_lens.data.blocks import N_FOLDS, part_of
 from lrt_lens.data.documents import Documents, document_key, iterate_documents
-from lrt_lens.errors import MismatchError
 from lrt_lens.evaluation.features.attention import Example, ExampleFinder, attention_effects
 from lrt_lens.evaluation.features.attribution import Attribution, Attributor
 from lrt_lens.evaluation.features.coder import (
@@ -149,11 +148,7 @@ def _check(
     for name, given, known in (("attribution", attribution, ("logits", "gradient")), ("folds", folds, ("test", "all"))):
         if given not in known:
             raise ValueError(f"{name} is {given!r}; expected one of {list(known)}")
-    if pair.source.identity.tokenizer_hash != pair.target.identity.tokenizer_hash:
-        raise MismatchError(
-            f"{pair.source.name!r} and {pair.target.name!r} have different tokenizers, so features cannot be compared position by position; "
-            "take two models of one tokenizer, or judge directions by stitch.fidelity"
-        )
+    pair.refuse_two_tokenizers("evaluate_features", "take two models of one tokenizer, or judge directions by stitch.fidelity")
     stitch.check(pair.source, pair.target)
     check_sae(sae, pair, stitch)
     if transferred is not None:

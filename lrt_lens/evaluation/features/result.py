@@ -13,6 +13,7 @@ from lrt_lens.evaluation.features.attention import strongest_heads
 from lrt_lens.evaluation.features.coder import check_index
 from lrt_lens.evaluation.features.contexts import TopContexts
 from lrt_lens.evaluation.intervals import NOTHING, Interval, bootstrap_mean
+from lrt_lens.repr_html import card, note, table
 
 if TYPE_CHECKING:
     from lrt_lens.report.feature_page import FeaturePage
@@ -189,7 +190,8 @@ class FeatureEvaluation:
         return str(self.tokenizer.decode([token]))
 
     def _repr_html_(self) -> str:
-        return self.summary.round(3).to_html(index=False)
+        hooks = f"{self.source} {self.source_hook} → {self.target} {self.target_hook}, {self.n_tokens:,} positions, attribution by {self.attribution}."
+        return card("FeatureEvaluation", note(hooks), table(self.summary))
 
 
 def _known(column: Any) -> np.ndarray:

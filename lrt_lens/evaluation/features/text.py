@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrt_lens.data.blocks import N_FOLDS, N_TEST_GROUPS, BlockPlan, Window, cut_windows, part_of
+from lrt_lens.data.blocks import N_FOLDS, N_TEST_GROUPS, part_of
 from lrt_lens.data.documents import Documents, document_key, iterate_documents
+from lrt_lens.data.windows import BlockPlan, Window, cut_windows
 from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.models.hooked_model import HookedModel
 from lrt_lens.models.pair import ModelPair

@@ -35,6 +35,7 @@ from lrt_lens.models.hook_points import EMBED, Layers, same_place
 from lrt_lens.models.hooked_model import HookedModel
 from lrt_lens.models.loading import torch_dtype
 from lrt_lens.models.pair import ModelPair
+from lrt_lens.repr_html import card, facts
 from lrt_lens.stitching.cache.manifest import ROLES, Manifest, broken_file, read_manifest
 from lrt_lens.stitching.cache.reading import BUFFER_ROWS, ShuffledReader
 from lrt_lens.stitching.cache.selection import RowSelection
@@ -324,7 +325,18 @@ class ActivationCache:
         )
 
     def _repr_html_(self) -> str:
-        return f"<code>{self!r}</code>"
+        manifest = self.manifest
+        found = {
+            "folder": str(self.folder),
+            "rows": len(self),
+            "source hook points": len(self.source_hooks),
+            "target hook points": len(self.target_hooks),
+            "precision": manifest.dtype,
+            "shards": len(manifest.shards),
+            "size": human_bytes(self.n_bytes),
+            "state": "finished" if self.is_finished else "unfinished",
+        }
+        return card("ActivationCache", facts(found))
 
 
 @dataclass(frozen=True)

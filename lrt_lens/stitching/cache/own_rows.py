@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrt_lens.data.blocks import Block, Window, part_of
+from lrt_lens.data.blocks import Block, part_of
 from lrt_lens.data.documents import document_key
+from lrt_lens.data.windows import Window
 from lrt_lens.stitching.cache.manifest import Manifest
 from lrt_lens.stitching.cache.shard import byte_sum
 from lrt_lens.stitching.cache.writer import DTYPES, CacheWriter

@@ -9,8 +9,9 @@ import torch
 from tqdm.auto import tqdm
 
 from lrt_lens.data.ahead import running_ahead
-from lrt_lens.data.blocks import BlockPlan, iterate_blocks
+from lrt_lens.data.blocks import iterate_blocks
 from lrt_lens.data.documents import Documents
+from lrt_lens.data.windows import BlockPlan
 from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.models.hook_points import Layers, resolve_layers
 from lrt_lens.models.hooked_model import HookedModel
@@ -112,15 +113,16 @@ def _with_model(manifest: Manifest, model: HookedModel, role: str, folder: Path)
         raise ValueError(f"the cache {str(folder)!r} holds rows of one's own without tokens; a model can be recorded on tokens only")
     provenance = manifest.provenance
     recorded = getattr(provenance, role)
-    other = provenance.target if role == "source" else provenance.source
     if recorded is not None:
         recorded.refuse_other(model.identity, f"the {role} model for the cache {str(folder)!r}")
-    if other is not None:
+    reader = provenance.source or provenance.target  # whose tokens the cache holds, where two were read
+    if reader is not None:
         for field in ("tokenizer_hash", "prepend_bos"):
-            if getattr(other, field) != getattr(model.identity, field):
+            if getattr(reader, field) != getattr(model.identity, field):
                 raise MismatchError(
-                    f"{model.name!r} has {field} {getattr(model.identity, field)!r}; the tokens of the cache {str(folder)!r} are those of {other.name!r} with "
-                    f"{getattr(other, field)!r}: a map is fitted on the same tokens, choose two models of one family"
+                    f"{model.name!r} has {field} {getattr(model.identity, field)!r}; the tokens of the cache {str(folder)!r} are those of {reader.name!r} with "
+                    f"{getattr(reader, field)!r}: harvest both models at once (harvest(pair, documents, cache=folder) aligns two tokenizers), or record "
+                    "a model that reads these tokens"
                 )
     if provenance.context_length is not None and model.context_length < provenance.context_length:
         raise MismatchError(

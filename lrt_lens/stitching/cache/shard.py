@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrt_lens.data.blocks import Block, Window
+from lrt_lens.data.blocks import Block
+from lrt_lens.data.windows import Window
 from lrt_lens.errors import FileFormatError
 from lrt_lens.stitching.cache.manifest import CACHE_SCHEMA, ShardRecord, file_problem
 from lrt_lens.stitching.files import read_tensors, write_tensors

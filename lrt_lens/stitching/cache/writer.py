@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrt_lens.data.blocks import Block, Window
+from lrt_lens.data.blocks import Block
+from lrt_lens.data.windows import Window
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from lrt_lens.stitching.cache.manifest import MANIFEST_NAME, Manifest, ShardFile, ShardRecord, read_manifest, write_manifest
 from lrt_lens.stitching.cache.shard import BlockTable, Shard, write_shard

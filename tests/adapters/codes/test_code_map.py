@@ -13,7 +13,8 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from lrt_lens.adapters.codes.code_map import CodeMap, encode_states, fit_code_map
 from lrt_lens.adapters.codes.moments import CodeMoments, SparseGram
 from lrt_lens.adapters.codes.ridge import NormalEquations, fit_codes, solutions
-from lrt_lens.data.blocks import N_FOLDS, BlockPlan, iterate_blocks
+from lrt_lens.data.blocks import N_FOLDS, iterate_blocks
+from lrt_lens.data.windows import BlockPlan
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from lrt_lens.models.pair import ModelPair
 from lrt_lens.stitching.block_rows import block_rows

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from lrt_lens.data.blocks import N_FOLDS, BlockPlan, cut_windows, part_of
+from lrt_lens.data.blocks import N_FOLDS, part_of
 from lrt_lens.data.documents import document_key
+from lrt_lens.data.windows import BlockPlan, cut_windows
 from lrt_lens.errors import HookPointError, MismatchError, TooFewDocumentsError
 from lrt_lens.evaluation.features.coder import FeatureCoder, check_sae, random_coder
 from lrt_lens.evaluation.features.evaluate import evaluate_features

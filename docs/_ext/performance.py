@@ -1,0 +1,70 @@
+"""The table of measured ratios, from benchmarks/results.json.
+
+In a page: a block of code named `{benchmark-table} ../benchmarks/results.json`.
+
+The directive reads the file at build time, so that no number of speed or memory is typed into a page.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+DIRECTIONS = {"at most": "≤", "at least": "≥"}
+
+
+def figures(value: float) -> str:
+    """Three significant figures, thousands set apart."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: one row a benchmark, what missed its target said in words."""
+    lines = ["| ratio | measured | target | met | what it compares |", "| --- | ---: | ---: | --- | --- |"]
+    for entry in results["benchmarks"]:
+        if "error" in entry:
+            lines.append(f"| `{entry['name']}` | – | – | failed | {cell(entry['error'])} |")
+            continue
+        target = f"{DIRECTIONS[entry['direction']]} {figures(entry['target'])}"
+        met = "yes" if entry["met"] else "**no**"
+        lines.append(f"| `{entry['name']}` | {figures(entry['value'])} | {target} | {met} | {cell(entry['what'])} |")
+    return "\n".join(lines)
+
+
+def machine(results: dict[str, Any]) -> str:
+    """One sentence: where and when."""
+    found = results["machine"]
+    missed = [entry["name"] for entry in results["benchmarks"] if not entry.get("met", False)]
+    verdict = f"{len(missed)} of {len(results['benchmarks'])} miss their target" if missed else "all meet their targets"
+    return (
+        f"Measured up to {results['date'][:10]} on {found['cores']} cores ({found['cpu']}, {found['memory_gib']} GiB, {found['threads']} threads), "
+        f"Python {found['python']}, torch {found['torch']}, transformers {found['transformers']}, "
+        f"TransformerLens {found['transformer-lens']}: {verdict}."
+    )
+
+
+def cell(text: str) -> str:
+    """Text that stays inside its cell."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+class BenchmarkTable(SphinxDirective):
+    """`{benchmark-table} FILE`, the file relative to the page."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """The sentence and the table, parsed as the page is."""
+        _, path = self.env.relfn2path(self.arguments[0])
+        self.env.note_dependency(path)
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        return self.parse_text_to_nodes(f"{machine(results)}\n\n{table(results)}\n")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Registers the directive."""
+    app.add_directive("benchmark-table", BenchmarkTable)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

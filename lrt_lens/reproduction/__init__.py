@@ -1,0 +1,27 @@
+"""What every script of `examples/` shares: the same options, one kind of result, one way to write it.
+
+    from dataclasses import dataclass
+    import lrt_lens as lrt
+    from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, run
+
+    @dataclass(frozen=True)
+    class Options(FigureOptions):
+        layer: int = 2
+        "Layer of the source."
+
+    def reproduce(options: Options) -> Reproduction:
+        grid = lrt.fit_stitches(options.pair(), options.texts(), source_layers=[options.layer], n_tokens=options.n_tokens, progress=True)
+        ...
+        return Reproduction("name", title=…, paper="Stitching, table 1", claim=…, compared=[Compared("A→B, nats", ours=4.2, paper=3.99)], …)
+
+    if __name__ == "__main__":
+        run(reproduce)
+
+`python -m lrt_lens.reproduction.gallery FIGURES` makes the gallery of what such scripts wrote.
+"""
+
+from lrt_lens.reproduction.options import FigureOptions, MissingInputError
+from lrt_lens.reproduction.result import VERDICTS, Compared, Reproduction, Verdict
+from lrt_lens.reproduction.script import run
+
+__all__ = ["VERDICTS", "Compared", "FigureOptions", "MissingInputError", "Reproduction", "Verdict", "run"]

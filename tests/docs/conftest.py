@@ -1,0 +1,69 @@
+"""The built documentation, a server for it, and a browser to look at it."""
+
+import functools
+import http.server
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+BUILT = ROOT / os.environ.get("LRT_LENS_DOCS_BUILT", "build/docs")
+BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?^```python\n(.*?)^```$", flags=re.S | re.M)
+
+
+def python_blocks(page: Path, *, also_not_run: bool = False) -> list[str]:
+    """Python of a page, in order; a comment `<!-- not run: REASON -->` on the line before keeps a block out."""
+    return [code for skip, code in BLOCK.findall(page.read_text(encoding="utf-8")) if also_not_run or not skip]
+
+
+@pytest.fixture(scope="session")
+def ten_lines() -> dict[str, Any]:
+    """What stands in a reader's notebook after the page *Start here*, with the modules that later pages import."""
+    namespace: dict[str, Any] = {}
+    for code in python_blocks(DOCS / "start.md"):
+        exec(compile(code, "start.md", "exec"), namespace)
+    return namespace
+
+
+@pytest.fixture(scope="session")
+def built() -> Path:
+    if not (BUILT / "index.html").exists():
+        pytest.skip(f"no documentation in {BUILT}: `make docs` builds it")
+    return BUILT
+
+
+@pytest.fixture(scope="session")
+def site(built: Path) -> Iterator[str]:
+    """The address of the built pages on this machine."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            del format, args
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(built))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium that is on this machine; nothing is downloaded."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: `make docs-check` brings it")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip(
+            f"no Chromium found (looked for {', '.join(names)}): `apt-get install chromium`, or name one: CHROMIUM=/path/to/chromium"
+        )
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -1,0 +1,97 @@
+import re
+import sys
+from importlib import util
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ipywidgets", reason="pip install 'lrt-lens[widgets]'")
+
+from lrt_lens.adapters.steering import SteeringVector
+from lrt_lens.data.contrast import ContrastSet
+from lrt_lens.exploration.explore import explore
+from lrt_lens.exploration.widget import STRONGEST, ExplorerWidget
+from lrt_lens.models.hooked_model import HookedModel
+
+PROMPT = "the little cat was happy because"
+
+
+@pytest.fixture(scope="module")
+def make(pair: Any, corpus: list[str]) -> Any:
+    """A function that makes the widget of a vector that the target learnt itself."""
+    vector = SteeringVector.mean_difference(pair.target, ContrastSet(corpus[:8], corpus[8:16]), at=1)
+    neutral = [text for text in corpus[100:] if len(text.split()) > 20][:2]
+    return lambda **options: explore(pair, vector, neutral=neutral, prompt=PROMPT, damage=0.05, max_new_tokens=5, **options)
+
+
+@pytest.fixture
+def widget(make: Any) -> ExplorerWidget:
+    return make()
+
+
+def test_it_shows_continuations_and_damage_at_once(widget: ExplorerWidget) -> None:
+    assert widget.slider.value == 1.0
+    assert (widget.slider.min, widget.slider.max) == (-STRONGEST, STRONGEST)
+    for word in ("none", "native", "transferred", PROMPT):
+        assert word in widget.result.value
+    assert len(re.findall(r"(native|transferred): scale \S+, damage \S+ nats per token", widget.result.value)) == 2
+    assert re.search(r"median residual norm: native \d+%, transferred \d+%", widget.sizes.value)
+
+
+def test_moving_the_slider_runs_again(widget: ExplorerWidget) -> None:
+    before = widget.sizes.value
+    widget.slider.value = 0.5
+    assert widget.sizes.value != before
+    arm = widget.exploration.arms["native"]
+    assert f"native: scale {arm.scale(0.5):.3g}, damage {widget.exploration.damage_at('native', 0.5):.2g} " in widget.result.value
+    assert f"native {arm.share(0.5):.0%}" in widget.sizes.value
+
+
+def test_run_takes_the_prompt_from_the_box_and_escapes_it(widget: ExplorerWidget) -> None:
+    widget.prompt.value = "<b>the dog</b>"
+    assert "the dog" not in widget.result.value
+    widget.run_button.click()
+    assert "&lt;b&gt;the dog&lt;/b&gt;" in widget.result.value
+    assert "<b>" not in widget.result.value
+
+
+def test_another_draw_has_another_seed_and_the_same_strength(widget: ExplorerWidget) -> None:
+    before, sizes = widget.result.value, widget.sizes.value
+    widget.draw_button.click()
+    assert widget.seed == 1
+    assert widget.result.value != before
+    assert widget.sizes.value == sizes
+
+
+def test_an_error_is_said_and_leaves_the_last_result(widget: ExplorerWidget) -> None:
+    before = widget.result.value
+    widget.prompt.value = "   "
+    widget.run_button.click()
+    assert "the prompt is empty" in widget.status.value
+    assert widget.result.value == before
+
+
+def test_an_interrupt_is_said_and_leaves_no_hook(widget: ExplorerWidget, pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate = HookedModel.generate
+
+    def stopped(self: HookedModel, *args: Any, **options: Any) -> Any:
+        if any(point.fwd_hooks for point in pair.target.bridge.hook_dict.values()):
+            raise KeyboardInterrupt
+        return generate(self, *args, **options)
+
+    monkeypatch.setattr(HookedModel, "generate", stopped)
+    widget.run_button.click()
+    assert "interrupted" in widget.status.value
+    assert not any(point.fwd_hooks for point in pair.target.bridge.hook_dict.values())
+
+
+def test_it_can_be_sent_to_a_notebook(widget: ExplorerWidget) -> None:
+    assert "application/vnd.jupyter.widget-view+json" in widget._repr_mimebundle_()
+
+
+def test_without_ipywidgets_the_extra_is_named(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = util.find_spec
+    monkeypatch.setattr("lrt_lens.exploration.explore.find_spec", lambda name: None if name == "ipywidgets" else found(name))
+    monkeypatch.delitem(sys.modules, "ipywidgets")
+    with pytest.raises(ImportError, match=r"pip install 'lrt-lens\[widgets\]'"):
+        make()

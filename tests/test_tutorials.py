@@ -1,0 +1,213 @@
+"""The tutorials: their form (quick), and that they run and show what their prose says (slow).
+
+`make docs` runs every notebook too; where it has, ``LRT_LENS_TUTORIALS_RAN=1`` skips the slow test here.
+"""
+
+import ast
+import inspect
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lrt_lens
+
+FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
+NAMES = ("1_first_stitch", "2_steering", "3_probes", "4_saes", "5_tokenizers", "6_evidence")
+NEEDS_SAE_LENS = ("4_saes",)
+FIGURES = r"\.figure\(|\.plot\(|px\.\w+\("
+ABSOLUTE = r"""(?<![\w.])(?:/(?:home|root|tmp|usr|opt|mnt|work|Users|content)/|file:|[A-Za-z]:\\)"""
+
+CLAIMS = {
+    "1_first_stitch": """
+        layers = grid.scores[grid.scores["source_hook"] == stitch.source_hook].set_index("target_hook")
+        assert layers["r2_uniform"].idxmax() == "blocks.0.hook_resid_post"
+        assert abs(layers.loc["blocks.0.hook_resid_post", "r2_uniform"] - layers.loc["blocks.0.hook_resid_post", "r2_uniform_token"]) < 0.03
+        assert stitch.target_hook != "blocks.0.hook_resid_post" and abs(layers["r2_null"]).max() < 0.05
+        assert 0.5 < moved.cosine(native) < 0.8
+        assert down.scores["r2_uniform"] > stitch.scores["r2_uniform"] and brought_down.cosine(vector) > moved.cosine(native)
+    """,
+    "2_steering": """
+        arms = result.summary.set_index("arm")
+        assert 0.55 < arms.loc["transferred", "fraction_of_native"] < 0.8 and arms.loc["transferred", "fraction_high"] < 1
+        assert all(arms.loc["transferred", "low"] > arms.loc[arm, "high"] for arm in ("shuffled", "permuted", "random"))
+        assert arms.loc["shuffled", "low"] > 0
+        assert fidelity.null_low < fidelity.value < fidelity.null_high
+        assert mood_result.summary.set_index("arm").loc["transferred", "fraction_of_native"] > 0.85
+    """,
+    "3_probes": """
+        arms = register.table[register.table["k"].isin([0, 280])].set_index("arm")
+        assert arms.loc["transferred", "accuracy"] > 0.93 and arms.loc["native", "accuracy"] - arms.loc["transferred", "accuracy"] < 0.04
+        assert all(arms.loc["transferred", "low"] > arms.loc[arm, "high"] for arm in ("token_identity", "shuffled"))
+        assert arms.loc["random", "low"] < 0.15 and arms.loc["random", "high"] > 0.85
+        arms = sentiment.table[sentiment.table["k"].isin([0, 280])].set_index("arm")
+        assert arms.loc["transferred", "low"] > 0.5 and arms.loc["transferred", "accuracy"] > arms.loc["shuffled", "high"]
+        assert arms.loc["token_identity", "auroc"] > arms.loc["transferred", "auroc"] + 0.05
+        assert abs(arms.loc["token_identity", "auroc"] - arms.loc["native", "auroc"]) < 0.06
+        curve = few.pivot(index="k", columns="arm", values="accuracy")
+        assert curve.loc[10, "refit"] > curve.loc[10, "scratch"] + 0.05 and abs(curve.loc[100, "refit"] - curve.loc[100, "scratch"]) < 0.06
+    """,
+    "4_saes": """
+        arms = result.table.set_index("arm")
+        assert arms.loc["native", "fvu"] < 0.25 < 0.5 < arms.loc["transferred", "fvu"] < arms.loc["random", "fvu"] - 0.1
+        assert 0.4 < arms.loc["random", "ce_recovered"] < 0.6
+        arms = study.summary.set_index("arm")
+        assert arms.loc["transferred", "token_share"] < 0.6 and arms.loc["transferred", "final"] > arms.loc["scratch", "final"]
+        assert arms.loc["rotated", "final"] < arms.loc["scratch", "final"] and arms.loc["rotated", "initial"] < arms.loc["transferred", "initial"]
+        assert error < 1e-4
+    """,
+    "5_tokenizers": """
+        assert two.aligned and 0.8 < second < 0.99 < first
+        bits = [bits_per_byte(model, lrt.demo_neutral()[:40]) for model in (pair.target, foreign)]
+        assert bits[0] < bits[1]
+        r2 = {name: stitch.scores["r2_uniform"] for name, stitch in stitches.items()}
+        assert 0 < r2["one tokenizer"] - r2["two tokenizers"] < 0.12
+        assert stitches["two tokenizers"].scores["r2_uniform"] > stitches["two tokenizers"].scores["r2_uniform_token"]
+        assert moved.cosine(native) > 0.4
+    """,
+    "6_evidence": """
+        inside, outside = curve.set_index("n")["in sample"], curve.set_index("n")["held out"]
+        assert (inside.loc[:96] > 0.999).all() and (outside < 0).all() and inside.loc[160] < 0.999
+        found = interpolation.summary
+        few = found[(found["n_over_d"] < 1)]
+        assert (few.loc[few["arm"].isin(["own", "noise_source"]), "cosine"] > 0.999).all()
+        assert (few.loc[few["arm"] == "other", "cosine"] < 0.8).all()
+        assert stitch.target_hook != "blocks.0.hook_resid_post"
+        arms = result.summary.set_index("arm")
+        assert arms.loc["native", "low"] > arms.loc["transferred", "effect_at_equal_damage"] > 2 * abs(arms.loc["random", "high"])
+    """,
+}
+"""What the prose says, as assertions that run in the notebook's kernel behind its last cell."""
+
+
+def _notebook(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
+
+
+def _cells(name: str, kind: str) -> list[dict[str, Any]]:
+    return [cell for cell in _notebook(name)["cells"] if cell["cell_type"] == kind]
+
+
+def _text(cell: dict[str, Any]) -> str:
+    return "".join(cell["source"])
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+# ------------------------------------------------------------------------------------------------------------------ form
+
+
+def test_the_folder_holds_the_six_notebooks() -> None:
+    assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == sorted(NAMES)
+
+
+def test_a_notebook_is_committed_without_what_running_it_leaves(name: str) -> None:
+    notebook = _notebook(name)
+    for cell in _cells(name, "code"):
+        assert (cell["outputs"], cell["execution_count"]) == ([], None), f"{cell['id']}: clear the outputs before you commit"
+        assert cell["metadata"].keys() <= {"jupyter", "tags"}
+    assert notebook["metadata"] == {
+        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    text = (FOLDER / f"{name}.ipynb").read_text(encoding="utf-8")
+    assert text == json.dumps(notebook, sort_keys=True, indent=1, ensure_ascii=False) + "\n", "keys sorted, indented by one: small diffs"
+
+
+def test_cells_have_names_that_say_what_they_are(name: str) -> None:
+    ids = [cell["id"] for cell in _notebook(name)["cells"]]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"[a-z][a-z0-9-]*", one) for one in ids)
+
+
+def test_a_notebook_is_valid(name: str) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    nbformat.validate(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4))
+
+
+def test_no_path_of_anybodys_machine(name: str) -> None:
+    found = [match for cell in _notebook(name)["cells"] for match in re.findall(ABSOLUTE, _text(cell))]
+    assert not found
+
+
+def test_links_between_notebooks_lead_somewhere(name: str) -> None:
+    links = [link for cell in _cells(name, "markdown") for link in re.findall(r"\]\(([^)#\s]+)", _text(cell)) if "://" not in link]
+    assert all((FOLDER / link).resolve().is_file() for link in links), links
+
+
+def test_the_first_cell_imports_and_sets_the_seed(name: str) -> None:
+    statements = ast.parse(_text(_cells(name, "code")[0])).body
+    assert isinstance(statements[0], ast.Import | ast.ImportFrom)
+    kinds = [isinstance(statement, ast.Import | ast.ImportFrom) for statement in statements]
+    assert kinds == sorted(kinds, reverse=True), "imports come first"
+    assert "import lrt_lens as lrt" in [ast.unparse(statement) for statement in statements]
+    assert "SEED = 0" in [ast.unparse(statement) for statement in statements]
+
+
+def test_whatever_takes_a_seed_gets_it(name: str) -> None:
+    for cell in _cells(name, "code"):
+        for call in _calls(ast.parse(_text(cell))):
+            keywords = {keyword.arg for keyword in call.keywords}
+            called = ast.unparse(call.func)
+            if re.fullmatch(r"torch\.rand\w*", called):
+                assert "generator" in keywords, f"{cell['id']}: {called} without a generator"
+            elif called.startswith("lrt.") and "seed" in _parameters(called):
+                assert "seed" in keywords or None in keywords, f"{cell['id']}: {called} without seed=SEED"
+        if "options = {" in _text(cell):
+            assert '"seed": SEED' in _text(cell)
+
+
+def _calls(tree: ast.AST) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+
+
+def _parameters(called: str) -> set[str]:
+    found: Any = lrt_lens
+    for part in called.split(".")[1:]:
+        found = getattr(found, part)
+    return set(inspect.signature(found).parameters)
+
+
+def test_a_cell_makes_one_claim(name: str) -> None:
+    long = {cell["id"]: len(_text(cell).splitlines()) for cell in _cells(name, "code") if len(_text(cell).splitlines()) > 20}
+    assert not long
+    wordy = {cell["id"]: len(_text(cell).split()) for cell in _cells(name, "markdown") if len(_text(cell).split()) > 130}
+    assert not wordy
+    assert sum(bool(re.search(FIGURES, _text(cell))) for cell in _cells(name, "code")) >= 2, "a figure after the number"
+
+
+def test_a_notebook_ends_with_an_exercise_whose_solution_is_folded(name: str) -> None:
+    *_, exercise, solution = _notebook(name)["cells"]
+    assert [exercise["cell_type"], solution["cell_type"]] == ["markdown", "code"]
+    assert _text(exercise).startswith("## Exercise\n")
+    assert solution["metadata"] == {"jupyter": {"source_hidden": True}, "tags": ["hide-cell"]}
+
+
+# --------------------------------------------------------------------------------------------------------------- running
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("LRT_LENS_TUTORIALS_RAN") == "1", reason="the documentation's build has run the tutorials")
+def test_a_notebook_runs_and_shows_what_it_says(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    if name in NEEDS_SAE_LENS:
+        pytest.importorskip("sae_lens", exc_type=ImportError)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    monkeypatch.setenv("PLOTLY_RENDERER", "plotly_mimetype")
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(inspect.cleandoc(CLAIMS[name])))
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    shown = [key for output in outputs for key in output.get("data", {})]
+    assert shown.count("application/vnd.plotly.v1+json") >= 2
+    assert "application/vnd.jupyter.widget-view+json" not in shown, "a progress bar stays in the page: progress=False"
+    assert not list(tmp_path.iterdir()), "a tutorial leaves no file behind"
