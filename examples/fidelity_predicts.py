@@ -27,8 +27,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 import lrt_lens as lrt
-from lrt_lens.data.blocks import N_FOLDS, BlockPlan, cut_windows, part_of
+from lrt_lens.data.blocks import N_FOLDS, part_of
 from lrt_lens.data.documents import document_key
+from lrt_lens.data.windows import BlockPlan, cut_windows
 from lrt_lens.evaluation.agreement import steering_agreement
 from lrt_lens.models.hook_points import same_place
 from lrt_lens.report.template import TEMPLATE_NAME

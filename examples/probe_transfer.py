@@ -86,7 +86,8 @@ def reproduce(options: Options) -> Reproduction:
             sparse.append(few.table)
             figures[f"{task.name}: accuracy over the number of SAE features"] = few.figure()
     table = pd.concat(found, ignore_index=True)
-    by_arm = table[table["k"] == 0].groupby("arm")["accuracy"].mean()
+    once = table[(table["k"] == 0) | (table["arm"] == "native")]
+    by_arm = once.groupby("arm")["accuracy"].mean()
     zero, native = float(by_arm["transferred"]), float(by_arm["native"])
     rivals = {arm: float(by_arm[arm]) for arm in ("token_identity", "shuffled", "random", "permuted") if arm in by_arm}
     rival = max(rivals, key=lambda arm: rivals[arm])

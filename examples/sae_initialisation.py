@@ -65,7 +65,7 @@ def reproduce(options: Options) -> Reproduction:
     arms = study.summary.set_index("arm")
     best, rival = (
         float(at.loc["transferred", "saved"]),
-        max(float(at.loc[arm, "saved"]) for arm in ("shuffled", "rotated") if arm in at.index),
+        rival_saving(at),
     )
     verdict: Verdict = (
         "does not survive its null"
@@ -74,6 +74,7 @@ def reproduce(options: Options) -> Reproduction:
         if best >= 0.3 and float(at.loc["transferred", "saved_charged"]) > 0
         else "holds with a caveat"
     )
+    rivals = f"at best {100 * rival:.0f}%" if np.isfinite(rival) else "never get there"
     return Reproduction(
         name="sae_initialisation",
         title="Where an SAE begins: scratch, transferred, and what only looks like it",
@@ -86,7 +87,7 @@ def reproduce(options: Options) -> Reproduction:
                 PAPER,
                 float(at.loc["transferred", "low"]),
                 float(at.loc["transferred", "high"]),
-                control=rival,
+                control=rival if np.isfinite(rival) else "not reached",
                 control_name="shuffled or rotated",
             ),
             Compared("the same with the source's SAE charged", float(at.loc["transferred", "saved_charged"]), "not charged"),
@@ -110,7 +111,7 @@ def reproduce(options: Options) -> Reproduction:
         "seeds. A source SAE that exists anyway costs nothing; one that is trained for this costs what the second reading says.",
         verdict=verdict,
         because=f"to {AT:.0%} of scratch's final value the transferred beginning saves {100 * best:.0f}% of the FLOPs, shuffled or rotated "
-        f"ones at best {100 * rival:.0f}%; with the "
+        f"ones {rivals}; with the "
         f"source's SAE charged it is {100 * float(at.loc['transferred', 'saved_charged']):.0f}%.",
         figures={
             "Held-out explained variance over training tokens, and decoder cosines to the beginning": study.figure(),
@@ -124,6 +125,12 @@ def reproduce(options: Options) -> Reproduction:
             "source_sae_tokens": charged,
         },
     )
+
+
+def rival_saving(at: pd.DataFrame) -> float:
+    """The most that an arm which knows nothing of the target saves; -inf where none reaches the threshold."""
+    saved = [float(at.loc[arm, "saved"]) for arm in ("shuffled", "rotated") if arm in at.index]
+    return max((value for value in saved if np.isfinite(value)), default=-np.inf)
 
 
 def savings(study: lrt.SAEInitialisation) -> pd.DataFrame:

@@ -58,13 +58,14 @@ def reproduce(options: Options) -> Reproduction:
     table = beside_the_paper(loss)
     arms = loss.table.set_index(["route", "arm"])
     ours = {route: loss.summary.set_index("route").loc[route] for route in ROUTES}
-    beaten = [
-        route
-        for route in ROUTES
-        if arms.loc[(route, "stitched"), "ce_high"] < min(arms.loc[(route, arm), "ce_low"] for arm in ("mean", "shuffled"))
-    ]
-    lossless = float(ours["A→B→A"]["increase_percent"]) < 5
-    verdict: Verdict = "does not survive its null" if len(beaten) < len(ROUTES) else "holds" if lossless else "holds with a caveat"
+    gaps = {route: {arm: loss.difference("stitched", arm, route=route) for arm in ("mean", "shuffled")} for route in ROUTES}
+    beaten = [route for route in ROUTES if all(gap.high < 0 for gap in gaps[route].values())]
+    # A map that knows nothing comes back as well, if it can be inverted: a cheap round trip is no sign of a shared space.
+    cheap = {route: float(arms.loc[(route, "shuffled"), "recovered"]) for route in ROUTES[2:]}
+    verdict: Verdict = (
+        "does not survive its null" if len(beaten) < len(ROUTES) else "holds" if max(cheap.values()) < 0.5 else "holds with a caveat"
+    )
+    rivals = {route: min(("mean", "shuffled"), key=lambda arm, route=route: float(arms.loc[(route, arm), "ce"])) for route in ROUTES}
     return Reproduction(
         name="stitched_loss",
         title="One model begins, the other finishes: the loss behind the stitch",
@@ -76,8 +77,8 @@ def reproduce(options: Options) -> Reproduction:
                 f"{route}, rise over the finishing model, % (paper: pythia-70m/160m)",
                 float(row["increase_percent"]),
                 rise(PAPER["pythia-70m.3 / pythia-160m.4"], route),
-                control=100 * (float(arms.loc[(route, "mean"), "ce"]) / float(arms.loc[(route, "own"), "ce"]) - 1),
-                control_name="mean of the stream",
+                control=100 * (float(arms.loc[(route, rivals[route]), "ce"]) / float(arms.loc[(route, "own"), "ce"]) - 1),
+                control_name={"mean": "mean of the stream", "shuffled": "map of shuffled pairs"}[rivals[route]],
             )
             for route, row in ours.items()
         ],
@@ -85,9 +86,9 @@ def reproduce(options: Options) -> Reproduction:
         "that only between pairs "
         "of like distance: on small models of stories and reviews a stitch loses more than between GPT-2s.",
         verdict=verdict,
-        because=f"{len(beaten)} of {len(ROUTES)} routes beat both the mean of the stream and the map of shuffled pairs; A→B→A costs "
-        f"{ours['A→B→A']['increase_percent']:.1f}% "
-        f"(the paper below 1%), A→B {ours['A→B']['increase_percent']:.0f}% (11 to 39%).",
+        because=f"{len(beaten)} of {len(ROUTES)} routes beat the mean of the stream and the map of shuffled pairs on the same tokens; A→B→A costs "
+        f"{ours['A→B→A']['increase_percent']:.1f}% (the paper below 1%), A→B {ours['A→B']['increase_percent']:.0f}% (11 to 39%). But the round trips of "
+        f"shuffled pairs recover {cheap['A→B→A']:.2f} and {cheap['B→A→B']:.2f} of the loss too: only A→B and B→A speak for a shared space.",
         figures={"Cross-entropy by route and arm, with 95% intervals over documents": loss.figure()},
         tables={"Beside the paper's three pairs": table, "All arms": loss.table},
         details={"stitch": repr(stitch), "paper": PAPER},

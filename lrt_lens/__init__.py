@@ -73,6 +73,7 @@ _HOME = {
     "evaluate_steering": "lrt_lens.evaluation.steering",
     "ComparedContinuations": "lrt_lens.evaluation.compared_continuations",
     "compare_continuations": "lrt_lens.evaluation.compared_continuations",
+    "explore": "lrt_lens.exploration.explore",
     "LinearProbe": "lrt_lens.adapters.probe",
     "ProbeEvaluation": "lrt_lens.evaluation.probes",
     "evaluate_probe": "lrt_lens.evaluation.probes",
@@ -205,6 +206,7 @@ if TYPE_CHECKING:
     from lrt_lens.evaluation.sparse_probing import SparseProbeEvaluation, evaluate_sparse_probes
     from lrt_lens.evaluation.steering import SteeringEvaluation, evaluate_steering
     from lrt_lens.evaluation.stitch_loss import StitchLoss, evaluate_stitch_loss, token_identity_map
+    from lrt_lens.exploration.explore import explore
     from lrt_lens.models.hooked_model import HookedModel
     from lrt_lens.models.pair import ModelPair, demo_pair
     from lrt_lens.stitching.affine import AffineMap
