@@ -162,7 +162,7 @@ def figure(table: pd.DataFrame) -> go.Figure:
                 x=part["frequency"], y=part["clipped_ratio"], mode="markers+text" if arm == "transferred" else "markers", text=part["concept"],
                 textposition="top center", marker=style.marker, name=style.label, legendgroup=arm, showlegend=False, row=2, col=2,
             )  # fmt: skip
-    plot.update_yaxes(title_text="share", row=1, col=1).update_yaxes(title_text="concepts", row=2, col=1)
+    plot.update_yaxes(title_text="share", range=[0, 1], row=1, col=1).update_yaxes(title_text="concepts", row=2, col=1)
     plot.update_yaxes(title_text="clipped ratio", range=[-0.05, 1.15], row=2, col=2)
     plot.update_xaxes(title_text="clipped ratio", row=2, col=1)
     plot.update_xaxes(title_text="share of texts with the word (log)", type="log", row=2, col=2)

@@ -95,6 +95,9 @@ def reproduce(options: Options) -> Reproduction:
     other, null = (float(fraction.get(arm, float("nan"))) for arm in ("other_ridge", "shuffled"))
     empty = float(below["noise_source"]) > 0.99
     verdict: Verdict = "does not survive its null" if empty else "holds with a caveat"
+    outcome = "effects at equal damage were not measured"
+    if options.damage:
+        outcome = f"a map fitted on the other concept reaches {other:.2f} of native's effect at equal damage, shuffled pairs {null:.2f}"
     return Reproduction(
         name="l_cross",
         title="Maps of concepts, and why the concept's own map cannot fail",
@@ -134,8 +137,7 @@ def reproduce(options: Options) -> Reproduction:
         "models with their own β.",
         verdict=verdict,
         because=f"up to n = d the concept's own map has cosine {below['own']:.3f} to the target's own vector, and {below['noise_source']:.3f} "
-        "with random numbers for a source; a map "
-        f"fitted on the other concept reaches {other:.2f} of native's effect at equal damage, shuffled pairs {null:.2f}.",
+        f"with random numbers for a source; {outcome}.",
         figures={
             "Cosine of the carried to the target's own vector over n/d": curves.figure(),
             "Effects of all arms": result.figure("summary"),

@@ -41,7 +41,7 @@ _HOME = {
     "ManyToOne": "lrt_lens.stitching.solvers.many_to_one",
     "layer_contributions": "lrt_lens.stitching.solvers.many_to_one",
     "FixedMaps": "lrt_lens.stitching.solvers.fixed",
-    "shared_embedding_maps": "lrt_lens.stitching.solvers.fixed",
+    "shared_embedding_maps": "lrt_lens.stitching.solvers.shared_embeddings",
     "SolverComparison": "lrt_lens.stitching.comparison",
     "Fidelity": "lrt_lens.stitching.fidelity",
     "similarities": "lrt_lens.stitching.similarity",
@@ -225,11 +225,12 @@ if TYPE_CHECKING:
     from lrt_lens.stitching.scale_out import merge_shards
     from lrt_lens.stitching.similarity import similarities
     from lrt_lens.stitching.solvers.coordinates import AxisScaling, Identity, Mean, Translation
-    from lrt_lens.stitching.solvers.fixed import FixedMaps, shared_embedding_maps
+    from lrt_lens.stitching.solvers.fixed import FixedMaps
     from lrt_lens.stitching.solvers.least_squares import LeastSquares
     from lrt_lens.stitching.solvers.many_to_one import ManyToOne, layer_contributions
     from lrt_lens.stitching.solvers.procrustes import Procrustes
     from lrt_lens.stitching.solvers.reduced_rank import ReducedRank
     from lrt_lens.stitching.solvers.ridge import Ridge
+    from lrt_lens.stitching.solvers.shared_embeddings import shared_embedding_maps
     from lrt_lens.stitching.solvers.two_way import TwoWay
     from lrt_lens.stitching.stitch import Stitch

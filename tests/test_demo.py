@@ -11,7 +11,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 import lrt_lens as lrt
 from lrt_lens.data.demo import CONCEPTS, demo_prompts
-from lrt_lens.demo import run_demo, write_demo
+from lrt_lens.demo import DemoResult, run_demo, write_demo
 from lrt_lens.models.pair import DEMO_FOLDER
 from lrt_lens.stitching.grid import COLUMNS
 
@@ -105,9 +105,48 @@ def test_the_demo_writes_what_it_promises(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
 
 
+@pytest.fixture(scope="module")
+def whole() -> DemoResult:
+    """The demo as `make demo` runs it."""
+    return run_demo(progress=False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("concept", CONCEPTS)
-def test_the_transferred_vector_steers_at_least_half_as_well_as_the_native_one_and_clear_of_its_controls(concept: Any) -> None:
-    arms = run_demo(concepts=(concept,), progress=False).evaluations[concept].summary.set_index("arm")
+def test_the_transferred_vector_steers_at_least_half_as_well_as_the_native_one_and_clear_of_its_controls(
+    whole: DemoResult, concept: Any
+) -> None:
+    arms = whole.evaluations[concept].summary.set_index("arm")
     assert arms.loc["transferred", "fraction_of_native"] >= 0.5
     assert all(arms.loc["transferred", "low"] > arms.loc[control, "high"] for control in ("random", "shuffled", "permuted"))
+
+
+@pytest.mark.slow
+def test_the_readme_says_what_the_demo_measures(whole: DemoResult) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    arms = {"transferred from": "transferred", "native": "native", "best hook": "native_best", "shuffled pairs": "shuffled",
+            "shuffled labels": "permuted", "random dir": "random"}  # fmt: skip
+    for words, arm in arms.items():
+        [line] = [line for line in readme.splitlines() if line.startswith("| ") and words in line and re.search(r"[+-]\d\.\d\d \(", line)]
+        for concept, found in zip(CONCEPTS, re.findall(r"([+-]\d\.\d\d) \(", line), strict=True):
+            effects = whole.evaluations[concept].summary.set_index("arm")["effect_at_equal_damage"]
+            assert float(found) == pytest.approx(effects[arm], abs=0.06), (arm, concept)
+    [shares] = re.findall(r"(\.\d\d) and (\.\d\d) of its effect", readme)
+    for concept, share in zip(CONCEPTS, shares, strict=True):
+        assert float(share) == pytest.approx(
+            whole.evaluations[concept].summary.set_index("arm").loc["transferred", "fraction_of_native"], abs=0.03
+        )
+    [register, native, sentiment, theirs] = re.findall(r"accuracy (\.\d\d) of (\.\d\d) \(story or review\), (\.\d\d) of (\.\d\d)", readme)[
+        0
+    ]
+    for task, ours, own in (("register", register, native), ("sentiment", sentiment, theirs)):
+        accuracy = whole.probes[task].summary.set_index("arm")["accuracy"]
+        assert (float(ours), float(own)) == pytest.approx((accuracy["transferred"], accuracy["native"]), abs=0.04)
+    assert whole.sae is not None
+    fvu = whole.sae.table.set_index("arm")["fvu"]
+    [found] = re.findall(r"FVU (\.\d\d) beside (\.\d\d) \(random maps (\.\d\d)\)", readme)
+    assert tuple(map(float, found)) == pytest.approx((fvu["transferred"], fvu["native"], fvu["random"]), abs=0.02)
+    losses = whole.loss.table.set_index(["route", "arm"])["ce"]
+    [found] = re.findall(r"loss (\d\.\d\d) beside (\d\.\d\d) \(token identity (\d\.\d\d)\)", readme)
+    expected = (losses["A→B", "stitched"], losses["A→B", "own"], losses["A→B", "token"])
+    assert tuple(map(float, found)) == pytest.approx(expected, abs=0.05)

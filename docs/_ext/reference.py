@@ -24,7 +24,7 @@ GROUPS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "alignment": (
         "Alignment of tokenizers",
         "Positions of two tokenizations that have read the same text.",
-        ("data.alignment", "data.boundaries"),
+        ("data.alignment", "data.boundaries", "data.retokenizing"),
     ),
     "moments": (
         "Harvest and moments",
@@ -69,7 +69,7 @@ GROUPS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ),
     ),
     "evaluation": ("Other evaluations", "The stitched model's loss, propensities, clamping and ablation.", ("evaluation",)),
-    "notebooks": ("In Jupyter", "What helps in a notebook.", ("explore", "report", "repr_html")),
+    "notebooks": ("In Jupyter", "What helps in a notebook.", ("exploration", "evaluation.compared_continuations", "report", "repr_html")),
     "reproduction": ("Reproduction", "What the scripts of the gallery share.", ("reproduction", "demo")),
     "errors": ("Errors", "What is raised where something would be silently wrong.", ("errors",)),
 }

@@ -311,9 +311,9 @@ def tokenizer_hash(tokenizer: Any) -> str:
     probe = "The quick brown fox's 1,234 leaps: naïve café\n\tfoo_bar() 日本語 🙂"
     vocabulary = sorted(tokenizer.get_vocab().items())
     # Two tokenizers may share a vocabulary and differ in a few merges, which no one sentence would show.
-    ids = sorted(number for _, number in vocabulary)
-    spelled = [tokenizer.decode([number]) for number in ids[:: max(1, len(ids) // _SAMPLED_TOKENS)]]
-    cut = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (probe, *(f"a {text}" for text in spelled))]
+    tokens = [str(token) for token, _ in sorted(vocabulary, key=lambda item: item[1])]
+    sample = [token.replace("Ġ", " ").replace("▁", " ") for token in tokens[:: max(1, len(tokens) // _SAMPLED_TOKENS)]]
+    cut = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (probe, *(f"a{text}" for text in sample))]
     content = json.dumps([vocabulary, cut])
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 

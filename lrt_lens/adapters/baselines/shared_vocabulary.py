@@ -4,7 +4,7 @@
     stitch = embedding_stitch(pair, source_hook=0, target_hook=0, matrix="embed", texts=texts)
 
 Problem: a map without activations, for models of which only weights and tokenizers are at hand. Mechanism (Emb2Emb, Lee et al., arXiv
-2503.21073): the rows of both matrices that spell the same token (`lrt_lens.adapters.baselines.token_spelling`) are pairs, and a linear
+2503.21073): the rows of both matrices that spell the same token (`lrt_lens.data.token_spelling`) are pairs, and a linear
 map is fitted on them, here by ridge with its penalty chosen over folds of tokens. The paper uses the map of unembeddings for steering
 vectors of one family.
 
@@ -16,26 +16,21 @@ reads them by itself, and the bias sends mean to mean.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lrt_lens.adapters.baselines.anchors import Models, refuse_bad_texts, text_provenance
 from lrt_lens.adapters.baselines.text_rows import read_text_rows
-from lrt_lens.adapters.baselines.token_spelling import shared_tokens
 from lrt_lens.adapters.concept_map import model_sides, paired_hooks
-from lrt_lens.errors import MismatchError
 from lrt_lens.models.hooked_model import SKIP_FIRST, HookedModel
 from lrt_lens.stitching.affine import AffineMap, MapPair
 from lrt_lens.stitching.moments import CrossMoments
 from lrt_lens.stitching.solvers.ridge import Ridge
+from lrt_lens.stitching.solvers.shared_embeddings import Matrix, shared_rows
 from lrt_lens.stitching.solvers.solver import Solver
 from lrt_lens.stitching.stitch import Stitch
-
-Matrix = Literal["embed", "unembed"]
-LEAST_SHARED = 64
-"""Tokens that fill every fold."""
 
 
 def embedding_stitch(
@@ -86,29 +81,6 @@ def embedding_stitch(
         return stitch
     refuse_bad_texts(texts)
     return with_streams(stitch, source, target, texts, skip_first)
-
-
-def shared_rows(source: HookedModel, target: HookedModel, matrix: Matrix) -> tuple[list[str], Tensor, Tensor]:
-    """(spellings, rows of the source's matrix [token, d_source], of the target's [token, d_target]) of the tokens that both have."""
-    ours, theirs = embedding_rows(source, matrix), embedding_rows(target, matrix)
-    # A tokenizer may know tokens that the model has no row for.
-    shared = [(text, i, j) for text, i, j in shared_tokens(source.tokenizer, target.tokenizer) if i < len(ours) and j < len(theirs)]
-    if len(shared) < LEAST_SHARED:
-        raise MismatchError(
-            f"{source.name!r} ({len(source.tokenizer)} tokens) and {target.name!r} ({len(target.tokenizer)}) share {len(shared)} spellings; "
-            f"a map from embeddings needs at least {LEAST_SHARED}: use anchor_stitch, which needs texts only"
-        )
-    return [text for text, _, _ in shared], ours[[i for _, i, _ in shared]], theirs[[j for _, _, j in shared]]
-
-
-def embedding_rows(model: HookedModel, matrix: Matrix) -> Tensor:
-    """[token, d_model] in float32, on the CPU."""
-    original = getattr(model.bridge, "original_model", None)
-    if original is not None:
-        module = original.get_input_embeddings() if matrix == "embed" else original.get_output_embeddings()
-        return module.weight.detach().float().cpu()
-    weight = model.bridge.W_E if matrix == "embed" else model.bridge.W_U.T
-    return torch.as_tensor(weight).detach().float().cpu()
 
 
 def with_streams(stitch: Stitch, source: HookedModel, target: HookedModel, texts: Sequence[str], skip_first: int = SKIP_FIRST) -> Stitch:

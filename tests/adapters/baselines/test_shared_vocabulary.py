@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from lrt_lens.adapters.baselines.shared_vocabulary import embedding_stitch, shared_rows
-from lrt_lens.adapters.baselines.token_spelling import token_strings
 from lrt_lens.adapters.reading import read_tokens
 from lrt_lens.adapters.steering import SteeringVector
 from lrt_lens.data.contrast import ContrastSet
+from lrt_lens.data.token_spelling import token_strings
 from lrt_lens.errors import MismatchError
 from lrt_lens.models.hooked_model import HookedModel
 from lrt_lens.models.pair import ModelPair

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.stitching.solvers.fixed import shared_embedding_maps
+from lrt_lens.data.token_spelling import token_strings
 from lrt_lens.stitching.solvers.least_squares import LeastSquares
+from lrt_lens.stitching.solvers.shared_embeddings import shared_embedding_maps
 
 
 @pytest.mark.parametrize("matrix", ["embed", "unembed"])
@@ -18,11 +19,11 @@ def test_the_map_is_least_squares_on_the_rows_of_tokens_that_both_know(pair: Any
         original = model.bridge.original_model
         module = original.get_input_embeddings() if matrix == "embed" else original.get_output_embeddings()
         found.append(module.weight.detach().double().numpy())
-    vocabulary = pair.source.tokenizer.get_vocab()
+    vocabulary = token_strings(pair.source.tokenizer)
     from lrt_lens.data.blocks import N_FOLDS, part_of
     from lrt_lens.data.documents import document_key
 
-    ids = [i for token, i in vocabulary.items() if part_of(document_key(str(token), 0)) < N_FOLDS and i < min(map(len, found))]
+    ids = [i for token, i in vocabulary.items() if part_of(document_key(token, 0)) < N_FOLDS and i < min(map(len, found))]
     x, y = found[0][ids], found[1][ids]
     expected = np.linalg.pinv(x - x.mean(0), rcond=1e-9) @ (y - y.mean(0))
     np.testing.assert_allclose(maps.maps.up.weight.numpy(), expected, atol=1e-3 * np.abs(expected).max())

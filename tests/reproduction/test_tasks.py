@@ -1,0 +1,40 @@
+"""Labelled texts: bundled, from a file, cut to size."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lrt_lens.data.blocks import N_FOLDS, part_of
+from lrt_lens.data.demo import demo_documents
+from lrt_lens.data.documents import document_key
+from lrt_lens.reproduction import MissingInputError
+from lrt_lens.reproduction.tasks import Task, bundled_tasks, task_from_file
+
+
+def test_register_texts_open_documents_that_no_map_was_fitted_on() -> None:
+    _, register = bundled_tasks(map_seed=5)
+    held = {" ".join(text.split()[:30]) for text in demo_documents() if part_of(document_key(text, 5)) >= N_FOLDS}
+    assert set(register.texts) == held
+    assert set(register.labels) == {"story", "review"}
+
+
+def test_labels_stay_with_their_texts() -> None:
+    task = Task("t", [str(i) for i in range(30)], list(range(30)))
+    drawn = task.sample(12, seed=1)
+    assert len(drawn.texts) == 12
+    assert [int(text) for text in drawn.texts] == drawn.labels
+    train, test = drawn.split()
+    assert (len(train.texts), len(test.texts)) == (8, 4)
+    assert train.labels + test.labels == drawn.labels
+
+
+def test_a_file_without_labels_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "film.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in ({"text": "good", "label": 1}, {"text": "open"})))
+    assert task_from_file(path) == Task("film", ["good"], [1])
+    path.write_text(json.dumps({"text": "open"}))
+    with pytest.raises(ValueError, match="'label'"):
+        task_from_file(path)
+    with pytest.raises(MissingInputError, match="--task-file"):
+        task_from_file(tmp_path / "gone.jsonl")
