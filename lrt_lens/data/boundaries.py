@@ -208,14 +208,13 @@ class PrefixReader:
     def _ends(self, text: str, ids: list[int]) -> np.ndarray:
         spelling = _spelling(text, self._decode(ids))
         ends = np.full(len(ids), NO_BOUNDARY, dtype=np.int64)
-        anchor = read = n_spelled = last = 0
+        anchor = read = n_spelled = 0
         for index in range(len(ids)):
             now, known = self._decode(ids[anchor : index + 1]), self._decode(ids[anchor:read])
             n_behind = spelling.advance(n_spelled, now[len(known) :]) if now.startswith(known) else None
-            if n_behind is not None and (end := spelling.characters(n_behind)) > 0:
-                if ends[last] == end:
-                    ends[last] = NO_BOUNDARY  # the last token that ends there counts
-                ends[index], last = end, index
+            # A token that adds nothing has read on all the same: decoders drop the first bytes of a character.
+            if n_behind is not None and n_behind > n_spelled and (end := spelling.characters(n_behind)) > 0:
+                ends[index] = end
                 anchor, read, n_spelled = read, index + 1, n_behind
             elif index - read >= _LOST_AFTER:
                 break

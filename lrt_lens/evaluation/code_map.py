@@ -103,7 +103,7 @@ def evaluate_code_map(
         sae: the one that the code map was fitted on.
         codes: the s2l map.
         documents: only those of the stitch's test fold are read.
-        texts: neutral texts on which steering is compared; None leaves features out.
+        texts: neutral texts on which steering is compared, by models of one tokenizer; None leaves features out.
         features: which; None draws ``n_features`` live ones, frequent and rare alike.
         n_features: how many to draw.
         n_tokens: unmasked tokens after which no further document is taken, those of other folds included; as for the fit.
@@ -112,9 +112,12 @@ def evaluate_code_map(
         progress: show bars.
 
     Raises:
-        MismatchError: an SAE or a code map of another place or size.
+        MismatchError: an SAE or a code map of another place or size; ``texts`` for models of two tokenizers.
         TooFewDocumentsError: fewer than two groups of the test fold hold a document.
     """
+    if texts is not None:
+        # Before the passes, whose scores it would throw away.
+        pair.refuse_two_tokenizers("texts= of evaluate_code_map", "leave texts out: the table needs no comparison of tokens")
     check_sae(sae, pair.source, stitch.source_hook)
     codes.check(sae)
     if not (same_place(codes.source_hook, stitch.source_hook) and same_place(codes.target_hook, stitch.target_hook)):

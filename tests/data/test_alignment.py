@@ -265,6 +265,17 @@ def test_a_tokenizer_without_offsets_is_read_by_decoding(tokenizers: dict[str, A
     assert isinstance(boundary_reader(tokenizers["bundled"]), OffsetReader)
 
 
+def test_half_a_character_that_a_decoder_drops_closes_nothing(tokenizers: dict[str, Any]) -> None:
+    byte_tokens = transformers.ByT5Tokenizer()  # decodes half a character to nothing, not to U+FFFD
+    text = "naïve 🙂 日本"
+    after = {len(text[:end].encode()) - 1: end for end in range(1, len(text) + 1)}
+    found = token_boundaries(byte_tokens, text)
+    assert found.ends.tolist() == [after.get(index, NO_BOUNDARY) for index in range(len(text.encode()))]
+    assert align(text, byte_tokens, tokenizers["bundled"]).n_pairs == len(
+        [end for end in token_boundaries(tokenizers["bundled"], text).ends if end != NO_BOUNDARY]
+    )
+
+
 def test_a_tokenizer_that_gives_neither_offsets_nor_text_is_refused(tokenizers: dict[str, Any]) -> None:
     mute = _Slow(tokenizers["bundled"])
     mute.decode = None  # pyright: ignore[reportAttributeAccessIssue] (a tokenizer that cannot)

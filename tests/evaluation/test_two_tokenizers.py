@@ -18,6 +18,7 @@ from lrt_lens.models.pair import ModelPair
 from lrt_lens.stitching.harvest import harvest
 from lrt_lens.stitching.moments import CrossMoments
 from lrt_lens.stitching.stitch import Stitch
+from tests.adapters.codes.test_code_map import TinySae
 
 SKIP = 4
 
@@ -179,3 +180,14 @@ def test_a_probe_reads_the_target_through_the_way_down(two: ModelPair, stitch: S
 def test_what_compares_tokens_is_refused_with_what_to_do_instead(two: ModelPair, stitch: Stitch, texts: list[str]) -> None:
     with pytest.raises(MismatchError, match=r"steering_agreement compares models token by token, .*evaluate_steering"):
         steering_agreement(two, stitch, torch.eye(16)[:1], texts)
+
+
+def test_texts_for_a_code_map_are_refused_before_both_models_run(
+    two: ModelPair, stitch: Stitch, corpus: list[str], texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae = TinySae(two.source.d_model)
+    codes = lrt.fit_code_map(two, stitch, sae, corpus, context_length=32, progress=False)
+    assert np.isfinite(lrt.evaluate_code_map(two, stitch, sae, codes, corpus, context_length=32, progress=False).table["r2"]).all()
+    monkeypatch.setattr("lrt_lens.evaluation.code_map._score", lambda *_: pytest.fail("a pass whose scores nobody sees"))
+    with pytest.raises(MismatchError, match=r"texts= of evaluate_code_map compares models token by token, .*leave texts out"):
+        lrt.evaluate_code_map(two, stitch, sae, codes, corpus, texts=texts, context_length=32, progress=False)

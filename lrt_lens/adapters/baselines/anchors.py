@@ -147,7 +147,7 @@ class Anchors:
         return refits, scores
 
     def _warn_of_few(self) -> None:
-        widest = max(self.source.d, self.target.d)
+        widest = max(self.source.width, self.target.width)
         if len(self) <= widest:
             logger.warning(
                 "%d anchors for %d dimensions: a linear map interpolates them, and directions outside of their span are lost; give more "

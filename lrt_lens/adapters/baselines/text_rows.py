@@ -41,7 +41,7 @@ class TextRows:
         return replace(self, rows=self.rows[index])
 
     @property
-    def d(self) -> int:
+    def width(self) -> int:
         """Dimensions of the stream."""
         return self.rows.shape[1]
 
