@@ -63,10 +63,7 @@ def reproduce(options: Options) -> Reproduction:
     neutral = lrt.demo_neutral()[: options.n_neutral]
     curves, first = [], None
     for name, texts in maps.items():
-        stitch = lrt.fit_stitches(
-            pair, texts, source_layers=[options.source_layer], target_layers=[options.target_layer], n_tokens=options.n_tokens, null="full", seed=options.seed,
-            progress=True,
-        ).best()  # fmt: skip
+        stitch = options.grid(pair, texts, options.source_layer, options.target_layer).best()
         first = first or stitch
         vector = lrt.SteeringVector.mean_difference(pair.source, away, at=stitch.source_hook, read="mean")
         found = lrt.evaluate_steering(

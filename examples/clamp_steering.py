@@ -60,11 +60,7 @@ class Options(FigureOptions):
 def reproduce(options: Options) -> Reproduction:
     """Clamp every concept, under every arm."""
     pair, texts = options.pair(), options.texts()
-    layers: Any = "all" if options.target_layer is None else [options.target_layer]
-    stitch = lrt.fit_stitches(
-        pair, texts, source_layers=[options.source_layer], target_layers=layers, n_tokens=options.n_tokens, null="full", seed=options.seed,
-        progress=True,
-    ).best()  # fmt: skip
+    stitch = options.grid(pair, texts, options.source_layer, options.target_layer).best()
     topics = frequent_topics(
         lrt.demo_documents("story") if options.documents is None else list(texts), n=options.n_concepts, seed=options.seed
     )

@@ -33,10 +33,7 @@ class Options(FigureOptions):
 def reproduce(options: Options) -> Reproduction:
     """Fit both maps, score both, steer features under both."""
     pair, texts, coder = options.pair(), options.texts(), options.source_sae()
-    stitch = lrt.fit_stitches(
-        pair, texts, source_layers=[coder.cfg.metadata.hook_name], target_layers=[options.target_layer], n_tokens=options.n_tokens, null=False,
-        seed=options.seed, progress=True,
-    ).best()  # fmt: skip
+    stitch = options.grid(pair, texts, coder.cfg.metadata.hook_name, options.target_layer, null="none").best()
     codes = lrt.fit_code_map(pair, stitch, coder, texts, n_tokens=options.n_tokens)
     found = lrt.evaluate_code_map(
         pair, stitch, coder, codes, texts, texts=lrt.demo_neutral()[: options.n_texts], n_features=options.n_features, n_tokens=options.n_tokens,

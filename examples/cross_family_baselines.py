@@ -20,7 +20,7 @@ import torch
 import lrt_lens as lrt
 from lrt_lens.adapters.baselines.anchor_methods import ANCHOR_METHODS
 from lrt_lens.adapters.baselines.anchors import Anchors
-from lrt_lens.adapters.baselines.shared_vocabulary import Matrix, embedding_rows, embedding_stitch
+from lrt_lens.adapters.baselines.shared_vocabulary import embedding_stitch
 from lrt_lens.adapters.baselines.unpaired import MiniVec2Vec, unpaired_stitch
 from lrt_lens.data.documents import iterate_documents
 from lrt_lens.errors import MismatchError
@@ -28,6 +28,7 @@ from lrt_lens.evaluation.family_baselines import FamilyBaselines, evaluate_famil
 from lrt_lens.models.pair import ModelPair
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
 from lrt_lens.stitching.grid import StitchGrid
+from lrt_lens.stitching.solvers.shared_embeddings import Matrix, embedding_rows
 from lrt_lens.stitching.stitch import Stitch
 
 

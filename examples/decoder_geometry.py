@@ -44,9 +44,7 @@ def reproduce(options: Options) -> Reproduction:
     pair, texts = options.pair(), options.texts()
     saes = [options.source_sae(), options.load_sae(options.target_sae, "--target-sae", "large")]
     hooks = [one.cfg.metadata.hook_name for one in saes]
-    stitch = lrt.fit_stitches(
-        pair, texts, source_layers=[hooks[0]], target_layers=[hooks[1]], n_tokens=options.n_tokens, null=False, seed=options.seed
-    ).best()
+    stitch = options.grid(pair, texts, *hooks, null="none").best()
     matches = lrt.match_features(pair, stitch, *saes, texts, n_tokens=options.n_tokens, min_correlation=options.min_correlation)
     found = lrt.decoder_geometry(saes[0].W_dec, saes[1].W_dec, matches=matches, affine=stitch.up, seed=options.seed)
     read = readings(found, saes[0].W_dec.shape[1], tuple(saes[1].W_dec.shape))

@@ -48,11 +48,7 @@ class Options(FigureOptions):
 def reproduce(options: Options) -> Reproduction:
     """Carry every feature over and compare."""
     pair, texts, sae = options.pair(), options.texts(), options.source_sae()
-    layers: Any = "all" if options.target_layer is None else [options.target_layer]
-    stitch = lrt.fit_stitches(
-        pair, texts, source_layers=[getattr(sae.cfg.metadata, "hook_name", None) or options.layer], target_layers=layers, n_tokens=options.n_tokens,
-        null="full", seed=options.seed, progress=True,
-    ).best()  # fmt: skip
+    stitch = options.grid(pair, texts, getattr(sae.cfg.metadata, "hook_name", None) or options.layer, options.target_layer).best()
     features = lrt.evaluate_features(
         pair, stitch, sae, texts, n_tokens=options.feature_tokens, n_sentences=options.n_sentences, attention_features=options.n_attention, seed=options.seed
     )  # fmt: skip

@@ -76,9 +76,7 @@ class Options(FigureOptions):
 def reproduce(options: Options) -> Reproduction:
     """Predict, measure, compare."""
     pair, documents = options.pair(), options.texts()
-    grid = lrt.fit_stitches(
-        pair, documents, source_layers=[options.source_layer], n_tokens=options.n_tokens, null=False, seed=options.seed, progress=True
-    )
+    grid = options.grid(pair, documents, options.source_layer, null="none")
     stitch = grid.best()
     rows = collect_rows(pair, stitch, documents, options.n_rows)
     sae = options.source_sae() if options.bundled or options.sae else None

@@ -51,9 +51,7 @@ def reproduce(options: Options) -> Reproduction:
     plain, mixture = corpora(options)
     hook, layer = sae.cfg.metadata.hook_name, options.target_layer
     rows = [*state_fits(pair, plain, "states", hook, layer, options), *state_fits(pair, mixture, "states, mixture", hook, layer, options)]
-    stitch = lrt.fit_stitches(
-        pair, plain, source_layers=[hook], target_layers=[layer], n_tokens=options.n_tokens, null=False, seed=options.seed
-    ).best()
+    stitch = options.grid(pair, plain, hook, layer, null="none").best()
     codes = lrt.fit_code_map(pair, stitch, sae, plain, n_tokens=options.n_tokens)
     scored = lrt.evaluate_code_map(pair, stitch, sae, codes, plain, n_tokens=options.n_tokens, seed=options.seed).table.set_index("arm")
     variance = next(row["loss"] for row in rows if row["by"] == "mean")

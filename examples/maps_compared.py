@@ -39,11 +39,7 @@ class Options(FigureOptions):
 def reproduce(options: Options) -> Reproduction:
     """Fit every family, score it, finish with it."""
     pair, texts = options.pair(), options.texts()
-    layers: Any = "all" if options.target_layer is None else [options.target_layer]
-    grid = lrt.fit_stitches(
-        pair, texts, source_layers=[options.source_layer], target_layers=layers, n_tokens=options.n_tokens, null="full", seed=options.seed,
-        progress=True,
-    )  # fmt: skip
+    grid = options.grid(pair, texts, options.source_layer, options.target_layer)
     stitch = grid.best()
     where = (stitch.source_hook, stitch.target_hook)
     comparison = grid.compare(solvers(pair), pairs=[where], progress=True)

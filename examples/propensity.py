@@ -61,11 +61,7 @@ class Options(FigureOptions):
 def reproduce(options: Options) -> Reproduction:
     """Fit a stitch, carry a vector a task, compare."""
     pair, texts = options.pair(), options.texts()
-    layers: Any = "all" if options.target_layer is None else [options.target_layer]
-    stitch = lrt.fit_stitches(
-        pair, texts, source_layers=[options.source_layer], target_layers=layers, n_tokens=options.n_tokens, null="full", seed=options.seed,
-        progress=True,
-    ).best()  # fmt: skip
+    stitch = options.grid(pair, texts, options.source_layer, options.target_layer).best()
     result = lrt.evaluate_propensity(
         pair, stitch, load_tasks(options), scales=options.scales, bias="add" if options.bias else "none", n_random=options.n_random, seed=options.seed,
     )  # fmt: skip

@@ -51,11 +51,7 @@ def reproduce(options: Options) -> Reproduction:
     pair, texts, own = options.pair(), options.texts(), options.source_sae()
     hook = own.cfg.metadata.hook_name
     wanted = options.target_layer if options.target_layer is not None else 3 if options.bundled else None
-    layers: Any = "all" if wanted is None else [wanted]
-    # The full null, not its sketch: the arm through the map of shuffled pairs needs it.
-    stitch = lrt.fit_stitches(
-        pair, texts, source_layers=[hook], target_layers=layers, n_tokens=options.n_tokens, null="full", seed=options.seed, progress=True
-    ).best(source=hook)
+    stitch = options.grid(pair, texts, hook, wanted).best()
     charged = options.source_sae_tokens or (BUNDLED_SAE_TOKENS if options.bundled and options.sae is None else None)
     study = lrt.study_sae_initialisation(
         pair, stitch, own, texts, n_tokens=options.train_tokens, seeds=options.seeds, batch_rows=options.batch_rows, lr=options.lr, source_sae_tokens=charged

@@ -39,11 +39,7 @@ def reproduce(options: Options) -> Reproduction:
     with_native = options.target_sae is not None or (options.bundled and options.sae is None)
     native = options.load_sae(options.target_sae, "--target-sae", "large") if with_native else None
     hook = own.cfg.metadata.hook_name
-    layers: Any = "all" if native is None else [native.cfg.metadata.hook_name]
-    # The full null, not its sketch: the arm through the map of shuffled pairs needs it.
-    stitch = lrt.fit_stitches(
-        pair, texts, source_layers=[hook], target_layers=layers, n_tokens=options.n_tokens, null="full", seed=options.seed, progress=True
-    ).best(source=hook)
+    stitch = options.grid(pair, texts, hook, None if native is None else native.cfg.metadata.hook_name).best()
     result = lrt.evaluate_sae(pair, stitch, own, texts, native=native, n_tokens=options.loss_tokens, seed=options.seed)
     arms = result.table.set_index("arm")
     gaps = {arm: result.difference("transferred", arm) for arm in ("shuffled", "random")}

@@ -43,11 +43,7 @@ class Options(FigureOptions):
 def reproduce(options: Options) -> Reproduction:
     """Fit eq. 3 and ridge, and finish what the other model began."""
     pair, texts = options.pair(), options.texts()
-    layers: Any = "all" if options.target_layer is None else [options.target_layer]
-    grid = lrt.fit_stitches(
-        pair, texts, source_layers=[options.source_layer], target_layers=layers, n_tokens=options.n_tokens, null="full", seed=options.seed,
-        progress=True,
-    )  # fmt: skip
+    grid = options.grid(pair, texts, options.source_layer, options.target_layer)
     ridge = grid.best()
     where = (ridge.source_hook, ridge.target_hook)
     stitch = grid.moments.fit(lrt.TwoWay(), pairs=[where])[where]

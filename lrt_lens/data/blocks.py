@@ -23,7 +23,7 @@ import numpy as np
 from lrt_lens.data.alignment import nothing_aligns
 from lrt_lens.data.documents import Documents
 from lrt_lens.data.window_cutter import Aligned, CutDocument, WindowCutter
-from lrt_lens.data.windows import BlockPlan, Window
+from lrt_lens.data.windows import MINIMUM_ROWS, BlockPlan, Window
 from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.models.hooked_model import HookedModel
 
@@ -187,6 +187,12 @@ def _check_parts(filled: set[int], corpus: Corpus, plan: BlockPlan) -> None:
         logger.warning("%d of %d documents were too short to offer a token", corpus.n_skipped, corpus.n_skipped + corpus.n_documents)
     if corpus.aligned is not None and corpus.aligned.n_pairs == 0:
         raise nothing_aligns(corpus.n_skipped, corpus.aligned.n_source, corpus.aligned.n_target)
+    if corpus.n_documents == 0 and corpus.aligned is not None:
+        raise TooFewDocumentsError(
+            f"no document offers a pair of tokens: {corpus.n_skipped} have {corpus.aligned.n_pairs} aligned positions in all, which are "
+            f"{corpus.aligned}; the first {plan.skip_first} and special or unknown tokens are masked, and a window needs {MINIMUM_ROWS} others: "
+            "give longer texts, in the language of both tokenizers"
+        )
     if corpus.n_documents == 0:
         raise TooFewDocumentsError(
             f"no document offers a token: {corpus.n_skipped} were empty or too short (the first {plan.skip_first} positions and special tokens "

@@ -184,10 +184,16 @@ class HookedModel:
         return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
 
     def pad(self, rows: Sequence[Sequence[int]]) -> Tokens:
-        """Rows of ids as one tensor, padded on the right (exact: attention is causal)."""
+        """Rows of ids as one tensor, padded on the right (exact: attention is causal); `MismatchError` for an id without an embedding."""
         tokens = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.long)
         for index, row in enumerate(rows):
             tokens[index, : len(row)] = torch.tensor(row)
+        if tokens.numel() and (largest := int(tokens.max())) >= self.d_vocab:
+            # Tokens added later may have no row; a GPU would answer with a device-side assert.
+            raise MismatchError(
+                f"the texts hold token {largest} ({self.tokenizer.decode([largest])!r}), but {self.name!r} embeds {self.d_vocab} rows; load the "
+                "tokenizer that the model was trained with, or leave that token out of the texts"
+            )
         return tokens
 
     def read_mask(self, rows: Sequence[Sequence[int]], skip_first: int = SKIP_FIRST) -> Tensor:

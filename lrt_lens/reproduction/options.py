@@ -14,7 +14,7 @@ What is not there offline is a `MissingInputError` that says what was looked for
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from lrt_lens.adapters.sae.bundled import demo_sae
 from lrt_lens.data.demo import demo_documents
@@ -22,6 +22,8 @@ from lrt_lens.data.documents import iterate_documents
 from lrt_lens.models.hooked_model import HookedModel
 from lrt_lens.models.loading import load_model
 from lrt_lens.models.pair import ModelPair, demo_pair
+from lrt_lens.stitching.grid import StitchGrid
+from lrt_lens.stitching.harvest import fit_stitches
 
 _Options = TypeVar("_Options", bound="FigureOptions")
 
@@ -69,7 +71,7 @@ class FigureOptions:
         return replace(self, **{name: value for name, value in self.QUICK.items() if getattr(self, name) == defaults[name]})
 
     def pair(self) -> ModelPair:
-        """Both models; they must read the same tokens."""
+        """Both models."""
         if self.bundled:
             return demo_pair(device=self.device)
         return ModelPair(*self.models())
@@ -98,6 +100,15 @@ class FigureOptions:
                 f"here; give a .txt, .jsonl or .jsonl.gz file, or connect to the network for a data set of the hub ({_first_line(error)})"
             ) from error
         return self.documents
+
+    def grid(
+        self, pair: ModelPair, texts: Any, source: int | str, target: int | str | None = None, *, null: Literal["full", "none"] = "full"
+    ) -> StitchGrid:
+        """Maps from one source layer to one target layer, or to all: for ``.best()``. The full null, not its sketch: arms are carried through it."""
+        return fit_stitches(
+            pair, texts, source_layers=[source], target_layers="all" if target is None else [target], n_tokens=self.n_tokens, null=null, seed=self.seed,
+            progress=True,
+        )  # fmt: skip
 
     def source_sae(self) -> Any:
         """The SAE of the source: the one named, or the bundled one beside the bundled models."""

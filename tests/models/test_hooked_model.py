@@ -302,3 +302,12 @@ def test_the_tokenizer_hash_tells_a_few_merges_apart(train_tokenizer: Any) -> No
 def test_the_tokenizer_hash_tells_vocabularies_apart_and_ignores_bos(train_tokenizer: Any) -> None:
     assert tokenizer_hash(train_tokenizer()) == tokenizer_hash(train_tokenizer(bos=False))
     assert tokenizer_hash(train_tokenizer()) != tokenizer_hash(train_tokenizer(vocabulary=320))
+
+
+def test_a_token_without_an_embedding_is_named(build_hf: Any, train_tokenizer: Any) -> None:
+    grown = train_tokenizer()
+    grown.add_tokens(["<extra>"])
+    model = HookedModel.load(build_hf("llama"), tokenizer=grown)
+    assert model.loss("the cat sat on the tree") > 0
+    with pytest.raises(MismatchError, match=r"token 340 \('<extra>'\), but .* embeds 340 rows; load the tokenizer that"):
+        model.loss("the cat <extra> sat")

@@ -69,3 +69,13 @@ def test_an_sae_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert str(tmp_path) in str(caught.value)
     with pytest.raises(MissingInputError, match="--sae is missing"):
         Options(source="a", target="b").source_sae()
+
+
+def test_a_grid_joins_one_source_layer_with_one_target_layer_or_all() -> None:
+    options = Options(n_tokens=6_000)
+    grid = options.grid(options.pair(), options.texts(), 2)
+    assert set(grid.scores["source_hook"]) == {"blocks.2.hook_resid_post"}
+    assert len(grid) == 5
+    assert grid.best().null is not None
+    only = options.grid(options.pair(), options.texts(), 2, 3, null="none").best()
+    assert (only.source_hook, only.target_hook, only.null) == ("blocks.2.hook_resid_post", "blocks.3.hook_resid_post", None)

@@ -10,7 +10,7 @@ import torch
 from lrt_lens.data.blocks import Corpus, iterate_blocks
 from lrt_lens.data.window_cutter import WindowCutter
 from lrt_lens.data.windows import BlockPlan
-from lrt_lens.errors import MismatchError
+from lrt_lens.errors import MismatchError, TooFewDocumentsError
 from lrt_lens.models.hooked_model import HookedModel
 from lrt_lens.models.pair import ModelPair
 from lrt_lens.stitching.cache.activation_cache import ActivationCache
@@ -207,6 +207,13 @@ def test_a_block_is_known_by_both_sides_tokens(two: ModelPair, corpus: list[str]
     alone = [block.fingerprint for block in iterate_blocks(corpus, two.source, plan)]
     both = [block.fingerprint for block in iterate_blocks(corpus, two.source, plan, target=two.target)]
     assert set(alone).isdisjoint(both)
+
+
+def test_texts_of_too_few_shared_places_are_refused_with_how_many(two: ModelPair) -> None:
+    with pytest.raises(
+        TooFewDocumentsError, match=r"40 have 40 aligned positions in all, which are 100.0% of the source's .* needs 4 others"
+    ):
+        list(iterate_blocks(["a"] * 40, two.source, BlockPlan(), target=two.target))
 
 
 def test_texts_without_a_shared_boundary_and_chats_are_refused(two: ModelPair, corpus: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
