@@ -14,6 +14,8 @@ OUT     ?= demo-report
 # No test reaches the network but those marked so: make test MARKERS=network HF_HUB_OFFLINE=0
 HF_HUB_OFFLINE ?= 1
 TL4     ?= 4.3.0
+# What TransformerLens has a part in; pages, figures of ready tables and files are the same beside either.
+TL4_TESTS ?= tests/models tests/data tests/stitching tests/adapters tests/evaluation tests/exploration tests/test_demo.py tests/test_cli.py
 
 VENV     := .venv
 BIN      := $(VENV)/bin
@@ -54,8 +56,8 @@ test: $(STAMP) ## the quick tests
 test-slow: $(STAMP) ## the slow tests, offline and on the CPU
 	$(PYTEST_ENV) $(BIN)/python -m pytest $(XDIST) -m 'slow and not gpu and not network and not browser' $(ARGS)
 
-test-tl4: $(STAMP_TL4) ## the quick tests on TransformerLens 4.x
-	$(PYTEST_ENV) $(VENV_TL4)/bin/python -m pytest $(XDIST) -m '$(MARKERS)' $(ARGS)
+test-tl4: $(STAMP_TL4) ## the quick tests of what runs models, on TransformerLens 4.x
+	$(PYTEST_ENV) $(VENV_TL4)/bin/python -m pytest $(XDIST) -m '$(MARKERS)' $(TL4_TESTS) $(ARGS)
 
 # A second environment that holds TransformerLens 4.x alone and finds everything else in .venv: its own site-packages come before
 # the folders that its .pth file names, so 4.x shadows 3.9. Not an install that pip would resolve: sae-lens caps transformer-lens below 4.
@@ -106,7 +108,7 @@ wheel-check: $(STAMP) ## build, install in a fresh environment, run the demo the
 	"$$tmp/venv/bin/python" -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt "$$tmp"/dist/*.whl; \
 	cd "$$tmp"; \
 	venv/bin/python -c 'import lrt_lens, pathlib; p = pathlib.Path(lrt_lens.__file__); print(p); assert (p.parent / "py.typed").exists(), "py.typed is not in the wheel"'; \
-	HF_HUB_OFFLINE=1 HF_HOME="$$tmp/hf" venv/bin/lrt-lens demo --out report; \
+	HF_HUB_OFFLINE=1 HF_HOME="$$tmp/hf" venv/bin/lrt-lens demo --n-tokens 20000 --n-random 4 --out report; \
 	test -s report/report.html || { echo 'error: the demo wrote no report.html' >&2; exit 1; }; \
 	cd "$$root"; echo 'wheel-check: the installed wheel ran its demo outside the repository'
 

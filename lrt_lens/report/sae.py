@@ -17,7 +17,10 @@ _STYLES = {
     "rotated": ArmStyle("random rotation", "#8C8C8C", symbol="circle-open", dash="dot"),
     "random": replace(ARM_STYLES["random"], label="random maps"),
 }
-_PANELS = {"l0": "L0", "fvu": "FVU", "delta_ce": "ΔCE (nats per token)", "ce_recovered": "CE recovered", "dead_fraction": "dead features"}
+_PANELS = {
+    "l0": "L0", "fvu": "FVU", "delta_ce": "ΔCE<br>(nats per token)", "ce_recovered": "share of CE<br>recovered", "dead_fraction": "share of dead<br>features",
+}  # fmt: skip
+"""Two lines a title: five panels stand side by side."""
 
 
 def sae_figure(table: pd.DataFrame) -> go.Figure:
@@ -41,7 +44,7 @@ def sae_figure(table: pd.DataFrame) -> go.Figure:
                 go.Scatter(
                     x=[row[metric]], y=[style.label], mode="markers", marker=style.marker, name=style.label, showlegend=False,
                     error_x={"array": [row[f"{metric}_high"] - row[metric]], "arrayminus": [row[metric] - row[f"{metric}_low"]], "color": style.colour},
-                    hovertemplate=f"<b>{style.label}</b><br>{title} {row[metric]:.4f} [{row[f'{metric}_low']:.4f}, {row[f'{metric}_high']:.4f}]<extra></extra>",
+                    hovertemplate=f"<b>{style.label}</b><br>{title.replace('<br>', ' ')} {row[metric]:.4f} [{row[f'{metric}_low']:.4f}, {row[f'{metric}_high']:.4f}]<extra></extra>",
                 ), row=1, col=column,
             )  # fmt: skip
         figure.update_xaxes(title_text=title, row=1, col=column)
@@ -75,7 +78,7 @@ def initialisation_figure(history: pd.DataFrame, cosines: pd.DataFrame) -> go.Fi
     require_columns(history, "arm", "seed", "tokens", "explained_variance")
     require_columns(cosines, "arm", "decoder_cosine")
     figure = make_subplots(
-        cols=2, column_widths=[0.6, 0.4], subplot_titles=("held-out explained variance", "decoder rows: cosine to their beginning")
+        cols=2, column_widths=[0.6, 0.4], subplot_titles=("held out", "decoder rows, then and at the beginning")
     )
     figure.add_traces(_lines(history), rows=1, cols=1)
     for arm, rows in cosines.groupby("arm", sort=False):
@@ -89,8 +92,9 @@ def initialisation_figure(history: pd.DataFrame, cosines: pd.DataFrame) -> go.Fi
     worst = float(history.loc[history["tokens"] > 0, "explained_variance"].min())
     figure.update_xaxes(title_text="training tokens", type="log", row=1, col=1)
     figure.update_yaxes(title_text="explained variance", range=[max(min(worst, 0.9), -0.2), 1], row=1, col=1)
-    figure.update_xaxes(title_text="cosine", row=1, col=2)
+    figure.update_xaxes(title_text="cosine to the beginning", row=1, col=2)
     figure.update_yaxes(side="right", row=1, col=2)  # names of arms between the panels would lie over the curves
+    figure.update_annotations(font={"size": 13})
     return figure.update_layout(template=TEMPLATE_NAME, height=480, title="Where an SAE begins", margin={"t": 100})
 
 

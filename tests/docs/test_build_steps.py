@@ -83,6 +83,13 @@ def test_links_of_an_included_page_point_where_they_pointed() -> None:
     assert moved(text, ROOT / "examples", DOCS / "results") == expected
 
 
+def test_the_gallery_opens_with_what_its_verdicts_mean() -> None:
+    parts = extension("gallery").parts("# Gallery\n\nHow to read it.\n\n## LRT\n\n### Figure\n\n## Stitching\n")
+    assert parts == {"opening": "\nHow to read it.\n", "figures": "\n## LRT\n\n### Figure\n\n## Stitching\n"}
+    page = (DOCS / "results" / "gallery.md").read_text(encoding="utf-8")
+    assert re.findall(r"^:part: (\w+)$", page, flags=re.M) == ["opening", "figures"]
+
+
 def test_no_inventory_is_fetched_unless_asked_for() -> None:
     inventories = extension("inventories").external_inventories
     assert inventories({}) == {}

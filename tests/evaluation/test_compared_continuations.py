@@ -80,6 +80,7 @@ def test_a_notebook_shows_prompts_and_texts_escaped() -> None:
 
     rows = [{"prompt": "a < b", "arm": arm, "scale": 1.0, "damage": math.nan, "text": f" <b>{arm}</b>"} for arm in ("none", "first")]
     shown = ComparedContinuations(pd.DataFrame(rows))._repr_html_()
+    assert "Continuations side by side" in shown
     assert "a &lt; b" in shown
     assert "&lt;b&gt;first" in shown
     assert "<b>" not in shown
