@@ -8,6 +8,14 @@
     responsive: true, displayModeBar: narrow ? false : "hover", displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
     modeBarButtonsToRemove: ["lasso2d", "select2d"],
   };
+  // Panels side by side keep their proportions on a phone, where the figure scrolls in its own box: squeezed, their titles overlap.
+  var SIDE_BY_SIDE = 680;
+  function width(plot, layout) {
+    var columns = Object.keys(layout).filter(function (name) { return /^xaxis\d*$/.test(name); }).map(function (name) {
+      return (layout[name].domain || [0])[0];
+    });
+    return Math.max(plot.clientWidth, new Set(columns).size > 1 ? SIDE_BY_SIDE : 0);
+  }
   function ink() {
     var css = getComputedStyle(document.body);
     var text = css.getPropertyValue("--color-foreground-primary").trim(), panel = css.getPropertyValue("--color-background-secondary").trim();
@@ -22,8 +30,9 @@
     figure.layout.height = figure.layout.height || 450;
     figure.layout.autosize = true;
     delete figure.layout.width;
-    plot.style.height = figure.layout.height + "px";
-    Plotly.newPlot(plot, figure.data, figure.layout, config).then(function () { return Plotly.relayout(plot, ink()); });
+    var canvas = plot.appendChild(document.createElement("div"));
+    canvas.style.minWidth = width(plot, figure.layout) + "px";
+    Plotly.newPlot(canvas, figure.data, figure.layout, config).then(function () { return Plotly.relayout(plot, ink()); });
   });
   new MutationObserver(repaint).observe(document.body, {attributes: true, attributeFilter: ["data-theme"]});
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
