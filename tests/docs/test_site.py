@@ -22,9 +22,19 @@ PLOTS_READY = "() => [...document.querySelectorAll('.lrt-plot')].every(p => p.qu
 PLOTS_EMPTY = """() => [...document.querySelectorAll('.lrt-plot')].map((plot, number) => {
     const svg = plot.querySelector('.main-svg'), box = svg && svg.getBoundingClientRect();
     const marks = plot.querySelectorAll('.trace path, .trace text, path.point, .heatmaplayer image, .pielayer path').length;
-    const wide = box && box.width <= plot.parentElement.getBoundingClientRect().width + 1;
-    return box && box.width > 100 && box.height > 100 && marks && wide ? null : {number, marks, width: box && box.width};
+    const fits = box && (box.width <= plot.clientWidth + 1 || getComputedStyle(plot).overflowX === 'auto' && box.width <= 681);
+    return box && box.width > 100 && box.height > 100 && marks && fits ? null : {number, marks, width: box && box.width};
 }).filter(Boolean)"""
+# Titles, legend and notes of a figure that lie over each other or run out of it, by more than a hair.
+WORDS_COLLIDE = """() => [...document.querySelectorAll('.lrt-plot .main-svg:first-child')].flatMap((svg, number) => {
+    const plot = svg.closest('.lrt-plot'), canvas = svg.getBoundingClientRect(), hair = 2;
+    const words = [...plot.querySelectorAll('.g-gtitle text, .g-xtitle text, [class^="g-x"] text, [class^="g-y"] text, .annotation-text, .legendtext')]
+        .map(e => [e.textContent, e.getBoundingClientRect()]).filter(([_, box]) => box.width && box.height);
+    const over = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > hair && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > hair;
+    const cut = words.filter(([_, box]) => box.left < canvas.left - hair || box.right > canvas.right + hair || box.bottom > canvas.bottom + hair);
+    const pairs = words.flatMap(([one, a], i) => words.slice(i + 1).filter(([_, b]) => over(a, b)).map(([other]) => [number, one, other]));
+    return pairs.concat(cut.map(([text]) => [number, 'cut', text]));
+})"""
 DRAWINGS_EMPTY = "() => [...document.querySelectorAll('svg.drawing')].filter(s => s.getBoundingClientRect().height < 100).length"
 # Smallest contrast (WCAG) of text on the page's background, over paragraphs, drawings and figures' axis titles.
 FAINT_TEXT = """() => {
@@ -73,6 +83,7 @@ def test_a_page_renders(path: str, page: Any, site: str) -> None:
         assert page.evaluate(WIDER_THAN_THE_WINDOW) <= 0
         assert page.evaluate(PICTURES_MISSING) == []
         assert page.evaluate(PLOTS_EMPTY) == []
+        assert page.evaluate(WORDS_COLLIDE) == []
         assert page.evaluate(DRAWINGS_EMPTY) == 0
         assert page.evaluate(FAINT_TEXT) == []
     assert page.complaints == []
