@@ -65,7 +65,7 @@ def reproduce(options: Options) -> Reproduction:
     centred, centred_null = float(other.loc["centred", "ssim"]), float(other.loc["centred, shuffled pairs", "ssim"])
     nearly_one = true > 0.5
     verdict: Verdict = "holds with a caveat" if nearly_one and true > null + 0.05 else "does not survive its null"
-    same_norm = float(other.loc["random, same norm", "ssim"])
+    same_norm, means = float(other.loc["random, same norm", "ssim"]), float(other.loc["means alone", "ssim"])
     n, d = options.pairs * 2 // options.parts, models[0].d_model
     return Reproduction(
         name="map_similarity",
@@ -74,7 +74,7 @@ def reproduce(options: Options) -> Reproduction:
         claim="Maps T fitted on different concepts are nearly one: SSIM about .9 where a random T has .1.",
         compared=[
             Compared("SSIM of maps of two concepts", true, PAPER["ssim"], control=null, control_name="shuffled pairs"),
-            Compared("SSIM of maps that know the two means alone", float(other.loc["means alone", "ssim"])),
+            Compared("SSIM of maps that know the two means alone", means),
             Compared("SSIM of random N(0, 1) maps", float(other.loc["random, N(0, 1)", "ssim"]), PAPER["ssim_random"]),
             Compared("SSIM of maps of centred rows", centred, control=centred_null, control_name="shuffled pairs"),
             Compared("‖ΔT‖_F ÷ ‖T‖_F, two concepts", float(other.loc["as in the paper", "frobenius"]), control=float(other.loc["shuffled pairs", "frobenius"]),
@@ -83,7 +83,8 @@ def reproduce(options: Options) -> Reproduction:
         says="Whether likeness of maps says that concepts share one map, on two concepts of small models; the paper's sizes (d in the thousands) make SSIM, which sees "
         "local patches of entries in an arbitrary order of dimensions, another measure than here.",
         verdict=verdict,
-        because=f"maps of two concepts have SSIM {true:.2f}, maps of shuffled pairs {null:.2f}, random ones of the same norm {same_norm:.2f}, and maps that know nothing but the two means {float(other.loc['means alone', 'ssim']):.2f}; "
+        because=f"maps of two concepts have SSIM {true:.2f}, maps of shuffled pairs {null:.2f}, random ones of the same norm {same_norm:.2f}, "
+        f"and maps that know nothing but the two means {means:.2f}; "
         f"of centred rows {centred:.2f} beside {centred_null:.2f} ({n} texts a map, {d} dimensions).",
         figures={"SSIM between maps, by arm": figure(table)},
         tables={"Means over pairs of maps of two concepts": other.reset_index(), "All pairs of maps": table},
