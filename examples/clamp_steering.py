@@ -47,11 +47,11 @@ class Options(FigureOptions):
     """Where directions are learnt."""
     target_layer: int | None = None
     """Where they are carried to; chosen by cross-validation without it."""
-    n_concepts: int = 14
+    n_concepts: int = 10
     """Words, evenly spread over the logarithm of their frequency."""
-    n_samples: int = 6
+    n_samples: int = 2
     """Continuations of each opening."""
-    new_tokens: int = 40
+    new_tokens: int = 30
     """Tokens of a continuation."""
     n_random: int = 2
     """Random directions a concept."""
