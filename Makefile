@@ -92,7 +92,9 @@ $(STAMP_DOCS): $(STAMP)
 	@touch $@
 
 # Warnings are errors, all of them are shown. Runs the tutorials; needs no network: LRT_LENS_DOCS_ONLINE=1 adds links into other projects.
+# The pages are written anew (what was read is kept in build/doctrees): one that is gone would stay, be searched and be checked.
 docs: $(STAMP_DOCS) ## the documentation, into build/docs (open build/docs/index.html)
+	rm -rf $(DOCS_OUT)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m sphinx -q -W --keep-going -n -j $(WORKERS) -d build/doctrees -b html docs $(DOCS_OUT)
 	@echo 'The documentation: $(DOCS_OUT)/index.html'
 

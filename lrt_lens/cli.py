@@ -5,6 +5,7 @@ command runs, so ``--help`` answers at once.
 """
 
 import logging
+import os
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,6 +42,8 @@ class Demo:
 
     def run(self) -> None:
         """Run it."""
+        # Before transformers is imported: the bundled models load in a blink, and its bars would break into ours.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         from lrt_lens.demo import demo_tables, refuse_unwritable, run_demo, write_demo
 
         refuse_unwritable(self.out)
@@ -253,6 +256,7 @@ class Merge:
 
 def _write_outputs(out: Path, arguments: dict[str, Any], grid: "StitchGrid", names: tuple[str, str]) -> None:
     """The best stitch, results.json and report.html; the table on the screen."""
+    from lrt_lens.models.hook_points import short_hook
     from lrt_lens.report.fit import fit_report
     from lrt_lens.report.html import write_html
     from lrt_lens.report.results import write_results
@@ -262,7 +266,10 @@ def _write_outputs(out: Path, arguments: dict[str, Any], grid: "StitchGrid", nam
     tables = {"pair": {"source": names[0], "target": names[1]}, "grid": grid.scores, "stitch": best.scores}
     write_results(out / "results.json", arguments, tables)
     report = write_html(out / "report.html", fit_report(*names, grid, best))
-    _print_table("Layer pairs, best first", grid.scores.sort_values("gain_cv", ascending=False).head(12).loc[:, _FIT_COLUMNS])
+    shown = grid.scores.sort_values("gain_cv", ascending=False).head(12)
+    for column in ("source_hook", "target_hook"):
+        shown[column] = shown[column].map(short_hook)
+    _print_table("Layer pairs, best first", shown.loc[:, _FIT_COLUMNS])
     _say(f"{best}\nOpen {report}")
 
 
@@ -298,7 +305,8 @@ def _json_arguments(command: Any) -> dict[str, Any]:
     return {key: plain(value) for key, value in asdict(command).items()}
 
 
-_FIT_COLUMNS = ["source_hook", "target_hook", "alpha", "gain_cv", "r2_cv", "r2", "r2_uniform", "r2_down", "cka", "r2_null", "r2_token"]
+_FIT_COLUMNS = ["source_hook", "target_hook", "gain_cv", "r2", "r2_uniform", "r2_down", "r2_null", "r2_token"]
+"""What fits a terminal of 80 columns; the report and results.json hold all."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -324,12 +332,13 @@ def _layers(text: str) -> Any:
 
 
 def _print_table(title: str, frame: "pd.DataFrame") -> None:
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title)
+    table = Table(title=title, box=SIMPLE, padding=0, collapse_padding=True)
     for column in frame.columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", justify="right" if frame[column].dtype.kind in "fi" else "left")
     for row in frame.itertuples(index=False):
         table.add_row(*(_cell(value) for value in row))
     Console().print(table)

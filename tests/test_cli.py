@@ -48,7 +48,10 @@ def test_fit_writes_moments_results_report_and_a_stitch(model_folder: Path, corp
     assert (out / "report.html").read_text().lower().startswith("<!doctype html>")
     assert lrt.CrossMoments.load(out / "moments.safetensors").n_tokens >= 2900
     assert lrt.Stitch.from_pretrained(out / "stitch").source_hook.startswith("blocks.")
-    assert "Layer pairs" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    table = shown[shown.index("Layer pairs") : shown.index("Stitch(")].splitlines()
+    assert max(len(line) for line in table) <= 80, "a terminal's width"
+    assert sum("0.post" in line for line in table) >= 3, "a line a pair: names are not folded"
     assert sorted(path.name for path in out.iterdir()) == ["moments.safetensors", "report.html", "results.json", "stitch"], (
         "no checkpoint is left"
     )

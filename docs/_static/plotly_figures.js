@@ -31,7 +31,7 @@
     var canvas = plot.appendChild(document.createElement("div"));
     canvas.style.minWidth = (sideBySide(figure.layout) ? SIDE_BY_SIDE : 0) + "px";
     canvases.push(canvas);
-    Plotly.newPlot(canvas, figure.data, figure.layout, config).then(function () { return Plotly.relayout(plot, ink()); });
+    Plotly.newPlot(canvas, figure.data, figure.layout, config).then(function () { return Plotly.relayout(canvas, ink()); });
   });
   new MutationObserver(repaint).observe(document.body, {attributes: true, attributeFilter: ["data-theme"]});
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);

@@ -64,7 +64,9 @@ class ComparedContinuations:
         body = f'<thead><tr style="background:transparent"><th style="{_CELL}"></th>{head}</tr></thead><tbody>{rows}</tbody>'
         style = "border-collapse:collapse;background:transparent;color:inherit"
         return card(
-            "Continuations side by side", f'<div style="overflow-x:auto"><table style="{style}">{body}</table></div>', note(self._strengths())
+            "Continuations side by side",
+            f'<div style="overflow-x:auto"><table style="{style}">{body}</table></div>',
+            note(self._strengths()),
         )
 
     def _strengths(self) -> str:

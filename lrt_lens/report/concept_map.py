@@ -59,7 +59,7 @@ def interpolation_figure(summary: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title_text="cosine to the native vector", row=1, col=1)
     return _titled(
         figure, "What a map fitted on n texts returns",
-        "left of the dotted line least squares runs through every text, whatever the source’s rows are; bars: range over draws",
+        "left of the dotted line least squares runs through every text, whatever the source’s rows are<br>bars: range over draws",
     )  # fmt: skip
 
 

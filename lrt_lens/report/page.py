@@ -74,6 +74,12 @@ SCRIPT = """
     var ink = css.getPropertyValue("--ink").trim(), panel = css.getPropertyValue("--panel").trim();
     return {"font.color": ink, "hoverlabel.bgcolor": panel, "hoverlabel.font.color": ink};
   }
+  // Panels side by side keep their proportions on a phone, where the figure scrolls in its own box: squeezed, their titles overlap.
+  var SIDE_BY_SIDE = 680;
+  function sideBySide(layout) {
+    var axes = Object.keys(layout).filter(function (name) { return /^xaxis[0-9]*$/.test(name); });
+    return new Set(axes.map(function (name) { return (layout[name].domain || [0])[0]; })).size > 1;
+  }
   function stack(layout, traces) {
     if (!layout.meta || layout.meta.panels !== 2) {
       layout.height += layout.showlegend === false ? 0 : 12 * traces;
@@ -98,7 +104,11 @@ SCRIPT = """
     var source = plot.querySelector("script"), figure = JSON.parse(source.textContent);
     source.remove();
     figure.layout.height = figure.layout.height || 450;
-    if (narrow) { stack(figure.layout, figure.data.length); }
+    if (sideBySide(figure.layout) && (figure.layout.meta || {}).panels !== 2) {
+      plot.style.minWidth = SIDE_BY_SIDE + "px";
+    } else if (narrow) {
+      stack(figure.layout, figure.data.length);
+    }
     plot.style.height = figure.layout.height + "px";
     Plotly.newPlot(plot, figure.data, figure.layout, config).then(function () { return Plotly.relayout(plot, paint()); });
   });

@@ -38,13 +38,14 @@ def sae_figure(table: pd.DataFrame) -> go.Figure:
     records = table.to_dict("records")
     figure = make_subplots(cols=len(_PANELS), shared_yaxes=True, horizontal_spacing=0.025)
     for column, (metric, title) in enumerate(_PANELS.items(), start=1):
+        label = title.replace("<br>", " ")
         for row in records:
             style = _style(str(row["arm"]))
             figure.add_trace(
                 go.Scatter(
                     x=[row[metric]], y=[style.label], mode="markers", marker=style.marker, name=style.label, showlegend=False,
                     error_x={"array": [row[f"{metric}_high"] - row[metric]], "arrayminus": [row[metric] - row[f"{metric}_low"]], "color": style.colour},
-                    hovertemplate=f"<b>{style.label}</b><br>{title.replace('<br>', ' ')} {row[metric]:.4f} [{row[f'{metric}_low']:.4f}, {row[f'{metric}_high']:.4f}]<extra></extra>",
+                    hovertemplate=f"<b>{style.label}</b><br>{label} {row[metric]:.4f} [{row[f'{metric}_low']:.4f}, {row[f'{metric}_high']:.4f}]<extra></extra>",
                 ), row=1, col=column,
             )  # fmt: skip
         figure.update_xaxes(title_text=title, row=1, col=column)
@@ -77,9 +78,7 @@ def initialisation_figure(history: pd.DataFrame, cosines: pd.DataFrame) -> go.Fi
     """
     require_columns(history, "arm", "seed", "tokens", "explained_variance")
     require_columns(cosines, "arm", "decoder_cosine")
-    figure = make_subplots(
-        cols=2, column_widths=[0.6, 0.4], subplot_titles=("held out", "decoder rows, then and at the beginning")
-    )
+    figure = make_subplots(cols=2, column_widths=[0.6, 0.4], subplot_titles=("held out", "decoder rows, then and at the beginning"))
     figure.add_traces(_lines(history), rows=1, cols=1)
     for arm, rows in cosines.groupby("arm", sort=False):
         style = _style(str(arm))
