@@ -7,6 +7,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # transformers sets torch's threads back to the number of cores otherwise
 
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
@@ -150,3 +151,19 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium that is on this machine; nothing is downloaded. One for all tests: a process can hold one playwright."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: `make docs-check` brings it")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip(
+            f"no Chromium found (looked for {', '.join(names)}): `apt-get install chromium`, or name one: CHROMIUM=/path/to/chromium"
+        )
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -2,9 +2,13 @@
 
 The widget holds no numbers of its own: it hands a prompt, a strength and a seed to `lrt_lens.exploration.state.Exploration` and shows what comes
 back. It runs when the slider is let go, on "Run" and on "Another draw"; an error of ours is shown in its status line and leaves the last result.
+
+JupyterLab hands messages of widgets to threads of the kernel (subshells), so one may arrive while another is worked on: they take turns, because
+hooks of two runs on one model would add up, and each reads the prompt and the slider when its turn comes, so that the last one shows what they say.
 """
 
 from html import escape
+from threading import RLock
 from typing import Any
 
 import ipywidgets as widgets
@@ -21,7 +25,7 @@ class ExplorerWidget(widgets.VBox):
     """Prompt, slider and buttons over continuations side by side."""
 
     def __init__(self, exploration: Exploration, *, prompt: str, strength: float = 1.0, seed: int = 0) -> None:
-        self.exploration, self.seed = exploration, seed
+        self.exploration, self.seed, self._turn = exploration, seed, RLock()
         self.prompt = widgets.Textarea(value=prompt, placeholder="Words to continue", rows=2, layout={"width": "auto"})
         self.slider = widgets.FloatSlider(
             value=strength, min=-STRONGEST, max=STRONGEST, step=STEP, readout_format=".1f", continuous_update=False, description="strength",
@@ -42,6 +46,10 @@ class ExplorerWidget(widgets.VBox):
 
     def update(self) -> None:
         """Run the arms at the slider's strength and show them."""
+        with self._turn:
+            self._update()
+
+    def _update(self) -> None:
         strength = float(self.slider.value)
         self._say("running …")
         try:

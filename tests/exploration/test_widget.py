@@ -1,5 +1,7 @@
 import re
 import sys
+import threading
+import time
 from importlib import util
 from typing import Any
 
@@ -10,6 +12,7 @@ pytest.importorskip("ipywidgets", reason="pip install 'lrt-lens[widgets]'")
 from lrt_lens.adapters.steering import SteeringVector
 from lrt_lens.data.contrast import ContrastSet
 from lrt_lens.exploration.explore import explore
+from lrt_lens.exploration.state import Exploration
 from lrt_lens.exploration.widget import STRONGEST, ExplorerWidget
 from lrt_lens.models.hooked_model import HookedModel
 
@@ -53,6 +56,28 @@ def test_run_takes_the_prompt_from_the_box_and_escapes_it(widget: ExplorerWidget
     widget.run_button.click()
     assert "&lt;b&gt;the dog&lt;/b&gt;" in widget.result.value
     assert "<b>" not in widget.result.value
+
+
+def test_runs_that_arrive_together_take_turns_and_the_last_one_counts(widget: ExplorerWidget, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, inside, most, begun = Exploration.run, [], [], threading.Event()
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        inside.append(1)
+        most.append(len(inside))
+        begun.set()
+        time.sleep(0.2)
+        inside.pop()
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(Exploration, "run", slow)
+    first = threading.Thread(target=widget.update)
+    first.start()
+    assert begun.wait(10)
+    widget.prompt.value = "the dog"
+    widget.run_button.click()
+    first.join()
+    assert most == [1, 1]
+    assert "the dog" in widget.result.value
 
 
 def test_another_draw_has_another_seed_and_the_same_strength(widget: ExplorerWidget) -> None:

@@ -132,7 +132,9 @@ class AdamFit(TrainingSettings):
         return one_way_learners(up, down, self), linears
 
 
-def joint_loss(up: nn.Module, down: nn.Module, inversion_weight: float) -> Callable[[Tensor, Tensor], Tensor]:
+def joint_loss(
+    up: Callable[[Tensor], Tensor], down: Callable[[Tensor], Tensor], inversion_weight: float
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Eq. 3 of Stitching as a function of a batch (x, y)."""
     mse = nn.functional.mse_loss
 
