@@ -15,7 +15,7 @@ OUT     ?= demo-report
 HF_HUB_OFFLINE ?= 1
 TL4     ?= 4.3.0
 # What TransformerLens has a part in; pages, figures of ready tables and files are the same beside either.
-TL4_TESTS ?= tests/models tests/data tests/stitching tests/adapters tests/evaluation tests/exploration tests/test_demo.py tests/test_cli.py
+TL4_TESTS ?= tests/models tests/adapters tests/exploration tests/stitching/test_harvest.py tests/test_demo.py
 
 VENV     := .venv
 BIN      := $(VENV)/bin
