@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.measuring import Measurement, Settings, alternate
 from benchmarks.models import PYTHIA, TINY
 from lrt_lens.data.blocks import N_PARTS, Block
+from lrt_lens.data.window_cutter import CutDocument
 from lrt_lens.data.windows import Window
 from lrt_lens.models.hooked_model import SKIP_FIRST
 from lrt_lens.stitching.cache.activation_cache import ActivationCache
@@ -71,7 +72,8 @@ def _blocks(n_rows: int) -> list[Block]:
         block = Block(part=len(blocks) % N_PARTS, index=len(blocks))
         while block.n_rows < _BATCH and start < n_rows:
             rows = np.arange(SKIP_FIRST, SKIP_FIRST + min(body, n_rows - start))
-            block.add(Window(list(range(_WINDOW)), rows, document=start), begins=True)
+            window = Window(list(range(_WINDOW)), rows, document=start)
+            block.add(window, begins=CutDocument(start, [window]))
             start += len(rows)
         blocks.append(block)
     return blocks
