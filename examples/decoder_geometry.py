@@ -105,14 +105,13 @@ def readings(found: lrt.DecoderGeometry, d_predictor: int, shape: tuple[int, int
     arms = found.table.drop_duplicates("arm").set_index("arm")
     arm = "index" if "index" in arms.index else "matched"
     n = int(arms["n_features"][arm])
-    by_chance = lambda norm, rows, columns: chance_residual(norm, rows, columns)  # noqa: E731
     paper = {
-        "whose": "LRT", "residual": RESIDUAL, "unit_rows": by_chance(math.sqrt(N_FEATURES), N_FEATURES, D_PREDICTOR),
-        "gaussian_rows": by_chance(math.sqrt(N_FEATURES * D_PREDICTED), N_FEATURES, D_PREDICTOR),
+        "whose": "LRT", "residual": RESIDUAL, "unit_rows": chance_residual(math.sqrt(N_FEATURES), N_FEATURES, D_PREDICTOR),
+        "gaussian_rows": chance_residual(math.sqrt(N_FEATURES * D_PREDICTED), N_FEATURES, D_PREDICTOR),
     }  # fmt: skip
     ours = {
-        "whose": "ours", "residual": float(arms["residual"][arm]), "unit_rows": by_chance(float(arms["norm"][arm]), n, d_predictor),
-        "gaussian_rows": by_chance(math.sqrt(n * shape[1]), n, d_predictor),
+        "whose": "ours", "residual": float(arms["residual"][arm]), "unit_rows": chance_residual(float(arms["norm"][arm]), n, d_predictor),
+        "gaussian_rows": chance_residual(math.sqrt(n * shape[1]), n, d_predictor),
     }  # fmt: skip
     return pd.DataFrame([paper, ours])
 

@@ -11,11 +11,12 @@ A stretch without a shared boundary that is longer than a context has no aligned
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from lrt_lens.data.alignment import Alignment
-from lrt_lens.data.windows import MINIMUM_ROWS, BlockPlan, Window
+from lrt_lens.data.windows import MINIMUM_ROWS, BlockPlan, Window, special_tokens, unmasked
 from lrt_lens.models.hooked_model import HookedModel
 
 
@@ -30,7 +31,7 @@ class _Side:
     room: int
     """Body tokens a window holds."""
 
-    @property
+    @cached_property
     def consumed(self) -> np.ndarray:
         """Body tokens up to each shared boundary; the start of the text is one."""
         return np.append(0, self.positions + 1)
@@ -42,7 +43,7 @@ class _Side:
 
     def keeps(self, window: Window, skip_first: int) -> np.ndarray:
         """Which rows are neither among the first positions nor special."""
-        return (window.rows >= skip_first) & ~np.isin(np.array(window.ids)[window.rows], self.special)
+        return np.isin(window.rows, unmasked(window.ids, self.special, skip_first))
 
 
 def cut_aligned_windows(
@@ -68,7 +69,7 @@ def cut_aligned_windows(
 
 def _side(ids: np.ndarray, positions: np.ndarray, model: HookedModel, plan: BlockPlan) -> _Side:
     prefix = [model.tokenizer.bos_token_id] if model.prepend_bos else []
-    return _Side(ids, positions, prefix, np.array(sorted(model.special_ids)), plan.context_length - len(prefix))
+    return _Side(ids, positions, prefix, special_tokens(model), plan.context_length - len(prefix))
 
 
 def _stretches(sides: tuple[_Side, _Side]) -> Iterator[tuple[int, int]]:

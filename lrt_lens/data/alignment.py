@@ -57,8 +57,9 @@ class Aligner:
     different tokenizers gives neither offsets nor text back.
     """
 
-    def __init__(self, first: Any, second: Any) -> None:
-        self.same = first is second or tokenizer_hash(first) == tokenizer_hash(second)
+    def __init__(self, first: Any, second: Any, *, same: bool | None = None) -> None:
+        """``same`` where the answer is known already; the tokenizers are compared without it."""
+        self.same = first is second or tokenizer_hash(first) == tokenizer_hash(second) if same is None else same
         self._tokenizer = first
         self._readers = None if self.same else (boundary_reader(first), boundary_reader(second))
 

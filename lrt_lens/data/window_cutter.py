@@ -55,34 +55,35 @@ class CutDocument:
 
 
 class WindowCutter:
-    """Cuts documents for ``source``, or for ``source`` and ``target``; ``aligned`` says whether these read different tokens.
+    """Cuts documents for ``source``, or for ``source`` and ``target``: aligned where these read different tokens.
 
     ValueError where one of two different tokenizers gives neither offsets nor text back.
     """
 
     def __init__(self, plan: BlockPlan, source: HookedModel, target: HookedModel | None = None) -> None:
-        self.plan, self.source, self.target = plan, source, target
-        self.aligned = target is not None and target.identity.tokenizer_hash != source.identity.tokenizer_hash
-        self._aligner = Aligner(source.tokenizer, target.tokenizer) if target is not None and self.aligned else None
+        self.plan, self.source = plan, source
+        self._other: tuple[Aligner, HookedModel] | None = None
+        if target is not None and not source.identity.reads_as(target.identity):
+            self._other = Aligner(source.tokenizer, target.tokenizer, same=False), target
 
     def texts(self, documents: Documents) -> Iterator[str]:
         """The documents as texts; `MismatchError` for a chat where the two models would spell it differently."""
-        tokenizers = [self.source.tokenizer] if self.target is None or not self.aligned else [self.source.tokenizer, self.target.tokenizer]
-        return iterate_documents(documents, *tokenizers)
+        readers = [self.source] if self._other is None else [self.source, self._other[1]]
+        return iterate_documents(documents, *(model.tokenizer for model in readers))
 
     def cut(self, texts: Sequence[str]) -> list[CutDocument]:
         """One `CutDocument` a text, without windows where the text is too short or nothing in it aligns."""
         keys = [document_key(text, self.plan.seed) for text in texts]
-        if self._aligner is not None:
-            return [self._cut_aligned(key, found) for key, found in zip(keys, self._aligner.align(texts), strict=True)]
+        if self._other is not None:
+            aligner, target = self._other
+            return [self._cut_aligned(key, found, target) for key, found in zip(keys, aligner.align(texts), strict=True)]
         bodies = self.source.encode_bodies(texts)
         return [
             CutDocument(key, self._lagged(cut_windows(ids, key, self.source, self.plan))) for key, ids in zip(keys, bodies, strict=True)
         ]
 
-    def _cut_aligned(self, key: int, alignment: Alignment) -> CutDocument:
-        assert self.target is not None
-        pairs = cut_aligned_windows(alignment, key, self.source, self.target, self.plan)
+    def _cut_aligned(self, key: int, alignment: Alignment, target: HookedModel) -> CutDocument:
+        pairs = cut_aligned_windows(alignment, key, self.source, target, self.plan)
         windows = self._lagged([replace(one, counterpart=other) for one, other in pairs])
         return CutDocument(key, windows, Aligned(alignment.n_pairs, len(alignment.first_ids), len(alignment.second_ids)))
 

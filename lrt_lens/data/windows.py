@@ -65,17 +65,23 @@ def cut_windows(ids: list[int], key: int, model: HookedModel, plan: BlockPlan) -
     if prefix and ids[:1] == prefix:
         ids = ids[1:]  # chat templates write the BOS themselves
     body_length = plan.context_length - len(prefix)
+    special = special_tokens(model)
     windows = []
     for start in range(0, len(ids), body_length):
         window = [*prefix, *ids[start : start + body_length]]
-        rows = unmasked(window, model, plan.skip_first)
+        rows = unmasked(window, special, plan.skip_first)
         if len(rows) >= MINIMUM_ROWS:
             windows.append(Window(window, rows, key))
     return windows
 
 
-def unmasked(ids: list[int], model: HookedModel, skip_first: int) -> np.ndarray:
+def special_tokens(model: HookedModel) -> np.ndarray:
+    """Their ids, ascending; asked once for many windows, because a tokenizer makes the list anew each time."""
+    return np.array(sorted(model.special_ids))
+
+
+def unmasked(ids: list[int], special: np.ndarray, skip_first: int) -> np.ndarray:
     """Positions that are neither among the first ones nor special, ascending."""
-    keep = ~np.isin(ids, sorted(model.special_ids))
+    keep = ~np.isin(ids, special)
     keep[:skip_first] = False
     return np.flatnonzero(keep)

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 
 from lrt_lens.adapters.sae.random_maps import random_rotation
 from lrt_lens.data.documents import Documents
-from lrt_lens.data.windows import Window, unmasked
+from lrt_lens.data.windows import Window, special_tokens, unmasked
 from lrt_lens.errors import HookPointError, MismatchError, NonFiniteError
 from lrt_lens.evaluation.intervals import NOTHING, Interval, bootstrap_ratio, clopper_pearson
 from lrt_lens.evaluation.sae_pass import CodeTally, Reconstruction
@@ -141,7 +141,8 @@ def evaluate_sae(
     windows = read_windows(pair, stitch, documents, n_tokens, min(context_length, pair.context_length), folds)
     if pair.aligned:
         # Nothing crosses between the models here: every unmasked token of either counts, not the aligned ones alone.
-        windows = [_with_all_rows(window, pair, stitch.skip_first) for window in windows]
+        special = (special_tokens(pair.source), special_tokens(pair.target))
+        windows = [_with_all_rows(window, special, stitch.skip_first) for window in windows]
     tally = Tally(1 + max(window.document for window in windows))
     codes = {name: CodeTally(tally.n_documents, found.cfg.d_sae) for name, found in saes.items()}
     for found in tqdm(list(batches(windows, pair.source, pair.target)), desc="SAE evaluation", disable=not progress, leave=False):
@@ -152,10 +153,10 @@ def evaluate_sae(
     return SAEEvaluation(table, by_document, stitch.source_hook, stitch.target_hook, seed)
 
 
-def _with_all_rows(window: Window, pair: ModelPair, skip_first: int) -> Window:
+def _with_all_rows(window: Window, special: tuple[np.ndarray, np.ndarray], skip_first: int) -> Window:
     target = window.read_by("target")
-    counterpart = replace(target, rows=unmasked(target.ids, pair.target, skip_first))
-    return replace(window, rows=unmasked(window.ids, pair.source, skip_first), counterpart=counterpart)
+    counterpart = replace(target, rows=unmasked(target.ids, special[1], skip_first))
+    return replace(window, rows=unmasked(window.ids, special[0], skip_first), counterpart=counterpart)
 
 
 # ------------------------------------------------------------------------------------------------------------- arguments

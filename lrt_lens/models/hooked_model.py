@@ -57,6 +57,10 @@ class ModelIdentity:
     """``"raw"``, or ``"centred"`` where the mean over dimensions is projected out of the stream."""
     prepend_bos: bool
 
+    def reads_as(self, other: "ModelIdentity") -> bool:
+        """Whether both read a text as the same tokens."""
+        return self.tokenizer_hash == other.tokenizer_hash
+
     def refuse_other(self, other: "ModelIdentity", role: str, *, tokens: bool = True) -> None:
         """Raise `MismatchError` naming the first field in which ``other`` is another model, or (``tokens``) reads other tokens."""
         for field in ("config_hash", "d_model", "n_layers", "basis", *(("tokenizer_hash", "prepend_bos") if tokens else ())):

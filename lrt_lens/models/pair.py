@@ -74,7 +74,7 @@ class ModelPair:
     @cached_property
     def aligned(self) -> bool:
         """Whether the models read different tokens, so that positions have to be aligned by the text behind them."""
-        return self.source.identity.tokenizer_hash != self.target.identity.tokenizer_hash
+        return not self.source.identity.reads_as(self.target.identity)
 
     def refuse_two_tokenizers(self, what: str, instead: str) -> None:
         """`MismatchError` for what compares models token by token, where they read different ones."""

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from lrt_lens.data.window_cutter import Aligned
 from lrt_lens.errors import MismatchError
 from lrt_lens.models.hooked_model import ModelIdentity
 
@@ -66,18 +67,17 @@ class Provenance:
         """With so many documents more, whose hashes add up to ``digest`` and which align so far (as in the field)."""
         corpus = self.corpus if digest is None else f"{(int(self.corpus or '0', 16) + digest) % 2**64:016x}"
         if aligned is not None and self.aligned is not None:
-            aligned = (self.aligned[0] + aligned[0], self.aligned[1] + aligned[1], self.aligned[2] + aligned[2])
+            aligned = (Aligned(*self.aligned) + Aligned(*aligned)).counts
         return replace(self, n_documents=self.n_documents + n_documents, corpus=corpus, aligned=aligned or self.aligned)
 
     @property
     def alignment(self) -> str:
         """One sentence on which positions were paired."""
         later = f", the target's {self.lag} row(s) later (a control)" if self.lag else ""
-        two = self.source is not None and self.target is not None and self.source.tokenizer_hash != self.target.tokenizer_hash
-        if self.aligned is None:
-            return f"{'positions behind the same characters' if two else 'equal positions of one tokenization'}{later}"
-        n, source, target = self.aligned
-        return f"positions behind the same characters: {n / source:.1%} of the source's tokens and {n / target:.1%} of the target's{later}"
+        if self.aligned is not None:
+            return f"positions behind the same characters: {Aligned(*self.aligned)}{later}"
+        two = self.source is not None and self.target is not None and not self.source.reads_as(self.target)
+        return f"{'positions behind the same characters' if two else 'equal positions of one tokenization'}{later}"
 
     def to_json(self) -> str:
         """As one JSON object."""
