@@ -1,4 +1,4 @@
-"""L-Cross Modulation, tables 1-3 and figures 7-10, and why table 1 cannot fail: maps fitted on a concept's own texts, on another's, on random numbers.
+"""L-Cross Modulation, tables 1-3 and figures 7-12, and why table 1 cannot fail: maps fitted on a concept's own texts, on another's, on random numbers.
 
     python examples/l_cross.py                                                       # bundled pair, its two concepts: about three minutes
     python examples/l_cross.py --source MODEL --target MODEL --source-hook 10 --target-hook 20 --tasks FOLDER --pairs 200 --test-items 50
@@ -7,7 +7,8 @@ Cross-model Transferability … on the Platonic Representations of Concepts (arX
 and carries steering vectors by it: with T from the concept's own texts (table 1), a random T (table 2) and T from another concept (table 3). All its sets
 have fewer texts than the models have dimensions, where T runs through every text and the vector carried is the target's own. The first figure shows that over
 n/d, with a map whose source is random numbers beside it; the others measure all arms at equal damage and over β. Tasks are JSON Lines files in the
-form of the model-written evaluations; models may have different tokenizers.
+form of the model-written evaluations; models may have different tokenizers. Figures 11 and 12, harmful and unfair answers judged in generated texts, are
+these curves for such items.
 """
 
 from collections.abc import Mapping
@@ -101,7 +102,7 @@ def reproduce(options: Options) -> Reproduction:
     return Reproduction(
         name="l_cross",
         title="Maps of concepts, and why the concept's own map cannot fail",
-        paper="L-Cross, tables 1-3 and figures 7-10",
+        paper="L-Cross, tables 1-3 and figures 7-12",
         claim="A concept's vector carried by T, fitted on its own texts, steers as well as the target's own: its effect is within points of Self.",
         compared=[
             Compared(

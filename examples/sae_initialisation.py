@@ -1,4 +1,4 @@
-"""Stitching, figures 1c, 2 and 8, tables 3 and 4: does an SAE that begins where a transferred one is learn in fewer FLOPs?
+"""Stitching, figure 2 and table 3: does an SAE that begins where a transferred one is learn in fewer FLOPs?
 
     python examples/sae_initialisation.py                       # bundled pair and SAE, about four minutes on two cores
 
@@ -13,17 +13,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 import lrt_lens as lrt
-from lrt_lens.report.template import TEMPLATE_NAME
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
 
 PAPER = "30–50% fewer near 90%"
 BUNDLED_SAE_TOKENS = 400_000
 """Training rows of the bundled SAE of the small model."""
-_COLOURS = {"transferred": "#D55E00", "shuffled": "#CC79A7", "rotated": "#8C8C8C"}
 AT = 0.95
 
 
@@ -56,13 +52,10 @@ def reproduce(options: Options) -> Reproduction:
     study = lrt.study_sae_initialisation(
         pair, stitch, own, texts, n_tokens=options.train_tokens, seeds=options.seeds, batch_rows=options.batch_rows, lr=options.lr, source_sae_tokens=charged
     )  # fmt: skip
-    saved = savings(study)
+    saved = study.savings
     at = saved[np.isclose(saved["share_of_final"], AT)].set_index("arm")
     arms = study.summary.set_index("arm")
-    best, rival = (
-        float(at.loc["transferred", "saved"]),
-        rival_saving(at),
-    )
+    best, rival = float(at.loc["transferred", "saved"]), rival_saving(at)
     verdict: Verdict = (
         "does not survive its null"
         if not best > max(rival, 0.0)
@@ -74,7 +67,7 @@ def reproduce(options: Options) -> Reproduction:
     return Reproduction(
         name="sae_initialisation",
         title="Where an SAE begins: scratch, transferred, and what only looks like it",
-        paper="Stitching, figures 1c, 2 and 8, tables 3 and 4",
+        paper="Stitching, figure 2 and table 3",
         claim="An SAE that begins where a transferred one is needs 30–50% fewer FLOPs, stitch included, to about 90% explained variance.",
         compared=[
             Compared(
@@ -111,7 +104,7 @@ def reproduce(options: Options) -> Reproduction:
         f"source's SAE charged it is {100 * float(at.loc['transferred', 'saved_charged']):.0f}%.",
         figures={
             "Held-out explained variance over training tokens, and decoder cosines to the beginning": study.figure(),
-            "FLOPs saved against scratch, both readings": figure(saved),
+            "FLOPs saved against scratch, both readings": study.figure("savings"),
         },
         tables={"Summary": study.summary, "FLOPs saved": saved, "Thresholds": study.thresholds, "Runs": study.runs},
         details={
@@ -127,45 +120,6 @@ def rival_saving(at: pd.DataFrame) -> float:
     """The most that an arm which knows nothing of the target saves; -inf where none reaches the threshold."""
     saved = [float(at.loc[arm, "saved"]) for arm in ("shuffled", "rotated") if arm in at.index]
     return max((value for value in saved if np.isfinite(value)), default=-np.inf)
-
-
-def savings(study: lrt.SAEInitialisation) -> pd.DataFrame:
-    """A row per arm and threshold: share of scratch's FLOPs saved with the stitch charged (mean, least and most over seeds), and with the source's SAE too."""
-    table = study.thresholds
-    scratch = table[table["arm"] == "scratch"].set_index(["seed", "share_of_final"])["flops"]
-    rows = []
-    for (arm, share), part in table[table["arm"] != "scratch"].groupby(["arm", "share_of_final"], sort=False):
-        reference = np.array([scratch[seed, share] for seed in part["seed"]])
-        saved = 1 - part["flops_with_stitch"].to_numpy() / reference
-        charged = 1 - (part["flops_with_stitch"].to_numpy() + study.source_sae_flops) / reference
-        rows.append(
-            {
-                "arm": arm,
-                "share_of_final": share,
-                "saved": saved.mean(),
-                "low": saved.min(),
-                "high": saved.max(),
-                "saved_charged": charged.mean(),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def figure(saved: pd.DataFrame) -> go.Figure:
-    """Left as the paper counts, right with the source's SAE charged."""
-    plot = make_subplots(
-        cols=2, subplot_titles=["the stitch charged, as the paper", "the source's SAE charged too"], horizontal_spacing=0.1
-    )
-    for arm, part in saved.groupby("arm", sort=False):
-        for column, name in ((1, "saved"), (2, "saved_charged")):
-            plot.add_scatter(
-                x=part["share_of_final"], y=part[name], name=str(arm), legendgroup=str(arm), showlegend=column == 1, mode="lines+markers",
-                line={"color": _COLOURS[str(arm)]}, row=1, col=column,
-            )  # fmt: skip
-    plot.add_hline(y=0, line={"dash": "dot", "width": 1})
-    plot.update_xaxes(title_text="threshold, share of scratch's final explained variance", tickformat=".0%")
-    plot.update_yaxes(title_text="FLOPs saved against scratch", tickformat=".0%")
-    return plot.update_layout(template=TEMPLATE_NAME, height=460, margin={"t": 50})
 
 
 if __name__ == "__main__":

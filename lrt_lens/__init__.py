@@ -111,6 +111,8 @@ _HOME = {
     "SAERows": "lrt_lens.adapters.sae.rows",
     "SAEInitialisation": "lrt_lens.evaluation.sae_initialisation",
     "study_sae_initialisation": "lrt_lens.evaluation.sae_initialisation",
+    "SAEScaling": "lrt_lens.evaluation.sae_scaling",
+    "study_sae_scaling": "lrt_lens.evaluation.sae_scaling",
     "behaviour_items": "lrt_lens.data.behaviours",
     "answer_contrast": "lrt_lens.data.behaviours",
     "PropensityEvaluation": "lrt_lens.evaluation.propensity",
@@ -203,6 +205,7 @@ if TYPE_CHECKING:
     from lrt_lens.evaluation.propensity import PropensityEvaluation, evaluate_propensity
     from lrt_lens.evaluation.sae import SAEEvaluation, evaluate_sae
     from lrt_lens.evaluation.sae_initialisation import SAEInitialisation, study_sae_initialisation
+    from lrt_lens.evaluation.sae_scaling import SAEScaling, study_sae_scaling
     from lrt_lens.evaluation.sparse_probing import SparseProbeEvaluation, evaluate_sparse_probes
     from lrt_lens.evaluation.steering import SteeringEvaluation, evaluate_steering
     from lrt_lens.evaluation.stitch_loss import StitchLoss, evaluate_stitch_loss, token_identity_map

@@ -23,7 +23,13 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 if int(version("transformer-lens").split(".")[0]) >= 4:
     # sae-lens does not import beside TransformerLens 4.
-    collect_ignore = ["adapters/sae", "evaluation/features", "evaluation/test_sae.py", "evaluation/test_sparse_probing.py"]
+    collect_ignore = [
+        "adapters/sae",
+        "evaluation/features",
+        "evaluation/test_sae.py",
+        "evaluation/test_sae_scaling.py",
+        "evaluation/test_sparse_probing.py",
+    ]
 
 END = "<|endoftext|>"
 WORDS = [

@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,12 @@ BROWSER = any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"
 def test_every_example_makes_a_figure() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} - OTHERS == set(SCRIPTS)
     assert {"stitched_loss", "inversion_penalty", "clamp_steering", "behaviour_removal", "fit_losses", "concept_directions"} <= set(SCRIPTS)
+
+
+def test_the_table_of_results_names_every_script_and_no_other() -> None:
+    page = (EXAMPLES.parent / "docs" / "results" / "index.md").read_text(encoding="utf-8")
+    table = [line for line in page.splitlines() if line.startswith("|")][2:]
+    assert {name for line in table for name in re.findall(r"`(\w+)`", line.split("|")[-2])} == set(SCRIPTS)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -1,6 +1,9 @@
 """Whatever runs a model can be stopped in the middle of a forward pass, and leaves both models as they were."""
 
+import tempfile
 from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,8 +29,8 @@ def even(text: str) -> bool:
 class Bench:
     """What the calls below are made with."""
 
-    def __init__(self, pair: Any, corpus: list[str]) -> None:
-        self.pair, self.corpus = pair, corpus
+    def __init__(self, pair: Any, corpus: list[str], folder: Path) -> None:
+        self.pair, self.corpus, self.folder = pair, corpus, folder
         for model in (pair.source, pair.target):
             model.logits("the cat")  # TransformerLens puts hooks of its own on at a bridge's first pass, and leaves them there
         self.grid = lrt.fit_stitches(
@@ -42,19 +45,38 @@ class Bench:
 
     @property
     def sae(self) -> Any:
-        """A TopK SAE of random weights at the stitch's source hook."""
-        sae_lens = pytest.importorskip("sae_lens", exc_type=ImportError)
-        from sae_lens.saes.sae import SAEMetadata
+        """At the stitch's source hook."""
+        return _random_sae(16, self.stitch.source_hook)
 
-        torch.manual_seed(0)
-        found = sae_lens.TopKSAE(sae_lens.TopKSAEConfig(d_in=16, d_sae=40, k=6, metadata=SAEMetadata(hook_name=self.stitch.source_hook)))
-        with torch.no_grad():
-            for parameter in found.parameters():
-                parameter.copy_(torch.randn_like(parameter) / 4)
-        return found
+    @property
+    def target_sae(self) -> Any:
+        """At its target hook."""
+        return _random_sae(24, self.stitch.target_hook)
+
+    @cached_property
+    def codes(self) -> Any:
+        """A map from the SAE's codes."""
+        return lrt.fit_code_map(self.pair, self.stitch, self.sae, self.corpus, context_length=32, progress=False)
+
+    def fresh_folder(self) -> str:
+        """For a cache of its own."""
+        return tempfile.mkdtemp(dir=self.folder)
 
     def concepts(self) -> list[Any]:
         return [lrt.Concept(contrast, ITEMS) for contrast in (self.contrast, self.other)]
+
+
+def _random_sae(d: int, hook: str) -> Any:
+    """A TopK SAE of random weights."""
+    sae_lens = pytest.importorskip("sae_lens", exc_type=ImportError)
+    from sae_lens.saes.sae import SAEMetadata
+
+    torch.manual_seed(0)
+    found = sae_lens.TopKSAE(sae_lens.TopKSAEConfig(d_in=d, d_sae=40, k=6, metadata=SAEMetadata(hook_name=hook)))
+    with torch.no_grad():
+        for parameter in found.parameters():
+            parameter.copy_(torch.randn_like(parameter) / 4)
+    return found
 
 
 CALLS: dict[str, Callable[[Bench], Any]] = {
@@ -90,10 +112,15 @@ CALLS: dict[str, Callable[[Bench], Any]] = {
         b.pair, b.stitch, b.corpus[:40], b.labels[:40], test_texts=b.corpus[40:80], test_labels=b.labels[40:80], source_sae=b.sae, ks=(4,), **QUIET
     ),
     "fit_code_map": lambda b: lrt.fit_code_map(b.pair, b.stitch, b.sae, b.corpus, context_length=32, **QUIET),
+    "evaluate_code_map": lambda b: lrt.evaluate_code_map(b.pair, b.stitch, b.sae, b.codes, b.corpus, context_length=32, n_features=4, **QUIET),
+    "match_features": lambda b: lrt.match_features(b.pair, b.stitch, b.sae, b.target_sae, b.corpus, context_length=32, **QUIET),
+    "study_sae_initialisation": lambda b: lrt.study_sae_initialisation(b.pair, b.stitch, b.sae, b.corpus, n_tokens=2000, seeds=(0,), **QUIET),
+    "concept_map": lambda b: lrt.ConceptMap.fit(b.pair, [b.contrast, b.other], source_hook=0, target_hook=1),
+    "cached_harvest": lambda b: lrt.harvest(b.pair, b.corpus, context_length=32, cache=b.fresh_folder(), **QUIET),
     "train_sae": lambda b: lrt.train_sae(b.pair.source, b.corpus, at=0, d_sae=24, k=4, n_tokens=2000, context_length=32, **QUIET),
 }  # fmt: skip
 """Every entry point that runs models, on small ones."""
-SHORT = ("capture", "mean_difference", "mean_component", "probe", "steering_agreement", "evaluate_interpolation")
+SHORT = ("capture", "mean_difference", "mean_component", "probe", "steering_agreement", "evaluate_interpolation", "concept_map")
 """Over, on models this small, before the later interrupts."""
 
 
@@ -107,8 +134,8 @@ def _later(bench: Bench) -> Any:
 
 
 @pytest.fixture(scope="module")
-def bench(pair: Any, corpus: list[str]) -> Bench:
-    return Bench(pair, corpus)
+def bench(pair: Any, corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(pair, corpus, tmp_path_factory.mktemp("caches"))
 
 
 def state(pair: Any) -> list[Any]:
@@ -165,7 +192,7 @@ def test_an_interrupt_leaves_both_models_as_they_were(bench: Bench, stop: Any, n
     if name in SHORT and nth > 9:
         pytest.skip("over before that")
     if "sae" in name or "features" in name or "code" in name or "sparse" in name:
-        _ = bench.sae
+        _ = bench.codes
     before = state(bench.pair)
     stop(nth, changed=changed)
     with pytest.raises(KeyboardInterrupt):
@@ -177,7 +204,7 @@ def test_every_call_that_evaluates_is_here() -> None:
     started = {name for name in dir(lrt) if name.startswith("evaluate_")}
     known = {call.split("_gradient")[0] for call in CALLS}
     # They run what stands above and nothing else: rows of both models, and the steering and probes of each baseline.
-    elsewhere = {"evaluate_code_map", "evaluate_family_baselines"}
+    elsewhere = {"evaluate_family_baselines"}
     assert started - known - elsewhere == set()
 
 

@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from lrt_lens.adapters.probe import LinearProbe
 from lrt_lens.adapters.steering import SteeringVector
@@ -202,3 +203,15 @@ def test_a_vector_shows_its_size_and_origin(shown: dict[str, str], grid: StitchG
 def test_a_probe_shows_its_classes(shown: dict[str, str]) -> None:
     assert dict(cells(shown["probe"]))["classes"] == "one, two"
     assert dict(cells(shown["moved_probe"]))["dimensions"] == "24"
+
+
+def test_a_fidelity_shows_its_prediction_beside_the_naive_one_and_chance(grid: StitchGrid) -> None:
+    found = grid.best().fidelity(torch.ones(grid.best().up.weight.shape[0]), n_random=5)
+    head, row = cells(found._repr_html_())
+    shown = dict(zip(head, row, strict=True))
+    value, low, high, naive = map(format_value, (found.value, found.low, found.high, found.naive))
+    assert shown["predicted correlation"] == f"{value} [{low}, {high}]"
+    assert shown["naive"] == naive
+    assert (
+        shown["random directions"] == f"{format_value(found.null_mean)} [{format_value(found.null_low)}, {format_value(found.null_high)}]"
+    )

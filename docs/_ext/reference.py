@@ -51,6 +51,7 @@ GROUPS: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "adapters.codes",
             "evaluation.sae",
             "evaluation.sae_initialisation",
+            "evaluation.sae_scaling",
             "evaluation.features",
             "evaluation.code_map",
             "evaluation.feature_matching",

@@ -3,6 +3,7 @@
     study = study_sae_initialisation(pair, stitch, sae, documents, n_tokens=100_000, seeds=(0, 1, 2))
     study.summary       # arm, tokens to 95% of scratch's final explained variance, share of scratch's, final value, dead features
     study.thresholds    # the same for every threshold, seed by seed, in tokens and in FLOPs with the stitch's cost
+    study.savings       # share of scratch's FLOPs saved, with and without the source's SAE on the bill
 
 Arms: ``scratch``; ``transferred``; ``shuffled`` (through the map of shuffled pairs); ``rotated`` (through a random semi-orthogonal matrix: the
 geometry of a trained SAE that knows nothing of the target). All have the same architecture, rows, order of rows and learning rate.
@@ -14,7 +15,7 @@ the paper, forward passes of the language models are charged to no arm.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -68,11 +69,33 @@ class SAEInitialisation:
             )  # fmt: skip
         return pd.DataFrame(rows)
 
-    def figure(self) -> Any:
-        """Held-out explained variance against tokens, and decoder cosines to the beginning (plotly)."""
-        from lrt_lens.report.sae import initialisation_figure
+    @property
+    def savings(self) -> pd.DataFrame:
+        """Share of scratch's FLOPs that every other arm saves, by threshold.
 
-        return initialisation_figure(self.history, self.cosines)
+        Columns: arm, share_of_final, saved (the stitch charged; mean over seeds), low, high (least and most), saved_charged (the source's SAE
+        charged too). NaN where a run did not get there, or the price is not known.
+        """
+        scratch = self.thresholds[self.thresholds["arm"] == "scratch"].set_index(["seed", "share_of_final"])["flops"]
+        rows = []
+        for key, part in self.thresholds[self.thresholds["arm"] != "scratch"].groupby(["arm", "share_of_final"], sort=False):
+            arm, share = key  # pyright: ignore[reportGeneralTypeIssues] (two columns make a pair)
+            reference = np.array([scratch[seed, share] for seed in part["seed"]])
+            flops = part["flops_with_stitch"].to_numpy()
+            saved, charged = 1 - flops / reference, 1 - (flops + self.source_sae_flops) / reference
+            rows.append(
+                {
+                    "arm": arm, "share_of_final": share, "saved": saved.mean(), "low": saved.min(), "high": saved.max(),
+                    "saved_charged": charged.mean(),
+                }
+            )  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def figure(self, kind: Literal["training", "savings"] = "training") -> Any:
+        """Held-out explained variance against tokens with decoder cosines to the beginning, or FLOPs saved over thresholds under both bills (plotly)."""
+        from lrt_lens.report.sae import initialisation_figure, savings_figure
+
+        return initialisation_figure(self.history, self.cosines) if kind == "training" else savings_figure(self.savings)
 
     def _repr_html_(self) -> str:
         return card("SAEInitialisation", note("Intervals are the range over seeds."), table(self.summary))

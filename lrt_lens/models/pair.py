@@ -63,7 +63,7 @@ class ModelPair:
     def _repr_html_(self) -> str:
         rows = [
             {
-                "": role, "model": m.name, "layers": m.n_layers, "width": m.d_model, "tokenizer": type(m.tokenizer).__name__,
+                "": role, "model": m.name, "layers": m.n_layers, "width": m.d_model,
                 "tokens": len(m.tokenizer), "BOS": "yes" if m.prepend_bos else "no", "basis": m.basis, "device": str(m.device),
             }
             for role, m in (("source", self.source), ("target", self.target))
@@ -79,7 +79,7 @@ class ModelPair:
     def refuse_two_tokenizers(self, what: str, instead: str) -> None:
         """`MismatchError` for what compares models token by token, where they read different ones."""
         if self.aligned:
-            tokenizers = (f"{type(m.tokenizer).__name__} of {len(m.tokenizer)} tokens" for m in (self.source, self.target))
+            tokenizers = (f"one of {len(m.tokenizer):,} tokens" for m in (self.source, self.target))
             raise MismatchError(
                 f"{what} compares models token by token, but {self.source.name!r} and {self.target.name!r} have different tokenizers "
                 f"({' and '.join(tokenizers)}); {instead}"

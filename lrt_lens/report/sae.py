@@ -14,6 +14,9 @@ _STYLES = {
     "native": ARM_STYLES["native"],
     "scratch": replace(ARM_STYLES["native"], label="scratch"),
     "shuffled": ARM_STYLES["shuffled"],
+    "transferred_charged": replace(
+        ARM_STYLES["transferred"], label="transferred, source SAE charged", colour="#E69F00", dash="dot", symbol="diamond-open"
+    ),
     "rotated": ArmStyle("random rotation", "#8C8C8C", symbol="circle-open", dash="dot"),
     "random": replace(ARM_STYLES["random"], label="random maps"),
 }
@@ -40,7 +43,7 @@ def sae_figure(table: pd.DataFrame) -> go.Figure:
     for column, (metric, title) in enumerate(_PANELS.items(), start=1):
         label = title.replace("<br>", " ")
         for row in records:
-            style = _style(str(row["arm"]))
+            style = training_style(str(row["arm"]))
             figure.add_trace(
                 go.Scatter(
                     x=[row[metric]], y=[style.label], mode="markers", marker=style.marker, name=style.label, showlegend=False,
@@ -81,7 +84,7 @@ def initialisation_figure(history: pd.DataFrame, cosines: pd.DataFrame) -> go.Fi
     figure = make_subplots(cols=2, column_widths=[0.6, 0.4], subplot_titles=("held out", "decoder rows, then and at the beginning"))
     figure.add_traces(_lines(history), rows=1, cols=1)
     for arm, rows in cosines.groupby("arm", sort=False):
-        style = _style(str(arm))
+        style = training_style(str(arm))
         figure.add_trace(
             go.Violin(x=rows["decoder_cosine"], y0=style.label, name=style.label, line_color=style.colour, orientation="h",
                 side="positive", points=False, showlegend=False, width=1.6,
@@ -97,11 +100,32 @@ def initialisation_figure(history: pd.DataFrame, cosines: pd.DataFrame) -> go.Fi
     return figure.update_layout(template=TEMPLATE_NAME, height=480, title="Where an SAE begins", margin={"t": 100})
 
 
+def savings_figure(savings: pd.DataFrame) -> go.Figure:
+    """Returns FLOPs saved against scratch over thresholds: left as Stitching counts, right with the source's SAE charged.
+
+    Args:
+        savings: `SAEInitialisation.savings`: `arm`, `share_of_final`, `saved`, `saved_charged`.
+    """
+    require_columns(savings, "arm", "share_of_final", "saved", "saved_charged")
+    figure = make_subplots(cols=2, subplot_titles=["the stitch charged", "the source's SAE charged too"], horizontal_spacing=0.1)
+    for arm, part in savings.groupby("arm", sort=False):
+        style = training_style(str(arm))
+        for column, name in ((1, "saved"), (2, "saved_charged")):
+            figure.add_scatter(
+                x=part["share_of_final"], y=part[name], name=style.label, legendgroup=style.label, showlegend=column == 1, mode="lines+markers",
+                line=style.line, marker=style.marker, row=1, col=column,
+            )  # fmt: skip
+    figure.add_hline(y=0, line={"dash": "dot", "width": 1, "color": NEUTRAL})
+    figure.update_xaxes(title_text="threshold, share of scratch's final explained variance", tickformat=".0%")
+    figure.update_yaxes(title_text="FLOPs saved against scratch", tickformat=".0%")
+    return figure.update_layout(template=TEMPLATE_NAME, title={"text": "What a transferred beginning saves"}, height=460, margin={"t": 90})
+
+
 def _lines(history: pd.DataFrame) -> list[go.Scatter]:
     lines, seen = [], set()
     for key, rows in history.groupby(["arm", "seed"], sort=False):
         arm, seed = key  # pyright: ignore[reportGeneralTypeIssues] (two columns make a pair)
-        style = _style(str(arm))
+        style = training_style(str(arm))
         lines.append(
             go.Scatter(
                 x=rows["tokens"], y=rows["explained_variance"], name=style.label, legendgroup=style.label, showlegend=arm not in seen,
@@ -112,5 +136,6 @@ def _lines(history: pd.DataFrame) -> list[go.Scatter]:
     return lines
 
 
-def _style(arm: str) -> ArmStyle:
+def training_style(arm: str) -> ArmStyle:
+    """Looks of an arm of this module's figures: `scratch` and `rotated` are named as beginnings."""
     return _STYLES.get(arm) or replace(arm_style(arm), colour=NEUTRAL)

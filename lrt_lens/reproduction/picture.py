@@ -10,7 +10,8 @@ logger = logging.getLogger(__name__)
 
 WIDTH, HEIGHT = 1100, 520
 """Pixels; for figures without a size of their own."""
-THUMBNAIL_WIDTH, THUMBNAIL_BYTES = 440, 40_000
+THUMBNAIL_WIDTH, THUMBNAIL_BYTES = 1000, 120_000
+"""Wide enough for its text to be read at the width of a page."""
 _REMEDY = (
     "; NAME.html and NAME.json are written. For pictures: pip install 'kaleido>=1' and a Chrome or Chromium (plotly_get_chrome fetches one)"
 )

@@ -15,10 +15,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from lrt_lens.errors import MismatchError
+from lrt_lens.repr_html import card, note, table
 from lrt_lens.stitching.affine import MapPair
 from lrt_lens.stitching.jackknife import jackknife
 from lrt_lens.stitching.scatter import Scatter
@@ -54,6 +56,17 @@ class Fidelity:
         return (
             f"Fidelity({self.kind} {self.value:.3f}, 95% {self.low:.3f} to {self.high:.3f}; naive {self.naive:.3f}; "
             f"random directions {self.null_mean:.3f}, 95% {self.null_low:.3f} to {self.null_high:.3f}; {self.n:,} tokens)"
+        )
+
+    def _repr_html_(self) -> str:
+        row = {
+            "role": self.kind, "predicted correlation": self.value, "predicted_low": self.low, "predicted_high": self.high,
+            "naive": self.naive, "random directions": self.null_mean, "random_low": self.null_low, "random_high": self.null_high, "tokens": self.n,
+        }  # fmt: skip
+        return card(
+            "Fidelity",
+            table(pd.DataFrame([row])),
+            note("Of the direction's role on the source with its role on the target; held-out text, 95%."),
         )
 
 

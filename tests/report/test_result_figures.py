@@ -32,7 +32,8 @@ from lrt_lens.evaluation.feature_matching import FeatureMatches
 from lrt_lens.evaluation.probes import ProbeEvaluation
 from lrt_lens.evaluation.propensity import PropensityEvaluation
 from lrt_lens.evaluation.sae import SAEEvaluation
-from lrt_lens.evaluation.sae_initialisation import SAEInitialisation
+from lrt_lens.evaluation.sae_initialisation import SAEInitialisation, threshold_table
+from lrt_lens.evaluation.sae_scaling import SAEScaling, budgets_of, fit_arms, frontier_of
 from lrt_lens.evaluation.sparse_probing import SparseProbeEvaluation
 from lrt_lens.evaluation.steering import SteeringEvaluation
 from lrt_lens.evaluation.stitch_loss import StitchLoss
@@ -172,9 +173,16 @@ def history(arms: tuple[str, ...]) -> pd.DataFrame:
 def initialisation() -> SAEInitialisation:
     arms = ("transferred", "scratch", "rotated")
     cosines = pd.DataFrame([{"arm": arm, "decoder_cosine": 0.1 * i} for arm in arms for i in range(9)])
-    given: dict[str, Any] = {"history": history(arms), "cosines": cosines}
+    given: dict[str, Any] = {"history": history(arms), "cosines": cosines, "thresholds": threshold_table(history(arms), [0.5, 0.95], 1e6)}
     fields = inspect.signature(SAEInitialisation).parameters.values()
     return SAEInitialisation(**{one.name: given.get(one.name, {float: 0.0, int: 1}.get(one.annotation, pd.DataFrame())) for one in fields})
+
+
+def scaling() -> SAEScaling:
+    runs = [history(("transferred", "scratch", "rotated")).assign(width=width) for width in (64, 128)]
+    table = pd.concat(runs, ignore_index=True).assign(fvu=lambda one: 1 - one["explained_variance"])
+    frontier = frontier_of(table, budgets_of(table, 5))
+    return SAEScaling(table, frontier, fit_arms(frontier), initialisation().savings.assign(width=64))
 
 
 def stitch_loss() -> StitchLoss:
@@ -287,6 +295,8 @@ FIGURES: dict[str, Any] = {
     "PropensityEvaluation": lambda: propensity().figure(),
     "SAEEvaluation": lambda: saes().figure(),
     "SAEInitialisation": lambda: initialisation().figure(),
+    "SAEInitialisation savings": lambda: initialisation().figure("savings"),
+    "SAEScaling": lambda: scaling().figure(),
     "SAETraining": lambda: training().figure(),
     "StitchLoss": lambda: stitch_loss().figure(),
     "SolverComparison": lambda: comparison().figure(),
