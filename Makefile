@@ -53,8 +53,9 @@ demo: $(STAMP) ## the whole product on the bundled models, offline: a report in 
 test: $(STAMP) ## the quick tests
 	$(PYTEST_ENV) $(BIN)/python -m pytest $(XDIST) -m '$(MARKERS)' $(ARGS)
 
+# One by one to whoever is free, the longest take minutes; those of one group (a fixture that costs as much) stay together.
 test-slow: $(STAMP) ## the slow tests, offline and on the CPU
-	$(PYTEST_ENV) $(BIN)/python -m pytest $(XDIST) -m 'slow and not gpu and not network and not browser' $(ARGS)
+	$(PYTEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --maxschedchunk 1 --durations 10 -m 'slow and not gpu and not network and not browser' $(ARGS)
 
 test-tl4: $(STAMP_TL4) ## the quick tests of what runs models, on TransformerLens 4.x
 	$(PYTEST_ENV) $(VENV_TL4)/bin/python -m pytest $(XDIST) -m '$(MARKERS)' $(TL4_TESTS) $(ARGS)

@@ -31,6 +31,7 @@ class Options(FigureOptions):
     """Strengths and items."""
 
     QUICK: ClassVar[Mapping[str, Any]] = {"n_tokens": 6_000, "n_items": 8, "n_random": 1, "n_neutral": 3, "scales": (1.0, 3.0)}
+    UNUSED: ClassVar = frozenset({"sae"})
     n_tokens: int = 60_000
     """Tokens of either harvest."""
     source_layer: int = 2

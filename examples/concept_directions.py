@@ -35,6 +35,7 @@ class Options(FigureOptions):
     """Concepts and where they are read."""
 
     QUICK: ClassVar[Mapping[str, Any]] = {"pairs": 20, "draws": 20}
+    UNUSED: ClassVar = frozenset({"documents", "n_tokens", "sae"})
     source_hook: int = 2
     """Layer of the source."""
     target_hook: int = 3

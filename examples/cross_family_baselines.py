@@ -37,6 +37,7 @@ class Options(FigureOptions):
     """Which layers, how many anchors."""
 
     QUICK: ClassVar = {"n_tokens": 8_000, "n_anchors": 40, "n_unpaired": 400, "n_items": 6, "n_neutral": 6, "n_texts": 40}
+    UNUSED: ClassVar = frozenset({"sae"})
 
     n_tokens: int = 60_000
     """Tokens of the harvest: the ridge map is fitted on five sixths of them, all are judged on the rest."""

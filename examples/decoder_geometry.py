@@ -1,11 +1,12 @@
 """LRT's figure 2, read both ways: are the decoders of two SAEs linearly related?
 
-    python examples/decoder_geometry.py                                                        # bundled models and SAEs, under a minute
+    python examples/decoder_geometry.py                                                        # bundled models and SAEs
     python examples/decoder_geometry.py --source A --target B --sae SAE_A --target-sae SAE_B   # SAELens folders
 
-The paper (arXiv 2506.00653) leaves ‖E‖ ≈ 114 when it regresses 16,384 unit rows of one Gemma Scope decoder on another's 3584 columns, and reads that as
-a relation, because N(0, 1) rows leave more. Random rows *of unit norm* leave 113.1. The first figure shows both readings, of the paper's numbers and of
-ours. Then both SAEs' features are matched by activation, rows are permuted for the null, and R² is on features that did not fit.
+The paper (arXiv 2506.00653) leaves ‖E‖ ≈ 114 when it regresses 16,384 unit rows of one Gemma Scope decoder on another's 3584 columns, and
+reads that as a relation, because N(0, 1) rows leave more. Random rows *of unit norm* leave 113.1, by our formula at the paper's shape. The
+first figure shows both readings, of the paper's numbers and of ours. Then both SAEs' features are matched by activation, rows are permuted
+for the null, and R² is on features that did not fit.
 """
 
 import math
@@ -22,6 +23,8 @@ from lrt_lens.evaluation.decoder_geometry import chance_residual
 from lrt_lens.report.template import TEMPLATE_NAME
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
 
+LITTLE = 0.1
+"""Held-out R² below which a relation that exceeds its null is still said to be a small one."""
 RESIDUAL, N_FEATURES, D_PREDICTOR, D_PREDICTED = 114.0, 16384, 3584, 2304
 """The paper's residual and the shape of its decoders."""
 
@@ -52,6 +55,7 @@ def reproduce(options: Options) -> Reproduction:
     by_arm = found.summary.set_index("arm")
     matched, permuted = by_arm.loc["matched"], by_arm.loc["permuted"]
     survives = bool(ours["residual"] < 0.98 * ours["unit_rows"])
+    rows = "row i on row i" if "index" in by_arm.index else "matched rows"
     verdict: Verdict = "holds with a caveat" if survives else "does not survive its null"
     return Reproduction(
         name="decoder_geometry",
@@ -60,7 +64,7 @@ def reproduce(options: Options) -> Reproduction:
         claim="Regressing one SAE's decoder on another's leaves far less than a random matrix does, so that the decoders are linearly related.",
         compared=[
             Compared(
-                "‖residual‖, feature i on feature i",
+                f"‖residual‖, {rows} (the paper: row i on row i)",
                 float(ours["residual"]),
                 RESIDUAL,
                 control=float(ours["unit_rows"]),
@@ -87,10 +91,9 @@ def reproduce(options: Options) -> Reproduction:
         "related, not whether those of "
         "Gemma's are.",
         verdict=verdict,
-        because=f"row i on row i leaves {ours['residual']:.1f} where random rows of the same norms leave {ours['unit_rows']:.1f} (the paper: "
-        f"{RESIDUAL:.0f} and "
-        f"{read['unit_rows'][0]:.1f}); features matched by activation do predict each other: R² {matched['r2']:.2f} on held-out ones, "
-        f"permuted {permuted['r2']:.2f}.",
+        because=f"{rows} leave{'s' if 'index' in by_arm.index else ''} {ours['residual']:.1f} where random rows of the same norms leave "
+        f"{ours['unit_rows']:.1f} (the paper has {RESIDUAL:.0f}, where by our formula unit rows of its shape leave {read['unit_rows'][0]:.1f}); "
+        f"{predicted(matched, permuted)}.",
         figures={
             "Both readings: against N(0, 1) rows, as the paper does, and against rows of the decoder's own norms": readings_figure(read),
             "Every arm: residual against its chance level, and R² on features that did not fit": found.figure(),
@@ -98,6 +101,18 @@ def reproduce(options: Options) -> Reproduction:
         tables={"Readings": read, "Arms": found.summary},
         details={"matches": repr(matches), "stitch": repr(stitch)},
     )
+
+
+def predicted(matched: pd.Series, permuted: pd.Series) -> str:
+    """What held-out R² says of features matched by activation, against the same rows permuted."""
+    numbers = (
+        f"R² {matched['r2']:.3f} ({matched['r2_low']:.3f} to {matched['r2_high']:.3f}) on held-out ones, permuted {permuted['r2']:.3f}"
+    )
+    if not matched["r2_low"] > max(permuted["r2_high"], 0.0):
+        return f"features matched by activation predict each other no better than permuted ones: {numbers}"
+    if matched["r2"] < LITTLE:
+        return f"features matched by activation predict each other, but little: {numbers}"
+    return f"features matched by activation do predict each other: {numbers}"
 
 
 def readings(found: lrt.DecoderGeometry, d_predictor: int, shape: tuple[int, int]) -> pd.DataFrame:
@@ -122,7 +137,7 @@ def readings_figure(read: pd.DataFrame) -> go.Figure:
         cols=2, horizontal_spacing=0.1, subplot_titles=["as the paper reads it: random = N(0, 1)", "random rows of the decoder's own norms"]
     )
     bars = (
-        ("residual", "decoder, row i on row i", "#D55E00"),
+        ("residual", "what the decoder leaves", "#D55E00"),
         ("gaussian_rows", "random rows, N(0, 1) (by formula)", "#E69F00"),
         ("unit_rows", "random rows, same norms (by formula)", "#8C8C8C"),
     )
@@ -133,6 +148,7 @@ def readings_figure(read: pd.DataFrame) -> go.Figure:
                 text=[f"{value:.4g}" for value in read[name]], textposition="outside", cliponaxis=False, row=1, col=column,
             )  # fmt: skip
     figure.update_yaxes(title_text="‖residual‖ (Frobenius)").update_yaxes(type="log", row=1, col=1)
+    figure.update_xaxes(title_text="whose decoders: the paper's, or those of this run")
     return figure.update_layout(template=TEMPLATE_NAME, height=460, margin={"t": 80})
 
 

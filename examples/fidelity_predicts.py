@@ -244,7 +244,7 @@ def rank_correlations(table: pd.DataFrame, seed: int) -> pd.DataFrame:
 def figure(table: pd.DataFrame, summary: pd.DataFrame) -> go.Figure:
     """Outcome against each predictor, a panel for each, a row a role; titles give the rank correlation."""
     found = {(row["role"], row["predictor"]): row["rank_correlation"] for row in summary.to_dict("records")}
-    titles = [f"{role}, {_LABELS[predictor]}: {found[role, predictor]:.2f}" for role in ("write", "read") for predictor in PREDICTORS]
+    titles = [f"{role}: rank correlation {found[role, predictor]:.2f}" for role in ("write", "read") for predictor in PREDICTORS]
     plot = make_subplots(rows=2, cols=len(PREDICTORS), subplot_titles=titles, shared_yaxes=True)
     colours = dict(zip(table["kind"].unique(), ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#767676", "#56B4E9"), strict=False))
     for row, role in enumerate(("write", "read"), start=1):
@@ -254,6 +254,8 @@ def figure(table: pd.DataFrame, summary: pd.DataFrame) -> go.Figure:
                     x=points[predictor], y=points["outcome"], mode="markers", name=str(kind), legendgroup=str(kind), showlegend=column == 1,
                     marker={"color": colours[kind], "size": 7}, row=row, col=column,
                 )  # fmt: skip
+            plot.update_xaxes(title_text=_LABELS[predictor], row=row, col=column)
+    plot.update_annotations(font={"size": 13})
     plot.update_yaxes(title_text="agreement of effects", row=1, col=1)
     plot.update_yaxes(title_text="AUROC above chance, ÷ source", row=2, col=1)
     return plot.update_layout(template=TEMPLATE_NAME, height=720)

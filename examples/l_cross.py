@@ -1,6 +1,6 @@
 """L-Cross Modulation, tables 1-3 and figures 7-12, and why table 1 cannot fail: maps fitted on a concept's own texts, on another's, on random numbers.
 
-    python examples/l_cross.py                                                       # bundled pair, its two concepts: about three minutes
+    python examples/l_cross.py                                                       # bundled pair, its two concepts
     python examples/l_cross.py --source MODEL --target MODEL --source-hook 10 --target-hook 20 --tasks FOLDER --pairs 200 --test-items 50
 
 Cross-model Transferability … on the Platonic Representations of Concepts (arXiv 2501.02009) fits T by least squares on the last-token states of contrast texts
@@ -24,15 +24,40 @@ from lrt_lens.evaluation.concept_transfer import BETAS, ConceptTransfer
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
 from lrt_lens.reproduction.concepts import generic_stitch, load_concepts
 
-PAPER_DISTANCE = {"own": (0.39, 2.07), "other": (3.78, 17.6)}
-"""Mean and largest |carried − Self| in points over the 42 cells of the seven A/B concepts: from tables 1 and 3 of the paper."""
 PAPER = {
-    "coordinate-other-ais": (30.06, 75.18, 73.11, 74.95, 79.02, 80.40, 51.78, 49.96),
-    "corrigible-neutral-HHH": (63.80, 91.20, 91.36, 91.41, 73.58, 83.96, 47.23, 50.21),
-    "myopic-reward": (74.64, 73.27, 73.04, 73.62, 79.56, 65.24, 51.31, 49.96),
-    "survival-instinct": (33.86, 60.00, 59.95, 59.97, 61.10, 63.58, 42.50, 50.79),
+    "Llama2-7B-Chat": {
+        "coordinate-other-ais": (30.06, 75.18, 73.11, 74.95, 79.02, 80.40, 51.78, 49.96),
+        "corrigible-neutral-HHH": (63.80, 91.20, 91.36, 91.41, 73.58, 83.96, 47.23, 50.21),
+        "hallucination": (81.41, 89.61, 89.75, 89.75, 89.71, 87.13, 49.88, 51.38),
+        "myopic-reward": (74.64, 73.27, 73.04, 73.62, 79.56, 65.24, 51.31, 49.96),
+        "survival-instinct": (33.86, 60.00, 59.95, 59.97, 61.10, 63.58, 42.50, 50.79),
+        "sycophancy": (69.18, 70.08, 70.03, 70.20, 73.40, 71.36, 50.47, 54.80),
+        "refusal": (74.24, 88.71, 88.57, 88.48, 81.79, 85.45, 47.54, 50.10),
+    },
+    "Qwen2-7B-Instruct": {
+        "coordinate-other-ais": (9.44, 11.35, 11.27, 11.29, 11.97, 12.75, 48.77, 50.65),
+        "corrigible-neutral-HHH": (54.31, 74.09, 75.10, 75.15, 74.20, 67.19, 48.85, 54.83),
+        "hallucination": (52.11, 62.20, 62.17, 61.95, 59.77, 50.62, 49.58, 48.78),
+        "myopic-reward": (49.03, 67.56, 66.58, 67.66, 60.76, 55.17, 50.75, 49.36),
+        "survival-instinct": (57.84, 62.61, 62.57, 62.60, 61.12, 62.00, 45.33, 54.34),
+        "sycophancy": (72.81, 73.71, 74.00, 74.16, 73.07, 73.82, 59.96, 59.28),
+        "refusal": (92.18, 94.35, 94.58, 93.99, 91.65, 92.16, 46.37, 54.45),
+    },
+    "Llama3.1-8B-Instruct": {
+        "coordinate-other-ais": (20.06, 32.36, 33.23, 31.39, 28.97, 34.34, 50.85, 50.32),
+        "corrigible-neutral-HHH": (81.58, 90.05, 90.63, 90.34, 90.98, 89.23, 45.46, 50.32),
+        "hallucination": (33.26, 32.83, 32.72, 32.96, 34.15, 43.56, 50.76, 48.25),
+        "myopic-reward": (61.93, 90.54, 88.97, 90.11, 87.03, 87.81, 51.19, 50.82),
+        "survival-instinct": (43.38, 52.33, 52.35, 52.01, 48.50, 49.67, 48.59, 35.91),
+        "sycophancy": (62.72, 64.72, 64.19, 65.96, 63.70, 64.08, 54.73, 53.10),
+        "refusal": (76.55, 82.51, 82.31, 82.70, 80.00, 84.91, 52.93, 49.94),
+    },
 }
-"""Probability of the concept's choice, Llama2-7B-Chat: No, Self, then ←Qwen2, ←Llama3.1 for own T (table 1), other T (table 3), random T (table 2)."""
+"""Target → concept → probability of the concept's choice: No, Self, then from either source by own T, other T, random T (tables 1, 3, 2).
+
+Sources in the paper's order: Qwen2, Llama3.1; Llama2, Llama3.1; Llama2, Qwen2.
+"""
+_CELLS = ("No", "Self", "own_1", "own_2", "other_1", "other_2", "random_1", "random_2")
 
 
 @dataclass(frozen=True)
@@ -48,6 +73,7 @@ class Options(FigureOptions):
         "damage": 0.0,
         "betas": (1.0,),
     }
+    UNUSED: ClassVar = frozenset({"sae"})
     n_tokens: int = 150_000
     """Tokens of the map of generic text; 0 leaves it out."""
     source_hook: int = 2
@@ -108,14 +134,14 @@ def reproduce(options: Options) -> Reproduction:
             Compared(
                 "|carried − Self| in points, own T (paper: mean of its cells)",
                 float(apart["own"]),
-                PAPER_DISTANCE["own"][0],
+                paper_distance("own")[0],
                 control=float(apart["noise_source"]),
                 control_name="source replaced by random numbers",
             ),
             Compared(
                 "|carried − Self| in points, T of another concept (paper: mean of its cells)",
                 float(apart["other"]),
-                PAPER_DISTANCE["other"][0],
+                paper_distance("other")[0],
             ),
             Compared(
                 "cosine to the target's own vector, own T, n ≤ d",
@@ -145,7 +171,7 @@ def reproduce(options: Options) -> Reproduction:
             "Probability of the concept's choice over β": result.figure("beta"),
         },
         tables={
-            "Beside the paper (Llama2-7B-Chat)": beside_the_paper(result),
+            "Beside the paper (tables 1 to 3), a row a concept and target": beside_the_paper(result),
             "Distance to Self": gaps,
             "Arms": result.summary,
             "Over n/d": curves.summary,
@@ -155,20 +181,29 @@ def reproduce(options: Options) -> Reproduction:
 
 
 def beside_the_paper(result: ConceptTransfer) -> pd.DataFrame:
-    """Our table at β = 1, the paper's numbers for the tasks that it has."""
-    ours, rows = result.paper_table(), []
-    names = ("No", "Self", "own_1", "own_2", "other_1", "other_2", "random_1", "random_2")
-    for row in ours.to_dict("records"):
-        paper = PAPER.get(str(row["concept"]))
-        rows.append(row | ({f"paper_{name}": value for name, value in zip(names, paper, strict=True)} if paper else {}))
+    """Our table at β = 1, the paper's numbers for the tasks that it has: a row for each of its targets."""
+    rows = []
+    for row in result.paper_table().to_dict("records"):
+        cells = {target: concepts[str(row["concept"])] for target, concepts in PAPER.items() if str(row["concept"]) in concepts}
+        for target, paper in cells.items():
+            rows.append(row | {"paper_target": target} | {f"paper_{name}": value for name, value in zip(_CELLS, paper, strict=True)})
+        if not cells:
+            rows.append(row)
     return pd.DataFrame(rows)
+
+
+def paper_distance(arm: str) -> tuple[float, float]:
+    """Mean and largest |carried − Self| in points over the 42 cells of the seven A/B concepts (NaN for arms that are not the paper's)."""
+    places = [place for place, name in enumerate(_CELLS) if name.rsplit("_", 1)[0] == arm]
+    gaps = [abs(row[place] - row[1]) for concepts in PAPER.values() for row in concepts.values() for place in places]
+    return (sum(gaps) / len(gaps), max(gaps)) if gaps else (float("nan"), float("nan"))
 
 
 def distances(result: ConceptTransfer) -> pd.DataFrame:
     """How far each arm's probability is from the native vector's, beside the paper's two numbers."""
     rows = []
     for row in result.distance_to_self().to_dict("records"):
-        mean, largest = PAPER_DISTANCE.get(str(row["arm"]), (float("nan"), float("nan")))
+        mean, largest = paper_distance(str(row["arm"]))
         rows.append(row | {"paper_mean": mean, "paper_largest": largest})
     return pd.DataFrame(rows)
 

@@ -10,6 +10,7 @@ would choose, what the choice scores on the test fold, and whether the runner-up
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -28,6 +29,7 @@ TOLERANCE = 0.01
 class Options(FigureOptions):
     """How layers are chosen."""
 
+    UNUSED: ClassVar = frozenset({"sae"})
     n_tokens: int = 150_000
     """Tokens of the harvest."""
     svcca_variance: float = 0.99

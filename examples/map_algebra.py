@@ -30,6 +30,7 @@ class Options(FigureOptions):
     """Layers that maps go through."""
 
     QUICK: ClassVar[Mapping[str, Any]] = {"n_tokens": 6_000}
+    UNUSED: ClassVar = frozenset({"sae"})
     n_tokens: int = 150_000
     """Tokens of each harvest."""
     source_layer: int = 2

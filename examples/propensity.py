@@ -42,6 +42,7 @@ class Options(FigureOptions):
     """Tasks and strengths."""
 
     QUICK: ClassVar[Mapping[str, Any]] = {"n_tokens": 6_000, "n_items": 16, "scales": (-1.0, 1.0), "n_random": 2, "target_layer": 3}
+    UNUSED: ClassVar = frozenset({"sae"})
     source_layer: int = 2
     """Where vectors are learnt."""
     target_layer: int | None = None

@@ -53,6 +53,7 @@ class Options(FigureOptions):
     """Strengths."""
 
     QUICK: ClassVar = {"n_tokens": 6_000, "n_neutral": 4, "n_items": 6, "n_random": 1, "n_tasks": 1, "depths": (0.5,)}
+    UNUSED: ClassVar = frozenset({"sae"})
     n_tokens: int = 20_000
     """Tokens of the harvest that the stitches and the streams' moments come from."""
     damage: float = 0.1

@@ -30,6 +30,7 @@ class Options(FigureOptions):
     """Which layers, and how long Adam runs."""
 
     QUICK: ClassVar[Mapping[str, Any]] = {"n_tokens": 6_000, "long_epochs": 2}
+    UNUSED: ClassVar = frozenset({"sae"})
     n_tokens: int = 150_000
     """Tokens of the harvest."""
     source_layer: int = 2

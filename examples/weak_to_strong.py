@@ -1,12 +1,17 @@
 """Weak to strong: a concept learnt in the small model, at work in the large one (L-Cross, figures 4-6), by maps that never saw it.
 
-    python examples/weak_to_strong.py                                  # bundled pair, its two concepts: about two minutes
+    python examples/weak_to_strong.py                                  # bundled pair, its two concepts
     python examples/weak_to_strong.py --source SMALL --target LARGE --tasks FOLDER
 
-The paper (arXiv 2501.02009, §4) carries a harmfulness vector of Qwen2-0.5B-Instruct to Qwen2-7B-Instruct: steered by its own vector the small model reaches at most 54%
-harmful answers over β, the large one under the carried vector 88.0% at β = 1. Its map is fitted on the concept's own 128 pairs, at most 256 texts for
-896 dimensions, so what is carried is the large model's own vector (see l_cross.py). Here the maps of the middle three arms are fitted on other texts than
-those of the vector: other pairs of the concept, another concept, ordinary text. Items share no text with any of them.
+The paper (arXiv 2501.02009, §4) carries a harmfulness vector of Qwen2-0.5B-Instruct to Qwen2-7B-Instruct: steered by its own vector the
+small model reaches at most 54% harmful answers over β, the large one under the carried vector 88.0% at β = 1 (figure 4). Figure 5 has the
+same curves for seven A/B concepts, figure 6 for harmfulness in three large models; both are plots without numbers. The first figure here is
+figure 5's kind, a panel a concept; other large models are other runs.
+
+The paper's map is fitted on the concept's own 128 pairs, at most 256 texts for 896 dimensions, so what is carried is the large model's own
+vector (see l_cross.py). Here the maps of the middle three arms are fitted on other texts than those of the vector: other pairs of the
+concept, another concept, ordinary text. Items share no text with any of them. The claim is that the large model gets further than the small
+one: where it does not, the claim does not hold, however far the carried vector exceeds its nulls.
 """
 
 from collections.abc import Mapping
@@ -24,6 +29,8 @@ from lrt_lens.reproduction.concepts import generic_stitch, load_concepts
 
 SMALL_BEST, LARGE_AT_1 = 54.0, 88.0
 """Share of answers to 50 AdvBench questions judged harmful, per cent: small model over β, large model at β = 1 (86.0 in the paper's text)."""
+NULLS = ("random", "random_matched", "shuffled", "mean_only")
+"""Arms whose maps know of no text what it means; the best of them counts."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Options(FigureOptions):
         "betas": (1.0, 2.0),
         "damage": 0.0,
     }
+    UNUSED: ClassVar = frozenset({"sae"})
     n_tokens: int = 150_000
     """Tokens of the map of ordinary text; 0 leaves it out."""
     source_hook: int = 2
@@ -72,11 +80,10 @@ def reproduce(options: Options) -> Reproduction:
     table = best_over_beta(result)
     means = table.groupby("arm", sort=False)[["at_0", "at_1", "best"]].mean()
     carried = "other_ridge"  # fixed beforehand: the map that saw the other concept alone
-    best = {name: float(means.loc[name, "best"]) for name in (carried, "source", "native", "random", "shuffled") if name in means.index}
-    null = max(best.get("random", 0.0), best.get("shuffled", 0.0))
-    verdict: Verdict = (
-        "does not survive its null" if best[carried] <= null else "holds" if best[carried] > best["source"] else "holds with a caveat"
-    )
+    best = {str(name): float(value) for name, value in means["best"].items()}
+    null = max(best[name] for name in NULLS if name in best)
+    rises = {name: best[name] - float(means.loc[name, "at_0"]) for name in (carried, "source")}
+    verdict, because = judged(best, null, rises, carried)
     return Reproduction(
         name="weak_to_strong",
         title="Weak to strong: the small model's concept in the large one",
@@ -88,7 +95,7 @@ def reproduce(options: Options) -> Reproduction:
                 best[carried],
                 LARGE_AT_1,
                 control=null,
-                control_name="random or shuffled map",
+                control_name="random, shuffled or mean-only map",
             ),
             Compared("concept's choice, %, small model under its own vector, best β", best["source"], SMALL_BEST),
             Compared(
@@ -104,13 +111,31 @@ def reproduce(options: Options) -> Reproduction:
         "random, say that the small model's concept was carried. The share of the concept's choice among two continuations is no rate "
         "of harmful answers: order only.",
         verdict=verdict,
-        because=f"with the map that never saw the concept the large model reaches {best[carried]:.0f}%, the small one itself "
-        f"{best['source']:.0f}%, random or shuffled maps "
-        f"{null:.0f}%, the large model's own vector {best['native']:.0f}%.",
+        because=because,
         figures={"Probability of the concept's choice over β": result.figure("weak_to_strong"), "All arms": result.figure("summary")},
         tables={"Best over β": table, "Arms": result.summary},
         details={"stitch": repr(stitch)},
     )
+
+
+def judged(best: Mapping[str, float], null: float, rises: Mapping[str, float], carried: str) -> tuple[Verdict, str]:
+    """(verdict, its reason): the large model has to exceed the small one, and the nulls; a caveat where only its head start exceeds."""
+    reached = (
+        f"with the map that never saw the concept the large model reaches {best[carried]:.1f}%, the small one itself {best['source']:.1f}%, random, "
+        f"shuffled or mean-only maps {null:.1f}%, the large model's own vector {best['native']:.1f}%"
+    )
+    rose = f"the large model rises by {rises[carried]:.1f} points, the small one by {rises['source']:.1f}"
+    beats_null, exceeds = best[carried] > null, best[carried] > best["source"]
+    if not beats_null:
+        return "does not survive its null", f"{reached}: a map that knows nothing does as well."
+    if not exceeds:
+        return (
+            "does not survive its null",
+            f"{reached}: the vector is carried, for it beats the nulls, but the large model does not exceed the small one.",
+        )
+    if not rises[carried] > rises["source"]:
+        return "holds with a caveat", f"{reached}; but {rose}: the rest is where the large model stands without steering."
+    return "holds", f"{reached}; {rose}."
 
 
 def best_over_beta(result: ConceptTransfer) -> pd.DataFrame:

@@ -1,17 +1,19 @@
 """The bundled family and its texts, and the demo from end to end (on little text and few draws)."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 import lrt_lens as lrt
 from lrt_lens.data.demo import CONCEPTS, demo_prompts
-from lrt_lens.demo import DemoResult, run_demo, write_demo
+from lrt_lens.demo import run_demo, write_demo
 from lrt_lens.models.pair import DEMO_FOLDER
 from lrt_lens.stitching.grid import COLUMNS
 
@@ -106,47 +108,61 @@ def test_the_demo_writes_what_it_promises(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole() -> DemoResult:
-    """The demo as `make demo` runs it."""
-    return run_demo(progress=False)
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
+    """Tables of the demo as `make demo` runs it: of the report in the folder that ``LRT_LENS_DEMO_REPORT`` names, or of a run here."""
+    folder = Path(os.environ.get("LRT_LENS_DEMO_REPORT", ""))
+    if not (folder / "results.json").is_file():
+        folder = tmp_path_factory.mktemp("demo")
+        write_demo(run_demo(progress=False), folder)
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return {name: pd.DataFrame(table) for name, table in results.items() if isinstance(table, list)}
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("demo")
 @pytest.mark.parametrize("concept", CONCEPTS)
 def test_the_transferred_vector_steers_at_least_half_as_well_as_the_native_one_and_clear_of_its_controls(
-    whole: DemoResult, concept: Any
+    whole: dict[str, pd.DataFrame], concept: Any
 ) -> None:
-    arms = whole.evaluations[concept].summary.set_index("arm")
+    arms = whole["steering_summary"].set_index(["concept", "arm"]).loc[concept]
     assert arms.loc["transferred", "fraction_of_native"] >= 0.5
     assert all(arms.loc["transferred", "low"] > arms.loc[control, "high"] for control in ("random", "shuffled", "permuted"))
 
 
 @pytest.mark.slow
-def test_the_readme_says_what_the_demo_measures(whole: DemoResult) -> None:
+@pytest.mark.xdist_group("demo")
+def test_the_readme_says_what_the_demo_measures(whole: dict[str, pd.DataFrame]) -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    steering = whole["steering_summary"].set_index(["arm", "concept"])
     arms = {"transferred from": "transferred", "native": "native", "best hook": "native_best", "shuffled pairs": "shuffled",
             "shuffled labels": "permuted", "random dir": "random"}  # fmt: skip
     for words, arm in arms.items():
         [line] = [line for line in readme.splitlines() if line.startswith("| ") and words in line and re.search(r"[+-]\d\.\d\d \(", line)]
         for concept, found in zip(CONCEPTS, re.findall(r"([+-]\d\.\d\d) \(", line), strict=True):
-            effects = whole.evaluations[concept].summary.set_index("arm")["effect_at_equal_damage"]
-            assert float(found) == pytest.approx(effects[arm], abs=0.06), (arm, concept)
+            assert float(found) == pytest.approx(steering.loc[(arm, concept), "effect_at_equal_damage"], abs=0.06), (arm, concept)
+    [line] = [line for line in readme.splitlines() if line.startswith("| transferred ÷ native")]
+    for concept, cell in zip(CONCEPTS, line.split("|")[2:], strict=False):
+        share, low, high = map(float, re.findall(r"\d\.\d\d", cell))
+        row = steering.loc[("transferred", concept)]
+        assert (share, low, high) == pytest.approx((row["fraction_of_native"], row["fraction_low"], row["fraction_high"]), abs=0.03)
+    [tokens, r2, null, token] = re.findall(
+        r"([\d,]+) fitting tokens: R² (\d\.\d\d) .*?against\n(\d\.\d\d) .*? and (\d\.\d\d) for token", readme
+    )[0]
+    chosen = whole["grid"].set_index(["source_hook", "target_hook"]).loc[("blocks.2.hook_resid_post", "blocks.3.hook_resid_post")]
+    assert int(tokens.replace(",", "")) == chosen["n_tokens"]
+    assert (float(r2), float(null), float(token)) == pytest.approx((chosen["r2"], chosen["r2_null"], chosen["r2_token"]), abs=0.01)
     [shares] = re.findall(r"(\.\d\d) and (\.\d\d) of its effect", readme)
     for concept, share in zip(CONCEPTS, shares, strict=True):
-        assert float(share) == pytest.approx(
-            whole.evaluations[concept].summary.set_index("arm").loc["transferred", "fraction_of_native"], abs=0.03
-        )
-    [register, native, sentiment, theirs] = re.findall(r"accuracy (\.\d\d) of (\.\d\d) \(story or review\), (\.\d\d) of (\.\d\d)", readme)[
-        0
-    ]
+        assert float(share) == pytest.approx(steering.loc[("transferred", concept), "fraction_of_native"], abs=0.03)
+    tasks = re.findall(r"accuracy (\.\d\d) of (\.\d\d) \(story or review\), (\.\d\d) of (\.\d\d)", readme)
+    [register, native, sentiment, theirs] = tasks[0]
+    accuracy = whole["probes_summary"].groupby(["task", "arm"])["accuracy"].first()
     for task, ours, own in (("register", register, native), ("sentiment", sentiment, theirs)):
-        accuracy = whole.probes[task].summary.set_index("arm")["accuracy"]
-        assert (float(ours), float(own)) == pytest.approx((accuracy["transferred"], accuracy["native"]), abs=0.04)
-    assert whole.sae is not None
-    fvu = whole.sae.table.set_index("arm")["fvu"]
+        assert (float(ours), float(own)) == pytest.approx((accuracy[task, "transferred"], accuracy[task, "native"]), abs=0.04)
+    fvu = whole["sae"].set_index("arm")["fvu"]
     [found] = re.findall(r"FVU (\.\d\d) beside (\.\d\d) \(random maps (\.\d\d)\)", readme)
     assert tuple(map(float, found)) == pytest.approx((fvu["transferred"], fvu["native"], fvu["random"]), abs=0.02)
-    losses = whole.loss.table.set_index(["route", "arm"])["ce"]
+    losses = whole["stitched_loss_arms"].set_index(["route", "arm"])["ce"]
     [found] = re.findall(r"loss (\d\.\d\d) beside (\d\.\d\d) \(token identity (\d\.\d\d)\)", readme)
     expected = (losses["A→B", "stitched"], losses["A→B", "own"], losses["A→B", "token"])
     assert tuple(map(float, found)) == pytest.approx(expected, abs=0.05)

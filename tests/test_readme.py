@@ -2,12 +2,14 @@
 
 import contextlib
 import io
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -18,6 +20,8 @@ def test_the_ten_lines_print_what_stands_below_them() -> None:
         exec(compile(code, "README.md", "exec"), {})
     printed, promised = out.getvalue().strip().splitlines(), expected.strip().splitlines()
     assert printed[:2] == promised[:2]
+    (measured,), (scale,) = (re.findall(r"^scale (\d+\.\d+)$", line) for line in (printed[2], promised[2]))
+    assert float(measured) == pytest.approx(float(scale), abs=0.05)
     assert printed[3].startswith("This film was")
 
 
@@ -25,3 +29,25 @@ def test_every_file_that_the_readme_names_is_there() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert links
     assert [link for link in links if not (Path(__file__).parent.parent / link).exists()] == []
+
+
+def test_what_codes_explain_is_what_the_gallery_measured() -> None:
+    figures = json.loads((ROOT / "examples" / "gallery.json").read_text(encoding="utf-8"))["figures"]
+    (found,) = [figure for figure in figures if figure["name"] == "codes_to_states"]
+    codes, states = (row["ours"] for row in found["compared"][:2])
+    assert f"R² {codes:.2f} beside {states:.2f} from states".replace("0.", ".") in README
+
+
+def test_the_table_of_ratios_is_the_last_run_and_what_it_misses_is_said() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))["benchmarks"]
+    rows = {name: (value, sign, float(target.replace(",", ""))) for name, value, sign, target in
+            re.findall(r"^\| `(\w+)` \| ([\d.,]+) \| (≤|≥) ([\d.,]+) \|$", README, flags=re.M)}  # fmt: skip
+    assert set(rows) == {one["name"] for one in measured}
+    missed = set()
+    for one in measured:
+        value, sign, target = rows[one["name"]]
+        assert float(value.replace(",", "")) == pytest.approx(one["value"], rel=0.05), one["name"]
+        if one["value"] > target if sign == "≤" else one["value"] < target:
+            missed.add(one["name"])
+    [said] = re.findall(r"targets are missed, .*", README)
+    assert set(re.findall(r"`(\w+)`", said)) == missed

@@ -8,9 +8,9 @@
 Arms: ``scratch``; ``transferred``; ``shuffled`` (through the map of shuffled pairs); ``rotated`` (through a random semi-orthogonal matrix: the
 geometry of a trained SAE that knows nothing of the target). All have the same architecture, rows, order of rows and learning rate.
 
-FLOPs are those of training steps. ``flops_with_stitch`` adds to the three arms that begin with maps what fitting them took
-(`stitch_flops`); the source's SAE is charged in ``source_sae_flops`` of the study, where its training tokens are known, and in no row. As in
-the paper, forward passes of the language models are charged to no arm.
+FLOPs are those of training steps. ``flops_with_stitch`` adds what fitting the maps took (`stitch_flops`) to the two arms that begin with fitted
+maps; the source's SAE is charged in ``source_sae_flops`` of the study, where its training tokens are known, and in no row. As in the paper, forward
+passes of the language models are charged to no arm. Thresholds are measured on documents that the stitch was not fitted on.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,12 +25,15 @@ from lrt_lens.adapters.sae.random_maps import random_rotation
 from lrt_lens.adapters.sae.rows import SAERows
 from lrt_lens.adapters.sae.training import train_sae
 from lrt_lens.data.documents import Documents
+from lrt_lens.errors import MismatchError
 from lrt_lens.evaluation.sae import refuse_foreign_sae
 from lrt_lens.models.pair import ModelPair
 from lrt_lens.repr_html import card, note, table
 from lrt_lens.stitching.stitch import Stitch
 
 STUDY_ARMS = ("scratch", "transferred", "shuffled", "rotated")
+UNSTITCHED = ("scratch", "rotated")
+"""Arms that begin without a fitted map, and pay for none."""
 SHARE = 0.95
 """Of scratch's final explained variance: the threshold that the summary is about."""
 
@@ -134,8 +137,7 @@ def study_sae_initialisation(
     """
     stitch.check(pair.source, pair.target)
     refuse_foreign_sae(sae, pair.source, stitch.source_hook, "sae")
-    rows = documents if isinstance(documents, SAERows) else SAERows.from_documents(pair.target, documents, at=stitch.target_hook)
-    rows = rows.in_memory(n_rows or n_tokens)
+    rows = rows_of(documents, pair, stitch).in_memory(n_rows or n_tokens)
     plain = _scratch_config(stitch.transfer(sae))
     histories, runs, cosines = [], [], []
     per_token = float("nan")
@@ -158,6 +160,21 @@ def study_sae_initialisation(
     return SAEInitialisation(history, thresholds, pd.DataFrame(runs), pd.concat(cosines, ignore_index=True), cost, of_source, n_tokens)
 
 
+def rows_of(documents: Documents | SAERows, pair: ModelPair, stitch: Stitch) -> SAERows:
+    """Rows of the target's stream whose held-out documents are those that the stitch was tested on, not fitted.
+
+    MismatchError for `SAERows` that were split by another seed: what they hold out the maps have seen.
+    """
+    seed = stitch.provenance.seed
+    if not isinstance(documents, SAERows):
+        return SAERows.from_documents(pair.target, documents, at=stitch.target_hook, seed=seed)
+    if documents.seed is not None and documents.seed != seed:
+        raise MismatchError(
+            f"the rows were split by seed {documents.seed}, the stitch by {seed}: documents held out of training were in its fit; make them with seed={seed}"
+        )
+    return documents
+
+
 def stitch_flops(stitch: Stitch) -> float:
     """FLOPs of fitting a stitch in closed form: products of the moments (xx, yy, xy) over its tokens, and two eigendecompositions (≈ 9d³)."""
     d_source, d_target = stitch.up.weight.shape
@@ -178,7 +195,7 @@ def threshold_table(history: pd.DataFrame, shares: Sequence[float], stitch_cost:
             for arm, run in runs.items():
                 per_token = float(run["flops"].iloc[-1] / run["tokens"].iloc[-1])
                 tokens = tokens_to(run, share * final)
-                with_stitch = tokens * per_token + (0.0 if arm == "scratch" else stitch_cost)
+                with_stitch = tokens * per_token + (0.0 if arm in UNSTITCHED else stitch_cost)
                 table.append(
                     {
                         "arm": arm, "seed": seed, "threshold": share * final, "share_of_final": share, "tokens": tokens,

@@ -14,9 +14,6 @@ _STYLES = {
     "native": ARM_STYLES["native"],
     "scratch": replace(ARM_STYLES["native"], label="scratch"),
     "shuffled": ARM_STYLES["shuffled"],
-    "transferred_charged": replace(
-        ARM_STYLES["transferred"], label="transferred, source SAE charged", colour="#E69F00", dash="dot", symbol="diamond-open"
-    ),
     "rotated": ArmStyle("random rotation", "#8C8C8C", symbol="circle-open", dash="dot"),
     "random": replace(ARM_STYLES["random"], label="random maps"),
 }

@@ -28,9 +28,9 @@ _SHOWN = 3
 """Compared numbers of a figure on the page."""
 HEAD = """# Gallery: the papers' figures, made again
 
-Each script makes one figure or table of a paper on the bundled models, offline, and on models of yours by
-`--source`, `--target`, `--sae` and `--documents`. It writes `NAME.html` (interactive), `NAME.png` and `NAME.json` into `--out` (`figures/`). `--quick`
-shows that it runs. `make figures` runs them all and writes this page from their JSON files: every number below was measured by the command
+Each script makes one figure or table of a paper on the bundled models, offline, and on models of yours by `--source` and `--target`, with `--sae` and
+`--documents` where it reads any. It writes `NAME.html` (interactive), `NAME.png` and `NAME.json` into `--out` (`figures/`). `--quick` shows that it
+runs. `make figures` runs them all and writes this page from their JSON files: every number below was measured by the command
 beside it.
 
 The verdicts are rules in the scripts, on the bundled models of 1.5 and 5 million parameters: *holds*: the claim shows, beyond its controls;

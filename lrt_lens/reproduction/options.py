@@ -5,16 +5,25 @@ A script adds options of its own by inheriting and says in ``QUICK`` what ``--qu
     @dataclass(frozen=True)
     class Options(FigureOptions):
         QUICK: ClassVar = {"n_tokens": 6_000, "layer": 1}
+        UNUSED: ClassVar = frozenset({"sae"})
         layer: int = 2
         "Layer of the source."
+
+``UNUSED`` names the shared options that the script does not read: `run` refuses them.
 
 What is not there offline is a `MissingInputError` that says what was looked for, where, and how to get it.
 """
 
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+import logging
+import os
+import zlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
 
 from lrt_lens.adapters.sae.bundled import demo_sae
 from lrt_lens.data.demo import demo_documents
@@ -25,11 +34,15 @@ from lrt_lens.models.pair import ModelPair, demo_pair
 from lrt_lens.stitching.grid import StitchGrid
 from lrt_lens.stitching.harvest import fit_stitches
 
+logger = logging.getLogger(__name__)
+
 _Options = TypeVar("_Options", bound="FigureOptions")
+LEAST_CHARACTERS, CHARACTERS_A_TOKEN = 20_000_000, 30
+"""How much of a data set is read, as it may not fit into memory: a token has about four characters, the test fold a sixth of the texts."""
 
 
 class MissingInputError(OSError):
-    """A model, an SAE or a text that a script was asked for and that is not there."""
+    """A model, an SAE, a text or a device that a script was asked for and that is not there."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,8 @@ class FigureOptions:
 
     QUICK: ClassVar[Mapping[str, Any]] = {"n_tokens": 6_000}
     """Values that ``--quick`` takes for options that were not given."""
+    UNUSED: ClassVar[frozenset[str]] = frozenset()
+    """Shared options that the script does not read; given on the command line they are refused."""
 
     source: str | None = None
     """Source model, where things are learnt: hub id or folder; the bundled small one without it."""
@@ -63,12 +78,22 @@ class FigureOptions:
         """Whether the models are the bundled ones."""
         return self.source is None and self.target is None
 
-    def shrunk(self: _Options) -> _Options:
-        """With the values of ``QUICK`` for what was left at its default, where ``quick`` is set."""
+    def shrunk(self: _Options, given: Collection[str] = ()) -> _Options:
+        """With the values of ``QUICK`` for all but the options that were ``given``, where ``quick`` is set."""
         if not self.quick:
             return self
-        defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(self)}
-        return replace(self, **{name: value for name, value in self.QUICK.items() if getattr(self, name) == defaults[name]})
+        return replace(self, **{name: value for name, value in self.QUICK.items() if name not in given})
+
+    def check_device(self) -> None:
+        """MissingInputError, with the devices that there are, unless tensors can be made on ``device``."""
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *(["mps"] * torch.backends.mps.is_available())]
+            raise MissingInputError(
+                f"--device {self.device!r}: PyTorch finds no such device here; choose from {there}, or install a PyTorch that is built for "
+                f"yours ({_first_line(error)})"
+            ) from error
 
     def pair(self) -> ModelPair:
         """Both models."""
@@ -86,20 +111,23 @@ class FigureOptions:
         first = _model(self.source, "source", self.device)
         return first, first if self.source == self.target else _model(self.target, "target", self.device)
 
-    def texts(self) -> Any:
-        """Documents: a list of texts, or the name of a data set that loads."""
-        if self.documents is None:
-            return demo_documents()
-        if Path(self.documents).is_file():
-            return list(iterate_documents(Path(self.documents)))
-        try:
-            next(iter(iterate_documents(self.documents)))
-        except ValueError as error:
+    def texts(self) -> list[str]:
+        """Documents: the bundled ones, all of a file, or the first of a data set, many times more than the script's tokens need."""
+        return demo_documents() if self.documents is None else self.load_texts(self.documents, "--documents")
+
+    def load_texts(self, name: str, option: str) -> list[str]:
+        """Texts of a file or a data set; ``option`` is what the script calls it."""
+        if os.path.isfile(name):
+            found = _texts_of_file(name, option)
+        else:
+            tokens = max(getattr(self, f.name) for f in fields(self) if f.name.endswith("tokens") and isinstance(f.default, int))
+            found = list(_texts_of_data_set(name, option, max(LEAST_CHARACTERS, CHARACTERS_A_TOKEN * tokens)))
+        if not found:
             raise MissingInputError(
-                f"--documents {self.documents!r}: no file {str(Path(self.documents).absolute())!r}, and no data set of that name that loads "
-                f"here; give a .txt, .jsonl or .jsonl.gz file, or connect to the network for a data set of the hub ({_first_line(error)})"
-            ) from error
-        return self.documents
+                f"{option} {name!r}: no text in {os.path.abspath(name)!r}; give a .txt, .jsonl or .jsonl.gz file "
+                "with texts, or the name of a data set with a column 'text'"
+            )
+        return found
 
     def grid(
         self, pair: ModelPair, texts: Any, source: int | str, target: int | str | None = None, *, null: Literal["full", "none"] = "full"
@@ -129,7 +157,46 @@ class FigureOptions:
             )
         from sae_lens import SAE
 
-        return SAE.load_from_disk(folder, device=self.device)
+        try:
+            return SAE.load_from_disk(folder, device=self.device)
+        except Exception as error:  # SAELens raises whatever its readers of JSON, of configurations and of weights do
+            raise MissingInputError(
+                f"{option} {folder!r}: cfg.json and weights in {str(Path(folder).absolute())!r} do not load as an SAE "
+                f"({type(error).__name__}: {_first_line(error)}); copy or download the folder again, or write it with SAELens' save_model"
+            ) from error
+
+
+def _texts_of_file(name: str, option: str) -> list[str]:
+    try:
+        return list(iterate_documents(Path(name)))
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise MissingInputError(
+            f"{option} {name!r}: {os.path.abspath(name)!r} does not read as text ({_first_line(error)}); give a .txt, .jsonl or "
+            ".jsonl.gz file in UTF-8"
+        ) from error
+
+
+@lru_cache(maxsize=1)
+def _texts_of_data_set(name: str, option: str, characters: int) -> tuple[str, ...]:
+    """The first texts of a data set, until there are so many characters; kept, as scripts ask for them more than once."""
+    looked_for = f"{option} {name!r}: no file {os.path.abspath(name)!r}"
+    if not name or any(map(str.isspace, name)):
+        raise MissingInputError(f"{looked_for}; give a .txt, .jsonl or .jsonl.gz file or the name of a data set, not a text")
+    found: list[str] = []
+    size = 0
+    try:
+        for text in iterate_documents(name):
+            found.append(text)
+            size += len(text)
+            if size >= characters:
+                break
+    except Exception as error:  # datasets raises a dozen kinds for "not there" and for a stream that ends early
+        raise MissingInputError(
+            f"{looked_for}, and no data set of that name that loads here; give a .txt, .jsonl or .jsonl.gz file, or connect to the network "
+            f"for a data set of the hub ({_first_line(error)})"
+        ) from error
+    logger.info("%s: the first %d texts, %d characters", name, len(found), size)
+    return tuple(found)
 
 
 def _model(name: str, role: str, device: str) -> HookedModel:

@@ -39,7 +39,7 @@ def task_from_file(path: Path) -> Task:
     """Rows ``{"text": …, "label": …}`` of a JSON Lines file; rows without a label are left out."""
     if not path.is_file():
         raise MissingInputError(f"--task-file: no file at {str(path.absolute())!r}; give JSON Lines with 'text' and 'label'")
-    rows = [row for row in read_jsonl(path) if row.get("label") is not None]
+    rows = [row for row in read_jsonl(path) if isinstance(row, dict) and row.get("label") is not None]
     if not rows or not all(isinstance(row.get("text"), str) for row in rows):
         raise ValueError(f"{path} holds no rows with 'text' and 'label'; expected one such object a line")
     return Task(path.name.split(".")[0], [row["text"] for row in rows], [row["label"] for row in rows])
@@ -61,9 +61,10 @@ def bundled_tasks(map_seed: int) -> list[Task]:
 def sae_probes_task(name: str) -> Task:
     """A data set of the sae-probes package, by file name: columns ``prompt`` and ``target``."""
     spec = importlib.util.find_spec("sae_probes")
-    if spec is None or spec.origin is None:
+    if spec is None or spec.origin is None or importlib.util.find_spec("zstandard") is None:
         raise MissingInputError(
-            "the package sae-probes is not installed; `pip install --no-deps sae-probes==0.4.2 zstandard` brings its data sets"
+            "--sae-probes: the packages sae-probes and zstandard are not both installed; `pip install --no-deps sae-probes==0.4.2 zstandard` "
+            "brings the data sets and what reads them"
         )
     import zstandard  # pyright: ignore[reportMissingImports] (optional, as sae-probes itself is)
 

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from lrt_lens.adapters.steering import SteeringVector
 from lrt_lens.data.contrast import ContrastSet
-from lrt_lens.evaluation.clamping import ClampEvaluation, clipped_ratio, evaluate_clamping
+from lrt_lens.evaluation.clamping import MOST_UNDEFINED, ClampEvaluation, clipped_ratio, evaluate_clamping, frequency_trend
 from lrt_lens.evaluation.intervals import clopper_pearson
 from lrt_lens.models.pair import ModelPair
 from lrt_lens.stitching.stitch import Stitch
@@ -82,6 +83,33 @@ def test_between_a_model_and_itself_native_and_transferred_write_the_same(result
 
 def test_the_clipped_ratio_is_the_papers() -> None:
     assert [clipped_ratio(*shares) for shares in ((0.2, 0.4), (0.5, 0.4), (0.0, 0.4), (0.0, 0.0), (-0.1, 0.4))] == [0.5, 1.0, 0.0, 0.0, 0.0]
+
+
+def test_the_trend_over_frequency_is_spearmans_and_leaves_resamples_without_one_out() -> None:
+    frequency = np.geomspace(0.01, 0.3, 10)
+    ratio = np.array([0, 0, 0, 1, 0, 0, 1, 0, 1, 0], dtype=float)
+    trend, undefined = frequency_trend(list(frequency), list(ratio))
+    assert trend.value == pytest.approx(spearmanr(frequency, ratio).statistic)
+    assert 0 < undefined < MOST_UNDEFINED  # .7^10 + .3^10 = 2.8% of the resamples hold one ratio alone
+    assert undefined == pytest.approx(0.7**10 + 0.3**10, abs=0.01)
+    assert -1 <= trend.low < trend.value < trend.high <= 1
+    rising, _ = frequency_trend(list(frequency), list(np.log(frequency)))
+    assert rising.value == pytest.approx(1)
+    assert rising.low == pytest.approx(1)
+
+
+def test_a_trend_that_most_resamples_do_not_have_gets_no_interval() -> None:
+    frequency = [0.01, 0.02, 0.05, 0.1]
+    trend, undefined = frequency_trend(frequency, [0.0, 0.0, 0.0, 1.0])
+    assert trend.value == pytest.approx(spearmanr(frequency, [0.0, 0.0, 0.0, 1.0]).statistic)
+    assert math.isnan(trend.low)
+    assert math.isnan(trend.high)
+    assert undefined == pytest.approx(0.75**4 + 0.25**4, abs=0.04)
+    for ratio in ([0.5] * 4, [0.1, 0.2, math.nan, 0.4]):
+        trend, undefined = frequency_trend(frequency, ratio)
+        assert math.isnan(trend.value)
+        assert math.isnan(trend.low)
+        assert undefined > MOST_UNDEFINED
 
 
 def test_a_concept_that_never_shows_has_ratio_zero_and_one_that_always_shows_has_no_rise(

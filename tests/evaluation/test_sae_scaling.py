@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import lrt_lens as lrt
 from lrt_lens.adapters.sae.rows import SAERows
 from lrt_lens.errors import MismatchError
-from lrt_lens.evaluation.sae_initialisation import SAEInitialisation, threshold_table
-from lrt_lens.evaluation.sae_scaling import CHARGED, SAEScaling, budgets_of, fit_arms, fit_power_law, frontier_of
+from lrt_lens.evaluation.sae_initialisation import SAEInitialisation, rows_of, threshold_table
+from lrt_lens.evaluation.sae_scaling import PowerLaw, SAEScaling, budgets_of, fit_arms, fit_power_law, frontier_of
 
 FLOPS = np.geomspace(1e9, 1e12, 24)
 
@@ -45,6 +46,8 @@ def test_lines_meet_where_their_values_are_equal() -> None:
     assert 18.5 * at**-0.14 == pytest.approx(41.2 * at**-0.16)
     assert at == pytest.approx(2.4e17, rel=0.05)
     assert np.isnan(stitched.crossing(stitched))
+    assert PowerLaw(1.0, 0.1, 0.0, 1.0).crossing(PowerLaw(2.0, 0.1001, 0.0, 1.0)) == np.inf
+    assert PowerLaw(2.0, 0.1, 0.0, 1.0).crossing(PowerLaw(1.0, 0.1001, 0.0, 1.0)) == 0.0
 
 
 @pytest.mark.parametrize(("flops", "error"), [(FLOPS[:2], np.ones(2)), (FLOPS, np.zeros(24))])
@@ -53,56 +56,82 @@ def test_too_few_points_and_errors_of_nothing_are_refused(flops: np.ndarray, err
         fit_power_law(flops, error)
 
 
+PAID = {"scratch": (0.0, 0.0), "transferred": (50.0, 400.0), "rotated": (0.0, 350.0)}
+"""What an arm has paid before its first token, under the bills stitch and source_sae."""
+
+
 def _history(seeds: tuple[int, ...] = (0, 1)) -> pd.DataFrame:
-    """Two widths: the wide one falls further and pays more a token; a transferred beginning is ahead and has paid 50 before its first token."""
+    """Two widths: the wide one falls further and pays more a token; a transferred beginning is ahead."""
     rows = []
-    for width, arm, seed in product((8, 16), ("scratch", "transferred", CHARGED), seeds):
-        paid = {"scratch": 0.0, "transferred": 50.0, CHARGED: 400.0}[arm]
+    for width, arm, seed in product((8, 16), PAID, seeds):
         for tokens in (0, 10, 20, 40, 80):
-            ahead = 0 if arm == "scratch" else 15
+            ahead = 15 if arm == "transferred" else 0
             fvu = 0.1 + 0.8 / (1 + (tokens + ahead) / (10 if width == 8 else 5)) + (0.05 if width == 8 else 0) + 0.01 * seed
-            rows.append({"width": width, "arm": arm, "seed": seed, "tokens": tokens, "flops": paid + width * tokens, "fvu": fvu})
+            training = float(width * tokens)
+            rows.append({"width": width, "arm": arm, "seed": seed, "tokens": tokens, "fvu": fvu, "training": training,
+                         "stitch": training + PAID[arm][0], "source_sae": training + PAID[arm][1]})  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def test_the_frontier_is_the_least_error_so_far_of_any_width() -> None:
     history = _history()
-    budgets = np.array([80.0, 100.0, 500.0, 5000.0])
-    found = frontier_of(history, budgets).set_index(["arm", "seed", "flops"])
-    for arm, seed, budget in product(("scratch", "transferred", CHARGED), (0, 1), budgets):
+    frontier = frontier_of(history, 6)
+    assert set(frontier["bill"]) == {"training", "stitch", "source_sae"}
+    for row in frontier.to_dict("records"):
         reached = {}
         for width in (8, 16):
-            run = history[(history["arm"] == arm) & (history["seed"] == seed) & (history["width"] == width)].to_dict("records")
-            for before, after in pairwise(run):
-                if before["flops"] <= budget:
-                    share = min(1.0, (budget - before["flops"]) / (after["flops"] - before["flops"]))
+            runs = history[(history["arm"] == row["arm"]) & (history["seed"] == row["seed"]) & (history["width"] == width)].to_dict(
+                "records"
+            )
+            for before, after in pairwise(runs):
+                if before[row["bill"]] <= row["flops"]:
+                    share = min(1.0, (row["flops"] - before[row["bill"]]) / (after[row["bill"]] - before[row["bill"]]))
                     reached[width] = before["fvu"] + share * (after["fvu"] - before["fvu"])
-        if reached:
-            row = found.loc[(arm, seed, budget)]
-            assert row["fvu"] == pytest.approx(min(reached.values()))
-            assert reached[row["width"]] == min(reached.values())
-        else:
-            assert (arm, seed, budget) not in found.index
+        assert row["fvu"] == pytest.approx(min(reached.values()))
+        assert reached[row["width"]] == min(reached.values())
 
 
 def test_budgets_lie_where_every_arm_has_a_run() -> None:
-    budgets = budgets_of(_history(), 5)
+    budgets = budgets_of(_history(), "stitch", 5)
     assert budgets[0] == pytest.approx(50 + 8 * 80 / 10)
     assert budgets[-1] == pytest.approx(16 * 80)
     assert np.allclose(np.diff(np.log(budgets)), np.log(budgets[1] / budgets[0]))
 
 
-def test_an_arm_whose_bill_is_most_of_the_budgets_has_no_law() -> None:
+def test_a_beginning_that_costs_more_than_any_run_is_refused() -> None:
+    history = _history()
+    history["stitch"] += 2000 * (history["arm"] == "transferred")
+    with pytest.raises(MismatchError, match=r"costs 2\.1e\+03 FLOPs, and the longest run of some arm ends at 1\.3e\+03 \(bill 'stitch'\)"):
+        budgets_of(history, "stitch", 5)
+
+
+def test_an_unknown_price_leaves_its_bill_out() -> None:
+    frontier = frontier_of(_history().assign(source_sae=np.nan), 6)
+    assert set(frontier["bill"]) == {"training", "stitch"}
+    scaling = SAEScaling(_history(), frontier, fit_arms(frontier), pd.DataFrame())
+    with pytest.raises(ValueError, match=r"the table lacks|no rows of bill 'source_sae'"):
+        scaling.figure("source_sae")
+
+
+def test_a_price_paid_once_bends_the_line_and_training_flops_do_not() -> None:
+    """The same curve for both arms: over training FLOPs their exponents agree, with a stitch on the bill they seem to differ."""
     history = _history((0,))
-    history.loc[history["arm"] == CHARGED, "flops"] += 600
-    frontier = frontier_of(history, budgets_of(history, 6))
-    fits = fit_arms(frontier).set_index("arm")
-    assert np.isnan(fits.loc[CHARGED, "exponent"])
-    assert fits.loc["transferred", "exponent"] > 0
-    scaling = SAEScaling(history, frontier, fit_arms(frontier), pd.DataFrame())
-    summary = scaling.summary.set_index("arm")
-    assert summary.loc["transferred", "fvu_ratio_last"] < 1
-    assert np.isnan(summary.loc[CHARGED, "fvu_ratio_first"])
+    flops = history["training"].to_numpy() + 5.0
+    history["fvu"] = 2 * flops**-0.15
+    fits = fit_arms(frontier_of(history, 12)).set_index(["bill", "arm"])["exponent"]
+    assert fits["training", "transferred"] == pytest.approx(fits["training", "scratch"])
+    assert fits["stitch", "transferred"] > 1.05 * fits["stitch", "scratch"]
+
+
+def test_a_run_that_diverges_keeps_what_it_had_and_an_arm_that_never_was_finite_stays_as_nan() -> None:
+    history = _history((0,))
+    history.loc[(history["arm"] == "transferred") & (history["tokens"] >= 20), "fvu"] = np.nan
+    history.loc[history["arm"] == "rotated", "fvu"] = np.nan
+    frontier = frontier_of(history, 6)
+    summary = SAEScaling(history, frontier, fit_arms(frontier), pd.DataFrame()).summary.set_index(["bill", "arm"])
+    assert np.isfinite(summary.loc[("stitch", "transferred"), "fvu_ratio_last"])
+    assert np.isnan(summary.loc[("stitch", "rotated"), "fvu_ratio_last"])
+    assert np.isnan(summary.loc[("stitch", "rotated"), "exponent"])
 
 
 def test_savings_under_both_bills() -> None:
@@ -121,9 +150,15 @@ def test_savings_under_both_bills() -> None:
 
 @pytest.fixture(scope="module")
 def fitted(pair: Any, corpus: list[str]) -> Any:
-    return lrt.fit_stitches(
-        pair, corpus, source_layers=[0], target_layers=[1], n_tokens=2000, context_length=32, null="full", progress=False
-    ).best()
+    options: dict[str, Any] = {
+        "source_layers": [0],
+        "target_layers": [1],
+        "n_tokens": 1000,
+        "context_length": 32,
+        "null": "full",
+        "seed": 1,
+    }
+    return lrt.fit_stitches(pair, corpus, **options, progress=False).best()
 
 
 @pytest.fixture(scope="module")
@@ -135,29 +170,46 @@ def train(pair: Any, corpus: list[str], fitted: Any) -> Callable[[int], Any]:
 @pytest.fixture(scope="module")
 def study(pair: Any, corpus: list[str], fitted: Any, train: Callable[[int], Any]) -> SAEScaling:
     return lrt.study_sae_scaling(
-        pair, fitted, [train(48), train(24)], corpus, n_tokens=1024, seeds=(0, 1), source_sae_tokens=512, batch_rows=64, progress=False
+        pair, fitted, [train(48), train(24)], corpus, n_tokens=2048, seeds=(0, 1), source_sae_tokens=512, batch_rows=64, progress=False
     )
 
 
-def test_a_study_has_a_law_for_every_beginning(study: SAEScaling) -> None:
-    assert set(study.summary["arm"]) == {"scratch", "transferred", CHARGED, "shuffled", "rotated"}
+def test_a_study_has_a_law_for_every_beginning_under_every_bill(study: SAEScaling) -> None:
+    arms = ["scratch", "transferred", "shuffled", "rotated"]
+    assert list(zip(study.summary["bill"], study.summary["arm"], strict=True)) == list(product(["training", "stitch", "source_sae"], arms))
     assert set(study.history["width"]) == {24, 48}
     assert set(study.savings["width"]) == {24, 48}
-    assert (study.frontier.groupby(["arm", "seed"])["fvu"].diff().dropna() <= 1e-12).all()
-    paid = study.history[study.history["tokens"] == 0].groupby(["arm", "width"])["flops"].first()
-    assert (paid["scratch"] == 0).all()
-    assert (paid["transferred"] == paid["shuffled"]).all()
-    assert paid[CHARGED, 48] - paid["transferred", 48] == pytest.approx(2 * (paid[CHARGED, 24] - paid["transferred", 24]), rel=0.1)
+    assert (study.frontier.groupby(["bill", "arm", "seed"])["fvu"].diff().dropna() <= 1e-12).all()
+
+
+def test_only_what_an_arm_begins_with_is_on_its_bill(study: SAEScaling) -> None:
+    paid = study.history[study.history["tokens"] == 0].groupby(["arm", "width"])[["training", "stitch", "source_sae"]].first()
+    assert (paid["training"] == 0).all()
+    assert (paid.loc["scratch"] == 0).all(axis=None)
+    assert (paid["stitch"]["rotated"] == 0).all()
+    assert (paid["stitch"]["transferred"] == paid["stitch"]["shuffled"]).all()
+    assert (paid["stitch"]["transferred"] > 0).all()
+    source = paid["source_sae"] - paid["stitch"]
+    assert (source["rotated"] == source["transferred"]).all()
+    assert source["transferred", 48] == pytest.approx(2 * source["transferred", 24], rel=0.1)
 
 
 def test_a_study_is_shown(study: SAEScaling) -> None:
-    figure = study.figure()
-    assert {"24 features", "48 features", "scratch", "transferred", "transferred, source SAE charged"} <= {
-        trace.name for trace in figure.data
-    }
+    for bill in ("training", "stitch", "source_sae"):
+        names = {trace.name for trace in study.figure(bill).data}
+        assert {"24 features", "48 features", "scratch", "transferred", "shuffled map", "random rotation"} <= names
     assert "exponent" in study._repr_html_()
 
 
 def test_one_width_is_no_law(pair: Any, corpus: list[str], fitted: Any, train: Callable[[int], Any]) -> None:
     with pytest.raises(MismatchError, match=r"saes have widths \[24, 24\]; expected at least two, each of another width"):
         lrt.study_sae_scaling(pair, fitted, [train(24), train(24)], corpus)
+
+
+def test_what_is_held_out_of_training_was_not_in_the_stitchs_fit(pair: Any, corpus: list[str], fitted: Any) -> None:
+    """The stitch is of seed 1: rows of its own split are those of its test documents, rows of another split are refused."""
+    rows = rows_of(corpus, pair, fitted)
+    assert rows.seed == 1
+    assert torch.equal(rows.held_out, SAERows.from_documents(pair.target, corpus, at=1, seed=1).held_out)
+    with pytest.raises(MismatchError, match="the rows were split by seed 0, the stitch by 1"):
+        rows_of(SAERows.from_documents(pair.target, corpus, at=1), pair, fitted)

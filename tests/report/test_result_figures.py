@@ -33,7 +33,7 @@ from lrt_lens.evaluation.probes import ProbeEvaluation
 from lrt_lens.evaluation.propensity import PropensityEvaluation
 from lrt_lens.evaluation.sae import SAEEvaluation
 from lrt_lens.evaluation.sae_initialisation import SAEInitialisation, threshold_table
-from lrt_lens.evaluation.sae_scaling import SAEScaling, budgets_of, fit_arms, frontier_of
+from lrt_lens.evaluation.sae_scaling import SAEScaling, fit_arms, frontier_of
 from lrt_lens.evaluation.sparse_probing import SparseProbeEvaluation
 from lrt_lens.evaluation.steering import SteeringEvaluation
 from lrt_lens.evaluation.stitch_loss import StitchLoss
@@ -180,8 +180,9 @@ def initialisation() -> SAEInitialisation:
 
 def scaling() -> SAEScaling:
     runs = [history(("transferred", "scratch", "rotated")).assign(width=width) for width in (64, 128)]
-    table = pd.concat(runs, ignore_index=True).assign(fvu=lambda one: 1 - one["explained_variance"])
-    frontier = frontier_of(table, budgets_of(table, 5))
+    table = pd.concat(runs, ignore_index=True)
+    table = table.assign(fvu=1 - table["explained_variance"], training=table["flops"], stitch=table["flops"], source_sae=np.nan)
+    frontier = frontier_of(table, 5)
     return SAEScaling(table, frontier, fit_arms(frontier), initialisation().savings.assign(width=64))
 
 

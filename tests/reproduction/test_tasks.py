@@ -1,5 +1,6 @@
 """Labelled texts: bundled, from a file, cut to size."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from lrt_lens.data.blocks import N_FOLDS, part_of
 from lrt_lens.data.demo import demo_documents
 from lrt_lens.data.documents import document_key
 from lrt_lens.reproduction import MissingInputError
-from lrt_lens.reproduction.tasks import Task, bundled_tasks, task_from_file
+from lrt_lens.reproduction.tasks import Task, bundled_tasks, sae_probes_task, task_from_file
 
 
 def test_register_texts_open_documents_that_no_map_was_fitted_on() -> None:
@@ -38,3 +39,17 @@ def test_a_file_without_labels_is_refused(tmp_path: Path) -> None:
         task_from_file(path)
     with pytest.raises(MissingInputError, match="--task-file"):
         task_from_file(tmp_path / "gone.jsonl")
+
+
+def test_rows_that_are_no_objects_are_refused(tmp_path: Path, unchecked: None) -> None:
+    (tmp_path / "list.jsonl").write_text('["good", 1]')
+    with pytest.raises(ValueError, match="'label'"):
+        task_from_file(tmp_path / "list.jsonl")
+
+
+def test_packages_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    for gone in ("sae_probes", "zstandard"):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, gone=gone: None if name == gone else found("json"))
+        with pytest.raises(MissingInputError, match=r"--sae-probes: .*pip install"):
+            sae_probes_task("any")

@@ -9,7 +9,7 @@ train. Rows are mixed in a buffer; where one buffer holds them all the model run
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -43,6 +43,8 @@ class SAERows:
     """One epoch of training rows in pieces of any size, in stored order."""
     model: ModelIdentity | None = None
     context_length: int | None = None
+    seed: int | None = None
+    """Of the split into training and held-out documents; None for rows of your own."""
 
     def __post_init__(self) -> None:
         refuse_non_finite(self.held_out, f"held-out rows of {self.hook!r}")
@@ -75,7 +77,7 @@ class SAERows:
                     yield block_rows(model, [hook], block, _BATCH_TOKENS)[hook].float()
 
         kept = first_rows(run(held_out=True), n_held_out, hook)
-        return cls(hook, kept, lambda: run(held_out=False), model.identity, plan.context_length)
+        return cls(hook, kept, lambda: run(held_out=False), model.identity, plan.context_length, seed)
 
     @classmethod
     def from_cache(cls, cache: ActivationCache, role: Literal["source", "target"], *, at: str, n_held_out: int = N_HELD_OUT) -> "SAERows":
@@ -88,7 +90,8 @@ class SAERows:
             return (batch[side] for batch in cache.rows(*pair, parts=parts, shuffle=None))
 
         kept = first_rows(run(range(N_FOLDS, N_PARTS)), n_held_out, name)
-        return cls(name, kept, lambda: run(range(N_FOLDS)), getattr(cache.manifest.provenance, role))
+        provenance = cache.manifest.provenance
+        return cls(name, kept, lambda: run(range(N_FOLDS)), getattr(provenance, role), seed=provenance.seed)
 
     @classmethod
     def from_tensors(cls, training: Rows, held_out: Float[Tensor, "held_out d"], *, hook: str) -> "SAERows":
@@ -98,7 +101,7 @@ class SAERows:
     def in_memory(self, n_rows: int | None = None) -> "SAERows":
         """The same with the first ``n_rows`` training rows held in memory: for several runs over the same rows."""
         training = first_rows(self.chunks(), n_rows, self.hook)
-        return SAERows(self.hook, self.held_out, lambda: iter([training]), self.model, self.context_length)
+        return replace(self, chunks=lambda: iter([training]))
 
     def batches(self, batch_rows: int, *, seed: int = 0, buffer_rows: int = BUFFER_ROWS) -> Iterator[Tensor]:
         """Batches of exactly ``batch_rows`` rows without end, in an order that the seed decides; `NonFiniteError` where a row is not finite."""
