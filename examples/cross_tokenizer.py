@@ -32,7 +32,7 @@ DRAWN = CONTROLS[1:]
 class Options(FigureOptions):
     """What is joined, and what is carried."""
 
-    QUICK: ClassVar = {"n_tokens": 6_000, "n_random": 2, "loss_tokens": 600, "n_layers": 2, "concepts": ("mood",)}
+    QUICK: ClassVar = {"n_tokens": 6_000, "n_random": 2, "loss_tokens": 600, "n_layers": 2, "concepts": ("mood",), "share": 0.15}
     UNUSED: ClassVar = frozenset({"sae"})
     n_tokens: int = 60_000
     """Tokens of each harvest."""
@@ -44,6 +44,8 @@ class Options(FigureOptions):
     """Steering vectors carried: bundled concepts."""
     n_random: int = 6
     """Random vectors and probes."""
+    share: float = 1.0
+    """Of the bundled contrast pairs, items and labelled texts."""
     loss_tokens: int = 4_000
     """Positions on which the stitched loss is measured."""
 
@@ -122,13 +124,14 @@ def carried(one: Joined, grid: lrt.StitchGrid, stitch: lrt.Stitch, options: Opti
     pair, seed = one.pair, options.seed
     steering, probes = [], []
     for concept in options.concepts:
-        vector = lrt.SteeringVector.mean_difference(pair.source, lrt.demo_contrast(concept), at=stitch.source_hook)  # pyright: ignore[reportArgumentType]
+        contrast, items = (some(texts, options) for texts in (lrt.demo_contrast(concept), lrt.demo_items(concept)))  # pyright: ignore[reportArgumentType]
+        vector = lrt.SteeringVector.mean_difference(pair.source, contrast, at=stitch.source_hook)
         found = lrt.evaluate_steering(
-            pair, stitch, vector, lrt.demo_items(concept), neutral=lrt.demo_neutral()[:16], n_random=options.n_random, n_permuted=2, seed=seed  # pyright: ignore[reportArgumentType]
+            pair, stitch, vector, items, neutral=lrt.demo_neutral()[: max(4, round(16 * options.share))], n_random=options.n_random, n_permuted=2, seed=seed
         )  # fmt: skip
         steering.append(found.summary)
     for task in PROBES:
-        texts, labels = lrt.demo_texts(task)
+        texts, labels = lrt.demo_texts(task, n=round(400 * options.share))
         probes.append(
             lrt.evaluate_probe(
                 pair, stitch, texts, labels, ks=(30,), n_seeds=2, n_random=options.n_random, n_permuted=2, task=task, seed=seed
@@ -137,6 +140,11 @@ def carried(one: Joined, grid: lrt.StitchGrid, stitch: lrt.Stitch, options: Opti
     token = lrt.token_identity_map(grid.moments, stitch.target_hook)
     loss = lrt.evaluate_stitch_loss(pair, stitch, options.texts(), n_tokens=options.loss_tokens, token_maps=token, keep="masked", seed=seed)
     return {"steering": pd.concat(steering), "probes": pd.concat(probes), "loss": loss.summary}
+
+
+def some(texts: Any, options: Options) -> Any:
+    """The share of a contrast set or of items that is used."""
+    return texts if options.share >= 1 else texts.split(options.share, seed=options.seed)[0]
 
 
 def report(joined: list[Joined], maps: pd.DataFrame, found: dict[str, pd.DataFrame], grids: dict[str, lrt.StitchGrid]) -> Reproduction:
