@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Demo:
-    """Everything on the bundled pair of models, offline, in under two minutes: a fitted stitch, a transferred vector, a report."""
+    """Everything on the bundled pair of models, offline, in about two minutes: a fitted stitch, a transferred vector, a report."""
 
     out: Path = Path("demo-report")
     """Folder for results.json, report.html and stitch/."""
@@ -266,11 +266,13 @@ def _write_outputs(out: Path, arguments: dict[str, Any], grid: "StitchGrid", nam
     tables = {"pair": {"source": names[0], "target": names[1]}, "grid": grid.scores, "stitch": best.scores}
     write_results(out / "results.json", arguments, tables)
     report = write_html(out / "report.html", fit_report(*names, grid, best))
-    shown = grid.scores.sort_values("gain_cv", ascending=False).head(12)
+    shown = grid.scores.sort_values("gain_cv", ascending=False).head(_SHOWN_PAIRS)
     for column in ("source_hook", "target_hook"):
         shown[column] = shown[column].map(short_hook)
-    _print_table("Layer pairs, best first", shown.loc[:, _FIT_COLUMNS])
-    _say(f"{best}\nOpen {report}")
+    part = "" if len(shown) == len(grid.scores) else f" ({len(shown)} of {len(grid.scores)})"
+    _print_table(f"Layer pairs, best first{part}", shown.loc[:, _FIT_COLUMNS])
+    read = f"{grid.moments.n_tokens:,} tokens of {grid.moments.provenance.n_documents:,} documents, {grid.moments.n_fit:,} of them fitted; the others test."
+    _say(f"{read}\n{best}\nOpen {report}; in Python: lrt.Stitch.from_pretrained({str(out / 'stitch')!r})")
 
 
 def _without_moments(grid: "StitchGrid") -> "StitchGrid":
@@ -305,6 +307,7 @@ def _json_arguments(command: Any) -> dict[str, Any]:
     return {key: plain(value) for key, value in asdict(command).items()}
 
 
+_SHOWN_PAIRS = 12
 _FIT_COLUMNS = ["source_hook", "target_hook", "gain_cv", "r2", "r2_uniform", "r2_down", "r2_null", "r2_token"]
 """What fits a terminal of 80 columns; the report and results.json hold all."""
 

@@ -39,6 +39,12 @@ def test_the_table_of_results_names_every_script_and_no_other() -> None:
     assert {name for line in table for name in re.findall(r"`(\w+)`", line.split("|")[-2])} == set(SCRIPTS)
 
 
+def test_the_gallery_shows_every_script() -> None:
+    shown = json.loads((EXAMPLES / "gallery.json").read_text(encoding="utf-8"))["figures"]
+    assert {one["name"] for one in shown} == set(SCRIPTS)
+    assert all(one["thumbnail"] for one in shown)
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_figure_has_the_name_of_its_script(name: str) -> None:
     tree = ast.parse((EXAMPLES / f"{name}.py").read_text(encoding="utf-8"))

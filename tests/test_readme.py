@@ -38,6 +38,12 @@ def test_what_codes_explain_is_what_the_gallery_measured() -> None:
     assert f"R² {codes:.2f} beside {states:.2f} from states".replace("0.", ".") in README
 
 
+def test_every_ratio_is_explained() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))["benchmarks"]
+    explained = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert [one["name"] for one in measured if f"| `{one['name']}` |" not in explained] == []
+
+
 def test_the_table_of_ratios_is_the_last_run_and_what_it_misses_is_said() -> None:
     measured = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))["benchmarks"]
     rows = {name: (value, sign, float(target.replace(",", ""))) for name, value, sign, target in

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+from lrt_lens.adapters.calibration import Calibration
 from lrt_lens.adapters.probe import LinearProbe
 from lrt_lens.adapters.steering import SteeringVector
 from lrt_lens.data.contrast import ContrastSet
@@ -144,7 +145,7 @@ def test_a_pair_shows_its_models(shown: dict[str, str], pair: Any) -> None:
     head, *rows = cells(shown["pair"])
     source = dict(zip(head, rows[0], strict=True))
     assert (source["layers"], source["width"], source["basis"], source["device"]) == ("2", "16", "raw", "cpu")
-    assert source["tokens"] == str(len(pair.source.tokenizer))
+    assert source["vocabulary"] == str(len(pair.source.tokenizer))
     assert dict(zip(head, rows[1], strict=True))["width"] == "24"
     assert "Both read the same tokens." in shown["pair"]
 
@@ -171,7 +172,7 @@ def test_a_grid_shows_its_best_pair_and_every_score(shown: dict[str, str], grid:
     assert numbers["source ↓ target →"] == ["0.post", "1.post", "2.post"]
     for row in grid.scores.to_dict("records"):
         place = numbers["source ↓ target →"].index(f"{row['target_hook'].split('.')[1]}.post")
-        assert numbers[f"{row['source_hook'].split('.')[1]}.post"][place] == f"{row['r2_uniform']:.2f}"
+        assert numbers[f"{row['source_hook'].split('.')[1]}.post"][place] == f"{row['gain_cv']:.2f}"
 
 
 def test_a_stitch_shows_both_ways_with_the_null_and_token_identity(shown: dict[str, str], grid: StitchGrid) -> None:
@@ -203,6 +204,15 @@ def test_a_vector_shows_its_size_and_origin(shown: dict[str, str], grid: StitchG
 def test_a_probe_shows_its_classes(shown: dict[str, str]) -> None:
     assert dict(cells(shown["probe"]))["classes"] == "one, two"
     assert dict(cells(shown["moved_probe"]))["dimensions"] == "24"
+
+
+def test_a_calibration_shows_what_it_found_and_what_it_tried() -> None:
+    curve = pd.DataFrame({"scale": [0.0, 2.0, 2.3], "damage": [0.0, 0.09, 0.101]})
+    html = Calibration(scale=2.3, damage=0.101, budget=0.1, curve=curve)._repr_html_()
+    shown = dict(
+        row for row in cells(html) if len(row) == 2 and row[0] in ("scale", "damage", "steered passes") and row != ["scale", "damage"]
+    )
+    assert shown == {"scale": "2.30", "damage": "0.101 of 0.1 (nats per token, rise of the loss)", "steered passes": "2"}
 
 
 def test_a_fidelity_shows_its_prediction_beside_the_naive_one_and_chance(grid: StitchGrid) -> None:

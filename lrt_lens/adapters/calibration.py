@@ -31,6 +31,7 @@ from lrt_lens.adapters.steering import Mode, SteeringVector
 from lrt_lens.adapters.steering_hook import Positions
 from lrt_lens.models.hooked_model import Handle, HookedModel
 from lrt_lens.models.loading import ModelLike, load_model
+from lrt_lens.repr_html import card, facts, table
 
 __all__ = ["MAX_PASSES", "Calibration", "NeutralText", "calibrate_on", "calibrate_scale", "search_scale"]
 
@@ -84,6 +85,11 @@ class Calibration:
                 "to apply; give a smaller damage"
             )
         return self.intervention.apply(model, scale=self.scale)
+
+    def _repr_html_(self) -> str:
+        unit = "nats per token, " + ("rise of the loss" if self.unit == "loss" else "KL of the next token")
+        found = {"scale": self.scale, "damage": f"{self.damage:.3g} of {self.budget:g} ({unit})", "steered passes": len(self.curve) - 1}
+        return card("Calibration", facts(found), table(self.curve))
 
     def figure(self) -> Any:
         """Damage against scale, the choice marked (plotly)."""

@@ -64,7 +64,7 @@ class ModelPair:
         rows = [
             {
                 "": role, "model": m.name, "layers": m.n_layers, "width": m.d_model,
-                "tokens": len(m.tokenizer), "BOS": "yes" if m.prepend_bos else "no", "basis": m.basis, "device": str(m.device),
+                "vocabulary": len(m.tokenizer), "BOS": "yes" if m.prepend_bos else "no", "basis": m.basis, "device": str(m.device),
             }
             for role, m in (("source", self.source), ("target", self.target))
         ]  # fmt: skip

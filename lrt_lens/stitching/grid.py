@@ -276,10 +276,11 @@ class StitchGrid:
         if best is not None:
             names = ("r2", "r2_uniform", "r2_null", "r2_token", "r2_uniform_token")
             found["its scores"] = ", ".join(f"{name} {best[name]:.2f}" for name in names if best[name] == best[name])
-        wide = self.scores.pivot(index="source_hook", columns="target_hook", values="r2_uniform")
+        value = "r2_uniform_cv" if best is None else "gain_cv"
+        wide = self.scores.pivot(index="source_hook", columns="target_hook", values=value)
         wide = wide.loc[sorted(wide.index, key=depth), sorted(wide.columns, key=depth)].iloc[:_SHOWN, :_SHOWN]
         wide = wide.rename(index=short_hook, columns=short_hook)
-        legend = "r2_uniform on the test fold: source hook points down, target hook points across."
+        legend = f"{value}, by cross-validation: source hook points down, target hook points across."
         return card("StitchGrid", facts(found), heat_table(wide, corner="source ↓ target →"), note(legend))
 
     def _candidates(self, source: str | int | None, target: str | int | None, by: str) -> pd.DataFrame:
