@@ -179,7 +179,9 @@ def figure(table: pd.DataFrame) -> go.Figure:
             marker_color=colour,
         )
     plot.update_yaxes(title_text="SSIM of two maps").update_xaxes(title_text="how the maps were made")
-    return plot.update_layout(template=TEMPLATE_NAME, boxmode="group", height=480)
+    return plot.update_layout(
+        template=TEMPLATE_NAME, boxmode="group", height=480, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}
+    )
 
 
 if __name__ == "__main__":

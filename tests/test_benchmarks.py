@@ -1,6 +1,7 @@
 """Benchmarks run: with tiny shapes, whose numbers mean nothing."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+DIFFERENCES = {"peak_memory_10x_tokens", "alignment_tokens_per_second_over_tokenizer", "alignment_share_of_harvest"}
+"""Of memory before and after, or of time with and without: with shapes this tiny noise may make them 0 or less."""
 ROOT = Path(__file__).parent.parent
 
 
@@ -34,4 +37,5 @@ def test_every_benchmark_of_ratios_runs(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "results.json").read_text())["benchmarks"]
     assert len(results) >= 10
     assert not [result["name"] for result in results if "error" in result]
-    assert all(result["value"] > 0 for result in results)
+    assert all(math.isfinite(result["value"]) for result in results)
+    assert not [result["name"] for result in results if result["name"] not in DIFFERENCES and result["value"] <= 0]

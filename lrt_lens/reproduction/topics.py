@@ -74,6 +74,6 @@ def _topic(word: str, frequency: float, pieces: list[str], said: list[set[str]],
 
 
 def _words(text: str) -> set[str]:
-    """Words in lower case, those in -s also without it."""
+    """Words in lower case, those in -s also without it: "dogs", not "this"."""
     found = set(_WORD.findall(text.lower()))
-    return found | {word[:-1] for word in found if word.endswith("s") and len(word) > 3}
+    return found | {word[:-1] for word in found - ENGLISH_STOP_WORDS if word.endswith("s") and len(word) > 3}

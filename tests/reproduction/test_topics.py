@@ -37,6 +37,11 @@ def test_words_are_told_from_their_parts() -> None:
     assert not cat.shows("concatenate")
 
 
+def test_a_function_word_has_no_singular_to_be_a_topic() -> None:
+    texts = ["this kite flies"] * 30 + ["that river ran"] * 100
+    assert "thi" not in {topic.word for topic in frequent_topics(texts)}
+
+
 def test_the_same_seed_draws_the_same(texts: list[str]) -> None:
     assert frequent_topics(texts, seed=3) == frequent_topics(texts, seed=3)
 
