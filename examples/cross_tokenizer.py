@@ -124,7 +124,7 @@ def carried(one: Joined, grid: lrt.StitchGrid, stitch: lrt.Stitch, options: Opti
     pair, seed = one.pair, options.seed
     steering, probes = [], []
     for concept in options.concepts:
-        contrast, items = (some(texts, options) for texts in (lrt.demo_contrast(concept), lrt.demo_items(concept)))  # pyright: ignore[reportArgumentType]
+        contrast, items = (some(texts, options) for texts in (lrt.demo_contrast(concept), lrt.demo_items(concept)))
         vector = lrt.SteeringVector.mean_difference(pair.source, contrast, at=stitch.source_hook)
         found = lrt.evaluate_steering(
             pair, stitch, vector, items, neutral=lrt.demo_neutral()[: max(4, round(16 * options.share))], n_random=options.n_random, n_permuted=2, seed=seed

@@ -14,7 +14,7 @@ Four predictors: ρ_write, ρ_read, the naive corr(x·v, y·vW), and the cosine 
 learnt itself. Each is shown with its rank correlation to the outcome and a 95% interval by bootstrap over directions.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -31,6 +31,7 @@ from lrt_lens.data.blocks import N_FOLDS, part_of
 from lrt_lens.data.documents import document_key
 from lrt_lens.data.windows import BlockPlan, cut_windows
 from lrt_lens.evaluation.agreement import steering_agreement
+from lrt_lens.evaluation.correlations import bootstrap_rank_correlation
 from lrt_lens.models.hook_points import same_place
 from lrt_lens.report.template import TEMPLATE_NAME
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
@@ -229,12 +230,12 @@ def rank_correlations(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     for role, part in table.groupby("role"):
         for predictor in PREDICTORS:
             known = part[[predictor, "outcome"]].dropna()
-            value, low, high = _spearman(known[predictor].to_numpy(), known["outcome"].to_numpy(), seed)
+            found, _ = bootstrap_rank_correlation(known[predictor].to_numpy(), known["outcome"].to_numpy(), seed=seed)
             kinds = [group[[predictor, "outcome"]].dropna() for _, group in part.groupby("kind")]
             within = np.mean([group[predictor].corr(group["outcome"], method="spearman") for group in kinds if len(group) > 2])
             rows.append(
                 {
-                    "role": role, "predictor": predictor, "rank_correlation": value, "low": low, "high": high, "within_kinds": within,
+                    "role": role, "predictor": predictor, "rank_correlation": found.value, "low": found.low, "high": found.high, "within_kinds": within,
                     "n": len(known),
                 }
             )  # fmt: skip
@@ -270,19 +271,6 @@ def _ridge(stream: Tensor, targets: Tensor, penalty: float = 1e-2) -> Tensor:
 
 def _aurocs(scores: Tensor, targets: Tensor) -> np.ndarray:
     return np.array([roc_auc_score(targets[:, j], scores[:, j]) for j in range(targets.shape[1])])
-
-
-def _spearman(a: np.ndarray, b: np.ndarray, seed: int) -> tuple[float, float, float]:
-    rank = lambda values: pd.Series(values).rank().to_numpy()  # noqa: E731
-    correlate = lambda i: float(np.corrcoef(rank(a[i]), rank(b[i]))[0, 1])  # noqa: E731
-    draws = [correlate(index) for index in _resamples(len(a), seed)]
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
-    return correlate(np.arange(len(a))), float(low), float(high)
-
-
-def _resamples(n: int, seed: int) -> Iterator[np.ndarray]:
-    generator = np.random.default_rng(seed)
-    return (generator.integers(0, n, n) for _ in range(2000))
 
 
 if __name__ == "__main__":

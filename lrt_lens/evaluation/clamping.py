@@ -29,7 +29,8 @@ from lrt_lens.adapters.steering_hook import Positions
 from lrt_lens.data.contrast import ContrastSet
 from lrt_lens.evaluation.arms import Arm, drawn_arms, learnt_arms, plain_arms, transferred_arms
 from lrt_lens.evaluation.continuations import Classifier, Continuations
-from lrt_lens.evaluation.intervals import N_BOOTSTRAP, NOTHING, Interval, bootstrap_statistic, clopper_pearson, spread
+from lrt_lens.evaluation.correlations import bootstrap_rank_correlation
+from lrt_lens.evaluation.intervals import NOTHING, Interval, bootstrap_statistic, clopper_pearson, spread
 from lrt_lens.models.pair import ModelPair
 from lrt_lens.repr_html import card, table
 from lrt_lens.stitching.stitch import Stitch
@@ -144,21 +145,8 @@ def frequency_trend(frequency: Sequence[float], ratio: Sequence[float], *, seed:
         ratio: clipped ratio of each concept.
         seed: of the draws.
     """
-    stacked = np.stack([np.asarray(frequency, dtype=float), np.asarray(ratio, dtype=float)])
-    n, rng = stacked.shape[1], np.random.default_rng(seed)
-    value = _rank_correlation(stacked)
-    draws = np.array([_rank_correlation(stacked[:, index]) for index in rng.integers(0, n, size=(N_BOOTSTRAP, n))])
-    undefined = float(np.isnan(draws).mean())
-    if math.isnan(value) or undefined > MOST_UNDEFINED:
-        return Interval(value, math.nan, math.nan), undefined
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
-    return Interval(value, float(low), float(high)), undefined
-
-
-def _rank_correlation(rows: np.ndarray) -> float:
-    if not np.isfinite(rows).all() or (rows == rows[:, :1]).all(1).any():
-        return math.nan
-    return float(np.corrcoef(pd.DataFrame(rows.T).rank().to_numpy(), rowvar=False)[0, 1])
+    found, undefined = bootstrap_rank_correlation(np.asarray(frequency, dtype=float), np.asarray(ratio, dtype=float), seed=seed)
+    return Interval(found.value, math.nan, math.nan) if undefined > MOST_UNDEFINED else found, undefined
 
 
 def _rows(concept: str, arm: str, draw: int | None, level: float, outcome: Continuations, texts: list[str]) -> pd.DataFrame:

@@ -1,11 +1,12 @@
-"""Pearson's correlation over items at every scale, and its bootstrap."""
+"""Pearson's correlation over items at every scale, Spearman's of two rows, and their bootstraps."""
 
 import math
 import warnings
 
 import numpy as np
+from scipy.stats import rankdata
 
-from lrt_lens.evaluation.intervals import N_BOOTSTRAP, NOTHING, Interval
+from lrt_lens.evaluation.intervals import N_BOOTSTRAP, NOTHING, Interval, percentiles, resamples
 
 _TINY = 1e-9
 """A spread over items, relative to the values, below which nothing varies but rounding."""
@@ -29,10 +30,27 @@ def bootstrap_correlation(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> Int
     value = float(correlations(a, b).mean())
     if math.isnan(value):
         return NOTHING
-    index = np.random.default_rng(seed).integers(0, a.shape[1], size=(N_BOOTSTRAP, a.shape[1]))
+    index = resamples(a.shape[1], seed)
     with warnings.catch_warnings():
         # A draw that repeats one item has no correlation; such draws are left out.
         warnings.simplefilter("ignore", RuntimeWarning)
         means = np.mean([correlations(x[index], y[index]) for x, y in zip(a, b, strict=True)], axis=0)
         low, high = np.nanpercentile(means, [2.5, 97.5])
     return Interval(value, float(low), float(high))
+
+
+def bootstrap_rank_correlation(a: np.ndarray, b: np.ndarray, *, seed: int = 0, n_draws: int = N_BOOTSTRAP) -> tuple[Interval, float]:
+    """(Spearman's correlation over items with its percentile bootstrap, share of resamples that have none).
+
+    ``a`` and ``b`` are [item]; equal values share their ranks. A resample in which either side is the same for all items has no correlation
+    and is left out of the percentiles; `NOTHING` where the items themselves have none.
+    """
+    value = float(_rank_correlations(a, b))
+    index = resamples(len(a), seed, n_draws)
+    draws = _rank_correlations(a[index], b[index])
+    known = draws[~np.isnan(draws)]
+    return NOTHING if math.isnan(value) else percentiles(value, known), 1 - len(known) / n_draws
+
+
+def _rank_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return correlations(rankdata(a, axis=-1), rankdata(b, axis=-1))

@@ -39,8 +39,8 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, *, seed: int = 0) -> In
     values = np.asarray(values, dtype=float)
     if len(values) == 0 or np.isnan(values).any():
         return NOTHING
-    means = values[_resamples(len(values), seed)].mean(1)
-    return _percentiles(float(values.mean()), means)
+    means = values[resamples(len(values), seed)].mean(1)
+    return percentiles(float(values.mean()), means)
 
 
 def bootstrap_ratio(numerator: np.ndarray, denominator: np.ndarray, *, seed: int = 0) -> Interval:
@@ -48,22 +48,22 @@ def bootstrap_ratio(numerator: np.ndarray, denominator: np.ndarray, *, seed: int
     numerator, denominator = np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float)
     if np.isnan(numerator).any() or not len(denominator) or not bootstrap_mean(denominator, seed=seed).excludes(0.0):
         return NOTHING
-    index = _resamples(len(numerator), seed)
+    index = resamples(len(numerator), seed)
     ratios = numerator[index].mean(1) / denominator[index].mean(1)
-    return _percentiles(float(numerator.mean() / denominator.mean()), ratios)
+    return percentiles(float(numerator.mean() / denominator.mean()), ratios)
 
 
 def bootstrap_statistic(statistic: Callable[[np.ndarray], float], values: np.ndarray, *, seed: int = 0) -> Interval:
     """Any function of the columns of ``values`` ([..., item]) with its percentile bootstrap; columns are drawn, so rows stay paired."""
-    draws = np.array([statistic(values[..., index]) for index in _resamples(values.shape[-1], seed)])
-    return _percentiles(float(statistic(values)), draws)
+    draws = np.array([statistic(values[..., index]) for index in resamples(values.shape[-1], seed)])
+    return percentiles(float(statistic(values)), draws)
 
 
 def spread(draws: Sequence[float]) -> Interval:
     """Mean over draws of a control with the range that 95% of draws fall into."""
     values = np.asarray(draws, dtype=float)
     values = values[~np.isnan(values)]
-    return _percentiles(float(values.mean()), values) if len(values) else NOTHING
+    return percentiles(float(values.mean()), values) if len(values) else NOTHING
 
 
 def clopper_pearson(count: int, n: int) -> Interval:
@@ -87,11 +87,13 @@ def jackknife_error(leave_one_out: Sequence[float]) -> float:
     return float(standard_error(leave_one_out))
 
 
-def _resamples(n: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, n, size=(N_BOOTSTRAP, n))
+def resamples(n: int, seed: int, n_draws: int = N_BOOTSTRAP) -> np.ndarray:
+    """[draw, n] indices of items, drawn with replacement."""
+    return np.random.default_rng(seed).integers(0, n, size=(n_draws, n))
 
 
-def _percentiles(value: float, draws: np.ndarray) -> Interval:
+def percentiles(value: float, draws: np.ndarray) -> Interval:
+    """A value with the ends between which 95% of draws of it lie."""
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(draws, [tail, 100 - tail])
     return Interval(value, float(low), float(high))

@@ -81,17 +81,17 @@ class SAEInitialisation:
         """
         scratch = self.thresholds[self.thresholds["arm"] == "scratch"].set_index(["seed", "share_of_final"])["flops"]
         rows = []
-        for key, part in self.thresholds[self.thresholds["arm"] != "scratch"].groupby(["arm", "share_of_final"], sort=False):
-            arm, share = key  # pyright: ignore[reportGeneralTypeIssues] (two columns make a pair)
-            reference = np.array([scratch[seed, share] for seed in part["seed"]])
-            flops = part["flops_with_stitch"].to_numpy()
-            saved, charged = 1 - flops / reference, 1 - (flops + self.source_sae_flops) / reference
-            rows.append(
-                {
-                    "arm": arm, "share_of_final": share, "saved": saved.mean(), "low": saved.min(), "high": saved.max(),
-                    "saved_charged": charged.mean(),
-                }
-            )  # fmt: skip
+        for arm, of_arm in self.thresholds[self.thresholds["arm"] != "scratch"].groupby("arm", sort=False):
+            for share, part in of_arm.groupby("share_of_final", sort=False):
+                reference = np.array([scratch[seed, share] for seed in part["seed"]])
+                flops = part["flops_with_stitch"].to_numpy()
+                saved, charged = 1 - flops / reference, 1 - (flops + self.source_sae_flops) / reference
+                rows.append(
+                    {
+                        "arm": arm, "share_of_final": share, "saved": saved.mean(), "low": saved.min(), "high": saved.max(),
+                        "saved_charged": charged.mean(),
+                    }
+                )  # fmt: skip
         return pd.DataFrame(rows)
 
     def figure(self, kind: Literal["training", "savings"] = "training") -> Any:

@@ -191,14 +191,13 @@ def frontier_of(history: pd.DataFrame, n_budgets: int) -> pd.DataFrame:
         if not np.isfinite(history[bill].to_numpy(dtype=float)).all():
             continue
         budgets = budgets_of(history, bill, n_budgets)
-        for key, runs in history.groupby(["arm", "seed"], sort=False):
-            arm, seed = key  # pyright: ignore[reportGeneralTypeIssues] (two columns make a pair)
-            widths = np.unique(runs["width"].to_numpy(dtype=int))
-            reached = np.stack([_reached(run, bill, budgets) for _, run in runs.groupby("width")])
-            least = np.where(np.isnan(reached), np.inf, reached)
-            best = least.argmin(axis=0)
-            fvu = np.where(np.isinf(least.min(axis=0)), np.nan, least.min(axis=0))
-            rows.append(pd.DataFrame({"bill": bill, "arm": arm, "seed": seed, "flops": budgets, "fvu": fvu, "width": widths[best]}))
+        for arm, of_arm in history.groupby("arm", sort=False):
+            for seed, runs in of_arm.groupby("seed", sort=False):
+                widths = np.unique(runs["width"].to_numpy(dtype=int))
+                reached = np.stack([_reached(run, bill, budgets) for _, run in runs.groupby("width")])
+                best = np.where(np.isnan(reached), np.inf, reached).argmin(axis=0)
+                fvu = np.fmin.reduce(reached)
+                rows.append(pd.DataFrame({"bill": bill, "arm": arm, "seed": seed, "flops": budgets, "fvu": fvu, "width": widths[best]}))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -243,11 +242,11 @@ def fit_power_law(flops: np.ndarray, error: np.ndarray, *, floor: bool = False) 
     if len(flops) < 3 or not (error > 0).all():
         raise ValueError(f"{len(flops)} point(s), least error {error.min() if len(error) else None}; expected at least three, all positive")
     log_c, log_e = np.log(flops), np.log(error)
+    spread = float(((log_e - log_e.mean()) ** 2).sum())
 
     def law(value: float) -> PowerLaw:
         slope, intercept = np.polyfit(log_c, np.log(error - value), 1)
         residual = log_e - np.log(value + np.exp(intercept + slope * log_c))
-        spread = float(((log_e - log_e.mean()) ** 2).sum())
         return PowerLaw(float(np.exp(intercept)), float(-slope), value, 1 - float((residual**2).sum()) / spread if spread else float("nan"))
 
     straight = law(0.0)

@@ -80,11 +80,13 @@ def is_refusal(error: Exception) -> bool:
 
     One about the script's own `Reproduction` is a bug of the script.
     """
+    if isinstance(error, REFUSALS):
+        return True
     if not isinstance(error, ValueError):
-        return isinstance(error, REFUSALS)
+        return False
     *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
     module = str(innermost.f_globals.get("__name__", ""))
-    return isinstance(error, REFUSALS) or (module.startswith("lrt_lens.") and module != "lrt_lens.reproduction.result")
+    return module.startswith("lrt_lens.") and module != "lrt_lens.reproduction.result"
 
 
 def _on_disk(write: Callable[[], _Made]) -> _Made:

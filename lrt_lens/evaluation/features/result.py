@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from lrt_lens.evaluation.correlations import bootstrap_rank_correlation
 from lrt_lens.evaluation.features.attention import strongest_heads
 from lrt_lens.evaluation.features.coder import check_index
 from lrt_lens.evaluation.features.contexts import TopContexts
@@ -95,13 +96,8 @@ class FeatureEvaluation:
         for name in ("rho_write", "rho_read", "density_source", "semantic_score"):
             known = live[[name, "attribution_r"]].dropna()
             if len(known) > 3:
-                a, b = _known(known[name]), _known(known["attribution_r"])
-                rng = np.random.default_rng(self.seed)
-                draws = [_spearman(a[index], b[index]) for index in (rng.integers(0, len(a), len(a)) for _ in range(1000))]
-                low, high = np.nanpercentile(draws, [2.5, 97.5])
-                rows.append(
-                    {"predictor": name, "rank_correlation": _spearman(a, b), "low": float(low), "high": float(high), "n": len(known)}
-                )
+                found, _ = bootstrap_rank_correlation(_known(known[name]), _known(known["attribution_r"]), seed=self.seed, n_draws=1000)
+                rows.append({"predictor": name, "rank_correlation": found.value, "low": found.low, "high": found.high, "n": len(known)})
         return pd.DataFrame(rows, columns=["predictor", "rank_correlation", "low", "high", "n"])
 
     @property
@@ -197,11 +193,6 @@ class FeatureEvaluation:
 def _known(column: Any) -> np.ndarray:
     values = np.asarray(column, dtype=float)
     return values[~np.isnan(values)]
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    first, second = (np.asarray(pd.Series(values).rank(), dtype=float) for values in (a, b))
-    return float(np.corrcoef(first, second)[0, 1]) if np.ptp(first) > 0 and np.ptp(second) > 0 else float("nan")
 
 
 def output_tokens(unembedding: Any, decoder: Tensor, n: int) -> OutputTokens:
