@@ -15,7 +15,7 @@ OUT     ?= demo-report
 HF_HUB_OFFLINE ?= 1
 TL4     ?= 4.3.0
 # What TransformerLens has a part in; pages, figures of ready tables and files are the same beside either.
-TL4_TESTS ?= tests/models tests/adapters tests/exploration tests/stitching/test_harvest.py tests/test_demo.py
+TL4_TESTS ?= tests/models tests/adapters tests/baselines tests/exploration tests/moments/test_harvesting.py tests/stitching/test_stitch_loss.py tests/demo
 
 VENV     := .venv
 BIN      := $(VENV)/bin
@@ -85,7 +85,7 @@ bench: $(STAMP) ## measure what the documentation claims
 figures: $(STAMP) ## the papers' figures into figures/, and the gallery in examples/README.md from them
 	@failed=; for script in $$(grep -l 'run(reproduce)' examples/*.py); do \
 	    echo "==== $$script"; $(PYTEST_ENV) $(BIN)/python "$$script" --out figures $(ARGS) || failed="$$failed $$script"; done; \
-	case '$(ARGS)' in *--quick*) ;; *) $(BIN)/python -m lrt_lens.reproduction.gallery figures;; esac; \
+	case '$(ARGS)' in *--quick*) ;; *) $(BIN)/python -m lrt_lens.reproduction._gallery figures;; esac; \
 	test -z "$$failed" || { echo "error: these made no figure:$$failed" >&2; exit 1; }
 
 $(STAMP_DOCS): $(STAMP)

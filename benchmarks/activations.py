@@ -8,11 +8,12 @@ from torch import Tensor
 
 from benchmarks.measuring import Settings
 from benchmarks.models import TINY, random_documents, random_models
-from lrt_lens.data.blocks import N_FOLDS, Block, iterate_blocks, part_of
-from lrt_lens.data.documents import document_key
-from lrt_lens.data.windows import BlockPlan
-from lrt_lens.models.hook_points import residual_post
-from lrt_lens.models.pair import DEMO_FOLDER, ModelPair, demo_pair
+from lrt_lens.bundled._models import DEMO_FOLDER, demo_pair
+from lrt_lens.data._blocks import N_FOLDS, Block, iterate_blocks, part_of
+from lrt_lens.data._documents import document_key
+from lrt_lens.data._windows import BlockPlan
+from lrt_lens.models._hook_points import residual_post
+from lrt_lens.models._pair import ModelPair
 
 BUNDLED_TEXT = DEMO_FOLDER / "data" / "documents.jsonl.gz"
 

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from benchmarks.measuring import Measurement, Settings, alternate
 from benchmarks.models import PYTHIA, TINY
-from lrt_lens.data.blocks import N_PARTS
-from lrt_lens.stitching.affine import AffineMap
-from lrt_lens.stitching.moments import CrossMoments
-from lrt_lens.stitching.solvers.ridge import Ridge
+from lrt_lens.data._blocks import N_PARTS
+from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.stitching._affine import AffineMap
+from lrt_lens.stitching.solvers._ridge import Ridge
 
 _ALPHA = 1e-3
 _ROWS_A_DOCUMENT = 400

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from benchmarks.measuring import Measurement, Settings, alternate
 from benchmarks.models import PYTHIA, TINY
-from lrt_lens.data.blocks import N_PARTS, Block
-from lrt_lens.data.window_cutter import CutDocument
-from lrt_lens.data.windows import Window
-from lrt_lens.models.hooked_model import SKIP_FIRST
-from lrt_lens.stitching.cache.activation_cache import ActivationCache
-from lrt_lens.stitching.cache.manifest import Manifest
-from lrt_lens.stitching.cache.writer import SHARD_BYTES, CacheWriter
-from lrt_lens.stitching.provenance import Provenance
+from lrt_lens.data._blocks import N_PARTS, Block
+from lrt_lens.data._window_cutter import CutDocument
+from lrt_lens.data._windows import Window
+from lrt_lens.models._hooked_model import SKIP_FIRST
+from lrt_lens.moments._provenance import Provenance
+from lrt_lens.moments.cache._activation_cache import ActivationCache
+from lrt_lens.moments.cache._manifest import Manifest
+from lrt_lens.moments.cache._writer import SHARD_BYTES, CacheWriter
 
 _BATCH, _WINDOW = 4096, 256
 _REPETITIONS = 5

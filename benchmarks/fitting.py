@@ -7,8 +7,8 @@ from typing import Any
 from benchmarks.activations import Recording, record
 from benchmarks.adam import BATCH, AdamMap, Race, best_race
 from benchmarks.measuring import Measurement, Settings, alternate
-from lrt_lens.stitching.grid import StitchGrid
-from lrt_lens.stitching.moments import CrossMoments
+from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.stitching._grid import StitchGrid
 
 _TOLERANCE = 1.01
 """Adam has arrived when its held-out FVU is at most this times ridge's."""

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig
 
 from benchmarks.models import random_documents, write_tokenizer
-from lrt_lens.data.blocks import iterate_blocks
-from lrt_lens.data.windows import BlockPlan
-from lrt_lens.models.hooked_model import HookedModel
-from lrt_lens.models.pair import ModelPair
-from lrt_lens.stitching.harvest import harvest
-from lrt_lens.stitching.moments import CrossMoments
+from lrt_lens.data._blocks import iterate_blocks
+from lrt_lens.data._windows import BlockPlan
+from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._pair import ModelPair
+from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.moments._harvesting import harvest
 
 _CONTEXT, _BATCH_TOKENS, _WARM_UP_TOKENS = 512, 16_384, 20_000
 

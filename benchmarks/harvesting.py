@@ -16,11 +16,11 @@ from transformers import AutoModel
 
 from benchmarks.measuring import Measurement, Settings, alternate
 from benchmarks.models import PYTHIA, TINY, PairShape, random_documents, random_models
-from lrt_lens.data.blocks import iterate_blocks
-from lrt_lens.data.windows import BlockPlan
-from lrt_lens.models.pair import ModelPair
-from lrt_lens.stitching.harvest import Null, harvest
-from lrt_lens.stitching.moments import CrossMoments
+from lrt_lens.data._blocks import iterate_blocks
+from lrt_lens.data._windows import BlockPlan
+from lrt_lens.models._pair import ModelPair
+from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.moments._harvesting import Null, harvest
 
 _BATCH_TOKENS, _CONTEXT = 4096, 256
 """The defaults of `harvest`, spelled out because the bare side must run the same batches."""

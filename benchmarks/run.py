@@ -135,7 +135,7 @@ def _run(name: Name, settings: "Settings", load: float) -> dict[str, Any]:
 
 def write_results(path: Path, records: Sequence[dict[str, Any]], machine: dict[str, Any], quick: bool) -> None:
     """Write ``records``; entries of an earlier run on the same machine and versions stay where these do not replace them."""
-    from lrt_lens.stitching.files import write_atomically
+    from lrt_lens.stitching._folder import write_atomically
 
     earlier = json.loads(path.read_text()) if path.exists() else {}
     same = earlier.get("machine") == machine and earlier.get("quick") == quick and earlier.get("schema_version") == SCHEMA_VERSION

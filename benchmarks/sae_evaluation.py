@@ -7,9 +7,9 @@ import torch
 
 import lrt_lens as lrt
 from benchmarks.measuring import Measurement, Settings, alternate
-from lrt_lens.adapters.sae.bundled import demo_sae
-from lrt_lens.evaluation.sae_pass import CodeTally, Reconstruction
-from lrt_lens.evaluation.stitched_pass import Arm, Batch, End, Tally, batches, run_batch
+from lrt_lens.adapters.saes._sae_pass import CodeTally, Reconstruction
+from lrt_lens.bundled._saes import demo_sae
+from lrt_lens.stitching._stitched_pass import Arm, Batch, End, Tally, batches, run_batch
 
 _CONTEXT, _REPETITIONS = 128, 5
 
@@ -59,7 +59,7 @@ def _ours(model: lrt.HookedModel, sae: Any, tokens: list[torch.Tensor]) -> Tally
     """`evaluate_sae`'s pass over ready windows for one model."""
     import numpy as np
 
-    from lrt_lens.data.windows import Window
+    from lrt_lens.data._windows import Window
 
     rows = [ids.tolist() for batch in tokens for ids in batch]
     windows = [Window(ids, np.arange(4, len(ids)), number) for number, ids in enumerate(rows)]

@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 
 from benchmarks.measuring import Measurement, Settings, seconds
-from lrt_lens.adapters.sae.transfer import transfer_sae
-from lrt_lens.stitching.affine import AffineMap, MapPair
-from lrt_lens.stitching.stitch import Stitch, StreamStatistics
+from lrt_lens.adapters.saes._transfer import transfer_sae
+from lrt_lens.stitching._affine import AffineMap, MapPair
+from lrt_lens.stitching._stitch import Stitch, StreamStatistics
 
 _HOOK = "blocks.0.hook_resid_post"
 

@@ -119,9 +119,9 @@ def _rate(rank: dict[str, Any]) -> float:
 
 def _merge_seconds(folder: Path, out: Path) -> float:
     """Seconds that rank 0 needs to add the other rank's file to its own."""
-    from lrt_lens.data.blocks import Share
-    from lrt_lens.models.pair import ModelPair
-    from lrt_lens.stitching.checkpoint import Checkpoint, add_file, read_rank_files
+    from lrt_lens.data._blocks import Share
+    from lrt_lens.models._pair import ModelPair
+    from lrt_lens.moments._checkpoint import Checkpoint, add_file, read_rank_files
 
     run = _settle(ModelPair.load(str(folder / "source"), str(folder / "target")), _MANY)
     files = read_rank_files(out, run.arguments)
@@ -136,7 +136,7 @@ def _merge_seconds(folder: Path, out: Path) -> float:
 
 
 def _settle(pair: Any, n_tokens: int) -> Any:
-    from lrt_lens.stitching.harvest import settle
+    from lrt_lens.moments._harvesting import settle
 
     return settle(pair, n_tokens=n_tokens, null="sketch")
 
@@ -150,9 +150,9 @@ def _rank(folder: Path, out: Path, rank: int, count: int, n_tokens: int, every: 
 
     from benchmarks.measuring import check_threads
     from benchmarks.models import random_documents
-    from lrt_lens.data.blocks import Share
-    from lrt_lens.models.pair import ModelPair
-    from lrt_lens.stitching.checkpoint import Checkpoint
+    from lrt_lens.data._blocks import Share
+    from lrt_lens.models._pair import ModelPair
+    from lrt_lens.moments._checkpoint import Checkpoint
 
     torch.set_num_threads(1)
     pair = ModelPair.load(str(folder / "source"), str(folder / "target"))

@@ -5,12 +5,12 @@ from functools import partial
 
 from benchmarks.measuring import Measurement, Settings, alternate
 from benchmarks.synthetic import synthetic_moments
-from lrt_lens.stitching.solvers.coordinates import AxisScaling, Mean, Translation
-from lrt_lens.stitching.solvers.least_squares import LeastSquares
-from lrt_lens.stitching.solvers.procrustes import Procrustes
-from lrt_lens.stitching.solvers.reduced_rank import ReducedRank
-from lrt_lens.stitching.solvers.ridge import Ridge
-from lrt_lens.stitching.solvers.solver import Solver
+from lrt_lens.stitching.solvers._coordinates import AxisScaling, Mean, Translation
+from lrt_lens.stitching.solvers._least_squares import LeastSquares
+from lrt_lens.stitching.solvers._procrustes import Procrustes
+from lrt_lens.stitching.solvers._reduced_rank import ReducedRank
+from lrt_lens.stitching.solvers._ridge import Ridge
+from lrt_lens.stitching.solvers._solver import Solver
 
 SOLVERS: tuple[Solver, ...] = (
     Mean(), Translation(), AxisScaling(), Procrustes(scale=False), Procrustes(), ReducedRank(), LeastSquares(), LeastSquares(intercept=False),

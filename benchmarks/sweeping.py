@@ -10,9 +10,9 @@ from benchmarks.fitting import run_duel
 from benchmarks.measuring import Measurement, Settings, alternate
 from benchmarks.models import Shape
 from benchmarks.synthetic import grid_shape, synthetic_moments
-from lrt_lens.stitching.moments import FIT_PARTS, TEST_PARTS, CrossMoments, Pair
-from lrt_lens.stitching.scatter import score_map
-from lrt_lens.stitching.solvers.ridge import Ridge, RidgeSide
+from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments, Pair
+from lrt_lens.moments._scatter import score_map
+from lrt_lens.stitching.solvers._ridge import Ridge, RidgeSide
 
 _STEPS = 40
 """Adam's steps that are timed, a repetition."""

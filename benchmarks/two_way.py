@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from benchmarks.measuring import Measurement, Settings
 from benchmarks.models import PYTHIA, TINY
-from lrt_lens.stitching.moments import FIT_PARTS, TEST_PARTS, CrossMoments
-from lrt_lens.stitching.scatter import Scatter
-from lrt_lens.stitching.solvers.two_way import TwoWay, TwoWayProblem
+from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
+from lrt_lens.moments._scatter import Scatter
+from lrt_lens.stitching.solvers._two_way import TwoWay, TwoWayProblem
 
 ROWS, BATCH, EPOCHS, LEARNING_RATE, CLIP = 1_000_000, 5_120, 2, 1e-4, 1.0
 """The paper's: batches of 10 × 512 tokens, two epochs, Adam at 1e-4 with cosine decay, gradient norm clipped at 1 (arXiv 2506.06609, app. A)."""
@@ -159,8 +159,8 @@ class JointAdam:
 
 
 def _parts(documents: Tensor) -> list[int]:
-    from lrt_lens.data.blocks import part_of
-    from lrt_lens.data.documents import document_key
+    from lrt_lens.data._blocks import part_of
+    from lrt_lens.data._documents import document_key
 
     return [part_of(document_key(str(document), 0)) for document in range(int(documents.max()) + 1)]
 

@@ -23,12 +23,12 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 import lrt_lens as lrt
-from lrt_lens.data.demo import demo_prompts
-from lrt_lens.evaluation.clamping import clipped_ratio, frequency_trend
-from lrt_lens.evaluation.intervals import Interval, bootstrap_mean
-from lrt_lens.report.template import TEMPLATE_NAME, arm_style
+from lrt_lens.adapters.vectors._clamping import clipped_ratio, frequency_trend
+from lrt_lens.bundled._texts import demo_prompts
+from lrt_lens.figures._template import TEMPLATE_NAME, arm_style
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
-from lrt_lens.reproduction.topics import Topic, frequent_topics
+from lrt_lens.reproduction._topics import Topic, frequent_topics
+from lrt_lens.statistics._intervals import Interval, bootstrap_mean
 
 PAPER = {
     "bg": (0.24, 0.00), "cs": (0.55, 0.00), "da": (0.65, 0.14), "de": (0.85, 0.83), "el": (0.87, 0.04), "es": (0.80, 0.69),

@@ -16,9 +16,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import lrt_lens as lrt
-from lrt_lens.data.retokenizing import with_fewer_merges
-from lrt_lens.models.hooked_model import HookedModel
-from lrt_lens.report.template import TEMPLATE_NAME, short_hook
+from lrt_lens.data._retokenizing import with_fewer_merges
+from lrt_lens.figures._template import TEMPLATE_NAME, short_hook
+from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
 
 PROBES = ("sentiment", "register")

@@ -116,7 +116,7 @@ class Arguments:
     """Folder with stories.jsonl.gz and reviews.jsonl.gz."""
     work: Path
     """Folder that train_demo_models.py filled; results of the stages go to work/card."""
-    out: Path = Path(__file__).resolve().parents[1] / "lrt_lens" / "models" / "demo"
+    out: Path = Path(__file__).resolve().parents[1] / "lrt_lens" / "bundled"
     """Folder of the bundle; files in it are replaced."""
     sizes: tuple[str, ...] = ("small", "large")
     """Which members to measure and bundle; the one with most parameters writes the reviews of the harvest text."""

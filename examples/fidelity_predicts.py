@@ -27,15 +27,15 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 import lrt_lens as lrt
-from lrt_lens.data.blocks import N_FOLDS, part_of
-from lrt_lens.data.documents import document_key
-from lrt_lens.data.windows import BlockPlan, cut_windows
-from lrt_lens.evaluation.agreement import steering_agreement
-from lrt_lens.evaluation.correlations import bootstrap_rank_correlation
-from lrt_lens.models.hook_points import same_place
-from lrt_lens.report.template import TEMPLATE_NAME
+from lrt_lens.adapters.vectors._agreement import steering_agreement
+from lrt_lens.data._blocks import N_FOLDS, part_of
+from lrt_lens.data._documents import document_key
+from lrt_lens.data._windows import BlockPlan, cut_windows
+from lrt_lens.figures._template import TEMPLATE_NAME
+from lrt_lens.models._hook_points import same_place
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
-from lrt_lens.stitching.fidelity import fidelities, naive_fidelities, random_directions
+from lrt_lens.statistics._correlations import bootstrap_rank_correlation
+from lrt_lens.stitching._fidelity import fidelities, naive_fidelities, random_directions
 
 PREDICTORS = ("rho_write", "rho_read", "naive", "cosine_to_native")
 _LABELS = {"rho_write": "ρ_write", "rho_read": "ρ_read", "naive": "naive", "cosine_to_native": "cosine to native"}

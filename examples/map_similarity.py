@@ -22,10 +22,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy.ndimage import uniform_filter
 
-from lrt_lens.evaluation.concept_rows import read_rows
-from lrt_lens.report.template import TEMPLATE_NAME
+from lrt_lens.adapters.concepts._rows import read_rows
+from lrt_lens.figures._template import TEMPLATE_NAME
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
-from lrt_lens.reproduction.concepts import load_concepts
+from lrt_lens.reproduction._concepts import load_concepts
 
 PAPER = {
     "ssim": ((0.94, 0.95, 0.87), (0.13, 0.05, 0.08)),

@@ -19,8 +19,8 @@ import pandas as pd
 
 import lrt_lens as lrt
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
-from lrt_lens.stitching.affine import MapPair
-from lrt_lens.stitching.solvers.solver import Solver
+from lrt_lens.stitching._affine import MapPair
+from lrt_lens.stitching.solvers._solver import Solver
 
 ROUTES = ("A→B", "B→A", "A→B→A", "B→A→B")
 FULL = ("ridge", "least_squares", "two_way")

@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 import pandas as pd
 
 import lrt_lens as lrt
-from lrt_lens.adapters.reading import Read
-from lrt_lens.models.hook_points import same_place
+from lrt_lens.models._hook_points import same_place
+from lrt_lens.models._reading import Read
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
-from lrt_lens.reproduction.tasks import Task, bundled_tasks, sae_probes_task, task_from_file
+from lrt_lens.reproduction._tasks import Task, bundled_tasks, sae_probes_task, task_from_file
 
 CLOSE = 0.05
 """Of accuracy: zero-shot this close to native is ≈ native."""

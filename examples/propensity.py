@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 import lrt_lens as lrt
-from lrt_lens.evaluation.propensity import SCALES
+from lrt_lens.adapters.vectors._propensity import SCALES
 from lrt_lens.reproduction import Compared, FigureOptions, MissingInputError, Reproduction, Verdict, run
 
 PAPER = {

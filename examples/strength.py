@@ -24,14 +24,14 @@ import torch
 from plotly.subplots import make_subplots
 
 import lrt_lens as lrt
-from lrt_lens.adapters.calibration import calibrate_on
-from lrt_lens.adapters.neutral_text import NeutralText
-from lrt_lens.adapters.scale_prediction import predict_scale
-from lrt_lens.data.demo import CONCEPTS
-from lrt_lens.evaluation.features.unembedding import Unembedding
-from lrt_lens.evaluation.preferences import PreferenceText
-from lrt_lens.models.hook_points import residual_post
-from lrt_lens.report.template import HIGHLIGHT, TEMPLATE_NAME, short_hook
+from lrt_lens.adapters.saes.features._unembedding import Unembedding
+from lrt_lens.adapters.vectors._calibration import calibrate_on
+from lrt_lens.adapters.vectors._neutral_text import NeutralText
+from lrt_lens.adapters.vectors._preferences import PreferenceText
+from lrt_lens.adapters.vectors._scale_prediction import predict_scale
+from lrt_lens.bundled._texts import CONCEPTS
+from lrt_lens.figures._template import HIGHLIGHT, TEMPLATE_NAME, short_hook
+from lrt_lens.models._hook_points import residual_post
 from lrt_lens.reproduction import Compared, FigureOptions, MissingInputError, Reproduction, Verdict, run
 
 ROUND = (1.0, 2.0, 4.0, 8.0)

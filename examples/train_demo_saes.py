@@ -1,6 +1,6 @@
 """The bundled SAEs: TopK, 1,024 features, one on each bundled model, and the card that measures them.
 
-    python examples/train_demo_saes.py                # trains both into lrt_lens/models/demo/saes, then measures them
+    python examples/train_demo_saes.py                # trains both into lrt_lens/bundled/saes, then measures them
     python examples/train_demo_saes.py --card-only    # measures what is there
 
 Rows come from the bundled documents, in several epochs (the first ``n_rows`` tokens of the folds that fit; the test fold is held out). Weights
@@ -17,10 +17,10 @@ import torch
 import tyro
 
 import lrt_lens as lrt
-from lrt_lens.adapters.sae.bundled import DEMO_SAES, demo_sae
-from lrt_lens.adapters.sae.rows import SAERows
-from lrt_lens.adapters.sae.training import train_sae
-from lrt_lens.evaluation.sae import SAEEvaluation, evaluate_sae
+from lrt_lens.adapters.saes._evaluation import SAEEvaluation, evaluate_sae
+from lrt_lens.adapters.saes._rows import SAERows
+from lrt_lens.adapters.saes._training import train_sae
+from lrt_lens.bundled._saes import DEMO_SAES, demo_sae
 
 logger = logging.getLogger("train_demo_saes")
 

@@ -18,11 +18,11 @@ import plotly.graph_objects as go
 import torch
 
 import lrt_lens as lrt
-from lrt_lens.report.template import TEMPLATE_NAME
+from lrt_lens.figures._template import TEMPLATE_NAME
+from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
-from lrt_lens.stitching.affine import MapPair
-from lrt_lens.stitching.moments import FIT_PARTS, TEST_PARTS
-from lrt_lens.stitching.recipes.adam import joint_loss
+from lrt_lens.stitching._affine import MapPair
+from lrt_lens.stitching.recipes._adam import joint_loss
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ import numpy as np
 import pandas as pd
 
 import lrt_lens as lrt
-from lrt_lens.evaluation.concept_transfer import ConceptTransfer
+from lrt_lens.adapters.concepts._evaluation import ConceptTransfer
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
-from lrt_lens.reproduction.concepts import generic_stitch, load_concepts
+from lrt_lens.reproduction._concepts import generic_stitch, load_concepts
 
 SMALL_BEST, LARGE_AT_1 = 54.0, 88.0
 """Share of answers to 50 AdvBench questions judged harmful, per cent: small model over β, large model at β = 1 (86.0 in the paper's text)."""

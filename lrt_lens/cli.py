@@ -16,13 +16,13 @@ import tyro
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lrt_lens.models.pair import ModelPair
-    from lrt_lens.stitching.grid import StitchGrid
-    from lrt_lens.stitching.harvest import HarvestRun
-    from lrt_lens.stitching.moments import Pair
-    from lrt_lens.stitching.plan import HarvestPlan
-    from lrt_lens.stitching.scale_out import Ranks
-    from lrt_lens.stitching.solvers.ridge import Ridge
+    from lrt_lens.models._pair import ModelPair
+    from lrt_lens.moments._cross_moments import Pair
+    from lrt_lens.moments._harvesting import HarvestRun
+    from lrt_lens.moments._plan import HarvestPlan
+    from lrt_lens.moments._scale_out import Ranks
+    from lrt_lens.stitching._grid import StitchGrid
+    from lrt_lens.stitching.solvers._ridge import Ridge
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Demo:
         """Run it."""
         # Before transformers is imported: the bundled models load in a blink, and its bars would break into ours.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        from lrt_lens.demo import demo_tables, refuse_unwritable, run_demo, write_demo
+        from lrt_lens.demo._run import demo_tables, refuse_unwritable, run_demo, write_demo
 
         refuse_unwritable(self.out)
         result = run_demo(n_tokens=self.n_tokens, damage=self.damage, n_random=self.n_random, seed=self.seed, progress=self.progress)
@@ -106,7 +106,7 @@ class Fit:
 
     def run(self) -> None:
         """Run it."""
-        from lrt_lens.stitching.scale_out import Ranks, parse_shard
+        from lrt_lens.moments._scale_out import Ranks, parse_shard
 
         ranks, shard = Ranks.of_environment(), parse_shard(self.shard) if self.shard else None
         plan = self._plan(ranks) if self.dry_run or self.memory_budget else None
@@ -129,9 +129,9 @@ class Fit:
         self, ranks: "Ranks", shard: tuple[int, int] | None, passes: "tuple[tuple[Pair, ...], ...]"
     ) -> "tuple[StitchGrid, tuple[str, str]] | None":
         """(all pairs fitted, names of the models) on rank 0; None on the others, and where a shard was written."""
-        from lrt_lens.models.pair import ModelPair
-        from lrt_lens.stitching.checkpoint import remove_checkpoints
-        from lrt_lens.stitching.scale_out import harvest_in_ranks, shard_name
+        from lrt_lens.models._pair import ModelPair
+        from lrt_lens.moments._checkpoint import remove_checkpoints
+        from lrt_lens.moments._scale_out import harvest_in_ranks, shard_name
 
         pair = ModelPair.load(
             self.source, self.target, device=ranks.device(self.device), device_map=self.device_map, dtype=self.dtype,
@@ -165,7 +165,7 @@ class Fit:
         return _combined(grids, files, whole.pairs), (pair.source.name, pair.target.name)
 
     def _settle(self, pair: "ModelPair", shard: tuple[int, int] | None) -> "HarvestRun":
-        from lrt_lens.stitching.harvest import settle
+        from lrt_lens.moments._harvesting import settle
 
         return settle(
             pair, source_layers=_layers(self.source_layers), target_layers=_layers(self.target_layers), n_tokens=self.n_tokens,
@@ -173,7 +173,7 @@ class Fit:
         )  # fmt: skip
 
     def _plan(self, ranks: "Ranks") -> "HarvestPlan":
-        from lrt_lens.stitching.plan import ModelShape, parse_bytes, plan_harvest
+        from lrt_lens.moments._plan import ModelShape, parse_bytes, plan_harvest
 
         return plan_harvest(
             ModelShape.of_pretrained(self.source, self.dtype, self.source_revision),
@@ -184,7 +184,7 @@ class Fit:
         )  # fmt: skip
 
     def _show_plan(self, plan: "HarvestPlan") -> None:
-        from lrt_lens.stitching.plan import measure_throughput
+        from lrt_lens.moments._plan import measure_throughput
 
         throughput = measure_throughput(self.device or "cpu", plan.source.dtype, plan.moment_dtype)
         _print_table(f"What {plan.source.name} → {plan.target.name} takes", plan.table(throughput).loc[:, ["item", "amount", "how"]])
@@ -192,9 +192,9 @@ class Fit:
             _say(f"pass {number}: {len(pairs)} pairs to {', '.join(dict.fromkeys(target for _, target in pairs))}")
 
     def _prepare_folder(self, ranks: "Ranks", n_passes: int) -> None:
-        from lrt_lens.demo import refuse_unwritable
-        from lrt_lens.stitching.checkpoint import remove_checkpoints
-        from lrt_lens.stitching.files import make_folder
+        from lrt_lens.demo._run import refuse_unwritable
+        from lrt_lens.moments._checkpoint import remove_checkpoints
+        from lrt_lens.stitching._folder import make_folder
 
         if self.restart and ranks.count > 1:
             raise ValueError(
@@ -221,7 +221,7 @@ class Fit:
 
     @property
     def _solver(self) -> "Ridge":
-        from lrt_lens.stitching.solvers.ridge import Ridge
+        from lrt_lens.stitching.solvers._ridge import Ridge
 
         return Ridge(alpha=self.alpha, standardize=self.standardize)
 
@@ -241,9 +241,9 @@ class Merge:
 
     def run(self) -> None:
         """Run it."""
-        from lrt_lens.demo import refuse_unwritable
-        from lrt_lens.stitching.scale_out import merge_shards
-        from lrt_lens.stitching.solvers.ridge import Ridge
+        from lrt_lens.demo._run import refuse_unwritable
+        from lrt_lens.moments._scale_out import merge_shards
+        from lrt_lens.stitching.solvers._ridge import Ridge
 
         refuse_unwritable(self.out)
         moments = merge_shards(self.shards)
@@ -256,10 +256,10 @@ class Merge:
 
 def _write_outputs(out: Path, arguments: dict[str, Any], grid: "StitchGrid", names: tuple[str, str]) -> None:
     """The best stitch, results.json and report.html; the table on the screen."""
-    from lrt_lens.models.hook_points import short_hook
-    from lrt_lens.report.fit import fit_report
-    from lrt_lens.report.html import write_html
-    from lrt_lens.report.results import write_results
+    from lrt_lens.models._hook_points import short_hook
+    from lrt_lens.report._html import write_html
+    from lrt_lens.report._results import write_results
+    from lrt_lens.stitching._fit_report import fit_report
 
     best = grid.best()
     best.save_pretrained(out / "stitch")
@@ -277,7 +277,7 @@ def _write_outputs(out: Path, arguments: dict[str, Any], grid: "StitchGrid", nam
 
 def _without_moments(grid: "StitchGrid") -> "StitchGrid":
     """Scores alone: the moments of one pass must go before those of the next come."""
-    from lrt_lens.stitching.moments import CrossMoments
+    from lrt_lens.moments._cross_moments import CrossMoments
 
     return replace(grid, moments=CrossMoments(pairs=()))
 
@@ -286,7 +286,7 @@ def _combined(grids: "list[StitchGrid]", files: list[Path], pairs: "tuple[Pair, 
     """One grid of all passes, over the moments of the pass that holds the best pair."""
     import pandas as pd
 
-    from lrt_lens.stitching.moments import CrossMoments
+    from lrt_lens.moments._cross_moments import CrossMoments
 
     if len(grids) == 1:
         return grids[0]

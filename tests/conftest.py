@@ -24,12 +24,10 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 if int(version("transformer-lens").split(".")[0]) >= 4:
     # sae-lens does not import beside TransformerLens 4.
     collect_ignore = [
-        "adapters/sae",
-        "evaluation/features",
-        "evaluation/test_sae.py",
-        "evaluation/test_sae_scaling.py",
-        "evaluation/test_sparse_probing.py",
+        "adapters/saes",
     ]
+
+pytest_plugins = ["tests.rows"]
 
 END = "<|endoftext|>"
 WORDS = [
@@ -109,7 +107,7 @@ def load(build_hf: Callable[..., Any], tokenizer: Any) -> Callable[..., Any]:
     """``load("llama", d=16, layers=2, seed=0, …)``: the same as a `HookedModel`; other options go to `HookedModel.load`."""
 
     def make(architecture: str = "llama", *, d: int = 16, layers: int = 3, seed: int = 0, **options: Any) -> Any:
-        from lrt_lens.models.hooked_model import HookedModel
+        from lrt_lens.models._hooked_model import HookedModel
 
         return HookedModel.load(build_hf(architecture, d=d, layers=layers, seed=seed), **{"tokenizer": tokenizer} | options)
 
@@ -137,7 +135,7 @@ def model(models: dict[str, Any]) -> Any:
 @pytest.fixture(scope="session")
 def pair(load: Callable[..., Any]) -> Any:
     """A source of d 16 and two layers and a target of d 24 and three layers."""
-    from lrt_lens.models.pair import ModelPair
+    from lrt_lens.models._pair import ModelPair
 
     return ModelPair(load("llama", d=16, layers=2, seed=1), load("llama", d=24, layers=3, seed=2))
 

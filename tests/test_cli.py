@@ -93,7 +93,7 @@ def test_ctrl_c_says_so_and_leaves_nothing_half_written(tmp_path: Path, capsys: 
     def interrupted(**_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lrt_lens.demo.run_demo", interrupted)
+    monkeypatch.setattr("lrt_lens.demo._run.run_demo", interrupted)
     with pytest.raises(SystemExit) as stopped:
         main(["demo", "--out", str(tmp_path / "out")])
     assert stopped.value.code == 130
@@ -128,7 +128,7 @@ def failure(capsys: Any, call: Callable[..., Any], *arguments: str) -> str:
 
 
 def test_a_dry_run_says_what_it_would_take_and_loads_and_writes_nothing(fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lrt_lens.models.pair.ModelPair.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("lrt_lens.models._pair.ModelPair.load", lambda *_, **__: pytest.fail("a model was loaded"))
     out = fit("--dry-run")
     assert not out.exists()
     shown = capsys.readouterr().out
@@ -156,7 +156,7 @@ def test_a_memory_budget_makes_passes_that_give_what_one_gives(fit: Any, capsys:
 
 
 def test_a_budget_that_nothing_fits_is_refused_before_a_model_is_loaded(fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lrt_lens.models.pair.ModelPair.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("lrt_lens.models._pair.ModelPair.load", lambda *_, **__: pytest.fail("a model was loaded"))
     assert "more than the memory budget of 1 KB; choose 'proportional' layers" in failure(capsys, fit, "--memory-budget", "1KB")
     assert "is no amount of memory" in failure(capsys, fit, "--memory-budget", "lots")
     assert "the memory budget needs 3 passes, and --shard takes one" in _last_line(
@@ -171,7 +171,7 @@ def _last_line(capsys: Any, call: Callable[..., Any], *arguments: str) -> str:
 
 
 def test_an_interrupted_fit_goes_on_and_refuses_other_arguments(fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lrt_lens.stitching.moments import CrossMoments
+    from lrt_lens.moments._cross_moments import CrossMoments
 
     add_block, calls = CrossMoments.add_block, []
 
@@ -202,7 +202,7 @@ def test_an_interrupted_fit_goes_on_and_refuses_other_arguments(fit: Any, capsys
 
 
 def test_restart_throws_away_what_was_begun(fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lrt_lens.stitching.moments import CrossMoments
+    from lrt_lens.moments._cross_moments import CrossMoments
 
     with monkeypatch.context() as patch:
         patch.setattr(CrossMoments, "save", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))

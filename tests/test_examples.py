@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-import lrt_lens.reproduction.options
+import lrt_lens.reproduction._options
 from lrt_lens.reproduction import FigureOptions, run
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -64,7 +64,7 @@ def test_a_script_stands_alone(name: str) -> None:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_declares_the_shared_options_that_it_does_not_read(name: str) -> None:
     """What its code asks of ``options``, and what the methods of `FigureOptions` that it calls ask of themselves."""
-    functions = [node for node in ast.walk(parsed(lrt_lens.reproduction.options.__file__)) if isinstance(node, ast.FunctionDef)]
+    functions = [node for node in ast.walk(parsed(lrt_lens.reproduction._options.__file__)) if isinstance(node, ast.FunctionDef)]
     methods = {node.name: asked(node, "self") for node in functions}
     read = asked(parsed(EXAMPLES / f"{name}.py"), "options")
     while not (more := set().union(*(methods.get(method, set()) for method in read))) <= read:

@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 import torch
 
-from lrt_lens.adapters.calibration import Calibration
-from lrt_lens.adapters.probe import LinearProbe
-from lrt_lens.adapters.steering import SteeringVector
-from lrt_lens.data.contrast import ContrastSet
-from lrt_lens.repr_html import MAX_ROWS, card, facts, format_value, heat_table, note, table
-from lrt_lens.stitching.grid import StitchGrid
-from lrt_lens.stitching.harvest import fit_stitches
+from lrt_lens._repr_html import MAX_ROWS, card, facts, format_value, heat_table, note, table
+from lrt_lens.adapters.probes._linear_probe import LinearProbe
+from lrt_lens.adapters.vectors._calibration import Calibration
+from lrt_lens.adapters.vectors._steering_vector import SteeringVector
+from lrt_lens.data._contrast import ContrastSet
+from lrt_lens.moments._harvesting import fit_stitches
+from lrt_lens.stitching._grid import StitchGrid
 
 EVIL = "<script>alert(1)</script>&\"'"
 

@@ -7,15 +7,19 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lrt_lens"
 ORDER = (
-    "typing",
     "errors",
-    "repr_html",
+    "typing",
+    "_repr_html",
+    "statistics",
     "models",
     "data",
+    "figures",
+    "moments",
+    "report",
     "stitching",
     "adapters",
-    "evaluation",
-    "report",
+    "baselines",
+    "bundled",
     "exploration",
     "reproduction",
     "demo",
@@ -26,7 +30,7 @@ ORDER = (
 
 
 def modules() -> list[Path]:
-    return sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "demo")
+    return sorted(path for path in PACKAGE.rglob("*.py"))
 
 
 def imported(path: Path) -> set[str]:

@@ -17,11 +17,11 @@
     if __name__ == "__main__":
         run(reproduce)
 
-`python -m lrt_lens.reproduction.gallery FIGURES` makes the gallery of what such scripts wrote.
+`python -m lrt_lens.reproduction._gallery FIGURES` makes the gallery of what such scripts wrote.
 """
 
-from lrt_lens.reproduction.options import FigureOptions, MissingInputError
-from lrt_lens.reproduction.result import VERDICTS, Compared, Reproduction, Verdict
-from lrt_lens.reproduction.script import run
+from lrt_lens.reproduction._options import FigureOptions, MissingInputError
+from lrt_lens.reproduction._result import VERDICTS, Compared, Reproduction, Verdict
+from lrt_lens.reproduction._script import run
 
 __all__ = ["VERDICTS", "Compared", "FigureOptions", "MissingInputError", "Reproduction", "Verdict", "run"]

@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from lrt_lens.data.aligned_windows import cut_aligned_windows
-from lrt_lens.data.alignment import Aligner, Alignment, align, aligned_share, refuse_unaligned
-from lrt_lens.data.boundaries import NO_BOUNDARY, OffsetReader, PrefixReader, boundary_reader, token_boundaries
-from lrt_lens.data.windows import BlockPlan, cut_windows
+from lrt_lens.bundled._models import DEMO_FOLDER
+from lrt_lens.data._aligned_windows import cut_aligned_windows
+from lrt_lens.data._alignment import Aligner, Alignment, align, aligned_share, refuse_unaligned
+from lrt_lens.data._boundaries import NO_BOUNDARY, OffsetReader, PrefixReader, boundary_reader, token_boundaries
+from lrt_lens.data._windows import BlockPlan, cut_windows
 from lrt_lens.errors import MismatchError
-from lrt_lens.models.pair import DEMO_FOLDER
 
 SENTENCES = [
     "The cat sat on the mat, and it was happy.", "naïve cafés in the garden 🙂 and 日本語 text", "Don't stop; she found 1,234 stones!",
@@ -360,7 +360,7 @@ def test_texts_in_which_nothing_aligns_are_refused(tokenizers: dict[str, Any]) -
 
 
 def _model(tokenizer: Any, *, bos: int | None) -> Any:
-    from lrt_lens.models.hooked_model import HookedModel
+    from lrt_lens.models._hooked_model import HookedModel
 
     model = object.__new__(HookedModel)
     model.tokenizer = SimpleNamespace(bos_token_id=bos, all_special_ids=tokenizer.all_special_ids)
@@ -407,6 +407,6 @@ def test_a_stretch_without_shared_boundaries_is_left_out() -> None:
 
 
 def test_reading_by_decoding_is_logged(tokenizers: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="lrt_lens.data.boundaries"):
+    with caplog.at_level(logging.INFO, logger="lrt_lens.data._boundaries"):
         boundary_reader(_Slow(tokenizers["bundled"]))
     assert "read by decoding" in caplog.text

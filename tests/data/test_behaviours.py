@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lrt_lens.data.behaviours import answer_contrast, behaviour_items
-from lrt_lens.data.contrast import ChoiceItems
+from lrt_lens.data._behaviours import answer_contrast, behaviour_items
+from lrt_lens.data._contrast import ChoiceItems
 
 ROW = {"question": "Is it {so}?", "answer_matching_behavior": " (A)", "answer_not_matching_behavior": " (B)"}
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrt_lens.data.blocks import N_FOLDS, N_PARTS, N_TEST_GROUPS, PART_NAMES, Block, Corpus, iterate_blocks, part_of, shuffled_rows
-from lrt_lens.data.documents import document_key
-from lrt_lens.data.windows import BlockPlan, Window, cut_windows
+from lrt_lens.data._blocks import N_FOLDS, N_PARTS, N_TEST_GROUPS, PART_NAMES, Block, Corpus, iterate_blocks, part_of, shuffled_rows
+from lrt_lens.data._documents import document_key
+from lrt_lens.data._windows import BlockPlan, Window, cut_windows
 from lrt_lens.errors import TooFewDocumentsError
-from lrt_lens.models.hooked_model import HookedModel
+from lrt_lens.models._hooked_model import HookedModel
 
 PLAN = BlockPlan(context_length=24, block_rows=200)
 

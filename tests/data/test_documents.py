@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pytest
 
-from lrt_lens.data.documents import document_key, iterate_documents, read_jsonl
+from lrt_lens.data._documents import document_key, iterate_documents, read_jsonl
 
 TEXTS = ["the cat sat", "the dog ran\nand ran", "naïve 日本"]
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from lrt_lens.data.alignment import align
-from lrt_lens.data.retokenizing import with_fewer_merges
-from lrt_lens.models.hooked_model import tokenizer_hash
+from lrt_lens.data._alignment import align
+from lrt_lens.data._retokenizing import with_fewer_merges
+from lrt_lens.models._hooked_model import tokenizer_hash
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.5])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lrt_lens.data.token_spelling import shared_tokens, token_strings
+from lrt_lens.data._token_spelling import shared_tokens, token_strings
 
 
 class Vocabulary:

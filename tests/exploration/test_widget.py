@@ -9,12 +9,12 @@ import pytest
 
 pytest.importorskip("ipywidgets", reason="pip install 'lrt-lens[widgets]'")
 
-from lrt_lens.adapters.steering import SteeringVector
-from lrt_lens.data.contrast import ContrastSet
-from lrt_lens.exploration.explore import explore
-from lrt_lens.exploration.state import Exploration
-from lrt_lens.exploration.widget import STRONGEST, ExplorerWidget
-from lrt_lens.models.hooked_model import HookedModel
+from lrt_lens.adapters.vectors._steering_vector import SteeringVector
+from lrt_lens.data._contrast import ContrastSet
+from lrt_lens.exploration._explore import explore
+from lrt_lens.exploration._state import Exploration
+from lrt_lens.exploration._widget import STRONGEST, ExplorerWidget
+from lrt_lens.models._hooked_model import HookedModel
 
 PROMPT = "the little cat was happy because"
 
@@ -116,7 +116,7 @@ def test_it_can_be_sent_to_a_notebook(widget: ExplorerWidget) -> None:
 
 def test_without_ipywidgets_the_extra_is_named(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found = util.find_spec
-    monkeypatch.setattr("lrt_lens.exploration.explore.find_spec", lambda name: None if name == "ipywidgets" else found(name))
+    monkeypatch.setattr("lrt_lens.exploration._explore.find_spec", lambda name: None if name == "ipywidgets" else found(name))
     monkeypatch.delitem(sys.modules, "ipywidgets")
     with pytest.raises(ImportError, match=r"pip install 'lrt-lens\[widgets\]'"):
         make()

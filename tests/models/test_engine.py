@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lrt_lens.errors import HookPointError
-from lrt_lens.models.engine import HookedTransformerEngine, engine_for
-from lrt_lens.models.hooked_model import HookedModel
+from lrt_lens.models._engine import HookedTransformerEngine, engine_for
+from lrt_lens.models._hooked_model import HookedModel
 
 FINAL_NORM = {"llama": "norm", "gpt2": "ln_f", "neox": "final_layer_norm", "gemma": "norm", "qwen2": "norm"}
 EMBEDDING = {"llama": "embed_tokens", "gpt2": "wte", "neox": "embed_in", "gemma": "embed_tokens", "qwen2": "embed_tokens"}

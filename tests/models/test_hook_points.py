@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from lrt_lens.errors import HookPointError
-from lrt_lens.models.hook_points import EMBED, depth, layer_pairs, place, resolve, resolve_layers, same_place
+from lrt_lens.models._hook_points import EMBED, depth, layer_pairs, place, resolve, resolve_layers, same_place
 
 
 @dataclass(frozen=True)

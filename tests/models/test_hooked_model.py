@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrt_lens.data.retokenizing import with_fewer_merges
+from lrt_lens.data._retokenizing import with_fewer_merges
 from lrt_lens.errors import HookPointError, MismatchError
-from lrt_lens.models.hooked_model import HookedModel, tokenizer_hash
+from lrt_lens.models._hooked_model import HookedModel, tokenizer_hash
 
 TEXTS = ["the little cat slept on the old stone house", "a sad queen", "the boy ran but the girl sang in the garden and it was good"]
 

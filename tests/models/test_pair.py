@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from lrt_lens.bundled._models import demo_pair
 from lrt_lens.errors import MismatchError
-from lrt_lens.models.hooked_model import HookedModel
-from lrt_lens.models.pair import ModelPair, demo_pair
+from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._pair import ModelPair
 
 
 def test_a_pair_loads_from_whatever_its_models_are(model_folder: Path, build_hf: Any, load: Any) -> None:

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import pytest
 from plotly.offline import get_plotlyjs
 
-from lrt_lens.report.html import (
+from lrt_lens.report._html import (
     Continuations,
     KeyNumbers,
     Paragraph,

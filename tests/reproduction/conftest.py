@@ -29,4 +29,4 @@ def made() -> Callable[..., Reproduction]:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """No browser is started."""
-    monkeypatch.setattr("lrt_lens.reproduction.result.write_pictures", lambda *_: False)
+    monkeypatch.setattr("lrt_lens.reproduction._result.write_pictures", lambda *_: False)

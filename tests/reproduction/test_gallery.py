@@ -9,8 +9,8 @@ import pytest
 
 from lrt_lens.errors import FileFormatError
 from lrt_lens.reproduction import FigureOptions, Reproduction
-from lrt_lens.reproduction.gallery import main, page, read_summary, write_gallery
-from lrt_lens.reproduction.picture import THUMBNAIL_BYTES
+from lrt_lens.reproduction._gallery import main, page, read_summary, write_gallery
+from lrt_lens.reproduction._picture import THUMBNAIL_BYTES
 
 ROOT = Path(__file__).parent.parent.parent
 Make = Callable[..., Reproduction]

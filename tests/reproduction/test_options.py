@@ -11,7 +11,7 @@ import pytest
 
 import lrt_lens as lrt
 from lrt_lens.reproduction import FigureOptions, MissingInputError
-from lrt_lens.reproduction.options import LEAST_CHARACTERS, _texts_of_data_set
+from lrt_lens.reproduction._options import LEAST_CHARACTERS, _texts_of_data_set
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def test_bundled_models_and_texts_by_default() -> None:
 
 
 def test_the_same_name_twice_is_one_model() -> None:
-    from lrt_lens.models.pair import DEMO_FOLDER
+    from lrt_lens.bundled._models import DEMO_FOLDER
 
     source, target = Options(source=str(DEMO_FOLDER / "small"), target=str(DEMO_FOLDER / "small")).models()
     assert source is target

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lrt_lens.reproduction import Compared, Reproduction
-from lrt_lens.reproduction.picture import THUMBNAIL_BYTES
+from lrt_lens.reproduction._picture import THUMBNAIL_BYTES
 
 Make = Callable[..., Reproduction]
 BROWSER = any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")))
@@ -76,8 +76,8 @@ def test_an_interrupted_run_leaves_what_was_there(
     def stop(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("lrt_lens.reproduction.result.write_pictures", lambda *_: False)
-    monkeypatch.setattr(f"lrt_lens.reproduction.result.{step}", stop)
+    monkeypatch.setattr("lrt_lens.reproduction._result.write_pictures", lambda *_: False)
+    monkeypatch.setattr(f"lrt_lens.reproduction._result.{step}", stop)
     with pytest.raises(error):
         made().save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["stitched_loss.json"]

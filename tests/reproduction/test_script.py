@@ -14,7 +14,7 @@ import pytest
 import lrt_lens as lrt
 from lrt_lens.errors import FileFormatError, HookPointError, MismatchError, NonFiniteError, TooFewDocumentsError
 from lrt_lens.reproduction import FigureOptions, MissingInputError, Reproduction, run
-from lrt_lens.reproduction.script import given_options
+from lrt_lens.reproduction._script import given_options
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 Make = Callable[..., Reproduction]
@@ -176,7 +176,7 @@ def test_a_disk_that_fills_up_is_one_line(
     def reproduce(options: FigureOptions) -> Reproduction:
         return made()
 
-    monkeypatch.setattr("lrt_lens.reproduction.result.write_results", full)
+    monkeypatch.setattr("lrt_lens.reproduction._result.write_results", full)
     with pytest.raises(SystemExit) as caught:
         run(reproduce, ["--out", str(tmp_path)])
     assert caught.value.code == 2

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lrt_lens.data.blocks import N_FOLDS, part_of
-from lrt_lens.data.demo import demo_documents
-from lrt_lens.data.documents import document_key
+from lrt_lens.bundled._texts import demo_documents
+from lrt_lens.data._blocks import N_FOLDS, part_of
+from lrt_lens.data._documents import document_key
 from lrt_lens.reproduction import MissingInputError
-from lrt_lens.reproduction.tasks import Task, bundled_tasks, sae_probes_task, task_from_file
+from lrt_lens.reproduction._tasks import Task, bundled_tasks, sae_probes_task, task_from_file
 
 
 def test_register_texts_open_documents_that_no_map_was_fitted_on() -> None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.stitching.fidelity import fidelities, naive_fidelities
-from lrt_lens.stitching.moments import CrossMoments
-from lrt_lens.stitching.solvers.ridge import Ridge
-from lrt_lens.stitching.stitch import Stitch
+from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.stitching._fidelity import fidelities, naive_fidelities
+from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.stitching.solvers._ridge import Ridge
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from scipy import integrate
 from scipy.spatial import procrustes as scipy_procrustes
 from torch import Tensor
 
-from lrt_lens.stitching.measures import MEASURES, Paired, ShuffledPairs, Stream
-from lrt_lens.stitching.scatter import between_folds
+from lrt_lens.moments._scatter import between_folds
+from lrt_lens.stitching._measures import MEASURES, Paired, ShuffledPairs, Stream
 
 N_GROUPS = 5
 

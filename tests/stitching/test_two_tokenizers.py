@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.data.blocks import Corpus, iterate_blocks
-from lrt_lens.data.window_cutter import WindowCutter
-from lrt_lens.data.windows import BlockPlan
+from lrt_lens.data._blocks import Corpus, iterate_blocks
+from lrt_lens.data._window_cutter import WindowCutter
+from lrt_lens.data._windows import BlockPlan
 from lrt_lens.errors import MismatchError, TooFewDocumentsError
-from lrt_lens.models.hooked_model import HookedModel
-from lrt_lens.models.pair import ModelPair
-from lrt_lens.stitching.cache.activation_cache import ActivationCache
-from lrt_lens.stitching.harvest import harvest
-from lrt_lens.stitching.moments import FIT_PARTS, TEST_PARTS, CrossMoments
-from lrt_lens.stitching.rows import score_rows
-from lrt_lens.stitching.scale_out import merge_shards, shard_name
-from lrt_lens.stitching.stitch import Stitch
-from tests.stitching.small_blocks import OPTIONS, assert_same
+from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._pair import ModelPair
+from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
+from lrt_lens.moments._harvesting import harvest
+from lrt_lens.moments._scale_out import merge_shards, shard_name
+from lrt_lens.moments.cache._activation_cache import ActivationCache
+from lrt_lens.stitching._rows import score_rows
+from lrt_lens.stitching._stitch import Stitch
+from tests.moments.small_blocks import OPTIONS, assert_same
 
 SOURCE, TARGET, SKIP = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post", 4
 QUIET: dict[str, Any] = {"n_tokens": None, "progress": False, "moment_dtype": "float64"}
@@ -219,8 +219,8 @@ def test_texts_of_too_few_shared_places_are_refused_with_how_many(two: ModelPair
 def test_texts_without_a_shared_boundary_and_chats_are_refused(two: ModelPair, corpus: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MismatchError, match=r"document 0 is a chat, but the two models have different tokenizers"):
         harvest(two, [[{"role": "user", "content": "the cat"}]], **QUIET)
-    monkeypatch.setattr("lrt_lens.data.boundaries.NO_BOUNDARY", -1)
-    from lrt_lens.data import alignment
+    monkeypatch.setattr("lrt_lens.data._boundaries.NO_BOUNDARY", -1)
+    from lrt_lens.data import _alignment as alignment
 
     monkeypatch.setattr(alignment, "_closed", lambda side, _starts: (np.empty(0, int), np.empty(0, int), np.zeros(len(side), int)))
     with pytest.raises(MismatchError, match=r"no boundary between characters is shared in 150 text\(s\) of \d+ and \d+ tokens"):

@@ -12,14 +12,14 @@ from sklearn.metrics import r2_score
 from torch import nn
 
 from lrt_lens.errors import FileFormatError, HookPointError, MismatchError, NonFiniteError, TooFewDocumentsError
-from lrt_lens.stitching.cache.activation_cache import ActivationCache
-from lrt_lens.stitching.cache.selection import RowSelection
-from lrt_lens.stitching.moments import TEST_PARTS, CrossMoments
-from lrt_lens.stitching.recipes.adam import AdamFit, AdamResult, joint_loss
-from lrt_lens.stitching.recipes.rows import RowsInMemory
-from lrt_lens.stitching.recipes.training import COLUMNS
-from lrt_lens.stitching.solvers.fixed import FixedMaps
-from lrt_lens.stitching.solvers.two_way import TwoWay
+from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
+from lrt_lens.moments.cache._activation_cache import ActivationCache
+from lrt_lens.moments.cache._selection import RowSelection
+from lrt_lens.stitching.recipes._adam import AdamFit, AdamResult, joint_loss
+from lrt_lens.stitching.recipes._rows import RowsInMemory
+from lrt_lens.stitching.recipes._training import COLUMNS
+from lrt_lens.stitching.solvers._fixed import FixedMaps
+from lrt_lens.stitching.solvers._two_way import TwoWay
 
 SHORT: dict[str, Any] = {"batch_rows": 128, "epochs": 3, "learning_rate": 1e-2}
 FASTER: dict[str, Any] = SHORT | {"learning_rate": 2e-2}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.data.token_spelling import token_strings
-from lrt_lens.stitching.solvers.least_squares import LeastSquares
-from lrt_lens.stitching.solvers.shared_embeddings import shared_embedding_maps
+from lrt_lens.data._token_spelling import token_strings
+from lrt_lens.stitching.solvers._least_squares import LeastSquares
+from lrt_lens.stitching.solvers._shared_embeddings import shared_embedding_maps
 
 
 @pytest.mark.parametrize("matrix", ["embed", "unembed"])
@@ -20,8 +20,8 @@ def test_the_map_is_least_squares_on_the_rows_of_tokens_that_both_know(pair: Any
         module = original.get_input_embeddings() if matrix == "embed" else original.get_output_embeddings()
         found.append(module.weight.detach().double().numpy())
     vocabulary = token_strings(pair.source.tokenizer)
-    from lrt_lens.data.blocks import N_FOLDS, part_of
-    from lrt_lens.data.documents import document_key
+    from lrt_lens.data._blocks import N_FOLDS, part_of
+    from lrt_lens.data._documents import document_key
 
     ids = [i for token, i in vocabulary.items() if part_of(document_key(token, 0)) < N_FOLDS and i < min(map(len, found))]
     x, y = found[0][ids], found[1][ids]
@@ -31,7 +31,7 @@ def test_the_map_is_least_squares_on_the_rows_of_tokens_that_both_know(pair: Any
 
 
 def test_it_is_scored_between_any_hook_points_of_those_widths(pair: Any) -> None:
-    from lrt_lens.stitching.moments import CrossMoments
+    from lrt_lens.moments._cross_moments import CrossMoments
 
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(400, pair.source.d_model, generator=generator), torch.randn(400, pair.target.d_model, generator=generator)

@@ -10,10 +10,10 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.metrics import r2_score
 
 from lrt_lens.errors import HookPointError
-from lrt_lens.models.hook_points import depth, joint_name, joint_parts
-from lrt_lens.stitching.moments import CrossMoments
-from lrt_lens.stitching.solvers.many_to_one import ManyToOne, layer_contributions, select_layers
-from lrt_lens.stitching.solvers.ridge import Ridge
+from lrt_lens.models._hook_points import depth, joint_name, joint_parts
+from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.stitching.solvers._many_to_one import ManyToOne, layer_contributions, select_layers
+from lrt_lens.stitching.solvers._ridge import Ridge
 
 LAYERS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"]
 JOINT = joint_name(LAYERS)

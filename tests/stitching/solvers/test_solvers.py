@@ -10,16 +10,16 @@ from scipy.linalg import orthogonal_procrustes
 from sklearn.linear_model import LinearRegression
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.stitching.affine import AffineMap, MapPair
-from lrt_lens.stitching.moments import TEST_PARTS, CrossMoments
-from lrt_lens.stitching.scatter import score_map
-from lrt_lens.stitching.solvers.coordinates import AxisScaling, Identity, Mean, Translation
-from lrt_lens.stitching.solvers.fixed import FixedMaps
-from lrt_lens.stitching.solvers.least_squares import LeastSquares
-from lrt_lens.stitching.solvers.procrustes import Procrustes
-from lrt_lens.stitching.solvers.reduced_rank import ReducedRank
-from lrt_lens.stitching.solvers.ridge import Ridge
-from lrt_lens.stitching.solvers.two_way import TwoWay
+from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
+from lrt_lens.moments._scatter import score_map
+from lrt_lens.stitching._affine import AffineMap, MapPair
+from lrt_lens.stitching.solvers._coordinates import AxisScaling, Identity, Mean, Translation
+from lrt_lens.stitching.solvers._fixed import FixedMaps
+from lrt_lens.stitching.solvers._least_squares import LeastSquares
+from lrt_lens.stitching.solvers._procrustes import Procrustes
+from lrt_lens.stitching.solvers._reduced_rank import ReducedRank
+from lrt_lens.stitching.solvers._ridge import Ridge
+from lrt_lens.stitching.solvers._two_way import TwoWay
 
 ALL = [
     LeastSquares(),
@@ -65,8 +65,8 @@ def test_with_fewer_rows_than_dimensions_the_smallest_of_all_interpolating_maps_
     x, y = torch.randn(300, 400, generator=generator).double() + 0.3, torch.randn(300, 7, generator=generator).double()
     documents = [i // 2 for i in range(300)]
     moments = CrossMoments.from_activations(x, y, documents=documents, moment_dtype=dtype)
-    from lrt_lens.data.blocks import part_of
-    from lrt_lens.data.documents import document_key
+    from lrt_lens.data._blocks import part_of
+    from lrt_lens.data._documents import document_key
 
     fits = np.array([part_of(document_key(str(d), 0)) < 5 for d in documents])
     a, b = x.numpy()[fits], y.numpy()[fits]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.stitching.moments import FIT_PARTS, TEST_PARTS
-from lrt_lens.stitching.solvers.ridge import Ridge
-from lrt_lens.stitching.solvers.two_way import TwoWay, TwoWayProblem
+from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS
+from lrt_lens.stitching.solvers._ridge import Ridge
+from lrt_lens.stitching.solvers._two_way import TwoWay, TwoWayProblem
 
 
 def naive_objective(x: torch.Tensor, y: torch.Tensor, up: Any, down: Any, alpha: float) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""Concepts, one row a text: maps between them, and their evaluation."""

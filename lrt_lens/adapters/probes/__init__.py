@@ -1,0 +1,1 @@
+"""Linear probes: learnt, transferred, evaluated."""

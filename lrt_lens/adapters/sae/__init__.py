@@ -1,1 +1,0 @@
-"""Sparse autoencoders carried from one model to another."""

@@ -1,0 +1,1 @@
+"""Steering vectors: learnt, transferred, calibrated, evaluated."""

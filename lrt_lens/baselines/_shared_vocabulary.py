@@ -1,0 +1,116 @@
+"""A stitch from the tokens that two vocabularies share: a map between (un)embedding matrices, no text run through either model.
+
+    stitch = embedding_stitch(pair, source_hook=2, target_hook=3)                 # unembeddings; any two tokenizers
+    stitch = embedding_stitch(pair, source_hook=0, target_hook=0, matrix="embed", texts=texts)
+
+Problem: a map without activations, for models of which only weights and tokenizers are at hand. Mechanism (Emb2Emb, Lee et al., arXiv
+2503.21073): the rows of both matrices that spell the same token (`lrt_lens.data._token_spelling`) are pairs, and a linear
+map is fitted on them, here by ridge with its penalty chosen over folds of tokens. The paper uses the map of unembeddings for steering
+vectors of one family.
+
+Limits. Residual streams write in the unembedding's coordinates late and in the embedding's early; in between nothing says that they do.
+``scores`` hold R² on held-out *tokens' rows* (``r2_embeddings``), which says nothing about streams. Without ``texts`` the statistics
+that size a vector are those of the matrices, and the bias is theirs: fine for directions, not for points. With ``texts`` each model
+reads them by itself, and the bias sends mean to mean.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrt_lens.adapters.concepts._concept_map import model_sides, paired_hooks
+from lrt_lens.baselines._anchors import Models, refuse_bad_texts, text_provenance
+from lrt_lens.baselines._text_rows import read_text_rows
+from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel
+from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.stitching._affine import AffineMap, MapPair
+from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.stitching.solvers._ridge import Ridge
+from lrt_lens.stitching.solvers._shared_embeddings import Matrix, shared_rows
+from lrt_lens.stitching.solvers._solver import Solver
+
+
+def embedding_stitch(
+    models: Models, *, source_hook: int | str, target_hook: int | str, matrix: Matrix = "unembed", solver: Solver | None = None,
+    texts: Sequence[str] | None = None, skip_first: int = SKIP_FIRST, seed: int = 0,
+) -> Stitch:  # fmt: skip
+    """The stitch that the shared tokens' rows of both matrices give; see the module docstring.
+
+    Args:
+        models: a `ModelPair`, or (source, target) of any two tokenizers.
+        source_hook: hook point that the map is used at in the source.
+        target_hook: hook point in the target.
+        matrix: ``"unembed"`` (the paper) or ``"embed"``.
+        solver: `Ridge()` unless given.
+        texts: for the streams' statistics and means only; never paired.
+        skip_first: first positions that are masked there.
+        seed: of the null.
+
+    Raises:
+        MismatchError: the vocabularies share fewer than 64 tokens.
+        HookPointError: a hook point that the model does not have.
+        ValueError: another ``matrix``, or fewer than two texts.
+    """
+    if matrix not in ("embed", "unembed"):
+        raise ValueError(f"matrix is {matrix!r}; expected 'embed' or 'unembed'")
+    source, target = model_sides(models)
+    [hooks] = paired_hooks(source, target, source_hook, target_hook)
+    tokens, x, y = shared_rows(source, target, matrix)
+    fitted = _fit(x, y, tokens, solver or Ridge())
+    dealt = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    null = _fit(x, y[torch.empty_like(dealt).scatter(0, dealt, dealt.roll(1))], tokens, solver or Ridge())
+    about: dict[str, Any] = {
+        "source_hook": hooks[0],
+        "target_hook": hooks[1],
+        "solver": f"shared_{matrix}dings",
+        "n_shared_tokens": len(tokens),
+    }
+    stitch = Stitch(
+        maps=_at(fitted.maps, hooks),
+        source_statistics=fitted.source_statistics,
+        target_statistics=fitted.target_statistics,
+        scores=about | {f"{name}_embeddings": fitted.scores[name] for name in ("r2", "r2_uniform", "r2_down", "r2_uniform_down", "alpha")},
+        provenance=text_provenance(source, target, texts or [], skip_first, seed),
+        null=_at(null.maps, hooks),
+        refits=tuple(_at(maps, hooks) for maps in fitted.refits),
+    )
+    if texts is None:
+        return stitch
+    refuse_bad_texts(texts)
+    return with_streams(stitch, source, target, texts, skip_first)
+
+
+def with_streams(stitch: Stitch, source: HookedModel, target: HookedModel, texts: Sequence[str], skip_first: int = SKIP_FIRST) -> Stitch:
+    """The stitch with the statistics of the streams on these texts, and biases that send one stream's mean to the other's."""
+    ours, theirs = (
+        read_text_rows(model, texts, hook, skip_first=skip_first).statistics
+        for model, hook in ((source, stitch.source_hook), (target, stitch.target_hook))
+    )
+
+    def moved(maps: MapPair) -> MapPair:
+        up, down = (
+            replace(affine, bias=there.mean - here.mean @ affine.weight.double())
+            for affine, here, there in ((maps.up, ours, theirs), (maps.down, theirs, ours))
+        )
+        return MapPair(up, down)
+
+    return replace(
+        stitch, maps=moved(stitch.maps), null=stitch.null and moved(stitch.null), refits=tuple(map(moved, stitch.refits)),
+        source_statistics=ours, target_statistics=theirs,
+    )  # fmt: skip
+
+
+def _fit(x: Tensor, y: Tensor, tokens: list[str], solver: Solver) -> Stitch:
+    moments = CrossMoments.from_activations(x, y, documents=tokens)
+    (only,) = moments.pairs
+    return moments.fit(solver)[only]
+
+
+def _at(maps: MapPair, hooks: tuple[str, str]) -> MapPair:
+    up, down = maps.up, maps.down
+    return MapPair(
+        AffineMap(up.weight.double(), up.bias.double(), *hooks), AffineMap(down.weight.double(), down.bias.double(), *hooks[::-1])
+    )

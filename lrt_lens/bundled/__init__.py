@@ -1,0 +1,1 @@
+"""The demo models, texts and SAEs that ship with the package, and what loads them."""

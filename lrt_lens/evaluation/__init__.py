@@ -1,1 +1,0 @@
-"""Whether a transferred artefact still works: effects, controls, intervals."""

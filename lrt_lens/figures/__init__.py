@@ -1,0 +1,1 @@
+"""Plotly figures: functions of tidy tables."""

@@ -1,0 +1,1 @@
+"""Cross-moments: harvesting, the sums, files, plans, caches."""

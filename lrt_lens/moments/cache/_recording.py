@@ -1,0 +1,141 @@
+"""One model at a time over the same tokens: for two that do not fit into memory together."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from lrt_lens.data._ahead import running_ahead
+from lrt_lens.data._blocks import iterate_blocks
+from lrt_lens.data._documents import Documents
+from lrt_lens.data._windows import BlockPlan
+from lrt_lens.errors import FileFormatError, MismatchError
+from lrt_lens.models._hook_points import Layers, resolve_layers
+from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.moments._block_rows import block_order, block_rows, model_fields, provenance_of, window_length
+from lrt_lens.moments._provenance import Provenance
+from lrt_lens.moments._rank_lock import RankLock
+from lrt_lens.moments.cache._manifest import MANIFEST_NAME, ROLES, Manifest, ShardFile, ShardRecord, read_manifest, write_manifest
+from lrt_lens.moments.cache._own_rows import refuse_other_dtype
+from lrt_lens.moments.cache._shard import Shard, write_shard
+from lrt_lens.moments.cache._writer import DTYPES, CacheWriter, refuse_unstorable
+
+logger = logging.getLogger(__name__)
+
+
+def record_documents(
+    folder: Path,
+    model: HookedModel,
+    documents: Documents,
+    *,
+    hooks: Layers,
+    role: str,
+    n_tokens: int | None,
+    context_length: int,
+    dtype: str,
+    seed: int,
+    batch_tokens: int,
+    shard_bytes: int,
+    progress: bool,
+) -> None:
+    """See `ActivationCache.from_model`."""
+    refuse_other_role(role)
+    refuse_other_dtype(dtype)
+    names = resolve_layers(hooks, model)
+    plan = BlockPlan(context_length=window_length(context_length, model), n_tokens=n_tokens, seed=seed)
+    manifest = Manifest(_provenance(folder, model, role, plan), dtype, streams={}, block_rows=plan.block_rows)
+    bar = tqdm(total=n_tokens, desc=f"record {role}", unit="tok", unit_scale=True, disable=not progress, leave=False)
+    with (
+        CacheWriter(folder, manifest, shard_bytes=shard_bytes) as writer,
+        bar,
+        running_ahead(iterate_blocks(documents, model, plan)) as blocks,
+    ):
+        for block in blocks:
+            if not writer.has(block.index, block.fingerprint):
+                rows = block_rows(model, names, block, batch_tokens)
+                writer.add(block, block_order(block, batch_tokens), *((rows, {}) if role == "source" else ({}, rows)))
+            bar.update(block.n_rows)
+
+
+def record_again(
+    folder: Path, manifest: Manifest, model: HookedModel, hooks: Layers, *, role: str, batch_tokens: int, progress: bool
+) -> Manifest:
+    """See `ActivationCache.record`; returns the new manifest. Killed and called again, it goes on with the shards that lack the hook points."""
+    refuse_other_role(role)
+    names = resolve_layers(hooks, model)
+    manifest = _with_model(manifest, model, role, folder)
+    taken = [name for name in names if f"{role}/{name}" in manifest.first_streams]
+    if taken:
+        raise ValueError(f"{taken} of the {role} are in the cache {str(folder)!r} already; record other hook points")
+    manifest = replace(manifest, streams=manifest.streams | {f"{role}/{name}": model.d_model for name in names})
+    lock = RankLock(folder, 0)
+    lock.acquire(1)
+    bar = tqdm(total=manifest.n_rows, desc=f"record {role}", unit="tok", unit_scale=True, disable=not progress, leave=False)
+    try:
+        with bar:
+            for k, record in enumerate(manifest.shards):
+                missing = [name for name in names if f"{role}/{name}" not in record.streams]
+                if missing:
+                    manifest = manifest.with_shard(k, _record_shard(folder, record, manifest.dtype, model, missing, role, batch_tokens))
+                    write_manifest(folder, manifest)
+                bar.update(record.n_rows)
+    finally:
+        lock.release()
+    return manifest
+
+
+def refuse_other_role(role: str) -> None:
+    """ValueError unless it is one of the two."""
+    if role not in ROLES:
+        raise ValueError(f"role is {role!r}; expected 'source' or 'target'")
+
+
+def _record_shard(
+    folder: Path, record: ShardRecord, dtype: str, model: HookedModel, hooks: Sequence[str], role: str, batch_tokens: int
+) -> ShardRecord:
+    streams = {f"{role}/{name}": torch.empty(record.n_rows, model.d_model, dtype=DTYPES[dtype]) for name in hooks}
+    for block, rows, order in Shard(folder, record).blocks(tokens=True):
+        found = block_rows(model, hooks, block, batch_tokens)
+        if [w.ids for w in block_order(block, batch_tokens)] != [w.ids for w in order]:
+            raise FileFormatError(f"block {block.index} of {record.stem!r} is not in the order in which windows run; record the cache anew")
+        for name, values in found.items():
+            refuse_unstorable(f"{role}/{name}", values, dtype)
+            streams[f"{role}/{name}"][rows].copy_(values)
+    name = f"{record.stem}.{len(record.files)}.safetensors"
+    return replace(record, files=(*record.files, ShardFile(name, write_shard(folder / name, streams), tuple(streams))))
+
+
+def _with_model(manifest: Manifest, model: HookedModel, role: str, folder: Path) -> Manifest:
+    if not manifest.has_tokens:
+        raise ValueError(f"the cache {str(folder)!r} holds rows of one's own without tokens; a model can be recorded on tokens only")
+    provenance = manifest.provenance
+    recorded = getattr(provenance, role)
+    if recorded is not None:
+        recorded.refuse_other(model.identity, f"the {role} model for the cache {str(folder)!r}")
+    reader = provenance.source or provenance.target  # whose tokens the cache holds, where two were read
+    if reader is not None:
+        for field in ("tokenizer_hash", "prepend_bos"):
+            if getattr(reader, field) != getattr(model.identity, field):
+                raise MismatchError(
+                    f"{model.name!r} has {field} {getattr(model.identity, field)!r}; the tokens of the cache {str(folder)!r} are those of {reader.name!r} with "
+                    f"{getattr(reader, field)!r}: harvest both models at once (harvest(pair, documents, cache=folder) aligns two tokenizers), or record "
+                    "a model that reads these tokens"
+                )
+    if provenance.context_length is not None and model.context_length < provenance.context_length:
+        raise MismatchError(
+            f"{model.name!r} reads {model.context_length} tokens at once and the cache {str(folder)!r} has windows of {provenance.context_length}; "
+            f"record the cache with context_length={model.context_length}"
+        )
+    return replace(manifest, provenance=replace(provenance, **model_fields(model, role)))
+
+
+def _provenance(folder: Path, model: HookedModel, role: str, plan: BlockPlan) -> Provenance:
+    made = provenance_of(plan, {role: model})
+    if (folder / MANIFEST_NAME).is_file():
+        # The other model may have been recorded since; this run says nothing about it.
+        found, other = read_manifest(folder).provenance, "target" if role == "source" else "source"
+        made = replace(made, **{name: getattr(found, name) for name in (other, f"{other}_dtype")})
+    return made

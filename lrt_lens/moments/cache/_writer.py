@@ -1,0 +1,185 @@
+"""The writing half of a cache: blocks in, shards of a bounded size out; a writer that was killed goes on after its last whole shard.
+
+    with CacheWriter(folder, manifest) as writer:
+        for block …:
+            if not writer.has(block.index, block.fingerprint):
+                writer.add(block, windows_in_row_order, x, y)
+
+Activations are converted into one buffer a stream, of a shard's rows, which is written when the next block would not fit. A file is written under a
+temporary name and renamed, and the manifest that lists it after that. Blocks are never split: they are what a resumed run knows as done, so a shard
+holds at least one, whatever ``shard_bytes`` says. Opening for writing reads all shards once; damaged ones are dropped with a warning, and recorded again.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrt_lens.data._blocks import Block
+from lrt_lens.data._windows import Window
+from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
+from lrt_lens.moments._rank_lock import RankLock
+from lrt_lens.moments.cache._manifest import MANIFEST_NAME, Manifest, ShardFile, ShardRecord, read_manifest, write_manifest
+from lrt_lens.moments.cache._shard import BlockTable, Shard, write_shard
+from lrt_lens.stitching._folder import make_folder
+
+logger = logging.getLogger(__name__)
+
+SHARD_BYTES = 2**28
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+class CacheWriter:
+    """Adds blocks to a cache; a context manager, which writes what is pending even when something fails."""
+
+    def __init__(self, folder: str | Path, manifest: Manifest, *, shard_bytes: int = SHARD_BYTES) -> None:
+        """Begin in an empty folder, or go on; MismatchError where the folder holds the cache of another run or another process writes there."""
+        if shard_bytes <= 0:
+            raise ValueError(f"shard_bytes is {shard_bytes}; expected bytes above 0")
+        self.folder, self.shard_bytes = make_folder(Path(folder)), shard_bytes
+        self._lock = RankLock(self.folder, 0)
+        self._lock.acquire(1)
+        try:
+            self.manifest, self._known = self._begin(manifest)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._buffers: dict[str, Tensor] = {}
+        self._pending: list[tuple[Block, int, Sequence[Window]]] = []
+        self._used = 0
+        self._closed = False
+
+    def _begin(self, manifest: Manifest) -> tuple[Manifest, dict[int, int]]:
+        if not (self.folder / MANIFEST_NAME).is_file():
+            write_manifest(self.folder, manifest)
+            return manifest, {}
+        found = read_manifest(self.folder)
+        found.refuse_other(manifest, self.folder)
+        known: dict[int, int] = {}
+        whole = []
+        for record in found.shards:
+            shard = Shard(self.folder, record)
+            try:
+                shard.verify()
+            except FileFormatError as error:
+                logger.warning("%s; its blocks are recorded again", error)
+                continue
+            known |= dict(zip(shard.table.index.tolist(), shard.table.fingerprint.tolist(), strict=True))
+            whole.append(record)
+        if len(whole) < len(found.shards):
+            found = replace(found, shards=tuple(whole), streams=found.streams if whole else {}, n_blocks=None)
+        return found, known
+
+    # -------------------------------------------------------------------------------------------------------------- blocks
+
+    def has(self, index: int, fingerprint: int) -> bool:
+        """Whether the block is in a shard or waits for one; MismatchError where it held other tokens then."""
+        known = self._known.get(index)
+        if known is not None and known != fingerprint:
+            raise MismatchError(
+                f"block {index} holds other rows than when the cache {str(self.folder)!r} was begun: the documents are not the same, or not in the "
+                "same order; give the same ones, or another folder"
+            )
+        return known is not None
+
+    def add(
+        self, block: Block, order: Sequence[Window], x: Mapping[str, Tensor], y: Mapping[str, Tensor], fingerprint: int | None = None
+    ) -> None:
+        """Add a block: its windows in the order of the rows, activations ``{hook: [row, d]}`` a side."""
+        rows = {f"source/{hook}": values for hook, values in x.items()} | {f"target/{hook}": values for hook, values in y.items()}
+        self._refuse_unfit(rows, sum(len(window.rows) for window in order))
+        n = len(next(iter(rows.values())))
+        if self._pending and self._used + n > len(next(iter(self._buffers.values()))):
+            self.flush()
+        self._allocate(rows, n)
+        for name, values in rows.items():
+            self._buffers[name][self._used : self._used + n].copy_(values.detach())
+        fingerprint = block.fingerprint if fingerprint is None else fingerprint
+        self._pending.append((block, fingerprint, list(order)))
+        self._known[block.index] = fingerprint
+        self._used += n
+
+    def _refuse_unfit(self, rows: Mapping[str, Tensor], n: int) -> None:
+        widths = {name: values.shape[1] for name, values in rows.items()}
+        expected = self.manifest.first_streams
+        if expected and widths != expected:
+            raise MismatchError(
+                f"the cache {str(self.folder)!r} holds streams of widths {expected}; this block has {widths}: give the same hook points, or another folder"
+            )
+        for name, values in rows.items():
+            if len(values) != n:
+                raise ValueError(f"{name!r} has {len(values)} rows, the windows have {n}; give a row for every unmasked token")
+            refuse_unstorable(name, values, self.manifest.dtype)
+
+    def _allocate(self, rows: Mapping[str, Tensor], n: int) -> None:
+        if not self.manifest.streams:
+            self.manifest = replace(self.manifest, streams={name: values.shape[1] for name, values in rows.items()})
+        dtype = DTYPES[self.manifest.dtype]
+        capacity = max(n, self.shard_bytes // (dtype.itemsize * sum(values.shape[1] for values in rows.values())))
+        if not self._buffers or self._used + n > len(next(iter(self._buffers.values()))):
+            self._buffers = {name: torch.empty(capacity, values.shape[1], dtype=dtype) for name, values in rows.items()}
+
+    # -------------------------------------------------------------------------------------------------------------- shards
+
+    def flush(self) -> None:
+        """Write what is pending as a shard."""
+        if not self._pending:
+            return
+        tensors = {name: buffer[: self._used] for name, buffer in self._buffers.items()} | BlockTable.of(self._pending).tensors()
+        if self.manifest.has_tokens:
+            tensors |= _token_tensors([window for _, _, order in self._pending for window in order])
+        taken = {record.stem for record in self.manifest.shards}
+        stem = next(name for i in range(len(taken) + 1) if (name := f"shard-{i:05d}") not in taken)
+        file = ShardFile(f"{stem}.safetensors", write_shard(self.folder / f"{stem}.safetensors", tensors), tuple(self._buffers))
+        shards = (*self.manifest.shards, ShardRecord((file,), self._used))
+        self.manifest = replace(self.manifest, shards=shards, n_blocks=None)
+        write_manifest(self.folder, self.manifest)
+        self._pending, self._used = [], 0
+
+    def close(self, *, finished: bool = True) -> None:
+        """Write what is pending; ``finished``: nothing is missing."""
+        if self._closed:
+            return
+        try:
+            self.flush()
+            # A run that failed before it added anything leaves a finished cache finished.
+            if finished and self.manifest.n_blocks != len(self._known):
+                self.manifest = replace(self.manifest, n_blocks=len(self._known))
+                write_manifest(self.folder, self.manifest)
+        finally:
+            self._closed, self._buffers = True, {}
+            self._lock.release()
+
+    def __enter__(self) -> "CacheWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close(finished=kind is None)
+
+
+def refuse_unstorable(name: str, values: Tensor, dtype: str) -> None:
+    """Raise `NonFiniteError` for NaN and infinity, and for numbers that the cache's precision cannot hold."""
+    # In float32: a float16 sum of finite numbers may overflow, and a bfloat16 sum is slow.
+    total = values.sum() if values.dtype in (torch.float32, torch.float64) else values.float().sum()
+    if not bool(torch.isfinite(total)):
+        n = int((~torch.isfinite(values)).any(1).sum())
+        if n or not math.isfinite(float(values.double().sum())):
+            raise NonFiniteError(
+                f"{n} of {len(values)} rows of {name!r} are NaN or infinite; nothing of this block was written: drop the text"
+            )
+    largest = torch.finfo(DTYPES[dtype]).max
+    if dtype == "float16" and float(values.abs().max()) > largest:
+        raise NonFiniteError(f"{name!r} reaches {float(values.abs().max()):.3g}; float16 ends at {largest:.0f}: use dtype='bfloat16'")
+
+
+def _token_tensors(windows: Sequence[Window]) -> dict[str, Tensor]:
+    return {
+        "tokens/id": torch.tensor([token for window in windows for token in window.ids], dtype=torch.int32),
+        "rows/position": torch.from_numpy(np.concatenate([window.rows for window in windows]).astype(np.int32)),
+    }

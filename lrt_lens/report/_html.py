@@ -1,0 +1,284 @@
+"""A report as one HTML file that loads nothing from the network.
+
+Problem: results are read months later, on another machine, on a phone, by someone who has neither the notebook nor its
+packages. Mechanism: a report is a title and `Section`s of blocks (paragraphs, tables, figures, key numbers,
+continuations side by side); each block renders itself to HTML, all text is escaped, figures travel as JSON and are drawn
+by one inline copy of plotly.js. The page's content security policy forbids every request, so what is missing from the
+file cannot be fetched unnoticed. Colours follow the reader's light or dark setting, figures included.
+
+Example:
+    from lrt_lens.report._html import KeyNumbers, Plot, Section, render_html, write_html
+
+    numbers = KeyNumbers([("R² on held-out documents", 0.62, "null .00, token .21")])
+    page = render_html("Stitch report", [Section("Grid", [numbers, Plot(grid_figure(scores))])])
+    write_html("report.html", page)
+
+Limits: plotly.js adds about 5 MB to a page with figures (none to one without); without JavaScript the tables and texts
+remain, the figures do not.
+"""
+
+import contextlib
+import os
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+from html import escape
+from numbers import Real
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from lrt_lens._repr_html import format_value
+from lrt_lens.figures._template import arm_style
+from lrt_lens.report._page import SCRIPT, STYLE
+
+
+class ReportWriteError(OSError):
+    """A report could not be written; the message names the folder and what to do."""
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Plain text; blank lines separate paragraphs."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of numbers and words; a long one is folded away under its caption."""
+
+    frame: pd.DataFrame
+    """Shown without its index, unless the index has a name."""
+    caption: str = ""
+    """One line over the table, also read out by screen readers."""
+    digits: int = 3
+    """Significant digits of fractional numbers."""
+    open_rows: int = 12
+    """A table with more rows starts closed."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plotly figure, as wide as the page."""
+
+    figure: go.Figure
+    caption: str = ""
+    """Text under the figure: what to see in it."""
+    min_width: int = 0
+    """Pixels below which the figure scrolls in its own box instead of shrinking."""
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """Generated texts side by side: a row per prompt, a card per arm, stacked on narrow screens."""
+
+    rows: list[dict[str, str]]
+    """`prompt`, `arm`, `text`; several texts of one prompt and arm share a card; arms are shown as they first appear."""
+
+
+@dataclass(frozen=True)
+class KeyNumbers:
+    """The few numbers that a reader should take away, as tiles."""
+
+    numbers: list[tuple[str, str | int | float, str]]
+    """(label, value, note); a number is shown with three significant digits."""
+
+
+Block = Paragraph | Table | Plot | Continuations | KeyNumbers
+
+
+@dataclass(frozen=True)
+class Section:
+    """A headed part of the report; its title enters the table of contents."""
+
+    title: str
+    body: list[Block]
+
+
+def render_html(title: str, sections: Sequence[Section], *, subtitle: str = "", footer: str = "") -> str:
+    """Returns the whole page as text.
+
+    Args:
+        title: heading and window title.
+        sections: in the order of reading.
+        subtitle: a line under the title, such as models, corpus and date.
+        footer: a line at the end, such as versions and arguments.
+    """
+    anchors = [f"section-{number}-{_slug(section.title)}" for number, section in enumerate(sections, start=1)]
+    body = "\n".join(_render_section(section, anchor) for section, anchor in zip(sections, anchors, strict=True))
+    has_figures = any(isinstance(block, Plot) for section in sections for block in section.body)
+    scripts = f"<script>{get_plotlyjs()}</script>\n<script>{SCRIPT}</script>" if has_figures else ""
+    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>{escape(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<a class="skip" href="#main">Skip to the content</a>
+<header><h1>{escape(title)}</h1>{_optional("p", subtitle, "subtitle")}</header>
+{_render_contents(sections, anchors)}
+<main id="main">
+{body}
+</main>
+{_optional("footer", footer, "footer")}
+{scripts}
+</body>
+</html>
+"""
+
+
+def write_html(path: str | os.PathLike[str], html: str) -> Path:
+    """Writes the page to `path`, whole or not at all, and returns the path.
+
+    Missing folders are made. The text goes to a temporary file in the same folder, which is then renamed, so a reader
+    never sees half a page and an earlier report survives a failure.
+
+    Raises:
+        ReportWriteError: the folder cannot be made or written, or `path` is itself a folder.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(html, encoding="utf-8", errors="replace")
+        os.replace(temporary, target)
+    except OSError as error:
+        _remove_quietly(temporary)
+        reason = error.strerror or type(error).__name__
+        raise ReportWriteError(
+            f"cannot write the report {target.name!r} into folder {str(target.parent)!r} ({reason}); "
+            "choose a folder that exists or can be made, is writable and has space left"
+        ) from error
+    return target
+
+
+def _remove_quietly(path: Path) -> None:
+    # the failure worth reporting is the one that brought us here
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- parts of the page
+
+
+def _render_contents(sections: Sequence[Section], anchors: Sequence[str]) -> str:
+    if len(sections) < 2:
+        return ""
+    items = "".join(f'<li><a href="#{anchor}">{escape(section.title)}</a></li>' for section, anchor in zip(sections, anchors, strict=True))
+    return f'<nav aria-labelledby="contents"><h2 id="contents">Contents</h2><ol>{items}</ol></nav>'
+
+
+def _render_section(section: Section, anchor: str) -> str:
+    blocks = "\n".join(render_block(block) for block in section.body)
+    return f'<section aria-labelledby="{anchor}">\n<h2 id="{anchor}">{escape(section.title)}</h2>\n{blocks}\n</section>'
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _optional(tag: str, text: str, css_class: str) -> str:
+    return f'<{tag} class="{css_class}">{escape(text)}</{tag}>' if text else ""
+
+
+# ---------------------------------------------------------------- blocks
+
+
+@singledispatch
+def render_block(block: object) -> str:
+    """Returns a block's HTML, with every text in it escaped.
+
+    Raises:
+        TypeError: no renderer is registered for the block's type.
+    """
+    raise TypeError(f"cannot render a {type(block).__name__} in a report; blocks are Paragraph, Table, Plot, Continuations, KeyNumbers")
+
+
+@render_block.register(Paragraph)
+def _render_paragraph(block: Paragraph) -> str:
+    parts = [part.strip() for part in re.split(r"\n\s*\n", block.text)]
+    return "\n".join(f"<p>{escape(part)}</p>" for part in parts if part)
+
+
+@render_block.register(KeyNumbers)
+def _render_key_numbers(block: KeyNumbers) -> str:
+    tiles = [
+        f'<div><dt>{escape(label)}</dt><dd class="value">{escape(format_value(value))}</dd>{_optional("dd", note, "note")}</div>'
+        for label, value, note in block.numbers
+    ]
+    return f'<dl class="tiles">{"".join(tiles)}</dl>'
+
+
+@render_block.register(Plot)
+def _render_plot(block: Plot) -> str:
+    # "<" must not end the script element early; JSON reads \u003c as the same character
+    figure = str(block.figure.to_json()).replace("<", "\\u003c")
+    width = f' style="min-width:{block.min_width}px"' if block.min_width else ""
+    label = escape(_plain_title(block.figure))
+    return (
+        f'<figure><div class="scroll"><div class="plot" role="group" aria-label="{label}"{width}>'
+        f'<script type="application/json">{figure}</script></div></div>{_optional("figcaption", block.caption, "caption")}</figure>'
+    )
+
+
+def _plain_title(figure: go.Figure) -> str:
+    title = figure.to_dict()["layout"].get("title", {}).get("text") or "figure"
+    return re.sub(r"<[^>]*>", " ", str(title))
+
+
+@render_block.register(Table)
+def _render_table(block: Table) -> str:
+    frame = block.frame
+    if any(frame.index.names):
+        frame = frame.reset_index(allow_duplicates=True)
+    n_headers = sum(name is not None for name in block.frame.index.names)
+    head = "".join(f'<th scope="col"{_number_class(frame.iloc[:, i])}>{escape(str(name))}</th>' for i, name in enumerate(frame.columns))
+    rows = "".join(_render_row(list(row), n_headers, block.digits) for row in frame.itertuples(index=False, name=None))
+    label = escape(block.caption or "table")
+    table = f'<table aria-label="{label}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    scrolling = f'<div class="scroll" role="region" aria-label="{label}" tabindex="0">{table}</div>'
+    if len(frame) > block.open_rows:
+        return f"<details><summary>{escape(block.caption or 'Table')} ({len(frame)} rows)</summary>{scrolling}</details>"
+    return f'<div class="table">{_optional("p", block.caption, "caption")}{scrolling}</div>'
+
+
+def _number_class(column: pd.Series) -> str:
+    return ' class="number"' if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column) else ""
+
+
+def _render_row(cells: list[object], n_headers: int, digits: int) -> str:
+    def render(position: int, cell: object) -> str:
+        number = isinstance(cell, Real) and not isinstance(cell, bool)
+        tag, attributes = ("th", ' scope="row"') if position < n_headers else ("td", ' class="number"' if number else "")
+        return f"<{tag}{attributes}>{escape(format_value(cell, digits=digits))}</{tag}>"
+
+    return f"<tr>{''.join(render(position, cell) for position, cell in enumerate(cells))}</tr>"
+
+
+@render_block.register(Continuations)
+def _render_continuations(block: Continuations) -> str:
+    arms = list(dict.fromkeys(row["arm"] for row in block.rows))
+    prompts = list(dict.fromkeys(row["prompt"] for row in block.rows))
+    return "\n".join(_render_prompt(prompt, arms, [row for row in block.rows if row["prompt"] == prompt]) for prompt in prompts)
+
+
+def _render_prompt(prompt: str, arms: list[str], rows: list[dict[str, str]]) -> str:
+    cards = "".join(_render_card(arm, [row["text"] for row in rows if row["arm"] == arm]) for arm in arms)
+    return f'<div class="prompt"><h3 dir="auto">{escape(prompt)}</h3><div class="cards">{cards}</div></div>'
+
+
+def _render_card(arm: str, texts: list[str]) -> str:
+    style = arm_style(arm)
+    body = "".join(f'<p dir="auto">{escape(text.strip())}</p>' for text in texts) or '<p class="note">not generated</p>'
+    return f'<article style="border-top-color:{style.colour}"><h4>{escape(style.label)}</h4>{body}</article>'

@@ -1,0 +1,32 @@
+"""``results.json``: arguments, package versions and tidy tables, with a schema version."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lrt_lens.moments._provenance import package_versions
+from lrt_lens.stitching._folder import write_atomically
+
+RESULTS_SCHEMA = "lrt_lens.results/1"
+
+
+def write_results(path: Path, arguments: dict[str, Any], tables: dict[str, Any]) -> Path:
+    """Write one JSON file: tables become lists of rows, NaN becomes null."""
+    content = {"schema_version": RESULTS_SCHEMA, "versions": package_versions(), "arguments": arguments, **tables}
+    text = json.dumps(_plain(content), indent=1, allow_nan=False)
+    return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, pd.DataFrame):
+        return [_plain(row) for row in value.to_dict("records")]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""Intervals, jackknife, correlations, classification."""

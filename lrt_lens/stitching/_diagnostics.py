@@ -1,0 +1,171 @@
+"""What a fitted map is like: its spectrum, its ranks, how well posed the fit was, and how its test scores vary over documents.
+
+Problem: two maps of equal R² can be a rotation of everything or a hundred directions wide, and a map fitted on fewer rows than dimensions looks like
+any other. Mechanism: numbers of the weight matrix W [d_source, d_target] alone and of the scatter it was fitted on; and, on the test fold, scores with
+each of its groups of documents left out in turn.
+
+    diagnostics = map_diagnostics(stitch.up, moments.scatter(pair, FIT_PARTS))
+    diagnostics.effective_rank, diagnostics.interpolates
+    score_intervals(stitch.up, moments, pair)          # r2, r2_uniform, cosine with 95% intervals
+
+With σ₁ ≥ σ₂ ≥ … the singular values of W and p_i = σ_i / Σσ:
+
+| number | formula | source |
+| --- | --- | --- |
+| `rank` | singular values above max(d_source, d_target)·ε·σ₁, ε of W's precision | numpy's `matrix_rank` |
+| `stable_rank` | ‖W‖²_F / σ₁² | Rudelson and Vershynin 2007 |
+| `effective_rank` | exp(−Σ p_i ln p_i) | Roy and Vetterli 2007, eq. 4 |
+| `condition` | σ₁ / σ_min(d_source, d_target); infinite where the rank is less | |
+| `source_condition` | λ₁ / λ_d of the source's scatter: what the penalty of a ridge has to deal with; infinite where rows are too few | |
+| `reachable` | tr(PSyyP) / tr Syy, P the projector on the span of W's outputs: no score of this map can exceed it | |
+| `reachable_by_rank` | the largest `rank` eigenvalues of Syy as a share of all: no map of this rank can exceed it | Eckart and Young 1936 |
+
+Limits: W's spectrum depends on the scale of the streams; `predicted_effective_rank`, of the covariance WᵀSxxW of what the map predicts, does not
+depend on the source's. Intervals are over documents for one fitted map; the spread over refits is another matter (`Stitch.refits`).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lrt_lens.errors import MismatchError
+from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments, Pair
+from lrt_lens.moments._scatter import MapScore, Scatter, score_map
+from lrt_lens.statistics._jackknife import jackknife
+from lrt_lens.stitching._affine import AffineMap
+
+INTERVAL_COLUMNS = ("score", "value", "low", "high", "standard_error", "n_groups")
+"""Columns of `score_intervals`."""
+
+
+@dataclass(frozen=True, eq=False)
+class MapDiagnostics:
+    """Numbers of one map and of what it was fitted on; formulas in the module docstring."""
+
+    singular_values: Tensor = field(repr=False)
+    """[min(d_source, d_target)], descending, float64."""
+    d_source: int
+    d_target: int
+    rank: int
+    stable_rank: float
+    effective_rank: float
+    predicted_effective_rank: float
+    """Of the covariance of what the map predicts: eigenvalues in the place of singular values."""
+    frobenius_norm: float
+    condition: float
+    source_condition: float
+    reachable: float
+    """Share of the target's variance that lies in the span of this map's outputs."""
+    reachable_by_rank: float
+    """Share of the target's variance that the best subspace of this rank holds."""
+    n: int
+    """Rows that fitted."""
+    interpolates: bool
+    """n − 1 ≤ d_source: without a penalty a map runs through all rows whatever they are; read held-out scores alone."""
+
+    @property
+    def row(self) -> dict[str, float | int | bool]:
+        """All single numbers, for a table."""
+        return {name: value for name, value in asdict(self).items() if name != "singular_values"}
+
+
+def map_diagnostics(affine: AffineMap, fit: Scatter) -> MapDiagnostics:
+    """Spectrum, ranks and conditioning of a map, given the scatter it was fitted on (``fit.swapped()`` for a way down).
+
+    Raises:
+        MismatchError: the scatter has other widths than the map.
+    """
+    _refuse_other_widths(affine, fit)
+    weight = affine.weight.to(fit.xy)
+    _, singular, right = torch.linalg.svd(weight, full_matrices=False)
+    largest = float(singular[0])
+    rank = int((singular > max(weight.shape) * torch.finfo(affine.weight.dtype).eps * largest).sum())
+    span, total = right[:rank], float(fit.variance.sum())
+    leading = torch.linalg.eigvalsh(fit.yy).flip(0)[:rank]
+    return MapDiagnostics(
+        singular_values=singular,
+        d_source=weight.shape[0],
+        d_target=weight.shape[1],
+        rank=rank,
+        stable_rank=float(singular.square().sum()) / largest**2 if largest else 0.0,
+        effective_rank=effective_rank(singular),
+        predicted_effective_rank=effective_rank(torch.linalg.eigvalsh(weight.T @ fit.xx @ weight)),
+        frobenius_norm=float(singular.norm()),
+        condition=largest / float(singular[-1]) if rank == len(singular) else math.inf,
+        source_condition=condition_number(fit.xx, fit.n),
+        reachable=float(((span @ fit.yy) * span).sum()) / total if total else math.nan,
+        reachable_by_rank=float(leading.sum()) / total if total else math.nan,
+        n=int(fit.n),
+        interpolates=fit.n - 1 <= weight.shape[0],
+    )
+
+
+def effective_rank(spectrum: Tensor) -> float:
+    """Exp of the entropy of a spectrum [d] taken as a distribution; 0 for a spectrum of zeros. Roy and Vetterli 2007, eq. 4."""
+    spectrum = spectrum.clamp_min(0)
+    total = spectrum.sum()
+    if not float(total):
+        return 0.0
+    return float(torch.special.entr(spectrum / total).sum().exp())
+
+
+def condition_number(second: Tensor, n: float) -> float:
+    """λ₁/λ_d of a centred scatter matrix of ``n`` rows; infinite where n − 1 < d or the smallest is rounding."""
+    values = torch.linalg.eigvalsh(second)
+    smallest, largest = float(values[0]), float(values[-1])
+    if n - 1 < len(values) or smallest <= len(values) * torch.finfo(values.dtype).eps * largest:
+        return math.inf
+    return largest / smallest
+
+
+def spectrum_table(maps: Mapping[str, MapDiagnostics]) -> pd.DataFrame:
+    """Tidy, a row per map and singular value: ``map``, ``index`` (from 1), ``singular_value``, ``share`` of the largest."""
+    rows = []
+    for name, diagnostics in maps.items():
+        values = diagnostics.singular_values.tolist()
+        rows += [(name, i, value, value / values[0] if values[0] else math.nan) for i, value in enumerate(values, start=1)]
+    return pd.DataFrame(rows, columns=["map", "index", "singular_value", "share"])
+
+
+def score_intervals(affine: AffineMap, moments: CrossMoments, pair: Pair, *, down: bool = False) -> pd.DataFrame:
+    """Scores of any affine map on the test fold with 95% intervals: a row each for r2, r2_uniform and cosine.
+
+    The interval is the delete-a-group jackknife over the groups of the test fold that hold rows (eight, with enough documents): the score of the union of
+    the others, about that union's own mean.
+
+    Args:
+        affine: the map, fitted on whatever.
+        moments: whose test fold judges it.
+        pair: (source hook, target hook) of the moments.
+        down: whether the map leads from the pair's target to its source.
+
+    Raises:
+        MismatchError: the pair has other widths than the map.
+    """
+    groups = [p for p in TEST_PARTS if float(moments.n[p]) > 0]
+    full = _test_score(affine, moments, pair, groups or list(TEST_PARTS), down)
+    left_out = [_test_score(affine, moments, pair, [p for p in groups if p != g], down) for g in groups] if len(groups) > 1 else []
+    rows = []
+    for name in ("r2", "r2_uniform", "cosine"):
+        value = float(getattr(full, name))
+        rows.append((name, value, *jackknife(value, [float(getattr(score, name)) for score in left_out]), len(groups)))
+    return pd.DataFrame(rows, columns=list(INTERVAL_COLUMNS))
+
+
+def _test_score(affine: AffineMap, moments: CrossMoments, pair: Pair, parts: list[int], down: bool) -> MapScore:
+    scatter = moments.scatter(pair, parts)
+    scatter = scatter.swapped() if down else scatter
+    _refuse_other_widths(affine, scatter)
+    return score_map(affine.weight.to(scatter.xy), affine.bias.to(scatter.xy), scatter)
+
+
+def _refuse_other_widths(affine: AffineMap, scatter: Scatter) -> None:
+    if affine.weight.shape != scatter.xy.shape:
+        raise MismatchError(
+            f"the map has widths {tuple(affine.weight.shape)}, the moments {tuple(scatter.xy.shape)}; give the pair it was fitted on, "
+            "and the way down as down=True or scatter.swapped()"
+        )

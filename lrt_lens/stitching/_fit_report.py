@@ -1,0 +1,24 @@
+"""The report of ``lrt-lens fit``: the grid beside its null."""
+
+from lrt_lens.figures._steering import grid_figure
+from lrt_lens.report._html import KeyNumbers, Paragraph, Plot, Section, Table, render_html
+from lrt_lens.stitching._grid import StitchGrid
+from lrt_lens.stitching._stitch import Stitch
+
+
+def fit_report(source: str, target: str, grid: StitchGrid, best: Stitch) -> str:
+    """The page as one self-contained HTML text; ``source`` and ``target`` are the models' names."""
+    scores = best.scores
+    tiles: list[tuple[str, str | int | float, str]] = [
+        ("best pair, R²", f"{scores['r2']:.3f}", f"{best.source_hook} to {best.target_hook}"),
+        ("mean R² over dimensions", f"{scores['r2_uniform']:.3f}", "tells whether a few massive dimensions carry R²"),
+        ("shuffled pairs", f"{scores['r2_null']:.3f}", "the same fit with tokens of other documents"),
+        ("token identity alone", f"{scores['r2_token']:.3f}", "the same target from the source's embedding"),
+    ]
+    body = [
+        KeyNumbers(tiles),
+        Paragraph(f"Paired were {grid.moments.provenance.alignment}."),
+        Plot(grid_figure(grid.scores, chosen=(best.source_hook, best.target_hook))),
+        Table(grid.scores, caption="All pairs"),
+    ]
+    return render_html("Stitches of every layer pair", [Section("Scores on the test fold", body)], subtitle=f"{source} to {target}")

@@ -1,0 +1,132 @@
+"""Rows to train on: in memory, or a pair of hook points of an activation cache. Both split by documents, as moments do."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrt_lens.errors import HookPointError, NonFiniteError
+from lrt_lens.moments._cross_moments import Pair
+from lrt_lens.moments.cache._activation_cache import ActivationCache
+from lrt_lens.moments.cache._own_rows import document_keys, parts_of
+from lrt_lens.moments.cache._selection import RowSelection
+from lrt_lens.moments.cache._shard import byte_sum
+
+
+@runtime_checkable
+class PairedRows(Protocol):
+    """What a recipe trains on; `RowsInMemory` and `CachedPair` are the two kinds."""
+
+    @property
+    def source_hook(self) -> str:
+        """Where x was read."""
+        ...
+
+    @property
+    def target_hook(self) -> str:
+        """Where y was read."""
+        ...
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """(d_source, d_target)."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Another for other rows: a checkpoint remembers it."""
+        ...
+
+    def count(self, selection: RowSelection) -> int:
+        """Rows that are chosen."""
+        ...
+
+    def batches(
+        self, selection: RowSelection, batch_rows: int, *, seed: int | None = None, epoch: int = 0, skip: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch of batches (x, y) in float32, in an order that seed and epoch decide (stored order without a seed)."""
+        ...
+
+
+@dataclass(frozen=True)
+class RowsInMemory:
+    """Paired tensors, a document for every row; NonFiniteError where a number is none."""
+
+    x: Tensor
+    """[token, d_source]."""
+    y: Tensor
+    """[token, d_target]."""
+    documents: Sequence[Any] | Tensor | np.ndarray
+    """[token], ids: rows of one document are always on one side of a split."""
+    source_hook: str = "source"
+    target_hook: str = "target"
+    seed: int = 0
+    """Decides the parts, as in `CrossMoments.from_activations`."""
+
+    def __post_init__(self) -> None:
+        if not len(self.x) == len(self.y) == len(self.documents):
+            raise ValueError(f"rows do not pair: x has {len(self.x)}, y {len(self.y)}, documents {len(self.documents)}")
+        for name, rows in (("x", self.x), ("y", self.y)):
+            bad = int((~torch.isfinite(rows)).any(1).sum())
+            if bad:
+                raise NonFiniteError(f"{bad} of {len(rows)} rows of {name} are NaN or infinite; drop them before training")
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """(d_source, d_target)."""
+        return self.x.shape[1], self.y.shape[1]
+
+    @cached_property
+    def _keys(self) -> np.ndarray:
+        return document_keys(self.documents, self.seed)
+
+    @cached_property
+    def _parts(self) -> np.ndarray:
+        return parts_of(self._keys)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all numbers and documents."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.blake2b(self._keys.tobytes(), digest_size=8)
+        for rows in (self.x, self.y):
+            digest.update(byte_sum(rows.detach().cpu()).encode())
+        return digest.hexdigest()
+
+    def count(self, selection: RowSelection) -> int:
+        """Rows that are chosen."""
+        return int(selection.mask(self._parts, self._keys).sum())
+
+    def batches(
+        self, selection: RowSelection, batch_rows: int, *, seed: int | None = None, epoch: int = 0, skip: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch; a uniform permutation where there is a seed."""
+        chosen = np.flatnonzero(selection.mask(self._parts, self._keys))
+        if seed is not None:
+            chosen = np.random.default_rng([seed, epoch]).permutation(chosen)
+        for start in range(skip * batch_rows, len(chosen), batch_rows):
+            rows = torch.from_numpy(chosen[start : start + batch_rows])
+            yield self.x[rows.to(self.x.device)].detach().float(), self.y[rows.to(self.y.device)].detach().float()
+
+
+def paired_rows(rows: Any, hooks: Pair | None = None) -> PairedRows:
+    """``rows`` as a recipe needs them: a cache (with ``hooks`` where it has several pairs), a pair of one, or ``(x, y, documents)``."""
+    if isinstance(rows, ActivationCache):
+        if hooks is None and len(rows.pairs) != 1:
+            raise HookPointError(f"the cache has {len(rows.pairs)} pairs of hook points; choose one with hooks=(source_hook, target_hook)")
+        return rows[hooks or rows.pairs[0]]
+    if hooks is not None:
+        raise ValueError(f"hooks={hooks!r} goes with an ActivationCache; name those of rows in memory in RowsInMemory(…, source_hook=…)")
+    if isinstance(rows, PairedRows):
+        return rows
+    if isinstance(rows, tuple | list) and len(rows) == 3:
+        return RowsInMemory(*rows)
+    raise TypeError(f"rows is a {type(rows).__name__}; expected an ActivationCache, cache[source_hook, target_hook], or (x, y, documents)")

@@ -1,0 +1,78 @@
+"""Scores of any pair of functions between two streams, from rows: as scikit-learn computes them, batch by batch."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrt_lens.errors import MismatchError, TooFewDocumentsError
+from lrt_lens.models._hook_points import same_place
+from lrt_lens.moments._cross_moments import TEST_PARTS, Pair
+from lrt_lens.moments._scatter import r2_of
+from lrt_lens.moments.cache._selection import RowSelection
+from lrt_lens.stitching.recipes._rows import paired_rows
+
+_BATCH_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """How well held-out rows are predicted, both ways."""
+
+    r2: float
+    """Up: share of variance explained (scikit-learn's ``variance_weighted``)."""
+    r2_uniform: float
+    """Up: mean over dimensions (``uniform_average``), dimensions that do not vary dropped."""
+    r2_down: float
+    r2_uniform_down: float
+    n_rows: int
+
+
+def score_functions(
+    up: Callable[[Tensor], Tensor], down: Callable[[Tensor], Tensor], rows: Any, expected: Pair, hooks: Pair | None = None
+) -> RowScores:
+    """Scores of ``up`` and ``down`` on ``(x, y)``, all of whose rows count, or on the test fold of whatever a recipe trains on.
+
+    Raises `MismatchError` for rows of other hook points than ``expected``.
+    """
+    if isinstance(rows, tuple | list) and len(rows) == 2:
+        batches: Iterable[tuple[Tensor, Tensor]] = zip(rows[0].split(_BATCH_ROWS), rows[1].split(_BATCH_ROWS), strict=True)
+    else:
+        found = paired_rows(rows, hooks)
+        for role, ours, theirs in (("source", expected[0], found.source_hook), ("target", expected[1], found.target_hook)):
+            if not same_place(ours, theirs):
+                raise MismatchError(f"trained at the {role} hook point {ours!r}, the rows are of {theirs!r}; score rows of the same one")
+        batches = found.batches(RowSelection(parts=TEST_PARTS), _BATCH_ROWS)
+    errors_up, errors_down = _Errors(), _Errors()
+    for x, y in batches:
+        errors_up.add(y, up(x))
+        errors_down.add(x, down(y))
+    if not errors_up.n:
+        raise TooFewDocumentsError("no row to score on: no document of these rows belongs to the test fold; give more documents, or (x, y)")
+    (r2, r2_uniform), (r2_down, r2_uniform_down) = errors_up.scores(), errors_down.scores()
+    return RowScores(r2=r2, r2_uniform=r2_uniform, r2_down=r2_down, r2_uniform_down=r2_uniform_down, n_rows=errors_up.n)
+
+
+class _Errors:
+    """Sums of squares over batches, in float64 about the first batch's mean."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.error = self.total = self.square = self.shift = torch.zeros(0, dtype=torch.float64)
+
+    def add(self, truth: Tensor, predicted: Tensor) -> None:
+        truth, predicted = truth.detach().double().cpu(), predicted.detach().double().cpu()
+        if not self.n:
+            self.shift = truth.mean(0)
+            self.error, self.total, self.square = (torch.zeros_like(self.shift) for _ in range(3))
+        centred = truth - self.shift
+        self.n += len(truth)
+        self.error = self.error + (truth - predicted).square().sum(0)
+        self.total = self.total + centred.sum(0)
+        self.square = self.square + centred.square().sum(0)
+
+    def scores(self) -> tuple[float, float]:
+        r2, r2_uniform, _ = r2_of(self.error, self.square - self.total.square() / self.n)
+        return r2, r2_uniform

@@ -1,0 +1,104 @@
+"""Checkpoints of a training run: weights, optimiser state, best weights and history in one safetensors file, renamed into place."""
+
+import json
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lrt_lens.errors import MismatchError
+from lrt_lens.stitching._folder import read_tensors, write_tensors
+from lrt_lens.stitching.recipes._training import Learner, Progress, Training
+
+TRAINING_SCHEMA = "lrt_lens.training/1"
+CHECKPOINT_NAME = "training.safetensors"
+_WRITING_SHARE = 0.05
+"""Writing may take this share of the time."""
+_LEARNER_FIELDS = ("best_loss", "looks_since", "is_stopped", "loss_sum", "loss_rows", "steps")
+
+
+class TrainingCheckpoint:
+    """The checkpoint of one run, in a folder of its own."""
+
+    def __init__(self, folder: Path, run: Training, *, every: float = 120.0) -> None:
+        if every <= 0:
+            raise ValueError(f"checkpoint_every is {every}; expected seconds above 0")
+        self.path, self.run, self.every = folder / CHECKPOINT_NAME, run, every
+        self._due = time.monotonic() + every
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What decides the result, as JSON values."""
+        rows = self.run.rows
+        own = {
+            "recipe": type(self.run.settings).__name__,
+            "rows": rows.fingerprint,
+            "hooks": [rows.source_hook, rows.target_hook],
+            "widths": rows.widths,
+        }
+        return json.loads(json.dumps(asdict(self.run.settings) | own))
+
+    def resume(self) -> Progress:
+        """Where the last run was, its state put into the learners; a fresh start where there is no file.
+
+        Raises `MismatchError` for a run with other settings or rows, FileFormatError for a file that is cut short.
+        """
+        if not self.path.is_file():
+            return Progress()
+        tensors, metadata = read_tensors(self.path, TRAINING_SCHEMA)
+        content = json.loads(metadata["state"])
+        for name, value in self.arguments.items():
+            if content["arguments"].get(name) != value:
+                raise MismatchError(
+                    f"{str(self.path)!r} was begun with {name} {content['arguments'].get(name)!r}, now it is {value!r}; give the same settings and rows, or "
+                    "another folder"
+                )
+        for name, learner in self.run.learners.items():
+            _put_back(learner, {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")})
+            for field, value in content["learners"][name].items():
+                setattr(learner, field, math.inf if field == "best_loss" and value is None else value)
+        return Progress(**content["progress"])
+
+    def write_if_due(self, done: Progress) -> None:
+        """Write where the time has come."""
+        if time.monotonic() >= self._due:
+            self.write(done)
+
+    def write(self, done: Progress) -> None:
+        """Write everything, between two steps."""
+        started = time.monotonic()
+        tensors = {f"{name}/{key}": t for name, learner in self.run.learners.items() for key, t in _tensors_of(learner).items()}
+        fields = {name: {f: getattr(learner, f) for f in _LEARNER_FIELDS} for name, learner in self.run.learners.items()}
+        for of_learner in fields.values():
+            of_learner["best_loss"] = of_learner["best_loss"] if math.isfinite(of_learner["best_loss"]) else None
+        state = {"arguments": self.arguments, "learners": fields, "progress": asdict(done)}
+        write_tensors(self.path, tensors, {"schema_version": TRAINING_SCHEMA, "state": json.dumps(state)})
+        took = time.monotonic() - started
+        self._due = time.monotonic() + max(self.every, took / _WRITING_SHARE if self.every >= 1 else 0.0)
+
+
+def _tensors_of(learner: Learner) -> dict[str, Tensor]:
+    tensors = {f"weights/{name}": value for name, value in learner.module.state_dict().items()}
+    tensors |= {f"best/{name}": value for name, value in learner.best.items()}
+    for index, state in learner.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": value for name, value in state.items()}
+    return tensors
+
+
+def _put_back(learner: Learner, tensors: dict[str, Tensor]) -> None:
+    def below(prefix: str) -> dict[str, Tensor]:
+        # Clones: the file's own pages must not become weights that are trained in place.
+        return {name.removeprefix(prefix): t.clone() for name, t in tensors.items() if name.startswith(prefix)}
+
+    learner.module.load_state_dict(below("weights/"))
+    device = next(learner.module.parameters()).device
+    learner.best = {name: t.to(device) for name, t in below("best/").items()}
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in below("optimizer/").items():
+        index, _, key = name.partition("/")
+        state.setdefault(int(index), {})[key] = tensor
+    whole = learner.optimizer.state_dict()
+    learner.optimizer.load_state_dict({"state": dict(sorted(state.items())), "param_groups": whole["param_groups"]})

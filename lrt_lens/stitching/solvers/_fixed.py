@@ -1,0 +1,60 @@
+"""Maps that were not fitted on these moments, scored beside those that were: from weights alone, from training by steps, or composed of others.
+
+grid.compare([Ridge(), FixedMaps(adam.maps, "adam_stitching"), shared_embedding_maps(pair)])
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lrt_lens.errors import MismatchError
+from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments, Pair
+from lrt_lens.stitching._affine import AffineMap, MapPair
+from lrt_lens.stitching.solvers._solver import FoldErrors, Setting, Side, Solver, held_out_errors
+
+
+@dataclass(frozen=True)
+class FixedMaps(Solver):
+    """The same two maps for every pair of hook points that they fit."""
+
+    maps: MapPair
+    label: str = "fixed"
+    """Its name in tables."""
+
+    @property
+    def name(self) -> str:
+        """As it stands in tables."""
+        return self.label
+
+    def sides(self, moments: CrossMoments) -> tuple["FixedSide", "FixedSide"]:
+        """(up, down)."""
+        return FixedSide(moments, self.maps.up, down=False), FixedSide(moments, self.maps.down, down=True)
+
+
+class FixedSide(Side):
+    """One direction of `FixedMaps`; nothing is fitted, so every refit and the null are the map itself."""
+
+    def __init__(self, moments: CrossMoments, affine: AffineMap, *, down: bool) -> None:
+        super().__init__(moments, down=down)
+        self.affine = affine
+
+    def cross_validate(self, pair: Pair) -> FoldErrors:
+        """Errors on each fold."""
+        held_out = [self.scatter(pair, (k,)) for k in FIT_PARTS]
+        setting = Setting()
+        return held_out_errors(held_out, [[self.solve(pair, (), setting)] for _ in FIT_PARTS], [setting])
+
+    def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:  # noqa: ARG002 (nothing is fitted)
+        """The map, between the pair's hook points; MismatchError where the widths are others."""
+        source, target = self.names(pair)
+        widths = tuple(self.scatter(pair, FIT_PARTS).xy.shape)
+        if tuple(self.affine.weight.shape) != widths:
+            raise MismatchError(
+                f"the fixed map is {tuple(self.affine.weight.shape)}, but {source!r} → {target!r} is {widths}; give a map of these widths"
+            )
+        return replace(
+            self.affine, weight=self.affine.weight.double(), bias=self.affine.bias.double(), source_hook=source, target_hook=target
+        )
+
+    def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
+        """The map itself."""
+        return self.solve(pair, (), setting)

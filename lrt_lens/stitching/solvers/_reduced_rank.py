@@ -1,0 +1,118 @@
+"""Ridge held to a rank: how many dimensions of the source does the target really use?
+
+Minimises ridge's objective ``Σ‖y − xW − b‖² + λ̃‖W‖²_F`` over maps of rank ``r`` (Izenman 1975; Mukherjee & Zhu 2011 with the penalty):
+project ridge's map on the leading ``r`` eigenvectors of ``WᵀSxy``. With those eigenvectors ``U`` and ``P = WU`` the held-out error of *every*
+rank is one cumulative sum, so the rank costs no more to choose than a penalty.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments, Pair
+from lrt_lens.moments._scatter import Scatter, score_weights, squared_errors
+from lrt_lens.stitching._affine import AffineMap
+from lrt_lens.stitching.solvers._ridge import DEFAULT_ALPHAS, Ridge, RidgeSide
+from lrt_lens.stitching.solvers._solver import FoldErrors, Setting, Side, Solver
+
+
+@dataclass(frozen=True)
+class ReducedRank(Solver):
+    """Affine map of limited rank with a penalty on its size; the penalty is chosen first, at full rank, then the rank."""
+
+    rank: int | None = None
+    """Rank of the map, up to the smaller width; None chooses by cross-validated R²."""
+    alpha: float | None = None
+    """As in `Ridge`."""
+    alphas: tuple[float, ...] = DEFAULT_ALPHAS
+    standardize: bool = False
+    """As in `Ridge`: source dimensions to unit variance before the penalty is applied."""
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(f"rank is {self.rank}; expected a positive number, or None to choose by cross-validation")
+        self.ridge  # noqa: B018 (checks the penalties)
+
+    @property
+    def ridge(self) -> Ridge:
+        """The full-rank solver underneath."""
+        return Ridge(alpha=self.alpha, alphas=self.alphas, standardize=self.standardize)
+
+    @property
+    def name(self) -> str:
+        """As it stands in tables."""
+        return "reduced_rank_standardized" if self.standardize else "reduced_rank"
+
+    def sides(self, moments: CrossMoments) -> tuple["ReducedRankSide", "ReducedRankSide"]:
+        """(up, down)."""
+        return ReducedRankSide(moments, self, down=False), ReducedRankSide(moments, self, down=True)
+
+
+class ReducedRankSide(Side):
+    """One direction under `ReducedRank`."""
+
+    def __init__(self, moments: CrossMoments, solver: ReducedRank, *, down: bool) -> None:
+        super().__init__(moments, down=down)
+        self.solver, self.ridge = solver, RidgeSide(moments, solver.ridge, down=down)
+
+    def cross_validate(self, pair: Pair) -> FoldErrors:
+        """The penalty at full rank, then the rank, each on every held-out fold."""
+        alpha = self.ridge.cross_validate(pair).setting.alpha
+        folds = [self.fold(pair, k) for k in FIT_PARTS]
+        variance = torch.stack([held_out.variance for _, held_out in folds])
+        weights = score_weights(variance.sum(0))
+        full = [self.ridge.refit_without(pair, k, Setting(alpha)) for k in FIT_PARTS]
+        bases = [_leading_outputs(affine.weight, fit.xy) for affine, (fit, _) in zip(full, folds, strict=True)]
+        if self.solver.rank is None:
+            totals = sum(
+                _errors_by_rank(affine.weight @ basis, basis, fit, held_out)
+                for affine, basis, (fit, held_out) in zip(full, bases, folds, strict=True)
+            )
+            rank = 1 + int(torch.as_tensor(totals).argmin())
+        else:
+            rank = self._checked_rank(bases[0])
+        setting = Setting(alpha=alpha, rank=rank)
+        errors = []
+        for affine, basis, (fit, held_out) in zip(full, bases, folds, strict=True):
+            weight = affine.weight @ basis[:, :rank] @ basis[:, :rank].T
+            errors.append(weights @ squared_errors(weight, fit.mean_y - fit.mean_x @ weight, held_out))
+        return FoldErrors(setting, torch.stack(errors), variance @ weights.T)
+
+    def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:
+        """The map fitted on some parts."""
+        fit = self.scatter(pair, parts)
+        return _projected(self.ridge.solve(pair, parts, setting), fit, setting)
+
+    def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
+        """The map of shuffled pairs, of the same rank."""
+        return _projected(self.ridge.fit_null(pair, setting), self.null_scatter(pair, test=False), setting)
+
+    def _checked_rank(self, basis: Tensor) -> int:
+        rank = self.solver.rank or 0
+        if rank > basis.shape[1]:
+            raise ValueError(f"rank is {rank}; these widths allow at most {basis.shape[1]}: choose a smaller one, or None")
+        return rank
+
+
+def _leading_outputs(weight: Tensor, xy: Tensor) -> Tensor:
+    """[d_target, min(d_source, d_target)]: eigenvectors of ``WᵀSxy``, leading first."""
+    _, vectors = torch.linalg.eigh(weight.T @ xy)
+    return vectors.flip(1)[:, : min(weight.shape)]
+
+
+def _errors_by_rank(projected: Tensor, basis: Tensor, fit: Scatter, held_out: Scatter) -> Tensor:
+    """[rank]: Σ‖y − ŷ‖² over held-out rows for the ranks 1, 2, …; ``projected`` is ``P = WU``."""
+    change = (projected * (held_out.xx @ projected) - 2 * projected * (held_out.xy @ basis)).sum(0)
+    moved = (held_out.mean_x - fit.mean_x) @ projected
+    expected = held_out.mean_y - fit.mean_y
+    inside = expected @ basis
+    offset = (expected**2).sum() + ((moved - inside) ** 2 - inside**2).cumsum(0)
+    return held_out.variance.sum() + change.cumsum(0) + held_out.n * offset
+
+
+def _projected(full: AffineMap, fit: Scatter, setting: Setting) -> AffineMap:
+    basis = _leading_outputs(full.weight, fit.xy)[:, : setting.rank]
+    weight = full.weight @ basis @ basis.T
+    return replace(full, weight=weight, bias=fit.mean_y - fit.mean_x @ weight)

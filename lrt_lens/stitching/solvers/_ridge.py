@@ -1,0 +1,185 @@
+"""Ridge regression from moments: one eigendecomposition serves every target and every penalty.
+
+Minimises ``Σ‖y − xW − b‖² + λ·tr(Sxx)/d · ‖W‖²_F``, so ``W = (Sxx + λ·tr(Sxx)/d·I)⁻¹ Sxy`` and ``b = ȳ − x̄W``. ``alpha`` is the
+relative λ: scikit-learn's ``Ridge(alpha=λ·tr(Sxx)/d)`` gives the same map.
+
+With ``Sxx = V diag(e) Vᵀ`` of the fitting folds, ``B = VᵀSxy``, ``D = diag(1/(e + λ̃))`` and primed quantities of the held-out fold
+rotated alike (``M = VᵀSxx'V``, ``N = VᵀSxy'``), the weighted held-out error of *all* penalties needs two products a pair:
+
+    Σ_k w_k·error_k = Σ_k w_k Syy'_kk − 2 dᵀh + dᵀ(M ∘ G)d + n'·Σ_k w_k·offset_k²,   G = B diag(w) Bᵀ,  h_i = Σ_k w_k B_ik N_ik
+
+with ``d`` the diagonal of ``D``. Weights of one give R², weights ``1/Syy'_kk`` the mean R² over dimensions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments, Pair
+from lrt_lens.moments._scatter import Scatter, gram, score_weights
+from lrt_lens.stitching._affine import AffineMap
+from lrt_lens.stitching.solvers._solver import FoldErrors, Setting, Side, Solver, unit_scale
+
+DEFAULT_ALPHAS = tuple(float(f"{10 ** (-6 + 7 * i / 19):.3g}") for i in range(20))
+"""20 penalties from 1e-6 to 10, evenly spaced in the logarithm."""
+
+
+@dataclass(frozen=True)
+class Ridge(Solver):
+    """Affine map with a penalty on its size; see the module docstring for the objective."""
+
+    alpha: float | None = None
+    """Penalty relative to the mean variance of the source; None chooses from ``alphas`` by cross-validated R²."""
+    alphas: tuple[float, ...] = DEFAULT_ALPHAS
+    """Penalties to choose from."""
+    standardize: bool = False
+    """Scale every source dimension to unit variance before the penalty is applied: for streams with massive dimensions."""
+
+    def __post_init__(self) -> None:
+        if not self.candidates:
+            raise ValueError("alphas is empty; give at least one penalty, or alpha=…")
+        for alpha in self.candidates:
+            if not alpha > 0 or alpha == float("inf"):
+                raise ValueError(f"alpha is {alpha!r}; expected a positive number (1e-6 is next to no penalty)")
+
+    @property
+    def name(self) -> str:
+        """As it stands in tables."""
+        return "ridge_standardized" if self.standardize else "ridge"
+
+    @property
+    def candidates(self) -> tuple[float, ...]:
+        """Penalties that are scored."""
+        return self.alphas if self.alpha is None else (self.alpha,)
+
+    def sides(self, moments: CrossMoments) -> tuple["RidgeSide", "RidgeSide"]:
+        """(up, down)."""
+        return RidgeSide(moments, self, down=False), RidgeSide(moments, self, down=True)
+
+    def decompose(self, xx: Tensor, scale: Tensor | None = None) -> "Spectrum":
+        """The one expensive step, shared by all targets and penalties; ``scale`` [d] multiplies the dimensions first."""
+        if scale is None:
+            scale = torch.ones(len(xx), dtype=xx.dtype, device=xx.device)
+        if self.standardize:
+            scale = scale * unit_scale(xx.diagonal())
+        scaled = xx * scale[:, None] * scale
+        values, vectors = torch.linalg.eigh(scaled)
+        return Spectrum(values.clamp_min(0), vectors, scale, float(scaled.diagonal().mean()))
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigendecomposition of a (scaled) scatter matrix."""
+
+    values: Tensor
+    """[d], ascending, not negative."""
+    vectors: Tensor
+    """[d, d], columns."""
+    scale: Tensor
+    """[d], what each source dimension was multiplied with."""
+    mean_value: float
+    """tr / d: the unit in which ``alpha`` counts."""
+
+    def rotate(self, rows: Tensor) -> Tensor:
+        """``Vᵀ`` times scaled rows, [d, ...]."""
+        return self.vectors.T @ (rows * self.scale.reshape(-1, *[1] * (rows.ndim - 1)))
+
+    def shrink(self, alphas: Tensor) -> Tensor:
+        """[alpha, d]: the diagonal of D for each penalty."""
+        return 1 / (self.values + alphas[:, None] * self.mean_value)
+
+    def solve(self, fit: Scatter, alpha: float, source_hook: str, target_hook: str) -> AffineMap:
+        """The map at one penalty."""
+        shrink = self.shrink(torch.tensor([alpha], dtype=self.values.dtype, device=self.values.device))[0]
+        weight = (self.vectors @ (shrink[:, None] * self.rotate(fit.xy))) * self.scale[:, None]
+        return AffineMap(weight, fit.mean_y - fit.mean_x @ weight, source_hook, target_hook)
+
+
+class HeldOutFold:
+    """What the errors of all targets on one held-out fold share."""
+
+    def __init__(self, spectrum: Spectrum, fit: Scatter, held_out: Scatter) -> None:
+        self.spectrum = spectrum
+        self.rotated_xx = spectrum.rotate(spectrum.rotate(held_out.xx).T)
+        self.moved_mean = spectrum.rotate(held_out.mean_x - fit.mean_x)
+
+    def errors(self, fit: Scatter, held_out: Scatter, shrink: Tensor, weights: Tensor) -> Tensor:
+        """[alpha, weighting]: weighted held-out sums of squares at every penalty, for weights [weighting, d_target]."""
+        fitted, seen = self.spectrum.rotate(fit.xy), self.spectrum.rotate(held_out.xy)
+        offset = (shrink * self.moved_mean) @ fitted + (fit.mean_y - held_out.mean_y)
+        product = fitted * seen
+        columns = []
+        for weight in weights:
+            quadratic = ((shrink @ (self.rotated_xx * gram((fitted * weight.sqrt()).T))) * shrink).sum(1)
+            linear = shrink @ (product @ weight)
+            columns.append(held_out.variance @ weight - 2 * linear + quadratic + held_out.n * (offset**2 @ weight))
+        return torch.stack(columns, 1)
+
+
+class RidgeSide(Side):
+    """One direction under `Ridge`: pairs that share the predicting hook point share its spectra."""
+
+    separable = True
+
+    def __init__(self, moments: CrossMoments, solver: Ridge, *, down: bool) -> None:
+        super().__init__(moments, down=down)
+        self.solver = solver
+        self._prepared: object = None
+        self._total: Spectrum
+        self._folds: list[HeldOutFold]
+
+    def cross_validate(self, pair: Pair) -> FoldErrors:
+        """Every penalty on every held-out fold."""
+        self.prepare(pair)
+        folds = [self.fold(pair, k) for k in FIT_PARTS]
+        variance = torch.stack([held_out.variance for _, held_out in folds])
+        weights = score_weights(variance.sum(0))
+        alphas = torch.tensor(self.solver.candidates, dtype=weights.dtype, device=weights.device)
+        errors = torch.stack(
+            [
+                shared.errors(fit, held_out, shared.spectrum.shrink(alphas), weights)
+                for shared, (fit, held_out) in zip(self._folds, folds, strict=True)
+            ]
+        )
+        best = int(errors[:, :, 0].sum(0).argmin())
+        return FoldErrors(Setting(alpha=self.solver.candidates[best]), errors[:, best], variance @ weights.T)
+
+    def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:
+        """The map fitted on some parts."""
+        fit = self.scatter(pair, parts)
+        return self.spectrum(pair, parts, fit).solve(fit, setting.alpha, *self.names(pair))
+
+    def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
+        """The map of shuffled pairs; shuffling keeps Sxx, so the spectrum serves."""
+        self.prepare(pair)
+        return self._total.solve(self.null_scatter(pair, test=False), setting.alpha, *self.names(pair))
+
+    def prepare(self, pair: Pair) -> None:
+        """Decompose the predicting hook point's scatter, unless the last pair had the same one."""
+        key = self.shared_by(pair)
+        if key == self._prepared:
+            return
+        self._total = self.decompose(pair, self.scatter(pair, FIT_PARTS))
+        self._folds = []
+        for k in FIT_PARTS:
+            fit, held_out = self.fold(pair, k)
+            self._folds.append(HeldOutFold(self.decompose(pair, fit), fit, held_out))
+        self._prepared = key
+
+    def spectrum(self, pair: Pair, parts: Sequence[int], fit: Scatter) -> Spectrum:
+        """Of some parts: one of those that are prepared, or a new one."""
+        self.prepare(pair)
+        if set(parts) == set(FIT_PARTS):
+            return self._total
+        left_out = [k for k in FIT_PARTS if set(parts) == set(FIT_PARTS) - {k}]
+        return self._folds[left_out[0]].spectrum if left_out else self.decompose(pair, fit)
+
+    def shared_by(self, pair: Pair) -> object:
+        """What pairs that use the same spectra have in common."""
+        return pair[int(self.down)]
+
+    def decompose(self, pair: Pair, fit: Scatter) -> Spectrum:  # noqa: ARG002 (a solver with settings by pair needs it)
+        """Spectrum of the predicting side."""
+        return self.solver.decompose(fit.xx)

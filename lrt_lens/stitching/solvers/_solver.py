@@ -1,0 +1,231 @@
+"""What a grid asks of a solver: the map of a pair in both directions, its held-out errors, its null and its refits.
+
+A `Solver` is a frozen dataclass of settings. Given moments it makes two `Side` objects, one a direction; a side chooses what the solver
+leaves open (penalty, rank) by cross-validation over the fitting folds, fits, and refits without single folds. Closed forms of one direction
+implement `ClosedForm.weights` and nothing else:
+
+    @dataclass(frozen=True)
+    class Mean(ClosedForm):
+        def weights(self, fit, settings):
+            return [torch.zeros_like(fit.xy) for _ in settings]
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments, Pair
+from lrt_lens.moments._scatter import Scatter, score_weights, squared_errors, varying
+from lrt_lens.stitching._affine import AffineMap
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What cross-validation settles for one direction of a pair."""
+
+    alpha: float = 0.0
+    """Penalty relative to the mean variance of the predicting side; 0 for solvers without one."""
+    rank: int | None = None
+    """Rank that the map is held to; None is the full rank."""
+    groups: tuple[float, ...] = ()
+    """Relative penalty of each group of predicting dimensions (`ManyToOne`)."""
+
+
+@dataclass(frozen=True)
+class FoldErrors:
+    """Held-out error of one direction of a pair at its chosen setting, fold by fold."""
+
+    setting: Setting
+    errors: Tensor
+    """[fold, 2]: weighted sums of squared errors, for R² and for the mean R² over dimensions."""
+    variances: Tensor
+    """[fold, 2]: the same sums of the held-out rows about their mean; each column adds up to 1."""
+
+    @property
+    def r2(self) -> float:
+        """R² pooled over the held-out folds."""
+        return float(1 - self.errors[:, 0].sum())
+
+    @property
+    def r2_uniform(self) -> float:
+        """Mean over dimensions of R², pooled over the held-out folds."""
+        return float(1 - self.errors[:, 1].sum())
+
+    def r2_without(self, k: int, weighting: int) -> float:
+        """`r2` (``weighting`` 0) or `r2_uniform` (1) with fold ``k`` left out of the pool: for the delete-a-group jackknife."""
+        kept = [j for j in range(len(self.errors)) if j != k]
+        return float(1 - self.errors[kept, weighting].sum() / self.variances[kept, weighting].sum())
+
+
+class Side(ABC):
+    """One direction (``up`` or ``down``) of the pairs of some moments, under one solver."""
+
+    separable: bool = False
+    """Whether every output dimension is fitted on its own: only then does a null seen through a sketch of the target mean anything."""
+
+    def __init__(self, moments: CrossMoments, *, down: bool) -> None:
+        self.moments, self.down = moments, down
+
+    @abstractmethod
+    def cross_validate(self, pair: Pair) -> FoldErrors:
+        """The best setting by held-out R², with the held-out errors of it."""
+
+    @abstractmethod
+    def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:
+        """The map fitted on some parts."""
+
+    @abstractmethod
+    def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
+        """The map of shuffled pairs, all fitting folds."""
+
+    def fit(self, pair: Pair, setting: Setting) -> AffineMap:
+        """The map of all fitting folds."""
+        return self.solve(pair, FIT_PARTS, setting)
+
+    def refit_without(self, pair: Pair, k: int, setting: Setting) -> AffineMap:
+        """The map of all fitting folds but one: for the delete-a-group jackknife."""
+        return self.solve(pair, tuple(p for p in FIT_PARTS if p != k), setting)
+
+    def scatter(self, pair: Pair, parts: Iterable[int]) -> Scatter:
+        """Scatter of a pair, seen from the side that predicts."""
+        scatter = self.moments.scatter(pair, tuple(parts))
+        return scatter.swapped() if self.down else scatter
+
+    def null_scatter(self, pair: Pair, *, test: bool) -> Scatter:
+        """The same of shuffled pairs."""
+        scatter = self.moments.null_scatter(pair, test=test)
+        return scatter.swapped() if self.down else scatter
+
+    def fold(self, pair: Pair, k: int) -> tuple[Scatter, Scatter]:
+        """(fitting folds without ``k``, fold ``k``)."""
+        return self.scatter(pair, (p for p in FIT_PARTS if p != k)), self.scatter(pair, (k,))
+
+    def names(self, pair: Pair) -> tuple[str, str]:
+        """(where the map starts, where it ends)."""
+        return (pair[1], pair[0]) if self.down else pair
+
+
+class Solver(ABC):
+    """A family of maps; subclasses are frozen dataclasses."""
+
+    joint: ClassVar[bool] = False
+    """Whether both directions of a pair come from one fit."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """As it stands in tables."""
+
+    @abstractmethod
+    def sides(self, moments: CrossMoments) -> tuple[Side, Side]:
+        """(up, down)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedForm(Solver):
+    """A solver whose two directions are fitted apart, each from one scatter matrix and a setting."""
+
+    standardize: bool = False
+    """Scale the dimensions of both sides to unit variance before solving: for streams with massive dimensions."""
+
+    label: ClassVar[str]
+    separable: ClassVar[bool] = False
+    iterative: ClassVar[bool] = False
+    """Whether `weights` takes a ``start``, [d_source, d_target]: refits begin at the fit of all folds."""
+
+    @property
+    def name(self) -> str:
+        """As it stands in tables."""
+        return f"{self.label}_standardized" if self.standardize else self.label
+
+    @property
+    def has_intercept(self) -> bool:
+        """Whether the bias is ``ȳ − x̄W``; without it the bias is zero and `weights` gets uncentred sums."""
+        return True
+
+    def settings(self, d_source: int, d_target: int) -> list[Setting]:  # noqa: ARG002 (what solvers with a rank need)
+        """Settings to choose from."""
+        return [Setting()]
+
+    @abstractmethod
+    def weights(self, fit: Scatter, settings: Sequence[Setting]) -> Sequence[Tensor]:
+        """[d_source, d_target] for every setting, from scatter sums that are centred (see `has_intercept`) and scaled already."""
+
+    def sides(self, moments: CrossMoments) -> tuple[Side, Side]:
+        """(up, down)."""
+        return ClosedFormSide(moments, self, down=False), ClosedFormSide(moments, self, down=True)
+
+    def maps(
+        self, fit: Scatter, settings: Sequence[Setting], source_hook: str, target_hook: str, start: Tensor | None = None
+    ) -> list[AffineMap]:
+        """The map of every setting, in the streams' own units; ``start`` is the weight that an iteration begins with."""
+        scale_x, scale_y = (unit_scale(fit.second_x.diagonal), unit_scale(fit.variance)) if self.standardize else (None, None)
+        scatter = fit if scale_x is None or scale_y is None else fit.scaled(scale_x, scale_y)
+        if not self.has_intercept:
+            scatter = scatter.uncentred()
+        if start is not None and scale_x is not None and scale_y is not None:
+            start = start / scale_x[:, None] * scale_y
+        options = {"start": start} if self.iterative else {}
+        found = []
+        for weight in self.weights(scatter, settings, **options):
+            if scale_x is not None and scale_y is not None:
+                weight = weight * scale_x[:, None] / scale_y
+            bias = fit.mean_y - fit.mean_x @ weight if self.has_intercept else torch.zeros_like(fit.mean_y)
+            found.append(AffineMap(weight, bias, source_hook, target_hook))
+        return found
+
+
+class ClosedFormSide(Side):
+    """One direction of a `ClosedForm` solver: every setting is solved on every fold."""
+
+    def __init__(self, moments: CrossMoments, solver: ClosedForm, *, down: bool) -> None:
+        super().__init__(moments, down=down)
+        self.solver, self.separable = solver, solver.separable
+        self._starts: dict[Pair, Tensor] = {}
+
+    def cross_validate(self, pair: Pair) -> FoldErrors:
+        """Every setting on every held-out fold."""
+        folds = [self.fold(pair, k) for k in FIT_PARTS]
+        settings = self.solver.settings(*folds[0][0].xy.shape)
+        start = self._start(pair)
+        maps = [self.solver.maps(fit, settings, *self.names(pair), start=start) for fit, _ in folds]
+        return held_out_errors([held_out for _, held_out in folds], maps, settings)
+
+    def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:
+        """The map fitted on some parts."""
+        return self.solver.maps(self.scatter(pair, parts), [setting], *self.names(pair), start=self._start(pair))[0]
+
+    def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
+        """The map of shuffled pairs."""
+        return self.solver.maps(self.null_scatter(pair, test=False), [setting], *self.names(pair))[0]
+
+    def _start(self, pair: Pair) -> Tensor | None:
+        if not self.solver.iterative:
+            return None
+        if pair not in self._starts:
+            self._starts = {pair: self.solver.maps(self.scatter(pair, FIT_PARTS), [Setting()], *self.names(pair))[0].weight}
+        return self._starts[pair]
+
+
+def held_out_errors(held_out: Sequence[Scatter], maps: Sequence[Sequence[AffineMap]], settings: Sequence[Setting]) -> FoldErrors:
+    """Errors of ``maps[fold][setting]`` on their held-out folds, at the setting with the least of them."""
+    variance = torch.stack([scatter.variance for scatter in held_out])
+    weights = score_weights(variance.sum(0))
+    errors = torch.stack(
+        [
+            torch.stack([weights @ squared_errors(affine.weight, affine.bias, scatter) for affine in of_fold])
+            for scatter, of_fold in zip(held_out, maps, strict=True)
+        ]
+    )
+    best = int(errors[:, :, 0].sum(0).argmin())
+    return FoldErrors(settings[best], errors[:, best], variance @ weights.T)
+
+
+def unit_scale(sums_of_squares: Tensor) -> Tensor:
+    """[d]: what brings every dimension to the same variance; 1 where a dimension does not vary."""
+    varies = varying(sums_of_squares)
+    return torch.where(varies, torch.where(varies, sums_of_squares, torch.ones_like(sums_of_squares)).rsqrt(), 1.0)

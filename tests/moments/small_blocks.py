@@ -1,0 +1,21 @@
+"""A harvest cut into blocks so small that the test corpus fills some forty of them, and what it means for two of them to agree."""
+
+from typing import Any
+
+import torch
+
+from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.stitching._folder import moment_tensors
+
+OPTIONS: dict[str, Any] = {
+    "context_length": 24, "n_tokens": None, "moment_dtype": "float64", "block_rows": 250, "source_layers": [1], "target_layers": [0, 2],
+}  # fmt: skip
+
+
+def assert_same(found: CrossMoments, expected: CrossMoments) -> None:
+    """Equal to rounding, counts and provenance exactly."""
+    theirs = moment_tensors(expected)
+    for name, tensor in moment_tensors(found).items():
+        assert float((tensor - theirs[name]).norm()) <= 1e-12 * float(theirs[name].norm()), name
+    assert torch.equal(found.n, expected.n)
+    assert found.provenance == expected.provenance

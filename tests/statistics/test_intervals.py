@@ -1,0 +1,75 @@
+"""Intervals, against their formulas and against simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from lrt_lens.statistics._intervals import bootstrap_mean, bootstrap_ratio, bootstrap_statistic, clopper_pearson, jackknife_error, spread
+
+
+def test_the_bootstrap_interval_of_a_mean_is_about_two_standard_errors() -> None:
+    values = np.random.default_rng(0).normal(3, 1, 400)
+    interval = bootstrap_mean(values)
+    assert interval.value == pytest.approx(values.mean())
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.08)
+
+
+def test_bootstrap_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(1)
+    hits = [not bootstrap_mean(rng.exponential(1.0, 60), seed=i).excludes(1.0) for i in range(200)]
+    assert 0.88 <= np.mean(hits) <= 0.99
+
+
+def test_paired_ratios_are_tighter_than_their_parts() -> None:
+    native = np.random.default_rng(2).normal(2, 1, 100)
+    ratio = bootstrap_ratio(0.5 * native, native)
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_a_ratio_to_an_effect_that_may_be_zero_is_undefined() -> None:
+    native = np.random.default_rng(3).normal(0, 1, 50)
+    assert math.isnan(bootstrap_ratio(native + 1, native).value)
+    assert math.isnan(bootstrap_ratio(np.ones(3), np.array([])).value)
+
+
+def test_an_undefined_item_makes_the_mean_undefined() -> None:
+    assert math.isnan(bootstrap_mean([1.0, math.nan]).value)
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    values = np.random.default_rng(4).normal(size=12)
+    leave_one_out = [(values.sum() - v) / 11 for v in values]
+    assert jackknife_error(leave_one_out) == pytest.approx(values.std(ddof=1) / math.sqrt(12))
+    assert math.isnan(jackknife_error([1.0]))
+
+
+def test_the_spread_ignores_draws_that_are_undefined() -> None:
+    interval = spread([1.0, 2.0, 3.0, math.nan])
+    assert interval.value == 2.0
+    assert 1.0 <= interval.low < interval.high <= 3.0
+
+
+def test_clopper_pearson_ends_are_where_the_binomial_tails_hold_half_of_five_percent() -> None:
+    found = clopper_pearson(7, 40)
+    assert found.value == 7 / 40
+    assert binom.sf(6, 40, found.low) == pytest.approx(0.025)
+    assert binom.cdf(7, 40, found.high) == pytest.approx(0.025)
+
+
+def test_clopper_pearson_at_the_ends_is_one_sided_by_formula() -> None:
+    none, every = clopper_pearson(0, 12), clopper_pearson(12, 12)
+    assert (none.low, none.high) == pytest.approx((0.0, 1 - 0.025 ** (1 / 12)))
+    assert (every.low, every.high) == pytest.approx((0.025 ** (1 / 12), 1.0))
+    for count, n in ((3, 2), (-1, 5), (0, 0)):
+        with pytest.raises(ValueError, match="is no share"):
+            clopper_pearson(count, n)
+
+
+def test_the_bootstrap_of_a_statistic_keeps_rows_paired() -> None:
+    values = np.random.default_rng(5).normal(2, 1, 80)
+    ratio = bootstrap_statistic(lambda rows: float(rows[0].mean() / rows[1].mean()), np.stack([3 * values, values]))
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((3, 3, 3))
+    mean = bootstrap_statistic(lambda row: float(row.mean()), values)
+    assert mean == bootstrap_mean(values)

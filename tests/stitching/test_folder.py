@@ -1,0 +1,259 @@
+"""What is written is read back; what is not ours, cut short or half-written is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lrt_lens.errors import FileFormatError
+from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.moments._provenance import Provenance
+from lrt_lens.stitching import _folder as files
+from lrt_lens.stitching._folder import MOMENTS_SCHEMA, STITCH_SCHEMA, write_atomically
+from lrt_lens.stitching._stitch import Stitch
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ----------------------------------------------------------------------------------------------------------------------- moments
+
+
+@pytest.mark.parametrize("null", ["none", "full", "sketch"])
+def test_moments_come_back_as_they_were(layered_moments: Any, tmp_path: Path, null: str) -> None:
+    moments = layered_moments(null=null)
+    path = moments.save(tmp_path / "new folder" / "moments.safetensors")
+    loaded = CrossMoments.load(path)
+    assert path == tmp_path / "new folder" / "moments.safetensors"
+    for name in ("pairs", "kept_pairs", "token_hook", "moment_dtype", "null", "provenance"):
+        assert getattr(loaded, name) == getattr(moments, name)
+    assert torch.equal(loaded.n, moments.n)
+    for side in ("source", "target"):
+        assert getattr(loaded, side).keys() == getattr(moments, side).keys()
+        for hook, stream in getattr(moments, side).items():
+            for name in ("shift", "total", "second", "norms"):
+                assert torch.equal(getattr(getattr(loaded, side)[hook], name), getattr(stream, name))
+    for name in ("cross", "cross_null"):
+        assert getattr(loaded, name).keys() == getattr(moments, name).keys()
+        assert all(torch.equal(getattr(loaded, name)[pair], tensor) for pair, tensor in getattr(moments, name).items())
+
+
+def test_loaded_moments_fit_merge_and_go_on_like_the_others(rows: Any, moments_of: Any, tmp_path: Path) -> None:
+    first = moments_of(rows.taken(range(1200)))
+    loaded = CrossMoments.load(first.save(tmp_path / "first.safetensors"))
+    rest = rows.taken(range(1200, 2400))
+    merged = loaded.merge(moments_of(rest)).fit().scores
+    loaded.update(rest.x, rest.y, documents=rest.documents)
+    whole = moments_of(rows).fit().scores
+    for column in ("alpha", "r2", "r2_cv", "cka"):
+        assert merged[column].iloc[0] == pytest.approx(whole[column].iloc[0], rel=1e-9)
+        assert loaded.fit().scores[column].iloc[0] == pytest.approx(whole[column].iloc[0], rel=1e-9)
+
+
+def test_the_provenance_travels_with_the_moments(rows: Any, moments_of: Any, tmp_path: Path, pair: Any) -> None:
+    moments = moments_of(rows)
+    moments.provenance = Provenance(pair.source.identity, pair.target.identity, 64, 4, "abcd", 3, 120, "00ff", {"torch": "2"})
+    assert CrossMoments.load(moments.save(tmp_path / "m.safetensors")).provenance == moments.provenance
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 0.5, 0.99])
+def test_a_truncated_file_is_refused(rows: Any, moments_of: Any, tmp_path: Path, keep: float) -> None:
+    path = moments_of(rows).save(tmp_path / "moments.safetensors")
+    content = path.read_bytes()
+    path.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
+    with pytest.raises(FileFormatError, match=r"moments.safetensors' is truncated or no safetensors file .*; copy or fit it again"):
+        CrossMoments.load(path)
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    (tmp_path / "text.safetensors").write_text("this is no tensor at all, but long enough to look at")
+    with pytest.raises(FileFormatError, match=rf"foreign.safetensors' has schema None; expected '{MOMENTS_SCHEMA}'"):
+        CrossMoments.load(tmp_path / "foreign.safetensors")
+    with pytest.raises(FileFormatError, match="text.safetensors' is truncated or no safetensors file"):
+        CrossMoments.load(tmp_path / "text.safetensors")
+
+
+def test_a_file_of_another_schema_is_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(2)}, tmp_path / "later.safetensors", metadata={"schema_version": "lrt_lens.moments/99"})
+    with pytest.raises(FileFormatError, match=rf"has schema 'lrt_lens.moments/99'; expected '{MOMENTS_SCHEMA}'"):
+        CrossMoments.load(tmp_path / "later.safetensors")
+
+
+def test_a_file_that_lacks_a_tensor_or_a_field_is_refused_by_its_name(rows: Any, moments_of: Any, tmp_path: Path) -> None:
+    path = moments_of(rows).save(tmp_path / "moments.safetensors")
+    tensors, metadata = files.read_tensors(path, MOMENTS_SCHEMA)
+    files.write_tensors(path, {name: t for name, t in tensors.items() if name != "fold2/second/source/source"}, metadata)
+    with pytest.raises(FileFormatError, match="lacks 'fold2/second/source/source'"):
+        CrossMoments.load(path)
+    files.write_tensors(path, tensors, {key: value for key, value in metadata.items() if key != "pairs"})
+    with pytest.raises(FileFormatError, match="lacks 'pairs'"):
+        CrossMoments.load(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match=r"no file at '.*nowhere.safetensors'"):
+        CrossMoments.load(tmp_path / "nowhere.safetensors")
+
+
+# ------------------------------------------------------------------------------------------------------------------------ writing
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(rows: Any, moments_of: Any, stitch: Stitch, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file stands here")
+    for write in (lambda: moments_of(rows).save(tmp_path / "taken" / "m.safetensors"), lambda: stitch.save_pretrained(tmp_path / "taken")):
+        with pytest.raises(OSError, match=r"cannot write to '.*taken' \(.*\); choose a folder that you may write to"):
+            write()
+    assert (tmp_path / "taken").read_text() == "a file stands here"
+
+
+def test_ctrl_c_leaves_the_old_file_and_nothing_else(rows: Any, moments_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = moments_of(rows).save(tmp_path / "moments.safetensors")
+    before = path.read_bytes()
+
+    def interrupted(tensors: Any, name: Any, metadata: Any = None) -> None:
+        Path(name).write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "save_file", interrupted)
+    for target in (path, tmp_path / "new.safetensors"):
+        with pytest.raises(KeyboardInterrupt):
+            moments_of(rows).save(target)
+    assert names(tmp_path) == ["moments.safetensors"]
+    assert path.read_bytes() == before
+
+
+def test_a_written_file_can_be_read_by_others(tmp_path: Path) -> None:
+    path = write_atomically(tmp_path / "file", lambda temporary: temporary.write_text("content"))
+    assert path.read_text() == "content"
+    assert path.stat().st_mode & 0o444 == 0o444
+    assert names(tmp_path) == ["file"]
+
+
+# ------------------------------------------------------------------------------------------------------------------------- stitch
+
+
+def test_a_stitch_comes_back_as_it_was_in_float32(owned_stitch: Stitch, tmp_path: Path) -> None:
+    owned_stitch.save_pretrained(tmp_path / "stitch")
+    loaded = Stitch.from_pretrained(tmp_path / "stitch")
+    assert names(tmp_path / "stitch") == ["README.md", "held_out.safetensors", "stitch.safetensors", "stitch_config.json"]
+    pairs = [(owned_stitch.maps, loaded.maps), (owned_stitch.null, loaded.null), *zip(owned_stitch.refits, loaded.refits, strict=True)]
+    assert len(pairs) == 7
+    for ours, theirs in pairs:
+        for way in ("up", "down"):
+            one, other = getattr(ours, way), getattr(theirs, way)
+            assert torch.equal(one.weight.float(), other.weight)
+            assert torch.equal(one.bias.float(), other.bias)
+            assert (one.source_hook, one.target_hook) == (other.source_hook, other.target_hook)
+    assert loaded.scores == owned_stitch.scores
+    assert loaded.provenance == owned_stitch.provenance
+    for role in ("source_statistics", "target_statistics"):
+        one, other = getattr(owned_stitch, role), getattr(loaded, role)
+        assert torch.equal(one.covariance.float(), other.covariance)
+        assert one.median_norm == other.median_norm
+
+
+def test_a_stitch_saved_twice_is_the_same_file(owned_stitch: Stitch, tmp_path: Path) -> None:
+    owned_stitch.save_pretrained(tmp_path / "one")
+    Stitch.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
+    for name in names(tmp_path / "one"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_stitch_without_null_and_with_unknown_scores_comes_back(rows: Any, moments_of: Any, tmp_path: Path) -> None:
+    stitch = moments_of(rows).fit().best()
+    stitch.save_pretrained(str(tmp_path))
+    loaded = Stitch.from_pretrained(str(tmp_path))
+    assert loaded.null is None
+    assert loaded.source is None
+    assert loaded.scores["r2_null"] != loaded.scores["r2_null"]
+    assert json.loads((tmp_path / "stitch_config.json").read_text())["scores"]["r2_null"] is None, "NaN is no JSON"
+
+
+def test_the_card_names_models_hooks_scores_and_the_way_to_load_it(owned_stitch: Stitch, tmp_path: Path, pair: Any) -> None:
+    owned_stitch.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    for part in (
+        owned_stitch.source_hook,
+        owned_stitch.target_hook,
+        pair.source.name,
+        "| r2_null |",
+        "from_pretrained",
+        "library_name: lrt-lens",
+    ):
+        assert part in card
+
+
+def test_a_folder_without_a_config_is_no_stitch(stitch: Stitch, tmp_path: Path) -> None:
+    stitch.save_pretrained(tmp_path)
+    (tmp_path / "stitch_config.json").unlink()
+    with pytest.raises(FileFormatError, match=r"holds no stitch_config.json; it is no stitch folder, or its writing was interrupted"):
+        Stitch.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{half", "is no JSON .*copy the stitch again"),
+        ('{"schema_version": "lrt_lens.stitch/99"}', rf"has schema 'lrt_lens.stitch/99'; expected '{STITCH_SCHEMA}'"),
+        ('{"hidden_size": 8}', f"has schema None; expected '{STITCH_SCHEMA}'"),
+        ("[1, 2]", "has schema None"),
+        (f'{{"schema_version": "{STITCH_SCHEMA}"}}', "lacks 'source_hook'"),
+    ],
+)
+def test_a_config_that_is_not_a_stitchs_is_refused(stitch: Stitch, tmp_path: Path, content: str, message: str) -> None:
+    stitch.save_pretrained(tmp_path)
+    (tmp_path / "stitch_config.json").write_text(content)
+    with pytest.raises(FileFormatError, match=message):
+        Stitch.from_pretrained(tmp_path)
+
+
+def test_truncated_or_foreign_tensors_of_a_stitch_are_refused(stitch: Stitch, tmp_path: Path) -> None:
+    stitch.save_pretrained(tmp_path)
+    tensors = tmp_path / "stitch.safetensors"
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FileFormatError, match="stitch.safetensors' is truncated"):
+        Stitch.from_pretrained(tmp_path)
+    save_file({"weight": torch.zeros(2)}, tensors)
+    with pytest.raises(FileFormatError, match="has schema None"):
+        Stitch.from_pretrained(tmp_path)
+    files.write_tensors(tensors, {"maps.up.weight": torch.zeros(2, 2)}, {"schema_version": STITCH_SCHEMA})
+    with pytest.raises(FileFormatError, match="lacks 'maps.up.bias'"):
+        Stitch.from_pretrained(tmp_path)
+    tensors.unlink()
+    with pytest.raises(FileFormatError, match="no file at"):
+        Stitch.from_pretrained(tmp_path)
+
+
+def test_a_stitch_that_is_nowhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match=r"no stitch at 'nobody/no-such-stitch': it is neither a folder here nor a hub repository"):
+        Stitch.from_pretrained("nobody/no-such-stitch", cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("written_before", [0, 1, 2])
+def test_an_interrupted_write_over_an_older_stitch_leaves_no_mixture(
+    stitch: Stitch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written_before: int
+) -> None:
+    stitch.save_pretrained(tmp_path)
+    original, calls = files.write_atomically, []
+
+    def interrupted(path: Path, write: Any) -> Path:
+        if len(calls) == written_before:
+            raise KeyboardInterrupt
+        calls.append(path)
+        return original(path, write)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_atomically", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stitch.reversed().save_pretrained(tmp_path)
+    assert not [name for name in names(tmp_path) if name.startswith(".")]
+    with pytest.raises(FileFormatError, match="writing was interrupted"):
+        Stitch.from_pretrained(tmp_path)
+    stitch.save_pretrained(tmp_path)
+    assert Stitch.from_pretrained(tmp_path).source_hook == stitch.source_hook
