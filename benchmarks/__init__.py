@@ -1,1 +1,3 @@
-"""What the documentation claims about speed and memory, measured: ``python -m benchmarks.run``; see README.md."""
+"""What the documentation claims about speed and memory, measured: ``python -m benchmarks.run``; see
+README.md.
+"""

@@ -33,39 +33,65 @@ class Recording:
 
     @property
     def tests(self) -> Tensor:
-        """[token], true in the test fold of `CrossMoments.from_activations`: Adam is held out on the same rows as ridge."""
-        held_out = {document: part_of(document_key(str(document), 0)) >= N_FOLDS for document in set(self.documents)}
+        """[token], true in the test fold of `CrossMoments.from_activations`: Adam is held out on
+        the same rows as ridge.
+        """
+        held_out = {
+            document: part_of(document_key(str(document), 0)) >= N_FOLDS
+            for document in set(self.documents)
+        }
         return torch.tensor([held_out[document] for document in self.documents])
 
 
 def record(settings: Settings) -> Recording:
-    """Middle layers of the bundled pair (of a tiny random pair where the bundle is not there and ``--quick`` is on)."""
+    """Middle layers of the bundled pair (of a tiny random pair where the bundle is not there and
+    ``--quick`` is on).
+    """
     if BUNDLED_TEXT.exists() and not settings.quick:
         return _record(demo_pair(), BUNDLED_TEXT, settings, "bundled pair, bundled text")
     if not settings.quick:
-        raise RuntimeError(f"{BUNDLED_TEXT.name} is not in the bundled data; this benchmark needs a trained pair and its text")
+        raise RuntimeError(
+            f"{BUNDLED_TEXT.name} is not in the bundled data; this benchmark needs a trained pair and its text"
+        )
     with random_models(TINY, settings.seed) as folder:
         pair = ModelPair.load(str(folder / "source"), str(folder / "target"))
         return _record(
-            pair, random_documents(folder, 2 * settings.n_tokens, (20, 40), settings.seed), settings, "random pair, random words"
+            pair,
+            random_documents(folder, 2 * settings.n_tokens, (20, 40), settings.seed),
+            settings,
+            "random pair, random words",
         )
 
 
 def _record(pair: ModelPair, documents: Any, settings: Settings, origin: str) -> Recording:
     layers = pair.source.n_layers // 2, pair.target.n_layers // 2
-    rows = [_rows(pair, block, layers) for block in iterate_blocks(documents, pair.source, BlockPlan(n_tokens=settings.n_tokens))]
+    rows = [
+        _rows(pair, block, layers)
+        for block in iterate_blocks(documents, pair.source, BlockPlan(n_tokens=settings.n_tokens))
+    ]
     x, y = torch.cat([r[0] for r in rows]), torch.cat([r[1] for r in rows])
-    return Recording(x, y, [document for r in rows for document in r[2]], f"{origin}, source layer {layers[0]}, target layer {layers[1]}")
+    return Recording(
+        x,
+        y,
+        [document for r in rows for document in r[2]],
+        f"{origin}, source layer {layers[0]}, target layer {layers[1]}",
+    )
 
 
-def _rows(pair: ModelPair, block: Block, layers: tuple[int, int]) -> tuple[Tensor, Tensor, list[int]]:
+def _rows(
+    pair: ModelPair, block: Block, layers: tuple[int, int]
+) -> tuple[Tensor, Tensor, list[int]]:
     x, y, documents = [], [], []
     for batch in block.batches(4096):
         tokens = pair.source.pad([window.ids for window in batch])
         for rows, model, layer in ((x, pair.source, layers[0]), (y, pair.target, layers[1])):
             hook = residual_post(layer)
             activations = model.capture(tokens, [hook])[hook]
-            # A clone outside inference mode: rows that Adam differentiates through must be ordinary tensors.
-            rows.extend(activations[i, torch.from_numpy(window.rows)].clone() for i, window in enumerate(batch))
+            # A clone outside inference mode: rows that Adam differentiates through must be ordinary
+            # tensors.
+            rows.extend(
+                activations[i, torch.from_numpy(window.rows)].clone()
+                for i, window in enumerate(batch)
+            )
         documents.extend(window.document for window in batch for _ in window.rows)
     return torch.cat(x), torch.cat(y), documents

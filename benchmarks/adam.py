@@ -1,6 +1,8 @@
-"""The rival: an affine map trained by Adam over rows in memory, as the papers do it, in its most favourable light.
+"""The rival: an affine map trained by Adam over rows in memory, as the papers do it, in its most
+favourable light.
 
-Its search for a learning rate is not charged, nor are its looks at the held-out rows; the optimiser is torch's fused one.
+Its search for a learning rate is not charged, nor are its looks at the held-out rows; the optimiser
+is torch's fused one.
 """
 
 import time
@@ -56,12 +58,25 @@ class AdamMap:
     @torch.no_grad()
     def fvu(self, x: Tensor, y: Tensor) -> float:
         """Fraction of variance unexplained on held-out rows: 1 − R²."""
-        error, variance = (self.map(x) - y).double().pow(2).sum(), (y.double() - y.double().mean(0)).pow(2).sum()
+        error, variance = (
+            (self.map(x) - y).double().pow(2).sum(),
+            (y.double() - y.double().mean(0)).pow(2).sum(),
+        )
         return float(error / variance)
 
 
-def race(x: Tensor, y: Tensor, tests: Tensor, goal: float, learning_rate: float, max_epochs: float, seed: int) -> Race:
-    """Train on the rows that do not test until the held-out FVU is at most ``goal``, or for ``max_epochs``."""
+def race(
+    x: Tensor,
+    y: Tensor,
+    tests: Tensor,
+    goal: float,
+    learning_rate: float,
+    max_epochs: float,
+    seed: int,
+) -> Race:
+    """Train on the rows that do not test until the held-out FVU is at most ``goal``, or for
+    ``max_epochs``.
+    """
     fit, held_out = (x[~tests], y[~tests]), (x[tests], y[tests])
     adam = AdamMap(*fit, learning_rate, seed)
     steps_an_epoch = -(-len(fit[0]) // BATCH)
@@ -76,8 +91,11 @@ def race(x: Tensor, y: Tensor, tests: Tensor, goal: float, learning_rate: float,
     return Race(learning_rate, best <= goal, steps, spent, steps / steps_an_epoch, best)
 
 
-def best_race(x: Tensor, y: Tensor, tests: Tensor, goal: float, max_epochs: float, seed: int) -> tuple[Race, list[Race]]:
-    """(the learning rate that reaches the goal first, all that were tried); the closest one where none does.
+def best_race(
+    x: Tensor, y: Tensor, tests: Tensor, goal: float, max_epochs: float, seed: int
+) -> tuple[Race, list[Race]]:
+    """(the learning rate that reaches the goal first, all that were tried); the closest one where
+    none does.
 
     A rate runs no further than the best so far: it could not win any more.
     """

@@ -22,8 +22,9 @@ _LARGEST_DIFFERENCE = 1e-3
 def fit_time_over_sklearn(settings: Settings) -> Measurement:
     """A: `CrossMoments.from_activations` and one up map at one penalty, from all rows.
 
-    Products are float32 and kept per fold; the target's second moments, which this map does not need, are accumulated too: it is what
-    a user calls. B: scikit-learn's ``Ridge(solver="cholesky")`` on the same float32 rows and the same penalty.
+    Products are float32 and kept per fold; the target's second moments, which this map does not
+    need, are accumulated too: it is what a user calls. B: scikit-learn's
+    ``Ridge(solver="cholesky")`` on the same float32 rows and the same penalty.
     """
     x, y = _rows(settings)
     documents = torch.arange(len(x)) // _ROWS_A_DOCUMENT
@@ -32,7 +33,11 @@ def fit_time_over_sklearn(settings: Settings) -> Measurement:
     with threadpool_limits(limits=settings.threads):
         difference = _difference(_ours(x, y, documents).weight, _theirs(*arrays, penalty))
         timings = alternate(lambda: _ours(x, y, documents), lambda: _theirs(*arrays, penalty), 5)
-        parts = alternate(lambda: CrossMoments.from_activations(x, y, documents=documents), lambda: (x.T @ x, x.T @ y), 3)
+        parts = alternate(
+            lambda: CrossMoments.from_activations(x, y, documents=documents),
+            lambda: (x.T @ x, x.T @ y),
+            3,
+        )
     if difference > _LARGEST_DIFFERENCE:
         raise RuntimeError(
             f"the two maps differ by {difference:.2g} of their norm; at most {_LARGEST_DIFFERENCE} is rounding: they solve other problems"
@@ -76,5 +81,7 @@ def _rows(settings: Settings) -> tuple[Tensor, Tensor]:
     rows = 4_000 if settings.quick else settings.n_tokens
     draw = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
     x = draw(rows, shape.source.d_model) + draw(shape.source.d_model)
-    y = x @ draw(shape.source.d_model, shape.target.d_model) * shape.source.d_model**-0.5 + draw(rows, shape.target.d_model)
+    y = x @ draw(shape.source.d_model, shape.target.d_model) * shape.source.d_model**-0.5 + draw(
+        rows, shape.target.d_model
+    )
     return x, y

@@ -44,7 +44,9 @@ def alignment_share_of_harvest(settings: Settings) -> Measurement:
         tokenizers = pair.source.tokenizer, _word_piece(documents)
         added, share = _time(tokenizers, documents)
         source, target = shape.middle
-        run: Callable[[], Any] = lambda: harvest(pair, documents, source_layers=[source], target_layers=[target], progress=False)  # noqa: E731 (timed)
+        run: Callable[[], Any] = lambda: harvest(  # noqa: E731
+            pair, documents, source_layers=[source], target_layers=[target], progress=False
+        )
         harvested = alternate(run, lambda: None, 2)
     seconds = sorted(a - b for a, b in zip(added.a, added.b, strict=True))[len(added.a) // 2]
     return Measurement(
@@ -54,7 +56,8 @@ def alignment_share_of_harvest(settings: Settings) -> Measurement:
         at_most=True,
         what=f"Seconds that `Aligner.align` takes beyond tokenising with both ÷ seconds of a harvest of one middle pair (layers {source} and {target}) "
         "of the same documents: word-level tokenizer of the random models against a WordPiece.",
-        raw=added.raw("aligned", "tokenizers") | {"harvest_seconds": list(harvested.a), "documents": len(documents), "share": share},
+        raw=added.raw("aligned", "tokenizers")
+        | {"harvest_seconds": list(harvested.a), "documents": len(documents), "share": share},
     )
 
 
@@ -83,6 +86,8 @@ def _word_piece(texts: list[str]) -> Any:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=8000, special_tokens=["[UNK]"], show_progress=False)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=8000, special_tokens=["[UNK]"], show_progress=False
+    )
     tokenizer.train_from_iterator(islice(texts, 500), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")

@@ -27,9 +27,14 @@ _REPETITIONS = 5
 
 
 def cache_write_over_safetensors(settings: Settings) -> Measurement:
-    """Speed of an `ActivationCache` ÷ plain safetensors: the least of writing, reading in order and reading shuffled."""
+    """Speed of an `ActivationCache` ÷ plain safetensors: the least of writing, reading in order and
+    reading shuffled.
+    """
     shape = TINY if settings.quick else PYTHIA
-    n_rows, widths = (16_384 if settings.quick else 262_144), (shape.source.d_model, shape.target.d_model)
+    n_rows, widths = (
+        (16_384 if settings.quick else 262_144),
+        (shape.source.d_model, shape.target.d_model),
+    )
     generator = torch.Generator().manual_seed(settings.seed)
     rows = [torch.randn(n_rows, d, generator=generator) for d in widths]
     stored = [values.bfloat16() for values in rows]
@@ -37,18 +42,43 @@ def cache_write_over_safetensors(settings: Settings) -> Measurement:
     with tempfile.TemporaryDirectory() as name:
         plain, cache = Path(name) / "plain", Path(name) / "cache"
         timings = {
-            "write_ready_tensors": alternate(lambda: _save_ready(plain, stored), lambda: _write_cache(cache, rows, blocks), _REPETITIONS),
-            "write": alternate(lambda: _write_plainly(plain, rows, blocks), lambda: _write_cache(cache, rows, blocks), _REPETITIONS),
-            "read_in_order": alternate(lambda: _read_plainly(plain, shuffled=False), lambda: _read_cache(cache, None), _REPETITIONS),
-            "read_shuffled": alternate(lambda: _read_plainly(plain, shuffled=True), lambda: _read_cache(cache, 0), _REPETITIONS),
+            "write_ready_tensors": alternate(
+                lambda: _save_ready(plain, stored),
+                lambda: _write_cache(cache, rows, blocks),
+                _REPETITIONS,
+            ),
+            "write": alternate(
+                lambda: _write_plainly(plain, rows, blocks),
+                lambda: _write_cache(cache, rows, blocks),
+                _REPETITIONS,
+            ),
+            "read_in_order": alternate(
+                lambda: _read_plainly(plain, shuffled=False),
+                lambda: _read_cache(cache, None),
+                _REPETITIONS,
+            ),
+            "read_shuffled": alternate(
+                lambda: _read_plainly(plain, shuffled=True),
+                lambda: _read_cache(cache, 0),
+                _REPETITIONS,
+            ),
         }
         n_bytes = ActivationCache.open(cache).n_bytes
         plain_bytes = sum(path.stat().st_size for path in plain.iterdir())
-    raw: dict[str, Any] = {"rows": n_rows, "widths": widths, "cache_bytes": n_bytes, "plain_bytes": plain_bytes}
+    raw: dict[str, Any] = {
+        "rows": n_rows,
+        "widths": widths,
+        "cache_bytes": n_bytes,
+        "plain_bytes": plain_bytes,
+    }
     for kind, found in timings.items():
-        raw[kind] = found.raw("plain", "cache") | {"cache_megabytes_per_second": n_bytes / 1e6 / statistics.median(found.b)}
+        raw[kind] = found.raw("plain", "cache") | {
+            "cache_megabytes_per_second": n_bytes / 1e6 / statistics.median(found.b)
+        }
     in_order, shuffled = raw["read_in_order"], raw["read_shuffled"]
-    raw["read_shuffled_over_plain_in_order"] = in_order["plain_seconds_median"] / shuffled["cache_seconds_median"]
+    raw["read_shuffled_over_plain_in_order"] = (
+        in_order["plain_seconds_median"] / shuffled["cache_seconds_median"]
+    )
     return Measurement(
         name="cache_write_over_safetensors",
         value=min(timings[kind].ratio for kind in ("write", "read_in_order", "read_shuffled")),
@@ -90,7 +120,10 @@ def _write_plainly(folder: Path, rows: list[Tensor], blocks: list[Block]) -> Non
             kept[name].append(values[start : start + block.n_rows].bfloat16())
         start, waiting = start + block.n_rows, waiting + block.n_rows
         if waiting + block.n_rows > per_file or number == len(blocks) - 1:
-            save_file({name: torch.cat(parts) for name, parts in kept.items()}, folder / f"{start:09d}.safetensors")
+            save_file(
+                {name: torch.cat(parts) for name, parts in kept.items()},
+                folder / f"{start:09d}.safetensors",
+            )
             kept, waiting = {name: [] for name in kept}, 0
 
 
@@ -99,7 +132,10 @@ def _save_ready(folder: Path, rows: list[Tensor]) -> None:
     _begin(folder)
     per_file = _rows_per_file(rows)
     for start in range(0, len(rows[0]), per_file):
-        some = {name: values[start : start + per_file] for name, values in zip(("x", "y"), rows, strict=True)}
+        some = {
+            name: values[start : start + per_file]
+            for name, values in zip(("x", "y"), rows, strict=True)
+        }
         save_file(some, folder / f"{start:09d}.safetensors")
 
 
@@ -139,4 +175,7 @@ def _read_plainly(folder: Path, *, shuffled: bool) -> float:
 
 def _read_cache(folder: Path, shuffle: int | None) -> float:
     cache = ActivationCache.open(folder)
-    return sum(float(x[0, 0]) + float(y[0, 0]) for x, y in cache.rows("source", "target", batch_rows=_BATCH, shuffle=shuffle))
+    return sum(
+        float(x[0, 0]) + float(y[0, 0])
+        for x, y in cache.rows("source", "target", batch_rows=_BATCH, shuffle=shuffle)
+    )

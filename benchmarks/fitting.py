@@ -57,9 +57,11 @@ class Duel:
 
 
 def fit_speedup_over_adam(settings: Settings) -> Measurement:
-    """A: Adam, its winning learning rate for as many steps as that needs, up map only, on the rows that fit.
+    """A: Adam, its winning learning rate for as many steps as that needs, up map only, on the rows
+    that fit.
 
-    B: `CrossMoments.from_activations` on all rows, then ``moments.fit()``: up and down, 20 penalties on five folds, test scores.
+    B: `CrossMoments.from_activations` on all rows, then ``moments.fit()``: up and down, 20
+    penalties on five folds, test scores.
     """
     duel = run_duel(settings)
     rows, run = duel.recording, duel.adam
@@ -83,11 +85,15 @@ def fit_speedup_over_adam(settings: Settings) -> Measurement:
 
 @lru_cache(maxsize=1)
 def run_duel(settings: Settings) -> Duel:
-    """Find out how many steps Adam needs; `sweep_speedup_over_adam` extrapolates from them. Also the warm-up of both sides."""
+    """Find out how many steps Adam needs; `sweep_speedup_over_adam` extrapolates from them. Also
+    the warm-up of both sides.
+    """
     rows = record(settings)
     ridge_fvu = 1 - float(_closed_form(rows).scores["r2"].iloc[0])
     max_epochs = 5 if settings.quick else _MAX_EPOCHS
-    best, tried = best_race(rows.x, rows.y, rows.tests, _TOLERANCE * ridge_fvu, max_epochs, settings.seed)
+    best, tried = best_race(
+        rows.x, rows.y, rows.tests, _TOLERANCE * ridge_fvu, max_epochs, settings.seed
+    )
     return Duel(rows, ridge_fvu, best, tuple(tried))
 
 

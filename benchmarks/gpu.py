@@ -1,8 +1,10 @@
-"""Throughput and overhead of a harvest on an accelerator, and the rounding of its sums: ``python -m benchmarks.gpu``.
+"""Throughput and overhead of a harvest on an accelerator, and the rounding of its sums: ``python -m
+benchmarks.gpu``.
 
-Random weights of real shapes: Pythia-70m → 160m and GPT-2 small → medium in float32, 1.3B → 7B in bfloat16. For each: tokens a second of
-`harvest` (all proportional pairs, shuffled null) and of the two bare decoders on the same batches, and their ratio. Then the error of
-moments whose products are float32 or float64, on the device, against float64 on the CPU.
+Random weights of real shapes: Pythia-70m → 160m and GPT-2 small → medium in float32, 1.3B → 7B in
+bfloat16. For each: tokens a second of `harvest` (all proportional pairs, shuffled null) and of the
+two bare decoders on the same batches, and their ratio. Then the error of moments whose products are
+float32 or float64, on the device, against float64 on the CPU.
 
     python -m benchmarks.gpu --out benchmarks/gpu.json        # one accelerator with 80 GB
     python -m benchmarks.gpu --device cpu --quick             # tiny shapes: whether it runs
@@ -18,7 +20,13 @@ from typing import Any
 import torch
 import tyro
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PretrainedConfig,
+)
 
 from benchmarks.models import random_documents, write_tokenizer
 from lrt_lens.data._blocks import iterate_blocks
@@ -42,7 +50,13 @@ class Case:
     n_tokens: int
 
 
-def main(out: Path | None = None, device: str = "cuda", quick: bool = False, only: tuple[str, ...] = (), seed: int = 0) -> None:
+def main(
+    out: Path | None = None,
+    device: str = "cuda",
+    quick: bool = False,
+    only: tuple[str, ...] = (),
+    seed: int = 0,
+) -> None:
     """Measure every case and the rounding of sums.
 
     Args:
@@ -53,7 +67,9 @@ def main(out: Path | None = None, device: str = "cuda", quick: bool = False, onl
         seed: of weights and documents.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise SystemExit("error: no CUDA device here; --device cpu --quick shows that the script runs")
+        raise SystemExit(
+            "error: no CUDA device here; --device cpu --quick shows that the script runs"
+        )
     chosen = [case for case in cases(quick) if not only or case.name in only]
     results = {
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
@@ -82,18 +98,30 @@ def cases(quick: bool) -> list[Case]:
         max_position_embeddings=2048,
     )
     return [
-        Case("pythia-70m_160m", _neox(512, 6, 8, 50_304), _neox(768, 12, 12, 50_304), "float32", 2_000_000),
+        Case(
+            "pythia-70m_160m",
+            _neox(512, 6, 8, 50_304),
+            _neox(768, 12, 12, 50_304),
+            "float32",
+            2_000_000,
+        ),
         Case("gpt2_small_medium", gpt2(768, 12, 12), gpt2(1024, 24, 16), "float32", 1_000_000),
-        Case("1.3b_7b", llama(2048, 24, 16, 5504), llama(4096, 32, 32, 11_008), "bfloat16", 200_000),
+        Case(
+            "1.3b_7b", llama(2048, 24, 16, 5504), llama(4096, 32, 32, 11_008), "bfloat16", 200_000
+        ),
     ]
 
 
 def measure(case: Case, device: str, seed: int) -> dict[str, Any]:
-    """Tokens a second of the harvest and of the bare decoders, timed in turn after a warm-up of both."""
+    """Tokens a second of the harvest and of the bare decoders, timed in turn after a warm-up of
+    both.
+    """
     pair, folder = _pair(case, device, seed)
     lengths = (_CONTEXT, 2 * _CONTEXT) if case.n_tokens > _WARM_UP_TOKENS else (30, 60)
     documents = list(random_documents(folder, case.n_tokens + case.n_tokens // 4, lengths, seed))
-    warm_up = list(random_documents(folder, min(_WARM_UP_TOKENS, case.n_tokens), (20, 60), seed + 1))
+    warm_up = list(
+        random_documents(folder, min(_WARM_UP_TOKENS, case.n_tokens), (20, 60), seed + 1)
+    )
     plan = BlockPlan(context_length=_CONTEXT, n_tokens=case.n_tokens)
     batches = [
         pair.source.pad([window.ids for window in batch])
@@ -110,47 +138,69 @@ def measure(case: Case, device: str, seed: int) -> dict[str, Any]:
     harvest(pair, warm_up, n_tokens=None, **options)
     _bare(decoders, batches[:2], device)
     moments: list[CrossMoments] = []
-    ours = _seconds(lambda: moments.append(harvest(pair, documents, n_tokens=case.n_tokens, **options)), device)
+    ours = _seconds(
+        lambda: moments.append(harvest(pair, documents, n_tokens=case.n_tokens, **options)), device
+    )
     bare = _seconds(lambda: _bare(decoders, batches, device), device)
     found = {
-        "name": case.name, "dtype": case.dtype, "tokens": moments[0].n_tokens, "pairs": len(moments[0].pairs), "harvest_seconds": ours,
-        "bare_seconds": bare, "tokens_per_second": moments[0].n_tokens / ours, "bare_tokens_per_second": moments[0].n_tokens / bare,
+        "name": case.name,
+        "dtype": case.dtype,
+        "tokens": moments[0].n_tokens,
+        "pairs": len(moments[0].pairs),
+        "harvest_seconds": ours,
+        "bare_seconds": bare,
+        "tokens_per_second": moments[0].n_tokens / ours,
+        "bare_tokens_per_second": moments[0].n_tokens / bare,
         "overhead": ours / bare,
-    }  # fmt: skip
+    }
     if device.startswith("cuda"):
         found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return found
 
 
 def accumulation_error(device: str, n_rows: int, seed: int) -> dict[str, float]:
-    """Relative error of S and of a ridge map, by the precision of products, against float64 on the CPU; rows have massive dimensions."""
+    """Relative error of S and of a ridge map, by the precision of products, against float64 on the
+    CPU; rows have massive dimensions.
+    """
     generator = torch.Generator().manual_seed(seed)
     scales = torch.arange(1, 257).float() ** -0.5
     scales[:4] = 30.0
-    x = torch.randn(n_rows, 256, generator=generator) * scales + 5 * torch.randn(256, generator=generator)
-    y = x @ torch.randn(256, 320, generator=generator) / 16 + torch.randn(n_rows, 320, generator=generator)
+    x = torch.randn(n_rows, 256, generator=generator) * scales + 5 * torch.randn(
+        256, generator=generator
+    )
+    y = x @ torch.randn(256, 320, generator=generator) / 16 + torch.randn(
+        n_rows, 320, generator=generator
+    )
     documents = torch.arange(n_rows) // 100
     exact = CrossMoments.from_activations(x, y, documents=documents, moment_dtype=torch.float64)
     found = {}
     for dtype in (torch.float32, torch.float64):
-        moments = CrossMoments.from_activations(x.to(device), y.to(device), documents=documents, moment_dtype=dtype)
+        moments = CrossMoments.from_activations(
+            x.to(device), y.to(device), documents=documents, moment_dtype=dtype
+        )
         name = str(dtype).removeprefix("torch.")
         pair = exact.pairs[0]
         ours, theirs = moments.scatter(pair, range(13)), exact.scatter(pair, range(13))
         found[f"scatter_{name}"] = _relative(ours.xx, theirs.xx)
         found[f"cross_{name}"] = _relative(ours.xy, theirs.xy)
-        found[f"map_{name}"] = _relative(moments.fit().best(by="r2_cv").up.weight, exact.fit().best(by="r2_cv").up.weight)
+        found[f"map_{name}"] = _relative(
+            moments.fit().best(by="r2_cv").up.weight, exact.fit().best(by="r2_cv").up.weight
+        )
     return found
 
 
 def _pair(case: Case, device: str, seed: int) -> tuple[ModelPair, Path]:
-    """Random models, built where they run: writing and reading 7B parameters would measure the disk."""
+    """Random models, built where they run: writing and reading 7B parameters would measure the
+    disk.
+    """
     torch.manual_seed(seed)
     folder, tokenizer = write_tokenizer(case.source.vocab_size)
     models = []
     for config in (case.source, case.target):
         with torch.device(device):
-            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, case.dtype), attn_implementation="sdpa").eval()
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=getattr(torch, case.dtype), attn_implementation="sdpa"
+            ).eval()
         models.append(HookedModel.load(model, tokenizer=tokenizer))
     return ModelPair(*models), folder
 

@@ -1,8 +1,9 @@
 """What a harvest costs beside the forward passes that it cannot do without.
 
-A: `harvest` as a user calls it: tokenisation, windows, both models to the deepest hook point, moments, folds, masks, shuffled null,
-token baseline. B: the bare Hugging Face decoders (SDPA, no cache, no unembedding), cut to the same depth, on the same padded batches,
-which were prepared beforehand.
+A: `harvest` as a user calls it: tokenisation, windows, both models to the deepest hook point,
+moments, folds, masks, shuffled null, token baseline. B: the bare Hugging Face decoders (SDPA, no
+cache, no unembedding), cut to the same depth, on the same padded batches, which were prepared
+beforehand.
 """
 
 from collections.abc import Sequence
@@ -94,9 +95,17 @@ def _overhead(settings: Settings, selection: Selection) -> tuple[float, dict[str
     """(ratio, raw measurements)."""
     with random_models(_shape(settings), settings.seed) as folder:
         pair = ModelPair.load(str(folder / "source"), str(folder / "target"))
-        decoders = [_bare_decoder(folder / role, depth) for role, depth in zip(("source", "target"), selection.depths, strict=True)]
-        # Masked positions (four a window) do not count as tokens: a few documents more than tokens asked for.
-        documents = list(random_documents(folder, settings.n_tokens + settings.n_tokens // 16, (256, 600), settings.seed))
+        decoders = [
+            _bare_decoder(folder / role, depth)
+            for role, depth in zip(("source", "target"), selection.depths, strict=True)
+        ]
+        # Masked positions (four a window) do not count as tokens: a few documents more than tokens
+        # asked for.
+        documents = list(
+            random_documents(
+                folder, settings.n_tokens + settings.n_tokens // 16, (256, 600), settings.seed
+            )
+        )
         batches, n_rows = _prepare(documents, pair, settings.n_tokens)
         # Short documents, but enough of them that no fold stays empty.
         selection.harvest(pair, random_documents(folder, 4_000, (30, 50), seed=1), None)
@@ -108,21 +117,38 @@ def _overhead(settings: Settings, selection: Selection) -> tuple[float, dict[str
             _REPETITIONS,
         )
     if seen != {n_rows}:
-        raise RuntimeError(f"the harvest saw {seen} rows, the bare decoders ran batches of {n_rows}: they are no longer cut alike")
-    raw = {"rows": n_rows, "documents": len(documents), "batches": len(batches), "padded_tokens": sum(batch.numel() for batch in batches)}
+        raise RuntimeError(
+            f"the harvest saw {seen} rows, the bare decoders ran batches of {n_rows}: they are no longer cut alike"
+        )
+    raw = {
+        "rows": n_rows,
+        "documents": len(documents),
+        "batches": len(batches),
+        "padded_tokens": sum(batch.numel() for batch in batches),
+    }
     return timings.ratio, timings.raw("harvest", "bare") | raw | {"depths": list(selection.depths)}
 
 
 def _prepare(documents: Sequence[str], pair: ModelPair, n_tokens: int) -> tuple[list[Tensor], int]:
     """(the padded batches that the harvest runs, in its order; its unmasked rows)."""
-    blocks = list(iterate_blocks(documents, pair.source, BlockPlan(context_length=_CONTEXT, n_tokens=n_tokens)))
-    batches = [pair.source.pad([window.ids for window in batch]) for block in blocks for batch in block.batches(_BATCH_TOKENS)]
+    blocks = list(
+        iterate_blocks(
+            documents, pair.source, BlockPlan(context_length=_CONTEXT, n_tokens=n_tokens)
+        )
+    )
+    batches = [
+        pair.source.pad([window.ids for window in batch])
+        for block in blocks
+        for batch in block.batches(_BATCH_TOKENS)
+    ]
     return batches, sum(block.n_rows for block in blocks)
 
 
 def _bare_decoder(folder: Path, depth: int) -> nn.Module:
     """The decoder's first blocks, with nothing behind them."""
-    decoder = AutoModel.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32).eval()
+    decoder = AutoModel.from_pretrained(
+        folder, attn_implementation="sdpa", dtype=torch.float32
+    ).eval()
     decoder.layers = decoder.layers[:depth]
     decoder.final_layer_norm = nn.Identity()
     return decoder

@@ -23,7 +23,9 @@ def describe_machine(threads: int) -> dict[str, Any]:
 
 
 def load_average() -> float:
-    """Runnable processes over the last minute: well above 0 at the start means that something else is running."""
+    """Runnable processes over the last minute: well above 0 at the start means that something else
+    is running.
+    """
     return round(os.getloadavg()[0], 2)
 
 

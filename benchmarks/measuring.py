@@ -97,6 +97,10 @@ def alternate(a: Callable[[], object], b: Callable[[], object], repetitions: int
 
 
 def check_threads(threads: int) -> None:
-    """Raise where something changed torch's number of threads: importing a model class of transformers can."""
+    """Raise where something changed torch's number of threads: importing a model class of
+    transformers can.
+    """
     if torch.get_num_threads() != threads:
-        raise RuntimeError(f"torch uses {torch.get_num_threads()} threads; this benchmark wants {threads}: an import has reset them")
+        raise RuntimeError(
+            f"torch uses {torch.get_num_threads()} threads; this benchmark wants {threads}: an import has reset them"
+        )

@@ -1,7 +1,8 @@
 """Whether memory grows with the number of tokens.
 
-Every measurement is a process of its own: ``python -m benchmarks.memory FOLDER N_TOKENS`` loads a pair, runs one batch (which starts
-thread pools and workspaces), notes its resident memory, harvests ``N_TOKENS`` from a generator, and prints what memory it had at most.
+Every measurement is a process of its own: ``python -m benchmarks.memory FOLDER N_TOKENS`` loads a
+pair, runs one batch (which starts thread pools and workspaces), notes its resident memory, harvests
+``N_TOKENS`` from a generator, and prints what memory it had at most.
 """
 
 import gc
@@ -23,12 +24,17 @@ _REPETITIONS = 2
 
 
 def peak_memory_10x_tokens(settings: Settings) -> Measurement:
-    """A: (peak resident memory − resident memory after loading) of a harvest of all pairs over 10 n tokens. B: the same over n."""
+    """A: (peak resident memory − resident memory after loading) of a harvest of all pairs over 10 n
+    tokens. B: the same over n.
+    """
     from benchmarks.models import SMALL, TINY, random_models
 
     n_tokens, repetitions = (8_000, 1) if settings.quick else (32_000, _REPETITIONS)
     with random_models(TINY if settings.quick else SMALL, settings.seed) as folder:
-        runs = [(_measure(folder, 10 * n_tokens, settings), _measure(folder, n_tokens, settings)) for _ in range(repetitions)]
+        runs = [
+            (_measure(folder, 10 * n_tokens, settings), _measure(folder, n_tokens, settings))
+            for _ in range(repetitions)
+        ]
     ten, one = zip(*runs, strict=True)
     ratios = [a["growth_mib"] / b["growth_mib"] for a, b in runs]
     return Measurement(
@@ -43,10 +49,21 @@ def peak_memory_10x_tokens(settings: Settings) -> Measurement:
 
 
 def _measure(folder: Path, n_tokens: int, settings: Settings) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.memory", str(folder), str(n_tokens), str(settings.threads)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.memory",
+        str(folder),
+        str(n_tokens),
+        str(settings.threads),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False
+    )
     if done.returncode:
-        raise RuntimeError(f"the process that harvests {n_tokens:,} tokens failed:\n{done.stderr[-2000:]}")
+        raise RuntimeError(
+            f"the process that harvests {n_tokens:,} tokens failed:\n{done.stderr[-2000:]}"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -66,7 +83,12 @@ class PeakMemory:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._stop.set()
         self._thread.join()
 
@@ -76,7 +98,9 @@ def resident_memory() -> int:
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError as error:
-        raise RuntimeError("peak_memory_10x_tokens reads /proc/self/statm, which only Linux has") from error
+        raise RuntimeError(
+            "peak_memory_10x_tokens reads /proc/self/statm, which only Linux has"
+        ) from error
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -100,7 +124,11 @@ def _harvest(folder: Path, n_tokens: int, threads: int) -> dict[str, float]:
     with PeakMemory() as memory:
         harvest(pair, documents, n_tokens=n_tokens, null="sketch", progress=False)
     mib = 2**20
-    return {"after_loading_mib": memory.before / mib, "peak_mib": memory.peak / mib, "growth_mib": (memory.peak - memory.before) / mib}
+    return {
+        "after_loading_mib": memory.before / mib,
+        "peak_mib": memory.peak / mib,
+        "growth_mib": (memory.peak - memory.before) / mib,
+    }
 
 
 if __name__ == "__main__":

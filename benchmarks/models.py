@@ -1,6 +1,7 @@
 """Random models of real shapes, a tokenizer of as many words, and documents of known length.
 
-Speed and memory do not depend on the weights. The models are written to a temporary folder and loaded as a user loads them.
+Speed and memory do not depend on the weights. The models are written to a temporary folder and
+loaded as a user loads them.
 
     with random_models(PYTHIA) as folder:
         pair = ModelPair.load(str(folder / "source"), str(folder / "target"))
@@ -70,14 +71,19 @@ def random_models(shape: PairShape, seed: int = 0) -> Iterator[Path]:
 
 
 def write_tokenizer(vocabulary: int) -> tuple[Path, PreTrainedTokenizerFast]:
-    """(a temporary folder whose ``source`` holds a tokenizer and nothing else, the tokenizer): for models that are built in memory."""
+    """(a temporary folder whose ``source`` holds a tokenizer and nothing else, the tokenizer): for
+    models that are built in memory.
+    """
     folder, tokenizer = Path(mkdtemp(prefix="lrt-lens-bench-")), _tokenizer(vocabulary)
     tokenizer.save_pretrained(folder / "source")
     return folder, tokenizer
 
 
-def random_documents(folder: Path, n_tokens: int, lengths: tuple[int, int], seed: int = 0) -> Iterator[str]:
-    """Texts of at least ``n_tokens`` tokens together, one at a time, each of a length drawn from ``lengths`` (both included).
+def random_documents(
+    folder: Path, n_tokens: int, lengths: tuple[int, int], seed: int = 0
+) -> Iterator[str]:
+    """Texts of at least ``n_tokens`` tokens together, one at a time, each of a length drawn from
+    ``lengths`` (both included).
 
     A text tokenises to the ids that were drawn: checked on the first.
     """
@@ -89,7 +95,9 @@ def random_documents(folder: Path, n_tokens: int, lengths: tuple[int, int], seed
         ids = rng.integers(_SPECIAL, len(words), rng.integers(*lengths, endpoint=True))
         text = " ".join(words[ids])
         if made == 0 and tokenizer(text, add_special_tokens=False)["input_ids"] != ids.tolist():
-            raise RuntimeError(f"a text of {len(ids)} words does not tokenise back to their ids; the benchmark's tokenizer is wrong")
+            raise RuntimeError(
+                f"a text of {len(ids)} words does not tokenise back to their ids; the benchmark's tokenizer is wrong"
+            )
         made += len(ids)
         yield text
 
@@ -111,4 +119,6 @@ def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     words = [END_OF_TEXT, UNKNOWN, *(f"w{k}" for k in range(_SPECIAL, vocabulary))]
     tokenizer = Tokenizer(WordLevel({word: k for k, word in enumerate(words)}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=UNKNOWN)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=UNKNOWN
+    )

@@ -1,4 +1,5 @@
-"""Run the benchmarks and write results.json: ``python -m benchmarks.run`` (or ``make bench``); see README.md.
+"""Run the benchmarks and write results.json: ``python -m benchmarks.run`` (or ``make bench``); see
+README.md.
 
     python -m benchmarks.run                            # all, on 2 cores; writes benchmarks/results.json
     python -m benchmarks.run --only seconds_per_map     # some; their entries in results.json are replaced
@@ -68,7 +69,9 @@ MODULES: dict[Name, str] = {
 """Where each benchmark lives, in the order in which they run."""
 
 
-def main(only: tuple[Name, ...] = (), quick: bool = False, out: Path | None = None, threads: int = 2) -> None:
+def main(
+    only: tuple[Name, ...] = (), quick: bool = False, out: Path | None = None, threads: int = 2
+) -> None:
     """Measure what the documentation claims, as ratios of two things timed side by side.
 
     Args:
@@ -83,8 +86,15 @@ def main(only: tuple[Name, ...] = (), quick: bool = False, out: Path | None = No
 
     machine, load = describe_machine(threads), load_average()
     if load > 0.5:
-        print(f"note: the load average is {load}; something else is running, and the ratios will be rough", file=sys.stderr)
-    records = [_run(name, Settings(threads=threads, quick=quick), load) for name in MODULES if not only or name in only]
+        print(
+            f"note: the load average is {load}; something else is running, and the ratios will be rough",
+            file=sys.stderr,
+        )
+    records = [
+        _run(name, Settings(threads=threads, quick=quick), load)
+        for name in MODULES
+        if not only or name in only
+    ]
     _show(records, quick)
     path = out or (None if quick else RESULTS)
     if path is not None:
@@ -95,7 +105,9 @@ def main(only: tuple[Name, ...] = (), quick: bool = False, out: Path | None = No
 
 
 def _prepare(threads: int) -> None:
-    """Set threads before torch, numpy and scikit-learn are imported, and again after transformers, whose imports reset torch's."""
+    """Set threads before torch, numpy and scikit-learn are imported, and again after transformers,
+    whose imports reset torch's.
+    """
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(threads)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -109,11 +121,15 @@ def _prepare(threads: int) -> None:
 
 
 def _run(name: Name, settings: "Settings", load: float) -> dict[str, Any]:
-    """One entry of results.json; a benchmark that fails leaves its error there and the others run on."""
+    """One entry of results.json; a benchmark that fails leaves its error there and the others run
+    on.
+    """
     from benchmarks.measuring import check_threads
 
     print(f"{name} …", file=sys.stderr, flush=True)
-    benchmark: Callable[[Settings], Measurement] = getattr(import_module(f"benchmarks.{MODULES[name]}"), name)
+    benchmark: Callable[[Settings], Measurement] = getattr(
+        import_module(f"benchmarks.{MODULES[name]}"), name
+    )
     start = time.perf_counter()
     try:
         check_threads(settings.threads)
@@ -133,13 +149,23 @@ def _run(name: Name, settings: "Settings", load: float) -> dict[str, Any]:
     }
 
 
-def write_results(path: Path, records: Sequence[dict[str, Any]], machine: dict[str, Any], quick: bool) -> None:
-    """Write ``records``; entries of an earlier run on the same machine and versions stay where these do not replace them."""
+def write_results(
+    path: Path, records: Sequence[dict[str, Any]], machine: dict[str, Any], quick: bool
+) -> None:
+    """Write ``records``; entries of an earlier run on the same machine and versions stay where
+    these do not replace them.
+    """
     from lrt_lens.stitching._folder import write_atomically
 
     earlier = json.loads(path.read_text()) if path.exists() else {}
-    same = earlier.get("machine") == machine and earlier.get("quick") == quick and earlier.get("schema_version") == SCHEMA_VERSION
-    by_name = {record["name"]: record for record in [*(earlier["benchmarks"] if same else []), *records]}
+    same = (
+        earlier.get("machine") == machine
+        and earlier.get("quick") == quick
+        and earlier.get("schema_version") == SCHEMA_VERSION
+    )
+    by_name = {
+        record["name"]: record for record in [*(earlier["benchmarks"] if same else []), *records]
+    }
     results = {
         "schema_version": SCHEMA_VERSION,
         "date": _now(),
@@ -163,7 +189,13 @@ def _show(records: Sequence[dict[str, Any]], quick: bool) -> None:
             continue
         sign = "≤" if record["direction"] == "at most" else "≥"
         met = "[green]yes[/green]" if record["met"] else "[red]no[/red]"
-        table.add_row(record["name"], f"{record['value']:.3g}", f"{sign} {record['target']:,g}", met, f"{record['took_seconds']:.0f} s")
+        table.add_row(
+            record["name"],
+            f"{record['value']:.3g}",
+            f"{sign} {record['target']:,g}",
+            met,
+            f"{record['took_seconds']:.0f} s",
+        )
     console = Console()
     console.print(table)
     for record in records:

@@ -15,7 +15,9 @@ _CONTEXT, _REPETITIONS = 128, 5
 
 
 def evaluate_sae_over_saelens(settings: Settings) -> Measurement:
-    """Seconds of our pass ÷ seconds of SAELens' `run_evals`: one SAE on one model; L0, FVU, loss with SAE, with zero ablation, and untouched."""
+    """Seconds of our pass ÷ seconds of SAELens' `run_evals`: one SAE on one model; L0, FVU, loss
+    with SAE, with zero ablation, and untouched.
+    """
     from datasets import Dataset
     from sae_lens.evals import EvalConfig, run_evals
     from sae_lens.training.activation_scaler import ActivationScaler
@@ -27,14 +29,23 @@ def evaluate_sae_over_saelens(settings: Settings) -> Measurement:
     documents = lrt.demo_documents()
     n_batches, batch_windows = (1, 8) if settings.quick else (5, 32)
     store = ActivationsStore.from_sae(
-        model.bridge, sae, Dataset.from_dict({"text": documents}), streaming=False, store_batch_size_prompts=batch_windows
+        model.bridge,
+        sae,
+        Dataset.from_dict({"text": documents}),
+        streaming=False,
+        store_batch_size_prompts=batch_windows,
     )
     tokens = [store.get_batch_tokens(batch_windows) for _ in range(n_batches)]
     wanted = EvalConfig(
-        batch_size_prompts=batch_windows, n_eval_reconstruction_batches=n_batches, n_eval_sparsity_variance_batches=n_batches, compute_ce_loss=True,
-        compute_sparsity_metrics=True, compute_variance_metrics=True,
-    )  # fmt: skip
-    # SAELens draws its batches from the store: the very ones that ours gets, tokenised beforehand for both.
+        batch_size_prompts=batch_windows,
+        n_eval_reconstruction_batches=n_batches,
+        n_eval_sparsity_variance_batches=n_batches,
+        compute_ce_loss=True,
+        compute_sparsity_metrics=True,
+        compute_variance_metrics=True,
+    )
+    # SAELens draws its batches from the store: the very ones that ours gets, tokenised beforehand
+    # for both.
     drawn = cycle(tokens)
     store.get_batch_tokens = lambda *_, **__: next(drawn)  # type: ignore[method-assign]
     timed = alternate(
@@ -42,7 +53,10 @@ def evaluate_sae_over_saelens(settings: Settings) -> Measurement:
         lambda: run_evals(sae, store, model.bridge, ActivationScaler(), wanted),
         1 if settings.quick else _REPETITIONS,
     )
-    raw: dict[str, Any] = timed.raw("ours", "saelens") | {"tokens": n_batches * batch_windows * _CONTEXT, "d_sae": sae.cfg.d_sae}
+    raw: dict[str, Any] = timed.raw("ours", "saelens") | {
+        "tokens": n_batches * batch_windows * _CONTEXT,
+        "d_sae": sae.cfg.d_sae,
+    }
     return Measurement(
         name="evaluate_sae_over_saelens",
         value=timed.ratio,
@@ -63,13 +77,18 @@ def _ours(model: lrt.HookedModel, sae: Any, tokens: list[torch.Tensor]) -> Tally
 
     rows = [ids.tolist() for batch in tokens for ids in batch]
     windows = [Window(ids, np.arange(4, len(ids)), number) for number, ids in enumerate(rows)]
-    end, tally, codes = End(model, sae.cfg.metadata.hook_name), Tally(len(windows)), CodeTally(len(windows), sae.cfg.d_sae)
+    end, tally, codes = (
+        End(model, sae.cfg.metadata.hook_name),
+        Tally(len(windows)),
+        CodeTally(len(windows), sae.cfg.d_sae),
+    )
     mean = torch.zeros(model.d_model)
     for found in batches(windows, model):
         batch = Batch(found, {"A": end}, "masked")
         arms = [
-            Arm("zero", "A", ("A",), mean), Arm("own", "A", ("A",), lambda streams: streams["A"]),
+            Arm("zero", "A", ("A",), mean),
+            Arm("own", "A", ("A",), lambda streams: streams["A"]),
             Arm("sae", "A", ("A",), Reconstruction(sae, "A", mean, batch.sides["A"], codes)),
-        ]  # fmt: skip
+        ]
         run_batch({"A": end}, arms, batch, tally)
     return tally

@@ -22,7 +22,9 @@ def sae_transfer_seconds_16k(settings: Settings) -> Measurement:
     stitch = _stitch(d_source, d_target)
     moved = transfer_sae(sae, stitch)  # the warm-up, and what is checked
     y = torch.randn(64, d_target)
-    torch.testing.assert_close(moved(y), stitch.up.points(sae(stitch.down.points(y))), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        moved(y), stitch.up.points(sae(stitch.down.points(y))), rtol=1e-3, atol=1e-3
+    )
     timed = [seconds(lambda: transfer_sae(sae, stitch)) for _ in range(3 if settings.quick else 7)]
     return Measurement(
         name="sae_transfer_seconds_16k",
@@ -36,6 +38,13 @@ def sae_transfer_seconds_16k(settings: Settings) -> Measurement:
 
 
 def _stitch(d_source: int, d_target: int) -> Stitch:
-    up = AffineMap(torch.randn(d_source, d_target) / d_source**0.5, torch.randn(d_target), _HOOK, _HOOK)
-    down = replace(up, weight=torch.randn(d_target, d_source) / d_target**0.5, bias=torch.randn(d_source))
-    return Stitch(MapPair(up, down), *(StreamStatistics(torch.zeros(d), torch.eye(d), 1.0) for d in (d_source, d_target)))
+    up = AffineMap(
+        torch.randn(d_source, d_target) / d_source**0.5, torch.randn(d_target), _HOOK, _HOOK
+    )
+    down = replace(
+        up, weight=torch.randn(d_target, d_source) / d_target**0.5, bias=torch.randn(d_source)
+    )
+    return Stitch(
+        MapPair(up, down),
+        *(StreamStatistics(torch.zeros(d), torch.eye(d), 1.0) for d in (d_source, d_target)),
+    )

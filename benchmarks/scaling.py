@@ -1,8 +1,9 @@
 """What a second rank brings, and what a kill costs: real processes, as a launcher starts them.
 
-``python -m benchmarks.scaling FOLDER OUT RANK COUNT N_TOKENS EVERY SECONDS`` is one rank: pinned to a core of its own, one thread, it
-loads the pair in ``FOLDER`` and harvests all pairs into checkpoints in ``OUT``, for ``SECONDS`` seconds after its first block, or to the
-end where that is 0. It prints when it started, when each block went into the moments, and how many rows it had.
+``python -m benchmarks.scaling FOLDER OUT RANK COUNT N_TOKENS EVERY SECONDS`` is one rank: pinned to
+a core of its own, one thread, it loads the pair in ``FOLDER`` and harvests all pairs into
+checkpoints in ``OUT``, for ``SECONDS`` seconds after its first block, or to the end where that is
+0. It prints when it started, when each block went into the moments, and how many rows it had.
 """
 
 import json
@@ -30,8 +31,14 @@ def two_rank_speedup(settings: Settings) -> Measurement:
     from benchmarks.models import PYTHIA, TINY, random_models
 
     seconds = 3.0 if settings.quick else 150.0
-    with random_models(TINY if settings.quick else PYTHIA, settings.seed) as folder, TemporaryDirectory(prefix="lrt-lens-bench-") as name:
-        ranks = {count: _run_ranks(folder, Path(name) / f"of-{count}", count, seconds) for count in (1, 2)}
+    with (
+        random_models(TINY if settings.quick else PYTHIA, settings.seed) as folder,
+        TemporaryDirectory(prefix="lrt-lens-bench-") as name,
+    ):
+        ranks = {
+            count: _run_ranks(folder, Path(name) / f"of-{count}", count, seconds)
+            for count in (1, 2)
+        }
         rates = {count: sum(_rate(rank) for rank in found) for count, found in ranks.items()}
         merging = _merge_seconds(folder, Path(name) / "of-2")
     return Measurement(
@@ -46,19 +53,28 @@ def two_rank_speedup(settings: Settings) -> Measurement:
             "rows_per_second_one_rank": rates[1],
             "rows_per_second_by_rank": [_rate(rank) for rank in ranks[2]],
             "blocks_by_rank": [len(rank["times"]) for rank in ranks[2]],
-            "start_up_seconds": [rank["times"][0] - rank["start"] for rank in [*ranks[1], *ranks[2]]],
+            "start_up_seconds": [
+                rank["times"][0] - rank["start"] for rank in [*ranks[1], *ranks[2]]
+            ],
             "merge_seconds": merging,
-            "window_seconds": [rank["times"][-1] - rank["times"][0] for rank in [*ranks[1], *ranks[2]]],
+            "window_seconds": [
+                rank["times"][-1] - rank["times"][0] for rank in [*ranks[1], *ranks[2]]
+            ],
         },
     )
 
 
 def resume_cost(settings: Settings) -> Measurement:
-    """A: a harvest killed once and started again, start-up included both times. B: the same uninterrupted."""
+    """A: a harvest killed once and started again, start-up included both times. B: the same
+    uninterrupted.
+    """
     from benchmarks.models import SMALL, TINY, random_models
 
     every, target_seconds = (0.5, 3.0) if settings.quick else (12.0, 140.0)
-    with random_models(TINY if settings.quick else SMALL, settings.seed) as folder, TemporaryDirectory(prefix="lrt-lens-bench-") as name:
+    with (
+        random_models(TINY if settings.quick else SMALL, settings.seed) as folder,
+        TemporaryDirectory(prefix="lrt-lens-bench-") as name,
+    ):
         [trial] = _run_ranks(folder, Path(name) / "trial", 1, 2.0 if settings.quick else 15.0)
         n_tokens = int(_rate(trial) * target_seconds)
         start = time.perf_counter()
@@ -95,11 +111,29 @@ def _run_ranks(folder: Path, out: Path, count: int, seconds: float) -> list[dict
     return [_finish(process) for process in processes]
 
 
-def _launch(folder: Path, out: Path, rank: int, count: int, n_tokens: int, every: float, seconds: float) -> subprocess.Popen:
-    command = [sys.executable, "-m", "benchmarks.scaling", *map(str, (folder, out, rank, count, n_tokens, every, seconds))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+def _launch(
+    folder: Path, out: Path, rank: int, count: int, n_tokens: int, every: float, seconds: float
+) -> subprocess.Popen:
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.scaling",
+        *map(str, (folder, out, rank, count, n_tokens, every, seconds)),
+    ]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     where = Path(__file__).parent.parent
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=where)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=where,
+    )
 
 
 def _finish(process: subprocess.Popen) -> dict[str, Any]:
@@ -110,7 +144,9 @@ def _finish(process: subprocess.Popen) -> dict[str, Any]:
 
 
 def _rate(rank: dict[str, Any]) -> float:
-    """Rows per second from the first block to the last: the rows of the last one were not yet in the moments."""
+    """Rows per second from the first block to the last: the rows of the last one were not yet in
+    the moments.
+    """
     times, rows = rank["times"], rank["rows"]
     if len(times) < 3:
         raise RuntimeError(f"a rank came to {len(times)} blocks only; give it more seconds")
@@ -141,7 +177,9 @@ def _settle(pair: Any, n_tokens: int) -> Any:
     return settle(pair, n_tokens=n_tokens, null="sketch")
 
 
-def _rank(folder: Path, out: Path, rank: int, count: int, n_tokens: int, every: float, seconds: float) -> dict[str, Any]:
+def _rank(
+    folder: Path, out: Path, rank: int, count: int, n_tokens: int, every: float, seconds: float
+) -> dict[str, Any]:
     """What one process does."""
     start = time.time()
     cores = sorted(os.sched_getaffinity(0))
@@ -179,4 +217,6 @@ def _rank(folder: Path, out: Path, rank: int, count: int, n_tokens: int, every: 
 if __name__ == "__main__":
     folder, out, *numbers = sys.argv[1:]
     rank, count, n_tokens = map(int, numbers[:3])
-    print(json.dumps(_rank(Path(folder), Path(out), rank, count, n_tokens, *map(float, numbers[3:]))))
+    print(
+        json.dumps(_rank(Path(folder), Path(out), rank, count, n_tokens, *map(float, numbers[3:])))
+    )

@@ -13,13 +13,22 @@ from lrt_lens.stitching.solvers._ridge import Ridge
 from lrt_lens.stitching.solvers._solver import Solver
 
 SOLVERS: tuple[Solver, ...] = (
-    Mean(), Translation(), AxisScaling(), Procrustes(scale=False), Procrustes(), ReducedRank(), LeastSquares(), LeastSquares(intercept=False),
+    Mean(),
+    Translation(),
+    AxisScaling(),
+    Procrustes(scale=False),
+    Procrustes(),
+    ReducedRank(),
+    LeastSquares(),
+    LeastSquares(intercept=False),
     Ridge(),
-)  # fmt: skip
+)
 
 
 def all_solvers_time_over_ridge(settings: Settings) -> Measurement:
-    """A: every closed-form solver on one pair, up and down, with cross-validated and test scores. B: `Ridge` alone on it."""
+    """A: every closed-form solver on one pair, up and down, with cross-validated and test scores.
+    B: `Ridge` alone on it.
+    """
     moments = synthetic_moments(settings)
     pair = moments.pairs[len(moments.pairs) // 2]
     fit = partial(moments.fit, pairs=[pair])
@@ -37,6 +46,11 @@ def all_solvers_time_over_ridge(settings: Settings) -> Measurement:
         at_most=True,
         what=f"{len(SOLVERS)} closed-form solvers on one pair from ready moments, up and down, cross-validated and tested ÷ ridge with 20 penalties alone.",
         raw=timings.raw("all_solvers", "ridge")
-        | {"seconds_of_each": alone, "ratio_without_procrustes": (sum(alone.values()) - iterative) / alone["ridge"]},
-        notes=("Procrustes into the narrower stream has no closed form; its alternation is nearly all of the time",),
+        | {
+            "seconds_of_each": alone,
+            "ratio_without_procrustes": (sum(alone.values()) - iterative) / alone["ridge"],
+        },
+        notes=(
+            "Procrustes into the narrower stream has no closed form; its alternation is nearly all of the time",
+        ),
     )

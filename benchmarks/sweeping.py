@@ -1,4 +1,6 @@
-"""Many maps and penalties from ready moments: against Adam, and against the eigendecompositions that no fit can do without."""
+"""Many maps and penalties from ready moments: against Adam, and against the eigendecompositions
+that no fit can do without.
+"""
 
 import statistics
 
@@ -21,13 +23,17 @@ _STEPS = 40
 def sweep_speedup_over_adam(settings: Settings) -> Measurement:
     """A: an Adam fit per up map and penalty, 72 × 20 of them, extrapolated.
 
-    The steps that one fit needs (measured on the real pair by `run_duel`) × the seconds of a step (measured here, at the shape of these
-    maps) × 1,440: as with a single held-out split; neither scoring nor the search for a learning rate is charged.
+    The steps that one fit needs (measured on the real pair by `run_duel`) × the seconds of a step
+    (measured here, at the shape of these maps) × 1,440: as with a single held-out split; neither
+    scoring nor the search for a learning rate is charged.
 
-    B: the up maps from ready moments, measured whole: 20 penalties on five held-out folds, the chosen map, its test score.
+    B: the up maps from ready moments, measured whole: 20 penalties on five held-out folds, the
+    chosen map, its test score.
     """
     duel, moments, shape = run_duel(settings), synthetic_moments(settings), grid_shape(settings)
-    adam = AdamMap(*_random_rows(shape.source, shape.target, settings), duel.adam.learning_rate, settings.seed)
+    adam = AdamMap(
+        *_random_rows(shape.source, shape.target, settings), duel.adam.learning_rate, settings.seed
+    )
     adam.step(2)
     _sweep_up(moments, moments.pairs[:2])
     timings = alternate(lambda: adam.step(_STEPS), lambda: _sweep_up(moments, moments.pairs), 2)
@@ -58,9 +64,11 @@ def sweep_speedup_over_adam(settings: Settings) -> Measurement:
 
 
 def seconds_per_map(settings: Settings) -> Measurement:
-    """A: ``moments.fit()`` of every pair from ready moments: up and down, 20 penalties on five folds, test scores, CKA.
+    """A: ``moments.fit()`` of every pair from ready moments: up and down, 20 penalties on five
+    folds, test scores, CKA.
 
-    B: the eigendecompositions of the same fit alone: of every hook point, for all fitting folds together and for each left out.
+    B: the eigendecompositions of the same fit alone: of every hook point, for all fitting folds
+    together and for each left out.
     """
     moments = synthetic_moments(settings)
     matrices = _decomposed(moments)
@@ -86,7 +94,9 @@ def seconds_per_map(settings: Settings) -> Measurement:
 
 
 def _sweep_up(moments: CrossMoments, pairs: tuple[Pair, ...]) -> list[float]:
-    """Test R² of the up map of every pair, its penalty chosen by cross-validation: the up half of ``moments.fit``."""
+    """Test R² of the up map of every pair, its penalty chosen by cross-validation: the up half of
+    ``moments.fit``.
+    """
     side, scores = RidgeSide(moments, Ridge(), down=False), []
     for pair in pairs:
         fitted = side.fit(pair, side.cross_validate(pair).setting)
@@ -97,12 +107,22 @@ def _sweep_up(moments: CrossMoments, pairs: tuple[Pair, ...]) -> list[float]:
 def _decomposed(moments: CrossMoments) -> list[Tensor]:
     """Every matrix that ``moments.fit`` decomposes."""
     fits = [FIT_PARTS, *(tuple(p for p in FIT_PARTS if p != k) for k in FIT_PARTS)]
-    up = [moments.scatter((s, moments.target_hooks[0]), parts).xx for s in moments.source_hooks for parts in fits]
-    down = [moments.scatter((moments.source_hooks[0], t), parts).yy for t in moments.target_hooks for parts in fits]
+    up = [
+        moments.scatter((s, moments.target_hooks[0]), parts).xx
+        for s in moments.source_hooks
+        for parts in fits
+    ]
+    down = [
+        moments.scatter((moments.source_hooks[0], t), parts).yy
+        for t in moments.target_hooks
+        for parts in fits
+    ]
     return up + down
 
 
 def _random_rows(source: Shape, target: Shape, settings: Settings) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(settings.seed)
     rows = 2 * BATCH if settings.quick else settings.n_tokens
-    return torch.randn(rows, source.d_model, generator=generator), torch.randn(rows, target.d_model, generator=generator)
+    return torch.randn(rows, source.d_model, generator=generator), torch.randn(
+        rows, target.d_model, generator=generator
+    )

@@ -1,7 +1,8 @@
 """Ready moments of all layer pairs of Pythia-70m and -160m, without running a model.
 
-Rows are drawn (a shared latent, noise, a power law of scales over dimensions, as streams have), few but more than dimensions; what a
-fit costs depends on the shapes of the moments only. No token hook and no null: exactly the maps of the grid.
+Rows are drawn (a shared latent, noise, a power law of scales over dimensions, as streams have), few
+but more than dimensions; what a fit costs depends on the shapes of the moments only. No token hook
+and no null: exactly the maps of the grid.
 """
 
 import torch
@@ -30,14 +31,18 @@ def synthetic_moments(settings: Settings) -> CrossMoments:
     moments = CrossMoments(pairs=tuple((s, t) for s in sources for t in targets))
     for part in range(N_PARTS):
         latent = torch.randn(rows, _LATENT, generator=generator)
-        x, y = ({hook: _rows(latent, mix, generator) for hook, mix in side.items()} for side in mixing)
+        x, y = (
+            {hook: _rows(latent, mix, generator) for hook, mix in side.items()} for side in mixing
+        )
         moments.add_block(part, x, y)
     return moments
 
 
 def _mixing(decoder: Shape, generator: torch.Generator) -> dict[str, Tensor]:
     return {
-        residual_post(layer): torch.randn(_LATENT, decoder.d_model, generator=generator) / _LATENT**0.5 for layer in range(decoder.n_layers)
+        residual_post(layer): torch.randn(_LATENT, decoder.d_model, generator=generator)
+        / _LATENT**0.5
+        for layer in range(decoder.n_layers)
     }
 
 

@@ -1,4 +1,6 @@
-"""The joint objective of the Stitching paper: from moments against Adam over rows, run as the paper ran it."""
+"""The joint objective of the Stitching paper: from moments against Adam over rows, run as the paper
+ran it.
+"""
 
 import math
 import time
@@ -16,7 +18,9 @@ from lrt_lens.moments._scatter import Scatter
 from lrt_lens.stitching.solvers._two_way import TwoWay, TwoWayProblem
 
 ROWS, BATCH, EPOCHS, LEARNING_RATE, CLIP = 1_000_000, 5_120, 2, 1e-4, 1.0
-"""The paper's: batches of 10 × 512 tokens, two epochs, Adam at 1e-4 with cosine decay, gradient norm clipped at 1 (arXiv 2506.06609, app. A)."""
+"""The paper's: batches of 10 × 512 tokens, two epochs, Adam at 1e-4 with cosine decay, gradient
+norm clipped at 1 (arXiv 2506.06609, app. A).
+"""
 _ROWS_A_DOCUMENT = 500
 _LATENT = 256
 
@@ -44,7 +48,9 @@ class Contest:
 
 
 def two_way_speedup_over_adam(settings: Settings) -> Measurement:
-    """A: Adam with the paper's settings. B: `TwoWay` from ready moments, until it is as good on held-out rows as Adam ended."""
+    """A: Adam with the paper's settings. B: `TwoWay` from ready moments, until it is as good on
+    held-out rows as Adam ended.
+    """
     contest = run_contest(settings)
     with_moments = contest.adam_seconds / (contest.seconds_to_adam + contest.accumulation_seconds)
     return Measurement(
@@ -80,7 +86,9 @@ def run_contest(settings: Settings) -> Contest:
     accumulation = time.perf_counter() - started
     (pair,) = moments.pairs
     fit, test = moments.scatter(pair, FIT_PARTS), moments.scatter(pair, TEST_PARTS)
-    fits = torch.tensor([part in FIT_PARTS for part in _parts(documents)]).repeat_interleave(_ROWS_A_DOCUMENT)[: len(x)]
+    fits = torch.tensor([part in FIT_PARTS for part in _parts(documents)]).repeat_interleave(
+        _ROWS_A_DOCUMENT
+    )[: len(x)]
     adam = JointAdam(x, y, fits.nonzero()[:, 0], settings.seed)
     adam_seconds = adam.run()
     adam_test, adam_train = adam.objective(test), adam.objective(fit)
@@ -90,15 +98,25 @@ def run_contest(settings: Settings) -> Contest:
     seconds = time.perf_counter() - started
     starts = [found.objective for found in solver.starts(fit, n_random=1 if settings.quick else 3)]
     return Contest(
-        adam_seconds=adam_seconds, adam_objective=adam_test, adam_train_objective=adam_train, accumulation_seconds=accumulation,
-        seconds_to_adam=_seconds_to(adam_test, fit, test), objective=_objective(test, solution.up, solution.down),
-        train_objective=_objective(fit, solution.up, solution.down), seconds=seconds, relative_gradient=solution.relative_gradient,
-        spread=(max(starts) - min(starts)) / min(starts), rows=len(x), steps=adam.steps,
-    )  # fmt: skip
+        adam_seconds=adam_seconds,
+        adam_objective=adam_test,
+        adam_train_objective=adam_train,
+        accumulation_seconds=accumulation,
+        seconds_to_adam=_seconds_to(adam_test, fit, test),
+        objective=_objective(test, solution.up, solution.down),
+        train_objective=_objective(fit, solution.up, solution.down),
+        seconds=seconds,
+        relative_gradient=solution.relative_gradient,
+        spread=(max(starts) - min(starts)) / min(starts),
+        rows=len(x),
+        steps=adam.steps,
+    )
 
 
 def _seconds_to(goal: float, fit: Scatter, test: Scatter) -> float:
-    """Of the first run with enough sweeps, timed whole: the ridge start, its sweeps and nothing else."""
+    """Of the first run with enough sweeps, timed whole: the ridge start, its sweeps and nothing
+    else.
+    """
     for sweeps in (1, 2, 4, 8, 16, 32, 64):
         solver = TwoWay(alpha=0.0, tolerance=0.0, max_sweeps=sweeps)
         started = time.perf_counter()
@@ -114,7 +132,9 @@ def _objective(scatter: Scatter, up: Tensor, down: Tensor) -> float:
 
 
 class JointAdam:
-    """Eq. 3 by mini-batches, with biases; rows in memory and a fused optimiser: nothing but its steps is charged."""
+    """Eq. 3 by mini-batches, with biases; rows in memory and a fused optimiser: nothing but its
+    steps is charged.
+    """
 
     def __init__(self, x: Tensor, y: Tensor, rows: Tensor, seed: int) -> None:
         torch.manual_seed(seed)
@@ -154,8 +174,15 @@ class JointAdam:
         b, c = self.up.bias.detach().double(), self.down.bias.detach().double()
         mean_x, mean_y = scatter.mean_x, scatter.mean_y
         to_b, to_a = mean_x @ up + b, mean_y @ down + c
-        offsets = [(to_b - mean_y, mean_y), (to_a - mean_x, mean_x), (to_b @ down + c - mean_x, mean_x), (to_a @ up + b - mean_y, mean_y)]
-        return _objective(scatter, up, down) + sum(float(offset @ offset) / len(like) for offset, like in offsets)
+        offsets = [
+            (to_b - mean_y, mean_y),
+            (to_a - mean_x, mean_x),
+            (to_b @ down + c - mean_x, mean_x),
+            (to_a @ up + b - mean_y, mean_y),
+        ]
+        return _objective(scatter, up, down) + sum(
+            float(offset @ offset) / len(like) for offset, like in offsets
+        )
 
 
 def _parts(documents: Tensor) -> list[int]:
@@ -166,12 +193,17 @@ def _parts(documents: Tensor) -> list[int]:
 
 
 def _rows(settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of two streams that share a latent of 256 dimensions, under a power law of scales, with a mean: made piecewise."""
+    """Rows of two streams that share a latent of 256 dimensions, under a power law of scales, with
+    a mean: made piecewise.
+    """
     shape = TINY if settings.quick else PYTHIA
     d_s, d_t, n = shape.source.d_model, shape.target.d_model, 20_000 if settings.quick else ROWS
     generator = torch.Generator().manual_seed(settings.seed)
     draw = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
-    mixing = [draw(_LATENT, d) / _LATENT**0.5 * torch.arange(1, d + 1).float() ** -0.25 for d in (d_s, d_t)]
+    mixing = [
+        draw(_LATENT, d) / _LATENT**0.5 * torch.arange(1, d + 1).float() ** -0.25
+        for d in (d_s, d_t)
+    ]
     means = [draw(d_s), draw(d_t)]
     x, y = torch.empty(n, d_s), torch.empty(n, d_t)
     for start in range(0, n, 50_000):

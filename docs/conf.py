@@ -1,7 +1,8 @@
 """Settings of the documentation: `make docs` builds it into build/docs, without a network.
 
-The pages are Markdown (myst), the tutorials notebooks that every build runs (myst-nb), the reference comes from the docstrings. What Sphinx
-and its themes do not bring along is in docs/_ext, a concept a module.
+The pages are Markdown (myst), the tutorials notebooks that every build runs (myst-nb), the
+reference comes from the docstrings. What Sphinx and its themes do not bring along is in docs/_ext,
+a concept a module.
 """
 
 import importlib.util
@@ -58,10 +59,14 @@ suppress_warnings = [
     "misc.highlighting_failure",  # ellipses in illustrations
 ]
 nitpicky = True
-# Names of other projects resolve only where their inventories are at hand (docs/_ext/inventories.py).
+# Names of other projects resolve only where their inventories are at hand
+# (docs/_ext/inventories.py).
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!lrt_lens\b).*"),
-    (r"py:.*", r"lrt_lens\.[a-z_]+\..*"),  # what stands behind the public surface, where the reference has no page of it
+    (
+        r"py:.*",
+        r"lrt_lens\.[a-z_]+\..*",
+    ),  # what stands behind the public surface, where the reference has no page of it
 ]
 
 # tutorials
@@ -69,11 +74,16 @@ nb_execution_mode = os.environ.get("LRT_LENS_DOCS_NOTEBOOKS", "force")
 nb_execution_timeout = 180
 nb_execution_raise_on_error = True
 nb_merge_streams = True
-nb_execution_excludepatterns = os.environ.get("LRT_LENS_DOCS_LEAVE_OUT", "").split()  # not run, to see one page sooner
-# Kernels find docs/_ipython/profile_default/startup, which makes figures leave plotly.js out: the page loads one copy for all.
+nb_execution_excludepatterns = os.environ.get(
+    "LRT_LENS_DOCS_LEAVE_OUT", ""
+).split()  # not run, to see one page sooner
+# Kernels find docs/_ipython/profile_default/startup, which makes figures leave plotly.js out: the
+# page loads one copy for all.
 os.environ["IPYTHONDIR"] = str(DOCS / "_ipython")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars as models load, which would stay in the page
+os.environ.setdefault(
+    "HF_HUB_DISABLE_PROGRESS_BARS", "1"
+)  # transformers' bars as models load, which would stay in the page
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # reference
@@ -102,7 +112,9 @@ html_show_copyright = False
 
 
 def spread_tutorials(app: Sphinx, env: Any, docnames: list[str]) -> None:
-    """Puts the tutorials, which are run as they are read, into different shares of a parallel build: Sphinx cuts the list into runs."""
+    """Puts the tutorials, which are run as they are read, into different shares of a parallel
+    build: Sphinx cuts the list into runs.
+    """
     del app, env
     tutorials = [name for name in docnames if name.startswith("tutorials/")]
     for number, name in enumerate(tutorials):

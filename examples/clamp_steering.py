@@ -1,16 +1,20 @@
-"""Stitching, figures 3b, 3c and 11: clamp steering over many concepts, and whether common concepts carry better.
+"""Stitching, figures 3b, 3c and 11: clamp steering over many concepts, and whether common concepts
+carry better.
 
     python examples/clamp_steering.py                           # bundled pair
 
-Transferring Features with Model Stitching (arXiv 2506.06609) clamps the component along a language's direction to the language's mean in
-Gemma-2, counts how often the answer is in that language, and gives for 20 languages the clipped ratio of transferred to native, which grows
-with the language's frequency. Its table 6 goes from 2B to 9B, small to large as here; its table 5, from 9B to 2B, has means of .540 and
-.290. Table 6's native arm looks broken: on fr, hu, it, lt, lv, nl, pl, pt and ro it is at .09 or less while the carried one reaches .53 to
-.69 on four of them, and ratios of 1 come from there.
+Transferring Features with Model Stitching (arXiv 2506.06609) clamps the component along a
+language's direction to the language's mean in Gemma-2, counts how often the answer is in that
+language, and gives for 20 languages the clipped ratio of transferred to native, which grows with
+the language's frequency. Its table 6 goes from 2B to 9B, small to large as here; its table 5, from
+9B to 2B, has means of .540 and .290. Table 6's native arm looks broken: on fr, hu, it, lt, lv, nl,
+pl, pt and ro it is at .09 or less while the carried one reaches .53 to .69 on four of them, and
+ratios of 1 come from there.
 
-The bundled models know one language: concepts here are words, from rare to common, that a continuation says or does not say. Each stands
-beside no steering, random directions and the map of shuffled pairs, which are clamped to levels of their own. Where native clamping itself
-does not exceed no steering, no transfer can be seen, and the ratio is one of two noises.
+The bundled models know one language: concepts here are words, from rare to common, that a
+continuation says or does not say. Each stands beside no steering, random directions and the map of
+shuffled pairs, which are clamped to levels of their own. Where native clamping itself does not
+exceed no steering, no transfer can be seen, and the ratio is one of two noises.
 """
 
 from collections.abc import Mapping
@@ -31,13 +35,33 @@ from lrt_lens.reproduction._topics import Topic, frequent_topics
 from lrt_lens.statistics._intervals import Interval, bootstrap_mean
 
 PAPER = {
-    "bg": (0.24, 0.00), "cs": (0.55, 0.00), "da": (0.65, 0.14), "de": (0.85, 0.83), "el": (0.87, 0.04), "es": (0.80, 0.69),
-    "et": (0.36, 0.00), "fi": (0.17, 0.01), "fr": (0.09, 0.69), "hu": (0.02, 0.01), "it": (0.07, 0.56), "lt": (0.00, 0.00),
-    "lv": (0.00, 0.00), "nl": (0.09, 0.53), "pl": (0.01, 0.01), "pt": (0.09, 0.62), "ro": (0.00, 0.01), "sk": (0.40, 0.01),
-    "sl": (0.27, 0.00), "sv": (0.79, 0.31),
-}  # fmt: skip
-"""Table 6, Gemma-2 2B → 9B: share of answers in the language under the native direction, and under the carried one."""
-PAPER_SHARES = dict(zip(("native", "transferred"), np.mean(list(PAPER.values()), axis=0).tolist(), strict=True))
+    "bg": (0.24, 0.00),
+    "cs": (0.55, 0.00),
+    "da": (0.65, 0.14),
+    "de": (0.85, 0.83),
+    "el": (0.87, 0.04),
+    "es": (0.80, 0.69),
+    "et": (0.36, 0.00),
+    "fi": (0.17, 0.01),
+    "fr": (0.09, 0.69),
+    "hu": (0.02, 0.01),
+    "it": (0.07, 0.56),
+    "lt": (0.00, 0.00),
+    "lv": (0.00, 0.00),
+    "nl": (0.09, 0.53),
+    "pl": (0.01, 0.01),
+    "pt": (0.09, 0.62),
+    "ro": (0.00, 0.01),
+    "sk": (0.40, 0.01),
+    "sl": (0.27, 0.00),
+    "sv": (0.79, 0.31),
+}
+"""Table 6, Gemma-2 2B → 9B: share of answers in the language under the native direction, and under
+the carried one.
+"""
+PAPER_SHARES = dict(
+    zip(("native", "transferred"), np.mean(list(PAPER.values()), axis=0).tolist(), strict=True)
+)
 PAPER_RATIOS = np.array([clipped_ratio(carried, native) for native, carried in PAPER.values()])
 ARMS = ("native", "transferred", "shuffled", "random")
 
@@ -76,16 +100,32 @@ def reproduce(options: Options) -> Reproduction:
     pair, texts = options.pair(), options.texts()
     stitch = options.grid(pair, texts, options.source_layer, options.target_layer).best()
     topics = frequent_topics(
-        lrt.demo_documents("story") if options.documents is None else list(texts), n=options.n_concepts, seed=options.seed
+        lrt.demo_documents("story") if options.documents is None else list(texts),
+        n=options.n_concepts,
+        seed=options.seed,
     )
-    table = pd.concat([clamped(pair, stitch, topic, options) for topic in topics], ignore_index=True)
-    wide = table.pivot_table(index=["concept", "frequency"], columns="arm", values=["share", "clipped_ratio"]).sort_index(level="frequency")
-    ratio = {arm: wide["clipped_ratio"][arm].to_numpy() for arm in ARMS if arm in wide["clipped_ratio"]}
+    table = pd.concat(
+        [clamped(pair, stitch, topic, options) for topic in topics], ignore_index=True
+    )
+    wide = table.pivot_table(
+        index=["concept", "frequency"], columns="arm", values=["share", "clipped_ratio"]
+    ).sort_index(level="frequency")
+    ratio = {
+        arm: wide["clipped_ratio"][arm].to_numpy() for arm in ARMS if arm in wide["clipped_ratio"]
+    }
     shares = {arm: float(wide["share"][arm].mean()) for arm in wide["share"]}
-    rise = bootstrap_mean((wide["share"]["native"] - wide["share"]["none"]).to_numpy(), seed=options.seed)
+    rise = bootstrap_mean(
+        (wide["share"]["native"] - wide["share"]["none"]).to_numpy(), seed=options.seed
+    )
     mean = bootstrap_mean(ratio["transferred"], seed=options.seed)
-    gain = bootstrap_mean(ratio["transferred"] - np.maximum(ratio["shuffled"], ratio["random"]), seed=options.seed)
-    trend, undefined = frequency_trend(list(wide.index.get_level_values("frequency")), list(ratio["transferred"]), seed=options.seed)
+    gain = bootstrap_mean(
+        ratio["transferred"] - np.maximum(ratio["shuffled"], ratio["random"]), seed=options.seed
+    )
+    trend, undefined = frequency_trend(
+        list(wide.index.get_level_values("frequency")),
+        list(ratio["transferred"]),
+        seed=options.seed,
+    )
     verdict, because = judged(ratio["transferred"], shares, rise, gain, trend, undefined)
     return Reproduction(
         name="clamp_steering",
@@ -116,7 +156,13 @@ def reproduce(options: Options) -> Reproduction:
                 control=float(np.mean(ratio["random"])),
                 control_name="random",
             ),
-            Compared("rank correlation of the ratio with frequency", trend.value, "positive; r not printed", trend.low, trend.high),
+            Compared(
+                "rank correlation of the ratio with frequency",
+                trend.value,
+                "positive; r not printed",
+                trend.low,
+                trend.high,
+            ),
         ],
         says="Words said by models of 1.5 and 5 million parameters are no languages spoken by Gemma: they show the measure, its controls "
         "and its dependence on frequency. The clipped ratio gives credit for what the model says unsteered; common words have more of that.",
@@ -134,7 +180,12 @@ def reproduce(options: Options) -> Reproduction:
 
 
 def judged(
-    ratio: np.ndarray, shares: Mapping[str, float], rise: Interval, gain: Interval, trend: Interval, undefined: float
+    ratio: np.ndarray,
+    shares: Mapping[str, float],
+    rise: Interval,
+    gain: Interval,
+    trend: Interval,
+    undefined: float,
 ) -> tuple[Verdict, str]:
     """(verdict, its reason); written so that a number that is not one is never a pass."""
     ranked = "undefined (all ratios are equal)"
@@ -162,42 +213,88 @@ def counted(ratio: np.ndarray) -> str:
     return f"{int((ratio >= 0.8).sum())} at .8 or more, {int((ratio <= 0.2).sum())} at .2 or less"
 
 
-def clamped(pair: lrt.ModelPair, stitch: lrt.Stitch, topic: Topic, options: Options) -> pd.DataFrame:
+def clamped(
+    pair: lrt.ModelPair, stitch: lrt.Stitch, topic: Topic, options: Options
+) -> pd.DataFrame:
     """A row an arm."""
-    vector = lrt.SteeringVector.mean_difference(pair.source, topic.contrast, at=stitch.source_hook, read="mean")
+    vector = lrt.SteeringVector.mean_difference(
+        pair.source, topic.contrast, at=stitch.source_hook, read="mean"
+    )
     found = lrt.evaluate_clamping(
-        pair, stitch, vector, demo_prompts("mood"), topic.shows, n_samples=options.n_samples, max_new_tokens=options.new_tokens,
-        n_random=options.n_random, seed=options.seed,
-    )  # fmt: skip
+        pair,
+        stitch,
+        vector,
+        demo_prompts("mood"),
+        topic.shows,
+        n_samples=options.n_samples,
+        max_new_tokens=options.new_tokens,
+        n_random=options.n_random,
+        seed=options.seed,
+    )
     return found.summary.assign(concept=topic.word, frequency=topic.frequency)
 
 
 def figure(table: pd.DataFrame) -> go.Figure:
     """Bars of shares (F3b), a histogram of ratios (F3c), ratios over frequency (F11)."""
     plot = make_subplots(
-        rows=2, cols=2, specs=[[{"colspan": 2}, None], [{}, {}]], vertical_spacing=0.2,
-        subplot_titles=["continuations that show the concept", "clipped ratio to native", "clipped ratio over frequency"],
-    )  # fmt: skip
+        rows=2,
+        cols=2,
+        specs=[[{"colspan": 2}, None], [{}, {}]],
+        vertical_spacing=0.2,
+        subplot_titles=[
+            "continuations that show the concept",
+            "clipped ratio to native",
+            "clipped ratio over frequency",
+        ],
+    )
     order = table.drop_duplicates("concept").sort_values("frequency")["concept"].tolist()
     for arm in ("none", *ARMS):
         part = table[table["arm"] == arm].set_index("concept").loc[order].reset_index()
         style = arm_style(arm)
-        plot.add_bar(x=part["concept"], y=part["share"], name=style.label, marker_color=style.colour, legendgroup=arm, row=1, col=1)
+        plot.add_bar(
+            x=part["concept"],
+            y=part["share"],
+            name=style.label,
+            marker_color=style.colour,
+            legendgroup=arm,
+            row=1,
+            col=1,
+        )
         if arm in ("transferred", "random"):
             plot.add_histogram(
-                x=part["clipped_ratio"], xbins={"start": 0, "end": 1.1, "size": 0.1}, marker_color=style.colour, opacity=0.6, name=style.label,
-                legendgroup=arm, showlegend=False, row=2, col=1,
-            )  # fmt: skip
+                x=part["clipped_ratio"],
+                xbins={"start": 0, "end": 1.1, "size": 0.1},
+                marker_color=style.colour,
+                opacity=0.6,
+                name=style.label,
+                legendgroup=arm,
+                showlegend=False,
+                row=2,
+                col=1,
+            )
             plot.add_scatter(
-                x=part["frequency"], y=part["clipped_ratio"], mode="markers+text" if arm == "transferred" else "markers", text=part["concept"],
-                textposition="top center", marker=style.marker, name=style.label, legendgroup=arm, showlegend=False, row=2, col=2,
-            )  # fmt: skip
-    plot.update_yaxes(title_text="share", range=[0, 1], row=1, col=1).update_yaxes(title_text="concepts", row=2, col=1)
+                x=part["frequency"],
+                y=part["clipped_ratio"],
+                mode="markers+text" if arm == "transferred" else "markers",
+                text=part["concept"],
+                textposition="top center",
+                marker=style.marker,
+                name=style.label,
+                legendgroup=arm,
+                showlegend=False,
+                row=2,
+                col=2,
+            )
+    plot.update_yaxes(title_text="share", range=[0, 1], row=1, col=1).update_yaxes(
+        title_text="concepts", row=2, col=1
+    )
     plot.update_yaxes(title_text="clipped ratio", range=[-0.05, 1.15], row=2, col=2)
     plot.update_xaxes(title_text="concept, from the rarest to the most common", row=1, col=1)
     plot.update_xaxes(title_text="clipped ratio", row=2, col=1)
     plot.update_xaxes(title_text="share of texts with the word (log)", type="log", row=2, col=2)
-    return plot.update_layout(template=TEMPLATE_NAME, height=760, barmode="group", margin={"t": 50}, legend={"y": -0.12})
+    return plot.update_layout(
+        template=TEMPLATE_NAME, height=760, barmode="group", margin={"t": 50}, legend={"y": -0.12}
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""LRT's s2l beside its l2l (figure 3): from SAE codes, or from states? Held-out R², and what features do under either map.
+"""LRT's s2l beside its l2l (figure 3): from SAE codes, or from states? Held-out R², and what
+features do under either map.
 
     python examples/codes_to_states.py            # bundled models and SAE, about a minute on two cores
 
-The paper (arXiv 2506.00653, §3.2 and table 2) gives final validation losses of 5.437 (from codes) and 5.935 (from states), of unstated unit and
-without a baseline, and shows three steered features. Here both maps are scored on the same documents, which neither saw, and features
-drawn at every frequency are steered under both, beside another feature's row and a random direction.
+The paper (arXiv 2506.00653, §3.2 and table 2) gives final validation losses of 5.437 (from codes)
+and 5.935 (from states), of unstated unit and without a baseline, and shows three steered features.
+Here both maps are scored on the same documents, which neither saw, and features drawn at every
+frequency are steered under both, beside another feature's row and a random direction.
 """
 
 from collections.abc import Mapping
@@ -33,17 +35,32 @@ class Options(FigureOptions):
 def reproduce(options: Options) -> Reproduction:
     """Fit both maps, score both, steer features under both."""
     pair, texts, coder = options.pair(), options.texts(), options.source_sae()
-    stitch = options.grid(pair, texts, coder.cfg.metadata.hook_name, options.target_layer, null="none").best()
+    stitch = options.grid(
+        pair, texts, coder.cfg.metadata.hook_name, options.target_layer, null="none"
+    ).best()
     codes = lrt.fit_code_map(pair, stitch, coder, texts, n_tokens=options.n_tokens)
     found = lrt.evaluate_code_map(
-        pair, stitch, coder, codes, texts, texts=lrt.demo_neutral()[: options.n_texts], n_features=options.n_features, n_tokens=options.n_tokens,
+        pair,
+        stitch,
+        coder,
+        codes,
+        texts,
+        texts=lrt.demo_neutral()[: options.n_texts],
+        n_features=options.n_features,
+        n_tokens=options.n_tokens,
         seed=options.seed,
-    )  # fmt: skip
+    )
     r2, effects = found.table.set_index("arm"), found.summary.set_index("measure")
     difference = effects.loc["agreement, s2l − l2l"]
     better_fit = bool(r2.loc["s2l", "r2"] > r2.loc["l2l", "r2"])
     steers_better = bool(difference["low"] > 0)
-    verdict: Verdict = "holds" if better_fit and steers_better else "holds with a caveat" if steers_better else "does not survive its null"
+    verdict: Verdict = (
+        "holds"
+        if better_fit and steers_better
+        else "holds with a caveat"
+        if steers_better
+        else "does not survive its null"
+    )
     values = {name: float(r2.loc[name, "r2"]) for name in ("s2l", "l2l", "reconstruction")}
     return Reproduction(
         name="codes_to_states",
@@ -83,7 +100,11 @@ def reproduce(options: Options) -> Reproduction:
         f"{difference['mean']:+.3f} "
         f"({difference['low']:+.3f} to {difference['high']:+.3f}) more under s2l.",
         figures={"R² of the maps, and agreement of what features do": found.figure()},
-        tables={"Maps on the test fold": found.table, "Features": found.summary, "Feature by feature": found.features},
+        tables={
+            "Maps on the test fold": found.table,
+            "Features": found.summary,
+            "Feature by feature": found.features,
+        },
         details={"map": repr(codes), "stitch": repr(stitch)},
     )
 

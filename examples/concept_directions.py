@@ -1,11 +1,15 @@
-"""L-Cross, figure 3: do differences of a concept lie alike in two models? Projections, and what a projection cannot show.
+"""L-Cross, figure 3: do differences of a concept lie alike in two models? Projections, and what a
+projection cannot show.
 
     python examples/concept_directions.py                       # bundled pair, its two concepts: under a minute
 
-The paper (arXiv 2501.02009) projects the differences λ_δ between the texts of each pair to two dimensions by t-SNE, a picture a model, and reads flips and
-rotations between models off the pictures. Here the projection is by principal components, and beside the target stand its own differences after a
-random rotation: the picture is the same, so neither picture nor its turn says how the two models' axes are related. What can be measured: how well concepts are apart
-in the plane, and whether *which text* a difference comes from shows in both models (CKA), against differences permuted within their concept.
+The paper (arXiv 2501.02009) projects the differences λ_δ between the texts of each pair to two
+dimensions by t-SNE, a picture a model, and reads flips and rotations between models off the
+pictures. Here the projection is by principal components, and beside the target stand its own
+differences after a random rotation: the picture is the same, so neither picture nor its turn says
+how the two models' axes are related. What can be measured: how well concepts are apart in the
+plane, and whether *which text* a difference comes from shows in both models (CKA), against
+differences permuted within their concept.
 """
 
 from collections.abc import Mapping
@@ -52,10 +56,15 @@ def reproduce(options: Options) -> Reproduction:
     """Differences in both models, projected and compared."""
     concepts = load_concepts(options.tasks, options.pairs, 4, options.seed)
     rows = read_rows(
-        options.models(), [concept.contrast for concept in concepts], source_hook=options.source_hook, target_hook=options.target_hook
+        options.models(),
+        [concept.contrast for concept in concepts],
+        source_hook=options.source_hook,
+        target_hook=options.target_hook,
     )
     x, y = (
-        np.concatenate([(getattr(one, side)[:, 0] - getattr(one, side)[:, 1]).numpy() for one in rows.values()])
+        np.concatenate(
+            [(getattr(one, side)[:, 0] - getattr(one, side)[:, 1]).numpy() for one in rows.values()]
+        )
         for side in ("source", "target")
     )
     labels = np.concatenate([[name] * len(one) for name, one in rows.items()])
@@ -106,11 +115,16 @@ def reproduce(options: Options) -> Reproduction:
         because=f"a model rotated at random gives the same picture (likeness {same_picture:.2f}), both models' pictures are alike by "
         f"{across:.2f}; text by text CKA is "
         f"{found:.2f} where pairs permuted within their concept have {null.mean():.2f} ({low:.2f} to {high:.2f}).",
-        figures={"First two principal components of the differences, a point a pair of texts": figure(planes, labels)},
+        figures={
+            "First two principal components of the differences, a point a pair of texts": figure(
+                planes, labels
+            )
+        },
         tables={
             "Concepts apart in the plane": table,
             "CKA, permuted within concepts": pd.DataFrame(
-                {"cka": [found, null.mean(), low, high]}, index=pd.Index(["measured", "permuted: mean", "2.5%", "97.5%"], name="what")
+                {"cka": [found, null.mean(), low, high]},
+                index=pd.Index(["measured", "permuted: mean", "2.5%", "97.5%"], name="what"),
             ),
         },
         details={"n_pairs": {name: len(one) for name, one in rows.items()}},
@@ -125,8 +139,14 @@ def plane(differences: np.ndarray) -> np.ndarray:
 
 
 def separation(points: np.ndarray, labels: np.ndarray) -> float:
-    """Balanced accuracy of telling concepts apart by a linear discriminant in the plane, cross-validated."""
-    return float(cross_val_score(LinearDiscriminantAnalysis(), points, labels, cv=5, scoring="balanced_accuracy").mean())
+    """Balanced accuracy of telling concepts apart by a linear discriminant in the plane,
+    cross-validated.
+    """
+    return float(
+        cross_val_score(
+            LinearDiscriminantAnalysis(), points, labels, cv=5, scoring="balanced_accuracy"
+        ).mean()
+    )
 
 
 def within(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -141,7 +161,9 @@ def within(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def cka(x: np.ndarray, y: np.ndarray) -> float:
     """Linear CKA of two sets of rows."""
     x, y = x - x.mean(0), y - y.mean(0)
-    return float((np.linalg.norm(x.T @ y) ** 2) / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)))
+    return float(
+        (np.linalg.norm(x.T @ y) ** 2) / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
+    )
 
 
 def figure(planes: Mapping[str, np.ndarray], labels: np.ndarray) -> go.Figure:
@@ -151,10 +173,19 @@ def figure(planes: Mapping[str, np.ndarray], labels: np.ndarray) -> go.Figure:
         for number, label in enumerate(dict.fromkeys(labels)):
             at = labels == label
             plot.add_scatter(
-                x=points[at, 0], y=points[at, 1], mode="markers", name=str(label), legendgroup=str(label), showlegend=column == 1,
-                marker={"color": _COLOURS[number % len(_COLOURS)], "size": 6, "opacity": 0.7}, row=1, col=column,
-            )  # fmt: skip
-    plot.update_xaxes(title_text="first principal component").update_yaxes(title_text="second principal component", row=1, col=1)
+                x=points[at, 0],
+                y=points[at, 1],
+                mode="markers",
+                name=str(label),
+                legendgroup=str(label),
+                showlegend=column == 1,
+                marker={"color": _COLOURS[number % len(_COLOURS)], "size": 6, "opacity": 0.7},
+                row=1,
+                col=column,
+            )
+    plot.update_xaxes(title_text="first principal component").update_yaxes(
+        title_text="second principal component", row=1, col=1
+    )
     return plot.update_layout(template=TEMPLATE_NAME, height=460)
 
 

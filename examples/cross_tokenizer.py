@@ -1,11 +1,14 @@
-"""Maps between models that read different tokens: states paired where both have read the same characters.
+"""Maps between models that read different tokens: states paired where both have read the same
+characters.
 
     python examples/cross_tokenizer.py                                      # bundled pair, the large one reading finer tokens
     python examples/cross_tokenizer.py --source MODEL --target MODEL        # any two models
 
-LRT and Stitching stop at one tokenizer; L-Cross crosses families with one row a text. Here the last tokens that end at each shared character boundary are
-paired, so that every token-level map, vector and probe works across. Controls of the alignment itself: the target's rows taken one place later, and one
-model with two tokenizations of equal content (its own vocabulary with half of the merges), where nothing but the tokens differs.
+LRT and Stitching stop at one tokenizer; L-Cross crosses families with one row a text. Here the last
+tokens that end at each shared character boundary are paired, so that every token-level map, vector
+and probe works across. Controls of the alignment itself: the target's rows taken one place later,
+and one model with two tokenizations of equal content (its own vocabulary with half of the merges),
+where nothing but the tokens differs.
 """
 
 from collections.abc import Iterator
@@ -32,7 +35,14 @@ DRAWN = CONTROLS[1:]
 class Options(FigureOptions):
     """What is joined, and what is carried."""
 
-    QUICK: ClassVar = {"n_tokens": 6_000, "n_random": 2, "loss_tokens": 600, "n_layers": 2, "concepts": ("mood",), "share": 0.15}
+    QUICK: ClassVar = {
+        "n_tokens": 6_000,
+        "n_random": 2,
+        "loss_tokens": 600,
+        "n_layers": 2,
+        "concepts": ("mood",),
+        "share": 0.15,
+    }
     UNUSED: ClassVar = frozenset({"sae"})
     n_tokens: int = 60_000
     """Tokens of each harvest."""
@@ -75,12 +85,16 @@ def reproduce(options: Options) -> Reproduction:
         for kind, frame in carried(one, grid, stitch, options).items():
             tables[kind].append(frame.assign(pairing=one.name))
     maps = pd.DataFrame(tables.pop("maps"))
-    found = {kind: pd.concat(frames, ignore_index=True) for kind, frames in tables.items() if frames}
+    found = {
+        kind: pd.concat(frames, ignore_index=True) for kind, frames in tables.items() if frames
+    }
     return report(joined, maps, found, grids)
 
 
 def pairings(options: Options) -> Iterator[Joined]:
-    """The pair as given (or the bundled one read by two tokenizations), and the controls of the alignment."""
+    """The pair as given (or the bundled one read by two tokenizations), and the controls of the
+    alignment.
+    """
     source, target = options.models()
     pair = lrt.ModelPair(source, target)
     if not pair.aligned:
@@ -88,57 +102,125 @@ def pairings(options: Options) -> Iterator[Joined]:
         pair = lrt.ModelPair(source, finer(target, options.keep))
     yield Joined("aligned", pair)
     yield Joined("aligned, a row late", pair, lag=1, is_control=True)
-    yield Joined("one model, two tokenizations", lrt.ModelPair(target, finer(target, options.keep)), is_control=True)
+    yield Joined(
+        "one model, two tokenizations",
+        lrt.ModelPair(target, finer(target, options.keep)),
+        is_control=True,
+    )
 
 
 def finer(model: HookedModel, keep: float) -> HookedModel:
     """The same model reading its own vocabulary in more tokens."""
     return HookedModel(
-        model.bridge, tokenizer=with_fewer_merges(model.tokenizer, keep), name=f"{model.name} (finer tokens)", prepend_bos=model.prepend_bos
+        model.bridge,
+        tokenizer=with_fewer_merges(model.tokenizer, keep),
+        name=f"{model.name} (finer tokens)",
+        prepend_bos=model.prepend_bos,
     )
 
 
 def fit(one: Joined, options: Options) -> lrt.StitchGrid:
     """All chosen layer pairs."""
     sides = [
-        sorted({round(i * (m.n_layers - 1) / max(options.n_layers - 1, 1)) for i in range(options.n_layers)})
+        sorted(
+            {
+                round(i * (m.n_layers - 1) / max(options.n_layers - 1, 1))
+                for i in range(options.n_layers)
+            }
+        )
         for m in (one.pair.source, one.pair.target)
     ]
     moments = lrt.harvest(
-        one.pair, options.texts(), source_layers=sides[0], target_layers=sides[1], n_tokens=options.n_tokens, lag=one.lag, null="full", seed=options.seed
-    )  # fmt: skip
+        one.pair,
+        options.texts(),
+        source_layers=sides[0],
+        target_layers=sides[1],
+        n_tokens=options.n_tokens,
+        lag=one.lag,
+        null="full",
+        seed=options.seed,
+    )
     return moments.fit()
 
 
 def describe(name: str, grid: lrt.StitchGrid, stitch: lrt.Stitch) -> dict[str, Any]:
     """How well the chosen map predicts held-out documents."""
     provenance = grid.moments.provenance
-    share = [provenance.aligned[0] / n for n in provenance.aligned[1:]] if provenance.aligned else [1.0, 1.0]
-    scores = {key: stitch.scores[key] for key in ("r2", "r2_uniform", "r2_null", "r2_token", "r2_uniform_token", "r2_down", "gain_cv")}
+    share = (
+        [provenance.aligned[0] / n for n in provenance.aligned[1:]]
+        if provenance.aligned
+        else [1.0, 1.0]
+    )
+    scores = {
+        key: stitch.scores[key]
+        for key in (
+            "r2",
+            "r2_uniform",
+            "r2_null",
+            "r2_token",
+            "r2_uniform_token",
+            "r2_down",
+            "gain_cv",
+        )
+    }
     where = {"source_hook": stitch.source_hook, "target_hook": stitch.target_hook}
-    return {"pairing": name, **where, **scores, "of_source_tokens": share[0], "of_target_tokens": share[1]}
+    return {
+        "pairing": name,
+        **where,
+        **scores,
+        "of_source_tokens": share[0],
+        "of_target_tokens": share[1],
+    }
 
 
-def carried(one: Joined, grid: lrt.StitchGrid, stitch: lrt.Stitch, options: Options) -> dict[str, pd.DataFrame]:
+def carried(
+    one: Joined, grid: lrt.StitchGrid, stitch: lrt.Stitch, options: Options
+) -> dict[str, pd.DataFrame]:
     """Steering vectors, probes and the stitched loss, each beside its controls."""
     pair, seed = one.pair, options.seed
     steering, probes = [], []
     for concept in options.concepts:
-        contrast, items = (some(texts, options) for texts in (lrt.demo_contrast(concept), lrt.demo_items(concept)))
+        contrast, items = (
+            some(texts, options) for texts in (lrt.demo_contrast(concept), lrt.demo_items(concept))
+        )
         vector = lrt.SteeringVector.mean_difference(pair.source, contrast, at=stitch.source_hook)
         found = lrt.evaluate_steering(
-            pair, stitch, vector, items, neutral=lrt.demo_neutral()[: max(4, round(16 * options.share))], n_random=options.n_random, n_permuted=2, seed=seed
-        )  # fmt: skip
+            pair,
+            stitch,
+            vector,
+            items,
+            neutral=lrt.demo_neutral()[: max(4, round(16 * options.share))],
+            n_random=options.n_random,
+            n_permuted=2,
+            seed=seed,
+        )
         steering.append(found.summary)
     for task in PROBES:
         texts, labels = lrt.demo_texts(task, n=round(400 * options.share))
         probes.append(
             lrt.evaluate_probe(
-                pair, stitch, texts, labels, ks=(30,), n_seeds=2, n_random=options.n_random, n_permuted=2, task=task, seed=seed
+                pair,
+                stitch,
+                texts,
+                labels,
+                ks=(30,),
+                n_seeds=2,
+                n_random=options.n_random,
+                n_permuted=2,
+                task=task,
+                seed=seed,
             ).summary
         )
     token = lrt.token_identity_map(grid.moments, stitch.target_hook)
-    loss = lrt.evaluate_stitch_loss(pair, stitch, options.texts(), n_tokens=options.loss_tokens, token_maps=token, keep="masked", seed=seed)
+    loss = lrt.evaluate_stitch_loss(
+        pair,
+        stitch,
+        options.texts(),
+        n_tokens=options.loss_tokens,
+        token_maps=token,
+        keep="masked",
+        seed=seed,
+    )
     return {"steering": pd.concat(steering), "probes": pd.concat(probes), "loss": loss.summary}
 
 
@@ -147,24 +229,45 @@ def some(texts: Any, options: Options) -> Any:
     return texts if options.share >= 1 else texts.split(options.share, seed=options.seed)[0]
 
 
-def report(joined: list[Joined], maps: pd.DataFrame, found: dict[str, pd.DataFrame], grids: dict[str, lrt.StitchGrid]) -> Reproduction:
+def report(
+    joined: list[Joined],
+    maps: pd.DataFrame,
+    found: dict[str, pd.DataFrame],
+    grids: dict[str, lrt.StitchGrid],
+) -> Reproduction:
     """Numbers beside their controls."""
     by_name = maps.set_index("pairing")
     aligned, late = by_name.loc["aligned"], by_name.loc["aligned, a row late"]
     reference = by_name.loc["one tokenizer"] if "one tokenizer" in by_name.index else None
     gain, late_gain = float(aligned["gain_cv"]), float(late["gain_cv"])
-    steering, probes = (found[kind].query("pairing == 'aligned'") for kind in ("steering", "probes"))
+    steering, probes = (
+        found[kind].query("pairing == 'aligned'") for kind in ("steering", "probes")
+    )
     vectors_beat = beating(steering, "concept", "effect_at_equal_damage")
     probes_beat = beating(probes, "task", "accuracy")
     verdict = judged(gain, late_gain, [*vectors_beat.values(), *probes_beat.values()])
     compared = [
         Compared(
-            "share explained of what token identity leaves, aligned (cross-validated)", gain, control=late_gain, control_name="a row late"
+            "share explained of what token identity leaves, aligned (cross-validated)",
+            gain,
+            control=late_gain,
+            control_name="a row late",
         ),
-        Compared("r2_uniform on held-out documents, aligned", float(aligned["r2_uniform"]), control=float(aligned["r2_uniform_token"]), control_name="token identity"),
-        *shares(steering, "concept", "fraction_of_native", "fraction", "transferred ÷ native at equal damage"),
+        Compared(
+            "r2_uniform on held-out documents, aligned",
+            float(aligned["r2_uniform"]),
+            control=float(aligned["r2_uniform_token"]),
+            control_name="token identity",
+        ),
+        *shares(
+            steering,
+            "concept",
+            "fraction_of_native",
+            "fraction",
+            "transferred ÷ native at equal damage",
+        ),
         *shares(probes, "task", "share_of_native", "share", "probe's share of native above chance"),
-    ]  # fmt: skip
+    ]
     because = (
         f"{aligned['of_source_tokens']:.0%} of the source's tokens and {aligned['of_target_tokens']:.0%} of the target's align; the "
         f"map explains {gain:.3f} of what "
@@ -187,27 +290,38 @@ def report(joined: list[Joined], maps: pd.DataFrame, found: dict[str, pd.DataFra
         "second tokenization is a finer one of the same vocabulary, the model reads tokens that are unusual for it.",
         verdict=verdict,
         because=f"{because}.",
-        figures={"Held-out r2_uniform of every layer pair": heat_maps(grids), "Chosen maps, and token identity": bars(maps)},
+        figures={
+            "Held-out r2_uniform of every layer pair": heat_maps(grids),
+            "Chosen maps, and token identity": bars(maps),
+        },
         tables={"maps": maps, **found},
         details={one.name: grids[one.name].moments.provenance.alignment for one in joined},
     )
 
 
 def judged(gain: float, late_gain: float, beat: list[bool]) -> Verdict:
-    """Maps, vectors and probes of the claim: a caveat where some of the last two do not beat their controls, or the map's gain is weak."""
+    """Maps, vectors and probes of the claim: a caveat where some of the last two do not beat their
+    controls, or the map's gain is weak.
+    """
     if not gain > late_gain or not any(beat):
         return "does not survive its null"
     return "holds" if gain > 0.1 and gain > 1.2 * late_gain and all(beat) else "holds with a caveat"
 
 
 def beating(summary: pd.DataFrame, name: str, column: str) -> dict[str, bool]:
-    """By concept or task: whether the interval is above every control's mean, and the value above 95% of draws; NaN is not."""
+    """By concept or task: whether the interval is above every control's mean, and the value above
+    95% of draws; NaN is not.
+    """
     found = {}
-    for one, part in summary[summary["arm"].isin(("transferred", *CONTROLS))].groupby(name, sort=False):
+    for one, part in summary[summary["arm"].isin(("transferred", *CONTROLS))].groupby(
+        name, sort=False
+    ):
         by_arm = part.set_index("arm")
         controls = by_arm.loc[[arm for arm in CONTROLS if arm in by_arm.index], column]
         draws = by_arm.loc[[arm for arm in DRAWN if arm in by_arm.index], "high"]
-        above = (by_arm.loc["transferred", "low"] > controls).all() and (by_arm.loc["transferred", column] > draws).all()
+        above = (by_arm.loc["transferred", "low"] > controls).all() and (
+            by_arm.loc["transferred", column] > draws
+        ).all()
         found[str(one)] = bool(above)
     return found
 
@@ -224,11 +338,15 @@ def shares(summary: pd.DataFrame, name: str, column: str, ends: str, what: str) 
     best = summary[summary["arm"].isin(CONTROLS)].groupby(name)[column].max()
     return [
         Compared(
-            f"{row[name]}: {what}", row[column], low=row[f"{ends}_low"], high=row[f"{ends}_high"], control=float(best[row[name]]),
+            f"{row[name]}: {what}",
+            row[column],
+            low=row[f"{ends}_low"],
+            high=row[f"{ends}_high"],
+            control=float(best[row[name]]),
             control_name="shuffled, permuted or random",
         )
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 def heat_maps(grids: dict[str, lrt.StitchGrid]) -> go.Figure:
@@ -237,12 +355,22 @@ def heat_maps(grids: dict[str, lrt.StitchGrid]) -> go.Figure:
 
     plot = make_subplots(cols=len(grids), subplot_titles=list(grids), horizontal_spacing=0.06)
     for column, grid in enumerate(grids.values(), start=1):
-        table = grid.scores.pivot_table(index="source_hook", columns="target_hook", values="r2_uniform", sort=False)
+        table = grid.scores.pivot_table(
+            index="source_hook", columns="target_hook", values="r2_uniform", sort=False
+        )
         plot.add_heatmap(
-            z=table.to_numpy(), x=[short_hook(str(h)) for h in table.columns], y=[short_hook(str(h)) for h in table.index], zmin=0, zmax=1,
-            colorscale="Viridis", showscale=column == len(grids), colorbar={"title": "r2_uniform"}, texttemplate="%{z:.2f}" if table.size <= 36 else None,
-            row=1, col=column,
-        )  # fmt: skip
+            z=table.to_numpy(),
+            x=[short_hook(str(h)) for h in table.columns],
+            y=[short_hook(str(h)) for h in table.index],
+            zmin=0,
+            zmax=1,
+            colorscale="Viridis",
+            showscale=column == len(grids),
+            colorbar={"title": "r2_uniform"},
+            texttemplate="%{z:.2f}" if table.size <= 36 else None,
+            row=1,
+            col=column,
+        )
         plot.update_xaxes(title_text="target", row=1, col=column)
     plot.update_yaxes(title_text="source", row=1, col=1)
     return plot.update_layout(template=TEMPLATE_NAME, height=420)

@@ -3,10 +3,11 @@
     python examples/decoder_geometry.py                                                        # bundled models and SAEs
     python examples/decoder_geometry.py --source A --target B --sae SAE_A --target-sae SAE_B   # SAELens folders
 
-The paper (arXiv 2506.00653) leaves ‖E‖ ≈ 114 when it regresses 16,384 unit rows of one Gemma Scope decoder on another's 3584 columns, and
-reads that as a relation, because N(0, 1) rows leave more. Random rows *of unit norm* leave 113.1, by our formula at the paper's shape. The
-first figure shows both readings, of the paper's numbers and of ours. Then both SAEs' features are matched by activation, rows are permuted
-for the null, and R² is on features that did not fit.
+The paper (arXiv 2506.00653) leaves ‖E‖ ≈ 114 when it regresses 16,384 unit rows of one Gemma Scope
+decoder on another's 3584 columns, and reads that as a relation, because N(0, 1) rows leave more.
+Random rows *of unit norm* leave 113.1, by our formula at the paper's shape. The first figure shows
+both readings, of the paper's numbers and of ours. Then both SAEs' features are matched by
+activation, rows are permuted for the null, and R² is on features that did not fit.
 """
 
 import math
@@ -48,8 +49,17 @@ def reproduce(options: Options) -> Reproduction:
     saes = [options.source_sae(), options.load_sae(options.target_sae, "--target-sae", "large")]
     hooks = [one.cfg.metadata.hook_name for one in saes]
     stitch = options.grid(pair, texts, *hooks, null="none").best()
-    matches = lrt.match_features(pair, stitch, *saes, texts, n_tokens=options.n_tokens, min_correlation=options.min_correlation)
-    found = lrt.decoder_geometry(saes[0].W_dec, saes[1].W_dec, matches=matches, affine=stitch.up, seed=options.seed)
+    matches = lrt.match_features(
+        pair,
+        stitch,
+        *saes,
+        texts,
+        n_tokens=options.n_tokens,
+        min_correlation=options.min_correlation,
+    )
+    found = lrt.decoder_geometry(
+        saes[0].W_dec, saes[1].W_dec, matches=matches, affine=stitch.up, seed=options.seed
+    )
     read = readings(found, saes[0].W_dec.shape[1], tuple(saes[1].W_dec.shape))
     ours = read.set_index("whose").loc["ours"]
     by_arm = found.summary.set_index("arm")
@@ -70,7 +80,10 @@ def reproduce(options: Options) -> Reproduction:
                 control=float(ours["unit_rows"]),
                 control_name="random rows of the same norms",
             ),
-            Compared("N(0, 1) rows leave (by formula), the null that the paper reads it against", float(ours["gaussian_rows"])),
+            Compared(
+                "N(0, 1) rows leave (by formula), the null that the paper reads it against",
+                float(ours["gaussian_rows"]),
+            ),
             Compared(
                 "at the paper's shape, unit rows leave (by formula)",
                 float(read["unit_rows"][0]),
@@ -95,7 +108,9 @@ def reproduce(options: Options) -> Reproduction:
         f"{ours['unit_rows']:.1f} (the paper has {RESIDUAL:.0f}, where by our formula unit rows of its shape leave {read['unit_rows'][0]:.1f}); "
         f"{predicted(matched, permuted)}.",
         figures={
-            "Both readings: against N(0, 1) rows, as the paper does, and against rows of the decoder's own norms": readings_figure(read),
+            "Both readings: against N(0, 1) rows, as the paper does, and against rows of the decoder's own norms": readings_figure(
+                read
+            ),
             "Every arm: residual against its chance level, and R² on features that did not fit": found.figure(),
         },
         tables={"Readings": read, "Arms": found.summary},
@@ -105,9 +120,7 @@ def reproduce(options: Options) -> Reproduction:
 
 def predicted(matched: pd.Series, permuted: pd.Series) -> str:
     """What held-out R² says of features matched by activation, against the same rows permuted."""
-    numbers = (
-        f"R² {matched['r2']:.3f} ({matched['r2_low']:.3f} to {matched['r2_high']:.3f}) on held-out ones, permuted {permuted['r2']:.3f}"
-    )
+    numbers = f"R² {matched['r2']:.3f} ({matched['r2_low']:.3f} to {matched['r2_high']:.3f}) on held-out ones, permuted {permuted['r2']:.3f}"
     if not matched["r2_low"] > max(permuted["r2_high"], 0.0):
         return f"features matched by activation predict each other no better than permuted ones: {numbers}"
     if matched["r2"] < LITTLE:
@@ -116,25 +129,38 @@ def predicted(matched: pd.Series, permuted: pd.Series) -> str:
 
 
 def readings(found: lrt.DecoderGeometry, d_predictor: int, shape: tuple[int, int]) -> pd.DataFrame:
-    """The paper's numbers and ours: residual of row i on row i (of matched rows where SAEs differ in size), and what both kinds of random rows leave."""
+    """The paper's numbers and ours: residual of row i on row i (of matched rows where SAEs differ
+    in size), and what both kinds of random rows leave.
+    """
     arms = found.table.drop_duplicates("arm").set_index("arm")
     arm = "index" if "index" in arms.index else "matched"
     n = int(arms["n_features"][arm])
     paper = {
-        "whose": "LRT", "residual": RESIDUAL, "unit_rows": chance_residual(math.sqrt(N_FEATURES), N_FEATURES, D_PREDICTOR),
-        "gaussian_rows": chance_residual(math.sqrt(N_FEATURES * D_PREDICTED), N_FEATURES, D_PREDICTOR),
-    }  # fmt: skip
+        "whose": "LRT",
+        "residual": RESIDUAL,
+        "unit_rows": chance_residual(math.sqrt(N_FEATURES), N_FEATURES, D_PREDICTOR),
+        "gaussian_rows": chance_residual(
+            math.sqrt(N_FEATURES * D_PREDICTED), N_FEATURES, D_PREDICTOR
+        ),
+    }
     ours = {
-        "whose": "ours", "residual": float(arms["residual"][arm]), "unit_rows": chance_residual(float(arms["norm"][arm]), n, d_predictor),
+        "whose": "ours",
+        "residual": float(arms["residual"][arm]),
+        "unit_rows": chance_residual(float(arms["norm"][arm]), n, d_predictor),
         "gaussian_rows": chance_residual(math.sqrt(n * shape[1]), n, d_predictor),
-    }  # fmt: skip
+    }
     return pd.DataFrame([paper, ours])
 
 
 def readings_figure(read: pd.DataFrame) -> go.Figure:
     """Left against N(0, 1) rows (logarithmic), right against rows of the decoder's own norms."""
     figure = make_subplots(
-        cols=2, horizontal_spacing=0.1, subplot_titles=["as the paper reads it: random = N(0, 1)", "random rows of the decoder's own norms"]
+        cols=2,
+        horizontal_spacing=0.1,
+        subplot_titles=[
+            "as the paper reads it: random = N(0, 1)",
+            "random rows of the decoder's own norms",
+        ],
     )
     bars = (
         ("residual", "what the decoder leaves", "#D55E00"),
@@ -144,9 +170,18 @@ def readings_figure(read: pd.DataFrame) -> go.Figure:
     for column, null in ((1, "gaussian_rows"), (2, "unit_rows")):
         for name, label, colour in (bar for bar in bars if bar[0] in ("residual", null)):
             figure.add_bar(
-                x=read["whose"], y=read[name], name=label, legendgroup=name, showlegend=name != "residual" or column == 1, marker_color=colour,
-                text=[f"{value:.4g}" for value in read[name]], textposition="outside", cliponaxis=False, row=1, col=column,
-            )  # fmt: skip
+                x=read["whose"],
+                y=read[name],
+                name=label,
+                legendgroup=name,
+                showlegend=name != "residual" or column == 1,
+                marker_color=colour,
+                text=[f"{value:.4g}" for value in read[name]],
+                textposition="outside",
+                cliponaxis=False,
+                row=1,
+                col=column,
+            )
     figure.update_yaxes(title_text="‖residual‖ (Frobenius)").update_yaxes(type="log", row=1, col=1)
     figure.update_xaxes(title_text="whose decoders: the paper's, or those of this run")
     return figure.update_layout(template=TEMPLATE_NAME, height=460, margin={"t": 80})

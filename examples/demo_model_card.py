@@ -1,7 +1,8 @@
 """Measure the bundled family of demo models, write its harvest text and its model card.
 
-``examples/train_demo_models.py`` leaves one folder a size in ``work``. Before they travel inside the wheel somebody has to say how
-good they are, on text they never saw, and what may be shipped with them. This script does both and puts the result in ``out``:
+``examples/train_demo_models.py`` leaves one folder a size in ``work``. Before they travel inside
+the wheel somebody has to say how good they are, on text they never saw, and what may be shipped
+with them. This script does both and puts the result in ``out``:
 
     python examples/demo_model_card.py --data DATA --work WORK --sizes small large
 
@@ -9,20 +10,26 @@ good they are, on text they never saw, and what may be shipped with them. This s
     out/<size>/                                     config, bfloat16 weights, tokenizer: a Hugging Face folder
     out/data/documents.jsonl.gz                     {"text", "register", "source"}: the text the maps are fitted on
 
-Mechanism, a stage each; a stage is skipped when its file in ``work/card`` was made from the same weights with the same settings:
+Mechanism, a stage each; a stage is skipped when its file in ``work/card`` was made from the same
+weights with the same settings:
 
 ``bits``     ``sum of -log2 p(token | window before it) / UTF-8 bytes`` over held-out stories and reviews. A document is
-             ``<|endoftext|>`` and its tokens; windows of 256 share one token, so every token after the first is scored once.
+             ``<|endoftext|>`` and its tokens; windows of 256 share one token, so every token after
+             the first is scored once.
 ``probe``    can a linear classifier read the sentiment of a held-out review off the residual stream? Features are the mean residual
-             of a layer over a review's tokens; layer and penalty are chosen by cross-validation on the fit reviews. The twin is the
-             same network before training: what is above the twin was learnt, what is below comes from the words alone.
+             of a layer over a review's tokens; layer and penalty are chosen by cross-validation on
+             the fit reviews. The twin is the
+             same network before training: what is above the twin was learnt, what is below comes
+                 from the words alone.
 ``samples``  ten continuations with a fixed seed, as they fall.
 ``harvest``  held-out stories, plus reviews sampled from the largest model: the film reviews of the training data may be used for
-             research but not passed on, so the review register of the harvest text is the model's own. A sample that shares 60
-             characters with any review of the data set, case and white space aside, is dropped.
+             research but not passed on, so the review register of the harvest text is the model's
+             own. A sample that shares 60 characters with any review of the data set, case and white
+             space aside, is dropped.
 
-Limits: the probe's fit reviews are among the training documents (its test reviews are not), and half of the training pieces carried
-a line with the label; the card says so. Samples depend on the machine's floating point, so another machine may draw other ones.
+Limits: the probe's fit reviews are among the training documents (its test reviews are not), and
+half of the training pieces carried a line with the label; the card says so. Samples depend on the
+machine's floating point, so another machine may draw other ones.
 """
 
 import gzip
@@ -51,12 +58,27 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from train_demo_models import CONTEXT, END_OF_TEXT, PIECE_CHARACTERS, SIZES, VOCABULARY, build, position, read_rows
+from train_demo_models import (
+    CONTEXT,
+    END_OF_TEXT,
+    PIECE_CHARACTERS,
+    SIZES,
+    VOCABULARY,
+    build,
+    position,
+    read_rows,
+)
 from transformers import DynamicCache, LlamaForCausalLM, PreTrainedTokenizerFast
 
 logger = logging.getLogger("demo_model_card")
 
-MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 LARGEST_OUTPUT = 25_000_000
 """Bytes that everything under ``out`` may take."""
 
@@ -65,7 +87,9 @@ REVIEW_HELD_OUT_SHARE = 0.08
 PROBE_TOKENS = CONTEXT
 """Tokens of a review, from its start, that the probe's features are averaged over."""
 SKIPPED_POSITIONS = 4
-"""Positions at the start of every window that carry no features: ``<|endoftext|>`` and tokens with next to no context."""
+"""Positions at the start of every window that carry no features: ``<|endoftext|>`` and tokens with
+next to no context.
+"""
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 """Values of C (inverse of the L2 penalty) that cross-validation chooses from."""
 
@@ -119,28 +143,40 @@ class Arguments:
     out: Path = Path(__file__).resolve().parents[1] / "lrt_lens" / "bundled"
     """Folder of the bundle; files in it are replaced."""
     sizes: tuple[str, ...] = ("small", "large")
-    """Which members to measure and bundle; the one with most parameters writes the reviews of the harvest text."""
+    """Which members to measure and bundle; the one with most parameters writes the reviews of the
+    harvest text.
+    """
     held_out: int | None = None
-    """Stop after so many held-out stories and reviews (for trials; the whole held-out sets when not given)."""
+    """Stop after so many held-out stories and reviews (for trials; the whole held-out sets when not
+    given).
+    """
     probe_fit: int = 12_000
     """Training reviews that the probe is fitted on."""
     samples: int = 1_800
-    """Sampled reviews at most; sampling also stops when they have as many characters as the stories."""
+    """Sampled reviews at most; sampling also stops when they have as many characters as the
+    stories.
+    """
     probe_precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the probe's forward passes; bfloat16 (autocast, the residual stays float32) takes about 0.6 of the time."""
+    """Arithmetic of the probe's forward passes; bfloat16 (autocast, the residual stays float32)
+    takes about 0.6 of the time.
+    """
     batch_size: int = 16
     """Windows a forward pass; more of them fall out of the processor's cache."""
     sample_batch: int = 64
     """Texts that are sampled side by side."""
     twins_only: bool = False
-    """Only measure the untrained twins: they need no trained model, so this can run before or during training."""
+    """Only measure the untrained twins: they need no trained model, so this can run before or
+    during training.
+    """
     seed: int = 0
     threads: int = 2
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the next token is drawn: only the ``top_k`` likeliest, and of those the fewest that hold ``top_p`` of the probability."""
+    """How the next token is drawn: only the ``top_k`` likeliest, and of those the fewest that hold
+    ``top_p`` of the probability.
+    """
 
     temperature: float
     new_tokens: int
@@ -168,11 +204,13 @@ class Bar:
         return asdict(self) | {"passed": self.passed, "margin": self.value - self.at_least}
 
 
-# -------------------------------------------------------------------------------------------------------------- stages
+# ------------------------------------------------------------------------------------------- stages
 
 
 def stage(path: Path, made_from: dict[str, Any], compute: Callable[[], Any]) -> Any:
-    """The result stored at ``path`` when it was made from the same things, else what ``compute`` returns, stored there."""
+    """The result stored at ``path`` when it was made from the same things, else what ``compute``
+    returns, stored there.
+    """
     made_from = json.loads(json.dumps(made_from))
     if path.exists():
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -182,7 +220,9 @@ def stage(path: Path, made_from: dict[str, Any], compute: Callable[[], Any]) -> 
     result = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"made_from": made_from, "result": result}, ensure_ascii=False), encoding="utf-8")
+    temporary.write_text(
+        json.dumps({"made_from": made_from, "result": result}, ensure_ascii=False), encoding="utf-8"
+    )
     temporary.replace(path)
     return result
 
@@ -196,7 +236,9 @@ def load_model(folder: Path) -> LlamaForCausalLM:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The family's tokenizer, without its warning about texts longer than a window: they are cut into windows here."""
+    """The family's tokenizer, without its warning about texts longer than a window: they are cut
+    into windows here.
+    """
     return PreTrainedTokenizerFast.from_pretrained(folder, model_max_length=10**9)
 
 
@@ -209,10 +251,14 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[
     return tokenizer([text.strip() for text in texts])["input_ids"]
 
 
-def padded_batches(pieces: list[list[int]], size: int, label: str) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Pieces of similar length together, padded on the right: (piece indices, ids [piece, token], mask of the real tokens).
+def padded_batches(
+    pieces: list[list[int]], size: int, label: str
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Pieces of similar length together, padded on the right: (piece indices, ids [piece, token],
+    mask of the real tokens).
 
-    Attention is causal, so what stands to the right of a token does not change it and no attention mask is needed.
+    Attention is causal, so what stands to the right of a token does not change it and no attention
+    mask is needed.
     """
     order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]), reverse=True)
     for start in tqdm(range(0, len(order), size), desc=label, mininterval=1):
@@ -222,13 +268,17 @@ def padded_batches(pieces: list[list[int]], size: int, label: str) -> Iterator[t
         yield torch.tensor(chosen), ids, torch.arange(ids.shape[1]) < lengths[:, None]
 
 
-# -------------------------------------------------------------------------------------------------------- bits per byte
+# ------------------------------------------------------------------------------------ bits per byte
 
 
 @torch.inference_mode()
 def total_nats(model: LlamaForCausalLM, documents: list[list[int]], size: int, label: str) -> float:
     """Negative log-likelihood of every token of every document but its first, in nats."""
-    pieces = [ids[start : start + CONTEXT] for ids in documents for start in range(0, len(ids) - 1, CONTEXT - 1)]
+    pieces = [
+        ids[start : start + CONTEXT]
+        for ids in documents
+        for start in range(0, len(ids) - 1, CONTEXT - 1)
+    ]
     total = 0.0
     for _, ids, real in padded_batches(pieces, size, label):
         residual = model.model(ids, use_cache=False).last_hidden_state[:, :-1]
@@ -247,19 +297,33 @@ def measure_bits(args: Arguments, name: str) -> dict[str, dict[str, float]]:
         documents = tokenize(tokenizer, texts)
         nats = total_nats(model, documents, args.batch_size, f"{name}: bits per byte, {register}")
         size = sum(len(text.encode()) for text in texts)
-        result[register] = {"documents": len(texts), "tokens": sum(map(len, documents)) - len(texts), "bytes": size, "nats": nats}
-    result["pooled"] = {key: sum(part[key] for part in result.values()) for key in result["stories"]}
+        result[register] = {
+            "documents": len(texts),
+            "tokens": sum(map(len, documents)) - len(texts),
+            "bytes": size,
+            "nats": nats,
+        }
+    result["pooled"] = {
+        key: sum(part[key] for part in result.values()) for key in result["stories"]
+    }
     return {
-        k: v | {"bits_per_byte": v["nats"] / math.log(2) / v["bytes"], "nats_per_token": v["nats"] / v["tokens"]} for k, v in result.items()
+        k: v
+        | {
+            "bits_per_byte": v["nats"] / math.log(2) / v["bytes"],
+            "nats_per_token": v["nats"] / v["tokens"],
+        }
+        for k, v in result.items()
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------- probe
+# -------------------------------------------------------------------------------------------- probe
 
 
 @contextmanager
 def residuals(model: LlamaForCausalLM) -> Iterator[list[torch.Tensor]]:
-    """A list that every forward pass extends by the residual stream after the embedding and after every block, before the final norm."""
+    """A list that every forward pass extends by the residual stream after the embedding and after
+    every block, before the final norm.
+    """
     collected: list[torch.Tensor] = []
 
     def hook(_module: torch.nn.Module, _inputs: tuple, output: torch.Tensor) -> None:
@@ -275,11 +339,17 @@ def residuals(model: LlamaForCausalLM) -> Iterator[list[torch.Tensor]]:
 
 
 @torch.inference_mode()
-def mean_residuals(model: LlamaForCausalLM, documents: list[list[int]], size: int, label: str) -> np.ndarray:
-    """Mean residual of each document's first ``PROBE_TOKENS`` tokens, [layer, document, d_model]; layer 0 is the embedding."""
+def mean_residuals(
+    model: LlamaForCausalLM, documents: list[list[int]], size: int, label: str
+) -> np.ndarray:
+    """Mean residual of each document's first ``PROBE_TOKENS`` tokens, [layer, document, d_model];
+    layer 0 is the embedding.
+    """
     owners, pieces = [], []
     for i, ids in enumerate(documents):
-        cut = [ids[start : start + CONTEXT] for start in range(0, min(len(ids), PROBE_TOKENS), CONTEXT)]
+        cut = [
+            ids[start : start + CONTEXT] for start in range(0, min(len(ids), PROBE_TOKENS), CONTEXT)
+        ]
         pieces += cut
         owners += [i] * len(cut)
     owner_of = torch.tensor(owners)
@@ -291,14 +361,22 @@ def mean_residuals(model: LlamaForCausalLM, documents: list[list[int]], size: in
             model.model(ids, use_cache=False)
             weight = real.float()
             weight[:, :SKIPPED_POSITIONS] = 0
-            sums.index_add_(0, owner_of[rows], torch.stack([(out * weight[..., None]).sum(1) for out in collected], dim=1))
+            sums.index_add_(
+                0,
+                owner_of[rows],
+                torch.stack([(out * weight[..., None]).sum(1) for out in collected], dim=1),
+            )
             counts.index_add_(0, owner_of[rows], weight.sum(dim=1))
     return (sums / counts.clamp(min=1)[:, None, None]).transpose(0, 1).numpy()
 
 
 def fit_reviews(args: Arguments) -> list[dict]:
     """Reviews of the training part, as many as the probe is fitted on, drawn with the seed."""
-    rows = [row for row in read_rows(args.data / "reviews.jsonl.gz") if position(row["text"]) >= REVIEW_HELD_OUT_SHARE]
+    rows = [
+        row
+        for row in read_rows(args.data / "reviews.jsonl.gz")
+        if position(row["text"]) >= REVIEW_HELD_OUT_SHARE
+    ]
     random.Random(args.seed).shuffle(rows)
     return rows[: args.probe_fit]
 
@@ -310,7 +388,9 @@ def accuracy_interval(correct: int, trials: int) -> list[float]:
 
 
 def probe_layer(features: np.ndarray, labels: np.ndarray, n_fit: int, seed: int) -> dict[str, Any]:
-    """Fit on the first ``n_fit`` rows, C by 3-fold cross-validation, and count what is right on the others."""
+    """Fit on the first ``n_fit`` rows, C by 3-fold cross-validation, and count what is right on the
+    others.
+    """
     search = GridSearchCV(
         make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
         {"logisticregression__C": PENALTIES},
@@ -329,9 +409,16 @@ def probe_layer(features: np.ndarray, labels: np.ndarray, n_fit: int, seed: int)
 
 
 def probe_model(
-    model: LlamaForCausalLM, documents: list[list[int]], labels: np.ndarray, n_fit: int, args: Arguments, label: str
+    model: LlamaForCausalLM,
+    documents: list[list[int]],
+    labels: np.ndarray,
+    n_fit: int,
+    args: Arguments,
+    label: str,
 ) -> dict[str, Any]:
-    """Probes of every layer; ``best`` is the layer with the best cross-validated accuracy, whatever the test reviews say."""
+    """Probes of every layer; ``best`` is the layer with the best cross-validated accuracy, whatever
+    the test reviews say.
+    """
     with torch.autocast("cpu", torch.bfloat16, enabled=args.probe_precision == "bfloat16"):
         features = mean_residuals(model, documents, args.batch_size, f"{label}: residuals")
     layers = [
@@ -347,19 +434,25 @@ def probe_model(
 
 
 def measure_probe(args: Arguments, name: str, *, trained: bool) -> dict[str, Any]:
-    """Sentiment probes of the trained model, or of its twin: the same network as seed 0 initialises it."""
+    """Sentiment probes of the trained model, or of its twin: the same network as seed 0 initialises
+    it.
+    """
     fit, test = fit_reviews(args), held_out_texts(args, "reviews")
-    documents = tokenize(load_tokenizer(args.work / "tokenizer"), [row["text"] for row in fit + test])
+    documents = tokenize(
+        load_tokenizer(args.work / "tokenizer"), [row["text"] for row in fit + test]
+    )
     labels = np.array([row["label"] for row in fit + test])
     if trained:
         model = load_model(args.work / name)
     else:
         torch.manual_seed(0)
         model = build(SIZES[name]).eval()
-    return probe_model(model, documents, labels, len(fit), args, name if trained else f"untrained {name}")
+    return probe_model(
+        model, documents, labels, len(fit), args, name if trained else f"untrained {name}"
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------- sampling
+# ----------------------------------------------------------------------------------------- sampling
 
 
 def next_tokens(logits: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> torch.Tensor:
@@ -372,19 +465,31 @@ def next_tokens(logits: torch.Tensor, recipe: Recipe, generator: torch.Generator
 
 
 @torch.inference_mode()
-def continuations(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, openings: list[str], recipe: Recipe, seed: int) -> list[str]:
+def continuations(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    openings: list[str],
+    recipe: Recipe,
+    seed: int,
+) -> list[str]:
     """Each opening with what the model writes after it, up to ``<|endoftext|>``.
 
-    All rows start at ``<|endoftext|>`` and take one token a step, the opening's while it lasts and a drawn one afterwards: openings
-    of different lengths share a batch without padding.
+    All rows start at ``<|endoftext|>`` and take one token a step, the opening's while it lasts and
+    a drawn one afterwards: openings of different lengths share a batch without padding.
     """
     forced = tokenize(tokenizer, openings)
     lengths, end = torch.tensor([len(ids) for ids in forced]), forced[0][0]
-    ids = F.pad(pad_sequence([torch.tensor(row) for row in forced], batch_first=True), (0, recipe.new_tokens), value=end)
+    ids = F.pad(
+        pad_sequence([torch.tensor(row) for row in forced], batch_first=True),
+        (0, recipe.new_tokens),
+        value=end,
+    )
     generator, cache = torch.Generator().manual_seed(seed), DynamicCache(config=model.config)
     ended = torch.zeros(len(openings), dtype=torch.bool)
     for place in range(1, ids.shape[1]):
-        logits = model(ids[:, place - 1 : place], past_key_values=cache, use_cache=True).logits[:, -1]
+        logits = model(ids[:, place - 1 : place], past_key_values=cache, use_cache=True).logits[
+            :, -1
+        ]
         free = place >= lengths
         ended |= place >= lengths + recipe.new_tokens
         drawn = torch.where(ended, end, next_tokens(logits, recipe, generator))
@@ -392,23 +497,34 @@ def continuations(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, o
         ended |= free & (drawn == end)
         if ended.all():
             break
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    texts = tokenizer.batch_decode(
+        ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
     return [text.strip() for text in texts]
 
 
 def draw_samples(args: Arguments, name: str) -> list[dict[str, str]]:
-    """The card's ten samples, as they fall; none is left out but for copying a review of the data set."""
+    """The card's ten samples, as they fall; none is left out but for copying a review of the data
+    set.
+    """
     openings = [*STORY_OPENINGS, *REVIEW_OPENINGS]
     registers = ["story"] * len(STORY_OPENINGS) + ["review"] * len(REVIEW_OPENINGS)
-    texts = continuations(load_model(args.work / name), load_tokenizer(args.work / name), openings, CARD_RECIPE, args.seed)
+    texts = continuations(
+        load_model(args.work / name),
+        load_tokenizer(args.work / name),
+        openings,
+        CARD_RECIPE,
+        args.seed,
+    )
     copies = copied(texts, [row["text"] for row in read_rows(args.data / "reviews.jsonl.gz")])
     rows = [
-        {"register": register, "opening": opening, "text": text} for register, opening, text in zip(registers, openings, texts, strict=True)
+        {"register": register, "opening": opening, "text": text}
+        for register, opening, text in zip(registers, openings, texts, strict=True)
     ]
     return [row for row, copy in zip(rows, copies, strict=True) if not copy]
 
 
-# -------------------------------------------------------------------------------------------------------------- harvest
+# ------------------------------------------------------------------------------------------ harvest
 
 
 def runs(text: str) -> Iterator[str]:
@@ -418,7 +534,9 @@ def runs(text: str) -> Iterator[str]:
 
 
 def copied(samples: list[str], originals: list[str]) -> list[bool]:
-    """For every sample, whether it shares a run of ``COPY_CHARACTERS`` characters with any of the originals; exact."""
+    """For every sample, whether it shares a run of ``COPY_CHARACTERS`` characters with any of the
+    originals; exact.
+    """
     wanted = {run for sample in samples for run in runs(sample)}
     shared: set[str] = set()
     for original in tqdm(originals, desc="looking for copies", mininterval=1):
@@ -427,29 +545,45 @@ def copied(samples: list[str], originals: list[str]) -> list[bool]:
 
 
 def sample_reviews(args: Arguments, name: str, characters: int) -> dict[str, Any]:
-    """Reviews in the model's own words: ``args.samples`` of them, or as many as have so many characters."""
+    """Reviews in the model's own words: ``args.samples`` of them, or as many as have so many
+    characters.
+    """
     model, tokenizer = load_model(args.work / name), load_tokenizer(args.work / name)
     openings = random.Random(args.seed)
     kept, short, batch = [], 0, 0
     with tqdm(total=args.samples, desc=f"{name}: sampled reviews") as bar:
         while len(kept) < args.samples and sum(map(len, kept)) < characters:
             texts = continuations(
-                model, tokenizer, openings.choices(HARVEST_OPENINGS, k=args.sample_batch), HARVEST_RECIPE, args.seed + batch
+                model,
+                tokenizer,
+                openings.choices(HARVEST_OPENINGS, k=args.sample_batch),
+                HARVEST_RECIPE,
+                args.seed + batch,
             )
             long = [text for text in texts if len(text) >= SHORTEST_SAMPLE]
             short, batch = short + len(texts) - len(long), batch + 1
             bar.update(min(len(long), args.samples - len(kept)))
             kept = [*kept, *long][: args.samples]
             if batch >= 20 and not kept:
-                raise ValueError(f"none of {batch * args.sample_batch} samples has {SHORTEST_SAMPLE} characters; was {name!r} trained?")
+                raise ValueError(
+                    f"none of {batch * args.sample_batch} samples has {SHORTEST_SAMPLE} characters; was {name!r} trained?"
+                )
     copies = copied(kept, [row["text"] for row in read_rows(args.data / "reviews.jsonl.gz")])
     texts = [text for text, copy in zip(kept, copies, strict=True) if not copy]
-    return {"model": name, "texts": texts, "dropped_short": short, "dropped_copies": sum(copies), "recipe": asdict(HARVEST_RECIPE)}
+    return {
+        "model": name,
+        "texts": texts,
+        "dropped_short": short,
+        "dropped_copies": sum(copies),
+        "recipe": asdict(HARVEST_RECIPE),
+    }
 
 
 def write_harvest(args: Arguments, stories: list[dict], reviews: dict[str, Any]) -> dict[str, Any]:
     """Write ``data/documents.jsonl.gz``; returns counts for the card."""
-    rows = [{"text": row["text"].strip(), "register": "story", "source": row["kind"]} for row in stories]
+    rows = [
+        {"text": row["text"].strip(), "register": "story", "source": row["kind"]} for row in stories
+    ]
     source = f"sampled from the {reviews['model']} model"
     rows += [{"text": text, "register": "review", "source": source} for text in reviews["texts"]]
     random.Random(args.seed).shuffle(rows)
@@ -470,7 +604,7 @@ def write_harvest(args: Arguments, stories: list[dict], reviews: dict[str, Any])
     }
 
 
-# --------------------------------------------------------------------------------------------------------------- bundle
+# ------------------------------------------------------------------------------------------- bundle
 
 
 def copy_model(source: Path, target: Path) -> int:
@@ -482,21 +616,34 @@ def copy_model(source: Path, target: Path) -> int:
             f"{source / 'model.safetensors'} holds {sorted(dtypes)}, expected only BF16; save the model with .to(torch.bfloat16)"
         )
     target.mkdir(parents=True, exist_ok=True)
-    return sum(Path(shutil.copyfile(source / file, target / file)).stat().st_size for file in MODEL_FILES)
+    return sum(
+        Path(shutil.copyfile(source / file, target / file)).stat().st_size for file in MODEL_FILES
+    )
 
 
 def check_output(out: Path) -> int:
-    """Bytes of everything under ``out``; an error when the bundle is too large to travel in the wheel."""
+    """Bytes of everything under ``out``; an error when the bundle is too large to travel in the
+    wheel.
+    """
     total = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if total > LARGEST_OUTPUT:
-        raise ValueError(f"{out} takes {total:,} bytes, at most {LARGEST_OUTPUT:,} may travel; leave out a size or lower --samples")
+        raise ValueError(
+            f"{out} takes {total:,} bytes, at most {LARGEST_OUTPUT:,} may travel; leave out a size or lower --samples"
+        )
     return total
 
 
 def loss_curve(folder: Path) -> list[dict[str, float]]:
-    """Step, tokens and mean training loss (nats per token) since the point before, a row a checkpoint."""
-    entries = [json.loads(line) for line in (folder / "loss.jsonl").read_text(encoding="utf-8").splitlines()]
-    by_step = {entry["step"]: {key: entry[key] for key in ("step", "tokens", "loss")} for entry in entries}
+    """Step, tokens and mean training loss (nats per token) since the point before, a row a
+    checkpoint.
+    """
+    entries = [
+        json.loads(line)
+        for line in (folder / "loss.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    by_step = {
+        entry["step"]: {key: entry[key] for key in ("step", "tokens", "loss")} for entry in entries
+    }
     return [by_step[step] for step in sorted(by_step)]
 
 
@@ -511,7 +658,9 @@ def check_shape(config: dict[str, Any], name: str) -> None:
     }
     found = {key: config[key] for key in expected}
     if found != expected:
-        raise ValueError(f"{name!r} was trained with {found}, but SIZES has {expected}; train it again or put the shape back")
+        raise ValueError(
+            f"{name!r} was trained with {found}, but SIZES has {expected}; train it again or put the shape back"
+        )
 
 
 def describe(args: Arguments, name: str) -> dict[str, Any]:
@@ -519,7 +668,13 @@ def describe(args: Arguments, name: str) -> dict[str, Any]:
     folder = args.work / name
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     check_shape(config, name)
-    shape = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    shape = (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "vocab_size",
+    )
     with safe_open(folder / "model.safetensors", framework="pt") as weights:
         parameters = sum(int(np.prod(weights.get_slice(key).get_shape())) for key in weights.keys())  # noqa: SIM118
     return {
@@ -545,7 +700,11 @@ def probe_settings(args: Arguments) -> dict[str, Any]:
 
 def measure_twin(args: Arguments, name: str) -> dict[str, Any]:
     made_from = probe_settings(args) | {"shape": asdict(SIZES[name])}
-    return stage(args.work / "card" / f"{name}.twin.json", made_from, lambda: measure_probe(args, name, trained=False))
+    return stage(
+        args.work / "card" / f"{name}.twin.json",
+        made_from,
+        lambda: measure_probe(args, name, trained=False),
+    )
 
 
 def measure(args: Arguments, name: str) -> dict[str, Any]:
@@ -553,13 +712,23 @@ def measure(args: Arguments, name: str) -> dict[str, Any]:
     weights = {"weights": fingerprint(args.work / name / "model.safetensors")}
     bits = weights | {"held_out": args.held_out, "context": CONTEXT}
     probe = weights | probe_settings(args)
-    drawing = weights | {"recipe": asdict(CARD_RECIPE), "openings": [*STORY_OPENINGS, *REVIEW_OPENINGS], "seed": args.seed}
+    drawing = weights | {
+        "recipe": asdict(CARD_RECIPE),
+        "openings": [*STORY_OPENINGS, *REVIEW_OPENINGS],
+        "seed": args.seed,
+    }
     results = args.work / "card"
     return describe(args, name) | {
-        "bits_per_byte": stage(results / f"{name}.bits.json", bits, lambda: measure_bits(args, name)),
-        "probe": stage(results / f"{name}.probe.json", probe, lambda: measure_probe(args, name, trained=True)),
+        "bits_per_byte": stage(
+            results / f"{name}.bits.json", bits, lambda: measure_bits(args, name)
+        ),
+        "probe": stage(
+            results / f"{name}.probe.json", probe, lambda: measure_probe(args, name, trained=True)
+        ),
         "twin": measure_twin(args, name),
-        "samples": stage(results / f"{name}.samples.json", drawing, lambda: draw_samples(args, name)),
+        "samples": stage(
+            results / f"{name}.samples.json", drawing, lambda: draw_samples(args, name)
+        ),
     }
 
 
@@ -567,12 +736,23 @@ def harvest(args: Arguments, name: str) -> dict[str, Any]:
     stories = held_out_texts(args, "stories")
     made_from = {
         "weights": fingerprint(args.work / name / "model.safetensors"),
-        "settings": [args.held_out, args.samples, args.sample_batch, args.seed, SHORTEST_SAMPLE, COPY_CHARACTERS],
+        "settings": [
+            args.held_out,
+            args.samples,
+            args.sample_batch,
+            args.seed,
+            SHORTEST_SAMPLE,
+            COPY_CHARACTERS,
+        ],
         "recipe": asdict(HARVEST_RECIPE),
         "openings": HARVEST_OPENINGS,
     }
     characters = sum(len(row["text"]) for row in stories)
-    reviews = stage(args.work / "card" / "harvest.json", made_from, lambda: sample_reviews(args, name, characters))
+    reviews = stage(
+        args.work / "card" / "harvest.json",
+        made_from,
+        lambda: sample_reviews(args, name, characters),
+    )
     return write_harvest(args, stories, reviews)
 
 
@@ -594,15 +774,25 @@ def bars(sizes: dict[str, Any]) -> list[Bar]:
     for name, size in sizes.items():
         accuracy = size["probe"]["best"]["accuracy"]
         if name in ACCURACY_BARS:
-            required.append(Bar(f"{name}: sentiment probe, accuracy", accuracy, ACCURACY_BARS[name]))
-        required.append(Bar(f"{name}: sentiment probe, above its untrained twin", accuracy - size["twin"]["best"]["accuracy"], TWIN_BAR))
+            required.append(
+                Bar(f"{name}: sentiment probe, accuracy", accuracy, ACCURACY_BARS[name])
+            )
+        required.append(
+            Bar(
+                f"{name}: sentiment probe, above its untrained twin",
+                accuracy - size["twin"]["best"]["accuracy"],
+                TWIN_BAR,
+            )
+        )
     if {"small", "large"} <= sizes.keys():
-        small, large = (sizes[name]["bits_per_byte"]["pooled"]["bits_per_byte"] for name in ("small", "large"))
+        small, large = (
+            sizes[name]["bits_per_byte"]["pooled"]["bits_per_byte"] for name in ("small", "large")
+        )
         required.append(Bar("large: bits per byte (pooled) below small", small - large, BITS_BAR))
     return required
 
 
-# ----------------------------------------------------------------------------------------------------------------- card
+# --------------------------------------------------------------------------------------------- card
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -612,13 +802,33 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def model_table(sizes: dict[str, Any]) -> str:
-    header = ["size", "parameters", "d_model", "layers", "heads", "d_mlp", "training tokens", "Muon rate", "AdamW rate"]
+    header = [
+        "size",
+        "parameters",
+        "d_model",
+        "layers",
+        "heads",
+        "d_mlp",
+        "training tokens",
+        "Muon rate",
+        "AdamW rate",
+    ]
     rows = []
     for name, size in sizes.items():
         shape, training = size["shape"], size["training"]
-        numbers = [shape[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")]
+        numbers = [
+            shape[k]
+            for k in (
+                "hidden_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "intermediate_size",
+            )
+        ]
         rates = [f"{training['size'][key]:g}" for key in ("muon_lr", "adam_lr")]
-        rows.append([name, f"{size['parameters']:,}", *map(str, numbers), f"{training['tokens']:,}", *rates])
+        rows.append(
+            [name, f"{size['parameters']:,}", *map(str, numbers), f"{training['tokens']:,}", *rates]
+        )
     return table(header, rows)
 
 
@@ -626,7 +836,10 @@ def loss_table(sizes: dict[str, Any]) -> str:
     """About ten points of the longest curve; a size without that step gets a dash."""
     longest = max((size["loss"] for size in sizes.values()), key=len)
     chosen = [longest[i] for i in sorted({round(i) for i in np.linspace(0, len(longest) - 1, 10)})]
-    losses = {name: {entry["step"]: entry["loss"] for entry in size["loss"]} for name, size in sizes.items()}
+    losses = {
+        name: {entry["step"]: entry["loss"] for entry in size["loss"]}
+        for name, size in sizes.items()
+    }
     rows = [
         [
             f"{entry['step']:,}",
@@ -658,7 +871,11 @@ def probe_table(sizes: dict[str, Any]) -> str:
         for label, part in ((name, size["probe"]), (f"{name}, untrained twin", size["twin"])):
             best = part["best"]
             low, high = best["interval"]
-            scores = [f"{best['cross_validated_accuracy']:.4f}", f"**{best['accuracy']:.4f}**", f"{low:.4f} to {high:.4f}"]
+            scores = [
+                f"{best['cross_validated_accuracy']:.4f}",
+                f"**{best['accuracy']:.4f}**",
+                f"{low:.4f} to {high:.4f}",
+            ]
             rows.append([label, str(best["layer"]), f"{best['C']:g}", *scores])
     return table(["model", "best layer", "C", "cross-validated", "test", "95% interval"], rows)
 
@@ -668,14 +885,27 @@ def layer_table(sizes: dict[str, Any]) -> str:
     for name, size in sizes.items():
         columns[name], columns[f"{name}, twin"] = size["probe"]["layers"], size["twin"]["layers"]
     deepest = max(map(len, columns.values()))
-    cells = {name: [f"{row['accuracy']:.4f}" for row in rows] + ["-"] * (deepest - len(rows)) for name, rows in columns.items()}
-    rows = [[str(layer) if layer else "0 (embedding)", *(column[layer] for column in cells.values())] for layer in range(deepest)]
+    cells = {
+        name: [f"{row['accuracy']:.4f}" for row in rows] + ["-"] * (deepest - len(rows))
+        for name, rows in columns.items()
+    }
+    rows = [
+        [str(layer) if layer else "0 (embedding)", *(column[layer] for column in cells.values())]
+        for layer in range(deepest)
+    ]
     return table(["after block", *cells], rows)
 
 
 def bar_table(rows: list[dict[str, Any]]) -> str:
     cells = [
-        [r["name"], f"{r['value']:.4f}", f"{r['at_least']:.2f}", "pass" if r["passed"] else "**fail**", f"{r['margin']:+.4f}"] for r in rows
+        [
+            r["name"],
+            f"{r['value']:.4f}",
+            f"{r['at_least']:.2f}",
+            "pass" if r["passed"] else "**fail**",
+            f"{r['margin']:+.4f}",
+        ]
+        for r in rows
     ]
     return table(["bar", "measured", "at least", "result", "by"], cells)
 
@@ -684,7 +914,9 @@ def samples_section(name: str, samples: list[dict[str, str]]) -> str:
     blocks = [f"### {name}"]
     for sample in samples:
         continuation = sample["text"].removeprefix(sample["opening"])
-        quoted = "\n>\n> ".join(line for line in f"**{sample['opening']}**{continuation}".split("\n") if line.strip())
+        quoted = "\n>\n> ".join(
+            line for line in f"**{sample['opening']}**{continuation}".split("\n") if line.strip()
+        )
         blocks.append(f"*{sample['register']}*\n\n> {quoted}")
     return "\n\n".join(blocks)
 
@@ -782,7 +1014,13 @@ may repeat the prejudices and the wording of their training text. Do not use the
 
 def card_data(card: dict[str, Any]) -> str:
     recipe = card["harvest_text"]["sampling"]["recipe"]
-    return DATA.format(**card["data"], harvest=card["harvest_text"], recipe=recipe, shortest=SHORTEST_SAMPLE, copy=COPY_CHARACTERS)
+    return DATA.format(
+        **card["data"],
+        harvest=card["harvest_text"],
+        recipe=recipe,
+        shortest=SHORTEST_SAMPLE,
+        copy=COPY_CHARACTERS,
+    )
 
 
 def card_training(card: dict[str, Any]) -> str:
@@ -822,16 +1060,28 @@ def card_text(card: dict[str, Any]) -> str:
     """The model card in Markdown, with front matter."""
     sizes = card["sizes"]
     front = "---\nlicense: mit\nlanguage: en\nlibrary_name: transformers\npipeline_tag: text-generation\n---"
-    introduction = INTRODUCTION.format(count=len(sizes), names=", ".join(sizes), vocabulary=VOCABULARY, context=CONTEXT)
-    recipe = (
-        f"Temperature {CARD_RECIPE.temperature}, top-k {CARD_RECIPE.top_k}, {CARD_RECIPE.new_tokens} new tokens, cut at `{END_OF_TEXT}`"
+    introduction = INTRODUCTION.format(
+        count=len(sizes), names=", ".join(sizes), vocabulary=VOCABULARY, context=CONTEXT
     )
-    left_out = sum(len(STORY_OPENINGS) + len(REVIEW_OPENINGS) - len(size["samples"]) for size in sizes.values())
-    samples = (
-        f"## Samples\n\n{recipe}, seed {card['seed']}, not selected (left out as copies of a review: {left_out}); the opening is in bold."
+    recipe = f"Temperature {CARD_RECIPE.temperature}, top-k {CARD_RECIPE.top_k}, {CARD_RECIPE.new_tokens} new tokens, cut at `{END_OF_TEXT}`"
+    left_out = sum(
+        len(STORY_OPENINGS) + len(REVIEW_OPENINGS) - len(size["samples"]) for size in sizes.values()
     )
-    use = USE.format(largest=card["harvest_text"]["sampling"]["model"], uncopied=COPY_CHARACTERS - 1, context=CONTEXT)
-    sections = [front, introduction, card_data(card), card_training(card), card_results(card), use, samples]
+    samples = f"## Samples\n\n{recipe}, seed {card['seed']}, not selected (left out as copies of a review: {left_out}); the opening is in bold."
+    use = USE.format(
+        largest=card["harvest_text"]["sampling"]["model"],
+        uncopied=COPY_CHARACTERS - 1,
+        context=CONTEXT,
+    )
+    sections = [
+        front,
+        introduction,
+        card_data(card),
+        card_training(card),
+        card_results(card),
+        use,
+        samples,
+    ]
     sections += [samples_section(name, size["samples"]) for name, size in sizes.items()]
     return "\n\n".join(sections) + "\n"
 
@@ -865,7 +1115,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     unknown = [name for name in args.sizes if name not in SIZES]
     if unknown:
-        raise SystemExit(f"--sizes has {unknown}, which are not in the family; choose from {list(SIZES)}")
+        raise SystemExit(
+            f"--sizes has {unknown}, which are not in the family; choose from {list(SIZES)}"
+        )
     torch.set_num_threads(args.threads)
     if args.twins_only:
         for name in args.sizes:
@@ -873,7 +1125,13 @@ def main() -> None:
         return
     card = bundle(args)
     for row in card["bars"]:
-        logger.info("%s %s: %.4f, at least %.2f", "pass" if row["passed"] else "FAIL", row["name"], row["value"], row["at_least"])
+        logger.info(
+            "%s %s: %.4f, at least %.2f",
+            "pass" if row["passed"] else "FAIL",
+            row["name"],
+            row["value"],
+            row["at_least"],
+        )
     logger.info("%s: %s bytes", args.out, f"{check_output(args.out):,}")
 
 

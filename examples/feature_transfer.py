@@ -1,12 +1,17 @@
-"""Which SAE features survive a stitch? Figures 4, 5, 14, 15 and 16 of Transferring Features with Model Stitching, on any pair of models.
+"""Which SAE features survive a stitch? Figures 4, 5, 14, 15 and 16 of Transferring Features with
+Model Stitching, on any pair of models.
 
     python examples/feature_transfer.py                         # bundled pair and SAE, a few minutes on two cores
-    python examples/feature_transfer.py --source gpt2 --target gpt2-medium --sae SAE_FOLDER --documents TEXTS.jsonl
+    python examples/feature_transfer.py --source gpt2 --target gpt2-medium --sae SAE_FOLDER
+    --documents TEXTS.jsonl
 
-For every feature of an SAE of the source and its transferred twin: the correlation over positions of what they do for the next token (activation
-times logit weight), beside the same of an SAE of random directions, of the map fitted on shuffled pairs and of another feature; whether it follows the
-structure of a sentence or its content (content words are exchanged instead of a language model's rewrites); what ρ_write and ρ_read foretold from the
-moments; the share of its decoder row in the unembedding's null space; and for a few features what they do to attention to BOS in later heads.
+For every feature of an SAE of the source and its transferred twin: the correlation over positions
+of what they do for the next token (activation times logit weight), beside the same of an SAE of
+random directions, of the map fitted on shuffled pairs and of another feature; whether it follows
+the structure of a sentence or its content (content words are exchanged instead of a language
+model's rewrites); what ρ_write and ρ_read foretold from the moments; the share of its decoder row
+in the unembedding's null space; and for a few features what they do to attention to BOS in later
+heads.
 """
 
 from collections.abc import Mapping
@@ -42,23 +47,47 @@ class Options(FigureOptions):
     n_attention: int = 8
     """Features whose effect on attention is measured."""
     n_pages: int = 3
-    """Feature pages, beside the figure: the best kept, the middle and the least kept among the features of the larger half of densities."""
+    """Feature pages, beside the figure: the best kept, the middle and the least kept among the
+    features of the larger half of densities.
+    """
 
 
 def reproduce(options: Options) -> Reproduction:
     """Carry every feature over and compare."""
     pair, texts, sae = options.pair(), options.texts(), options.source_sae()
-    stitch = options.grid(pair, texts, getattr(sae.cfg.metadata, "hook_name", None) or options.layer, options.target_layer).best()
+    stitch = options.grid(
+        pair,
+        texts,
+        getattr(sae.cfg.metadata, "hook_name", None) or options.layer,
+        options.target_layer,
+    ).best()
     features = lrt.evaluate_features(
-        pair, stitch, sae, texts, n_tokens=options.feature_tokens, n_sentences=options.n_sentences, attention_features=options.n_attention, seed=options.seed
-    )  # fmt: skip
+        pair,
+        stitch,
+        sae,
+        texts,
+        n_tokens=options.feature_tokens,
+        n_sentences=options.n_sentences,
+        attention_features=options.n_attention,
+        seed=options.seed,
+    )
     summary = features.summary.set_index("features")
     every, fair = summary.loc["all"], features.structural_advantage
     top = features.live.sort_values("entropy_share_source", ascending=False).head(5)
     null = max(float(every[f"attribution_r_{name}"]) for name in ("random", "shuffled", "other"))
     beats, structural = float(every["low"]) > null, fair.low > 0
-    verdict: Verdict = "does not survive its null" if not beats else "holds" if structural else "holds with a caveat"
-    kinds = {kind: float(summary.loc[kind, "attribution_r"]) for kind in ("structural", "semantic") if kind in summary.index}
+    verdict: Verdict = (
+        "does not survive its null"
+        if not beats
+        else "holds"
+        if structural
+        else "holds with a caveat"
+    )
+    kinds = {
+        kind: float(summary.loc[kind, "attribution_r"])
+        for kind in ("structural", "semantic")
+        if kind in summary.index
+    }
     figures = {
         "Do features do the same? A density over features": features.figure(),
         "Foretold from moments": features.fidelity_figure(),
@@ -114,7 +143,10 @@ def reproduce(options: Options) -> Reproduction:
             "Heads": features.heads,
             "Features": features.table,
         },
-        pages={str(index): features.page(index).html for index in shown_features(features, options.n_pages)},
+        pages={
+            str(index): features.page(index).html
+            for index in shown_features(features, options.n_pages)
+        },
         details={"stitch": repr(stitch), "n_positions": features.n_tokens},
     )
 
@@ -122,8 +154,12 @@ def reproduce(options: Options) -> Reproduction:
 def shown_features(features: lrt.FeatureEvaluation, n: int) -> list[int]:
     """Features from the best kept to the least kept, among those of the larger half of densities."""
     live = features.live.dropna(subset=["attribution_r"])
-    dense = live.loc[live["density_source"] >= live["density_source"].median()].sort_values("attribution_r", ascending=False)
-    places = [round(place * (len(dense) - 1) / max(1, n - 1)) for place in range(min(n, len(dense)))]
+    dense = live.loc[live["density_source"] >= live["density_source"].median()].sort_values(
+        "attribution_r", ascending=False
+    )
+    places = [
+        round(place * (len(dense) - 1) / max(1, n - 1)) for place in range(min(n, len(dense)))
+    ]
     return [int(dense["feature"].iloc[place]) for place in places]
 
 

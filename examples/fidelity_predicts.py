@@ -1,17 +1,21 @@
-"""Do ρ_write and ρ_read tell beforehand what will carry over? Some hundred directions, predicted from moments and then measured.
+"""Do ρ_write and ρ_read tell beforehand what will carry over? Some hundred directions, predicted
+from moments and then measured.
 
     python examples/fidelity_predicts.py                        # bundled pair, about three minutes on two cores
 
-*Written* directions: steering vectors from disjoint parts of the bundled contrast sets (read at the last token, and as a mean), principal
-components of the stream, mean states of frequent tokens, decoder rows of the bundled SAE, random directions. Outcome: `steering_agreement`, the correlation of what
-adding the direction does to the source's next-token distribution with what adding its image does to the target's.
+*Written* directions: steering vectors from disjoint parts of the bundled contrast sets (read at the
+last token, and as a mean), principal components of the stream, mean states of frequent tokens,
+decoder rows of the bundled SAE, random directions. Outcome: `steering_agreement`, the correlation
+of what adding the direction does to the source's next-token distribution with what adding its image
+does to the target's.
 
-*Read* directions: probes on the source for "the next token is …", one for each of the most frequent tokens, carried to every layer of the
-target. Outcome: the AUROC that the
-probe keeps on the target, above chance.
+*Read* directions: probes on the source for "the next token is …", one for each of the most frequent
+tokens, carried to every layer of the target. Outcome: the AUROC that the probe keeps on the target,
+above chance.
 
-Four predictors: ρ_write, ρ_read, the naive corr(x·v, y·vW), and the cosine of the image to the direction that the target would have
-learnt itself. Each is shown with its rank correlation to the outcome and a 95% interval by bootstrap over directions.
+Four predictors: ρ_write, ρ_read, the naive corr(x·v, y·vW), and the cosine of the image to the
+direction that the target would have learnt itself. Each is shown with its rank correlation to the
+outcome and a 95% interval by bootstrap over directions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +42,12 @@ from lrt_lens.statistics._correlations import bootstrap_rank_correlation
 from lrt_lens.stitching._fidelity import fidelities, naive_fidelities, random_directions
 
 PREDICTORS = ("rho_write", "rho_read", "naive", "cosine_to_native")
-_LABELS = {"rho_write": "ρ_write", "rho_read": "ρ_read", "naive": "naive", "cosine_to_native": "cosine to native"}
+_LABELS = {
+    "rho_write": "ρ_write",
+    "rho_read": "ρ_read",
+    "naive": "naive",
+    "cosine_to_native": "cosine to native",
+}
 SUBSETS = 8
 """Parts of each contrast set: so many vectors of one concept and reading."""
 
@@ -59,7 +68,14 @@ class Rows:
 class Options(FigureOptions):
     """Directions and what is measured of them."""
 
-    QUICK: ClassVar[Mapping[str, Any]] = {"n_tokens": 6_000, "n_rows": 3_000, "n_random": 4, "n_components": 4, "n_labels": 4, "n_texts": 2}
+    QUICK: ClassVar[Mapping[str, Any]] = {
+        "n_tokens": 6_000,
+        "n_rows": 3_000,
+        "n_random": 4,
+        "n_components": 4,
+        "n_labels": 4,
+        "n_texts": 2,
+    }
     source_layer: int = 2
     """Layer of the small model; the target layer is chosen by cross-validation."""
     n_rows: int = 40_000
@@ -82,13 +98,25 @@ def reproduce(options: Options) -> Reproduction:
     rows = collect_rows(pair, stitch, documents, options.n_rows)
     sae = options.source_sae() if options.bundled or options.sae else None
     written = written_directions(pair, stitch, rows, options, sae)
-    read = [measure_reading(grid[stitch.source_hook, layer], rows, options.n_labels) for layer in range(pair.target.n_layers)]
-    table = pd.concat([measure_writing(pair, stitch, written, lrt.demo_neutral()[: options.n_texts]), *read], ignore_index=True)
+    read = [
+        measure_reading(grid[stitch.source_hook, layer], rows, options.n_labels)
+        for layer in range(pair.target.n_layers)
+    ]
+    table = pd.concat(
+        [measure_writing(pair, stitch, written, lrt.demo_neutral()[: options.n_texts]), *read],
+        ignore_index=True,
+    )
     summary = rank_correlations(table, options.seed)
     found = summary.set_index(["role", "predictor"])
     ours, naive = found.loc[("write", "rho_write")], found.loc[("write", "naive")]
     read_one = found.loc[("read", "rho_read")]
-    verdict: Verdict = "does not survive its null" if not ours["low"] > 0 else "holds" if read_one["low"] > 0 else "holds with a caveat"
+    verdict: Verdict = (
+        "does not survive its null"
+        if not ours["low"] > 0
+        else "holds"
+        if read_one["low"] > 0
+        else "holds with a caveat"
+    )
     return Reproduction(
         name="fidelity_predicts",
         title="Told beforehand: which directions carry over?",
@@ -131,8 +159,12 @@ def reproduce(options: Options) -> Reproduction:
     )
 
 
-def collect_rows(pair: lrt.ModelPair, stitch: lrt.Stitch, documents: Sequence[str], n_rows: int) -> Rows:
-    """Rows of both streams with tokens; ``tests`` are rows of the map's own test fold, which no fit has seen."""
+def collect_rows(
+    pair: lrt.ModelPair, stitch: lrt.Stitch, documents: Sequence[str], n_rows: int
+) -> Rows:
+    """Rows of both streams with tokens; ``tests`` are rows of the map's own test fold, which no fit
+    has seen.
+    """
     plan, parts = BlockPlan(), {"x": [], "token": [], "following": [], "tests": []}
     streams: dict[str, list[Tensor]] = {}
     count = 0
@@ -151,7 +183,11 @@ def collect_rows(pair: lrt.ModelPair, stitch: lrt.Stitch, documents: Sequence[st
         if count >= n_rows:
             break
     arrays = {name: np.concatenate(parts[name]) for name in ("token", "following", "tests")}
-    return Rows(torch.cat(parts["x"]).double(), {hook: torch.cat(rows).double() for hook, rows in streams.items()}, **arrays)
+    return Rows(
+        torch.cat(parts["x"]).double(),
+        {hook: torch.cat(rows).double() for hook, rows in streams.items()},
+        **arrays,
+    )
 
 
 def written_directions(
@@ -163,9 +199,15 @@ def written_directions(
         contrast = lrt.demo_contrast(concept)
         for read in ("last", "mean"):
             for part in range(SUBSETS):
-                subset = lrt.ContrastSet(contrast.positive[part::SUBSETS], contrast.negative[part::SUBSETS])
-                own = lrt.SteeringVector.mean_difference(pair.source, subset, at=stitch.source_hook, read=read).direction
-                native = lrt.SteeringVector.mean_difference(pair.target, subset, at=stitch.target_hook, read=read).direction
+                subset = lrt.ContrastSet(
+                    contrast.positive[part::SUBSETS], contrast.negative[part::SUBSETS]
+                )
+                own = lrt.SteeringVector.mean_difference(
+                    pair.source, subset, at=stitch.source_hook, read=read
+                ).direction
+                native = lrt.SteeringVector.mean_difference(
+                    pair.target, subset, at=stitch.target_hook, read=read
+                ).direction
                 found.append((f"{concept} contrast", own.double(), native.double()))
     _, vectors = torch.linalg.eigh(stitch.source_statistics.covariance.double())
     spaced = np.unique(np.geomspace(1, vectors.shape[1], options.n_components).astype(int))
@@ -176,24 +218,42 @@ def written_directions(
         found.append(("token mean", rows.x[at].mean(0) - rows.x.mean(0), y[at].mean(0) - y.mean(0)))
     n_components = options.n_components
     if sae is not None and same_place(str(sae.cfg.metadata.hook_name), stitch.source_hook):
-        found += [("SAE decoder row", row.double(), None) for row in sae.W_dec[:: len(sae.W_dec) // n_components][:n_components]]
+        found += [
+            ("SAE decoder row", row.double(), None)
+            for row in sae.W_dec[:: len(sae.W_dec) // n_components][:n_components]
+        ]
     draws = random_directions(stitch, options.n_random, torch.Generator().manual_seed(options.seed))
     return found + [("random", draw, None) for draw in draws]
 
 
 def measure_writing(
-    pair: lrt.ModelPair, stitch: lrt.Stitch, written: list[tuple[str, Tensor, Tensor | None]], neutral: Sequence[str]
+    pair: lrt.ModelPair,
+    stitch: lrt.Stitch,
+    written: list[tuple[str, Tensor, Tensor | None]],
+    neutral: Sequence[str],
 ) -> pd.DataFrame:
     """A row a direction: predictors, and the agreement of what it does."""
     directions = torch.stack([v for _, v, _ in written])
     outcome = steering_agreement(pair, stitch, directions.float(), neutral)
-    table = predictors(stitch, directions, directions @ stitch.up.weight.double(), [native for _, _, native in written])
-    return table.assign(role="write", kind=[kind for kind, _, _ in written], outcome=outcome.numpy())
+    table = predictors(
+        stitch,
+        directions,
+        directions @ stitch.up.weight.double(),
+        [native for _, _, native in written],
+    )
+    return table.assign(
+        role="write", kind=[kind for kind, _, _ in written], outcome=outcome.numpy()
+    )
 
 
 def measure_reading(stitch: lrt.Stitch, rows: Rows, n_labels: int) -> pd.DataFrame:
-    """A row a probe: predictors, and the share of its AUROC above chance on the source that the probe keeps on the target."""
-    fits, labels = ~rows.tests, pd.Series(rows.following[~rows.tests]).value_counts().index[:n_labels]
+    """A row a probe: predictors, and the share of its AUROC above chance on the source that the
+    probe keeps on the target.
+    """
+    fits, labels = (
+        ~rows.tests,
+        pd.Series(rows.following[~rows.tests]).value_counts().index[:n_labels],
+    )
     targets = torch.from_numpy(np.stack([rows.following == label for label in labels], 1)).double()
     y = rows.y[stitch.target_hook]
     own, native = (_ridge(stream[fits], targets[fits]) for stream in (rows.x, y))
@@ -209,52 +269,95 @@ def measure_reading(stitch: lrt.Stitch, rows: Rows, n_labels: int) -> pd.DataFra
     )
 
 
-def predictors(stitch: lrt.Stitch, directions: Tensor, images: Tensor, natives: Sequence[Tensor | None]) -> pd.DataFrame:
+def predictors(
+    stitch: lrt.Stitch, directions: Tensor, images: Tensor, natives: Sequence[Tensor | None]
+) -> pd.DataFrame:
     """What is known before any model runs with the direction."""
     cosine = [
-        float("nan") if native is None else float(torch.nn.functional.cosine_similarity(image, native, dim=0))
+        float("nan")
+        if native is None
+        else float(torch.nn.functional.cosine_similarity(image, native, dim=0))
         for image, native in zip(images, natives, strict=True)
     ]
     naive = naive_fidelities(stitch, directions)
     return pd.DataFrame(
         {
-            "rho_write": fidelities(stitch, directions, "write").numpy(), "rho_read": fidelities(stitch, directions, "read").numpy(),
-            "naive": naive.numpy(), "cosine_to_native": cosine,
+            "rho_write": fidelities(stitch, directions, "write").numpy(),
+            "rho_read": fidelities(stitch, directions, "read").numpy(),
+            "naive": naive.numpy(),
+            "cosine_to_native": cosine,
         }
-    )  # fmt: skip
+    )
 
 
 def rank_correlations(table: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Spearman's correlation of every predictor with the outcome, for each role: over all directions, and the mean within kinds."""
+    """Spearman's correlation of every predictor with the outcome, for each role: over all
+    directions, and the mean within kinds.
+    """
     rows = []
     for role, part in table.groupby("role"):
         for predictor in PREDICTORS:
             known = part[[predictor, "outcome"]].dropna()
-            found, _ = bootstrap_rank_correlation(known[predictor].to_numpy(), known["outcome"].to_numpy(), seed=seed)
+            found, _ = bootstrap_rank_correlation(
+                known[predictor].to_numpy(), known["outcome"].to_numpy(), seed=seed
+            )
             kinds = [group[[predictor, "outcome"]].dropna() for _, group in part.groupby("kind")]
-            within = np.mean([group[predictor].corr(group["outcome"], method="spearman") for group in kinds if len(group) > 2])
+            within = np.mean(
+                [
+                    group[predictor].corr(group["outcome"], method="spearman")
+                    for group in kinds
+                    if len(group) > 2
+                ]
+            )
             rows.append(
                 {
-                    "role": role, "predictor": predictor, "rank_correlation": found.value, "low": found.low, "high": found.high, "within_kinds": within,
+                    "role": role,
+                    "predictor": predictor,
+                    "rank_correlation": found.value,
+                    "low": found.low,
+                    "high": found.high,
+                    "within_kinds": within,
                     "n": len(known),
                 }
-            )  # fmt: skip
+            )
     return pd.DataFrame(rows)
 
 
 def figure(table: pd.DataFrame, summary: pd.DataFrame) -> go.Figure:
-    """Outcome against each predictor, a panel for each, a row a role; titles give the rank correlation."""
-    found = {(row["role"], row["predictor"]): row["rank_correlation"] for row in summary.to_dict("records")}
-    titles = [f"{role}: rank correlation {found[role, predictor]:.2f}" for role in ("write", "read") for predictor in PREDICTORS]
+    """Outcome against each predictor, a panel for each, a row a role; titles give the rank
+    correlation.
+    """
+    found = {
+        (row["role"], row["predictor"]): row["rank_correlation"]
+        for row in summary.to_dict("records")
+    }
+    titles = [
+        f"{role}: rank correlation {found[role, predictor]:.2f}"
+        for role in ("write", "read")
+        for predictor in PREDICTORS
+    ]
     plot = make_subplots(rows=2, cols=len(PREDICTORS), subplot_titles=titles, shared_yaxes=True)
-    colours = dict(zip(table["kind"].unique(), ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#767676", "#56B4E9"), strict=False))
+    colours = dict(
+        zip(
+            table["kind"].unique(),
+            ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#767676", "#56B4E9"),
+            strict=False,
+        )
+    )
     for row, role in enumerate(("write", "read"), start=1):
         for column, predictor in enumerate(PREDICTORS, start=1):
             for kind, points in table[table["role"] == role].groupby("kind"):
                 plot.add_scatter(
-                    x=points[predictor], y=points["outcome"], mode="markers", name=str(kind), legendgroup=str(kind), showlegend=column == 1,
-                    marker={"color": colours[kind], "size": 7}, row=row, col=column,
-                )  # fmt: skip
+                    x=points[predictor],
+                    y=points["outcome"],
+                    mode="markers",
+                    name=str(kind),
+                    legendgroup=str(kind),
+                    showlegend=column == 1,
+                    marker={"color": colours[kind], "size": 7},
+                    row=row,
+                    col=column,
+                )
             plot.update_xaxes(title_text=_LABELS[predictor], row=row, col=column)
     plot.update_annotations(font={"size": 13})
     plot.update_yaxes(title_text="agreement of effects", row=1, col=1)
@@ -266,7 +369,10 @@ def _ridge(stream: Tensor, targets: Tensor, penalty: float = 1e-2) -> Tensor:
     """[d, label]: linear probes of all labels at once, by ridge on indicator targets."""
     centred = stream - stream.mean(0)
     gram = centred.T @ centred
-    return torch.linalg.solve(gram + penalty * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype), centred.T @ targets)
+    return torch.linalg.solve(
+        gram + penalty * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype),
+        centred.T @ targets,
+    )
 
 
 def _aurocs(scores: Tensor, targets: Tensor) -> np.ndarray:

@@ -2,9 +2,10 @@
 
     python examples/inversion_penalty.py                        # bundled pair and SAE, about two minutes on two cores
 
-Transferring Features with Model Stitching (arXiv 2506.06609) weighs both round trips by α in {0, 0.1, 1, 10} and takes 1. For each α the exact
-minimum of eq. 3 (`TwoWay`): next-token loss of A→B, B→A and both round trips, and of B under A's SAE carried by the same maps, with paired intervals of the
-differences to α = 0, where each way is fitted alone.
+Transferring Features with Model Stitching (arXiv 2506.06609) weighs both round trips by α in {0,
+0.1, 1, 10} and takes 1. For each α the exact minimum of eq. 3 (`TwoWay`): next-token loss of A→B,
+B→A and both round trips, and of B under A's SAE carried by the same maps, with paired intervals of
+the differences to α = 0, where each way is fitted alone.
 """
 
 from collections.abc import Mapping
@@ -22,16 +23,23 @@ from lrt_lens.stitching._affine import MapPair
 ROUTES = ("A→B", "B→A", "A→B→A", "B→A→B")
 PAPER_CHOICE = 1.0
 _LOOKS = {
-    "A→B": ("#D55E00", "circle"), "B→A": ("#0072B2", "square"), "A→B→A": ("#56B4E9", "square-open"), "B→A→B": ("#E69F00", "circle-open"),
+    "A→B": ("#D55E00", "circle"),
+    "B→A": ("#0072B2", "square"),
+    "A→B→A": ("#56B4E9", "square-open"),
+    "B→A→B": ("#E69F00", "circle-open"),
     "SAE A→B": ("#009E73", "diamond"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Options(FigureOptions):
     """Weights of the inversion term."""
 
-    QUICK: ClassVar[Mapping[str, Any]] = {"n_tokens": 6_000, "loss_tokens": 600, "weights": (0.0, 1.0)}
+    QUICK: ClassVar[Mapping[str, Any]] = {
+        "n_tokens": 6_000,
+        "loss_tokens": 600,
+        "weights": (0.0, 1.0),
+    }
     target_layer: int | str = 3
     """Layer of the target; the source's is the SAE's."""
     weights: tuple[float, ...] = (0.0, 0.1, 1.0, 10.0)
@@ -46,13 +54,24 @@ def reproduce(options: Options) -> Reproduction:
     """One harvest, a fit a weight, all losses on the same documents."""
     pair, texts, sae = options.pair(), options.texts(), options.source_sae()
     moments = lrt.harvest(
-        pair, texts, source_layers=[sae.cfg.metadata.hook_name], target_layers=[options.target_layer], n_tokens=options.n_tokens, null=False,
-        seed=options.seed, progress=True,
-    )  # fmt: skip
+        pair,
+        texts,
+        source_layers=[sae.cfg.metadata.hook_name],
+        target_layers=[options.target_layer],
+        n_tokens=options.n_tokens,
+        null=False,
+        seed=options.seed,
+        progress=True,
+    )
     (where,) = moments.pairs
     weights = tuple(sorted({*options.weights, 0.0, PAPER_CHOICE}))
-    stitches = {w: moments.fit(lrt.TwoWay(inversion_weight=w, alpha=options.ridge), pairs=[where])[where] for w in weights}
-    others: dict[str, MapPair] = {f"α = {w:g}": stitch.maps for w, stitch in stitches.items() if w != PAPER_CHOICE}
+    stitches = {
+        w: moments.fit(lrt.TwoWay(inversion_weight=w, alpha=options.ridge), pairs=[where])[where]
+        for w in weights
+    }
+    others: dict[str, MapPair] = {
+        f"α = {w:g}": stitch.maps for w, stitch in stitches.items() if w != PAPER_CHOICE
+    }
     loss = lrt.evaluate_stitch_loss(
         pair,
         stitches[PAPER_CHOICE],
@@ -63,12 +82,18 @@ def reproduce(options: Options) -> Reproduction:
         controls=("zero",),
         seed=options.seed,
     )
-    table = pd.concat([losses(loss, weights), sae_losses(pair, stitches, sae, texts, options)], ignore_index=True)
+    table = pd.concat(
+        [losses(loss, weights), sae_losses(pair, stitches, sae, texts, options)], ignore_index=True
+    )
     gaps = {route: loss.difference("stitched", "α = 0", route=route) for route in ROUTES}
     helps = [route for route in ROUTES[2:] if gaps[route].high < 0]
     hurts = [route for route in ROUTES[:2] if gaps[route].low > 0]
-    verdict: Verdict = "does not survive its null" if not helps else "holds with a caveat" if hurts else "holds"
-    at = lambda route, w: float(table.loc[(table["route"] == route) & (table["weight"] == w), "ce"].iloc[0])  # noqa: E731
+    verdict: Verdict = (
+        "does not survive its null" if not helps else "holds with a caveat" if hurts else "holds"
+    )
+    at = lambda route, w: float(  # noqa: E731
+        table.loc[(table["route"] == route) & (table["weight"] == w), "ce"].iloc[0]
+    )
     return Reproduction(
         name="inversion_penalty",
         title="What the inversion term buys, and what it costs",
@@ -89,7 +114,10 @@ def reproduce(options: Options) -> Reproduction:
         says="Exact minima from the same moments, so that nothing but α differs; the paper's curves are by Adam on Pythia and print no numbers.",
         verdict=verdict,
         because="at α = 1 against α = 0: "
-        + ", ".join(f"{route} {gap.value:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})" for route, gap in gaps.items())
+        + ", ".join(
+            f"{route} {gap.value:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
+            for route, gap in gaps.items()
+        )
         + " nats a token.",
         figures={"Loss over α; dotted: the untouched models A and B": figure(table, loss)},
         tables={"Loss by α": table, "All arms": loss.table},
@@ -104,17 +132,31 @@ def losses(loss: lrt.StitchLoss, weights: tuple[float, ...]) -> pd.DataFrame:
     for route in ROUTES:
         for weight in weights:
             found = by_arm.loc[(route, "stitched" if weight == PAPER_CHOICE else f"α = {weight:g}")]
-            rows.append({"route": route, "weight": weight, "ce": found["ce"], "low": found["ce_low"], "high": found["ce_high"]})
+            rows.append(
+                {
+                    "route": route,
+                    "weight": weight,
+                    "ce": found["ce"],
+                    "low": found["ce_low"],
+                    "high": found["ce_high"],
+                }
+            )
     return pd.DataFrame(rows)
 
 
-def sae_losses(pair: lrt.ModelPair, stitches: Mapping[float, lrt.Stitch], sae: Any, texts: Any, options: Options) -> pd.DataFrame:
+def sae_losses(
+    pair: lrt.ModelPair,
+    stitches: Mapping[float, lrt.Stitch],
+    sae: Any,
+    texts: Any,
+    options: Options,
+) -> pd.DataFrame:
     """The same of B with its stream replaced by the reconstruction of A's SAE, carried over."""
     rows = []
     for weight, stitch in stitches.items():
-        table = lrt.evaluate_sae(pair, stitch, sae, texts, n_random=1, n_tokens=options.loss_tokens, seed=options.seed).table.set_index(
-            "arm"
-        )
+        table = lrt.evaluate_sae(
+            pair, stitch, sae, texts, n_random=1, n_tokens=options.loss_tokens, seed=options.seed
+        ).table.set_index("arm")
         found = table.loc["transferred"]
         own = found["own_ce"]
         rows.append(
@@ -135,10 +177,19 @@ def figure(table: pd.DataFrame, loss: lrt.StitchLoss) -> go.Figure:
     for route, part in table.groupby("route", sort=False):
         colour, symbol = _LOOKS[str(route)]
         plot.add_scatter(
-            x=[f"{weight:g}" for weight in part["weight"]], y=part["ce"], name=str(route), mode="lines+markers", line={"color": colour},
+            x=[f"{weight:g}" for weight in part["weight"]],
+            y=part["ce"],
+            name=str(route),
+            mode="lines+markers",
+            line={"color": colour},
             marker={"symbol": symbol, "size": 10, "color": colour},
-            error_y={"array": part["high"] - part["ce"], "arrayminus": part["ce"] - part["low"], "symmetric": False, "thickness": 1},
-        )  # fmt: skip
+            error_y={
+                "array": part["high"] - part["ce"],
+                "arrayminus": part["ce"] - part["low"],
+                "symmetric": False,
+                "thickness": 1,
+            },
+        )
     untouched = loss.table[loss.table["arm"] == "own"].drop_duplicates("finishes_in")
     for row in untouched.to_dict("records"):
         plot.add_hline(

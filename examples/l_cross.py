@@ -1,14 +1,19 @@
-"""L-Cross Modulation, tables 1-3 and figures 7-12, and why table 1 cannot fail: maps fitted on a concept's own texts, on another's, on random numbers.
+"""L-Cross Modulation, tables 1-3 and figures 7-12, and why table 1 cannot fail: maps fitted on a
+concept's own texts, on another's, on random numbers.
 
     python examples/l_cross.py                                                       # bundled pair, its two concepts
-    python examples/l_cross.py --source MODEL --target MODEL --source-hook 10 --target-hook 20 --tasks FOLDER --pairs 200 --test-items 50
+    python examples/l_cross.py --source MODEL --target MODEL --source-hook 10 --target-hook 20
+    --tasks FOLDER --pairs 200 --test-items 50
 
-Cross-model Transferability … on the Platonic Representations of Concepts (arXiv 2501.02009) fits T by least squares on the last-token states of contrast texts
-and carries steering vectors by it: with T from the concept's own texts (table 1), a random T (table 2) and T from another concept (table 3). All its sets
-have fewer texts than the models have dimensions, where T runs through every text and the vector carried is the target's own. The first figure shows that over
-n/d, with a map whose source is random numbers beside it; the others measure all arms at equal damage and over β. Tasks are JSON Lines files in the
-form of the model-written evaluations; models may have different tokenizers. Figures 11 and 12, harmful and unfair answers judged in generated texts, are
-these curves for such items.
+Cross-model Transferability … on the Platonic Representations of Concepts (arXiv 2501.02009) fits T
+by least squares on the last-token states of contrast texts and carries steering vectors by it: with
+T from the concept's own texts (table 1), a random T (table 2) and T from another concept (table 3).
+All its sets have fewer texts than the models have dimensions, where T runs through every text and
+the vector carried is the target's own. The first figure shows that over n/d, with a map whose
+source is random numbers beside it; the others measure all arms at equal damage and over β. Tasks
+are JSON Lines files in the form of the model-written evaluations; models may have different
+tokenizers. Figures 11 and 12, harmful and unfair answers judged in generated texts, are these
+curves for such items.
 """
 
 from collections.abc import Mapping
@@ -53,7 +58,8 @@ PAPER = {
         "refusal": (76.55, 82.51, 82.31, 82.70, 80.00, 84.91, 52.93, 49.94),
     },
 }
-"""Target → concept → probability of the concept's choice: No, Self, then from either source by own T, other T, random T (tables 1, 3, 2).
+"""Target → concept → probability of the concept's choice: No, Self, then from either source by own
+T, other T, random T (tables 1, 3, 2).
 
 Sources in the paper's order: Qwen2, Llama3.1; Llama2, Llama3.1; Llama2, Qwen2.
 """
@@ -87,7 +93,9 @@ class Options(FigureOptions):
     test_items: int = 50
     """Items a task that are measured."""
     n_pairs: int | None = None
-    """Pairs that a vector is learnt from; by default as many as give 3/4 as many texts as the source has dimensions, or half of all."""
+    """Pairs that a vector is learnt from; by default as many as give 3/4 as many texts as the
+    source has dimensions, or half of all.
+    """
     draws: int = 5
     """Choices of texts for each point of the curve."""
     n_random: int = 6
@@ -102,22 +110,40 @@ class Options(FigureOptions):
 
 def reproduce(options: Options) -> Reproduction:
     """Fit maps, draw the curve over n/d, measure the arms."""
-    models, concepts = options.models(), load_concepts(options.tasks, options.pairs, options.test_items, options.seed)
+    models, concepts = (
+        options.models(),
+        load_concepts(options.tasks, options.pairs, options.test_items, options.seed),
+    )
     at = {"source_hook": options.source_hook, "target_hook": options.target_hook}
-    stitch = generic_stitch(models, options.texts(), **at, n_tokens=options.n_tokens, seed=options.seed)
+    stitch = generic_stitch(
+        models, options.texts(), **at, n_tokens=options.n_tokens, seed=options.seed
+    )
     sets = [concept.contrast for concept in concepts]
     rows = read_rows(models, sets, **at)
-    curves = lrt.evaluate_interpolation(models, sets, **at, rows=rows, n_draws=options.draws, stitch=stitch, seed=options.seed)
+    curves = lrt.evaluate_interpolation(
+        models, sets, **at, rows=rows, n_draws=options.draws, stitch=stitch, seed=options.seed
+    )
     n_pairs = options.n_pairs or min(models[0].d_model * 3 // 8, min(map(len, sets)) // 2)
     result = lrt.evaluate_concept_transfer(
-        models, concepts, **at, neutral=lrt.demo_neutral()[: options.neutral] if options.damage else None, damage=options.damage or None,
-        betas=options.betas, n_random=options.n_random, n_pairs=n_pairs, rows=[rows], stitch=stitch, seed=options.seed,
-    )  # fmt: skip
+        models,
+        concepts,
+        **at,
+        neutral=lrt.demo_neutral()[: options.neutral] if options.damage else None,
+        damage=options.damage or None,
+        betas=options.betas,
+        n_random=options.n_random,
+        n_pairs=n_pairs,
+        rows=[rows],
+        stitch=stitch,
+        seed=options.seed,
+    )
     gaps = distances(result)
     apart = gaps.set_index("arm")["mean"]
     below = curves.summary[curves.summary["n_over_d"] <= 1].groupby("arm")["cosine"].mean()
     fraction = (
-        result.summary.groupby("arm")["fraction_of_native"].mean() if "fraction_of_native" in result.summary else pd.Series(dtype=float)
+        result.summary.groupby("arm")["fraction_of_native"].mean()
+        if "fraction_of_native" in result.summary
+        else pd.Series(dtype=float)
     )
     other, null = (float(fraction.get(arm, float("nan"))) for arm in ("other_ridge", "shuffled"))
     empty = float(below["noise_source"]) > 0.99
@@ -171,7 +197,9 @@ def reproduce(options: Options) -> Reproduction:
             "Probability of the concept's choice over β": result.figure("beta"),
         },
         tables={
-            "Beside the paper (tables 1 to 3), a row a concept and target": beside_the_paper(result),
+            "Beside the paper (tables 1 to 3), a row a concept and target": beside_the_paper(
+                result
+            ),
             "Distance to Self": gaps,
             "Arms": result.summary,
             "Over n/d": curves.summary,
@@ -181,21 +209,38 @@ def reproduce(options: Options) -> Reproduction:
 
 
 def beside_the_paper(result: ConceptTransfer) -> pd.DataFrame:
-    """Our table at β = 1, the paper's numbers for the tasks that it has: a row for each of its targets."""
+    """Our table at β = 1, the paper's numbers for the tasks that it has: a row for each of its
+    targets.
+    """
     rows = []
     for row in result.paper_table().to_dict("records"):
-        cells = {target: concepts[str(row["concept"])] for target, concepts in PAPER.items() if str(row["concept"]) in concepts}
+        cells = {
+            target: concepts[str(row["concept"])]
+            for target, concepts in PAPER.items()
+            if str(row["concept"]) in concepts
+        }
         for target, paper in cells.items():
-            rows.append(row | {"paper_target": target} | {f"paper_{name}": value for name, value in zip(_CELLS, paper, strict=True)})
+            rows.append(
+                row
+                | {"paper_target": target}
+                | {f"paper_{name}": value for name, value in zip(_CELLS, paper, strict=True)}
+            )
         if not cells:
             rows.append(row)
     return pd.DataFrame(rows)
 
 
 def paper_distance(arm: str) -> tuple[float, float]:
-    """Mean and largest |carried − Self| in points over the 42 cells of the seven A/B concepts (NaN for arms that are not the paper's)."""
+    """Mean and largest |carried − Self| in points over the 42 cells of the seven A/B concepts (NaN
+    for arms that are not the paper's).
+    """
     places = [place for place, name in enumerate(_CELLS) if name.rsplit("_", 1)[0] == arm]
-    gaps = [abs(row[place] - row[1]) for concepts in PAPER.values() for row in concepts.values() for place in places]
+    gaps = [
+        abs(row[place] - row[1])
+        for concepts in PAPER.values()
+        for row in concepts.values()
+        for place in places
+    ]
     return (sum(gaps) / len(gaps), max(gaps)) if gaps else (float("nan"), float("nan"))
 
 

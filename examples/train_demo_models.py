@@ -1,18 +1,21 @@
 """Train the bundled family of small language models from scratch.
 
-The demo of ``lrt_lens`` needs a small and a large model that saw the same text in the same order through the same tokenizer,
-small enough to travel inside a wheel. No public family is: this script makes one out of short stories and film reviews.
+The demo of ``lrt_lens`` needs a small and a large model that saw the same text in the same order
+through the same tokenizer, small enough to travel inside a wheel. No public family is: this script
+makes one out of short stories and film reviews.
 
     python examples/train_demo_models.py --data DATA --work WORK     # prepare, train every size
     python examples/train_demo_models.py --data DATA --work WORK --sizes small --tokens 1000000
 
-Stages, each skipped when its files exist: ``prepare`` (split, tokenizer, one stream of tokens) and ``train`` (one folder a size;
-a killed run continues from its last checkpoint). ``examples/demo_model_card.py`` then measures the models, samples the review
-register of the harvest text and writes the model card.
+Stages, each skipped when its files exist: ``prepare`` (split, tokenizer, one stream of tokens) and
+``train`` (one folder a size; a killed run continues from its last checkpoint).
+``examples/demo_model_card.py`` then measures the models, samples the review register of the harvest
+text and writes the model card.
 
-Reviews are cut at sentence ends into pieces of at most 900 characters, and half of the training pieces end in a line
-``Verdict: positive`` or ``Verdict: negative`` taken from the data set's label: a model of 1.5 M parameters otherwise learns film
-vocabulary long before it learns opinion. The held-out reviews never carry that line, neither for bits per byte nor for probes.
+Reviews are cut at sentence ends into pieces of at most 900 characters, and half of the training
+pieces end in a line ``Verdict: positive`` or ``Verdict: negative`` taken from the data set's label:
+a model of 1.5 M parameters otherwise learns film vocabulary long before it learns opinion. The
+held-out reviews never carry that line, neither for bits per byte nor for probes.
 """
 
 import gzip
@@ -85,7 +88,7 @@ class Arguments:
     threads: int = 2
 
 
-# ---------------------------------------------------------------------------------------------------------------- text
+# --------------------------------------------------------------------------------------------- text
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -99,12 +102,16 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 
 def position(text: str) -> float:
-    """A document's place in [0, 1), from its text alone: the split does not depend on order or on the other documents."""
+    """A document's place in [0, 1), from its text alone: the split does not depend on order or on
+    the other documents.
+    """
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 
 
 def review_pieces(text: str) -> list[str]:
-    """Cut a review at sentence ends into pieces of at most ``PIECE_CHARACTERS`` (a longer sentence stays whole)."""
+    """Cut a review at sentence ends into pieces of at most ``PIECE_CHARACTERS`` (a longer sentence
+    stays whole).
+    """
     pieces, piece = [], ""
     for sentence in re.findall(r".+?(?:[.!?]+[\"')]*\s+|\n+|$)", text, flags=re.S):
         if piece and len(piece) + len(sentence) > PIECE_CHARACTERS:
@@ -131,25 +138,38 @@ def train_tokenizer(documents: list[str], folder: Path) -> PreTrainedTokenizerFa
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[END_OF_TEXT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(documents, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, tokenizer.token_to_id(END_OF_TEXT))]
+        single=f"{END_OF_TEXT} $A",
+        special_tokens=[(END_OF_TEXT, tokenizer.token_to_id(END_OF_TEXT))],
     )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, model_max_length=CONTEXT
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        model_max_length=CONTEXT,
     )
     fast.save_pretrained(folder)
     return fast
 
 
 def prepare(args: Arguments) -> np.ndarray:
-    """Split the documents, train the tokenizer, write the token stream; returns rows of tokens, [row, CONTEXT]."""
+    """Split the documents, train the tokenizer, write the token stream; returns rows of tokens,
+    [row, CONTEXT].
+    """
     stream = args.work / "stream.safetensors"
     if not stream.exists():
         args.work.mkdir(parents=True, exist_ok=True)
-        stories, reviews = read_rows(args.data / "stories.jsonl.gz"), read_rows(args.data / "reviews.jsonl.gz")
+        stories, reviews = (
+            read_rows(args.data / "stories.jsonl.gz"),
+            read_rows(args.data / "reviews.jsonl.gz"),
+        )
         held_out = {
             "stories": [r for r in stories if position(r["text"]) < 0.09],
             "reviews": [r for r in reviews if position(r["text"]) < 0.08],
@@ -157,7 +177,9 @@ def prepare(args: Arguments) -> np.ndarray:
         for name, rows in held_out.items():
             write_rows(args.work / f"held_out_{name}.jsonl.gz", rows)
         documents = training_documents(
-            [r for r in stories if position(r["text"]) >= 0.09], [r for r in reviews if position(r["text"]) >= 0.08], args.seed
+            [r for r in stories if position(r["text"]) >= 0.09],
+            [r for r in reviews if position(r["text"]) >= 0.08],
+            args.seed,
         )
         tokenizer = train_tokenizer(documents, args.work / "tokenizer")
         ids: list[int] = []
@@ -165,13 +187,20 @@ def prepare(args: Arguments) -> np.ndarray:
             for row in tokenizer(documents[start : start + 2000])["input_ids"]:
                 ids.extend(row)
         rows = len(ids) // CONTEXT
-        tokens = torch.tensor(np.array(ids[: rows * CONTEXT], dtype=np.int16).reshape(rows, CONTEXT))
+        tokens = torch.tensor(
+            np.array(ids[: rows * CONTEXT], dtype=np.int16).reshape(rows, CONTEXT)
+        )
         save_file({"tokens": tokens}, stream)
-        logger.info("%d documents, %d tokens; held out: %s", len(documents), tokens.numel(), {k: len(v) for k, v in held_out.items()})
+        logger.info(
+            "%d documents, %d tokens; held out: %s",
+            len(documents),
+            tokens.numel(),
+            {k: len(v) for k, v in held_out.items()},
+        )
     return load_file(stream)["tokens"].numpy()
 
 
-# ------------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
 def build(size: Size) -> LlamaForCausalLM:
@@ -194,11 +223,15 @@ def build(size: Size) -> LlamaForCausalLM:
 
 
 def optimizers(model: LlamaForCausalLM, size: Size) -> list[torch.optim.Optimizer]:
-    """Muon for the hidden matrices, AdamW for embedding and norms; each group remembers its peak rate."""
+    """Muon for the hidden matrices, AdamW for embedding and norms; each group remembers its peak
+    rate.
+    """
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     both = [
-        torch.optim.Muon(hidden, lr=size.muon_lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(
+            hidden, lr=size.muon_lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
+        ),
         torch.optim.AdamW(rest, lr=size.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
     for optimizer in both:
@@ -212,13 +245,17 @@ def rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / max(1, int(0.02 * steps)), (steps - step) / (0.6 * steps))
 
 
-def save_state(path: Path, model: LlamaForCausalLM, opts: list[torch.optim.Optimizer], step: int) -> None:
+def save_state(
+    path: Path, model: LlamaForCausalLM, opts: list[torch.optim.Optimizer], step: int
+) -> None:
     tensors = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
     for i, optimizer in enumerate(opts):
         for j, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{j}.{key}": value for key, value in state.items()}
     temporary = path.with_suffix(".tmp")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"step": str(step)})
+    save_file(
+        {k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"step": str(step)}
+    )
     temporary.replace(path)
 
 
@@ -233,13 +270,22 @@ def load_state(path: Path, model: LlamaForCausalLM, opts: list[torch.optim.Optim
             if name.startswith(f"optimizer.{i}."):
                 _, _, index, key = name.split(".")
                 state.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.load_state_dict(
+            {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+        )
 
 
-def batches(rows: np.ndarray, args: Arguments, first_step: int, steps: int) -> Iterator[torch.Tensor]:
+def batches(
+    rows: np.ndarray, args: Arguments, first_step: int, steps: int
+) -> Iterator[torch.Tensor]:
     """The one data order of the family: every size sees the same rows at the same step."""
     order = np.random.default_rng(args.seed)
-    permutation = np.concatenate([order.permutation(len(rows)) for _ in range(math.ceil(steps * args.batch_size / len(rows)))])
+    permutation = np.concatenate(
+        [
+            order.permutation(len(rows))
+            for _ in range(math.ceil(steps * args.batch_size / len(rows)))
+        ]
+    )
     for step in range(first_step, steps):
         chosen = permutation[step * args.batch_size : (step + 1) * args.batch_size]
         yield torch.from_numpy(rows[chosen].astype(np.int64))
@@ -271,7 +317,13 @@ def train(name: str, rows: np.ndarray, args: Arguments) -> None:
 
     compiled = torch.compile(loss_of)
     started, running = time.time(), []
-    bar = tqdm(batches(rows, args, first_step, steps), initial=first_step, total=steps, desc=name, mininterval=10)
+    bar = tqdm(
+        batches(rows, args, first_step, steps),
+        initial=first_step,
+        total=steps,
+        desc=name,
+        mininterval=10,
+    )
     for step, ids in enumerate(bar, start=first_step + 1):
         for optimizer in opts:
             for group in optimizer.param_groups:
@@ -299,7 +351,10 @@ def train(name: str, rows: np.ndarray, args: Arguments) -> None:
     model.to(torch.bfloat16).save_pretrained(folder)
     PreTrainedTokenizerFast.from_pretrained(args.work / "tokenizer").save_pretrained(folder)
     (folder / "training.json").write_text(
-        json.dumps({"size": asdict(size), "tokens": steps * args.batch_size * CONTEXT, "seed": args.seed}, indent=1)
+        json.dumps(
+            {"size": asdict(size), "tokens": steps * args.batch_size * CONTEXT, "seed": args.seed},
+            indent=1,
+        )
     )
 
 

@@ -1,10 +1,12 @@
-"""The bundled SAEs: TopK, 1,024 features, one on each bundled model, and the card that measures them.
+"""The bundled SAEs: TopK, 1,024 features, one on each bundled model, and the card that measures
+them.
 
     python examples/train_demo_saes.py                # trains both into lrt_lens/bundled/saes, then measures them
     python examples/train_demo_saes.py --card-only    # measures what is there
 
-Rows come from the bundled documents, in several epochs (the first ``n_rows`` tokens of the folds that fit; the test fold is held out). Weights
-are stored as float16, and SAELens loads them as float32.
+Rows come from the bundled documents, in several epochs (the first ``n_rows`` tokens of the folds
+that fit; the test fold is held out). Weights are stored as float16, and SAELens loads them as
+float32.
 """
 
 import json
@@ -25,13 +27,22 @@ from lrt_lens.bundled._saes import DEMO_SAES, demo_sae
 logger = logging.getLogger("train_demo_saes")
 
 HOOKS = {"small": "blocks.2.hook_resid_post", "large": "blocks.3.hook_resid_post"}
-"""A middle layer of the small model, and the layer of the large one that its best stitch leads to."""
+"""A middle layer of the small model, and the layer of the large one that its best stitch leads to.
+"""
 
 
 def main(
-    out: Path = DEMO_SAES, members: tuple[str, ...] = ("small", "large"), n_tokens: int = 400_000, n_rows: int = 300_000, d_sae: int = 1024,
-    k: int = 32, batch_rows: int = 512, lr: float = 3e-3, seed: int = 0, card_only: bool = False,
-) -> None:  # fmt: skip
+    out: Path = DEMO_SAES,
+    members: tuple[str, ...] = ("small", "large"),
+    n_tokens: int = 400_000,
+    n_rows: int = 300_000,
+    d_sae: int = 1024,
+    k: int = 32,
+    batch_rows: int = 512,
+    lr: float = 3e-3,
+    seed: int = 0,
+    card_only: bool = False,
+) -> None:
     """Train, save, measure.
 
     Args:
@@ -52,7 +63,16 @@ def main(
             continue
         rows = SAERows.from_documents(model, documents, at=HOOKS[name]).in_memory(n_rows)
         trained = train_sae(
-            model, rows, d_sae=d_sae, k=k, n_tokens=n_tokens, batch_rows=batch_rows, lr=lr, lr_decay_share=0.2, n_measurements=10, seed=seed
+            model,
+            rows,
+            d_sae=d_sae,
+            k=k,
+            n_tokens=n_tokens,
+            batch_rows=batch_rows,
+            lr=lr,
+            lr_decay_share=0.2,
+            n_measurements=10,
+            seed=seed,
         )
         save(trained.sae, out / name)
         logger.info("%s\n%s", name, trained.history.round(4).to_string(index=False))
@@ -69,9 +89,21 @@ def save(sae: Any, folder: Path) -> None:
 
 def card(pair: lrt.ModelPair, documents: list[str], out: Path) -> None:
     """Measure both SAEs on the test fold and write card.json and README.md."""
-    grid = lrt.fit_stitches(pair, documents, source_layers=[HOOKS["small"]], target_layers=[HOOKS["large"]], n_tokens=120_000, null=False)
+    grid = lrt.fit_stitches(
+        pair,
+        documents,
+        source_layers=[HOOKS["small"]],
+        target_layers=[HOOKS["large"]],
+        n_tokens=120_000,
+        null=False,
+    )
     result = evaluate_sae(
-        pair, grid[HOOKS["small"], HOOKS["large"]], demo_sae("small", out), documents, native=demo_sae("large", out), n_tokens=20_000
+        pair,
+        grid[HOOKS["small"], HOOKS["large"]],
+        demo_sae("small", out),
+        documents,
+        native=demo_sae("large", out),
+        n_tokens=20_000,
     )
     write_card(result, out)
 
@@ -80,7 +112,10 @@ def write_card(result: SAEEvaluation, out: Path) -> None:
     """card.json and README.md."""
     rows = pd.DataFrame(result.table[result.table["arm"].isin(["source", "native"])])
     (out / "card.json").write_text(json.dumps(rows.to_dict("records"), indent=1), encoding="utf-8")
-    lines = ["| SAE | hook point | L0 | FVU | ΔCE (nats) | CE recovered | dead |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| SAE | hook point | L0 | FVU | ΔCE (nats) | CE recovered | dead |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for name, row in zip(HOOKS, rows.to_dict("records"), strict=True):
         lines.append(
             f"| {name} | `{HOOKS[name]}` | {row['l0']:.1f} | {row['fvu']:.4f} [{row['fvu_low']:.4f}, {row['fvu_high']:.4f}] "

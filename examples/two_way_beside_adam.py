@@ -1,11 +1,14 @@
-"""Eq. 3 of Transferring Features with Model Stitching (arXiv 2506.06609): Adam over the rows, as the paper ran it, beside exact solves from moments.
+"""Eq. 3 of Transferring Features with Model Stitching (arXiv 2506.06609): Adam over the rows, as
+the paper ran it, beside exact solves from moments.
 
     python examples/two_way_beside_adam.py                      # bundled pair, about four minutes on two cores
 
-Both minimise the same J on the same activations, recorded once into an `ActivationCache`; J is then computed from the rows themselves, in
-float64, on those that were fitted and on the test fold. Adam has the paper's settings (appendix A: 1e-4, cosine decay, clipping at norm 1,
-batches of 5,120 tokens) for its two epochs, and for many more (`--long-epochs`) at three learning rates, because two epochs of few rows are few
-steps. The solver shows its gradient norm and where other starts end; its ridge term is 0, as in the paper, or chosen on folds.
+Both minimise the same J on the same activations, recorded once into an `ActivationCache`; J is then
+computed from the rows themselves, in float64, on those that were fitted and on the test fold. Adam
+has the paper's settings (appendix A: 1e-4, cosine decay, clipping at norm 1, batches of 5,120
+tokens) for its two epochs, and for many more (`--long-epochs`) at three learning rates, because two
+epochs of few rows are few steps. The solver shows its gradient norm and where other starts end; its
+ridge term is 0, as in the paper, or chosen on folds.
 """
 
 import tempfile
@@ -45,13 +48,28 @@ def reproduce(options: Options) -> Reproduction:
     """Fit, and compute J from the rows."""
     with tempfile.TemporaryDirectory() as folder:
         moments = lrt.harvest(
-            options.pair(), options.texts(), source_layers=[options.source_layer], target_layers=[options.target_layer], n_tokens=options.n_tokens,
-            seed=options.seed, null=False, cache=folder, cache_dtype="float32", moment_dtype="float64", progress=True,
-        )  # fmt: skip
-        table, starts = compare(moments, lrt.ActivationCache.open(folder), options.long_epochs, options.seed)
+            options.pair(),
+            options.texts(),
+            source_layers=[options.source_layer],
+            target_layers=[options.target_layer],
+            n_tokens=options.n_tokens,
+            seed=options.seed,
+            null=False,
+            cache=folder,
+            cache_dtype="float32",
+            moment_dtype="float64",
+            progress=True,
+        )
+        table, starts = compare(
+            moments, lrt.ActivationCache.open(folder), options.long_epochs, options.seed
+        )
     found = table.set_index(["fit", "rows"])["J"]
     adam = {
-        rows: min(float(found[fit, rows]) for fit, where in found.index if where == rows and fit.startswith("Adam"))
+        rows: min(
+            float(found[fit, rows])
+            for fit, where in found.index
+            if where == rows and fit.startswith("Adam")
+        )
         for rows in ("fitted", "held out")
     }
     paper = "Adam at 0.0001, 2 epochs"
@@ -59,7 +77,8 @@ def reproduce(options: Options) -> Reproduction:
     spread = float(starts["J"].max() / starts["J"].min() - 1)
     verdict: Verdict = (
         "holds"
-        if found[solved, "fitted"] <= adam["fitted"] and found[chosen, "held out"] <= adam["held out"]
+        if found[solved, "fitted"] <= adam["fitted"]
+        and found[chosen, "held out"] <= adam["held out"]
         else "does not survive its null"
     )
     return Reproduction(
@@ -84,7 +103,9 @@ def reproduce(options: Options) -> Reproduction:
                 control_name="best of the Adam runs",
             ),
             Compared(
-                "J on held-out rows, Adam with the paper's settings", float(found[paper, "held out"]), "36,000 iterations, no J printed"
+                "J on held-out rows, Adam with the paper's settings",
+                float(found[paper, "held out"]),
+                "36,000 iterations, no J printed",
             ),
         ],
         says="Small models and few rows: the gap to Adam is one of optimisation and grows with the condition of the streams.",
@@ -98,12 +119,21 @@ def reproduce(options: Options) -> Reproduction:
     )
 
 
-def compare(moments: lrt.CrossMoments, cache: lrt.ActivationCache, long_epochs: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def compare(
+    moments: lrt.CrossMoments, cache: lrt.ActivationCache, long_epochs: int, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(J of every fit on fitting rows and on the test fold, minima that other starts reach)."""
     pair = moments.pairs[0]
     trained = {
-        f"Adam at {rate:g}, {epochs} epochs": lrt.AdamFit.stitching(epochs=epochs, learning_rate=rate, seed=seed).fit(cache)
-        for rate, epochs in ((1e-4, 2), (1e-4, long_epochs), (1e-3, long_epochs), (1e-2, long_epochs))
+        f"Adam at {rate:g}, {epochs} epochs": lrt.AdamFit.stitching(
+            epochs=epochs, learning_rate=rate, seed=seed
+        ).fit(cache)
+        for rate, epochs in (
+            (1e-4, 2),
+            (1e-4, long_epochs),
+            (1e-3, long_epochs),
+            (1e-2, long_epochs),
+        )
     }
     solved = {name: MapPair(*moments.fit(solver).maps(pair)) for name, solver in _solvers().items()}
     fits = {name: result.maps for name, result in trained.items()} | solved
@@ -112,11 +142,24 @@ def compare(moments: lrt.CrossMoments, cache: lrt.ActivationCache, long_epochs: 
     for name, maps in fits.items():
         for fold, parts in (("fitted", FIT_PARTS), ("held out", TEST_PARTS)):
             one_way, both = (objective(cache, maps, parts, weight) for weight in (0.0, 1.0))
-            rows.append({"fit": name, "rows": fold, "J": both, "one_way": one_way, "round_trips": both - one_way, "steps": steps.get(name)})
+            rows.append(
+                {
+                    "fit": name,
+                    "rows": fold,
+                    "J": both,
+                    "one_way": one_way,
+                    "round_trips": both - one_way,
+                    "steps": steps.get(name),
+                }
+            )
     found = lrt.TwoWay().starts(moments.scatter(pair, FIT_PARTS), seed=seed)
     starts = pd.DataFrame(
         {
-            "start": ["ridge pair", "cross-covariances", *(f"random {i}" for i in range(len(found) - 2))],
+            "start": [
+                "ridge pair",
+                "cross-covariances",
+                *(f"random {i}" for i in range(len(found) - 2)),
+            ],
             "J": [solution.objective for solution in found],
             "relative_gradient": [solution.relative_gradient for solution in found],
             "sweeps": [solution.sweeps for solution in found],
@@ -126,12 +169,20 @@ def compare(moments: lrt.CrossMoments, cache: lrt.ActivationCache, long_epochs: 
 
 
 def _solvers() -> dict[str, Any]:
-    return {"ridge pair": lrt.Ridge(), "two-way, no ridge term": lrt.TwoWay(alpha=0.0), "two-way, ridge term from folds": lrt.TwoWay()}
+    return {
+        "ridge pair": lrt.Ridge(),
+        "two-way, no ridge term": lrt.TwoWay(alpha=0.0),
+        "two-way, ridge term from folds": lrt.TwoWay(),
+    }
 
 
-def objective(cache: lrt.ActivationCache, maps: MapPair, parts: tuple[int, ...], inversion_weight: float) -> float:
+def objective(
+    cache: lrt.ActivationCache, maps: MapPair, parts: tuple[int, ...], inversion_weight: float
+) -> float:
     """J of eq. 3 from the rows of some parts, in float64, biases included."""
-    loss: Callable[..., torch.Tensor] = joint_loss(_points(maps.up), _points(maps.down), inversion_weight)
+    loss: Callable[..., torch.Tensor] = joint_loss(
+        _points(maps.up), _points(maps.down), inversion_weight
+    )
     total, n = 0.0, 0
     for x, y in cache.rows(*cache.pairs[0], parts=parts, batch_rows=8192, shuffle=None):
         total += float(loss(x.double(), y.double())) * len(x)
@@ -149,11 +200,25 @@ def figure(table: pd.DataFrame) -> go.Figure:
     for term, colour in (("one_way", "#0072B2"), ("round_trips", "#E69F00")):
         labels = [table["fit"], table["rows"]]
         shown.add_trace(
-            go.Bar(y=labels, x=table[term], name=term.replace("_", " "), orientation="h", marker_color=colour, hovertemplate="%{x:.3f}")
+            go.Bar(
+                y=labels,
+                x=table[term],
+                name=term.replace("_", " "),
+                orientation="h",
+                marker_color=colour,
+                hovertemplate="%{x:.3f}",
+            )
         )
-    shown.update_layout(template=TEMPLATE_NAME, barmode="stack", height=110 + 62 * table["fit"].nunique(), margin={"l": 260})
+    shown.update_layout(
+        template=TEMPLATE_NAME,
+        barmode="stack",
+        height=110 + 62 * table["fit"].nunique(),
+        margin={"l": 260},
+    )
     shown.update_layout(legend={"orientation": "h", "y": -0.15})
-    return shown.update_xaxes(title="mean squared error per dimension").update_yaxes(autorange="reversed")
+    return shown.update_xaxes(title="mean squared error per dimension").update_yaxes(
+        autorange="reversed"
+    )
 
 
 if __name__ == "__main__":

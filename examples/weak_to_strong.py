@@ -1,17 +1,22 @@
-"""Weak to strong: a concept learnt in the small model, at work in the large one (L-Cross, figures 4-6), by maps that never saw it.
+"""Weak to strong: a concept learnt in the small model, at work in the large one (L-Cross, figures
+4-6), by maps that never saw it.
 
     python examples/weak_to_strong.py                                  # bundled pair, its two concepts
     python examples/weak_to_strong.py --source SMALL --target LARGE --tasks FOLDER
 
-The paper (arXiv 2501.02009, §4) carries a harmfulness vector of Qwen2-0.5B-Instruct to Qwen2-7B-Instruct: steered by its own vector the
-small model reaches at most 54% harmful answers over β, the large one under the carried vector 88.0% at β = 1 (figure 4). Figure 5 has the
-same curves for seven A/B concepts, figure 6 for harmfulness in three large models; both are plots without numbers. The first figure here is
-figure 5's kind, a panel a concept; other large models are other runs.
+The paper (arXiv 2501.02009, §4) carries a harmfulness vector of Qwen2-0.5B-Instruct to
+Qwen2-7B-Instruct: steered by its own vector the small model reaches at most 54% harmful answers
+over β, the large one under the carried vector 88.0% at β = 1 (figure 4). Figure 5 has the same
+curves for seven A/B concepts, figure 6 for harmfulness in three large models; both are plots
+without numbers. The first figure here is figure 5's kind, a panel a concept; other large models are
+other runs.
 
-The paper's map is fitted on the concept's own 128 pairs, at most 256 texts for 896 dimensions, so what is carried is the large model's own
-vector (see l_cross.py). Here the maps of the middle three arms are fitted on other texts than those of the vector: other pairs of the
-concept, another concept, ordinary text. Items share no text with any of them. The claim is that the large model gets further than the small
-one: where it does not, the claim does not hold, however far the carried vector exceeds its nulls.
+The paper's map is fitted on the concept's own 128 pairs, at most 256 texts for 896 dimensions, so
+what is carried is the large model's own vector (see l_cross.py). Here the maps of the middle three
+arms are fitted on other texts than those of the vector: other pairs of the concept, another
+concept, ordinary text. Items share no text with any of them. The claim is that the large model gets
+further than the small one: where it does not, the claim does not hold, however far the carried
+vector exceeds its nulls.
 """
 
 from collections.abc import Mapping
@@ -28,7 +33,9 @@ from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict
 from lrt_lens.reproduction._concepts import generic_stitch, load_concepts
 
 SMALL_BEST, LARGE_AT_1 = 54.0, 88.0
-"""Share of answers to 50 AdvBench questions judged harmful, per cent: small model over β, large model at β = 1 (86.0 in the paper's text)."""
+"""Share of answers to 50 AdvBench questions judged harmful, per cent: small model over β, large
+model at β = 1 (86.0 in the paper's text).
+"""
 NULLS = ("random", "random_matched", "shuffled", "mean_only")
 """Arms whose maps know of no text what it means; the best of them counts."""
 
@@ -70,13 +77,25 @@ class Options(FigureOptions):
 
 def reproduce(options: Options) -> Reproduction:
     """Steer both models over β."""
-    models, concepts = options.models(), load_concepts(options.tasks, options.pairs, options.test_items, options.seed)
+    models, concepts = (
+        options.models(),
+        load_concepts(options.tasks, options.pairs, options.test_items, options.seed),
+    )
     at = {"source_hook": options.source_hook, "target_hook": options.target_hook}
-    stitch = generic_stitch(models, options.texts(), **at, n_tokens=options.n_tokens, seed=options.seed)
+    stitch = generic_stitch(
+        models, options.texts(), **at, n_tokens=options.n_tokens, seed=options.seed
+    )
     result = lrt.evaluate_concept_transfer(
-        models, concepts, **at, betas=options.betas, damage=options.damage or None, n_random=options.n_random, seed=options.seed,
-        neutral=lrt.demo_neutral()[: options.neutral] if options.damage else None, stitch=stitch,
-    )  # fmt: skip
+        models,
+        concepts,
+        **at,
+        betas=options.betas,
+        damage=options.damage or None,
+        n_random=options.n_random,
+        seed=options.seed,
+        neutral=lrt.demo_neutral()[: options.neutral] if options.damage else None,
+        stitch=stitch,
+    )
     table = best_over_beta(result)
     means = table.groupby("arm", sort=False)[["at_0", "at_1", "best"]].mean()
     carried = "other_ridge"  # fixed beforehand: the map that saw the other concept alone
@@ -97,7 +116,11 @@ def reproduce(options: Options) -> Reproduction:
                 control=null,
                 control_name="random, shuffled or mean-only map",
             ),
-            Compared("concept's choice, %, small model under its own vector, best β", best["source"], SMALL_BEST),
+            Compared(
+                "concept's choice, %, small model under its own vector, best β",
+                best["source"],
+                SMALL_BEST,
+            ),
             Compared(
                 "concept's choice, %, large model under its own vector, best β",
                 best["native"],
@@ -112,14 +135,21 @@ def reproduce(options: Options) -> Reproduction:
         "of harmful answers: order only.",
         verdict=verdict,
         because=because,
-        figures={"Probability of the concept's choice over β": result.figure("weak_to_strong"), "All arms": result.figure("summary")},
+        figures={
+            "Probability of the concept's choice over β": result.figure("weak_to_strong"),
+            "All arms": result.figure("summary"),
+        },
         tables={"Best over β": table, "Arms": result.summary},
         details={"stitch": repr(stitch)},
     )
 
 
-def judged(best: Mapping[str, float], null: float, rises: Mapping[str, float], carried: str) -> tuple[Verdict, str]:
-    """(verdict, its reason): the large model has to exceed the small one, and the nulls; a caveat where only its head start exceeds."""
+def judged(
+    best: Mapping[str, float], null: float, rises: Mapping[str, float], carried: str
+) -> tuple[Verdict, str]:
+    """(verdict, its reason): the large model has to exceed the small one, and the nulls; a caveat
+    where only its head start exceeds.
+    """
     reached = (
         f"with the map that never saw the concept the large model reaches {best[carried]:.1f}%, the small one itself {best['source']:.1f}%, random, "
         f"shuffled or mean-only maps {null:.1f}%, the large model's own vector {best['native']:.1f}%"
@@ -134,12 +164,17 @@ def judged(best: Mapping[str, float], null: float, rises: Mapping[str, float], c
             f"{reached}: the vector is carried, for it beats the nulls, but the large model does not exceed the small one.",
         )
     if not rises[carried] > rises["source"]:
-        return "holds with a caveat", f"{reached}; but {rose}: the rest is where the large model stands without steering."
+        return (
+            "holds with a caveat",
+            f"{reached}; but {rose}: the rest is where the large model stands without steering.",
+        )
     return "holds", f"{reached}; {rose}."
 
 
 def best_over_beta(result: ConceptTransfer) -> pd.DataFrame:
-    """A row per concept and arm: probability of the concept's choice at β = 0, at 1 and at the grid's best, with the damage that the best one does."""
+    """A row per concept and arm: probability of the concept's choice at β = 0, at 1 and at the
+    grid's best, with the damage that the best one does.
+    """
     curves: dict[tuple[str, str], dict[float, list[tuple[float, float]]]] = {}
     for row in result.table.to_dict("records"):
         points = curves.setdefault((str(row["concept"]), str(row["arm"])), {})
@@ -153,10 +188,15 @@ def best_over_beta(result: ConceptTransfer) -> pd.DataFrame:
         start = points[0.0] if arm == "source" else curves[concept, "none"][0.0]
         rows.append(
             {
-                "concept": concept, "arm": arm, "at_0": start[0][0], "at_1": means[1.0][0], "best": means[best][0], "best_beta": best,
+                "concept": concept,
+                "arm": arm,
+                "at_0": start[0][0],
+                "at_1": means[1.0][0],
+                "best": means[best][0],
+                "best_beta": best,
                 "damage_at_best": means[best][1],
             }
-        )  # fmt: skip
+        )
     return pd.DataFrame(rows)
 
 

@@ -1,14 +1,15 @@
-"""Carry what is learnt inside a small language model to a large one, and find out whether it still works there.
+"""Carry what is learnt inside a small language model to a large one, and find out whether it still
+works there.
 
     import lrt_lens as lrt
 
-    pair = lrt.demo_pair()
-    grid = lrt.fit_stitches(pair, lrt.demo_documents())
-    stitch = grid.best(source="blocks.2.hook_resid_post")
-    vector = lrt.SteeringVector.mean_difference(pair.source, lrt.demo_contrast("sentiment"), at=stitch.source_hook)
-    moved = stitch.transfer(vector)
+    pair = lrt.demo_pair() grid = lrt.fit_stitches(pair, lrt.demo_documents()) stitch =
+    grid.best(source="blocks.2.hook_resid_post") vector =
+    lrt.SteeringVector.mean_difference(pair.source, lrt.demo_contrast("sentiment"),
+    at=stitch.source_hook) moved = stitch.transfer(vector)
 
-This module is the whole public surface. Names load when they are first used: importing it loads neither torch nor any model code.
+This module is the whole public surface. Names load when they are first used: importing it loads
+neither torch nor any model code.
 """
 
 from importlib import import_module
@@ -160,9 +161,16 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from lrt_lens.adapters.concepts._concept_interpolation import ConceptInterpolation, evaluate_interpolation
+    from lrt_lens.adapters.concepts._concept_interpolation import (
+        ConceptInterpolation,
+        evaluate_interpolation,
+    )
     from lrt_lens.adapters.concepts._concept_map import ConceptMap, apply_together
-    from lrt_lens.adapters.concepts._evaluation import Concept, ConceptTransfer, evaluate_concept_transfer
+    from lrt_lens.adapters.concepts._evaluation import (
+        Concept,
+        ConceptTransfer,
+        evaluate_concept_transfer,
+    )
     from lrt_lens.adapters.probes._evaluation import ProbeEvaluation, evaluate_probe
     from lrt_lens.adapters.probes._linear_probe import LinearProbe
     from lrt_lens.adapters.saes._decoder_geometry import DecoderGeometry, decoder_geometry
@@ -179,11 +187,18 @@ if TYPE_CHECKING:
     from lrt_lens.adapters.saes.codes._evaluation import CodeMapEvaluation, evaluate_code_map
     from lrt_lens.adapters.saes.features._evaluate import evaluate_features
     from lrt_lens.adapters.saes.features._result import FeatureEvaluation
-    from lrt_lens.adapters.vectors._ablation import AblationEvaluation, ablation_hooks, evaluate_ablation
+    from lrt_lens.adapters.vectors._ablation import (
+        AblationEvaluation,
+        ablation_hooks,
+        evaluate_ablation,
+    )
     from lrt_lens.adapters.vectors._agreement import steering_agreement
     from lrt_lens.adapters.vectors._calibration import Calibration, calibrate_scale
     from lrt_lens.adapters.vectors._clamping import ClampEvaluation, evaluate_clamping
-    from lrt_lens.adapters.vectors._compared_continuations import ComparedContinuations, compare_continuations
+    from lrt_lens.adapters.vectors._compared_continuations import (
+        ComparedContinuations,
+        compare_continuations,
+    )
     from lrt_lens.adapters.vectors._evaluation import SteeringEvaluation, evaluate_steering
     from lrt_lens.adapters.vectors._intervention import Intervention
     from lrt_lens.adapters.vectors._propensity import PropensityEvaluation, evaluate_propensity
@@ -197,18 +212,34 @@ if TYPE_CHECKING:
         RelativeRepresentation,
     )
     from lrt_lens.baselines._anchors import Anchors, anchor_stitch
-    from lrt_lens.baselines._evaluation import FamilyBaselines, evaluate_family_baselines, fitting_texts
+    from lrt_lens.baselines._evaluation import (
+        FamilyBaselines,
+        evaluate_family_baselines,
+        fitting_texts,
+    )
     from lrt_lens.baselines._shared_vocabulary import embedding_stitch
     from lrt_lens.baselines._unpaired import MiniVec2Vec, unpaired_stitch
     from lrt_lens.bundled._models import demo_pair
     from lrt_lens.bundled._saes import demo_sae
-    from lrt_lens.bundled._texts import demo_contrast, demo_documents, demo_items, demo_neutral, demo_texts
+    from lrt_lens.bundled._texts import (
+        demo_contrast,
+        demo_documents,
+        demo_items,
+        demo_neutral,
+        demo_texts,
+    )
     from lrt_lens.data._alignment import Aligner, Alignment, align, aligned_share
     from lrt_lens.data._behaviours import answer_contrast, behaviour_items
     from lrt_lens.data._boundaries import token_boundaries
     from lrt_lens.data._contrast import ChoiceItems, ContrastSet
     from lrt_lens.data._retokenizing import with_fewer_merges
-    from lrt_lens.errors import FileFormatError, HookPointError, MismatchError, NonFiniteError, TooFewDocumentsError
+    from lrt_lens.errors import (
+        FileFormatError,
+        HookPointError,
+        MismatchError,
+        NonFiniteError,
+        TooFewDocumentsError,
+    )
     from lrt_lens.exploration._explore import explore
     from lrt_lens.models._hooked_model import HookedModel
     from lrt_lens.models._pair import ModelPair

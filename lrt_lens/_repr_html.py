@@ -1,7 +1,8 @@
 """How objects show themselves in a notebook: small tables that follow the notebook's own theme.
 
-Problem: a researcher reads results in JupyterLab, VS Code or a web page, in a light or a dark theme. Mechanism: plain HTML with inline styles
-that name no colour but `currentColor`, so that text, lines and shades are those of the page around; no script, no style sheet, nothing from the
+Problem: a researcher reads results in JupyterLab, VS Code or a web page, in a light or a dark
+theme. Mechanism: plain HTML with inline styles that name no colour but `currentColor`, so that
+text, lines and shades are those of the page around; no script, no style sheet, nothing from the
 network. Every text is escaped: names of models and hook points may hold anything.
 
 Example:
@@ -9,7 +10,8 @@ Example:
 
     card("Stitch", facts({"source": "blocks.2.hook_resid_post", "R²": 0.62}), table(grid.scores))
 
-Limits: for glances. A long table is cut, with a line that says how many rows there are; the whole of it is a `pandas.DataFrame` of the object.
+Limits: for glances. A long table is cut, with a line that says how many rows there are; the whole
+of it is a `pandas.DataFrame` of the object.
 """
 
 import re
@@ -29,17 +31,25 @@ _BOX = "max-width:100%;overflow-x:auto;margin:.25em 0"
 _TABLE = "border-collapse:collapse;margin:0;font-variant-numeric:tabular-nums;background:transparent;color:inherit"
 _CELL = "padding:.2em .7em;white-space:nowrap;background:transparent;color:inherit;border:0"
 _DARKEST = 35
-"""Per cent of the text's colour behind a number of a heat map: black on it has a contrast of 8.6, white on its dark twin 5.9."""
+"""Per cent of the text's colour behind a number of a heat map: black on it has a contrast of 8.6,
+white on its dark twin 5.9.
+"""
 
 
 def card(title: str, *parts: str) -> str:
-    """HTML of an object: its name, then parts made by the functions below (empty ones are left out)."""
+    """HTML of an object: its name, then parts made by the functions below (empty ones are left
+    out).
+    """
     return f'<div style="max-width:100%"><div style="font-weight:600">{escape(title)}</div>{"".join(part for part in parts if part)}</div>'
 
 
 def note(text: str) -> str:
     """A sentence under or over a table."""
-    return f'<div style="opacity:.8;margin:.25em 0;max-width:60em">{escape(text)}</div>' if text else ""
+    return (
+        f'<div style="opacity:.8;margin:.25em 0;max-width:60em">{escape(text)}</div>'
+        if text
+        else ""
+    )
 
 
 def facts(values: Mapping[str, object]) -> str:
@@ -53,30 +63,42 @@ def facts(values: Mapping[str, object]) -> str:
 
 
 def table(frame: pd.DataFrame, *, digits: int = 3, max_rows: int = MAX_ROWS) -> str:
-    """The table with rounded numbers, an interval beside its value in one cell, as in ``0.52 [0.41, 0.60]``.
+    """The table with rounded numbers, an interval beside its value in one cell, as in ``0.52 [0.41,
+    0.60]``.
 
-    An interval is a pair of neighbouring columns: ``x_low``, ``x_high`` belong to column ``x``, others to the column before them. Columns that hold
-    nothing at all are left out; the index is shown where it has a name.
+    An interval is a pair of neighbouring columns: ``x_low``, ``x_high`` belong to column ``x``,
+    others to the column before them. Columns that hold nothing at all are left out; the index is
+    shown where it has a name.
     """
     if any(frame.index.names):
         frame = frame.reset_index(allow_duplicates=True)
-    columns = [(name, places) for name, places in _columns(frame) if not len(frame) or not _is_empty(frame.iloc[:, places[0]])]
+    columns = [
+        (name, places)
+        for name, places in _columns(frame)
+        if not len(frame) or not _is_empty(frame.iloc[:, places[0]])
+    ]
     right = [pd.api.types.is_numeric_dtype(frame.iloc[:, places[0]]) for _, places in columns]
-    head = "".join(_head(name, right=numeric) for (name, _), numeric in zip(columns, right, strict=True))
+    head = "".join(
+        _head(name, right=numeric) for (name, _), numeric in zip(columns, right, strict=True)
+    )
     rows = "".join(
         f'<tr style="background:transparent;border-top:{_LINE}">'
         + "".join(
-            _cell(_text([row[i] for i in places], digits), right=numeric) for (_, places), numeric in zip(columns, right, strict=True)
+            _cell(_text([row[i] for i in places], digits), right=numeric)
+            for (_, places), numeric in zip(columns, right, strict=True)
         )
         + "</tr>"
         for row in frame.head(max_rows).itertuples(index=False, name=None)
     )
     cut = f"{max_rows} of {len(frame)} rows." if len(frame) > max_rows else ""
-    return _boxed(f'<thead><tr style="background:transparent">{head}</tr></thead><tbody>{rows}</tbody>') + note(cut)
+    return _boxed(
+        f'<thead><tr style="background:transparent">{head}</tr></thead><tbody>{rows}</tbody>'
+    ) + note(cut)
 
 
 def heat_table(frame: pd.DataFrame, *, corner: str = "", digits: int = 2) -> str:
-    """A matrix of numbers, rows and columns by their labels, each shaded between the smallest (not at all) and the largest.
+    """A matrix of numbers, rows and columns by their labels, each shaded between the smallest (not
+    at all) and the largest.
 
     ``corner`` says what rows and columns are. NaN cells stay empty.
     """
@@ -90,26 +112,41 @@ def heat_table(frame: pd.DataFrame, *, corner: str = "", digits: int = 2) -> str
         + "</tr>"
         for name, row in zip(frame.index, values.tolist(), strict=True)
     )
-    return _boxed(f'<thead><tr style="background:transparent">{head}</tr></thead><tbody>{rows}</tbody>')
+    return _boxed(
+        f'<thead><tr style="background:transparent">{head}</tr></thead><tbody>{rows}</tbody>'
+    )
 
 
 def format_value(value: object, *, digits: int = 3) -> str:
-    """Returns a cell's text: whole numbers with commas, others to `digits` significant digits, "n/a" where there is none."""
-    if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, Real) and value != value):
+    """Returns a cell's text: whole numbers with commas, others to `digits` significant digits,
+    "n/a" where there is none.
+    """
+    if (
+        value is None
+        or value is pd.NA
+        or value is pd.NaT
+        or (isinstance(value, Real) and value != value)
+    ):
         return "n/a"
     if isinstance(value, bool) or not isinstance(value, Real):
         return str(value)
     if isinstance(value, Integral):
         return f"{int(value):,}"
     number = float(value)
-    return f"{number:.{digits}g}" if number and not 1e-3 <= abs(number) < 1e5 else _fixed(number, digits)
+    return (
+        f"{number:.{digits}g}"
+        if number and not 1e-3 <= abs(number) < 1e5
+        else _fixed(number, digits)
+    )
 
 
 # ---------------------------------------------------------------- parts
 
 
 def _fixed(number: float, digits: int) -> str:
-    """Returns `number` to the digits given, never in exponent form, keeping trailing zeros: 0.50, not 0.5."""
+    """Returns `number` to the digits given, never in exponent form, keeping trailing zeros: 0.50,
+    not 0.5.
+    """
     text = f"{number:#.{digits}g}" if number else "0"
     return f"{number:.0f}" if "e" in text else text.rstrip(".")
 
@@ -119,13 +156,18 @@ def _is_empty(column: pd.Series) -> bool:
 
 
 def _columns(frame: pd.DataFrame) -> list[tuple[str, tuple[int, ...]]]:
-    """(heading, places of its cells) in order: of a value, of a value with both ends of its interval, or of an interval alone."""
+    """(heading, places of its cells) in order: of a value, of a value with both ends of its
+    interval, or of an interval alone.
+    """
     names = [str(name) for name in frame.columns]
     ends: dict[int, tuple[int, int]] = {}
     alone: dict[int, str] = {}
     taken: set[int] = set()
     for place in range(len(names) - 1):
-        low, high = re.fullmatch(r"(.*?)_?low", names[place]), re.fullmatch(r"(.*?)_?high", names[place + 1])
+        low, high = (
+            re.fullmatch(r"(.*?)_?low", names[place]),
+            re.fullmatch(r"(.*?)_?high", names[place + 1]),
+        )
         if low is None or high is None or low[1] != high[1]:
             continue
         owner = names.index(low[1]) if low[1] in names else place - 1
@@ -135,13 +177,21 @@ def _columns(frame: pd.DataFrame) -> list[tuple[str, tuple[int, ...]]]:
         else:
             ends[owner] = (place, place + 1)
     shown = [place for place in range(len(names)) if place not in taken or place in alone]
-    return [(alone.get(place, names[place]), (place, place + 1) if place in alone else (place, *ends.get(place, ()))) for place in shown]
+    return [
+        (
+            alone.get(place, names[place]),
+            (place, place + 1) if place in alone else (place, *ends.get(place, ())),
+        )
+        for place in shown
+    ]
 
 
 def _text(cells: Sequence[object], digits: int) -> str:
     texts = [format_value(cell, digits=digits) for cell in cells]
     value, interval = (texts[:1], texts[1:]) if len(texts) != 2 else ([], texts)
-    return " ".join([*value, *([f"[{', '.join(interval)}]"] if interval and "n/a" not in interval else [])])
+    return " ".join(
+        [*value, *([f"[{', '.join(interval)}]"] if interval and "n/a" not in interval else [])]
+    )
 
 
 def _head(name: str, *, right: bool = False, scope: str = "col") -> str:

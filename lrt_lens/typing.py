@@ -1,7 +1,8 @@
 """Shape aliases used in signatures.
 
-Rows are tokens. A map is ``y ≈ x @ W + b`` with ``W: [d_source, d_target]``. *Source* is the model where something was learnt,
-*target* the one it is carried to. The aliases are checked in the tests (jaxtyping + beartype) and cost users nothing.
+Rows are tokens. A map is ``y ≈ x @ W + b`` with ``W: [d_source, d_target]``. *Source* is the model
+where something was learnt, *target* the one it is carried to. The aliases are checked in the tests
+(jaxtyping + beartype) and cost users nothing.
 """
 
 from collections.abc import Callable

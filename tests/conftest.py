@@ -4,7 +4,9 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1" if os.environ.get("HF_HUB_OFFLINE", "1") == "1" else "0"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # transformers sets torch's threads back to the number of cores otherwise
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # transformers sets torch's threads back to the number of cores otherwise
 
 import random
 import shutil
@@ -23,18 +25,61 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 if int(version("transformer-lens").split(".")[0]) >= 4:
     # sae-lens does not import beside TransformerLens 4.
-    collect_ignore = [
-        "adapters/saes",
-    ]
+    collect_ignore = ["adapters/saes"]
 
 pytest_plugins = ["tests.rows"]
 
 END = "<|endoftext|>"
 WORDS = [
-    "the", "a", "little", "big", "cat", "dog", "bird", "river", "stone", "house", "garden", "tree", "boy", "girl", "king", "queen", "saw",
-    "found", "made", "gave", "took", "ran", "slept", "sang", "happy", "sad", "quick", "slow", "red", "blue", "old", "new", "good", "bad",
-    "in", "on", "under", "over", "and", "but", "then", "because", "they", "she", "he", "it", "was", "had",
-]  # fmt: skip
+    "the",
+    "a",
+    "little",
+    "big",
+    "cat",
+    "dog",
+    "bird",
+    "river",
+    "stone",
+    "house",
+    "garden",
+    "tree",
+    "boy",
+    "girl",
+    "king",
+    "queen",
+    "saw",
+    "found",
+    "made",
+    "gave",
+    "took",
+    "ran",
+    "slept",
+    "sang",
+    "happy",
+    "sad",
+    "quick",
+    "slow",
+    "red",
+    "blue",
+    "old",
+    "new",
+    "good",
+    "bad",
+    "in",
+    "on",
+    "under",
+    "over",
+    "and",
+    "but",
+    "then",
+    "because",
+    "they",
+    "she",
+    "he",
+    "it",
+    "was",
+    "had",
+]
 ARCHITECTURES = ("llama", "gpt2", "neox", "gemma", "qwen2")
 
 
@@ -46,23 +91,34 @@ def corpus() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def train_tokenizer(tmp_path_factory: pytest.TempPathFactory, corpus: list[str]) -> Callable[..., Any]:
-    """A function that trains, saves and reloads a byte-level BPE tokenizer; ``bos=False`` leaves BOS out of its template."""
+def train_tokenizer(
+    tmp_path_factory: pytest.TempPathFactory, corpus: list[str]
+) -> Callable[..., Any]:
+    """A function that trains, saves and reloads a byte-level BPE tokenizer; ``bos=False`` leaves
+    BOS out of its template.
+    """
 
     def train(*, bos: bool = True, vocabulary: int = 340) -> Any:
         tokenizer = Tokenizer(BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=[END],
+            initial_alphabet=alphabet,
+            show_progress=False,
+        )
         tokenizer.train_from_iterator(corpus[:40], trainer)
         if bos:
             special = [(END, tokenizer.token_to_id(END))]
-            tokenizer.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=special)
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single=f"{END} $A", special_tokens=special
+            )
         folder = tmp_path_factory.mktemp("tokenizer")
-        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END).save_pretrained(
-            folder
-        )
+        transformers.PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END
+        ).save_pretrained(folder)
         return transformers.AutoTokenizer.from_pretrained(folder)
 
     return train
@@ -76,25 +132,52 @@ def tokenizer(train_tokenizer: Callable[..., Any]) -> Any:
 
 @pytest.fixture(scope="session")
 def build_hf(tokenizer: Any) -> Callable[..., Any]:
-    """``build_hf("llama", d=16, layers=2, seed=0)``: a random Hugging Face model of an architecture."""
+    """``build_hf("llama", d=16, layers=2, seed=0)``: a random Hugging Face model of an
+    architecture.
+    """
 
     def build(architecture: str, *, d: int = 16, layers: int = 3, seed: int = 0) -> Any:
         torch.manual_seed(seed)
         end = tokenizer.bos_token_id
-        # A wide initialisation: with the usual .02 all blocks together change the stream by less than the embedding's rounding.
-        shared = {"vocab_size": len(tokenizer), "initializer_range": 0.2, "bos_token_id": end, "eos_token_id": end}
+        # A wide initialisation: with the usual .02 all blocks together change the stream by less
+        # than the embedding's rounding.
+        shared = {
+            "vocab_size": len(tokenizer),
+            "initializer_range": 0.2,
+            "bos_token_id": end,
+            "eos_token_id": end,
+        }
         llama = {
-            **shared, "hidden_size": d, "intermediate_size": 2 * d, "num_hidden_layers": layers, "num_attention_heads": 2,
-            "num_key_value_heads": 1, "max_position_embeddings": 64, "pad_token_id": end,
-        }  # fmt: skip
-        neox = {key: value for key, value in llama.items() if key not in ("num_key_value_heads", "pad_token_id")}
+            **shared,
+            "hidden_size": d,
+            "intermediate_size": 2 * d,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 64,
+            "pad_token_id": end,
+        }
+        neox = {
+            key: value
+            for key, value in llama.items()
+            if key not in ("num_key_value_heads", "pad_token_id")
+        }
         models = {
             "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**llama)),
             "gpt2": lambda: transformers.GPT2LMHeadModel(
-                transformers.GPT2Config(**shared, n_embd=d, n_layer=layers, n_head=2, n_positions=64, architectures=["GPT2LMHeadModel"])
+                transformers.GPT2Config(
+                    **shared,
+                    n_embd=d,
+                    n_layer=layers,
+                    n_head=2,
+                    n_positions=64,
+                    architectures=["GPT2LMHeadModel"],
+                )
             ),
             "neox": lambda: transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**neox)),
-            "gemma": lambda: transformers.GemmaForCausalLM(transformers.GemmaConfig(**llama, head_dim=d // 2)),
+            "gemma": lambda: transformers.GemmaForCausalLM(
+                transformers.GemmaConfig(**llama, head_dim=d // 2)
+            ),
             "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**llama)),
         }
         return models[architecture]().eval()
@@ -104,12 +187,19 @@ def build_hf(tokenizer: Any) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def load(build_hf: Callable[..., Any], tokenizer: Any) -> Callable[..., Any]:
-    """``load("llama", d=16, layers=2, seed=0, …)``: the same as a `HookedModel`; other options go to `HookedModel.load`."""
+    """``load("llama", d=16, layers=2, seed=0, …)``: the same as a `HookedModel`; other options go
+    to `HookedModel.load`.
+    """
 
-    def make(architecture: str = "llama", *, d: int = 16, layers: int = 3, seed: int = 0, **options: Any) -> Any:
+    def make(
+        architecture: str = "llama", *, d: int = 16, layers: int = 3, seed: int = 0, **options: Any
+    ) -> Any:
         from lrt_lens.models._hooked_model import HookedModel
 
-        return HookedModel.load(build_hf(architecture, d=d, layers=layers, seed=seed), **{"tokenizer": tokenizer} | options)
+        return HookedModel.load(
+            build_hf(architecture, d=d, layers=layers, seed=seed),
+            **{"tokenizer": tokenizer} | options,
+        )
 
     return make
 
@@ -141,7 +231,9 @@ def pair(load: Callable[..., Any]) -> Any:
 
 
 @pytest.fixture(scope="session")
-def model_folder(build_hf: Callable[..., Any], tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def model_folder(
+    build_hf: Callable[..., Any], tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
     """A Llama saved as an ordinary Hugging Face folder, tokenizer included."""
     folder = tmp_path_factory.mktemp("saved") / "tiny-llama"
     build_hf("llama", seed=5).save_pretrained(folder)
@@ -151,7 +243,9 @@ def model_folder(build_hf: Callable[..., Any], tokenizer: Any, tmp_path_factory:
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Without runtime type checks, as users run it: our own message must come, not the type checker's."""
+    """Without runtime type checks, as users run it: our own message must come, not the type
+    checker's.
+    """
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -159,8 +253,12 @@ def unchecked() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """A headless Chromium that is on this machine; nothing is downloaded. One for all tests: a process can hold one playwright."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: `make docs-check` brings it")
+    """A headless Chromium that is on this machine; nothing is downloaded. One for all tests: a
+    process can hold one playwright.
+    """
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: `make docs-check` brings it"
+    )
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     if found is None:

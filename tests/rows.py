@@ -36,7 +36,12 @@ class Rows:
 
     def taken(self, index: Any) -> "Rows":
         index = torch.as_tensor(index)
-        return Rows(self.x[index], self.y[index], [self.documents[i] for i in index.tolist()], self.parts[index.numpy()])
+        return Rows(
+            self.x[index],
+            self.y[index],
+            [self.documents[i] for i in index.tolist()],
+            self.parts[index.numpy()],
+        )
 
 
 def make_rows(seed: int, n_documents: int = 120) -> Rows:
@@ -51,8 +56,14 @@ def make_rows(seed: int, n_documents: int = 120) -> Rows:
 
     n = n_documents * ROWS_PER_DOCUMENT
     mixing = 3 * torch.eye(D_SOURCE, dtype=torch.float64) + randn(D_SOURCE, D_SOURCE)
-    x = randn(n, D_SOURCE) @ mixing * torch.logspace(-0.25, 0.25, D_SOURCE, dtype=torch.float64) + 30 * randn(D_SOURCE)
-    y = (x - x.mean(0)) @ randn(D_SOURCE, D_TARGET) / 5 + 3 * randn(n, D_TARGET) + 20 * randn(D_TARGET)
+    x = randn(n, D_SOURCE) @ mixing * torch.logspace(
+        -0.25, 0.25, D_SOURCE, dtype=torch.float64
+    ) + 30 * randn(D_SOURCE)
+    y = (
+        (x - x.mean(0)) @ randn(D_SOURCE, D_TARGET) / 5
+        + 3 * randn(n, D_TARGET)
+        + 20 * randn(D_TARGET)
+    )
     documents = [f"document {i // ROWS_PER_DOCUMENT}" for i in range(n)]
     return Rows(x, y, documents, np.array([part_of(document_key(d, 0)) for d in documents]))
 
@@ -70,7 +81,9 @@ def moments_of() -> Callable[..., Any]:
     def build(rows: Rows, **options: Any) -> Any:
         from lrt_lens.moments._cross_moments import CrossMoments
 
-        return CrossMoments.from_activations(rows.x, rows.y, documents=rows.documents, **{"moment_dtype": torch.float64} | options)
+        return CrossMoments.from_activations(
+            rows.x, rows.y, documents=rows.documents, **{"moment_dtype": torch.float64} | options
+        )
 
     return build
 
@@ -89,14 +102,22 @@ def sklearn_ridge() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def layered(rows: Rows) -> dict[str, dict[str, Tensor]]:
-    """Two source and two target hook points and an embedding: the deeper a source, the better it predicts."""
+    """Two source and two target hook points and an embedding: the deeper a source, the better it
+    predicts.
+    """
     generator = torch.Generator().manual_seed(5)
 
     def noisy(values: Tensor, share: float) -> Tensor:
-        return values + share * values.std(0) * torch.randn(values.shape, generator=generator, dtype=values.dtype)
+        return values + share * values.std(0) * torch.randn(
+            values.shape, generator=generator, dtype=values.dtype
+        )
 
     return {
-        "source": {SOURCES[0]: noisy(rows.x, 1.0), SOURCES[1]: rows.x, "hook_embed": noisy(rows.x[:, :5], 2.0)},
+        "source": {
+            SOURCES[0]: noisy(rows.x, 1.0),
+            SOURCES[1]: rows.x,
+            "hook_embed": noisy(rows.x[:, :5], 2.0),
+        },
         "target": {TARGETS[0]: noisy(rows.y, 0.5), TARGETS[1]: rows.y},
     }
 
@@ -106,17 +127,30 @@ def layered_moments(rows: Rows, layered: dict) -> Callable[..., Any]:
     """Moments of the whole grid of `layered`, shuffled pairs and token identity included."""
     from lrt_lens.moments._cross_moments import CrossMoments
 
-    def build(*, null: str = "full", token: bool = True, target: dict[str, Tensor] | None = None) -> Any:
+    def build(
+        *, null: str = "full", token: bool = True, target: dict[str, Tensor] | None = None
+    ) -> Any:
         pairs = tuple((s, t) for s in SOURCES for t in TARGETS)
-        moments = CrossMoments(pairs=pairs, token_hook="hook_embed" if token else None, moment_dtype=torch.float64, null=null)
+        moments = CrossMoments(
+            pairs=pairs,
+            token_hook="hook_embed" if token else None,
+            moment_dtype=torch.float64,
+            null=null,
+        )
         x, y = layered["source"], target or layered["target"]
         if not token:
             x = {hook: values for hook, values in x.items() if hook != "hook_embed"}
         for part in np.unique(rows.parts):
             index = torch.from_numpy(np.flatnonzero(rows.parts == part))
-            # Rows of a part are documents of equal length: rotating by one document pairs each row with another document.
+            # Rows of a part are documents of equal length: rotating by one document pairs each row
+            # with another document.
             pairing = torch.arange(len(index)).roll(-ROWS_PER_DOCUMENT)
-            moments.add_block(int(part), {h: v[index] for h, v in x.items()}, {h: v[index] for h, v in y.items()}, pairing)
+            moments.add_block(
+                int(part),
+                {h: v[index] for h, v in x.items()},
+                {h: v[index] for h, v in y.items()},
+                pairing,
+            )
         return moments
 
     return build
@@ -137,7 +171,12 @@ def stitch(grid: Any) -> Any:
 @pytest.fixture(scope="session")
 def owned_stitch(stitch: Any, pair: Any) -> Any:
     """The same, said to be fitted on the tiny pair."""
-    return replace(stitch, provenance=replace(stitch.provenance, source=pair.source.identity, target=pair.target.identity))
+    return replace(
+        stitch,
+        provenance=replace(
+            stitch.provenance, source=pair.source.identity, target=pair.target.identity
+        ),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,27 @@ from pathlib import Path
 
 import pytest
 
-DIFFERENCES = {"peak_memory_10x_tokens", "alignment_tokens_per_second_over_tokenizer", "alignment_share_of_harvest"}
-"""Of memory before and after, or of time with and without: with shapes this tiny noise may make them 0 or less."""
+DIFFERENCES = {
+    "peak_memory_10x_tokens",
+    "alignment_tokens_per_second_over_tokenizer",
+    "alignment_share_of_harvest",
+}
+"""Of memory before and after, or of time with and without: with shapes this tiny noise may make
+them 0 or less.
+"""
 ROOT = Path(__file__).parent.parent
 
 
 def run(*command: str) -> str:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -28,7 +41,12 @@ def test_the_accelerator_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
     (case,) = results["cases"]
     assert case["tokens_per_second"] > 0
     assert case["overhead"] > 0
-    assert results["accumulation"]["scatter_float64"] < 1e-12 < results["accumulation"]["scatter_float32"] < 1e-5
+    assert (
+        results["accumulation"]["scatter_float64"]
+        < 1e-12
+        < results["accumulation"]["scatter_float32"]
+        < 1e-5
+    )
 
 
 @pytest.mark.slow
@@ -38,4 +56,8 @@ def test_every_benchmark_of_ratios_runs(tmp_path: Path) -> None:
     assert len(results) >= 10
     assert not [result["name"] for result in results if "error" in result]
     assert all(math.isfinite(result["value"]) for result in results)
-    assert not [result["name"] for result in results if result["name"] not in DIFFERENCES and result["value"] <= 0]
+    assert not [
+        result["name"]
+        for result in results
+        if result["name"] not in DIFFERENCES and result["value"] <= 0
+    ]

@@ -15,11 +15,18 @@ from lrt_lens.cli import main
 
 
 def run(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def test_importing_the_package_and_asking_for_help_load_no_torch() -> None:
-    assert run("import lrt_lens, sys; dir(lrt_lens); print('torch' in sys.modules, 'transformer_lens' in sys.modules)") == "False False"
+    assert (
+        run(
+            "import lrt_lens, sys; dir(lrt_lens); print('torch' in sys.modules, 'transformer_lens' in sys.modules)"
+        )
+        == "False False"
+    )
     code = "import sys\nfrom lrt_lens.cli import main\ntry:\n    main(['fit', '--help'])\nexcept SystemExit:\n    print('torch' in sys.modules)"
     assert run(code).endswith("False")
 
@@ -31,7 +38,9 @@ def test_every_public_name_loads_and_a_wrong_one_is_an_attribute_error() -> None
         _ = lrt_lens.stich  # type: ignore[attr-defined]
 
 
-def test_fit_writes_moments_results_report_and_a_stitch(model_folder: Path, corpus: list[str], tmp_path: Path, capsys: Any) -> None:
+def test_fit_writes_moments_results_report_and_a_stitch(
+    model_folder: Path, corpus: list[str], tmp_path: Path, capsys: Any
+) -> None:
     import json
 
     import lrt_lens as lrt
@@ -39,11 +48,35 @@ def test_fit_writes_moments_results_report_and_a_stitch(model_folder: Path, corp
     documents = tmp_path / "corpus.txt"
     documents.write_text("\n\n".join(corpus))
     out = tmp_path / "out"
-    options = ["--n-tokens", "3000", "--context-length", "32", "--target-layers", "0,-1", "--no-progress", "--out", str(out)]
-    main(["fit", "--source", str(model_folder), "--target", str(model_folder), "--documents", str(documents), *options])
+    options = [
+        "--n-tokens",
+        "3000",
+        "--context-length",
+        "32",
+        "--target-layers",
+        "0,-1",
+        "--no-progress",
+        "--out",
+        str(out),
+    ]
+    main(
+        [
+            "fit",
+            "--source",
+            str(model_folder),
+            "--target",
+            str(model_folder),
+            "--documents",
+            str(documents),
+            *options,
+        ]
+    )
     results = json.loads((out / "results.json").read_text())
     assert results["schema_version"] == "lrt_lens.results/1"
-    assert {row["target_hook"] for row in results["grid"]} == {"blocks.0.hook_resid_post", "blocks.2.hook_resid_post"}
+    assert {row["target_hook"] for row in results["grid"]} == {
+        "blocks.0.hook_resid_post",
+        "blocks.2.hook_resid_post",
+    }
     assert len(results["grid"]) == 6
     assert (out / "report.html").read_text().lower().startswith("<!doctype html>")
     assert lrt.CrossMoments.load(out / "moments.safetensors").n_tokens >= 2900
@@ -52,11 +85,18 @@ def test_fit_writes_moments_results_report_and_a_stitch(model_folder: Path, corp
     table = shown[shown.index("Layer pairs") : shown.index("Stitch(")].splitlines()
     assert max(len(line) for line in table) <= 80, "a terminal's width"
     assert sum("0.post" in line for line in table) >= 3, "a line a pair: names are not folded"
-    assert sorted(path.name for path in out.iterdir()) == ["moments.safetensors", "report.html", "results.json", "stitch"], (
-        "no checkpoint is left"
-    )
+    assert sorted(path.name for path in out.iterdir()) == [
+        "moments.safetensors",
+        "report.html",
+        "results.json",
+        "stitch",
+    ], "no checkpoint is left"
     arguments = results["arguments"]
-    assert (arguments["n_tokens"], arguments["alpha"], arguments["standardize"]) == (3000, None, False), "JSON values"
+    assert (arguments["n_tokens"], arguments["alpha"], arguments["standardize"]) == (
+        3000,
+        None,
+        False,
+    ), "JSON values"
     assert (arguments["out"], arguments["target_layers"]) == (str(out), "0,-1")
 
 
@@ -69,18 +109,34 @@ def test_fit_writes_moments_results_report_and_a_stitch(model_folder: Path, corp
     ],
 )
 def test_errors_are_one_line_and_exit_with_one(
-    model_folder: Path, corpus: list[str], tmp_path: Path, capsys: Any, arguments: list[str], message: str
+    model_folder: Path,
+    corpus: list[str],
+    tmp_path: Path,
+    capsys: Any,
+    arguments: list[str],
+    message: str,
 ) -> None:
     documents = tmp_path / "corpus.txt"
     documents.write_text("\n\n".join(corpus))
-    given = ["--source", str(model_folder), "--target", str(model_folder), "--documents", str(documents), "--out", str(tmp_path / "out")]
+    given = [
+        "--source",
+        str(model_folder),
+        "--target",
+        str(model_folder),
+        "--documents",
+        str(documents),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     with pytest.raises(SystemExit) as stopped:
         main(["fit", *given, *arguments, "--no-progress"])
     assert stopped.value.code == 1
     assert message in capsys.readouterr().err
 
 
-def test_an_out_folder_that_cannot_be_written_stops_before_any_work(tmp_path: Path, capsys: Any) -> None:
+def test_an_out_folder_that_cannot_be_written_stops_before_any_work(
+    tmp_path: Path, capsys: Any
+) -> None:
     blocker = tmp_path / "a-file"
     blocker.write_text("")
     with pytest.raises(SystemExit) as stopped:
@@ -89,7 +145,9 @@ def test_an_out_folder_that_cannot_be_written_stops_before_any_work(tmp_path: Pa
     assert "cannot write to" in capsys.readouterr().err
 
 
-def test_ctrl_c_says_so_and_leaves_nothing_half_written(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_says_so_and_leaves_nothing_half_written(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(**_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -100,7 +158,7 @@ def test_ctrl_c_says_so_and_leaves_nothing_half_written(tmp_path: Path, capsys: 
     assert list((tmp_path / "out").iterdir()) == []
 
 
-# ------------------------------------------------------------------------------------------------------------------ scale
+# -------------------------------------------------------------------------------------------- scale
 
 
 @pytest.fixture
@@ -110,7 +168,16 @@ def fit(model_folder: Path, corpus: list[str], tmp_path: Path) -> Callable[..., 
     documents.write_text("\n\n".join(corpus))
 
     def run_fit(*more: str, out: str = "out") -> Path:
-        given = ["--source", str(model_folder), "--target", str(model_folder), "--documents", str(documents), "--out", str(tmp_path / out)]
+        given = [
+            "--source",
+            str(model_folder),
+            "--target",
+            str(model_folder),
+            "--documents",
+            str(documents),
+            "--out",
+            str(tmp_path / out),
+        ]
         main(["fit", *given, "--context-length", "32", "--no-progress", *more])
         return tmp_path / out
 
@@ -127,12 +194,23 @@ def failure(capsys: Any, call: Callable[..., Any], *arguments: str) -> str:
     return captured.err
 
 
-def test_a_dry_run_says_what_it_would_take_and_loads_and_writes_nothing(fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lrt_lens.models._pair.ModelPair.load", lambda *_, **__: pytest.fail("a model was loaded"))
+def test_a_dry_run_says_what_it_would_take_and_loads_and_writes_nothing(
+    fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "lrt_lens.models._pair.ModelPair.load", lambda *_, **__: pytest.fail("a model was loaded")
+    )
     out = fit("--dry-run")
     assert not out.exists()
     shown = capsys.readouterr().out
-    for item in ("moments, largest pass", "weights", "disk", "time per million tokens", "12 kept", "memory, per process"):
+    for item in (
+        "moments, largest pass",
+        "weights",
+        "disk",
+        "time per million tokens",
+        "12 kept",
+        "memory, per process",
+    ):
         assert item.replace("12 kept", "12 pairs") in " ".join(shown.split()), item
 
 
@@ -146,18 +224,35 @@ def test_a_memory_budget_makes_passes_that_give_what_one_gives(fit: Any, capsys:
     assert "pass 1: 3 pairs to blocks.0.hook_resid_post" in shown
     assert "pass 3: 3 pairs to blocks.2.hook_resid_post" in shown
     found = json.loads((out / "results.json").read_text())
-    assert [row["target_hook"] for row in found["grid"]] == [row["target_hook"] for row in whole["grid"]]
-    for ours, theirs in zip([*found["grid"], found["stitch"]], [*whole["grid"], whole["stitch"]], strict=True):
+    assert [row["target_hook"] for row in found["grid"]] == [
+        row["target_hook"] for row in whole["grid"]
+    ]
+    for ours, theirs in zip(
+        [*found["grid"], found["stitch"]], [*whole["grid"], whole["stitch"]], strict=True
+    ):
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
-            assert ours[name] == (pytest.approx(value, rel=1e-9, abs=1e-12) if isinstance(value, float) else value), name
+            assert ours[name] == (
+                pytest.approx(value, rel=1e-9, abs=1e-12) if isinstance(value, float) else value
+            ), name
     names = [f"moments-pass-{k}-of-3.safetensors" for k in (1, 2, 3)]
-    assert sorted(path.name for path in out.iterdir()) == [*names, "report.html", "results.json", "stitch"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *names,
+        "report.html",
+        "results.json",
+        "stitch",
+    ]
 
 
-def test_a_budget_that_nothing_fits_is_refused_before_a_model_is_loaded(fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lrt_lens.models._pair.ModelPair.load", lambda *_, **__: pytest.fail("a model was loaded"))
-    assert "more than the memory budget of 1 KB; choose 'proportional' layers" in failure(capsys, fit, "--memory-budget", "1KB")
+def test_a_budget_that_nothing_fits_is_refused_before_a_model_is_loaded(
+    fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "lrt_lens.models._pair.ModelPair.load", lambda *_, **__: pytest.fail("a model was loaded")
+    )
+    assert "more than the memory budget of 1 KB; choose 'proportional' layers" in failure(
+        capsys, fit, "--memory-budget", "1KB"
+    )
     assert "is no amount of memory" in failure(capsys, fit, "--memory-budget", "lots")
     assert "the memory budget needs 3 passes, and --shard takes one" in _last_line(
         capsys, fit, "--memory-budget", "400KB", "--shard", "0/2"
@@ -170,7 +265,9 @@ def _last_line(capsys: Any, call: Callable[..., Any], *arguments: str) -> str:
     return capsys.readouterr().err
 
 
-def test_an_interrupted_fit_goes_on_and_refuses_other_arguments(fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_fit_goes_on_and_refuses_other_arguments(
+    fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lrt_lens.moments._cross_moments import CrossMoments
 
     add_block, calls = CrossMoments.add_block, []
@@ -191,7 +288,9 @@ def test_an_interrupted_fit_goes_on_and_refuses_other_arguments(fit: Any, capsys
     assert "seed was 0 and is 1" in message
     assert "another --out, or --restart to begin again" in message
     calls.clear()
-    monkeypatch.setattr(CrossMoments, "add_block", lambda self, *rows: (calls.append(1), add_block(self, *rows))[1])
+    monkeypatch.setattr(
+        CrossMoments, "add_block", lambda self, *rows: (calls.append(1), add_block(self, *rows))[1]
+    )
     out = fit()
     resumed = len(calls)
     calls.clear()
@@ -201,21 +300,29 @@ def test_an_interrupted_fit_goes_on_and_refuses_other_arguments(fit: Any, capsys
     assert not (out / "checkpoint").exists()
 
 
-def test_restart_throws_away_what_was_begun(fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restart_throws_away_what_was_begun(
+    fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lrt_lens.moments._cross_moments import CrossMoments
 
     with monkeypatch.context() as patch:
-        patch.setattr(CrossMoments, "save", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+        patch.setattr(
+            CrossMoments, "save", lambda *_: (_ for _ in ()).throw(OSError("the disk is full"))
+        )
         assert "error: the disk is full" in failure(capsys, fit)
     assert "seed was 0" in failure(capsys, fit, "--seed", "1")
     assert (fit("--seed", "1", "--restart") / "moments.safetensors").exists()
 
 
-def test_restart_with_several_ranks_is_refused(fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restart_with_several_ranks_is_refused(
+    fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "--restart with 2 ranks" in failure(capsys, fit, "--restart")
 
 
 def test_a_shard_that_is_none_is_refused(fit: Any, capsys: Any) -> None:
-    assert "shard is '2/2'; expected i/N with i from 0 to N - 1" in failure(capsys, fit, "--shard", "2/2")
+    assert "shard is '2/2'; expected i/N with i from 0 to N - 1" in failure(
+        capsys, fit, "--shard", "2/2"
+    )

@@ -1,4 +1,6 @@
-"""Whatever runs a model can be stopped in the middle of a forward pass, and leaves both models as they were."""
+"""Whatever runs a model can be stopped in the middle of a forward pass, and leaves both models as
+they were.
+"""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,8 +19,23 @@ TEXTS = [
     for b in ("king", "boy")
     for c in ("sad", "old")
 ]
-WORDS = ("cat", "dog", "king", "boy", "bird", "tree", "girl", "queen", "river", "house", "stone", "garden")
-ITEMS = lrt.ChoiceItems([f"the {word} was" for word in WORDS], [" happy"] * len(WORDS), [" sad"] * len(WORDS))
+WORDS = (
+    "cat",
+    "dog",
+    "king",
+    "boy",
+    "bird",
+    "tree",
+    "girl",
+    "queen",
+    "river",
+    "house",
+    "stone",
+    "garden",
+)
+ITEMS = lrt.ChoiceItems(
+    [f"the {word} was" for word in WORDS], [" happy"] * len(WORDS), [" sad"] * len(WORDS)
+)
 QUIET: dict[str, Any] = {"progress": False}
 
 
@@ -32,14 +49,24 @@ class Bench:
     def __init__(self, pair: Any, corpus: list[str], folder: Path) -> None:
         self.pair, self.corpus, self.folder = pair, corpus, folder
         for model in (pair.source, pair.target):
-            model.logits("the cat")  # TransformerLens puts hooks of its own on at a bridge's first pass, and leaves them there
+            model.logits(
+                "the cat"
+            )  # TransformerLens puts hooks of its own on at a bridge's first pass, and leaves them there
         self.grid = lrt.fit_stitches(
-            pair, corpus[:100], source_layers=[0], target_layers=[1], context_length=32, null="full", progress=False
+            pair,
+            corpus[:100],
+            source_layers=[0],
+            target_layers=[1],
+            context_length=32,
+            null="full",
+            progress=False,
         )
         self.stitch = self.grid.best()
         self.contrast = lrt.ContrastSet(TEXTS[:4], TEXTS[4:], name="mood")
         self.other = lrt.ContrastSet(TEXTS[::2], TEXTS[1::2], name="colour")
-        self.vector = lrt.SteeringVector.mean_difference(pair.source, self.contrast, at=self.stitch.source_hook)
+        self.vector = lrt.SteeringVector.mean_difference(
+            pair.source, self.contrast, at=self.stitch.source_hook
+        )
         self.moved = self.stitch.transfer(self.vector)
         self.labels = ["one", "two"] * (len(corpus) // 2)
 
@@ -56,7 +83,9 @@ class Bench:
     @cached_property
     def codes(self) -> Any:
         """A map from the SAE's codes."""
-        return lrt.fit_code_map(self.pair, self.stitch, self.sae, self.corpus, context_length=32, progress=False)
+        return lrt.fit_code_map(
+            self.pair, self.stitch, self.sae, self.corpus, context_length=32, progress=False
+        )
 
     def fresh_folder(self) -> str:
         """For a cache of its own."""
@@ -72,7 +101,9 @@ def _random_sae(d: int, hook: str) -> Any:
     from sae_lens.saes.sae import SAEMetadata
 
     torch.manual_seed(0)
-    found = sae_lens.TopKSAE(sae_lens.TopKSAEConfig(d_in=d, d_sae=40, k=6, metadata=SAEMetadata(hook_name=hook)))
+    found = sae_lens.TopKSAE(
+        sae_lens.TopKSAEConfig(d_in=d, d_sae=40, k=6, metadata=SAEMetadata(hook_name=hook))
+    )
     with torch.no_grad():
         for parameter in found.parameters():
             parameter.copy_(torch.randn_like(parameter) / 4)
@@ -84,43 +115,109 @@ CALLS: dict[str, Callable[[Bench], Any]] = {
     "fit_stitches": lambda b: lrt.fit_stitches(b.pair, b.corpus, context_length=32, **QUIET),
     "capture": lambda b: b.pair.target.capture(b.corpus[:4], "all"),
     "generate": lambda b: _generate(b),
-    "compare_continuations": lambda b: lrt.compare_continuations(b.pair.target, ["the cat"], {"moved": b.moved}, scales=2.0),
-    "mean_difference": lambda b: lrt.SteeringVector.mean_difference(b.pair.target, b.contrast, at=1),
+    "compare_continuations": lambda b: lrt.compare_continuations(
+        b.pair.target, ["the cat"], {"moved": b.moved}, scales=2.0
+    ),
+    "mean_difference": lambda b: lrt.SteeringVector.mean_difference(
+        b.pair.target, b.contrast, at=1
+    ),
     "mean_component": lambda b: b.moved.mean_component(b.pair.target, TEXTS),
     "probe": lambda b: lrt.LinearProbe.fit(b.pair.target, b.corpus[:30], b.labels[:30], at=1),
     "calibrate_scale": lambda b: lrt.calibrate_scale(b.pair.target, b.moved, b.corpus[:4]),
-    "calibrate_scale_kl": lambda b: lrt.calibrate_scale(b.pair.target, [b.moved, _later(b)], b.corpus[:4], unit="kl"),
-    "steering_agreement": lambda b: lrt.steering_agreement(b.pair, b.stitch, b.vector.direction[None], b.corpus[:30], **QUIET),
-    "evaluate_steering": lambda b: lrt.evaluate_steering(b.pair, b.stitch, b.vector, ITEMS, neutral=b.corpus[:4], n_random=2, n_permuted=1, **QUIET),
-    "evaluate_stitch_loss": lambda b: lrt.evaluate_stitch_loss(b.pair, b.stitch, b.corpus, context_length=32, **QUIET),
-    "evaluate_probe": lambda b: lrt.evaluate_probe(b.pair, b.stitch, b.corpus[:60], b.labels[:60], ks=(8,), n_seeds=1, **QUIET),
-    "evaluate_propensity": lambda b: lrt.evaluate_propensity(b.pair, b.stitch, ITEMS, n_random=1, **QUIET),
-    "evaluate_clamping": lambda b: lrt.evaluate_clamping(b.pair, b.stitch, b.vector, ["the cat", "the dog"], even, max_new_tokens=4, **QUIET),
-    "evaluate_ablation": lambda b: lrt.evaluate_ablation(b.pair, b.stitch, b.vector, neutral=b.corpus[:4], items=ITEMS, n_random=1, **QUIET),
+    "calibrate_scale_kl": lambda b: lrt.calibrate_scale(
+        b.pair.target, [b.moved, _later(b)], b.corpus[:4], unit="kl"
+    ),
+    "steering_agreement": lambda b: lrt.steering_agreement(
+        b.pair, b.stitch, b.vector.direction[None], b.corpus[:30], **QUIET
+    ),
+    "evaluate_steering": lambda b: lrt.evaluate_steering(
+        b.pair, b.stitch, b.vector, ITEMS, neutral=b.corpus[:4], n_random=2, n_permuted=1, **QUIET
+    ),
+    "evaluate_stitch_loss": lambda b: lrt.evaluate_stitch_loss(
+        b.pair, b.stitch, b.corpus, context_length=32, **QUIET
+    ),
+    "evaluate_probe": lambda b: lrt.evaluate_probe(
+        b.pair, b.stitch, b.corpus[:60], b.labels[:60], ks=(8,), n_seeds=1, **QUIET
+    ),
+    "evaluate_propensity": lambda b: lrt.evaluate_propensity(
+        b.pair, b.stitch, ITEMS, n_random=1, **QUIET
+    ),
+    "evaluate_clamping": lambda b: lrt.evaluate_clamping(
+        b.pair, b.stitch, b.vector, ["the cat", "the dog"], even, max_new_tokens=4, **QUIET
+    ),
+    "evaluate_ablation": lambda b: lrt.evaluate_ablation(
+        b.pair, b.stitch, b.vector, neutral=b.corpus[:4], items=ITEMS, n_random=1, **QUIET
+    ),
     "evaluate_concept_transfer": lambda b: lrt.evaluate_concept_transfer(
-        b.pair, b.concepts(), source_hook=0, target_hook=1, neutral=b.corpus[:4], n_random=1, **QUIET
+        b.pair,
+        b.concepts(),
+        source_hook=0,
+        target_hook=1,
+        neutral=b.corpus[:4],
+        n_random=1,
+        **QUIET,
     ),
     "evaluate_interpolation": lambda b: lrt.evaluate_interpolation(
-        b.pair, [b.contrast, b.other], source_hook=0, target_hook=1, counts=[4], stitch=b.stitch, **QUIET
+        b.pair,
+        [b.contrast, b.other],
+        source_hook=0,
+        target_hook=1,
+        counts=[4],
+        stitch=b.stitch,
+        **QUIET,
     ),
-    "evaluate_sae": lambda b: lrt.evaluate_sae(b.pair, b.stitch, b.sae, b.corpus, context_length=32, n_random=1, **QUIET),
-    "evaluate_features": lambda b: lrt.evaluate_features(b.pair, b.stitch, b.sae, b.corpus, context_length=32, **QUIET),
+    "evaluate_sae": lambda b: lrt.evaluate_sae(
+        b.pair, b.stitch, b.sae, b.corpus, context_length=32, n_random=1, **QUIET
+    ),
+    "evaluate_features": lambda b: lrt.evaluate_features(
+        b.pair, b.stitch, b.sae, b.corpus, context_length=32, **QUIET
+    ),
     "evaluate_features_gradient": lambda b: lrt.evaluate_features(
         b.pair, b.stitch, b.sae, b.corpus, context_length=32, attribution="gradient", **QUIET
     ),
     "evaluate_sparse_probes": lambda b: lrt.evaluate_sparse_probes(
-        b.pair, b.stitch, b.corpus[:40], b.labels[:40], test_texts=b.corpus[40:80], test_labels=b.labels[40:80], source_sae=b.sae, ks=(4,), **QUIET
+        b.pair,
+        b.stitch,
+        b.corpus[:40],
+        b.labels[:40],
+        test_texts=b.corpus[40:80],
+        test_labels=b.labels[40:80],
+        source_sae=b.sae,
+        ks=(4,),
+        **QUIET,
     ),
-    "fit_code_map": lambda b: lrt.fit_code_map(b.pair, b.stitch, b.sae, b.corpus, context_length=32, **QUIET),
-    "evaluate_code_map": lambda b: lrt.evaluate_code_map(b.pair, b.stitch, b.sae, b.codes, b.corpus, context_length=32, n_features=4, **QUIET),
-    "match_features": lambda b: lrt.match_features(b.pair, b.stitch, b.sae, b.target_sae, b.corpus, context_length=32, **QUIET),
-    "study_sae_initialisation": lambda b: lrt.study_sae_initialisation(b.pair, b.stitch, b.sae, b.corpus, n_tokens=2000, seeds=(0,), **QUIET),
-    "concept_map": lambda b: lrt.ConceptMap.fit(b.pair, [b.contrast, b.other], source_hook=0, target_hook=1),
-    "cached_harvest": lambda b: lrt.harvest(b.pair, b.corpus, context_length=32, cache=b.fresh_folder(), **QUIET),
-    "train_sae": lambda b: lrt.train_sae(b.pair.source, b.corpus, at=0, d_sae=24, k=4, n_tokens=2000, context_length=32, **QUIET),
-}  # fmt: skip
+    "fit_code_map": lambda b: lrt.fit_code_map(
+        b.pair, b.stitch, b.sae, b.corpus, context_length=32, **QUIET
+    ),
+    "evaluate_code_map": lambda b: lrt.evaluate_code_map(
+        b.pair, b.stitch, b.sae, b.codes, b.corpus, context_length=32, n_features=4, **QUIET
+    ),
+    "match_features": lambda b: lrt.match_features(
+        b.pair, b.stitch, b.sae, b.target_sae, b.corpus, context_length=32, **QUIET
+    ),
+    "study_sae_initialisation": lambda b: lrt.study_sae_initialisation(
+        b.pair, b.stitch, b.sae, b.corpus, n_tokens=2000, seeds=(0,), **QUIET
+    ),
+    "concept_map": lambda b: lrt.ConceptMap.fit(
+        b.pair, [b.contrast, b.other], source_hook=0, target_hook=1
+    ),
+    "cached_harvest": lambda b: lrt.harvest(
+        b.pair, b.corpus, context_length=32, cache=b.fresh_folder(), **QUIET
+    ),
+    "train_sae": lambda b: lrt.train_sae(
+        b.pair.source, b.corpus, at=0, d_sae=24, k=4, n_tokens=2000, context_length=32, **QUIET
+    ),
+}
 """Every entry point that runs models, on small ones."""
-SHORT = ("capture", "mean_difference", "mean_component", "probe", "steering_agreement", "evaluate_interpolation", "concept_map")
+SHORT = (
+    "capture",
+    "mean_difference",
+    "mean_component",
+    "probe",
+    "steering_agreement",
+    "evaluate_interpolation",
+    "concept_map",
+)
 """Over, on models this small, before the later interrupts."""
 
 
@@ -147,25 +244,45 @@ def state(pair: Any) -> list[Any]:
         torch.get_num_threads(),
     ]
     for model in (pair.source, pair.target):
-        found += [(name, len(point.fwd_hooks), len(point.bwd_hooks)) for name, point in model.bridge.hook_dict.items()]
+        found += [
+            (name, len(point.fwd_hooks), len(point.bwd_hooks))
+            for name, point in model.bridge.hook_dict.items()
+        ]
         for name, module in model.bridge.named_modules():
-            hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-            found.append(
-                (name, *map(len, hooks), module.training, "forward" in module.__dict__, [id(child) for child in module._modules.values()])
+            hooks = (
+                module._forward_hooks,
+                module._forward_pre_hooks,
+                module._backward_hooks,
+                module._backward_pre_hooks,
             )
-        found += [(name, parameter.requires_grad, parameter.grad is None) for name, parameter in model.bridge.named_parameters()]
+            found.append(
+                (
+                    name,
+                    *map(len, hooks),
+                    module.training,
+                    "forward" in module.__dict__,
+                    [id(child) for child in module._modules.values()],
+                )
+            )
+        found += [
+            (name, parameter.requires_grad, parameter.grad is None)
+            for name, parameter in model.bridge.named_parameters()
+        ]
     return found
 
 
 class Stop:
-    """Raises KeyboardInterrupt in the middle of a layer: at its nth call, or at the nth that finds a model changed."""
+    """Raises KeyboardInterrupt in the middle of a layer: at its nth call, or at the nth that finds
+    a model changed.
+    """
 
     def __init__(self, pair: Any, nth: int, *, changed: bool) -> None:
         self.pair, self.left, self.before = pair, nth, state(pair) if changed else None
         self.linear = torch.nn.functional.linear
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        # A model as it was: as the calls began, but for torch's switches, which every forward pass may set.
+        # A model as it was: as the calls began, but for torch's switches, which every forward pass
+        # may set.
         if self.before is None or state(self.pair)[4:] != self.before[4:]:
             self.left -= 1
             if self.left <= 0:
@@ -185,10 +302,14 @@ def stop(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[...
 
 
 @pytest.mark.parametrize(
-    ("nth", "changed"), [(9, False), (60, False), (2, True), (20, True)], ids=["soon", "later", "hooked", "hooked later"]
+    ("nth", "changed"),
+    [(9, False), (60, False), (2, True), (20, True)],
+    ids=["soon", "later", "hooked", "hooked later"],
 )
 @pytest.mark.parametrize("name", CALLS)
-def test_an_interrupt_leaves_both_models_as_they_were(bench: Bench, stop: Any, name: str, nth: int, changed: bool) -> None:
+def test_an_interrupt_leaves_both_models_as_they_were(
+    bench: Bench, stop: Any, name: str, nth: int, changed: bool
+) -> None:
     if name in SHORT and nth > 9:
         pytest.skip("over before that")
     if "sae" in name or "features" in name or "code" in name or "sparse" in name:
@@ -203,12 +324,15 @@ def test_an_interrupt_leaves_both_models_as_they_were(bench: Bench, stop: Any, n
 def test_every_call_that_evaluates_is_here() -> None:
     started = {name for name in dir(lrt) if name.startswith("evaluate_")}
     known = {call.split("_gradient")[0] for call in CALLS}
-    # They run what stands above and nothing else: rows of both models, and the steering and probes of each baseline.
+    # They run what stands above and nothing else: rows of both models, and the steering and probes
+    # of each baseline.
     elsewhere = {"evaluate_family_baselines"}
     assert started - known - elsewhere == set()
 
 
-def test_a_call_works_after_an_interrupt(bench: Bench, stop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_works_after_an_interrupt(
+    bench: Bench, stop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = _generate(bench)
     stop(20, changed=True)
     with pytest.raises(KeyboardInterrupt):

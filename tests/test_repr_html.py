@@ -32,27 +32,54 @@ def grid(pair: Any, corpus: list[str]) -> StitchGrid:
 def shown(pair: Any, grid: StitchGrid, corpus: list[str]) -> dict[str, str]:
     """HTML of what a researcher looks at on the way from models to a vector."""
     stitch = grid.best(source=1)
-    vector = SteeringVector.mean_difference(pair.source, ContrastSet(corpus[:8], corpus[8:16], name="a & b"), at=stitch.source_hook)
-    probe = LinearProbe.fit(pair.source, corpus[:20], ["one", "two"] * 10, at=stitch.source_hook, name="a & b")
-    things = {"pair": pair, "moments": grid.moments, "grid": grid, "stitch": stitch, "vector": vector, "probe": probe}
+    vector = SteeringVector.mean_difference(
+        pair.source, ContrastSet(corpus[:8], corpus[8:16], name="a & b"), at=stitch.source_hook
+    )
+    probe = LinearProbe.fit(
+        pair.source, corpus[:20], ["one", "two"] * 10, at=stitch.source_hook, name="a & b"
+    )
+    things = {
+        "pair": pair,
+        "moments": grid.moments,
+        "grid": grid,
+        "stitch": stitch,
+        "vector": vector,
+        "probe": probe,
+    }
     things |= {"moved": stitch.transfer(vector), "moved_probe": stitch.transfer(probe)}
     return {name: thing._repr_html_() for name, thing in things.items()}
 
 
 def test_an_interval_stands_beside_its_value() -> None:
     frame = pd.DataFrame(
-        {"arm": ["a"], "r": [0.51234], "r_sd": [0.1], "r_low": [0.4], "r_high": [0.6], "effect": [2.0], "low": [1.0], "high": [3.0]}
+        {
+            "arm": ["a"],
+            "r": [0.51234],
+            "r_sd": [0.1],
+            "r_low": [0.4],
+            "r_high": [0.6],
+            "effect": [2.0],
+            "low": [1.0],
+            "high": [3.0],
+        }
     )
-    assert cells(table(frame)) == [["arm", "r", "r_sd", "effect"], ["a", "0.512 [0.400, 0.600]", "0.100", "2.00 [1.00, 3.00]"]]
+    assert cells(table(frame)) == [
+        ["arm", "r", "r_sd", "effect"],
+        ["a", "0.512 [0.400, 0.600]", "0.100", "2.00 [1.00, 3.00]"],
+    ]
 
 
 def test_an_interval_of_another_stem_belongs_to_the_column_before_it() -> None:
-    frame = pd.DataFrame({"fraction_of_native": [0.5], "fraction_low": [0.4], "fraction_high": [0.6]})
+    frame = pd.DataFrame(
+        {"fraction_of_native": [0.5], "fraction_low": [0.4], "fraction_high": [0.6]}
+    )
     assert cells(table(frame)) == [["fraction_of_native"], ["0.500 [0.400, 0.600]"]]
 
 
 def test_a_second_interval_of_one_value_has_a_column_of_its_own() -> None:
-    frame = pd.DataFrame({"r": [0.5], "r_low": [0.4], "r_high": [0.6], "r_scale_low": [0.3], "r_scale_high": [0.7]})
+    frame = pd.DataFrame(
+        {"r": [0.5], "r_low": [0.4], "r_high": [0.6], "r_scale_low": [0.3], "r_scale_high": [0.7]}
+    )
     assert cells(table(frame)) == [["r", "r_scale"], ["0.500 [0.400, 0.600]", "[0.300, 0.700]"]]
 
 
@@ -62,7 +89,9 @@ def test_ends_that_are_unknown_are_not_written() -> None:
 
 
 def test_columns_that_hold_nothing_are_left_out() -> None:
-    frame = pd.DataFrame({"arm": ["a", "b"], "flag": ["", ""], "none": [np.nan, np.nan], "n": [0, 0]})
+    frame = pd.DataFrame(
+        {"arm": ["a", "b"], "flag": ["", ""], "none": [np.nan, np.nan], "n": [0, 0]}
+    )
     assert cells(table(frame)) == [["arm", "n"], ["a", "0"], ["b", "0"]]
 
 
@@ -92,13 +121,22 @@ def test_every_text_is_escaped() -> None:
 
 
 def test_facts_leave_out_what_is_unknown() -> None:
-    assert cells(facts({"a": 1234, "b": None, "c": float("nan"), "d": 0.5})) == [["a", "1,234"], ["c", "n/a"], ["d", "0.500"]]
+    assert cells(facts({"a": 1234, "b": None, "c": float("nan"), "d": 0.5})) == [
+        ["a", "1,234"],
+        ["c", "n/a"],
+        ["d", "0.500"],
+    ]
 
 
 def test_a_heat_table_shades_from_the_smallest_to_the_largest() -> None:
-    html = heat_table(pd.DataFrame([[0.0, 1.0], [0.5, np.nan]], index=["a", "b"], columns=["c", "d"]))
+    html = heat_table(
+        pd.DataFrame([[0.0, 1.0], [0.5, np.nan]], index=["a", "b"], columns=["c", "d"])
+    )
     assert cells(html) == [["", "c", "d"], ["a", "0.00", "1.00"], ["b", "0.50", ""]]
-    shades = [int(share) for share in re.findall(r"background:color-mix\(in srgb, currentColor (\d+)%", html)]
+    shades = [
+        int(share)
+        for share in re.findall(r"background:color-mix\(in srgb, currentColor (\d+)%", html)
+    ]
     assert shades[0] == 0 < shades[2] < shades[1] <= 40
 
 
@@ -126,31 +164,52 @@ def test_values_are_written_to_three_digits(value: object, text: str) -> None:
     assert format_value(value) == text
 
 
-def test_objects_take_their_colours_from_the_page_and_nothing_from_the_network(shown: dict[str, str]) -> None:
+def test_objects_take_their_colours_from_the_page_and_nothing_from_the_network(
+    shown: dict[str, str],
+) -> None:
     for name, html in shown.items():
-        assert not re.search(r"#[0-9a-fA-F]{3,8}\b|rgba?\(|hsl|https?:|url\(|<script|<style|<img|class=", html), name
+        assert not re.search(
+            r"#[0-9a-fA-F]{3,8}\b|rgba?\(|hsl|https?:|url\(|<script|<style|<img|class=", html
+        ), name
         colours = set(re.findall(r"[;'\"](?:color|background):([^;\"]+)", html))
-        assert all(colour in ("inherit", "transparent") or "currentColor" in colour for colour in colours), (name, colours)
+        assert all(
+            colour in ("inherit", "transparent") or "currentColor" in colour for colour in colours
+        ), (name, colours)
 
 
 def test_objects_look_alike(shown: dict[str, str]) -> None:
-    titles = {name: re.findall(r'font-weight:600">(\w+)</div>', html) for name, html in shown.items()}
+    titles = {
+        name: re.findall(r'font-weight:600">(\w+)</div>', html) for name, html in shown.items()
+    }
     assert titles == {
-        "pair": ["ModelPair"], "moments": ["CrossMoments"], "grid": ["StitchGrid"], "stitch": ["Stitch"], "vector": ["SteeringVector"],
-        "probe": ["LinearProbe"], "moved": ["SteeringVector"], "moved_probe": ["LinearProbe"],
-    }  # fmt: skip
+        "pair": ["ModelPair"],
+        "moments": ["CrossMoments"],
+        "grid": ["StitchGrid"],
+        "stitch": ["Stitch"],
+        "vector": ["SteeringVector"],
+        "probe": ["LinearProbe"],
+        "moved": ["SteeringVector"],
+        "moved_probe": ["LinearProbe"],
+    }
 
 
 def test_a_pair_shows_its_models(shown: dict[str, str], pair: Any) -> None:
     head, *rows = cells(shown["pair"])
     source = dict(zip(head, rows[0], strict=True))
-    assert (source["layers"], source["width"], source["basis"], source["device"]) == ("2", "16", "raw", "cpu")
+    assert (source["layers"], source["width"], source["basis"], source["device"]) == (
+        "2",
+        "16",
+        "raw",
+        "cpu",
+    )
     assert source["vocabulary"] == str(len(pair.source.tokenizer))
     assert dict(zip(head, rows[1], strict=True))["width"] == "24"
     assert "Both read the same tokens." in shown["pair"]
 
 
-def test_moments_show_what_they_hold_and_how_large_they_are(shown: dict[str, str], grid: StitchGrid) -> None:
+def test_moments_show_what_they_hold_and_how_large_they_are(
+    shown: dict[str, str], grid: StitchGrid
+) -> None:
     found = dict(cells(shown["moments"]))
     moments = grid.moments
     assert found["tokens"] == f"{moments.n_tokens:,}"
@@ -165,23 +224,43 @@ def test_the_size_of_moments_is_that_of_their_file(grid: StitchGrid, tmp_path: A
     assert path.stat().st_size == pytest.approx(grid.moments.n_bytes, rel=0.05)
 
 
-def test_a_grid_shows_its_best_pair_and_every_score(shown: dict[str, str], grid: StitchGrid) -> None:
+def test_a_grid_shows_its_best_pair_and_every_score(
+    shown: dict[str, str], grid: StitchGrid
+) -> None:
     best = grid.best()
     assert f"{best.source_hook} → {best.target_hook}" in shown["grid"]
-    numbers = {row[0]: row[1:] for row in cells(shown["grid"]) if row[0].endswith("post") or "↓" in row[0]}
+    numbers = {
+        row[0]: row[1:] for row in cells(shown["grid"]) if row[0].endswith("post") or "↓" in row[0]
+    }
     assert numbers["source ↓ target →"] == ["0.post", "1.post", "2.post"]
     for row in grid.scores.to_dict("records"):
         place = numbers["source ↓ target →"].index(f"{row['target_hook'].split('.')[1]}.post")
         assert numbers[f"{row['source_hook'].split('.')[1]}.post"][place] == f"{row['gain_cv']:.2f}"
 
 
-def test_a_stitch_shows_both_ways_with_the_null_and_token_identity(shown: dict[str, str], grid: StitchGrid) -> None:
+def test_a_stitch_shows_both_ways_with_the_null_and_token_identity(
+    shown: dict[str, str], grid: StitchGrid
+) -> None:
     scores = grid.best(source=1).scores
     head, up, down = [row for row in cells(shown["stitch"]) if len(row) > 2]
     up, down = dict(zip(head, up, strict=True)), dict(zip(head, down, strict=True))
-    for name in ("alpha", "r2", "r2_uniform", "r2_cv", "r2_uniform_cv", "r2_null", "r2_token", "r2_uniform_token"):
+    for name in (
+        "alpha",
+        "r2",
+        "r2_uniform",
+        "r2_cv",
+        "r2_uniform_cv",
+        "r2_null",
+        "r2_token",
+        "r2_uniform_token",
+    ):
         assert up[name] == format_value(scores[name]), name
-    for name, column in {"r2": "r2_down", "r2_uniform": "r2_uniform_down", "r2_cv": "r2_down_cv", "alpha": "alpha_down"}.items():
+    for name, column in {
+        "r2": "r2_down",
+        "r2_uniform": "r2_uniform_down",
+        "r2_cv": "r2_down_cv",
+        "alpha": "alpha_down",
+    }.items():
         assert down[name] == format_value(scores[column]), name
 
 
@@ -210,9 +289,17 @@ def test_a_calibration_shows_what_it_found_and_what_it_tried() -> None:
     curve = pd.DataFrame({"scale": [0.0, 2.0, 2.3], "damage": [0.0, 0.09, 0.101]})
     html = Calibration(scale=2.3, damage=0.101, budget=0.1, curve=curve)._repr_html_()
     shown = dict(
-        row for row in cells(html) if len(row) == 2 and row[0] in ("scale", "damage", "steered passes") and row != ["scale", "damage"]
+        row
+        for row in cells(html)
+        if len(row) == 2
+        and row[0] in ("scale", "damage", "steered passes")
+        and row != ["scale", "damage"]
     )
-    assert shown == {"scale": "2.30", "damage": "0.101 of 0.1 (nats per token, rise of the loss)", "steered passes": "2"}
+    assert shown == {
+        "scale": "2.30",
+        "damage": "0.101 of 0.1 (nats per token, rise of the loss)",
+        "steered passes": "2",
+    }
 
 
 def test_a_fidelity_shows_its_prediction_beside_the_naive_one_and_chance(grid: StitchGrid) -> None:
@@ -223,5 +310,6 @@ def test_a_fidelity_shows_its_prediction_beside_the_naive_one_and_chance(grid: S
     assert shown["predicted correlation"] == f"{value} [{low}, {high}]"
     assert shown["naive"] == naive
     assert (
-        shown["random directions"] == f"{format_value(found.null_mean)} [{format_value(found.null_low)}, {format_value(found.null_high)}]"
+        shown["random directions"]
+        == f"{format_value(found.null_mean)} [{format_value(found.null_low)}, {format_value(found.null_high)}]"
     )

@@ -16,7 +16,11 @@ NAMES = [name for name in dir(lrt) if not name.startswith("_")]
 def members(name: str) -> dict[str, Any]:
     """A public name and, of a class, its public methods."""
     thing = getattr(lrt, name)
-    own = {f"{name}.{key}": getattr(thing, key) for key in vars(thing) if not key.startswith("_")} if inspect.isclass(thing) else {}
+    own = (
+        {f"{name}.{key}": getattr(thing, key) for key in vars(thing) if not key.startswith("_")}
+        if inspect.isclass(thing)
+        else {}
+    )
     return {name: thing} | {key: value for key, value in own.items() if callable(value)}
 
 
@@ -27,7 +31,12 @@ def test_completion_lists_the_public_names_and_nothing_else() -> None:
 
 def test_completion_loads_no_model_code() -> None:
     code = "import sys, lrt_lens; dir(lrt_lens); print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "False"
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,7 +44,9 @@ def test_help_says_something_of_every_name(name: str) -> None:
     for key, thing in members(name).items():
         text = inspect.getdoc(thing) or ""
         assert text, f"{key} has no docstring"
-        assert not text.startswith(f"{name}("), f"{key} has only the docstring that dataclasses write"
+        assert not text.startswith(f"{name}("), (
+            f"{key} has only the docstring that dataclasses write"
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -43,7 +54,9 @@ def test_signatures_show_their_defaults(name: str) -> None:
     for key, thing in members(name).items():
         if callable(thing) and not (inspect.isclass(thing) and issubclass(thing, BaseException)):
             shown = str(inspect.signature(thing))
-            assert not any(word in shown for word in (" at 0x", "<function", "<lambda", "<object")), f"{key}{shown}"
+            assert not any(
+                word in shown for word in (" at 0x", "<function", "<lambda", "<object")
+            ), f"{key}{shown}"
 
 
 def test_help_of_the_first_call_names_its_arguments() -> None:

@@ -1,6 +1,7 @@
 """The tutorials: their form (quick), and that they run and show what their prose says (slow).
 
-`make docs` runs every notebook too; where it has, ``LRT_LENS_TUTORIALS_RAN=1`` skips the slow test here.
+`make docs` runs every notebook too; where it has, ``LRT_LENS_TUTORIALS_RAN=1`` skips the slow test
+here.
 """
 
 import ast
@@ -101,7 +102,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-# ------------------------------------------------------------------------------------------------------------------ form
+# --------------------------------------------------------------------------------------------- form
 
 
 def test_the_folder_holds_the_six_notebooks() -> None:
@@ -111,14 +112,22 @@ def test_the_folder_holds_the_six_notebooks() -> None:
 def test_a_notebook_is_committed_without_what_running_it_leaves(name: str) -> None:
     notebook = _notebook(name)
     for cell in _cells(name, "code"):
-        assert (cell["outputs"], cell["execution_count"]) == ([], None), f"{cell['id']}: clear the outputs before you commit"
+        assert (cell["outputs"], cell["execution_count"]) == ([], None), (
+            f"{cell['id']}: clear the outputs before you commit"
+        )
         assert cell["metadata"].keys() <= {"jupyter", "tags"}
     assert notebook["metadata"] == {
-        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+        "kernelspec": {
+            "display_name": "Python 3 (ipykernel)",
+            "language": "python",
+            "name": "python3",
+        },
         "language_info": {"name": "python"},
     }
     text = (FOLDER / f"{name}.ipynb").read_text(encoding="utf-8")
-    assert text == json.dumps(notebook, sort_keys=True, indent=1, ensure_ascii=False) + "\n", "keys sorted, indented by one: small diffs"
+    assert text == json.dumps(notebook, sort_keys=True, indent=1, ensure_ascii=False) + "\n", (
+        "keys sorted, indented by one: small diffs"
+    )
 
 
 def test_cells_have_names_that_say_what_they_are(name: str) -> None:
@@ -133,12 +142,19 @@ def test_a_notebook_is_valid(name: str) -> None:
 
 
 def test_no_path_of_anybodys_machine(name: str) -> None:
-    found = [match for cell in _notebook(name)["cells"] for match in re.findall(ABSOLUTE, _text(cell))]
+    found = [
+        match for cell in _notebook(name)["cells"] for match in re.findall(ABSOLUTE, _text(cell))
+    ]
     assert not found
 
 
 def test_links_between_notebooks_lead_somewhere(name: str) -> None:
-    links = [link for cell in _cells(name, "markdown") for link in re.findall(r"\]\(([^)#\s]+)", _text(cell)) if "://" not in link]
+    links = [
+        link
+        for cell in _cells(name, "markdown")
+        for link in re.findall(r"\]\(([^)#\s]+)", _text(cell))
+        if "://" not in link
+    ]
     assert all((FOLDER / link).resolve().is_file() for link in links), links
 
 
@@ -159,7 +175,9 @@ def test_whatever_takes_a_seed_gets_it(name: str) -> None:
             if re.fullmatch(r"torch\.rand\w*", called):
                 assert "generator" in keywords, f"{cell['id']}: {called} without a generator"
             elif called.startswith("lrt.") and "seed" in _parameters(called):
-                assert "seed" in keywords or None in keywords, f"{cell['id']}: {called} without seed=SEED"
+                assert "seed" in keywords or None in keywords, (
+                    f"{cell['id']}: {called} without seed=SEED"
+                )
         if "options = {" in _text(cell):
             assert '"seed": SEED' in _text(cell)
 
@@ -176,11 +194,21 @@ def _parameters(called: str) -> set[str]:
 
 
 def test_a_cell_makes_one_claim(name: str) -> None:
-    long = {cell["id"]: len(_text(cell).splitlines()) for cell in _cells(name, "code") if len(_text(cell).splitlines()) > 20}
+    long = {
+        cell["id"]: len(_text(cell).splitlines())
+        for cell in _cells(name, "code")
+        if len(_text(cell).splitlines()) > 20
+    }
     assert not long
-    wordy = {cell["id"]: len(_text(cell).split()) for cell in _cells(name, "markdown") if len(_text(cell).split()) > 130}
+    wordy = {
+        cell["id"]: len(_text(cell).split())
+        for cell in _cells(name, "markdown")
+        if len(_text(cell).split()) > 130
+    }
     assert not wordy
-    assert sum(bool(re.search(FIGURES, _text(cell))) for cell in _cells(name, "code")) >= 2, "a figure after the number"
+    assert sum(bool(re.search(FIGURES, _text(cell))) for cell in _cells(name, "code")) >= 2, (
+        "a figure after the number"
+    )
 
 
 def test_a_notebook_ends_with_an_exercise_whose_solution_is_folded(name: str) -> None:
@@ -190,12 +218,17 @@ def test_a_notebook_ends_with_an_exercise_whose_solution_is_folded(name: str) ->
     assert solution["metadata"] == {"jupyter": {"source_hidden": True}, "tags": ["hide-cell"]}
 
 
-# --------------------------------------------------------------------------------------------------------------- running
+# ------------------------------------------------------------------------------------------ running
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.environ.get("LRT_LENS_TUTORIALS_RAN") == "1", reason="the documentation's build has run the tutorials")
-def test_a_notebook_runs_and_shows_what_it_says(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(
+    os.environ.get("LRT_LENS_TUTORIALS_RAN") == "1",
+    reason="the documentation's build has run the tutorials",
+)
+def test_a_notebook_runs_and_shows_what_it_says(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     if name in NEEDS_SAE_LENS:
         pytest.importorskip("sae_lens", exc_type=ImportError)
@@ -204,10 +237,19 @@ def test_a_notebook_runs_and_shows_what_it_says(name: str, tmp_path: Path, monke
     monkeypatch.setenv("PLOTLY_RENDERER", "plotly_mimetype")
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(inspect.cleandoc(CLAIMS[name])))
-    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    nbclient.NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
+    ).execute()
+    outputs = [
+        output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+    ]
     assert not [output for output in outputs if output.output_type == "error"]
     shown = [key for output in outputs for key in output.get("data", {})]
     assert shown.count("application/vnd.plotly.v1+json") >= 2
-    assert "application/vnd.jupyter.widget-view+json" not in shown, "a progress bar stays in the page: progress=False"
+    assert "application/vnd.jupyter.widget-view+json" not in shown, (
+        "a progress bar stays in the page: progress=False"
+    )
     assert not list(tmp_path.iterdir()), "a tutorial leaves no file behind"

@@ -1,4 +1,5 @@
-"""How to cite, from CITATION.cff: a sentence and a BibTeX entry for the software and for each paper whose method it has.
+"""How to cite, from CITATION.cff: a sentence and a BibTeX entry for the software and for each paper
+whose method it has.
 
 ```{citation} ../CITATION.cff
 ```
@@ -22,11 +23,17 @@ def full_name(author: dict[str, str]) -> str:
 
 def bibtex(entry: dict[str, Any]) -> str:
     """One BibTeX entry."""
-    first = entry["authors"][0].get("family-names", entry["authors"][0].get("name", "anonymous")).split()[0]
+    first = (
+        entry["authors"][0]
+        .get("family-names", entry["authors"][0].get("name", "anonymous"))
+        .split()[0]
+    )
     year = entry.get("year")
     fields = {
         "title": f"{{{entry['title']}}}",
-        "author": " and ".join(f"{{{a['name']}}}" if "name" in a else full_name(a) for a in entry["authors"]),
+        "author": " and ".join(
+            f"{{{a['name']}}}" if "name" in a else full_name(a) for a in entry["authors"]
+        ),
         "year": year,
         "journal": entry.get("journal"),
         "booktitle": entry.get("collection-title"),
@@ -43,7 +50,10 @@ def markdown(citation: dict[str, Any]) -> str:
     parts = [citation["message"], f"```bibtex\n{bibtex(citation)}\n```", "## The papers"]
     for paper in citation["references"]:
         authors = ", ".join(full_name(author) for author in paper["authors"])
-        parts += [f"{authors} ({paper['year']}): [{paper['title']}]({paper['url']}).", f"```bibtex\n{bibtex(paper)}\n```"]
+        parts += [
+            f"{authors} ({paper['year']}): [{paper['title']}]({paper['url']}).",
+            f"```bibtex\n{bibtex(paper)}\n```",
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -56,7 +66,10 @@ class Citation(SphinxDirective):
         """The text, parsed as the page is."""
         _, path = self.env.relfn2path(self.arguments[0])
         self.env.note_dependency(path)
-        return self.parse_text_to_nodes(markdown(yaml.safe_load(Path(path).read_text(encoding="utf-8"))), allow_section_headings=True)
+        return self.parse_text_to_nodes(
+            markdown(yaml.safe_load(Path(path).read_text(encoding="utf-8"))),
+            allow_section_headings=True,
+        )
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -1,10 +1,11 @@
 """The gallery of the examples' own page, as a page of the site.
 
-In a page: a block of code named `{gallery} ../../examples/README.md`, once with the option `part: opening`, once with `part: figures`. Two,
-because MyST appends the sections of a directive to the page as it reads them, before whatever else the directive returns.
+In a page: a block of code named `{gallery} ../../examples/README.md`, once with the option `part:
+opening`, once with `part: figures`. Two, because MyST appends the sections of a directive to the
+page as it reads them, before whatever else the directive returns.
 
-The file is written to be read where it lies. Here its heading goes (the page has one), and its relative links and pictures are made to
-point from this page to where they pointed from there.
+The file is written to be read where it lies. Here its heading goes (the page has one), and its
+relative links and pictures are made to point from this page to where they pointed from there.
 """
 
 import os
@@ -22,7 +23,10 @@ LINK = re.compile(r"(\]\(|src=\"|href=\")(?!\w+:|#|/)([^)\s\"]+)")
 
 def moved(text: str, written_in: Path, shown_in: Path) -> str:
     """The text with relative targets rewritten for a page in another folder."""
-    return LINK.sub(lambda found: found[1] + os.path.relpath(os.path.normpath(written_in / found[2]), shown_in), text)
+    return LINK.sub(
+        lambda found: found[1] + os.path.relpath(os.path.normpath(written_in / found[2]), shown_in),
+        text,
+    )
 
 
 def parts(text: str) -> dict[str, str]:
@@ -42,10 +46,14 @@ class Gallery(SphinxDirective):
         _, path = self.env.relfn2path(self.arguments[0])
         self.env.note_dependency(path)
         if not Path(path).exists():
-            return self.parse_text_to_nodes("The gallery is not in this copy of the repository: `make figures` writes it.")
+            return self.parse_text_to_nodes(
+                "The gallery is not in this copy of the repository: `make figures` writes it."
+            )
         text = parts(Path(path).read_text(encoding="utf-8"))[self.options["part"]]
         here = Path(self.env.doc2path(self.env.docname)).parent
-        return self.parse_text_to_nodes(moved(text, Path(path).parent, here), allow_section_headings=True)
+        return self.parse_text_to_nodes(
+            moved(text, Path(path).parent, here), allow_section_headings=True
+        )
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -2,7 +2,8 @@
 
 In a page: a block of code named `{benchmark-table} ../benchmarks/results.json`.
 
-The directive reads the file at build time, so that no number of speed or memory is typed into a page.
+The directive reads the file at build time, so that no number of speed or memory is typed into a
+page.
 """
 
 import json
@@ -23,14 +24,19 @@ def figures(value: float) -> str:
 
 def table(results: dict[str, Any]) -> str:
     """Markdown: one row a benchmark, what missed its target said in words."""
-    lines = ["| ratio | measured | target | met | what it compares |", "| --- | ---: | ---: | --- | --- |"]
+    lines = [
+        "| ratio | measured | target | met | what it compares |",
+        "| --- | ---: | ---: | --- | --- |",
+    ]
     for entry in results["benchmarks"]:
         if "error" in entry:
             lines.append(f"| `{entry['name']}` | – | – | failed | {cell(entry['error'])} |")
             continue
         target = f"{DIRECTIONS[entry['direction']]} {figures(entry['target'])}"
         met = "yes" if entry["met"] else "**no**"
-        lines.append(f"| `{entry['name']}` | {figures(entry['value'])} | {target} | {met} | {cell(entry['what'])} |")
+        lines.append(
+            f"| `{entry['name']}` | {figures(entry['value'])} | {target} | {met} | {cell(entry['what'])} |"
+        )
     return "\n".join(lines)
 
 
@@ -38,7 +44,11 @@ def machine(results: dict[str, Any]) -> str:
     """One sentence: where and when."""
     found = results["machine"]
     missed = [entry["name"] for entry in results["benchmarks"] if not entry.get("met", False)]
-    verdict = f"{len(missed)} of {len(results['benchmarks'])} miss their target" if missed else "all meet their targets"
+    verdict = (
+        f"{len(missed)} of {len(results['benchmarks'])} miss their target"
+        if missed
+        else "all meet their targets"
+    )
     return (
         f"Measured up to {results['date'][:10]} on {found['cores']} cores ({found['cpu']}, {found['memory_gib']} GiB, {found['threads']} threads), "
         f"Python {found['python']}, torch {found['torch']}, transformers {found['transformers']}, "

@@ -1,8 +1,10 @@
 """Plotly figures of notebooks: one copy of plotly.js for the whole site, in the page's own colours.
 
-Problem: by default a notebook's figures load plotly.js from another host, or bring 5 MB along with every page. Mechanism: in the kernels of
-a build a figure leaves its JSON in the page (docs/_ipython, `figure_html`); pages that hold one load `plotly.min.js`, copied from the
-installed plotly, and `plotly_figures.js`, which draws them and repaints them when the reader changes between light and dark.
+Problem: by default a notebook's figures load plotly.js from another host, or bring 5 MB along with
+every page. Mechanism: in the kernels of a build a figure leaves its JSON in the page
+(docs/_ipython, `figure_html`); pages that hold one load `plotly.min.js`, copied from the installed
+plotly, and `plotly_figures.js`, which draws them and repaints them when the reader changes between
+light and dark.
 
 Limits: without JavaScript a figure is a line of text that says so.
 """
@@ -30,7 +32,9 @@ def bundle_library(_: Sphinx, config: Config) -> None:
     config.html_static_path.append(str(LIBRARY))
 
 
-def load_where_needed(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+def load_where_needed(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
     """Adds both scripts to pages with figures, and to no other."""
     del page, template, context
     if doctree is not None and any(MARK in node.astext() for node in doctree.findall(nodes.raw)):

@@ -1,18 +1,20 @@
-"""Stitches from anchors: texts that both models have read, one vector a text, whatever their tokenizers.
+"""Stitches from anchors: texts that both models have read, one vector a text, whatever their
+tokenizers.
 
     anchors = Anchors.read(pair, texts, source_hook=2, target_hook=3)     # or (source_model, target_model)
     stitch = anchors.stitch(AnchorProcrustes())                           # methods: lrt_lens.baselines._anchor_methods
     stitch.transfer(vector), stitch.transfer(probe), stitch.transfer(sae)
     stitch = anchor_stitch(pair, texts, source_hook=2, target_hook=3)     # both in one
 
-Problem: a map between models of two families needs pairs of states, and their tokens do not pair. Mechanism: the row of a text is the
-mean over its tokens (or the last), which every model has; both ways are fitted on the same anchors, each by itself. ``scores`` are
-those of anchors held out in turn (``r2`` and ``r2_cv`` are one number: no method here chooses by it), ``refits`` the maps without them,
-``null`` the same method on anchors dealt out to other texts.
+Problem: a map between models of two families needs pairs of states, and their tokens do not pair.
+Mechanism: the row of a text is the mean over its tokens (or the last), which every model has; both
+ways are fitted on the same anchors, each by itself. ``scores`` are those of anchors held out in
+turn (``r2`` and ``r2_cv`` are one number: no method here chooses by it), ``refits`` the maps
+without them, ``null`` the same method on anchors dealt out to other texts.
 
-Limits. Anchors number hundreds, dimensions too: with n < d a linear map interpolates and what the anchors do not span is lost. Means
-over texts vary less than tokens and along other directions, so that a map of texts may be a poor map of tokens: see
-`lrt_lens.baselines._evaluation`.
+Limits. Anchors number hundreds, dimensions too: with n < d a linear map interpolates and what the
+anchors do not span is lost. Means over texts vary less than tokens and along other directions, so
+that a map of texts may be a poor map of tokens: see `lrt_lens.baselines._evaluation`.
 """
 
 import logging
@@ -54,9 +56,16 @@ class Anchors:
 
     @classmethod
     def read(
-        cls, models: Models, texts: Sequence[str], *, source_hook: int | str, target_hook: int | str, read: RowRead = "mean",
-        skip_first: int = SKIP_FIRST, seed: int = 0,
-    ) -> "Anchors":  # fmt: skip
+        cls,
+        models: Models,
+        texts: Sequence[str],
+        *,
+        source_hook: int | str,
+        target_hook: int | str,
+        read: RowRead = "mean",
+        skip_first: int = SKIP_FIRST,
+        seed: int = 0,
+    ) -> "Anchors":
         """Both models' rows of the texts.
 
         Args:
@@ -68,14 +77,16 @@ class Anchors:
             skip_first: first positions that are masked.
             seed: of folds and shuffled pairs.
 
-        Raises:
-            ValueError: fewer than two texts, texts that are equal, a text without an unmasked token, or ``read="every"``: tokens of two
+        Raises: ValueError: fewer than two texts, texts that are equal, a text without an unmasked
+            token, or ``read="every"``: tokens of two
                 models do not pair.
             HookPointError: a hook point that the model does not have.
             NonFiniteError: activations are NaN or infinite.
         """
         if read not in ("mean", "last"):
-            raise ValueError(f"read is {read!r}; expected 'mean' or 'last': anchors pair by text, and tokens of two models do not")
+            raise ValueError(
+                f"read is {read!r}; expected 'mean' or 'last': anchors pair by text, and tokens of two models do not"
+            )
         refuse_bad_texts(texts)
         source, target = model_sides(models)
         [(at, to)] = paired_hooks(source, target, source_hook, target_hook)
@@ -101,7 +112,9 @@ class Anchors:
         method = AnchorProcrustes() if method is None else method
         x, y = self.source.rows, self.target.rows
         if len(x) < 2 or not all(float((rows - rows.mean(0)).abs().max()) > 0 for rows in (x, y)):
-            raise ValueError(f"{len(x)} anchor(s) whose rows do not differ on both sides; a map needs at least two different ones")
+            raise ValueError(
+                f"{len(x)} anchor(s) whose rows do not differ on both sides; a map needs at least two different ones"
+            )
         generator = torch.Generator().manual_seed(self.provenance.seed)
         refits, scores = self._cross_validated(method, n_folds, generator)
         dealt = torch.randperm(len(y), generator=generator)
@@ -128,8 +141,12 @@ class Anchors:
         hooks = (self.source_hook, self.target_hook)
         return MapPair(AffineMap(*up, *hooks), AffineMap(*down, *hooks[::-1]))
 
-    def _cross_validated(self, method: AnchorMethod, n_folds: int, generator: torch.Generator) -> tuple[list[MapPair], dict[str, float]]:
-        """Maps that leave a fold of anchors out, and how well they predict it; nothing where so few are left that none fits."""
+    def _cross_validated(
+        self, method: AnchorMethod, n_folds: int, generator: torch.Generator
+    ) -> tuple[list[MapPair], dict[str, float]]:
+        """Maps that leave a fold of anchors out, and how well they predict it; nothing where so few
+        are left that none fits.
+        """
         x, y = self.source.rows, self.target.rows
         folds = torch.randperm(len(x), generator=generator).tensor_split(min(n_folds, len(x) // 2))
         if len(folds) < 2:
@@ -142,8 +159,15 @@ class Anchors:
             up[rows], down[rows] = maps.up.points(x[rows]), maps.down.points(y[rows])
         scores: dict[str, float] = {}
         for suffix, rows, predicted in (("", y, up), ("_down", x, down)):
-            r2, uniform, _ = r2_of((rows - predicted).square().sum(0), (rows - rows.mean(0)).square().sum(0))
-            scores |= {f"r2{suffix}": r2, f"r2{suffix}_cv": r2, f"r2_uniform{suffix}": uniform, f"r2_uniform{suffix}_cv": uniform}
+            r2, uniform, _ = r2_of(
+                (rows - predicted).square().sum(0), (rows - rows.mean(0)).square().sum(0)
+            )
+            scores |= {
+                f"r2{suffix}": r2,
+                f"r2{suffix}_cv": r2,
+                f"r2_uniform{suffix}": uniform,
+                f"r2_uniform{suffix}_cv": uniform,
+            }
         return refits, scores
 
     def _warn_of_few(self) -> None:
@@ -152,16 +176,32 @@ class Anchors:
             logger.warning(
                 "%d anchors for %d dimensions: a linear map interpolates them, and directions outside of their span are lost; give more "
                 "texts, and read held-out scores only",
-                len(self), widest,
-            )  # fmt: skip
+                len(self),
+                widest,
+            )
 
 
 def anchor_stitch(
-    models: Models, texts: Sequence[str], *, source_hook: int | str, target_hook: int | str, method: AnchorMethod | None = None,
-    read: RowRead = "mean", skip_first: int = SKIP_FIRST, seed: int = 0,
-) -> Stitch:  # fmt: skip
-    """A stitch from texts that both models read; arguments as `Anchors.read` and `Anchors.stitch` have them."""
-    options: dict[str, Any] = {"source_hook": source_hook, "target_hook": target_hook, "read": read, "skip_first": skip_first, "seed": seed}
+    models: Models,
+    texts: Sequence[str],
+    *,
+    source_hook: int | str,
+    target_hook: int | str,
+    method: AnchorMethod | None = None,
+    read: RowRead = "mean",
+    skip_first: int = SKIP_FIRST,
+    seed: int = 0,
+) -> Stitch:
+    """A stitch from texts that both models read; arguments as `Anchors.read` and `Anchors.stitch`
+    have them.
+    """
+    options: dict[str, Any] = {
+        "source_hook": source_hook,
+        "target_hook": target_hook,
+        "read": read,
+        "skip_first": skip_first,
+        "seed": seed,
+    }
     return Anchors.read(models, texts, **options).stitch(method)
 
 
@@ -178,12 +218,18 @@ def refuse_bad_texts(texts: Sequence[str]) -> None:
         )
 
 
-def text_provenance(source: HookedModel, target: HookedModel, texts: Sequence[str], skip_first: int, seed: int) -> Provenance:
+def text_provenance(
+    source: HookedModel, target: HookedModel, texts: Sequence[str], skip_first: int, seed: int
+) -> Provenance:
     """Which models and texts."""
     digest = sum(document_key(text, 0) for text in texts) % 2**64
-    return Provenance(source.identity, target.identity, skip_first=skip_first, seed=seed, versions=package_versions()).with_documents(
-        len(texts), digest
-    )
+    return Provenance(
+        source.identity,
+        target.identity,
+        skip_first=skip_first,
+        seed=seed,
+        versions=package_versions(),
+    ).with_documents(len(texts), digest)
 
 
 def _affine(method: AnchorMethod, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

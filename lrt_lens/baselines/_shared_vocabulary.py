@@ -1,17 +1,20 @@
-"""A stitch from the tokens that two vocabularies share: a map between (un)embedding matrices, no text run through either model.
+"""A stitch from the tokens that two vocabularies share: a map between (un)embedding matrices, no
+text run through either model.
 
     stitch = embedding_stitch(pair, source_hook=2, target_hook=3)                 # unembeddings; any two tokenizers
     stitch = embedding_stitch(pair, source_hook=0, target_hook=0, matrix="embed", texts=texts)
 
-Problem: a map without activations, for models of which only weights and tokenizers are at hand. Mechanism (Emb2Emb, Lee et al., arXiv
-2503.21073): the rows of both matrices that spell the same token (`lrt_lens.data._token_spelling`) are pairs, and a linear
-map is fitted on them, here by ridge with its penalty chosen over folds of tokens. The paper uses the map of unembeddings for steering
+Problem: a map without activations, for models of which only weights and tokenizers are at hand.
+Mechanism (Emb2Emb, Lee et al., arXiv 2503.21073): the rows of both matrices that spell the same
+token (`lrt_lens.data._token_spelling`) are pairs, and a linear map is fitted on them, here by ridge
+with its penalty chosen over folds of tokens. The paper uses the map of unembeddings for steering
 vectors of one family.
 
-Limits. Residual streams write in the unembedding's coordinates late and in the embedding's early; in between nothing says that they do.
-``scores`` hold R² on held-out *tokens' rows* (``r2_embeddings``), which says nothing about streams. Without ``texts`` the statistics
-that size a vector are those of the matrices, and the bias is theirs: fine for directions, not for points. With ``texts`` each model
-reads them by itself, and the bias sends mean to mean.
+Limits. Residual streams write in the unembedding's coordinates late and in the embedding's early;
+in between nothing says that they do. ``scores`` hold R² on held-out *tokens' rows*
+(``r2_embeddings``), which says nothing about streams. Without ``texts`` the statistics that size a
+vector are those of the matrices, and the bias is theirs: fine for directions, not for points. With
+``texts`` each model reads them by itself, and the bias sends mean to mean.
 """
 
 from collections.abc import Sequence
@@ -34,9 +37,16 @@ from lrt_lens.stitching.solvers._solver import Solver
 
 
 def embedding_stitch(
-    models: Models, *, source_hook: int | str, target_hook: int | str, matrix: Matrix = "unembed", solver: Solver | None = None,
-    texts: Sequence[str] | None = None, skip_first: int = SKIP_FIRST, seed: int = 0,
-) -> Stitch:  # fmt: skip
+    models: Models,
+    *,
+    source_hook: int | str,
+    target_hook: int | str,
+    matrix: Matrix = "unembed",
+    solver: Solver | None = None,
+    texts: Sequence[str] | None = None,
+    skip_first: int = SKIP_FIRST,
+    seed: int = 0,
+) -> Stitch:
     """The stitch that the shared tokens' rows of both matrices give; see the module docstring.
 
     Args:
@@ -61,7 +71,9 @@ def embedding_stitch(
     tokens, x, y = shared_rows(source, target, matrix)
     fitted = _fit(x, y, tokens, solver or Ridge())
     dealt = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-    null = _fit(x, y[torch.empty_like(dealt).scatter(0, dealt, dealt.roll(1))], tokens, solver or Ridge())
+    null = _fit(
+        x, y[torch.empty_like(dealt).scatter(0, dealt, dealt.roll(1))], tokens, solver or Ridge()
+    )
     about: dict[str, Any] = {
         "source_hook": hooks[0],
         "target_hook": hooks[1],
@@ -72,7 +84,11 @@ def embedding_stitch(
         maps=_at(fitted.maps, hooks),
         source_statistics=fitted.source_statistics,
         target_statistics=fitted.target_statistics,
-        scores=about | {f"{name}_embeddings": fitted.scores[name] for name in ("r2", "r2_uniform", "r2_down", "r2_uniform_down", "alpha")},
+        scores=about
+        | {
+            f"{name}_embeddings": fitted.scores[name]
+            for name in ("r2", "r2_uniform", "r2_down", "r2_uniform_down", "alpha")
+        },
         provenance=text_provenance(source, target, texts or [], skip_first, seed),
         null=_at(null.maps, hooks),
         refits=tuple(_at(maps, hooks) for maps in fitted.refits),
@@ -83,8 +99,16 @@ def embedding_stitch(
     return with_streams(stitch, source, target, texts, skip_first)
 
 
-def with_streams(stitch: Stitch, source: HookedModel, target: HookedModel, texts: Sequence[str], skip_first: int = SKIP_FIRST) -> Stitch:
-    """The stitch with the statistics of the streams on these texts, and biases that send one stream's mean to the other's."""
+def with_streams(
+    stitch: Stitch,
+    source: HookedModel,
+    target: HookedModel,
+    texts: Sequence[str],
+    skip_first: int = SKIP_FIRST,
+) -> Stitch:
+    """The stitch with the statistics of the streams on these texts, and biases that send one
+    stream's mean to the other's.
+    """
     ours, theirs = (
         read_text_rows(model, texts, hook, skip_first=skip_first).statistics
         for model, hook in ((source, stitch.source_hook), (target, stitch.target_hook))
@@ -98,9 +122,13 @@ def with_streams(stitch: Stitch, source: HookedModel, target: HookedModel, texts
         return MapPair(up, down)
 
     return replace(
-        stitch, maps=moved(stitch.maps), null=stitch.null and moved(stitch.null), refits=tuple(map(moved, stitch.refits)),
-        source_statistics=ours, target_statistics=theirs,
-    )  # fmt: skip
+        stitch,
+        maps=moved(stitch.maps),
+        null=stitch.null and moved(stitch.null),
+        refits=tuple(map(moved, stitch.refits)),
+        source_statistics=ours,
+        target_statistics=theirs,
+    )
 
 
 def _fit(x: Tensor, y: Tensor, tokens: list[str], solver: Solver) -> Stitch:
@@ -112,5 +140,6 @@ def _fit(x: Tensor, y: Tensor, tokens: list[str], solver: Solver) -> Stitch:
 def _at(maps: MapPair, hooks: tuple[str, str]) -> MapPair:
     up, down = maps.up, maps.down
     return MapPair(
-        AffineMap(up.weight.double(), up.bias.double(), *hooks), AffineMap(down.weight.double(), down.bias.double(), *hooks[::-1])
+        AffineMap(up.weight.double(), up.bias.double(), *hooks),
+        AffineMap(down.weight.double(), down.bias.double(), *hooks[::-1]),
     )

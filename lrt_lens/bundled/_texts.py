@@ -1,7 +1,9 @@
-"""The texts that travel with the bundled family, all written for it, free to ship, or sampled from it.
+"""The texts that travel with the bundled family, all written for it, free to ship, or sampled from
+it.
 
-Harvest documents in both registers (stories that the models were not trained on; reviews sampled from the large model), contrast
-sets, choice items that share no content word with them, and neutral texts.
+Harvest documents in both registers (stories that the models were not trained on; reviews sampled
+from the large model), contrast sets, choice items that share no content word with them, and neutral
+texts.
 """
 
 import json
@@ -21,10 +23,14 @@ _DATA = DEMO_FOLDER / "data"
 def demo_documents(register: Literal["story", "review"] | None = None) -> list[str]:
     """Documents for the harvest, stories and reviews in turn; or one register alone."""
     rows = read_jsonl(_DATA / "documents.jsonl.gz")
-    by_register = {name: [row["text"] for row in rows if row["register"] == name] for name in ("story", "review")}
+    by_register = {
+        name: [row["text"] for row in rows if row["register"] == name]
+        for name in ("story", "review")
+    }
     if register is not None:
         return by_register[register]
-    # In turn, so that any number of tokens taken from the front holds both registers in equal parts.
+    # In turn, so that any number of tokens taken from the front holds both registers in equal
+    # parts.
     stories, reviews = by_register["story"], by_register["review"]
     taken, out = {"story": 0, "review": 0}, []
     characters = dict.fromkeys(taken, 0)
@@ -42,19 +48,29 @@ def demo_contrast(concept: Concept = "sentiment") -> ContrastSet:
     return ContrastSet.from_jsonl(_DATA / f"{_known(concept)}_contrast.jsonl", name=concept)
 
 
-def demo_texts(task: Literal["sentiment", "mood", "register"] = "sentiment", n: int = 400) -> tuple[list[str], list[str]]:
-    """(texts, labels) to learn and judge probes on: either side of a contrast set, or openings of stories and reviews.
+def demo_texts(
+    task: Literal["sentiment", "mood", "register"] = "sentiment", n: int = 400
+) -> tuple[list[str], list[str]]:
+    """(texts, labels) to learn and judge probes on: either side of a contrast set, or openings of
+    stories and reviews.
 
-    Those come from the end of the harvest documents: fewer than 200,000 tokens of harvest see none of them.
+    Those come from the end of the harvest documents: fewer than 200,000 tokens of harvest see none
+    of them.
 
     Raises:
         ValueError: for another task.
     """
     if task == "register":
-        texts = {register: [_opening(text) for text in demo_documents(register)[-(n // 2) :]] for register in ("story", "review")}
+        texts = {
+            register: [_opening(text) for text in demo_documents(register)[-(n // 2) :]]
+            for register in ("story", "review")
+        }
     else:
         contrast = demo_contrast(task)
-        texts = {"positive": list(contrast.positive[: n // 2]), "negative": list(contrast.negative[: n // 2])}
+        texts = {
+            "positive": list(contrast.positive[: n // 2]),
+            "negative": list(contrast.negative[: n // 2]),
+        }
     labelled = [(text, label) for label, some in texts.items() for text in some]
     return [text for text, _ in labelled], [label for _, label in labelled]
 
@@ -72,7 +88,11 @@ def demo_neutral() -> list[str]:
     """Texts of both registers without opinion or mood, on which damage is measured."""
     rows = read_jsonl(_DATA / "neutral.jsonl")
     half = len(rows) // 2
-    return [text for pair in zip(rows[:half], rows[half:], strict=False) for text in (pair[0]["text"], pair[1]["text"])]
+    return [
+        text
+        for pair in zip(rows[:half], rows[half:], strict=False)
+        for text in (pair[0]["text"], pair[1]["text"])
+    ]
 
 
 def demo_prompts(concept: Concept = "sentiment") -> list[str]:

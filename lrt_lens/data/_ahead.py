@@ -1,9 +1,11 @@
-"""An iterator that runs ahead of its reader in a thread: documents are tokenised while the models compute.
+"""An iterator that runs ahead of its reader in a thread: documents are tokenised while the models
+compute.
 
     with running_ahead(iterate_blocks(documents, model, plan)) as blocks:
         for block in blocks: ...
 
-At most ``n_ready`` items wait, so memory does not grow. Tokenizers of Hugging Face let go of Python's lock while they work, and so does torch.
+At most ``n_ready`` items wait, so memory does not grow. Tokenizers of Hugging Face let go of
+Python's lock while they work, and so does torch.
 """
 
 import threading
@@ -18,7 +20,9 @@ _LOOK_SECONDS = 0.1
 
 @contextmanager
 def running_ahead(items: Iterator[Item], n_ready: int = 4) -> Iterator[Iterator[Item]]:
-    """The same items, made in a thread; what ``items`` raises is raised here. The thread ends with the ``with`` block."""
+    """The same items, made in a thread; what ``items`` raises is raised here. The thread ends with
+    the ``with`` block.
+    """
     queue: Queue[tuple[Item] | BaseException | None] = Queue(maxsize=n_ready)
     stop = threading.Event()
 
@@ -52,5 +56,6 @@ def running_ahead(items: Iterator[Item], n_ready: int = 4) -> Iterator[Iterator[
         yield read()
     finally:
         stop.set()
-        # A stream that hangs in the network must not hold up an interrupted run: the thread is a daemon.
+        # A stream that hangs in the network must not hold up an interrupted run: the thread is a
+        # daemon.
         thread.join(timeout=5)

@@ -1,11 +1,13 @@
 """Documents cut into blocks: the unit of harvesting, of products and of shuffled pairs.
 
-Documents become windows (`lrt_lens.data._window_cutter`; none holds two documents), and windows of one *part* gather into a
-block of about ``block_rows`` unmasked tokens. Parts are the folds: a document's hash decides whether it helps to fit (one of
-``N_FOLDS`` cross-validation folds) or to test (one of ``N_TEST_GROUPS`` groups of the test fold), whatever its place in the stream.
+Documents become windows (`lrt_lens.data._window_cutter`; none holds two documents), and windows of
+one *part* gather into a block of about ``block_rows`` unmasked tokens. Parts are the folds: a
+document's hash decides whether it helps to fit (one of ``N_FOLDS`` cross-validation folds) or to
+test (one of ``N_TEST_GROUPS`` groups of the test fold), whatever its place in the stream.
 
-Blocks are numbered in the order in which they fill, and what they hold depends on the documents and the plan alone: processes that share a
-harvest all walk the same stream and each takes some of its blocks. Products, shifts and shuffled pairs never look beyond one.
+Blocks are numbered in the order in which they fill, and what they hold depends on the documents and
+the plan alone: processes that share a harvest all walk the same stream and each takes some of its
+blocks. Products, shifts and shuffled pairs never look beyond one.
 
     plan = BlockPlan(context_length=256)
     for block in iterate_blocks(documents, model, plan): block.part, block.windows
@@ -34,7 +36,9 @@ N_FOLDS = 5
 N_TEST_GROUPS = 8
 """Groups of documents inside the test fold, for intervals."""
 N_PARTS = N_FOLDS + N_TEST_GROUPS
-PART_NAMES = tuple([f"fold{k}" for k in range(N_FOLDS)] + [f"test{g}" for g in range(N_TEST_GROUPS)])
+PART_NAMES = tuple(
+    [f"fold{k}" for k in range(N_FOLDS)] + [f"test{g}" for g in range(N_TEST_GROUPS)]
+)
 
 
 @dataclass
@@ -51,7 +55,9 @@ class Block:
     digest: int = 0
     """Sum of their keys modulo 2⁶⁴."""
     aligned: Aligned | None = None
-    """How much of those documents two tokenizers share; None where both models read the same tokens."""
+    """How much of those documents two tokenizers share; None where both models read the same
+    tokens.
+    """
 
     def add(self, window: Window, begins: CutDocument | None = None) -> None:
         """Append a window; ``begins`` is the document of which it is the first."""
@@ -73,10 +79,13 @@ class Block:
         return int.from_bytes(digest.digest(), "big") >> 1
 
     def batches(self, batch_tokens: int) -> Iterator[list[Window]]:
-        """Windows of similar length together, at most ``batch_tokens`` padded tokens a batch (one window at least)."""
+        """Windows of similar length together, at most ``batch_tokens`` padded tokens a batch (one
+        window at least).
+        """
         batch: list[Window] = []
         longest = 0
-        # Sorted by the source's tokens alone: a cache, which keeps only these, finds the same order.
+        # Sorted by the source's tokens alone: a cache, which keeps only these, finds the same
+        # order.
         for window in sorted(self.windows, key=lambda w: (-len(w.ids), w.document)):
             longest = max(longest, window.padded_length)
             if batch and longest * (len(batch) + 1) > batch_tokens:
@@ -99,7 +108,11 @@ class Share:
     def __post_init__(self) -> None:
         for name, (index, count) in (("shard", self.shard), ("rank", self.rank)):
             if not 0 <= index < count:
-                raise ValueError(f"{name} is {index} of {count}; expected 0 to {count - 1} of {count}" if count > 0 else f"{count} {name}s")
+                raise ValueError(
+                    f"{name} is {index} of {count}; expected 0 to {count - 1} of {count}"
+                    if count > 0
+                    else f"{count} {name}s"
+                )
 
     def in_shard(self, index: int) -> bool:
         """Whether this block belongs to the shard, whichever rank takes it."""
@@ -121,7 +134,9 @@ class Corpus:
     digest: int = 0
     """Sum of the documents' keys modulo 2⁶⁴: the same for any order."""
     aligned: Aligned | None = None
-    """Of all documents read, those without a row included; None where both models read the same tokens."""
+    """Of all documents read, those without a row included; None where both models read the same
+    tokens.
+    """
 
 
 def part_of(key: int) -> int:
@@ -131,15 +146,26 @@ def part_of(key: int) -> int:
 
 
 def iterate_blocks(
-    documents: Documents, model: HookedModel, plan: BlockPlan, corpus: Corpus | None = None, target: HookedModel | None = None
+    documents: Documents,
+    model: HookedModel,
+    plan: BlockPlan,
+    corpus: Corpus | None = None,
+    target: HookedModel | None = None,
 ) -> Iterator[Block]:
-    """Blocks of one part each, numbered in the order in which they fill; the rest of every part at the end.
+    """Blocks of one part each, numbered in the order in which they fill; the rest of every part at
+    the end.
 
-    With ``target`` windows are cut for both models: at the same characters, where they read different tokens.
+    With ``target`` windows are cut for both models: at the same characters, where they read
+    different tokens.
 
-    Raises `TooFewDocumentsError` where a fold stays empty, naming the folds; `MismatchError` where nothing aligns.
+    Raises `TooFewDocumentsError` where a fold stays empty, naming the folds; `MismatchError` where
+    nothing aligns.
     """
-    for index, block in enumerate(_fill_blocks(documents, WindowCutter(plan, model, target), corpus if corpus is not None else Corpus())):
+    for index, block in enumerate(
+        _fill_blocks(
+            documents, WindowCutter(plan, model, target), corpus if corpus is not None else Corpus()
+        )
+    ):
         block.index = index
         yield block
 
@@ -165,7 +191,9 @@ def _fill_blocks(documents: Documents, cutter: WindowCutter, corpus: Corpus) -> 
     yield from (block for block in open_blocks.values() if block.windows)
 
 
-def _cut_documents(documents: Documents, cutter: WindowCutter, corpus: Corpus) -> Iterator[CutDocument]:
+def _cut_documents(
+    documents: Documents, cutter: WindowCutter, corpus: Corpus
+) -> Iterator[CutDocument]:
     """Documents that offer a row, until the plan has enough."""
     texts, n_tokens = cutter.texts(documents), cutter.plan.n_tokens
     while chunk := list(islice(texts, 64)):
@@ -184,7 +212,11 @@ def _cut_documents(documents: Documents, cutter: WindowCutter, corpus: Corpus) -
 
 def _check_parts(filled: set[int], corpus: Corpus, plan: BlockPlan) -> None:
     if corpus.n_skipped:
-        logger.warning("%d of %d documents were too short to offer a token", corpus.n_skipped, corpus.n_skipped + corpus.n_documents)
+        logger.warning(
+            "%d of %d documents were too short to offer a token",
+            corpus.n_skipped,
+            corpus.n_skipped + corpus.n_documents,
+        )
     if corpus.aligned is not None and corpus.aligned.n_pairs == 0:
         raise nothing_aligns(corpus.n_skipped, corpus.aligned.n_source, corpus.aligned.n_target)
     if corpus.n_documents == 0 and corpus.aligned is not None:
@@ -202,7 +234,9 @@ def _check_parts(filled: set[int], corpus: Corpus, plan: BlockPlan) -> None:
     if not any(part >= N_FOLDS for part in filled):
         empty.append("test")
     masked = (
-        f" ({corpus.n_skipped} more offer no token behind the first {plan.skip_first} and the special ones)" if corpus.n_skipped else ""
+        f" ({corpus.n_skipped} more offer no token behind the first {plan.skip_first} and the special ones)"
+        if corpus.n_skipped
+        else ""
     )
     if empty and plan.n_tokens is not None and corpus.n_rows >= plan.n_tokens:
         raise TooFewDocumentsError(
@@ -216,13 +250,17 @@ def _check_parts(filled: set[int], corpus: Corpus, plan: BlockPlan) -> None:
 
 
 def shuffled_rows(block: Block, order: list[Window], seed: int) -> np.ndarray:
-    """A permutation of a block's rows that pairs each with a row of another document at the same window position.
+    """A permutation of a block's rows that pairs each with a row of another document at the same
+    window position.
 
-    ``order`` lists the windows in the order of the rows. Every row is used once on either side, so the null shares all marginal
-    moments with the truth and only ``xy`` differs. Where a position occurs in too few documents its rows are paired with rows of
-    other documents at other positions (with rows of the last positions that have partners, where they have none among themselves).
+    ``order`` lists the windows in the order of the rows. Every row is used once on either side, so
+    the null shares all marginal moments with the truth and only ``xy`` differs. Where a position
+    occurs in too few documents its rows are paired with rows of other documents at other positions
+    (with rows of the last positions that have partners, where they have none among themselves).
     """
-    _, document = np.unique(np.array([w.document for w in order], dtype=np.uint64), return_inverse=True)
+    _, document = np.unique(
+        np.array([w.document for w in order], dtype=np.uint64), return_inverse=True
+    )
     documents = np.repeat(document, [len(w.rows) for w in order])
     positions = np.concatenate([w.rows for w in order])
     rng = np.random.default_rng([seed, block.part, len(positions), int(order[0].document % 2**32)])
@@ -240,7 +278,8 @@ def shuffled_rows(block: Block, order: list[Window], seed: int) -> np.ndarray:
         if _rotate(rest, rank, pairing):
             break
         if not paired:
-            # One document holds more than half of the block: some of its rows have to meet each other.
+            # One document holds more than half of the block: some of its rows have to meet each
+            # other.
             pairing[rest] = np.roll(rest, -(len(rest) // 2))
             break
         left_over.append(paired.pop())
@@ -248,7 +287,9 @@ def shuffled_rows(block: Block, order: list[Window], seed: int) -> np.ndarray:
 
 
 def _rotate(group: np.ndarray, rank: np.ndarray, pairing: np.ndarray) -> bool:
-    """Rotate rows sorted by document past their largest document; False where one document holds more than half of them."""
+    """Rotate rows sorted by document past their largest document; False where one document holds
+    more than half of them.
+    """
     largest = int(np.bincount(rank[group]).max())
     if 2 * largest > len(group):
         return False

@@ -1,16 +1,19 @@
 """Where tokens end in a text: which tokens have read exactly the first c characters.
 
-Two tokenizers cut one text differently; what they share is characters. For each token this module says how many characters of the
-text the tokens up to it spell, where that is a whole number: `TextTokens.ends`. Fast tokenizers say it through their offsets, all
-others by decoding prefixes. Normalised text (lower case, NFKC, stripped accents) is counted in characters of the original.
+Two tokenizers cut one text differently; what they share is characters. For each token this module
+says how many characters of the text the tokens up to it spell, where that is a whole number:
+`TextTokens.ends`. Fast tokenizers say it through their offsets, all others by decoding prefixes.
+Normalised text (lower case, NFKC, stripped accents) is counted in characters of the original.
 
     tokens = token_boundaries(tokenizer, "naïve 🙂")
     tokens.ids[tokens.ends == 5]          # the last token of "naïve"
 
-Special tokens written in a text are text. A token closes a boundary only where no later token reaches back behind it: of the byte
-tokens of one emoji, the last. Where a normaliser composes or reorders (NFC and its kin), a character and its combining marks stay
-together, because its offsets inside such a cluster are not to be trusted. Limits: a tokenizer's own losses (unknown tokens, dropped
-characters) stay losses; text behind a token that decoding cannot explain has no boundaries on the slow way.
+Special tokens written in a text are text. A token closes a boundary only where no later token
+reaches back behind it: of the byte tokens of one emoji, the last. Where a normaliser composes or
+reorders (NFC and its kin), a character and its combining marks stay together, because its offsets
+inside such a cluster are not to be trusted. Limits: a tokenizer's own losses (unknown tokens,
+dropped characters) stay losses; text behind a token that decoding cannot explain has no boundaries
+on the slow way.
 """
 
 import copy
@@ -28,14 +31,18 @@ from jaxtyping import Int
 logger = logging.getLogger(__name__)
 
 NO_BOUNDARY = -1
-"""In `TextTokens.ends`: behind this token no boundary between characters lies, or a later token ends there too."""
+"""In `TextTokens.ends`: behind this token no boundary between characters lies, or a later token
+ends there too.
+"""
 
 _PROBE = "The cat sat on the mat, and it was happy."
 """What a tokenizer must be able to spell."""
 _COMPOSING = ("NFC", "NFD", "NFKC", "NFKD", "Precompiled", "BertNormalizer")
 """Normalisers of the tokenizers library that join or reorder characters."""
 _LOST_AFTER = 16
-"""Tokens in a row that spell nothing of the text, after which the slow way stops looking: a character has at most 4 bytes."""
+"""Tokens in a row that spell nothing of the text, after which the slow way stops looking: a
+character has at most 4 bytes.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +51,9 @@ class TextTokens:
 
     ids: Int[np.ndarray, " token"]
     ends: Int[np.ndarray, " token"]
-    """Characters of the text that the tokens up to this one spell, strictly increasing, or `NO_BOUNDARY`."""
+    """Characters of the text that the tokens up to this one spell, strictly increasing, or
+    `NO_BOUNDARY`.
+    """
 
 
 @runtime_checkable
@@ -57,7 +66,9 @@ class BoundaryReader(Protocol):
 
 
 def token_boundaries(tokenizer: Any, text: str) -> TextTokens:
-    """Token ids of ``text`` and the character boundary that each closes; see `boundary_reader` for what is refused."""
+    """Token ids of ``text`` and the character boundary that each closes; see `boundary_reader` for
+    what is refused.
+    """
     return boundary_reader(tokenizer).read([text])[0]
 
 
@@ -70,10 +81,19 @@ def boundary_reader(tokenizer: Any) -> BoundaryReader:
         reader: BoundaryReader = OffsetReader(tokenizer)
         found = reader.read([_PROBE])[0]
     except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
-        logger.info("%s gives no offsets (%s); its boundaries are read by decoding", type(tokenizer).__name__, error)
+        logger.info(
+            "%s gives no offsets (%s); its boundaries are read by decoding",
+            type(tokenizer).__name__,
+            error,
+        )
         return _decoding_reader(tokenizer, error)
     if len(_PROBE) not in found.ends:
-        return _decoding_reader(tokenizer, ValueError(f"its offsets end at {int(found.ends.max(initial=0))} of {len(_PROBE)} characters"))
+        return _decoding_reader(
+            tokenizer,
+            ValueError(
+                f"its offsets end at {int(found.ends.max(initial=0))} of {len(_PROBE)} characters"
+            ),
+        )
     return reader
 
 
@@ -99,19 +119,24 @@ def _decoding_reader(tokenizer: Any, no_offsets: Exception) -> BoundaryReader:
 
 def tokenize(tokenizer: Any, texts: Sequence[str], **options: bool) -> Any:
     """The tokenizer's own encoding of texts, nothing added and no special token parsed."""
-    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False, **options)
+    return tokenizer(
+        list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False, **options
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------- by offsets
+# --------------------------------------------------------------------------------------- by offsets
 
 
 class OffsetReader:
-    """Boundaries of a fast tokenizer: one pass of numpy over its offsets, whatever the number of texts."""
+    """Boundaries of a fast tokenizer: one pass of numpy over its offsets, whatever the number of
+    texts.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         backend = tokenizer.backend_tokenizer
         if _trims(backend.post_processor):
-            # Trimmed offsets hide the white space that a token has read. Post-processors only add special tokens, which are off here.
+            # Trimmed offsets hide the white space that a token has read. Post-processors only add
+            # special tokens, which are off here.
             tokenizer = copy.deepcopy(tokenizer)
             tokenizer.backend_tokenizer.post_processor = None
         self._tokenizer = tokenizer
@@ -121,23 +146,36 @@ class OffsetReader:
 
     def read(self, texts: Sequence[str]) -> list[TextTokens]:
         """Tokens of each text with the boundaries that they close."""
-        encoded = tokenize(self._tokenizer, texts, return_offsets_mapping=True, return_attention_mask=False, return_token_type_ids=False)
+        encoded = tokenize(
+            self._tokenizer,
+            texts,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
         counts = np.fromiter(map(len, encoded["input_ids"]), np.int64, len(texts))
         n = int(counts.sum())
         ids = np.fromiter(chain.from_iterable(encoded["input_ids"]), np.int64, n)
-        offsets = np.fromiter(chain.from_iterable(chain.from_iterable(encoded["offset_mapping"])), np.int64, 2 * n).reshape(n, 2)
+        offsets = np.fromiter(
+            chain.from_iterable(chain.from_iterable(encoded["offset_mapping"])), np.int64, 2 * n
+        ).reshape(n, 2)
         firsts = text_starts(texts)
         shift = np.repeat(firsts, counts)
         joined = "\n".join(texts)
         together = _clings(joined) if self._composes and not joined.isascii() else None
-        ends = _closed_boundaries(offsets[:, 0] + shift, offsets[:, 1] + shift, len(joined), together) - shift
+        ends = (
+            _closed_boundaries(offsets[:, 0] + shift, offsets[:, 1] + shift, len(joined), together)
+            - shift
+        )
         ends[ends <= 0] = NO_BOUNDARY
         bounds = [0, *np.cumsum(counts).tolist()]
         return [TextTokens(ids[a:b], ends[a:b]) for a, b in pairwise(bounds)]
 
 
 def text_starts(texts: Sequence[str]) -> np.ndarray:
-    """Where each text starts when all are joined with one character between them: no two share a boundary."""
+    """Where each text starts when all are joined with one character between them: no two share a
+    boundary.
+    """
     lengths = np.fromiter(map(len, texts), np.int64, len(texts)) + 1
     return np.cumsum(lengths) - lengths
 
@@ -147,19 +185,25 @@ def _trims(post_processor: Any) -> bool:
 
 
 def _closed_boundaries(
-    starts: Int[np.ndarray, " token"], ends: Int[np.ndarray, " token"], length: int, together: np.ndarray | None
+    starts: Int[np.ndarray, " token"],
+    ends: Int[np.ndarray, " token"],
+    length: int,
+    together: np.ndarray | None,
 ) -> Int[np.ndarray, " token"]:
     """The boundary that each token closes in the joined texts, or 0.
 
-    ``together[c]`` is the end of the run of characters from c on that cling to the one before; None where nothing clings.
+    ``together[c]`` is the end of the run of characters from c on that cling to the one before; None
+    where nothing clings.
     """
     if not len(ends):
         return ends
     reached = np.maximum.accumulate(ends)
-    # Where the tokens behind this one begin: byte tokens of one character and reordered ones reach back.
+    # Where the tokens behind this one begin: byte tokens of one character and reordered ones reach
+    # back.
     later = np.append(np.minimum.accumulate(starts[::-1])[::-1][1:], length)
     if together is not None:
-        # Marks that a normaliser composed into a character, or dropped, lie in no token: they belong to the one before.
+        # Marks that a normaliser composed into a character, or dropped, lie in no token: they
+        # belong to the one before.
         reached = np.minimum(together[reached], np.maximum(later, reached))
     closed = later >= reached
     if together is not None:
@@ -169,29 +213,43 @@ def _closed_boundaries(
 
 
 def _clings(joined: str) -> np.ndarray:
-    """For each place in the text, the first place from there on whose character does not cling to the one before."""
+    """For each place in the text, the first place from there on whose character does not cling to
+    the one before.
+    """
     codes = np.frombuffer(joined.encode("utf-32-le"), np.uint32)
     places = np.arange(len(codes) + 1)
     kinds = np.unique(codes[codes >= 0x300])
-    clinging = kinds[[_clings_to_the_one_before(chr(code)) for code in kinds.tolist()]] if len(kinds) else kinds
+    clinging = (
+        kinds[[_clings_to_the_one_before(chr(code)) for code in kinds.tolist()]]
+        if len(kinds)
+        else kinds
+    )
     places[:-1][np.isin(codes, clinging)] = len(codes)
     return np.minimum.accumulate(places[::-1])[::-1]
 
 
 @lru_cache(maxsize=4096)
 def _clings_to_the_one_before(character: str) -> bool:
-    """Whether a normaliser may join it with, or move it before, what stands in front: marks, and vowels and finals of Hangul."""
+    """Whether a normaliser may join it with, or move it before, what stands in front: marks, and
+    vowels and finals of Hangul.
+    """
     first = unicodedata.normalize("NFKD", character)[0]
-    return unicodedata.category(first)[0] == "M" or "\u1160" <= first <= "\u11ff" or "\ud7b0" <= first <= "\ud7ff"
+    return (
+        unicodedata.category(first)[0] == "M"
+        or "\u1160" <= first <= "\u11ff"
+        or "\ud7b0" <= first <= "\ud7ff"
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------ by decoding
+# -------------------------------------------------------------------------------------- by decoding
 
 
 class PrefixReader:
-    """Boundaries of a tokenizer that can only decode: a token closes one where the tokens up to it decode to the start of the text.
+    """Boundaries of a tokenizer that can only decode: a token closes one where the tokens up to it
+    decode to the start of the text.
 
-    Prefixes are decoded from a few tokens back, so that the time grows with the text's length and not with its square.
+    Prefixes are decoded from a few tokens back, so that the time grows with the text's length and
+    not with its square.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -211,9 +269,16 @@ class PrefixReader:
         anchor = read = n_spelled = 0
         for index in range(len(ids)):
             now, known = self._decode(ids[anchor : index + 1]), self._decode(ids[anchor:read])
-            n_behind = spelling.advance(n_spelled, now[len(known) :]) if now.startswith(known) else None
-            # A token that adds nothing has read on all the same: decoders drop the first bytes of a character.
-            if n_behind is not None and n_behind > n_spelled and (end := spelling.characters(n_behind)) > 0:
+            n_behind = (
+                spelling.advance(n_spelled, now[len(known) :]) if now.startswith(known) else None
+            )
+            # A token that adds nothing has read on all the same: decoders drop the first bytes of a
+            # character.
+            if (
+                n_behind is not None
+                and n_behind > n_spelled
+                and (end := spelling.characters(n_behind)) > 0
+            ):
                 ends[index] = end
                 anchor, read, n_spelled = read, index + 1, n_behind
             elif index - read >= _LOST_AFTER:
@@ -221,7 +286,13 @@ class PrefixReader:
         return ends
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) if ids else ""
+        return (
+            self._tokenizer.decode(
+                ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+            if ids
+            else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -235,7 +306,9 @@ class _Spelling:
     """Whether white space is spelled."""
 
     def advance(self, n: int, piece: str) -> int | None:
-        """Length spelled once ``piece`` is added to the first ``n`` characters; None where the text goes on otherwise."""
+        """Length spelled once ``piece`` is added to the first ``n`` characters; None where the text
+        goes on otherwise.
+        """
         if not self.spaced:
             if piece != piece.rstrip():
                 return None
@@ -261,13 +334,19 @@ _FOLDS: tuple[Callable[[str], str], ...] = (
 
 
 def _spelling(text: str, decoded: str) -> _Spelling:
-    """The first normalisation under which ``decoded`` is the whole of ``text``; the text itself where none is."""
+    """The first normalisation under which ``decoded`` is the whole of ``text``; the text itself
+    where none is.
+    """
     for spaced in (True, False):
         for fold in _FOLDS:
             pieces = [fold(c) if spaced or not c.isspace() else "" for c in text]
             whole, target = "".join(pieces), decoded if spaced else _without_space(decoded)
             lengths = list(accumulate(map(len, pieces), initial=0))
-            for spelled, shift in ((whole, 0), (whole[1:] if whole[:1] == " " else whole, -1), (" " + whole, 1)):
+            for spelled, shift in (
+                (whole, 0),
+                (whole[1:] if whole[:1] == " " else whole, -1),
+                (" " + whole, 1),
+            ):
                 if spelled == target:
                     counts: dict[int, int] = {}
                     for characters, length in enumerate(lengths):

@@ -13,14 +13,18 @@ from lrt_lens.data._documents import read_jsonl
 
 @dataclass(frozen=True)
 class ContrastSet:
-    """Pairs of texts: ``positive[i]`` shows the concept, ``negative[i]`` its opposite, the rest being alike."""
+    """Pairs of texts: ``positive[i]`` shows the concept, ``negative[i]`` its opposite, the rest
+    being alike.
+    """
 
     positive: Sequence[str]
     negative: Sequence[str]
     name: str = "contrast"
 
     def __post_init__(self) -> None:
-        _check_columns("contrast set", {"positive": self.positive, "negative": self.negative}, minimum=2)
+        _check_columns(
+            "contrast set", {"positive": self.positive, "negative": self.negative}, minimum=2
+        )
 
     @classmethod
     def from_jsonl(cls, path: str | Path, *, name: str | None = None) -> "ContrastSet":
@@ -39,17 +43,25 @@ class ContrastSet:
     @property
     def digest(self) -> str:
         """Hash of the texts, written into what is learnt from them."""
-        return hashlib.blake2b(json.dumps([list(self.positive), list(self.negative)]).encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(
+            json.dumps([list(self.positive), list(self.negative)]).encode(), digest_size=8
+        ).hexdigest()
 
     def permuted(self, seed: int = 0) -> "ContrastSet":
-        """The same pairs with the roles of a random half of them exchanged: a control in which the concept is shuffled away.
+        """The same pairs with the roles of a random half of them exchanged: a control in which the
+        concept is shuffled away.
 
         Exactly half the pairs (rounded down) are exchanged, so no net concept is left by chance.
         """
         swap = np.zeros(len(self), dtype=bool)
         swap[np.random.default_rng(seed).permutation(len(self))[: len(self) // 2]] = True
-        rows = [(n, p) if exchange else (p, n) for p, n, exchange in zip(self.positive, self.negative, swap, strict=True)]
-        return ContrastSet([p for p, _ in rows], [n for _, n in rows], name=f"{self.name} (permuted)")
+        rows = [
+            (n, p) if exchange else (p, n)
+            for p, n, exchange in zip(self.positive, self.negative, swap, strict=True)
+        ]
+        return ContrastSet(
+            [p for p, _ in rows], [n for _, n in rows], name=f"{self.name} (permuted)"
+        )
 
     def split(self, share: float = 0.5, seed: int = 0) -> tuple["ContrastSet", "ContrastSet"]:
         """Two disjoint sets of pairs, the first with ``share`` of them."""
@@ -71,7 +83,11 @@ class ChoiceItems:
     name: str = "items"
 
     def __post_init__(self) -> None:
-        _check_columns("choice items", {"prompts": self.prompts, "positive": self.positive, "negative": self.negative}, minimum=1)
+        _check_columns(
+            "choice items",
+            {"prompts": self.prompts, "positive": self.positive, "negative": self.negative},
+            minimum=1,
+        )
 
     @classmethod
     def from_jsonl(cls, path: str | Path, *, name: str | None = None) -> "ChoiceItems":
@@ -85,7 +101,12 @@ class ChoiceItems:
     def split(self, share: float = 0.5, seed: int = 0) -> tuple["ChoiceItems", "ChoiceItems"]:
         """Two disjoint sets of items, the first with ``share`` of them."""
         first, second = (
-            ChoiceItems(_select(self.prompts, part), _select(self.positive, part), _select(self.negative, part), name=self.name)
+            ChoiceItems(
+                _select(self.prompts, part),
+                _select(self.positive, part),
+                _select(self.negative, part),
+                name=self.name,
+            )
             for part in _halves(len(self), share, seed)
         )
         return first, second
@@ -104,9 +125,13 @@ def _select(texts: Sequence[str], index: np.ndarray) -> list[str]:
 def _columns(path: str | Path, names: tuple[str, ...]) -> list[list[str]]:
     rows = read_jsonl(path)
     for number, row in enumerate(rows, start=1):
-        missing = [name for name in names if not (isinstance(row, dict) and isinstance(row.get(name), str))]
+        missing = [
+            name for name in names if not (isinstance(row, dict) and isinstance(row.get(name), str))
+        ]
         if missing:
-            raise ValueError(f"{path}, line {number} lacks {missing}; every line needs the texts {list(names)}")
+            raise ValueError(
+                f"{path}, line {number} lacks {missing}; every line needs the texts {list(names)}"
+            )
     return [[row[name] for row in rows] for name in names]
 
 
@@ -115,7 +140,9 @@ def _check_columns(what: str, columns: dict[str, Sequence[str]], minimum: int) -
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{what} does not pair up: {lengths}; give lists of one length")
     if next(iter(lengths.values())) < minimum:
-        raise ValueError(f"{what} holds {next(iter(lengths.values()))} row(s); give at least {minimum}")
+        raise ValueError(
+            f"{what} holds {next(iter(lengths.values()))} row(s); give at least {minimum}"
+        )
     for name, texts in columns.items():
         for index, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():

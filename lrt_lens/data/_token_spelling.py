@@ -4,9 +4,10 @@ Byte-level BPE's ``Ġthe``, SentencePiece's ``▁the`` and WordPiece's ``the`` a
 
     shared_tokens(tokenizer_a, tokenizer_b)      # [(" the", 262, 278), …]
 
-The family is told by its mark, the one that most tokens of the vocabulary carry; without any mark tokens spell themselves. Special
-tokens and tokens that are part of a character (byte-level pieces of UTF-8, SentencePiece's ``<0xE2>``) spell nothing and are left out.
-WordPiece marks the inside of words, so its other tokens get the space that the others have.
+The family is told by its mark, the one that most tokens of the vocabulary carry; without any mark
+tokens spell themselves. Special tokens and tokens that are part of a character (byte-level pieces
+of UTF-8, SentencePiece's ``<0xE2>``) spell nothing and are left out. WordPiece marks the inside of
+words, so its other tokens get the space that the others have.
 """
 
 import re
@@ -34,7 +35,9 @@ def token_strings(tokenizer: Any) -> dict[str, int]:
 
 
 def shared_tokens(source: Any, target: Any) -> list[tuple[str, int, int]]:
-    """(spelling, id in the source's vocabulary, id in the target's) of every token that both have, in the source's order."""
+    """(spelling, id in the source's vocabulary, id in the target's) of every token that both have,
+    in the source's order.
+    """
     ours, theirs = token_strings(source), token_strings(target)
     return [(text, number, theirs[text]) for text, number in ours.items() if text in theirs]
 
@@ -42,7 +45,9 @@ def shared_tokens(source: Any, target: Any) -> list[tuple[str, int, int]]:
 def _speller(vocabulary: dict[str, int]) -> Callable[[str], str]:
     counts = {mark: sum(token.startswith(mark) for token in vocabulary) for mark in _MARKS}
     mark = max(counts, key=counts.__getitem__)
-    return {"Ġ": _byte_level, "▁": _sentence_piece, "##": _word_piece}[mark] if counts[mark] else str
+    return (
+        {"Ġ": _byte_level, "▁": _sentence_piece, "##": _word_piece}[mark] if counts[mark] else str
+    )
 
 
 def _byte_level(token: str) -> str:

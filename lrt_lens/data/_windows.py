@@ -1,7 +1,7 @@
 """Windows: consecutive tokens of one document, as one model reads them, or two.
 
-None holds two documents; BOS stands in front by the model's policy. What two models of different tokenizers read is cut at the same characters:
-see `lrt_lens.data._window_cutter`.
+None holds two documents; BOS stands in front by the model's policy. What two models of different
+tokenizers read is cut at the same characters: see `lrt_lens.data._window_cutter`.
 """
 
 from dataclasses import dataclass, replace
@@ -30,7 +30,9 @@ class BlockPlan:
     seed: int = 0
     """Decides the folds, with each document's text."""
     lag: int = 0
-    """Pairs every position of the source with the target's that many rows later in its window: a control of the pairing itself."""
+    """Pairs every position of the source with the target's that many rows later in its window: a
+    control of the pairing itself.
+    """
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class Window:
     document: int
     """The document's key."""
     counterpart: "Window | None" = None
-    """The same characters in the target's tokens, row k beside row k of this one; None where both models read these tokens."""
+    """The same characters in the target's tokens, row k beside row k of this one; None where both
+    models read these tokens.
+    """
 
     def read_by(self, role: Literal["source", "target"]) -> "Window":
         """What the model of that role reads."""
@@ -51,7 +55,11 @@ class Window:
 
     def of_document(self, number: int) -> "Window":
         """The same, its document under another number."""
-        return replace(self, document=number, counterpart=self.counterpart and replace(self.counterpart, document=number))
+        return replace(
+            self,
+            document=number,
+            counterpart=self.counterpart and replace(self.counterpart, document=number),
+        )
 
     @property
     def padded_length(self) -> int:
@@ -76,7 +84,9 @@ def cut_windows(ids: list[int], key: int, model: HookedModel, plan: BlockPlan) -
 
 
 def special_tokens(model: HookedModel) -> np.ndarray:
-    """Their ids, ascending; asked once for many windows, because a tokenizer makes the list anew each time."""
+    """Their ids, ascending; asked once for many windows, because a tokenizer makes the list anew
+    each time.
+    """
     return np.array(sorted(model.special_ids))
 
 

@@ -1,10 +1,26 @@
-"""The demo's report: key numbers, the grid beside its null, the stitched loss, vectors at equal damage, probes, an SAE."""
+"""The demo's report: key numbers, the grid beside its null, the stitched loss, vectors at equal
+damage, probes, an SAE.
+"""
 
 from typing import TYPE_CHECKING
 
-from lrt_lens.figures._steering import effect_damage_figure, grid_figure, steering_figure, summary_figure
+from lrt_lens.figures._steering import (
+    effect_damage_figure,
+    grid_figure,
+    steering_figure,
+    summary_figure,
+)
 from lrt_lens.moments._provenance import package_versions
-from lrt_lens.report._html import Block, Continuations, KeyNumbers, Paragraph, Plot, Section, Table, render_html
+from lrt_lens.report._html import (
+    Block,
+    Continuations,
+    KeyNumbers,
+    Paragraph,
+    Plot,
+    Section,
+    Table,
+    render_html,
+)
 
 if TYPE_CHECKING:
     from lrt_lens.adapters.saes._evaluation import SAEEvaluation
@@ -17,17 +33,22 @@ _TITLES = {"sentiment": "Sentiment of film reviews", "mood": "Happy and sad mome
 def demo_report(result: "DemoResult") -> str:
     """The page as one self-contained HTML text."""
     sections = [_overview(result), _grid(result), _loss(result)]
-    sections += [_concept(result, concept, evaluation) for concept, evaluation in result.evaluations.items()]
+    sections += [
+        _concept(result, concept, evaluation) for concept, evaluation in result.evaluations.items()
+    ]
     sections += [_probe(result, task) for task in result.probes]
     if result.sae is not None:
         sections.append(_sae(result.sae))
     sections.append(_method())
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
     source, target = result.pair.source, result.pair.target
-    subtitle = (
-        f"{source.name} ({source.n_layers} layers, d {source.d_model}) to {target.name} ({target.n_layers} layers, d {target.d_model})"
+    subtitle = f"{source.name} ({source.n_layers} layers, d {source.d_model}) to {target.name} ({target.n_layers} layers, d {target.d_model})"
+    return render_html(
+        "From the small model to the large one",
+        sections,
+        subtitle=subtitle,
+        footer=f"{result.seconds:.0f} s. {versions}",
     )
-    return render_html("From the small model to the large one", sections, subtitle=subtitle, footer=f"{result.seconds:.0f} s. {versions}")
 
 
 def _overview(result: "DemoResult") -> Section:
@@ -69,7 +90,11 @@ def _grid(result: "DemoResult") -> Section:
                 "that took no part in any fit or choice. The outlined pair was chosen by cross-validation. "
                 f"Paired were {result.grid.moments.provenance.alignment}."
             ),
-            Plot(grid_figure(result.grid.scores, value="r2", chosen=(stitch.source_hook, stitch.target_hook))),
+            Plot(
+                grid_figure(
+                    result.grid.scores, value="r2", chosen=(stitch.source_hook, stitch.target_hook)
+                )
+            ),
             Table(result.grid.scores, caption="All pairs"),
         ],
     )
@@ -85,18 +110,32 @@ def _loss(result: "DemoResult") -> Section:
     )
     return Section(
         "Is the stitch good enough to think with?",
-        [Paragraph(text), Plot(result.loss.figure(), caption="Next-token loss, with 95% intervals over documents."),
-         Table(result.loss.table, caption="All arms")],
-    )  # fmt: skip
+        [
+            Paragraph(text),
+            Plot(
+                result.loss.figure(), caption="Next-token loss, with 95% intervals over documents."
+            ),
+            Table(result.loss.table, caption="All arms"),
+        ],
+    )
 
 
 def _concept(result: "DemoResult", concept: str, evaluation: "SteeringEvaluation") -> Section:
     body: list[Block] = [Paragraph(_verdict(evaluation))]
-    body.append(Plot(summary_figure(evaluation.summary, concept=concept), caption="Effect at equal damage, with 95% intervals."))
-    body.append(Plot(effect_damage_figure(evaluation.table, concept=concept, budget=evaluation.budget)))
+    body.append(
+        Plot(
+            summary_figure(evaluation.summary, concept=concept),
+            caption="Effect at equal damage, with 95% intervals.",
+        )
+    )
+    body.append(
+        Plot(effect_damage_figure(evaluation.table, concept=concept, budget=evaluation.budget))
+    )
     body.append(Plot(steering_figure(evaluation.table, concept=concept)))
     body.append(Table(evaluation.summary.drop(columns="concept"), caption="Arms at equal damage"))
-    body.append(Paragraph("Continuations at twice the calibrated strength, same seed for every arm:"))
+    body.append(
+        Paragraph("Continuations at twice the calibrated strength, same seed for every arm:")
+    )
     body.append(Continuations(result.continuations[concept]))
     return Section(_TITLES.get(concept, concept), body)
 
@@ -112,7 +151,8 @@ def _probe(result: "DemoResult", task: str) -> Section:
         f"({moved['share_low']:.2f} to {moved['share_high']:.2f})."
     )
     return Section(
-        f"A probe carried across: {task}", [Paragraph(text), Plot(evaluation.figure()), Table(evaluation.summary, caption="All arms")]
+        f"A probe carried across: {task}",
+        [Paragraph(text), Plot(evaluation.figure()), Table(evaluation.summary, caption="All arms")],
     )
 
 
@@ -125,7 +165,8 @@ def _sae(evaluation: "SAEEvaluation") -> Section:
         f"reconstruction takes the stream's place (own {own['delta_ce']:.2f})."
     )
     return Section(
-        "A sparse autoencoder carried across", [Paragraph(text), Plot(evaluation.figure()), Table(evaluation.table, caption="All arms")]
+        "A sparse autoencoder carried across",
+        [Paragraph(text), Plot(evaluation.figure()), Table(evaluation.table, caption="All arms")],
     )
 
 
@@ -142,7 +183,9 @@ def _verdict(evaluation: "SteeringEvaluation") -> str:
     controls = [arm for arm in ("random", "shuffled", "permuted") if arm in table.index]
     clear = [arm for arm in controls if row["low"] > table.loc[arm, "high"]]
     unclear = [arm for arm in controls if arm not in clear]
-    text += f". Its interval is clear of {', '.join(clear) or 'no control'}" + (f", but not of {', '.join(unclear)}." if unclear else ".")
+    text += f". Its interval is clear of {', '.join(clear) or 'no control'}" + (
+        f", but not of {', '.join(unclear)}." if unclear else "."
+    )
     if evaluation.contrast_score is not None:
         score = evaluation.contrast_score
         text += f" On the contrast texts themselves the stitch has R² {score.r2:.2f} (uniform {score.r2_uniform:.2f}) over {score.n_tokens:,} tokens."
@@ -153,9 +196,15 @@ def _method() -> Section:
     arms = [
         ("native", "learnt on the large model from the same texts, at the same hook point"),
         ("native_best", "the same at the hook point that is best on validation items"),
-        ("random", "directions, half isotropic, half with the stream's own covariance; the interval is the range of 95% of the draws"),
+        (
+            "random",
+            "directions, half isotropic, half with the stream's own covariance; the interval is the range of 95% of the draws",
+        ),
         ("shuffled", "the vector through a map fitted on shuffled pairs of tokens"),
-        ("permuted", "vectors learnt from shuffled labels, through the true map; with few draws the interval is nearly their whole range"),
+        (
+            "permuted",
+            "vectors learnt from shuffled labels, through the true map; with few draws the interval is nearly their whole range",
+        ),
     ]
     text = "\n\n".join(f"{name}: {meaning}." for name, meaning in arms)
     return Section("How to read it", [Paragraph(text)])

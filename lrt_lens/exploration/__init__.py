@@ -1,1 +1,3 @@
-"""Turning a vector up and down by hand, in a notebook: what is compared (`state`) and the widget over it (`widget`)."""
+"""Turning a vector up and down by hand, in a notebook: what is compared (`state`) and the widget
+over it (`widget`).
+"""

@@ -2,8 +2,9 @@
 
     lrt.explore(pair, stitch.transfer(vector))
 
-Continuations of a prompt without steering, under the native vector and under the transferred one stand side by side, with what each costs on
-neutral text. Needs ipywidgets: ``pip install 'lrt-lens[widgets]'``.
+Continuations of a prompt without steering, under the native vector and under the transferred one
+stand side by side, with what each costs on neutral text. Needs ipywidgets: ``pip install
+'lrt-lens[widgets]'``.
 """
 
 from collections.abc import Sequence
@@ -33,20 +34,17 @@ def explore(
     top_k: int | None = 40,
     seed: int = 0,
 ) -> "ExplorerWidget":
-    """A widget that turns a vector up and down on the target, beside the native one: continuations and damage.
+    """A widget that turns a vector up and down on the target, beside the native one: continuations
+    and damage.
 
-    Args:
-        pair: both models; the target is steered.
-        vector: carried to the target already, or learnt on the source with ``stitch`` given.
-        stitch: carries the vector.
-        native: the target's own vector; learnt from the vector's texts where left out and where it still holds them.
+    Args: pair: both models; the target is steered. vector: carried to the target already, or learnt
+        on the source with ``stitch`` given. stitch: carries the vector. native: the target's own
+        vector; learnt from the vector's texts where left out and where it still holds them.
         neutral: texts on which damage is measured; a few bundled ones in English where left out.
-        prompt: what stands in the box at first.
-        damage: nats per token that strength 1 costs, for each arm. More than evaluations compare at, so that few samples show it.
-        max_new_tokens: tokens of a continuation.
-        temperature: of sampling.
-        top_k: of sampling.
-        seed: of the first draw, the same for all arms.
+        prompt: what stands in the box at first. damage: nats per token that strength 1 costs, for
+        each arm. More than evaluations compare at, so that few samples show it. max_new_tokens:
+        tokens of a continuation. temperature: of sampling. top_k: of sampling. seed: of the first
+        draw, the same for all arms.
 
     Raises:
         ImportError: ipywidgets is not installed.
@@ -54,11 +52,20 @@ def explore(
         ValueError: a damage that is not positive, or neutral texts too short to measure it on.
     """
     if find_spec("ipywidgets") is None:
-        raise ImportError("explore needs ipywidgets, which is not installed; pip install 'lrt-lens[widgets]' and restart the kernel")
+        raise ImportError(
+            "explore needs ipywidgets, which is not installed; pip install 'lrt-lens[widgets]' and restart the kernel"
+        )
     from lrt_lens.exploration._widget import ExplorerWidget
 
     exploration = Exploration.of(
-        pair, vector, stitch=stitch, native=native, neutral=neutral, damage=damage, max_new_tokens=max_new_tokens, temperature=temperature,
+        pair,
+        vector,
+        stitch=stitch,
+        native=native,
+        neutral=neutral,
+        damage=damage,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
         top_k=top_k,
-    )  # fmt: skip
+    )
     return ExplorerWidget(exploration, prompt=prompt, seed=seed)

@@ -1,14 +1,17 @@
-"""What the notebook's explorer compares: arms on one model, brought to equal damage, and what they write at any strength.
+"""What the notebook's explorer compares: arms on one model, brought to equal damage, and what they
+write at any strength.
 
     exploration = Exploration.of(pair, stitch.transfer(vector), neutral=texts)
     exploration.run("This film was", strength=1.0)     # ComparedContinuations: none, native, transferred, with their damage
     exploration.arms["native"].scale(1.0)              # multiples of the native vector at strength 1
 
-*Strength* is common to all arms: at 1 each has the scale at which it costs ``damage`` nats per token on neutral text, so that arms of different
-lengths are turned up together; negative strengths steer away. An arm whose budget cannot be reached has strength 1 where its step is half the
-median residual norm, and says so. Nothing here needs a widget.
+*Strength* is common to all arms: at 1 each has the scale at which it costs ``damage`` nats per
+token on neutral text, so that arms of different lengths are turned up together; negative strengths
+steer away. An arm whose budget cannot be reached has strength 1 where its step is half the median
+residual norm, and says so. Nothing here needs a widget.
 
-Limits: for looking. Few samples show what steering does, not how much: `lrt_lens.evaluate_steering` measures.
+Limits: for looking. Few samples show what steering does, not how much: `lrt_lens.evaluate_steering`
+measures.
 """
 
 import math
@@ -16,7 +19,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lrt_lens.adapters.vectors._calibration import NeutralText, calibrate_on
-from lrt_lens.adapters.vectors._compared_continuations import UNSTEERED, ComparedContinuations, compare_continuations
+from lrt_lens.adapters.vectors._compared_continuations import (
+    UNSTEERED,
+    ComparedContinuations,
+    compare_continuations,
+)
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.bundled._texts import demo_neutral
 from lrt_lens.errors import MismatchError
@@ -30,7 +37,9 @@ DAMAGE = 0.4
 N_NEUTRAL = 8
 """Bundled neutral texts that damage is measured on where none are given."""
 UNREACHED_SHARE = 0.5
-"""Step at strength 1, as a share of the median residual norm, of an arm whose budget cannot be reached."""
+"""Step at strength 1, as a share of the median residual norm, of an arm whose budget cannot be
+reached.
+"""
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,8 @@ class Exploration:
         return cls(pair.target, arms, damage, max_new_tokens, temperature, top_k, ready)
 
     def run(self, prompt: str, strength: float, *, seed: int = 0) -> ComparedContinuations:
-        """What the model writes after ``prompt`` without steering and under every arm at one strength, with each arm's damage.
+        """What the model writes after ``prompt`` without steering and under every arm at one
+        strength, with each arm's damage.
 
         Raises:
             ValueError: an empty prompt, or a strength that is not finite.
@@ -105,17 +115,30 @@ class Exploration:
         if not prompt.strip():
             raise ValueError("the prompt is empty; write a few words to continue")
         if not math.isfinite(strength):
-            raise ValueError(f"strength is {strength}; expected a finite number, 1 for a damage of {self.damage:g} nats per token")
+            raise ValueError(
+                f"strength is {strength}; expected a finite number, 1 for a damage of {self.damage:g} nats per token"
+            )
         scales = {name: arm.scale(strength) for name, arm in self.arms.items()}
         compared = compare_continuations(
-            self.model, [prompt], {name: arm.vector for name, arm in self.arms.items()}, scales=scales, seed=seed,
-            max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_k=self.top_k,
-        )  # fmt: skip
+            self.model,
+            [prompt],
+            {name: arm.vector for name, arm in self.arms.items()},
+            scales=scales,
+            seed=seed,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+        )
         measured = {UNSTEERED: 0.0} | {name: self.damage_at(name, strength) for name in self.arms}
-        return replace(compared, table=compared.table.assign(damage=[measured[arm] for arm in compared.table["arm"]]))
+        return replace(
+            compared,
+            table=compared.table.assign(damage=[measured[arm] for arm in compared.table["arm"]]),
+        )
 
     def damage_at(self, name: str, strength: float) -> float:
-        """Nats per token by which an arm raises the loss on the neutral texts; measured once a strength."""
+        """Nats per token by which an arm raises the loss on the neutral texts; measured once a
+        strength.
+        """
         key = (name, float(strength))
         if key not in self._known:
             arm = self.arms[name]
@@ -131,14 +154,20 @@ class Exploration:
             for name in unreached
         ]
         if "native" not in self.arms:
-            found.append("No native vector: the vector holds no texts to learn one from; give native=.")
+            found.append(
+                "No native vector: the vector holds no texts to learn one from; give native=."
+            )
         return found
 
 
 def _transferred(pair: ModelPair, vector: SteeringVector, stitch: Stitch | None) -> SteeringVector:
     """The vector on the target, carried there by the stitch where it is not there yet."""
     if vector.model is None or _is(pair.target, vector.model):
-        return vector if stitch is None or same_place(vector.hook, stitch.target_hook) else stitch.transfer(vector)
+        return (
+            vector
+            if stitch is None or same_place(vector.hook, stitch.target_hook)
+            else stitch.transfer(vector)
+        )
     if not _is(pair.source, vector.model):
         raise MismatchError(
             f"vector {vector.name!r} belongs to {vector.model.name!r}, and the pair is {pair.source.name!r} → {pair.target.name!r}; "
@@ -158,7 +187,9 @@ def _is(model: HookedModel, identity: ModelIdentity) -> bool:
 
 
 def _native(pair: ModelPair, moved: SteeringVector) -> SteeringVector | None:
-    """The vector learnt on the target by the same recipe from the same texts; None where these are not at hand."""
+    """The vector learnt on the target by the same recipe from the same texts; None where these are
+    not at hand.
+    """
     if moved.contrast_set is None:
         return None
     return moved.relearnt(pair.target, moved.contrast_set, at=moved.hook)
@@ -169,4 +200,8 @@ def _arm(neutral: NeutralText, vector: SteeringVector, damage: float) -> Explore
     if found.reached:
         return ExploredArm(vector, found.scale)
     known = vector.median_norm == vector.median_norm and vector.norm > 0
-    return ExploredArm(vector, UNREACHED_SHARE * vector.median_norm / vector.norm if known else 1.0, calibrated=False)
+    return ExploredArm(
+        vector,
+        UNREACHED_SHARE * vector.median_norm / vector.norm if known else 1.0,
+        calibrated=False,
+    )

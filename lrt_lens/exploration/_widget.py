@@ -1,10 +1,14 @@
-"""The explorer as an ipywidgets widget; imported only when `explore` is called, because ipywidgets is an extra.
+"""The explorer as an ipywidgets widget; imported only when `explore` is called, because ipywidgets
+is an extra.
 
-The widget holds no numbers of its own: it hands a prompt, a strength and a seed to `lrt_lens.exploration._state.Exploration` and shows what comes
-back. It runs when the slider is let go, on "Run" and on "Another draw"; an error of ours is shown in its status line and leaves the last result.
+The widget holds no numbers of its own: it hands a prompt, a strength and a seed to
+`lrt_lens.exploration._state.Exploration` and shows what comes back. It runs when the slider is let
+go, on "Run" and on "Another draw"; an error of ours is shown in its status line and leaves the last
+result.
 
-JupyterLab hands messages of widgets to threads of the kernel (subshells), so one may arrive while another is worked on: they take turns, because
-hooks of two runs on one model would add up, and each reads the prompt and the slider when its turn comes, so that the last one shows what they say.
+JupyterLab hands messages of widgets to threads of the kernel (subshells), so one may arrive while
+another is worked on: they take turns, because hooks of two runs on one model would add up, and each
+reads the prompt and the slider when its turn comes, so that the last one shows what they say.
 """
 
 from html import escape
@@ -24,23 +28,48 @@ STEP = 0.1
 class ExplorerWidget(widgets.VBox):
     """Prompt, slider and buttons over continuations side by side."""
 
-    def __init__(self, exploration: Exploration, *, prompt: str, strength: float = 1.0, seed: int = 0) -> None:
+    def __init__(
+        self, exploration: Exploration, *, prompt: str, strength: float = 1.0, seed: int = 0
+    ) -> None:
         self.exploration, self.seed, self._turn = exploration, seed, RLock()
-        self.prompt = widgets.Textarea(value=prompt, placeholder="Words to continue", rows=2, layout={"width": "auto"})
+        self.prompt = widgets.Textarea(
+            value=prompt, placeholder="Words to continue", rows=2, layout={"width": "auto"}
+        )
         self.slider = widgets.FloatSlider(
-            value=strength, min=-STRONGEST, max=STRONGEST, step=STEP, readout_format=".1f", continuous_update=False, description="strength",
-            layout={"width": "min(32em, 100%)"}, tooltip=f"1: a damage of {exploration.damage:g} nats per token",
-        )  # fmt: skip
+            value=strength,
+            min=-STRONGEST,
+            max=STRONGEST,
+            step=STEP,
+            readout_format=".1f",
+            continuous_update=False,
+            description="strength",
+            layout={"width": "min(32em, 100%)"},
+            tooltip=f"1: a damage of {exploration.damage:g} nats per token",
+        )
         self.run_button = widgets.Button(description="Run", button_style="primary")
-        self.draw_button = widgets.Button(description="Another draw", tooltip="The same arms with other random numbers")
+        self.draw_button = widgets.Button(
+            description="Another draw", tooltip="The same arms with other random numbers"
+        )
         self.sizes = widgets.HTML()
         self.status = widgets.HTML()
         self.result = widgets.HTML()
         self.slider.observe(self._on_change, names="value")
         self.run_button.on_click(self._on_change)
         self.draw_button.on_click(self._on_draw)
-        buttons = widgets.HBox([self.run_button, self.draw_button, self.status], layout={"align_items": "center", "flex_flow": "row wrap"})
-        super().__init__([self.prompt, self.slider, buttons, self.result, self.sizes, widgets.HTML(_notes(exploration))])
+        buttons = widgets.HBox(
+            [self.run_button, self.draw_button, self.status],
+            layout={"align_items": "center", "flex_flow": "row wrap"},
+        )
+        super().__init__(
+            [
+                self.prompt,
+                self.slider,
+                buttons,
+                self.result,
+                self.sizes,
+                widgets.HTML(_notes(exploration)),
+            ]
+        )
         self.add_class("lrt-lens-explorer")
         self.update()
 

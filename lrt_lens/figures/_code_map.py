@@ -16,17 +16,22 @@ _STYLES = {
 
 
 def code_map_figure(table: pd.DataFrame, features: pd.DataFrame) -> go.Figure:
-    """Returns R² of every map with its interval, and a box of agreements an arm where features were compared.
+    """Returns R² of every map with its interval, and a box of agreements an arm where features were
+    compared.
 
-    Args:
-        table: `CodeMapEvaluation.table`: `arm`, `r2`, `r2_low`, `r2_high` and the same of `r2_uniform`.
-        features: `CodeMapEvaluation.features`: `feature`, `cosine` and `agreement_…`; may be empty.
+    Args: table: `CodeMapEvaluation.table`: `arm`, `r2`, `r2_low`, `r2_high` and the same of
+        `r2_uniform`. features: `CodeMapEvaluation.features`: `feature`, `cosine` and `agreement_…`;
+        may be empty.
 
     Raises:
         ValueError: a column is not in the table.
     """
-    require_columns(table, "arm", "r2", "r2_low", "r2_high", "r2_uniform", "r2_uniform_low", "r2_uniform_high")
-    panels = ["R² on the test fold"] + (["agreement with the source's effect"] if len(features) else [])
+    require_columns(
+        table, "arm", "r2", "r2_low", "r2_high", "r2_uniform", "r2_uniform_low", "r2_uniform_high"
+    )
+    panels = ["R² on the test fold"] + (
+        ["agreement with the source's effect"] if len(features) else []
+    )
     figure = make_subplots(cols=len(panels), horizontal_spacing=0.22)
     records = table.to_dict("records")
     labels = [_STYLES[str(record["arm"])].label for record in records]
@@ -36,10 +41,17 @@ def code_map_figure(table: pd.DataFrame, features: pd.DataFrame) -> go.Figure:
     ):
         values = table[measure]
         error = {
-            "type": "data", "array": table[f"{measure}_high"] - values, "arrayminus": values - table[f"{measure}_low"], "color": colour,
-        }  # fmt: skip
+            "type": "data",
+            "array": table[f"{measure}_high"] - values,
+            "arrayminus": values - table[f"{measure}_low"],
+            "color": colour,
+        }
         marker = {"symbol": symbol, "size": 10, "color": colour}
-        figure.add_trace(go.Scatter(x=values, y=labels, mode="markers", name=name, marker=marker, error_x=error), row=1, col=1)
+        figure.add_trace(
+            go.Scatter(x=values, y=labels, mode="markers", name=name, marker=marker, error_x=error),
+            row=1,
+            col=1,
+        )
     if len(features):
         for arm in ("s2l", "l2l", "other", "random"):
             style = _STYLES[arm]
@@ -51,14 +63,26 @@ def code_map_figure(table: pd.DataFrame, features: pd.DataFrame) -> go.Figure:
     title = "From codes or from states: predicting the target"
     subtitle = "95% intervals over groups of test documents; each point on the right is a feature"
     return figure.update_layout(
-        template=TEMPLATE_NAME, height=420, title={"text": title, "subtitle": {"text": subtitle}}, margin={"t": 80},
-    )  # fmt: skip
+        template=TEMPLATE_NAME,
+        height=420,
+        title={"text": title, "subtitle": {"text": subtitle}},
+        margin={"t": 80},
+    )
 
 
 def _box(features: pd.DataFrame, arm: str, style: ArmStyle) -> go.Box:
     return go.Box(
-        x=features[f"agreement_{arm}"], y=[style.label] * len(features), orientation="h", name=style.label, showlegend=False,
-        boxpoints="all", jitter=0.5, pointpos=0, marker={"color": style.colour, "size": 5}, line={"color": style.colour, "width": 1.5},
-        customdata=features[["feature", "cosine"]], fillcolor=style.fill(),
+        x=features[f"agreement_{arm}"],
+        y=[style.label] * len(features),
+        orientation="h",
+        name=style.label,
+        showlegend=False,
+        boxpoints="all",
+        jitter=0.5,
+        pointpos=0,
+        marker={"color": style.colour, "size": 5},
+        line={"color": style.colour, "width": 1.5},
+        customdata=features[["feature", "cosine"]],
+        fillcolor=style.fill(),
         hovertemplate="feature %{customdata[0]}: agreement %{x:.2f}, cosine of the two %{customdata[1]:.2f}<extra></extra>",
-    )  # fmt: skip
+    )

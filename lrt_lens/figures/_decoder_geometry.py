@@ -1,4 +1,6 @@
-"""LRT's figure 2 with nulls of its own scale, and beside it what the paper does not show: R² on features that did not fit."""
+"""LRT's figure 2 with nulls of its own scale, and beside it what the paper does not show: R² on
+features that did not fit.
+"""
 
 import math
 
@@ -20,10 +22,11 @@ _STYLES = {
 
 
 def decoder_geometry_figure(summary: pd.DataFrame) -> go.Figure:
-    """Returns ‖E‖_F on a logarithmic axis with each arm's chance level, and held-out R² with its interval.
+    """Returns ‖E‖_F on a logarithmic axis with each arm's chance level, and held-out R² with its
+    interval.
 
-    Args:
-        summary: `DecoderGeometry.summary`: `arm`, `residual`, `chance`, `r2`, `r2_low`, `r2_high`, `n_features`.
+    Args: summary: `DecoderGeometry.summary`: `arm`, `residual`, `chance`, `r2`, `r2_low`,
+        `r2_high`, `n_features`.
 
     Raises:
         ValueError: a column is not in the table, or it has no rows.
@@ -44,25 +47,60 @@ def decoder_geometry_figure(summary: pd.DataFrame) -> go.Figure:
         marker = {"color": style.colour, "symbol": style.symbol, "size": 11}
         label, number = f"{style.label}  ", f"<b>{row['residual']:.3g}</b>"
         figure.add_trace(
-            go.Scatter(x=[row["residual"]], y=[label], mode="markers+text", text=[number], textposition="middle right", marker=marker,
-                       hovertemplate=f"{style.label}: %{{x:.4g}}, {row['n_features']} features<extra></extra>", showlegend=False),
-            row=1, col=1,
-        )  # fmt: skip
+            go.Scatter(
+                x=[row["residual"]],
+                y=[label],
+                mode="markers+text",
+                text=[number],
+                textposition="middle right",
+                marker=marker,
+                hovertemplate=f"{style.label}: %{{x:.4g}}, {row['n_features']} features<extra></extra>",
+                showlegend=False,
+            ),
+            row=1,
+            col=1,
+        )
         if row["chance"] > 0:
             tick = {"color": NEUTRAL, "symbol": "line-ns-open", "size": 22, "line": {"width": 2}}
             figure.add_trace(
-                go.Scatter(x=[row["chance"]], y=[label], mode="markers", marker=tick, name="chance: norm·√(1 − d/n)", legendgroup="chance",
-                           showlegend=arm == arms[0], hovertemplate="chance %{x:.4g}<extra></extra>"),
-                row=1, col=1,
-            )  # fmt: skip
+                go.Scatter(
+                    x=[row["chance"]],
+                    y=[label],
+                    mode="markers",
+                    marker=tick,
+                    name="chance: norm·√(1 − d/n)",
+                    legendgroup="chance",
+                    showlegend=arm == arms[0],
+                    hovertemplate="chance %{x:.4g}<extra></extra>",
+                ),
+                row=1,
+                col=1,
+            )
         error = {
-            "type": "data", "array": [row["r2_high"] - row["r2"]], "arrayminus": [row["r2"] - row["r2_low"]], "color": style.colour,
-        }  # fmt: skip
+            "type": "data",
+            "array": [row["r2_high"] - row["r2"]],
+            "arrayminus": [row["r2"] - row["r2_low"]],
+            "color": style.colour,
+        }
         figure.add_trace(
-            go.Scatter(x=[row["r2"]], y=[label], mode="markers", marker=marker, error_x=error, showlegend=False, hovertemplate="R² %{x:.3f}<extra></extra>"),
-            row=1, col=2,
-        )  # fmt: skip
-    positive = [value for arm in arms for value in (records[arm]["residual"], records[arm]["chance"]) if value > 1e-6]
+            go.Scatter(
+                x=[row["r2"]],
+                y=[label],
+                mode="markers",
+                marker=marker,
+                error_x=error,
+                showlegend=False,
+                hovertemplate="R² %{x:.3f}<extra></extra>",
+            ),
+            row=1,
+            col=2,
+        )
+    positive = [
+        value
+        for arm in arms
+        for value in (records[arm]["residual"], records[arm]["chance"])
+        if value > 1e-6
+    ]
     if positive:
         low, high = math.log10(min(positive)), math.log10(max(positive))
         figure.update_xaxes(type="log", range=[low - 0.15, high + 0.35], dtick=1, row=1, col=1)
@@ -74,6 +112,9 @@ def decoder_geometry_figure(summary: pd.DataFrame) -> go.Figure:
     title = "Are two decoders linearly related?"
     subtitle = "95%: over features, or over draws for random rows; a residual at its chance mark says nothing"
     return figure.update_layout(
-        template=TEMPLATE_NAME, height=260 + 42 * len(arms), title={"text": title, "subtitle": {"text": subtitle}}, margin={"t": 110, "b": 100},
+        template=TEMPLATE_NAME,
+        height=260 + 42 * len(arms),
+        title={"text": title, "subtitle": {"text": subtitle}},
+        margin={"t": 110, "b": 100},
         legend={"y": -60 / (50 + 42 * len(arms))},
-    )  # fmt: skip
+    )

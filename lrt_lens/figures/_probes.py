@@ -1,4 +1,6 @@
-"""Probes carried over: accuracy by arm, the learning curve over labels of the target, and accuracy over sparse features."""
+"""Probes carried over: accuracy by arm, the learning curve over labels of the target, and accuracy
+over sparse features.
+"""
 
 from dataclasses import replace
 
@@ -6,7 +8,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lrt_lens.figures._template import ARM_STYLES, NEUTRAL, TEMPLATE_NAME, ArmStyle, arm_style, require_columns
+from lrt_lens.figures._template import (
+    ARM_STYLES,
+    NEUTRAL,
+    TEMPLATE_NAME,
+    ArmStyle,
+    arm_style,
+    require_columns,
+)
 
 _STYLES = {
     "source": ArmStyle("on the source", "#9A8C00", symbol="star-triangle-up"),
@@ -27,7 +36,8 @@ _COLUMNS = ("task", "arm", "k", "accuracy", "low", "high", "auroc")
 
 
 def probe_figure(table: pd.DataFrame, *, chance: float) -> go.Figure:
-    """Returns left the accuracy of every arm without a learning curve, right accuracy over k labels of the target.
+    """Returns left the accuracy of every arm without a learning curve, right accuracy over k labels
+    of the target.
 
     Args:
         table: `ProbeEvaluation.table`: `task`, `arm`, `k`, `accuracy`, `low`, `high`, `auroc`.
@@ -40,7 +50,9 @@ def probe_figure(table: pd.DataFrame, *, chance: float) -> go.Figure:
     curves = ("refit", "scratch")
     single = [arm for arm in _ordered(rows) if arm not in curves]
     titles = ["accuracy on the target, by arm", "what k labels of the target add"]
-    figure = make_subplots(cols=2, subplot_titles=titles, column_widths=[0.5, 0.5], horizontal_spacing=0.1)
+    figure = make_subplots(
+        cols=2, subplot_titles=titles, column_widths=[0.5, 0.5], horizontal_spacing=0.1
+    )
     for arm in reversed(single):
         figure.add_trace(_point(next(row for row in rows if row["arm"] == arm), arm), row=1, col=1)
     figure.add_vline(x=chance, line={"color": NEUTRAL, "dash": "dot", "width": 1}, row=1, col=1)  # pyright: ignore[reportArgumentType] (plotly's stubs know "all" only)
@@ -52,22 +64,31 @@ def probe_figure(table: pd.DataFrame, *, chance: float) -> go.Figure:
         if part := [row for row in rows if row["arm"] == arm]:
             figure.add_trace(_level(part[0], arm, [spans[0], spans[-1]]), row=1, col=2)
     figure.update_xaxes(title_text="accuracy (dotted: largest class)", row=1, col=1)
-    figure.update_xaxes(title_text="labels of the target (k)", type="log", tickvals=spans, ticktext=[str(k) for k in spans], row=1, col=2)
+    figure.update_xaxes(
+        title_text="labels of the target (k)",
+        type="log",
+        tickvals=spans,
+        ticktext=[str(k) for k in spans],
+        row=1,
+        col=2,
+    )
     figure.update_yaxes(title_text="accuracy", row=1, col=2)
     title = {
         "text": f"Probe carried over: {rows[0]['task']}",
-        "subtitle": {"text": "95% intervals over test texts; random and permuted: range of the draws"},
+        "subtitle": {
+            "text": "95% intervals over test texts; random and permuted: range of the draws"
+        },
     }
     figure.update_layout(template=TEMPLATE_NAME, title=title, height=480, margin={"t": 110})
     return figure.update_annotations(font_size=13)
 
 
 def sparse_probe_figure(table: pd.DataFrame, *, chance: float) -> go.Figure:
-    """Returns accuracy over the number of features that a probe may read, a line an arm; dense probes are levels (Stitching, figure 3a).
+    """Returns accuracy over the number of features that a probe may read, a line an arm; dense
+    probes are levels (Stitching, figure 3a).
 
-    Args:
-        table: `SparseProbeEvaluation.table`: `task`, `arm`, `k` (NaN for dense probes), `accuracy`, `low`, `high`, `auroc`.
-        chance: accuracy of always naming the largest class.
+    Args: table: `SparseProbeEvaluation.table`: `task`, `arm`, `k` (NaN for dense probes),
+        `accuracy`, `low`, `high`, `auroc`. chance: accuracy of always naming the largest class.
 
     Raises:
         ValueError: a column is not in the table, or it has no rows.
@@ -78,12 +99,27 @@ def sparse_probe_figure(table: pd.DataFrame, *, chance: float) -> go.Figure:
     for arm in _ordered(rows):
         part = [row for row in rows if row["arm"] == arm]
         dense = part[0]["k"] != part[0]["k"]
-        figure.add_trace(_level(part[0], arm, [spans[0], spans[-1]], legend=True) if dense else _curve(part, arm))
-    figure.add_hline(y=chance, line={"color": NEUTRAL, "dash": "dot", "width": 1}, annotation_text="largest class", annotation_font_size=11)
-    figure.update_xaxes(title_text="features that the probe reads (k)", type="log", tickvals=spans, ticktext=[str(k) for k in spans])
+        figure.add_trace(
+            _level(part[0], arm, [spans[0], spans[-1]], legend=True) if dense else _curve(part, arm)
+        )
+    figure.add_hline(
+        y=chance,
+        line={"color": NEUTRAL, "dash": "dot", "width": 1},
+        annotation_text="largest class",
+        annotation_font_size=11,
+    )
+    figure.update_xaxes(
+        title_text="features that the probe reads (k)",
+        type="log",
+        tickvals=spans,
+        ticktext=[str(k) for k in spans],
+    )
     subtitle = "95% intervals over test texts; random features: range of the draws"
     figure.update_yaxes(title_text="accuracy")
-    title = {"text": f"Sparse probes through SAEs: {rows[0]['task']}", "subtitle": {"text": subtitle}}
+    title = {
+        "text": f"Sparse probes through SAEs: {rows[0]['task']}",
+        "subtitle": {"text": subtitle},
+    }
     return figure.update_layout(template=TEMPLATE_NAME, title=title, height=480, margin={"t": 90})
 
 
@@ -104,7 +140,10 @@ def _style(arm: str) -> ArmStyle:
 
 
 def _errors(part: list[dict]) -> dict[str, list[float]]:
-    return {"array": [row["high"] - row["accuracy"] for row in part], "arrayminus": [row["accuracy"] - row["low"] for row in part]}
+    return {
+        "array": [row["high"] - row["accuracy"] for row in part],
+        "arrayminus": [row["accuracy"] - row["low"] for row in part],
+    }
 
 
 def _hover(row: dict, arm: str) -> str:
@@ -114,24 +153,41 @@ def _hover(row: dict, arm: str) -> str:
 def _point(row: dict, arm: str) -> go.Scatter:
     style = _style(arm)
     return go.Scatter(
-        x=[row["accuracy"]], y=[style.label], mode="markers", marker=style.marker, name=style.label, showlegend=False,
-        error_x=_errors([row]) | {"color": style.colour, "thickness": 2}, hovertemplate=_hover(row, arm) + "<extra></extra>",
-    )  # fmt: skip
+        x=[row["accuracy"]],
+        y=[style.label],
+        mode="markers",
+        marker=style.marker,
+        name=style.label,
+        showlegend=False,
+        error_x=_errors([row]) | {"color": style.colour, "thickness": 2},
+        hovertemplate=_hover(row, arm) + "<extra></extra>",
+    )
 
 
 def _curve(part: list[dict], arm: str) -> go.Scatter:
     style = _style(arm)
     return go.Scatter(
-        x=[row["k"] for row in part], y=[row["accuracy"] for row in part], mode="lines+markers", line=style.line, marker=style.marker,
-        name=style.label, error_y=_errors(part) | {"color": style.colour, "thickness": 1},
-        text=[_hover(row, arm) for row in part], hovertemplate="%{text}<br>k = %{x}<extra></extra>",
-    )  # fmt: skip
+        x=[row["k"] for row in part],
+        y=[row["accuracy"] for row in part],
+        mode="lines+markers",
+        line=style.line,
+        marker=style.marker,
+        name=style.label,
+        error_y=_errors(part) | {"color": style.colour, "thickness": 1},
+        text=[_hover(row, arm) for row in part],
+        hovertemplate="%{text}<br>k = %{x}<extra></extra>",
+    )
 
 
 def _level(row: dict, arm: str, span: list[int], *, legend: bool = True) -> go.Scatter:
     style = _style(arm)
     line = style.line | {"dash": "dot" if arm != "transferred" else "solid", "width": 2}
     return go.Scatter(
-        x=span, y=[row["accuracy"]] * 2, mode="lines", line=line, name=style.label, showlegend=legend,
+        x=span,
+        y=[row["accuracy"]] * 2,
+        mode="lines",
+        line=line,
+        name=style.label,
+        showlegend=legend,
         hovertemplate=_hover(row, arm) + "<extra></extra>",
-    )  # fmt: skip
+    )

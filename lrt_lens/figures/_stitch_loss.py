@@ -1,4 +1,6 @@
-"""The loss behind a stitch, route by route: how far is the stitched pass from the untouched model, how far from an ablated one?"""
+"""The loss behind a stitch, route by route: how far is the stitched pass from the untouched model,
+how far from an ablated one?
+"""
 
 import math
 from dataclasses import replace
@@ -7,7 +9,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lrt_lens.figures._template import ARM_STYLES, NEUTRAL, TEMPLATE_NAME, ArmStyle, arm_style, require_columns
+from lrt_lens.figures._template import (
+    ARM_STYLES,
+    NEUTRAL,
+    TEMPLATE_NAME,
+    ArmStyle,
+    arm_style,
+    require_columns,
+)
 
 _STYLES = {
     "own": replace(ARM_STYLES["native"], label="finishing model, own state"),
@@ -21,24 +30,41 @@ _STYLES = {
 
 
 def stitch_loss_figure(table: pd.DataFrame) -> go.Figure:
-    """Returns cross-entropy by arm with its interval, a panel a route; dotted lines mark the untouched and the mean-ablated model.
+    """Returns cross-entropy by arm with its interval, a panel a route; dotted lines mark the
+    untouched and the mean-ablated model.
 
-    Args:
-        table: `StitchLoss.table`: `route`, `arm`, `finishes_in`, `ce`, `ce_low`, `ce_high` (nats per token), `recovered`, `kl`, `increase_percent`.
+    Args: table: `StitchLoss.table`: `route`, `arm`, `finishes_in`, `ce`, `ce_low`, `ce_high` (nats
+        per token), `recovered`, `kl`, `increase_percent`.
 
     Raises:
         ValueError: a column is not in the table, or it has no rows.
     """
-    require_columns(table, "route", "arm", "finishes_in", "ce", "ce_low", "ce_high", "recovered", "kl", "increase_percent")
+    require_columns(
+        table,
+        "route",
+        "arm",
+        "finishes_in",
+        "ce",
+        "ce_low",
+        "ce_high",
+        "recovered",
+        "kl",
+        "increase_percent",
+    )
     records = table.to_dict("records")
     routes = list(dict.fromkeys(str(record["route"]) for record in records))
     if not routes:
         raise ValueError("the table has no rows; there is nothing to show")
     arms = _ordered([str(record["arm"]) for record in records])
-    titles = [f"{route}   (finishes in {next(r['finishes_in'] for r in records if r['route'] == route)})" for route in routes]
+    titles = [
+        f"{route}   (finishes in {next(r['finishes_in'] for r in records if r['route'] == route)})"
+        for route in routes
+    ]
     height = 170 + len(routes) * (50 + 24 * len(arms))
     spacing = 50 / height if len(routes) > 1 else 0
-    figure = make_subplots(rows=len(routes), shared_xaxes=True, vertical_spacing=spacing, subplot_titles=titles)
+    figure = make_subplots(
+        rows=len(routes), shared_xaxes=True, vertical_spacing=spacing, subplot_titles=titles
+    )
     for number, route in enumerate(routes, start=1):
         rows = {str(record["arm"]): record for record in records if record["route"] == route}
         for arm in (arm for arm in arms if arm in rows):
@@ -51,11 +77,28 @@ def stitch_loss_figure(table: pd.DataFrame) -> go.Figure:
                 figure.add_vline(x=rows[arm]["ce"], line=line, row=number, col=1)  # pyright: ignore[reportArgumentType] (plotly's stubs know "all" only)
     labels = [_style(arm).label for arm in reversed(arms)]
     figure.update_annotations(x=0, xanchor="left", font={"size": 14})
-    figure.update_yaxes(type="category", categoryorder="array", categoryarray=labels, range=[-0.6, len(arms) - 0.4], ticks="")
+    figure.update_yaxes(
+        type="category",
+        categoryorder="array",
+        categoryarray=labels,
+        range=[-0.6, len(arms) - 0.4],
+        ticks="",
+    )
     subtitle = "lower is better; dotted: the finishing model with its own state, and with its mean; beside each point: rise over its own"
-    figure.update_layout(title={"text": "Loss behind the stitch", "subtitle": {"text": subtitle}}, height=height, showlegend=False)
-    figure.update_layout(template=TEMPLATE_NAME, margin={"t": 130, "r": 60}, title_y=1 - 30 / height, title_yanchor="top")
-    return figure.update_xaxes(title_text="next-token cross-entropy (nats per token)", row=len(routes), col=1)
+    figure.update_layout(
+        title={"text": "Loss behind the stitch", "subtitle": {"text": subtitle}},
+        height=height,
+        showlegend=False,
+    )
+    figure.update_layout(
+        template=TEMPLATE_NAME,
+        margin={"t": 130, "r": 60},
+        title_y=1 - 30 / height,
+        title_yanchor="top",
+    )
+    return figure.update_xaxes(
+        title_text="next-token cross-entropy (nats per token)", row=len(routes), col=1
+    )
 
 
 def _ordered(arms: list[str]) -> list[str]:
@@ -78,14 +121,25 @@ def _point(row: dict, arm: str) -> go.Scatter:
         f"<br>recovered {share}<extra></extra>"
     )
     return go.Scatter(
-        x=[row["ce"]], y=[style.label], name=arm, mode="markers", marker=style.marker, hovertemplate=hover,
+        x=[row["ce"]],
+        y=[style.label],
+        name=arm,
+        mode="markers",
+        marker=style.marker,
+        hovertemplate=hover,
         error_x={"array": [above], "arrayminus": [below], "color": style.colour, "thickness": 2},
-    )  # fmt: skip
+    )
 
 
 def _rise(row: dict, arm: str) -> go.Scatter:
     """By how much the loss is above the finishing model's own, behind the interval."""
     text = f"  {row['increase_percent']:+.1f}%"
     return go.Scatter(
-        x=[row["ce_high"]], y=[_style(arm).label], mode="text", text=[text], textposition="middle right", hoverinfo="skip", cliponaxis=False
+        x=[row["ce_high"]],
+        y=[_style(arm).label],
+        mode="text",
+        text=[text],
+        textposition="middle right",
+        hoverinfo="skip",
+        cliponaxis=False,
     )

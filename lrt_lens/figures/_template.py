@@ -1,10 +1,11 @@
 """How every figure looks: one plotly template and one style an arm.
 
-Problem: a reader compares figures with each other, on a white page, on a dark one, on paper, and with any kind of
-colour vision. Mechanism: an arm of a comparison ("transferred", "random", …) has the same colour, dash and marker
-everywhere, so that colour is never the only sign. Colours are those of Okabe and Ito (2008), where black and yellow,
-which vanish on a dark or a white page, are replaced by a neutral grey and a darkened yellow. Backgrounds are
-transparent and text is a grey that is legible on both; the HTML report repaints text in the page's own ink.
+Problem: a reader compares figures with each other, on a white page, on a dark one, on paper, and
+with any kind of colour vision. Mechanism: an arm of a comparison ("transferred", "random", …) has
+the same colour, dash and marker everywhere, so that colour is never the only sign. Colours are
+those of Okabe and Ito (2008), where black and yellow, which vanish on a dark or a white page, are
+replaced by a neutral grey and a darkened yellow. Backgrounds are transparent and text is a grey
+that is legible on both; the HTML report repaints text in the page's own ink.
 
 Example:
     import plotly.graph_objects as go
@@ -14,8 +15,8 @@ Example:
     figure = go.Figure(go.Scatter(x=[0, 1], y=[0, 2], name=style.label, line=style.line))
     figure.update_layout(template=TEMPLATE_NAME)
 
-Limits: importing this module registers the template under the name "lrt_lens"; it does not become plotly's default,
-so figures of the user's own keep their looks.
+Limits: importing this module registers the template under the name "lrt_lens"; it does not become
+plotly's default, so figures of the user's own keep their looks.
 """
 
 import re
@@ -37,7 +38,11 @@ HIGHLIGHT = "#D55E00"
 HEAT_SCALE = "Cividis"
 """Sequential, even in lightness, made for colour-vision deficiency."""
 
-MENU_LOOKS: dict[str, object] = {"bgcolor": "#ffffff", "bordercolor": "#c8ccd0", "font": {"size": 12, "color": "#4a4a4a"}}
+MENU_LOOKS: dict[str, object] = {
+    "bgcolor": "#ffffff",
+    "bordercolor": "#c8ccd0",
+    "font": {"size": 12, "color": "#4a4a4a"},
+}
 """Menus and buttons inside a figure: opaque, because an open menu lies over the data."""
 
 
@@ -63,8 +68,15 @@ class ArmStyle:
 
     @property
     def marker(self) -> dict[str, object]:
-        """Plotly's `marker` of a scatter trace; the neutral rim keeps light colours visible on white."""
-        return {"color": self.colour, "symbol": self.symbol, "size": 8, "line": {"color": NEUTRAL, "width": 1}}
+        """Plotly's `marker` of a scatter trace; the neutral rim keeps light colours visible on
+        white.
+        """
+        return {
+            "color": self.colour,
+            "symbol": self.symbol,
+            "size": 8,
+            "line": {"color": NEUTRAL, "width": 1},
+        }
 
     def fill(self, *, opacity: float = 0.14) -> str:
         """Returns the colour as `rgba(…)`, for a band round the line."""
@@ -76,7 +88,9 @@ ARM_STYLES: dict[str, ArmStyle] = {
     "transferred": ArmStyle("transferred", "#D55E00", width=3.0),
     "native": ArmStyle("native", "#0072B2", symbol="square"),
     "native_best": ArmStyle("native, best hook", "#56B4E9", dash="dash", symbol="square-open"),
-    "untransformed": ArmStyle("untransformed", "#9A8C00", dash="longdashdot", symbol="star-triangle-up"),
+    "untransformed": ArmStyle(
+        "untransformed", "#9A8C00", dash="longdashdot", symbol="star-triangle-up"
+    ),
     "shuffled": ArmStyle("shuffled map", "#CC79A7", dash="dashdot", symbol="diamond"),
     "permuted": ArmStyle("permuted labels", "#009E73", dash="dot", symbol="triangle-up"),
     "bias_only": ArmStyle("bias only", "#E69F00", dash="longdash", symbol="cross"),
@@ -94,13 +108,19 @@ def arm_style(arm: str) -> ArmStyle:
 
 
 def ordered_arms(arms: list[str]) -> list[str]:
-    """Returns the distinct arms: known ones in the order of `ARM_STYLES`, then the others as they first appear."""
+    """Returns the distinct arms: known ones in the order of `ARM_STYLES`, then the others as they
+    first appear.
+    """
     distinct = list(dict.fromkeys(arms))
-    return [arm for arm in ARM_STYLES if arm in distinct] + [arm for arm in distinct if arm not in ARM_STYLES]
+    return [arm for arm in ARM_STYLES if arm in distinct] + [
+        arm for arm in distinct if arm not in ARM_STYLES
+    ]
 
 
 def hook_order(hook_point: str) -> tuple[int, int, str]:
-    """Returns a sort key that follows the forward pass: embedding, then by layer pre, mid, post, then the rest."""
+    """Returns a sort key that follows the forward pass: embedding, then by layer pre, mid, post,
+    then the rest.
+    """
     match = re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|mid|post)", hook_point)
     if match:
         return int(match[1]), _HOOK_KINDS.index(match[2]), hook_point
@@ -111,7 +131,9 @@ def hook_order(hook_point: str) -> tuple[int, int, str]:
 
 
 def require_columns(table: pd.DataFrame, *columns: str) -> None:
-    """Raises ValueError, naming what is missing and what is there, unless the table has all columns."""
+    """Raises ValueError, naming what is missing and what is there, unless the table has all
+    columns.
+    """
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise ValueError(f"the table lacks columns {missing}; it has {list(table.columns)}")
@@ -128,7 +150,11 @@ def _template() -> go.layout.Template:
         "title": {"standoff": 10, "font": {"size": 13}},
     }
     layout = {
-        "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": NEUTRAL},
+        "font": {
+            "family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif",
+            "size": 13,
+            "color": NEUTRAL,
+        },
         "title": {
             "x": 0,
             "xref": "container",
@@ -144,7 +170,14 @@ def _template() -> go.layout.Template:
         "colorway": [style.colour for style in ARM_STYLES.values()],
         "xaxis": axis,
         "yaxis": axis,
-        "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0, "xanchor": "left", "font": {"size": 12}},
+        "legend": {
+            "orientation": "h",
+            "y": -0.2,
+            "yanchor": "top",
+            "x": 0,
+            "xanchor": "left",
+            "font": {"size": 12},
+        },
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": NEUTRAL, "activecolor": HIGHLIGHT},
         "hovermode": "closest",
         "hoverlabel": {"align": "left"},

@@ -1,1 +1,3 @@
-"""Models with named residual hook points: loading, capture, intervention, generation, and pairs of them."""
+"""Models with named residual hook points: loading, capture, intervention, generation, and pairs of
+them.
+"""

@@ -1,15 +1,18 @@
 """How a model is run: the small protocol behind `HookedModel`, and its two implementations.
 
-`BridgeEngine` runs a TransformerLens ``TransformerBridge``. Capturing whole-stream hook points (``hook_resid_pre/post``,
-``hook_embed``) takes the bridged children out of the Hugging Face decoder for the duration and reads plain forward hooks on its
-layers: bit-equal to Hugging Face and as fast (a bridge's own ``run_with_cache`` unembeds every token and costs 2 to 3 times the
-decoder). Other hook points are read from the bridge's ``HookPoint``. Either way an exception of our own ends the pass at the
-deepest hook, so later layers and the unembedding never run. While somebody's hooks are on, everything is read from ``HookPoint`` objects:
-the bare decoder would not see what they change.
+`BridgeEngine` runs a TransformerLens ``TransformerBridge``. Capturing whole-stream hook points
+(``hook_resid_pre/post``, ``hook_embed``) takes the bridged children out of the Hugging Face decoder
+for the duration and reads plain forward hooks on its layers: bit-equal to Hugging Face and as fast
+(a bridge's own ``run_with_cache`` unembeds every token and costs 2 to 3 times the decoder). Other
+hook points are read from the bridge's ``HookPoint``. Either way an exception of our own ends the
+pass at the deepest hook, so later layers and the unembedding never run. While somebody's hooks are
+on, everything is read from ``HookPoint`` objects: the bare decoder would not see what they change.
 
-`HookedTransformerEngine` runs an existing ``HookedTransformer`` (TransformerLens 3.x) through its own ``run_with_cache``.
+`HookedTransformerEngine` runs an existing ``HookedTransformer`` (TransformerLens 3.x) through its
+own ``run_with_cache``.
 
-Rows are padded on the right and no attention mask is passed: attention is causal, so positions never see padding that follows them.
+Rows are padded on the right and no attention mask is passed: attention is causal, so positions
+never see padding that follows them.
 """
 
 import math
@@ -56,7 +59,9 @@ class Engine(Protocol):
         ...
 
     def resuming(self, name: str, residual: Residual) -> AbstractContextManager[None]:
-        """While open, passes over the same tokens continue from ``residual`` at hook point ``name``."""
+        """While open, passes over the same tokens continue from ``residual`` at hook point
+        ``name``.
+        """
         ...
 
 
@@ -78,12 +83,18 @@ class _Capture:
 
 
 def _hook_names(n_layers: int, has: Callable[[str], bool]) -> tuple[str, ...]:
-    names = [f"blocks.{layer}.hook_resid_{part}" for layer in range(n_layers) for part in ("pre", "mid", "post")]
+    names = [
+        f"blocks.{layer}.hook_resid_{part}"
+        for layer in range(n_layers)
+        for part in ("pre", "mid", "post")
+    ]
     return tuple(name for name in [EMBED, *names] if has(name))
 
 
 def _add_lens_hook(hook_point: Any, fn: HookFunction) -> Callable[[], None]:
-    """Add one hook to a TransformerLens ``HookPoint``; `remove_hooks` there takes all of them off, this takes just ours."""
+    """Add one hook to a TransformerLens ``HookPoint``; `remove_hooks` there takes all of them off,
+    this takes just ours.
+    """
     before = list(hook_point.fwd_hooks)
     hook_point.add_hook(fn)
     added = [handle for handle in hook_point.fwd_hooks if all(handle is not old for old in before)]
@@ -108,7 +119,8 @@ class BridgeEngine:
         self.hook_points = _hook_names(self.n_layers, bridge.hook_dict.__contains__)
         self._layers = [block.original_component for block in bridge.blocks]
         self._embedding = bridge.embed.original_component
-        # Compatibility mode rewrites weights inside the bridged components, so the bare decoder is another model there.
+        # Compatibility mode rewrites weights inside the bridged components, so the bare decoder is
+        # another model there.
         self._bare_is_faithful = not getattr(bridge, "compatibility_mode", False)
         self._points = list({id(point): point for point in bridge.hook_dict.values()}.values())
         self._returns_tuple: bool | None = None
@@ -123,13 +135,21 @@ class BridgeEngine:
         capture = _Capture(names)
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
-            if self._bare_is_faithful and not self._is_hooked and all("resid_mid" not in name for name in names):
+            if (
+                self._bare_is_faithful
+                and not self._is_hooked
+                and all("resid_mid" not in name for name in names)
+            ):
                 stack.enter_context(self._bare_decoder())
                 for name in names:
                     stack.callback(self._add_plain_hook(name, capture))
             else:
                 for name in names:
-                    stack.callback(self.add_hook(name, lambda activation, hook, name=name: capture.put(name, activation)))
+                    stack.callback(
+                        self.add_hook(
+                            name, lambda activation, hook, name=name: capture.put(name, activation)
+                        )
+                    )
             stack.enter_context(suppress(_DeepestHookReached))
             self.bridge.original_model.base_model(input_ids=tokens.to(self.device), use_cache=False)
         return {name: capture.seen[name] for name in names}
@@ -149,9 +169,11 @@ class BridgeEngine:
 
     @contextmanager
     def resuming(self, name: str, residual: Residual) -> Iterator[None]:
-        """Passes continue from ``residual``: layers up to a ``hook_resid_post`` hand their input on, the last of them returns it.
+        """Passes continue from ``residual``: layers up to a ``hook_resid_post`` hand their input
+        on, the last of them returns it.
 
-        At other hook points, and where hooks are on that the bare decoder would run past, a hook puts the residual in place instead.
+        At other hook points, and where hooks are on that the bare decoder would run past, a hook
+        puts the residual in place instead.
         """
         bare = self._bare_is_faithful and not self._is_hooked
         if not (bare and name.endswith("hook_resid_post") and self._returns_tuple is not None):
@@ -161,7 +183,9 @@ class BridgeEngine:
         skipped = self._layers[: int(name.split(".")[1]) + 1]
         try:
             for layer in skipped:
-                layer.forward = _shortcut(self._returns_tuple, residual if layer is skipped[-1] else None)
+                layer.forward = _shortcut(
+                    self._returns_tuple, residual if layer is skipped[-1] else None
+                )
             with self._bare_decoder():
                 yield
         finally:
@@ -176,7 +200,9 @@ class BridgeEngine:
 
     @contextmanager
     def _bare_decoder(self) -> Iterator[None]:
-        """Put the Hugging Face modules back in the place of the bridged ones, and undo it whatever happens."""
+        """Put the Hugging Face modules back in the place of the bridged ones, and undo it whatever
+        happens.
+        """
         swapped = list(_bridged_children(self.bridge.original_model))
         try:
             for parent, name, child in swapped:
@@ -188,7 +214,9 @@ class BridgeEngine:
 
     def _add_plain_hook(self, name: str, capture: _Capture) -> Callable[[], None]:
         if name == EMBED:
-            return self._embedding.register_forward_hook(lambda _module, _args, output: capture.put(name, output)).remove
+            return self._embedding.register_forward_hook(
+                lambda _module, _args, output: capture.put(name, output)
+            ).remove
         layer = self._layers[int(name.split(".")[1])]
         if name.endswith("_pre"):
 
@@ -215,10 +243,14 @@ def _replacing(engine: Engine, name: str, residual: Residual) -> Iterator[None]:
 
 
 def _shortcut(returns_tuple: bool, residual: Tensor | None) -> Callable[..., Any]:
-    """A layer's forward that computes nothing, in the layer's own return convention (a tensor, or a tuple that starts with it)."""
+    """A layer's forward that computes nothing, in the layer's own return convention (a tensor, or a
+    tuple that starts with it).
+    """
 
     def skip(*args: Any, **kwargs: Any) -> Any:
-        hidden = residual if residual is not None else (args[0] if args else kwargs["hidden_states"])
+        hidden = (
+            residual if residual is not None else (args[0] if args else kwargs["hidden_states"])
+        )
         return (hidden,) if returns_tuple else hidden
 
     return skip
@@ -228,7 +260,11 @@ def _bridged_children(root: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Modu
     """(parent, name, bridged child) for every bridged component below ``root``."""
     for parent in list(root.modules()):
         for name, child in parent._modules.items():
-            if child is not None and name != "_original_component" and "_original_component" in child._modules:
+            if (
+                child is not None
+                and name != "_original_component"
+                and "_original_component" in child._modules
+            ):
                 yield parent, name, child
 
 
@@ -250,13 +286,17 @@ class HookedTransformerEngine:
 
     def capture(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Residual]:
         """Activations at the named hook points."""
-        # The input of a block is read as the output of the one before, which saves a block: `stop_at_layer` is exclusive.
+        # The input of a block is read as the output of the one before, which saves a block:
+        # `stop_at_layer` is exclusive.
         places = {name: place(name) for name in names}
         # 0 would stop before the first block, whose input has no other name.
         stop = max(1, math.ceil(max(depth(name) for name in names)))
         with torch.inference_mode():
             _, cache = self.model.run_with_cache(
-                tokens.to(self.device), names_filter=list(places.values()), stop_at_layer=stop, return_type=None
+                tokens.to(self.device),
+                names_filter=list(places.values()),
+                stop_at_layer=stop,
+                return_type=None,
             )
         return {name: cache[where] for name, where in places.items()}
 
@@ -267,9 +307,19 @@ class HookedTransformerEngine:
     def generate(self, tokens: Tokens, **options: Any) -> LongerTokens:
         """Continuations, prompt included."""
         # Its own generate knows neither; prompts of one length come together, so nothing is padded.
-        options = {key: value for key, value in options.items() if key not in ("attention_mask", "pad_token_id")}
+        options = {
+            key: value
+            for key, value in options.items()
+            if key not in ("attention_mask", "pad_token_id")
+        }
         with torch.inference_mode():
-            return self.model.generate(tokens.to(self.device), verbose=False, return_type="tokens", prepend_bos=False, **options)
+            return self.model.generate(
+                tokens.to(self.device),
+                verbose=False,
+                return_type="tokens",
+                prepend_bos=False,
+                **options,
+            )
 
     def add_hook(self, name: str, fn: HookFunction) -> Callable[[], None]:
         """Put a hook on; returns the function that takes it off."""
@@ -293,13 +343,15 @@ def engine_for(model: Any) -> Engine:
 
 
 def centred_residual(engine: Engine) -> bool:
-    """Whether the residual stream has its mean over dimensions projected out (``center_writing_weights``).
+    """Whether the residual stream has its mean over dimensions projected out
+    (``center_writing_weights``).
 
     Measured, not read from a flag: TransformerLens does not record which weights it processed.
     """
     tokens = torch.arange(1, 9).remainder(engine.d_vocab)[None]
     residual = engine.capture(tokens, [residual_post(0)])[residual_post(0)]
-    # A projection leaves rounding: in bfloat16 that is a share of a per cent of the stream, in float32 next to nothing.
+    # A projection leaves rounding: in bfloat16 that is a share of a per cent of the stream, in
+    # float32 next to nothing.
     tolerance = max(1e-5, torch.finfo(residual.dtype).eps)
     residual = residual.double()
     return bool(residual.mean(-1).abs().max() < tolerance * residual.pow(2).mean().sqrt())

@@ -1,7 +1,8 @@
 """From whatever names or is a model to a `HookedModel`.
 
-The Hugging Face model is loaded by us, with SDPA attention, and handed to the bridge: a bridge that boots by name forces eager
-attention, which is slower and takes memory quadratic in the context. Architectures without SDPA fall back to their own default.
+The Hugging Face model is loaded by us, with SDPA attention, and handed to the bridge: a bridge that
+boots by name forces eager attention, which is slower and takes memory quadratic in the context.
+Architectures without SDPA fall back to their own default.
 """
 
 import copy
@@ -17,7 +18,9 @@ from lrt_lens.models._hooked_model import HookedModel, model_name, tokenizer_has
 logger = logging.getLogger(__name__)
 
 ModelLike = Any
-"""A hub id, a local folder, a Hugging Face model, a ``TransformerBridge``, a ``HookedTransformer`` or a `HookedModel`."""
+"""A hub id, a local folder, a Hugging Face model, a ``TransformerBridge``, a ``HookedTransformer``
+or a `HookedModel`.
+"""
 
 
 def load_model(
@@ -44,7 +47,9 @@ def load_model(
             )
         return model
     if isinstance(model, str | Path):
-        loaded, tokenizer = _from_pretrained(str(model), tokenizer, device, dtype, device_map, revision, trust_remote_code)
+        loaded, tokenizer = _from_pretrained(
+            str(model), tokenizer, device, dtype, device_map, revision, trust_remote_code
+        )
         return HookedModel(
             _bridge(loaded, tokenizer, str(model)),
             tokenizer=tokenizer,
@@ -57,18 +62,35 @@ def load_model(
     if hasattr(model, "config") and hasattr(model, "forward"):
         name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
         tokenizer = tokenizer or _tokenizer(name, revision)
-        return HookedModel(_bridge(model, tokenizer, name), tokenizer=tokenizer, name=model_name(name), prepend_bos=prepend_bos)
+        return HookedModel(
+            _bridge(model, tokenizer, name),
+            tokenizer=tokenizer,
+            name=model_name(name),
+            prepend_bos=prepend_bos,
+        )
     return HookedModel(model)
 
 
 def _from_pretrained(
-    name: str, tokenizer: Any, device: Any, dtype: str | torch.dtype | None, device_map: Any, revision: str | None, trust: bool
+    name: str,
+    tokenizer: Any,
+    device: Any,
+    dtype: str | torch.dtype | None,
+    device_map: Any,
+    revision: str | None,
+    trust: bool,
 ) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
 
     if device is not None and device_map is not None:
-        raise ValueError(f"device={device!r} and device_map={device_map!r} exclude each other; give one")
-    options: dict[str, Any] = {"dtype": torch_dtype(dtype), "revision": revision, "trust_remote_code": trust}
+        raise ValueError(
+            f"device={device!r} and device_map={device_map!r} exclude each other; give one"
+        )
+    options: dict[str, Any] = {
+        "dtype": torch_dtype(dtype),
+        "revision": revision,
+        "trust_remote_code": trust,
+    }
     if device_map is not None:
         options["device_map"] = device_map
     options = {key: value for key, value in options.items() if value is not None}
@@ -96,9 +118,13 @@ def _tokenizer(name: str, revision: str | None = None, trust: bool = False) -> A
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name, **({"revision": revision} if revision else {}), trust_remote_code=trust)
+        return AutoTokenizer.from_pretrained(
+            name, **({"revision": revision} if revision else {}), trust_remote_code=trust
+        )
     except (OSError, ValueError) as error:
-        raise ValueError(f"no tokenizer found at {name!r} ({error}); pass tokenizer=AutoTokenizer.from_pretrained(...)") from error
+        raise ValueError(
+            f"no tokenizer found at {name!r} ({error}); pass tokenizer=AutoTokenizer.from_pretrained(...)"
+        ) from error
 
 
 def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
@@ -107,7 +133,9 @@ def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
         return torch.float32
     resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
-        raise ValueError(f"dtype {dtype!r} is no floating point type; use 'float32', 'bfloat16' or 'float16'")
+        raise ValueError(
+            f"dtype {dtype!r} is no floating point type; use 'float32', 'bfloat16' or 'float16'"
+        )
     return resolved
 
 
@@ -116,8 +144,11 @@ def _bridge(model: Any, tokenizer: Any, name: str) -> Any:
 
     parameter = next(model.parameters())
     device = None if getattr(model, "hf_device_map", None) else parameter.device
-    # The bridge changes its tokenizer: missing special tokens are made up, and, unless it says that it adds BOS already, it is loaded
-    # again so that it does. That is not how the model was trained, so the bridge gets a copy that it leaves as it is.
+    # The bridge changes its tokenizer: missing special tokens are made up, and, unless it says that
+    # it adds BOS already, it is loaded again so that it does. That is not how the model was
+    # trained, so the bridge gets a copy that it leaves as it is.
     copied = copy.deepcopy(tokenizer)
     copied.init_kwargs = {"name_or_path": name, **copied.init_kwargs, "add_bos_token": True}
-    return TransformerBridge.boot_transformers(name, hf_model=model.eval(), tokenizer=copied, dtype=parameter.dtype, device=device)
+    return TransformerBridge.boot_transformers(
+        name, hf_model=model.eval(), tokenizer=copied, dtype=parameter.dtype, device=device
+    )

@@ -1,4 +1,6 @@
-"""A source and a target model: of one tokenizer, or of two whose tokens are aligned by the text that they spell."""
+"""A source and a target model: of one tokenizer, or of two whose tokens are aligned by the text
+that they spell.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +38,9 @@ class ModelPair:
         prepend_bos: bool | None = None,
         trust_remote_code: bool = False,
     ) -> "ModelPair":
-        """Load both models (see `HookedModel.load`); `MismatchError` where they share a tokenizer and differ in their BOS policy."""
+        """Load both models (see `HookedModel.load`); `MismatchError` where they share a tokenizer
+        and differ in their BOS policy.
+        """
         options: dict[str, Any] = {
             "device": device,
             "dtype": dtype,
@@ -44,7 +48,10 @@ class ModelPair:
             "prepend_bos": prepend_bos,
             "trust_remote_code": trust_remote_code,
         }
-        return cls(load_model(source, revision=source_revision, **options), load_model(target, revision=target_revision, **options))
+        return cls(
+            load_model(source, revision=source_revision, **options),
+            load_model(target, revision=target_revision, **options),
+        )
 
     def __post_init__(self) -> None:
         if not self.aligned and self.source.prepend_bos != self.target.prepend_bos:
@@ -59,17 +66,29 @@ class ModelPair:
     def _repr_html_(self) -> str:
         rows = [
             {
-                "": role, "model": m.name, "layers": m.n_layers, "width": m.d_model,
-                "vocabulary": len(m.tokenizer), "BOS": "yes" if m.prepend_bos else "no", "basis": m.basis, "device": str(m.device),
+                "": role,
+                "model": m.name,
+                "layers": m.n_layers,
+                "width": m.d_model,
+                "vocabulary": len(m.tokenizer),
+                "BOS": "yes" if m.prepend_bos else "no",
+                "basis": m.basis,
+                "device": str(m.device),
             }
             for role, m in (("source", self.source), ("target", self.target))
-        ]  # fmt: skip
-        tokens = "Different tokens: positions are aligned by the text behind them." if self.aligned else "Both read the same tokens."
+        ]
+        tokens = (
+            "Different tokens: positions are aligned by the text behind them."
+            if self.aligned
+            else "Both read the same tokens."
+        )
         return card("ModelPair", table(pd.DataFrame(rows)), note(tokens))
 
     @cached_property
     def aligned(self) -> bool:
-        """Whether the models read different tokens, so that positions have to be aligned by the text behind them."""
+        """Whether the models read different tokens, so that positions have to be aligned by the
+        text behind them.
+        """
         return not self.source.identity.reads_as(self.target.identity)
 
     def refuse_two_tokenizers(self, what: str, instead: str) -> None:

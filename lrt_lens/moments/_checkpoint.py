@@ -1,4 +1,5 @@
-"""Checkpoints of a harvest: one file a rank, with its moments *and* the blocks that are in them; any number of ranks resumes them.
+"""Checkpoints of a harvest: one file a rank, with its moments *and* the blocks that are in them;
+any number of ranks resumes them.
 
     with Checkpoint(folder, arguments, share, every=120.0) as checkpoint:
         checkpoint.resume(moments, device)              # what earlier runs left
@@ -7,16 +8,18 @@
                 with checkpoint.adding(block): moments.add_block(…)
                 checkpoint.write_if_due(moments)
 
-A folder holds ``run.safetensors`` (the run's arguments and the shift that all ranks share: whoever writes it first decides) and for each
-rank ``rank{r}.safetensors`` and ``rank{r}.lock``. Moments and block numbers are in one file that is renamed into place, so that they
-cannot disagree, and a block is in the moments of exactly one file. On resuming, rank ``r`` of ``w`` continues its own file and takes over
-those of ranks ``r + w, r + 2w, …``: it writes the sum first and removes them then; where it dies between, the old files are subsets of
-the new one and count no more.
+A folder holds ``run.safetensors`` (the run's arguments and the shift that all ranks share: whoever
+writes it first decides) and for each rank ``rank{r}.safetensors`` and ``rank{r}.lock``. Moments and
+block numbers are in one file that is renamed into place, so that they cannot disagree, and a block
+is in the moments of exactly one file. On resuming, rank ``r`` of ``w`` continues its own file and
+takes over those of ranks ``r + w, r + 2w, …``: it writes the sum first and removes them then; where
+it dies between, the old files are subsets of the new one and count no more.
 
-A rank holds its lock while it lives (``flock``), so that a process that outlived its launcher cannot add to the same files, and others see
-when it died.
+A rank holds its lock while it lives (``flock``), so that a process that outlived its launcher
+cannot add to the same files, and others see when it died.
 
-Limits: files are read by ranks of one run at a time; on file systems without ``flock`` nobody notices a process that was left over.
+Limits: files are read by ranks of one run at a time; on file systems without ``flock`` nobody
+notices a process that was left over.
 """
 
 import json
@@ -42,14 +45,21 @@ from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._interrupts import Interrupts
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._rank_lock import RankLock
-from lrt_lens.stitching._folder import make_folder, moment_metadata, moment_tensors, write_atomically
+from lrt_lens.stitching._folder import (
+    make_folder,
+    moment_metadata,
+    moment_tensors,
+    write_atomically,
+)
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_SCHEMA = "lrt_lens.checkpoint/1"
 RUN_NAME = "run.safetensors"
 _WRITING_SHARE = 0.05
-"""Writing may take this share of the time: with large moments checkpoints become rarer than asked for."""
+"""Writing may take this share of the time: with large moments checkpoints become rarer than asked
+for.
+"""
 
 
 class RunIsOver(Exception):  # noqa: N818 (control flow, no error)
@@ -71,7 +81,13 @@ class Checkpoint:
     """One rank's part in a folder of checkpoints; a context manager, which holds the rank's lock."""
 
     def __init__(
-        self, folder: Path, arguments: dict[str, Any], share: Share, *, every: float = 120.0, is_over: Callable[[], bool] = lambda: False
+        self,
+        folder: Path,
+        arguments: dict[str, Any],
+        share: Share,
+        *,
+        every: float = 120.0,
+        is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         if every <= 0:
             raise ValueError(f"checkpoint_every is {every}; expected seconds above 0")
@@ -98,14 +114,21 @@ class Checkpoint:
         self._due = time.monotonic() + self.every
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._interrupts.uninstall()
         self._lock.release()
 
-    # ------------------------------------------------------------------------------------------------------- resuming
+    # ------------------------------------------------------------------------------------- resuming
 
     def resume(self, moments: CrossMoments, device: torch.device) -> None:
-        """Fill empty ``moments`` with what this rank continues and takes over; raise `MismatchError` where the folder is another run's."""
+        """Fill empty ``moments`` with what this rank continues and takes over; raise
+        `MismatchError` where the folder is another run's.
+        """
         files = read_rank_files(self.folder, self.arguments, verify=True)
         if self.is_over():  # looked up after the files: the result is there before they are removed
             raise RunIsOver
@@ -120,17 +143,34 @@ class Checkpoint:
         self._taken_over = [file.path for file in ours if file.path != self.path]
         self._unwritten = bool(self._taken_over)
         if files and self.rank == 0:
-            logger.info("%s: %d blocks were finished before", self.folder, len(self.own) + len(self.others))
+            logger.info(
+                "%s: %d blocks were finished before", self.folder, len(self.own) + len(self.others)
+            )
 
     def share_shift(self, moments: CrossMoments) -> None:
-        """Put the shift of newly started, empty moments where all ranks find it; take what another rank has put there first."""
-        tensors = {name: t.detach().cpu() for name, t in moment_tensors(moments).items() if name.startswith("shift/")}
+        """Put the shift of newly started, empty moments where all ranks find it; take what another
+        rank has put there first.
+        """
+        tensors = {
+            name: t.detach().cpu()
+            for name, t in moment_tensors(moments).items()
+            if name.startswith("shift/")
+        }
         handle, name = tempfile.mkstemp(dir=self.folder, prefix=f".{self.path.name}.")
         os.close(handle)
         try:
-            save_file(tensors, name, metadata={"schema_version": CHECKPOINT_SCHEMA, "arguments": json.dumps(self.arguments)})
+            save_file(
+                tensors,
+                name,
+                metadata={
+                    "schema_version": CHECKPOINT_SCHEMA,
+                    "arguments": json.dumps(self.arguments),
+                },
+            )
             try:
-                os.link(name, self.folder / RUN_NAME)  # unlike a renaming, a link does not replace what is there
+                os.link(
+                    name, self.folder / RUN_NAME
+                )  # unlike a renaming, a link does not replace what is there
             except FileExistsError:
                 pass
             except OSError:  # a file system without links
@@ -152,10 +192,12 @@ class Checkpoint:
             _set_aside(path, error)
             return None
 
-    # ----------------------------------------------------------------------------------------------------- harvesting
+    # ----------------------------------------------------------------------------------- harvesting
 
     def has(self, block: Block) -> bool:
-        """Whether the block is in somebody's moments; MismatchError where it held other tokens then."""
+        """Whether the block is in somebody's moments; MismatchError where it held other tokens
+        then.
+        """
         known = self.own.get(block.index, self.others.get(block.index))
         if known is not None and known != block.fingerprint:
             raise MismatchError(
@@ -177,7 +219,9 @@ class Checkpoint:
 
     @contextmanager
     def adding(self, block: Block) -> Iterator[None]:
-        """While a block's rows go into the moments: an interrupt waits until they are all there, and the block is noted as finished."""
+        """While a block's rows go into the moments: an interrupt waits until they are all there,
+        and the block is noted as finished.
+        """
         with self._interrupts.held():
             self.is_torn = True
             yield
@@ -212,7 +256,10 @@ class Checkpoint:
         self._due = time.monotonic() + max(self.every, took / _WRITING_SHARE)
 
     def _write(self, moments: CrossMoments) -> None:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in moment_tensors(moments).items()}
+        tensors = {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in moment_tensors(moments).items()
+        }
         for name, values in (("index", self.own.keys()), ("fingerprint", self.own.values())):
             tensors[f"blocks/{name}"] = torch.tensor(list(values), dtype=torch.int64)
         metadata = moment_metadata(moments) | {
@@ -230,7 +277,7 @@ class Checkpoint:
         write_atomically(self.path, save)
 
 
-# -------------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 def rank_name(rank: int) -> str:
@@ -238,8 +285,11 @@ def rank_name(rank: int) -> str:
     return f"rank{rank}.safetensors"
 
 
-def read_rank_files(folder: Path, arguments: dict[str, Any], *, verify: bool = False) -> list[RankFile]:
-    """What the ranks have left, superseded files aside; ``verify`` reads all numbers and sets broken files aside with a warning.
+def read_rank_files(
+    folder: Path, arguments: dict[str, Any], *, verify: bool = False
+) -> list[RankFile]:
+    """What the ranks have left, superseded files aside; ``verify`` reads all numbers and sets
+    broken files aside with a warning.
 
     Raises MismatchError for files of a run with other arguments.
     """
@@ -265,14 +315,20 @@ def read_rank_files(folder: Path, arguments: dict[str, Any], *, verify: bool = F
 
 
 def add_file(moments: CrossMoments, file: RankFile) -> None:
-    """Add a rank's moments in place, one tensor at a time; MismatchError where they are about another shift."""
+    """Add a rank's moments in place, one tensor at a time; MismatchError where they are about
+    another shift.
+    """
     if not add_stored(moments, file.path):
-        raise MismatchError(f"{str(file.path)!r} is about another shift than the other ranks' moments; remove the folder and harvest again")
+        raise MismatchError(
+            f"{str(file.path)!r} is about another shift than the other ranks' moments; remove the folder and harvest again"
+        )
     moments.provenance = moments.provenance.with_documents_of(file.provenance)
 
 
 def add_stored(moments: CrossMoments, path: Path) -> bool:
-    """Add the tensors of a file in place, one at a time; False, and nothing added, where they are others or about another shift."""
+    """Add the tensors of a file in place, one at a time; False, and nothing added, where they are
+    others or about another shift.
+    """
     ours = moment_tensors(moments)
     with safe_open(path, framework="pt") as opened:
         read = lambda name: opened.get_tensor(name).to(ours[name].device)  # noqa: E731
@@ -287,7 +343,9 @@ def add_stored(moments: CrossMoments, path: Path) -> bool:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove a finished (or abandoned) run's checkpoints, and the folder where nothing else is in it."""
+    """Remove a finished (or abandoned) run's checkpoints, and the folder where nothing else is in
+    it.
+    """
     for pattern in ("rank*.safetensors*", ".rank*.safetensors.*", f"{RUN_NAME}*", "rank*.lock"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
@@ -297,7 +355,10 @@ def remove_checkpoints(folder: Path) -> None:
 
 def refuse_other_run(metadata: dict[str, str], arguments: dict[str, Any], path: Path) -> None:
     """Raise MismatchError naming every argument in which a file was begun otherwise."""
-    theirs, ours = _flat(json.loads(metadata["arguments"])), _flat(json.loads(json.dumps(arguments)))
+    theirs, ours = (
+        _flat(json.loads(metadata["arguments"])),
+        _flat(json.loads(json.dumps(arguments))),
+    )
     differing = [
         f"{name} was {_short(theirs.get(name))} and is {_short(ours.get(name))}"
         for name in ours | theirs
@@ -314,7 +375,11 @@ def refuse_other_run(metadata: dict[str, str], arguments: dict[str, Any], path: 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {name: value}
-    return {key: item for field, below in value.items() for key, item in _flat(below, f"{name}.{field}" if name else field).items()}
+    return {
+        key: item
+        for field, below in value.items()
+        for key, item in _flat(below, f"{name}.{field}" if name else field).items()
+    }
 
 
 def _short(value: Any) -> str:
@@ -326,16 +391,29 @@ def _read_rank_file(path: Path, arguments: dict[str, Any], verify: bool) -> Rank
     refuse_other_run(metadata, arguments, path)
     try:
         with safe_open(path, framework="pt") as opened:
-            index, fingerprint = opened.get_tensor("blocks/index").tolist(), opened.get_tensor("blocks/fingerprint").tolist()
+            index, fingerprint = (
+                opened.get_tensor("blocks/index").tolist(),
+                opened.get_tensor("blocks/fingerprint").tolist(),
+            )
             names = opened.keys() if verify else ()
-            if verify and _checksum({name: opened.get_tensor(name) for name in names}) != metadata["checksum"]:
-                raise FileFormatError(f"{str(path)!r} is damaged: its numbers do not add up to its checksum")
+            if (
+                verify
+                and _checksum({name: opened.get_tensor(name) for name in names})
+                != metadata["checksum"]
+            ):
+                raise FileFormatError(
+                    f"{str(path)!r} is damaged: its numbers do not add up to its checksum"
+                )
             provenance = Provenance.from_json(metadata["provenance"])
             rank = int(path.name.removeprefix("rank").removesuffix(".safetensors"))
     except FileNotFoundError:
         raise
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise error if isinstance(error, FileFormatError) else FileFormatError(f"{str(path)!r} is damaged ({error})") from error
+        raise (
+            error
+            if isinstance(error, FileFormatError)
+            else FileFormatError(f"{str(path)!r} is damaged ({error})")
+        ) from error
     return RankFile(path, rank, dict(zip(index, fingerprint, strict=True)), provenance)
 
 
@@ -346,9 +424,13 @@ def _read_metadata(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         raise
     except (SafetensorError, OSError) as error:
-        raise FileFormatError(f"{str(path)!r} is truncated or no safetensors file ({error})") from error
+        raise FileFormatError(
+            f"{str(path)!r} is truncated or no safetensors file ({error})"
+        ) from error
     if metadata.get("schema_version") != CHECKPOINT_SCHEMA:
-        raise FileFormatError(f"{str(path)!r} has schema {metadata.get('schema_version')!r}; expected {CHECKPOINT_SCHEMA!r}")
+        raise FileFormatError(
+            f"{str(path)!r} has schema {metadata.get('schema_version')!r}; expected {CHECKPOINT_SCHEMA!r}"
+        )
     return metadata
 
 
@@ -363,13 +445,17 @@ def _read_shift(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return source, target
 
 
-def _start_at(moments: CrossMoments, shift: tuple[dict[str, Tensor], dict[str, Tensor]], device: torch.device) -> None:
+def _start_at(
+    moments: CrossMoments, shift: tuple[dict[str, Tensor], dict[str, Tensor]], device: torch.device
+) -> None:
     x, y = ({hook: values.to(device) for hook, values in side.items()} for side in shift)
     moments.start_at(x, y)
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:
-    """Sum of all numbers as integers modulo 2⁶⁴: as fast as memory, and a page of zeros or a flipped bit changes it."""
+    """Sum of all numbers as integers modulo 2⁶⁴: as fast as memory, and a page of zeros or a
+    flipped bit changes it.
+    """
     return f"{sum(int(tensor.contiguous().view(torch.int64).sum()) for tensor in tensors.values()) % 2**64:016x}"
 
 
@@ -379,7 +465,9 @@ def _set_aside(path: Path, error: FileFormatError) -> None:
         path.replace(aside)
     except FileNotFoundError:
         return  # another rank was faster
-    logger.warning("%s; it is set aside as %s and its blocks are harvested again", error, aside.name)
+    logger.warning(
+        "%s; it is set aside as %s and its blocks are harvested again", error, aside.name
+    )
 
 
 def _refuse_overlap(files: list[RankFile]) -> None:

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM (schedulers and torchrun send it) at moments where they do no harm.
 
-Both become exceptions at once, except within ``held()``, whose end they wait for: rows are in the moments whole or not at all.
+Both become exceptions at once, except within ``held()``, whose end they wait for: rows are in the
+moments whole or not at all.
 """
 
 import signal
@@ -12,7 +13,9 @@ from typing import Any
 
 
 class Interrupts:
-    """Handlers of SIGINT and SIGTERM; outside the main thread, which alone may set them, this does nothing."""
+    """Handlers of SIGINT and SIGTERM; outside the main thread, which alone may set them, this does
+    nothing.
+    """
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
@@ -22,7 +25,10 @@ class Interrupts:
     def install(self) -> None:
         """Put the handlers on."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {
+                number: signal.signal(number, self._on_signal)
+                for number in (signal.SIGINT, signal.SIGTERM)
+            }
 
     def uninstall(self) -> None:
         """Put back what was there."""

@@ -1,12 +1,15 @@
-"""What a harvest will take, before any weight is loaded: memory, disk, time; and the passes that fit a memory budget.
+"""What a harvest will take, before any weight is loaded: memory, disk, time; and the passes that
+fit a memory budget.
 
-    source, target = ModelShape.of_config(AutoConfig.from_pretrained("google/gemma-2-2b")), ModelShape.of_config(…)
-    plan = plan_harvest(source, target, target_layers="proportional", memory_budget=parse_bytes("8GB"))
+    source, target = ModelShape.of_config(AutoConfig.from_pretrained("google/gemma-2-2b")),
+    ModelShape.of_config(…) plan = plan_harvest(source, target, target_layers="proportional",
+    memory_budget=parse_bytes("8GB"))
     plan.table(measure_throughput())       # a row per item; plan.passes says which pairs are harvested together
 
-Bytes of the moments are exact: for 13 parts, in float64, ``13·8·(Σ d_s² + Σ d_t² + Σ_pairs d_s d_t)``, the embedding among the sources,
-and the shuffled pairs beside them. The workspace of a block is an estimate from above, and time is arithmetic divided by the speed of a
-matrix product measured here: a lower bound, because no model reaches that.
+Bytes of the moments are exact: for 13 parts, in float64, ``13·8·(Σ d_s² + Σ d_t² + Σ_pairs d_s
+d_t)``, the embedding among the sources, and the shuffled pairs beside them. The workspace of a
+block is an estimate from above, and time is arithmetic divided by the speed of a matrix product
+measured here: a lower bound, because no model reaches that.
 """
 
 import logging
@@ -33,9 +36,20 @@ from lrt_lens.moments._side_moments import NORM_BINS
 logger = logging.getLogger(__name__)
 
 FULL_NULL_NUMBERS = 32_000_000
-"""Numbers in all cross-moments together up to which ``null=True`` keeps the shuffled pairs whole."""
+"""Numbers in all cross-moments together up to which ``null=True`` keeps the shuffled pairs whole.
+"""
 _BYTES, _NEARLY_ALL = 8, 0.8
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_UNITS = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,14 @@ class ModelShape:
     @cached_property
     def hook_points(self) -> tuple[str, ...]:
         """Names of the residual stream's hook points."""
-        return (EMBED, *(f"blocks.{layer}.hook_resid_{part}" for layer in range(self.n_layers) for part in ("pre", "mid", "post")))
+        return (
+            EMBED,
+            *(
+                f"blocks.{layer}.hook_resid_{part}"
+                for layer in range(self.n_layers)
+                for part in ("pre", "mid", "post")
+            ),
+        )
 
     @property
     def weight_bytes(self) -> int:
@@ -63,13 +84,19 @@ class ModelShape:
         return self.n_parameters * self.dtype.itemsize
 
     def flops_per_token(self, hooks: Sequence[str], context_length: int) -> float:
-        """Of a forward pass up to the deepest of ``hooks``: two a parameter of each block, and attention over half a window on average."""
+        """Of a forward pass up to the deepest of ``hooks``: two a parameter of each block, and
+        attention over half a window on average.
+        """
         blocks = max(0, math.ceil(max(map(depth, hooks))))
         return blocks * (2.0 * self.layer_parameters + 2.0 * context_length * self.d_model)
 
     @classmethod
-    def of_config(cls, config: Any, name: str | None = None, dtype: str | torch.dtype | None = None) -> "ModelShape":
-        """From a Hugging Face config: the model is built on the meta device, which allocates nothing."""
+    def of_config(
+        cls, config: Any, name: str | None = None, dtype: str | torch.dtype | None = None
+    ) -> "ModelShape":
+        """From a Hugging Face config: the model is built on the meta device, which allocates
+        nothing.
+        """
         from transformers import AutoModelForCausalLM
 
         text, threads = config.get_text_config(), torch.get_num_threads()
@@ -77,7 +104,11 @@ class ModelShape:
             model: Any = AutoModelForCausalLM.from_config(config)
         # Importing a model class of transformers resets a thread count of one.
         torch.set_num_threads(threads)
-        lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == text.num_hidden_layers]
+        lists = [
+            module
+            for module in model.modules()
+            if isinstance(module, torch.nn.ModuleList) and len(module) == text.num_hidden_layers
+        ]
         if not lists:
             raise ValueError(
                 f"{type(config).__name__} has no list of {text.num_hidden_layers} blocks; estimates need a decoder of equal blocks"
@@ -94,19 +125,29 @@ class ModelShape:
         )
 
     @classmethod
-    def of_pretrained(cls, name: str, dtype: str | torch.dtype | None = None, revision: str | None = None) -> "ModelShape":
+    def of_pretrained(
+        cls, name: str, dtype: str | torch.dtype | None = None, revision: str | None = None
+    ) -> "ModelShape":
         """From a hub id or a folder, of which only the config is read."""
         from transformers import AutoConfig
 
         try:
-            config = AutoConfig.from_pretrained(name, **({"revision": revision} if revision else {}))
+            config = AutoConfig.from_pretrained(
+                name, **({"revision": revision} if revision else {})
+            )
         except OSError as error:
-            raise OSError(f"no config at {name!r}: neither a folder here nor a hub model that can be reached ({error})") from error
+            raise OSError(
+                f"no config at {name!r}: neither a folder here nor a hub model that can be reached ({error})"
+            ) from error
         return cls.of_config(config, name, dtype)
 
 
-def choose_pairs(source_layers: Layers, target_layers: Layers, source: Any, target: Any, *, joint: bool = False) -> tuple[Pair, ...]:
-    """The pairs of hook points of a harvest; ``joint`` puts all source layers side by side into one hook point."""
+def choose_pairs(
+    source_layers: Layers, target_layers: Layers, source: Any, target: Any, *, joint: bool = False
+) -> tuple[Pair, ...]:
+    """The pairs of hook points of a harvest; ``joint`` puts all source layers side by side into one
+    hook point.
+    """
     pairs = tuple(layer_pairs(source_layers, target_layers, source, target))
     if not joint:
         return pairs
@@ -116,7 +157,9 @@ def choose_pairs(source_layers: Layers, target_layers: Layers, source: Any, targ
 
 def with_token(pairs: Sequence[Pair], token_hook: str | None) -> tuple[Pair, ...]:
     """The pairs, and those of token identity with every target."""
-    return tuple(dict.fromkeys([*pairs, *((token_hook, t) for _, t in pairs if token_hook is not None)]))
+    return tuple(
+        dict.fromkeys([*pairs, *((token_hook, t) for _, t in pairs if token_hook is not None)])
+    )
 
 
 def null_kind(null: bool | str, pairs: Sequence[Pair], d_source: int, d_target: int) -> str:
@@ -125,10 +168,16 @@ def null_kind(null: bool | str, pairs: Sequence[Pair], d_source: int, d_target: 
         return null
     if not null:
         return "none"
-    return "full" if sum(len(joint_parts(s)) for s, _ in pairs) * d_source * d_target <= FULL_NULL_NUMBERS else "sketch"
+    return (
+        "full"
+        if sum(len(joint_parts(s)) for s, _ in pairs) * d_source * d_target <= FULL_NULL_NUMBERS
+        else "sketch"
+    )
 
 
-def moment_bytes(pairs: Sequence[Pair], token_hook: str | None, null: str, d_source: int, d_target: int) -> dict[str, int]:
+def moment_bytes(
+    pairs: Sequence[Pair], token_hook: str | None, null: str, d_source: int, d_target: int
+) -> dict[str, int]:
     """Bytes of the moments of some pairs by what they hold; exact."""
     width = {hook: d_source * len(joint_parts(hook)) for hook, _ in with_token(pairs, token_hook)}
     targets = dict.fromkeys(t for _, t in pairs)
@@ -137,7 +186,9 @@ def moment_bytes(pairs: Sequence[Pair], token_hook: str | None, null: str, d_sou
     return {
         "source": _BYTES * sum(side(d) for d in width.values()),
         "target": _BYTES * len(targets) * side(d_target),
-        "cross": _BYTES * N_PARTS * sum(width[s] * d_target for s, _ in with_token(pairs, token_hook)),
+        "cross": _BYTES
+        * N_PARTS
+        * sum(width[s] * d_target for s, _ in with_token(pairs, token_hook)),
         "null": _BYTES * 2 * sum(width[s] * per_target for s, _ in pairs),
         "count": _BYTES * N_PARTS,
     }
@@ -175,7 +226,9 @@ class HarvestPlan:
 
     def moments_of(self, pairs: Sequence[Pair]) -> dict[str, int]:
         """Bytes of the moments of some pairs, by what they hold."""
-        return moment_bytes(pairs, self.token_hook, self.null, self.source.d_model, self.target.d_model)
+        return moment_bytes(
+            pairs, self.token_hook, self.null, self.source.d_model, self.target.d_model
+        )
 
     @property
     def moments(self) -> int:
@@ -184,18 +237,27 @@ class HarvestPlan:
 
     @property
     def workspace(self) -> int:
-        """Bytes of one block on its way through: rows of every hook point, raw and centred, side by side for the products, and these."""
+        """Bytes of one block on its way through: rows of every hook point, raw and centred, side by
+        side for the products, and these.
+        """
         most = 0
         for pairs in self.passes:
             d_x, d_y = self._stacked_widths(pairs)
             rows = BlockPlan().block_rows + self.context_length
             raw = rows * (d_x * self.source.dtype.itemsize + d_y * self.target.dtype.itemsize)
-            most = max(most, 2 * raw + (3 * rows * (d_x + d_y) + 2 * self._largest_product(pairs)) * self.moment_dtype.itemsize)
+            most = max(
+                most,
+                2 * raw
+                + (3 * rows * (d_x + d_y) + 2 * self._largest_product(pairs))
+                * self.moment_dtype.itemsize,
+            )
         return most
 
     @property
     def disk(self) -> int:
-        """Bytes of the moments of all passes, and of the ranks' checkpoints while one is being replaced."""
+        """Bytes of the moments of all passes, and of the ranks' checkpoints while one is being
+        replaced.
+        """
         whole = sum(sum(self.moments_of(pairs).values()) for pairs in self.passes)
         return whole * (1 + self.ranks) + self.moments
 
@@ -209,9 +271,14 @@ class HarvestPlan:
                 hooks = [name for pair in kept for name in joint_parts(pair[side])]
                 models += model.flops_per_token(hooks, self.context_length)
             held = self.moments_of(pairs)
-            products += 2 * (held["source"] + held["target"] + held["cross"]) / N_PARTS / _BYTES + 2 * held["null"] / 2 / _BYTES
+            products += (
+                2 * (held["source"] + held["target"] + held["cross"]) / N_PARTS / _BYTES
+                + 2 * held["null"] / 2 / _BYTES
+            )
         # Masked positions run through the models, and offer no row.
-        return models * self.context_length / (self.context_length - BlockPlan().skip_first), products
+        return models * self.context_length / (
+            self.context_length - BlockPlan().skip_first
+        ), products
 
     def seconds_per_million(self, throughput: Throughput) -> float:
         """Seconds a million tokens at the speed of matrix products: a lower bound."""
@@ -219,7 +286,9 @@ class HarvestPlan:
         return 1e6 * (models / throughput.model + products / throughput.products) / self.ranks
 
     def table(self, throughput: Throughput | None = None) -> pd.DataFrame:
-        """A row per item: ``item``, ``amount`` in words, ``value`` (bytes, FLOP or seconds), ``how`` it comes about."""
+        """A row per item: ``item``, ``amount`` in words, ``value`` (bytes, FLOP or seconds),
+        ``how`` it comes about.
+        """
         largest = max(self.passes, key=lambda pairs: sum(self.moments_of(pairs).values()))
         held, kept = self.moments_of(largest), with_token(largest, self.token_hook)
         n_sources, n_targets = len({s for s, _ in kept}), len({t for _, t in kept})
@@ -227,43 +296,97 @@ class HarvestPlan:
         models, products = self.flops_per_token
         weights = self.source.weight_bytes + self.target.weight_bytes
         rows: list[tuple[str, str, float, str]] = [
-            ("passes", f"{len(self.passes)}", len(self.passes), f"{len(self.pairs)} pairs; both models run once a pass"),
-            ("moments: source side", *_amount(held["source"]), f"{n_sources} hook points × 13 parts × {d_s}² × 8 bytes"),
-            ("moments: target side", *_amount(held["target"]), f"{n_targets} hook points × 13 parts × {d_t}² × 8 bytes"),
-            ("moments: pairs", *_amount(held["cross"]), f"{len(kept)} pairs × 13 parts × {d_s} × {d_t} × 8 bytes"),
-            ("moments: shuffled pairs", *_amount(held["null"]), f"null {self.null!r}: {len(largest)} pairs, fit and test"),
+            (
+                "passes",
+                f"{len(self.passes)}",
+                len(self.passes),
+                f"{len(self.pairs)} pairs; both models run once a pass",
+            ),
+            (
+                "moments: source side",
+                *_amount(held["source"]),
+                f"{n_sources} hook points × 13 parts × {d_s}² × 8 bytes",
+            ),
+            (
+                "moments: target side",
+                *_amount(held["target"]),
+                f"{n_targets} hook points × 13 parts × {d_t}² × 8 bytes",
+            ),
+            (
+                "moments: pairs",
+                *_amount(held["cross"]),
+                f"{len(kept)} pairs × 13 parts × {d_s} × {d_t} × 8 bytes",
+            ),
+            (
+                "moments: shuffled pairs",
+                *_amount(held["null"]),
+                f"null {self.null!r}: {len(largest)} pairs, fit and test",
+            ),
             ("moments, largest pass", *_amount(self.moments), "per process"),
-            ("weights", *_amount(weights), f"{self.source.n_parameters:,} and {self.target.n_parameters:,} parameters, per process"),
-            ("one block", *_amount(self.workspace), f"{BlockPlan().block_rows} rows of every hook point, and their products; from above"),
-            ("memory, per process", *_amount(self.moments + weights + self.workspace), "moments, weights and one block"),
+            (
+                "weights",
+                *_amount(weights),
+                f"{self.source.n_parameters:,} and {self.target.n_parameters:,} parameters, per process",
+            ),
+            (
+                "one block",
+                *_amount(self.workspace),
+                f"{BlockPlan().block_rows} rows of every hook point, and their products; from above",
+            ),
+            (
+                "memory, per process",
+                *_amount(self.moments + weights + self.workspace),
+                "moments, weights and one block",
+            ),
             ("disk", *_amount(self.disk), f"moments, and checkpoints of {self.ranks} process(es)"),
-            ("models, a token", f"{models:.3g} FLOP", models, "2 a parameter of each block that runs, and attention"),
-            ("products, a token", f"{products:.3g} FLOP", products, f"2 a kept number, in {str(self.moment_dtype).removeprefix('torch.')}"),
+            (
+                "models, a token",
+                f"{models:.3g} FLOP",
+                models,
+                "2 a parameter of each block that runs, and attention",
+            ),
+            (
+                "products, a token",
+                f"{products:.3g} FLOP",
+                products,
+                f"2 a kept number, in {str(self.moment_dtype).removeprefix('torch.')}",
+            ),
         ]
         if throughput is not None:
             seconds = self.seconds_per_million(throughput)
-            how = (
-                f"at {throughput.model / 1e9:,.0f} and {throughput.products / 1e9:,.0f} GFLOP/s, measured here by matrix products: at least"
-            )
+            how = f"at {throughput.model / 1e9:,.0f} and {throughput.products / 1e9:,.0f} GFLOP/s, measured here by matrix products: at least"
             rows.append(("time per million tokens", _duration(seconds), seconds, how))
             if self.n_tokens is not None:
                 total = seconds * self.n_tokens / 1e6
-                rows.append((f"time for {self.n_tokens:,} tokens", _duration(total), total, f"{self.ranks} process(es)"))
+                rows.append(
+                    (
+                        f"time for {self.n_tokens:,} tokens",
+                        _duration(total),
+                        total,
+                        f"{self.ranks} process(es)",
+                    )
+                )
         return pd.DataFrame(rows, columns=["item", "amount", "value", "how"])
 
     def _largest_product(self, pairs: Sequence[Pair]) -> int:
-        """Numbers in the largest stacked product: sources that go with the same targets are multiplied together."""
+        """Numbers in the largest stacked product: sources that go with the same targets are
+        multiplied together.
+        """
         targets: dict[str, list[str]] = {}
         for s, t in with_token(pairs, self.token_hook):
             targets.setdefault(s, []).append(t)
         widths: dict[tuple[str, ...], int] = {}
         for s, hooks in targets.items():
-            widths[tuple(hooks)] = widths.get(tuple(hooks), 0) + self.source.d_model * len(joint_parts(s))
+            widths[tuple(hooks)] = widths.get(tuple(hooks), 0) + self.source.d_model * len(
+                joint_parts(s)
+            )
         return max(width * self.target.d_model * len(hooks) for hooks, width in widths.items())
 
     def _stacked_widths(self, pairs: Sequence[Pair]) -> tuple[int, int]:
         kept = with_token(pairs, self.token_hook)
-        d_x = self.source.d_model * sum(len(joint_parts(s)) for s in dict.fromkeys(s for s, _ in kept))
+        d_x = self.source.d_model * sum(
+            len(joint_parts(s)) for s in dict.fromkeys(s for s, _ in kept)
+        )
         return d_x, self.target.d_model * len({t for _, t in kept})
 
 
@@ -280,7 +403,9 @@ def plan_harvest(
     memory_budget: int | None = None,
     ranks: int = 1,
 ) -> HarvestPlan:
-    """The plan of a harvest with these arguments; ValueError where no pass over a single target hook point fits ``memory_budget`` bytes."""
+    """The plan of a harvest with these arguments; ValueError where no pass over a single target
+    hook point fits ``memory_budget`` bytes.
+    """
     pairs = choose_pairs(source_layers, target_layers, source, target)
     plan = HarvestPlan(
         source=source,
@@ -292,11 +417,15 @@ def plan_harvest(
         n_tokens=n_tokens,
         ranks=ranks,
     )
-    return plan if memory_budget is None else replace(plan, passes=split_passes(plan, memory_budget))
+    return (
+        plan if memory_budget is None else replace(plan, passes=split_passes(plan, memory_budget))
+    )
 
 
 def split_passes(plan: HarvestPlan, budget: int) -> tuple[tuple[Pair, ...], ...]:
-    """The plan's pairs in groups of target hook points, in order, as many to a group as ``budget`` bytes of moments allow."""
+    """The plan's pairs in groups of target hook points, in order, as many to a group as ``budget``
+    bytes of moments allow.
+    """
     by_target: dict[str, list[Pair]] = {}
     for pair in plan.pairs:
         by_target.setdefault(pair[1], []).append(pair)
@@ -317,7 +446,7 @@ def split_passes(plan: HarvestPlan, budget: int) -> tuple[tuple[Pair, ...], ...]
     return tuple(tuple(pairs) for pairs in passes)
 
 
-# ------------------------------------------------------------------------------------------------------------ this machine
+# ------------------------------------------------------------------------------------- this machine
 
 
 def measure_throughput(
@@ -328,10 +457,15 @@ def measure_throughput(
     d: int = 1024,
     seconds: float = 0.3,
 ) -> Throughput:
-    """FLOP/s of matrix products [1024, d] × [d, 4d], the shape of an MLP, each measured for ``seconds``."""
+    """FLOP/s of matrix products [1024, d] × [d, 4d], the shape of an MLP, each measured for
+    ``seconds``.
+    """
     speeds = {}
     for dtype in {model_dtype, moment_dtype}:
-        a, b = torch.ones(1024, d, dtype=dtype, device=device), torch.ones(d, 4 * d, dtype=dtype, device=device)
+        a, b = (
+            torch.ones(1024, d, dtype=dtype, device=device),
+            torch.ones(d, 4 * d, dtype=dtype, device=device),
+        )
         torch.mm(a, b)
         n, start, elapsed = 0, time.perf_counter(), 0.0
         while elapsed < seconds:
@@ -351,7 +485,9 @@ def available_memory(device: str | torch.device = "cpu") -> int | None:
     try:
         # What the page cache holds can be had, and SC_AVPHYS_PAGES does not count it.
         lines = Path("/proc/meminfo").read_text().splitlines()
-        free.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")))
+        free.append(
+            next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        )
         free.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     except (OSError, ValueError, StopIteration):
         pass
@@ -362,7 +498,9 @@ def available_memory(device: str | torch.device = "cpu") -> int | None:
 
 
 def refuse_more_than_there_is(needed: int, available: int | None, device: Any = "cpu") -> None:
-    """Raise ValueError where moments of so many bytes do not fit, warn where they hardly do: the process would be killed halfway."""
+    """Raise ValueError where moments of so many bytes do not fit, warn where they hardly do: the
+    process would be killed halfway.
+    """
     if available is not None and needed > available:
         raise ValueError(
             f"the moments of these pairs take {human_bytes(needed)} and {human_bytes(available)} are free on {device}; "
@@ -370,7 +508,12 @@ def refuse_more_than_there_is(needed: int, available: int | None, device: Any = 
             "of them, null='none', or harvest in several passes (lrt-lens fit --memory-budget 8GB)"
         )
     if available is not None and needed > _NEARLY_ALL * available:
-        logger.warning("the moments take %s, nearly all of the %s that are free on %s", human_bytes(needed), human_bytes(available), device)
+        logger.warning(
+            "the moments take %s, nearly all of the %s that are free on %s",
+            human_bytes(needed),
+            human_bytes(available),
+            device,
+        )
 
 
 def parse_bytes(text: str) -> int:

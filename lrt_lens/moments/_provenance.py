@@ -1,4 +1,6 @@
-"""Where moments and maps come from: which models, which tokens, which rules. Travels in every file and is compared on every merge."""
+"""Where moments and maps come from: which models, which tokens, which rules. Travels in every file
+and is compared on every merge.
+"""
 
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -36,11 +38,15 @@ class Provenance:
     shard: tuple[int, int] | None = None
     """(i, N): only every Nth block, from the i-th on; None for the whole."""
     stream: str = ""
-    """Hash of all blocks in their order, those of other shards included: equal for shards of one run. Set on shards only."""
+    """Hash of all blocks in their order, those of other shards included: equal for shards of one
+    run. Set on shards only.
+    """
     lag: int = 0
     """Rows by which the target was read later than the source: above 0 a control of the pairing."""
     aligned: tuple[int, int, int] | None = None
-    """Where the models read different tokens: aligned positions, and tokens of source and target, in these documents."""
+    """Where the models read different tokens: aligned positions, and tokens of source and target,
+    in these documents.
+    """
 
     def merged(self, other: "Provenance") -> "Provenance":
         """The provenance of both shards together; `MismatchError` names what differs."""
@@ -49,7 +55,9 @@ class Provenance:
             if isinstance(ours, ModelIdentity) and isinstance(theirs, ModelIdentity):
                 ours.refuse_other(theirs, f"the {name} model of the other shard")
             elif ours != theirs:
-                raise MismatchError(f"shards differ in {name}: {ours!r} and {theirs!r}; harvest every shard with the same arguments")
+                raise MismatchError(
+                    f"shards differ in {name}: {ours!r} and {theirs!r}; harvest every shard with the same arguments"
+                )
         if self.n_documents and self.corpus and self.corpus == other.corpus:
             raise MismatchError(
                 f"both shards hold the same {self.n_documents} documents (corpus {self.corpus}); merging would count them twice"
@@ -61,14 +69,32 @@ class Provenance:
 
     def with_documents_of(self, other: "Provenance") -> "Provenance":
         """With the documents of another part of the same harvest."""
-        return self.with_documents(other.n_documents, int(other.corpus, 16) if other.corpus else None, other.aligned)
+        return self.with_documents(
+            other.n_documents, int(other.corpus, 16) if other.corpus else None, other.aligned
+        )
 
-    def with_documents(self, n_documents: int, digest: int | None = None, aligned: tuple[int, int, int] | None = None) -> "Provenance":
-        """With so many documents more, whose hashes add up to ``digest`` and which align so far (as in the field)."""
-        corpus = self.corpus if digest is None else f"{(int(self.corpus or '0', 16) + digest) % 2**64:016x}"
+    def with_documents(
+        self,
+        n_documents: int,
+        digest: int | None = None,
+        aligned: tuple[int, int, int] | None = None,
+    ) -> "Provenance":
+        """With so many documents more, whose hashes add up to ``digest`` and which align so far (as
+        in the field).
+        """
+        corpus = (
+            self.corpus
+            if digest is None
+            else f"{(int(self.corpus or '0', 16) + digest) % 2**64:016x}"
+        )
         if aligned is not None and self.aligned is not None:
             aligned = (Aligned(*self.aligned) + Aligned(*aligned)).counts
-        return replace(self, n_documents=self.n_documents + n_documents, corpus=corpus, aligned=aligned or self.aligned)
+        return replace(
+            self,
+            n_documents=self.n_documents + n_documents,
+            corpus=corpus,
+            aligned=aligned or self.aligned,
+        )
 
     @property
     def alignment(self) -> str:
@@ -76,7 +102,11 @@ class Provenance:
         later = f", the target's {self.lag} row(s) later (a control)" if self.lag else ""
         if self.aligned is not None:
             return f"positions behind the same characters: {Aligned(*self.aligned)}{later}"
-        two = self.source is not None and self.target is not None and not self.source.reads_as(self.target)
+        two = (
+            self.source is not None
+            and self.target is not None
+            and not self.source.reads_as(self.target)
+        )
         return f"{'positions behind the same characters' if two else 'equal positions of one tokenization'}{later}"
 
     def to_json(self) -> str:

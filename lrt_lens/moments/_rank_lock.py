@@ -1,6 +1,7 @@
 """A lock that a rank holds while it lives: the system lets go of it however the process ends.
 
-It keeps two processes from writing one rank's checkpoint, and tells the rank that waits for the others which of them is gone.
+It keeps two processes from writing one rank's checkpoint, and tells the rank that waits for the
+others which of them is gone.
 """
 
 import os
@@ -25,7 +26,9 @@ class RankLock:
         self._handle: int | None = None
 
     def acquire(self, n_ranks: int) -> None:
-        """Take the lock; MismatchError where another process has it, or one of ranks that this run does not have."""
+        """Take the lock; MismatchError where another process has it, or one of ranks that this run
+        does not have.
+        """
         for path in self.folder.glob("rank*.lock"):
             number = path.stem.removeprefix("rank")
             if number.isdigit() and int(number) >= n_ranks and is_locked(path):

@@ -3,9 +3,10 @@
     torchrun --nproc-per-node 8 -m lrt_lens fit …              # ranks: RANK and WORLD_SIZE say which blocks a process takes
     lrt-lens fit … --shard 3/8; lrt-lens merge OUT SHARD…      # shards: a file each, added afterwards
 
-Every process walks the same stream of blocks and takes its own of them, so that ranks never speak to each other: each writes its
-checkpoints into a folder that all see, and rank 0 adds the files once every block is in one of them. No collective that could hang; a rank
-that dies is noticed by its lock.
+Every process walks the same stream of blocks and takes its own of them, so that ranks never speak
+to each other: each writes its checkpoints into a folder that all see, and rank 0 adds the files
+once every block is in one of them. No collective that could hang; a rank that dies is noticed by
+its lock.
 """
 
 import os
@@ -18,7 +19,14 @@ from typing import Any
 from lrt_lens.data._blocks import Share
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import MismatchError
-from lrt_lens.moments._checkpoint import Checkpoint, RankFile, RunIsOver, add_file, add_stored, read_rank_files
+from lrt_lens.moments._checkpoint import (
+    Checkpoint,
+    RankFile,
+    RunIsOver,
+    add_file,
+    add_stored,
+    read_rank_files,
+)
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._harvesting import HarvestRun
 from lrt_lens.moments._provenance import Provenance
@@ -26,7 +34,16 @@ from lrt_lens.moments._rank_lock import is_locked
 from lrt_lens.stitching._folder import read_moment_metadata
 
 _LOOK_SECONDS = 0.5
-_SAME_RUN = ("context_length", "skip_first", "chat_template", "seed", "n_tokens", "source_dtype", "target_dtype", "stream")
+_SAME_RUN = (
+    "context_length",
+    "skip_first",
+    "chat_template",
+    "seed",
+    "n_tokens",
+    "source_dtype",
+    "target_dtype",
+    "stream",
+)
 _SAME_MOMENTS = ("pairs", "token_hook", "moment_dtype", "null")
 
 
@@ -48,11 +65,15 @@ class Ranks:
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
             text = os.environ.get(name, "")
             if text and not text.isdigit():
-                raise ValueError(f"the environment has {name}={text!r}; expected a number, as torchrun sets it")
+                raise ValueError(
+                    f"the environment has {name}={text!r}; expected a number, as torchrun sets it"
+                )
             found[name] = int(text) if text else None
         rank, count = found["RANK"] or 0, found["WORLD_SIZE"] or 1
         if rank >= count:
-            raise ValueError(f"the environment has RANK={rank} and WORLD_SIZE={count}; expected a rank from 0 to {count - 1}")
+            raise ValueError(
+                f"the environment has RANK={rank} and WORLD_SIZE={count}; expected a rank from 0 to {count - 1}"
+            )
         return cls(rank, count, found["LOCAL_RANK"] if found["LOCAL_RANK"] is not None else rank)
 
     def device(self, device: str | None) -> str | None:
@@ -73,15 +94,12 @@ def harvest_in_ranks(
 ) -> CrossMoments | None:
     """The moments of all ranks together on rank 0, None on the others.
 
-    Args:
-        run: see `lrt_lens.moments._harvesting.settle`.
-        documents: the same, in the same order, on every rank.
-        folder: where checkpoints go; one that all ranks see.
-        ranks: which of them this is.
-        result: the file that rank 0 writes in the end: a rank that is late and finds it newer than itself has nothing left to do.
-        checkpoint_every: seconds between checkpoints.
-        patience: seconds that rank 0 waits without anything new from the others.
-        options: of `HarvestRun.harvest`: ``batch_tokens``, ``on_block``, ``progress``.
+    Args: run: see `lrt_lens.moments._harvesting.settle`. documents: the same, in the same order, on
+        every rank. folder: where checkpoints go; one that all ranks see. ranks: which of them this
+        is. result: the file that rank 0 writes in the end: a rank that is late and finds it newer
+        than itself has nothing left to do. checkpoint_every: seconds between checkpoints. patience:
+        seconds that rank 0 waits without anything new from the others. options: of
+        `HarvestRun.harvest`: ``batch_tokens``, ``on_block``, ``progress``.
 
     Raises:
         ChildProcessError: on rank 0, where a rank has ended before its blocks were done.
@@ -90,10 +108,14 @@ def harvest_in_ranks(
     share = Share(shard=run.shard or (0, 1), rank=(ranks.rank, ranks.count))
 
     def is_over() -> bool:
-        return bool(ranks.rank and result and result.exists() and result.stat().st_mtime >= ranks.since)
+        return bool(
+            ranks.rank and result and result.exists() and result.stat().st_mtime >= ranks.since
+        )
 
     try:
-        with Checkpoint(folder, run.arguments, share, every=checkpoint_every, is_over=is_over) as checkpoint:
+        with Checkpoint(
+            folder, run.arguments, share, every=checkpoint_every, is_over=is_over
+        ) as checkpoint:
             moments, n_blocks = run.harvest(documents, share, checkpoint=checkpoint, **options)
             if ranks.rank:
                 return None
@@ -124,7 +146,9 @@ class _Others:
         while True:
             # Before the files: a rank that is gone now has written all that it ever will.
             alive = {rank for rank in range(1, self.ranks.count) if is_locked(self._lock(rank))}
-            seen_alive |= alive | {rank for rank in range(1, self.ranks.count) if self._began_after_us(rank)}
+            seen_alive |= alive | {
+                rank for rank in range(1, self.ranks.count) if self._began_after_us(rank)
+            }
             files = read_rank_files(self.folder, self.run.arguments)
             missing = self._missing(wanted, files)
             if not missing:
@@ -167,7 +191,7 @@ class _Others:
             return False
 
 
-# ------------------------------------------------------------------------------------------------------------------- shards
+# ------------------------------------------------------------------------------------------- shards
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -226,9 +250,16 @@ class _ShardFile:
             if mine is not None and theirs is not None:
                 mine.refuse_other(theirs, f"the {role} model of {str(other.path)!r}")
         for name in (*_SAME_RUN, *_SAME_MOMENTS):
-            mine, theirs = ((file.metadata if name in _SAME_MOMENTS else vars(file.provenance))[name] for file in (self, other))
+            mine, theirs = (
+                (file.metadata if name in _SAME_MOMENTS else vars(file.provenance))[name]
+                for file in (self, other)
+            )
             if mine != theirs:
-                how = "not the same documents in the same order" if name == "stream" else f"{str(mine)[:80]!r} and {str(theirs)[:80]!r}"
+                how = (
+                    "not the same documents in the same order"
+                    if name == "stream"
+                    else f"{str(mine)[:80]!r} and {str(theirs)[:80]!r}"
+                )
                 raise MismatchError(
                     f"{str(self.path)!r} and {str(other.path)!r} are shards of different runs, by {name}: {how}; harvest "
                     "every shard with the same arguments"
@@ -253,5 +284,7 @@ def _shards_in_order(files: list[_ShardFile]) -> list[_ShardFile]:
         by_index[index] = file
     missing = [str(index) for index in range(count) if index not in by_index]
     if missing:
-        raise MismatchError(f"shard(s) {', '.join(missing)} of {count} are missing; give all {count} files")
+        raise MismatchError(
+            f"shard(s) {', '.join(missing)} of {count} are missing; give all {count} files"
+        )
     return [by_index[index] for index in range(count)]

@@ -19,7 +19,9 @@ _BLOCK = 128
 
 
 def part_sum(stack: Tensor, parts: Sequence[int]) -> Tensor:
-    """Sum of some slices of a stack; slice by slice, because indexing with a list would copy them all first."""
+    """Sum of some slices of a stack; slice by slice, because indexing with a list would copy them
+    all first.
+    """
     total = stack[parts[0]]
     for part in parts[1:]:
         total = total + stack[part]
@@ -27,9 +29,11 @@ def part_sum(stack: Tensor, parts: Sequence[int]) -> Tensor:
 
 
 def gram(rows: Tensor) -> Tensor:
-    """XᵀX, [d, d], of rows [n, d]: block rows right of the diagonal, mirrored; two thirds of the time of the whole product on a CPU.
+    """XᵀX, [d, d], of rows [n, d]: block rows right of the diagonal, mirrored; two thirds of the
+    time of the whole product on a CPU.
 
-    (numpy's product knows the symmetry, but its threads and torch's then fight over the cores: everything else took twice as long.)
+    (numpy's product knows the symmetry, but its threads and torch's then fight over the cores:
+    everything else took twice as long.)
     """
     if rows.device.type != "cpu":
         return rows.T @ rows
@@ -46,7 +50,8 @@ def gram(rows: Tensor) -> Tensor:
 class SecondMoment:
     """A centred scatter matrix that is formed when it is first asked for.
 
-    Most uses of a pair need only the diagonal of one side: forming d × d matrices that nobody reads was half the cost of a grid.
+    Most uses of a pair need only the diagonal of one side: forming d × d matrices that nobody reads
+    was half the cost of a grid.
     """
 
     def __init__(self, second: Tensor, total: Tensor, n: float, parts: list[int]) -> None:
@@ -60,7 +65,9 @@ class SecondMoment:
     @cached_property
     def diagonal(self) -> Tensor:
         """[d]: the diagonal alone."""
-        return part_sum(self._second.diagonal(dim1=1, dim2=2), self._parts) - self._total**2 / self._n
+        return (
+            part_sum(self._second.diagonal(dim1=1, dim2=2), self._parts) - self._total**2 / self._n
+        )
 
 
 class DenseSecondMoment(SecondMoment):
@@ -76,7 +83,9 @@ class DenseSecondMoment(SecondMoment):
 
 
 class ProjectedSecondMoment(DenseSecondMoment):
-    """The scatter matrix of the same rows seen through orthonormal columns, formed when it is first asked for."""
+    """The scatter matrix of the same rows seen through orthonormal columns, formed when it is first
+    asked for.
+    """
 
     def __init__(self, whole: SecondMoment, basis: Tensor) -> None:
         self._whole, self._basis = whole, basis
@@ -125,7 +134,12 @@ class Scatter:
         """Other cross-scatter, and the target side seen through orthonormal columns ``basis``."""
         if basis is None:
             return replace(self, xy=xy)
-        return replace(self, xy=xy, mean_y=self.mean_y @ basis, second_y=ProjectedSecondMoment(self.second_y, basis))
+        return replace(
+            self,
+            xy=xy,
+            mean_y=self.mean_y @ basis,
+            second_y=ProjectedSecondMoment(self.second_y, basis),
+        )
 
     def onto_itself(self) -> "Scatter":
         """The source against itself: what a round trip is scored on."""
@@ -147,7 +161,12 @@ class Scatter:
 
     def detached(self) -> "Scatter":
         """The same sums, formed, so that they do not hold on to the moments they came from."""
-        return replace(self, xy=self.xy.clone(), second_x=DenseSecondMoment(self.xx), second_y=DenseSecondMoment(self.yy))
+        return replace(
+            self,
+            xy=self.xy.clone(),
+            second_x=DenseSecondMoment(self.xx),
+            second_y=DenseSecondMoment(self.yy),
+        )
 
     def scaled(self, scale_x: Tensor, scale_y: Tensor) -> "Scatter":
         """The scatter of ``x * scale_x`` and ``y * scale_y``."""
@@ -180,7 +199,9 @@ class MapScore:
     r2: float
     """Share of variance explained: scikit-learn's ``variance_weighted`` R²."""
     r2_uniform: float
-    """Mean R² over output dimensions: scikit-learn's ``uniform_average``, dimensions of zero variance dropped."""
+    """Mean R² over output dimensions: scikit-learn's ``uniform_average``, dimensions of zero
+    variance dropped.
+    """
     cosine: float
     """Σ⟨ŷ−ȳ', y−ȳ'⟩ / √(Σ‖ŷ−ȳ'‖² Σ‖y−ȳ'‖²), pooled over tokens."""
     n_constant: int
@@ -193,7 +214,9 @@ def score_map(weight: Tensor, bias: Tensor, held_out: Scatter) -> MapScore:
     variance = held_out.variance
     r2, r2_uniform, n_constant = r2_of(variance - 2 * explained + predicted, variance)
     norm = (predicted.sum() * variance.sum()).clamp_min(torch.finfo(torch.float64).tiny).sqrt()
-    return MapScore(r2=r2, r2_uniform=r2_uniform, cosine=float(explained.sum() / norm), n_constant=n_constant)
+    return MapScore(
+        r2=r2, r2_uniform=r2_uniform, cosine=float(explained.sum() / norm), n_constant=n_constant
+    )
 
 
 def squared_errors(weight: Tensor, bias: Tensor, held_out: Scatter) -> Tensor:
@@ -202,14 +225,20 @@ def squared_errors(weight: Tensor, bias: Tensor, held_out: Scatter) -> Tensor:
     return held_out.variance - 2 * explained + predicted
 
 
-def _explained_and_predicted(weight: Tensor, bias: Tensor, held_out: Scatter) -> tuple[Tensor, Tensor]:
+def _explained_and_predicted(
+    weight: Tensor, bias: Tensor, held_out: Scatter
+) -> tuple[Tensor, Tensor]:
     """Σ(ŷ−ȳ)(y−ȳ) and Σ(ŷ−ȳ)² of every target dimension, ȳ the mean of the held-out rows."""
     offset = held_out.mean_x @ weight + bias - held_out.mean_y
-    return (weight * held_out.xy).sum(0), (weight * (held_out.xx @ weight)).sum(0) + held_out.n * offset**2
+    return (weight * held_out.xy).sum(0), (weight * (held_out.xx @ weight)).sum(
+        0
+    ) + held_out.n * offset**2
 
 
 def r2_of(error: Tensor, variance: Tensor) -> tuple[float, float, int]:
-    """(R² by variance, mean R² over varying dimensions, number of constant dimensions) from sums of squares, [d]."""
+    """(R² by variance, mean R² over varying dimensions, number of constant dimensions) from sums of
+    squares, [d].
+    """
     varies = varying(variance)
     if not bool(varies.any()):
         return float("nan"), float("nan"), len(variance)
@@ -223,9 +252,18 @@ def varying(variance: Tensor) -> Tensor:
 
 
 def score_weights(variance: Tensor) -> Tensor:
-    """[2, d]: weights whose error sums become R² and the mean R² over dimensions, from held-out sums of squares, [d]."""
+    """[2, d]: weights whose error sums become R² and the mean R² over dimensions, from held-out
+    sums of squares, [d].
+    """
     varies = varying(variance)
-    uniform = torch.where(varies, 1 / torch.where(varies, variance, torch.ones_like(variance)), torch.zeros_like(variance)) / varies.sum()
+    uniform = (
+        torch.where(
+            varies,
+            1 / torch.where(varies, variance, torch.ones_like(variance)),
+            torch.zeros_like(variance),
+        )
+        / varies.sum()
+    )
     total = float(variance.sum())
     return torch.stack([torch.full_like(variance, 1 / total if total else float("nan")), uniform])
 
@@ -233,13 +271,16 @@ def score_weights(variance: Tensor) -> Tensor:
 def linear_cka(xx: Tensor, yy: Tensor, xy: Tensor) -> float:
     """Linear CKA debiased across folds, from covariances stacked by fold, [fold, d, d].
 
-    Σ_{j≠k}⟨Cxyʲ, Cxyᵏ⟩ / √(Σ_{j≠k}⟨Cxxʲ, Cxxᵏ⟩ · Σ_{j≠k}⟨Cyyʲ, Cyyᵏ⟩); the products of different folds have no bias in the width.
+    Σ_{j≠k}⟨Cxyʲ, Cxyᵏ⟩ / √(Σ_{j≠k}⟨Cxxʲ, Cxxᵏ⟩ · Σ_{j≠k}⟨Cyyʲ, Cyyᵏ⟩); the products of different
+    folds have no bias in the width.
     """
     return cka_of(between_folds(xy), between_folds(xx), between_folds(yy))
 
 
 def cka_of(xy: float, xx: float, yy: float) -> float:
-    """CKA from its three terms; NaN where a side's own is not positive: too little data to tell it from nothing."""
+    """CKA from its three terms; NaN where a side's own is not positive: too little data to tell it
+    from nothing.
+    """
     return xy / math.sqrt(xx * yy) if xx > 0 and yy > 0 else math.nan
 
 

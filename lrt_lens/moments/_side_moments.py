@@ -1,4 +1,5 @@
-"""First and second moments of one hook point, a slice per part of the documents, and a histogram of norms for their median.
+"""First and second moments of one hook point, a slice per part of the documents, and a histogram of
+norms for their median.
 
 `CrossMoments` holds one for each hook point of either model and adds what only pairs have.
 """
@@ -52,13 +53,20 @@ class SideMoments:
         """The same moments about another shift, exactly."""
         move = self.shift - shift
         cross = self.total[:, :, None] * move[None, None, :]
-        second = self.second + cross + cross.transpose(1, 2) + n[:, None, None] * torch.outer(move, move)
+        second = (
+            self.second + cross + cross.transpose(1, 2) + n[:, None, None] * torch.outer(move, move)
+        )
         return SideMoments(shift, self.total + n[:, None] * move, second, self.norms)
 
     def merged(self, other: "SideMoments", n: Tensor) -> "SideMoments":
         """The moments of both about this one's shift; ``n`` [part] counts the other's rows."""
         theirs = other.shifted(self.shift, n)
-        return SideMoments(self.shift, self.total + theirs.total, self.second + theirs.second, self.norms + theirs.norms)
+        return SideMoments(
+            self.shift,
+            self.total + theirs.total,
+            self.second + theirs.second,
+            self.norms + theirs.norms,
+        )
 
     @property
     def median_norm(self) -> float:
@@ -69,7 +77,9 @@ class SideMoments:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Products in the precision of their operands: TF32 would cost moments three digits where somebody switched it on."""
+    """Products in the precision of their operands: TF32 would cost moments three digits where
+    somebody switched it on.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -1,10 +1,11 @@
 """A report as one HTML file that loads nothing from the network.
 
-Problem: results are read months later, on another machine, on a phone, by someone who has neither the notebook nor its
-packages. Mechanism: a report is a title and `Section`s of blocks (paragraphs, tables, figures, key numbers,
-continuations side by side); each block renders itself to HTML, all text is escaped, figures travel as JSON and are drawn
-by one inline copy of plotly.js. The page's content security policy forbids every request, so what is missing from the
-file cannot be fetched unnoticed. Colours follow the reader's light or dark setting, figures included.
+Problem: results are read months later, on another machine, on a phone, by someone who has neither
+the notebook nor its packages. Mechanism: a report is a title and `Section`s of blocks (paragraphs,
+tables, figures, key numbers, continuations side by side); each block renders itself to HTML, all
+text is escaped, figures travel as JSON and are drawn by one inline copy of plotly.js. The page's
+content security policy forbids every request, so what is missing from the file cannot be fetched
+unnoticed. Colours follow the reader's light or dark setting, figures included.
 
 Example:
     from lrt_lens.report._html import KeyNumbers, Plot, Section, render_html, write_html
@@ -13,8 +14,8 @@ Example:
     page = render_html("Stitch report", [Section("Grid", [numbers, Plot(grid_figure(scores))])])
     write_html("report.html", page)
 
-Limits: plotly.js adds about 5 MB to a page with figures (none to one without); without JavaScript the tables and texts
-remain, the figures do not.
+Limits: plotly.js adds about 5 MB to a page with figures (none to one without); without JavaScript
+the tables and texts remain, the figures do not.
 """
 
 import contextlib
@@ -78,7 +79,9 @@ class Continuations:
     """Generated texts side by side: a row per prompt, a card per arm, stacked on narrow screens."""
 
     rows: list[dict[str, str]]
-    """`prompt`, `arm`, `text`; several texts of one prompt and arm share a card; arms are shown as they first appear."""
+    """`prompt`, `arm`, `text`; several texts of one prompt and arm share a card; arms are shown as
+    they first appear.
+    """
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,9 @@ class Section:
     body: list[Block]
 
 
-def render_html(title: str, sections: Sequence[Section], *, subtitle: str = "", footer: str = "") -> str:
+def render_html(
+    title: str, sections: Sequence[Section], *, subtitle: str = "", footer: str = ""
+) -> str:
     """Returns the whole page as text.
 
     Args:
@@ -109,8 +114,13 @@ def render_html(title: str, sections: Sequence[Section], *, subtitle: str = "", 
         subtitle: a line under the title, such as models, corpus and date.
         footer: a line at the end, such as versions and arguments.
     """
-    anchors = [f"section-{number}-{_slug(section.title)}" for number, section in enumerate(sections, start=1)]
-    body = "\n".join(_render_section(section, anchor) for section, anchor in zip(sections, anchors, strict=True))
+    anchors = [
+        f"section-{number}-{_slug(section.title)}"
+        for number, section in enumerate(sections, start=1)
+    ]
+    body = "\n".join(
+        _render_section(section, anchor) for section, anchor in zip(sections, anchors, strict=True)
+    )
     has_figures = any(isinstance(block, Plot) for section in sections for block in section.body)
     scripts = f"<script>{get_plotlyjs()}</script>\n<script>{SCRIPT}</script>" if has_figures else ""
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; font-src data:"
@@ -141,8 +151,8 @@ def render_html(title: str, sections: Sequence[Section], *, subtitle: str = "", 
 def write_html(path: str | os.PathLike[str], html: str) -> Path:
     """Writes the page to `path`, whole or not at all, and returns the path.
 
-    Missing folders are made. The text goes to a temporary file in the same folder, which is then renamed, so a reader
-    never sees half a page and an earlier report survives a failure.
+    Missing folders are made. The text goes to a temporary file in the same folder, which is then
+    renamed, so a reader never sees half a page and an earlier report survives a failure.
 
     Raises:
         ReportWriteError: the folder cannot be made or written, or `path` is itself a folder.
@@ -175,7 +185,10 @@ def _remove_quietly(path: Path) -> None:
 def _render_contents(sections: Sequence[Section], anchors: Sequence[str]) -> str:
     if len(sections) < 2:
         return ""
-    items = "".join(f'<li><a href="#{anchor}">{escape(section.title)}</a></li>' for section, anchor in zip(sections, anchors, strict=True))
+    items = "".join(
+        f'<li><a href="#{anchor}">{escape(section.title)}</a></li>'
+        for section, anchor in zip(sections, anchors, strict=True)
+    )
     return f'<nav aria-labelledby="contents"><h2 id="contents">Contents</h2><ol>{items}</ol></nav>'
 
 
@@ -202,7 +215,9 @@ def render_block(block: object) -> str:
     Raises:
         TypeError: no renderer is registered for the block's type.
     """
-    raise TypeError(f"cannot render a {type(block).__name__} in a report; blocks are Paragraph, Table, Plot, Continuations, KeyNumbers")
+    raise TypeError(
+        f"cannot render a {type(block).__name__} in a report; blocks are Paragraph, Table, Plot, Continuations, KeyNumbers"
+    )
 
 
 @render_block.register(Paragraph)
@@ -243,10 +258,18 @@ def _render_table(block: Table) -> str:
     if any(frame.index.names):
         frame = frame.reset_index(allow_duplicates=True)
     n_headers = sum(name is not None for name in block.frame.index.names)
-    head = "".join(f'<th scope="col"{_number_class(frame.iloc[:, i])}>{escape(str(name))}</th>' for i, name in enumerate(frame.columns))
-    rows = "".join(_render_row(list(row), n_headers, block.digits) for row in frame.itertuples(index=False, name=None))
+    head = "".join(
+        f'<th scope="col"{_number_class(frame.iloc[:, i])}>{escape(str(name))}</th>'
+        for i, name in enumerate(frame.columns)
+    )
+    rows = "".join(
+        _render_row(list(row), n_headers, block.digits)
+        for row in frame.itertuples(index=False, name=None)
+    )
     label = escape(block.caption or "table")
-    table = f'<table aria-label="{label}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    table = (
+        f'<table aria-label="{label}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    )
     scrolling = f'<div class="scroll" role="region" aria-label="{label}" tabindex="0">{table}</div>'
     if len(frame) > block.open_rows:
         return f"<details><summary>{escape(block.caption or 'Table')} ({len(frame)} rows)</summary>{scrolling}</details>"
@@ -254,13 +277,21 @@ def _render_table(block: Table) -> str:
 
 
 def _number_class(column: pd.Series) -> str:
-    return ' class="number"' if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column) else ""
+    return (
+        ' class="number"'
+        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+        else ""
+    )
 
 
 def _render_row(cells: list[object], n_headers: int, digits: int) -> str:
     def render(position: int, cell: object) -> str:
         number = isinstance(cell, Real) and not isinstance(cell, bool)
-        tag, attributes = ("th", ' scope="row"') if position < n_headers else ("td", ' class="number"' if number else "")
+        tag, attributes = (
+            ("th", ' scope="row"')
+            if position < n_headers
+            else ("td", ' class="number"' if number else "")
+        )
         return f"<{tag}{attributes}>{escape(format_value(cell, digits=digits))}</{tag}>"
 
     return f"<tr>{''.join(render(position, cell) for position, cell in enumerate(cells))}</tr>"
@@ -270,15 +301,23 @@ def _render_row(cells: list[object], n_headers: int, digits: int) -> str:
 def _render_continuations(block: Continuations) -> str:
     arms = list(dict.fromkeys(row["arm"] for row in block.rows))
     prompts = list(dict.fromkeys(row["prompt"] for row in block.rows))
-    return "\n".join(_render_prompt(prompt, arms, [row for row in block.rows if row["prompt"] == prompt]) for prompt in prompts)
+    return "\n".join(
+        _render_prompt(prompt, arms, [row for row in block.rows if row["prompt"] == prompt])
+        for prompt in prompts
+    )
 
 
 def _render_prompt(prompt: str, arms: list[str], rows: list[dict[str, str]]) -> str:
-    cards = "".join(_render_card(arm, [row["text"] for row in rows if row["arm"] == arm]) for arm in arms)
+    cards = "".join(
+        _render_card(arm, [row["text"] for row in rows if row["arm"] == arm]) for arm in arms
+    )
     return f'<div class="prompt"><h3 dir="auto">{escape(prompt)}</h3><div class="cards">{cards}</div></div>'
 
 
 def _render_card(arm: str, texts: list[str]) -> str:
     style = arm_style(arm)
-    body = "".join(f'<p dir="auto">{escape(text.strip())}</p>' for text in texts) or '<p class="note">not generated</p>'
+    body = (
+        "".join(f'<p dir="auto">{escape(text.strip())}</p>' for text in texts)
+        or '<p class="note">not generated</p>'
+    )
     return f'<article style="border-top-color:{style.colour}"><h4>{escape(style.label)}</h4>{body}</article>'

@@ -1,10 +1,10 @@
 """The style sheet and the script of the HTML report, as text to put inline.
 
-Problem: the page must be read on a phone, on a desk, in light and in dark, without a request for a font or a style
-sheet. Mechanism: system fonts, colours as CSS custom properties with a second set under `prefers-color-scheme: dark`
-(text and links keep at least 4.5:1 against their background in both), wide content scrolls in a box of its own. The
-script draws each figure from the JSON beside it and paints it in the page's colours, again when the reader's setting
-changes.
+Problem: the page must be read on a phone, on a desk, in light and in dark, without a request for a
+font or a style sheet. Mechanism: system fonts, colours as CSS custom properties with a second set
+under `prefers-color-scheme: dark` (text and links keep at least 4.5:1 against their background in
+both), wide content scrolls in a box of its own. The script draws each figure from the JSON beside
+it and paints it in the page's colours, again when the reader's setting changes.
 
 Example:
     from lrt_lens.report._page import STYLE

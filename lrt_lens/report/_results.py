@@ -15,7 +15,12 @@ RESULTS_SCHEMA = "lrt_lens.results/1"
 
 def write_results(path: Path, arguments: dict[str, Any], tables: dict[str, Any]) -> Path:
     """Write one JSON file: tables become lists of rows, NaN becomes null."""
-    content = {"schema_version": RESULTS_SCHEMA, "versions": package_versions(), "arguments": arguments, **tables}
+    content = {
+        "schema_version": RESULTS_SCHEMA,
+        "versions": package_versions(),
+        "arguments": arguments,
+        **tables,
+    }
     text = json.dumps(_plain(content), indent=1, allow_nan=False)
     return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 

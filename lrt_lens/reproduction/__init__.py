@@ -1,4 +1,5 @@
-"""What every script of `examples/` shares: the same options, one kind of result, one way to write it.
+"""What every script of `examples/` shares: the same options, one kind of result, one way to write
+it.
 
     from dataclasses import dataclass
     import lrt_lens as lrt
@@ -9,10 +10,10 @@
         layer: int = 2
         "Layer of the source."
 
-    def reproduce(options: Options) -> Reproduction:
-        grid = lrt.fit_stitches(options.pair(), options.texts(), source_layers=[options.layer], n_tokens=options.n_tokens, progress=True)
-        ...
-        return Reproduction("name", title=…, paper="Stitching, table 1", claim=…, compared=[Compared("A→B, nats", ours=4.2, paper=3.99)], …)
+    def reproduce(options: Options) -> Reproduction: grid = lrt.fit_stitches(options.pair(),
+        options.texts(), source_layers=[options.layer], n_tokens=options.n_tokens, progress=True)
+        ... return Reproduction("name", title=…, paper="Stitching, table 1", claim=…,
+        compared=[Compared("A→B, nats", ours=4.2, paper=3.99)], …)
 
     if __name__ == "__main__":
         run(reproduce)
@@ -24,4 +25,12 @@ from lrt_lens.reproduction._options import FigureOptions, MissingInputError
 from lrt_lens.reproduction._result import VERDICTS, Compared, Reproduction, Verdict
 from lrt_lens.reproduction._script import run
 
-__all__ = ["VERDICTS", "Compared", "FigureOptions", "MissingInputError", "Reproduction", "Verdict", "run"]
+__all__ = [
+    "VERDICTS",
+    "Compared",
+    "FigureOptions",
+    "MissingInputError",
+    "Reproduction",
+    "Verdict",
+    "run",
+]

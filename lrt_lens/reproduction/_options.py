@@ -1,4 +1,5 @@
-"""The options of every figure script, and what they load: bundled models, texts and SAEs unless others are named.
+"""The options of every figure script, and what they load: bundled models, texts and SAEs unless
+others are named.
 
 A script adds options of its own by inheriting and says in ``QUICK`` what ``--quick`` shrinks:
 
@@ -11,7 +12,8 @@ A script adds options of its own by inheriting and says in ``QUICK`` what ``--qu
 
 ``UNUSED`` names the shared options that the script does not read: `run` refuses them.
 
-What is not there offline is a `MissingInputError` that says what was looked for, where, and how to get it.
+What is not there offline is a `MissingInputError` that says what was looked for, where, and how to
+get it.
 """
 
 import logging
@@ -39,7 +41,9 @@ logger = logging.getLogger(__name__)
 
 _Options = TypeVar("_Options", bound="FigureOptions")
 LEAST_CHARACTERS, CHARACTERS_A_TOKEN = 20_000_000, 30
-"""How much of a data set is read, as it may not fit into memory: a token has about four characters, the test fold a sixth of the texts."""
+"""How much of a data set is read, as it may not fit into memory: a token has about four characters,
+the test fold a sixth of the texts.
+"""
 
 
 class MissingInputError(OSError):
@@ -58,11 +62,14 @@ class FigureOptions:
     source: str | None = None
     """Source model, where things are learnt: hub id or folder; the bundled small one without it."""
     target: str | None = None
-    """Target model, where they are carried to: hub id or folder; the bundled large one without it."""
+    """Target model, where they are carried to: hub id or folder; the bundled large one without it.
+    """
     sae: str | None = None
     """SAE of the source, a folder in SAELens' format; the bundled one without it."""
     documents: str | None = None
-    """Texts: a .txt, .jsonl or .jsonl.gz file or the name of a data set; the bundled texts without it."""
+    """Texts: a .txt, .jsonl or .jsonl.gz file or the name of a data set; the bundled texts without
+    it.
+    """
     n_tokens: int = 120_000
     """Tokens of a harvest."""
     out: Path = Path("figures")
@@ -80,17 +87,27 @@ class FigureOptions:
         return self.source is None and self.target is None
 
     def shrunk(self: _Options, given: Collection[str] = ()) -> _Options:
-        """With the values of ``QUICK`` for all but the options that were ``given``, where ``quick`` is set."""
+        """With the values of ``QUICK`` for all but the options that were ``given``, where ``quick``
+        is set.
+        """
         if not self.quick:
             return self
-        return replace(self, **{name: value for name, value in self.QUICK.items() if name not in given})
+        return replace(
+            self, **{name: value for name, value in self.QUICK.items() if name not in given}
+        )
 
     def check_device(self) -> None:
-        """MissingInputError, with the devices that there are, unless tensors can be made on ``device``."""
+        """MissingInputError, with the devices that there are, unless tensors can be made on
+        ``device``.
+        """
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *(["mps"] * torch.backends.mps.is_available())]
+            there = [
+                "cpu",
+                *(f"cuda:{i}" for i in range(torch.cuda.device_count())),
+                *(["mps"] * torch.backends.mps.is_available()),
+            ]
             raise MissingInputError(
                 f"--device {self.device!r}: PyTorch finds no such device here; choose from {there}, or install a PyTorch that is built for "
                 f"yours ({_first_line(error)})"
@@ -108,21 +125,37 @@ class FigureOptions:
             pair = demo_pair(device=self.device)
             return pair.source, pair.target
         if self.source is None or self.target is None:
-            raise MissingInputError(f"--source is {self.source!r} and --target {self.target!r}; give both, or none for the bundled pair")
+            raise MissingInputError(
+                f"--source is {self.source!r} and --target {self.target!r}; give both, or none for the bundled pair"
+            )
         first = _model(self.source, "source", self.device)
-        return first, first if self.source == self.target else _model(self.target, "target", self.device)
+        return first, first if self.source == self.target else _model(
+            self.target, "target", self.device
+        )
 
     def texts(self) -> list[str]:
-        """Documents: the bundled ones, all of a file, or the first of a data set, many times more than the script's tokens need."""
-        return demo_documents() if self.documents is None else self.load_texts(self.documents, "--documents")
+        """Documents: the bundled ones, all of a file, or the first of a data set, many times more
+        than the script's tokens need.
+        """
+        return (
+            demo_documents()
+            if self.documents is None
+            else self.load_texts(self.documents, "--documents")
+        )
 
     def load_texts(self, name: str, option: str) -> list[str]:
         """Texts of a file or a data set; ``option`` is what the script calls it."""
         if os.path.isfile(name):
             found = _texts_of_file(name, option)
         else:
-            tokens = max(getattr(self, f.name) for f in fields(self) if f.name.endswith("tokens") and isinstance(f.default, int))
-            found = list(_texts_of_data_set(name, option, max(LEAST_CHARACTERS, CHARACTERS_A_TOKEN * tokens)))
+            tokens = max(
+                getattr(self, f.name)
+                for f in fields(self)
+                if f.name.endswith("tokens") and isinstance(f.default, int)
+            )
+            found = list(
+                _texts_of_data_set(name, option, max(LEAST_CHARACTERS, CHARACTERS_A_TOKEN * tokens))
+            )
         if not found:
             raise MissingInputError(
                 f"{option} {name!r}: no text in {os.path.abspath(name)!r}; give a .txt, .jsonl or .jsonl.gz file "
@@ -131,20 +164,36 @@ class FigureOptions:
         return found
 
     def grid(
-        self, pair: ModelPair, texts: Any, source: int | str, target: int | str | None = None, *, null: Literal["full", "none"] = "full"
+        self,
+        pair: ModelPair,
+        texts: Any,
+        source: int | str,
+        target: int | str | None = None,
+        *,
+        null: Literal["full", "none"] = "full",
     ) -> StitchGrid:
-        """Maps from one source layer to one target layer, or to all: for ``.best()``. The full null, not its sketch: arms are carried through it."""
+        """Maps from one source layer to one target layer, or to all: for ``.best()``. The full
+        null, not its sketch: arms are carried through it.
+        """
         return fit_stitches(
-            pair, texts, source_layers=[source], target_layers="all" if target is None else [target], n_tokens=self.n_tokens, null=null, seed=self.seed,
+            pair,
+            texts,
+            source_layers=[source],
+            target_layers="all" if target is None else [target],
+            n_tokens=self.n_tokens,
+            null=null,
+            seed=self.seed,
             progress=True,
-        )  # fmt: skip
+        )
 
     def source_sae(self) -> Any:
         """The SAE of the source: the one named, or the bundled one beside the bundled models."""
         return self.load_sae(self.sae, "--sae", "small")
 
     def load_sae(self, folder: str | None, option: str, member: str) -> Any:
-        """An SAE from a SAELens folder, or a bundled one (``"small"`` or ``"large"``); ``option`` is what the script calls it."""
+        """An SAE from a SAELens folder, or a bundled one (``"small"`` or ``"large"``); ``option``
+        is what the script calls it.
+        """
         if folder is None:
             if not self.bundled:
                 raise MissingInputError(
@@ -179,10 +228,14 @@ def _texts_of_file(name: str, option: str) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _texts_of_data_set(name: str, option: str, characters: int) -> tuple[str, ...]:
-    """The first texts of a data set, until there are so many characters; kept, as scripts ask for them more than once."""
+    """The first texts of a data set, until there are so many characters; kept, as scripts ask for
+    them more than once.
+    """
     looked_for = f"{option} {name!r}: no file {os.path.abspath(name)!r}"
     if not name or any(map(str.isspace, name)):
-        raise MissingInputError(f"{looked_for}; give a .txt, .jsonl or .jsonl.gz file or the name of a data set, not a text")
+        raise MissingInputError(
+            f"{looked_for}; give a .txt, .jsonl or .jsonl.gz file or the name of a data set, not a text"
+        )
     found: list[str] = []
     size = 0
     try:
@@ -191,7 +244,9 @@ def _texts_of_data_set(name: str, option: str, characters: int) -> tuple[str, ..
             size += len(text)
             if size >= characters:
                 break
-    except Exception as error:  # datasets raises a dozen kinds for "not there" and for a stream that ends early
+    except (
+        Exception
+    ) as error:  # datasets raises a dozen kinds for "not there" and for a stream that ends early
         raise MissingInputError(
             f"{looked_for}, and no data set of that name that loads here; give a .txt, .jsonl or .jsonl.gz file, or connect to the network "
             f"for a data set of the hub ({_first_line(error)})"

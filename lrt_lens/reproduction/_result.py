@@ -1,8 +1,11 @@
-"""What a figure script found: our numbers beside the paper's, a verdict with its reason, tables and figures; written whole or not at all.
+"""What a figure script found: our numbers beside the paper's, a verdict with its reason, tables and
+figures; written whole or not at all.
 
-``save`` writes NAME.html (interactive, loads nothing), NAME.png and a thumbnail (by kaleido and a Chrome or Chromium; without one a warning, and
-the rest), and NAME.json. They are made in a temporary folder beside their places and moved there in one go, the JSON last: a
-folder with NAME.json holds the other files of the same run, and a script that is interrupted leaves what was there before.
+``save`` writes NAME.html (interactive, loads nothing), NAME.png and a thumbnail (by kaleido and a
+Chrome or Chromium; without one a warning, and the rest), and NAME.json. They are made in a
+temporary folder beside their places and moved there in one go, the JSON last: a folder with
+NAME.json holds the other files of the same run, and a script that is interrupted leaves what was
+there before.
 """
 
 import logging
@@ -18,7 +21,15 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from lrt_lens.moments._interrupts import Interrupts
-from lrt_lens.report._html import KeyNumbers, Paragraph, Plot, Section, Table, format_value, render_html
+from lrt_lens.report._html import (
+    KeyNumbers,
+    Paragraph,
+    Plot,
+    Section,
+    Table,
+    format_value,
+    render_html,
+)
 from lrt_lens.report._results import write_results
 from lrt_lens.reproduction._picture import write_pictures
 from lrt_lens.stitching._folder import make_folder
@@ -55,7 +66,11 @@ class Compared:
     @property
     def ours_text(self) -> str:
         """Our number with its interval."""
-        if self.low is None or self.high is None or not (math.isfinite(self.low) and math.isfinite(self.high)):
+        if (
+            self.low is None
+            or self.high is None
+            or not (math.isfinite(self.low) and math.isfinite(self.high))
+        ):
             return format_value(self.ours)
         return f"{format_value(self.ours)} ({format_value(self.low)} to {format_value(self.high)})"
 
@@ -67,7 +82,11 @@ class Compared:
     @property
     def control_text(self) -> str:
         """The control's number and name; empty without one."""
-        return "" if self.control is None else f"{self.control_name or 'control'} {format_value(self.control)}"
+        return (
+            ""
+            if self.control is None
+            else f"{self.control_name or 'control'} {format_value(self.control)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -109,7 +128,9 @@ class Reproduction:
                 f"{self.name!r} has {len(self.figures)} figures and {len(self.compared)} compared numbers; it needs one of each"
             )
         if self.paper.split(",")[0] not in PAPERS:
-            raise ValueError(f"paper {self.paper!r} begins with no known short name; choose from {list(PAPERS)}")
+            raise ValueError(
+                f"paper {self.paper!r} begins with no known short name; choose from {list(PAPERS)}"
+            )
 
     @property
     def quick(self) -> bool:
@@ -119,7 +140,15 @@ class Reproduction:
     @property
     def beside_the_paper(self) -> pd.DataFrame:
         """The compared numbers as a table of texts."""
-        rows = [{"quantity": c.quantity, "paper": c.paper_text, "ours": c.ours_text, "control": c.control_text} for c in self.compared]
+        rows = [
+            {
+                "quantity": c.quantity,
+                "paper": c.paper_text,
+                "ours": c.ours_text,
+                "control": c.control_text,
+            }
+            for c in self.compared
+        ]
         return pd.DataFrame(rows)
 
     def __str__(self) -> str:
@@ -130,19 +159,41 @@ class Reproduction:
     def record(self) -> dict[str, Any]:
         """All that NAME.json holds beside versions and arguments."""
         return {
-            "name": self.name, "title": self.title, "paper": self.paper, "claim": self.claim, "verdict": self.verdict, "because": self.because,
-            "says": self.says, "quick": self.quick, "seconds": self.seconds, "compared": [asdict(one) for one in self.compared],
-            "details": dict(self.details), "tables": dict(self.tables),
-        }  # fmt: skip
+            "name": self.name,
+            "title": self.title,
+            "paper": self.paper,
+            "claim": self.claim,
+            "verdict": self.verdict,
+            "because": self.because,
+            "says": self.says,
+            "quick": self.quick,
+            "seconds": self.seconds,
+            "compared": [asdict(one) for one in self.compared],
+            "details": dict(self.details),
+            "tables": dict(self.tables),
+        }
 
     def html(self) -> str:
         """The page: verdict, numbers beside the paper's, figures, tables."""
         found = [
-            (c.quantity, c.ours_text, f"paper: {c.paper_text}" + (f"; {c.control_text}" if c.control is not None else ""))
+            (
+                c.quantity,
+                c.ours_text,
+                f"paper: {c.paper_text}" + (f"; {c.control_text}" if c.control is not None else ""),
+            )
             for c in self.compared[:4]
         ]
         body = [
-            KeyNumbers([("verdict", self.verdict + (" (quick run: means nothing)" if self.quick else ""), self.paper), *found]),
+            KeyNumbers(
+                [
+                    (
+                        "verdict",
+                        self.verdict + (" (quick run: means nothing)" if self.quick else ""),
+                        self.paper,
+                    ),
+                    *found,
+                ]
+            ),
             Paragraph(f"The claim: {self.claim}\n\nHere: {self.because}\n\n{self.says}"),
         ]
         plots: list[Any] = [Plot(figure, caption) for caption, figure in self.figures.items()]
@@ -150,19 +201,37 @@ class Reproduction:
             Table(self.beside_the_paper, "Ours beside the paper's"),
             *(Table(frame, caption) for caption, frame in self.tables.items()),
         ]
-        sections = [Section("What was found", body), Section("Figures", plots), Section("Numbers", tables)]
+        sections = [
+            Section("What was found", body),
+            Section("Figures", plots),
+            Section("Numbers", tables),
+        ]
         return render_html(self.title, sections, subtitle=PAPERS[self.paper.split(",")[0]])
 
     def save(self, out: str | Path) -> dict[str, Path]:
-        """Write NAME.html, NAME.png, NAME.thumbnail.png and NAME.json into ``out``, all or none; returns ending → path of those written."""
+        """Write NAME.html, NAME.png, NAME.thumbnail.png and NAME.json into ``out``, all or none;
+        returns ending → path of those written.
+        """
         folder = make_folder(Path(out))
         making = Path(tempfile.mkdtemp(dir=folder, prefix=f".{self.name}."))
         try:
-            (making / f"{self.name}.html").write_text(self.html(), encoding="utf-8", errors="replace")
+            (making / f"{self.name}.html").write_text(
+                self.html(), encoding="utf-8", errors="replace"
+            )
             for suffix, page in self.pages.items():
-                (making / f"{self.name}-{suffix}.html").write_text(page, encoding="utf-8", errors="replace")
-            write_pictures(next(iter(self.figures.values())), making / f"{self.name}.png", making / f"{self.name}.thumbnail.png")
-            arguments = _plain(asdict(self.options)) if is_dataclass(self.options) and not isinstance(self.options, type) else {}
+                (making / f"{self.name}-{suffix}.html").write_text(
+                    page, encoding="utf-8", errors="replace"
+                )
+            write_pictures(
+                next(iter(self.figures.values())),
+                making / f"{self.name}.png",
+                making / f"{self.name}.thumbnail.png",
+            )
+            arguments = (
+                _plain(asdict(self.options))
+                if is_dataclass(self.options) and not isinstance(self.options, type)
+                else {}
+            )
             write_results(making / f"{self.name}.json", arguments, self.record())
             return _moved(making, folder, self.name)
         finally:
@@ -170,10 +239,17 @@ class Reproduction:
 
 
 def _moved(making: Path, folder: Path, name: str) -> dict[str, Path]:
-    """Replace the files of an earlier run by the new ones; an interrupt waits until that is done, a failure brings the old ones back."""
+    """Replace the files of an earlier run by the new ones; an interrupt waits until that is done, a
+    failure brings the old ones back.
+    """
     # The JSON goes first and comes last.
-    made = sorted((path for path in making.iterdir() if path.is_file()), key=lambda path: path.suffix == ".json")
-    old = [folder / f"{name}{ending}" for ending in (".json", ".html", ".png", ".thumbnail.png")] + sorted(folder.glob(f"{name}-*.html"))
+    made = sorted(
+        (path for path in making.iterdir() if path.is_file()),
+        key=lambda path: path.suffix == ".json",
+    )
+    old = [
+        folder / f"{name}{ending}" for ending in (".json", ".html", ".png", ".thumbnail.png")
+    ] + sorted(folder.glob(f"{name}-*.html"))
     before, written = making / "before", {}
     before.mkdir()
     interrupts = Interrupts()

@@ -1,4 +1,6 @@
-"""Labelled texts for scripts that probe: the bundled tasks, a file, or a data set of the sae-probes package."""
+"""Labelled texts for scripts that probe: the bundled tasks, a file, or a data set of the sae-probes
+package.
+"""
 
 import csv
 import importlib.util
@@ -27,32 +29,56 @@ class Task:
         """So many texts at random, or all."""
         order = list(range(len(self.texts)))
         random.Random(seed).shuffle(order)
-        return Task(self.name, [self.texts[i] for i in order[:n_texts]], [self.labels[i] for i in order[:n_texts]])
+        return Task(
+            self.name,
+            [self.texts[i] for i in order[:n_texts]],
+            [self.labels[i] for i in order[:n_texts]],
+        )
 
     def split(self, share: float = 2 / 3) -> tuple["Task", "Task"]:
         """(first, last) texts."""
         at = int(share * len(self.texts))
-        return Task(self.name, self.texts[:at], self.labels[:at]), Task(self.name, self.texts[at:], self.labels[at:])
+        return Task(self.name, self.texts[:at], self.labels[:at]), Task(
+            self.name, self.texts[at:], self.labels[at:]
+        )
 
 
 def task_from_file(path: Path) -> Task:
     """Rows ``{"text": …, "label": …}`` of a JSON Lines file; rows without a label are left out."""
     if not path.is_file():
-        raise MissingInputError(f"--task-file: no file at {str(path.absolute())!r}; give JSON Lines with 'text' and 'label'")
-    rows = [row for row in read_jsonl(path) if isinstance(row, dict) and row.get("label") is not None]
+        raise MissingInputError(
+            f"--task-file: no file at {str(path.absolute())!r}; give JSON Lines with 'text' and 'label'"
+        )
+    rows = [
+        row for row in read_jsonl(path) if isinstance(row, dict) and row.get("label") is not None
+    ]
     if not rows or not all(isinstance(row.get("text"), str) for row in rows):
-        raise ValueError(f"{path} holds no rows with 'text' and 'label'; expected one such object a line")
-    return Task(path.name.split(".")[0], [row["text"] for row in rows], [row["label"] for row in rows])
+        raise ValueError(
+            f"{path} holds no rows with 'text' and 'label'; expected one such object a line"
+        )
+    return Task(
+        path.name.split(".")[0], [row["text"] for row in rows], [row["label"] for row in rows]
+    )
 
 
 def bundled_tasks(map_seed: int) -> list[Task]:
-    """Sentiment (the contrast set) and register (story or review: openings of documents that no map of that seed was fitted on)."""
+    """Sentiment (the contrast set) and register (story or review: openings of documents that no map
+    of that seed was fitted on).
+    """
     contrast = demo_contrast("sentiment")
-    sentiment = Task("sentiment", list(contrast.texts), ["positive"] * len(contrast) + ["negative"] * len(contrast))
+    sentiment = Task(
+        "sentiment",
+        list(contrast.texts),
+        ["positive"] * len(contrast) + ["negative"] * len(contrast),
+    )
     texts: list[str] = []
     labels: list[str] = []
     for register in ("story", "review"):
-        held = [text for text in demo_documents(register) if part_of(document_key(text, map_seed)) >= N_FOLDS]
+        held = [
+            text
+            for text in demo_documents(register)
+            if part_of(document_key(text, map_seed)) >= N_FOLDS
+        ]
         texts += [" ".join(text.split()[:30]) for text in held]
         labels += [register] * len(held)
     return [sentiment, Task("register", texts, labels)]
@@ -71,8 +97,12 @@ def sae_probes_task(name: str) -> Task:
     folder = Path(spec.origin).parent / "data" / "cleaned_data"
     path = folder / f"{name}.csv.zst"
     if not path.is_file():
-        known: Sequence[str] = sorted(file.name.removesuffix(".csv.zst") for file in folder.glob("*.csv.zst"))
-        raise MissingInputError(f"sae-probes has no data set {name!r}; it has {len(known)}, such as {list(known[:5])}")
+        known: Sequence[str] = sorted(
+            file.name.removesuffix(".csv.zst") for file in folder.glob("*.csv.zst")
+        )
+        raise MissingInputError(
+            f"sae-probes has no data set {name!r}; it has {len(known)}, such as {list(known[:5])}"
+        )
     with open(path, "rb") as packed, zstandard.ZstdDecompressor().stream_reader(packed) as stream:
         rows = list(csv.DictReader(io.StringIO(stream.read().decode("utf-8"))))
     return Task(name, [row["prompt"] for row in rows], [row["target"] for row in rows])

@@ -1,7 +1,9 @@
-"""Many concepts from texts alone: a topic is a word, from the rare to the common, and a text shows it when it says the word.
+"""Many concepts from texts alone: a topic is a word, from the rare to the common, and a text shows
+it when it says the word.
 
-Clamp steering over many concepts (Stitching, figures 3b, 3c and 11) needs concepts that a model can express and a judge of what it writes. The paper takes
-languages and langdetect; models of one language have topics: words that occur in between a few and a third of the texts.
+Clamp steering over many concepts (Stitching, figures 3b, 3c and 11) needs concepts that a model can
+express and a judge of what it writes. The paper takes languages and langdetect; models of one
+language have topics: words that occur in between a few and a third of the texts.
 
     topics = frequent_topics(lrt.demo_documents("story"), n=12)
     topics[0].word, topics[0].frequency, topics[0].contrast, topics[0].shows("The dog ran.")
@@ -38,7 +40,14 @@ class Topic:
 
 
 def frequent_topics(
-    texts: Sequence[str], *, n: int = 12, least: float = 0.01, most: float = 0.3, pairs: int = 60, fewest: int = 20, seed: int = 0
+    texts: Sequence[str],
+    *,
+    n: int = 12,
+    least: float = 0.01,
+    most: float = 0.3,
+    pairs: int = 60,
+    fewest: int = 20,
+    seed: int = 0,
 ) -> list[Topic]:
     """Topics whose frequencies are spread evenly on a logarithmic axis, rare ones first.
 
@@ -57,23 +66,47 @@ def frequent_topics(
     pieces = [" ".join(text.split()[:PIECE_WORDS]) for text in texts]
     said = [_words(piece) for piece in pieces]
     counts = Counter(word for words in said for word in words if word not in ENGLISH_STOP_WORDS)
-    known = sorted((count, word) for word, count in counts.items() if least <= count / len(pieces) <= most and count >= fewest)
+    known = sorted(
+        (count, word)
+        for word, count in counts.items()
+        if least <= count / len(pieces) <= most and count >= fewest
+    )
     if not known:
-        raise ValueError(f"no word is in {least:.0%} to {most:.0%} of the {len(pieces)} texts, and in {fewest} at least; give more texts")
+        raise ValueError(
+            f"no word is in {least:.0%} to {most:.0%} of the {len(pieces)} texts, and in {fewest} at least; give more texts"
+        )
     levels = np.geomspace(known[0][0], known[-1][0], n)
-    chosen = sorted({known[int(np.argmin([abs(np.log(count / level)) for count, _ in known]))] for level in levels})
+    chosen = sorted(
+        {
+            known[int(np.argmin([abs(np.log(count / level)) for count, _ in known]))]
+            for level in levels
+        }
+    )
     rng = np.random.default_rng(seed)
     return [_topic(word, count / len(pieces), pieces, said, pairs, rng) for count, word in chosen]
 
 
-def _topic(word: str, frequency: float, pieces: list[str], said: list[set[str]], pairs: int, rng: np.random.Generator) -> Topic:
-    having, lacking = ([i for i, words in enumerate(said) if (word in words) is wanted] for wanted in (True, False))
+def _topic(
+    word: str,
+    frequency: float,
+    pieces: list[str],
+    said: list[set[str]],
+    pairs: int,
+    rng: np.random.Generator,
+) -> Topic:
+    having, lacking = (
+        [i for i, words in enumerate(said) if (word in words) is wanted] for wanted in (True, False)
+    )
     size = min(pairs, len(having), len(lacking))
-    drawn = [[pieces[i] for i in rng.choice(places, size, replace=False)] for places in (having, lacking)]
+    drawn = [
+        [pieces[i] for i in rng.choice(places, size, replace=False)] for places in (having, lacking)
+    ]
     return Topic(word, frequency, ContrastSet(*drawn, name=word))
 
 
 def _words(text: str) -> set[str]:
     """Words in lower case, those in -s also without it: "dogs", not "this"."""
     found = set(_WORD.findall(text.lower()))
-    return found | {word[:-1] for word in found - ENGLISH_STOP_WORDS if word.endswith("s") and len(word) > 3}
+    return found | {
+        word[:-1] for word in found - ENGLISH_STOP_WORDS if word.endswith("s") and len(word) > 3
+    }

@@ -1,7 +1,9 @@
-"""How well probabilities tell labelled items apart: accuracy and AUROC, with paired bootstraps over the items.
+"""How well probabilities tell labelled items apart: accuracy and AUROC, with paired bootstraps over
+the items.
 
-The AUROC of a resample is that of the items weighted by how often each was drawn, so that one sort serves all resamples:
-``Σ_i w⁺_i (W⁻(<i) + W⁻(=i)/2) / (W⁺ W⁻)``. Several classes: the mean over classes, each against the rest.
+The AUROC of a resample is that of the items weighted by how often each was drawn, so that one sort
+serves all resamples: ``Σ_i w⁺_i (W⁻(<i) + W⁻(=i)/2) / (W⁺ W⁻)``. Several classes: the mean over
+classes, each against the rest.
 """
 
 from dataclasses import dataclass
@@ -43,7 +45,9 @@ def auroc(chances: np.ndarray, truth: np.ndarray) -> float:
 
 
 def bootstrap_auroc(draws: list[np.ndarray], truth: np.ndarray, *, seed: int = 0) -> Interval:
-    """Mean AUROC of the draws with its percentile bootstrap interval over items; resamples without one of the classes are left out."""
+    """Mean AUROC of the draws with its percentile bootstrap interval over items; resamples without
+    one of the classes are left out.
+    """
     value = float(np.mean([auroc(chances, truth) for chances in draws]))
     if np.isnan(value):
         return NOTHING

@@ -13,7 +13,9 @@ _TINY = 1e-9
 
 
 def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson's r over the last axis; NaN where either side is the same for all items (nothing correlates with a constant)."""
+    """Pearson's r over the last axis; NaN where either side is the same for all items (nothing
+    correlates with a constant).
+    """
     size = [np.abs(x).max(-1) for x in (a, b)]
     a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
     norms = [np.sqrt((x**2).mean(-1)) for x in (a, b)]
@@ -25,7 +27,8 @@ def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def bootstrap_correlation(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> Interval:
     """Mean over scales of the correlation over items with its percentile bootstrap over items.
 
-    ``a`` and ``b`` are [scale, item]; the same items are drawn at all scales. Undefined where the correlation is at any scale.
+    ``a`` and ``b`` are [scale, item]; the same items are drawn at all scales. Undefined where the
+    correlation is at any scale.
     """
     value = float(correlations(a, b).mean())
     if math.isnan(value):
@@ -34,16 +37,22 @@ def bootstrap_correlation(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> Int
     with warnings.catch_warnings():
         # A draw that repeats one item has no correlation; such draws are left out.
         warnings.simplefilter("ignore", RuntimeWarning)
-        means = np.mean([correlations(x[index], y[index]) for x, y in zip(a, b, strict=True)], axis=0)
+        means = np.mean(
+            [correlations(x[index], y[index]) for x, y in zip(a, b, strict=True)], axis=0
+        )
         low, high = np.nanpercentile(means, [2.5, 97.5])
     return Interval(value, float(low), float(high))
 
 
-def bootstrap_rank_correlation(a: np.ndarray, b: np.ndarray, *, seed: int = 0, n_draws: int = N_BOOTSTRAP) -> tuple[Interval, float]:
-    """(Spearman's correlation over items with its percentile bootstrap, share of resamples that have none).
+def bootstrap_rank_correlation(
+    a: np.ndarray, b: np.ndarray, *, seed: int = 0, n_draws: int = N_BOOTSTRAP
+) -> tuple[Interval, float]:
+    """(Spearman's correlation over items with its percentile bootstrap, share of resamples that
+    have none).
 
-    ``a`` and ``b`` are [item]; equal values share their ranks. A resample in which either side is the same for all items has no correlation
-    and is left out of the percentiles; `NOTHING` where the items themselves have none.
+    ``a`` and ``b`` are [item]; equal values share their ranks. A resample in which either side is
+    the same for all items has no correlation and is left out of the percentiles; `NOTHING` where
+    the items themselves have none.
     """
     value = float(_rank_correlations(a, b))
     index = resamples(len(a), seed, n_draws)

@@ -1,6 +1,8 @@
-"""Intervals shared by all evaluations: bootstrap over items, spread over draws, delete-a-group jackknife.
+"""Intervals shared by all evaluations: bootstrap over items, spread over draws, delete-a-group
+jackknife.
 
-All are two-sided 95% and seeded. Arms are compared on the same items, so ratios and differences are bootstrapped *paired*.
+All are two-sided 95% and seeded. Arms are compared on the same items, so ratios and differences are
+bootstrapped *paired*.
 """
 
 import math
@@ -44,17 +46,30 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, *, seed: int = 0) -> In
 
 
 def bootstrap_ratio(numerator: np.ndarray, denominator: np.ndarray, *, seed: int = 0) -> Interval:
-    """Ratio of two means over the same items, paired; undefined where the denominator's own interval includes 0."""
-    numerator, denominator = np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float)
-    if np.isnan(numerator).any() or not len(denominator) or not bootstrap_mean(denominator, seed=seed).excludes(0.0):
+    """Ratio of two means over the same items, paired; undefined where the denominator's own
+    interval includes 0.
+    """
+    numerator, denominator = (
+        np.asarray(numerator, dtype=float),
+        np.asarray(denominator, dtype=float),
+    )
+    if (
+        np.isnan(numerator).any()
+        or not len(denominator)
+        or not bootstrap_mean(denominator, seed=seed).excludes(0.0)
+    ):
         return NOTHING
     index = resamples(len(numerator), seed)
     ratios = numerator[index].mean(1) / denominator[index].mean(1)
     return percentiles(float(numerator.mean() / denominator.mean()), ratios)
 
 
-def bootstrap_statistic(statistic: Callable[[np.ndarray], float], values: np.ndarray, *, seed: int = 0) -> Interval:
-    """Any function of the columns of ``values`` ([..., item]) with its percentile bootstrap; columns are drawn, so rows stay paired."""
+def bootstrap_statistic(
+    statistic: Callable[[np.ndarray], float], values: np.ndarray, *, seed: int = 0
+) -> Interval:
+    """Any function of the columns of ``values`` ([..., item]) with its percentile bootstrap;
+    columns are drawn, so rows stay paired.
+    """
     draws = np.array([statistic(values[..., index]) for index in resamples(values.shape[-1], seed)])
     return percentiles(float(statistic(values)), draws)
 
@@ -67,15 +82,18 @@ def spread(draws: Sequence[float]) -> Interval:
 
 
 def clopper_pearson(count: int, n: int) -> Interval:
-    """A share of ``count`` in ``n`` independent trials with its exact interval (Clopper and Pearson 1934), wide rather than short.
+    """A share of ``count`` in ``n`` independent trials with its exact interval (Clopper and Pearson
+    1934), wide rather than short.
 
-    The ends are quantiles of beta distributions: low ``B(α/2; k, n−k+1)``, high ``B(1−α/2; k+1, n−k)``. ValueError unless 0 <= count <= n,
-    n > 0.
+    The ends are quantiles of beta distributions: low ``B(α/2; k, n−k+1)``, high ``B(1−α/2; k+1,
+    n−k)``. ValueError unless 0 <= count <= n, n > 0.
     """
     from scipy.stats import beta
 
     if not 0 <= count <= n or n == 0:
-        raise ValueError(f"{count} of {n} is no share; expected a count between 0 and a positive number of trials")
+        raise ValueError(
+            f"{count} of {n} is no share; expected a count between 0 and a positive number of trials"
+        )
     tail = (1 - LEVEL) / 2
     low = 0.0 if count == 0 else float(beta.ppf(tail, count, n - count + 1))
     high = 1.0 if count == n else float(beta.ppf(1 - tail, count + 1, n - count))

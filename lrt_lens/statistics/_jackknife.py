@@ -1,18 +1,22 @@
-"""The delete-a-group jackknife: an interval from what a number becomes without each group of documents in turn.
+"""The delete-a-group jackknife: an interval from what a number becomes without each group of
+documents in turn.
 
-Problem: tokens of one document are not independent, so no formula over tokens gives an honest interval; and nothing here keeps
-tokens anyway. Mechanism: moments are kept for groups of documents (five folds that fit, eight groups that test), so any number θ can be
-computed again without one group, at no cost in data:
+Problem: tokens of one document are not independent, so no formula over tokens gives an honest
+interval; and nothing here keeps tokens anyway. Mechanism: moments are kept for groups of documents
+(five folds that fit, eight groups that test), so any number θ can be computed again without one
+group, at no cost in data:
 
     Var θ = (K − 1)/K · Σ_k (θ_k − θ̄)²,        θ ± t(0.975, K − 1) · √Var θ
 
     interval = jackknife(score(groups), [score(without(groups, k)) for k in groups])
     interval.low, interval.high, interval.standard_error
 
-Source: Efron and Tibshirani (1993), *An Introduction to the Bootstrap*, eq. 11.5, with groups in the place of observations.
+Source: Efron and Tibshirani (1993), *An Introduction to the Bootstrap*, eq. 11.5, with groups in
+the place of observations.
 
-Limits: exact for means over groups of equal size; first order for smooth functions of moments; wrong for what is not smooth (a maximum, an
-argmax). With K groups the interval has K − 1 degrees of freedom and is wide for that reason. It is not clipped to a measure's range.
+Limits: exact for means over groups of equal size; first order for smooth functions of moments;
+wrong for what is not smooth (a maximum, an argmax). With K groups the interval has K − 1 degrees of
+freedom and is wide for that reason. It is not clipped to a measure's range.
 """
 
 import math
@@ -34,7 +38,9 @@ class Jackknife(NamedTuple):
     standard_error: Any
 
 
-def jackknife(full: float | np.ndarray, leave_one_out: Sequence[float] | Sequence[np.ndarray] | np.ndarray) -> Jackknife:
+def jackknife(
+    full: float | np.ndarray, leave_one_out: Sequence[float] | Sequence[np.ndarray] | np.ndarray
+) -> Jackknife:
     """The interval of ``full`` from the K estimates that leave one group out each, [K] or [K, ...].
 
     NaN where fewer than two groups are given or an estimate is undefined.
@@ -43,10 +49,16 @@ def jackknife(full: float | np.ndarray, leave_one_out: Sequence[float] | Sequenc
     error = np.asarray(standard_error(values))
     reach = t_quantile(len(values) - 1) * error if len(values) > 1 else error
     low, high = np.asarray(full - reach), np.asarray(full + reach)
-    return Jackknife(low, high, error) if values.ndim > 1 else Jackknife(float(low), float(high), float(error))
+    return (
+        Jackknife(low, high, error)
+        if values.ndim > 1
+        else Jackknife(float(low), float(high), float(error))
+    )
 
 
-def standard_error(leave_one_out: Sequence[float] | Sequence[np.ndarray] | np.ndarray) -> float | np.ndarray:
+def standard_error(
+    leave_one_out: Sequence[float] | Sequence[np.ndarray] | np.ndarray,
+) -> float | np.ndarray:
     """√((K − 1)/K · Σ(θ_k − θ̄)²) over the first axis; NaN where fewer than two groups are given."""
     values = np.asarray(leave_one_out, dtype=float)
     k = len(values)
@@ -58,9 +70,13 @@ def standard_error(leave_one_out: Sequence[float] | Sequence[np.ndarray] | np.nd
 
 @lru_cache
 def t_quantile(degrees_of_freedom: int, level: float = LEVEL) -> float:
-    """The number that |t| stays below with probability ``level``; Student's t with a whole number of degrees of freedom."""
+    """The number that |t| stays below with probability ``level``; Student's t with a whole number
+    of degrees of freedom.
+    """
     if degrees_of_freedom < 1 or not 0 < level < 1:
-        raise ValueError(f"degrees of freedom are {degrees_of_freedom}, level {level}; expected at least 1, and a level between 0 and 1")
+        raise ValueError(
+            f"degrees of freedom are {degrees_of_freedom}, level {level}; expected at least 1, and a level between 0 and 1"
+        )
     low, high = 0.0, math.pi / 2
     for _ in range(60):
         middle = (low + high) / 2
@@ -69,7 +85,9 @@ def t_quantile(degrees_of_freedom: int, level: float = LEVEL) -> float:
 
 
 def _within(angle: float, nu: int) -> float:
-    """P(|t| < √ν tan θ) = ∫₀^θ cos^{ν−1} / ∫₀^{π/2} cos^{ν−1}: the density's own substitution t = √ν tan θ."""
+    """P(|t| < √ν tan θ) = ∫₀^θ cos^{ν−1} / ∫₀^{π/2} cos^{ν−1}: the density's own substitution t =
+    √ν tan θ.
+    """
     part, whole = (angle, math.pi / 2) if nu % 2 else (math.sin(angle), 1.0)
     for power in range(2 if nu % 2 else 3, nu, 2):  # ∫cosᵖ = cosᵖ⁻¹ sin / p + (p − 1)/p ∫cosᵖ⁻²
         part = math.cos(angle) ** (power - 1) * math.sin(angle) / power + (power - 1) / power * part

@@ -34,15 +34,26 @@ class AffineMap:
         return self._rows(v) @ self._like(self.weight, v)
 
     def compose(self, then: "AffineMap") -> "AffineMap":
-        """This map, and ``then`` on its result; MismatchError where ``then`` starts at another hook point."""
+        """This map, and ``then`` on its result; MismatchError where ``then`` starts at another hook
+        point.
+        """
         if not same_place(self.target_hook, then.source_hook):
-            raise MismatchError(f"this map ends at {self.target_hook!r}, the next starts at {then.source_hook!r}; compose maps that meet")
-        return AffineMap(self.weight @ then.weight, self.bias @ then.weight + then.bias, self.source_hook, then.target_hook)
+            raise MismatchError(
+                f"this map ends at {self.target_hook!r}, the next starts at {then.source_hook!r}; compose maps that meet"
+            )
+        return AffineMap(
+            self.weight @ then.weight,
+            self.bias @ then.weight + then.bias,
+            self.source_hook,
+            then.target_hook,
+        )
 
     def inverse(self, rcond: float | None = None) -> "AffineMap":
-        """The map back by pseudo-inverse: exact where this one loses nothing, the least-squares way back otherwise.
+        """The map back by pseudo-inverse: exact where this one loses nothing, the least-squares way
+        back otherwise.
 
-        Singular values below ``rcond`` of the largest count as zero. Amplifies what the map shrank: a fitted way down is better, see `StitchGrid.score`.
+        Singular values below ``rcond`` of the largest count as zero. Amplifies what the map shrank:
+        a fitted way down is better, see `StitchGrid.score`.
         """
         weight = linalg.pinv(self.weight) if rcond is None else linalg.pinv(self.weight, rtol=rcond)
         return AffineMap(weight, -self.bias @ weight, self.target_hook, self.source_hook)

@@ -1,7 +1,9 @@
-"""Is the best layer really better than the next? Cross-validated scores with intervals, and the runners-up beside them.
+"""Is the best layer really better than the next? Cross-validated scores with intervals, and the
+runners-up beside them.
 
-The score of a pair pools the held-out errors of five folds. Leaving one fold out of the pool at a time (delete-a-group jackknife) gives an
-interval for each score, and, because all pairs share their folds, a much narrower one for the *difference* of two pairs.
+The score of a pair pools the held-out errors of five folds. Leaving one fold out of the pool at a
+time (delete-a-group jackknife) gives an interval for each score, and, because all pairs share their
+folds, a much narrower one for the *difference* of two pairs.
 """
 
 from typing import TYPE_CHECKING
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
 def choices(grid: "StitchGrid", table: pd.DataFrame, by: str) -> pd.DataFrame:
     """Pairs, best first, with 95% intervals.
 
-    Columns: ``source_hook``, ``target_hook``, ``score``, ``low``, ``high``, ``behind`` (difference to the best), ``behind_low``, ``behind_high``,
-    ``really_worse`` (that interval excludes 0), and ``r2_null`` and ``r2_token`` beside them.
+    Columns: ``source_hook``, ``target_hook``, ``score``, ``low``, ``high``, ``behind`` (difference
+    to the best), ``behind_low``, ``behind_high``, ``really_worse`` (that interval excludes 0), and
+    ``r2_null`` and ``r2_token`` beside them.
     """
     ordered = table.sort_values(by, ascending=False).to_dict("records")
     pairs = [(str(row["source_hook"]), str(row["target_hook"])) for row in ordered]
@@ -28,14 +31,24 @@ def choices(grid: "StitchGrid", table: pd.DataFrame, by: str) -> pd.DataFrame:
     for pair, row in zip(pairs, ordered, strict=True):
         left_out = _leave_one_out(grid.folds[pair], by)
         interval = jackknife(row[by], left_out)
-        difference = jackknife(best - row[by], [a - b for a, b in zip(leader, left_out, strict=True)])
+        difference = jackknife(
+            best - row[by], [a - b for a, b in zip(leader, left_out, strict=True)]
+        )
         rows.append(
             {
-                "source_hook": pair[0], "target_hook": pair[1], "score": row[by], "low": interval.low, "high": interval.high,
-                "behind": best - row[by], "behind_low": difference.low, "behind_high": difference.high,
-                "really_worse": difference.low > 0, "r2_null": row["r2_null"], "r2_token": row["r2_token"],
+                "source_hook": pair[0],
+                "target_hook": pair[1],
+                "score": row[by],
+                "low": interval.low,
+                "high": interval.high,
+                "behind": best - row[by],
+                "behind_low": difference.low,
+                "behind_high": difference.high,
+                "really_worse": difference.low > 0,
+                "r2_null": row["r2_null"],
+                "r2_token": row["r2_token"],
             }
-        )  # fmt: skip
+        )
     return pd.DataFrame(rows)
 
 

@@ -2,7 +2,8 @@
 
 What does a rotation, a low rank, the second direction or nothing at all give?
 
-    comparison = grid.compare([Mean(), Translation(), AxisScaling(), Procrustes(), ReducedRank(), Ridge(), LeastSquares(), TwoWay()])
+    comparison = grid.compare([Mean(), Translation(), AxisScaling(), Procrustes(), ReducedRank(),
+    Ridge(), LeastSquares(), TwoWay()])
     comparison.table      # a row per solver, pair and direction
     comparison.figure()
 """
@@ -24,13 +25,32 @@ if TYPE_CHECKING:
     from lrt_lens.stitching._grid import StitchGrid
 
 COMPARISON_COLUMNS = (
-    "solver", "source_hook", "target_hook", "direction", "alpha", "rank", "r2_cv", "r2_uniform_cv", "r2", "r2_uniform", "fvu",
-    "round_trip_r2", "cosine", "effective_rank", "condition", "n", "interpolates", "r2_null", "r2_token", "seconds",
-)  # fmt: skip
+    "solver",
+    "source_hook",
+    "target_hook",
+    "direction",
+    "alpha",
+    "rank",
+    "r2_cv",
+    "r2_uniform_cv",
+    "r2",
+    "r2_uniform",
+    "fvu",
+    "round_trip_r2",
+    "cosine",
+    "effective_rank",
+    "condition",
+    "n",
+    "interpolates",
+    "r2_null",
+    "r2_token",
+    "seconds",
+)
 """Columns of `SolverComparison.table`.
 
-``round_trip_r2`` is of the map and its way back, on the stream where both start; ``effective_rank`` and ``condition`` are of the map
-(`lrt_lens.stitching._diagnostics`); ``interpolates`` says that it was fitted on no more rows than dimensions.
+``round_trip_r2`` is of the map and its way back, on the stream where both start; ``effective_rank``
+and ``condition`` are of the map (`lrt_lens.stitching._diagnostics`); ``interpolates`` says that it
+was fitted on no more rows than dimensions.
 """
 
 
@@ -44,7 +64,12 @@ class SolverComparison:
     @property
     def summary(self) -> pd.DataFrame:
         """A row per solver: mean over pairs of both directions' test scores, best first."""
-        scores = self.table.pivot_table(index="solver", columns="direction", values=["r2", "r2_uniform", "round_trip_r2"], aggfunc="mean")
+        scores = self.table.pivot_table(
+            index="solver",
+            columns="direction",
+            values=["r2", "r2_uniform", "round_trip_r2"],
+            aggfunc="mean",
+        )
         scores.columns = [f"{name}_{direction}" for name, direction in scores.columns]
         return scores.sort_values("r2_up", ascending=False).reset_index()
 
@@ -55,16 +80,30 @@ class SolverComparison:
         return comparison_figure(self.table, value=value)
 
     def _repr_html_(self) -> str:
-        return card("SolverComparison", note("Test-fold scores, means over pairs of hook points."), table(self.summary))
+        return card(
+            "SolverComparison",
+            note("Test-fold scores, means over pairs of hook points."),
+            table(self.summary),
+        )
 
 
-def compare_solvers(moments: CrossMoments, solvers: Sequence[Solver], *, pairs: Sequence[Pair], progress: bool = False) -> SolverComparison:
+def compare_solvers(
+    moments: CrossMoments,
+    solvers: Sequence[Solver],
+    *,
+    pairs: Sequence[Pair],
+    progress: bool = False,
+) -> SolverComparison:
     """Fit each solver to each pair; see `SolverComparison`."""
     if not solvers:
-        raise ValueError("no solver given; compare needs at least one, such as [Ridge(), Procrustes()]")
+        raise ValueError(
+            "no solver given; compare needs at least one, such as [Ridge(), Procrustes()]"
+        )
     names = [solver.name for solver in solvers]
     if len(set(names)) < len(names):
-        raise ValueError(f"solvers of equal name cannot be told apart in a table: {names}; give each name once")
+        raise ValueError(
+            f"solvers of equal name cannot be told apart in a table: {names}; give each name once"
+        )
     rows = []
     for solver in tqdm(solvers, desc="compare", disable=not progress, leave=False):
         started = time.perf_counter()
@@ -79,18 +118,37 @@ def _rows(grid: "StitchGrid", row: dict[str, Any], seconds: float) -> list[dict[
     pair = (str(row["source_hook"]), str(row["target_hook"]))
     fit = grid.moments.scatter(pair, FIT_PARTS)
     rows = []
-    ways = zip(("up", "down"), ("", "_down"), grid.maps(pair), (fit, fit.swapped()), grid.round_trips(pair), strict=True)
+    ways = zip(
+        ("up", "down"),
+        ("", "_down"),
+        grid.maps(pair),
+        (fit, fit.swapped()),
+        grid.round_trips(pair),
+        strict=True,
+    )
     for direction, suffix, affine, scatter, trip in ways:
         about = map_diagnostics(affine, scatter)
         rows.append(
             {
-                "solver": row["solver"], "source_hook": pair[0], "target_hook": pair[1], "direction": direction, "alpha": row[f"alpha{suffix}"],
-                "rank": row[f"rank{suffix}"], "r2_cv": row[f"r2{suffix}_cv"], "r2_uniform_cv": row[f"r2_uniform{suffix}_cv"],
-                "r2": row[f"r2{suffix}"], "r2_uniform": row[f"r2_uniform{suffix}"], "fvu": 1 - row[f"r2{suffix}"], "round_trip_r2": trip,
-                "effective_rank": about.effective_rank, "condition": about.condition, "n": about.n, "interpolates": about.interpolates,
+                "solver": row["solver"],
+                "source_hook": pair[0],
+                "target_hook": pair[1],
+                "direction": direction,
+                "alpha": row[f"alpha{suffix}"],
+                "rank": row[f"rank{suffix}"],
+                "r2_cv": row[f"r2{suffix}_cv"],
+                "r2_uniform_cv": row[f"r2_uniform{suffix}_cv"],
+                "r2": row[f"r2{suffix}"],
+                "r2_uniform": row[f"r2_uniform{suffix}"],
+                "fvu": 1 - row[f"r2{suffix}"],
+                "round_trip_r2": trip,
+                "effective_rank": about.effective_rank,
+                "condition": about.condition,
+                "n": about.n,
+                "interpolates": about.interpolates,
                 "seconds": seconds,
             }
-        )  # fmt: skip
+        )
     # Measured on the way up alone.
     rows[0] |= {name: row[name] for name in ("cosine", "r2_null", "r2_token")}
     return rows

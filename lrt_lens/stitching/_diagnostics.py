@@ -1,8 +1,10 @@
-"""What a fitted map is like: its spectrum, its ranks, how well posed the fit was, and how its test scores vary over documents.
+"""What a fitted map is like: its spectrum, its ranks, how well posed the fit was, and how its test
+scores vary over documents.
 
-Problem: two maps of equal R² can be a rotation of everything or a hundred directions wide, and a map fitted on fewer rows than dimensions looks like
-any other. Mechanism: numbers of the weight matrix W [d_source, d_target] alone and of the scatter it was fitted on; and, on the test fold, scores with
-each of its groups of documents left out in turn.
+Problem: two maps of equal R² can be a rotation of everything or a hundred directions wide, and a
+map fitted on fewer rows than dimensions looks like any other. Mechanism: numbers of the weight
+matrix W [d_source, d_target] alone and of the scatter it was fitted on; and, on the test fold,
+scores with each of its groups of documents left out in turn.
 
     diagnostics = map_diagnostics(stitch.up, moments.scatter(pair, FIT_PARTS))
     diagnostics.effective_rank, diagnostics.interpolates
@@ -20,8 +22,9 @@ With σ₁ ≥ σ₂ ≥ … the singular values of W and p_i = σ_i / Σσ:
 | `reachable` | tr(PSyyP) / tr Syy, P the projector on the span of W's outputs: no score of this map can exceed it | |
 | `reachable_by_rank` | the largest `rank` eigenvalues of Syy as a share of all: no map of this rank can exceed it | Eckart and Young 1936 |
 
-Limits: W's spectrum depends on the scale of the streams; `predicted_effective_rank`, of the covariance WᵀSxxW of what the map predicts, does not
-depend on the source's. Intervals are over documents for one fitted map; the spread over refits is another matter (`Stitch.refits`).
+Limits: W's spectrum depends on the scale of the streams; `predicted_effective_rank`, of the
+covariance WᵀSxxW of what the map predicts, does not depend on the source's. Intervals are over
+documents for one fitted map; the spread over refits is another matter (`Stitch.refits`).
 """
 
 import math
@@ -65,7 +68,9 @@ class MapDiagnostics:
     n: int
     """Rows that fitted."""
     interpolates: bool
-    """n − 1 ≤ d_source: without a penalty a map runs through all rows whatever they are; read held-out scores alone."""
+    """n − 1 ≤ d_source: without a penalty a map runs through all rows whatever they are; read
+    held-out scores alone.
+    """
 
     @property
     def row(self) -> dict[str, float | int | bool]:
@@ -74,7 +79,8 @@ class MapDiagnostics:
 
 
 def map_diagnostics(affine: AffineMap, fit: Scatter) -> MapDiagnostics:
-    """Spectrum, ranks and conditioning of a map, given the scatter it was fitted on (``fit.swapped()`` for a way down).
+    """Spectrum, ranks and conditioning of a map, given the scatter it was fitted on
+    (``fit.swapped()`` for a way down).
 
     Raises:
         MismatchError: the scatter has other widths than the map.
@@ -83,7 +89,9 @@ def map_diagnostics(affine: AffineMap, fit: Scatter) -> MapDiagnostics:
     weight = affine.weight.to(fit.xy)
     _, singular, right = torch.linalg.svd(weight, full_matrices=False)
     largest = float(singular[0])
-    rank = int((singular > max(weight.shape) * torch.finfo(affine.weight.dtype).eps * largest).sum())
+    rank = int(
+        (singular > max(weight.shape) * torch.finfo(affine.weight.dtype).eps * largest).sum()
+    )
     span, total = right[:rank], float(fit.variance.sum())
     leading = torch.linalg.eigvalsh(fit.yy).flip(0)[:rank]
     return MapDiagnostics(
@@ -105,7 +113,9 @@ def map_diagnostics(affine: AffineMap, fit: Scatter) -> MapDiagnostics:
 
 
 def effective_rank(spectrum: Tensor) -> float:
-    """Exp of the entropy of a spectrum [d] taken as a distribution; 0 for a spectrum of zeros. Roy and Vetterli 2007, eq. 4."""
+    """Exp of the entropy of a spectrum [d] taken as a distribution; 0 for a spectrum of zeros. Roy
+    and Vetterli 2007, eq. 4.
+    """
     spectrum = spectrum.clamp_min(0)
     total = spectrum.sum()
     if not float(total):
@@ -114,7 +124,9 @@ def effective_rank(spectrum: Tensor) -> float:
 
 
 def condition_number(second: Tensor, n: float) -> float:
-    """λ₁/λ_d of a centred scatter matrix of ``n`` rows; infinite where n − 1 < d or the smallest is rounding."""
+    """λ₁/λ_d of a centred scatter matrix of ``n`` rows; infinite where n − 1 < d or the smallest is
+    rounding.
+    """
     values = torch.linalg.eigvalsh(second)
     smallest, largest = float(values[0]), float(values[-1])
     if n - 1 < len(values) or smallest <= len(values) * torch.finfo(values.dtype).eps * largest:
@@ -123,19 +135,28 @@ def condition_number(second: Tensor, n: float) -> float:
 
 
 def spectrum_table(maps: Mapping[str, MapDiagnostics]) -> pd.DataFrame:
-    """Tidy, a row per map and singular value: ``map``, ``index`` (from 1), ``singular_value``, ``share`` of the largest."""
+    """Tidy, a row per map and singular value: ``map``, ``index`` (from 1), ``singular_value``,
+    ``share`` of the largest.
+    """
     rows = []
     for name, diagnostics in maps.items():
         values = diagnostics.singular_values.tolist()
-        rows += [(name, i, value, value / values[0] if values[0] else math.nan) for i, value in enumerate(values, start=1)]
+        rows += [
+            (name, i, value, value / values[0] if values[0] else math.nan)
+            for i, value in enumerate(values, start=1)
+        ]
     return pd.DataFrame(rows, columns=["map", "index", "singular_value", "share"])
 
 
-def score_intervals(affine: AffineMap, moments: CrossMoments, pair: Pair, *, down: bool = False) -> pd.DataFrame:
-    """Scores of any affine map on the test fold with 95% intervals: a row each for r2, r2_uniform and cosine.
+def score_intervals(
+    affine: AffineMap, moments: CrossMoments, pair: Pair, *, down: bool = False
+) -> pd.DataFrame:
+    """Scores of any affine map on the test fold with 95% intervals: a row each for r2, r2_uniform
+    and cosine.
 
-    The interval is the delete-a-group jackknife over the groups of the test fold that hold rows (eight, with enough documents): the score of the union of
-    the others, about that union's own mean.
+    The interval is the delete-a-group jackknife over the groups of the test fold that hold rows
+    (eight, with enough documents): the score of the union of the others, about that union's own
+    mean.
 
     Args:
         affine: the map, fitted on whatever.
@@ -148,15 +169,28 @@ def score_intervals(affine: AffineMap, moments: CrossMoments, pair: Pair, *, dow
     """
     groups = [p for p in TEST_PARTS if float(moments.n[p]) > 0]
     full = _test_score(affine, moments, pair, groups or list(TEST_PARTS), down)
-    left_out = [_test_score(affine, moments, pair, [p for p in groups if p != g], down) for g in groups] if len(groups) > 1 else []
+    left_out = (
+        [_test_score(affine, moments, pair, [p for p in groups if p != g], down) for g in groups]
+        if len(groups) > 1
+        else []
+    )
     rows = []
     for name in ("r2", "r2_uniform", "cosine"):
         value = float(getattr(full, name))
-        rows.append((name, value, *jackknife(value, [float(getattr(score, name)) for score in left_out]), len(groups)))
+        rows.append(
+            (
+                name,
+                value,
+                *jackknife(value, [float(getattr(score, name)) for score in left_out]),
+                len(groups),
+            )
+        )
     return pd.DataFrame(rows, columns=list(INTERVAL_COLUMNS))
 
 
-def _test_score(affine: AffineMap, moments: CrossMoments, pair: Pair, parts: list[int], down: bool) -> MapScore:
+def _test_score(
+    affine: AffineMap, moments: CrossMoments, pair: Pair, parts: list[int], down: bool
+) -> MapScore:
     scatter = moments.scatter(pair, parts)
     scatter = scatter.swapped() if down else scatter
     _refuse_other_widths(affine, scatter)

@@ -1,14 +1,17 @@
 """Will a direction carry over? A prediction from the moments, before any model runs.
 
-With the maps ``W`` (up) and ``W_down``, covariances ``S`` of the fitting folds and ``S'`` of the held-out test fold:
+With the maps ``W`` (up) and ``W_down``, covariances ``S`` of the fitting folds and ``S'`` of the
+held-out test fold:
 
     read   ρ(w) = corr(x·w, y·(W_down w))            the read-out w on the source against the same read-out carried to the target
     write  ρ(v) = corr(x·a, y·c),  a = (Sxx + λI)⁻¹ v,  c = (Syy + λI)⁻¹ (vW)
 
-``a`` is the read-out for which moving along ``v`` is what moves it (the regression of the coefficient of ``v``), so ρ_write asks whether the
-stream's movement *along v* is seen by the target as movement along ``vW``; both are 1 for a perfect map, which the naive ``corr(x·v, y·vW)``
-is not. Intervals are over the map (refits without one fold) and the held-out text (groups of the test fold), by the delete-a-group
-jackknife; the null is the same of random directions, isotropic and drawn from the source's own covariance.
+``a`` is the read-out for which moving along ``v`` is what moves it (the regression of the
+coefficient of ``v``), so ρ_write asks whether the stream's movement *along v* is seen by the target
+as movement along ``vW``; both are 1 for a perfect map, which the naive ``corr(x·v, y·vW)`` is not.
+Intervals are over the map (refits without one fold) and the held-out text (groups of the test
+fold), by the delete-a-group jackknife; the null is the same of random directions, isotropic and
+drawn from the source's own covariance.
 """
 
 import math
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
     from lrt_lens.stitching._stitch import Stitch
 
 _RIDGE = 1e-4
-"""λ of the write-side inverses, relative to the mean variance, where the stitch names no penalty."""
+"""λ of the write-side inverses, relative to the mean variance, where the stitch names no penalty.
+"""
 
 
 @dataclass(frozen=True)
@@ -60,31 +64,54 @@ class Fidelity:
 
     def _repr_html_(self) -> str:
         row = {
-            "role": self.kind, "predicted correlation": self.value, "predicted_low": self.low, "predicted_high": self.high,
-            "naive": self.naive, "random directions": self.null_mean, "random_low": self.null_low, "random_high": self.null_high, "tokens": self.n,
-        }  # fmt: skip
+            "role": self.kind,
+            "predicted correlation": self.value,
+            "predicted_low": self.low,
+            "predicted_high": self.high,
+            "naive": self.naive,
+            "random directions": self.null_mean,
+            "random_low": self.null_low,
+            "random_high": self.null_high,
+            "tokens": self.n,
+        }
         return card(
             "Fidelity",
             table(pd.DataFrame([row])),
-            note("Of the direction's role on the source with its role on the target; held-out text, 95%."),
+            note(
+                "Of the direction's role on the source with its role on the target; held-out text, 95%."
+            ),
         )
 
 
 def fidelity(
-    stitch: "Stitch", direction: Tensor, kind: Literal["write", "read"] = "write", *, n_random: int = 100, seed: int = 0
+    stitch: "Stitch",
+    direction: Tensor,
+    kind: Literal["write", "read"] = "write",
+    *,
+    n_random: int = 100,
+    seed: int = 0,
 ) -> Fidelity:
     """ρ_write or ρ_read of one direction [d_source] on the stitch's held-out test fold."""
     if kind not in ("write", "read"):
-        raise ValueError(f"kind is {kind!r}; expected 'write' (steering vectors, decoder rows) or 'read' (probe weights, encoder columns)")
+        raise ValueError(
+            f"kind is {kind!r}; expected 'write' (steering vectors, decoder rows) or 'read' (probe weights, encoder columns)"
+        )
     direction = direction.detach().double().cpu()
     d_source = stitch.up.weight.shape[0]
     if direction.shape != (d_source,):
-        raise MismatchError(f"direction has shape {tuple(direction.shape)}; this stitch starts at {stitch.source_hook!r} with [{d_source}]")
+        raise MismatchError(
+            f"direction has shape {tuple(direction.shape)}; this stitch starts at {stitch.source_hook!r} with [{d_source}]"
+        )
     if not torch.isfinite(direction).all() or not direction.any():
         raise ValueError("the direction is zero or holds NaN; a direction needs a length")
     groups = held_out_groups(stitch)
     value = fidelities(stitch, direction[None], kind)[0]
-    over_text = [_with(stitch, stitch.maps, direction[None], kind, _union([*groups[:g], *groups[g + 1 :]]))[0] for g in range(len(groups))]
+    over_text = [
+        _with(stitch, stitch.maps, direction[None], kind, _union([*groups[:g], *groups[g + 1 :]]))[
+            0
+        ]
+        for g in range(len(groups))
+    ]
     whole = _union(groups)
     over_map = [_with(stitch, maps, direction[None], kind, whole)[0] for maps in stitch.refits]
     half = math.hypot(_reach(over_text), _reach(over_map))
@@ -93,20 +120,33 @@ def fidelity(
     null = fidelities(stitch, draws, kind)
     low, high = torch.quantile(null, torch.tensor([0.025, 0.975], dtype=null.dtype)).tolist()
     return Fidelity(
-        value=float(value), low=float(value) - half, high=min(1.0, float(value) + half), kind=kind,
-        naive=float(naive_fidelities(stitch, direction[None])[0]), null_mean=float(null.mean()), null_low=low, null_high=high, n=int(whole.n),
-    )  # fmt: skip
+        value=float(value),
+        low=float(value) - half,
+        high=min(1.0, float(value) + half),
+        kind=kind,
+        naive=float(naive_fidelities(stitch, direction[None])[0]),
+        null_mean=float(null.mean()),
+        null_low=low,
+        null_high=high,
+        n=int(whole.n),
+    )
 
 
 def fidelities(stitch: "Stitch", directions: Tensor, kind: Literal["write", "read"]) -> Tensor:
     """[direction]: the values alone, of many directions [direction, d_source]."""
-    return _with(stitch, stitch.maps, directions.double().cpu(), kind, _union(held_out_groups(stitch)))
+    return _with(
+        stitch, stitch.maps, directions.double().cpu(), kind, _union(held_out_groups(stitch))
+    )
 
 
 def naive_fidelities(stitch: "Stitch", directions: Tensor) -> Tensor:
-    """[direction]: corr(x·v, y·vW), the correlation of projections on the direction and on its image."""
+    """[direction]: corr(x·v, y·vW), the correlation of projections on the direction and on its
+    image.
+    """
     directions = directions.double().cpu()
-    return _correlation(directions, directions @ stitch.up.weight.double().cpu(), _union(held_out_groups(stitch)))
+    return _correlation(
+        directions, directions @ stitch.up.weight.double().cpu(), _union(held_out_groups(stitch))
+    )
 
 
 def random_directions(stitch: "Stitch", n: int, generator: torch.Generator) -> Tensor:
@@ -127,7 +167,9 @@ def held_out_groups(stitch: "Stitch") -> tuple[Scatter, ...]:
     return stitch.held_out
 
 
-def _with(stitch: "Stitch", maps: MapPair, directions: Tensor, kind: str, held_out: Scatter) -> Tensor:
+def _with(
+    stitch: "Stitch", maps: MapPair, directions: Tensor, kind: str, held_out: Scatter
+) -> Tensor:
     up, down = maps.up.weight.double().cpu(), maps.down.weight.double().cpu()
     if kind == "read":
         return _correlation(directions, directions @ down.T, held_out)
@@ -140,7 +182,9 @@ def _with(stitch: "Stitch", maps: MapPair, directions: Tensor, kind: str, held_o
 def _regularised_solve(covariance: Tensor, rows: Tensor, alpha: float) -> Tensor:
     covariance = covariance.double().cpu()
     penalty = alpha * covariance.diagonal().mean()
-    return torch.linalg.solve(covariance + penalty * torch.eye(len(covariance), dtype=covariance.dtype), rows.T).T
+    return torch.linalg.solve(
+        covariance + penalty * torch.eye(len(covariance), dtype=covariance.dtype), rows.T
+    ).T
 
 
 def _correlation(a: Tensor, c: Tensor, held_out: Scatter) -> Tensor:

@@ -11,9 +11,21 @@ def fit_report(source: str, target: str, grid: StitchGrid, best: Stitch) -> str:
     scores = best.scores
     tiles: list[tuple[str, str | int | float, str]] = [
         ("best pair, R²", f"{scores['r2']:.3f}", f"{best.source_hook} to {best.target_hook}"),
-        ("mean R² over dimensions", f"{scores['r2_uniform']:.3f}", "tells whether a few massive dimensions carry R²"),
-        ("shuffled pairs", f"{scores['r2_null']:.3f}", "the same fit with tokens of other documents"),
-        ("token identity alone", f"{scores['r2_token']:.3f}", "the same target from the source's embedding"),
+        (
+            "mean R² over dimensions",
+            f"{scores['r2_uniform']:.3f}",
+            "tells whether a few massive dimensions carry R²",
+        ),
+        (
+            "shuffled pairs",
+            f"{scores['r2_null']:.3f}",
+            "the same fit with tokens of other documents",
+        ),
+        (
+            "token identity alone",
+            f"{scores['r2_token']:.3f}",
+            "the same target from the source's embedding",
+        ),
     ]
     body = [
         KeyNumbers(tiles),
@@ -21,4 +33,8 @@ def fit_report(source: str, target: str, grid: StitchGrid, best: Stitch) -> str:
         Plot(grid_figure(grid.scores, chosen=(best.source_hook, best.target_hook))),
         Table(grid.scores, caption="All pairs"),
     ]
-    return render_html("Stitches of every layer pair", [Section("Scores on the test fold", body)], subtitle=f"{source} to {target}")
+    return render_html(
+        "Stitches of every layer pair",
+        [Section("Scores on the test fold", body)],
+        subtitle=f"{source} to {target}",
+    )

@@ -1,4 +1,6 @@
-"""Files: moments as one safetensors file, a stitch as a folder. Nothing is pickled; every file is renamed into place when complete."""
+"""Files: moments as one safetensors file, a stitch as a folder. Nothing is pickled; every file is
+renamed into place when complete.
+"""
 
 import json
 import os
@@ -26,14 +28,20 @@ from lrt_lens.stitching._stitch import Stitch, StreamStatistics
 
 MOMENTS_SCHEMA = "lrt_lens.moments/1"
 STITCH_SCHEMA = "lrt_lens.stitch/1"
-CONFIG_NAME, TENSORS_NAME, HELD_OUT_NAME = "stitch_config.json", "stitch.safetensors", "held_out.safetensors"
+CONFIG_NAME, TENSORS_NAME, HELD_OUT_NAME = (
+    "stitch_config.json",
+    "stitch.safetensors",
+    "held_out.safetensors",
+)
 
 
-# --------------------------------------------------------------------------------------------------------------- writing
+# ------------------------------------------------------------------------------------------ writing
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Let ``write`` fill a temporary file beside ``path`` and rename it; nothing is left behind when it fails."""
+    """Let ``write`` fill a temporary file beside ``path`` and rename it; nothing is left behind
+    when it fails.
+    """
     make_folder(path.parent)
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -60,7 +68,9 @@ def make_folder(folder: Path) -> Path:
 
 
 def _unwritable(folder: Path, error: OSError) -> OSError:
-    return OSError(f"cannot write to {str(folder)!r} ({error.strerror or error}); choose a folder that you may write to")
+    return OSError(
+        f"cannot write to {str(folder)!r} ({error.strerror or error}); choose a folder that you may write to"
+    )
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
@@ -94,19 +104,27 @@ def _opened(path: Path, schema: str) -> Iterator[tuple[Any, dict[str, str]]]:
                 )
             yield opened, metadata
     except (SafetensorError, OSError) as error:
-        raise FileFormatError(f"{str(path)!r} is truncated or no safetensors file ({error}); copy or fit it again") from error
+        raise FileFormatError(
+            f"{str(path)!r} is truncated or no safetensors file ({error}); copy or fit it again"
+        ) from error
 
 
-# --------------------------------------------------------------------------------------------------------------- moments
+# ------------------------------------------------------------------------------------------ moments
 
 
 def save_moments(moments: CrossMoments, path: Path) -> Path:
     """See `CrossMoments.save`."""
-    return write_tensors(path, moment_tensors(moments), {"schema_version": MOMENTS_SCHEMA, **moment_metadata(moments)})
+    return write_tensors(
+        path,
+        moment_tensors(moments),
+        {"schema_version": MOMENTS_SCHEMA, **moment_metadata(moments)},
+    )
 
 
 def moment_tensors(moments: CrossMoments) -> dict[str, Tensor]:
-    """The moments' own storage by its names in files: what is written into these tensors is written into the moments."""
+    """The moments' own storage by its names in files: what is written into these tensors is written
+    into the moments.
+    """
     tensors: dict[str, Tensor] = {}
     for k, part in enumerate(PART_NAMES):
         tensors[f"{part}/n"] = moments.n[k]
@@ -165,17 +183,23 @@ def load_moments(path: Path) -> CrossMoments:
         moments.source = side("source", dict.fromkeys(s for s, _ in moments.kept_pairs))
         moments.target = side("target", dict.fromkeys(t for _, t in moments.kept_pairs))
         moments.cross = {(s, t): parts(f"cross/{s}/{t}") for s, t in moments.kept_pairs}
-        moments.cross_null = {(s, t): tensors[f"null/{s}/{t}"] for s, t in moments.pairs if f"null/{s}/{t}" in tensors}
+        moments.cross_null = {
+            (s, t): tensors[f"null/{s}/{t}"] for s, t in moments.pairs if f"null/{s}/{t}" in tensors
+        }
     except KeyError as error:
-        raise FileFormatError(f"{str(path)!r} lacks {error}; it was cut short or changed: harvest again") from error
+        raise FileFormatError(
+            f"{str(path)!r} lacks {error}; it was cut short or changed: harvest again"
+        ) from error
     return moments
 
 
-# ---------------------------------------------------------------------------------------------------------------- stitch
+# ------------------------------------------------------------------------------------------- stitch
 
 
 def save_stitch(stitch: Stitch, folder: Path) -> None:
-    """Write a stitch folder: tensors first, then the card, the config last, so that a folder with a config is whole."""
+    """Write a stitch folder: tensors first, then the card, the config last, so that a folder with a
+    config is whole.
+    """
     # An older stitch here stops being one before its first file is replaced.
     (folder / CONFIG_NAME).unlink(missing_ok=True)
     tensors = _map_tensors("maps", stitch.maps)
@@ -183,24 +207,46 @@ def save_stitch(stitch: Stitch, folder: Path) -> None:
         tensors |= _map_tensors("null", stitch.null)
     for k, pair in enumerate(stitch.refits):
         tensors |= _map_tensors(f"refit{k}", pair)
-    for role, statistics in (("source", stitch.source_statistics), ("target", stitch.target_statistics)):
+    for role, statistics in (
+        ("source", stitch.source_statistics),
+        ("target", stitch.target_statistics),
+    ):
         tensors |= {f"{role}.mean": statistics.mean, f"{role}.covariance": statistics.covariance}
     config = {
         "schema_version": STITCH_SCHEMA,
         "source_hook": stitch.source_hook,
         "target_hook": stitch.target_hook,
-        "scores": {key: (None if value != value else value) for key, value in stitch.scores.items()},
-        "median_norm": {"source": stitch.source_statistics.median_norm, "target": stitch.target_statistics.median_norm},
+        "scores": {
+            key: (None if value != value else value) for key, value in stitch.scores.items()
+        },
+        "median_norm": {
+            "source": stitch.source_statistics.median_norm,
+            "target": stitch.target_statistics.median_norm,
+        },
         "n_refits": len(stitch.refits),
         "n_held_out": len(stitch.held_out),
         "has_null": stitch.null is not None,
         "provenance": json.loads(stitch.provenance.to_json()),
     }
-    write_tensors(folder / TENSORS_NAME, {name: t.float() for name, t in tensors.items()}, {"schema_version": STITCH_SCHEMA})
-    held_out = {f"group{g}.{name}": value for g, group in enumerate(stitch.held_out) for name, value in _scatter_tensors(group).items()}
+    write_tensors(
+        folder / TENSORS_NAME,
+        {name: t.float() for name, t in tensors.items()},
+        {"schema_version": STITCH_SCHEMA},
+    )
+    held_out = {
+        f"group{g}.{name}": value
+        for g, group in enumerate(stitch.held_out)
+        for name, value in _scatter_tensors(group).items()
+    }
     write_tensors(folder / HELD_OUT_NAME, held_out, {"schema_version": STITCH_SCHEMA})
-    write_atomically(folder / "README.md", lambda temporary: temporary.write_text(stitch_card(stitch), encoding="utf-8"))
-    write_atomically(folder / CONFIG_NAME, lambda temporary: temporary.write_text(json.dumps(config, indent=1), encoding="utf-8"))
+    write_atomically(
+        folder / "README.md",
+        lambda temporary: temporary.write_text(stitch_card(stitch), encoding="utf-8"),
+    )
+    write_atomically(
+        folder / CONFIG_NAME,
+        lambda temporary: temporary.write_text(json.dumps(config, indent=1), encoding="utf-8"),
+    )
 
 
 def load_stitch(folder_or_repository: str, **hub: Any) -> Stitch:
@@ -209,11 +255,15 @@ def load_stitch(folder_or_repository: str, **hub: Any) -> Stitch:
     if not folder.is_dir():
         folder = Path(_download(folder_or_repository, **hub))
     if not (folder / CONFIG_NAME).is_file():
-        raise FileFormatError(f"{str(folder)!r} holds no {CONFIG_NAME}; it is no stitch folder, or its writing was interrupted")
+        raise FileFormatError(
+            f"{str(folder)!r} holds no {CONFIG_NAME}; it is no stitch folder, or its writing was interrupted"
+        )
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise FileFormatError(f"{str(folder / CONFIG_NAME)!r} is no JSON ({error}); copy the stitch again") from error
+        raise FileFormatError(
+            f"{str(folder / CONFIG_NAME)!r} is no JSON ({error}); copy the stitch again"
+        ) from error
     schema = config.get("schema_version") if isinstance(config, dict) else None
     if schema != STITCH_SCHEMA:
         raise FileFormatError(
@@ -228,14 +278,21 @@ def load_stitch(folder_or_repository: str, **hub: Any) -> Stitch:
             maps=_map_pair("maps", tensors, *hooks),
             source_statistics=_statistics("source", tensors, config),
             target_statistics=_statistics("target", tensors, config),
-            scores={key: (float("nan") if value is None else value) for key, value in config["scores"].items()},
+            scores={
+                key: (float("nan") if value is None else value)
+                for key, value in config["scores"].items()
+            },
             provenance=Provenance.from_json(json.dumps(config["provenance"])),
             null=_map_pair("null", tensors, *hooks) if config["has_null"] else None,
-            refits=tuple(_map_pair(f"refit{k}", tensors, *hooks) for k in range(config["n_refits"])),
+            refits=tuple(
+                _map_pair(f"refit{k}", tensors, *hooks) for k in range(config["n_refits"])
+            ),
             held_out=tuple(_scatter(f"group{g}", held_out) for g in range(n_held_out)),
         )
     except KeyError as error:
-        raise FileFormatError(f"{str(folder)!r} lacks {error}; the folder is incomplete: copy the stitch again") from error
+        raise FileFormatError(
+            f"{str(folder)!r} lacks {error}; the folder is incomplete: copy the stitch again"
+        ) from error
 
 
 def _download(repository: str, **hub: Any) -> str:
@@ -244,7 +301,11 @@ def _download(repository: str, **hub: Any) -> str:
 
     try:
         options = {key: value for key, value in hub.items() if value is not None}
-        return snapshot_download(repository, allow_patterns=[CONFIG_NAME, TENSORS_NAME, HELD_OUT_NAME, "README.md"], **options)
+        return snapshot_download(
+            repository,
+            allow_patterns=[CONFIG_NAME, TENSORS_NAME, HELD_OUT_NAME, "README.md"],
+            **options,
+        )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileFormatError(
             f"no stitch at {repository!r}: it is neither a folder here nor a hub repository that can be reached ({error})"
@@ -259,34 +320,72 @@ def _map_tensors(prefix: str, pair: MapPair) -> dict[str, Tensor]:
     }
 
 
-def _map_pair(prefix: str, tensors: dict[str, Tensor], source_hook: str, target_hook: str) -> MapPair:
-    up = AffineMap(tensors[f"{prefix}.up.weight"], tensors[f"{prefix}.up.bias"], source_hook, target_hook)
-    return MapPair(up, AffineMap(tensors[f"{prefix}.down.weight"], tensors[f"{prefix}.down.bias"], target_hook, source_hook))
+def _map_pair(
+    prefix: str, tensors: dict[str, Tensor], source_hook: str, target_hook: str
+) -> MapPair:
+    up = AffineMap(
+        tensors[f"{prefix}.up.weight"], tensors[f"{prefix}.up.bias"], source_hook, target_hook
+    )
+    return MapPair(
+        up,
+        AffineMap(
+            tensors[f"{prefix}.down.weight"],
+            tensors[f"{prefix}.down.bias"],
+            target_hook,
+            source_hook,
+        ),
+    )
 
 
 def _statistics(role: str, tensors: dict[str, Tensor], config: dict[str, Any]) -> StreamStatistics:
-    return StreamStatistics(tensors[f"{role}.mean"], tensors[f"{role}.covariance"], config["median_norm"][role])
+    return StreamStatistics(
+        tensors[f"{role}.mean"], tensors[f"{role}.covariance"], config["median_norm"][role]
+    )
 
 
 def _scatter_tensors(scatter: Scatter) -> dict[str, Tensor]:
     """Sums in float32: their own rounding is below that of float32 products; the count stays exact."""
-    sums = {"mean_x": scatter.mean_x, "mean_y": scatter.mean_y, "xx": scatter.xx, "yy": scatter.yy, "xy": scatter.xy}
-    return {name: value.float() for name, value in sums.items()} | {"n": torch.tensor(scatter.n, dtype=torch.float64)}
+    sums = {
+        "mean_x": scatter.mean_x,
+        "mean_y": scatter.mean_y,
+        "xx": scatter.xx,
+        "yy": scatter.yy,
+        "xy": scatter.xy,
+    }
+    return {name: value.float() for name, value in sums.items()} | {
+        "n": torch.tensor(scatter.n, dtype=torch.float64)
+    }
 
 
 def _scatter(prefix: str, tensors: dict[str, Tensor]) -> Scatter:
     of = lambda name: tensors[f"{prefix}.{name}"].double()  # noqa: E731
-    return Scatter(float(of("n")), of("mean_x"), of("mean_y"), of("xy"), DenseSecondMoment(of("xx")), DenseSecondMoment(of("yy")))
+    return Scatter(
+        float(of("n")),
+        of("mean_x"),
+        of("mean_y"),
+        of("xy"),
+        DenseSecondMoment(of("xx")),
+        DenseSecondMoment(of("yy")),
+    )
 
 
 def stitch_card(stitch: Stitch) -> str:
     """The model card: what it maps, how well, how to load it."""
 
     def about(model: ModelIdentity | None) -> str:
-        return "unknown" if model is None else f"`{model.name}` (revision {model.revision}, d_model {model.d_model}, {model.basis} basis)"
+        return (
+            "unknown"
+            if model is None
+            else f"`{model.name}` (revision {model.revision}, d_model {model.d_model}, {model.basis} basis)"
+        )
 
-    scores = "\n".join(f"| {key} | {value if isinstance(value, str) else f'{value:.4g}'} |" for key, value in stitch.scores.items())
-    versions = ", ".join(f"{name} {number}" for name, number in asdict(stitch.provenance)["versions"].items())
+    scores = "\n".join(
+        f"| {key} | {value if isinstance(value, str) else f'{value:.4g}'} |"
+        for key, value in stitch.scores.items()
+    )
+    versions = ", ".join(
+        f"{name} {number}" for name, number in asdict(stitch.provenance)["versions"].items()
+    )
     return f"""---
 library_name: lrt-lens
 tags: [model-stitching, interpretability, steering]

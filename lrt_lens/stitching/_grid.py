@@ -6,11 +6,13 @@
     grid.choices(source="blocks.3.hook_resid_post")  # the runners-up, and whether they really are worse
     grid.compare([Ridge(), ReducedRank(), Procrustes()])  # families of maps on the same moments
 
-Choices (penalty, rank, layer) read cross-validated columns only. The test fold takes part in no fit and in no choice: the columns without
-``_cv`` are its verdict. ``r2_null`` is the same fit on shuffled pairs, ``r2_token`` the same target predicted from the source's
-embedding: what token identity alone explains. Early target layers are little more than token identity and are easy to predict, so the
-default choice goes by ``gain_cv``: the share of what token identity leaves unexplained that the stitch explains,
-``(r2_uniform_cv − token's) / (1 − token's)``, cross-validated.
+Choices (penalty, rank, layer) read cross-validated columns only. The test fold takes part in no fit
+and in no choice: the columns without ``_cv`` are its verdict. ``r2_null`` is the same fit on
+shuffled pairs, ``r2_token`` the same target predicted from the source's embedding: what token
+identity alone explains. Early target layers are little more than token identity and are easy to
+predict, so the default choice goes by ``gain_cv``: the share of what token identity leaves
+unexplained that the stitch explains, ``(r2_uniform_cv − token's) / (1 − token's)``,
+cross-validated.
 """
 
 import logging
@@ -39,10 +41,29 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 COLUMNS = (
-    "source_hook", "target_hook", "solver", "n_tokens", "alpha", "alpha_down", "rank", "rank_down", "r2_cv", "r2_uniform_cv", "gain_cv",
-    "r2_down_cv", "r2_uniform_down_cv", "r2", "r2_uniform", "r2_down", "r2_uniform_down", "cosine", "cka", "r2_null", "r2_token",
+    "source_hook",
+    "target_hook",
+    "solver",
+    "n_tokens",
+    "alpha",
+    "alpha_down",
+    "rank",
+    "rank_down",
+    "r2_cv",
+    "r2_uniform_cv",
+    "gain_cv",
+    "r2_down_cv",
+    "r2_uniform_down_cv",
+    "r2",
+    "r2_uniform",
+    "r2_down",
+    "r2_uniform_down",
+    "cosine",
+    "cka",
+    "r2_null",
+    "r2_token",
     "r2_uniform_token",
-)  # fmt: skip
+)
 """Columns of ``grid.scores``."""
 _SHOWN = 16
 """Hook points a side in the small table of a notebook."""
@@ -58,12 +79,20 @@ class PairFolds:
     """Of token identity predicting the same target."""
 
 
-def fit_grid(moments: CrossMoments, solver: Solver, *, pairs: Sequence[Pair] | None = None, progress: bool = False) -> "StitchGrid":
+def fit_grid(
+    moments: CrossMoments,
+    solver: Solver,
+    *,
+    pairs: Sequence[Pair] | None = None,
+    progress: bool = False,
+) -> "StitchGrid":
     """Fit and score every pair; see `StitchGrid`."""
     chosen = list(moments.pairs if pairs is None else pairs)
     for pair in chosen:
         if pair not in moments.kept_pairs:
-            raise HookPointError(f"these moments hold no pair {pair}; they hold {len(moments.pairs)}, such as {moments.pairs[0]}")
+            raise HookPointError(
+                f"these moments hold no pair {pair}; they hold {len(moments.pairs)}, such as {moments.pairs[0]}"
+            )
     if not moments.source or not chosen:
         raise TooFewDocumentsError(
             f"nothing to fit: {moments.n_tokens} tokens and {len(chosen)} pair(s); add rows and choose at least one pair"
@@ -72,7 +101,13 @@ def fit_grid(moments: CrossMoments, solver: Solver, *, pairs: Sequence[Pair] | N
     sides, similarity = solver.sides(moments), Similarity(moments)
     errors: tuple[dict[Pair, FoldErrors], dict[Pair, FoldErrors]] = ({}, {})
     rows: dict[Pair, dict[str, Any]] = {
-        pair: {"source_hook": pair[0], "target_hook": pair[1], "solver": solver.name, "n_tokens": moments.n_fit} for pair in chosen
+        pair: {
+            "source_hook": pair[0],
+            "target_hook": pair[1],
+            "solver": solver.name,
+            "n_tokens": moments.n_fit,
+        }
+        for pair in chosen
     }
     with tqdm(total=2 * len(chosen), desc="fit", disable=not progress, leave=False) as bar:
         tokens, token_rows = _token_scores(moments, solver, chosen)
@@ -81,22 +116,43 @@ def fit_grid(moments: CrossMoments, solver: Solver, *, pairs: Sequence[Pair] | N
             if down:
                 rows[pair] |= _scores_down(sides[down], pair, found)
             else:
-                rows[pair] |= _scores_up(sides[down], pair, found) | {"cka": similarity.cka(pair)} | token_rows.get(pair[1], {})
-                rows[pair]["gain_cv"] = _gain(found.r2_uniform, tokens[pair[1]].r2_uniform if tokens else 0.0)
+                rows[pair] |= (
+                    _scores_up(sides[down], pair, found)
+                    | {"cka": similarity.cka(pair)}
+                    | token_rows.get(pair[1], {})
+                )
+                rows[pair]["gain_cv"] = _gain(
+                    found.r2_uniform, tokens[pair[1]].r2_uniform if tokens else 0.0
+                )
             bar.update()
-    folds = {pair: PairFolds(errors[0][pair], errors[1][pair], tokens.get(pair[1])) for pair in chosen}
-    return StitchGrid(moments=moments, solver=solver, scores=pd.DataFrame(list(rows.values()), columns=list(COLUMNS)), folds=folds)
+    folds = {
+        pair: PairFolds(errors[0][pair], errors[1][pair], tokens.get(pair[1])) for pair in chosen
+    }
+    return StitchGrid(
+        moments=moments,
+        solver=solver,
+        scores=pd.DataFrame(list(rows.values()), columns=list(COLUMNS)),
+        folds=folds,
+    )
 
 
 def _in_order(pairs: list[Pair], solver: Solver) -> list[tuple[Pair, int]]:
-    """(pair, down): pairs that share the predicting hook point follow each other, and a joint solver's directions too."""
+    """(pair, down): pairs that share the predicting hook point follow each other, and a joint
+    solver's directions too.
+    """
     if solver.joint:
         return [(pair, down) for pair in pairs for down in (0, 1)]
-    return [(p, 0) for p in sorted(pairs, key=lambda p: p[0])] + [(p, 1) for p in sorted(pairs, key=lambda p: p[1])]
+    return [(p, 0) for p in sorted(pairs, key=lambda p: p[0])] + [
+        (p, 1) for p in sorted(pairs, key=lambda p: p[1])
+    ]
 
 
-def _token_scores(moments: CrossMoments, solver: Solver, pairs: list[Pair]) -> tuple[dict[str, FoldErrors], dict[str, dict[str, float]]]:
-    """By target hook: what token identity alone predicts of it, by ridge whatever the solver: the strongest rival that is affine."""
+def _token_scores(
+    moments: CrossMoments, solver: Solver, pairs: list[Pair]
+) -> tuple[dict[str, FoldErrors], dict[str, dict[str, float]]]:
+    """By target hook: what token identity alone predicts of it, by ridge whatever the solver: the
+    strongest rival that is affine.
+    """
     if moments.token_hook is None:
         return {}, {}
     side = RidgeSide(moments, solver if isinstance(solver, Ridge) else Ridge(), down=False)
@@ -113,7 +169,12 @@ def _scores_up(side: Side, pair: Pair, found: FoldErrors) -> dict[str, Any]:
     setting, moments = found.setting, side.moments
     affine = side.fit(pair, setting)
     score = score_map(affine.weight, affine.bias, side.scatter(pair, TEST_PARTS))
-    row = {"alpha": setting.alpha, "rank": _rank(setting, affine), "r2_cv": found.r2, "r2_uniform_cv": found.r2_uniform}
+    row = {
+        "alpha": setting.alpha,
+        "rank": _rank(setting, affine),
+        "r2_cv": found.r2,
+        "r2_uniform_cv": found.r2_uniform,
+    }
     row |= {"r2": score.r2, "r2_uniform": score.r2_uniform, "cosine": score.cosine}
     if pair in moments.cross_null and (side.separable or moments.null == "full"):
         null = side.fit_null(pair, setting)
@@ -161,7 +222,9 @@ class Similarity:
         folds = [self.moments.scatter(pair, (k,)) for k in FIT_PARTS]
         for hook, name in ((pair[0], "xx"), (pair[1], "yy")):
             if (name, hook) not in self._own:
-                self._own[name, hook] = between_folds(torch.stack([getattr(fold, name) / fold.n for fold in folds]))
+                self._own[name, hook] = between_folds(
+                    torch.stack([getattr(fold, name) / fold.n for fold in folds])
+                )
         cross = between_folds(torch.stack([fold.xy / fold.n for fold in folds]))
         return cka_of(cross, self._own["xx", pair[0]], self._own["yy", pair[1]])
 
@@ -188,8 +251,15 @@ class StitchGrid:
     folds: dict[Pair, PairFolds] = field(default_factory=dict, repr=False)
     """Held-out errors by fold."""
 
-    def best(self, source: str | int | None = None, target: str | int | None = None, *, by: str = "gain_cv") -> Stitch:
-        """The pair with the highest cross-validated score (``by``), among those with the given hook points.
+    def best(
+        self,
+        source: str | int | None = None,
+        target: str | int | None = None,
+        *,
+        by: str = "gain_cv",
+    ) -> Stitch:
+        """The pair with the highest cross-validated score (``by``), among those with the given hook
+        points.
 
         ``by`` must be a ``_cv`` column: a choice that read the test fold would spoil its verdict.
         """
@@ -197,33 +267,64 @@ class StitchGrid:
         row = table.loc[table[by].idxmax()]
         return self[str(row["source_hook"]), str(row["target_hook"])]
 
-    def choices(self, source: str | int | None = None, target: str | int | None = None, *, by: str = "gain_cv") -> pd.DataFrame:
-        """What `best` chose among, best first, with intervals; see `lrt_lens.stitching._choice.choices`."""
+    def choices(
+        self,
+        source: str | int | None = None,
+        target: str | int | None = None,
+        *,
+        by: str = "gain_cv",
+    ) -> pd.DataFrame:
+        """What `best` chose among, best first, with intervals; see
+        `lrt_lens.stitching._choice.choices`.
+        """
         from lrt_lens.stitching._choice import choices
 
         return choices(self, self._candidates(source, target, by), by)
 
-    def compare(self, solvers: Sequence[Solver], *, pairs: Sequence[Pair] | None = None, progress: bool = False) -> "SolverComparison":
+    def compare(
+        self,
+        solvers: Sequence[Solver],
+        *,
+        pairs: Sequence[Pair] | None = None,
+        progress: bool = False,
+    ) -> "SolverComparison":
         """Other families of maps on the same moments and pairs: one tidy table and a figure."""
         from lrt_lens.stitching._comparison import compare_solvers
 
-        return compare_solvers(self.moments, solvers, pairs=pairs or list(self.folds), progress=progress)
+        return compare_solvers(
+            self.moments, solvers, pairs=pairs or list(self.folds), progress=progress
+        )
 
-    def score(self, affine: AffineMap, *, direction: Literal["up", "down"] | None = None) -> MapScore:
-        """Test-fold scores of any map between two hook points of these moments (composed, inverted, trained elsewhere).
+    def score(
+        self, affine: AffineMap, *, direction: Literal["up", "down"] | None = None
+    ) -> MapScore:
+        """Test-fold scores of any map between two hook points of these moments (composed, inverted,
+        trained elsewhere).
 
-        Names and widths say whether it goes up or down; where both models have both (equal widths, equal layers), it is taken to go up unless
-        ``direction`` says otherwise.
+        Names and widths say whether it goes up or down; where both models have both (equal widths,
+        equal layers), it is taken to go up unless ``direction`` says otherwise.
         """
         widths = tuple(affine.weight.shape)
         for down in (False, True) if direction is None else (direction == "down",):
             for pair in self.moments.kept_pairs:
-                names, expected = pair, (len(self.moments.source[pair[0]].shift), len(self.moments.target[pair[1]].shift))
+                names, expected = (
+                    pair,
+                    (
+                        len(self.moments.source[pair[0]].shift),
+                        len(self.moments.target[pair[1]].shift),
+                    ),
+                )
                 if down:
                     names, expected = names[::-1], expected[::-1]
-                if widths == expected and same_place(affine.source_hook, names[0]) and same_place(affine.target_hook, names[1]):
+                if (
+                    widths == expected
+                    and same_place(affine.source_hook, names[0])
+                    and same_place(affine.target_hook, names[1])
+                ):
                     scatter = self.moments.scatter(pair, TEST_PARTS)
-                    return score_map(affine.weight, affine.bias, scatter.swapped() if down else scatter)
+                    return score_map(
+                        affine.weight, affine.bias, scatter.swapped() if down else scatter
+                    )
         raise HookPointError(
             f"these moments hold no pair {affine.source_hook!r} [{widths[0]}] → {affine.target_hook!r} [{widths[1]}]; they hold "
             f"{len(self.moments.pairs)}, such as {self.moments.pairs[0]}"
@@ -232,9 +333,13 @@ class StitchGrid:
     def __getitem__(self, pair: tuple[str | int, str | int]) -> Stitch:
         """The stitch of one pair of hook points (names or layers)."""
         names = (self._name(pair[0], "source_hook"), self._name(pair[1], "target_hook"))
-        chosen = self.scores[(self.scores["source_hook"] == names[0]) & (self.scores["target_hook"] == names[1])]
+        chosen = self.scores[
+            (self.scores["source_hook"] == names[0]) & (self.scores["target_hook"] == names[1])
+        ]
         if chosen.empty:
-            raise HookPointError(f"the pair {names} was not fitted; see grid.scores for the {len(self.scores)} that were")
+            raise HookPointError(
+                f"the pair {names} was not fitted; see grid.scores for the {len(self.scores)} that were"
+            )
         return self._stitch(names, chosen.iloc[0].to_dict())
 
     def maps(self, pair: Pair) -> tuple[AffineMap, AffineMap]:
@@ -244,13 +349,17 @@ class StitchGrid:
         return up.fit(pair, setting), down.fit(pair, setting_down)
 
     def similarities(self, **options: Any) -> pd.DataFrame:
-        """How alike the streams of every pair are, calibrated against shuffled pairs; see `lrt_lens.stitching._similarity.similarities`."""
+        """How alike the streams of every pair are, calibrated against shuffled pairs; see
+        `lrt_lens.stitching._similarity.similarities`.
+        """
         from lrt_lens.stitching._similarity import similarities
 
         return similarities(self.moments, list(self.folds), **options)
 
     def round_trips(self, pair: Pair) -> tuple[float, float]:
-        """Test-fold R² of going up and down again, on the source, and of down and up, on the target."""
+        """Test-fold R² of going up and down again, on the source, and of down and up, on the
+        target.
+        """
         up, down = self.maps(pair)
         test = self.moments.scatter(pair, TEST_PARTS)
         around, back = up.compose(down), down.compose(up)
@@ -272,28 +381,47 @@ class StitchGrid:
         named = self.scores.dropna(subset=["gain_cv"])
         best = None if named.empty else named.loc[named["gain_cv"].idxmax()]
         chosen = None if best is None else f"{best['source_hook']} → {best['target_hook']}"
-        found = {"pairs": len(self), "solver": self.solver.name, "tokens that fitted": self.moments.n_fit, "best pair (gain_cv)": chosen}
+        found = {
+            "pairs": len(self),
+            "solver": self.solver.name,
+            "tokens that fitted": self.moments.n_fit,
+            "best pair (gain_cv)": chosen,
+        }
         if best is not None:
             names = ("r2", "r2_uniform", "r2_null", "r2_token", "r2_uniform_token")
-            found["its scores"] = ", ".join(f"{name} {best[name]:.2f}" for name in names if best[name] == best[name])
+            found["its scores"] = ", ".join(
+                f"{name} {best[name]:.2f}" for name in names if best[name] == best[name]
+            )
         value = "r2_uniform_cv" if best is None else "gain_cv"
         wide = self.scores.pivot(index="source_hook", columns="target_hook", values=value)
-        wide = wide.loc[sorted(wide.index, key=depth), sorted(wide.columns, key=depth)].iloc[:_SHOWN, :_SHOWN]
+        wide = wide.loc[sorted(wide.index, key=depth), sorted(wide.columns, key=depth)].iloc[
+            :_SHOWN, :_SHOWN
+        ]
         wide = wide.rename(index=short_hook, columns=short_hook)
-        legend = f"{value}, by cross-validation: source hook points down, target hook points across."
-        return card("StitchGrid", facts(found), heat_table(wide, corner="source ↓ target →"), note(legend))
+        legend = (
+            f"{value}, by cross-validation: source hook points down, target hook points across."
+        )
+        return card(
+            "StitchGrid", facts(found), heat_table(wide, corner="source ↓ target →"), note(legend)
+        )
 
-    def _candidates(self, source: str | int | None, target: str | int | None, by: str) -> pd.DataFrame:
+    def _candidates(
+        self, source: str | int | None, target: str | int | None, by: str
+    ) -> pd.DataFrame:
         if by not in self.scores.columns or not by.endswith("_cv"):
             options = [c for c in self.scores.columns if c.endswith("_cv")]
-            raise ValueError(f"best(by={by!r}) would choose by a column that is not cross-validated; use one of {options}")
+            raise ValueError(
+                f"best(by={by!r}) would choose by a column that is not cross-validated; use one of {options}"
+            )
         table: pd.DataFrame = self.scores
         for column, hook in (("source_hook", source), ("target_hook", target)):
             if hook is not None:
                 name = self._name(hook, column)
                 table = table.loc[table[column] == name]
         if table.empty:
-            raise HookPointError(f"no pair from {source!r} to {target!r} in this grid of {len(self.scores)}; see grid.scores")
+            raise HookPointError(
+                f"no pair from {source!r} to {target!r} in this grid of {len(self.scores)}; see grid.scores"
+            )
         return table
 
     def _name(self, hook: str | int, column: str) -> str:
@@ -304,11 +432,15 @@ class StitchGrid:
         else:
             matches = [name for name in names if same_place(name, hook)]
         if not matches:
-            raise HookPointError(f"{hook!r} is no {column.replace('_', ' ')} of this grid; it has {names}")
+            raise HookPointError(
+                f"{hook!r} is no {column.replace('_', ' ')} of this grid; it has {names}"
+            )
         return matches[0]
 
     def _n_layers(self, column: str, names: Sequence[str]) -> int:
-        """Layers of a model, against which negative layers count; up to the deepest hook point here where the model is unknown."""
+        """Layers of a model, against which negative layers count; up to the deepest hook point here
+        where the model is unknown.
+        """
         provenance = self.moments.provenance
         model = provenance.source if column == "source_hook" else provenance.target
         return model.n_layers if model else math.ceil(max(map(depth, names)))
@@ -326,11 +458,23 @@ class StitchGrid:
         groups = [moments.scatter(pair, (part,)) for part in TEST_PARTS if moments.n[part] >= 2]
         return Stitch(
             maps=MapPair(up.fit(pair, setting), down.fit(pair, setting_down)),
-            source_statistics=StreamStatistics(total.mean_x, total.xx / total.n, moments.source[pair[0]].median_norm),
-            target_statistics=StreamStatistics(total.mean_y, total.yy / total.n, moments.target[pair[1]].median_norm),
-            scores={key: (value if isinstance(value, str) else float(value)) for key, value in row.items()},
+            source_statistics=StreamStatistics(
+                total.mean_x, total.xx / total.n, moments.source[pair[0]].median_norm
+            ),
+            target_statistics=StreamStatistics(
+                total.mean_y, total.yy / total.n, moments.target[pair[1]].median_norm
+            ),
+            scores={
+                key: (value if isinstance(value, str) else float(value))
+                for key, value in row.items()
+            },
             provenance=moments.provenance,
             null=null,
-            refits=tuple(MapPair(up.refit_without(pair, k, setting), down.refit_without(pair, k, setting_down)) for k in FIT_PARTS),
+            refits=tuple(
+                MapPair(
+                    up.refit_without(pair, k, setting), down.refit_without(pair, k, setting_down)
+                )
+                for k in FIT_PARTS
+            ),
             held_out=tuple(group.detached() for group in groups),
         )

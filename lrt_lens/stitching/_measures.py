@@ -1,4 +1,5 @@
-"""How alike two streams are, without a map: CKA, CCA, SVCCA and Procrustes similarity, as functions of second moments.
+"""How alike two streams are, without a map: CKA, CCA, SVCCA and Procrustes similarity, as functions
+of second moments.
 
 S are centred scatter sums, C = S / n covariances, n rows:
 
@@ -10,24 +11,30 @@ S are centred scatter sums, C = S / n covariances, n rows:
 | `Svcca` | the same after each side is cut to its leading principal axes | rotations, one scale a side | Raghu et al. 2017 |
 | `Procrustes` | ‖Sxy‖_* / √(tr Sxx · tr Syy) | rotations, one scale a side | Schönemann 1966; Williams et al. 2021 |
 
-Procrustes: with s the similarity, the squared distance of the two centred streams, each scaled to unit Frobenius norm and rotated onto each
-other, is 2(1 − s); scipy's ``disparity`` (one of them scaled freely) is 1 − s².
+Procrustes: with s the similarity, the squared distance of the two centred streams, each scaled to
+unit Frobenius norm and rotated onto each other, is 2(1 − s); scipy's ``disparity`` (one of them
+scaled freely) is 1 − s².
 
     fit = Paired(source_stream, target_stream, scatter.xy)
     Cca().value(fit), Cca().held_out(fit, test)
 
-**Rank.** A whitening keeps the eigenvectors of the side's *correlation* matrix whose eigenvalues exceed ``tolerance`` times the largest, and at
-most n − 1 of them: so a dimension that is small is not taken for one that is absent. Constant dimensions are dropped. Where the ranks kept exceed
-n − 1 together, r_x + r_y − (n − 1) canonical correlations are 1 whatever the streams are (`Cca.n_forced`).
+**Rank.** A whitening keeps the eigenvectors of the side's *correlation* matrix whose eigenvalues
+exceed ``tolerance`` times the largest, and at most n − 1 of them: so a dimension that is small is
+not taken for one that is absent. Constant dimensions are dropped. Where the ranks kept exceed n − 1
+together, r_x + r_y − (n − 1) canonical correlations are 1 whatever the streams are
+(`Cca.n_forced`).
 
-**Null.** `null` is the measure of shuffled pairs (each x with the y of another document) at the same n; marginals are the truth's. Biased
-measures read the shuffled fitting rows as they read the true ones. Debiased CKA needs two independent samples of the shuffled covariance: the
-fitting folds' total C̃ and the test fold's C̃' are the two that are kept, and ⟨C̃, C̃'⟩ estimates ‖E C̃‖² without bias, whatever the width and however
-the tokens of a document hang together. It is not 0 by construction: shuffled pairs keep their position in the window. Through the sketch, m random
-orthonormal columns B of the target, E_B‖M B‖² = (m/d)‖M‖², so both kinds of CKA have an unbiased null; sums of *singular values* have none, and CCA,
-SVCCA and Procrustes get NaN.
+**Null.** `null` is the measure of shuffled pairs (each x with the y of another document) at the
+same n; marginals are the truth's. Biased measures read the shuffled fitting rows as they read the
+true ones. Debiased CKA needs two independent samples of the shuffled covariance: the fitting folds'
+total C̃ and the test fold's C̃' are the two that are kept, and ⟨C̃, C̃'⟩ estimates ‖E C̃‖² without
+bias, whatever the width and however the tokens of a document hang together. It is not 0 by
+construction: shuffled pairs keep their position in the window. Through the sketch, m random
+orthonormal columns B of the target, E_B‖M B‖² = (m/d)‖M‖², so both kinds of CKA have an unbiased
+null; sums of *singular values* have none, and CCA, SVCCA and Procrustes get NaN.
 
-Limits: linear measures of whole streams. With massive dimensions CKA, SVCCA and Procrustes follow a handful of coordinates, CCA does not.
+Limits: linear measures of whole streams. With massive dimensions CKA, SVCCA and Procrustes follow a
+handful of coordinates, CCA does not.
 """
 
 import math
@@ -42,12 +49,22 @@ from lrt_lens.moments._scatter import cka_of, varying
 
 
 class Stream:
-    """One hook point over some parts: what every measure and every partner shares, formed when it is first asked for."""
+    """One hook point over some parts: what every measure and every partner shares, formed when it
+    is first asked for.
+    """
 
     def __init__(
-        self, matrix: Tensor, n: float, between: float = math.nan, *, tolerance: float = 1e-10, kept_variance: float = 0.99
+        self,
+        matrix: Tensor,
+        n: float,
+        between: float = math.nan,
+        *,
+        tolerance: float = 1e-10,
+        kept_variance: float = 0.99,
     ) -> None:
-        """``matrix``: centred scatter sums [d, d] of ``n`` rows; ``between``: Σ_{j≠k}⟨Cʲ, Cᵏ⟩ of its parts' covariances."""
+        """``matrix``: centred scatter sums [d, d] of ``n`` rows; ``between``: Σ_{j≠k}⟨Cʲ, Cᵏ⟩ of
+        its parts' covariances.
+        """
         self.matrix, self.n, self.between = matrix, n, between
         self._tolerance, self._kept_variance = tolerance, kept_variance
 
@@ -66,7 +83,11 @@ class Stream:
         """[d, rank]: ``Tᵀ S T = I``, from the correlation matrix."""
         variance = self.matrix.diagonal()
         varies = varying(variance)
-        scale = torch.where(varies, 1 / torch.where(varies, variance, torch.ones_like(variance)).sqrt(), torch.zeros_like(variance))
+        scale = torch.where(
+            varies,
+            1 / torch.where(varies, variance, torch.ones_like(variance)).sqrt(),
+            torch.zeros_like(variance),
+        )
         return scale[:, None] * self._axes(self.matrix * scale[:, None] * scale, 1.0)
 
     @cached_property
@@ -77,7 +98,9 @@ class Stream:
     def _axes(self, matrix: Tensor, share: float) -> Tensor:
         values, vectors = torch.linalg.eigh(matrix)
         values, vectors = values.flip(0), vectors.flip(1)
-        rank = int((values > self._tolerance * values[0].clamp_min(torch.finfo(values.dtype).tiny)).sum())
+        rank = int(
+            (values > self._tolerance * values[0].clamp_min(torch.finfo(values.dtype).tiny)).sum()
+        )
         rank = max(0, min(rank, int(self.n) - 1))
         if share < 1:
             cumulative = values[:rank].cumsum(0)
@@ -111,7 +134,9 @@ class ShuffledPairs:
     n_parts: int
     """Parts among which the truth's between-fold products were taken."""
     expansion: float
-    """d_target / sketch width: by how much squared norms are too small; 1 where the target is whole."""
+    """d_target / sketch width: by how much squared norms are too small; 1 where the target is
+    whole.
+    """
 
     @property
     def sketched(self) -> bool:
@@ -143,7 +168,9 @@ class Measure(Protocol):
 
 @dataclass(frozen=True)
 class DebiasedCka:
-    """Linear CKA without the bias that width adds; may leave [0, 1] by its own noise, NaN where a side's own term is not positive."""
+    """Linear CKA without the bias that width adds; may leave [0, 1] by its own noise, NaN where a
+    side's own term is not positive.
+    """
 
     name: str = "cka"
 
@@ -156,7 +183,9 @@ class DebiasedCka:
         return self.value(test)
 
     def null(self, fit: Paired, shuffled: ShuffledPairs) -> float:
-        """From the product of the shuffled fitting folds and the shuffled test fold, on the truth's own terms."""
+        """From the product of the shuffled fitting folds and the shuffled test fold, on the truth's
+        own terms.
+        """
         product = float((shuffled.fit * shuffled.test).sum()) / (shuffled.n_fit * shuffled.n_test)
         n_products = shuffled.n_parts * (shuffled.n_parts - 1)
         return cka_of(n_products * shuffled.expansion * product, fit.x.between, fit.y.between)
@@ -178,7 +207,9 @@ class Cka:
 
     def null(self, fit: Paired, shuffled: ShuffledPairs) -> float:
         """Of the shuffled fitting folds."""
-        return cka_of(shuffled.expansion * float(shuffled.fit.square().sum()), fit.x.norm**2, fit.y.norm**2)
+        return cka_of(
+            shuffled.expansion * float(shuffled.fit.square().sum()), fit.x.norm**2, fit.y.norm**2
+        )
 
 
 @dataclass(frozen=True)
@@ -192,8 +223,13 @@ class Cca:
         return stream.whitening
 
     def n_forced(self, streams: Paired) -> int:
-        """Canonical correlations that are 1 by construction: two subspaces of too few rows must meet."""
-        return max(0, self.axes(streams.x).shape[1] + self.axes(streams.y).shape[1] - (int(streams.x.n) - 1))
+        """Canonical correlations that are 1 by construction: two subspaces of too few rows must
+        meet.
+        """
+        return max(
+            0,
+            self.axes(streams.x).shape[1] + self.axes(streams.y).shape[1] - (int(streams.x.n) - 1),
+        )
 
     def value(self, streams: Paired) -> float:
         """Mean singular value of the whitened cross-scatter."""
@@ -207,7 +243,11 @@ class Cca:
         left, _, right = torch.linalg.svd(a.T @ fit.xy @ b, full_matrices=False)
         a, b = a @ left, b @ right.T
         spread = (a * (test.x.matrix @ a)).sum(0) * (b * (test.y.matrix @ b)).sum(0)
-        return float(((a * (test.xy @ b)).sum(0) / spread.clamp_min(torch.finfo(spread.dtype).tiny).sqrt()).mean())
+        return float(
+            (
+                (a * (test.xy @ b)).sum(0) / spread.clamp_min(torch.finfo(spread.dtype).tiny).sqrt()
+            ).mean()
+        )
 
     def null(self, fit: Paired, shuffled: ShuffledPairs) -> float:
         """Of the shuffled fitting folds, with the truth's whitening; NaN through the sketch."""
@@ -218,8 +258,8 @@ class Cca:
         if not min(whitened.shape):
             return math.nan
         wide = whitened if whitened.shape[0] <= whitened.shape[1] else whitened.T
-        # Eigenvalues of the small side's products: a third of the time of a singular value decomposition, and correlations to 1e-8.
-        # What lies outside [0, 1] is rounding.
+        # Eigenvalues of the small side's products: a third of the time of a singular value
+        # decomposition, and correlations to 1e-8. What lies outside [0, 1] is rounding.
         return float(torch.linalg.eigvalsh(wide @ wide.T).clamp(0, 1).sqrt().mean())
 
 
@@ -251,7 +291,11 @@ class Procrustes:
 
     def null(self, fit: Paired, shuffled: ShuffledPairs) -> float:
         """Of the shuffled fitting folds; NaN through the sketch."""
-        return math.nan if shuffled.sketched else _share(float(torch.linalg.svdvals(shuffled.fit).sum()), fit)
+        return (
+            math.nan
+            if shuffled.sketched
+            else _share(float(torch.linalg.svdvals(shuffled.fit).sum()), fit)
+        )
 
 
 def _share(covered: float, streams: Paired) -> float:
@@ -259,5 +303,7 @@ def _share(covered: float, streams: Paired) -> float:
     return covered / whole if whole > 0 else math.nan
 
 
-MEASURES: dict[str, Measure] = {m.name: m for m in (DebiasedCka(), Cka(), Cca(), Svcca(), Procrustes())}
+MEASURES: dict[str, Measure] = {
+    m.name: m for m in (DebiasedCka(), Cka(), Cca(), Svcca(), Procrustes())
+}
 """All measures by name."""

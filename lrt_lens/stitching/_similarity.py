@@ -1,8 +1,9 @@
 """How alike every two layers are, calibrated: a tidy table from moments alone.
 
-Problem: CKA, CCA and their kin grow with width over rows, so that .4 may be nothing and the layer with the highest score the widest one.
-Mechanism: each measure (`lrt_lens.stitching._measures`) is computed on the five fitting folds, with a 95% interval by leaving one fold out in turn,
-on shuffled pairs of the same number of rows (its null), and on the test fold:
+Problem: CKA, CCA and their kin grow with width over rows, so that .4 may be nothing and the layer
+with the highest score the widest one. Mechanism: each measure (`lrt_lens.stitching._measures`) is
+computed on the five fitting folds, with a 95% interval by leaving one fold out in turn, on shuffled
+pairs of the same number of rows (its null), and on the test fold:
 
     effect = (value − null) / (1 − null)          0: no more alike than shuffled pairs; 1: the same
 
@@ -10,11 +11,14 @@ on shuffled pairs of the same number of rows (its null), and on the test fold:
     table.sort_values("effect", ascending=False).head()
     similarity_figure(table)                      # lrt_lens.figures._similarity
 
-What may be chosen by: ``value``, and ``effect`` of all measures but ``cka``, read the fitting folds only. ``cka``'s own null multiplies the shuffled
-fitting folds with the shuffled *test* fold (no other product is free of bias), so choose by its ``value``, which needs no calibration in width.
+What may be chosen by: ``value``, and ``effect`` of all measures but ``cka``, read the fitting folds
+only. ``cka``'s own null multiplies the shuffled fitting folds with the shuffled *test* fold (no
+other product is free of bias), so choose by its ``value``, which needs no calibration in width.
 
-Limits: the null is one shuffle and enters the effect's interval as a constant. `lrt_lens.stitching._measures` has the limits of the measures.
-Sources: Raghu et al. 2017 (SVCCA), Kornblith et al. 2019 (CKA); calibration against permuted pairs: Gröger, Wen and Brbić 2026 (arXiv 2602.14486).
+Limits: the null is one shuffle and enters the effect's interval as a constant.
+`lrt_lens.stitching._measures` has the limits of the measures. Sources: Raghu et al. 2017 (SVCCA),
+Kornblith et al. 2019 (CKA); calibration against permuted pairs: Gröger, Wen and Brbić 2026 (arXiv
+2602.14486).
 """
 
 import math
@@ -30,16 +34,39 @@ from lrt_lens.errors import HookPointError, TooFewDocumentsError
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments, Pair
 from lrt_lens.moments._scatter import Scatter, between_folds
 from lrt_lens.statistics._jackknife import jackknife
-from lrt_lens.stitching._measures import MEASURES, Cca, DebiasedCka, Measure, Paired, ShuffledPairs, Stream
+from lrt_lens.stitching._measures import (
+    MEASURES,
+    Cca,
+    DebiasedCka,
+    Measure,
+    Paired,
+    ShuffledPairs,
+    Stream,
+)
 
 SIMILARITY_COLUMNS = (
-    "source_hook", "target_hook", "measure", "value", "low", "high", "null", "effect", "effect_low", "effect_high", "held_out", "n", "d_source",
-    "d_target", "note",
-)  # fmt: skip
+    "source_hook",
+    "target_hook",
+    "measure",
+    "value",
+    "low",
+    "high",
+    "null",
+    "effect",
+    "effect_low",
+    "effect_high",
+    "held_out",
+    "n",
+    "d_source",
+    "d_target",
+    "note",
+)
 """Columns of `similarities`; ``note`` says why a number is NaN or means nothing."""
 
 _TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}
-"""Eigenvalues of a correlation matrix below this share of the largest are rounding, by the precision of the products."""
+"""Eigenvalues of a correlation matrix below this share of the largest are rounding, by the
+precision of the products.
+"""
 
 
 def similarities(
@@ -50,32 +77,50 @@ def similarities(
     svcca_variance: float = 0.99,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """A row per pair and measure: value with 95% interval, null, effect against it, and the same on the test fold.
+    """A row per pair and measure: value with 95% interval, null, effect against it, and the same on
+    the test fold.
 
-    Columns: ``source_hook``, ``target_hook``, ``measure``; ``value``, ``low``, ``high`` on the fitting folds (delete-a-group jackknife, 4 degrees of
-    freedom, not clipped to [0, 1]); ``null``, ``effect``, ``effect_low``, ``effect_high``; ``held_out`` on the test fold: CCA and SVCCA along the fitting
-    folds' canonical directions, Procrustes with their rotation, CKA as it is; ``n`` fitting rows, ``d_source``, ``d_target``, ``note``.
+    Columns: ``source_hook``, ``target_hook``, ``measure``; ``value``, ``low``, ``high`` on the
+    fitting folds (delete-a-group jackknife, 4 degrees of freedom, not clipped to [0, 1]); ``null``,
+    ``effect``, ``effect_low``, ``effect_high``; ``held_out`` on the test fold: CCA and SVCCA along
+    the fitting folds' canonical directions, Procrustes with their rotation, CKA as it is; ``n``
+    fitting rows, ``d_source``, ``d_target``, ``note``.
 
-    Args:
-        moments: of the pairs; with shuffled pairs, or ``null`` and ``effect`` are NaN.
-        pairs: (source hook, target hook); None takes all.
-        measures: names from `lrt_lens.stitching._measures.MEASURES`.
-        svcca_variance: share of variance that SVCCA keeps of each side before it correlates. The Stitching paper, which chooses its layers by
+    Args: moments: of the pairs; with shuffled pairs, or ``null`` and ``effect`` are NaN. pairs:
+        (source hook, target hook); None takes all. measures: names from
+        `lrt_lens.stitching._measures.MEASURES`. svcca_variance: share of variance that SVCCA keeps
+        of each side before it correlates. The Stitching paper, which chooses its layers by
             mean SVCCA correlation (figure 6), does not give its threshold; .99 is Raghu et al.'s.
         progress: show a bar.
     """
     chosen = _checked_pairs(moments, pairs)
     wanted = _checked_measures(measures)
     if not 0 < svcca_variance <= 1:
-        raise ValueError(f"svcca_variance is {svcca_variance}; expected a share of variance above 0 and up to 1, such as 0.99")
+        raise ValueError(
+            f"svcca_variance is {svcca_variance}; expected a share of variance above 0 and up to 1, such as 0.99"
+        )
     found = {(pair, measure.name): _Found() for pair in chosen for measure in wanted}
-    with tqdm(total=(1 + len(FIT_PARTS)) * len(chosen), desc="similarities", disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=(1 + len(FIT_PARTS)) * len(chosen),
+        desc="similarities",
+        disable=not progress,
+        leave=False,
+    ) as bar:
         # Sets of parts outermost: only one set's decompositions are held at a time.
-        fit, test = _Comparison(moments, FIT_PARTS, svcca_variance), _Comparison(moments, _test_groups(moments), svcca_variance)
+        fit, test = (
+            _Comparison(moments, FIT_PARTS, svcca_variance),
+            _Comparison(moments, _test_groups(moments), svcca_variance),
+        )
         for pair in chosen:
-            streams, held_out, shuffled = fit.paired(pair), test.paired(pair), _shuffled(moments, pair)
+            streams, held_out, shuffled = (
+                fit.paired(pair),
+                test.paired(pair),
+                _shuffled(moments, pair),
+            )
             for measure in wanted:
-                found[pair, measure.name].measured(measure, streams, held_out, shuffled, _why_no_null(moments, pair))
+                found[pair, measure.name].measured(
+                    measure, streams, held_out, shuffled, _why_no_null(moments, pair)
+                )
             bar.update()
         del fit, test
         for k in FIT_PARTS:
@@ -85,8 +130,14 @@ def similarities(
                 for measure in wanted:
                     found[pair, measure.name].left_out.append(measure.value(streams))
                 bar.update()
-    widths = {pair: (len(moments.source[pair[0]].shift), len(moments.target[pair[1]].shift)) for pair in chosen}
-    rows = [(*pair, name, *one.columns(), moments.n_fit, *widths[pair], one.note) for (pair, name), one in found.items()]
+    widths = {
+        pair: (len(moments.source[pair[0]].shift), len(moments.target[pair[1]].shift))
+        for pair in chosen
+    }
+    rows = [
+        (*pair, name, *one.columns(), moments.n_fit, *widths[pair], one.note)
+        for (pair, name), one in found.items()
+    ]
     return pd.DataFrame(rows, columns=list(SIMILARITY_COLUMNS))
 
 
@@ -98,26 +149,41 @@ class _Found:
         self.left_out: list[float] = []
         self.notes: list[str] = []
 
-    def measured(self, measure: Measure, fit: Paired, test: Paired, shuffled: ShuffledPairs | None, why_not: str) -> None:
+    def measured(
+        self,
+        measure: Measure,
+        fit: Paired,
+        test: Paired,
+        shuffled: ShuffledPairs | None,
+        why_not: str,
+    ) -> None:
         """Everything but the interval."""
         self.value, self.held_out = measure.value(fit), measure.held_out(fit, test)
         self.null = measure.null(fit, shuffled) if shuffled else math.nan
         if shuffled is None:
             self.notes.append(why_not)
         elif math.isnan(self.null):
-            self.notes.append("no null: sums of singular values have no unbiased estimate through the sketch; harvest with null='full'")
+            self.notes.append(
+                "no null: sums of singular values have no unbiased estimate through the sketch; harvest with null='full'"
+            )
         if math.isnan(self.value):
-            self.notes.append("no value: a side does not vary, or too little to tell it from nothing")
+            self.notes.append(
+                "no value: a side does not vary, or too little to tell it from nothing"
+            )
         if isinstance(measure, DebiasedCka) and math.isnan(self.held_out):
             self.notes.append("no held_out: fewer than two groups of the test fold hold rows")
         forced = measure.n_forced(fit) if isinstance(measure, Cca) else 0
         if forced:
-            self.notes.append(f"{forced} canonical correlations are 1 by construction: {int(fit.x.n)} rows are too few for these widths")
+            self.notes.append(
+                f"{forced} canonical correlations are 1 by construction: {int(fit.x.n)} rows are too few for these widths"
+            )
 
     def columns(self) -> tuple[float, ...]:
         """value, low, high, null, effect, effect_low, effect_high, held_out."""
         interval = jackknife(self.value, self.left_out)
-        effects = [effect(number, self.null) for number in (self.value, interval.low, interval.high)]
+        effects = [
+            effect(number, self.null) for number in (self.value, interval.low, interval.high)
+        ]
         return (self.value, interval.low, interval.high, self.null, *effects, self.held_out)
 
     @property
@@ -126,7 +192,9 @@ class _Found:
 
 
 def effect(value: float, null: float) -> float:
-    """(value − null) / (1 − null); NaN where the null is 1 to rounding: then the measure can tell nothing."""
+    """(value − null) / (1 − null); NaN where the null is 1 to rounding: then the measure can tell
+    nothing.
+    """
     return (value - null) / (1 - null) if 1 - null > 1e-9 else math.nan
 
 
@@ -135,7 +203,10 @@ class _Comparison:
 
     def __init__(self, moments: CrossMoments, parts: Sequence[int], kept_variance: float) -> None:
         self.moments, self.parts = moments, parts
-        self._settings = {"tolerance": _TOLERANCE[moments.moment_dtype], "kept_variance": kept_variance}
+        self._settings = {
+            "tolerance": _TOLERANCE[moments.moment_dtype],
+            "kept_variance": kept_variance,
+        }
         self._streams: dict[tuple[bool, str], Stream] = {}
 
     def paired(self, pair: Pair) -> Paired:
@@ -155,7 +226,9 @@ class _Comparison:
 
 
 def _test_groups(moments: CrossMoments) -> list[int]:
-    """Groups of the test fold that hold rows: with few documents some are empty, and their union is the whole test fold all the same."""
+    """Groups of the test fold that hold rows: with few documents some are empty, and their union is
+    the whole test fold all the same.
+    """
     groups = [p for p in TEST_PARTS if float(moments.n[p]) >= 2]
     return groups or list(TEST_PARTS)  # none: `CrossMoments.scatter` says what to do
 
@@ -169,11 +242,15 @@ def _shuffled(moments: CrossMoments, pair: Pair) -> ShuffledPairs | None:
         return None
     fit, test = moments.null_scatter(pair, test=False), moments.null_scatter(pair, test=True)
     d_target = len(moments.target[pair[1]].shift)
-    shuffled = ShuffledPairs(fit.xy, test.xy, fit.n, test.n, len(FIT_PARTS), d_target / fit.xy.shape[1])
+    shuffled = ShuffledPairs(
+        fit.xy, test.xy, fit.n, test.n, len(FIT_PARTS), d_target / fit.xy.shape[1]
+    )
     basis = moments.sketch(pair[1])
     if basis is None or shuffled.sketched:
         return shuffled
-    return replace(shuffled, fit=fit.xy @ basis.T, test=test.xy @ basis.T)  # as many columns as dimensions: only rotated
+    return replace(
+        shuffled, fit=fit.xy @ basis.T, test=test.xy @ basis.T
+    )  # as many columns as dimensions: only rotated
 
 
 def _why_no_null(moments: CrossMoments, pair: Pair) -> str:
@@ -186,7 +263,9 @@ def _checked_pairs(moments: CrossMoments, pairs: Sequence[Pair] | None) -> list[
     chosen = list(moments.pairs if pairs is None else pairs)
     for pair in chosen:
         if pair not in moments.kept_pairs:
-            raise HookPointError(f"these moments hold no pair {pair}; they hold {len(moments.pairs)}, such as {moments.pairs[0]}")
+            raise HookPointError(
+                f"these moments hold no pair {pair}; they hold {len(moments.pairs)}, such as {moments.pairs[0]}"
+            )
     if not moments.source or not chosen:
         raise TooFewDocumentsError(
             f"nothing to compare: {moments.n_tokens} tokens, {len(chosen)} pair(s); add rows and choose at least one pair"
@@ -197,5 +276,7 @@ def _checked_pairs(moments: CrossMoments, pairs: Sequence[Pair] | None) -> list[
 def _checked_measures(names: Sequence[str]) -> list[Measure]:
     unknown = [name for name in names if name not in MEASURES]
     if unknown or not names or isinstance(names, str):
-        raise ValueError(f"measures are {names!r}; expected one or more of {list(MEASURES)} in a list or tuple")
+        raise ValueError(
+            f"measures are {names!r}; expected one or more of {list(MEASURES)} in a list or tuple"
+        )
     return [MEASURES[name] for name in dict.fromkeys(names)]

@@ -5,7 +5,8 @@
     moved = stitch.transfer(vector)         # one verb for every artefact
     stitch.save_pretrained("my-stitch"); Stitch.from_pretrained("my-stitch")
 
-Saved as a folder (safetensors, JSON, a model card), which is also how it goes to a hub repository: nothing is pickled.
+Saved as a folder (safetensors, JSON, a model card), which is also how it goes to a hub repository:
+nothing is pickled.
 """
 
 from dataclasses import dataclass, field
@@ -62,7 +63,8 @@ class Stitch(ModelHubMixin):
     """Scatter of each group of the test fold: what `fidelity` is measured on."""
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> "Stitch":
-        # ModelHubMixin's own __new__ wants every argument to be JSON, to write its config; we write our own.
+        # ModelHubMixin's own __new__ wants every argument to be JSON, to write its config; we write
+        # our own.
         return object.__new__(cls)
 
     @property
@@ -104,16 +106,26 @@ class Stitch(ModelHubMixin):
         """The artefact carried to the target model; refuses one of another model or hook point."""
         return transfer_artefact(artefact, self, **options)
 
-    def fidelity(self, direction: Tensor, kind: Literal["write", "read"] = "write", *, n_random: int = 100, seed: int = 0) -> Fidelity:
+    def fidelity(
+        self,
+        direction: Tensor,
+        kind: Literal["write", "read"] = "write",
+        *,
+        n_random: int = 100,
+        seed: int = 0,
+    ) -> Fidelity:
         """Before any model runs: how well will a direction [d_source] carry over?
 
-        ``"write"`` for what is added to the stream (steering vectors, decoder rows), ``"read"`` for what it is projected on (probe weights,
-        encoder columns); see `lrt_lens.stitching._fidelity`.
+        ``"write"`` for what is added to the stream (steering vectors, decoder rows), ``"read"`` for
+        what it is projected on (probe weights, encoder columns); see
+        `lrt_lens.stitching._fidelity`.
         """
         return fidelity(self, direction, kind, n_random=n_random, seed=seed)
 
     def refuse_foreign(self, hook: str, model: ModelIdentity | None) -> None:
-        """Raise `MismatchError` unless something learnt at ``hook`` of ``model`` is at home where this stitch starts."""
+        """Raise `MismatchError` unless something learnt at ``hook`` of ``model`` is at home where
+        this stitch starts.
+        """
         if not same_place(hook, self.source_hook):
             raise MismatchError(
                 f"learnt at {hook!r}, but this stitch starts at {self.source_hook!r}; "
@@ -124,7 +136,10 @@ class Stitch(ModelHubMixin):
 
     def check(self, source: HookedModel | None = None, target: HookedModel | None = None) -> None:
         """Raise `MismatchError` where a model is not the one that this stitch was fitted on."""
-        for role, expected, model in (("source", self.source, source), ("target", self.target, target)):
+        for role, expected, model in (
+            ("source", self.source, source),
+            ("target", self.target, target),
+        ):
             if expected is not None and model is not None:
                 expected.refuse_other(model.identity, f"the {role} model")
 
@@ -137,9 +152,18 @@ class Stitch(ModelHubMixin):
             "r2_uniform_cv": "r2_uniform_down_cv",
             "alpha": "alpha_down",
         }
-        both = swap | {value: key for key, value in swap.items()} | {"source_hook": "target_hook", "target_hook": "source_hook"}
-        # Cosine, null and token baseline are those of the way up; nothing was measured for the way down.
-        kept = {key: value for key, value in self.scores.items() if key in both or key in ("solver", "n_tokens", "cka")}
+        both = (
+            swap
+            | {value: key for key, value in swap.items()}
+            | {"source_hook": "target_hook", "target_hook": "source_hook"}
+        )
+        # Cosine, null and token baseline are those of the way up; nothing was measured for the way
+        # down.
+        kept = {
+            key: value
+            for key, value in self.scores.items()
+            if key in both or key in ("solver", "n_tokens", "cka")
+        }
         return Stitch(
             maps=self.maps.reversed(),
             source_statistics=self.target_statistics,
@@ -163,7 +187,9 @@ class Stitch(ModelHubMixin):
         """R² of both maps beside their null and token identity (plotly)."""
         from lrt_lens.figures._stitch import stitch_figure
 
-        return stitch_figure({"source_hook": self.source_hook, "target_hook": self.target_hook} | self.scores)
+        return stitch_figure(
+            {"source_hook": self.source_hook, "target_hook": self.target_hook} | self.scores
+        )
 
     def _repr_html_(self) -> str:
         ends = {"source": (self.source, self.up), "target": (self.target, self.down)}
@@ -172,7 +198,10 @@ class Stitch(ModelHubMixin):
             for role, (model, side) in ends.items()
         }
         n = self.scores.get("n_tokens")
-        about = where | {"solver": self.scores.get("solver"), "tokens that fitted": None if n is None else int(n)}
+        about = where | {
+            "solver": self.scores.get("solver"),
+            "tokens that fitted": None if n is None else int(n),
+        }
         scores = pd.DataFrame(
             {
                 "": ["up", "down"],
@@ -191,7 +220,9 @@ class Stitch(ModelHubMixin):
         return card("Stitch", facts(about), table(scores), note(legend))
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Write the stitch folder (see `lrt_lens.stitching._folder`); ``push_to_hub=True`` and ``repo_id`` as `ModelHubMixin` has them."""
+        """Write the stitch folder (see `lrt_lens.stitching._folder`); ``push_to_hub=True`` and
+        ``repo_id`` as `ModelHubMixin` has them.
+        """
         from lrt_lens.stitching._folder import make_folder
 
         return super().save_pretrained(make_folder(Path(save_directory)), **options)
@@ -203,7 +234,9 @@ class Stitch(ModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub: Any) -> "Stitch":
-        """A stitch from a folder or a hub repository (``revision``, ``token``, ``cache_dir``, ``local_files_only`` go through)."""
+        """A stitch from a folder or a hub repository (``revision``, ``token``, ``cache_dir``,
+        ``local_files_only`` go through).
+        """
         # The mixin's own looks for a config.json first and warns that there is none.
         return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **hub)
 
@@ -212,5 +245,9 @@ class Stitch(ModelHubMixin):
         from lrt_lens.stitching._folder import load_stitch
 
         return load_stitch(
-            model_id, **{key: kwargs.get(key) for key in ("revision", "cache_dir", "force_download", "local_files_only", "token")}
+            model_id,
+            **{
+                key: kwargs.get(key)
+                for key in ("revision", "cache_dir", "force_download", "local_files_only", "token")
+            },
         )

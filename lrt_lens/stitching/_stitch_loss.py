@@ -1,6 +1,8 @@
-"""How well does a model finish what another one began? The loss of next tokens behind a stitch (Stitching, table 1).
+"""How well does a model finish what another one began? The loss of next tokens behind a stitch
+(Stitching, table 1).
 
-A is the source of a stitch, B its target. A *route* runs one model to its hook point, carries the stream over, and lets a model finish:
+A is the source of a stitch, B its target. A *route* runs one model to its hook point, carries the
+stream over, and lets a model finish:
 
     A→B      x_A ─up──▶ B finishes          A→B→A    x_A ─up──▶ ─down──▶ A finishes
     B→A      x_B ─down─▶ A finishes          B→A→B    x_B ─down─▶ ─up──▶ B finishes
@@ -10,22 +12,28 @@ A is the source of a stitch, B its target. A *route* runs one model to its hook 
     result.table          # a row per route and arm, with intervals over documents
     result.difference("stitched", "token", route="A→B")
 
-Every route is shown beside ``own`` (the finishing model untouched), ``mean`` and ``zero`` (its stream replaced by its mean, or by 0),
-``shuffled`` (the map fitted on shuffled pairs) and ``token`` (what token identity alone predicts of the stream). Each batch runs either
-model once to its hook point; all arms resume from there, and an arm that is the same on two routes runs once.
+Every route is shown beside ``own`` (the finishing model untouched), ``mean`` and ``zero`` (its
+stream replaced by its mean, or by 0), ``shuffled`` (the map fitted on shuffled pairs) and ``token``
+(what token identity alone predicts of the stream). Each batch runs either model once to its hook
+point; all arms resume from there, and an arm that is the same on two routes runs once.
 
 Which positions, a position being where a state is and from where the *next* token is predicted:
 
-- **replaced**: all but BOS, as in the paper; BOS keeps the finishing model's own state. The first positions behind BOS, which no map was
-  fitted on, are replaced too and disturb what follows. ``keep="masked"`` keeps the own state at all positions that no map ever saw.
-- **counted**: the positions that maps are fitted on (behind the first ``stitch.skip_first``, no special tokens) in every column but
-  ``ce_all_positions``, which counts every position that has a next token, BOS included.
+- **replaced**: all but BOS, as in the paper; BOS keeps the finishing model's own state. The first
+  positions behind BOS, which no map was fitted on, are replaced too and disturb what follows.
+  ``keep="masked"`` keeps the own state at all positions that no map ever saw.
+- **counted**: the positions that maps are fitted on (behind the first ``stitch.skip_first``, no
+  special tokens) in every column but ``ce_all_positions``, which counts every position that has a
+  next token, BOS included.
 
-Models of two tokenizers each read their own tokens of the same windows, and only *aligned* positions behind the masked first ones are replaced and
-counted, in every arm alike, mean-ablation included; what lies between keeps the finishing model's own state, which makes every arm look better than
-it is. ``replaced`` says which share of positions that was; compare it before comparing losses with those of one tokenizer.
+Models of two tokenizers each read their own tokens of the same windows, and only *aligned*
+positions behind the masked first ones are replaced and counted, in every arm alike, mean-ablation
+included; what lies between keeps the finishing model's own state, which makes every arm look better
+than it is. ``replaced`` says which share of positions that was; compare it before comparing losses
+with those of one tokenizer.
 
-Documents of the harvest are safe to give: unless told otherwise only those of its test fold are read.
+Documents of the harvest are safe to give: unless told otherwise only those of its test fold are
+read.
 """
 
 import logging
@@ -52,14 +60,25 @@ from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.statistics._intervals import Interval, bootstrap_ratio
 from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching._stitch import Stitch
-from lrt_lens.stitching._stitched_pass import METRICS, Arm, Batch, End, Streams, Tally, batches, run_batch
+from lrt_lens.stitching._stitched_pass import (
+    METRICS,
+    Arm,
+    Batch,
+    End,
+    Streams,
+    Tally,
+    batches,
+    run_batch,
+)
 from lrt_lens.stitching.solvers._ridge import Ridge
 
 logger = logging.getLogger(__name__)
 
 ROUTES = ("A→B", "B→A", "A→B→A", "B→A→B")
 CONTROLS = ("zero", "shuffled")
-"""Controls that may be left out; ``own`` and ``mean`` are what the share of recovered loss is made of."""
+"""Controls that may be left out; ``own`` and ``mean`` are what the share of recovered loss is made
+of.
+"""
 _RESERVED = ("own", "stitched", "token", "shuffled", "mean", "zero")
 
 
@@ -68,12 +87,16 @@ class StitchLoss:
     """Losses of every route and arm."""
 
     table: pd.DataFrame
-    """A row per route and arm: route, arm, finishes_in, ce (nats per token), ce_low, ce_high, ce_all_positions, kl (KL(own ‖ arm), nats), kl_low,
-    kl_high, recovered ((mean − ce) / (mean − own)), recovered_low, recovered_high, win_rate (share of tokens of lower loss than under
-    mean-ablation), top1 (share of tokens where own and arm agree on the likeliest next one), replaced (share of positions
-    whose state is replaced, of those that have a next token), increase_percent (over own), n_tokens, n_documents."""
+    """A row per route and arm: route, arm, finishes_in, ce (nats per token), ce_low, ce_high,
+    ce_all_positions, kl (KL(own ‖ arm), nats), kl_low, kl_high, recovered ((mean − ce) / (mean −
+    own)), recovered_low, recovered_high, win_rate (share of tokens of lower loss than under
+    mean-ablation), top1 (share of tokens where own and arm agree on the likeliest next one),
+    replaced (share of positions whose state is replaced, of those that have a next token),
+    increase_percent (over own), n_tokens, n_documents."""
     by_document: pd.DataFrame = field(repr=False)
-    """What the table is made of, a row per route, arm and document: n_tokens and means of ce, kl, win_rate and top1 over its tokens."""
+    """What the table is made of, a row per route, arm and document: n_tokens and means of ce, kl,
+    win_rate and top1 over its tokens.
+    """
     source_hook: str
     target_hook: str
     seed: int = 0
@@ -81,7 +104,9 @@ class StitchLoss:
 
     @property
     def summary(self) -> pd.DataFrame:
-        """The paper's table 1 upright: a row for either model untouched and one per route, the losses of all arms beside it."""
+        """The paper's table 1 upright: a row for either model untouched and one per route, the
+        losses of all arms beside it.
+        """
         shown = (
             "finishes_in",
             "ce",
@@ -95,33 +120,51 @@ class StitchLoss:
             "top1",
             "replaced",
         )
-        records = {(str(row["route"]), str(row["arm"])): row for row in self.table.to_dict("records")}
+        records = {
+            (str(row["route"]), str(row["arm"])): row for row in self.table.to_dict("records")
+        }
         routes, arms = (list(dict.fromkeys(names)) for names in zip(*records, strict=True))
         untouched = {letter: route for letter in "BA" for route in routes if route.endswith(letter)}
-        rows = [{"route": letter, "of": route, "arm": "own"} for letter, route in sorted(untouched.items())]
+        rows = [
+            {"route": letter, "of": route, "arm": "own"}
+            for letter, route in sorted(untouched.items())
+        ]
         rows += [{"route": route, "of": route, "arm": "stitched"} for route in routes]
         table = []
         for row in rows:
             found = records[row["of"], row["arm"]]
-            beside = {f"ce_{arm}": records.get((row["of"], arm), {}).get("ce", math.nan) for arm in arms if arm not in ("own", "stitched")}
+            beside = {
+                f"ce_{arm}": records.get((row["of"], arm), {}).get("ce", math.nan)
+                for arm in arms
+                if arm not in ("own", "stitched")
+            }
             # What starts in the other model belongs to a route, not to the untouched model.
             fixed = (
                 beside
                 if row["arm"] == "stitched"
-                else {name: beside[name] if name in ("ce_mean", "ce_zero") else math.nan for name in beside}
+                else {
+                    name: beside[name] if name in ("ce_mean", "ce_zero") else math.nan
+                    for name in beside
+                }
             )
             table.append({"route": row["route"]} | {name: found[name] for name in shown} | fixed)
         return pd.DataFrame(table)
 
     def difference(self, arm: str, other: str, *, route: str) -> Interval:
-        """Cross-entropy of ``arm`` minus that of ``other`` on the same tokens, in nats; the bootstrap over documents is paired."""
+        """Cross-entropy of ``arm`` minus that of ``other`` on the same tokens, in nats; the
+        bootstrap over documents is paired.
+        """
         rows = [row for row in self.by_document.to_dict("records") if row["route"] == route]
         known = list(dict.fromkeys(str(row["arm"]) for row in rows))
         for name in (arm, other):
             if name not in known:
                 routes = list(dict.fromkeys(self.table["route"]))
-                raise ValueError(f"no arm {name!r} on route {route!r}; its arms are {known}, and the routes are {routes}")
-        losses = [np.array([row["ce"] for row in rows if row["arm"] == name]) for name in (arm, other)]
+                raise ValueError(
+                    f"no arm {name!r} on route {route!r}; its arms are {known}, and the routes are {routes}"
+                )
+        losses = [
+            np.array([row["ce"] for row in rows if row["arm"] == name]) for name in (arm, other)
+        ]
         counts = np.array([row["n_tokens"] for row in rows if row["arm"] == arm], dtype=float)
         return bootstrap_ratio((losses[0] - losses[1]) * counts, counts, seed=self.seed)
 
@@ -132,7 +175,11 @@ class StitchLoss:
         return stitch_loss_figure(self.table)
 
     def _repr_html_(self) -> str:
-        return card("StitchLoss", note(f"Cross-entropy in nats per token, {self.source_hook} and {self.target_hook}."), table(self.summary))
+        return card(
+            "StitchLoss",
+            note(f"Cross-entropy in nats per token, {self.source_hook} and {self.target_hook}."),
+            table(self.summary),
+        )
 
 
 def evaluate_stitch_loss(
@@ -151,24 +198,23 @@ def evaluate_stitch_loss(
     seed: int = 0,
     progress: bool = True,
 ) -> StitchLoss:
-    """Next-token losses behind a stitch, route by route, beside their controls; see the module docstring.
+    """Next-token losses behind a stitch, route by route, beside their controls; see the module
+    docstring.
 
-    Args:
-        pair: the models of the stitch.
-        stitch: its maps are the arm ``stitched``, its null the arm ``shuffled``, its stream means the arm ``mean``.
-        documents: text, as `fit_stitches` takes it.
-        routes: among ``ROUTES``.
-        n_tokens: counted positions after which no further document is read.
-        context_length: tokens a window, BOS included.
-        controls: among ``CONTROLS``.
-        token_maps: for the arm ``token``: a map from the source's ``hook_embed`` to the target hook (`token_identity_map`), which serves the
-            routes that end in B; or a `MapPair` whose ``down`` goes from the *target's* ``hook_embed`` to the source hook (the same from a
-            harvest of ``pair.reversed()``), for all routes.
+    Args: pair: the models of the stitch. stitch: its maps are the arm ``stitched``, its null the
+        arm ``shuffled``, its stream means the arm ``mean``. documents: text, as `fit_stitches`
+        takes it. routes: among ``ROUTES``. n_tokens: counted positions after which no further
+        document is read. context_length: tokens a window, BOS included. controls: among
+        ``CONTROLS``. token_maps: for the arm ``token``: a map from the source's ``hook_embed`` to
+        the target hook (`token_identity_map`), which serves the
+            routes that end in B; or a `MapPair` whose ``down`` goes from the *target's*
+            ``hook_embed`` to the source hook (the same from a harvest of ``pair.reversed()``), for
+            all routes.
         others: maps of other solvers between the same hook points, an arm by name each.
-        keep: where the finishing model keeps its own state: at ``"bos"`` alone, as in the paper, or at all ``"masked"`` positions (always so
-            with two tokenizers).
-        folds: ``"test"`` reads only documents of the harvest's test fold (its seed and the text decide); ``"all"`` reads every document: for
-            text that had no part in the fit.
+        keep: where the finishing model keeps its own state: at ``"bos"`` alone, as in the paper, or
+            at all ``"masked"`` positions (always so with two tokenizers).
+        folds: ``"test"`` reads only documents of the harvest's test fold (its seed and the text
+            decide); ``"all"`` reads every document: for text that had no part in the fit.
         seed: of the bootstraps.
         progress: show a bar.
 
@@ -180,30 +226,51 @@ def evaluate_stitch_loss(
     """
     _check(pair, stitch, routes, controls, others or {}, keep, folds, n_tokens)
     ends = {"A": End(pair.source, stitch.source_hook), "B": End(pair.target, stitch.target_hook)}
-    windows = read_windows(pair, stitch, documents, n_tokens, min(context_length, pair.context_length), folds)
+    windows = read_windows(
+        pair, stitch, documents, n_tokens, min(context_length, pair.context_length), folds
+    )
     arms = _arms(stitch, routes, controls, _token_maps(stitch, token_maps), others or {})
     tally = Tally(1 + max(window.document for window in windows))
-    for batch in tqdm(list(batches(windows, pair.source, pair.target)), desc="stitched loss", disable=not progress, leave=False):
+    for batch in tqdm(
+        list(batches(windows, pair.source, pair.target)),
+        desc="stitched loss",
+        disable=not progress,
+        leave=False,
+    ):
         run_batch(ends, arms, Batch(batch, ends, keep), tally)
     names = {"A": pair.source.name, "B": pair.target.name}
-    return StitchLoss(*_tables(arms, tally, routes, names, seed), source_hook=stitch.source_hook, target_hook=stitch.target_hook, seed=seed)
+    return StitchLoss(
+        *_tables(arms, tally, routes, names, seed),
+        source_hook=stitch.source_hook,
+        target_hook=stitch.target_hook,
+        seed=seed,
+    )
 
 
 def token_identity_map(moments: CrossMoments, target_hook: str) -> AffineMap:
-    """The ridge map from the source's token embedding to a target hook point: the rival explanation of every stitch.
+    """The ridge map from the source's token embedding to a target hook point: the rival explanation
+    of every stitch.
 
     Reads moments that were harvested before; `HookPointError` where they hold no embedding.
     """
     if moments.token_hook is None:
-        raise HookPointError("these moments hold no token embedding; harvest them from a pair of models")
-    hooks = [hook for source, hook in moments.kept_pairs if source == moments.token_hook and same_place(hook, target_hook)]
+        raise HookPointError(
+            "these moments hold no token embedding; harvest them from a pair of models"
+        )
+    hooks = [
+        hook
+        for source, hook in moments.kept_pairs
+        if source == moments.token_hook and same_place(hook, target_hook)
+    ]
     if not hooks:
-        raise HookPointError(f"these moments hold no pair {moments.token_hook!r} → {target_hook!r}; harvest that target hook point")
+        raise HookPointError(
+            f"these moments hold no pair {moments.token_hook!r} → {target_hook!r}; harvest that target hook point"
+        )
     found = (moments.token_hook, hooks[0])
     return moments.fit(Ridge(), pairs=[found]).maps(found)[0]
 
 
-# ------------------------------------------------------------------------------------------------------------- arguments
+# ---------------------------------------------------------------------------------------- arguments
 
 
 def _check(
@@ -216,12 +283,24 @@ def _check(
     folds: str,
     n_tokens: int,
 ) -> None:
-    for name, given, known in (("routes", routes, ROUTES), ("controls", controls, CONTROLS), ("keep", [keep], ("bos", "masked")),
-                               ("folds", [folds], ("test", "all"))):  # fmt: skip
-        if isinstance(given, str) or not set(given) <= set(known) or (name == "routes" and not given):
-            raise ValueError(f"{name} is {given!r}; expected {'one' if name in ('keep', 'folds') else 'a list'} of {list(known)}")
+    for name, given, known in (
+        ("routes", routes, ROUTES),
+        ("controls", controls, CONTROLS),
+        ("keep", [keep], ("bos", "masked")),
+        ("folds", [folds], ("test", "all")),
+    ):
+        if (
+            isinstance(given, str)
+            or not set(given) <= set(known)
+            or (name == "routes" and not given)
+        ):
+            raise ValueError(
+                f"{name} is {given!r}; expected {'one' if name in ('keep', 'folds') else 'a list'} of {list(known)}"
+            )
     if n_tokens < 1:
-        raise ValueError(f"n_tokens is {n_tokens}; expected a positive number of tokens, such as 20_000")
+        raise ValueError(
+            f"n_tokens is {n_tokens}; expected a positive number of tokens, such as 20_000"
+        )
     stitch.check(pair.source, pair.target)
     for letter, hook in (("A", stitch.source_hook), ("B", stitch.target_hook)):
         into = [route for route in routes if route.endswith(letter)]
@@ -232,11 +311,15 @@ def _check(
             )
     for name, maps in others.items():
         if name in _RESERVED:
-            raise ValueError(f"others holds the name {name!r}, which is an arm of its own; expected any name but {list(_RESERVED)}")
+            raise ValueError(
+                f"others holds the name {name!r}, which is an arm of its own; expected any name but {list(_RESERVED)}"
+            )
         _refuse_other_hooks(name, maps.up, stitch.source_hook, stitch.target_hook)
         _refuse_other_hooks(name, maps.down, stitch.target_hook, stitch.source_hook)
     if "shuffled" in controls and stitch.null is None:
-        logger.warning("this stitch holds no map fitted on shuffled pairs, so the arm 'shuffled' is left out; harvest with null='full'")
+        logger.warning(
+            "this stitch holds no map fitted on shuffled pairs, so the arm 'shuffled' is left out; harvest with null='full'"
+        )
     if keep == "bos" and not pair.aligned and not pair.source.prepend_bos:
         logger.warning(
             "these models read no BOS, so the first token's state, which no map was fitted on, is replaced too; take keep='masked', or load the "
@@ -255,18 +338,33 @@ def _token_maps(stitch: Stitch, token_maps: AffineMap | MapPair | None) -> dict[
     """By the model where the route ends."""
     if token_maps is None:
         return {}
-    maps = {"B": token_maps} if isinstance(token_maps, AffineMap) else {"B": token_maps.up, "A": token_maps.down}
+    maps = (
+        {"B": token_maps}
+        if isinstance(token_maps, AffineMap)
+        else {"B": token_maps.up, "A": token_maps.down}
+    )
     for letter, affine in maps.items():
-        _refuse_other_hooks("token_maps", affine, EMBED, stitch.target_hook if letter == "B" else stitch.source_hook)
+        _refuse_other_hooks(
+            "token_maps", affine, EMBED, stitch.target_hook if letter == "B" else stitch.source_hook
+        )
     return maps
 
 
-# ------------------------------------------------------------------------------------------------------------- documents
+# ---------------------------------------------------------------------------------------- documents
 
 
-def read_windows(pair: ModelPair, stitch: Stitch, documents: Documents, n_tokens: int, context_length: int, folds: str) -> list[Window]:
+def read_windows(
+    pair: ModelPair,
+    stitch: Stitch,
+    documents: Documents,
+    n_tokens: int,
+    context_length: int,
+    folds: str,
+) -> list[Window]:
     """Windows of held-out documents, numbered from 0, until so many positions count."""
-    plan = BlockPlan(context_length=context_length, skip_first=stitch.skip_first, seed=stitch.provenance.seed)
+    plan = BlockPlan(
+        context_length=context_length, skip_first=stitch.skip_first, seed=stitch.provenance.seed
+    )
     cutter = WindowCutter(plan, pair.source, pair.target)
     windows: list[Window] = []
     n_read, n_taken, n_counted = 0, 0, 0
@@ -285,7 +383,11 @@ def read_windows(pair: ModelPair, stitch: Stitch, documents: Documents, n_tokens
             f"n_tokens={n_tokens} was reached after 1 document; raise n_tokens: an interval over documents needs at least 2"
         )
     if n_taken < 2:
-        remedy = "; folds='all' reads the others too, if they had no part in the fit" if folds == "test" else ""
+        remedy = (
+            "; folds='all' reads the others too, if they had no part in the fit"
+            if folds == "test"
+            else ""
+        )
         raise TooFewDocumentsError(
             f"{n_taken} of {n_read} document(s) can be measured{' (a sixth is in the test fold)' if folds == 'test' else ''}; an interval over "
             f"documents needs at least 2 that are longer than {plan.skip_first + 4} tokens: give more text{remedy}"
@@ -293,15 +395,22 @@ def read_windows(pair: ModelPair, stitch: Stitch, documents: Documents, n_tokens
     return windows
 
 
-# ------------------------------------------------------------------------------------------------------------------- arms
+# --------------------------------------------------------------------------------------------- arms
 
 
 def _arms(
-    stitch: Stitch, routes: Sequence[str], controls: Sequence[str], token_maps: Mapping[str, AffineMap], others: Mapping[str, MapPair]
+    stitch: Stitch,
+    routes: Sequence[str],
+    controls: Sequence[str],
+    token_maps: Mapping[str, AffineMap],
+    others: Mapping[str, MapPair],
 ) -> list[Arm]:
     """Every arm once, for either finishing model the mean first: tokens are won or lost against it."""
     arms: list[Arm] = []
-    for letter, statistics, start in (("A", stitch.source_statistics, "B"), ("B", stitch.target_statistics, "A")):
+    for letter, statistics, start in (
+        ("A", stitch.source_statistics, "B"),
+        ("B", stitch.target_statistics, "A"),
+    ):
         here = tuple(route for route in dict.fromkeys(routes) if route.endswith(letter))
         if not here:
             continue
@@ -314,7 +423,16 @@ def _arms(
         for name, maps in carried.items():
             arms += [Arm(name, letter, (route,), _carrier(route, maps)) for route in here]
         if letter in token_maps:
-            arms.append(Arm("token", letter, here, lambda streams, m=token_maps[letter], s=start: m.points(streams[f"{s} tokens"].float())))
+            arms.append(
+                Arm(
+                    "token",
+                    letter,
+                    here,
+                    lambda streams, m=token_maps[letter], s=start: m.points(
+                        streams[f"{s} tokens"].float()
+                    ),
+                )
+            )
         if "zero" in controls:
             arms.append(Arm("zero", letter, here, torch.zeros_like(mean)))
     return arms
@@ -334,36 +452,75 @@ def _carrier(route: str, maps: MapPair) -> Callable[[Streams], Tensor]:
     return carry
 
 
-# ------------------------------------------------------------------------------------------------------------------ tables
+# ------------------------------------------------------------------------------------------- tables
 
 
-def _tables(arms: list[Arm], tally: Tally, routes: Sequence[str], names: dict[str, str], seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _tables(
+    arms: list[Arm], tally: Tally, routes: Sequence[str], names: dict[str, str], seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(table, by_document)."""
-    order = list(dict.fromkeys(["own", "stitched", *(arm.name for arm in arms if arm.name not in _RESERVED), *_RESERVED]))
+    order = list(
+        dict.fromkeys(
+            [
+                "own",
+                "stitched",
+                *(arm.name for arm in arms if arm.name not in _RESERVED),
+                *_RESERVED,
+            ]
+        )
+    )
     rows, documents = [], []
     for route in dict.fromkeys(routes):
         own, mean = (tally.sums[route, name]["ce"] for name in ("own", "mean"))
         for name in (name for name in order if (route, name) in tally.sums):
             sums, counts = tally.sums[route, name], tally.counts[route, name]
-            rows.append({"route": route, "arm": name, "finishes_in": names[route[-1]]} | _row(sums, counts, own, mean, seed))
+            rows.append(
+                {"route": route, "arm": name, "finishes_in": names[route[-1]]}
+                | _row(sums, counts, own, mean, seed)
+            )
             documents.append(
                 pd.DataFrame(
-                    {"route": route, "arm": name, "document": range(tally.n_documents), "n_tokens": counts["ce"].astype(int)}
-                    | {metric: sums[metric] / counts[metric] for metric in ("ce", "kl", "win_rate", "top1")}
+                    {
+                        "route": route,
+                        "arm": name,
+                        "document": range(tally.n_documents),
+                        "n_tokens": counts["ce"].astype(int),
+                    }
+                    | {
+                        metric: sums[metric] / counts[metric]
+                        for metric in ("ce", "kl", "win_rate", "top1")
+                    }
                 )
             )
     return pd.DataFrame(rows), pd.concat(documents, ignore_index=True)
 
 
-def _row(sums: dict[str, np.ndarray], counts: dict[str, np.ndarray], own: np.ndarray, mean: np.ndarray, seed: int) -> dict[str, Any]:
+def _row(
+    sums: dict[str, np.ndarray],
+    counts: dict[str, np.ndarray],
+    own: np.ndarray,
+    mean: np.ndarray,
+    seed: int,
+) -> dict[str, Any]:
     means = {metric: float(sums[metric].sum() / counts[metric].sum()) for metric in METRICS}
     # Documents are drawn, tokens are averaged: a ratio of two sums over the same documents.
     ce, kl = (bootstrap_ratio(sums[metric], counts[metric], seed=seed) for metric in ("ce", "kl"))
     recovered = bootstrap_ratio(mean - sums["ce"], mean - own, seed=seed)
     return {
-        "ce": ce.value, "ce_low": ce.low, "ce_high": ce.high, "ce_all_positions": means["ce_all_positions"],
-        "kl": kl.value, "kl_low": kl.low, "kl_high": kl.high,
-        "recovered": recovered.value, "recovered_low": recovered.low, "recovered_high": recovered.high,
-        "win_rate": means["win_rate"], "top1": means["top1"], "replaced": means["replaced"], "increase_percent": float(100 * (sums["ce"].sum() / own.sum() - 1)),
-        "n_tokens": int(counts["ce"].sum()), "n_documents": len(own),
-    }  # fmt: skip
+        "ce": ce.value,
+        "ce_low": ce.low,
+        "ce_high": ce.high,
+        "ce_all_positions": means["ce_all_positions"],
+        "kl": kl.value,
+        "kl_low": kl.low,
+        "kl_high": kl.high,
+        "recovered": recovered.value,
+        "recovered_low": recovered.low,
+        "recovered_high": recovered.high,
+        "win_rate": means["win_rate"],
+        "top1": means["top1"],
+        "replaced": means["replaced"],
+        "increase_percent": float(100 * (sums["ce"].sum() / own.sum() - 1)),
+        "n_tokens": int(counts["ce"].sum()),
+        "n_documents": len(own),
+    }

@@ -1,4 +1,5 @@
-"""Passes that one model begins and another finishes: either runs once a batch to its hook point, every arm resumes from there.
+"""Passes that one model begins and another finishes: either runs once a batch to its hook point,
+every arm resumes from there.
 
     ends = {"A": End(pair.source, hook), "B": End(pair.target, other_hook)}
     tally = Tally(n_documents)
@@ -6,8 +7,9 @@
         run_batch(ends, arms, Batch(windows, ends, keep="bos"), tally)
     tally.sums["A→B", "stitched"]["ce"]       # [document], nats
 
-What an arm puts into the finishing model's stream is a function of the streams of both; see `lrt_lens.stitching._stitch_loss` for which. Models of
-two tokenizers each read their own tokens of a window; the finishing model is shown the other's stream at its own positions, state by state of
+What an arm puts into the finishing model's stream is a function of the streams of both; see
+`lrt_lens.stitching._stitch_loss` for which. Models of two tokenizers each read their own tokens of
+a window; the finishing model is shown the other's stream at its own positions, state by state of
 those that have read the same characters, and keeps its own state wherever it has no such partner.
 """
 
@@ -29,21 +31,27 @@ _EVERYWHERE = ("ce_all_positions", "replaced")
 """Counted at every position that has a next token."""
 _BATCH_WINDOWS = 32
 _LOGITS_ON_CPU, _LOGITS_ON_GPU = 2**22, 2**26
-"""Logits of a pass at most, windows × length × vocabulary; a few copies of them live at a time. On a CPU 16 megabytes of them take half the
-time of 256, whose pages are new at every pass; a GPU needs the larger ones to be busy."""
+"""Logits of a pass at most, windows × length × vocabulary; a few copies of them live at a time. On
+a CPU 16 megabytes of them take half the time of 256, whose pages are new at every pass; a GPU needs
+the larger ones to be busy."""
 
 Streams = dict[str, Tensor]
-"""``"A"`` and ``"B"``: residuals at the two hook points, [batch, position, d], in the models' precision; ``"A tokens"`` and ``"B tokens"``: the
-token embeddings."""
+"""``"A"`` and ``"B"``: residuals at the two hook points, [batch, position, d], in the models'
+precision; ``"A tokens"`` and ``"B tokens"``: the token embeddings."""
 
 
 def batches(windows: list[Window], *models: HookedModel) -> Iterator[list[Window]]:
     """Windows of similar length together, as many at once as suit all models (one at least)."""
-    limit = _LOGITS_ON_CPU if any(model.device.type == "cpu" for model in models) else _LOGITS_ON_GPU
+    limit = (
+        _LOGITS_ON_CPU if any(model.device.type == "cpu" for model in models) else _LOGITS_ON_GPU
+    )
     vocabulary = max(model.d_vocab for model in models)
     batch: list[Window] = []
     for window in sorted(windows, key=lambda w: (-w.padded_length, w.document)):
-        if batch and (len(batch) == _BATCH_WINDOWS or (len(batch) + 1) * batch[0].padded_length * vocabulary > limit):
+        if batch and (
+            len(batch) == _BATCH_WINDOWS
+            or (len(batch) + 1) * batch[0].padded_length * vocabulary > limit
+        ):
             yield batch
             batch = []
         batch.append(window)
@@ -54,27 +62,44 @@ class Side:
     """Windows as one model reads them: which positions keep their state, which are counted."""
 
     def __init__(
-        self, windows: list[Window], model: HookedModel, keep: Literal["bos", "masked"], others: list[Window] | None = None
+        self,
+        windows: list[Window],
+        model: HookedModel,
+        keep: Literal["bos", "masked"],
+        others: list[Window] | None = None,
     ) -> None:
-        """``others``: the same windows in the other model's tokens, where these differ; what has no partner there keeps its state."""
+        """``others``: the same windows in the other model's tokens, where these differ; what has no
+        partner there keeps its state.
+        """
         self.tokens = model.pad([window.ids for window in windows])
         positions = torch.arange(self.tokens.shape[1])[None]
         unmasked = torch.zeros(self.tokens.shape, dtype=torch.bool)
         self.partner = None if others is None else torch.zeros(self.tokens.shape, dtype=torch.int64)
-        """[batch, position]: the other model's position that has read the same characters; 0 where the own state is kept."""
+        """[batch, position]: the other model's position that has read the same characters; 0 where
+        the own state is kept.
+        """
         for row, window in enumerate(windows):
             unmasked[row, torch.from_numpy(window.rows)] = True
             if self.partner is not None and others is not None:
-                self.partner[row, torch.from_numpy(window.rows)] = torch.from_numpy(others[row].rows)
+                self.partner[row, torch.from_numpy(window.rows)] = torch.from_numpy(
+                    others[row].rows
+                )
         bos = torch.full_like(unmasked, fill_value=False)
         bos[:, 0] = model.prepend_bos
         self.kept = (bos if keep == "bos" and others is None else ~unmasked)[..., None]
-        self.predicts = positions < torch.tensor([len(window.ids) - 1 for window in windows])[:, None]
-        """Positions that have a next token, [batch, position]; all that follows is flat over them."""
+        self.predicts = (
+            positions < torch.tensor([len(window.ids) - 1 for window in windows])[:, None]
+        )
+        """Positions that have a next token, [batch, position]; all that follows is flat over them.
+        """
         self.counted = unmasked[self.predicts].numpy()
         self.replaced = (~self.kept[..., 0])[self.predicts].numpy()
         self.next = self.tokens.roll(-1, dims=1)[self.predicts]
-        self.documents = torch.tensor([window.document for window in windows])[:, None].expand_as(self.predicts)[self.predicts].numpy()
+        self.documents = (
+            torch.tensor([window.document for window in windows])[:, None]
+            .expand_as(self.predicts)[self.predicts]
+            .numpy()
+        )
 
     def shown(self, streams: Streams, letter: str) -> Streams:
         """The streams of both models at this model's positions."""
@@ -82,7 +107,9 @@ class Side:
             return streams
         at = self.partner[..., None]
         return {
-            name: stream if name[0] == letter else stream.gather(1, at.to(stream.device).expand(-1, -1, stream.shape[-1]))
+            name: stream
+            if name[0] == letter
+            else stream.gather(1, at.to(stream.device).expand(-1, -1, stream.shape[-1]))
             for name, stream in streams.items()
         }
 
@@ -90,12 +117,24 @@ class Side:
 class Batch:
     """Windows as both models read them, by letter."""
 
-    def __init__(self, windows: list[Window], ends: Mapping[str, "End"], keep: Literal["bos", "masked"], *, paired: bool = True) -> None:
-        """``paired`` says whether rows of two tokenizations are partners; otherwise either side stands for itself."""
+    def __init__(
+        self,
+        windows: list[Window],
+        ends: Mapping[str, "End"],
+        keep: Literal["bos", "masked"],
+        *,
+        paired: bool = True,
+    ) -> None:
+        """``paired`` says whether rows of two tokenizations are partners; otherwise either side
+        stands for itself.
+        """
         read = {"A": windows, "B": [window.read_by("target") for window in windows]}
         differ = paired and any(window.counterpart is not None for window in windows)
         other = {"A": read["B"], "B": read["A"]}
-        self.sides = {letter: Side(read[letter], end.model, keep, other[letter] if differ else None) for letter, end in ends.items()}
+        self.sides = {
+            letter: Side(read[letter], end.model, keep, other[letter] if differ else None)
+            for letter, end in ends.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -108,20 +147,26 @@ class Arm:
     routes: tuple[str, ...]
     """Routes on which it stands: what does not depend on the start runs once."""
     state: Callable[[Streams], Tensor] | Tensor
-    """What stands in its stream, [batch, position, d] or [d]; a function of what both models hold, or fixed."""
+    """What stands in its stream, [batch, position, d] or [d]; a function of what both models hold,
+    or fixed.
+    """
 
 
 class End:
     """A model at its hook point."""
 
     def __init__(self, model: HookedModel, hook: str) -> None:
-        # One name for `resid_pre` and the `resid_post` before it: from there an engine can skip the layers that ran.
+        # One name for `resid_pre` and the `resid_post` before it: from there an engine can skip the
+        # layers that ran.
         self.model, self.hooks = model, [place(resolve(part, model)) for part in joint_parts(hook)]
 
     def streams(self, tokens: Tokens, letter: str) -> Streams:
         """The stream at the hook point and the token embeddings."""
         seen = self.model.engine.capture(tokens, list(dict.fromkeys([*self.hooks, EMBED])))
-        return {letter: torch.cat([seen[hook] for hook in self.hooks], dim=-1), f"{letter} tokens": seen[EMBED]}
+        return {
+            letter: torch.cat([seen[hook] for hook in self.hooks], dim=-1),
+            f"{letter} tokens": seen[EMBED],
+        }
 
     def log_probabilities(self, side: Side, residual: Residual) -> Tensor:
         """[flat position, vocabulary] in float32, of a pass that resumes from a residual."""
@@ -131,7 +176,9 @@ class End:
 
 
 def run_batch(ends: dict[str, End], arms: list[Arm], batch: Batch, tally: "Tally") -> None:
-    """Both models once to their hook points, then every arm from there; the first arm of either model is what others win or lose against."""
+    """Both models once to their hook points, then every arm from there; the first arm of either
+    model is what others win or lose against.
+    """
     streams: Streams = {}
     for letter, end in ends.items():
         streams |= end.streams(batch.sides[letter].tokens, letter)
@@ -145,14 +192,24 @@ def run_batch(ends: dict[str, End], arms: list[Arm], batch: Batch, tally: "Tally
             log_p = untouched
             if arm.name != "own":
                 state = arm.state if isinstance(arm.state, Tensor) else arm.state(shown)
-                log_p = end.log_probabilities(side, torch.where(side.kept.to(own.device), own, state.to(own)))
+                log_p = end.log_probabilities(
+                    side, torch.where(side.kept.to(own.device), own, state.to(own))
+                )
             values = _compare(log_p, untouched, likeliest, side.next)
             reference = values["ce"] if reference is None else reference
-            tally.add(arm, side, values | {"win_rate": values["ce"] < reference, "replaced": side.replaced})
+            tally.add(
+                arm,
+                side,
+                values | {"win_rate": values["ce"] < reference, "replaced": side.replaced},
+            )
 
 
-def _compare(log_p: Tensor, own: Tensor, likeliest: Tensor, following: Tensor) -> dict[str, np.ndarray]:
-    """Per flat position: cross-entropy, KL(own ‖ arm) and whether both find the same token likeliest."""
+def _compare(
+    log_p: Tensor, own: Tensor, likeliest: Tensor, following: Tensor
+) -> dict[str, np.ndarray]:
+    """Per flat position: cross-entropy, KL(own ‖ arm) and whether both find the same token
+    likeliest.
+    """
     losses = -log_p.gather(1, following.to(log_p.device)[:, None])[:, 0]
     kl = torch.nn.functional.kl_div(log_p, own, log_target=True, reduction="none").sum(-1)
     return {
@@ -181,5 +238,7 @@ class Tally:
             count = np.bincount(side.documents[chosen], minlength=self.n_documents)
             for route in arm.routes:
                 for table, new in ((self.sums, total), (self.counts, count)):
-                    row = table.setdefault((route, arm.name), {name: np.zeros(self.n_documents) for name in METRICS})
+                    row = table.setdefault(
+                        (route, arm.name), {name: np.zeros(self.n_documents) for name in METRICS}
+                    )
                     row[metric] += new

@@ -1,7 +1,9 @@
-"""One verb for everything that a stitch carries: `Stitch.transfer` dispatches on the type of the artefact.
+"""One verb for everything that a stitch carries: `Stitch.transfer` dispatches on the type of the
+artefact.
 
-An adapter registers itself: ``@transfer_artefact.register`` on a function ``(artefact, stitch, **options)``. This module knows none.
-Classes of libraries that are slow to import are not registered: their adapter is imported when the first of them arrives (`_ADAPTERS`).
+An adapter registers itself: ``@transfer_artefact.register`` on a function ``(artefact, stitch,
+**options)``. This module knows none. Classes of libraries that are slow to import are not
+registered: their adapter is imported when the first of them arrives (`_ADAPTERS`).
 """
 
 from functools import singledispatch
@@ -23,4 +25,6 @@ def transfer_artefact(artefact: Any, stitch: "Stitch", **options: Any) -> Any:
             module, function = found
             return getattr(import_module(module), function)(artefact, stitch, **options)
     known = sorted(kind.__name__ for kind in transfer_artefact.registry if kind is not object)
-    raise TypeError(f"a stitch cannot carry a {type(artefact).__name__}; it carries {[*known, 'SAELens SAE']}")
+    raise TypeError(
+        f"a stitch cannot carry a {type(artefact).__name__}; it carries {[*known, 'SAELens SAE']}"
+    )

@@ -1,4 +1,6 @@
-"""One model twice, and the stitch between its own layers: what is carried must do exactly what it did."""
+"""One model twice, and the stitch between its own layers: what is carried must do exactly what it
+did.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,5 +22,13 @@ def twins(load: Callable[..., Any]) -> ModelPair:
 def stitch(twins: ModelPair, corpus: list[str]) -> Stitch:
     """Between layer 1 and layer 1, with the map of shuffled pairs."""
     return fit_stitches(
-        twins, corpus, source_layers=[1], target_layers=[1], n_tokens=None, context_length=32, moment_dtype="float64", null="full", progress=False
-    )[1, 1]  # fmt: skip
+        twins,
+        corpus,
+        source_layers=[1],
+        target_layers=[1],
+        n_tokens=None,
+        context_length=32,
+        moment_dtype="float64",
+        null="full",
+        progress=False,
+    )[1, 1]

@@ -27,12 +27,22 @@ SKIP = 4
 def two(load: Any, train_tokenizer: Any) -> ModelPair:
     """A Llama of 340 tokens with BOS and a GPT-2 of 300 without."""
     other = train_tokenizer(bos=False, vocabulary=300)
-    return ModelPair(load("llama", d=16, layers=2, seed=1), load("gpt2", d=24, layers=3, seed=2, tokenizer=other))
+    return ModelPair(
+        load("llama", d=16, layers=2, seed=1), load("gpt2", d=24, layers=3, seed=2, tokenizer=other)
+    )
 
 
 @pytest.fixture(scope="module")
 def moments(two: ModelPair, corpus: list[str]) -> CrossMoments:
-    return harvest(two, corpus, n_tokens=None, context_length=64, moment_dtype="float64", null="full", progress=False)
+    return harvest(
+        two,
+        corpus,
+        n_tokens=None,
+        context_length=64,
+        moment_dtype="float64",
+        null="full",
+        progress=False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +61,16 @@ def result(two: ModelPair, stitch: Stitch, texts: list[str]) -> StitchLoss:
     return evaluate_stitch_loss(two, stitch, texts, folds="all", context_length=64, progress=False)
 
 
-# ------------------------------------------------------------------------------------------------------------ stitched loss
+# ------------------------------------------------------------------------------------ stitched loss
 
 
 def _read(model: HookedModel, text: str) -> tuple[list[int], dict[str, int]]:
     """Ids with BOS by the model's policy, and what the tokens up to each position spell."""
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     bos = [model.tokenizer.bos_token_id] if model.prepend_bos else []
-    return [*bos, *ids], {model.tokenizer.decode(ids[: i + 1]): i + len(bos) for i in range(len(ids))}
+    return [*bos, *ids], {
+        model.tokenizer.decode(ids[: i + 1]): i + len(bos) for i in range(len(ids))
+    }
 
 
 @contextmanager
@@ -72,23 +84,36 @@ def _hooked(model: HookedModel, layer: int, hook: Any) -> Iterator[None]:
 
 def _stream(model: HookedModel, ids: list[int], layer: int) -> torch.Tensor:
     seen: list[torch.Tensor] = []
-    with _hooked(model, layer, lambda _m, _a, out: seen.append((out[0] if isinstance(out, tuple) else out)[0].double())):
+    with _hooked(
+        model,
+        layer,
+        lambda _m, _a, out: seen.append((out[0] if isinstance(out, tuple) else out)[0].double()),
+    ):
         model.bridge.original_model(input_ids=torch.tensor([ids]), use_cache=False)
     return seen[0]
 
 
-def _log_p(model: HookedModel, ids: list[int], layer: int, places: list[int], state: torch.Tensor) -> torch.Tensor:
+def _log_p(
+    model: HookedModel, ids: list[int], layer: int, places: list[int], state: torch.Tensor
+) -> torch.Tensor:
     def put(_module: Any, _args: Any, output: Any) -> Any:
         hidden = (output[0] if isinstance(output, tuple) else output).clone()
         hidden[0, places] = state.to(hidden)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     with _hooked(model, layer, put):
-        return model.bridge.original_model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double().log_softmax(-1)
+        return (
+            model.bridge.original_model(input_ids=torch.tensor([ids]), use_cache=False)
+            .logits[0]
+            .double()
+            .log_softmax(-1)
+        )
 
 
 def _row(result: StitchLoss, route: str, arm: str) -> dict[str, Any]:
-    (row,) = [row for row in result.table.to_dict("records") if (row["route"], row["arm"]) == (route, arm)]
+    (row,) = [
+        row for row in result.table.to_dict("records") if (row["route"], row["arm"]) == (route, arm)
+    ]
     return {str(key): value for key, value in row.items()}
 
 
@@ -107,7 +132,11 @@ def test_the_loss_is_that_of_plain_hooks_at_shared_places(
     with torch.inference_mode():
         for text in texts:
             (a_ids, a_ends), (b_ids, b_ends) = (_read(models[letter], text) for letter in "AB")
-            pairs = [(i, b_ends[prefix]) for prefix, i in a_ends.items() if prefix in b_ends and min(i, b_ends[prefix]) >= SKIP]
+            pairs = [
+                (i, b_ends[prefix])
+                for prefix, i in a_ends.items()
+                if prefix in b_ends and min(i, b_ends[prefix]) >= SKIP
+            ]
             if len(pairs) < 4:
                 continue
             places = {"A": [i for i, _ in pairs], "B": [j for _, j in pairs]}
@@ -118,7 +147,10 @@ def test_the_loss_is_that_of_plain_hooks_at_shared_places(
                 state = state @ step.weight + step.bias
             following = torch.tensor(ids[finish][1:])[:, None]
             counted = [place for place in places[finish] if place < len(ids[finish]) - 1]
-            for name, put in (("stitched", state), ("mean", means[finish].mean.expand(len(pairs), -1))):
+            for name, put in (
+                ("stitched", state),
+                ("mean", means[finish].mean.expand(len(pairs), -1)),
+            ):
                 log_p = _log_p(models[finish], ids[finish], layers[finish], places[finish], put)
                 loss = -log_p[:-1].gather(1, following)[:, 0].numpy()
                 losses[name].append(loss[counted])
@@ -139,12 +171,14 @@ def test_the_token_arm_reads_the_source_token_that_ends_there(
     two: ModelPair, moments: CrossMoments, stitch: Stitch, texts: list[str]
 ) -> None:
     token = lrt.token_identity_map(moments, stitch.target_hook)
-    found = evaluate_stitch_loss(two, stitch, texts, routes=["A→B"], token_maps=token, folds="all", progress=False)
+    found = evaluate_stitch_loss(
+        two, stitch, texts, routes=["A→B"], token_maps=token, folds="all", progress=False
+    )
     assert set(found.table["arm"]) == {"own", "stitched", "token", "shuffled", "mean", "zero"}
     assert len(set(found.table["replaced"])) == 1
 
 
-# ------------------------------------------------------------------------------------------- vectors, probes, SAEs, refusals
+# ------------------------------------------------------------------ vectors, probes, SAEs, refusals
 
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird")
@@ -153,15 +187,34 @@ CONTRAST = ContrastSet(
     [f"the sad dog slept on the {p} and it was bad" for p in PLACES],
     name="mood",
 )
-ITEMS = ChoiceItems([f"the little boy saw the {p} and he" for p in PLACES], [" sang"] * 6, [" slept"] * 6, name="mood")
+ITEMS = ChoiceItems(
+    [f"the little boy saw the {p} and he" for p in PLACES],
+    [" sang"] * 6,
+    [" slept"] * 6,
+    name="mood",
+)
 
 
-def test_a_vector_is_evaluated_with_each_model_reading_its_own_tokens(two: ModelPair, stitch: Stitch, corpus: list[str]) -> None:
+def test_a_vector_is_evaluated_with_each_model_reading_its_own_tokens(
+    two: ModelPair, stitch: Stitch, corpus: list[str]
+) -> None:
     vector = lrt.SteeringVector.mean_difference(two.source, CONTRAST, at=0)
-    found = lrt.evaluate_steering(two, stitch, vector, ITEMS, neutral=corpus[:6], damage=0.05, n_random=4, n_permuted=1, progress=False)
+    found = lrt.evaluate_steering(
+        two,
+        stitch,
+        vector,
+        ITEMS,
+        neutral=corpus[:6],
+        damage=0.05,
+        n_random=4,
+        n_permuted=1,
+        progress=False,
+    )
     assert {"transferred", "native", "random", "shuffled", "permuted"} <= set(found.summary["arm"])
     carried = (vector.direction.double() * 1.0) @ stitch.up.weight
-    assert found.vectors["transferred"].direction.double() @ carried / carried.norm() == pytest.approx(
+    assert found.vectors[
+        "transferred"
+    ].direction.double() @ carried / carried.norm() == pytest.approx(
         float(found.vectors["transferred"].direction.norm()), rel=1e-4
     )
 
@@ -172,22 +225,49 @@ def test_a_probe_reads_the_target_through_the_way_down(two: ModelPair, stitch: S
     probe = lrt.LinearProbe.fit(two.source, texts, labels * 3, at=0, read="mean")
     moved = stitch.transfer(probe)
     hook = "blocks.1.hook_resid_post"
-    states = two.target.engine.capture(two.target.pad(two.target.encode(texts[:1])), [hook])[hook][0, SKIP:].double()
-    naive = (states @ stitch.down.weight + stitch.down.bias).mean(0) @ probe.weight.double() + float(probe.bias)
-    assert moved.logits(moved.rows(two.target, texts[:1])[0]).item() == pytest.approx(float(naive), rel=1e-4, abs=1e-4)
+    states = two.target.engine.capture(two.target.pad(two.target.encode(texts[:1])), [hook])[hook][
+        0, SKIP:
+    ].double()
+    naive = (states @ stitch.down.weight + stitch.down.bias).mean(
+        0
+    ) @ probe.weight.double() + float(probe.bias)
+    assert moved.logits(moved.rows(two.target, texts[:1])[0]).item() == pytest.approx(
+        float(naive), rel=1e-4, abs=1e-4
+    )
 
 
-def test_what_compares_tokens_is_refused_with_what_to_do_instead(two: ModelPair, stitch: Stitch, texts: list[str]) -> None:
-    with pytest.raises(MismatchError, match=r"steering_agreement compares models token by token, .*evaluate_steering"):
+def test_what_compares_tokens_is_refused_with_what_to_do_instead(
+    two: ModelPair, stitch: Stitch, texts: list[str]
+) -> None:
+    with pytest.raises(
+        MismatchError,
+        match=r"steering_agreement compares models token by token, .*evaluate_steering",
+    ):
         steering_agreement(two, stitch, torch.eye(16)[:1], texts)
 
 
 def test_texts_for_a_code_map_are_refused_before_both_models_run(
-    two: ModelPair, stitch: Stitch, corpus: list[str], texts: list[str], monkeypatch: pytest.MonkeyPatch
+    two: ModelPair,
+    stitch: Stitch,
+    corpus: list[str],
+    texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sae = TinySae(two.source.d_model)
     codes = lrt.fit_code_map(two, stitch, sae, corpus, context_length=32, progress=False)
-    assert np.isfinite(lrt.evaluate_code_map(two, stitch, sae, codes, corpus, context_length=32, progress=False).table["r2"]).all()
-    monkeypatch.setattr("lrt_lens.adapters.saes.codes._evaluation._score", lambda *_: pytest.fail("a pass whose scores nobody sees"))
-    with pytest.raises(MismatchError, match=r"texts= of evaluate_code_map compares models token by token, .*leave texts out"):
-        lrt.evaluate_code_map(two, stitch, sae, codes, corpus, texts=texts, context_length=32, progress=False)
+    assert np.isfinite(
+        lrt.evaluate_code_map(
+            two, stitch, sae, codes, corpus, context_length=32, progress=False
+        ).table["r2"]
+    ).all()
+    monkeypatch.setattr(
+        "lrt_lens.adapters.saes.codes._evaluation._score",
+        lambda *_: pytest.fail("a pass whose scores nobody sees"),
+    )
+    with pytest.raises(
+        MismatchError,
+        match=r"texts= of evaluate_code_map compares models token by token, .*leave texts out",
+    ):
+        lrt.evaluate_code_map(
+            two, stitch, sae, codes, corpus, texts=texts, context_length=32, progress=False
+        )

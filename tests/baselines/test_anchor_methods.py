@@ -14,13 +14,15 @@ from lrt_lens.baselines._anchor_methods import (
     AnchorProcrustes,
     AnchorProjection,
     RelativeRepresentation,
-)  # fmt: skip
+)
 
 
 def rows(n: int, d_source: int = 6, d_target: int = 9, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Centred rows of a noisy linear relation, dimensions of different spread."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, d_source, generator=generator, dtype=torch.float64) * torch.arange(1, d_source + 1)
+    x = torch.randn(n, d_source, generator=generator, dtype=torch.float64) * torch.arange(
+        1, d_source + 1
+    )
     y = x @ torch.randn(d_source, d_target, generator=generator, dtype=torch.float64) + torch.randn(
         n, d_target, generator=generator, dtype=torch.float64
     )
@@ -36,7 +38,9 @@ def collinear(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize("n", [4, 30])
-def test_a_relative_representation_is_read_back_by_least_squares_on_the_targets_anchors(n: int) -> None:
+def test_a_relative_representation_is_read_back_by_least_squares_on_the_targets_anchors(
+    n: int,
+) -> None:
     x, y = rows(n)
     weight = RelativeRepresentation().weight(x, y).numpy()
     anchors = np.stack([row / np.linalg.norm(row) for row in y.numpy()])
@@ -44,20 +48,28 @@ def test_a_relative_representation_is_read_back_by_least_squares_on_the_targets_
         coordinates = np.array([cosine(point, anchor) for anchor in x.numpy()])
         expected = np.linalg.lstsq(anchors, coordinates, rcond=1e-6)[0]
         assert collinear(point @ weight, expected)
-        # Lengths: the image of every point is as much longer than its cosines say as the point is long.
+        # Lengths: the image of every point is as much longer than its cosines say as the point is
+        # long.
         ratio = np.linalg.norm(point @ weight) / np.linalg.norm(expected) / np.linalg.norm(point)
-        assert ratio == pytest.approx(np.linalg.norm(np.eye(6)[0] @ weight) / np.linalg.norm(_image(np.eye(6)[0], x, anchors)))
+        assert ratio == pytest.approx(
+            np.linalg.norm(np.eye(6)[0] @ weight) / np.linalg.norm(_image(np.eye(6)[0], x, anchors))
+        )
 
 
 def _image(point: np.ndarray, x: Tensor, anchors: np.ndarray) -> np.ndarray:
-    return np.linalg.lstsq(anchors, np.array([cosine(point, anchor) for anchor in x.numpy()]), rcond=1e-6)[0]
+    return np.linalg.lstsq(
+        anchors, np.array([cosine(point, anchor) for anchor in x.numpy()]), rcond=1e-6
+    )[0]
 
 
 def test_anchor_projection_weighs_the_targets_anchors_by_cosines_to_the_sources() -> None:
     x, y = rows(12)
     weight = AnchorProjection().weight(x, y).numpy()
     for point in np.random.default_rng(1).standard_normal((5, 6)):
-        parts = [cosine(point, a) * b / np.linalg.norm(b) for a, b in zip(x.numpy(), y.numpy(), strict=True)]
+        parts = [
+            cosine(point, a) * b / np.linalg.norm(b)
+            for a, b in zip(x.numpy(), y.numpy(), strict=True)
+        ]
         assert collinear(point @ weight, np.sum(parts, axis=0))
 
 
@@ -71,7 +83,9 @@ def test_the_one_factor_is_that_of_least_squares(method: AnchorMethod) -> None:
 
 
 @pytest.mark.parametrize(("d_source", "d_target"), [(6, 9), (9, 6), (7, 7)])
-def test_procrustes_is_that_of_standardised_zero_padded_anchors(d_source: int, d_target: int) -> None:
+def test_procrustes_is_that_of_standardised_zero_padded_anchors(
+    d_source: int, d_target: int
+) -> None:
     x, y = (side.numpy() for side in rows(40, d_source, d_target))
     padded = []
     for side in (x, y):
@@ -80,7 +94,9 @@ def test_procrustes_is_that_of_standardised_zero_padded_anchors(d_source: int, d
         padded.append(whole)
     rotation, _ = orthogonal_procrustes(*padded)
     expected = (padded[0] @ rotation)[:, :d_target] * y.std(0)
-    np.testing.assert_allclose(x @ AnchorProcrustes().weight(*map(torch.from_numpy, (x, y))).numpy(), expected, atol=1e-9)
+    np.testing.assert_allclose(
+        x @ AnchorProcrustes().weight(*map(torch.from_numpy, (x, y))).numpy(), expected, atol=1e-9
+    )
 
 
 def test_procrustes_sends_what_no_anchor_shows_to_zero() -> None:
@@ -107,15 +123,21 @@ def test_linear_runs_through_all_anchors_where_they_are_few() -> None:
     torch.testing.assert_close(noise @ AnchorLinear().weight(noise, y), y)
 
 
-@pytest.mark.parametrize("method", [*ANCHOR_METHODS, RelativeRepresentation(rcond=0.1)], ids=lambda method: method.name)
+@pytest.mark.parametrize(
+    "method", [*ANCHOR_METHODS, RelativeRepresentation(rcond=0.1)], ids=lambda method: method.name
+)
 def test_a_rotated_and_stretched_space_is_found_again(method: AnchorMethod) -> None:
-    """All of them are right where the two spaces really are one; anchor projection only where its directions are alike."""
+    """All of them are right where the two spaces really are one; anchor projection only where its
+    directions are alike.
+    """
     generator = torch.Generator().manual_seed(5)
     basis, _ = torch.linalg.qr(torch.randn(400, 6, generator=generator, dtype=torch.float64))
     x = basis - basis.mean(0)
     turn, _ = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64))
     weight = method.weight(x, 3 * x @ turn)
-    tolerance = 0.2 if method.name == "anchor_projection" else 0.05 if method.name == "procrustes" else 1e-2
+    tolerance = (
+        0.2 if method.name == "anchor_projection" else 0.05 if method.name == "procrustes" else 1e-2
+    )
     assert float((weight - 3 * turn).norm() / (3 * turn).norm()) < tolerance
 
 

@@ -11,7 +11,12 @@ import torch
 
 from lrt_lens.adapters.probes._linear_probe import LinearProbe
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.baselines._anchor_methods import ANCHOR_METHODS, AnchorLinear, AnchorMethod, AnchorProcrustes
+from lrt_lens.baselines._anchor_methods import (
+    ANCHOR_METHODS,
+    AnchorLinear,
+    AnchorMethod,
+    AnchorProcrustes,
+)
 from lrt_lens.baselines._anchors import Anchors, anchor_stitch
 from lrt_lens.baselines._text_rows import TextRows, read_text_rows
 from lrt_lens.data._contrast import ContrastSet
@@ -34,33 +39,54 @@ def anchors(pair: ModelPair, corpus: list[str]) -> Anchors:
     return Anchors.read(pair, corpus[:80], source_hook=1, target_hook=2)
 
 
-def linear_anchors(n: int = 40, d_source: int = 5, d_target: int = 7) -> tuple[Anchors, torch.Tensor, torch.Tensor]:
+def linear_anchors(
+    n: int = 40, d_source: int = 5, d_target: int = 7
+) -> tuple[Anchors, torch.Tensor, torch.Tensor]:
     """Rows without a model: the target is exactly x A + b."""
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     x, weight, bias = draw(n, d_source), draw(d_source, d_target), draw(d_target)
-    sides = [TextRows(rows, StreamStatistics(rows.mean(0), torch.cov(rows.T), 1.0)) for rows in (x, x @ weight + bias)]
-    return Anchors(sides[0], sides[1], "blocks.0.hook_resid_post", "blocks.1.hook_resid_post", Provenance()), weight, bias
+    sides = [
+        TextRows(rows, StreamStatistics(rows.mean(0), torch.cov(rows.T), 1.0))
+        for rows in (x, x @ weight + bias)
+    ]
+    return (
+        Anchors(
+            sides[0], sides[1], "blocks.0.hook_resid_post", "blocks.1.hook_resid_post", Provenance()
+        ),
+        weight,
+        bias,
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------------------- rows
+# --------------------------------------------------------------------------------------------- rows
 
 
-def test_rows_and_statistics_are_those_of_the_activations(pair: ModelPair, corpus: list[str]) -> None:
+def test_rows_and_statistics_are_those_of_the_activations(
+    pair: ModelPair, corpus: list[str]
+) -> None:
     texts = corpus[:6]
     for read in ("mean", "last"):
         found = read_text_rows(pair.source, texts, "blocks.1.hook_resid_post", read)
-        torch.testing.assert_close(found.rows, read_activations(pair.source, texts, 1, read).double())
+        torch.testing.assert_close(
+            found.rows, read_activations(pair.source, texts, 1, read).double()
+        )
     every = read_text_rows(pair.source, texts, "blocks.1.hook_resid_post", "every")
     lengths = [len(ids) - 4 for ids in pair.source.encode(texts)]
     assert len(every) == sum(lengths)
     tokens = every.rows.numpy()
-    np.testing.assert_allclose(tokens[: lengths[0]].mean(0), read_activations(pair.source, texts[:1], 1, "mean")[0].numpy(), atol=1e-5)
-    np.testing.assert_allclose(found.statistics.covariance.numpy(), np.cov(tokens.T, bias=True), atol=1e-9)
+    np.testing.assert_allclose(
+        tokens[: lengths[0]].mean(0),
+        read_activations(pair.source, texts[:1], 1, "mean")[0].numpy(),
+        atol=1e-5,
+    )
+    np.testing.assert_allclose(
+        found.statistics.covariance.numpy(), np.cov(tokens.T, bias=True), atol=1e-9
+    )
     np.testing.assert_allclose(found.statistics.mean.numpy(), tokens.mean(0), atol=1e-12)
 
 
-# ------------------------------------------------------------------------------------------------------------------------- maps
+# --------------------------------------------------------------------------------------------- maps
 
 
 def test_an_affine_relation_is_found_and_scored_as_one() -> None:
@@ -68,7 +94,9 @@ def test_an_affine_relation_is_found_and_scored_as_one() -> None:
     stitch = rows.stitch(AnchorLinear())
     torch.testing.assert_close(stitch.up.weight, weight)
     torch.testing.assert_close(stitch.up.bias, bias)
-    torch.testing.assert_close(stitch.down.points(stitch.up.points(rows.source.rows)), rows.source.rows)
+    torch.testing.assert_close(
+        stitch.down.points(stitch.up.points(rows.source.rows)), rows.source.rows
+    )
     assert stitch.scores["r2"] == pytest.approx(1)
     assert stitch.scores["r2_uniform_down"] == pytest.approx(1)
     assert len(stitch.refits) == 5
@@ -79,7 +107,9 @@ def test_scores_are_those_of_anchors_left_out() -> None:
     """Noise alone: fits look fine on their own anchors, held-out scores do not."""
     rows, _, _ = linear_anchors(n=30, d_source=12)
     generator = torch.Generator().manual_seed(9)
-    noise = TextRows(torch.randn(30, 12, generator=generator, dtype=torch.float64), rows.source.statistics)
+    noise = TextRows(
+        torch.randn(30, 12, generator=generator, dtype=torch.float64), rows.source.statistics
+    )
     fitted = Anchors(noise, rows.target, rows.source_hook, rows.target_hook, Provenance())
     stitch = fitted.stitch(AnchorLinear())
     y, predicted = rows.target.rows, stitch.up.points(noise.rows)
@@ -99,15 +129,21 @@ def test_the_null_pairs_no_anchor_with_itself() -> None:
     assert not any(i == j for i, j in enumerate(partner.tolist()))
 
 
-def test_between_a_model_and_itself_a_vector_stays_what_it_is(pair: ModelPair, corpus: list[str]) -> None:
+def test_between_a_model_and_itself_a_vector_stays_what_it_is(
+    pair: ModelPair, corpus: list[str]
+) -> None:
     same = ModelPair(pair.source, pair.source)
     stitch = anchor_stitch(same, corpus[:80], source_hook=1, target_hook=1)
     vector = SteeringVector.mean_difference(pair.source, MOOD, at=1)
-    torch.testing.assert_close(stitch.transfer(vector).direction, vector.direction, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        stitch.transfer(vector).direction, vector.direction, rtol=1e-3, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("method", ANCHOR_METHODS, ids=lambda method: method.name)
-def test_vectors_and_probes_go_through_every_method(pair: ModelPair, anchors: Anchors, method: AnchorMethod) -> None:
+def test_vectors_and_probes_go_through_every_method(
+    pair: ModelPair, anchors: Anchors, method: AnchorMethod
+) -> None:
     stitch = anchors.stitch(method)
     assert (stitch.source_hook, stitch.target_hook, stitch.scores["n_anchors"]) == (
         "blocks.1.hook_resid_post",
@@ -121,11 +157,16 @@ def test_vectors_and_probes_go_through_every_method(pair: ModelPair, anchors: An
     probe = LinearProbe.fit(pair.source, texts, labels, at=1, read="mean")
     carried = stitch.transfer(probe)
     rows = read_activations(pair.target, texts, 2, "mean").double()
-    np.testing.assert_allclose(carried.logits(rows), probe.logits(stitch.down.points(rows)), atol=1e-6)
+    np.testing.assert_allclose(
+        carried.logits(rows), probe.logits(stitch.down.points(rows)), atol=1e-6
+    )
     torch.testing.assert_close(stitch.reversed().up.weight, stitch.down.weight)
 
 
-@pytest.mark.skipif(int(version("transformer-lens").split(".")[0]) >= 4, reason="sae-lens does not import beside TransformerLens 4")
+@pytest.mark.skipif(
+    int(version("transformer-lens").split(".")[0]) >= 4,
+    reason="sae-lens does not import beside TransformerLens 4",
+)
 def test_an_sae_goes_through_too(anchors: Anchors) -> None:
     from sae_lens import StandardSAE, StandardSAEConfig
 
@@ -134,17 +175,31 @@ def test_an_sae_goes_through_too(anchors: Anchors) -> None:
     stitch = anchors.stitch(AnchorProcrustes())
     rows = anchors.target.rows.float()
     torch.testing.assert_close(
-        stitch.transfer(sae).encode(rows), sae.encode(stitch.down.points(anchors.target.rows).float()), atol=1e-4, rtol=1e-3
+        stitch.transfer(sae).encode(rows),
+        sae.encode(stitch.down.points(anchors.target.rows).float()),
+        atol=1e-4,
+        rtol=1e-3,
     )
 
 
 def test_two_tokenizers_need_texts_only(
-    build_hf: Callable[..., Any], train_tokenizer: Callable[..., Any], pair: ModelPair, corpus: list[str]
+    build_hf: Callable[..., Any],
+    train_tokenizer: Callable[..., Any],
+    pair: ModelPair,
+    corpus: list[str],
 ) -> None:
-    other = HookedModel.load(build_hf("gpt2", d=24, layers=2, seed=8), tokenizer=train_tokenizer(bos=False, vocabulary=300))
-    stitch = anchor_stitch((pair.source, other), corpus[:60], source_hook=1, target_hook=1, read="last")
+    other = HookedModel.load(
+        build_hf("gpt2", d=24, layers=2, seed=8),
+        tokenizer=train_tokenizer(bos=False, vocabulary=300),
+    )
+    stitch = anchor_stitch(
+        (pair.source, other), corpus[:60], source_hook=1, target_hook=1, read="last"
+    )
     stitch.check(pair.source, other)
-    x, y = read_activations(pair.source, corpus[:60], 1).double(), read_activations(other, corpus[:60], 1).double()
+    x, y = (
+        read_activations(pair.source, corpus[:60], 1).double(),
+        read_activations(other, corpus[:60], 1).double(),
+    )
     torch.testing.assert_close(stitch.up.points(x.mean(0)), y.mean(0), rtol=1e-4, atol=1e-4)
 
 
@@ -157,10 +212,12 @@ def test_a_saved_stitch_comes_back(anchors: Anchors, tmp_path: Path) -> None:
     assert loaded.source == anchors.provenance.source
 
 
-# --------------------------------------------------------------------------------------------------------------------- refusals
+# ----------------------------------------------------------------------------------------- refusals
 
 
-def test_fewer_than_two_or_equal_anchors_are_refused(pair: ModelPair, corpus: list[str], anchors: Anchors) -> None:
+def test_fewer_than_two_or_equal_anchors_are_refused(
+    pair: ModelPair, corpus: list[str], anchors: Anchors
+) -> None:
     options: dict[str, Any] = {"source_hook": 1, "target_hook": 2}
     with pytest.raises(ValueError, match=r"1 text\(s\) given; anchors need a list of at least two"):
         anchor_stitch(pair, corpus[:1], **options)
@@ -181,7 +238,9 @@ def test_a_text_is_no_list_of_texts(pair: ModelPair) -> None:
         anchor_stitch(pair, "the happy cat sang", source_hook=1, target_hook=2)
 
 
-def test_few_anchors_are_named_with_the_dimensions(pair: ModelPair, corpus: list[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_few_anchors_are_named_with_the_dimensions(
+    pair: ModelPair, corpus: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     two = anchor_stitch(pair, corpus[:2], source_hook=1, target_hook=2)
     assert "2 anchors for 24 dimensions: a linear map interpolates them" in caplog.text
     assert two.refits == ()
@@ -191,9 +250,16 @@ def test_few_anchors_are_named_with_the_dimensions(pair: ModelPair, corpus: list
     assert not caplog.text
 
 
-def test_activations_that_are_nan_are_refused(build_hf: Callable[..., Any], tokenizer: Any, pair: ModelPair, corpus: list[str]) -> None:
+def test_activations_that_are_nan_are_refused(
+    build_hf: Callable[..., Any], tokenizer: Any, pair: ModelPair, corpus: list[str]
+) -> None:
     broken = build_hf("llama", d=16, layers=2, seed=1)
     with torch.no_grad():
         broken.model.layers[1].mlp.down_proj.weight.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="NaN or infinite on these texts"):
-        anchor_stitch((HookedModel.load(broken, tokenizer=tokenizer), pair.target), corpus[:4], source_hook=1, target_hook=2)
+        anchor_stitch(
+            (HookedModel.load(broken, tokenizer=tokenizer), pair.target),
+            corpus[:4],
+            source_hook=1,
+            target_hook=2,
+        )

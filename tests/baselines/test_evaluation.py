@@ -1,4 +1,6 @@
-"""The table over all baselines: where the answer is known, against numbers made by hand, controls, refusals."""
+"""The table over all baselines: where the answer is known, against numbers made by hand, controls,
+refusals.
+"""
 
 from typing import Any
 
@@ -23,11 +25,20 @@ from lrt_lens.stitching._stitch import Stitch
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird", "dog", "king", "queen", "boy")
 MOOD = ContrastSet(
-    [f"the happy cat sang in the {place}" for place in PLACES], [f"the sad cat slept on the {place}" for place in PLACES], name="mood"
+    [f"the happy cat sang in the {place}" for place in PLACES],
+    [f"the sad cat slept on the {place}" for place in PLACES],
+    name="mood",
 )
-ITEMS = ChoiceItems([f"the little boy saw the {place} and he" for place in PLACES], [" sang"] * 10, [" slept"] * 10)
+ITEMS = ChoiceItems(
+    [f"the little boy saw the {place} and he" for place in PLACES], [" sang"] * 10, [" slept"] * 10
+)
 TEXTS, LABELS = MOOD.texts, ["happy"] * 10 + ["sad"] * 10
-TEST_TEXTS = [f"{who} saw the {mood} {animal} in the garden" for mood in ("happy", "sad") for who in ("he", "she") for animal in PLACES]
+TEST_TEXTS = [
+    f"{who} saw the {mood} {animal} in the garden"
+    for mood in ("happy", "sad")
+    for who in ("he", "she")
+    for animal in PLACES
+]
 TEST_LABELS = ["happy"] * 20 + ["sad"] * 20
 
 
@@ -39,25 +50,50 @@ def pair(load: Any) -> ModelPair:
 
 @pytest.fixture(scope="module")
 def grid(pair: ModelPair, corpus: list[str]) -> StitchGrid:
-    return fit_stitches(pair, corpus, source_layers=[1], target_layers=[2], null="full", progress=False)
+    return fit_stitches(
+        pair, corpus, source_layers=[1], target_layers=[2], null="full", progress=False
+    )
 
 
 @pytest.fixture(scope="module")
 def stitches(pair: ModelPair, grid: StitchGrid, corpus: list[str]) -> dict[str, Stitch]:
-    anchors = Anchors.read(pair, fitting_texts(corpus, grid.moments)[:80], source_hook=1, target_hook=2)
-    return {"ridge": grid[1, 2], "procrustes": anchors.stitch(AnchorProcrustes()), "anchor_ridge": anchors.stitch(AnchorRidge())}
+    anchors = Anchors.read(
+        pair, fitting_texts(corpus, grid.moments)[:80], source_hook=1, target_hook=2
+    )
+    return {
+        "ridge": grid[1, 2],
+        "procrustes": anchors.stitch(AnchorProcrustes()),
+        "anchor_ridge": anchors.stitch(AnchorRidge()),
+    }
 
 
-def evaluate(pair: ModelPair, stitches: dict[str, Stitch], grid: StitchGrid, corpus: list[str], **changed: Any) -> FamilyBaselines:
+def evaluate(
+    pair: ModelPair,
+    stitches: dict[str, Stitch],
+    grid: StitchGrid,
+    corpus: list[str],
+    **changed: Any,
+) -> FamilyBaselines:
     options: dict[str, Any] = {
-        "moments": grid.moments, "contrast": MOOD, "items": ITEMS, "neutral": corpus[:8], "texts": TEXTS, "labels": LABELS, "test_texts": TEST_TEXTS,
-        "test_labels": TEST_LABELS, "damage": 0.05, "n_random": 3, "progress": False,
-    }  # fmt: skip
+        "moments": grid.moments,
+        "contrast": MOOD,
+        "items": ITEMS,
+        "neutral": corpus[:8],
+        "texts": TEXTS,
+        "labels": LABELS,
+        "test_texts": TEST_TEXTS,
+        "test_labels": TEST_LABELS,
+        "damage": 0.05,
+        "n_random": 3,
+        "progress": False,
+    }
     return evaluate_family_baselines(pair, stitches, **(options | changed))
 
 
 @pytest.fixture(scope="module")
-def found(pair: ModelPair, stitches: dict[str, Stitch], grid: StitchGrid, corpus: list[str]) -> FamilyBaselines:
+def found(
+    pair: ModelPair, stitches: dict[str, Stitch], grid: StitchGrid, corpus: list[str]
+) -> FamilyBaselines:
     return evaluate(pair, stitches, grid, corpus)
 
 
@@ -73,9 +109,15 @@ def test_every_method_and_control_has_a_row_best_first(rows: pd.DataFrame) -> No
 
 
 def test_prediction_is_that_of_held_out_rows(
-    pair: ModelPair, stitches: dict[str, Stitch], grid: StitchGrid, corpus: list[str], rows: pd.DataFrame
+    pair: ModelPair,
+    stitches: dict[str, Stitch],
+    grid: StitchGrid,
+    corpus: list[str],
+    rows: pd.DataFrame,
 ) -> None:
-    """Tokens of the test fold read by hand, in windows of the models' 64 tokens, scored by scikit-learn."""
+    """Tokens of the test fold read by hand, in windows of the models' 64 tokens, scored by
+    scikit-learn.
+    """
     fits = set(fitting_texts(corpus, grid.moments))
     held_out = [text for text in corpus if text not in fits]
     assert 5 < len(held_out) < 60
@@ -83,22 +125,37 @@ def test_prediction_is_that_of_held_out_rows(
     for model, hook in ((pair.source, 1), (pair.target, 2)):
         read = []
         for body in model.encode_bodies(held_out):
-            windows = [[model.tokenizer.bos_token_id, *body[start : start + 63]] for start in range(0, len(body), 63)]
-            read += [model.capture(torch.tensor([ids]), hook)[0, 4:] for ids in windows if len(ids) >= 8]
+            windows = [
+                [model.tokenizer.bos_token_id, *body[start : start + 63]]
+                for start in range(0, len(body), 63)
+            ]
+            read += [
+                model.capture(torch.tensor([ids]), hook)[0, 4:] for ids in windows if len(ids) >= 8
+            ]
         sides.append(torch.cat(read).double())
     for name, stitch in stitches.items():
         predicted = stitch.up.points(sides[0]).numpy()
-        assert rows.loc[name, "r2"] == pytest.approx(r2_score(sides[1].numpy(), predicted, multioutput="variance_weighted"), abs=1e-3)
-        assert rows.loc[name, "r2_uniform"] == pytest.approx(r2_score(sides[1].numpy(), predicted), abs=1e-3)
+        assert rows.loc[name, "r2"] == pytest.approx(
+            r2_score(sides[1].numpy(), predicted, multioutput="variance_weighted"), abs=1e-3
+        )
+        assert rows.loc[name, "r2_uniform"] == pytest.approx(
+            r2_score(sides[1].numpy(), predicted), abs=1e-3
+        )
         assert rows.loc[name, "r2_low"] <= rows.loc[name, "r2"] <= rows.loc[name, "r2_high"]
     assert rows.loc["ridge", "r2"] == pytest.approx(grid.scores["r2"].iloc[0])
     assert rows.loc["ridge", "r2_down"] == pytest.approx(grid.scores["r2_down"].iloc[0])
     assert rows.loc["ridge", "r2_null"] == pytest.approx(grid.scores["r2_null"].iloc[0], abs=0.02)
-    assert rows.loc["token_identity", "r2"] == pytest.approx(grid.scores["r2_token"].iloc[0], abs=1e-6)
+    assert rows.loc["token_identity", "r2"] == pytest.approx(
+        grid.scores["r2_token"].iloc[0], abs=1e-6
+    )
 
 
 def test_effects_lie_between_those_of_passes_steered_by_hand(
-    pair: ModelPair, stitches: dict[str, Stitch], found: FamilyBaselines, rows: pd.DataFrame, corpus: list[str]
+    pair: ModelPair,
+    stitches: dict[str, Stitch],
+    found: FamilyBaselines,
+    rows: pd.DataFrame,
+    corpus: list[str],
 ) -> None:
     from lrt_lens.adapters.vectors._calibration import calibrate_scale
 
@@ -110,31 +167,51 @@ def test_effects_lie_between_those_of_passes_steered_by_hand(
         scale = calibrate_scale(pair.target, moved, corpus[:8], damage=found.budget).scale
         effect = (items.propensity(moved.hook_at(scale)) - items.propensity()).mean()
         assert rows.loc[name, "effect"] == pytest.approx(effect, abs=0.03 * abs(effect) + 0.01)
-        assert rows.loc[name, "fraction_of_native"] == pytest.approx(rows.loc[name, "effect"] / rows.loc["native", "effect"], nan_ok=True)
+        assert rows.loc[name, "fraction_of_native"] == pytest.approx(
+            rows.loc[name, "effect"] / rows.loc["native", "effect"], nan_ok=True
+        )
     assert rows.loc["native", "fraction_of_native"] == pytest.approx(1)
 
 
-def test_aurocs_are_scikit_learns(pair: ModelPair, stitches: dict[str, Stitch], rows: pd.DataFrame) -> None:
+def test_aurocs_are_scikit_learns(
+    pair: ModelPair, stitches: dict[str, Stitch], rows: pd.DataFrame
+) -> None:
     probe = LinearProbe.fit(pair.source, TEXTS, LABELS, at=1, read="mean")
     native = LinearProbe.fit(pair.target, TEXTS, LABELS, at=2, read="mean")
     truth = [label == "sad" for label in TEST_LABELS]
     best = roc_auc_score(truth, native.predict_proba(pair.target, TEST_TEXTS)[:, 1])
     assert rows.loc["native", "auroc"] == pytest.approx(best)
     for name, stitch in stitches.items():
-        value = roc_auc_score(truth, stitch.transfer(probe).predict_proba(pair.target, TEST_TEXTS)[:, 1])
+        value = roc_auc_score(
+            truth, stitch.transfer(probe).predict_proba(pair.target, TEST_TEXTS)[:, 1]
+        )
         assert rows.loc[name, "auroc"] == pytest.approx(value)
         assert rows.loc[name, "share_of_native"] == pytest.approx((value - 0.5) / (best - 0.5))
-        assert rows.loc[name, "share_low"] <= rows.loc[name, "share_of_native"] <= rows.loc[name, "share_high"]
+        assert (
+            rows.loc[name, "share_low"]
+            <= rows.loc[name, "share_of_native"]
+            <= rows.loc[name, "share_high"]
+        )
         assert stitch.null is not None
-        null = stitch.transfer(probe, through=stitch.null.down).predict_proba(pair.target, TEST_TEXTS)[:, 1]
+        null = stitch.transfer(probe, through=stitch.null.down).predict_proba(
+            pair.target, TEST_TEXTS
+        )[:, 1]
         assert rows.loc[name, "auroc_null"] == pytest.approx(roc_auc_score(truth, null))
 
 
 def test_between_a_model_and_itself_everything_carries(pair: ModelPair, corpus: list[str]) -> None:
     same = ModelPair(pair.target, pair.target)
-    grid = fit_stitches(same, corpus, source_layers=[2], target_layers=[2], null="full", progress=False)
-    stitch = anchor_stitch(same, fitting_texts(corpus, grid.moments)[:80], source_hook=2, target_hook=2)
-    row = evaluate(same, {"procrustes": stitch}, grid, corpus).summary.set_index("method").loc["procrustes"]
+    grid = fit_stitches(
+        same, corpus, source_layers=[2], target_layers=[2], null="full", progress=False
+    )
+    stitch = anchor_stitch(
+        same, fitting_texts(corpus, grid.moments)[:80], source_hook=2, target_hook=2
+    )
+    row = (
+        evaluate(same, {"procrustes": stitch}, grid, corpus)
+        .summary.set_index("method")
+        .loc["procrustes"]
+    )
     assert row["r2"] > 0.99
     assert row["fraction_of_native"] == pytest.approx(1, abs=1e-2)
     assert row["share_of_native"] == pytest.approx(1, abs=1e-6)
@@ -155,14 +232,20 @@ def test_fitting_texts_are_those_that_no_score_reads(grid: StitchGrid, corpus: l
     kept = fitting_texts([*corpus, corpus[0]], grid.moments)
     assert len(kept) == len(set(kept)) < len(corpus)
     assert 0.7 < len(kept) / len(corpus) < 0.95
-    assert np.isclose(float(grid.moments.n[:5].sum()) / grid.moments.n_tokens, len(kept) / len(corpus), atol=0.08)
+    assert np.isclose(
+        float(grid.moments.n[:5].sum()) / grid.moments.n_tokens, len(kept) / len(corpus), atol=0.08
+    )
 
 
-def test_what_cannot_be_compared_is_refused(pair: ModelPair, stitches: dict[str, Stitch], grid: StitchGrid, corpus: list[str]) -> None:
+def test_what_cannot_be_compared_is_refused(
+    pair: ModelPair, stitches: dict[str, Stitch], grid: StitchGrid, corpus: list[str]
+) -> None:
     other = anchor_stitch(pair, corpus[:20], source_hook=0, target_hook=2)
     with pytest.raises(MismatchError, match="stitch 'other' leads 'blocks.0.hook_resid_post'"):
         evaluate(pair, stitches | {"other": other}, grid, corpus)
-    with pytest.raises(HookPointError, match="these moments hold no pair 'blocks.0.hook_resid_post'"):
+    with pytest.raises(
+        HookPointError, match="these moments hold no pair 'blocks.0.hook_resid_post'"
+    ):
         evaluate(pair, {"other": other}, grid, corpus)
     with pytest.raises(ValueError, match="expected at least one, none of them called"):
         evaluate(pair, {}, grid, corpus)
@@ -174,7 +257,9 @@ def test_what_cannot_be_compared_is_refused(pair: ModelPair, stitches: dict[str,
         evaluate(pair, stitches, grid, corpus, token_map=stitches["ridge"].up)
 
 
-def test_one_class_is_refused_everywhere(pair: ModelPair, stitches: dict[str, Stitch], grid: StitchGrid, corpus: list[str]) -> None:
+def test_one_class_is_refused_everywhere(
+    pair: ModelPair, stitches: dict[str, Stitch], grid: StitchGrid, corpus: list[str]
+) -> None:
     texts = list(MOOD.positive)
     with pytest.raises(ValueError, match="has the same texts on both sides: one class"):
         evaluate(pair, stitches, grid, corpus, contrast=ContrastSet(texts, texts[::-1], name="one"))

@@ -1,4 +1,6 @@
-"""Maps between embedding matrices: a planted relation is found, across tokenizers too; means; refusals."""
+"""Maps between embedding matrices: a planted relation is found, across tokenizers too; means;
+refusals.
+"""
 
 import logging
 from collections.abc import Callable
@@ -26,18 +28,29 @@ from lrt_lens.stitching.solvers._least_squares import LeastSquares
 def planted(
     build_hf: Callable[..., Any], tokenizer: Any, train_tokenizer: Callable[..., Any]
 ) -> tuple[HookedModel, HookedModel, torch.Tensor]:
-    """Two models of different tokenizers whose unembeddings are one linear map apart on the tokens that both spell."""
+    """Two models of different tokenizers whose unembeddings are one linear map apart on the tokens
+    that both spell.
+    """
     other_tokenizer = train_tokenizer(vocabulary=320)
-    source, target = build_hf("llama", d=16, layers=2, seed=1), build_hf("llama", d=24, layers=2, seed=2)
+    source, target = (
+        build_hf("llama", d=16, layers=2, seed=1),
+        build_hf("llama", d=24, layers=2, seed=2),
+    )
     weight = torch.randn(16, 24, generator=torch.Generator().manual_seed(0))
     ours, theirs = token_strings(tokenizer), token_strings(other_tokenizer)
     with torch.no_grad():
         for text in set(ours) & set(theirs):
             target.lm_head.weight[theirs[text]] = source.lm_head.weight[ours[text]] @ weight
-    return HookedModel.load(source, tokenizer=tokenizer), HookedModel.load(target, tokenizer=other_tokenizer), weight
+    return (
+        HookedModel.load(source, tokenizer=tokenizer),
+        HookedModel.load(target, tokenizer=other_tokenizer),
+        weight,
+    )
 
 
-def test_a_planted_map_is_found_across_tokenizers(planted: tuple[HookedModel, HookedModel, torch.Tensor]) -> None:
+def test_a_planted_map_is_found_across_tokenizers(
+    planted: tuple[HookedModel, HookedModel, torch.Tensor],
+) -> None:
     source, target, weight = planted
     stitch = embedding_stitch((source, target), source_hook=1, target_hook=1, solver=LeastSquares())
     torch.testing.assert_close(stitch.up.weight.float(), weight, rtol=1e-3, atol=1e-3)
@@ -49,7 +62,9 @@ def test_a_planted_map_is_found_across_tokenizers(planted: tuple[HookedModel, Ho
     assert embeddings.scores["r2_embeddings"] < 0.2
 
 
-def test_rows_that_pair_spell_the_same(planted: tuple[HookedModel, HookedModel, torch.Tensor]) -> None:
+def test_rows_that_pair_spell_the_same(
+    planted: tuple[HookedModel, HookedModel, torch.Tensor],
+) -> None:
     source, target, weight = planted
     tokens, x, y = shared_rows(source, target, "unembed")
     assert len(tokens) == len(x) == len(y)
@@ -58,12 +73,16 @@ def test_rows_that_pair_spell_the_same(planted: tuple[HookedModel, HookedModel, 
 
 def test_a_stitch_of_embeddings_carries_vectors(pair: ModelPair) -> None:
     stitch = embedding_stitch(pair, source_hook=1, target_hook=2)
-    contrast = ContrastSet(["the happy cat sang", "a happy dog ran"], ["the sad cat sang", "a sad dog ran"])
+    contrast = ContrastSet(
+        ["the happy cat sang", "a happy dog ran"], ["the sad cat sang", "a sad dog ran"]
+    )
     moved = stitch.transfer(SteeringVector.mean_difference(pair.source, contrast, at=1))
     assert (moved.hook, moved.model) == ("blocks.2.hook_resid_post", pair.target.identity)
 
 
-def test_with_texts_means_go_to_means_and_sizes_are_those_of_the_streams(pair: ModelPair, corpus: list[str]) -> None:
+def test_with_texts_means_go_to_means_and_sizes_are_those_of_the_streams(
+    pair: ModelPair, corpus: list[str]
+) -> None:
     stitch = embedding_stitch(pair, source_hook=1, target_hook=2, texts=corpus[:12])
     x, y = (
         torch.cat([rows for _, rows in read_tokens(model, corpus[:12], hook)]).double()
@@ -71,7 +90,9 @@ def test_with_texts_means_go_to_means_and_sizes_are_those_of_the_streams(pair: M
     )
     torch.testing.assert_close(stitch.up.points(x.mean(0)), y.mean(0))
     torch.testing.assert_close(stitch.down.points(y.mean(0)), x.mean(0))
-    np.testing.assert_allclose(stitch.target_statistics.covariance.numpy(), np.cov(y.numpy().T, bias=True), atol=1e-9)
+    np.testing.assert_allclose(
+        stitch.target_statistics.covariance.numpy(), np.cov(y.numpy().T, bias=True), atol=1e-9
+    )
     assert stitch.null is not None
     torch.testing.assert_close(stitch.null.up.points(x.mean(0)), y.mean(0))
     without = embedding_stitch(pair, source_hook=1, target_hook=2)
@@ -79,11 +100,20 @@ def test_with_texts_means_go_to_means_and_sizes_are_those_of_the_streams(pair: M
     assert not torch.allclose(stitch.up.bias, without.up.bias)
 
 
-def test_vocabularies_that_share_nothing_are_refused(build_hf: Callable[..., Any], pair: ModelPair) -> None:
+def test_vocabularies_that_share_nothing_are_refused(
+    build_hf: Callable[..., Any], pair: ModelPair
+) -> None:
     words = {"[UNK]": 0, "[END]": 1, "кот": 2, "река": 3}
-    own = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="[UNK]")), eos_token="[END]")
-    other = HookedModel.load(build_hf("llama", d=24, layers=2, seed=3), tokenizer=own, prepend_bos=False)
-    with pytest.raises(MismatchError, match="share 0 spellings; a map from embeddings needs at least 64: use anchor_stitch"):
+    own = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="[UNK]")), eos_token="[END]"
+    )
+    other = HookedModel.load(
+        build_hf("llama", d=24, layers=2, seed=3), tokenizer=own, prepend_bos=False
+    )
+    with pytest.raises(
+        MismatchError,
+        match="share 0 spellings; a map from embeddings needs at least 64: use anchor_stitch",
+    ):
         embedding_stitch((pair.source, other), source_hook=1, target_hook=1)
 
 
@@ -93,7 +123,10 @@ def test_fewer_tokens_than_dimensions_are_named(
     wide = HookedModel.load(build_hf("llama", d=400, layers=1, seed=3), tokenizer=tokenizer)
     with caplog.at_level(logging.WARNING):
         embedding_stitch((pair.source, wide), source_hook=1, target_hook=0)
-    assert "for 400 dimensions: a map fitted on fewer rows than dimensions interpolates them" in caplog.text
+    assert (
+        "for 400 dimensions: a map fitted on fewer rows than dimensions interpolates them"
+        in caplog.text
+    )
 
 
 @pytest.mark.usefixtures("unchecked")

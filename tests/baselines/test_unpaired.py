@@ -1,4 +1,6 @@
-"""Alignment without pairs: planted permutations and rotations are found again, noise is not; controls and refusals."""
+"""Alignment without pairs: planted permutations and rotations are found again, noise is not;
+controls and refusals.
+"""
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ SMALL = MiniVec2Vec(n_clusters=8, n_rounds=4, n_neighbours=5, n_matching=4, n_fi
 
 def clouds(n: int, turn: Tensor, seed: int) -> Tensor:
     """Unit rows in clusters of very different places and sizes, seen through a rotation."""
-    places = torch.randn(8, len(turn), generator=torch.Generator().manual_seed(0)) * torch.linspace(0.5, 3, len(turn))
+    places = torch.randn(8, len(turn), generator=torch.Generator().manual_seed(0)) * torch.linspace(
+        0.5, 3, len(turn)
+    )
     generator = torch.Generator().manual_seed(seed)
     member = torch.multinomial(torch.linspace(1, 3, 8), n, replacement=True, generator=generator)
     rows = (places[member] + 0.2 * torch.randn(n, len(turn), generator=generator)) @ turn
@@ -51,36 +55,51 @@ def test_the_same_seed_gives_the_same_map() -> None:
 
 def test_match_cosine_is_the_mean_over_nearest_rows() -> None:
     images, y = torch.randn(30, 4, dtype=torch.float64), torch.randn(20, 4, dtype=torch.float64)
-    expected = [max(float(torch.nn.functional.cosine_similarity(a, b, dim=0)) for b in y) for a in images]
+    expected = [
+        max(float(torch.nn.functional.cosine_similarity(a, b, dim=0)) for b in y) for a in images
+    ]
     assert match_cosine(images, y) == pytest.approx(np.mean(expected))
 
 
-def test_a_stitch_without_pairs_sends_means_and_spreads_to_each_other(pair: ModelPair, corpus: list[str]) -> None:
-    stitch = unpaired_stitch(pair, corpus[:40], corpus[40:90], source_hook=1, target_hook=2, method=SMALL, max_rows=600)
+def test_a_stitch_without_pairs_sends_means_and_spreads_to_each_other(
+    pair: ModelPair, corpus: list[str]
+) -> None:
+    stitch = unpaired_stitch(
+        pair, corpus[:40], corpus[40:90], source_hook=1, target_hook=2, method=SMALL, max_rows=600
+    )
     assert (stitch.scores["n_source"], stitch.scores["n_target"]) == (600, 600)
     assert stitch.null is not None
     assert stitch.refits == ()
     assert "r2" not in stitch.scores
     weight = stitch.null.up.weight
     spread = float(weight.norm() / 16**0.5)
-    torch.testing.assert_close(weight @ weight.T, spread**2 * torch.eye(16, dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        weight @ weight.T, spread**2 * torch.eye(16, dtype=torch.float64), atol=1e-9, rtol=0
+    )
     torch.testing.assert_close(stitch.null.down.weight, weight.T / spread**2)
-    # A rotation is at most as long as one that is semi-orthogonal: an average of rotations never stretches.
+    # A rotation is at most as long as one that is semi-orthogonal: an average of rotations never
+    # stretches.
     assert float(torch.linalg.matrix_norm(stitch.up.weight, 2)) <= spread * (1 + 1e-5)
 
 
 def test_one_row_a_text_is_offered(pair: ModelPair, corpus: list[str]) -> None:
-    stitch = unpaired_stitch(pair, corpus[:40], corpus[40:90], source_hook=1, target_hook=2, method=SMALL, read="mean")
+    stitch = unpaired_stitch(
+        pair, corpus[:40], corpus[40:90], source_hook=1, target_hook=2, method=SMALL, read="mean"
+    )
     assert (stitch.scores["n_source"], stitch.scores["n_target"]) == (40, 50)
 
 
 def test_pairs_and_too_little_text_are_refused(pair: ModelPair, corpus: list[str]) -> None:
     options = {"source_hook": 1, "target_hook": 2}
-    with pytest.raises(ValueError, match=r"2 text\(s\) are on both sides; they are pairs: use anchor_stitch"):
+    with pytest.raises(
+        ValueError, match=r"2 text\(s\) are on both sides; they are pairs: use anchor_stitch"
+    ):
         unpaired_stitch(pair, corpus[:10], corpus[8:20], **options)
     with pytest.raises(ValueError, match=r"1 text\(s\) given"):
         unpaired_stitch(pair, corpus[:1], corpus[8:20], **options)
-    with pytest.raises(ValueError, match="10 and 12 rows for 20 clusters; give at least 80 rows a side"):
+    with pytest.raises(
+        ValueError, match="10 and 12 rows for 20 clusters; give at least 80 rows a side"
+    ):
         unpaired_stitch(pair, corpus[:10], corpus[10:22], read="mean", **options)
 
 

@@ -9,7 +9,11 @@ import pytest
 from lrt_lens.data._behaviours import answer_contrast, behaviour_items
 from lrt_lens.data._contrast import ChoiceItems
 
-ROW = {"question": "Is it {so}?", "answer_matching_behavior": " (A)", "answer_not_matching_behavior": " (B)"}
+ROW = {
+    "question": "Is it {so}?",
+    "answer_matching_behavior": " (A)",
+    "answer_not_matching_behavior": " (B)",
+}
 
 
 def written(folder: Path, rows: list[Any]) -> Path:
@@ -20,8 +24,15 @@ def written(folder: Path, rows: list[Any]) -> Path:
 
 def test_answers_lose_their_bracket_and_questions_keep_their_braces(tmp_path: Path) -> None:
     items = behaviour_items(written(tmp_path, [ROW]))
-    assert (items.name, items.prompts, items.positive, items.negative) == ("some-task", ["Is it {so}?\n\nAnswer:"], [" (A"], [" (B"])
-    whole = behaviour_items(written(tmp_path, [ROW]), drop="", template="Q: {question} A:", name="own")
+    assert (items.name, items.prompts, items.positive, items.negative) == (
+        "some-task",
+        ["Is it {so}?\n\nAnswer:"],
+        [" (A"],
+        [" (B"],
+    )
+    whole = behaviour_items(
+        written(tmp_path, [ROW]), drop="", template="Q: {question} A:", name="own"
+    )
     assert (whole.name, whole.prompts, whole.positive) == ("own", ["Q: Is it {so}? A:"], [" (A)"])
 
 
@@ -35,7 +46,9 @@ def test_a_draw_is_seeded_without_repeats_and_not_the_head_of_the_file(tmp_path:
 
 
 def test_the_contrast_is_each_prompt_with_either_answer() -> None:
-    contrast = answer_contrast(ChoiceItems(["one", "two"], [" yes", " no"], [" no", " yes"], name="task"))
+    contrast = answer_contrast(
+        ChoiceItems(["one", "two"], [" yes", " no"], [" no", " yes"], name="task")
+    )
     assert contrast.positive == ["one yes", "two no"]
     assert contrast.negative == ["one no", "two yes"]
     assert contrast.name == "task"
@@ -44,12 +57,17 @@ def test_the_contrast_is_each_prompt_with_either_answer() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answer_not_matching_behavior": None}, r"line 2 lacks \['answer_not_matching_behavior'\]"),
+        (
+            {"answer_not_matching_behavior": None},
+            r"line 2 lacks \['answer_not_matching_behavior'\]",
+        ),
         ({"answer_matching_behavior": "  "}, r"line 2 lacks \['answer_matching_behavior'\]"),
         ({"answer_matching_behavior": " (B) "}, "for both answers"),
     ],
 )
-def test_items_without_two_different_answers_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_items_without_two_different_answers_are_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         behaviour_items(written(tmp_path, [ROW, {**ROW, **change}]))
 

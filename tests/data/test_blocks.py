@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrt_lens.data._blocks import N_FOLDS, N_PARTS, N_TEST_GROUPS, PART_NAMES, Block, Corpus, iterate_blocks, part_of, shuffled_rows
+from lrt_lens.data._blocks import (
+    N_FOLDS,
+    N_PARTS,
+    N_TEST_GROUPS,
+    PART_NAMES,
+    Block,
+    Corpus,
+    iterate_blocks,
+    part_of,
+    shuffled_rows,
+)
 from lrt_lens.data._documents import document_key
 from lrt_lens.data._windows import BlockPlan, Window, cut_windows
 from lrt_lens.errors import TooFewDocumentsError
@@ -25,17 +35,21 @@ def body(window: Window, model: HookedModel) -> list[int]:
     return window.ids[1:] if model.prepend_bos else window.ids
 
 
-# ------------------------------------------------------------------------------------------------------------------------ windows
+# ------------------------------------------------------------------------------------------ windows
 
 
-def test_no_window_holds_two_documents(blocks: list[Block], corpus: list[str], model: HookedModel) -> None:
+def test_no_window_holds_two_documents(
+    blocks: list[Block], corpus: list[str], model: HookedModel
+) -> None:
     ids = {document_key(text, 0): model.encode_bodies([text])[0] for text in corpus}
     windows = [window for block in blocks for window in block.windows]
     assert len(windows) > len(corpus), "some documents have several windows"
     for window in windows:
         tokens = body(window, model)
         document = ids[window.document]
-        assert any(document[start : start + len(tokens)] == tokens for start in range(len(document)))
+        assert any(
+            document[start : start + len(tokens)] == tokens for start in range(len(document))
+        )
 
 
 def test_the_windows_of_a_document_are_the_document(corpus: list[str], model: HookedModel) -> None:
@@ -73,7 +87,7 @@ def test_a_window_that_offers_next_to_nothing_is_left_out(model: HookedModel) ->
     assert len(cut_windows([9] * 7, 1, model, PLAN)) == 1
 
 
-# -------------------------------------------------------------------------------------------------------------------------- folds
+# -------------------------------------------------------------------------------------------- folds
 
 
 def test_a_sixth_of_the_documents_test_in_eight_groups_and_the_others_fit() -> None:
@@ -84,9 +98,15 @@ def test_a_sixth_of_the_documents_test_in_eight_groups_and_the_others_fit() -> N
     assert all(abs(counts[N_FOLDS + g] - 500) < 120 for g in range(N_TEST_GROUPS))
 
 
-def test_the_part_of_a_document_depends_on_its_text_and_the_seed_alone(corpus: list[str], model: HookedModel, blocks: list[Block]) -> None:
+def test_the_part_of_a_document_depends_on_its_text_and_the_seed_alone(
+    corpus: list[str], model: HookedModel, blocks: list[Block]
+) -> None:
     def part_by_document(documents: list[str], plan: BlockPlan) -> dict[int, int]:
-        return {window.document: block.part for block in iterate_blocks(documents, model, plan) for window in block.windows}
+        return {
+            window.document: block.part
+            for block in iterate_blocks(documents, model, plan)
+            for window in block.windows
+        }
 
     forwards = part_by_document(corpus, PLAN)
     assert forwards == part_by_document(corpus[::-1], BlockPlan(context_length=40, block_rows=90))
@@ -99,7 +119,11 @@ def test_the_part_of_a_document_depends_on_its_text_and_the_seed_alone(corpus: l
 def test_a_block_holds_one_part_and_about_the_rows_it_should(blocks: list[Block]) -> None:
     for block in blocks:
         assert {part_of(window.document) for window in block.windows} == {block.part}
-        assert block.n_rows == sum(len(window.rows) for window in block.windows) < PLAN.block_rows + PLAN.context_length
+        assert (
+            block.n_rows
+            == sum(len(window.rows) for window in block.windows)
+            < PLAN.block_rows + PLAN.context_length
+        )
     full = [block.part for block in blocks if block.n_rows >= PLAN.block_rows]
     assert len(full) > N_FOLDS
 
@@ -107,7 +131,9 @@ def test_a_block_holds_one_part_and_about_the_rows_it_should(blocks: list[Block]
 def test_all_that_was_read_is_counted_in_any_order(corpus: list[str], model: HookedModel) -> None:
     def count(documents: list[str]) -> tuple[Corpus, int]:
         counted = Corpus()
-        return counted, sum(block.n_rows for block in iterate_blocks(documents, model, PLAN, counted))
+        return counted, sum(
+            block.n_rows for block in iterate_blocks(documents, model, PLAN, counted)
+        )
 
     forwards, rows = count(corpus)
     backwards, _ = count(corpus[::-1])
@@ -116,7 +142,9 @@ def test_all_that_was_read_is_counted_in_any_order(corpus: list[str], model: Hoo
     assert count([*corpus[:-1], corpus[-1] + " and more"])[0].digest != forwards.digest
 
 
-def test_blocks_are_numbered_and_count_each_document_where_it_begins(corpus: list[str], model: HookedModel, blocks: list[Block]) -> None:
+def test_blocks_are_numbered_and_count_each_document_where_it_begins(
+    corpus: list[str], model: HookedModel, blocks: list[Block]
+) -> None:
     assert [block.index for block in blocks] == list(range(len(blocks)))
     assert sum(block.n_documents for block in blocks) == len(corpus)
     keys = [document_key(text, 0) for text in corpus]
@@ -126,15 +154,19 @@ def test_blocks_are_numbered_and_count_each_document_where_it_begins(corpus: lis
         begun = {window.document for window in block.windows} - seen
         assert (block.n_documents, block.digest) == (len(begun), sum(begun) % 2**64)
         seen |= begun
-    assert any(block.n_documents < len({window.document for window in block.windows}) for block in blocks), (
-        "some documents go on in another block"
-    )
+    assert any(
+        block.n_documents < len({window.document for window in block.windows}) for block in blocks
+    ), "some documents go on in another block"
 
 
-def test_what_a_block_holds_depends_on_the_documents_before_it_alone(corpus: list[str], model: HookedModel, blocks: list[Block]) -> None:
+def test_what_a_block_holds_depends_on_the_documents_before_it_alone(
+    corpus: list[str], model: HookedModel, blocks: list[Block]
+) -> None:
     with_more = list(iterate_blocks([*corpus, *(f"{text} and" for text in corpus)], model, PLAN))
     full = [block for block in blocks if block.n_rows >= PLAN.block_rows]
-    assert [block.fingerprint for block in with_more[: len(full)]] == [block.fingerprint for block in full]
+    assert [block.fingerprint for block in with_more[: len(full)]] == [
+        block.fingerprint for block in full
+    ]
 
 
 def test_a_fingerprint_tells_blocks_apart(blocks: list[Block]) -> None:
@@ -142,8 +174,16 @@ def test_a_fingerprint_tells_blocks_apart(blocks: list[Block]) -> None:
     first = blocks[0]
     window = first.windows[0]
     for changed in (
-        Block(first.part, [Window([*window.ids[:-1], window.ids[-1] + 1], window.rows, window.document), *first.windows[1:]]),
-        Block(first.part, [Window(window.ids, window.rows[:-1], window.document), *first.windows[1:]]),
+        Block(
+            first.part,
+            [
+                Window([*window.ids[:-1], window.ids[-1] + 1], window.rows, window.document),
+                *first.windows[1:],
+            ],
+        ),
+        Block(
+            first.part, [Window(window.ids, window.rows[:-1], window.document), *first.windows[1:]]
+        ),
         Block(first.part, first.windows[:-1]),
         Block(first.part + 1, first.windows),
     ):
@@ -152,10 +192,15 @@ def test_a_fingerprint_tells_blocks_apart(blocks: list[Block]) -> None:
     assert Block(first.part, list(first.windows)).fingerprint == first.fingerprint
 
 
-def test_no_further_document_is_taken_once_there_are_enough_tokens(corpus: list[str], model: HookedModel) -> None:
+def test_no_further_document_is_taken_once_there_are_enough_tokens(
+    corpus: list[str], model: HookedModel
+) -> None:
     counted = Corpus()
     list(iterate_blocks(iter(corpus), model, BlockPlan(n_tokens=2000), counted))
-    rows = [sum(len(w.rows) for w in cut_windows(ids, 0, model, BlockPlan())) for ids in model.encode_bodies(corpus)]
+    rows = [
+        sum(len(w.rows) for w in cut_windows(ids, 0, model, BlockPlan()))
+        for ids in model.encode_bodies(corpus)
+    ]
     n = counted.n_documents
     assert sum(rows[: n - 1]) < 2000 <= sum(rows[:n]) == counted.n_rows
 
@@ -170,20 +215,35 @@ def test_documents_too_short_are_skipped_counted_and_mentioned(
     assert "2 of 152 documents were too short to offer a token" in caplog.text
 
 
-def test_too_few_documents_name_the_folds_that_stay_empty(corpus: list[str], model: HookedModel) -> None:
+def test_too_few_documents_name_the_folds_that_stay_empty(
+    corpus: list[str], model: HookedModel
+) -> None:
     by_part = {part_of(document_key(text, 0)): text for text in corpus}
     without_two = [text for part, text in by_part.items() if part not in (1, 3)]
-    with pytest.raises(TooFewDocumentsError, match=r"fold\(s\) fold1, fold3 hold no document: \d+ document.*at least 100 documents"):
+    with pytest.raises(
+        TooFewDocumentsError,
+        match=r"fold\(s\) fold1, fold3 hold no document: \d+ document.*at least 100 documents",
+    ):
         list(iterate_blocks(without_two, model, PLAN))
     with pytest.raises(TooFewDocumentsError, match=r"fold\(s\) test hold no document: 5 document"):
-        list(iterate_blocks([text for part, text in by_part.items() if part < N_FOLDS], model, PLAN))
+        list(
+            iterate_blocks([text for part, text in by_part.items() if part < N_FOLDS], model, PLAN)
+        )
 
 
-def test_a_fold_that_masking_empties_is_named_with_the_reason(corpus: list[str], model: HookedModel) -> None:
+def test_a_fold_that_masking_empties_is_named_with_the_reason(
+    corpus: list[str], model: HookedModel
+) -> None:
     end = model.tokenizer.eos_token
-    masked = [text if part_of(document_key(text, 0)) != 2 else text[:8] + end * 40 for text in corpus]
+    masked = [
+        text if part_of(document_key(text, 0)) != 2 else text[:8] + end * 40 for text in corpus
+    ]
     # Their texts are others now: keep those that stay in their fold.
-    documents = [text for text, before in zip(masked, corpus, strict=True) if text == before or part_of(document_key(text, 0)) == 2]
+    documents = [
+        text
+        for text, before in zip(masked, corpus, strict=True)
+        if text == before or part_of(document_key(text, 0)) == 2
+    ]
     n_masked = sum(text.endswith(end) for text in documents)
     assert n_masked
     with pytest.raises(
@@ -194,22 +254,27 @@ def test_a_fold_that_masking_empties_is_named_with_the_reason(corpus: list[str],
 
 
 def test_a_single_document_is_too_few(model: HookedModel, corpus: list[str]) -> None:
-    with pytest.raises(TooFewDocumentsError, match=r"hold no document: 1 document\(s\) for 5 folds and a test fold"):
+    with pytest.raises(
+        TooFewDocumentsError, match=r"hold no document: 1 document\(s\) for 5 folds and a test fold"
+    ):
         list(iterate_blocks(" ".join(corpus), model, PLAN))
 
 
 @pytest.mark.parametrize("documents", [[], [""], ["cat", "dog"]])
 def test_documents_that_offer_nothing_are_refused(model: HookedModel, documents: list[str]) -> None:
     with pytest.raises(
-        TooFewDocumentsError, match=rf"no document offers a token: {len(documents)} were empty or too short.*give longer texts"
+        TooFewDocumentsError,
+        match=rf"no document offers a token: {len(documents)} were empty or too short.*give longer texts",
     ):
         list(iterate_blocks(documents, model, PLAN))
 
 
-# ------------------------------------------------------------------------------------------------------------------------ batches
+# ------------------------------------------------------------------------------------------ batches
 
 
-def test_batches_hold_every_window_once_and_no_more_padded_tokens_than_asked(blocks: list[Block]) -> None:
+def test_batches_hold_every_window_once_and_no_more_padded_tokens_than_asked(
+    blocks: list[Block],
+) -> None:
     block = max(blocks, key=lambda b: len(b.windows))
     batches = list(block.batches(100))
     assert Counter(id(w) for batch in batches for w in batch) == Counter(map(id, block.windows))
@@ -218,7 +283,7 @@ def test_batches_hold_every_window_once_and_no_more_padded_tokens_than_asked(blo
     assert [len(batch) for batch in block.batches(1)] == [1] * len(block.windows)
 
 
-# ------------------------------------------------------------------------------------------------------------------ shuffled pairs
+# ----------------------------------------------------------------------------------- shuffled pairs
 
 
 def rows_of(order: list[Window]) -> tuple[np.ndarray, np.ndarray]:
@@ -245,7 +310,10 @@ def test_shuffled_rows_are_a_permutation_that_pairs_other_documents(blocks: list
 
 def test_partners_stand_at_the_same_position_wherever_every_position_has_some() -> None:
     lengths = [20, 20, 20, 12, 12]
-    order = [Window([0] * length, np.arange(4, length), document) for document, length in enumerate(lengths)]
+    order = [
+        Window([0] * length, np.arange(4, length), document)
+        for document, length in enumerate(lengths)
+    ]
     pairing = shuffled_rows(Block(0, order, 0), order, 0)
     documents, positions = rows_of(order)
     assert (positions[pairing] == positions).all()
@@ -253,7 +321,11 @@ def test_partners_stand_at_the_same_position_wherever_every_position_has_some() 
 
 
 def test_rows_without_a_partner_at_their_position_meet_another_document_elsewhere() -> None:
-    order = [Window([0] * 6, np.array([4, 5]), 1), Window([0] * 8, np.array([6, 7]), 2), Window([0] * 10, np.array([8, 9]), 3)]
+    order = [
+        Window([0] * 6, np.array([4, 5]), 1),
+        Window([0] * 8, np.array([6, 7]), 2),
+        Window([0] * 10, np.array([8, 9]), 3),
+    ]
     pairing = shuffled_rows(Block(0, order, 6), order, 0)
     documents, _ = rows_of(order)
     assert sorted(pairing.tolist()) == [0, 1, 2, 3, 4, 5]
@@ -262,7 +334,10 @@ def test_rows_without_a_partner_at_their_position_meet_another_document_elsewher
 
 def test_rows_of_one_long_document_take_partners_from_the_others() -> None:
     lengths = [9, 9, 9, 16]
-    order = [Window([0] * length, np.arange(4, length), document) for document, length in enumerate(lengths)]
+    order = [
+        Window([0] * length, np.arange(4, length), document)
+        for document, length in enumerate(lengths)
+    ]
     pairing = shuffled_rows(Block(0, order, 0), order, 0)
     documents, positions = rows_of(order)
     assert sorted(pairing.tolist()) == list(range(len(documents)))
@@ -284,6 +359,11 @@ def test_shuffled_rows_are_decided_by_the_seed(blocks: list[Block]) -> None:
 
 
 def test_a_text_that_brings_its_own_bos_gets_no_second_one(model: Any) -> None:
-    bos, ids = model.tokenizer.bos_token_id, model.encode_bodies(["the little cat slept on the old stone house"])[0]
-    [plain], [templated] = (cut_windows(row, 1, model, BlockPlan(context_length=64)) for row in (ids, [bos, *ids]))
+    bos, ids = (
+        model.tokenizer.bos_token_id,
+        model.encode_bodies(["the little cat slept on the old stone house"])[0],
+    )
+    [plain], [templated] = (
+        cut_windows(row, 1, model, BlockPlan(context_length=64)) for row in (ids, [bos, *ids])
+    )
     assert plain.ids == templated.ids == [bos, *ids]

@@ -13,9 +13,18 @@ NEGATIVE = [f"bad {i}" for i in range(9)]
 
 def test_rows_come_from_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "taste.jsonl"
-    path.write_text("\n".join(json.dumps({"positive": p, "negative": n}) for p, n in zip(POSITIVE, NEGATIVE, strict=True)))
+    path.write_text(
+        "\n".join(
+            json.dumps({"positive": p, "negative": n})
+            for p, n in zip(POSITIVE, NEGATIVE, strict=True)
+        )
+    )
     contrast = ContrastSet.from_jsonl(path)
-    assert (list(contrast.positive), list(contrast.negative), contrast.name) == (POSITIVE, NEGATIVE, "taste")
+    assert (list(contrast.positive), list(contrast.negative), contrast.name) == (
+        POSITIVE,
+        NEGATIVE,
+        "taste",
+    )
     path.write_text(json.dumps({"prompt": "It was", "positive": " good", "negative": " bad"}))
     assert ChoiceItems.from_jsonl(path).prompts == ["It was"]
 
@@ -53,9 +62,15 @@ def test_splits_are_disjoint_and_complete() -> None:
     first, second = items.split(1 / 3, seed=1)
     assert len(first) == 3
     assert sorted([*first.prompts, *second.prompts]) == sorted(items.prompts)
-    assert all(prompt[1:] == positive.split()[1] for prompt, positive in zip(second.prompts, second.positive, strict=True))
+    assert all(
+        prompt[1:] == positive.split()[1]
+        for prompt, positive in zip(second.prompts, second.positive, strict=True)
+    )
 
 
 def test_the_digest_follows_the_texts_and_nothing_else() -> None:
-    assert ContrastSet(POSITIVE, NEGATIVE, name="a").digest == ContrastSet(POSITIVE, NEGATIVE, name="b").digest
+    assert (
+        ContrastSet(POSITIVE, NEGATIVE, name="a").digest
+        == ContrastSet(POSITIVE, NEGATIVE, name="b").digest
+    )
     assert ContrastSet(POSITIVE, NEGATIVE).digest != ContrastSet(NEGATIVE, POSITIVE).digest

@@ -62,21 +62,32 @@ def test_a_text_file_holds_a_document_a_paragraph(tmp_path: Path) -> None:
 
 
 def test_a_hugging_face_data_set_is_read() -> None:
-    assert list(iterate_documents(datasets.Dataset.from_dict({"text": TEXTS, "label": [0, 1, 2]}))) == TEXTS
+    assert (
+        list(iterate_documents(datasets.Dataset.from_dict({"text": TEXTS, "label": [0, 1, 2]})))
+        == TEXTS
+    )
 
 
 def test_a_streamed_data_set_is_read() -> None:
-    assert list(iterate_documents(datasets.Dataset.from_dict({"text": TEXTS}).to_iterable_dataset())) == TEXTS
+    assert (
+        list(iterate_documents(datasets.Dataset.from_dict({"text": TEXTS}).to_iterable_dataset()))
+        == TEXTS
+    )
 
 
 def test_a_data_set_without_a_text_column_names_those_it_has() -> None:
-    with pytest.raises(ValueError, match=r"the data set has columns \['content', 'label'\]; expected 'text': rename one"):
+    with pytest.raises(
+        ValueError,
+        match=r"the data set has columns \['content', 'label'\]; expected 'text': rename one",
+    ):
         list(iterate_documents(datasets.Dataset.from_dict({"content": TEXTS, "label": [0, 1, 2]})))
 
 
 def test_all_splits_at_once_are_refused() -> None:
     splits = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": TEXTS})})
-    with pytest.raises(ValueError, match=r"documents is a dict with keys \['train'\]; give one split"):
+    with pytest.raises(
+        ValueError, match=r"documents is a dict with keys \['train'\]; give one split"
+    ):
         list(iterate_documents(splits))
 
 
@@ -85,7 +96,7 @@ def test_a_single_row_is_not_read_as_its_keys() -> None:
         list(iterate_documents({"text": "the cat sat"}))
 
 
-# -------------------------------------------------------------------------------------------------------------------------- chats
+# -------------------------------------------------------------------------------------------- chats
 
 CHAT = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -95,21 +106,32 @@ TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 def test_chats_go_through_the_tokenizers_template(train_tokenizer: Any, row: Any) -> None:
     tokenizer = train_tokenizer()
     tokenizer.chat_template = TEMPLATE
-    assert list(iterate_documents([row, "plain"], tokenizer)) == ["<user>hello<assistant>good day", "plain"]
+    assert list(iterate_documents([row, "plain"], tokenizer)) == [
+        "<user>hello<assistant>good day",
+        "plain",
+    ]
 
 
 @pytest.mark.parametrize("row", [CHAT, {"messages": CHAT}])
 def test_a_chat_without_a_template_is_refused_with_its_index(tokenizer: Any, row: Any) -> None:
-    with pytest.raises(ValueError, match=r"document 1 is a chat, but the tokenizer has no chat template; set tokenizer.chat_template"):
+    with pytest.raises(
+        ValueError,
+        match=r"document 1 is a chat, but the tokenizer has no chat template; set tokenizer.chat_template",
+    ):
         list(iterate_documents(["plain", row], tokenizer))
 
 
-# ---------------------------------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("row", [3, None, b"bytes", {"content": "x"}, {"text": 7}, ["a", "b"], [], [{"role": "user"}]])
+@pytest.mark.parametrize(
+    "row", [3, None, b"bytes", {"content": "x"}, {"text": 7}, ["a", "b"], [], [{"role": "user"}]]
+)
 def test_what_is_no_document_is_named_with_its_index(row: Any) -> None:
-    with pytest.raises(ValueError, match=rf"document 2 is a {type(row).__name__} \(.*expected a text, a row with 'text', or a chat"):
+    with pytest.raises(
+        ValueError,
+        match=rf"document 2 is a {type(row).__name__} \(.*expected a text, a row with 'text', or a chat",
+    ):
         list(iterate_documents(["fine", "fine", row]))
 
 
@@ -121,23 +143,34 @@ def test_a_bad_line_is_named_with_its_file_and_number(tmp_path: Path, name: str)
         file.write('{"text": "good"}\n\n{"text": "cut of')
     documents = iterate_documents(path)
     assert next(documents) == "good"
-    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}, line 3 is not JSON .*expected one object a line"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{re.escape(str(path))}, line 3 is not JSON .*expected one object a line",
+    ):
         next(documents)
 
 
-@pytest.mark.parametrize("name", ["no-such-file.jsonl", "no such file.jsonl", "no-such-file.jsonl.gz", "no-such-file.txt"])
+@pytest.mark.parametrize(
+    "name",
+    ["no-such-file.jsonl", "no such file.jsonl", "no-such-file.jsonl.gz", "no-such-file.txt"],
+)
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_missing_file_is_not_taken_for_text(tmp_path: Path, name: str, kind: type) -> None:
-    with pytest.raises(ValueError, match=r"no file at .*no.such.file.*; give a .txt, .jsonl or .jsonl.gz file that exists"):
+    with pytest.raises(
+        ValueError,
+        match=r"no file at .*no.such.file.*; give a .txt, .jsonl or .jsonl.gz file that exists",
+    ):
         list(iterate_documents(kind(tmp_path / name)))
 
 
 def test_a_name_that_is_neither_file_nor_data_set_says_so() -> None:
-    with pytest.raises(ValueError, match=r"'no-such/data-set' is neither a file nor a data set that loads"):
+    with pytest.raises(
+        ValueError, match=r"'no-such/data-set' is neither a file nor a data set that loads"
+    ):
         list(iterate_documents("no-such/data-set"))
 
 
-# --------------------------------------------------------------------------------------------------------------------------- keys
+# --------------------------------------------------------------------------------------------- keys
 
 
 def test_a_documents_key_depends_on_its_text_and_the_seed_alone() -> None:

@@ -10,7 +10,9 @@ from lrt_lens.models._hooked_model import tokenizer_hash
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.5])
-def test_it_spells_the_same_text_with_the_same_vocabulary_in_more_tokens(tokenizer: Any, corpus: list[str], keep: float) -> None:
+def test_it_spells_the_same_text_with_the_same_vocabulary_in_more_tokens(
+    tokenizer: Any, corpus: list[str], keep: float
+) -> None:
     finer = with_fewer_merges(tokenizer, keep)
     assert finer.get_vocab() == tokenizer.get_vocab()
     assert tokenizer_hash(finer) != tokenizer_hash(tokenizer)
@@ -35,8 +37,12 @@ def test_what_has_no_merges_is_refused(tokenizer: Any) -> None:
 
     with pytest.raises(ValueError, match=r"keep is 2.0; expected a share of merges from 0 to 1"):
         with_fewer_merges(tokenizer, 2.0)
-    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "?": 1}, unk_token="?")))
-    with pytest.raises(ValueError, match=r"holds WordLevel; expected a fast tokenizer with a BPE model"):
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    )
+    with pytest.raises(
+        ValueError, match=r"holds WordLevel; expected a fast tokenizer with a BPE model"
+    ):
         with_fewer_merges(words)
     with pytest.raises(ValueError, match=r"object holds a slow tokenizer"):
         with_fewer_merges(object())

@@ -17,8 +17,12 @@ class Vocabulary:
         return {token: number for number, token in enumerate(self.tokens)}
 
 
-BYTE_LEVEL = Vocabulary(["<|endoftext|>", "Ġthe", "the", "Ġ", "Ċ", "Ã©", "âĢ", "Ġcafé", "Ġriver", "ing"])
-SENTENCE_PIECE = Vocabulary(["<s>", "<0x0A>", "<0x74>", "▁the", "the", "▁", "▁river", "\n", "é", "t"])
+BYTE_LEVEL = Vocabulary(
+    ["<|endoftext|>", "Ġthe", "the", "Ġ", "Ċ", "Ã©", "âĢ", "Ġcafé", "Ġriver", "ing"]
+)
+SENTENCE_PIECE = Vocabulary(
+    ["<s>", "<0x0A>", "<0x74>", "▁the", "the", "▁", "▁river", "\n", "é", "t"]
+)
 WORD_PIECE = Vocabulary(["[CLS]", "the", "##ing", "river", "##the", "##é"])
 
 
@@ -45,9 +49,19 @@ def test_special_tokens_and_parts_of_characters_spell_nothing() -> None:
 
 def test_shared_tokens_pair_ids_of_one_spelling() -> None:
     assert shared_tokens(BYTE_LEVEL, SENTENCE_PIECE) == [
-        (" the", 1, 3), ("the", 2, 4), (" ", 3, 5), ("\n", 4, 7), ("é", 5, 8), (" river", 8, 6),
-    ]  # fmt: skip
-    assert shared_tokens(SENTENCE_PIECE, WORD_PIECE) == [(" the", 3, 1), ("the", 4, 4), (" river", 6, 3), ("é", 8, 5)]
+        (" the", 1, 3),
+        ("the", 2, 4),
+        (" ", 3, 5),
+        ("\n", 4, 7),
+        ("é", 5, 8),
+        (" river", 8, 6),
+    ]
+    assert shared_tokens(SENTENCE_PIECE, WORD_PIECE) == [
+        (" the", 3, 1),
+        ("the", 4, 4),
+        (" river", 6, 3),
+        ("é", 8, 5),
+    ]
 
 
 def test_of_two_tokens_that_spell_the_same_the_first_counts() -> None:

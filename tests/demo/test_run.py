@@ -38,7 +38,9 @@ def demo_pair() -> lrt.ModelPair:
 def test_the_bundle_is_small_and_holds_two_sizes_in_bfloat16() -> None:
     from safetensors import safe_open
 
-    assert sum(path.stat().st_size for path in DEMO_FOLDER.rglob("*") if path.is_file()) <= 25_000_000
+    assert (
+        sum(path.stat().st_size for path in DEMO_FOLDER.rglob("*") if path.is_file()) <= 25_000_000
+    )
     for size in ("small", "large"):
         with safe_open(DEMO_FOLDER / size / "model.safetensors", framework="pt") as weights:
             assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.bfloat16}  # noqa: SIM118 (no iterator on a file)
@@ -46,7 +48,9 @@ def test_the_bundle_is_small_and_holds_two_sizes_in_bfloat16() -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_an_unknown_member_or_concept_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'huge' is not in the bundled family; it has \['large', 'small'\]"):
+    with pytest.raises(
+        ValueError, match=r"'huge' is not in the bundled family; it has \['large', 'small'\]"
+    ):
         lrt.demo_pair("huge")
     with pytest.raises(ValueError, match="'taste' is no bundled concept"):
         lrt.demo_contrast("taste")  # type: ignore[arg-type]
@@ -62,7 +66,9 @@ def test_larger_predicts_better_and_both_know_their_text(demo_pair: lrt.ModelPai
 def test_documents_hold_both_registers_in_turn() -> None:
     stories, reviews = set(lrt.demo_documents("story")), set(lrt.demo_documents("review"))
     front = lrt.demo_documents()[:200]
-    shares = [sum(len(text) for text in front if text in register) for register in (stories, reviews)]
+    shares = [
+        sum(len(text) for text in front if text in register) for register in (stories, reviews)
+    ]
     assert min(shares) > 0.4 * sum(shares)
 
 
@@ -78,28 +84,55 @@ def test_contrast_sets_are_large_and_varied(concept: Any) -> None:
 def test_continuations_share_no_content_word_with_the_contrast_set(concept: Any) -> None:
     items = lrt.demo_items(concept)
     assert len(items) >= 50
-    assert not content_words([*items.positive, *items.negative]) & content_words(lrt.demo_contrast(concept).texts)
+    assert not content_words([*items.positive, *items.negative]) & content_words(
+        lrt.demo_contrast(concept).texts
+    )
 
 
 def test_the_demo_writes_what_it_promises(tmp_path: Path) -> None:
-    result = run_demo(concepts=("sentiment",), n_tokens=8_000, n_random=2, loss_tokens=600, progress=False)
+    result = run_demo(
+        concepts=("sentiment",), n_tokens=8_000, n_random=2, loss_tokens=600, progress=False
+    )
     report = write_demo(result, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(COLUMNS) == set(results["grid"][0])
     assert results["schema_version"] == "lrt_lens.results/1"
     assert results["pair"] == {"source": "small", "target": "large"}
-    assert {"source_hook", "target_hook", "r2", "r2_uniform", "r2_null", "r2_token"} == set(results["stitch"])
-    assert {"concept", "arm", "scale", "propensity", "propensity_low", "propensity_high", "damage"} <= set(results["steering"][0])
+    assert {"source_hook", "target_hook", "r2", "r2_uniform", "r2_null", "r2_token"} == set(
+        results["stitch"]
+    )
+    assert {
+        "concept",
+        "arm",
+        "scale",
+        "propensity",
+        "propensity_low",
+        "propensity_high",
+        "damage",
+    } <= set(results["steering"][0])
     summary = {row["arm"]: row for row in results["steering_summary"]}
-    assert {"none", "native", "native_best", "transferred", "random", "shuffled", "permuted"} <= set(summary)
-    assert summary["transferred"]["effect_at_equal_damage"] > summary["shuffled"]["effect_at_equal_damage"]
+    assert {
+        "none",
+        "native",
+        "native_best",
+        "transferred",
+        "random",
+        "shuffled",
+        "permuted",
+    } <= set(summary)
+    assert (
+        summary["transferred"]["effect_at_equal_damage"]
+        > summary["shuffled"]["effect_at_equal_damage"]
+    )
     losses = {row["path"]: row for row in results["stitched_loss"]}
     assert set(losses) == {"A", "B", "A→B", "B→A", "A→B→A", "B→A→B"}
     assert all(row["low"] <= row["cross_entropy"] <= row["high"] for row in losses.values())
     assert losses["B"]["cross_entropy"] < losses["A→B"]["cross_entropy"]
     assert {row["task"] for row in results["probes"]} == {"sentiment", "register"}
     assert {"task", "arm", "accuracy", "low", "high"} <= set(results["probes"][0])
-    assert all({"arm", "l0", "fvu", "delta_ce", "dead_fraction"} <= set(row) for row in results["sae"])
+    assert all(
+        {"arm", "l0", "fvu", "delta_ce", "dead_fraction"} <= set(row) for row in results["sae"]
+    )
     page = report.read_text(encoding="utf-8")
     assert all(prompt in page for prompt in demo_prompts("sentiment")[:2])
     stitch = lrt.Stitch.from_pretrained(tmp_path / "stitch")
@@ -109,7 +142,9 @@ def test_the_demo_writes_what_it_promises(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
-    """Tables of the demo as `make demo` runs it: of the report in the folder that ``LRT_LENS_DEMO_REPORT`` names, or of a run here."""
+    """Tables of the demo as `make demo` runs it: of the report in the folder that
+    ``LRT_LENS_DEMO_REPORT`` names, or of a run here.
+    """
     folder = Path(os.environ.get("LRT_LENS_DEMO_REPORT", ""))
     if not (folder / "results.json").is_file():
         folder = tmp_path_factory.mktemp("demo")
@@ -126,7 +161,10 @@ def test_the_transferred_vector_steers_at_least_half_as_well_as_the_native_one_a
 ) -> None:
     arms = whole["steering_summary"].set_index(["concept", "arm"]).loc[concept]
     assert arms.loc["transferred", "fraction_of_native"] >= 0.5
-    assert all(arms.loc["transferred", "low"] > arms.loc[control, "high"] for control in ("random", "shuffled", "permuted"))
+    assert all(
+        arms.loc["transferred", "low"] > arms.loc[control, "high"]
+        for control in ("random", "shuffled", "permuted")
+    )
 
 
 @pytest.mark.slow
@@ -134,34 +172,63 @@ def test_the_transferred_vector_steers_at_least_half_as_well_as_the_native_one_a
 def test_the_readme_says_what_the_demo_measures(whole: dict[str, pd.DataFrame]) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     steering = whole["steering_summary"].set_index(["arm", "concept"])
-    arms = {"transferred from": "transferred", "native": "native", "best hook": "native_best", "shuffled pairs": "shuffled",
-            "shuffled labels": "permuted", "random dir": "random"}  # fmt: skip
+    arms = {
+        "transferred from": "transferred",
+        "native": "native",
+        "best hook": "native_best",
+        "shuffled pairs": "shuffled",
+        "shuffled labels": "permuted",
+        "random dir": "random",
+    }
     for words, arm in arms.items():
-        [line] = [line for line in readme.splitlines() if line.startswith("| ") and words in line and re.search(r"[+-]\d\.\d\d \(", line)]
+        [line] = [
+            line
+            for line in readme.splitlines()
+            if line.startswith("| ") and words in line and re.search(r"[+-]\d\.\d\d \(", line)
+        ]
         for concept, found in zip(CONCEPTS, re.findall(r"([+-]\d\.\d\d) \(", line), strict=True):
-            assert float(found) == pytest.approx(steering.loc[(arm, concept), "effect_at_equal_damage"], abs=0.06), (arm, concept)
+            assert float(found) == pytest.approx(
+                steering.loc[(arm, concept), "effect_at_equal_damage"], abs=0.06
+            ), (arm, concept)
     [line] = [line for line in readme.splitlines() if line.startswith("| transferred ÷ native")]
     for concept, cell in zip(CONCEPTS, line.split("|")[2:], strict=False):
         share, low, high = map(float, re.findall(r"\d\.\d\d", cell))
         row = steering.loc[("transferred", concept)]
-        assert (share, low, high) == pytest.approx((row["fraction_of_native"], row["fraction_low"], row["fraction_high"]), abs=0.03)
+        assert (share, low, high) == pytest.approx(
+            (row["fraction_of_native"], row["fraction_low"], row["fraction_high"]), abs=0.03
+        )
     [tokens, r2, null, token] = re.findall(
-        r"([\d,]+) fitting tokens: R² (\d\.\d\d) .*?against\n(\d\.\d\d) .*? and (\d\.\d\d) for token", readme
+        r"([\d,]+) fitting tokens: R² (\d\.\d\d) .*?against\n(\d\.\d\d) .*? and (\d\.\d\d) for token",
+        readme,
     )[0]
-    chosen = whole["grid"].set_index(["source_hook", "target_hook"]).loc[("blocks.2.hook_resid_post", "blocks.3.hook_resid_post")]
+    chosen = (
+        whole["grid"]
+        .set_index(["source_hook", "target_hook"])
+        .loc[("blocks.2.hook_resid_post", "blocks.3.hook_resid_post")]
+    )
     assert int(tokens.replace(",", "")) == chosen["n_tokens"]
-    assert (float(r2), float(null), float(token)) == pytest.approx((chosen["r2"], chosen["r2_null"], chosen["r2_token"]), abs=0.01)
+    assert (float(r2), float(null), float(token)) == pytest.approx(
+        (chosen["r2"], chosen["r2_null"], chosen["r2_token"]), abs=0.01
+    )
     [shares] = re.findall(r"(\.\d\d) and (\.\d\d) of its effect", readme)
     for concept, share in zip(CONCEPTS, shares, strict=True):
-        assert float(share) == pytest.approx(steering.loc[("transferred", concept), "fraction_of_native"], abs=0.03)
-    tasks = re.findall(r"accuracy (\.\d\d) of (\.\d\d) \(story or review\), (\.\d\d) of (\.\d\d)", readme)
+        assert float(share) == pytest.approx(
+            steering.loc[("transferred", concept), "fraction_of_native"], abs=0.03
+        )
+    tasks = re.findall(
+        r"accuracy (\.\d\d) of (\.\d\d) \(story or review\), (\.\d\d) of (\.\d\d)", readme
+    )
     [register, native, sentiment, theirs] = tasks[0]
     accuracy = whole["probes_summary"].groupby(["task", "arm"])["accuracy"].first()
     for task, ours, own in (("register", register, native), ("sentiment", sentiment, theirs)):
-        assert (float(ours), float(own)) == pytest.approx((accuracy[task, "transferred"], accuracy[task, "native"]), abs=0.04)
+        assert (float(ours), float(own)) == pytest.approx(
+            (accuracy[task, "transferred"], accuracy[task, "native"]), abs=0.04
+        )
     fvu = whole["sae"].set_index("arm")["fvu"]
     [found] = re.findall(r"FVU (\.\d\d) beside (\.\d\d) \(random maps (\.\d\d)\)", readme)
-    assert tuple(map(float, found)) == pytest.approx((fvu["transferred"], fvu["native"], fvu["random"]), abs=0.02)
+    assert tuple(map(float, found)) == pytest.approx(
+        (fvu["transferred"], fvu["native"], fvu["random"]), abs=0.02
+    )
     losses = whole["stitched_loss_arms"].set_index(["route", "arm"])["ce"]
     [found] = re.findall(r"loss (\d\.\d\d) beside (\d\.\d\d) \(token identity (\d\.\d\d)\)", readme)
     expected = (losses["A→B", "stitched"], losses["A→B", "own"], losses["A→B", "token"])

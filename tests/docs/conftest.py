@@ -18,13 +18,21 @@ BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?^```python\n(.*?)^```$", flags=
 
 
 def python_blocks(page: Path, *, also_not_run: bool = False) -> list[str]:
-    """Python of a page, in order; a comment `<!-- not run: REASON -->` on the line before keeps a block out."""
-    return [code for skip, code in BLOCK.findall(page.read_text(encoding="utf-8")) if also_not_run or not skip]
+    """Python of a page, in order; a comment `<!-- not run: REASON -->` on the line before keeps a
+    block out.
+    """
+    return [
+        code
+        for skip, code in BLOCK.findall(page.read_text(encoding="utf-8"))
+        if also_not_run or not skip
+    ]
 
 
 @pytest.fixture(scope="session")
 def ten_lines() -> dict[str, Any]:
-    """What stands in a reader's notebook after the page *Start here*, with the modules that later pages import."""
+    """What stands in a reader's notebook after the page *Start here*, with the modules that later
+    pages import.
+    """
     namespace: dict[str, Any] = {}
     for code in python_blocks(DOCS / "start.md"):
         exec(compile(code, "start.md", "exec"), namespace)
@@ -46,7 +54,9 @@ def site(built: Path) -> Iterator[str]:
         def log_message(self, format: str, *args: Any) -> None:
             del format, args
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(built))) as server:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(built))
+    ) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

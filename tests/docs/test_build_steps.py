@@ -32,7 +32,9 @@ def extension(name: str) -> ModuleType:
 def test_drawings_are_what_their_script_draws() -> None:
     draw = load(DOCS / "images" / "concepts" / "draw.py")
     for stem, drawing in draw.DRAWINGS.items():
-        assert (DOCS / "images" / "concepts" / f"{stem}.svg").read_text(encoding="utf-8") == drawing(), "run docs/images/concepts/draw.py"
+        assert (DOCS / "images" / "concepts" / f"{stem}.svg").read_text(
+            encoding="utf-8"
+        ) == drawing(), "run docs/images/concepts/draw.py"
 
 
 def test_relative_links_of_all_pages_lead_to_files() -> None:
@@ -49,17 +51,26 @@ def test_relative_links_of_all_pages_lead_to_files() -> None:
 
 def test_every_public_name_is_on_one_page_of_the_reference() -> None:
     reference = extension("reference")
-    shown = re.findall(r"^\.\. auto(?:class|function|exception):: (\w+)$", "\n".join(reference.pages().values()), flags=re.M)
+    shown = re.findall(
+        r"^\.\. auto(?:class|function|exception):: (\w+)$",
+        "\n".join(reference.pages().values()),
+        flags=re.M,
+    )
     assert sorted(shown) == sorted(lrt_lens._HOME)
 
 
 def test_a_module_without_a_page_is_named() -> None:
-    with pytest.raises(Exception, match=r"no page of the reference covers lrt_lens\.other\.thing: add its prefix"):
+    with pytest.raises(
+        Exception, match=r"no page of the reference covers lrt_lens\.other\.thing: add its prefix"
+    ):
         extension("reference").group_of("lrt_lens.other.thing")
 
 
 def test_array_annotations_lose_their_module() -> None:
-    assert extension("reference").shorten("(x: ~jaxtyping.Float[Tensor, 'token d'])") == "(x: Float[Tensor, 'token d'])"
+    assert (
+        extension("reference").shorten("(x: ~jaxtyping.Float[Tensor, 'token d'])")
+        == "(x: Float[Tensor, 'token d'])"
+    )
 
 
 def test_the_performance_table_has_every_measured_ratio() -> None:
@@ -84,8 +95,13 @@ def test_links_of_an_included_page_point_where_they_pointed() -> None:
 
 
 def test_the_gallery_opens_with_what_its_verdicts_mean() -> None:
-    parts = extension("gallery").parts("# Gallery\n\nHow to read it.\n\n## LRT\n\n### Figure\n\n## Stitching\n")
-    assert parts == {"opening": "\nHow to read it.\n", "figures": "\n## LRT\n\n### Figure\n\n## Stitching\n"}
+    parts = extension("gallery").parts(
+        "# Gallery\n\nHow to read it.\n\n## LRT\n\n### Figure\n\n## Stitching\n"
+    )
+    assert parts == {
+        "opening": "\nHow to read it.\n",
+        "figures": "\n## LRT\n\n### Figure\n\n## Stitching\n",
+    }
     page = (DOCS / "results" / "gallery.md").read_text(encoding="utf-8")
     assert re.findall(r"^:part: (\w+)$", page, flags=re.M) == ["opening", "figures"]
 
@@ -93,7 +109,10 @@ def test_the_gallery_opens_with_what_its_verdicts_mean() -> None:
 def test_no_inventory_is_fetched_unless_asked_for() -> None:
     inventories = extension("inventories").external_inventories
     assert inventories({}) == {}
-    assert inventories({"LRT_LENS_DOCS_ONLINE": "1"})["torch"] == ("https://docs.pytorch.org/docs/stable/", None)
+    assert inventories({"LRT_LENS_DOCS_ONLINE": "1"})["torch"] == (
+        "https://docs.pytorch.org/docs/stable/",
+        None,
+    )
 
 
 def test_a_folder_without_inventories_is_refused(tmp_path: Path) -> None:
@@ -101,21 +120,34 @@ def test_a_folder_without_inventories_is_refused(tmp_path: Path) -> None:
         extension("inventories").external_inventories({"LRT_LENS_DOCS_INVENTORIES": str(tmp_path)})
 
 
-def test_names_of_other_projects_become_links_where_their_inventory_is_at_hand(tmp_path: Path) -> None:
+def test_names_of_other_projects_become_links_where_their_inventory_is_at_hand(
+    tmp_path: Path,
+) -> None:
     inventories = extension("inventories")
     header = "# Sphinx inventory version 2\n# Project: torch\n# Version: 2\n# The remainder of this file is compressed using zlib.\n"
-    (tmp_path / "torch.inv").write_bytes(header.encode() + zlib.compress(b"torch.Tensor py:class 1 tensors.html#$ -\n"))
+    (tmp_path / "torch.inv").write_bytes(
+        header.encode() + zlib.compress(b"torch.Tensor py:class 1 tensors.html#$ -\n")
+    )
     mapping = inventories.external_inventories({"LRT_LENS_DOCS_INVENTORIES": str(tmp_path)})
-    (tmp_path / "conf.py").write_text(f"extensions = ['sphinx.ext.intersphinx']\nintersphinx_mapping = {mapping!r}\n")
+    (tmp_path / "conf.py").write_text(
+        f"extensions = ['sphinx.ext.intersphinx']\nintersphinx_mapping = {mapping!r}\n"
+    )
     (tmp_path / "index.rst").write_text("Title\n=====\n\n:py:class:`torch.Tensor`\n")
-    subprocess.run([sys.executable, "-m", "sphinx", "-q", "-W", "-n", tmp_path, tmp_path / "out"], check=True)
-    assert 'href="https://docs.pytorch.org/docs/stable/tensors.html#torch.Tensor"' in (tmp_path / "out" / "index.html").read_text()
+    subprocess.run(
+        [sys.executable, "-m", "sphinx", "-q", "-W", "-n", tmp_path, tmp_path / "out"], check=True
+    )
+    assert (
+        'href="https://docs.pytorch.org/docs/stable/tensors.html#torch.Tensor"'
+        in (tmp_path / "out" / "index.html").read_text()
+    )
 
 
 def test_a_build_without_the_extra_says_what_is_missing(tmp_path: Path) -> None:
     extension("inventories")
     code = "import sys; sys.modules['furo'] = None; from sphinx.cmd.build import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-c", code, str(DOCS), str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(DOCS), str(tmp_path)], capture_output=True, text=True
+    )
     assert done.returncode != 0
     assert "the documentation needs furo, which this Python" in done.stderr
     assert "pip install -e '.[dev,examples,docs]'" in done.stderr

@@ -1,4 +1,6 @@
-"""Commands that documentation and docstrings give for the scripts in `examples/` name scripts and options that there are."""
+"""Commands that documentation and docstrings give for the scripts in `examples/` name scripts and
+options that there are.
+"""
 
 import ast
 import re
@@ -11,7 +13,8 @@ from tests.docs.conftest import DOCS, ROOT
 
 EXAMPLES = ROOT / "examples"
 COMMAND = re.compile(r"examples/(\w+)\.py((?:\\\n|[^\n`#])*)")
-"""Script and what follows it, over continued lines, up to a comment or the end of a piece of code."""
+"""Script and what follows it, over continued lines, up to a comment or the end of a piece of code.
+"""
 OPTION = re.compile(r"(?<!\S)--([a-z][\w-]*)")
 CLASSES = ("Options", "Arguments")
 """How a script calls the dataclass of its command line; one without has a function ``main``."""
@@ -19,19 +22,41 @@ CLASSES = ("Options", "Arguments")
 
 def commands() -> Iterator[tuple[str, str, list[str]]]:
     """(file, script, options) of every command."""
-    pages = [*DOCS.rglob("*.md"), *DOCS.rglob("*.ipynb"), *ROOT.glob("*.md"), *EXAMPLES.glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
-    code = [path for folder in ("lrt_lens", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    pages = [
+        *DOCS.rglob("*.md"),
+        *DOCS.rglob("*.ipynb"),
+        *ROOT.glob("*.md"),
+        *EXAMPLES.glob("*.md"),
+        *(ROOT / "benchmarks").glob("*.md"),
+    ]
+    code = [
+        path
+        for folder in ("lrt_lens", "examples", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
     for path in [*pages, *code, *(ROOT / "lrt_lens").rglob("*.md")]:
         for script, rest in COMMAND.findall(path.read_text(encoding="utf-8")):
             yield str(path.relative_to(ROOT)), script, OPTION.findall(rest)
 
 
 def options_of(script: Path, inherited: set[str]) -> set[str]:
-    """Names of its options, as tyro makes them from the fields of its dataclass, or from the arguments of ``main``."""
+    """Names of its options, as tyro makes them from the fields of its dataclass, or from the
+    arguments of ``main``.
+    """
     body = ast.parse(script.read_text(encoding="utf-8")).body
-    names = {name for node in body if isinstance(node, ast.ClassDef) and node.name in CLASSES for name in fields(node)}
+    names = {
+        name
+        for node in body
+        if isinstance(node, ast.ClassDef) and node.name in CLASSES
+        for name in fields(node)
+    }
     if not names:
-        names = {each.arg for node in body if isinstance(node, ast.FunctionDef) and node.name == "main" for each in node.args.args}
+        names = {
+            each.arg
+            for node in body
+            if isinstance(node, ast.FunctionDef) and node.name == "main"
+            for each in node.args.args
+        }
     own = any(isinstance(node, ast.ClassDef) and node.name == "Options" for node in body)
     return {name.replace("_", "-") for name in names | (inherited if own else set())}
 
@@ -40,17 +65,28 @@ def fields(definition: ast.ClassDef) -> set[str]:
     return {
         node.target.id
         for node in definition.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and "ClassVar" not in ast.unparse(node.annotation)
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and "ClassVar" not in ast.unparse(node.annotation)
     }
 
 
 @pytest.fixture(scope="module")
 def options() -> dict[str, set[str]]:
     """By script, flags with their negations."""
-    shared = ast.parse((ROOT / "lrt_lens" / "reproduction" / "options.py").read_text(encoding="utf-8"))
-    (base,) = [node for node in shared.body if isinstance(node, ast.ClassDef) and node.name == "FigureOptions"]
+    shared = ast.parse(
+        (ROOT / "lrt_lens" / "reproduction" / "options.py").read_text(encoding="utf-8")
+    )
+    (base,) = [
+        node
+        for node in shared.body
+        if isinstance(node, ast.ClassDef) and node.name == "FigureOptions"
+    ]
     found = {path.stem: options_of(path, fields(base)) for path in EXAMPLES.glob("*.py")}
-    return {script: names | {f"no-{name}" for name in names} | {"help"} for script, names in found.items()}
+    return {
+        script: names | {f"no-{name}" for name in names} | {"help"}
+        for script, names in found.items()
+    }
 
 
 def test_every_command_names_a_script_and_its_options(options: dict[str, set[str]]) -> None:
@@ -63,9 +99,7 @@ def test_every_command_names_a_script_and_its_options(options: dict[str, set[str
 
 
 def test_commands_are_found_over_lines_and_without_their_comments() -> None:
-    text = (
-        "    python examples/strength.py --source A \\\n        --n-tokens 3   # not --this\n`examples/l_cross.py --pairs 3` and --that\n"
-    )
+    text = "    python examples/strength.py --source A \\\n        --n-tokens 3   # not --this\n`examples/l_cross.py --pairs 3` and --that\n"
     assert [(script, OPTION.findall(rest)) for script, rest in COMMAND.findall(text)] == [
         ("strength", ["source", "n-tokens"]),
         ("l_cross", ["pairs"]),

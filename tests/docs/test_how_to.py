@@ -15,7 +15,9 @@ WITH_CODE = [page for page in PAGES if python_blocks(page)]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
-def test_the_python_of_a_page_runs(page: Path, ten_lines: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_a_page_runs(
+    page: Path, ten_lines: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     namespace, printed = dict(ten_lines), io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -26,10 +28,14 @@ def test_the_python_of_a_page_runs(page: Path, ten_lines: dict[str, Any], tmp_pa
 
 @pytest.mark.slow
 def test_start_here_leaves_what_the_how_to_pages_go_on_from(ten_lines: dict[str, Any]) -> None:
-    assert {"lrt", "pair", "documents", "grid", "stitch", "contrast", "vector", "moved"} <= set(ten_lines)
+    assert {"lrt", "pair", "documents", "grid", "stitch", "contrast", "vector", "moved"} <= set(
+        ten_lines
+    )
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: str(page.relative_to(DOCS)))
+@pytest.mark.parametrize(
+    "page", sorted(DOCS.rglob("*.md")), ids=lambda page: str(page.relative_to(DOCS))
+)
 def test_python_on_any_page_is_python(page: Path) -> None:
     for code in python_blocks(page, also_not_run=True):
         compile(code, page.name, "exec")

@@ -1,4 +1,6 @@
-"""A notebook's plotly figure becomes a figure of its page, drawn from one copy of plotly.js, in the page's ink, without another host."""
+"""A notebook's plotly figure becomes a figure of its page, drawn from one copy of plotly.js, in the
+page's ink, without another host.
+"""
 
 import json
 import os
@@ -30,18 +32,37 @@ nb_execution_mode, nb_execution_raise_on_error = "force", True
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A site of two pages, one with a figure, built as ours is."""
     for needed in ("sphinx", "myst_nb", "furo"):
-        pytest.importorskip(needed, reason=f"{needed} is not installed: `make docs-check` brings it")
+        pytest.importorskip(
+            needed, reason=f"{needed} is not installed: `make docs-check` brings it"
+        )
     folder = tmp_path_factory.mktemp("site")
     for part in ("_ext", "_static", "_ipython"):
-        shutil.copytree(DOCS / part, folder / part, ignore=shutil.ignore_patterns("*.sqlite*", "db", "log", "security"))
-    cells = [{"cell_type": "code", "metadata": {}, "source": code, "outputs": [], "execution_count": None} for code in CELLS]
+        shutil.copytree(
+            DOCS / part,
+            folder / part,
+            ignore=shutil.ignore_patterns("*.sqlite*", "db", "log", "security"),
+        )
+    cells = [
+        {
+            "cell_type": "code",
+            "metadata": {},
+            "source": code,
+            "outputs": [],
+            "execution_count": None,
+        }
+        for code in CELLS
+    ]
     cells.insert(0, {"cell_type": "markdown", "metadata": {}, "source": "# A figure"})
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    (folder / "figure.ipynb").write_text(json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 4}))
+    (folder / "figure.ipynb").write_text(
+        json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 4})
+    )
     (folder / "index.md").write_text("# Start\n\n```{toctree}\nfigure\n```\n")
     (folder / "conf.py").write_text(CONF)
     command = [sys.executable, "-m", "sphinx", "-q", "-W", str(folder), str(folder / "out")]
-    subprocess.run(command, check=True, cwd=folder, env={**os.environ, "IPYTHONDIR": str(folder / "_ipython")})
+    subprocess.run(
+        command, check=True, cwd=folder, env={**os.environ, "IPYTHONDIR": str(folder / "_ipython")}
+    )
     return folder / "out"
 
 
@@ -61,7 +82,9 @@ def test_the_figure_is_drawn_and_repainted(pages: Path, browser: Any) -> None:
     tab.on("request", lambda request: asked.append(request.url))
     tab.on("pageerror", lambda error: complaints.append(str(error)))
     tab.goto((pages / "figure.html").resolve().as_uri(), wait_until="load")
-    tab.wait_for_selector(".lrt-plot .main-svg .scatterlayer path", state="attached", timeout=20_000)
+    tab.wait_for_selector(
+        ".lrt-plot .main-svg .scatterlayer path", state="attached", timeout=20_000
+    )
     ink = "() => getComputedStyle(document.querySelector('.lrt-plot .xtick text')).fill"
     tab.wait_for_timeout(300)
     light = tab.evaluate(ink)

@@ -1,4 +1,6 @@
-"""The built pages in a real browser: what they hold is drawn, fits, reads well in light and dark, and comes from nowhere else."""
+"""The built pages in a real browser: what they hold is drawn, fits, reads well in light and dark,
+and comes from nowhere else.
+"""
 
 import html.parser
 from collections.abc import Iterator
@@ -13,19 +15,24 @@ from tests.docs.conftest import BUILT
 pytestmark = pytest.mark.browser
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 PAGES = sorted(
-    str(path.relative_to(BUILT)) for path in BUILT.rglob("*.html") if "_static" not in path.parts and "_downloads" not in path.parts
+    str(path.relative_to(BUILT))
+    for path in BUILT.rglob("*.html")
+    if "_static" not in path.parts and "_downloads" not in path.parts
 )
 
 WIDER_THAN_THE_WINDOW = "() => document.documentElement.scrollWidth - window.innerWidth"
 PICTURES_MISSING = "() => [...document.images].filter(i => i.complete && !i.naturalWidth || i.offsetWidth < 5).map(i => i.src)"
-PLOTS_READY = "() => [...document.querySelectorAll('.lrt-plot')].every(p => p.querySelector('.main-svg'))"
+PLOTS_READY = (
+    "() => [...document.querySelectorAll('.lrt-plot')].every(p => p.querySelector('.main-svg'))"
+)
 PLOTS_EMPTY = """() => [...document.querySelectorAll('.lrt-plot')].map((plot, number) => {
     const svg = plot.querySelector('.main-svg'), box = svg && svg.getBoundingClientRect();
     const marks = plot.querySelectorAll('.trace path, .trace text, path.point, .heatmaplayer image, .pielayer path').length;
     const fits = box && (box.width <= plot.clientWidth + 1 || getComputedStyle(plot).overflowX === 'auto' && box.width <= 681);
     return box && box.width > 100 && box.height > 100 && marks && fits ? null : {number, marks, width: box && box.width};
 }).filter(Boolean)"""
-# Titles, legend and notes of a figure that lie over each other or run out of it, by more than a hair.
+# Titles, legend and notes of a figure that lie over each other or run out of it, by more than a
+# hair.
 WORDS_COLLIDE = """() => [...document.querySelectorAll('.lrt-plot .main-svg:first-child')].flatMap((svg, number) => {
     const plot = svg.closest('.lrt-plot'), canvas = svg.getBoundingClientRect(), hair = 2;
     const words = [...plot.querySelectorAll('.g-gtitle text, .g-xtitle text, [class^="g-x"] text, [class^="g-y"] text, .annotation-text, .legendtext')]
@@ -36,7 +43,8 @@ WORDS_COLLIDE = """() => [...document.querySelectorAll('.lrt-plot .main-svg:firs
     return pairs.concat(cut.map(([text]) => [number, 'cut', text]));
 })"""
 DRAWINGS_EMPTY = "() => [...document.querySelectorAll('svg.drawing')].filter(s => s.getBoundingClientRect().height < 100).length"
-# Smallest contrast (WCAG) of text on the page's background, over paragraphs, drawings and figures' axis titles.
+# Smallest contrast (WCAG) of text on the page's background, over paragraphs, drawings and figures'
+# axis titles.
 FAINT_TEXT = """() => {
     const channels = colour => (colour.match(/[\\d.]+/g) || []).map(Number);
     const luminance = colour => {
@@ -52,19 +60,39 @@ FAINT_TEXT = """() => {
 }"""
 
 
-@pytest.fixture(params=[(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"], scope="module")
+@pytest.fixture(
+    params=[(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"], scope="module"
+)
 def page(request: pytest.FixtureRequest, browser: Any, site: str) -> Iterator[Any]:
-    """A tab of one width; what it complains of and asks other hosts for is kept in `page.complaints`."""
+    """A tab of one width; what it complains of and asks other hosts for is kept in
+    `page.complaints`.
+    """
     viewport, scheme = request.param
     context = browser.new_context(viewport=viewport, color_scheme=scheme)
     tab, complaints = context.new_page(), []
-    tab.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
+    tab.on(
+        "console",
+        lambda message: (
+            complaints.append(message.text) if message.type in ("error", "warning") else None
+        ),
+    )
     tab.on("pageerror", lambda error: complaints.append(str(error)))
     # What a page still asks for when the next one is opened is aborted.
-    tab.on("requestfailed", lambda asked: None if asked.failure == "net::ERR_ABORTED" else complaints.append(f"failed: {asked.url}"))
+    tab.on(
+        "requestfailed",
+        lambda asked: (
+            None
+            if asked.failure == "net::ERR_ABORTED"
+            else complaints.append(f"failed: {asked.url}")
+        ),
+    )
     tab.on(
         "request",
-        lambda asked: None if asked.url.startswith((site, "data:", "blob:")) else complaints.append(f"asked elsewhere: {asked.url}"),
+        lambda asked: (
+            None
+            if asked.url.startswith((site, "data:", "blob:"))
+            else complaints.append(f"asked elsewhere: {asked.url}")
+        ),
     )
     tab.complaints, tab.first_scheme = complaints, scheme
     yield tab
@@ -91,7 +119,9 @@ def test_a_page_renders(path: str, page: Any, site: str) -> None:
 
 
 def test_the_button_for_dark_repaints_text_and_figures(page: Any, site: str) -> None:
-    with_figures = [path for path in PAGES if 'class="lrt-plot"' in (BUILT / path).read_text(encoding="utf-8")]
+    with_figures = [
+        path for path in PAGES if 'class="lrt-plot"' in (BUILT / path).read_text(encoding="utf-8")
+    ]
     page.goto(f"{site}/{(with_figures or PAGES)[0]}", wait_until="load")
     page.wait_for_function(PLOTS_READY)
     for theme in ("light", "dark"):
@@ -105,7 +135,10 @@ def test_search_finds(words: str, page: Any, site: str) -> None:
     page.complaints.clear()
     page.goto(f"{site}/search.html?q={words}", wait_until="load")
     page.wait_for_selector("#search-results li a", timeout=20_000)
-    found = page.eval_on_selector_all("#search-results li a", "links => links.map(link => [link.textContent, link.getAttribute('href')])")
+    found = page.eval_on_selector_all(
+        "#search-results li a",
+        "links => links.map(link => [link.textContent, link.getAttribute('href')])",
+    )
     if words != "damage":
         assert any(words in text and "reference/" in href for text, href in found)
     page.wait_for_load_state("networkidle")  # the excerpts

@@ -1,4 +1,6 @@
-"""The explorer in a notebook server, driven by a Chromium; nothing but the server itself may be asked for anything."""
+"""The explorer in a notebook server, driven by a Chromium; nothing but the server itself may be
+asked for anything.
+"""
 
 import json
 import os
@@ -37,9 +39,18 @@ LONG = 300_000
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a notebook server whose folder holds one notebook."""
     folder = tmp_path_factory.mktemp("notebooks")
-    cell = {"cell_type": "code", "execution_count": None, "id": "explore", "metadata": {}, "outputs": [], "source": CELL.strip()}
+    cell = {
+        "cell_type": "code",
+        "execution_count": None,
+        "id": "explore",
+        "metadata": {},
+        "outputs": [],
+        "source": CELL.strip(),
+    }
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    (folder / "explore.ipynb").write_text(json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    (folder / "explore.ipynb").write_text(
+        json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -59,8 +70,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "--LabApp.expose_app_in_browser=True",
         *(f"--ServerApp.{name}={value}" for name, value in options.items()),
     ]
-    places = {f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
-    where = os.environ | places | {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
+    places = {
+        f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")
+    }
+    where = (
+        os.environ | places | {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
+    )
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=where, cwd=folder)
         try:
@@ -85,13 +100,18 @@ def _wait_for(address: str, process: subprocess.Popen) -> None:
 
 @pytest.fixture(scope="module")
 def page(browser: Any, server: str) -> Iterator[Any]:
-    """The notebook's page with its cell run; ``page.asked`` holds every address that it wanted, ``page.failed`` its script errors."""
+    """The notebook's page with its cell run; ``page.asked`` holds every address that it wanted,
+    ``page.failed`` its script errors.
+    """
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     page.asked, page.failed = [], []
     page.on("request", lambda request: page.asked.append(request.url))
     page.on("pageerror", lambda error: page.failed.append(str(error)))
     page.goto(server)
-    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=LONG)
+    page.wait_for_function(
+        "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'",
+        timeout=LONG,
+    )
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     page.wait_for_selector(".lrt-lens-explorer", timeout=LONG)
     yield page
@@ -103,7 +123,10 @@ def _shown(page: Any) -> str:
 
 
 def _damages(page: Any) -> list[float]:
-    return [float(number) for number in re.findall(r"scale \S+, damage (\S+) nats per token", _shown(page))]
+    return [
+        float(number)
+        for number in re.findall(r"scale \S+, damage (\S+) nats per token", _shown(page))
+    ]
 
 
 def _after(page: Any, what: Any, change: Any) -> Any:
@@ -141,15 +164,25 @@ def test_the_slider_turns_both_vectors_up(page: Any) -> None:
 def test_another_prompt_and_another_draw_are_continued(page: Any) -> None:
     read = lambda p: p.inner_text(".lrt-lens-explorer table >> nth=-1")  # noqa: E731
     page.locator(".lrt-lens-explorer textarea").fill("My <b>grandmother</b> said")
-    _after(page, lambda p: "My <b>grandmother</b> said" in read(p), lambda: page.get_by_role("button", name="Run", exact=True).last.click())
+    _after(
+        page,
+        lambda p: "My <b>grandmother</b> said" in read(p),
+        lambda: page.get_by_role("button", name="Run", exact=True).last.click(),
+    )
     first = read(page)
-    assert _after(page, read, lambda: page.get_by_role("button", name="Another draw").click()) != first
+    assert (
+        _after(page, read, lambda: page.get_by_role("button", name="Another draw").click()) != first
+    )
     assert "draw 2" in _shown(page)
 
 
 def test_an_empty_prompt_is_said(page: Any) -> None:
     page.locator(".lrt-lens-explorer textarea").fill("  ")
-    _after(page, lambda p: "the prompt is empty" in _shown(p), lambda: page.get_by_role("button", name="Run", exact=True).last.click())
+    _after(
+        page,
+        lambda p: "the prompt is empty" in _shown(p),
+        lambda: page.get_by_role("button", name="Run", exact=True).last.click(),
+    )
 
 
 def test_it_fits_the_page_and_asks_nobody_else(page: Any, server: str, tmp_path: Path) -> None:
@@ -158,5 +191,9 @@ def test_it_fits_the_page_and_asks_nobody_else(page: Any, server: str, tmp_path:
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= 1280
     host = server.split("/lab/")[0]
-    assert [address for address in page.asked if not address.startswith((host, host.replace("http", "ws"), "data:", "blob:"))] == []
+    assert [
+        address
+        for address in page.asked
+        if not address.startswith((host, host.replace("http", "ws"), "data:", "blob:"))
+    ] == []
     assert page.failed == []

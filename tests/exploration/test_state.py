@@ -19,13 +19,23 @@ BUDGET = 0.05
 
 @pytest.fixture(scope="module")
 def stitch(pair: Any, corpus: list[str]) -> Any:
-    grid = fit_stitches(pair, corpus[:80], n_tokens=2500, context_length=32, target_layers=[1], null=False, progress=False)
+    grid = fit_stitches(
+        pair,
+        corpus[:80],
+        n_tokens=2500,
+        context_length=32,
+        target_layers=[1],
+        null=False,
+        progress=False,
+    )
     return grid.best(source=0)
 
 
 @pytest.fixture(scope="module")
 def vector(pair: Any, stitch: Any, corpus: list[str]) -> SteeringVector:
-    return SteeringVector.mean_difference(pair.source, ContrastSet(corpus[:8], corpus[8:16]), at=stitch.source_hook)
+    return SteeringVector.mean_difference(
+        pair.source, ContrastSet(corpus[:8], corpus[8:16]), at=stitch.source_hook
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +45,16 @@ def neutral(corpus: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def exploration(pair: Any, stitch: Any, vector: SteeringVector, neutral: list[str]) -> Exploration:
-    return Exploration.of(pair, stitch.transfer(vector), neutral=neutral, damage=BUDGET, max_new_tokens=6)
+    return Exploration.of(
+        pair, stitch.transfer(vector), neutral=neutral, damage=BUDGET, max_new_tokens=6
+    )
 
 
 @pytest.fixture(scope="module")
 def trained() -> Exploration:
-    """The bundled large model, whose loss on text is worth something, and a vector at two of its layers."""
+    """The bundled large model, whose loss on text is worth something, and a vector at two of its
+    layers.
+    """
     pair, contrast = demo_pair(), demo_contrast("sentiment")
     few = ContrastSet(contrast.positive[:24], contrast.negative[:24])
     native, moved = (SteeringVector.mean_difference(pair.target, few, at=layer) for layer in (2, 3))
@@ -51,7 +65,9 @@ def test_arms_of_different_lengths_cost_the_same_at_strength_one(trained: Explor
     assert list(trained.arms) == ["native", "transferred"]
     for name, arm in trained.arms.items():
         assert arm.calibrated
-        again = NeutralText(trained.model, demo_neutral()[:2], arm.vector.hook).damage(arm.vector.hook_at(arm.scale(1.0)))
+        again = NeutralText(trained.model, demo_neutral()[:2], arm.vector.hook).damage(
+            arm.vector.hook_at(arm.scale(1.0))
+        )
         assert again == pytest.approx(BUDGET, rel=0.03)
         assert trained.damage_at(name, 1.0) == pytest.approx(again)
         assert trained.damage_at(name, 2.0) > 2 * again
@@ -85,7 +101,9 @@ def test_strength_zero_changes_nothing(exploration: Exploration) -> None:
     assert table["damage"].abs().max() < 1e-6
 
 
-def test_damage_is_measured_once_a_strength(exploration: Exploration, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_is_measured_once_a_strength(
+    exploration: Exploration, monkeypatch: pytest.MonkeyPatch
+) -> None:
     known = exploration.damage_at("native", 0.7)
     monkeypatch.setattr(NeutralText, "damage", lambda *_: pytest.fail("measured again"))
     assert exploration.damage_at("native", 0.7) == known
@@ -93,14 +111,18 @@ def test_damage_is_measured_once_a_strength(exploration: Exploration, monkeypatc
 
 def test_the_share_is_that_of_the_step(exploration: Exploration) -> None:
     arm = exploration.arms["transferred"]
-    assert arm.share(-2.0) == pytest.approx((2 * arm.unit * arm.vector.direction).norm().item() / arm.vector.median_norm)
+    assert arm.share(-2.0) == pytest.approx(
+        (2 * arm.unit * arm.vector.direction).norm().item() / arm.vector.median_norm
+    )
 
 
 def test_a_vector_of_the_source_goes_through_the_stitch(
     pair: Any, stitch: Any, vector: SteeringVector, neutral: list[str], exploration: Exploration
 ) -> None:
     found = Exploration.of(pair, vector, stitch=stitch, neutral=neutral, damage=BUDGET)
-    assert torch.equal(found.arms["transferred"].vector.direction, exploration.arms["transferred"].vector.direction)
+    assert torch.equal(
+        found.arms["transferred"].vector.direction, exploration.arms["transferred"].vector.direction
+    )
     with pytest.raises(MismatchError, match=r"learnt on the source.*give stitch="):
         Exploration.of(pair, vector, neutral=neutral)
 
@@ -111,14 +133,18 @@ def test_a_vector_of_neither_model_is_refused(pair: Any, load: Any, vector: Stee
         Exploration.of(pair, replace(vector, model=other.identity))
 
 
-def test_without_texts_there_is_no_native_arm_and_that_is_said(pair: Any, stitch: Any, vector: SteeringVector, neutral: list[str]) -> None:
+def test_without_texts_there_is_no_native_arm_and_that_is_said(
+    pair: Any, stitch: Any, vector: SteeringVector, neutral: list[str]
+) -> None:
     moved = replace(stitch.transfer(vector), contrast_set=None)
     found = Exploration.of(pair, moved, neutral=neutral, damage=BUDGET, max_new_tokens=4)
     assert list(found.arms) == ["transferred"]
     assert "give native=" in found.notes[-1]
     assert list(found.run(PROMPT, 1.0).table["arm"]) == ["none", "transferred"]
     native = replace(moved, direction=-moved.direction)
-    assert list(Exploration.of(pair, moved, native=native, neutral=neutral, damage=BUDGET).arms) == ["native", "transferred"]
+    assert list(
+        Exploration.of(pair, moved, native=native, neutral=neutral, damage=BUDGET).arms
+    ) == ["native", "transferred"]
 
 
 def test_an_arm_that_cannot_reach_the_budget_takes_a_share_of_the_stream(
@@ -133,13 +159,20 @@ def test_an_arm_that_cannot_reach_the_budget_takes_a_share_of_the_stream(
     assert "another amount of damage" in found.notes[0]
 
 
-@pytest.mark.parametrize(("prompt", "strength", "message"), [("  ", 1.0, "prompt is empty"), (PROMPT, float("nan"), "strength is nan")])
-def test_what_cannot_be_run_is_refused(exploration: Exploration, prompt: str, strength: float, message: str) -> None:
+@pytest.mark.parametrize(
+    ("prompt", "strength", "message"),
+    [("  ", 1.0, "prompt is empty"), (PROMPT, float("nan"), "strength is nan")],
+)
+def test_what_cannot_be_run_is_refused(
+    exploration: Exploration, prompt: str, strength: float, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         exploration.run(prompt, strength)
 
 
-def test_bad_settings_are_refused(pair: Any, stitch: Any, vector: SteeringVector, neutral: list[str]) -> None:
+def test_bad_settings_are_refused(
+    pair: Any, stitch: Any, vector: SteeringVector, neutral: list[str]
+) -> None:
     with pytest.raises(ValueError, match="damage is -1"):
         Exploration.of(pair, stitch.transfer(vector), neutral=neutral, damage=-1.0)
     with pytest.raises(ValueError, match="neutral"):

@@ -22,9 +22,13 @@ PROMPT = "the little cat was happy because"
 @pytest.fixture(scope="module")
 def make(pair: Any, corpus: list[str]) -> Any:
     """A function that makes the widget of a vector that the target learnt itself."""
-    vector = SteeringVector.mean_difference(pair.target, ContrastSet(corpus[:8], corpus[8:16]), at=1)
+    vector = SteeringVector.mean_difference(
+        pair.target, ContrastSet(corpus[:8], corpus[8:16]), at=1
+    )
     neutral = [text for text in corpus[100:] if len(text.split()) > 20][:2]
-    return lambda **options: explore(pair, vector, neutral=neutral, prompt=PROMPT, damage=0.05, max_new_tokens=5, **options)
+    return lambda **options: explore(
+        pair, vector, neutral=neutral, prompt=PROMPT, damage=0.05, max_new_tokens=5, **options
+    )
 
 
 @pytest.fixture
@@ -37,7 +41,14 @@ def test_it_shows_continuations_and_damage_at_once(widget: ExplorerWidget) -> No
     assert (widget.slider.min, widget.slider.max) == (-STRONGEST, STRONGEST)
     for word in ("none", "native", "transferred", PROMPT):
         assert word in widget.result.value
-    assert len(re.findall(r"(native|transferred): scale \S+, damage \S+ nats per token", widget.result.value)) == 2
+    assert (
+        len(
+            re.findall(
+                r"(native|transferred): scale \S+, damage \S+ nats per token", widget.result.value
+            )
+        )
+        == 2
+    )
     assert re.search(r"median residual norm: native \d+%, transferred \d+%", widget.sizes.value)
 
 
@@ -46,7 +57,10 @@ def test_moving_the_slider_runs_again(widget: ExplorerWidget) -> None:
     widget.slider.value = 0.5
     assert widget.sizes.value != before
     arm = widget.exploration.arms["native"]
-    assert f"native: scale {arm.scale(0.5):.3g}, damage {widget.exploration.damage_at('native', 0.5):.2g} " in widget.result.value
+    assert (
+        f"native: scale {arm.scale(0.5):.3g}, damage {widget.exploration.damage_at('native', 0.5):.2g} "
+        in widget.result.value
+    )
     assert f"native {arm.share(0.5):.0%}" in widget.sizes.value
 
 
@@ -58,7 +72,9 @@ def test_run_takes_the_prompt_from_the_box_and_escapes_it(widget: ExplorerWidget
     assert "<b>" not in widget.result.value
 
 
-def test_runs_that_arrive_together_take_turns_and_the_last_one_counts(widget: ExplorerWidget, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_arrive_together_take_turns_and_the_last_one_counts(
+    widget: ExplorerWidget, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, inside, most, begun = Exploration.run, [], [], threading.Event()
 
     def slow(*arguments: Any, **options: Any) -> Any:
@@ -96,7 +112,9 @@ def test_an_error_is_said_and_leaves_the_last_result(widget: ExplorerWidget) -> 
     assert widget.result.value == before
 
 
-def test_an_interrupt_is_said_and_leaves_no_hook(widget: ExplorerWidget, pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_is_said_and_leaves_no_hook(
+    widget: ExplorerWidget, pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generate = HookedModel.generate
 
     def stopped(self: HookedModel, *args: Any, **options: Any) -> Any:
@@ -116,7 +134,10 @@ def test_it_can_be_sent_to_a_notebook(widget: ExplorerWidget) -> None:
 
 def test_without_ipywidgets_the_extra_is_named(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found = util.find_spec
-    monkeypatch.setattr("lrt_lens.exploration._explore.find_spec", lambda name: None if name == "ipywidgets" else found(name))
+    monkeypatch.setattr(
+        "lrt_lens.exploration._explore.find_spec",
+        lambda name: None if name == "ipywidgets" else found(name),
+    )
     monkeypatch.delitem(sys.modules, "ipywidgets")
     with pytest.raises(ImportError, match=r"pip install 'lrt-lens\[widgets\]'"):
         make()

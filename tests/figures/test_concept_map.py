@@ -7,23 +7,44 @@ import pandas as pd
 import plotly.io as pio
 import pytest
 
-from lrt_lens.figures._concept_map import beta_figure, concept_summary_figure, interpolation_figure, weak_to_strong_figure
+from lrt_lens.figures._concept_map import (
+    beta_figure,
+    concept_summary_figure,
+    interpolation_figure,
+    weak_to_strong_figure,
+)
 from lrt_lens.figures._template import TEMPLATE_NAME
 
 
 def curve() -> pd.DataFrame:
     rows = [
-        {"concept": concept, "arm": arm, "n": n, "n_over_d": n / 16, "cosine": value, "low": value - 0.1, "high": value + 0.2, "norm_ratio": 1.0}
+        {
+            "concept": concept,
+            "arm": arm,
+            "n": n,
+            "n_over_d": n / 16,
+            "cosine": value,
+            "low": value - 0.1,
+            "high": value + 0.2,
+            "norm_ratio": 1.0,
+        }
         for concept in ("mood", "colour")
         for arm, value in (("noise_source", 0.9), ("own", 1.0), ("something", 0.2))
         for n in (40, 8)
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows)
 
 
 def table() -> pd.DataFrame:
-    rows: list[dict[str, Any]] = [{"arm": "none", "beta": 0.0, "probability": 50.0}, {"arm": "source", "beta": 0.0, "probability": 40.0}]
-    rows += [{"arm": arm, "beta": beta, "probability": 50 + 10 * beta} for arm in ("native", "source", "other") for beta in (-1.0, 1.0)]
+    rows: list[dict[str, Any]] = [
+        {"arm": "none", "beta": 0.0, "probability": 50.0},
+        {"arm": "source", "beta": 0.0, "probability": 40.0},
+    ]
+    rows += [
+        {"arm": arm, "beta": beta, "probability": 50 + 10 * beta}
+        for arm in ("native", "source", "other")
+        for beta in (-1.0, 1.0)
+    ]
     rows += [
         {"arm": "random_matched", "draw": draw, "beta": beta, "probability": 44.0 + 4 * draw}
         for draw in (0, 1)
@@ -31,7 +52,13 @@ def table() -> pd.DataFrame:
     ]
     return pd.DataFrame(
         [
-            {"concept": "mood", "draw": None, "probability_low": row["probability"] - 1, "probability_high": row["probability"] + 2} | row
+            {
+                "concept": "mood",
+                "draw": None,
+                "probability_low": row["probability"] - 1,
+                "probability_high": row["probability"] + 2,
+            }
+            | row
             for row in rows
         ]
     )
@@ -39,7 +66,11 @@ def table() -> pd.DataFrame:
 
 def test_the_curve_has_a_line_an_arm_in_a_panel_a_concept() -> None:
     figure: Any = interpolation_figure(curve())
-    assert [trace.name for trace in figure.data] == ["own concept, same texts", "own concept, random source", "something"] * 2
+    assert [trace.name for trace in figure.data] == [
+        "own concept, same texts",
+        "own concept, random source",
+        "something",
+    ] * 2
     assert list(figure.data[0].x) == [0.5, 2.5]
     assert list(figure.data[1].y) == [0.9, 0.9]
     assert list(figure.data[1].error_y.array) == pytest.approx([0.2, 0.2])
@@ -65,9 +96,20 @@ def test_weak_to_strong_shows_its_arms_only() -> None:
 
 def test_the_summary_marks_what_was_not_bracketed() -> None:
     rows = [
-        {"concept": "mood", "arm": arm, "cosine": 1.0, "effect_at_equal_damage": value, "low": value - 0.5, "high": value + 0.25, "flag": flag}
-        for arm, value, flag in (("native", 1.0, ""), ("random", math.nan, "damage not bracketed in 2 of 2"))
-    ]  # fmt: skip
+        {
+            "concept": "mood",
+            "arm": arm,
+            "cosine": 1.0,
+            "effect_at_equal_damage": value,
+            "low": value - 0.5,
+            "high": value + 0.25,
+            "flag": flag,
+        }
+        for arm, value, flag in (
+            ("native", 1.0, ""),
+            ("random", math.nan, "damage not bracketed in 2 of 2"),
+        )
+    ]
     figure: Any = concept_summary_figure(pd.DataFrame(rows))
     point, text = figure.data
     assert (point.x[0], point.error_x.array[0], point.error_x.arrayminus[0]) == (1.0, 0.25, 0.5)

@@ -11,36 +11,81 @@ from lrt_lens.figures._family_baselines import family_figure
 def row(method: str, **changed: float) -> dict:
     missing = math.nan
     found = {
-        "cosine": missing, "cosine_low": missing, "cosine_high": missing, "effect": missing, "effect_low": missing, "effect_high": missing,
-        "fraction_of_native": missing, "fraction_low": missing, "fraction_high": missing, "effect_null": missing, "auroc": missing,
-        "auroc_low": missing, "auroc_high": missing, "share_of_native": missing, "share_low": missing, "share_high": missing, "auroc_null": missing,
-    }  # fmt: skip
+        "cosine": missing,
+        "cosine_low": missing,
+        "cosine_high": missing,
+        "effect": missing,
+        "effect_low": missing,
+        "effect_high": missing,
+        "fraction_of_native": missing,
+        "fraction_low": missing,
+        "fraction_high": missing,
+        "effect_null": missing,
+        "auroc": missing,
+        "auroc_low": missing,
+        "auroc_high": missing,
+        "share_of_native": missing,
+        "share_low": missing,
+        "share_high": missing,
+        "auroc_null": missing,
+    }
     return {"method": method} | found | changed
 
 
 TABLE = pd.DataFrame(
     [
         row(
-            "ridge", cosine=0.7, cosine_low=0.6, cosine_high=0.8, effect=1.0, fraction_of_native=0.5, fraction_low=0.4, fraction_high=0.7,
-            effect_null=0.2, auroc=0.8, share_of_native=0.75, share_low=0.6, share_high=9.0, auroc_null=0.46,
+            "ridge",
+            cosine=0.7,
+            cosine_low=0.6,
+            cosine_high=0.8,
+            effect=1.0,
+            fraction_of_native=0.5,
+            fraction_low=0.4,
+            fraction_high=0.7,
+            effect_null=0.2,
+            auroc=0.8,
+            share_of_native=0.75,
+            share_low=0.6,
+            share_high=9.0,
+            auroc_null=0.46,
         ),
         row("native", effect=2.0, auroc=0.9),
         row("token_identity", cosine=0.4, cosine_low=0.35, cosine_high=0.45),
-        row("random", effect=0.1, effect_low=-0.4, effect_high=0.6, auroc=0.5, auroc_low=0.42, auroc_high=0.58),
+        row(
+            "random",
+            effect=0.1,
+            effect_low=-0.4,
+            effect_high=0.6,
+            auroc=0.5,
+            auroc_low=0.42,
+            auroc_high=0.58,
+        ),
     ]
-)  # fmt: skip
+)
 
 
 def test_points_intervals_and_nulls_are_those_of_the_table() -> None:
-    carried, nulls = ([trace for trace in family_figure(TABLE).data if trace.name.startswith(name)] for name in ("carried", "null"))
-    assert [list(trace.y) for trace in carried] == [["token_identity", "ridge"], ["ridge"], ["ridge"]]
+    carried, nulls = (
+        [trace for trace in family_figure(TABLE).data if trace.name.startswith(name)]
+        for name in ("carried", "null")
+    )
+    assert [list(trace.y) for trace in carried] == [
+        ["token_identity", "ridge"],
+        ["ridge"],
+        ["ridge"],
+    ]
     assert list(carried[1].x) == [0.5]
-    assert (carried[1].error_x.array[0], carried[1].error_x.arrayminus[0]) == pytest.approx((0.2, 0.1))
+    assert (carried[1].error_x.array[0], carried[1].error_x.arrayminus[0]) == pytest.approx(
+        (0.2, 0.1)
+    )
     assert "0.500 (0.400 to 0.700)" in carried[1].hovertext[0]
     steering, reading = (dict(zip(trace.y, trace.x, strict=True)) for trace in nulls)
     assert steering == pytest.approx({"ridge": 0.1, "random": 0.05})
     assert reading == pytest.approx({"ridge": -0.1, "random": 0.0})
-    assert list(nulls[0].error_x.array) == pytest.approx([0.25, 0.0])  # the range of random draws, shares of native's 2 nats
+    assert list(nulls[0].error_x.array) == pytest.approx(
+        [0.25, 0.0]
+    )  # the range of random draws, shares of native's 2 nats
 
 
 def test_what_lies_beyond_the_edge_is_drawn_at_it() -> None:

@@ -1,6 +1,7 @@
 """Every result with a ``figure()`` draws it in the one template, with titled axes, at any width.
 
-Each class gets a small table of its own kind here; a class with a ``figure`` that has none fails the first test.
+Each class gets a small table of its own kind here; a class with a ``figure`` that has none fails
+the first test.
 """
 
 import importlib
@@ -46,13 +47,32 @@ from lrt_lens.stitching._stitch_loss import StitchLoss
 SOURCE, TARGET = "blocks.2.hook_resid_post", "blocks.3.hook_resid_post"
 ARMS = ("none", "native", "transferred", "shuffled", "random")
 SCORES = {
-    "source_hook": SOURCE, "target_hook": TARGET, "solver": "ridge", "n_tokens": 1000, "alpha": 0.1, "alpha_down": 0.1, "r2": 0.6, "r2_cv": 0.55,
-    "r2_uniform": 0.5, "r2_uniform_cv": 0.45, "gain_cv": 0.3, "r2_down": 0.7, "r2_down_cv": 0.65, "r2_uniform_down": 0.6,
-    "r2_uniform_down_cv": 0.55, "cosine": 0.8, "cka": 0.7, "r2_null": -0.05, "r2_token": 0.2, "r2_uniform_token": 0.25,
-}  # fmt: skip
+    "source_hook": SOURCE,
+    "target_hook": TARGET,
+    "solver": "ridge",
+    "n_tokens": 1000,
+    "alpha": 0.1,
+    "alpha_down": 0.1,
+    "r2": 0.6,
+    "r2_cv": 0.55,
+    "r2_uniform": 0.5,
+    "r2_uniform_cv": 0.45,
+    "gain_cv": 0.3,
+    "r2_down": 0.7,
+    "r2_down_cv": 0.65,
+    "r2_uniform_down": 0.6,
+    "r2_uniform_down_cv": 0.55,
+    "cosine": 0.8,
+    "cka": 0.7,
+    "r2_null": -0.05,
+    "r2_token": 0.2,
+    "r2_uniform_token": 0.25,
+}
 
 
-def around(name: str, value: float, width: float = 0.05, ends: tuple[str, str] | None = None) -> dict[str, float]:
+def around(
+    name: str, value: float, width: float = 0.05, ends: tuple[str, str] | None = None
+) -> dict[str, float]:
     """A number with its interval, as tables hold them."""
     low, high = ends or (f"{name}_low", f"{name}_high")
     return {name: value, low: value - width, high: value + width}
@@ -60,12 +80,14 @@ def around(name: str, value: float, width: float = 0.05, ends: tuple[str, str] |
 
 def steering() -> SteeringEvaluation:
     curves = [
-        {"concept": "mood", "arm": arm, "draw": None, "scale": scale, "damage": 0.1 * scale**2} | around("propensity", (1 + i) * scale)
+        {"concept": "mood", "arm": arm, "draw": None, "scale": scale, "damage": 0.1 * scale**2}
+        | around("propensity", (1 + i) * scale)
         for i, arm in enumerate(ARMS)
         for scale in ([0.0] if arm == "none" else [0.5, 1.0, 1.5])
     ]
     summary = [
-        {"concept": "mood", "arm": arm, "flag": ""} | around("effect_at_equal_damage", float(i), ends=("low", "high"))
+        {"concept": "mood", "arm": arm, "flag": ""}
+        | around("effect_at_equal_damage", float(i), ends=("low", "high"))
         for i, arm in enumerate(ARMS)
     ]
     return SteeringEvaluation(pd.DataFrame(curves), pd.DataFrame(summary), 0.1, {})
@@ -73,31 +95,47 @@ def steering() -> SteeringEvaluation:
 
 def ablation() -> AblationEvaluation:
     rows = [
-        {"where": where, "arm": arm} | around("drop", 1.0) | around("share", 0.5) | around("damage", 0.1)
+        {"where": where, "arm": arm}
+        | around("drop", 1.0)
+        | around("share", 0.5)
+        | around("damage", 0.1)
         for where, arm in itertools.product(("hook", "everywhere"), ARMS)
     ]
     return AblationEvaluation(pd.DataFrame(), pd.DataFrame(rows))
 
 
 def clamping() -> ClampEvaluation:
-    rows = [{"concept": "mood", "arm": arm, "clipped_ratio": 1.0} | around("share", 0.5, ends=("low", "high")) for arm in ARMS]
+    rows = [
+        {"concept": "mood", "arm": arm, "clipped_ratio": 1.0}
+        | around("share", 0.5, ends=("low", "high"))
+        for arm in ARMS
+    ]
     return ClampEvaluation(pd.DataFrame(), pd.DataFrame(rows))
 
 
 def code_map() -> CodeMapEvaluation:
-    rows = [{"arm": arm} | around("r2", 0.5) | around("r2_uniform", 0.4) for arm in ("s2l", "l2l", "reconstruction")]
+    rows = [
+        {"arm": arm} | around("r2", 0.5) | around("r2_uniform", 0.4)
+        for arm in ("s2l", "l2l", "reconstruction")
+    ]
     numbers = np.linspace(-0.5, 0.9, 9)
     agreements = {f"agreement_{arm}": numbers for arm in ("s2l", "l2l", "other", "random")}
-    return CodeMapEvaluation(pd.DataFrame(rows), pd.DataFrame({"feature": range(9), "cosine": numbers} | agreements))
+    return CodeMapEvaluation(
+        pd.DataFrame(rows), pd.DataFrame({"feature": range(9), "cosine": numbers} | agreements)
+    )
 
 
 def concept_transfer() -> ConceptTransfer:
     arms = ("native", "own", "own_disjoint", "other", "source")
     rows = [
-        {"concept": "mood", "arm": arm, "draw": None, "beta": beta} | around("probability", 50 + 9 * beta, 2)
+        {"concept": "mood", "arm": arm, "draw": None, "beta": beta}
+        | around("probability", 50 + 9 * beta, 2)
         for arm, beta in itertools.product(arms, (-1.0, 0.0, 1.0))
     ]
-    rows.append({"concept": "mood", "arm": "none", "draw": None, "beta": 0.0} | around("probability", 50.0, 2))
+    rows.append(
+        {"concept": "mood", "arm": "none", "draw": None, "beta": 0.0}
+        | around("probability", 50.0, 2)
+    )
     summary = [
         {"concept": "mood", "arm": arm, "cosine": 0.7, "flag": ""}
         | around("effect_at_equal_damage", 1.0, ends=("low", "high"))
@@ -129,33 +167,58 @@ def geometry() -> DecoderGeometry:
     arms = ("matched", "shuffled", "random_unit")
     numbers = {"norm": 10.0, "residual": 4.0, "chance": 6.0, "share": 0.4, "r2": 0.5, "cosine": 0.8}
     rows = [{"arm": arm, "draw": 0, "n_features": 50, "d_source": 16} | numbers for arm in arms]
-    features = [{"arm": "matched", "feature": i, "error": 0.5 + 0.01 * i, "variance": 1.0, "cosine": 0.8} for i in range(20)]
+    features = [
+        {"arm": "matched", "feature": i, "error": 0.5 + 0.01 * i, "variance": 1.0, "cosine": 0.8}
+        for i in range(20)
+    ]
     return DecoderGeometry(pd.DataFrame(rows), pd.DataFrame(features))
 
 
 def probes(kind: Any) -> Any:
     arms = ("source", "native", "transferred", "shuffled", "refit", "scratch")
     rows = [
-        {"task": "mood", "arm": arm, "k": k, "auroc": 0.9} | around("accuracy", 0.8, ends=("low", "high"))
+        {"task": "mood", "arm": arm, "k": k, "auroc": 0.9}
+        | around("accuracy", 0.8, ends=("low", "high"))
         for arm in arms
         for k in ((1, 10) if arm in ("refit", "scratch") or kind is SparseProbeEvaluation else (0,))
     ]
     table = pd.DataFrame(rows)
-    return kind(table, 0.5, 100, {}) if kind is SparseProbeEvaluation else kind(table, table, 0.5, 100, {})
+    return (
+        kind(table, 0.5, 100, {})
+        if kind is SparseProbeEvaluation
+        else kind(table, table, 0.5, 100, {})
+    )
 
 
 def propensity() -> PropensityEvaluation:
     rows = [
-        {"task": task, "arm": arm, "draw": None, "scale": scale, "r": 0.1 * scale, "r_change": 0.2, "mse": 0.3, "mse_share": 0.4}
+        {
+            "task": task,
+            "arm": arm,
+            "draw": None,
+            "scale": scale,
+            "r": 0.1 * scale,
+            "r_change": 0.2,
+            "mse": 0.3,
+            "mse_share": 0.4,
+        }
         for task, arm, scale in itertools.product(("one-task", "another-task"), ARMS, (-1.0, 1.0))
     ]
     return PropensityEvaluation(pd.DataFrame(rows), pd.DataFrame(), pd.DataFrame())
 
 
 def saes() -> SAEEvaluation:
-    metrics = {"l0": 20.0, "fvu": 0.2, "delta_ce": 0.3, "ce_recovered": 0.9, "ce_recovered_zero": 0.95, "dead_fraction": 0.1}
+    metrics = {
+        "l0": 20.0,
+        "fvu": 0.2,
+        "delta_ce": 0.3,
+        "ce_recovered": 0.9,
+        "ce_recovered_zero": 0.95,
+        "dead_fraction": 0.1,
+    }
     rows = [
-        {"arm": arm, "model": "large"} | {k: v for name, value in metrics.items() for k, v in around(name, value).items()}
+        {"arm": arm, "model": "large"}
+        | {k: v for name, value in metrics.items() for k, v in around(name, value).items()}
         for arm in ARMS[1:]
     ]
     return SAEEvaluation(pd.DataFrame(rows), pd.DataFrame(), SOURCE, TARGET)
@@ -163,7 +226,15 @@ def saes() -> SAEEvaluation:
 
 def history(arms: tuple[str, ...]) -> pd.DataFrame:
     rows = [
-        {"arm": arm, "seed": 0, "tokens": tokens, "flops": 1e6 * tokens, "explained_variance": value, "l0": 20.0, "dead_fraction": 0.1}
+        {
+            "arm": arm,
+            "seed": 0,
+            "tokens": tokens,
+            "flops": 1e6 * tokens,
+            "explained_variance": value,
+            "l0": 20.0,
+            "dead_fraction": 0.1,
+        }
         for arm in arms
         for tokens, value in ((0, 0.1), (1000, 0.5), (10_000, 0.8))
     ]
@@ -172,23 +243,50 @@ def history(arms: tuple[str, ...]) -> pd.DataFrame:
 
 def initialisation() -> SAEInitialisation:
     arms = ("transferred", "scratch", "rotated")
-    cosines = pd.DataFrame([{"arm": arm, "decoder_cosine": 0.1 * i} for arm in arms for i in range(9)])
-    given: dict[str, Any] = {"history": history(arms), "cosines": cosines, "thresholds": threshold_table(history(arms), [0.5, 0.95], 1e6)}
+    cosines = pd.DataFrame(
+        [{"arm": arm, "decoder_cosine": 0.1 * i} for arm in arms for i in range(9)]
+    )
+    given: dict[str, Any] = {
+        "history": history(arms),
+        "cosines": cosines,
+        "thresholds": threshold_table(history(arms), [0.5, 0.95], 1e6),
+    }
     fields = inspect.signature(SAEInitialisation).parameters.values()
-    return SAEInitialisation(**{one.name: given.get(one.name, {float: 0.0, int: 1}.get(one.annotation, pd.DataFrame())) for one in fields})
+    return SAEInitialisation(
+        **{
+            one.name: given.get(one.name, {float: 0.0, int: 1}.get(one.annotation, pd.DataFrame()))
+            for one in fields
+        }
+    )
 
 
 def scaling() -> SAEScaling:
-    runs = [history(("transferred", "scratch", "rotated")).assign(width=width) for width in (64, 128)]
+    runs = [
+        history(("transferred", "scratch", "rotated")).assign(width=width) for width in (64, 128)
+    ]
     table = pd.concat(runs, ignore_index=True)
-    table = table.assign(fvu=1 - table["explained_variance"], training=table["flops"], stitch=table["flops"], source_sae=np.nan)
+    table = table.assign(
+        fvu=1 - table["explained_variance"],
+        training=table["flops"],
+        stitch=table["flops"],
+        source_sae=np.nan,
+    )
     frontier = frontier_of(table, 5)
-    return SAEScaling(table, frontier, fit_arms(frontier), initialisation().savings.assign(width=64))
+    return SAEScaling(
+        table, frontier, fit_arms(frontier), initialisation().savings.assign(width=64)
+    )
 
 
 def stitch_loss() -> StitchLoss:
     rows = [
-        {"route": route, "arm": arm, "finishes_in": "large", "kl": 0.2, "recovered": 0.5, "increase_percent": 10.0}
+        {
+            "route": route,
+            "arm": arm,
+            "finishes_in": "large",
+            "kl": 0.2,
+            "recovered": 0.5,
+            "increase_percent": 10.0,
+        }
         | around("ce", 3.0 + 0.5 * i)
         for route in ("A→B", "B→A")
         for i, arm in enumerate(("own", "mean", "zero", "stitched", "shuffled", "token"))
@@ -215,32 +313,66 @@ def comparison() -> SolverComparison:
 
 def grid() -> SimpleNamespace:
     hooks = [f"blocks.{layer}.hook_resid_post" for layer in range(4)]
-    rows = [SCORES | {"source_hook": s, "target_hook": t} for s, t in itertools.product(hooks[:3], hooks)]
+    rows = [
+        SCORES | {"source_hook": s, "target_hook": t}
+        for s, t in itertools.product(hooks[:3], hooks)
+    ]
     return SimpleNamespace(scores=pd.DataFrame(rows))
 
 
 def page() -> FeaturePage:
     context = TokenContext([" the", "<b>", " film"], [0.0, 2.0, 0.5], [0.1, 1.0, 0.0], 1)
     return FeaturePage(
-        7, ("small", "large"), (SOURCE, TARGET), {}, {"source": [context], "target": [context]}, {"source": [], "target": []}
+        7,
+        ("small", "large"),
+        (SOURCE, TARGET),
+        {},
+        {"source": [context], "target": [context]},
+        {"source": [], "target": []},
     )
 
 
 def features() -> Any:
     rng = np.random.default_rng(0)
     names = (
-        "attribution_r", "attribution_r_random", "attribution_r_shuffled", "attribution_r_other", "attribution_r_low", "attribution_r_high", "rho_write",
-        "rho_read", "density_source", "density_target", "max_activation_source", "max_activation_target", "entropy_share_source", "entropy_share_target",
-    )  # fmt: skip
+        "attribution_r",
+        "attribution_r_random",
+        "attribution_r_shuffled",
+        "attribution_r_other",
+        "attribution_r_low",
+        "attribution_r_high",
+        "rho_write",
+        "rho_read",
+        "density_source",
+        "density_target",
+        "max_activation_source",
+        "max_activation_target",
+        "entropy_share_source",
+        "entropy_share_target",
+    )
     table = pd.DataFrame(
-        {"feature": range(60), "kind": ["semantic", "structural", "undecided"] * 20} | {name: rng.uniform(0, 1, 60) for name in names}
+        {"feature": range(60), "kind": ["semantic", "structural", "undecided"] * 20}
+        | {name: rng.uniform(0, 1, 60) for name in names}
     )
     heads = [
-        {"feature": f, "model": model, "layer": 3, "head": head, "effect": 0.02, "effect_chosen": 0.02, "effect_reported": 0.02}
+        {
+            "feature": f,
+            "model": model,
+            "layer": 3,
+            "head": head,
+            "effect": 0.02,
+            "effect_chosen": 0.02,
+            "effect_reported": 0.02,
+        }
         for f, model, head in itertools.product((0, 1), ("source", "target"), (0, 1))
     ]
     return SimpleNamespace(
-        table=table, live=table, attention=pd.DataFrame(heads), entropy_share_random=(0.02, 0.02), source="small", target="large"
+        table=table,
+        live=table,
+        attention=pd.DataFrame(heads),
+        entropy_share_random=(0.02, 0.02),
+        source="small",
+        target="large",
     )
 
 
@@ -259,16 +391,27 @@ def family() -> FamilyBaselines:
 
 def matches() -> FeatureMatches:
     numbers = np.linspace(0.2, 0.95, 30)
-    table = pd.DataFrame({"source": range(30), "target": range(30), "correlation": numbers, "correlation_test": numbers - 0.05})
+    table = pd.DataFrame(
+        {
+            "source": range(30),
+            "target": range(30),
+            "correlation": numbers,
+            "correlation_test": numbers - 0.05,
+        }
+    )
     return FeatureMatches(table.assign(firings_source=10, firings_target=10), 40, 50, 1000, 1000)
 
 
 def calibration() -> Calibration:
-    return Calibration(1.5, 0.1, 0.1, pd.DataFrame({"scale": [0.0, 1.0, 2.0], "damage": [0.0, 0.05, 0.2]}))
+    return Calibration(
+        1.5, 0.1, 0.1, pd.DataFrame({"scale": [0.0, 1.0, 2.0], "damage": [0.0, 0.05, 0.2]})
+    )
 
 
 def training() -> SAETraining:
-    return SAETraining(None, history(("this run",)).drop(columns=["arm", "seed"]), 1.0, torch.zeros(3), SOURCE)
+    return SAETraining(
+        None, history(("this run",)).drop(columns=["arm", "seed"]), 1.0, torch.zeros(3), SOURCE
+    )
 
 
 def of(name: str) -> Any:
@@ -304,7 +447,9 @@ FIGURES: dict[str, Any] = {
     "SolverComparison r2": lambda: comparison().figure("r2"),
     "StitchGrid": lambda: StitchGrid.figure(grid()),  # type: ignore[arg-type]
     "StitchGrid chosen": lambda: StitchGrid.figure(grid(), chosen=(SOURCE, TARGET)),  # type: ignore[arg-type]
-    "Stitch": lambda: Stitch.figure(SimpleNamespace(source_hook=SOURCE, target_hook=TARGET, scores=SCORES)),  # type: ignore[arg-type]
+    "Stitch": lambda: Stitch.figure(
+        SimpleNamespace(source_hook=SOURCE, target_hook=TARGET, scores=SCORES)
+    ),  # type: ignore[arg-type]
     "FeaturePage": lambda: page().figure(),
     "FeatureEvaluation": lambda: of("figure"),
     "FeatureEvaluation fidelity": lambda: of("fidelity_figure"),
@@ -317,10 +462,16 @@ def classes_with_figures() -> set[str]:
     """Names of all classes of the package with a ``figure`` of their own."""
     found = set()
     for module in pkgutil.walk_packages(lrt_lens.__path__, "lrt_lens."):
-        if module.name.split(".")[1] in ("__main__", "cli", "reproduction") or module.name.endswith("exploration.widget"):
+        if module.name.split(".")[1] in ("__main__", "cli", "reproduction") or module.name.endswith(
+            "exploration.widget"
+        ):
             continue
         for name, value in vars(importlib.import_module(module.name)).items():
-            if inspect.isclass(value) and value.__module__ == module.name and "figure" in vars(value):
+            if (
+                inspect.isclass(value)
+                and value.__module__ == module.name
+                and "figure" in vars(value)
+            ):
                 found.add(name)
     return found
 
@@ -331,10 +482,16 @@ def test_every_class_with_a_figure_is_drawn_here() -> None:
 
 def test_every_evaluation_has_a_figure() -> None:
     results = {
-        name: getattr(lrt_lens, name) for name in dir(lrt_lens) if name.endswith(("Evaluation", "Geometry", "Matches", "Transfer", "Loss"))
+        name: getattr(lrt_lens, name)
+        for name in dir(lrt_lens)
+        if name.endswith(("Evaluation", "Geometry", "Matches", "Transfer", "Loss"))
     }
     assert len(results) >= 12
-    assert [name for name, kind in results.items() if inspect.isclass(kind) and not hasattr(kind, "figure")] == []
+    assert [
+        name
+        for name, kind in results.items()
+        if inspect.isclass(kind) and not hasattr(kind, "figure")
+    ] == []
 
 
 @pytest.fixture(params=FIGURES, ids=lambda name: name.replace(" ", "-"))
@@ -345,7 +502,9 @@ def figure(request: pytest.FixtureRequest) -> go.Figure:
 def axes(figure: go.Figure) -> dict[str, dict[str, Any]]:
     """The axes that traces are drawn on, by name."""
     layout = figure.to_dict()["layout"]
-    used = {trace.get(f"{letter}axis", letter) for trace in figure.to_dict()["data"] for letter in "xy"}
+    used = {
+        trace.get(f"{letter}axis", letter) for trace in figure.to_dict()["data"] for letter in "xy"
+    }
     return {name: layout.get(f"{name[0]}axis{name[1:]}", {}) for name in used}
 
 
@@ -355,7 +514,9 @@ def is_of_names(figure: go.Figure, name: str) -> bool:
         value
         for trace in figure.to_dict()["data"]
         if trace.get(f"{name[0]}axis", name[0]) == name and trace["type"] != "heatmap"
-        for value in np.ravel(np.asarray(trace.get(name[0], [trace.get(f"{name[0]}0", 0)]), dtype=object))[:5]
+        for value in np.ravel(
+            np.asarray(trace.get(name[0], [trace.get(f"{name[0]}0", 0)]), dtype=object)
+        )[:5]
     ]
     return bool(values) and all(isinstance(value, str) for value in values)
 
@@ -375,20 +536,33 @@ def test_its_axes_say_what_they_measure(figure: go.Figure) -> None:
     titled = {name for name, axis in found.items() if title_of(axis)}
     for name, axis in found.items():
         shared = axis.get("matches") or name
-        group = {other for other, one in found.items() if other[0] == name[0] and (one.get("matches") or other) == shared}
-        assert name in titled or group & titled or is_of_names(figure, name), f"axis {name} has no title: {axis}"
+        group = {
+            other
+            for other, one in found.items()
+            if other[0] == name[0] and (one.get("matches") or other) == shared
+        }
+        assert name in titled or group & titled or is_of_names(figure, name), (
+            f"axis {name} has no title: {axis}"
+        )
 
 
 def test_it_has_a_title_that_nothing_covers(figure: go.Figure) -> None:
     layout = figure.layout
     assert layout.title.text
-    margin = layout.margin.t if layout.margin.t is not None else figure.layout.template.layout.margin.t
+    margin = (
+        layout.margin.t if layout.margin.t is not None else figure.layout.template.layout.margin.t
+    )
     subtitle = layout.title.subtitle.text or ""
-    lines = (layout.title.text.count("<br>") + 1) * 20 + (subtitle.count("<br>") + 1) * 16 * bool(subtitle)
+    lines = (layout.title.text.count("<br>") + 1) * 20 + (subtitle.count("<br>") + 1) * 16 * bool(
+        subtitle
+    )
     headings = [
         one
         for one in figure.layout.annotations
-        if one.yref == "paper" and one.y is not None and math.isclose(one.y, 1.0) and one.yanchor == "bottom"
+        if one.yref == "paper"
+        and one.y is not None
+        and math.isclose(one.y, 1.0)
+        and one.yanchor == "bottom"
     ]
     lines += max(((one.text.count("<br>") + 1) * 17 for one in headings), default=0)
     lines += 40 * bool(layout.updatemenus)
@@ -397,7 +571,9 @@ def test_it_has_a_title_that_nothing_covers(figure: go.Figure) -> None:
 
 def test_what_colours_mean_is_written(figure: go.Figure) -> None:
     traces = figure.to_dict()["data"]
-    shown = [trace for trace in traces if trace.get("showlegend") is not False and trace.get("name")]
+    shown = [
+        trace for trace in traces if trace.get("showlegend") is not False and trace.get("name")
+    ]
     if any(trace["type"] == "heatmap" for trace in traces):
         assert title_of({"title": figure.layout.coloraxis.colorbar.title.to_plotly_json()})
     named_by_axis = any(is_of_names(figure, name) for name in axes(figure))

@@ -1,4 +1,6 @@
-"""Figures of similarities and spectra show the numbers of their tables, all of them, and nothing else."""
+"""Figures of similarities and spectra show the numbers of their tables, all of them, and nothing
+else.
+"""
 
 import math
 from typing import Any
@@ -20,23 +22,39 @@ def _table(*measures: str, null: bool = True) -> pd.DataFrame:
             for j, target in enumerate(TARGETS):
                 value = 0.1 * k + 0.2 * i + 0.05 * j
                 effect = value - 0.02 if null else math.nan
-                interval = {"low": value - 0.01, "high": value + 0.03, "effect_low": effect - 0.02, "effect_high": effect + 0.04}
+                interval = {
+                    "low": value - 0.01,
+                    "high": value + 0.03,
+                    "effect_low": effect - 0.02,
+                    "effect_high": effect + 0.04,
+                }
                 rows.append(
                     {
-                        "source_hook": source, "target_hook": target, "measure": measure, "value": value, "effect": effect,
-                        "null": 0.02 if null else math.nan, "held_out": value - 0.1, "n": 1000, **interval,
+                        "source_hook": source,
+                        "target_hook": target,
+                        "measure": measure,
+                        "value": value,
+                        "effect": effect,
+                        "null": 0.02 if null else math.nan,
+                        "held_out": value - 0.1,
+                        "n": 1000,
+                        **interval,
                     }
-                )  # fmt: skip
+                )
     return pd.DataFrame(rows)
 
 
 def _cell(table: pd.DataFrame, measure: str, source: str, target: str, column: str) -> float:
-    chosen = table[(table.measure == measure) & (table.source_hook == source) & (table.target_hook == target)]
+    chosen = table[
+        (table.measure == measure) & (table.source_hook == source) & (table.target_hook == target)
+    ]
     return chosen[column].item()
 
 
 def test_every_measure_has_its_values_beside_its_effects_in_the_order_of_the_forward_pass() -> None:
-    table = _table("cka", "svcca").sample(frac=1, random_state=0).sort_values("measure", kind="stable")
+    table = (
+        _table("cka", "svcca").sample(frac=1, random_state=0).sort_values("measure", kind="stable")
+    )
     figure = similarity_figure(table)
     assert len(figure.data) == 4
     panels = [(measure, column) for measure in ("cka", "svcca") for column in ("value", "effect")]
@@ -57,7 +75,9 @@ def test_every_measure_has_its_values_beside_its_effects_in_the_order_of_the_for
 def test_the_hover_text_has_interval_null_and_held_out() -> None:
     table = _table("cka")
     trace = similarity_figure(table).data[0]
-    for i, name in enumerate(("value", "low", "high", "null", "effect", "effect_low", "effect_high", "held_out", "n")):
+    for i, name in enumerate(
+        ("value", "low", "high", "null", "effect", "effect_low", "effect_high", "held_out", "n")
+    ):
         assert f"{name}: %{{customdata[{i}]" in trace.hovertemplate
         assert trace.customdata[1][2][i] == _cell(table, "cka", SOURCES[2], TARGETS[1], name)
 
@@ -71,7 +91,11 @@ def test_without_any_null_there_are_values_only() -> None:
 def test_a_measure_without_a_null_beside_one_with_it_says_so() -> None:
     figure = similarity_figure(pd.concat([_table("cka"), _table("cca", null=False)]))
     assert len(figure.data) == 4
-    (note,) = [annotation for annotation in figure.layout.annotations if annotation.text.startswith("no null")]
+    (note,) = [
+        annotation
+        for annotation in figure.layout.annotations
+        if annotation.text.startswith("no null")
+    ]
     assert note.yref == f"{figure.data[3].yaxis} domain"
 
 
@@ -116,7 +140,12 @@ def test_tables_that_cannot_be_shown_are_refused() -> None:
 
 def test_spectra_are_lines_of_their_own() -> None:
     table = pd.DataFrame(
-        [("ridge", 1, 4.0, 1.0), ("ridge", 2, 1.0, 0.25), ("rotation", 1, 2.0, 1.0), ("rotation", 2, 2.0, 1.0)],
+        [
+            ("ridge", 1, 4.0, 1.0),
+            ("ridge", 2, 1.0, 0.25),
+            ("rotation", 1, 2.0, 1.0),
+            ("rotation", 2, 2.0, 1.0),
+        ],
         columns=["map", "index", "singular_value", "share"],
     )
     figure = spectrum_figure(table)

@@ -8,8 +8,21 @@ import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
 
-from lrt_lens.figures._steering import calibration_figure, effect_damage_figure, grid_figure, steering_figure, summary_figure
-from lrt_lens.figures._template import ARM_STYLES, TEMPLATE_NAME, arm_style, hook_order, ordered_arms, short_hook
+from lrt_lens.figures._steering import (
+    calibration_figure,
+    effect_damage_figure,
+    grid_figure,
+    steering_figure,
+    summary_figure,
+)
+from lrt_lens.figures._template import (
+    ARM_STYLES,
+    TEMPLATE_NAME,
+    arm_style,
+    hook_order,
+    ordered_arms,
+    short_hook,
+)
 
 CONCEPT = "sycophancy"
 SOURCES = ["hook_embed", "blocks.0.hook_resid_pre", "blocks.10.hook_resid_post"]
@@ -21,9 +34,24 @@ def _scores() -> pd.DataFrame:
     for i, source in enumerate(reversed(SOURCES)):
         for j, target in enumerate(reversed(TARGETS)):
             value = 0.1 * i + 0.25 * j
-            columns = {"r2": value, "r2_uniform": value - 0.05, "r2_cv": value - 0.01, "cka": value + 0.3, "cosine": value}
+            columns = {
+                "r2": value,
+                "r2_uniform": value - 0.05,
+                "r2_cv": value - 0.01,
+                "cka": value + 0.3,
+                "cosine": value,
+            }
             controls = {"r2_null": -0.01 * i, "r2_token": 0.2 + 0.01 * j}
-            rows.append({"source_hook": source, "target_hook": target, "n_tokens": 1000, "alpha": 1e-3, **columns, **controls})
+            rows.append(
+                {
+                    "source_hook": source,
+                    "target_hook": target,
+                    "n_tokens": 1000,
+                    "alpha": 1e-3,
+                    **columns,
+                    **controls,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -33,15 +61,33 @@ def _steering_rows(arm: str, slope: float, draw: float = math.nan) -> list[dict[
         propensity = -0.5 + slope * scale
         interval = {"propensity_low": propensity - 0.1, "propensity_high": propensity + 0.2}
         rows.append(
-            {"concept": CONCEPT, "arm": arm, "scale": scale, "propensity": propensity, "damage": 0.4 * scale, "draw": draw, **interval}
+            {
+                "concept": CONCEPT,
+                "arm": arm,
+                "scale": scale,
+                "propensity": propensity,
+                "damage": 0.4 * scale,
+                "draw": draw,
+                **interval,
+            }
         )
     return rows
 
 
 def _steering(n_draws: int = 20) -> pd.DataFrame:
-    unsteered = {"scale": 0.0, "propensity": -0.5, "propensity_low": -0.6, "propensity_high": -0.4, "damage": 0.0}
+    unsteered = {
+        "scale": 0.0,
+        "propensity": -0.5,
+        "propensity_low": -0.6,
+        "propensity_high": -0.4,
+        "damage": 0.0,
+    }
     rows = [{"concept": CONCEPT, "arm": "none", **unsteered}]
-    rows += _steering_rows("transferred", 0.7) + _steering_rows("native", 1.0) + _steering_rows("shuffled", 0.1)
+    rows += (
+        _steering_rows("transferred", 0.7)
+        + _steering_rows("native", 1.0)
+        + _steering_rows("shuffled", 0.1)
+    )
     for draw in range(n_draws):
         rows += _steering_rows("random", 0.01 * draw, draw=draw)
     return pd.DataFrame([*rows, {**rows[1], "concept": "another", "propensity": 99.0}])
@@ -51,7 +97,15 @@ def _summary() -> pd.DataFrame:
     def row(concept: str, arm: str, effect: float, flag: str = "") -> dict[str, Any]:
         fraction = {"fraction_of_native": effect / 2, "fraction_low": 0.1, "fraction_high": 0.9}
         interval = {"low": effect - 0.25, "high": effect + 0.5}
-        return {"concept": concept, "arm": arm, "effect_at_equal_damage": effect, "scale": 1.5, "flag": flag, **interval, **fraction}
+        return {
+            "concept": concept,
+            "arm": arm,
+            "effect_at_equal_damage": effect,
+            "scale": 1.5,
+            "flag": flag,
+            **interval,
+            **fraction,
+        }
 
     rows = [
         row(CONCEPT, "native", 2.0),
@@ -73,7 +127,12 @@ def _layout(figure: go.Figure) -> dict[str, Any]:
 def test_hook_names_are_short_on_axes_and_follow_the_forward_pass() -> None:
     assert [short_hook(name) for name in SOURCES] == ["embed", "0.pre", "10.post"]
     assert short_hook("blocks.3.hook_mlp_out") == "3.mlp_out"
-    names = ["blocks.10.hook_resid_pre", "blocks.2.hook_resid_post", "blocks.2.hook_resid_mid", "hook_embed"]
+    names = [
+        "blocks.10.hook_resid_pre",
+        "blocks.2.hook_resid_post",
+        "blocks.2.hook_resid_mid",
+        "hook_embed",
+    ]
     assert sorted(names, key=hook_order) == names[::-1]
 
 
@@ -81,7 +140,12 @@ def test_arms_differ_in_more_than_colour() -> None:
     looks = {(style.dash, style.symbol) for style in ARM_STYLES.values()}
     assert len(looks) == len(ARM_STYLES) == len({style.colour for style in ARM_STYLES.values()})
     assert arm_style("my own arm").label == "my own arm"
-    assert ordered_arms(["mine", "none", "native", "transferred", "native"]) == ["transferred", "native", "none", "mine"]
+    assert ordered_arms(["mine", "none", "native", "transferred", "native"]) == [
+        "transferred",
+        "native",
+        "none",
+        "mine",
+    ]
 
 
 def test_the_template_is_registered_but_not_made_the_default() -> None:
@@ -101,7 +165,10 @@ def test_every_figure_uses_the_template_and_names_the_units() -> None:
     for figure in figures:
         titles = str([axis.title.text for axis in [*figure.select_xaxes(), *figure.select_yaxes()]])
         assert "nats" in titles
-        assert _layout(figure)["template"]["layout"] == pio.templates[TEMPLATE_NAME].to_plotly_json()["layout"]
+        assert (
+            _layout(figure)["template"]["layout"]
+            == pio.templates[TEMPLATE_NAME].to_plotly_json()["layout"]
+        )
 
 
 def test_grid_cells_are_the_values_of_the_table() -> None:
@@ -114,7 +181,14 @@ def test_grid_cells_are_the_values_of_the_table() -> None:
             cell = scores[(scores.source_hook == source) & (scores.target_hook == target)].iloc[0]
             assert fit.z[row][column] == cell.r2_uniform
             assert null.z[row][column] == cell.r2_null
-            assert list(fit.customdata[row][column]) == [cell.r2, cell.r2_uniform, cell.r2_null, cell.r2_token, 1000, 1e-3]
+            assert list(fit.customdata[row][column]) == [
+                cell.r2,
+                cell.r2_uniform,
+                cell.r2_null,
+                cell.r2_token,
+                1000,
+                1e-3,
+            ]
 
 
 def test_the_null_shares_the_colour_scale_and_is_explained() -> None:
@@ -130,12 +204,23 @@ def test_the_null_shares_the_colour_scale_and_is_explained() -> None:
 def test_the_menus_switch_each_panel_to_another_column() -> None:
     figure = grid_figure(_scores(), value="cka")
     left, right = _layout(figure)["updatemenus"]
-    assert [button["label"] for button in left["buttons"]] == ["r2", "r2_uniform", "r2_cv", "cka", "cosine", "r2_null", "r2_token"]
+    assert [button["label"] for button in left["buttons"]] == [
+        "r2",
+        "r2_uniform",
+        "r2_cv",
+        "cka",
+        "cosine",
+        "r2_null",
+        "r2_token",
+    ]
     assert left["buttons"][left["active"]]["label"] == "cka"
     assert [button["label"] for button in right["buttons"]] == ["r2_null", "r2_token"]
     data, _, panel = right["buttons"][1]["args"]
     assert panel == [1]
-    assert data["z"][0] == [[pytest.approx(0.21)] * 3, [0.2] * 3]  # r2_token differs between the two targets only
+    assert data["z"][0] == [
+        [pytest.approx(0.21)] * 3,
+        [0.2] * 3,
+    ]  # r2_token differs between the two targets only
     data, heading, panel = left["buttons"][0]["args"]
     assert panel == [0]
     assert data["z"][0] == [list(row) for row in grid_figure(_scores(), value="r2").data[0].z]
@@ -144,7 +229,9 @@ def test_the_menus_switch_each_panel_to_another_column() -> None:
 
 def test_the_chosen_pair_is_outlined_in_both_panels() -> None:
     shapes = _layout(grid_figure(_scores(), chosen=(SOURCES[2], TARGETS[0])))["shapes"]
-    assert [(shape["x0"], shape["x1"], shape["y0"], shape["y1"]) for shape in shapes] == [(1.5, 2.5, -0.5, 0.5)] * 2
+    assert [(shape["x0"], shape["x1"], shape["y0"], shape["y1"]) for shape in shapes] == [
+        (1.5, 2.5, -0.5, 0.5)
+    ] * 2
     assert {shape["xref"] for shape in shapes} == {"x", "x2"}
 
 
@@ -156,14 +243,23 @@ def test_a_grid_without_controls_has_one_panel() -> None:
 
 
 def test_only_small_grids_write_numbers_into_cells() -> None:
-    rows = [{"source_hook": f"blocks.{i}.hook_resid_post", "target_hook": "hook_embed", "r2": 0.5} for i in range(13)]
+    rows = [
+        {"source_hook": f"blocks.{i}.hook_resid_post", "target_hook": "hook_embed", "r2": 0.5}
+        for i in range(13)
+    ]
     assert grid_figure(pd.DataFrame(rows)).data[0].texttemplate is None
     assert grid_figure(pd.DataFrame(rows[:12])).data[0].texttemplate is not None
 
 
 def test_a_missing_pair_is_a_hole_not_a_zero() -> None:
     scores = _scores()
-    z = grid_figure(scores[~((scores.source_hook == SOURCES[0]) & (scores.target_hook == TARGETS[0]))]).data[0].z
+    z = (
+        grid_figure(
+            scores[~((scores.source_hook == SOURCES[0]) & (scores.target_hook == TARGETS[0]))]
+        )
+        .data[0]
+        .z
+    )
     assert math.isnan(z[0][0])
     assert not math.isnan(z[1][0])
 
@@ -173,11 +269,17 @@ def test_a_missing_pair_is_a_hole_not_a_zero() -> None:
     [
         (lambda scores: scores, {"value": "r2_down"}, "lacks columns"),
         (lambda scores: scores.assign(r2=math.nan), {}, "columns with values here are"),
-        (lambda scores: scores, {"chosen": ("blocks.9.hook_resid_post", TARGETS[0])}, "is not in the table"),
+        (
+            lambda scores: scores,
+            {"chosen": ("blocks.9.hook_resid_post", TARGETS[0])},
+            "is not in the table",
+        ),
         (lambda scores: pd.concat([scores, scores]), {}, "12 rows for 6 layer pairs"),
     ],
 )
-def test_a_grid_that_cannot_be_shown_is_refused_with_the_reason(change: Any, arguments: dict[str, Any], message: str) -> None:
+def test_a_grid_that_cannot_be_shown_is_refused_with_the_reason(
+    change: Any, arguments: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         grid_figure(change(_scores()), **arguments)
 
@@ -203,7 +305,11 @@ def test_no_steering_is_a_level_across_the_figure() -> None:
 
 
 @pytest.mark.parametrize(
-    "draw_figure", [lambda t: steering_figure(t, concept=CONCEPT), lambda t: effect_damage_figure(t, concept=CONCEPT, budget=0.1)]
+    "draw_figure",
+    [
+        lambda t: steering_figure(t, concept=CONCEPT),
+        lambda t: effect_damage_figure(t, concept=CONCEPT, budget=0.1),
+    ],
 )
 def test_random_draws_do_not_flood_the_legend(draw_figure: Any) -> None:
     figure = draw_figure(_steering(n_draws=20))
@@ -215,7 +321,9 @@ def test_random_draws_do_not_flood_the_legend(draw_figure: Any) -> None:
 
 
 def test_random_without_draws_is_an_arm_like_the_others() -> None:
-    table = pd.DataFrame(_steering_rows("none", 0.0) + _steering_rows("random", 0.1)).drop(columns="draw")
+    table = pd.DataFrame(_steering_rows("none", 0.0) + _steering_rows("random", 0.1)).drop(
+        columns="draw"
+    )
     assert list(_trace(steering_figure(table, concept=CONCEPT), "random").x) == [0, 1, 2]
 
 
@@ -231,7 +339,10 @@ def test_effects_are_differences_to_no_steering_at_the_tables_damage() -> None:
 def test_damage_far_beyond_the_budget_is_a_button_away() -> None:
     near = _layout(effect_damage_figure(_steering(), concept=CONCEPT, budget=0.1))
     assert near["xaxis"]["range"][1] == pytest.approx(0.5)
-    assert [button["label"] for button in near["updatemenus"][0]["buttons"]] == ["near the budget", "all"]
+    assert [button["label"] for button in near["updatemenus"][0]["buttons"]] == [
+        "near the budget",
+        "all",
+    ]
     whole = _layout(effect_damage_figure(_steering(), concept=CONCEPT, budget=0.2))
     assert "updatemenus" not in whole
     assert "range" not in whole["xaxis"]
@@ -294,7 +405,9 @@ def test_calibration_marks_budget_and_chosen_scale() -> None:
 
 @pytest.mark.parametrize("chosen", [None, math.nan])
 def test_calibration_without_a_scale_says_so(chosen: float | None) -> None:
-    figure = calibration_figure(pd.DataFrame({"scale": [0.0], "damage": [0.0]}), budget=0.1, chosen=chosen)
+    figure = calibration_figure(
+        pd.DataFrame({"scale": [0.0], "damage": [0.0]}), budget=0.1, chosen=chosen
+    )
     assert len(_layout(figure)["shapes"]) == 1
     assert "do not bracket" in _layout(figure)["title"]["subtitle"]["text"]
 

@@ -18,10 +18,17 @@ def _table() -> pd.DataFrame:
             ce = 3.0 + 0.5 * number
             rows.append(
                 {
-                    "route": route, "arm": arm, "finishes_in": finish, "ce": ce, "ce_low": ce - 0.1, "ce_high": ce + 0.2, "kl": 0.25 * number,
-                    "recovered": math.nan if arm == "token" else 0.5, "increase_percent": 10.0 * number,
+                    "route": route,
+                    "arm": arm,
+                    "finishes_in": finish,
+                    "ce": ce,
+                    "ce_low": ce - 0.1,
+                    "ce_high": ce + 0.2,
+                    "kl": 0.25 * number,
+                    "recovered": math.nan if arm == "token" else 0.5,
+                    "increase_percent": 10.0 * number,
                 }
-            )  # fmt: skip
+            )
     return pd.DataFrame(rows)
 
 
@@ -43,8 +50,20 @@ def test_every_arm_is_a_point_with_its_interval_and_its_rise() -> None:
 def test_arms_are_in_one_order_and_lines_mark_own_and_mean() -> None:
     figure: Any = stitch_loss_figure(_table())
     order = list(figure.layout.yaxis.categoryarray)[::-1]
-    assert order == ["finishing model, own state", "stitched", "two_way", "token identity", "mean-ablated", "zero-ablated"]
-    assert [(shape.xref, shape.x0) for shape in figure.layout.shapes] == [("x", 3.0), ("x", 3.5), ("x2", 3.0), ("x2", 3.5)]
+    assert order == [
+        "finishing model, own state",
+        "stitched",
+        "two_way",
+        "token identity",
+        "mean-ablated",
+        "zero-ablated",
+    ]
+    assert [(shape.xref, shape.x0) for shape in figure.layout.shapes] == [
+        ("x", 3.0),
+        ("x", 3.5),
+        ("x2", 3.0),
+        ("x2", 3.5),
+    ]
 
 
 def test_an_undefined_share_is_said_and_a_missing_column_refused() -> None:

@@ -1,4 +1,6 @@
-"""Activations are those of Hugging Face, nothing runs that need not run, and the model is left as it was found."""
+"""Activations are those of Hugging Face, nothing runs that need not run, and the model is left as
+it was found.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -14,9 +16,26 @@ from lrt_lens.errors import HookPointError
 from lrt_lens.models._engine import HookedTransformerEngine, engine_for
 from lrt_lens.models._hooked_model import HookedModel
 
-FINAL_NORM = {"llama": "norm", "gpt2": "ln_f", "neox": "final_layer_norm", "gemma": "norm", "qwen2": "norm"}
-EMBEDDING = {"llama": "embed_tokens", "gpt2": "wte", "neox": "embed_in", "gemma": "embed_tokens", "qwen2": "embed_tokens"}
-BEFORE_MLP = {"llama": "post_attention_layernorm", "gpt2": "ln_2", "gemma": "post_attention_layernorm", "qwen2": "post_attention_layernorm"}
+FINAL_NORM = {
+    "llama": "norm",
+    "gpt2": "ln_f",
+    "neox": "final_layer_norm",
+    "gemma": "norm",
+    "qwen2": "norm",
+}
+EMBEDDING = {
+    "llama": "embed_tokens",
+    "gpt2": "wte",
+    "neox": "embed_in",
+    "gemma": "embed_tokens",
+    "qwen2": "embed_tokens",
+}
+BEFORE_MLP = {
+    "llama": "post_attention_layernorm",
+    "gpt2": "ln_2",
+    "gemma": "post_attention_layernorm",
+    "qwen2": "post_attention_layernorm",
+}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +43,10 @@ def tokens(tokenizer: Any) -> Tensor:
     return torch.tensor(
         [
             tokenizer(text)["input_ids"][:9]
-            for text in ("the little cat slept on the old stone house", "a sad queen saw the red bird under it")
+            for text in (
+                "the little cat slept on the old stone house",
+                "a sad queen saw the red bird under it",
+            )
         ]
     )
 
@@ -38,8 +60,12 @@ def reference(build_hf: Any, tokens: Tensor) -> Any:
         decoder = bare.base_model
         seen: dict[str, Tensor] = {}
         layers = getattr(decoder, "layers", None) or decoder.h
-        getattr(decoder, FINAL_NORM[architecture]).register_forward_pre_hook(lambda module, args: seen.update(last=args[0]))
-        getattr(decoder, EMBEDDING[architecture]).register_forward_hook(lambda module, args, output: seen.update(hook_embed=output))
+        getattr(decoder, FINAL_NORM[architecture]).register_forward_pre_hook(
+            lambda module, args: seen.update(last=args[0])
+        )
+        getattr(decoder, EMBEDDING[architecture]).register_forward_hook(
+            lambda module, args, output: seen.update(hook_embed=output)
+        )
         for index, layer in enumerate(layers):
             if architecture in BEFORE_MLP:
                 name = f"blocks.{index}.hook_resid_mid"
@@ -66,7 +92,12 @@ TRANSFORMER_LENS_4 = version("transformer-lens").startswith("4")
 def hooks_on(model: HookedModel) -> list[int]:
     """Ids of all hooks, of torch and of TransformerLens, on all modules."""
     root: nn.Module = getattr(model.bridge, "original_model", model.bridge)
-    found = [hook for module in root.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks) for hook in hooks.values()]
+    found = [
+        hook
+        for module in root.modules()
+        for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        for hook in hooks.values()
+    ]
     found += [handle for point in model.bridge.hook_dict.values() for handle in point.fwd_hooks]
     return sorted(map(id, found))
 
@@ -75,28 +106,37 @@ def hooks_on(model: HookedModel) -> list[int]:
 def calls_counted(model: HookedModel) -> Iterator[Counter]:
     """Counts the calls of every decoder layer (by index) and of the unembedding ("unembed")."""
     calls: Counter = Counter()
-    modules = {index: block.original_component for index, block in enumerate(model.bridge.blocks)} | {
-        "unembed": model.bridge.unembed.original_component
-    }
-    handles = [module.register_forward_pre_hook(lambda module, args, key=key: calls.update([key])) for key, module in modules.items()]
+    modules = {
+        index: block.original_component for index, block in enumerate(model.bridge.blocks)
+    } | {"unembed": model.bridge.unembed.original_component}
+    handles = [
+        module.register_forward_pre_hook(lambda module, args, key=key: calls.update([key]))
+        for key, module in modules.items()
+    ]
     yield calls
     for handle in handles:
         handle.remove()
 
 
-# ------------------------------------------------------------------------------------------------------------------------- bridge
+# ------------------------------------------------------------------------------------------- bridge
 
 
-def test_every_hook_point_equals_hugging_face(architecture: str, models: dict, reference: Any, tokens: Tensor) -> None:
+def test_every_hook_point_equals_hugging_face(
+    architecture: str, models: dict, reference: Any, tokens: Tensor
+) -> None:
     model, expected = models[architecture], reference(architecture)
     logits = expected.pop("logits")
     assert set(model.hook_points) == set(expected)
     for name in model.hook_points:
-        torch.testing.assert_close(model.capture(tokens, name), expected[name], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            model.capture(tokens, name), expected[name], atol=1e-5, rtol=1e-5
+        )
     torch.testing.assert_close(model.logits(tokens), logits, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.skipif(TRANSFORMER_LENS_4, reason="TransformerLens 4 forces eager attention on the model it is given")
+@pytest.mark.skipif(
+    TRANSFORMER_LENS_4, reason="TransformerLens 4 forces eager attention on the model it is given"
+)
 def test_streams_captured_without_resid_mid_are_bit_equal_to_hugging_face(
     architecture: str, models: dict, reference: Any, tokens: Tensor
 ) -> None:
@@ -106,21 +146,38 @@ def test_streams_captured_without_resid_mid_are_bit_equal_to_hugging_face(
     assert all(torch.equal(seen[name], expected[name]) for name in names)
 
 
-def test_several_hook_points_at_once_are_those_captured_alone(architecture: str, models: dict, tokens: Tensor) -> None:
+def test_several_hook_points_at_once_are_those_captured_alone(
+    architecture: str, models: dict, tokens: Tensor
+) -> None:
     model = models[architecture]
     together = model.capture(tokens, list(model.hook_points))
     assert list(together) == list(model.hook_points)
     for name in model.hook_points:
-        torch.testing.assert_close(together[name], model.capture(tokens, name), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            together[name], model.capture(tokens, name), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_a_parallel_block_has_no_resid_mid_and_says_so(models: dict, tokens: Tensor) -> None:
-    with pytest.raises(HookPointError, match=r"'blocks.1.hook_resid_mid' is not on .*parallel.*use hook_resid_pre or hook_resid_post"):
+    with pytest.raises(
+        HookPointError,
+        match=r"'blocks.1.hook_resid_mid' is not on .*parallel.*use hook_resid_pre or hook_resid_post",
+    ):
         models["neox"].capture(tokens, "blocks.1.hook_resid_mid")
 
 
-@pytest.mark.parametrize("hook", ["blocks.1.hook_resid_post", "blocks.1.hook_resid_pre", "blocks.1.hook_resid_mid", "hook_embed"])
-def test_capture_stops_at_the_deepest_hook_and_never_unembeds(architecture: str, models: dict, tokens: Tensor, hook: str) -> None:
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "blocks.1.hook_resid_post",
+        "blocks.1.hook_resid_pre",
+        "blocks.1.hook_resid_mid",
+        "hook_embed",
+    ],
+)
+def test_capture_stops_at_the_deepest_hook_and_never_unembeds(
+    architecture: str, models: dict, tokens: Tensor, hook: str
+) -> None:
     model = models[architecture]
     if hook not in model.hook_points:
         pytest.skip("no resid_mid here")
@@ -129,16 +186,24 @@ def test_capture_stops_at_the_deepest_hook_and_never_unembeds(architecture: str,
     reached = {"hook_embed": 0, "blocks.1.hook_resid_pre": 1}.get(hook, 2)
     # A block whose input is wanted is entered (its hook runs first) and left at once.
     assert calls["unembed"] == 0
-    assert {layer for layer in calls if layer != "unembed"} <= set(range(reached + (hook == "blocks.1.hook_resid_pre")))
+    assert {layer for layer in calls if layer != "unembed"} <= set(
+        range(reached + (hook == "blocks.1.hook_resid_pre"))
+    )
     assert all(calls[layer] == 1 for layer in range(reached))
     with calls_counted(model) as calls:
         model.logits(tokens)
     assert calls["unembed"] == 1, "the counter counts what does run"
 
 
-def test_the_bridge_is_bit_identical_and_without_new_hooks_after_a_capture(architecture: str, models: dict, tokens: Tensor) -> None:
+def test_the_bridge_is_bit_identical_and_without_new_hooks_after_a_capture(
+    architecture: str, models: dict, tokens: Tensor
+) -> None:
     model = models[architecture]
-    before, modules, hooks = model.logits(tokens), list(model.bridge.original_model.modules()), hooks_on(model)
+    before, modules, hooks = (
+        model.logits(tokens),
+        list(model.bridge.original_model.modules()),
+        hooks_on(model),
+    )
     model.capture(tokens, [name for name in model.hook_points if not name.endswith("mid")])
     model.capture(tokens, list(model.hook_points))
     after = list(model.bridge.original_model.modules())
@@ -151,31 +216,53 @@ def test_the_bridge_is_restored_when_a_forward_pass_fails(
     architecture: str, models: dict, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = models[architecture]
-    before, modules, hooks = model.logits(tokens), list(model.bridge.original_model.modules()), hooks_on(model)
+    before, modules, hooks = (
+        model.logits(tokens),
+        list(model.bridge.original_model.modules()),
+        hooks_on(model),
+    )
     mixed = [name for name in model.hook_points if name.startswith("blocks.2")]
     for names in (["blocks.2.hook_resid_post"], mixed):
         with monkeypatch.context() as patch:
             broken = model.bridge.blocks[1].original_component
-            patch.setattr(broken, "forward", lambda *args, **kwargs: (_ for _ in ()).throw(RuntimeError("out of memory")))
+            patch.setattr(
+                broken,
+                "forward",
+                lambda *args, **kwargs: (_ for _ in ()).throw(RuntimeError("out of memory")),
+            )
             with pytest.raises(RuntimeError, match="out of memory"):
                 model.capture(tokens, names)
-        assert all(one is other for one, other in zip(modules, model.bridge.original_model.modules(), strict=True))
+        assert all(
+            one is other
+            for one, other in zip(modules, model.bridge.original_model.modules(), strict=True)
+        )
         assert hooks_on(model) == hooks
         assert torch.equal(model.logits(tokens), before)
 
 
-def test_capture_sees_what_an_intervention_changes(architecture: str, models: dict, tokens: Tensor) -> None:
+def test_capture_sees_what_an_intervention_changes(
+    architecture: str, models: dict, tokens: Tensor
+) -> None:
     model = models[architecture]
     direction = torch.linspace(-1, 1, model.d_model)
     plain = model.capture(tokens, [0, 1])
     with model.intervene({0: lambda x, hook: x + direction}):
         changed = model.capture(tokens, [0, 1])
-    torch.testing.assert_close(changed["blocks.0.hook_resid_post"], plain["blocks.0.hook_resid_post"] + direction, atol=1e-5, rtol=1e-5)
-    assert (changed["blocks.1.hook_resid_post"] - plain["blocks.1.hook_resid_post"]).abs().max() > 0.1
+    torch.testing.assert_close(
+        changed["blocks.0.hook_resid_post"],
+        plain["blocks.0.hook_resid_post"] + direction,
+        atol=1e-5,
+        rtol=1e-5,
+    )
+    assert (
+        changed["blocks.1.hook_resid_post"] - plain["blocks.1.hook_resid_post"]
+    ).abs().max() > 0.1
     assert torch.equal(model.capture(tokens, 1), plain["blocks.1.hook_resid_post"])
 
 
-def test_an_intervention_is_the_same_under_both_names_of_a_place(architecture: str, models: dict, tokens: Tensor) -> None:
+def test_an_intervention_is_the_same_under_both_names_of_a_place(
+    architecture: str, models: dict, tokens: Tensor
+) -> None:
     model = models[architecture]
     direction = torch.linspace(-1, 1, model.d_model)
     changed = {}
@@ -186,7 +273,15 @@ def test_an_intervention_is_the_same_under_both_names_of_a_place(architecture: s
     assert (changed["blocks.0.hook_resid_post"] - model.logits(tokens)).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("kind", ["hook_embed", "blocks.1.hook_resid_pre", "blocks.1.hook_resid_mid", "blocks.1.hook_resid_post"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "hook_embed",
+        "blocks.1.hook_resid_pre",
+        "blocks.1.hook_resid_mid",
+        "blocks.1.hook_resid_post",
+    ],
+)
 def test_a_changed_activation_reaches_what_comes_after_it(
     architecture: str, models: dict, reference: Any, tokens: Tensor, kind: str
 ) -> None:
@@ -201,11 +296,13 @@ def test_a_changed_activation_reaches_what_comes_after_it(
 
 
 def test_an_unknown_model_is_refused_with_what_is_accepted() -> None:
-    with pytest.raises(TypeError, match=r"Linear is no model we can run; give a hub id.*HookedTransformer"):
+    with pytest.raises(
+        TypeError, match=r"Linear is no model we can run; give a hub id.*HookedTransformer"
+    ):
         engine_for(nn.Linear(2, 2))
 
 
-# -------------------------------------------------------------------------------------------------------------- HookedTransformer
+# -------------------------------------------------------------------------------- HookedTransformer
 
 
 @pytest.fixture(scope="module")
@@ -227,21 +324,37 @@ def from_gpt2(build_hf: Any, tokenizer: Any) -> Any:
 
             from_pretrained = staticmethod(lambda *args, **kwargs: gpt2.config)
 
-        options = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False} | processing
+        options = {
+            "fold_ln": False,
+            "center_writing_weights": False,
+            "center_unembed": False,
+            "fold_value_biases": False,
+        } | processing
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loading, "AutoConfig", LocalConfig)
-            return lens.HookedTransformer.from_pretrained("gpt2", hf_model=gpt2, tokenizer=tokenizer, **options)
+            return lens.HookedTransformer.from_pretrained(
+                "gpt2", hf_model=gpt2, tokenizer=tokenizer, **options
+            )
 
     return build
 
 
-def test_a_hooked_transformer_gives_the_same_activations(from_gpt2: Any, reference: Any, tokens: Tensor) -> None:
+def test_a_hooked_transformer_gives_the_same_activations(
+    from_gpt2: Any, reference: Any, tokens: Tensor
+) -> None:
     model, expected = HookedModel.load(from_gpt2()), reference("gpt2")
     assert isinstance(model.engine, HookedTransformerEngine)
     for name in model.hook_points:
-        torch.testing.assert_close(model.capture(tokens, name), expected[name], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            model.capture(tokens, name), expected[name], atol=1e-5, rtol=1e-5
+        )
     assert set(model.hook_points) == set(expected) - {"logits"}
-    torch.testing.assert_close(model.logits(tokens).log_softmax(-1), expected["logits"].log_softmax(-1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.logits(tokens).log_softmax(-1),
+        expected["logits"].log_softmax(-1),
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 def test_a_hooked_transformer_stops_at_the_deepest_hook(from_gpt2: Any, tokens: Tensor) -> None:
@@ -261,7 +374,9 @@ def test_a_hooked_transformer_stops_at_the_deepest_hook(from_gpt2: Any, tokens: 
         assert set(calls) <= expected, name
 
 
-def test_a_hooked_transformer_intervenes_generates_and_is_left_without_hooks(from_gpt2: Any, tokens: Tensor) -> None:
+def test_a_hooked_transformer_intervenes_generates_and_is_left_without_hooks(
+    from_gpt2: Any, tokens: Tensor
+) -> None:
     model = HookedModel.load(from_gpt2())
     before, stream, hooks = model.logits(tokens), model.capture(tokens, 1), hooks_on(model)
     text = model.generate("the cat", max_new_tokens=6, seed=3)
@@ -269,7 +384,9 @@ def test_a_hooked_transformer_intervenes_generates_and_is_left_without_hooks(fro
     with model.intervene({1: lambda x, hook: x + direction}):
         assert (model.logits(tokens) - before).abs().max() > 0.1
         assert model.generate("the cat", max_new_tokens=6, seed=3) != text
-        torch.testing.assert_close(model.capture(tokens, 1), stream + direction, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            model.capture(tokens, 1), stream + direction, atol=1e-5, rtol=1e-5
+        )
     assert torch.equal(model.logits(tokens), before)
     assert model.generate("the cat", max_new_tokens=6, seed=3) == text
     assert hooks_on(model) == hooks == []
@@ -279,19 +396,33 @@ def test_a_bridge_carries_the_raw_basis(architecture: str, models: dict) -> None
     assert models[architecture].basis == "raw"
 
 
-def test_centred_writing_weights_are_seen_and_carry_the_stream_without_its_mean(from_gpt2: Any, reference: Any, tokens: Tensor) -> None:
+def test_centred_writing_weights_are_seen_and_carry_the_stream_without_its_mean(
+    from_gpt2: Any, reference: Any, tokens: Tensor
+) -> None:
     model = HookedModel.load(from_gpt2(center_writing_weights=True, fold_ln=True))
     raw = reference("gpt2")["blocks.1.hook_resid_post"]
     assert model.basis == model.identity.basis == "centred"
-    torch.testing.assert_close(model.capture(tokens, 1), raw - raw.mean(-1, keepdim=True), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.capture(tokens, 1), raw - raw.mean(-1, keepdim=True), atol=1e-5, rtol=1e-5
+    )
 
 
-def test_folding_the_layer_norms_alone_leaves_the_raw_basis(from_gpt2: Any, reference: Any, tokens: Tensor) -> None:
+def test_folding_the_layer_norms_alone_leaves_the_raw_basis(
+    from_gpt2: Any, reference: Any, tokens: Tensor
+) -> None:
     model = HookedModel.load(from_gpt2(fold_ln=True))
     assert model.basis == "raw"
-    torch.testing.assert_close(model.capture(tokens, 1), reference("gpt2")["blocks.1.hook_resid_post"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.capture(tokens, 1),
+        reference("gpt2")["blocks.1.hook_resid_post"],
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 def test_the_basis_is_seen_in_bfloat16_too(from_gpt2: Any) -> None:
-    assert HookedModel.load(from_gpt2(center_writing_weights=True).to(torch.bfloat16)).basis == "centred"
+    assert (
+        HookedModel.load(from_gpt2(center_writing_weights=True).to(torch.bfloat16)).basis
+        == "centred"
+    )
     assert HookedModel.load(from_gpt2().to(torch.bfloat16)).basis == "raw"

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 import pytest
 
 from lrt_lens.errors import HookPointError
-from lrt_lens.models._hook_points import EMBED, depth, layer_pairs, place, resolve, resolve_layers, same_place
+from lrt_lens.models._hook_points import (
+    EMBED,
+    depth,
+    layer_pairs,
+    place,
+    resolve,
+    resolve_layers,
+    same_place,
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,14 @@ class Shape:
     @property
     def hook_points(self) -> tuple[str, ...]:
         parts = ("pre", "mid", "post") if self.has_mid else ("pre", "post")
-        return (EMBED, *(f"blocks.{layer}.hook_resid_{part}" for layer in range(self.n_layers) for part in parts))
+        return (
+            EMBED,
+            *(
+                f"blocks.{layer}.hook_resid_{part}"
+                for layer in range(self.n_layers)
+                for part in parts
+            ),
+        )
 
 
 SIX, TWELVE = Shape("six", 6), Shape("twelve", 12)
@@ -43,19 +58,34 @@ def test_a_layer_or_a_name_resolves_to_the_full_name(short: int | str, full: str
 
 @pytest.mark.parametrize("layer", [6, -7, 100])
 def test_a_layer_out_of_range_names_the_range(layer: int) -> None:
-    with pytest.raises(HookPointError, match=rf"layer {layer} is not on 'six'; it has 6 blocks: use 0 to 5"):
+    with pytest.raises(
+        HookPointError, match=rf"layer {layer} is not on 'six'; it has 6 blocks: use 0 to 5"
+    ):
         resolve(layer, SIX)
 
 
-@pytest.mark.parametrize("name", ["blocks.6.hook_resid_post", "blocks.2.hook_resid_pots", "resid_post", "blocks.1.attn.hook_z", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "blocks.6.hook_resid_post",
+        "blocks.2.hook_resid_pots",
+        "resid_post",
+        "blocks.1.attn.hook_z",
+        "",
+    ],
+)
 def test_an_unknown_name_is_quoted_beside_the_names_there_are(name: str) -> None:
-    with pytest.raises(HookPointError, match=rf"{re.escape(repr(name))} is not on 'six'; it has 6 blocks: .*'blocks\.5\.hook_resid_post'"):
+    with pytest.raises(
+        HookPointError,
+        match=rf"{re.escape(repr(name))} is not on 'six'; it has 6 blocks: .*'blocks\.5\.hook_resid_post'",
+    ):
         resolve(name, SIX)
 
 
 def test_a_model_without_resid_mid_says_why_and_what_to_use() -> None:
     with pytest.raises(
-        HookPointError, match=r"'blocks.1.hook_resid_mid' is not on 'parallel'.*parallel.*use hook_resid_pre or hook_resid_post"
+        HookPointError,
+        match=r"'blocks.1.hook_resid_mid' is not on 'parallel'.*parallel.*use hook_resid_pre or hook_resid_post",
     ):
         resolve("blocks.1.hook_resid_mid", Shape("parallel", 3, has_mid=False))
 
@@ -67,7 +97,11 @@ def test_a_model_without_resid_mid_says_why_and_what_to_use() -> None:
         ("blocks.3.hook_resid_post", "blocks.3.hook_resid_post", True),
         ("blocks.3.hook_resid_pre", "blocks.3.hook_resid_post", False),
         ("blocks.3.hook_resid_mid", "blocks.3.hook_resid_post", False),
-        ("blocks.0.hook_resid_pre", "hook_embed", False),  # positions may have been added in between
+        (
+            "blocks.0.hook_resid_pre",
+            "hook_embed",
+            False,
+        ),  # positions may have been added in between
     ],
 )
 def test_the_stream_between_two_blocks_is_one_place(first: str, second: str, same: bool) -> None:
@@ -76,7 +110,13 @@ def test_the_stream_between_two_blocks_is_one_place(first: str, second: str, sam
 
 
 def test_depth_counts_the_blocks_that_have_run() -> None:
-    names = ["hook_embed", "blocks.0.hook_resid_pre", "blocks.0.hook_resid_mid", "blocks.0.hook_resid_post", "blocks.1.hook_resid_mid"]
+    names = [
+        "hook_embed",
+        "blocks.0.hook_resid_pre",
+        "blocks.0.hook_resid_mid",
+        "blocks.0.hook_resid_post",
+        "blocks.1.hook_resid_mid",
+    ]
     assert [depth(name) for name in names] == [-1, 0, 0.5, 1, 1.5]
     assert depth("blocks.1.hook_resid_pre") == depth("blocks.0.hook_resid_post")
 
@@ -97,6 +137,12 @@ def test_all_layers_pair_with_all_layers() -> None:
 
 def test_proportional_layers_pair_equal_relative_depths() -> None:
     pairs = layer_pairs("all", "proportional", SIX, TWELVE)
-    assert pairs == [(f"blocks.{layer}.hook_resid_post", f"blocks.{2 * layer + 1}.hook_resid_post") for layer in range(6)]
+    assert pairs == [
+        (f"blocks.{layer}.hook_resid_post", f"blocks.{2 * layer + 1}.hook_resid_post")
+        for layer in range(6)
+    ]
     back = layer_pairs("proportional", [1, 11], SIX, TWELVE)
-    assert back == [("blocks.0.hook_resid_post", "blocks.1.hook_resid_post"), ("blocks.5.hook_resid_post", "blocks.11.hook_resid_post")]
+    assert back == [
+        ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post"),
+        ("blocks.5.hook_resid_post", "blocks.11.hook_resid_post"),
+    ]

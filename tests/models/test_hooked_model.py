@@ -11,7 +11,11 @@ from lrt_lens.data._retokenizing import with_fewer_merges
 from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.models._hooked_model import HookedModel, tokenizer_hash
 
-TEXTS = ["the little cat slept on the old stone house", "a sad queen", "the boy ran but the girl sang in the garden and it was good"]
+TEXTS = [
+    "the little cat slept on the old stone house",
+    "a sad queen",
+    "the boy ran but the girl sang in the garden and it was good",
+]
 
 
 def towards(direction: Tensor) -> Any:
@@ -24,7 +28,7 @@ def push(model: HookedModel) -> Any:
     return towards(4 * torch.linspace(-1, 1, model.d_model))
 
 
-# ------------------------------------------------------------------------------------------------------------------------- tokens
+# ------------------------------------------------------------------------------------------- tokens
 
 
 def test_bos_is_put_in_front_as_the_tokenizer_itself_does(load: Any, train_tokenizer: Any) -> None:
@@ -39,7 +43,9 @@ def test_bos_is_put_in_front_as_the_tokenizer_itself_does(load: Any, train_token
 
 @pytest.mark.parametrize("bos_in_template", [True, False])
 @pytest.mark.parametrize("prepend", [True, False])
-def test_the_bos_policy_can_be_chosen_and_is_recorded(load: Any, train_tokenizer: Any, bos_in_template: bool, prepend: bool) -> None:
+def test_the_bos_policy_can_be_chosen_and_is_recorded(
+    load: Any, train_tokenizer: Any, bos_in_template: bool, prepend: bool
+) -> None:
     model = load(layers=1, tokenizer=train_tokenizer(bos=bos_in_template), prepend_bos=prepend)
     [ids] = model.encode(["the cat"])
     assert ids.count(model.tokenizer.bos_token_id) == int(prepend)
@@ -52,7 +58,8 @@ def test_bos_without_a_bos_token_is_refused(load: Any, train_tokenizer: Any) -> 
     tokenizer.bos_token = None
     assert load(layers=1, tokenizer=tokenizer).prepend_bos is False
     with pytest.raises(
-        ValueError, match=r"prepend_bos=True, but the tokenizer of 'LlamaForCausalLM' has no BOS token; use prepend_bos=False"
+        ValueError,
+        match=r"prepend_bos=True, but the tokenizer of 'LlamaForCausalLM' has no BOS token; use prepend_bos=False",
     ):
         load(layers=1, tokenizer=tokenizer, prepend_bos=True)
 
@@ -65,16 +72,22 @@ def test_texts_are_cut_to_the_context_length(model: HookedModel) -> None:
 
 @pytest.mark.parametrize("method", ["encode", "loss", "logits", "generate"])
 def test_an_empty_text_is_named(model: HookedModel, method: str) -> None:
-    with pytest.raises(ValueError, match=r"text 1 is empty \(''\); give texts with at least one token"):
+    with pytest.raises(
+        ValueError, match=r"text 1 is empty \(''\); give texts with at least one token"
+    ):
         getattr(model, method)(["the cat", ""])
 
 
 def test_no_text_at_all_is_refused(model: HookedModel) -> None:
-    with pytest.raises(ValueError, match="no text given; expected a text, or a list of at least one"):
+    with pytest.raises(
+        ValueError, match="no text given; expected a text, or a list of at least one"
+    ):
         model.capture([], 0)
 
 
-def test_the_read_mask_leaves_out_padding_specials_and_the_first_positions(model: HookedModel) -> None:
+def test_the_read_mask_leaves_out_padding_specials_and_the_first_positions(
+    model: HookedModel,
+) -> None:
     end = model.tokenizer.eos_token_id
     mask = model.read_mask([[end, 9, 9, 9, 9, end, 9], [end, 9, 9, 9, 9]], skip_first=3)
     assert mask.int().tolist() == [[0, 0, 0, 1, 1, 0, 1], [0, 0, 0, 1, 1, 0, 0]]
@@ -88,31 +101,48 @@ def test_padding_on_the_right_changes_nothing(models: dict, architecture: str) -
     assert len({len(row) for row in rows}) == 3
     for index, row in enumerate(rows):
         alone = torch.tensor([row])
-        torch.testing.assert_close(padded[index, : len(row)], model.logits(alone)[0], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(streams[index, : len(row)], model.capture(alone, -1)[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            padded[index, : len(row)], model.logits(alone)[0], atol=1e-5, rtol=1e-5
+        )
+        torch.testing.assert_close(
+            streams[index, : len(row)], model.capture(alone, -1)[0], atol=1e-5, rtol=1e-5
+        )
 
 
-# -------------------------------------------------------------------------------------------------------------------- activations
+# -------------------------------------------------------------------------------------- activations
 
 
 def test_one_hook_point_gives_a_tensor_and_several_a_dict_by_full_name(model: HookedModel) -> None:
     one = model.capture("the cat", -1)
     assert one.shape == (1, len(model.encode(["the cat"])[0]), 16)
     assert torch.equal(one, model.capture("the cat", "blocks.2.hook_resid_post"))
-    assert list(model.capture(TEXTS, [0, "hook_embed"])) == ["blocks.0.hook_resid_post", "hook_embed"]
-    assert list(model.capture(TEXTS, "all")) == [f"blocks.{layer}.hook_resid_post" for layer in range(3)]
-    assert torch.equal(model.capture(TEXTS, [-1])["blocks.2.hook_resid_post"], model.capture(TEXTS, 2))
+    assert list(model.capture(TEXTS, [0, "hook_embed"])) == [
+        "blocks.0.hook_resid_post",
+        "hook_embed",
+    ]
+    assert list(model.capture(TEXTS, "all")) == [
+        f"blocks.{layer}.hook_resid_post" for layer in range(3)
+    ]
+    assert torch.equal(
+        model.capture(TEXTS, [-1])["blocks.2.hook_resid_post"], model.capture(TEXTS, 2)
+    )
 
 
 def test_both_names_of_a_place_give_the_same_activations(models: dict, architecture: str) -> None:
-    both = models[architecture].capture(TEXTS, ["blocks.2.hook_resid_pre", "blocks.1.hook_resid_post"])
+    both = models[architecture].capture(
+        TEXTS, ["blocks.2.hook_resid_pre", "blocks.1.hook_resid_post"]
+    )
     assert torch.equal(both["blocks.2.hook_resid_pre"], both["blocks.1.hook_resid_post"])
 
 
 def test_an_unknown_hook_point_is_refused_with_the_range(model: HookedModel) -> None:
-    with pytest.raises(HookPointError, match="layer 3 is not on 'LlamaForCausalLM'; it has 3 blocks: use 0 to 2"):
+    with pytest.raises(
+        HookPointError, match="layer 3 is not on 'LlamaForCausalLM'; it has 3 blocks: use 0 to 2"
+    ):
         model.capture("the cat", 3)
-    with pytest.raises(HookPointError, match=r"'blocks.9.hook_resid_post' is not on .*'blocks.2.hook_resid_post'"):
+    with pytest.raises(
+        HookPointError, match=r"'blocks.9.hook_resid_post' is not on .*'blocks.2.hook_resid_post'"
+    ):
         model.intervene({"blocks.9.hook_resid_post": lambda x, hook: x})
 
 
@@ -151,14 +181,18 @@ def test_an_intervention_ends_with_an_exception_in_its_function(model: HookedMod
     assert torch.equal(model.logits(TEXTS), before)
 
 
-def test_no_hook_stays_on_where_one_of_several_has_a_wrong_name(model: HookedModel, push: Any) -> None:
+def test_no_hook_stays_on_where_one_of_several_has_a_wrong_name(
+    model: HookedModel, push: Any
+) -> None:
     before = model.logits(TEXTS)
     with pytest.raises(HookPointError):
         model.intervene({1: push, 7: push})
     assert torch.equal(model.logits(TEXTS), before)
 
 
-def test_removing_one_of_two_interventions_on_a_hook_point_leaves_the_other(model: HookedModel, push: Any) -> None:
+def test_removing_one_of_two_interventions_on_a_hook_point_leaves_the_other(
+    model: HookedModel, push: Any
+) -> None:
     before = model.logits(TEXTS)
     other = towards(torch.linspace(1, -3, model.d_model))
     with model.intervene({1: other}):
@@ -177,10 +211,12 @@ def test_a_hook_function_that_returns_nothing_only_looks(model: HookedModel) -> 
     torch.testing.assert_close(seen[0], model.capture(TEXTS, 1), atol=1e-5, rtol=1e-5)
 
 
-# -------------------------------------------------------------------------------------------------------------------- predictions
+# -------------------------------------------------------------------------------------- predictions
 
 
-def test_the_loss_is_that_of_hugging_face_with_labels(models: dict, architecture: str, build_hf: Any) -> None:
+def test_the_loss_is_that_of_hugging_face_with_labels(
+    models: dict, architecture: str, build_hf: Any
+) -> None:
     model, bare = models[architecture], build_hf(architecture)
     row = torch.tensor(model.encode(TEXTS[:1]))
     with torch.inference_mode():
@@ -192,7 +228,9 @@ def test_the_loss_of_several_texts_weighs_every_token_once(model: HookedModel) -
     losses = model.token_losses(model.encode(TEXTS))
     counts = [len(row) - 1 for row in model.encode(TEXTS)]
     assert (~losses.isnan()).sum(1).tolist() == counts
-    expected = sum(count * model.loss(text) for count, text in zip(counts, TEXTS, strict=True)) / sum(counts)
+    expected = sum(
+        count * model.loss(text) for count, text in zip(counts, TEXTS, strict=True)
+    ) / sum(counts)
     assert model.loss(TEXTS) == pytest.approx(expected, rel=1e-5)
 
 
@@ -205,12 +243,15 @@ def test_the_loss_feels_an_intervention(model: HookedModel, push: Any) -> None:
 def test_a_text_without_a_token_to_predict_has_no_loss(load: Any) -> None:
     model = load(layers=1, prepend_bos=False)
     with pytest.raises(
-        ValueError, match=r"no text has a token to predict: the longest has 1 token\(s\) and 2 are needed; give longer texts"
+        ValueError,
+        match=r"no text has a token to predict: the longest has 1 token\(s\) and 2 are needed; give longer texts",
     ):
         model.loss(["a"])
 
 
-def test_generation_is_decided_by_its_seed_and_leaves_the_global_one_alone(model: HookedModel) -> None:
+def test_generation_is_decided_by_its_seed_and_leaves_the_global_one_alone(
+    model: HookedModel,
+) -> None:
     torch.manual_seed(11)
     state = torch.get_rng_state()
     first = model.generate("the cat", max_new_tokens=12, seed=1)
@@ -227,7 +268,9 @@ def test_a_string_gives_a_string_and_a_list_a_list_in_its_order(model: HookedMod
     assert len(set(together)) > 1
 
 
-def test_greedy_generation_takes_the_most_likely_token_each_time(models: dict, architecture: str) -> None:
+def test_greedy_generation_takes_the_most_likely_token_each_time(
+    models: dict, architecture: str
+) -> None:
     model = models[architecture]
     [ids] = model.encode(["the cat"])
     start = len(ids)
@@ -235,11 +278,17 @@ def test_greedy_generation_takes_the_most_likely_token_each_time(models: dict, a
         ids = [*ids, int(model.logits(torch.tensor([ids]))[0, -1].argmax())]
         if ids[-1] == model.tokenizer.eos_token_id:
             break
-    assert model.generate("the cat", max_new_tokens=6, do_sample=False) == model.tokenizer.decode(ids[start:], skip_special_tokens=True)
+    assert model.generate("the cat", max_new_tokens=6, do_sample=False) == model.tokenizer.decode(
+        ids[start:], skip_special_tokens=True
+    )
 
 
-def test_an_intervention_acts_on_every_generated_token_with_the_cache_on(models: dict, architecture: str) -> None:
-    """Greedy continuations under a hook equal those of recomputing the whole text, hook on, for every token."""
+def test_an_intervention_acts_on_every_generated_token_with_the_cache_on(
+    models: dict, architecture: str
+) -> None:
+    """Greedy continuations under a hook equal those of recomputing the whole text, hook on, for
+    every token.
+    """
     model = models[architecture]
     widths: list[int] = []
     direction = 4 * torch.linspace(-1, 1, model.d_model)
@@ -263,22 +312,30 @@ def test_an_intervention_acts_on_every_generated_token_with_the_cache_on(models:
     assert model.generate("the cat", max_new_tokens=6, do_sample=False) != text
 
 
-# ----------------------------------------------------------------------------------------------------------------------- identity
+# ----------------------------------------------------------------------------------------- identity
 
 
 def test_the_same_weights_are_the_same_model_and_other_weights_another(load: Any) -> None:
     first = load(seed=3).identity
     first.refuse_other(load(seed=3).identity, "the copy")
-    with pytest.raises(MismatchError, match=r"the twin is 'LlamaForCausalLM' .*config_hash.*expected 'LlamaForCausalLM'.*load that model"):
+    with pytest.raises(
+        MismatchError,
+        match=r"the twin is 'LlamaForCausalLM' .*config_hash.*expected 'LlamaForCausalLM'.*load that model",
+    ):
         first.refuse_other(load(seed=4).identity, "the twin")
 
 
-def test_a_model_that_differs_in_one_matrix_in_the_middle_is_another(load: Any, build_hf: Any, tokenizer: Any) -> None:
+def test_a_model_that_differs_in_one_matrix_in_the_middle_is_another(
+    load: Any, build_hf: Any, tokenizer: Any
+) -> None:
     """A merged LoRA: embedding and final norm are those of the base."""
     tuned = build_hf("llama", seed=3)
     with torch.no_grad():
         tuned.model.layers[1].self_attn.q_proj.weight.mul_(1.1)
-    assert HookedModel.load(tuned, tokenizer=tokenizer).identity.config_hash != load(seed=3).identity.config_hash
+    assert (
+        HookedModel.load(tuned, tokenizer=tokenizer).identity.config_hash
+        != load(seed=3).identity.config_hash
+    )
 
 
 def test_a_model_stays_itself_in_another_dtype(model_folder: Any) -> None:
@@ -287,10 +344,22 @@ def test_a_model_stays_itself_in_another_dtype(model_folder: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("basis", "centred"), ("d_model", 8), ("n_layers", 2), ("tokenizer_hash", "0"), ("prepend_bos", False)]
+    ("field", "value"),
+    [
+        ("basis", "centred"),
+        ("d_model", 8),
+        ("n_layers", 2),
+        ("tokenizer_hash", "0"),
+        ("prepend_bos", False),
+    ],
 )
-def test_every_field_that_makes_a_model_another_is_refused_by_name(model: HookedModel, field: str, value: Any) -> None:
-    with pytest.raises(MismatchError, match=f"the target model is .* with {field} {value!r}; expected .* with {field} "):
+def test_every_field_that_makes_a_model_another_is_refused_by_name(
+    model: HookedModel, field: str, value: Any
+) -> None:
+    with pytest.raises(
+        MismatchError,
+        match=f"the target model is .* with {field} {value!r}; expected .* with {field} ",
+    ):
         model.identity.refuse_other(replace(model.identity, **{field: value}), "the target model")
 
 
@@ -309,5 +378,8 @@ def test_a_token_without_an_embedding_is_named(build_hf: Any, train_tokenizer: A
     grown.add_tokens(["<extra>"])
     model = HookedModel.load(build_hf("llama"), tokenizer=grown)
     assert model.loss("the cat sat on the tree") > 0
-    with pytest.raises(MismatchError, match=r"token 340 \('<extra>'\), but .* embeds 340 rows; load the tokenizer that"):
+    with pytest.raises(
+        MismatchError,
+        match=r"token 340 \('<extra>'\), but .* embeds 340 rows; load the tokenizer that",
+    ):
         model.loss("the cat <extra> sat")

@@ -11,7 +11,9 @@ from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 
 
-def test_a_pair_loads_from_whatever_its_models_are(model_folder: Path, build_hf: Any, load: Any) -> None:
+def test_a_pair_loads_from_whatever_its_models_are(
+    model_folder: Path, build_hf: Any, load: Any
+) -> None:
     pair = ModelPair.load(model_folder, load("llama", d=24), dtype="float32")
     assert (pair.source.d_model, pair.target.d_model) == (16, 24)
     assert pair.source.name == "tiny-llama"
@@ -20,12 +22,18 @@ def test_a_pair_loads_from_whatever_its_models_are(model_folder: Path, build_hf:
 
 
 def test_each_model_has_its_own_revision(model_folder: Path) -> None:
-    pair = ModelPair.load(model_folder, model_folder, source_revision="step1", target_revision="step2")
+    pair = ModelPair.load(
+        model_folder, model_folder, source_revision="step1", target_revision="step2"
+    )
     assert (pair.source.revision, pair.target.revision) == ("step1", "step2")
 
 
-def test_two_tokenizers_are_aligned_and_what_compares_tokens_says_why_it_cannot(load: Any, train_tokenizer: Any) -> None:
-    two = ModelPair(load(layers=1), load("gpt2", layers=1, tokenizer=train_tokenizer(bos=False, vocabulary=300)))
+def test_two_tokenizers_are_aligned_and_what_compares_tokens_says_why_it_cannot(
+    load: Any, train_tokenizer: Any
+) -> None:
+    two = ModelPair(
+        load(layers=1), load("gpt2", layers=1, tokenizer=train_tokenizer(bos=False, vocabulary=300))
+    )
     assert two.aligned
     assert (two.source.prepend_bos, two.target.prepend_bos) == (True, False)
     assert not ModelPair(two.source, two.source).aligned
@@ -42,11 +50,18 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(build_hf: Any, train_toke
         HookedModel.load(build_hf("llama"), tokenizer=train_tokenizer(vocabulary=360))
 
 
-def test_the_same_vocabulary_in_another_template_pairs_once_bos_is_decided(load: Any, train_tokenizer: Any) -> None:
+def test_the_same_vocabulary_in_another_template_pairs_once_bos_is_decided(
+    load: Any, train_tokenizer: Any
+) -> None:
     plain = train_tokenizer(bos=False)
-    with pytest.raises(MismatchError, match=r"has prepend_bos=True and .* False; load the pair with prepend_bos=True or prepend_bos=False"):
+    with pytest.raises(
+        MismatchError,
+        match=r"has prepend_bos=True and .* False; load the pair with prepend_bos=True or prepend_bos=False",
+    ):
         ModelPair(load(layers=1), load(layers=1, tokenizer=plain))
-    assert ModelPair(load(layers=1), load(layers=1, tokenizer=plain, prepend_bos=True)).target.prepend_bos
+    assert ModelPair(
+        load(layers=1), load(layers=1, tokenizer=plain, prepend_bos=True)
+    ).target.prepend_bos
 
 
 def test_reversing_swaps_the_roles(pair: ModelPair) -> None:

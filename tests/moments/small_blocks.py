@@ -1,4 +1,6 @@
-"""A harvest cut into blocks so small that the test corpus fills some forty of them, and what it means for two of them to agree."""
+"""A harvest cut into blocks so small that the test corpus fills some forty of them, and what it
+means for two of them to agree.
+"""
 
 from typing import Any
 
@@ -8,8 +10,13 @@ from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.stitching._folder import moment_tensors
 
 OPTIONS: dict[str, Any] = {
-    "context_length": 24, "n_tokens": None, "moment_dtype": "float64", "block_rows": 250, "source_layers": [1], "target_layers": [0, 2],
-}  # fmt: skip
+    "context_length": 24,
+    "n_tokens": None,
+    "moment_dtype": "float64",
+    "block_rows": 250,
+    "source_layers": [1],
+    "target_layers": [0, 2],
+}
 
 
 def assert_same(found: CrossMoments, expected: CrossMoments) -> None:

@@ -1,4 +1,6 @@
-"""A cache gives back the rows of the harvest, in any order, and is whole after whatever interrupted it."""
+"""A cache gives back the rows of the harvest, in any order, and is whole after whatever interrupted
+it.
+"""
 
 import json
 import multiprocessing
@@ -39,7 +41,11 @@ def fill(folder: Path, pair: ModelPair, corpus: list[str], **options: Any) -> Cr
 
 def small_shards(monkeypatch: pytest.MonkeyPatch, n_bytes: int = 150_000) -> None:
     original = CacheWriter.__init__
-    monkeypatch.setattr(CacheWriter, "__init__", lambda self, folder, manifest, **_: original(self, folder, manifest, shard_bytes=n_bytes))
+    monkeypatch.setattr(
+        CacheWriter,
+        "__init__",
+        lambda self, folder, manifest, **_: original(self, folder, manifest, shard_bytes=n_bytes),
+    )
 
 
 def gathered(cache: ActivationCache, **options: Any) -> tuple[Tensor, Tensor]:
@@ -53,7 +59,9 @@ def sorted_rows(x: Tensor, y: Tensor) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def harvested(pair: ModelPair, corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CrossMoments, list[Any]]:
+def harvested(
+    pair: ModelPair, corpus: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, CrossMoments, list[Any]]:
     """A cache of several small shards, the moments of the same run, and its blocks as they went by."""
     folder, blocks = tmp_path_factory.mktemp("cached") / "cache", []
     with pytest.MonkeyPatch.context() as patch:
@@ -67,7 +75,7 @@ def cache(harvested: tuple[Path, CrossMoments, list[Any]], pair: ModelPair) -> A
     return ActivationCache.open(harvested[0], pair=pair)
 
 
-# ------------------------------------------------------------------------------------------------------------------ what it holds
+# ------------------------------------------------------------------------------------ what it holds
 
 
 def test_a_cache_says_what_it_holds(cache: ActivationCache, harvested: Any) -> None:
@@ -82,17 +90,27 @@ def test_a_cache_says_what_it_holds(cache: ActivationCache, harvested: Any) -> N
     assert not list(folder.glob(".*"))
 
 
-def test_rows_are_those_that_went_into_the_moments_rounded(cache: ActivationCache, harvested: Any) -> None:
-    expected = [torch.cat([block[side][hook].bfloat16().float() for block in harvested[2]]) for side, hook in ((2, SOURCE), (3, TARGET))]
+def test_rows_are_those_that_went_into_the_moments_rounded(
+    cache: ActivationCache, harvested: Any
+) -> None:
+    expected = [
+        torch.cat([block[side][hook].bfloat16().float() for block in harvested[2]])
+        for side, hook in ((2, SOURCE), (3, TARGET))
+    ]
     x, y = gathered(cache, shuffle=None)
     torch.testing.assert_close(x, expected[0], rtol=0, atol=0)
     torch.testing.assert_close(y, expected[1], rtol=0, atol=0)
 
 
-def test_moments_are_those_of_the_rounded_rows_exactly(cache: ActivationCache, harvested: Any) -> None:
+def test_moments_are_those_of_the_rounded_rows_exactly(
+    cache: ActivationCache, harvested: Any
+) -> None:
     naive = CrossMoments(cache.pairs, "hook_embed", torch.float64)
     for block, _, x, y in harvested[2]:
-        naive.add_block(block.part, *({hook: rows.bfloat16().float() for hook, rows in side.items()} for side in (x, y)))
+        naive.add_block(
+            block.part,
+            *({hook: rows.bfloat16().float() for hook, rows in side.items()} for side in (x, y)),
+        )
     found = moment_tensors(cache.moments(moment_dtype="float64"))
     assert all(torch.equal(found[name], tensor) for name, tensor in moment_tensors(naive).items())
 
@@ -106,17 +124,25 @@ def test_moments_are_the_harvests_up_to_rounding(cache: ActivationCache, harvest
             theirs = moment_tensors(found)[name]
             assert float((theirs - tensor).norm()) <= 0.02 * float(tensor.norm()), name
     assert not torch.equal(found.source[SOURCE].second, expected.source[SOURCE].second)
-    assert found.fit().scores["r2"].to_numpy() == pytest.approx(expected.fit().scores["r2"].to_numpy(), abs=0.01)
+    assert found.fit().scores["r2"].to_numpy() == pytest.approx(
+        expected.fit().scores["r2"].to_numpy(), abs=0.01
+    )
 
 
-def test_a_float32_cache_gives_the_harvests_moments_exactly(pair: ModelPair, corpus: list[str], tmp_path: Path) -> None:
+def test_a_float32_cache_gives_the_harvests_moments_exactly(
+    pair: ModelPair, corpus: list[str], tmp_path: Path
+) -> None:
     expected = moment_tensors(fill(tmp_path / "cache", pair, corpus, cache_dtype="float32"))
-    found = moment_tensors(ActivationCache.open(tmp_path / "cache").moments(moment_dtype="float64", null="full"))
+    found = moment_tensors(
+        ActivationCache.open(tmp_path / "cache").moments(moment_dtype="float64", null="full")
+    )
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-def test_tokens_and_masks_are_those_of_the_blocks(cache: ActivationCache, pair: ModelPair, corpus: list[str]) -> None:
+def test_tokens_and_masks_are_those_of_the_blocks(
+    cache: ActivationCache, pair: ModelPair, corpus: list[str]
+) -> None:
     plan = BlockPlan(context_length=24, block_rows=250)
     blocks = {block.index: block for block in iterate_blocks(corpus, pair.source, plan)}
     stored = [found for shard in cache.shards for found in shard.blocks(tokens=True)]
@@ -124,19 +150,26 @@ def test_tokens_and_masks_are_those_of_the_blocks(cache: ActivationCache, pair: 
     for block, rows, _ in stored:
         original = blocks[block.index]
         assert (block.part, block.n_documents, block.digest, rows.stop - rows.start) == (
-            original.part, original.n_documents, original.digest, original.n_rows,
-        )  # fmt: skip
+            original.part,
+            original.n_documents,
+            original.digest,
+            original.n_rows,
+        )
         key = lambda w: (w.document, w.ids, w.rows.tolist())  # noqa: E731
         assert sorted(map(key, block.windows)) == sorted(map(key, original.windows))
 
 
-# ---------------------------------------------------------------------------------------------------------------------- order
+# -------------------------------------------------------------------------------------------- order
 
 
 @pytest.mark.parametrize("buffer_rows", [1, 300, 10**6])
-def test_every_row_comes_once_an_epoch_in_a_new_order(cache: ActivationCache, buffer_rows: int) -> None:
+def test_every_row_comes_once_an_epoch_in_a_new_order(
+    cache: ActivationCache, buffer_rows: int
+) -> None:
     expected = sorted_rows(*gathered(cache, shuffle=None))
-    one, other, again = (gathered(cache, batch_rows=128, shuffle=seed, buffer_rows=buffer_rows) for seed in (0, 1, 0))
+    one, other, again = (
+        gathered(cache, batch_rows=128, shuffle=seed, buffer_rows=buffer_rows) for seed in (0, 1, 0)
+    )
     np.testing.assert_array_equal(sorted_rows(*one), expected)
     assert torch.equal(one[0], again[0])
     assert not torch.equal(one[0], other[0])
@@ -160,8 +193,13 @@ def test_any_batch_is_found_without_those_before_it(cache: ActivationCache) -> N
 
 
 def test_rows_are_mixed_across_shards_and_within_them(cache: ActivationCache) -> None:
-    """Of neighbours in stored order hardly any stay neighbours, and the first batch has rows of most shards."""
-    stored, shuffled = gathered(cache, shuffle=None)[0].numpy(), gathered(cache, buffer_rows=10**6)[0].numpy()
+    """Of neighbours in stored order hardly any stay neighbours, and the first batch has rows of
+    most shards.
+    """
+    stored, shuffled = (
+        gathered(cache, shuffle=None)[0].numpy(),
+        gathered(cache, buffer_rows=10**6)[0].numpy(),
+    )
     place = {row.tobytes(): i for i, row in enumerate(stored)}
     places = np.array([place[row.tobytes()] for row in shuffled])
     assert (np.diff(places) == 1).mean() < 0.02
@@ -176,12 +214,18 @@ def test_parts_and_validation_are_whole_documents(cache: ActivationCache) -> Non
     for side, found in documents.items():
         selection = RowSelection(FIT_PARTS, 0.25, side)
         for shard in cache.shards:
-            found |= set(shard.table.row_document[selection.mask(shard.table.row_part, shard.table.row_document)].tolist())
+            found |= set(
+                shard.table.row_document[
+                    selection.mask(shard.table.row_part, shard.table.row_document)
+                ].tolist()
+            )
     assert not documents["training"] & documents["validation"]
     assert 0.1 < len(documents["validation"]) / sum(map(len, documents.values())) < 0.4
 
 
-def test_handed_out_rows_are_not_the_file(pair: ModelPair, corpus: list[str], tmp_path: Path) -> None:
+def test_handed_out_rows_are_not_the_file(
+    pair: ModelPair, corpus: list[str], tmp_path: Path
+) -> None:
     fill(tmp_path / "cache", pair, corpus, cache_dtype="float32")
     cache = ActivationCache.open(tmp_path / "cache")
     before = gathered(cache, shuffle=None)[0].clone()
@@ -190,11 +234,15 @@ def test_handed_out_rows_are_not_the_file(pair: ModelPair, corpus: list[str], tm
     assert torch.equal(gathered(cache, shuffle=None)[0], before)
 
 
-# ------------------------------------------------------------------------------------------------------------------ interruption
+# ------------------------------------------------------------------------------------- interruption
 
 
 def test_a_killed_writer_goes_on(
-    pair: ModelPair, corpus: list[str], harvested: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: ModelPair,
+    corpus: list[str],
+    harvested: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     small_shards(monkeypatch)
 
@@ -204,7 +252,10 @@ def test_a_killed_writer_goes_on(
     process: Any = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     deadline = time.monotonic() + 60
-    while len(list((tmp_path / "cache").glob("shard-*.safetensors"))) < 3 and time.monotonic() < deadline:
+    while (
+        len(list((tmp_path / "cache").glob("shard-*.safetensors"))) < 3
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
@@ -215,18 +266,24 @@ def test_a_killed_writer_goes_on(
     fill(tmp_path / "cache", pair, corpus, on_block=lambda block, *_: seen.append(block.index))
     resumed, whole = ActivationCache.open(tmp_path / "cache"), ActivationCache.open(harvested[0])
     assert resumed.is_finished
-    np.testing.assert_array_equal(sorted_rows(*gathered(resumed, shuffle=None)), sorted_rows(*gathered(whole, shuffle=None)))
+    np.testing.assert_array_equal(
+        sorted_rows(*gathered(resumed, shuffle=None)), sorted_rows(*gathered(whole, shuffle=None))
+    )
     assert resumed.moments().provenance.corpus == whole.moments().provenance.corpus
 
 
-def test_blocks_in_the_cache_are_not_written_again(pair: ModelPair, corpus: list[str], tmp_path: Path) -> None:
+def test_blocks_in_the_cache_are_not_written_again(
+    pair: ModelPair, corpus: list[str], tmp_path: Path
+) -> None:
     fill(tmp_path, pair, corpus)
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("shard-*")}
     fill(tmp_path, pair, corpus)
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("shard-*")} == before
 
 
-def test_cache_and_checkpoint_go_on_independently(pair: ModelPair, corpus: list[str], harvested: Any, tmp_path: Path) -> None:
+def test_cache_and_checkpoint_go_on_independently(
+    pair: ModelPair, corpus: list[str], harvested: Any, tmp_path: Path
+) -> None:
     """The checkpoint has all blocks, the cache none of them: the cache is filled, the moments stay."""
     harvest(pair, corpus, checkpoint=tmp_path / "checkpoint", progress=False, **OPTIONS)
     found = fill(tmp_path / "cache", pair, corpus, checkpoint=tmp_path / "checkpoint")
@@ -242,7 +299,13 @@ def test_what_a_failure_leaves_is_whole(pair: ModelPair, corpus: list[str], tmp_
     with pytest.raises(KeyboardInterrupt):
         fill(tmp_path, pair, corpus, on_block=stop)
     cache = ActivationCache.open(tmp_path)
-    assert sorted(index for shard in cache.shards for index in shard.table.index.tolist()) == [0, 1, 2, 3, 4]
+    assert sorted(index for shard in cache.shards for index in shard.table.index.tolist()) == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
     assert "unfinished" in repr(cache)
 
 
@@ -263,16 +326,24 @@ def test_a_cache_cut_short_is_refused_and_mended(
     if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes(content[: len(content) // 2] + (b"" if damage == "truncated" else bytes(len(content) - len(content) // 2)))
+        path.write_bytes(
+            content[: len(content) // 2]
+            + (b"" if damage == "truncated" else bytes(len(content) - len(content) // 2))
+        )
     with pytest.raises(FileFormatError, match="shard-00001.safetensors"):
         gathered(ActivationCache.open(tmp_path))
     fill(tmp_path, pair, corpus)
     assert "recorded again" in caplog.text
     mended, whole = ActivationCache.open(tmp_path), ActivationCache.open(harvested[0])
-    np.testing.assert_array_equal(sorted_rows(*gathered(mended, shuffle=None)), sorted_rows(*gathered(whole, shuffle=None)))
+    np.testing.assert_array_equal(
+        sorted_rows(*gathered(mended, shuffle=None)), sorted_rows(*gathered(whole, shuffle=None))
+    )
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"schema_version": "other/1"}', '{"schema_version": "lrt_lens.cache/1"}', "[]"])
+@pytest.mark.parametrize(
+    "content",
+    [None, "{", '{"schema_version": "other/1"}', '{"schema_version": "lrt_lens.cache/1"}', "[]"],
+)
 def test_a_folder_that_is_no_cache_is_refused(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / MANIFEST_NAME).write_text(content)
@@ -280,7 +351,7 @@ def test_a_folder_that_is_no_cache_is_refused(content: str | None, tmp_path: Pat
         ActivationCache.open(tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ checks
+# ------------------------------------------------------------------------------------------- checks
 
 
 def test_other_models_are_refused(pair: ModelPair, cache: ActivationCache, harvested: Any) -> None:
@@ -292,9 +363,15 @@ def test_other_models_are_refused(pair: ModelPair, cache: ActivationCache, harve
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"seed": 1}, "seed"), ({"context_length": 20}, "context_length"), ({"skip_first": 5}, "skip_first"), ({"block_rows": 300}, "block_rows"),
-     ({"cache_dtype": "float32"}, "dtype"), ({"target_layers": [2]}, "pairs")],
-)  # fmt: skip
+    [
+        ({"seed": 1}, "seed"),
+        ({"context_length": 20}, "context_length"),
+        ({"skip_first": 5}, "skip_first"),
+        ({"block_rows": 300}, "block_rows"),
+        ({"cache_dtype": "float32"}, "dtype"),
+        ({"target_layers": [2]}, "pairs"),
+    ],
+)
 def test_a_run_with_other_arguments_does_not_go_on(
     options: dict[str, Any], named: str, pair: ModelPair, corpus: list[str], harvested: Any
 ) -> None:
@@ -324,17 +401,21 @@ def test_hook_points_that_are_not_there_are_refused(cache: ActivationCache) -> N
     assert cache[SOURCE, "blocks.1.hook_resid_pre"].target_hook == "blocks.0.hook_resid_post"
 
 
-# ---------------------------------------------------------------------------------------------------------------------- own rows
+# ----------------------------------------------------------------------------------------- own rows
 
 
 def test_rows_of_ones_own_give_their_moments(rows: Any, tmp_path: Path) -> None:
-    with ActivationCache.create(tmp_path, source_hook="a", target_hook="b", dtype="float32", shard_bytes=30_000) as cache:
+    with ActivationCache.create(
+        tmp_path, source_hook="a", target_hook="b", dtype="float32", shard_bytes=30_000
+    ) as cache:
         for start in range(0, len(rows.x), 700):
             some = slice(start, start + 700)
             cache.add(rows.x[some].float(), rows.y[some].float(), documents=rows.documents[some])
     cache = ActivationCache.open(tmp_path)
     assert len(cache) == len(rows.x)
-    expected = CrossMoments.from_activations(rows.x.float(), rows.y.float(), documents=rows.documents, moment_dtype=torch.float64)
+    expected = CrossMoments.from_activations(
+        rows.x.float(), rows.y.float(), documents=rows.documents, moment_dtype=torch.float64
+    )
     found = cache.moments(moment_dtype="float64")
     assert torch.equal(found.n, expected.n)
     for parts in (FIT_PARTS, TEST_PARTS, (2,)):
@@ -360,7 +441,10 @@ def test_the_same_rows_again_go_on(rows: Any, tmp_path: Path) -> None:
         cache.add(x[:1000], y[:1000], documents=rows.documents[:1000])
         cache.add(x[1000:], y[1000:], documents=rows.documents[1000:])
     assert len(ActivationCache.open(tmp_path)) == len(x)
-    with ActivationCache.create(tmp_path) as cache, pytest.raises(MismatchError, match="other rows"):
+    with (
+        ActivationCache.create(tmp_path) as cache,
+        pytest.raises(MismatchError, match="other rows"),
+    ):
         cache.add(x[5:1000], y[5:1000], documents=rows.documents[5:1000])
 
 
@@ -376,7 +460,10 @@ def test_bad_rows_are_refused(rows: Any, tmp_path: Path) -> None:
             cache.add(x[1:], y, documents=rows.documents)
         with pytest.raises(ValueError, match="no rows"):
             cache.add(x[:0], y[:0], documents=[])
-    with ActivationCache.create(tmp_path / "half", dtype="float16") as cache, pytest.raises(NonFiniteError, match="float16"):
+    with (
+        ActivationCache.create(tmp_path / "half", dtype="float16") as cache,
+        pytest.raises(NonFiniteError, match="float16"),
+    ):
         cache.add(1e5 * x, y, documents=rows.documents)
     with pytest.raises(ValueError, match="dtype"):
         ActivationCache.create(tmp_path / "other", dtype="int8")
@@ -386,12 +473,20 @@ def test_bad_rows_are_refused(rows: Any, tmp_path: Path) -> None:
         ActivationCache.open(tmp_path).moments(null="full")
 
 
-# ------------------------------------------------------------------------------------------------------------ one model at a time
+# ------------------------------------------------------------------------------ one model at a time
 
 
 def record_source(folder: Path, pair: ModelPair, corpus: list[str]) -> ActivationCache:
     return ActivationCache.from_model(
-        folder, pair.source, corpus, hooks=[1], context_length=24, n_tokens=None, dtype="float32", shard_bytes=60_000, progress=False
+        folder,
+        pair.source,
+        corpus,
+        hooks=[1],
+        context_length=24,
+        n_tokens=None,
+        dtype="float32",
+        shard_bytes=60_000,
+        progress=False,
     )
 
 
@@ -400,7 +495,9 @@ def one_by_one(pair: ModelPair, corpus: list[str], tmp_path: Path) -> Activation
     return record_source(tmp_path / "cache", pair, corpus)
 
 
-def test_models_one_after_the_other_give_the_pairs_moments(one_by_one: ActivationCache, pair: ModelPair, corpus: list[str]) -> None:
+def test_models_one_after_the_other_give_the_pairs_moments(
+    one_by_one: ActivationCache, pair: ModelPair, corpus: list[str]
+) -> None:
     assert one_by_one.pairs == ()
     one_by_one.record(pair.target, [0, 2], progress=False)
     assert one_by_one.target_hooks == ("blocks.0.hook_resid_post", TARGET)
@@ -412,7 +509,9 @@ def test_models_one_after_the_other_give_the_pairs_moments(one_by_one: Activatio
     one_by_one.check(pair.source, pair.target)
 
 
-def test_a_second_pass_goes_on_by_shard(one_by_one: ActivationCache, pair: ModelPair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_pass_goes_on_by_shard(
+    one_by_one: ActivationCache, pair: ModelPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lrt_lens.moments.cache import _recording as recording
 
     calls: list[int] = []
@@ -439,7 +538,9 @@ def test_recording_refuses_other_tokens_and_other_models(
     one_by_one: ActivationCache, pair: ModelPair, load: Any, train_tokenizer: Any
 ) -> None:
     with pytest.raises(MismatchError, match="tokenizer_hash"):
-        one_by_one.record(load("llama", tokenizer=train_tokenizer(vocabulary=300)), [1], progress=False)
+        one_by_one.record(
+            load("llama", tokenizer=train_tokenizer(vocabulary=300)), [1], progress=False
+        )
     with pytest.raises(MismatchError, match="source model"):
         one_by_one.record(pair.target, [1], role="source", progress=False)
     with pytest.raises(ValueError, match="role"):
@@ -448,7 +549,9 @@ def test_recording_refuses_other_tokens_and_other_models(
         one_by_one.record(pair.target, [7], progress=False)
 
 
-def test_the_first_pass_goes_on_after_a_second_one(one_by_one: ActivationCache, pair: ModelPair, corpus: list[str]) -> None:
+def test_the_first_pass_goes_on_after_a_second_one(
+    one_by_one: ActivationCache, pair: ModelPair, corpus: list[str]
+) -> None:
     one_by_one.record(pair.target, [2], progress=False)
     (one_by_one.folder / "shard-00001.safetensors").unlink()
     again = record_source(one_by_one.folder, pair, corpus)
@@ -458,12 +561,14 @@ def test_the_first_pass_goes_on_after_a_second_one(one_by_one: ActivationCache, 
     assert again.moments().n_tokens == len(again)
 
 
-# ---------------------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, 8, 1001])
 def test_the_sum_of_bytes_is_that_of_python(n: int) -> None:
-    values = torch.randint(0, 256, (n,), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+    values = torch.randint(
+        0, 256, (n,), dtype=torch.uint8, generator=torch.Generator().manual_seed(n)
+    )
     content = bytes(values.tolist())
     whole = n // 8 * 8
     words = [int.from_bytes(content[i : i + 8], "little") for i in range(0, whole, 8)]
@@ -472,7 +577,9 @@ def test_the_sum_of_bytes_is_that_of_python(n: int) -> None:
 
 @pytest.mark.parametrize("n", [0, 100, 4096, 3 * 4096 + 5])
 def test_the_sum_over_pages_sees_every_empty_page(n: int) -> None:
-    values = torch.randint(1, 256, (n,), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+    values = torch.randint(
+        1, 256, (n,), dtype=torch.uint8, generator=torch.Generator().manual_seed(n)
+    )
     whole = byte_sum(values, every_page=True)
     for start in range(0, n, 4096):
         damaged = values.clone()
@@ -486,4 +593,7 @@ def test_shards_are_plain_safetensors(cache: ActivationCache) -> None:
     tensors = load_file(cache.folder / cache.manifest.shards[0].files[0].name)
     assert tensors[f"source/{SOURCE}"].dtype == torch.bfloat16
     assert len(tensors["rows/position"]) == len(tensors[f"target/{TARGET}"])
-    assert json.loads((cache.folder / MANIFEST_NAME).read_text())["schema_version"] == "lrt_lens.cache/1"
+    assert (
+        json.loads((cache.folder / MANIFEST_NAME).read_text())["schema_version"]
+        == "lrt_lens.cache/1"
+    )

@@ -1,4 +1,6 @@
-"""A harvest that ends at any moment goes on where it was: nothing counted twice, nothing missed, nothing mixed up."""
+"""A harvest that ends at any moment goes on where it was: nothing counted twice, nothing missed,
+nothing mixed up.
+"""
 
 import logging
 import os
@@ -46,7 +48,7 @@ def n_blocks(run: HarvestRun, corpus: list[str]) -> int:
     return sum(1 for _ in iterate_blocks(corpus, run.models.source, run.plan))
 
 
-# ------------------------------------------------------------------------------------------------------------------ resuming
+# ----------------------------------------------------------------------------------------- resuming
 
 
 @pytest.mark.parametrize("stops", [[0], [1], [5], [3, 9, 2, 11]])
@@ -55,36 +57,79 @@ def test_a_harvest_that_was_stopped_goes_on_where_it_was(
 ) -> None:
     for stop in stops:
         with pytest.raises(Stop):
-            harvest(pair, corpus, checkpoint=tmp_path, on_block=stopping_after(stop), progress=False, **OPTIONS)
+            harvest(
+                pair,
+                corpus,
+                checkpoint=tmp_path,
+                on_block=stopping_after(stop),
+                progress=False,
+                **OPTIONS,
+            )
     seen: list[int] = []
-    found = harvest(pair, corpus, checkpoint=tmp_path, on_block=lambda block, *_: seen.append(block.index), progress=False, **OPTIONS)
+    found = harvest(
+        pair,
+        corpus,
+        checkpoint=tmp_path,
+        on_block=lambda block, *_: seen.append(block.index),
+        progress=False,
+        **OPTIONS,
+    )
     assert_same(found, whole)
     assert len(seen) == len(set(seen)) == n_blocks(settle(pair, **OPTIONS), corpus) - sum(stops)
 
 
 def test_a_finished_checkpoint_gives_the_moments_without_running_a_model(
-    pair: ModelPair, corpus: list[str], whole: CrossMoments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: ModelPair,
+    corpus: list[str],
+    whole: CrossMoments,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     harvest(pair, corpus, checkpoint=tmp_path, progress=False, **OPTIONS)
     monkeypatch.setattr(type(pair.source.engine), "capture", lambda *_: pytest.fail("a model ran"))
     assert_same(harvest(pair, corpus, checkpoint=tmp_path, progress=False, **OPTIONS), whole)
 
 
-def test_checkpoints_are_written_as_often_as_asked(pair: ModelPair, corpus: list[str], tmp_path: Path) -> None:
+def test_checkpoints_are_written_as_often_as_asked(
+    pair: ModelPair, corpus: list[str], tmp_path: Path
+) -> None:
     sizes = []
 
     def look(*_: Any) -> None:
-        sizes.append(sum(len(file.blocks) for file in read_rank_files(tmp_path, settle(pair, **OPTIONS).arguments)))
+        sizes.append(
+            sum(
+                len(file.blocks)
+                for file in read_rank_files(tmp_path, settle(pair, **OPTIONS).arguments)
+            )
+        )
 
-    harvest(pair, corpus, checkpoint=tmp_path, checkpoint_every=1e-3, on_block=look, progress=False, **OPTIONS)
+    harvest(
+        pair,
+        corpus,
+        checkpoint=tmp_path,
+        checkpoint_every=1e-3,
+        on_block=look,
+        progress=False,
+        **OPTIONS,
+    )
     assert len(set(sizes)) > 3, "several while the harvest ran"
     remove_checkpoints(tmp_path)
     sizes.clear()
-    harvest(pair, corpus, checkpoint=tmp_path, checkpoint_every=1e3, on_block=look, progress=False, **OPTIONS)
+    harvest(
+        pair,
+        corpus,
+        checkpoint=tmp_path,
+        checkpoint_every=1e3,
+        on_block=look,
+        progress=False,
+        **OPTIONS,
+    )
     assert set(sizes) == {0}
 
 
-def test_removed_checkpoints_leave_no_folder_and_nothing_of_others(pair: ModelPair, corpus: list[str], tmp_path: Path) -> None:
+def test_removed_checkpoints_leave_no_folder_and_nothing_of_others(
+    pair: ModelPair, corpus: list[str], tmp_path: Path
+) -> None:
     for name in ("alone", "with others"):
         harvest(pair, corpus, checkpoint=tmp_path / name, progress=False, **OPTIONS)
     (tmp_path / "with others" / "notes.txt").write_text("mine")
@@ -93,21 +138,31 @@ def test_removed_checkpoints_leave_no_folder_and_nothing_of_others(pair: ModelPa
     assert [path.name for path in tmp_path.rglob("*")] == ["with others", "notes.txt"]
 
 
-def test_more_ranks_than_before_take_over_and_fewer_too(run: HarvestRun, corpus: list[str], whole: CrossMoments, tmp_path: Path) -> None:
+def test_more_ranks_than_before_take_over_and_fewer_too(
+    run: HarvestRun, corpus: list[str], whole: CrossMoments, tmp_path: Path
+) -> None:
     """Ranks one after the other, each stopped after some blocks; then as many others."""
     for n_ranks, stop in ((3, 3), (2, 2), (5, 1), (4, 1)):
         for rank in range(n_ranks):
             share = Share(rank=(rank, n_ranks))
             with pytest.raises(Stop), Checkpoint(tmp_path, run.arguments, share) as opened:
-                run.harvest(corpus, share, checkpoint=opened, on_block=stopping_after(stop), progress=False)
+                run.harvest(
+                    corpus, share, checkpoint=opened, on_block=stopping_after(stop), progress=False
+                )
     finished = [index for file in read_rank_files(tmp_path, run.arguments) for index in file.blocks]
     assert len(finished) == len(set(finished)) == 3 * 3 + 2 * 2 + 5 * 1 + 4 * 1
     assert_same(harvest(run.models, corpus, checkpoint=tmp_path, progress=False, **OPTIONS), whole)
-    assert [path.name for path in tmp_path.glob("rank*.safetensors")] == ["rank0.safetensors"], "the others were taken over"
+    assert [path.name for path in tmp_path.glob("rank*.safetensors")] == ["rank0.safetensors"], (
+        "the others were taken over"
+    )
 
 
 def test_a_rank_that_dies_between_writing_and_removing_counts_nothing_twice(
-    run: HarvestRun, corpus: list[str], whole: CrossMoments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: HarvestRun,
+    corpus: list[str],
+    whole: CrossMoments,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for rank in range(3):
         with Checkpoint(tmp_path, run.arguments, Share(rank=(rank, 3))) as opened:
@@ -124,7 +179,11 @@ def test_a_rank_that_dies_between_writing_and_removing_counts_nothing_twice(
 
 
 def test_all_ranks_share_the_shift_of_block_0(
-    run: HarvestRun, corpus: list[str], whole: CrossMoments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: HarvestRun,
+    corpus: list[str],
+    whole: CrossMoments,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever has it first decides, though others, on another machine, find another last digit."""
     start, shifts = CrossMoments.start, {}
@@ -141,15 +200,24 @@ def test_all_ranks_share_the_shift_of_block_0(
     for hook, side in whole.source.items():
         assert torch.equal(shifts[0][hook], shifts[2][hook])
         assert torch.equal(shifts[1][hook], shifts[2][hook])
-        assert float((shifts[2][hook] / (1 + 2e-6) - side.shift).norm()) < 5e-7 * float(side.shift.norm())
+        assert float((shifts[2][hook] / (1 + 2e-6) - side.shift).norm()) < 5e-7 * float(
+            side.shift.norm()
+        )
 
 
-# --------------------------------------------------------------------------------------------------------------- interrupts
+# --------------------------------------------------------------------------------------- interrupts
 
 
-@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+@pytest.mark.parametrize(
+    ("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
 def test_an_interrupt_writes_what_there_is(
-    pair: ModelPair, corpus: list[str], whole: CrossMoments, tmp_path: Path, number: int, kind: type[BaseException]
+    pair: ModelPair,
+    corpus: list[str],
+    whole: CrossMoments,
+    tmp_path: Path,
+    number: int,
+    kind: type[BaseException],
 ) -> None:
     before = signal.getsignal(number)
     for block in (1, 3, 2):  # of those that a resumed run has still to do
@@ -161,13 +229,19 @@ def test_an_interrupt_writes_what_there_is(
                 os.kill(os.getpid(), number)
 
         with pytest.raises(kind):
-            harvest(pair, corpus, checkpoint=tmp_path, on_block=interrupt, progress=False, **OPTIONS)
+            harvest(
+                pair, corpus, checkpoint=tmp_path, on_block=interrupt, progress=False, **OPTIONS
+            )
         assert signal.getsignal(number) is before
     assert_same(harvest(pair, corpus, checkpoint=tmp_path, progress=False, **OPTIONS), whole)
 
 
 def test_an_interrupt_while_rows_are_added_waits_until_they_are(
-    pair: ModelPair, corpus: list[str], whole: CrossMoments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: ModelPair,
+    corpus: list[str],
+    whole: CrossMoments,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     add_block, calls = CrossMoments.add_block, []
 
@@ -186,7 +260,11 @@ def test_an_interrupt_while_rows_are_added_waits_until_they_are(
 
 
 def test_moments_that_were_torn_are_not_written(
-    pair: ModelPair, corpus: list[str], whole: CrossMoments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: ModelPair,
+    corpus: list[str],
+    whole: CrossMoments,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     products, calls = moments_module._products, []
 
@@ -204,13 +282,15 @@ def test_moments_that_were_torn_are_not_written(
     assert_same(harvest(pair, corpus, checkpoint=tmp_path, progress=False, **OPTIONS), whole)
 
 
-# ---------------------------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
 @pytest.fixture
 def begun(pair: ModelPair, corpus: list[str], tmp_path: Path) -> Path:
     with pytest.raises(Stop):
-        harvest(pair, corpus, checkpoint=tmp_path, on_block=stopping_after(6), progress=False, **OPTIONS)
+        harvest(
+            pair, corpus, checkpoint=tmp_path, on_block=stopping_after(6), progress=False, **OPTIONS
+        )
     return tmp_path
 
 
@@ -230,28 +310,42 @@ def begun(pair: ModelPair, corpus: list[str], tmp_path: Path) -> Path:
 def test_other_arguments_are_refused_by_name_with_the_remedy(
     begun: Path, pair: ModelPair, corpus: list[str], change: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(MismatchError, match=f"begun with other arguments: .*{message}.*another --out, or --restart"):
+    with pytest.raises(
+        MismatchError, match=f"begun with other arguments: .*{message}.*another --out, or --restart"
+    ):
         harvest(pair, corpus, checkpoint=begun, progress=False, **OPTIONS | change)
 
 
-def test_another_model_is_refused_by_name(begun: Path, load: Any, pair: ModelPair, corpus: list[str]) -> None:
+def test_another_model_is_refused_by_name(
+    begun: Path, load: Any, pair: ModelPair, corpus: list[str]
+) -> None:
     other = ModelPair(load("llama", d=16, layers=2, seed=7), pair.target)
     with pytest.raises(
-        MismatchError, match=r"source.config_hash was '\w+' and is '\w+'; give the same arguments \(every rank the same models\)"
+        MismatchError,
+        match=r"source.config_hash was '\w+' and is '\w+'; give the same arguments \(every rank the same models\)",
     ):
         harvest(other, corpus, checkpoint=begun, progress=False, **OPTIONS)
 
 
-def test_another_precision_of_a_model_is_refused(begun: Path, build_hf: Any, tokenizer: Any, pair: ModelPair, corpus: list[str]) -> None:
-    source = HookedModel.load(build_hf("llama", d=16, layers=2, seed=1).bfloat16(), tokenizer=tokenizer)
+def test_another_precision_of_a_model_is_refused(
+    begun: Path, build_hf: Any, tokenizer: Any, pair: ModelPair, corpus: list[str]
+) -> None:
+    source = HookedModel.load(
+        build_hf("llama", d=16, layers=2, seed=1).bfloat16(), tokenizer=tokenizer
+    )
     with pytest.raises(MismatchError, match="source_dtype was 'float32' and is 'bfloat16'"):
         harvest(ModelPair(source, pair.target), corpus, checkpoint=begun, progress=False, **OPTIONS)
 
 
 @pytest.mark.parametrize("change", ["other text", "other order"])
-def test_other_documents_are_refused(begun: Path, pair: ModelPair, corpus: list[str], change: str) -> None:
+def test_other_documents_are_refused(
+    begun: Path, pair: ModelPair, corpus: list[str], change: str
+) -> None:
     documents = [text + " cat" for text in corpus] if change == "other text" else corpus[::-1]
-    with pytest.raises(MismatchError, match=r"block \d+ holds other tokens than when .* was begun.*--restart to begin again"):
+    with pytest.raises(
+        MismatchError,
+        match=r"block \d+ holds other tokens than when .* was begun.*--restart to begin again",
+    ):
         harvest(pair, documents, checkpoint=begun, progress=False, **OPTIONS)
 
 
@@ -261,7 +355,9 @@ def test_fewer_documents_are_refused(run: HarvestRun, corpus: list[str], tmp_pat
     [file] = read_rank_files(tmp_path, run.arguments)
     with Checkpoint(tmp_path, run.arguments, Share()) as opened:
         opened.own = file.blocks
-        with pytest.raises(MismatchError, match=rf"holds block {max(file.blocks)}, and the documents fill only 5"):
+        with pytest.raises(
+            MismatchError, match=rf"holds block {max(file.blocks)}, and the documents fill only 5"
+        ):
             opened.refuse_shorter_stream(5)
         opened.refuse_shorter_stream(max(file.blocks) + 1)
 
@@ -269,12 +365,20 @@ def test_fewer_documents_are_refused(run: HarvestRun, corpus: list[str], tmp_pat
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped bit", "foreign"])
 @pytest.mark.parametrize("name", ["rank0.safetensors", "rank1.safetensors", "run.safetensors"])
 def test_a_damaged_file_is_set_aside_and_its_blocks_are_harvested_again(
-    run: HarvestRun, corpus: list[str], whole: CrossMoments, tmp_path: Path, caplog: Any, damage: str, name: str
+    run: HarvestRun,
+    corpus: list[str],
+    whole: CrossMoments,
+    tmp_path: Path,
+    caplog: Any,
+    damage: str,
+    name: str,
 ) -> None:
     for rank in range(2):
         share = Share(rank=(rank, 2))
         with pytest.raises(Stop), Checkpoint(tmp_path, run.arguments, share) as opened:
-            run.harvest(corpus, share, checkpoint=opened, on_block=stopping_after(6), progress=False)
+            run.harvest(
+                corpus, share, checkpoint=opened, on_block=stopping_after(6), progress=False
+            )
     path = tmp_path / name
     content = path.read_bytes()
     middle = len(content) - 2000 if name.startswith("rank") else len(content) - 20
@@ -296,12 +400,26 @@ def test_a_damaged_file_is_set_aside_and_its_blocks_are_harvested_again(
     assert_same(found, whole)
 
 
-def test_two_runs_that_wrote_at_once_are_noticed(run: HarvestRun, corpus: list[str], tmp_path: Path) -> None:
+def test_two_runs_that_wrote_at_once_are_noticed(
+    run: HarvestRun, corpus: list[str], tmp_path: Path
+) -> None:
     for rank in ((0, 1), (1, 2)):
-        with pytest.raises(Stop), Checkpoint(tmp_path / str(rank[1]), run.arguments, Share(rank=rank)) as opened:
-            run.harvest(corpus, Share(rank=rank), checkpoint=opened, on_block=stopping_after(4), progress=False)
+        with (
+            pytest.raises(Stop),
+            Checkpoint(tmp_path / str(rank[1]), run.arguments, Share(rank=rank)) as opened,
+        ):
+            run.harvest(
+                corpus,
+                Share(rank=rank),
+                checkpoint=opened,
+                on_block=stopping_after(4),
+                progress=False,
+            )
     (tmp_path / "2" / "rank1.safetensors").rename(tmp_path / "1" / "rank1.safetensors")
-    with pytest.raises(MismatchError, match=r"both hold block [13]: two runs wrote there at once; remove the folder"):
+    with pytest.raises(
+        MismatchError,
+        match=r"both hold block [13]: two runs wrote there at once; remove the folder",
+    ):
         read_rank_files(tmp_path / "1", run.arguments)
 
 
@@ -320,13 +438,19 @@ def test_a_process_that_is_still_there_keeps_others_out(run: HarvestRun, tmp_pat
         pass
 
 
-def test_no_time_between_checkpoints_is_refused(pair: ModelPair, corpus: list[str], tmp_path: Path) -> None:
+def test_no_time_between_checkpoints_is_refused(
+    pair: ModelPair, corpus: list[str], tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="checkpoint_every is 0.0; expected seconds above 0"):
         harvest(pair, corpus, checkpoint=tmp_path, checkpoint_every=0.0, **OPTIONS)
 
 
 def test_a_bad_batch_spoils_nothing_that_was_written(
-    pair: ModelPair, corpus: list[str], whole: CrossMoments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: ModelPair,
+    corpus: list[str],
+    whole: CrossMoments,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rng = random.Random(0)
 
@@ -335,5 +459,13 @@ def test_a_bad_batch_spoils_nothing_that_was_written(
             next(iter(x.values()))[0, 0] = float("nan")
 
     with pytest.raises(NonFiniteError, match=r"\(source 'LlamaForCausalLM'|\(source "):
-        harvest(pair, corpus, checkpoint=tmp_path, checkpoint_every=1e-6, on_block=spoil, progress=False, **OPTIONS)
+        harvest(
+            pair,
+            corpus,
+            checkpoint=tmp_path,
+            checkpoint_every=1e-6,
+            on_block=spoil,
+            progress=False,
+            **OPTIONS,
+        )
     assert_same(harvest(pair, corpus, checkpoint=tmp_path, progress=False, **OPTIONS), whole)

@@ -30,17 +30,21 @@ def assert_same(one: CrossMoments, other: CrossMoments, rel: float = 1e-10) -> N
         for test in (False, True):
             if pair in one.cross_null:
                 a, b = one.null_scatter(pair, test).xy, other.null_scatter(pair, test).xy
-                assert float((a - b).norm()) <= rel * float(one.scatter(pair, TEST_PARTS if test else FIT_PARTS).xy.norm())
+                assert float((a - b).norm()) <= rel * float(
+                    one.scatter(pair, TEST_PARTS if test else FIT_PARTS).xy.norm()
+                )
     for side in ("source", "target"):
         for hook, stream in getattr(one, side).items():
             assert torch.equal(stream.norms, getattr(other, side)[hook].norms)
 
 
-# ---------------------------------------------------------------------------------------------------------------------- contents
+# ----------------------------------------------------------------------------------------- contents
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_scatter_of_a_part_is_that_of_its_rows(rows: Any, moments_of: Any, dtype: torch.dtype) -> None:
+def test_the_scatter_of_a_part_is_that_of_its_rows(
+    rows: Any, moments_of: Any, dtype: torch.dtype
+) -> None:
     moments = moments_of(rows, moment_dtype=dtype)
     rel = 1e-10 if dtype == torch.float64 else 1e-5
     for parts in ((0,), (3,), FIT_PARTS, TEST_PARTS):
@@ -55,11 +59,15 @@ def test_the_scatter_of_a_part_is_that_of_its_rows(rows: Any, moments_of: Any, d
             (found.yy, b.T @ b),
             (found.xy, a.T @ b),
         ):
-            torch.testing.assert_close(value, expected, rtol=rel, atol=rel * float(expected.abs().max()))
+            torch.testing.assert_close(
+                value, expected, rtol=rel, atol=rel * float(expected.abs().max())
+            )
 
 
 def test_a_large_mean_costs_no_digits(rows: Any, moments_of: Any) -> None:
-    """The products are about the first batch's mean: without it a mean of 3000 would leave no digit of the variance in float32."""
+    """The products are about the first batch's mean: without it a mean of 3000 would leave no digit
+    of the variance in float32.
+    """
     far = replace(rows, x=(rows.x + 3000).float(), y=(rows.y - 3000).float())
     found = moments_of(far, moment_dtype=torch.float32).scatter(PAIR, FIT_PARTS)
     x = far.x.double()[torch.from_numpy(rows.fits)]
@@ -68,9 +76,18 @@ def test_a_large_mean_costs_no_digits(rows: Any, moments_of: Any) -> None:
 
 
 def test_sums_are_float64_whatever_the_precision_of_rows_and_products(rows: Any) -> None:
-    moments = CrossMoments.from_activations(rows.x.bfloat16(), rows.y.bfloat16(), documents=rows.documents)
-    assert moments.cross[PAIR].dtype == moments.source["source"].second.dtype == moments.source["source"].total.dtype == torch.float64
-    expected = CrossMoments.from_activations(rows.x.bfloat16().double(), rows.y.bfloat16().double(), documents=rows.documents)
+    moments = CrossMoments.from_activations(
+        rows.x.bfloat16(), rows.y.bfloat16(), documents=rows.documents
+    )
+    assert (
+        moments.cross[PAIR].dtype
+        == moments.source["source"].second.dtype
+        == moments.source["source"].total.dtype
+        == torch.float64
+    )
+    expected = CrossMoments.from_activations(
+        rows.x.bfloat16().double(), rows.y.bfloat16().double(), documents=rows.documents
+    )
     assert_same(moments, expected, rel=1e-5)
 
 
@@ -89,7 +106,9 @@ def test_the_median_norm_ignores_a_few_massive_rows() -> None:
     assert side.median_norm == pytest.approx(math.sqrt(3), rel=0.01)
 
 
-def test_rows_of_a_document_share_a_part_and_the_seed_decides_which(rows: Any, moments_of: Any) -> None:
+def test_rows_of_a_document_share_a_part_and_the_seed_decides_which(
+    rows: Any, moments_of: Any
+) -> None:
     first, second = moments_of(rows), moments_of(rows, seed=1)
     assert first.n.tolist() == [float((rows.parts == part).sum()) for part in range(13)]
     assert all(count % 20 == 0 for count in first.n.tolist())
@@ -100,9 +119,21 @@ def test_rows_of_a_document_share_a_part_and_the_seed_decides_which(rows: Any, m
 @pytest.mark.parametrize("kind", ["strings", "ints", "tensor", "array"])
 def test_documents_are_named_by_anything(rows: Any, kind: str) -> None:
     numbers = [int(name.split()[1]) for name in rows.documents]
-    ids = {"strings": [str(i) for i in numbers], "ints": numbers, "tensor": torch.tensor(numbers), "array": np.array(numbers)}[kind]
-    moments = CrossMoments.from_activations(rows.x, rows.y, documents=ids, moment_dtype=torch.float64)
-    assert_same(moments, CrossMoments.from_activations(rows.x, rows.y, documents=numbers, moment_dtype=torch.float64))
+    ids = {
+        "strings": [str(i) for i in numbers],
+        "ints": numbers,
+        "tensor": torch.tensor(numbers),
+        "array": np.array(numbers),
+    }[kind]
+    moments = CrossMoments.from_activations(
+        rows.x, rows.y, documents=ids, moment_dtype=torch.float64
+    )
+    assert_same(
+        moments,
+        CrossMoments.from_activations(
+            rows.x, rows.y, documents=numbers, moment_dtype=torch.float64
+        ),
+    )
 
 
 def test_hook_names_are_kept(rows: Any, moments_of: Any) -> None:
@@ -113,7 +144,7 @@ def test_hook_names_are_kept(rows: Any, moments_of: Any) -> None:
     assert "2,400 tokens, 1 pairs" in repr(moments)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ adding
+# ------------------------------------------------------------------------------------------- adding
 
 
 def test_pieces_add_up_to_the_whole(rows: Any, moments_of: Any) -> None:
@@ -151,58 +182,91 @@ def test_merging_changes_neither_shard(rows: Any, moments_of: Any) -> None:
 
 
 @pytest.mark.parametrize("null", ["none", "full", "sketch"])
-def test_shards_of_a_grid_with_shuffled_pairs_merge_to_the_whole(rows: Any, layered: dict, layered_moments: Any, null: str) -> None:
+def test_shards_of_a_grid_with_shuffled_pairs_merge_to_the_whole(
+    rows: Any, layered: dict, layered_moments: Any, null: str
+) -> None:
     whole = layered_moments(null=null)
 
     def shard(documents: range) -> CrossMoments:
         moments = CrossMoments(whole.pairs, whole.token_hook, torch.float64, null)
         for part in np.unique(rows.parts):
             in_part = np.flatnonzero(rows.parts == part)
-            index = torch.tensor([i for place, i in enumerate(in_part) if place // 20 % 2 in documents])
+            index = torch.tensor(
+                [i for place, i in enumerate(in_part) if place // 20 % 2 in documents]
+            )
             if len(index):
-                x, y = ({hook: values[index] for hook, values in layered[side].items()} for side in ("source", "target"))
+                x, y = (
+                    {hook: values[index] for hook, values in layered[side].items()}
+                    for side in ("source", "target")
+                )
                 moments.add_block(int(part), x, y, torch.arange(len(index)).roll(-20))
         return moments
 
     even, odd, both = shard(range(1)), shard(range(1, 2)), shard(range(2))
     merged = even.merge(odd)
     for pair in whole.kept_pairs:
-        torch.testing.assert_close(merged.scatter(pair, FIT_PARTS).xy, both.scatter(pair, FIT_PARTS).xy, rtol=1e-9, atol=1e-6)
+        torch.testing.assert_close(
+            merged.scatter(pair, FIT_PARTS).xy,
+            both.scatter(pair, FIT_PARTS).xy,
+            rtol=1e-9,
+            atol=1e-6,
+        )
     assert set(merged.cross_null) == (set(whole.pairs) if null != "none" else set())
     for pair in merged.cross_null:
         for test in (False, True):
-            # Shuffled pairs lie inside a block: those of the shards are others than those of the whole, but their raw sums must add.
+            # Shuffled pairs lie inside a block: those of the shards are others than those of the
+            # whole, but their raw sums must add.
             move = merged.null_scatter(pair, test).xy - _null_sum(even, odd, pair, test)
             assert float(move.norm()) < 1e-8 * float(merged.scatter(pair, FIT_PARTS).xy.norm())
 
 
-def _null_sum(one: CrossMoments, other: CrossMoments, pair: tuple[str, str], test: bool) -> torch.Tensor:
+def _null_sum(
+    one: CrossMoments, other: CrossMoments, pair: tuple[str, str], test: bool
+) -> torch.Tensor:
     """Centred null sums of both shards about their common mean, from raw second moments."""
     parts = TEST_PARTS if test else FIT_PARTS
     raw, n, sum_x, sum_y = 0, 0, 0, 0
     for moments in (one, other):
         scatter, basis = moments.scatter(pair, parts), moments.sketch(pair[1])
         mean_y = scatter.mean_y if basis is None else scatter.mean_y @ basis
-        raw = raw + moments.null_scatter(pair, test).xy + scatter.n * torch.outer(scatter.mean_x, mean_y)
-        n, sum_x, sum_y = n + scatter.n, sum_x + scatter.n * scatter.mean_x, sum_y + scatter.n * mean_y
+        raw = (
+            raw
+            + moments.null_scatter(pair, test).xy
+            + scatter.n * torch.outer(scatter.mean_x, mean_y)
+        )
+        n, sum_x, sum_y = (
+            n + scatter.n,
+            sum_x + scatter.n * scatter.mean_x,
+            sum_y + scatter.n * mean_y,
+        )
     return raw - torch.outer(sum_x, sum_y) / n
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"source_hook": "elsewhere"}, r"other pairs or precision.*harvest every shard with the same arguments"),
+        (
+            {"source_hook": "elsewhere"},
+            r"other pairs or precision.*harvest every shard with the same arguments",
+        ),
         ({"moment_dtype": torch.float32}, r"torch.float64 and .*torch.float32"),
         ({"seed": 1}, r"shards differ in seed: 0 and 1"),
     ],
 )
-def test_shards_that_do_not_belong_together_are_refused(rows: Any, moments_of: Any, change: dict, message: str) -> None:
+def test_shards_that_do_not_belong_together_are_refused(
+    rows: Any, moments_of: Any, change: dict, message: str
+) -> None:
     with pytest.raises(MismatchError, match=message):
         moments_of(rows).merge(moments_of(rows, **change))
 
 
-@pytest.mark.parametrize(("field", "ours", "theirs"), [("context_length", 64, 128), ("skip_first", 4, 0), ("chat_template", None, "ab12")])
-def test_shards_of_another_harvest_are_refused_by_what_differs(rows: Any, moments_of: Any, field: str, ours: Any, theirs: Any) -> None:
+@pytest.mark.parametrize(
+    ("field", "ours", "theirs"),
+    [("context_length", 64, 128), ("skip_first", 4, 0), ("chat_template", None, "ab12")],
+)
+def test_shards_of_another_harvest_are_refused_by_what_differs(
+    rows: Any, moments_of: Any, field: str, ours: Any, theirs: Any
+) -> None:
     first, second = moments_of(rows), moments_of(rows)
     first.provenance, second.provenance = Provenance(**{field: ours}), Provenance(**{field: theirs})
     with pytest.raises(MismatchError, match=f"shards differ in {field}: {ours!r} and {theirs!r}"):
@@ -211,7 +275,10 @@ def test_shards_of_another_harvest_are_refused_by_what_differs(rows: Any, moment
 
 def test_shards_of_other_models_are_refused(rows: Any, moments_of: Any, pair: Any) -> None:
     first, second = moments_of(rows), moments_of(rows)
-    first.provenance, second.provenance = Provenance(source=pair.source.identity), Provenance(source=pair.target.identity)
+    first.provenance, second.provenance = (
+        Provenance(source=pair.source.identity),
+        Provenance(source=pair.target.identity),
+    )
     with pytest.raises(MismatchError, match="the source model of the other shard is"):
         first.merge(second)
 
@@ -227,18 +294,21 @@ def test_the_same_documents_are_not_counted_twice(rows: Any, moments_of: Any) ->
     assert (merged.n_documents, int(merged.corpus, 16)) == (123, 0x00FF + 0xFF01)
 
 
-# --------------------------------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("side", ["source", "target"])
-def test_a_number_that_is_none_names_the_hook_and_the_batch_and_adds_nothing(rows: Any, moments_of: Any, value: float, side: str) -> None:
+def test_a_number_that_is_none_names_the_hook_and_the_batch_and_adds_nothing(
+    rows: Any, moments_of: Any, value: float, side: str
+) -> None:
     moments, untouched = moments_of(rows), moments_of(rows)
     x, y = rows.x.clone(), rows.y.clone()
     # In the last rows: those of earlier parts are fine, and must not be added either.
     (x if side == "source" else y)[-2:, 3] = value
     with pytest.raises(
-        NonFiniteError, match=rf"2 of 2400 activations at '{side}' are NaN or infinite, in the batch that starts at token 2,400"
+        NonFiniteError,
+        match=rf"2 of 2400 activations at '{side}' are NaN or infinite, in the batch that starts at token 2,400",
     ):
         moments.update(x, y, documents=rows.documents)
     assert_same(moments, untouched, rel=0)
@@ -246,9 +316,14 @@ def test_a_number_that_is_none_names_the_hook_and_the_batch_and_adds_nothing(row
 
 
 @pytest.mark.parametrize("side", ["source", "target"])
-def test_a_bad_block_leaves_every_hook_as_it_was(rows: Any, layered: dict, layered_moments: Any, side: str) -> None:
+def test_a_bad_block_leaves_every_hook_as_it_was(
+    rows: Any, layered: dict, layered_moments: Any, side: str
+) -> None:
     moments, untouched = layered_moments(), layered_moments()
-    x, y = ({hook: values[:40].clone() for hook, values in layered[name].items()} for name in ("source", "target"))
+    x, y = (
+        {hook: values[:40].clone() for hook, values in layered[name].items()}
+        for name in ("source", "target")
+    )
     bad = list(x if side == "source" else y)[-1]
     (x if side == "source" else y)[bad][0, 0] = float("nan")
     with pytest.raises(NonFiniteError, match=f"1 of 40 activations at '{bad}'"):
@@ -283,17 +358,26 @@ def test_no_rows_are_refused(rows: Any) -> None:
 
 
 def test_rows_of_another_width_than_before_are_refused(rows: Any, moments_of: Any) -> None:
-    with pytest.raises(MismatchError, match=r"'source' has 11 dimensions; these moments were begun with 12"):
+    with pytest.raises(
+        MismatchError, match=r"'source' has 11 dimensions; these moments were begun with 12"
+    ):
         moments_of(rows).update(rows.x[:, 1:], rows.y, documents=rows.documents)
 
 
-def test_rows_of_one_pair_do_not_go_into_moments_of_several(rows: Any, layered_moments: Any) -> None:
-    with pytest.raises(ValueError, match="update takes moments of one pair; these hold 4: use add_block"):
+def test_rows_of_one_pair_do_not_go_into_moments_of_several(
+    rows: Any, layered_moments: Any
+) -> None:
+    with pytest.raises(
+        ValueError, match="update takes moments of one pair; these hold 4: use add_block"
+    ):
         layered_moments().update(rows.x, rows.y, documents=rows.documents)
 
 
 def test_products_below_float32_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"moment_dtype is torch.bfloat16; products need torch.float32 or torch.float64"):
+    with pytest.raises(
+        ValueError,
+        match=r"moment_dtype is torch.bfloat16; products need torch.float32 or torch.float64",
+    ):
         CrossMoments(pairs=(PAIR,), moment_dtype=torch.bfloat16)
 
 
@@ -302,30 +386,42 @@ def test_a_null_that_is_none_is_refused() -> None:
         CrossMoments(pairs=(PAIR,), null="half")
 
 
-def test_too_few_documents_for_the_folds_are_refused_when_fitting(rows: Any, moments_of: Any) -> None:
-    with pytest.raises(TooFewDocumentsError, match=r"hold 0 rows of .*every fold and the test fold need documents"):
+def test_too_few_documents_for_the_folds_are_refused_when_fitting(
+    rows: Any, moments_of: Any
+) -> None:
+    with pytest.raises(
+        TooFewDocumentsError, match=r"hold 0 rows of .*every fold and the test fold need documents"
+    ):
         moments_of(rows.taken(range(40))).fit()
 
 
 def test_moments_without_rows_say_so(rows: Any) -> None:
-    with pytest.raises(TooFewDocumentsError, match=r"nothing to fit: 0 tokens and 1 pair\(s\); add rows"):
+    with pytest.raises(
+        TooFewDocumentsError, match=r"nothing to fit: 0 tokens and 1 pair\(s\); add rows"
+    ):
         CrossMoments(pairs=(PAIR,)).fit(Ridge())
 
 
-# --------------------------------------------------------------------------------------------------------------------- shuffled pairs
+# ----------------------------------------------------------------------------------- shuffled pairs
 
 
-def test_shuffled_pairs_have_the_marginals_of_the_truth_and_none_of_its_relation(layered_moments: Any) -> None:
+def test_shuffled_pairs_have_the_marginals_of_the_truth_and_none_of_its_relation(
+    layered_moments: Any,
+) -> None:
     moments = layered_moments()
     for pair in moments.pairs:
         for test, parts in ((False, FIT_PARTS), (True, TEST_PARTS)):
             truth, null = moments.scatter(pair, parts), moments.null_scatter(pair, test)
             for name in ("n", "mean_x", "mean_y", "xx", "yy"):
-                torch.testing.assert_close(torch.as_tensor(getattr(null, name)), torch.as_tensor(getattr(truth, name)))
+                torch.testing.assert_close(
+                    torch.as_tensor(getattr(null, name)), torch.as_tensor(getattr(truth, name))
+                )
             assert null.xy.norm() < 0.5 * truth.xy.norm()
 
 
-def test_the_null_pairs_the_rows_it_was_told_to(rows: Any, layered: dict, layered_moments: Any) -> None:
+def test_the_null_pairs_the_rows_it_was_told_to(
+    rows: Any, layered: dict, layered_moments: Any
+) -> None:
     moments = layered_moments()
     pair = moments.pairs[0]
     x, y = layered["source"][pair[0]], layered["target"][pair[1]]
@@ -337,11 +433,18 @@ def test_the_null_pairs_the_rows_it_was_told_to(rows: Any, layered: dict, layere
             chosen_y.append(y[index].roll(-20, 0))
         a, b = torch.cat(chosen_x), torch.cat(chosen_y)
         expected = (a - a.mean(0)).T @ (b - b.mean(0))
-        torch.testing.assert_close(moments.null_scatter(pair, test).xy, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+        torch.testing.assert_close(
+            moments.null_scatter(pair, test).xy,
+            expected,
+            rtol=1e-9,
+            atol=1e-9 * float(expected.abs().max()),
+        )
 
 
 def test_activations_of_ones_own_have_no_null_and_say_so(rows: Any, moments_of: Any) -> None:
-    with pytest.raises(ValueError, match="these moments hold no shuffled pairs; harvest with null=True"):
+    with pytest.raises(
+        ValueError, match="these moments hold no shuffled pairs; harvest with null=True"
+    ):
         moments_of(rows).null_scatter(PAIR, test=False)
 
 

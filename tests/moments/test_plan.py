@@ -1,4 +1,6 @@
-"""Estimates before anything is loaded, against what a harvest really takes; passes under a memory budget."""
+"""Estimates before anything is loaded, against what a harvest really takes; passes under a memory
+budget.
+"""
 
 import logging
 from typing import Any
@@ -31,23 +33,41 @@ def gemma() -> tuple[ModelShape, ModelShape]:
     """The shapes of Gemma 2 2B and 9B, from configs."""
     shared = {"head_dim": 256, "vocab_size": 256_000}
     small = transformers.Gemma2Config(
-        hidden_size=2304, num_hidden_layers=26, intermediate_size=9216, num_attention_heads=8, num_key_value_heads=4, **shared
+        hidden_size=2304,
+        num_hidden_layers=26,
+        intermediate_size=9216,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        **shared,
     )
     large = transformers.Gemma2Config(
-        hidden_size=3584, num_hidden_layers=42, intermediate_size=14336, num_attention_heads=16, num_key_value_heads=8, **shared
+        hidden_size=3584,
+        num_hidden_layers=42,
+        intermediate_size=14336,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        **shared,
     )
-    return ModelShape.of_config(small, "2B", "bfloat16"), ModelShape.of_config(large, "9B", "bfloat16")
+    return ModelShape.of_config(small, "2B", "bfloat16"), ModelShape.of_config(
+        large, "9B", "bfloat16"
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------- estimates
+# ---------------------------------------------------------------------------------------- estimates
 
 
 @pytest.mark.parametrize("null", ["none", "sketch", "full"])
 @pytest.mark.parametrize("layers", [{}, {"target_layers": "proportional"}, {"joint": True}])
-def test_bytes_of_the_moments_are_exact(pair: ModelPair, corpus: list[str], null: str, layers: dict[str, Any]) -> None:
+def test_bytes_of_the_moments_are_exact(
+    pair: ModelPair, corpus: list[str], null: str, layers: dict[str, Any]
+) -> None:
     moments = harvest(pair, corpus, null=null, **layers, **QUIET)
-    expected = moment_bytes(moments.pairs, moments.token_hook, null, pair.source.d_model, pair.target.d_model)
-    assert sum(tensor.nbytes for tensor in moment_tensors(moments).values()) == sum(expected.values())
+    expected = moment_bytes(
+        moments.pairs, moments.token_hook, null, pair.source.d_model, pair.target.d_model
+    )
+    assert sum(tensor.nbytes for tensor in moment_tensors(moments).values()) == sum(
+        expected.values()
+    )
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "neox", "gemma", "qwen2"])
@@ -56,7 +76,11 @@ def test_a_shape_from_a_config_is_that_of_the_model(build_hf: Any, architecture:
     shape = ModelShape.of_config(model.config)
     assert (shape.d_model, shape.n_layers) == (16, 3)
     assert shape.n_parameters == sum(p.numel() for p in model.parameters())
-    blocks = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == 3)
+    blocks = next(
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == 3
+    )
     assert shape.layer_parameters == sum(p.numel() for p in blocks[0].parameters())
 
 
@@ -69,7 +93,8 @@ def test_floating_point_operations_are_those_that_torch_counts(build_hf: Any) ->
     tokens = torch.randint(5, 300, (1, 64))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.model(tokens)
-    # Attention is counted over whole windows there and over the causal half here; norms have parameters and no products.
+    # Attention is counted over whole windows there and over the causal half here; norms have
+    # parameters and no products.
     found = shape.flops_per_token(["blocks.1.hook_resid_post"], 64)
     assert found == pytest.approx(counter.get_total_flops() / 64 - 2 * 2 * 64 * 64, rel=0.01)
     assert shape.flops_per_token(["blocks.0.hook_resid_post"], 64) == pytest.approx(found / 2)
@@ -89,10 +114,14 @@ def test_gemma_2b_to_9b_without_a_weight(gemma: tuple[ModelShape, ModelShape]) -
     assert plan.null == "sketch"
     assert plan.moments == pytest.approx(1.05e12, rel=0.02)
     table = plan.table(Throughput(model=1e14, products=2e13)).set_index("item")
-    assert table.loc["weights", "amount"] == human_bytes(2 * (small.n_parameters + large.n_parameters))
+    assert table.loc["weights", "amount"] == human_bytes(
+        2 * (small.n_parameters + large.n_parameters)
+    )
     assert table.loc["moments, largest pass", "amount"] == "1.05 TB"
     # 2 FLOP a parameter of the blocks, and attention; 2 a kept number.
-    blocks = 2 * (26 * small.layer_parameters + 42 * large.layer_parameters) + 2 * 256 * (26 * 2304 + 42 * 3584)
+    blocks = 2 * (26 * small.layer_parameters + 42 * large.layer_parameters) + 2 * 256 * (
+        26 * 2304 + 42 * 3584
+    )
     assert table.loc["models, a token", "value"] == pytest.approx(blocks * 256 / 252)
     products = 2 * (27 * 2304**2 + 42 * 3584**2 + 27 * 42 * 2304 * 3584 + 26 * 42 * 2304 * 64)
     assert table.loc["products, a token", "value"] == pytest.approx(products, rel=1e-3)
@@ -116,10 +145,12 @@ def test_throughput_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert speed.products > 1e8
 
 
-# ---------------------------------------------------------------------------------------------------------------- passes
+# ------------------------------------------------------------------------------------------- passes
 
 
-def test_passes_hold_every_pair_once_in_order_and_fit_the_budget(gemma: tuple[ModelShape, ModelShape]) -> None:
+def test_passes_hold_every_pair_once_in_order_and_fit_the_budget(
+    gemma: tuple[ModelShape, ModelShape],
+) -> None:
     budget = parse_bytes("120GB")
     whole = plan_harvest(*gemma)
     plan = plan_harvest(*gemma, memory_budget=budget)
@@ -128,7 +159,9 @@ def test_passes_hold_every_pair_once_in_order_and_fit_the_budget(gemma: tuple[Mo
     sizes = [sum(plan.moments_of(pairs).values()) for pairs in plan.passes]
     assert max(sizes) <= budget
     targets = [tuple(dict.fromkeys(t for _, t in pairs)) for pairs in plan.passes]
-    assert [t for some in targets for t in some] == [f"blocks.{layer}.hook_resid_post" for layer in range(42)]
+    assert [t for some in targets for t in some] == [
+        f"blocks.{layer}.hook_resid_post" for layer in range(42)
+    ]
     more = [*plan.passes[0], *[pair for pair in plan.passes[1] if pair[1] == targets[1][0]]]
     assert sum(plan.moments_of(more).values()) > budget, "and no more passes than needed"
 
@@ -137,7 +170,9 @@ def test_a_budget_that_holds_all_makes_one_pass(gemma: tuple[ModelShape, ModelSh
     assert len(plan_harvest(*gemma, memory_budget=parse_bytes("2TB")).passes) == 1
 
 
-def test_a_budget_below_a_single_target_hook_says_what_to_choose(gemma: tuple[ModelShape, ModelShape]) -> None:
+def test_a_budget_below_a_single_target_hook_says_what_to_choose(
+    gemma: tuple[ModelShape, ModelShape],
+) -> None:
     with pytest.raises(
         ValueError,
         match=r"'blocks.0.hook_resid_post' with 26 source hook point\(s\) alone take .* GB, more than the memory budget of 8 GB; choose 'prop",
@@ -147,17 +182,24 @@ def test_a_budget_below_a_single_target_hook_says_what_to_choose(gemma: tuple[Mo
     assert plan.moments <= 8e9
 
 
-# ----------------------------------------------------------------------------------------------------------- this machine
+# ------------------------------------------------------------------------------------- this machine
 
 
-def test_more_than_there_is_is_refused_before_anything_is_read(pair: ModelPair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_there_is_is_refused_before_anything_is_read(
+    pair: ModelPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unread() -> Any:
         raise AssertionError("read")
         yield ""
 
     monkeypatch.setattr("lrt_lens.moments._harvesting.available_memory", lambda device: 100_000)
-    needed = human_bytes(sum(moment_bytes(settle(pair).pairs, "hook_embed", "full", 16, 24).values()))
-    with pytest.raises(ValueError, match=f"the moments of these pairs take {needed} and 100 KB are free on cpu; choose 'proportional'"):
+    needed = human_bytes(
+        sum(moment_bytes(settle(pair).pairs, "hook_embed", "full", 16, 24).values())
+    )
+    with pytest.raises(
+        ValueError,
+        match=f"the moments of these pairs take {needed} and 100 KB are free on cpu; choose 'proportional'",
+    ):
         harvest(pair, unread(), **QUIET)
 
 
@@ -177,7 +219,14 @@ def test_free_memory_is_what_the_system_says() -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("8GB", 8 * 10**9), ("8GiB", 8 * 2**30), ("500 MB", 5 * 10**8), ("1.5tb", 15 * 10**11), ("123", 123), ("2 kib", 2048)],
+    [
+        ("8GB", 8 * 10**9),
+        ("8GiB", 8 * 2**30),
+        ("500 MB", 5 * 10**8),
+        ("1.5tb", 15 * 10**11),
+        ("123", 123),
+        ("2 kib", 2048),
+    ],
 )
 def test_amounts_of_memory_are_read(text: str, expected: int) -> None:
     assert parse_bytes(text) == expected
@@ -185,12 +234,20 @@ def test_amounts_of_memory_are_read(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "much", "8 bananas", "-3GB", "GB"])
 def test_what_is_no_amount_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no amount of memory; write it like 8GB, 500MB or 16GiB"):
+    with pytest.raises(
+        ValueError, match="is no amount of memory; write it like 8GB, 500MB or 16GiB"
+    ):
         parse_bytes(text)
 
 
 def test_amounts_are_shown_in_their_unit() -> None:
-    assert [human_bytes(n) for n in (12, 1500, 2_340_000, 72 * 10**8, 105 * 10**10)] == ["12 B", "1.5 KB", "2.34 MB", "7.2 GB", "1.05 TB"]
+    assert [human_bytes(n) for n in (12, 1500, 2_340_000, 72 * 10**8, 105 * 10**10)] == [
+        "12 B",
+        "1.5 KB",
+        "2.34 MB",
+        "7.2 GB",
+        "1.05 TB",
+    ]
 
 
 def test_a_model_without_a_config_is_named() -> None:
@@ -198,8 +255,17 @@ def test_a_model_without_a_config_is_named() -> None:
         ModelShape.of_pretrained("nowhere/at-all")
 
 
-def test_a_plan_of_a_pair_says_the_same_as_its_harvest(pair: ModelPair, build_hf: Any, corpus: list[str]) -> None:
-    shapes = [ModelShape.of_config(build_hf("llama", d=d, layers=n).config) for d, n in ((16, 2), (24, 3))]
+def test_a_plan_of_a_pair_says_the_same_as_its_harvest(
+    pair: ModelPair, build_hf: Any, corpus: list[str]
+) -> None:
+    shapes = [
+        ModelShape.of_config(build_hf("llama", d=d, layers=n).config) for d, n in ((16, 2), (24, 3))
+    ]
     plan: HarvestPlan = plan_harvest(*shapes, context_length=24)
-    assert (plan.pairs, plan.null) == (settle(pair, context_length=24).pairs, settle(pair, context_length=24).null)
-    assert plan.moments == sum(tensor.nbytes for tensor in moment_tensors(harvest(pair, corpus, **QUIET)).values())
+    assert (plan.pairs, plan.null) == (
+        settle(pair, context_length=24).pairs,
+        settle(pair, context_length=24).null,
+    )
+    assert plan.moments == sum(
+        tensor.nbytes for tensor in moment_tensors(harvest(pair, corpus, **QUIET)).values()
+    )

@@ -25,17 +25,30 @@ from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._checkpoint import read_rank_files
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._harvesting import harvest, settle
-from lrt_lens.moments._scale_out import Ranks, harvest_in_ranks, merge_shards, parse_shard, shard_name
+from lrt_lens.moments._scale_out import (
+    Ranks,
+    harvest_in_ranks,
+    merge_shards,
+    parse_shard,
+    shard_name,
+)
 from lrt_lens.stitching._folder import moment_tensors
 from tests.moments.small_blocks import OPTIONS, assert_same
 
 PAIR = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 @pytest.fixture(scope="module")
 def fork(pair: ModelPair, corpus: list[str]) -> Callable[..., multiprocessing.Process]:
-    """``fork(folder, rank, count)``: a process of its own that harvests as this rank, slowly; models are shared, so it starts at once."""
+    """``fork(folder, rank, count)``: a process of its own that harvests as this rank, slowly;
+    models are shared, so it starts at once.
+    """
     context: Any = multiprocessing.get_context("fork")
 
     def work(folder: Path, ranks: Ranks, pause: float) -> None:
@@ -43,12 +56,20 @@ def fork(pair: ModelPair, corpus: list[str]) -> Callable[..., multiprocessing.Pr
         try:
             run = settle(pair, **OPTIONS)
             moments = harvest_in_ranks(
-                run, corpus, folder / "checkpoint", ranks=ranks, result=folder / "moments.safetensors", checkpoint_every=0.02,
-                on_block=lambda *_: time.sleep(pause), progress=False,
-            )  # fmt: skip
+                run,
+                corpus,
+                folder / "checkpoint",
+                ranks=ranks,
+                result=folder / "moments.safetensors",
+                checkpoint_every=0.02,
+                on_block=lambda *_: time.sleep(pause),
+                progress=False,
+            )
             if moments is not None:
                 moments.save(folder / "moments.safetensors")
-        except BaseException as error:  # the child must not run the rest of pytest, and what ended it is what is asked
+        except (
+            BaseException
+        ) as error:  # the child must not run the rest of pytest, and what ended it is what is asked
             (folder / f"error{ranks.rank}.txt").write_text(f"{type(error).__name__}: {error}")
             os._exit(1)
         os._exit(0)
@@ -67,7 +88,7 @@ def end(processes: list[Any], seconds: float = 120.0) -> list[int]:
     return [process.exitcode for process in processes]
 
 
-# -------------------------------------------------------------------------------------------------------------------- ranks
+# -------------------------------------------------------------------------------------------- ranks
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -80,13 +101,17 @@ def test_ranks_give_the_moments_and_maps_of_one_process(
     assert found.provenance.n_documents == 150
     files = read_rank_files(tmp_path / "checkpoint", settle(pair, **OPTIONS).arguments)
     assert len(files) == count
-    assert min(len(file.blocks) for file in files) >= max(len(file.blocks) for file in files) - 1, "all had the same share"
+    assert min(len(file.blocks) for file in files) >= max(len(file.blocks) for file in files) - 1, (
+        "all had the same share"
+    )
     for way in ("up", "down"):
         ours, theirs = (getattr(moments.fit()[PAIR].maps, way).weight for moments in (found, whole))
         assert float((ours - theirs).norm() / theirs.norm()) < 1e-9
 
 
-def test_kill_one_rank_then_all_and_go_on_with_others(fork: Callable[..., Any], whole: CrossMoments, tmp_path: Path) -> None:
+def test_kill_one_rank_then_all_and_go_on_with_others(
+    fork: Callable[..., Any], whole: CrossMoments, tmp_path: Path
+) -> None:
     rng = random.Random(1)
     first = [fork(tmp_path, rank, 2) for rank in range(2)]
     time.sleep(0.4)
@@ -111,38 +136,75 @@ def test_a_rank_that_comes_when_all_is_over_leaves_nothing_behind(
 ) -> None:
     run, late = settle(pair, **OPTIONS), Ranks(1, 2, since=time.time() - 60)
     result = whole.save(tmp_path / "moments.safetensors")
-    options: dict[str, Any] = {"progress": False, "on_block": lambda *_: pytest.fail("it harvested")}
-    assert harvest_in_ranks(run, corpus, tmp_path / "checkpoint", ranks=late, result=result, **options) is None
+    options: dict[str, Any] = {
+        "progress": False,
+        "on_block": lambda *_: pytest.fail("it harvested"),
+    }
+    assert (
+        harvest_in_ranks(run, corpus, tmp_path / "checkpoint", ranks=late, result=result, **options)
+        is None
+    )
     assert not list((tmp_path / "checkpoint").glob("*.safetensors"))
     # A result that was there before is another run's.
     early, seen = Ranks(1, 2, since=time.time() + 60), []
     options["on_block"] = lambda block, *_: seen.append(block.index)
-    assert harvest_in_ranks(run, corpus, tmp_path / "checkpoint", ranks=early, result=result, **options) is None
+    assert (
+        harvest_in_ranks(
+            run, corpus, tmp_path / "checkpoint", ranks=early, result=result, **options
+        )
+        is None
+    )
     assert len(seen) > 5
 
 
 def test_rank_0_does_not_wait_for_ever(pair: ModelPair, corpus: list[str], tmp_path: Path) -> None:
     with pytest.raises(
-        TimeoutError, match=r"\d+ of \d+ blocks are in no checkpoint in .* nothing new came for 0 s: see whether all 2 ranks run"
+        TimeoutError,
+        match=r"\d+ of \d+ blocks are in no checkpoint in .* nothing new came for 0 s: see whether all 2 ranks run",
     ):
-        harvest_in_ranks(settle(pair, **OPTIONS), corpus, tmp_path, ranks=Ranks(0, 2), patience=0.1, progress=False)
+        harvest_in_ranks(
+            settle(pair, **OPTIONS),
+            corpus,
+            tmp_path,
+            ranks=Ranks(0, 2),
+            patience=0.1,
+            progress=False,
+        )
 
 
-def test_ranks_that_see_different_models_are_refused(pair: ModelPair, load: Any, corpus: list[str], tmp_path: Path) -> None:
+def test_ranks_that_see_different_models_are_refused(
+    pair: ModelPair, load: Any, corpus: list[str], tmp_path: Path
+) -> None:
     other = ModelPair(pair.source, load("llama", d=24, layers=3, seed=8))
     with pytest.raises(TimeoutError):
-        harvest_in_ranks(settle(pair, **OPTIONS), corpus, tmp_path, ranks=Ranks(0, 2), patience=0.1, progress=False)
+        harvest_in_ranks(
+            settle(pair, **OPTIONS),
+            corpus,
+            tmp_path,
+            ranks=Ranks(0, 2),
+            patience=0.1,
+            progress=False,
+        )
     with pytest.raises(
-        MismatchError, match=r"target.config_hash was '\w+' and is '\w+'; give the same arguments \(every rank the same models\)"
+        MismatchError,
+        match=r"target.config_hash was '\w+' and is '\w+'; give the same arguments \(every rank the same models\)",
     ):
-        harvest_in_ranks(settle(other, **OPTIONS), corpus, tmp_path, ranks=Ranks(1, 2), progress=False)
+        harvest_in_ranks(
+            settle(other, **OPTIONS), corpus, tmp_path, ranks=Ranks(1, 2), progress=False
+        )
 
 
 @pytest.mark.parametrize(
     ("environment", "expected"),
-    [({}, (0, 1, 0)), ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (5, 8, 1)), ({"RANK": "2", "WORLD_SIZE": "3"}, (2, 3, 2))],
+    [
+        ({}, (0, 1, 0)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (5, 8, 1)),
+        ({"RANK": "2", "WORLD_SIZE": "3"}, (2, 3, 2)),
+    ],
 )
-def test_ranks_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: tuple[int, ...]) -> None:
+def test_ranks_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: tuple[int, ...]
+) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -160,7 +222,9 @@ def test_ranks_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, enviro
         ({"RANK": "3", "WORLD_SIZE": "3"}, "expected a rank from 0 to 2"),
     ],
 )
-def test_an_environment_that_makes_no_sense_is_refused(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str) -> None:
+def test_an_environment_that_makes_no_sense_is_refused(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str
+) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
@@ -176,46 +240,74 @@ def test_every_block_is_one_processes(pair: ModelPair) -> None:
         Share(rank=(4, 4))
 
 
-# ------------------------------------------------------------------------------------------------------------------- shards
+# ------------------------------------------------------------------------------------------- shards
 
 
 @pytest.fixture(scope="module")
-def shard_files(pair: ModelPair, corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def shard_files(
+    pair: ModelPair, corpus: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
     folder = tmp_path_factory.mktemp("shards")
-    return [harvest(pair, corpus, shard=(i, 3), progress=False, **OPTIONS).save(folder / shard_name((i, 3))) for i in range(3)]
+    return [
+        harvest(pair, corpus, shard=(i, 3), progress=False, **OPTIONS).save(
+            folder / shard_name((i, 3))
+        )
+        for i in range(3)
+    ]
 
 
-def test_shards_merge_to_the_whole_in_any_order(shard_files: list[Path], whole: CrossMoments) -> None:
+def test_shards_merge_to_the_whole_in_any_order(
+    shard_files: list[Path], whole: CrossMoments
+) -> None:
     assert_same(merge_shards(shard_files), whole)
     assert_same(merge_shards([shard_files[k] for k in (2, 0, 1)]), whole)
-    assert [path.name for path in shard_files] == [f"moments-{i}-of-3.safetensors" for i in range(3)]
+    assert [path.name for path in shard_files] == [
+        f"moments-{i}-of-3.safetensors" for i in range(3)
+    ]
 
 
-def test_more_shards_than_blocks_leave_some_empty_and_merge_all_the_same(pair: ModelPair, corpus: list[str], tmp_path: Path) -> None:
+def test_more_shards_than_blocks_leave_some_empty_and_merge_all_the_same(
+    pair: ModelPair, corpus: list[str], tmp_path: Path
+) -> None:
     options = OPTIONS | {"block_rows": 2000}
     expected = harvest(pair, corpus, progress=False, **options)
     n = len(list(iterate_blocks(corpus, pair.source, settle(pair, **options).plan)))
-    shards = [harvest(pair, corpus, shard=(i, n + 2), progress=False, **options) for i in range(n + 2)]
+    shards = [
+        harvest(pair, corpus, shard=(i, n + 2), progress=False, **options) for i in range(n + 2)
+    ]
     assert [shard.n_tokens for shard in shards[n:]] == [0, 0]
-    assert_same(merge_shards([shard.save(tmp_path / f"{i}.safetensors") for i, shard in enumerate(shards)]), expected)
+    assert_same(
+        merge_shards([shard.save(tmp_path / f"{i}.safetensors") for i, shard in enumerate(shards)]),
+        expected,
+    )
 
 
-def test_shards_about_other_shifts_are_moved(shard_files: list[Path], whole: CrossMoments, tmp_path: Path) -> None:
+def test_shards_about_other_shifts_are_moved(
+    shard_files: list[Path], whole: CrossMoments, tmp_path: Path
+) -> None:
     """As they come from machines whose arithmetic differs in the last digit."""
     moved = CrossMoments.load(shard_files[1])
-    moved.source = {hook: side.shifted(side.shift + 1e-3, moved.n) for hook, side in moved.source.items()}
+    moved.source = {
+        hook: side.shifted(side.shift + 1e-3, moved.n) for hook, side in moved.source.items()
+    }
     for (s, t), cross in moved.cross.items():
         moved.cross[s, t] = cross - 1e-3 * moved.target[t].total[:, None, :]
     for (s, t), cross in moved.cross_null.items():
         total = moved.target[t].total
-        moved.cross_null[s, t] = cross - 1e-3 * torch.stack([total[:5].sum(0), total[5:].sum(0)])[:, None, :]
-    found = merge_shards([shard_files[0], moved.save(tmp_path / "moved.safetensors"), shard_files[2]])
+        moved.cross_null[s, t] = (
+            cross - 1e-3 * torch.stack([total[:5].sum(0), total[5:].sum(0)])[:, None, :]
+        )
+    found = merge_shards(
+        [shard_files[0], moved.save(tmp_path / "moved.safetensors"), shard_files[2]]
+    )
     for name, tensor in moment_tensors(found).items():
         expected = moment_tensors(whole)[name]
         assert float((tensor - expected).norm()) <= 1e-9 * float(expected.norm()), name
 
 
-def test_a_shard_resumes_from_its_own_checkpoint(pair: ModelPair, corpus: list[str], shard_files: list[Path], tmp_path: Path) -> None:
+def test_a_shard_resumes_from_its_own_checkpoint(
+    pair: ModelPair, corpus: list[str], shard_files: list[Path], tmp_path: Path
+) -> None:
     class Stop(Exception):  # noqa: N818 (control flow, no error)
         pass
 
@@ -224,8 +316,19 @@ def test_a_shard_resumes_from_its_own_checkpoint(pair: ModelPair, corpus: list[s
             raise Stop
 
     with pytest.raises(Stop):
-        harvest(pair, corpus, shard=(1, 3), checkpoint=tmp_path, on_block=stop, progress=False, **OPTIONS)
-    assert_same(harvest(pair, corpus, shard=(1, 3), checkpoint=tmp_path, progress=False, **OPTIONS), CrossMoments.load(shard_files[1]))
+        harvest(
+            pair,
+            corpus,
+            shard=(1, 3),
+            checkpoint=tmp_path,
+            on_block=stop,
+            progress=False,
+            **OPTIONS,
+        )
+    assert_same(
+        harvest(pair, corpus, shard=(1, 3), checkpoint=tmp_path, progress=False, **OPTIONS),
+        CrossMoments.load(shard_files[1]),
+    )
 
 
 def test_missing_and_repeated_shards_are_named(shard_files: list[Path], tmp_path: Path) -> None:
@@ -250,7 +353,12 @@ def test_missing_and_repeated_shards_are_named(shard_files: list[Path], tmp_path
     ],
 )
 def test_shards_of_different_runs_are_refused_by_what_differs(
-    pair: ModelPair, corpus: list[str], shard_files: list[Path], tmp_path: Path, change: dict[str, Any], message: str
+    pair: ModelPair,
+    corpus: list[str],
+    shard_files: list[Path],
+    tmp_path: Path,
+    change: dict[str, Any],
+    message: str,
 ) -> None:
     options = OPTIONS | {"shard": (1, 3)} | change
     documents = corpus[::-1] if options.pop("documents", None) else corpus
@@ -259,25 +367,39 @@ def test_shards_of_different_runs_are_refused_by_what_differs(
         merge_shards([shard_files[0], other, shard_files[2]])
 
 
-def test_shards_of_other_models_are_refused(pair: ModelPair, load: Any, corpus: list[str], shard_files: list[Path], tmp_path: Path) -> None:
+def test_shards_of_other_models_are_refused(
+    pair: ModelPair, load: Any, corpus: list[str], shard_files: list[Path], tmp_path: Path
+) -> None:
     other = ModelPair(pair.source, load("llama", d=32, layers=3, seed=2))
-    path = harvest(other, corpus, shard=(1, 3), progress=False, **OPTIONS).save(tmp_path / "other.safetensors")
+    path = harvest(other, corpus, shard=(1, 3), progress=False, **OPTIONS).save(
+        tmp_path / "other.safetensors"
+    )
     with pytest.raises(MismatchError, match="the target model of .*other.safetensors"):
         merge_shards([shard_files[0], path, shard_files[2]])
 
 
-def test_widths_that_differ_are_refused(shard_files: list[Path], pair: ModelPair, load: Any, corpus: list[str]) -> None:
+def test_widths_that_differ_are_refused(
+    shard_files: list[Path], pair: ModelPair, load: Any, corpus: list[str]
+) -> None:
     """Moments of rows of one's own: no models to compare."""
     wide = ModelPair(pair.source, load("llama", d=32, layers=3, seed=2))
     moments = [harvest(models, corpus, progress=False, **OPTIONS) for models in (pair, wide)]
     for found in moments:
-        found.provenance = replace(found.provenance, source=None, target=None, corpus="", n_documents=0)
+        found.provenance = replace(
+            found.provenance, source=None, target=None, corpus="", n_documents=0
+        )
     with pytest.raises(MismatchError, match="has 32 dimensions; these moments were begun with 24"):
         moments[0].merge(moments[1])
 
 
 def test_moments_without_a_row_merge_with_any(whole: CrossMoments, tmp_path: Path) -> None:
-    empty = CrossMoments(whole.pairs, whole.token_hook, whole.moment_dtype, whole.null, replace(whole.provenance, n_documents=0, corpus=""))
+    empty = CrossMoments(
+        whole.pairs,
+        whole.token_hook,
+        whole.moment_dtype,
+        whole.null,
+        replace(whole.provenance, n_documents=0, corpus=""),
+    )
     empty = CrossMoments.load(empty.save(tmp_path / "empty.safetensors"))
     for merged in (empty.merge(whole), whole.merge(empty)):
         assert_same(merged, whole)
@@ -296,44 +418,69 @@ def test_a_shard_that_is_none_is_refused(text: str) -> None:
         parse_shard(text)
 
 
-# -------------------------------------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------------------------------- command line
 
 
 @pytest.fixture(scope="module")
-def folders(build_hf: Any, tokenizer: Any, corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A source, a target and documents, of which there are enough for a process to be killed while it reads them."""
+def folders(
+    build_hf: Any, tokenizer: Any, corpus: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A source, a target and documents, of which there are enough for a process to be killed while
+    it reads them.
+    """
     folder = tmp_path_factory.mktemp("scale-out")
     for name, d, seed in (("source", 16, 1), ("target", 24, 2)):
         build_hf("llama", d=d, layers=3, seed=seed).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     rng = random.Random(3)
     texts = [" ".join(rng.choice(corpus) for _ in range(4)) for _ in range(1500)]
-    (folder / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (folder / "documents.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    )
     (folder / "few.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in corpus))
     return folder
 
 
 def arguments(folders: Path, out: Path, *more: str, documents: str = "few.jsonl") -> list[str]:
     models = ["--source", str(folders / "source"), "--target", str(folders / "target")]
-    given = ["--documents", str(folders / documents), "--out", str(out), "--context-length", "32", "--moment-dtype", "float64"]
+    given = [
+        "--documents",
+        str(folders / documents),
+        "--out",
+        str(out),
+        "--context-length",
+        "32",
+        "--moment-dtype",
+        "float64",
+    ]
     return ["fit", *models, *given, "--n-tokens", "1000000", "--no-progress", *more]
 
 
-def test_fit_shards_and_merge_write_what_fit_writes(folders: Path, tmp_path: Path, capsys: Any) -> None:
+def test_fit_shards_and_merge_write_what_fit_writes(
+    folders: Path, tmp_path: Path, capsys: Any
+) -> None:
     main(arguments(folders, tmp_path / "whole"))
     for i in range(2):
         main(arguments(folders, tmp_path / "jobs", "--shard", f"{i}/2"))
     files = [tmp_path / "jobs" / f"moments-{i}-of-2.safetensors" for i in range(2)]
     assert sorted((tmp_path / "jobs").iterdir()) == files
     main(["merge", str(tmp_path / "merged"), *map(str, files), "--no-progress"])
-    found, expected = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("merged", "whole"))
+    found, expected = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("merged", "whole")
+    )
     for ours, theirs in zip(found["grid"], expected["grid"], strict=True):
         assert ours["r2"] == pytest.approx(theirs["r2"], rel=1e-9)
-        assert (ours["source_hook"], ours["target_hook"]) == (theirs["source_hook"], theirs["target_hook"])
+        assert (ours["source_hook"], ours["target_hook"]) == (
+            theirs["source_hook"],
+            theirs["target_hook"],
+        )
     assert found["pair"] == expected["pair"] == {"source": "source", "target": "target"}
-    assert {path.name for path in (tmp_path / "merged").iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+    assert {path.name for path in (tmp_path / "merged").iterdir()} == {
+        path.name for path in (tmp_path / "whole").iterdir()
+    }
     assert_same(
-        CrossMoments.load(tmp_path / "merged" / "moments.safetensors"), CrossMoments.load(tmp_path / "whole" / "moments.safetensors")
+        CrossMoments.load(tmp_path / "merged" / "moments.safetensors"),
+        CrossMoments.load(tmp_path / "whole" / "moments.safetensors"),
     )
     capsys.readouterr()
     with pytest.raises(SystemExit):
@@ -342,20 +489,36 @@ def test_fit_shards_and_merge_write_what_fit_writes(folders: Path, tmp_path: Pat
 
 
 def launch(folders: Path, out: Path, rank: int, count: int, *more: str) -> subprocess.Popen:
-    environment = ENVIRONMENT | {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
-    command = [sys.executable, "-m", "lrt_lens", *arguments(folders, out, *more, documents="documents.jsonl"), "--checkpoint-every", "0.1"]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = ENVIRONMENT | {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_RANK": str(rank),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "lrt_lens",
+        *arguments(folders, out, *more, documents="documents.jsonl"),
+        "--checkpoint-every",
+        "0.1",
+    ]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_nothing(folders: Path, tmp_path: Path) -> None:
-    """Real processes of the command line: one rank, then all, at random moments, on other numbers of ranks; 20 kills in all."""
+    """Real processes of the command line: one rank, then all, at random moments, on other numbers
+    of ranks; 20 kills in all.
+    """
     rng, out, killed, caught = random.Random(7), tmp_path / "killed", 0, 0
     main(arguments(folders, tmp_path / "whole", documents="documents.jsonl"))
     while killed < 20:
         count = rng.choice([1, 2, 2, 3])
         processes = [launch(folders, out, rank, count) for rank in range(count)]
-        # Around the time when models are there and blocks arrive: before, within and between two checkpoints.
+        # Around the time when models are there and blocks arrive: before, within and between two
+        # checkpoints.
         _wait_for_a_lock(out / "checkpoint", processes)
         time.sleep(rng.uniform(0.0, 1.5))
         victims = [rng.randrange(count)] if count > 1 and rng.random() < 0.4 else list(range(count))
@@ -373,7 +536,10 @@ def test_twenty_kills_at_random_moments_change_nothing(folders: Path, tmp_path: 
     last = [launch(folders, out, rank, 2) for rank in range(2)]
     messages = [process.communicate()[1] for process in last]
     assert [process.returncode for process in last] == [0, 0], messages
-    assert_same(CrossMoments.load(out / "moments.safetensors"), CrossMoments.load(tmp_path / "whole" / "moments.safetensors"))
+    assert_same(
+        CrossMoments.load(out / "moments.safetensors"),
+        CrossMoments.load(tmp_path / "whole" / "moments.safetensors"),
+    )
     assert not (out / "checkpoint").exists(), "a finished run leaves no checkpoint"
 
 
@@ -402,6 +568,14 @@ def test_torchrun(folders: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     main(arguments(folders, tmp_path / "whole"))
-    assert_same(CrossMoments.load(out / "moments.safetensors"), CrossMoments.load(tmp_path / "whole" / "moments.safetensors"))
+    assert_same(
+        CrossMoments.load(out / "moments.safetensors"),
+        CrossMoments.load(tmp_path / "whole" / "moments.safetensors"),
+    )
     assert lrt.Stitch.from_pretrained(out / "stitch").source_hook.startswith("blocks.")
-    assert sorted(path.name for path in out.iterdir()) == ["moments.safetensors", "report.html", "results.json", "stitch"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "moments.safetensors",
+        "report.html",
+        "results.json",
+        "stitch",
+    ]

@@ -66,11 +66,16 @@ def _continuations(text: str = "a film") -> Continuations:
 
 
 def _page() -> str:
-    figure = go.Figure(go.Scatter(x=[1, 2], y=[3, 4], name="</script><script>alert(1)</script>"), layout={"title": {"text": "Curve"}})
+    figure = go.Figure(
+        go.Scatter(x=[1, 2], y=[3, 4], name="</script><script>alert(1)</script>"),
+        layout={"title": {"text": "Curve"}},
+    )
     table = Table(pd.DataFrame({"arm": ["native"], "effect": [0.5]}), "Effects")
     numbers = KeyNumbers([("R²", 0.6213, "null 0.00")])
     sections = [
-        Section("First & last", [Paragraph("Hello."), numbers, Plot(figure, "A caption"), Plot(figure)]),
+        Section(
+            "First & last", [Paragraph("Hello."), numbers, Plot(figure, "A caption"), Plot(figure)]
+        ),
         Section("Texts", [table, _continuations()]),
     ]
     return render_html("A <report>", sections, subtitle="made-up numbers", footer="seed 0")
@@ -81,7 +86,10 @@ def test_the_page_is_well_formed_and_has_one_heading_and_landmarks() -> None:
     tags = [tag for tag, _ in elements]
     assert tags.count("h1") == tags.count("main") == tags.count("nav") == 1
     assert tags.count("section") == 2
-    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in elements
+    assert (
+        "meta",
+        {"name": "viewport", "content": "width=device-width, initial-scale=1"},
+    ) in elements
 
 
 def test_the_contents_lead_to_every_section() -> None:
@@ -113,10 +121,14 @@ def test_texts_of_models_and_users_are_escaped_everywhere() -> None:
     plot = Plot(go.Figure(layout={"title": {"text": ATTACK}}), ATTACK)
     blocks = [Paragraph(ATTACK), Table(frame, ATTACK), KeyNumbers([(ATTACK, ATTACK, ATTACK)]), plot]
     blocks += [Continuations([{"prompt": ATTACK, "arm": ATTACK, "text": ATTACK}])]
-    page = render_html(ATTACK, [Section(ATTACK, blocks)] * 2, subtitle=ATTACK, footer=ATTACK).replace(get_plotlyjs(), "")
+    page = render_html(
+        ATTACK, [Section(ATTACK, blocks)] * 2, subtitle=ATTACK, footer=ATTACK
+    ).replace(get_plotlyjs(), "")
     assert ATTACK not in page
     elements = _elements(page)
-    assert [attributes.get("type") for tag, attributes in elements if tag == "script"] == ["application/json"] * 2 + [None, None]
+    assert [attributes.get("type") for tag, attributes in elements if tag == "script"] == [
+        "application/json"
+    ] * 2 + [None, None]
     assert "img" not in [tag for tag, _ in elements]
 
 
@@ -142,17 +154,28 @@ def test_continuations_have_a_row_a_prompt_and_a_card_an_arm() -> None:
 
 
 def test_two_texts_of_one_arm_share_its_card() -> None:
-    html = render_block(Continuations([{"prompt": "p", "arm": "none", "text": text} for text in ("one", "two")]))
+    html = render_block(
+        Continuations([{"prompt": "p", "arm": "none", "text": text} for text in ("one", "two")])
+    )
     assert html.count("<article") == 1
     assert html.index("one") < html.index("two")
 
 
 def test_tables_have_header_cells_a_scrolling_box_and_formatted_numbers() -> None:
-    frame = pd.DataFrame({"arm": ["native", "random"], "effect": [1.23456, np.nan], "tokens": [200000, 5]})
+    frame = pd.DataFrame(
+        {"arm": ["native", "random"], "effect": [1.23456, np.nan], "tokens": [200000, 5]}
+    )
     html = render_block(Table(frame, "Effects"))
     assert html.count('scope="col"') == 3
     assert 'class="scroll" role="region" aria-label="Effects" tabindex="0"' in html
-    assert re.findall(r"<td[^>]*>(.*?)</td>", html) == ["native", "1.23", "200,000", "random", "n/a", "5"]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", html) == [
+        "native",
+        "1.23",
+        "200,000",
+        "random",
+        "n/a",
+        "5",
+    ]
     assert "<details" not in html
 
 
@@ -164,7 +187,9 @@ def test_a_named_index_becomes_row_headers() -> None:
 
 def test_long_tables_are_folded_away_under_their_caption() -> None:
     frame = pd.DataFrame({"x": range(13)})
-    assert "<details><summary>All pairs (13 rows)</summary>" in render_block(Table(frame, "All pairs"))
+    assert "<details><summary>All pairs (13 rows)</summary>" in render_block(
+        Table(frame, "All pairs")
+    )
     assert "<details" not in render_block(Table(frame, open_rows=20))
 
 
@@ -201,7 +226,9 @@ def test_an_unknown_block_is_refused_with_the_known_ones() -> None:
 
 def test_a_page_is_written_whole_with_missing_folders_made(tmp_path: Path) -> None:
     target = tmp_path / "new" / "folder" / "report.html"
-    assert write_html(target, "<p>ü → \ud800</p>") == target  # a model can emit half a surrogate pair
+    assert (
+        write_html(target, "<p>ü → \ud800</p>") == target
+    )  # a model can emit half a surrogate pair
     assert target.read_text(encoding="utf-8") == "<p>ü → ?</p>"
     assert os.listdir(target.parent) == ["report.html"]
 
@@ -232,7 +259,9 @@ def test_a_folder_without_write_permission_is_a_clear_error(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == []
 
 
-def test_a_failure_leaves_the_earlier_report_and_no_half_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_the_earlier_report_and_no_half_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = write_html(tmp_path / "report.html", "earlier")
 
     def fail(source: object, destination: object) -> None:

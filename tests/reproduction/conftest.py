@@ -16,11 +16,22 @@ def made() -> Callable[..., Reproduction]:
 
     def make(**changes: Any) -> Reproduction:
         content: dict[str, Any] = {
-            "name": "stitched_loss", "title": "Loss", "paper": "Stitching, table 1", "claim": "It is low.", "says": "Little.",
-            "compared": [Compared("A→B, nats", 4.256, 3.99, low=4.2, high=4.31, control=6.0, control_name="mean")],
-            "verdict": "holds", "because": "4.26 against 6.00.", "figures": {"Loss": go.Figure(go.Bar(x=["a"], y=[1.0]))},
-            "tables": {"All": pd.DataFrame({"route": ["A→B"], "ce": [float("nan")]})}, "seconds": 12.0,
-        }  # fmt: skip
+            "name": "stitched_loss",
+            "title": "Loss",
+            "paper": "Stitching, table 1",
+            "claim": "It is low.",
+            "says": "Little.",
+            "compared": [
+                Compared(
+                    "A→B, nats", 4.256, 3.99, low=4.2, high=4.31, control=6.0, control_name="mean"
+                )
+            ],
+            "verdict": "holds",
+            "because": "4.26 against 6.00.",
+            "figures": {"Loss": go.Figure(go.Bar(x=["a"], y=[1.0]))},
+            "tables": {"All": pd.DataFrame({"route": ["A→B"], "ce": [float("nan")]})},
+            "seconds": 12.0,
+        }
         return Reproduction(**(content | changes))
 
     return make

@@ -23,4 +23,7 @@ def test_a_folder_needs_two_task_files(tmp_path: Path) -> None:
 
 def test_no_tokens_make_no_map() -> None:
     pair = lrt.demo_pair()
-    assert generic_stitch((pair.source, pair.target), [], source_hook=0, target_hook=0, n_tokens=0) is None
+    assert (
+        generic_stitch((pair.source, pair.target), [], source_hook=0, target_hook=0, n_tokens=0)
+        is None
+    )

@@ -1,4 +1,6 @@
-"""The gallery is a function of what scripts measured, and the committed page is that function's value."""
+"""The gallery is a function of what scripts measured, and the committed page is that function's
+value.
+"""
 
 import json
 from collections.abc import Callable
@@ -18,7 +20,11 @@ Make = Callable[..., Reproduction]
 
 @pytest.mark.usefixtures("no_pictures")
 def test_numbers_of_the_files_stand_on_the_page(made: Make, tmp_path: Path) -> None:
-    figures, readme, images = tmp_path / "figures", tmp_path / "examples" / "README.md", tmp_path / "docs" / "images"
+    figures, readme, images = (
+        tmp_path / "figures",
+        tmp_path / "examples" / "README.md",
+        tmp_path / "docs" / "images",
+    )
     made().save(figures)
     (figures / "stitched_loss.thumbnail.png").write_bytes(b"small")
     write_gallery(figures, readme, images)
@@ -40,7 +46,9 @@ def test_a_figure_that_was_not_made_again_keeps_its_entry(made: Make, tmp_path: 
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_quick_runs_foreign_files_and_empty_folders_are_refused(made: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quick_runs_foreign_files_and_empty_folders_are_refused(
+    made: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     replace(made(), options=FigureOptions(quick=True)).save(tmp_path / "quick")
     with pytest.raises(FileFormatError, match="--quick"):
         write_gallery(tmp_path / "quick", tmp_path / "README.md", tmp_path)
@@ -56,7 +64,9 @@ def test_quick_runs_foreign_files_and_empty_folders_are_refused(made: Make, tmp_
 
 def test_the_committed_page_agrees_with_the_committed_summary() -> None:
     entries = read_summary(ROOT / "examples" / "gallery.json")
-    assert (ROOT / "examples" / "README.md").read_text(encoding="utf-8") == page(entries, "../docs/images/gallery")
+    assert (ROOT / "examples" / "README.md").read_text(encoding="utf-8") == page(
+        entries, "../docs/images/gallery"
+    )
     for one in entries:
         assert (ROOT / "examples" / f"{one['name']}.py").is_file()
         thumbnail = ROOT / "docs" / "images" / "gallery" / f"{one['name']}.png"

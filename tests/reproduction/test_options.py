@@ -22,7 +22,9 @@ class Options(FigureOptions):
 
 def test_quick_shrinks_what_was_not_given() -> None:
     assert Options(quick=True).shrunk() == Options(quick=True, n_tokens=100, layer=1)
-    assert Options(quick=True, n_tokens=77).shrunk({"n_tokens"}) == Options(quick=True, n_tokens=77, layer=1)
+    assert Options(quick=True, n_tokens=77).shrunk({"n_tokens"}) == Options(
+        quick=True, n_tokens=77, layer=1
+    )
     assert Options(quick=True).shrunk({"layer"}).layer == 2, "given at its default"
     assert Options().shrunk() == Options()
 
@@ -37,7 +39,9 @@ def test_bundled_models_and_texts_by_default() -> None:
 def test_the_same_name_twice_is_one_model() -> None:
     from lrt_lens.bundled._models import DEMO_FOLDER
 
-    source, target = Options(source=str(DEMO_FOLDER / "small"), target=str(DEMO_FOLDER / "small")).models()
+    source, target = Options(
+        source=str(DEMO_FOLDER / "small"), target=str(DEMO_FOLDER / "small")
+    ).models()
     assert source is target
 
 
@@ -47,7 +51,9 @@ def test_texts_come_from_a_file(tmp_path: Path) -> None:
     assert Options(documents=str(path)).texts() == ["one", "two"]
 
 
-def test_a_model_that_is_not_there_is_named_with_what_was_looked_for_and_a_remedy(tmp_path: Path) -> None:
+def test_a_model_that_is_not_there_is_named_with_what_was_looked_for_and_a_remedy(
+    tmp_path: Path,
+) -> None:
     missing = str(tmp_path / "gone")
     with pytest.raises(MissingInputError, match="--source") as caught:
         Options(source=missing, target=missing).pair()
@@ -83,9 +89,16 @@ def test_a_file_or_a_folder_without_texts_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("p.txt", b"\x89PNG\xff"), ("t.jsonl.gz", b"plain"), ("t.jsonl.gz", gzip.compress(b"{}" * 999, mtime=0)[:-9])]
+    ("name", "content"),
+    [
+        ("p.txt", b"\x89PNG\xff"),
+        ("t.jsonl.gz", b"plain"),
+        ("t.jsonl.gz", gzip.compress(b"{}" * 999, mtime=0)[:-9]),
+    ],
 )
-def test_a_file_that_holds_no_text_is_named_with_a_remedy(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_file_that_holds_no_text_is_named_with_a_remedy(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(MissingInputError, match="does not read as text.*UTF-8"):
         Options(documents=str(tmp_path / name)).texts()
@@ -150,4 +163,8 @@ def test_a_grid_joins_one_source_layer_with_one_target_layer_or_all() -> None:
     assert len(grid) == 5
     assert grid.best().null is not None
     only = options.grid(options.pair(), options.texts(), 2, 3, null="none").best()
-    assert (only.source_hook, only.target_hook, only.null) == ("blocks.2.hook_resid_post", "blocks.3.hook_resid_post", None)
+    assert (only.source_hook, only.target_hook, only.null) == (
+        "blocks.2.hook_resid_post",
+        "blocks.3.hook_resid_post",
+        None,
+    )

@@ -13,14 +13,21 @@ from lrt_lens.reproduction import Compared, Reproduction
 from lrt_lens.reproduction._picture import THUMBNAIL_BYTES
 
 Make = Callable[..., Reproduction]
-BROWSER = any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")))
+BROWSER = any(
+    map(
+        shutil.which,
+        ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"),
+    )
+)
 
 
 @pytest.mark.skipif(not BROWSER, reason="no Chrome or Chromium here")
 def test_all_files_are_written_and_the_pictures_are_pictures(made: Make, tmp_path: Path) -> None:
     pytest.importorskip("kaleido")
     written = made().save(tmp_path / "new")
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(f"stitched_loss{ending}" for ending in written)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(
+        f"stitched_loss{ending}" for ending in written
+    )
     assert list(written)[-1] == ".json"
     assert set(written) == {".html", ".png", ".thumbnail.png", ".json"}
     for ending in (".png", ".thumbnail.png"):
@@ -69,7 +76,11 @@ def test_without_a_browser_the_numbers_are_written_and_one_line_names_the_remedy
 @pytest.mark.parametrize("step", ["write_results", "write_pictures", "_moved"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_an_interrupted_run_leaves_what_was_there(
-    made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: type[BaseException]
+    made: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    error: type[BaseException],
 ) -> None:
     (tmp_path / "stitched_loss.json").write_text("before")
 
@@ -85,13 +96,19 @@ def test_an_interrupted_run_leaves_what_was_there(
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_failure_while_files_are_moved_brings_the_old_ones_back(made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_while_files_are_moved_brings_the_old_ones_back(
+    made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made().save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     replace = Path.replace
 
     def fail_at_json(path: Path, target: Path) -> Path:
-        if path.suffix == ".json" and path.parent.parent == tmp_path and Path(target).parent == tmp_path:
+        if (
+            path.suffix == ".json"
+            and path.parent.parent == tmp_path
+            and Path(target).parent == tmp_path
+        ):
             raise OSError("disk full")
         return replace(path, target)
 
@@ -121,4 +138,8 @@ def test_numbers_are_told_with_their_interval() -> None:
 def test_further_pages_are_of_the_same_run(made: Make, tmp_path: Path) -> None:
     made(pages={"7": "<p>seven", "8": "<p>eight"}).save(tmp_path)
     made(pages={"9": "<p>nine"}).save(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["stitched_loss-9.html", "stitched_loss.html", "stitched_loss.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "stitched_loss-9.html",
+        "stitched_loss.html",
+        "stitched_loss.json",
+    ]

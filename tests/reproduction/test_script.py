@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 import lrt_lens as lrt
-from lrt_lens.errors import FileFormatError, HookPointError, MismatchError, NonFiniteError, TooFewDocumentsError
+from lrt_lens.errors import (
+    FileFormatError,
+    HookPointError,
+    MismatchError,
+    NonFiniteError,
+    TooFewDocumentsError,
+)
 from lrt_lens.reproduction import FigureOptions, MissingInputError, Reproduction, run
 from lrt_lens.reproduction._script import given_options
 
@@ -30,7 +36,10 @@ def test_options_reach_the_script_and_the_files_are_written(made: Make, tmp_path
     found = run(reproduce, ["--seed", "3", "--quick", "--out", str(tmp_path)])
     assert seen == [FigureOptions(seed=3, quick=True, out=tmp_path, n_tokens=6_000)]
     assert found.quick
-    assert {path.name for path in tmp_path.iterdir()} == {"stitched_loss.html", "stitched_loss.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "stitched_loss.html",
+        "stitched_loss.json",
+    }
 
 
 @dataclass(frozen=True)
@@ -38,10 +47,19 @@ class Narrow(FigureOptions):
     UNUSED: ClassVar = frozenset({"sae", "n_tokens"})
 
 
-REFUSED = (MissingInputError, FileFormatError, HookPointError, MismatchError, NonFiniteError, TooFewDocumentsError)
+REFUSED = (
+    MissingInputError,
+    FileFormatError,
+    HookPointError,
+    MismatchError,
+    NonFiniteError,
+    TooFewDocumentsError,
+)
 
 
-@pytest.mark.parametrize(("error", "status"), [*((kind("no\nmodel"), 2) for kind in REFUSED), (KeyboardInterrupt(), 130)])
+@pytest.mark.parametrize(
+    ("error", "status"), [*((kind("no\nmodel"), 2) for kind in REFUSED), (KeyboardInterrupt(), 130)]
+)
 def test_what_is_refused_or_stopped_leaves_one_line_and_no_file(
     tmp_path: Path, error: BaseException, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -51,11 +69,15 @@ def test_what_is_refused_or_stopped_leaves_one_line_and_no_file(
     with pytest.raises(SystemExit) as caught:
         run(reproduce, ["--out", str(tmp_path)])
     assert caught.value.code == status
-    assert caplog.messages == ["error: no model" if status == 2 else "interrupted; no file was written"]
+    assert caplog.messages == [
+        "error: no model" if status == 2 else "interrupted; no file was written"
+    ]
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_function_of_the_library_refuses_is_one_line(tmp_path: Path, unchecked: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_function_of_the_library_refuses_is_one_line(
+    tmp_path: Path, unchecked: None, caplog: pytest.LogCaptureFixture
+) -> None:
     def reproduce(options: FigureOptions) -> Reproduction:
         lrt.harvest(options.pair(), options.texts(), n_tokens=options.n_tokens)
         raise AssertionError("not refused")
@@ -76,7 +98,9 @@ def wrong_figure(make: Make) -> None:
 
 
 @pytest.mark.parametrize("bug", [wrong_shape, wrong_figure])
-def test_a_bug_keeps_its_traceback(bug: Callable[[Make], None], made: Make, tmp_path: Path, unchecked: None) -> None:
+def test_a_bug_keeps_its_traceback(
+    bug: Callable[[Make], None], made: Make, tmp_path: Path, unchecked: None
+) -> None:
     def reproduce(options: FigureOptions) -> Reproduction:
         bug(made)
         raise AssertionError("no bug")
@@ -85,7 +109,9 @@ def test_a_bug_keeps_its_traceback(bug: Callable[[Make], None], made: Make, tmp_
         run(reproduce, ["--out", str(tmp_path)])
 
 
-def test_a_device_that_is_not_there_is_refused_before_any_work(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_device_that_is_not_there_is_refused_before_any_work(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def reproduce(options: FigureOptions) -> Reproduction:
         raise AssertionError("began to work")
 
@@ -97,9 +123,15 @@ def test_a_device_that_is_not_there_is_refused_before_any_work(tmp_path: Path, c
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [(["--sae=a"], "--sae:"), (["--n_tokens", "120000"], "--n-tokens:"), (["--n-tokens", "7", "--sae", "a"], "--n-tokens, --sae:")],
+    [
+        (["--sae=a"], "--sae:"),
+        (["--n_tokens", "120000"], "--n-tokens:"),
+        (["--n-tokens", "7", "--sae", "a"], "--n-tokens, --sae:"),
+    ],
 )
-def test_an_option_that_the_script_does_not_read_is_refused(arguments: list[str], named: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_option_that_the_script_does_not_read_is_refused(
+    arguments: list[str], named: str, caplog: pytest.LogCaptureFixture
+) -> None:
     def reproduce(options: Narrow) -> Reproduction:
         raise AssertionError("began to work")
 
@@ -123,12 +155,19 @@ def test_quick_leaves_what_was_given_at_its_default(made: Make, tmp_path: Path) 
 
 def test_options_are_found_on_a_command_line_in_all_their_forms() -> None:
     names = ["n_tokens", "quick", "sae", "out", "seed"]
-    assert given_options(names, ["--n-tokens", "3", "--no-quick", "--sae=a-b=c", "-h"]) == {"n_tokens", "quick", "sae"}
+    assert given_options(names, ["--n-tokens", "3", "--no-quick", "--sae=a-b=c", "-h"]) == {
+        "n_tokens",
+        "quick",
+        "sae",
+    }
     assert given_options(names, ["--n_tokens=3", "--outside", "seed"]) == {"n_tokens"}
 
 
 @pytest.mark.parametrize("earlier", [False, True])
-@pytest.mark.parametrize(("name", "is_written"), [("stitched_loss.json", True), ("stitched_loss.html", True), (None, False)])
+@pytest.mark.parametrize(
+    ("name", "is_written"),
+    [("stitched_loss.json", True), ("stitched_loss.html", True), (None, False)],
+)
 def test_an_interrupt_while_files_are_moved_is_told_as_it_ends(
     made: Make,
     tmp_path: Path,
@@ -138,7 +177,9 @@ def test_an_interrupt_while_files_are_moved_is_told_as_it_ends(
     name: str | None,
     is_written: bool,
 ) -> None:
-    """One waits until all files are in their places; a second one, without a name, comes at once and brings the earlier files back."""
+    """One waits until all files are in their places; a second one, without a name, comes at once
+    and brings the earlier files back.
+    """
     if earlier:
         made(title="Earlier").save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -161,9 +202,15 @@ def test_an_interrupt_while_files_are_moved_is_told_as_it_ends(
     with pytest.raises(SystemExit) as caught:
         run(reproduce, ["--out", str(tmp_path)])
     assert caught.value.code == 130
-    assert caplog.messages == [f"interrupted; all files were written to {tmp_path}" if is_written else "interrupted; no file was written"]
+    assert caplog.messages == [
+        f"interrupted; all files were written to {tmp_path}"
+        if is_written
+        else "interrupted; no file was written"
+    ]
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert set(after) == ({"stitched_loss.html", "stitched_loss.json"} if is_written else set(before))
+    assert set(after) == (
+        {"stitched_loss.html", "stitched_loss.json"} if is_written else set(before)
+    )
     assert (after == before) is not is_written
 
 
@@ -202,5 +249,15 @@ def test_every_script_has_the_same_options(capsys: Any) -> None:
     with pytest.raises(SystemExit):
         run(reproduce, ["--help"])
     shown = capsys.readouterr().out
-    for option in ("source", "target", "sae", "documents", "n-tokens", "out", "seed", "device", "quick"):
+    for option in (
+        "source",
+        "target",
+        "sae",
+        "documents",
+        "n-tokens",
+        "out",
+        "seed",
+        "device",
+        "quick",
+    ):
         assert f"--{option}" in shown

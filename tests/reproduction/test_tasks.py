@@ -15,7 +15,11 @@ from lrt_lens.reproduction._tasks import Task, bundled_tasks, sae_probes_task, t
 
 def test_register_texts_open_documents_that_no_map_was_fitted_on() -> None:
     _, register = bundled_tasks(map_seed=5)
-    held = {" ".join(text.split()[:30]) for text in demo_documents() if part_of(document_key(text, 5)) >= N_FOLDS}
+    held = {
+        " ".join(text.split()[:30])
+        for text in demo_documents()
+        if part_of(document_key(text, 5)) >= N_FOLDS
+    }
     assert set(register.texts) == held
     assert set(register.labels) == {"story", "review"}
 
@@ -32,7 +36,9 @@ def test_labels_stay_with_their_texts() -> None:
 
 def test_a_file_without_labels_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "film.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in ({"text": "good", "label": 1}, {"text": "open"})))
+    path.write_text(
+        "\n".join(json.dumps(row) for row in ({"text": "good", "label": 1}, {"text": "open"}))
+    )
     assert task_from_file(path) == Task("film", ["good"], [1])
     path.write_text(json.dumps({"text": "open"}))
     with pytest.raises(ValueError, match="'label'"):
@@ -50,6 +56,9 @@ def test_rows_that_are_no_objects_are_refused(tmp_path: Path, unchecked: None) -
 def test_packages_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     for gone in ("sae_probes", "zstandard"):
-        monkeypatch.setattr("importlib.util.find_spec", lambda name, gone=gone: None if name == gone else found("json"))
+        monkeypatch.setattr(
+            "importlib.util.find_spec",
+            lambda name, gone=gone: None if name == gone else found("json"),
+        )
         with pytest.raises(MissingInputError, match=r"--sae-probes: .*pip install"):
             sae_probes_task("any")

@@ -11,7 +11,15 @@ from lrt_lens.reproduction._topics import frequent_topics
 def texts() -> list[str]:
     """1,000 texts: "dog" in a fifth, "kite" in a twentieth, "the" in all."""
     rng = random.Random(0)
-    parts = [["the river ran on", *["and dogs bark"] * (i % 5 == 0), *["near a kite"] * (i % 20 == 3), f"number{i}"] for i in range(1000)]
+    parts = [
+        [
+            "the river ran on",
+            *["and dogs bark"] * (i % 5 == 0),
+            *["near a kite"] * (i % 20 == 3),
+            f"number{i}",
+        ]
+        for i in range(1000)
+    ]
     return [" ".join(rng.sample(part, len(part))) for part in parts]
 
 

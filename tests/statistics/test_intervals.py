@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from lrt_lens.statistics._intervals import bootstrap_mean, bootstrap_ratio, bootstrap_statistic, clopper_pearson, jackknife_error, spread
+from lrt_lens.statistics._intervals import (
+    bootstrap_mean,
+    bootstrap_ratio,
+    bootstrap_statistic,
+    clopper_pearson,
+    jackknife_error,
+    spread,
+)
 
 
 def test_the_bootstrap_interval_of_a_mean_is_about_two_standard_errors() -> None:
@@ -69,7 +76,9 @@ def test_clopper_pearson_at_the_ends_is_one_sided_by_formula() -> None:
 
 def test_the_bootstrap_of_a_statistic_keeps_rows_paired() -> None:
     values = np.random.default_rng(5).normal(2, 1, 80)
-    ratio = bootstrap_statistic(lambda rows: float(rows[0].mean() / rows[1].mean()), np.stack([3 * values, values]))
+    ratio = bootstrap_statistic(
+        lambda rows: float(rows[0].mean() / rows[1].mean()), np.stack([3 * values, values])
+    )
     assert (ratio.value, ratio.low, ratio.high) == pytest.approx((3, 3, 3))
     mean = bootstrap_statistic(lambda row: float(row.mean()), values)
     assert mean == bootstrap_mean(values)

@@ -30,7 +30,9 @@ def test_the_error_of_a_statistic_that_is_no_mean_is_a_loop_over_the_formula() -
     values = np.random.default_rng(1).exponential(1.0, 9)
     estimates = left_out(values, lambda v: float(v.std() / v.mean()))
     centre = sum(estimates) / 9
-    assert standard_error(estimates) == pytest.approx(math.sqrt(8 / 9 * sum((e - centre) ** 2 for e in estimates)))
+    assert standard_error(estimates) == pytest.approx(
+        math.sqrt(8 / 9 * sum((e - centre) ** 2 for e in estimates))
+    )
 
 
 def test_the_interval_lies_about_the_full_estimate_not_about_the_mean_of_the_others() -> None:
@@ -42,7 +44,9 @@ def test_arrays_get_an_interval_for_every_entry() -> None:
     values = np.random.default_rng(2).normal(size=(6, 2, 3))
     together = jackknife(values.mean(0), left_out(values, lambda v: v.mean(0)))
     assert together.low.shape == (2, 3)
-    alone = jackknife(float(values[:, 1, 2].mean()), left_out(values[:, 1, 2], lambda v: float(v.mean())))
+    alone = jackknife(
+        float(values[:, 1, 2].mean()), left_out(values[:, 1, 2], lambda v: float(v.mean()))
+    )
     assert [float(part[1, 2]) for part in together] == pytest.approx(list(alone))
 
 

@@ -22,7 +22,9 @@ def some_map(d_in: int, d_out: int, start: str, end: str, seed: int = 0) -> Affi
 def test_points_move_with_the_bias_and_directions_without() -> None:
     affine = some_map(4, 3, ONE, TWO)
     x, y = torch.randn(2, 5, 4, dtype=torch.float64)
-    torch.testing.assert_close(affine.points(x), torch.einsum("ti,ij->tj", x, affine.weight) + affine.bias)
+    torch.testing.assert_close(
+        affine.points(x), torch.einsum("ti,ij->tj", x, affine.weight) + affine.bias
+    )
     torch.testing.assert_close(affine.directions(x - y), affine.points(x) - affine.points(y))
     assert affine.points(x[0]).shape == (3,)
     assert affine.points(torch.zeros(2, 7, 4)).shape == (2, 7, 3)
@@ -45,18 +47,28 @@ def test_composing_is_one_map_after_the_other() -> None:
 
 
 def test_maps_compose_where_two_names_mean_one_place() -> None:
-    assert some_map(4, 3, ONE, TWO).compose(some_map(3, 5, "blocks.3.hook_resid_pre", THREE)).target_hook == THREE
+    assert (
+        some_map(4, 3, ONE, TWO)
+        .compose(some_map(3, 5, "blocks.3.hook_resid_pre", THREE))
+        .target_hook
+        == THREE
+    )
 
 
 def test_maps_that_do_not_meet_do_not_compose() -> None:
-    with pytest.raises(MismatchError, match=rf"this map ends at '{TWO}', the next starts at '{THREE}'"):
+    with pytest.raises(
+        MismatchError, match=rf"this map ends at '{TWO}', the next starts at '{THREE}'"
+    ):
         some_map(4, 3, ONE, TWO).compose(some_map(3, 5, THREE, ONE))
 
 
 def test_rows_of_another_width_are_refused() -> None:
     affine = some_map(4, 3, ONE, TWO)
     for carry in (affine.points, affine.directions):
-        with pytest.raises(MismatchError, match=rf"last dimension is 3; this map starts at '{ONE}' with 4 dimensions"):
+        with pytest.raises(
+            MismatchError,
+            match=rf"last dimension is 3; this map starts at '{ONE}' with 4 dimensions",
+        ):
             carry(torch.zeros(2, 3))
 
 

@@ -12,7 +12,10 @@ TARGETS = ("blocks.0.hook_resid_post", "blocks.2.hook_resid_post")
 def test_the_best_comes_first_and_is_not_behind_itself(grid: Any) -> None:
     table = grid.choices()
     assert len(table) == 4
-    assert (table["source_hook"][0], table["target_hook"][0]) == (grid.best().source_hook, grid.best().target_hook)
+    assert (table["source_hook"][0], table["target_hook"][0]) == (
+        grid.best().source_hook,
+        grid.best().target_hook,
+    )
     assert table["score"].is_monotonic_decreasing
     assert table["behind"][0] == table["behind_low"][0] == table["behind_high"][0] == 0
     assert not table["really_worse"][0]
@@ -25,14 +28,18 @@ def test_a_layer_with_as_much_noise_again_is_really_worse(grid: Any) -> None:
     assert table.loc[SOURCES[0], "behind_low"] > 0
 
 
-@pytest.mark.parametrize("by", ["r2_cv", "r2_uniform_cv", "r2_down_cv", "r2_uniform_down_cv", "gain_cv"])
+@pytest.mark.parametrize(
+    "by", ["r2_cv", "r2_uniform_cv", "r2_down_cv", "r2_uniform_down_cv", "gain_cv"]
+)
 def test_every_cross_validated_score_has_an_interval(grid: Any, by: str) -> None:
     table = grid.choices(by=by)
     np.testing.assert_allclose(table["score"], grid.scores[by].sort_values(ascending=False))
     assert (table["high"] > table["low"]).all()
 
 
-def test_scores_without_a_fold_pool_the_other_folds(grid: Any, rows: Any, layered: dict, sklearn_ridge: Any) -> None:
+def test_scores_without_a_fold_pool_the_other_folds(
+    grid: Any, rows: Any, layered: dict, sklearn_ridge: Any
+) -> None:
     pair = (SOURCES[1], TARGETS[1])
     folds = grid.folds[pair].up
     x, y = layered["source"][pair[0]].numpy(), layered["target"][pair[1]].numpy()

@@ -1,4 +1,6 @@
-"""Comparisons are the single fits side by side; composed and inverted maps are scored like any other."""
+"""Comparisons are the single fits side by side; composed and inverted maps are scored like any
+other.
+"""
 
 from typing import Any
 
@@ -21,7 +23,9 @@ def comparison(grid: Any) -> Any:
     return grid.compare([Ridge(), Procrustes(), Mean()], pairs=[PAIR])
 
 
-def test_every_solver_has_a_row_a_direction_equal_to_its_own_fit(grid: Any, comparison: Any) -> None:
+def test_every_solver_has_a_row_a_direction_equal_to_its_own_fit(
+    grid: Any, comparison: Any
+) -> None:
     assert tuple(comparison.table.columns) == COMPARISON_COLUMNS
     assert len(comparison.table) == 6
     table = comparison.table.set_index(["solver", "direction"])
@@ -30,7 +34,9 @@ def test_every_solver_has_a_row_a_direction_equal_to_its_own_fit(grid: Any, comp
         for direction, suffix in (("up", ""), ("down", "_down")):
             assert table.loc[(solver.name, direction), "r2"] == row[f"r2{suffix}"]
             assert table.loc[(solver.name, direction), "r2_cv"] == row[f"r2{suffix}_cv"]
-            assert table.loc[(solver.name, direction), "fvu"] == pytest.approx(1 - row[f"r2{suffix}"])
+            assert table.loc[(solver.name, direction), "fvu"] == pytest.approx(
+                1 - row[f"r2{suffix}"]
+            )
     assert table.loc[("mean", "up"), "r2"] == pytest.approx(0, abs=0.02)
 
 
@@ -53,21 +59,33 @@ def test_solvers_that_cannot_be_told_apart_or_none_are_refused(grid: Any) -> Non
         grid.compare([])
 
 
-def test_any_map_between_known_hook_points_is_scored_on_the_test_rows(grid: Any, rows: Any, layered: dict) -> None:
+def test_any_map_between_known_hook_points_is_scored_on_the_test_rows(
+    grid: Any, rows: Any, layered: dict
+) -> None:
     stitch = grid[PAIR]
-    x, y = (layered[side][hook][torch.from_numpy(~rows.fits)] for side, hook in zip(("source", "target"), PAIR, strict=True))
+    x, y = (
+        layered[side][hook][torch.from_numpy(~rows.fits)]
+        for side, hook in zip(("source", "target"), PAIR, strict=True)
+    )
     inverse = stitch.down.inverse()
     for affine, a, b in ((stitch.up, x, y), (stitch.down, y, x), (inverse, x, y)):
         found = grid.score(affine)
-        assert found.r2 == pytest.approx(r2_score(b, affine.points(a), multioutput="variance_weighted"), rel=1e-7)
+        assert found.r2 == pytest.approx(
+            r2_score(b, affine.points(a), multioutput="variance_weighted"), rel=1e-7
+        )
     assert grid.score(inverse).r2 < grid.score(stitch.up).r2
-    with pytest.raises(HookPointError, match=r"hold no pair 'elsewhere' \[12\] → 'blocks.2.hook_resid_post' \[9\]"):
+    with pytest.raises(
+        HookPointError, match=r"hold no pair 'elsewhere' \[12\] → 'blocks.2.hook_resid_post' \[9\]"
+    ):
         grid.score(AffineMap(torch.zeros(12, 9), torch.zeros(9), "elsewhere", PAIR[1]))
 
 
 def test_the_inverse_undoes_an_invertible_map_and_is_the_least_squares_one_otherwise() -> None:
     generator = torch.Generator().manual_seed(0)
-    weight, bias = torch.randn(5, 5, generator=generator).double(), torch.randn(5, generator=generator).double()
+    weight, bias = (
+        torch.randn(5, 5, generator=generator).double(),
+        torch.randn(5, generator=generator).double(),
+    )
     x = torch.randn(20, 5, generator=generator).double()
     affine = AffineMap(weight, bias, "a", "b")
     torch.testing.assert_close(affine.inverse().points(affine.points(x)), x)

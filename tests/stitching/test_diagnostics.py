@@ -1,4 +1,6 @@
-"""Numbers of a map against numpy on its weight and on rows; intervals against scores of rows with groups left out."""
+"""Numbers of a map against numpy on its weight and on rows; intervals against scores of rows with
+groups left out.
+"""
 
 import math
 from typing import Any
@@ -12,7 +14,13 @@ from sklearn.metrics import r2_score
 from lrt_lens.errors import MismatchError
 from lrt_lens.moments._cross_moments import FIT_PARTS
 from lrt_lens.stitching._affine import AffineMap
-from lrt_lens.stitching._diagnostics import condition_number, effective_rank, map_diagnostics, score_intervals, spectrum_table
+from lrt_lens.stitching._diagnostics import (
+    condition_number,
+    effective_rank,
+    map_diagnostics,
+    score_intervals,
+    spectrum_table,
+)
 
 PAIR = ("source", "target")
 
@@ -29,7 +37,10 @@ def affine(moments: Any) -> AffineMap:
 
 def low_rank(rank: int) -> AffineMap:
     generator = torch.Generator().manual_seed(4)
-    left, right = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((12, rank), (rank, 9)))
+    left, right = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((12, rank), (rank, 9))
+    )
     return AffineMap(left @ right, torch.zeros(9, dtype=torch.float64), *PAIR)
 
 
@@ -41,17 +52,25 @@ def test_spectrum_ranks_and_condition_are_numpys(moments: Any, affine: AffineMap
     assert found.rank == np.linalg.matrix_rank(weight) == 9
     assert found.condition == pytest.approx(np.linalg.cond(weight), rel=1e-9)
     assert found.frobenius_norm == pytest.approx(np.linalg.norm(weight), rel=1e-9)
-    assert found.stable_rank == pytest.approx((weight**2).sum() / np.linalg.norm(weight, 2) ** 2, rel=1e-9)
-    assert found.effective_rank == pytest.approx(math.exp(stats.entropy(values / values.sum())), rel=1e-9)
+    assert found.stable_rank == pytest.approx(
+        (weight**2).sum() / np.linalg.norm(weight, 2) ** 2, rel=1e-9
+    )
+    assert found.effective_rank == pytest.approx(
+        math.exp(stats.entropy(values / values.sum())), rel=1e-9
+    )
     assert (found.d_source, found.d_target) == weight.shape
 
 
-def test_the_source_and_the_predictions_are_those_of_rows(rows: Any, moments: Any, affine: AffineMap) -> None:
+def test_the_source_and_the_predictions_are_those_of_rows(
+    rows: Any, moments: Any, affine: AffineMap
+) -> None:
     found = map_diagnostics(affine, moments.scatter(PAIR, FIT_PARTS))
     x, _ = rows.numpy(rows.fits)
     assert found.source_condition == pytest.approx(np.linalg.cond(np.cov(x.T)), rel=1e-6)
     spectrum = np.linalg.eigvalsh(np.cov((x @ affine.weight.double().numpy()).T))
-    assert found.predicted_effective_rank == pytest.approx(math.exp(stats.entropy(spectrum / spectrum.sum())), rel=1e-6)
+    assert found.predicted_effective_rank == pytest.approx(
+        math.exp(stats.entropy(spectrum / spectrum.sum())), rel=1e-6
+    )
     assert found.n == rows.fits.sum()
     assert not found.interpolates
 
@@ -63,7 +82,9 @@ def test_a_map_of_low_rank_reaches_a_share_of_the_variance(rows: Any, moments: A
     q, _ = np.linalg.qr(affine.weight.numpy().T[:, :3])
     assert found.rank == 3
     assert found.condition == math.inf
-    assert found.reachable == pytest.approx(((centred @ q) ** 2).sum() / (centred**2).sum(), rel=1e-9)
+    assert found.reachable == pytest.approx(
+        ((centred @ q) ** 2).sum() / (centred**2).sum(), rel=1e-9
+    )
     s = np.linalg.svd(centred, compute_uv=False) ** 2
     assert found.reachable_by_rank == pytest.approx(s[:3].sum() / s.sum(), rel=1e-9)
     assert found.reachable < found.reachable_by_rank < 1
@@ -80,19 +101,30 @@ def test_no_score_exceeds_what_is_reachable(rows: Any, moments: Any) -> None:
 
 
 def test_a_rotation_has_every_rank_full_and_a_map_of_one_direction_has_all_of_them_one() -> None:
-    rotation, _ = torch.linalg.qr(torch.randn(9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    rotation, _ = torch.linalg.qr(
+        torch.randn(9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    )
     assert effective_rank(torch.linalg.svdvals(rotation)) == pytest.approx(9)
     assert effective_rank(torch.tensor([5.0, 0.0, 0.0], dtype=torch.float64)) == pytest.approx(1)
     assert effective_rank(torch.zeros(3)) == 0
 
 
 def test_a_map_to_nothing_has_rank_nought(moments: Any) -> None:
-    nothing = AffineMap(torch.zeros(12, 9, dtype=torch.float64), torch.zeros(9, dtype=torch.float64), *PAIR)
+    nothing = AffineMap(
+        torch.zeros(12, 9, dtype=torch.float64), torch.zeros(9, dtype=torch.float64), *PAIR
+    )
     found = map_diagnostics(nothing, moments.scatter(PAIR, FIT_PARTS))
-    assert (found.rank, found.stable_rank, found.effective_rank, found.reachable) == (0, 0.0, 0.0, 0.0)
+    assert (found.rank, found.stable_rank, found.effective_rank, found.reachable) == (
+        0,
+        0.0,
+        0.0,
+        0.0,
+    )
 
 
-def test_few_rows_interpolate_and_leave_the_source_singular(rows: Any, moments_of: Any, affine: AffineMap) -> None:
+def test_few_rows_interpolate_and_leave_the_source_singular(
+    rows: Any, moments_of: Any, affine: AffineMap
+) -> None:
     fits = np.flatnonzero(rows.fits)
     for n, interpolates in ((13, True), (14, False)):
         few = moments_of(rows.taken(fits[:: len(fits) // n][:n]))
@@ -101,7 +133,10 @@ def test_few_rows_interpolate_and_leave_the_source_singular(rows: Any, moments_o
         assert (found.n, found.interpolates) == (n, interpolates)
     assert condition_number(torch.eye(5, dtype=torch.float64), 5.0) == math.inf
     assert condition_number(torch.eye(5, dtype=torch.float64), 6.0) == 1
-    assert condition_number(torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64)), 100.0) == math.inf
+    assert (
+        condition_number(torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64)), 100.0)
+        == math.inf
+    )
 
 
 def test_numbers_make_a_row_and_spectra_a_tidy_table(moments: Any, affine: AffineMap) -> None:
@@ -117,27 +152,37 @@ def test_numbers_make_a_row_and_spectra_a_tidy_table(moments: Any, affine: Affin
     assert ridge["share"].iloc[0] == 1
 
 
-# ---------------------------------------------------------------------------------------------------------------------- intervals
+# ---------------------------------------------------------------------------------------- intervals
 
 
-def scores_of_rows(rows: Any, affine: AffineMap, chosen: np.ndarray, down: bool) -> tuple[float, float, float]:
+def scores_of_rows(
+    rows: Any, affine: AffineMap, chosen: np.ndarray, down: bool
+) -> tuple[float, float, float]:
     x, y = rows.numpy(chosen)
     x, y = (y, x) if down else (x, y)
     predicted = x @ affine.weight.double().numpy() + affine.bias.double().numpy()
     a, b = predicted - y.mean(0), y - y.mean(0)
     cosine = (a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum())
-    return r2_score(y, predicted, multioutput="variance_weighted"), r2_score(y, predicted, multioutput="uniform_average"), cosine
+    return (
+        r2_score(y, predicted, multioutput="variance_weighted"),
+        r2_score(y, predicted, multioutput="uniform_average"),
+        cosine,
+    )
 
 
 @pytest.mark.parametrize("down", [False, True])
-def test_intervals_are_those_of_rows_with_each_group_left_out(rows: Any, moments: Any, down: bool) -> None:
+def test_intervals_are_those_of_rows_with_each_group_left_out(
+    rows: Any, moments: Any, down: bool
+) -> None:
     maps = moments.fit()[PAIR]
     affine = maps.down if down else maps.up
     table = score_intervals(affine, moments, PAIR, down=down)
     groups = np.unique(rows.parts[~rows.fits])
     assert (table["n_groups"] == len(groups)).all()
     full = scores_of_rows(rows, affine, ~rows.fits, down)
-    left_out = np.array([scores_of_rows(rows, affine, ~rows.fits & (rows.parts != g), down) for g in groups])
+    left_out = np.array(
+        [scores_of_rows(rows, affine, ~rows.fits & (rows.parts != g), down) for g in groups]
+    )
     error = np.sqrt((len(groups) - 1) / len(groups) * ((left_out - left_out.mean(0)) ** 2).sum(0))
     reach = stats.t.ppf(0.975, len(groups) - 1) * error
     assert table["score"].tolist() == ["r2", "r2_uniform", "cosine"]
@@ -154,9 +199,13 @@ def test_the_values_are_those_of_the_grid(moments: Any, affine: AffineMap) -> No
         assert values[name] == pytest.approx(row[name], rel=1e-9)
 
 
-def test_one_group_gives_a_score_and_no_interval(rows: Any, moments_of: Any, affine: AffineMap) -> None:
+def test_one_group_gives_a_score_and_no_interval(
+    rows: Any, moments_of: Any, affine: AffineMap
+) -> None:
     one = next(part for part in range(5, 13) if (rows.parts == part).any())
-    table = score_intervals(affine, moments_of(rows.taken(np.flatnonzero(rows.fits | (rows.parts == one)))), PAIR)
+    table = score_intervals(
+        affine, moments_of(rows.taken(np.flatnonzero(rows.fits | (rows.parts == one)))), PAIR
+    )
     assert table["value"].notna().all()
     assert table[["low", "high", "standard_error"]].isna().all().all()
 

@@ -20,7 +20,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-# ----------------------------------------------------------------------------------------------------------------------- moments
+# ------------------------------------------------------------------------------------------ moments
 
 
 @pytest.mark.parametrize("null", ["none", "full", "sketch"])
@@ -36,13 +36,20 @@ def test_moments_come_back_as_they_were(layered_moments: Any, tmp_path: Path, nu
         assert getattr(loaded, side).keys() == getattr(moments, side).keys()
         for hook, stream in getattr(moments, side).items():
             for name in ("shift", "total", "second", "norms"):
-                assert torch.equal(getattr(getattr(loaded, side)[hook], name), getattr(stream, name))
+                assert torch.equal(
+                    getattr(getattr(loaded, side)[hook], name), getattr(stream, name)
+                )
     for name in ("cross", "cross_null"):
         assert getattr(loaded, name).keys() == getattr(moments, name).keys()
-        assert all(torch.equal(getattr(loaded, name)[pair], tensor) for pair, tensor in getattr(moments, name).items())
+        assert all(
+            torch.equal(getattr(loaded, name)[pair], tensor)
+            for pair, tensor in getattr(moments, name).items()
+        )
 
 
-def test_loaded_moments_fit_merge_and_go_on_like_the_others(rows: Any, moments_of: Any, tmp_path: Path) -> None:
+def test_loaded_moments_fit_merge_and_go_on_like_the_others(
+    rows: Any, moments_of: Any, tmp_path: Path
+) -> None:
     first = moments_of(rows.taken(range(1200)))
     loaded = CrossMoments.load(first.save(tmp_path / "first.safetensors"))
     rest = rows.taken(range(1200, 2400))
@@ -54,43 +61,74 @@ def test_loaded_moments_fit_merge_and_go_on_like_the_others(rows: Any, moments_o
         assert loaded.fit().scores[column].iloc[0] == pytest.approx(whole[column].iloc[0], rel=1e-9)
 
 
-def test_the_provenance_travels_with_the_moments(rows: Any, moments_of: Any, tmp_path: Path, pair: Any) -> None:
+def test_the_provenance_travels_with_the_moments(
+    rows: Any, moments_of: Any, tmp_path: Path, pair: Any
+) -> None:
     moments = moments_of(rows)
-    moments.provenance = Provenance(pair.source.identity, pair.target.identity, 64, 4, "abcd", 3, 120, "00ff", {"torch": "2"})
-    assert CrossMoments.load(moments.save(tmp_path / "m.safetensors")).provenance == moments.provenance
+    moments.provenance = Provenance(
+        pair.source.identity, pair.target.identity, 64, 4, "abcd", 3, 120, "00ff", {"torch": "2"}
+    )
+    assert (
+        CrossMoments.load(moments.save(tmp_path / "m.safetensors")).provenance == moments.provenance
+    )
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 0.5, 0.99])
-def test_a_truncated_file_is_refused(rows: Any, moments_of: Any, tmp_path: Path, keep: float) -> None:
+def test_a_truncated_file_is_refused(
+    rows: Any, moments_of: Any, tmp_path: Path, keep: float
+) -> None:
     path = moments_of(rows).save(tmp_path / "moments.safetensors")
     content = path.read_bytes()
     path.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
-    with pytest.raises(FileFormatError, match=r"moments.safetensors' is truncated or no safetensors file .*; copy or fit it again"):
+    with pytest.raises(
+        FileFormatError,
+        match=r"moments.safetensors' is truncated or no safetensors file .*; copy or fit it again",
+    ):
         CrossMoments.load(path)
 
 
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, tmp_path / "foreign.safetensors")
-    (tmp_path / "text.safetensors").write_text("this is no tensor at all, but long enough to look at")
-    with pytest.raises(FileFormatError, match=rf"foreign.safetensors' has schema None; expected '{MOMENTS_SCHEMA}'"):
+    (tmp_path / "text.safetensors").write_text(
+        "this is no tensor at all, but long enough to look at"
+    )
+    with pytest.raises(
+        FileFormatError, match=rf"foreign.safetensors' has schema None; expected '{MOMENTS_SCHEMA}'"
+    ):
         CrossMoments.load(tmp_path / "foreign.safetensors")
-    with pytest.raises(FileFormatError, match="text.safetensors' is truncated or no safetensors file"):
+    with pytest.raises(
+        FileFormatError, match="text.safetensors' is truncated or no safetensors file"
+    ):
         CrossMoments.load(tmp_path / "text.safetensors")
 
 
 def test_a_file_of_another_schema_is_refused(tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(2)}, tmp_path / "later.safetensors", metadata={"schema_version": "lrt_lens.moments/99"})
-    with pytest.raises(FileFormatError, match=rf"has schema 'lrt_lens.moments/99'; expected '{MOMENTS_SCHEMA}'"):
+    save_file(
+        {"a": torch.zeros(2)},
+        tmp_path / "later.safetensors",
+        metadata={"schema_version": "lrt_lens.moments/99"},
+    )
+    with pytest.raises(
+        FileFormatError, match=rf"has schema 'lrt_lens.moments/99'; expected '{MOMENTS_SCHEMA}'"
+    ):
         CrossMoments.load(tmp_path / "later.safetensors")
 
 
-def test_a_file_that_lacks_a_tensor_or_a_field_is_refused_by_its_name(rows: Any, moments_of: Any, tmp_path: Path) -> None:
+def test_a_file_that_lacks_a_tensor_or_a_field_is_refused_by_its_name(
+    rows: Any, moments_of: Any, tmp_path: Path
+) -> None:
     path = moments_of(rows).save(tmp_path / "moments.safetensors")
     tensors, metadata = files.read_tensors(path, MOMENTS_SCHEMA)
-    files.write_tensors(path, {name: t for name, t in tensors.items() if name != "fold2/second/source/source"}, metadata)
+    files.write_tensors(
+        path,
+        {name: t for name, t in tensors.items() if name != "fold2/second/source/source"},
+        metadata,
+    )
     with pytest.raises(FileFormatError, match="lacks 'fold2/second/source/source'"):
         CrossMoments.load(path)
-    files.write_tensors(path, tensors, {key: value for key, value in metadata.items() if key != "pairs"})
+    files.write_tensors(
+        path, tensors, {key: value for key, value in metadata.items() if key != "pairs"}
+    )
     with pytest.raises(FileFormatError, match="lacks 'pairs'"):
         CrossMoments.load(path)
 
@@ -100,18 +138,28 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         CrossMoments.load(tmp_path / "nowhere.safetensors")
 
 
-# ------------------------------------------------------------------------------------------------------------------------ writing
+# ------------------------------------------------------------------------------------------ writing
 
 
-def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(rows: Any, moments_of: Any, stitch: Stitch, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(
+    rows: Any, moments_of: Any, stitch: Stitch, tmp_path: Path
+) -> None:
     (tmp_path / "taken").write_text("a file stands here")
-    for write in (lambda: moments_of(rows).save(tmp_path / "taken" / "m.safetensors"), lambda: stitch.save_pretrained(tmp_path / "taken")):
-        with pytest.raises(OSError, match=r"cannot write to '.*taken' \(.*\); choose a folder that you may write to"):
+    for write in (
+        lambda: moments_of(rows).save(tmp_path / "taken" / "m.safetensors"),
+        lambda: stitch.save_pretrained(tmp_path / "taken"),
+    ):
+        with pytest.raises(
+            OSError,
+            match=r"cannot write to '.*taken' \(.*\); choose a folder that you may write to",
+        ):
             write()
     assert (tmp_path / "taken").read_text() == "a file stands here"
 
 
-def test_ctrl_c_leaves_the_old_file_and_nothing_else(rows: Any, moments_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_leaves_the_old_file_and_nothing_else(
+    rows: Any, moments_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = moments_of(rows).save(tmp_path / "moments.safetensors")
     before = path.read_bytes()
 
@@ -134,14 +182,23 @@ def test_a_written_file_can_be_read_by_others(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file"]
 
 
-# ------------------------------------------------------------------------------------------------------------------------- stitch
+# ------------------------------------------------------------------------------------------- stitch
 
 
 def test_a_stitch_comes_back_as_it_was_in_float32(owned_stitch: Stitch, tmp_path: Path) -> None:
     owned_stitch.save_pretrained(tmp_path / "stitch")
     loaded = Stitch.from_pretrained(tmp_path / "stitch")
-    assert names(tmp_path / "stitch") == ["README.md", "held_out.safetensors", "stitch.safetensors", "stitch_config.json"]
-    pairs = [(owned_stitch.maps, loaded.maps), (owned_stitch.null, loaded.null), *zip(owned_stitch.refits, loaded.refits, strict=True)]
+    assert names(tmp_path / "stitch") == [
+        "README.md",
+        "held_out.safetensors",
+        "stitch.safetensors",
+        "stitch_config.json",
+    ]
+    pairs = [
+        (owned_stitch.maps, loaded.maps),
+        (owned_stitch.null, loaded.null),
+        *zip(owned_stitch.refits, loaded.refits, strict=True),
+    ]
     assert len(pairs) == 7
     for ours, theirs in pairs:
         for way in ("up", "down"):
@@ -164,17 +221,23 @@ def test_a_stitch_saved_twice_is_the_same_file(owned_stitch: Stitch, tmp_path: P
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_a_stitch_without_null_and_with_unknown_scores_comes_back(rows: Any, moments_of: Any, tmp_path: Path) -> None:
+def test_a_stitch_without_null_and_with_unknown_scores_comes_back(
+    rows: Any, moments_of: Any, tmp_path: Path
+) -> None:
     stitch = moments_of(rows).fit().best()
     stitch.save_pretrained(str(tmp_path))
     loaded = Stitch.from_pretrained(str(tmp_path))
     assert loaded.null is None
     assert loaded.source is None
     assert loaded.scores["r2_null"] != loaded.scores["r2_null"]
-    assert json.loads((tmp_path / "stitch_config.json").read_text())["scores"]["r2_null"] is None, "NaN is no JSON"
+    assert json.loads((tmp_path / "stitch_config.json").read_text())["scores"]["r2_null"] is None, (
+        "NaN is no JSON"
+    )
 
 
-def test_the_card_names_models_hooks_scores_and_the_way_to_load_it(owned_stitch: Stitch, tmp_path: Path, pair: Any) -> None:
+def test_the_card_names_models_hooks_scores_and_the_way_to_load_it(
+    owned_stitch: Stitch, tmp_path: Path, pair: Any
+) -> None:
     owned_stitch.save_pretrained(tmp_path)
     card = (tmp_path / "README.md").read_text()
     for part in (
@@ -191,7 +254,10 @@ def test_the_card_names_models_hooks_scores_and_the_way_to_load_it(owned_stitch:
 def test_a_folder_without_a_config_is_no_stitch(stitch: Stitch, tmp_path: Path) -> None:
     stitch.save_pretrained(tmp_path)
     (tmp_path / "stitch_config.json").unlink()
-    with pytest.raises(FileFormatError, match=r"holds no stitch_config.json; it is no stitch folder, or its writing was interrupted"):
+    with pytest.raises(
+        FileFormatError,
+        match=r"holds no stitch_config.json; it is no stitch folder, or its writing was interrupted",
+    ):
         Stitch.from_pretrained(tmp_path)
 
 
@@ -199,20 +265,27 @@ def test_a_folder_without_a_config_is_no_stitch(stitch: Stitch, tmp_path: Path) 
     ("content", "message"),
     [
         ("{half", "is no JSON .*copy the stitch again"),
-        ('{"schema_version": "lrt_lens.stitch/99"}', rf"has schema 'lrt_lens.stitch/99'; expected '{STITCH_SCHEMA}'"),
+        (
+            '{"schema_version": "lrt_lens.stitch/99"}',
+            rf"has schema 'lrt_lens.stitch/99'; expected '{STITCH_SCHEMA}'",
+        ),
         ('{"hidden_size": 8}', f"has schema None; expected '{STITCH_SCHEMA}'"),
         ("[1, 2]", "has schema None"),
         (f'{{"schema_version": "{STITCH_SCHEMA}"}}', "lacks 'source_hook'"),
     ],
 )
-def test_a_config_that_is_not_a_stitchs_is_refused(stitch: Stitch, tmp_path: Path, content: str, message: str) -> None:
+def test_a_config_that_is_not_a_stitchs_is_refused(
+    stitch: Stitch, tmp_path: Path, content: str, message: str
+) -> None:
     stitch.save_pretrained(tmp_path)
     (tmp_path / "stitch_config.json").write_text(content)
     with pytest.raises(FileFormatError, match=message):
         Stitch.from_pretrained(tmp_path)
 
 
-def test_truncated_or_foreign_tensors_of_a_stitch_are_refused(stitch: Stitch, tmp_path: Path) -> None:
+def test_truncated_or_foreign_tensors_of_a_stitch_are_refused(
+    stitch: Stitch, tmp_path: Path
+) -> None:
     stitch.save_pretrained(tmp_path)
     tensors = tmp_path / "stitch.safetensors"
     whole = tensors.read_bytes()
@@ -222,7 +295,9 @@ def test_truncated_or_foreign_tensors_of_a_stitch_are_refused(stitch: Stitch, tm
     save_file({"weight": torch.zeros(2)}, tensors)
     with pytest.raises(FileFormatError, match="has schema None"):
         Stitch.from_pretrained(tmp_path)
-    files.write_tensors(tensors, {"maps.up.weight": torch.zeros(2, 2)}, {"schema_version": STITCH_SCHEMA})
+    files.write_tensors(
+        tensors, {"maps.up.weight": torch.zeros(2, 2)}, {"schema_version": STITCH_SCHEMA}
+    )
     with pytest.raises(FileFormatError, match="lacks 'maps.up.bias'"):
         Stitch.from_pretrained(tmp_path)
     tensors.unlink()
@@ -231,7 +306,10 @@ def test_truncated_or_foreign_tensors_of_a_stitch_are_refused(stitch: Stitch, tm
 
 
 def test_a_stitch_that_is_nowhere_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError, match=r"no stitch at 'nobody/no-such-stitch': it is neither a folder here nor a hub repository"):
+    with pytest.raises(
+        FileFormatError,
+        match=r"no stitch at 'nobody/no-such-stitch': it is neither a folder here nor a hub repository",
+    ):
         Stitch.from_pretrained("nobody/no-such-stitch", cache_dir=tmp_path)
 
 

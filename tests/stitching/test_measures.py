@@ -21,10 +21,15 @@ def paired(x: Tensor, y: Tensor, **options: Any) -> Paired:
 
     def covariances(a: Tensor, b: Tensor) -> float:
         groups = zip(a.chunk(N_GROUPS), b.chunk(N_GROUPS), strict=True)
-        return between_folds(torch.stack([(p - p.mean(0)).T @ (q - q.mean(0)) / len(p) for p, q in groups]))
+        return between_folds(
+            torch.stack([(p - p.mean(0)).T @ (q - q.mean(0)) / len(p) for p, q in groups])
+        )
 
     a, b, n = x - x.mean(0), y - y.mean(0), float(len(x))
-    streams = Stream(a.T @ a, n, covariances(x, x), **options), Stream(b.T @ b, n, covariances(y, y), **options)
+    streams = (
+        Stream(a.T @ a, n, covariances(x, x), **options),
+        Stream(b.T @ b, n, covariances(y, y), **options),
+    )
     return Paired(*streams, a.T @ b, covariances(x, y))
 
 
@@ -63,20 +68,27 @@ def naive_svcca(x: np.ndarray, y: np.ndarray, share: float) -> float:
     return float(naive_correlations(*cut).mean())
 
 
-# ------------------------------------------------------------------------------------------------------------------------- values
+# ------------------------------------------------------------------------------------------- values
 
 
 def test_biased_cka_is_that_of_centred_gram_matrices() -> None:
     x, y = related()
-    assert MEASURES["cka_biased"].value(paired(x, y)) == pytest.approx(naive_cka(x.numpy(), y.numpy()), rel=1e-10)
+    assert MEASURES["cka_biased"].value(paired(x, y)) == pytest.approx(
+        naive_cka(x.numpy(), y.numpy()), rel=1e-10
+    )
 
 
 def test_debiased_cka_is_a_double_loop_over_groups() -> None:
     x, y = related()
 
     def terms(a: Tensor, b: Tensor) -> float:
-        groups = [np.cov(np.hstack([p, q]).T, bias=True)[: p.shape[1], p.shape[1] :] for p, q in zip(a.chunk(5), b.chunk(5), strict=True)]
-        return float(sum((groups[j] * groups[k]).sum() for j in range(5) for k in range(5) if j != k))
+        groups = [
+            np.cov(np.hstack([p, q]).T, bias=True)[: p.shape[1], p.shape[1] :]
+            for p, q in zip(a.chunk(5), b.chunk(5), strict=True)
+        ]
+        return float(
+            sum((groups[j] * groups[k]).sum() for j in range(5) for k in range(5) if j != k)
+        )
 
     expected = terms(x, y) / np.sqrt(terms(x, x) * terms(y, y))
     assert MEASURES["cka"].value(paired(x, y)) == pytest.approx(expected, rel=1e-9)
@@ -85,14 +97,20 @@ def test_debiased_cka_is_a_double_loop_over_groups() -> None:
 @pytest.mark.parametrize("shape", [(400, 12, 9), (400, 9, 12), (40, 30, 5)])
 def test_mean_canonical_correlation_is_that_of_qr_on_rows(shape: tuple[int, int, int]) -> None:
     x, y = related(*shape)
-    assert MEASURES["cca"].value(paired(x, y)) == pytest.approx(naive_correlations(x.numpy(), y.numpy()).mean(), rel=1e-8)
+    assert MEASURES["cca"].value(paired(x, y)) == pytest.approx(
+        naive_correlations(x.numpy(), y.numpy()).mean(), rel=1e-8
+    )
 
 
 def test_canonical_correlations_agree_with_scikit_learn() -> None:
     from sklearn.cross_decomposition import CCA
 
     x, y = related(noise=0.3)
-    a, b = CCA(n_components=9, scale=False, max_iter=20000, tol=1e-12).fit(x.numpy(), y.numpy()).transform(x.numpy(), y.numpy())
+    a, b = (
+        CCA(n_components=9, scale=False, max_iter=20000, tol=1e-12)
+        .fit(x.numpy(), y.numpy())
+        .transform(x.numpy(), y.numpy())
+    )
     expected = np.mean([np.corrcoef(a[:, i], b[:, i])[0, 1] for i in range(9)])
     assert MEASURES["cca"].value(paired(x, y)) == pytest.approx(expected, rel=1e-4)
 
@@ -106,33 +124,44 @@ def test_svcca_correlates_principal_components_of_rows(share: float) -> None:
 
 def test_svcca_that_keeps_all_variance_is_cca() -> None:
     streams = paired(*related(), kept_variance=1.0)
-    assert MEASURES["svcca"].value(streams) == pytest.approx(MEASURES["cca"].value(streams), rel=1e-8)
+    assert MEASURES["svcca"].value(streams) == pytest.approx(
+        MEASURES["cca"].value(streams), rel=1e-8
+    )
 
 
-def test_procrustes_similarity_gives_scipys_disparity_and_the_distance_after_the_best_rotation() -> None:
+def test_procrustes_similarity_gives_scipys_disparity_and_the_distance_after_the_best_rotation() -> (
+    None
+):
     x, y = related(d_x=9, d_y=9)
     s = MEASURES["procrustes"].value(paired(x, y))
     assert 1 - s**2 == pytest.approx(scipy_procrustes(x.numpy(), y.numpy())[2], rel=1e-9)
-    a, b = ((rows - rows.mean(0)) / torch.linalg.matrix_norm(rows - rows.mean(0)) for rows in (x, y))
+    a, b = (
+        (rows - rows.mean(0)) / torch.linalg.matrix_norm(rows - rows.mean(0)) for rows in (x, y)
+    )
     u, _, v = torch.linalg.svd(a.T @ b)
     assert 2 * (1 - s) == pytest.approx(float((a @ u @ v - b).square().sum()), rel=1e-9)
 
 
-# -------------------------------------------------------------------------------------------------------------------- invariances
+# -------------------------------------------------------------------------------------- invariances
 
 
 @pytest.mark.parametrize("name", list(MEASURES))
 def test_rotations_scales_and_shifts_of_a_side_change_nothing(name: str) -> None:
     x, y = related()
     moved = paired(3 * x @ rotation(5, 12) - 7, 0.01 * y @ rotation(6, 9) + 2)
-    assert MEASURES[name].value(moved) == pytest.approx(MEASURES[name].value(paired(x, y)), rel=1e-7)
+    assert MEASURES[name].value(moved) == pytest.approx(
+        MEASURES[name].value(paired(x, y)), rel=1e-7
+    )
 
 
 def test_cca_alone_does_not_change_under_any_invertible_map() -> None:
     x, y = related()
     plain, moved = (
         paired(x, y),
-        paired(x @ (randn(7, 12, 12) + 2 * torch.eye(12, dtype=x.dtype)), y @ torch.diag(torch.logspace(0, 5, 9)).double()),
+        paired(
+            x @ (randn(7, 12, 12) + 2 * torch.eye(12, dtype=x.dtype)),
+            y @ torch.diag(torch.logspace(0, 5, 9)).double(),
+        ),
     )
     assert MEASURES["cca"].value(moved) == pytest.approx(MEASURES["cca"].value(plain), rel=1e-7)
     for name in ("cka", "cka_biased", "svcca", "procrustes"):
@@ -150,23 +179,33 @@ def test_a_stream_is_one_with_itself_rotated(name: str) -> None:
 @pytest.mark.parametrize("name", list(MEASURES))
 def test_the_order_of_sides_does_not_matter(name: str) -> None:
     x, y = related()
-    assert MEASURES[name].value(paired(x, y)) == pytest.approx(MEASURES[name].value(paired(y, x)), rel=1e-9)
+    assert MEASURES[name].value(paired(x, y)) == pytest.approx(
+        MEASURES[name].value(paired(y, x)), rel=1e-9
+    )
 
 
-# --------------------------------------------------------------------------------------------------------------------------- rank
+# --------------------------------------------------------------------------------------------- rank
 
 
 def test_dimensions_that_repeat_others_or_never_vary_do_not_count() -> None:
     x, y = related()
-    wider = torch.cat([x, x[:, :3] @ randn(9, 3, 4), torch.full((len(x), 2), 4.0, dtype=x.dtype)], 1)
-    assert Stream((wider - wider.mean(0)).T @ (wider - wider.mean(0)), 400.0).whitening.shape[1] == 12
-    assert MEASURES["cca"].value(paired(wider, y)) == pytest.approx(MEASURES["cca"].value(paired(x, y)), rel=1e-7)
+    wider = torch.cat(
+        [x, x[:, :3] @ randn(9, 3, 4), torch.full((len(x), 2), 4.0, dtype=x.dtype)], 1
+    )
+    assert (
+        Stream((wider - wider.mean(0)).T @ (wider - wider.mean(0)), 400.0).whitening.shape[1] == 12
+    )
+    assert MEASURES["cca"].value(paired(wider, y)) == pytest.approx(
+        MEASURES["cca"].value(paired(x, y)), rel=1e-7
+    )
 
 
 def test_a_dimension_that_is_only_small_counts() -> None:
     x, y = related()
     small = x * torch.cat([torch.full((1,), 1e-5, dtype=x.dtype), torch.ones(11, dtype=x.dtype)])
-    assert MEASURES["cca"].value(paired(small, y)) == pytest.approx(MEASURES["cca"].value(paired(x, y)), rel=1e-6)
+    assert MEASURES["cca"].value(paired(small, y)) == pytest.approx(
+        MEASURES["cca"].value(paired(x, y)), rel=1e-6
+    )
 
 
 def test_few_rows_force_correlations_and_say_how_many() -> None:
@@ -188,7 +227,7 @@ def test_a_stream_that_never_varies_is_like_nothing(name: str) -> None:
     assert math.isnan(MEASURES[name].held_out(streams, streams))
 
 
-# ----------------------------------------------------------------------------------------------------------------------- held out
+# ----------------------------------------------------------------------------------------- held out
 
 
 def test_canonical_directions_of_one_half_are_correlated_on_the_other() -> None:
@@ -198,8 +237,12 @@ def test_canonical_directions_of_one_half_are_correlated_on_the_other() -> None:
     u, _, v = np.linalg.svd(q.T @ p, full_matrices=False)
     a, b = test[0].numpy() @ np.linalg.solve(r, u), test[1].numpy() @ np.linalg.solve(s, v.T)
     expected = np.mean([np.corrcoef(a[:, i], b[:, i])[0, 1] for i in range(9)])
-    assert MEASURES["cca"].held_out(paired(*fit), paired(*test)) == pytest.approx(expected, rel=1e-8)
-    assert MEASURES["cca"].held_out(paired(*fit), paired(*test)) < MEASURES["cca"].value(paired(*fit))
+    assert MEASURES["cca"].held_out(paired(*fit), paired(*test)) == pytest.approx(
+        expected, rel=1e-8
+    )
+    assert MEASURES["cca"].held_out(paired(*fit), paired(*test)) < MEASURES["cca"].value(
+        paired(*fit)
+    )
 
 
 def test_held_out_procrustes_keeps_the_rotation() -> None:
@@ -209,7 +252,9 @@ def test_held_out_procrustes_keeps_the_rotation() -> None:
     u, _, v = torch.linalg.svd(a.T @ b, full_matrices=False)
     a, b = (rows - rows.mean(0) for rows in test)
     expected = float(((a @ u @ v) * b).sum() / (a.norm() * b.norm()))
-    assert MEASURES["procrustes"].held_out(paired(*fit), paired(*test)) == pytest.approx(expected, rel=1e-9)
+    assert MEASURES["procrustes"].held_out(paired(*fit), paired(*test)) == pytest.approx(
+        expected, rel=1e-9
+    )
 
 
 def test_cka_held_out_is_that_of_the_other_rows() -> None:
@@ -219,10 +264,12 @@ def test_cka_held_out_is_that_of_the_other_rows() -> None:
         assert MEASURES[name].held_out(fit, test) == MEASURES[name].value(test)
 
 
-# -------------------------------------------------------------------------------------------------------------------------- nulls
+# -------------------------------------------------------------------------------------------- nulls
 
 
-def shuffled(x: Tensor, y: Tensor, basis: Tensor | None = None, seed: int = 0, n_fit: int | None = None) -> ShuffledPairs:
+def shuffled(
+    x: Tensor, y: Tensor, basis: Tensor | None = None, seed: int = 0, n_fit: int | None = None
+) -> ShuffledPairs:
     """The last fifth of rows stands for the test fold, unless told otherwise."""
     n_fit = n_fit or len(x) * 4 // 5
     cross = []
@@ -235,9 +282,14 @@ def shuffled(x: Tensor, y: Tensor, basis: Tensor | None = None, seed: int = 0, n
 
 
 def wachter_mean(d_x: int, d_y: int, n: int) -> float:
-    """Mean canonical correlation of independent Gaussian streams: Wachter 1980, the limiting law of squared correlations."""
+    """Mean canonical correlation of independent Gaussian streams: Wachter 1980, the limiting law of
+    squared correlations.
+    """
     p, q = max(d_x, d_y) / n, min(d_x, d_y) / n
-    low, high = ((math.sqrt(p * (1 - q)) - math.sqrt(q * (1 - p))) ** 2, (math.sqrt(p * (1 - q)) + math.sqrt(q * (1 - p))) ** 2)
+    low, high = (
+        (math.sqrt(p * (1 - q)) - math.sqrt(q * (1 - p))) ** 2,
+        (math.sqrt(p * (1 - q)) + math.sqrt(q * (1 - p))) ** 2,
+    )
 
     def density(t: float) -> float:
         return math.sqrt(max(0.0, (t - low) * (high - t))) / (2 * math.pi * q * t * (1 - t))
@@ -248,7 +300,9 @@ def wachter_mean(d_x: int, d_y: int, n: int) -> float:
 
 def test_the_null_of_cca_is_the_limiting_law_of_independent_streams() -> None:
     x, y = related(1000, 60, 40)
-    assert MEASURES["cca"].null(paired(x, y), shuffled(x, y, n_fit=999)) == pytest.approx(wachter_mean(60, 40, 998), rel=0.03)
+    assert MEASURES["cca"].null(paired(x, y), shuffled(x, y, n_fit=999)) == pytest.approx(
+        wachter_mean(60, 40, 998), rel=0.03
+    )
 
 
 def test_the_null_of_biased_cka_is_the_mean_over_permutations() -> None:
@@ -256,13 +310,17 @@ def test_the_null_of_biased_cka_is_the_mean_over_permutations() -> None:
     streams = paired(x[:400], y[:400])
     nulls = [MEASURES["cka_biased"].null(streams, shuffled(x, y, seed=seed)) for seed in range(20)]
     # E over permutations of ‖XᵀPY‖²_F is tr Sxx tr Syy / (n − 1) for centred rows.
-    assert np.mean(nulls) == pytest.approx(streams.x.total * streams.y.total / 399 / (streams.x.norm * streams.y.norm), rel=0.03)
+    assert np.mean(nulls) == pytest.approx(
+        streams.x.total * streams.y.total / 399 / (streams.x.norm * streams.y.norm), rel=0.03
+    )
 
 
 def test_the_null_of_debiased_cka_has_no_bias_where_the_biased_has() -> None:
     x, y = related(250, 60, 40)
     streams = paired(x[:200], y[:200])
-    nulls = np.array([MEASURES["cka"].null(streams, shuffled(x, y, seed=seed)) for seed in range(200)])
+    nulls = np.array(
+        [MEASURES["cka"].null(streams, shuffled(x, y, seed=seed)) for seed in range(200)]
+    )
     assert abs(nulls.mean()) < 3 * nulls.std() / math.sqrt(200)
     assert MEASURES["cka_biased"].null(streams, shuffled(x, y)) > 20 * abs(nulls.mean())
 
@@ -272,8 +330,12 @@ def test_the_null_of_debiased_cka_keeps_what_shuffling_keeps() -> None:
     streams = paired(x[:40000], y[:40000])
     # Pairs that were not shuffled at all: the null estimates the very CKA.
     whole = [rows - rows.mean(0) for rows in (x[:40000], y[:40000], x[40000:], y[40000:])]
-    unshuffled = ShuffledPairs(whole[0].T @ whole[1], whole[2].T @ whole[3], 40000.0, 10000.0, N_GROUPS, 1.0)
-    assert MEASURES["cka"].null(streams, unshuffled) == pytest.approx(MEASURES["cka"].value(streams), rel=0.03)
+    unshuffled = ShuffledPairs(
+        whole[0].T @ whole[1], whole[2].T @ whole[3], 40000.0, 10000.0, N_GROUPS, 1.0
+    )
+    assert MEASURES["cka"].null(streams, unshuffled) == pytest.approx(
+        MEASURES["cka"].value(streams), rel=0.03
+    )
     assert MEASURES["cka"].value(streams) > 0.5
 
 
@@ -284,12 +346,18 @@ def test_a_sketch_of_the_target_gives_the_same_null_on_average(name: str) -> Non
     streams = paired(x[:800], y[:800])
     a, b, c, d = (rows - rows.mean(0) for rows in (x[:800], y[:800], x[800:], y[800:]))
 
-    def pairs(basis: Tensor, expansion: float) -> ShuffledPairs:  # true pairs: something that is not about 0
+    def pairs(
+        basis: Tensor, expansion: float
+    ) -> ShuffledPairs:  # true pairs: something that is not about 0
         return ShuffledPairs(a.T @ b @ basis, c.T @ d @ basis, 800.0, 200.0, N_GROUPS, expansion)
 
     whole = MEASURES[name].null(streams, pairs(torch.eye(40, dtype=x.dtype), 1.0))
-    sketched = [MEASURES[name].null(streams, pairs(rotation(seed, 40)[:, :8], 5.0)) for seed in range(300)]
-    assert np.mean(sketched) == pytest.approx(whole, abs=3 * float(np.std(sketched)) / math.sqrt(300))
+    sketched = [
+        MEASURES[name].null(streams, pairs(rotation(seed, 40)[:, :8], 5.0)) for seed in range(300)
+    ]
+    assert np.mean(sketched) == pytest.approx(
+        whole, abs=3 * float(np.std(sketched)) / math.sqrt(300)
+    )
 
 
 @pytest.mark.parametrize("name", ["cca", "svcca", "procrustes"])

@@ -1,4 +1,6 @@
-"""The table of similarities is what the rows give, calibrated, and the test fold does not reach what may choose."""
+"""The table of similarities is what the rows give, calibrated, and the test fold does not reach
+what may choose.
+"""
 
 import math
 from dataclasses import replace
@@ -46,13 +48,17 @@ def table(layered_moments: Any) -> Any:
 
 
 def row_of(table: Any, pair: tuple[str, str], measure: str) -> dict[str, Any]:
-    (row,) = table[(table.source_hook == pair[0]) & (table.target_hook == pair[1]) & (table.measure == measure)].to_dict("records")
+    (row,) = table[
+        (table.source_hook == pair[0]) & (table.target_hook == pair[1]) & (table.measure == measure)
+    ].to_dict("records")
     return row
 
 
 @pytest.fixture(scope="module")
 def shuffled_rows(rows: Any) -> np.ndarray:
-    """The row of y that each row of x meets under the null of `layered_moments`: the next document of the part."""
+    """The row of y that each row of x meets under the null of `layered_moments`: the next document
+    of the part.
+    """
     partner = np.arange(len(rows.parts))
     for part in np.unique(rows.parts):
         index = np.flatnonzero(rows.parts == part)
@@ -60,12 +66,14 @@ def shuffled_rows(rows: Any) -> np.ndarray:
     return partner
 
 
-# -------------------------------------------------------------------------------------------------------------------------- table
+# -------------------------------------------------------------------------------------------- table
 
 
 def test_there_is_a_row_for_every_pair_and_measure(table: Any) -> None:
     assert list(table.columns) == list(SIMILARITY_COLUMNS)
-    assert len(table) == len(table.drop_duplicates(["source_hook", "target_hook", "measure"])) == 4 * 5
+    assert (
+        len(table) == len(table.drop_duplicates(["source_hook", "target_hook", "measure"])) == 4 * 5
+    )
     assert set(table.note) == {""}
     assert not table.drop(columns="note").isna().any().any()
     assert (table.d_source == 12).all()
@@ -75,7 +83,12 @@ def test_there_is_a_row_for_every_pair_and_measure(table: Any) -> None:
 @pytest.mark.parametrize("measure", list(NAIVE))
 @pytest.mark.parametrize("pair", [(s, t) for s in SOURCES for t in TARGETS])
 def test_values_intervals_and_nulls_are_those_of_rows(
-    rows: Any, layered: dict, table: Any, shuffled_rows: np.ndarray, measure: str, pair: tuple[str, str]
+    rows: Any,
+    layered: dict,
+    table: Any,
+    shuffled_rows: np.ndarray,
+    measure: str,
+    pair: tuple[str, str],
 ) -> None:
     x, y = layered["source"][pair[0]].numpy(), layered["target"][pair[1]].numpy()
     fits, naive = rows.fits, NAIVE[measure]
@@ -85,7 +98,9 @@ def test_values_intervals_and_nulls_are_those_of_rows(
     assert row["value"] == pytest.approx(value, rel=1e-8)
     assert row["null"] == pytest.approx(null, rel=1e-6)
     assert row["effect"] == pytest.approx((value - null) / (1 - null), rel=1e-6)
-    left_out = np.array([naive(x[fits & (rows.parts != k)], y[fits & (rows.parts != k)]) for k in range(5)])
+    left_out = np.array(
+        [naive(x[fits & (rows.parts != k)], y[fits & (rows.parts != k)]) for k in range(5)]
+    )
     reach = stats.t.ppf(0.975, 4) * np.sqrt(4 / 5 * ((left_out - left_out.mean()) ** 2).sum())
     assert (row["low"], row["high"]) == pytest.approx((value - reach, value + reach), rel=1e-6)
     assert row["effect_low"] == pytest.approx((value - reach - null) / (1 - null), rel=1e-6)
@@ -109,11 +124,15 @@ def test_debiased_cka_is_the_grids_and_its_null_the_product_of_both_shuffled_sam
         folds = [covariance(a, a, rows.parts == k) for k in range(5)]
         return np.mean([(folds[j] * folds[k]).sum() for j in range(5) for k in range(5) if j != k])
 
-    product = (covariance(x, y[shuffled_rows], rows.fits) * covariance(x, y[shuffled_rows], ~rows.fits)).sum()
+    product = (
+        covariance(x, y[shuffled_rows], rows.fits) * covariance(x, y[shuffled_rows], ~rows.fits)
+    ).sum()
     assert row["null"] == pytest.approx(product / np.sqrt(own(x) * own(y)), rel=1e-6)
 
 
-def test_held_out_reads_the_test_fold_with_the_directions_of_the_others(rows: Any, layered: dict, table: Any) -> None:
+def test_held_out_reads_the_test_fold_with_the_directions_of_the_others(
+    rows: Any, layered: dict, table: Any
+) -> None:
     pair = (SOURCES[0], TARGETS[1])
     x, y = layered["source"][pair[0]].numpy(), layered["target"][pair[1]].numpy()
     (q, r), (p, s) = (np.linalg.qr(a[rows.fits] - a[rows.fits].mean(0)) for a in (x, y))
@@ -121,22 +140,34 @@ def test_held_out_reads_the_test_fold_with_the_directions_of_the_others(rows: An
     a, b = x[~rows.fits] @ np.linalg.solve(r, u), y[~rows.fits] @ np.linalg.solve(s, v.T)
     expected = np.mean([np.corrcoef(a[:, i], b[:, i])[0, 1] for i in range(a.shape[1])])
     assert row_of(table, pair, "cca")["held_out"] == pytest.approx(expected, rel=1e-8)
-    assert row_of(table, pair, "cka_biased")["held_out"] == pytest.approx(naive_cka(x[~rows.fits], y[~rows.fits]), rel=1e-8)
+    assert row_of(table, pair, "cka_biased")["held_out"] == pytest.approx(
+        naive_cka(x[~rows.fits], y[~rows.fits]), rel=1e-8
+    )
 
 
 def test_the_better_source_layer_is_more_alike_by_every_measure(table: Any) -> None:
     for measure in table.measure.unique():
-        assert row_of(table, (SOURCES[1], TARGETS[1]), measure)["effect"] > row_of(table, (SOURCES[0], TARGETS[0]), measure)["effect"]
+        assert (
+            row_of(table, (SOURCES[1], TARGETS[1]), measure)["effect"]
+            > row_of(table, (SOURCES[0], TARGETS[0]), measure)["effect"]
+        )
 
 
-# -------------------------------------------------------------------------------------------------------------------- calibration
+# -------------------------------------------------------------------------------------- calibration
 
 
-def moments_with_null(x: torch.Tensor, y: torch.Tensor, rows: Any, null: str = "full") -> CrossMoments:
+def moments_with_null(
+    x: torch.Tensor, y: torch.Tensor, rows: Any, null: str = "full"
+) -> CrossMoments:
     moments = CrossMoments(pairs=(("source", "target"),), moment_dtype=torch.float64, null=null)
     for part in np.unique(rows.parts):
         index = torch.from_numpy(np.flatnonzero(rows.parts == part))
-        moments.add_block(int(part), {"source": x[index]}, {"target": y[index]}, torch.arange(len(index)).roll(-ROWS_PER_DOCUMENT))
+        moments.add_block(
+            int(part),
+            {"source": x[index]},
+            {"target": y[index]},
+            torch.arange(len(index)).roll(-ROWS_PER_DOCUMENT),
+        )
     return moments
 
 
@@ -154,8 +185,19 @@ def test_independent_streams_have_no_effect_and_rotated_ones_have_all(rows: Any)
 
 
 def test_a_sketched_null_serves_cka_and_says_why_it_serves_nothing_else(rows: Any) -> None:
-    y = torch.cat([rows.y, torch.randn(len(rows.y), 80, generator=torch.Generator().manual_seed(1), dtype=torch.float64)], 1)
-    whole, sketched = (similarities(moments_with_null(rows.x, y, rows, null)).set_index("measure") for null in ("full", "sketch"))
+    y = torch.cat(
+        [
+            rows.y,
+            torch.randn(
+                len(rows.y), 80, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+            ),
+        ],
+        1,
+    )
+    whole, sketched = (
+        similarities(moments_with_null(rows.x, y, rows, null)).set_index("measure")
+        for null in ("full", "sketch")
+    )
     assert sketched.null["cka_biased"] == pytest.approx(whole.null["cka_biased"], rel=0.5)
     for measure in ("cca", "svcca", "procrustes"):
         assert math.isnan(sketched.null[measure])
@@ -184,30 +226,45 @@ def test_the_effect_is_the_share_of_the_way_from_the_null_to_one() -> None:
     assert math.isnan(effect(1.0, 1.0))
 
 
-def test_what_may_choose_does_not_read_the_test_fold(rows: Any, layered: dict, layered_moments: Any, table: Any) -> None:
+def test_what_may_choose_does_not_read_the_test_fold(
+    rows: Any, layered: dict, layered_moments: Any, table: Any
+) -> None:
     corrupted = {}
     for hook, values in layered["target"].items():
         corrupted[hook] = values.clone()
-        corrupted[hook][torch.from_numpy(~rows.fits)] = torch.randn(int((~rows.fits).sum()), 9, dtype=values.dtype)
+        corrupted[hook][torch.from_numpy(~rows.fits)] = torch.randn(
+            int((~rows.fits).sum()), 9, dtype=values.dtype
+        )
     spoilt = similarities(layered_moments(target=corrupted))
     for column in ("value", "low", "high"):
-        assert spoilt[column].to_numpy() == pytest.approx(table[column].to_numpy(), rel=1e-6), column
+        assert spoilt[column].to_numpy() == pytest.approx(table[column].to_numpy(), rel=1e-6), (
+            column
+        )
     fitted = (table.measure != "cka").to_numpy()
     for column in ("null", "effect"):
-        assert spoilt[column].to_numpy()[fitted] == pytest.approx(table[column].to_numpy()[fitted], rel=1e-6), column
+        assert spoilt[column].to_numpy()[fitted] == pytest.approx(
+            table[column].to_numpy()[fitted], rel=1e-6
+        ), column
     assert (spoilt.held_out - table.held_out).abs().max() > 0.1
 
 
-# ---------------------------------------------------------------------------------------------------------------- choices of input
+# --------------------------------------------------------------------------------- choices of input
 
 
 def test_float32_products_give_the_same_to_their_precision(rows: Any, moments_of: Any) -> None:
-    single, double = (similarities(moments_of(rows, moment_dtype=dtype)) for dtype in (torch.float32, torch.float64))
+    single, double = (
+        similarities(moments_of(rows, moment_dtype=dtype))
+        for dtype in (torch.float32, torch.float64)
+    )
     assert single.value.to_numpy() == pytest.approx(double.value.to_numpy(), rel=1e-5)
 
 
 def test_pairs_and_measures_can_be_chosen(layered_moments: Any, table: Any) -> None:
-    some = similarities(layered_moments(), [("hook_embed", TARGETS[0]), (SOURCES[0], TARGETS[1])], measures=["svcca"])
+    some = similarities(
+        layered_moments(),
+        [("hook_embed", TARGETS[0]), (SOURCES[0], TARGETS[1])],
+        measures=["svcca"],
+    )
     assert len(some) == 2
     assert some.d_source.tolist() == [5, 12]
     assert "not for hook_embed" in some.note[0]
@@ -216,24 +273,35 @@ def test_pairs_and_measures_can_be_chosen(layered_moments: Any, table: Any) -> N
 
 
 def test_svcca_follows_its_share_of_variance(rows: Any, moments_of: Any) -> None:
-    few, all_of_it = (similarities(moments_of(rows), measures=["svcca"], svcca_variance=share).value[0] for share in (0.5, 1.0))
+    few, all_of_it = (
+        similarities(moments_of(rows), measures=["svcca"], svcca_variance=share).value[0]
+        for share in (0.5, 1.0)
+    )
     cca = similarities(moments_of(rows), measures=["cca"]).value[0]
     assert all_of_it == pytest.approx(cca, rel=1e-8)
     assert few != pytest.approx(cca, rel=1e-3)
 
 
 def test_too_few_rows_for_the_widths_are_said(rows: Any) -> None:
-    kept = np.concatenate([np.flatnonzero(rows.parts == part)[:3] for part in np.unique(rows.parts)])
+    kept = np.concatenate(
+        [np.flatnonzero(rows.parts == part)[:3] for part in np.unique(rows.parts)]
+    )
     few = rows.taken(kept)
-    row = similarities(CrossMoments.from_activations(few.x, few.y, documents=few.documents), measures=["cca"]).iloc[0]
+    row = similarities(
+        CrossMoments.from_activations(few.x, few.y, documents=few.documents), measures=["cca"]
+    ).iloc[0]
     assert row["n"] == 15
     assert row["note"].startswith("no null")
     assert "7 canonical correlations are 1 by construction: 15 rows" in row["note"]
 
 
-def test_one_group_of_test_documents_leaves_debiased_cka_without_a_verdict(rows: Any, moments_of: Any) -> None:
+def test_one_group_of_test_documents_leaves_debiased_cka_without_a_verdict(
+    rows: Any, moments_of: Any
+) -> None:
     one = next(part for part in range(5, 13) if (rows.parts == part).any())
-    row = similarities(moments_of(rows.taken(np.flatnonzero(rows.fits | (rows.parts == one)))), measures=["cka"]).iloc[0]
+    row = similarities(
+        moments_of(rows.taken(np.flatnonzero(rows.fits | (rows.parts == one)))), measures=["cka"]
+    ).iloc[0]
     assert math.isnan(row["held_out"])
     assert "fewer than two groups" in row["note"]
     assert math.isfinite(row["value"])
@@ -248,7 +316,9 @@ def test_an_empty_fold_is_refused(rows: Any, moments_of: Any) -> None:
 
 def test_what_is_not_there_is_refused(rows: Any, moments_of: Any) -> None:
     moments = moments_of(rows)
-    with pytest.raises(ValueError, match=r"measures are \['ckaa'\]; expected one or more of \['cka', 'cka_biased'"):
+    with pytest.raises(
+        ValueError, match=r"measures are \['ckaa'\]; expected one or more of \['cka', 'cka_biased'"
+    ):
         similarities(moments, measures=["ckaa"])
     with pytest.raises(ValueError, match="svcca_variance is 1.5"):
         similarities(moments, svcca_variance=1.5)

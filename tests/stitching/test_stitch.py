@@ -28,11 +28,15 @@ def test_a_stitch_starts_and_ends_where_its_maps_do(stitch: Any) -> None:
     assert (stitch.down.source_hook, stitch.down.target_hook) == (TARGET, SOURCE)
 
 
-def test_its_statistics_are_those_of_the_tokens_that_fitted(rows: Any, layered: dict, stitch: Any) -> None:
+def test_its_statistics_are_those_of_the_tokens_that_fitted(
+    rows: Any, layered: dict, stitch: Any
+) -> None:
     x = layered["source"][SOURCE][torch.from_numpy(rows.fits)]
     statistics = stitch.source_statistics
     torch.testing.assert_close(statistics.mean, x.mean(0))
-    torch.testing.assert_close(statistics.covariance, torch.cov(x.T, correction=0), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        statistics.covariance, torch.cov(x.T, correction=0), rtol=1e-8, atol=1e-8
+    )
     direction = torch.linspace(-2, 3, 12, dtype=torch.float64)
     expected = float((x @ direction / direction.norm()).std(correction=0))
     assert statistics.deviation(direction) == pytest.approx(expected, rel=1e-8)
@@ -49,7 +53,10 @@ def test_a_direction_in_which_nothing_varies_has_no_deviation() -> None:
 def test_there_is_a_refit_for_every_fold_and_a_null(stitch: Any) -> None:
     assert len(stitch.refits) == 5
     assert len({float(pair.up.weight.sum()) for pair in stitch.refits}) == 5
-    assert all(float((pair.up.weight - stitch.up.weight).norm() / stitch.up.weight.norm()) < 0.3 for pair in stitch.refits)
+    assert all(
+        float((pair.up.weight - stitch.up.weight).norm() / stitch.up.weight.norm()) < 0.3
+        for pair in stitch.refits
+    )
     assert float(stitch.null.up.weight.norm()) < 0.5 * float(stitch.up.weight.norm())
     assert stitch.null.down.weight.shape == (9, 12)
 
@@ -65,7 +72,9 @@ def test_reversing_exchanges_everything(stitch: Any) -> None:
     assert (back.scores["source_hook"], back.scores["target_hook"]) == (TARGET, SOURCE)
     assert torch.equal(back.null.up.weight, stitch.null.down.weight)
     assert torch.equal(back.refits[3].up.weight, stitch.refits[3].down.weight)
-    assert not {"cosine", "r2_null", "r2_token"} & set(back.scores), "these were measured on the way up alone"
+    assert not {"cosine", "r2_null", "r2_token"} & set(back.scores), (
+        "these were measured on the way up alone"
+    )
 
 
 def test_reversing_twice_is_the_same_stitch(owned_stitch: Any) -> None:
@@ -86,9 +95,14 @@ def test_a_reversed_stitch_belongs_to_the_models_exchanged(owned_stitch: Any, pa
         owned_stitch.reversed().check(pair.source, pair.target)
 
 
-def test_the_models_it_was_fitted_on_are_accepted_and_others_refused(owned_stitch: Any, pair: Any, load: Any) -> None:
+def test_the_models_it_was_fitted_on_are_accepted_and_others_refused(
+    owned_stitch: Any, pair: Any, load: Any
+) -> None:
     owned_stitch.check(pair.source, pair.target)
-    with pytest.raises(MismatchError, match=r"the source model is .* with config_hash .*; expected .*load that model, or fit again"):
+    with pytest.raises(
+        MismatchError,
+        match=r"the source model is .* with config_hash .*; expected .*load that model, or fit again",
+    ):
         owned_stitch.check(source=load("llama", d=16, layers=2, seed=99))
     with pytest.raises(MismatchError, match="the target model is"):
         owned_stitch.check(target=pair.source)
@@ -96,8 +110,12 @@ def test_the_models_it_was_fitted_on_are_accepted_and_others_refused(owned_stitc
 
 def test_another_basis_or_bos_policy_is_refused_by_name(owned_stitch: Any, pair: Any) -> None:
     for field, value in (("basis", "centred"), ("prepend_bos", False)):
-        provenance = replace(owned_stitch.provenance, target=replace(pair.target.identity, **{field: value}))
-        with pytest.raises(MismatchError, match=f"with {field} .*expected .* with {field} {value!r}"):
+        provenance = replace(
+            owned_stitch.provenance, target=replace(pair.target.identity, **{field: value})
+        )
+        with pytest.raises(
+            MismatchError, match=f"with {field} .*expected .* with {field} {value!r}"
+        ):
             replace(owned_stitch, provenance=provenance).check(target=pair.target)
 
 
@@ -105,10 +123,13 @@ def test_what_was_learnt_elsewhere_is_refused(owned_stitch: Any, pair: Any) -> N
     owned_stitch.refuse_foreign(SOURCE, pair.source.identity)
     owned_stitch.refuse_foreign("blocks.2.hook_resid_pre", None)
     with pytest.raises(
-        MismatchError, match=rf"learnt at 'blocks.0.hook_resid_post', but this stitch starts at '{SOURCE}'; .*stitch.reversed\(\)"
+        MismatchError,
+        match=rf"learnt at 'blocks.0.hook_resid_post', but this stitch starts at '{SOURCE}'; .*stitch.reversed\(\)",
     ):
         owned_stitch.refuse_foreign("blocks.0.hook_resid_post", pair.source.identity)
-    with pytest.raises(MismatchError, match="what is to be transferred was learnt on a model that is"):
+    with pytest.raises(
+        MismatchError, match="what is to be transferred was learnt on a model that is"
+    ):
         owned_stitch.refuse_foreign(SOURCE, pair.target.identity)
 
 

@@ -1,4 +1,5 @@
-"""The arms of a concept-map evaluation: L-Cross's own, other and random maps, and the controls that tell what each is worth.
+"""The arms of a concept-map evaluation: L-Cross's own, other and random maps, and the controls that
+tell what each is worth.
 
 With A and B disjoint parts of a concept's pairs, every vector is learnt from A:
 
@@ -44,7 +45,9 @@ class ConceptArm:
     name: str
     vectors: tuple[SteeringVector, ...]
     facts: dict[str, Any]
-    """cosine and norm_ratio to the native vectors, and of the map n, d, interpolates, r2, r2_uniform: means over hook points."""
+    """cosine and norm_ratio to the native vectors, and of the map n, d, interpolates, r2,
+    r2_uniform: means over hook points.
+    """
     draw: int | None = None
 
 
@@ -116,19 +119,27 @@ def concept_arms(
 
 
 def vector_part(rows: PairRows, n_pairs: int | None, seed: int) -> tuple[PairRows, PairRows]:
-    """(A, B): the pairs that vectors are learnt from (half of them where no number is given), and the others."""
+    """(A, B): the pairs that vectors are learnt from (half of them where no number is given), and
+    the others.
+    """
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     cut = n_pairs or len(rows) // 2
     return rows[order[:cut]], rows[order[cut:]]
 
 
-def _layer(concept: str, layer: LayerRows, by: Extraction, n_pairs: int | None, seed: int) -> _Layer:
+def _layer(
+    concept: str, layer: LayerRows, by: Extraction, n_pairs: int | None, seed: int
+) -> _Layer:
     names = list(layer.rows)
     foreign = [layer.rows[name] for name in names if name != concept]
     return _Layer(
-        *vector_part(layer.rows[concept], n_pairs, seed), layer.rows[names[(names.index(concept) + 1) % len(names)]],
-        PairRows.joined(foreign) if len(foreign) > 1 else None, layer.target_hook, layer.stitch, by,
-    )  # fmt: skip
+        *vector_part(layer.rows[concept], n_pairs, seed),
+        layer.rows[names[(names.index(concept) + 1) % len(names)]],
+        PairRows.joined(foreign) if len(foreign) > 1 else None,
+        layer.target_hook,
+        layer.stitch,
+        by,
+    )
 
 
 def _fitted(
@@ -151,10 +162,16 @@ def _fitted(
         yield "others", through(lambda layer: layer.foreign.fit(score=True))
     yield "shuffled", through(lambda layer: layer.foreign.shuffled(generator).fit(score=True))
     if ridge:
-        yield "own_disjoint_ridge", through(lambda layer: layer.rest.fit("ridge", score=True, seed=seed))
+        yield (
+            "own_disjoint_ridge",
+            through(lambda layer: layer.rest.fit("ridge", score=True, seed=seed)),
+        )
         yield "other_ridge", through(lambda layer: layer.other.fit("ridge", score=True, seed=seed))
         if ready[0].others is not None:
-            yield "others_ridge", through(lambda layer: layer.foreign.fit("ridge", score=True, seed=seed))
+            yield (
+                "others_ridge",
+                through(lambda layer: layer.foreign.fit("ridge", score=True, seed=seed)),
+            )
 
 
 def _through_noise(generator: torch.Generator) -> Callable[[_Layer], tuple[Tensor, RowMap]]:
@@ -176,7 +193,9 @@ def _unfitted(ready: list[_Layer]) -> Iterator[tuple[str, Callable[[_Layer], Ten
 
 def _through_stitch(layer: _Layer) -> Tensor:
     if layer.stitch is None:
-        raise ValueError(f"no stitch ends at {layer.target_hook!r}; give one for every pair of hook points")
+        raise ValueError(
+            f"no stitch ends at {layer.target_hook!r}; give one for every pair of hook points"
+        )
     return layer.vector @ layer.stitch.up.weight.double().cpu()
 
 
@@ -191,14 +210,17 @@ def _arm(
     pairs = [(vector, layer.native) for (vector, _), layer in zip(carried, ready, strict=True)]
     facts: dict[str, Any] = {
         "cosine": sum(cosine(*pair) for pair in pairs) / len(pairs),
-        "norm_ratio": sum(float(vector.norm() / native.norm()) for vector, native in pairs) / len(pairs),
+        "norm_ratio": sum(float(vector.norm() / native.norm()) for vector, native in pairs)
+        / len(pairs),
     }
     maps = [found for _, found in carried if found is not None]
     for key in ("n", "interpolates", "r2", "r2_uniform"):
         facts[key] = sum(getattr(one, key) for one in maps) / len(maps) if maps else math.nan
     facts["d"] = sum(len(layer.vector) for layer in ready) / len(ready)
     vectors = tuple(
-        SteeringVector(vector.float(), layer.target_hook, target, name=concept, method=f"concept map, {name}")
+        SteeringVector(
+            vector.float(), layer.target_hook, target, name=concept, method=f"concept map, {name}"
+        )
         for (vector, _), layer in zip(carried, ready, strict=True)
     )
     return ConceptArm(name, vectors, facts, draw)

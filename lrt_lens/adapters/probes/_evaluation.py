@@ -1,4 +1,5 @@
-"""Does a transferred probe still classify, next to its controls, and what do k labels of the target add?
+"""Does a transferred probe still classify, next to its controls, and what do k labels of the target
+add?
 
     result = evaluate_probe(pair, stitch, texts, labels, test_share=0.3)
     result.summary        # share of native accuracy above chance, with intervals
@@ -6,16 +7,21 @@
 
 Arms, all judged on the same test texts:
 
-- ``source``: the probe where it was learnt, on the source model; ``native``: learnt on the target from all training labels;
+- ``source``: the probe where it was learnt, on the source model; ``native``: learnt on the target
+  from all training labels;
 - ``transferred``: the source's probe carried over; no label of the target is used;
-- ``refit``: the transferred probe shrunk-to and refitted on k labels of the target; ``scratch``: learnt from the same k labels alone. Both
-  standardise by all training texts of the target (text is cheap, labels are not) and choose their penalty on the k rows;
-- ``shuffled``: the probe carried by the map of shuffled pairs; ``permuted``: a probe learnt from permuted labels, carried by the true map;
-- ``token_identity``: the probe carried to the target's token *embedding*, by the map that predicts the source's stream from it: what a probe
-  that sees nothing but tokens would say;
-- ``random``: random weights, half isotropic, half with the target rows' own covariance, biased to split the training texts evenly.
+- ``refit``: the transferred probe shrunk-to and refitted on k labels of the target; ``scratch``:
+  learnt from the same k labels alone. Both standardise by all training texts of the target (text is
+  cheap, labels are not) and choose their penalty on the k rows;
+- ``shuffled``: the probe carried by the map of shuffled pairs; ``permuted``: a probe learnt from
+  permuted labels, carried by the true map;
+- ``token_identity``: the probe carried to the target's token *embedding*, by the map that predicts
+  the source's stream from it: what a probe that sees nothing but tokens would say;
+- ``random``: random weights, half isotropic, half with the target rows' own covariance, biased to
+  split the training texts evenly.
 
-Intervals are paired bootstraps over the test texts. For ``random`` and ``permuted`` the interval is where 95% of the draws fall.
+Intervals are paired bootstraps over the test texts. For ``random`` and ``permuted`` the interval is
+where 95% of the draws fall.
 """
 
 import logging
@@ -31,8 +37,21 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
-from lrt_lens.adapters.probes._linear_probe import LinearProbe, check_labels, class_numbers, classes_of, plain_label, read_rows
-from lrt_lens.adapters.probes._logistic import Logistic, Scaling, fit_logistic, fit_towards, probabilities
+from lrt_lens.adapters.probes._linear_probe import (
+    LinearProbe,
+    check_labels,
+    class_numbers,
+    classes_of,
+    plain_label,
+    read_rows,
+)
+from lrt_lens.adapters.probes._logistic import (
+    Logistic,
+    Scaling,
+    fit_logistic,
+    fit_towards,
+    probabilities,
+)
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._hook_points import EMBED, same_place
 from lrt_lens.models._pair import ModelPair
@@ -53,11 +72,12 @@ class ProbeEvaluation:
     """Accuracies of all arms on the same test texts."""
 
     table: pd.DataFrame
-    """A row per arm and k: task, arm, k (labels of the target used; 0 for none), n_draws, accuracy, low, high, auroc, auroc_low,
-    auroc_high."""
+    """A row per arm and k: task, arm, k (labels of the target used; 0 for none), n_draws, accuracy,
+    low, high, auroc, auroc_low, auroc_high."""
     summary: pd.DataFrame
-    """A row per arm and k: task, arm, k, accuracy, low, high, share_of_native, share_low, share_high ((accuracy − chance) / (native − chance);
-    undefined where native's interval includes chance)."""
+    """A row per arm and k: task, arm, k, accuracy, low, high, share_of_native, share_low,
+    share_high ((accuracy − chance) / (native − chance); undefined where native's interval includes
+    chance)."""
     chance: float
     """Share of the largest class among the test texts."""
     n_test: int
@@ -76,7 +96,11 @@ class ProbeEvaluation:
         return probe_figure(self.table, chance=self.chance)
 
     def _repr_html_(self) -> str:
-        return card("ProbeEvaluation", note(f"{self.task}: {self.n_test} test texts, chance {self.chance:.2f}."), table(self.summary))
+        return card(
+            "ProbeEvaluation",
+            note(f"{self.task}: {self.n_test} test texts, chance {self.chance:.2f}."),
+            table(self.summary),
+        )
 
 
 def evaluate_probe(
@@ -101,43 +125,52 @@ def evaluate_probe(
 ) -> ProbeEvaluation:
     """Measure a transferred probe and its controls on the target; see the module docstring.
 
-    Args:
-        pair: both models.
-        stitch: between the probe's hook point and one of the target.
-        texts: training texts; also the test texts, a stratified ``test_share`` of them, where no ``test_texts`` are given.
-        labels: one a text, str or int.
-        probe: learnt on the source; learnt here from the training texts without it.
-        read: where texts are read; a given probe brings its own. Probes on every token are refused: tokens of one text are no independent items.
-        test_texts: texts to judge on.
-        test_labels: their labels.
-        test_share: see ``texts``.
-        ks: labels of the target in the learning curve.
-        n_seeds: draws of each k labels; every class is among them.
-        n_random: random probes.
-        n_permuted: probes learnt from permuted labels.
-        token_map: for the arm ``token_identity``: from the target's ``hook_embed`` to the source hook, that is
-            ``token_identity_map(harvest(pair.reversed(), …), stitch.source_hook)``. Left out without it.
+    Args: pair: both models. stitch: between the probe's hook point and one of the target. texts:
+        training texts; also the test texts, a stratified ``test_share`` of them, where no
+        ``test_texts`` are given. labels: one a text, str or int. probe: learnt on the source;
+        learnt here from the training texts without it. read: where texts are read; a given probe
+        brings its own. Probes on every token are refused: tokens of one text are no independent
+        items. test_texts: texts to judge on. test_labels: their labels. test_share: see ``texts``.
+        ks: labels of the target in the learning curve. n_seeds: draws of each k labels; every class
+        is among them. n_random: random probes. n_permuted: probes learnt from permuted labels.
+        token_map: for the arm ``token_identity``: from the target's ``hook_embed`` to the source
+        hook, that is
+            ``token_identity_map(harvest(pair.reversed(), …), stitch.source_hook)``. Left out
+            without it.
         task: name of what is classified.
         seed: of splits, draws and bootstraps.
         progress: show a bar.
 
-    Raises:
-        ValueError: labels of one class, as many as there are texts they are not, or fewer training texts than the largest k.
-        MismatchError: models, a probe or a map that are not the stitch's.
+    Raises: ValueError: labels of one class, as many as there are texts they are not, or fewer
+        training texts than the largest k. MismatchError: models, a probe or a map that are not the
+        stitch's.
 
-    Source: Stitching (arXiv 2506.06609) §4 carries probes so; the learning curve and the controls are ours.
+    Source: Stitching (arXiv 2506.06609) §4 carries probes so; the learning curve and the controls
+    are ours.
     """
     stitch.check(pair.source, pair.target)
     train, test = _split(texts, labels, test_texts, test_labels, test_share, seed)
     _check(stitch, probe, train, ks, token_map, n_seeds)
     if probe is None:
-        probe = LinearProbe.fit(pair.source, *train, at=stitch.source_hook, read=read, name=task, skip_first=stitch.skip_first, seed=seed)
+        probe = LinearProbe.fit(
+            pair.source,
+            *train,
+            at=stitch.source_hook,
+            read=read,
+            name=task,
+            skip_first=stitch.skip_first,
+            seed=seed,
+        )
     bench = _Bench(pair, stitch, probe, train, test, seed)
     arms: dict[tuple[str, int], list[np.ndarray]] = {}
     found = bench.learnt(token_map, n_random, n_permuted), bench.refitted(ks, n_seeds)
     total = 5 + n_random + n_permuted + 2 * len(ks) * n_seeds
     for arm, k, chances in tqdm(
-        (one for part in found for one in part), total=total, desc=f"probe {task}", disable=not progress, leave=False
+        (one for part in found for one in part),
+        total=total,
+        desc=f"probe {task}",
+        disable=not progress,
+        leave=False,
     ):
         arms.setdefault((arm, k), []).append(chances)
     verdicts = {key: Verdict.of(chances, bench.truth, seed=seed) for key, chances in arms.items()}
@@ -162,21 +195,32 @@ def _split(
     check_labels(texts, labels)
     plain = [plain_label(label) for label in labels]
     if (test_texts is None) != (test_labels is None):
-        raise ValueError("test_texts and test_labels come together; give both, or neither and test_share")
+        raise ValueError(
+            "test_texts and test_labels come together; give both, or neither and test_share"
+        )
     if test_texts is not None and test_labels is not None:
         check_labels(test_texts, test_labels)
-        return (list(texts), plain), (list(test_texts), [plain_label(label) for label in test_labels])
+        return (list(texts), plain), (
+            list(test_texts),
+            [plain_label(label) for label in test_labels],
+        )
     from sklearn.model_selection import train_test_split
 
     classes = classes_of(plain)
-    if not 0 < share < 1 or min(round(share * len(plain)), len(plain) - round(share * len(plain))) < len(classes):
+    if not 0 < share < 1 or min(
+        round(share * len(plain)), len(plain) - round(share * len(plain))
+    ) < len(classes):
         raise ValueError(
             f"test_share is {share} of {len(plain)} texts; expected a share between 0 and 1 that leaves {len(classes)} classes on both sides"
         )
     numbers = class_numbers(plain, classes)
     if (fewest := int(np.bincount(numbers).min())) < 2:
-        raise ValueError(f"a class has {fewest} text; splitting needs 2 of each: give more texts, or test_texts and test_labels")
-    train, test = train_test_split(np.arange(len(plain)), test_size=share, random_state=seed, stratify=numbers)
+        raise ValueError(
+            f"a class has {fewest} text; splitting needs 2 of each: give more texts, or test_texts and test_labels"
+        )
+    train, test = train_test_split(
+        np.arange(len(plain)), test_size=share, random_state=seed, stratify=numbers
+    )
     first, second = _taken(texts, plain, np.asarray(train)), _taken(texts, plain, np.asarray(test))
     return first, second
 
@@ -186,7 +230,12 @@ def _taken(texts: Sequence[str], labels: Sequence[Any], part: np.ndarray) -> Lab
 
 
 def _check(
-    stitch: Stitch, probe: LinearProbe | None, train: Labelled, ks: Sequence[int], token_map: AffineMap | None, n_seeds: int
+    stitch: Stitch,
+    probe: LinearProbe | None,
+    train: Labelled,
+    ks: Sequence[int],
+    token_map: AffineMap | None,
+    n_seeds: int,
 ) -> None:
     if probe is not None:
         stitch.refuse_foreign(probe.hook, probe.model)
@@ -200,7 +249,9 @@ def _check(
             f"ks is {list(ks)}, n_seeds {n_seeds}; expected numbers of labels from {classes} (one a class) to {len(train[0])} (the training "
             "texts), and at least one seed: give smaller k or more texts"
         )
-    if token_map is not None and not (token_map.source_hook == EMBED and same_place(token_map.target_hook, stitch.source_hook)):
+    if token_map is not None and not (
+        token_map.source_hook == EMBED and same_place(token_map.target_hook, stitch.source_hook)
+    ):
         raise MismatchError(
             f"token_map goes {token_map.source_hook!r} → {token_map.target_hook!r}; expected {EMBED!r} (of the target) → {stitch.source_hook!r}: "
             "take token_identity_map of a harvest of pair.reversed()"
@@ -210,12 +261,23 @@ def _check(
 class _Bench:
     """Training and test texts read once on each model."""
 
-    def __init__(self, pair: ModelPair, stitch: Stitch, probe: LinearProbe, train: Labelled, test: Labelled, seed: int) -> None:
+    def __init__(
+        self,
+        pair: ModelPair,
+        stitch: Stitch,
+        probe: LinearProbe,
+        train: Labelled,
+        test: Labelled,
+        seed: int,
+    ) -> None:
         self.pair, self.stitch, self.probe, self.seed = pair, stitch, probe, seed
         self.train_texts, self.test_texts = train[0], test[0]
         self.labels = train[1]
         self.classes = probe.classes
-        self.y, self.truth = class_numbers(train[1], self.classes), class_numbers(test[1], self.classes)
+        self.y, self.truth = (
+            class_numbers(train[1], self.classes),
+            class_numbers(test[1], self.classes),
+        )
         if missing := set(range(len(self.classes))) - set(self.y.tolist()):
             raise ValueError(
                 f"no training text is labelled {[self.classes[i] for i in sorted(missing)]}; the probe's classes all need some"
@@ -225,30 +287,54 @@ class _Bench:
         # A probe of maxima reads mapped states, any other the target's own rows.
         carried = self.moved.before is not None
         self.z = self.moved.rows(pair.target, self.train_texts)[0].numpy() if carried else self.x
-        self.z_test = self.moved.rows(pair.target, self.test_texts)[0].numpy() if carried else self.x_test
+        self.z_test = (
+            self.moved.rows(pair.target, self.test_texts)[0].numpy() if carried else self.x_test
+        )
         found = fit_logistic(self.x, self.y, len(self.classes), seed=seed)
         self.native = replace(
-            probe, weight=torch.from_numpy(found.weight), bias=torch.from_numpy(found.bias), hook=stitch.target_hook,
-            model=pair.target.identity, method="logistic_regression", penalty=found.penalty, before=None,
-        )  # fmt: skip
+            probe,
+            weight=torch.from_numpy(found.weight),
+            bias=torch.from_numpy(found.bias),
+            hook=stitch.target_hook,
+            model=pair.target.identity,
+            method="logistic_regression",
+            penalty=found.penalty,
+            before=None,
+        )
 
     def _read(self, texts: list[str]) -> np.ndarray:
-        return read_rows(self.pair.target, texts, self.stitch.target_hook, self.probe.read, self.probe.skip_first)[0].numpy()
+        return read_rows(
+            self.pair.target, texts, self.stitch.target_hook, self.probe.read, self.probe.skip_first
+        )[0].numpy()
 
-    def learnt(self, token_map: AffineMap | None, n_random: int, n_permuted: int) -> Iterator[tuple[str, int, np.ndarray]]:
-        """(arm, k, probabilities [text, class]) of the arms that use no label of the target, or all of them."""
+    def learnt(
+        self, token_map: AffineMap | None, n_random: int, n_permuted: int
+    ) -> Iterator[tuple[str, int, np.ndarray]]:
+        """(arm, k, probabilities [text, class]) of the arms that use no label of the target, or all
+        of them.
+        """
         source = self.probe.rows(self.pair.source, self.test_texts)[0]
         yield "source", 0, self._said(self.probe, source)
         yield "native", len(self.y), self._said(self.native, torch.from_numpy(self.x_test))
         yield "transferred", 0, self._said(self.moved, torch.from_numpy(self.z_test))
         if self.stitch.null is None:
-            logger.warning("the stitch has no map of shuffled pairs; the arm 'shuffled' is left out: fit this pair alone with null='full'")
+            logger.warning(
+                "the stitch has no map of shuffled pairs; the arm 'shuffled' is left out: fit this pair alone with null='full'"
+            )
         else:
             shuffled: LinearProbe = self.stitch.transfer(self.probe, through=self.stitch.null.down)
-            yield "shuffled", 0, self._said(shuffled, shuffled.rows(self.pair.target, self.test_texts)[0])
+            yield (
+                "shuffled",
+                0,
+                self._said(shuffled, shuffled.rows(self.pair.target, self.test_texts)[0]),
+            )
         if token_map is not None:
             tokens = replace(self.stitch.transfer(self.probe, through=token_map), hook=EMBED)
-            yield "token_identity", 0, self._said(tokens, tokens.rows(self.pair.target, self.test_texts)[0])
+            yield (
+                "token_identity",
+                0,
+                self._said(tokens, tokens.rows(self.pair.target, self.test_texts)[0]),
+            )
         yield from (("permuted", 0, chances) for chances in self._permuted(n_permuted))
         yield from (("random", 0, chances) for chances in self._random(n_random))
 
@@ -260,10 +346,15 @@ class _Bench:
         rows = self.probe.rows(self.pair.source, self.train_texts)[0].numpy() if n else np.empty(0)
         for draw in range(n):
             y = np.random.default_rng((self.seed, draw)).permutation(self.y)
-            # The penalty is the probe's own: chosen on permuted labels it would only be as large as there is.
-            options: dict[str, Any] = {} if math.isnan(self.probe.penalty) else {"penalties": (self.probe.penalty,)}
+            # The penalty is the probe's own: chosen on permuted labels it would only be as large as
+            # there is.
+            options: dict[str, Any] = (
+                {} if math.isnan(self.probe.penalty) else {"penalties": (self.probe.penalty,)}
+            )
             found = fit_logistic(rows, y, len(self.classes), seed=self.seed, **options)
-            one = replace(self.probe, weight=torch.from_numpy(found.weight), bias=torch.from_numpy(found.bias))
+            one = replace(
+                self.probe, weight=torch.from_numpy(found.weight), bias=torch.from_numpy(found.bias)
+            )
             yield self._said(self.stitch.transfer(one), torch.from_numpy(self.z_test))
 
     def _random(self, n: int) -> Iterator[np.ndarray]:
@@ -279,15 +370,21 @@ class _Bench:
             yield probabilities((self.x_test @ weight - middle) / scale)
 
     def refitted(self, ks: Sequence[int], n_seeds: int) -> Iterator[tuple[str, int, np.ndarray]]:
-        """(arm, k, probabilities) of probes learnt from k labels of the target, with the transferred probe to lean on and without."""
+        """(arm, k, probabilities) of probes learnt from k labels of the target, with the
+        transferred probe to lean on and without.
+        """
         start = Logistic(self.moved.weight.double().numpy(), self.moved.bias.double().numpy())
         scaling, scaling_z = Scaling.of(self.x), Scaling.of(self.z)
         for k in ks:
             for draw in range(n_seeds):
                 chosen = _labelled(self.y, k, np.random.default_rng((self.seed, k, draw)))
-                refit = fit_towards(self.z[chosen], self.y[chosen], start, scaling=scaling_z, seed=draw)
+                refit = fit_towards(
+                    self.z[chosen], self.y[chosen], start, scaling=scaling_z, seed=draw
+                )
                 yield "refit", k, refit.probabilities(self.z_test)
-                scratch = fit_logistic(self.x[chosen], self.y[chosen], len(self.classes), scaling=scaling, seed=draw)
+                scratch = fit_logistic(
+                    self.x[chosen], self.y[chosen], len(self.classes), scaling=scaling, seed=draw
+                )
                 yield "scratch", k, scratch.probabilities(self.x_test)
 
 
@@ -299,7 +396,9 @@ def _labelled(y: np.ndarray, k: int, generator: np.random.Generator) -> np.ndarr
     return order[[*first, *rest[: k - len(first)]]]
 
 
-def _tables(task: str, verdicts: dict[tuple[str, int], Verdict], chance: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _tables(
+    task: str, verdicts: dict[tuple[str, int], Verdict], chance: float, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     native = next(verdict for (arm, _), verdict in verdicts.items() if arm == "native")
     table, summary = [], []
     for (arm, k), verdict in verdicts.items():
@@ -308,8 +407,15 @@ def _tables(task: str, verdicts: dict[tuple[str, int], Verdict], chance: float, 
             accuracy, auroc = spread(list(verdict.accuracies)), spread(list(verdict.aurocs))
         share = bootstrap_ratio(verdict.correct - chance, native.correct - chance, seed=seed)
         head = {"task": task, "arm": arm, "k": k}
-        table.append(head | {"n_draws": len(verdict.accuracies)} | _columns("accuracy", "", accuracy) | _columns("auroc", "auroc_", auroc))
-        summary.append(head | _columns("accuracy", "", accuracy) | _columns("share_of_native", "share_", share))
+        table.append(
+            head
+            | {"n_draws": len(verdict.accuracies)}
+            | _columns("accuracy", "", accuracy)
+            | _columns("auroc", "auroc_", auroc)
+        )
+        summary.append(
+            head | _columns("accuracy", "", accuracy) | _columns("share_of_native", "share_", share)
+        )
     return pd.DataFrame(table), pd.DataFrame(summary)
 
 

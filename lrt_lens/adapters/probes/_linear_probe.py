@@ -4,12 +4,15 @@
     moved = stitch.transfer(probe)                       # no label of the target is needed
     moved.accuracy(pair.target, texts, labels)
 
-A probe is logistic regression on activations: ``softmax(x w + c)``, a sigmoid for two classes. Carried over it reads the mapped state
-``down(y) = y W + b``: ``w' = W w``, ``c' = c + b·w`` (Stitching §4 reads the same; design §4), which is exact, not fitted. Reading at a
-position, the mean and every token on its own commute with the affine map. The maximum over tokens does not: a probe with ``read="max"``
-keeps its weights and the map (``before``), and reads the maximum over tokens of the *mapped* states; that too is exact.
+A probe is logistic regression on activations: ``softmax(x w + c)``, a sigmoid for two classes.
+Carried over it reads the mapped state ``down(y) = y W + b``: ``w' = W w``, ``c' = c + b·w``
+(Stitching §4 reads the same; design §4), which is exact, not fitted. Reading at a position, the
+mean and every token on its own commute with the affine map. The maximum over tokens does not: a
+probe with ``read="max"`` keeps its weights and the map (``before``), and reads the maximum over
+tokens of the *mapped* states; that too is exact.
 
-Limits: positions are those of one tokenizer; the first ``skip_first`` and special tokens take no part in pooling, on either side.
+Limits: positions are those of one tokenizer; the first ``skip_first`` and special tokens take no
+part in pooling, on either side.
 """
 
 import hashlib
@@ -25,7 +28,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lrt_lens._repr_html import card, facts
-from lrt_lens.adapters.probes._logistic import N_FOLDS, PENALTIES, Logistic, fit_logistic, probabilities
+from lrt_lens.adapters.probes._logistic import (
+    N_FOLDS,
+    PENALTIES,
+    Logistic,
+    fit_logistic,
+    probabilities,
+)
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from lrt_lens.models._hook_points import resolve
 from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel, ModelIdentity
@@ -66,19 +75,28 @@ class LinearProbe:
     skip_first: int = SKIP_FIRST
     """First positions of a text that take no part in pooling: the map never saw them."""
     before: AffineMap | None = None
-    """Acts on every token before it is pooled; only for ``read="max"``, with which an affine map does not commute."""
+    """Acts on every token before it is pooled; only for ``read="max"``, with which an affine map
+    does not commute.
+    """
 
     def __post_init__(self) -> None:
         columns = 1 if len(self.classes) == 2 else len(self.classes)
-        if self.weight.ndim != 2 or self.weight.shape[1] != columns or self.bias.shape != (columns,) or len(self.classes) < 2:
+        if (
+            self.weight.ndim != 2
+            or self.weight.shape[1] != columns
+            or self.bias.shape != (columns,)
+            or len(self.classes) < 2
+        ):
             raise ValueError(
                 f"weight {tuple(self.weight.shape)} and bias {tuple(self.bias.shape)} do not fit {len(self.classes)} class(es); expected at least "
                 "two classes, [d, 1] and [1] for two, [d, class] and [class] for more"
             )
         if not (torch.isfinite(self.weight).all() and torch.isfinite(self.bias).all()):
-            raise NonFiniteError(f"probe {self.name!r} at {self.hook!r} holds NaN or infinity; learn it again from finite activations")
+            raise NonFiniteError(
+                f"probe {self.name!r} at {self.hook!r} holds NaN or infinity; learn it again from finite activations"
+            )
 
-    # ------------------------------------------------------------------------------------------------------- learning
+    # ------------------------------------------------------------------------------------- learning
 
     @classmethod
     def fit(
@@ -95,12 +113,12 @@ class LinearProbe:
         name: str = "probe",
         seed: int = 0,
     ) -> "LinearProbe":
-        """A probe learnt from labelled texts by scikit-learn's logistic regression; see `lrt_lens.adapters.probes._logistic` for the objective.
+        """A probe learnt from labelled texts by scikit-learn's logistic regression; see
+        `lrt_lens.adapters.probes._logistic` for the objective.
 
-        Args:
-            model: where it is learnt.
-            texts: one row each, or one a token with ``read="every"``.
-            labels: one a text, str or int, of at least two classes. With ``read="every"`` each token has its text's, or give a list of labels
+        Args: model: where it is learnt. texts: one row each, or one a token with ``read="every"``.
+            labels: one a text, str or int, of at least two classes. With ``read="every"`` each
+            token has its text's, or give a list of labels
                 for each text, one an unmasked token.
             at: hook point.
             read: last token, mean or maximum over unmasked tokens, every such token, or a position.
@@ -118,25 +136,49 @@ class LinearProbe:
         hook = resolve(at, hooked)
         check_labels(texts, labels, every=read == "every")
         rows, counts = read_rows(hooked, texts, hook, read, skip_first)
-        given = token_labels(labels, counts) if read == "every" else [plain_label(label) for label in labels]
+        given = (
+            token_labels(labels, counts)
+            if read == "every"
+            else [plain_label(label) for label in labels]
+        )
         groups = np.repeat(np.arange(len(texts)), counts) if read == "every" else None
-        found, classes = fit_rows(rows, given, groups=groups, penalties=penalties, n_folds=n_folds, seed=seed)
+        found, classes = fit_rows(
+            rows, given, groups=groups, penalties=penalties, n_folds=n_folds, seed=seed
+        )
         return cls(
-            weight=torch.from_numpy(found.weight), bias=torch.from_numpy(found.bias), classes=classes, hook=hook, model=hooked.identity,
-            read=read, name=name, method="logistic_regression", corpus=_digest(texts, given), penalty=found.penalty, skip_first=skip_first,
-        )  # fmt: skip
+            weight=torch.from_numpy(found.weight),
+            bias=torch.from_numpy(found.bias),
+            classes=classes,
+            hook=hook,
+            model=hooked.identity,
+            read=read,
+            name=name,
+            method="logistic_regression",
+            corpus=_digest(texts, given),
+            penalty=found.penalty,
+            skip_first=skip_first,
+        )
 
-    # -------------------------------------------------------------------------------------------------------- reading
+    # -------------------------------------------------------------------------------------- reading
 
     def rows(self, model: ModelLike, texts: Sequence[str]) -> tuple[Tensor, list[int]]:
-        """(what the weights act on, [row, d] in float64; rows of each text), read on a model that must be the probe's."""
+        """(what the weights act on, [row, d] in float64; rows of each text), read on a model that
+        must be the probe's.
+        """
         hooked = load_model(model)
         self.refuse_other_model(hooked)
         return read_rows(hooked, texts, self.hook, self.read, self.skip_first, self.before)
 
     def logits(self, rows: Tensor) -> np.ndarray:
         """[row, column] in float64 of rows that are read already."""
-        return (rows.double() @ self.weight.double().to(rows.device) + self.bias.double().to(rows.device)).cpu().numpy()
+        return (
+            (
+                rows.double() @ self.weight.double().to(rows.device)
+                + self.bias.double().to(rows.device)
+            )
+            .cpu()
+            .numpy()
+        )
 
     def predict_proba(self, model: ModelLike, texts: Sequence[str]) -> Any:
         """Probabilities [text, class]; with ``read="every"`` a list of [token, class], one a text."""
@@ -157,21 +199,35 @@ class LinearProbe:
         return float((chances.argmax(1) == truth).mean())
 
     def auroc(self, model: ModelLike, texts: Sequence[str], labels: Sequence[Any]) -> float:
-        """Area under the ROC curve; for several classes the mean over classes, each against the rest. ValueError unless all classes occur."""
+        """Area under the ROC curve; for several classes the mean over classes, each against the
+        rest. ValueError unless all classes occur.
+        """
         from sklearn.metrics import roc_auc_score
 
         chances, truth = self._judged(model, texts, labels)
-        missing = [self.classes[i] for i in range(len(self.classes)) if i not in set(truth.tolist())]
+        missing = [
+            self.classes[i] for i in range(len(self.classes)) if i not in set(truth.tolist())
+        ]
         if missing:
-            raise ValueError(f"no text is labelled {missing}; an AUROC needs texts of every class, {list(self.classes)}")
+            raise ValueError(
+                f"no text is labelled {missing}; an AUROC needs texts of every class, {list(self.classes)}"
+            )
         if len(self.classes) == 2:
             return float(roc_auc_score(truth, chances[:, 1]))
-        return float(np.mean([roc_auc_score(truth == i, chances[:, i]) for i in range(len(self.classes))]))
+        return float(
+            np.mean([roc_auc_score(truth == i, chances[:, i]) for i in range(len(self.classes))])
+        )
 
-    def _judged(self, model: ModelLike, texts: Sequence[str], labels: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    def _judged(
+        self, model: ModelLike, texts: Sequence[str], labels: Sequence[Any]
+    ) -> tuple[np.ndarray, np.ndarray]:
         check_labels(texts, labels, every=self.read == "every", two=False)
         rows, counts = self.rows(model, texts)
-        given = token_labels(labels, counts) if self.read == "every" else [plain_label(label) for label in labels]
+        given = (
+            token_labels(labels, counts)
+            if self.read == "every"
+            else [plain_label(label) for label in labels]
+        )
         return probabilities(self.logits(rows)), class_numbers(given, self.classes)
 
     def refuse_other_model(self, model: HookedModel) -> None:
@@ -206,7 +262,7 @@ class LinearProbe:
         }
         return card("LinearProbe", facts(found))
 
-    # ---------------------------------------------------------------------------------------------------------- files
+    # ---------------------------------------------------------------------------------------- files
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file."""
@@ -214,8 +270,16 @@ class LinearProbe:
         if self.before is not None:
             tensors |= {"before/weight": self.before.weight, "before/bias": self.before.bias}
         hooks = None if self.before is None else [self.before.source_hook, self.before.target_hook]
-        fields = {key: value for key, value in asdict(replace(self, before=None)).items() if key not in ("weight", "bias", "before")}
-        return write_tensors(Path(path), tensors, {"schema_version": PROBE_SCHEMA, "probe": json.dumps(fields | {"before": hooks})})
+        fields = {
+            key: value
+            for key, value in asdict(replace(self, before=None)).items()
+            if key not in ("weight", "bias", "before")
+        }
+        return write_tensors(
+            Path(path),
+            tensors,
+            {"schema_version": PROBE_SCHEMA, "probe": json.dumps(fields | {"before": hooks})},
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "LinearProbe":
@@ -225,21 +289,27 @@ class LinearProbe:
         hooks = fields.pop("before")
         needed = {"weight", "bias"} | ({"before/weight", "before/bias"} if hooks else set())
         if not needed <= tensors.keys():
-            raise FileFormatError(f"{str(path)!r} holds no {sorted(needed - tensors.keys())}; it is no probe of ours")
+            raise FileFormatError(
+                f"{str(path)!r} holds no {sorted(needed - tensors.keys())}; it is no probe of ours"
+            )
         fields["model"] = ModelIdentity(**fields["model"]) if fields["model"] else None
         fields["classes"] = tuple(fields["classes"])
-        before = AffineMap(tensors["before/weight"], tensors["before/bias"], *hooks) if hooks else None
+        before = (
+            AffineMap(tensors["before/weight"], tensors["before/bias"], *hooks) if hooks else None
+        )
         return cls(weight=tensors["weight"], bias=tensors["bias"], before=before, **fields)
 
 
 @transfer_artefact.register
-def transfer_probe(probe: LinearProbe, stitch: Stitch, *, through: AffineMap | None = None) -> LinearProbe:
-    """A probe carried to the stitch's target: ``w' = W_down w``, ``c' = c + b_down·w``; with ``read="max"`` it reads mapped states.
+def transfer_probe(
+    probe: LinearProbe, stitch: Stitch, *, through: AffineMap | None = None
+) -> LinearProbe:
+    """A probe carried to the stitch's target: ``w' = W_down w``, ``c' = c + b_down·w``; with
+    ``read="max"`` it reads mapped states.
 
-    Args:
-        probe: learnt at the stitch's source hook.
-        stitch: see `Stitch`.
-        through: another `AffineMap` from the target's to the source's hook point (that of shuffled pairs, a refit), for controls.
+    Args: probe: learnt at the stitch's source hook. stitch: see `Stitch`. through: another
+        `AffineMap` from the target's to the source's hook point (that of shuffled pairs, a refit),
+        for controls.
     """
     stitch.refuse_foreign(probe.hook, probe.model)
     down = stitch.down if through is None else through
@@ -248,7 +318,9 @@ def transfer_probe(probe: LinearProbe, stitch: Stitch, *, through: AffineMap | N
             f"the probe reads {probe.d_model} dimensions, the map ends at {down.target_hook!r} with {down.weight.shape[1]}; "
             "give a map from the target's hook point to the probe's"
         )
-    moved = replace(probe, hook=stitch.target_hook, model=stitch.target, method=f"{probe.method}, transferred")
+    moved = replace(
+        probe, hook=stitch.target_hook, model=stitch.target, method=f"{probe.method}, transferred"
+    )
     if probe.read == "max":
         return replace(moved, before=down if probe.before is None else down.compose(probe.before))
     weight, bias = probe.weight.double(), probe.bias.double()
@@ -256,18 +328,29 @@ def transfer_probe(probe: LinearProbe, stitch: Stitch, *, through: AffineMap | N
     return replace(moved, weight=down_weight @ weight, bias=bias + down_bias @ weight)
 
 
-# ------------------------------------------------------------------------------------------------------------------- rows
+# --------------------------------------------------------------------------------------------- rows
 
 
 def read_rows(
-    model: HookedModel, texts: Sequence[str], hook: str, read: EveryRead, skip_first: int = SKIP_FIRST, before: AffineMap | None = None
+    model: HookedModel,
+    texts: Sequence[str],
+    hook: str,
+    read: EveryRead,
+    skip_first: int = SKIP_FIRST,
+    before: AffineMap | None = None,
 ) -> tuple[Tensor, list[int]]:
-    """(rows [row, d] in float64, rows of each text): one a text, or with ``read="every"`` one an unmasked token, texts in order."""
+    """(rows [row, d] in float64, rows of each text): one a text, or with ``read="every"`` one an
+    unmasked token, texts in order.
+    """
     through = None if before is None else lambda rows: before.points(rows.double())
     if read != "every":
-        return read_activations(model, texts, hook, read, skip_first=skip_first, through=through).double(), [1] * len(texts)
+        return read_activations(
+            model, texts, hook, read, skip_first=skip_first, through=through
+        ).double(), [1] * len(texts)
     found = dict(read_tokens(model, texts, hook, skip_first=skip_first))
-    return torch.cat([found[i] for i in range(len(texts))]).double(), [len(found[i]) for i in range(len(texts))]
+    return torch.cat([found[i] for i in range(len(texts))]).double(), [
+        len(found[i]) for i in range(len(texts))
+    ]
 
 
 def fit_rows(
@@ -275,10 +358,16 @@ def fit_rows(
 ) -> tuple[Logistic, tuple[Label, ...]]:
     """(classifier, classes) of rows with one label each; options as `fit_logistic` has them."""
     classes = classes_of(labels)
-    return fit_logistic(rows.cpu().double().numpy(), class_numbers(labels, classes), len(classes), groups=groups, **options), classes
+    return fit_logistic(
+        rows.cpu().double().numpy(),
+        class_numbers(labels, classes),
+        len(classes),
+        groups=groups,
+        **options,
+    ), classes
 
 
-# ----------------------------------------------------------------------------------------------------------------- labels
+# ------------------------------------------------------------------------------------------- labels
 
 
 def plain_label(label: Any) -> Label:
@@ -297,24 +386,38 @@ def classes_of(labels: Sequence[Label]) -> tuple[Label, ...]:
         raise ValueError("labels mix str and int; give all of one kind")
     classes = sorted(set(labels))
     if len(classes) < 2:
-        raise ValueError(f"all {len(labels)} labels are {classes[0]!r}; a probe needs texts of at least two classes")
+        raise ValueError(
+            f"all {len(labels)} labels are {classes[0]!r}; a probe needs texts of at least two classes"
+        )
     return tuple(classes)
 
 
 def class_numbers(labels: Sequence[Label], classes: Sequence[Label]) -> np.ndarray:
-    """[row], the place of each label among the classes; ValueError names a label that is not among them."""
+    """[row], the place of each label among the classes; ValueError names a label that is not among
+    them.
+    """
     place = {label: i for i, label in enumerate(classes)}
     unknown = sorted({str(label) for label in labels if label not in place})
     if unknown:
-        raise ValueError(f"labels {unknown[:5]} are not among the probe's classes {list(classes)}; relabel the texts or leave them out")
+        raise ValueError(
+            f"labels {unknown[:5]} are not among the probe's classes {list(classes)}; relabel the texts or leave them out"
+        )
     return np.array([place[label] for label in labels])
 
 
-def check_labels(texts: Sequence[str], labels: Sequence[Any], *, every: bool = False, two: bool = True) -> None:
-    """Raise ValueError unless there is a label for each text, and (``two``) more than one class of them."""
+def check_labels(
+    texts: Sequence[str], labels: Sequence[Any], *, every: bool = False, two: bool = True
+) -> None:
+    """Raise ValueError unless there is a label for each text, and (``two``) more than one class of
+    them.
+    """
     if isinstance(texts, str) or len(texts) != len(labels):
-        raise ValueError(f"{1 if isinstance(texts, str) else len(texts)} text(s) and {len(labels)} label(s); give one label a text")
-    if not every and (nested := [i for i, label in enumerate(labels) if isinstance(label, list | tuple)]):
+        raise ValueError(
+            f"{1 if isinstance(texts, str) else len(texts)} text(s) and {len(labels)} label(s); give one label a text"
+        )
+    if not every and (
+        nested := [i for i, label in enumerate(labels) if isinstance(label, list | tuple)]
+    ):
         raise ValueError(f"label {nested[0]} is a list; labels by token need read='every'")
     if two and not (every and any(isinstance(label, list | tuple) for label in labels)):
         classes_of([plain_label(label) for label in labels])
@@ -328,10 +431,14 @@ def token_labels(labels: Sequence[Any], counts: Sequence[int]) -> list[Label]:
             out += [plain_label(label)] * count
             continue
         if len(label) != count:
-            raise ValueError(f"text {index} has {count} unmasked tokens and {len(label)} labels; give one for each, or one for the text")
+            raise ValueError(
+                f"text {index} has {count} unmasked tokens and {len(label)} labels; give one for each, or one for the text"
+            )
         out += [plain_label(one) for one in label]
     return out
 
 
 def _digest(texts: Sequence[str], labels: Sequence[Label]) -> str:
-    return hashlib.blake2b(json.dumps([list(texts), list(labels)]).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(
+        json.dumps([list(texts), list(labels)]).encode(), digest_size=8
+    ).hexdigest()

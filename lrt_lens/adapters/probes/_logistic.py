@@ -1,12 +1,15 @@
-"""Logistic regression on rows, its penalty cross-validated, its standardisation folded into the weights.
+"""Logistic regression on rows, its penalty cross-validated, its standardisation folded into the
+weights.
 
-With features ``z = (x − μ)/σ``, ``p = softmax(z V + c)`` (a sigmoid of one column for two classes) and n rows:
+With features ``z = (x − μ)/σ``, ``p = softmax(z V + c)`` (a sigmoid of one column for two classes)
+and n rows:
 
     minimise  mean cross-entropy + λ/2 ‖V − V₀‖²        (scikit-learn's C = 1/(λ n), V₀ = 0)
 
-λ is the one with the lowest held-out cross-entropy over stratified folds, the larger of equals. `fit_logistic` is scikit-learn's
-``LogisticRegression`` (V₀ = 0); `fit_towards` shrinks to a classifier that is there already (V₀ ≠ 0), which scikit-learn does not have:
-L-BFGS on the same objective.
+λ is the one with the lowest held-out cross-entropy over stratified folds, the larger of equals.
+`fit_logistic` is scikit-learn's ``LogisticRegression`` (V₀ = 0); `fit_towards` shrinks to a
+classifier that is there already (V₀ ≠ 0), which scikit-learn does not have: L-BFGS on the same
+objective.
 """
 
 from collections.abc import Callable
@@ -54,7 +57,9 @@ class Scaling:
     def of(cls, x: np.ndarray) -> "Scaling":
         """Of the columns of ``x``; a column that does not vary keeps its unit."""
         deviation = x.std(0)
-        return cls(x.mean(0), np.where(deviation > 1e-12 * (np.abs(x).max(0) + 1e-30), deviation, 1.0))
+        return cls(
+            x.mean(0), np.where(deviation > 1e-12 * (np.abs(x).max(0) + 1e-30), deviation, 1.0)
+        )
 
     def rows(self, x: np.ndarray) -> np.ndarray:
         """Standardised."""
@@ -67,7 +72,9 @@ class Scaling:
 
     def unfolded(self, classifier: Logistic) -> tuple[np.ndarray, np.ndarray]:
         """(weight, bias) of the same classifier on standardised rows."""
-        return classifier.weight * self.deviation[:, None], classifier.bias + self.mean @ classifier.weight
+        return classifier.weight * self.deviation[
+            :, None
+        ], classifier.bias + self.mean @ classifier.weight
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -88,9 +95,11 @@ def fit_logistic(
     scaling: Scaling | None = None,
     seed: int = 0,
 ) -> Logistic:
-    """A classifier of rows ``x`` [row, d] into classes ``y`` (0 … n_classes − 1), each of which occurs.
+    """A classifier of rows ``x`` [row, d] into classes ``y`` (0 … n_classes − 1), each of which
+    occurs.
 
-    ``groups`` [row] keeps rows of one text in one fold; ``scaling`` standardises by other rows than ``x`` (unlabelled ones).
+    ``groups`` [row] keeps rows of one text in one fold; ``scaling`` standardises by other rows than
+    ``x`` (unlabelled ones).
     """
     scaling = scaling or Scaling.of(x)
 
@@ -112,7 +121,9 @@ def fit_towards(
     scaling: Scaling | None = None,
     seed: int = 0,
 ) -> Logistic:
-    """The same, shrunk to ``start`` instead of to 0, its bias included: with few labels a free bias would follow their class counts."""
+    """The same, shrunk to ``start`` instead of to 0, its bias included: with few labels a free bias
+    would follow their class counts.
+    """
     scaling = scaling or Scaling.of(x)
     origin, offset = scaling.unfolded(start)
 
@@ -120,7 +131,9 @@ def fit_towards(
         return _shrunk(z, labels, penalty, origin, offset)
 
     z = scaling.rows(x)
-    penalty = _choose(z, y, max(2, len(start.bias)), fit, penalties, n_folds, None, seed, penalties[-1])
+    penalty = _choose(
+        z, y, max(2, len(start.bias)), fit, penalties, n_folds, None, seed, penalties[-1]
+    )
     return scaling.folded(*fit(z, y, penalty), penalty)
 
 
@@ -138,7 +151,9 @@ def _choose(
     seed: int,
     alone: float,
 ) -> float:
-    """λ of the lowest held-out cross-entropy; ``alone`` where a class has a single row, so that nothing can be held out."""
+    """λ of the lowest held-out cross-entropy; ``alone`` where a class has a single row, so that
+    nothing can be held out.
+    """
     if len(penalties) == 1:
         return penalties[0]
     folds = _folds(y, n_folds, groups, seed)
@@ -155,10 +170,13 @@ def _choose(
     return penalties[len(penalties) - 1 - int(np.argmin(losses[::-1]))]
 
 
-def _folds(y: np.ndarray, n_folds: int, groups: np.ndarray | None, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _folds(
+    y: np.ndarray, n_folds: int, groups: np.ndarray | None, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    # How many folds every class can be spread over: its rows, or its texts where rows of one text stay together.
+    # How many folds every class can be spread over: its rows, or its texts where rows of one text
+    # stay together.
     members = np.arange(len(y)) if groups is None else groups
     smallest = min(len(np.unique(members[y == label])) for label in np.unique(y))
     if (n := min(n_folds, smallest)) < 2:
@@ -175,7 +193,9 @@ def _sklearn(z: np.ndarray, y: np.ndarray, penalty: float) -> tuple[np.ndarray, 
     return found.coef_.T, found.intercept_
 
 
-def _shrunk(z: np.ndarray, y: np.ndarray, penalty: float, origin: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _shrunk(
+    z: np.ndarray, y: np.ndarray, penalty: float, origin: np.ndarray, offset: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The minimiser of the objective with V₀ = ``origin``, by L-BFGS from there."""
     from scipy.optimize import minimize
 
@@ -185,9 +205,14 @@ def _shrunk(z: np.ndarray, y: np.ndarray, penalty: float, origin: np.ndarray, of
     def objective(step: np.ndarray) -> tuple[float, np.ndarray]:
         change, bias = step[:-columns].reshape(-1, columns), step[-columns:]
         chance = probabilities(z @ (origin + change) + offset + bias)
-        loss = -np.log(np.maximum(chance[np.arange(n), y], 1e-300)).mean() + penalty / 2 * (step**2).sum()
+        loss = (
+            -np.log(np.maximum(chance[np.arange(n), y], 1e-300)).mean()
+            + penalty / 2 * (step**2).sum()
+        )
         error = (chance - truth)[:, -columns:] / n
-        return float(loss), np.concatenate([(z.T @ error + penalty * change).ravel(), error.sum(0) + penalty * bias])
+        return float(loss), np.concatenate(
+            [(z.T @ error + penalty * change).ravel(), error.sum(0) + penalty * bias]
+        )
 
     start = np.zeros(origin.size + columns)
     options: dict[str, Any] = {"maxiter": _MAX_ITER, "gtol": 1e-6}

@@ -1,20 +1,25 @@
-"""Are the decoders of two SAEs linearly related? LRT's figure 2 (arXiv 2506.00653) with nulls of its own scale.
+"""Are the decoders of two SAEs linearly related? LRT's figure 2 (arXiv 2506.00653) with nulls of
+its own scale.
 
-The paper regresses the rows of one decoder on those of another, feature i on feature i, and reports the norm of what is left against random
-matrices. Three things decide what such a number means:
+The paper regresses the rows of one decoder on those of another, feature i on feature i, and reports
+the norm of what is left against random matrices. Three things decide what such a number means:
 
-- *Scale.* Rows of unit norm leave ``‖E‖_F = √n·√(1 − d/n)`` on *any* d columns that have nothing to do with them: 113.1 for n = 16384,
-  d = 3584, where the paper reports about 114; N(0, 1) rows of width 2304 leave 5430. A null must have the rows' own norm.
-- *Numbering.* SAEs trained apart number their features at random: match features first (`match_features`), permute for the null.
+- *Scale.* Rows of unit norm leave ``‖E‖_F = √n·√(1 − d/n)`` on *any* d columns that have nothing to
+  do with them: 113.1 for n = 16384, d = 3584, where the paper reports about 114; N(0, 1) rows of
+  width 2304 leave 5430. A null must have the rows' own norm.
+- *Numbering.* SAEs trained apart number their features at random: match features first
+  (`match_features`), permute for the null.
 - *Fit.* n rows on d columns are fitted to 1 − d/n by chance: score features that did not fit.
 
     found = decoder_geometry(source_sae.W_dec, target_sae.W_dec, matches=matches, affine=stitch.up)
     found.summary; found.figure()
 
-Held-out R² is ridge with an intercept over five folds of features, the penalty chosen by leave-one-out inside the fitting folds.
+Held-out R² is ridge with an intercept over five folds of features, the penalty chosen by
+leave-one-out inside the fitting folds.
 
-Limits: SAEs split features, so a held-out row may have a near twin among those that fit; and a linear relation of decoders says nothing
-about whether the features *do* the same: that is `steering_agreement`.
+Limits: SAEs split features, so a held-out row may have a near twin among those that fit; and a
+linear relation of decoders says nothing about whether the features *do* the same: that is
+`steering_agreement`.
 """
 
 import math
@@ -44,9 +49,10 @@ class DecoderGeometry:
     """Every arm's residual and held-out R²."""
 
     table: pd.DataFrame
-    """A row per arm and draw: arm, draw, n_features, d_source, norm (‖W_t‖_F), residual (‖E‖_F after least squares without intercept, the
-    paper's number), chance (norm·√(1 − d/n)), share (residual ÷ norm), r2 (held-out features), cosine (mean over held-out features, about
-    the rows' mean)."""
+    """A row per arm and draw: arm, draw, n_features, d_source, norm (‖W_t‖_F), residual (‖E‖_F
+    after least squares without intercept, the paper's number), chance (norm·√(1 − d/n)), share
+    (residual ÷ norm), r2 (held-out features), cosine (mean over held-out features, about the rows'
+    mean)."""
     by_feature: pd.DataFrame
     """The arms without draws, a row a feature: arm, feature, error, variance, cosine."""
     matches: FeatureMatches | None = None
@@ -54,20 +60,35 @@ class DecoderGeometry:
 
     @property
     def summary(self) -> pd.DataFrame:
-        """A row an arm: means, and r2 with its interval: over features by bootstrap, over draws (95% of them) for the random arms."""
+        """A row an arm: means, and r2 with its interval: over features by bootstrap, over draws
+        (95% of them) for the random arms.
+        """
         rows = []
         for arm, part in self.table.groupby("arm", sort=False):
             of_arm = self.by_feature[self.by_feature["arm"] == arm]
             if len(of_arm):
-                left = bootstrap_ratio(np.asarray(of_arm["error"]), np.asarray(of_arm["variance"]), seed=self.seed)
+                left = bootstrap_ratio(
+                    np.asarray(of_arm["error"]), np.asarray(of_arm["variance"]), seed=self.seed
+                )
                 interval = (1 - left.value, 1 - left.high, 1 - left.low)
             else:
                 drawn = spread(list(part["r2"]))
                 interval = (drawn.value, drawn.low, drawn.high)
-            means = {name: float(np.mean(part[name])) for name in ("norm", "residual", "chance", "share", "cosine")}
+            means = {
+                name: float(np.mean(part[name]))
+                for name in ("norm", "residual", "chance", "share", "cosine")
+            }
             n = int(part["n_features"].iloc[0])
             rows.append(
-                {"arm": arm, "n_features": n, **means, "r2": interval[0], "r2_low": interval[1], "r2_high": interval[2], "draws": len(part)}
+                {
+                    "arm": arm,
+                    "n_features": n,
+                    **means,
+                    "r2": interval[0],
+                    "r2_low": interval[1],
+                    "r2_high": interval[2],
+                    "draws": len(part),
+                }
             )
         return pd.DataFrame(rows)
 
@@ -82,7 +103,9 @@ class DecoderGeometry:
 
 
 def chance_residual(norm: float, n: int, d: int) -> float:
-    """``norm·√(1 − d/n)``: what least squares on d unrelated columns leaves of n rows of that Frobenius norm; 0 where d ≥ n."""
+    """``norm·√(1 − d/n)``: what least squares on d unrelated columns leaves of n rows of that
+    Frobenius norm; 0 where d ≥ n.
+    """
     return norm * math.sqrt(max(0.0, 1 - d / n))
 
 
@@ -97,9 +120,11 @@ def decoder_geometry(
 ) -> DecoderGeometry:
     """How well the rows of the source's decoder predict those of the target's, beside nulls.
 
-    Arms: ``index`` (row i on row i, as in the paper, where both have as many features), ``matched`` (where matches are given), ``stitch``
-    (the map's image of the source's row, one scale fitted), and with draws ``permuted`` (matched rows, shuffled among each other),
-    ``random_unit`` (target rows of random direction and their own norms), ``random_gaussian`` (N(0, 1) rows, the paper's bar).
+    Arms: ``index`` (row i on row i, as in the paper, where both have as many features), ``matched``
+    (where matches are given), ``stitch`` (the map's image of the source's row, one scale fitted),
+    and with draws ``permuted`` (matched rows, shuffled among each other), ``random_unit`` (target
+    rows of random direction and their own norms), ``random_gaussian`` (N(0, 1) rows, the paper's
+    bar).
 
     Args:
         source_decoder: [feature, d_source], such as ``sae.W_dec``.
@@ -109,16 +134,17 @@ def decoder_geometry(
         n_draws: of each random arm.
         seed: of draws and of the folds of features.
 
-    Raises:
-        NonFiniteError: NaN or infinity in a decoder.
-        MismatchError: no matches given and different numbers of features; ``affine`` of other widths.
-        ValueError: fewer than ten features to compare.
+    Raises: NonFiniteError: NaN or infinity in a decoder. MismatchError: no matches given and
+        different numbers of features; ``affine`` of other widths. ValueError: fewer than ten
+        features to compare.
 
     Source: LRT (arXiv 2506.00653) figure 2; nulls, matching and held-out scores are ours.
     """
     source, target = _checked("source", source_decoder), _checked("target", target_decoder)
     if matches is None and len(source) != len(target):
-        raise MismatchError(f"decoders have {len(source)} and {len(target)} features and no matches; give matches=match_features(...)")
+        raise MismatchError(
+            f"decoders have {len(source)} and {len(target)} features and no matches; give matches=match_features(...)"
+        )
     if affine is not None and tuple(affine.weight.shape) != (source.shape[1], target.shape[1]):
         raise MismatchError(
             f"affine maps {tuple(affine.weight.shape)}; expected ({source.shape[1]}, {target.shape[1]}): the decoders' widths"
@@ -128,7 +154,9 @@ def decoder_geometry(
     rng = np.random.default_rng(seed)
     rows, features = [], []
 
-    def note(arm: str, draw: int, predictor: _Predictor, y: Tensor, index: np.ndarray, scored: "_Scored") -> None:
+    def note(
+        arm: str, draw: int, predictor: _Predictor, y: Tensor, index: np.ndarray, scored: "_Scored"
+    ) -> None:
         rows.append({"arm": arm, "draw": draw} | predictor.describe(y) | scored.means)
         if arm not in RANDOM_ARMS:
             features.append(pd.DataFrame({"arm": arm, "feature": index} | scored.columns))
@@ -146,12 +174,18 @@ def decoder_geometry(
         note("stitch", 0, predictor, y, pairs, _scaled_scores(image, y, predictor.folds))
         residual = float((y - (image * y).sum() / (image * image).sum() * image).norm())
         # One number is fitted, so chance leaves all of it.
-        rows[-1] |= {"residual": residual, "share": residual / rows[-1]["norm"], "chance": rows[-1]["norm"]}
+        rows[-1] |= {
+            "residual": residual,
+            "share": residual / rows[-1]["norm"],
+            "chance": rows[-1]["norm"],
+        }
     for arm in RANDOM_ARMS:
         for draw in range(n_draws):
             null = _null(arm, y, rng)
             note(arm, draw, predictor, null, pairs, predictor.score(null))
-    return DecoderGeometry(pd.DataFrame(rows), pd.concat(features, ignore_index=True), matches, seed)
+    return DecoderGeometry(
+        pd.DataFrame(rows), pd.concat(features, ignore_index=True), matches, seed
+    )
 
 
 RANDOM_ARMS = ("permuted", "random_unit", "random_gaussian")
@@ -161,7 +195,11 @@ def _null(arm: str, y: Tensor, rng: np.random.Generator) -> Tensor:
     if arm == "permuted":
         return y[torch.from_numpy(rng.permutation(len(y)))]
     draw = torch.from_numpy(rng.standard_normal(tuple(y.shape)))
-    return draw if arm == "random_gaussian" else draw / draw.norm(dim=1, keepdim=True) * y.norm(dim=1, keepdim=True)
+    return (
+        draw
+        if arm == "random_gaussian"
+        else draw / draw.norm(dim=1, keepdim=True) * y.norm(dim=1, keepdim=True)
+    )
 
 
 def _checked(side: str, decoder: Tensor) -> Tensor:
@@ -171,7 +209,9 @@ def _checked(side: str, decoder: Tensor) -> Tensor:
             f"the {side} decoder has shape {tuple(rows.shape)}; expected [feature, d] with at least {2 * N_FEATURE_FOLDS} features"
         )
     if not torch.isfinite(rows).all():
-        raise NonFiniteError(f"{int((~torch.isfinite(rows)).any(1).sum())} rows of the {side} decoder hold NaN or infinity; check the SAE")
+        raise NonFiniteError(
+            f"{int((~torch.isfinite(rows)).any(1).sum())} rows of the {side} decoder hold NaN or infinity; check the SAE"
+        )
     return rows
 
 
@@ -188,7 +228,10 @@ class _Scored:
 
     @property
     def means(self) -> dict[str, float]:
-        return {"r2": float(1 - self.error.sum() / self.variance.sum()), "cosine": float(self.cosine.mean())}
+        return {
+            "r2": float(1 - self.error.sum() / self.variance.sum()),
+            "cosine": float(self.cosine.mean()),
+        }
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -223,7 +266,13 @@ class _Fold:
             shrink = s**2 / (s**2 + alpha * unit)
             # Exact leave-one-out: the intercept's own leverage is 1/n.
             leverage = (u**2) @ shrink + 1 / len(self.fit)
-            left = (((centred - u @ (shrink[:, None] * rotated)) / (1 - leverage).clamp_min(1e-12)[:, None]) ** 2).sum()
+            left = (
+                (
+                    (centred - u @ (shrink[:, None] * rotated))
+                    / (1 - leverage).clamp_min(1e-12)[:, None]
+                )
+                ** 2
+            ).sum()
             if float(left) < best:
                 best, chosen = float(left), s / (s**2 + alpha * unit)
         weight = vh.T @ (chosen[:, None] * rotated)
@@ -235,10 +284,15 @@ class _Predictor:
 
     def __init__(self, x: Tensor, rng: np.random.Generator) -> None:
         if len(x) < 2 * N_FEATURE_FOLDS:
-            raise ValueError(f"{len(x)} features to compare; expected at least {2 * N_FEATURE_FOLDS}: match more, or lower min_correlation")
+            raise ValueError(
+                f"{len(x)} features to compare; expected at least {2 * N_FEATURE_FOLDS}: match more, or lower min_correlation"
+            )
         self.x = x
         place = torch.from_numpy(rng.permutation(len(x)) % N_FEATURE_FOLDS)
-        index = [((place != fold).nonzero()[:, 0], (place == fold).nonzero()[:, 0]) for fold in range(N_FEATURE_FOLDS)]
+        index = [
+            ((place != fold).nonzero()[:, 0], (place == fold).nonzero()[:, 0])
+            for fold in range(N_FEATURE_FOLDS)
+        ]
         self.folds = [_Fold(x, fit, held_out) for fit, held_out in index]
 
     @cached_property
@@ -252,9 +306,13 @@ class _Predictor:
         n, d = self.x.shape
         norm, residual = float(y.norm()), float((y - self.basis @ (self.basis.T @ y)).norm())
         return {
-            "n_features": n, "d_source": d, "norm": norm, "residual": residual, "chance": chance_residual(norm, n, d),
+            "n_features": n,
+            "d_source": d,
+            "norm": norm,
+            "residual": residual,
+            "chance": chance_residual(norm, n, d),
             "share": residual / norm if norm else math.nan,
-        }  # fmt: skip
+        }
 
     def score(self, y: Tensor) -> _Scored:
         """Ridge from x, held-out features."""
@@ -262,7 +320,9 @@ class _Predictor:
 
 
 def _scaled_scores(image: Tensor, y: Tensor, folds: Sequence[_Fold]) -> _Scored:
-    """A given image of every row; one scale and an intercept are fitted, because decoder rows have no scale of their own."""
+    """A given image of every row; one scale and an intercept are fitted, because decoder rows have
+    no scale of their own.
+    """
 
     def predicted() -> Iterator[tuple[_Fold, Tensor, Tensor]]:
         for fold in folds:
@@ -280,5 +340,7 @@ def _gather(y: Tensor, predicted: Iterator[tuple[_Fold, Tensor, Tensor]]) -> _Sc
         truth = y[fold.held_out]
         error[fold.held_out] = ((truth - guess) ** 2).sum(1)
         variance[fold.held_out] = ((truth - mean) ** 2).sum(1)
-        cosine[fold.held_out] = torch.nn.functional.cosine_similarity(guess - mean, truth - mean, dim=1)
+        cosine[fold.held_out] = torch.nn.functional.cosine_similarity(
+            guess - mean, truth - mean, dim=1
+        )
     return _Scored(error, variance, cosine)

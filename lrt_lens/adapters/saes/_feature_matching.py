@@ -1,10 +1,13 @@
-"""Which feature of one SAE is which of another? By correlation of their activations on the same tokens.
+"""Which feature of one SAE is which of another? By correlation of their activations on the same
+tokens.
 
-Two SAEs that were trained apart number their features at random, so their decoders cannot be compared row by row before features are matched.
-A source and a target feature are *matched* where each is the other's best by Pearson correlation on the fitting folds (mutual best: every
-feature at most once). The test fold, which chose nothing, then says what the correlation really is.
+Two SAEs that were trained apart number their features at random, so their decoders cannot be
+compared row by row before features are matched. A source and a target feature are *matched* where
+each is the other's best by Pearson correlation on the fitting folds (mutual best: every feature at
+most once). The test fold, which chose nothing, then says what the correlation really is.
 
-Source of the rule: Lan et al. (arXiv 2410.06981), who pair every feature with its best; mutual best leaves out what merely shares a partner.
+Source of the rule: Lan et al. (arXiv 2410.06981), who pair every feature with its best; mutual best
+leaves out what merely shares a partner.
 """
 
 from dataclasses import dataclass
@@ -28,8 +31,9 @@ class FeatureMatches:
     """Pairs of features, one a row."""
 
     table: pd.DataFrame
-    """source, target (feature indices), correlation (on the documents that matched), correlation_test (on others), firings_source,
-    firings_target (tokens of the documents that matched)."""
+    """source, target (feature indices), correlation (on the documents that matched),
+    correlation_test (on others), firings_source, firings_target (tokens of the documents that
+    matched)."""
     n_source: int
     """Live features of the source's SAE."""
     n_target: int
@@ -52,7 +56,12 @@ class FeatureMatches:
 
     def _repr_html_(self) -> str:
         pairs = f"{len(self.table)} pairs of {self.n_source} and {self.n_target} live features."
-        spread = self.table.drop(columns=["source", "target"]).describe().loc[["mean", "min", "50%", "max"]].rename(index={"50%": "median"})
+        spread = (
+            self.table.drop(columns=["source", "target"])
+            .describe()
+            .loc[["mean", "min", "50%", "max"]]
+            .rename(index={"50%": "median"})
+        )
         return card("FeatureMatches", note(pairs), table(spread.rename_axis("over pairs")))
 
 
@@ -62,7 +71,12 @@ class _Sums:
     def __init__(self, n_source: int, n_target: int) -> None:
         self.n = 0
         zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64)  # noqa: E731
-        self.a, self.aa, self.b, self.bb = zeros(n_source), zeros(n_source), zeros(n_target), zeros(n_target)
+        self.a, self.aa, self.b, self.bb = (
+            zeros(n_source),
+            zeros(n_source),
+            zeros(n_target),
+            zeros(n_target),
+        )
         self.ab = zeros(n_source, n_target)
         self.fired = (zeros(n_source), zeros(n_target))
 
@@ -72,15 +86,24 @@ class _Sums:
         self.ab += (a.T @ b).double()
         a, b = a.double(), b.double()
         self.n += len(a)
-        for total, square, fired, rows in ((self.a, self.aa, self.fired[0], a), (self.b, self.bb, self.fired[1], b)):
+        for total, square, fired, rows in (
+            (self.a, self.aa, self.fired[0], a),
+            (self.b, self.bb, self.fired[1], b),
+        ):
             total += rows.sum(0)
             square += (rows * rows).sum(0)
             fired += (rows != 0).sum(0)
 
     def correlations(self) -> Tensor:
         """[source, target]; 0 where a feature never varies."""
-        deviations = [(square - total**2 / self.n).clamp_min(0).sqrt() for total, square in ((self.a, self.aa), (self.b, self.bb))]
-        inverse = [torch.where(deviation > 0, 1 / deviation, torch.zeros_like(deviation)) for deviation in deviations]
+        deviations = [
+            (square - total**2 / self.n).clamp_min(0).sqrt()
+            for total, square in ((self.a, self.aa), (self.b, self.bb))
+        ]
+        inverse = [
+            torch.where(deviation > 0, 1 / deviation, torch.zeros_like(deviation))
+            for deviation in deviations
+        ]
         return (self.ab - torch.outer(self.a, self.b) / self.n) * inverse[0][:, None] * inverse[1]
 
 
@@ -99,17 +122,13 @@ def match_features(
 ) -> FeatureMatches:
     """Features of two SAEs that are each other's best by activation correlation, strongest first.
 
-    Args:
-        pair: the models of the stitch.
-        stitch: says at which hook points, and which documents score instead of matching (its test fold). Its maps are not used.
-        source_sae: at the stitch's source hook; anything with ``encode`` and ``W_dec``.
-        target_sae: at its target hook.
-        documents: see `lrt_lens.data._documents`.
-        n_tokens: unmasked tokens of both; None takes all documents.
-        min_firings: a feature active on fewer tokens of the fitting folds is matched with none.
-        min_correlation: pairs below it on the fitting folds are left out.
-        context_length: tokens a window.
-        progress: show a bar.
+    Args: pair: the models of the stitch. stitch: says at which hook points, and which documents
+        score instead of matching (its test fold). Its maps are not used. source_sae: at the
+        stitch's source hook; anything with ``encode`` and ``W_dec``. target_sae: at its target
+        hook. documents: see `lrt_lens.data._documents`. n_tokens: unmasked tokens of both; None
+        takes all documents. min_firings: a feature active on fewer tokens of the fitting folds is
+        matched with none. min_correlation: pairs below it on the fitting folds are left out.
+        context_length: tokens a window. progress: show a bar.
 
     Raises:
         MismatchError: an SAE of another width or hook point.
@@ -127,7 +146,10 @@ def match_features(
     fit, test = _Sums(*widths), _Sums(*widths)
     passes = CodePasses(pair, stitch, documents, n_tokens, context_length, progress)
     for block in passes.blocks(range(N_PARTS), "matching"):
-        codes = encode(source_sae, passes.source_rows(block)), encode(target_sae, passes.target_rows(block))
+        codes = (
+            encode(source_sae, passes.source_rows(block)),
+            encode(target_sae, passes.target_rows(block)),
+        )
         (fit if block.part < N_FOLDS else test).add(*codes)
     return _matches(fit, test, min_firings, min_correlation)
 
@@ -150,10 +172,13 @@ def _matches(fit: _Sums, test: _Sums, min_firings: int, min_correlation: float) 
         )
     table = pd.DataFrame(
         {
-            "source": source.numpy(), "target": target.numpy(), "correlation": found[kept].numpy(),
-            "correlation_test": test.correlations()[source, target].numpy(), "firings_source": fit.fired[0][source].long().numpy(),
+            "source": source.numpy(),
+            "target": target.numpy(),
+            "correlation": found[kept].numpy(),
+            "correlation_test": test.correlations()[source, target].numpy(),
+            "firings_source": fit.fired[0][source].long().numpy(),
             "firings_target": fit.fired[1][target].long().numpy(),
         }
-    )  # fmt: skip
+    )
     table = table.sort_values("correlation", ascending=False, ignore_index=True)
     return FeatureMatches(table, int(live[0].sum()), int(live[1].sum()), fit.n, test.n)

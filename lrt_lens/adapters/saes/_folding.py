@@ -1,15 +1,19 @@
-"""An SAE as bare weights: input scaling, the subtraction of ``b_dec`` and decoder norms folded, in float64.
+"""An SAE as bare weights: input scaling, the subtraction of ``b_dec`` and decoder norms folded, in
+float64.
 
     folded = FoldedSae.of(sae)             # f = σ(x W_enc + biases), x̂ = f W_dec + b_dec, nothing else
     folded.build(sae.cfg, …)               # a SAELens object again
 
 Every SAELens architecture whose encoder sees an affine function of its input reduces to that form:
 
-- ``apply_b_dec_to_input``: ``b_enc ← b_enc − b_dec W_enc``; gated: ``b_gate`` likewise, ``b_mag ← b_mag − b_dec (W_enc exp r_mag)``
-- ``rescale_acts_by_decoder_norm``, n = ‖rows of W_dec‖: ``W_enc ← W_enc n``, ``b_enc ← b_enc n``, ``W_dec ← W_dec / n``
+- ``apply_b_dec_to_input``: ``b_enc ← b_enc − b_dec W_enc``; gated: ``b_gate`` likewise, ``b_mag ←
+  b_mag − b_dec (W_enc exp r_mag)``
+- ``rescale_acts_by_decoder_norm``, n = ‖rows of W_dec‖: ``W_enc ← W_enc n``, ``b_enc ← b_enc n``,
+  ``W_dec ← W_dec / n``
 - constant input scaling s: ``W_enc ← s W_enc``, ``W_dec ← W_dec / s``, ``b_dec ← b_dec / s``
 
-Limits: input normalisation by statistics of each row, and encoders that are no function of an affine image of the row, are refused.
+Limits: input normalisation by statistics of each row, and encoders that are no function of an
+affine image of the row, are refused.
 """
 
 import copy
@@ -26,7 +30,9 @@ AFFINE = ("standard", "gated", "topk", "abstopk", "jumprelu", "batchtopk", "matr
 SELECTING = ("topk", "abstopk", "batchtopk", "matryoshka_batchtopk")
 """Those that compare features with each other."""
 
-_TRANSCODER = "it reads one hook point and writes another, and a stitch joins one hook point with one"
+_TRANSCODER = (
+    "it reads one hook point and writes another, and a stitch joins one hook point with one"
+)
 _NOT_AFFINE = {
     "matching_pursuit": "its encoder iterates against the decoder's geometry, which a map between models changes",
     "temporal": "its encoder attends to other positions, which is no function of one token's state",
@@ -61,16 +67,22 @@ class FoldedSae:
     def of(cls, sae: Any, *, input_scale: float | None = None) -> "FoldedSae":
         """A SAELens SAE with everything folded.
 
-        Args:
-            sae: of an architecture in `AFFINE`; ValueError with the reason for others, NonFiniteError for NaN weights.
-            input_scale: factor on the inputs, where the SAE's config says ``expected_average_only_in`` (the SAE does not hold it).
+        Args: sae: of an architecture in `AFFINE`; ValueError with the reason for others,
+            NonFiniteError for NaN weights. input_scale: factor on the inputs, where the SAE's
+            config says ``expected_average_only_in`` (the SAE does not hold it).
         """
         refuse_unfoldable(sae, input_scale)
         tensors = {name: tensor.detach() for name, tensor in sae.state_dict().items()}
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
-                raise NonFiniteError(f"{name} of this {type(sae).__name__} holds NaN or infinity; load or train it again")
-        double = {name: tensors.pop(name).double() for name in ("W_enc", "W_dec", "b_dec", "b_enc", "b_gate", "b_mag") if name in tensors}
+                raise NonFiniteError(
+                    f"{name} of this {type(sae).__name__} holds NaN or infinity; load or train it again"
+                )
+        double = {
+            name: tensors.pop(name).double()
+            for name in ("W_enc", "W_dec", "b_dec", "b_enc", "b_gate", "b_mag")
+            if name in tensors
+        }
         folded = cls(double.pop("W_enc"), double.pop("W_dec"), double.pop("b_dec"), double, tensors)
         if sae.cfg.apply_b_dec_to_input:
             folded = folded.shifted(-folded.b_dec)
@@ -81,27 +93,41 @@ class FoldedSae:
     def shifted(self, offset: Tensor) -> "FoldedSae":
         """The same encoder on ``x + offset`` [d]: only biases change."""
         shift = offset @ self.W_enc
-        factors = {"b_enc": 1.0, "b_gate": 1.0, "b_mag": self.rest["r_mag"].double().exp() if "r_mag" in self.rest else 1.0}
-        return replace(self, biases={name: bias + shift * factors[name] for name, bias in self.biases.items()})
+        factors = {
+            "b_enc": 1.0,
+            "b_gate": 1.0,
+            "b_mag": self.rest["r_mag"].double().exp() if "r_mag" in self.rest else 1.0,
+        }
+        return replace(
+            self, biases={name: bias + shift * factors[name] for name, bias in self.biases.items()}
+        )
 
     def rescaled(self, lengths: Tensor, *, thresholds: bool) -> "FoldedSae":
-        """Activations times ``lengths`` [feature], decoder rows divided by them (rows of length 0 stay 0).
+        """Activations times ``lengths`` [feature], decoder rows divided by them (rows of length 0
+        stay 0).
 
-        ``thresholds``: JumpReLU's grow with the activations. Not where SAELens itself multiplied before it compared.
+        ``thresholds``: JumpReLU's grow with the activations. Not where SAELens itself multiplied
+        before it compared.
         """
         rows = torch.where(lengths > 0, lengths, 1.0).unsqueeze(1)
         rest = self.rest
         if thresholds and "threshold" in rest:
             rest = rest | {"threshold": rest["threshold"].double() * lengths}
         biases = {name: bias * lengths for name, bias in self.biases.items()}
-        return replace(self, W_enc=self.W_enc * lengths, W_dec=self.W_dec / rows, biases=biases, rest=rest)
+        return replace(
+            self, W_enc=self.W_enc * lengths, W_dec=self.W_dec / rows, biases=biases, rest=rest
+        )
 
     def scaled_input(self, scale: float) -> "FoldedSae":
         """``x ↦ sae(s x) / s``."""
-        return replace(self, W_enc=self.W_enc * scale, W_dec=self.W_dec / scale, b_dec=self.b_dec / scale)
+        return replace(
+            self, W_enc=self.W_enc * scale, W_dec=self.W_dec / scale, b_dec=self.b_dec / scale
+        )
 
     def build(self, sae: Any, metadata: dict[str, Any] | None = None) -> Any:
-        """A SAELens object of ``sae``'s class and settings with these weights, at least float32, flags of what was folded cleared."""
+        """A SAELens object of ``sae``'s class and settings with these weights, at least float32,
+        flags of what was folded cleared.
+        """
         from sae_lens.saes.sae import SAEMetadata
 
         dtype, device = torch.promote_types(sae.W_enc.dtype, torch.float32), sae.W_enc.device
@@ -112,10 +138,15 @@ class FoldedSae:
             cfg.rescale_acts_by_decoder_norm = False
         if metadata is not None:
             cfg.metadata = SAEMetadata(**metadata)
-        # On the meta device nothing is drawn at random: that alone would take longer than the whole transfer.
+        # On the meta device nothing is drawn at random: that alone would take longer than the whole
+        # transfer.
         cfg.device = "meta"
         built = type(sae)(cfg)
-        weights = {"W_enc": self.W_enc, "W_dec": self.W_dec, "b_dec": self.b_dec} | self.biases | self.rest
+        weights = (
+            {"W_enc": self.W_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
+            | self.biases
+            | self.rest
+        )
         state = {name: self._owned(name, tensor, dtype) for name, tensor in weights.items()}
         built.load_state_dict(state, assign=True)
         built.cfg.device = str(device)
@@ -124,7 +155,11 @@ class FoldedSae:
     @staticmethod
     def _owned(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         # SAELens keeps the running threshold of BatchTopK in float64.
-        return tensor.detach().to(torch.float64 if name == "topk_threshold" else dtype, copy=True).contiguous()
+        return (
+            tensor.detach()
+            .to(torch.float64 if name == "topk_threshold" else dtype, copy=True)
+            .contiguous()
+        )
 
 
 def refuse_unfoldable(sae: Any, input_scale: float | None = None) -> None:
@@ -133,11 +168,15 @@ def refuse_unfoldable(sae: Any, input_scale: float | None = None) -> None:
     from sae_lens.saes.sae import SAE
 
     if not isinstance(sae, SAE):
-        raise TypeError(f"a {type(sae).__name__} is no SAE of SAELens; give one, such as SAE.load_from_disk(folder)")
+        raise TypeError(
+            f"a {type(sae).__name__} is no SAE of SAELens; give one, such as SAE.load_from_disk(folder)"
+        )
     architecture = sae.cfg.architecture()
     if architecture not in AFFINE:
         reason = _NOT_AFFINE.get(architecture, "nothing is known about its encoder")
-        raise ValueError(f"an SAE of architecture {architecture!r} cannot be carried: {reason}; those that can are {', '.join(AFFINE)}")
+        raise ValueError(
+            f"an SAE of architecture {architecture!r} cannot be carried: {reason}; those that can are {', '.join(AFFINE)}"
+        )
     known = []
     for find in (get_sae_class, get_sae_training_class):
         try:
@@ -146,14 +185,26 @@ def refuse_unfoldable(sae: Any, input_scale: float | None = None) -> None:
             continue
     if type(sae) not in known:
         names = " or ".join(kind.__name__ for kind in known)
-        raise ValueError(f"{type(sae).__name__} is not SAELens' own class for {architecture!r}; expected {names}, whose encoder is known")
+        raise ValueError(
+            f"{type(sae).__name__} is not SAELens' own class for {architecture!r}; expected {names}, whose encoder is known"
+        )
     if sae.cfg.reshape_activations != "none":
-        raise ValueError(f"this SAE reshapes its input ({sae.cfg.reshape_activations!r}: heads side by side); expected one residual stream")
+        raise ValueError(
+            f"this SAE reshapes its input ({sae.cfg.reshape_activations!r}: heads side by side); expected one residual stream"
+        )
     normalisation = sae.cfg.normalize_activations
     if normalisation in _BAD_INPUT:
-        raise ValueError(f"normalize_activations is {normalisation!r}: {_BAD_INPUT[normalisation]}; an SAE with 'none' can be carried")
+        raise ValueError(
+            f"normalize_activations is {normalisation!r}: {_BAD_INPUT[normalisation]}; an SAE with 'none' can be carried"
+        )
     if (normalisation == "expected_average_only_in") != (input_scale is not None):
-        remedy = "give input_scale=…, the factor of its training" if input_scale is None else "leave input_scale out"
-        raise ValueError(f"normalize_activations is {normalisation!r} and input_scale is {input_scale}; {remedy}")
+        remedy = (
+            "give input_scale=…, the factor of its training"
+            if input_scale is None
+            else "leave input_scale out"
+        )
+        raise ValueError(
+            f"normalize_activations is {normalisation!r} and input_scale is {input_scale}; {remedy}"
+        )
     if input_scale is not None and not 0 < input_scale < float("inf"):
         raise ValueError(f"input_scale is {input_scale}; expected a positive finite factor")

@@ -1,16 +1,21 @@
-"""Does a transferred SAE save training? Four initialisations, the same rows, the tokens and FLOPs to each threshold (Stitching, figure 2).
+"""Does a transferred SAE save training? Four initialisations, the same rows, the tokens and FLOPs
+to each threshold (Stitching, figure 2).
 
-    study = study_sae_initialisation(pair, stitch, sae, documents, n_tokens=100_000, seeds=(0, 1, 2))
+    study = study_sae_initialisation(pair, stitch, sae, documents, n_tokens=100_000, seeds=(0, 1,
+    2))
     study.summary       # arm, tokens to 95% of scratch's final explained variance, share of scratch's, final value, dead features
     study.thresholds    # the same for every threshold, seed by seed, in tokens and in FLOPs with the stitch's cost
     study.savings       # share of scratch's FLOPs saved, with and without the source's SAE on the bill
 
-Arms: ``scratch``; ``transferred``; ``shuffled`` (through the map of shuffled pairs); ``rotated`` (through a random semi-orthogonal matrix: the
-geometry of a trained SAE that knows nothing of the target). All have the same architecture, rows, order of rows and learning rate.
+Arms: ``scratch``; ``transferred``; ``shuffled`` (through the map of shuffled pairs); ``rotated``
+(through a random semi-orthogonal matrix: the geometry of a trained SAE that knows nothing of the
+target). All have the same architecture, rows, order of rows and learning rate.
 
-FLOPs are those of training steps. ``flops_with_stitch`` adds what fitting the maps took (`stitch_flops`) to the two arms that begin with fitted
-maps; the source's SAE is charged in ``source_sae_flops`` of the study, where its training tokens are known, and in no row. As in the paper, forward
-passes of the language models are charged to no arm. Thresholds are measured on documents that the stitch was not fitted on.
+FLOPs are those of training steps. ``flops_with_stitch`` adds what fitting the maps took
+(`stitch_flops`) to the two arms that begin with fitted maps; the source's SAE is charged in
+``source_sae_flops`` of the study, where its training tokens are known, and in no row. As in the
+paper, forward passes of the language models are charged to no arm. Thresholds are measured on
+documents that the stitch was not fitted on.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,12 +48,17 @@ class SAEInitialisation:
     """Training runs from every initialisation."""
 
     history: pd.DataFrame = field(repr=False)
-    """A row per arm, seed and measurement: arm, seed, tokens, flops, explained_variance, l0, dead_fraction."""
+    """A row per arm, seed and measurement: arm, seed, tokens, flops, explained_variance, l0,
+    dead_fraction.
+    """
     thresholds: pd.DataFrame
-    """A row per arm, seed and threshold: arm, seed, threshold (explained variance), share_of_final (of scratch's final one of that seed), tokens,
-    token_share (of scratch's of that seed), flops, flops_with_stitch, flops_share (of scratch's); NaN where it was not reached."""
+    """A row per arm, seed and threshold: arm, seed, threshold (explained variance), share_of_final
+    (of scratch's final one of that seed), tokens, token_share (of scratch's of that seed), flops,
+    flops_with_stitch, flops_share (of scratch's); NaN where it was not reached."""
     runs: pd.DataFrame
-    """A row per arm and seed: arm, seed, initial, final (explained variance), dead_fraction, cosine_median (decoder rows to where they began)."""
+    """A row per arm and seed: arm, seed, initial, final (explained variance), dead_fraction,
+    cosine_median (decoder rows to where they began).
+    """
     cosines: pd.DataFrame = field(repr=False)
     """A row per arm, seed and feature: decoder_cosine."""
     stitch_flops: float
@@ -58,50 +68,84 @@ class SAEInitialisation:
 
     @property
     def summary(self) -> pd.DataFrame:
-        """A row per arm at 95% of scratch's final explained variance: mean, least and most over seeds of the token share; final values."""
+        """A row per arm at 95% of scratch's final explained variance: mean, least and most over
+        seeds of the token share; final values.
+        """
         rows = []
         for arm, runs in self.runs.groupby("arm", sort=False):
-            at = pd.DataFrame(self.thresholds[(self.thresholds["arm"] == arm) & np.isclose(self.thresholds["share_of_final"], SHARE)])
+            at = pd.DataFrame(
+                self.thresholds[
+                    (self.thresholds["arm"] == arm)
+                    & np.isclose(self.thresholds["share_of_final"], SHARE)
+                ]
+            )
             rows.append(
                 {
-                    "arm": arm, "initial": runs["initial"].mean(), "final": runs["final"].mean(), "tokens": _over_seeds(at, "tokens", np.mean),
-                    "token_share": _over_seeds(at, "token_share", np.mean), "token_share_low": _over_seeds(at, "token_share", np.min),
-                    "token_share_high": _over_seeds(at, "token_share", np.max), "flops_share": _over_seeds(at, "flops_share", np.mean),
-                    "dead_fraction": runs["dead_fraction"].mean(), "cosine_median": runs["cosine_median"].mean(), "n_seeds": len(runs),
+                    "arm": arm,
+                    "initial": runs["initial"].mean(),
+                    "final": runs["final"].mean(),
+                    "tokens": _over_seeds(at, "tokens", np.mean),
+                    "token_share": _over_seeds(at, "token_share", np.mean),
+                    "token_share_low": _over_seeds(at, "token_share", np.min),
+                    "token_share_high": _over_seeds(at, "token_share", np.max),
+                    "flops_share": _over_seeds(at, "flops_share", np.mean),
+                    "dead_fraction": runs["dead_fraction"].mean(),
+                    "cosine_median": runs["cosine_median"].mean(),
+                    "n_seeds": len(runs),
                 }
-            )  # fmt: skip
+            )
         return pd.DataFrame(rows)
 
     @property
     def savings(self) -> pd.DataFrame:
         """Share of scratch's FLOPs that every other arm saves, by threshold.
 
-        Columns: arm, share_of_final, saved (the stitch charged; mean over seeds), low, high (least and most), saved_charged (the source's SAE
-        charged too). NaN where a run did not get there, or the price is not known.
+        Columns: arm, share_of_final, saved (the stitch charged; mean over seeds), low, high (least
+        and most), saved_charged (the source's SAE charged too). NaN where a run did not get there,
+        or the price is not known.
         """
-        scratch = self.thresholds[self.thresholds["arm"] == "scratch"].set_index(["seed", "share_of_final"])["flops"]
+        scratch = self.thresholds[self.thresholds["arm"] == "scratch"].set_index(
+            ["seed", "share_of_final"]
+        )["flops"]
         rows = []
-        for arm, of_arm in self.thresholds[self.thresholds["arm"] != "scratch"].groupby("arm", sort=False):
+        for arm, of_arm in self.thresholds[self.thresholds["arm"] != "scratch"].groupby(
+            "arm", sort=False
+        ):
             for share, part in of_arm.groupby("share_of_final", sort=False):
                 reference = np.array([scratch[seed, share] for seed in part["seed"]])
                 flops = part["flops_with_stitch"].to_numpy()
-                saved, charged = 1 - flops / reference, 1 - (flops + self.source_sae_flops) / reference
+                saved, charged = (
+                    1 - flops / reference,
+                    1 - (flops + self.source_sae_flops) / reference,
+                )
                 rows.append(
                     {
-                        "arm": arm, "share_of_final": share, "saved": saved.mean(), "low": saved.min(), "high": saved.max(),
+                        "arm": arm,
+                        "share_of_final": share,
+                        "saved": saved.mean(),
+                        "low": saved.min(),
+                        "high": saved.max(),
                         "saved_charged": charged.mean(),
                     }
-                )  # fmt: skip
+                )
         return pd.DataFrame(rows)
 
     def figure(self, kind: Literal["training", "savings"] = "training") -> Any:
-        """Held-out explained variance against tokens with decoder cosines to the beginning, or FLOPs saved over thresholds under both bills (plotly)."""
+        """Held-out explained variance against tokens with decoder cosines to the beginning, or
+        FLOPs saved over thresholds under both bills (plotly).
+        """
         from lrt_lens.figures._sae import initialisation_figure, savings_figure
 
-        return initialisation_figure(self.history, self.cosines) if kind == "training" else savings_figure(self.savings)
+        return (
+            initialisation_figure(self.history, self.cosines)
+            if kind == "training"
+            else savings_figure(self.savings)
+        )
 
     def _repr_html_(self) -> str:
-        return card("SAEInitialisation", note("Intervals are the range over seeds."), table(self.summary))
+        return card(
+            "SAEInitialisation", note("Intervals are the range over seeds."), table(self.summary)
+        )
 
 
 def study_sae_initialisation(
@@ -133,7 +177,8 @@ def study_sae_initialisation(
         progress: show bars.
         options: of `train_sae`: batch_rows, lr, lr_decay_share, ….
 
-    Source: Stitching (arXiv 2506.06609) §3.1, figure 2 and appendix D; the shuffled and rotated arms and the costs are ours.
+    Source: Stitching (arXiv 2506.06609) §3.1, figure 2 and appendix D; the shuffled and rotated
+    arms and the costs are ours.
     """
     stitch.check(pair.source, pair.target)
     refuse_foreign_sae(sae, pair.source, stitch.source_hook, "sae")
@@ -144,26 +189,59 @@ def study_sae_initialisation(
     for seed in seeds:
         for arm, init in _inits(stitch, sae, seed).items():
             run = train_sae(
-                None, rows, init=init, config=plain if init is None else None, n_tokens=n_tokens, seed=seed, progress=progress, **options
+                None,
+                rows,
+                init=init,
+                config=plain if init is None else None,
+                n_tokens=n_tokens,
+                seed=seed,
+                progress=progress,
+                **options,
             )
             per_token = run.flops_per_token
             histories.append(run.history.assign(arm=arm, seed=seed))
             values = run.history["explained_variance"].to_numpy(dtype=float)
             dead = float(run.history["dead_fraction"].iloc[-1])
-            runs.append({"arm": arm, "seed": seed, "initial": values[0], "final": values[-1], "dead_fraction": dead,
-                         "cosine_median": float(run.decoder_cosine.median())})  # fmt: skip
-            cosines.append(pd.DataFrame({"arm": arm, "seed": seed, "decoder_cosine": run.decoder_cosine.numpy()}))
+            runs.append(
+                {
+                    "arm": arm,
+                    "seed": seed,
+                    "initial": values[0],
+                    "final": values[-1],
+                    "dead_fraction": dead,
+                    "cosine_median": float(run.decoder_cosine.median()),
+                }
+            )
+            cosines.append(
+                pd.DataFrame(
+                    {"arm": arm, "seed": seed, "decoder_cosine": run.decoder_cosine.numpy()}
+                )
+            )
     history = pd.concat(histories, ignore_index=True)
     cost = stitch_flops(stitch)
-    of_source = float("nan") if source_sae_tokens is None else source_sae_tokens * per_token * pair.source.d_model / pair.target.d_model
+    of_source = (
+        float("nan")
+        if source_sae_tokens is None
+        else source_sae_tokens * per_token * pair.source.d_model / pair.target.d_model
+    )
     thresholds = threshold_table(history, sorted({*shares, SHARE}), cost)
-    return SAEInitialisation(history, thresholds, pd.DataFrame(runs), pd.concat(cosines, ignore_index=True), cost, of_source, n_tokens)
+    return SAEInitialisation(
+        history,
+        thresholds,
+        pd.DataFrame(runs),
+        pd.concat(cosines, ignore_index=True),
+        cost,
+        of_source,
+        n_tokens,
+    )
 
 
 def rows_of(documents: Documents | SAERows, pair: ModelPair, stitch: Stitch) -> SAERows:
-    """Rows of the target's stream whose held-out documents are those that the stitch was tested on, not fitted.
+    """Rows of the target's stream whose held-out documents are those that the stitch was tested on,
+    not fitted.
 
-    MismatchError for `SAERows` that were split by another seed: what they hold out the maps have seen.
+    MismatchError for `SAERows` that were split by another seed: what they hold out the maps have
+    seen.
     """
     seed = stitch.provenance.seed
     if not isinstance(documents, SAERows):
@@ -176,19 +254,29 @@ def rows_of(documents: Documents | SAERows, pair: ModelPair, stitch: Stitch) -> 
 
 
 def stitch_flops(stitch: Stitch) -> float:
-    """FLOPs of fitting a stitch in closed form: products of the moments (xx, yy, xy) over its tokens, and two eigendecompositions (≈ 9d³)."""
+    """FLOPs of fitting a stitch in closed form: products of the moments (xx, yy, xy) over its
+    tokens, and two eigendecompositions (≈ 9d³).
+    """
     d_source, d_target = stitch.up.weight.shape
     n = float(stitch.scores.get("n_tokens", 0))
-    return 2 * n * (d_source**2 + d_target**2 + d_source * d_target) + 9.0 * (d_source**3 + d_target**3)
+    return 2 * n * (d_source**2 + d_target**2 + d_source * d_target) + 9.0 * (
+        d_source**3 + d_target**3
+    )
 
 
-def threshold_table(history: pd.DataFrame, shares: Sequence[float], stitch_cost: float) -> pd.DataFrame:
-    """Tokens and FLOPs to each share of scratch's final explained variance; see `SAEInitialisation.thresholds`."""
+def threshold_table(
+    history: pd.DataFrame, shares: Sequence[float], stitch_cost: float
+) -> pd.DataFrame:
+    """Tokens and FLOPs to each share of scratch's final explained variance; see
+    `SAEInitialisation.thresholds`.
+    """
     from lrt_lens.adapters.saes._training import tokens_to
 
     table = []
     for seed, of_seed in history.groupby("seed", sort=False):
-        runs = {str(arm): run.sort_values("tokens") for arm, run in of_seed.groupby("arm", sort=False)}
+        runs = {
+            str(arm): run.sort_values("tokens") for arm, run in of_seed.groupby("arm", sort=False)
+        }
         final = float(runs["scratch"]["explained_variance"].iloc[-1])
         for share in shares:
             scratch = tokens_to(runs["scratch"], share * final)
@@ -198,11 +286,17 @@ def threshold_table(history: pd.DataFrame, shares: Sequence[float], stitch_cost:
                 with_stitch = tokens * per_token + (0.0 if arm in UNSTITCHED else stitch_cost)
                 table.append(
                     {
-                        "arm": arm, "seed": seed, "threshold": share * final, "share_of_final": share, "tokens": tokens,
-                        "token_share": tokens / scratch, "flops": tokens * per_token, "flops_with_stitch": with_stitch,
+                        "arm": arm,
+                        "seed": seed,
+                        "threshold": share * final,
+                        "share_of_final": share,
+                        "tokens": tokens,
+                        "token_share": tokens / scratch,
+                        "flops": tokens * per_token,
+                        "flops_with_stitch": with_stitch,
                         "flops_share": with_stitch / (scratch * per_token),
                     }
-                )  # fmt: skip
+                )
     return pd.DataFrame(table)
 
 
@@ -215,11 +309,17 @@ def _inits(stitch: Stitch, sae: Any, seed: int) -> dict[str, Any]:
     inits = {"scratch": None, "transferred": stitch.transfer(sae)}
     if stitch.null is not None:
         inits["shuffled"] = stitch.transfer(sae, through=stitch.null)
-    return inits | {"rotated": stitch.transfer(sae, through=random_rotation(stitch, torch.Generator().manual_seed(seed)))}
+    return inits | {
+        "rotated": stitch.transfer(
+            sae, through=random_rotation(stitch, torch.Generator().manual_seed(seed))
+        )
+    }
 
 
 def _scratch_config(moved: Any) -> Any:
-    """The training configuration of a transferred SAE, to start from scratch with; SAELens' own initialisation subtracts b_dec."""
+    """The training configuration of a transferred SAE, to start from scratch with; SAELens' own
+    initialisation subtracts b_dec.
+    """
     from lrt_lens.adapters.saes._training import config_like
 
     return replace(config_like(moved), apply_b_dec_to_input=True)

@@ -1,11 +1,13 @@
-"""Rows of one hook point for the training of an SAE: from documents, from an `ActivationCache`, or from tensors.
+"""Rows of one hook point for the training of an SAE: from documents, from an `ActivationCache`, or
+from tensors.
 
-    rows = SAERows.from_documents(model, documents, at=3)
-    rows = SAERows.from_cache(ActivationCache.open("cache"), "target", at="blocks.3.hook_resid_post")
+    rows = SAERows.from_documents(model, documents, at=3) rows =
+    SAERows.from_cache(ActivationCache.open("cache"), "target", at="blocks.3.hook_resid_post")
     batch = next(rows.batches(1024, seed=0))          # [1024, d]; endless, a new order every epoch
 
-Documents of the test fold are held out (`lrt_lens.data._blocks`): the same documents that a stitch of the same seed is tested on. All others
-train. Rows are mixed in a buffer; where one buffer holds them all the model runs over the documents once, whatever the number of epochs.
+Documents of the test fold are held out (`lrt_lens.data._blocks`): the same documents that a stitch
+of the same seed is tested on. All others train. Rows are mixed in a buffer; where one buffer holds
+them all the model runs over the documents once, whatever the number of epochs.
 """
 
 from collections.abc import Callable, Iterator
@@ -65,9 +67,13 @@ class SAERows:
         context_length: int = 256,
         seed: int = 0,
     ) -> "SAERows":
-        """Rows of every unmasked token of the documents, which are read once an epoch (list, file or data set, no iterator)."""
+        """Rows of every unmasked token of the documents, which are read once an epoch (list, file
+        or data set, no iterator).
+        """
         if iter_is_self(documents):
-            raise ValueError("documents is an iterator, which can be read only once; give a list of texts, a file or a data set")
+            raise ValueError(
+                "documents is an iterator, which can be read only once; give a list of texts, a file or a data set"
+            )
         hook = resolve(at, model)
         plan = BlockPlan(context_length=window_length(context_length, model), seed=seed)
 
@@ -77,10 +83,19 @@ class SAERows:
                     yield block_rows(model, [hook], block, _BATCH_TOKENS)[hook].float()
 
         kept = first_rows(run(held_out=True), n_held_out, hook)
-        return cls(hook, kept, lambda: run(held_out=False), model.identity, plan.context_length, seed)
+        return cls(
+            hook, kept, lambda: run(held_out=False), model.identity, plan.context_length, seed
+        )
 
     @classmethod
-    def from_cache(cls, cache: ActivationCache, role: Literal["source", "target"], *, at: str, n_held_out: int = N_HELD_OUT) -> "SAERows":
+    def from_cache(
+        cls,
+        cache: ActivationCache,
+        role: Literal["source", "target"],
+        *,
+        at: str,
+        n_held_out: int = N_HELD_OUT,
+    ) -> "SAERows":
         """Rows that a harvest has recorded, of either model."""
         name = cache.stored_name(role, at)
         side = 0 if role == "source" else 1
@@ -91,25 +106,37 @@ class SAERows:
 
         kept = first_rows(run(range(N_FOLDS, N_PARTS)), n_held_out, name)
         provenance = cache.manifest.provenance
-        return cls(name, kept, lambda: run(range(N_FOLDS)), getattr(provenance, role), seed=provenance.seed)
+        return cls(
+            name, kept, lambda: run(range(N_FOLDS)), getattr(provenance, role), seed=provenance.seed
+        )
 
     @classmethod
-    def from_tensors(cls, training: Rows, held_out: Float[Tensor, "held_out d"], *, hook: str) -> "SAERows":
+    def from_tensors(
+        cls, training: Rows, held_out: Float[Tensor, "held_out d"], *, hook: str
+    ) -> "SAERows":
         """Rows of your own."""
         return cls(hook, held_out, lambda: iter([training]))
 
     def in_memory(self, n_rows: int | None = None) -> "SAERows":
-        """The same with the first ``n_rows`` training rows held in memory: for several runs over the same rows."""
+        """The same with the first ``n_rows`` training rows held in memory: for several runs over
+        the same rows.
+        """
         training = first_rows(self.chunks(), n_rows, self.hook)
         return replace(self, chunks=lambda: iter([training]))
 
-    def batches(self, batch_rows: int, *, seed: int = 0, buffer_rows: int = BUFFER_ROWS) -> Iterator[Tensor]:
-        """Batches of exactly ``batch_rows`` rows without end, in an order that the seed decides; `NonFiniteError` where a row is not finite."""
+    def batches(
+        self, batch_rows: int, *, seed: int = 0, buffer_rows: int = BUFFER_ROWS
+    ) -> Iterator[Tensor]:
+        """Batches of exactly ``batch_rows`` rows without end, in an order that the seed decides;
+        `NonFiniteError` where a row is not finite.
+        """
         generator = torch.Generator().manual_seed(seed)
         whole: Tensor | None = None
         last = torch.empty(0)
         while True:
-            pools = iter([whole]) if whole is not None else self._pools(max(buffer_rows, batch_rows))
+            pools = (
+                iter([whole]) if whole is not None else self._pools(max(buffer_rows, batch_rows))
+            )
             n_pools = 0
             for pool in pools:
                 n_pools += 1
@@ -149,7 +176,9 @@ def first_rows(chunks: Iterator[Tensor], n: int | None, hook: str) -> Tensor:
         if n is not None and sum(map(len, taken)) >= n:
             break
     if not taken:
-        raise TooFewDocumentsError(f"no rows at {hook!r}; give more text, so that every fold has some")
+        raise TooFewDocumentsError(
+            f"no rows at {hook!r}; give more text, so that every fold has some"
+        )
     return torch.cat(taken)
 
 

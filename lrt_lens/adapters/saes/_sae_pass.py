@@ -1,4 +1,5 @@
-"""What an SAE does on the way through a model: a reconstruction for the pass that finishes, and the sums over its codes.
+"""What an SAE does on the way through a model: a reconstruction for the pass that finishes, and the
+sums over its codes.
 
     codes = CodeTally(n_documents, sae.cfg.d_sae)
     Arm("transferred", "B", ("B",), Reconstruction(sae, "B", mean, batch.sides["B"], codes))      # encodes once: spliced in and counted
@@ -33,7 +34,9 @@ class CodeTally:
         on = codes != 0
         self.fired |= on.any(0).cpu()
         for name, values in (("l0", on.sum(1)), ("error", error), ("variance", variance)):
-            self.sums[name] += np.bincount(documents, values.double().cpu().numpy(), minlength=len(self.counts))
+            self.sums[name] += np.bincount(
+                documents, values.double().cpu().numpy(), minlength=len(self.counts)
+            )
         self.counts += np.bincount(documents, minlength=len(self.counts))
 
 

@@ -6,8 +6,9 @@
 
     W_enc' = W_down W_enc    b_enc' = b_enc + b_down W_enc    W_dec' = W_dec W_up    b_dec' = b_dec W_up + b_up
 
-Thresholds and the number of active features stay. Training SAEs stay training SAEs: they are a start for more training, and
-``save_inference_model`` writes what plain SAELens loads. Limits: see `lrt_lens.adapters.saes._folding`.
+Thresholds and the number of active features stay. Training SAEs stay training SAEs: they are a
+start for more training, and ``save_inference_model`` writes what plain SAELens loads. Limits: see
+`lrt_lens.adapters.saes._folding`.
 """
 
 from dataclasses import replace
@@ -19,22 +20,34 @@ from lrt_lens.models._hooked_model import ModelIdentity
 from lrt_lens.stitching._affine import MapPair
 from lrt_lens.stitching._stitch import Stitch
 
-_OF_THE_SOURCE = ("neuronpedia_id", "hf_hook_name", "hook_head_index", "hook_layer", "model_from_pretrained_kwargs", "model_hash")
+_OF_THE_SOURCE = (
+    "neuronpedia_id",
+    "hf_hook_name",
+    "hook_head_index",
+    "hook_layer",
+    "model_from_pretrained_kwargs",
+    "model_hash",
+)
 """Metadata that is wrong for another model."""
 
 
-def transfer_sae(sae: Any, stitch: Stitch, *, through: MapPair | None = None, input_scale: float | None = None) -> Any:
-    """A SAELens SAE carried to the stitch's target: ``encode(y) = sae.encode(down(y))``, ``decode(f) = up(sae.decode(f))``.
+def transfer_sae(
+    sae: Any, stitch: Stitch, *, through: MapPair | None = None, input_scale: float | None = None
+) -> Any:
+    """A SAELens SAE carried to the stitch's target: ``encode(y) = sae.encode(down(y))``,
+    ``decode(f) = up(sae.decode(f))``.
 
-    Args:
-        sae: standard, gated, TopK, AbsTopK, JumpReLU, BatchTopK or Matryoshka, for inference or training; ValueError with the
+    Args: sae: standard, gated, TopK, AbsTopK, JumpReLU, BatchTopK or Matryoshka, for inference or
+        training; ValueError with the
             reason for others, MismatchError for one of another width, hook point or model.
         stitch: see `Stitch`.
-        through: another pair of maps between the same hook points (``stitch.null``, one of ``stitch.refits``), for controls.
-        input_scale: constant factor on the inputs of an SAE whose config says ``expected_average_only_in``.
+        through: another pair of maps between the same hook points (``stitch.null``, one of
+            ``stitch.refits``), for controls.
+        input_scale: constant factor on the inputs of an SAE whose config says
+            ``expected_average_only_in``.
 
-    Returns:
-        The same class, width d_target, at least float32, on the same device; ``cfg.metadata`` says where it comes from.
+    Returns: The same class, width d_target, at least float32, on the same device; ``cfg.metadata``
+        says where it comes from.
     """
     maps = stitch.maps if through is None else through
     refuse_unfoldable(sae, input_scale)
@@ -46,24 +59,36 @@ def transfer_sae(sae: Any, stitch: Stitch, *, through: MapPair | None = None, in
 def carried(folded: FoldedSae, maps: MapPair) -> FoldedSae:
     """``up ∘ SAE ∘ down`` as weights, float64."""
     like = folded.W_enc
-    (down, b_down), (up, b_up) = ((m.weight.to(like), m.bias.to(like)) for m in (maps.down, maps.up))
+    (down, b_down), (up, b_up) = (
+        (m.weight.to(like), m.bias.to(like)) for m in (maps.down, maps.up)
+    )
     moved = folded.shifted(b_down)
-    return replace(moved, W_enc=down @ folded.W_enc, W_dec=folded.W_dec @ up, b_dec=folded.b_dec @ up + b_up)
+    return replace(
+        moved, W_enc=down @ folded.W_enc, W_dec=folded.W_dec @ up, b_dec=folded.b_dec @ up + b_up
+    )
 
 
 def plain_name(name: str) -> str:
-    """A model's name without owner, case and the suffix by which TransformerLens calls the smallest GPT-2."""
+    """A model's name without owner, case and the suffix by which TransformerLens calls the smallest
+    GPT-2.
+    """
     plain = name.rstrip("/").rsplit("/", 1)[-1].lower()
     return "gpt2" if plain == "gpt2-small" else plain
 
 
 def other_model(metadata: Any, model: ModelIdentity) -> str | None:
-    """What to set in an SAE's metadata if, against what it says, it does belong to ``model``; None where it says nothing against that."""
+    """What to set in an SAE's metadata if, against what it says, it does belong to ``model``; None
+    where it says nothing against that.
+    """
     name, known = getattr(metadata, "model_name", None), getattr(metadata, "model_hash", None)
     # The weights' hash decides where the SAE has one; names differ between libraries and folders.
     if known:
         return None if known == model.config_hash else "model_hash = None"
-    return None if name is None or plain_name(str(name)) == plain_name(model.name) else f"model_name = {model.name!r}"
+    return (
+        None
+        if name is None or plain_name(str(name)) == plain_name(model.name)
+        else f"model_name = {model.name!r}"
+    )
 
 
 def _refuse_foreign(sae: Any, stitch: Stitch, maps: MapPair) -> None:
@@ -78,7 +103,9 @@ def _refuse_foreign(sae: Any, stitch: Stitch, maps: MapPair) -> None:
         )
     if maps.up.weight.shape != here or maps.down.weight.shape != here[::-1]:
         found = f"{tuple(maps.up.weight.shape)} up and {tuple(maps.down.weight.shape)} down"
-        raise MismatchError(f"through= holds maps of {found}; expected {tuple(here)} and {tuple(here[::-1])}, as in this stitch")
+        raise MismatchError(
+            f"through= holds maps of {found}; expected {tuple(here)} and {tuple(here[::-1])}, as in this stitch"
+        )
     if stitch.source is not None and (remedy := other_model(metadata, stitch.source)):
         raise MismatchError(
             f"this SAE was trained on {metadata.model_name!r}, but the stitch starts in {stitch.source.name!r}; give an SAE of that model "
@@ -88,7 +115,9 @@ def _refuse_foreign(sae: Any, stitch: Stitch, maps: MapPair) -> None:
 
 def _metadata(sae: Any, stitch: Stitch, maps: MapPair) -> dict[str, Any]:
     """The SAE's own, with the target's hook point and model, and where it was carried from."""
-    kept = {key: value for key, value in sae.cfg.metadata.to_dict().items() if key not in _OF_THE_SOURCE}
+    kept = {
+        key: value for key, value in sae.cfg.metadata.to_dict().items() if key not in _OF_THE_SOURCE
+    }
     source, target = stitch.source, stitch.target
     provenance = {
         "method": "up ∘ SAE ∘ down (lrt_lens)",
@@ -96,7 +125,19 @@ def _metadata(sae: Any, stitch: Stitch, maps: MapPair) -> dict[str, Any]:
         "source_revision": source.revision if source else None,
         "source_hook": stitch.source_hook,
         "own_maps": maps is stitch.maps,
-        "scores": {key: stitch.scores[key] for key in ("r2", "r2_uniform", "r2_down", "r2_null", "r2_token") if key in stitch.scores},
+        "scores": {
+            key: stitch.scores[key]
+            for key in ("r2", "r2_uniform", "r2_down", "r2_null", "r2_token")
+            if key in stitch.scores
+        },
     }
-    known = {"hook_name": stitch.target_hook, "model_name": target.name if target else None, "transferred": provenance}
-    return kept | known | ({"model_hash": target.config_hash, "prepend_bos": target.prepend_bos} if target else {})
+    known = {
+        "hook_name": stitch.target_hook,
+        "model_name": target.name if target else None,
+        "transferred": provenance,
+    }
+    return (
+        kept
+        | known
+        | ({"model_hash": target.config_hash, "prepend_bos": target.prepend_bos} if target else {})
+    )

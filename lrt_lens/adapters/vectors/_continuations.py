@@ -28,22 +28,33 @@ class Continuations:
 
     def __post_init__(self) -> None:
         if not len(self.prompts) or isinstance(self.prompts, str):
-            raise ValueError(f"prompts is {self.prompts!r}; expected a list of at least one text to continue")
+            raise ValueError(
+                f"prompts is {self.prompts!r}; expected a list of at least one text to continue"
+            )
         if self.n_samples < 1 or self.max_new_tokens < 1:
-            raise ValueError(f"n_samples is {self.n_samples}, max_new_tokens {self.max_new_tokens}; both must be at least 1")
+            raise ValueError(
+                f"n_samples is {self.n_samples}, max_new_tokens {self.max_new_tokens}; both must be at least 1"
+            )
 
-    def generate(self, model: HookedModel, intervene: Callable[[], Handle] | None = None) -> list[str]:
-        """[prompt × sample]: continuations under an intervention, sample by sample; hooks are off again afterwards."""
+    def generate(
+        self, model: HookedModel, intervene: Callable[[], Handle] | None = None
+    ) -> list[str]:
+        """[prompt × sample]: continuations under an intervention, sample by sample; hooks are off
+        again afterwards.
+        """
         handle = intervene() if intervene else Handle([])
         with handle:
             return [
                 text
                 for sample in range(self.n_samples)
                 for text in model.generate(
-                    list(self.prompts), max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_k=self.top_k,
+                    list(self.prompts),
+                    max_new_tokens=self.max_new_tokens,
+                    temperature=self.temperature,
+                    top_k=self.top_k,
                     seed=self.seed + sample,
                 )
-            ]  # fmt: skip
+            ]
 
     def judge(self, texts: Sequence[str]) -> np.ndarray:
         """[text], True where the classifier says so; TypeError unless it answers with a bool."""
@@ -59,5 +70,7 @@ class Continuations:
         return bool(verdict)
 
     def by_prompt(self, verdicts: np.ndarray) -> np.ndarray:
-        """[prompt], share of a prompt's samples: samples of one prompt are not independent, so bootstraps draw prompts."""
+        """[prompt], share of a prompt's samples: samples of one prompt are not independent, so
+        bootstraps draw prompts.
+        """
         return verdicts.reshape(self.n_samples, len(self.prompts)).mean(0)

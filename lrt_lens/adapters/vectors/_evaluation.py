@@ -4,10 +4,12 @@
     result.summary          # effect at equal damage per arm, with intervals and the fraction of native
     result.figure()
 
-*Propensity* is log p(positive continuation) − log p(negative one), in nats; an *effect* is its change against no steering, item by
-item. Every arm (`lrt_lens.adapters.vectors._arms`) is measured at scales that bracket the same *damage* (nats per token on neutral text),
-and its effect is interpolated there; an arm whose scales do not bracket the budget gets NaN and a flag, never an extrapolation.
-Intervals over items are paired bootstraps; ``map_error`` is the jackknife over maps that leave one fold out.
+*Propensity* is log p(positive continuation) − log p(negative one), in nats; an *effect* is its
+change against no steering, item by item. Every arm (`lrt_lens.adapters.vectors._arms`) is measured
+at scales that bracket the same *damage* (nats per token on neutral text), and its effect is
+interpolated there; an arm whose scales do not bracket the budget gets NaN and a flag, never an
+extrapolation. Intervals over items are paired bootstraps; ``map_error`` is the jackknife over maps
+that leave one fold out.
 """
 
 import logging
@@ -21,7 +23,13 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
-from lrt_lens.adapters.vectors._arms import Arm, drawn_arms, learnt_arms, plain_arms, transferred_arms
+from lrt_lens.adapters.vectors._arms import (
+    Arm,
+    drawn_arms,
+    learnt_arms,
+    plain_arms,
+    transferred_arms,
+)
 from lrt_lens.adapters.vectors._calibration import NeutralText, calibrate_on
 from lrt_lens.adapters.vectors._choices import ChoiceText
 from lrt_lens.adapters.vectors._steering_hook import Positions
@@ -30,7 +38,13 @@ from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._hook_points import residual_post
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.statistics._intervals import Interval, bootstrap_mean, bootstrap_ratio, jackknife_error, spread
+from lrt_lens.statistics._intervals import (
+    Interval,
+    bootstrap_mean,
+    bootstrap_ratio,
+    jackknife_error,
+    spread,
+)
 from lrt_lens.stitching._rows import RowScore, score_rows
 from lrt_lens.stitching._stitch import Stitch
 
@@ -56,9 +70,15 @@ class Curve:
     """[scale, item], nats."""
 
     def effect_at(self, budget: float) -> np.ndarray:
-        """[item], change of propensity where the damage first crosses ``budget``; NaN where no two scales bracket it."""
+        """[item], change of propensity where the damage first crosses ``budget``; NaN where no two
+        scales bracket it.
+        """
         low, share = self._bracket(budget)
-        return (1 - share) * self.propensity[low] + share * self.propensity[low + 1] - self.propensity[0]
+        return (
+            (1 - share) * self.propensity[low]
+            + share * self.propensity[low + 1]
+            - self.propensity[0]
+        )
 
     def scale_at(self, budget: float) -> float:
         """The scale interpolated at ``budget``, NaN where it is not bracketed."""
@@ -66,7 +86,9 @@ class Curve:
         return float((1 - share) * self.scales[low] + share * self.scales[low + 1])
 
     def _bracket(self, budget: float) -> tuple[int, float]:
-        """(index below the crossing, share of the way to the next scale): damage grows with the square of a small step."""
+        """(index below the crossing, share of the way to the next scale): damage grows with the
+        square of a small step.
+        """
         above = np.flatnonzero(self.damage >= budget)
         if not len(above) or above[0] == 0:
             return 0, math.nan
@@ -80,10 +102,12 @@ class SteeringEvaluation:
     """Curves and summary of all arms."""
 
     table: pd.DataFrame
-    """A row per arm, draw and scale: concept, arm, draw, hook, scale, propensity, propensity_low, propensity_high, damage."""
+    """A row per arm, draw and scale: concept, arm, draw, hook, scale, propensity, propensity_low,
+    propensity_high, damage.
+    """
     summary: pd.DataFrame
-    """A row per arm: concept, arm, hook, n_draws, scale, effect_at_equal_damage, low, high, fraction_of_native, fraction_low,
-    fraction_high, map_error, flag."""
+    """A row per arm: concept, arm, hook, n_draws, scale, effect_at_equal_damage, low, high,
+    fraction_of_native, fraction_low, fraction_high, map_error, flag."""
     budget: float
     """Damage at which arms are compared."""
     vectors: dict[str, SteeringVector] = field(repr=False)
@@ -107,9 +131,7 @@ class SteeringEvaluation:
         return figures.effect_damage_figure(self.table, concept=self.concept, budget=self.budget)
 
     def _repr_html_(self) -> str:
-        budget = (
-            f"{self.concept}: effect in nats, a change against no steering, with every arm at a damage of {self.budget:g} nats per token."
-        )
+        budget = f"{self.concept}: effect in nats, a change against no steering, with every arm at a damage of {self.budget:g} nats per token."
         return card("SteeringEvaluation", note(budget), table(self.summary))
 
 
@@ -134,15 +156,13 @@ def evaluate_steering(
 ) -> SteeringEvaluation:
     """Measure a transferred vector and its controls on the target; see the module docstring.
 
-    Args:
-        pair: both models.
-        stitch: between the vector's hook point and one of the target.
-        vector: learnt on the source.
-        items: prompts with continuations; a share of them only chooses the hook point of ``native_best``.
-        neutral: texts on which steering should change nothing.
-        scales: ``"auto"`` brackets the budget for every arm; a list gives the same multiples of the vector to all arms.
-        damage: nats per token on ``neutral`` at which arms are compared.
-        contrast: the texts that the vector was learnt from; taken from the vector when it still holds them. Without them the arms
+    Args: pair: both models. stitch: between the vector's hook point and one of the target. vector:
+        learnt on the source. items: prompts with continuations; a share of them only chooses the
+        hook point of ``native_best``. neutral: texts on which steering should change nothing.
+        scales: ``"auto"`` brackets the budget for every arm; a list gives the same multiples of the
+        vector to all arms. damage: nats per token on ``neutral`` at which arms are compared.
+        contrast: the texts that the vector was learnt from; taken from the vector when it still
+        holds them. Without them the arms
             ``native``, ``native_best`` and ``permuted`` are left out.
         bias, norm: rules of transfer, see `transfer_vector`.
         positions: which positions are steered.
@@ -161,7 +181,9 @@ def evaluate_steering(
     contrast = contrast or vector.contrast_set
     score = _contrast_score(pair, stitch, contrast)
     options = {"bias": bias, "norm": norm}
-    validation, test = items.split(validation_share, seed=seed) if contrast is not None else (items, items)
+    validation, test = (
+        items.split(validation_share, seed=seed) if contrast is not None else (items, items)
+    )
     bench = _Bench(pair, test, neutral, damage, scales, positions)
     arms = list(transferred_arms(stitch, vector, options))
     moved = arms[0].vector
@@ -181,19 +203,27 @@ def evaluate_steering(
     )
 
 
-def _check_arguments(scales: Literal["auto"] | Sequence[float], damage: float, items: ChoiceItems) -> None:
+def _check_arguments(
+    scales: Literal["auto"] | Sequence[float], damage: float, items: ChoiceItems
+) -> None:
     if isinstance(scales, str):
         if scales != "auto":
             raise ValueError(f"scales is {scales!r}; expected 'auto' or a list of positive numbers")
     elif not len(scales) or not all(math.isfinite(scale) and scale > 0 for scale in scales):
-        raise ValueError(f"scales is {list(scales)}; expected positive finite numbers (no steering is always measured)")
+        raise ValueError(
+            f"scales is {list(scales)}; expected positive finite numbers (no steering is always measured)"
+        )
     if not 0 < damage < math.inf:
-        raise ValueError(f"damage is {damage}; expected a positive number of nats per token, such as 0.1")
+        raise ValueError(
+            f"damage is {damage}; expected a positive number of nats per token, such as 0.1"
+        )
     if len(items) < 4:
         raise ValueError(f"{len(items)} item(s) given; an interval over items needs at least 4")
 
 
-def _contrast_score(pair: ModelPair, stitch: Stitch, contrast: ContrastSet | None) -> RowScore | None:
+def _contrast_score(
+    pair: ModelPair, stitch: Stitch, contrast: ContrastSet | None
+) -> RowScore | None:
     if contrast is None:
         return None
     try:
@@ -216,7 +246,9 @@ class _Bench:
         positions: Positions,
     ) -> None:
         self.pair, self.items, self.neutral_texts, self.budget = pair, items, neutral, damage
-        self.scales: tuple[float, ...] | None = None if isinstance(scales, str) else tuple(float(scale) for scale in scales)
+        self.scales: tuple[float, ...] | None = (
+            None if isinstance(scales, str) else tuple(float(scale) for scale in scales)
+        )
         self.positions: Positions = positions
         self._ready: dict[str, tuple[ChoiceText, NeutralText, np.ndarray]] = {}
         self._guess: dict[str, float] = {}
@@ -225,7 +257,11 @@ class _Bench:
         """(items, neutral texts, unsteered propensities) at one hook point."""
         if hook not in self._ready:
             items = ChoiceText(self.pair.target, self.items, hook)
-            self._ready[hook] = (items, NeutralText(self.pair.target, self.neutral_texts, hook), items.propensity())
+            self._ready[hook] = (
+                items,
+                NeutralText(self.pair.target, self.neutral_texts, hook),
+                items.propensity(),
+            )
         return self._ready[hook]
 
     def measure(self, arm: Arm) -> Curve:
@@ -249,19 +285,29 @@ class _Bench:
             return sorted(self.scales)
         if arm.name not in DRAWN_ARMS:
             return self._searched(arm, AUTO_SCALES)
-        # One step by the square root from the last draw's strength usually lands; where it goes astray, a proper search.
+        # One step by the square root from the last draw's strength usually lands; where it goes
+        # astray, a proper search.
         guess = self._guess.get(arm.name, 1.0)
-        damage = self.at(arm.vector.hook)[1].damage(arm.vector.hook_at(guess, positions=self.positions))
+        damage = self.at(arm.vector.hook)[1].damage(
+            arm.vector.hook_at(guess, positions=self.positions)
+        )
         if not 0.1 * self.budget < damage < 10 * self.budget:
             return self._searched(arm, DRAW_SCALES)
         self._guess[arm.name] = guess * math.sqrt(self.budget / damage)
         return [multiple * self._guess[arm.name] for multiple in DRAW_SCALES]
 
     def _searched(self, arm: Arm, multiples: tuple[float, ...]) -> list[float]:
-        """Multiples of the calibrated scale, or all scales that were tried where none does the damage."""
+        """Multiples of the calibrated scale, or all scales that were tried where none does the
+        damage.
+        """
         neutral = self.at(arm.vector.hook)[1]
         found = calibrate_on(
-            neutral, arm.vector, self.budget, positions=self.positions, first_guess=self._guess.get(arm.name), tolerance=0.03
+            neutral,
+            arm.vector,
+            self.budget,
+            positions=self.positions,
+            first_guess=self._guess.get(arm.name),
+            tolerance=0.03,
         )
         if not found.reached:
             return [scale for scale in found.curve["scale"] if scale > 0]
@@ -282,7 +328,9 @@ def _best_native(
     bench = _Bench(pair, validation, neutral, damage, "auto", positions)
     best, best_effect = None, -math.inf
     for layer in range(pair.target.n_layers):
-        arm = Arm("refit", vector.relearnt(pair.target, contrast, at=residual_post(layer)), draw=layer)
+        arm = Arm(
+            "refit", vector.relearnt(pair.target, contrast, at=residual_post(layer)), draw=layer
+        )
         effect = float(bench.measure(arm).effect_at(damage).mean())
         if best is None or effect > best_effect:
             best, best_effect = arm, effect if not math.isnan(effect) else -math.inf
@@ -293,21 +341,50 @@ def _best_native(
 
 def _table(concept: str, curves: list[Curve], seed: int) -> pd.DataFrame:
     unsteered = bootstrap_mean(curves[0].propensity[0], seed=seed)
-    rows: list[dict[str, Any]] = [_table_row(concept, "none", None, curves[0].arm.vector.hook, 0.0, unsteered, 0.0)]
+    rows: list[dict[str, Any]] = [
+        _table_row(concept, "none", None, curves[0].arm.vector.hook, 0.0, unsteered, 0.0)
+    ]
     for curve in curves:
         if curve.arm.name == "refit":
             continue  # they are `map_error`, no arm of their own
-        for scale, damage, propensity in zip(curve.scales, curve.damage, curve.propensity, strict=True):
+        for scale, damage, propensity in zip(
+            curve.scales, curve.damage, curve.propensity, strict=True
+        ):
             interval = bootstrap_mean(propensity, seed=seed)
-            rows.append(_table_row(concept, curve.arm.name, curve.arm.draw, curve.arm.vector.hook, float(scale), interval, float(damage)))
+            rows.append(
+                _table_row(
+                    concept,
+                    curve.arm.name,
+                    curve.arm.draw,
+                    curve.arm.vector.hook,
+                    float(scale),
+                    interval,
+                    float(damage),
+                )
+            )
     return pd.DataFrame(rows)
 
 
-def _table_row(concept: str, arm: str, draw: int | None, hook: str, scale: float, propensity: Interval, damage: float) -> dict[str, Any]:
+def _table_row(
+    concept: str,
+    arm: str,
+    draw: int | None,
+    hook: str,
+    scale: float,
+    propensity: Interval,
+    damage: float,
+) -> dict[str, Any]:
     return {
-        "concept": concept, "arm": arm, "draw": draw, "hook": hook, "scale": scale, "propensity": propensity.value,
-        "propensity_low": propensity.low, "propensity_high": propensity.high, "damage": damage,
-    }  # fmt: skip
+        "concept": concept,
+        "arm": arm,
+        "draw": draw,
+        "hook": hook,
+        "scale": scale,
+        "propensity": propensity.value,
+        "propensity_low": propensity.low,
+        "propensity_high": propensity.high,
+        "damage": damage,
+    }
 
 
 def _summary(concept: str, curves: list[Curve], budget: float, seed: int) -> pd.DataFrame:
@@ -316,11 +393,25 @@ def _summary(concept: str, curves: list[Curve], budget: float, seed: int) -> pd.
         effects.setdefault(curve.arm.name, []).append(curve.effect_at(budget))
     native = effects.get("native", [np.array([])])[0]
     error = jackknife_error([float(effect.mean()) for effect in effects.pop("refit", [])])
-    rows = [{"concept": concept, "arm": "none", "effect_at_equal_damage": 0.0, "low": 0.0, "high": 0.0, "n_draws": 1, "flag": ""}]
+    rows = [
+        {
+            "concept": concept,
+            "arm": "none",
+            "effect_at_equal_damage": 0.0,
+            "low": 0.0,
+            "high": 0.0,
+            "n_draws": 1,
+            "flag": "",
+        }
+    ]
     for name, draws in effects.items():
         first = next(curve for curve in curves if curve.arm.name == name)
         drawn = name in DRAWN_ARMS
-        interval = spread([float(effect.mean()) for effect in draws]) if drawn else bootstrap_mean(draws[0], seed=seed)
+        interval = (
+            spread([float(effect.mean()) for effect in draws])
+            if drawn
+            else bootstrap_mean(draws[0], seed=seed)
+        )
         ratio = bootstrap_ratio(np.mean(draws, axis=0), native, seed=seed)
         rows.append(
             {
@@ -346,4 +437,8 @@ def _flag(draws: list[np.ndarray]) -> str:
     missed = sum(bool(np.isnan(effect).any()) for effect in draws)
     if not missed:
         return ""
-    return "damage not bracketed" if len(draws) == 1 else f"damage not bracketed in {missed} of {len(draws)} draws"
+    return (
+        "damage not bracketed"
+        if len(draws) == 1
+        else f"damage not bracketed in {missed} of {len(draws)} draws"
+    )

@@ -1,13 +1,15 @@
 """Steering vectors: learnt from contrast sets, carried by a stitch, added to a residual stream.
 
-    vector = SteeringVector.mean_difference(pair.source, contrast, at="blocks.3.hook_resid_post", read="last")
+    vector = SteeringVector.mean_difference(pair.source, contrast, at="blocks.3.hook_resid_post",
+    read="last")
     moved = stitch.transfer(vector)                       # norm="match", bias="none"
     with moved.apply(pair.target, scale=1.5):
         pair.target.generate("This film was")
 
-Scale 1 is the contrast's own mean gap in the model where the vector was learnt. A direction is a difference, so the stitch's bias
-is not added to it by default (Stitching, §4); ``bias="add"`` is the rule of LRT (§3, ṽ = Av + p). L-Cross has no bias in its map
-at all: fit one without and take ``bias="none"``. ``norm="match"`` gives the vector as many standard deviations of the target's
+Scale 1 is the contrast's own mean gap in the model where the vector was learnt. A direction is a
+difference, so the stitch's bias is not added to it by default (Stitching, §4); ``bias="add"`` is
+the rule of LRT (§3, ṽ = Av + p). L-Cross has no bias in its map at all: fit one without and take
+``bias="none"``. ``norm="match"`` gives the vector as many standard deviations of the target's
 stream along its direction as it had in the source: ``‖u‖ = ‖v‖·σ_target(û)/σ_source(v̂)``.
 """
 
@@ -66,57 +68,111 @@ class SteeringVector:
 
     def __post_init__(self) -> None:
         if self.direction.ndim != 1:
-            raise ValueError(f"direction has shape {tuple(self.direction.shape)}; expected [d_model]")
+            raise ValueError(
+                f"direction has shape {tuple(self.direction.shape)}; expected [d_model]"
+            )
         if not torch.isfinite(self.direction).all():
             raise NonFiniteError(
                 f"vector {self.name!r} at {self.hook!r} holds NaN or infinity; learn it again from texts with finite activations"
             )
 
-    # ------------------------------------------------------------------------------------------------------- learning
+    # ------------------------------------------------------------------------------------- learning
 
     @classmethod
-    def mean_difference(cls, model: ModelLike, contrast: ContrastSet, *, at: int | str, read: Read = "last") -> "SteeringVector":
+    def mean_difference(
+        cls, model: ModelLike, contrast: ContrastSet, *, at: int | str, read: Read = "last"
+    ) -> "SteeringVector":
         """Mean activation of the positive texts minus that of the negative ones (CAA)."""
         hooked = load_model(model)
         hook = resolve(at, hooked)
-        positive, negative = read_activations(hooked, contrast.texts, hook, read).split(len(contrast))
-        return cls._learnt((positive - negative).mean(0), torch.cat([positive, negative]), hooked, contrast, hook, read, "mean_difference")
+        positive, negative = read_activations(hooked, contrast.texts, hook, read).split(
+            len(contrast)
+        )
+        return cls._learnt(
+            (positive - negative).mean(0),
+            torch.cat([positive, negative]),
+            hooked,
+            contrast,
+            hook,
+            read,
+            "mean_difference",
+        )
 
     @classmethod
-    def principal_component(cls, model: ModelLike, contrast: ContrastSet, *, at: int | str, read: Read = "last") -> "SteeringVector":
-        """First principal component of the pair differences (RepE), pointing to the positive texts, as long as their mean gap along it."""
+    def principal_component(
+        cls, model: ModelLike, contrast: ContrastSet, *, at: int | str, read: Read = "last"
+    ) -> "SteeringVector":
+        """First principal component of the pair differences (RepE), pointing to the positive texts,
+        as long as their mean gap along it.
+        """
         hooked = load_model(model)
         hook = resolve(at, hooked)
-        positive, negative = read_activations(hooked, contrast.texts, hook, read).split(len(contrast))
+        positive, negative = read_activations(hooked, contrast.texts, hook, read).split(
+            len(contrast)
+        )
         difference = (positive - negative).double()
-        # Uncentred on purpose: the shared part of the differences is the concept, centring would remove it.
+        # Uncentred on purpose: the shared part of the differences is the concept, centring would
+        # remove it.
         component = torch.linalg.svd(difference, full_matrices=False).Vh[0]
         gap = float(difference.mean(0) @ component)
-        return cls._learnt((gap * component).float(), torch.cat([positive, negative]), hooked, contrast, hook, read, "principal_component")
+        return cls._learnt(
+            (gap * component).float(),
+            torch.cat([positive, negative]),
+            hooked,
+            contrast,
+            hook,
+            read,
+            "principal_component",
+        )
 
-    def relearnt(self, model: ModelLike, contrast: ContrastSet, *, at: int | str) -> "SteeringVector":
-        """A vector by this one's recipe (method and read position) on another model, hook point or contrast set."""
-        recipes = {"mean_difference": SteeringVector.mean_difference, "principal_component": SteeringVector.principal_component}
+    def relearnt(
+        self, model: ModelLike, contrast: ContrastSet, *, at: int | str
+    ) -> "SteeringVector":
+        """A vector by this one's recipe (method and read position) on another model, hook point or
+        contrast set.
+        """
+        recipes = {
+            "mean_difference": SteeringVector.mean_difference,
+            "principal_component": SteeringVector.principal_component,
+        }
         method = self.method.split(",")[0]
         if method not in recipes:
-            raise ValueError(f"vector {self.name!r} was made by {method!r}; only {sorted(recipes)} can be learnt again from texts")
+            raise ValueError(
+                f"vector {self.name!r} was made by {method!r}; only {sorted(recipes)} can be learnt again from texts"
+            )
         read: Any = int(self.read) if self.read.lstrip("-").isdigit() else self.read
         return recipes[method](model, contrast, at=at, read=read)
 
     @classmethod
     def _learnt(
-        cls, direction: Tensor, seen: Tensor, model: HookedModel, contrast: ContrastSet, hook: str, read: Read, method: str
+        cls,
+        direction: Tensor,
+        seen: Tensor,
+        model: HookedModel,
+        contrast: ContrastSet,
+        hook: str,
+        read: Read,
+        method: str,
     ) -> "SteeringVector":
         return cls(
-            direction=direction, hook=hook, model=model.identity, name=contrast.name, method=method, read=str(read),
-            contrast=contrast.digest, median_norm=float(seen.norm(dim=1).median()), contrast_set=contrast,
-        )  # fmt: skip
+            direction=direction,
+            hook=hook,
+            model=model.identity,
+            name=contrast.name,
+            method=method,
+            read=str(read),
+            contrast=contrast.digest,
+            median_norm=float(seen.norm(dim=1).median()),
+            contrast_set=contrast,
+        )
 
-    # ----------------------------------------------------------------------------------------------------- arithmetic
+    # ----------------------------------------------------------------------------------- arithmetic
 
     def __add__(self, other: "SteeringVector") -> "SteeringVector":
         if not same_place(self.hook, other.hook):
-            raise MismatchError(f"vectors at {self.hook!r} and {other.hook!r} do not add; carry one to the other's hook point first")
+            raise MismatchError(
+                f"vectors at {self.hook!r} and {other.hook!r} do not add; carry one to the other's hook point first"
+            )
         if self.model is not None and other.model is not None:
             self.model.refuse_other(other.model, "the other vector's model")
         return replace(
@@ -134,7 +190,13 @@ class SteeringVector:
             # What is learnt again from its texts must point the same way.
             contrast = ContrastSet(contrast.negative, contrast.positive, name=contrast.name)
         digest = self.contrast if contrast is None else contrast.digest
-        return replace(self, direction=self.direction * factor, name=f"{factor:g} * {self.name}", contrast=digest, contrast_set=contrast)
+        return replace(
+            self,
+            direction=self.direction * factor,
+            name=f"{factor:g} * {self.name}",
+            contrast=digest,
+            contrast_set=contrast,
+        )
 
     __rmul__ = __mul__
 
@@ -152,13 +214,21 @@ class SteeringVector:
     def cosine(self, other: "SteeringVector") -> float:
         """Cosine to another vector at the same hook point."""
         if not same_place(self.hook, other.hook):
-            raise MismatchError(f"vectors at {self.hook!r} and {other.hook!r} are in different streams; compare at one hook point")
+            raise MismatchError(
+                f"vectors at {self.hook!r} and {other.hook!r} are in different streams; compare at one hook point"
+            )
         return float(
-            torch.nn.functional.cosine_similarity(self.direction.double(), other.direction.double().to(self.direction.device), dim=0)
+            torch.nn.functional.cosine_similarity(
+                self.direction.double(), other.direction.double().to(self.direction.device), dim=0
+            )
         )
 
     def __repr__(self) -> str:
-        share = f", {self.norm / self.median_norm:.0%} of the median residual norm" if self.median_norm == self.median_norm else ""
+        share = (
+            f", {self.norm / self.median_norm:.0%} of the median residual norm"
+            if self.median_norm == self.median_norm
+            else ""
+        )
         where = f" of {self.model.name}" if self.model else ""
         return f"SteeringVector({self.name!r} at {self.hook}{where}, {self.method} read {self.read}, norm {self.norm:.3g}{share})"
 
@@ -171,35 +241,50 @@ class SteeringVector:
             "method": f"{self.method}, read {self.read}",
             "texts": f"{len(self.contrast_set)} pairs" if self.contrast_set is not None else None,
             "norm": self.norm,
-            "share of the median residual norm": f"{self.norm / self.median_norm:.0%}" if known else None,
+            "share of the median residual norm": f"{self.norm / self.median_norm:.0%}"
+            if known
+            else None,
             "dimensions": len(self.direction),
         }
         return card("SteeringVector", facts(found))
 
-    # ------------------------------------------------------------------------------------------------------- steering
+    # ------------------------------------------------------------------------------------- steering
 
     def hooks(
-        self, *, scale: float = 1.0, mode: Mode = "add", positions: Positions = "all", level: float | None = None
+        self,
+        *,
+        scale: float = 1.0,
+        mode: Mode = "add",
+        positions: Positions = "all",
+        level: float | None = None,
     ) -> list[tuple[str, "SteeringHook"]]:
         """``[(name, fn)]`` for plain ``model.hooks(fwd_hooks=...)`` of TransformerLens.
 
-        Args:
-            scale: multiples of the vector that ``"add"`` adds; negative steers away. ``"clamp"`` and ``"ablate"`` go this share of the way,
+        Args: scale: multiples of the vector that ``"add"`` adds; negative steers away. ``"clamp"``
+            and ``"ablate"`` go this share of the way,
                 0 to 1. ValueError for NaN.
-            mode: ``"add"``; ``"clamp"`` sets the component along the vector to ``level``; ``"ablate"`` to 0.
-            positions: ``"all"``, the ``"last"`` of every prompt, or ``"generated"`` tokens; the first ``skip_first`` stay as they are.
+            mode: ``"add"``; ``"clamp"`` sets the component along the vector to ``level``;
+                ``"ablate"`` to 0.
+            positions: ``"all"``, the ``"last"`` of every prompt, or ``"generated"`` tokens; the
+                first ``skip_first`` stay as they are.
             level: component along the unit vector under ``"clamp"``; see `mean_component`.
         """
         if not torch.isfinite(torch.tensor(float(scale))):
-            raise ValueError(f"scale is {scale}; expected a finite number (calibrate_scale finds one)")
+            raise ValueError(
+                f"scale is {scale}; expected a finite number (calibrate_scale finds one)"
+            )
         if mode not in ("add", "clamp", "ablate") or positions not in ("all", "last", "generated"):
-            raise ValueError(f"mode {mode!r}, positions {positions!r}; expected add, clamp or ablate, and all, last or generated")
+            raise ValueError(
+                f"mode {mode!r}, positions {positions!r}; expected add, clamp or ablate, and all, last or generated"
+            )
         if mode != "add" and not (0 <= scale <= 1 and self.norm > 0):
             raise ValueError(
                 f"mode {mode!r} goes a share of the way, scale 0 to 1 (given: {scale}), along a vector that is not zero (norm {self.norm:.3g})"
             )
         if mode == "clamp" and level is None:
-            raise ValueError("mode 'clamp' needs level=...; vector.mean_component(model, texts) recomputes it in the model that is steered")
+            raise ValueError(
+                "mode 'clamp' needs level=...; vector.mean_component(model, texts) recomputes it in the model that is steered"
+            )
         change = {
             "add": adding(self.direction * scale),
             "clamp": setting(self.direction, level or 0.0, scale),
@@ -223,32 +308,50 @@ class SteeringVector:
         damage: float = 0.1,
         unit: Literal["loss", "kl"] = "loss",
     ) -> Handle:
-        """Put the vector on a model: ``with vector.apply(model): ...``, or keep the handle and call ``remove()``.
+        """Put the vector on a model: ``with vector.apply(model): ...``, or keep the handle and call
+        ``remove()``.
 
-        ``scale="auto"`` takes the strength that costs ``damage`` nats per token on ``neutral`` texts or conversations, as the rise of the loss or as
-        KL from the unsteered model (``unit``; see `calibrate_scale`).
+        ``scale="auto"`` takes the strength that costs ``damage`` nats per token on ``neutral``
+        texts or conversations, as the rise of the loss or as KL from the unsteered model (``unit``;
+        see `calibrate_scale`).
         """
         hooked = load_model(model)
         self.refuse_other_model(hooked)
         if scale == "auto":
-            return self._calibrated(hooked, neutral, damage, unit, mode, level, positions).apply(hooked)
-        return hooked.intervene(dict(self.hooks(scale=scale, mode=mode, positions=positions, level=level)))
+            return self._calibrated(hooked, neutral, damage, unit, mode, level, positions).apply(
+                hooked
+            )
+        return hooked.intervene(
+            dict(self.hooks(scale=scale, mode=mode, positions=positions, level=level))
+        )
 
     def mean_component(self, model: ModelLike, texts: Sequence[str]) -> float:
-        """Mean component along the unit vector over the unmasked tokens of ``texts``: the level for ``mode="clamp"`` (Stitching §4)."""
+        """Mean component along the unit vector over the unmasked tokens of ``texts``: the level for
+        ``mode="clamp"`` (Stitching §4).
+        """
         hooked = load_model(model)
         unit = self.direction / self.direction.norm()
-        return float((read_activations(hooked, texts, self.hook, "mean") @ unit.to(torch.float32)).mean())
+        return float(
+            (read_activations(hooked, texts, self.hook, "mean") @ unit.to(torch.float32)).mean()
+        )
 
     def _calibrated(
-        self, model: HookedModel, neutral: Sequence[Any] | None, damage: float, unit: Literal["loss", "kl"], mode: Mode, level: float | None,
+        self,
+        model: HookedModel,
+        neutral: Sequence[Any] | None,
+        damage: float,
+        unit: Literal["loss", "kl"],
+        mode: Mode,
+        level: float | None,
         positions: Positions,
-    ) -> "Calibration":  # fmt: skip
+    ) -> "Calibration":
         from lrt_lens.adapters.vectors._calibration import calibrate_scale
 
         if neutral is None:
             raise ValueError("scale='auto' needs neutral=[texts] on which damage is measured")
-        found = calibrate_scale(model, self, neutral, damage, unit=unit, mode=mode, level=level, positions=positions)
+        found = calibrate_scale(
+            model, self, neutral, damage, unit=unit, mode=mode, level=level, positions=positions
+        )
         if not found.reached:
             raise ValueError(
                 f"no scale of {self.name!r} raises the loss on the neutral texts by {damage} nats per token "
@@ -259,19 +362,28 @@ class SteeringVector:
     def refuse_other_model(self, model: HookedModel) -> None:
         """Raise `MismatchError` unless this vector belongs to ``model``."""
         if self.model is not None:
-            # A direction belongs to weights and basis; how texts become tokens does not matter to it.
+            # A direction belongs to weights and basis; how texts become tokens does not matter to
+            # it.
             self.model.refuse_other(model.identity, "the model to steer", tokens=False)
         elif model.d_model != len(self.direction):
             raise MismatchError(
                 f"the vector has {len(self.direction)} dimensions, {model.name!r} has {model.d_model}; transfer it with a stitch first"
             )
 
-    # ---------------------------------------------------------------------------------------------------------- files
+    # ---------------------------------------------------------------------------------------- files
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file."""
-        fields = {key: value for key, value in asdict(self).items() if key not in ("direction", "contrast_set")}
-        return write_tensors(Path(path), {"direction": self.direction}, {"schema_version": VECTOR_SCHEMA, "vector": json.dumps(fields)})
+        fields = {
+            key: value
+            for key, value in asdict(self).items()
+            if key not in ("direction", "contrast_set")
+        }
+        return write_tensors(
+            Path(path),
+            {"direction": self.direction},
+            {"schema_version": VECTOR_SCHEMA, "vector": json.dumps(fields)},
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "SteeringVector":
@@ -279,7 +391,9 @@ class SteeringVector:
         tensors, metadata = read_tensors(Path(path), VECTOR_SCHEMA)
         fields: dict[str, Any] = json.loads(metadata["vector"])
         if "direction" not in tensors:
-            raise FileFormatError(f"{str(path)!r} holds no 'direction'; it is no steering vector of ours")
+            raise FileFormatError(
+                f"{str(path)!r} holds no 'direction'; it is no steering vector of ours"
+            )
         fields["model"] = ModelIdentity(**fields["model"]) if fields["model"] else None
         return cls(direction=tensors["direction"], **fields)
 
@@ -295,28 +409,35 @@ def transfer_vector(
 ) -> SteeringVector:
     """A steering vector carried to the stitch's target.
 
-    Args:
-        vector: learnt at the stitch's source hook.
-        stitch: see `Stitch`.
-        bias: ``"none"`` maps the direction (v W); ``"add"`` is LRT's rule (v W + b).
-        norm: ``"match"`` keeps the number of standard deviations; ``"mapped"`` takes the mapped length; ``"unit"`` gives length 1.
-        through: another `AffineMap` between the same hook points (a shuffled-pair map, a refit), for controls.
+    Args: vector: learnt at the stitch's source hook. stitch: see `Stitch`. bias: ``"none"`` maps
+        the direction (v W); ``"add"`` is LRT's rule (v W + b). norm: ``"match"`` keeps the number
+        of standard deviations; ``"mapped"`` takes the mapped length; ``"unit"`` gives length 1.
+        through: another `AffineMap` between the same hook points (a shuffled-pair map, a refit),
+        for controls.
     """
     stitch.refuse_foreign(vector.hook, vector.model)
     if bias not in ("none", "add") or norm not in ("match", "mapped", "unit"):
-        raise ValueError(f"bias {bias!r}, norm {norm!r}; expected none or add, and match, mapped or unit")
+        raise ValueError(
+            f"bias {bias!r}, norm {norm!r}; expected none or add, and match, mapped or unit"
+        )
     affine = through if through is not None else stitch.up
     direction = vector.direction.double()
     mapped = affine.points(direction) if bias == "add" else affine.directions(direction)
     length = mapped.norm()
     if not length > 0:
-        raise ValueError(f"the map sends vector {vector.name!r} to zero; its direction carries nothing that the target's stream shows")
+        raise ValueError(
+            f"the map sends vector {vector.name!r} to zero; its direction carries nothing that the target's stream shows"
+        )
     if norm == "unit":
         mapped = mapped / length
     elif norm == "match":
         deviations = vector.norm / max(stitch.source_statistics.deviation(direction), 1e-30)
         mapped = mapped / length * deviations * stitch.target_statistics.deviation(mapped)
     return replace(
-        vector, direction=mapped.float(), hook=stitch.target_hook, model=stitch.target,
-        median_norm=stitch.target_statistics.median_norm, method=f"{vector.method}, transferred",
-    )  # fmt: skip
+        vector,
+        direction=mapped.float(),
+        hook=stitch.target_hook,
+        model=stitch.target,
+        median_norm=stitch.target_statistics.median_norm,
+        method=f"{vector.method}, transferred",
+    )

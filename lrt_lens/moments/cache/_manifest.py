@@ -1,6 +1,8 @@
-"""What a cache says of itself: ``manifest.json``, written last and renamed into place, so that a shard counts once it is listed there.
+"""What a cache says of itself: ``manifest.json``, written last and renamed into place, so that a
+shard counts once it is listed there.
 
-A shard is one file of tokens and streams, and one more for every later recording of other hook points on the same tokens:
+A shard is one file of tokens and streams, and one more for every later recording of other hook
+points on the same tokens:
 
     shard-00000.safetensors      tokens, blocks, streams recorded first
     shard-00000.1.safetensors    streams of a second pass
@@ -19,7 +21,16 @@ from lrt_lens.stitching._folder import write_atomically
 
 CACHE_SCHEMA = "lrt_lens.cache/1"
 MANIFEST_NAME = "manifest.json"
-_SAME_RUN = ("context_length", "skip_first", "chat_template", "seed", "source_dtype", "target_dtype", "n_tokens", "shard")
+_SAME_RUN = (
+    "context_length",
+    "skip_first",
+    "chat_template",
+    "seed",
+    "source_dtype",
+    "target_dtype",
+    "n_tokens",
+    "shard",
+)
 ROLES = ("source", "target")
 
 
@@ -81,7 +92,9 @@ class Manifest:
 
     @property
     def first_streams(self) -> dict[str, int]:
-        """Widths of the streams that were recorded with the tokens; later recordings are not among them."""
+        """Widths of the streams that were recorded with the tokens; later recordings are not among
+        them.
+        """
         if not self.shards:
             return self.streams
         return {name: self.streams[name] for name in self.shards[0].files[0].streams}
@@ -92,13 +105,21 @@ class Manifest:
         return tuple(name.removeprefix(f"{role}/") for name in whole if name.startswith(f"{role}/"))
 
     def refuse_other(self, other: "Manifest", folder: Path) -> None:
-        """Raise `MismatchError` naming the first thing in which ``other``, which wants to go on writing here, is another run."""
+        """Raise `MismatchError` naming the first thing in which ``other``, which wants to go on
+        writing here, is another run.
+        """
         for role in ROLES:
             ours, theirs = getattr(self.provenance, role), getattr(other.provenance, role)
             refuse_other_model(ours, theirs, f"the {role} model for the cache {str(folder)!r}")
         compared: list[tuple[str, Any, Any]] = [
-            *((name, getattr(self.provenance, name), getattr(other.provenance, name)) for name in _SAME_RUN),
-            *((name, getattr(self, name), getattr(other, name)) for name in ("dtype", "pairs", "token_hook", "block_rows", "has_tokens")),
+            *(
+                (name, getattr(self.provenance, name), getattr(other.provenance, name))
+                for name in _SAME_RUN
+            ),
+            *(
+                (name, getattr(self, name), getattr(other, name))
+                for name in ("dtype", "pairs", "token_hook", "block_rows", "has_tokens")
+            ),
         ]
         for name, ours, theirs in compared:
             if ours != theirs:
@@ -119,7 +140,9 @@ def refuse_other_model(ours: ModelIdentity | None, theirs: ModelIdentity | None,
         ours.refuse_other(theirs, role)
     elif ours != theirs:
         name = lambda model: "no model" if model is None else repr(model.name)  # noqa: E731
-        raise MismatchError(f"{role} is {name(theirs)}; expected {name(ours)}: give the models that the cache was recorded from")
+        raise MismatchError(
+            f"{role} is {name(theirs)}; expected {name(ours)}: give the models that the cache was recorded from"
+        )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -139,27 +162,38 @@ def read_manifest(folder: Path) -> Manifest:
     """What a folder says; FileFormatError where it is no cache of this version."""
     path = folder / MANIFEST_NAME
     if not path.is_file():
-        raise FileFormatError(f"no activation cache at {str(folder)!r}: it holds no {MANIFEST_NAME}; give the folder that was written to")
+        raise FileFormatError(
+            f"no activation cache at {str(folder)!r}: it holds no {MANIFEST_NAME}; give the folder that was written to"
+        )
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         schema = content.pop("schema_version", None)
         if schema != CACHE_SCHEMA:
-            raise FileFormatError(f"{str(path)!r} has schema {schema!r}; expected {CACHE_SCHEMA!r}: another program or version wrote it")
+            raise FileFormatError(
+                f"{str(path)!r} has schema {schema!r}; expected {CACHE_SCHEMA!r}: another program or version wrote it"
+            )
         content["provenance"] = Provenance.from_json(json.dumps(content["provenance"]))
         content["pairs"] = tuple((source, target) for source, target in content["pairs"])
         content["shards"] = tuple(_shard_record(shard) for shard in content["shards"])
         return Manifest(**content)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise FileFormatError(f"{str(path)!r} is damaged ({error}); copy the cache again, or record it anew") from error
+        raise FileFormatError(
+            f"{str(path)!r} is damaged ({error}); copy the cache again, or record it anew"
+        ) from error
 
 
 def _shard_record(content: dict[str, Any]) -> ShardRecord:
-    files = tuple(ShardFile(file["name"], file["n_bytes"], tuple(file["streams"])) for file in content["files"])
+    files = tuple(
+        ShardFile(file["name"], file["n_bytes"], tuple(file["streams"]))
+        for file in content["files"]
+    )
     return ShardRecord(files, content["n_rows"])
 
 
 def broken_file(folder: Path, manifest: Manifest) -> str | None:
-    """What is wrong with the first file that is missing or of another size; None where all are there."""
+    """What is wrong with the first file that is missing or of another size; None where all are
+    there.
+    """
     for shard in manifest.shards:
         for file in shard.files:
             if problem := file_problem(folder, file):
@@ -173,4 +207,8 @@ def file_problem(folder: Path, file: ShardFile) -> str | None:
     size = path.stat().st_size if path.is_file() else None
     if size == file.n_bytes:
         return None
-    return f"{str(path)!r} is missing" if size is None else f"{str(path)!r} has {size:,} of {file.n_bytes:,} bytes"
+    return (
+        f"{str(path)!r} is missing"
+        if size is None
+        else f"{str(path)!r} has {size:,} of {file.n_bytes:,} bytes"
+    )

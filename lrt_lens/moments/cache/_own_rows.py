@@ -26,10 +26,13 @@ class OwnRowsWriter(CacheWriter):
     """A writer that numbers its blocks itself."""
 
     n_offered = 0
-    """Blocks that were given in this process, those of the cache that were given again among them."""
+    """Blocks that were given in this process, those of the cache that were given again among them.
+    """
 
 
-def begin_own_rows(folder: Path, dtype: str, seed: int, pair: Pair, shard_bytes: int) -> OwnRowsWriter:
+def begin_own_rows(
+    folder: Path, dtype: str, seed: int, pair: Pair, shard_bytes: int
+) -> OwnRowsWriter:
     """A writer for rows of one pair of streams."""
     refuse_other_dtype(dtype)
     provenance = Provenance(seed=seed, versions=package_versions())
@@ -43,12 +46,22 @@ def refuse_other_dtype(dtype: str) -> None:
         raise ValueError(f"dtype is {dtype!r}; expected one of {list(DTYPES)}")
 
 
-def add_own_rows(writer: CacheWriter, pair: Pair, x: Tensor, y: Tensor, documents: Sequence[Any] | Tensor | np.ndarray) -> None:
+def add_own_rows(
+    writer: CacheWriter,
+    pair: Pair,
+    x: Tensor,
+    y: Tensor,
+    documents: Sequence[Any] | Tensor | np.ndarray,
+) -> None:
     """Add rows, part by part; those that the cache holds already are passed over."""
     if not isinstance(writer, OwnRowsWriter):
-        raise TypeError(f"rows of one's own need a cache made by ActivationCache.create, not {type(writer).__name__}")
+        raise TypeError(
+            f"rows of one's own need a cache made by ActivationCache.create, not {type(writer).__name__}"
+        )
     if not len(x) == len(y) == len(documents):
-        raise ValueError(f"rows do not pair: x has {len(x)}, y {len(y)}, documents {len(documents)}")
+        raise ValueError(
+            f"rows do not pair: x has {len(x)}, y {len(y)}, documents {len(documents)}"
+        )
     if not len(x):
         raise ValueError("no rows given; x and y need a row per token")
     keys = document_keys(documents, writer.manifest.provenance.seed)
@@ -62,8 +75,12 @@ def add_own_rows(writer: CacheWriter, pair: Pair, x: Tensor, y: Tensor, document
 
 
 def document_keys(documents: Sequence[Any] | Tensor | np.ndarray, seed: int) -> np.ndarray:
-    """[row], uint64: the key of every row's document, as `CrossMoments.from_activations` makes it from ids."""
-    ids = list(documents.tolist()) if isinstance(documents, Tensor | np.ndarray) else list(documents)
+    """[row], uint64: the key of every row's document, as `CrossMoments.from_activations` makes it
+    from ids.
+    """
+    ids = (
+        list(documents.tolist()) if isinstance(documents, Tensor | np.ndarray) else list(documents)
+    )
     key_by_id = {identifier: document_key(str(identifier), seed) for identifier in set(ids)}
     return np.array([key_by_id[identifier] for identifier in ids], dtype=np.uint64)
 
@@ -74,10 +91,14 @@ def parts_of(keys: np.ndarray) -> np.ndarray:
     return np.array([part_of(int(key)) for key in distinct])[which]
 
 
-def _add_block(writer: OwnRowsWriter, pair: Pair, part: int, keys: np.ndarray, x: Tensor, y: Tensor) -> None:
+def _add_block(
+    writer: OwnRowsWriter, pair: Pair, part: int, keys: np.ndarray, x: Tensor, y: Tensor
+) -> None:
     bounds = [0, *(np.flatnonzero(np.diff(keys)) + 1).tolist(), len(keys)]
     # One window for every run of rows of one document.
-    windows = [Window([], np.arange(end - start), int(keys[start])) for start, end in pairwise(bounds)]
+    windows = [
+        Window([], np.arange(end - start), int(keys[start])) for start, end in pairwise(bounds)
+    ]
     digest = hashlib.blake2b(keys.tobytes(), digest_size=8, key=str(part).encode())
     for rows in (x, y):
         digest.update(byte_sum(rows.detach().cpu()).encode())

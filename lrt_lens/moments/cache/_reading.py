@@ -1,12 +1,15 @@
 """Batches of paired rows in a new order every epoch, without holding the cache.
 
-An epoch draws an order of the shards and takes consecutive ones together until they hold ``buffer_rows`` chosen rows; the rows of such a group are
-permuted and handed out in batches, and what is left over begins the first batch of the next group. So a batch is a uniform sample of a group, groups
-are uniform samples of shards, and rows of one document (which lie in one shard) fall into one group, a stretch of ``buffer_rows`` rows of the epoch: with
-a shard or more a group that is no perfect shuffle, but the documents of a batch come from thousands of rows apart. Streams are memory-mapped: what is in
-memory is one batch, and whatever pages the system keeps.
+An epoch draws an order of the shards and takes consecutive ones together until they hold
+``buffer_rows`` chosen rows; the rows of such a group are permuted and handed out in batches, and
+what is left over begins the first batch of the next group. So a batch is a uniform sample of a
+group, groups are uniform samples of shards, and rows of one document (which lie in one shard) fall
+into one group, a stretch of ``buffer_rows`` rows of the epoch: with a shard or more a group that is
+no perfect shuffle, but the documents of a batch come from thousands of rows apart. Streams are
+memory-mapped: what is in memory is one batch, and whatever pages the system keeps.
 
-The order depends on the seed, the epoch and the shards alone, so any batch can be found again without reading those before it.
+The order depends on the seed, the epoch and the shards alone, so any batch can be found again
+without reading those before it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,8 +45,13 @@ class ShuffledReader:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected rows above 0")
 
     def epoch(self, number: int = 0, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(x, y) in float32, [row, d] each, ``batch_rows`` a batch but for the last; the first ``skip`` batches are passed over unread."""
-        chosen = [np.flatnonzero(self.selection.mask(shard.table.row_part, shard.table.row_document)) for shard in self.shards]
+        """(x, y) in float32, [row, d] each, ``batch_rows`` a batch but for the last; the first
+        ``skip`` batches are passed over unread.
+        """
+        chosen = [
+            np.flatnonzero(self.selection.mask(shard.table.row_part, shard.table.row_document))
+            for shard in self.shards
+        ]
         to_skip = skip * self.batch_rows
         rest: tuple[Tensor, Tensor] | None = None
         for place, group in enumerate(self._groups([len(rows) for rows in chosen], number)):
@@ -53,7 +61,13 @@ class ShuffledReader:
                 continue
             order = self._order(n, number, place)[to_skip:]
             to_skip = 0
-            pool = _Pool([self.shards[k] for k in group], [chosen[k] for k in group], self.source_hook, self.target_hook, self.seed is None)
+            pool = _Pool(
+                [self.shards[k] for k in group],
+                [chosen[k] for k in group],
+                self.source_hook,
+                self.target_hook,
+                self.seed is None,
+            )
             if rest is not None:
                 missing = self.batch_rows - len(rest[0])
                 more = pool.rows(order[:missing])
@@ -73,7 +87,11 @@ class ShuffledReader:
             yield rest
 
     def _groups(self, counts: Sequence[int], epoch: int) -> Iterator[list[int]]:
-        order = np.arange(len(counts)) if self.seed is None else np.random.default_rng([self.seed, epoch]).permutation(len(counts))
+        order = (
+            np.arange(len(counts))
+            if self.seed is None
+            else np.random.default_rng([self.seed, epoch]).permutation(len(counts))
+        )
         group: list[int] = []
         for k in order.tolist():
             group.append(k)
@@ -84,18 +102,34 @@ class ShuffledReader:
             yield group
 
     def _order(self, n: int, epoch: int, group: int) -> np.ndarray:
-        return np.arange(n) if self.seed is None else np.random.default_rng([self.seed, epoch, group]).permutation(n)
+        return (
+            np.arange(n)
+            if self.seed is None
+            else np.random.default_rng([self.seed, epoch, group]).permutation(n)
+        )
 
 
 class _Pool:
     """The chosen rows of a group of shards, numbered through."""
 
-    def __init__(self, shards: Sequence[Shard], chosen: Sequence[np.ndarray], source_hook: str, target_hook: str, in_order: bool) -> None:
-        self.sides = [[shard.stream(*name) for shard in shards] for name in (("source", source_hook), ("target", target_hook))]
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        chosen: Sequence[np.ndarray],
+        source_hook: str,
+        target_hook: str,
+        in_order: bool,
+    ) -> None:
+        self.sides = [
+            [shard.stream(*name) for shard in shards]
+            for name in (("source", source_hook), ("target", target_hook))
+        ]
         self.rows_of = np.concatenate(chosen)
         self.shard_of = np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen])
         # A run of all rows of a file: no copy but the one to float32.
-        self.in_stored_order = in_order and len(chosen) == 1 and len(chosen[0]) == len(self.sides[0][0])
+        self.in_stored_order = (
+            in_order and len(chosen) == 1 and len(chosen[0]) == len(self.sides[0][0])
+        )
 
     def rows(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
         """(x, y) of some rows, in float32."""
@@ -112,12 +146,18 @@ class _Pool:
         if len(streams) == 1:
             return _taken(streams[0], rows).float()
         by_shard = np.argsort(shards, kind="stable")
-        parts = np.split(rows[by_shard], np.cumsum(np.bincount(shards, minlength=len(streams)))[:-1])
-        taken = torch.cat([_taken(stream, part) for stream, part in zip(streams, parts, strict=True)])
+        parts = np.split(
+            rows[by_shard], np.cumsum(np.bincount(shards, minlength=len(streams)))[:-1]
+        )
+        taken = torch.cat(
+            [_taken(stream, part) for stream, part in zip(streams, parts, strict=True)]
+        )
         return _taken(taken, np.argsort(by_shard, kind="stable")).float()
 
 
 def _taken(stream: Tensor, rows: np.ndarray) -> Tensor:
-    """[row, d], a copy in the stream's precision. By numpy, which takes rows of bytes twice as fast as torch gathers them on few cores."""
+    """[row, d], a copy in the stream's precision. By numpy, which takes rows of bytes twice as fast
+    as torch gathers them on few cores.
+    """
     words = _WORDS[stream.dtype.itemsize]
     return torch.from_numpy(np.take(stream.view(words).numpy(), rows, axis=0)).view(stream.dtype)

@@ -15,10 +15,24 @@ from lrt_lens.data._windows import BlockPlan
 from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.models._hook_points import Layers, resolve_layers
 from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.moments._block_rows import block_order, block_rows, model_fields, provenance_of, window_length
+from lrt_lens.moments._block_rows import (
+    block_order,
+    block_rows,
+    model_fields,
+    provenance_of,
+    window_length,
+)
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._rank_lock import RankLock
-from lrt_lens.moments.cache._manifest import MANIFEST_NAME, ROLES, Manifest, ShardFile, ShardRecord, read_manifest, write_manifest
+from lrt_lens.moments.cache._manifest import (
+    MANIFEST_NAME,
+    ROLES,
+    Manifest,
+    ShardFile,
+    ShardRecord,
+    read_manifest,
+    write_manifest,
+)
 from lrt_lens.moments.cache._own_rows import refuse_other_dtype
 from lrt_lens.moments.cache._shard import Shard, write_shard
 from lrt_lens.moments.cache._writer import DTYPES, CacheWriter, refuse_unstorable
@@ -45,9 +59,20 @@ def record_documents(
     refuse_other_role(role)
     refuse_other_dtype(dtype)
     names = resolve_layers(hooks, model)
-    plan = BlockPlan(context_length=window_length(context_length, model), n_tokens=n_tokens, seed=seed)
-    manifest = Manifest(_provenance(folder, model, role, plan), dtype, streams={}, block_rows=plan.block_rows)
-    bar = tqdm(total=n_tokens, desc=f"record {role}", unit="tok", unit_scale=True, disable=not progress, leave=False)
+    plan = BlockPlan(
+        context_length=window_length(context_length, model), n_tokens=n_tokens, seed=seed
+    )
+    manifest = Manifest(
+        _provenance(folder, model, role, plan), dtype, streams={}, block_rows=plan.block_rows
+    )
+    bar = tqdm(
+        total=n_tokens,
+        desc=f"record {role}",
+        unit="tok",
+        unit_scale=True,
+        disable=not progress,
+        leave=False,
+    )
     with (
         CacheWriter(folder, manifest, shard_bytes=shard_bytes) as writer,
         bar,
@@ -56,30 +81,59 @@ def record_documents(
         for block in blocks:
             if not writer.has(block.index, block.fingerprint):
                 rows = block_rows(model, names, block, batch_tokens)
-                writer.add(block, block_order(block, batch_tokens), *((rows, {}) if role == "source" else ({}, rows)))
+                writer.add(
+                    block,
+                    block_order(block, batch_tokens),
+                    *((rows, {}) if role == "source" else ({}, rows)),
+                )
             bar.update(block.n_rows)
 
 
 def record_again(
-    folder: Path, manifest: Manifest, model: HookedModel, hooks: Layers, *, role: str, batch_tokens: int, progress: bool
+    folder: Path,
+    manifest: Manifest,
+    model: HookedModel,
+    hooks: Layers,
+    *,
+    role: str,
+    batch_tokens: int,
+    progress: bool,
 ) -> Manifest:
-    """See `ActivationCache.record`; returns the new manifest. Killed and called again, it goes on with the shards that lack the hook points."""
+    """See `ActivationCache.record`; returns the new manifest. Killed and called again, it goes on
+    with the shards that lack the hook points.
+    """
     refuse_other_role(role)
     names = resolve_layers(hooks, model)
     manifest = _with_model(manifest, model, role, folder)
     taken = [name for name in names if f"{role}/{name}" in manifest.first_streams]
     if taken:
-        raise ValueError(f"{taken} of the {role} are in the cache {str(folder)!r} already; record other hook points")
-    manifest = replace(manifest, streams=manifest.streams | {f"{role}/{name}": model.d_model for name in names})
+        raise ValueError(
+            f"{taken} of the {role} are in the cache {str(folder)!r} already; record other hook points"
+        )
+    manifest = replace(
+        manifest, streams=manifest.streams | {f"{role}/{name}": model.d_model for name in names}
+    )
     lock = RankLock(folder, 0)
     lock.acquire(1)
-    bar = tqdm(total=manifest.n_rows, desc=f"record {role}", unit="tok", unit_scale=True, disable=not progress, leave=False)
+    bar = tqdm(
+        total=manifest.n_rows,
+        desc=f"record {role}",
+        unit="tok",
+        unit_scale=True,
+        disable=not progress,
+        leave=False,
+    )
     try:
         with bar:
             for k, record in enumerate(manifest.shards):
                 missing = [name for name in names if f"{role}/{name}" not in record.streams]
                 if missing:
-                    manifest = manifest.with_shard(k, _record_shard(folder, record, manifest.dtype, model, missing, role, batch_tokens))
+                    manifest = manifest.with_shard(
+                        k,
+                        _record_shard(
+                            folder, record, manifest.dtype, model, missing, role, batch_tokens
+                        ),
+                    )
                     write_manifest(folder, manifest)
                 bar.update(record.n_rows)
     finally:
@@ -94,28 +148,46 @@ def refuse_other_role(role: str) -> None:
 
 
 def _record_shard(
-    folder: Path, record: ShardRecord, dtype: str, model: HookedModel, hooks: Sequence[str], role: str, batch_tokens: int
+    folder: Path,
+    record: ShardRecord,
+    dtype: str,
+    model: HookedModel,
+    hooks: Sequence[str],
+    role: str,
+    batch_tokens: int,
 ) -> ShardRecord:
-    streams = {f"{role}/{name}": torch.empty(record.n_rows, model.d_model, dtype=DTYPES[dtype]) for name in hooks}
+    streams = {
+        f"{role}/{name}": torch.empty(record.n_rows, model.d_model, dtype=DTYPES[dtype])
+        for name in hooks
+    }
     for block, rows, order in Shard(folder, record).blocks(tokens=True):
         found = block_rows(model, hooks, block, batch_tokens)
         if [w.ids for w in block_order(block, batch_tokens)] != [w.ids for w in order]:
-            raise FileFormatError(f"block {block.index} of {record.stem!r} is not in the order in which windows run; record the cache anew")
+            raise FileFormatError(
+                f"block {block.index} of {record.stem!r} is not in the order in which windows run; record the cache anew"
+            )
         for name, values in found.items():
             refuse_unstorable(f"{role}/{name}", values, dtype)
             streams[f"{role}/{name}"][rows].copy_(values)
     name = f"{record.stem}.{len(record.files)}.safetensors"
-    return replace(record, files=(*record.files, ShardFile(name, write_shard(folder / name, streams), tuple(streams))))
+    return replace(
+        record,
+        files=(*record.files, ShardFile(name, write_shard(folder / name, streams), tuple(streams))),
+    )
 
 
 def _with_model(manifest: Manifest, model: HookedModel, role: str, folder: Path) -> Manifest:
     if not manifest.has_tokens:
-        raise ValueError(f"the cache {str(folder)!r} holds rows of one's own without tokens; a model can be recorded on tokens only")
+        raise ValueError(
+            f"the cache {str(folder)!r} holds rows of one's own without tokens; a model can be recorded on tokens only"
+        )
     provenance = manifest.provenance
     recorded = getattr(provenance, role)
     if recorded is not None:
         recorded.refuse_other(model.identity, f"the {role} model for the cache {str(folder)!r}")
-    reader = provenance.source or provenance.target  # whose tokens the cache holds, where two were read
+    reader = (
+        provenance.source or provenance.target
+    )  # whose tokens the cache holds, where two were read
     if reader is not None:
         for field in ("tokenizer_hash", "prepend_bos"):
             if getattr(reader, field) != getattr(model.identity, field):

@@ -1,4 +1,6 @@
-"""Which rows: by the part that their documents belong to, and by whether those are set aside for validation."""
+"""Which rows: by the part that their documents belong to, and by whether those are set aside for
+validation.
+"""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,5 @@
-"""One shard of a cache: memory-mapped streams, and the table of the blocks and windows that its rows come from.
+"""One shard of a cache: memory-mapped streams, and the table of the blocks and windows that its
+rows come from.
 
 Rows lie block by block, within a block window by window. Names of tensors:
 
@@ -7,8 +8,9 @@ Rows lie block by block, within a block window by window. Names of tensors:
     windows/document|length|rows                        [window]: key, tokens, unmasked tokens
     tokens/id [token], rows/position [row]              where the cache has tokens
 
-Two sums of every tensor's bytes are in the file's header. That of one line of every page is looked up when a tensor is first read, so that pages that
-a dying machine left empty are not taken for activations; that of all bytes before a writer goes on (`Shard.verify`).
+Two sums of every tensor's bytes are in the file's header. That of one line of every page is looked
+up when a tensor is first read, so that pages that a dying machine left empty are not taken for
+activations; that of all bytes before a writer goes on (`Shard.verify`).
 """
 
 import json
@@ -88,13 +90,19 @@ class BlockTable:
         """As stored."""
         block_level = ("index", "fingerprint", "part", "rows", "windows", "documents", "digest")
         named = {f"blocks/{name}": getattr(self, name) for name in block_level}
-        named |= {f"windows/{name}": getattr(self, f"window_{name}") for name in ("document", "length", "rows")}
+        named |= {
+            f"windows/{name}": getattr(self, f"window_{name}")
+            for name in ("document", "length", "rows")
+        }
         return {name: torch.from_numpy(values.view(np.int64)) for name, values in named.items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "BlockTable":
         """Back from `tensors`."""
-        numbers = {name.replace("blocks/", "").replace("windows/", "window_"): t.numpy() for name, t in tensors.items()}
+        numbers = {
+            name.replace("blocks/", "").replace("windows/", "window_"): t.numpy()
+            for name, t in tensors.items()
+        }
         for name in ("digest", "window_document"):
             numbers[name] = numbers[name].view(np.uint64)
         return cls(**numbers)
@@ -103,8 +111,12 @@ class BlockTable:
 class Shard:
     """A shard, opened when something is read from it."""
 
-    def __init__(self, folder: Path, record: ShardRecord, verified: set[tuple[str, str]] | None = None) -> None:
-        """``verified`` remembers, for whoever shares it, which tensors of which files were found whole."""
+    def __init__(
+        self, folder: Path, record: ShardRecord, verified: set[tuple[str, str]] | None = None
+    ) -> None:
+        """``verified`` remembers, for whoever shares it, which tensors of which files were found
+        whole.
+        """
         self.folder, self.record = folder, record
         self._verified = set() if verified is None else verified
         self._opened: dict[str, tuple[dict[str, Tensor], dict[str, list[str]]]] = {}
@@ -116,30 +128,48 @@ class Shard:
     @cached_property
     def table(self) -> BlockTable:
         """Its blocks."""
-        names = [n for n in self._file(self.record.files[0].name)[0] if n.startswith(("blocks/", "windows/"))]
+        names = [
+            n
+            for n in self._file(self.record.files[0].name)[0]
+            if n.startswith(("blocks/", "windows/"))
+        ]
         return BlockTable.from_tensors({name: self._tensor(name) for name in names})
 
     def blocks(self, *, tokens: bool) -> Iterator[tuple[Block, slice, list[Window]]]:
-        """(block, its rows, its windows in the order of the rows); ``tokens``: with their ids and positions."""
+        """(block, its rows, its windows in the order of the rows); ``tokens``: with their ids and
+        positions.
+        """
         table, window, row = self.table, 0, 0
         ids = self._tensor("tokens/id").numpy() if tokens else np.empty(0, dtype=np.int32)
-        positions = self._tensor("rows/position").numpy() if tokens else np.arange(self.record.n_rows)
+        positions = (
+            self._tensor("rows/position").numpy() if tokens else np.arange(self.record.n_rows)
+        )
         ends = np.cumsum(table.window_length)
         for k in range(len(table.index)):
             order, start = [], row
             for i in range(window, window + int(table.windows[k])):
                 own = ids[ends[i] - table.window_length[i] : ends[i]].tolist() if tokens else []
-                order.append(Window(own, positions[row : row + table.window_rows[i]].astype(np.int64), int(table.window_document[i])))
+                order.append(
+                    Window(
+                        own,
+                        positions[row : row + table.window_rows[i]].astype(np.int64),
+                        int(table.window_document[i]),
+                    )
+                )
                 row += int(table.window_rows[i])
             window += int(table.windows[k])
             yield (
                 Block(
-                    part=int(table.part[k]), windows=order, n_rows=row - start, index=int(table.index[k]),
-                    n_documents=int(table.documents[k]), digest=int(table.digest[k]),
+                    part=int(table.part[k]),
+                    windows=order,
+                    n_rows=row - start,
+                    index=int(table.index[k]),
+                    n_documents=int(table.documents[k]),
+                    digest=int(table.digest[k]),
                 ),
                 slice(start, row),
                 order,
-            )  # fmt: skip
+            )
 
     def verify(self) -> None:
         """Read everything; FileFormatError where a file is missing, cut short or damaged."""
@@ -153,9 +183,15 @@ class Shard:
             if name in file.streams or file is self.record.files[0]:
                 tensors, sums = self._file(file.name)
                 if name not in tensors:
-                    raise FileFormatError(f"{str(self.folder / file.name)!r} lacks {name!r}; it is not the file that was written there")
+                    raise FileFormatError(
+                        f"{str(self.folder / file.name)!r} lacks {name!r}; it is not the file that was written there"
+                    )
                 if (file.name, name) not in self._verified:
-                    self._refuse_damaged(file.name, name, byte_sum(tensors[name], every_page=True) == sums.get(name, [""])[-1])
+                    self._refuse_damaged(
+                        file.name,
+                        name,
+                        byte_sum(tensors[name], every_page=True) == sums.get(name, [""])[-1],
+                    )
                     self._verified.add((file.name, name))
                 return tensors[name]
         raise KeyError(name)
@@ -184,13 +220,18 @@ def cut_short(problem: str) -> str:
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> int:
     """Write one file; returns its bytes."""
-    sums = {name: [byte_sum(tensor), byte_sum(tensor, every_page=True)] for name, tensor in tensors.items()}
+    sums = {
+        name: [byte_sum(tensor), byte_sum(tensor, every_page=True)]
+        for name, tensor in tensors.items()
+    }
     write_tensors(path, dict(tensors), {"schema_version": CACHE_SCHEMA, "sums": json.dumps(sums)})
     return path.stat().st_size
 
 
 def byte_sum(tensor: Tensor, *, every_page: bool = False) -> str:
-    """Sum of a tensor's bytes, eight at a time modulo 2⁶⁴, in hexadecimal; ``every_page``: of the first 64 of every 4,096 only, and of the rest behind them."""
+    """Sum of a tensor's bytes, eight at a time modulo 2⁶⁴, in hexadecimal; ``every_page``: of the
+    first 64 of every 4,096 only, and of the rest behind them.
+    """
     # numpy: torch refuses words at odd offsets of a file.
     octets = tensor.contiguous().flatten().view(torch.uint8).numpy()
     step = _PAGE if every_page else _WORD

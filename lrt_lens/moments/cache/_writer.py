@@ -1,13 +1,16 @@
-"""The writing half of a cache: blocks in, shards of a bounded size out; a writer that was killed goes on after its last whole shard.
+"""The writing half of a cache: blocks in, shards of a bounded size out; a writer that was killed
+goes on after its last whole shard.
 
     with CacheWriter(folder, manifest) as writer:
         for block …:
             if not writer.has(block.index, block.fingerprint):
                 writer.add(block, windows_in_row_order, x, y)
 
-Activations are converted into one buffer a stream, of a shard's rows, which is written when the next block would not fit. A file is written under a
-temporary name and renamed, and the manifest that lists it after that. Blocks are never split: they are what a resumed run knows as done, so a shard
-holds at least one, whatever ``shard_bytes`` says. Opening for writing reads all shards once; damaged ones are dropped with a warning, and recorded again.
+Activations are converted into one buffer a stream, of a shard's rows, which is written when the
+next block would not fit. A file is written under a temporary name and renamed, and the manifest
+that lists it after that. Blocks are never split: they are what a resumed run knows as done, so a
+shard holds at least one, whatever ``shard_bytes`` says. Opening for writing reads all shards once;
+damaged ones are dropped with a warning, and recorded again.
 """
 
 import logging
@@ -25,7 +28,14 @@ from lrt_lens.data._blocks import Block
 from lrt_lens.data._windows import Window
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from lrt_lens.moments._rank_lock import RankLock
-from lrt_lens.moments.cache._manifest import MANIFEST_NAME, Manifest, ShardFile, ShardRecord, read_manifest, write_manifest
+from lrt_lens.moments.cache._manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    ShardFile,
+    ShardRecord,
+    read_manifest,
+    write_manifest,
+)
 from lrt_lens.moments.cache._shard import BlockTable, Shard, write_shard
 from lrt_lens.stitching._folder import make_folder
 
@@ -36,10 +46,16 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 class CacheWriter:
-    """Adds blocks to a cache; a context manager, which writes what is pending even when something fails."""
+    """Adds blocks to a cache; a context manager, which writes what is pending even when something
+    fails.
+    """
 
-    def __init__(self, folder: str | Path, manifest: Manifest, *, shard_bytes: int = SHARD_BYTES) -> None:
-        """Begin in an empty folder, or go on; MismatchError where the folder holds the cache of another run or another process writes there."""
+    def __init__(
+        self, folder: str | Path, manifest: Manifest, *, shard_bytes: int = SHARD_BYTES
+    ) -> None:
+        """Begin in an empty folder, or go on; MismatchError where the folder holds the cache of
+        another run or another process writes there.
+        """
         if shard_bytes <= 0:
             raise ValueError(f"shard_bytes is {shard_bytes}; expected bytes above 0")
         self.folder, self.shard_bytes = make_folder(Path(folder)), shard_bytes
@@ -70,16 +86,22 @@ class CacheWriter:
             except FileFormatError as error:
                 logger.warning("%s; its blocks are recorded again", error)
                 continue
-            known |= dict(zip(shard.table.index.tolist(), shard.table.fingerprint.tolist(), strict=True))
+            known |= dict(
+                zip(shard.table.index.tolist(), shard.table.fingerprint.tolist(), strict=True)
+            )
             whole.append(record)
         if len(whole) < len(found.shards):
-            found = replace(found, shards=tuple(whole), streams=found.streams if whole else {}, n_blocks=None)
+            found = replace(
+                found, shards=tuple(whole), streams=found.streams if whole else {}, n_blocks=None
+            )
         return found, known
 
-    # -------------------------------------------------------------------------------------------------------------- blocks
+    # --------------------------------------------------------------------------------------- blocks
 
     def has(self, index: int, fingerprint: int) -> bool:
-        """Whether the block is in a shard or waits for one; MismatchError where it held other tokens then."""
+        """Whether the block is in a shard or waits for one; MismatchError where it held other
+        tokens then.
+        """
         known = self._known.get(index)
         if known is not None and known != fingerprint:
             raise MismatchError(
@@ -89,10 +111,19 @@ class CacheWriter:
         return known is not None
 
     def add(
-        self, block: Block, order: Sequence[Window], x: Mapping[str, Tensor], y: Mapping[str, Tensor], fingerprint: int | None = None
+        self,
+        block: Block,
+        order: Sequence[Window],
+        x: Mapping[str, Tensor],
+        y: Mapping[str, Tensor],
+        fingerprint: int | None = None,
     ) -> None:
-        """Add a block: its windows in the order of the rows, activations ``{hook: [row, d]}`` a side."""
-        rows = {f"source/{hook}": values for hook, values in x.items()} | {f"target/{hook}": values for hook, values in y.items()}
+        """Add a block: its windows in the order of the rows, activations ``{hook: [row, d]}`` a
+        side.
+        """
+        rows = {f"source/{hook}": values for hook, values in x.items()} | {
+            f"target/{hook}": values for hook, values in y.items()
+        }
         self._refuse_unfit(rows, sum(len(window.rows) for window in order))
         n = len(next(iter(rows.values())))
         if self._pending and self._used + n > len(next(iter(self._buffers.values()))):
@@ -114,29 +145,45 @@ class CacheWriter:
             )
         for name, values in rows.items():
             if len(values) != n:
-                raise ValueError(f"{name!r} has {len(values)} rows, the windows have {n}; give a row for every unmasked token")
+                raise ValueError(
+                    f"{name!r} has {len(values)} rows, the windows have {n}; give a row for every unmasked token"
+                )
             refuse_unstorable(name, values, self.manifest.dtype)
 
     def _allocate(self, rows: Mapping[str, Tensor], n: int) -> None:
         if not self.manifest.streams:
-            self.manifest = replace(self.manifest, streams={name: values.shape[1] for name, values in rows.items()})
+            self.manifest = replace(
+                self.manifest, streams={name: values.shape[1] for name, values in rows.items()}
+            )
         dtype = DTYPES[self.manifest.dtype]
-        capacity = max(n, self.shard_bytes // (dtype.itemsize * sum(values.shape[1] for values in rows.values())))
+        capacity = max(
+            n,
+            self.shard_bytes // (dtype.itemsize * sum(values.shape[1] for values in rows.values())),
+        )
         if not self._buffers or self._used + n > len(next(iter(self._buffers.values()))):
-            self._buffers = {name: torch.empty(capacity, values.shape[1], dtype=dtype) for name, values in rows.items()}
+            self._buffers = {
+                name: torch.empty(capacity, values.shape[1], dtype=dtype)
+                for name, values in rows.items()
+            }
 
-    # -------------------------------------------------------------------------------------------------------------- shards
+    # --------------------------------------------------------------------------------------- shards
 
     def flush(self) -> None:
         """Write what is pending as a shard."""
         if not self._pending:
             return
-        tensors = {name: buffer[: self._used] for name, buffer in self._buffers.items()} | BlockTable.of(self._pending).tensors()
+        tensors = {
+            name: buffer[: self._used] for name, buffer in self._buffers.items()
+        } | BlockTable.of(self._pending).tensors()
         if self.manifest.has_tokens:
             tensors |= _token_tensors([window for _, _, order in self._pending for window in order])
         taken = {record.stem for record in self.manifest.shards}
         stem = next(name for i in range(len(taken) + 1) if (name := f"shard-{i:05d}") not in taken)
-        file = ShardFile(f"{stem}.safetensors", write_shard(self.folder / f"{stem}.safetensors", tensors), tuple(self._buffers))
+        file = ShardFile(
+            f"{stem}.safetensors",
+            write_shard(self.folder / f"{stem}.safetensors", tensors),
+            tuple(self._buffers),
+        )
         shards = (*self.manifest.shards, ShardRecord((file,), self._used))
         self.manifest = replace(self.manifest, shards=shards, n_blocks=None)
         write_manifest(self.folder, self.manifest)
@@ -159,12 +206,19 @@ class CacheWriter:
     def __enter__(self) -> "CacheWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close(finished=kind is None)
 
 
 def refuse_unstorable(name: str, values: Tensor, dtype: str) -> None:
-    """Raise `NonFiniteError` for NaN and infinity, and for numbers that the cache's precision cannot hold."""
+    """Raise `NonFiniteError` for NaN and infinity, and for numbers that the cache's precision
+    cannot hold.
+    """
     # In float32: a float16 sum of finite numbers may overflow, and a bfloat16 sum is slow.
     total = values.sum() if values.dtype in (torch.float32, torch.float64) else values.float().sum()
     if not bool(torch.isfinite(total)):
@@ -175,11 +229,17 @@ def refuse_unstorable(name: str, values: Tensor, dtype: str) -> None:
             )
     largest = torch.finfo(DTYPES[dtype]).max
     if dtype == "float16" and float(values.abs().max()) > largest:
-        raise NonFiniteError(f"{name!r} reaches {float(values.abs().max()):.3g}; float16 ends at {largest:.0f}: use dtype='bfloat16'")
+        raise NonFiniteError(
+            f"{name!r} reaches {float(values.abs().max()):.3g}; float16 ends at {largest:.0f}: use dtype='bfloat16'"
+        )
 
 
 def _token_tensors(windows: Sequence[Window]) -> dict[str, Tensor]:
     return {
-        "tokens/id": torch.tensor([token for window in windows for token in window.ids], dtype=torch.int32),
-        "rows/position": torch.from_numpy(np.concatenate([window.rows for window in windows]).astype(np.int32)),
+        "tokens/id": torch.tensor(
+            [token for window in windows for token in window.ids], dtype=torch.int32
+        ),
+        "rows/position": torch.from_numpy(
+            np.concatenate([window.rows for window in windows]).astype(np.int32)
+        ),
     }

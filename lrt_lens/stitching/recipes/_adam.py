@@ -1,16 +1,18 @@
-"""Affine maps by Adam over rows, with the papers' settings: **for comparison only**, `Ridge` and `TwoWay` are exact and take seconds.
+"""Affine maps by Adam over rows, with the papers' settings: **for comparison only**, `Ridge` and
+`TwoWay` are exact and take seconds.
 
     up alone (LRT, arXiv 2506.00653, §2.3 and table 2):      E‖y − xW − b‖² / d_target                       (and down, by the same recipe)
     both (Stitching, arXiv 2506.06609, eq. 3):              mse(T↑x, y) + mse(T↓y, x) + α mse(T↓T↑x, x) + α mse(T↑T↓y, y)
 
 with ``mse`` the mean over tokens and dimensions.
 
-    result = AdamFit.stitching().fit(cache, hooks=("blocks.3.hook_resid_post", "blocks.5.hook_resid_post"))
-    result.maps.up, result.history, result.score(cache)
+    result = AdamFit.stitching().fit(cache, hooks=("blocks.3.hook_resid_post",
+    "blocks.5.hook_resid_post")) result.maps.up, result.history, result.score(cache)
     grid.compare([TwoWay(), FixedMaps(result.maps, "adam_stitching")])
 
-What the papers leave open is torch's default: weight decay of LRT's AdamW, initial weights of both. LRT's "L2 loss" is read as the mean square. Batches are
-of tokens, not of whole sequences, and the validation share is of documents: no row of a document that is trained on is looked at.
+What the papers leave open is torch's default: weight decay of LRT's AdamW, initial weights of both.
+LRT's "L2 loss" is read as the mean square. Batches are of tokens, not of whole sequences, and the
+validation share is of documents: no row of a document that is trained on is looked at.
 """
 
 from collections.abc import Callable
@@ -26,7 +28,13 @@ from lrt_lens.moments._cross_moments import Pair
 from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching.recipes._rows import paired_rows
 from lrt_lens.stitching.recipes._scores import RowScores, score_functions
-from lrt_lens.stitching.recipes._training import Learner, Training, TrainingSettings, one_way_learners, seeded
+from lrt_lens.stitching.recipes._training import (
+    Learner,
+    Training,
+    TrainingSettings,
+    one_way_learners,
+    seeded,
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,9 @@ class AdamResult:
 
     maps: MapPair
     history: pd.DataFrame = field(repr=False)
-    """A row a look: ``direction``, ``epoch``, ``step``, ``tokens``, ``train_loss`` since the last look, ``held_out_loss``, ``seconds``."""
+    """A row a look: ``direction``, ``epoch``, ``step``, ``tokens``, ``train_loss`` since the last
+    look, ``held_out_loss``, ``seconds``.
+    """
     steps: int
     tokens: int
     """Rows that went through, those of every epoch counted."""
@@ -44,15 +54,23 @@ class AdamResult:
     settings: "AdamFit"
 
     def score(self, rows: Any, *, hooks: Pair | None = None) -> RowScores:
-        """R² on ``(x, y)``, or on the test fold of a cache or of ``(x, y, documents)``; scikit-learn's, see `RowScores`."""
+        """R² on ``(x, y)``, or on the test fold of a cache or of ``(x, y, documents)``;
+        scikit-learn's, see `RowScores`.
+        """
         return score_functions(
-            self.maps.up.points, self.maps.down.points, rows, (self.maps.up.source_hook, self.maps.up.target_hook), hooks
+            self.maps.up.points,
+            self.maps.down.points,
+            rows,
+            (self.maps.up.source_hook, self.maps.up.target_hook),
+            hooks,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamFit(TrainingSettings):
-    """Affine maps by Adam; `lrt` and `stitching` are the papers'. For comparison with the closed forms only."""
+    """Affine maps by Adam; `lrt` and `stitching` are the papers'. For comparison with the closed
+    forms only.
+    """
 
     inversion_weight: float | None = None
     """α of eq. 3; None fits the two directions apart, without round trips."""
@@ -62,26 +80,45 @@ class AdamFit(TrainingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.inversion_weight is not None and self.inversion_weight < 0:
-            raise ValueError(f"inversion_weight is {self.inversion_weight!r}; expected a number of at least 0, or None")
+            raise ValueError(
+                f"inversion_weight is {self.inversion_weight!r}; expected a number of at least 0, or None"
+            )
 
     @classmethod
     def lrt(cls, **changes: Any) -> "AdamFit":
-        """AdamW at 1e-4, batches of 32 × 512 tokens, four epochs, one tenth held out (LRT's table 2; its chat mixture takes 1e-3)."""
+        """AdamW at 1e-4, batches of 32 × 512 tokens, four epochs, one tenth held out (LRT's table
+        2; its chat mixture takes 1e-3).
+        """
         paper: dict[str, Any] = {
-            "optimizer": "adamw", "learning_rate": 1e-4, "weight_decay": 0.01, "batch_rows": 32 * 512, "epochs": 4, "validation_share": 0.1,
-        }  # fmt: skip
+            "optimizer": "adamw",
+            "learning_rate": 1e-4,
+            "weight_decay": 0.01,
+            "batch_rows": 32 * 512,
+            "epochs": 4,
+            "validation_share": 0.1,
+        }
         return cls(**paper | changes)
 
     @classmethod
     def stitching(cls, **changes: Any) -> "AdamFit":
-        """Eq. 3 with α = 1 by Adam at 1e-4 with cosine decay, gradients clipped at norm 1, two epochs, biases from 0 (Stitching's appendix A).
+        """Eq. 3 with α = 1 by Adam at 1e-4 with cosine decay, gradients clipped at norm 1, two
+        epochs, biases from 0 (Stitching's appendix A).
 
-        Batches of 5,120 tokens follow from the paper's 36k iterations. It evaluates on 1k documents after its 180k; here a tenth is set aside.
+        Batches of 5,120 tokens follow from the paper's 36k iterations. It evaluates on 1k documents
+        after its 180k; here a tenth is set aside.
         """
         paper: dict[str, Any] = {
-            "optimizer": "adam", "learning_rate": 1e-4, "weight_decay": 0.0, "batch_rows": 5120, "epochs": 2, "schedule": "cosine", "clip_norm": 1.0,
-            "inversion_weight": 1.0, "zero_bias": True, "validation_share": 0.1,
-        }  # fmt: skip
+            "optimizer": "adam",
+            "learning_rate": 1e-4,
+            "weight_decay": 0.0,
+            "batch_rows": 5120,
+            "epochs": 2,
+            "schedule": "cosine",
+            "clip_norm": 1.0,
+            "inversion_weight": 1.0,
+            "zero_bias": True,
+            "validation_share": 0.1,
+        }
         return cls(**paper | changes)
 
     def fit(
@@ -96,13 +133,11 @@ class AdamFit(TrainingSettings):
     ) -> AdamResult:
         """Train on rows.
 
-        Args:
-            rows: an `ActivationCache`, a pair of one (``cache[source_hook, target_hook]``), or ``(x, y, documents)``.
-            hooks: which pair of a cache; needed where it has several.
-            device: where the maps are trained; they come back to the CPU.
-            checkpoint: folder, from which a run that was killed goes on; MismatchError where it holds another one.
-            checkpoint_every: seconds between two checkpoints.
-            progress: show a bar.
+        Args: rows: an `ActivationCache`, a pair of one (``cache[source_hook, target_hook]``), or
+            ``(x, y, documents)``. hooks: which pair of a cache; needed where it has several.
+            device: where the maps are trained; they come back to the CPU. checkpoint: folder, from
+            which a run that was killed goes on; MismatchError where it holds another one.
+            checkpoint_every: seconds between two checkpoints. progress: show a bar.
 
         Raises:
             HookPointError: where the cache has not these hook points.
@@ -119,7 +154,9 @@ class AdamFit(TrainingSettings):
         maps = MapPair(AffineMap(*up, here, there), AffineMap(*down, there, here))
         return AdamResult(maps, done.table, done.step, done.tokens, done.seconds, self)
 
-    def _learners(self, d_source: int, d_target: int, device: torch.device) -> tuple[dict[str, Learner], dict[str, nn.Linear]]:
+    def _learners(
+        self, d_source: int, d_target: int, device: torch.device
+    ) -> tuple[dict[str, Learner], dict[str, nn.Linear]]:
         with seeded(self.seed):
             linears = {"up": nn.Linear(d_source, d_target), "down": nn.Linear(d_target, d_source)}
         for linear in linears.values():
@@ -128,7 +165,14 @@ class AdamFit(TrainingSettings):
             linear.to(device)
         up, down = linears["up"], linears["down"]
         if self.inversion_weight is not None:
-            return {"both": Learner("both", nn.ModuleDict(linears), joint_loss(up, down, self.inversion_weight), self)}, linears
+            return {
+                "both": Learner(
+                    "both",
+                    nn.ModuleDict(linears),
+                    joint_loss(up, down, self.inversion_weight),
+                    self,
+                )
+            }, linears
         return one_way_learners(up, down, self), linears
 
 
@@ -141,7 +185,11 @@ def joint_loss(
     def loss(x: Tensor, y: Tensor) -> Tensor:
         to_y, to_x = up(x), down(y)
         one_way = mse(to_y, y) + mse(to_x, x)
-        return one_way + inversion_weight * (mse(down(to_y), x) + mse(up(to_x), y)) if inversion_weight else one_way
+        return (
+            one_way + inversion_weight * (mse(down(to_y), x) + mse(up(to_x), y))
+            if inversion_weight
+            else one_way
+        )
 
     return loss
 

@@ -1,8 +1,10 @@
-"""Maps with one hidden layer, trained over rows: **for comparison only**, to see how much of the relation of two streams is not linear.
+"""Maps with one hidden layer, trained over rows: **for comparison only**, to see how much of the
+relation of two streams is not linear.
 
     ŷ = W₂ relu(W₁x + b₁) + b₂,      √(d_source · d_target) hidden units,      E‖y − ŷ‖² / d_target
 
-(the "autoencoder" of Oozeer et al. 2025, arXiv 2503.04429), and the same the other way. Directions and vectors cannot be carried by it: it has no matrix.
+(the "autoencoder" of Oozeer et al. 2025, arXiv 2503.04429), and the same the other way. Directions
+and vectors cannot be carried by it: it has no matrix.
 
     result = Mlp().fit(cache, hooks=("blocks.3.hook_resid_post", "blocks.5.hook_resid_post"))
     result.points(x), result.down_points(y), result.score(cache)
@@ -21,7 +23,12 @@ from lrt_lens.errors import MismatchError
 from lrt_lens.moments._cross_moments import Pair
 from lrt_lens.stitching.recipes._rows import paired_rows
 from lrt_lens.stitching.recipes._scores import RowScores, score_functions
-from lrt_lens.stitching.recipes._training import Training, TrainingSettings, one_way_learners, seeded
+from lrt_lens.stitching.recipes._training import (
+    Training,
+    TrainingSettings,
+    one_way_learners,
+    seeded,
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,9 @@ class MlpResult:
     source_hook: str
     target_hook: str
     history: pd.DataFrame = field(repr=False)
-    """A row a look: ``direction``, ``epoch``, ``step``, ``tokens``, ``train_loss`` since the last look, ``held_out_loss``, ``seconds``."""
+    """A row a look: ``direction``, ``epoch``, ``step``, ``tokens``, ``train_loss`` since the last
+    look, ``held_out_loss``, ``seconds``.
+    """
     steps: int
     tokens: int
     """Rows that went through, those of every epoch counted."""
@@ -50,13 +59,19 @@ class MlpResult:
         return _applied(self.down, y, self.target_hook)
 
     def score(self, rows: Any, *, hooks: Pair | None = None) -> RowScores:
-        """R² on ``(x, y)``, or on the test fold of a cache or of ``(x, y, documents)``; scikit-learn's, see `RowScores`."""
-        return score_functions(self.points, self.down_points, rows, (self.source_hook, self.target_hook), hooks)
+        """R² on ``(x, y)``, or on the test fold of a cache or of ``(x, y, documents)``;
+        scikit-learn's, see `RowScores`.
+        """
+        return score_functions(
+            self.points, self.down_points, rows, (self.source_hook, self.target_hook), hooks
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mlp(TrainingSettings):
-    """One hidden ReLU layer a direction; `oozeer` has the paper's settings. For comparison with the closed forms only."""
+    """One hidden ReLU layer a direction; `oozeer` has the paper's settings. For comparison with the
+    closed forms only.
+    """
 
     learning_rate: float = 1e-3
     batch_rows: int = 1024
@@ -68,12 +83,22 @@ class Mlp(TrainingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.hidden is not None and self.hidden <= 0:
-            raise ValueError(f"hidden is {self.hidden}; expected units above 0, or None for √(d_source · d_target)")
+            raise ValueError(
+                f"hidden is {self.hidden}; expected units above 0, or None for √(d_source · d_target)"
+            )
 
     @classmethod
     def oozeer(cls, **changes: Any) -> "Mlp":
-        """AdamW at 1e-4, three epochs of batches of 16 × 4 sequences of 720 tokens, one tenth held out (tables 21 and 22); theirs was the task's own data."""
-        paper: dict[str, Any] = {"learning_rate": 1e-4, "batch_rows": 16 * 4 * 720, "epochs": 3, "validation_share": 0.1, "patience": None}
+        """AdamW at 1e-4, three epochs of batches of 16 × 4 sequences of 720 tokens, one tenth held
+        out (tables 21 and 22); theirs was the task's own data.
+        """
+        paper: dict[str, Any] = {
+            "learning_rate": 1e-4,
+            "batch_rows": 16 * 4 * 720,
+            "epochs": 3,
+            "validation_share": 0.1,
+            "patience": None,
+        }
         return cls(**paper | changes)
 
     def fit(
@@ -92,19 +117,32 @@ class Mlp(TrainingSettings):
         units = self.hidden or round(math.sqrt(d_source * d_target))
         with seeded(self.seed):
             up, down = (
-                nn.Sequential(nn.Linear(a, units), nn.ReLU(), nn.Linear(units, b)) for a, b in ((d_source, d_target), (d_target, d_source))
+                nn.Sequential(nn.Linear(a, units), nn.ReLU(), nn.Linear(units, b))
+                for a, b in ((d_source, d_target), (d_target, d_source))
             )
         up, down = up.to(device), down.to(device)
         done = Training(one_way_learners(up, down, self), found, self, torch.device(device)).run(
             checkpoint=checkpoint, checkpoint_every=checkpoint_every, progress=progress
         )
         up, down = (module.cpu().eval().requires_grad_(False) for module in (up, down))
-        return MlpResult(up, down, found.source_hook, found.target_hook, done.table, done.step, done.tokens, done.seconds, self)
+        return MlpResult(
+            up,
+            down,
+            found.source_hook,
+            found.target_hook,
+            done.table,
+            done.step,
+            done.tokens,
+            done.seconds,
+            self,
+        )
 
 
 @torch.no_grad()
 def _applied(network: nn.Module, points: Tensor, hook: str) -> Tensor:
     weight = next(network.parameters())
     if points.shape[-1] != weight.shape[1]:
-        raise MismatchError(f"last dimension is {points.shape[-1]}; this network starts at {hook!r} with {weight.shape[1]} dimensions")
+        raise MismatchError(
+            f"last dimension is {points.shape[-1]}; this network starts at {hook!r} with {weight.shape[1]} dimensions"
+        )
     return network(points.to(weight)).to(points)

@@ -1,4 +1,6 @@
-"""Rows to train on: in memory, or a pair of hook points of an activation cache. Both split by documents, as moments do."""
+"""Rows to train on: in memory, or a pair of hook points of an activation cache. Both split by
+documents, as moments do.
+"""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -47,9 +49,17 @@ class PairedRows(Protocol):
         ...
 
     def batches(
-        self, selection: RowSelection, batch_rows: int, *, seed: int | None = None, epoch: int = 0, skip: int = 0
+        self,
+        selection: RowSelection,
+        batch_rows: int,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+        skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch of batches (x, y) in float32, in an order that seed and epoch decide (stored order without a seed)."""
+        """One epoch of batches (x, y) in float32, in an order that seed and epoch decide (stored
+        order without a seed).
+        """
         ...
 
 
@@ -70,11 +80,15 @@ class RowsInMemory:
 
     def __post_init__(self) -> None:
         if not len(self.x) == len(self.y) == len(self.documents):
-            raise ValueError(f"rows do not pair: x has {len(self.x)}, y {len(self.y)}, documents {len(self.documents)}")
+            raise ValueError(
+                f"rows do not pair: x has {len(self.x)}, y {len(self.y)}, documents {len(self.documents)}"
+            )
         for name, rows in (("x", self.x), ("y", self.y)):
             bad = int((~torch.isfinite(rows)).any(1).sum())
             if bad:
-                raise NonFiniteError(f"{bad} of {len(rows)} rows of {name} are NaN or infinite; drop them before training")
+                raise NonFiniteError(
+                    f"{bad} of {len(rows)} rows of {name} are NaN or infinite; drop them before training"
+                )
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -106,7 +120,13 @@ class RowsInMemory:
         return int(selection.mask(self._parts, self._keys).sum())
 
     def batches(
-        self, selection: RowSelection, batch_rows: int, *, seed: int | None = None, epoch: int = 0, skip: int = 0
+        self,
+        selection: RowSelection,
+        batch_rows: int,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+        skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch; a uniform permutation where there is a seed."""
         chosen = np.flatnonzero(selection.mask(self._parts, self._keys))
@@ -114,19 +134,30 @@ class RowsInMemory:
             chosen = np.random.default_rng([seed, epoch]).permutation(chosen)
         for start in range(skip * batch_rows, len(chosen), batch_rows):
             rows = torch.from_numpy(chosen[start : start + batch_rows])
-            yield self.x[rows.to(self.x.device)].detach().float(), self.y[rows.to(self.y.device)].detach().float()
+            yield (
+                self.x[rows.to(self.x.device)].detach().float(),
+                self.y[rows.to(self.y.device)].detach().float(),
+            )
 
 
 def paired_rows(rows: Any, hooks: Pair | None = None) -> PairedRows:
-    """``rows`` as a recipe needs them: a cache (with ``hooks`` where it has several pairs), a pair of one, or ``(x, y, documents)``."""
+    """``rows`` as a recipe needs them: a cache (with ``hooks`` where it has several pairs), a pair
+    of one, or ``(x, y, documents)``.
+    """
     if isinstance(rows, ActivationCache):
         if hooks is None and len(rows.pairs) != 1:
-            raise HookPointError(f"the cache has {len(rows.pairs)} pairs of hook points; choose one with hooks=(source_hook, target_hook)")
+            raise HookPointError(
+                f"the cache has {len(rows.pairs)} pairs of hook points; choose one with hooks=(source_hook, target_hook)"
+            )
         return rows[hooks or rows.pairs[0]]
     if hooks is not None:
-        raise ValueError(f"hooks={hooks!r} goes with an ActivationCache; name those of rows in memory in RowsInMemory(…, source_hook=…)")
+        raise ValueError(
+            f"hooks={hooks!r} goes with an ActivationCache; name those of rows in memory in RowsInMemory(…, source_hook=…)"
+        )
     if isinstance(rows, PairedRows):
         return rows
     if isinstance(rows, tuple | list) and len(rows) == 3:
         return RowsInMemory(*rows)
-    raise TypeError(f"rows is a {type(rows).__name__}; expected an ActivationCache, cache[source_hook, target_hook], or (x, y, documents)")
+    raise TypeError(
+        f"rows is a {type(rows).__name__}; expected an ActivationCache, cache[source_hook, target_hook], or (x, y, documents)"
+    )

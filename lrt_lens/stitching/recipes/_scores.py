@@ -1,4 +1,6 @@
-"""Scores of any pair of functions between two streams, from rows: as scikit-learn computes them, batch by batch."""
+"""Scores of any pair of functions between two streams, from rows: as scikit-learn computes them,
+batch by batch.
+"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -31,28 +33,48 @@ class RowScores:
 
 
 def score_functions(
-    up: Callable[[Tensor], Tensor], down: Callable[[Tensor], Tensor], rows: Any, expected: Pair, hooks: Pair | None = None
+    up: Callable[[Tensor], Tensor],
+    down: Callable[[Tensor], Tensor],
+    rows: Any,
+    expected: Pair,
+    hooks: Pair | None = None,
 ) -> RowScores:
-    """Scores of ``up`` and ``down`` on ``(x, y)``, all of whose rows count, or on the test fold of whatever a recipe trains on.
+    """Scores of ``up`` and ``down`` on ``(x, y)``, all of whose rows count, or on the test fold of
+    whatever a recipe trains on.
 
     Raises `MismatchError` for rows of other hook points than ``expected``.
     """
     if isinstance(rows, tuple | list) and len(rows) == 2:
-        batches: Iterable[tuple[Tensor, Tensor]] = zip(rows[0].split(_BATCH_ROWS), rows[1].split(_BATCH_ROWS), strict=True)
+        batches: Iterable[tuple[Tensor, Tensor]] = zip(
+            rows[0].split(_BATCH_ROWS), rows[1].split(_BATCH_ROWS), strict=True
+        )
     else:
         found = paired_rows(rows, hooks)
-        for role, ours, theirs in (("source", expected[0], found.source_hook), ("target", expected[1], found.target_hook)):
+        for role, ours, theirs in (
+            ("source", expected[0], found.source_hook),
+            ("target", expected[1], found.target_hook),
+        ):
             if not same_place(ours, theirs):
-                raise MismatchError(f"trained at the {role} hook point {ours!r}, the rows are of {theirs!r}; score rows of the same one")
+                raise MismatchError(
+                    f"trained at the {role} hook point {ours!r}, the rows are of {theirs!r}; score rows of the same one"
+                )
         batches = found.batches(RowSelection(parts=TEST_PARTS), _BATCH_ROWS)
     errors_up, errors_down = _Errors(), _Errors()
     for x, y in batches:
         errors_up.add(y, up(x))
         errors_down.add(x, down(y))
     if not errors_up.n:
-        raise TooFewDocumentsError("no row to score on: no document of these rows belongs to the test fold; give more documents, or (x, y)")
+        raise TooFewDocumentsError(
+            "no row to score on: no document of these rows belongs to the test fold; give more documents, or (x, y)"
+        )
     (r2, r2_uniform), (r2_down, r2_uniform_down) = errors_up.scores(), errors_down.scores()
-    return RowScores(r2=r2, r2_uniform=r2_uniform, r2_down=r2_down, r2_uniform_down=r2_uniform_down, n_rows=errors_up.n)
+    return RowScores(
+        r2=r2,
+        r2_uniform=r2_uniform,
+        r2_down=r2_down,
+        r2_uniform_down=r2_uniform_down,
+        n_rows=errors_up.n,
+    )
 
 
 class _Errors:

@@ -1,10 +1,14 @@
-"""The loop that all recipes share: batches in a seeded order, looks at held-out documents, early stopping, checkpoints, a bar.
+"""The loop that all recipes share: batches in a seeded order, looks at held-out documents, early
+stopping, checkpoints, a bar.
 
-Held out are *documents*: the test fold takes part in nothing here (see `lrt_lens.data._blocks`), and of the documents of the other folds a share is set
-aside for validation. Directions that have no parameters in common are learners of their own, with their own optimiser and stopping, on the same batches.
+Held out are *documents*: the test fold takes part in nothing here (see `lrt_lens.data._blocks`),
+and of the documents of the other folds a share is set aside for validation. Directions that have no
+parameters in common are learners of their own, with their own optimiser and stopping, on the same
+batches.
 
-Everything that a step depends on follows from the settings, the rows and the number of the step, or is in the checkpoint: a run that was killed and is called
-again goes on to the same result, on a CPU with the same number of threads bit for bit.
+Everything that a step depends on follows from the settings, the rows and the number of the step, or
+is in the checkpoint: a run that was killed and is called again goes on to the same result, on a CPU
+with the same number of threads bit for bit.
 """
 
 import math
@@ -51,23 +55,38 @@ class TrainingSettings:
     looks_per_epoch: int = 2
     """How often the validation documents are looked at."""
     patience: int | None = None
-    """Looks without improvement after which training stops and the best weights are taken; None runs through and takes the last."""
+    """Looks without improvement after which training stops and the best weights are taken; None
+    runs through and takes the last.
+    """
     min_improvement: float = 0.0
     """Share by which the held-out loss must fall to count as improved."""
     seed: int = 0
     """Of the initial weights and of the order of rows."""
 
     def __post_init__(self) -> None:
-        positive = ("learning_rate", "batch_rows", "epochs", "looks_per_epoch", *(() if self.patience is None else ("patience",)))
+        positive = (
+            "learning_rate",
+            "batch_rows",
+            "epochs",
+            "looks_per_epoch",
+            *(() if self.patience is None else ("patience",)),
+        )
         for name in (*positive, *(() if self.clip_norm is None else ("clip_norm",))):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected a number above 0")
         for name in ("weight_decay", "min_improvement"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected a number of at least 0")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; expected a number of at least 0"
+                )
         if not 0 < self.validation_share < 1:
-            raise ValueError(f"validation_share is {self.validation_share!r}; expected a share between 0 and 1")
-        for name, allowed in (("optimizer", ("adam", "adamw")), ("schedule", ("constant", "cosine"))):
+            raise ValueError(
+                f"validation_share is {self.validation_share!r}; expected a share between 0 and 1"
+            )
+        for name, allowed in (
+            ("optimizer", ("adam", "adamw")),
+            ("schedule", ("constant", "cosine")),
+        ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {allowed}")
 
@@ -90,13 +109,17 @@ class TrainingSettings:
     def build_optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         """Adam or AdamW."""
         build = torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam
-        return build(parameters, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay)
+        return build(
+            parameters, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
+        )
 
 
 class Learner:
     """Parameters that are trained together, with what early stopping knows of them."""
 
-    def __init__(self, name: str, module: nn.Module, loss: Loss, settings: TrainingSettings) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, loss: Loss, settings: TrainingSettings
+    ) -> None:
         self.name, self.module, self.loss, self.settings = name, module, loss, settings
         self.optimizer = settings.build_optimizer(list(module.parameters()))
         self.best: dict[str, Tensor] = {}
@@ -116,7 +139,9 @@ class Learner:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip_norm)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise NonFiniteError(f"the loss of {self.name!r} became {value} at step {self.steps}; lower learning_rate, or look at the rows")
+            raise NonFiniteError(
+                f"the loss of {self.name!r} became {value} at step {self.steps}; lower learning_rate, or look at the rows"
+            )
         self.optimizer.step()
         self.loss_sum += value * len(x)
         self.loss_rows += len(x)
@@ -130,7 +155,9 @@ class Learner:
             return mean
         if held_out < self.best_loss * (1 - self.settings.min_improvement):
             self.best_loss, self.looks_since = held_out, 0
-            self.best = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+            self.best = {
+                name: value.detach().clone() for name, value in self.module.state_dict().items()
+            }
         else:
             self.looks_since += 1
             self.is_stopped = self.looks_since >= self.settings.patience
@@ -142,7 +169,9 @@ class Learner:
             self.module.load_state_dict(self.best)
 
 
-def one_way_learners(up: nn.Module, down: nn.Module, settings: TrainingSettings) -> dict[str, Learner]:
+def one_way_learners(
+    up: nn.Module, down: nn.Module, settings: TrainingSettings
+) -> dict[str, Learner]:
     """The two directions apart, each by its own mean squared error."""
     mse = nn.functional.mse_loss
     return {
@@ -178,19 +207,44 @@ class Training:
     settings: TrainingSettings
     device: torch.device
 
-    def run(self, *, checkpoint: str | Path | None = None, checkpoint_every: float = 120.0, progress: bool = True) -> Progress:
-        """Train to the end, from where ``checkpoint`` (a folder) left off; TooFewDocumentsError where either side of the split is empty."""
+    def run(
+        self,
+        *,
+        checkpoint: str | Path | None = None,
+        checkpoint_every: float = 120.0,
+        progress: bool = True,
+    ) -> Progress:
+        """Train to the end, from where ``checkpoint`` (a folder) left off; TooFewDocumentsError
+        where either side of the split is empty.
+        """
         from lrt_lens.stitching.recipes._training_checkpoint import TrainingCheckpoint
 
         n_batches = self._n_batches()
         done = Progress()
-        saved = None if checkpoint is None else TrainingCheckpoint(Path(checkpoint), self, every=checkpoint_every)
+        saved = (
+            None
+            if checkpoint is None
+            else TrainingCheckpoint(Path(checkpoint), self, every=checkpoint_every)
+        )
         if saved is not None:
             done = saved.resume()
         # The last batch is a look: every row that was trained on is in the history.
-        looks = {math.ceil(n_batches * (k + 1) / self.settings.looks_per_epoch) for k in range(self.settings.looks_per_epoch)}
+        looks = {
+            math.ceil(n_batches * (k + 1) / self.settings.looks_per_epoch)
+            for k in range(self.settings.looks_per_epoch)
+        }
         total = n_batches * self.settings.epochs
-        with tqdm(total=total, initial=done.step, desc="train", unit="step", disable=not progress, leave=False) as bar, full_precision():
+        with (
+            tqdm(
+                total=total,
+                initial=done.step,
+                desc="train",
+                unit="step",
+                disable=not progress,
+                leave=False,
+            ) as bar,
+            full_precision(),
+        ):
             while done.epoch < self.settings.epochs and self._active():
                 self._epoch(done, looks, total, saved, bar)
                 if done.batch >= n_batches:
@@ -202,7 +256,10 @@ class Training:
         return done
 
     def _n_batches(self) -> int:
-        n_training, n_validation = self.rows.count(self.settings.training), self.rows.count(self.settings.validation)
+        n_training, n_validation = (
+            self.rows.count(self.settings.training),
+            self.rows.count(self.settings.validation),
+        )
         if not n_training or not n_validation:
             raise TooFewDocumentsError(
                 f"{n_training} rows to train on and {n_validation} to validate on (documents of the fitting folds, {self.settings.validation_share:.0%} of them "
@@ -217,17 +274,27 @@ class Training:
         """What is left of an epoch."""
         started = time.perf_counter()
         batches = self.rows.batches(
-            self.settings.training, self.settings.batch_rows, seed=self.settings.seed, epoch=done.epoch, skip=done.batch
+            self.settings.training,
+            self.settings.batch_rows,
+            seed=self.settings.seed,
+            epoch=done.epoch,
+            skip=done.batch,
         )
         for x, y in batches:
             x, y = x.to(self.device), y.to(self.device)
             for learner in self._active():
                 learner.step(x, y, self.settings.rate(done.step, n_steps))
             done.step, done.batch, done.tokens = done.step + 1, done.batch + 1, done.tokens + len(x)
-            started, done.seconds = time.perf_counter(), done.seconds + time.perf_counter() - started
+            started, done.seconds = (
+                time.perf_counter(),
+                done.seconds + time.perf_counter() - started,
+            )
             if done.batch in looks:
                 self._look(done, bar)
-                started, done.seconds = time.perf_counter(), done.seconds + time.perf_counter() - started
+                started, done.seconds = (
+                    time.perf_counter(),
+                    done.seconds + time.perf_counter() - started,
+                )
             bar.update(1)
             if saved is not None:
                 saved.write_if_due(done)
@@ -241,7 +308,12 @@ class Training:
             train = learner.look(held_out)
             row = (learner.name, done.epoch, done.step, done.tokens, train, held_out, done.seconds)
             done.history.append(dict(zip(COLUMNS, row, strict=True)))
-        bar.set_postfix({learner.name: f"{done.history[i - len(active)]['held_out_loss']:.4g}" for i, learner in enumerate(active)})
+        bar.set_postfix(
+            {
+                learner.name: f"{done.history[i - len(active)]['held_out_loss']:.4g}"
+                for i, learner in enumerate(active)
+            }
+        )
 
     @torch.no_grad()
     def held_out_losses(self, learners: Sequence[Learner]) -> list[float]:
@@ -249,7 +321,10 @@ class Training:
         sums, n = [0.0] * len(learners), 0
         for x, y in self.rows.batches(self.settings.validation, self.settings.batch_rows):
             x, y = x.to(self.device), y.to(self.device)
-            sums = [total + float(learner.loss(x, y)) * len(x) for total, learner in zip(sums, learners, strict=True)]
+            sums = [
+                total + float(learner.loss(x, y)) * len(x)
+                for total, learner in zip(sums, learners, strict=True)
+            ]
             n += len(x)
         return [total / n for total in sums]
 

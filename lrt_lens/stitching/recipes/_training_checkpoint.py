@@ -1,4 +1,6 @@
-"""Checkpoints of a training run: weights, optimiser state, best weights and history in one safetensors file, renamed into place."""
+"""Checkpoints of a training run: weights, optimiser state, best weights and history in one
+safetensors file, renamed into place.
+"""
 
 import json
 import math
@@ -42,9 +44,11 @@ class TrainingCheckpoint:
         return json.loads(json.dumps(asdict(self.run.settings) | own))
 
     def resume(self) -> Progress:
-        """Where the last run was, its state put into the learners; a fresh start where there is no file.
+        """Where the last run was, its state put into the learners; a fresh start where there is no
+        file.
 
-        Raises `MismatchError` for a run with other settings or rows, FileFormatError for a file that is cut short.
+        Raises `MismatchError` for a run with other settings or rows, FileFormatError for a file
+        that is cut short.
         """
         if not self.path.is_file():
             return Progress()
@@ -57,9 +61,18 @@ class TrainingCheckpoint:
                     "another folder"
                 )
         for name, learner in self.run.learners.items():
-            _put_back(learner, {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")})
+            _put_back(
+                learner,
+                {
+                    key.removeprefix(f"{name}/"): t
+                    for key, t in tensors.items()
+                    if key.startswith(f"{name}/")
+                },
+            )
             for field, value in content["learners"][name].items():
-                setattr(learner, field, math.inf if field == "best_loss" and value is None else value)
+                setattr(
+                    learner, field, math.inf if field == "best_loss" and value is None else value
+                )
         return Progress(**content["progress"])
 
     def write_if_due(self, done: Progress) -> None:
@@ -70,14 +83,27 @@ class TrainingCheckpoint:
     def write(self, done: Progress) -> None:
         """Write everything, between two steps."""
         started = time.monotonic()
-        tensors = {f"{name}/{key}": t for name, learner in self.run.learners.items() for key, t in _tensors_of(learner).items()}
-        fields = {name: {f: getattr(learner, f) for f in _LEARNER_FIELDS} for name, learner in self.run.learners.items()}
+        tensors = {
+            f"{name}/{key}": t
+            for name, learner in self.run.learners.items()
+            for key, t in _tensors_of(learner).items()
+        }
+        fields = {
+            name: {f: getattr(learner, f) for f in _LEARNER_FIELDS}
+            for name, learner in self.run.learners.items()
+        }
         for of_learner in fields.values():
-            of_learner["best_loss"] = of_learner["best_loss"] if math.isfinite(of_learner["best_loss"]) else None
+            of_learner["best_loss"] = (
+                of_learner["best_loss"] if math.isfinite(of_learner["best_loss"]) else None
+            )
         state = {"arguments": self.arguments, "learners": fields, "progress": asdict(done)}
-        write_tensors(self.path, tensors, {"schema_version": TRAINING_SCHEMA, "state": json.dumps(state)})
+        write_tensors(
+            self.path, tensors, {"schema_version": TRAINING_SCHEMA, "state": json.dumps(state)}
+        )
         took = time.monotonic() - started
-        self._due = time.monotonic() + max(self.every, took / _WRITING_SHARE if self.every >= 1 else 0.0)
+        self._due = time.monotonic() + max(
+            self.every, took / _WRITING_SHARE if self.every >= 1 else 0.0
+        )
 
 
 def _tensors_of(learner: Learner) -> dict[str, Tensor]:
@@ -91,7 +117,11 @@ def _tensors_of(learner: Learner) -> dict[str, Tensor]:
 def _put_back(learner: Learner, tensors: dict[str, Tensor]) -> None:
     def below(prefix: str) -> dict[str, Tensor]:
         # Clones: the file's own pages must not become weights that are trained in place.
-        return {name.removeprefix(prefix): t.clone() for name, t in tensors.items() if name.startswith(prefix)}
+        return {
+            name.removeprefix(prefix): t.clone()
+            for name, t in tensors.items()
+            if name.startswith(prefix)
+        }
 
     learner.module.load_state_dict(below("weights/"))
     device = next(learner.module.parameters()).device
@@ -101,4 +131,6 @@ def _put_back(learner: Learner, tensors: dict[str, Tensor]) -> None:
         index, _, key = name.partition("/")
         state.setdefault(int(index), {})[key] = tensor
     whole = learner.optimizer.state_dict()
-    learner.optimizer.load_state_dict({"state": dict(sorted(state.items())), "param_groups": whole["param_groups"]})
+    learner.optimizer.load_state_dict(
+        {"state": dict(sorted(state.items())), "param_groups": whole["param_groups"]}
+    )

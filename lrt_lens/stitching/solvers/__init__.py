@@ -1,1 +1,3 @@
-"""Families of maps, all fitted from `CrossMoments`; each is a small frozen dataclass that `moments.fit` and `grid.compare` take."""
+"""Families of maps, all fitted from `CrossMoments`; each is a small frozen dataclass that
+`moments.fit` and `grid.compare` take.
+"""

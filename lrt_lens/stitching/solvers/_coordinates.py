@@ -1,7 +1,9 @@
-"""The bottom of the ladder: maps that mix no dimensions. What a full map has to beat before anything is said about shared geometry.
+"""The bottom of the ladder: maps that mix no dimensions. What a full map has to beat before
+anything is said about shared geometry.
 
-``Mean`` predicts the target's mean and scores 0 by definition of R². ``Identity`` and ``Translation`` take the source's coordinates as they are,
-``AxisScaling`` stretches each; where the widths differ the shared first coordinates are used and the rest is zero-padded or dropped.
+``Mean`` predicts the target's mean and scores 0 by definition of R². ``Identity`` and
+``Translation`` take the source's coordinates as they are, ``AxisScaling`` stretches each; where the
+widths differ the shared first coordinates are used and the rest is zero-padded or dropped.
 """
 
 from collections.abc import Sequence
@@ -67,7 +69,9 @@ class AxisScaling(ClosedForm):
         variance, covariance = fit.second_x.diagonal[: fit.xy.shape[1]], fit.xy.diagonal()
         variance = variance[: len(covariance)]
         varies = varying(variance)
-        slope = torch.where(varies, covariance / torch.where(varies, variance, torch.ones_like(variance)), 0.0)
+        slope = torch.where(
+            varies, covariance / torch.where(varies, variance, torch.ones_like(variance)), 0.0
+        )
         weight = _eye(fit)
         weight.diagonal().mul_(slope)
         return [weight] * len(settings)

@@ -1,4 +1,5 @@
-"""Maps that were not fitted on these moments, scored beside those that were: from weights alone, from training by steps, or composed of others.
+"""Maps that were not fitted on these moments, scored beside those that were: from weights alone,
+from training by steps, or composed of others.
 
 grid.compare([Ridge(), FixedMaps(adam.maps, "adam_stitching"), shared_embedding_maps(pair)])
 """
@@ -27,11 +28,15 @@ class FixedMaps(Solver):
 
     def sides(self, moments: CrossMoments) -> tuple["FixedSide", "FixedSide"]:
         """(up, down)."""
-        return FixedSide(moments, self.maps.up, down=False), FixedSide(moments, self.maps.down, down=True)
+        return FixedSide(moments, self.maps.up, down=False), FixedSide(
+            moments, self.maps.down, down=True
+        )
 
 
 class FixedSide(Side):
-    """One direction of `FixedMaps`; nothing is fitted, so every refit and the null are the map itself."""
+    """One direction of `FixedMaps`; nothing is fitted, so every refit and the null are the map
+    itself.
+    """
 
     def __init__(self, moments: CrossMoments, affine: AffineMap, *, down: bool) -> None:
         super().__init__(moments, down=down)
@@ -41,7 +46,9 @@ class FixedSide(Side):
         """Errors on each fold."""
         held_out = [self.scatter(pair, (k,)) for k in FIT_PARTS]
         setting = Setting()
-        return held_out_errors(held_out, [[self.solve(pair, (), setting)] for _ in FIT_PARTS], [setting])
+        return held_out_errors(
+            held_out, [[self.solve(pair, (), setting)] for _ in FIT_PARTS], [setting]
+        )
 
     def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:  # noqa: ARG002 (nothing is fitted)
         """The map, between the pair's hook points; MismatchError where the widths are others."""
@@ -52,7 +59,11 @@ class FixedSide(Side):
                 f"the fixed map is {tuple(self.affine.weight.shape)}, but {source!r} → {target!r} is {widths}; give a map of these widths"
             )
         return replace(
-            self.affine, weight=self.affine.weight.double(), bias=self.affine.bias.double(), source_hook=source, target_hook=target
+            self.affine,
+            weight=self.affine.weight.double(),
+            bias=self.affine.bias.double(),
+            source_hook=source,
+            target_hook=target,
         )
 
     def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:

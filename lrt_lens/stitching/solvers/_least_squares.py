@@ -1,8 +1,9 @@
 """Least squares of minimum norm: ``W = Sxx⁺ Sxy``, the limit of ridge at no penalty.
 
-With fewer rows than dimensions infinitely many maps predict the fitting rows without error; the pseudo-inverse takes the smallest. Without
-the intercept, on uncentred sums, it is the map of L-Cross Modulation (arXiv 2501.02009, eq. 3), which is fitted on fewer texts than
-dimensions: there the map interpolates, and only held-out scores mean anything.
+With fewer rows than dimensions infinitely many maps predict the fitting rows without error; the
+pseudo-inverse takes the smallest. Without the intercept, on uncentred sums, it is the map of
+L-Cross Modulation (arXiv 2501.02009, eq. 3), which is fitted on fewer texts than dimensions: there
+the map interpolates, and only held-out scores mean anything.
 """
 
 from collections.abc import Sequence
@@ -23,12 +24,16 @@ class LeastSquares(ClosedForm):
     intercept: bool = True
     """Whether there is a bias; L-Cross has none."""
     rcond: float = 1e-12
-    """Eigenvalues of the scatter below this share of the largest count as zero; 1e-6 is right for sums of few float32 products."""
+    """Eigenvalues of the scatter below this share of the largest count as zero; 1e-6 is right for
+    sums of few float32 products.
+    """
     separable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.rcond < 1:
-            raise ValueError(f"rcond is {self.rcond!r}; expected a share of the largest eigenvalue, at least 0 and below 1")
+            raise ValueError(
+                f"rcond is {self.rcond!r}; expected a share of the largest eigenvalue, at least 0 and below 1"
+            )
 
     @property
     def name(self) -> str:
@@ -42,7 +47,9 @@ class LeastSquares(ClosedForm):
         return self.intercept
 
     def weights(self, fit: Scatter, settings: Sequence[Setting]) -> Sequence[Tensor]:
-        """``Sxx⁺ Sxy``; the rank is at most the number of independent rows, which rounding hides from the eigenvalues."""
+        """``Sxx⁺ Sxy``; the rank is at most the number of independent rows, which rounding hides
+        from the eigenvalues.
+        """
         values, vectors = torch.linalg.eigh(fit.xx)
         keep = values > self.rcond * values[-1].clamp_min(torch.finfo(values.dtype).tiny)
         independent = int(fit.n) - int(self.intercept)

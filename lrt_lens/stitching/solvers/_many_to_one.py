@@ -1,14 +1,16 @@
-"""All layers of the source into one layer of the target: proposed in appendix A of LRT (arXiv 2506.00653), which trains nothing.
+"""All layers of the source into one layer of the target: proposed in appendix A of LRT (arXiv
+2506.00653), which trains nothing.
 
-The source's layers, side by side, are one wide hook point (`joint_name`), so joint moments are ordinary `CrossMoments` and the map is a ridge
-with one penalty a layer:
+The source's layers, side by side, are one wide hook point (`joint_name`), so joint moments are
+ordinary `CrossMoments` and the map is a ridge with one penalty a layer:
 
     moments = harvest(pair, documents, source_layers="all", target_layers=[3], joint=True)
     grid = moments.fit(ManyToOne())
     layer_contributions(moments)        # what each layer adds, from the same moments
 
-The objective is ``Σ‖y − Σ_g x_g W_g − b‖² + λ·tr(Sxx)/d·Σ_g p_g‖W_g‖²_F``; scaling ``x_g`` by ``1/√p_g`` makes it plain ridge. The ``p_g`` are found
-by coordinate descent on the cross-validated R², a factor ``step`` up or down at a time.
+The objective is ``Σ‖y − Σ_g x_g W_g − b‖² + λ·tr(Sxx)/d·Σ_g p_g‖W_g‖²_F``; scaling ``x_g`` by
+``1/√p_g`` makes it plain ridge. The ``p_g`` are found by coordinate descent on the cross-validated
+R², a factor ``step`` up or down at a time.
 """
 
 from collections.abc import Sequence
@@ -31,13 +33,17 @@ from lrt_lens.stitching.solvers._solver import FoldErrors, Setting, Solver
 
 @dataclass(frozen=True)
 class ManyToOne(Solver):
-    """Ridge from several source layers at once, a penalty for each; down is plain ridge to all of them."""
+    """Ridge from several source layers at once, a penalty for each; down is plain ridge to all of
+    them.
+    """
 
     alpha: float | None = None
     """As in `Ridge`, common to all layers."""
     alphas: tuple[float, ...] = DEFAULT_ALPHAS
     groups: tuple[float, ...] | None = None
-    """Relative penalty of each layer; None finds them by cross-validation, ``()`` keeps them all at 1."""
+    """Relative penalty of each layer; None finds them by cross-validation, ``()`` keeps them all at
+    1.
+    """
     step: float = 10.0
     """Factor by which the search moves a layer's penalty."""
     sweeps: int = 1
@@ -48,7 +54,9 @@ class ManyToOne(Solver):
         if self.step <= 1:
             raise ValueError(f"step is {self.step!r}; expected a factor above 1")
         if self.groups and not all(0 < p < float("inf") for p in self.groups):
-            raise ValueError(f"groups is {self.groups!r}; expected positive penalties, one a source layer")
+            raise ValueError(
+                f"groups is {self.groups!r}; expected positive penalties, one a source layer"
+            )
 
     @property
     def ridge(self) -> Ridge:
@@ -78,7 +86,9 @@ class GroupRidgeSide(RidgeSide):
         n_groups = len(joint_parts(pair[0]))
         given = self.many.groups
         if given and len(given) != n_groups:
-            raise ValueError(f"groups has {len(given)} penalties; {pair[0]!r} joins {n_groups} layers: give one for each")
+            raise ValueError(
+                f"groups has {len(given)} penalties; {pair[0]!r} joins {n_groups} layers: give one for each"
+            )
         best = self._with(pair, given or (1.0,) * n_groups)
         if given is None and n_groups > 1:
             for _ in range(self.many.sweeps):
@@ -123,17 +133,28 @@ class GroupRidgeSide(RidgeSide):
 
 
 def layer_contributions(
-    moments: CrossMoments, target: str | None = None, *, solver: Ridge | None = None, progress: bool = True
+    moments: CrossMoments,
+    target: str | None = None,
+    *,
+    solver: Ridge | None = None,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """What each source layer adds to the joint map, from joint moments.
 
-    A row per layer: R² of both kinds on the test fold from this layer alone (``r2_alone``, ``r2_uniform_alone``), from all layers without it
-    (``r2_without``), from the layers up to it (``r2_up_to``), and from all (``r2_all``); ``adds`` is all minus without. Plain ridge with one
+    A row per layer: R² of both kinds on the test fold from this layer alone (``r2_alone``,
+    ``r2_uniform_alone``), from all layers without it (``r2_without``), from the layers up to it
+    (``r2_up_to``), and from all (``r2_all``); ``adds`` is all minus without. Plain ridge with one
     penalty by cross-validation throughout, so that the rows differ in their layers only.
     """
-    pairs = [pair for pair in moments.pairs if len(joint_parts(pair[0])) > 1 and target in (None, pair[1])]
+    pairs = [
+        pair
+        for pair in moments.pairs
+        if len(joint_parts(pair[0])) > 1 and target in (None, pair[1])
+    ]
     if not pairs:
-        raise HookPointError(f"these moments hold no joint source hook point for target {target!r}; harvest with joint=True")
+        raise HookPointError(
+            f"these moments hold no joint source hook point for target {target!r}; harvest with joint=True"
+        )
     solver, rows = solver or Ridge(), []
 
     def scores(pair: Pair, chosen: list[int]) -> tuple[float, float]:
@@ -150,23 +171,37 @@ def layer_contributions(
             r2_up_to, r2_uniform_up_to = scores(pair, everything[: g + 1])
             rows.append(
                 {
-                    "source_hook": layer, "target_hook": pair[1], "r2_alone": r2_alone, "r2_uniform_alone": r2_uniform_alone,
-                    "r2_without": r2_without, "r2_uniform_without": r2_uniform_without, "r2_up_to": r2_up_to,
-                    "r2_uniform_up_to": r2_uniform_up_to, "r2_all": r2_all, "r2_uniform_all": r2_uniform_all,
-                    "adds": r2_all - r2_without, "adds_uniform": r2_uniform_all - r2_uniform_without,
+                    "source_hook": layer,
+                    "target_hook": pair[1],
+                    "r2_alone": r2_alone,
+                    "r2_uniform_alone": r2_uniform_alone,
+                    "r2_without": r2_without,
+                    "r2_uniform_without": r2_uniform_without,
+                    "r2_up_to": r2_up_to,
+                    "r2_uniform_up_to": r2_uniform_up_to,
+                    "r2_all": r2_all,
+                    "r2_uniform_all": r2_uniform_all,
+                    "adds": r2_all - r2_without,
+                    "adds_uniform": r2_uniform_all - r2_uniform_without,
                 }
-            )  # fmt: skip
+            )
     return pd.DataFrame(rows)
 
 
 def select_layers(moments: CrossMoments, pair: Pair, chosen: Sequence[int]) -> CrossMoments:
-    """Moments of some of the layers that a joint hook point holds, with its target: exact, nothing is harvested again."""
+    """Moments of some of the layers that a joint hook point holds, with its target: exact, nothing
+    is harvested again.
+    """
     layers = joint_parts(pair[0])
     joint = moments.source[pair[0]]
     width = _widths(pair[0], len(joint.shift))[0]
-    index = torch.cat([torch.arange(g * width, (g + 1) * width) for g in chosen]).to(joint.shift.device)
+    index = torch.cat([torch.arange(g * width, (g + 1) * width) for g in chosen]).to(
+        joint.shift.device
+    )
     name = joint_name([layers[g] for g in chosen])
-    taken = CrossMoments(((name, pair[1]),), None, moments.moment_dtype, moments.null, moments.provenance, moments.n)
+    taken = CrossMoments(
+        ((name, pair[1]),), None, moments.moment_dtype, moments.null, moments.provenance, moments.n
+    )
     taken.source = {name: _columns(joint, index)}
     taken.target = {pair[1]: moments.target[pair[1]]}
     taken.cross = {(name, pair[1]): moments.cross[pair][:, index]}
@@ -176,7 +211,9 @@ def select_layers(moments: CrossMoments, pair: Pair, chosen: Sequence[int]) -> C
 
 
 def _columns(side: SideMoments, index: Tensor) -> SideMoments:
-    return SideMoments(side.shift[index], side.total[:, index], side.second[:, index][:, :, index], side.norms)
+    return SideMoments(
+        side.shift[index], side.total[:, index], side.second[:, index][:, :, index], side.norms
+    )
 
 
 def _widths(name: str, width: int) -> list[int]:

@@ -1,12 +1,16 @@
 """Rotations: how much of a map is a change of axes?
 
-Minimises ``Σ‖y − sxQ − b‖²`` over semi-orthogonal ``Q`` [d_source, d_target] (``QQᵀ = I`` where the target is wider, ``QᵀQ = I`` where the source is).
+Minimises ``Σ‖y − sxQ − b‖²`` over semi-orthogonal ``Q`` [d_source, d_target] (``QQᵀ = I`` where the
+target is wider, ``QᵀQ = I`` where the source is).
 
-For ``d_source ≤ d_target`` it is a closed form (Schönemann 1966): ``Sxy = UΣVᵀ``, ``Q = UVᵀ``, ``s = tr Σ / tr Sxx``. For a wider source the quadratic
-term depends on ``Q`` and there is none; `_narrowing` alternates between ``Q`` and what it leaves out (ten Berge & Knol 1984): with an orthogonal
-complement ``C`` of ``Q``, the target is thought to have ``xC`` for further dimensions, and ``[Q C] ← polar([sSxy, s²Sxx C])`` never raises the error. Taking
-``C`` a step further in the direction it came from halves the number of steps; one that raises the error is taken back. It starts at ``UVᵀ``; the minimum
-it reaches is a local one. Fits that leave a fold out start at the fit of all folds, so that they are the same minimum.
+For ``d_source ≤ d_target`` it is a closed form (Schönemann 1966): ``Sxy = UΣVᵀ``, ``Q = UVᵀ``, ``s
+= tr Σ / tr Sxx``. For a wider source the quadratic term depends on ``Q`` and there is none;
+`_narrowing` alternates between ``Q`` and what it leaves out (ten Berge & Knol 1984): with an
+orthogonal complement ``C`` of ``Q``, the target is thought to have ``xC`` for further dimensions,
+and ``[Q C] ← polar([sSxy, s²Sxx C])`` never raises the error. Taking ``C`` a step further in the
+direction it came from halves the number of steps; one that raises the error is taken back. It
+starts at ``UVᵀ``; the minimum it reaches is a local one. Fits that leave a fold out start at the
+fit of all folds, so that they are the same minimum.
 """
 
 from collections.abc import Sequence
@@ -46,11 +50,17 @@ class Procrustes(ClosedForm):
         label = self.label if self.scale else "procrustes_rigid"
         return f"{label}_standardized" if self.standardize else label
 
-    def weights(self, fit: Scatter, settings: Sequence[Setting], start: Tensor | None = None) -> Sequence[Tensor]:
+    def weights(
+        self, fit: Scatter, settings: Sequence[Setting], start: Tensor | None = None
+    ) -> Sequence[Tensor]:
         """``sQ``."""
         rotation = _polar(fit.xy)
         if fit.xy.shape[0] > fit.xy.shape[1]:
-            begun = (rotation, _MAX_ITERATIONS) if start is None else (_polar(start), _MAX_REFIT_ITERATIONS)
+            begun = (
+                (rotation, _MAX_ITERATIONS)
+                if start is None
+                else (_polar(start), _MAX_REFIT_ITERATIONS)
+            )
             rotation = self._narrowing(fit, *begun)
         return [self._stretch(rotation, fit) * rotation] * len(settings)
 
@@ -63,12 +73,16 @@ class Procrustes(ClosedForm):
     def _narrowing(self, fit: Scatter, rotation: Tensor, iterations: int) -> Tensor:
         """Alternation for a source wider than the target."""
         width = fit.xy.shape[1]
-        whole = before = torch.cat([rotation, torch.linalg.qr(rotation, mode="complete").Q[:, width:]], 1)
+        whole = before = torch.cat(
+            [rotation, torch.linalg.qr(rotation, mode="complete").Q[:, width:]], 1
+        )
         least = looked = self._error(rotation, fit)
         for iteration in range(1, iterations + 1):
             ahead = whole + _MOMENTUM * (whole - before)
             scale = self._stretch(ahead[:, :width], fit)
-            after = _rotation(torch.cat([scale * fit.xy, scale**2 * (fit.xx @ ahead[:, width:])], 1))
+            after = _rotation(
+                torch.cat([scale * fit.xy, scale**2 * (fit.xx @ ahead[:, width:])], 1)
+            )
             error = self._error(after[:, :width], fit)
             if error > least:
                 # Too far: the next step starts from here, at rest.
@@ -84,11 +98,17 @@ class Procrustes(ClosedForm):
     def _error(self, rotation: Tensor, fit: Scatter) -> float:
         """Σ‖y − sxQ‖² over centred rows."""
         scale = self._stretch(rotation, fit)
-        return float(fit.variance.sum() + scale**2 * (rotation * (fit.xx @ rotation)).sum() - 2 * scale * (rotation * fit.xy).sum())
+        return float(
+            fit.variance.sum()
+            + scale**2 * (rotation * (fit.xx @ rotation)).sum()
+            - 2 * scale * (rotation * fit.xy).sum()
+        )
 
 
 def _rotation(matrix: Tensor) -> Tensor:
-    """The orthogonal matrix nearest to a square one, as far as its Gram matrix tells, and orthogonal to rounding by Newton's steps."""
+    """The orthogonal matrix nearest to a square one, as far as its Gram matrix tells, and
+    orthogonal to rounding by Newton's steps.
+    """
     values, vectors = torch.linalg.eigh(matrix.T @ matrix)
     if values[0] <= _NOT_SINGULAR * values[-1]:
         return _polar(matrix)
@@ -102,7 +122,9 @@ def _rotation(matrix: Tensor) -> Tensor:
 
 
 def _polar(matrix: Tensor) -> Tensor:
-    """The semi-orthogonal matrix nearest to ``matrix``: UVᵀ of its singular value decomposition, by way of the smaller Gram matrix."""
+    """The semi-orthogonal matrix nearest to ``matrix``: UVᵀ of its singular value decomposition, by
+    way of the smaller Gram matrix.
+    """
     if matrix.shape[0] < matrix.shape[1]:
         return _polar(matrix.T).T
     values, vectors = torch.linalg.eigh(matrix.T @ matrix)

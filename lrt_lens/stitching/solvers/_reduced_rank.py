@@ -1,8 +1,9 @@
 """Ridge held to a rank: how many dimensions of the source does the target really use?
 
-Minimises ridge's objective ``Σ‖y − xW − b‖² + λ̃‖W‖²_F`` over maps of rank ``r`` (Izenman 1975; Mukherjee & Zhu 2011 with the penalty):
-project ridge's map on the leading ``r`` eigenvectors of ``WᵀSxy``. With those eigenvectors ``U`` and ``P = WU`` the held-out error of *every*
-rank is one cumulative sum, so the rank costs no more to choose than a penalty.
+Minimises ridge's objective ``Σ‖y − xW − b‖² + λ̃‖W‖²_F`` over maps of rank ``r`` (Izenman 1975;
+Mukherjee & Zhu 2011 with the penalty): project ridge's map on the leading ``r`` eigenvectors of
+``WᵀSxy``. With those eigenvectors ``U`` and ``P = WU`` the held-out error of *every* rank is one
+cumulative sum, so the rank costs no more to choose than a penalty.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,9 @@ from lrt_lens.stitching.solvers._solver import FoldErrors, Setting, Side, Solver
 
 @dataclass(frozen=True)
 class ReducedRank(Solver):
-    """Affine map of limited rank with a penalty on its size; the penalty is chosen first, at full rank, then the rank."""
+    """Affine map of limited rank with a penalty on its size; the penalty is chosen first, at full
+    rank, then the rank.
+    """
 
     rank: int | None = None
     """Rank of the map, up to the smaller width; None chooses by cross-validated R²."""
@@ -32,7 +35,9 @@ class ReducedRank(Solver):
 
     def __post_init__(self) -> None:
         if self.rank is not None and self.rank < 1:
-            raise ValueError(f"rank is {self.rank}; expected a positive number, or None to choose by cross-validation")
+            raise ValueError(
+                f"rank is {self.rank}; expected a positive number, or None to choose by cross-validation"
+            )
         self.ridge  # noqa: B018 (checks the penalties)
 
     @property
@@ -64,7 +69,10 @@ class ReducedRankSide(Side):
         variance = torch.stack([held_out.variance for _, held_out in folds])
         weights = score_weights(variance.sum(0))
         full = [self.ridge.refit_without(pair, k, Setting(alpha)) for k in FIT_PARTS]
-        bases = [_leading_outputs(affine.weight, fit.xy) for affine, (fit, _) in zip(full, folds, strict=True)]
+        bases = [
+            _leading_outputs(affine.weight, fit.xy)
+            for affine, (fit, _) in zip(full, folds, strict=True)
+        ]
         if self.solver.rank is None:
             totals = sum(
                 _errors_by_rank(affine.weight @ basis, basis, fit, held_out)
@@ -77,7 +85,9 @@ class ReducedRankSide(Side):
         errors = []
         for affine, basis, (fit, held_out) in zip(full, bases, folds, strict=True):
             weight = affine.weight @ basis[:, :rank] @ basis[:, :rank].T
-            errors.append(weights @ squared_errors(weight, fit.mean_y - fit.mean_x @ weight, held_out))
+            errors.append(
+                weights @ squared_errors(weight, fit.mean_y - fit.mean_x @ weight, held_out)
+            )
         return FoldErrors(setting, torch.stack(errors), variance @ weights.T)
 
     def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:
@@ -87,12 +97,16 @@ class ReducedRankSide(Side):
 
     def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
         """The map of shuffled pairs, of the same rank."""
-        return _projected(self.ridge.fit_null(pair, setting), self.null_scatter(pair, test=False), setting)
+        return _projected(
+            self.ridge.fit_null(pair, setting), self.null_scatter(pair, test=False), setting
+        )
 
     def _checked_rank(self, basis: Tensor) -> int:
         rank = self.solver.rank or 0
         if rank > basis.shape[1]:
-            raise ValueError(f"rank is {rank}; these widths allow at most {basis.shape[1]}: choose a smaller one, or None")
+            raise ValueError(
+                f"rank is {rank}; these widths allow at most {basis.shape[1]}: choose a smaller one, or None"
+            )
         return rank
 
 

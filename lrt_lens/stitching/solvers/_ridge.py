@@ -1,14 +1,17 @@
 """Ridge regression from moments: one eigendecomposition serves every target and every penalty.
 
-Minimises ``Σ‖y − xW − b‖² + λ·tr(Sxx)/d · ‖W‖²_F``, so ``W = (Sxx + λ·tr(Sxx)/d·I)⁻¹ Sxy`` and ``b = ȳ − x̄W``. ``alpha`` is the
-relative λ: scikit-learn's ``Ridge(alpha=λ·tr(Sxx)/d)`` gives the same map.
+Minimises ``Σ‖y − xW − b‖² + λ·tr(Sxx)/d · ‖W‖²_F``, so ``W = (Sxx + λ·tr(Sxx)/d·I)⁻¹ Sxy`` and ``b
+= ȳ − x̄W``. ``alpha`` is the relative λ: scikit-learn's ``Ridge(alpha=λ·tr(Sxx)/d)`` gives the same
+map.
 
-With ``Sxx = V diag(e) Vᵀ`` of the fitting folds, ``B = VᵀSxy``, ``D = diag(1/(e + λ̃))`` and primed quantities of the held-out fold
-rotated alike (``M = VᵀSxx'V``, ``N = VᵀSxy'``), the weighted held-out error of *all* penalties needs two products a pair:
+With ``Sxx = V diag(e) Vᵀ`` of the fitting folds, ``B = VᵀSxy``, ``D = diag(1/(e + λ̃))`` and primed
+quantities of the held-out fold rotated alike (``M = VᵀSxx'V``, ``N = VᵀSxy'``), the weighted
+held-out error of *all* penalties needs two products a pair:
 
     Σ_k w_k·error_k = Σ_k w_k Syy'_kk − 2 dᵀh + dᵀ(M ∘ G)d + n'·Σ_k w_k·offset_k²,   G = B diag(w) Bᵀ,  h_i = Σ_k w_k B_ik N_ik
 
-with ``d`` the diagonal of ``D``. Weights of one give R², weights ``1/Syy'_kk`` the mean R² over dimensions.
+with ``d`` the diagonal of ``D``. Weights of one give R², weights ``1/Syy'_kk`` the mean R² over
+dimensions.
 """
 
 from collections.abc import Sequence
@@ -31,18 +34,24 @@ class Ridge(Solver):
     """Affine map with a penalty on its size; see the module docstring for the objective."""
 
     alpha: float | None = None
-    """Penalty relative to the mean variance of the source; None chooses from ``alphas`` by cross-validated R²."""
+    """Penalty relative to the mean variance of the source; None chooses from ``alphas`` by
+    cross-validated R².
+    """
     alphas: tuple[float, ...] = DEFAULT_ALPHAS
     """Penalties to choose from."""
     standardize: bool = False
-    """Scale every source dimension to unit variance before the penalty is applied: for streams with massive dimensions."""
+    """Scale every source dimension to unit variance before the penalty is applied: for streams with
+    massive dimensions.
+    """
 
     def __post_init__(self) -> None:
         if not self.candidates:
             raise ValueError("alphas is empty; give at least one penalty, or alpha=…")
         for alpha in self.candidates:
             if not alpha > 0 or alpha == float("inf"):
-                raise ValueError(f"alpha is {alpha!r}; expected a positive number (1e-6 is next to no penalty)")
+                raise ValueError(
+                    f"alpha is {alpha!r}; expected a positive number (1e-6 is next to no penalty)"
+                )
 
     @property
     def name(self) -> str:
@@ -59,7 +68,9 @@ class Ridge(Solver):
         return RidgeSide(moments, self, down=False), RidgeSide(moments, self, down=True)
 
     def decompose(self, xx: Tensor, scale: Tensor | None = None) -> "Spectrum":
-        """The one expensive step, shared by all targets and penalties; ``scale`` [d] multiplies the dimensions first."""
+        """The one expensive step, shared by all targets and penalties; ``scale`` [d] multiplies the
+        dimensions first.
+        """
         if scale is None:
             scale = torch.ones(len(xx), dtype=xx.dtype, device=xx.device)
         if self.standardize:
@@ -92,7 +103,9 @@ class Spectrum:
 
     def solve(self, fit: Scatter, alpha: float, source_hook: str, target_hook: str) -> AffineMap:
         """The map at one penalty."""
-        shrink = self.shrink(torch.tensor([alpha], dtype=self.values.dtype, device=self.values.device))[0]
+        shrink = self.shrink(
+            torch.tensor([alpha], dtype=self.values.dtype, device=self.values.device)
+        )[0]
         weight = (self.vectors @ (shrink[:, None] * self.rotate(fit.xy))) * self.scale[:, None]
         return AffineMap(weight, fit.mean_y - fit.mean_x @ weight, source_hook, target_hook)
 
@@ -106,15 +119,24 @@ class HeldOutFold:
         self.moved_mean = spectrum.rotate(held_out.mean_x - fit.mean_x)
 
     def errors(self, fit: Scatter, held_out: Scatter, shrink: Tensor, weights: Tensor) -> Tensor:
-        """[alpha, weighting]: weighted held-out sums of squares at every penalty, for weights [weighting, d_target]."""
+        """[alpha, weighting]: weighted held-out sums of squares at every penalty, for weights
+        [weighting, d_target].
+        """
         fitted, seen = self.spectrum.rotate(fit.xy), self.spectrum.rotate(held_out.xy)
         offset = (shrink * self.moved_mean) @ fitted + (fit.mean_y - held_out.mean_y)
         product = fitted * seen
         columns = []
         for weight in weights:
-            quadratic = ((shrink @ (self.rotated_xx * gram((fitted * weight.sqrt()).T))) * shrink).sum(1)
+            quadratic = (
+                (shrink @ (self.rotated_xx * gram((fitted * weight.sqrt()).T))) * shrink
+            ).sum(1)
             linear = shrink @ (product @ weight)
-            columns.append(held_out.variance @ weight - 2 * linear + quadratic + held_out.n * (offset**2 @ weight))
+            columns.append(
+                held_out.variance @ weight
+                - 2 * linear
+                + quadratic
+                + held_out.n * (offset**2 @ weight)
+            )
         return torch.stack(columns, 1)
 
 
@@ -144,7 +166,9 @@ class RidgeSide(Side):
             ]
         )
         best = int(errors[:, :, 0].sum(0).argmin())
-        return FoldErrors(Setting(alpha=self.solver.candidates[best]), errors[:, best], variance @ weights.T)
+        return FoldErrors(
+            Setting(alpha=self.solver.candidates[best]), errors[:, best], variance @ weights.T
+        )
 
     def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:
         """The map fitted on some parts."""
@@ -154,7 +178,9 @@ class RidgeSide(Side):
     def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
         """The map of shuffled pairs; shuffling keeps Sxx, so the spectrum serves."""
         self.prepare(pair)
-        return self._total.solve(self.null_scatter(pair, test=False), setting.alpha, *self.names(pair))
+        return self._total.solve(
+            self.null_scatter(pair, test=False), setting.alpha, *self.names(pair)
+        )
 
     def prepare(self, pair: Pair) -> None:
         """Decompose the predicting hook point's scatter, unless the last pair had the same one."""

@@ -1,8 +1,10 @@
-"""Rows of two models' (un)embedding matrices that belong to the same tokens: paired data for a map, and no text is run through either model.
+"""Rows of two models' (un)embedding matrices that belong to the same tokens: paired data for a map,
+and no text is run through either model.
 
     grid.compare([Ridge(), shared_embedding_maps(pair)])
 
-The Emb2Emb baseline (Lee et al., arXiv 2503.21073). Tokens are the same where they are spelled alike, so the vocabularies may differ.
+The Emb2Emb baseline (Lee et al., arXiv 2503.21073). Tokens are the same where they are spelled
+alike, so the vocabularies may differ.
 """
 
 from typing import Literal
@@ -24,36 +26,58 @@ LEAST_SHARED = 64
 """Tokens that fill every fold."""
 
 
-def shared_embedding_maps(pair: ModelPair, matrix: Matrix = "unembed", solver: Solver | None = None) -> FixedMaps:
-    """Maps fitted on the rows of both models' embedding (or unembedding) matrices, a row per token that both vocabularies have.
+def shared_embedding_maps(
+    pair: ModelPair, matrix: Matrix = "unembed", solver: Solver | None = None
+) -> FixedMaps:
+    """Maps fitted on the rows of both models' embedding (or unembedding) matrices, a row per token
+    that both vocabularies have.
 
-    Residual streams write in the unembedding's coordinates late and in the embedding's early. Needs no activations; ``solver`` is `Ridge()`
-    unless given, with the penalty chosen over folds of tokens.
+    Residual streams write in the unembedding's coordinates late and in the embedding's early. Needs
+    no activations; ``solver`` is `Ridge()` unless given, with the penalty chosen over folds of
+    tokens.
     """
     tokens, x, y = shared_rows(pair.source, pair.target, matrix)
-    moments = CrossMoments.from_activations(x, y, documents=tokens, source_hook=f"{matrix}_source", target_hook=f"{matrix}_target")
+    moments = CrossMoments.from_activations(
+        x, y, documents=tokens, source_hook=f"{matrix}_source", target_hook=f"{matrix}_target"
+    )
     (only,) = moments.pairs
     return FixedMaps(moments.fit(solver or Ridge())[only].maps, f"shared_{matrix}dings")
 
 
-def shared_rows(source: HookedModel, target: HookedModel, matrix: Matrix) -> tuple[list[str], Tensor, Tensor]:
-    """(spellings, rows of the source's matrix [token, d_source], of the target's [token, d_target]) of the tokens that both have."""
+def shared_rows(
+    source: HookedModel, target: HookedModel, matrix: Matrix
+) -> tuple[list[str], Tensor, Tensor]:
+    """(spellings, rows of the source's matrix [token, d_source], of the target's [token, d_target])
+    of the tokens that both have.
+    """
     ours, theirs = embedding_rows(source, matrix), embedding_rows(target, matrix)
     # A tokenizer may know tokens that the model has no row for.
-    shared = [(text, i, j) for text, i, j in shared_tokens(source.tokenizer, target.tokenizer) if i < len(ours) and j < len(theirs)]
+    shared = [
+        (text, i, j)
+        for text, i, j in shared_tokens(source.tokenizer, target.tokenizer)
+        if i < len(ours) and j < len(theirs)
+    ]
     if len(shared) < LEAST_SHARED:
         raise MismatchError(
             f"{source.name!r} ({len(source.tokenizer)} tokens) and {target.name!r} ({len(target.tokenizer)}) share {len(shared)} spellings; "
             f"a map from embeddings needs at least {LEAST_SHARED}: use anchor_stitch, which needs texts only"
         )
-    return [text for text, _, _ in shared], ours[[i for _, i, _ in shared]], theirs[[j for _, _, j in shared]]
+    return (
+        [text for text, _, _ in shared],
+        ours[[i for _, i, _ in shared]],
+        theirs[[j for _, _, j in shared]],
+    )
 
 
 def embedding_rows(model: HookedModel, matrix: Matrix) -> Tensor:
     """[token, d_model] in float32, on the CPU."""
     original = getattr(model.bridge, "original_model", None)
     if original is not None:
-        module = original.get_input_embeddings() if matrix == "embed" else original.get_output_embeddings()
+        module = (
+            original.get_input_embeddings()
+            if matrix == "embed"
+            else original.get_output_embeddings()
+        )
         return module.weight.detach().float().cpu()
     weight = model.bridge.W_E if matrix == "embed" else model.bridge.W_U.T
     return torch.as_tensor(weight).detach().float().cpu()

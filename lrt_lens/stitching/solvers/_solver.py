@@ -1,8 +1,10 @@
-"""What a grid asks of a solver: the map of a pair in both directions, its held-out errors, its null and its refits.
+"""What a grid asks of a solver: the map of a pair in both directions, its held-out errors, its null
+and its refits.
 
-A `Solver` is a frozen dataclass of settings. Given moments it makes two `Side` objects, one a direction; a side chooses what the solver
-leaves open (penalty, rank) by cross-validation over the fitting folds, fits, and refits without single folds. Closed forms of one direction
-implement `ClosedForm.weights` and nothing else:
+A `Solver` is a frozen dataclass of settings. Given moments it makes two `Side` objects, one a
+direction; a side chooses what the solver leaves open (penalty, rank) by cross-validation over the
+fitting folds, fits, and refits without single folds. Closed forms of one direction implement
+`ClosedForm.weights` and nothing else:
 
     @dataclass(frozen=True)
     class Mean(ClosedForm):
@@ -56,7 +58,9 @@ class FoldErrors:
         return float(1 - self.errors[:, 1].sum())
 
     def r2_without(self, k: int, weighting: int) -> float:
-        """`r2` (``weighting`` 0) or `r2_uniform` (1) with fold ``k`` left out of the pool: for the delete-a-group jackknife."""
+        """`r2` (``weighting`` 0) or `r2_uniform` (1) with fold ``k`` left out of the pool: for the
+        delete-a-group jackknife.
+        """
         kept = [j for j in range(len(self.errors)) if j != k]
         return float(1 - self.errors[kept, weighting].sum() / self.variances[kept, weighting].sum())
 
@@ -65,7 +69,9 @@ class Side(ABC):
     """One direction (``up`` or ``down``) of the pairs of some moments, under one solver."""
 
     separable: bool = False
-    """Whether every output dimension is fitted on its own: only then does a null seen through a sketch of the target mean anything."""
+    """Whether every output dimension is fitted on its own: only then does a null seen through a
+    sketch of the target mean anything.
+    """
 
     def __init__(self, moments: CrossMoments, *, down: bool) -> None:
         self.moments, self.down = moments, down
@@ -130,12 +136,16 @@ class ClosedForm(Solver):
     """A solver whose two directions are fitted apart, each from one scatter matrix and a setting."""
 
     standardize: bool = False
-    """Scale the dimensions of both sides to unit variance before solving: for streams with massive dimensions."""
+    """Scale the dimensions of both sides to unit variance before solving: for streams with massive
+    dimensions.
+    """
 
     label: ClassVar[str]
     separable: ClassVar[bool] = False
     iterative: ClassVar[bool] = False
-    """Whether `weights` takes a ``start``, [d_source, d_target]: refits begin at the fit of all folds."""
+    """Whether `weights` takes a ``start``, [d_source, d_target]: refits begin at the fit of all
+    folds.
+    """
 
     @property
     def name(self) -> str:
@@ -144,7 +154,9 @@ class ClosedForm(Solver):
 
     @property
     def has_intercept(self) -> bool:
-        """Whether the bias is ``ȳ − x̄W``; without it the bias is zero and `weights` gets uncentred sums."""
+        """Whether the bias is ``ȳ − x̄W``; without it the bias is zero and `weights` gets uncentred
+        sums.
+        """
         return True
 
     def settings(self, d_source: int, d_target: int) -> list[Setting]:  # noqa: ARG002 (what solvers with a rank need)
@@ -153,17 +165,30 @@ class ClosedForm(Solver):
 
     @abstractmethod
     def weights(self, fit: Scatter, settings: Sequence[Setting]) -> Sequence[Tensor]:
-        """[d_source, d_target] for every setting, from scatter sums that are centred (see `has_intercept`) and scaled already."""
+        """[d_source, d_target] for every setting, from scatter sums that are centred (see
+        `has_intercept`) and scaled already.
+        """
 
     def sides(self, moments: CrossMoments) -> tuple[Side, Side]:
         """(up, down)."""
         return ClosedFormSide(moments, self, down=False), ClosedFormSide(moments, self, down=True)
 
     def maps(
-        self, fit: Scatter, settings: Sequence[Setting], source_hook: str, target_hook: str, start: Tensor | None = None
+        self,
+        fit: Scatter,
+        settings: Sequence[Setting],
+        source_hook: str,
+        target_hook: str,
+        start: Tensor | None = None,
     ) -> list[AffineMap]:
-        """The map of every setting, in the streams' own units; ``start`` is the weight that an iteration begins with."""
-        scale_x, scale_y = (unit_scale(fit.second_x.diagonal), unit_scale(fit.variance)) if self.standardize else (None, None)
+        """The map of every setting, in the streams' own units; ``start`` is the weight that an
+        iteration begins with.
+        """
+        scale_x, scale_y = (
+            (unit_scale(fit.second_x.diagonal), unit_scale(fit.variance))
+            if self.standardize
+            else (None, None)
+        )
         scatter = fit if scale_x is None or scale_y is None else fit.scaled(scale_x, scale_y)
         if not self.has_intercept:
             scatter = scatter.uncentred()
@@ -174,7 +199,11 @@ class ClosedForm(Solver):
         for weight in self.weights(scatter, settings, **options):
             if scale_x is not None and scale_y is not None:
                 weight = weight * scale_x[:, None] / scale_y
-            bias = fit.mean_y - fit.mean_x @ weight if self.has_intercept else torch.zeros_like(fit.mean_y)
+            bias = (
+                fit.mean_y - fit.mean_x @ weight
+                if self.has_intercept
+                else torch.zeros_like(fit.mean_y)
+            )
             found.append(AffineMap(weight, bias, source_hook, target_hook))
         return found
 
@@ -197,27 +226,44 @@ class ClosedFormSide(Side):
 
     def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:
         """The map fitted on some parts."""
-        return self.solver.maps(self.scatter(pair, parts), [setting], *self.names(pair), start=self._start(pair))[0]
+        return self.solver.maps(
+            self.scatter(pair, parts), [setting], *self.names(pair), start=self._start(pair)
+        )[0]
 
     def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
         """The map of shuffled pairs."""
-        return self.solver.maps(self.null_scatter(pair, test=False), [setting], *self.names(pair))[0]
+        return self.solver.maps(self.null_scatter(pair, test=False), [setting], *self.names(pair))[
+            0
+        ]
 
     def _start(self, pair: Pair) -> Tensor | None:
         if not self.solver.iterative:
             return None
         if pair not in self._starts:
-            self._starts = {pair: self.solver.maps(self.scatter(pair, FIT_PARTS), [Setting()], *self.names(pair))[0].weight}
+            self._starts = {
+                pair: self.solver.maps(
+                    self.scatter(pair, FIT_PARTS), [Setting()], *self.names(pair)
+                )[0].weight
+            }
         return self._starts[pair]
 
 
-def held_out_errors(held_out: Sequence[Scatter], maps: Sequence[Sequence[AffineMap]], settings: Sequence[Setting]) -> FoldErrors:
-    """Errors of ``maps[fold][setting]`` on their held-out folds, at the setting with the least of them."""
+def held_out_errors(
+    held_out: Sequence[Scatter], maps: Sequence[Sequence[AffineMap]], settings: Sequence[Setting]
+) -> FoldErrors:
+    """Errors of ``maps[fold][setting]`` on their held-out folds, at the setting with the least of
+    them.
+    """
     variance = torch.stack([scatter.variance for scatter in held_out])
     weights = score_weights(variance.sum(0))
     errors = torch.stack(
         [
-            torch.stack([weights @ squared_errors(affine.weight, affine.bias, scatter) for affine in of_fold])
+            torch.stack(
+                [
+                    weights @ squared_errors(affine.weight, affine.bias, scatter)
+                    for affine in of_fold
+                ]
+            )
             for scatter, of_fold in zip(held_out, maps, strict=True)
         ]
     )
@@ -228,4 +274,6 @@ def held_out_errors(held_out: Sequence[Scatter], maps: Sequence[Sequence[AffineM
 def unit_scale(sums_of_squares: Tensor) -> Tensor:
     """[d]: what brings every dimension to the same variance; 1 where a dimension does not vary."""
     varies = varying(sums_of_squares)
-    return torch.where(varies, torch.where(varies, sums_of_squares, torch.ones_like(sums_of_squares)).rsqrt(), 1.0)
+    return torch.where(
+        varies, torch.where(varies, sums_of_squares, torch.ones_like(sums_of_squares)).rsqrt(), 1.0
+    )

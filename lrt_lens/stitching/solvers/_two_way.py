@@ -1,17 +1,22 @@
-"""Both directions at once, with the round trips in the objective: eq. 3 of Transferring Features with Model Stitching (arXiv 2506.06609).
+"""Both directions at once, with the round trips in the objective: eq. 3 of Transferring Features
+with Model Stitching (arXiv 2506.06609).
 
     J(W, V) = E‖y − xW‖²/d_t + E‖x − yV‖²/d_s + α (E‖x − xWV‖²/d_s + E‖y − yVW‖²/d_t)  + λ_W‖W‖² + λ_V‖V‖²
 
-for centred rows (the best biases are ``ȳ − x̄W`` and ``x̄ − ȳV``, whatever the maps: they bring all four residuals to mean zero at once). The
-paper runs Adam over some 100 M tokens; J depends on them through second moments only, so it is minimised from the moments, to a gradient norm
-that is reported. For fixed V the optimum W solves (``S`` are covariances, ``R = Sxy/d_t + (α/d_s) Sxx Vᵀ + (α/d_t) Vᵀ Syy``)
+for centred rows (the best biases are ``ȳ − x̄W`` and ``x̄ − ȳV``, whatever the maps: they bring all
+four residuals to mean zero at once). The paper runs Adam over some 100 M tokens; J depends on them
+through second moments only, so it is minimised from the moments, to a gradient norm that is
+reported. For fixed V the optimum W solves (``S`` are covariances, ``R = Sxy/d_t + (α/d_s) Sxx Vᵀ +
+(α/d_t) Vᵀ Syy``)
 
     (Sxx/d_t + (α/d_t) VᵀSyyV + λ_W I) W + (α/d_s) Sxx W VVᵀ = R,
 
-exactly, by two eigendecompositions (`_solve_step`); V likewise with the roles swapped. The two are alternated, with Anderson acceleration on V
-(Walker & Ni 2011), which is safeguarded: a step that raises J is not taken. J is biquadratic, not convex: `TwoWay.starts` shows what other starts reach.
+exactly, by two eigendecompositions (`_solve_step`); V likewise with the roles swapped. The two are
+alternated, with Anderson acceleration on V (Walker & Ni 2011), which is safeguarded: a step that
+raises J is not taken. J is biquadratic, not convex: `TwoWay.starts` shows what other starts reach.
 
-The ridge terms are ``λ_W = alpha·tr(Sxx)/(d_s d_t)`` and ``λ_V = alpha·tr(Syy)/(d_t d_s)``: as in `Ridge`, relative to the mean variance of the predicting side.
+The ridge terms are ``λ_W = alpha·tr(Sxx)/(d_s d_t)`` and ``λ_V = alpha·tr(Syy)/(d_t d_s)``: as in
+`Ridge`, relative to the mean variance of the predicting side.
 """
 
 import math
@@ -26,10 +31,19 @@ from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments, Pair
 from lrt_lens.moments._scatter import Scatter
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching.solvers._ridge import Ridge
-from lrt_lens.stitching.solvers._solver import FoldErrors, Setting, Side, Solver, held_out_errors, unit_scale
+from lrt_lens.stitching.solvers._solver import (
+    FoldErrors,
+    Setting,
+    Side,
+    Solver,
+    held_out_errors,
+    unit_scale,
+)
 
 _FLOOR = 1e-9
-"""Least share of the mean variance that is added to the diagonal of a scatter matrix before it is factored: the step needs it positive."""
+"""Least share of the mean variance that is added to the diagonal of a scatter matrix before it is
+factored: the step needs it positive.
+"""
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,11 @@ class TwoWayTerms:
 
     def total(self, inversion_weight: float) -> float:
         """J."""
-        return self.up + self.down + inversion_weight * (self.source_round_trip + self.target_round_trip)
+        return (
+            self.up
+            + self.down
+            + inversion_weight * (self.source_round_trip + self.target_round_trip)
+        )
 
 
 @dataclass(frozen=True)
@@ -79,7 +97,8 @@ class TwoWay(Solver):
     inversion_weight: float = 1.0
     """α of eq. 3; the paper takes 1 of {0, 0.1, 1, 10}."""
     alpha: float | None = None
-    """Ridge term; 0 is the paper's objective, None chooses from ``alphas`` by the held-out eq. 3."""
+    """Ridge term; 0 is the paper's objective, None chooses from ``alphas`` by the held-out eq. 3.
+    """
     alphas: tuple[float, ...] = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
     standardize: bool = False
     """Scale all dimensions to unit variance first: otherwise the few massive ones are most of J."""
@@ -92,11 +111,16 @@ class TwoWay(Solver):
     joint: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name, value in (("inversion_weight", self.inversion_weight), ("alpha", 0.0 if self.alpha is None else self.alpha)):
+        for name, value in (
+            ("inversion_weight", self.inversion_weight),
+            ("alpha", 0.0 if self.alpha is None else self.alpha),
+        ):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} is {value!r}; expected a number of at least 0")
         if not self.alphas or not all(0 <= alpha < math.inf for alpha in self.alphas):
-            raise ValueError(f"alphas is {self.alphas!r}; expected penalties of at least 0 to choose from")
+            raise ValueError(
+                f"alphas is {self.alphas!r}; expected penalties of at least 0 to choose from"
+            )
 
     @property
     def name(self) -> str:
@@ -108,19 +132,27 @@ class TwoWay(Solver):
         fits = JointFits(moments, self)
         return TwoWaySide(fits, down=False), TwoWaySide(fits, down=True)
 
-    def minimise(self, fit: Scatter, alpha: float = 0.0, start: tuple[Tensor, Tensor] | None = None) -> TwoWaySolution:
+    def minimise(
+        self, fit: Scatter, alpha: float = 0.0, start: tuple[Tensor, Tensor] | None = None
+    ) -> TwoWaySolution:
         """A minimum of the objective on one scatter, from the ridge pair or from ``start`` (W, V)."""
         problem = TwoWayProblem.of(fit, self.inversion_weight, alpha)
         up, down = start or _ridge_pair(fit)
         return _alternate(problem, up, down, self)
 
-    def starts(self, fit: Scatter, alpha: float = 0.0, n_random: int = 3, seed: int = 0) -> list[TwoWaySolution]:
-        """Minima from the ridge pair, from transposed cross-covariances and from ``n_random`` draws: their spread says how unique the first is."""
+    def starts(
+        self, fit: Scatter, alpha: float = 0.0, n_random: int = 3, seed: int = 0
+    ) -> list[TwoWaySolution]:
+        """Minima from the ridge pair, from transposed cross-covariances and from ``n_random``
+        draws: their spread says how unique the first is.
+        """
         generator = torch.Generator().manual_seed(seed)
         d_s, d_t = fit.xy.shape
         begun = [_ridge_pair(fit), (fit.xy / fit.xy.norm(), fit.xy.T / fit.xy.norm())]
         for _ in range(n_random):
-            draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=fit.xy.dtype).to(fit.xy.device)  # noqa: E731
+            draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=fit.xy.dtype).to(  # noqa: E731
+                fit.xy.device
+            )
             begun.append((draw(d_s, d_t) / d_s**0.5, draw(d_t, d_s) / d_t**0.5))
         return [self.minimise(fit, alpha, start) for start in begun]
 
@@ -142,16 +174,22 @@ class TwoWayProblem:
         d_s, d_t = scatter.xy.shape
         xx, yy = scatter.xx / scatter.n, scatter.yy / scatter.n
         unit_up, unit_down = float(xx.trace()) / (d_s * d_t), float(yy.trace()) / (d_s * d_t)
-        return cls(xx, yy, scatter.xy / scatter.n, inversion_weight, alpha * unit_up, alpha * unit_down)
+        return cls(
+            xx, yy, scatter.xy / scatter.n, inversion_weight, alpha * unit_up, alpha * unit_down
+        )
 
     def swapped(self) -> "TwoWayProblem":
         """With the models exchanged."""
-        return TwoWayProblem(self.yy, self.xx, self.xy.T, self.inversion_weight, self.penalty_down, self.penalty_up)
+        return TwoWayProblem(
+            self.yy, self.xx, self.xy.T, self.inversion_weight, self.penalty_down, self.penalty_up
+        )
 
     def terms(self, up: Tensor, down: Tensor) -> TwoWayTerms:
         """The four terms."""
         d_s, d_t = self.xy.shape
-        error = lambda own, cross, other, weight: float(own.trace() - 2 * (weight * cross).sum() + (weight * (other @ weight)).sum())  # noqa: E731
+        error = lambda own, cross, other, weight: float(  # noqa: E731
+            own.trace() - 2 * (weight * cross).sum() + (weight * (other @ weight)).sum()
+        )
         around, back = up @ down, down @ up
         return TwoWayTerms(
             up=error(self.yy, self.xy, self.xx, up) / d_t,
@@ -162,7 +200,9 @@ class TwoWayProblem:
 
     def objective(self, up: Tensor, down: Tensor) -> float:
         """J with the ridge terms."""
-        penalty = self.penalty_up * float((up**2).sum()) + self.penalty_down * float((down**2).sum())
+        penalty = self.penalty_up * float((up**2).sum()) + self.penalty_down * float(
+            (down**2).sum()
+        )
         return self.terms(up, down).total(self.inversion_weight) + penalty
 
     def gradient(self, up: Tensor, down: Tensor) -> Tensor:
@@ -178,14 +218,18 @@ class TwoWayProblem:
 
     def gradient_norm(self, up: Tensor, down: Tensor) -> float:
         """Over both maps."""
-        return math.hypot(float(self.gradient(up, down).norm()), float(self.swapped().gradient(down, up).norm()))
+        return math.hypot(
+            float(self.gradient(up, down).norm()), float(self.swapped().gradient(down, up).norm())
+        )
 
     def best_up(self, down: Tensor, factor: Tensor) -> Tensor:
         """The W that minimises J for a V; ``factor`` is the Cholesky factor of Sxx."""
         d_s, d_t = self.xy.shape
         a = self.inversion_weight
         if a == 0:
-            system = self.xx / d_t + self.penalty_up * torch.eye(d_s, dtype=self.xx.dtype, device=self.xx.device)
+            system = self.xx / d_t + self.penalty_up * torch.eye(
+                d_s, dtype=self.xx.dtype, device=self.xx.device
+            )
             return torch.linalg.solve(system, self.xy / d_t)
         down_yy = down.T @ self.yy
         right = self.xy / d_t + (a / d_s) * (self.xx @ down.T) + (a / d_t) * down_yy
@@ -194,23 +238,32 @@ class TwoWayProblem:
         return _solve_step(factor, middle, (a / d_s) * (down @ down.T), right, 1 / d_t)
 
 
-def _solve_step(factor: Tensor, middle: Tensor, outer: Tensor, right: Tensor, one_way: float) -> Tensor:
-    """Solve ``(one_way·S + middle) W + S W outer = right`` with ``S = factor factorᵀ``, ``middle`` and ``outer`` symmetric.
+def _solve_step(
+    factor: Tensor, middle: Tensor, outer: Tensor, right: Tensor, one_way: float
+) -> Tensor:
+    """Solve ``(one_way·S + middle) W + S W outer = right`` with ``S = factor factorᵀ``, ``middle``
+    and ``outer`` symmetric.
 
-    ``factor⁻¹ middle factor⁻ᵀ = U diag(λ) Uᵀ``, ``T = factor⁻ᵀ U`` (so ``TᵀST = I``) and ``outer = Q diag(γ) Qᵀ`` make it one division:
-    ``W = T [(Tᵀ right Q)_ij / (one_way + λ_i + γ_j)] Qᵀ``.
+    ``factor⁻¹ middle factor⁻ᵀ = U diag(λ) Uᵀ``, ``T = factor⁻ᵀ U`` (so ``TᵀST = I``) and ``outer =
+    Q diag(γ) Qᵀ`` make it one division: ``W = T [(Tᵀ right Q)_ij / (one_way + λ_i + γ_j)] Qᵀ``.
     """
     triangular = torch.linalg.solve_triangular
     whitened = triangular(factor, triangular(factor, middle, upper=False).T, upper=False)
     values, vectors = torch.linalg.eigh((whitened + whitened.T) / 2)
     basis = triangular(factor.T, vectors, upper=True)
     gains, rotation = torch.linalg.eigh(outer)
-    divided = (basis.T @ right @ rotation) / (one_way + values.clamp_min(0)[:, None] + gains.clamp_min(0))
+    divided = (basis.T @ right @ rotation) / (
+        one_way + values.clamp_min(0)[:, None] + gains.clamp_min(0)
+    )
     return basis @ divided @ rotation.T
 
 
-def _alternate(problem: TwoWayProblem, up: Tensor, down: Tensor, settings: TwoWay) -> TwoWaySolution:
-    """Exact solves for W and V in turn, extrapolated by Anderson's mixing of the last V's; ``up`` is what the first V is solved for."""
+def _alternate(
+    problem: TwoWayProblem, up: Tensor, down: Tensor, settings: TwoWay
+) -> TwoWaySolution:
+    """Exact solves for W and V in turn, extrapolated by Anderson's mixing of the last V's; ``up``
+    is what the first V is solved for.
+    """
     swapped = problem.swapped()
     factor_x, factor_y = _factor(problem.xx), _factor(problem.yy)
     scale = problem.gradient_norm(torch.zeros_like(up), torch.zeros_like(down)) or 1.0
@@ -222,7 +275,8 @@ def _alternate(problem: TwoWayProblem, up: Tensor, down: Tensor, settings: TwoWa
         new_down = swapped.best_up(new_up, factor_y)
         value = problem.objective(new_up, new_down)
         if value > best_value * (1 + 1e-9) and history.steps:
-            # The extrapolation went too far: back to the last plain step, and forget what it was made from.
+            # The extrapolation went too far: back to the last plain step, and forget what it was
+            # made from.
             down = history.plain
             history = Anderson(settings.memory)
             continue
@@ -238,9 +292,15 @@ def _alternate(problem: TwoWayProblem, up: Tensor, down: Tensor, settings: TwoWa
         down = history.plain
         gradient = problem.gradient_norm(up, down)
     return TwoWaySolution(
-        up=up, down=down, terms=problem.terms(up, down), objective=problem.objective(up, down), gradient_norm=gradient,
-        relative_gradient=gradient / scale, sweeps=sweeps, converged=gradient <= settings.tolerance * scale,
-    )  # fmt: skip
+        up=up,
+        down=down,
+        terms=problem.terms(up, down),
+        objective=problem.objective(up, down),
+        gradient_norm=gradient,
+        relative_gradient=gradient / scale,
+        sweeps=sweeps,
+        converged=gradient <= settings.tolerance * scale,
+    )
 
 
 class Anderson:
@@ -254,7 +314,9 @@ class Anderson:
         self._residuals: list[Tensor] = []
 
     def mixed(self, point: Tensor, image: Tensor, factor: Tensor) -> Tensor:
-        """The next point, from ``image = G(point)``; residuals are weighed by the metric ``factor factorᵀ``."""
+        """The next point, from ``image = G(point)``; residuals are weighed by the metric ``factor
+        factorᵀ``.
+        """
         self.plain, self.steps = image, self.steps + 1
         self._points.append(image)
         self._residuals.append((factor.T @ (image - point)).flatten())
@@ -264,20 +326,30 @@ class Anderson:
         latest = self._residuals[-1]
         differences = torch.stack([latest - earlier for earlier in self._residuals[:-1]], 1)
         normal = differences.T @ differences
-        normal.diagonal().add_(1e-12 * float(normal.diagonal().max()) + torch.finfo(normal.dtype).tiny)
+        normal.diagonal().add_(
+            1e-12 * float(normal.diagonal().max()) + torch.finfo(normal.dtype).tiny
+        )
         mixing = torch.linalg.solve(normal, differences.T @ latest)
-        step = sum(weight * (image - earlier) for weight, earlier in zip(mixing, self._points[:-1], strict=True))
+        step = sum(
+            weight * (image - earlier)
+            for weight, earlier in zip(mixing, self._points[:-1], strict=True)
+        )
         return image - step
 
 
 def _factor(covariance: Tensor) -> Tensor:
     floor = _FLOOR * float(covariance.diagonal().mean()) or torch.finfo(covariance.dtype).tiny
-    return torch.linalg.cholesky(covariance + floor * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device))
+    return torch.linalg.cholesky(
+        covariance
+        + floor * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    )
 
 
 def _ridge_pair(fit: Scatter) -> tuple[Tensor, Tensor]:
     both = (fit, fit.swapped())
-    up, down = (Ridge().decompose(scatter.xx).solve(scatter, 1e-4, "", "").weight for scatter in both)
+    up, down = (
+        Ridge().decompose(scatter.xx).solve(scatter, 1e-4, "", "").weight for scatter in both
+    )
     return up, down
 
 
@@ -296,16 +368,21 @@ class JointFits:
         if key not in self._solved:
             self._solved = {k: v for k, v in self._solved.items() if k[0] == pair}
             self._latest = {k: v for k, v in self._latest.items() if k[0] == pair}
-            self._solved[key] = self._solve(self.moments.scatter(pair, parts), alpha, pair, self.solver, key[:2])
+            self._solved[key] = self._solve(
+                self.moments.scatter(pair, parts), alpha, pair, self.solver, key[:2]
+            )
         return self._solved[key]
 
     def null_maps(self, pair: Pair, alpha: float) -> tuple[AffineMap, AffineMap]:
         """Of shuffled pairs."""
         key = (pair, (), alpha)
         if key not in self._solved:
-            # Nothing links shuffled streams, so the minimum is flat, and how precisely it is met does not matter.
+            # Nothing links shuffled streams, so the minimum is flat, and how precisely it is met
+            # does not matter.
             loose = replace(self.solver, tolerance=1e-3, max_sweeps=50)
-            self._solved[key] = self._solve(self.moments.null_scatter(pair, test=False), alpha, pair, loose, None)
+            self._solved[key] = self._solve(
+                self.moments.null_scatter(pair, test=False), alpha, pair, loose, None
+            )
         return self._solved[key]
 
     def alpha(self, pair: Pair) -> float:
@@ -323,11 +400,20 @@ class JointFits:
         up, down = self.maps(pair, tuple(p for p in FIT_PARTS if p != k), alpha)
         held_out = self.moments.scatter(pair, (k,))
         units = _units(held_out, self.solver)
-        problem = TwoWayProblem.of(held_out if units is None else held_out.scaled(*units), self.solver.inversion_weight)
-        return problem.terms(*_in_units(up.weight, down.weight, units)).total(self.solver.inversion_weight)
+        problem = TwoWayProblem.of(
+            held_out if units is None else held_out.scaled(*units), self.solver.inversion_weight
+        )
+        return problem.terms(*_in_units(up.weight, down.weight, units)).total(
+            self.solver.inversion_weight
+        )
 
     def _solve(
-        self, fit: Scatter, alpha: float, pair: Pair, solver: TwoWay, remembered: tuple[Pair, tuple[int, ...]] | None
+        self,
+        fit: Scatter,
+        alpha: float,
+        pair: Pair,
+        solver: TwoWay,
+        remembered: tuple[Pair, tuple[int, ...]] | None,
     ) -> tuple[AffineMap, AffineMap]:
         units = _units(fit, solver)
         # The same rows under another penalty are a good place to start.
@@ -344,11 +430,19 @@ class JointFits:
 
 
 def _units(scatter: Scatter, solver: TwoWay) -> tuple[Tensor, Tensor] | None:
-    """([d_source], [d_target]) factors that bring dimensions to unit variance; None where the solver takes them as they are."""
-    return (unit_scale(scatter.second_x.diagonal), unit_scale(scatter.variance)) if solver.standardize else None
+    """([d_source], [d_target]) factors that bring dimensions to unit variance; None where the
+    solver takes them as they are.
+    """
+    return (
+        (unit_scale(scatter.second_x.diagonal), unit_scale(scatter.variance))
+        if solver.standardize
+        else None
+    )
 
 
-def _in_units(up: Tensor, down: Tensor, units: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+def _in_units(
+    up: Tensor, down: Tensor, units: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
     """The same maps between streams whose dimensions are multiplied by ``units``."""
     if units is None:
         return up, down

@@ -1,11 +1,16 @@
-"""The curve over n/d: 1 by algebra while the map interpolates, whatever the source; the other arms are what numpy says."""
+"""The curve over n/d: 1 by algebra while the map interpolates, whatever the source; the other arms
+are what numpy says.
+"""
 
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lrt_lens.adapters.concepts._concept_interpolation import ConceptInterpolation, evaluate_interpolation
+from lrt_lens.adapters.concepts._concept_interpolation import (
+    ConceptInterpolation,
+    evaluate_interpolation,
+)
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._pair import ModelPair
@@ -14,20 +19,35 @@ from lrt_lens.stitching._stitch import Stitch
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird", "dog", "king", "queen", "boy")
 ENDS = [f"{PLACES[i % 10]} under the {PLACES[(i // 10 + 3 * i + 1) % 10]}" for i in range(28)]
-MOOD = ContrastSet([f"the happy cat sang in the {e}" for e in ENDS], [f"the sad cat slept on the {e}" for e in ENDS], name="mood")
-COLOUR = ContrastSet([f"she saw a red {e}" for e in ENDS], [f"she saw a blue {e}" for e in ENDS], name="colour")
+MOOD = ContrastSet(
+    [f"the happy cat sang in the {e}" for e in ENDS],
+    [f"the sad cat slept on the {e}" for e in ENDS],
+    name="mood",
+)
+COLOUR = ContrastSet(
+    [f"she saw a red {e}" for e in ENDS], [f"she saw a blue {e}" for e in ENDS], name="colour"
+)
 
 
 @pytest.fixture(scope="module")
 def stitch(pair: ModelPair, corpus: list[str]) -> Stitch:
-    return fit_stitches(pair, corpus, n_tokens=None, context_length=32, null=False, progress=False)[1, 2]
+    return fit_stitches(pair, corpus, n_tokens=None, context_length=32, null=False, progress=False)[
+        1, 2
+    ]
 
 
 @pytest.fixture(scope="module")
 def found(pair: ModelPair, stitch: Stitch) -> ConceptInterpolation:
     return evaluate_interpolation(
-        pair, [MOOD, COLOUR], source_hook=1, target_hook=2, counts=[8, 14, 40], stitch=stitch, n_draws=2, progress=False
-    )  # fmt: skip
+        pair,
+        [MOOD, COLOUR],
+        source_hook=1,
+        target_hook=2,
+        counts=[8, 14, 40],
+        stitch=stitch,
+        n_draws=2,
+        progress=False,
+    )
 
 
 def cosines(found: ConceptInterpolation, arm: str, n: int) -> np.ndarray:
@@ -35,13 +55,17 @@ def cosines(found: ConceptInterpolation, arm: str, n: int) -> np.ndarray:
     return table.loc[(table["arm"] == arm) & (table["n"] == n), "cosine"].to_numpy()
 
 
-def test_below_d_texts_the_own_map_returns_the_native_vector_even_of_a_random_source(found: ConceptInterpolation) -> None:
+def test_below_d_texts_the_own_map_returns_the_native_vector_even_of_a_random_source(
+    found: ConceptInterpolation,
+) -> None:
     for n in (8, 14):
         for arm in ("own", "noise_source"):
             np.testing.assert_allclose(cosines(found, arm, n), 1, atol=1e-6)
     assert (cosines(found, "own", 40) < 1 - 1e-5).all()
     assert (cosines(found, "noise_source", 40) < 0.995).all()
-    assert found.table.loc[found.table["arm"] == "own"].groupby("n")["interpolates"].all().to_dict() == {8: True, 14: True, 40: False}
+    assert found.table.loc[found.table["arm"] == "own"].groupby("n")[
+        "interpolates"
+    ].all().to_dict() == {8: True, 14: True, 40: False}
 
 
 def test_arms_learnt_elsewhere_do_not(found: ConceptInterpolation) -> None:
@@ -51,11 +75,20 @@ def test_arms_learnt_elsewhere_do_not(found: ConceptInterpolation) -> None:
 
 def test_every_arm_is_there_for_both_concepts(found: ConceptInterpolation) -> None:
     arms = {
-        "own", "noise_source", "own_disjoint", "own_disjoint_ridge", "other", "other_ridge", "shuffled", "random", "native_other_texts", "stitch",
-    }  # fmt: skip
-    assert set(map(tuple, found.table[["concept", "arm"]].drop_duplicates().to_numpy().tolist())) == {
-        (concept, arm) for concept in ("mood", "colour") for arm in arms
+        "own",
+        "noise_source",
+        "own_disjoint",
+        "own_disjoint_ridge",
+        "other",
+        "other_ridge",
+        "shuffled",
+        "random",
+        "native_other_texts",
+        "stitch",
     }
+    assert set(
+        map(tuple, found.table[["concept", "arm"]].drop_duplicates().to_numpy().tolist())
+    ) == {(concept, arm) for concept in ("mood", "colour") for arm in arms}
     assert found.n_held_out == {"mood": 7, "colour": 7}
     assert len(found.summary) == len(found.table) // 2
     assert "noise_source" in found._repr_html_()
@@ -74,7 +107,10 @@ def test_bad_counts_sets_and_stitches_are_refused(pair: ModelPair, stitch: Stitc
     for counts in ([7], [2], [400], []):
         with pytest.raises(ValueError, match=r"expected even numbers from 4 to 42"):
             evaluate_interpolation(pair, [MOOD, COLOUR], counts=counts, **options)
-    with pytest.raises(ValueError, match=r"1 contrast set\(s\) given; a map fitted on another concept needs at least two"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 contrast set\(s\) given; a map fitted on another concept needs at least two",
+    ):
         evaluate_interpolation(pair, [MOOD], **options)
     with pytest.raises(MismatchError, match="this stitch starts at"):
         evaluate_interpolation(pair, [MOOD, COLOUR], source_hook=0, target_hook=2, stitch=stitch)

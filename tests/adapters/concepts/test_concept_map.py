@@ -1,4 +1,6 @@
-"""Concept maps: L-Cross's formula, what interpolation does to it, two tokenizers, files and refusals."""
+"""Concept maps: L-Cross's formula, what interpolation does to it, two tokenizers, files and
+refusals.
+"""
 
 import logging
 from collections.abc import Callable
@@ -22,7 +24,9 @@ PLACES = ("house", "garden", "tree", "river", "stone", "bird", "dog", "king", "q
 
 
 def mood(n: int, name: str = "mood") -> ContrastSet:
-    """n pairs of twelve-token texts; the last word differs by pair and side, so that all rows differ."""
+    """n pairs of twelve-token texts; the last word differs by pair and side, so that all rows
+    differ.
+    """
     ends = [(PLACES[i % 10], PLACES[(i // 10 + 3 * i + 1) % 10]) for i in range(n)]
     return ContrastSet(
         [f"the happy cat sang in the {a} and it was good under the {b}" for a, b in ends],
@@ -35,7 +39,9 @@ def colour(n: int) -> ContrastSet:
     """n pairs of another concept."""
     ends = [(PLACES[i % 10], PLACES[(i // 10 + 7 * i + 2) % 10]) for i in range(n)]
     return ContrastSet(
-        [f"she saw a red {a} then a {b}" for a, b in ends], [f"she saw a blue {a} then a {b}" for a, b in ends], name="colour"
+        [f"she saw a red {a} then a {b}" for a, b in ends],
+        [f"she saw a blue {a} then a {b}" for a, b in ends],
+        name="colour",
     )
 
 
@@ -55,29 +61,46 @@ def native(pair: ModelPair, contrast: ContrastSet) -> SteeringVector:
     return SteeringVector.mean_difference(pair.target, contrast, at=2)
 
 
-# ---------------------------------------------------------------------------------------------------------------- the paper's map
+# ---------------------------------------------------------------------------------- the paper's map
 
 
 @pytest.mark.parametrize("read", ["last", "mean"])
 def test_transfer_is_the_papers_formula(pair: ModelPair, read: Any) -> None:
     found = ConceptMap.fit(pair, mood(20), source_hook=1, target_hook=2, read=read)
-    x, y = (read_activations(model, mood(20).texts, hook, read).double().numpy() for model, hook in ((pair.source, 1), (pair.target, 2)))
+    x, y = (
+        read_activations(model, mood(20).texts, hook, read).double().numpy()
+        for model, hook in ((pair.source, 1), (pair.target, 2))
+    )
     vector = SteeringVector.mean_difference(pair.source, mood(20), at=1, read=read)
     expected = 1.5 * vector.direction.double().numpy() @ (np.linalg.pinv(x) @ y)
     moved = found.transfer(vector, scale=1.5)
     np.testing.assert_allclose(moved.direction.numpy(), expected, rtol=1e-3, atol=1e-4)
-    assert (moved.hook, moved.model, moved.method) == ("blocks.2.hook_resid_post", pair.target.identity, "mean_difference, concept map")
-    assert moved.median_norm == pytest.approx(np.sort(np.linalg.norm(y, axis=1))[len(y) // 2 - 1], rel=1e-5)
+    assert (moved.hook, moved.model, moved.method) == (
+        "blocks.2.hook_resid_post",
+        pair.target.identity,
+        "mean_difference, concept map",
+    )
+    assert moved.median_norm == pytest.approx(
+        np.sort(np.linalg.norm(y, axis=1))[len(y) // 2 - 1], rel=1e-5
+    )
 
 
-def test_with_fewer_texts_than_dimensions_the_own_vector_comes_out(pair: ModelPair, few: ConceptMap) -> None:
+def test_with_fewer_texts_than_dimensions_the_own_vector_comes_out(
+    pair: ModelPair, few: ConceptMap
+) -> None:
     (vector,) = few.learn(pair.source, mood(6))
     assert few.interpolates
-    torch.testing.assert_close(few.transfer(vector).direction, native(pair, mood(6)).direction, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        few.transfer(vector).direction, native(pair, mood(6)).direction, rtol=1e-3, atol=1e-4
+    )
 
 
-def test_and_it_comes_out_of_a_source_that_is_another_models_noise(load: Callable[..., Any], pair: ModelPair) -> None:
-    """The source is a random model that has nothing to do with the target: the map returns the target's own vector all the same."""
+def test_and_it_comes_out_of_a_source_that_is_another_models_noise(
+    load: Callable[..., Any], pair: ModelPair
+) -> None:
+    """The source is a random model that has nothing to do with the target: the map returns the
+    target's own vector all the same.
+    """
     stranger = load("gpt2", d=16, layers=2, seed=99)
     found = ConceptMap.fit((stranger, pair.target), mood(6), source_hook=0, target_hook=2)
     (vector,) = found.learn(stranger, mood(6))
@@ -93,33 +116,48 @@ def test_with_more_texts_than_dimensions_it_does_not(pair: ModelPair, many: Conc
 
 
 def test_a_model_and_itself_are_joined_by_the_identity(pair: ModelPair) -> None:
-    found = ConceptMap.fit((pair.source, pair.source), [mood(20), colour(20)], source_hook=1, target_hook=1)
+    found = ConceptMap.fit(
+        (pair.source, pair.source), [mood(20), colour(20)], source_hook=1, target_hook=1
+    )
     torch.testing.assert_close(found.layers[0].map.weight, torch.eye(16), atol=1e-3, rtol=0)
     assert found.layers[0].r2 == pytest.approx(1, abs=1e-5)
-    assert found.layers[0].cosines == {"mood": pytest.approx(1, abs=1e-5), "colour": pytest.approx(1, abs=1e-5)}
+    assert found.layers[0].cosines == {
+        "mood": pytest.approx(1, abs=1e-5),
+        "colour": pytest.approx(1, abs=1e-5),
+    }
 
 
 def test_held_out_cosines_carry_each_pair_by_a_map_that_never_saw_it(pair: ModelPair) -> None:
     contrast = mood(4)
     found = ConceptMap.fit(pair, contrast, source_hook=1, target_hook=2, n_folds=4).layers[0]
-    x, y = (read_activations(model, contrast.texts, hook).double().numpy() for model, hook in ((pair.source, 1), (pair.target, 2)))
+    x, y = (
+        read_activations(model, contrast.texts, hook).double().numpy()
+        for model, hook in ((pair.source, 1), (pair.target, 2))
+    )
     gaps = []
     for i in range(4):
         kept = [j for j in range(8) if j % 4 != i]
         gaps.append((x[i] - x[i + 4]) @ (np.linalg.pinv(x[kept], rcond=1e-6) @ y[kept]))
     gap, own = np.mean(gaps, axis=0), (y[:4] - y[4:]).mean(0)
-    assert found.cosines["mood"] == pytest.approx(gap @ own / np.linalg.norm(gap) / np.linalg.norm(own), abs=1e-6)
+    assert found.cosines["mood"] == pytest.approx(
+        gap @ own / np.linalg.norm(gap) / np.linalg.norm(own), abs=1e-6
+    )
 
 
-# ------------------------------------------------------------------------------------------------------- tokenizers, layers, recipes
+# ---------------------------------------------------------------------- tokenizers, layers, recipes
 
 
 def test_models_of_different_tokenizers_are_joined(
     build_hf: Callable[..., Any], train_tokenizer: Callable[..., Any], pair: ModelPair
 ) -> None:
-    other = HookedModel.load(build_hf("llama", d=24, layers=2, seed=4), tokenizer=train_tokenizer(bos=False, vocabulary=300))
+    other = HookedModel.load(
+        build_hf("llama", d=24, layers=2, seed=4),
+        tokenizer=train_tokenizer(bos=False, vocabulary=300),
+    )
     assert ModelPair(pair.source, other).aligned
-    found = ConceptMap.fit((pair.source, other), [mood(12), colour(12)], source_hook=1, target_hook=1, method="ridge")
+    found = ConceptMap.fit(
+        (pair.source, other), [mood(12), colour(12)], source_hook=1, target_hook=1, method="ridge"
+    )
     (vector,) = found.learn(pair.source, mood(12))
     moved = found.transfer(vector)
     assert moved.model == other.identity
@@ -132,7 +170,10 @@ def test_several_layers_get_a_map_each_and_steer_together(pair: ModelPair) -> No
     found = ConceptMap.fit(pair, mood(10), source_hook=[0, 1], target_hook=[1, 2])
     vectors = found.learn(pair.source, mood(10), by="principal_component")
     moved = [found.transfer(vector) for vector in vectors]
-    assert [vector.hook for vector in moved] == ["blocks.1.hook_resid_post", "blocks.2.hook_resid_post"]
+    assert [vector.hook for vector in moved] == [
+        "blocks.1.hook_resid_post",
+        "blocks.2.hook_resid_post",
+    ]
     for at, to, vector in ((0, 1, moved[0]), (1, 2, moved[1])):
         alone = ConceptMap.fit(pair, mood(10), source_hook=at, target_hook=to)
         torch.testing.assert_close(alone.transfer(vectors[at]).direction, vector.direction)
@@ -146,7 +187,9 @@ def test_several_layers_get_a_map_each_and_steer_together(pair: ModelPair) -> No
     torch.testing.assert_close(pair.target.logits(text), before)
 
 
-def test_the_representation_and_the_log_say_n_d_rank_and_r2(pair: ModelPair, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_representation_and_the_log_say_n_d_rank_and_r2(
+    pair: ModelPair, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO):
         few = ConceptMap.fit(pair, mood(6), source_hook=1, target_hook=2)
     layer = few.layers[0]
@@ -172,43 +215,71 @@ def test_the_representation_and_the_log_say_n_d_rank_and_r2(pair: ModelPair, cap
     assert "returns the target's own vector" in few._repr_html_()
 
 
-def test_overlap_counts_the_texts_of_the_vector(pair: ModelPair, few: ConceptMap, tmp_path: Path) -> None:
-    half = ContrastSet([*mood(6).positive[:2], *colour(2).positive], [*mood(6).negative[:2], *colour(2).negative])
+def test_overlap_counts_the_texts_of_the_vector(
+    pair: ModelPair, few: ConceptMap, tmp_path: Path
+) -> None:
+    half = ContrastSet(
+        [*mood(6).positive[:2], *colour(2).positive], [*mood(6).negative[:2], *colour(2).negative]
+    )
     assert few.overlap(SteeringVector.mean_difference(pair.source, half, at=1)) == 0.5
     own = few.learn(pair.source, mood(6))[0]
     assert few.overlap(own) == 1
     assert few.overlap(SteeringVector.load(own.save(tmp_path / "own.safetensors"))) == 1
-    assert np.isnan(few.overlap(SteeringVector.load(few.learn(pair.source, colour(6))[0].save(tmp_path / "other.safetensors"))))
+    assert np.isnan(
+        few.overlap(
+            SteeringVector.load(
+                few.learn(pair.source, colour(6))[0].save(tmp_path / "other.safetensors")
+            )
+        )
+    )
 
 
-# -------------------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 def test_a_saved_map_comes_back(tmp_path: Path, pair: ModelPair) -> None:
-    found = ConceptMap.fit(pair, [mood(6), colour(5)], source_hook=[0, 1], target_hook=[1, 2], method="ridge")
+    found = ConceptMap.fit(
+        pair, [mood(6), colour(5)], source_hook=[0, 1], target_hook=[1, 2], method="ridge"
+    )
     loaded = ConceptMap.load(found.save(tmp_path / "map.safetensors"))
     assert repr(loaded) == repr(found)
-    assert (loaded.text_keys, loaded.digests, loaded.source, loaded.target) == (found.text_keys, found.digests, found.source, found.target)
+    assert (loaded.text_keys, loaded.digests, loaded.source, loaded.target) == (
+        found.text_keys,
+        found.digests,
+        found.source,
+        found.target,
+    )
     for vector in found.learn(pair.source, mood(6)):
-        torch.testing.assert_close(loaded.transfer(vector).direction, found.transfer(vector).direction)
+        torch.testing.assert_close(
+            loaded.transfer(vector).direction, found.transfer(vector).direction
+        )
     assert loaded.summary.equals(found.summary)
 
 
-def test_a_truncated_or_foreign_file_is_refused(tmp_path: Path, few: ConceptMap, pair: ModelPair) -> None:
+def test_a_truncated_or_foreign_file_is_refused(
+    tmp_path: Path, few: ConceptMap, pair: ModelPair
+) -> None:
     path = few.save(tmp_path / "map.safetensors")
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(FileFormatError, match="truncated or no safetensors file"):
         ConceptMap.load(path)
-    with pytest.raises(FileFormatError, match=r"has schema 'lrt_lens.vector/1'; expected 'lrt_lens.concept_map/1'"):
+    with pytest.raises(
+        FileFormatError, match=r"has schema 'lrt_lens.vector/1'; expected 'lrt_lens.concept_map/1'"
+    ):
         ConceptMap.load(few.learn(pair.source, mood(6))[0].save(tmp_path / "vector.safetensors"))
 
 
-# ----------------------------------------------------------------------------------------------------------------------- refusals
+# ----------------------------------------------------------------------------------------- refusals
 
 
-def test_vectors_of_another_model_or_hook_point_are_refused(pair: ModelPair, few: ConceptMap) -> None:
+def test_vectors_of_another_model_or_hook_point_are_refused(
+    pair: ModelPair, few: ConceptMap
+) -> None:
     (vector,) = few.learn(pair.source, mood(6))
-    with pytest.raises(MismatchError, match=r"learnt at 'blocks.0.hook_resid_post', but this map starts at \['blocks.1.hook_resid_post'\]"):
+    with pytest.raises(
+        MismatchError,
+        match=r"learnt at 'blocks.0.hook_resid_post', but this map starts at \['blocks.1.hook_resid_post'\]",
+    ):
         few.transfer(replace(vector, hook="blocks.0.hook_resid_post"))
     with pytest.raises(MismatchError, match="what is to be transferred was learnt on a model that"):
         few.transfer(SteeringVector.mean_difference(pair.target, mood(6), at=1))
@@ -233,7 +304,9 @@ def test_hook_points_that_are_not_there_are_refused(pair: ModelPair) -> None:
 def test_contrasts_without_contrast_and_too_few_texts_are_refused(pair: ModelPair) -> None:
     options: dict[str, Any] = {"source_hook": 1, "target_hook": 2}
     texts = list(mood(4).positive)
-    with pytest.raises(ValueError, match="contrast set 'one' has the same texts on both sides: one class"):
+    with pytest.raises(
+        ValueError, match="contrast set 'one' has the same texts on both sides: one class"
+    ):
         ConceptMap.fit(pair, ContrastSet(texts, texts[::-1], name="one"), **options)
     with pytest.raises(ValueError, match=r"holds 1 row\(s\); give at least 2"):
         ConceptMap.fit(pair, ContrastSet(texts[:1], texts[1:2]), **options)
@@ -256,9 +329,16 @@ def test_contrasts_without_contrast_and_too_few_texts_are_refused(pair: ModelPai
         apply_together(pair.target, [])
 
 
-def test_activations_that_are_nan_are_refused(build_hf: Callable[..., Any], tokenizer: Any, pair: ModelPair) -> None:
+def test_activations_that_are_nan_are_refused(
+    build_hf: Callable[..., Any], tokenizer: Any, pair: ModelPair
+) -> None:
     broken = build_hf("llama", d=16, layers=2, seed=1)
     with torch.no_grad():
         broken.model.layers[1].mlp.down_proj.weight.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="NaN or infinite on these texts"):
-        ConceptMap.fit((HookedModel.load(broken, tokenizer=tokenizer), pair.target), mood(4), source_hook=1, target_hook=2)
+        ConceptMap.fit(
+            (HookedModel.load(broken, tokenizer=tokenizer), pair.target),
+            mood(4),
+            source_hook=1,
+            target_hook=2,
+        )

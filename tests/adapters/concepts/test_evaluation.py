@@ -1,4 +1,6 @@
-"""Tables 1-3: arms where the answer is known, effects against a hand-made steered pass, several layers, refusals."""
+"""Tables 1-3: arms where the answer is known, effects against a hand-made steered pass, several
+layers, refusals.
+"""
 
 import math
 from typing import Any
@@ -8,7 +10,11 @@ import pytest
 import torch
 
 from lrt_lens.adapters.concepts._arms import vector_part
-from lrt_lens.adapters.concepts._evaluation import Concept, ConceptTransfer, evaluate_concept_transfer
+from lrt_lens.adapters.concepts._evaluation import (
+    Concept,
+    ConceptTransfer,
+    evaluate_concept_transfer,
+)
 from lrt_lens.adapters.concepts._rows import read_rows
 from lrt_lens.adapters.vectors._choices import ChoiceText
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
@@ -20,17 +26,34 @@ PLACES = ("house", "garden", "tree", "river", "stone", "bird", "dog", "king", "q
 ENDS = [f"{PLACES[i % 10]} under the {PLACES[(i // 10 + 3 * i + 1) % 10]}" for i in range(12)]
 PROMPTS = [f"the little boy saw the {place} and he" for place in PLACES]
 MOOD = Concept(
-    ContrastSet([f"the happy cat sang in the {e}" for e in ENDS], [f"the sad cat slept on the {e}" for e in ENDS], name="mood"),
+    ContrastSet(
+        [f"the happy cat sang in the {e}" for e in ENDS],
+        [f"the sad cat slept on the {e}" for e in ENDS],
+        name="mood",
+    ),
     ChoiceItems(PROMPTS, [" sang"] * 10, [" slept"] * 10),
 )
 COLOUR = Concept(
-    ContrastSet([f"she saw a red {e}" for e in ENDS], [f"she saw a blue {e}" for e in ENDS], name="colour"),
+    ContrastSet(
+        [f"she saw a red {e}" for e in ENDS], [f"she saw a blue {e}" for e in ENDS], name="colour"
+    ),
     ChoiceItems(PROMPTS[:6], [" took the red stone"] * 6, [" took a blue bird"] * 6),
 )
 ARMS = {
-    "source", "native", "own", "noise_source", "own_disjoint", "other", "shuffled", "own_disjoint_ridge", "other_ridge", "mean_only", "random",
-    "random_matched", "untransformed",
-}  # fmt: skip
+    "source",
+    "native",
+    "own",
+    "noise_source",
+    "own_disjoint",
+    "other",
+    "shuffled",
+    "own_disjoint_ridge",
+    "other_ridge",
+    "mean_only",
+    "random",
+    "random_matched",
+    "untransformed",
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +65,15 @@ def pair(load: Any) -> ModelPair:
 @pytest.fixture(scope="module")
 def result(pair: ModelPair, corpus: list[str]) -> ConceptTransfer:
     return evaluate_concept_transfer(
-        pair, [MOOD, COLOUR], source_hook=1, target_hook=2, neutral=corpus[:8], betas=(-1.0, 1.0), damage=0.05, n_random=2, progress=False
+        pair,
+        [MOOD, COLOUR],
+        source_hook=1,
+        target_hook=2,
+        neutral=corpus[:8],
+        betas=(-1.0, 1.0),
+        damage=0.05,
+        n_random=2,
+        progress=False,
     )
 
 
@@ -54,20 +85,26 @@ def test_every_arm_is_measured_on_both_concepts(result: ConceptTransfer) -> None
     assert (none["effect"] == 0).all()
 
 
-def test_with_few_texts_the_own_arm_and_the_one_without_a_source_are_native(result: ConceptTransfer) -> None:
+def test_with_few_texts_the_own_arm_and_the_one_without_a_source_are_native(
+    result: ConceptTransfer,
+) -> None:
     """Twelve texts, 16 dimensions: table 1 of the paper."""
     rows = result.summary.set_index(["concept", "arm"])
     for concept in ("mood", "colour"):
         for arm in ("own", "noise_source"):
             assert rows.loc[(concept, arm), "cosine"] == pytest.approx(1, abs=1e-5)
-            assert rows.loc[(concept, arm), "effect"] == pytest.approx(rows.loc[(concept, "native"), "effect"], abs=1e-3)
+            assert rows.loc[(concept, arm), "effect"] == pytest.approx(
+                rows.loc[(concept, "native"), "effect"], abs=1e-3
+            )
         assert rows.loc[(concept, "other"), "cosine"] < 0.99
     distance = result.distance_to_self().set_index("arm")["mean"]
     assert distance["own"] < 0.05
     assert distance["other"] > 10 * distance["own"]
 
 
-def test_numbers_are_those_of_a_pass_steered_by_hand(pair: ModelPair, result: ConceptTransfer) -> None:
+def test_numbers_are_those_of_a_pass_steered_by_hand(
+    pair: ModelPair, result: ConceptTransfer
+) -> None:
     (vector,) = result.vectors["mood", "other"]
     text = ChoiceText(pair.target, MOOD.items, 2)
     before, after = text.propensity(), text.propensity(vector.hook_at(-1.0))
@@ -78,26 +115,41 @@ def test_numbers_are_those_of_a_pass_steered_by_hand(pair: ModelPair, result: Co
     assert row["effect_low"] <= row["effect"] <= row["effect_high"]
 
 
-def test_vectors_are_learnt_from_the_same_part_on_both_sides(pair: ModelPair, result: ConceptTransfer) -> None:
+def test_vectors_are_learnt_from_the_same_part_on_both_sides(
+    pair: ModelPair, result: ConceptTransfer
+) -> None:
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))[:6].tolist()
-    part = ContrastSet([MOOD.contrast.positive[i] for i in order], [MOOD.contrast.negative[i] for i in order])
+    part = ContrastSet(
+        [MOOD.contrast.positive[i] for i in order], [MOOD.contrast.negative[i] for i in order]
+    )
     for arm, model, hook in (("native", pair.target, 2), ("source", pair.source, 1)):
         expected = SteeringVector.mean_difference(model, part, at=hook)
-        torch.testing.assert_close(result.vectors["mood", arm][0].direction, expected.direction, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(
+            result.vectors["mood", arm][0].direction, expected.direction, atol=1e-4, rtol=1e-3
+        )
 
 
 def test_random_maps_are_raw_and_as_long_as_the_native_vector(result: ConceptTransfer) -> None:
     ratios = result.summary.set_index(["concept", "arm"])["norm_ratio"]
     assert ratios["mood", "random_matched"] == pytest.approx(1)
-    assert ratios["mood", "random"] > 1.5  # entries of variance 1 lengthen a vector by √16 where the streams are alike
+    assert (
+        ratios["mood", "random"] > 1.5
+    )  # entries of variance 1 lengthen a vector by √16 where the streams are alike
 
 
 def test_equal_damage_lies_between_two_measured_strengths(result: ConceptTransfer) -> None:
     rows = result.summary[(result.summary["flag"] == "") & (result.summary["n_draws"] == 1)]
     assert {"native", "own", "other"} <= set(rows["arm"])
     for row in rows.to_dict("records"):
-        part = result.table[(result.table["concept"] == row["concept"]) & (result.table["arm"] == row["arm"]) & (result.table["beta"] > 0)]
-        below, above = (part.loc[part["beta"] < row["beta_at_equal_damage"]], part.loc[part["beta"] >= row["beta_at_equal_damage"]])
+        part = result.table[
+            (result.table["concept"] == row["concept"])
+            & (result.table["arm"] == row["arm"])
+            & (result.table["beta"] > 0)
+        ]
+        below, above = (
+            part.loc[part["beta"] < row["beta_at_equal_damage"]],
+            part.loc[part["beta"] >= row["beta_at_equal_damage"]],
+        )
         assert above["damage"].min() >= 0.05
         assert below.empty or below["damage"].min() <= 0.05
     native = result.summary[result.summary["arm"] == "native"]
@@ -119,10 +171,21 @@ def test_tables_and_figures_come_from_the_same_rows(result: ConceptTransfer) -> 
 
 def test_several_layers_are_steered_together(pair: ModelPair) -> None:
     found = evaluate_concept_transfer(
-        pair, [MOOD, COLOUR], source_hook=[0, 1], target_hook=[2, 1], damage=None, betas=(1.0,), ridge=False, n_random=0, progress=False
+        pair,
+        [MOOD, COLOUR],
+        source_hook=[0, 1],
+        target_hook=[2, 1],
+        damage=None,
+        betas=(1.0,),
+        ridge=False,
+        n_random=0,
+        progress=False,
     )
     vectors = found.vectors["mood", "native"]
-    assert [vector.hook for vector in vectors] == ["blocks.2.hook_resid_post", "blocks.1.hook_resid_post"]
+    assert [vector.hook for vector in vectors] == [
+        "blocks.2.hook_resid_post",
+        "blocks.1.hook_resid_post",
+    ]
     text = ChoiceText(pair.target, MOOD.items, 0)
     before = text.propensity()
     with vectors[0].apply(pair.target), vectors[1].apply(pair.target):
@@ -137,10 +200,21 @@ def test_several_layers_are_steered_together(pair: ModelPair) -> None:
 def test_at_several_layers_the_last_prompt_token_is_steered_at_each(pair: ModelPair) -> None:
     """Rows of unequal length, by hand: text by text, each vector added at the prompt's end alone."""
     found = evaluate_concept_transfer(
-        pair, [MOOD, COLOUR], source_hook=[0, 1], target_hook=[1, 2], damage=None, betas=(1.0,), ridge=False, n_random=0, positions="last", progress=False
-    )  # fmt: skip
+        pair,
+        [MOOD, COLOUR],
+        source_hook=[0, 1],
+        target_hook=[1, 2],
+        damage=None,
+        betas=(1.0,),
+        ridge=False,
+        n_random=0,
+        positions="last",
+        progress=False,
+    )
     model, effects = pair.target, []
-    for prompt, *continuations in zip(MOOD.items.prompts, MOOD.items.positive, MOOD.items.negative, strict=True):
+    for prompt, *continuations in zip(
+        MOOD.items.prompts, MOOD.items.positive, MOOD.items.negative, strict=True
+    ):
         [start] = model.encode([prompt])
         said: dict[bool, list[float]] = {True: [], False: []}
         for continuation in continuations:
@@ -156,23 +230,50 @@ def test_at_several_layers_the_last_prompt_token_is_steered_at_each(pair: ModelP
 
             for steered in (True, False):
                 vectors = found.vectors["mood", "native"] if steered else ()
-                with model.intervene({vector.hook: adder(vector.direction, len(start) - 1) for vector in vectors}):
+                with model.intervene(
+                    {vector.hook: adder(vector.direction, len(start) - 1) for vector in vectors}
+                ):
                     log_p = model.logits(torch.tensor([[*start, *end]]))[0].log_softmax(-1)
-                said[steered].append(float(log_p[len(start) - 1 : -1].gather(1, torch.tensor(end)[:, None]).sum()))
+                said[steered].append(
+                    float(log_p[len(start) - 1 : -1].gather(1, torch.tensor(end)[:, None]).sum())
+                )
         effects.append((said[True][0] - said[True][1]) - (said[False][0] - said[False][1]))
     row = found.table.set_index(["concept", "arm"]).loc[("mood", "native")]
     assert row["effect"] == pytest.approx(np.mean(effects), abs=1e-3)
 
 
 def test_a_model_and_itself_need_no_concept_of_their_own(pair: ModelPair) -> None:
-    """The true map is the identity: with enough texts every honest arm is native, the random ones are not."""
+    """The true map is the identity: with enough texts every honest arm is native, the random ones
+    are not.
+    """
     many = [f"{a} under the {b}" for a in PLACES for b in PLACES if a != b][:40]
     concepts = [
-        Concept(ContrastSet([f"the happy cat sang in the {e}" for e in many], [f"the sad cat slept on the {e}" for e in many], name="mood"), MOOD.items),
-        Concept(ContrastSet([f"she saw a red {e}" for e in many], [f"then he ran on a blue {e}" for e in many], name="colour"), COLOUR.items),
-    ]  # fmt: skip
+        Concept(
+            ContrastSet(
+                [f"the happy cat sang in the {e}" for e in many],
+                [f"the sad cat slept on the {e}" for e in many],
+                name="mood",
+            ),
+            MOOD.items,
+        ),
+        Concept(
+            ContrastSet(
+                [f"she saw a red {e}" for e in many],
+                [f"then he ran on a blue {e}" for e in many],
+                name="colour",
+            ),
+            COLOUR.items,
+        ),
+    ]
     found = evaluate_concept_transfer(
-        (pair.source, pair.source), concepts, source_hook=1, target_hook=1, damage=None, betas=(1.0,), n_random=1, progress=False
+        (pair.source, pair.source),
+        concepts,
+        source_hook=1,
+        target_hook=1,
+        damage=None,
+        betas=(1.0,),
+        n_random=1,
+        progress=False,
     )
     cosines = found.summary.set_index(["concept", "arm"])["cosine"]
     for arm in ("own", "own_disjoint", "other", "untransformed"):
@@ -181,7 +282,9 @@ def test_a_model_and_itself_need_no_concept_of_their_own(pair: ModelPair) -> Non
 
 
 def test_items_of_questions_are_split_into_pairs_and_tests() -> None:
-    items = ChoiceItems([f"question {i}?" for i in range(20)], [" yes"] * 20, [" no"] * 20, name="task")
+    items = ChoiceItems(
+        [f"question {i}?" for i in range(20)], [" yes"] * 20, [" no"] * 20, name="task"
+    )
     concept = Concept.from_items(items, n_test=8)
     assert (len(concept.contrast), len(concept.items), concept.name) == (12, 8, "task")
     asked = {text.rsplit(" ", 1)[0] for text in concept.contrast.texts}
@@ -200,10 +303,21 @@ def test_the_parts_are_disjoint_and_as_many_as_asked(pair: ModelPair) -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_refused(pair: ModelPair, corpus: list[str]) -> None:
-    options: dict[str, Any] = {"source_hook": 1, "target_hook": 2, "neutral": corpus[:4], "progress": False}
-    with pytest.raises(ValueError, match=r"1 concept\(s\) given; a map fitted on another concept needs at least two"):
+    options: dict[str, Any] = {
+        "source_hook": 1,
+        "target_hook": 2,
+        "neutral": corpus[:4],
+        "progress": False,
+    }
+    with pytest.raises(
+        ValueError,
+        match=r"1 concept\(s\) given; a map fitted on another concept needs at least two",
+    ):
         evaluate_concept_transfer(pair, [MOOD], **options)
-    short = Concept(ContrastSet(MOOD.contrast.positive[:3], MOOD.contrast.negative[:3], name="short"), MOOD.items)
+    short = Concept(
+        ContrastSet(MOOD.contrast.positive[:3], MOOD.contrast.negative[:3], name="short"),
+        MOOD.items,
+    )
     with pytest.raises(ValueError, match="fewer than 4 pairs or items"):
         evaluate_concept_transfer(pair, [MOOD, short], **options)
     for betas in ([2.0], [0.0, 1.0], [1.0, math.nan], [1.0, 1.0]):
@@ -219,6 +333,8 @@ def test_bad_input_is_refused(pair: ModelPair, corpus: list[str]) -> None:
         evaluate_concept_transfer(pair, [MOOD, COLOUR], rows=[{}, {}], **options)
     with pytest.raises(MismatchError, match="read them again with read_rows"):
         evaluate_concept_transfer(pair, [MOOD, COLOUR], rows=[{}], **options)
-    same = Concept(ContrastSet(MOOD.contrast.positive, MOOD.contrast.positive, name="same"), MOOD.items)
+    same = Concept(
+        ContrastSet(MOOD.contrast.positive, MOOD.contrast.positive, name="same"), MOOD.items
+    )
     with pytest.raises(ValueError, match="one class"):
         evaluate_concept_transfer(pair, [MOOD, same], **options)

@@ -1,4 +1,6 @@
-"""Maps from rows: against numpy's pseudo-inverse and scikit-learn's ridge, and what is held out really is."""
+"""Maps from rows: against numpy's pseudo-inverse and scikit-learn's ridge, and what is held out
+really is.
+"""
 
 import numpy as np
 import pytest
@@ -67,7 +69,15 @@ def naive_choice(x: np.ndarray, y: np.ndarray, folds: list[np.ndarray]) -> float
             kept = np.concatenate([fold for other, fold in enumerate(folds) if other != number])
             centred = x[kept] - x[kept].mean(0)
             total += float(
-                ((y[out] - Ridge(alpha=alpha * (centred**2).sum() / x.shape[1]).fit(x[kept], y[kept]).predict(x[out])) ** 2).sum()
+                (
+                    (
+                        y[out]
+                        - Ridge(alpha=alpha * (centred**2).sum() / x.shape[1])
+                        .fit(x[kept], y[kept])
+                        .predict(x[out])
+                    )
+                    ** 2
+                ).sum()
             )
         errors.append(total)
     return ALPHAS[int(np.argmin(errors))]
@@ -75,7 +85,9 @@ def naive_choice(x: np.ndarray, y: np.ndarray, folds: list[np.ndarray]) -> float
 
 def test_the_penalty_and_the_held_out_r2_are_those_of_a_nested_cross_validation() -> None:
     x, y = rows(40, 30, 4)
-    y = y + 6 * torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    y = y + 6 * torch.randn(
+        y.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    )
     groups = [i // 2 for i in range(40)]
     fit = fit_rows(x, y, groups=groups, method="ridge", alphas=ALPHAS, seed=1)
     folds = [fold.numpy() for fold in _folds(groups, 5, 1)]
@@ -93,7 +105,9 @@ def test_the_penalty_and_the_held_out_r2_are_those_of_a_nested_cross_validation(
 
 
 def test_pairs_are_held_out_together() -> None:
-    """The second text of every pair is the first again: were they split, least squares would predict it exactly."""
+    """The second text of every pair is the first again: were they split, least squares would
+    predict it exactly.
+    """
     x, y = rows(10, 30, 4)
     noise = torch.randn(10, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 20
     fit = fit_rows(x.repeat(2, 1), (y + noise).repeat(2, 1), groups=[*range(10)] * 2)
@@ -112,9 +126,13 @@ def test_a_large_mean_alone_earns_no_r2() -> None:
 @pytest.mark.usefixtures("unchecked")
 def test_rows_that_make_no_map_are_refused() -> None:
     x, y = rows(6, 4, 3)
-    with pytest.raises(ValueError, match="6 source rows, 5 target rows and 6 groups do not pair up"):
+    with pytest.raises(
+        ValueError, match="6 source rows, 5 target rows and 6 groups do not pair up"
+    ):
         fit_rows(x, y[:5], groups=list(range(6)))
-    with pytest.raises(ValueError, match=r"1 text\(s\) in 1 group\(s\); a map needs at least two texts"):
+    with pytest.raises(
+        ValueError, match=r"1 text\(s\) in 1 group\(s\); a map needs at least two texts"
+    ):
         fit_rows(x[:1], y[:1], groups=[0])
     with pytest.raises(ValueError, match=r"6 text\(s\) in 1 group\(s\)"):
         fit_rows(x, y, groups=[0] * 6)

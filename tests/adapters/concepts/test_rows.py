@@ -15,7 +15,9 @@ from lrt_lens.models._pair import ModelPair
 
 PLACES = ("house", "garden", "tree", "river", "stone")
 CONTRAST = ContrastSet(
-    [f"the happy cat sang in the {p}" for p in PLACES], [f"the sad dog slept on the {p} then" for p in PLACES], name="mood"
+    [f"the happy cat sang in the {p}" for p in PLACES],
+    [f"the sad dog slept on the {p} then" for p in PLACES],
+    name="mood",
 )
 
 
@@ -25,21 +27,29 @@ def rows(pair: ModelPair) -> PairRows:
 
 
 @pytest.mark.parametrize("by", ["mean_difference", "principal_component"])
-def test_gaps_are_the_steering_vectors_of_the_same_texts(pair: ModelPair, rows: PairRows, by: Any) -> None:
+def test_gaps_are_the_steering_vectors_of_the_same_texts(
+    pair: ModelPair, rows: PairRows, by: Any
+) -> None:
     for side, model, hook in (("source", pair.source, 1), ("target", pair.target, 2)):
         vector = getattr(SteeringVector, by)(model, CONTRAST, at=hook)
-        torch.testing.assert_close(rows.gap(side, by), vector.direction.double(), atol=1e-5, rtol=1e-5)  # type: ignore[arg-type]
+        torch.testing.assert_close(
+            rows.gap(side, by), vector.direction.double(), atol=1e-5, rtol=1e-5
+        )  # type: ignore[arg-type]
 
 
 def test_the_map_is_the_concept_maps(pair: ModelPair, rows: PairRows) -> None:
     found = ConceptMap.fit(pair, CONTRAST, source_hook=1, target_hook=2)
-    torch.testing.assert_close(rows.fit().weight.float(), found.layers[0].map.weight, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        rows.fit().weight.float(), found.layers[0].map.weight, atol=1e-4, rtol=1e-3
+    )
 
 
 def test_shuffling_keeps_the_rows_and_breaks_the_pairs(rows: PairRows) -> None:
     shuffled = rows.shuffled(torch.Generator().manual_seed(0))
     assert torch.equal(shuffled.source, rows.source)
-    before, after = (sorted(map(tuple, one.target.flatten(0, 1).tolist())) for one in (rows, shuffled))
+    before, after = (
+        sorted(map(tuple, one.target.flatten(0, 1).tolist())) for one in (rows, shuffled)
+    )
     assert before == after
     assert not torch.equal(shuffled.target, rows.target)
 
@@ -47,8 +57,12 @@ def test_shuffling_keeps_the_rows_and_breaks_the_pairs(rows: PairRows) -> None:
 def test_without_its_source_nothing_of_the_source_is_left(rows: PairRows) -> None:
     noise = rows.without_source(torch.Generator().manual_seed(0))
     assert torch.equal(noise.target, rows.target)
-    assert abs(np.corrcoef(noise.source.flatten().numpy(), rows.source.flatten().numpy())[0, 1]) < 0.2
-    torch.testing.assert_close(noise.gap("source") @ noise.fit().weight, rows.gap("target"), atol=1e-8, rtol=1e-8)
+    assert (
+        abs(np.corrcoef(noise.source.flatten().numpy(), rows.source.flatten().numpy())[0, 1]) < 0.2
+    )
+    torch.testing.assert_close(
+        noise.gap("source") @ noise.fit().weight, rows.gap("target"), atol=1e-8, rtol=1e-8
+    )
 
 
 def test_the_map_of_means_is_least_squares_on_the_mean_row_alone(rows: PairRows) -> None:

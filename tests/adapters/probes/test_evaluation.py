@@ -1,4 +1,6 @@
-"""Probes carried over, judged beside their controls: known answers, naive counts, and what is refused."""
+"""Probes carried over, judged beside their controls: known answers, naive counts, and what is
+refused.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -17,16 +19,37 @@ from lrt_lens.statistics._classification import auroc, bootstrap_auroc
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._stitch import Stitch
 
-WORDS = (("cat", "dog", "bird", "child", "man", "woman"), ("house", "garden", "tree", "river", "stone"))
-TEXTS = [f"the {mood} little {who} was in the {place} and {mood}" for mood in ("happy", "sad") for who in WORDS[0] for place in WORDS[1]]
+WORDS = (
+    ("cat", "dog", "bird", "child", "man", "woman"),
+    ("house", "garden", "tree", "river", "stone"),
+)
+TEXTS = [
+    f"the {mood} little {who} was in the {place} and {mood}"
+    for mood in ("happy", "sad")
+    for who in WORDS[0]
+    for place in WORDS[1]
+]
 LABELS = [1] * 30 + [0] * 30
-QUICK: dict[str, Any] = {"ks": (4, 12), "n_seeds": 2, "n_random": 4, "n_permuted": 2, "progress": False}
+QUICK: dict[str, Any] = {
+    "ks": (4, 12),
+    "n_seeds": 2,
+    "n_random": 4,
+    "n_permuted": 2,
+    "progress": False,
+}
 
 
 @pytest.fixture(scope="module")
 def stitch(pair: ModelPair, corpus: list[str]) -> Stitch:
     return fit_stitches(
-        pair, corpus, source_layers=[1], target_layers=[2], n_tokens=None, context_length=32, null="full", progress=False
+        pair,
+        corpus,
+        source_layers=[1],
+        target_layers=[2],
+        n_tokens=None,
+        context_length=32,
+        null="full",
+        progress=False,
     ).best()
 
 
@@ -34,19 +57,33 @@ def stitch(pair: ModelPair, corpus: list[str]) -> Stitch:
 def token_map(pair: ModelPair) -> AffineMap:
     d_s, d_t = pair.source.d_model, pair.target.d_model
     return AffineMap(
-        torch.randn(d_t, d_s, generator=torch.Generator().manual_seed(0)), torch.zeros(d_s), "hook_embed", "blocks.1.hook_resid_post"
+        torch.randn(d_t, d_s, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(d_s),
+        "hook_embed",
+        "blocks.1.hook_resid_post",
     )
 
 
 @pytest.fixture(scope="module")
 def result(pair: ModelPair, stitch: Stitch, token_map: AffineMap) -> ProbeEvaluation:
     return evaluate_probe(
-        pair, stitch, TEXTS[::2], LABELS[::2], test_texts=TEXTS[1::2], test_labels=LABELS[1::2], token_map=token_map, **QUICK
+        pair,
+        stitch,
+        TEXTS[::2],
+        LABELS[::2],
+        test_texts=TEXTS[1::2],
+        test_labels=LABELS[1::2],
+        token_map=token_map,
+        **QUICK,
     )
 
 
 def _row(result: ProbeEvaluation, arm: str, k: int | None = None) -> dict[str, Any]:
-    (row,) = [row for row in result.table.to_dict("records") if row["arm"] == arm and k in (None, row["k"])]
+    (row,) = [
+        row
+        for row in result.table.to_dict("records")
+        if row["arm"] == arm and k in (None, row["k"])
+    ]
     return row
 
 
@@ -61,22 +98,39 @@ def test_every_arm_is_there(result: ProbeEvaluation) -> None:
     assert (result.table["accuracy"] <= result.table["high"]).all()
 
 
-def test_the_arms_are_what_the_probes_say_themselves(result: ProbeEvaluation, pair: ModelPair, stitch: Stitch) -> None:
+def test_the_arms_are_what_the_probes_say_themselves(
+    result: ProbeEvaluation, pair: ModelPair, stitch: Stitch
+) -> None:
     texts, labels = TEXTS[1::2], LABELS[1::2]
-    for arm, model in (("source", pair.source), ("native", pair.target), ("transferred", pair.target)):
+    for arm, model in (
+        ("source", pair.source),
+        ("native", pair.target),
+        ("transferred", pair.target),
+    ):
         probe, row = result.probes[arm], _row(result, arm)
         assert row["accuracy"] == pytest.approx(probe.accuracy(model, texts, labels))
         assert row["auroc"] == pytest.approx(probe.auroc(model, texts, labels))
     own = LinearProbe.fit(pair.target, TEXTS[::2], LABELS[::2], at=stitch.target_hook, read="mean")
     torch.testing.assert_close(result.probes["native"].weight, own.weight)
     shuffled = stitch.transfer(result.probes["source"], through=stitch.null.down)  # type: ignore[union-attr]
-    assert _row(result, "shuffled")["accuracy"] == pytest.approx(shuffled.accuracy(pair.target, texts, labels))
+    assert _row(result, "shuffled")["accuracy"] == pytest.approx(
+        shuffled.accuracy(pair.target, texts, labels)
+    )
 
 
-def test_the_token_identity_arm_reads_the_targets_embedding(result: ProbeEvaluation, pair: ModelPair, token_map: AffineMap) -> None:
+def test_the_token_identity_arm_reads_the_targets_embedding(
+    result: ProbeEvaluation, pair: ModelPair, token_map: AffineMap
+) -> None:
     probe = result.probes["source"]
-    rows = np.stack([pair.target.capture(text, "hook_embed")[0, 4:].double().mean(0).numpy() for text in TEXTS[1::2]])
-    logits = (rows @ token_map.weight.double().numpy() + token_map.bias.double().numpy()) @ probe.weight.numpy() + probe.bias.numpy()
+    rows = np.stack(
+        [
+            pair.target.capture(text, "hook_embed")[0, 4:].double().mean(0).numpy()
+            for text in TEXTS[1::2]
+        ]
+    )
+    logits = (
+        rows @ token_map.weight.double().numpy() + token_map.bias.double().numpy()
+    ) @ probe.weight.numpy() + probe.bias.numpy()
     expected = float(((logits[:, 0] > 0) == np.array(LABELS[1::2])).mean())
     assert _row(result, "token_identity")["accuracy"] == pytest.approx(expected)
 
@@ -89,17 +143,34 @@ def test_the_share_of_native_is_counted_above_chance(result: ProbeEvaluation) ->
 
 
 @pytest.mark.parametrize("read", ["mean", "max", "last"])
-def test_between_identical_models_the_transferred_probe_is_the_sources(pair: ModelPair, corpus: list[str], read: Any) -> None:
+def test_between_identical_models_the_transferred_probe_is_the_sources(
+    pair: ModelPair, corpus: list[str], read: Any
+) -> None:
     same = ModelPair(pair.source, pair.source)
-    identity = AffineMap(torch.eye(16), torch.zeros(16), "blocks.1.hook_resid_post", "blocks.1.hook_resid_post")
-    stitch = fit_stitches(same, corpus, source_layers=[1], target_layers=[1], n_tokens=2000, context_length=32, progress=False).best()
+    identity = AffineMap(
+        torch.eye(16), torch.zeros(16), "blocks.1.hook_resid_post", "blocks.1.hook_resid_post"
+    )
+    stitch = fit_stitches(
+        same,
+        corpus,
+        source_layers=[1],
+        target_layers=[1],
+        n_tokens=2000,
+        context_length=32,
+        progress=False,
+    ).best()
     stitch = replace(stitch, maps=replace(stitch.maps, up=identity, down=identity))
     result = evaluate_probe(same, stitch, TEXTS, LABELS, read=read, test_share=0.5, **QUICK)
-    assert _row(result, "transferred")["accuracy"] == _row(result, "source")["accuracy"] == _row(result, "native")["accuracy"]
+    assert (
+        _row(result, "transferred")["accuracy"]
+        == _row(result, "source")["accuracy"]
+        == _row(result, "native")["accuracy"]
+    )
 
 
 def test_the_controls_come_out_as_controls(pair: ModelPair, stitch: Stitch) -> None:
-    # These classes lie far apart, so each draw's AUROC is near 0 or 1: a mean over n draws has a standard error of up to .5/√n.
+    # These classes lie far apart, so each draw's AUROC is near 0 or 1: a mean over n draws has a
+    # standard error of up to .5/√n.
     options: dict[str, Any] = {**QUICK, "n_random": 100, "n_permuted": 100}
     result = evaluate_probe(pair, stitch, TEXTS, LABELS, read="mean", **options)
     assert _row(result, "native")["accuracy"] > 0.9
@@ -116,7 +187,9 @@ def test_the_bootstrapped_auroc_is_scikit_learns_on_every_resample(n_classes: in
 
     def naive(index: np.ndarray) -> float:
         columns = [1] if n_classes == 2 else range(n_classes)
-        return float(np.mean([roc_auc_score(truth[index] == j, chances[index, j]) for j in columns]))
+        return float(
+            np.mean([roc_auc_score(truth[index] == j, chances[index, j]) for j in columns])
+        )
 
     assert auroc(chances, truth) == pytest.approx(naive(np.arange(40)))
     drawn = np.random.default_rng(3).integers(0, 40, size=(2000, 40))
@@ -127,12 +200,21 @@ def test_the_bootstrapped_auroc_is_scikit_learns_on_every_resample(n_classes: in
 
 def test_figures_and_tables_are_shown(result: ProbeEvaluation) -> None:
     figure = result.figure()
-    assert {trace.name for trace in figure.data} >= {"transferred", "native", "token identity", "from scratch"}
+    assert {trace.name for trace in figure.data} >= {
+        "transferred",
+        "native",
+        "token identity",
+        "from scratch",
+    }
     assert "share_of_native" in result._repr_html_()
 
 
-def test_what_cannot_be_judged_is_refused(pair: ModelPair, stitch: Stitch, token_map: AffineMap) -> None:
-    def evaluate(texts: list[str] = TEXTS, labels: list[Any] = LABELS, **options: Any) -> ProbeEvaluation:
+def test_what_cannot_be_judged_is_refused(
+    pair: ModelPair, stitch: Stitch, token_map: AffineMap
+) -> None:
+    def evaluate(
+        texts: list[str] = TEXTS, labels: list[Any] = LABELS, **options: Any
+    ) -> ProbeEvaluation:
         return evaluate_probe(pair, stitch, texts, labels, **QUICK | options)
 
     with pytest.raises(ValueError, match="all 60 labels are 1"):
@@ -150,6 +232,8 @@ def test_what_cannot_be_judged_is_refused(pair: ModelPair, stitch: Stitch, token
     with pytest.raises(MismatchError, match=r"learnt at 'blocks\.0"):
         evaluate(probe=LinearProbe.fit(pair.source, TEXTS, LABELS, at=0))
     with pytest.raises(ValueError, match="no independent items"):
-        evaluate(probe=LinearProbe.fit(pair.source, TEXTS, LABELS, at=1, read="every", penalties=(1.0,)))
+        evaluate(
+            probe=LinearProbe.fit(pair.source, TEXTS, LABELS, at=1, read="every", penalties=(1.0,))
+        )
     with pytest.raises(MismatchError, match="the source model"):
         evaluate_probe(pair.reversed(), stitch, TEXTS, LABELS, **QUICK)

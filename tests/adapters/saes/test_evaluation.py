@@ -1,4 +1,6 @@
-"""SAE evaluation against plain sums over the Hugging Face model's own stream, and where the answer is known."""
+"""SAE evaluation against plain sums over the Hugging Face model's own stream, and where the answer
+is known.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +33,10 @@ def _random_stitch(pair: ModelPair) -> Stitch:
         return torch.randn(*shape, generator=generator, dtype=torch.float64) / 4
 
     def maps() -> MapPair:
-        return MapPair(AffineMap(draw(d_s, d_t), draw(d_t), A_HOOK, B_HOOK), AffineMap(draw(d_t, d_s), draw(d_s), B_HOOK, A_HOOK))
+        return MapPair(
+            AffineMap(draw(d_s, d_t), draw(d_t), A_HOOK, B_HOOK),
+            AffineMap(draw(d_t, d_s), draw(d_s), B_HOOK, A_HOOK),
+        )
 
     source, target = (StreamStatistics(draw(d), torch.eye(d).double(), 1.0) for d in (d_s, d_t))
     provenance = Provenance(source=pair.source.identity, target=pair.target.identity, skip_first=4)
@@ -60,7 +65,17 @@ def native(pair: ModelPair) -> Any:
 @pytest.fixture(scope="module")
 def result(pair: ModelPair, stitch: Stitch, native: Any, corpus: list[str]) -> SAEEvaluation:
     sae = _topk(pair.source.d_model)
-    return evaluate_sae(pair, stitch, sae, corpus[:10], native=native, folds="all", context_length=32, n_random=2, progress=False)
+    return evaluate_sae(
+        pair,
+        stitch,
+        sae,
+        corpus[:10],
+        native=native,
+        folds="all",
+        context_length=32,
+        n_random=2,
+        progress=False,
+    )
 
 
 def _row(result: SAEEvaluation, arm: str) -> dict[str, Any]:
@@ -69,11 +84,15 @@ def _row(result: SAEEvaluation, arm: str) -> dict[str, Any]:
 
 
 def _naive(pair: ModelPair, stitch: Stitch, sae: Any, texts: list[str]) -> dict[str, float]:
-    """Window by window, in float64 where it is ours: the stream captured, rebuilt by explicit top-k, put back by a plain intervention."""
+    """Window by window, in float64 where it is ours: the stream captured, rebuilt by explicit
+    top-k, put back by a plain intervention.
+    """
     model, hook = pair.target, stitch.target_hook
     plan = BlockPlan(context_length=32, skip_first=4)
     mean = stitch.target_statistics.mean.double()
-    sums: dict[str, float] = dict.fromkeys(("n", "l0", "error", "variance", "own", "ce", "mean"), 0.0)
+    sums: dict[str, float] = dict.fromkeys(
+        ("n", "l0", "error", "variance", "own", "ce", "mean"), 0.0
+    )
     fired = np.zeros(sae.cfg.d_sae, dtype=bool)
     weights = {key: value.detach().double() for key, value in sae.state_dict().items()}
     for text in texts:
@@ -97,16 +116,23 @@ def _naive(pair: ModelPair, stitch: Stitch, sae: Any, texts: list[str]) -> dict[
                 put[rows] = state[rows]
                 with model.intervene({hook: lambda a, hook, put=put: put[None].to(a)}):
                     logits = model.logits(tokens)[0].double()
-                losses = torch.nn.functional.cross_entropy(logits[:-1], tokens[0, 1:], reduction="none")
+                losses = torch.nn.functional.cross_entropy(
+                    logits[:-1], tokens[0, 1:], reduction="none"
+                )
                 sums[kind] += float(losses[counted].sum())
     return {
-        "l0": sums["l0"] / sums["n"], "fvu": sums["error"] / sums["variance"], "delta_ce": (sums["ce"] - sums["own"]) / sums["n"],
-        "ce_recovered": (sums["mean"] - sums["ce"]) / (sums["mean"] - sums["own"]), "dead_fraction": float((~fired).mean()),
+        "l0": sums["l0"] / sums["n"],
+        "fvu": sums["error"] / sums["variance"],
+        "delta_ce": (sums["ce"] - sums["own"]) / sums["n"],
+        "ce_recovered": (sums["mean"] - sums["ce"]) / (sums["mean"] - sums["own"]),
+        "dead_fraction": float((~fired).mean()),
         "n_tokens": sums["n"],
-    }  # fmt: skip
+    }
 
 
-def test_metrics_are_those_of_plain_sums(pair: ModelPair, stitch: Stitch, native: Any, result: SAEEvaluation, corpus: list[str]) -> None:
+def test_metrics_are_those_of_plain_sums(
+    pair: ModelPair, stitch: Stitch, native: Any, result: SAEEvaluation, corpus: list[str]
+) -> None:
     found, expected = _row(result, "native"), _naive(pair, stitch, native, corpus[:10])
     for name in ("l0", "fvu", "delta_ce", "dead_fraction", "n_tokens"):
         assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
@@ -115,11 +141,28 @@ def test_metrics_are_those_of_plain_sums(pair: ModelPair, stitch: Stitch, native
 
 
 def test_with_two_tokenizers_every_unmasked_token_of_either_model_counts(
-    pair: ModelPair, load: Callable[..., Any], train_tokenizer: Callable[..., Any], native: Any, corpus: list[str]
+    pair: ModelPair,
+    load: Callable[..., Any],
+    train_tokenizer: Callable[..., Any],
+    native: Any,
+    corpus: list[str],
 ) -> None:
-    other = ModelPair(pair.source, load("llama", d=24, layers=3, seed=2, tokenizer=train_tokenizer(vocabulary=300)))
+    other = ModelPair(
+        pair.source,
+        load("llama", d=24, layers=3, seed=2, tokenizer=train_tokenizer(vocabulary=300)),
+    )
     stitch, texts = _random_stitch(other), [" ".join(text.split()[:7]) for text in corpus[:10]]
-    found = evaluate_sae(other, stitch, _topk(16), texts, native=native, folds="all", context_length=32, n_random=1, progress=False)
+    found = evaluate_sae(
+        other,
+        stitch,
+        _topk(16),
+        texts,
+        native=native,
+        folds="all",
+        context_length=32,
+        n_random=1,
+        progress=False,
+    )
     expected, row = _naive(other, stitch, native, texts), _row(found, "native")
     for name in ("l0", "fvu", "delta_ce", "dead_fraction", "n_tokens"):
         assert row[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
@@ -127,9 +170,15 @@ def test_with_two_tokenizers_every_unmasked_token_of_either_model_counts(
 
 
 def test_arms_come_in_order_with_intervals_around_them(result: SAEEvaluation) -> None:
-    assert list(result.table["arm"]) == [arm for arm in ARMS if arm in set(result.table["arm"])] == list(ARMS)
+    assert (
+        list(result.table["arm"])
+        == [arm for arm in ARMS if arm in set(result.table["arm"])]
+        == list(ARMS)
+    )
     for name in ("l0", "fvu", "delta_ce", "dead_fraction"):
-        values, low, high = (result.table[f"{name}{end}"].to_numpy(dtype=float) for end in ("", "_low", "_high"))
+        values, low, high = (
+            result.table[f"{name}{end}"].to_numpy(dtype=float) for end in ("", "_low", "_high")
+        )
         assert np.all(low <= values + 1e-9)
         assert np.all(values <= high + 1e-9)
 
@@ -137,7 +186,9 @@ def test_arms_come_in_order_with_intervals_around_them(result: SAEEvaluation) ->
 def test_difference_is_the_difference_of_the_arms(result: SAEEvaluation) -> None:
     for metric in ("l0", "fvu", "delta_ce"):
         found = result.difference("transferred", "native", metric)
-        assert found.value == pytest.approx(_row(result, "transferred")[metric] - _row(result, "native")[metric])
+        assert found.value == pytest.approx(
+            _row(result, "transferred")[metric] - _row(result, "native")[metric]
+        )
         assert found.low <= found.value <= found.high
     with pytest.raises(ValueError, match="no arm 'nobody'"):
         result.difference("nobody", "native")
@@ -148,9 +199,23 @@ def test_a_perfect_sae_costs_nothing(pair: ModelPair, stitch: Stitch, corpus: li
     perfect = StandardSAE(StandardSAEConfig(d_in=d, d_sae=2 * d))
     eye = torch.eye(d)
     perfect.load_state_dict(
-        {"W_enc": torch.cat([eye, -eye], 1), "b_enc": torch.zeros(2 * d), "W_dec": torch.cat([eye, -eye]), "b_dec": torch.zeros(d)}
+        {
+            "W_enc": torch.cat([eye, -eye], 1),
+            "b_enc": torch.zeros(2 * d),
+            "W_dec": torch.cat([eye, -eye]),
+            "b_dec": torch.zeros(d),
+        }
     )
-    found = evaluate_sae(pair, stitch, perfect, corpus[:6], folds="all", context_length=32, n_random=0, progress=False)
+    found = evaluate_sae(
+        pair,
+        stitch,
+        perfect,
+        corpus[:6],
+        folds="all",
+        context_length=32,
+        n_random=0,
+        progress=False,
+    )
     row = _row(found, "source")
     assert row["fvu"] == pytest.approx(0, abs=1e-10)
     assert row["delta_ce"] == pytest.approx(0, abs=1e-5)
@@ -163,7 +228,9 @@ def test_a_random_rotation_keeps_means_and_total_variance(stitch: Stitch) -> Non
     torch.testing.assert_close(maps.up.points(source.mean), target.mean)
     torch.testing.assert_close(maps.down.points(target.mean), source.mean)
     w = maps.up.weight
-    assert float((w.T @ source.covariance @ w).trace()) == pytest.approx(float(target.covariance.trace()))
+    assert float((w.T @ source.covariance @ w).trace()) == pytest.approx(
+        float(target.covariance.trace())
+    )
     singular = torch.linalg.svdvals(w)
     assert float(singular.max() / singular.min()) == pytest.approx(1)
 
@@ -171,7 +238,14 @@ def test_a_random_rotation_keeps_means_and_total_variance(stitch: Stitch) -> Non
 def test_bad_saes_are_refused(pair: ModelPair, stitch: Stitch, corpus: list[str]) -> None:
     def run(sae: Any, texts: list[str] | None = None, **options: Any) -> SAEEvaluation:
         return evaluate_sae(
-            pair, stitch, sae, corpus[:6] if texts is None else texts, folds="all", context_length=32, progress=False, **options
+            pair,
+            stitch,
+            sae,
+            corpus[:6] if texts is None else texts,
+            folds="all",
+            context_length=32,
+            progress=False,
+            **options,
         )
 
     good = _topk(pair.source.d_model)
@@ -199,7 +273,13 @@ def test_without_a_null_there_is_no_shuffled_arm(
     pair: ModelPair, stitch: Stitch, corpus: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     found = evaluate_sae(
-        pair, replace(stitch, null=None), _topk(pair.source.d_model), corpus[:6], folds="all", context_length=32, progress=False
+        pair,
+        replace(stitch, null=None),
+        _topk(pair.source.d_model),
+        corpus[:6],
+        folds="all",
+        context_length=32,
+        progress=False,
     )
     assert list(found.table["arm"]) == ["source", "transferred", "random"]
     assert "shuffled" in caplog.text
@@ -208,10 +288,20 @@ def test_without_a_null_there_is_no_shuffled_arm(
 def test_thresholds_are_shares_of_scratch() -> None:
     tokens = np.array([0, 10, 20, 40])
     make: Callable[..., pd.DataFrame] = lambda arm, values: pd.DataFrame(  # noqa: E731
-        {"arm": arm, "seed": 0, "tokens": tokens, "flops": tokens * 3.0, "explained_variance": values}
+        {
+            "arm": arm,
+            "seed": 0,
+            "tokens": tokens,
+            "flops": tokens * 3.0,
+            "explained_variance": values,
+        }
     )
     history = pd.concat(
-        [make("scratch", [0, 0.4, 0.6, 0.8]), make("transferred", [0.5, 0.7, 0.8, 0.9]), make("rotated", [0.0, 0.1, 0.2, 0.3])]
+        [
+            make("scratch", [0, 0.4, 0.6, 0.8]),
+            make("transferred", [0.5, 0.7, 0.8, 0.9]),
+            make("rotated", [0.0, 0.1, 0.2, 0.3]),
+        ]
     )
     table = threshold_table(history, [0.5, 0.95], stitch_cost=6.0)
     row = {(r["arm"], r["share_of_final"]): r for r in table.to_dict("records")}

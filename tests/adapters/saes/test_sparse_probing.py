@@ -10,7 +10,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from lrt_lens.adapters.probes._logistic import PENALTIES
-from lrt_lens.adapters.saes._sparse_probing import SparseProbeEvaluation, by_class_difference, evaluate_sparse_probes
+from lrt_lens.adapters.saes._sparse_probing import (
+    SparseProbeEvaluation,
+    by_class_difference,
+    evaluate_sparse_probes,
+)
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._harvesting import fit_stitches
@@ -32,14 +36,20 @@ def _sae(d_in: int, seed: int) -> Any:
     from sae_lens import TopKSAE, TopKSAEConfig
 
     torch.manual_seed(seed)
-    sae = TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=48, k=8, apply_b_dec_to_input=False, rescale_acts_by_decoder_norm=False))
+    sae = TopKSAE(
+        TopKSAEConfig(
+            d_in=d_in, d_sae=48, k=8, apply_b_dec_to_input=False, rescale_acts_by_decoder_norm=False
+        )
+    )
     for parameter in sae.parameters():
         parameter.data.normal_()
     return sae
 
 
 def _carried(sae: Any, stitch: Stitch) -> Any:
-    """The transferred SAE by its formulas: W_e' = W_down W_e, b_e' = b_down W_e + b_e (the decoder takes no part in encoding)."""
+    """The transferred SAE by its formulas: W_e' = W_down W_e, b_e' = b_down W_e + b_e (the decoder
+    takes no part in encoding).
+    """
     moved = _sae(len(stitch.down.weight), 0)
     down, bias = stitch.down.weight.double(), stitch.down.bias.double()
     moved.W_enc.data = (down @ sae.W_enc.data.double()).float()
@@ -49,17 +59,35 @@ def _carried(sae: Any, stitch: Stitch) -> Any:
 
 @pytest.fixture(scope="module")
 def stitch(pair: ModelPair, corpus: list[str]) -> Stitch:
-    return fit_stitches(pair, corpus, source_layers=[1], target_layers=[2], n_tokens=None, context_length=32, progress=False).best()
+    return fit_stitches(
+        pair,
+        corpus,
+        source_layers=[1],
+        target_layers=[2],
+        n_tokens=None,
+        context_length=32,
+        progress=False,
+    ).best()
 
 
 @pytest.fixture(scope="module")
 def saes(pair: ModelPair, stitch: Stitch) -> dict[str, Any]:
     source = _sae(pair.source.d_model, 1)
-    return {"source_sae": source, "native_sae": _sae(pair.target.d_model, 2), "transferred_sae": _carried(source, stitch)}
+    return {
+        "source_sae": source,
+        "native_sae": _sae(pair.target.d_model, 2),
+        "transferred_sae": _carried(source, stitch),
+    }
 
 
 def _evaluate(pair: ModelPair, stitch: Stitch, **options: Any) -> SparseProbeEvaluation:
-    given: dict[str, Any] = {"test_texts": TEST[0], "test_labels": TEST[1], "ks": KS, "n_random": 3, "progress": False}
+    given: dict[str, Any] = {
+        "test_texts": TEST[0],
+        "test_labels": TEST[1],
+        "ks": KS,
+        "n_random": 3,
+        "progress": False,
+    }
     return evaluate_sparse_probes(pair, stitch, *TRAIN, **given | options)
 
 
@@ -70,7 +98,12 @@ def result(pair: ModelPair, stitch: Stitch, saes: dict[str, Any]) -> SparseProbe
 
 def _features(model: Any, hook: str, sae: Any, texts: list[str]) -> np.ndarray:
     with torch.no_grad():
-        return np.stack([sae.encode(model.capture(text, hook)[0, 4:].float()).double().mean(0).numpy() for text in texts])
+        return np.stack(
+            [
+                sae.encode(model.capture(text, hook)[0, 4:].float()).double().mean(0).numpy()
+                for text in texts
+            ]
+        )
 
 
 def _accuracy(result: SparseProbeEvaluation, arm: str, k: int) -> float:
@@ -81,15 +114,22 @@ def _accuracy(result: SparseProbeEvaluation, arm: str, k: int) -> float:
 def test_every_arm_is_there(result: SparseProbeEvaluation) -> None:
     sparse = {"source", "transferred", "transferred_refit", "native", "random"}
     rows = result.table.to_dict("records")
-    assert {(row["arm"], row["k"]) for row in rows if row["k"] == row["k"]} == {(arm, k) for arm in sparse for k in KS}
-    assert {row["arm"] for row in rows if row["k"] != row["k"]} == {"dense_native", "dense_transferred"}
+    assert {(row["arm"], row["k"]) for row in rows if row["k"] == row["k"]} == {
+        (arm, k) for arm in sparse for k in KS
+    }
+    assert {row["arm"] for row in rows if row["k"] != row["k"]} == {
+        "dense_native",
+        "dense_transferred",
+    }
     assert list(result.summary.columns) == ["arm", 1, 3, 10, "dense"]
 
 
 def test_features_are_ranked_by_the_difference_of_class_means() -> None:
     generator = np.random.default_rng(0)
     features, y = generator.standard_normal((30, 7)), np.arange(30) % 2
-    naive = sorted(range(7), key=lambda j: -abs(features[y == 1, j].mean() - features[y == 0, j].mean()))
+    naive = sorted(
+        range(7), key=lambda j: -abs(features[y == 1, j].mean() - features[y == 0, j].mean())
+    )
     assert by_class_difference(features, y).tolist() == naive
 
 
@@ -107,14 +147,25 @@ def test_the_arm_without_refit_is_the_sources_probe_on_the_transferred_features(
     judged = _features(pair.target, stitch.target_hook, saes["transferred_sae"], TEST[0])[:, chosen]
     expected = set()
     for penalty in PENALTIES:
-        probe = LogisticRegression(C=1 / (penalty * len(x)), max_iter=2000).fit(scaler.transform(x[:, chosen]), truth)
-        expected.add(round(float((probe.predict(scaler.transform(judged)) == (np.array(TEST[1]) == "sad")).mean()), 9))
+        probe = LogisticRegression(C=1 / (penalty * len(x)), max_iter=2000).fit(
+            scaler.transform(x[:, chosen]), truth
+        )
+        expected.add(
+            round(
+                float(
+                    (probe.predict(scaler.transform(judged)) == (np.array(TEST[1]) == "sad")).mean()
+                ),
+                9,
+            )
+        )
     assert round(_accuracy(result, "transferred", k), 9) in expected
 
 
 def test_features_that_hold_the_answer_are_found(pair: ModelPair, stitch: Stitch) -> None:
     class Knows:
-        """Feature 5 is 1 on texts of one class: those whose mean lies on one side of the plane between the classes."""
+        """Feature 5 is 1 on texts of one class: those whose mean lies on one side of the plane
+        between the classes.
+        """
 
         def __init__(self, model: Any, hook: str) -> None:
             means = [model.capture(text, hook)[0, 4:].float().mean(0) for text in TEXTS]
@@ -127,18 +178,38 @@ def test_features_that_hold_the_answer_are_found(pair: ModelPair, stitch: Stitch
             return out
 
     source, target = Knows(pair.source, stitch.source_hook), Knows(pair.target, stitch.target_hook)
-    result = _evaluate(pair, stitch, source_sae=source, native_sae=target, transferred_sae=target, ks=(1,), dense=False)
-    assert [result.features[name][0] for name in ("source", "native", "transferred_refit")] == [5, 5, 5]
+    result = _evaluate(
+        pair,
+        stitch,
+        source_sae=source,
+        native_sae=target,
+        transferred_sae=target,
+        ks=(1,),
+        dense=False,
+    )
+    assert [result.features[name][0] for name in ("source", "native", "transferred_refit")] == [
+        5,
+        5,
+        5,
+    ]
     for arm in ("source", "native", "transferred", "transferred_refit"):
         assert _accuracy(result, arm, 1) > 0.9
     assert "arm" in result._repr_html_()
 
 
 def test_the_figure_has_a_line_an_arm(result: SparseProbeEvaluation) -> None:
-    assert {trace.name for trace in result.figure().data} >= {"native", "transferred", "transferred, refitted", "random", "dense, native"}
+    assert {trace.name for trace in result.figure().data} >= {
+        "native",
+        "transferred",
+        "transferred, refitted",
+        "random",
+        "dense, native",
+    }
 
 
-def test_what_cannot_be_judged_is_refused(pair: ModelPair, stitch: Stitch, saes: dict[str, Any]) -> None:
+def test_what_cannot_be_judged_is_refused(
+    pair: ModelPair, stitch: Stitch, saes: dict[str, Any]
+) -> None:
     with pytest.raises(ValueError, match="ks goes up to 100, an SAE has 48 features"):
         _evaluate(pair, stitch, **saes, ks=(100,))
     with pytest.raises(ValueError, match=r"ks is \[0\]"):
@@ -149,7 +220,9 @@ def test_what_cannot_be_judged_is_refused(pair: ModelPair, stitch: Stitch, saes:
         _evaluate(pair, stitch, **saes, test_labels=["sad"] * 20)
 
     class Elsewhere:
-        cfg = SimpleNamespace(d_in=16, metadata=SimpleNamespace(hook_name="blocks.0.hook_resid_post"))
+        cfg = SimpleNamespace(
+            d_in=16, metadata=SimpleNamespace(hook_name="blocks.0.hook_resid_post")
+        )
         encode = saes["source_sae"].encode
 
     with pytest.raises(MismatchError, match=r"the source SAE is at 'blocks\.0"):

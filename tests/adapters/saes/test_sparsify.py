@@ -12,14 +12,28 @@ from lrt_lens.adapters.saes._sparsify import load_sparsify
 from lrt_lens.errors import FileFormatError
 
 D, FEATURES, K = 6, 24, 3
-CONFIG = {"activation": "topk", "expansion_factor": 4, "normalize_decoder": True, "num_latents": 0, "k": K, "multi_topk": False,
-          "skip_connection": False, "transcode": False, "d_in": D}  # fmt: skip
+CONFIG = {
+    "activation": "topk",
+    "expansion_factor": 4,
+    "normalize_decoder": True,
+    "num_latents": 0,
+    "k": K,
+    "multi_topk": False,
+    "skip_connection": False,
+    "transcode": False,
+    "d_in": D,
+}
 
 
 def write(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
-    shapes = {"encoder.weight": (FEATURES, D), "encoder.bias": (FEATURES,), "W_dec": (FEATURES, D), "b_dec": (D,)}
+    shapes = {
+        "encoder.weight": (FEATURES, D),
+        "encoder.bias": (FEATURES,),
+        "W_dec": (FEATURES, D),
+        "b_dec": (D,),
+    }
     tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     save_file(tensors, folder / "sae.safetensors")
     (folder / "cfg.json").write_text(json.dumps(CONFIG | changes))
@@ -28,24 +42,43 @@ def write(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("normalize_decoder", [False, True])
-def test_computes_what_sparsify_computes(tmp_path: Path, normalize_decoder: bool, signed: bool) -> None:
+def test_computes_what_sparsify_computes(
+    tmp_path: Path, normalize_decoder: bool, signed: bool
+) -> None:
     p = write(tmp_path / "layers.2", normalize_decoder=normalize_decoder, signed=signed)
     sae = load_sparsify(tmp_path, hookpoint="layers.2", model_name="small")
-    assert (sae.cfg.metadata.hook_name, sae.cfg.metadata.model_name) == ("blocks.2.hook_resid_post", "small")
+    assert (sae.cfg.metadata.hook_name, sae.cfg.metadata.model_name) == (
+        "blocks.2.hook_resid_post",
+        "small",
+    )
     x = torch.randn(10, D)
     latents = (x - p["b_dec"]) @ p["encoder.weight"].T + p["encoder.bias"]
     if not signed:
         latents = latents.relu()
     indices = latents.abs().topk(K).indices
-    expected = torch.stack([sum(row[i] * p["W_dec"][i] for i in chosen) for row, chosen in zip(latents, indices, strict=True)]) + p["b_dec"]
+    expected = (
+        torch.stack(
+            [
+                sum(row[i] * p["W_dec"][i] for i in chosen)
+                for row, chosen in zip(latents, indices, strict=True)
+            ]
+        )
+        + p["b_dec"]
+    )
     torch.testing.assert_close(sae(x), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"transcode": True}, "transcoder"), ({"skip_connection": True}, "skip connection"), ({"activation": "groupmax"}, "groupmax")],
+    [
+        ({"transcode": True}, "transcoder"),
+        ({"skip_connection": True}, "skip connection"),
+        ({"activation": "groupmax"}, "groupmax"),
+    ],
 )
-def test_what_saelens_cannot_express_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_what_saelens_cannot_express_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     write(tmp_path / "layers.2", **changes)
     with pytest.raises(ValueError, match=message):
         load_sparsify(tmp_path / "layers.2")

@@ -25,13 +25,27 @@ def rows() -> SAERows:
     """Sparse combinations of 24 directions, off centre: what an SAE can find."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(24, D, generator=generator), dim=1)
-    codes = torch.rand(5000, 24, generator=generator) * (torch.rand(5000, 24, generator=generator) < 0.1)
+    codes = torch.rand(5000, 24, generator=generator) * (
+        torch.rand(5000, 24, generator=generator) < 0.1
+    )
     data = codes @ directions * 30 + 50
     return SAERows.from_tensors(data[:4000], data[4000:], hook=HOOK)
 
 
 def _train(rows: SAERows, **options: Any) -> Any:
-    return train_sae(None, rows, **{"d_sae": 24, "k": 4, "n_tokens": 12_800, "batch_rows": 128, "lr": 3e-3, "progress": False} | options)
+    return train_sae(
+        None,
+        rows,
+        **{
+            "d_sae": 24,
+            "k": 4,
+            "n_tokens": 12_800,
+            "batch_rows": 128,
+            "lr": 3e-3,
+            "progress": False,
+        }
+        | options,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +61,9 @@ def test_training_explains_held_out_rows(trained: Any) -> None:
 
 
 def test_the_result_works_on_rows_as_they_are(rows: SAERows, trained: Any) -> None:
-    """The scale that the trainer saw is folded back: naive float64 sums on raw rows give the history's last value."""
+    """The scale that the trainer saw is folded back: naive float64 sums on raw rows give the
+    history's last value.
+    """
     assert trained.sae.cfg.architecture() == "topk"
     assert not trained.sae.cfg.rescale_acts_by_decoder_norm
     x = rows.held_out.double().numpy()
@@ -57,10 +73,14 @@ def test_the_result_works_on_rows_as_they_are(rows: SAERows, trained: Any) -> No
     codes = np.zeros_like(pre)
     np.put_along_axis(codes, kept, np.clip(np.take_along_axis(pre, kept, 1), 0, None), 1)
     error = ((x - codes @ state["W_dec"] - state["b_dec"]) ** 2).sum()
-    assert 1 - error / ((x - x.mean(0)) ** 2).sum() == pytest.approx(trained.history["explained_variance"].iloc[-1], abs=1e-4)
+    assert 1 - error / ((x - x.mean(0)) ** 2).sum() == pytest.approx(
+        trained.history["explained_variance"].iloc[-1], abs=1e-4
+    )
 
 
-def test_one_seed_is_one_result_and_global_randomness_is_untouched(rows: SAERows, trained: Any) -> None:
+def test_one_seed_is_one_result_and_global_randomness_is_untouched(
+    rows: SAERows, trained: Any
+) -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()
     again = _train(rows)
@@ -69,10 +89,14 @@ def test_one_seed_is_one_result_and_global_randomness_is_untouched(rows: SAERows
     assert not torch.equal(_train(rows, seed=1, n_tokens=128).sae.W_dec, trained.sae.W_dec)
 
 
-def test_init_starts_where_the_other_sae_is_and_leaves_it_alone(rows: SAERows, trained: Any) -> None:
+def test_init_starts_where_the_other_sae_is_and_leaves_it_alone(
+    rows: SAERows, trained: Any
+) -> None:
     weights = trained.sae.W_dec.clone()
     more = _train(rows, init=trained.sae, n_tokens=1280)
-    assert more.history["explained_variance"].iloc[0] == pytest.approx(trained.history["explained_variance"].iloc[-1], abs=1e-4)
+    assert more.history["explained_variance"].iloc[0] == pytest.approx(
+        trained.history["explained_variance"].iloc[-1], abs=1e-4
+    )
     assert torch.equal(weights, trained.sae.W_dec)
     assert float(more.decoder_cosine.median()) > float(trained.decoder_cosine.median())
 
@@ -86,8 +110,12 @@ def test_the_steps_are_those_of_saelens_own_loop(rows: SAERows) -> None:
 
     centred = rows.held_out - rows.held_out.mean(0)
     small = SAERows.from_tensors(centred[:800], centred[800:], hook=HOOK)
-    config = TopKTrainingSAEConfig(d_in=D, d_sae=24, k=4, aux_loss_coefficient=0.0, rescale_acts_by_decoder_norm=False)
-    ours = train_sae(None, small, config=config, n_tokens=1280, batch_rows=128, lr=1e-3, seed=0, progress=False)
+    config = TopKTrainingSAEConfig(
+        d_in=D, d_sae=24, k=4, aux_loss_coefficient=0.0, rescale_acts_by_decoder_norm=False
+    )
+    ours = train_sae(
+        None, small, config=config, n_tokens=1280, batch_rows=128, lr=1e-3, seed=0, progress=False
+    )
     batches = small.batches(128, seed=0)
     first = next(batches)
     mean = first.mean(0)
@@ -95,25 +123,41 @@ def test_the_steps_are_those_of_saelens_own_loop(rows: SAERows) -> None:
     torch.manual_seed(0)
     theirs = training_sae(replace(config))
     theirs.b_dec.data.copy_(mean * scale)
-    settings = SAETrainerConfig(1280, 128, lr=1e-3, lr_end=1e-4, logger=LoggingConfig(log_to_wandb=False))
+    settings = SAETrainerConfig(
+        1280, 128, lr=1e-3, lr_end=1e-4, logger=LoggingConfig(log_to_wandb=False)
+    )
     SAETrainer(settings, theirs, (batch * scale for batch in batches)).fit()
     theirs.fold_activation_norm_scaling_factor(scale)
     torch.testing.assert_close(ours.sae.W_dec, inference_sae(theirs, "", small).W_dec)
 
 
 def test_another_architecture_by_config(rows: SAERows) -> None:
-    found = _train(rows, config=StandardTrainingSAEConfig(d_in=D, d_sae=24, l1_coefficient=0.01), n_tokens=1280)
+    found = _train(
+        rows, config=StandardTrainingSAEConfig(d_in=D, d_sae=24, l1_coefficient=0.01), n_tokens=1280
+    )
     assert found.sae.cfg.architecture() == "standard"
     assert found.flops_per_token > 0
 
 
 def test_flops_are_the_matrix_products(trained: Any) -> None:
-    """Forward 2 products, backward 2 for weights and 1 for the codes, and 1 for what b_dec gets through the input: 2·d·m each."""
+    """Forward 2 products, backward 2 for weights and 1 for the codes, and 1 for what b_dec gets
+    through the input: 2·d·m each.
+    """
     assert trained.flops_per_token == pytest.approx(6 * 2 * D * 24)
 
 
 def test_documents_become_rows_and_no_hook_stays(model: HookedModel, corpus: list[str]) -> None:
-    found = train_sae(model, corpus, at=1, d_sae=32, k=4, n_tokens=512, batch_rows=64, context_length=32, progress=False)
+    found = train_sae(
+        model,
+        corpus,
+        at=1,
+        d_sae=32,
+        k=4,
+        n_tokens=512,
+        batch_rows=64,
+        context_length=32,
+        progress=False,
+    )
     assert found.sae.cfg.metadata.hook_name == HOOK
     assert found.sae.cfg.metadata.model_hash == model.identity.config_hash
     rows = SAERows.from_documents(model, corpus, at=1, context_length=32)
@@ -123,7 +167,9 @@ def test_documents_become_rows_and_no_hook_stays(model: HookedModel, corpus: lis
     assert not set(map(tuple, rows.held_out[:50].tolist())) & set(map(tuple, training.tolist()))
 
 
-def test_an_interrupt_leaves_no_hook(model: HookedModel, corpus: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_leaves_no_hook(
+    model: HookedModel, corpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from sae_lens.training.sae_trainer import SAETrainer
 
     def interrupt(*_: Any) -> None:
@@ -131,7 +177,17 @@ def test_an_interrupt_leaves_no_hook(model: HookedModel, corpus: list[str], monk
 
     monkeypatch.setattr(SAETrainer, "step", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train_sae(model, corpus, at=1, d_sae=32, n_tokens=256, batch_rows=64, k=4, context_length=32, progress=False)
+        train_sae(
+            model,
+            corpus,
+            at=1,
+            d_sae=32,
+            n_tokens=256,
+            batch_rows=64,
+            k=4,
+            context_length=32,
+            progress=False,
+        )
     modules = model.bridge.modules()
     assert not any(hook for module in modules for hook in module._forward_hooks.values())
 
@@ -141,7 +197,11 @@ def test_batches_go_through_every_row_once_an_epoch() -> None:
     for buffer in (32, 1000):
         rows = SAERows("h", data[:8], lambda: iter(data.split(20)))
         batches = rows.batches(8, seed=0, buffer_rows=buffer)
-        epoch = torch.cat([next(batches) for _ in range(12)]) if buffer == 1000 else torch.cat([next(batches) for _ in range(10)])
+        epoch = (
+            torch.cat([next(batches) for _ in range(12)])
+            if buffer == 1000
+            else torch.cat([next(batches) for _ in range(10)])
+        )
         assert len(set(epoch[:, 0].tolist())) == len(epoch)
 
 
@@ -158,7 +218,9 @@ def test_tokens_to_a_threshold() -> None:
     assert np.isnan(tokens_to(history, 0.8))
 
 
-def test_bad_input_is_refused(rows: SAERows, trained: Any, model: HookedModel, corpus: list[str]) -> None:
+def test_bad_input_is_refused(
+    rows: SAERows, trained: Any, model: HookedModel, corpus: list[str]
+) -> None:
     wide = TopKSAE(TopKSAEConfig(d_in=D + 1, d_sae=24, k=4))
     with pytest.raises(MismatchError, match="init has width 13"):
         _train(rows, init=wide)

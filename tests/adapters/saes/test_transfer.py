@@ -1,4 +1,6 @@
-"""A transferred SAE is up ∘ SAE ∘ down, for every architecture, and stays an ordinary SAELens object."""
+"""A transferred SAE is up ∘ SAE ∘ down, for every architecture, and stays an ordinary SAELens
+object.
+"""
 
 import subprocess
 import sys
@@ -34,11 +36,18 @@ def stitch() -> Stitch:
 
     def affine(a: int, b: int, start: str, end: str) -> AffineMap:
         weight = torch.randn(a, b, generator=generator, dtype=torch.float64) / a**0.5
-        return AffineMap(weight, torch.randn(b, generator=generator, dtype=torch.float64), start, end)
+        return AffineMap(
+            weight, torch.randn(b, generator=generator, dtype=torch.float64), start, end
+        )
 
-    pairs = [MapPair(affine(D, D_TARGET, SOURCE, TARGET), affine(D_TARGET, D, TARGET, SOURCE)) for _ in range(2)]
+    pairs = [
+        MapPair(affine(D, D_TARGET, SOURCE, TARGET), affine(D_TARGET, D, TARGET, SOURCE))
+        for _ in range(2)
+    ]
     statistics = [StreamStatistics(torch.zeros(d), torch.eye(d), 1.0) for d in (D, D_TARGET)]
-    provenance = Provenance(source=identity("owner/small", D), target=identity("owner/large", D_TARGET))
+    provenance = Provenance(
+        source=identity("owner/small", D), target=identity("owner/large", D_TARGET)
+    )
     return Stitch(pairs[0], *statistics, scores={"r2": 0.5}, provenance=provenance, null=pairs[1])
 
 
@@ -51,7 +60,14 @@ def draw(architecture: str, training: bool = False, *, seed: int = 0, **options:
         options = {"k": K, "rescale_acts_by_decoder_norm": False} | options
     if "matryoshka" in architecture:
         options = {"matryoshka_widths": [5, FEATURES]} | options
-    sae = kind(config(d_in=D, d_sae=FEATURES, metadata=SAEMetadata(hook_name=SOURCE, context_size=16), **options))
+    sae = kind(
+        config(
+            d_in=D,
+            d_sae=FEATURES,
+            metadata=SAEMetadata(hook_name=SOURCE, context_size=16),
+            **options,
+        )
+    )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sae.named_parameters():
@@ -65,7 +81,11 @@ def naive(sae: Any, x: np.ndarray, scale: float = 1.0) -> tuple[np.ndarray, np.n
     p = {name: tensor.detach().double().numpy() for name, tensor in sae.state_dict().items()}
     name = sae.cfg.architecture()
     centred = scale * x - (p["b_dec"] if sae.cfg.apply_b_dec_to_input else 0)
-    norms = np.linalg.norm(p["W_dec"], axis=1) if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False) else np.ones(FEATURES)
+    norms = (
+        np.linalg.norm(p["W_dec"], axis=1)
+        if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False)
+        else np.ones(FEATURES)
+    )
     if name == "gated":
         gate = centred @ p["W_enc"] + p["b_gate"] > 0
         f = gate * np.maximum(centred @ (p["W_enc"] * np.exp(p["r_mag"])) + p["b_mag"], 0)
@@ -90,22 +110,34 @@ def check_exact(sae: Any, moved: Any, maps: MapPair, scale: float = 1.0) -> None
         found = moved.encode(y)
         decoded = moved.decode(found)
     np.testing.assert_allclose(found.numpy(), f, rtol=1e-4, atol=2e-5)
-    np.testing.assert_allclose(decoded.numpy(), maps.up.points(torch.from_numpy(x_hat)).numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        decoded.numpy(), maps.up.points(torch.from_numpy(x_hat)).numpy(), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(("seed", "centred"), [(0, True), (1, False)])
 @pytest.mark.parametrize(("architecture", "training"), KINDS)
-def test_equals_up_after_sae_after_down(stitch: Stitch, architecture: str, training: bool, centred: bool, seed: int) -> None:
+def test_equals_up_after_sae_after_down(
+    stitch: Stitch, architecture: str, training: bool, centred: bool, seed: int
+) -> None:
     sae = draw(architecture, training, seed=seed, apply_b_dec_to_input=centred)
     moved = stitch.transfer(sae)
     assert type(moved) is type(sae)
-    assert (moved.cfg.d_in, moved.cfg.d_sae, moved.cfg.apply_b_dec_to_input) == (D_TARGET, FEATURES, False)
+    assert (moved.cfg.d_in, moved.cfg.d_sae, moved.cfg.apply_b_dec_to_input) == (
+        D_TARGET,
+        FEATURES,
+        False,
+    )
     assert sae.cfg.apply_b_dec_to_input is centred
     check_exact(sae, moved, stitch.maps)
 
 
-@pytest.mark.parametrize(("architecture", "training"), [(name, t) for name, t in KINDS if "topk" in name])
-def test_decoder_norms_of_the_source_are_folded(stitch: Stitch, architecture: str, training: bool) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "training"), [(name, t) for name, t in KINDS if "topk" in name]
+)
+def test_decoder_norms_of_the_source_are_folded(
+    stitch: Stitch, architecture: str, training: bool
+) -> None:
     sae = draw(architecture, training, rescale_acts_by_decoder_norm=True)
     moved = stitch.transfer(sae)
     assert moved.cfg.rescale_acts_by_decoder_norm is False
@@ -148,7 +180,9 @@ def test_through_other_maps_for_controls(stitch: Stitch) -> None:
 
 
 @pytest.mark.parametrize("architecture", INFERENCE)
-def test_plain_saelens_loads_what_it_saves(stitch: Stitch, architecture: str, tmp_path: Any) -> None:
+def test_plain_saelens_loads_what_it_saves(
+    stitch: Stitch, architecture: str, tmp_path: Any
+) -> None:
     from sae_lens import SAE
 
     moved = stitch.transfer(draw(architecture))
@@ -162,7 +196,9 @@ def test_plain_saelens_loads_what_it_saves(stitch: Stitch, architecture: str, tm
 
 
 @pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka_batchtopk"])
-def test_the_running_threshold_of_batch_topk_is_kept(stitch: Stitch, architecture: str, tmp_path: Any) -> None:
+def test_the_running_threshold_of_batch_topk_is_kept(
+    stitch: Stitch, architecture: str, tmp_path: Any
+) -> None:
     from sae_lens import SAE
 
     sae = draw(architecture, True)
@@ -193,12 +229,19 @@ def test_foreign_saes_are_refused(stitch: Stitch, field: str, value: str, messag
 
 
 def test_another_width_is_refused(stitch: Stitch) -> None:
-    back = replace(stitch.reversed(), maps=MapPair(*(replace(m, source_hook=SOURCE) for m in (stitch.down, stitch.up))))
-    with pytest.raises(MismatchError, match=rf"width {D}, but the stitch starts .* with {D_TARGET} dimensions"):
+    back = replace(
+        stitch.reversed(),
+        maps=MapPair(*(replace(m, source_hook=SOURCE) for m in (stitch.down, stitch.up))),
+    )
+    with pytest.raises(
+        MismatchError, match=rf"width {D}, but the stitch starts .* with {D_TARGET} dimensions"
+    ):
         back.transfer(draw("standard"))
 
 
-@pytest.mark.parametrize("normalisation", ["layer_norm", "constant_norm_rescale", "covariance_whitening"])
+@pytest.mark.parametrize(
+    "normalisation", ["layer_norm", "constant_norm_rescale", "covariance_whitening"]
+)
 def test_inputs_scaled_row_by_row_are_refused(stitch: Stitch, normalisation: str) -> None:
     with pytest.raises(ValueError, match=f"normalize_activations is '{normalisation}'"):
         stitch.transfer(draw("standard", normalize_activations=normalisation))
@@ -208,12 +251,23 @@ def test_encoders_that_are_not_affine_are_refused(stitch: Stitch) -> None:
     from sae_lens.registry import get_sae_class
 
     pursuit, config = get_sae_class("matching_pursuit")
-    with pytest.raises(ValueError, match=r"'matching_pursuit' cannot be carried: its encoder iterates"):
+    with pytest.raises(
+        ValueError, match=r"'matching_pursuit' cannot be carried: its encoder iterates"
+    ):
         stitch.transfer(pursuit(config(d_in=D, d_sae=FEATURES)))
-    for name in ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"):
+    for name in (
+        "transcoder",
+        "skip_transcoder",
+        "jumprelu_transcoder",
+        "jumprelu_skip_transcoder",
+    ):
         transcoder, config = get_sae_class(name)
-        with pytest.raises(ValueError, match=f"'{name}' cannot be carried: it reads one hook point"):
-            stitch.transfer(transcoder(config(d_in=D, d_sae=FEATURES, d_out=D, apply_b_dec_to_input=False)))
+        with pytest.raises(
+            ValueError, match=f"'{name}' cannot be carried: it reads one hook point"
+        ):
+            stitch.transfer(
+                transcoder(config(d_in=D, d_sae=FEATURES, d_out=D, apply_b_dec_to_input=False))
+            )
     kind = type(draw("standard"))
     with pytest.raises(ValueError, match=r"not SAELens' own class"):
         stitch.transfer(type("Own", (kind,), {})(draw("standard").cfg))
@@ -243,18 +297,38 @@ def test_saelens_loads_a_carried_sae_and_runs_its_own_evaluation(tmp_path: Path)
     import lrt_lens as lrt
 
     pair, documents = lrt.demo_pair(), lrt.demo_documents()
-    stitch = lrt.fit_stitches(pair, documents, source_layers=[2], target_layers=[3], n_tokens=10_000, null=False, progress=False).best()
+    stitch = lrt.fit_stitches(
+        pair,
+        documents,
+        source_layers=[2],
+        target_layers=[3],
+        n_tokens=10_000,
+        null=False,
+        progress=False,
+    ).best()
     stitch.transfer(lrt.demo_sae("small")).save_model(tmp_path)
     loaded = SAE.load_from_disk(tmp_path)
     loaded.cfg.metadata.context_size = 64
     store = ActivationsStore.from_sae(
-        pair.target.bridge, loaded, Dataset.from_dict({"text": documents[:100]}), streaming=False, store_batch_size_prompts=4
+        pair.target.bridge,
+        loaded,
+        Dataset.from_dict({"text": documents[:100]}),
+        streaming=False,
+        store_batch_size_prompts=4,
     )
     wanted = EvalConfig(
-        batch_size_prompts=4, n_eval_reconstruction_batches=1, n_eval_sparsity_variance_batches=1, compute_ce_loss=True,
-        compute_sparsity_metrics=True, compute_variance_metrics=True,
-    )  # fmt: skip
+        batch_size_prompts=4,
+        n_eval_reconstruction_batches=1,
+        n_eval_sparsity_variance_batches=1,
+        compute_ce_loss=True,
+        compute_sparsity_metrics=True,
+        compute_variance_metrics=True,
+    )
     found, _ = run_evals(loaded, store, pair.target.bridge, ActivationScaler(), wanted)
     preserved = found["model_performance_preservation"]
-    assert preserved["ce_loss_without_sae"] < preserved["ce_loss_with_sae"] < preserved["ce_loss_with_ablation"]
+    assert (
+        preserved["ce_loss_without_sae"]
+        < preserved["ce_loss_with_sae"]
+        < preserved["ce_loss_with_ablation"]
+    )
     assert found["sparsity"]["l0"] == pytest.approx(32, abs=0.5)

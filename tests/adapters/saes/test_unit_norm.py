@@ -14,7 +14,9 @@ def draw(architecture: str, **options: Any) -> Any:
     sae = kind(config(d_in=6, d_sae=20, **options))
     torch.manual_seed(1)
     for name, parameter in sae.named_parameters():
-        parameter.data.copy_(torch.rand(parameter.shape) if name == "threshold" else torch.randn(parameter.shape))
+        parameter.data.copy_(
+            torch.rand(parameter.shape) if name == "threshold" else torch.randn(parameter.shape)
+        )
     return sae
 
 

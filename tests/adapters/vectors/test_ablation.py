@@ -1,4 +1,6 @@
-"""Directional ablation, against weights from which the direction was projected out (Arditi et al., §4.1: the same function)."""
+"""Directional ablation, against weights from which the direction was projected out (Arditi et al.,
+§4.1: the same function).
+"""
 
 import copy
 from typing import Any
@@ -7,7 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.adapters.vectors._ablation import AblationEvaluation, ablation_hooks, evaluate_ablation
+from lrt_lens.adapters.vectors._ablation import (
+    AblationEvaluation,
+    ablation_hooks,
+    evaluate_ablation,
+)
 from lrt_lens.adapters.vectors._choices import ChoiceText
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
@@ -21,7 +27,12 @@ CONTRAST = ContrastSet(
     [f"the sad dog slept on the {p} and it was bad" for p in PLACES],
     name="mood",
 )
-ITEMS = ChoiceItems([f"the little boy saw the {p} and he" for p in PLACES], [" sang"] * 6, [" slept"] * 6, name="mood")
+ITEMS = ChoiceItems(
+    [f"the little boy saw the {p} and he" for p in PLACES],
+    [" sang"] * 6,
+    [" slept"] * 6,
+    name="mood",
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,30 +41,50 @@ def vector(twins: ModelPair) -> SteeringVector:
 
 
 @pytest.fixture(scope="module")
-def result(twins: ModelPair, stitch: Stitch, vector: SteeringVector, corpus: list[str]) -> AblationEvaluation:
+def result(
+    twins: ModelPair, stitch: Stitch, vector: SteeringVector, corpus: list[str]
+) -> AblationEvaluation:
     return evaluate_ablation(
-        twins, stitch, vector, neutral=corpus[:6], items=ITEMS, prompts=ITEMS.prompts[:3], classifier=lambda text: len(text) % 2 == 0,
-        n_samples=2, max_new_tokens=4, n_random=2, progress=False,
-    )  # fmt: skip
+        twins,
+        stitch,
+        vector,
+        neutral=corpus[:6],
+        items=ITEMS,
+        prompts=ITEMS.prompts[:3],
+        classifier=lambda text: len(text) % 2 == 0,
+        n_samples=2,
+        max_new_tokens=4,
+        n_random=2,
+        progress=False,
+    )
 
 
 def orthogonalised(model: Any, direction: torch.Tensor) -> Any:
-    """A copy of a Hugging Face Llama whose every matrix that writes to the stream has lost the direction."""
+    """A copy of a Hugging Face Llama whose every matrix that writes to the stream has lost the
+    direction.
+    """
     copied, unit = copy.deepcopy(model), direction.double() / direction.double().norm()
     projector = torch.eye(len(unit), dtype=torch.float64) - torch.outer(unit, unit)
     with torch.no_grad():
         embedding = copied.model.embed_tokens.weight
         head = copied.lm_head.weight.clone()
         copied.lm_head.weight = torch.nn.Parameter(head)  # reads from the stream: stays
-        copied.model.embed_tokens.weight = torch.nn.Parameter((embedding.double() @ projector).float())
+        copied.model.embed_tokens.weight = torch.nn.Parameter(
+            (embedding.double() @ projector).float()
+        )
         for layer in copied.model.layers:
             for matrix in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
                 matrix.copy_((projector @ matrix.double()).float())
     return copied
 
 
-def test_everywhere_is_the_same_as_taking_the_direction_out_of_the_weights(build_hf: Any, tokenizer: Any) -> None:
-    hf, direction = build_hf("llama", seed=3), torch.randn(16, generator=torch.Generator().manual_seed(0))
+def test_everywhere_is_the_same_as_taking_the_direction_out_of_the_weights(
+    build_hf: Any, tokenizer: Any
+) -> None:
+    hf, direction = (
+        build_hf("llama", seed=3),
+        torch.randn(16, generator=torch.Generator().manual_seed(0)),
+    )
     changed = orthogonalised(hf, direction)
     model = HookedModel.load(hf, tokenizer=tokenizer)
     tokens = torch.randint(1, 300, (2, 12), generator=torch.Generator().manual_seed(1))
@@ -67,14 +98,18 @@ def test_everywhere_is_the_same_as_taking_the_direction_out_of_the_weights(build
 
 
 @pytest.mark.parametrize("name", ["gpt2", "neox", "gemma", "qwen2"])
-def test_everywhere_leaves_nothing_along_the_direction_at_any_hook_point(models: dict[str, Any], name: str) -> None:
+def test_everywhere_leaves_nothing_along_the_direction_at_any_hook_point(
+    models: dict[str, Any], name: str
+) -> None:
     model, direction = models[name], torch.randn(16, generator=torch.Generator().manual_seed(0))
     tokens = torch.randint(1, 300, (2, 9), generator=torch.Generator().manual_seed(1))
     seen = {}
     with model.intervene({**ablation_hooks(model, direction, skip_first=2)}):
         names = [hook for hook in model.hook_points if hook.endswith("_post")]
         for hook in names:
-            model.intervene({hook: lambda activation, hook: seen.update({hook.name: activation.clone()})})
+            model.intervene(
+                {hook: lambda activation, hook: seen.update({hook.name: activation.clone()})}
+            )
         model.logits(tokens)
     for point in model.bridge.hook_dict.values():
         point.remove_hooks()
@@ -89,7 +124,9 @@ def test_at_one_hook_the_propensity_is_that_of_the_vectors_own_ablation(
     moved = stitch.transfer(vector)
     text = ChoiceText(twins.target, ITEMS, stitch.target_hook)
     expected = text.propensity(moved.hooks(mode="ablate")[0][1])
-    part = result.table.query("where == 'hook' and arm == 'transferred' and outcome == 'propensity'")
+    part = result.table.query(
+        "where == 'hook' and arm == 'transferred' and outcome == 'propensity'"
+    )
     np.testing.assert_allclose(part["value"], expected, atol=1e-5)
     none = result.table.query("where == 'hook' and arm == 'none' and outcome == 'propensity'")
     np.testing.assert_allclose(none["value"], text.propensity(), atol=1e-5)
@@ -98,7 +135,11 @@ def test_at_one_hook_the_propensity_is_that_of_the_vectors_own_ablation(
 
 
 def test_everywhere_the_propensity_and_the_damage_are_the_naive_ones(
-    twins: ModelPair, stitch: Stitch, vector: SteeringVector, corpus: list[str], result: AblationEvaluation
+    twins: ModelPair,
+    stitch: Stitch,
+    vector: SteeringVector,
+    corpus: list[str],
+    result: AblationEvaluation,
 ) -> None:
     moved, model = stitch.transfer(vector), twins.target
     rows = [model.encode([text])[0] for text in corpus[:6]]
@@ -113,7 +154,9 @@ def test_everywhere_the_propensity_and_the_damage_are_the_naive_ones(
             for side in (ITEMS.positive[0], ITEMS.negative[0]):
                 [start], [end] = model.encode([prompt]), model.encode_bodies([side])
                 table = model.logits(torch.tensor([[*start, *end]]))[0].double().log_softmax(-1)
-                scores.append(sum(float(table[len(start) - 1 + i, token]) for i, token in enumerate(end)))
+                scores.append(
+                    sum(float(table[len(start) - 1 + i, token]) for i, token in enumerate(end))
+                )
             preference.append(scores[0] - scores[1])
         return float(np.mean(losses)), float(np.mean(preference))
 
@@ -126,10 +169,14 @@ def test_everywhere_the_propensity_and_the_damage_are_the_naive_ones(
     assert row["drop"] == pytest.approx(propensity - ablated_propensity, abs=1e-4)
 
 
-def test_between_a_model_and_itself_transferred_is_native_and_no_ablation_drops_nothing(result: AblationEvaluation) -> None:
+def test_between_a_model_and_itself_transferred_is_native_and_no_ablation_drops_nothing(
+    result: AblationEvaluation,
+) -> None:
     rows = result.summary.set_index(["where", "arm"])
     for where in ("hook", "everywhere"):
-        transferred, native, none = (rows.loc[(where, arm)] for arm in ("transferred", "native", "none"))
+        transferred, native, none = (
+            rows.loc[(where, arm)] for arm in ("transferred", "native", "none")
+        )
         assert transferred["cosine"] > 0.9999
         assert transferred["drop"] == pytest.approx(native["drop"], abs=0.01)
         assert (none["drop"], none["damage"], none["share_drop"]) == (0.0, 0.0, 0.0)
@@ -141,11 +188,21 @@ def test_figures_show_every_panel(result: AblationEvaluation) -> None:
     assert "damage" in result._repr_html_()
 
 
-def test_bad_input_is_refused_and_no_hook_stays_on(twins: ModelPair, stitch: Stitch, vector: SteeringVector, corpus: list[str]) -> None:
+def test_bad_input_is_refused_and_no_hook_stays_on(
+    twins: ModelPair, stitch: Stitch, vector: SteeringVector, corpus: list[str]
+) -> None:
     with pytest.raises(ValueError, match="no behaviour to measure"):
         evaluate_ablation(twins, stitch, vector, neutral=corpus[:2], progress=False)
     with pytest.raises(ValueError, match="no behaviour to measure"):
-        evaluate_ablation(twins, stitch, vector, neutral=corpus[:2], items=ITEMS, prompts=["the cat"], progress=False)
+        evaluate_ablation(
+            twins,
+            stitch,
+            vector,
+            neutral=corpus[:2],
+            items=ITEMS,
+            prompts=["the cat"],
+            progress=False,
+        )
     with pytest.raises(ValueError, match="no neutral text is longer"):
         evaluate_ablation(twins, stitch, vector, neutral=["a"], items=ITEMS, progress=False)
     with pytest.raises(ValueError, match=r"shape \(3,\).*expected \[16\]"):

@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from lrt_lens.adapters.concepts._concept_map import apply_together
-from lrt_lens.adapters.vectors._calibration import MAX_PASSES, calibrate_on, calibrate_scale, search_scale
+from lrt_lens.adapters.vectors._calibration import (
+    MAX_PASSES,
+    calibrate_on,
+    calibrate_scale,
+    search_scale,
+)
 from lrt_lens.adapters.vectors._neutral_text import NeutralText
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ContrastSet
@@ -16,7 +21,10 @@ from lrt_lens.errors import MismatchError
 from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel
 from lrt_lens.models._pair import ModelPair
 
-CONTRAST = ContrastSet(["the happy cat sang in the garden", "the good boy sang"], ["the sad cat slept in the garden", "the bad boy slept"])
+CONTRAST = ContrastSet(
+    ["the happy cat sang in the garden", "the good boy sang"],
+    ["the sad cat slept in the garden", "the bad boy slept"],
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +35,10 @@ def vector(pair: ModelPair) -> SteeringVector:
 @pytest.fixture(scope="module")
 def layers(pair: ModelPair) -> list[SteeringVector]:
     """Vectors at three hook points of the target, deepest first."""
-    return [SteeringVector.mean_difference(pair.target, CONTRAST, at=at) for at in (2, 0, "blocks.1.hook_resid_mid")]
+    return [
+        SteeringVector.mean_difference(pair.target, CONTRAST, at=at)
+        for at in (2, 0, "blocks.1.hook_resid_mid")
+    ]
 
 
 def loss(model: HookedModel, texts: list[str]) -> float:
@@ -44,10 +55,12 @@ def divergence(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
     return float((p * (p.log() - q.log())).sum() / len(p))
 
 
-# ------------------------------------------------------------------------------------------------------------------------- budgets
+# ------------------------------------------------------------------------------------------ budgets
 
 
-def test_the_calibrated_scale_does_the_damage_asked_for(pair: ModelPair, vector: SteeringVector, corpus: list[str]) -> None:
+def test_the_calibrated_scale_does_the_damage_asked_for(
+    pair: ModelPair, vector: SteeringVector, corpus: list[str]
+) -> None:
     texts = corpus[:8]
     found = calibrate_scale(pair.source, vector, texts, 0.2)
     assert found.reached
@@ -57,19 +70,26 @@ def test_the_calibrated_scale_does_the_damage_asked_for(pair: ModelPair, vector:
     assert found.damage == pytest.approx(0.2, rel=0.021)
 
 
-def test_a_budget_in_kl_is_met_as_measured_from_the_logits(pair: ModelPair, vector: SteeringVector, corpus: list[str]) -> None:
+def test_a_budget_in_kl_is_met_as_measured_from_the_logits(
+    pair: ModelPair, vector: SteeringVector, corpus: list[str]
+) -> None:
     texts = corpus[:8]
     found = calibrate_scale(pair.source, vector, texts, 0.2, unit="kl")
     before = distributions(pair.source, texts)
     with found.apply(pair.source):
         assert divergence(before, distributions(pair.source, texts)) == pytest.approx(0.2, rel=0.03)
     assert found.unit == "kl"
-    # Random models know nothing of these texts: what changes their predictions hardly changes their loss, so the two budgets differ.
-    assert calibrate_scale(pair.source, vector, texts, 0.2).scale != pytest.approx(found.scale, rel=0.05)
+    # Random models know nothing of these texts: what changes their predictions hardly changes their
+    # loss, so the two budgets differ.
+    assert calibrate_scale(pair.source, vector, texts, 0.2).scale != pytest.approx(
+        found.scale, rel=0.05
+    )
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, "blocks.1.hook_resid_mid"])
-def test_kl_is_the_sum_over_the_vocabulary_of_p_log_p_over_q(pair: ModelPair, corpus: list[str], at: int | str) -> None:
+def test_kl_is_the_sum_over_the_vocabulary_of_p_log_p_over_q(
+    pair: ModelPair, corpus: list[str], at: int | str
+) -> None:
     vector = SteeringVector.mean_difference(pair.target, CONTRAST, at=at)
     before = distributions(pair.target, corpus[:6])
     with vector.apply(pair.target, scale=7.0):
@@ -80,14 +100,18 @@ def test_kl_is_the_sum_over_the_vocabulary_of_p_log_p_over_q(pair: ModelPair, co
     assert neutral.divergence(vector.hook_at(0.0)) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_it_takes_at_most_twelve_passes_and_repeats_itself(pair: ModelPair, vector: SteeringVector, corpus: list[str]) -> None:
+def test_it_takes_at_most_twelve_passes_and_repeats_itself(
+    pair: ModelPair, vector: SteeringVector, corpus: list[str]
+) -> None:
     first = calibrate_scale(pair.source, vector, corpus[:8], 0.1)
     assert len(first.curve) <= MAX_PASSES
     assert first.curve["scale"].is_monotonic_increasing
     assert first.curve.equals(calibrate_scale(pair.source, vector, corpus[:8], 0.1).curve)
 
 
-def test_a_budget_that_is_never_reached_gives_nan_not_an_extrapolation(pair: ModelPair, vector: SteeringVector, corpus: list[str]) -> None:
+def test_a_budget_that_is_never_reached_gives_nan_not_an_extrapolation(
+    pair: ModelPair, vector: SteeringVector, corpus: list[str]
+) -> None:
     found = calibrate_scale(pair.source, vector, corpus[:4], 1e6)
     assert math.isnan(found.scale)
     assert not found.reached
@@ -96,27 +120,37 @@ def test_a_budget_that_is_never_reached_gives_nan_not_an_extrapolation(pair: Mod
         found.apply(pair.source)
 
 
-def test_a_vector_of_length_zero_has_no_strength(pair: ModelPair, vector: SteeringVector, corpus: list[str]) -> None:
+def test_a_vector_of_length_zero_has_no_strength(
+    pair: ModelPair, vector: SteeringVector, corpus: list[str]
+) -> None:
     assert not calibrate_scale(pair.source, 0.0 * vector, corpus[:4], 0.1).reached
 
 
-# ------------------------------------------------------------------------------------------------------------- several hook points
+# ------------------------------------------------------------------------------ several hook points
 
 
-def test_several_hook_points_share_one_scale(pair: ModelPair, layers: list[SteeringVector], corpus: list[str]) -> None:
+def test_several_hook_points_share_one_scale(
+    pair: ModelPair, layers: list[SteeringVector], corpus: list[str]
+) -> None:
     texts = corpus[:6]
     found = calibrate_scale(pair.target, layers, texts, 0.15, unit="kl")
     before, before_loss = distributions(pair.target, texts), loss(pair.target, texts)
     with apply_together(pair.target, layers, scale=found.scale):
-        assert divergence(before, distributions(pair.target, texts)) == pytest.approx(0.15, rel=0.03)
+        assert divergence(before, distributions(pair.target, texts)) == pytest.approx(
+            0.15, rel=0.03
+        )
         rise = loss(pair.target, texts) - before_loss
     with found.apply(pair.target):
         assert loss(pair.target, texts) - before_loss == pytest.approx(rise, abs=1e-5)
     assert found.intervention is not None
     first, *later = found.intervention.hooks(found.scale).items()
     assert first[0] == "blocks.0.hook_resid_post"
-    assert NeutralText(pair.target, texts, first[0]).damage(first[1], dict(later)) == pytest.approx(rise, abs=1e-5)
-    assert found.scale < min(calibrate_scale(pair.target, vector, texts, 0.15, unit="kl").scale for vector in layers)
+    assert NeutralText(pair.target, texts, first[0]).damage(first[1], dict(later)) == pytest.approx(
+        rise, abs=1e-5
+    )
+    assert found.scale < min(
+        calibrate_scale(pair.target, vector, texts, 0.15, unit="kl").scale for vector in layers
+    )
     assert not any(point.fwd_hooks for point in pair.target.bridge.hook_dict.values())
 
 
@@ -127,7 +161,9 @@ def test_hooks_behind_the_first_know_where_prompts_end(
     texts = corpus[:6]  # of different lengths, so that padded rows would put "last" elsewhere
     found = calibrate_scale(pair.target, layers, texts, 0.02, unit="kl", positions=positions)
     before = distributions(pair.target, texts)
-    place = slice(SKIP_FIRST, SKIP_FIRST + 1) if positions == "last" else slice(SKIP_FIRST + 1, None)
+    place = (
+        slice(SKIP_FIRST, SKIP_FIRST + 1) if positions == "last" else slice(SKIP_FIRST + 1, None)
+    )
 
     def step(vector: SteeringVector) -> Any:
         def change(x: torch.Tensor, hook: Any) -> torch.Tensor:
@@ -138,28 +174,40 @@ def test_hooks_behind_the_first_know_where_prompts_end(
         return change
 
     with pair.target.intervene({vector.hook: step(vector) for vector in layers}):
-        assert divergence(before, distributions(pair.target, texts)) == pytest.approx(found.damage, rel=1e-3)
+        assert divergence(before, distributions(pair.target, texts)) == pytest.approx(
+            found.damage, rel=1e-3
+        )
     assert found.damage == pytest.approx(0.02, rel=0.02)
 
 
-# ----------------------------------------------------------------------------------------------------------------- clamp and ablate
+# --------------------------------------------------------------------------------- clamp and ablate
 
 
 @pytest.mark.parametrize("budget", [0.01, 0.6])
-def test_a_clamp_goes_so_far_towards_its_level_or_beyond(pair: ModelPair, vector: SteeringVector, corpus: list[str], budget: float) -> None:
+def test_a_clamp_goes_so_far_towards_its_level_or_beyond(
+    pair: ModelPair, vector: SteeringVector, corpus: list[str], budget: float
+) -> None:
     texts = corpus[:8]
-    stream = torch.cat([pair.source.capture(text, vector.hook)[0, SKIP_FIRST:] for text in texts]).double()
+    stream = torch.cat(
+        [pair.source.capture(text, vector.hook)[0, SKIP_FIRST:] for text in texts]
+    ).double()
     unit = vector.direction.double() / vector.direction.double().norm()
     mean, spread = float((stream @ unit).mean()), float((stream @ unit).std())
     level = mean + spread
-    found = calibrate_scale(pair.source, vector, texts, budget, unit="kl", mode="clamp", level=level)
+    found = calibrate_scale(
+        pair.source, vector, texts, budget, unit="kl", mode="clamp", level=level
+    )
     assert (found.scale < 1) == (budget < 0.1)
     assert found.levels[0] == pytest.approx(mean + found.scale * spread, rel=1e-4)
 
     def change(x: torch.Tensor, hook: Any) -> torch.Tensor:
         x, s = x.clone(), found.scale
         component = x[:, SKIP_FIRST:].double() @ unit
-        aim = (1 - s) * component + s * level if s < 1 else torch.full_like(component, mean + s * spread)
+        aim = (
+            (1 - s) * component + s * level
+            if s < 1
+            else torch.full_like(component, mean + s * spread)
+        )
         x[:, SKIP_FIRST:] += ((aim - component)[..., None] * unit).float()
         return x
 
@@ -172,17 +220,23 @@ def test_a_clamp_goes_so_far_towards_its_level_or_beyond(pair: ModelPair, vector
     assert applied == pytest.approx(by_hand, rel=1e-3)
 
 
-def test_the_level_of_a_clamp_is_taken_again_from_the_vectors_own_texts(pair: ModelPair, vector: SteeringVector, corpus: list[str]) -> None:
+def test_the_level_of_a_clamp_is_taken_again_from_the_vectors_own_texts(
+    pair: ModelPair, vector: SteeringVector, corpus: list[str]
+) -> None:
     found = calibrate_scale(pair.source, vector, corpus[:4], 0.05, unit="kl", mode="clamp")
     assert found.intervention is not None
-    assert found.intervention.levels == (pytest.approx(vector.mean_component(pair.source, list(CONTRAST.positive))),)
+    assert found.intervention.levels == (
+        pytest.approx(vector.mean_component(pair.source, list(CONTRAST.positive))),
+    )
     with pytest.raises(ValueError, match="no longer hold texts"):
         calibrate_scale(pair.source, replace(vector, contrast_set=None), corpus[:4], mode="clamp")
     with pytest.raises(ValueError, match=r"level is .* for 1 vector"):
         calibrate_scale(pair.source, vector, corpus[:4], mode="clamp", level=[1.0, 2.0])
 
 
-def test_an_ablation_goes_part_of_the_way_or_all_of_it(pair: ModelPair, vector: SteeringVector, corpus: list[str]) -> None:
+def test_an_ablation_goes_part_of_the_way_or_all_of_it(
+    pair: ModelPair, vector: SteeringVector, corpus: list[str]
+) -> None:
     texts = corpus[:8]
     before = distributions(pair.source, texts)
 
@@ -206,33 +260,51 @@ def test_an_ablation_goes_part_of_the_way_or_all_of_it(pair: ModelPair, vector: 
     assert whole.scale == 1.0
     assert whole.at_limit
     assert whole.damage == pytest.approx(full, rel=1e-3)
-    with vector.apply(pair.source, scale="auto", mode="ablate", neutral=texts, damage=3 * full, unit="kl"):
-        assert divergence(before, distributions(pair.source, texts)) == pytest.approx(full, rel=1e-3)
+    with vector.apply(
+        pair.source, scale="auto", mode="ablate", neutral=texts, damage=3 * full, unit="kl"
+    ):
+        assert divergence(before, distributions(pair.source, texts)) == pytest.approx(
+            full, rel=1e-3
+        )
 
 
-def test_the_figure_says_what_was_counted_and_what_was_turned_up(pair: ModelPair, vector: SteeringVector, corpus: list[str]) -> None:
+def test_the_figure_says_what_was_counted_and_what_was_turned_up(
+    pair: ModelPair, vector: SteeringVector, corpus: list[str]
+) -> None:
     plain = calibrate_scale(pair.source, vector, corpus[:4], 0.1).figure()
-    other = calibrate_scale(pair.source, vector, corpus[:4], 0.01, unit="kl", mode="ablate").figure()
+    other = calibrate_scale(
+        pair.source, vector, corpus[:4], 0.01, unit="kl", mode="ablate"
+    ).figure()
     assert "rise of the loss" in str(plain.layout.title)
     assert "KL(unsteered" in str(other.layout.title)
     assert "own length" in plain.layout.xaxis.title.text
     assert "all of the component" in other.layout.xaxis.title.text
 
 
-# ------------------------------------------------------------------------------------------------------------------------- search
+# ------------------------------------------------------------------------------------------- search
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
 @pytest.mark.parametrize("unit", [1e-3, 1.0, 300.0])
-def test_the_search_brackets_and_converges_for_curves_of_any_steepness(power: float, unit: float) -> None:
-    tried = search_scale(lambda s: (s / unit) ** power, 0.1, first_guess=1.0, tolerance=0.02, max_evaluations=11)
+def test_the_search_brackets_and_converges_for_curves_of_any_steepness(
+    power: float, unit: float
+) -> None:
+    tried = search_scale(
+        lambda s: (s / unit) ** power, 0.1, first_guess=1.0, tolerance=0.02, max_evaluations=11
+    )
     assert min(abs(value - 0.1) for _, value in tried) <= 0.002
     assert len(tried) <= 11
 
 
 @pytest.mark.parametrize("power", [1.0, 1.7, 4.0])
 def test_the_bracket_only_narrows(power: float) -> None:
-    tried = search_scale(lambda s: s**power + 0.02 * math.sin(5 * s) * s, 0.1, first_guess=3.0, tolerance=0.001, max_evaluations=11)
+    tried = search_scale(
+        lambda s: s**power + 0.02 * math.sin(5 * s) * s,
+        0.1,
+        first_guess=3.0,
+        tolerance=0.001,
+        max_evaluations=11,
+    )
     low, high = 0.0, math.inf
     for scale, value in tried:
         assert low < scale < high
@@ -240,39 +312,51 @@ def test_the_bracket_only_narrows(power: float) -> None:
 
 
 def test_a_curve_that_dips_below_zero_first_is_no_obstacle() -> None:
-    tried = search_scale(lambda s: s**2 - 0.3 * s, 0.1, first_guess=0.1, tolerance=0.02, max_evaluations=11)
+    tried = search_scale(
+        lambda s: s**2 - 0.3 * s, 0.1, first_guess=0.1, tolerance=0.02, max_evaluations=11
+    )
     assert min(abs(value - 0.1) for _, value in tried) <= 0.002
 
 
 def test_the_search_tries_the_largest_scale_once_and_stops_there() -> None:
-    tried = search_scale(lambda s: s**2, 4.0, first_guess=0.5, tolerance=0.02, max_evaluations=11, largest=1.0)
+    tried = search_scale(
+        lambda s: s**2, 4.0, first_guess=0.5, tolerance=0.02, max_evaluations=11, largest=1.0
+    )
     assert tried[-1] == (1.0, 1.0)
     assert [scale for scale, _ in tried].count(1.0) == 1
 
 
 @pytest.mark.parametrize("at", [0, 1, "blocks.1.hook_resid_mid"])
-def test_passes_that_resume_at_the_vector_equal_full_ones_under_its_hook(pair: ModelPair, corpus: list[str], at: int | str) -> None:
+def test_passes_that_resume_at_the_vector_equal_full_ones_under_its_hook(
+    pair: ModelPair, corpus: list[str], at: int | str
+) -> None:
     vector = SteeringVector.mean_difference(pair.target, CONTRAST, at=at)
     rows = pair.target.encode(corpus[:8])
     with vector.apply(pair.target, scale=7.0):
         steered = pair.target.token_losses(rows)[:, SKIP_FIRST:].nanmean()
     full = float(steered - pair.target.token_losses(rows)[:, SKIP_FIRST:].nanmean())
-    assert NeutralText(pair.target, corpus[:8], vector.hook).damage(vector.hook_at(7.0)) == pytest.approx(full, abs=1e-5)
+    assert NeutralText(pair.target, corpus[:8], vector.hook).damage(
+        vector.hook_at(7.0)
+    ) == pytest.approx(full, abs=1e-5)
     assert abs(full) > 1e-3
     assert all("forward" not in layer.__dict__ for layer in pair.target.engine._layers)  # type: ignore[attr-defined]
 
 
-# --------------------------------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize("damage", [0.0, -1.0, float("nan"), float("inf")])
-def test_impossible_budgets_are_refused(pair: ModelPair, vector: SteeringVector, corpus: list[str], damage: float) -> None:
+def test_impossible_budgets_are_refused(
+    pair: ModelPair, vector: SteeringVector, corpus: list[str], damage: float
+) -> None:
     with pytest.raises(ValueError, match="expected a positive number of nats per token"):
         calibrate_scale(pair.source, vector, corpus[:4], damage)
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_unknown_units_and_modes_are_refused(pair: ModelPair, vector: SteeringVector, corpus: list[str]) -> None:
+def test_unknown_units_and_modes_are_refused(
+    pair: ModelPair, vector: SteeringVector, corpus: list[str]
+) -> None:
     with pytest.raises(ValueError, match="unit is 'bits'; expected 'loss'"):
         calibrate_scale(pair.source, vector, corpus[:4], unit="bits")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mode 'push'"):
@@ -280,7 +364,9 @@ def test_unknown_units_and_modes_are_refused(pair: ModelPair, vector: SteeringVe
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_neutral_texts_that_cannot_be_measured_are_refused(pair: ModelPair, vector: SteeringVector) -> None:
+def test_neutral_texts_that_cannot_be_measured_are_refused(
+    pair: ModelPair, vector: SteeringVector
+) -> None:
     with pytest.raises(ValueError, match="no neutral text; expected a list of texts"):
         calibrate_scale(pair.source, vector, [])
     with pytest.raises(ValueError, match="neutral is one str; expected a list of texts"):
@@ -291,7 +377,9 @@ def test_neutral_texts_that_cannot_be_measured_are_refused(pair: ModelPair, vect
         NeutralText(pair.source, ["a"], 0)
 
 
-def test_vectors_of_another_model_or_of_one_place_are_refused(pair: ModelPair, vector: SteeringVector, corpus: list[str]) -> None:
+def test_vectors_of_another_model_or_of_one_place_are_refused(
+    pair: ModelPair, vector: SteeringVector, corpus: list[str]
+) -> None:
     with pytest.raises(MismatchError, match="the model to steer"):
         calibrate_scale(pair.target, vector, corpus[:4])
     with pytest.raises(ValueError, match="one for each hook point"):
@@ -300,7 +388,9 @@ def test_vectors_of_another_model_or_of_one_place_are_refused(pair: ModelPair, v
         calibrate_scale(pair.source, [], corpus[:4])
 
 
-def test_texts_made_ready_serve_many_vectors(pair: ModelPair, vector: SteeringVector, corpus: list[str]) -> None:
+def test_texts_made_ready_serve_many_vectors(
+    pair: ModelPair, vector: SteeringVector, corpus: list[str]
+) -> None:
     ready = NeutralText(pair.source, corpus[:6], vector.hook)
     for one in (vector, 2.0 * vector):
         assert calibrate_on(ready, one, 0.1, first_guess=1.0).scale * one.norm == pytest.approx(

@@ -8,7 +8,13 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from lrt_lens.adapters.vectors._clamping import MOST_UNDEFINED, ClampEvaluation, clipped_ratio, evaluate_clamping, frequency_trend
+from lrt_lens.adapters.vectors._clamping import (
+    MOST_UNDEFINED,
+    ClampEvaluation,
+    clipped_ratio,
+    evaluate_clamping,
+    frequency_trend,
+)
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.models._pair import ModelPair
@@ -35,18 +41,39 @@ def vector(twins: ModelPair) -> SteeringVector:
 
 @pytest.fixture(scope="module")
 def result(twins: ModelPair, stitch: Stitch, vector: SteeringVector) -> ClampEvaluation:
-    return evaluate_clamping(twins, stitch, vector, PROMPTS, even, n_samples=3, max_new_tokens=6, n_random=2, progress=False)
+    return evaluate_clamping(
+        twins,
+        stitch,
+        vector,
+        PROMPTS,
+        even,
+        n_samples=3,
+        max_new_tokens=6,
+        n_random=2,
+        progress=False,
+    )
 
 
 def test_counts_shares_and_intervals_are_those_of_the_texts(result: ClampEvaluation) -> None:
-    assert set(result.summary["arm"]) == {"none", "native", "transferred", "shuffled", "untransformed", "random"}
+    assert set(result.summary["arm"]) == {
+        "none",
+        "native",
+        "transferred",
+        "shuffled",
+        "untransformed",
+        "random",
+    }
     for row in result.summary.to_dict("records"):
         texts = result.table[result.table["arm"] == row["arm"]]["text"]
         assert row["count"] == sum(len(text) % 2 == 0 for text in texts)
         assert row["n"] == 6 * 3 * row["n_draws"]
         if row["arm"] != "random":
             expected = clopper_pearson(row["count"], row["n"])
-            assert (row["share"], row["low"], row["high"]) == (expected.value, expected.low, expected.high)
+            assert (row["share"], row["low"], row["high"]) == (
+                expected.value,
+                expected.low,
+                expected.high,
+            )
 
 
 def test_texts_of_an_arm_are_those_of_the_clamped_model_with_the_mean_taken_in_the_target(
@@ -55,7 +82,9 @@ def test_texts_of_an_arm_are_those_of_the_clamped_model_with_the_mean_taken_in_t
     moved = stitch.transfer(vector)
     unit = (moved.direction / moved.direction.norm()).double()
     rows = twins.target.encode(CONTRAST.positive)
-    streams = [twins.target.capture(torch.tensor([row]), stitch.target_hook)[0].double() for row in rows]
+    streams = [
+        twins.target.capture(torch.tensor([row]), stitch.target_hook)[0].double() for row in rows
+    ]
     level = float(np.mean([float((stream[4:] @ unit).mean()) for stream in streams]))
     part = result.table[result.table["arm"] == "transferred"]
     assert part["level"].iloc[0] == pytest.approx(level, abs=1e-5)
@@ -64,17 +93,26 @@ def test_texts_of_an_arm_are_those_of_the_clamped_model_with_the_mean_taken_in_t
     assert part[part["sample"] == 1].sort_values("prompt")["text"].tolist() == expected
 
 
-def test_the_clamped_component_is_the_level_and_the_rest_is_untouched(twins: ModelPair, vector: SteeringVector) -> None:
+def test_the_clamped_component_is_the_level_and_the_rest_is_untouched(
+    twins: ModelPair, vector: SteeringVector
+) -> None:
     tokens = torch.tensor(twins.target.encode(PROMPTS[:1]))
     before = twins.target.capture(tokens, 1)[0].double()
     with vector.apply(twins.target, mode="clamp", level=3.0):
         after = twins.target.capture(tokens, 1)[0].double()
     unit = (vector.direction / vector.direction.norm()).double()
     np.testing.assert_allclose((after[4:] @ unit).numpy(), 3.0, atol=1e-5)
-    torch.testing.assert_close(after - torch.outer(after @ unit, unit), before - torch.outer(before @ unit, unit), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        after - torch.outer(after @ unit, unit),
+        before - torch.outer(before @ unit, unit),
+        atol=1e-5,
+        rtol=0,
+    )
 
 
-def test_between_a_model_and_itself_native_and_transferred_write_the_same(result: ClampEvaluation) -> None:
+def test_between_a_model_and_itself_native_and_transferred_write_the_same(
+    result: ClampEvaluation,
+) -> None:
     texts = {arm: part["text"].tolist() for arm, part in result.table.groupby("arm")}
     same = np.mean([a == b for a, b in zip(texts["native"], texts["transferred"], strict=True)])
     assert same > 0.9
@@ -82,7 +120,10 @@ def test_between_a_model_and_itself_native_and_transferred_write_the_same(result
 
 
 def test_the_clipped_ratio_is_the_papers() -> None:
-    assert [clipped_ratio(*shares) for shares in ((0.2, 0.4), (0.5, 0.4), (0.0, 0.4), (0.0, 0.0), (-0.1, 0.4))] == [0.5, 1.0, 0.0, 0.0, 0.0]
+    assert [
+        clipped_ratio(*shares)
+        for shares in ((0.2, 0.4), (0.5, 0.4), (0.0, 0.4), (0.0, 0.0), (-0.1, 0.4))
+    ] == [0.5, 1.0, 0.0, 0.0, 0.0]
 
 
 def test_the_trend_over_frequency_is_spearmans_and_leaves_resamples_without_one_out() -> None:
@@ -90,7 +131,9 @@ def test_the_trend_over_frequency_is_spearmans_and_leaves_resamples_without_one_
     ratio = np.array([0, 0, 0, 1, 0, 0, 1, 0, 1, 0], dtype=float)
     trend, undefined = frequency_trend(list(frequency), list(ratio))
     assert trend.value == pytest.approx(spearmanr(frequency, ratio).statistic)
-    assert 0 < undefined < MOST_UNDEFINED  # .7^10 + .3^10 = 2.8% of the resamples hold one ratio alone
+    assert (
+        0 < undefined < MOST_UNDEFINED
+    )  # .7^10 + .3^10 = 2.8% of the resamples hold one ratio alone
     assert undefined == pytest.approx(0.7**10 + 0.3**10, abs=0.01)
     assert -1 <= trend.low < trend.value < trend.high <= 1
     rising, _ = frequency_trend(list(frequency), list(np.log(frequency)))
@@ -115,17 +158,41 @@ def test_a_trend_that_most_resamples_do_not_have_gets_no_interval() -> None:
 def test_a_concept_that_never_shows_has_ratio_zero_and_one_that_always_shows_has_no_rise(
     twins: ModelPair, stitch: Stitch, vector: SteeringVector
 ) -> None:
-    options: dict[str, Any] = {"n_samples": 1, "max_new_tokens": 3, "n_random": 1, "progress": False}
-    never = evaluate_clamping(twins, stitch, vector, PROMPTS[:2], lambda text: False, **options).summary.set_index("arm")
-    assert never.loc["transferred", ["share", "clipped_ratio", "ratio_of_rises"]].tolist() == [0.0, 0.0, 0.0]
-    always = evaluate_clamping(twins, stitch, vector, PROMPTS[:2], lambda text: True, **options).summary.set_index("arm")
+    options: dict[str, Any] = {
+        "n_samples": 1,
+        "max_new_tokens": 3,
+        "n_random": 1,
+        "progress": False,
+    }
+    never = evaluate_clamping(
+        twins, stitch, vector, PROMPTS[:2], lambda text: False, **options
+    ).summary.set_index("arm")
+    assert never.loc["transferred", ["share", "clipped_ratio", "ratio_of_rises"]].tolist() == [
+        0.0,
+        0.0,
+        0.0,
+    ]
+    always = evaluate_clamping(
+        twins, stitch, vector, PROMPTS[:2], lambda text: True, **options
+    ).summary.set_index("arm")
     assert always.loc["transferred", "clipped_ratio"] == 1.0
     assert math.isnan(always.loc["transferred", "ratio_of_rises"])
 
 
-def test_bad_input_is_refused_and_no_hook_stays_on(twins: ModelPair, stitch: Stitch, vector: SteeringVector, unchecked: None) -> None:
+def test_bad_input_is_refused_and_no_hook_stays_on(
+    twins: ModelPair, stitch: Stitch, vector: SteeringVector, unchecked: None
+) -> None:
     with pytest.raises(TypeError, match=r"the classifier returned 0.7 \(float\)"):
-        evaluate_clamping(twins, stitch, vector, PROMPTS[:1], lambda text: 0.7, n_samples=1, max_new_tokens=2, progress=False)
+        evaluate_clamping(
+            twins,
+            stitch,
+            vector,
+            PROMPTS[:1],
+            lambda text: 0.7,
+            n_samples=1,
+            max_new_tokens=2,
+            progress=False,
+        )
     with pytest.raises(ValueError, match="expected a list of at least one text"):
         evaluate_clamping(twins, stitch, vector, [], even, progress=False)
     with pytest.raises(ValueError, match="both must be at least 1"):

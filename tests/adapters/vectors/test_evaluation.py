@@ -25,39 +25,69 @@ CONTRAST = ContrastSet(
     name="mood",
 )
 ITEMS = ChoiceItems(
-    [f"the little boy saw the {p} and he" for p in PLACES] * 2, [" sang", " ran"] * 6, [" slept", " found a stone"] * 6, name="mood"
+    [f"the little boy saw the {p} and he" for p in PLACES] * 2,
+    [" sang", " ran"] * 6,
+    [" slept", " found a stone"] * 6,
+    name="mood",
 )
 
 
 @pytest.fixture(scope="module")
 def twins(load: Any) -> ModelPair:
-    """The same model twice: the true map is the identity, so the transferred vector is the native one."""
+    """The same model twice: the true map is the identity, so the transferred vector is the native
+    one.
+    """
     return ModelPair(load("llama", d=16, layers=3, seed=7), load("llama", d=16, layers=3, seed=7))
 
 
 @pytest.fixture(scope="module")
 def stitch(twins: ModelPair, corpus: list[str]) -> Stitch:
-    return fit_stitches(twins, corpus, n_tokens=None, context_length=32, moment_dtype="float64", progress=False)[1, 1]
+    return fit_stitches(
+        twins, corpus, n_tokens=None, context_length=32, moment_dtype="float64", progress=False
+    )[1, 1]
 
 
 @pytest.fixture(scope="module")
 def result(twins: ModelPair, stitch: Stitch, corpus: list[str]) -> SteeringEvaluation:
     vector = SteeringVector.mean_difference(twins.source, CONTRAST, at=1)
-    return evaluate_steering(twins, stitch, vector, ITEMS, neutral=corpus[:8], damage=0.05, n_random=6, n_permuted=2, progress=False)
+    return evaluate_steering(
+        twins,
+        stitch,
+        vector,
+        ITEMS,
+        neutral=corpus[:8],
+        damage=0.05,
+        n_random=6,
+        n_permuted=2,
+        progress=False,
+    )
 
 
 def arm(result: SteeringEvaluation, name: str) -> Any:
     return result.summary.set_index("arm").loc[name]
 
 
-def test_between_a_model_and_itself_the_transferred_vector_is_the_native_one(result: SteeringEvaluation) -> None:
+def test_between_a_model_and_itself_the_transferred_vector_is_the_native_one(
+    result: SteeringEvaluation,
+) -> None:
     assert result.vectors["transferred"].cosine(result.vectors["native"]) > 0.9999
-    assert arm(result, "transferred")["effect_at_equal_damage"] == pytest.approx(arm(result, "native")["effect_at_equal_damage"], abs=0.02)
+    assert arm(result, "transferred")["effect_at_equal_damage"] == pytest.approx(
+        arm(result, "native")["effect_at_equal_damage"], abs=0.02
+    )
 
 
 def test_every_control_is_there(result: SteeringEvaluation) -> None:
     arms = set(result.summary["arm"])
-    assert arms == {"none", "transferred", "native", "native_best", "random", "shuffled", "permuted", "untransformed"}
+    assert arms == {
+        "none",
+        "transferred",
+        "native",
+        "native_best",
+        "random",
+        "shuffled",
+        "permuted",
+        "untransformed",
+    }
     assert arm(result, "random")["n_draws"] == 6
     assert arm(result, "permuted")["n_draws"] == 2
 
@@ -65,16 +95,23 @@ def test_every_control_is_there(result: SteeringEvaluation) -> None:
 def test_every_arm_is_measured_at_the_same_damage(result: SteeringEvaluation) -> None:
     bracketed = set(result.summary.loc[result.summary["flag"] == "", "arm"]) - {"none"}
     assert {"transferred", "native"} <= bracketed
-    for _, curve in result.table[result.table["arm"].isin(bracketed)].groupby(["arm", "draw"], dropna=False):
+    for _, curve in result.table[result.table["arm"].isin(bracketed)].groupby(
+        ["arm", "draw"], dropna=False
+    ):
         assert curve["damage"].min() <= 0.05 <= curve["damage"].max()
 
 
-def test_random_draws_are_half_isotropic_and_all_as_long_as_the_vector(stitch: Stitch, result: SteeringEvaluation) -> None:
+def test_random_draws_are_half_isotropic_and_all_as_long_as_the_vector(
+    stitch: Stitch, result: SteeringEvaluation
+) -> None:
     from lrt_lens.adapters.vectors._arms import drawn_arms
 
     draws = list(drawn_arms(stitch, result.vectors["transferred"], 200, seed=0))
     directions = torch.stack([draw.vector.direction for draw in draws]).double()
-    torch.testing.assert_close(directions.norm(dim=1), torch.full((200,), result.vectors["transferred"].norm, dtype=torch.float64))
+    torch.testing.assert_close(
+        directions.norm(dim=1),
+        torch.full((200,), result.vectors["transferred"].norm, dtype=torch.float64),
+    )
     leading = torch.linalg.eigh(stitch.target_statistics.covariance.double()).eigenvectors[:, -1]
     share = (directions @ leading) ** 2 / directions.norm(dim=1) ** 2
     assert share[:100].mean() == pytest.approx(1 / 16, rel=0.5)
@@ -82,16 +119,38 @@ def test_random_draws_are_half_isotropic_and_all_as_long_as_the_vector(stitch: S
 
 
 def test_tables_have_the_columns_that_results_promise(result: SteeringEvaluation) -> None:
-    assert {"concept", "arm", "scale", "propensity", "propensity_low", "propensity_high", "damage"} <= set(result.table.columns)
-    assert {"concept", "arm", "effect_at_equal_damage", "low", "high", "fraction_of_native"} <= set(result.summary.columns)
+    assert {
+        "concept",
+        "arm",
+        "scale",
+        "propensity",
+        "propensity_low",
+        "propensity_high",
+        "damage",
+    } <= set(result.table.columns)
+    assert {"concept", "arm", "effect_at_equal_damage", "low", "high", "fraction_of_native"} <= set(
+        result.summary.columns
+    )
     assert result.concept == "mood"
     for kind in ("summary", "curves", "damage"):
         assert len(result.figure(kind).data)
 
 
-def test_the_same_seed_gives_the_same_numbers(twins: ModelPair, stitch: Stitch, corpus: list[str], result: SteeringEvaluation) -> None:
+def test_the_same_seed_gives_the_same_numbers(
+    twins: ModelPair, stitch: Stitch, corpus: list[str], result: SteeringEvaluation
+) -> None:
     vector = SteeringVector.mean_difference(twins.source, CONTRAST, at=1)
-    again = evaluate_steering(twins, stitch, vector, ITEMS, neutral=corpus[:8], damage=0.05, n_random=6, n_permuted=2, progress=False)
+    again = evaluate_steering(
+        twins,
+        stitch,
+        vector,
+        ITEMS,
+        neutral=corpus[:8],
+        damage=0.05,
+        n_random=6,
+        n_permuted=2,
+        progress=False,
+    )
     assert again.summary.equals(result.summary)
 
 
@@ -100,7 +159,10 @@ def test_propensity_is_the_difference_of_summed_log_probabilities(twins: ModelPa
     tokenizer = twins.target.tokenizer
 
     def score(prompt: str, continuation: str) -> float:
-        [start], [end] = twins.target.encode([prompt]), tokenizer([continuation], add_special_tokens=False)["input_ids"]
+        [start], [end] = (
+            twins.target.encode([prompt]),
+            tokenizer([continuation], add_special_tokens=False)["input_ids"],
+        )
         logits = twins.target.logits(torch.tensor([[*start, *end]]))[0].log_softmax(-1)
         return sum(float(logits[len(start) - 1 + i, token]) for i, token in enumerate(end))
 
@@ -108,18 +170,40 @@ def test_propensity_is_the_difference_of_summed_log_probabilities(twins: ModelPa
     np.testing.assert_allclose(measured, [score(p, a) - score(p, b) for p, a, b in rows], atol=1e-4)
 
 
-def test_bias_only_is_measured_where_the_bias_is_added(twins: ModelPair, stitch: Stitch, corpus: list[str]) -> None:
+def test_bias_only_is_measured_where_the_bias_is_added(
+    twins: ModelPair, stitch: Stitch, corpus: list[str]
+) -> None:
     vector = SteeringVector.mean_difference(twins.source, CONTRAST, at=1)
     result = evaluate_steering(
-        twins, stitch, vector, ITEMS, neutral=corpus[:4], damage=0.05, bias="add", n_random=2, n_permuted=1, progress=False
+        twins,
+        stitch,
+        vector,
+        ITEMS,
+        neutral=corpus[:4],
+        damage=0.05,
+        bias="add",
+        n_random=2,
+        n_permuted=1,
+        progress=False,
     )
     assert "bias_only" in set(result.summary["arm"])
 
 
-def test_scales_that_miss_the_budget_are_flagged_and_undefined(twins: ModelPair, stitch: Stitch, corpus: list[str]) -> None:
+def test_scales_that_miss_the_budget_are_flagged_and_undefined(
+    twins: ModelPair, stitch: Stitch, corpus: list[str]
+) -> None:
     vector = SteeringVector.mean_difference(twins.source, CONTRAST, at=1)
     result = evaluate_steering(
-        twins, stitch, vector, ITEMS, neutral=corpus[:4], scales=[1e-4, 2e-4], damage=0.05, n_random=2, n_permuted=1, progress=False
+        twins,
+        stitch,
+        vector,
+        ITEMS,
+        neutral=corpus[:4],
+        scales=[1e-4, 2e-4],
+        damage=0.05,
+        n_random=2,
+        n_permuted=1,
+        progress=False,
     )
     row = arm(result, "transferred")
     assert math.isnan(row["effect_at_equal_damage"])
@@ -139,13 +223,17 @@ def test_effects_are_interpolated_at_the_budget_and_never_extrapolated() -> None
     assert np.isnan(curve.effect_at(0.4)).all()
 
 
-def test_a_stitch_of_other_models_is_refused(pair: ModelPair, stitch: Stitch, corpus: list[str]) -> None:
+def test_a_stitch_of_other_models_is_refused(
+    pair: ModelPair, stitch: Stitch, corpus: list[str]
+) -> None:
     vector = SteeringVector.mean_difference(pair.source, CONTRAST, at=1)
     with pytest.raises(MismatchError, match="the source model is"):
         evaluate_steering(pair, stitch, vector, ITEMS, neutral=corpus[:4], progress=False)
 
 
-def test_the_score_on_contrast_texts_is_that_of_the_rows(twins: ModelPair, stitch: Stitch, result: SteeringEvaluation) -> None:
+def test_the_score_on_contrast_texts_is_that_of_the_rows(
+    twins: ModelPair, stitch: Stitch, result: SteeringEvaluation
+) -> None:
     assert result.contrast_score is not None
     assert result.contrast_score == score_rows(stitch, twins, CONTRAST.texts)
     assert result.contrast_score.r2 > 0.999
@@ -171,7 +259,9 @@ def test_no_hook_is_left_on_after_an_interrupted_evaluation(
     assert all("forward" not in layer.__dict__ for layer in twins.target.engine._layers)  # type: ignore[attr-defined]
 
 
-def test_senseless_arguments_are_refused_before_any_work(twins: ModelPair, stitch: Stitch, corpus: list[str]) -> None:
+def test_senseless_arguments_are_refused_before_any_work(
+    twins: ModelPair, stitch: Stitch, corpus: list[str]
+) -> None:
     vector = SteeringVector.mean_difference(twins.source, CONTRAST, at=1)
     for options, message in (
         ({"scales": [float("nan"), 1.0]}, "expected positive finite numbers"),
@@ -180,12 +270,18 @@ def test_senseless_arguments_are_refused_before_any_work(twins: ModelPair, stitc
         ({"contrast": CONTRAST.permuted(1)}, "was learnt from other texts"),
     ):
         with pytest.raises(ValueError, match=message):
-            evaluate_steering(twins, stitch, vector, ITEMS, **{"neutral": corpus[:4], "progress": False} | options)  # type: ignore[arg-type]
+            evaluate_steering(
+                twins, stitch, vector, ITEMS, **{"neutral": corpus[:4], "progress": False} | options
+            )  # type: ignore[arg-type]
 
 
-def test_a_negated_vector_is_compared_with_the_native_vector_of_the_opposite(twins: ModelPair) -> None:
+def test_a_negated_vector_is_compared_with_the_native_vector_of_the_opposite(
+    twins: ModelPair,
+) -> None:
     vector = SteeringVector.mean_difference(twins.source, CONTRAST, at=1)
     opposite = -vector
     assert opposite.contrast_set is not None
-    assert opposite.relearnt(twins.source, opposite.contrast_set, at=1).cosine(opposite) == pytest.approx(1)
+    assert opposite.relearnt(twins.source, opposite.contrast_set, at=1).cosine(
+        opposite
+    ) == pytest.approx(1)
     assert (vector + vector).contrast_set is None

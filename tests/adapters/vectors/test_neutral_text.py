@@ -12,9 +12,7 @@ from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.models._hooked_model import HookedModel
 
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ m['role'][0] }} {{ m['content'] }} .\n{% endfor %}{% if add_generation_prompt %}a {% endif %}"
-)
+TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['role'][0] }} {{ m['content'] }} .\n{% endfor %}{% if add_generation_prompt %}a {% endif %}"
 CHATS = [
     [
         {"role": "user", "content": "the cat saw a bird"},
@@ -28,7 +26,10 @@ CHATS = [
         {"role": "assistant", "content": "it found a red stone under the big tree"},
     ],
 ]
-CONTRAST = ContrastSet(["the happy cat sang in the garden", "the good boy sang"], ["the sad cat slept in the garden", "the bad boy slept"])
+CONTRAST = ContrastSet(
+    ["the happy cat sang in the garden", "the good boy sang"],
+    ["the sad cat slept in the garden", "the bad boy slept"],
+)
 
 
 @pytest.fixture
@@ -57,7 +58,9 @@ def kl(model: HookedModel, vector: SteeringVector, step: float, generated: bool)
     terms = []
     for tokens, prompt in rows(model):
 
-        def change(x: torch.Tensor, hook: Any, first: int = prompt if generated else 4) -> torch.Tensor:
+        def change(
+            x: torch.Tensor, hook: Any, first: int = prompt if generated else 4
+        ) -> torch.Tensor:
             x = x.clone()
             x[:, max(first, 4) :] += step * vector.direction
             return x
@@ -71,11 +74,15 @@ def kl(model: HookedModel, vector: SteeringVector, step: float, generated: bool)
 
 
 @pytest.mark.parametrize("positions", ["all", "generated"])
-def test_damage_counts_on_the_assistants_last_turn_alone(chatty: HookedModel, positions: Any) -> None:
+def test_damage_counts_on_the_assistants_last_turn_alone(
+    chatty: HookedModel, positions: Any
+) -> None:
     vector = SteeringVector.mean_difference(chatty, CONTRAST, at=1)
     found = calibrate_scale(chatty, vector, CHATS, 0.05, unit="kl", positions=positions)
     assert found.damage == pytest.approx(0.05, rel=0.02)
-    assert kl(chatty, vector, found.scale, positions == "generated") == pytest.approx(found.damage, rel=1e-3)
+    assert kl(chatty, vector, found.scale, positions == "generated") == pytest.approx(
+        found.damage, rel=1e-3
+    )
 
 
 def test_the_rise_of_the_loss_counts_on_the_same_tokens(chatty: HookedModel) -> None:
@@ -83,7 +90,9 @@ def test_the_rise_of_the_loss_counts_on_the_same_tokens(chatty: HookedModel) -> 
     losses = [chatty.token_losses([tokens])[0, prompt - 1 :] for tokens, prompt in rows(chatty)]
     assert neutral.baseline == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
     assert sum(map(len, losses)) > 20
-    assert NeutralText(chatty, [{"messages": chat} for chat in CHATS], 1).baseline == neutral.baseline
+    assert (
+        NeutralText(chatty, [{"messages": chat} for chat in CHATS], 1).baseline == neutral.baseline
+    )
 
 
 def test_the_template_and_the_policy_do_not_both_write_bos(chatty: HookedModel) -> None:
@@ -94,18 +103,27 @@ def test_the_template_and_the_policy_do_not_both_write_bos(chatty: HookedModel) 
 
 
 def test_texts_and_conversations_go_together(chatty: HookedModel, corpus: list[str]) -> None:
-    texts, chats, both = (NeutralText(chatty, some, 1) for some in (corpus[:3], CHATS, [*corpus[:3], *CHATS]))
+    texts, chats, both = (
+        NeutralText(chatty, some, 1) for some in (corpus[:3], CHATS, [*corpus[:3], *CHATS])
+    )
     n_texts = sum(len(row) - 5 for row in texts.batches.rows)
     n_chats = sum(len(tokens) - prompt for tokens, prompt in rows(chatty))
-    assert both.baseline == pytest.approx((n_texts * texts.baseline + n_chats * chats.baseline) / (n_texts + n_chats), rel=1e-5)
+    assert both.baseline == pytest.approx(
+        (n_texts * texts.baseline + n_chats * chats.baseline) / (n_texts + n_chats), rel=1e-5
+    )
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_what_is_no_answered_conversation_is_refused(chatty: HookedModel) -> None:
     with pytest.raises(ValueError, match="conversation 0 ends with the turn of 'user'"):
         NeutralText(chatty, [CHATS[0][:1]], 1)
-    with pytest.raises(ValueError, match=r"conversation 1 has no answer within the 64 tokens of the context: its prompt has"):
-        NeutralText(chatty, [CHATS[0], [{"role": "user", "content": "the cat sang " * 40}, CHATS[0][1]]], 1)
+    with pytest.raises(
+        ValueError,
+        match=r"conversation 1 has no answer within the 64 tokens of the context: its prompt has",
+    ):
+        NeutralText(
+            chatty, [CHATS[0], [{"role": "user", "content": "the cat sang " * 40}, CHATS[0][1]]], 1
+        )
     with pytest.raises(ValueError, match="expected a text, a row with 'text', or a chat"):
         NeutralText(chatty, CHATS[0], 1)
     chatty.tokenizer.chat_template = None
@@ -113,10 +131,16 @@ def test_what_is_no_answered_conversation_is_refused(chatty: HookedModel) -> Non
         NeutralText(chatty, CHATS, 1)
 
 
-def test_the_unsteered_stream_is_that_of_the_steerable_positions(model: HookedModel, corpus: list[str]) -> None:
+def test_the_unsteered_stream_is_that_of_the_steerable_positions(
+    model: HookedModel, corpus: list[str]
+) -> None:
     neutral = NeutralText(model, corpus[:5], 1)
     direction = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0))
     for hook in (neutral.batches.hook, "blocks.2.hook_resid_post"):
         stream = torch.cat([model.capture(text, hook)[0, 4:] for text in corpus[:5]])
-        assert neutral.mean_component(direction, hook) == pytest.approx(float((stream @ direction / direction.norm()).mean()), abs=1e-4)
-        assert neutral.median_norm(hook) == pytest.approx(float(stream.norm(dim=1).median()), rel=1e-4)
+        assert neutral.mean_component(direction, hook) == pytest.approx(
+            float((stream @ direction / direction.norm()).mean()), abs=1e-4
+        )
+        assert neutral.median_norm(hook) == pytest.approx(
+            float(stream.norm(dim=1).median()), rel=1e-4
+        )

@@ -11,9 +11,16 @@ from lrt_lens.adapters.vectors._preferences import PreferenceText
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ChoiceItems
 
-PROMPTS = ["the little boy saw the house and he", "the king", "a red bird found the river and it", "the queen sang and she"]
+PROMPTS = [
+    "the little boy saw the house and he",
+    "the king",
+    "a red bird found the river and it",
+    "the queen sang and she",
+]
 ITEMS = ChoiceItems(
-    PROMPTS, [" sang", " ran", " was happy and good", " had"], [" slept", " found a stone", " was happy and bad", " made it"]
+    PROMPTS,
+    [" sang", " ran", " was happy and good", " had"],
+    [" slept", " found a stone", " was happy and bad", " made it"],
 )
 
 
@@ -26,11 +33,15 @@ def naive(model: Any, items: ChoiceItems) -> list[float]:
         return sum(float(table[len(start) - 1 + i, token]) for i, token in enumerate(end))
 
     rows = zip(items.prompts, items.positive, items.negative, strict=True)
-    return [score(prompt, positive) - score(prompt, negative) for prompt, positive, negative in rows]
+    return [
+        score(prompt, positive) - score(prompt, negative) for prompt, positive, negative in rows
+    ]
 
 
 def test_propensities_are_the_naive_ones(model: Any) -> None:
-    np.testing.assert_allclose(PreferenceText(model, ITEMS, 1).propensity(), naive(model, ITEMS), atol=1e-5)
+    np.testing.assert_allclose(
+        PreferenceText(model, ITEMS, 1).propensity(), naive(model, ITEMS), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("positions", ["all", "last", "generated"])
@@ -38,14 +49,17 @@ def test_under_steering_they_are_those_of_a_pass_a_continuation(model: Any, posi
     direction = torch.randn(16, generator=torch.Generator().manual_seed(0))
     vector = SteeringVector(direction, "blocks.1.hook_resid_post")
     found, expected = (
-        text.propensity(vector.hook_at(2.0, positions=positions)) for text in (PreferenceText(model, ITEMS, 1), ChoiceText(model, ITEMS, 1))
+        text.propensity(vector.hook_at(2.0, positions=positions))
+        for text in (PreferenceText(model, ITEMS, 1), ChoiceText(model, ITEMS, 1))
     )
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.abs(found - PreferenceText(model, ITEMS, 1).propensity()).max() > 1e-3
 
 
 def test_continuations_that_differ_in_their_last_token_share_a_pass(model: Any) -> None:
-    words = [f" {word}" for word in ("the", "and", "was", "he", "they", "good", "on", "it", "happy")]
+    words = [
+        f" {word}" for word in ("the", "and", "was", "he", "they", "good", "on", "it", "happy")
+    ]
     one, other = [word for word in words if len(model.encode_bodies([word])[0]) == 1][:2]
     pair = ChoiceItems(["the cat", "the dog"], [one, one], [other, other])
     text = PreferenceText(model, pair, 1)
@@ -54,17 +68,27 @@ def test_continuations_that_differ_in_their_last_token_share_a_pass(model: Any) 
 
 
 def test_token_counts_that_differ_are_counted(model: Any) -> None:
-    lengths = [[len(ids) for ids in model.encode_bodies(side)] for side in (ITEMS.positive, ITEMS.negative)]
-    assert PreferenceText(model, ITEMS, 1).n_uneven == sum(a != b for a, b in zip(*lengths, strict=True)) > 0
+    lengths = [
+        [len(ids) for ids in model.encode_bodies(side)] for side in (ITEMS.positive, ITEMS.negative)
+    ]
+    assert (
+        PreferenceText(model, ITEMS, 1).n_uneven
+        == sum(a != b for a, b in zip(*lengths, strict=True))
+        > 0
+    )
 
 
 def test_a_continuation_that_begins_the_other_is_scored_by_the_rest(model: Any) -> None:
     items = ChoiceItems(["the cat"], [" was"], [" was happy"])
-    np.testing.assert_allclose(PreferenceText(model, items, 1).propensity(), naive(model, items), atol=1e-5)
+    np.testing.assert_allclose(
+        PreferenceText(model, items, 1).propensity(), naive(model, items), atol=1e-5
+    )
 
 
 def test_one_continuation_twice_and_too_long_a_prompt_are_refused(model: Any) -> None:
     with pytest.raises(ValueError, match="item 1 has the continuation ' ran' twice"):
-        PreferenceText(model, ChoiceItems(["the cat", "the dog"], [" sat", " ran"], [" lay", " ran"]), 1)
+        PreferenceText(
+            model, ChoiceItems(["the cat", "the dog"], [" sat", " ran"], [" lay", " ran"]), 1
+        )
     with pytest.raises(ValueError, match="reads 64: shorten"):
         PreferenceText(model, ChoiceItems(["the cat " * 80], [" in"], [" on"]), 1)

@@ -1,4 +1,6 @@
-"""Native and transferred steering compared item by item, on a pair where the answer is known: a model and itself."""
+"""Native and transferred steering compared item by item, on a pair where the answer is known: a
+model and itself.
+"""
 
 import logging
 import math
@@ -17,25 +19,52 @@ from lrt_lens.errors import MismatchError
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._stitch import Stitch
 
-PLACES = ("house", "garden", "tree", "river", "stone", "bird", "king", "queen", "dog", "cat", "boy", "girl")
+PLACES = (
+    "house",
+    "garden",
+    "tree",
+    "river",
+    "stone",
+    "bird",
+    "king",
+    "queen",
+    "dog",
+    "cat",
+    "boy",
+    "girl",
+)
 SCALES = [-1.0, 0.5, 1.0]
 
 
 def task(name: str, verb: str = "saw", uneven: bool = False) -> ChoiceItems:
     negative = " found a stone" if uneven else " bad"
-    return ChoiceItems([f"the little boy {verb} the {p} and it was" for p in PLACES], [" good"] * 12, [negative] * 12, name=name)
+    return ChoiceItems(
+        [f"the little boy {verb} the {p} and it was" for p in PLACES],
+        [" good"] * 12,
+        [negative] * 12,
+        name=name,
+    )
 
 
 @pytest.fixture(scope="module")
 def result(twins: ModelPair, stitch: Stitch) -> PropensityEvaluation:
-    return evaluate_propensity(twins, stitch, [task("first"), task("second", "found")], scales=SCALES, n_permuted=1, progress=False)
+    return evaluate_propensity(
+        twins,
+        stitch,
+        [task("first"), task("second", "found")],
+        scales=SCALES,
+        n_permuted=1,
+        progress=False,
+    )
 
 
 def arm(result: PropensityEvaluation, name: str, which: str = "first") -> Any:
     return result.summary.set_index(["task", "arm"]).loc[(which, name)]
 
 
-def test_between_a_model_and_itself_transferred_steering_is_native_steering(result: PropensityEvaluation) -> None:
+def test_between_a_model_and_itself_transferred_steering_is_native_steering(
+    result: PropensityEvaluation,
+) -> None:
     for which in ("first", "second"):
         row = arm(result, "transferred", which)
         assert row["r"] > 0.9999
@@ -45,7 +74,9 @@ def test_between_a_model_and_itself_transferred_steering_is_native_steering(resu
         assert row["slope"] == pytest.approx(arm(result, "native", which)["slope"], rel=0.02)
 
 
-def test_controls_are_worse_and_no_steering_has_no_changes_to_correlate(result: PropensityEvaluation) -> None:
+def test_controls_are_worse_and_no_steering_has_no_changes_to_correlate(
+    result: PropensityEvaluation,
+) -> None:
     none = arm(result, "none")
     assert none["r"] < arm(result, "transferred")["r"]
     assert math.isnan(none["r_change"])
@@ -60,35 +91,57 @@ def test_every_number_of_the_table_follows_from_the_naive_propensities(
 ) -> None:
     train, test = task("first").split(0.5, seed=0)
     vectors = {
-        "native": SteeringVector.mean_difference(twins.target, answer_contrast(train), at=stitch.target_hook),
-        "transferred": stitch.transfer(SteeringVector.mean_difference(twins.source, answer_contrast(train), at=stitch.source_hook)),
+        "native": SteeringVector.mean_difference(
+            twins.target, answer_contrast(train), at=stitch.target_hook
+        ),
+        "transferred": stitch.transfer(
+            SteeringVector.mean_difference(
+                twins.source, answer_contrast(train), at=stitch.source_hook
+            )
+        ),
     }
-    vectors["transferred"] = vectors["transferred"] * (vectors["native"].norm / vectors["transferred"].norm)
+    vectors["transferred"] = vectors["transferred"] * (
+        vectors["native"].norm / vectors["transferred"].norm
+    )
     text = ChoiceText(twins.target, test, stitch.target_hook)
     before = text.propensity()
-    table = result.table[(result.table["task"] == "first") & (result.table["arm"] == "transferred")].set_index("scale")
+    table = result.table[
+        (result.table["task"] == "first") & (result.table["arm"] == "transferred")
+    ].set_index("scale")
     for scale in SCALES:
-        native, moved = (text.propensity(vectors[name].hook_at(scale)) for name in ("native", "transferred"))
+        native, moved = (
+            text.propensity(vectors[name].hook_at(scale)) for name in ("native", "transferred")
+        )
         row = table.loc[scale]
         assert row["r"] == pytest.approx(pearsonr(native, moved).statistic, abs=1e-5)
-        assert row["r_change"] == pytest.approx(pearsonr(native - before, moved - before).statistic, abs=1e-3)
+        assert row["r_change"] == pytest.approx(
+            pearsonr(native - before, moved - before).statistic, abs=1e-3
+        )
         assert row["mse"] == pytest.approx(np.mean((native - moved) ** 2), abs=1e-6)
         assert row["change"] == pytest.approx(np.mean(moved - before), abs=1e-5)
-    none = result.table[(result.table["task"] == "first") & (result.table["arm"] == "none")].set_index("scale")
+    none = result.table[
+        (result.table["task"] == "first") & (result.table["arm"] == "none")
+    ].set_index("scale")
     native = text.propensity(vectors["native"].hook_at(1.0))
     assert none.loc[1.0, "r"] == pytest.approx(pearsonr(native, before).statistic, abs=1e-5)
 
 
 def test_the_summary_is_the_mean_over_scales(result: PropensityEvaluation) -> None:
-    rows = result.table[(result.table["task"] == "second") & (result.table["arm"] == "untransformed")]
+    rows = result.table[
+        (result.table["task"] == "second") & (result.table["arm"] == "untransformed")
+    ]
     row = arm(result, "untransformed", "second")
     assert (row["r"], row["r_sd"]) == pytest.approx((rows["r"].mean(), rows["r"].std()))
     assert (row["n_train"], row["n_test"]) == (6, 6)
     overall = result.overall.set_index("arm").loc["untransformed"]
-    assert overall["r"] == pytest.approx(np.mean([arm(result, "untransformed", w)["r"] for w in ("first", "second")]))
+    assert overall["r"] == pytest.approx(
+        np.mean([arm(result, "untransformed", w)["r"] for w in ("first", "second")])
+    )
 
 
-def test_measured_items_are_not_those_the_vector_was_learnt_from(result: PropensityEvaluation) -> None:
+def test_measured_items_are_not_those_the_vector_was_learnt_from(
+    result: PropensityEvaluation,
+) -> None:
     assert set(result.propensities.groupby("task")["item"].nunique()) == {6}
     train, test = task("first").split(0.5, seed=0)
     assert not set(train.prompts) & set(test.prompts)
@@ -97,9 +150,15 @@ def test_measured_items_are_not_those_the_vector_was_learnt_from(result: Propens
 def test_the_same_seed_gives_the_same_numbers_and_bias_adds_its_control(
     twins: ModelPair, stitch: Stitch, result: PropensityEvaluation
 ) -> None:
-    again = evaluate_propensity(twins, stitch, task("first"), scales=SCALES, n_permuted=1, progress=False)
-    assert again.summary.equals(result.summary[result.summary["task"] == "first"].reset_index(drop=True))
-    biased = evaluate_propensity(twins, stitch, task("first"), scales=[1.0], bias="add", n_random=1, progress=False)
+    again = evaluate_propensity(
+        twins, stitch, task("first"), scales=SCALES, n_permuted=1, progress=False
+    )
+    assert again.summary.equals(
+        result.summary[result.summary["task"] == "first"].reset_index(drop=True)
+    )
+    biased = evaluate_propensity(
+        twins, stitch, task("first"), scales=[1.0], bias="add", n_random=1, progress=False
+    )
     assert "bias_only" in set(biased.summary["arm"])
 
 
@@ -109,9 +168,13 @@ def test_figures_show_every_arm_but_the_native_one(result: PropensityEvaluation)
     assert "first" in result._repr_html_()
 
 
-def test_differing_token_counts_are_said(twins: ModelPair, stitch: Stitch, caplog: pytest.LogCaptureFixture) -> None:
+def test_differing_token_counts_are_said(
+    twins: ModelPair, stitch: Stitch, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
-        found = evaluate_propensity(twins, stitch, task("uneven", uneven=True), scales=[1.0], n_random=1, progress=False)
+        found = evaluate_propensity(
+            twins, stitch, task("uneven", uneven=True), scales=[1.0], n_random=1, progress=False
+        )
     assert "uneven: 6 of 6 items have continuations of different token counts" in caplog.text
     assert set(found.summary["n_uneven"]) == {6}
 

@@ -13,7 +13,11 @@ from lrt_lens.models._pair import ModelPair
 
 
 def vector(length: float, norm: float = 50.0) -> SteeringVector:
-    return SteeringVector(length * torch.nn.functional.normalize(torch.randn(16), dim=0), "blocks.0.hook_resid_post", median_norm=norm)
+    return SteeringVector(
+        length * torch.nn.functional.normalize(torch.randn(16), dim=0),
+        "blocks.0.hook_resid_post",
+        median_norm=norm,
+    )
 
 
 def test_it_is_a_share_of_the_streams_length_and_grows_with_the_root_of_the_damage() -> None:
@@ -46,13 +50,17 @@ def demo() -> ModelPair:
 
 @pytest.mark.parametrize("concept", ["sentiment", "mood"])
 @pytest.mark.parametrize("unit", ["loss", "kl"])
-def test_on_trained_models_it_is_near_enough_to_start_from(demo: ModelPair, concept: str, unit: str) -> None:
+def test_on_trained_models_it_is_near_enough_to_start_from(
+    demo: ModelPair, concept: str, unit: str
+) -> None:
     contrast = lrt.demo_contrast(concept).split(0.1)[0]  # type: ignore[arg-type]
     learnt = SteeringVector.mean_difference(demo.source, contrast, at=2)
     neutral = lrt.demo_neutral()[:6]
     found = calibrate_scale(demo.source, learnt, neutral, 0.1, unit=unit, tolerance=0.05)  # type: ignore[arg-type]
     assert 1 / 1.7 < predict_scale(learnt) / found.scale < 1.7
     # It saves passes against scale 1, from where nobody knows how far to go.
-    blind = calibrate_scale(demo.source, learnt, neutral, 0.1, unit=unit, tolerance=0.05, first_guess=0.01)  # type: ignore[arg-type]
+    blind = calibrate_scale(
+        demo.source, learnt, neutral, 0.1, unit=unit, tolerance=0.05, first_guess=0.01
+    )  # type: ignore[arg-type]
     assert len(found.curve) < len(blind.curve)
     assert blind.scale == pytest.approx(found.scale, rel=0.05)

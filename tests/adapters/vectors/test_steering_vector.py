@@ -17,8 +17,14 @@ from lrt_lens.moments._harvesting import fit_stitches
 from lrt_lens.stitching._stitch import Stitch
 
 HOOK = "blocks.1.hook_resid_post"
-POSITIVE = [f"the happy little cat sang in the {place} and it was good" for place in ("house", "garden", "tree", "river", "stone")]
-NEGATIVE = [f"the sad little cat slept on the {place} and it was bad" for place in ("house", "garden", "tree", "river", "stone")]
+POSITIVE = [
+    f"the happy little cat sang in the {place} and it was good"
+    for place in ("house", "garden", "tree", "river", "stone")
+]
+NEGATIVE = [
+    f"the sad little cat slept on the {place} and it was bad"
+    for place in ("house", "garden", "tree", "river", "stone")
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +34,9 @@ def contrast() -> ContrastSet:
 
 @pytest.fixture(scope="module")
 def stitch(pair: ModelPair, corpus: list[str]) -> Stitch:
-    return fit_stitches(pair, corpus, n_tokens=None, context_length=32, moment_dtype="float64", progress=False)[1, 2]
+    return fit_stitches(
+        pair, corpus, n_tokens=None, context_length=32, moment_dtype="float64", progress=False
+    )[1, 2]
 
 
 @pytest.fixture
@@ -36,26 +44,42 @@ def vector(pair: ModelPair, contrast: ContrastSet) -> SteeringVector:
     return SteeringVector.mean_difference(pair.source, contrast, at=1)
 
 
-# ----------------------------------------------------------------------------------------------------------------------- learning
+# ----------------------------------------------------------------------------------------- learning
 
 
 @pytest.mark.parametrize("read", ["last", "mean", -2, 5])
-def test_mean_difference_is_the_naive_formula(pair: ModelPair, contrast: ContrastSet, read: Any) -> None:
+def test_mean_difference_is_the_naive_formula(
+    pair: ModelPair, contrast: ContrastSet, read: Any
+) -> None:
     def one(text: str) -> torch.Tensor:
         rows = pair.source.capture(text, HOOK)[0]
         return rows[SKIP_FIRST:].mean(0) if read == "mean" else rows[-1 if read == "last" else read]
 
-    expected = torch.stack([one(p) - one(n) for p, n in zip(POSITIVE, NEGATIVE, strict=True)]).mean(0)
+    expected = torch.stack([one(p) - one(n) for p, n in zip(POSITIVE, NEGATIVE, strict=True)]).mean(
+        0
+    )
     vector = SteeringVector.mean_difference(pair.source, contrast, at=HOOK, read=read)
     torch.testing.assert_close(vector.direction, expected, atol=1e-5, rtol=1e-5)
-    assert (vector.hook, vector.method, vector.read, vector.contrast) == (HOOK, "mean_difference", str(read), contrast.digest)
+    assert (vector.hook, vector.method, vector.read, vector.contrast) == (
+        HOOK,
+        "mean_difference",
+        str(read),
+        contrast.digest,
+    )
 
 
-def test_principal_component_is_the_leading_eigenvector_of_the_differences(pair: ModelPair, contrast: ContrastSet) -> None:
-    difference = read_activations(pair.source, POSITIVE, HOOK).double() - read_activations(pair.source, NEGATIVE, HOOK).double()
+def test_principal_component_is_the_leading_eigenvector_of_the_differences(
+    pair: ModelPair, contrast: ContrastSet
+) -> None:
+    difference = (
+        read_activations(pair.source, POSITIVE, HOOK).double()
+        - read_activations(pair.source, NEGATIVE, HOOK).double()
+    )
     leading = torch.linalg.eigh(difference.T @ difference).eigenvectors[:, -1]
     vector = SteeringVector.principal_component(pair.source, contrast, at=HOOK)
-    assert abs(float(leading @ vector.direction.double()) / vector.norm) == pytest.approx(1, abs=1e-6)
+    assert abs(float(leading @ vector.direction.double()) / vector.norm) == pytest.approx(
+        1, abs=1e-6
+    )
     assert float(vector.direction.double() @ difference.mean(0)) > 0
     assert vector.norm == pytest.approx(abs(float(difference.mean(0) @ leading)), rel=1e-5)
 
@@ -73,13 +97,15 @@ def test_relearning_follows_the_recipe(pair: ModelPair, contrast: ContrastSet) -
 def test_unreadable_positions_name_the_position_and_the_length(pair: ModelPair) -> None:
     with pytest.raises(ValueError, match=r"position 40 is outside a text of \d+ tokens"):
         read_activations(pair.source, POSITIVE, HOOK, 40)
-    with pytest.raises(ValueError, match="read is 'first'; expected 'last', 'mean', 'max', or a position"):
+    with pytest.raises(
+        ValueError, match="read is 'first'; expected 'last', 'mean', 'max', or a position"
+    ):
         read_activations(pair.source, POSITIVE, HOOK, "first")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has none behind the 4 masked ones"):
         read_activations(pair.source, ["a"], HOOK, "mean")
 
 
-# --------------------------------------------------------------------------------------------------------------------- arithmetic
+# --------------------------------------------------------------------------------------- arithmetic
 
 
 def test_vectors_add_and_scale(vector: SteeringVector) -> None:
@@ -94,20 +120,28 @@ def test_a_vector_of_nan_is_refused() -> None:
         SteeringVector(torch.tensor([1.0, float("nan")]), HOOK)
 
 
-# ----------------------------------------------------------------------------------------------------------------------- transfer
+# ----------------------------------------------------------------------------------------- transfer
 
 
-def test_a_direction_moves_without_the_bias_and_with_it_on_request(stitch: Stitch, vector: SteeringVector) -> None:
+def test_a_direction_moves_without_the_bias_and_with_it_on_request(
+    stitch: Stitch, vector: SteeringVector
+) -> None:
     weight, bias = stitch.up.weight, stitch.up.bias
     plain = stitch.transfer(vector, norm="mapped")
-    torch.testing.assert_close(plain.direction.double(), vector.direction.double() @ weight, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        plain.direction.double(), vector.direction.double() @ weight, atol=1e-6, rtol=1e-5
+    )
     added = stitch.transfer(vector, norm="mapped", bias="add")
-    torch.testing.assert_close(added.direction.double(), vector.direction.double() @ weight + bias, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        added.direction.double(), vector.direction.double() @ weight + bias, atol=1e-6, rtol=1e-5
+    )
     assert stitch.transfer(vector, norm="unit").norm == pytest.approx(1, abs=1e-6)
     assert (plain.hook, plain.model) == (stitch.target_hook, stitch.target)
 
 
-def test_matched_vectors_span_as_many_standard_deviations_as_at_home(stitch: Stitch, vector: SteeringVector) -> None:
+def test_matched_vectors_span_as_many_standard_deviations_as_at_home(
+    stitch: Stitch, vector: SteeringVector
+) -> None:
     moved = stitch.transfer(vector)
     at_home = vector.norm / stitch.source_statistics.deviation(vector.direction)
     abroad = moved.norm / stitch.target_statistics.deviation(moved.direction)
@@ -117,7 +151,10 @@ def test_matched_vectors_span_as_many_standard_deviations_as_at_home(stitch: Sti
 def test_a_vector_of_another_hook_point_or_model_is_refused(
     stitch: Stitch, vector: SteeringVector, pair: ModelPair, contrast: ContrastSet
 ) -> None:
-    with pytest.raises(MismatchError, match=r"learnt at 'blocks.0.hook_resid_post', but this stitch starts at 'blocks.1.hook_resid_post'"):
+    with pytest.raises(
+        MismatchError,
+        match=r"learnt at 'blocks.0.hook_resid_post', but this stitch starts at 'blocks.1.hook_resid_post'",
+    ):
         stitch.transfer(replace(vector, hook="blocks.0.hook_resid_post"))
     with pytest.raises(MismatchError, match=r"config_hash|d_model"):
         stitch.transfer(SteeringVector.mean_difference(pair.target, contrast, at=1))
@@ -132,26 +169,33 @@ def test_resid_pre_of_the_next_block_is_the_same_place(
     assert stitch.transfer(shifted).cosine(stitch.transfer(vector)) == pytest.approx(1)
 
 
-# -------------------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 def test_a_saved_vector_comes_back(tmp_path: Path, vector: SteeringVector) -> None:
     loaded = SteeringVector.load(vector.save(tmp_path / "vector.safetensors"))
     torch.testing.assert_close(loaded.direction, vector.direction)
-    assert replace(loaded, direction=vector.direction, contrast_set=None).__dict__ == replace(vector, contrast_set=None).__dict__
+    assert (
+        replace(loaded, direction=vector.direction, contrast_set=None).__dict__
+        == replace(vector, contrast_set=None).__dict__
+    )
 
 
-def test_a_truncated_or_foreign_vector_file_is_refused(tmp_path: Path, vector: SteeringVector, stitch: Stitch) -> None:
+def test_a_truncated_or_foreign_vector_file_is_refused(
+    tmp_path: Path, vector: SteeringVector, stitch: Stitch
+) -> None:
     path = vector.save(tmp_path / "vector.safetensors")
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(FileFormatError, match="truncated or no safetensors file"):
         SteeringVector.load(path)
     stitch.save_pretrained(tmp_path / "stitch")
-    with pytest.raises(FileFormatError, match=r"has schema 'lrt_lens.stitch/1'; expected 'lrt_lens.vector/1'"):
+    with pytest.raises(
+        FileFormatError, match=r"has schema 'lrt_lens.stitch/1'; expected 'lrt_lens.vector/1'"
+    ):
         SteeringVector.load(tmp_path / "stitch" / "stitch.safetensors")
 
 
-# ----------------------------------------------------------------------------------------------------------------------- steering
+# ----------------------------------------------------------------------------------------- steering
 
 
 def test_adding_moves_every_position_but_the_first(pair: ModelPair, vector: SteeringVector) -> None:
@@ -162,7 +206,12 @@ def test_adding_moves_every_position_but_the_first(pair: ModelPair, vector: Stee
             pair.source.logits(POSITIVE[0])
     moved = seen[0] - before
     assert moved[:, :SKIP_FIRST].abs().max() < 1e-5
-    torch.testing.assert_close(moved[0, SKIP_FIRST:], (3 * vector.direction).expand_as(moved[0, SKIP_FIRST:]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        moved[0, SKIP_FIRST:],
+        (3 * vector.direction).expand_as(moved[0, SKIP_FIRST:]),
+        atol=1e-4,
+        rtol=1e-4,
+    )
 
 
 def test_clamping_sets_the_component_and_ablating_removes_it(vector: SteeringVector) -> None:
@@ -170,21 +219,36 @@ def test_clamping_sets_the_component_and_ablating_removes_it(vector: SteeringVec
     unit = vector.direction / vector.norm
     for mode, level in (("clamp", 2.5), ("ablate", 0.0)):
         changed = vector.hooks(mode=mode, level=2.5 if mode == "clamp" else None)[0][1](stream)  # type: ignore[arg-type]
-        torch.testing.assert_close(changed[:, SKIP_FIRST:] @ unit, torch.full((2, 9 - SKIP_FIRST), level), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            changed[:, SKIP_FIRST:] @ unit,
+            torch.full((2, 9 - SKIP_FIRST), level),
+            atol=1e-5,
+            rtol=1e-5,
+        )
         across = torch.eye(16) - torch.outer(unit, unit)
         torch.testing.assert_close(changed @ across, stream @ across, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="needs level="):
         vector.hooks(mode="clamp")
 
 
-def test_the_level_to_clamp_to_is_the_mean_component_on_texts(pair: ModelPair, vector: SteeringVector) -> None:
-    rows = torch.stack([pair.source.capture(text, HOOK)[0, SKIP_FIRST:].mean(0) for text in POSITIVE])
-    assert vector.mean_component(pair.source, POSITIVE) == pytest.approx(float((rows @ vector.direction / vector.norm).mean()), abs=1e-4)
+def test_the_level_to_clamp_to_is_the_mean_component_on_texts(
+    pair: ModelPair, vector: SteeringVector
+) -> None:
+    rows = torch.stack(
+        [pair.source.capture(text, HOOK)[0, SKIP_FIRST:].mean(0) for text in POSITIVE]
+    )
+    assert vector.mean_component(pair.source, POSITIVE) == pytest.approx(
+        float((rows @ vector.direction / vector.norm).mean()), abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("positions", ["all", "last", "generated"])
-def test_with_a_kv_cache_the_same_tokens_are_steered_as_without(pair: ModelPair, vector: SteeringVector, positions: Any) -> None:
-    """Feed a text whole with known prompt length, and as prompt plus single tokens as generation with a cache does."""
+def test_with_a_kv_cache_the_same_tokens_are_steered_as_without(
+    pair: ModelPair, vector: SteeringVector, positions: Any
+) -> None:
+    """Feed a text whole with known prompt length, and as prompt plus single tokens as generation
+    with a cache does.
+    """
     stream = torch.randn(1, 12, 16)
     whole = vector.hooks(positions=positions)[0][1]
     whole.prompt_lengths = torch.tensor([7])
@@ -195,7 +259,9 @@ def test_with_a_kv_cache_the_same_tokens_are_steered_as_without(pair: ModelPair,
     assert not torch.equal(expected, stream)
 
 
-def test_steered_generation_differs_and_leaves_no_hook(pair: ModelPair, vector: SteeringVector) -> None:
+def test_steered_generation_differs_and_leaves_no_hook(
+    pair: ModelPair, vector: SteeringVector
+) -> None:
     plain = pair.source.generate("the little cat", max_new_tokens=8, do_sample=False)
     with vector.apply(pair.source, scale=50.0):
         steered = pair.source.generate("the little cat", max_new_tokens=8, do_sample=False)
@@ -227,7 +293,10 @@ def test_bad_scales_modes_and_models_are_refused(pair: ModelPair, vector: Steeri
 def test_auto_scale_is_the_calibrated_one(pair: ModelPair, corpus: list[str]) -> None:
     from lrt_lens.adapters.vectors._calibration import calibrate_scale
 
-    pairs = ContrastSet(["the happy cat sang in the garden", "the good boy sang"], ["the sad cat slept in the garden", "the bad boy slept"])
+    pairs = ContrastSet(
+        ["the happy cat sang in the garden", "the good boy sang"],
+        ["the sad cat slept in the garden", "the bad boy slept"],
+    )
     vector = SteeringVector.mean_difference(pair.source, pairs, at=0)
     scale = calibrate_scale(pair.source, vector, corpus[:6], 0.05).scale
     with vector.apply(pair.source, scale=scale):

@@ -16,7 +16,11 @@ def linear_rows() -> RowsInMemory:
     """3,000 rows of 200 documents, 6 → 5 dimensions of order 1, with noise and means."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3000, 6, generator=generator) + 0.5
-    y = x @ torch.randn(6, 5, generator=generator) / 3 + 0.4 * torch.randn(3000, 5, generator=generator) - 1
+    y = (
+        x @ torch.randn(6, 5, generator=generator) / 3
+        + 0.4 * torch.randn(3000, 5, generator=generator)
+        - 1
+    )
     return RowsInMemory(x, y, [i // ROWS_PER_DOCUMENT for i in range(3000)])
 
 

@@ -42,27 +42,47 @@ def fitted(rows: Any, moments_of: Any, solver: Any) -> tuple[Any, np.ndarray, np
     return moments.fit(solver).best(by="r2_cv"), x, y
 
 
-def assert_same(affine: AffineMap, weight: np.ndarray, bias: np.ndarray, tolerance: float = 1e-8) -> None:
+def assert_same(
+    affine: AffineMap, weight: np.ndarray, bias: np.ndarray, tolerance: float = 1e-8
+) -> None:
     scale = np.abs(weight).max()
-    np.testing.assert_allclose(affine.weight.numpy(), weight, rtol=tolerance, atol=tolerance * scale)
-    np.testing.assert_allclose(affine.bias.numpy(), bias, rtol=tolerance, atol=tolerance * max(np.abs(bias).max(), 1))
+    np.testing.assert_allclose(
+        affine.weight.numpy(), weight, rtol=tolerance, atol=tolerance * scale
+    )
+    np.testing.assert_allclose(
+        affine.bias.numpy(), bias, rtol=tolerance, atol=tolerance * max(np.abs(bias).max(), 1)
+    )
 
 
 @pytest.mark.parametrize("down", [False, True])
 @pytest.mark.parametrize("intercept", [False, True])
 @pytest.mark.parametrize("standardize", [False, True])
-def test_least_squares_is_scikit_learns(rows: Any, moments_of: Any, down: bool, intercept: bool, standardize: bool) -> None:
-    stitch, x, y = fitted(rows, moments_of, LeastSquares(intercept=intercept, standardize=standardize))
+def test_least_squares_is_scikit_learns(
+    rows: Any, moments_of: Any, down: bool, intercept: bool, standardize: bool
+) -> None:
+    stitch, x, y = fitted(
+        rows, moments_of, LeastSquares(intercept=intercept, standardize=standardize)
+    )
     x, y = (y, x) if down else (x, y)
     expected = LinearRegression(fit_intercept=intercept).fit(x, y)
-    assert_same(stitch.down if down else stitch.up, expected.coef_.T, np.broadcast_to(expected.intercept_, y.shape[1]), 1e-7)
+    assert_same(
+        stitch.down if down else stitch.up,
+        expected.coef_.T,
+        np.broadcast_to(expected.intercept_, y.shape[1]),
+        1e-7,
+    )
 
 
 @pytest.mark.parametrize("intercept", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_with_fewer_rows_than_dimensions_the_smallest_of_all_interpolating_maps_is_taken(intercept: bool, dtype: torch.dtype) -> None:
+def test_with_fewer_rows_than_dimensions_the_smallest_of_all_interpolating_maps_is_taken(
+    intercept: bool, dtype: torch.dtype
+) -> None:
     generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(300, 400, generator=generator).double() + 0.3, torch.randn(300, 7, generator=generator).double()
+    x, y = (
+        torch.randn(300, 400, generator=generator).double() + 0.3,
+        torch.randn(300, 7, generator=generator).double(),
+    )
     documents = [i // 2 for i in range(300)]
     moments = CrossMoments.from_activations(x, y, documents=documents, moment_dtype=dtype)
     from lrt_lens.data._blocks import part_of
@@ -73,27 +93,42 @@ def test_with_fewer_rows_than_dimensions_the_smallest_of_all_interpolating_maps_
     shift_a, shift_b = (a.mean(0), b.mean(0)) if intercept else (0.0, 0.0)
     expected = np.linalg.pinv(a - shift_a, rcond=1e-10) @ (b - shift_b)
     found = moments.fit(LeastSquares(intercept=intercept)).best(by="r2_cv").up
-    np.testing.assert_allclose(found.weight.numpy(), expected, atol=(1e-9 if dtype == torch.float64 else 1e-4) * np.abs(expected).max())
-    np.testing.assert_allclose(found.points(torch.from_numpy(a)).numpy(), b, atol=1e-8 if dtype == torch.float64 else 1e-3)
+    np.testing.assert_allclose(
+        found.weight.numpy(),
+        expected,
+        atol=(1e-9 if dtype == torch.float64 else 1e-4) * np.abs(expected).max(),
+    )
+    np.testing.assert_allclose(
+        found.points(torch.from_numpy(a)).numpy(), b, atol=1e-8 if dtype == torch.float64 else 1e-3
+    )
 
 
 @pytest.mark.parametrize("scale", [False, True])
-def test_procrustes_into_a_wider_stream_is_schoenemanns(rows: Any, moments_of: Any, scale: bool) -> None:
+def test_procrustes_into_a_wider_stream_is_schoenemanns(
+    rows: Any, moments_of: Any, scale: bool
+) -> None:
     stitch, x, y = fitted(rows, moments_of, Procrustes(scale=scale))
     x, y = x - x.mean(0), y - y.mean(0)
-    # The 12-dimensional source is the wider one here, so the way down is the closed form; zero-pad to compare with scipy's square one.
+    # The 12-dimensional source is the wider one here, so the way down is the closed form; zero-pad
+    # to compare with scipy's square one.
     rotation, singular = orthogonal_procrustes(np.pad(y, ((0, 0), (0, 3))), x)
     factor = singular / (y**2).sum() if scale else 1.0
     np.testing.assert_allclose(stitch.down.weight.numpy(), factor * rotation[:9], atol=1e-10)
 
 
-def _semi_orthogonal_error(x: np.ndarray, y: np.ndarray, rotation: np.ndarray, scale: bool) -> float:
-    factor = (rotation * (x.T @ y)).sum() / (rotation * (x.T @ x @ rotation)).sum() if scale else 1.0
+def _semi_orthogonal_error(
+    x: np.ndarray, y: np.ndarray, rotation: np.ndarray, scale: bool
+) -> float:
+    factor = (
+        (rotation * (x.T @ y)).sum() / (rotation * (x.T @ x @ rotation)).sum() if scale else 1.0
+    )
     return float(((y - factor * x @ rotation) ** 2).sum())
 
 
 @pytest.mark.parametrize("scale", [False, True])
-def test_procrustes_into_a_narrower_stream_is_a_minimum_that_the_closed_form_misses(rows: Any, moments_of: Any, scale: bool) -> None:
+def test_procrustes_into_a_narrower_stream_is_a_minimum_that_the_closed_form_misses(
+    rows: Any, moments_of: Any, scale: bool
+) -> None:
     stitch, x, y = fitted(rows, moments_of, Procrustes(scale=scale))
     x, y = x - x.mean(0), y - y.mean(0)
     weight = stitch.up.weight.numpy()
@@ -112,14 +147,19 @@ def test_procrustes_into_a_narrower_stream_is_a_minimum_that_the_closed_form_mis
 
 @pytest.mark.parametrize("rank", [1, 3, 9])
 @pytest.mark.parametrize("down", [False, True])
-def test_reduced_rank_is_the_best_of_its_rank_for_ridges_objective(rows: Any, moments_of: Any, rank: int, down: bool) -> None:
+def test_reduced_rank_is_the_best_of_its_rank_for_ridges_objective(
+    rows: Any, moments_of: Any, rank: int, down: bool
+) -> None:
     stitch, x, y = fitted(rows, moments_of, ReducedRank(rank=rank, alpha=0.05))
     x, y = (y, x) if down else (x, y)
     x, y = x - x.mean(0), y - y.mean(0)
     penalty = 0.05 * (x**2).sum() / x.shape[1]
-    # Ridge is least squares on rows augmented by √λ·I; its reduced-rank form is the SVD of the fitted augmented rows.
+    # Ridge is least squares on rows augmented by √λ·I; its reduced-rank form is the SVD of the
+    # fitted augmented rows.
     augmented = np.vstack([x, np.sqrt(penalty) * np.eye(x.shape[1])])
-    full = np.linalg.lstsq(augmented, np.vstack([y, np.zeros((x.shape[1], y.shape[1]))]), rcond=None)[0]
+    full = np.linalg.lstsq(
+        augmented, np.vstack([y, np.zeros((x.shape[1], y.shape[1]))]), rcond=None
+    )[0]
     _, _, vt = np.linalg.svd(augmented @ full, full_matrices=False)
     expected = full @ vt[:rank].T @ vt[:rank]
     found = stitch.down if down else stitch.up
@@ -129,7 +169,10 @@ def test_reduced_rank_is_the_best_of_its_rank_for_ridges_objective(rows: Any, mo
 
 def test_the_rank_is_chosen_where_the_relation_has_one(rows: Any, moments_of: Any) -> None:
     generator = torch.Generator().manual_seed(1)
-    low = torch.randn(12, 2, generator=generator).double() @ torch.randn(2, 9, generator=generator).double()
+    low = (
+        torch.randn(12, 2, generator=generator).double()
+        @ torch.randn(2, 9, generator=generator).double()
+    )
     y = rows.x @ low + 5 * torch.randn(len(rows.x), 9, generator=generator).double()
     grid = moments_of(replace(rows, y=y)).fit(ReducedRank())
     assert grid.scores["rank"].iloc[0] == 2
@@ -137,8 +180,13 @@ def test_the_rank_is_chosen_where_the_relation_has_one(rows: Any, moments_of: An
     assert grid.scores["r2_cv"].iloc[0] > full.scores["r2_cv"].iloc[0]
 
 
-def test_errors_of_all_ranks_at_once_are_those_of_each_rank_alone(rows: Any, moments_of: Any) -> None:
-    scores = [moments_of(rows).fit(ReducedRank(rank=rank)).scores["r2_cv"].iloc[0] for rank in range(1, 10)]
+def test_errors_of_all_ranks_at_once_are_those_of_each_rank_alone(
+    rows: Any, moments_of: Any
+) -> None:
+    scores = [
+        moments_of(rows).fit(ReducedRank(rank=rank)).scores["r2_cv"].iloc[0]
+        for rank in range(1, 10)
+    ]
     chosen = moments_of(rows).fit(ReducedRank()).scores.iloc[0]
     assert chosen["rank"] == 1 + int(np.argmax(scores))
     assert chosen["r2_cv"] == pytest.approx(max(scores), rel=1e-9)
@@ -151,7 +199,11 @@ def test_the_ladder_of_maps_that_mix_no_dimensions(rows: Any, moments_of: Any) -
         assert_same(stitch.up, weight, y.mean(0) - x.mean(0) @ weight)
     stitch, x, y = fitted(rows, moments_of, AxisScaling())
     slopes = [np.polyfit(x[:, j], y[:, j], 1) for j in range(9)]
-    assert_same(stitch.up, np.diag([s for s, _ in slopes] + [0] * 3)[:, :9], np.array([b for _, b in slopes]))
+    assert_same(
+        stitch.up,
+        np.diag([s for s, _ in slopes] + [0] * 3)[:, :9],
+        np.array([b for _, b in slopes]),
+    )
     stitch, _, _ = fitted(rows, moments_of, Identity())
     assert_same(stitch.up, np.eye(12, 9), np.zeros(9))
     assert stitch.scores["r2"] < 0
@@ -160,14 +212,24 @@ def test_the_ladder_of_maps_that_mix_no_dimensions(rows: Any, moments_of: Any) -
 def test_standardising_makes_scales_of_dimensions_irrelevant(rows: Any, moments_of: Any) -> None:
     scale_x, scale_y = torch.logspace(-2, 2, 12).double(), torch.logspace(1, -1, 9).double()
     scaled = replace(rows, x=rows.x * scale_x, y=rows.y * scale_y)
-    solvers = [solver(standardize=True) for solver in (LeastSquares, Procrustes, AxisScaling, Translation)]
-    for solver in (*solvers, Ridge(alpha=0.1, standardize=True), TwoWay(standardize=True, alpha=0.01, tolerance=1e-9)):
+    solvers = [
+        solver(standardize=True) for solver in (LeastSquares, Procrustes, AxisScaling, Translation)
+    ]
+    for solver in (
+        *solvers,
+        Ridge(alpha=0.1, standardize=True),
+        TwoWay(standardize=True, alpha=0.01, tolerance=1e-9),
+    ):
         plain, moved = (moments_of(r).fit(solver).best(by="r2_cv").up for r in (rows, scaled))
-        torch.testing.assert_close(moved.weight * scale_x[:, None] / scale_y, plain.weight, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            moved.weight * scale_x[:, None] / scale_y, plain.weight, rtol=1e-5, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("solver", ALL, ids=lambda solver: solver.name)
-def test_every_solver_fills_a_row_and_makes_a_stitch_that_can_be_saved(grid: Any, solver: Any, tmp_path: Any) -> None:
+def test_every_solver_fills_a_row_and_makes_a_stitch_that_can_be_saved(
+    grid: Any, solver: Any, tmp_path: Any
+) -> None:
     found = grid.moments.fit(solver)
     assert found.scores.drop(columns=["gain_cv"]).notna().all(axis=None)
     assert (found.scores["solver"] == solver.name).all()
@@ -175,15 +237,27 @@ def test_every_solver_fills_a_row_and_makes_a_stitch_that_can_be_saved(grid: Any
     assert len(stitch.refits) == 5
     assert stitch.null is not None
     for column, affine, scatter in (
-        ("r2", stitch.up, found.moments.scatter((stitch.source_hook, stitch.target_hook), TEST_PARTS)),
-        ("r2_down", stitch.down, found.moments.scatter((stitch.source_hook, stitch.target_hook), TEST_PARTS).swapped()),
+        (
+            "r2",
+            stitch.up,
+            found.moments.scatter((stitch.source_hook, stitch.target_hook), TEST_PARTS),
+        ),
+        (
+            "r2_down",
+            stitch.down,
+            found.moments.scatter((stitch.source_hook, stitch.target_hook), TEST_PARTS).swapped(),
+        ),
     ):
-        assert score_map(affine.weight, affine.bias, scatter).r2 == pytest.approx(stitch.scores[column], rel=1e-9, abs=1e-12)
+        assert score_map(affine.weight, affine.bias, scatter).r2 == pytest.approx(
+            stitch.scores[column], rel=1e-9, abs=1e-12
+        )
     stitch.save_pretrained(tmp_path / "stitch")
     assert type(stitch).from_pretrained(tmp_path / "stitch").scores["solver"] == solver.name
 
 
-def test_cross_validated_scores_of_a_closed_form_are_those_of_a_loop_over_folds(rows: Any, moments_of: Any) -> None:
+def test_cross_validated_scores_of_a_closed_form_are_those_of_a_loop_over_folds(
+    rows: Any, moments_of: Any
+) -> None:
     error, variance = 0.0, 0.0
     for k in range(5):
         x, y = rows.numpy(rows.fits & (rows.parts != k))
@@ -201,7 +275,9 @@ def test_fixed_maps_are_scored_and_not_fitted(rows: Any, moments_of: Any) -> Non
     assert found.scores["r2"].iloc[0] == pytest.approx(ridge.scores["r2"], rel=1e-12)
     assert found.scores["solver"].iloc[0] == "mine"
     wrong = FixedMaps(MapPair(AffineMap(torch.zeros(5, 9), torch.zeros(9)), ridge.down))
-    with pytest.raises(MismatchError, match=r"the fixed map is \(5, 9\), but 'source' → 'target' is \(12, 9\)"):
+    with pytest.raises(
+        MismatchError, match=r"the fixed map is \(5, 9\), but 'source' → 'target' is \(12, 9\)"
+    ):
         moments_of(rows).fit(wrong)
 
 
@@ -211,7 +287,10 @@ def test_fixed_maps_are_scored_and_not_fitted(rows: Any, moments_of: Any) -> Non
         (lambda: ReducedRank(rank=0), "rank is 0; expected a positive number"),
         (lambda: ReducedRank(alpha=-1.0), "alpha is -1.0; expected a positive number"),
         (lambda: LeastSquares(rcond=1.5), "rcond is 1.5; expected a share"),
-        (lambda: TwoWay(inversion_weight=float("nan")), "inversion_weight is nan; expected a number of at least 0"),
+        (
+            lambda: TwoWay(inversion_weight=float("nan")),
+            "inversion_weight is nan; expected a number of at least 0",
+        ),
         (lambda: TwoWay(alpha=-0.1), "alpha is -0.1; expected a number of at least 0"),
         (lambda: Identity(standardize=True), "would look at activations"),
     ],

@@ -1,4 +1,6 @@
-"""The joint objective of the Stitching paper against its formula on rows, and its minimum against other minimisers."""
+"""The joint objective of the Stitching paper against its formula on rows, and its minimum against
+other minimisers.
+"""
 
 from dataclasses import asdict, replace
 from typing import Any
@@ -12,10 +14,14 @@ from lrt_lens.stitching.solvers._ridge import Ridge
 from lrt_lens.stitching.solvers._two_way import TwoWay, TwoWayProblem
 
 
-def naive_objective(x: torch.Tensor, y: torch.Tensor, up: Any, down: Any, alpha: float) -> torch.Tensor:
+def naive_objective(
+    x: torch.Tensor, y: torch.Tensor, up: Any, down: Any, alpha: float
+) -> torch.Tensor:
     """Eq. 3 on rows: four mean squared errors, each a mean over tokens and dimensions."""
     mse = torch.nn.functional.mse_loss
-    return mse(up(x), y) + mse(down(y), x) + alpha * mse(down(up(x)), x) + alpha * mse(up(down(y)), y)
+    return (
+        mse(up(x), y) + mse(down(y), x) + alpha * mse(down(up(x)), x) + alpha * mse(up(down(y)), y)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +33,15 @@ def problem(rows: Any, moments_of: Any) -> Any:
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
-def test_the_objective_is_that_of_the_rows_with_biases(rows: Any, moments_of: Any, problem: Any, weight: float) -> None:
+def test_the_objective_is_that_of_the_rows_with_biases(
+    rows: Any, moments_of: Any, problem: Any, weight: float
+) -> None:
     scatter, x, y = problem
     stitch = moments_of(rows).fit(TwoWay(inversion_weight=weight, alpha=0.0)).best(by="r2_cv")
     expected = naive_objective(x, y, stitch.up.points, stitch.down.points, weight)
-    found = TwoWayProblem.of(scatter, weight).terms(stitch.up.weight, stitch.down.weight).total(weight)
+    found = (
+        TwoWayProblem.of(scatter, weight).terms(stitch.up.weight, stitch.down.weight).total(weight)
+    )
     assert found == pytest.approx(float(expected), rel=1e-9)
 
 
@@ -42,17 +52,25 @@ def test_the_gradient_is_that_of_automatic_differentiation(problem: Any) -> None
     up = torch.randn(12, 9, generator=generator).double().requires_grad_()
     down = torch.randn(9, 12, generator=generator).double().requires_grad_()
 
-    def mse(own: torch.Tensor, cross: torch.Tensor, other: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def mse(
+        own: torch.Tensor, cross: torch.Tensor, other: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
         return own.trace() - 2 * (weight * cross).sum() + (weight * (other @ weight)).sum()
 
     xx, yy, xy = equation.xx, equation.yy, equation.xy
     total = mse(yy, xy, xx, up) / 9 + mse(xx, xy.T, yy, down) / 12
     total = total + 0.7 * (mse(xx, xx, xx, up @ down) / 12 + mse(yy, yy, yy, down @ up) / 9)
     total = total + equation.penalty_up * (up**2).sum() + equation.penalty_down * (down**2).sum()
-    assert equation.objective(up.detach(), down.detach()) == pytest.approx(float(total.detach()), rel=1e-10)
+    assert equation.objective(up.detach(), down.detach()) == pytest.approx(
+        float(total.detach()), rel=1e-10
+    )
     by_up, by_down = torch.autograd.grad(total, [up, down])
-    torch.testing.assert_close(equation.gradient(up.detach(), down.detach()), by_up, rtol=1e-9, atol=1e-8)
-    torch.testing.assert_close(equation.swapped().gradient(down.detach(), up.detach()), by_down, rtol=1e-9, atol=1e-8)
+    torch.testing.assert_close(
+        equation.gradient(up.detach(), down.detach()), by_up, rtol=1e-9, atol=1e-8
+    )
+    torch.testing.assert_close(
+        equation.swapped().gradient(down.detach(), up.detach()), by_down, rtol=1e-9, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.1])
@@ -64,11 +82,17 @@ def test_the_minimum_has_no_gradient_and_lies_below_the_ridge_pair_and_below_wha
     assert solution.converged
     assert solution.relative_gradient <= 1e-8
     equation = TwoWayProblem.of(scatter, 1.0, alpha)
-    assert equation.gradient_norm(solution.up, solution.down) == pytest.approx(solution.gradient_norm, rel=1e-6, abs=1e-12)
-    ridge = [Ridge().decompose(s.xx).solve(s, 1e-4, "", "").weight for s in (scatter, scatter.swapped())]
+    assert equation.gradient_norm(solution.up, solution.down) == pytest.approx(
+        solution.gradient_norm, rel=1e-6, abs=1e-12
+    )
+    ridge = [
+        Ridge().decompose(s.xx).solve(s, 1e-4, "", "").weight for s in (scatter, scatter.swapped())
+    ]
     assert solution.objective < equation.objective(*ridge)
     up, down = (weight.clone().requires_grad_() for weight in ridge)
-    optimiser = torch.optim.LBFGS([up, down], max_iter=300, line_search_fn="strong_wolfe", tolerance_grad=1e-12)
+    optimiser = torch.optim.LBFGS(
+        [up, down], max_iter=300, line_search_fn="strong_wolfe", tolerance_grad=1e-12
+    )
     x, y = x - x.mean(0), y - y.mean(0)
 
     def closure() -> torch.Tensor:
@@ -88,14 +112,18 @@ def test_no_other_start_ends_deeper_than_the_ridge_pair(problem: Any) -> None:
     assert len(solutions) == 5
     values = np.array([solution.objective for solution in solutions])
     assert all(solution.converged for solution in solutions)
-    # Not convex: here one random start ends in a shallower minimum, 0.02% above; the ridge pair's is the deepest.
+    # Not convex: here one random start ends in a shallower minimum, 0.02% above; the ridge pair's
+    # is the deepest.
     assert values.max() - values.min() < 1e-3 * values.min()
     assert values[0] == pytest.approx(values.min(), rel=1e-9)
 
 
 def test_anderson_acceleration_saves_sweeps_and_changes_nothing_else(problem: Any) -> None:
     scatter, _, _ = problem
-    plain, fast = (TwoWay(memory=memory, tolerance=1e-7, max_sweeps=2000).minimise(scatter) for memory in (0, 8))
+    plain, fast = (
+        TwoWay(memory=memory, tolerance=1e-7, max_sweeps=2000).minimise(scatter)
+        for memory in (0, 8)
+    )
     assert plain.converged
     assert fast.sweeps < plain.sweeps
     assert fast.objective == pytest.approx(plain.objective, rel=1e-6)
@@ -104,8 +132,12 @@ def test_anderson_acceleration_saves_sweeps_and_changes_nothing_else(problem: An
 def test_without_the_inversion_term_it_is_least_squares_twice(problem: Any) -> None:
     scatter, _, _ = problem
     solution = TwoWay(inversion_weight=0.0).minimise(scatter)
-    torch.testing.assert_close(solution.up, torch.linalg.solve(scatter.xx, scatter.xy), rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(solution.down, torch.linalg.solve(scatter.yy, scatter.xy.T), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        solution.up, torch.linalg.solve(scatter.xx, scatter.xy), rtol=1e-6, atol=1e-9
+    )
+    torch.testing.assert_close(
+        solution.down, torch.linalg.solve(scatter.yy, scatter.xy.T), rtol=1e-6, atol=1e-9
+    )
 
 
 def test_round_trips_gain_what_prediction_loses(rows: Any, moments_of: Any, problem: Any) -> None:
@@ -116,7 +148,9 @@ def test_round_trips_gain_what_prediction_loses(rows: Any, moments_of: Any, prob
     assert with_trips.up > without.up
     moments = moments_of(rows)
     (pair,) = moments.pairs
-    two_way, ridge = (moments.fit(solver).round_trips(pair) for solver in (TwoWay(alpha=0.0), Ridge()))
+    two_way, ridge = (
+        moments.fit(solver).round_trips(pair) for solver in (TwoWay(alpha=0.0), Ridge())
+    )
     assert two_way[0] > ridge[0]
     assert two_way[1] > ridge[1]
 
@@ -128,11 +162,19 @@ def test_round_trip_scores_are_those_of_the_rows(rows: Any, moments_of: Any) -> 
     stitch = grid.best(by="r2_cv")
     x, y = (torch.from_numpy(values) for values in rows.numpy(~rows.fits))
     around, back = grid.round_trips((stitch.source_hook, stitch.target_hook))
-    assert around == pytest.approx(r2_score(x, stitch.down.points(stitch.up.points(x)), multioutput="variance_weighted"), rel=1e-8)
-    assert back == pytest.approx(r2_score(y, stitch.up.points(stitch.down.points(y)), multioutput="variance_weighted"), rel=1e-8)
+    assert around == pytest.approx(
+        r2_score(x, stitch.down.points(stitch.up.points(x)), multioutput="variance_weighted"),
+        rel=1e-8,
+    )
+    assert back == pytest.approx(
+        r2_score(y, stitch.up.points(stitch.down.points(y)), multioutput="variance_weighted"),
+        rel=1e-8,
+    )
 
 
-def test_the_penalty_is_the_one_with_the_least_held_out_objective(rows: Any, moments_of: Any) -> None:
+def test_the_penalty_is_the_one_with_the_least_held_out_objective(
+    rows: Any, moments_of: Any
+) -> None:
     few = rows.taken(range(0, 2400, 12))
     moments = moments_of(few)
     (pair,) = moments.pairs
@@ -144,7 +186,10 @@ def test_the_penalty_is_the_one_with_the_least_held_out_objective(rows: Any, mom
             fit = moments.scatter(pair, [p for p in FIT_PARTS if p != k])
             solution = TwoWay().minimise(fit, alpha)
             x, y = (torch.from_numpy(values) for values in few.numpy(few.parts == k))
-            up_bias, down_bias = fit.mean_y - fit.mean_x @ solution.up, fit.mean_x - fit.mean_y @ solution.down
+            up_bias, down_bias = (
+                fit.mean_y - fit.mean_x @ solution.up,
+                fit.mean_x - fit.mean_y @ solution.down,
+            )
             value = naive_objective(
                 x,
                 y,

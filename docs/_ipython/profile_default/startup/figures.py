@@ -1,4 +1,6 @@
-"""In the kernels of a documentation build: figures leave their JSON in the page (docs/_ext/plotly_figures.py draws them there)."""
+"""In the kernels of a documentation build: figures leave their JSON in the page
+(docs/_ext/plotly_figures.py draws them there).
+"""
 
 import sys
 from pathlib import Path

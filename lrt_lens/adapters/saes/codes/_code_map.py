@@ -1,7 +1,8 @@
-"""A map straight from an SAE's codes on the source to the target's states: LRT's *s2l* (arXiv 2506.00653, §3.2).
+"""A map straight from an SAE's codes on the source to the target's states: LRT's *s2l* (arXiv
+2506.00653, §3.2).
 
-The stitch (LRT: *l2l*) carries a feature by carrying its decoder row, ``W_dec[i] W``. A code map skips the source's stream: it regresses
-the target's states on the source SAE's activations,
+The stitch (LRT: *l2l*) carries a feature by carrying its decoder row, ``W_dec[i] W``. A code map
+skips the source's stream: it regresses the target's states on the source SAE's activations,
 
     y ≈ c W + b,        W: [live feature, d_target],
 
@@ -12,9 +13,10 @@ so that row i of W is what feature i writes on the target: a steering vector.
     with codes.direction(17).apply(pair.target, scale=8.0): ...
     codes.save("codes.safetensors"); CodeMap.load("codes.safetensors")
 
-LRT trains with AdamW; this is ridge in closed form, the penalty cross-validated over documents. Dead features have no row: what never
-fired on the fitting folds says nothing of the target. Limits: a feature that fires on a handful of tokens has a row that is mostly
-penalty; ``firings`` says on how many. Features that fire together share what they explain, as in any regression.
+LRT trains with AdamW; this is ridge in closed form, the penalty cross-validated over documents.
+Dead features have no row: what never fired on the fitting folds says nothing of the target. Limits:
+a feature that fires on a handful of tokens has a row that is mostly penalty; ``firings`` says on
+how many. Features that fire together share what they explain, as in any regression.
 """
 
 import json
@@ -27,7 +29,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lrt_lens.adapters.saes.codes._moments import CodePasses, check_sae, collect_moments, count_firings, encode, gram_bytes
+from lrt_lens.adapters.saes.codes._moments import (
+    CodePasses,
+    check_sae,
+    collect_moments,
+    count_firings,
+    encode,
+    gram_bytes,
+)
 from lrt_lens.adapters.saes.codes._ridge import CODE_ALPHAS, CodeSolution, fit_codes
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._documents import Documents
@@ -85,7 +94,9 @@ class CodeMap:
                 "expected [live, d_target], [d_target] and an index for every row"
             )
         if not (torch.isfinite(self.weight).all() and torch.isfinite(self.bias).all()):
-            raise NonFiniteError("the code map holds NaN or infinity; fit it again on finite activations")
+            raise NonFiniteError(
+                "the code map holds NaN or infinity; fit it again on finite activations"
+            )
 
     @property
     def n_features(self) -> int:
@@ -93,15 +104,23 @@ class CodeMap:
         return len(self.firings)
 
     def points(self, codes: Tensor) -> Tensor:
-        """Target states predicted from codes of all features, [..., feature] → [..., d_target]: ``c W + b``."""
+        """Target states predicted from codes of all features, [..., feature] → [..., d_target]: ``c
+        W + b``.
+        """
         if codes.shape[-1] != self.n_features:
-            raise MismatchError(f"codes have {codes.shape[-1]} features; this map was fitted on an SAE of {self.n_features}")
+            raise MismatchError(
+                f"codes have {codes.shape[-1]} features; this map was fitted on an SAE of {self.n_features}"
+            )
         return codes[..., self.live.to(codes.device)] @ self.weight.to(codes) + self.bias.to(codes)
 
     def row(self, feature: int) -> Tensor:
-        """[d_target]: what one unit of a feature adds on the target; IndexError for one out of range, ValueError for a dead one."""
+        """[d_target]: what one unit of a feature adds on the target; IndexError for one out of
+        range, ValueError for a dead one.
+        """
         if not 0 <= feature < self.n_features:
-            raise IndexError(f"feature {feature} is not in this SAE; it has {self.n_features} features: use 0 to {self.n_features - 1}")
+            raise IndexError(
+                f"feature {feature} is not in this SAE; it has {self.n_features} features: use 0 to {self.n_features - 1}"
+            )
         place = int(torch.searchsorted(self.live, feature))
         if place == len(self.live) or int(self.live[place]) != feature:
             raise ValueError(
@@ -111,14 +130,22 @@ class CodeMap:
         return self.weight[place]
 
     def direction(self, feature: int) -> SteeringVector:
-        """A feature as a steering vector on the target: scale 1 adds what one unit of its activation predicts there."""
+        """A feature as a steering vector on the target: scale 1 adds what one unit of its
+        activation predicts there.
+        """
         return SteeringVector(
-            direction=self.row(feature).float(), hook=self.target_hook, model=self.target, name=f"feature {feature}", method="code_map",
+            direction=self.row(feature).float(),
+            hook=self.target_hook,
+            model=self.target,
+            name=f"feature {feature}",
+            method="code_map",
             skip_first=self.skip_first,
-        )  # fmt: skip
+        )
 
     def check(self, sae: Any) -> None:
-        """Raise `MismatchError` where an SAE has another number of features than the one that this map was fitted on."""
+        """Raise `MismatchError` where an SAE has another number of features than the one that this
+        map was fitted on.
+        """
         if sae.W_dec.shape[0] != self.n_features:
             raise MismatchError(
                 f"the SAE has {sae.W_dec.shape[0]} features, this map was fitted on one of {self.n_features}; give that SAE"
@@ -135,8 +162,14 @@ class CodeMap:
         tensors = {name: getattr(self, name) for name in _TENSORS}
         # asdict would copy the tensors first; the identities alone need it.
         fields = {key: value for key, value in vars(self).items() if key not in _TENSORS}
-        fields |= {role: asdict(model) for role in ("source", "target") if (model := fields[role]) is not None}
-        return write_tensors(Path(path), tensors, {"schema_version": CODES_SCHEMA, "codes": json.dumps(fields)})
+        fields |= {
+            role: asdict(model)
+            for role in ("source", "target")
+            if (model := fields[role]) is not None
+        }
+        return write_tensors(
+            Path(path), tensors, {"schema_version": CODES_SCHEMA, "codes": json.dumps(fields)}
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "CodeMap":
@@ -166,19 +199,20 @@ def fit_code_map(
     context_length: int = 256,
     progress: bool = True,
 ) -> CodeMap:
-    """The ridge map from an SAE's codes at the stitch's source hook to the states at its target hook.
+    """The ridge map from an SAE's codes at the stitch's source hook to the states at its target
+    hook.
 
-    Args:
-        pair: the models of the stitch.
-        stitch: says between which hook points, and which documents test: they are not read.
-        sae: a SAELens SAE, or anything with ``encode`` and ``W_dec`` [feature, d_source].
-        documents: see `lrt_lens.data._documents`; walked twice, so no generator.
-        n_tokens: unmasked tokens after which no further document is taken, those of the test fold included; None takes all.
-        alphas: penalties to choose from, relative to the mean variance of a live feature.
-        min_firings: a feature that is active on fewer tokens of the fitting folds counts as dead.
-        solver: ``"cholesky"`` holds the codes' second moments (8·F² bytes a fold); ``"cg"`` the sparse codes instead; ``"auto"`` takes
+    Args: pair: the models of the stitch. stitch: says between which hook points, and which
+        documents test: they are not read. sae: a SAELens SAE, or anything with ``encode`` and
+        ``W_dec`` [feature, d_source]. documents: see `lrt_lens.data._documents`; walked twice, so
+        no generator. n_tokens: unmasked tokens after which no further document is taken, those of
+        the test fold included; None takes all. alphas: penalties to choose from, relative to the
+        mean variance of a live feature. min_firings: a feature that is active on fewer tokens of
+        the fitting folds counts as dead. solver: ``"cholesky"`` holds the codes' second moments
+        (8·F² bytes a fold); ``"cg"`` the sparse codes instead; ``"auto"`` takes
             Cholesky where it fits.
-        memory: bytes that may be taken; None takes what is free. Checked before anything is allocated.
+        memory: bytes that may be taken; None takes what is free. Checked before anything is
+            allocated.
         context_length: tokens a window, cut to what both models read.
         progress: show bars.
 
@@ -187,14 +221,19 @@ def fit_code_map(
         NonFiniteError: codes or states that are NaN or infinite.
         ValueError: no live feature; more memory needed than allowed.
 
-    Source: LRT (arXiv 2506.00653) §3.2; ridge in the place of AdamW, and the memory of the live features alone.
+    Source: LRT (arXiv 2506.00653) §3.2; ridge in the place of AdamW, and the memory of the live
+    features alone.
     """
     if solver not in ("auto", *SOLVERS):
         raise ValueError(f"solver is {solver!r}; expected 'auto', 'cholesky' or 'cg'")
     if not alphas or not all(0 < alpha < float("inf") for alpha in alphas):
-        raise ValueError(f"alphas is {list(alphas)}; expected positive numbers, such as [0.1, 0.01]")
+        raise ValueError(
+            f"alphas is {list(alphas)}; expected positive numbers, such as [0.1, 0.01]"
+        )
     if min_firings < 1:
-        raise ValueError(f"min_firings is {min_firings}; expected 1 or more: a feature that never fires has no row")
+        raise ValueError(
+            f"min_firings is {min_firings}; expected 1 or more: a feature that never fires has no row"
+        )
     check_sae(sae, pair.source, stitch.source_hook)
     passes = CodePasses(pair, stitch, documents, n_tokens, context_length, progress)
     firings, n_fit = count_firings(passes, sae)
@@ -202,18 +241,35 @@ def fit_code_map(
     _refuse_too_little(live, firings, n_fit, min_firings)
     # Dense sums lie where the target is, sparse codes on the CPU.
     devices = {"cholesky": pair.target.device, "cg": "cpu"}
-    free = {name: available_memory(device) if memory is None else memory for name, device in devices.items()}
+    free = {
+        name: available_memory(device) if memory is None else memory
+        for name, device in devices.items()
+    }
     chosen = _choose_solver(solver, len(live), int(firings[live].sum()), pair.target.d_model, free)
     moments = collect_moments(passes, sae, firings, live, sparse=chosen == "cg")
     return _code_map(fit_codes(moments, alphas), live, firings, stitch, moments.n_tokens, chosen)
 
 
-def _code_map(found: CodeSolution, live: Tensor, firings: Tensor, stitch: Stitch, n_tokens: int, solver: str) -> CodeMap:
+def _code_map(
+    found: CodeSolution, live: Tensor, firings: Tensor, stitch: Stitch, n_tokens: int, solver: str
+) -> CodeMap:
     return CodeMap(
-        weight=found.weight.cpu().contiguous(), bias=found.bias.cpu(), live=live, firings=firings, source_hook=stitch.source_hook,
-        target_hook=stitch.target_hook, source=stitch.source, target=stitch.target, alpha=found.alpha, r2_cv=found.r2_cv,
-        r2_uniform_cv=found.r2_uniform_cv, curve=found.curve, n_tokens=n_tokens, solver=solver, skip_first=stitch.skip_first,
-    )  # fmt: skip
+        weight=found.weight.cpu().contiguous(),
+        bias=found.bias.cpu(),
+        live=live,
+        firings=firings,
+        source_hook=stitch.source_hook,
+        target_hook=stitch.target_hook,
+        source=stitch.source,
+        target=stitch.target,
+        alpha=found.alpha,
+        r2_cv=found.r2_cv,
+        r2_uniform_cv=found.r2_uniform_cv,
+        curve=found.curve,
+        n_tokens=n_tokens,
+        solver=solver,
+        skip_first=stitch.skip_first,
+    )
 
 
 def _refuse_too_little(live: Tensor, firings: Tensor, n_fit: int, min_firings: int) -> None:
@@ -224,15 +280,20 @@ def _refuse_too_little(live: Tensor, firings: Tensor, n_fit: int, min_firings: i
     if n_fit < len(live):
         logger.warning(
             "%d tokens fit %d live features: the map interpolates wherever the penalty allows it; give more text, or raise min_firings",
-            n_fit, len(live),
-        )  # fmt: skip
+            n_fit,
+            len(live),
+        )
 
 
-def _choose_solver(solver: str, n_live: int, n_active: int, d_target: int, free: Mapping[str, int | None]) -> str:
+def _choose_solver(
+    solver: str, n_live: int, n_active: int, d_target: int, free: Mapping[str, int | None]
+) -> str:
     """``"cholesky"`` or ``"cg"``; ValueError with both sizes where what was asked for does not fit."""
     needed = {name: gram_bytes(n_live, n_active, d_target, sparse=name == "cg") for name in SOLVERS}
     candidates = SOLVERS if solver == "auto" else (solver,)
-    fitting = [name for name in candidates if (budget := free[name]) is None or needed[name] <= budget]
+    fitting = [
+        name for name in candidates if (budget := free[name]) is None or needed[name] <= budget
+    ]
     if not fitting:
         raise ValueError(
             f"{n_live} live features need {human_bytes(needed['cholesky'])} with Cholesky and {human_bytes(needed['cg'])} with conjugate "
@@ -243,6 +304,8 @@ def _choose_solver(solver: str, n_live: int, n_active: int, d_target: int, free:
 
 
 def encode_states(codes: CodeMap, sae: Any, rows: Tensor) -> Tensor:
-    """Target states [token, d_target] predicted from the source's states [token, d_source] through the SAE's codes."""
+    """Target states [token, d_target] predicted from the source's states [token, d_source] through
+    the SAE's codes.
+    """
     codes.check(sae)
     return codes.points(encode(sae, rows).double())

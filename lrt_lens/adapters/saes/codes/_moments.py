@@ -1,16 +1,19 @@
 """Moments of SAE codes and target states: what a map straight from codes is fitted on.
 
-Codes are wide (thousands of features) and sparse (tens of them at a token). Two passes over the documents of the *fitting* folds:
-the first counts on how many tokens every feature is active, the second sums over the features that are (the live ones), for each fold,
+Codes are wide (thousands of features) and sparse (tens of them at a token). Two passes over the
+documents of the *fitting* folds: the first counts on how many tokens every feature is active, the
+second sums over the features that are (the live ones), for each fold,
 
     n, Σc, Σ(y−s), Σ(y−s)², Σc(y−s)ᵀ          about a fixed shift s of the target's states, in float64
 
-and keeps the codes' own second moments Σccᵀ in one of two forms that answer the same question, ``Σccᵀ · W``:
+and keeps the codes' own second moments Σccᵀ in one of two forms that answer the same question,
+``Σccᵀ · W``:
 
     DenseGram    [live, live] in float64: 8·F² bytes a fold, whatever the number of tokens; factored by Cholesky
     SparseGram   the codes themselves, row by row: 16 bytes an active code; multiplied, never formed, for conjugate gradients
 
-Documents of the test fold are not read here at all. Limits: the sparse form grows with the tokens and lives on the CPU.
+Documents of the test fold are not read here at all. Limits: the sparse form grows with the tokens
+and lives on the CPU.
 """
 
 from collections.abc import Iterator, Sequence
@@ -87,7 +90,9 @@ class DenseGram:
 
 
 class SparseGram:
-    """The codes, kept as a sparse matrix [token, live]; products through it cost two passes over its entries."""
+    """The codes, kept as a sparse matrix [token, live]; products through it cost two passes over
+    its entries.
+    """
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -105,7 +110,9 @@ class SparseGram:
         from scipy.sparse import csr_matrix, vstack
 
         if len(self._pieces) != 1:
-            self._pieces = [vstack(self._pieces, format="csr") if self._pieces else csr_matrix((0, self.width))]
+            self._pieces = [
+                vstack(self._pieces, format="csr") if self._pieces else csr_matrix((0, self.width))
+            ]
         return self._pieces[0]
 
     def times(self, weight: Tensor) -> Tensor:
@@ -151,7 +158,11 @@ class CodeFold:
 
     def errors(self, weight: Tensor, bias: Tensor) -> Tensor:
         """[d_target]: Σ(y − s − cW − b)² over the fold's tokens, from the sums alone."""
-        predicted = (weight * self.gram.times(weight)).sum(0) + 2 * bias * (self.total_codes @ weight) + self.n * bias**2
+        predicted = (
+            (weight * self.gram.times(weight)).sum(0)
+            + 2 * bias * (self.total_codes @ weight)
+            + self.n * bias**2
+        )
         return self.square_y - 2 * ((weight * self.cross).sum(0) + bias * self.total_y) + predicted
 
     @property
@@ -184,7 +195,13 @@ class CodeMoments:
         width, d = len(live), len(shift)
         zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=device)  # noqa: E731
         folds = [
-            CodeFold(SparseGram(width) if sparse else DenseGram(width, device), zeros(width), zeros(d), zeros(d), zeros(width, d))
+            CodeFold(
+                SparseGram(width) if sparse else DenseGram(width, device),
+                zeros(width),
+                zeros(d),
+                zeros(d),
+                zeros(width, d),
+            )
             for _ in range(N_FOLDS)
         ]
         return cls(live, firings, shift.double().to(device), folds)
@@ -192,14 +209,18 @@ class CodeMoments:
     def add(self, fold: int, codes: Tensor, y: Tensor) -> None:
         """Rows of one fold: codes of all features [token, feature], states [token, d_target]."""
         device = self.shift.device
-        self.folds[fold].add(codes[:, self.live.to(codes.device)].to(device), y.double().to(device) - self.shift)
+        self.folds[fold].add(
+            codes[:, self.live.to(codes.device)].to(device), y.double().to(device) - self.shift
+        )
 
 
-# ------------------------------------------------------------------------------------------------------------------- codes
+# -------------------------------------------------------------------------------------------- codes
 
 
 def encode(sae: Any, rows: Tensor) -> Tensor:
-    """An SAE's codes [token, feature] of rows [token, d], float32 and dense; NonFiniteError where it answers NaN or infinity."""
+    """An SAE's codes [token, feature] of rows [token, d], float32 and dense; NonFiniteError where
+    it answers NaN or infinity.
+    """
     parameter = sae.W_dec
     with torch.no_grad():
         codes = sae.encode(rows.detach().to(parameter.device, parameter.dtype))
@@ -214,9 +235,13 @@ def encode(sae: Any, rows: Tensor) -> Tensor:
 
 
 def check_sae(sae: Any, model: HookedModel, hook: str) -> None:
-    """Raise where an SAE cannot read ``hook`` of ``model``: no SAE, another width, trained at another hook point."""
+    """Raise where an SAE cannot read ``hook`` of ``model``: no SAE, another width, trained at
+    another hook point.
+    """
     if not (hasattr(sae, "encode") and hasattr(sae, "W_dec")):
-        raise TypeError(f"a {type(sae).__name__} has no encode and W_dec; give a SAELens SAE, or an object with both")
+        raise TypeError(
+            f"a {type(sae).__name__} has no encode and W_dec; give a SAELens SAE, or an object with both"
+        )
     if sae.W_dec.ndim != 2 or sae.W_dec.shape[1] != model.d_model:
         raise MismatchError(
             f"the SAE's W_dec has shape {tuple(sae.W_dec.shape)}; expected [feature, {model.d_model}] for {hook!r} of {model.name!r}: "
@@ -229,12 +254,14 @@ def check_sae(sae: Any, model: HookedModel, hook: str) -> None:
         )
 
 
-# ------------------------------------------------------------------------------------------------------------------ passes
+# ------------------------------------------------------------------------------------------- passes
 
 
 @dataclass(frozen=True)
 class CodePasses:
-    """The documents as a stitch's harvest cut them: the same folds, the same masked positions. May be walked more than once."""
+    """The documents as a stitch's harvest cut them: the same folds, the same masked positions. May
+    be walked more than once.
+    """
 
     pair: ModelPair
     stitch: Stitch
@@ -245,30 +272,49 @@ class CodePasses:
 
     def __post_init__(self) -> None:
         if isinstance(self.documents, Iterator):
-            raise TypeError(f"documents is a {type(self.documents).__name__}, which can be read once; give a list, a file or a data set")
+            raise TypeError(
+                f"documents is a {type(self.documents).__name__}, which can be read once; give a list, a file or a data set"
+            )
         if self.n_tokens is not None and self.n_tokens < 1:
-            raise ValueError(f"n_tokens is {self.n_tokens}; expected a positive number, or None for all documents")
+            raise ValueError(
+                f"n_tokens is {self.n_tokens}; expected a positive number, or None for all documents"
+            )
         self.stitch.check(self.pair.source, self.pair.target)
 
     def blocks(self, parts: Sequence[int], what: str) -> Iterator[Block]:
         """Blocks of some parts, in the stream's order."""
         length = window_length(self.context_length, self.pair.source, self.pair.target)
         seed = self.stitch.provenance.seed
-        plan = BlockPlan(context_length=length, skip_first=self.stitch.skip_first, n_tokens=self.n_tokens, seed=seed)
+        plan = BlockPlan(
+            context_length=length,
+            skip_first=self.stitch.skip_first,
+            n_tokens=self.n_tokens,
+            seed=seed,
+        )
         blocks = iterate_blocks(self.documents, self.pair.source, plan, target=self.pair.target)
-        yield from (block for block in tqdm(blocks, desc=what, disable=not self.progress, leave=False) if block.part in parts)
+        yield from (
+            block
+            for block in tqdm(blocks, desc=what, disable=not self.progress, leave=False)
+            if block.part in parts
+        )
 
     def source_rows(self, block: Block) -> Tensor:
         """[token, d_source]."""
-        return block_rows(self.pair.source, [self.stitch.source_hook], block, _BATCH_TOKENS)[self.stitch.source_hook]
+        return block_rows(self.pair.source, [self.stitch.source_hook], block, _BATCH_TOKENS)[
+            self.stitch.source_hook
+        ]
 
     def target_rows(self, block: Block) -> Tensor:
         """[token, d_target], of the same tokens."""
-        return block_rows(self.pair.target, [self.stitch.target_hook], block, _BATCH_TOKENS, "target")[self.stitch.target_hook]
+        return block_rows(
+            self.pair.target, [self.stitch.target_hook], block, _BATCH_TOKENS, "target"
+        )[self.stitch.target_hook]
 
 
 def count_firings(passes: CodePasses, sae: Any) -> tuple[Tensor, int]:
-    """(tokens of the fitting folds on which each feature is active [feature], how many tokens there are); reads the source alone."""
+    """(tokens of the fitting folds on which each feature is active [feature], how many tokens there
+    are); reads the source alone.
+    """
     firings, n = torch.zeros(sae.W_dec.shape[0], dtype=torch.int64), 0
     for block in passes.blocks(range(N_FOLDS), "live features"):
         codes = encode(sae, passes.source_rows(block))
@@ -277,13 +323,17 @@ def count_firings(passes: CodePasses, sae: Any) -> tuple[Tensor, int]:
     return firings, n
 
 
-def collect_moments(passes: CodePasses, sae: Any, firings: Tensor, live: Tensor, *, sparse: bool) -> CodeMoments:
+def collect_moments(
+    passes: CodePasses, sae: Any, firings: Tensor, live: Tensor, *, sparse: bool
+) -> CodeMoments:
     """Sums over the fitting folds; reads both models."""
     moments: CodeMoments | None = None
     for block in passes.blocks(range(N_FOLDS), "codes and states"):
         codes, y = encode(sae, passes.source_rows(block)), passes.target_rows(block)
         if not torch.isfinite(y).all():
-            raise NonFiniteError(f"{passes.pair.target.name!r} has NaN or infinity at {passes.stitch.target_hook!r}; load it in float32")
+            raise NonFiniteError(
+                f"{passes.pair.target.name!r} has NaN or infinity at {passes.stitch.target_hook!r}; load it in float32"
+            )
         if moments is None:
             moments = CodeMoments.empty(firings, live, y.double().mean(0), sparse=sparse)
         moments.add(block.part, codes, y)
@@ -293,6 +343,8 @@ def collect_moments(passes: CodePasses, sae: Any, firings: Tensor, live: Tensor,
 
 
 def gram_bytes(n_live: int, n_active: int, d_target: int, *, sparse: bool) -> int:
-    """Bytes that moments and solving take: sums of five folds, their total and a factor; ``n_active`` counts active codes."""
+    """Bytes that moments and solving take: sums of five folds, their total and a factor;
+    ``n_active`` counts active codes.
+    """
     cross = 8 * n_live * d_target * (2 * N_FOLDS)
     return cross + (2 * _SPARSE_BYTES * n_active if sparse else 8 * n_live * n_live * (N_FOLDS + 3))

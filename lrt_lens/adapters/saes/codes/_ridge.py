@@ -1,12 +1,14 @@
 """Ridge from codes: one system for all folds' sums, by Cholesky or by conjugate gradients.
 
-Minimises ``Σ‖y − cW − b‖² + λ·tr(S)/F · ‖W‖²_F`` over the live features, ``S = Σ(c − c̄)(c − c̄)ᵀ``, so
+Minimises ``Σ‖y − cW − b‖² + λ·tr(S)/F · ‖W‖²_F`` over the live features, ``S = Σ(c − c̄)(c −
+c̄)ᵀ``, so
 
     (S + λ·tr(S)/F·I) W = Σ(c − c̄)(y − ȳ)ᵀ,      b = ȳ − c̄W
 
-`Ridge` of a stitch decomposes S once for all penalties (some 10 F³); with thousands of features a Cholesky factor a penalty and fold
-(F³/3) is less. Where S does not fit into memory it is never formed: conjugate gradients, preconditioned by its diagonal, need only its
-products, and every penalty starts at the solution of the next larger one.
+`Ridge` of a stitch decomposes S once for all penalties (some 10 F³); with thousands of features a
+Cholesky factor a penalty and fold (F³/3) is less. Where S does not fit into memory it is never
+formed: conjugate gradients, preconditioned by its diagonal, need only its products, and every
+penalty starts at the solution of the next larger one.
 """
 
 import logging
@@ -60,7 +62,10 @@ class NormalEquations:
     @property
     def variance(self) -> Tensor:
         """[live], Σ(c − c̄)²: the diagonal of S."""
-        return torch.stack([fold.gram.diagonal for fold in self.folds]).sum(0) - self.n * self.mean_codes**2
+        return (
+            torch.stack([fold.gram.diagonal for fold in self.folds]).sum(0)
+            - self.n * self.mean_codes**2
+        )
 
     def times(self, weight: Tensor, mean: Tensor) -> Tensor:
         """S · weight, S never formed."""
@@ -109,8 +114,13 @@ def fit_codes(moments: CodeMoments, alphas: Sequence[float]) -> CodeSolution:
     scores = (1 - errors).cpu()
     best = int(scores[:, 0].argmax())
     system = NormalEquations(used)
-    weight = list(solutions(system, descending[: best + 1] if _is_sparse(system) else [descending[best]]))[-1]
-    curve = tuple((alpha, float(r2), float(uniform)) for alpha, (r2, uniform) in zip(descending, scores, strict=True))
+    weight = list(
+        solutions(system, descending[: best + 1] if _is_sparse(system) else [descending[best]])
+    )[-1]
+    curve = tuple(
+        (alpha, float(r2), float(uniform))
+        for alpha, (r2, uniform) in zip(descending, scores, strict=True)
+    )
     return CodeSolution(weight, system.bias(weight) + moments.shift, *curve[best], curve=curve)
 
 
@@ -144,7 +154,14 @@ def _by_gradients(system: NormalEquations, alphas: Sequence[float]) -> list[Tens
     return found
 
 
-def _conjugate_gradients(system: NormalEquations, right: Tensor, start: Tensor, mean: Tensor, variance: Tensor, penalty: float) -> Tensor:
+def _conjugate_gradients(
+    system: NormalEquations,
+    right: Tensor,
+    start: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    penalty: float,
+) -> Tensor:
     """All columns at once, each with its own step; warns where the iterations do not suffice."""
     tiny = torch.finfo(torch.float64).tiny
     times = lambda w: system.times(w, mean) + penalty * w  # noqa: E731
@@ -165,5 +182,9 @@ def _conjugate_gradients(system: NormalEquations, right: Tensor, start: Tensor, 
         following = (residual * preconditioned).sum(0)
         direction, rho = preconditioned + following / rho.clamp_min(tiny) * direction, following
     left = float((residual.norm(dim=0) / right.norm(dim=0).clamp_min(tiny)).max())
-    logger.warning("conjugate gradients stopped after %d steps at a relative residual of %.1e", MAX_ITERATIONS, left)
+    logger.warning(
+        "conjugate gradients stopped after %d steps at a relative residual of %.1e",
+        MAX_ITERATIONS,
+        left,
+    )
     return weight

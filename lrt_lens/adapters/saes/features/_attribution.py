@@ -3,8 +3,9 @@
     logits     f_i(t) · v_i[next token]      v_i the unembedded decoder row: Stitching, §5 ("attribution correlation"), figures 4 and 14
     gradient   f_i(t) · ⟨d_i, g(t)⟩          g(t) the gradient of the window's summed log-probability with respect to the stream at t
 
-Either is activation times ⟨decoder row, u(t)⟩ with a vector u(t) that no feature has part in: a column of the unembedding, or a gradient. The first
-is the paper's and sees the direct way to the logits alone; the second sees what later layers make of it, to first order.
+Either is activation times ⟨decoder row, u(t)⟩ with a vector u(t) that no feature has part in: a
+column of the unembedding, or a gradient. The first is the paper's and sees the direct way to the
+logits alone; the second sees what later layers make of it, to first order.
 """
 
 from collections.abc import Iterator
@@ -26,8 +27,11 @@ Attribution = Literal["logits", "gradient"]
 class Attributor:
     """u(t) of one model at the counted positions of a batch."""
 
-    def __init__(self, model: HookedModel, hook: str, unembedding: Unembedding, kind: Attribution) -> None:
-        # One name for `resid_pre` and the `resid_post` before it: from there an engine can skip the layers that ran.
+    def __init__(
+        self, model: HookedModel, hook: str, unembedding: Unembedding, kind: Attribution
+    ) -> None:
+        # One name for `resid_pre` and the `resid_post` before it: from there an engine can skip the
+        # layers that ran.
         self.model, self.hook, self.unembedding, self.kind = model, place(hook), unembedding, kind
 
     def read(self, batch: TokenBatch) -> Residual:
@@ -42,8 +46,12 @@ class Attributor:
         return gradient[batch.counted.to(gradient.device)].float().cpu()
 
 
-def log_probability_gradient(model: HookedModel, hook: str, batch: TokenBatch, residual: Residual) -> Residual:
-    """∂ Σ log p(next token) / ∂ residual over counted positions, [window, position, d]; only the residual takes a gradient."""
+def log_probability_gradient(
+    model: HookedModel, hook: str, batch: TokenBatch, residual: Residual
+) -> Residual:
+    """∂ Σ log p(next token) / ∂ residual over counted positions, [window, position, d]; only the
+    residual takes a gradient.
+    """
     with torch.inference_mode(mode=False), torch.enable_grad(), _weights_without_gradient(model):
         start = residual.clone().requires_grad_()
         with model.engine.resuming(hook, start):

@@ -1,12 +1,15 @@
-"""Features as something that reads a stream and writes to it, on the source and carried to the target.
+"""Features as something that reads a stream and writes to it, on the source and carried to the
+target.
 
-A transferred SAE is exactly ``up ∘ SAE ∘ down`` (Stitching, §3), so a feature of the target is read by encoding the target's states carried
-down, and written along its decoder row carried up. That needs no folded weights and holds for every architecture.
+A transferred SAE is exactly ``up ∘ SAE ∘ down`` (Stitching, §3), so a feature of the target is read
+by encoding the target's states carried down, and written along its decoder row carried up. That
+needs no folded weights and holds for every architecture.
 
     source = FeatureCoder(sae)                       # encode [row, d_source] → [row, feature]; decoder [feature, d_source]
     target = source.carried(stitch.maps)             # the same features on the target's stream
 
-Limits: activations are dense. Where an SAE normalises each input by its own length, decoder rows are those before it is undone.
+Limits: activations are dense. Where an SAE normalises each input by its own length, decoder rows
+are those before it is undone.
 """
 
 import copy
@@ -44,14 +47,19 @@ class FeatureCoder:
         """What one unit of each feature adds to the stream, [feature, d], float32 on the CPU."""
         rows = self.sae.W_dec.detach().float().cpu()
         if getattr(getattr(self.sae, "cfg", None), "rescale_acts_by_decoder_norm", False):
-            # Such an SAE multiplies its activations by the norms and divides by them again on decoding.
+            # Such an SAE multiplies its activations by the norms and divides by them again on
+            # decoding.
             rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
         return rows if self.maps is None else self.maps.up.directions(rows)
 
     def encode(self, rows: Tensor) -> Tensor:
         """Activations, [..., d] → [..., feature], float32 on the SAE's device."""
         parameter = self.sae.W_dec
-        carried = rows.detach().float() if self.maps is None else self.maps.down.points(rows.detach().float())
+        carried = (
+            rows.detach().float()
+            if self.maps is None
+            else self.maps.down.points(rows.detach().float())
+        )
         with torch.no_grad():
             activations = self.sae.encode(carried.to(parameter.device, parameter.dtype))
         return (activations.to_dense() if activations.is_sparse else activations).float()
@@ -62,7 +70,8 @@ class FeatureCoder:
 
 
 def random_coder(sae: Any, seed: int) -> FeatureCoder:
-    """An SAE of the same architecture, biases, thresholds and norms, whose encoder and decoder directions are random.
+    """An SAE of the same architecture, biases, thresholds and norms, whose encoder and decoder
+    directions are random.
 
     The baseline of Stitching, figure 14 ("random SAE").
     """
@@ -74,7 +83,9 @@ def random_coder(sae: Any, seed: int) -> FeatureCoder:
             if weight is None:
                 continue
             draw = torch.randn(weight.shape, generator=generator).to(weight)
-            weight.copy_(draw / draw.norm(dim=dim, keepdim=True) * weight.norm(dim=dim, keepdim=True))
+            weight.copy_(
+                draw / draw.norm(dim=dim, keepdim=True) * weight.norm(dim=dim, keepdim=True)
+            )
     return FeatureCoder(drawn)
 
 
@@ -85,19 +96,29 @@ def encoder_columns(sae: Any) -> Tensor | None:
 
 
 def check_sae(sae: Any, pair: ModelPair, stitch: Stitch) -> None:
-    """Raise where an SAE is not at home where the stitch starts: another width, hook point or model."""
+    """Raise where an SAE is not at home where the stitch starts: another width, hook point or
+    model.
+    """
     if not (hasattr(sae, "encode") and hasattr(sae, "W_dec")):
-        raise TypeError(f"a {type(sae).__name__} has no encode and W_dec; give a SAELens SAE, such as SAE.load_from_disk(folder)")
+        raise TypeError(
+            f"a {type(sae).__name__} has no encode and W_dec; give a SAELens SAE, such as SAE.load_from_disk(folder)"
+        )
     for hook in (stitch.source_hook, stitch.target_hook):
         if len(joint_parts(hook)) > 1:
-            raise HookPointError(f"{hook!r} joins several hook points, where no SAE sits; take a stitch between single hook points")
+            raise HookPointError(
+                f"{hook!r} joins several hook points, where no SAE sits; take a stitch between single hook points"
+            )
     _check_home(sae, stitch.up, pair.source, "starts")
 
 
 def check_transferred(sae: Any, transferred: Any, pair: ModelPair, stitch: Stitch) -> None:
-    """Raise where the target's own copy of the features is of another width, place, model or number of features."""
+    """Raise where the target's own copy of the features is of another width, place, model or number
+    of features.
+    """
     if not (hasattr(transferred, "encode") and hasattr(transferred, "W_dec")):
-        raise TypeError(f"transferred is a {type(transferred).__name__}; give what stitch.transfer(sae) returns, or leave it out")
+        raise TypeError(
+            f"transferred is a {type(transferred).__name__}; give what stitch.transfer(sae) returns, or leave it out"
+        )
     if transferred.W_dec.shape[0] != sae.W_dec.shape[0]:
         raise MismatchError(
             f"the transferred SAE has {transferred.W_dec.shape[0]} features, the source's {sae.W_dec.shape[0]}; features are compared one by "
@@ -130,5 +151,7 @@ def _check_home(sae: Any, affine: AffineMap, model: HookedModel, verb: str) -> N
 def check_index(index: int, n_features: int) -> int:
     """The index itself; IndexError names the range."""
     if not 0 <= index < n_features:
-        raise IndexError(f"feature {index} is not in this SAE; it has {n_features} features: use 0 to {n_features - 1}")
+        raise IndexError(
+            f"feature {index} is not in this SAE; it has {n_features} features: use 0 to {n_features - 1}"
+        )
     return int(index)

@@ -1,7 +1,8 @@
 """For each feature the places where it is strongest, kept while text streams by.
 
-One window offers a feature one place, its strongest; the ``n`` best of all windows are kept with the tokens around them and the
-activations of both models there. Memory: features × n × (2·reach + 1), whatever the number of tokens.
+One window offers a feature one place, its strongest; the ``n`` best of all windows are kept with
+the tokens around them and the activations of both models there. Memory: features × n × (2·reach +
+1), whatever the number of tokens.
 """
 
 import torch
@@ -26,7 +27,9 @@ class TopContexts:
         """Activations of the other model there."""
 
     def add(self, ranked: Tensor, other: Tensor, tokens: Tokens, lengths: Tensor) -> None:
-        """One batch: activations [window, position, feature], 0 at positions that do not count, and the windows' lengths."""
+        """One batch: activations [window, position, feature], 0 at positions that do not count, and
+        the windows' lengths.
+        """
         peaks, places = ranked.max(1)
         top = peaks.topk(min(self.peaks.shape[1], len(peaks)), dim=0)
         better = (top.values[0].cpu() > self.peaks[:, -1]).nonzero()[:, 0]
@@ -34,18 +37,35 @@ class TopContexts:
             chosen = better.to(ranked.device)
             windows = top.indices[:, chosen].T
             centres = places[windows, chosen[:, None]]
-            found = self._cut(ranked, other, tokens.to(ranked.device), lengths.to(ranked.device), windows, centres, chosen)
+            found = self._cut(
+                ranked,
+                other,
+                tokens.to(ranked.device),
+                lengths.to(ranked.device),
+                windows,
+                centres,
+                chosen,
+            )
             self._merge(better, top.values[:, chosen].T.cpu(), found)
 
     def _cut(
-        self, ranked: Tensor, other: Tensor, tokens: Tensor, lengths: Tensor, windows: Tensor, centres: Tensor, chosen: Tensor
+        self,
+        ranked: Tensor,
+        other: Tensor,
+        tokens: Tensor,
+        lengths: Tensor,
+        windows: Tensor,
+        centres: Tensor,
+        chosen: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(tokens, ranked, other) around each place, [feature, place, 2·reach + 1]."""
         at = centres[..., None] + torch.arange(-self.reach, self.reach + 1, device=centres.device)
         inside = (at >= 0) & (at < lengths[windows][..., None])
         at = at.clamp(0, tokens.shape[1] - 1)
         place = (windows[..., None], at, chosen[:, None, None])
-        values = [torch.where(inside, activations[place], 0.0).cpu() for activations in (ranked, other)]
+        values = [
+            torch.where(inside, activations[place], 0.0).cpu() for activations in (ranked, other)
+        ]
         return torch.where(inside, tokens[place[:2]], -1).int().cpu(), values[0], values[1]
 
     def _merge(self, better: Tensor, peaks: Tensor, found: tuple[Tensor, Tensor, Tensor]) -> None:

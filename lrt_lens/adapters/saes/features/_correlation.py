@@ -1,4 +1,5 @@
-"""Pearson correlations of many pairs of columns over a stream of rows, with intervals over groups of documents.
+"""Pearson correlations of many pairs of columns over a stream of rows, with intervals over groups
+of documents.
 
     found = Correlations(n_features, n_groups)
     found.add(group, a, b)                     # [row, feature] each
@@ -26,16 +27,23 @@ class Correlations:
         """Rows of one group, [row, feature] each."""
         self.counts[group] += len(a)
         products = (a, b, a * a, b * b, a * b)
-        self.sums[group] += torch.stack([product.sum(0, dtype=torch.float64) for product in products]).to(self.sums.device)
+        self.sums[group] += torch.stack(
+            [product.sum(0, dtype=torch.float64) for product in products]
+        ).to(self.sums.device)
 
     def values(self) -> np.ndarray:
         """[feature]: the correlation over all rows; NaN where either column does not vary."""
         return _correlate(self.counts.sum(), self.sums.sum(0))
 
     def interval(self) -> Jackknife:
-        """95% over groups of documents, an array each; NaN where a feature does not vary without one of the groups."""
+        """95% over groups of documents, an array each; NaN where a feature does not vary without
+        one of the groups.
+        """
         full = [group for group in range(len(self.counts)) if self.counts[group] > 0]
-        rest = [_correlate(self.counts.sum() - self.counts[group], self.sums.sum(0) - self.sums[group]) for group in full]
+        rest = [
+            _correlate(self.counts.sum() - self.counts[group], self.sums.sum(0) - self.sums[group])
+            for group in full
+        ]
         return jackknife(self.values(), np.stack(rest))
 
 

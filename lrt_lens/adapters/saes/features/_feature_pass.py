@@ -1,4 +1,5 @@
-"""One pass over the text: activations and attributions of every feature in both models, and of their controls, as running sums.
+"""One pass over the text: activations and attributions of every feature in both models, and of
+their controls, as running sums.
 
 Arms, each a source reading and a target reading of "the same" features:
 
@@ -65,12 +66,24 @@ class Side:
 class FeaturePass:
     """Everything that is measured position by position."""
 
-    def __init__(self, arms: list[Arm], source: Attributor, target: Attributor, *, n_contexts: int, reach: int, seed: int) -> None:
+    def __init__(
+        self,
+        arms: list[Arm],
+        source: Attributor,
+        target: Attributor,
+        *,
+        n_contexts: int,
+        reach: int,
+        seed: int,
+    ) -> None:
         self.arms, self.attributors = arms, (source, target)
         n_features = arms[0].source.n_features
         self.others = _derangement(n_features, seed)
         self.sides = (Side(n_features), Side(n_features))
-        self.contexts = (TopContexts(n_features, n_contexts, reach), TopContexts(n_features, n_contexts, reach))
+        self.contexts = (
+            TopContexts(n_features, n_contexts, reach),
+            TopContexts(n_features, n_contexts, reach),
+        )
         names = [*(arm.name for arm in arms), OTHER]
         self.activation = {name: Correlations(n_features, N_TEST_GROUPS) for name in names}
         self.attribution = {name: Correlations(n_features, N_TEST_GROUPS) for name in names}
@@ -85,9 +98,15 @@ class FeaturePass:
     def add(self, batch: TokenBatch) -> None:
         """One batch: both models once, every arm on their streams."""
         streams = [attributor.read(batch) for attributor in self.attributors]
-        vectors = [attributor.vectors(batch, stream) for attributor, stream in zip(self.attributors, streams, strict=True)]
+        vectors = [
+            attributor.vectors(batch, stream)
+            for attributor, stream in zip(self.attributors, streams, strict=True)
+        ]
         for arm, decoders in zip(self.arms, self._decoders, strict=True):
-            full = [coder.encode(stream) for coder, stream in zip((arm.source, arm.target), streams, strict=True)]
+            full = [
+                coder.encode(stream)
+                for coder, stream in zip((arm.source, arm.target), streams, strict=True)
+            ]
             rows = [activations[batch.counted.to(activations.device)] for activations in full]
             effects = [
                 activations * (vector.to(activations) @ decoder.to(activations).T)

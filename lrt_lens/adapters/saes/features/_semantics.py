@@ -1,12 +1,15 @@
 """Does a feature follow the structure of a sentence or what it is about?
 
-Stitching, §5: a sentence and k = 5 rewrites that keep function words, punctuation and syntax but replace content words. A feature that fires on any
-token of *all* versions is structural there, one that fires in some only is semantic. Over many sentences, counted where the original fires it:
+Stitching, §5: a sentence and k = 5 rewrites that keep function words, punctuation and syntax but
+replace content words. A feature that fires on any token of *all* versions is structural there, one
+that fires in some only is semantic. Over many sentences, counted where the original fires it:
 
-    semantic score = 1 − (sentences where all versions fire it) / (sentences where the original fires it)
+    semantic score = 1 − (sentences where all versions fire it) / (sentences where the original
+    fires it)
 
-and a feature is called semantic above one half, structural otherwise, undecided below ``MINIMUM_SENTENCES`` sentences. A feature that is active
-everywhere survives any rewrite: beside the score stands what chance would give, ``1 − p^k`` with p the share of all versions that fire it.
+and a feature is called semantic above one half, structural otherwise, undecided below
+``MINIMUM_SENTENCES`` sentences. A feature that is active everywhere survives any rewrite: beside
+the score stands what chance would give, ``1 − p^k`` with p the share of all versions that fire it.
 """
 
 from collections.abc import Sequence
@@ -47,7 +50,11 @@ class SemanticScores:
 
 
 def semantic_scores(
-    model: HookedModel, hook: str, coder: FeatureCoder, rewrites: Sequence[Sequence[str]], skip_first: int
+    model: HookedModel,
+    hook: str,
+    coder: FeatureCoder,
+    rewrites: Sequence[Sequence[str]],
+    skip_first: int,
 ) -> SemanticScores:
     """Scores of all features on sentences with their rewrites; the first version is the original.
 
@@ -64,7 +71,13 @@ def semantic_scores(
     all_versions, fired_anywhere = originals.clone(), originals.clone()
     for start in range(0, len(rewrites), at_once):
         sentences = rewrites[start : start + at_once]
-        fired = _fires(model, hook, coder, [version for versions in sentences for version in versions], skip_first)
+        fired = _fires(
+            model,
+            hook,
+            coder,
+            [version for versions in sentences for version in versions],
+            skip_first,
+        )
         fired = fired.view(len(sentences), n_versions, -1)
         originals += fired[:, 0].sum(0)
         all_versions += fired.all(1).sum(0)
@@ -75,7 +88,9 @@ def semantic_scores(
 
 
 def check_rewrites(rewrites: Sequence[Sequence[str]]) -> int:
-    """Versions a sentence; ValueError where there are none or sentences have different numbers of them."""
+    """Versions a sentence; ValueError where there are none or sentences have different numbers of
+    them.
+    """
     counts = {0 if isinstance(versions, str) else len(versions) for versions in rewrites}
     if len(counts) != 1 or min(counts) < 2:
         raise ValueError(
@@ -85,7 +100,9 @@ def check_rewrites(rewrites: Sequence[Sequence[str]]) -> int:
     return counts.pop()
 
 
-def _fires(model: HookedModel, hook: str, coder: FeatureCoder, texts: Sequence[str], skip_first: int) -> Tensor:
+def _fires(
+    model: HookedModel, hook: str, coder: FeatureCoder, texts: Sequence[str], skip_first: int
+) -> Tensor:
     """[text, feature]: whether a feature is active on any unmasked token."""
     rows = model.encode(texts)
     name = place(hook)

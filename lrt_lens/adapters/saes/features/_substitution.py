@@ -1,16 +1,19 @@
-"""The same sentence about something else: content words replaced, function words and punctuation kept.
+"""The same sentence about something else: content words replaced, function words and punctuation
+kept.
 
     rewriter = ContentWords.of(documents, tokenizer_of=model)
     versions = rewriter.versions("The cat sat under the old table.", n=5, rng=rng)   # [original, five others], all of equal length
 
-Stitching (§5, appendix H.1) lets a language model rewrite sentences so; here content words are exchanged for other words of the corpus. A
-word is a content word if it is none of scikit-learn's English stop words (318 function words; the dozen among them that are nouns, verbs or
-adjectives count as content). Its substitute has the same case, the same ending (-ing, -ed, -ly, -s, …) and the same number of tokens, and where
-the corpus has enough of them it has stood between the same neighbours, function words or punctuation, so that syntax mostly and length
-exactly stay.
+Stitching (§5, appendix H.1) lets a language model rewrite sentences so; here content words are
+exchanged for other words of the corpus. A word is a content word if it is none of scikit-learn's
+English stop words (318 function words; the dozen among them that are nouns, verbs or adjectives
+count as content). Its substitute has the same case, the same ending (-ing, -ed, -ly, -s, …) and the
+same number of tokens, and where the corpus has enough of them it has stood between the same
+neighbours, function words or punctuation, so that syntax mostly and length exactly stay.
 
-Limits: English. Words are exchanged one by one: sense is lost where a rewriting model would keep it, and parts of speech agree only as far as
-endings show them. Rewrites of the user's own go to `evaluate_features(rewrites=…)`.
+Limits: English. Words are exchanged one by one: sense is lost where a rewriting model would keep
+it, and parts of speech agree only as far as endings show them. Rewrites of the user's own go to
+`evaluate_features(rewrites=…)`.
 """
 
 import re
@@ -28,12 +31,33 @@ _SENTENCE = re.compile(r"(?<=[.!?])[\"'”’]?\s+")
 _ENDINGS = ("ing", "ed", "ly", "est", "er", "'s", "s", "y")
 _CONTENT_ANYWAY = frozenset(
     {
-        "amount", "bill", "bottom", "cry", "describe", "detail", "etc", "fill", "find", "fire", "front", "interest", "mill", "serious", "show",
-        "side", "sincere", "system", "thick", "thin", "top",
+        "amount",
+        "bill",
+        "bottom",
+        "cry",
+        "describe",
+        "detail",
+        "etc",
+        "fill",
+        "find",
+        "fire",
+        "front",
+        "interest",
+        "mill",
+        "serious",
+        "show",
+        "side",
+        "sincere",
+        "system",
+        "thick",
+        "thin",
+        "top",
     }
-)  # fmt: skip
+)
 """Words that scikit-learn's list calls stop words although they name, do or describe something."""
-_CONTRACTED = re.compile(r"^(?:[a-z]+n['’]t|(?:i|you|he|she|it|we|they|that|there|who|what|let)['’](?:m|s|re|ve|ll|d))$")
+_CONTRACTED = re.compile(
+    r"^(?:[a-z]+n['’]t|(?:i|you|he|she|it|we|they|that|there|who|what|let)['’](?:m|s|re|ve|ll|d))$"
+)
 _NEIGHBOUR = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)*|[^\w\s]")
 _ENOUGH = 5
 """Words that must fit between the same neighbours, else one neighbour is enough, or none."""
@@ -61,7 +85,10 @@ def sentences(text: str) -> Iterator[str]:
     """Sentences of a usable length, by full stops, question and exclamation marks."""
     for piece in _SENTENCE.split(" ".join(text.split())):
         words = _WORD.findall(piece)
-        if MINIMUM_WORDS <= len(words) <= MAXIMUM_WORDS and sum(map(is_content, words)) >= MINIMUM_CONTENT:
+        if (
+            MINIMUM_WORDS <= len(words) <= MAXIMUM_WORDS
+            and sum(map(is_content, words)) >= MINIMUM_CONTENT
+        ):
             yield piece.strip()
 
 
@@ -76,7 +103,9 @@ class ContentWords:
     model: HookedModel
 
     @classmethod
-    def of(cls, texts: Iterable[str], model: HookedModel, *, minimum_count: int = 2) -> "ContentWords":
+    def of(
+        cls, texts: Iterable[str], model: HookedModel, *, minimum_count: int = 2
+    ) -> "ContentWords":
         """Of words that occur at least ``minimum_count`` times."""
         counts: Counter[str] = Counter()
         between: dict[tuple[str, str], set[str]] = defaultdict(set)
@@ -92,37 +121,57 @@ class ContentWords:
         return cls(dict(by_shape), dict(between), model)
 
     def versions(self, sentence: str, n: int, rng: np.random.Generator) -> list[str] | None:
-        """[sentence, n rewrites], different and of equal length in tokens; None where the corpus has no words for them."""
+        """[sentence, n rewrites], different and of equal length in tokens; None where the corpus
+        has no words for them.
+        """
         length = len(self.model.encode_bodies([sentence])[0])
         found = [sentence]
         for _ in range(_ATTEMPTS * n):
             if len(found) == n + 1:
                 break
             rewrite = self._rewrite(sentence, rng)
-            if rewrite not in found and rewrite is not None and len(self.model.encode_bodies([rewrite])[0]) == length:
+            if (
+                rewrite not in found
+                and rewrite is not None
+                and len(self.model.encode_bodies([rewrite])[0]) == length
+            ):
                 found.append(rewrite)
         return found if len(found) == n + 1 else None
 
     def _rewrite(self, sentence: str, rng: np.random.Generator) -> str | None:
-        """Every content word replaced, the same word by the same substitute; None where one has no substitute."""
+        """Every content word replaced, the same word by the same substitute; None where one has no
+        substitute.
+        """
         found = dict(reversed(list(_neighbours(sentence))))
         chosen: dict[str, str] = {}
-        for (word, places), shape in zip(found.items(), _shapes(list(found), self.model), strict=True):
-            others = self._fitting([other for other in self.by_shape.get(shape, []) if other not in found], places)
+        for (word, places), shape in zip(
+            found.items(), _shapes(list(found), self.model), strict=True
+        ):
+            others = self._fitting(
+                [other for other in self.by_shape.get(shape, []) if other not in found], places
+            )
             if not others:
                 return None
             chosen[word] = others[int(rng.integers(len(others)))]
         return _WORD.sub(lambda match: chosen.get(match[0], match[0]), sentence)
 
     def _fitting(self, words: list[str], places: list[tuple[str, str]]) -> list[str]:
-        """Of these words, those that stood in all of these places, in one of them, or all of them, as soon as there are enough."""
-        stood = [[word for word in words if word in self.between.get(place, ())] for place in places]
+        """Of these words, those that stood in all of these places, in one of them, or all of them,
+        as soon as there are enough.
+        """
+        stood = [
+            [word for word in words if word in self.between.get(place, ())] for place in places
+        ]
         both = [word for word in stood[0] if word in set(stood[-1])] if stood else []
         return next((found for found in (both, *stood) if len(found) >= _ENOUGH), words)
 
 
-def rewritten_sentences(texts: Sequence[str], model: HookedModel, *, n_sentences: int, n_rewrites: int, seed: int) -> list[list[str]]:
-    """Sentences with their rewrites, drawn from texts; ValueError where none can be rewritten at equal length."""
+def rewritten_sentences(
+    texts: Sequence[str], model: HookedModel, *, n_sentences: int, n_rewrites: int, seed: int
+) -> list[list[str]]:
+    """Sentences with their rewrites, drawn from texts; ValueError where none can be rewritten at
+    equal length.
+    """
     rng = np.random.default_rng([seed, 5])
     pool = list(dict.fromkeys(sentence for text in texts for sentence in sentences(text)))
     words = ContentWords.of(texts, model)
@@ -146,8 +195,18 @@ def _neighbours(text: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     pieces = _NEIGHBOUR.findall(text)
     for at, word in enumerate(pieces):
         if _WORD.fullmatch(word) and is_content(word):
-            sides = (("behind", pieces[at - 1] if at else "."), ("before", pieces[at + 1] if at + 1 < len(pieces) else "."))
-            yield word, [(side, other.lower()) for side, other in sides if not (_WORD.fullmatch(other) and is_content(other))]
+            sides = (
+                ("behind", pieces[at - 1] if at else "."),
+                ("before", pieces[at + 1] if at + 1 < len(pieces) else "."),
+            )
+            yield (
+                word,
+                [
+                    (side, other.lower())
+                    for side, other in sides
+                    if not (_WORD.fullmatch(other) and is_content(other))
+                ],
+            )
 
 
 def _shapes(words: list[str], model: HookedModel) -> list[tuple[str, str, int]]:
@@ -157,9 +216,20 @@ def _shapes(words: list[str], model: HookedModel) -> list[tuple[str, str, int]]:
 
 
 def _case(word: str) -> str:
-    return "upper" if word.isupper() else "lower" if word.islower() else "title" if word[0].isupper() else "mixed"
+    return (
+        "upper"
+        if word.isupper()
+        else "lower"
+        if word.islower()
+        else "title"
+        if word[0].isupper()
+        else "mixed"
+    )
 
 
 def _ending(word: str) -> str:
     lower = word.lower().replace("’", "'")
-    return next((ending for ending in _ENDINGS if lower.endswith(ending) and len(lower) > len(ending) + 2), "")
+    return next(
+        (ending for ending in _ENDINGS if lower.endswith(ending) and len(lower) > len(ending) + 2),
+        "",
+    )

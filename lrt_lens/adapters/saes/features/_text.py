@@ -1,8 +1,11 @@
-"""Text for measuring features: windows of held-out documents, streamed in batches of one group of documents each.
+"""Text for measuring features: windows of held-out documents, streamed in batches of one group of
+documents each.
 
-    for batch in iterate_batches(pair, stitch, documents, plan): batch.tokens, batch.counted, batch.following, batch.group
+    for batch in iterate_batches(pair, stitch, documents, plan): batch.tokens, batch.counted,
+    batch.following, batch.group
 
-Groups are those of the harvest's test fold (the text decides), so that intervals over groups mean the same here as everywhere.
+Groups are those of the harvest's test fold (the text decides), so that intervals over groups mean
+the same here as everywhere.
 """
 
 from collections.abc import Iterator
@@ -21,7 +24,9 @@ from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.typing import TokenMask, Tokens
 
 _NUMBERS_AT_ONCE = 2**24
-"""Positions × features (or vocabulary, where logits are needed) of a batch at most: 64 megabytes in float32."""
+"""Positions × features (or vocabulary, where logits are needed) of a batch at most: 64 megabytes in
+float32.
+"""
 _BATCH_WINDOWS = 64
 
 
@@ -63,9 +68,13 @@ class TokenBatch:
         return cls(tokens, counted, tokens.roll(-1, dims=1)[counted], lengths, group)
 
 
-def iterate_batches(pair: ModelPair, stitch: Stitch, documents: Documents, plan: ReadingPlan) -> Iterator[TokenBatch]:
+def iterate_batches(
+    pair: ModelPair, stitch: Stitch, documents: Documents, plan: ReadingPlan
+) -> Iterator[TokenBatch]:
     """Batches until enough positions count; `TooFewDocumentsError` where no document can be read."""
-    cut = BlockPlan(context_length=min(plan.context_length, pair.context_length), skip_first=stitch.skip_first)
+    cut = BlockPlan(
+        context_length=min(plan.context_length, pair.context_length), skip_first=stitch.skip_first
+    )
     at_once = max(1, min(_BATCH_WINDOWS, _NUMBERS_AT_ONCE // (cut.context_length * plan.width)))
     waiting: list[list[Window]] = [[] for _ in range(N_TEST_GROUPS)]
     n_read, n_taken, n_counted = 0, 0, 0

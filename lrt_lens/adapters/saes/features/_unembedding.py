@@ -4,12 +4,15 @@
     unembedding.logit_weights(rows, tokens)          # [row, token]: by how much one unit of a row raises each token's logit
     unembedding.null_share(rows)                     # [row]: share of a row's norm that hardly reaches the logits
 
-The final norm is a division by the stream's size, which no direction alone decides, times a gain. The gain is folded in, as is the
-centring of a LayerNorm; the size is left out, so weights are in units of "logits times the size of the stream". Logits are centred over the
-vocabulary, because a softmax does not see their mean. Gain and centring are *measured* on the norm itself, whatever its class is called.
+The final norm is a division by the stream's size, which no direction alone decides, times a gain.
+The gain is folded in, as is the centring of a LayerNorm; the size is left out, so weights are in
+units of "logits times the size of the stream". Logits are centred over the vocabulary, because a
+softmax does not see their mean. Gain and centring are *measured* on the norm itself, whatever its
+class is called.
 
-The share of a direction in the bottom 2% of the unembedding's singular directions is ‖P v‖/‖v‖ (Stolfo et al., *Confidence Regulation
-Neurons*, arXiv 2406.16254, for neurons; Stitching, §5 and figure 5a, for features). A random direction has √(k/d).
+The share of a direction in the bottom 2% of the unembedding's singular directions is ‖P v‖/‖v‖
+(Stolfo et al., *Confidence Regulation Neurons*, arXiv 2406.16254, for neurons; Stitching, §5 and
+figure 5a, for features). A random direction has √(k/d).
 
 Limits: logit soft-capping is monotone and left out.
 """
@@ -48,11 +51,15 @@ class Unembedding:
         return cls(folded - folded.mean(1, keepdim=True), centres)
 
     def logit_weights(self, rows: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """[row, d] → [row, token]: one unit of each row in the logits of ``tokens`` (of all without them)."""
+        """[row, d] → [row, token]: one unit of each row in the logits of ``tokens`` (of all without
+        them).
+        """
         return rows.float().cpu() @ (self.weight if tokens is None else self.weight[:, tokens])
 
     def top_tokens(self, rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """(ids, weights), [row, 2n]: the ``n`` tokens that each row raises most, then the ``n`` that it lowers most."""
+        """(ids, weights), [row, 2n]: the ``n`` tokens that each row raises most, then the ``n``
+        that it lowers most.
+        """
         n = min(n, self.weight.shape[1] // 2)
         ids, weights = [], []
         for chunk in rows.split(max(1, _CHUNK // self.weight.shape[1])):
@@ -63,9 +70,11 @@ class Unembedding:
         return torch.cat(ids), torch.cat(weights)
 
     def null_directions(self, fraction: float = NULL_FRACTION) -> Tensor:
-        """[k, d]: orthonormal, the singular directions of the smallest singular values; at least one.
+        """[k, d]: orthonormal, the singular directions of the smallest singular values; at least
+        one.
 
-        Under a LayerNorm the mean over dimensions never arrives, which is no property of the unembedding: it is taken out first.
+        Under a LayerNorm the mean over dimensions never arrives, which is no property of the
+        unembedding: it is taken out first.
         """
         d = self.weight.shape[0]
         gram = self.weight.double() @ self.weight.double().T
@@ -89,11 +98,15 @@ class Unembedding:
 
 
 def measure_norm(norm: Any, d: int) -> tuple[Tensor, bool]:
-    """(gain [d], whether the mean over dimensions is taken out) of a final norm ``x ↦ gain ⊙ (x [− mean])/size + bias``.
+    """(gain [d], whether the mean over dimensions is taken out) of a final norm ``x ↦ gain ⊙ (x [−
+    mean])/size + bias``.
 
-    A probe of mean 0 and mean square 1 comes out as ``gain ⊙ probe + bias``, and its negative as ``−gain ⊙ probe + bias``.
+    A probe of mean 0 and mean square 1 comes out as ``gain ⊙ probe + bias``, and its negative as
+    ``−gain ⊙ probe + bias``.
     """
-    parameter = next(norm.parameters(), torch.zeros(1)) if hasattr(norm, "parameters") else torch.zeros(1)
+    parameter = (
+        next(norm.parameters(), torch.zeros(1)) if hasattr(norm, "parameters") else torch.zeros(1)
+    )
     probe = torch.ones(d, dtype=torch.float64)
     probe[1::2] = -1.0
     if d % 2:

@@ -28,7 +28,9 @@ DEAD = (3, 20)
 class TinySae:
     """A ReLU SAE in five lines; the features of `DEAD` never fire."""
 
-    def __init__(self, d: int, n_features: int = 24, seed: int = 0, hook_name: str | None = None) -> None:
+    def __init__(
+        self, d: int, n_features: int = 24, seed: int = 0, hook_name: str | None = None
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.W_enc = torch.randn(d, n_features, generator=generator)
         self.W_dec = self.W_enc.T / self.W_enc.norm(dim=0)[:, None]
@@ -42,7 +44,15 @@ class TinySae:
 
 @pytest.fixture(scope="module")
 def stitch(pair: ModelPair, corpus: list[str]) -> Stitch:
-    return fit_stitches(pair, corpus, source_layers=[0], target_layers=[1], null=False, context_length=32, progress=False).best()
+    return fit_stitches(
+        pair,
+        corpus,
+        source_layers=[0],
+        target_layers=[1],
+        null=False,
+        context_length=32,
+        progress=False,
+    ).best()
 
 
 @pytest.fixture(scope="module")
@@ -50,22 +60,36 @@ def sae(pair: ModelPair) -> TinySae:
     return TinySae(pair.source.d_model)
 
 
-def _rows(pair: ModelPair, stitch: Stitch, corpus: list[str]) -> list[tuple[int, np.ndarray, np.ndarray]]:
+def _rows(
+    pair: ModelPair, stitch: Stitch, corpus: list[str]
+) -> list[tuple[int, np.ndarray, np.ndarray]]:
     """(part, x, y) in float64, cut as the harvest cuts."""
     plan, found = BlockPlan(context_length=32), []
     for block in iterate_blocks(corpus, pair.source, plan):
         x, y = (
             block_rows(model, [hook], block, 4096)[hook]
-            for model, hook in ((pair.source, stitch.source_hook), (pair.target, stitch.target_hook))
+            for model, hook in (
+                (pair.source, stitch.source_hook),
+                (pair.target, stitch.target_hook),
+            )
         )
         found.append((block.part, x.numpy(), y.double().numpy()))
     return found
 
 
-def _naive(rows: list[tuple[int, np.ndarray, np.ndarray]], sae: TinySae, alphas: list[float]) -> tuple[float, np.ndarray, float]:
+def _naive(
+    rows: list[tuple[int, np.ndarray, np.ndarray]], sae: TinySae, alphas: list[float]
+) -> tuple[float, np.ndarray, float]:
     """(alpha, coefficients [live, d_target], cross-validated R²) by scikit-learn on rows."""
-    fitting = [(part, sae.encode(torch.from_numpy(x)).double().numpy(), y) for part, x, y in rows if part < N_FOLDS]
-    codes, y = np.concatenate([c for _, c, _ in fitting]), np.concatenate([y for _, _, y in fitting])
+    fitting = [
+        (part, sae.encode(torch.from_numpy(x)).double().numpy(), y)
+        for part, x, y in rows
+        if part < N_FOLDS
+    ]
+    codes, y = (
+        np.concatenate([c for _, c, _ in fitting]),
+        np.concatenate([y for _, _, y in fitting]),
+    )
     fold = np.concatenate([np.full(len(c), part) for part, c, _ in fitting])
     codes = codes[:, (codes != 0).any(0)]
 
@@ -73,7 +97,15 @@ def _naive(rows: list[tuple[int, np.ndarray, np.ndarray]], sae: TinySae, alphas:
         return SklearnRidge(alpha=alpha * c.var(0).sum() * len(c) / c.shape[1]).fit(c, target)
 
     def error(alpha: float, k: int) -> float:
-        return float(((y[fold == k] - ridge(codes[fold != k], y[fold != k], alpha).predict(codes[fold == k])) ** 2).sum())
+        return float(
+            (
+                (
+                    y[fold == k]
+                    - ridge(codes[fold != k], y[fold != k], alpha).predict(codes[fold == k])
+                )
+                ** 2
+            ).sum()
+        )
 
     errors = {alpha: sum(error(alpha, k) for k in range(N_FOLDS)) for alpha in alphas}
     best = min(errors, key=lambda alpha: errors[alpha])
@@ -86,44 +118,76 @@ def test_it_is_scikit_learns_ridge_with_the_penalty_that_folds_choose(
     pair: ModelPair, stitch: Stitch, sae: TinySae, corpus: list[str], solver: Any
 ) -> None:
     alphas = [1.0, 0.1, 1e-3, 1e-5]
-    found = fit_code_map(pair, stitch, sae, corpus, alphas=alphas, solver=solver, context_length=32, progress=False)
+    found = fit_code_map(
+        pair, stitch, sae, corpus, alphas=alphas, solver=solver, context_length=32, progress=False
+    )
     alpha, weight, r2 = _naive(_rows(pair, stitch, corpus), sae, alphas)
     assert found.alpha == alpha
     assert found.solver == solver
-    np.testing.assert_allclose(found.weight.numpy(), weight, rtol=0, atol=2e-5 * np.abs(weight).max())
+    np.testing.assert_allclose(
+        found.weight.numpy(), weight, rtol=0, atol=2e-5 * np.abs(weight).max()
+    )
     assert found.r2_cv == pytest.approx(r2, abs=1e-6)
     assert found.r2_cv == max(point[1] for point in found.curve)
 
 
-def test_dead_features_have_no_row_and_count_their_firings(pair: ModelPair, stitch: Stitch, sae: TinySae, corpus: list[str]) -> None:
+def test_dead_features_have_no_row_and_count_their_firings(
+    pair: ModelPair, stitch: Stitch, sae: TinySae, corpus: list[str]
+) -> None:
     found = fit_code_map(pair, stitch, sae, corpus, alphas=[0.1], context_length=32, progress=False)
     assert not set(DEAD) & set(found.live.tolist())
     assert (found.firings[found.live] > 0).all()
-    rows = [sae.encode(torch.from_numpy(x)) for part, x, _ in _rows(pair, stitch, corpus) if part < N_FOLDS]
+    rows = [
+        sae.encode(torch.from_numpy(x))
+        for part, x, _ in _rows(pair, stitch, corpus)
+        if part < N_FOLDS
+    ]
     assert torch.equal(found.firings, (torch.cat(rows) != 0).sum(0))
-    with pytest.raises(ValueError, match=r"feature 3 was active on 0 of [\d,]+ tokens that fitted and has no row"):
+    with pytest.raises(
+        ValueError, match=r"feature 3 was active on 0 of [\d,]+ tokens that fitted and has no row"
+    ):
         found.direction(3)
-    with pytest.raises(IndexError, match="feature 24 is not in this SAE; it has 24 features: use 0 to 23"):
+    with pytest.raises(
+        IndexError, match="feature 24 is not in this SAE; it has 24 features: use 0 to 23"
+    ):
         found.direction(24)
     often = int(found.firings[found.live].median()) + 1
-    rare = fit_code_map(pair, stitch, sae, corpus, alphas=[0.1], min_firings=often, context_length=32, progress=False)
+    rare = fit_code_map(
+        pair,
+        stitch,
+        sae,
+        corpus,
+        alphas=[0.1],
+        min_firings=often,
+        context_length=32,
+        progress=False,
+    )
     assert rare.live.tolist() == (found.firings >= often).nonzero()[:, 0].tolist()
     assert 0 < len(rare.live) < len(found.live)
 
 
-def test_documents_of_the_test_fold_change_nothing(pair: ModelPair, stitch: Stitch, sae: TinySae, corpus: list[str]) -> None:
+def test_documents_of_the_test_fold_change_nothing(
+    pair: ModelPair, stitch: Stitch, sae: TinySae, corpus: list[str]
+) -> None:
     from lrt_lens.data._blocks import part_of
     from lrt_lens.data._documents import document_key
 
     tests = [text for text in corpus if part_of(document_key(text, 0)) >= N_FOLDS]
     fewer = [text for text in corpus if text not in tests[::2]]
-    options: dict[str, Any] = {"alphas": [0.1, 0.01], "context_length": 32, "n_tokens": None, "progress": False}
+    options: dict[str, Any] = {
+        "alphas": [0.1, 0.01],
+        "context_length": 32,
+        "n_tokens": None,
+        "progress": False,
+    }
     whole, part = (fit_code_map(pair, stitch, sae, texts, **options) for texts in (corpus, fewer))
     assert len(tests) > 4
     torch.testing.assert_close(whole.weight, part.weight, rtol=1e-6, atol=1e-8)
 
 
-def test_a_feature_steers_by_its_row(pair: Any, stitch: Stitch, sae: TinySae, corpus: list[str]) -> None:
+def test_a_feature_steers_by_its_row(
+    pair: Any, stitch: Stitch, sae: TinySae, corpus: list[str]
+) -> None:
     found = fit_code_map(pair, stitch, sae, corpus, alphas=[0.1], context_length=32, progress=False)
     feature = int(found.live[5])
     vector = found.direction(feature)
@@ -144,7 +208,12 @@ def test_the_two_forms_answer_alike() -> None:
     codes = (torch.randn(400, 12, generator=generator) - 1).relu()
     y = torch.randn(400, 5, generator=generator) + codes[:, :5] + 7
     pair_of = [
-        CodeMoments.empty(torch.ones(12, dtype=torch.int64), torch.arange(12), torch.full((5,), 7.0), sparse=sparse)
+        CodeMoments.empty(
+            torch.ones(12, dtype=torch.int64),
+            torch.arange(12),
+            torch.full((5,), 7.0),
+            sparse=sparse,
+        )
         for sparse in (False, True)
     ]
     for moments in pair_of:
@@ -155,33 +224,53 @@ def test_the_two_forms_answer_alike() -> None:
     assert isinstance(sparse.folds[0].gram, SparseGram)
     torch.testing.assert_close(sparse.folds[2].gram.matrix, dense.folds[2].gram.matrix)
     torch.testing.assert_close(sparse.folds[2].gram.diagonal, dense.folds[2].gram.diagonal)
-    weight, bias = torch.randn(12, 5, generator=generator, dtype=torch.float64), torch.randn(5, generator=generator, dtype=torch.float64)
+    weight, bias = (
+        torch.randn(12, 5, generator=generator, dtype=torch.float64),
+        torch.randn(5, generator=generator, dtype=torch.float64),
+    )
     index = torch.arange(400).chunk(N_FOLDS)[2]
     expected = ((y[index].double() - 7 - codes[index].double() @ weight - bias) ** 2).sum(0)
     for moments in pair_of:
         torch.testing.assert_close(moments.folds[2].errors(weight, bias), expected)
-    by_cholesky, by_gradients = (solutions(NormalEquations(moments.folds), [1.0, 1e-4]) for moments in pair_of)
+    by_cholesky, by_gradients = (
+        solutions(NormalEquations(moments.folds), [1.0, 1e-4]) for moments in pair_of
+    )
     for one, other in zip(by_cholesky, by_gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
     assert fit_codes(dense, [1.0, 1e-4]).alpha == fit_codes(sparse, [1.0, 1e-4]).alpha
 
 
-def test_memory_is_checked_before_anything_is_summed(pair: ModelPair, stitch: Stitch, sae: TinySae, corpus: list[str]) -> None:
+def test_memory_is_checked_before_anything_is_summed(
+    pair: ModelPair, stitch: Stitch, sae: TinySae, corpus: list[str]
+) -> None:
     options: dict[str, Any] = {"alphas": [0.1], "context_length": 32, "progress": False}
-    with pytest.raises(ValueError, match=r"22 live features need .* with Cholesky and .* with conjugate gradients .*may be taken"):
+    with pytest.raises(
+        ValueError,
+        match=r"22 live features need .* with Cholesky and .* with conjugate gradients .*may be taken",
+    ):
         fit_code_map(pair, stitch, sae, corpus, memory=1000, **options)
     with pytest.raises(ValueError, match="or take solver='auto'"):
         fit_code_map(pair, stitch, sae, corpus, memory=1000, solver="cholesky", **options)
     # So few tokens that their codes are smaller than the codes' own second moments.
     wide = TinySae(pair.source.d_model, n_features=600, seed=1)
     few = corpus[:40]
-    sizes = [fit_code_map(pair, stitch, wide, few, solver=solver, **options).solver for solver in ("cholesky", "cg")]
+    sizes = [
+        fit_code_map(pair, stitch, wide, few, solver=solver, **options).solver
+        for solver in ("cholesky", "cg")
+    ]
     assert sizes == ["cholesky", "cg"]
-    assert fit_code_map(pair, stitch, wide, few, memory=12_000_000, min_firings=10, **options).solver == "cg"
+    assert (
+        fit_code_map(pair, stitch, wide, few, memory=12_000_000, min_firings=10, **options).solver
+        == "cg"
+    )
 
 
-def test_it_comes_back_from_a_file(pair: ModelPair, stitch: Stitch, sae: TinySae, corpus: list[str], tmp_path: Path) -> None:
-    found = fit_code_map(pair, stitch, sae, corpus, alphas=[0.1, 0.01], context_length=32, progress=False)
+def test_it_comes_back_from_a_file(
+    pair: ModelPair, stitch: Stitch, sae: TinySae, corpus: list[str], tmp_path: Path
+) -> None:
+    found = fit_code_map(
+        pair, stitch, sae, corpus, alphas=[0.1, 0.01], context_length=32, progress=False
+    )
     loaded = CodeMap.load(found.save(tmp_path / "codes.safetensors"))
     assert repr(loaded) == repr(found)
     assert loaded.source == found.source
@@ -198,21 +287,37 @@ def test_it_comes_back_from_a_file(pair: ModelPair, stitch: Stitch, sae: TinySae
 
 
 def test_what_does_not_belong_is_refused_in_one_sentence(
-    pair: ModelPair, stitch: Stitch, sae: TinySae, corpus: list[str], unchecked: None, caplog: pytest.LogCaptureFixture
+    pair: ModelPair,
+    stitch: Stitch,
+    sae: TinySae,
+    corpus: list[str],
+    unchecked: None,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fit(other: Any = sae, documents: Any = corpus, **options: Any) -> CodeMap:
-        return fit_code_map(pair, stitch, other, documents, context_length=32, progress=False, **options)
+        return fit_code_map(
+            pair, stitch, other, documents, context_length=32, progress=False, **options
+        )
 
     with pytest.raises(TypeError, match="a dict has no encode and W_dec"):
         fit({})
-    with pytest.raises(MismatchError, match=r"W_dec has shape \(24, 24\); expected \[feature, 16\]"):
+    with pytest.raises(
+        MismatchError, match=r"W_dec has shape \(24, 24\); expected \[feature, 16\]"
+    ):
         fit(TinySae(24))
-    with pytest.raises(MismatchError, match="trained at 'blocks.1.hook_resid_post', but codes are read at 'blocks.0.hook_resid_post'"):
+    with pytest.raises(
+        MismatchError,
+        match="trained at 'blocks.1.hook_resid_post', but codes are read at 'blocks.0.hook_resid_post'",
+    ):
         fit(TinySae(16, hook_name="blocks.1.hook_resid_post"))
-    assert len(fit(TinySae(16, hook_name="blocks.1.hook_resid_pre"), alphas=[0.1]).live)  # the same place by its other name
+    assert len(
+        fit(TinySae(16, hook_name="blocks.1.hook_resid_pre"), alphas=[0.1]).live
+    )  # the same place by its other name
     broken = TinySae(16)
     broken.b_enc[7] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"NaN or infinity for 1 of 24 features \(the first: 7\)"):
+    with pytest.raises(
+        NonFiniteError, match=r"NaN or infinity for 1 of 24 features \(the first: 7\)"
+    ):
         fit(broken)
     silent = TinySae(16)
     silent.b_enc[:] = -1e6
@@ -230,11 +335,18 @@ def test_what_does_not_belong_is_refused_in_one_sentence(
             fit(**options)
     wide = TinySae(16, n_features=4000, seed=2)
     fit(wide, corpus[:60], alphas=[1.0])
-    assert any("tokens fit" in message and "live features: the map interpolates" in message for message in caplog.messages)
+    assert any(
+        "tokens fit" in message and "live features: the map interpolates" in message
+        for message in caplog.messages
+    )
     found = fit(alphas=[0.1])
-    with pytest.raises(MismatchError, match="the SAE has 4000 features, this map was fitted on one of 24"):
+    with pytest.raises(
+        MismatchError, match="the SAE has 4000 features, this map was fitted on one of 24"
+    ):
         encode_states(found, wide, torch.zeros(1, 16))
-    with pytest.raises(MismatchError, match="codes have 5 features; this map was fitted on an SAE of 24"):
+    with pytest.raises(
+        MismatchError, match="codes have 5 features; this map was fitted on an SAE of 24"
+    ):
         found.points(torch.zeros(1, 5))
     with pytest.raises(NonFiniteError, match="the code map holds NaN"):
         replace(found, bias=found.bias * float("nan"))

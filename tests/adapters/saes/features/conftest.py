@@ -12,19 +12,37 @@ N_FEATURES = 40
 
 @pytest.fixture(scope="session")
 def stitch(pair: Any, corpus: list[str]) -> Any:
-    """Between the first layer of the source and the second of the target, fitted on the corpus, with a shuffled control."""
+    """Between the first layer of the source and the second of the target, fitted on the corpus,
+    with a shuffled control.
+    """
     from lrt_lens.moments._harvesting import fit_stitches
 
-    grid = fit_stitches(pair, corpus, source_layers=[0], target_layers=[1], context_length=32, null="full", progress=False)
+    grid = fit_stitches(
+        pair,
+        corpus,
+        source_layers=[0],
+        target_layers=[1],
+        context_length=32,
+        null="full",
+        progress=False,
+    )
     return grid[HOOK, TARGET_HOOK]
 
 
 @pytest.fixture(scope="session")
 def make_sae() -> Callable[..., Any]:
-    """``make_sae("topk", d=16)``: an SAE of random weights at home at ``HOOK``; other options go to its configuration."""
+    """``make_sae("topk", d=16)``: an SAE of random weights at home at ``HOOK``; other options go to
+    its configuration.
+    """
 
     def make(
-        architecture: str = "topk", *, d: int = 16, features: int = N_FEATURES, seed: int = 0, hook: str | None = HOOK, **options: Any
+        architecture: str = "topk",
+        *,
+        d: int = 16,
+        features: int = N_FEATURES,
+        seed: int = 0,
+        hook: str | None = HOOK,
+        **options: Any,
     ) -> Any:
         import sae_lens
         from sae_lens.saes.sae import SAEMetadata
@@ -36,7 +54,11 @@ def make_sae() -> Callable[..., Any]:
         }
         kind, config, defaults = kinds[architecture]
         torch.manual_seed(seed)
-        sae = kind(config(d_in=d, d_sae=features, metadata=SAEMetadata(hook_name=hook), **defaults | options))
+        sae = kind(
+            config(
+                d_in=d, d_sae=features, metadata=SAEMetadata(hook_name=hook), **defaults | options
+            )
+        )
         with torch.no_grad():
             for parameter in sae.parameters():
                 parameter.copy_(torch.randn_like(parameter) / 4)

@@ -7,14 +7,21 @@ import pandas as pd
 import pytest
 import torch
 
-from lrt_lens.adapters.saes.features._attention import Example, attention_effects, first_token_attention, strongest_heads
+from lrt_lens.adapters.saes.features._attention import (
+    Example,
+    attention_effects,
+    first_token_attention,
+    strongest_heads,
+)
 from lrt_lens.adapters.saes.features._coder import FeatureCoder
 
 HOOK = "blocks.0.hook_resid_post"
 
 
 def _llama_pattern(model: Any, layer: int, residual: torch.Tensor) -> torch.Tensor:
-    """[head, query, key] of a Llama layer, written out: norm, projections, rotary positions, shared keys, softmax."""
+    """[head, query, key] of a Llama layer, written out: norm, projections, rotary positions, shared
+    keys, softmax.
+    """
     bare = model.bridge.original_model
     block = [b.original_component for b in model.bridge.blocks][layer]
     attention = block.self_attn
@@ -34,7 +41,9 @@ def _llama_pattern(model: Any, layer: int, residual: torch.Tensor) -> torch.Tens
     return scores.masked_fill(torch.ones(len(x), len(x)).triu(1).bool(), -torch.inf).softmax(-1)
 
 
-def test_the_pattern_is_that_of_the_layer_and_attention_is_fused_again_afterwards(pair: Any) -> None:
+def test_the_pattern_is_that_of_the_layer_and_attention_is_fused_again_afterwards(
+    pair: Any,
+) -> None:
     model = pair.target
     ids = model.encode(["the little cat saw a big river"])[0]
     tokens, last = torch.tensor([ids]), torch.tensor([len(ids) - 1])
@@ -45,10 +54,14 @@ def test_the_pattern_is_that_of_the_layer_and_attention_is_fused_again_afterward
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
     assert model.bridge.original_model.config._attn_implementation == before == "sdpa"
     modules = list(model.bridge.original_model.modules())
-    assert not any(module._forward_hooks for module in modules if type(module).__name__ == "LlamaAttention")
+    assert not any(
+        module._forward_hooks for module in modules if type(module).__name__ == "LlamaAttention"
+    )
 
 
-def test_effects_are_the_change_of_the_pattern_when_the_contribution_is_taken_out_at_one_position(pair: Any, sae: Any) -> None:
+def test_effects_are_the_change_of_the_pattern_when_the_contribution_is_taken_out_at_one_position(
+    pair: Any, sae: Any
+) -> None:
     model, coder = pair.source, FeatureCoder(sae)
     texts = [
         "the little cat saw a big river",
@@ -61,7 +74,12 @@ def test_effects_are_the_change_of_the_pattern_when_the_contribution_is_taken_ou
     activations = torch.stack([coder.encode(stream[-1:])[0] for stream in x])
     feature = int(activations.mean(0).argmax())
     table = attention_effects(
-        model, HOOK, coder, {feature: examples, feature + 1 if feature < 39 else 0: examples[:2]}, role="source", seed=0
+        model,
+        HOOK,
+        coder,
+        {feature: examples, feature + 1 if feature < 39 else 0: examples[:2]},
+        role="source",
+        seed=0,
     )
     assert set(table["feature"]) == {feature}, "two examples are too few"
     assert list(table["layer"]) == [1, 1]
@@ -70,7 +88,12 @@ def test_effects_are_the_change_of_the_pattern_when_the_contribution_is_taken_ou
         for stream, activation in zip(x, activations[:, feature], strict=True):
             changed = stream.clone()
             changed[-1] -= activation * sae.W_dec[feature].detach()
-            effects.append(float(_llama_pattern(model, 1, stream)[head, -1, 0] - _llama_pattern(model, 1, changed)[head, -1, 0]))
+            effects.append(
+                float(
+                    _llama_pattern(model, 1, stream)[head, -1, 0]
+                    - _llama_pattern(model, 1, changed)[head, -1, 0]
+                )
+            )
         row = table.iloc[head]
         assert row["effect"] == pytest.approx(np.mean(effects[1::2]), abs=1e-5)
         assert row["effect_choosing"] == pytest.approx(np.mean(effects[::2]), abs=1e-5)
@@ -79,7 +102,9 @@ def test_effects_are_the_change_of_the_pattern_when_the_contribution_is_taken_ou
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "neox", "gemma", "qwen2"])
-def test_every_architecture_gives_a_pattern_that_the_residual_decides(models: dict[str, Any], architecture: str) -> None:
+def test_every_architecture_gives_a_pattern_that_the_residual_decides(
+    models: dict[str, Any], architecture: str
+) -> None:
     model = models[architecture]
     tokens = torch.tensor(model.encode(["the little cat saw a big river"]))
     last = torch.tensor([tokens.shape[1] - 1])
@@ -95,7 +120,12 @@ def test_every_architecture_gives_a_pattern_that_the_residual_decides(models: di
 
 def test_the_strongest_head_is_the_choosing_halfs() -> None:
     table = pd.DataFrame(
-        {"feature": [1, 1, 1, 2], "model": ["source", "source", "target", "source"], "head": [0, 1, 0, 3], "effect": [0.9, 0.1, 0.2, 0.3],
-         "effect_choosing": [0.1, -0.5, 0.3, 0.0]}
-    )  # fmt: skip
+        {
+            "feature": [1, 1, 1, 2],
+            "model": ["source", "source", "target", "source"],
+            "head": [0, 1, 0, 3],
+            "effect": [0.9, 0.1, 0.2, 0.3],
+            "effect_choosing": [0.1, -0.5, 0.3, 0.0],
+        }
+    )
     assert strongest_heads(table)["head"].tolist() == [1, 0, 3]

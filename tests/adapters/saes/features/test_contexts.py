@@ -7,7 +7,9 @@ from lrt_lens.adapters.saes.features._contexts import TopContexts
 REACH = 2
 
 
-def _batch(seed: int, windows: int, length: int, features: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def _batch(
+    seed: int, windows: int, length: int, features: int = 6
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     ranked = torch.randn(windows, length, features, generator=generator).relu()
     ranked[..., 5] = 0

@@ -1,4 +1,6 @@
-"""Streamed correlations are those of numpy on all rows, and their intervals those of leaving each group out."""
+"""Streamed correlations are those of numpy on all rows, and their intervals those of leaving each
+group out.
+"""
 
 import numpy as np
 import torch
@@ -39,7 +41,9 @@ def test_the_interval_is_the_jackknife_over_groups() -> None:
     for i in range(4):
         left_out = [np.corrcoef(a[groups != g, i], b[groups != g, i])[0, 1] for g in range(4)]
         expected = jackknife(float(np.corrcoef(a[:, i], b[:, i])[0, 1]), left_out)
-        np.testing.assert_allclose([found.low[i], found.high[i]], [expected.low, expected.high], rtol=1e-7)
+        np.testing.assert_allclose(
+            [found.low[i], found.high[i]], [expected.low, expected.high], rtol=1e-7
+        )
 
 
 def test_large_means_in_single_precision_do_not_drown_the_correlation() -> None:

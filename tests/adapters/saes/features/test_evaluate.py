@@ -21,22 +21,33 @@ from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching._stitch import Stitch, StreamStatistics
 
 HOOK, TARGET_HOOK = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
-QUIET: dict[str, Any] = {"context_length": 32, "n_sentences": 0, "attention_features": 0, "progress": False}
+QUIET: dict[str, Any] = {
+    "context_length": 32,
+    "n_sentences": 0,
+    "attention_features": 0,
+    "progress": False,
+}
 
 
 @pytest.fixture(scope="module")
 def result(pair: Any, stitch: Any, sae: Any, corpus: list[str]) -> FeatureEvaluation:
-    return evaluate_features(pair, stitch, sae, corpus, **QUIET | {"n_sentences": 12, "attention_features": [0, 3]})
+    return evaluate_features(
+        pair, stitch, sae, corpus, **QUIET | {"n_sentences": 12, "attention_features": [0, 3]}
+    )
 
 
-def _rows(pair: Any, stitch: Any, corpus: list[str]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+def _rows(
+    pair: Any, stitch: Any, corpus: list[str]
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     """Both streams at every counted position of the test fold, and the next tokens."""
     xs, ys, following = [], [], []
     for text in corpus:
         key = document_key(text, 0)
         if part_of(key) < N_FOLDS:
             continue
-        for window in cut_windows(pair.source.encode_bodies([text])[0], key, pair.source, BlockPlan(context_length=32)):
+        for window in cut_windows(
+            pair.source.encode_bodies([text])[0], key, pair.source, BlockPlan(context_length=32)
+        ):
             at = [p for p in window.rows if p + 1 < len(window.ids)]
             tokens = torch.tensor([window.ids])
             xs.append(pair.source.capture(tokens, HOOK)[0, at].double())
@@ -47,7 +58,9 @@ def _rows(pair: Any, stitch: Any, corpus: list[str]) -> tuple[torch.Tensor, torc
 
 def _topk(rows: torch.Tensor, sae: Any, k: int = 6) -> np.ndarray:
     """A TopK SAE as its paper writes it."""
-    before = ((rows - sae.b_dec.double()) @ sae.W_enc.double() + sae.b_enc.double()).detach().numpy()
+    before = (
+        ((rows - sae.b_dec.double()) @ sae.W_enc.double() + sae.b_enc.double()).detach().numpy()
+    )
     lowest = np.sort(before, axis=1)[:, -k][:, None]
     return np.where(before >= lowest, np.maximum(before, 0), 0)
 
@@ -63,7 +76,9 @@ def test_activations_and_attributions_are_those_of_rows(
     weights = [Unembedding.of(model).weight.double() for model in (pair.source, pair.target)]
     effects = [
         activations * (rows @ w[:, following]).numpy().T
-        for activations, rows, w in zip((source, target), (decoder, decoder @ up), weights, strict=True)
+        for activations, rows, w in zip(
+            (source, target), (decoder, decoder @ up), weights, strict=True
+        )
     ]
     table = result.table
     np.testing.assert_allclose(table["density_source"], (source > 0).mean(0), atol=1e-9)
@@ -78,11 +93,15 @@ def test_activations_and_attributions_are_those_of_rows(
         assert table[column][~live].isna().all()
 
 
-def test_the_gradient_attribution_is_the_slope_of_the_log_probability(pair: Any, stitch: Any, sae: Any, corpus: list[str]) -> None:
+def test_the_gradient_attribution_is_the_slope_of_the_log_probability(
+    pair: Any, stitch: Any, sae: Any, corpus: list[str]
+) -> None:
     from lrt_lens.adapters.saes.features._attribution import log_probability_gradient
     from lrt_lens.adapters.saes.features._text import TokenBatch
 
-    window = cut_windows(pair.target.encode_bodies([corpus[0]])[0], 1, pair.target, BlockPlan(context_length=24))[0]
+    window = cut_windows(
+        pair.target.encode_bodies([corpus[0]])[0], 1, pair.target, BlockPlan(context_length=24)
+    )[0]
     batch = TokenBatch.of([window, window], 0, pair.target)
     residual = pair.target.engine.capture(batch.tokens, [TARGET_HOOK])[TARGET_HOOK]
     gradient = log_probability_gradient(pair.target, TARGET_HOOK, batch, residual)
@@ -98,19 +117,27 @@ def test_the_gradient_attribution_is_the_slope_of_the_log_probability(pair: Any,
 
     slope = (total(1e-2) - total(-1e-2)) / 2e-2
     assert float(gradient[0, at] @ direction) == pytest.approx(slope, rel=1e-2, abs=1e-3)
-    assert all(parameter.requires_grad for parameter in pair.target.bridge.original_model.parameters())
+    assert all(
+        parameter.requires_grad for parameter in pair.target.bridge.original_model.parameters()
+    )
     found = evaluate_features(pair, stitch, sae, corpus, attribution="gradient", **QUIET)
     paper = evaluate_features(pair, stitch, sae, corpus, **QUIET)
     assert found.table["attribution_r"].notna().sum() > 10
-    assert not np.allclose(found.table["attribution_r"].dropna(), paper.table["attribution_r"].dropna())
+    assert not np.allclose(
+        found.table["attribution_r"].dropna(), paper.table["attribution_r"].dropna()
+    )
     np.testing.assert_allclose(found.table["activation_r"], paper.table["activation_r"])
 
 
-def test_a_model_and_itself_share_every_feature_and_no_baseline_comes_near(pair: Any, sae: Any, corpus: list[str]) -> None:
+def test_a_model_and_itself_share_every_feature_and_no_baseline_comes_near(
+    pair: Any, sae: Any, corpus: list[str]
+) -> None:
     same = AffineMap(torch.eye(16), torch.zeros(16), HOOK, HOOK)
     statistics = StreamStatistics(torch.zeros(16), torch.eye(16), 1.0)
     itself = Stitch(MapPair(same, same), statistics, statistics)
-    found = evaluate_features(ModelPair(pair.source, pair.source), itself, sae, corpus, **QUIET).live
+    found = evaluate_features(
+        ModelPair(pair.source, pair.source), itself, sae, corpus, **QUIET
+    ).live
     np.testing.assert_allclose(found["attribution_r"], 1, atol=1e-6)
     np.testing.assert_allclose(found["attribution_r_random"].dropna(), 1, atol=1e-6)
     np.testing.assert_allclose(found["entropy_share_source"], found["entropy_share_target"])
@@ -118,7 +145,9 @@ def test_a_model_and_itself_share_every_feature_and_no_baseline_comes_near(pair:
     assert found["rho_write"].isna().all()
 
 
-def test_columns_from_moments_are_the_stitchs_own(stitch: Any, sae: Any, result: FeatureEvaluation) -> None:
+def test_columns_from_moments_are_the_stitchs_own(
+    stitch: Any, sae: Any, result: FeatureEvaluation
+) -> None:
     for index in (0, 7):
         write = stitch.fidelity(sae.W_dec[index].detach(), kind="write", n_random=2).value
         read = stitch.fidelity(sae.W_enc[:, index].detach(), kind="read", n_random=2).value
@@ -127,7 +156,9 @@ def test_columns_from_moments_are_the_stitchs_own(stitch: Any, sae: Any, result:
 
 
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu", "topk"])
-def test_any_architecture_is_read_and_the_carried_one_is_up_sae_down(stitch: Any, make_sae: Any, architecture: str) -> None:
+def test_any_architecture_is_read_and_the_carried_one_is_up_sae_down(
+    stitch: Any, make_sae: Any, architecture: str
+) -> None:
     sae = make_sae(architecture)
     target = FeatureCoder(sae).carried(stitch.maps)
     y = torch.randn(5, 24, generator=torch.Generator().manual_seed(3))
@@ -138,7 +169,12 @@ def test_any_architecture_is_read_and_the_carried_one_is_up_sae_down(stitch: Any
 def test_decoder_rows_of_a_rescaling_sae_are_those_that_one_unit_adds(make_sae: Any) -> None:
     sae = make_sae("topk", rescale_acts_by_decoder_norm=True)
     nothing = sae.decode(torch.zeros(1, 40)).detach()
-    torch.testing.assert_close(FeatureCoder(sae).decoder, sae.decode(torch.eye(40)).detach() - nothing, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        FeatureCoder(sae).decoder,
+        sae.decode(torch.eye(40)).detach() - nothing,
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_the_random_sae_keeps_norms_and_biases_and_nothing_else(sae: Any) -> None:
@@ -161,7 +197,9 @@ def test_a_targets_own_sae_takes_the_place_of_the_carried_one(
         carried.b_enc.copy_((down.bias.float() - sae.b_dec) @ sae.W_enc + sae.b_enc)
         carried.W_dec.copy_(sae.W_dec @ stitch.up.weight.float())
     found = evaluate_features(pair, stitch, sae, corpus, transferred=carried, **QUIET)
-    np.testing.assert_allclose(found.table["attribution_r"], result.table["attribution_r"], atol=1e-3)
+    np.testing.assert_allclose(
+        found.table["attribution_r"], result.table["attribution_r"], atol=1e-3
+    )
 
 
 def test_batches_do_not_change_a_number(
@@ -169,25 +207,44 @@ def test_batches_do_not_change_a_number(
 ) -> None:
     monkeypatch.setattr("lrt_lens.adapters.saes.features._text._NUMBERS_AT_ONCE", 1)
     found = evaluate_features(pair, stitch, sae, corpus, **QUIET)
-    for column in ("density_source", "attribution_r", "attribution_r_low", "attribution_r_random", "attribution_r_other"):
+    for column in (
+        "density_source",
+        "attribution_r",
+        "attribution_r_low",
+        "attribution_r_random",
+        "attribution_r_other",
+    ):
         np.testing.assert_allclose(found.table[column], result.table[column], atol=1e-4)
-    torch.testing.assert_close(found.contexts[0].peaks, result.contexts[0].peaks, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found.contexts[0].peaks, result.contexts[0].peaks, rtol=1e-4, atol=1e-5
+    )
 
 
-def test_result_shows_itself_and_names_what_is_missing(pair: Any, result: FeatureEvaluation) -> None:
+def test_result_shows_itself_and_names_what_is_missing(
+    pair: Any, result: FeatureEvaluation
+) -> None:
     assert result.summary["features"].iloc[0] == "all"
     row = result.summary.iloc[0]
     assert row["attribution_r"] == pytest.approx(result.live["attribution_r"].mean())
     assert row["low"] < row["attribution_r"] < row["high"]
     assert set(result.predictors["predictor"]) >= {"rho_write", "rho_read"}
     assert "attribution_r" in result._repr_html_()
-    for figure in (result.figure(), result.fidelity_figure(), result.entropy_figure(), result.attention_figure()):
+    for figure in (
+        result.figure(),
+        result.fidelity_figure(),
+        result.entropy_figure(),
+        result.attention_figure(),
+    ):
         assert figure.data
     page = result.page(int(result.live["feature"].iloc[0]))
     context = page.contexts["source"][0]
-    assert context.source[context.peak] == pytest.approx(result.table["max_activation_source"][page.index], rel=1e-4)
+    assert context.source[context.peak] == pytest.approx(
+        result.table["max_activation_source"][page.index], rel=1e-4
+    )
     assert max(context.source) == context.source[context.peak]
-    with pytest.raises(IndexError, match="feature 40 is not in this SAE; it has 40 features: use 0 to 39"):
+    with pytest.raises(
+        IndexError, match="feature 40 is not in this SAE; it has 40 features: use 0 to 39"
+    ):
         result.page(40)
     with pytest.raises(IndexError, match="feature -1 is not"):
         result.page(-1)
@@ -195,7 +252,9 @@ def test_result_shows_itself_and_names_what_is_missing(pair: Any, result: Featur
 
 def test_kinds_are_compared_at_equal_density(result: FeatureEvaluation) -> None:
     density = np.repeat([0.01, 0.1], 20)
-    table = pd.DataFrame({"density_source": density, "density_target": density, "attribution_r": 0.3 + 5 * density})
+    table = pd.DataFrame(
+        {"density_source": density, "density_target": density, "attribution_r": 0.3 + 5 * density}
+    )
     table["kind"] = ["semantic"] * 15 + ["structural"] * 5 + ["semantic"] * 5 + ["structural"] * 15
     alike = replace(result, table=table).structural_advantage
     assert alike.value == pytest.approx(0, abs=1e-12)
@@ -204,32 +263,59 @@ def test_kinds_are_compared_at_equal_density(result: FeatureEvaluation) -> None:
     assert np.isnan(replace(result, table=table.assign(kind="semantic")).structural_advantage.value)
 
 
-def test_an_sae_that_is_not_at_home_is_refused(pair: Any, stitch: Any, sae: Any, make_sae: Any, corpus: list[str]) -> None:
-    with pytest.raises(MismatchError, match=r"width 12, but the stitch starts at 'blocks.0.hook_resid_post' of .* with 16 dimensions"):
+def test_an_sae_that_is_not_at_home_is_refused(
+    pair: Any, stitch: Any, sae: Any, make_sae: Any, corpus: list[str]
+) -> None:
+    with pytest.raises(
+        MismatchError,
+        match=r"width 12, but the stitch starts at 'blocks.0.hook_resid_post' of .* with 16 dimensions",
+    ):
         evaluate_features(pair, stitch, make_sae(d=12), corpus, **QUIET)
-    with pytest.raises(MismatchError, match="trained at 'blocks.1.hook_resid_post', but the stitch starts at 'blocks.0"):
+    with pytest.raises(
+        MismatchError,
+        match="trained at 'blocks.1.hook_resid_post', but the stitch starts at 'blocks.0",
+    ):
         evaluate_features(pair, stitch, make_sae(hook=TARGET_HOOK), corpus, **QUIET)
     foreign = make_sae(hook="blocks.1.hook_resid_pre")  # another name of the same place
     foreign.cfg.metadata.model_name = "gpt2-small"
-    with pytest.raises(MismatchError, match="trained on 'gpt2-small', but the stitch starts in .* set sae.cfg.metadata.model_name"):
+    with pytest.raises(
+        MismatchError,
+        match="trained on 'gpt2-small', but the stitch starts in .* set sae.cfg.metadata.model_name",
+    ):
         evaluate_features(pair, stitch, foreign, corpus, **QUIET)
     known = make_sae()
-    known.cfg.metadata.model_name, known.cfg.metadata.model_hash = "another name", pair.source.identity.config_hash
+    known.cfg.metadata.model_name, known.cfg.metadata.model_hash = (
+        "another name",
+        pair.source.identity.config_hash,
+    )
     check_sae(known, pair, stitch)
     known.cfg.metadata.model_hash = pair.target.identity.config_hash
-    with pytest.raises(MismatchError, match="trained on 'another name', .* set sae.cfg.metadata.model_hash = None"):
+    with pytest.raises(
+        MismatchError, match="trained on 'another name', .* set sae.cfg.metadata.model_hash = None"
+    ):
         check_sae(known, pair, stitch)
     with pytest.raises(TypeError, match="a Linear has no encode and W_dec"):
         evaluate_features(pair, stitch, torch.nn.Linear(16, 16), corpus, **QUIET)
     with pytest.raises(MismatchError, match="transferred SAE has 30 features, the source's 40"):
-        evaluate_features(pair, stitch, sae, corpus, transferred=make_sae(d=24, features=30, hook=TARGET_HOOK), **QUIET)
+        evaluate_features(
+            pair,
+            stitch,
+            sae,
+            corpus,
+            transferred=make_sae(d=24, features=30, hook=TARGET_HOOK),
+            **QUIET,
+        )
     joined = replace(stitch.up, source_hook="blocks.0.hook_resid_post+blocks.1.hook_resid_post")
     with pytest.raises(HookPointError, match="joins several hook points, where no SAE sits"):
-        evaluate_features(pair, replace(stitch, maps=replace(stitch.maps, up=joined)), sae, corpus, **QUIET)
+        evaluate_features(
+            pair, replace(stitch, maps=replace(stitch.maps, up=joined)), sae, corpus, **QUIET
+        )
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_what_cannot_be_measured_is_said(pair: Any, stitch: Any, sae: Any, make_sae: Any, corpus: list[str]) -> None:
+def test_what_cannot_be_measured_is_said(
+    pair: Any, stitch: Any, sae: Any, make_sae: Any, corpus: list[str]
+) -> None:
     dead = make_sae("standard")
     with torch.no_grad():
         dead.b_enc.fill_(-1e6)

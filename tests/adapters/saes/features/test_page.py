@@ -13,14 +13,32 @@ NASTY = "<script>alert('x')</script>"
 
 
 def _page(contexts: list[TokenContext] | None = None) -> FeaturePage:
-    context = TokenContext([" the", NASTY, "\n", '"&', "\u202eevil"], [0.0, 2.0, 0.5, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0, 4.0], 1)
+    context = TokenContext(
+        [" the", NASTY, "\n", '"&', "\u202eevil"],
+        [0.0, 2.0, 0.5, 0.0, 1.0],
+        [0.0, 1.0, 0.0, 0.0, 4.0],
+        1,
+    )
     return FeaturePage(
-        index=17, names=("small <b>", "large"), hooks=("blocks.2.hook_resid_post", "blocks.3.hook_resid_post"),
-        scores={"attribution_r": 0.9, "attribution_r_low": 0.8, "attribution_r_high": math.nan, "kind": "semantic", "density_source": 0.01},
+        index=17,
+        names=("small <b>", "large"),
+        hooks=("blocks.2.hook_resid_post", "blocks.3.hook_resid_post"),
+        scores={
+            "attribution_r": 0.9,
+            "attribution_r_low": 0.8,
+            "attribution_r_high": math.nan,
+            "kind": "semantic",
+            "density_source": 0.01,
+        },
         contexts={"source": [context] if contexts is None else contexts, "target": []},
-        output_tokens={role: [(NASTY, 1.5), (" cat", 1.0), ("\n", -1.0), (" dog", -2.0)] for role in ("source", "target")},
-        heads=pd.DataFrame({"feature": [17], "model": ["source"], "layer": [3], "head": [1], "effect": [0.02]}),
-    )  # fmt: skip
+        output_tokens={
+            role: [(NASTY, 1.5), (" cat", 1.0), ("\n", -1.0), (" dog", -2.0)]
+            for role in ("source", "target")
+        },
+        heads=pd.DataFrame(
+            {"feature": [17], "model": ["source"], "layer": [3], "head": [1], "effect": [0.02]}
+        ),
+    )
 
 
 class _Tags(HTMLParser):
@@ -52,7 +70,9 @@ def test_tokens_are_escaped_in_the_page_and_in_the_notebook() -> None:
 
 
 def test_shades_are_shares_of_the_strongest_place_and_the_place_is_framed() -> None:
-    tokens = re.findall(r'<bdi style="([^"]*)" title="([^"]*)">([^<]*)</bdi>', _page()._repr_html_())
+    tokens = re.findall(
+        r'<bdi style="([^"]*)" title="([^"]*)">([^<]*)</bdi>', _page()._repr_html_()
+    )
     assert [text for _, _, text in tokens[:5]] == [
         " the",
         "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;",

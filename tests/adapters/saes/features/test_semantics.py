@@ -1,4 +1,6 @@
-"""A feature that follows a function word is structural, one that follows a content word is semantic."""
+"""A feature that follows a function word is structural, one that follows a content word is
+semantic.
+"""
 
 from types import SimpleNamespace
 from typing import Any
@@ -12,14 +14,26 @@ from lrt_lens.adapters.saes.features._semantics import check_rewrites, semantic_
 
 HOOK = "blocks.0.hook_resid_post"
 SENTENCES = [
-    [f"in the old garden the {a} and the {b} slept", f"in the old garden the {c} and the {d} sang", f"in the old garden the {d} and the {c} ran"]
-    for a, b, c, d in (("cat", "dog", "boy", "girl"), ("cat", "king", "bird", "boy"), ("tree", "cat", "stone", "bird"),
-                       ("queen", "cat", "dog", "king"), ("cat", "stone", "river", "tree"), ("bird", "cat", "queen", "river"))
-]  # fmt: skip
+    [
+        f"in the old garden the {a} and the {b} slept",
+        f"in the old garden the {c} and the {d} sang",
+        f"in the old garden the {d} and the {c} ran",
+    ]
+    for a, b, c, d in (
+        ("cat", "dog", "boy", "girl"),
+        ("cat", "king", "bird", "boy"),
+        ("tree", "cat", "stone", "bird"),
+        ("queen", "cat", "dog", "king"),
+        ("cat", "stone", "river", "tree"),
+        ("bird", "cat", "queen", "river"),
+    )
+]
 
 
 def _word_detectors(model: Any, words: list[str]) -> FeatureCoder:
-    """Features that fire where the embedding stream is that of a given word: [word] in place of an SAE."""
+    """Features that fire where the embedding stream is that of a given word: [word] in place of an
+    SAE.
+    """
     ids = [model.tokenizer(f" {word}", add_special_tokens=False)["input_ids"][-1] for word in words]
     embeddings = model.capture(torch.tensor([ids]), "hook_embed")[0].float()
 
@@ -37,7 +51,8 @@ def test_function_words_are_structural_and_content_words_semantic(model: Any) ->
     assert found.n_sentences.tolist() == [6, 6, 0]
     np.testing.assert_allclose(found.score[:2], [0, 1])
     assert np.isnan(found.score[2])
-    # "and" fires in all versions of all sentences, so chance alone makes it structural; "cat" fires in a third of them.
+    # "and" fires in all versions of all sentences, so chance alone makes it structural; "cat" fires
+    # in a third of them.
     np.testing.assert_allclose(found.chance, [0, 1 - (6 / 18) ** 2, 1])
 
 
@@ -46,7 +61,10 @@ def test_scores_are_those_of_sentence_by_sentence(pair: Any, sae: Any) -> None:
     found = semantic_scores(pair.source, HOOK, coder, SENTENCES, skip_first=4)
     fires = np.array(
         [
-            [(coder.encode(pair.source.capture([version], HOOK)[0, 4:]) != 0).any(0).numpy() for version in versions]
+            [
+                (coder.encode(pair.source.capture([version], HOOK)[0, 4:]) != 0).any(0).numpy()
+                for version in versions
+            ]
             for versions in SENTENCES
         ]
     )

@@ -1,4 +1,6 @@
-"""Rewrites keep function words, punctuation, case, endings and length, and change every content word."""
+"""Rewrites keep function words, punctuation, case, endings and length, and change every content
+word.
+"""
 
 import re
 from itertools import product
@@ -7,7 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrt_lens.adapters.saes.features._substitution import ContentWords, is_content, rewritten_sentences, sentences
+from lrt_lens.adapters.saes.features._substitution import (
+    ContentWords,
+    is_content,
+    rewritten_sentences,
+    sentences,
+)
 
 WORDS = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)*")
 
@@ -24,7 +31,10 @@ def test_words_that_carry_structure_are_not(word: str) -> None:
 
 def test_sentences_are_cut_at_their_ends_and_short_ones_left_out() -> None:
     text = "Oh no. The little cat saw a big red river! Then the dog and the bird ran under\nthe old stone house?"
-    assert list(sentences(text)) == ["The little cat saw a big red river!", "Then the dog and the bird ran under the old stone house?"]
+    assert list(sentences(text)) == [
+        "The little cat saw a big red river!",
+        "Then the dog and the bird ran under the old stone house?",
+    ]
 
 
 def test_every_content_word_changes_and_nothing_else(pair: Any, corpus: list[str]) -> None:
@@ -42,12 +52,19 @@ def test_every_content_word_changes_and_nothing_else(pair: Any, corpus: list[str
     assert rewritten_sentences(corpus, pair.source, n_sentences=8, n_rewrites=3, seed=0) == found
 
 
-def test_substitutes_have_the_shape_and_where_possible_the_neighbours(pair: Any, monkeypatch: Any) -> None:
+def test_substitutes_have_the_shape_and_where_possible_the_neighbours(
+    pair: Any, monkeypatch: Any
+) -> None:
     nouns, verbs = (
         ["cats", "dogs", "stones", "kings", "queens", "trees", "boys"],
         ["sings", "runs", "makes", "gives", "sees", "takes", "finds"],
     )
-    texts = [f"the {noun} and the {other} then they {verb} it." for noun in nouns for other in nouns for verb in verbs]
+    texts = [
+        f"the {noun} and the {other} then they {verb} it."
+        for noun in nouns
+        for other in nouns
+        for verb in verbs
+    ]
     words = ContentWords.of(texts, pair.source)
     monkeypatch.setattr("lrt_lens.adapters.saes.features._substitution._ENOUGH", 1)
     length = lambda word: len(pair.source.encode_bodies([f" {word}"])[0])  # noqa: E731
@@ -68,5 +85,14 @@ def test_substitutes_have_the_shape_and_where_possible_the_neighbours(pair: Any,
 
 
 def test_a_text_without_words_to_exchange_is_refused(pair: Any) -> None:
-    with pytest.raises(ValueError, match=r"none of 1 sentence\(s\) .* could be rewritten at equal length with 5 other sets .* rewrites="):
-        rewritten_sentences(["The little cat saw a big red river."], pair.source, n_sentences=4, n_rewrites=5, seed=0)
+    with pytest.raises(
+        ValueError,
+        match=r"none of 1 sentence\(s\) .* could be rewritten at equal length with 5 other sets .* rewrites=",
+    ):
+        rewritten_sentences(
+            ["The little cat saw a big red river."],
+            pair.source,
+            n_sentences=4,
+            n_rewrites=5,
+            seed=0,
+        )

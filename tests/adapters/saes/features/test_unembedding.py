@@ -21,8 +21,12 @@ class _GemmaNorm(nn.Module):
 
 
 @pytest.mark.parametrize("d", [8, 11])
-@pytest.mark.parametrize(("build", "centres"), [(nn.LayerNorm, True), (nn.RMSNorm, False), (_GemmaNorm, False)])
-def test_gain_and_centring_are_measured_on_the_norm_itself(build: Any, centres: bool, d: int) -> None:
+@pytest.mark.parametrize(
+    ("build", "centres"), [(nn.LayerNorm, True), (nn.RMSNorm, False), (_GemmaNorm, False)]
+)
+def test_gain_and_centring_are_measured_on_the_norm_itself(
+    build: Any, centres: bool, d: int
+) -> None:
     norm = build(d)
     with torch.no_grad():
         for parameter in norm.parameters():
@@ -33,30 +37,45 @@ def test_gain_and_centring_are_measured_on_the_norm_itself(build: Any, centres: 
     assert found is centres
 
 
-def test_logits_of_every_architecture_are_the_last_stream_through_it_over_its_size(models: dict[str, Any], architecture: str) -> None:
+def test_logits_of_every_architecture_are_the_last_stream_through_it_over_its_size(
+    models: dict[str, Any], architecture: str
+) -> None:
     model = models[architecture]
     text = "the little cat saw a big river and then she slept"
     last = residual_post(model.n_layers - 1)
     # Behind BOS: where it is the padding token too, its embedding is 0 and so is its stream.
     x = model.capture([text], last)[0, 1:].double()
-    size = (x - x.mean(-1, keepdim=True) if architecture in ("gpt2", "neox") else x).pow(2).mean(-1, keepdim=True).sqrt()
+    size = (
+        (x - x.mean(-1, keepdim=True) if architecture in ("gpt2", "neox") else x)
+        .pow(2)
+        .mean(-1, keepdim=True)
+        .sqrt()
+    )
     logits = model.logits([text])[0, 1:].double()
     found = x.float() @ Unembedding.of(model).weight
-    torch.testing.assert_close(found.double() / size, logits - logits.mean(-1, keepdim=True), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(
+        found.double() / size, logits - logits.mean(-1, keepdim=True), rtol=2e-3, atol=2e-3
+    )
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_the_null_share_is_that_of_numpys_singular_vectors(models: dict[str, Any], architecture: str) -> None:
+def test_the_null_share_is_that_of_numpys_singular_vectors(
+    models: dict[str, Any], architecture: str
+) -> None:
     unembedding = Unembedding.of(models[architecture])
     rows = torch.randn(7, 16, generator=torch.Generator().manual_seed(0))
     left, _, _ = np.linalg.svd(unembedding.weight.double().numpy(), full_matrices=False)
     v = rows.double().numpy()
     if architecture == "gpt2":
         v = v - v.mean(1, keepdims=True)
-        left = left[:, :-1]  # the mean over dimensions has singular value 0 under a LayerNorm, whatever the unembedding
+        left = left[
+            :, :-1
+        ]  # the mean over dimensions has singular value 0 under a LayerNorm, whatever the unembedding
     expected = np.linalg.norm(v @ left[:, -2:], axis=1) / np.linalg.norm(v, axis=1)
     np.testing.assert_allclose(unembedding.null_share(rows, 0.125), expected, atol=1e-4)
-    assert unembedding.random_share(0.125) == pytest.approx(np.sqrt(2 / (16 - (architecture == "gpt2"))))
+    assert unembedding.random_share(0.125) == pytest.approx(
+        np.sqrt(2 / (16 - (architecture == "gpt2")))
+    )
 
 
 def test_a_direction_of_the_null_space_has_share_one_and_moves_the_logits_least(model: Any) -> None:
@@ -65,7 +84,10 @@ def test_a_direction_of_the_null_space_has_share_one_and_moves_the_logits_least(
     assert unembedding.null_share(null, 0.125).tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
     random = torch.randn(50, 16, generator=torch.Generator().manual_seed(1))
     random /= random.norm(dim=1, keepdim=True)
-    assert unembedding.logit_weights(null).norm(dim=1).max() < unembedding.logit_weights(random).norm(dim=1).min()
+    assert (
+        unembedding.logit_weights(null).norm(dim=1).max()
+        < unembedding.logit_weights(random).norm(dim=1).min()
+    )
 
 
 def test_top_tokens_are_the_largest_and_the_smallest_logits(model: Any) -> None:
