@@ -19,12 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrt_lens.adapters.saes._transfer import other_model
-from lrt_lens.errors import HookPointError, MismatchError
-from lrt_lens.models._hook_points import joint_parts, same_place
-from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.adapters.saes._compatibility import (
+    refuse_foreign_sae,
+    refuse_joined_hook_points,
+    require_sae,
+)
+from lrt_lens.errors import MismatchError
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.stitching._affine import AffineMap, MapPair
+from lrt_lens.stitching._affine import MapPair
 from lrt_lens.stitching._stitch import Stitch
 
 
@@ -96,56 +98,34 @@ def encoder_columns(sae: Any) -> Tensor | None:
 
 
 def check_sae(sae: Any, pair: ModelPair, stitch: Stitch) -> None:
-    """Raise where an SAE is not at home where the stitch starts: another width, hook point or
-    model.
+    """Raise unless an SAE belongs to the source model and source hook point of a stitch.
+
+    Raises:
+        TypeError: the object has no ``encode`` and ``W_dec``.
+        HookPointError: the stitch joins several hook points.
+        MismatchError: see `refuse_foreign_sae`.
     """
-    if not (hasattr(sae, "encode") and hasattr(sae, "W_dec")):
-        raise TypeError(
-            f"a {type(sae).__name__} has no encode and W_dec; give a SAELens SAE, such as SAE.load_from_disk(folder)"
-        )
-    for hook in (stitch.source_hook, stitch.target_hook):
-        if len(joint_parts(hook)) > 1:
-            raise HookPointError(
-                f"{hook!r} joins several hook points, where no SAE sits; take a stitch between single hook points"
-            )
-    _check_home(sae, stitch.up, pair.source, "starts")
+    require_sae(sae, "encode", "W_dec")
+    refuse_joined_hook_points(stitch)
+    width = stitch.up.weight.shape[0]
+    refuse_foreign_sae(sae, stitch.source_hook, pair.source.identity, width=width)
 
 
 def check_transferred(sae: Any, transferred: Any, pair: ModelPair, stitch: Stitch) -> None:
-    """Raise where the target's own copy of the features is of another width, place, model or number
-    of features.
+    """Raise unless ``transferred`` holds the features of ``sae`` on a stitch's target model.
+
+    Raises:
+        TypeError: the object has no ``encode`` and ``W_dec``.
+        MismatchError: another number of features, or see `refuse_foreign_sae`.
     """
-    if not (hasattr(transferred, "encode") and hasattr(transferred, "W_dec")):
-        raise TypeError(
-            f"transferred is a {type(transferred).__name__}; give what stitch.transfer(sae) returns, or leave it out"
-        )
+    require_sae(transferred, "encode", "W_dec")
     if transferred.W_dec.shape[0] != sae.W_dec.shape[0]:
         raise MismatchError(
-            f"the transferred SAE has {transferred.W_dec.shape[0]} features, the source's {sae.W_dec.shape[0]}; features are compared one by "
-            "one: give the transfer of this SAE"
+            f"the transferred SAE has {transferred.W_dec.shape[0]} features, the source's "
+            f"{sae.W_dec.shape[0]}; features are compared one by one: give the transfer of this SAE"
         )
-    _check_home(transferred, stitch.down, pair.target, "ends")
-
-
-def _check_home(sae: Any, affine: AffineMap, model: HookedModel, verb: str) -> None:
-    """``affine`` is the map that leaves from the hook point where the SAE should sit."""
-    width, hook = affine.weight.shape[0], affine.source_hook
-    if sae.W_dec.shape[1] != width:
-        raise MismatchError(
-            f"this SAE has width {sae.W_dec.shape[1]}, but the stitch {verb} at {hook!r} of {model.name!r} with {width} dimensions; "
-            "give an SAE of that hook point"
-        )
-    metadata = getattr(getattr(sae, "cfg", None), "metadata", None)
-    found = getattr(metadata, "hook_name", None)
-    if found is not None and not same_place(str(found), hook):
-        raise MismatchError(
-            f"this SAE was trained at {found!r}, but the stitch {verb} at {hook!r}; give an SAE or a stitch of the same place"
-        )
-    if remedy := other_model(metadata, model.identity):
-        raise MismatchError(
-            f"this SAE was trained on {getattr(metadata, 'model_name', None)!r}, but the stitch {verb} in {model.name!r}; give an SAE of that model "
-            f"(if both are one model after all, set sae.cfg.metadata.{remedy})"
-        )
+    width = stitch.down.weight.shape[0]
+    refuse_foreign_sae(transferred, stitch.target_hook, pair.target.identity, width=width)
 
 
 def check_index(index: int, n_features: int) -> int:
