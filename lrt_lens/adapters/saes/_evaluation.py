@@ -1,31 +1,31 @@
-"""Does a transferred SAE still describe its model? Reconstruction, sparsity and the loss behind it
-(Stitching, table 2, and what it lacks).
+"""Evaluation of a transferred SAE: reconstruction, sparsity and the loss of the spliced model.
 
     result = evaluate_sae(pair, stitch, sae, documents, native=target_sae)
-    result.summary        # l0, fvu, delta_ce, ce_recovered, dead_fraction for each arm
-    result.table          # the same with intervals
+    result.summary        # l0, fvu, delta_ce, ce_recovered, dead_fraction per arm
+    result.table          # the same metrics with intervals
     result.difference("transferred", "native", "delta_ce")
 
-| arm | SAE | on |
+| arm | SAE | model |
 | --- | --- | --- |
-| source | as it is | source |
+| source | ``sae`` | source |
 | transferred | ``stitch.transfer(sae)`` | target |
-| native | trained on the target, where one is given | target |
-| shuffled | through the map of shuffled pairs | target |
-| random | through random (semi-)orthogonal maps of the right mean and size | target |
+| native | ``native``, trained on the target; left out if None | target |
+| shuffled | ``sae`` through the map of shuffled pairs | target |
+| random | ``sae`` through random (semi-)orthogonal maps of the right mean and size | target |
 
-Each batch runs either model once to its hook point; every arm resumes from there with the
-reconstruction in the stream's place. All arms see the same documents, of the stitch's test fold
-unless told otherwise.
+Both models run once per batch up to their hook point; each arm resumes from there with the
+reconstruction in place of the states. All arms read the same documents, those of the stitch's test
+fold by default.
 
-Limits: ``fvu`` is about the mean of the tokens that fitted the stitch; ``dead_fraction`` counts
-features that stayed silent on these tokens, so it falls with more of them, and its interval
-(Clopper–Pearson) is over features, all others over documents.
+Source: Stitching (arXiv 2506.06609), table 2; controls, dead features and intervals are ours.
+
+Limits: ``fvu`` refers to the mean of the tokens of the stitch's fit. ``dead_fraction`` counts
+features that are silent on these tokens, so it falls with the number of tokens; its interval
+(Clopper–Pearson) is over features, all other intervals are over documents.
 """
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -35,12 +35,16 @@ import torch
 from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
+from lrt_lens.adapters.saes._compatibility import (
+    refuse_foreign_sae,
+    refuse_joined_hook_points,
+    require_sae,
+)
 from lrt_lens.adapters.saes._random_maps import random_rotation
 from lrt_lens.adapters.saes._sae_pass import CodeTally, Reconstruction
 from lrt_lens.data._documents import Documents
 from lrt_lens.data._windows import Window, special_tokens, unmasked
-from lrt_lens.errors import HookPointError, MismatchError, NonFiniteError
-from lrt_lens.models._hook_points import joint_parts, same_place
+from lrt_lens.errors import NonFiniteError
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.statistics._intervals import NOTHING, Interval, bootstrap_ratio, clopper_pearson
@@ -56,32 +60,35 @@ ARMS = ("source", "transferred", "native", "shuffled", "random")
 
 @dataclass(frozen=True)
 class SAEEvaluation:
-    """What every SAE does to its model."""
+    """L0, FVU, ΔCE, recovered loss and dead features of each SAE, with intervals."""
 
     table: pd.DataFrame
-    """A row per arm: arm, model, and each with ``_low`` and ``_high``: l0 (active features a
-    token), fvu (‖x − x̂‖² ÷ ‖x − mean‖²), delta_ce (nats per token above the untouched model),
-    ce_recovered ((mean − ce) ÷ (mean − own) of ablation by the mean), ce_recovered_zero (the same
-    of ablation by 0), dead_fraction; ce, own_ce, n_tokens, n_documents, n_features."""
+    """One row per arm: arm, model, and with columns ``_low`` and ``_high`` for their intervals: l0
+    (active features per token), fvu (‖x − x̂‖² ÷ ‖x − mean‖²), delta_ce (cross-entropy minus that of
+    the unchanged model, nats per token), ce_recovered ((mean − ce) ÷ (mean − own), with the loss
+    under ablation by the mean), ce_recovered_zero (with the loss under ablation by 0),
+    dead_fraction; without intervals: ce, own_ce, n_tokens, n_documents, n_features."""
     by_document: pd.DataFrame = field(repr=False)
-    """A row per arm and document: n_tokens, and sums over its tokens: l0, error, variance, ce, own,
-    mean, zero.
+    """One row per arm and document: n_tokens, and sums over its tokens: l0, error, variance, ce,
+    own, mean, zero.
     """
     source_hook: str
     target_hook: str
     seed: int = 0
-    """Of the bootstraps and the random maps."""
+    """Seed of the bootstraps and the random maps."""
 
     @property
     def summary(self) -> pd.DataFrame:
-        """A row per arm without intervals."""
+        """Metrics without intervals, one row per arm."""
         return pd.DataFrame(self.table, columns=["arm", "model", *METRICS[:4], "dead_fraction"])
 
     def difference(
         self, arm: str, other: str, metric: Literal["l0", "fvu", "delta_ce"] = "delta_ce"
     ) -> Interval:
-        """``arm`` minus ``other``; the bootstrap over documents is paired. ValueError for an arm or
-        metric that there is not.
+        """Difference of a metric, ``arm`` minus ``other``, by a paired bootstrap over documents.
+
+        Raises:
+            ValueError: unknown arm or metric.
         """
         known = list(dict.fromkeys(self.by_document["arm"]))
         for name in (arm, other):
@@ -93,11 +100,10 @@ class SAEEvaluation:
             _ratios(pd.DataFrame(self.by_document[self.by_document["arm"] == name]))[metric]
             for name in (arm, other)
         ]
-        # Ratios of sums over different denominators: resampled together, then subtracted.
         return _paired_difference(sums[0], sums[1], self.seed)
 
     def figure(self) -> Any:
-        """Every metric by arm with its interval (plotly)."""
+        """Plotly figure of each metric by arm with its interval."""
         from lrt_lens.figures._sae import sae_figure
 
         return sae_figure(self.table)
@@ -107,8 +113,8 @@ class SAEEvaluation:
             f"{name}{end}" for name in (*METRICS, "dead_fraction") for end in ("", "_low", "_high")
         ]
         shown = ["arm", "model", *(name for name in measured if name in self.table)]
-        places = f"{self.source_hook} → {self.target_hook}; delta_ce in nats per token."
-        return card("SAEEvaluation", note(places), table(pd.DataFrame(self.table, columns=shown)))
+        caption = f"{self.source_hook} → {self.target_hook}; delta_ce in nats per token."
+        return card("SAEEvaluation", note(caption), table(pd.DataFrame(self.table, columns=shown)))
 
 
 def evaluate_sae(
@@ -126,27 +132,34 @@ def evaluate_sae(
     seed: int = 0,
     progress: bool = True,
 ) -> SAEEvaluation:
-    """L0, FVU, ΔCE, recovered loss and dead features of an SAE at home, carried over, and of its
-    controls; see the module docstring.
+    """L0, FVU, ΔCE, recovered loss and dead features of an SAE before and after transfer.
 
-    Args: pair: the models of the stitch. stitch: carries the SAE; its null is the arm ``shuffled``,
-        its stream means what ablation and FVU refer to. sae: a SAELens SAE of the source's hook
-        point. documents: text, as `fit_stitches` takes it. native: a SAELens SAE of the target's
-        hook point. n_random: random maps; their arm is the mean over them. n_tokens: counted
-        positions after which no further document is read. context_length: tokens a window, BOS
-        included. keep: where the stream keeps its own state: at all ``"masked"`` positions (BOS,
-        the first ones, special tokens: no SAE of ours saw
-            them), or at ``"bos"`` alone.
-        folds: ``"test"`` reads only documents of the harvest's test fold; ``"all"`` reads every
-            document.
+    The arms are listed in the module docstring.
+
+    Args:
+        pair: the models of the stitch.
+        stitch: transfers the SAE; its null is the arm ``shuffled``, and its means are those of the
+            mean ablation and of FVU.
+        sae: a SAELens SAE of the source's hook point.
+        documents: text, in any form that `fit_stitches` accepts.
+        native: a SAELens SAE of the target's hook point.
+        n_random: number of random maps; the arm ``random`` is the mean over them.
+        n_tokens: counted positions after which no further document is read.
+        context_length: tokens per window, BOS included.
+        keep: positions that keep the model's own states: all ``"masked"`` ones (BOS, the first
+            positions and special tokens, on which SAEs are not trained), or ``"bos"`` alone.
+        folds: ``"test"`` reads only documents of the harvest's test fold, ``"all"`` every document.
         seed: of the bootstraps and the random maps.
         progress: show a bar.
 
-    Raises: MismatchError: an SAE of another width, hook point or model; models that are not the
-        stitch's. NonFiniteError: an SAE or a stream with NaN or infinity. TooFewDocumentsError:
-        fewer than two documents.
+    Raises:
+        MismatchError: an SAE belongs to another width, hook point, model, basis or tokenizer; the
+            models are not the stitch's.
+        HookPointError: the stitch joins several hook points.
+        NonFiniteError: an SAE or the states hold NaN or infinity.
+        TooFewDocumentsError: fewer than two documents.
 
-    Source: Stitching (arXiv 2506.06609) table 2; controls, dead features and intervals are ours.
+    Source: Stitching (arXiv 2506.06609), table 2; controls, dead features and intervals are ours.
     """
     _check(pair, stitch, sae, native, n_tokens)
     saes = _saes(stitch, sae, native, n_random, seed)
@@ -155,19 +168,14 @@ def evaluate_sae(
         pair, stitch, documents, n_tokens, min(context_length, pair.context_length), folds
     )
     if pair.aligned:
-        # Nothing crosses between the models here: every unmasked token of either counts, not the
-        # aligned ones alone.
+        # Each arm runs on one model, so all its unmasked tokens count, aligned or not.
         special = (special_tokens(pair.source), special_tokens(pair.target))
         windows = [_with_all_rows(window, special, stitch.skip_first) for window in windows]
     tally = Tally(1 + max(window.document for window in windows))
-    codes = {name: CodeTally(tally.n_documents, found.cfg.d_sae) for name, found in saes.items()}
-    for found in tqdm(
-        list(batches(windows, pair.source, pair.target)),
-        desc="SAE evaluation",
-        disable=not progress,
-        leave=False,
-    ):
-        batch = Batch(found, ends, keep, paired=False)
+    codes = {name: CodeTally(tally.n_documents, arm.cfg.d_sae) for name, arm in saes.items()}
+    grouped = list(batches(windows, pair.source, pair.target))
+    for group in tqdm(grouped, desc="SAE evaluation", disable=not progress, leave=False):
+        batch = Batch(group, ends, keep, paired=False)
         run_batch(ends, _arms(stitch, saes, batch, codes), batch, tally)
     by_document = _by_document(tally, codes)
     table = _table(by_document, codes, pair, seed)
@@ -177,6 +185,7 @@ def evaluate_sae(
 def _with_all_rows(
     window: Window, special: tuple[np.ndarray, np.ndarray], skip_first: int
 ) -> Window:
+    """The window with every unmasked token of both models as a row, not only the aligned ones."""
     target = window.read_by("target")
     counterpart = replace(target, rows=unmasked(target.ids, special[1], skip_first))
     return replace(
@@ -188,52 +197,32 @@ def _with_all_rows(
 
 
 def _check(pair: ModelPair, stitch: Stitch, sae: Any, native: Any, n_tokens: int) -> None:
+    """Raise for arguments of `evaluate_sae` that do not fit together."""
     if n_tokens < 1:
         raise ValueError(
             f"n_tokens is {n_tokens}; expected a positive number of tokens, such as 20_000"
         )
     stitch.check(pair.source, pair.target)
-    for hook in (stitch.source_hook, stitch.target_hook):
-        if len(joint_parts(hook)) > 1:
-            raise HookPointError(
-                f"{hook!r} is several hook points side by side, where no reconstruction can be put back; take a stitch of single ones"
-            )
-    refuse_foreign_sae(sae, pair.source, stitch.source_hook, "sae")
+    refuse_joined_hook_points(stitch)
+    _check_sae(sae, pair.source, stitch.source_hook)
     if native is not None:
-        refuse_foreign_sae(native, pair.target, stitch.target_hook, "native")
+        _check_sae(native, pair.target, stitch.target_hook)
     if stitch.null is None:
         logger.warning(
-            "this stitch holds no map fitted on shuffled pairs, so the arm 'shuffled' is left out; harvest with null='full'"
+            "this stitch holds no map of shuffled pairs, so the arm 'shuffled' is left out; "
+            "harvest with null='full'"
         )
 
 
-def refuse_foreign_sae(sae: Any, model: HookedModel, hook: str, role: str) -> None:
-    """Raise unless a SAELens SAE fits a model's stream at a hook point: width, hook point, the
-    model where the SAE knows it, finite weights.
-    """
-    if not hasattr(sae, "cfg") or not hasattr(sae, "W_dec"):
-        raise TypeError(
-            f"{role} is a {type(sae).__name__}; expected a SAELens SAE, as SAE.from_pretrained or SAE.load_from_disk give it"
-        )
-    if sae.cfg.d_in != model.d_model:
-        raise MismatchError(
-            f"{role} has width {sae.cfg.d_in}, {model.name!r} has {model.d_model} dimensions at {hook!r}; take an SAE of that model, or carry it over "
-            "with stitch.transfer(sae)"
-        )
-    metadata = sae.cfg.metadata
-    if metadata.hook_name and not same_place(metadata.hook_name, hook):
-        raise MismatchError(
-            f"{role} was learnt at {metadata.hook_name!r}, the stitch is at {hook!r}; take an SAE of that hook point, or a stitch that meets it"
-        )
-    if metadata.model_hash and metadata.model_hash != model.identity.config_hash:
-        raise MismatchError(
-            f"{role} was learnt on {metadata.model_name!r} (weights {metadata.model_hash}), not on {model.name!r} (weights {model.identity.config_hash}); "
-            "load that model, or train an SAE on this one with train_sae"
-        )
+def _check_sae(sae: Any, model: HookedModel, hook: str) -> None:
+    """Raise unless a SAELens SAE of finite weights belongs to ``hook`` of ``model``."""
+    require_sae(sae, "cfg", "W_dec")
+    refuse_foreign_sae(sae, hook, model.identity)
     for name, weights in sae.state_dict().items():
         if not bool(torch.isfinite(weights).all()):
             raise NonFiniteError(
-                f"{role} holds NaN or infinity in {name}; load the weights again, or train the SAE at a lower rate"
+                f"this SAE of {hook!r} holds NaN or infinity in {name}; load the weights again, or "
+                "train the SAE with a smaller lr"
             )
 
 
@@ -241,7 +230,7 @@ def refuse_foreign_sae(sae: Any, model: HookedModel, hook: str, role: str) -> No
 
 
 def _saes(stitch: Stitch, sae: Any, native: Any, n_random: int, seed: int) -> dict[str, Any]:
-    """By arm; draws of the random map are ``random 0``, ``random 1`` and so on."""
+    """SAEs by arm; those of the random maps are named ``random 0``, ``random 1`` and so on."""
     saes = {"source": sae, "transferred": stitch.transfer(sae)}
     if native is not None:
         saes["native"] = native
@@ -257,21 +246,22 @@ def _saes(stitch: Stitch, sae: Any, native: Any, n_random: int, seed: int) -> di
 def _arms(
     stitch: Stitch, saes: dict[str, Any], batch: Batch, codes: dict[str, CodeTally]
 ) -> list[Arm]:
-    """For either model its ablations, itself, and its SAEs."""
+    """Passes of both models: their ablations, the unchanged model, and their SAEs."""
     arms: list[Arm] = []
     for end, statistics in (("A", stitch.source_statistics), ("B", stitch.target_statistics)):
         mean = statistics.mean.float()
-        arms += [Arm("mean", end, (end,), mean), Arm("zero", end, (end,), torch.zeros_like(mean))]
-        arms.append(Arm("own", end, (end,), lambda streams, end=end: streams[end]))
-        for name in (name for name in saes if (name == "source") == (end == "A")):
-            arms.append(
-                Arm(
-                    name,
-                    end,
-                    (end,),
-                    Reconstruction(saes[name], end, mean, batch.sides[end], codes[name]),
-                )
-            )
+        states = {
+            "mean": mean,
+            "zero": torch.zeros_like(mean),
+            "own": lambda streams, end=end: streams[end],
+        }
+        # End A is the source model, which only the arm "source" reads.
+        states |= {
+            name: Reconstruction(sae, end, mean, batch.sides[end], codes[name])
+            for name, sae in saes.items()
+            if (name == "source") == (end == "A")
+        }
+        arms += [Arm(name, end, (end,), state) for name, state in states.items()]
     return arms
 
 
@@ -279,7 +269,7 @@ def _arms(
 
 
 def _by_document(tally: Tally, codes: dict[str, CodeTally]) -> pd.DataFrame:
-    """Sums over tokens, a row per arm and document; the draws of the random map are averaged."""
+    """Sums over tokens, one row per arm and document; random maps are averaged."""
     frames: dict[str, list[pd.DataFrame]] = {}
     for name, code in codes.items():
         end = "A" if name == "source" else "B"
@@ -301,21 +291,25 @@ def _by_document(tally: Tally, codes: dict[str, CodeTally]) -> pd.DataFrame:
 
 
 def _ratios(rows: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Numerator and denominator of every metric, [document]."""
-    column: Callable[[str], np.ndarray] = lambda name: rows[name].to_numpy(dtype=float)  # noqa: E731 (a short name for a long expression)
-    ce, own, n = column("ce"), column("own"), column("n_tokens")
+    """Numerator and denominator of each metric, [document]; a metric is the ratio of their sums."""
+    ce, own, n = (rows[name].to_numpy(dtype=float) for name in ("ce", "own", "n_tokens"))
+    mean, zero = (rows[name].to_numpy(dtype=float) for name in ("mean", "zero"))
+    error, variance = (rows[name].to_numpy(dtype=float) for name in ("error", "variance"))
     return {
-        "l0": (column("l0"), n),
-        "fvu": (column("error"), column("variance")),
+        "l0": (rows["l0"].to_numpy(dtype=float), n),
+        # FVU = Σ‖x − x̂‖² / Σ‖x − mean‖²
+        "fvu": (error, variance),
         "delta_ce": (ce - own, n),
-        "ce_recovered": (column("mean") - ce, column("mean") - own),
-        "ce_recovered_zero": (column("zero") - ce, column("zero") - own),
+        # recovered = (CE of the ablation − CE with the SAE) / (CE of the ablation − own CE)
+        "ce_recovered": (mean - ce, mean - own),
+        "ce_recovered_zero": (zero - ce, zero - own),
     }
 
 
 def _table(
     by_document: pd.DataFrame, codes: dict[str, CodeTally], pair: ModelPair, seed: int
 ) -> pd.DataFrame:
+    """Table of `SAEEvaluation` from sums per document and from the features that fired."""
     table = []
     for arm, rows in by_document.groupby("arm", sort=False):
         row: dict[str, Any] = {
@@ -335,28 +329,31 @@ def _table(
 
 
 def _columns(name: str, interval: Interval) -> dict[str, float]:
+    """Columns of a metric and of the ends of its interval."""
     return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def _dead(fired: list[torch.Tensor]) -> Interval:
-    """Share of silent features; over several draws their mean, with the widest of their intervals."""
+    """Share of silent features, mean over draws; the interval spans those of all draws."""
     if not fired:
         return NOTHING
-    found = [clopper_pearson(int((~one).sum()), len(one)) for one in fired]
+    shares = [clopper_pearson(int((~one).sum()), len(one)) for one in fired]
     return Interval(
-        math.fsum(one.value for one in found) / len(found),
-        min(one.low for one in found),
-        max(one.high for one in found),
+        math.fsum(share.value for share in shares) / len(shares),
+        min(share.low for share in shares),
+        max(share.high for share in shares),
     )
 
 
 def _paired_difference(
     a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], seed: int
 ) -> Interval:
-    """Difference of two ratios of sums over the same documents, by its linearisation: each
-    document's influence on it is bootstrapped.
+    """Difference of two ratios of sums over the same documents, with a paired bootstrap interval.
+
+    The difference is linearised, and the influence of each document on it is resampled.
     """
     values = [numerator.sum() / denominator.sum() for numerator, denominator in (a, b)]
+    # Influence of document i on r = Σn/Σd: (n_i − r d_i) / mean(d).
     influence = sum(
         sign * (n - value * d) / d.mean()
         for sign, value, (n, d) in zip((1, -1), values, (a, b), strict=True)

@@ -1,13 +1,14 @@
-"""Rows of one hook point for the training of an SAE: from documents, from an `ActivationCache`, or
-from tensors.
+"""Rows of one hook point for training an SAE, from documents, a cache, or tensors.
 
-    rows = SAERows.from_documents(model, documents, at=3) rows =
-    SAERows.from_cache(ActivationCache.open("cache"), "target", at="blocks.3.hook_resid_post")
-    batch = next(rows.batches(1024, seed=0))          # [1024, d]; endless, a new order every epoch
+    rows = SAERows.from_documents(model, documents, at=3)
+    cache = ActivationCache.open("cache")
+    rows = SAERows.from_cache(cache, "target", at="blocks.3.hook_resid_post")
+    batch = next(rows.batches(1024, seed=0))    # [1024, d]; endless, in a new order every epoch
 
-Documents of the test fold are held out (`lrt_lens.data._blocks`): the same documents that a stitch
-of the same seed is tested on. All others train. Rows are mixed in a buffer; where one buffer holds
-them all the model runs over the documents once, whatever the number of epochs.
+Documents of the test fold are held out (`lrt_lens.data._blocks`): the same documents on which a
+stitch of the same seed is tested. All other documents train. Limits: rows are shuffled inside a
+buffer; if one buffer holds all of them, the model runs over the documents only once, whatever the
+number of epochs.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,31 +30,32 @@ from lrt_lens.moments.cache._activation_cache import ActivationCache
 from lrt_lens.typing import Rows
 
 BUFFER_ROWS = 2**18
-"""Rows that are mixed with each other: 256 MiB at a width of 256."""
+"""Rows that are shuffled together: 256 MiB at a width of 256."""
 N_HELD_OUT = 8192
+"""Rows that are held out of training."""
 _BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class SAERows:
-    """Training rows, to be read again and again, and rows that are held out."""
+    """Training rows, which can be read repeatedly, and held-out rows."""
 
     hook: str
     held_out: Rows
-    """Of documents that no training row comes from."""
+    """Rows [token, d] of documents from which no training row comes."""
     chunks: Callable[[], Iterator[Tensor]]
-    """One epoch of training rows in pieces of any size, in stored order."""
+    """Function that returns one epoch of training rows, in pieces of any size, in stored order."""
     model: ModelIdentity | None = None
     context_length: int | None = None
     seed: int | None = None
-    """Of the split into training and held-out documents; None for rows of your own."""
+    """Seed of the split into training and held-out documents; None for rows from tensors."""
 
     def __post_init__(self) -> None:
         refuse_non_finite(self.held_out, f"held-out rows of {self.hook!r}")
 
     @property
     def width(self) -> int:
-        """Dimensions of a row."""
+        """Number of dimensions of a row."""
         return self.held_out.shape[1]
 
     @classmethod
@@ -67,12 +69,24 @@ class SAERows:
         context_length: int = 256,
         seed: int = 0,
     ) -> "SAERows":
-        """Rows of every unmasked token of the documents, which are read once an epoch (list, file
-        or data set, no iterator).
+        """Rows of all unmasked tokens of documents at one hook point of a model.
+
+        Args:
+            model: the model whose states are the rows.
+            documents: a list of texts, a file or a data set; they are read once per epoch.
+            at: hook point, or layer.
+            n_held_out: rows to hold out.
+            context_length: tokens per window.
+            seed: of the split into training and held-out documents.
+
+        Raises:
+            ValueError: ``documents`` is an iterator.
+            TooFewDocumentsError: no document is held out.
         """
         if iter_is_self(documents):
             raise ValueError(
-                "documents is an iterator, which can be read only once; give a list of texts, a file or a data set"
+                "documents is an iterator, which can be read only once; give a list of texts, a "
+                "file or a data set"
             )
         hook = resolve(at, model)
         plan = BlockPlan(context_length=window_length(context_length, model), seed=seed)
@@ -82,9 +96,13 @@ class SAERows:
                 if (block.part >= N_FOLDS) == held_out:
                     yield block_rows(model, [hook], block, _BATCH_TOKENS)[hook].float()
 
-        kept = first_rows(run(held_out=True), n_held_out, hook)
         return cls(
-            hook, kept, lambda: run(held_out=False), model.identity, plan.context_length, seed
+            hook,
+            held_out=first_rows(run(held_out=True), n_held_out, hook),
+            chunks=lambda: run(held_out=False),
+            model=model.identity,
+            context_length=plan.context_length,
+            seed=seed,
         )
 
     @classmethod
@@ -96,7 +114,7 @@ class SAERows:
         at: str,
         n_held_out: int = N_HELD_OUT,
     ) -> "SAERows":
-        """Rows that a harvest has recorded, of either model."""
+        """Rows of one model that a harvest has recorded, at the hook point ``at``."""
         name = cache.stored_name(role, at)
         side = 0 if role == "source" else 1
         pair = next(pair for pair in cache.pairs if pair[side] == name)
@@ -104,22 +122,26 @@ class SAERows:
         def run(parts: range) -> Iterator[Tensor]:
             return (batch[side] for batch in cache.rows(*pair, parts=parts, shuffle=None))
 
-        kept = first_rows(run(range(N_FOLDS, N_PARTS)), n_held_out, name)
         provenance = cache.manifest.provenance
         return cls(
-            name, kept, lambda: run(range(N_FOLDS)), getattr(provenance, role), seed=provenance.seed
+            name,
+            held_out=first_rows(run(range(N_FOLDS, N_PARTS)), n_held_out, name),
+            chunks=lambda: run(range(N_FOLDS)),
+            model=getattr(provenance, role),
+            seed=provenance.seed,
         )
 
     @classmethod
     def from_tensors(
         cls, training: Rows, held_out: Float[Tensor, "held_out d"], *, hook: str
     ) -> "SAERows":
-        """Rows of your own."""
+        """Rows from tensors of training and held-out states at ``hook``."""
         return cls(hook, held_out, lambda: iter([training]))
 
     def in_memory(self, n_rows: int | None = None) -> "SAERows":
-        """The same with the first ``n_rows`` training rows held in memory: for several runs over
-        the same rows.
+        """Copy of the rows with the first ``n_rows`` training rows held in memory.
+
+        Several training runs over the copy read the documents once. None holds all rows.
         """
         training = first_rows(self.chunks(), n_rows, self.hook)
         return replace(self, chunks=lambda: iter([training]))
@@ -127,33 +149,37 @@ class SAERows:
     def batches(
         self, batch_rows: int, *, seed: int = 0, buffer_rows: int = BUFFER_ROWS
     ) -> Iterator[Tensor]:
-        """Batches of exactly ``batch_rows`` rows without end, in an order that the seed decides;
-        `NonFiniteError` where a row is not finite.
+        """Endless batches of exactly ``batch_rows`` rows, in an order that ``seed`` decides.
+
+        Raises:
+            NonFiniteError: a row holds NaN or infinity.
+            TooFewDocumentsError: fewer rows than one batch.
         """
         generator = torch.Generator().manual_seed(seed)
         whole: Tensor | None = None
         last = torch.empty(0)
         while True:
-            pools = (
-                iter([whole]) if whole is not None else self._pools(max(buffer_rows, batch_rows))
-            )
+            buffer = max(buffer_rows, batch_rows)
+            pools = self._pools(buffer) if whole is None else iter([whole])
             n_pools = 0
             for pool in pools:
                 n_pools += 1
+                if len(pool) < batch_rows:
+                    raise TooFewDocumentsError(
+                        f"{len(pool)} training row(s) at {self.hook!r}, fewer than one batch of "
+                        f"{batch_rows}; give more text, or a smaller batch_rows"
+                    )
                 order = torch.randperm(len(pool), generator=generator)
                 for start in range(0, len(pool) - batch_rows + 1, batch_rows):
                     yield pool[order[start : start + batch_rows]]
-                if len(pool) < batch_rows:
-                    raise TooFewDocumentsError(
-                        f"{len(pool)} training row(s) at {self.hook!r}, fewer than one batch of {batch_rows}; give more text, or a smaller batch_rows"
-                    )
                 last = pool
             if n_pools == 0:
                 raise TooFewDocumentsError(f"no training rows at {self.hook!r}; give more text")
+            # A single pool holds every row: later epochs shuffle it without running the model.
             whole = last if n_pools == 1 else None
 
     def _pools(self, buffer_rows: int) -> Iterator[Tensor]:
-        """Chunks put together until a buffer is full; what is left joins the last."""
+        """Chunks joined to buffers of at least ``buffer_rows``; the last one takes the remainder."""
         held: list[Tensor] = []
         ready: Tensor | None = None
         for chunk in self.chunks():
@@ -163,13 +189,13 @@ class SAERows:
                 if ready is not None:
                     yield ready
                 ready, held = torch.cat(held), []
-        rest = [*([] if ready is None else [ready]), *held]
-        if rest:
-            yield torch.cat(rest)
+        remainder = [*([] if ready is None else [ready]), *held]
+        if remainder:
+            yield torch.cat(remainder)
 
 
 def first_rows(chunks: Iterator[Tensor], n: int | None, hook: str) -> Tensor:
-    """The first ``n`` rows of a stream of chunks, or all of them."""
+    """First ``n`` rows of some chunks, or all rows if there are fewer or ``n`` is None."""
     taken: list[Tensor] = []
     for chunk in chunks:
         taken.append(chunk if n is None else chunk[: n - sum(map(len, taken))])
@@ -177,20 +203,21 @@ def first_rows(chunks: Iterator[Tensor], n: int | None, hook: str) -> Tensor:
             break
     if not taken:
         raise TooFewDocumentsError(
-            f"no rows at {hook!r}; give more text, so that every fold has some"
+            f"no rows at {hook!r}; give more text, so that each fold has a document"
         )
     return torch.cat(taken)
 
 
 def refuse_non_finite(rows: Tensor, what: str) -> None:
-    """Raise `NonFiniteError` where a number is NaN or infinite."""
+    """Raise `NonFiniteError` if a number of ``rows`` is NaN or infinite."""
     if not bool(torch.isfinite(rows).all()):
         bad = int((~torch.isfinite(rows)).any(-1).sum())
         raise NonFiniteError(
-            f"{bad} of {len(rows)} {what} hold NaN or infinity; expected finite activations: load the model with dtype='float32'"
+            f"{bad} of {len(rows)} {what} hold NaN or infinity; expected finite activations: load "
+            "the model with dtype='float32'"
         )
 
 
 def iter_is_self(documents: Any) -> bool:
-    """Whether something can be read only once."""
+    """Whether documents are an iterator, which can be read only once."""
     return isinstance(documents, Iterator)

@@ -1,8 +1,8 @@
-"""What an SAE does on the way through a model: a reconstruction for the pass that finishes, and the
-sums over its codes.
+"""Reconstruction of states by an SAE during a model's pass, and sums over its codes.
 
     codes = CodeTally(n_documents, sae.cfg.d_sae)
-    Arm("transferred", "B", ("B",), Reconstruction(sae, "B", mean, batch.sides["B"], codes))      # encodes once: spliced in and counted
+    splice = Reconstruction(sae, "B", mean, batch.sides["B"], codes)
+    Arm("transferred", "B", ("B",), splice)      # encodes once: splices and counts
 
 The passes themselves are those of `lrt_lens.stitching._stitched_pass`.
 """
@@ -19,17 +19,17 @@ from lrt_lens.stitching._stitched_pass import Side, Streams
 
 
 class CodeTally:
-    """Sums over the counted tokens of each document, and which features fired at all."""
+    """Sums over the counted tokens of each document, and which features fired on any of them."""
 
     def __init__(self, n_documents: int, d_sae: int) -> None:
         self.sums = {name: np.zeros(n_documents) for name in ("l0", "error", "variance")}
-        """[document]: active features, ‖x − x̂‖², ‖x − mean‖²."""
+        """Sums per document, [document]: active features, ‖x − x̂‖², ‖x − mean‖²."""
         self.counts = np.zeros(n_documents)
-        """[document], tokens."""
+        """Counted tokens per document, [document]."""
         self.fired = torch.zeros(d_sae, dtype=torch.bool)
 
     def add(self, side: Side, codes: Tensor, error: Tensor, variance: Tensor) -> None:
-        """One batch: codes [row, feature] of the counted rows, squared distances [row]."""
+        """Add a batch: codes [row, feature] of the counted rows, and squared distances [row]."""
         documents = side.documents[side.counted]
         on = codes != 0
         self.fired |= on.any(0).cpu()
@@ -42,30 +42,36 @@ class CodeTally:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """``x̂(streams)`` at one end, [batch, position, d]; counts what it saw on the way."""
+    """Function from states to their reconstruction at one end; adds its codes to a tally."""
 
     sae: Any
     end: str
-    """``"A"`` or ``"B"``."""
+    """``"A"`` for the source model, ``"B"`` for the target model."""
     mean: Tensor
-    """[d], of the stream: variance is about it."""
+    """Mean of the states, [d], to which the variance refers."""
     side: Side
     codes: CodeTally
 
     @torch.no_grad()
     def __call__(self, streams: Streams) -> Tensor:
-        """The stream rebuilt from its codes wherever a next token is predicted."""
+        """States [batch, position, d], reconstructed at positions that predict a next token.
+
+        Raises:
+            NonFiniteError: a reconstruction holds NaN or infinity.
+        """
         stream = streams[self.end]
         x = stream.float()[self.side.predicts.to(stream.device)].to(self.sae.W_dec)
         codes = self.sae.encode(x)
         codes = codes.to_dense() if codes.is_sparse else codes
         rebuilt = self.sae.decode(codes)
         counted = torch.from_numpy(self.side.counted).to(x.device)
+        # Squared distances in float64: float32 sums of thousands of tokens lose digits.
         error = (x - rebuilt)[counted].double().square().sum(1)
         if not bool(torch.isfinite(error).all()):
             raise NonFiniteError(
-                f"{int((~torch.isfinite(error)).sum())} of {len(error)} reconstructions hold NaN or infinity; check the SAE's weights and the model's "
-                "dtype (float32 is safe)"
+                f"{int((~torch.isfinite(error)).sum())} of {len(error)} reconstructions hold NaN "
+                "or infinity; expected finite ones: check the SAE's weights, or load the model "
+                "with dtype='float32'"
             )
         variance = (x[counted].double() - self.mean.to(x.device).double()).square().sum(1)
         self.codes.add(self.side, codes[counted], error, variance)

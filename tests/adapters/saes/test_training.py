@@ -222,11 +222,11 @@ def test_bad_input_is_refused(
     rows: SAERows, trained: Any, model: HookedModel, corpus: list[str]
 ) -> None:
     wide = TopKSAE(TopKSAEConfig(d_in=D + 1, d_sae=24, k=4))
-    with pytest.raises(MismatchError, match="init has width 13"):
+    with pytest.raises(MismatchError, match="this SAE has width 13; expected 12"):
         _train(rows, init=wide)
     foreign = TopKSAE(TopKSAEConfig(d_in=D, d_sae=24, k=4))
     foreign.cfg.metadata.hook_name = "blocks.0.hook_resid_post"
-    with pytest.raises(MismatchError, match="init belongs to 'blocks.0"):
+    with pytest.raises(MismatchError, match="trained at 'blocks.0"):
         _train(rows, init=foreign)
     with pytest.raises(MismatchError, match="config is 'standard'"):
         _train(rows, init=trained.sae, config=StandardTrainingSAEConfig(d_in=D, d_sae=24))
