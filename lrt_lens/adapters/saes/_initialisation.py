@@ -1,21 +1,22 @@
-"""Does a transferred SAE save training? Four initialisations, the same rows, the tokens and FLOPs
-to each threshold (Stitching, figure 2).
+"""Training from a transferred SAE and from other initialisations: tokens and FLOPs to thresholds.
 
-    study = study_sae_initialisation(pair, stitch, sae, documents, n_tokens=100_000, seeds=(0, 1,
-    2))
-    study.summary       # arm, tokens to 95% of scratch's final explained variance, share of scratch's, final value, dead features
-    study.thresholds    # the same for every threshold, seed by seed, in tokens and in FLOPs with the stitch's cost
-    study.savings       # share of scratch's FLOPs saved, with and without the source's SAE on the bill
+    study = study_sae_initialisation(pair, stitch, sae, documents, n_tokens=100_000)
+    study.summary       # per arm: tokens to 95% of scratch's final explained variance, final value
+    study.thresholds    # per arm, seed and threshold: tokens, and FLOPs with the stitch's cost
+    study.savings       # share of scratch's FLOPs saved, with and without the source SAE's cost
 
 Arms: ``scratch``; ``transferred``; ``shuffled`` (through the map of shuffled pairs); ``rotated``
-(through a random semi-orthogonal matrix: the geometry of a trained SAE that knows nothing of the
-target). All have the same architecture, rows, order of rows and learning rate.
+(through a random semi-orthogonal matrix: the geometry of a trained SAE without information about
+the target). All arms have the same architecture, rows, order of rows and learning rate.
 
-FLOPs are those of training steps. ``flops_with_stitch`` adds what fitting the maps took
-(`stitch_flops`) to the two arms that begin with fitted maps; the source's SAE is charged in
-``source_sae_flops`` of the study, where its training tokens are known, and in no row. As in the
-paper, forward passes of the language models are charged to no arm. Thresholds are measured on
-documents that the stitch was not fitted on.
+FLOPs are those of training steps. ``flops_with_stitch`` adds the cost of fitting the maps
+(`stitch_flops`) to the two arms that start from fitted maps. The cost of the source's SAE is in
+``source_sae_flops`` of the study, if its training tokens are known, and in no row. As in the paper,
+forward passes of the language models are charged to no arm. Thresholds are measured on documents
+that the fit of the stitch has not read.
+
+Source: Stitching (arXiv 2506.06609), figure 2; the arms ``shuffled`` and ``rotated`` and the costs
+are ours.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,10 +28,10 @@ import pandas as pd
 import torch
 
 from lrt_lens._repr_html import card, note, table
-from lrt_lens.adapters.saes._evaluation import refuse_foreign_sae
+from lrt_lens.adapters.saes._compatibility import refuse_foreign_sae, require_sae
 from lrt_lens.adapters.saes._random_maps import random_rotation
 from lrt_lens.adapters.saes._rows import SAERows
-from lrt_lens.adapters.saes._training import train_sae
+from lrt_lens.adapters.saes._training import SAETraining, config_like, tokens_to, train_sae
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._pair import ModelPair
@@ -38,47 +39,48 @@ from lrt_lens.stitching._stitch import Stitch
 
 STUDY_ARMS = ("scratch", "transferred", "shuffled", "rotated")
 UNSTITCHED = ("scratch", "rotated")
-"""Arms that begin without a fitted map, and pay for none."""
+"""Arms that start without a fitted map and are charged for none."""
 SHARE = 0.95
-"""Of scratch's final explained variance: the threshold that the summary is about."""
+"""Threshold of the summary, as a share of scratch's final explained variance."""
 
 
 @dataclass(frozen=True)
 class SAEInitialisation:
-    """Training runs from every initialisation."""
+    """Training runs from all initialisations."""
 
     history: pd.DataFrame = field(repr=False)
-    """A row per arm, seed and measurement: arm, seed, tokens, flops, explained_variance, l0,
+    """One row per arm, seed and measurement: arm, seed, tokens, flops, explained_variance, l0,
     dead_fraction.
     """
     thresholds: pd.DataFrame
-    """A row per arm, seed and threshold: arm, seed, threshold (explained variance), share_of_final
-    (of scratch's final one of that seed), tokens, token_share (of scratch's of that seed), flops,
-    flops_with_stitch, flops_share (of scratch's); NaN where it was not reached."""
+    """One row per arm, seed and threshold: arm, seed, threshold (explained variance),
+    share_of_final (threshold ÷ scratch's final value of that seed), tokens, token_share (÷ scratch's
+    tokens of that seed), flops, flops_with_stitch, flops_share (÷ scratch's FLOPs); NaN if the
+    threshold was not reached."""
     runs: pd.DataFrame
-    """A row per arm and seed: arm, seed, initial, final (explained variance), dead_fraction,
-    cosine_median (decoder rows to where they began).
+    """One row per arm and seed: arm, seed, initial, final (explained variance), dead_fraction,
+    cosine_median (decoder rows to their initial values).
     """
     cosines: pd.DataFrame = field(repr=False)
-    """A row per arm, seed and feature: decoder_cosine."""
+    """One row per arm, seed and feature: decoder_cosine."""
     stitch_flops: float
+    """FLOPs of fitting the stitch."""
     source_sae_flops: float
-    """NaN where ``source_sae_tokens`` was not given."""
+    """FLOPs of training the source's SAE; NaN if ``source_sae_tokens`` was not given."""
     n_tokens: int
 
     @property
     def summary(self) -> pd.DataFrame:
-        """A row per arm at 95% of scratch's final explained variance: mean, least and most over
-        seeds of the token share; final values.
+        """Means over seeds per arm, with token shares at 95% of scratch's final value.
+
+        Columns: arm, initial, final, tokens, token_share, token_share_low and token_share_high
+        (least and most over seeds), flops_share, dead_fraction, cosine_median, n_seeds. NaN if the
+        run of any seed did not reach the threshold.
         """
         rows = []
         for arm, runs in self.runs.groupby("arm", sort=False):
-            at = pd.DataFrame(
-                self.thresholds[
-                    (self.thresholds["arm"] == arm)
-                    & np.isclose(self.thresholds["share_of_final"], SHARE)
-                ]
-            )
+            of_share = np.isclose(self.thresholds["share_of_final"], SHARE)
+            at = pd.DataFrame(self.thresholds[(self.thresholds["arm"] == arm) & of_share])
             rows.append(
                 {
                     "arm": arm,
@@ -98,41 +100,32 @@ class SAEInitialisation:
 
     @property
     def savings(self) -> pd.DataFrame:
-        """Share of scratch's FLOPs that every other arm saves, by threshold.
+        """Share of scratch's FLOPs that each other arm saves, per threshold.
 
-        Columns: arm, share_of_final, saved (the stitch charged; mean over seeds), low, high (least
-        and most), saved_charged (the source's SAE charged too). NaN where a run did not get there,
-        or the price is not known.
+        Columns: arm, share_of_final, saved (with the stitch's cost; mean over seeds), low, high
+        (least and most over seeds), saved_charged (with the source SAE's cost too). NaN if a run
+        did not reach the threshold, or if the cost is not known.
         """
-        scratch = self.thresholds[self.thresholds["arm"] == "scratch"].set_index(
-            ["seed", "share_of_final"]
-        )["flops"]
+        is_scratch = self.thresholds["arm"] == "scratch"
+        scratch = self.thresholds[is_scratch].set_index(["seed", "share_of_final"])["flops"]
         rows = []
-        for arm, of_arm in self.thresholds[self.thresholds["arm"] != "scratch"].groupby(
-            "arm", sort=False
-        ):
+        for arm, of_arm in self.thresholds[~is_scratch].groupby("arm", sort=False):
             for share, part in of_arm.groupby("share_of_final", sort=False):
                 reference = np.array([scratch[seed, share] for seed in part["seed"]])
                 flops = part["flops_with_stitch"].to_numpy()
-                saved, charged = (
-                    1 - flops / reference,
-                    1 - (flops + self.source_sae_flops) / reference,
-                )
-                rows.append(
-                    {
-                        "arm": arm,
-                        "share_of_final": share,
-                        "saved": saved.mean(),
-                        "low": saved.min(),
-                        "high": saved.max(),
-                        "saved_charged": charged.mean(),
-                    }
-                )
-        return pd.DataFrame(rows)
+                # saved = 1 − FLOPs of the arm / FLOPs of scratch, to the same explained variance
+                saved = 1 - flops / reference
+                charged = 1 - (flops + self.source_sae_flops) / reference
+                rows.append((arm, share, saved.mean(), saved.min(), saved.max(), charged.mean()))
+        columns = ["arm", "share_of_final", "saved", "low", "high", "saved_charged"]
+        return pd.DataFrame(rows, columns=columns)
 
     def figure(self, kind: Literal["training", "savings"] = "training") -> Any:
-        """Held-out explained variance against tokens with decoder cosines to the beginning, or
-        FLOPs saved over thresholds under both bills (plotly).
+        """Plotly figure of the training or of the savings.
+
+        ``"training"``: held-out explained variance against tokens, and cosines of decoder rows to
+        their initial values; ``"savings"``: FLOPs saved over thresholds, with and without the
+        source SAE's cost.
         """
         from lrt_lens.figures._sae import initialisation_figure, savings_figure
 
@@ -162,56 +155,42 @@ def study_sae_initialisation(
     progress: bool = True,
     **options: Any,
 ) -> SAEInitialisation:
-    """Training on the target's stream from every initialisation; see the module docstring.
+    """Training runs on the target's states from each initialisation of the module docstring.
 
     Args:
         pair: the models of the stitch.
-        stitch: carries the SAE; without a null the arm ``shuffled`` is left out.
-        sae: a SAELens SAE of the source's hook point; scratch takes its width and architecture.
-        documents: text, or `SAERows` at the stitch's target hook point.
+        stitch: transfers the SAE; without a null the arm ``shuffled`` is left out.
+        sae: a SAELens SAE of the source's hook point, whose width and architecture all arms have.
+        documents: text, or `SAERows` of the stitch's target hook point.
         n_tokens: training rows of each run.
-        n_rows: different rows among them, held in memory; as many as ``n_tokens`` by default.
-        seeds: of weights, order of rows and rotation; the transferred weights are the same for all.
-        shares: of scratch's final explained variance, as thresholds; 0.95 is always among them.
-        source_sae_tokens: what the source's SAE was trained on, to charge it.
+        n_rows: number of different rows, held in memory; ``n_tokens`` by default.
+        seeds: of weights, order of rows and rotation; the transferred weights do not depend on it.
+        shares: thresholds, as shares of scratch's final explained variance; 0.95 is always added.
+        source_sae_tokens: training tokens of the source's SAE, to charge their cost.
         progress: show bars.
-        options: of `train_sae`: batch_rows, lr, lr_decay_share, ….
+        options: fields of `SAETrainingSettings`: batch_rows, lr, lr_decay_share, ….
+
+    Raises:
+        MismatchError: the SAE belongs to another width, hook point, model, basis or tokenizer; the
+            models are not the stitch's; rows split by another seed than the stitch's.
 
     Source: Stitching (arXiv 2506.06609) §3.1, figure 2 and appendix D; the shuffled and rotated
     arms and the costs are ours.
     """
     stitch.check(pair.source, pair.target)
-    refuse_foreign_sae(sae, pair.source, stitch.source_hook, "sae")
+    check_source_sae(sae, pair, stitch)
     rows = rows_of(documents, pair, stitch).in_memory(n_rows or n_tokens)
-    plain = _scratch_config(stitch.transfer(sae))
+    scratch = _scratch_config(stitch.transfer(sae))
     histories, runs, cosines = [], [], []
     per_token = float("nan")
     for seed in seeds:
         for arm, init in _inits(stitch, sae, seed).items():
-            run = train_sae(
-                None,
-                rows,
-                init=init,
-                config=plain if init is None else None,
-                n_tokens=n_tokens,
-                seed=seed,
-                progress=progress,
-                **options,
-            )
+            config = scratch if init is None else None
+            options |= {"n_tokens": n_tokens, "seed": seed, "progress": progress}
+            run = train_sae(None, rows, init=init, config=config, **options)
             per_token = run.flops_per_token
             histories.append(run.history.assign(arm=arm, seed=seed))
-            values = run.history["explained_variance"].to_numpy(dtype=float)
-            dead = float(run.history["dead_fraction"].iloc[-1])
-            runs.append(
-                {
-                    "arm": arm,
-                    "seed": seed,
-                    "initial": values[0],
-                    "final": values[-1],
-                    "dead_fraction": dead,
-                    "cosine_median": float(run.decoder_cosine.median()),
-                }
-            )
+            runs.append({"arm": arm, "seed": seed} | _ends(run))
             cosines.append(
                 pd.DataFrame(
                     {"arm": arm, "seed": seed, "decoder_cosine": run.decoder_cosine.numpy()}
@@ -219,46 +198,63 @@ def study_sae_initialisation(
             )
     history = pd.concat(histories, ignore_index=True)
     cost = stitch_flops(stitch)
+    # FLOPs per token of an SAE are proportional to its width: the target's, scaled to the source's.
     of_source = (
         float("nan")
         if source_sae_tokens is None
         else source_sae_tokens * per_token * pair.source.d_model / pair.target.d_model
     )
-    thresholds = threshold_table(history, sorted({*shares, SHARE}), cost)
     return SAEInitialisation(
         history,
-        thresholds,
-        pd.DataFrame(runs),
-        pd.concat(cosines, ignore_index=True),
-        cost,
-        of_source,
-        n_tokens,
+        thresholds=threshold_table(history, sorted({*shares, SHARE}), cost),
+        runs=pd.DataFrame(runs),
+        cosines=pd.concat(cosines, ignore_index=True),
+        stitch_flops=cost,
+        source_sae_flops=of_source,
+        n_tokens=n_tokens,
     )
 
 
-def rows_of(documents: Documents | SAERows, pair: ModelPair, stitch: Stitch) -> SAERows:
-    """Rows of the target's stream whose held-out documents are those that the stitch was tested on,
-    not fitted.
+def check_source_sae(sae: Any, pair: ModelPair, stitch: Stitch) -> None:
+    """Raise unless a SAELens SAE belongs to the source hook point of a stitch."""
+    require_sae(sae, "cfg", "W_dec")
+    refuse_foreign_sae(sae, stitch.source_hook, pair.source.identity)
 
-    MismatchError for `SAERows` that were split by another seed: what they hold out the maps have
-    seen.
+
+def _ends(run: SAETraining) -> dict[str, float]:
+    """First and last values of a training run, as in `SAEInitialisation.runs`."""
+    values = run.history["explained_variance"].to_numpy(dtype=float)
+    return {
+        "initial": values[0],
+        "final": values[-1],
+        "dead_fraction": float(run.history["dead_fraction"].iloc[-1]),
+        "cosine_median": float(run.decoder_cosine.median()),
+    }
+
+
+def rows_of(documents: Documents | SAERows, pair: ModelPair, stitch: Stitch) -> SAERows:
+    """Rows of the target's states whose held-out documents are the stitch's test documents.
+
+    Raises:
+        MismatchError: `SAERows` that were split by another seed: some of their held-out documents
+            were in the fit of the maps.
     """
     seed = stitch.provenance.seed
     if not isinstance(documents, SAERows):
         return SAERows.from_documents(pair.target, documents, at=stitch.target_hook, seed=seed)
     if documents.seed is not None and documents.seed != seed:
         raise MismatchError(
-            f"the rows were split by seed {documents.seed}, the stitch by {seed}: documents held out of training were in its fit; make them with seed={seed}"
+            f"the rows were split by seed {documents.seed}, the stitch by {seed}: documents held "
+            f"out of training were in its fit; make the rows with seed={seed}"
         )
     return documents
 
 
 def stitch_flops(stitch: Stitch) -> float:
-    """FLOPs of fitting a stitch in closed form: products of the moments (xx, yy, xy) over its
-    tokens, and two eigendecompositions (≈ 9d³).
-    """
+    """FLOPs of fitting a stitch in closed form: its moments and two eigendecompositions."""
     d_source, d_target = stitch.up.weight.shape
     n = float(stitch.scores.get("n_tokens", 0))
+    # 2n (d_s² + d_t² + d_s d_t) for Σxxᵀ, Σyyᵀ and Σxyᵀ; about 9d³ per eigendecomposition.
     return 2 * n * (d_source**2 + d_target**2 + d_source * d_target) + 9.0 * (
         d_source**3 + d_target**3
     )
@@ -267,11 +263,10 @@ def stitch_flops(stitch: Stitch) -> float:
 def threshold_table(
     history: pd.DataFrame, shares: Sequence[float], stitch_cost: float
 ) -> pd.DataFrame:
-    """Tokens and FLOPs to each share of scratch's final explained variance; see
-    `SAEInitialisation.thresholds`.
-    """
-    from lrt_lens.adapters.saes._training import tokens_to
+    """Tokens and FLOPs to each share of scratch's final explained variance.
 
+    The columns are those of `SAEInitialisation.thresholds`.
+    """
     table = []
     for seed, of_seed in history.groupby("seed", sort=False):
         runs = {
@@ -301,25 +296,20 @@ def threshold_table(
 
 
 def _over_seeds(rows: pd.DataFrame, column: str, summarise: Callable[[np.ndarray], Any]) -> float:
-    """NaN where one seed is."""
+    """Summary of a column over seeds; NaN if any seed is NaN."""
     return float(summarise(rows[column].to_numpy(dtype=float)))
 
 
 def _inits(stitch: Stitch, sae: Any, seed: int) -> dict[str, Any]:
+    """SAE from which each arm starts; None for ``scratch``."""
     inits = {"scratch": None, "transferred": stitch.transfer(sae)}
     if stitch.null is not None:
         inits["shuffled"] = stitch.transfer(sae, through=stitch.null)
-    return inits | {
-        "rotated": stitch.transfer(
-            sae, through=random_rotation(stitch, torch.Generator().manual_seed(seed))
-        )
-    }
+    rotation = random_rotation(stitch, torch.Generator().manual_seed(seed))
+    return inits | {"rotated": stitch.transfer(sae, through=rotation)}
 
 
-def _scratch_config(moved: Any) -> Any:
-    """The training configuration of a transferred SAE, to start from scratch with; SAELens' own
-    initialisation subtracts b_dec.
-    """
-    from lrt_lens.adapters.saes._training import config_like
-
-    return replace(config_like(moved), apply_b_dec_to_input=True)
+def _scratch_config(transferred: Any) -> Any:
+    """Training configuration of the arm ``scratch``: that of a transferred SAE."""
+    # SAELens' own initialisation assumes that the encoder subtracts b_dec.
+    return replace(config_like(transferred), apply_b_dec_to_input=True)

@@ -1,19 +1,23 @@
-"""How an SAE's error falls with compute, from scratch and from a transferred beginning: power laws
-over widths (Stitching, figures 1c and 8, table 4).
+"""Scaling of an SAE's error with compute, from scratch and from a transferred SAE: power laws.
 
-    study = study_sae_scaling(pair, stitch, saes, documents, n_tokens=60_000)     # saes: of the source, one a width
-    study.summary      # bill, arm: FVU ≈ amplitude · FLOPs^−exponent on the frontier of all widths, and FVU beside scratch's at equal FLOPs
-    study.savings      # FLOPs saved against scratch, by width and threshold
+    study = study_sae_scaling(pair, stitch, saes, documents, n_tokens=60_000)
+    study.summary      # per bill and arm: FVU ≈ amplitude · FLOPs^−exponent on the frontier
+    study.savings      # FLOPs saved against scratch, per width and threshold
 
-For every budget of FLOPs the *frontier* is the least FVU that a run of any width has reached by
-then. There are three bills: ``training`` steps alone, which is what exponents are compared by,
-because a price that is paid once bends a line that it is not small beside; ``stitch`` with what
-fitting the maps took (the paper's reading of savings); and ``source_sae`` with the training of the
-source's SAE of that width too. Scratch pays for nothing under any, a rotated SAE for no stitch. The
-paper fits a straight line in log-log axes, which has no floor; the fit with a floor stands beside
-it, because an SAE of k active features has one.
+``saes`` are SAEs of the source, one per width. For each budget of FLOPs the *frontier* is the
+smallest FVU that a run of any width has reached. FLOPs are counted by three bills:
 
-Arms are those of `study_sae_initialisation`, which runs once for every width.
+- ``training``: training steps only. Exponents are compared by this bill, because a cost that is
+  paid once bends the line where it is not small compared with the budget.
+- ``stitch``: with the cost of fitting the maps (the paper's reading of savings).
+- ``source_sae``: with the training of the source's SAE of that width too.
+
+Scratch pays only for training steps under each bill, and a rotated SAE for no stitch. The arms are
+those of `study_sae_initialisation`, which runs once per width.
+
+Source: Stitching (arXiv 2506.06609), figures 1c and 8, table 4. The paper fits a straight line in
+log-log axes, which has no floor; a fit with a floor is reported too, because the error of an SAE
+with k active features has one.
 """
 
 import math
@@ -26,7 +30,13 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 
 from lrt_lens._repr_html import card, note, table
-from lrt_lens.adapters.saes._initialisation import UNSTITCHED, rows_of, study_sae_initialisation
+from lrt_lens.adapters.saes._compatibility import require_sae
+from lrt_lens.adapters.saes._initialisation import (
+    UNSTITCHED,
+    check_source_sae,
+    rows_of,
+    study_sae_initialisation,
+)
 from lrt_lens.adapters.saes._rows import SAERows
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import MismatchError
@@ -34,60 +44,64 @@ from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._stitch import Stitch
 
 N_BUDGETS = 24
+"""Default number of budgets of a frontier."""
 Bill = Literal["training", "stitch", "source_sae"]
 BILLS: tuple[Bill, ...] = ("training", "stitch", "source_sae")
+"""What FLOPs are charged for; see the module docstring."""
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """``error ≈ floor + amplitude · flops ** -exponent``."""
+    """Power law ``error ≈ floor + amplitude · flops ** -exponent``."""
 
     amplitude: float
     exponent: float
     floor: float
     r2: float
-    """Of the logarithms."""
+    """Share of the variance of the log errors that is explained."""
 
     def crossing(self, other: "PowerLaw") -> float:
-        """FLOPs at which two lines without a floor meet; NaN where they are parallel or have one,
-        infinite or 0 beyond what a float holds.
+        """FLOPs at which two power laws without a floor meet.
+
+        NaN if they are parallel or have a floor; infinite or 0 beyond the range of a float.
         """
         if self.floor or other.floor or not abs(self.exponent - other.exponent) > 1e-12:
             return float("nan")
+        # log C = (log a₁ − log a₂) / (b₁ − b₂), from a₁ C^−b₁ = a₂ C^−b₂
         log = (math.log(self.amplitude) - math.log(other.amplitude)) / (
             self.exponent - other.exponent
         )
+        # exp overflows a float64 above 709.
         return math.exp(log) if log < 700 else float("inf")
 
 
 @dataclass(frozen=True)
 class SAEScaling:
-    """Training runs of several widths from every beginning."""
+    """Training runs of several widths from all initialisations, with their power laws."""
 
     history: pd.DataFrame = field(repr=False)
-    """A row per width, arm, seed and measurement: width, arm, seed, tokens, fvu, and FLOPs by bill:
-    training, stitch, source_sae (NaN where not known).
+    """One row per width, arm, seed and measurement: width, arm, seed, tokens, fvu, and FLOPs by
+    bill: training, stitch, source_sae (NaN if not known).
     """
     frontier: pd.DataFrame = field(repr=False)
-    """A row per bill, arm, seed and budget: bill, arm, seed, flops, fvu (least of any width; NaN
-    where none could begin), width (whose).
+    """One row per bill, arm, seed and budget: bill, arm, seed, flops, fvu (smallest of all widths;
+    NaN if no width can start within the budget), width (of the run with that fvu).
     """
     fits: pd.DataFrame
-    """A row per bill, arm and seed: amplitude, exponent, r2 (of the line), floor, amplitude_above,
-    exponent_above, r2_above (with a floor), crossing (FLOPs at which the line meets scratch's of
-    that seed), inside (whether within the budgets measured)."""
+    """One row per bill, arm and seed: amplitude, exponent, r2 (of the line), floor,
+    amplitude_above, exponent_above, r2_above (with a floor), crossing (FLOPs at which the line meets
+    scratch's line of that seed), inside (whether the crossing is within the measured budgets)."""
     savings: pd.DataFrame = field(repr=False)
     """`SAEInitialisation.savings` with a column width."""
 
     @property
     def summary(self) -> pd.DataFrame:
-        """The line of every arm under every bill, over seeds, and where it leaves the arm beside
-        scratch.
+        """Power laws over seeds per bill and arm, and FVU compared with scratch's.
 
         Columns: bill, arm, amplitude (geometric mean), exponent (mean) with exponent_low and
-        exponent_high (least and most), r2, the same with a floor, fvu_ratio_first, _middle and
-        _last (FVU ÷ scratch's at the least, the middle and the largest budget), crossing (geometric
-        mean, FLOPs), inside, n_seeds.
+        exponent_high (least and most), r2; floor, exponent_above, r2_above (fit with a floor);
+        fvu_ratio_first, _middle and _last (FVU ÷ scratch's at the smallest, the middle and the
+        largest budget), crossing (geometric mean, FLOPs), inside, n_seeds.
         """
         rows = []
         for bill, of_bill in self.fits.groupby("bill", sort=False):
@@ -98,9 +112,10 @@ class SAEScaling:
                 aggfunc=lambda values: values.mean(skipna=False),
                 dropna=False,
             )
-            places = (0, len(at) // 2, -1)
+            budgets = {"first": 0, "middle": len(at) // 2, "last": -1}
             for arm, fits in of_bill.groupby("arm", sort=False):
                 ratio = at[arm].to_numpy() / at["scratch"].to_numpy()
+                means = ("r2", "floor", "exponent_above", "r2_above")
                 rows.append(
                     {
                         "bill": bill,
@@ -109,14 +124,8 @@ class SAEScaling:
                         "exponent": fits["exponent"].mean(),
                         "exponent_low": fits["exponent"].min(),
                         "exponent_high": fits["exponent"].max(),
-                        "r2": fits["r2"].mean(),
-                        "floor": fits["floor"].mean(),
-                        "exponent_above": fits["exponent_above"].mean(),
-                        "r2_above": fits["r2_above"].mean(),
-                        **{
-                            f"fvu_ratio_{name}": ratio[i]
-                            for name, i in zip(("first", "middle", "last"), places, strict=True)
-                        },
+                        **{name: fits[name].mean() for name in means},
+                        **{f"fvu_ratio_{name}": ratio[i] for name, i in budgets.items()},
                         "crossing": _geometric_mean(fits["crossing"].to_numpy()),
                         "inside": bool(fits["inside"].all()),
                         "n_seeds": len(fits),
@@ -125,34 +134,22 @@ class SAEScaling:
         return pd.DataFrame(rows)
 
     def figure(self, bill: Bill = "stitch") -> Any:
-        """FVU over FLOPs with the fitted lines under one bill, and FLOPs saved over thresholds for
-        every width (plotly).
+        """Plotly figure of FVU over FLOPs with the fitted lines, and of the FLOPs saved.
+
+        The first panel is drawn for one bill, the second for all widths and thresholds.
         """
         from lrt_lens.figures._sae_scaling import scaling_figure
 
         return scaling_figure(self.history, self.frontier, self.summary, self.savings, bill=bill)
 
     def _repr_html_(self) -> str:
-        shown = self.summary.reindex(
-            columns=[
-                "bill",
-                "arm",
-                "amplitude",
-                "exponent",
-                "exponent_low",
-                "exponent_high",
-                "floor",
-                "fvu_ratio_last",
-                "crossing",
-            ]
+        columns = ["bill", "arm", "amplitude", "exponent", "exponent_low", "exponent_high"]
+        columns += ["floor", "fvu_ratio_last", "crossing"]
+        caption = (
+            "FVU ≈ amplitude · FLOPs^−exponent; least and most over seeds; ratio to scratch at the "
+            "largest budget."
         )
-        return card(
-            "SAEScaling",
-            note(
-                "FVU ≈ amplitude · FLOPs^−exponent; least and most over seeds; ratio to scratch at the largest budget."
-            ),
-            table(shown),
-        )
+        return card("SAEScaling", note(caption), table(self.summary.reindex(columns=columns)))
 
 
 def study_sae_scaling(
@@ -168,30 +165,44 @@ def study_sae_scaling(
     progress: bool = True,
     **options: Any,
 ) -> SAEScaling:
-    """`study_sae_initialisation` for every width, and power laws on what they reached.
+    """Power laws of FVU over FLOPs, from `study_sae_initialisation` for each width.
 
-    Args: pair: the models of the stitch. stitch: carries the SAEs. saes: SAELens SAEs of the
-        source's hook point, of different widths and trained alike. documents: text, or `SAERows` at
-        the stitch's target hook point; read once for all widths. n_tokens: training rows of each
-        run. seeds: as in `study_sae_initialisation`. source_sae_tokens: what each of ``saes`` was
-        trained on, to charge it. n_budgets: points of a frontier, even in log FLOPs from a tenth of
-        the narrowest run of the costliest arm to the end of the widest. progress: show bars.
-        options: of `study_sae_initialisation` and `train_sae`: shares, batch_rows, lr, ….
+    Args:
+        pair: the models of the stitch.
+        stitch: transfers the SAEs.
+        saes: SAELens SAEs of the source's hook point, of different widths and trained alike.
+        documents: text, or `SAERows` of the target hook point; read once for all widths.
+        n_tokens: training rows of each run.
+        seeds: as in `study_sae_initialisation`.
+        source_sae_tokens: training tokens of each of ``saes``, to charge their cost.
+        n_budgets: points of a frontier, evenly spaced in log FLOPs from a tenth of the narrowest
+            run of the most expensive arm to the end of the widest.
+        progress: show bars.
+        options: of `study_sae_initialisation` and fields of `SAETrainingSettings`: shares,
+            batch_rows, lr, ….
 
-    Raises: MismatchError: fewer than two widths, two SAEs of one width, rows split by another seed
-        than the stitch's, or beginnings that cost more than any run.
+    Raises:
+        MismatchError: fewer than two widths, or two SAEs of one width; an SAE belongs to another
+            hook point, model, basis or tokenizer; rows split by another seed than the stitch's;
+            initialisations that cost more than any run.
 
     Source: Stitching (arXiv 2506.06609) §3.1, figures 1c, 2a and 8, table 4; the floor, the
     controls and the second bill are ours.
     """
+    for sae in saes:
+        require_sae(sae, "cfg", "W_dec")
     widths = [int(sae.cfg.d_sae) for sae in saes]
     if len(set(widths)) < max(2, len(widths)):
         raise MismatchError(
-            f"saes have widths {widths}; expected at least two, each of another width: a law over FLOPs needs them"
+            f"saes have widths {widths}; expected at least two, each of another width, for a power "
+            "law over FLOPs"
         )
+    stitch.check(pair.source, pair.target)
+    for sae in saes:
+        check_source_sae(sae, pair, stitch)
     rows = rows_of(documents, pair, stitch).in_memory(n_tokens)
     histories, savings = [], []
-    for width, sae in sorted(zip(widths, saes, strict=True), key=lambda one: one[0]):
+    for width, sae in sorted(zip(widths, saes, strict=True), key=lambda item: item[0]):
         study = study_sae_initialisation(
             pair,
             stitch,
@@ -215,38 +226,43 @@ def study_sae_scaling(
 
 
 def _billed(history: pd.DataFrame, stitch_flops: float, source_flops: float) -> pd.DataFrame:
-    """Runs with FVU and with the FLOPs of every bill."""
+    """History with columns for FVU and for the FLOPs under each bill."""
     stitched = np.where(history["arm"].isin(UNSTITCHED), 0.0, stitch_flops)
-    carried = np.where(history["arm"] == "scratch", 0.0, source_flops)
+    of_source = np.where(history["arm"] == "scratch", 0.0, source_flops)
     flops = history["flops"].to_numpy(dtype=float)
     return history.assign(
         fvu=1 - history["explained_variance"],
         training=flops,
         stitch=flops + stitched,
-        source_sae=flops + stitched + carried,
+        source_sae=flops + stitched + of_source,
     )
 
 
 def budgets_of(history: pd.DataFrame, bill: str, n: int) -> np.ndarray:
-    """[n] FLOPs, even in their logarithm, over which every arm has a run; see `study_sae_scaling`.
-    MismatchError where there are none.
+    """Budgets of FLOPs within which each arm has a run, evenly spaced in log FLOPs, [n].
+
+    Raises:
+        MismatchError: there is no such budget.
     """
     first, last = [], []
     for _, runs in history.groupby("arm"):
         flops = [run[bill].to_numpy(dtype=float) for _, run in runs.groupby("width")]
+        # From a tenth of the way through the narrowest run: the first steps follow no power law.
         first.append(min(run.min() + (run.max() - run.min()) / 10 for run in flops))
         last.append(max(run.max() for run in flops))
     if not max(first) < min(last):
         raise MismatchError(
-            f"what a run begins with costs {max(first):.1e} FLOPs, and the longest run of some arm ends at {min(last):.1e} (bill {bill!r}); no budget "
-            "has all arms: train longer or wider, or fit the stitch on fewer tokens"
+            f"an initialisation costs {max(first):.1e} FLOPs, and the longest run of some arm ends "
+            f"at {min(last):.1e} (bill {bill!r}), so that no budget has all arms; train longer or "
+            "wider, or fit the stitch on fewer tokens"
         )
     return np.geomspace(max(first), min(last), n)
 
 
 def frontier_of(history: pd.DataFrame, n_budgets: int) -> pd.DataFrame:
-    """The least FVU of any width at each budget, for every bill whose prices are known; see
-    `SAEScaling.frontier`.
+    """Smallest FVU of all widths at each budget, for each bill whose costs are known.
+
+    The columns are those of `SAEScaling.frontier`.
     """
     rows = []
     for bill in BILLS:
@@ -256,29 +272,18 @@ def frontier_of(history: pd.DataFrame, n_budgets: int) -> pd.DataFrame:
         for arm, of_arm in history.groupby("arm", sort=False):
             for seed, runs in of_arm.groupby("seed", sort=False):
                 widths = np.unique(runs["width"].to_numpy(dtype=int))
-                reached = np.stack(
-                    [_reached(run, bill, budgets) for _, run in runs.groupby("width")]
-                )
+                curves = [_reached(run, bill, budgets) for _, run in runs.groupby("width")]
+                reached = np.stack(curves)
                 best = np.where(np.isnan(reached), np.inf, reached).argmin(axis=0)
-                fvu = np.fmin.reduce(reached)
-                rows.append(
-                    pd.DataFrame(
-                        {
-                            "bill": bill,
-                            "arm": arm,
-                            "seed": seed,
-                            "flops": budgets,
-                            "fvu": fvu,
-                            "width": widths[best],
-                        }
-                    )
-                )
+                columns = {"flops": budgets, "fvu": np.fmin.reduce(reached), "width": widths[best]}
+                rows.append(pd.DataFrame({"bill": bill, "arm": arm, "seed": seed} | columns))
     return pd.concat(rows, ignore_index=True)
 
 
 def _reached(run: pd.DataFrame, bill: str, budgets: np.ndarray) -> np.ndarray:
-    """[budget] least FVU of a run so far, linear between measurements; NaN before the first one,
-    and for a run that was never finite.
+    """Smallest FVU that a run has reached within each budget, [budget].
+
+    Linear between measurements; NaN before the first one, and for a run that was never finite.
     """
     run = run.sort_values(bill)
     so_far = np.fmin.accumulate(run["fvu"].to_numpy(dtype=float))
@@ -286,7 +291,7 @@ def _reached(run: pd.DataFrame, bill: str, budgets: np.ndarray) -> np.ndarray:
 
 
 def fit_arms(frontier: pd.DataFrame) -> pd.DataFrame:
-    """Both laws for every bill, arm and seed; see `SAEScaling.fits`."""
+    """Power laws with and without a floor per bill, arm and seed, as in `SAEScaling.fits`."""
     curves: dict[Any, pd.DataFrame] = dict(
         iter(frontier.groupby(["bill", "arm", "seed"], sort=False))
     )
@@ -314,9 +319,7 @@ def fit_arms(frontier: pd.DataFrame) -> pd.DataFrame:
 
 
 def _law(curve: pd.DataFrame, *, floor: bool = False) -> PowerLaw:
-    """NaN for a curve of fewer than three points: an arm that could hardly begin, or whose runs
-    were not finite.
-    """
+    """Power law of a curve; NaN if fewer than three of its points are finite."""
     flops, fvu = curve["flops"].to_numpy(dtype=float), curve["fvu"].to_numpy(dtype=float)
     known = np.isfinite(fvu)
     if known.sum() < 3:
@@ -325,19 +328,23 @@ def _law(curve: pd.DataFrame, *, floor: bool = False) -> PowerLaw:
 
 
 def fit_power_law(flops: np.ndarray, error: np.ndarray, *, floor: bool = False) -> PowerLaw:
-    """Least squares of log error on log FLOPs (the paper's table 4); with ``floor``, of log(error −
-    floor), at the floor that leaves the errors' logarithms best fitted.
+    """Power law from least squares of log error on log FLOPs (the paper's table 4).
 
-    ValueError for fewer than three points or errors that are not positive.
+    With ``floor``, log(error − floor) is regressed, at the floor that fits the log errors best.
+
+    Raises:
+        ValueError: fewer than three points, or errors that are not positive.
     """
     if len(flops) < 3 or not (error > 0).all():
         raise ValueError(
-            f"{len(flops)} point(s), least error {error.min() if len(error) else None}; expected at least three, all positive"
+            f"{len(flops)} point(s), least error {error.min() if len(error) else None}; expected "
+            "at least three, all positive: train with more measurements"
         )
     log_c, log_e = np.log(flops), np.log(error)
     spread = float(((log_e - log_e.mean()) ** 2).sum())
 
     def law(value: float) -> PowerLaw:
+        # log(e − floor) = log amplitude − exponent · log C
         slope, intercept = np.polyfit(log_c, np.log(error - value), 1)
         residual = log_e - np.log(value + np.exp(intercept + slope * log_c))
         return PowerLaw(
@@ -350,20 +357,21 @@ def fit_power_law(flops: np.ndarray, error: np.ndarray, *, floor: bool = False) 
     straight = law(0.0)
     if not floor or not np.isfinite(straight.r2):
         return straight
-    # Floors are searched by their distance below the least error, evenly in its logarithm: the
-    # optimum lies next to that error as often as far from it.
+    # Floors are searched by their distance below the least error, evenly in log distance, because
+    # the optimum can be close to that error or far from it.
     least = float(error.min())
     gaps = np.geomspace(1e-3, 1.0, 60)
     start = int(np.argmax([law(least * (1 - gap)).r2 for gap in gaps]))
     ends = gaps[max(start - 1, 0)], gaps[min(start + 1, len(gaps) - 1)]
-    found: Any = minimize_scalar(
+    minimum: Any = minimize_scalar(
         lambda gap: -law(least * (1 - gap)).r2,
         bounds=ends,
         method="bounded",
         options={"xatol": 1e-9},
     )
-    return max(straight, law(least * (1 - float(found.x))), key=lambda one: one.r2)
+    return max(straight, law(least * (1 - float(minimum.x))), key=lambda candidate: candidate.r2)
 
 
 def _geometric_mean(values: np.ndarray) -> float:
+    """Geometric mean exp(mean(log values)); NaN if any value is NaN."""
     return float(np.exp(np.log(values).mean()))

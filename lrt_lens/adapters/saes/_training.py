@@ -66,7 +66,7 @@ class SAETrainingSettings(Settings):
     lr_warm_up_steps: int = 0
     """Steps of linear warm-up."""
     lr_decay_share: float = 0.0
-    """Share of the steps, at the end, in which the learning rate falls linearly to a tenth."""
+    """Share of the steps, at the end, in which the learning rate falls linearly to 0."""
     context_length: int = 256
     """Tokens per window, if rows are made from documents."""
     buffer_rows: int = BUFFER_ROWS

@@ -142,7 +142,7 @@ def test_a_beginning_that_costs_more_than_any_run_is_refused() -> None:
     history["stitch"] += 2000 * (history["arm"] == "transferred")
     with pytest.raises(
         MismatchError,
-        match=r"costs 2\.1e\+03 FLOPs, and the longest run of some arm ends at 1\.3e\+03 \(bill 'stitch'\)",
+        match=r"initialisation costs 2\.1e\+03 FLOPs, and the longest run of some arm ends at 1\.3e\+03 \(bill 'stitch'\)",
     ):
         budgets_of(history, "stitch", 5)
 

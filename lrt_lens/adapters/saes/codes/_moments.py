@@ -199,14 +199,15 @@ class CodeMoments:
         """Moments of zero tokens, on the shift's device (on the CPU if ``sparse``)."""
         device = torch.device("cpu") if sparse else shift.device
         width, d = len(live), len(shift)
-        shapes = ((width,), (d,), (d,), (width, d))
-        folds = [
-            CodeFold(
-                SparseGram(width) if sparse else DenseGram(width, device),
-                *(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes),
-            )
-            for _ in range(N_FOLDS)
-        ]
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        def fold() -> CodeFold:
+            moments = SparseGram(width) if sparse else DenseGram(width, device)
+            return CodeFold(moments, zeros(width), zeros(d), zeros(d), zeros(width, d))
+
+        folds = [fold() for _ in range(N_FOLDS)]
         return cls(live, firings, shift.double().to(device), folds)
 
     def add(self, fold: int, codes: Tensor, y: Tensor) -> None:
