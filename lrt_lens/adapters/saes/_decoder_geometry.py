@@ -1,25 +1,25 @@
-"""Are the decoders of two SAEs linearly related? LRT's figure 2 (arXiv 2506.00653) with nulls of
-its own scale.
+"""Linear relation between the decoders of two SAEs: LRT's figure 2 with nulls of the same norm.
 
-The paper regresses the rows of one decoder on those of another, feature i on feature i, and reports
-the norm of what is left against random matrices. Three things decide what such a number means:
+The paper (arXiv 2506.00653) regresses the rows of one decoder on those of another, feature i on
+feature i, and reports the norm of the residual against random matrices. Three properties decide
+what such a number means:
 
-- *Scale.* Rows of unit norm leave ``‖E‖_F = √n·√(1 − d/n)`` on *any* d columns that have nothing to
-  do with them: 113.1 for n = 16384, d = 3584, where the paper reports about 114; N(0, 1) rows of
-  width 2304 leave 5430. A null must have the rows' own norm.
-- *Numbering.* SAEs trained apart number their features at random: match features first
-  (`match_features`), permute for the null.
-- *Fit.* n rows on d columns are fitted to 1 − d/n by chance: score features that did not fit.
+- *Norm.* Rows of unit norm leave ``‖E‖_F = √n·√(1 − d/n)`` on *any* d unrelated columns: 113.1 for
+  n = 16384, d = 3584, for which the paper reports about 114. N(0, 1) rows of width 2304 leave 5430.
+  A null must have the norms of the rows.
+- *Numbering.* SAEs that were trained separately number their features at random: match features
+  first (`match_features`), and permute them for the null.
+- *Fit.* n random rows on d columns are fitted up to a share 1 − d/n: score features that were not
+  in the fit.
 
-    found = decoder_geometry(source_sae.W_dec, target_sae.W_dec, matches=matches, affine=stitch.up)
-    found.summary; found.figure()
+    report = decoder_geometry(source_sae.W_dec, target_sae.W_dec, matches=matches, affine=stitch.up)
+    report.summary; report.figure()
 
-Held-out R² is ridge with an intercept over five folds of features, the penalty chosen by
-leave-one-out inside the fitting folds.
+Held-out R² is that of ridge regression with an intercept over five folds of features; leave-one-out
+inside the fitting folds chooses the penalty.
 
-Limits: SAEs split features, so a held-out row may have a near twin among those that fit; and a
-linear relation of decoders says nothing about whether the features *do* the same: that is
-`steering_agreement`.
+Limits: SAEs split features, so a held-out row can have a near copy in the fit. A linear relation
+of decoders does not say that the features have the same effect: see `steering_agreement`.
 """
 
 import math
@@ -40,28 +40,33 @@ from lrt_lens.statistics._intervals import bootstrap_ratio, spread
 from lrt_lens.stitching._affine import AffineMap
 
 N_FEATURE_FOLDS = 5
+"""Folds of features for held-out scores."""
+RANDOM_ARMS = ("permuted", "random_unit", "random_gaussian")
+"""Arms that are drawn at random and compared with the others."""
 _ALPHAS = tuple(10.0**power for power in range(-5, 3))
-"""Penalties relative to the mean square of a singular value."""
+"""Penalties, relative to the mean square of a singular value."""
 
 
 @dataclass(frozen=True)
 class DecoderGeometry:
-    """Every arm's residual and held-out R²."""
+    """Residual and held-out R² of a regression between two decoders, per arm."""
 
     table: pd.DataFrame
-    """A row per arm and draw: arm, draw, n_features, d_source, norm (‖W_t‖_F), residual (‖E‖_F
+    """One row per arm and draw: arm, draw, n_features, d_source, norm (‖W_t‖_F), residual (‖E‖_F
     after least squares without intercept, the paper's number), chance (norm·√(1 − d/n)), share
-    (residual ÷ norm), r2 (held-out features), cosine (mean over held-out features, about the rows'
-    mean)."""
+    (residual ÷ norm), r2 (held-out features), cosine (mean over held-out features, after
+    subtraction of the mean row)."""
     by_feature: pd.DataFrame
-    """The arms without draws, a row a feature: arm, feature, error, variance, cosine."""
+    """One row per feature of arms without draws: arm, feature, error, variance, cosine."""
     matches: FeatureMatches | None = None
     seed: int = 0
 
     @property
     def summary(self) -> pd.DataFrame:
-        """A row an arm: means, and r2 with its interval: over features by bootstrap, over draws
-        (95% of them) for the random arms.
+        """Means over draws and held-out R² with its 95% interval, one row per arm.
+
+        The interval is a bootstrap over features; for random arms it holds 95% of the draws.
+        Columns: arm, n_features, norm, residual, chance, share, cosine, r2, r2_low, r2_high, draws.
         """
         rows = []
         for arm, part in self.table.groupby("arm", sort=False):
@@ -70,30 +75,25 @@ class DecoderGeometry:
                 left = bootstrap_ratio(
                     np.asarray(of_arm["error"]), np.asarray(of_arm["variance"]), seed=self.seed
                 )
+                # R² = 1 − Σerror / Σvariance, so the ends of the interval swap.
                 interval = (1 - left.value, 1 - left.high, 1 - left.low)
             else:
                 drawn = spread(list(part["r2"]))
                 interval = (drawn.value, drawn.low, drawn.high)
-            means = {
-                name: float(np.mean(part[name]))
-                for name in ("norm", "residual", "chance", "share", "cosine")
-            }
-            n = int(part["n_features"].iloc[0])
+            means = ("norm", "residual", "chance", "share", "cosine")
             rows.append(
                 {
                     "arm": arm,
-                    "n_features": n,
-                    **means,
-                    "r2": interval[0],
-                    "r2_low": interval[1],
-                    "r2_high": interval[2],
+                    "n_features": int(part["n_features"].iloc[0]),
+                    **{name: float(np.mean(part[name])) for name in means},
+                    **dict(zip(("r2", "r2_low", "r2_high"), interval, strict=True)),
                     "draws": len(part),
                 }
             )
         return pd.DataFrame(rows)
 
     def figure(self) -> Any:
-        """Residual against chance, and held-out R², arm by arm."""
+        """Plotly figure of the residual against chance and of held-out R², per arm."""
         from lrt_lens.figures._decoder_geometry import decoder_geometry_figure
 
         return decoder_geometry_figure(self.summary)
@@ -103,9 +103,11 @@ class DecoderGeometry:
 
 
 def chance_residual(norm: float, n: int, d: int) -> float:
-    """``norm·√(1 − d/n)``: what least squares on d unrelated columns leaves of n rows of that
-    Frobenius norm; 0 where d ≥ n.
+    """Expected residual norm of n rows after least squares on d unrelated columns.
+
+    ``norm`` is the Frobenius norm of the rows; 0 if d ≥ n.
     """
+    # d random directions of an n-dimensional space explain the share d/n: norm·√(1 − d/n).
     return norm * math.sqrt(max(0.0, 1 - d / n))
 
 
@@ -118,116 +120,143 @@ def decoder_geometry(
     n_draws: int = 10,
     seed: int = 0,
 ) -> DecoderGeometry:
-    """How well the rows of the source's decoder predict those of the target's, beside nulls.
+    """Residual and held-out R² of the target decoder's rows, predicted from the source decoder's.
 
-    Arms: ``index`` (row i on row i, as in the paper, where both have as many features), ``matched``
-    (where matches are given), ``stitch`` (the map's image of the source's row, one scale fitted),
-    and with draws ``permuted`` (matched rows, shuffled among each other), ``random_unit`` (target
-    rows of random direction and their own norms), ``random_gaussian`` (N(0, 1) rows, the paper's
-    bar).
+    Arms: ``index`` (row i on row i, as in the paper, if both have as many features), ``matched``
+    (if matches are given), ``stitch`` (the map's image of the source row, with one fitted scale),
+    and with draws ``permuted`` (matched rows in random order), ``random_unit`` (target rows of
+    random direction and their own norms), ``random_gaussian`` (N(0, 1) rows, the paper's baseline).
 
     Args:
         source_decoder: [feature, d_source], such as ``sae.W_dec``.
         target_decoder: [feature, d_target].
-        matches: of the two SAEs; without, rows are taken to correspond by index.
-        affine: source → target, such as ``stitch.up``: fitted on states, it never saw a decoder.
-        n_draws: of each random arm.
+        matches: matched features of the two SAEs; by default rows correspond by index.
+        affine: map source → target, such as ``stitch.up``, which is fitted on states only.
+        n_draws: draws of each random arm.
         seed: of draws and of the folds of features.
 
-    Raises: NonFiniteError: NaN or infinity in a decoder. MismatchError: no matches given and
-        different numbers of features; ``affine`` of other widths. ValueError: fewer than ten
-        features to compare.
+    Raises:
+        NonFiniteError: a decoder holds NaN or infinity.
+        MismatchError: different numbers of features without matches; ``affine`` of other widths.
+        ValueError: fewer than ten features to compare.
 
-    Source: LRT (arXiv 2506.00653) figure 2; nulls, matching and held-out scores are ours.
+    Source: LRT (arXiv 2506.00653), figure 2; nulls, matching and held-out scores are ours.
     """
     source, target = _checked("source", source_decoder), _checked("target", target_decoder)
-    if matches is None and len(source) != len(target):
-        raise MismatchError(
-            f"decoders have {len(source)} and {len(target)} features and no matches; give matches=match_features(...)"
-        )
-    if affine is not None and tuple(affine.weight.shape) != (source.shape[1], target.shape[1]):
-        raise MismatchError(
-            f"affine maps {tuple(affine.weight.shape)}; expected ({source.shape[1]}, {target.shape[1]}): the decoders' widths"
-        )
-    if n_draws < 1:
-        raise ValueError(f"n_draws is {n_draws}; expected 1 or more: a null needs a draw")
+    _check_arguments(source, target, matches, affine, n_draws)
     rng = np.random.default_rng(seed)
-    rows, features = [], []
-
-    def note(
-        arm: str, draw: int, predictor: _Predictor, y: Tensor, index: np.ndarray, scored: "_Scored"
-    ) -> None:
-        rows.append({"arm": arm, "draw": draw} | predictor.describe(y) | scored.means)
-        if arm not in RANDOM_ARMS:
-            features.append(pd.DataFrame({"arm": arm, "feature": index} | scored.columns))
-
+    report = _Report()
     if matches is not None and len(source) == len(target):
         by_index = _Predictor(source, rng)
-        note("index", 0, by_index, target, np.arange(len(source)), by_index.score(target))
+        report.add("index", 0, by_index, target, np.arange(len(source)), by_index.score(target))
     pairs = np.arange(len(source)) if matches is None else matches.table["source"].to_numpy()
     x = source[torch.tensor(pairs.tolist())]
     y = target if matches is None else target[torch.tensor(matches.table["target"].tolist())]
     predictor = _Predictor(x, rng)
-    note("index" if matches is None else "matched", 0, predictor, y, pairs, predictor.score(y))
+    arm = "index" if matches is None else "matched"
+    report.add(arm, 0, predictor, y, pairs, predictor.score(y))
     if affine is not None:
         image = x @ affine.weight.detach().double().cpu()
-        note("stitch", 0, predictor, y, pairs, _scaled_scores(image, y, predictor.folds))
+        report.add("stitch", 0, predictor, y, pairs, _scaled_scores(image, y, predictor.folds))
+        # E = Y − s·Ŷ with s = ⟨Ŷ, Y⟩ / ⟨Ŷ, Ŷ⟩
         residual = float((y - (image * y).sum() / (image * image).sum() * image).norm())
-        # One number is fitted, so chance leaves all of it.
-        rows[-1] |= {
-            "residual": residual,
-            "share": residual / rows[-1]["norm"],
-            "chance": rows[-1]["norm"],
-        }
+        row = report.rows[-1]
+        # One number is fitted, so an unrelated image leaves the whole norm.
+        row |= {"residual": residual, "share": residual / row["norm"], "chance": row["norm"]}
     for arm in RANDOM_ARMS:
         for draw in range(n_draws):
             null = _null(arm, y, rng)
-            note(arm, draw, predictor, null, pairs, predictor.score(null))
-    return DecoderGeometry(
-        pd.DataFrame(rows), pd.concat(features, ignore_index=True), matches, seed
-    )
+            report.add(arm, draw, predictor, null, pairs, predictor.score(null))
+    by_feature = pd.concat(report.features, ignore_index=True)
+    return DecoderGeometry(pd.DataFrame(report.rows), by_feature, matches, seed)
 
 
-RANDOM_ARMS = ("permuted", "random_unit", "random_gaussian")
+def _check_arguments(
+    source: Tensor,
+    target: Tensor,
+    matches: FeatureMatches | None,
+    affine: AffineMap | None,
+    n_draws: int,
+) -> None:
+    """Raise for arguments of `decoder_geometry` that do not fit together."""
+    if matches is None and len(source) != len(target):
+        raise MismatchError(
+            f"decoders have {len(source)} and {len(target)} features and no matches; give "
+            "matches=match_features(...)"
+        )
+    widths = (source.shape[1], target.shape[1])
+    if affine is not None and tuple(affine.weight.shape) != widths:
+        raise MismatchError(
+            f"affine maps {tuple(affine.weight.shape)}; expected {widths}, the decoders' widths: "
+            "give the map from the source's hook point to the target's"
+        )
+    if n_draws < 1:
+        raise ValueError(f"n_draws is {n_draws}; expected 1 or more: a null needs a draw")
+
+
+class _Report:
+    """Rows of the tables of `DecoderGeometry`, collected arm by arm."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.features: list[pd.DataFrame] = []
+
+    def add(
+        self,
+        arm: str,
+        draw: int,
+        predictor: "_Predictor",
+        y: Tensor,
+        index: np.ndarray,
+        scored: "_Scored",
+    ) -> None:
+        """Add the scores of rows ``y``; ``index`` holds their features in the source's SAE."""
+        self.rows.append({"arm": arm, "draw": draw} | predictor.describe(y) | scored.means)
+        if arm not in RANDOM_ARMS:
+            self.features.append(pd.DataFrame({"arm": arm, "feature": index} | scored.columns))
 
 
 def _null(arm: str, y: Tensor, rng: np.random.Generator) -> Tensor:
+    """One draw of rows for a random arm, [feature, d_target]."""
     if arm == "permuted":
         return y[torch.from_numpy(rng.permutation(len(y)))]
     draw = torch.from_numpy(rng.standard_normal(tuple(y.shape)))
-    return (
-        draw
-        if arm == "random_gaussian"
-        else draw / draw.norm(dim=1, keepdim=True) * y.norm(dim=1, keepdim=True)
-    )
+    if arm == "random_gaussian":
+        return draw
+    return draw / draw.norm(dim=1, keepdim=True) * y.norm(dim=1, keepdim=True)
 
 
 def _checked(side: str, decoder: Tensor) -> Tensor:
+    """Rows of a decoder in float64 on the CPU; raises if there are too few or NaN."""
     rows = decoder.detach().double().cpu()
     if rows.ndim != 2 or len(rows) < 2 * N_FEATURE_FOLDS:
         raise ValueError(
-            f"the {side} decoder has shape {tuple(rows.shape)}; expected [feature, d] with at least {2 * N_FEATURE_FOLDS} features"
+            f"the {side} decoder has shape {tuple(rows.shape)}; expected [feature, d] with at "
+            f"least {2 * N_FEATURE_FOLDS} features"
         )
     if not torch.isfinite(rows).all():
         raise NonFiniteError(
-            f"{int((~torch.isfinite(rows)).any(1).sum())} rows of the {side} decoder hold NaN or infinity; check the SAE"
+            f"{int((~torch.isfinite(rows)).any(1).sum())} rows of the {side} decoder hold NaN or "
+            "infinity; load the weights of the SAE again"
         )
     return rows
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """Held-out features."""
+    """Scores of held-out features."""
 
     error: Tensor
-    """[feature], ‖y − ŷ‖²."""
+    """Squared error ‖y − ŷ‖², [feature]."""
     variance: Tensor
-    """[feature], ‖y − ȳ‖², ȳ the mean of the rows that fitted."""
+    """Squared distance ‖y − ȳ‖² from the mean ȳ of the rows of the fit, [feature]."""
     cosine: Tensor
-    """[feature], cos(ŷ − ȳ, y − ȳ)."""
+    """Cosine of ŷ − ȳ and y − ȳ, [feature]."""
 
     @property
     def means(self) -> dict[str, float]:
+        """R² and mean cosine over features."""
+        # R² = 1 − Σ‖y − ŷ‖² / Σ‖y − ȳ‖²
         return {
             "r2": float(1 - self.error.sum() / self.variance.sum()),
             "cosine": float(self.cosine.mean()),
@@ -235,75 +264,81 @@ class _Scored:
 
     @property
     def columns(self) -> dict[str, Any]:
+        """Scores per feature as columns of a table."""
         return {name: getattr(self, name).numpy() for name in ("error", "variance", "cosine")}
 
 
 @dataclass(frozen=True)
 class _Fold:
-    """One fold of features, the rest decomposed once for all targets."""
+    """One held-out fold of features, with one decomposition of the others for all targets."""
 
     x: Tensor
+    """All rows that predict, [feature, d_source]."""
     fit: Tensor
+    """Indices of the features of the fit."""
     held_out: Tensor
+    """Indices of the held-out features."""
 
     @cached_property
     def mean(self) -> Tensor:
+        """Mean row of the fit, [d_source]."""
         return self.x[self.fit].mean(0)
 
     @cached_property
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Thin singular value decomposition of the centred rows of the fit."""
         u, s, vh = torch.linalg.svd(self.x[self.fit] - self.mean, full_matrices=False)
         return u, s, vh
 
     def predict(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """(ŷ of the held-out features, ȳ of those that fitted)."""
+        """Predicted rows ŷ of the held-out features, and mean row ȳ of the features of the fit."""
         u, s, vh = self.svd
         mean = y[self.fit].mean(0)
         centred = y[self.fit] - mean
         rotated, unit = u.T @ centred, float((s**2).mean())
-        best, chosen = math.inf, torch.zeros_like(s)
+        least, best = math.inf, torch.zeros_like(s)
         for alpha in _ALPHAS:
+            # Ridge in the singular basis: ŷ = U diag(s² / (s² + λ)) Uᵀ y
             shrink = s**2 / (s**2 + alpha * unit)
-            # Exact leave-one-out: the intercept's own leverage is 1/n.
+            # Exact leave-one-out residual (y − ŷ) / (1 − h), with the leverage
+            # h_i = Σ_j u_ij² s_j² / (s_j² + λ) + 1/n, where 1/n is that of the intercept.
             leverage = (u**2) @ shrink + 1 / len(self.fit)
-            left = (
-                (
-                    (centred - u @ (shrink[:, None] * rotated))
-                    / (1 - leverage).clamp_min(1e-12)[:, None]
-                )
-                ** 2
-            ).sum()
-            if float(left) < best:
-                best, chosen = float(left), s / (s**2 + alpha * unit)
-        weight = vh.T @ (chosen[:, None] * rotated)
+            residual = centred - u @ (shrink[:, None] * rotated)
+            error = ((residual / (1 - leverage).clamp_min(1e-12)[:, None]) ** 2).sum()
+            if float(error) < least:
+                least, best = float(error), s / (s**2 + alpha * unit)
+        # W = V diag(s / (s² + λ)) Uᵀ y
+        weight = vh.T @ (best[:, None] * rotated)
         return (self.x[self.held_out] - self.mean) @ weight + mean, mean
 
 
 class _Predictor:
-    """Rows that predict, with their folds."""
+    """Regression on fixed rows [feature, d_source], with fixed folds of features."""
 
     def __init__(self, x: Tensor, rng: np.random.Generator) -> None:
         if len(x) < 2 * N_FEATURE_FOLDS:
             raise ValueError(
-                f"{len(x)} features to compare; expected at least {2 * N_FEATURE_FOLDS}: match more, or lower min_correlation"
+                f"{len(x)} features to compare; expected at least {2 * N_FEATURE_FOLDS}: match "
+                "more features, or lower min_correlation"
             )
         self.x = x
-        place = torch.from_numpy(rng.permutation(len(x)) % N_FEATURE_FOLDS)
-        index = [
-            ((place != fold).nonzero()[:, 0], (place == fold).nonzero()[:, 0])
+        fold_of = torch.from_numpy(rng.permutation(len(x)) % N_FEATURE_FOLDS)
+        self.folds = [
+            _Fold(x, (fold_of != fold).nonzero()[:, 0], (fold_of == fold).nonzero()[:, 0])
             for fold in range(N_FEATURE_FOLDS)
         ]
-        self.folds = [_Fold(x, fit, held_out) for fit, held_out in index]
 
     @cached_property
     def basis(self) -> Tensor:
-        """Orthonormal columns that span those of x."""
+        """Orthonormal columns that span the columns of x, [feature, rank]."""
         u, s, _ = torch.linalg.svd(self.x, full_matrices=False)
+        # Smaller singular values are rounding errors of a column that depends on others.
         return u[:, s > 1e-10 * s.max()]
 
     def describe(self, y: Tensor) -> dict[str, Any]:
-        """The paper's number and what chance would leave."""
+        """Norm of the least-squares residual of ``y``, and the norm that chance would leave."""
         n, d = self.x.shape
+        # E = Y − Q Qᵀ Y, with Q an orthonormal basis of the columns of X
         norm, residual = float(y.norm()), float((y - self.basis @ (self.basis.T @ y)).norm())
         return {
             "n_features": n,
@@ -315,19 +350,21 @@ class _Predictor:
         }
 
     def score(self, y: Tensor) -> _Scored:
-        """Ridge from x, held-out features."""
+        """Scores of ridge predictions of ``y``, each from the folds without it."""
         return _gather(y, ((fold, *fold.predict(y)) for fold in self.folds))
 
 
 def _scaled_scores(image: Tensor, y: Tensor, folds: Sequence[_Fold]) -> _Scored:
-    """A given image of every row; one scale and an intercept are fitted, because decoder rows have
-    no scale of their own.
+    """Scores of fixed images of the rows, with one fitted scale and an intercept.
+
+    The scale is fitted because the norm of decoder rows is a convention of the SAE.
     """
 
     def predicted() -> Iterator[tuple[_Fold, Tensor, Tensor]]:
         for fold in folds:
             mean_image, mean = image[fold.fit].mean(0), y[fold.fit].mean(0)
             a, b = image[fold.fit] - mean_image, y[fold.fit] - mean
+            # s = ⟨A, B⟩ / ⟨A, A⟩ of the centred rows of the fit
             scale = (a * b).sum() / (a * a).sum().clamp_min(torch.finfo(a.dtype).tiny)
             yield fold, scale * (image[fold.held_out] - mean_image) + mean, mean
 
@@ -335,6 +372,7 @@ def _scaled_scores(image: Tensor, y: Tensor, folds: Sequence[_Fold]) -> _Scored:
 
 
 def _gather(y: Tensor, predicted: Iterator[tuple[_Fold, Tensor, Tensor]]) -> _Scored:
+    """Scores of held-out predictions, put in the order of the features."""
     error, variance, cosine = (torch.zeros(len(y), dtype=y.dtype) for _ in range(3))
     for fold, guess, mean in predicted:
         truth = y[fold.held_out]

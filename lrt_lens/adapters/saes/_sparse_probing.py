@@ -1,26 +1,28 @@
-"""Sparse probing through SAEs: how few features tell two classes apart, natively and through a
-transferred SAE (Stitching §4, figure 3a)?
+"""Sparse probing through SAEs: accuracy of classifiers that read few features.
 
-    result = evaluate_sparse_probes(pair, stitch, texts, labels, source_sae=sae, native_sae=other)
-    result.table          # a row per arm and k
+    result = evaluate_sparse_probes(
+        pair, stitch, texts, labels, test_texts=held_out, test_labels=truth, source_sae=sae
+    )
+    result.table          # one row per arm and k
     result.figure()
 
-A text is the mean of its features over unmasked tokens. The k features with the largest class
-difference of that mean, over the training texts, are what a logistic regression may read (several
-classes: the largest difference of any class to the rest). Arms on the target:
+A text is represented by the mean of its features over unmasked tokens. For each k, a logistic
+regression reads the k features with the largest class difference of that mean over the training
+texts (for several classes: the largest difference of any class to all others). Arms on the target:
 
-- ``native``: features of the SAE trained there; ``random``: k random ones of those that are ever
-  active;
-- ``transferred_refit``: the transferred SAE, features chosen and regression learnt from the
-  target's labelled texts;
-- ``transferred``: the transferred SAE with the features *and* the weights of the source's own
-  sparse probe: no label of the target;
-- ``source``: that probe where it was learnt;
-- ``dense_native``, ``dense_transferred``: probes on the mean of the stream itself, as
-  `evaluate_probe` has them.
+- ``native``: features of the SAE that was trained there; ``random``: k random ones of its features
+  that are ever active;
+- ``transferred_refit``: features of the transferred SAE, selected and weighted on the target's
+  labelled texts;
+- ``transferred``: features of the transferred SAE with the selection *and* the weights of the
+  source's own sparse probe: no label of the target is used;
+- ``source``: that probe on the source;
+- ``dense_native``, ``dense_transferred``: probes on the mean of the states, as in `evaluate_probe`.
 
 An SAE is any object with SAELens' ``encode(x)``: [token, d_model] → [token, feature]. Intervals are
-paired bootstraps over test texts, for ``random`` where 95% of the draws fall.
+paired bootstraps over test texts; for ``random`` they hold 95% of the draws.
+
+Source: Stitching (arXiv 2506.06609) §4, figure 3a; the dense and the random arms are ours.
 """
 
 import logging
@@ -36,6 +38,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
+from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.probes._linear_probe import (
     LinearProbe,
     check_labels,
@@ -43,9 +46,9 @@ from lrt_lens.adapters.probes._linear_probe import (
     classes_of,
     plain_label,
 )
-from lrt_lens.adapters.probes._logistic import Logistic, fit_logistic, probabilities
-from lrt_lens.errors import MismatchError, NonFiniteError
-from lrt_lens.models._hook_points import same_place
+from lrt_lens.adapters.probes._logistic import fit_logistic, probabilities
+from lrt_lens.adapters.saes._compatibility import refuse_foreign_sae, require_sae
+from lrt_lens.errors import NonFiniteError
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import read_tokens
@@ -54,18 +57,42 @@ from lrt_lens.statistics._intervals import spread
 from lrt_lens.stitching._stitch import Stitch
 
 KS = (1, 2, 5, 10, 20, 50)
-"""Numbers of features (Stitching, figure 3a)."""
+"""Default numbers of features (Stitching, figure 3a)."""
 
 logger = logging.getLogger(__name__)
 
 
+FeatureSets = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Features of the training and the test texts, both [text, feature], by SAE."""
+
+
 @runtime_checkable
 class Encoder(Protocol):
-    """What is asked of an SAE."""
+    """SAE, or any object that encodes states as features."""
 
     def encode(self, x: Tensor) -> Tensor:
-        """[token, d_model] → [token, feature]."""
+        """Features [token, feature] of states [token, d_model]."""
         ...
+
+
+@dataclass(frozen=True)
+class SparseProbeSettings(Settings):
+    """Settings of `evaluate_sparse_probes`, which also takes each of them as a keyword."""
+
+    ks: Sequence[int] = KS
+    """Numbers of features that a probe reads."""
+    n_random: int = 10
+    """Draws of random features for each k."""
+    dense: bool = True
+    """Whether to fit the dense probes too."""
+    task: str = "sparse probe"
+    """Name of the classes, for the table."""
+    seed: int = 0
+    """Seed of folds, draws and bootstraps."""
+
+    def __post_init__(self) -> None:
+        if not self.ks or min(self.ks) < 1:
+            raise ValueError(f"ks is {list(self.ks)}; expected numbers of features, 1 or more")
 
 
 @dataclass(frozen=True)
@@ -73,36 +100,36 @@ class SparseProbeEvaluation:
     """Accuracy over the number of features, for all arms on the same test texts."""
 
     table: pd.DataFrame
-    """A row per arm and k: task, arm, k (NaN for dense probes), n_draws, accuracy, low, high,
+    """One row per arm and k: task, arm, k (NaN for dense probes), n_draws, accuracy, low, high,
     auroc, auroc_low, auroc_high.
     """
     chance: float
     """Share of the largest class among the test texts."""
     n_test: int
+    """Number of test texts."""
     features: dict[str, list[int]]
-    """The features of the largest k, most telling first, of ``native``, ``transferred_refit`` and
-    ``source``.
+    """Features of the largest k, by descending class difference, of ``native``,
+    ``transferred_refit`` and ``source``.
     """
 
     @property
     def summary(self) -> pd.DataFrame:
-        """Accuracies upright: a row per arm, a column per k."""
+        """Accuracies, one row per arm and one column per k."""
         return self._upright("accuracy").reset_index()
 
     def _upright(self, value: str) -> pd.DataFrame:
-        """[arm, k] of one column of the table, dense probes last."""
-        kept = self.table.assign(
+        """One column of the table as [arm, k], dense probes last."""
+        named = self.table.assign(
             k=self.table["k"].map(lambda k: "dense" if math.isnan(k) else int(k))
         )
-        order = [k for k in dict.fromkeys(kept["k"]) if k != "dense"] + ["dense"] * (
-            "dense" in set(kept["k"])
-        )
-        return kept.pivot_table(index="arm", columns="k", values=value, sort=False).reindex(
-            columns=order
-        )
+        order = list(dict.fromkeys(named["k"]))
+        # A stable sort: numbers stay in their order, "dense" goes to the end.
+        order.sort(key=lambda k: k == "dense")
+        pivot = named.pivot_table(index="arm", columns="k", values=value, sort=False)
+        return pivot.reindex(columns=order)
 
     def figure(self) -> Any:
-        """Accuracy over k, a line an arm (plotly)."""
+        """Plotly figure of accuracy over k, one line per arm."""
         from lrt_lens.figures._probes import sparse_probe_figure
 
         return sparse_probe_figure(self.table, chance=self.chance)
@@ -115,10 +142,14 @@ class SparseProbeEvaluation:
         shown = pd.DataFrame(
             {f"k = {k}{end}": part.get(k) for k in parts[""] for end, part in parts.items()}
         )
-        places = f"{self.n_test} test texts, chance {self.chance:.2f}; accuracy over the number of features k."
-        return card("SparseProbeEvaluation", note(places), table(shown))
+        caption = (
+            f"{self.n_test} test texts, chance {self.chance:.2f}; accuracy over the number of "
+            "features k."
+        )
+        return card("SparseProbeEvaluation", note(caption), table(shown))
 
 
+@takes(SparseProbeSettings)
 def evaluate_sparse_probes(
     pair: ModelPair,
     stitch: Stitch,
@@ -130,71 +161,73 @@ def evaluate_sparse_probes(
     source_sae: Encoder,
     native_sae: Encoder | None = None,
     transferred_sae: Encoder | None = None,
-    ks: Sequence[int] = KS,
-    n_random: int = 10,
-    dense: bool = True,
-    task: str = "sparse probe",
-    seed: int = 0,
     progress: bool = True,
+    settings: SparseProbeSettings | None = None,
+    **options: Any,
 ) -> SparseProbeEvaluation:
-    """Measure sparse probes through a transferred SAE beside the native one; see the module
-    docstring.
+    """Accuracy of sparse probes through a transferred SAE, compared with the native one.
 
-    Args: pair: both models. stitch: between the hook points of both SAEs. texts: training texts.
-        labels: one a text, str or int. test_texts: texts to judge on. test_labels: their labels.
-        source_sae: of the source model at the stitch's source hook. native_sae: of the target at
-        its target hook; the arms ``native`` and ``random`` need it (without it ``random`` draws
-        from the transferred). transferred_sae: ``stitch.transfer(source_sae)`` without it. ks:
-        numbers of features. n_random: draws of random features at each k. dense: whether to learn
-        the dense probes too. task: name of what is classified. seed: of folds, draws and
-        bootstraps. progress: show a bar.
+    The arms are listed in the module docstring.
 
-    Raises: ValueError: labels of one class, or as many as there are texts they are not; k beyond
-        the number of features. MismatchError: an SAE of another width or hook point, or models that
-        are not the stitch's.
+    Args:
+        pair: the models of the stitch.
+        stitch: a stitch between the hook points of both SAEs.
+        texts: training texts.
+        labels: one label per text, str or int.
+        test_texts: texts on which accuracy is measured.
+        test_labels: their labels.
+        source_sae: an SAE of the source model at the stitch's source hook point.
+        native_sae: an SAE of the target model at its target hook point, for the arms ``native`` and
+            ``random``; without it ``random`` draws from the transferred SAE.
+        transferred_sae: ``stitch.transfer(source_sae)`` by default.
+        progress: show a bar.
+        settings: see `SparseProbeSettings`.
+        options: single fields of the settings, such as ``ks=(1, 5)``.
+
+    Raises:
+        ValueError: labels of one class, or not one per text; k above the number of features.
+        MismatchError: an SAE belongs to another width, hook point, model, basis or tokenizer; the
+            models are not the stitch's.
     """
+    run = resolve(SparseProbeSettings, settings, options)
     stitch.check(pair.source, pair.target)
-    for given_texts, given in ((texts, labels), (test_texts, test_labels)):
-        check_labels(given_texts, given)
-    plain, judged = ([plain_label(label) for label in given] for given in (labels, test_labels))
+    for some_texts, some_labels in ((texts, labels), (test_texts, test_labels)):
+        check_labels(some_texts, some_labels)
+    plain, judged = ([plain_label(one) for one in some] for some in (labels, test_labels))
     classes = classes_of(plain)
     y, truth = class_numbers(plain, classes), class_numbers(judged, classes)
-    moved: Encoder = stitch.transfer(source_sae) if transferred_sae is None else transferred_sae
-    saes = {"source": source_sae, "transferred": moved} | (
-        {"native": native_sae} if native_sae is not None else {}
-    )
-    _check(pair, stitch, saes, ks)
-    features: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    saes = _saes(pair, stitch, source_sae, native_sae, transferred_sae)
+    features: FeatureSets = {}
     for name, sae in tqdm(saes.items(), desc="encode", disable=not progress, leave=False):
-        model, hook = (
-            (pair.source, stitch.source_hook)
-            if name == "source"
-            else (pair.target, stitch.target_hook)
+        model, hook = _end(pair, stitch, name)
+        train, test = (
+            _features(model, some_texts, hook, sae, stitch.skip_first)
+            for some_texts in (texts, test_texts)
         )
-        features[name] = (
-            _features(model, texts, hook, sae, stitch.skip_first),
-            _features(model, test_texts, hook, sae, stitch.skip_first),
-        )
+        features[name] = (train, test)
     arms: dict[tuple[str, int | float], list[np.ndarray]] = {}
-    for arm, k, chances in _sparse(features, y, len(classes), ks, n_random, seed):
+    for arm, k, chances in _sparse(features, y, len(classes), run):
         arms.setdefault((arm, k), []).append(chances)
-    if dense:
-        for arm, chances in _dense(pair, stitch, texts, plain, test_texts, seed):
+    if run.dense:
+        for arm, chances in _dense(pair, stitch, texts, plain, test_texts, run.seed):
             arms[arm, math.nan] = [chances]
     ranked = {
-        name: by_class_difference(found[0], y)[: max(ks)].tolist()
-        for name, found in features.items()
+        name: by_class_difference(train, y)[: max(run.ks)].tolist()
+        for name, (train, _) in features.items()
     }
-    if "transferred" in ranked:
-        ranked["transferred_refit"] = ranked.pop("transferred")
+    # The selection on the target's own labels is that of the arm "transferred_refit".
+    ranked["transferred_refit"] = ranked.pop("transferred")
     chance = float(np.bincount(truth).max() / len(truth))
-    return SparseProbeEvaluation(_table(task, arms, truth, seed), chance, len(truth), ranked)
+    table = _table(run.task, arms, truth, run.seed)
+    return SparseProbeEvaluation(table, chance, len(truth), ranked)
 
 
 def by_class_difference(features: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Features of [text, feature], those of the largest class difference of their means first
-    (stable).
+    """Indices of features [text, feature], by descending class difference of their means.
+
+    Features with equal differences stay in their order.
     """
+    # max over classes c of |mean of class c − mean of all others|
     gaps = [
         np.abs(features[y == label].mean(0) - features[y != label].mean(0))
         for label in np.unique(y)
@@ -202,95 +235,89 @@ def by_class_difference(features: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.argsort(-np.max(gaps, 0), kind="stable")
 
 
-def _check(pair: ModelPair, stitch: Stitch, saes: dict[str, Encoder], ks: Sequence[int]) -> None:
-    if not ks or min(ks) < 1:
-        raise ValueError(f"ks is {list(ks)}; expected numbers of features, 1 or more")
+def _end(pair: ModelPair, stitch: Stitch, name: str) -> tuple[HookedModel, str]:
+    """Model and hook point at which an SAE of `_saes` reads."""
+    if name == "source":
+        return pair.source, stitch.source_hook
+    return pair.target, stitch.target_hook
+
+
+def _saes(
+    pair: ModelPair,
+    stitch: Stitch,
+    source_sae: Encoder,
+    native_sae: Encoder | None,
+    transferred_sae: Encoder | None,
+) -> dict[str, Encoder]:
+    """SAEs by name, each checked against the model and the hook point at which it reads."""
+    saes = {"source": source_sae, "transferred": transferred_sae, "native": native_sae}
     for name, sae in saes.items():
-        d_model = pair.source.d_model if name == "source" else pair.target.d_model
-        config = getattr(sae, "cfg", None)
-        width = getattr(config, "d_in", d_model)
-        if width != d_model:
-            raise MismatchError(
-                f"the {name} SAE reads {width} dimensions, its model has {d_model}; give the SAE of the stitch's own hook point"
-            )
-        hook = getattr(getattr(config, "metadata", None), "hook_name", None)
-        expected = stitch.source_hook if name == "source" else stitch.target_hook
-        if isinstance(hook, str) and not same_place(hook, expected):
-            raise MismatchError(
-                f"the {name} SAE is at {hook!r}; expected {expected!r}: give the SAE of the stitch's own hook point"
-            )
+        if sae is not None:
+            model, hook = _end(pair, stitch, name)
+            require_sae(sae, "encode")
+            refuse_foreign_sae(sae, hook, model.identity)
+    if transferred_sae is None:
+        saes["transferred"] = stitch.transfer(source_sae)
+    return {name: sae for name, sae in saes.items() if sae is not None}
 
 
 @torch.no_grad()
 def _features(
     model: HookedModel, texts: Sequence[str], hook: str, sae: Encoder, skip_first: int
 ) -> np.ndarray:
-    """[text, feature], each text's mean over its unmasked tokens."""
-    out: dict[int, np.ndarray] = {}
+    """Mean features of each text over its unmasked tokens, [text, feature], float64."""
+    means: dict[int, np.ndarray] = {}
+    # Texts arrive from the shortest to the longest.
     for index, rows in read_tokens(model, texts, hook, skip_first=skip_first):
-        out[index] = sae.encode(rows).double().mean(0).cpu().numpy()
-    found = np.stack([out[i] for i in range(len(texts))])
-    if not np.isfinite(found).all():
+        means[index] = sae.encode(rows).double().mean(0).cpu().numpy()
+    features = np.stack([means[i] for i in range(len(texts))])
+    if not np.isfinite(features).all():
         raise NonFiniteError(
-            f"the SAE gives NaN or infinity at {hook!r} of {model.name!r}; check its weights and dtype"
+            f"the SAE returns NaN or infinity at {hook!r} of {model.name!r}; expected finite "
+            "features: check its weights and dtype"
         )
-    return found
+    return features
 
 
 def _sparse(
-    features: dict[str, tuple[np.ndarray, np.ndarray]],
-    y: np.ndarray,
-    n_classes: int,
-    ks: Sequence[int],
-    n_random: int,
-    seed: int,
-) -> Iterator[tuple[str, float, np.ndarray]]:
-    """(arm, k, probabilities [test text, class])."""
-    narrowest = min(found[0].shape[1] for found in features.values())
+    features: FeatureSets, y: np.ndarray, n_classes: int, run: SparseProbeSettings
+) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Arm, k, and probabilities [test text, class] of each sparse probe."""
+    ks, seed = run.ks, run.seed
+    narrowest = min(train.shape[1] for train, _ in features.values())
     if max(ks) > narrowest:
         raise ValueError(
             f"ks goes up to {max(ks)}, an SAE has {narrowest} features; give smaller k"
         )
-    order = {name: by_class_difference(found[0], y) for name, found in features.items()}
-    pool = features.get("native", features["transferred"])
+
+    def fitted(some: tuple[np.ndarray, np.ndarray], columns: np.ndarray) -> np.ndarray:
+        probe = fit_logistic(some[0][:, columns], y, n_classes, seed=seed)
+        return probe.probabilities(some[1][:, columns])
+
+    order = {name: by_class_difference(train, y) for name, (train, _) in features.items()}
+    source, transferred = features["source"], features["transferred"]
+    pool = features.get("native", transferred)
     alive = np.flatnonzero(pool[0].any(0))
     generator = np.random.default_rng(seed)
     for k in ks:
-        chosen = order["source"][:k]
-        own = fit_logistic(features["source"][0][:, chosen], y, n_classes, seed=seed)
-        yield "source", k, own.probabilities(features["source"][1][:, chosen])
-        yield "transferred", k, own.probabilities(features["transferred"][1][:, chosen])
-        yield (
-            "transferred_refit",
-            k,
-            _fitted(features["transferred"], order["transferred"][:k], y, n_classes, seed),
-        )
+        columns = order["source"][:k]
+        # One probe on the source; its columns and weights are then used on the target unchanged.
+        own = fit_logistic(source[0][:, columns], y, n_classes, seed=seed)
+        yield "source", k, own.probabilities(source[1][:, columns])
+        yield "transferred", k, own.probabilities(transferred[1][:, columns])
+        yield "transferred_refit", k, fitted(transferred, order["transferred"][:k])
         if "native" in features:
-            yield "native", k, _fitted(features["native"], order["native"][:k], y, n_classes, seed)
+            yield "native", k, fitted(features["native"], order["native"][:k])
         if len(alive) < k:
             logger.warning(
-                "only %d features are ever active on the training texts; random features are left out at k = %d",
+                "only %d features are ever active on the training texts; random features are left "
+                "out at k = %d",
                 len(alive),
                 k,
             )
             continue
-        for _ in range(n_random):
-            yield (
-                "random",
-                k,
-                _fitted(pool, generator.choice(alive, k, replace=False), y, n_classes, seed),
-            )
-
-
-def _fitted(
-    features: tuple[np.ndarray, np.ndarray],
-    chosen: np.ndarray,
-    y: np.ndarray,
-    n_classes: int,
-    seed: int,
-) -> np.ndarray:
-    found: Logistic = fit_logistic(features[0][:, chosen], y, n_classes, seed=seed)
-    return found.probabilities(features[1][:, chosen])
+        for _ in range(run.n_random):
+            yield "random", k, fitted(pool, generator.choice(alive, k, replace=False))
 
 
 def _dense(
@@ -301,23 +328,26 @@ def _dense(
     test_texts: Sequence[str],
     seed: int,
 ) -> Iterator[tuple[str, np.ndarray]]:
+    """Arm and probabilities [test text, class] of the dense probes, both read on the target."""
     options: dict[str, Any] = {"read": "mean", "skip_first": stitch.skip_first, "seed": seed}
     native = LinearProbe.fit(pair.target, texts, labels, at=stitch.target_hook, **options)
-    carried: LinearProbe = stitch.transfer(
+    transferred: LinearProbe = stitch.transfer(
         LinearProbe.fit(pair.source, texts, labels, at=stitch.source_hook, **options)
     )
     rows = native.rows(pair.target, test_texts)[0]
-    for arm, probe in (("dense_native", native), ("dense_transferred", carried)):
+    for arm, probe in (("dense_native", native), ("dense_transferred", transferred)):
         yield arm, probabilities(probe.logits(rows))
 
 
 def _table(
     task: str, arms: dict[tuple[str, int | float], list[np.ndarray]], truth: np.ndarray, seed: int
 ) -> pd.DataFrame:
+    """Table of `SparseProbeEvaluation` from the probabilities of each arm's draws."""
     rows = []
     for (arm, k), chances in arms.items():
         verdict = Verdict.of(chances, truth, seed=seed)
         accuracy, auroc = verdict.accuracy(seed=seed), verdict.auroc
+        # For random features the interval is the spread over draws, not over test texts.
         if arm == "random":
             accuracy, auroc = spread(list(verdict.accuracies)), spread(list(verdict.aurocs))
         rows.append(

@@ -1,17 +1,18 @@
 """SAEs of EleutherAI's sparsify as SAELens objects.
 
-    sae = load_sparsify("EleutherAI/sae-pythia-70m-32k", hookpoint="layers.3")     # or a local folder with cfg.json and sae.safetensors
-    moved = stitch.transfer(sae)
+    sae = load_sparsify("EleutherAI/sae-pythia-70m-32k", hookpoint="layers.3")
+    sae = load_sparsify("folder")         # a local folder with cfg.json and sae.safetensors
+    transferred = stitch.transfer(sae)
 
 Format of sparsify 1.3.3: ``cfg.json`` (`SparseCoderConfig` and ``d_in``), ``sae.safetensors`` with
-``encoder.weight`` [feature, d], ``encoder.bias``, ``W_dec`` [feature, d], ``b_dec``; older files
-may hold ``decoder.weight`` [d, feature] and ``signed`` (selection by size, sign kept). The encoder
-subtracts ``b_dec``, whatever ``normalize_decoder`` says: ``apply_b_dec_to_input=True``. SAELens
-6.54's own loader reads that off ``normalize_decoder`` and transposes ``W_dec``. A hook point
-``layers.3`` is the output of block 3.
+``encoder.weight`` [feature, d], ``encoder.bias``, ``W_dec`` [feature, d], ``b_dec``. Older files
+may hold ``decoder.weight`` [d, feature] and ``signed`` (selection by size, with the sign). The
+encoder subtracts ``b_dec``, whatever ``normalize_decoder`` says: ``apply_b_dec_to_input=True``.
+SAELens 6.54's own loader reads that from ``normalize_decoder`` and transposes ``W_dec``. A hook
+point ``layers.3`` is the output of block 3.
 
-Limits: transcoders, skip connections and ``activation="groupmax"`` are refused: SAELens has no such
-SAE.
+Limits: transcoders, skip connections and ``activation="groupmax"`` are refused, because SAELens has
+no such SAE.
 """
 
 import json
@@ -25,7 +26,7 @@ from lrt_lens.errors import FileFormatError
 from lrt_lens.models._hook_points import residual_post
 
 _REFUSED = {
-    "transcode": "it is a transcoder, which writes where it does not read",
+    "transcode": "it is a transcoder, which reads one hook point and writes another",
     "skip_connection": "it has a skip connection, which no SAELens SAE has",
 }
 
@@ -39,38 +40,45 @@ def load_sparsify(
     revision: str | None = None,
     device: str = "cpu",
 ) -> Any:
-    """A SAELens TopK SAE (AbsTopK where ``signed``) from a sparsify folder or hub repository, in
-    the file's precision.
+    """SAELens TopK SAE (AbsTopK if ``signed``) in the file's precision.
 
-    Args: folder: with ``cfg.json`` and ``sae.safetensors``, or with one folder per hook point; or a
-        hub repository. hook: TransformerLens name; without it ``layers.{l}`` is
-        ``blocks.{l}.hook_resid_post``, other names need it. hookpoint: sparsify's name of the
-        folder inside. model_name: of the model it was trained on, written into the metadata.
-        revision: of the hub repository. device: where its weights go.
+    Args:
+        folder: a folder with ``cfg.json`` and ``sae.safetensors``, or with one such folder per hook
+            point, or a hub repository.
+        hook: TransformerLens name of the hook point; needed unless the folder is named
+            ``layers.{l}``, which is ``blocks.{l}.hook_resid_post``.
+        hookpoint: sparsify's name of the folder inside ``folder``.
+        model_name: name of the model of its training, written into the metadata.
+        revision: revision of the hub repository.
+        device: device of the weights.
 
-    Raises FileFormatError for a truncated or foreign folder, ValueError for an SAE that SAELens
-    cannot express.
+    Raises:
+        FileFormatError: the folder is truncated or not written by sparsify.
+        ValueError: SAELens cannot express the SAE.
     """
-    place = _folder(folder, hookpoint, revision)
-    cfg = _config(place)
+    path = _folder(folder, hookpoint, revision)
+    cfg = _config(path)
     for key, reason in _REFUSED.items():
         if cfg.get(key):
             raise ValueError(
-                f"{str(place)!r} has {key}=true: {reason}; expected a sparse autoencoder"
+                f"{str(path)!r} has {key}=true: {reason}; expected a sparse autoencoder"
             )
     if cfg.get("activation", "topk") != "topk":
         raise ValueError(
-            f"{str(place)!r} has activation {cfg['activation']!r}; SAELens has TopK only: expected 'topk'"
+            f"{str(path)!r} has activation {cfg['activation']!r}; expected 'topk', the only one "
+            "that SAELens has"
         )
+    # sparsify writes either the number of features or an expansion factor, 32 by default.
     d_in = int(cfg["d_in"])
     d_sae = int(cfg.get("num_latents") or d_in * cfg.get("expansion_factor", 32))
-    weights = _weights(place, d_in, d_sae)
-    return _build(cfg, weights, hook or _hook(place), model_name, device)
+    weights = _weights(path, d_in, d_sae)
+    return _build(cfg, weights, hook or _hook(path), model_name, device)
 
 
 def _build(
     cfg: dict[str, Any], weights: dict[str, Tensor], hook: str, model_name: str | None, device: str
 ) -> Any:
+    """SAELens SAE with the weights and the number of active features of a sparsify SAE."""
     from sae_lens.registry import get_sae_class
     from sae_lens.saes.sae import SAEMetadata
 
@@ -82,73 +90,66 @@ def _build(
         "k": int(cfg["k"]),
         "rescale_acts_by_decoder_norm": False,
         "apply_b_dec_to_input": True,
+        "dtype": str(dtype).removeprefix("torch."),
     }
-    sae = kind(
-        settings(
-            d_in=d_in,
-            d_sae=d_sae,
-            dtype=str(dtype).removeprefix("torch."),
-            device="meta",
-            metadata=metadata,
-            **options,
-        )
-    )
+    # On the meta device SAELens draws no random weights, which would be overwritten.
+    sae = kind(settings(d_in=d_in, d_sae=d_sae, device="meta", metadata=metadata, **options))
     sae.load_state_dict(weights, assign=True)
     sae.cfg.device = device
     return sae.to(device=device, dtype=dtype)
 
 
 def _folder(folder: str | Path, hookpoint: str | None, revision: str | None) -> Path:
-    place = Path(folder)
-    if not place.is_dir():
+    """Local folder with a ``cfg.json``, downloaded first if ``folder`` is a hub repository."""
+    path = Path(folder)
+    if not path.is_dir():
         if str(folder).count("/") != 1 or str(folder).startswith((".", "/")):
             raise FileFormatError(
-                f"{str(folder)!r} is neither a folder nor a hub repository (owner/name)"
+                f"{str(folder)!r} is neither a folder nor a hub repository; give a folder, or "
+                "owner/name"
             )
         from huggingface_hub import snapshot_download
 
-        place = Path(
-            snapshot_download(
-                str(folder),
-                revision=revision,
-                allow_patterns=f"{hookpoint}/*" if hookpoint else None,
-            )
-        )
-    if hookpoint is not None and (place / hookpoint).is_dir():
-        place = place / hookpoint
-    if not (place / "cfg.json").is_file():
-        inside = sorted(path.parent.name for path in place.glob("*/cfg.json"))
+        patterns = f"{hookpoint}/*" if hookpoint else None
+        path = Path(snapshot_download(str(folder), revision=revision, allow_patterns=patterns))
+    if hookpoint is not None and (path / hookpoint).is_dir():
+        path = path / hookpoint
+    if not (path / "cfg.json").is_file():
+        inside = sorted(config.parent.name for config in path.glob("*/cfg.json"))
         remedy = (
             f"choose one with hookpoint=…: {inside}"
             if inside
             else "expected a folder of sparsify with cfg.json and sae.safetensors"
         )
-        raise FileFormatError(f"{str(place)!r} has no cfg.json; {remedy}")
-    return place
+        raise FileFormatError(f"{str(path)!r} has no cfg.json; {remedy}")
+    return path
 
 
-def _config(place: Path) -> dict[str, Any]:
+def _config(path: Path) -> dict[str, Any]:
+    """Contents of ``cfg.json`` with at least ``d_in`` and ``k``."""
     try:
-        cfg = json.loads((place / "cfg.json").read_text())
+        cfg = json.loads((path / "cfg.json").read_text())
     except ValueError as error:
         raise FileFormatError(
-            f"{str(place / 'cfg.json')!r} is no JSON ({error}); copy the folder again"
+            f"{str(path / 'cfg.json')!r} is no JSON ({error}); copy the folder again"
         ) from error
     missing = (
         [key for key in ("d_in", "k") if key not in cfg] if isinstance(cfg, dict) else ["d_in", "k"]
     )
     if missing:
         raise FileFormatError(
-            f"{str(place / 'cfg.json')!r} has no {' and '.join(missing)}; expected the config of a sparsify SAE"
+            f"{str(path / 'cfg.json')!r} has no {' and '.join(missing)}; expected the config of a "
+            "sparsify SAE"
         )
     return cfg
 
 
-def _weights(place: Path, d_in: int, d_sae: int) -> dict[str, Tensor]:
+def _weights(folder: Path, d_in: int, d_sae: int) -> dict[str, Tensor]:
+    """Weights of ``sae.safetensors`` under SAELens' names and in its shapes."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = place / "sae.safetensors"
+    path = folder / "sae.safetensors"
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -163,9 +164,12 @@ def _weights(place: Path, d_in: int, d_sae: int) -> dict[str, Tensor]:
         "W_dec": (d_sae, d_in),
         "b_dec": (d_in,),
     }
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != expected:
-        raise FileFormatError(f"{str(path)!r} holds {found}; expected {expected}")
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if shapes != expected:
+        raise FileFormatError(
+            f"{str(path)!r} holds {shapes}; expected {expected}: copy the weights that belong to "
+            "this cfg.json"
+        )
     return {
         "W_enc": tensors["encoder.weight"].T.contiguous(),
         "b_enc": tensors["encoder.bias"],
@@ -174,12 +178,14 @@ def _weights(place: Path, d_in: int, d_sae: int) -> dict[str, Tensor]:
     }
 
 
-def _hook(place: Path) -> str:
-    if place.name == "embed_tokens":
+def _hook(path: Path) -> str:
+    """TransformerLens name of the hook point for which a sparsify folder is named."""
+    if path.name == "embed_tokens":
         return "hook_embed"
-    match = re.fullmatch(r"layers\.(\d+)", place.name)
+    match = re.fullmatch(r"layers\.(\d+)", path.name)
     if match is None:
         raise ValueError(
-            f"folder {place.name!r} does not name a residual stream as 'layers.3' does; give hook='blocks.3.hook_resid_post'"
+            f"folder {path.name!r} does not name a residual hook point as 'layers.3' does; give "
+            "hook='blocks.3.hook_resid_post'"
         )
     return residual_post(int(match[1]))

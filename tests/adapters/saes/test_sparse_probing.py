@@ -46,15 +46,15 @@ def _sae(d_in: int, seed: int) -> Any:
     return sae
 
 
-def _carried(sae: Any, stitch: Stitch) -> Any:
+def _transferred(sae: Any, stitch: Stitch) -> Any:
     """The transferred SAE by its formulas: W_e' = W_down W_e, b_e' = b_down W_e + b_e (the decoder
     takes no part in encoding).
     """
-    moved = _sae(len(stitch.down.weight), 0)
+    transferred = _sae(len(stitch.down.weight), 0)
     down, bias = stitch.down.weight.double(), stitch.down.bias.double()
-    moved.W_enc.data = (down @ sae.W_enc.data.double()).float()
-    moved.b_enc.data = (bias @ sae.W_enc.data.double() + sae.b_enc.data.double()).float()
-    return moved
+    transferred.W_enc.data = (down @ sae.W_enc.data.double()).float()
+    transferred.b_enc.data = (bias @ sae.W_enc.data.double() + sae.b_enc.data.double()).float()
+    return transferred
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def saes(pair: ModelPair, stitch: Stitch) -> dict[str, Any]:
     return {
         "source_sae": source,
         "native_sae": _sae(pair.target.d_model, 2),
-        "transferred_sae": _carried(source, stitch),
+        "transferred_sae": _transferred(source, stitch),
     }
 
 
@@ -214,7 +214,7 @@ def test_what_cannot_be_judged_is_refused(
         _evaluate(pair, stitch, **saes, ks=(100,))
     with pytest.raises(ValueError, match=r"ks is \[0\]"):
         _evaluate(pair, stitch, **saes, ks=(0,))
-    with pytest.raises(MismatchError, match="native SAE reads 16 dimensions"):
+    with pytest.raises(MismatchError, match="this SAE has width 16; expected 24 dimensions"):
         _evaluate(pair, stitch, **saes | {"native_sae": saes["source_sae"]})
     with pytest.raises(ValueError, match="all 20 labels"):
         _evaluate(pair, stitch, **saes, test_labels=["sad"] * 20)
@@ -225,5 +225,5 @@ def test_what_cannot_be_judged_is_refused(
         )
         encode = saes["source_sae"].encode
 
-    with pytest.raises(MismatchError, match=r"the source SAE is at 'blocks\.0"):
+    with pytest.raises(MismatchError, match=r"this SAE was trained at 'blocks\.0"):
         _evaluate(pair, stitch, **saes | {"source_sae": Elsewhere()})
