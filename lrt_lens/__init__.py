@@ -15,6 +15,8 @@ neither torch nor any model code.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lrt_lens._late import provide
+
 __version__ = "0.1.0"
 
 _HOME = {
@@ -148,6 +150,15 @@ _HOME = {
 __all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll] (names load lazily, from _HOME)
 
 
+provide(
+    {
+        "CrossMoments.fit": "lrt_lens.stitching._fit:fit_grid",
+        "StitchGrid.compare": "lrt_lens.stitching._comparison:compare_solvers",
+        "Stitch.transfer sae_lens": "lrt_lens.adapters.saes._transfer:transfer_sae",
+    }
+)
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'lrt_lens' has no attribute {name!r}; it has {sorted(_HOME)}")
@@ -245,7 +256,7 @@ if TYPE_CHECKING:
     from lrt_lens.models._pair import ModelPair
     from lrt_lens.moments._checkpoint import remove_checkpoints
     from lrt_lens.moments._cross_moments import CrossMoments
-    from lrt_lens.moments._harvesting import fit_stitches, harvest
+    from lrt_lens.moments._harvesting import harvest
     from lrt_lens.moments._plan import HarvestPlan, ModelShape, plan_harvest
     from lrt_lens.moments._scale_out import merge_shards
     from lrt_lens.moments.cache._activation_cache import ActivationCache
@@ -253,6 +264,7 @@ if TYPE_CHECKING:
     from lrt_lens.stitching._comparison import SolverComparison
     from lrt_lens.stitching._diagnostics import MapDiagnostics, map_diagnostics, score_intervals
     from lrt_lens.stitching._fidelity import Fidelity
+    from lrt_lens.stitching._fit import fit_stitches
     from lrt_lens.stitching._grid import StitchGrid
     from lrt_lens.stitching._similarity import similarities
     from lrt_lens.stitching._stitch import Stitch

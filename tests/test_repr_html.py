@@ -11,7 +11,7 @@ from lrt_lens.adapters.probes._linear_probe import LinearProbe
 from lrt_lens.adapters.vectors._calibration import Calibration
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ContrastSet
-from lrt_lens.moments._harvesting import fit_stitches
+from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._grid import StitchGrid
 
 EVIL = "<script>alert(1)</script>&\"'"

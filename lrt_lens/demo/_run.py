@@ -35,8 +35,8 @@ from lrt_lens.bundled._texts import (
 )
 from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._harvesting import fit_stitches
 from lrt_lens.report._results import write_results
+from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._grid import StitchGrid
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.stitching._stitch_loss import StitchLoss, evaluate_stitch_loss, token_identity_map
@@ -278,7 +278,7 @@ def stitched_loss_table(loss: StitchLoss) -> pd.DataFrame:
 
 def refuse_unwritable(out: Path) -> None:
     """Raise before any work is done where ``out`` cannot be written."""
-    from lrt_lens.stitching._folder import write_atomically
+    from lrt_lens._files import write_atomically
 
     probe = write_atomically(
         out / ".lrt_lens_probe", lambda temporary: temporary.write_text(json.dumps({}))

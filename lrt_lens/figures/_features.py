@@ -252,7 +252,7 @@ def entropy_figure(
         figure.add_hline(
             y=share,
             line={"color": NEUTRAL, "dash": "dot", "width": 1.5},
-            row=1,
+            row=1,  # pyright: ignore[reportArgumentType] (plotly's stubs know "all" only)
             col=column,  # pyright: ignore[reportArgumentType]
         )
     figure.update_xaxes(title_text="largest activation")

@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 import pandas as pd
 import plotly.graph_objects as go
 
+from lrt_lens._files import make_folder
 from lrt_lens.moments._interrupts import Interrupts
 from lrt_lens.report._html import (
     KeyNumbers,
@@ -32,7 +33,6 @@ from lrt_lens.report._html import (
 )
 from lrt_lens.report._results import write_results
 from lrt_lens.reproduction._picture import write_pictures
-from lrt_lens.stitching._folder import make_folder
 
 logger = logging.getLogger(__name__)
 

@@ -84,3 +84,20 @@ class MapPair:
     def reversed(self) -> "MapPair":
         """The two exchanged."""
         return MapPair(self.down, self.up)
+
+
+@dataclass(frozen=True)
+class StreamStatistics:
+    """What one hook point's stream looks like, over the tokens that fitted."""
+
+    mean: Tensor
+    """[d]."""
+    covariance: Tensor
+    """[d, d]."""
+    median_norm: float
+    """Median ‖x‖."""
+
+    def deviation(self, direction: Tensor) -> float:
+        """Standard deviation of the stream along a direction (of any length)."""
+        unit = direction.to(self.covariance) / direction.to(self.covariance).norm()
+        return float((unit @ self.covariance @ unit).clamp_min(0).sqrt())

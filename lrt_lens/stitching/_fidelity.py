@@ -16,7 +16,7 @@ drawn from the source's own covariance.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -27,9 +27,7 @@ from lrt_lens.errors import MismatchError
 from lrt_lens.moments._scatter import Scatter
 from lrt_lens.statistics._jackknife import jackknife
 from lrt_lens.stitching._affine import MapPair
-
-if TYPE_CHECKING:
-    from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.stitching._stitch_data import StitchData
 
 _RIDGE = 1e-4
 """λ of the write-side inverses, relative to the mean variance, where the stitch names no penalty.
@@ -84,7 +82,7 @@ class Fidelity:
 
 
 def fidelity(
-    stitch: "Stitch",
+    stitch: StitchData,
     direction: Tensor,
     kind: Literal["write", "read"] = "write",
     *,
@@ -132,14 +130,14 @@ def fidelity(
     )
 
 
-def fidelities(stitch: "Stitch", directions: Tensor, kind: Literal["write", "read"]) -> Tensor:
+def fidelities(stitch: StitchData, directions: Tensor, kind: Literal["write", "read"]) -> Tensor:
     """[direction]: the values alone, of many directions [direction, d_source]."""
     return _with(
         stitch, stitch.maps, directions.double().cpu(), kind, _union(held_out_groups(stitch))
     )
 
 
-def naive_fidelities(stitch: "Stitch", directions: Tensor) -> Tensor:
+def naive_fidelities(stitch: StitchData, directions: Tensor) -> Tensor:
     """[direction]: corr(x·v, y·vW), the correlation of projections on the direction and on its
     image.
     """
@@ -149,7 +147,7 @@ def naive_fidelities(stitch: "Stitch", directions: Tensor) -> Tensor:
     )
 
 
-def random_directions(stitch: "Stitch", n: int, generator: torch.Generator) -> Tensor:
+def random_directions(stitch: StitchData, n: int, generator: torch.Generator) -> Tensor:
     """[n, d_source]: half isotropic, half from the source's covariance."""
     covariance = stitch.source_statistics.covariance.double().cpu()
     draws = torch.randn(n, len(covariance), generator=generator, dtype=torch.float64)
@@ -158,7 +156,7 @@ def random_directions(stitch: "Stitch", n: int, generator: torch.Generator) -> T
     return draws
 
 
-def held_out_groups(stitch: "Stitch") -> tuple[Scatter, ...]:
+def held_out_groups(stitch: StitchData) -> tuple[Scatter, ...]:
     """The stitch's test groups; ValueError where it came without them."""
     if not stitch.held_out:
         raise ValueError(
@@ -168,7 +166,7 @@ def held_out_groups(stitch: "Stitch") -> tuple[Scatter, ...]:
 
 
 def _with(
-    stitch: "Stitch", maps: MapPair, directions: Tensor, kind: str, held_out: Scatter
+    stitch: StitchData, maps: MapPair, directions: Tensor, kind: str, held_out: Scatter
 ) -> Tensor:
     up, down = maps.up.weight.double().cpu(), maps.down.weight.double().cpu()
     if kind == "read":

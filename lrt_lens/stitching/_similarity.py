@@ -86,11 +86,13 @@ def similarities(
     the fitting folds' canonical directions, Procrustes with their rotation, CKA as it is; ``n``
     fitting rows, ``d_source``, ``d_target``, ``note``.
 
-    Args: moments: of the pairs; with shuffled pairs, or ``null`` and ``effect`` are NaN. pairs:
-        (source hook, target hook); None takes all. measures: names from
-        `lrt_lens.stitching._measures.MEASURES`. svcca_variance: share of variance that SVCCA keeps
-        of each side before it correlates. The Stitching paper, which chooses its layers by
-            mean SVCCA correlation (figure 6), does not give its threshold; .99 is Raghu et al.'s.
+    Args:
+        moments: of the pairs; with shuffled pairs, or ``null`` and ``effect`` are NaN.
+        pairs: (source hook, target hook); None takes all.
+        measures: names from `lrt_lens.stitching._measures.MEASURES`.
+        svcca_variance: share of variance that SVCCA keeps of each side before it correlates. The
+            Stitching paper, which chooses its layers by mean SVCCA correlation (figure 6), does not
+            give its threshold; .99 is Raghu et al.'s.
         progress: show a bar.
     """
     chosen = _checked_pairs(moments, pairs)

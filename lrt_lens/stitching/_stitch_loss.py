@@ -59,6 +59,7 @@ from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.statistics._intervals import Interval, bootstrap_ratio
 from lrt_lens.stitching._affine import AffineMap, MapPair
+from lrt_lens.stitching._fit import fit_grid
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.stitching._stitched_pass import (
     METRICS,
@@ -201,15 +202,19 @@ def evaluate_stitch_loss(
     """Next-token losses behind a stitch, route by route, beside their controls; see the module
     docstring.
 
-    Args: pair: the models of the stitch. stitch: its maps are the arm ``stitched``, its null the
-        arm ``shuffled``, its stream means the arm ``mean``. documents: text, as `fit_stitches`
-        takes it. routes: among ``ROUTES``. n_tokens: counted positions after which no further
-        document is read. context_length: tokens a window, BOS included. controls: among
-        ``CONTROLS``. token_maps: for the arm ``token``: a map from the source's ``hook_embed`` to
-        the target hook (`token_identity_map`), which serves the
-            routes that end in B; or a `MapPair` whose ``down`` goes from the *target's*
-            ``hook_embed`` to the source hook (the same from a harvest of ``pair.reversed()``), for
-            all routes.
+    Args:
+        pair: the models of the stitch.
+        stitch: its maps are the arm ``stitched``, its null the arm ``shuffled``, its stream means
+            the arm ``mean``.
+        documents: text, as `fit_stitches` takes it.
+        routes: among ``ROUTES``.
+        n_tokens: counted positions after which no further document is read.
+        context_length: tokens a window, BOS included.
+        controls: among ``CONTROLS``.
+        token_maps: for the arm ``token``: a map from the source's ``hook_embed`` to the target hook
+            (`token_identity_map`), which serves the routes that end in B; or a `MapPair` whose
+            ``down`` goes from the *target's* ``hook_embed`` to the source hook (the same from a
+            harvest of ``pair.reversed()``), for all routes.
         others: maps of other solvers between the same hook points, an arm by name each.
         keep: where the finishing model keeps its own state: at ``"bos"`` alone, as in the paper, or
             at all ``"masked"`` positions (always so with two tokenizers).
@@ -267,7 +272,7 @@ def token_identity_map(moments: CrossMoments, target_hook: str) -> AffineMap:
             f"these moments hold no pair {moments.token_hook!r} → {target_hook!r}; harvest that target hook point"
         )
     found = (moments.token_hook, hooks[0])
-    return moments.fit(Ridge(), pairs=[found]).maps(found)[0]
+    return fit_grid(moments, Ridge(), pairs=[found]).maps(found)[0]
 
 
 # ---------------------------------------------------------------------------------------- arguments

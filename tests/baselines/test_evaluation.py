@@ -19,7 +19,7 @@ from lrt_lens.baselines._evaluation import FamilyBaselines, evaluate_family_base
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._harvesting import fit_stitches
+from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._grid import StitchGrid
 from lrt_lens.stitching._stitch import Stitch
 

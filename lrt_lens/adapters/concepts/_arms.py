@@ -219,7 +219,12 @@ def _arm(
     facts["d"] = sum(len(layer.vector) for layer in ready) / len(ready)
     vectors = tuple(
         SteeringVector(
-            vector.float(), layer.target_hook, target, name=concept, method=f"concept map, {name}"
+            vector.float(),
+            layer.target_hook,
+            target,
+            name=concept,
+            method=name,
+            transferred_by="concept map",
         )
         for (vector, _), layer in zip(carried, ready, strict=True)
     )

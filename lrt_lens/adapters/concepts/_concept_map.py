@@ -35,6 +35,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from lrt_lens._files import read_tensors, write_tensors
 from lrt_lens._repr_html import card, note, table
 from lrt_lens.adapters.concepts._row_maps import N_FOLDS, Method, RowMap, fit_rows
 from lrt_lens.adapters.vectors._steering_hook import Positions
@@ -47,7 +48,6 @@ from lrt_lens.models._loading import ModelLike, load_model
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import read_activations
 from lrt_lens.stitching._affine import AffineMap
-from lrt_lens.stitching._folder import read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ class ConceptMap:
             hook=layer.map.target_hook,
             model=self.target,
             median_norm=layer.median_norm,
-            method=f"{vector.method}, concept map",
+            transferred_by="concept map",
         )
 
     def overlap(self, vector: SteeringVector) -> float:

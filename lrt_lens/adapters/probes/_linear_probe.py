@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lrt_lens._files import read_tensors, write_tensors
 from lrt_lens._repr_html import card, facts
 from lrt_lens.adapters.probes._logistic import (
     N_FOLDS,
@@ -41,9 +42,7 @@ from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel, ModelIdentity
 from lrt_lens.models._loading import ModelLike, load_model
 from lrt_lens.models._reading import EveryRead, read_activations, read_tokens
 from lrt_lens.stitching._affine import AffineMap
-from lrt_lens.stitching._folder import read_tensors, write_tensors
-from lrt_lens.stitching._stitch import Stitch
-from lrt_lens.stitching._transfer import transfer_artefact
+from lrt_lens.stitching._stitch import Stitch, transfer_artefact
 
 PROBE_SCHEMA = "lrt_lens.probe/1"
 

@@ -60,10 +60,11 @@ def ablation_hooks(
 ) -> dict[int | str, SteeringHook]:
     """Hooks for `HookedModel.intervene` that project a direction out of the residual stream.
 
-    Args: model: whose stream. direction: [d_model], of any length but 0. where: ``"everywhere"``:
-        the input of every block, its stream after attention where it has one, and its output;
-        ``"hook"``: one
-            place.
+    Args:
+        model: whose stream.
+        direction: [d_model], of any length but 0.
+        where: ``"everywhere"``: the input of every block, its stream after attention where it has
+            one, and its output; ``"hook"``: one place.
         hook: the place for ``"hook"``.
         skip_first: first positions that stay as they are.
     """
@@ -125,8 +126,8 @@ def evaluate_ablation(
     seed: int = 0,
     progress: bool = True,
 ) -> AblationEvaluation:
-    """Drop of a behaviour and damage under ablation of the transferred direction and its controls;
-    see the module docstring.
+    """Drop of a behaviour and damage under ablation of the transferred direction and its controls; see
+    the module docstring.
 
     Args:
         pair: both models.
@@ -143,8 +144,9 @@ def evaluate_ablation(
         seed: of draws, samples and bootstraps.
         progress: show a bar.
 
-    Raises: ValueError: neither items nor prompts with a classifier, no neutral text, or no contrast
-        texts are known.
+    Raises:
+        ValueError: neither items nor prompts with a classifier, no neutral text, or no contrast
+            texts are known.
     """
     stitch.check(pair.source, pair.target)
     contrast = contrast or vector.contrast_set

@@ -31,8 +31,8 @@ from lrt_lens._repr_html import card, facts, table
 from lrt_lens.adapters.vectors._intervention import Intervention
 from lrt_lens.adapters.vectors._neutral_text import Neutral, NeutralText, Unit
 from lrt_lens.adapters.vectors._scale_prediction import predict_scale
-from lrt_lens.adapters.vectors._steering_hook import Positions
-from lrt_lens.adapters.vectors._steering_vector import Mode, SteeringVector
+from lrt_lens.adapters.vectors._steering_hook import Mode, Positions
+from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.models._hooked_model import Handle, HookedModel
 from lrt_lens.models._loading import ModelLike, load_model
 
@@ -152,10 +152,11 @@ def calibrate_scale(
     ``scale`` is NaN, never an extrapolation, where the budget cannot be bracketed; where a full
     ablation stays within the budget it is 1 and ``at_limit`` is set.
 
-    Args: model: to be steered. vector: one, or one for each of several hook points, which share the
-        scale. neutral: texts without the concept, or conversations (lists of ``{"role",
-        "content"}``) that end with the assistant's turn, of which
-            only that turn counts.
+    Args:
+        model: to be steered.
+        vector: one, or one for each of several hook points, which share the scale.
+        neutral: texts without the concept, or conversations (lists of ``{"role", "content"}``) that
+            end with the assistant's turn, of which only that turn counts.
         damage: budget, nats per token.
         unit: ``"loss"``: by how much the loss rises; ``"kl"``: KL(unsteered ‖ steered) of the
             next-token distribution.
@@ -169,8 +170,10 @@ def calibrate_scale(
             (`predict_scale`).
         tolerance: relative to the budget.
 
-    Raises: ValueError: no neutral text that is long enough, a budget that is not positive, an
-        unknown unit, or no level for a clamp. MismatchError: a vector of another model.
+    Raises:
+        ValueError: no neutral text that is long enough, a budget that is not positive, an unknown
+            unit, or no level for a clamp.
+        MismatchError: a vector of another model.
     """
     hooked = load_model(model)
     vectors = (vector,) if isinstance(vector, SteeringVector) else tuple(vector)

@@ -100,14 +100,20 @@ def evaluate_clamping(
     """Share of the target's continuations that show the concept, under every arm; see the module
     docstring.
 
-    Args: pair: both models. stitch: between the vector's hook point and one of the target. vector:
-        learnt on the source. prompts: to be continued; neutral towards the concept. classifier:
-        text → bool, given the continuation without its prompt. concept_texts: texts of the concept,
-        on which the target's z̄ is taken; the contrast's positive texts where left out. contrast:
-        what the native vector is learnt from; the vector's own where it still holds it. n_samples:
-        continuations of each prompt. max_new_tokens, temperature, top_k: how they are drawn.
-        positions: which positions are clamped. n_random: random directions, half isotropic, half as
-        the target's stream. seed: of draws, samples and bootstraps; samples share it over arms.
+    Args:
+        pair: both models.
+        stitch: between the vector's hook point and one of the target.
+        vector: learnt on the source.
+        prompts: to be continued; neutral towards the concept.
+        classifier: text → bool, given the continuation without its prompt.
+        concept_texts: texts of the concept, on which the target's z̄ is taken; the contrast's
+            positive texts where left out.
+        contrast: what the native vector is learnt from; the vector's own where it still holds it.
+        n_samples: continuations of each prompt.
+        max_new_tokens, temperature, top_k: how they are drawn.
+        positions: which positions are clamped.
+        n_random: random directions, half isotropic, half as the target's stream.
+        seed: of draws, samples and bootstraps; samples share it over arms.
         progress: show a bar.
 
     Raises:

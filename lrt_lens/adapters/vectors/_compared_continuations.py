@@ -104,16 +104,25 @@ def compare_continuations(
 ) -> ComparedContinuations:
     """What ``model`` writes after each prompt without steering and under each vector.
 
-    Args: model: the model that all vectors belong to. prompts: texts to continue. vectors: by the
-        name of their arm, such as ``{"native": …, "transferred": …}``; the arm ``none`` is added.
+    Args:
+        model: the model that all vectors belong to.
+        prompts: texts to continue.
+        vectors: by the name of their arm, such as ``{"native": …, "transferred": …}``; the arm
+            ``none`` is added.
         scales: multiples of the vectors, one number for all or one for each; ``"auto"`` gives all
-        the same damage. neutral: texts on which damage is measured, for ``"auto"``. damage: nats
-        per token, for ``"auto"``. Larger than what evaluations compare at, so that the tone of few
-        samples shows it. max_new_tokens: tokens of a continuation. temperature: of sampling. top_k:
-        of sampling. seed: of the draws, the same for all arms.
+            the same damage.
+        neutral: texts on which damage is measured, for ``"auto"``.
+        damage: nats per token, for ``"auto"``. Larger than what evaluations compare at, so that the
+            tone of few samples shows it.
+        max_new_tokens: tokens of a continuation.
+        temperature: of sampling.
+        top_k: of sampling.
+        seed: of the draws, the same for all arms.
 
-    Raises: ValueError: no prompt, an arm called ``none``, no neutral text for ``"auto"``, no scale
-        for an arm. MismatchError: a vector of another model.
+    Raises:
+        ValueError: no prompt, an arm called ``none``, no neutral text for ``"auto"``, no scale for
+            an arm.
+        MismatchError: a vector of another model.
     """
     hooked = load_model(model)
     if isinstance(prompts, str) or not len(prompts):

@@ -156,14 +156,19 @@ def evaluate_steering(
 ) -> SteeringEvaluation:
     """Measure a transferred vector and its controls on the target; see the module docstring.
 
-    Args: pair: both models. stitch: between the vector's hook point and one of the target. vector:
-        learnt on the source. items: prompts with continuations; a share of them only chooses the
-        hook point of ``native_best``. neutral: texts on which steering should change nothing.
+    Args:
+        pair: both models.
+        stitch: between the vector's hook point and one of the target.
+        vector: learnt on the source.
+        items: prompts with continuations; a share of them only chooses the hook point of
+            ``native_best``.
+        neutral: texts on which steering should change nothing.
         scales: ``"auto"`` brackets the budget for every arm; a list gives the same multiples of the
-        vector to all arms. damage: nats per token on ``neutral`` at which arms are compared.
+            vector to all arms.
+        damage: nats per token on ``neutral`` at which arms are compared.
         contrast: the texts that the vector was learnt from; taken from the vector when it still
-        holds them. Without them the arms
-            ``native``, ``native_best`` and ``permuted`` are left out.
+            holds them. Without them the arms ``native``, ``native_best`` and ``permuted`` are left
+            out.
         bias, norm: rules of transfer, see `transfer_vector`.
         positions: which positions are steered.
         n_random: random directions.

@@ -117,20 +117,26 @@ def evaluate_propensity(
     seed: int = 0,
     progress: bool = True,
 ) -> PropensityEvaluation:
-    """Compare native and transferred steering item by item, at every scale; see the module
-    docstring.
+    """Compare native and transferred steering item by item, at every scale; see the module docstring.
 
-    Args: pair: both models. stitch: vectors are learnt at its source hook and measured at its
-        target hook. items: one task, or several with different names. scales: multiples of the
-        native vector's length; negative ones steer away. No steering is always measured.
-        train_share: share of the items that vectors are learnt from; the others are measured. bias:
-        ``"none"`` maps the direction; ``"add"`` is LRT's rule, and adds the arm ``bias_only``.
-        positions: which positions are steered (LRT: all). n_random: random directions, half
-        isotropic, half as the target's stream. n_permuted: vectors learnt from shuffled answers.
-        seed: of splits, draws and bootstraps. progress: show a bar.
+    Args:
+        pair: both models.
+        stitch: vectors are learnt at its source hook and measured at its target hook.
+        items: one task, or several with different names.
+        scales: multiples of the native vector's length; negative ones steer away. No steering is
+            always measured.
+        train_share: share of the items that vectors are learnt from; the others are measured.
+        bias: ``"none"`` maps the direction; ``"add"`` is LRT's rule, and adds the arm
+            ``bias_only``.
+        positions: which positions are steered (LRT: all).
+        n_random: random directions, half isotropic, half as the target's stream.
+        n_permuted: vectors learnt from shuffled answers.
+        seed: of splits, draws and bootstraps.
+        progress: show a bar.
 
-    Raises: ValueError: no items, too few of them, two tasks of one name, a scale that is 0 or not
-        finite, an item with one continuation twice.
+    Raises:
+        ValueError: no items, too few of them, two tasks of one name, a scale that is 0 or not
+            finite, an item with one continuation twice.
     """
     stitch.check(pair.source, pair.target)
     tasks = [items] if isinstance(items, ChoiceItems) else list(items)

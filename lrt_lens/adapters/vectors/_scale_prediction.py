@@ -36,15 +36,18 @@ def predict_scale(
     *,
     median_norm: float | Sequence[float] | None = None,
 ) -> float:
-    """The scale at which ``mode="add"`` will cost about ``damage`` nats per token on neutral text;
-    see the module docstring.
+    """The scale at which ``mode="add"`` will cost about ``damage`` nats per token on neutral text; see
+    the module docstring.
 
-    Args: vector: one, or one for each of several hook points that share the scale. damage: nats per
-        token, as the rise of the loss or as KL. median_norm: median ‖residual‖ at the hook point,
-        one for each vector; the vectors' own where left out.
+    Args:
+        vector: one, or one for each of several hook points that share the scale.
+        damage: nats per token, as the rise of the loss or as KL.
+        median_norm: median ‖residual‖ at the hook point, one for each vector; the vectors' own
+            where left out.
 
-    Raises: ValueError: a budget that is not positive, a vector of length 0, or one that knows no
-        median norm where none is given.
+    Raises:
+        ValueError: a budget that is not positive, a vector of length 0, or one that knows no median
+            norm where none is given.
     """
     vectors = (vector,) if isinstance(vector, SteeringVector) else tuple(vector)
     if not 0 < damage < math.inf:

@@ -6,6 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+Mode = Literal["add", "clamp", "ablate"]
+"""What a hook does with the component along a vector: add to it, set it, remove it."""
 Positions = Literal["all", "last", "generated"]
 """Which positions are steered: all behind the masked first ones, the last of the prompt, or
 generated tokens.

@@ -14,33 +14,28 @@ stream along its direction as it had in the source: ``‖u‖ = ‖v‖·σ_targ
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from lrt_lens._files import read_tensors, write_tensors
 from lrt_lens._repr_html import card, facts
-from lrt_lens.adapters.vectors._steering_hook import Positions, SteeringHook, adding, setting
+from lrt_lens.adapters.vectors._steering_hook import Mode, Positions, SteeringHook, adding, setting
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from lrt_lens.models._hook_points import resolve, same_place
 from lrt_lens.models._hooked_model import SKIP_FIRST, Handle, HookedModel, ModelIdentity
 from lrt_lens.models._loading import ModelLike, load_model
 from lrt_lens.models._reading import Read, read_activations
-from lrt_lens.stitching._folder import read_tensors, write_tensors
-from lrt_lens.stitching._stitch import Stitch
-from lrt_lens.stitching._transfer import transfer_artefact
+from lrt_lens.stitching._stitch import Stitch, transfer_artefact
 from lrt_lens.typing import Direction
 
-if TYPE_CHECKING:
-    from lrt_lens.adapters.vectors._calibration import Calibration
-
 VECTOR_SCHEMA = "lrt_lens.vector/1"
-
-Mode = Literal["add", "clamp", "ablate"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +50,11 @@ class SteeringVector:
     """The model it belongs to; None for a direction of unknown origin."""
     name: str = "vector"
     method: str = "given"
-    read: str = "given"
-    """Read position the contrast was taken at."""
+    """How it was learnt: ``"mean_difference"``, ``"principal_component"``, ``"sum"``, ``"given"``."""
+    read: Read | Literal["given"] = "given"
+    """Read position of the contrast texts."""
+    transferred_by: Literal["stitch", "concept map"] | None = None
+    """What transferred it to this model; None for a vector that was learnt on it."""
     contrast: str = ""
     """Hash of the contrast set."""
     median_norm: float = float("nan")
@@ -135,13 +133,12 @@ class SteeringVector:
             "mean_difference": SteeringVector.mean_difference,
             "principal_component": SteeringVector.principal_component,
         }
-        method = self.method.split(",")[0]
-        if method not in recipes:
+        if self.method not in recipes or self.read == "given":
             raise ValueError(
-                f"vector {self.name!r} was made by {method!r}; only {sorted(recipes)} can be learnt again from texts"
+                f"vector {self.name!r} was made by {self.method!r}; "
+                f"only {sorted(recipes)} can be learnt again from texts"
             )
-        read: Any = int(self.read) if self.read.lstrip("-").isdigit() else self.read
-        return recipes[method](model, contrast, at=at, read=read)
+        return recipes[self.method](model, contrast, at=at, read=self.read)
 
     @classmethod
     def _learnt(
@@ -160,7 +157,7 @@ class SteeringVector:
             model=model.identity,
             name=contrast.name,
             method=method,
-            read=str(read),
+            read=read,
             contrast=contrast.digest,
             median_norm=float(seen.norm(dim=1).median()),
             contrast_set=contrast,
@@ -207,6 +204,11 @@ class SteeringVector:
         return self + -other
 
     @property
+    def transferred(self) -> bool:
+        """Whether the vector was learnt on another model."""
+        return self.transferred_by is not None
+
+    @property
     def norm(self) -> float:
         """‖direction‖."""
         return float(self.direction.norm())
@@ -224,29 +226,37 @@ class SteeringVector:
         )
 
     def __repr__(self) -> str:
-        share = (
-            f", {self.norm / self.median_norm:.0%} of the median residual norm"
-            if self.median_norm == self.median_norm
-            else ""
-        )
         where = f" of {self.model.name}" if self.model else ""
-        return f"SteeringVector({self.name!r} at {self.hook}{where}, {self.method} read {self.read}, norm {self.norm:.3g}{share})"
+        share = f", {self._share} of the median residual norm" if self._share else ""
+        return (
+            f"SteeringVector({self.name!r} at {self.hook}{where}, {self._origin}, "
+            f"norm {self.norm:.3g}{share})"
+        )
 
     def _repr_html_(self) -> str:
-        known = self.median_norm == self.median_norm
-        found = {
+        about = {
             "name": self.name,
             "hook point": self.hook,
             "model": self.model.name if self.model else None,
-            "method": f"{self.method}, read {self.read}",
+            "method": self._origin,
             "texts": f"{len(self.contrast_set)} pairs" if self.contrast_set is not None else None,
             "norm": self.norm,
-            "share of the median residual norm": f"{self.norm / self.median_norm:.0%}"
-            if known
-            else None,
+            "share of the median residual norm": self._share,
             "dimensions": len(self.direction),
         }
-        return card("SteeringVector", facts(found))
+        return card("SteeringVector", facts(about))
+
+    @property
+    def _origin(self) -> str:
+        """How it was learnt, where it was read, whether it was transferred."""
+        return f"{self.method}, read {self.read}{', transferred' if self.transferred else ''}"
+
+    @property
+    def _share(self) -> str | None:
+        """The norm as a share of the median residual norm; None if that is unknown."""
+        if math.isnan(self.median_norm):
+            return None
+        return f"{self.norm / self.median_norm:.0%}"
 
     # ------------------------------------------------------------------------------------- steering
 
@@ -260,9 +270,9 @@ class SteeringVector:
     ) -> list[tuple[str, "SteeringHook"]]:
         """``[(name, fn)]`` for plain ``model.hooks(fwd_hooks=...)`` of TransformerLens.
 
-        Args: scale: multiples of the vector that ``"add"`` adds; negative steers away. ``"clamp"``
-            and ``"ablate"`` go this share of the way,
-                0 to 1. ValueError for NaN.
+        Args:
+            scale: multiples of the vector that ``"add"`` adds; negative steers away. ``"clamp"``
+                and ``"ablate"`` go this share of the way, 0 to 1. ValueError for NaN.
             mode: ``"add"``; ``"clamp"`` sets the component along the vector to ``level``;
                 ``"ablate"`` to 0.
             positions: ``"all"``, the ``"last"`` of every prompt, or ``"generated"`` tokens; the
@@ -300,30 +310,24 @@ class SteeringVector:
         self,
         model: ModelLike,
         *,
-        scale: float | Literal["auto"] = 1.0,
+        scale: float = 1.0,
         mode: Mode = "add",
         positions: Positions = "all",
         level: float | None = None,
-        neutral: Sequence[Any] | None = None,
-        damage: float = 0.1,
-        unit: Literal["loss", "kl"] = "loss",
     ) -> Handle:
-        """Put the vector on a model: ``with vector.apply(model): ...``, or keep the handle and call
-        ``remove()``.
+        """Put the vector on a model: ``with vector.apply(model): ...``, or keep the handle.
 
-        ``scale="auto"`` takes the strength that costs ``damage`` nats per token on ``neutral``
-        texts or conversations, as the rise of the loss or as KL from the unsteered model (``unit``;
-        see `calibrate_scale`).
+        Returns:
+            A handle; its ``remove()`` takes the vector off.
+
+        Raises:
+            MismatchError: the vector belongs to another model.
+            ValueError: as `hooks`.
         """
         hooked = load_model(model)
         self.refuse_other_model(hooked)
-        if scale == "auto":
-            return self._calibrated(hooked, neutral, damage, unit, mode, level, positions).apply(
-                hooked
-            )
-        return hooked.intervene(
-            dict(self.hooks(scale=scale, mode=mode, positions=positions, level=level))
-        )
+        hooks = self.hooks(scale=scale, mode=mode, positions=positions, level=level)
+        return hooked.intervene(dict(hooks))
 
     def mean_component(self, model: ModelLike, texts: Sequence[str]) -> float:
         """Mean component along the unit vector over the unmasked tokens of ``texts``: the level for
@@ -334,30 +338,6 @@ class SteeringVector:
         return float(
             (read_activations(hooked, texts, self.hook, "mean") @ unit.to(torch.float32)).mean()
         )
-
-    def _calibrated(
-        self,
-        model: HookedModel,
-        neutral: Sequence[Any] | None,
-        damage: float,
-        unit: Literal["loss", "kl"],
-        mode: Mode,
-        level: float | None,
-        positions: Positions,
-    ) -> "Calibration":
-        from lrt_lens.adapters.vectors._calibration import calibrate_scale
-
-        if neutral is None:
-            raise ValueError("scale='auto' needs neutral=[texts] on which damage is measured")
-        found = calibrate_scale(
-            model, self, neutral, damage, unit=unit, mode=mode, level=level, positions=positions
-        )
-        if not found.reached:
-            raise ValueError(
-                f"no scale of {self.name!r} raises the loss on the neutral texts by {damage} nats per token "
-                f"(most seen: {found.curve['damage'].max():.3g}); give a smaller damage, or a scale"
-            )
-        return found
 
     def refuse_other_model(self, model: HookedModel) -> None:
         """Raise `MismatchError` unless this vector belongs to ``model``."""
@@ -395,7 +375,25 @@ class SteeringVector:
                 f"{str(path)!r} holds no 'direction'; it is no steering vector of ours"
             )
         fields["model"] = ModelIdentity(**fields["model"]) if fields["model"] else None
-        return cls(direction=tensors["direction"], **fields)
+        return cls(direction=tensors["direction"], **_of_earlier_form(fields))
+
+
+def _of_earlier_form(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a vector file, those of the earlier form translated.
+
+    Files before version 0.1 wrote ``"mean_difference, transferred"`` as the method, and positions
+    as text.
+    """
+    if "transferred_by" in fields:
+        return fields
+    method, _, way = str(fields["method"]).partition(", ")
+    read = str(fields["read"])
+    transferred_by = {"transferred": "stitch", "concept map": "concept map"}.get(way)
+    return fields | {
+        "method": method,
+        "read": int(read) if read.lstrip("-").isdigit() else read,
+        "transferred_by": transferred_by,
+    }
 
 
 @transfer_artefact.register
@@ -409,11 +407,14 @@ def transfer_vector(
 ) -> SteeringVector:
     """A steering vector carried to the stitch's target.
 
-    Args: vector: learnt at the stitch's source hook. stitch: see `Stitch`. bias: ``"none"`` maps
-        the direction (v W); ``"add"`` is LRT's rule (v W + b). norm: ``"match"`` keeps the number
-        of standard deviations; ``"mapped"`` takes the mapped length; ``"unit"`` gives length 1.
+    Args:
+        vector: learnt at the stitch's source hook.
+        stitch: see `Stitch`.
+        bias: ``"none"`` maps the direction (v W); ``"add"`` is LRT's rule (v W + b).
+        norm: ``"match"`` keeps the number of standard deviations; ``"mapped"`` takes the mapped
+            length; ``"unit"`` gives length 1.
         through: another `AffineMap` between the same hook points (a shuffled-pair map, a refit),
-        for controls.
+            for controls.
     """
     stitch.refuse_foreign(vector.hook, vector.model)
     if bias not in ("none", "add") or norm not in ("match", "mapped", "unit"):
@@ -439,5 +440,5 @@ def transfer_vector(
         hook=stitch.target_hook,
         model=stitch.target,
         median_norm=stitch.target_statistics.median_norm,
-        method=f"{vector.method}, transferred",
+        transferred_by="stitch",
     )

@@ -26,15 +26,10 @@ from torch import Tensor, nn
 
 from lrt_lens.moments._cross_moments import Pair
 from lrt_lens.stitching._affine import AffineMap, MapPair
+from lrt_lens.stitching.recipes._learner import Learner, TrainingSettings
 from lrt_lens.stitching.recipes._rows import paired_rows
 from lrt_lens.stitching.recipes._scores import RowScores, score_functions
-from lrt_lens.stitching.recipes._training import (
-    Learner,
-    Training,
-    TrainingSettings,
-    one_way_learners,
-    seeded,
-)
+from lrt_lens.stitching.recipes._training import Training, one_way_learners, seeded
 
 
 @dataclass(frozen=True)
@@ -133,11 +128,15 @@ class AdamFit(TrainingSettings):
     ) -> AdamResult:
         """Train on rows.
 
-        Args: rows: an `ActivationCache`, a pair of one (``cache[source_hook, target_hook]``), or
-            ``(x, y, documents)``. hooks: which pair of a cache; needed where it has several.
-            device: where the maps are trained; they come back to the CPU. checkpoint: folder, from
-            which a run that was killed goes on; MismatchError where it holds another one.
-            checkpoint_every: seconds between two checkpoints. progress: show a bar.
+        Args:
+            rows: an `ActivationCache`, a pair of one (``cache[source_hook, target_hook]``), or
+                ``(x, y, documents)``.
+            hooks: which pair of a cache; needed where it has several.
+            device: where the maps are trained; they come back to the CPU.
+            checkpoint: folder, from which a run that was killed goes on; MismatchError where it
+                holds another one.
+            checkpoint_every: seconds between two checkpoints.
+            progress: show a bar.
 
         Raises:
             HookPointError: where the cache has not these hook points.

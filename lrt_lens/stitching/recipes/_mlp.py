@@ -21,14 +21,10 @@ from torch import Tensor, nn
 
 from lrt_lens.errors import MismatchError
 from lrt_lens.moments._cross_moments import Pair
+from lrt_lens.stitching.recipes._learner import TrainingSettings
 from lrt_lens.stitching.recipes._rows import paired_rows
 from lrt_lens.stitching.recipes._scores import RowScores, score_functions
-from lrt_lens.stitching.recipes._training import (
-    Training,
-    TrainingSettings,
-    one_way_learners,
-    seeded,
-)
+from lrt_lens.stitching.recipes._training import Training, one_way_learners, seeded
 
 
 @dataclass(frozen=True)

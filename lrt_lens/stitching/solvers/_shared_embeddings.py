@@ -17,6 +17,7 @@ from lrt_lens.errors import MismatchError
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.stitching._affine import MapPair
 from lrt_lens.stitching.solvers._fixed import FixedMaps
 from lrt_lens.stitching.solvers._ridge import Ridge
 from lrt_lens.stitching.solvers._solver import Solver
@@ -41,7 +42,9 @@ def shared_embedding_maps(
         x, y, documents=tokens, source_hook=f"{matrix}_source", target_hook=f"{matrix}_target"
     )
     (only,) = moments.pairs
-    return FixedMaps(moments.fit(solver or Ridge())[only].maps, f"shared_{matrix}dings")
+    sides = (solver or Ridge()).sides(moments)
+    up, down = (side.fit(only, side.cross_validate(only).setting) for side in sides)
+    return FixedMaps(MapPair(up, down), f"shared_{matrix}dings")
 
 
 def shared_rows(

@@ -277,3 +277,13 @@ def unit_scale(sums_of_squares: Tensor) -> Tensor:
     return torch.where(
         varies, torch.where(varies, sums_of_squares, torch.ones_like(sums_of_squares)).rsqrt(), 1.0
     )
+
+
+@dataclass(frozen=True)
+class PairFolds:
+    """Held-out errors of one pair by fold: what its cross-validated columns were computed from."""
+
+    up: FoldErrors
+    down: FoldErrors
+    token: FoldErrors | None
+    """Of token identity predicting the same target."""

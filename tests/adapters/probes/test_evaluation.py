@@ -14,9 +14,9 @@ from lrt_lens.adapters.probes._evaluation import ProbeEvaluation, evaluate_probe
 from lrt_lens.adapters.probes._linear_probe import LinearProbe
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._harvesting import fit_stitches
 from lrt_lens.statistics._classification import auroc, bootstrap_auroc
 from lrt_lens.stitching._affine import AffineMap
+from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._stitch import Stitch
 
 WORDS = (

@@ -18,7 +18,7 @@ from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.models._hooked_model import SKIP_FIRST
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import read_activations
-from lrt_lens.moments._harvesting import fit_stitches
+from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._stitch import Stitch
 
 HOOK = "blocks.1.hook_resid_post"

@@ -17,7 +17,7 @@ from lrt_lens.data._windows import BlockPlan
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._block_rows import block_rows
-from lrt_lens.moments._harvesting import fit_stitches
+from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._stitch import Stitch
 from tests.adapters.saes.codes.test_code_map import TinySae
 

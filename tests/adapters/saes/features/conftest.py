@@ -15,7 +15,7 @@ def stitch(pair: Any, corpus: list[str]) -> Any:
     """Between the first layer of the source and the second of the target, fitted on the corpus,
     with a shuffled control.
     """
-    from lrt_lens.moments._harvesting import fit_stitches
+    from lrt_lens.stitching._fit import fit_stitches
 
     grid = fit_stitches(
         pair,
