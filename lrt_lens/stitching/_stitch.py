@@ -44,7 +44,9 @@ def transfer_artefact(artefact: Any, stitch: "Stitch", **options: Any) -> Any:
         method = f"Stitch.transfer {kind.__module__.partition('.')[0]}"
         if provided(method):
             return implementation(method)(artefact, stitch, **options)
-    known = sorted(kind.__name__ for kind in transfer_artefact.registry if kind is not object)
+    registered = {kind.__name__ for kind in transfer_artefact.registry if kind is not object}
+    # The package's own classes register when their module is first imported.
+    known = sorted(registered | {"LinearProbe", "SteeringVector"})
     raise TypeError(
         f"a stitch cannot transfer a {type(artefact).__name__}; "
         f"it transfers {[*known, 'SAELens SAE']}"
