@@ -1,1 +1,1 @@
-"""Linear probes: learnt, transferred, evaluated."""
+"""Linear probes: fitting, transfer and evaluation."""

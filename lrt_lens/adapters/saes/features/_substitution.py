@@ -39,7 +39,7 @@ _CONTRACTED = re.compile(
 )
 _NEIGHBOUR = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)*|[^\w\s]")
 _ENOUGH = 5
-"""Fewest words that must have occurred between the same neighbours for these to restrict a choice."""
+"""Fewest words with the same neighbours that are enough to choose a substitute from."""
 _ATTEMPTS = 6
 """Draws per version before a sentence is given up."""
 MINIMUM_WORDS, MAXIMUM_WORDS, MINIMUM_CONTENT = 5, 40, 3
