@@ -108,6 +108,7 @@ def concept_arms(
 ) -> list[ConceptArm]:
     """Every arm of one concept on the target, ``native`` first; see the module docstring."""
     rows = [_concept_rows(concept, layer, settings) for layer in layers]
+    # All arms draw from one generator, so their order decides the numbers.
     generator = torch.Generator().manual_seed(settings.seed)
     arms = [_arm("native", concept, rows, [(layer.native, None) for layer in rows], target)]
     for name, transfer in _fitted(rows, settings, generator):
@@ -116,8 +117,10 @@ def concept_arms(
         arms.append(_arm(name, concept, rows, [(multiply(layer), None) for layer in rows], target))
     for draw in range(settings.n_random):
         shapes = [(len(layer.vector), len(layer.native)) for layer in rows]
+        # T with entries N(0, 1)
         maps = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
         raw = [layer.vector @ weight for layer, weight in zip(rows, maps, strict=True)]
+        # v T / ‖v T‖ · ‖native‖
         matched = [v / v.norm() * layer.native.norm() for v, layer in zip(raw, rows, strict=True)]
         for name, vectors in (("random", raw), ("random_matched", matched)):
             arms.append(_arm(name, concept, rows, [(v, None) for v in vectors], target, draw))
@@ -126,6 +129,7 @@ def concept_arms(
 
 def vector_part(rows: PairRows, n_pairs: int | None, seed: int) -> tuple[PairRows, PairRows]:
     """(A, B): ``n_pairs`` random pairs to learn vectors from (None: one half), and the others."""
+    # The seed gives the same parts for both models and for all arms.
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     cut = n_pairs or len(rows) // 2
     return rows[order[:cut]], rows[order[cut:]]
@@ -138,7 +142,9 @@ def _concept_rows(
     foreign = [layer.rows[name] for name in names if name != concept]
     return _ConceptRows(
         *vector_part(layer.rows[concept], settings.n_pairs, settings.seed),
+        # The last concept takes the first one as its other.
         layer.rows[names[(names.index(concept) + 1) % len(names)]],
+        # For two concepts, all others are the one other concept.
         PairRows.joined(foreign) if len(foreign) > 1 else None,
         layer.target_hook,
         layer.stitch,
@@ -220,6 +226,7 @@ def _arm(
         "norm_ratio": sum(ratios) / len(pairs),
     }
     maps = [row_map for _, row_map in transferred if row_map is not None]
+    # The mean of booleans is the share of hook pairs whose map interpolates.
     for key in ("n", "interpolates", "r2", "r2_uniform"):
         facts[key] = sum(getattr(one, key) for one in maps) / len(maps) if maps else math.nan
     facts["d"] = sum(len(layer.vector) for layer in rows) / len(rows)

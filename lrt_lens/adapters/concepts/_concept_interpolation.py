@@ -67,6 +67,7 @@ class ConceptInterpolation:
         """
         rows = []
         for key, part in self.table.groupby(["concept", "arm", "n"], sort=False):
+            # Grouping by several columns gives tuples; the type stubs allow scalars too.
             concept, arm, n = list(key) if isinstance(key, tuple) else [key] * 3
             cosines = spread(part["cosine"].tolist())
             rows.append(
@@ -160,6 +161,7 @@ def evaluate_interpolation(
     }
     records = []
     for name, own in by_concept.items():
+        # Every concept starts from the same seed, so its draws do not depend on the others.
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(own), generator=generator)
         cut = n_held_out[name]
@@ -209,6 +211,7 @@ class _InterpolationArms:
 
     def draw(self, n: int, draw: int, generator: torch.Generator) -> Iterator[dict[str, Any]]:
         """Rows of the table for one selection of n texts, one per arm."""
+        # n texts are n/2 pairs.
         own = self.own[torch.randperm(len(self.own), generator=generator)[: n // 2]]
         key = {"n": n, "draw": draw}
         same_texts = {"own": own, "noise_source": own.without_source(generator)}
@@ -224,6 +227,7 @@ class _InterpolationArms:
                 yield self._row(f"{arm}_ridge", key, rows.fit("ridge", seed=draw), self.held_out)
         shape = (self.d, self.own.target.shape[2])
         weight = torch.randn(shape, generator=generator, dtype=torch.float64)
+        # The scale of T cancels in the cosine.
         yield self._row("random", key, weight, self.held_out)
         yield self._compare("native_other_texts", key, own.gap("target"), self.held_out)
         if self.stitch is not None:
@@ -241,6 +245,7 @@ class _InterpolationArms:
         self, arm: str, key: dict[str, int], vector: Tensor, learnt_from: PairRows
     ) -> dict[str, Any]:
         """Row that compares a vector with the target's own from the same pairs."""
+        # The target's vector from the same pairs as the transferred one.
         native = learnt_from.gap("target")
         return {
             "arm": arm,

@@ -155,6 +155,7 @@ class ConceptMap:
                 f"read is {read!r}; expected 'last' or 'mean' (tokenizers count positions "
                 "differently)"
             )
+        # Each set lists its positive texts first; all sets follow one another.
         texts, groups = [text for one in sets for text in one.texts], pair_groups(sets)
         options: dict[str, Any] = {"method": method, "intercept": intercept}
         layers = []
@@ -228,6 +229,7 @@ class ConceptMap:
             )
         # β·λT
         mapped = layer.map.directions(vector.direction.double()) * scale
+        # `not … > 0` is also true for NaN.
         if scale and not mapped.norm() > 0:
             raise ValueError(
                 f"the map sends vector {vector.name!r} to zero, because its direction is outside "
@@ -251,6 +253,7 @@ class ConceptMap:
         if vector.contrast_set is not None:
             texts = vector.contrast_set.texts
             return sum(_key(text) in self.text_keys for text in texts) / len(texts)
+        # A file stores one hash for all texts of a vector.
         return 1.0 if vector.contrast and vector.contrast in self.digests else math.nan
 
     @property
@@ -427,6 +430,7 @@ def contrast_sets(contrast: ContrastSet | Sequence[ContrastSet]) -> list[Contras
     if len(set(names)) < len(names):
         raise ValueError(f"contrast sets share a name: {names}; give each its own")
     for one in sets:
+        # Equal sets have equal means, so there is no direction to learn.
         if set(one.positive) == set(one.negative):
             raise ValueError(
                 f"contrast set {one.name!r} has the same texts on both sides: one class; give "
@@ -439,6 +443,7 @@ def pair_groups(sets: Sequence[ContrastSet]) -> list[int]:
     """Number of the pair of each text, counted through all sets; positive texts come first."""
     groups, first = [], 0
     for one in sets:
+        # Both texts of a pair are in one group, so they are held out together.
         groups += [*range(first, first + len(one))] * 2
         first += len(one)
     return groups
@@ -451,10 +456,12 @@ def _layer(
     cosines, start = {}, 0
     for one in sets:
         texts = slice(start, start + 2 * len(one))
+        # cos(mean gap of held-out predictions, mean gap of the target's rows)
         held_out, native = _mean_gap(fit.held_out_directions[texts]), _mean_gap(y.double()[texts])
         cosines[one.name] = float(torch.nn.functional.cosine_similarity(held_out, native, dim=0))
         start = texts.stop
     return ConceptLayer(
+        # Fitted in float64, stored in float32 like every map.
         AffineMap(fit.weight.float(), fit.bias.float(), source_hook, target_hook),
         fit.n,
         fit.rank,

@@ -207,6 +207,7 @@ def evaluate_concept_transfer(
     for concept in concepts:
         arms = concept_arms(concept.name, layers, target.identity, settings)
         own = _source_vectors(concept, layers, source, settings)
+        # Native vectors decide at which hook point the passes start.
         on_target = _SteeredModel(target, concept, arms[0].vectors, neutral, settings)
         on_source = _SteeredModel(source, concept, own, neutral, settings)
         bar = tqdm(arms, desc=concept.name, disable=not progress, leave=False)
@@ -238,6 +239,7 @@ def _check(
         raise ValueError(
             f"{len(concepts)} concept(s) given; a map fitted on another concept needs at least two"
         )
+    # Halves of fewer than 4 pairs would leave a map with one pair, which cannot be held out.
     small = [
         concept.name for concept in concepts if len(concept.contrast) < 4 or len(concept.items) < 4
     ]
@@ -385,8 +387,10 @@ class _SteeredModel:
     def measure(self, arm: ConceptArm) -> _ArmCurve:
         """Propensities at every β, and with a budget at two more strengths around equal damage."""
         strengths = set(self.betas)
+        # `random` and `random_matched` differ in length only, so they agree at equal damage.
         if self.budget is not None and arm.name != "random":
             strengths |= self._bracket(arm, self.budget)
+        # β = 0 needs no pass: nothing is steered, and the damage is 0 by definition.
         measured = {0.0: (self.unsteered, 0.0)} | {beta: self._at(arm, beta) for beta in strengths}
         scales = sorted(measured)
         curve = Curve(
@@ -484,6 +488,7 @@ class _ConceptCurves:
         return [self._summary_row(name, draws) for name, draws in by_arm.items()]
 
     def _summary_row(self, name: str, draws: list[_ArmCurve]) -> dict[str, Any]:
+        # The arm `source` has no map and therefore no facts.
         facts = [one.arm.facts for one in draws]
         row: dict[str, Any] = {"concept": self.concept, "arm": name, "n_draws": len(draws)}
         row |= {key: float(np.mean([fact.get(key, math.nan) for fact in facts])) for key in _FACTS}
@@ -505,6 +510,7 @@ class _ConceptCurves:
             if name == "source"
             else (ratio.value, ratio.low, ratio.high)
         )
+        # An effect is NaN if no two β bracket the budget.
         missed = sum(bool(np.isnan(one).any()) for one in effects)
         return {
             "beta_at_equal_damage": float(np.mean([one.upward.scale_at(budget) for one in draws])),

@@ -48,6 +48,8 @@ class PairRows:
     ) -> "PairRows":
         """Rows of every pair of a contrast set, at the hook points ``at`` and ``to``."""
         # `contrast.texts` lists all positive texts first, then all negative ones.
+        # float64: a pseudo-inverse amplifies rounding. Contiguous: products of strided views round
+        # differently.
         source_rows, target_rows = (
             rearrange(
                 read_activations(model, contrast.texts, hook, read).double(),
@@ -95,6 +97,7 @@ class PairRows:
         self, method: Method = "least_squares", *, seed: int = 0, score: bool = False
     ) -> RowMap:
         """Map from source rows to target rows; both texts of a pair are held out together."""
+        # Texts of a pair are neighbours: groups are 0, 0, 1, 1, …
         groups = torch.arange(len(self)).repeat_interleave(2).tolist()
         return fit_rows(
             _text_rows(self.source),
@@ -166,6 +169,7 @@ def mean_only(rows: PairRows) -> Tensor:
     Without centring, the means dominate least squares.
     """
     x, y = _text_rows(rows.source).mean(0), _text_rows(rows.target).mean(0)
+    # Least squares on the single row (x̄, ȳ): T = x̄ᵀȳ / ‖x̄‖²
     return torch.outer(x, y) / (x @ x)
 
 

@@ -190,6 +190,7 @@ def evaluate_probe(
     for arm, k, p in _with_progress(arms, token_map, settings, progress):
         by_arm.setdefault((arm, k), []).append(p)
     verdicts = {key: Verdict.of(draws, arms.truth, seed=seed) for key, draws in by_arm.items()}
+    # Accuracy of always predicting the most frequent class.
     chance = float(np.bincount(arms.truth).max() / len(arms.truth))
     tidy, summary = _tables(task, verdicts, chance, seed)
     probes = {"source": probe, "native": arms.native, "transferred": arms.transferred}
@@ -308,6 +309,7 @@ class _ProbeArms:
                 self.transferred.rows(pair.target, texts)[0].numpy()
                 for texts in (self.train_texts, self.test_texts)
             )
+        # The reference with all labels of the target.
         fit = fit_logistic(self.x, self.y, len(self.classes), seed=seed)
         self.native = replace(
             probe,
@@ -339,6 +341,7 @@ class _ProbeArms:
             shuffled = self.stitch.transfer(self.probe, through=self.stitch.null.down)
             yield "shuffled", 0, self._on_target(shuffled)
         if token_map is not None:
+            # The map starts at the embedding, so that is where the transferred probe reads.
             tokens = replace(self.stitch.transfer(self.probe, through=token_map), hook=EMBED)
             yield "token_identity", 0, self._on_target(tokens)
 
@@ -382,6 +385,7 @@ class _ProbeArms:
         start = Logistic(
             self.transferred.weight.double().numpy(), self.transferred.bias.double().numpy()
         )
+        # Standardisation needs no labels, so all training texts take part.
         scaling, scaling_z = Scaling.of(self.x), Scaling.of(self.z)
         for k in ks:
             for draw in range(n_seeds):
@@ -423,6 +427,7 @@ def _predict(probe: LinearProbe, rows: Tensor) -> np.ndarray:
 def _stratified_rows(y: np.ndarray, k: int, generator: np.random.Generator) -> np.ndarray:
     """Indices of k random rows, at least one of each class, [k]."""
     order = generator.permutation(len(y))
+    # A classifier needs at least one row of each class.
     first = [int(np.flatnonzero(y[order] == label)[0]) for label in np.unique(y)]
     others = [index for index in range(len(y)) if index not in set(first)]
     return order[[*first, *others[: k - len(first)]]]
@@ -436,6 +441,7 @@ def _tables(
     rows, summary = [], []
     for (arm, k), verdict in verdicts.items():
         accuracy, auroc = verdict.accuracy(seed=seed), verdict.auroc
+        # Draws of a control are random, so their spread matters, not that of the texts.
         if arm in DRAWN_ARMS:
             accuracy, auroc = spread(list(verdict.accuracies)), spread(list(verdict.aurocs))
         # share = (accuracy − chance) / (native − chance), bootstrapped over the same texts

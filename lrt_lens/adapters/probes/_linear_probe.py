@@ -79,6 +79,7 @@ class LinearProbe:
     """Map applied to every token before pooling; only for ``read="max"``."""
 
     def __post_init__(self) -> None:
+        # Two classes need one logit, that of the second class.
         columns = 1 if len(self.classes) == 2 else len(self.classes)
         if (
             self.weight.ndim != 2
@@ -182,6 +183,7 @@ class LinearProbe:
         """Probabilities [text, class]; with ``read="every"`` a list of [token, class] per text."""
         rows, counts = self.rows(model, texts)
         p = probabilities(self.logits(rows))
+        # The cumulative counts are the row numbers at which texts end.
         return np.split(p, np.cumsum(counts)[:-1]) if self.read == "every" else p
 
     def predict(self, model: ModelLike, texts: Sequence[str]) -> Any:
@@ -273,6 +275,7 @@ class LinearProbe:
         if self.before is not None:
             tensors |= {"before/weight": self.before.weight, "before/bias": self.before.bias}
         hooks = None if self.before is None else [self.before.source_hook, self.before.target_hook]
+        # Tensors and the map are stored as tensors, all other fields as JSON.
         fields = {
             key: value
             for key, value in asdict(replace(self, before=None)).items()
@@ -365,6 +368,7 @@ def read_rows(
         tokens = dict(read_tokens(model, texts, hook, skip_first=skip_first))
         counts = [len(tokens[i]) for i in range(len(texts))]
         return torch.cat([tokens[i] for i in range(len(texts))]).double(), counts
+    # float64, in which the map is applied before pooling.
     through = None if before is None else lambda rows: before.points(rows.double())
     rows = read_activations(model, texts, hook, read, skip_first=skip_first, through=through)
     return rows.double(), [1] * len(texts)
@@ -388,12 +392,14 @@ def plain_label(label: Any) -> Label:
     Raises:
         ValueError: the label has another type, for example a float such as NaN.
     """
+    # numpy scalars have `item`, which returns the Python value.
     value = label.item() if hasattr(label, "item") else label
     if not isinstance(value, str | int):
         raise ValueError(
             f"a label is {value!r}, a {type(value).__name__}; expected str or int: drop the rows "
             "without a label, name the others"
         )
+    # bool is a subclass of int, and True and 1 are the same class; JSON would tell them apart.
     return int(value) if isinstance(value, bool) else value
 
 
@@ -482,5 +488,6 @@ def _row_labels(labels: Sequence[Any], counts: Sequence[int], read: EveryRead) -
 
 
 def _digest(texts: Sequence[str], labels: Sequence[Label]) -> str:
+    # JSON keeps texts and labels apart, which a concatenation does not.
     content = json.dumps([list(texts), list(labels)])
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()

@@ -71,6 +71,7 @@ class ExampleFinder:
     """
 
     def __init__(self, features: Sequence[int], n_examples: int, seed: int) -> None:
+        # The second number makes this stream independent of other draws from the same seed.
         self.n_examples, self.rng = n_examples, np.random.default_rng([seed, 6])
         self.examples: dict[int, list[Example]] = {feature: [] for feature in features}
 
@@ -86,6 +87,7 @@ class ExampleFinder:
             for window in fires.any(1).nonzero()[:, 0].tolist():
                 if len(examples) >= self.n_examples:
                     break
+                # Several positions of one window would share most of their tokens.
                 at = int(self.rng.choice(fires[window].nonzero()[:, 0].numpy()))
                 examples.append(Example(batch.tokens[window, : at + 1].tolist()))
 
@@ -114,6 +116,8 @@ def attention_effects(
         directions = _with_random(decoder[feature], seed + feature)
         starts = range(0, len(texts), _EXAMPLES_PER_PASS)
         chunks = [texts[start : start + _EXAMPLES_PER_PASS] for start in starts]
+        # Layers before the hook point cannot read the feature; layer 0 has no layer before it, from
+        # which a pass could resume.
         for layer in range(max(1, ceil(depth(hook))), model.n_layers):
             effects = torch.cat(
                 [

@@ -58,11 +58,13 @@ class FeatureCoder:
     def encode(self, rows: Tensor) -> Tensor:
         """Activations, [..., d] → [..., feature], float32 on the SAE's device."""
         parameter = self.sae.W_dec
+        # The maps are float32; activations may be bfloat16.
         states = rows.detach().float()
         if self.maps is not None:
             states = self.maps.down.points(states)
         with torch.no_grad():
             activations = self.sae.encode(states.to(parameter.device, parameter.dtype))
+        # Some TopK SAEs return sparse tensors.
         return (activations.to_dense() if activations.is_sparse else activations).float()
 
     def transferred(self, maps: MapPair) -> "FeatureCoder":
@@ -135,6 +137,7 @@ def check_transferred(sae: Any, transferred: Any, pair: ModelPair, stitch: Stitc
             f"the transferred SAE has {transferred.W_dec.shape[0]} features, the source's "
             f"{sae.W_dec.shape[0]}; features are compared one by one: give the transfer of this SAE"
         )
+    # `down` starts at the target's hook point, as `up` starts at the source's.
     _check_home(transferred, stitch.down, pair.target, "ends")
 
 

@@ -143,6 +143,7 @@ def evaluate_features(
     arms = _arms(stitch, sae, transferred, settings.seed)
     unembeddings = (Unembedding.of(pair.source), Unembedding.of(pair.target))
     attributors = _attributors(pair, stitch, unembeddings, settings.attribution)
+    # The documents are read again for each quantity, so that memory stays that of one batch.
     text = _Text(pair, stitch, documents, _plan(pair, arms[0], settings), progress)
     sums = FeaturePass(
         arms, *attributors, n_contexts=settings.n_contexts, reach=_REACH, seed=settings.seed
@@ -158,6 +159,7 @@ def evaluate_features(
     features = _attention_features(sums, arms[0], settings.attention_features)
     examples = _examples(attributors[0], arms[0].source, text, features, settings)
     return FeatureEvaluation(
+        # Every part has one row per feature, in the order of the SAE.
         table=pd.concat(parts, axis=1),
         attention=_attention(pair, stitch, arms[0], examples, settings.seed),
         source=pair.source.name,
@@ -210,6 +212,7 @@ def _arms(stitch: Stitch, sae: Any, transferred: Any, seed: int) -> list[Feature
     target = (
         FeatureCoder(transferred) if transferred is not None else source.transferred(stitch.maps)
     )
+    # Controls go through the same maps as the features.
     random = random_coder(sae, seed)
     arms = [
         FeatureArm(TRANSFERRED, source, target),
@@ -325,6 +328,7 @@ def _entropy_columns(
 def _rewrites(text: _Text, settings: FeatureEvaluationSettings) -> Sequence[Sequence[str]]:
     """[sentence][version]: rewrites from the settings, or of sentences drawn from the documents."""
     if settings.n_sentences == 0 or settings.rewrites is not None:
+        # Rewrites of the user need no text.
         return list(settings.rewrites or [])[: settings.n_sentences]
     return rewritten_sentences(
         list(islice(text.documents_of_folds(), _SENTENCE_DOCUMENTS)),

@@ -62,6 +62,7 @@ class ActivationTotals:
     @property
     def density(self) -> np.ndarray:
         """Share of positions at which each feature is active, [feature]."""
+        # No row has been added before the first batch.
         return (self.active / max(1, self.n_rows)).numpy()
 
 
@@ -117,6 +118,7 @@ class FeaturePass:
             self.activation[arm.name].add(batch.group, *rows)
             self.attribution[arm.name].add(batch.group, *effects)
             if arm.name == TRANSFERRED:
+                # The correlation with a different feature shows how much any two features share.
                 self.activation[OTHER].add(batch.group, rows[0], rows[1][:, self.others])
                 self.attribution[OTHER].add(batch.group, effects[0], effects[1][:, self.others])
                 self._add_transferred(batch, full, rows)
@@ -139,5 +141,6 @@ def _derangement(n: int, seed: int) -> Tensor:
     """Index of a different feature for each feature, [feature]: one random cycle through all."""
     order = np.random.default_rng([seed, n]).permutation(n)
     other = np.empty(n, dtype=np.int64)
+    # A cycle through all features has no fixed point, so no feature is paired with itself.
     other[order] = np.roll(order, -1)
     return torch.from_numpy(other)

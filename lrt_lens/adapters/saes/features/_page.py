@@ -31,6 +31,7 @@ from lrt_lens.report._html import (
 )
 
 _ROLES = ("source", "target")
+# Vermilion and blue of Okabe and Ito, which colour-blind readers can tell apart.
 _COLOURS = {"source": (213, 94, 0), "target": (0, 114, 178)}
 _LABEL_STYLE = "display:inline-block;min-width:9rem;color:#767676;font-size:.8rem"
 _SCORES = {
@@ -77,6 +78,7 @@ class TokenContexts(Paragraph):
 
 @render_block.register(TokenContexts)
 def _render_contexts(block: TokenContexts) -> str:
+    # One scale per model for all contexts, so that shades can be compared between contexts.
     highest = {
         role: max(
             (value for context in block.contexts for value in getattr(context, role)), default=0.0
@@ -112,6 +114,7 @@ def _render_line(context: TokenContext, role: str, name: str, highest: float) ->
 def _render_token(
     token: str, value: float, share: float, colour: tuple[int, int, int], *, framed: bool
 ) -> str:
+    # Line ends and tabs get visible signs; an empty token would have no width.
     text = escape(token.replace("\r", "").replace("\n", "↵").replace("\t", "⇥")) or "∅"
     # The opacity is at most 0.55: text stays legible on the darkest token, on white and on black.
     red, green, blue = colour
@@ -151,6 +154,7 @@ class FeaturePage:
             for name, label in _SCORES.items()
             if name in score
         ]
+        # Scores are numbers and words, so the column needs the type object.
         table = Table(pd.DataFrame(rows).astype({"value": object}), "All scores", open_rows=20)
         sections = [Section(f"Feature {self.index}", [self._key_numbers(), table])]
         sections += [
@@ -201,6 +205,7 @@ class FeaturePage:
         columns: dict[str, list[object]] = {}
         for role, name in zip(_ROLES, self.names, strict=True):
             tokens = self.output_tokens[role]
+            # Raised tokens come first, then equally many lowered ones.
             half = len(tokens) // 2
             for verb, part in (("raises", tokens[:half]), ("lowers", tokens[half:])):
                 columns[f"{name} {verb}"] = [_quoted(token) for token, _ in part]
@@ -248,6 +253,7 @@ def _quoted(token: str) -> str:
 
 
 def _value(score: object) -> float:
+    # Undefined scores are NaN or None.
     return float(score) if isinstance(score, int | float) else math.nan
 
 

@@ -92,6 +92,7 @@ class FeatureEvaluation:
     @property
     def live(self) -> pd.DataFrame:
         """Rows of the features that are active at some position on both models."""
+        # A feature that never fires on one model has no correlation.
         fires = (self.table["density_source"] > 0) & (self.table["density_target"] > 0)
         return self.table.loc[fires]
 
@@ -131,6 +132,7 @@ class FeatureEvaluation:
         rows = []
         for name in _PREDICTORS:
             known = live[[name, "attribution_r"]].dropna()
+            # A rank correlation of three features or fewer is not informative.
             if len(known) > 3:
                 rank, _ = bootstrap_rank_correlation(
                     _known(known[name]),
@@ -246,11 +248,13 @@ class FeatureEvaluation:
 
     def _context(self, top: TopContexts, index: int, slot: int, *, swapped: bool) -> TokenContext:
         """Context of one feature; ``swapped`` if the target ranked the contexts."""
+        # −1 marks slots beyond the ends of the window.
         ids = top.tokens[index, slot]
         inside = (ids >= 0).nonzero()[:, 0]
         values = [
             activations[index, slot, inside].tolist() for activations in (top.ranked, top.other)
         ]
+        # `ranked` holds the activations of the model that ranked the contexts.
         source, target = reversed(values) if swapped else values
         tokens = [self._text(int(i)) for i in ids[inside]]
         # The peak is slot `reach`; the number of tokens before it is its index in `tokens`.
@@ -269,10 +273,12 @@ class FeatureEvaluation:
 
 def _known(column: Any) -> np.ndarray:
     values = np.asarray(column, dtype=float)
+    # A single undefined feature would make every mean NaN.
     return values[~np.isnan(values)]
 
 
 def output_tokens(unembedding: Unembedding, decoder: Tensor, n: int) -> OutputTokens:
     """The ``n`` tokens that each decoder row raises most, and the ``n`` that it lowers most."""
     ids, weights = unembedding.top_tokens(decoder, n)
+    # int32 needs half the memory of int64 and holds every vocabulary.
     return OutputTokens(ids.to(torch.int32), weights)

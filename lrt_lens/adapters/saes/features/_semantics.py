@@ -69,6 +69,7 @@ def semantic_scores(
         skip_first: number of masked positions at the start of a sentence.
     """
     n_versions = check_rewrites(rewrites)
+    # All versions of a sentence go into the same batch.
     at_once = max(1, _BATCH_VERSIONS // n_versions)
     originals = torch.zeros(coder.n_features, dtype=torch.float64)
     all_versions, any_version = originals.clone(), originals.clone()

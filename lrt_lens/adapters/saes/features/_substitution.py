@@ -28,12 +28,14 @@ from lrt_lens.models._hooked_model import HookedModel
 
 _WORD = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)*")
 _SENTENCE = re.compile(r"(?<=[.!?])[\"'”’]?\s+")
+# The first match counts, so longer endings come before shorter ones.
 _ENDINGS = ("ing", "ed", "ly", "est", "er", "'s", "s", "y")
 _CONTENT_ANYWAY = (
     "amount bill bottom cry describe detail etc fill find fire front interest mill serious show "
     "side sincere system thick thin top"
 )
 """Nouns, verbs and adjectives that are stop words in scikit-learn's list."""
+# Contractions such as "don't" and "she'll" carry structure but are not in scikit-learn's list.
 _CONTRACTED = re.compile(
     r"^(?:[a-z]+n['’]t|(?:i|you|he|she|it|we|they|that|there|who|what|let)['’](?:m|s|re|ve|ll|d))$"
 )
@@ -93,6 +95,7 @@ class ContentWords:
                 counts[word] += 1
                 for neighbour in neighbours:
                     between[neighbour].add(word)
+        # Alphabetical order: draws do not depend on the order of the texts.
         words = sorted(word for word, count in counts.items() if count >= minimum_count)
         by_shape: dict[tuple[str, str, int], list[str]] = defaultdict(list)
         for word, shape in zip(words, _shapes(words, model), strict=True):
@@ -160,6 +163,7 @@ def rewritten_sentences(
         ValueError: no sentence can be rewritten at equal length.
     """
     rng = np.random.default_rng([seed, 5])
+    # A sentence that occurs several times is drawn at most once.
     pool = list(dict.fromkeys(sentence for text in texts for sentence in sentences(text)))
     words = ContentWords.of(texts, model)
     rewrites: list[list[str]] = []
@@ -216,6 +220,7 @@ def _case(word: str) -> str:
 def _ending(word: str) -> str:
     lower = word.lower().replace("’", "'")
     return next(
+        # Short words such as "king" and "red" have these letters without an ending.
         (ending for ending in _ENDINGS if lower.endswith(ending) and len(lower) > len(ending) + 2),
         "",
     )

@@ -60,8 +60,10 @@ class TokenBatch:
         tokens = model.pad([window.ids for window in windows])
         counted = torch.zeros(tokens.shape, dtype=torch.bool)
         for row, window in enumerate(windows):
+            # The last token of a window has no next token.
             counted[row, torch.from_numpy(window.rows[window.rows < len(window.ids) - 1])] = True
         lengths = torch.tensor([len(window.ids) for window in windows])
+        # roll puts token t + 1 at position t; the position that wraps around never counts.
         return cls(tokens, counted, tokens.roll(-1, dims=1)[counted], lengths, group)
 
 
@@ -77,6 +79,7 @@ def iterate_batches(
         context_length=min(plan.context_length, pair.context_length), skip_first=stitch.skip_first
     )
     at_once = max(1, min(_BATCH_WINDOWS, _NUMBERS_AT_ONCE // (cut.context_length * plan.width)))
+    # Sums are stored per group of documents, so a batch holds windows of one group only.
     waiting: list[list[Window]] = [[] for _ in range(N_TEST_GROUPS)]
     n_read, n_counted = 0, 0
     for text in iterate_documents(documents, pair.source.tokenizer):
@@ -96,6 +99,7 @@ def iterate_batches(
             del waiting[group][:at_once]
     if n_counted == 0:
         raise TooFewDocumentsError(_no_position(n_read, plan))
+    # The last windows of each group do not fill a batch.
     for group, windows in enumerate(waiting):
         for start in range(0, len(windows), at_once):
             yield TokenBatch.of(windows[start : start + at_once], group, pair.source)
