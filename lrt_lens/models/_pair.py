@@ -2,6 +2,7 @@
 that they spell.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,9 +11,13 @@ import pandas as pd
 import torch
 
 from lrt_lens._repr_html import card, note, table
-from lrt_lens.errors import MismatchError
+from lrt_lens.errors import HookPointError, MismatchError
+from lrt_lens.models._hook_points import resolve
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._loading import ModelLike, load_model
+
+Hooks = int | str | Sequence[int | str]
+"""One hook point or several, as layer numbers or names."""
 
 
 @dataclass(frozen=True)
@@ -108,3 +113,45 @@ class ModelPair:
     def reversed(self) -> "ModelPair":
         """The same pair with the roles swapped."""
         return ModelPair(self.target, self.source)
+
+
+def model_sides(models: ModelPair | tuple[ModelLike, ModelLike]) -> tuple[HookedModel, HookedModel]:
+    """(source, target) of a pair, or of a tuple of two models whose tokenizers may differ.
+
+    Raises:
+        ValueError: ``models`` is neither a `ModelPair` nor a tuple of two.
+    """
+    if isinstance(models, ModelPair):
+        return models.source, models.target
+    if not isinstance(models, tuple) or len(models) != 2:
+        raise ValueError(f"models is {models!r}; expected a ModelPair, or a tuple (source, target)")
+    return load_model(models[0]), load_model(models[1])
+
+
+def paired_hooks(
+    source: HookedModel, target: HookedModel, source_hook: Hooks, target_hook: Hooks
+) -> list[tuple[str, str]]:
+    """Hook pairs: full names of the hook points of both models, paired in the order given.
+
+    Raises:
+        HookPointError: a model has no such hook point, a hook point is given twice, or the numbers
+            of hook points differ.
+    """
+    requested = [
+        [hooks] if isinstance(hooks, int | str) else list(hooks)
+        for hooks in (source_hook, target_hook)
+    ]
+    if len(requested[0]) != len(requested[1]) or not requested[0]:
+        raise HookPointError(
+            f"{len(requested[0])} source hook(s) and {len(requested[1])} target hook(s); each map "
+            "needs one of both: give equally many source_hook and target_hook, at least one"
+        )
+    names = [
+        [resolve(hook, model) for hook in hooks]
+        for hooks, model in zip(requested, (source, target), strict=True)
+    ]
+    if any(len(set(side)) < len(side) for side in names):
+        raise HookPointError(
+            f"hook points are given twice: {names[0]} → {names[1]}; give each once"
+        )
+    return list(zip(*names, strict=True))

@@ -160,7 +160,7 @@ def test_any_architecture_is_read_and_the_carried_one_is_up_sae_down(
     stitch: Any, make_sae: Any, architecture: str
 ) -> None:
     sae = make_sae(architecture)
-    target = FeatureCoder(sae).carried(stitch.maps)
+    target = FeatureCoder(sae).transferred(stitch.maps)
     y = torch.randn(5, 24, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(target.encode(y), sae.encode(stitch.down.points(y)).detach())
     torch.testing.assert_close(target.decoder, sae.W_dec.detach() @ stitch.up.weight.float())
@@ -306,7 +306,7 @@ def test_an_sae_that_is_not_at_home_is_refused(
             **QUIET,
         )
     joined = replace(stitch.up, source_hook="blocks.0.hook_resid_post+blocks.1.hook_resid_post")
-    with pytest.raises(HookPointError, match="joins several hook points, where no SAE sits"):
+    with pytest.raises(HookPointError, match="joins several hook points, and an SAE has only one"):
         evaluate_features(
             pair, replace(stitch, maps=replace(stitch.maps, up=joined)), sae, corpus, **QUIET
         )
