@@ -43,8 +43,9 @@ from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import FileFormatError, HookPointError, MismatchError
 from lrt_lens.models._hook_points import resolve, same_place
-from lrt_lens.models._hooked_model import Handle, HookedModel, ModelIdentity
-from lrt_lens.models._loading import ModelLike, load_model
+from lrt_lens.models._hooked_model import Handle, HookedModel, load_model
+from lrt_lens.models._identity import ModelIdentity
+from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import read_activations
 from lrt_lens.stitching._affine import AffineMap
