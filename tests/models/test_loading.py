@@ -200,7 +200,7 @@ def test_a_hooked_model_is_not_given_another_tokenizer_in_passing(
 
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(
-        TypeError, match="int is no model we can run; give a hub id, a folder, a Hugging Face model"
+        TypeError, match="int is not a supported model; give a hub id, a folder, a Hugging Face model"
     ):
         HookedModel.load(3)
 
