@@ -1,5 +1,13 @@
 """The errors that users meet. Each message says what was found, what was expected, and the remedy."""
 
+__all__ = [
+    "FileFormatError",
+    "HookPointError",
+    "MismatchError",
+    "NonFiniteError",
+    "TooFewDocumentsError",
+]
+
 
 class HookPointError(ValueError):
     """A hook point that the model does not have."""

@@ -21,16 +21,6 @@ it.
 `python -m lrt_lens.reproduction._gallery FIGURES` makes the gallery of what such scripts wrote.
 """
 
-from lrt_lens.reproduction._options import FigureOptions, MissingInputError
-from lrt_lens.reproduction._result import VERDICTS, Compared, Reproduction, Verdict
-from lrt_lens.reproduction._script import run
+import lazy_loader
 
-__all__ = [
-    "VERDICTS",
-    "Compared",
-    "FigureOptions",
-    "MissingInputError",
-    "Reproduction",
-    "Verdict",
-    "run",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
