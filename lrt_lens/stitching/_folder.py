@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lrt_lens._files import read_tensors, write_atomically, write_tensors
 from lrt_lens.errors import FileFormatError
-from lrt_lens.models._hooked_model import ModelIdentity
+from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._scatter import DenseSecondMoment, Scatter
 from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics

@@ -23,7 +23,8 @@ from lrt_lens._late import implementation, provided
 from lrt_lens._repr_html import card, facts, note, table
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._hook_points import same_place
-from lrt_lens.models._hooked_model import HookedModel, ModelIdentity
+from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.stitching._fidelity import Fidelity, fidelity
 from lrt_lens.stitching._folder import load_stitch, save_stitch
 from lrt_lens.stitching._stitch_data import StitchData

@@ -34,7 +34,7 @@ from lrt_lens.adapters.concepts._row_maps import RowMap
 from lrt_lens.adapters.concepts._rows import PairRows, cosine, mean_only
 from lrt_lens.adapters.concepts._settings import ConceptTransferSettings
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.models._hooked_model import ModelIdentity
+from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.stitching._stitch import Stitch
 
 DRAWN = ("random", "random_matched")

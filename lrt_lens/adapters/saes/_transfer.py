@@ -16,7 +16,7 @@ from typing import Any
 
 from lrt_lens.adapters.saes._folding import FoldedSae, refuse_unfoldable
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._hooked_model import ModelIdentity
+from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.stitching._affine import MapPair
 from lrt_lens.stitching._stitch import Stitch
 

@@ -14,7 +14,7 @@ import torch
 
 from lrt_lens.adapters.saes._transfer import transfer_sae
 from lrt_lens.errors import MismatchError, NonFiniteError
-from lrt_lens.models._hooked_model import ModelIdentity
+from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
 from lrt_lens.stitching._stitch import Stitch
