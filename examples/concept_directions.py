@@ -55,20 +55,8 @@ class Options(FigureOptions):
 
 def reproduce(options: Options) -> Reproduction:
     """Project the differences of both models and compare them."""
-    concepts = load_concepts(options.tasks, options.pairs, 4, options.seed)
-    rows = read_rows(
-        options.models(),
-        [concept.contrast for concept in concepts],
-        source_hook=options.source_hook,
-        target_hook=options.target_hook,
-    )
-    x, y = (
-        np.concatenate(
-            [(getattr(one, side)[:, 0] - getattr(one, side)[:, 1]).numpy() for one in rows.values()]
-        )
-        for side in ("source", "target")
-    )
-    labels = np.concatenate([[name] * len(one) for name, one in rows.items()])
+    x, y, labels = differences(options)
+    names, n_pairs = np.unique(labels, return_counts=True)
     rng = np.random.default_rng(options.seed)
     rotated = y @ ortho_group.rvs(y.shape[1], random_state=rng)
     planes = {"source": plane(x), "target": plane(y), "target, rotated at random": plane(rotated)}
@@ -89,14 +77,15 @@ def reproduce(options: Options) -> Reproduction:
         compared=compared_rows(
             (float(across), float(same_picture)),
             (float(measured), float(null.mean())),
-            (separations["target"], 1 / len(rows)),
+            (separations["target"], 1 / len(names)),
         ),
         says="Any rotation of a model's axes leaves the picture unchanged. So a picture that is a "
         "rotated copy of another says nothing about axes. Similarity text by text does, and it "
         "needs no map.",
         verdict=verdict,
-        because=f"a model rotated at random gives the same picture (similarity {same_picture:.2f}); "
-        f"the pictures of the two models have similarity {across:.2f}; text by text, CKA is "
+        because="a model rotated at random gives the same picture (similarity "
+        f"{same_picture:.2f}); the pictures of the two models have similarity {across:.2f}; text "
+        "by text, CKA is "
         f"{measured:.2f}, and {null.mean():.2f} ({low:.2f} to {high:.2f}) for pairs permuted "
         "within their concept.",
         figures={
@@ -113,8 +102,26 @@ def reproduce(options: Options) -> Reproduction:
                 index=pd.Index(["measured", "permuted: mean", "2.5%", "97.5%"], name="what"),
             ),
         },
-        details={"n_pairs": {name: len(one) for name, one in rows.items()}},
+        details={"n_pairs": dict(zip(names.tolist(), n_pairs.tolist(), strict=True))},
     )
+
+
+def differences(options: Options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Differences of contrast pairs in source and target, [pair, d], and the concept of each."""
+    concepts = load_concepts(options.tasks, options.pairs, 4, options.seed)
+    rows = read_rows(
+        options.models(),
+        [concept.contrast for concept in concepts],
+        source_hook=options.source_hook,
+        target_hook=options.target_hook,
+    )
+    x, y = (
+        np.concatenate(
+            [(getattr(one, side)[:, 0] - getattr(one, side)[:, 1]).numpy() for one in rows.values()]
+        )
+        for side in ("source", "target")
+    )
+    return x, y, np.concatenate([[name] * len(one) for name, one in rows.items()])
 
 
 def compared_rows(
