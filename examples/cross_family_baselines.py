@@ -1,8 +1,8 @@
-"""Maps across model families without aligned tokens, compared with a map of aligned tokens.
+r"""Maps across model families without aligned tokens, compared with a map of aligned tokens.
 
     # bundled pair, about four minutes on two cores
     python examples/cross_family_baselines.py
-    python examples/cross_family_baselines.py --source A --target B --documents texts.jsonl \\
+    python examples/cross_family_baselines.py --source A --target B --documents texts.jsonl \
         --source-layer 3 --target-layer 3
 
 Each method becomes a stitch, and the same vector and the same probe are transferred through each:
@@ -104,17 +104,18 @@ def reproduce(options: Options) -> Reproduction:
         claim="A map fitted on aligned tokens transfers vectors and probes better than baselines "
         "that know only texts, only vocabularies, or nothing at all.",
         compared=_compared(table, str(best)),
-        says="One pair of models, one concept, one pair of layers, one draw of anchors. Methods see "
-        "different amounts of data: `anchor_ridge` uses the data of the anchors without the method, "
-        "ridge uses all tokens. Anchor methods are fitted on means over texts and judged on tokens.",
+        says="One pair of models, one concept, one pair of layers, one draw of anchors. Methods "
+        "see different amounts of data: `anchor_ridge` uses the data of the anchors without the "
+        "method, ridge uses all tokens. Anchor methods are fitted on means over texts and judged "
+        "on tokens.",
         verdict=verdict,
         because=(
             f"ridge keeps {table.loc['ridge', 'fraction_of_native']:.2f} of the native effect "
             f"({table.loc['ridge', 'fraction_low']:.2f} to "
             f"{table.loc['ridge', 'fraction_high']:.2f}), the best of the others ({best}) "
             f"{others.loc[best, 'fraction_of_native']:.2f}; the cosine on held-out tokens is "
-            f"{table.loc['ridge', 'cosine']:.2f} for ridge and at most {others['cosine'].max():.2f} "
-            f"for the others ({others['cosine'].idxmax()})."
+            f"{table.loc['ridge', 'cosine']:.2f} for ridge and at most "
+            f"{others['cosine'].max():.2f} for the others ({others['cosine'].idxmax()})."
         ),
         figures={
             "Prediction, steering and reading by every method (crosses: its null)": (
