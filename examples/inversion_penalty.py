@@ -53,22 +53,7 @@ class Options(FigureOptions):
 def reproduce(options: Options) -> Reproduction:
     """Fit the maps for every α from one harvest, and measure all losses on the same documents."""
     pair, texts, sae = options.pair(), options.texts(), options.source_sae()
-    moments = lrt.harvest(
-        pair,
-        texts,
-        source_layers=[sae.cfg.metadata.hook_name],
-        target_layers=[options.target_layer],
-        n_tokens=options.n_tokens,
-        null=False,
-        seed=options.seed,
-        progress=True,
-    )
-    (where,) = moments.pairs
-    weights = tuple(sorted({*options.weights, 0.0, PAPER_CHOICE}))
-    stitches = {
-        w: moments.fit(lrt.TwoWay(inversion_weight=w, alpha=options.ridge), pairs=[where])[where]
-        for w in weights
-    }
+    stitches = fitted(pair, texts, sae.cfg.metadata.hook_name, options)
     others: dict[str, MapPair] = {
         f"α = {w:g}": stitch.maps for w, stitch in stitches.items() if w != PAPER_CHOICE
     }
@@ -83,7 +68,8 @@ def reproduce(options: Options) -> Reproduction:
         seed=options.seed,
     )
     table = pd.concat(
-        [losses(loss, weights), sae_losses(pair, stitches, sae, texts, options)], ignore_index=True
+        [losses(loss, tuple(stitches)), sae_losses(pair, stitches, sae, texts, options)],
+        ignore_index=True,
     )
     gaps = {route: loss.difference("stitched", "α = 0", route=route) for route in ROUTES}
     helps = [route for route in ROUTES[2:] if gaps[route].high < 0]
@@ -123,6 +109,27 @@ def reproduce(options: Options) -> Reproduction:
         tables={"Loss per α": table, "All arms": loss.table},
         details={"stitch": repr(stitches[PAPER_CHOICE])},
     )
+
+
+def fitted(
+    pair: lrt.ModelPair, texts: Any, source_hook: str, options: Options
+) -> dict[float, lrt.Stitch]:
+    """The exact minimum of eq. 3 for every weight α, all from the same moments."""
+    moments = lrt.harvest(
+        pair,
+        texts,
+        source_layers=[source_hook],
+        target_layers=[options.target_layer],
+        n_tokens=options.n_tokens,
+        null=False,
+        seed=options.seed,
+        progress=True,
+    )
+    (where,) = moments.pairs
+    return {
+        w: moments.fit(lrt.TwoWay(inversion_weight=w, alpha=options.ridge), pairs=[where])[where]
+        for w in sorted({*options.weights, 0.0, PAPER_CHOICE})
+    }
 
 
 def losses(loss: lrt.StitchLoss, weights: tuple[float, ...]) -> pd.DataFrame:
