@@ -109,32 +109,8 @@ class Options(FigureOptions):
 
 
 def reproduce(options: Options) -> Reproduction:
-    """Fit the maps, compute the curve over n/d, evaluate the arms."""
-    models = options.models()
-    concepts = load_concepts(options.tasks, options.pairs, options.test_items, options.seed)
-    at = {"source_hook": options.source_hook, "target_hook": options.target_hook}
-    stitch = generic_stitch(
-        models, options.texts(), **at, n_tokens=options.n_tokens, seed=options.seed
-    )
-    sets = [concept.contrast for concept in concepts]
-    rows = read_rows(models, sets, **at)
-    curves = lrt.evaluate_interpolation(
-        models, sets, **at, rows=rows, n_draws=options.draws, stitch=stitch, seed=options.seed
-    )
-    n_pairs = options.n_pairs or min(models[0].d_model * 3 // 8, min(map(len, sets)) // 2)
-    result = lrt.evaluate_concept_transfer(
-        models,
-        concepts,
-        **at,
-        neutral=lrt.demo_neutral()[: options.neutral] if options.damage else None,
-        damage=options.damage or None,
-        betas=options.betas,
-        n_random=options.n_random,
-        n_pairs=n_pairs,
-        rows=[rows],
-        stitch=stitch,
-        seed=options.seed,
-    )
+    """Compute the curve over n/d and the effects of the arms, and compare with the paper."""
+    curves, result, details = measured(options)
     gaps = distances(result)
     below = curves.summary[curves.summary["n_over_d"] <= 1].groupby("arm")["cosine"].mean()
     other, shuffled = fractions_of_native(result)
@@ -175,8 +151,39 @@ def reproduce(options: Options) -> Reproduction:
             "Arms": result.summary,
             "Over n/d": curves.summary,
         },
-        details={"n_pairs": n_pairs, "n_held_out": curves.n_held_out, "stitch": repr(stitch)},
+        details=details,
     )
+
+
+def measured(options: Options) -> tuple[lrt.ConceptInterpolation, ConceptTransfer, dict[str, Any]]:
+    """The curve over n/d, the evaluation of the arms, and further values for the JSON."""
+    models = options.models()
+    concepts = load_concepts(options.tasks, options.pairs, options.test_items, options.seed)
+    at = {"source_hook": options.source_hook, "target_hook": options.target_hook}
+    stitch = generic_stitch(
+        models, options.texts(), **at, n_tokens=options.n_tokens, seed=options.seed
+    )
+    sets = [concept.contrast for concept in concepts]
+    rows = read_rows(models, sets, **at)
+    curves = lrt.evaluate_interpolation(
+        models, sets, **at, rows=rows, n_draws=options.draws, stitch=stitch, seed=options.seed
+    )
+    n_pairs = options.n_pairs or min(models[0].d_model * 3 // 8, min(map(len, sets)) // 2)
+    result = lrt.evaluate_concept_transfer(
+        models,
+        concepts,
+        **at,
+        neutral=lrt.demo_neutral()[: options.neutral] if options.damage else None,
+        damage=options.damage or None,
+        betas=options.betas,
+        n_random=options.n_random,
+        n_pairs=n_pairs,
+        rows=[rows],
+        stitch=stitch,
+        seed=options.seed,
+    )
+    details = {"n_pairs": n_pairs, "n_held_out": curves.n_held_out, "stitch": repr(stitch)}
+    return curves, result, details
 
 
 def compared_rows(
