@@ -81,8 +81,8 @@ def reproduce(options: Options) -> Reproduction:
         f"smaller family ({words(best.smaller)}) {r2[best.smaller]:.3f}; the loss of A→B is "
         f"{ce[best.smaller_by_loss]:.3f} nats per token with the best smaller family by loss "
         f"({words(best.smaller_by_loss)}), {ce['ridge']:.3f} with ridge, {ce['two_way']:.3f} with "
-        f"the two-way maps; the best smaller family is {worse.value:+.3f} ({worse.low:+.3f} to "
-        f"{worse.high:+.3f}) from the best full map on the same tokens.",
+        f"the two-way maps; on the same tokens, the best smaller family minus the best full map is "
+        f"{worse.value:+.3f} ({worse.low:+.3f} to {worse.high:+.3f}).",
         figures={
             "R² of every family, in both directions, with shuffled pairs": comparison.figure("r2"),
             "Next-token loss with each map": loss.figure(),
