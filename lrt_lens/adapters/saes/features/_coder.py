@@ -19,12 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrt_lens.adapters.saes._transfer import other_model
-from lrt_lens.errors import HookPointError, MismatchError
-from lrt_lens.models._hook_points import joint_parts, same_place
-from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.adapters.saes._compatibility import (
+    refuse_foreign_sae,
+    refuse_joined_hook_points,
+    require_sae,
+)
+from lrt_lens.errors import MismatchError
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.stitching._affine import AffineMap, MapPair
+from lrt_lens.stitching._affine import MapPair
 from lrt_lens.stitching._stitch import Stitch
 
 
@@ -102,66 +104,31 @@ def check_sae(sae: Any, pair: ModelPair, stitch: Stitch) -> None:
     """Raise unless an SAE belongs to the source model and source hook point of a stitch.
 
     Raises:
-        TypeError: the object has no ``encode`` or ``W_dec``.
+        TypeError: the object has no ``encode`` and ``W_dec``.
         HookPointError: the stitch joins several hook points.
-        MismatchError: width, hook point or model differ.
+        MismatchError: see `refuse_foreign_sae`.
     """
-    if not (hasattr(sae, "encode") and hasattr(sae, "W_dec")):
-        raise TypeError(
-            f"a {type(sae).__name__} has no encode and W_dec; give a SAELens SAE, such as "
-            "SAE.load_from_disk(folder)"
-        )
-    for hook in (stitch.source_hook, stitch.target_hook):
-        if len(joint_parts(hook)) > 1:
-            raise HookPointError(
-                f"{hook!r} joins several hook points, and an SAE has only one; give a stitch "
-                "between single hook points"
-            )
-    _check_home(sae, stitch.up, pair.source, "starts")
+    require_sae(sae, "encode", "W_dec")
+    refuse_joined_hook_points(stitch)
+    width = stitch.up.weight.shape[0]
+    refuse_foreign_sae(sae, stitch.source_hook, pair.source.identity, width=width)
 
 
 def check_transferred(sae: Any, transferred: Any, pair: ModelPair, stitch: Stitch) -> None:
-    """Raise unless ``transferred`` has the same features and belongs to the stitch's target.
+    """Raise unless ``transferred`` holds the features of ``sae`` on a stitch's target model.
 
     Raises:
-        TypeError: the object has no ``encode`` or ``W_dec``.
-        MismatchError: number of features, width, hook point or model differ.
+        TypeError: the object has no ``encode`` and ``W_dec``.
+        MismatchError: another number of features, or see `refuse_foreign_sae`.
     """
-    if not (hasattr(transferred, "encode") and hasattr(transferred, "W_dec")):
-        raise TypeError(
-            f"transferred is a {type(transferred).__name__} without encode and W_dec; give the "
-            "result of stitch.transfer(sae), or leave it out"
-        )
+    require_sae(transferred, "encode", "W_dec")
     if transferred.W_dec.shape[0] != sae.W_dec.shape[0]:
         raise MismatchError(
             f"the transferred SAE has {transferred.W_dec.shape[0]} features, the source's "
             f"{sae.W_dec.shape[0]}; features are compared one by one: give the transfer of this SAE"
         )
-    # `down` starts at the target's hook point, as `up` starts at the source's.
-    _check_home(transferred, stitch.down, pair.target, "ends")
-
-
-def _check_home(sae: Any, affine: AffineMap, model: HookedModel, verb: str) -> None:
-    """Raise unless the SAE belongs to ``affine.source_hook`` of ``model``."""
-    width, hook = affine.weight.shape[0], affine.source_hook
-    if sae.W_dec.shape[1] != width:
-        raise MismatchError(
-            f"this SAE has width {sae.W_dec.shape[1]}, but the stitch {verb} at {hook!r} of "
-            f"{model.name!r} with {width} dimensions; give an SAE of that hook point"
-        )
-    metadata = getattr(getattr(sae, "cfg", None), "metadata", None)
-    sae_hook = getattr(metadata, "hook_name", None)
-    if sae_hook is not None and not same_place(str(sae_hook), hook):
-        raise MismatchError(
-            f"this SAE was trained at {sae_hook!r}, but the stitch {verb} at {hook!r}; give an SAE "
-            "or a stitch of the same hook point"
-        )
-    if remedy := other_model(metadata, model.identity):
-        raise MismatchError(
-            f"this SAE was trained on {getattr(metadata, 'model_name', None)!r}, but the stitch "
-            f"{verb} in {model.name!r}; give an SAE of that model (if both are the same model, set "
-            f"sae.cfg.metadata.{remedy})"
-        )
+    width = stitch.down.weight.shape[0]
+    refuse_foreign_sae(transferred, stitch.target_hook, pair.target.identity, width=width)
 
 
 def check_index(index: int, n_features: int) -> int:
