@@ -1,1 +1,1 @@
-"""Plotly figures: functions of tidy tables."""
+"""Plotly figures: functions of tidy tables that compute no statistics."""

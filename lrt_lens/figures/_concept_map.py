@@ -7,16 +7,15 @@ where least squares stops interpolating: left of it ``own`` and ``noise_source``
 import math
 
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from lrt_lens.figures._plotly import go, make_subplots
 from lrt_lens.figures._template import (
     ARM_STYLES,
     HIGHLIGHT,
     NEUTRAL,
-    TEMPLATE_NAME,
     ArmStyle,
     require_columns,
+    use_template,
 )
 
 STYLES: dict[str, ArmStyle] = {
@@ -62,7 +61,7 @@ WEAK_TO_STRONG = (
 """What `weak_to_strong_figure` shows of a table."""
 
 
-def interpolation_figure(summary: pd.DataFrame) -> go.Figure:
+def interpolation_figure(summary: pd.DataFrame) -> "go.Figure":
     """Returns cosine to the native vector against n/d, a line an arm, a panel a concept; a bar is
     the range over draws.
 
@@ -100,7 +99,7 @@ def interpolation_figure(summary: pd.DataFrame) -> go.Figure:
     )
 
 
-def concept_summary_figure(summary: pd.DataFrame, *, equal_damage: bool = True) -> go.Figure:
+def concept_summary_figure(summary: pd.DataFrame, *, equal_damage: bool = True) -> "go.Figure":
     """Returns the effect of each arm with its interval, a panel a concept; an arm that was not
     bracketed has its flag written.
 
@@ -166,7 +165,7 @@ def concept_summary_figure(summary: pd.DataFrame, *, equal_damage: bool = True) 
     return figure.update_layout(height=190 + 30 * len(arms), showlegend=False)
 
 
-def beta_figure(table: pd.DataFrame, arms: tuple[str, ...] | None = None) -> go.Figure:
+def beta_figure(table: pd.DataFrame, arms: tuple[str, ...] | None = None) -> "go.Figure":
     """Returns the probability of the concept's choice over the β that all arms share, a line an arm
     (mean over draws), a panel a concept.
 
@@ -208,7 +207,7 @@ def beta_figure(table: pd.DataFrame, arms: tuple[str, ...] | None = None) -> go.
     )
 
 
-def weak_to_strong_figure(table: pd.DataFrame) -> go.Figure:
+def weak_to_strong_figure(table: pd.DataFrame) -> "go.Figure":
     """Returns L-Cross's figure 4 with its controls: the small model under its own vector, the large
     one under the small one's.
 
@@ -223,7 +222,7 @@ def weak_to_strong_figure(table: pd.DataFrame) -> go.Figure:
     )
 
 
-def _curve(rows: pd.DataFrame, arm: str, *, first: bool) -> go.Scatter:
+def _curve(rows: pd.DataFrame, arm: str, *, first: bool) -> "go.Scatter":
     style = _style(arm)
     hover = [
         f"{style.label}: {value:.3f}<br>n {n}, length {ratio:.2f} × native"
@@ -250,7 +249,7 @@ def _curve(rows: pd.DataFrame, arm: str, *, first: bool) -> go.Scatter:
     )
 
 
-def _beta_line(rows: pd.DataFrame, arm: str, *, first: bool) -> go.Scatter:
+def _beta_line(rows: pd.DataFrame, arm: str, *, first: bool) -> "go.Scatter":
     style = _style(arm)
     means = pd.DataFrame(
         rows.groupby("beta")[["probability", "probability_low", "probability_high"]].mean()
@@ -275,16 +274,16 @@ def _beta_line(rows: pd.DataFrame, arm: str, *, first: bool) -> go.Scatter:
     )
 
 
-def _panels(concepts: list[str], *, share_y: bool) -> go.Figure:
+def _panels(concepts: list[str], *, share_y: bool) -> "go.Figure":
     return make_subplots(
         cols=len(concepts), shared_yaxes=share_y, horizontal_spacing=0.03, subplot_titles=concepts
     )
 
 
-def _titled(figure: go.Figure, title: str, subtitle: str) -> go.Figure:
+def _titled(figure: "go.Figure", title: str, subtitle: str) -> "go.Figure":
     figure.update_annotations(font={"size": 13})
     return figure.update_layout(
-        template=TEMPLATE_NAME,
+        template=use_template(),
         title={"text": title, "subtitle": {"text": subtitle}, "y": 0.97},
         height=600,
         margin={"t": 120, "b": 60},

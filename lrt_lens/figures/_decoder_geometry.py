@@ -5,10 +5,9 @@ features that did not fit.
 import math
 
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from lrt_lens.figures._template import NEUTRAL, TEMPLATE_NAME, ArmStyle, require_columns
+from lrt_lens.figures._plotly import go, make_subplots
+from lrt_lens.figures._template import NEUTRAL, ArmStyle, require_columns, use_template
 
 _STYLES = {
     "index": ArmStyle("row i on row i (as LRT)", "#0072B2", symbol="square"),
@@ -21,7 +20,7 @@ _STYLES = {
 """In the order in which arms are listed."""
 
 
-def decoder_geometry_figure(summary: pd.DataFrame) -> go.Figure:
+def decoder_geometry_figure(summary: pd.DataFrame) -> "go.Figure":
     """Returns ‖E‖_F on a logarithmic axis with each arm's chance level, and held-out R² with its
     interval.
 
@@ -112,7 +111,7 @@ def decoder_geometry_figure(summary: pd.DataFrame) -> go.Figure:
     title = "Are two decoders linearly related?"
     subtitle = "95%: over features, or over draws for random rows; a residual at its chance mark says nothing"
     return figure.update_layout(
-        template=TEMPLATE_NAME,
+        template=use_template(),
         height=260 + 42 * len(arms),
         title={"text": title, "subtitle": {"text": subtitle}},
         margin={"t": 110, "b": 100},

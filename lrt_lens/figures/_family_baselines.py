@@ -3,10 +3,9 @@ share their rows.
 """
 
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from lrt_lens.figures._template import HIGHLIGHT, NEUTRAL, TEMPLATE_NAME, require_columns
+from lrt_lens.figures._plotly import go, make_subplots
+from lrt_lens.figures._template import HIGHLIGHT, NEUTRAL, require_columns, use_template
 
 _COLUMNS = (
     ("cosine", "cosine", None, "prediction: cosine on held-out tokens"),
@@ -18,7 +17,7 @@ _LEAST, _MOST = -0.75, 1.75
 """Marks beyond are drawn at the edge, with their number in the hover text."""
 
 
-def family_figure(summary: pd.DataFrame) -> go.Figure:
+def family_figure(summary: pd.DataFrame) -> "go.Figure":
     """Returns a row a method: points with 95% intervals, crosses for each method's own null, a line
     at 1 for native.
 
@@ -76,7 +75,7 @@ def family_figure(summary: pd.DataFrame) -> go.Figure:
     }
     figure.update_yaxes(categoryorder="array", categoryarray=[row["method"] for row in rows])
     return figure.update_layout(
-        template=TEMPLATE_NAME,
+        template=use_template(),
         height=220 + 34 * len(rows),
         margin={"t": 80, "l": 150, "b": 120},
         title=title,
@@ -84,7 +83,7 @@ def family_figure(summary: pd.DataFrame) -> go.Figure:
     )
 
 
-def _add_nulls(figure: go.Figure, place: int, rows: list[dict], null: str, native: dict) -> None:
+def _add_nulls(figure: "go.Figure", place: int, rows: list[dict], null: str, native: dict) -> None:
     """Crosses where each method's own null is, and the range of random draws, on the same scale."""
     value = null.removesuffix("_null")
     # A random draw has no null of its own: it is one.

@@ -13,16 +13,15 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from lrt_lens.figures._plotly import go, make_subplots
 from lrt_lens.figures._template import (
     ARM_STYLES,
     FAINT,
     NEUTRAL,
-    TEMPLATE_NAME,
     ArmStyle,
     require_columns,
+    use_template,
 )
 
 _BASELINES = {
@@ -43,7 +42,7 @@ _KINDS = {
 _EDGES = np.linspace(-1, 1, 41)
 
 
-def attribution_figure(table: pd.DataFrame) -> go.Figure:
+def attribution_figure(table: pd.DataFrame) -> "go.Figure":
     """Returns densities of the attribution correlation over features: left against the baselines,
     right by kind, and above it the share that is semantic.
 
@@ -105,7 +104,7 @@ def attribution_figure(table: pd.DataFrame) -> go.Figure:
         "subtitle": {"text": "a transferred feature against its source, feature by feature"},
     }
     return figure.update_layout(
-        template=TEMPLATE_NAME,
+        template=use_template(),
         title=title,
         height=560,
         margin={"t": 120, "b": 110},
@@ -113,7 +112,7 @@ def attribution_figure(table: pd.DataFrame) -> go.Figure:
     )
 
 
-def _density(values: np.ndarray, style: ArmStyle, group: str) -> go.Scatter:
+def _density(values: np.ndarray, style: ArmStyle, group: str) -> "go.Scatter":
     height, _ = np.histogram(values, bins=_EDGES, density=True)
     return go.Scatter(
         x=(_EDGES[1:] + _EDGES[:-1]) / 2,
@@ -126,7 +125,7 @@ def _density(values: np.ndarray, style: ArmStyle, group: str) -> go.Scatter:
     )
 
 
-def _share(semantic: np.ndarray, structural: np.ndarray) -> go.Scatter:
+def _share(semantic: np.ndarray, structural: np.ndarray) -> "go.Scatter":
     """Of the two densities in each bin, the semantic one's part; nothing where fewer than five
     features are.
     """
@@ -145,7 +144,7 @@ def _share(semantic: np.ndarray, structural: np.ndarray) -> go.Scatter:
     )
 
 
-def fidelity_figure(table: pd.DataFrame) -> go.Figure:
+def fidelity_figure(table: pd.DataFrame) -> "go.Figure":
     """Returns measured attribution correlation against ρ_write and ρ_read, which the moments give
     beforehand: a point a feature, coloured by kind.
     """
@@ -188,7 +187,9 @@ def fidelity_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title_text="ρ_read of the encoder column", row=1, col=2)
     figure.update_yaxes(title_text="attribution correlation", row=1, col=1)
     title = {"text": "Foretold from moments, measured on text"}
-    return figure.update_layout(template=TEMPLATE_NAME, title=title, height=480, legend={"y": -0.2})
+    return figure.update_layout(
+        template=use_template(), title=title, height=480, legend={"y": -0.2}
+    )
 
 
 def entropy_figure(
@@ -196,7 +197,7 @@ def entropy_figure(
     random_share: tuple[float, float],
     *,
     names: tuple[str, str] = ("source", "target"),
-) -> go.Figure:
+) -> "go.Figure":
     """Returns largest activation (right) against the share of the decoder's norm in the
     unembedding's null space (up), a panel a model.
 
@@ -262,13 +263,13 @@ def entropy_figure(
         "subtitle": {"text": "dotted: a random direction"},
     }
     return figure.update_layout(
-        template=TEMPLATE_NAME, title=title, height=480, margin={"t": 110}, legend={"y": -0.2}
+        template=use_template(), title=title, height=480, margin={"t": 110}, legend={"y": -0.2}
     )
 
 
 def attention_figure(
     attention: pd.DataFrame, *, names: tuple[str, str] = ("source", "target")
-) -> go.Figure:
+) -> "go.Figure":
     """Returns, feature by feature, the attention to BOS that rests on it at its strongest head, on
     both models, with intervals.
 
@@ -330,7 +331,7 @@ def attention_figure(
     }
     height = 260 + 34 * len(labels)
     return figure.update_layout(
-        template=TEMPLATE_NAME,
+        template=use_template(),
         title=title,
         height=height,
         margin={"t": 110, "b": 100},
@@ -338,7 +339,7 @@ def attention_figure(
     )
 
 
-def _effects(rows: list[dict], *, legend: bool) -> go.Scatter:
+def _effects(rows: list[dict], *, legend: bool) -> "go.Scatter":
     style = ARM_STYLES["transferred"]
     return go.Scatter(
         x=[row["effect"] for row in rows],

@@ -20,17 +20,16 @@ from dataclasses import dataclass
 from numbers import Real
 
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from lrt_lens.figures._plotly import go, make_subplots
 from lrt_lens.figures._template import (
     HEAT_SCALE,
     HIGHLIGHT,
     MENU_LOOKS,
-    TEMPLATE_NAME,
     hook_order,
     require_columns,
     short_hook,
+    use_template,
 )
 
 GRID_VALUES: dict[str, str] = {
@@ -55,7 +54,7 @@ _TEXT_LIMIT = 12
 
 def grid_figure(
     scores: pd.DataFrame, *, value: str = "r2", chosen: tuple[str, str] | None = None
-) -> go.Figure:
+) -> "go.Figure":
     """Returns two heat maps, target hook (up) by source hook (right): the fit of each pair, and its
     control beside it.
 
@@ -149,7 +148,7 @@ class _LayerPairs:
         ]
         return max(0.1, math.ceil(10 * max(numbers) - 1e-9) / 10)
 
-    def heat_map(self, column: str) -> go.Heatmap:
+    def heat_map(self, column: str) -> "go.Heatmap":
         rows, columns = range(len(self.targets)), range(len(self.sources))
         custom = [
             [[matrix[row][col] for matrix in self.details.values()] for col in columns]
@@ -175,7 +174,7 @@ class _LayerPairs:
             customdata=custom if lines else None, texttemplate="%{z:.2f}" if small else None
         )
 
-    def outline(self, source: str, target: str) -> go.layout.Shape:
+    def outline(self, source: str, target: str) -> "go.layout.Shape":
         column, row = self.sources.index(source), self.targets.index(target)
         line = {"color": HIGHLIGHT, "width": 3}
         return go.layout.Shape(
@@ -216,8 +215,8 @@ def _menus(layers: _LayerPairs, shown: list[str]) -> list[dict[str, object]]:
 
 
 def _lay_out(
-    figure: go.Figure, *, n_targets: int, top: float, chosen: tuple[str, str] | None
-) -> go.Figure:
+    figure: "go.Figure", *, n_targets: int, top: float, chosen: tuple[str, str] | None
+) -> "go.Figure":
     pair = (
         f"<br>outlined: the chosen pair, {short_hook(chosen[0])} → {short_hook(chosen[1])}"
         if chosen
@@ -225,7 +224,7 @@ def _lay_out(
     )
     explanation = "null: each x paired with another document's y" + pair
     figure.update_layout(
-        template=TEMPLATE_NAME,
+        template=use_template(),
         title={"text": "Fit of each layer pair", "subtitle": {"text": explanation}},
     )
     bar = {"thickness": 12, "outlinewidth": 0, "title": {"text": "score", "side": "right"}}

@@ -5,16 +5,15 @@ over sparse features.
 from dataclasses import replace
 
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from lrt_lens.figures._plotly import go, make_subplots
 from lrt_lens.figures._template import (
     ARM_STYLES,
     NEUTRAL,
-    TEMPLATE_NAME,
     ArmStyle,
     arm_style,
     require_columns,
+    use_template,
 )
 
 _STYLES = {
@@ -35,7 +34,7 @@ _STYLES = {
 _COLUMNS = ("task", "arm", "k", "accuracy", "low", "high", "auroc")
 
 
-def probe_figure(table: pd.DataFrame, *, chance: float) -> go.Figure:
+def probe_figure(table: pd.DataFrame, *, chance: float) -> "go.Figure":
     """Returns left the accuracy of every arm without a learning curve, right accuracy over k labels
     of the target.
 
@@ -79,11 +78,11 @@ def probe_figure(table: pd.DataFrame, *, chance: float) -> go.Figure:
             "text": "95% intervals over test texts; random and permuted: range of the draws"
         },
     }
-    figure.update_layout(template=TEMPLATE_NAME, title=title, height=480, margin={"t": 110})
+    figure.update_layout(template=use_template(), title=title, height=480, margin={"t": 110})
     return figure.update_annotations(font_size=13)
 
 
-def sparse_probe_figure(table: pd.DataFrame, *, chance: float) -> go.Figure:
+def sparse_probe_figure(table: pd.DataFrame, *, chance: float) -> "go.Figure":
     """Returns accuracy over the number of features that a probe may read, a line an arm; dense
     probes are levels (Stitching, figure 3a).
 
@@ -120,7 +119,7 @@ def sparse_probe_figure(table: pd.DataFrame, *, chance: float) -> go.Figure:
         "text": f"Sparse probes through SAEs: {rows[0]['task']}",
         "subtitle": {"text": subtitle},
     }
-    return figure.update_layout(template=TEMPLATE_NAME, title=title, height=480, margin={"t": 90})
+    return figure.update_layout(template=use_template(), title=title, height=480, margin={"t": 90})
 
 
 def _records(table: pd.DataFrame) -> list[dict]:
@@ -150,7 +149,7 @@ def _hover(row: dict, arm: str) -> str:
     return f"<b>{_style(arm).label}</b><br>accuracy {row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}]<br>AUROC {row['auroc']:.3f}"
 
 
-def _point(row: dict, arm: str) -> go.Scatter:
+def _point(row: dict, arm: str) -> "go.Scatter":
     style = _style(arm)
     return go.Scatter(
         x=[row["accuracy"]],
@@ -164,7 +163,7 @@ def _point(row: dict, arm: str) -> go.Scatter:
     )
 
 
-def _curve(part: list[dict], arm: str) -> go.Scatter:
+def _curve(part: list[dict], arm: str) -> "go.Scatter":
     style = _style(arm)
     return go.Scatter(
         x=[row["k"] for row in part],
@@ -179,7 +178,7 @@ def _curve(part: list[dict], arm: str) -> go.Scatter:
     )
 
 
-def _level(row: dict, arm: str, span: list[int], *, legend: bool = True) -> go.Scatter:
+def _level(row: dict, arm: str, span: list[int], *, legend: bool = True) -> "go.Scatter":
     style = _style(arm)
     line = style.line | {"dash": "dot" if arm != "transferred" else "solid", "width": 2}
     return go.Scatter(

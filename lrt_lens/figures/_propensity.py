@@ -3,10 +3,9 @@ scales.
 """
 
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from lrt_lens.figures._template import TEMPLATE_NAME, arm_style, ordered_arms, require_columns
+from lrt_lens.figures._plotly import go, make_subplots
+from lrt_lens.figures._template import arm_style, ordered_arms, require_columns, use_template
 
 PANELS = {
     "r": "r of propensities<br>(as LRT)",
@@ -17,7 +16,7 @@ PANELS = {
 """Column of the table, and what the panel is called."""
 
 
-def propensity_figure(table: pd.DataFrame, arms: list[str] | None = None) -> go.Figure:
+def propensity_figure(table: pd.DataFrame, arms: list[str] | None = None) -> "go.Figure":
     """Returns a box over scales (and draws) for every task and arm, a panel a measure.
 
     Args: table: `PropensityEvaluation.table`: `task`, `arm`, `scale`, `r`, `r_change`, `mse`,
@@ -56,7 +55,7 @@ def propensity_figure(table: pd.DataFrame, arms: list[str] | None = None) -> go.
             figure.update_xaxes(type="log", dtick="D2", tickangle=0, row=1, col=column)
     subtitle = "against native steering, item by item; a box holds all scales (and draws); “no steering” is what item difficulty alone gives"
     figure.update_layout(
-        template=TEMPLATE_NAME,
+        template=use_template(),
         boxmode="group",
         boxgap=0.2,
         boxgroupgap=0.1,
@@ -83,7 +82,7 @@ def short_task(task: str, width: int = 34) -> str:
     return "<br>".join([*lines, line])
 
 
-def _box(part: pd.DataFrame, arm: str, measure: str, *, first: bool) -> go.Box:
+def _box(part: pd.DataFrame, arm: str, measure: str, *, first: bool) -> "go.Box":
     style = arm_style(arm)
     hover = [
         f"{style.label}, scale {scale:g}: {value:.3f}"

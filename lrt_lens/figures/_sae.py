@@ -3,16 +3,15 @@
 from dataclasses import replace
 
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from lrt_lens.figures._plotly import go, make_subplots
 from lrt_lens.figures._template import (
     ARM_STYLES,
     NEUTRAL,
-    TEMPLATE_NAME,
     ArmStyle,
     arm_style,
     require_columns,
+    use_template,
 )
 
 _STYLES = {
@@ -34,7 +33,7 @@ _PANELS = {
 """Two lines a title: five panels stand side by side."""
 
 
-def sae_figure(table: pd.DataFrame) -> go.Figure:
+def sae_figure(table: pd.DataFrame) -> "go.Figure":
     """Returns L0, FVU, ΔCE, share of CE recovered and share of dead features by arm with intervals,
     a panel each.
 
@@ -82,11 +81,11 @@ def sae_figure(table: pd.DataFrame) -> go.Figure:
         }
     )
     return figure.update_layout(
-        template=TEMPLATE_NAME, height=200 + 40 * len(records), margin={"t": 90}
+        template=use_template(), height=200 + 40 * len(records), margin={"t": 90}
     )
 
 
-def training_figure(history: pd.DataFrame) -> go.Figure:
+def training_figure(history: pd.DataFrame) -> "go.Figure":
     """Returns held-out explained variance against training tokens, a line per arm and seed.
 
     Args:
@@ -97,11 +96,11 @@ def training_figure(history: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title_text="training tokens")
     figure.update_yaxes(title_text="explained variance, held out")
     return figure.update_layout(
-        template=TEMPLATE_NAME, title={"text": "Training of an SAE"}, height=440
+        template=use_template(), title={"text": "Training of an SAE"}, height=440
     )
 
 
-def initialisation_figure(history: pd.DataFrame, cosines: pd.DataFrame) -> go.Figure:
+def initialisation_figure(history: pd.DataFrame, cosines: pd.DataFrame) -> "go.Figure":
     """Returns explained variance against training tokens from every initialisation, and decoder
     cosines to it.
 
@@ -145,11 +144,11 @@ def initialisation_figure(history: pd.DataFrame, cosines: pd.DataFrame) -> go.Fi
     )  # names of arms between the panels would lie over the curves
     figure.update_annotations(font={"size": 13})
     return figure.update_layout(
-        template=TEMPLATE_NAME, height=480, title="Where an SAE begins", margin={"t": 100}
+        template=use_template(), height=480, title="Where an SAE begins", margin={"t": 100}
     )
 
 
-def savings_figure(savings: pd.DataFrame) -> go.Figure:
+def savings_figure(savings: pd.DataFrame) -> "go.Figure":
     """Returns FLOPs saved against scratch over thresholds: left as Stitching counts, right with the
     source's SAE charged.
 
@@ -183,14 +182,14 @@ def savings_figure(savings: pd.DataFrame) -> go.Figure:
     )
     figure.update_yaxes(title_text="FLOPs saved against scratch", tickformat=".0%")
     return figure.update_layout(
-        template=TEMPLATE_NAME,
+        template=use_template(),
         title={"text": "What a transferred beginning saves"},
         height=460,
         margin={"t": 90},
     )
 
 
-def _lines(history: pd.DataFrame) -> list[go.Scatter]:
+def _lines(history: pd.DataFrame) -> "list[go.Scatter]":
     lines, seen = [], set()
     for key, rows in history.groupby(["arm", "seed"], sort=False):
         arm, seed = key  # pyright: ignore[reportGeneralTypeIssues] (two columns make a pair)

@@ -4,11 +4,10 @@ width.
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from lrt_lens.figures._plotly import go, make_subplots
 from lrt_lens.figures._sae import training_style
-from lrt_lens.figures._template import TEMPLATE_NAME, require_columns
+from lrt_lens.figures._template import require_columns, use_template
 
 _AXES = {
     "training": "FLOPs of training alone",
@@ -25,7 +24,7 @@ def scaling_figure(
     savings: pd.DataFrame,
     *,
     bill: str = "stitch",
-) -> go.Figure:
+) -> "go.Figure":
     """Returns FVU over FLOPs, frontiers as points, laws as lines, single runs of two arms faint;
     and the transferred arm's savings, a line per width.
 
@@ -79,7 +78,7 @@ def scaling_figure(
         title_text="FLOPs saved against scratch, the stitch charged", tickformat=".0%", row=1, col=2
     )
     return figure.update_layout(
-        template=TEMPLATE_NAME,
+        template=use_template(),
         title={"text": "How an SAE's error falls with compute"},
         height=520,
         margin={"t": 90, "r": 200},
@@ -88,7 +87,7 @@ def scaling_figure(
     )
 
 
-def _add_runs(figure: go.Figure, history: pd.DataFrame, bill: str) -> None:
+def _add_runs(figure: "go.Figure", history: pd.DataFrame, bill: str) -> None:
     """Single runs of two arms: those of all would hide each other."""
     for arm in ("scratch", "transferred"):
         style = training_style(arm)
@@ -107,7 +106,7 @@ def _add_runs(figure: go.Figure, history: pd.DataFrame, bill: str) -> None:
 
 
 def _add_law(
-    figure: go.Figure, arm: str, points: pd.DataFrame, amplitude: float, exponent: float
+    figure: "go.Figure", arm: str, points: pd.DataFrame, amplitude: float, exponent: float
 ) -> None:
     style = training_style(arm)
     means = pd.Series(points.groupby("flops")["fvu"].mean())
@@ -136,7 +135,7 @@ def _add_law(
     )
 
 
-def _add_savings(figure: go.Figure, savings: pd.DataFrame) -> None:
+def _add_savings(figure: "go.Figure", savings: pd.DataFrame) -> None:
     colour = training_style("transferred").colour
     for i, (width, part) in enumerate(savings.groupby("width")):
         figure.add_scatter(

@@ -20,18 +20,17 @@ Limits: a row a pair and measure; tables of several sample sizes are refused, so
 import math
 
 import pandas as pd
-import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
-from plotly.subplots import make_subplots
 
+from lrt_lens.figures._plotly import go, make_subplots
 from lrt_lens.figures._template import (
     FAINT,
     HEAT_SCALE,
     NEUTRAL,
-    TEMPLATE_NAME,
     hook_order,
     require_columns,
     short_hook,
+    use_template,
 )
 
 MEASURE_NAMES: dict[str, str] = {
@@ -49,7 +48,7 @@ _TEXT_LIMIT = 8
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
 
 
-def similarity_figure(table: pd.DataFrame) -> go.Figure:
+def similarity_figure(table: pd.DataFrame) -> "go.Figure":
     """Returns two heat maps a measure, target hook (up) by source hook (right): its value, and its
     effect against the null.
 
@@ -112,7 +111,7 @@ def similarity_figure(table: pd.DataFrame) -> go.Figure:
 
 def similarity_lines_figure(
     table: pd.DataFrame, *, measure: str = "svcca", column: str = "value"
-) -> go.Figure:
+) -> "go.Figure":
     """Returns one measure against the target's hook points with its intervals, a line a source hook
     point.
 
@@ -171,7 +170,7 @@ def similarity_lines_figure(
         else "test fold; a line a source hook"
     )
     figure.update_layout(
-        template=TEMPLATE_NAME,
+        template=use_template(),
         height=480,
         title={"text": f"{name} of layer pairs", "subtitle": {"text": subtitle}},
     )
@@ -186,7 +185,7 @@ def similarity_lines_figure(
     )
 
 
-def spectrum_figure(table: pd.DataFrame) -> go.Figure:
+def spectrum_figure(table: pd.DataFrame) -> "go.Figure":
     """Returns singular values against their index, both axes logarithmic, a line a map.
 
     Args: table: of `lrt_lens.stitching._diagnostics.spectrum_table`: `map`, `index`,
@@ -222,7 +221,7 @@ def spectrum_figure(table: pd.DataFrame) -> go.Figure:
             "text": "singular values of the weight, largest first; those that are 0 are not drawn"
         },
     }
-    figure.update_layout(template=TEMPLATE_NAME, height=460, title=title, showlegend=True)
+    figure.update_layout(template=use_template(), height=460, title=title, showlegend=True)
     figure.update_xaxes(type="log", title_text="index", gridcolor=FAINT, dtick="D2")
     return figure.update_yaxes(
         type="log", title_text="singular value", exponentformat="power", dtick="D2"
@@ -245,7 +244,7 @@ def _rows_where(table: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
 
 def _heat_map(
     cells: dict[tuple[str, str], dict], column: str, sources: list[str], targets: list[str]
-) -> tuple[go.Heatmap, bool]:
+) -> "tuple[go.Heatmap, bool]":
     """The panel of one measure, and whether it holds no number."""
     shown = [name for name in _HOVER if name in next(iter(cells.values()))]
     absent = dict.fromkeys([*shown, column], math.nan)
@@ -266,10 +265,10 @@ def _heat_map(
     return trace, all(math.isnan(value) for row in values for value in row)
 
 
-def _lay_out(figure: go.Figure, height: int) -> go.Figure:
+def _lay_out(figure: "go.Figure", height: int) -> "go.Figure":
     explanation = "null: each x paired with another document's y; effect 0: no more alike than that, 1: the same"
     figure.update_layout(
-        template=TEMPLATE_NAME,
+        template=use_template(),
         title={"text": "How alike layers are", "subtitle": {"text": explanation}},
         height=height,
     )

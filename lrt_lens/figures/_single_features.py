@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 
-from lrt_lens.figures._template import ARM_STYLES, NEUTRAL, TEMPLATE_NAME, ArmStyle, require_columns
+from lrt_lens.figures._plotly import go
+from lrt_lens.figures._template import ARM_STYLES, NEUTRAL, ArmStyle, require_columns, use_template
 
 _ROLES = {
     "source": ArmStyle("places strongest on", "#D55E00"),
@@ -18,7 +18,7 @@ _ROLES = {
 
 def activation_figure(
     places: dict[str, Sequence[Any]], *, names: tuple[str, str], index: int
-) -> go.Figure:
+) -> "go.Figure":
     """Returns a feature's activation on the target (up) against that on the source (right): a point
     a token of the contexts shown.
 
@@ -58,10 +58,10 @@ def activation_figure(
         "text": f"Feature {index} on both models",
         "subtitle": {"text": "a point a token of its strongest contexts"},
     }
-    return figure.update_layout(template=TEMPLATE_NAME, title=title, height=460, margin={"t": 80})
+    return figure.update_layout(template=use_template(), title=title, height=460, margin={"t": 80})
 
 
-def matches_figure(table: pd.DataFrame) -> go.Figure:
+def matches_figure(table: pd.DataFrame) -> "go.Figure":
     """Returns correlation on other documents (up) against that on the documents that matched
     (right), a point a pair of features.
 
@@ -93,4 +93,4 @@ def matches_figure(table: pd.DataFrame) -> go.Figure:
             "text": f"{len(table)} pairs; below the diagonal: what matching by chance added"
         },
     }
-    return figure.update_layout(template=TEMPLATE_NAME, title=title, height=460, margin={"t": 80})
+    return figure.update_layout(template=use_template(), title=title, height=460, margin={"t": 80})

@@ -22,17 +22,16 @@ import math
 from textwrap import wrap
 
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from lrt_lens.figures._grid import grid_figure
+from lrt_lens.figures._plotly import go, make_subplots
 from lrt_lens.figures._template import (
     HIGHLIGHT,
     MENU_LOOKS,
-    TEMPLATE_NAME,
     arm_style,
     ordered_arms,
     require_columns,
+    use_template,
 )
 
 __all__ = [
@@ -54,7 +53,7 @@ _FLAG_WIDTH = 24
 _ZOOM = 5.0
 
 
-def steering_figure(table: pd.DataFrame, *, concept: str) -> go.Figure:
+def steering_figure(table: pd.DataFrame, *, concept: str) -> "go.Figure":
     """Returns propensity against scale, a line with its interval an arm, for one concept.
 
     Args: table: a row per concept, arm and scale: `concept`, `arm`, `scale`, `propensity` (nats:
@@ -90,7 +89,7 @@ def steering_figure(table: pd.DataFrame, *, concept: str) -> go.Figure:
     return _lay_out(figure, x=_SCALE_TITLE, y=_PROPENSITY_TITLE)
 
 
-def effect_damage_figure(table: pd.DataFrame, *, concept: str, budget: float) -> go.Figure:
+def effect_damage_figure(table: pd.DataFrame, *, concept: str, budget: float) -> "go.Figure":
     """Returns effect against damage, a line an arm in the order of scale, with the damage budget as
     a vertical line.
 
@@ -130,7 +129,7 @@ def effect_damage_figure(table: pd.DataFrame, *, concept: str, budget: float) ->
     return _lay_out(figure, x=_DAMAGE_TITLE, y=_EFFECT_TITLE)
 
 
-def summary_figure(summary: pd.DataFrame, *, concept: str | None = None) -> go.Figure:
+def summary_figure(summary: pd.DataFrame, *, concept: str | None = None) -> "go.Figure":
     """Returns effects at equal damage with their intervals: a row an arm, a facet a concept.
 
     An arm without an effect (the tried scales do not bracket the budget) has its flag written in
@@ -171,7 +170,7 @@ def summary_figure(summary: pd.DataFrame, *, concept: str | None = None) -> go.F
     figure.update_layout(
         title=_title("Effect at equal damage", _EFFECT_MEANING), height=height, showlegend=False
     )
-    figure.update_layout(template=TEMPLATE_NAME, margin={"t": 90})
+    figure.update_layout(template=use_template(), margin={"t": 90})
     return figure.update_xaxes(title_text=_EFFECT_TITLE, row=len(concepts), col=1)
 
 
@@ -182,7 +181,7 @@ def calibration_figure(
     chosen: float | None = None,
     meaning: str = _DAMAGE_MEANING,
     scale: str = _SCALE_TITLE,
-) -> go.Figure:
+) -> "go.Figure":
     """Returns damage against scale, with the budget and the scale chosen for it.
 
     Args: curve: `scale` and `damage` (nats per token on neutral text), a row per tried scale.
@@ -243,8 +242,8 @@ def _rows_where(table: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
     return pd.DataFrame(table.loc[table[column] == value])
 
 
-def _lay_out(figure: go.Figure, *, x: str, y: str) -> go.Figure:
-    figure.update_layout(template=TEMPLATE_NAME, height=500)
+def _lay_out(figure: "go.Figure", *, x: str, y: str) -> "go.Figure":
+    figure.update_layout(template=use_template(), height=500)
     return figure.update_xaxes(title_text=x).update_yaxes(title_text=y)
 
 
@@ -290,7 +289,7 @@ def _hover(frame: pd.DataFrame, label: str) -> tuple[list[list[float]], str]:
 
 def _arm_line(
     frame: pd.DataFrame, arm: str, *, x: str, y: str, intervals: bool = False
-) -> go.Scatter:
+) -> "go.Scatter":
     style = arm_style(arm)
     custom, template = _hover(frame, style.label)
     trace = go.Scatter(
@@ -312,7 +311,7 @@ def _arm_line(
     return trace
 
 
-def _band(frame: pd.DataFrame, arm: str) -> go.Scatter:
+def _band(frame: pd.DataFrame, arm: str) -> "go.Scatter":
     known = frame.dropna(subset=["propensity_low", "propensity_high"])
     outline_x = [*known["scale"], *reversed(known["scale"].tolist())]
     outline_y = [*known["propensity_high"], *reversed(known["propensity_low"].tolist())]
@@ -332,7 +331,7 @@ def _band(frame: pd.DataFrame, arm: str) -> go.Scatter:
     )
 
 
-def _draw_lines(frame: pd.DataFrame, *, x: str, y: str) -> go.Scatter:
+def _draw_lines(frame: pd.DataFrame, *, x: str, y: str) -> "go.Scatter":
     """Returns all draws as one trace, with a gap between one draw's line and the next."""
     arm = str(frame["arm"].to_list()[0])
     xs: list[float | None] = []
@@ -360,7 +359,7 @@ def _unsteered_propensity(rows: pd.DataFrame, concept: str) -> float:
     return float(unsteered[0])
 
 
-def _add_zoom(figure: go.Figure, axis: str, *, budget: float, damages: list[float]) -> None:
+def _add_zoom(figure: "go.Figure", axis: str, *, budget: float, damages: list[float]) -> None:
     """Starts the view at damages up to five budgets where the table goes far beyond, with buttons
     for that view and for all.
     """
@@ -394,7 +393,7 @@ def _add_zoom(figure: go.Figure, axis: str, *, budget: float, damages: list[floa
 # ---------------------------------------------------------------- effects at equal damage
 
 
-def _summary_traces(rows: pd.DataFrame, arms: list[str]) -> list[go.Scatter]:
+def _summary_traces(rows: pd.DataFrame, arms: list[str]) -> "list[go.Scatter]":
     measured = rows.dropna(subset=["effect_at_equal_damage"])
     traces = [_summary_points(_rows_where(measured, "arm", arm), arm) for arm in arms]
     absent = [row for row in rows.to_dict("records") if pd.isna(row["effect_at_equal_damage"])]
@@ -415,7 +414,7 @@ def _summary_traces(rows: pd.DataFrame, arms: list[str]) -> list[go.Scatter]:
     ]
 
 
-def _summary_points(rows: pd.DataFrame, arm: str) -> go.Scatter:
+def _summary_points(rows: pd.DataFrame, arm: str) -> "go.Scatter":
     style = arm_style(arm)
     effect = rows["effect_at_equal_damage"]
     error = {

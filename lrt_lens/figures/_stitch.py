@@ -5,10 +5,8 @@ identity explain.
 from collections.abc import Mapping
 from typing import Any
 
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
-
-from lrt_lens.figures._template import HIGHLIGHT, NEUTRAL, TEMPLATE_NAME, ArmStyle, short_hook
+from lrt_lens.figures._plotly import go, make_subplots
+from lrt_lens.figures._template import HIGHLIGHT, NEUTRAL, ArmStyle, short_hook, use_template
 
 _PANELS = {"r2": "R² (share of variance)", "r2_uniform": "R², mean over dimensions"}
 _POINTS = {
@@ -19,7 +17,7 @@ _POINTS = {
 }
 
 
-def stitch_figure(scores: Mapping[str, Any]) -> go.Figure:
+def stitch_figure(scores: Mapping[str, Any]) -> "go.Figure":
     """Returns R² of both maps of one stitch, a row a direction, with its null and token identity,
     which the way up alone has.
 
@@ -69,7 +67,7 @@ def stitch_figure(scores: Mapping[str, Any]) -> go.Figure:
         "subtitle": {"text": "of the stream at the other end, on documents that fitted nothing"},
     }
     return figure.update_layout(
-        template=TEMPLATE_NAME,
+        template=use_template(),
         title=title,
         height=320,
         margin={"t": 80},

@@ -6,16 +6,15 @@ import math
 from dataclasses import replace
 
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from lrt_lens.figures._plotly import go, make_subplots
 from lrt_lens.figures._template import (
     ARM_STYLES,
     NEUTRAL,
-    TEMPLATE_NAME,
     ArmStyle,
     arm_style,
     require_columns,
+    use_template,
 )
 
 _STYLES = {
@@ -29,7 +28,7 @@ _STYLES = {
 """In the order in which arms are listed; those of other solvers stand behind ``stitched``."""
 
 
-def stitch_loss_figure(table: pd.DataFrame) -> go.Figure:
+def stitch_loss_figure(table: pd.DataFrame) -> "go.Figure":
     """Returns cross-entropy by arm with its interval, a panel a route; dotted lines mark the
     untouched and the mean-ablated model.
 
@@ -91,7 +90,7 @@ def stitch_loss_figure(table: pd.DataFrame) -> go.Figure:
         showlegend=False,
     )
     figure.update_layout(
-        template=TEMPLATE_NAME,
+        template=use_template(),
         margin={"t": 130, "r": 60},
         title_y=1 - 30 / height,
         title_yanchor="top",
@@ -112,7 +111,7 @@ def _style(arm: str) -> ArmStyle:
     return _STYLES.get(arm) or arm_style(arm)
 
 
-def _point(row: dict, arm: str) -> go.Scatter:
+def _point(row: dict, arm: str) -> "go.Scatter":
     style = _style(arm)
     above, below = row["ce_high"] - row["ce"], row["ce"] - row["ce_low"]
     share = "undefined" if math.isnan(row["recovered"]) else f"{row['recovered']:.3f}"
@@ -131,7 +130,7 @@ def _point(row: dict, arm: str) -> go.Scatter:
     )
 
 
-def _rise(row: dict, arm: str) -> go.Scatter:
+def _rise(row: dict, arm: str) -> "go.Scatter":
     """By how much the loss is above the finishing model's own, behind the interval."""
     text = f"  {row['increase_percent']:+.1f}%"
     return go.Scatter(
