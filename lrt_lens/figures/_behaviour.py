@@ -14,7 +14,7 @@ from lrt_lens.figures._template import (
     use_template,
 )
 
-_SITES = {"hook": "at the stitch's hook point", "everywhere": "at every hook point"}
+_SITES = {"hook": "at the stitch's hook point", "everywhere": "after every component"}
 _MEASURES = {
     "drop": "drop of propensity (nats)",
     "share": "share of continuations",
