@@ -41,6 +41,7 @@ def code_map_figure(table: pd.DataFrame, features: pd.DataFrame) -> "go.Figure":
     """
     bounds = [f"{score}{end}" for score in _SCORES for end in ("", "_low", "_high")]
     require_columns(table, "arm", *bounds)
+    # One panel without compared features, two with them.
     titles = ["R² on the test fold"]
     titles += ["agreement with the effect on the source"] if len(features) else []
     figure = make_subplots(cols=len(titles), horizontal_spacing=0.22)

@@ -30,6 +30,7 @@ def comparison_figure(table: pd.DataFrame, *, value: str = "r2_uniform") -> "go.
     """
     require_columns(table, "solver", "direction", value)
     records = table.to_dict("records")
+    # Means over hook pairs, per direction and solver.
     means = {
         direction: {
             name: _mean(row[value] for row in rows if row["solver"] == name)

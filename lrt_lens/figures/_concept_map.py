@@ -183,7 +183,7 @@ def beta_figure(table: pd.DataFrame, arms: tuple[str, ...] | None = None) -> "go
     for column, concept in enumerate(concepts, start=1):
         part = _at_common_strengths(rows_where(table, "concept", concept))
         for arm in shown:
-            # The target's β = 0 is one row, "none", through which all its arms pass.
+            # At β = 0 all arms of the target are one row, "none".
             rows = rows_where(part, "arm", *([arm] if arm == "source" else [arm, "none"]))
             figure.add_trace(_beta_line(rows, arm, first=column == 1), **panel(1, column))
     figure.update_xaxes(title_text="β (multiples of the vector as mapped)")
@@ -217,31 +217,31 @@ def _curve(rows: pd.DataFrame, arm: str, *, first: bool) -> "go.Scatter":
         f"{style.label}: {value:.3f}<br>n {n}, length {ratio:.2f} × native"
         for value, n, ratio in zip(rows["cosine"], rows["n"], rows["norm_ratio"], strict=True)
     ]
-    trace = _line(arm, rows["n_over_d"], rows["cosine"], rows["low"], rows["high"], first=first)
+    trace = _line(arm, rows["n_over_d"], rows[["cosine", "low", "high"]], first=first)
     return trace.update(text=hover, hovertemplate="%{text}<extra></extra>")
 
 
 def _beta_line(rows: pd.DataFrame, arm: str, *, first: bool) -> "go.Scatter":
     means = pd.DataFrame(rows.groupby("beta")[_LIKELIHOODS].mean())
-    trace = _line(arm, means.index, *(means[name] for name in _LIKELIHOODS), first=first)
+    trace = _line(arm, means.index, means, first=first)
     label = _style(arm).label
     return trace.update(hovertemplate=f"{label}: %{{y:.1f}}% at β %{{x:.2f}}<extra></extra>")
 
 
-def _line(
-    arm: str, x: Any, y: pd.Series, low: pd.Series, high: pd.Series, *, first: bool
-) -> "go.Scatter":
+def _line(arm: str, x: Any, estimates: pd.DataFrame, *, first: bool) -> "go.Scatter":
+    """Return the line of an arm; the columns of `estimates` are value, low and high."""
     style = _style(arm)
+    value, low, high = (estimates[name] for name in estimates.columns)
     return go.Scatter(
         x=x,
-        y=y,
+        y=value,
         mode="lines+markers",
         name=style.label,
         legendgroup=arm,
         showlegend=first,
         line=style.line,
         marker={**style.marker, "size": 6},
-        error_y=error_bars(y, low, high, color=style.colour, thickness=1, width=2),
+        error_y=error_bars(value, low, high, color=style.colour, thickness=1, width=2),
     )
 
 

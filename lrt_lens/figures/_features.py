@@ -294,6 +294,7 @@ def attention_figure(
     figure = make_subplots(
         cols=2, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.06
     )
+    # The head is selected by `effect_choosing`, measured on other examples than `effect`.
     size = attention["effect_choosing"].abs()
     best = attention.loc[size.groupby([attention["feature"], attention["model"]]).idxmax()]
     labels = [f"feature {feature}" for feature in sorted(set(best["feature"]), reverse=True)]

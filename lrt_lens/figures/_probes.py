@@ -55,12 +55,14 @@ def probe_figure(table: pd.DataFrame, *, chance: float) -> "go.Figure":
     figure = make_subplots(
         cols=2, subplot_titles=titles, column_widths=[0.5, 0.5], horizontal_spacing=0.1
     )
+    # plotly lists categories from below, so the first arm is drawn last.
     for arm in reversed([arm for arm in by_arm if arm not in curves]):
         figure.add_trace(_point(by_arm[arm][0], arm), **panel(1, 1))
     figure.add_vline(x=chance, line=DOTTED, **panel(1, 1))
     for arm in curves:
         if arm in by_arm:
             figure.add_trace(_curve(by_arm[arm], arm), **panel(1, 2))
+    # Levels span the k of the curves; without curves any two numbers will do.
     spans = sorted({row["k"] for arm in curves for row in by_arm.get(arm, [])}) or [1, 10]
     for arm in ("native", "transferred", "token_identity"):
         if arm in by_arm:

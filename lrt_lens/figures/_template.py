@@ -127,6 +127,7 @@ def hook_order(hook_point: str) -> tuple[int, int, str]:
     The embedding comes first, then layer by layer pre, mid and post; other hook points of a layer
     follow these, and unknown names come last.
     """
+    # Embedding: layer −1; unknown names: after every layer.
     match = re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|mid|post)", hook_point)
     if match:
         return int(match[1]), _HOOK_KINDS.index(match[2]), hook_point
