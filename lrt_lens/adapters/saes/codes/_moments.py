@@ -199,12 +199,15 @@ class CodeMoments:
         """Moments of zero tokens, on the shift's device (on the CPU if ``sparse``)."""
         device = torch.device("cpu") if sparse else shift.device
         width, d = len(live), len(shift)
-        shapes = ((width,), (d,), (d,), (width, d))
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        def gram() -> SparseGram | DenseGram:
+            return SparseGram(width) if sparse else DenseGram(width, device)
+
         folds = [
-            CodeFold(
-                SparseGram(width) if sparse else DenseGram(width, device),
-                *(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes),
-            )
+            CodeFold(gram(), zeros(width), zeros(d), zeros(d), zeros(width, d))
             for _ in range(N_FOLDS)
         ]
         return cls(live, firings, shift.double().to(device), folds)
