@@ -41,6 +41,7 @@ from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._scatter import r2_of
 from lrt_lens.statistics._intervals import bootstrap_mean
 from lrt_lens.statistics._jackknife import jackknife
+from lrt_lens.statistics._random_directions import covariance_root
 from lrt_lens.stitching._stitch import Stitch
 
 ARMS = ("s2l", "l2l", "reconstruction")
@@ -245,14 +246,9 @@ def _compare_features(
     decoder = sae.W_dec.detach().double().cpu()[chosen]
     images = stitch.up.directions(decoder.to(stitch.up.weight.device)).cpu().double()
     generator = torch.Generator().manual_seed(seed)
-    values, vectors = torch.linalg.eigh(stitch.target_statistics.covariance.double().cpu())
-    noise = torch.randn(len(chosen), len(values), generator=generator, dtype=torch.float64)
-    others = {
-        "s2l": rows,
-        "l2l": images,
-        "other": rows.roll(1, 0),
-        "random": (noise * values.clamp_min(0).sqrt()) @ vectors.T,
-    }
+    root = covariance_root(stitch.target_statistics.covariance)
+    noise = torch.randn(len(chosen), len(root), generator=generator, dtype=torch.float64)
+    others = {"s2l": rows, "l2l": images, "other": rows.roll(1, 0), "random": noise @ root.T}
     found = {
         f"agreement_{arm}": steering_agreement(
             pair, stitch, decoder.float(), texts, images=image.float(), progress=progress
