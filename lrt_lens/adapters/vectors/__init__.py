@@ -1,1 +1,1 @@
-"""Steering vectors: learnt, transferred, calibrated, evaluated."""
+"""Steering vectors: learning, transfer, calibration and evaluation."""

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from lrt_lens.adapters.vectors._arms import Arm
-from lrt_lens.adapters.vectors._choices import ChoiceText
 from lrt_lens.adapters.vectors._evaluation import Curve, SteeringEvaluation, evaluate_steering
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
@@ -17,6 +16,7 @@ from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._rows import score_rows
 from lrt_lens.stitching._stitch import Stitch
+from tests.adapters.vectors.reference import OneRowPerContinuation
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird")
 CONTRAST = ContrastSet(
@@ -155,7 +155,7 @@ def test_the_same_seed_gives_the_same_numbers(
 
 
 def test_propensity_is_the_difference_of_summed_log_probabilities(twins: ModelPair) -> None:
-    measured = ChoiceText(twins.target, ITEMS, 1).propensity()
+    measured = OneRowPerContinuation(twins.target, ITEMS, 1).propensity()
     tokenizer = twins.target.tokenizer
 
     def score(prompt: str, continuation: str) -> float:
