@@ -55,7 +55,10 @@ class SteeringHook:
         return torch.where(steered, self.change(activation), activation)
 
     def _steered(self, activation: Tensor, start: int) -> Tensor:
-        """Return a mask [batch, position] of the positions to change; ``start`` is the first one."""
+        """Return a mask [batch, position]: True where the activation is changed.
+
+        ``start`` is the position of the first column within its text.
+        """
         n_rows, length = activation.shape[:2]
         device = activation.device
         position = torch.arange(start, start + length, device=device)[None].expand(n_rows, -1)
