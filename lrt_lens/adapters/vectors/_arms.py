@@ -120,6 +120,40 @@ def plain_arms(
         yield VectorArm("untransformed", _with_direction(named, vector.direction))
 
 
+def contrast_of(vector: SteeringVector, contrast: ContrastSet | None) -> ContrastSet:
+    """Return ``contrast``, or the texts that the vector holds; ValueError if there are none."""
+    contrast = contrast or vector.contrast_set
+    if contrast is None:
+        raise ValueError(
+            f"vector {vector.name!r} does not hold the texts it was learnt from; "
+            "give contrast=..., from which the native vector is learnt"
+        )
+    return contrast
+
+
+def behaviour_arms(
+    pair: ModelPair,
+    stitch: Stitch,
+    vector: SteeringVector,
+    contrast: ContrastSet,
+    n_random: int,
+    seed: int,
+) -> list[VectorArm]:
+    """Return the arms native, transferred, shuffled, untransformed and random, in this order.
+
+    Refits and permuted labels are left out; the lengths of the vectors do not matter here.
+    """
+    native = list(learnt_arms(pair, stitch, vector, contrast, {}, 0))
+    transferred = [arm for arm in transferred_arms(stitch, vector, {}) if arm.name != "refit"]
+    like = native[0].vector
+    return [
+        *native,
+        *transferred,
+        *plain_arms(stitch, vector, like, {}),
+        *drawn_arms(stitch, like, n_random, seed),
+    ]
+
+
 def _with_direction(like: SteeringVector, direction: Tensor) -> SteeringVector:
     """Return ``like`` with another direction of the same length."""
     scaled = direction / direction.norm() * like.norm

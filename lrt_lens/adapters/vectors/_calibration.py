@@ -307,7 +307,7 @@ def _next_scale(below: list[_Point], high: _Point | None, budget: float) -> floa
 def _power(near: _Point, far: _Point) -> float:
     """Return p of D ∝ sᵖ between two points, 0.5 to 6; 2 if the damage does not rise from above 0.
 
-    2 is the power of a small step: KL has its minimum at scale 0, so its first derivative is 0 there.
+    2 is the power of a small step: KL has its minimum at scale 0, so its derivative is 0 there.
     """
     if near[1] <= 0 or far[1] <= near[1]:
         return 2.0
