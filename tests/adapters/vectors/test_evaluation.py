@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.adapters.vectors._arms import Arm
+from lrt_lens.adapters.vectors._arms import VectorArm, drawn_arms
 from lrt_lens.adapters.vectors._evaluation import Curve, SteeringEvaluation, evaluate_steering
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
@@ -104,8 +104,6 @@ def test_every_arm_is_measured_at_the_same_damage(result: SteeringEvaluation) ->
 def test_random_draws_are_half_isotropic_and_all_as_long_as_the_vector(
     stitch: Stitch, result: SteeringEvaluation
 ) -> None:
-    from lrt_lens.adapters.vectors._arms import drawn_arms
-
     draws = list(drawn_arms(stitch, result.vectors["transferred"], 200, seed=0))
     directions = torch.stack([draw.vector.direction for draw in draws]).double()
     torch.testing.assert_close(
@@ -212,7 +210,7 @@ def test_scales_that_miss_the_budget_are_flagged_and_undefined(
 
 def test_effects_are_interpolated_at_the_budget_and_never_extrapolated() -> None:
     curve = Curve(
-        Arm("transferred", SteeringVector(torch.ones(2), "blocks.0.hook_resid_post")),
+        VectorArm("transferred", SteeringVector(torch.ones(2), "blocks.0.hook_resid_post")),
         scales=np.array([0.0, 1.0, 2.0]),
         damage=np.array([0.0, 0.1, 0.3]),
         propensity=np.array([[1.0, 5.0], [2.0, 5.0], [4.0, 6.0]]),
