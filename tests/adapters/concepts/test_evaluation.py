@@ -16,11 +16,11 @@ from lrt_lens.adapters.concepts._evaluation import (
     evaluate_concept_transfer,
 )
 from lrt_lens.adapters.concepts._rows import read_rows
-from lrt_lens.adapters.vectors._choices import ChoiceText
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.models._pair import ModelPair
+from tests.adapters.vectors.reference import OneRowPerContinuation
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird", "dog", "king", "queen", "boy")
 ENDS = [f"{PLACES[i % 10]} under the {PLACES[(i // 10 + 3 * i + 1) % 10]}" for i in range(12)]
@@ -106,7 +106,7 @@ def test_numbers_are_those_of_a_pass_steered_by_hand(
     pair: ModelPair, result: ConceptTransfer
 ) -> None:
     (vector,) = result.vectors["mood", "other"]
-    text = ChoiceText(pair.target, MOOD.items, 2)
+    text = OneRowPerContinuation(pair.target, MOOD.items, 2)
     before, after = text.propensity(), text.propensity(vector.hook_at(-1.0))
     row = result.table.set_index(["concept", "arm", "beta"]).loc[("mood", "other", -1.0)]
     assert row["propensity"] == pytest.approx(after.mean(), abs=1e-4)
@@ -186,7 +186,7 @@ def test_several_layers_are_steered_together(pair: ModelPair) -> None:
         "blocks.2.hook_resid_post",
         "blocks.1.hook_resid_post",
     ]
-    text = ChoiceText(pair.target, MOOD.items, 0)
+    text = OneRowPerContinuation(pair.target, MOOD.items, 0)
     before = text.propensity()
     with vectors[0].apply(pair.target), vectors[1].apply(pair.target):
         after = text.propensity()
