@@ -204,7 +204,7 @@ def test_a_pair_shows_its_models(shown: dict[str, str], pair: Any) -> None:
     )
     assert source["vocabulary"] == str(len(pair.source.tokenizer))
     assert dict(zip(head, rows[1], strict=True))["width"] == "24"
-    assert "Both read the same tokens." in shown["pair"]
+    assert "Both models read the same tokens." in shown["pair"]
 
 
 def test_moments_show_what_they_hold_and_how_large_they_are(

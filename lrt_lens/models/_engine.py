@@ -32,7 +32,7 @@ from lrt_lens.typing import HookFunction, LongerTokens, Residual, Tokens
 
 @runtime_checkable
 class Engine(Protocol):
-    """What `HookedModel` needs from a model."""
+    """A model that runs: everything that `HookedModel` needs from it."""
 
     n_layers: int
     d_model: int
@@ -217,13 +217,14 @@ class BridgeEngine:
                 parent._modules[name] = child
 
     def _add_plain_hook(self, name: str, capture: _Capture) -> Callable[[], None]:
+        """Register a PyTorch hook that records ``name`` and return the function that removes it."""
         if name == EMBED:
             return self._embedding.register_forward_hook(
                 lambda _module, _args, output: capture.record(name, output)
             ).remove
         layer = self._layers[int(name.split(".")[1])]
         if name.endswith("_pre"):
-
+            # Decoders of transformers pass the stream by position or by keyword.
             def read_input(_module: nn.Module, args: tuple, kwargs: dict) -> None:
                 capture.record(name, args[0] if args else kwargs["hidden_states"])
 
