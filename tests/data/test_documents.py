@@ -145,7 +145,7 @@ def test_a_bad_line_is_named_with_its_file_and_number(tmp_path: Path, name: str)
     assert next(documents) == "good"
     with pytest.raises(
         ValueError,
-        match=rf"{re.escape(str(path))}, line 3 is not JSON .*expected one object a line",
+        match=rf"{re.escape(str(path))}, line 3 is not JSON .*expected one object per line",
     ):
         next(documents)
 
