@@ -163,6 +163,7 @@ def _columns(frame: pd.DataFrame) -> list[tuple[str, tuple[int, ...]]]:
         high = re.fullmatch(r"(.*?)_?high", following)
         if low is None or high is None or low[1] != high[1]:
             continue
+        # The column with the interval's name owns it, else the column to its left.
         owner = names.index(low[1]) if low[1] in names else column - 1
         bounds |= {column, column + 1}
         if owner < 0 or owner in bounds or owner in ends:
@@ -199,6 +200,7 @@ def _cell(text: str, *, right: bool = False) -> str:
 def _shaded(value: float, low: float, high: float, digits: int) -> str:
     if value != value:
         return f'<td style="{_CELL}"></td>'
+    # Shade = darkest · (value − min) / (max − min)
     share = (value - low) / (high - low) if high > low else 0.0
     shade = f"background:color-mix(in srgb, currentColor {_DARKEST * share:.0f}%, transparent)"
     return f'<td style="{_CELL};text-align:right;{shade}">{value:.{digits}f}</td>'

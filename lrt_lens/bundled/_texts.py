@@ -86,6 +86,7 @@ def demo_items(concept: Concept = "sentiment") -> ChoiceItems:
 def demo_neutral() -> list[str]:
     """Return texts without opinion or mood, alternating between registers, to measure damage on."""
     rows = read_jsonl(_DATA / "neutral.jsonl")
+    # The file has all texts of one register, then all of the other.
     half = len(rows) // 2
     return [
         text

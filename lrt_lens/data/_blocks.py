@@ -66,6 +66,7 @@ class Block:
         self.n_rows += len(window.rows)
         if begins is not None:
             self.n_documents += 1
+            # A sum, so that blocks and shards can be added in any order.
             self.digest = (self.digest + begins.key) % 2**64
             self.aligned = sum_aligned(self.aligned, begins.aligned)
 
@@ -77,6 +78,7 @@ class Block:
             for side in (window, window.counterpart) if window.counterpart else (window,):
                 digest.update(np.array(side.ids, dtype=np.int64).tobytes())
                 digest.update(side.rows.astype(np.int64).tobytes())
+        # 63 bits, so that it fits into a signed 64-bit integer.
         return int.from_bytes(digest.digest(), "big") >> 1
 
     def batches(self, batch_tokens: int) -> Iterator[list[Window]]:
@@ -121,6 +123,7 @@ class Share:
 
     def takes(self, index: int) -> bool:
         """Return whether this process takes a block."""
+        # Block index = N · j + i is the j-th block of shard i; ranks take its blocks in turn.
         return self.in_shard(index) and index // self.shard[1] % self.rank[1] == self.rank[0]
 
 
@@ -143,6 +146,7 @@ class Corpus:
 
 def part_of(key: int) -> int:
     """Return the part of a document: one sixth of the documents is for testing."""
+    # key = fold + 6 · (group + 8 · …): two independent digits of the hash.
     fold, group = key % (N_FOLDS + 1), (key // (N_FOLDS + 1)) % N_TEST_GROUPS
     return fold if fold < N_FOLDS else N_FOLDS + group
 

@@ -53,6 +53,7 @@ class ContrastSet:
 
         Exactly half of the pairs (rounded down) are exchanged, so that the concept cancels out.
         """
+        # Independent coin flips would leave a net difference of order √n pairs.
         swap = np.zeros(len(self), dtype=bool)
         swap[np.random.default_rng(seed).permutation(len(self))[: len(self) // 2]] = True
         rows = [

@@ -42,6 +42,7 @@ def document_key(text: str, seed: int) -> int:
 
     The fold therefore does not depend on the document's position, the shard or the process.
     """
+    # The seed is the key of the hash: another seed gives independent folds.
     digest = hashlib.blake2b(text.encode(), digest_size=8, key=str(seed).encode()).digest()
     return int.from_bytes(digest, "big")
 

@@ -46,6 +46,7 @@ def shared_tokens(source: Any, target: Any) -> list[tuple[str, int, int]]:
 
 
 def _speller(vocabulary: dict[str, int]) -> Callable[[str], str]:
+    # A vocabulary may have a few tokens with the mark of another family; the most frequent decides.
     counts = {mark: sum(token.startswith(mark) for token in vocabulary) for mark in _MARKS}
     mark = max(counts, key=counts.__getitem__)
     spellers = {"Ġ": _byte_level, "▁": _sentence_piece, "##": _word_piece}

@@ -75,6 +75,7 @@ def cut_windows(ids: list[int], key: int, model: HookedModel, plan: BlockPlan) -
     body_length = plan.context_length - len(prefix)
     special = special_tokens(model)
     windows = []
+    # Windows do not overlap, and BOS is prepended to each: a state has read only its own window.
     for start in range(0, len(ids), body_length):
         window = [*prefix, *ids[start : start + body_length]]
         rows = unmasked(window, special, plan.skip_first)

@@ -1,4 +1,4 @@
-"""Intervals of leave-one-group-out estimates, against brute force, scipy and simulation."""
+"""Tests of the jackknife, against brute force, SciPy and simulation."""
 
 import math
 
