@@ -144,7 +144,7 @@ def reproduce(options: Options) -> Reproduction:
 
 
 def compared_rows(overall: pd.DataFrame) -> list[Compared]:
-    """r of propensities, r of changes and relative squared error, means over tasks."""
+    """Means over tasks of r of propensities, r of changes and relative squared error."""
     at = overall.loc
     paper_r = sum(row[0] for row in PAPER.values()) / len(PAPER)
     return [

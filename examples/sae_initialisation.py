@@ -72,22 +72,7 @@ def reproduce(options: Options) -> Reproduction:
         source_sae_tokens=charged,
     )
     at = study.savings[np.isclose(study.savings["share_of_final"], AT)].set_index("arm")
-    saved, control = float(at.loc["transferred", "saved"]), control_saving(at)
-    saved_charged = float(at.loc["transferred", "saved_charged"])
-    verdict: Verdict = (
-        "does not survive its null"
-        if not saved > max(control, 0.0)
-        else "holds"
-        if saved >= 0.3 and saved_charged > 0
-        else "holds with a caveat"
-    )
-    controls = f"save at best {100 * control:.0f}%" if np.isfinite(control) else "never reach it"
-    cost = (
-        f"{1 - saved_charged:.1f} times the FLOPs of scratch"
-        if np.isfinite(saved_charged)
-        else "not known (--source-sae-tokens)"
-    )
-    flops = flops_per_run(study)
+    verdict, because = judged(study, at)
     return Reproduction(
         name="sae_initialisation",
         title="Initialisation of an SAE: from scratch, transferred, shuffled or rotated",
@@ -100,10 +85,7 @@ def reproduce(options: Options) -> Reproduction:
         "range over seeds. A source SAE that exists already costs nothing; one that is trained "
         "for this purpose costs the FLOPs of the second way of counting.",
         verdict=verdict,
-        because=f"to reach {AT:.0%} of the final value of scratch, the transferred initialisation "
-        f"saves {100 * saved:.0f}% of the FLOPs, while shuffled or rotated ones {controls}; "
-        f"including the source's SAE it costs {cost}. A run takes {flops:.1e} FLOPs, the stitch "
-        f"{study.stitch_flops:.1e}.",
+        because=because,
         figures={
             "Held-out explained variance over training tokens, and cosine of decoder rows to "
             "their initial values": study.figure(),
@@ -122,6 +104,33 @@ def reproduce(options: Options) -> Reproduction:
             "source_sae_tokens": charged,
         },
     )
+
+
+def judged(study: lrt.SAEInitialisation, at: pd.DataFrame) -> tuple[Verdict, str]:
+    """The verdict and the sentence with its numbers."""
+    saved, control = float(at.loc["transferred", "saved"]), control_saving(at)
+    saved_charged = float(at.loc["transferred", "saved_charged"])
+    verdict: Verdict = (
+        "does not survive its null"
+        if not saved > max(control, 0.0)
+        else "holds"
+        if saved >= 0.3 and saved_charged > 0
+        else "holds with a caveat"
+    )
+    controls = f"save at best {100 * control:.0f}%" if np.isfinite(control) else "never reach it"
+    cost = (
+        f"{1 - saved_charged:.1f} times the FLOPs of scratch"
+        if np.isfinite(saved_charged)
+        else "an unknown number of FLOPs (give --source-sae-tokens)"
+    )
+    flops = flops_per_run(study)
+    because = (
+        f"to reach {AT:.0%} of the final value of scratch, the transferred initialisation "
+        f"saves {100 * saved:.0f}% of the FLOPs, while shuffled or rotated ones {controls}; "
+        f"including the source's SAE it costs {cost}. A run takes {flops:.1e} FLOPs, the stitch "
+        f"{study.stitch_flops:.1e}."
+    )
+    return verdict, because
 
 
 def compared_rows(study: lrt.SAEInitialisation, at: pd.DataFrame) -> list[Compared]:
