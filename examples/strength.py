@@ -237,7 +237,7 @@ def strengths(
         "damage": calibration.damage,
         "scale_kl": kl.scale,
         "predicted": predict_scale(vector, damage),
-        # The first row of a curve is the pass without steering.
+        # A curve begins with a row of scale 0, which needs no steered pass.
         "passes": len(calibration.curve) - 1,
         "passes_from_1": len(from_1.curve) - 1,
         "length": vector.norm,
