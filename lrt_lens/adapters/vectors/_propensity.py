@@ -202,6 +202,7 @@ def _arms(
     """Return the native arm, then all others, each as long as the native vector."""
     contrast = answer_contrast(train)
     vector = SteeringVector.mean_difference(pair.source, contrast, at=stitch.source_hook)
+    # The rule for lengths has no effect: all vectors are scaled to the native one below.
     rules = {"bias": settings.bias}
     native, *permuted = learnt_arms(pair, stitch, vector, contrast, rules, settings.n_permuted)
     like = native.vector
@@ -250,6 +251,7 @@ class _TaskPropensities:
     def table(self) -> pd.DataFrame:
         """Return one row per arm, draw and scale."""
         native, parts = self.native, []
+        # mean over items of (m_native(s) − m(0))²: the error of predicting no change
         no_change = ((native - self.unsteered) ** 2).mean(1)
         for arm in self.arms:
             m = arm.values
@@ -279,6 +281,7 @@ class _TaskPropensities:
             r, change = (
                 self._interval(str(name), column, part, seed) for column in ("r", "r_change")
             )
+            # LRT's table has a bootstrap over scales, although scales are not independent.
             over_scales = bootstrap_mean(by_scale["r"].to_numpy(), seed=seed)
             rows.append(
                 {
@@ -313,6 +316,7 @@ class _TaskPropensities:
         if part["draw"].notna().any():
             return spread(part.groupby("draw")[column].mean().tolist())
         [m] = [arm.values for arm in self.arms if arm.name == name]
+        # r_change correlates m(s) − m(0), r correlates m(s) itself.
         before = self.unsteered if column == "r_change" else 0.0
         return bootstrap_correlation(m - before, self.native - before, seed=seed)
 
@@ -361,6 +365,7 @@ def _measure(
         cosine = native.cosine(arm.vector)
         steered.append(_ArmPropensities(arm.name, arm.draw, cosine, values))
     unsteered, scales = texts.propensity(), list(settings.scales)
+    # No steering is compared with native steering at every scale.
     repeated = np.tile(unsteered, (len(scales), 1))
     none = _ArmPropensities("none", None, math.nan, repeated)
     return _TaskPropensities(name, n_train, texts.n_uneven, scales, unsteered, [none, *steered])

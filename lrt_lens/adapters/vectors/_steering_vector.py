@@ -283,6 +283,7 @@ class SteeringVector:
                 "mode 'clamp' needs level=...; vector.mean_component(model, texts) computes one "
                 "on the model that is steered"
             )
+        # add: h + scale · v; clamp and ablate: h + scale · (level − ⟨h, v̂⟩) v̂, level 0 to ablate
         change = {
             "add": adding(self.direction * scale),
             "clamp": setting(self.direction, level or 0.0, scale),
@@ -325,6 +326,7 @@ class SteeringVector:
         """
         hooked = load_model(model)
         unit = self.direction / self.direction.norm()
+        # read="mean" averages the positions of each text without the first ones.
         rows = read_activations(hooked, texts, self.hook, "mean")
         return float((rows @ unit.to(torch.float32)).mean())
 
@@ -449,7 +451,9 @@ def transfer_vector(
             f"bias {bias!r}, norm {norm!r}; expected none or add, and match, mapped or unit"
         )
     affine = through if through is not None else stitch.up
+    # Maps are fitted in float64; the result is rounded to float32 once, at the end.
     direction = vector.direction.double()
+    # LRT: ṽ = v W + b. Stitching: ṽ = v W, because b cancels in a difference of two points.
     mapped = affine.points(direction) if bias == "add" else affine.directions(direction)
     length = mapped.norm()
     if not length > 0:
