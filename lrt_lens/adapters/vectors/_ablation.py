@@ -112,6 +112,7 @@ def ablation_hooks(
     if where == "hook" and hook is not None:
         names = [hook]
     else:
+        # The embedding is the input of the first block, which has its own hook point.
         names = [name for name in model.hook_points if name != EMBED]
     # Setting the component along v̂ to 0 is h − ⟨h, v̂⟩ v̂.
     return {name: SteeringHook(setting(direction, 0.0), "all", skip_first) for name in names}
@@ -191,6 +192,7 @@ def evaluate_ablation(
         )
     )
     outcomes = _AblationOutcomes(pair.target, neutral, items, continuations, settings.skip_first)
+    # Without hooks the place makes no difference: measured once, listed for each place.
     unablated = outcomes.measure({}).assign(arm="none", draw=None)
     parts = [unablated.assign(where=place) for place in settings.places]
     arms = behaviour_arms(pair, stitch, vector, contrast, settings.n_random, settings.seed)

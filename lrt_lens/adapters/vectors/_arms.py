@@ -53,6 +53,7 @@ def transferred_arms(
 
     ``options`` are the rules of transfer (``bias``, ``norm``) of `transfer_vector`.
     """
+    # Callers take the first arm as the transferred one.
     yield VectorArm("transferred", stitch.transfer(vector, **options))
     for k, refit in enumerate(stitch.refits):
         yield VectorArm("refit", stitch.transfer(vector, through=refit.up, **options), draw=k)
@@ -115,6 +116,7 @@ def plain_arms(
     if options.get("bias") == "add":
         named = replace(like, name="bias only", method="bias")
         yield VectorArm("bias_only", _with_direction(named, stitch.up.bias.float()))
+    # A source direction is a target direction only if both have the same number of entries.
     if len(vector.direction) == len(like.direction):
         named = replace(like, name="untransformed", method="untransformed")
         yield VectorArm("untransformed", _with_direction(named, vector.direction))
@@ -143,6 +145,7 @@ def behaviour_arms(
 
     Refits and permuted labels are left out; the lengths of the vectors do not matter here.
     """
+    # Callers take the first arm as the native one. {}: transfer without bias, with matched length.
     native = list(learnt_arms(pair, stitch, vector, contrast, {}, 0))
     transferred = [arm for arm in transferred_arms(stitch, vector, {}) if arm.name != "refit"]
     like = native[0].vector
@@ -156,5 +159,6 @@ def behaviour_arms(
 
 def _with_direction(like: SteeringVector, direction: Tensor) -> SteeringVector:
     """Return ``like`` with another direction of the same length."""
+    # ‖like‖ · d / ‖d‖ in the precision of d; vectors are float32.
     scaled = direction / direction.norm() * like.norm
     return replace(like, direction=scaled.float())

@@ -147,6 +147,7 @@ def evaluate_clamping(
     parts = [_rows("none", None, math.nan, outcome, outcome.generate(pair.target))]
     bar = tqdm(arms, desc=f"clamp {vector.name}", disable=not settings.progress, leave=False)
     for arm in bar:
+        # z̄ of this arm: the mean of ⟨h, v̂⟩ on the target, not on the source.
         level = arm.vector.mean_component(pair.target, level_texts)
         intervene = partial(
             arm.vector.apply, pair.target, mode="clamp", level=level, positions=settings.positions
@@ -160,6 +161,7 @@ def evaluate_clamping(
 
 def clipped_ratio(transferred: float, native: float) -> float:
     """Return clip(transferred ÷ native, 0, 1) with 0/0 := 0 (Stitching, §4)."""
+    # x/0 with x > 0 is infinity, which is clipped to 1.
     if native == 0:
         return 1.0 if transferred > 0 else 0.0
     return min(max(transferred / native, 0.0), 1.0)
@@ -215,11 +217,13 @@ def _summary(table: pd.DataFrame, arms: list[VectorArm], seed: int) -> pd.DataFr
     rows = []
     for name, part in groups:
         count, n, is_drawn = int(part["shows"].sum()), len(part), part["draw"].notna().any()
+        # Draws of an arm vary more than their texts do, so their range is the interval.
         share = (
             spread(part.groupby("draw")["shows"].mean().tolist())
             if is_drawn
             else clopper_pearson(count, n)
         )
+        # The paper's ratio subtracts nothing; the ratio of rises subtracts the unsteered share.
         ratio = _ratio(by_prompt[str(name)], native, np.zeros_like(none), seed)
         rises = _ratio(by_prompt[str(name)], native, none, seed)
         rows.append(
@@ -256,6 +260,7 @@ def _ratio(arm: np.ndarray, native: np.ndarray, none: np.ndarray, seed: int) -> 
         transferred, own, base = shares.mean(1)
         return clipped_ratio(transferred - base, max(own - base, 0.0))
 
+    # If native steering does not raise the share, there is no rise to divide by.
     if none.any() and native.mean() <= none.mean():
         return NOTHING
     return bootstrap_statistic(statistic, np.stack([arm, native, none]), seed=seed)

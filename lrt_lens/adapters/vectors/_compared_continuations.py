@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 UNSTEERED = "none"
 """Name of the arm without steering."""
+# Notebook themes style tables; every property that would make text unreadable is set here.
 _CELL = (
     "padding:.3em .7em;vertical-align:top;text-align:left;white-space:normal;min-width:9em;"
     "background:transparent;color:inherit;border:0"
@@ -119,6 +120,7 @@ class ComparedContinuations:
         )
 
 
+# Prompts and arms come from the user and texts from a model, so all are escaped.
 def _head(scope: str, text: Any) -> str:
     return f'<th scope="{scope}" style="{_CELL};font-weight:600">{escape(str(text))}</th>'
 
@@ -166,6 +168,7 @@ def compare_continuations(
         )
     strengths = _strengths(hooked, vectors, neutral, settings)
     rows = []
+    # The unsteered model is an arm of scale 0 and damage 0, by definition.
     for arm, (scale, damage) in ({UNSTEERED: (0.0, 0.0)} | strengths).items():
         with vectors[arm].apply(hooked, scale=scale) if arm in vectors else nullcontext():
             texts = hooked.generate(
@@ -193,6 +196,7 @@ def _strengths(
     if isinstance(scales, Mapping):
         if missing := [arm for arm in vectors if arm not in scales]:
             raise ValueError(f"scales names {list(scales)}; expected a scale for {missing} too")
+        # Damage is not measured at scales of the caller, so it is unknown.
         return {arm: (float(scales[arm]), math.nan) for arm in vectors}
     if scales != "auto":
         return {arm: (float(scales), math.nan) for arm in vectors}

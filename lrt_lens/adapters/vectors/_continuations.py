@@ -50,6 +50,7 @@ class Continuations:
 
         ``intervene`` registers hooks and returns their handle; the hooks are removed afterwards.
         """
+        # An empty handle registers nothing, so that both cases share one `with`.
         handle = intervene() if intervene else Handle([])
         with handle:
             return [
@@ -74,6 +75,7 @@ class Continuations:
 
     def _shows(self, text: str) -> bool:
         shows = self.classifier(text)
+        # A score such as 0.3 would count as True, so only a bool is accepted.
         if not isinstance(shows, bool | np.bool_):
             raise TypeError(
                 f"the classifier returned {shows!r} ({type(shows).__name__}) for {text[:40]!r}; "
@@ -87,5 +89,6 @@ class Continuations:
 
         Samples of one prompt are not independent, so bootstraps resample prompts.
         """
+        # The order of `generate`: all prompts of one sample, then the next sample.
         samples = rearrange(shows, "(sample prompt) -> sample prompt", sample=self.n_samples)
         return samples.mean(0)

@@ -215,6 +215,7 @@ def evaluate_steering(
     _check_arguments(settings, items)
     contrast = _contrast_of(vector, contrast)
     score = _contrast_score(pair, stitch, contrast)
+    # Items that select a hook point would flatter it, so they are not measured.
     validation, test = (
         items.split(settings.validation_share, seed=settings.seed)
         if contrast is not None
@@ -290,6 +291,7 @@ def _arms(
     transferred = arms[0].vector
     if contrast is not None:
         arms += learnt_arms(pair, stitch, vector, contrast, rules, settings.n_permuted)
+        # Scales of the caller may miss the budget at some hook points, so they are searched.
         meter = _ArmMeter(pair.target, validation, neutral, replace(settings, scales="auto"))
         arms.append(_best_native(pair.target, vector, contrast, meter))
     arms += plain_arms(stitch, vector, transferred, rules)
@@ -338,6 +340,7 @@ class _ArmMeter:
 
     def _curve(self, arm: VectorArm, scales: list[float]) -> Curve:
         items, neutral, unsteered = self.at(arm.vector.hook)
+        # Scale 0 is no steering: damage 0 by definition.
         damages, propensities = [0.0], [unsteered]
         for scale in scales:
             hook = arm.vector.hook_at(scale, positions=self.positions)
@@ -426,6 +429,7 @@ def _summary(concept: str, curves: list[Curve], budget: float, seed: int) -> pd.
         arms.setdefault(curve.arm.name, []).append(curve)
     effects = {name: [curve.effect_at(budget) for curve in arms[name]] for name in arms}
     native = effects.get("native", [np.array([])])[0]
+    # Effects of the refits are the leave-one-fold-out estimates of the jackknife.
     error = jackknife_error([float(effect.mean()) for effect in effects.pop("refit", [])])
     rows: list[dict[str, Any]] = [
         {

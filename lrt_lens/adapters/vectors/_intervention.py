@@ -77,6 +77,7 @@ class Intervention:
                 f"mode 'clamp' has {len(levels)} level(s) for {len(unsorted)} vector(s); "
                 "give one for each (vector.mean_component)"
             )
+        # Damage is measured by resuming passes at the first hook point, so it must come first.
         order = sorted(range(len(unsorted)), key=lambda i: depth(hooks[i]))
         sorted_levels, sorted_means = (
             tuple(float(values[i]) for i in order) if len(values) else ()
@@ -100,6 +101,7 @@ class Intervention:
                 f"scale is {scale}; mode {self.mode!r} takes 0 (no change) to {self.limit:g}"
             )
         hooks = {vector.hook: self._hook(i, scale) for i, vector in enumerate(self.vectors)}
+        # `TokenBatches` restarts the first hook only, which passes the lengths of prompts on.
         first, *followers = hooks.values()
         first.followers = tuple(followers)
         return hooks
@@ -121,6 +123,7 @@ class Intervention:
 
     def _hook(self, i: int, scale: float) -> SteeringHook:
         vector = self.vectors[i]
+        # Up to scale 1, a vector's own hook goes a share of the way: h + scale · (level − c) v̂
         if self.mode != "clamp" or scale <= 1:
             level = self.levels[i] if self.mode == "clamp" else None
             [(_, hook)] = vector.hooks(

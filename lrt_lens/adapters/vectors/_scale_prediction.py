@@ -71,6 +71,7 @@ def _median_norms(
     vectors: Sequence[SteeringVector], median_norm: float | Sequence[float] | None
 ) -> list[float]:
     """Return one median norm per vector; ValueError unless all are positive and finite."""
+    # A vector that was learnt or transferred knows the norm of its stream.
     if median_norm is None:
         norms = [one.median_norm for one in vectors]
     elif isinstance(median_norm, int | float):

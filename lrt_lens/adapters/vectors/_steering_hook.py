@@ -49,6 +49,7 @@ class SteeringHook:
     def __call__(self, activation: Tensor, hook: Any = None) -> Tensor:
         """Return the activation [batch, position, d_model], changed at the selected positions."""
         length = activation.shape[1]
+        # One position after others is the next token of a pass with a KV cache.
         start = self._seen if length == 1 and self._seen else 0
         self._seen = start + length
         steered = self._steered(activation, start)[..., None]
@@ -88,6 +89,7 @@ def setting(direction: Tensor, level: float, share: float = 1.0) -> Callable[[Te
     Clamp of Stitching (arXiv 2506.06609, §4). ``share`` is the part of the way to the level, 0 to
     1.
     """
+    # v̂ = v / ‖v‖; a direction of length 0 is refused by the callers.
     unit = direction / direction.norm()
 
     def change(activation: Tensor) -> Tensor:

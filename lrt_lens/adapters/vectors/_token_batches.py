@@ -92,6 +92,7 @@ class TokenBatches:
         for chunk, tokens, residual in zip(
             self._chunks, self._tokens, self._residuals, strict=True
         ):
+            # A hook sees one batch at a time, so it gets the prompt lengths of that batch.
             if hook is not None and prompt_lengths is not None:
                 hook.prompt_lengths = torch.tensor([prompt_lengths[i] for i in chunk])
             changed = residual if hook is None else hook.restarted()(residual)
