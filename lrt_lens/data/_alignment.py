@@ -29,7 +29,7 @@ from lrt_lens.data._boundaries import (
     tokenize,
 )
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._hooked_model import tokenizer_hash
+from lrt_lens.models._identity import tokenizer_hash
 
 
 @dataclass(frozen=True, eq=False)

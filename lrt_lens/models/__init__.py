@@ -1,5 +1,6 @@
-"""Models with named residual hook points: loading, capture, intervention, generation, and pairs of
-them.
+"""Models with named residual hook points, and pairs of them.
+
+Loading, names and identities, capture, intervention, generation, and reading states from texts.
 """
 
 import lazy_loader

@@ -29,7 +29,7 @@ from lrt_lens._byte_sizes import _amount, human_bytes
 from lrt_lens.data._blocks import N_PARTS
 from lrt_lens.data._windows import BlockPlan
 from lrt_lens.models._hook_points import EMBED, Layers, depth, joint_name, joint_parts, layer_pairs
-from lrt_lens.models._loading import torch_dtype
+from lrt_lens.models._loading import thread_count_unchanged, torch_dtype
 from lrt_lens.moments._cross_moments import SKETCH_WIDTH, Pair
 from lrt_lens.moments._side_moments import NORM_BINS
 
@@ -88,11 +88,9 @@ class ModelShape:
         """
         from transformers import AutoModelForCausalLM
 
-        text, threads = config.get_text_config(), torch.get_num_threads()
-        with torch.device("meta"):
+        text = config.get_text_config()
+        with thread_count_unchanged(), torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config)
-        # Importing a model class of transformers resets a thread count of one.
-        torch.set_num_threads(threads)
         lists = [
             module
             for module in model.modules()

@@ -6,7 +6,7 @@ import pytest
 
 from lrt_lens.data._alignment import align
 from lrt_lens.data._retokenizing import with_fewer_merges
-from lrt_lens.models._hooked_model import tokenizer_hash
+from lrt_lens.models._identity import tokenizer_hash
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.5])

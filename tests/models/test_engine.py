@@ -297,7 +297,7 @@ def test_a_changed_activation_reaches_what_comes_after_it(
 
 def test_an_unknown_model_is_refused_with_what_is_accepted() -> None:
     with pytest.raises(
-        TypeError, match=r"Linear is no model we can run; give a hub id.*HookedTransformer"
+        TypeError, match=r"Linear is not a supported model; give a hub id.*HookedTransformer"
     ):
         engine_for(nn.Linear(2, 2))
 

@@ -127,7 +127,7 @@ def test_a_selection_of_layers_resolves_without_repeats_and_in_order() -> None:
 
 
 def test_an_empty_selection_is_refused() -> None:
-    with pytest.raises(HookPointError, match="no layer chosen on 'six'"):
+    with pytest.raises(HookPointError, match="no layer of 'six' is selected"):
         resolve_layers([], SIX)
 
 

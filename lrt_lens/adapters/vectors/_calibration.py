@@ -33,8 +33,8 @@ from lrt_lens.adapters.vectors._neutral_text import Neutral, NeutralText, Unit
 from lrt_lens.adapters.vectors._scale_prediction import predict_scale
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.models._hooked_model import Handle, HookedModel
-from lrt_lens.models._loading import ModelLike, load_model
+from lrt_lens.models._hooked_model import Handle, HookedModel, load_model
+from lrt_lens.models._loading import ModelLike
 
 __all__ = [
     "MAX_PASSES",

@@ -27,8 +27,8 @@ import pandas as pd
 from lrt_lens._repr_html import card, note
 from lrt_lens.adapters.vectors._calibration import calibrate_scale
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.models._loading import ModelLike, load_model
+from lrt_lens.models._hooked_model import HookedModel, load_model
+from lrt_lens.models._loading import ModelLike
 
 logger = logging.getLogger(__name__)
 

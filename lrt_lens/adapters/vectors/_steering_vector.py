@@ -29,8 +29,9 @@ from lrt_lens.adapters.vectors._steering_hook import Mode, Positions, SteeringHo
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from lrt_lens.models._hook_points import resolve, same_place
-from lrt_lens.models._hooked_model import SKIP_FIRST, Handle, HookedModel, ModelIdentity
-from lrt_lens.models._loading import ModelLike, load_model
+from lrt_lens.models._hooked_model import SKIP_FIRST, Handle, HookedModel, load_model
+from lrt_lens.models._identity import ModelIdentity
+from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._reading import Read, read_activations
 from lrt_lens.stitching._stitch import Stitch, transfer_artefact
 from lrt_lens.typing import Direction
