@@ -57,7 +57,7 @@ def test_the_named_places_of_code_exist(name: str) -> None:
 
 
 def test_the_quoted_message_is_one() -> None:
-    [part] = re.findall(r'grep -rn "([^"]+)" lrt_lens', PAGE)
+    [part] = re.findall(r'grep -rn "([^"]+)" lrt_lens', " ".join(PAGE.split()))
     package = ROOT / "lrt_lens"
     assert any(part in path.read_text(encoding="utf-8") for path in package.rglob("*.py"))
 
