@@ -1,4 +1,4 @@
-"""The demo models, texts and SAEs that ship with the package, and what loads them."""
+"""Demo models, texts and SAEs that ship with the package, and the functions that load them."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Text on its way to the models: documents, windows, blocks, contrast sets and choice items."""
+"""Texts as models read them: documents, windows, blocks, contrast sets and choice items."""
 
 import lazy_loader
 

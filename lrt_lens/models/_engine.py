@@ -32,7 +32,7 @@ from lrt_lens.typing import HookFunction, LongerTokens, Residual, Tokens
 
 @runtime_checkable
 class Engine(Protocol):
-    """What `HookedModel` needs from a model."""
+    """A model that runs: everything that `HookedModel` needs from it."""
 
     n_layers: int
     d_model: int
@@ -87,6 +87,7 @@ class _Capture:
 
 
 def _hook_names(n_layers: int, has: Callable[[str], bool]) -> tuple[str, ...]:
+    # Models whose attention and MLP run in parallel have no `hook_resid_mid`.
     names = [
         f"blocks.{layer}.hook_resid_{part}"
         for layer in range(n_layers)
@@ -126,7 +127,9 @@ class BridgeEngine:
         # Compatibility mode rewrites weights inside the bridged components. The original modules
         # then compute another function than the bridge does.
         self._originals_are_faithful = not getattr(bridge, "compatibility_mode", False)
+        # TransformerLens gives one `HookPoint` several names.
         self._points = list({id(point): point for point in bridge.hook_dict.values()}.values())
+        # Whether the layers return a tuple; None until a capture has seen one of them return.
         self._returns_tuple: bool | None = None
 
     @property
@@ -155,6 +158,7 @@ class BridgeEngine:
                             lambda activation, hook, name=name: capture.record(name, activation),
                         )
                     )
+            # The base model has no unembedding, and its last layers do not run either.
             stack.enter_context(suppress(_DeepestHookReached))
             self.bridge.original_model.base_model(input_ids=tokens.to(self.device), use_cache=False)
         return {name: capture.activations[name] for name in names}
@@ -217,13 +221,14 @@ class BridgeEngine:
                 parent._modules[name] = child
 
     def _add_plain_hook(self, name: str, capture: _Capture) -> Callable[[], None]:
+        """Register a PyTorch hook that records ``name`` and return the function that removes it."""
         if name == EMBED:
             return self._embedding.register_forward_hook(
                 lambda _module, _args, output: capture.record(name, output)
             ).remove
         layer = self._layers[int(name.split(".")[1])]
         if name.endswith("_pre"):
-
+            # Decoders of transformers pass the stream by position or by keyword.
             def read_input(_module: nn.Module, args: tuple, kwargs: dict) -> None:
                 capture.record(name, args[0] if args else kwargs["hidden_states"])
 

@@ -52,6 +52,7 @@ class Handle:
 
     def remove(self) -> None:
         """Remove the hooks; a second call does nothing."""
+        # The last hook is removed first, and none twice.
         while self._removers:
             self._removers.pop()()
 
@@ -286,6 +287,7 @@ class HookedModel:
             for hook, fn in hooks.items():
                 removers.append(self.engine.add_hook(resolve(hook, self), fn))
         except BaseException:
+            # A later hook point does not exist: no hook of this call may stay registered.
             Handle(removers).remove()
             raise
         return Handle(removers)
@@ -352,6 +354,7 @@ class HookedModel:
             # same distance from the start in every row.
             batch = [index for index, row in enumerate(rows) if len(row) == length]
             tokens = self.pad([rows[index] for index in batch])
+            # The seed applies to this batch only; the caller's random state comes back afterwards.
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 torch.manual_seed(seed)
                 continued = self.engine.generate(
@@ -407,12 +410,14 @@ class HookedModel:
             )
 
     def _pad_id(self) -> int:
+        # Any id will do, because nothing is padded; transformers warns if there is none.
         for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
             if token is not None:
                 return int(token)
         return 0
 
     def _bos_as_trained(self) -> bool:
+        # Tokenizers do not say reliably whether they add BOS, so one text is tokenized to see it.
         bos = self.tokenizer.bos_token_id
         return bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos]
 

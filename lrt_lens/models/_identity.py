@@ -90,6 +90,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
     It covers the vocabulary, and the ids of one fixed text and of a sample of the tokens.
     """
     probe = "The quick brown fox's 1,234 leaps: naïve café\n\tfoo_bar() 日本語 🙂"
+    # Sorted, because the order of `get_vocab` can change between processes.
     vocabulary = sorted(tokenizer.get_vocab().items())
     # Two tokenizers can share a vocabulary and differ in a few merges, which a single sentence
     # would not show. Hence 1,000 tokens, evenly spaced in the vocabulary, are tokenized as well.

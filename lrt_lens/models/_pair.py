@@ -70,6 +70,7 @@ class ModelPair:
             "prepend_bos": prepend_bos,
             "trust_remote_code": trust_remote_code,
         }
+        # Names are fixed before loading, because the identities of the models record them.
         names = names_apart(
             [model_origin(source), model_origin(target)],
             [_fixed_name(source, source_name), _fixed_name(target, target_name)],

@@ -57,6 +57,7 @@ def read_activations(
             raise _too_short(len(mask), skip_first)
         rows = activations[mask] if pooled else activations[_position(read, len(mask))][None]
         rows = rows if through is None else through(rows)
+        # At a single position there is one row, which is its own mean.
         out[index] = rows.amax(0) if read == "max" else rows.mean(0)
     return torch.stack(out)
 

@@ -1,4 +1,4 @@
-"""A model's name tells it apart in tables; its hashes decide what belongs to it."""
+"""Tests of names, which tell models apart in tables, and of identities, which are compared."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -142,7 +142,7 @@ def test_the_bundled_models_are_called_small_and_large() -> None:
     assert (pair.source.name, pair.target.name) == ("small", "large")
 
 
-# ---------------------------------------------------------------------------------------- identities
+# --------------------------------------------------------------------------------------- identities
 
 
 def test_names_and_revisions_are_not_compared(model: HookedModel) -> None:

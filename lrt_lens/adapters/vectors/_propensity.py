@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, table
 from lrt_lens.adapters.vectors._arms import (
-    Arm,
+    VectorArm,
     drawn_arms,
     learnt_arms,
     plain_arms,
@@ -191,7 +191,7 @@ def _arms(
     n_random: int,
     n_permuted: int,
     seed: int,
-) -> list[Arm]:
+) -> list[VectorArm]:
     """Native first; every vector as long as the native one."""
     contrast = answer_contrast(train)
     vector = SteeringVector.mean_difference(pair.source, contrast, at=stitch.source_hook)
@@ -220,7 +220,7 @@ class _Task:
     scales: list[float]
     unsteered: np.ndarray
     """[item]."""
-    arms: list[Arm]
+    arms: list[VectorArm]
     steered: np.ndarray
     """[arm, scale, item]; the native arm comes first."""
 
@@ -324,7 +324,7 @@ def _measure(
     name: str,
     n_train: int,
     test: ChoiceItems,
-    arms: list[Arm],
+    arms: list[VectorArm],
     scales: list[float],
     positions: Positions,
     progress: bool,
