@@ -1,1 +1,1 @@
-"""The demo: the whole main job on the bundled models."""
+"""The demo: stitch, transfer and evaluation on the bundled models."""
