@@ -24,21 +24,13 @@ import numpy as np
 
 from lrt_lens.data._alignment import nothing_aligns
 from lrt_lens.data._documents import Documents
+from lrt_lens.data._parts import N_FOLDS, N_PARTS, PART_NAMES, part_of
 from lrt_lens.data._window_cutter import Aligned, CutDocument, WindowCutter
 from lrt_lens.data._windows import MINIMUM_ROWS, BlockPlan, Window
 from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.models._hooked_model import HookedModel
 
 logger = logging.getLogger(__name__)
-
-N_FOLDS = 5
-"""Cross-validation folds."""
-N_TEST_GROUPS = 8
-"""Groups of documents inside the test fold, for intervals."""
-N_PARTS = N_FOLDS + N_TEST_GROUPS
-PART_NAMES = tuple(
-    [f"fold{k}" for k in range(N_FOLDS)] + [f"test{g}" for g in range(N_TEST_GROUPS)]
-)
 
 
 @dataclass
@@ -137,12 +129,6 @@ class Corpus:
     """Of all documents read, those without a row included; None where both models read the same
     tokens.
     """
-
-
-def part_of(key: int) -> int:
-    """The part a document belongs to: a sixth of the documents test, the others fit."""
-    place, group = key % (N_FOLDS + 1), (key // (N_FOLDS + 1)) % N_TEST_GROUPS
-    return place if place < N_FOLDS else N_FOLDS + group
 
 
 def iterate_blocks(

@@ -26,11 +26,12 @@ import pandas as pd
 import torch
 
 from lrt_lens._byte_sizes import _amount, human_bytes
-from lrt_lens.data._blocks import N_PARTS
+from lrt_lens.data._parts import N_PARTS
 from lrt_lens.data._windows import BlockPlan
 from lrt_lens.models._hook_points import EMBED, Layers, depth, joint_name, joint_parts, layer_pairs
 from lrt_lens.models._loading import torch_dtype
-from lrt_lens.moments._cross_moments import SKETCH_WIDTH, Pair
+from lrt_lens.moments._cross_moments import SKETCH_WIDTH
+from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments._side_moments import NORM_BINS
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ class ModelShape:
 
 def choose_pairs(
     source_layers: Layers, target_layers: Layers, source: Any, target: Any, *, joint: bool = False
-) -> tuple[Pair, ...]:
+) -> tuple[HookPair, ...]:
     """The pairs of hook points of a harvest; ``joint`` puts all source layers side by side into one
     hook point.
     """
@@ -144,14 +145,14 @@ def choose_pairs(
     return tuple((joint_name(sources), t) for t in targets)
 
 
-def with_token(pairs: Sequence[Pair], token_hook: str | None) -> tuple[Pair, ...]:
+def with_token(pairs: Sequence[HookPair], token_hook: str | None) -> tuple[HookPair, ...]:
     """The pairs, and those of token identity with every target."""
     return tuple(
         dict.fromkeys([*pairs, *((token_hook, t) for _, t in pairs if token_hook is not None)])
     )
 
 
-def null_kind(null: bool | str, pairs: Sequence[Pair], d_source: int, d_target: int) -> str:
+def null_kind(null: bool | str, pairs: Sequence[HookPair], d_source: int, d_target: int) -> str:
     """What ``null=`` means for these pairs: ``"full"``, ``"sketch"`` or ``"none"``."""
     if isinstance(null, str):
         return null
@@ -165,7 +166,7 @@ def null_kind(null: bool | str, pairs: Sequence[Pair], d_source: int, d_target: 
 
 
 def moment_bytes(
-    pairs: Sequence[Pair], token_hook: str | None, null: str, d_source: int, d_target: int
+    pairs: Sequence[HookPair], token_hook: str | None, null: str, d_source: int, d_target: int
 ) -> dict[str, int]:
     """Bytes of the moments of some pairs by what they hold; exact."""
     width = {hook: d_source * len(joint_parts(hook)) for hook, _ in with_token(pairs, token_hook)}
@@ -199,7 +200,7 @@ class HarvestPlan:
 
     source: ModelShape
     target: ModelShape
-    passes: tuple[tuple[Pair, ...], ...]
+    passes: tuple[tuple[HookPair, ...], ...]
     """Pairs that are harvested together; both models run once for each."""
     null: str
     token_hook: str | None = EMBED
@@ -209,11 +210,11 @@ class HarvestPlan:
     ranks: int = 1
 
     @property
-    def pairs(self) -> tuple[Pair, ...]:
+    def pairs(self) -> tuple[HookPair, ...]:
         """All pairs."""
         return tuple(pair for some in self.passes for pair in some)
 
-    def moments_of(self, pairs: Sequence[Pair]) -> dict[str, int]:
+    def moments_of(self, pairs: Sequence[HookPair]) -> dict[str, int]:
         """Bytes of the moments of some pairs, by what they hold."""
         return moment_bytes(
             pairs, self.token_hook, self.null, self.source.d_model, self.target.d_model
@@ -357,7 +358,7 @@ class HarvestPlan:
                 )
         return pd.DataFrame(rows, columns=["item", "amount", "value", "how"])
 
-    def _largest_product(self, pairs: Sequence[Pair]) -> int:
+    def _largest_product(self, pairs: Sequence[HookPair]) -> int:
         """Numbers in the largest stacked product: sources that go with the same targets are
         multiplied together.
         """
@@ -371,7 +372,7 @@ class HarvestPlan:
             )
         return max(width * self.target.d_model * len(hooks) for hooks, width in widths.items())
 
-    def _stacked_widths(self, pairs: Sequence[Pair]) -> tuple[int, int]:
+    def _stacked_widths(self, pairs: Sequence[HookPair]) -> tuple[int, int]:
         kept = with_token(pairs, self.token_hook)
         d_x = self.source.d_model * sum(
             len(joint_parts(s)) for s in dict.fromkeys(s for s, _ in kept)
@@ -411,14 +412,14 @@ def plan_harvest(
     )
 
 
-def split_passes(plan: HarvestPlan, budget: int) -> tuple[tuple[Pair, ...], ...]:
+def split_passes(plan: HarvestPlan, budget: int) -> tuple[tuple[HookPair, ...], ...]:
     """The plan's pairs in groups of target hook points, in order, as many to a group as ``budget``
     bytes of moments allow.
     """
-    by_target: dict[str, list[Pair]] = {}
+    by_target: dict[str, list[HookPair]] = {}
     for pair in plan.pairs:
         by_target.setdefault(pair[1], []).append(pair)
-    passes: list[list[Pair]] = []
+    passes: list[list[HookPair]] = []
     for target, pairs in by_target.items():
         alone = sum(plan.moments_of(pairs).values())
         if alone > budget:

@@ -41,7 +41,8 @@ from lrt_lens.models._hook_points import EMBED, Layers, same_place
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._loading import torch_dtype
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._cross_moments import CrossMoments, Pair
+from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments.cache._manifest import ROLES, Manifest, broken_file, read_manifest
 from lrt_lens.moments.cache._reading import BUFFER_ROWS, ShuffledReader
 from lrt_lens.moments.cache._selection import RowSelection
@@ -250,14 +251,14 @@ class ActivationCache:
         return self.manifest.hooks("target")
 
     @property
-    def pairs(self) -> tuple[Pair, ...]:
+    def pairs(self) -> tuple[HookPair, ...]:
         """Pairs of hook points: those that were harvested, else every source hook point with every
         target hook point.
         """
         return self.pairs_of(self.manifest)
 
     @staticmethod
-    def pairs_of(manifest: Manifest) -> tuple[Pair, ...]:
+    def pairs_of(manifest: Manifest) -> tuple[HookPair, ...]:
         """`pairs` of a manifest."""
         if manifest.pairs:
             return manifest.pairs
@@ -346,7 +347,7 @@ class ActivationCache:
 
     def moments(
         self,
-        pairs: Sequence[Pair] | None = None,
+        pairs: Sequence[HookPair] | None = None,
         *,
         moment_dtype: str | torch.dtype = "float32",
         null: str = "none",
@@ -410,7 +411,7 @@ class ActivationCache:
                     bar.update(block.n_rows)
         return moments
 
-    def __getitem__(self, pair: Pair) -> "CachedPair":
+    def __getitem__(self, pair: HookPair) -> "CachedPair":
         """The rows of one pair of hook points, as the recipes take them."""
         return CachedPair(
             self, self.stored_name("source", pair[0]), self.stored_name("target", pair[1])

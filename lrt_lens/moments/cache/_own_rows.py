@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrt_lens.data._blocks import Block, part_of
+from lrt_lens.data._blocks import Block
 from lrt_lens.data._documents import document_key
+from lrt_lens.data._parts import part_of
 from lrt_lens.data._windows import Window
-from lrt_lens.moments._cross_moments import Pair
+from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments._provenance import Provenance, package_versions
 from lrt_lens.moments.cache._manifest import Manifest
 from lrt_lens.moments.cache._shard import byte_sum
@@ -31,7 +32,7 @@ class OwnRowsWriter(CacheWriter):
 
 
 def begin_own_rows(
-    folder: Path, dtype: str, seed: int, pair: Pair, shard_bytes: int
+    folder: Path, dtype: str, seed: int, pair: HookPair, shard_bytes: int
 ) -> OwnRowsWriter:
     """A writer for rows of one pair of streams."""
     refuse_other_dtype(dtype)
@@ -48,7 +49,7 @@ def refuse_other_dtype(dtype: str) -> None:
 
 def add_own_rows(
     writer: CacheWriter,
-    pair: Pair,
+    pair: HookPair,
     x: Tensor,
     y: Tensor,
     documents: Sequence[Any] | Tensor | np.ndarray,
@@ -92,7 +93,7 @@ def parts_of(keys: np.ndarray) -> np.ndarray:
 
 
 def _add_block(
-    writer: OwnRowsWriter, pair: Pair, part: int, keys: np.ndarray, x: Tensor, y: Tensor
+    writer: OwnRowsWriter, pair: HookPair, part: int, keys: np.ndarray, x: Tensor, y: Tensor
 ) -> None:
     bounds = [0, *(np.flatnonzero(np.diff(keys)) + 1).tolist(), len(keys)]
     # One window for every run of rows of one document.

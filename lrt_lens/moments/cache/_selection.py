@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from lrt_lens.data._blocks import N_FOLDS, N_PARTS, N_TEST_GROUPS
+from lrt_lens.data._parts import N_FOLDS, N_PARTS, N_TEST_GROUPS
 
 _STEPS = 10_000
 

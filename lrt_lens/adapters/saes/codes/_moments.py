@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lrt_lens.data._blocks import N_FOLDS, Block, iterate_blocks
+from lrt_lens.data._blocks import Block, iterate_blocks
 from lrt_lens.data._documents import Documents
+from lrt_lens.data._parts import N_FOLDS
 from lrt_lens.data._windows import BlockPlan
 from lrt_lens.errors import MismatchError, NonFiniteError
 from lrt_lens.models._hook_points import same_place
