@@ -25,8 +25,9 @@ from lrt_lens.errors import FileFormatError
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Call ``write`` with a temporary path in the folder of ``path``, rename it, and return ``path``.
+    """Write a file under a temporary name, rename it to ``path`` and return ``path``.
 
+    ``write`` is called with the temporary path, which is in the same folder.
     If ``write`` fails, the temporary file is removed and ``path`` stays as it was.
 
     Raises:
@@ -84,8 +85,8 @@ def read_tensors(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, 
         FileFormatError: the file is missing, truncated, or of another schema.
     """
     with opened_tensors(path, schema) as (opened, metadata):
-        # `.keys()` because an open safetensors file is not iterable.
-        return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118
+        names = opened.keys()  # an open safetensors file is not iterable
+        return {name: opened.get_tensor(name) for name in names}, metadata
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Cross-moments: harvesting, the sums, files, plans, caches."""
+"""Cross-moments of two models: harvest, sums, files, plans, checkpoints and activation caches."""

@@ -409,7 +409,7 @@ class CrossMoments:
         """Return the moments of the rows of both, about the shifts of this one.
 
         Raises:
-            MismatchError: they are not parts of one harvest; the message names the first difference.
+            MismatchError: they are not parts of one harvest; the message names what differs.
         """
         self._refuse_other_settings(other)
         provenance = self.provenance.merged(other.provenance)

@@ -1,8 +1,8 @@
 """Hook pairs: a hook point of the source model with one of the target model.
 
-    pairs = (("blocks.0.hook_resid_post", "blocks.1.hook_resid_post"),)
-    with_token(pairs, "hook_embed")     # adds ("hook_embed", "blocks.1.hook_resid_post")
-    hooks_of(pairs, TARGET)             # ("blocks.1.hook_resid_post",)
+pairs = (("blocks.0.hook_resid_post", "blocks.1.hook_resid_post"),)
+with_token(pairs, "hook_embed")     # adds ("hook_embed", "blocks.1.hook_resid_post")
+hooks_of(pairs, TARGET)             # ("blocks.1.hook_resid_post",)
 """
 
 from collections.abc import Iterable, Sequence

@@ -40,7 +40,7 @@ def gram(rows: Tensor) -> Tensor:
         return rows.T @ rows
     # XᵀX is symmetric: compute the upper triangle in blocks of rows and mirror it. This takes two
     # thirds of the time of the whole product on a CPU. numpy's product uses the symmetry by
-    # itself, but its threads compete with those of torch and make everything else take twice as long.
+    # itself, but its threads compete with those of torch: everything else takes twice as long.
     d = rows.shape[1]
     product = rows.new_empty(d, d)
     for start in range(0, d, _BLOCK):

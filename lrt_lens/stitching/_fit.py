@@ -56,9 +56,7 @@ def fit_stitches(
             `harvest` does.
     """
     settings = resolve(HarvestSettings, settings, options)
-    moments = harvest(
-        pair, documents, settings=settings, checkpoint=checkpoint, progress=progress
-    )
+    moments = harvest(pair, documents, settings=settings, checkpoint=checkpoint, progress=progress)
     return fit_grid(moments, solver, progress=progress)
 
 
