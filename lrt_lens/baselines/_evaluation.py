@@ -405,9 +405,7 @@ class _Reading:
 
 
 def _share_above_chance(columns: np.ndarray) -> float:
-    """(AUROC − ½) over native's, from [score | native's score | class] by text; 0 where a resample
-    holds one class or native is at chance.
-    """
+    """Return (AUROC − ½) divided by that of the native probe, from columns by text."""
     truth = columns[2].astype(int)
     ours, native = (auroc(np.stack([-score, score], 1), truth) for score in columns[:2])
     return float((ours - 0.5) / (native - 0.5)) if native > 0.5 else 0.0
