@@ -45,6 +45,7 @@ from lrt_lens.adapters.saes._sae_pass import CodeTally, Reconstruction
 from lrt_lens.data._documents import Documents
 from lrt_lens.data._windows import Window, special_tokens, unmasked
 from lrt_lens.errors import NonFiniteError
+from lrt_lens.figures._sae import sae_figure
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.statistics._intervals import NOTHING, Interval, bootstrap_ratio, clopper_pearson
@@ -104,8 +105,6 @@ class SAEEvaluation:
 
     def figure(self) -> Any:
         """Plotly figure of each metric by arm with its interval."""
-        from lrt_lens.figures._sae import sae_figure
-
         return sae_figure(self.table)
 
     def _repr_html_(self) -> str:

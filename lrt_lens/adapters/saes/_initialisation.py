@@ -34,6 +34,7 @@ from lrt_lens.adapters.saes._rows import SAERows
 from lrt_lens.adapters.saes._training import SAETraining, config_like, tokens_to, train_sae
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import MismatchError
+from lrt_lens.figures._sae import initialisation_figure, savings_figure
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._stitch import Stitch
 
@@ -127,8 +128,6 @@ class SAEInitialisation:
         their initial values; ``"savings"``: FLOPs saved over thresholds, with and without the
         source SAE's cost.
         """
-        from lrt_lens.figures._sae import initialisation_figure, savings_figure
-
         return (
             initialisation_figure(self.history, self.cosines)
             if kind == "training"

@@ -40,6 +40,7 @@ from lrt_lens.adapters.saes._initialisation import (
 from lrt_lens.adapters.saes._rows import SAERows
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import MismatchError
+from lrt_lens.figures._sae_scaling import scaling_figure
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._stitch import Stitch
 
@@ -138,8 +139,6 @@ class SAEScaling:
 
         The first panel is drawn for one bill, the second for all widths and thresholds.
         """
-        from lrt_lens.figures._sae_scaling import scaling_figure
-
         return scaling_figure(self.history, self.frontier, self.summary, self.savings, bill=bill)
 
     def _repr_html_(self) -> str:

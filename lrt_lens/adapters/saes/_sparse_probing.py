@@ -49,6 +49,7 @@ from lrt_lens.adapters.probes._linear_probe import (
 from lrt_lens.adapters.probes._logistic import fit_logistic, probabilities
 from lrt_lens.adapters.saes._compatibility import refuse_foreign_sae, require_sae
 from lrt_lens.errors import NonFiniteError
+from lrt_lens.figures._probes import sparse_probe_figure
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import read_tokens
@@ -130,8 +131,6 @@ class SparseProbeEvaluation:
 
     def figure(self) -> Any:
         """Plotly figure of accuracy over k, one line per arm."""
-        from lrt_lens.figures._probes import sparse_probe_figure
-
         return sparse_probe_figure(self.table, chance=self.chance)
 
     def _repr_html_(self) -> str:

@@ -31,6 +31,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lrt_lens._byte_sizes import human_bytes
+from lrt_lens._files import read_tensors, write_tensors
 from lrt_lens.adapters.saes.codes._moments import (
     CodeMoments,
     CodePasses,
@@ -44,10 +46,10 @@ from lrt_lens.adapters.saes.codes._ridge import CODE_ALPHAS, CodeSolution, fit_c
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
-from lrt_lens.models._hooked_model import SKIP_FIRST, ModelIdentity
+from lrt_lens.models._hooked_model import SKIP_FIRST
+from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._plan import available_memory, human_bytes
-from lrt_lens.stitching._folder import read_tensors, write_tensors
+from lrt_lens.moments._plan import available_memory
 from lrt_lens.stitching._stitch import Stitch
 
 logger = logging.getLogger(__name__)

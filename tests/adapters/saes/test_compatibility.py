@@ -1,0 +1,303 @@
+"""One rule for 'does this SAE belong here': every entry point gives the same answer."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import lrt_lens as lrt
+from lrt_lens.adapters.saes._compatibility import (
+    model_identity_fields,
+    plain_name,
+    refuse_foreign_sae,
+)
+from lrt_lens.adapters.saes._rows import SAERows
+from lrt_lens.adapters.saes.codes._code_map import CodeMap
+from lrt_lens.errors import HookPointError, MismatchError
+
+FEATURES = 20
+SOURCE, TARGET = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
+TEXTS, LABELS = ["the happy cat sang", "the sad dog slept"] * 2, ["happy", "sad"] * 2
+FAST: dict[str, Any] = {"n_tokens": 500, "context_length": 32, "progress": False}
+
+
+class Reached(Exception):
+    """The entry point has accepted its SAEs and begins to read."""
+
+
+class Unread(list[str]):
+    """Documents that raise `Reached` when they are read."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise Reached
+
+
+def unread_rows(model: Any, hook: str) -> SAERows:
+    """Rows of a hook point that raise `Reached` when they are read."""
+
+    def chunks() -> Iterator[torch.Tensor]:
+        raise Reached
+
+    return SAERows(hook, torch.ones(3, model.d_model), chunks, model.identity)
+
+
+@pytest.fixture(scope="module")
+def stitch(pair: Any, corpus: list[str]) -> Any:
+    return lrt.fit_stitches(
+        pair, corpus, source_layers=[0], target_layers=[1], context_length=32, progress=False
+    ).best()
+
+
+@pytest.fixture(scope="module")
+def make(pair: Any) -> Callable[..., Any]:
+    """``make("source", model_name="other")``: a random SAE of one end with this metadata."""
+
+    def make_sae(end: str, features: int = FEATURES, **metadata: Any) -> Any:
+        from sae_lens import TopKSAE, TopKSAEConfig
+        from sae_lens.saes.sae import SAEMetadata
+
+        torch.manual_seed(0)
+        return TopKSAE(
+            TopKSAEConfig(
+                d_in=getattr(pair, end).d_model,
+                d_sae=features,
+                k=4,
+                rescale_acts_by_decoder_norm=False,
+                metadata=SAEMetadata(
+                    **{"hook_name": SOURCE if end == "source" else TARGET} | metadata
+                ),
+            )
+        )
+
+    return make_sae
+
+
+@pytest.fixture(scope="module")
+def entries(
+    pair: Any, stitch: Any, make: Callable[..., Any]
+) -> dict[str, dict[str, Callable[[Any], Any]]]:
+    """Every public function that takes an SAE, by the end at which that SAE reads."""
+    good = {end: make(end) for end in ("source", "target")}
+    codes = CodeMap(
+        torch.zeros(2, pair.target.d_model),
+        torch.zeros(pair.target.d_model),
+        torch.arange(2),
+        torch.ones(FEATURES, dtype=torch.int64),
+        SOURCE,
+        TARGET,
+    )
+    source_rows, target_rows = unread_rows(pair.source, SOURCE), unread_rows(pair.target, TARGET)
+
+    def sparse(**saes: Any) -> Any:
+        tests = {"test_texts": TEXTS, "test_labels": LABELS}
+        options = {"ks": (1,), "progress": False} | tests | saes
+        return lrt.evaluate_sparse_probes(pair, stitch, TEXTS, LABELS, **options)
+
+    def evaluate(sae: Any, **options: Any) -> Any:
+        return lrt.evaluate_sae(pair, stitch, sae, Unread(), progress=False, **options)
+
+    def match(source_sae: Any, target_sae: Any) -> Any:
+        return lrt.match_features(pair, stitch, source_sae, target_sae, Unread(), **FAST)
+
+    def features(sae: Any, **options: Any) -> Any:
+        return lrt.evaluate_features(pair, stitch, sae, Unread(), progress=False, **options)
+
+    return {
+        "source": {
+            "transfer": stitch.transfer,
+            "evaluate_sae": evaluate,
+            "evaluate_sparse_probes": lambda sae: sparse(source_sae=sae),
+            "fit_code_map": lambda sae: lrt.fit_code_map(pair, stitch, sae, Unread(), **FAST),
+            "evaluate_code_map": lambda sae: lrt.evaluate_code_map(
+                pair, stitch, sae, codes, Unread(), **FAST
+            ),
+            "match_features": lambda sae: match(sae, good["target"]),
+            "evaluate_features": features,
+            "study_sae_initialisation": lambda sae: lrt.study_sae_initialisation(
+                pair, stitch, sae, target_rows, progress=False
+            ),
+            "study_sae_scaling": lambda sae: lrt.study_sae_scaling(
+                pair, stitch, [make("source", 8), sae], target_rows, progress=False
+            ),
+            "train_sae": lambda sae: lrt.train_sae(None, source_rows, init=sae, progress=False),
+        },
+        "target": {
+            "transfer, reversed": lambda sae: stitch.reversed().transfer(sae),
+            "evaluate_sae": lambda sae: evaluate(good["source"], native=sae),
+            "evaluate_sparse_probes, native": lambda sae: sparse(
+                source_sae=good["source"], native_sae=sae
+            ),
+            "evaluate_sparse_probes, transferred": lambda sae: sparse(
+                source_sae=good["source"], transferred_sae=sae
+            ),
+            "match_features": lambda sae: match(good["source"], sae),
+            "evaluate_features": lambda sae: features(good["source"], transferred=sae),
+            "train_sae": lambda sae: lrt.train_sae(
+                pair.target, target_rows, init=sae, progress=False
+            ),
+        },
+    }
+
+
+FOREIGN = {
+    "hook point": {"hook_name": "blocks.1.hook_resid_mid"},
+    "name": {"model_name": "EleutherAI/another"},
+    "weights": {"model_hash": "0" * 16},
+    "weights of the right name": {"model_name": "{name}", "model_hash": "0" * 16},
+    "basis": {"basis": "centred"},
+    "tokenizer": {"tokenizer_hash": "0" * 16},
+}
+"""Metadata of SAEs that belong elsewhere, by the question that refuses them."""
+
+
+@pytest.mark.parametrize("end", ["source", "target"])
+@pytest.mark.parametrize("question", FOREIGN)
+def test_every_entry_point_refuses_a_foreign_sae_with_one_message(
+    pair: Any, make: Any, entries: Any, end: str, question: str
+) -> None:
+    name = getattr(pair, end).name
+    foreign = make(end, **{k: v.format(name=name) for k, v in FOREIGN[question].items()})
+    messages = {}
+    for entry, call in entries[end].items():
+        with pytest.raises(MismatchError) as caught:
+            call(foreign)
+        messages[entry] = str(caught.value)
+    assert len(set(messages.values())) == 1, messages
+    assert "expected" in next(iter(messages.values()))
+
+
+@pytest.mark.parametrize("end", ["source", "target"])
+def test_every_entry_point_refuses_another_width(make: Any, entries: Any, end: str) -> None:
+    foreign = make("target" if end == "source" else "source", hook_name=None)
+    messages = set()
+    for call in entries[end].values():
+        with pytest.raises(MismatchError, match=r"this SAE has width \d+; expected") as caught:
+            call(foreign)
+        messages.add(str(caught.value))
+    assert len(messages) == 1
+
+
+def right(model: Any, synonym: str) -> dict[str, dict[str, Any]]:
+    """Metadata of SAEs that belong, as SAELens, folders and this package write them."""
+    identity = model.identity
+    return {
+        "nothing": {"hook_name": None},
+        "the hook point alone": {},
+        "another name of the hook point": {"hook_name": synonym},
+        "the name with an owner and in capitals": {"model_name": f"Owner/{model.name.upper()}"},
+        "a folder of that name": {"model_name": f"/models/{model.name}/"},
+        "the hash and another name": {"model_name": "a copy", "model_hash": identity.config_hash},
+        "all that this package records": {
+            "model_name": model.name,
+            **model_identity_fields(identity),
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("end", "synonym"),
+    [("source", "blocks.1.hook_resid_pre"), ("target", "blocks.2.hook_resid_pre")],
+)
+def test_every_entry_point_accepts_an_sae_that_belongs(
+    pair: Any, make: Any, entries: Any, monkeypatch: Any, end: str, synonym: str
+) -> None:
+    def stop(*_: Any, **__: Any) -> Any:
+        raise Reached
+
+    # Sparse probes count their texts and labels first, so the texts cannot be `Unread`.
+    monkeypatch.setattr("lrt_lens.adapters.saes._sparse_probing._features", stop)
+    for recorded, metadata in right(getattr(pair, end), synonym).items():
+        sae = make(end, **metadata)
+        for entry, call in entries[end].items():
+            try:
+                call(sae)
+            except Reached:
+                continue
+            assert entry.startswith("transfer"), (recorded, entry)
+
+
+def test_bundled_saes_belong_to_the_bundled_models() -> None:
+    pair = lrt.demo_pair()
+    for member, model in (("small", pair.source), ("large", pair.target)):
+        sae = lrt.demo_sae(member)
+        refuse_foreign_sae(sae, sae.cfg.metadata.hook_name, model.identity)
+    with pytest.raises(MismatchError, match="this SAE has width 256; expected 128"):
+        refuse_foreign_sae(sae, sae.cfg.metadata.hook_name, pair.source.identity)
+
+
+def test_trained_and_transferred_saes_record_what_is_asked(
+    pair: Any, stitch: Any, make: Any
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(64, pair.target.d_model, generator=generator)
+    rows = replace(SAERows.from_tensors(states, states, hook=TARGET), model=pair.target.identity)
+    transferred = stitch.transfer(make("source"))
+    trained = lrt.train_sae(
+        None, rows, init=transferred, n_tokens=64, batch_rows=32, progress=False
+    ).sae
+    for sae in (transferred, trained):
+        metadata = sae.cfg.metadata.to_dict()
+        assert metadata.items() >= model_identity_fields(pair.target.identity).items()
+        assert metadata["model_name"] == pair.target.name
+
+
+def test_rows_without_a_model_record_no_name(pair: Any, stitch: Any) -> None:
+    states = torch.randn(64, pair.source.d_model, generator=torch.Generator().manual_seed(0))
+    rows = SAERows.from_tensors(states, states, hook=SOURCE)
+    trained = lrt.train_sae(None, rows, n_tokens=64, batch_rows=32, k=4, progress=False).sae
+    assert trained.cfg.metadata.model_name is None
+    stitch.transfer(trained)
+
+
+def test_the_remedies_in_the_messages_work(pair: Any, make: Any) -> None:
+    model = pair.source.identity
+    sae = make("source", model_name="other", model_hash="0" * 16)
+    with pytest.raises(
+        MismatchError, match=f"set sae.cfg.metadata.model_hash = '{model.config_hash}'"
+    ):
+        refuse_foreign_sae(sae, SOURCE, model)
+    sae.cfg.metadata.model_hash = model.config_hash
+    refuse_foreign_sae(sae, SOURCE, model)
+    sae.cfg.metadata.model_hash = None
+    with pytest.raises(MismatchError, match=f"set sae.cfg.metadata.model_name = '{model.name}'"):
+        refuse_foreign_sae(sae, SOURCE, model)
+    sae.cfg.metadata.model_name = model.name
+    refuse_foreign_sae(sae, SOURCE, model)
+
+
+def test_an_unknown_model_is_not_compared(make: Any) -> None:
+    refuse_foreign_sae(make("source", model_hash="0" * 16, model_name="other"), SOURCE, None)
+    with pytest.raises(MismatchError, match="trained at"):
+        refuse_foreign_sae(make("source"), TARGET, None)
+
+
+def test_without_metadata_only_the_width_is_compared(pair: Any) -> None:
+    plain = SimpleNamespace(encode=lambda x: x, W_dec=torch.zeros(5, pair.source.d_model))
+    refuse_foreign_sae(plain, SOURCE, pair.source.identity)
+    with pytest.raises(MismatchError, match="has width 16; expected 24"):
+        refuse_foreign_sae(plain, TARGET, pair.target.identity)
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("EleutherAI/pythia-70m-deduped", "pythia-70m-deduped"),
+        ("/models/pythia-70m-deduped/", "pythia-70m-deduped"),
+        ("gpt2-small", "gpt2"),
+        ("openai-community/gpt2", "gpt2"),
+        ("GPT2-medium", "gpt2-medium"),
+    ],
+)
+def test_names_are_compared_without_owner_folder_and_case(name: str, plain: str) -> None:
+    assert plain_name(name) == plain
+
+
+def test_joined_hook_points_are_refused(pair: Any, stitch: Any, make: Any) -> None:
+    joined = replace(stitch.up, source_hook=f"{SOURCE}+{TARGET}")
+    several = replace(stitch, maps=replace(stitch.maps, up=joined))
+    for function in (lrt.evaluate_sae, lrt.evaluate_features):
+        with pytest.raises(HookPointError, match="joins several hook points"):
+            function(pair, several, make("source"), Unread(), progress=False)
