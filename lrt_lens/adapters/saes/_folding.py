@@ -63,7 +63,7 @@ class FoldedSae:
     biases: dict[str, Tensor]
     """``b_enc``, or ``b_gate`` and ``b_mag``; [feature], float64."""
     rest: dict[str, Tensor]
-    """Tensors that a change of basis does not touch: ``threshold``, ``r_mag``, ``topk_threshold``."""
+    """Tensors that no change of basis touches: ``threshold``, ``r_mag``, ``topk_threshold``."""
 
     @classmethod
     def of(cls, sae: Any, *, input_scale: float | None = None) -> "FoldedSae":
@@ -92,6 +92,8 @@ class FoldedSae:
             if name in tensors
         }
         folded = cls(double.pop("W_enc"), double.pop("W_dec"), double.pop("b_dec"), double, tensors)
+        # In the order in which SAELens applies them, from the encoder outwards: the shift by b_dec
+        # comes before the multiplication by norms, and the scaling of the inputs is outermost.
         if sae.cfg.apply_b_dec_to_input:
             folded = folded.shifted(-folded.b_dec)
         if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
@@ -152,6 +154,7 @@ class FoldedSae:
         cfg = copy.deepcopy(sae.cfg)
         cfg.d_in, cfg.dtype = self.W_enc.shape[0], str(dtype).removeprefix("torch.")
         cfg.apply_b_dec_to_input, cfg.normalize_activations = False, "none"
+        # Not the config of every architecture has this flag.
         if hasattr(cfg, "rescale_acts_by_decoder_norm"):
             cfg.rescale_acts_by_decoder_norm = False
         if metadata is not None:

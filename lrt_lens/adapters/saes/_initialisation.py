@@ -55,8 +55,8 @@ class SAEInitialisation:
     """
     thresholds: pd.DataFrame
     """One row per arm, seed and threshold: arm, seed, threshold (explained variance),
-    share_of_final (threshold ÷ scratch's final value of that seed), tokens, token_share (÷ scratch's
-    tokens of that seed), flops, flops_with_stitch, flops_share (÷ scratch's FLOPs); NaN if the
+    share_of_final (threshold ÷ scratch's final value of that seed), tokens, token_share (÷ tokens
+    of scratch of that seed), flops, flops_with_stitch, flops_share (÷ FLOPs of scratch); NaN if the
     threshold was not reached."""
     runs: pd.DataFrame
     """One row per arm and seed: arm, seed, initial, final (explained variance), dead_fraction,
@@ -178,6 +178,7 @@ def study_sae_initialisation(
     """
     stitch.check(pair.source, pair.target)
     check_source_sae(sae, pair, stitch)
+    # Every run reads the same rows: the model runs over the documents once.
     rows = rows_of(documents, pair, stitch).in_memory(n_rows or n_tokens)
     scratch = _scratch_config(stitch.transfer(sae))
     histories, runs, cosines = [], [], []
@@ -238,6 +239,7 @@ def rows_of(documents: Documents | SAERows, pair: ModelPair, stitch: Stitch) -> 
         MismatchError: `SAERows` that were split by another seed: some of their held-out documents
             were in the fit of the maps.
     """
+    # The seed decides which documents are held out (`lrt_lens.data._blocks`).
     seed = stitch.provenance.seed
     if not isinstance(documents, SAERows):
         return SAERows.from_documents(pair.target, documents, at=stitch.target_hook, seed=seed)
@@ -266,6 +268,7 @@ def threshold_table(
 
     The columns are those of `SAEInitialisation.thresholds`.
     """
+    # Shares refer to scratch of the same seed, which has read the rows in the same order.
     table = []
     for seed, of_seed in history.groupby("seed", sort=False):
         runs = {

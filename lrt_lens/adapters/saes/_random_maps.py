@@ -24,7 +24,7 @@ def random_rotation(stitch: Stitch, generator: torch.Generator) -> MapPair:
     # Q of a Gaussian matrix, cut to [d_source, d_target]: orthonormal rows or columns.
     rotation = torch.linalg.qr(square).Q[:d_source, :d_target]
     S_x, S_y = source.covariance.double(), target.covariance.double()
-    # up = s Q with s² = tr(S_y) / tr(Qᵀ S_x Q): images of source states have total variance tr(S_y).
+    # up = s Q with s² = tr(S_y) / tr(Qᵀ S_x Q), so that images have the total variance tr(S_y).
     up = rotation * (S_y.trace() / (rotation.T @ S_x @ rotation).trace()).sqrt()
     down = rotation.T * (S_x.trace() / (rotation @ S_y @ rotation.T).trace()).sqrt()
     m_x, m_y = source.mean.double(), target.mean.double()

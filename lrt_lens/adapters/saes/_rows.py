@@ -95,6 +95,7 @@ class SAERows:
 
         def run(*, held_out: bool) -> Iterator[Tensor]:
             for block in iterate_blocks(documents, model, plan):
+                # Parts from N_FOLDS on are the test fold.
                 if (block.part >= N_FOLDS) == held_out:
                     yield block_rows(model, [hook], block, _BATCH_TOKENS)[hook].float()
 
@@ -172,6 +173,7 @@ class SAERows:
                         f"{batch_rows}; give more text, or a smaller batch_rows"
                     )
                 order = torch.randperm(len(pool), generator=generator)
+                # Rows after the last whole batch are left out of this epoch, others in the next.
                 for start in range(0, len(pool) - batch_rows + 1, batch_rows):
                     yield pool[order[start : start + batch_rows]]
                 last = pool
@@ -181,7 +183,9 @@ class SAERows:
             whole = last if n_pools == 1 else None
 
     def _pools(self, buffer_rows: int) -> Iterator[Tensor]:
-        """Chunks joined to buffers of at least ``buffer_rows``; the last one takes the remainder."""
+        """Chunks joined to buffers of at least ``buffer_rows``; the last takes the remainder."""
+        # One buffer waits until the next is full: the remainder can be shorter than a batch, so it
+        # is joined to the buffer before it.
         held: list[Tensor] = []
         ready: Tensor | None = None
         for chunk in self.chunks():

@@ -62,6 +62,7 @@ class Reconstruction:
         stream = streams[self.end]
         x = stream.float()[self.side.predicts.to(stream.device)].to(self.sae.W_dec)
         codes = self.sae.encode(x)
+        # SAELens can return sparse codes for TopK.
         codes = codes.to_dense() if codes.is_sparse else codes
         rebuilt = self.sae.decode(codes)
         counted = torch.from_numpy(self.side.counted).to(x.device)
@@ -75,6 +76,8 @@ class Reconstruction:
             )
         variance = (x[counted].double() - self.mean.to(x.device).double()).square().sum(1)
         self.codes.add(self.side, codes[counted], error, variance)
+        # Every position with a next token is replaced here; the pass puts back those that `keep` of
+        # evaluate_sae protects.
         state = stream.clone()
         state[self.side.predicts.to(stream.device)] = rebuilt.to(stream)
         return state

@@ -90,8 +90,8 @@ class SAEScaling:
     """
     fits: pd.DataFrame
     """One row per bill, arm and seed: amplitude, exponent, r2 (of the line), floor,
-    amplitude_above, exponent_above, r2_above (with a floor), crossing (FLOPs at which the line meets
-    scratch's line of that seed), inside (whether the crossing is within the measured budgets)."""
+    amplitude_above, exponent_above, r2_above (with a floor), crossing (FLOPs at which the line
+    meets that of scratch of that seed), inside (whether the crossing is a measured budget)."""
     savings: pd.DataFrame = field(repr=False)
     """`SAEInitialisation.savings` with a column width."""
 
@@ -113,6 +113,7 @@ class SAEScaling:
                 aggfunc=lambda values: values.mean(skipna=False),
                 dropna=False,
             )
+            # mean(skipna=False): a budget that one seed cannot afford has no mean FVU.
             budgets = {"first": 0, "middle": len(at) // 2, "last": -1}
             for arm, fits in of_bill.groupby("arm", sort=False):
                 ratio = at[arm].to_numpy() / at["scratch"].to_numpy()
@@ -226,6 +227,7 @@ def study_sae_scaling(
 
 def _billed(history: pd.DataFrame, stitch_flops: float, source_flops: float) -> pd.DataFrame:
     """History with columns for FVU and for the FLOPs under each bill."""
+    # Scratch and the rotation use no fitted map; only scratch uses no source SAE.
     stitched = np.where(history["arm"].isin(UNSTITCHED), 0.0, stitch_flops)
     of_source = np.where(history["arm"] == "scratch", 0.0, source_flops)
     flops = history["flops"].to_numpy(dtype=float)
@@ -285,6 +287,7 @@ def _reached(run: pd.DataFrame, bill: str, budgets: np.ndarray) -> np.ndarray:
     Linear between measurements; NaN before the first one, and for a run that was never finite.
     """
     run = run.sort_values(bill)
+    # A run that diverges keeps the error that it had reached; fmin ignores NaN.
     so_far = np.fmin.accumulate(run["fvu"].to_numpy(dtype=float))
     return np.interp(budgets, run[bill].to_numpy(dtype=float), so_far, left=np.nan)
 
@@ -320,6 +323,7 @@ def fit_arms(frontier: pd.DataFrame) -> pd.DataFrame:
 def _law(curve: pd.DataFrame, *, floor: bool = False) -> PowerLaw:
     """Power law of a curve; NaN if fewer than three of its points are finite."""
     flops, fvu = curve["flops"].to_numpy(dtype=float), curve["fvu"].to_numpy(dtype=float)
+    # NaN marks budgets below the cost of the initialisation.
     known = np.isfinite(fvu)
     if known.sum() < 3:
         return PowerLaw(*[float("nan")] * 4)
@@ -368,6 +372,7 @@ def fit_power_law(flops: np.ndarray, error: np.ndarray, *, floor: bool = False) 
         method="bounded",
         options={"xatol": 1e-9},
     )
+    # A floor is reported only if it fits better than the straight line, the case floor = 0.
     return max(straight, law(least * (1 - float(minimum.x))), key=lambda candidate: candidate.r2)
 
 

@@ -296,6 +296,7 @@ def _sparse(
     order = {name: by_class_difference(train, y) for name, (train, _) in features.items()}
     source, transferred = features["source"], features["transferred"]
     pool = features.get("native", transferred)
+    # Features that never fire on the training texts would make the baseline too weak.
     alive = np.flatnonzero(pool[0].any(0))
     generator = np.random.default_rng(seed)
     for k in ks:

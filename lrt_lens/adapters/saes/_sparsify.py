@@ -156,6 +156,7 @@ def _weights(folder: Path, d_in: int, d_sae: int) -> dict[str, Tensor]:
         raise FileFormatError(
             f"{str(path)!r} cannot be read ({error}); it is missing or truncated, copy it again"
         ) from error
+    # Older files hold the decoder as a linear layer, [d, feature].
     if "decoder.weight" in tensors:
         tensors["W_dec"] = tensors.pop("decoder.weight").T
     expected = {

@@ -165,11 +165,13 @@ def train_sae(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         training = training_sae(_config(rows, init, config, run), init)
+    # From here on the SAE reads scaled rows, until the factor is folded back after training.
     if init is None:
         training.b_dec.data.copy_(mean * scale)
     else:
         # Folding 1/s gives the weights that read rows multiplied by s.
         training.fold_activation_norm_scaling_factor(1 / scale)
+    # Cosines do not change with the factor.
     start = training.W_dec.detach().clone()
     trainer = _trainer(training, (batch * scale for batch in batches), run)
     per_token = flops_per_token(training, rows.held_out[: run.batch_rows])
@@ -435,5 +437,6 @@ def _fit(
 def _schedule(n_steps: int, n_measurements: int) -> set[int]:
     """Steps after which to measure: half of them spaced evenly in log steps, half evenly."""
     half = max(n_measurements // 2, 1)
+    # n^(i/half) for i = 0 … half: from step 1 to step n.
     early = {round(n_steps ** (i / half)) for i in range(half + 1)}
     return early | {round(n_steps * (i + 1) / half) for i in range(half)}

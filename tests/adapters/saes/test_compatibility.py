@@ -24,22 +24,22 @@ TEXTS, LABELS = ["the happy cat sang", "the sad dog slept"] * 2, ["happy", "sad"
 FAST: dict[str, Any] = {"n_tokens": 500, "context_length": 32, "progress": False}
 
 
-class Reached(Exception):
+class ReachedError(Exception):
     """The entry point has accepted its SAEs and begins to read."""
 
 
 class Unread(list[str]):
-    """Documents that raise `Reached` when they are read."""
+    """Documents that raise `ReachedError` when they are read."""
 
     def __iter__(self) -> Iterator[str]:
-        raise Reached
+        raise ReachedError
 
 
 def unread_rows(model: Any, hook: str) -> SAERows:
-    """Rows of a hook point that raise `Reached` when they are read."""
+    """Rows of a hook point that raise `ReachedError` when they are read."""
 
     def chunks() -> Iterator[torch.Tensor]:
-        raise Reached
+        raise ReachedError
 
     return SAERows(hook, torch.ones(3, model.d_model), chunks, model.identity)
 
@@ -205,7 +205,7 @@ def test_every_entry_point_accepts_an_sae_that_belongs(
     pair: Any, make: Any, entries: Any, monkeypatch: Any, end: str, synonym: str
 ) -> None:
     def stop(*_: Any, **__: Any) -> Any:
-        raise Reached
+        raise ReachedError
 
     # Sparse probes count their texts and labels first, so the texts cannot be `Unread`.
     monkeypatch.setattr("lrt_lens.adapters.saes._sparse_probing._features", stop)
@@ -214,7 +214,7 @@ def test_every_entry_point_accepts_an_sae_that_belongs(
         for entry, call in entries[end].items():
             try:
                 call(sae)
-            except Reached:
+            except ReachedError:
                 continue
             assert entry.startswith("transfer"), (recorded, entry)
 

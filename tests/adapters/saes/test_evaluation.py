@@ -1,6 +1,4 @@
-"""SAE evaluation against plain sums over the Hugging Face model's own stream, and where the answer
-is known.
-"""
+"""SAE evaluation against plain sums over the Hugging Face model's states, and known answers."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -84,8 +82,9 @@ def _row(result: SAEEvaluation, arm: str) -> dict[str, Any]:
 
 
 def _naive(pair: ModelPair, stitch: Stitch, sae: Any, texts: list[str]) -> dict[str, float]:
-    """Window by window, in float64 where it is ours: the stream captured, rebuilt by explicit
-    top-k, put back by a plain intervention.
+    """Metrics computed window by window in float64.
+
+    The states are captured, reconstructed by an explicit top-k, and put back by an intervention.
     """
     model, hook = pair.target, stitch.target_hook
     plan = BlockPlan(context_length=32, skip_first=4)

@@ -1,6 +1,4 @@
-"""Power laws of SAE training: known laws found again, a frontier against plain loops, both bills,
-and a study from beginning to end.
-"""
+"""Power laws of SAE training: known laws, a frontier against plain loops, bills, whole studies."""
 
 from collections.abc import Callable
 from itertools import pairwise, product
@@ -49,8 +47,9 @@ def test_a_floor_is_found_where_there_is_one_and_bends_the_plain_line() -> None:
 
 
 def test_lines_meet_where_their_values_are_equal() -> None:
-    """Table 4 of Stitching: 41.2 · C^−.16 and 18.5 · C^−.14 meet at 2.4e17 by its printed digits,
-    with 1.2e17 close to no advantage.
+    """Lines of table 4 of Stitching meet at 2.4e17 FLOPs by their printed digits.
+
+    41.2 · C^−.16 and 18.5 · C^−.14; at 1.2e17 FLOPs the advantage is close to none.
     """
     scratch, stitched = (
         fit_power_law(FLOPS, 41.2 * FLOPS**-0.16),
@@ -73,12 +72,14 @@ def test_too_few_points_and_errors_of_nothing_are_refused(
 
 
 PAID = {"scratch": (0.0, 0.0), "transferred": (50.0, 400.0), "rotated": (0.0, 350.0)}
-"""What an arm has paid before its first token, under the bills stitch and source_sae."""
+"""FLOPs of an arm before its first token, under the bills stitch and source_sae."""
 
 
 def _history(seeds: tuple[int, ...] = (0, 1)) -> pd.DataFrame:
-    """Two widths: the wide one falls further and pays more a token; a transferred beginning is
-    ahead.
+    """History of two widths and two arms.
+
+    The wider SAE reaches a smaller error at a higher cost per token; the transferred SAE starts at
+    a smaller error.
     """
     rows = []
     for width, arm, seed in product((8, 16), PAID, seeds):
@@ -142,7 +143,8 @@ def test_a_beginning_that_costs_more_than_any_run_is_refused() -> None:
     history["stitch"] += 2000 * (history["arm"] == "transferred")
     with pytest.raises(
         MismatchError,
-        match=r"initialisation costs 2\.1e\+03 FLOPs, and the longest run of some arm ends at 1\.3e\+03 \(bill 'stitch'\)",
+        match=r"initialisation costs 2\.1e\+03 FLOPs, and the longest run of some arm ends at "
+        r"1\.3e\+03 \(bill 'stitch'\)",
     ):
         budgets_of(history, "stitch", 5)
 
@@ -156,9 +158,7 @@ def test_an_unknown_price_leaves_its_bill_out() -> None:
 
 
 def test_a_price_paid_once_bends_the_line_and_training_flops_do_not() -> None:
-    """The same curve for both arms: over training FLOPs their exponents agree, with a stitch on the
-    bill they seem to differ.
-    """
+    """Exponents of one curve agree over training FLOPs and differ with the stitch's cost."""
     history = _history((0,))
     flops = history["training"].to_numpy() + 5.0
     history["fvu"] = 2 * flops**-0.15
@@ -309,9 +309,7 @@ def test_one_width_is_no_law(
 def test_what_is_held_out_of_training_was_not_in_the_stitchs_fit(
     pair: Any, corpus: list[str], fitted: Any
 ) -> None:
-    """The stitch is of seed 1: rows of its own split are those of its test documents, rows of
-    another split are refused.
-    """
+    """Rows of a stitch of seed 1 are split by its seed; rows of another split are refused."""
     rows = rows_of(corpus, pair, fitted)
     assert rows.seed == 1
     assert torch.equal(

@@ -1,4 +1,4 @@
-"""Sparse probes through SAEs: against scikit-learn on naively read features, and what is refused."""
+"""Sparse probes through SAEs against scikit-learn on plainly read features, and errors."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -47,9 +47,8 @@ def _sae(d_in: int, seed: int) -> Any:
 
 
 def _transferred(sae: Any, stitch: Stitch) -> Any:
-    """The transferred SAE by its formulas: W_e' = W_down W_e, b_e' = b_down W_e + b_e (the decoder
-    takes no part in encoding).
-    """
+    """Transferred SAE by the formulas of its encoder; its decoder is random and not used."""
+    # W_e' = W_down W_e, b_e' = b_down W_e + b_e
     transferred = _sae(len(stitch.down.weight), 0)
     down, bias = stitch.down.weight.double(), stitch.down.bias.double()
     transferred.W_enc.data = (down @ sae.W_enc.data.double()).float()
@@ -163,8 +162,9 @@ def test_the_arm_without_refit_is_the_sources_probe_on_the_transferred_features(
 
 def test_features_that_hold_the_answer_are_found(pair: ModelPair, stitch: Stitch) -> None:
     class Knows:
-        """Feature 5 is 1 on texts of one class: those whose mean lies on one side of the plane
-        between the classes.
+        """Encoder whose feature 5 is 1 on texts of one class only.
+
+        Their mean lies on one side of the plane between the classes.
         """
 
         def __init__(self, model: Any, hook: str) -> None:

@@ -1,4 +1,4 @@
-"""Training of SAEs: SAELens' own result, seeds, hooks, rows, and what is refused."""
+"""Training of SAEs: SAELens' own result, seeds, hooks, rows, and errors."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +22,7 @@ D = 12
 
 @pytest.fixture(scope="module")
 def rows() -> SAERows:
-    """Sparse combinations of 24 directions, off centre: what an SAE can find."""
+    """Rows of sparse combinations of 24 directions with a mean, which an SAE can find."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(24, D, generator=generator), dim=1)
     codes = torch.rand(5000, 24, generator=generator) * (
@@ -61,9 +61,7 @@ def test_training_explains_held_out_rows(trained: Any) -> None:
 
 
 def test_the_result_works_on_rows_as_they_are(rows: SAERows, trained: Any) -> None:
-    """The scale that the trainer saw is folded back: naive float64 sums on raw rows give the
-    history's last value.
-    """
+    """The scale of training is folded back: plain float64 sums give the history's last value."""
     assert trained.sae.cfg.architecture() == "topk"
     assert not trained.sae.cfg.rescale_acts_by_decoder_norm
     x = rows.held_out.double().numpy()
@@ -102,7 +100,7 @@ def test_init_starts_where_the_other_sae_is_and_leaves_it_alone(
 
 
 def test_the_steps_are_those_of_saelens_own_loop(rows: SAERows) -> None:
-    """The same weights as SAELens' ``fit`` on the same batches."""
+    """Training gives the weights of SAELens' ``fit`` on the same batches."""
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
@@ -140,8 +138,9 @@ def test_another_architecture_by_config(rows: SAERows) -> None:
 
 
 def test_flops_are_the_matrix_products(trained: Any) -> None:
-    """Forward 2 products, backward 2 for weights and 1 for the codes, and 1 for what b_dec gets
-    through the input: 2·d·m each.
+    """A step has six matrix products of 2·d·m FLOPs per row.
+
+    Forward 2; backward 2 for the weights, 1 for the codes, and 1 for b_dec through the input.
     """
     assert trained.flops_per_token == pytest.approx(6 * 2 * D * 24)
 

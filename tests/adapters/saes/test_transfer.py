@@ -1,6 +1,4 @@
-"""A transferred SAE is up ∘ SAE ∘ down, for every architecture, and stays an ordinary SAELens
-object.
-"""
+"""A transferred SAE is exactly up ∘ SAE ∘ down, for every architecture, and a SAELens object."""
 
 import subprocess
 import sys
@@ -77,7 +75,7 @@ def draw(architecture: str, training: bool = False, *, seed: int = 0, **options:
 
 
 def naive(sae: Any, x: np.ndarray, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Features and reconstruction [row, …] from the equations, float64, with numpy alone."""
+    """Features and reconstruction [row, …] by the equations, in float64 with numpy alone."""
     p = {name: tensor.detach().double().numpy() for name, tensor in sae.state_dict().items()}
     name = sae.cfg.architecture()
     centred = scale * x - (p["b_dec"] if sae.cfg.apply_b_dec_to_input else 0)
@@ -283,7 +281,10 @@ def test_nan_weights_are_refused(stitch: Stitch) -> None:
 
 
 def test_stitching_does_not_import_sae_lens() -> None:
-    code = "import sys, lrt_lens.stitching._stitch, lrt_lens.adapters.saes._transfer; assert 'sae_lens' not in sys.modules"
+    code = (
+        "import sys, lrt_lens.stitching._stitch, lrt_lens.adapters.saes._transfer; "
+        "assert 'sae_lens' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

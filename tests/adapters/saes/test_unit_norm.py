@@ -1,4 +1,4 @@
-"""Decoder rows of length 1, the same function."""
+"""SAEs with decoder rows of length 1 compute the same function."""
 
 from typing import Any
 

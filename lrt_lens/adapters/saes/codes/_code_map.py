@@ -132,9 +132,10 @@ class CodeMap:
         """
         if not 0 <= feature < self.n_features:
             raise IndexError(
-                f"feature {feature} is not in this SAE; it has {self.n_features} features: use 0 to "
-                f"{self.n_features - 1}"
+                f"feature {feature} is not in this SAE; it has {self.n_features} features: use 0 "
+                f"to {self.n_features - 1}"
             )
+        # `live` ascends, so a feature is live if it stands at its insertion point.
         row = int(torch.searchsorted(self.live, feature))
         if row == len(self.live) or int(self.live[row]) != feature:
             raise ValueError(
@@ -252,6 +253,7 @@ def fit_code_map(
     _check_options(solver, alphas, min_firings)
     check_sae(sae, pair.source, stitch.source_hook)
     passes = CodePasses(pair, stitch, documents, n_tokens, context_length, progress)
+    # Two passes: which features are live decides the size of all sums.
     firings, n_fit = count_firings(passes, sae)
     live = (firings >= min_firings).nonzero()[:, 0]
     _refuse_too_little(live, firings, n_fit, min_firings)

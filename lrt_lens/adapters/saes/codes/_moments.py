@@ -212,7 +212,7 @@ class CodeMoments:
         return cls(live, firings, shift.double().to(device), folds)
 
     def add(self, fold: int, codes: Tensor, y: Tensor) -> None:
-        """Add rows to one fold: codes of all features [token, feature], states [token, d_target]."""
+        """Add rows to one fold: codes of all features [token, feature], states [token, d]."""
         device = self.shift.device
         self.folds[fold].add(
             codes[:, self.live.to(codes.device)].to(device), y.double().to(device) - self.shift

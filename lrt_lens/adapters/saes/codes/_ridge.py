@@ -148,7 +148,7 @@ def _by_cholesky(system: NormalEquations, alphas: Sequence[float]) -> list[Tenso
     unit = float(matrix.diagonal().mean())
     weights, added = [], 0.0
     for alpha in alphas:
-        # W = (S + λ·tr(S)/F·I)⁻¹ R; only the diagonal changes between penalties, so S is not copied.
+        # W = (S + λ·tr(S)/F·I)⁻¹ R; penalties change only the diagonal, so S is not copied.
         matrix.diagonal().add_(alpha * unit - added)
         added = alpha * unit
         weights.append(torch.cholesky_solve(right, torch.linalg.cholesky(matrix)))

@@ -1,4 +1,4 @@
-"""A map from codes is scikit-learn's ridge on the live features, however it is solved."""
+"""A map from codes is scikit-learn's ridge on the live features, with both solvers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +64,7 @@ def sae(pair: ModelPair) -> TinySae:
 def _rows(
     pair: ModelPair, stitch: Stitch, corpus: list[str]
 ) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """(part, x, y) in float64, cut as the harvest cuts."""
+    """Part, source states and target states of each block, in float64."""
     plan, found = BlockPlan(context_length=32), []
     for block in iterate_blocks(corpus, pair.source, plan):
         x, y = (
@@ -81,7 +81,7 @@ def _rows(
 def _naive(
     rows: list[tuple[int, np.ndarray, np.ndarray]], sae: TinySae, alphas: list[float]
 ) -> tuple[float, np.ndarray, float]:
-    """(alpha, coefficients [live, d_target], cross-validated R²) by scikit-learn on rows."""
+    """Alpha, coefficients [live, d_target] and cross-validated R² by scikit-learn on rows."""
     fitting = [
         (part, sae.encode(torch.from_numpy(x)).double().numpy(), y)
         for part, x, y in rows
@@ -247,7 +247,7 @@ def test_memory_is_checked_before_anything_is_summed(
     options: dict[str, Any] = {"alphas": [0.1], "context_length": 32, "progress": False}
     with pytest.raises(
         ValueError,
-        match=r"22 live features need .* with Cholesky and .* with conjugate gradients .*may be taken",
+        match=r"22 live features need .* with Cholesky and .* conjugate gradients .*may be taken",
     ):
         fit_code_map(pair, stitch, sae, corpus, memory=1000, **options)
     with pytest.raises(ValueError, match="or take solver='auto'"):

@@ -1,4 +1,4 @@
-"""Both maps are scored on the test fold as rows would be, and features by what they do."""
+"""Scores of both maps on the test fold against rows, and of features by their effects."""
 
 from dataclasses import replace
 from typing import Any
