@@ -407,6 +407,23 @@ _FIT_COLUMNS = [
 """What fits a terminal of 80 columns; the report and results.json hold all."""
 
 
+_OPTIONS_BY_PYTHON = {
+    "another checkpoint folder, or remove_checkpoints(folder) to begin again": (
+        "another --out, or --restart to begin again"
+    ),
+    "or wait for it, or choose another folder": "or wait for it, or choose another --out",
+    "start all ranks again with the same arguments: the harvest resumes": (
+        "start the same command again: it resumes"
+    ),
+    "start the harvest again with the same arguments, on": "start the same command again, on",
+    "the passes of plan_harvest(…, memory_budget=…), one harvest each": (
+        "harvest in several passes (--memory-budget 8GB)"
+    ),
+    "harvest(…, shard=(i, N)).save(…)": "lrt-lens fit --shard i/N",
+}
+"""Remedies in the words of the Python API, and the options that stand for them."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``lrt-lens``."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -425,8 +442,15 @@ def main(arguments: list[str] | None = None) -> None:
         _complain(f"interrupted; nothing half-written was left behind{resumes}")
         sys.exit(130)
     except (ValueError, OSError, TypeError) as error:
-        _complain(f"error: {error}")
+        _complain(f"error: {_in_options(str(error))}")
         sys.exit(1)
+
+
+def _in_options(message: str) -> str:
+    """Return an error message of the Python API in the options of the command line."""
+    for python, option in _OPTIONS_BY_PYTHON.items():
+        message = message.replace(python, option)
+    return message
 
 
 def _layers(text: str) -> Any:
