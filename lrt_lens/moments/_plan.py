@@ -35,7 +35,7 @@ from lrt_lens._settings import resolve, takes
 from lrt_lens.data._parts import N_PARTS
 from lrt_lens.models._hook_points import EMBED, Layers, depth, joint_name, joint_parts, layer_pairs
 from lrt_lens.models._hooked_model import SKIP_FIRST
-from lrt_lens.models._loading import torch_dtype
+from lrt_lens.models._loading import thread_count_unchanged, torch_dtype
 from lrt_lens.moments._cross_moments import SKETCH_WIDTH
 from lrt_lens.moments._harvest_settings import HarvestSettings
 from lrt_lens.moments._hook_pairs import SOURCE, TARGET, HookPair, hooks_of, with_token
@@ -100,12 +100,10 @@ class ModelShape:
         """
         from transformers import AutoModelForCausalLM
 
-        text, threads = config.get_text_config(), torch.get_num_threads()
+        text = config.get_text_config()
         # Tensors on the meta device have a shape and no memory.
-        with torch.device("meta"):
+        with thread_count_unchanged(), torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config)
-        # Importing a model class of transformers resets a thread count of 1.
-        torch.set_num_threads(threads)
         lists = [
             module
             for module in model.modules()

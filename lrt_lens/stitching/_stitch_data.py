@@ -7,7 +7,8 @@ alone.
 from dataclasses import dataclass, field
 from typing import Any
 
-from lrt_lens.models._hooked_model import SKIP_FIRST, ModelIdentity
+from lrt_lens.models._hooked_model import SKIP_FIRST
+from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._scatter import Scatter
 from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics

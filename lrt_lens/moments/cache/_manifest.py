@@ -18,7 +18,7 @@ from typing import Any
 
 from lrt_lens._files import write_atomically
 from lrt_lens.errors import FileFormatError, MismatchError
-from lrt_lens.models._hooked_model import ModelIdentity
+from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.moments._provenance import Provenance
 
 CACHE_SCHEMA = "lrt_lens.cache/1"
