@@ -67,7 +67,7 @@ class BlockTable:
 
     @property
     def row_document(self) -> np.ndarray:
-        """[row], uint64: key of the document of each row."""
+        """Key of the document of each row, [row] of uint64."""
         return np.repeat(self.window_document, self.window_rows)
 
     @classmethod
