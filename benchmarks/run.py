@@ -155,7 +155,7 @@ def write_results(
     """Write ``records``; entries of an earlier run on the same machine and versions stay where
     these do not replace them.
     """
-    from lrt_lens.stitching._folder import write_atomically
+    from lrt_lens._files import write_atomically
 
     earlier = json.loads(path.read_text()) if path.exists() else {}
     same = (

@@ -45,10 +45,10 @@ from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.concepts._concept_map import contrast_sets
 from lrt_lens.adapters.probes._linear_probe import LinearProbe, class_numbers, read_rows
 from lrt_lens.adapters.probes._logistic import probabilities
-from lrt_lens.adapters.vectors._arms import Arm, drawn_arms
+from lrt_lens.adapters.vectors._arms import VectorArm, drawn_arms
 from lrt_lens.adapters.vectors._calibration import NeutralText, calibrate_on
-from lrt_lens.adapters.vectors._choices import ChoiceText
 from lrt_lens.adapters.vectors._evaluation import Curve
+from lrt_lens.adapters.vectors._preferences import PreferenceText
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.baselines._text_rows import RowRead
 from lrt_lens.data._blocks import N_FOLDS, part_of
@@ -297,7 +297,7 @@ class _Steering:
         settings: FamilyBaselineSettings,
     ) -> None:
         self.first, self.settings = first, settings
-        self.items = ChoiceText(pair.target, items, first.target_hook)
+        self.items = PreferenceText(pair.target, items, first.target_hook)
         self.neutral = NeutralText(pair.target, neutral, first.target_hook)
         self.unsteered = self.items.propensity()
         self.vector = SteeringVector.mean_difference(pair.source, contrast, at=first.source_hook)
@@ -305,20 +305,22 @@ class _Steering:
 
     def rows(self, stitches: Mapping[str, Stitch]) -> dict[str, dict[str, Any]]:
         """Return the effects at equal damage per method."""
-        native = self._effect(Arm("native", self.native))
+        native = self._effect(VectorArm("native", self.native))
         rows = {"native": self._row(native, native)}
         is_quiet = not self.settings.progress
         for name, stitch in tqdm(stitches.items(), desc="steer", disable=is_quiet, leave=False):
-            rows[name] = self._row(self._effect(Arm(name, stitch.transfer(self.vector))), native)
+            rows[name] = self._row(
+                self._effect(VectorArm(name, stitch.transfer(self.vector))), native
+            )
             if stitch.null is not None:
                 shuffled = stitch.transfer(self.vector, through=stitch.null.up)
-                rows[name]["effect_null"] = float(self._effect(Arm(name, shuffled)).mean())
+                rows[name]["effect_null"] = float(self._effect(VectorArm(name, shuffled)).mean())
         arms = drawn_arms(self.first, self.native, self.settings.n_random, self.settings.seed)
         drawn = [float(self._effect(arm).mean()) for arm in arms]
         rows["random"] = _named("effect", spread(drawn)) if drawn else {}
         return rows
 
-    def _effect(self, arm: Arm) -> np.ndarray:
+    def _effect(self, arm: VectorArm) -> np.ndarray:
         """Return the effect per item at the budget; NaN if no scale reaches it."""
         budget = self.settings.damage
         calibration = calibrate_on(self.neutral, arm.vector, budget, tolerance=0.05)

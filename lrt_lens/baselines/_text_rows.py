@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel
 from lrt_lens.models._reading import read_tokens
-from lrt_lens.stitching._stitch import StreamStatistics
+from lrt_lens.stitching._affine import StreamStatistics
 
 RowRead = Literal["mean", "last", "every"]
 """One row per text, its mean over unmasked tokens or its last token, or one row per token."""

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
+from lrt_lens._files import write_atomically
 from lrt_lens.adapters.probes._evaluation import ProbeEvaluation, evaluate_probe
 from lrt_lens.adapters.saes._evaluation import SAEEvaluation, evaluate_sae
 from lrt_lens.adapters.vectors._evaluation import SteeringEvaluation, evaluate_steering
@@ -38,10 +39,9 @@ from lrt_lens.demo._report import demo_report
 from lrt_lens.demo._result import DemoResult
 from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._harvesting import fit_stitches
 from lrt_lens.report._html import write_html
 from lrt_lens.report._results import write_results
-from lrt_lens.stitching._folder import write_atomically
+from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.stitching._stitch_loss import StitchLoss, evaluate_stitch_loss, token_identity_map
 

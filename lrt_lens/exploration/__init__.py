@@ -1,1 +1,5 @@
 """Steering by hand in a notebook: the comparison of arms (`_state`) and its widget (`_widget`)."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

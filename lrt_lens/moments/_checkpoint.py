@@ -39,18 +39,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lrt_lens._files import make_folder, write_atomically
 from lrt_lens.data._blocks import Block, Share
 from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._interrupts import Interrupts
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._rank_lock import RankLock
-from lrt_lens.stitching._folder import (
-    make_folder,
-    moment_metadata,
-    moment_tensors,
-    write_atomically,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +148,7 @@ class Checkpoint:
         """
         tensors = {
             name: t.detach().cpu()
-            for name, t in moment_tensors(moments).items()
+            for name, t in moments.tensors().items()
             if name.startswith("shift/")
         }
         handle, name = tempfile.mkstemp(dir=self.folder, prefix=f".{self.path.name}.")
@@ -257,12 +252,11 @@ class Checkpoint:
 
     def _write(self, moments: CrossMoments) -> None:
         tensors = {
-            name: tensor.detach().cpu().contiguous()
-            for name, tensor in moment_tensors(moments).items()
+            name: tensor.detach().cpu().contiguous() for name, tensor in moments.tensors().items()
         }
         for name, values in (("index", self.own.keys()), ("fingerprint", self.own.values())):
             tensors[f"blocks/{name}"] = torch.tensor(list(values), dtype=torch.int64)
-        metadata = moment_metadata(moments) | {
+        metadata = moments.metadata() | {
             "schema_version": CHECKPOINT_SCHEMA,
             "arguments": json.dumps(self.arguments),
             "checksum": _checksum(tensors),
@@ -329,7 +323,7 @@ def add_stored(moments: CrossMoments, path: Path) -> bool:
     """Add the tensors of a file in place, one at a time; False, and nothing added, where they are
     others or about another shift.
     """
-    ours = moment_tensors(moments)
+    ours = moments.tensors()
     with safe_open(path, framework="pt") as opened:
         read = lambda name: opened.get_tensor(name).to(ours[name].device)  # noqa: E731
         if not ours.keys() <= set(opened.keys()) or not all(

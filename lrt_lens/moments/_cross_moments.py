@@ -21,23 +21,23 @@ linear.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lrt_lens._byte_sizes import human_bytes
+from lrt_lens._files import write_tensors
+from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts
 from lrt_lens.data._blocks import N_FOLDS, N_PARTS, N_TEST_GROUPS, part_of
 from lrt_lens.data._documents import document_key
 from lrt_lens.errors import MismatchError, NonFiniteError, TooFewDocumentsError
+from lrt_lens.moments._layout import MOMENTS_SCHEMA, MomentFile, Sums, to_metadata, to_tensors
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._scatter import Scatter, SecondMoment, part_sum
 from lrt_lens.moments._side_moments import SideMoments, full_precision
-
-if TYPE_CHECKING:
-    from lrt_lens.stitching._grid import StitchGrid
-    from lrt_lens.stitching.solvers._solver import Solver
 
 Pair = tuple[str, str]
 FIT_PARTS = tuple(range(N_FOLDS))
@@ -344,17 +344,13 @@ class CrossMoments:
         return truth.with_target(cross, basis)
 
     def fit(
-        self,
-        solver: "Solver | None" = None,
-        *,
-        pairs: Sequence[Pair] | None = None,
-        progress: bool = False,
-    ) -> "StitchGrid":
-        """Maps and scores of all (or the given) pairs; needs no model."""
-        from lrt_lens.stitching._grid import fit_grid
-        from lrt_lens.stitching.solvers._ridge import Ridge
+        self, solver: Any = None, *, pairs: Sequence[Pair] | None = None, progress: bool = False
+    ) -> Any:
+        """Return the `StitchGrid` of all (or the given) hook pairs; needs no model.
 
-        return fit_grid(self, solver or Ridge(), pairs=pairs, progress=progress)
+        The same as ``lrt_lens.fit_grid(moments, solver)``; ``solver`` is `Ridge` if None.
+        """
+        return implementation("CrossMoments.fit")(self, solver, pairs=pairs, progress=progress)
 
     def merge(self, other: "CrossMoments") -> "CrossMoments":
         """The moments of both; `MismatchError` names the first thing in which they are not shards
@@ -431,28 +427,41 @@ class CrossMoments:
 
     # ---------------------------------------------------------------------------------------- files
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the sums by their names in a file, as views of these moments' own storage."""
+        return to_tensors(Sums(self.n, self.source, self.target, self.cross, self.cross_null))
+
+    def metadata(self) -> dict[str, str]:
+        """Return the metadata of these moments in a file."""
+        return to_metadata(
+            self.pairs, self.token_hook, self.moment_dtype, self.null, self.provenance
+        )
+
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file (to a temporary name, then renamed); returns its path."""
-        from lrt_lens.stitching._folder import save_moments
-
-        return save_moments(self, Path(path))
+        return write_tensors(
+            Path(path), self.tensors(), {"schema_version": MOMENTS_SCHEMA, **self.metadata()}
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "CrossMoments":
-        """Read what `save` wrote; FileFormatError where the file is truncated, foreign or of
-        another schema.
-        """
-        from lrt_lens.stitching._folder import load_moments
+        """Return the moments that `save` wrote.
 
-        return load_moments(Path(path))
+        Raises:
+            FileFormatError: the file is truncated, of another kind or of another schema.
+        """
+        file = MomentFile.read(Path(path))
+        moments = cls(**file.settings)
+        sums = file.sums(moments.kept_pairs)
+        moments.n, moments.source, moments.target = sums.n, sums.source, sums.target
+        moments.cross, moments.cross_null = sums.cross, sums.cross_null
+        return moments
 
     def __repr__(self) -> str:
         null = f", null {self.null!r}" if self.cross_null else ""
         return f"CrossMoments({self.n_tokens:,} tokens, {len(self.pairs)} pairs, {N_FOLDS} folds + test in {N_TEST_GROUPS} groups{null})"
 
     def _repr_html_(self) -> str:
-        from lrt_lens.moments._plan import human_bytes
-
         origin = self.provenance
         sides = {"source": (origin.source, self.source), "target": (origin.target, self.target)}
         models = {

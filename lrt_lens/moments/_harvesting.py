@@ -44,8 +44,6 @@ from lrt_lens.moments._plan import (
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments.cache._manifest import Manifest
 from lrt_lens.moments.cache._writer import CacheWriter
-from lrt_lens.stitching._grid import StitchGrid
-from lrt_lens.stitching.solvers._solver import Solver
 
 Null = bool | Literal["full", "sketch", "none"]
 Streams = Mapping[str, Tensor]
@@ -54,66 +52,6 @@ OnBlock = Callable[[Block, list[Window], Streams, Streams], None]
 """Called with every block before it goes into the moments: the block, its windows in the order of
 the rows, x and y.
 """
-
-
-def fit_stitches(
-    pair: ModelPair,
-    documents: Documents,
-    *,
-    source_layers: Layers = "all",
-    target_layers: Layers = "all",
-    solver: Solver | None = None,
-    n_tokens: int | None = 200_000,
-    context_length: int = 256,
-    seed: int = 0,
-    null: Null = True,
-    skip_first: int = SKIP_FIRST,
-    batch_tokens: int = 4096,
-    moment_dtype: str | torch.dtype = "float32",
-    joint: bool = False,
-    checkpoint: str | Path | None = None,
-    progress: bool = True,
-) -> StitchGrid:
-    """Harvest both models on ``documents`` and fit every layer pair: `harvest`, then
-    `CrossMoments.fit`.
-
-    Args:
-        pair: both models.
-        documents: a text, texts, chats, a file or a dataset, as `harvest` takes them.
-        source_layers: hook points of the source: ``"all"``, ``"proportional"``, layers or names.
-        target_layers: the same of the target.
-        solver: family of maps; `Ridge` where None.
-        n_tokens: unmasked tokens after which no further document is taken; None takes all.
-        context_length: tokens of a window.
-        seed: of folds and shuffled pairs.
-        null: whether shuffled pairs are kept, the control of every score.
-        skip_first: masked positions at the start of each window.
-        batch_tokens: padded tokens a forward pass.
-        moment_dtype: precision of products.
-        joint: all source layers side by side as one hook point, for `ManyToOne`.
-        checkpoint: folder for checkpoints, from which an interrupted run goes on.
-        progress: show a bar.
-
-    Raises: HookPointError, TooFewDocumentsError, MismatchError, NonFiniteError, ValueError: as
-        `harvest` does.
-    """
-    moments = harvest(
-        pair,
-        documents,
-        source_layers=source_layers,
-        target_layers=target_layers,
-        n_tokens=n_tokens,
-        context_length=context_length,
-        seed=seed,
-        null=null,
-        skip_first=skip_first,
-        batch_tokens=batch_tokens,
-        moment_dtype=moment_dtype,
-        joint=joint,
-        checkpoint=checkpoint,
-        progress=progress,
-    )
-    return moments.fit(solver, progress=progress)
 
 
 def harvest(
@@ -142,16 +80,19 @@ def harvest(
 ) -> CrossMoments:
     """Moments of the chosen layer pairs, and of token identity with every target layer.
 
-    Args: pair: both models. documents: see `lrt_lens.data._documents`. source_layers: hook points
-        of the source; ``"all"`` is every ``hook_resid_post``. target_layers: the same of the
-        target; ``"proportional"`` pairs equal relative depths. n_tokens: unmasked tokens after
-        which no further document is taken; None takes all. context_length: tokens a window, cut to
-        what both models can read. seed: decides the folds and the shuffled pairs. null: shuffled
-        pairs: True keeps them whole for small grids and sketched for large ones; ``"full"``,
-        ``"sketch"``, ``"none"``. skip_first: masked positions at the start of each window. lag:
-        pairs each position of the source with the target's so many rows later: a control, which
-        shows what is lost when positions do not
-            belong together.
+    Args:
+        pair: both models.
+        documents: see `lrt_lens.data._documents`.
+        source_layers: hook points of the source; ``"all"`` is every ``hook_resid_post``.
+        target_layers: the same of the target; ``"proportional"`` pairs equal relative depths.
+        n_tokens: unmasked tokens after which no further document is taken; None takes all.
+        context_length: tokens a window, cut to what both models can read.
+        seed: decides the folds and the shuffled pairs.
+        null: shuffled pairs: True keeps them whole for small grids and sketched for large ones;
+            ``"full"``, ``"sketch"``, ``"none"``.
+        skip_first: masked positions at the start of each window.
+        lag: pairs each position of the source with the target's so many rows later: a control,
+            which shows what is lost when positions do not belong together.
         batch_tokens: padded tokens a forward pass.
         block_rows: unmasked tokens a block, the unit of products, shuffled pairs, checkpoints and
             of what ranks and shards share.
@@ -170,11 +111,14 @@ def harvest(
         cache_dtype: precision of the rows in it.
         progress: show a bar.
 
-    Raises: HookPointError: for a layer that a model does not have. TooFewDocumentsError: where a
-        fold stays empty. MismatchError: where the models' tokenizers differ and nothing in the
-        documents aligns, or they are chats. NonFiniteError: for NaN or infinite activations, naming
-        hook and batch. MismatchError: for a checkpoint of another run. ValueError: where the
-        moments need more memory than is free.
+    Raises:
+        HookPointError: for a layer that a model does not have.
+        TooFewDocumentsError: where a fold stays empty.
+        MismatchError: where the models' tokenizers differ and nothing in the documents aligns, or
+            they are chats.
+        NonFiniteError: for NaN or infinite activations, naming hook and batch.
+        MismatchError: for a checkpoint of another run.
+        ValueError: where the moments need more memory than is free.
     """
     run = settle(
         pair,

@@ -15,7 +15,6 @@ measured here: a lower bound, because no model reaches that.
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,10 +25,11 @@ from typing import Any
 import pandas as pd
 import torch
 
+from lrt_lens._byte_sizes import _amount, human_bytes
 from lrt_lens.data._blocks import N_PARTS
 from lrt_lens.data._windows import BlockPlan
 from lrt_lens.models._hook_points import EMBED, Layers, depth, joint_name, joint_parts, layer_pairs
-from lrt_lens.models._loading import torch_dtype
+from lrt_lens.models._loading import thread_count_unchanged, torch_dtype
 from lrt_lens.moments._cross_moments import SKETCH_WIDTH, Pair
 from lrt_lens.moments._side_moments import NORM_BINS
 
@@ -39,17 +39,6 @@ FULL_NULL_NUMBERS = 32_000_000
 """Numbers in all cross-moments together up to which ``null=True`` keeps the shuffled pairs whole.
 """
 _BYTES, _NEARLY_ALL = 8, 0.8
-_UNITS = {
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-}
 
 
 @dataclass(frozen=True)
@@ -99,11 +88,9 @@ class ModelShape:
         """
         from transformers import AutoModelForCausalLM
 
-        text, threads = config.get_text_config(), torch.get_num_threads()
-        with torch.device("meta"):
+        text = config.get_text_config()
+        with thread_count_unchanged(), torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config)
-        # Importing a model class of transformers resets a thread count of one.
-        torch.set_num_threads(threads)
         lists = [
             module
             for module in model.modules()
@@ -514,26 +501,6 @@ def refuse_more_than_there_is(needed: int, available: int | None, device: Any = 
             human_bytes(available),
             device,
         )
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes from ``"8GB"`` (10⁹), ``"8GiB"`` (2³⁰), ``"500 MB"``; a number alone is bytes."""
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?i?b)?\s*", text, flags=re.IGNORECASE)
-    if match is None:
-        raise ValueError(f"{text!r} is no amount of memory; write it like 8GB, 500MB or 16GiB")
-    return int(float(match[1]) * _UNITS[(match[2] or "B").upper()])
-
-
-def human_bytes(n: int) -> str:
-    """``"1.44 GB"``."""
-    for unit in ("TB", "GB", "MB", "KB"):
-        if n >= _UNITS[unit]:
-            return f"{n / _UNITS[unit]:.3g} {unit}"
-    return f"{n:.0f} B"
-
-
-def _amount(n: int) -> tuple[str, float]:
-    return human_bytes(n), float(n)
 
 
 def _duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lrt_lens.data._window_cutter import Aligned
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._hooked_model import ModelIdentity
+from lrt_lens.models._identity import ModelIdentity
 
 _SAME_HARVEST = ("source", "target", "context_length", "skip_first", "chat_template", "seed", "lag")
 

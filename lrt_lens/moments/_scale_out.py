@@ -29,9 +29,9 @@ from lrt_lens.moments._checkpoint import (
 )
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._harvesting import HarvestRun
+from lrt_lens.moments._layout import read_moment_metadata
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._rank_lock import is_locked
-from lrt_lens.stitching._folder import read_moment_metadata
 
 _LOOK_SECONDS = 0.5
 _SAME_RUN = (
@@ -94,12 +94,16 @@ def harvest_in_ranks(
 ) -> CrossMoments | None:
     """The moments of all ranks together on rank 0, None on the others.
 
-    Args: run: see `lrt_lens.moments._harvesting.settle`. documents: the same, in the same order, on
-        every rank. folder: where checkpoints go; one that all ranks see. ranks: which of them this
-        is. result: the file that rank 0 writes in the end: a rank that is late and finds it newer
-        than itself has nothing left to do. checkpoint_every: seconds between checkpoints. patience:
-        seconds that rank 0 waits without anything new from the others. options: of
-        `HarvestRun.harvest`: ``batch_tokens``, ``on_block``, ``progress``.
+    Args:
+        run: see `lrt_lens.moments._harvesting.settle`.
+        documents: the same, in the same order, on every rank.
+        folder: where checkpoints go; one that all ranks see.
+        ranks: which of them this is.
+        result: the file that rank 0 writes in the end: a rank that is late and finds it newer than
+            itself has nothing left to do.
+        checkpoint_every: seconds between checkpoints.
+        patience: seconds that rank 0 waits without anything new from the others.
+        options: of `HarvestRun.harvest`: ``batch_tokens``, ``on_block``, ``progress``.
 
     Raises:
         ChildProcessError: on rank 0, where a rank has ended before its blocks were done.

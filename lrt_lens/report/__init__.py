@@ -3,3 +3,7 @@
 Reports are sections of paragraphs, tables, figures, key numbers and continuations; the page loads
 nothing from the network.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from lrt_lens._files import write_atomically
 from lrt_lens.moments._provenance import package_versions
-from lrt_lens.stitching._folder import write_atomically
 
 RESULTS_SCHEMA = "lrt_lens.results/1"
 

@@ -27,16 +27,6 @@
 `python -m lrt_lens.reproduction FIGURES` writes the gallery from the files of such scripts.
 """
 
-from lrt_lens.reproduction._options import FigureOptions, MissingInputError
-from lrt_lens.reproduction._result import VERDICTS, Compared, Reproduction, Verdict
-from lrt_lens.reproduction._script import run
+import lazy_loader
 
-__all__ = [
-    "VERDICTS",
-    "Compared",
-    "FigureOptions",
-    "MissingInputError",
-    "Reproduction",
-    "Verdict",
-    "run",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -14,8 +14,8 @@ from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._harvesting import fit_stitches
 from lrt_lens.reproduction._options import MissingInputError
+from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._stitch import Stitch
 
 logger = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lrt_lens._files import make_folder, write_atomically
 from lrt_lens.errors import FileFormatError
 from lrt_lens.reproduction._picture import THUMBNAIL_BYTES
 from lrt_lens.reproduction._result import PAPERS, VERDICTS, Compared
-from lrt_lens.stitching._folder import make_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -31,10 +31,9 @@ from lrt_lens.bundled._models import demo_pair
 from lrt_lens.bundled._saes import demo_sae
 from lrt_lens.bundled._texts import demo_documents
 from lrt_lens.data._documents import iterate_documents
-from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.models._loading import load_model
+from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._harvesting import fit_stitches
+from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._grid import StitchGrid
 
 logger = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
+from lrt_lens._files import make_folder
 from lrt_lens.figures._plotly import go
 from lrt_lens.moments._interrupts import Interrupts
 from lrt_lens.report._html import (
@@ -30,7 +31,6 @@ from lrt_lens.report._html import (
 )
 from lrt_lens.report._results import write_results
 from lrt_lens.reproduction._picture import write_pictures
-from lrt_lens.stitching._folder import make_folder
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
+from lrt_lens._files import write_atomically
 from lrt_lens.errors import (
     FileFormatError,
     HookPointError,
@@ -19,7 +20,6 @@ from lrt_lens.errors import (
 )
 from lrt_lens.reproduction._options import MissingInputError
 from lrt_lens.reproduction._result import Reproduction
-from lrt_lens.stitching._folder import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from lrt_lens._byte_sizes import human_bytes, parse_bytes
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments import _plan as planning
 from lrt_lens.moments._harvesting import harvest, settle
@@ -17,13 +18,10 @@ from lrt_lens.moments._plan import (
     ModelShape,
     Throughput,
     available_memory,
-    human_bytes,
     measure_throughput,
     moment_bytes,
-    parse_bytes,
     plan_harvest,
 )
-from lrt_lens.stitching._folder import moment_tensors
 
 QUIET: dict[str, Any] = {"n_tokens": None, "context_length": 24, "progress": False}
 
@@ -65,9 +63,7 @@ def test_bytes_of_the_moments_are_exact(
     expected = moment_bytes(
         moments.pairs, moments.token_hook, null, pair.source.d_model, pair.target.d_model
     )
-    assert sum(tensor.nbytes for tensor in moment_tensors(moments).values()) == sum(
-        expected.values()
-    )
+    assert sum(tensor.nbytes for tensor in moments.tensors().values()) == sum(expected.values())
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "neox", "gemma", "qwen2"])
@@ -267,5 +263,5 @@ def test_a_plan_of_a_pair_says_the_same_as_its_harvest(
         settle(pair, context_length=24).null,
     )
     assert plan.moments == sum(
-        tensor.nbytes for tensor in moment_tensors(harvest(pair, corpus, **QUIET)).values()
+        tensor.nbytes for tensor in harvest(pair, corpus, **QUIET).tensors().values()
     )

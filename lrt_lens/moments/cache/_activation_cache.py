@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._repr_html import card, facts
 from lrt_lens.data._blocks import shuffled_rows
 from lrt_lens.data._documents import Documents
@@ -41,7 +42,6 @@ from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._loading import torch_dtype
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._cross_moments import CrossMoments, Pair
-from lrt_lens.moments._plan import human_bytes
 from lrt_lens.moments.cache._manifest import ROLES, Manifest, broken_file, read_manifest
 from lrt_lens.moments.cache._reading import BUFFER_ROWS, ShuffledReader
 from lrt_lens.moments.cache._selection import RowSelection
@@ -70,9 +70,12 @@ class ActivationCache:
     ) -> "ActivationCache":
         """A cache for reading.
 
-        Args: folder: where it was written. pair: both models, compared with those that were
-            recorded; or ``source`` and ``target`` alone. source: the source model. target: the
-            target model.
+        Args:
+            folder: where it was written.
+            pair: both models, compared with those that were recorded; or ``source`` and ``target``
+                alone.
+            source: the source model.
+            target: the target model.
 
         Raises:
             FileFormatError: where the folder is no cache, or a shard is missing or cut short.
@@ -185,12 +188,14 @@ class ActivationCache:
         batch_tokens: int = 4096,
         progress: bool = True,
     ) -> None:
-        """Run a model over the cached tokens and add its activations at ``hooks``: the same
-        windows, the same rows.
+        """Run a model over the cached tokens and add its activations at ``hooks``: the same windows,
+        the same rows.
 
-        Raises: MismatchError: where the model reads other tokens than the cache holds, or is not
-            the one recorded for this role before. HookPointError: for a layer that it does not
-            have. ValueError: for a cache of rows of one's own, which has no tokens.
+        Raises:
+            MismatchError: where the model reads other tokens than the cache holds, or is not the
+                one recorded for this role before.
+            HookPointError: for a layer that it does not have.
+            ValueError: for a cache of rows of one's own, which has no tokens.
         """
         from lrt_lens.moments.cache._recording import record_again
 
@@ -290,17 +295,20 @@ class ActivationCache:
         epochs: int = 1,
         buffer_rows: int = BUFFER_ROWS,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (x, y) of rows in float32, [row, d_source] and [row, d_target], in a new order
-        every epoch.
+        """Batches (x, y) of rows in float32, [row, d_source] and [row, d_target], in a new order every
+        epoch.
 
-        Args: source_hook: hook point of the source; `HookPointError` where the cache does not hold
-            it. target_hook: the same of the target. parts: which parts of the documents
-            (`lrt_lens.data._blocks`): all without it. batch_rows: rows a batch; the last of an
-            epoch has what is left. shuffle: seed of the order; None reads in stored order. epochs:
-            how often. buffer_rows: rows that are mixed with each other: shards, in shuffled order,
-            are put together until they hold so many, and rows are
-                permuted within such a group (`lrt_lens.moments.cache._reading`). A group is never
-                less than a shard.
+        Args:
+            source_hook: hook point of the source; `HookPointError` where the cache does not hold
+                it.
+            target_hook: the same of the target.
+            parts: which parts of the documents (`lrt_lens.data._blocks`): all without it.
+            batch_rows: rows a batch; the last of an epoch has what is left.
+            shuffle: seed of the order; None reads in stored order.
+            epochs: how often.
+            buffer_rows: rows that are mixed with each other: shards, in shuffled order, are put
+                together until they hold so many, and rows are permuted within such a group
+                (`lrt_lens.moments.cache._reading`). A group is never less than a shard.
         """
         selection = RowSelection() if parts is None else RowSelection(parts=tuple(parts))
         reader = self.reader(source_hook, target_hook, selection, batch_rows, shuffle, buffer_rows)

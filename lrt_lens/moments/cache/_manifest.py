@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lrt_lens._files import write_atomically
 from lrt_lens.errors import FileFormatError, MismatchError
-from lrt_lens.models._hooked_model import ModelIdentity
+from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.moments._provenance import Provenance
-from lrt_lens.stitching._folder import write_atomically
 
 CACHE_SCHEMA = "lrt_lens.cache/1"
 MANIFEST_NAME = "manifest.json"

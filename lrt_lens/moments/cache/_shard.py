@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrt_lens._files import read_tensors, write_tensors
 from lrt_lens.data._blocks import Block
 from lrt_lens.data._windows import Window
 from lrt_lens.errors import FileFormatError
 from lrt_lens.moments.cache._manifest import CACHE_SCHEMA, ShardRecord, file_problem
-from lrt_lens.stitching._folder import read_tensors, write_tensors
 
 _WORD, _LINE, _PAGE = 8, 64, 4096
 
@@ -119,7 +119,7 @@ class Shard:
         """
         self.folder, self.record = folder, record
         self._verified = set() if verified is None else verified
-        self._opened: dict[str, tuple[dict[str, Tensor], dict[str, list[str]]]] = {}
+        self.opened_tensors: dict[str, tuple[dict[str, Tensor], dict[str, list[str]]]] = {}
 
     def stream(self, role: str, hook: str) -> Tensor:
         """[row, d], memory-mapped."""
@@ -204,13 +204,13 @@ class Shard:
             )
 
     def _file(self, name: str) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-        if name not in self._opened:
+        if name not in self.opened_tensors:
             (file,) = (file for file in self.record.files if file.name == name)
             if problem := file_problem(self.folder, file):
                 raise FileFormatError(cut_short(problem))
             tensors, metadata = read_tensors(self.folder / name, CACHE_SCHEMA)
-            self._opened[name] = tensors, json.loads(metadata["sums"])
-        return self._opened[name]
+            self.opened_tensors[name] = tensors, json.loads(metadata["sums"])
+        return self.opened_tensors[name]
 
 
 def cut_short(problem: str) -> str:

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrt_lens._files import make_folder
 from lrt_lens.data._blocks import Block
 from lrt_lens.data._windows import Window
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
@@ -37,7 +38,6 @@ from lrt_lens.moments.cache._manifest import (
     write_manifest,
 )
 from lrt_lens.moments.cache._shard import BlockTable, Shard, write_shard
-from lrt_lens.stitching._folder import make_folder
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from lrt_lens.adapters.saes._decoder_geometry import (
 from lrt_lens.adapters.saes._feature_matching import FeatureMatches, match_features
 from lrt_lens.errors import MismatchError, NonFiniteError
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._harvesting import fit_stitches
 from lrt_lens.stitching._affine import AffineMap
+from lrt_lens.stitching._fit import fit_stitches
 from tests.adapters.saes.codes.test_code_map import TinySae
 
 

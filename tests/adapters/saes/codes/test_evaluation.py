@@ -17,7 +17,7 @@ from lrt_lens.data._windows import BlockPlan
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._block_rows import block_rows
-from lrt_lens.moments._harvesting import fit_stitches
+from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._stitch import Stitch
 from tests.adapters.saes.codes.test_code_map import TinySae
 
@@ -125,6 +125,6 @@ def test_other_places_are_refused(pair: ModelPair, corpus: list[str], fitted: An
             **OPTIONS,
         )
     with pytest.raises(
-        MismatchError, match="the SAE has 30 features, this map was fitted on one of 24"
+        MismatchError, match="the SAE has 30 features; this map was fitted on an SAE of 24"
     ):
         evaluate_code_map(pair, stitch, TinySae(16, n_features=30), codes, corpus, **OPTIONS)
