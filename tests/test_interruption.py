@@ -5,6 +5,7 @@ they were.
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -322,11 +323,14 @@ def test_an_interrupt_leaves_both_models_as_they_were(
 
 
 def test_every_call_that_evaluates_is_here() -> None:
-    started = {name for name in dir(lrt) if name.startswith("evaluate_")}
+    packages = [import_module(f"lrt_lens.{name}") for name in lrt._PACKAGES]
+    names = {name for package in [lrt, *packages] for name in dir(package)}
+    started = {name for name in names if name.startswith("evaluate_")}
     known = {call.split("_gradient")[0] for call in CALLS}
-    # They run what stands above and nothing else: rows of both models, and the steering and probes
-    # of each baseline.
+    # It calls what the others call and nothing else: rows of both models, and the steering and
+    # probes of each baseline.
     elsewhere = {"evaluate_family_baselines"}
+    assert len(started) >= 8
     assert started - known - elsewhere == set()
 
 

@@ -481,9 +481,11 @@ def test_every_class_with_a_figure_is_drawn_here() -> None:
 
 
 def test_every_evaluation_has_a_figure() -> None:
+    packages = [importlib.import_module(f"lrt_lens.{name}") for name in lrt_lens._PACKAGES]
     results = {
-        name: getattr(lrt_lens, name)
-        for name in dir(lrt_lens)
+        name: getattr(package, name)
+        for package in [lrt_lens, *packages]
+        for name in dir(package)
         if name.endswith(("Evaluation", "Geometry", "Matches", "Transfer", "Loss"))
     }
     assert len(results) >= 12
