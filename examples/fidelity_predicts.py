@@ -31,8 +31,8 @@ from torch import Tensor
 
 import lrt_lens as lrt
 from lrt_lens.adapters.vectors._agreement import steering_agreement
-from lrt_lens.data._blocks import N_FOLDS, part_of
 from lrt_lens.data._documents import document_key
+from lrt_lens.data._parts import N_FOLDS, part_of
 from lrt_lens.data._windows import BlockPlan, cut_windows
 from lrt_lens.figures._template import TEMPLATE_NAME
 from lrt_lens.models._hook_points import same_place

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lrt_lens.models._pair import ModelPair
-    from lrt_lens.moments._cross_moments import Pair
     from lrt_lens.moments._harvesting import HarvestRun
+    from lrt_lens.moments._hook_pairs import HookPair as Pair
     from lrt_lens.moments._plan import HarvestPlan
     from lrt_lens.moments._scale_out import Ranks
     from lrt_lens.stitching._grid import StitchGrid
@@ -340,7 +340,7 @@ def _write_outputs(
     _print_table(f"Hook pairs, best first{part}", shown.loc[:, _FIT_COLUMNS])
     moments = grid.moments
     _say(
-        f"{moments.n_tokens:,} tokens of {moments.provenance.n_documents:,} documents were read: "
+        f"{moments.n_tokens:,} tokens of {moments.provenance.n_documents:,} documents: "
         f"{moments.n_fit:,} for the fit, the others for the test.\n{best}\n"
         f"Open {report}; in Python: lrt.Stitch.from_pretrained({str(out / 'stitch')!r})"
     )

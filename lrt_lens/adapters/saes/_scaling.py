@@ -30,6 +30,7 @@ from lrt_lens.adapters.saes._initialisation import UNSTITCHED, rows_of, study_sa
 from lrt_lens.adapters.saes._rows import SAERows
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import MismatchError
+from lrt_lens.figures._sae_scaling import scaling_figure
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._stitch import Stitch
 
@@ -128,8 +129,6 @@ class SAEScaling:
         """FVU over FLOPs with the fitted lines under one bill, and FLOPs saved over thresholds for
         every width (plotly).
         """
-        from lrt_lens.figures._sae_scaling import scaling_figure
-
         return scaling_figure(self.history, self.frontier, self.summary, self.savings, bill=bill)
 
     def _repr_html_(self) -> str:

@@ -12,8 +12,8 @@ from lrt_lens.adapters.saes.features._coder import FeatureCoder, check_sae, rand
 from lrt_lens.adapters.saes.features._evaluate import FeatureEvaluationSettings, evaluate_features
 from lrt_lens.adapters.saes.features._result import FeatureEvaluation
 from lrt_lens.adapters.saes.features._unembedding import Unembedding
-from lrt_lens.data._blocks import N_FOLDS, part_of
 from lrt_lens.data._documents import document_key
+from lrt_lens.data._parts import N_FOLDS, part_of
 from lrt_lens.data._windows import BlockPlan, cut_windows
 from lrt_lens.errors import HookPointError, MismatchError, TooFewDocumentsError
 from lrt_lens.models._pair import ModelPair
