@@ -345,7 +345,7 @@ class _ArmCurve:
     """Values at all measured β, ascending, with negative ones and 0 among them."""
 
     def at(self, beta: float) -> tuple[np.ndarray, float]:
-        """(propensity [item], damage) at a measured β."""
+        """Return propensity [item] and damage at a measured β."""
         index = int(np.flatnonzero(self.curve.scales == beta)[0])
         return self.curve.propensity[index], float(self.curve.damage[index])
 

@@ -207,7 +207,7 @@ def _split(
     test_labels: Sequence[Any] | None,
     settings: ProbeEvaluationSettings,
 ) -> tuple[Labelled, Labelled]:
-    """(training, test) texts with labels; a stratified split if no test texts are given."""
+    """Return training and test texts with labels; a stratified split if no test texts are given."""
     check_labels(texts, labels)
     plain = [plain_label(label) for label in labels]
     if (test_texts is None) != (test_labels is None):

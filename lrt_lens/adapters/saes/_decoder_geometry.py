@@ -255,7 +255,7 @@ class _Fold:
         return u, s, vh
 
     def predict(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """(ŷ of the held-out features, ȳ of those that fitted)."""
+        """Return ŷ of the held-out features and ȳ of the fitted ones."""
         u, s, vh = self.svd
         mean = y[self.fit].mean(0)
         centred = y[self.fit] - mean

@@ -57,7 +57,7 @@ ARMS = ("source", "transferred", "native", "shuffled", "random")
 
 @dataclass(frozen=True)
 class SAEEvaluation:
-    """What every SAE does to its model."""
+    """L0, FVU, ΔCE, recovered loss and dead features of each SAE, with intervals."""
 
     table: pd.DataFrame
     """A row per arm: arm, model, and each with ``_low`` and ``_high``: l0 (active features a

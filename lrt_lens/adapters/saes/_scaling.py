@@ -227,9 +227,7 @@ def _billed(history: pd.DataFrame, stitch_flops: float, source_flops: float) -> 
 
 
 def budgets_of(history: pd.DataFrame, bill: str, n: int) -> np.ndarray:
-    """[n] FLOPs, even in their logarithm, over which every arm has a run; see `study_sae_scaling`.
-    MismatchError where there are none.
-    """
+    """Return ``n`` FLOP budgets, evenly spaced in their logarithm, at which every arm has a run."""
     first, last = [], []
     for _, runs in history.groupby("arm"):
         flops = [run[bill].to_numpy(dtype=float) for _, run in runs.groupby("width")]

@@ -62,7 +62,7 @@ logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What is asked of an SAE."""
+    """Interface of an SAE's encoder."""
 
     def encode(self, x: Tensor) -> Tensor:
         """[token, d_model] → [token, feature]."""
