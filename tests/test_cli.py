@@ -23,11 +23,15 @@ def run(code: str) -> str:
 def test_importing_the_package_and_asking_for_help_load_no_torch() -> None:
     assert (
         run(
-            "import lrt_lens, sys; dir(lrt_lens); print('torch' in sys.modules, 'transformer_lens' in sys.modules)"
+            "import lrt_lens, sys; dir(lrt_lens); "
+            "print('torch' in sys.modules, 'transformer_lens' in sys.modules)"
         )
         == "False False"
     )
-    code = "import sys\nfrom lrt_lens.cli import main\ntry:\n    main(['fit', '--help'])\nexcept SystemExit:\n    print('torch' in sys.modules)"
+    code = (
+        "import sys\nfrom lrt_lens.cli import main\ntry:\n    main(['fit', '--help'])\n"
+        "except SystemExit:\n    print('torch' in sys.modules)"
+    )
     assert run(code).endswith("False")
 
 

@@ -1,6 +1,4 @@
-"""Whatever runs a model can be stopped in the middle of a forward pass, and leaves both models as
-they were.
-"""
+"""Every call that runs a model can be interrupted and leaves both models unchanged."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -50,9 +48,8 @@ class Bench:
     def __init__(self, pair: Any, corpus: list[str], folder: Path) -> None:
         self.pair, self.corpus, self.folder = pair, corpus, folder
         for model in (pair.source, pair.target):
-            model.logits(
-                "the cat"
-            )  # TransformerLens puts hooks of its own on at a bridge's first pass, and leaves them there
+            # At its first pass a TransformerLens bridge registers hooks of its own and keeps them.
+            model.logits("the cat")
         self.grid = lrt.fit_stitches(
             pair,
             corpus[:100],

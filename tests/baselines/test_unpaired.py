@@ -1,6 +1,4 @@
-"""Alignment without pairs: planted permutations and rotations are found again, noise is not;
-controls and refusals.
-"""
+"""Alignment without pairs recovers planted permutations and rotations, and nothing from noise."""
 
 import numpy as np
 import pytest
