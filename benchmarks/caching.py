@@ -15,7 +15,8 @@ from torch import Tensor
 
 from benchmarks.measuring import Measurement, Settings, Timings, alternate
 from benchmarks.models import PYTHIA, TINY
-from lrt_lens.data._blocks import N_PARTS, Block
+from lrt_lens.data._blocks import Block
+from lrt_lens.data._parts import N_PARTS
 from lrt_lens.data._window_cutter import CutDocument
 from lrt_lens.data._windows import Window
 from lrt_lens.models._hooked_model import SKIP_FIRST

@@ -30,7 +30,8 @@ from transformers import (
 )
 
 from benchmarks.models import random_documents, write_tokenizer
-from lrt_lens.data._blocks import N_PARTS, iterate_blocks
+from lrt_lens.data._blocks import iterate_blocks
+from lrt_lens.data._parts import N_PARTS
 from lrt_lens.data._windows import BlockPlan
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair

@@ -158,7 +158,7 @@ def write_results(
 
     Entries of other benchmarks stay if they were measured on the same machine and versions.
     """
-    from lrt_lens.stitching._folder import write_atomically
+    from lrt_lens._files import write_atomically
 
     earlier = json.loads(path.read_text()) if path.exists() else {}
     same = (

@@ -7,8 +7,8 @@ import torch
 
 from benchmarks.measuring import Measurement, Settings, seconds
 from lrt_lens.adapters.saes._transfer import transfer_sae
-from lrt_lens.stitching._affine import AffineMap, MapPair
-from lrt_lens.stitching._stitch import Stitch, StreamStatistics
+from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
+from lrt_lens.stitching._stitch import Stitch
 
 _HOOK = "blocks.0.hook_resid_post"
 

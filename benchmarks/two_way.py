@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from benchmarks.measuring import Measurement, Settings
 from benchmarks.models import PYTHIA, TINY
-from lrt_lens.data._blocks import part_of
 from lrt_lens.data._documents import document_key
+from lrt_lens.data._parts import part_of
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
 from lrt_lens.moments._scatter import Scatter
 from lrt_lens.stitching.solvers._two_way import TwoWay, TwoWayProblem

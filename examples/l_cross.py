@@ -24,7 +24,8 @@ from typing import Any, ClassVar
 import pandas as pd
 
 import lrt_lens as lrt
-from lrt_lens.adapters.concepts._evaluation import BETAS, ConceptTransfer
+from lrt_lens.adapters.concepts import BETAS
+from lrt_lens.adapters.concepts._evaluation import ConceptTransfer
 from lrt_lens.adapters.concepts._rows import read_rows
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
 from lrt_lens.reproduction._concepts import generic_stitch, load_concepts

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lrt_lens.models._pair import ModelPair
-    from lrt_lens.moments._cross_moments import Pair
     from lrt_lens.moments._harvesting import HarvestRun
+    from lrt_lens.moments._hook_pairs import HookPair as Pair
     from lrt_lens.moments._plan import HarvestPlan
     from lrt_lens.moments._scale_out import Ranks
     from lrt_lens.stitching._grid import StitchGrid
@@ -151,6 +151,7 @@ class Fit:
         from lrt_lens.models._pair import ModelPair
         from lrt_lens.moments._checkpoint import remove_checkpoints
         from lrt_lens.moments._scale_out import harvest_in_ranks, shard_name
+        from lrt_lens.stitching._fit import fit_grid
 
         pair = ModelPair.load(
             self.source,
@@ -188,7 +189,7 @@ class Fit:
                 continue
             moments.save(file)
             if shard is None:
-                grid = moments.fit(self._solver, progress=self.progress)
+                grid = fit_grid(moments, self._solver, progress=self.progress)
                 grids.append(grid if len(runs) == 1 else _without_moments(grid))
         if ranks.rank:
             return None
@@ -217,7 +218,8 @@ class Fit:
         )
 
     def _plan(self, ranks: "Ranks") -> "HarvestPlan":
-        from lrt_lens.moments._plan import ModelShape, parse_bytes, plan_harvest
+        from lrt_lens._byte_sizes import parse_bytes
+        from lrt_lens.moments._plan import ModelShape, plan_harvest
 
         return plan_harvest(
             ModelShape.of_pretrained(self.source, self.dtype, self.source_revision),
@@ -246,9 +248,9 @@ class Fit:
             )
 
     def _prepare_folder(self, ranks: "Ranks", n_passes: int) -> None:
+        from lrt_lens._files import make_folder
         from lrt_lens.demo._run import refuse_unwritable
         from lrt_lens.moments._checkpoint import remove_checkpoints
-        from lrt_lens.stitching._folder import make_folder
 
         if self.restart and ranks.count > 1:
             raise ValueError(
@@ -302,6 +304,7 @@ class Merge:
         """Run it."""
         from lrt_lens.demo._run import refuse_unwritable
         from lrt_lens.moments._scale_out import merge_shards
+        from lrt_lens.stitching._fit import fit_grid
         from lrt_lens.stitching.solvers._ridge import Ridge
 
         refuse_unwritable(self.out)
@@ -309,9 +312,8 @@ class Merge:
         moments.save(self.out / "moments.safetensors")
         models = (moments.provenance.source, moments.provenance.target)
         names = tuple(model.name if model else "unknown" for model in models)
-        grid = moments.fit(
-            Ridge(alpha=self.alpha, standardize=self.standardize), progress=self.progress
-        )
+        solver = Ridge(alpha=self.alpha, standardize=self.standardize)
+        grid = fit_grid(moments, solver, progress=self.progress)
         _write_outputs(self.out, _json_arguments(self), grid, (names[0], names[1]))
 
 

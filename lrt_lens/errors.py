@@ -1,21 +1,29 @@
-"""The errors that users meet. Each message says what was found, what was expected, and the remedy."""
+"""Errors for users: each message has the observation, the expectation and the remedy."""
+
+__all__ = [
+    "FileFormatError",
+    "HookPointError",
+    "MismatchError",
+    "NonFiniteError",
+    "TooFewDocumentsError",
+]
 
 
 class HookPointError(ValueError):
-    """A hook point that the model does not have."""
+    """A model does not have the hook point."""
 
 
 class MismatchError(ValueError):
-    """Two things that must agree (models, tokenizers, bases, hook points, shards) and do not."""
+    """Models, tokenizers, bases, hook points or shards differ that must be the same."""
 
 
 class FileFormatError(ValueError):
-    """A file that is truncated, foreign, or of another schema."""
+    """A file is truncated, was written by another program, or has another schema."""
 
 
 class NonFiniteError(ValueError):
-    """NaN or infinity where numbers are expected."""
+    """A number is NaN or infinite."""
 
 
 class TooFewDocumentsError(ValueError):
-    """Not enough text to fill every fold."""
+    """The documents do not fill every fold."""

@@ -1,8 +1,8 @@
-"""Shape aliases used in signatures.
+"""Shape aliases for signatures.
 
-Rows are tokens. A map is ``y ≈ x @ W + b`` with ``W: [d_source, d_target]``. *Source* is the model
-where something was learnt, *target* the one it is carried to. The aliases are checked in the tests
-(jaxtyping + beartype) and cost users nothing.
+Rows are tokens. A map is ``y ≈ x @ W + b`` with ``W: [d_source, d_target]``. The *source* model is
+where an adapter is learnt, the *target* model is where it is transferred to. The tests check the
+aliases with jaxtyping and beartype; at run time they cost nothing.
 """
 
 from collections.abc import Callable
@@ -11,19 +11,22 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Rows = Float[Tensor, "token d"]
-"""Activations at one hook point, a row per token."""
+"""Activations at one hook point, one row per token."""
 Residual = Float[Tensor, "batch position d_model"]
-"""Activations at one hook point, as the model has them."""
+"""Activations at one hook point, in the model's own shape."""
 Tokens = Int[Tensor, "batch position"]
 """Token ids, padded on the right."""
 LongerTokens = Int[Tensor, "batch longer"]
-"""Prompts with their continuations."""
+"""Token ids of prompts with their continuations."""
 TokenMask = Bool[Tensor, "batch position"]
-"""True where a position takes part."""
+"""True at the positions that are used."""
 Direction = Float[Tensor, " d_model"]
 """A direction in the residual stream."""
 Square = Float[Tensor, "d d"]
-"""Second moments of one hook point."""
+"""Second moments at one hook point."""
 
 HookFunction = Callable[..., Tensor | None]
-"""``fn(activation, hook=...)`` as TransformerLens calls it; returns the new activation or None."""
+"""A hook: TransformerLens calls ``fn(activation, hook=...)``.
+
+It returns the new activation, or None to leave the activation unchanged.
+"""

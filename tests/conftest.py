@@ -1,4 +1,4 @@
-"""Small random models, a tokenizer and a corpus for every test; nothing here reaches the network."""
+"""Small random models, a tokenizer and a corpus for all tests; nothing uses the network."""
 
 import os
 
@@ -6,7 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1" if os.environ.get("HF_HUB_OFFLINE", "1") == "
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
-)  # transformers sets torch's threads back to the number of cores otherwise
+)  # without it, importing a model class of transformers sets torch's threads to all cores
 
 import random
 import shutil
@@ -94,8 +94,9 @@ def corpus() -> list[str]:
 def train_tokenizer(
     tmp_path_factory: pytest.TempPathFactory, corpus: list[str]
 ) -> Callable[..., Any]:
-    """A function that trains, saves and reloads a byte-level BPE tokenizer; ``bos=False`` leaves
-    BOS out of its template.
+    """A function that trains, saves and reloads a byte-level BPE tokenizer.
+
+    With ``bos=False`` its template does not add BOS.
     """
 
     def train(*, bos: bool = True, vocabulary: int = 340) -> Any:
@@ -126,21 +127,19 @@ def train_tokenizer(
 
 @pytest.fixture(scope="session")
 def tokenizer(train_tokenizer: Callable[..., Any]) -> Any:
-    """The tokenizer of all small models: it puts ``<|endoftext|>`` in front by itself."""
+    """The tokenizer of all small models, which adds ``<|endoftext|>`` as BOS."""
     return train_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def build_hf(tokenizer: Any) -> Callable[..., Any]:
-    """``build_hf("llama", d=16, layers=2, seed=0)``: a random Hugging Face model of an
-    architecture.
-    """
+    """A function that builds a random model: ``build_hf("llama", d=16, layers=2, seed=0)``."""
 
     def build(architecture: str, *, d: int = 16, layers: int = 3, seed: int = 0) -> Any:
         torch.manual_seed(seed)
         end = tokenizer.bos_token_id
-        # A wide initialisation: with the usual .02 all blocks together change the stream by less
-        # than the embedding's rounding.
+        # A wide initialisation: with the usual 0.02, all blocks together change the stream by less
+        # than the rounding of the embedding.
         shared = {
             "vocab_size": len(tokenizer),
             "initializer_range": 0.2,
@@ -187,8 +186,9 @@ def build_hf(tokenizer: Any) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def load(build_hf: Callable[..., Any], tokenizer: Any) -> Callable[..., Any]:
-    """``load("llama", d=16, layers=2, seed=0, …)``: the same as a `HookedModel`; other options go
-    to `HookedModel.load`.
+    """A function that loads such a model: ``load("llama", d=16, layers=2, seed=0)``.
+
+    Other options are passed to `HookedModel.load`.
     """
 
     def make(
@@ -206,7 +206,7 @@ def load(build_hf: Callable[..., Any], tokenizer: Any) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session", params=ARCHITECTURES)
 def architecture(request: pytest.FixtureRequest) -> str:
-    """Each architecture in turn."""
+    """Every architecture, one per test."""
     return request.param
 
 
@@ -243,9 +243,7 @@ def model_folder(
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Without runtime type checks, as users run it: our own message must come, not the type
-    checker's.
-    """
+    """Switch runtime type checks off, as for users, so that our own message is raised."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -253,19 +251,19 @@ def unchecked() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """A headless Chromium that is on this machine; nothing is downloaded. One for all tests: a
-    process can hold one playwright.
-    """
+    """The headless Chromium of this machine, one for all tests; nothing is downloaded."""
+    # A process can run only one playwright.
     sync_api = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: `make docs-check` brings it"
     )
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if found is None:
+    executable = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if executable is None:
         pytest.skip(
-            f"no Chromium found (looked for {', '.join(names)}): `apt-get install chromium`, or name one: CHROMIUM=/path/to/chromium"
+            f"no Chromium (looked for {', '.join(names)}): `apt-get install chromium`,"
+            " or set CHROMIUM=/path/to/chromium"
         )
     with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield chromium
         chromium.close()

@@ -1,4 +1,4 @@
-"""Rows with a known linear relation, and the naive way to everything that moments give."""
+"""Rows with a known linear relation, and moments, maps and stitches made from them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ TARGETS = ("blocks.0.hook_resid_post", "blocks.2.hook_resid_post")
 
 @dataclass(frozen=True)
 class Rows:
-    """Paired activations, a document id and a part a row."""
+    """Paired activations, with the document and the part of each row."""
 
     x: Tensor
     y: Tensor
@@ -46,8 +46,8 @@ class Rows:
 
 def make_rows(seed: int, n_documents: int = 120) -> Rows:
     """A noisy linear relation between streams with large means and correlated dimensions."""
-    from lrt_lens.data._blocks import part_of
     from lrt_lens.data._documents import document_key
+    from lrt_lens.data._parts import part_of
 
     generator = torch.Generator().manual_seed(seed)
 
@@ -76,7 +76,7 @@ def rows() -> Rows:
 
 @pytest.fixture(scope="session")
 def moments_of() -> Callable[..., Any]:
-    """``moments_of(rows)``: their moments, in float64 unless another ``moment_dtype`` is given."""
+    """A function that returns the moments of rows, in float64 unless ``moment_dtype`` is given."""
 
     def build(rows: Rows, **options: Any) -> Any:
         from lrt_lens.moments._cross_moments import CrossMoments
@@ -90,7 +90,7 @@ def moments_of() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def sklearn_ridge() -> Callable[..., Any]:
-    """``sklearn_ridge(x, y, alpha)``: scikit-learn's fit at our relative penalty."""
+    """A function that fits scikit-learn's ridge regression at our relative penalty."""
     from sklearn.linear_model import Ridge
 
     def fit(x: np.ndarray, y: np.ndarray, alpha: float) -> Any:
@@ -102,8 +102,9 @@ def sklearn_ridge() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def layered(rows: Rows) -> dict[str, dict[str, Tensor]]:
-    """Two source and two target hook points and an embedding: the deeper a source, the better it
-    predicts.
+    """Activations at two source and two target hook points and at an embedding.
+
+    The deeper a source hook point, the better it predicts.
     """
     generator = torch.Generator().manual_seed(5)
 
@@ -124,7 +125,7 @@ def layered(rows: Rows) -> dict[str, dict[str, Tensor]]:
 
 @pytest.fixture(scope="session")
 def layered_moments(rows: Rows, layered: dict) -> Callable[..., Any]:
-    """Moments of the whole grid of `layered`, shuffled pairs and token identity included."""
+    """A function that returns the moments of all hook pairs of `layered`, null included."""
     from lrt_lens.moments._cross_moments import CrossMoments
 
     def build(
@@ -142,8 +143,8 @@ def layered_moments(rows: Rows, layered: dict) -> Callable[..., Any]:
             x = {hook: values for hook, values in x.items() if hook != "hook_embed"}
         for part in np.unique(rows.parts):
             index = torch.from_numpy(np.flatnonzero(rows.parts == part))
-            # Rows of a part are documents of equal length: rotating by one document pairs each row
-            # with another document.
+            # All documents have equal length, so rotating by one document pairs each row with a
+            # row of another document.
             pairing = torch.arange(len(index)).roll(-ROWS_PER_DOCUMENT)
             moments.add_block(
                 int(part),
@@ -158,19 +159,19 @@ def layered_moments(rows: Rows, layered: dict) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def grid(layered_moments: Callable[..., Any]) -> Any:
-    """All four pairs fitted."""
+    """Fit of all four hook pairs."""
     return layered_moments().fit()
 
 
 @pytest.fixture(scope="session")
 def stitch(grid: Any) -> Any:
-    """One of them, with its null and its refits."""
+    """Stitch of one hook pair, with its null and its refits."""
     return grid[SOURCES[1], TARGETS[1]]
 
 
 @pytest.fixture(scope="session")
 def owned_stitch(stitch: Any, pair: Any) -> Any:
-    """The same, said to be fitted on the tiny pair."""
+    """That stitch, with the models of the tiny pair in its provenance."""
     return replace(
         stitch,
         provenance=replace(
@@ -181,7 +182,7 @@ def owned_stitch(stitch: Any, pair: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def whole(pair: "ModelPair", corpus: list[str]) -> "CrossMoments":
-    """The bundled corpus of the tests harvested in one go, in small blocks."""
+    """Moments of the test corpus, harvested in one run, in small blocks."""
     from lrt_lens.moments._harvesting import harvest
     from tests.moments.small_blocks import OPTIONS
 

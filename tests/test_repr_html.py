@@ -11,14 +11,14 @@ from lrt_lens.adapters.probes._linear_probe import LinearProbe
 from lrt_lens.adapters.vectors._calibration import Calibration
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ContrastSet
-from lrt_lens.moments._harvesting import fit_stitches
+from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._grid import StitchGrid
 
 EVIL = "<script>alert(1)</script>&\"'"
 
 
 def cells(html: str) -> list[list[str]]:
-    """Texts of a table's rows, the heading first."""
+    """Return the texts of a table's cells by row, the heading first."""
     rows = re.findall(r"<tr.*?</tr>", html, flags=re.DOTALL)
     return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
 
@@ -30,7 +30,7 @@ def grid(pair: Any, corpus: list[str]) -> StitchGrid:
 
 @pytest.fixture(scope="module")
 def shown(pair: Any, grid: StitchGrid, corpus: list[str]) -> dict[str, str]:
-    """HTML of what a researcher looks at on the way from models to a vector."""
+    """Return the HTML of the objects on the way from models to a vector."""
     stitch = grid.best(source=1)
     vector = SteeringVector.mean_difference(
         pair.source, ContrastSet(corpus[:8], corpus[8:16], name="a & b"), at=stitch.source_hook
@@ -204,7 +204,7 @@ def test_a_pair_shows_its_models(shown: dict[str, str], pair: Any) -> None:
     )
     assert source["vocabulary"] == str(len(pair.source.tokenizer))
     assert dict(zip(head, rows[1], strict=True))["width"] == "24"
-    assert "Both read the same tokens." in shown["pair"]
+    assert "Both models read the same tokens." in shown["pair"]
 
 
 def test_moments_show_what_they_hold_and_how_large_they_are(
@@ -309,7 +309,5 @@ def test_a_fidelity_shows_its_prediction_beside_the_naive_one_and_chance(grid: S
     value, low, high, naive = map(format_value, (found.value, found.low, found.high, found.naive))
     assert shown["predicted correlation"] == f"{value} [{low}, {high}]"
     assert shown["naive"] == naive
-    assert (
-        shown["random directions"]
-        == f"{format_value(found.null_mean)} [{format_value(found.null_low)}, {format_value(found.null_high)}]"
-    )
+    mean, low, high = map(format_value, (found.null_mean, found.null_low, found.null_high))
+    assert shown["random directions"] == f"{mean} [{low}, {high}]"

@@ -1,163 +1,64 @@
-"""The reference: a page a group of public names, written from `lrt_lens.__all__` before the pages
-are read.
+"""The reference: one page per package of public names, written before the pages are read.
 
-Problem: names are added every week, and a list kept by hand forgets some. Mechanism: `_HOME` says
-in which module a name lives; the longest prefix in `GROUPS` says on which page it is shown. The
-pages go to docs/reference (ignored by git) and are only touched when they change. Annotations of
-jaxtyping are shortened to what a reader wants, `Float[Tensor, 'token d']`.
-
-Limits: a module that no prefix covers fails the build, with the line to add.
+Problem: names are added every week, and a list kept by hand forgets some. Mechanism: the lists of
+public names are the packages' own (``__init__.pyi``); a page shows each name of its package, then
+what the modules behind them say. The pages go to docs/reference (ignored by git) and are only
+touched when they change. Annotations of jaxtyping are shortened: `Float[Tensor, 'token d']`.
 """
 
 import inspect
 import re
 import typing
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
-from sphinx.errors import ExtensionError
 
 import lrt_lens
 
-GROUPS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "models": ("Models", "Two models with named hook points, and the bundled pair.", ("models",)),
-    "data": ("Texts", "Documents, contrast sets and items; the bundled ones.", ("data",)),
-    "alignment": (
-        "Alignment of tokenizers",
-        "Positions of two tokenizations that have read the same text.",
-        ("data.alignment", "data.boundaries", "data.retokenizing"),
-    ),
-    "moments": (
-        "Harvest and moments",
-        "One pass of both models, and the sums that it leaves.",
-        (
-            "stitching.harvest",
-            "stitching.moments",
-            "stitching.plan",
-            "stitching.scale_out",
-            "stitching.checkpoint",
-            "stitching.cache",
-        ),
-    ),
-    "solvers": (
-        "Solvers",
-        "Families of maps, all from the same moments; and the papers' own recipes.",
-        ("stitching.solvers", "stitching.recipes"),
-    ),
-    "stitches": (
-        "Maps, stitches, grids",
-        "What is fitted, chosen, kept and compared.",
-        ("stitching",),
-    ),
-    "steering": (
-        "Steering vectors",
-        "Directions: learnt, carried, applied at a strength.",
-        ("adapters", "evaluation.steering", "evaluation.agreement"),
-    ),
-    "probes": (
-        "Probes",
-        "Linear read-outs, dense and sparse.",
-        ("adapters.probe", "evaluation.probes", "evaluation.sparse_probing"),
-    ),
-    "saes": (
-        "Sparse autoencoders",
-        "SAELens objects carried, trained and compared; single features and maps from codes.",
-        (
-            "adapters.sae",
-            "adapters.codes",
-            "evaluation.sae",
-            "evaluation.sae_initialisation",
-            "evaluation.sae_scaling",
-            "evaluation.features",
-            "evaluation.code_map",
-            "evaluation.feature_matching",
-            "evaluation.decoder_geometry",
-        ),
-    ),
-    "concepts": (
-        "Maps of concepts and other baselines",
-        "L-Cross Modulation and what else crosses model families.",
-        (
-            "adapters.concept_map",
-            "adapters.baselines",
-            "evaluation.concept_transfer",
-            "evaluation.concept_interpolation",
-            "evaluation.family_baselines",
-        ),
-    ),
-    "evaluation": (
-        "Other evaluations",
-        "The stitched model's loss, propensities, clamping and ablation.",
-        ("evaluation",),
-    ),
-    "notebooks": (
-        "In Jupyter",
-        "What helps in a notebook.",
-        ("exploration", "evaluation.compared_continuations", "report", "repr_html"),
-    ),
-    "reproduction": (
-        "Reproduction",
-        "What the scripts of the gallery share.",
-        ("reproduction", "demo"),
-    ),
-    "errors": ("Errors", "What is raised where something would be silently wrong.", ("errors",)),
-}
+
+def public_names() -> dict[str, list[str]]:
+    """Return the public names by the package that lists them, without subpackages."""
+    names = {}
+    for package in lrt_lens._PACKAGES:
+        module = import_module(f"lrt_lens.{package}")
+        names[package] = [
+            name for name in module.__all__ if not inspect.ismodule(getattr(module, name))
+        ]
+    return {package: listed for package, listed in names.items() if listed}
 
 
-def group_of(module: str) -> str:
-    """The page of a module, by the longest prefix.
+def source_modules(package: str, names: list[str]) -> list[str]:
+    """Return the modules in which the classes and functions of a package are defined."""
+    values = [getattr(import_module(f"lrt_lens.{package}"), name) for name in names]
+    defined = [getattr(value, "__module__", "") for value in values]
+    return list(dict.fromkeys(name for name in defined if name.startswith("lrt_lens.")))
 
-    Raises:
-        ExtensionError: no prefix covers it.
-    """
-    path = module.removeprefix("lrt_lens.")
-    covering = [
-        (len(prefix), name)
-        for name, (*_, prefixes) in GROUPS.items()
-        for prefix in prefixes
-        if f"{path}.".startswith(f"{prefix}.")
+
+def directive(name: str) -> list[str]:
+    """Return the lines that document one name."""
+    value = getattr(lrt_lens, name)
+    if inspect.isclass(value):
+        is_error = issubclass(value, BaseException)
+        return [f".. auto{'exception' if is_error else 'class'}:: {name}", "   :members:"]
+    return [
+        f".. auto{'function' if callable(value) and hasattr(value, '__name__') else 'data'}:: {name}"
     ]
-    if not covering:
-        raise ExtensionError(
-            f"no page of the reference covers {module}: add its prefix to GROUPS in docs/_ext/reference.py"
-        )
-    return max(covering)[1]
 
 
-def page(title: str, sentence: str, names: list[str]) -> str:
-    """One page in reStructuredText: a table of its names, then each of them."""
-    lines = [
-        title,
-        "=" * len(title),
-        "",
-        sentence,
-        "",
-        ".. currentmodule:: lrt_lens",
-        "",
-        ".. autosummary::",
-        "   :nosignatures:",
-        "",
-    ]
-    lines += [f"   {name}" for name in names]
+def page(package: str, names: list[str]) -> str:
+    """Return one page in reStructuredText: a table of its names, then each of them."""
+    title = f"lrt_lens.{package}"
+    about = inspect.getdoc(import_module(title)) or ""
+    lines = [title, "=" * len(title), "", about.split("\n\n")[0], "", ".. currentmodule:: lrt_lens"]
+    lines += ["", ".. autosummary::", "   :nosignatures:", "", *(f"   {name}" for name in names)]
     for name in names:
-        value = getattr(lrt_lens, name)
-        kind = (
-            "exception"
-            if inspect.isclass(value) and issubclass(value, BaseException)
-            else "class"
-            if inspect.isclass(value)
-            else "function"
-        )
-        lines += ["", f".. auto{kind}:: {name}"] + (["   :members:"] if kind == "class" else [])
-    lines += [
-        "",
-        "Why and how",
-        "-----------",
-        "",
-        "What the modules behind these names say of themselves.",
-    ]
-    for module in dict.fromkeys(lrt_lens._HOME[name] for name in names):
+        lines += ["", *directive(name)]
+    modules = source_modules(package, names)
+    if modules:
+        lines += ["", "Background", "----------"]
+    for module in modules:
         lines += ["", module, "~" * len(module), "", f".. automodule:: {module}"]
     return "\n".join(lines) + "\n"
 
@@ -195,19 +96,13 @@ def annotations_of(value: Any) -> list[Any]:
 
 
 def supporting() -> list[str]:
-    """Classes that public names take or return and that are not public themselves, by their full
-    names.
-    """
-    public = {
-        getattr(lrt_lens, name)
-        for name in lrt_lens._HOME
-        if inspect.isclass(getattr(lrt_lens, name))
-    }
-    values = [getattr(lrt_lens, name) for name in lrt_lens._HOME]
-    found = {
+    """Return the full names of classes that public names take or return and that are not public."""
+    values = [getattr(lrt_lens, name) for names in public_names().values() for name in names]
+    public = {value for value in values if inspect.isclass(value)}
+    mentions = {
         cls for value in values for hint in annotations_of(value) for cls in mentioned(hint)
-    } - public
-    return sorted(f"{cls.__module__}.{cls.__qualname__}" for cls in found)
+    }
+    return sorted(f"{cls.__module__}.{cls.__qualname__}" for cls in mentions - public)
 
 
 def supporting_page() -> str:
@@ -225,25 +120,23 @@ def supporting_page() -> str:
 
 
 def pages() -> dict[str, str]:
-    """File name → text, the index among them; groups without public names are left out."""
-    members: dict[str, list[str]] = {name: [] for name in GROUPS}
-    for name, module in lrt_lens._HOME.items():
-        members[group_of(module)].append(name)
-    written = {
-        f"{group}.rst": page(*GROUPS[group][:2], names) for group, names in members.items() if names
-    }
+    """Return the text of each page of the reference by its file name, the index among them."""
+    written = {f"{package}.rst": page(package, names) for package, names in public_names().items()}
     written["supporting.rst"] = supporting_page()
     index = [
         "Reference",
         "=========",
         "",
-        "Every public name of ``lrt_lens``, by what it is for.",
-        "",
-        ".. toctree::",
-        "   :maxdepth: 1",
+        "The names that most users need, all in ``lrt_lens``:",
         "",
     ]
-    index += [f"   {Path(name).stem}" for name in written]
+    index += [".. currentmodule:: lrt_lens", "", ".. autosummary::", "   :nosignatures:", ""]
+    listed = {name for names in public_names().values() for name in names}
+    top = [name for name in lrt_lens.__all__ if name in listed]
+    index += [f"   {name}" for name in top]
+    index += ["", "Every public name, by package. ``lrt_lens.NAME`` finds each of them.", ""]
+    index += [".. toctree::", "   :maxdepth: 1", ""]
+    index += [f"   {name.removesuffix('.rst')}" for name in written]
     return {"index.rst": "\n".join(index) + "\n", **written}
 
 

@@ -1,1 +1,5 @@
 """Artefacts that a stitch carries from one model to another."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -24,12 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrt_lens.adapters.concepts._concept_map import model_sides, paired_hooks
 from lrt_lens.baselines._anchors import Models, refuse_bad_texts, text_provenance
 from lrt_lens.baselines._text_rows import read_text_rows
 from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel
+from lrt_lens.models._pair import model_sides, paired_hooks
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.stitching._affine import AffineMap, MapPair
+from lrt_lens.stitching._fit import fit_grid
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.stitching.solvers._ridge import Ridge
 from lrt_lens.stitching.solvers._shared_embeddings import Matrix, shared_rows
@@ -134,7 +135,7 @@ def with_streams(
 def _fit(x: Tensor, y: Tensor, tokens: list[str], solver: Solver) -> Stitch:
     moments = CrossMoments.from_activations(x, y, documents=tokens)
     (only,) = moments.pairs
-    return moments.fit(solver)[only]
+    return fit_grid(moments, solver)[only]
 
 
 def _at(maps: MapPair, hooks: tuple[str, str]) -> MapPair:

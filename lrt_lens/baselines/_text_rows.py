@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel
 from lrt_lens.models._reading import read_tokens
-from lrt_lens.stitching._stitch import StreamStatistics
+from lrt_lens.stitching._affine import StreamStatistics
 
 RowRead = Literal["mean", "last", "every"]
 """What becomes a row: the mean over a text's unmasked tokens, the last of them, or each."""

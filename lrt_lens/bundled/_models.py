@@ -1,4 +1,4 @@
-"""TODO."""
+"""The bundled models: `demo_pair` loads two of them without a network."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from lrt_lens.models._pair import ModelPair
 
 DEMO_FOLDER = Path(__file__).parent
-"""The bundled family: a folder a size, the harvest text and the contrast sets."""
+"""Folder of the bundled family: one folder per model size, one of texts and one of SAEs."""
 
 
 def demo_pair(
@@ -17,8 +17,12 @@ def demo_pair(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
 ) -> ModelPair:
-    """The bundled small and large model, offline. ``source`` and ``target`` name members of the
-    family.
+    """Return a pair of bundled models, loaded without a network.
+
+    ``source`` and ``target`` are names of the family's members.
+
+    Raises:
+        ValueError: the family has no such member.
     """
     for name in (source, target):
         if not (DEMO_FOLDER / name / "config.json").exists():

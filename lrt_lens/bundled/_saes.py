@@ -1,4 +1,4 @@
-"""The SAEs that travel with the bundled models: `demo_sae("small")`, `demo_sae("large")`."""
+"""The SAEs of the bundled models: `demo_sae("small")`, `demo_sae("large")`."""
 
 from pathlib import Path
 from typing import Any
@@ -6,20 +6,22 @@ from typing import Any
 from lrt_lens.bundled._models import DEMO_FOLDER
 
 DEMO_SAES = DEMO_FOLDER / "saes"
+"""Folder of the bundled SAEs, one folder per model."""
 
 
 def demo_sae(member: str = "small", folder: Path = DEMO_SAES) -> Any:
-    """A bundled SAE as SAELens loads it, float32, on the CPU; ValueError names the ones that there
-    are.
+    """Return a bundled SAE as SAELens loads it, in float32 on the CPU.
 
     ``"small"`` reads `blocks.2.hook_resid_post` of the small model, ``"large"``
-    `blocks.3.hook_resid_post` of the large one: TopK SAEs of 1,024 features, 32 active a token. Its
-    card is ``README.md`` beside the weights.
+    `blocks.3.hook_resid_post` of the large one. Both are TopK SAEs with 1,024 features, 32 of them
+    active per token. The ``README.md`` beside the weights describes them.
+
+    Raises:
+        ValueError: there is no such SAE; the message lists those in ``folder``.
     """
     if not (folder / member / "cfg.json").exists():
-        raise ValueError(
-            f"{member!r} is no bundled SAE; choose from {sorted(path.parent.name for path in folder.glob('*/cfg.json'))}"
-        )
+        members = sorted(path.parent.name for path in folder.glob("*/cfg.json"))
+        raise ValueError(f"{member!r} is no bundled SAE; choose from {members}")
     from sae_lens import SAE
 
     return (

@@ -1,9 +1,8 @@
-"""The texts that travel with the bundled family, all written for it, free to ship, or sampled from
-it.
+"""The texts of the bundled family, written for it or sampled from it, and free to redistribute.
 
-Harvest documents in both registers (stories that the models were not trained on; reviews sampled
-from the large model), contrast sets, choice items that share no content word with them, and neutral
-texts.
+They are harvest documents in two registers (stories that the models were not trained on, and
+reviews sampled from the large model), contrast sets, choice items that share no content word with
+the contrast sets, prompts, and neutral texts.
 """
 
 import json
@@ -15,13 +14,13 @@ from lrt_lens.data._documents import read_jsonl
 
 Concept = Literal["sentiment", "mood"]
 CONCEPTS: tuple[Concept, ...] = ("sentiment", "mood")
-"""Sentiment of film reviews; happy and sad moments of stories."""
+"""Concepts with a contrast set: sentiment of film reviews, happy or sad mood of stories."""
 
 _DATA = DEMO_FOLDER / "data"
 
 
 def demo_documents(register: Literal["story", "review"] | None = None) -> list[str]:
-    """Documents for the harvest, stories and reviews in turn; or one register alone."""
+    """Return harvest documents of both registers, interleaved, or those of one register."""
     rows = read_jsonl(_DATA / "documents.jsonl.gz")
     by_register = {
         name: [row["text"] for row in rows if row["register"] == name]
@@ -29,8 +28,8 @@ def demo_documents(register: Literal["story", "review"] | None = None) -> list[s
     }
     if register is not None:
         return by_register[register]
-    # In turn, so that any number of tokens taken from the front holds both registers in equal
-    # parts.
+    # The next document comes from the register with fewer characters so far. A harvest that stops
+    # after any number of tokens then has both registers in equal parts.
     stories, reviews = by_register["story"], by_register["review"]
     taken, out = {"story": 0, "review": 0}, []
     characters = dict.fromkeys(taken, 0)
@@ -44,21 +43,21 @@ def demo_documents(register: Literal["story", "review"] | None = None) -> list[s
 
 
 def demo_contrast(concept: Concept = "sentiment") -> ContrastSet:
-    """Pairs of texts that differ in the concept."""
+    """Return pairs of texts that differ in the concept."""
     return ContrastSet.from_jsonl(_DATA / f"{_known(concept)}_contrast.jsonl", name=concept)
 
 
 def demo_texts(
     task: Literal["sentiment", "mood", "register"] = "sentiment", n: int = 400
 ) -> tuple[list[str], list[str]]:
-    """(texts, labels) to learn and judge probes on: either side of a contrast set, or openings of
-    stories and reviews.
+    """Return texts and their labels, for fitting and evaluating probes.
 
-    Those come from the end of the harvest documents: fewer than 200,000 tokens of harvest see none
-    of them.
+    ``"sentiment"`` and ``"mood"`` give both sides of a contrast set, ``"register"`` the openings of
+    stories and reviews. Those are the last of the harvest documents, so a harvest of fewer than
+    200,000 tokens contains none of them.
 
     Raises:
-        ValueError: for another task.
+        ValueError: there is no such task.
     """
     if task == "register":
         texts = {
@@ -71,7 +70,7 @@ def demo_texts(
             "positive": list(contrast.positive[: n // 2]),
             "negative": list(contrast.negative[: n // 2]),
         }
-    labelled = [(text, label) for label, some in texts.items() for text in some]
+    labelled = [(text, label) for label, column in texts.items() for text in column]
     return [text for text, _ in labelled], [label for _, label in labelled]
 
 
@@ -80,13 +79,14 @@ def _opening(text: str, words: int = 40) -> str:
 
 
 def demo_items(concept: Concept = "sentiment") -> ChoiceItems:
-    """Prompts with two continuations, none of whose content words occurs in the contrast set."""
+    """Return choice items of a concept; they share no content word with its contrast set."""
     return ChoiceItems.from_jsonl(_DATA / f"{_known(concept)}_items.jsonl", name=concept)
 
 
 def demo_neutral() -> list[str]:
-    """Texts of both registers without opinion or mood, on which damage is measured."""
+    """Return texts without opinion or mood, alternating between registers, to measure damage on."""
     rows = read_jsonl(_DATA / "neutral.jsonl")
+    # The file has all texts of one register, then all of the other.
     half = len(rows) // 2
     return [
         text
@@ -96,7 +96,7 @@ def demo_neutral() -> list[str]:
 
 
 def demo_prompts(concept: Concept = "sentiment") -> list[str]:
-    """Openings to continue under steering."""
+    """Return beginnings of texts for the steered model to continue."""
     return json.loads((_DATA / "prompts.json").read_text(encoding="utf-8"))[_known(concept)]
 
 

@@ -1,1 +1,5 @@
-"""Text on its way to the models: documents, windows, blocks, contrast sets and choice items."""
+"""Texts as models read them: documents, windows, blocks, contrast sets and choice items."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,17 +1,19 @@
-"""Pairs of positions in two tokenizations of one text at which both models have read exactly the
-same characters.
+"""Pairs of positions in two tokenizations of one text that have read the same characters.
 
-A map between two streams is fitted on pairs of states that know the same text. With one tokenizer
-these are equal positions; with two they are, for every character boundary at which tokens of both
-end, the last token of each that ends there.
+Problem: a map between two streams is fitted on pairs of states that know the same text, and two
+tokenizers split a text differently. Mechanism: with one tokenizer, equal positions form the pairs.
+With two, each character boundary at which a token of both ends gives a pair: of each tokenization,
+the last token that ends there.
 
     aligner = Aligner(small.tokenizer, large.tokenizer)
     for alignment in aligner.align(texts):
-        x[alignment.first_positions], y[alignment.second_positions]        # states behind the same characters
+        x[alignment.first_positions], y[alignment.second_positions]     # states of the same text
 
-Tokenizers of one vocabulary fall through to identical positions: one tokenization, no offsets.
-Positions count body tokens, without BOS. Limits: what a tokenizer drops (accents, white space,
-unknown characters) it has read without knowing it; see `boundaries`.
+Tokenizers that give the same ids are not aligned by characters: one tokenization serves both.
+Positions count body tokens, without BOS.
+
+Limits: characters that a tokenizer drops (accents, white space, unknown characters) count as read,
+although the model does not know them; see `lrt_lens.data._boundaries`.
 """
 
 from collections.abc import Sequence
@@ -29,51 +31,50 @@ from lrt_lens.data._boundaries import (
     tokenize,
 )
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._hooked_model import tokenizer_hash
+from lrt_lens.models._identity import tokenizer_hash
 
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """One text in the tokens of two tokenizers, and the positions at which both have read the same
-    characters.
-    """
+    """One text in the tokens of two tokenizers, with the pairs of aligned positions."""
 
     first_ids: Int[np.ndarray, " first"]
     second_ids: Int[np.ndarray, " second"]
     first_positions: Int[np.ndarray, " pair"]
-    """Places in ``first_ids``, strictly increasing."""
+    """Aligned positions in ``first_ids``, strictly increasing."""
     second_positions: Int[np.ndarray, " pair"]
     """Their partners in ``second_ids``, strictly increasing."""
 
     @property
     def n_pairs(self) -> int:
-        """Pairs of positions."""
+        """Number of aligned pairs of positions."""
         return len(self.first_positions)
 
     @property
     def share(self) -> tuple[float, float]:
-        """Share of the first's and of the second's tokens that are aligned; NaN for a text without
-        tokens.
-        """
+        """Shares of the first's and of the second's tokens that are aligned; NaN without tokens."""
         return aligned_share([self])
 
     @property
     def swapped(self) -> "Alignment":
-        """The same with the roles exchanged."""
+        """This alignment with the two tokenizers exchanged."""
         return Alignment(
             self.second_ids, self.first_ids, self.second_positions, self.first_positions
         )
 
 
 class Aligner:
-    """Aligns texts under two tokenizers; prepared once, used for any number of batches.
+    """Aligner of texts under two tokenizers, for any number of batches.
 
-    ``same`` says whether both have one vocabulary and cut alike, so that positions are identical.
-    ValueError where one of two different tokenizers gives neither offsets nor text back.
+    The attribute ``same`` is True if both tokenizers give the same ids, so that equal positions are
+    aligned.
+
+    Raises:
+        ValueError: the tokenizers differ, and one of them can neither return offsets nor decode.
     """
 
     def __init__(self, first: Any, second: Any, *, same: bool | None = None) -> None:
-        """``same`` where the answer is known already; the tokenizers are compared without it."""
+        """``same`` says whether the tokenizers give the same ids; None compares them."""
         self.same = (
             first is second or tokenizer_hash(first) == tokenizer_hash(second)
             if same is None
@@ -83,7 +84,7 @@ class Aligner:
         self._readers = None if self.same else (boundary_reader(first), boundary_reader(second))
 
     def align(self, texts: Sequence[str]) -> list[Alignment]:
-        """The alignment of each text; one in which nothing aligns has no pairs."""
+        """Return the alignment of each text; it has no pairs if nothing aligns."""
         if not texts:
             return []
         if self._readers is None:
@@ -96,10 +97,11 @@ class Aligner:
 
 
 def align(text: str, first: Any, second: Any) -> Alignment:
-    """Positions of equal content in one text under two tokenizers; `Aligner` does many texts.
+    """Return the aligned positions of one text under two tokenizers; for many texts see `Aligner`.
 
-    Raises `MismatchError` where the text has no pair of positions, ValueError where a tokenizer
-    gives neither offsets nor text back.
+    Raises:
+        MismatchError: no pair of positions is aligned.
+        ValueError: a tokenizer can neither return offsets nor decode.
     """
     alignments = Aligner(first, second).align([text])
     refuse_unaligned(alignments)
@@ -107,41 +109,38 @@ def align(text: str, first: Any, second: Any) -> Alignment:
 
 
 def refuse_unaligned(alignments: Sequence[Alignment]) -> None:
-    """Raise `MismatchError` where not one position is aligned in any of the texts, saying how many
-    tokens there were.
-    """
+    """Raise `MismatchError` if no position is aligned in any of the texts."""
     if not any(alignment.n_pairs for alignment in alignments):
-        n_first, n_second = (sum(len(ids) for ids in side) for side in _ids(alignments))
-        raise nothing_aligns(len(alignments), n_first, n_second)
+        raise nothing_aligns(len(alignments), *_token_counts(alignments))
 
 
 def nothing_aligns(n_texts: int, n_first: int, n_second: int) -> MismatchError:
-    """The error for texts of so many tokens in which not one position is aligned."""
+    """Return the error for texts of which no position is aligned, with their token counts."""
     if n_first == n_second == 0:
         return MismatchError(
-            f"{n_texts} text(s) have no token at all, so nothing aligns; give texts that are not empty"
+            f"{n_texts} text(s) have no token at all, so nothing aligns;"
+            " give texts that are not empty"
         )
     return MismatchError(
-        f"no boundary between characters is shared in {n_texts} text(s) of {n_first} and {n_second} tokens; expected at least one: "
-        "both tokenizers must be able to spell the texts (unknown characters and dropped text align nowhere): give texts in their language"
+        f"no character boundary is shared in {n_texts} text(s) of {n_first} and {n_second} tokens;"
+        " expected at least one. Unknown and dropped characters have no boundaries:"
+        " give texts that both tokenizers can spell"
     )
 
 
 def aligned_share(alignments: Sequence[Alignment]) -> tuple[float, float]:
-    """Share of all tokens of the first and of the second tokenizer that are aligned; NaN where
-    there are no tokens.
-    """
+    """Return the shares of both tokenizers' tokens that are aligned; NaN without tokens."""
     n_pairs = sum(alignment.n_pairs for alignment in alignments)
-    n_first, n_second = (sum(len(ids) for ids in side) for side in _ids(alignments))
-    return n_pairs / n_first if n_first else float(
-        "nan"
-    ), n_pairs / n_second if n_second else float("nan")
+    n_first, n_second = _token_counts(alignments)
+    nan = float("nan")
+    return n_pairs / (n_first or nan), n_pairs / (n_second or nan)
 
 
-def _ids(alignments: Sequence[Alignment]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    return [alignment.first_ids for alignment in alignments], [
-        alignment.second_ids for alignment in alignments
-    ]
+def _token_counts(alignments: Sequence[Alignment]) -> tuple[int, int]:
+    return (
+        sum(len(alignment.first_ids) for alignment in alignments),
+        sum(len(alignment.second_ids) for alignment in alignments),
+    )
 
 
 def _identical(ids: np.ndarray) -> Alignment:
@@ -152,20 +151,21 @@ def _identical(ids: np.ndarray) -> Alignment:
 def _shared(
     first: list[TextTokens], second: list[TextTokens], texts: Sequence[str]
 ) -> list[Alignment]:
-    """Boundaries that both close, for all texts at once: a table over characters instead of a
-    search.
-    """
+    """Return the alignments of all texts, from the boundaries that tokens of both close."""
     starts = text_starts(texts)
     n_characters = int(starts[-1]) + len(texts[-1]) + 1
-    (first_places, first_tokens, first_counts), (second_places, second_tokens, _) = (
-        _closed(side, starts) for side in (first, second)
-    )
+    first_boundaries, first_tokens, first_counts = _closed(first, starts)
+    second_boundaries, second_tokens, _ = _closed(second, starts)
+    # A table over the characters of the joined texts: boundary → the second's token that closes it.
     token_at = np.full(n_characters, NO_BOUNDARY, dtype=np.int64)
-    token_at[second_places] = second_tokens
-    partners = token_at[first_places]
-    both = partners != NO_BOUNDARY
-    bounds = np.append(0, np.cumsum(both))[np.append(0, np.cumsum(first_counts))].tolist()
-    a, b = first_tokens[both], partners[both]
+    token_at[second_boundaries] = second_tokens
+    partners = token_at[first_boundaries]
+    shared = partners != NO_BOUNDARY
+    # n_shared[k] is the number of shared boundaries among the first k; text i has those between the
+    # sums of the counts before and after it.
+    n_shared = np.append(0, np.cumsum(shared))
+    bounds = n_shared[np.append(0, np.cumsum(first_counts))].tolist()
+    a, b = first_tokens[shared], partners[shared]
     return [
         Alignment(x.ids, y.ids, a[begin:end], b[begin:end])
         for x, y, begin, end in zip(first, second, bounds, bounds[1:], strict=False)
@@ -173,18 +173,20 @@ def _shared(
 
 
 def _closed(
-    side: list[TextTokens], starts: np.ndarray
+    tokenized: list[TextTokens], starts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Places of all boundaries in the joined texts, the tokens that close them (counted within
-    their text), and their number a text.
+    """Return all boundaries of the joined texts, the tokens that close them, and counts per text.
+
+    Tokens are counted within their text.
     """
-    lengths = np.fromiter((len(tokens.ids) for tokens in side), np.int64, len(side))
-    ends = np.concatenate([tokens.ends for tokens in side])
-    text = np.repeat(np.arange(len(side)), lengths)
+    lengths = np.fromiter((len(tokens.ids) for tokens in tokenized), np.int64, len(tokenized))
+    ends = np.concatenate([tokens.ends for tokens in tokenized])
+    text = np.repeat(np.arange(len(tokenized)), lengths)
+    # Index within the text = index among all tokens − number of tokens in the texts before.
     token = np.arange(len(ends)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     closes = ends != NO_BOUNDARY
     return (
         (ends + starts[text])[closes],
         token[closes],
-        np.bincount(text[closes], minlength=len(side)),
+        np.bincount(text[closes], minlength=len(tokenized)),
     )

@@ -1,13 +1,15 @@
-"""Questions about a behaviour with two answers, as the model-written evaluations keep them.
+"""Questions about a behaviour with two answers, in the files of the model-written evaluations.
 
-    items = behaviour_items("myopic-reward.jsonl", n=60)          # rows: question, answer_matching_behavior, answer_not_matching_behavior
+    items = behaviour_items("myopic-reward.jsonl", n=60)
     train, test = items.split(0.5)
-    contrast = answer_contrast(train)                             # each question with either answer: what CAA learns a vector from
+    contrast = answer_contrast(train)        # each question with either answer, for a CAA vector
 
-Perez et al. (arXiv 2212.09251) wrote the questions, Tan et al. (arXiv 2407.12404) made the suite
-that LRT (§3.4) steers on. Answers are ``" Yes"``/``" No"`` or ``" (A)"``/``" (B)"``; of the latter
-the closing bracket is dropped, so that the letter is the last token: the vector is read there
-(CAA), and the propensity is the difference of two logits at one position, as in the paper.
+Each line of a file has the fields question, answer_matching_behavior and
+answer_not_matching_behavior. The questions are from Perez et al. (arXiv 2212.09251); Tan et al.
+(arXiv 2407.12404) made the suite from them that LRT (§3.4) steers on. Answers are
+``" Yes"``/``" No"`` or ``" (A)"``/``" (B)"``. From the latter the closing bracket is removed, so
+that the letter is the last token. CAA reads the vector there, and the propensity is the difference
+of two logits at one position, as in the paper.
 """
 
 from pathlib import Path
@@ -19,7 +21,7 @@ from lrt_lens.data._documents import read_jsonl
 
 QUESTION, MATCHING, OTHER = "question", "answer_matching_behavior", "answer_not_matching_behavior"
 TEMPLATE = "{question}\n\nAnswer:"
-"""How a question becomes a prompt; answers begin with a space."""
+"""Prompt for a question; answers begin with a space."""
 
 
 def behaviour_items(
@@ -31,50 +33,57 @@ def behaviour_items(
     template: str = TEMPLATE,
     drop: str = ")",
 ) -> ChoiceItems:
-    """Items of one task: the question as prompt, the answer that shows the behaviour as the
-    positive continuation.
+    """Return the items of one task, with the question as prompt.
 
-    Args: path: a JSON Lines file, a row a question. name: of the task; the file's own by default.
-        n: draw so many at random (files list one answer first); all where None or where there are
-        fewer. seed: of the draw. template: text with the place ``{question}``. drop: characters
-        taken off the end of both answers; ``""`` keeps them whole.
+    The positive continuation is the answer that shows the behaviour.
 
-    Raises: ValueError: a row lacks a field, an answer is empty, both answers are the same (the line
-        is named), or the template has no place.
+    Args:
+        path: a JSON Lines file with one question per row.
+        name: name of the task; default: the file's name.
+        n: number of items, drawn at random, because files list one answer first; None, or a number
+            larger than the file's, takes all.
+        seed: seed of the draw.
+        template: a text that contains ``{question}``.
+        drop: characters to remove from the end of both answers; ``""`` removes none.
+
+    Raises:
+        ValueError: a row lacks a field, an answer is empty, or both answers are equal (the message
+            names the line); or the template does not contain ``{question}``.
     """
     if "{question}" not in template:
         raise ValueError(
-            f"template {template!r} has no place for the question; write {{question}} where it goes"
+            f"template {template!r} has no place for the question; write {{question}} into it"
         )
     rows = read_jsonl(path)
     if not rows:
         raise ValueError(
-            f"{path} holds no item; give a file with a question and its two answers in every line"
+            f"{path} has no item; give a file with a question and its two answers in every line"
         )
     for number, row in enumerate(rows, start=1):
         _check(row, f"{path}, line {number}")
     if n is not None and n < 1:
         raise ValueError(f"n is {n}; draw at least 1 item, or leave n out for all")
-    chosen = np.random.default_rng(seed).permutation(len(rows))[:n]
-    picked = [rows[int(i)] for i in chosen]
+    order = np.random.default_rng(seed).permutation(len(rows))[:n]
+    drawn = [rows[int(index)] for index in order]
     return ChoiceItems(
-        # Not `format`: questions hold braces of their own.
-        prompts=[template.replace("{question}", row[QUESTION]) for row in picked],
-        positive=[row[MATCHING].rstrip(drop) for row in picked],
-        negative=[row[OTHER].rstrip(drop) for row in picked],
+        # `replace` and not `format`, because questions contain braces too.
+        prompts=[template.replace("{question}", row[QUESTION]) for row in drawn],
+        positive=[row[MATCHING].rstrip(drop) for row in drawn],
+        negative=[row[OTHER].rstrip(drop) for row in drawn],
         name=name or Path(path).name.split(".")[0],
     )
 
 
 def answer_contrast(items: ChoiceItems) -> ContrastSet:
-    """Every prompt with its positive and with its negative continuation: read at the last token,
-    this is CAA's contrast (and LRT's, §3).
+    """Return the prompts with their positive and with their negative continuations.
+
+    Read at the last token, this is the contrast of CAA, and of LRT (§3).
     """
-    sides = (
+    positive, negative = (
         [prompt + end for prompt, end in zip(items.prompts, ends, strict=True)]
         for ends in (items.positive, items.negative)
     )
-    return ContrastSet(*sides, name=items.name)
+    return ContrastSet(positive, negative, name=items.name)
 
 
 def _check(row: object, where: str) -> None:
@@ -86,9 +95,10 @@ def _check(row: object, where: str) -> None:
     ]
     if missing or not isinstance(row, dict):
         raise ValueError(
-            f"{where} lacks {missing}; an item needs the texts {list(fields)}, an answer for either side"
+            f"{where} lacks {missing}; an item needs a question and two answers: the texts"
+            f" {list(fields)}"
         )
     if row[MATCHING].strip() == row[OTHER].strip():
         raise ValueError(
-            f"{where} gives {row[MATCHING]!r} for both answers; a preference needs two different ones"
+            f"{where} gives {row[MATCHING]!r} for both answers; an item needs two different ones"
         )

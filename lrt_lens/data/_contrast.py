@@ -1,4 +1,4 @@
-"""Paired texts that differ in one concept, and prompts with two continuations to compare."""
+"""Pairs of texts that differ in one concept, and prompts with two continuations to compare."""
 
 import hashlib
 import json
@@ -13,8 +13,9 @@ from lrt_lens.data._documents import read_jsonl
 
 @dataclass(frozen=True)
 class ContrastSet:
-    """Pairs of texts: ``positive[i]`` shows the concept, ``negative[i]`` its opposite, the rest
-    being alike.
+    """Pairs of texts that differ in one concept.
+
+    ``positive[i]`` shows the concept and ``negative[i]`` its opposite; otherwise they are alike.
     """
 
     positive: Sequence[str]
@@ -28,7 +29,7 @@ class ContrastSet:
 
     @classmethod
     def from_jsonl(cls, path: str | Path, *, name: str | None = None) -> "ContrastSet":
-        """From rows ``{"positive": ..., "negative": ...}``."""
+        """Return the contrast set of a file with the fields positive and negative in each row."""
         columns = _columns(path, ("positive", "negative"))
         return cls(*columns, name=name or Path(path).name.split(".")[0])
 
@@ -37,22 +38,22 @@ class ContrastSet:
 
     @property
     def texts(self) -> list[str]:
-        """All texts, the positive ones first."""
+        """The positive texts, then the negative ones."""
         return [*self.positive, *self.negative]
 
     @property
     def digest(self) -> str:
-        """Hash of the texts, written into what is learnt from them."""
+        """Hash of the texts; vectors and probes that are learnt from them record it."""
         return hashlib.blake2b(
             json.dumps([list(self.positive), list(self.negative)]).encode(), digest_size=8
         ).hexdigest()
 
     def permuted(self, seed: int = 0) -> "ContrastSet":
-        """The same pairs with the roles of a random half of them exchanged: a control in which the
-        concept is shuffled away.
+        """Return the set with both texts exchanged in a random half of the pairs, as a control.
 
-        Exactly half the pairs (rounded down) are exchanged, so no net concept is left by chance.
+        Exactly half of the pairs (rounded down) are exchanged, so that the concept cancels out.
         """
+        # Independent coin flips would leave a net difference of order √n pairs.
         swap = np.zeros(len(self), dtype=bool)
         swap[np.random.default_rng(seed).permutation(len(self))[: len(self) // 2]] = True
         rows = [
@@ -64,7 +65,7 @@ class ContrastSet:
         )
 
     def split(self, share: float = 0.5, seed: int = 0) -> tuple["ContrastSet", "ContrastSet"]:
-        """Two disjoint sets of pairs, the first with ``share`` of them."""
+        """Return two disjoint sets of pairs, the first with ``share`` of them."""
         first, second = (
             ContrastSet(_select(self.positive, part), _select(self.negative, part), name=self.name)
             for part in _halves(len(self), share, seed)
@@ -91,7 +92,7 @@ class ChoiceItems:
 
     @classmethod
     def from_jsonl(cls, path: str | Path, *, name: str | None = None) -> "ChoiceItems":
-        """From rows ``{"prompt": ..., "positive": ..., "negative": ...}``."""
+        """Return the items of a file with the fields prompt, positive and negative in each row."""
         columns = _columns(path, ("prompt", "positive", "negative"))
         return cls(*columns, name=name or Path(path).name.split(".")[0])
 
@@ -99,7 +100,7 @@ class ChoiceItems:
         return len(self.prompts)
 
     def split(self, share: float = 0.5, seed: int = 0) -> tuple["ChoiceItems", "ChoiceItems"]:
-        """Two disjoint sets of items, the first with ``share`` of them."""
+        """Return two disjoint sets of items, the first with ``share`` of them."""
         first, second = (
             ChoiceItems(
                 _select(self.prompts, part),
@@ -114,6 +115,7 @@ class ChoiceItems:
 
 def _halves(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     order = np.random.default_rng(seed).permutation(n)
+    # At least one item on either side.
     cut = min(n - 1, max(1, round(share * n)))
     return order[:cut], order[cut:]
 
@@ -140,9 +142,8 @@ def _check_columns(what: str, columns: dict[str, Sequence[str]], minimum: int) -
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{what} does not pair up: {lengths}; give lists of one length")
     if next(iter(lengths.values())) < minimum:
-        raise ValueError(
-            f"{what} holds {next(iter(lengths.values()))} row(s); give at least {minimum}"
-        )
+        n_rows = next(iter(lengths.values()))
+        raise ValueError(f"{what} holds {n_rows} row(s); give at least {minimum}")
     for name, texts in columns.items():
         for index, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():

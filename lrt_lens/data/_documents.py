@@ -1,10 +1,13 @@
-"""Documents from whatever holds text.
+"""Documents from anything that contains texts.
 
-A *document* is what a fold is made of and what no window crosses. Accepted: a string, an iterable
-of strings or of chats (lists of ``{"role", "content"}``), a ``.txt``, ``.jsonl`` or ``.jsonl.gz``
-file, a Hugging Face data set (loaded, or by name), rows with a ``text`` field.
+Problem: folds are made of documents, and no window extends over two of them, so all sources of text
+must become a stream of documents. Mechanism: `iterate_documents` accepts a string, an iterable of
+strings or of chats (lists of ``{"role", "content"}``), a ``.txt``, ``.jsonl`` or ``.jsonl.gz``
+file, a Hugging Face data set (loaded, or by name), and rows with a ``text`` field.
 
     for text in iterate_documents("corpus.jsonl.gz", tokenizer): ...
+
+Limits: a text file has one document per paragraph; chats need one tokenizer with a chat template.
 """
 
 import gzip
@@ -20,61 +23,70 @@ from lrt_lens.errors import MismatchError
 _FILE_ENDINGS = (".txt", ".jsonl", ".jsonl.gz")
 
 Documents = Any
-"""See the module docstring."""
+"""A string, an iterable of texts or chats, a file, or a data set; see `iterate_documents`."""
 
 
 def iterate_documents(documents: Documents, *tokenizers: Any) -> Iterator[str]:
-    """The texts in ``documents``, one at a time; chats go through the tokenizer's chat template,
-    and are refused for two tokenizers.
+    """Yield the texts of ``documents``; chats become text by the tokenizer's chat template.
+
+    Raises:
+        MismatchError: a document is a chat, and there are two tokenizers.
+        ValueError: ``documents`` or one of its rows contains no text, or there is no such file.
     """
     for index, row in enumerate(_rows(documents)):
         yield _text(row, index, tokenizers)
 
 
 def document_key(text: str, seed: int) -> int:
-    """A 64-bit number from a document's text alone: its fold does not depend on order, shard or
-    process.
+    """Return a 64-bit hash of a document's text, which decides its fold.
+
+    The fold therefore does not depend on the document's position, the shard or the process.
     """
-    return int.from_bytes(
-        hashlib.blake2b(text.encode(), digest_size=8, key=str(seed).encode()).digest(), "big"
-    )
+    # The seed is the key of the hash: another seed gives independent folds.
+    digest = hashlib.blake2b(text.encode(), digest_size=8, key=str(seed).encode()).digest()
+    return int.from_bytes(digest, "big")
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a JSON Lines file, gzipped or not; ValueError names file and line of what is not
-    JSON.
+    """Return the rows of a JSON Lines file, gzipped or not.
+
+    Raises:
+        ValueError: a line is not JSON; the message names file and line.
     """
     return list(_read_jsonl(Path(path)))
 
 
 def _rows(documents: Documents) -> Iterable[Any]:
     if isinstance(documents, str | Path):
-        path = Path(documents)
-        is_path = len(str(documents)) < 4096 and "\n" not in str(documents) and path.is_file()
-        if is_path:
-            return _read_file(path)
-        if isinstance(documents, Path):
-            raise ValueError(
-                f"no file at {str(documents)!r}; give a .txt, .jsonl or .jsonl.gz file that exists"
-            )
-        if documents.endswith(_FILE_ENDINGS) and "\n" not in documents:
-            raise ValueError(
-                f"no file at {documents!r}; give a .txt, .jsonl or .jsonl.gz file that exists, or [text] for text of your own"
-            )
-        return (
-            _hub_dataset(documents)
-            if documents and not any(map(str.isspace, documents))
-            else [documents]
-        )
+        return _rows_of_string(documents)
     if isinstance(documents, dict):
         raise ValueError(
-            f"documents is a dict with keys {list(documents)[:5]}; give one split of a data set, a list of texts, or [row] for a single row"
+            f"documents is a dict with keys {list(documents)[:5]}; give one split of a data set,"
+            " a list of texts, or [row] for a single row"
         )
+    # A streamed data set may not know its columns: `column_names` is None.
     if hasattr(documents, "column_names") and "text" not in (documents.column_names or ["text"]):
         raise ValueError(
-            f"the data set has columns {documents.column_names}; expected 'text': rename one with rename_column(..., 'text')"
+            f"the data set has columns {documents.column_names}; expected 'text':"
+            " rename one with rename_column(..., 'text')"
         )
     return documents
+
+
+def _rows_of_string(documents: str | Path) -> Iterable[Any]:
+    """Return the rows of a file or of a data set on the hub, or else the string as a document."""
+    path = Path(documents)
+    # `is_file` raises OSError for a text that is longer than a path can be.
+    if len(str(documents)) < 4096 and "\n" not in str(documents) and path.is_file():
+        return _read_file(path)
+    missing = f"no file at {str(documents)!r}; give a .txt, .jsonl or .jsonl.gz file that exists"
+    if isinstance(documents, Path):
+        raise ValueError(missing)
+    if documents.endswith(_FILE_ENDINGS) and "\n" not in documents:
+        raise ValueError(f"{missing}, or [text] for text of your own")
+    if documents and not any(map(str.isspace, documents)):
+        return _hub_dataset(documents)
+    return [documents]
 
 
 def _hub_dataset(name: str) -> Iterable[Any]:
@@ -82,9 +94,10 @@ def _hub_dataset(name: str) -> Iterable[Any]:
 
     try:
         return datasets.load_dataset(name, split="train", streaming=True)
-    except Exception as error:  # datasets raises a dozen kinds for "not there"
+    except Exception as error:  # datasets has many exceptions for a name that does not exist
         raise ValueError(
-            f"{name!r} is neither a file nor a data set that loads ({error}); pass a list of texts for text of your own"
+            f"{name!r} is neither a file nor a data set that loads ({error});"
+            " pass a list of texts for text of your own"
         ) from error
 
 
@@ -92,8 +105,8 @@ def _read_file(path: Path) -> Iterator[Any]:
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         yield from _read_jsonl(path)
         return
-    # A text file holds a document a paragraph: one long document could fill only one fold. Line by
-    # line: it may not fit into memory.
+    # Each paragraph of a text file is a document, because one long document would fill one fold
+    # only. The file is read line by line, because it may not fit into memory.
     paragraph: list[str] = []
     with open(path, encoding="utf-8") as lines:
         for line in chain(lines, ["\n"]):
@@ -114,7 +127,7 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(
-                    f"{path}, line {number} is not JSON ({error}); expected one object a line"
+                    f"{path}, line {number} is not JSON ({error}); expected one object per line"
                 ) from error
 
 
@@ -124,21 +137,32 @@ def _text(row: Any, index: int, tokenizers: tuple[Any, ...]) -> str:
     if isinstance(row, dict) and isinstance(row.get("text"), str):
         return row["text"]
     chat = row.get("messages") if isinstance(row, dict) else row
-    if (
-        isinstance(chat, list)
-        and chat
-        and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in chat)
-    ):
-        if len(tokenizers) > 1:
-            raise MismatchError(
-                f"document {index} is a chat, but the two models have different tokenizers, each with its own template and special tokens, and would "
-                "not read the same text; pass plain text, such as the contents of the messages"
-            )
-        if not tokenizers or getattr(tokenizers[0], "chat_template", None) is None:
-            raise ValueError(
-                f"document {index} is a chat, but the tokenizer has no chat template; set tokenizer.chat_template, or pass plain text"
-            )
-        return tokenizers[0].apply_chat_template(chat, tokenize=False)
+    if _is_chat(chat):
+        return _chat_text(chat, index, tokenizers)
     raise ValueError(
-        f"document {index} is a {type(row).__name__} ({str(row)[:60]!r}); expected a text, a row with 'text', or a chat"
+        f"document {index} is a {type(row).__name__} ({str(row)[:60]!r});"
+        " expected a text, a row with 'text', or a chat"
     )
+
+
+def _is_chat(row: Any) -> bool:
+    return (
+        isinstance(row, list)
+        and bool(row)
+        and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in row)
+    )
+
+
+def _chat_text(chat: Any, index: int, tokenizers: tuple[Any, ...]) -> str:
+    if len(tokenizers) > 1:
+        raise MismatchError(
+            f"document {index} is a chat, but the models have different tokenizers, whose chat"
+            " templates and special tokens differ, so that they would not read the same text;"
+            " give plain text, such as the contents of the messages"
+        )
+    if not tokenizers or getattr(tokenizers[0], "chat_template", None) is None:
+        raise ValueError(
+            f"document {index} is a chat, but the tokenizer has no chat template;"
+            " set tokenizer.chat_template, or give plain text"
+        )
+    return tokenizers[0].apply_chat_template(chat, tokenize=False)

@@ -1,12 +1,12 @@
-"""Another tokenization for the same model: its own tokens, cut finer. A control of what alignment
-itself costs.
+"""A second tokenization for the same model: a control that measures the cost of alignment itself.
 
     finer = with_fewer_merges(model.tokenizer, keep=0.5)
-    pair = ModelPair(model, HookedModel.load(folder, tokenizer=finer))       # one model, two tokenizations of equal content
+    pair = ModelPair(model, HookedModel.load(folder, tokenizer=finer))
 
-The vocabulary stays, so the model knows every token; only the later, longer merges of its BPE are
-not made. The two readings differ as those of two tokenizers do, in boundaries and in how usual the
-tokens are, while the model is the same.
+Both models of this pair are the same, and read the same texts in different tokens. The vocabulary
+does not change, so the model knows every token; only the later, longer merges of its BPE are left
+out. The tokenizations differ as those of two tokenizers do: in their boundaries, and in how
+frequent their tokens are.
 """
 
 import copy
@@ -15,9 +15,10 @@ from typing import Any
 
 
 def with_fewer_merges(tokenizer: Any, keep: float = 0.5) -> Any:
-    """A copy of a fast BPE tokenizer that makes only the first ``keep`` of its merges.
+    """Return a copy of a fast BPE tokenizer with only the first share ``keep`` of its merges.
 
-    ValueError for a share outside 0 to 1, and for a tokenizer that is no fast BPE.
+    Raises:
+        ValueError: ``keep`` is outside 0 to 1, or the tokenizer is no fast BPE tokenizer.
     """
     if not 0 <= keep <= 1:
         raise ValueError(f"keep is {keep}; expected a share of merges from 0 to 1")
@@ -27,11 +28,12 @@ def with_fewer_merges(tokenizer: Any, keep: float = 0.5) -> Any:
     )
     if backend is None or content["model"]["type"] != "BPE":
         raise ValueError(
-            f"{type(tokenizer).__name__} holds {content['model']['type']}; expected a fast tokenizer with a BPE model, whose merges can be left out"
+            f"{type(tokenizer).__name__} holds {content['model']['type']};"
+            " expected a fast tokenizer with a BPE model, whose merges can be left out"
         )
     merges = content["model"]["merges"]
     content["model"]["merges"] = merges[: round(keep * len(merges))]
-    # Words of the vocabulary would otherwise be found whole, merges or not.
+    # With `ignore_merges`, a word that is in the vocabulary becomes one token without any merge.
     content["model"]["ignore_merges"] = False
     finer = copy.deepcopy(tokenizer)
     finer._tokenizer = type(backend).from_str(json.dumps(content))

@@ -1,12 +1,13 @@
-"""Texts to windows, for one model or for a pair: the one place that knows whether positions are
-equal or have to be aligned.
+"""Windows of texts, for one model or for a pair.
+
+Problem: whether positions of two models are equal or have to be aligned depends on their
+tokenizers. Mechanism: `WindowCutter` decides it, once for all of the package. With one tokenizer
+both models read the same window, and row k is the same position in both. With two, every window has
+a `Window.counterpart` in the target's tokens, cut at the same characters, whose rows are paired
+with its own in order (`lrt_lens.data._aligned_windows`).
 
     cutter = WindowCutter(plan, small, large)
     for document in cutter.cut(texts): document.windows
-
-With one tokenizer both models read the same window, and row k is the same position in both. With
-two, every window has a `counterpart` in the target's tokens, cut at the same characters and paired
-with it row by row (`lrt_lens.data._aligned_windows`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,24 +22,24 @@ from lrt_lens.models._hooked_model import HookedModel
 
 @dataclass(frozen=True)
 class Aligned:
-    """How much of some texts two tokenizers share; adds up."""
+    """Counts of aligned positions and of tokens in some texts; they can be added."""
 
     n_pairs: int = 0
-    """Aligned positions."""
+    """Number of aligned positions."""
     n_source: int = 0
-    """Tokens of the source's tokenizer."""
+    """Number of tokens of the source's tokenizer."""
     n_target: int = 0
+    """Number of tokens of the target's tokenizer."""
 
     @property
     def share(self) -> tuple[float, float]:
-        """Share of the source's and of the target's tokens that are aligned; NaN without tokens."""
-        return self.n_pairs / (self.n_source or float("nan")), self.n_pairs / (
-            self.n_target or float("nan")
-        )
+        """Shares of source and of target tokens that are aligned; NaN without tokens."""
+        nan = float("nan")
+        return self.n_pairs / (self.n_source or nan), self.n_pairs / (self.n_target or nan)
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """The three as a tuple, as files keep them."""
+        """All three counts, in the order in which files keep them."""
         return self.n_pairs, self.n_source, self.n_target
 
     def __add__(self, other: "Aligned") -> "Aligned":
@@ -54,19 +55,20 @@ class Aligned:
 
 @dataclass(frozen=True)
 class CutDocument:
-    """A document's windows."""
+    """Windows of one document."""
 
     key: int
+    """Hash of the document's text, which decides its fold."""
     windows: list[Window]
     aligned: Aligned | None = None
-    """None where both models read the same tokens."""
+    """Counts of aligned positions; None if both models read the same tokens."""
 
 
 class WindowCutter:
-    """Cuts documents for ``source``, or for ``source`` and ``target``: aligned where these read
-    different tokens.
+    """Cutter of documents into windows for ``source``, or for both ``source`` and ``target``.
 
-    ValueError where one of two different tokenizers gives neither offsets nor text back.
+    Raises:
+        ValueError: the tokenizers differ, and one of them can neither return offsets nor decode.
     """
 
     def __init__(
@@ -78,22 +80,25 @@ class WindowCutter:
             self._other = Aligner(source.tokenizer, target.tokenizer, same=False), target
 
     def texts(self, documents: Documents) -> Iterator[str]:
-        """The documents as texts; `MismatchError` for a chat where the two models would spell it
-        differently.
+        """Return an iterator over the texts of ``documents``.
+
+        Raises:
+            MismatchError: a document is a chat, and the models have different tokenizers.
         """
         readers = [self.source] if self._other is None else [self.source, self._other[1]]
         return iterate_documents(documents, *(model.tokenizer for model in readers))
 
     def cut(self, texts: Sequence[str]) -> list[CutDocument]:
-        """One `CutDocument` a text, without windows where the text is too short or nothing in it
-        aligns.
+        """Return one `CutDocument` per text.
+
+        It has no windows if the text is too short or no position is aligned.
         """
         keys = [document_key(text, self.plan.seed) for text in texts]
         if self._other is not None:
             aligner, target = self._other
             return [
-                self._cut_aligned(key, found, target)
-                for key, found in zip(keys, aligner.align(texts), strict=True)
+                self._cut_aligned(key, alignment, target)
+                for key, alignment in zip(keys, aligner.align(texts), strict=True)
             ]
         bodies = self.source.encode_bodies(texts)
         return [
@@ -104,25 +109,23 @@ class WindowCutter:
     def _cut_aligned(self, key: int, alignment: Alignment, target: HookedModel) -> CutDocument:
         pairs = cut_aligned_windows(alignment, key, self.source, target, self.plan)
         windows = self._lagged([replace(one, counterpart=other) for one, other in pairs])
-        return CutDocument(
-            key,
-            windows,
-            Aligned(alignment.n_pairs, len(alignment.first_ids), len(alignment.second_ids)),
-        )
+        n_source, n_target = len(alignment.first_ids), len(alignment.second_ids)
+        return CutDocument(key, windows, Aligned(alignment.n_pairs, n_source, n_target))
 
     def _lagged(self, windows: list[Window]) -> list[Window]:
-        """Each row of the source beside the target's ``plan.lag`` rows later; windows that become
-        too short are left out.
+        """Return windows that pair each source row with the target row ``plan.lag`` rows later.
+
+        A window that becomes too short is left out.
         """
         lag = self.plan.lag
         if not lag:
             return windows
-        found = []
+        lagged = []
         for window in windows:
             other = window.read_by("target")
             if len(window.rows) >= lag + MINIMUM_ROWS:
                 other = Window(other.ids, other.rows[lag:], other.document)
-                found.append(
+                lagged.append(
                     Window(window.ids, window.rows[:-lag], window.document, counterpart=other)
                 )
-        return found
+        return lagged

@@ -1,7 +1,8 @@
-"""Windows: consecutive tokens of one document, as one model reads them, or two.
+"""Windows: consecutive tokens of one document, for one model or for both models of a pair.
 
-None holds two documents; BOS stands in front by the model's policy. What two models of different
-tokenizers read is cut at the same characters: see `lrt_lens.data._window_cutter`.
+A window never extends over two documents. It begins with BOS if the model's policy says so. For
+models with different tokenizers the windows are cut at the same characters: see
+`lrt_lens.data._window_cutter`.
 """
 
 from dataclasses import dataclass, replace
@@ -12,49 +13,48 @@ import numpy as np
 from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel
 
 MINIMUM_ROWS = 4
-"""A window that offers fewer unmasked tokens than this costs a forward pass for next to nothing."""
+"""Fewest unmasked tokens of a window; with fewer, a forward pass costs more than it gives."""
 
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """How documents are cut."""
+    """Settings for cutting documents into windows and blocks."""
 
     context_length: int = 256
-    """Tokens a window, BOS included."""
+    """Largest number of tokens per window, BOS included."""
     skip_first: int = SKIP_FIRST
-    """Masked positions at the start of every window."""
+    """Number of masked positions at the start of every window."""
     n_tokens: int | None = None
-    """Unmasked tokens after which no further document is taken; None takes all."""
+    """Number of unmasked tokens after which no further document is read; None reads all."""
     block_rows: int = 4096
-    """Unmasked tokens a block holds before it is handed on."""
+    """Number of unmasked tokens at which a block is full."""
     seed: int = 0
-    """Decides the folds, with each document's text."""
+    """Seed of the hash that assigns documents to folds."""
     lag: int = 0
-    """Pairs every position of the source with the target's that many rows later in its window: a
-    control of the pairing itself.
-    """
+    """Off-by-one control: each source row is paired with the target row this many rows later."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Consecutive tokens of one document."""
+    """Consecutive tokens of one document, with the positions of its unmasked tokens."""
 
     ids: list[int]
     rows: np.ndarray
-    """Positions that take part, ascending."""
+    """Unmasked positions in ``ids``, ascending."""
     document: int
-    """The document's key."""
+    """Key of the document."""
     counterpart: "Window | None" = None
-    """The same characters in the target's tokens, row k beside row k of this one; None where both
-    models read these tokens.
+    """Window with the same characters in the target's tokens; None if the tokens are the same.
+
+    Its row k is paired with row k of this window.
     """
 
     def read_by(self, role: Literal["source", "target"]) -> "Window":
-        """What the model of that role reads."""
+        """Return the window in the tokens of the model in that role."""
         return self if role == "source" or self.counterpart is None else self.counterpart
 
     def of_document(self, number: int) -> "Window":
-        """The same, its document under another number."""
+        """Return this window with another key for its document."""
         return replace(
             self,
             document=number,
@@ -63,18 +63,19 @@ class Window:
 
     @property
     def padded_length(self) -> int:
-        """Tokens of the longer side."""
+        """Number of tokens of the longer one of the two windows."""
         return max(len(self.ids), len(self.read_by("target").ids))
 
 
 def cut_windows(ids: list[int], key: int, model: HookedModel, plan: BlockPlan) -> list[Window]:
-    """One document's windows; those with fewer than four unmasked tokens are left out."""
+    """Return the windows of one document that have at least four unmasked tokens."""
     prefix = [model.tokenizer.bos_token_id] if model.prepend_bos else []
     if prefix and ids[:1] == prefix:
-        ids = ids[1:]  # chat templates write the BOS themselves
+        ids = ids[1:]  # the chat template has already written BOS
     body_length = plan.context_length - len(prefix)
     special = special_tokens(model)
     windows = []
+    # Windows do not overlap, and BOS is prepended to each: a state has read only its own window.
     for start in range(0, len(ids), body_length):
         window = [*prefix, *ids[start : start + body_length]]
         rows = unmasked(window, special, plan.skip_first)
@@ -84,14 +85,15 @@ def cut_windows(ids: list[int], key: int, model: HookedModel, plan: BlockPlan) -
 
 
 def special_tokens(model: HookedModel) -> np.ndarray:
-    """Their ids, ascending; asked once for many windows, because a tokenizer makes the list anew
-    each time.
+    """Return the ids of a model's special tokens, ascending.
+
+    Callers ask once for many windows, because a tokenizer builds the list at every call.
     """
     return np.array(sorted(model.special_ids))
 
 
 def unmasked(ids: list[int], special: np.ndarray, skip_first: int) -> np.ndarray:
-    """Positions that are neither among the first ones nor special, ascending."""
+    """Return the positions after the first ``skip_first`` whose tokens are not special."""
     keep = ~np.isin(ids, special)
     keep[:skip_first] = False
     return np.flatnonzero(keep)

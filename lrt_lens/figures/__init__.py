@@ -1,1 +1,5 @@
-"""Plotly figures: functions of tidy tables."""
+"""Plotly figures: functions of tidy tables that compute no statistics."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

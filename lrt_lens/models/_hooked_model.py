@@ -1,26 +1,25 @@
 """A language model with named residual hook points.
 
-`HookedModel` is one face for a TransformerLens bridge and an existing ``HookedTransformer``:
-capture, intervene, generate, loss.
+Problem: TransformerLens has two model classes with different calls, and whether BOS is prepended
+changes every activation. Mechanism: `HookedModel` wraps a TransformerLens bridge or an existing
+``HookedTransformer`` and offers capture, intervention, generation and loss. All texts are tokenized
+here, so that harvest, probes and steering share one BOS policy. ``prepend_bos=None`` follows the
+tokenizer's own behaviour, which is how the model was trained; the attribute ``prepend_bos`` holds
+the resulting policy.
 
     model = HookedModel.load("EleutherAI/pythia-70m-deduped")
     model.capture("Once upon a time", 3)                        # Tensor [1, position, d_model]
     with model.intervene({"blocks.3.hook_resid_post": lambda x, hook: x + direction}):
         model.generate("Once upon a time")
 
-Texts become tokens here and nowhere else, so that the BOS policy is one for harvest, probes and
-steering: ``prepend_bos=None`` means as the tokenizer itself does it, which is how the model was
-trained; what was chosen is kept in ``prepend_bos``.
+Limits: decoders only, padded on the right.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,70 +27,32 @@ from torch import Tensor
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._engine import Engine, centred_residual, engine_for
 from lrt_lens.models._hook_points import Layers, resolve, resolve_layers
+from lrt_lens.models._identity import ModelIdentity, model_name, tokenizer_hash, weights_hash
+from lrt_lens.models._loading import (
+    ModelLike,
+    boot_bridge,
+    load_pretrained,
+    load_tokenizer,
+    model_origin,
+)
 from lrt_lens.typing import HookFunction, Residual, Tokens
 
-if TYPE_CHECKING:
-    from lrt_lens.models._loading import ModelLike
-
 SKIP_FIRST = 4
-"""Positions at the start of a text that no map is fitted on: they carry massive activations in many
-models.
+"""Number of masked positions at the start of a text.
+
+Many models have massive activations there, so no map is fitted on them.
 """
 
 
-_SAMPLED_TOKENS = 1000
-"""Of a vocabulary, by whose cutting tokenizers are told apart."""
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """What makes two models the same model, written into every file."""
-
-    name: str
-    """Hub id, or the folder's name."""
-    revision: str
-    """Hub revision asked for, or ``"unknown"``."""
-    config_hash: str
-    """Hash of the shapes of all parameters and of a sample of their values."""
-    tokenizer_hash: str
-    """Hash of the tokenizer's vocabulary."""
-    d_model: int
-    n_layers: int
-    basis: str
-    """``"raw"``, or ``"centred"`` where the mean over dimensions is projected out of the stream."""
-    prepend_bos: bool
-
-    def reads_as(self, other: "ModelIdentity") -> bool:
-        """Whether both read a text as the same tokens."""
-        return self.tokenizer_hash == other.tokenizer_hash
-
-    def refuse_other(self, other: "ModelIdentity", role: str, *, tokens: bool = True) -> None:
-        """Raise `MismatchError` naming the first field in which ``other`` is another model, or
-        (``tokens``) reads other tokens.
-        """
-        for field in (
-            "config_hash",
-            "d_model",
-            "n_layers",
-            "basis",
-            *(("tokenizer_hash", "prepend_bos") if tokens else ()),
-        ):
-            ours, theirs = getattr(self, field), getattr(other, field)
-            if ours != theirs:
-                raise MismatchError(
-                    f"{role} is {other.name!r} (revision {other.revision}) with {field} {theirs!r}; expected {self.name!r} "
-                    f"(revision {self.revision}) with {field} {ours!r}: load that model, or fit again on this one"
-                )
-
-
 class Handle:
-    """Hooks that are on; use as a context manager, or call `remove`."""
+    """Registered hooks; `remove`, or the end of a ``with`` block, removes them."""
 
     def __init__(self, removers: Iterable[Callable[[], None]]) -> None:
         self._removers = list(removers)
 
     def remove(self) -> None:
-        """Take the hooks off; a second call does nothing."""
+        """Remove the hooks; a second call does nothing."""
+        # The last hook is removed first, and none twice.
         while self._removers:
             self._removers.pop()()
 
@@ -111,8 +72,8 @@ class HookedModel:
     """A decoder with named residual hook points.
 
     Attributes: ``name``, ``n_layers``, ``d_model``, ``d_vocab``, ``context_length``,
-    ``hook_points`` (names that exist on this model), ``basis``, ``prepend_bos``, ``tokenizer``,
-    ``bridge`` (the TransformerLens model underneath), ``device``.
+    ``hook_points`` (names of the hook points that this model has), ``basis``, ``prepend_bos``,
+    ``tokenizer``, ``bridge`` (the wrapped TransformerLens model), ``device``.
     """
 
     def __init__(
@@ -126,39 +87,28 @@ class HookedModel:
     ) -> None:
         self.bridge = model
         self.engine: Engine = engine_for(model)
-        self.tokenizer = model.tokenizer if tokenizer is None else tokenizer
-        if self.tokenizer is None:
-            raise ValueError(
-                f"{name or type(model).__name__} has no tokenizer; load it with tokenizer=AutoTokenizer.from_pretrained(...)"
-            )
-        self.name = name or str(getattr(model.cfg, "model_name", type(model).__name__))
+        self.name = name or model_name(model_origin(model))
         self.revision = revision
-        self.n_layers, self.d_model, self.d_vocab = (
-            self.engine.n_layers,
-            self.engine.d_model,
-            self.engine.d_vocab,
-        )
-        vocabulary = (
-            getattr(self.tokenizer, "vocab_size", 0) or 0
-        )  # without tokens added later, for which some models keep no row
-        if vocabulary > self.d_vocab:
-            raise MismatchError(
-                f"the tokenizer has {vocabulary} tokens, but {self.name!r} embeds {self.d_vocab} rows; load the tokenizer that the model was trained with"
-            )
+        self.n_layers, self.d_model = self.engine.n_layers, self.engine.d_model
+        self.d_vocab = self.engine.d_vocab
         self.context_length = self.engine.context_length
         self.hook_points = self.engine.hook_points
+        self.tokenizer = model.tokenizer if tokenizer is None else tokenizer
+        self._check_tokenizer()
         self.prepend_bos = self._bos_as_trained() if prepend_bos is None else prepend_bos
         if self.prepend_bos and self.tokenizer.bos_token_id is None:
             raise ValueError(
-                f"prepend_bos=True, but the tokenizer of {self.name!r} has no BOS token; use prepend_bos=False"
+                f"prepend_bos=True, but the tokenizer of {self.name!r} has no BOS token;"
+                " use prepend_bos=False"
             )
         self.basis = "centred" if centred_residual(self.engine) else "raw"
 
     @classmethod
     def load(
         cls,
-        model: "ModelLike",
+        model: ModelLike,
         *,
+        name: str | None = None,
         tokenizer: Any = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
@@ -167,38 +117,76 @@ class HookedModel:
         prepend_bos: bool | None = None,
         trust_remote_code: bool = False,
     ) -> "HookedModel":
-        """A model from a hub id, a local folder, a Hugging Face model, a ``TransformerBridge``, a
-        ``HookedTransformer`` or itself.
-        """
-        from lrt_lens.models._loading import load_model
+        """Return a `HookedModel` of anything that names or is a model.
 
-        return load_model(
-            model,
+        Args:
+            model: a hub id, a local folder, a Hugging Face model, a ``TransformerBridge``, a
+                ``HookedTransformer`` or a `HookedModel`. A model in memory keeps its device and
+                dtype; a `HookedModel` is returned as it is.
+            name: the name in tables, figures and files. Default: the hub id, or as many last parts
+                of the folder's path as say something about the model.
+            tokenizer: default: the tokenizer saved with the model.
+            device: default: the CPU.
+            dtype: default: float32.
+            device_map: passed to transformers; excludes ``device``.
+            revision: hub revision.
+            prepend_bos: default: as the tokenizer does it.
+            trust_remote_code: passed to transformers.
+
+        Raises:
+            MismatchError: a `HookedModel` was loaded with another name, tokenizer or BOS policy
+                than asked for; or the tokenizer has more tokens than the model.
+            OSError: there is no model of this name.
+            TypeError: ``model`` is none of the accepted kinds.
+            ValueError: there is no tokenizer, or it has no BOS token and ``prepend_bos`` is True.
+        """
+        if isinstance(model, HookedModel):
+            model._refuse_other_options(name, tokenizer, prepend_bos)
+            return model
+        origin = model_origin(model)
+        if isinstance(model, str | Path):
+            loaded, tokenizer = load_pretrained(
+                origin,
+                tokenizer=tokenizer,
+                device=device,
+                dtype=dtype,
+                device_map=device_map,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+            )
+            bridge = boot_bridge(loaded, tokenizer, origin)
+        elif _is_hugging_face(model):
+            tokenizer = tokenizer or load_tokenizer(origin, revision)
+            bridge = boot_bridge(model, tokenizer, origin)
+        else:
+            bridge = model
+        return cls(
+            bridge,
             tokenizer=tokenizer,
-            device=device,
-            dtype=dtype,
-            device_map=device_map,
-            revision=revision,
+            name=name or model_name(origin),
+            revision=(revision if isinstance(model, str | Path) else None) or "unknown",
             prepend_bos=prepend_bos,
-            trust_remote_code=trust_remote_code,
         )
 
     def __repr__(self) -> str:
         bos = "BOS" if self.prepend_bos else "no BOS"
-        return f"HookedModel({self.name!r}, {self.n_layers} layers, d_model {self.d_model}, {self.basis} basis, {bos}, {self.device})"
+        return (
+            f"HookedModel({self.name!r}, {self.n_layers} layers, d_model {self.d_model},"
+            f" {self.basis} basis, {bos}, {self.device})"
+        )
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go."""
+        """Device that token ids are moved to."""
         return self.engine.device
 
     @cached_property
     def identity(self) -> ModelIdentity:
-        """What files written for this model say about it."""
+        """Identity of this model, as files made for it record it."""
         return ModelIdentity(
             name=self.name,
             revision=self.revision,
-            config_hash=self._weights_hash(),
+            config_hash=weights_hash(getattr(self.bridge, "original_model", self.bridge)),
             tokenizer_hash=tokenizer_hash(self.tokenizer),
             d_model=self.d_model,
             n_layers=self.n_layers,
@@ -209,8 +197,12 @@ class HookedModel:
     # --------------------------------------------------------------------------------------- tokens
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, cut to the context length, BOS by this model's policy; ValueError
-        names an empty text.
+        """Return the token ids of each text, cut to the context length.
+
+        BOS is the first token if ``prepend_bos`` is True.
+
+        Raises:
+            ValueError: there is no text, or a text is empty.
         """
         if not texts:
             raise ValueError("no text given; expected a text, or a list of at least one")
@@ -224,27 +216,34 @@ class HookedModel:
         return [[*prefix, *body][: self.context_length] for body in bodies]
 
     def encode_bodies(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text without any special token and of any length."""
+        """Return the token ids of each text without special tokens, at full length."""
         return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
 
     def pad(self, rows: Sequence[Sequence[int]]) -> Tokens:
-        """Rows of ids as one tensor, padded on the right (exact: attention is causal);
-        `MismatchError` for an id without an embedding.
+        """Return rows of token ids as one tensor [batch, position], padded on the right with 0.
+
+        Padding changes no activation before it, because attention is causal.
+
+        Raises:
+            MismatchError: a token id has no row in the embedding.
         """
         tokens = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.long)
         for index, row in enumerate(rows):
             tokens[index, : len(row)] = torch.tensor(row)
         if tokens.numel() and (largest := int(tokens.max())) >= self.d_vocab:
-            # Tokens added later may have no row; a GPU would answer with a device-side assert.
+            # Tokens that were added later may have no row; a GPU would stop with a device-side
+            # assert, after which the process cannot use it.
             raise MismatchError(
-                f"the texts hold token {largest} ({self.tokenizer.decode([largest])!r}), but {self.name!r} embeds {self.d_vocab} rows; load the "
-                "tokenizer that the model was trained with, or leave that token out of the texts"
+                f"the texts have token {largest} ({self.tokenizer.decode([largest])!r}), but"
+                f" {self.name!r} embeds {self.d_vocab} rows; load the tokenizer that the model was"
+                " trained with, or leave that token out of the texts"
             )
         return tokens
 
     def read_mask(self, rows: Sequence[Sequence[int]], skip_first: int = SKIP_FIRST) -> Tensor:
-        """True at real, non-special tokens behind the first ``skip_first`` positions, [batch,
-        position].
+        """Return a mask [batch, position], True at the tokens that maps are fitted on.
+
+        These are all tokens except padding, special tokens and the first ``skip_first`` positions.
         """
         width = max(len(row) for row in rows)
         special = self.special_ids
@@ -265,34 +264,30 @@ class HookedModel:
     def capture(
         self, texts: str | Sequence[str] | Tensor, hooks: Layers
     ) -> Tensor | dict[str, Residual]:
-        """Residual activations, [batch, position, d_model]: one tensor for one hook point, else a
-        dict by name.
+        """Return residual activations [batch, position, d_model] at one or several hook points.
 
-        Runs no further than the deepest hook point and never unembeds. ``texts`` may be token ids,
-        [batch, position].
+        One hook point gives a tensor, several give a dictionary by name. ``texts`` may be token
+        ids [batch, position]. The forward pass stops at the deepest of the hook points.
         """
         names = resolve_layers(hooks, self)
-        tokens = (
-            texts
-            if isinstance(texts, Tensor)
-            else self.pad(self.encode([texts] if isinstance(texts, str) else texts))
-        )
-        seen = self.engine.capture(tokens, names)
+        activations = self.engine.capture(self._tokens(texts), names)
         if isinstance(hooks, int) or (
             isinstance(hooks, str) and hooks not in ("all", "proportional")
         ):
-            return seen[names[0]]
-        return seen
+            return activations[names[0]]
+        return activations
 
     def intervene(self, hooks: dict[int | str, HookFunction]) -> Handle:
-        """Put functions ``fn(activation, hook=...)`` on hook points, until the handle is removed or
-        its ``with`` block ends.
+        """Register hooks ``fn(activation, hook=...)`` at hook points and return their handle.
+
+        They stay until the handle is removed or its ``with`` block ends.
         """
         removers: list[Callable[[], None]] = []
         try:
             for hook, fn in hooks.items():
                 removers.append(self.engine.add_hook(resolve(hook, self), fn))
         except BaseException:
+            # A later hook point does not exist: no hook of this call may stay registered.
             Handle(removers).remove()
             raise
         return Handle(removers)
@@ -300,19 +295,18 @@ class HookedModel:
     # ---------------------------------------------------------------------------------- predictions
 
     def logits(self, texts: str | Sequence[str] | Tensor) -> Tensor:
-        """Next-token logits, [batch, position, vocabulary]."""
-        tokens = (
-            texts
-            if isinstance(texts, Tensor)
-            else self.pad(self.encode([texts] if isinstance(texts, str) else texts))
-        )
+        """Return next-token logits [batch, position, vocabulary]."""
+        tokens = self._tokens(texts)
         with torch.inference_mode():
             return self.engine.logits(tokens)
 
     def token_losses(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Cross-entropy in nats of every next token, [batch, position - 1]; NaN at padding."""
+        """Return the cross-entropy of each next token [batch, position - 1] in nats.
+
+        Padding is NaN.
+        """
         tokens = self.pad(rows)
-        # `cross_entropy` in float32: bf16 logits lose the third digit of a loss.
+        # Cross-entropy in float32: with bfloat16 logits the third digit of a loss is wrong.
         logits = self.logits(tokens)[:, :-1].float()
         losses = torch.nn.functional.cross_entropy(
             logits.transpose(1, 2), tokens[:, 1:].to(logits.device), reduction="none"
@@ -322,13 +316,17 @@ class HookedModel:
         return losses.masked_fill(padding, float("nan"))
 
     def loss(self, texts: str | Sequence[str]) -> float:
-        """Mean cross-entropy in nats per token over all tokens but each text's first; ValueError
-        where no text has two.
+        """Return the mean cross-entropy per token in nats, over all tokens but each text's first.
+
+        Raises:
+            ValueError: every text has a single token.
         """
         rows = self.encode([texts] if isinstance(texts, str) else texts)
-        if max(map(len, rows)) < 2:
+        longest = max(map(len, rows))
+        if longest < 2:
             raise ValueError(
-                f"no text has a token to predict: the longest has {max(map(len, rows))} token(s) and 2 are needed; give longer texts"
+                f"no text has a token to predict: the longest has {longest} token(s) and 2 are"
+                " needed; give longer texts"
             )
         return float(self.token_losses(rows).nanmean())
 
@@ -342,8 +340,9 @@ class HookedModel:
         seed: int = 0,
         do_sample: bool = True,
     ) -> str | list[str]:
-        """Continuations without their prompts; a string for a string, a list for a list. Uses the
-        KV cache.
+        """Return continuations without their prompts: a string for a string, else a list.
+
+        Generation uses the key-value cache and leaves torch's random state unchanged.
         """
         rows = self.encode([prompts] if isinstance(prompts, str) else prompts)
         options: dict[str, Any] = {"do_sample": do_sample, "max_new_tokens": max_new_tokens}
@@ -351,76 +350,85 @@ class HookedModel:
             options |= {"temperature": temperature, "top_k": top_k}
         out: list[str] = [""] * len(rows)
         for length in sorted({len(row) for row in rows}):
-            # Prompts of one length go together: no padding, so positions mean the same for every
-            # row.
-            chosen = [index for index, row in enumerate(rows) if len(row) == length]
-            tokens = self.pad([rows[index] for index in chosen])
+            # Only prompts of equal length share a batch. Nothing is padded, so position p is the
+            # same distance from the start in every row.
+            batch = [index for index, row in enumerate(rows) if len(row) == length]
+            tokens = self.pad([rows[index] for index in batch])
+            # The seed applies to this batch only; the caller's random state comes back afterwards.
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 torch.manual_seed(seed)
-                made = self.engine.generate(
+                continued = self.engine.generate(
                     tokens,
                     attention_mask=torch.ones_like(tokens).to(self.device),
                     pad_token_id=self._pad_id(),
                     **options,
                 )
-            for index, ids in zip(chosen, made, strict=True):
+            for index, ids in zip(batch, continued, strict=True):
                 out[index] = self.tokenizer.decode(ids[length:], skip_special_tokens=True)
         return out[0] if isinstance(prompts, str) else out
 
     # -------------------------------------------------------------------------------------- private
 
+    def _tokens(self, texts: str | Sequence[str] | Tensor) -> Tokens:
+        if isinstance(texts, Tensor):
+            return texts
+        return self.pad(self.encode([texts] if isinstance(texts, str) else texts))
+
+    def _check_tokenizer(self) -> None:
+        if self.tokenizer is None:
+            raise ValueError(
+                f"{self.name!r} has no tokenizer;"
+                " load it with tokenizer=AutoTokenizer.from_pretrained(...)"
+            )
+        # `vocab_size` leaves out tokens that were added later: some models have no row for those.
+        vocabulary = getattr(self.tokenizer, "vocab_size", 0) or 0
+        if vocabulary > self.d_vocab:
+            raise MismatchError(
+                f"the tokenizer has {vocabulary} tokens, but {self.name!r} embeds {self.d_vocab}"
+                " rows; load the tokenizer that the model was trained with"
+            )
+
+    def _refuse_other_options(
+        self, name: str | None, tokenizer: Any, prepend_bos: bool | None
+    ) -> None:
+        """Raise `MismatchError` if this model was loaded with other options than these."""
+        if prepend_bos is not None and prepend_bos != self.prepend_bos:
+            raise MismatchError(
+                f"{self.name!r} was loaded with prepend_bos={self.prepend_bos};"
+                f" asked for {prepend_bos}: load it again with that"
+            )
+        if tokenizer is not None and tokenizer_hash(tokenizer) != self.identity.tokenizer_hash:
+            raise MismatchError(
+                f"{self.name!r} was loaded with a tokenizer of {len(self.tokenizer)} tokens; asked"
+                f" for another, of {len(tokenizer)}: to use that one, load its bridge again,"
+                " as in HookedModel.load(model.bridge, tokenizer=...)"
+            )
+        if name is not None and name != self.name:
+            raise MismatchError(
+                f"this model was loaded under the name {self.name!r}; asked for {name!r}:"
+                f" load its bridge again, as in HookedModel.load(model.bridge, name={name!r})"
+            )
+
     def _pad_id(self) -> int:
+        # Any id will do, because nothing is padded; transformers warns if there is none.
         for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
             if token is not None:
                 return int(token)
         return 0
 
     def _bos_as_trained(self) -> bool:
+        # Tokenizers do not say reliably whether they add BOS, so one text is tokenized to see it.
         bos = self.tokenizer.bos_token_id
         return bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos]
 
-    def _weights_hash(self) -> str:
-        """Shapes of all parameters and a sample of each: cheap, and another training run, revision
-        or merged LoRA changes it.
-        """
-        digest = hashlib.blake2b(digest_size=8)
-        model = getattr(self.bridge, "original_model", self.bridge)
-        parameters = list(model.parameters())
-        digest.update(json.dumps([list(p.shape) for p in parameters]).encode())
-        for parameter in parameters:
-            # bf16 keeps the hash equal when the same checkpoint is loaded in another dtype.
-            digest.update(
-                parameter.detach()
-                .flatten()[:256]
-                .to("cpu", torch.bfloat16)
-                .view(torch.int16)
-                .numpy()
-                .tobytes()
-            )
-        return digest.hexdigest()
+
+def load_model(model: ModelLike, **options: Any) -> HookedModel:
+    """Return `HookedModel.load` of ``model`` and ``options``."""
+    return HookedModel.load(model, **options)
 
 
-def tokenizer_hash(tokenizer: Any) -> str:
-    """Hash of the vocabulary and of how a fixed text and a sample of the tokens themselves are cut:
-    equal for tokenizers that give the same ids.
-    """
-    probe = "The quick brown fox's 1,234 leaps: naïve café\n\tfoo_bar() 日本語 🙂"
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    # Two tokenizers may share a vocabulary and differ in a few merges, which no one sentence would
-    # show.
-    tokens = [str(token) for token, _ in sorted(vocabulary, key=lambda item: item[1])]
-    sample = [
-        token.replace("Ġ", " ").replace("▁", " ")
-        for token in tokens[:: max(1, len(tokens) // _SAMPLED_TOKENS)]
-    ]
-    cut = [
-        tokenizer(text, add_special_tokens=False)["input_ids"]
-        for text in (probe, *(f"a{text}" for text in sample))
-    ]
-    content = json.dumps([vocabulary, cut])
-    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
-
-
-def model_name(path_or_id: str) -> str:
-    """A folder's own name, or the hub id."""
-    return Path(path_or_id).name if Path(path_or_id).exists() else path_or_id
+def _is_hugging_face(model: Any) -> bool:
+    # A TransformerLens model has `forward` too, but only there is `hook_dict`.
+    return (
+        not hasattr(model, "hook_dict") and hasattr(model, "config") and hasattr(model, "forward")
+    )

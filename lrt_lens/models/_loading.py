@@ -1,19 +1,23 @@
-"""From whatever names or is a model to a `HookedModel`.
+"""Hugging Face models, tokenizers and TransformerLens bridges: what `HookedModel.load` builds on.
 
-The Hugging Face model is loaded by us, with SDPA attention, and handed to the bridge: a bridge that
-boots by name forces eager attention, which is slower and takes memory quadratic in the context.
-Architectures without SDPA fall back to their own default.
+Problem: a bridge that loads a model by name forces eager attention, which is slower and needs
+memory quadratic in the context length. Mechanism: `load_pretrained` loads the Hugging Face model
+with SDPA attention, and `boot_bridge` wraps that model.
+
+    model, tokenizer = load_pretrained("EleutherAI/pythia-70m-deduped")
+    bridge = boot_bridge(model, tokenizer, "EleutherAI/pythia-70m-deduped")
+
+Limits: an architecture without SDPA is loaded with its own default attention.
 """
 
 import copy
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-
-from lrt_lens.errors import MismatchError
-from lrt_lens.models._hooked_model import HookedModel, model_name, tokenizer_hash
 
 logger = logging.getLogger(__name__)
 
@@ -23,63 +27,32 @@ or a `HookedModel`.
 """
 
 
-def load_model(
-    model: ModelLike,
+def model_origin(model: ModelLike) -> str:
+    """Return the hub id or folder that ``model`` is or was loaded from, else its class's name."""
+    if isinstance(model, str | Path):
+        return str(model)
+    if hasattr(model, "cfg"):
+        return str(getattr(model.cfg, "model_name", type(model).__name__))
+    config = getattr(model, "config", None)
+    return str(getattr(config, "_name_or_path", "") or type(model).__name__)
+
+
+def load_pretrained(
+    name: str,
     *,
     tokenizer: Any = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     device_map: Any = None,
     revision: str | None = None,
-    prepend_bos: bool | None = None,
     trust_remote_code: bool = False,
-) -> HookedModel:
-    """See `HookedModel.load`. A model that is loaded already keeps its device and dtype."""
-    if isinstance(model, HookedModel):
-        if prepend_bos is not None and prepend_bos != model.prepend_bos:
-            raise MismatchError(
-                f"{model.name!r} was loaded with prepend_bos={model.prepend_bos}; asked for {prepend_bos}: load it again with that"
-            )
-        if tokenizer is not None and tokenizer_hash(tokenizer) != model.identity.tokenizer_hash:
-            raise MismatchError(
-                f"{model.name!r} was loaded with a tokenizer of {len(model.tokenizer)} tokens; asked for another, of {len(tokenizer)}: "
-                "to have it read through that one, load its bridge again, as in HookedModel.load(model.bridge, tokenizer=...)"
-            )
-        return model
-    if isinstance(model, str | Path):
-        loaded, tokenizer = _from_pretrained(
-            str(model), tokenizer, device, dtype, device_map, revision, trust_remote_code
-        )
-        return HookedModel(
-            _bridge(loaded, tokenizer, str(model)),
-            tokenizer=tokenizer,
-            name=model_name(str(model)),
-            revision=revision or "unknown",
-            prepend_bos=prepend_bos,
-        )
-    if hasattr(model, "hook_dict"):
-        return HookedModel(model, tokenizer=tokenizer, prepend_bos=prepend_bos)
-    if hasattr(model, "config") and hasattr(model, "forward"):
-        name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
-        tokenizer = tokenizer or _tokenizer(name, revision)
-        return HookedModel(
-            _bridge(model, tokenizer, name),
-            tokenizer=tokenizer,
-            name=model_name(name),
-            prepend_bos=prepend_bos,
-        )
-    return HookedModel(model)
-
-
-def _from_pretrained(
-    name: str,
-    tokenizer: Any,
-    device: Any,
-    dtype: str | torch.dtype | None,
-    device_map: Any,
-    revision: str | None,
-    trust: bool,
 ) -> tuple[Any, Any]:
+    """Return (Hugging Face model, tokenizer) of a hub id or folder, in evaluation mode.
+
+    Raises:
+        ValueError: ``device`` and ``device_map`` are both given, or there is no tokenizer.
+        OSError: there is no model of this name.
+    """
     from transformers import AutoModelForCausalLM
 
     if device is not None and device_map is not None:
@@ -89,64 +62,82 @@ def _from_pretrained(
     options: dict[str, Any] = {
         "dtype": torch_dtype(dtype),
         "revision": revision,
-        "trust_remote_code": trust,
+        "trust_remote_code": trust_remote_code,
+        "device_map": device_map,
     }
-    if device_map is not None:
-        options["device_map"] = device_map
     options = {key: value for key, value in options.items() if value is not None}
+    with thread_count_unchanged():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                name, attn_implementation="sdpa", **options
+            )
+        except ValueError as error:
+            if "scaled_dot_product_attention" not in str(error):
+                raise
+            logger.info("%s has no SDPA attention; loading it with its default attention", name)
+            model = AutoModelForCausalLM.from_pretrained(name, **options)
+        except OSError as error:
+            raise OSError(
+                f"no model at {name!r}: neither a local folder nor a hub model that can be reached,"
+                f" revision {revision!r} ({error})"
+            ) from error
+    if device_map is None:
+        model = cast(torch.nn.Module, model).to(torch.device(device or "cpu"))
+    return model.eval(), tokenizer or load_tokenizer(name, revision, trust_remote_code)
+
+
+@contextmanager
+def thread_count_unchanged() -> Iterator[None]:
+    """Restore torch's number of threads at the end of the ``with`` block.
+
+    When transformers imports a model class it sets a thread count of one back to the default.
+    """
     threads = torch.get_num_threads()
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(name, attn_implementation="sdpa", **options)
-    except ValueError as error:
-        if "scaled_dot_product_attention" not in str(error):
-            raise
-        logger.info("%s has no SDPA attention; using its default", name)
-        loaded = AutoModelForCausalLM.from_pretrained(name, **options)
-    except OSError as error:
-        raise OSError(
-            f"no model at {name!r}: neither a folder here nor a hub model that can be reached, revision {revision!r} ({error})"
-        ) from error
+        yield
     finally:
-        # Importing a model class of transformers resets a thread count of one.
         torch.set_num_threads(threads)
-    if device_map is None:
-        loaded = cast(torch.nn.Module, loaded).to(torch.device(device or "cpu"))
-    return loaded.eval(), tokenizer or _tokenizer(name, revision, trust)
 
 
-def _tokenizer(name: str, revision: str | None = None, trust: bool = False) -> Any:
+def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """Return the tokenizer of a hub id or folder; ValueError says what to pass if there is none."""
     from transformers import AutoTokenizer
 
+    options = {"revision": revision} if revision else {}
     try:
-        return AutoTokenizer.from_pretrained(
-            name, **({"revision": revision} if revision else {}), trust_remote_code=trust
-        )
+        return AutoTokenizer.from_pretrained(name, **options, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"no tokenizer found at {name!r} ({error}); pass tokenizer=AutoTokenizer.from_pretrained(...)"
+            f"no tokenizer at {name!r} ({error}); pass tokenizer=AutoTokenizer.from_pretrained(...)"
         ) from error
 
 
 def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    """A floating point type from its name; float32 for None."""
+    """Return a floating-point dtype from its name or itself; float32 for None."""
     if dtype is None:
         return torch.float32
     resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
         raise ValueError(
-            f"dtype {dtype!r} is no floating point type; use 'float32', 'bfloat16' or 'float16'"
+            f"dtype is {dtype!r}, which is no floating point type;"
+            " use 'float32', 'bfloat16' or 'float16'"
         )
     return resolved
 
 
-def _bridge(model: Any, tokenizer: Any, name: str) -> Any:
+def boot_bridge(model: Any, tokenizer: Any, name: str) -> Any:
+    """Return a ``TransformerBridge`` around a Hugging Face model, on the model's own device.
+
+    ``tokenizer`` stays unchanged.
+    """
     from transformer_lens.model_bridge import TransformerBridge
 
     parameter = next(model.parameters())
+    # A model that device_map has spread over several devices must not be moved to one of them.
     device = None if getattr(model, "hf_device_map", None) else parameter.device
-    # The bridge changes its tokenizer: missing special tokens are made up, and, unless it says that
-    # it adds BOS already, it is loaded again so that it does. That is not how the model was
-    # trained, so the bridge gets a copy that it leaves as it is.
+    # The bridge changes the tokenizer that it receives: it adds missing special tokens and loads
+    # the tokenizer again with BOS, unless `add_bos_token` is set. The model was not trained that
+    # way. So the bridge receives a copy in which `add_bos_token` is set.
     copied = copy.deepcopy(tokenizer)
     copied.init_kwargs = {"name_or_path": name, **copied.init_kwargs, "add_bos_token": True}
     return TransformerBridge.boot_transformers(

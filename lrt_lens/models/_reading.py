@@ -1,12 +1,12 @@
-"""Reading activations from texts: what vectors and probes are learnt from.
+"""Activations of texts at a hook point, from which vectors and probes are learnt.
 
     read_activations(model, texts, 3, "mean")      # [text, d_model]
-    for i, rows in read_tokens(model, texts, 3):   # [token, d_model] of every text, at the positions that maps are fitted on
+    for index, activations in read_tokens(model, texts, 3):        # [token, d_model], per text
         ...
 
-A text is read at one position or pooled over its unmasked tokens: behind the first ``skip_first``,
-no special ones. A mean commutes with an affine map, a maximum does not: ``through=`` maps every
-token before it is pooled.
+A text is read at one position, or pooled over its unmasked tokens. Masked are special tokens and
+the first ``skip_first`` positions, on which no map is fitted. A mean commutes with an affine map,
+a maximum does not; ``through`` therefore maps every token before the pooling.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +20,14 @@ from lrt_lens.models._hook_points import resolve
 from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel
 
 Read = Literal["last", "mean", "max"] | int
-"""Where a text is read: its last token, the mean or the elementwise maximum over its unmasked
-tokens, or a position (negative counts from the end)."""
+"""The last token, the mean or the elementwise maximum over the unmasked tokens, or a position.
+
+A negative position counts from the end.
+"""
 EveryRead = Read | Literal["every"]
-"""The same, or every unmasked token on its own."""
+"""A `Read`, or ``"every"`` for each unmasked token separately."""
 _READ_BATCH = 32
+"""Number of texts per forward pass."""
 
 
 def read_activations(
@@ -36,13 +39,17 @@ def read_activations(
     skip_first: int = SKIP_FIRST,
     through: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """One row a text, [text, d_model] in float32, read at the last token, pooled over unmasked
-    tokens, or at a position.
+    """Return one float32 row per text, [text, d_model], at hook point ``hook``.
 
-    ``through`` maps every token, [token, d_model] → [token, d], before it is pooled.
+    ``through`` maps the tokens, [token, d_model] to [token, d], before the pooling.
+
+    Raises:
+        NonFiniteError: an activation is NaN or infinite.
+        ValueError: ``read`` is unknown, a text is shorter than the position, or all tokens of a
+            text are masked.
     """
     if not isinstance(read, int) and read not in ("last", "mean", "max"):
-        raise ValueError(f"read is {read!r}; expected 'last', 'mean', 'max', or a position")
+        raise ValueError(f"read is {read!r}; expected 'last', 'mean', 'max' or a position")
     out: list[Tensor] = [torch.empty(0)] * len(texts)
     for index, activations, mask in _passes(model, texts, hook, skip_first):
         pooled = read in ("mean", "max")
@@ -50,6 +57,7 @@ def read_activations(
             raise _too_short(len(mask), skip_first)
         rows = activations[mask] if pooled else activations[_position(read, len(mask))][None]
         rows = rows if through is None else through(rows)
+        # At a single position there is one row, which is its own mean.
         out[index] = rows.amax(0) if read == "max" else rows.mean(0)
     return torch.stack(out)
 
@@ -57,8 +65,13 @@ def read_activations(
 def read_tokens(
     model: HookedModel, texts: Sequence[str], hook: int | str, *, skip_first: int = SKIP_FIRST
 ) -> Iterator[tuple[int, Tensor]]:
-    """(number of the text, its unmasked tokens [token, d_model] in float32), one text at a time,
-    shortest first.
+    """Yield (index of a text, float32 activations [token, d_model] of its unmasked tokens).
+
+    Texts come one at a time, the shortest first.
+
+    Raises:
+        NonFiniteError: an activation is NaN or infinite.
+        ValueError: all tokens of a text are masked.
     """
     for index, activations, mask in _passes(model, texts, hook, skip_first):
         if not mask.any():
@@ -69,34 +82,38 @@ def read_tokens(
 def _passes(
     model: HookedModel, texts: Sequence[str], hook: int | str, skip_first: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(number of the text, [token, d_model], which tokens are unmasked [token]), padding cut off."""
+    """Yield (index of a text, activations [token, d_model], mask [token]) without padding."""
     rows = model.encode(texts)
     name = resolve(hook, model)
+    # Texts of similar length share a batch, so that little of it is padding.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for start in range(0, len(order), _READ_BATCH):
-        chosen = order[start : start + _READ_BATCH]
-        batch = [rows[i] for i in chosen]
-        activations = model.engine.capture(model.pad(batch), [name])[name].float().cpu()
+        indices = order[start : start + _READ_BATCH]
+        batch = [rows[index] for index in indices]
+        captured = model.engine.capture(model.pad(batch), [name])[name].float().cpu()
         masks = model.read_mask(batch, skip_first)
-        for place, i in enumerate(chosen):
-            activation = activations[place, : len(rows[i])]
-            if not torch.isfinite(activation).all():
+        for index, row, padded, mask in zip(indices, batch, captured, masks, strict=True):
+            activations = padded[: len(row)]
+            if not torch.isfinite(activations).all():
                 raise NonFiniteError(
-                    f"activations of {model.name!r} at {name!r} are NaN or infinite on these texts; load the model in float32 or bfloat16"
+                    f"activations of {model.name!r} at {name!r} are NaN or infinite on these texts;"
+                    " load the model in float32 or bfloat16"
                 )
-            yield i, activation, masks[place, : len(rows[i])]
+            yield index, activations, mask[: len(row)]
 
 
 def _position(read: Read, length: int) -> int:
     position = length - 1 if read == "last" else int(read) + (length if int(read) < 0 else 0)
     if not 0 <= position < length:
         raise ValueError(
-            f"position {read} is outside a text of {length} tokens; use 'last', 'mean' or a smaller position"
+            f"position {read} is outside a text of {length} tokens;"
+            " use 'last', 'mean' or a smaller position"
         )
     return position
 
 
 def _too_short(length: int, skip_first: int) -> ValueError:
     return ValueError(
-        f"a text of {length} tokens has none behind the {skip_first} masked ones; give longer texts, or read='last'"
+        f"a text of {length} tokens has none behind the {skip_first} masked ones;"
+        " give longer texts, or read='last'"
     )

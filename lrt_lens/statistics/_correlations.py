@@ -1,4 +1,4 @@
-"""Pearson's correlation over items at every scale, Spearman's of two rows, and their bootstraps."""
+"""Pearson's and Spearman's correlation over items, with bootstrap intervals."""
 
 import math
 import warnings
@@ -9,33 +9,34 @@ from scipy.stats import rankdata
 from lrt_lens.statistics._intervals import N_BOOTSTRAP, NOTHING, Interval, percentiles, resamples
 
 _TINY = 1e-9
-"""A spread over items, relative to the values, below which nothing varies but rounding."""
+"""Spread over items, relative to the largest value, up to which all variation is rounding."""
 
 
 def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson's r over the last axis; NaN where either side is the same for all items (nothing
-    correlates with a constant).
-    """
+    """Return Pearson's r over the last axis; NaN if all items of either side are equal."""
     size = [np.abs(x).max(-1) for x in (a, b)]
     a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
     norms = [np.sqrt((x**2).mean(-1)) for x in (a, b)]
-    flat = (norms[0] <= _TINY * size[0]) | (norms[1] <= _TINY * size[1])
+    # The mean of equal floats can differ from them by rounding, so the spread of a constant is
+    # compared with its size instead of with 0.
+    constant = (norms[0] <= _TINY * size[0]) | (norms[1] <= _TINY * size[1])
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(flat, math.nan, (a * b).mean(-1) / (norms[0] * norms[1]))
+        # r = mean(ab) / (√mean(a²) · √mean(b²)) for centred a and b
+        return np.where(constant, math.nan, (a * b).mean(-1) / (norms[0] * norms[1]))
 
 
 def bootstrap_correlation(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> Interval:
-    """Mean over scales of the correlation over items with its percentile bootstrap over items.
+    """Return the mean over scales of Pearson's r over items, with its bootstrap interval.
 
-    ``a`` and ``b`` are [scale, item]; the same items are drawn at all scales. Undefined where the
-    correlation is at any scale.
+    ``a`` and ``b`` are [scale, item]; a resample draws the same items at all scales. The result is
+    NaN if the correlation is undefined at any scale.
     """
     value = float(correlations(a, b).mean())
     if math.isnan(value):
         return NOTHING
     index = resamples(a.shape[1], seed)
     with warnings.catch_warnings():
-        # A draw that repeats one item has no correlation; such draws are left out.
+        # A resample that repeats a single item has no correlation; `nanpercentile` leaves it out.
         warnings.simplefilter("ignore", RuntimeWarning)
         means = np.mean(
             [correlations(x[index], y[index]) for x, y in zip(a, b, strict=True)], axis=0
@@ -47,12 +48,11 @@ def bootstrap_correlation(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> Int
 def bootstrap_rank_correlation(
     a: np.ndarray, b: np.ndarray, *, seed: int = 0, n_draws: int = N_BOOTSTRAP
 ) -> tuple[Interval, float]:
-    """(Spearman's correlation over items with its percentile bootstrap, share of resamples that
-    have none).
+    """Return (Spearman's ρ over items with its bootstrap interval, share of undefined resamples).
 
-    ``a`` and ``b`` are [item]; equal values share their ranks. A resample in which either side is
-    the same for all items has no correlation and is left out of the percentiles; `NOTHING` where
-    the items themselves have none.
+    ``a`` and ``b`` are [item]; equal values get their mean rank. A resample in which all items of
+    either side are equal has no correlation: the percentiles leave it out, and the share counts it.
+    The interval is NaN if the items themselves have no correlation.
     """
     value = float(_rank_correlations(a, b))
     index = resamples(len(a), seed, n_draws)
@@ -62,4 +62,5 @@ def bootstrap_rank_correlation(
 
 
 def _rank_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    # Spearman's ρ is Pearson's r of the ranks.
     return correlations(rankdata(a, axis=-1), rankdata(b, axis=-1))

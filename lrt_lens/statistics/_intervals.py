@@ -1,8 +1,13 @@
-"""Intervals shared by all evaluations: bootstrap over items, spread over draws, delete-a-group
-jackknife.
+"""Two-sided 95% intervals of all evaluations: bootstrap, range of draws, exact, and jackknife.
 
-All are two-sided 95% and seeded. Arms are compared on the same items, so ratios and differences are
-bootstrapped *paired*.
+Problem: every number of an evaluation needs an interval, and arms are compared on the same items.
+Mechanism: the percentile bootstrap draws items with replacement, from a fixed seed. Ratios and
+other statistics of several columns draw the same items for each of them, so they stay *paired*.
+
+    bootstrap_mean([0.2, 0.4, 0.1])            # Interval(0.2333, 95% 0.1 to 0.4)
+    bootstrap_ratio(transferred, native)       # NaN if the mean of `native` may be 0
+
+Limits: percentile intervals are too short for a handful of items.
 """
 
 import math
@@ -14,18 +19,19 @@ import numpy as np
 from lrt_lens.statistics._jackknife import LEVEL, standard_error
 
 N_BOOTSTRAP = 2000
+"""Number of resamples per interval."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95% interval."""
+    """An estimate with its two-sided 95% interval."""
 
     value: float
     low: float
     high: float
 
     def excludes(self, number: float) -> bool:
-        """Whether ``number`` lies outside."""
+        """Return whether ``number`` lies outside the interval."""
         return not self.low <= number <= self.high
 
     def __repr__(self) -> str:
@@ -33,11 +39,14 @@ class Interval:
 
 
 NOTHING = Interval(math.nan, math.nan, math.nan)
-"""What is reported where an estimate is undefined."""
+"""Interval of an undefined estimate: all three numbers are NaN."""
 
 
 def bootstrap_mean(values: Sequence[float] | np.ndarray, *, seed: int = 0) -> Interval:
-    """Mean over items with its percentile bootstrap interval; NaN where any item is undefined."""
+    """Return the mean over items with its bootstrap interval.
+
+    NaN if there are no items, or if one is NaN.
+    """
     values = np.asarray(values, dtype=float)
     if len(values) == 0 or np.isnan(values).any():
         return NOTHING
@@ -46,19 +55,20 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, *, seed: int = 0) -> In
 
 
 def bootstrap_ratio(numerator: np.ndarray, denominator: np.ndarray, *, seed: int = 0) -> Interval:
-    """Ratio of two means over the same items, paired; undefined where the denominator's own
-    interval includes 0.
+    """Return the ratio of two means over the same items with its paired bootstrap interval.
+
+    NaN if the interval of the denominator's mean includes 0, if there are no items, or if one is
+    NaN.
     """
-    numerator, denominator = (
-        np.asarray(numerator, dtype=float),
-        np.asarray(denominator, dtype=float),
-    )
+    numerator = np.asarray(numerator, dtype=float)
+    denominator = np.asarray(denominator, dtype=float)
     if (
         np.isnan(numerator).any()
         or not len(denominator)
         or not bootstrap_mean(denominator, seed=seed).excludes(0.0)
     ):
         return NOTHING
+    # One index for both: resample b of the ratio is mean(numerator[b]) / mean(denominator[b]).
     index = resamples(len(numerator), seed)
     ratios = numerator[index].mean(1) / denominator[index].mean(1)
     return percentiles(float(numerator.mean() / denominator.mean()), ratios)
@@ -67,33 +77,41 @@ def bootstrap_ratio(numerator: np.ndarray, denominator: np.ndarray, *, seed: int
 def bootstrap_statistic(
     statistic: Callable[[np.ndarray], float], values: np.ndarray, *, seed: int = 0
 ) -> Interval:
-    """Any function of the columns of ``values`` ([..., item]) with its percentile bootstrap;
-    columns are drawn, so rows stay paired.
+    """Return a statistic of the items in ``values`` [..., item] with its bootstrap interval.
+
+    The items are drawn along the last axis, so the rows stay paired.
     """
     draws = np.array([statistic(values[..., index]) for index in resamples(values.shape[-1], seed)])
     return percentiles(float(statistic(values)), draws)
 
 
 def spread(draws: Sequence[float]) -> Interval:
-    """Mean over draws of a control with the range that 95% of draws fall into."""
+    """Return the mean of a control's draws with the range that holds 95% of them; NaN is left out.
+
+    The result is NaN if no draw is left.
+    """
     values = np.asarray(draws, dtype=float)
     values = values[~np.isnan(values)]
     return percentiles(float(values.mean()), values) if len(values) else NOTHING
 
 
 def clopper_pearson(count: int, n: int) -> Interval:
-    """A share of ``count`` in ``n`` independent trials with its exact interval (Clopper and Pearson
-    1934), wide rather than short.
+    """Return the share of ``count`` in ``n`` independent trials with its exact interval.
 
-    The ends are quantiles of beta distributions: low ``B(α/2; k, n−k+1)``, high ``B(1−α/2; k+1,
-    n−k)``. ValueError unless 0 <= count <= n, n > 0.
+    Source: Clopper and Pearson (1934). The coverage is at least 95%, for most shares more.
+
+    Raises:
+        ValueError: not 0 <= count <= n, or n = 0.
     """
     from scipy.stats import beta
 
     if not 0 <= count <= n or n == 0:
         raise ValueError(
-            f"{count} of {n} is no share; expected a count between 0 and a positive number of trials"
+            f"{count} of {n} is no share; expected a count between 0 and a positive number of"
+            " trials"
         )
+    # Quantiles of beta distributions: low = B(α/2; k, n − k + 1), high = B(1 − α/2; k + 1, n − k).
+    # Both are undefined at the ends of the range, where the limits are 0 and 1.
     tail = (1 - LEVEL) / 2
     low = 0.0 if count == 0 else float(beta.ppf(tail, count, n - count + 1))
     high = 1.0 if count == n else float(beta.ppf(1 - tail, count + 1, n - count))
@@ -101,17 +119,17 @@ def clopper_pearson(count: int, n: int) -> Interval:
 
 
 def jackknife_error(leave_one_out: Sequence[float]) -> float:
-    """Standard error by the delete-a-group jackknife: √((K−1)/K·Σ(θ_k − θ̄)²)."""
+    """Return the standard error by the delete-a-group jackknife: √((K−1)/K·Σ(θ_k − θ̄)²)."""
     return float(standard_error(leave_one_out))
 
 
 def resamples(n: int, seed: int, n_draws: int = N_BOOTSTRAP) -> np.ndarray:
-    """[draw, n] indices of items, drawn with replacement."""
+    """Return indices [draw, n] of items, drawn with replacement."""
     return np.random.default_rng(seed).integers(0, n, size=(n_draws, n))
 
 
 def percentiles(value: float, draws: np.ndarray) -> Interval:
-    """A value with the ends between which 95% of draws of it lie."""
+    """Return ``value`` with the 2.5 and 97.5 percentiles of ``draws``."""
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(draws, [tail, 100 - tail])
     return Interval(value, float(low), float(high))

@@ -11,18 +11,18 @@ What does a rotation, a low rank, the second direction or nothing at all give?
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
-from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments, Pair
+from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
+from lrt_lens.moments._hook_pairs import HookPair as Pair
 from lrt_lens.stitching._diagnostics import map_diagnostics
+from lrt_lens.stitching._fit import fit_grid
+from lrt_lens.stitching._grid import StitchGrid
 from lrt_lens.stitching.solvers._solver import Solver
-
-if TYPE_CHECKING:
-    from lrt_lens.stitching._grid import StitchGrid
 
 COMPARISON_COLUMNS = (
     "solver",
@@ -107,14 +107,14 @@ def compare_solvers(
     rows = []
     for solver in tqdm(solvers, desc="compare", disable=not progress, leave=False):
         started = time.perf_counter()
-        grid = moments.fit(solver, pairs=pairs)
+        grid = fit_grid(moments, solver, pairs=pairs)
         seconds = (time.perf_counter() - started) / len(pairs)
         for row in grid.scores.to_dict("records"):
             rows += _rows(grid, row, seconds)
     return SolverComparison(pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS)))
 
 
-def _rows(grid: "StitchGrid", row: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
+def _rows(grid: StitchGrid, row: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
     pair = (str(row["source_hook"]), str(row["target_hook"]))
     fit = grid.moments.scatter(pair, FIT_PARTS)
     rows = []

@@ -1,9 +1,9 @@
-"""Will a direction carry over? A prediction from the moments, before any model runs.
+"""Prediction, from the moments alone, of how well a direction transfers.
 
 With the maps ``W`` (up) and ``W_down``, covariances ``S`` of the fitting folds and ``S'`` of the
 held-out test fold:
 
-    read   ρ(w) = corr(x·w, y·(W_down w))            the read-out w on the source against the same read-out carried to the target
+    read   ρ(w) = corr(x·w, y·(W_down w))     the read-out w on the source and on the target
     write  ρ(v) = corr(x·a, y·c),  a = (Sxx + λI)⁻¹ v,  c = (Syy + λI)⁻¹ (vW)
 
 ``a`` is the read-out for which moving along ``v`` is what moves it (the regression of the
@@ -16,7 +16,7 @@ drawn from the source's own covariance.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -26,10 +26,9 @@ from lrt_lens._repr_html import card, note, table
 from lrt_lens.errors import MismatchError
 from lrt_lens.moments._scatter import Scatter
 from lrt_lens.statistics._jackknife import jackknife
+from lrt_lens.statistics._random_directions import random_directions
 from lrt_lens.stitching._affine import MapPair
-
-if TYPE_CHECKING:
-    from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.stitching._stitch_data import StitchData
 
 _RIDGE = 1e-4
 """λ of the write-side inverses, relative to the mean variance, where the stitch names no penalty.
@@ -58,8 +57,10 @@ class Fidelity:
 
     def __repr__(self) -> str:
         return (
-            f"Fidelity({self.kind} {self.value:.3f}, 95% {self.low:.3f} to {self.high:.3f}; naive {self.naive:.3f}; "
-            f"random directions {self.null_mean:.3f}, 95% {self.null_low:.3f} to {self.null_high:.3f}; {self.n:,} tokens)"
+            f"Fidelity({self.kind} {self.value:.3f}, 95% {self.low:.3f} to {self.high:.3f}; naive "
+            f"{self.naive:.3f}; "
+            f"random directions {self.null_mean:.3f}, 95% {self.null_low:.3f} to "
+            f"{self.null_high:.3f}; {self.n:,} tokens)"
         )
 
     def _repr_html_(self) -> str:
@@ -78,13 +79,14 @@ class Fidelity:
             "Fidelity",
             table(pd.DataFrame([row])),
             note(
-                "Of the direction's role on the source with its role on the target; held-out text, 95%."
+                "Of the direction's role on the source with its role on the target; held-out text, "
+                "95%."
             ),
         )
 
 
 def fidelity(
-    stitch: "Stitch",
+    stitch: StitchData,
     direction: Tensor,
     kind: Literal["write", "read"] = "write",
     *,
@@ -94,13 +96,15 @@ def fidelity(
     """ρ_write or ρ_read of one direction [d_source] on the stitch's held-out test fold."""
     if kind not in ("write", "read"):
         raise ValueError(
-            f"kind is {kind!r}; expected 'write' (steering vectors, decoder rows) or 'read' (probe weights, encoder columns)"
+            f"kind is {kind!r}; expected 'write' (steering vectors, decoder rows) or 'read' (probe "
+            "weights, encoder columns)"
         )
     direction = direction.detach().double().cpu()
     d_source = stitch.up.weight.shape[0]
     if direction.shape != (d_source,):
         raise MismatchError(
-            f"direction has shape {tuple(direction.shape)}; this stitch starts at {stitch.source_hook!r} with [{d_source}]"
+            f"direction has shape {tuple(direction.shape)}; this stitch starts at "
+            f"{stitch.source_hook!r} with [{d_source}]"
         )
     if not torch.isfinite(direction).all() or not direction.any():
         raise ValueError("the direction is zero or holds NaN; a direction needs a length")
@@ -116,7 +120,7 @@ def fidelity(
     over_map = [_with(stitch, maps, direction[None], kind, whole)[0] for maps in stitch.refits]
     half = math.hypot(_reach(over_text), _reach(over_map))
     generator = torch.Generator().manual_seed(seed)
-    draws = random_directions(stitch, n_random, generator)
+    draws = random_source_directions(stitch, n_random, generator)
     null = fidelities(stitch, draws, kind)
     low, high = torch.quantile(null, torch.tensor([0.025, 0.975], dtype=null.dtype)).tolist()
     return Fidelity(
@@ -132,43 +136,40 @@ def fidelity(
     )
 
 
-def fidelities(stitch: "Stitch", directions: Tensor, kind: Literal["write", "read"]) -> Tensor:
-    """[direction]: the values alone, of many directions [direction, d_source]."""
+def fidelities(stitch: StitchData, directions: Tensor, kind: Literal["write", "read"]) -> Tensor:
+    """Return ρ_write or ρ_read of many directions [direction, d_source], as [direction]."""
     return _with(
         stitch, stitch.maps, directions.double().cpu(), kind, _union(held_out_groups(stitch))
     )
 
 
-def naive_fidelities(stitch: "Stitch", directions: Tensor) -> Tensor:
-    """[direction]: corr(x·v, y·vW), the correlation of projections on the direction and on its
-    image.
-    """
+def naive_fidelities(stitch: StitchData, directions: Tensor) -> Tensor:
+    """Return the correlation corr(x·v, y·vW) of each direction with its image, as [direction]."""
     directions = directions.double().cpu()
     return _correlation(
         directions, directions @ stitch.up.weight.double().cpu(), _union(held_out_groups(stitch))
     )
 
 
-def random_directions(stitch: "Stitch", n: int, generator: torch.Generator) -> Tensor:
-    """[n, d_source]: half isotropic, half from the source's covariance."""
-    covariance = stitch.source_statistics.covariance.double().cpu()
-    draws = torch.randn(n, len(covariance), generator=generator, dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(covariance)
-    draws[n // 2 :] = draws[n // 2 :] @ (vectors * values.clamp_min(0).sqrt()).T
-    return draws
+def random_source_directions(stitch: StitchData, n: int, generator: torch.Generator) -> Tensor:
+    """Return random source directions [n, d_source], half isotropic, half as the source's stream."""
+    covariance = stitch.source_statistics.covariance
+    noise = torch.randn(n, len(covariance), generator=generator, dtype=torch.float64)
+    return random_directions(noise, covariance)
 
 
-def held_out_groups(stitch: "Stitch") -> tuple[Scatter, ...]:
+def held_out_groups(stitch: StitchData) -> tuple[Scatter, ...]:
     """The stitch's test groups; ValueError where it came without them."""
     if not stitch.held_out:
         raise ValueError(
-            "this stitch carries no held-out moments, which fidelity is measured on; take it from a grid, or save it again from one"
+            "this stitch carries no held-out moments, which fidelity is measured on; take it from "
+            "a grid, or save it again from one"
         )
     return stitch.held_out
 
 
 def _with(
-    stitch: "Stitch", maps: MapPair, directions: Tensor, kind: str, held_out: Scatter
+    stitch: StitchData, maps: MapPair, directions: Tensor, kind: str, held_out: Scatter
 ) -> Tensor:
     up, down = maps.up.weight.double().cpu(), maps.down.weight.double().cpu()
     if kind == "read":
@@ -188,7 +189,7 @@ def _regularised_solve(covariance: Tensor, rows: Tensor, alpha: float) -> Tensor
 
 
 def _correlation(a: Tensor, c: Tensor, held_out: Scatter) -> Tensor:
-    """[direction]: corr(x·a, y·c) over held-out rows."""
+    """Return corr(x·a, y·c) over held-out rows, as [direction]."""
     covariance = ((a @ held_out.xy.cpu()) * c).sum(1)
     variance = ((a @ held_out.xx.cpu()) * a).sum(1) * ((c @ held_out.yy.cpu()) * c).sum(1)
     return covariance / variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()

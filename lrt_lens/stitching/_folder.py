@@ -1,32 +1,24 @@
-"""Files: moments as one safetensors file, a stitch as a folder. Nothing is pickled; every file is
-renamed into place when complete.
+"""Files of a stitch: a folder with tensors, a configuration and a model card.
+
+Nothing is pickled; every file is written to a temporary name and renamed.
 """
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from lrt_lens.data._blocks import PART_NAMES
+from lrt_lens._files import read_tensors, write_atomically, write_tensors
 from lrt_lens.errors import FileFormatError
-from lrt_lens.models._hooked_model import ModelIdentity
-from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._scatter import DenseSecondMoment, Scatter
-from lrt_lens.moments._side_moments import SideMoments
-from lrt_lens.stitching._affine import AffineMap, MapPair
-from lrt_lens.stitching._stitch import Stitch, StreamStatistics
+from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
+from lrt_lens.stitching._stitch_data import StitchData
 
-MOMENTS_SCHEMA = "lrt_lens.moments/1"
 STITCH_SCHEMA = "lrt_lens.stitch/1"
 CONFIG_NAME, TENSORS_NAME, HELD_OUT_NAME = (
     "stitch_config.json",
@@ -35,170 +27,10 @@ CONFIG_NAME, TENSORS_NAME, HELD_OUT_NAME = (
 )
 
 
-# ------------------------------------------------------------------------------------------ writing
+def save_stitch(stitch: StitchData, folder: Path) -> None:
+    """Write a stitch folder.
 
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Let ``write`` fill a temporary file beside ``path`` and rename it; nothing is left behind
-    when it fails.
-    """
-    make_folder(path.parent)
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise _unwritable(path.parent, error) from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def make_folder(folder: Path) -> Path:
-    """The folder, made if need be; OSError says what is in the way."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    return folder
-
-
-def _unwritable(folder: Path, error: OSError) -> OSError:
-    return OSError(
-        f"cannot write to {str(folder)!r} ({error.strerror or error}); choose a folder that you may write to"
-    )
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
-    """One safetensors file, atomically."""
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return write_atomically(path, lambda temporary: save_file(ready, temporary, metadata=metadata))
-
-
-def read_tensors(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a file of ours; FileFormatError says what is wrong with any other."""
-    with _opened(path, schema) as (opened, metadata):
-        return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118 (no iterator on a safetensors file)
-
-
-def read_moment_metadata(path: Path) -> dict[str, str]:
-    """What a file of moments says beside its tensors, which are not read; see `moment_metadata`."""
-    with _opened(path, MOMENTS_SCHEMA) as (_, metadata):
-        return metadata
-
-
-@contextmanager
-def _opened(path: Path, schema: str) -> Iterator[tuple[Any, dict[str, str]]]:
-    if not path.is_file():
-        raise FileFormatError(f"no file at {str(path)!r}")
-    try:
-        with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            if metadata.get("schema_version") != schema:
-                raise FileFormatError(
-                    f"{str(path)!r} has schema {metadata.get('schema_version')!r}; expected {schema!r}: it was written by another program or version"
-                )
-            yield opened, metadata
-    except (SafetensorError, OSError) as error:
-        raise FileFormatError(
-            f"{str(path)!r} is truncated or no safetensors file ({error}); copy or fit it again"
-        ) from error
-
-
-# ------------------------------------------------------------------------------------------ moments
-
-
-def save_moments(moments: CrossMoments, path: Path) -> Path:
-    """See `CrossMoments.save`."""
-    return write_tensors(
-        path,
-        moment_tensors(moments),
-        {"schema_version": MOMENTS_SCHEMA, **moment_metadata(moments)},
-    )
-
-
-def moment_tensors(moments: CrossMoments) -> dict[str, Tensor]:
-    """The moments' own storage by its names in files: what is written into these tensors is written
-    into the moments.
-    """
-    tensors: dict[str, Tensor] = {}
-    for k, part in enumerate(PART_NAMES):
-        tensors[f"{part}/n"] = moments.n[k]
-        for role, side in (("source", moments.source), ("target", moments.target)):
-            for hook, stream in side.items():
-                tensors[f"{part}/sum/{role}/{hook}"] = stream.total[k]
-                tensors[f"{part}/second/{role}/{hook}"] = stream.second[k]
-        for (s, t), cross in moments.cross.items():
-            tensors[f"{part}/cross/{s}/{t}"] = cross[k]
-    for role, side in (("source", moments.source), ("target", moments.target)):
-        for hook, stream in side.items():
-            tensors |= {f"shift/{role}/{hook}": stream.shift, f"norms/{role}/{hook}": stream.norms}
-    return tensors | {f"null/{s}/{t}": cross for (s, t), cross in moments.cross_null.items()}
-
-
-def moment_metadata(moments: CrossMoments) -> dict[str, str]:
-    """What a file says of moments beside their tensors."""
-    return {
-        "pairs": json.dumps(moments.pairs),
-        "token_hook": json.dumps(moments.token_hook),
-        "moment_dtype": str(moments.moment_dtype).removeprefix("torch."),
-        "null": moments.null,
-        "provenance": moments.provenance.to_json(),
-    }
-
-
-def load_moments(path: Path) -> CrossMoments:
-    """See `CrossMoments.load`."""
-    tensors, metadata = read_tensors(path, MOMENTS_SCHEMA)
-
-    def parts(name: str) -> Tensor:
-        return torch.stack([tensors[f"{part}/{name}"] for part in PART_NAMES])
-
-    def side(role: str, hooks: dict[str, None]) -> dict[str, SideMoments]:
-        return {
-            hook: SideMoments(
-                tensors[f"shift/{role}/{hook}"],
-                parts(f"sum/{role}/{hook}"),
-                parts(f"second/{role}/{hook}"),
-                tensors[f"norms/{role}/{hook}"],
-            )
-            for hook in hooks
-        }
-
-    try:
-        moments = CrossMoments(
-            pairs=tuple((s, t) for s, t in json.loads(metadata["pairs"])),
-            token_hook=json.loads(metadata["token_hook"]),
-            moment_dtype=getattr(torch, metadata["moment_dtype"]),
-            null=metadata["null"],
-            provenance=Provenance.from_json(metadata["provenance"]),
-        )
-        moments.n = parts("n")
-        if not moments.n.any() and not any(name.startswith("shift/") for name in tensors):
-            return moments  # begun and never given a row
-        moments.source = side("source", dict.fromkeys(s for s, _ in moments.kept_pairs))
-        moments.target = side("target", dict.fromkeys(t for _, t in moments.kept_pairs))
-        moments.cross = {(s, t): parts(f"cross/{s}/{t}") for s, t in moments.kept_pairs}
-        moments.cross_null = {
-            (s, t): tensors[f"null/{s}/{t}"] for s, t in moments.pairs if f"null/{s}/{t}" in tensors
-        }
-    except KeyError as error:
-        raise FileFormatError(
-            f"{str(path)!r} lacks {error}; it was cut short or changed: harvest again"
-        ) from error
-    return moments
-
-
-# ------------------------------------------------------------------------------------------- stitch
-
-
-def save_stitch(stitch: Stitch, folder: Path) -> None:
-    """Write a stitch folder: tensors first, then the card, the config last, so that a folder with a
-    config is whole.
+    The configuration is removed first and written last, so that a folder with one is complete.
     """
     # An older stitch here stops being one before its first file is replaced.
     (folder / CONFIG_NAME).unlink(missing_ok=True)
@@ -249,14 +81,15 @@ def save_stitch(stitch: Stitch, folder: Path) -> None:
     )
 
 
-def load_stitch(folder_or_repository: str, **hub: Any) -> Stitch:
+def load_stitch(folder_or_repository: str, **hub: Any) -> StitchData:
     """A stitch from a folder, or from a hub repository."""
     folder = Path(folder_or_repository)
     if not folder.is_dir():
         folder = Path(_download(folder_or_repository, **hub))
     if not (folder / CONFIG_NAME).is_file():
         raise FileFormatError(
-            f"{str(folder)!r} holds no {CONFIG_NAME}; it is no stitch folder, or its writing was interrupted"
+            f"{str(folder)!r} holds no {CONFIG_NAME}; it is no stitch folder, or its writing was "
+            "interrupted"
         )
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
@@ -267,14 +100,15 @@ def load_stitch(folder_or_repository: str, **hub: Any) -> Stitch:
     schema = config.get("schema_version") if isinstance(config, dict) else None
     if schema != STITCH_SCHEMA:
         raise FileFormatError(
-            f"{str(folder)!r} has schema {schema!r}; expected {STITCH_SCHEMA!r}: it was written by another program or version"
+            f"{str(folder)!r} has schema {schema!r}; expected {STITCH_SCHEMA!r}: it was written by "
+            "another program or version"
         )
     tensors, _ = read_tensors(folder / TENSORS_NAME, STITCH_SCHEMA)
     n_held_out = config.get("n_held_out", 0)
     held_out = read_tensors(folder / HELD_OUT_NAME, STITCH_SCHEMA)[0] if n_held_out else {}
     try:
         hooks = (config["source_hook"], config["target_hook"])
-        return Stitch(
+        return StitchData(
             maps=_map_pair("maps", tensors, *hooks),
             source_statistics=_statistics("source", tensors, config),
             target_statistics=_statistics("target", tensors, config),
@@ -308,7 +142,8 @@ def _download(repository: str, **hub: Any) -> str:
         )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileFormatError(
-            f"no stitch at {repository!r}: it is neither a folder here nor a hub repository that can be reached ({error})"
+            f"no stitch at {repository!r}: it is neither a folder here nor a hub repository that "
+            f"can be reached ({error})"
         ) from error
 
 
@@ -344,7 +179,10 @@ def _statistics(role: str, tensors: dict[str, Tensor], config: dict[str, Any]) -
 
 
 def _scatter_tensors(scatter: Scatter) -> dict[str, Tensor]:
-    """Sums in float32: their own rounding is below that of float32 products; the count stays exact."""
+    """Return the sums in float32; the count stays exact.
+
+    Their own rounding is below that of float32 products.
+    """
     sums = {
         "mean_x": scatter.mean_x,
         "mean_y": scatter.mean_y,
@@ -369,14 +207,15 @@ def _scatter(prefix: str, tensors: dict[str, Tensor]) -> Scatter:
     )
 
 
-def stitch_card(stitch: Stitch) -> str:
+def stitch_card(stitch: StitchData) -> str:
     """The model card: what it maps, how well, how to load it."""
 
     def about(model: ModelIdentity | None) -> str:
         return (
             "unknown"
             if model is None
-            else f"`{model.name}` (revision {model.revision}, d_model {model.d_model}, {model.basis} basis)"
+            else f"`{model.name}` (revision {model.revision}, d_model {model.d_model}, "
+            f"{model.basis} basis)"
         )
 
     scores = "\n".join(
@@ -385,6 +224,11 @@ def stitch_card(stitch: Stitch) -> str:
     )
     versions = ", ".join(
         f"{name} {number}" for name, number in asdict(stitch.provenance)["versions"].items()
+    )
+    provenance = stitch.provenance
+    text = (
+        f"{provenance.n_documents} documents, corpus {provenance.corpus or 'unknown'}, "
+        f"windows of {provenance.context_length} tokens"
     )
     return f"""---
 library_name: lrt-lens
@@ -396,7 +240,7 @@ Affine maps between the residual streams of two language models, fitted with lrt
 
 - source: {about(stitch.source)} at `{stitch.source_hook}`
 - target: {about(stitch.target)} at `{stitch.target_hook}`
-- text: {stitch.provenance.n_documents} documents, corpus {stitch.provenance.corpus or "unknown"}, windows of {stitch.provenance.context_length} tokens
+- text: {text}
 - paired: {stitch.provenance.alignment}
 - made with: {versions or "unknown"}
 

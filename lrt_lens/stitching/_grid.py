@@ -1,42 +1,39 @@
 """Every layer pair fitted and scored from one set of moments, and the choice among them.
 
     grid = moments.fit(Ridge())
-    grid.scores                                   # a row per pair; *_cv columns choose, the others report
-    grid.best(source="blocks.3.hook_resid_post")  # a Stitch
-    grid.choices(source="blocks.3.hook_resid_post")  # the runners-up, and whether they really are worse
+    grid.scores            # one row per hook pair; *_cv columns choose, the others report
+    grid.best(source=3)    # a Stitch
+    grid.choices(source=3) # the other candidates, and whether they really are worse
     grid.compare([Ridge(), ReducedRank(), Procrustes()])  # families of maps on the same moments
 
 Choices (penalty, rank, layer) read cross-validated columns only. The test fold takes part in no fit
 and in no choice: the columns without ``_cv`` are its verdict. ``r2_null`` is the same fit on
 shuffled pairs, ``r2_token`` the same target predicted from the source's embedding: what token
 identity alone explains. Early target layers are little more than token identity and are easy to
-predict, so the default choice goes by ``gain_cv``: the share of what token identity leaves
-unexplained that the stitch explains, ``(r2_uniform_cv − token's) / (1 − token's)``,
-cross-validated.
+predict, so the default choice goes by ``gain_cv``: of the variance that tokens cannot explain, the
+fraction that the map does, ``(r2_uniform_cv − token's) / (1 − token's)``, cross-validated.
 """
 
 import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
-import torch
-from tqdm.auto import tqdm
 
+from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts, heat_table, note
-from lrt_lens.errors import HookPointError, TooFewDocumentsError
+from lrt_lens.errors import HookPointError
 from lrt_lens.models._hook_points import depth, residual_post, same_place, short_hook
-from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments, Pair
-from lrt_lens.moments._scatter import MapScore, between_folds, cka_of, score_map
-from lrt_lens.stitching._affine import AffineMap, MapPair
-from lrt_lens.stitching._stitch import Stitch, StreamStatistics
-from lrt_lens.stitching.solvers._ridge import Ridge, RidgeSide
-from lrt_lens.stitching.solvers._solver import FoldErrors, Setting, Side, Solver
-
-if TYPE_CHECKING:
-    from lrt_lens.stitching._comparison import SolverComparison
+from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
+from lrt_lens.moments._hook_pairs import HookPair as Pair
+from lrt_lens.moments._scatter import MapScore, score_map
+from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
+from lrt_lens.stitching._choice import choices
+from lrt_lens.stitching._similarity import similarities
+from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.stitching.solvers._solver import PairFolds, Setting, Solver
 
 logger = logging.getLogger(__name__)
 
@@ -70,176 +67,6 @@ _SHOWN = 16
 
 
 @dataclass(frozen=True)
-class PairFolds:
-    """Held-out errors of one pair by fold: what its cross-validated columns were computed from."""
-
-    up: FoldErrors
-    down: FoldErrors
-    token: FoldErrors | None
-    """Of token identity predicting the same target."""
-
-
-def fit_grid(
-    moments: CrossMoments,
-    solver: Solver,
-    *,
-    pairs: Sequence[Pair] | None = None,
-    progress: bool = False,
-) -> "StitchGrid":
-    """Fit and score every pair; see `StitchGrid`."""
-    chosen = list(moments.pairs if pairs is None else pairs)
-    for pair in chosen:
-        if pair not in moments.kept_pairs:
-            raise HookPointError(
-                f"these moments hold no pair {pair}; they hold {len(moments.pairs)}, such as {moments.pairs[0]}"
-            )
-    if not moments.source or not chosen:
-        raise TooFewDocumentsError(
-            f"nothing to fit: {moments.n_tokens} tokens and {len(chosen)} pair(s); add rows and choose at least one pair"
-        )
-    _warn_if_interpolating(moments, chosen)
-    sides, similarity = solver.sides(moments), Similarity(moments)
-    errors: tuple[dict[Pair, FoldErrors], dict[Pair, FoldErrors]] = ({}, {})
-    rows: dict[Pair, dict[str, Any]] = {
-        pair: {
-            "source_hook": pair[0],
-            "target_hook": pair[1],
-            "solver": solver.name,
-            "n_tokens": moments.n_fit,
-        }
-        for pair in chosen
-    }
-    with tqdm(total=2 * len(chosen), desc="fit", disable=not progress, leave=False) as bar:
-        tokens, token_rows = _token_scores(moments, solver, chosen)
-        for pair, down in _in_order(chosen, solver):
-            errors[down][pair] = found = sides[down].cross_validate(pair)
-            if down:
-                rows[pair] |= _scores_down(sides[down], pair, found)
-            else:
-                rows[pair] |= (
-                    _scores_up(sides[down], pair, found)
-                    | {"cka": similarity.cka(pair)}
-                    | token_rows.get(pair[1], {})
-                )
-                rows[pair]["gain_cv"] = _gain(
-                    found.r2_uniform, tokens[pair[1]].r2_uniform if tokens else 0.0
-                )
-            bar.update()
-    folds = {
-        pair: PairFolds(errors[0][pair], errors[1][pair], tokens.get(pair[1])) for pair in chosen
-    }
-    return StitchGrid(
-        moments=moments,
-        solver=solver,
-        scores=pd.DataFrame(list(rows.values()), columns=list(COLUMNS)),
-        folds=folds,
-    )
-
-
-def _in_order(pairs: list[Pair], solver: Solver) -> list[tuple[Pair, int]]:
-    """(pair, down): pairs that share the predicting hook point follow each other, and a joint
-    solver's directions too.
-    """
-    if solver.joint:
-        return [(pair, down) for pair in pairs for down in (0, 1)]
-    return [(p, 0) for p in sorted(pairs, key=lambda p: p[0])] + [
-        (p, 1) for p in sorted(pairs, key=lambda p: p[1])
-    ]
-
-
-def _token_scores(
-    moments: CrossMoments, solver: Solver, pairs: list[Pair]
-) -> tuple[dict[str, FoldErrors], dict[str, dict[str, float]]]:
-    """By target hook: what token identity alone predicts of it, by ridge whatever the solver: the
-    strongest rival that is affine.
-    """
-    if moments.token_hook is None:
-        return {}, {}
-    side = RidgeSide(moments, solver if isinstance(solver, Ridge) else Ridge(), down=False)
-    errors, rows = {}, {}
-    for target in dict.fromkeys(t for _, t in pairs):
-        pair = (moments.token_hook, target)
-        errors[target] = side.cross_validate(pair)
-        score = _test_score(side, pair, errors[target].setting)
-        rows[target] = {"r2_token": score.r2, "r2_uniform_token": score.r2_uniform}
-    return errors, rows
-
-
-def _scores_up(side: Side, pair: Pair, found: FoldErrors) -> dict[str, Any]:
-    setting, moments = found.setting, side.moments
-    affine = side.fit(pair, setting)
-    score = score_map(affine.weight, affine.bias, side.scatter(pair, TEST_PARTS))
-    row = {
-        "alpha": setting.alpha,
-        "rank": _rank(setting, affine),
-        "r2_cv": found.r2,
-        "r2_uniform_cv": found.r2_uniform,
-    }
-    row |= {"r2": score.r2, "r2_uniform": score.r2_uniform, "cosine": score.cosine}
-    if pair in moments.cross_null and (side.separable or moments.null == "full"):
-        null = side.fit_null(pair, setting)
-        row["r2_null"] = score_map(null.weight, null.bias, moments.null_scatter(pair, test=True)).r2
-    return row
-
-
-def _scores_down(side: Side, pair: Pair, found: FoldErrors) -> dict[str, Any]:
-    affine = side.fit(pair, found.setting)
-    score = score_map(affine.weight, affine.bias, side.scatter(pair, TEST_PARTS))
-    return {
-        "alpha_down": found.setting.alpha,
-        "rank_down": _rank(found.setting, affine),
-        "r2_down_cv": found.r2,
-        "r2_uniform_down_cv": found.r2_uniform,
-        "r2_down": score.r2,
-        "r2_uniform_down": score.r2_uniform,
-    }
-
-
-def _rank(setting: Setting, affine: AffineMap) -> int:
-    """The rank that the map was held to: the smaller width where it was not."""
-    return setting.rank or min(affine.weight.shape)
-
-
-def _test_score(side: Side, pair: Pair, setting: Setting) -> MapScore:
-    affine = side.fit(pair, setting)
-    return score_map(affine.weight, affine.bias, side.scatter(pair, TEST_PARTS))
-
-
-def _gain(score: float, token: float) -> float:
-    """Share of what token identity leaves unexplained that a map explains."""
-    return (score - token) / (1 - token) if token < 1 else math.nan
-
-
-class Similarity:
-    """Debiased linear CKA of pairs; the terms of a single hook point are shared by all its pairs."""
-
-    def __init__(self, moments: CrossMoments) -> None:
-        self.moments = moments
-        self._own: dict[tuple[str, str], float] = {}
-
-    def cka(self, pair: Pair) -> float:
-        """See `lrt_lens.moments._scatter.linear_cka`."""
-        folds = [self.moments.scatter(pair, (k,)) for k in FIT_PARTS]
-        for hook, name in ((pair[0], "xx"), (pair[1], "yy")):
-            if (name, hook) not in self._own:
-                self._own[name, hook] = between_folds(
-                    torch.stack([getattr(fold, name) / fold.n for fold in folds])
-                )
-        cross = between_folds(torch.stack([fold.xy / fold.n for fold in folds]))
-        return cka_of(cross, self._own["xx", pair[0]], self._own["yy", pair[1]])
-
-
-def _warn_if_interpolating(moments: CrossMoments, pairs: list[Pair]) -> None:
-    widest = max(max(len(moments.source[s].shift), len(moments.target[t].shift)) for s, t in pairs)
-    if moments.n_fit <= widest:
-        logger.warning(
-            "%d tokens for %d dimensions: a map fitted on fewer rows than dimensions interpolates them; read the held-out columns, and harvest more tokens",
-            moments.n_fit,
-            widest,
-        )
-
-
-@dataclass(frozen=True)
 class StitchGrid:
     """Scores of every layer pair, and its maps on request."""
 
@@ -250,6 +77,8 @@ class StitchGrid:
     """A row per pair; columns as in ``COLUMNS``."""
     folds: dict[Pair, PairFolds] = field(default_factory=dict, repr=False)
     """Held-out errors by fold."""
+    _stitches: dict[Pair, Stitch] = field(default_factory=dict, init=False, repr=False)
+    """The stitches that were asked for; each is fitted once."""
 
     def best(
         self,
@@ -258,8 +87,15 @@ class StitchGrid:
         *,
         by: str = "gain_cv",
     ) -> Stitch:
-        """The pair with the highest cross-validated score (``by``), among those with the given hook
-        points.
+        """Return the stitch with the highest cross-validated score ``by``.
+
+        Only hook pairs with the given hook points count.
+
+        The maps of a stitch, its null and its five refits are fitted when it is first asked for;
+        the grid keeps them, so that the next call costs nothing.
+
+        Raises:
+            ValueError: ``by`` is not a cross-validated column.
 
         ``by`` must be a ``_cv`` column: a choice that read the test fold would spoil its verdict.
         """
@@ -274,12 +110,8 @@ class StitchGrid:
         *,
         by: str = "gain_cv",
     ) -> pd.DataFrame:
-        """What `best` chose among, best first, with intervals; see
-        `lrt_lens.stitching._choice.choices`.
-        """
-        from lrt_lens.stitching._choice import choices
-
-        return choices(self, self._candidates(source, target, by), by)
+        """Return the hook pairs that `best` chooses among, best first, with intervals."""
+        return choices(self.folds, self._candidates(source, target, by), by)
 
     def compare(
         self,
@@ -287,19 +119,18 @@ class StitchGrid:
         *,
         pairs: Sequence[Pair] | None = None,
         progress: bool = False,
-    ) -> "SolverComparison":
+    ) -> Any:
         """Other families of maps on the same moments and pairs: one tidy table and a figure."""
-        from lrt_lens.stitching._comparison import compare_solvers
-
-        return compare_solvers(
+        return implementation("StitchGrid.compare")(
             self.moments, solvers, pairs=pairs or list(self.folds), progress=progress
         )
 
     def score(
         self, affine: AffineMap, *, direction: Literal["up", "down"] | None = None
     ) -> MapScore:
-        """Test-fold scores of any map between two hook points of these moments (composed, inverted,
-        trained elsewhere).
+        """Return test-fold scores of any map between two hook points of these moments.
+
+        The map may be composed, inverted or trained elsewhere.
 
         Names and widths say whether it goes up or down; where both models have both (equal widths,
         equal layers), it is taken to go up unless ``direction`` says otherwise.
@@ -326,7 +157,8 @@ class StitchGrid:
                         affine.weight, affine.bias, scatter.swapped() if down else scatter
                     )
         raise HookPointError(
-            f"these moments hold no pair {affine.source_hook!r} [{widths[0]}] → {affine.target_hook!r} [{widths[1]}]; they hold "
+            f"these moments hold no pair {affine.source_hook!r} [{widths[0]}] → "
+            f"{affine.target_hook!r} [{widths[1]}]; they hold "
             f"{len(self.moments.pairs)}, such as {self.moments.pairs[0]}"
         )
 
@@ -338,27 +170,27 @@ class StitchGrid:
         ]
         if chosen.empty:
             raise HookPointError(
-                f"the pair {names} was not fitted; see grid.scores for the {len(self.scores)} that were"
+                f"the pair {names} was not fitted; see grid.scores for the {len(self.scores)} that "
+                "were"
             )
-        return self._stitch(names, chosen.iloc[0].to_dict())
+        if names not in self._stitches:
+            self._stitches[names] = self._stitch(names, chosen.iloc[0].to_dict())
+        return self._stitches[names]
 
     def maps(self, pair: Pair) -> tuple[AffineMap, AffineMap]:
-        """(up, down) of one pair, without what a `Stitch` carries beside them."""
+        """Return the maps (up, down) of one hook pair, without the rest of a `Stitch`."""
         up, down = self.solver.sides(self.moments)
         setting, setting_down = self._settings(pair)
         return up.fit(pair, setting), down.fit(pair, setting_down)
 
     def similarities(self, **options: Any) -> pd.DataFrame:
-        """How alike the streams of every pair are, calibrated against shuffled pairs; see
-        `lrt_lens.stitching._similarity.similarities`.
-        """
-        from lrt_lens.stitching._similarity import similarities
-
+        """Return similarities of the streams of every hook pair, with their null."""
         return similarities(self.moments, list(self.folds), **options)
 
     def round_trips(self, pair: Pair) -> tuple[float, float]:
-        """Test-fold R² of going up and down again, on the source, and of down and up, on the
-        target.
+        """Return test-fold R² of both round trips.
+
+        The first is up and down again, on the source; the second is down and up, on the target.
         """
         up, down = self.maps(pair)
         test = self.moments.scatter(pair, TEST_PARTS)
@@ -411,7 +243,8 @@ class StitchGrid:
         if by not in self.scores.columns or not by.endswith("_cv"):
             options = [c for c in self.scores.columns if c.endswith("_cv")]
             raise ValueError(
-                f"best(by={by!r}) would choose by a column that is not cross-validated; use one of {options}"
+                f"best(by={by!r}) would choose by a column that is not cross-validated; use one of "
+                f"{options}"
             )
         table: pd.DataFrame = self.scores
         for column, hook in (("source_hook", source), ("target_hook", target)):
@@ -420,7 +253,8 @@ class StitchGrid:
                 table = table.loc[table[column] == name]
         if table.empty:
             raise HookPointError(
-                f"no pair from {source!r} to {target!r} in this grid of {len(self.scores)}; see grid.scores"
+                f"no pair from {source!r} to {target!r} in this grid of {len(self.scores)}; see "
+                "grid.scores"
             )
         return table
 
@@ -438,8 +272,9 @@ class StitchGrid:
         return matches[0]
 
     def _n_layers(self, column: str, names: Sequence[str]) -> int:
-        """Layers of a model, against which negative layers count; up to the deepest hook point here
-        where the model is unknown.
+        """Return the number of layers of a model, from which negative layers count.
+
+        If the model is unknown, this is the deepest hook point of the grid.
         """
         provenance = self.moments.provenance
         model = provenance.source if column == "source_hook" else provenance.target

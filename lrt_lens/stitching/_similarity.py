@@ -31,7 +31,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_lens.errors import HookPointError, TooFewDocumentsError
-from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments, Pair
+from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
+from lrt_lens.moments._hook_pairs import HookPair as Pair
 from lrt_lens.moments._scatter import Scatter, between_folds
 from lrt_lens.statistics._jackknife import jackknife
 from lrt_lens.stitching._measures import (
@@ -77,8 +78,10 @@ def similarities(
     svcca_variance: float = 0.99,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """A row per pair and measure: value with 95% interval, null, effect against it, and the same on
-    the test fold.
+    """Return one row per hook pair and measure.
+
+    Each has the value with its 95% interval, the null, the effect against it, and both on the test
+    fold.
 
     Columns: ``source_hook``, ``target_hook``, ``measure``; ``value``, ``low``, ``high`` on the
     fitting folds (delete-a-group jackknife, 4 degrees of freedom, not clipped to [0, 1]); ``null``,
@@ -86,18 +89,21 @@ def similarities(
     the fitting folds' canonical directions, Procrustes with their rotation, CKA as it is; ``n``
     fitting rows, ``d_source``, ``d_target``, ``note``.
 
-    Args: moments: of the pairs; with shuffled pairs, or ``null`` and ``effect`` are NaN. pairs:
-        (source hook, target hook); None takes all. measures: names from
-        `lrt_lens.stitching._measures.MEASURES`. svcca_variance: share of variance that SVCCA keeps
-        of each side before it correlates. The Stitching paper, which chooses its layers by
-            mean SVCCA correlation (figure 6), does not give its threshold; .99 is Raghu et al.'s.
+    Args:
+        moments: of the pairs; with shuffled pairs, or ``null`` and ``effect`` are NaN.
+        pairs: (source hook, target hook); None takes all.
+        measures: names from `lrt_lens.stitching._measures.MEASURES`.
+        svcca_variance: share of variance that SVCCA keeps of each side before it correlates. The
+            Stitching paper, which chooses its layers by mean SVCCA correlation (figure 6), does not
+            give its threshold; .99 is Raghu et al.'s.
         progress: show a bar.
     """
     chosen = _checked_pairs(moments, pairs)
     wanted = _checked_measures(measures)
     if not 0 < svcca_variance <= 1:
         raise ValueError(
-            f"svcca_variance is {svcca_variance}; expected a share of variance above 0 and up to 1, such as 0.99"
+            f"svcca_variance is {svcca_variance}; expected a share of variance above 0 and up to "
+            "1, such as 0.99"
         )
     found = {(pair, measure.name): _Found() for pair in chosen for measure in wanted}
     with tqdm(
@@ -142,7 +148,7 @@ def similarities(
 
 
 class _Found:
-    """What is known of one pair by one measure."""
+    """Values of one measure for one hook pair."""
 
     def __init__(self) -> None:
         self.value = self.null = self.held_out = math.nan
@@ -164,7 +170,8 @@ class _Found:
             self.notes.append(why_not)
         elif math.isnan(self.null):
             self.notes.append(
-                "no null: sums of singular values have no unbiased estimate through the sketch; harvest with null='full'"
+                "no null: sums of singular values have no unbiased estimate through the sketch; "
+                "harvest with null='full'"
             )
         if math.isnan(self.value):
             self.notes.append(
@@ -175,7 +182,8 @@ class _Found:
         forced = measure.n_forced(fit) if isinstance(measure, Cca) else 0
         if forced:
             self.notes.append(
-                f"{forced} canonical correlations are 1 by construction: {int(fit.x.n)} rows are too few for these widths"
+                f"{forced} canonical correlations are 1 by construction: {int(fit.x.n)} rows are "
+                "too few for these widths"
             )
 
     def columns(self) -> tuple[float, ...]:
@@ -192,8 +200,9 @@ class _Found:
 
 
 def effect(value: float, null: float) -> float:
-    """(value − null) / (1 − null); NaN where the null is 1 to rounding: then the measure can tell
-    nothing.
+    """Return (value − null) / (1 − null).
+
+    It is NaN if the null is 1 to rounding, because then the measure cannot tell streams apart.
     """
     return (value - null) / (1 - null) if 1 - null > 1e-9 else math.nan
 
@@ -226,8 +235,9 @@ class _Comparison:
 
 
 def _test_groups(moments: CrossMoments) -> list[int]:
-    """Groups of the test fold that hold rows: with few documents some are empty, and their union is
-    the whole test fold all the same.
+    """Return the groups of the test fold that hold rows.
+
+    With few documents some are empty; the union of the others is still the whole test fold.
     """
     groups = [p for p in TEST_PARTS if float(moments.n[p]) >= 2]
     return groups or list(TEST_PARTS)  # none: `CrossMoments.scatter` says what to do
@@ -264,11 +274,13 @@ def _checked_pairs(moments: CrossMoments, pairs: Sequence[Pair] | None) -> list[
     for pair in chosen:
         if pair not in moments.kept_pairs:
             raise HookPointError(
-                f"these moments hold no pair {pair}; they hold {len(moments.pairs)}, such as {moments.pairs[0]}"
+                f"these moments hold no pair {pair}; they hold {len(moments.pairs)}, such as "
+                f"{moments.pairs[0]}"
             )
     if not moments.source or not chosen:
         raise TooFewDocumentsError(
-            f"nothing to compare: {moments.n_tokens} tokens, {len(chosen)} pair(s); add rows and choose at least one pair"
+            f"nothing to compare: {moments.n_tokens} tokens, {len(chosen)} pair(s); add rows and "
+            "choose at least one pair"
         )
     return chosen
 

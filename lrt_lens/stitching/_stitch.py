@@ -9,7 +9,8 @@ Saved as a folder (safetensors, JSON, a model card), which is also how it goes t
 nothing is pickled.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
+from functools import singledispatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,90 +18,50 @@ import pandas as pd
 from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
+from lrt_lens._files import make_folder
+from lrt_lens._late import implementation, provided
 from lrt_lens._repr_html import card, facts, note, table
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._hook_points import same_place
-from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel, ModelIdentity
-from lrt_lens.moments._provenance import Provenance
-from lrt_lens.moments._scatter import Scatter
-from lrt_lens.stitching._affine import AffineMap, MapPair
+from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.stitching._fidelity import Fidelity, fidelity
-from lrt_lens.stitching._transfer import transfer_artefact
+from lrt_lens.stitching._folder import load_stitch, save_stitch
+from lrt_lens.stitching._stitch_data import StitchData
 
 
-@dataclass(frozen=True)
-class StreamStatistics:
-    """What one hook point's stream looks like, over the tokens that fitted."""
+@singledispatch
+def transfer_artefact(artefact: Any, stitch: "Stitch", **options: Any) -> Any:
+    """Return the artefact in the stitch's target model.
 
-    mean: Tensor
-    """[d]."""
-    covariance: Tensor
-    """[d, d]."""
-    median_norm: float
-    """Median ‖x‖."""
+    An adapter registers its class with ``@transfer_artefact.register``. The adapter of a library
+    that is slow to import is not registered: `lrt_lens/__init__.py` names it, and it is imported
+    when the first object of that library arrives.
 
-    def deviation(self, direction: Tensor) -> float:
-        """Standard deviation of the stream along a direction (of any length)."""
-        unit = direction.to(self.covariance) / direction.to(self.covariance).norm()
-        return float((unit @ self.covariance @ unit).clamp_min(0).sqrt())
+    Raises:
+        TypeError: no adapter knows this class.
+    """
+    for kind in type(artefact).__mro__:
+        method = f"Stitch.transfer {kind.__module__.partition('.')[0]}"
+        if provided(method):
+            return implementation(method)(artefact, stitch, **options)
+    registered = {kind.__name__ for kind in transfer_artefact.registry if kind is not object}
+    # The package's own classes register when their module is first imported.
+    known = sorted(registered | {"LinearProbe", "SteeringVector"})
+    raise TypeError(
+        f"a stitch cannot transfer a {type(artefact).__name__}; "
+        f"it transfers {[*known, 'SAELens SAE']}"
+    )
 
 
 @dataclass(frozen=True, eq=False)
-class Stitch(ModelHubMixin):
+class Stitch(StitchData, ModelHubMixin):
     """Maps between one hook point of the source and one of the target."""
-
-    maps: MapPair
-    source_statistics: StreamStatistics
-    target_statistics: StreamStatistics
-    scores: dict[str, Any] = field(default_factory=dict)
-    """This pair's row of ``grid.scores``."""
-    provenance: Provenance = field(default_factory=Provenance)
-    null: MapPair | None = None
-    """The same fit on shuffled pairs: the control of everything that is transferred."""
-    refits: tuple[MapPair, ...] = ()
-    """Fits that leave one fold out each, for intervals over the map."""
-    held_out: tuple[Scatter, ...] = ()
-    """Scatter of each group of the test fold: what `fidelity` is measured on."""
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> "Stitch":
         # ModelHubMixin's own __new__ wants every argument to be JSON, to write its config; we write
         # our own.
         return object.__new__(cls)
-
-    @property
-    def up(self) -> AffineMap:
-        """Source → target."""
-        return self.maps.up
-
-    @property
-    def down(self) -> AffineMap:
-        """Target → source."""
-        return self.maps.down
-
-    @property
-    def source_hook(self) -> str:
-        """Hook point in the source model."""
-        return self.up.source_hook
-
-    @property
-    def target_hook(self) -> str:
-        """Hook point in the target model."""
-        return self.up.target_hook
-
-    @property
-    def skip_first(self) -> int:
-        """First positions of a text that the maps never saw."""
-        return SKIP_FIRST if self.provenance.skip_first is None else self.provenance.skip_first
-
-    @property
-    def source(self) -> ModelIdentity | None:
-        """The model that artefacts come from."""
-        return self.provenance.source
-
-    @property
-    def target(self) -> ModelIdentity | None:
-        """The model that artefacts go to."""
-        return self.provenance.target
 
     def transfer(self, artefact: Any, **options: Any) -> Any:
         """The artefact carried to the target model; refuses one of another model or hook point."""
@@ -123,13 +84,15 @@ class Stitch(ModelHubMixin):
         return fidelity(self, direction, kind, n_random=n_random, seed=seed)
 
     def refuse_foreign(self, hook: str, model: ModelIdentity | None) -> None:
-        """Raise `MismatchError` unless something learnt at ``hook`` of ``model`` is at home where
-        this stitch starts.
+        """Raise `MismatchError` unless an artefact belongs to this stitch's source.
+
+        ``hook`` and ``model`` say where it was learnt.
         """
         if not same_place(hook, self.source_hook):
             raise MismatchError(
                 f"learnt at {hook!r}, but this stitch starts at {self.source_hook!r}; "
-                f"learn it there, or take grid.best(source={hook!r}) (to go the other way use stitch.reversed())"
+                f"learn it there, or take grid.best(source={hook!r}) (to go the other way use "
+                "stitch.reversed())"
             )
         if model is not None and self.source is not None:
             self.source.refuse_other(model, "what is to be transferred was learnt on a model that")
@@ -144,7 +107,7 @@ class Stitch(ModelHubMixin):
                 expected.refuse_other(model.identity, f"the {role} model")
 
     def reversed(self) -> "Stitch":
-        """The same stitch from the target to the source."""
+        """Return this stitch with source and target exchanged."""
         swap = {
             "r2": "r2_down",
             "r2_uniform": "r2_uniform_down",
@@ -179,8 +142,10 @@ class Stitch(ModelHubMixin):
         names = [model.name if model else "?" for model in (self.source, self.target)]
         return (
             f"Stitch({names[0]} {self.source_hook} → {names[1]} {self.target_hook}, "
-            f"r2 {self.scores.get('r2', float('nan')):.2f}, r2_uniform {self.scores.get('r2_uniform', float('nan')):.2f}, "
-            f"null {self.scores.get('r2_null', float('nan')):.2f}, tokens alone {self.scores.get('r2_token', float('nan')):.2f})"
+            f"r2 {self.scores.get('r2', float('nan')):.2f}, r2_uniform "
+            f"{self.scores.get('r2_uniform', float('nan')):.2f}, "
+            f"null {self.scores.get('r2_null', float('nan')):.2f}, tokens alone "
+            f"{self.scores.get('r2_token', float('nan')):.2f})"
         )
 
     def figure(self) -> Any:
@@ -194,7 +159,8 @@ class Stitch(ModelHubMixin):
     def _repr_html_(self) -> str:
         ends = {"source": (self.source, self.up), "target": (self.target, self.down)}
         where = {
-            role: f"{model.name if model else 'unknown model'}, {side.source_hook} [{len(side.weight)}]"
+            role: f"{model.name if model else 'unknown model'}, "
+            f"{side.source_hook} [{len(side.weight)}]"
             for role, (model, side) in ends.items()
         }
         n = self.scores.get("n_tokens")
@@ -216,38 +182,33 @@ class Stitch(ModelHubMixin):
                 "r2_uniform_token": [self.scores.get("r2_uniform_token"), None],
             }
         )
-        legend = "Without _cv: on the test fold. null: fitted on shuffled pairs; token: the same target from the source's embedding alone."
+        legend = (
+            "Columns without _cv are scores on the test fold. r2_null: the map of shuffled pairs. "
+            "r2_token: the same target predicted from the source's embedding alone."
+        )
         return card("Stitch", facts(about), table(scores), note(legend))
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Write the stitch folder (see `lrt_lens.stitching._folder`); ``push_to_hub=True`` and
-        ``repo_id`` as `ModelHubMixin` has them.
-        """
-        from lrt_lens.stitching._folder import make_folder
+        """Write the stitch folder.
 
+        ``push_to_hub=True`` and ``repo_id`` are those of `ModelHubMixin`.
+        """
         return super().save_pretrained(make_folder(Path(save_directory)), **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        from lrt_lens.stitching._folder import save_stitch
-
         save_stitch(self, save_directory)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub: Any) -> "Stitch":
-        """A stitch from a folder or a hub repository (``revision``, ``token``, ``cache_dir``,
-        ``local_files_only`` go through).
+        """Return the stitch in a folder or a hub repository.
+
+        ``revision``, ``token``, ``cache_dir`` and ``local_files_only`` are passed on to the hub.
         """
         # The mixin's own looks for a config.json first and warns that there is none.
         return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **hub)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> "Stitch":
-        from lrt_lens.stitching._folder import load_stitch
-
-        return load_stitch(
-            model_id,
-            **{
-                key: kwargs.get(key)
-                for key in ("revision", "cache_dir", "force_download", "local_files_only", "token")
-            },
-        )
+        hub = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        data = load_stitch(model_id, **{key: kwargs.get(key) for key in hub})
+        return cls(**{field.name: getattr(data, field.name) for field in fields(data)})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._harvesting import fit_stitches
+from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._stitch import Stitch
 
 

@@ -25,7 +25,8 @@ from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import read_activations
 from lrt_lens.moments._provenance import Provenance
-from lrt_lens.stitching._stitch import Stitch, StreamStatistics
+from lrt_lens.stitching._affine import StreamStatistics
+from lrt_lens.stitching._stitch import Stitch
 
 MOOD = ContrastSet(
     [f"the happy cat sang in the {place}" for place in ("house", "garden", "tree", "river")],

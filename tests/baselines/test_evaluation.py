@@ -11,7 +11,6 @@ import torch
 from sklearn.metrics import r2_score, roc_auc_score
 
 from lrt_lens.adapters.probes._linear_probe import LinearProbe
-from lrt_lens.adapters.vectors._choices import ChoiceText
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.baselines._anchor_methods import AnchorProcrustes, AnchorRidge
 from lrt_lens.baselines._anchors import Anchors, anchor_stitch
@@ -19,9 +18,10 @@ from lrt_lens.baselines._evaluation import FamilyBaselines, evaluate_family_base
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._harvesting import fit_stitches
+from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._grid import StitchGrid
 from lrt_lens.stitching._stitch import Stitch
+from tests.adapters.vectors.reference import OneRowPerContinuation
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird", "dog", "king", "queen", "boy")
 MOOD = ContrastSet(
@@ -159,7 +159,7 @@ def test_effects_lie_between_those_of_passes_steered_by_hand(
 ) -> None:
     from lrt_lens.adapters.vectors._calibration import calibrate_scale
 
-    items = ChoiceText(pair.target, ITEMS, 2)
+    items = OneRowPerContinuation(pair.target, ITEMS, 2)
     vector = SteeringVector.mean_difference(pair.source, MOOD, at=1)
     arms = {name: stitch.transfer(vector) for name, stitch in stitches.items()}
     arms["native"] = SteeringVector.mean_difference(pair.target, MOOD, at=2)
@@ -220,7 +220,7 @@ def test_between_a_model_and_itself_everything_carries(pair: ModelPair, corpus: 
 
 def test_the_figure_and_the_notebook_show_what_was_measured(found: FamilyBaselines) -> None:
     figure = found.figure()
-    points = [trace for trace in figure.data if trace.name == "carried over"]
+    points = [trace for trace in figure.data if trace.name == "transferred"]
     assert [len(trace.x) for trace in points] == [4, 3, 3]
     value = found.summary.set_index("method").loc["procrustes", "cosine"]
     place = list(points[0].y).index("procrustes")

@@ -1,4 +1,4 @@
-"""An iterator in a thread gives what it would give here: items, errors, and an end."""
+"""Tests of iteration in a thread: the same items, errors and end as without one."""
 
 import threading
 import time

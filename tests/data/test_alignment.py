@@ -1,5 +1,6 @@
-"""Alignment against a naive oracle: which prefixes of a text, re-tokenized or decoded, spell the
-same characters.
+"""Tests of alignment against a naive oracle.
+
+The oracle tokenizes or decodes every prefix of a text again and compares the characters.
 """
 
 import logging
@@ -149,8 +150,9 @@ def _unigram(*, normalizer: Any = None) -> Any:
 
 
 def _byte_fallback(*, prefix: str) -> Any:
-    """As Llama 2: characters outside the vocabulary become byte tokens; ``prefix`` is "first" or
-    "never".
+    """Return a tokenizer like Llama 2's: characters outside the vocabulary become byte tokens.
+
+    ``prefix`` is "first" or "never".
     """
     trainer = trainers.BpeTrainer(vocab_size=150, show_progress=False)
     learned = _train(
@@ -212,7 +214,7 @@ def tokenizers() -> dict[str, Any]:
 
 
 def _decoded(tokenizer: Any, ids: list[int]) -> str:
-    """Text of a prefix, with the leading space that a decoder strips."""
+    """Return the text of a prefix, with the leading space that a decoder removes."""
     if not ids:
         return ""
     bytes_of = []
@@ -227,7 +229,7 @@ def _decoded(tokenizer: Any, ids: list[int]) -> str:
 
 
 def _byte_table() -> dict[str, int]:
-    """GPT-2's printable stand-ins for bytes."""
+    """Return the printable characters that GPT-2 writes for bytes."""
     plain = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
@@ -241,7 +243,7 @@ _BYTES = _byte_table()
 
 
 def _naive_ends(tokenizer: Any, text: str, ids: list[int]) -> dict[int, int]:
-    """Boundary → last token whose whole prefix spells exactly that much of the text; quadratic."""
+    """Return boundary → last token whose prefix spells the text up to it; quadratic time."""
     whole = _decoded(tokenizer, ids)
     target = text if whole == text else " " + text  # a dummy prefix
     assert whole == target
@@ -337,7 +339,7 @@ def test_lower_casing_maps_back_to_the_original_text(tokenizers: dict[str, Any])
 def test_special_tokens_in_a_text_are_text(tokenizers: dict[str, Any]) -> None:
     for name, tokenizer in tokenizers.items():
         if "Unigram" in name:
-            continue  # its model holds "<s>" as a piece like any other and finds it without parsing
+            continue  # "<s>" is an ordinary piece of this model
         for special in tokenizer.all_special_tokens:
             ids = token_boundaries(tokenizer, f"a {special} b").ids
             assert not set(ids.tolist()) & (
@@ -349,7 +351,7 @@ def test_special_tokens_in_a_text_are_text(tokenizers: dict[str, Any]) -> None:
 
 
 class _Slow:
-    """A tokenizer without offsets: what a plain Python one offers."""
+    """Tokenizer without offsets, like those written in Python."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer

@@ -1,4 +1,4 @@
-"""Questions with two answers: what is read, what is refused."""
+"""Tests of questions with two answers: reading files, and refusing bad rows."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Windows, masks, folds and shuffled pairs."""
+"""Tests of windows, masks, folds and shuffled pairs."""
 
 import logging
 from collections import Counter
@@ -7,18 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrt_lens.data._blocks import (
-    N_FOLDS,
-    N_PARTS,
-    N_TEST_GROUPS,
-    PART_NAMES,
-    Block,
-    Corpus,
-    iterate_blocks,
-    part_of,
-    shuffled_rows,
-)
+from lrt_lens.data._blocks import Block, Corpus, iterate_blocks, shuffled_rows
 from lrt_lens.data._documents import document_key
+from lrt_lens.data._parts import N_FOLDS, N_PARTS, N_TEST_GROUPS, PART_NAMES, part_of
 from lrt_lens.data._windows import BlockPlan, Window, cut_windows
 from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.models._hooked_model import HookedModel
@@ -59,7 +50,7 @@ def test_the_windows_of_a_document_are_the_document(corpus: list[str], model: Ho
     assert all(len(window.ids) <= PLAN.context_length for window in windows)
     assert all(window.ids[0] == model.tokenizer.bos_token_id for window in windows)
     joined = [token for window in windows for token in body(window, model)]
-    # A last window that offers fewer than four rows is not worth a forward pass.
+    # A last window with fewer than four rows is left out.
     assert joined == ids[: len(joined)]
     assert len(ids) - len(joined) < PLAN.skip_first + 4
 
@@ -238,7 +229,7 @@ def test_a_fold_that_masking_empties_is_named_with_the_reason(
     masked = [
         text if part_of(document_key(text, 0)) != 2 else text[:8] + end * 40 for text in corpus
     ]
-    # Their texts are others now: keep those that stay in their fold.
+    # The texts have changed, and with them some folds: those documents are left out.
     documents = [
         text
         for text, before in zip(masked, corpus, strict=True)
@@ -248,7 +239,8 @@ def test_a_fold_that_masking_empties_is_named_with_the_reason(
     assert n_masked
     with pytest.raises(
         TooFewDocumentsError,
-        match=rf"fold\(s\) fold2 hold no document: .* \({n_masked} more offer no token behind the first 4 and the special ones\)",
+        match=rf"fold\(s\) fold2 hold no document: .* \({n_masked} more offer no token behind"
+        rf" the first 4 and the special ones\)",
     ):
         list(iterate_blocks(documents, model, PLAN))
 
@@ -264,7 +256,8 @@ def test_a_single_document_is_too_few(model: HookedModel, corpus: list[str]) -> 
 def test_documents_that_offer_nothing_are_refused(model: HookedModel, documents: list[str]) -> None:
     with pytest.raises(
         TooFewDocumentsError,
-        match=rf"no document offers a token: {len(documents)} were empty or too short.*give longer texts",
+        match=rf"no document offers a token: {len(documents)} were empty or too short.*give"
+        rf" longer texts",
     ):
         list(iterate_blocks(documents, model, PLAN))
 

@@ -1,4 +1,4 @@
-"""Contrast sets and choice items."""
+"""Tests of contrast sets and choice items."""
 
 import json
 from pathlib import Path

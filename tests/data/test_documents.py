@@ -1,4 +1,4 @@
-"""Documents come out of whatever holds text, or the error says what was found."""
+"""Tests of reading documents: from all sources of text, and errors for what has none."""
 
 import gzip
 import json
@@ -116,7 +116,8 @@ def test_chats_go_through_the_tokenizers_template(train_tokenizer: Any, row: Any
 def test_a_chat_without_a_template_is_refused_with_its_index(tokenizer: Any, row: Any) -> None:
     with pytest.raises(
         ValueError,
-        match=r"document 1 is a chat, but the tokenizer has no chat template; set tokenizer.chat_template",
+        match=r"document 1 is a chat, but the tokenizer has no chat template; set"
+        r" tokenizer.chat_template",
     ):
         list(iterate_documents(["plain", row], tokenizer))
 
@@ -130,7 +131,8 @@ def test_a_chat_without_a_template_is_refused_with_its_index(tokenizer: Any, row
 def test_what_is_no_document_is_named_with_its_index(row: Any) -> None:
     with pytest.raises(
         ValueError,
-        match=rf"document 2 is a {type(row).__name__} \(.*expected a text, a row with 'text', or a chat",
+        match=rf"document 2 is a {type(row).__name__} \(.*expected a text, a row with 'text',"
+        rf" or a chat",
     ):
         list(iterate_documents(["fine", "fine", row]))
 
@@ -145,7 +147,7 @@ def test_a_bad_line_is_named_with_its_file_and_number(tmp_path: Path, name: str)
     assert next(documents) == "good"
     with pytest.raises(
         ValueError,
-        match=rf"{re.escape(str(path))}, line 3 is not JSON .*expected one object a line",
+        match=rf"{re.escape(str(path))}, line 3 is not JSON .*expected one object per line",
     ):
         next(documents)
 
@@ -174,6 +176,6 @@ def test_a_name_that_is_neither_file_nor_data_set_says_so() -> None:
 
 
 def test_a_documents_key_depends_on_its_text_and_the_seed_alone() -> None:
-    # Written down once: another key would put a document of an earlier harvest into another fold.
+    # Fixed numbers: with other keys, documents of earlier harvests would change their folds.
     assert document_key("the cat sat", 0) == 4895119469390227121
     assert len({document_key(text, seed) for text in TEXTS for seed in (0, 1)}) == 6

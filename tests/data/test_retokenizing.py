@@ -1,4 +1,4 @@
-"""A tokenizer that makes fewer merges: the same ids and the same text, in more tokens."""
+"""Tests of a tokenizer with fewer merges: the same vocabulary and text, in more tokens."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 
 from lrt_lens.data._alignment import align
 from lrt_lens.data._retokenizing import with_fewer_merges
-from lrt_lens.models._hooked_model import tokenizer_hash
+from lrt_lens.models._identity import tokenizer_hash
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.5])
@@ -20,7 +20,7 @@ def test_it_spells_the_same_text_with_the_same_vocabulary_in_more_tokens(
         ids, fewer = (t(text, add_special_tokens=False)["input_ids"] for t in (finer, tokenizer))
         assert len(ids) > len(fewer)
         assert finer.decode(ids) == tokenizer.decode(fewer) == text
-        # Every boundary of the coarse tokens is one of the fine.
+        # Every boundary of the coarser tokenization is a boundary of the finer one.
         assert align(text, tokenizer, finer).share[0] == 1
     if keep == 0:
         assert len(ids) == len(text.encode())

@@ -1,4 +1,4 @@
-"""Tokens of every family spell the same text."""
+"""Tests of token spellings: equal for all families of tokenizers."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from lrt_lens.data._token_spelling import shared_tokens, token_strings
 
 
 class Vocabulary:
-    """As much of a tokenizer as spelling needs."""
+    """Stand-in for a tokenizer, with all that spelling reads."""
 
     def __init__(self, tokens: list[str], special: tuple[int, ...] = (0,)) -> None:
         self.tokens, self.all_special_ids = tokens, list(special)

@@ -11,7 +11,7 @@ from lrt_lens.bundled._texts import demo_contrast, demo_neutral
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import MismatchError
 from lrt_lens.exploration._state import UNREACHED_SHARE, Exploration
-from lrt_lens.moments._harvesting import fit_stitches
+from lrt_lens.stitching._fit import fit_stitches
 
 PROMPT = "the little cat was happy because"
 BUDGET = 0.05

@@ -1,5 +1,6 @@
-"""Activations are those of Hugging Face, nothing runs that need not run, and the model is left as
-it was found.
+"""Tests of both engines against Hugging Face.
+
+Activations are equal, no layer runs without need, and the model is unchanged afterwards.
 """
 
 from collections import Counter
@@ -53,7 +54,7 @@ def tokens(tokenizer: Any) -> Tensor:
 
 @pytest.fixture(scope="module")
 def reference(build_hf: Any, tokens: Tensor) -> Any:
-    """What a bare Hugging Face model of an architecture computes, by hook point name."""
+    """Activations of a Hugging Face model without TransformerLens, by hook point."""
 
     def compute(architecture: str) -> dict[str, Tensor]:
         bare = build_hf(architecture)
@@ -78,7 +79,7 @@ def reference(build_hf: Any, tokens: Tensor) -> Any:
             seen[f"blocks.{index}.hook_resid_pre"] = state
         for index in range(len(layers) - 1):
             seen[f"blocks.{index}.hook_resid_post"] = out.hidden_states[index + 1]
-        # Hugging Face's last hidden state has gone through the final norm already.
+        # The last hidden state of Hugging Face is the output of the final norm.
         seen[f"blocks.{len(layers) - 1}.hook_resid_post"] = seen.pop("last")
         seen["logits"] = out.logits
         return seen
@@ -90,7 +91,7 @@ TRANSFORMER_LENS_4 = version("transformer-lens").startswith("4")
 
 
 def hooks_on(model: HookedModel) -> list[int]:
-    """Ids of all hooks, of torch and of TransformerLens, on all modules."""
+    """Return the ids of all hooks on all modules, those of PyTorch and of TransformerLens."""
     root: nn.Module = getattr(model.bridge, "original_model", model.bridge)
     found = [
         hook
@@ -104,7 +105,7 @@ def hooks_on(model: HookedModel) -> list[int]:
 
 @contextmanager
 def calls_counted(model: HookedModel) -> Iterator[Counter]:
-    """Counts the calls of every decoder layer (by index) and of the unembedding ("unembed")."""
+    """Count the calls of each decoder layer (by index) and of the unembedding ("unembed")."""
     calls: Counter = Counter()
     modules = {
         index: block.original_component for index, block in enumerate(model.bridge.blocks)
@@ -161,7 +162,8 @@ def test_several_hook_points_at_once_are_those_captured_alone(
 def test_a_parallel_block_has_no_resid_mid_and_says_so(models: dict, tokens: Tensor) -> None:
     with pytest.raises(
         HookPointError,
-        match=r"'blocks.1.hook_resid_mid' is not on .*parallel.*use hook_resid_pre or hook_resid_post",
+        match=r"'blocks.1.hook_resid_mid' is not on .*parallel.*use hook_resid_pre or"
+        r" hook_resid_post",
     ):
         models["neox"].capture(tokens, "blocks.1.hook_resid_mid")
 
@@ -184,7 +186,7 @@ def test_capture_stops_at_the_deepest_hook_and_never_unembeds(
     with calls_counted(model) as calls:
         model.capture(tokens, ["hook_embed", hook])
     reached = {"hook_embed": 0, "blocks.1.hook_resid_pre": 1}.get(hook, 2)
-    # A block whose input is wanted is entered (its hook runs first) and left at once.
+    # A block whose input is captured is called, but ends at once, because its hook runs first.
     assert calls["unembed"] == 0
     assert {layer for layer in calls if layer != "unembed"} <= set(
         range(reached + (hook == "blocks.1.hook_resid_pre"))
@@ -297,7 +299,7 @@ def test_a_changed_activation_reaches_what_comes_after_it(
 
 def test_an_unknown_model_is_refused_with_what_is_accepted() -> None:
     with pytest.raises(
-        TypeError, match=r"Linear is no model we can run; give a hub id.*HookedTransformer"
+        TypeError, match=r"Linear is not a supported model; give a hub id.*HookedTransformer"
     ):
         engine_for(nn.Linear(2, 2))
 
@@ -307,7 +309,7 @@ def test_an_unknown_model_is_refused_with_what_is_accepted() -> None:
 
 @pytest.fixture(scope="module")
 def from_gpt2(build_hf: Any, tokenizer: Any) -> Any:
-    """A ``HookedTransformer`` with the weights of the small GPT-2, processed as asked."""
+    """Return a ``HookedTransformer`` with the weights of the small GPT-2, processed by options."""
     lens = pytest.importorskip("transformer_lens")
     try:
         _ = lens.HookedTransformer
@@ -320,7 +322,7 @@ def from_gpt2(build_hf: Any, tokenizer: Any) -> Any:
         gpt2.config.n_ctx = 64
 
         class LocalConfig:
-            """In the place of AutoConfig, which would ask the hub for GPT-2's own shape."""
+            """Stand-in for AutoConfig, which would ask the hub for GPT-2's shape."""
 
             from_pretrained = staticmethod(lambda *args, **kwargs: gpt2.config)
 

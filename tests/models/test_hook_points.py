@@ -1,4 +1,4 @@
-"""Names of hook points: short forms, places with two names, and errors that say what the model has."""
+"""Tests of hook point names: short forms, two names for one hook point, and errors."""
 
 import re
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from lrt_lens.models._hook_points import (
 
 @dataclass(frozen=True)
 class Shape:
-    """A model as far as names go."""
+    """Stand-in for a model, with all that names depend on."""
 
     name: str
     n_layers: int
@@ -77,7 +77,8 @@ def test_a_layer_out_of_range_names_the_range(layer: int) -> None:
 def test_an_unknown_name_is_quoted_beside_the_names_there_are(name: str) -> None:
     with pytest.raises(
         HookPointError,
-        match=rf"{re.escape(repr(name))} is not on 'six'; it has 6 blocks: .*'blocks\.5\.hook_resid_post'",
+        match=rf"{re.escape(repr(name))} is not on 'six'; it has 6 blocks:"
+        rf" .*'blocks\.5\.hook_resid_post'",
     ):
         resolve(name, SIX)
 
@@ -85,7 +86,8 @@ def test_an_unknown_name_is_quoted_beside_the_names_there_are(name: str) -> None
 def test_a_model_without_resid_mid_says_why_and_what_to_use() -> None:
     with pytest.raises(
         HookPointError,
-        match=r"'blocks.1.hook_resid_mid' is not on 'parallel'.*parallel.*use hook_resid_pre or hook_resid_post",
+        match=r"'blocks.1.hook_resid_mid' is not on 'parallel'.*parallel.*use hook_resid_pre"
+        r" or hook_resid_post",
     ):
         resolve("blocks.1.hook_resid_mid", Shape("parallel", 3, has_mid=False))
 
@@ -127,7 +129,7 @@ def test_a_selection_of_layers_resolves_without_repeats_and_in_order() -> None:
 
 
 def test_an_empty_selection_is_refused() -> None:
-    with pytest.raises(HookPointError, match="no layer chosen on 'six'"):
+    with pytest.raises(HookPointError, match="no layer of 'six' is selected"):
         resolve_layers([], SIX)
 
 

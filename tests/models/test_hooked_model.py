@@ -1,4 +1,4 @@
-"""Tokens, interventions, losses and continuations of one model."""
+"""Tests of a model's tokens, interventions, losses and continuations."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lrt_lens.data._retokenizing import with_fewer_merges
 from lrt_lens.errors import HookPointError, MismatchError
-from lrt_lens.models._hooked_model import HookedModel, tokenizer_hash
+from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._identity import tokenizer_hash
 
 TEXTS = [
     "the little cat slept on the old stone house",
@@ -24,7 +25,7 @@ def towards(direction: Tensor) -> Any:
 
 @pytest.fixture
 def push(model: HookedModel) -> Any:
-    """A hook function that moves the stream far."""
+    """A hook that changes the stream strongly."""
     return towards(4 * torch.linspace(-1, 1, model.d_model))
 
 
@@ -59,7 +60,8 @@ def test_bos_without_a_bos_token_is_refused(load: Any, train_tokenizer: Any) -> 
     assert load(layers=1, tokenizer=tokenizer).prepend_bos is False
     with pytest.raises(
         ValueError,
-        match=r"prepend_bos=True, but the tokenizer of 'LlamaForCausalLM' has no BOS token; use prepend_bos=False",
+        match=r"prepend_bos=True, but the tokenizer of 'LlamaForCausalLM' has no BOS token;"
+        r" use prepend_bos=False",
     ):
         load(layers=1, tokenizer=tokenizer, prepend_bos=True)
 
@@ -244,7 +246,8 @@ def test_a_text_without_a_token_to_predict_has_no_loss(load: Any) -> None:
     model = load(layers=1, prepend_bos=False)
     with pytest.raises(
         ValueError,
-        match=r"no text has a token to predict: the longest has 1 token\(s\) and 2 are needed; give longer texts",
+        match=r"no text has a token to predict: the longest has 1 token\(s\) and 2 are needed;"
+        r" give longer texts",
     ):
         model.loss(["a"])
 
@@ -286,9 +289,7 @@ def test_greedy_generation_takes_the_most_likely_token_each_time(
 def test_an_intervention_acts_on_every_generated_token_with_the_cache_on(
     models: dict, architecture: str
 ) -> None:
-    """Greedy continuations under a hook equal those of recomputing the whole text, hook on, for
-    every token.
-    """
+    """Greedy continuations under a hook equal those without a cache, computed token by token."""
     model = models[architecture]
     widths: list[int] = []
     direction = 4 * torch.linspace(-1, 1, model.d_model)
@@ -320,7 +321,8 @@ def test_the_same_weights_are_the_same_model_and_other_weights_another(load: Any
     first.refuse_other(load(seed=3).identity, "the copy")
     with pytest.raises(
         MismatchError,
-        match=r"the twin is 'LlamaForCausalLM' .*config_hash.*expected 'LlamaForCausalLM'.*load that model",
+        match=r"the twin is 'LlamaForCausalLM' .*config_hash.*expected"
+        r" 'LlamaForCausalLM'.*load that model",
     ):
         first.refuse_other(load(seed=4).identity, "the twin")
 
@@ -328,7 +330,7 @@ def test_the_same_weights_are_the_same_model_and_other_weights_another(load: Any
 def test_a_model_that_differs_in_one_matrix_in_the_middle_is_another(
     load: Any, build_hf: Any, tokenizer: Any
 ) -> None:
-    """A merged LoRA: embedding and final norm are those of the base."""
+    """A merged LoRA leaves embedding and final norm unchanged."""
     tuned = build_hf("llama", seed=3)
     with torch.no_grad():
         tuned.model.layers[1].self_attn.q_proj.weight.mul_(1.1)

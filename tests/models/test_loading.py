@@ -1,4 +1,4 @@
-"""Everything that names or is a model becomes the same `HookedModel`."""
+"""Tests of `HookedModel.load`: all kinds of models give the same `HookedModel`."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ TEXT = "the little cat slept on the old stone house"
 
 @pytest.fixture(scope="module")
 def expected(model_folder: Path, tokenizer: Any) -> torch.Tensor:
-    """Hugging Face's own logits."""
+    """Logits of the Hugging Face model."""
     with torch.inference_mode():
         return (
             AutoModelForCausalLM.from_pretrained(model_folder)
@@ -170,8 +170,7 @@ def test_a_folder_without_a_tokenizer_says_what_to_pass(
 ) -> None:
     build_hf("llama", layers=1).save_pretrained(tmp_path)
     with pytest.raises(
-        ValueError,
-        match=r"(?s)no tokenizer found at .*; pass tokenizer=AutoTokenizer.from_pretrained",
+        ValueError, match=r"(?s)no tokenizer at .*; pass tokenizer=AutoTokenizer.from_pretrained"
     ):
         HookedModel.load(tmp_path)
     assert HookedModel.load(tmp_path, tokenizer=tokenizer).tokenizer is tokenizer
@@ -191,8 +190,7 @@ def test_a_hooked_model_is_not_given_another_tokenizer_in_passing(
     assert HookedModel.load(model, tokenizer=model.tokenizer) is model
     other = train_tokenizer(vocabulary=300)
     with pytest.raises(
-        MismatchError,
-        match=r"asked for another, of 300: to have it read through that one, load its bridge again",
+        MismatchError, match=r"asked for another, of 300: to use that one, load its bridge again"
     ):
         HookedModel.load(model, tokenizer=other)
     assert HookedModel.load(model.bridge, tokenizer=other).tokenizer is other
@@ -200,7 +198,7 @@ def test_a_hooked_model_is_not_given_another_tokenizer_in_passing(
 
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(
-        TypeError, match="int is no model we can run; give a hub id, a folder, a Hugging Face model"
+        TypeError, match="int is not a supported model; give a hub id, a folder, a Hugging Face"
     ):
         HookedModel.load(3)
 
@@ -208,6 +206,7 @@ def test_what_is_no_model_is_refused() -> None:
 def test_a_name_that_is_nowhere_says_so_at_once() -> None:
     with pytest.raises(
         OSError,
-        match="no model at 'no-such-folder/model': neither a folder here nor a hub model that can be reached",
+        match="no model at 'no-such-folder/model': neither a local folder nor a hub model that"
+        " can be reached",
     ):
         HookedModel.load("no-such-folder/model")

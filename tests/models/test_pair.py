@@ -1,4 +1,4 @@
-"""A pair reads one text with both models: the same tokens, or such as are aligned."""
+"""Tests of pairs: both models read one text, in the same tokens or in aligned ones."""
 
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,8 @@ def test_two_tokenizers_are_aligned_and_what_compares_tokens_says_why_it_cannot(
     ModelPair(two.source, two.source).refuse_two_tokenizers("this", "do that")
     with pytest.raises(
         MismatchError,
-        match=r"this compares models token by token, but 'Llama.* and 'GPT2.* have different tokenizers .*300 tokens\); do that",
+        match=r"this compares models token by token, but 'Llama.* and 'GPT2.* have different"
+        r" tokenizers .*300 tokens\); do that",
     ):
         two.refuse_two_tokenizers("this", "do that")
 
@@ -56,7 +57,8 @@ def test_the_same_vocabulary_in_another_template_pairs_once_bos_is_decided(
     plain = train_tokenizer(bos=False)
     with pytest.raises(
         MismatchError,
-        match=r"has prepend_bos=True and .* False; load the pair with prepend_bos=True or prepend_bos=False",
+        match=r"has prepend_bos=True and .* False; load the pair with prepend_bos=True or"
+        r" prepend_bos=False",
     ):
         ModelPair(load(layers=1), load(layers=1, tokenizer=plain))
     assert ModelPair(

@@ -27,7 +27,6 @@ from lrt_lens.moments.cache._manifest import MANIFEST_NAME
 from lrt_lens.moments.cache._selection import RowSelection
 from lrt_lens.moments.cache._shard import byte_sum
 from lrt_lens.moments.cache._writer import CacheWriter
-from lrt_lens.stitching._folder import moment_tensors
 from tests.moments.small_blocks import OPTIONS
 
 SOURCE, TARGET = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"
@@ -111,17 +110,17 @@ def test_moments_are_those_of_the_rounded_rows_exactly(
             block.part,
             *({hook: rows.bfloat16().float() for hook, rows in side.items()} for side in (x, y)),
         )
-    found = moment_tensors(cache.moments(moment_dtype="float64"))
-    assert all(torch.equal(found[name], tensor) for name, tensor in moment_tensors(naive).items())
+    found = cache.moments(moment_dtype="float64").tensors()
+    assert all(torch.equal(found[name], tensor) for name, tensor in naive.tensors().items())
 
 
 def test_moments_are_the_harvests_up_to_rounding(cache: ActivationCache, harvested: Any) -> None:
     found, expected = cache.moments(moment_dtype="float64", null="full"), harvested[1]
     assert found.provenance == expected.provenance
     assert torch.equal(found.n, expected.n)
-    for name, tensor in moment_tensors(expected).items():
+    for name, tensor in expected.tensors().items():
         if "/second/" in name or name.startswith("null/"):
-            theirs = moment_tensors(found)[name]
+            theirs = found.tensors()[name]
             assert float((theirs - tensor).norm()) <= 0.02 * float(tensor.norm()), name
     assert not torch.equal(found.source[SOURCE].second, expected.source[SOURCE].second)
     assert found.fit().scores["r2"].to_numpy() == pytest.approx(
@@ -132,10 +131,9 @@ def test_moments_are_the_harvests_up_to_rounding(cache: ActivationCache, harvest
 def test_a_float32_cache_gives_the_harvests_moments_exactly(
     pair: ModelPair, corpus: list[str], tmp_path: Path
 ) -> None:
-    expected = moment_tensors(fill(tmp_path / "cache", pair, corpus, cache_dtype="float32"))
-    found = moment_tensors(
-        ActivationCache.open(tmp_path / "cache").moments(moment_dtype="float64", null="full")
-    )
+    expected = fill(tmp_path / "cache", pair, corpus, cache_dtype="float32").tensors()
+    cache = ActivationCache.open(tmp_path / "cache")
+    found = cache.moments(moment_dtype="float64", null="full").tensors()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
@@ -504,8 +502,8 @@ def test_models_one_after_the_other_give_the_pairs_moments(
     expected = harvest(pair, corpus, progress=False, **LARGE_BLOCKS)
     found = one_by_one.moments(moment_dtype="float64", null="full")
     assert found.provenance == expected.provenance
-    for name, tensor in moment_tensors(found).items():
-        torch.testing.assert_close(tensor, moment_tensors(expected)[name], rtol=1e-9, atol=1e-6)
+    for name, tensor in found.tensors().items():
+        torch.testing.assert_close(tensor, expected.tensors()[name], rtol=1e-9, atol=1e-6)
     one_by_one.check(pair.source, pair.target)
 
 

@@ -12,7 +12,8 @@ from lrt_lens.errors import HookPointError, NonFiniteError, TooFewDocumentsError
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
-from lrt_lens.moments._harvesting import fit_stitches, harvest
+from lrt_lens.moments._harvesting import harvest
+from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._grid import COLUMNS
 
 SOURCE, TARGET = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from lrt_lens._byte_sizes import human_bytes, parse_bytes
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments import _plan as planning
 from lrt_lens.moments._harvesting import harvest, settle
@@ -17,13 +18,10 @@ from lrt_lens.moments._plan import (
     ModelShape,
     Throughput,
     available_memory,
-    human_bytes,
     measure_throughput,
     moment_bytes,
-    parse_bytes,
     plan_harvest,
 )
-from lrt_lens.stitching._folder import moment_tensors
 
 QUIET: dict[str, Any] = {"n_tokens": None, "context_length": 24, "progress": False}
 
@@ -65,9 +63,7 @@ def test_bytes_of_the_moments_are_exact(
     expected = moment_bytes(
         moments.pairs, moments.token_hook, null, pair.source.d_model, pair.target.d_model
     )
-    assert sum(tensor.nbytes for tensor in moment_tensors(moments).values()) == sum(
-        expected.values()
-    )
+    assert sum(tensor.nbytes for tensor in moments.tensors().values()) == sum(expected.values())
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "neox", "gemma", "qwen2"])
@@ -118,11 +114,11 @@ def test_gemma_2b_to_9b_without_a_weight(gemma: tuple[ModelShape, ModelShape]) -
         2 * (small.n_parameters + large.n_parameters)
     )
     assert table.loc["moments, largest pass", "amount"] == "1.05 TB"
-    # 2 FLOP a parameter of the blocks, and attention; 2 a kept number.
+    # 2 FLOP per parameter of the blocks, and attention; 2 per stored number.
     blocks = 2 * (26 * small.layer_parameters + 42 * large.layer_parameters) + 2 * 256 * (
         26 * 2304 + 42 * 3584
     )
-    assert table.loc["models, a token", "value"] == pytest.approx(blocks * 256 / 252)
+    assert table.loc["models, per token", "value"] == pytest.approx(blocks * 256 / 252)
     products = 2 * (27 * 2304**2 + 42 * 3584**2 + 27 * 42 * 2304 * 3584 + 26 * 42 * 2304 * 64)
     assert table.loc["products, a token", "value"] == pytest.approx(products, rel=1e-3)
     seconds = 1e6 * (blocks * 256 / 252 / 1e14 + products / 2e13)
@@ -267,5 +263,5 @@ def test_a_plan_of_a_pair_says_the_same_as_its_harvest(
         settle(pair, context_length=24).null,
     )
     assert plan.moments == sum(
-        tensor.nbytes for tensor in moment_tensors(harvest(pair, corpus, **QUIET)).values()
+        tensor.nbytes for tensor in harvest(pair, corpus, **QUIET).tensors().values()
     )

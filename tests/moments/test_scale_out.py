@@ -32,7 +32,6 @@ from lrt_lens.moments._scale_out import (
     parse_shard,
     shard_name,
 )
-from lrt_lens.stitching._folder import moment_tensors
 from tests.moments.small_blocks import OPTIONS, assert_same
 
 PAIR = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
@@ -300,8 +299,8 @@ def test_shards_about_other_shifts_are_moved(
     found = merge_shards(
         [shard_files[0], moved.save(tmp_path / "moved.safetensors"), shard_files[2]]
     )
-    for name, tensor in moment_tensors(found).items():
-        expected = moment_tensors(whole)[name]
+    for name, tensor in found.tensors().items():
+        expected = whole.tensors()[name]
         assert float((tensor - expected).norm()) <= 1e-9 * float(expected.norm()), name
 
 

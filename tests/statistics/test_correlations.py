@@ -1,4 +1,4 @@
-"""Correlations over items, against numpy and scipy."""
+"""Tests of correlations over items, against NumPy and SciPy."""
 
 import math
 

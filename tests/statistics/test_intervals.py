@@ -1,4 +1,4 @@
-"""Intervals, against their formulas and against simulation."""
+"""Tests of intervals, against their formulas and against simulation."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Intervals of leave-one-group-out estimates, against brute force, scipy and simulation."""
+"""Tests of the jackknife, against brute force, SciPy and simulation."""
 
 import math
 
@@ -70,5 +70,5 @@ def test_one_group_or_an_undefined_estimate_gives_no_interval() -> None:
 def test_impossible_quantiles_are_refused() -> None:
     with pytest.raises(ValueError, match="degrees of freedom are 0"):
         t_quantile(0)
-    with pytest.raises(ValueError, match="level 1.5"):
+    with pytest.raises(ValueError, match="level is 1.5"):
         t_quantile(3, 1.5)

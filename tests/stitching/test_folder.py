@@ -8,11 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lrt_lens import _files as files
+from lrt_lens._files import write_atomically
 from lrt_lens.errors import FileFormatError
 from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.moments._layout import MOMENTS_SCHEMA
 from lrt_lens.moments._provenance import Provenance
-from lrt_lens.stitching import _folder as files
-from lrt_lens.stitching._folder import MOMENTS_SCHEMA, STITCH_SCHEMA, write_atomically
+from lrt_lens.stitching import _folder
+from lrt_lens.stitching._folder import STITCH_SCHEMA
 from lrt_lens.stitching._stitch import Stitch
 
 
@@ -327,7 +330,8 @@ def test_an_interrupted_write_over_an_older_stitch_leaves_no_mixture(
         return original(path, write)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write_atomically", interrupted)
+        for module in (files, _folder):
+            patch.setattr(module, "write_atomically", interrupted)
         with pytest.raises(KeyboardInterrupt):
             stitch.reversed().save_pretrained(tmp_path)
     assert not [name for name in names(tmp_path) if name.startswith(".")]

@@ -11,16 +11,16 @@ import pandas as pd
 import pytest
 import torch
 
-from lrt_lens.data._blocks import N_FOLDS, part_of
 from lrt_lens.data._documents import document_key
+from lrt_lens.data._parts import N_FOLDS, part_of
 from lrt_lens.data._windows import BlockPlan, cut_windows
 from lrt_lens.errors import HookPointError, MismatchError, TooFewDocumentsError
 from lrt_lens.models._hook_points import residual_post
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._harvesting import fit_stitches
 from lrt_lens.moments._provenance import Provenance
-from lrt_lens.stitching._affine import AffineMap, MapPair
-from lrt_lens.stitching._stitch import Stitch, StreamStatistics
+from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
+from lrt_lens.stitching._fit import fit_stitches
+from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.stitching._stitch_loss import (
     ROUTES,
     StitchLoss,

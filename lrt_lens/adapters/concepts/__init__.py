@@ -1,1 +1,5 @@
-"""Concepts, one row a text: maps between them, and their evaluation."""
+"""Concept maps, fitted on one row per text: fitting, transfer of vectors and evaluation."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -18,12 +18,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lrt_lens.data._blocks import N_FOLDS, N_PARTS, iterate_blocks
+from lrt_lens.data._blocks import iterate_blocks
 from lrt_lens.data._documents import Documents
+from lrt_lens.data._parts import N_FOLDS, N_PARTS
 from lrt_lens.data._windows import BlockPlan
 from lrt_lens.errors import NonFiniteError, TooFewDocumentsError
 from lrt_lens.models._hook_points import resolve
-from lrt_lens.models._hooked_model import HookedModel, ModelIdentity
+from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.moments._block_rows import block_rows, window_length
 from lrt_lens.moments.cache._activation_cache import ActivationCache
 from lrt_lens.typing import Rows

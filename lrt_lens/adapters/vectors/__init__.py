@@ -1,1 +1,5 @@
-"""Steering vectors: learnt, transferred, calibrated, evaluated."""
+"""Steering vectors: learning, transfer, calibration and evaluation."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

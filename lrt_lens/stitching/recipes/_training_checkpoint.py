@@ -1,19 +1,21 @@
-"""Checkpoints of a training run: weights, optimiser state, best weights and history in one
-safetensors file, renamed into place.
+"""Checkpoints of a training run.
+
+Weights, optimiser state, best weights and history in one safetensors file, renamed into place.
 """
 
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from lrt_lens._files import read_tensors, write_tensors
 from lrt_lens.errors import MismatchError
-from lrt_lens.stitching._folder import read_tensors, write_tensors
-from lrt_lens.stitching.recipes._training import Learner, Progress, Training
+from lrt_lens.stitching.recipes._learner import Learner, Progress
 
 TRAINING_SCHEMA = "lrt_lens.training/1"
 CHECKPOINT_NAME = "training.safetensors"
@@ -25,27 +27,25 @@ _LEARNER_FIELDS = ("best_loss", "looks_since", "is_stopped", "loss_sum", "loss_r
 class TrainingCheckpoint:
     """The checkpoint of one run, in a folder of its own."""
 
-    def __init__(self, folder: Path, run: Training, *, every: float = 120.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        learners: Mapping[str, Learner],
+        arguments: Mapping[str, Any],
+        *,
+        every: float = 120.0,
+    ) -> None:
         if every <= 0:
             raise ValueError(f"checkpoint_every is {every}; expected seconds above 0")
-        self.path, self.run, self.every = folder / CHECKPOINT_NAME, run, every
+        self.path, self.learners, self.every = folder / CHECKPOINT_NAME, learners, every
+        # As JSON, because they are compared with what a file holds.
+        self.arguments: dict[str, Any] = json.loads(json.dumps(arguments))
         self._due = time.monotonic() + every
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """What decides the result, as JSON values."""
-        rows = self.run.rows
-        own = {
-            "recipe": type(self.run.settings).__name__,
-            "rows": rows.fingerprint,
-            "hooks": [rows.source_hook, rows.target_hook],
-            "widths": rows.widths,
-        }
-        return json.loads(json.dumps(asdict(self.run.settings) | own))
-
     def resume(self) -> Progress:
-        """Where the last run was, its state put into the learners; a fresh start where there is no
-        file.
+        """Put the state of the last run into the learners and return its progress.
+
+        Without a file the run starts anew.
 
         Raises `MismatchError` for a run with other settings or rows, FileFormatError for a file
         that is cut short.
@@ -57,10 +57,11 @@ class TrainingCheckpoint:
         for name, value in self.arguments.items():
             if content["arguments"].get(name) != value:
                 raise MismatchError(
-                    f"{str(self.path)!r} was begun with {name} {content['arguments'].get(name)!r}, now it is {value!r}; give the same settings and rows, or "
+                    f"{str(self.path)!r} was begun with {name} {content['arguments'].get(name)!r}, "
+                    f"now it is {value!r}; give the same settings and rows, or "
                     "another folder"
                 )
-        for name, learner in self.run.learners.items():
+        for name, learner in self.learners.items():
             _put_back(
                 learner,
                 {
@@ -85,12 +86,12 @@ class TrainingCheckpoint:
         started = time.monotonic()
         tensors = {
             f"{name}/{key}": t
-            for name, learner in self.run.learners.items()
+            for name, learner in self.learners.items()
             for key, t in _tensors_of(learner).items()
         }
         fields = {
             name: {f: getattr(learner, f) for f in _LEARNER_FIELDS}
-            for name, learner in self.run.learners.items()
+            for name, learner in self.learners.items()
         }
         for of_learner in fields.values():
             of_learner["best_loss"] = (

@@ -19,8 +19,8 @@ from lrt_lens.data._windows import BlockPlan, cut_windows
 from lrt_lens.errors import MismatchError, NonFiniteError, TooFewDocumentsError
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._provenance import Provenance
-from lrt_lens.stitching._affine import AffineMap, MapPair
-from lrt_lens.stitching._stitch import Stitch, StreamStatistics
+from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
+from lrt_lens.stitching._stitch import Stitch
 
 A_HOOK, B_HOOK = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
 

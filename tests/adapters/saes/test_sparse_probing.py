@@ -17,7 +17,7 @@ from lrt_lens.adapters.saes._sparse_probing import (
 )
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._harvesting import fit_stitches
+from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._stitch import Stitch
 
 TEXTS = [

@@ -10,8 +10,8 @@ import torch
 from lrt_lens.adapters.vectors._agreement import steering_agreement
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.stitching._affine import AffineMap, MapPair
-from lrt_lens.stitching._stitch import Stitch, StreamStatistics
+from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
+from lrt_lens.stitching._stitch import Stitch
 
 HOOK = "blocks.0.hook_resid_post"
 

@@ -260,9 +260,7 @@ def test_an_ablation_goes_part_of_the_way_or_all_of_it(
     assert whole.scale == 1.0
     assert whole.at_limit
     assert whole.damage == pytest.approx(full, rel=1e-3)
-    with vector.apply(
-        pair.source, scale="auto", mode="ablate", neutral=texts, damage=3 * full, unit="kl"
-    ):
+    with whole.apply(pair.source):
         assert divergence(before, distributions(pair.source, texts)) == pytest.approx(
             full, rel=1e-3
         )

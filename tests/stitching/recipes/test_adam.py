@@ -22,8 +22,8 @@ from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
 from lrt_lens.moments.cache._activation_cache import ActivationCache
 from lrt_lens.moments.cache._selection import RowSelection
 from lrt_lens.stitching.recipes._adam import AdamFit, AdamResult, joint_loss
+from lrt_lens.stitching.recipes._learner import COLUMNS
 from lrt_lens.stitching.recipes._rows import RowsInMemory
-from lrt_lens.stitching.recipes._training import COLUMNS
 from lrt_lens.stitching.solvers._fixed import FixedMaps
 from lrt_lens.stitching.solvers._two_way import TwoWay
 

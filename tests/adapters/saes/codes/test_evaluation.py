@@ -12,12 +12,13 @@ from sklearn.metrics import r2_score
 from lrt_lens.adapters.saes.codes._code_map import CodeMap, fit_code_map
 from lrt_lens.adapters.saes.codes._evaluation import evaluate_code_map
 from lrt_lens.adapters.vectors._agreement import steering_agreement
-from lrt_lens.data._blocks import N_FOLDS, iterate_blocks
+from lrt_lens.data._blocks import iterate_blocks
+from lrt_lens.data._parts import N_FOLDS
 from lrt_lens.data._windows import BlockPlan
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._block_rows import block_rows
-from lrt_lens.moments._harvesting import fit_stitches
+from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._stitch import Stitch
 from tests.adapters.saes.codes.test_code_map import TinySae
 
@@ -125,6 +126,6 @@ def test_other_places_are_refused(pair: ModelPair, corpus: list[str], fitted: An
             **OPTIONS,
         )
     with pytest.raises(
-        MismatchError, match="the SAE has 30 features, this map was fitted on one of 24"
+        MismatchError, match="the SAE has 30 features; this map was fitted on an SAE of 24"
     ):
         evaluate_code_map(pair, stitch, TinySae(16, n_features=30), codes, corpus, **OPTIONS)

@@ -1,0 +1,4 @@
+from . import concepts as concepts
+from . import probes as probes
+from . import saes as saes
+from . import vectors as vectors

@@ -1,0 +1,14 @@
+from ._anchor_methods import ANCHOR_METHODS as ANCHOR_METHODS
+from ._anchor_methods import AnchorLinear as AnchorLinear
+from ._anchor_methods import AnchorProcrustes as AnchorProcrustes
+from ._anchor_methods import AnchorProjection as AnchorProjection
+from ._anchor_methods import AnchorRidge as AnchorRidge
+from ._anchor_methods import RelativeRepresentation as RelativeRepresentation
+from ._anchors import Anchors as Anchors
+from ._anchors import anchor_stitch as anchor_stitch
+from ._evaluation import FamilyBaselines as FamilyBaselines
+from ._evaluation import evaluate_family_baselines as evaluate_family_baselines
+from ._evaluation import fitting_texts as fitting_texts
+from ._shared_vocabulary import embedding_stitch as embedding_stitch
+from ._unpaired import MiniVec2Vec as MiniVec2Vec
+from ._unpaired import unpaired_stitch as unpaired_stitch

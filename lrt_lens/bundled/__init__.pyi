@@ -1,0 +1,11 @@
+from ._models import DEMO_FOLDER as DEMO_FOLDER
+from ._models import demo_pair as demo_pair
+from ._saes import DEMO_SAES as DEMO_SAES
+from ._saes import demo_sae as demo_sae
+from ._texts import CONCEPTS as CONCEPTS
+from ._texts import demo_contrast as demo_contrast
+from ._texts import demo_documents as demo_documents
+from ._texts import demo_items as demo_items
+from ._texts import demo_neutral as demo_neutral
+from ._texts import demo_prompts as demo_prompts
+from ._texts import demo_texts as demo_texts

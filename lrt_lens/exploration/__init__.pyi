@@ -1,0 +1,1 @@
+from ._explore import explore as explore

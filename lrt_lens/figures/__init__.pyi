@@ -1,0 +1,3 @@
+from ._template import HIGHLIGHT as HIGHLIGHT
+from ._template import TEMPLATE_NAME as TEMPLATE_NAME
+from ._template import arm_style as arm_style

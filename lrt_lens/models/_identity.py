@@ -1,0 +1,162 @@
+"""Identity of a model: its name, and hashes that tell whether two models are the same.
+
+Problem: a stitch, a vector or a probe may only be used on the model that it was made for, and names
+cannot decide that: one checkpoint has many names, and two folders can have one name. Mechanism:
+every file contains a `ModelIdentity`. Its hashes of the weights and of the tokenizer are compared;
+its name and its revision are only shown.
+
+    identity = HookedModel.load("runs/a/hf").identity
+    identity.name                              # 'a/hf'
+    identity.refuse_other(other.identity, "the target")     # MismatchError if the weights differ
+    names_apart(["runs/a/hf", "runs/b/hf"])    # ['a/hf', 'b/hf']
+
+Limits: the weights' hash reads a sample of each parameter, so a change outside the sample is not
+noticed.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lrt_lens.errors import MismatchError
+
+_SAMPLED_TOKENS = 1000
+"""Number of vocabulary entries whose tokenization enters a tokenizer's hash."""
+_SAMPLED_VALUES = 256
+"""Number of values per parameter that enter the hash of a model's weights."""
+
+_WORD = (
+    "hf|models?|checkpoints?|ckpt|snapshots?|weights|final|best|last|latest|outputs?|export|merged"
+    "|global|step|epoch"
+)
+_GENERIC = re.compile(rf"(?:(?:{_WORD}|\d+)[-_.]?)+|[0-9a-f]{{7,64}}", re.IGNORECASE)
+"""Folder names that say nothing about a model: 'hf', 'checkpoint-500', 'final_model', a hash."""
+_SNAPSHOT = re.compile(r"/models--([^/]+)/snapshots/([0-9a-f]{40})$")
+"""A folder in the cache of the Hugging Face hub."""
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Identity of a model, as every file made for it records it."""
+
+    name: str
+    """Name given when loading, hub id, or the end of the folder's path; shown, not compared."""
+    revision: str
+    """Hub revision that was asked for, or ``"unknown"``; shown, not compared."""
+    config_hash: str
+    """Hash of the shapes of all parameters and of a sample of their values."""
+    tokenizer_hash: str
+    """Hash of the tokenizer's vocabulary and of the tokens of some fixed texts."""
+    d_model: int
+    n_layers: int
+    basis: str
+    """``"raw"``; ``"centred"`` if the residual stream has mean 0 over its dimensions."""
+    prepend_bos: bool
+
+    def reads_as(self, other: "ModelIdentity") -> bool:
+        """Return whether both models split a text into the same tokens."""
+        return self.tokenizer_hash == other.tokenizer_hash
+
+    def refuse_other(self, other: "ModelIdentity", role: str, *, tokens: bool = True) -> None:
+        """Raise `MismatchError` if ``other`` is another model than this one.
+
+        Names and revisions are not compared. With ``tokens`` the tokenizer and the BOS policy must
+        agree too. ``role`` is the subject of the message, such as ``"the target"``.
+        """
+        fields = ["config_hash", "d_model", "n_layers", "basis"]
+        if tokens:
+            fields += ["tokenizer_hash", "prepend_bos"]
+        for field in fields:
+            ours, theirs = getattr(self, field), getattr(other, field)
+            if ours != theirs:
+                raise MismatchError(
+                    f"{role} is {other.name!r} (revision {other.revision}) with {field} {theirs!r};"
+                    f" expected {self.name!r} (revision {self.revision}) with {field} {ours!r}:"
+                    " load that model, or fit again on this one"
+                )
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Return a hash that is equal for tokenizers that split texts into the same ids.
+
+    It covers the vocabulary, and the ids of one fixed text and of a sample of the tokens.
+    """
+    probe = "The quick brown fox's 1,234 leaps: naïve café\n\tfoo_bar() 日本語 🙂"
+    # Sorted, because the order of `get_vocab` can change between processes.
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    # Two tokenizers can share a vocabulary and differ in a few merges, which a single sentence
+    # would not show. Hence 1,000 tokens, evenly spaced in the vocabulary, are tokenized as well.
+    tokens = [str(token) for token, _ in sorted(vocabulary, key=lambda item: item[1])]
+    sample = [
+        token.replace("Ġ", " ").replace("▁", " ")
+        for token in tokens[:: max(1, len(tokens) // _SAMPLED_TOKENS)]
+    ]
+    ids = [
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in (probe, *(f"a{text}" for text in sample))
+    ]
+    content = json.dumps([vocabulary, ids])
+    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Return a hash of the shapes of all parameters and of the first values of each.
+
+    It is cheap, and changes with another training run, another revision or a merged LoRA.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    parameters = list(model.parameters())
+    digest.update(json.dumps([list(p.shape) for p in parameters]).encode())
+    for parameter in parameters:
+        # Rounding to bfloat16 gives one hash for a checkpoint loaded in float32 or in bfloat16.
+        sample = parameter.detach().flatten()[:_SAMPLED_VALUES].to("cpu", torch.bfloat16)
+        # NumPy has no bfloat16: the two bytes of each value are read as an integer.
+        digest.update(sample.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def model_name(path_or_id: str, n_parts: int = 1) -> str:
+    """Return a hub id as it is, or the last ``n_parts`` parts of a local folder's path.
+
+    A part that says nothing about the model ('hf', 'checkpoint-500') is preceded by its parent
+    folder. A snapshot in the hub's cache has its hub id as name; from two parts on, also the start
+    of its commit hash.
+    """
+    if not Path(path_or_id).exists():
+        return path_or_id
+    # Absolute, because "." has no name; links are not followed, because users choose their names.
+    path = Path(os.path.abspath(path_or_id))
+    if snapshot := _SNAPSHOT.search(path.as_posix()):
+        hub_id = snapshot[1].replace("--", "/")
+        return hub_id if n_parts == 1 else f"{hub_id}@{snapshot[2][:7]}"
+    parts = path.relative_to(path.anchor).parts
+    while n_parts < len(parts) and _GENERIC.fullmatch(parts[-n_parts]):
+        n_parts += 1
+    return "/".join(parts[-n_parts:])
+
+
+def names_apart(
+    paths_or_ids: Sequence[str], names: Iterable[str | None] = (None, None)
+) -> list[str]:
+    """Return a name per model, with as many parts of the paths as tell the two models apart.
+
+    A name that is given is used unchanged. Two equal paths get the same short name.
+    """
+    fixed = list(names)
+    longest = max(len(Path(os.path.abspath(path)).parts) for path in paths_or_ids)
+    for n_parts in range(1, longest + 1):
+        labels = [
+            name or model_name(path, n_parts)
+            for path, name in zip(paths_or_ids, fixed, strict=True)
+        ]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [name or model_name(path) for path, name in zip(paths_or_ids, fixed, strict=True)]

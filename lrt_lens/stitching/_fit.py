@@ -1,0 +1,231 @@
+"""Fit and score every hook pair of one set of moments.
+
+    grid = fit_grid(moments, Ridge())            # a `StitchGrid`; the same as moments.fit(Ridge())
+    grid = fit_stitches(pair, documents)         # harvest, then fit
+
+Each hook pair gets a map up and a map down. Penalties and ranks are chosen by cross-validation over
+the five fitting folds; the test fold only scores. ``r2_null`` is the same fit on shuffled pairs,
+``r2_token`` is the same target predicted from the source's embedding.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from lrt_lens._settings import resolve, takes
+from lrt_lens.data._documents import Documents
+from lrt_lens.errors import HookPointError, TooFewDocumentsError
+from lrt_lens.models._pair import ModelPair
+from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
+from lrt_lens.moments._harvest_settings import HarvestSettings
+from lrt_lens.moments._harvesting import harvest
+from lrt_lens.moments._hook_pairs import HookPair as Pair
+from lrt_lens.moments._scatter import MapScore, between_folds, cka_of, score_map
+from lrt_lens.stitching._affine import AffineMap
+from lrt_lens.stitching._choice import gain_over_token
+from lrt_lens.stitching._grid import COLUMNS, StitchGrid
+from lrt_lens.stitching.solvers._ridge import Ridge, RidgeSide
+from lrt_lens.stitching.solvers._solver import FoldErrors, PairFolds, Setting, Side, Solver
+
+logger = logging.getLogger(__name__)
+
+
+@takes(HarvestSettings)
+def fit_stitches(
+    pair: ModelPair,
+    documents: Documents,
+    *,
+    solver: Solver | None = None,
+    settings: HarvestSettings | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> StitchGrid:
+    """Return the `StitchGrid` of every layer pair, from both models' states on ``documents``.
+
+    This is `harvest` followed by `fit_grid`.
+
+    Args:
+        pair: source model and target model.
+        documents: texts, chats, a file or a dataset, as for `harvest`.
+        solver: family of maps; `Ridge` if None.
+        settings: a `HarvestSettings`, whose fields are described there.
+        checkpoint: folder for checkpoints, from which an interrupted harvest resumes.
+        progress: show progress bars.
+        **options: fields of `HarvestSettings` as keywords; they replace those of ``settings``.
+
+    Raises:
+        HookPointError, TooFewDocumentsError, MismatchError, NonFiniteError, ValueError: as
+            `harvest` does.
+    """
+    settings = resolve(HarvestSettings, settings, options)
+    moments = harvest(pair, documents, settings=settings, checkpoint=checkpoint, progress=progress)
+    return fit_grid(moments, solver, progress=progress)
+
+
+def fit_grid(
+    moments: CrossMoments,
+    solver: Solver | None = None,
+    *,
+    pairs: Sequence[Pair] | None = None,
+    progress: bool = False,
+) -> "StitchGrid":
+    """Fit and score every pair; see `StitchGrid`."""
+    solver = solver or Ridge()
+    chosen = list(moments.pairs if pairs is None else pairs)
+    for pair in chosen:
+        if pair not in moments.kept_pairs:
+            raise HookPointError(
+                f"these moments hold no pair {pair}; they hold {len(moments.pairs)}, such as "
+                f"{moments.pairs[0]}"
+            )
+    if not moments.source or not chosen:
+        raise TooFewDocumentsError(
+            f"nothing to fit: {moments.n_tokens} tokens and {len(chosen)} pair(s); add rows and "
+            "choose at least one pair"
+        )
+    _warn_if_interpolating(moments, chosen)
+    sides, similarity = solver.sides(moments), GridCka(moments)
+    errors: tuple[dict[Pair, FoldErrors], dict[Pair, FoldErrors]] = ({}, {})
+    rows: dict[Pair, dict[str, Any]] = {
+        pair: {
+            "source_hook": pair[0],
+            "target_hook": pair[1],
+            "solver": solver.name,
+            "n_tokens": moments.n_fit,
+        }
+        for pair in chosen
+    }
+    with tqdm(total=2 * len(chosen), desc="fit", disable=not progress, leave=False) as bar:
+        tokens, token_rows = _token_scores(moments, solver, chosen)
+        for pair, down in _in_order(chosen, solver):
+            errors[down][pair] = found = sides[down].cross_validate(pair)
+            if down:
+                rows[pair] |= _scores_down(sides[down], pair, found)
+            else:
+                rows[pair] |= (
+                    _scores_up(sides[down], pair, found)
+                    | {"cka": similarity.cka(pair)}
+                    | token_rows.get(pair[1], {})
+                )
+                rows[pair]["gain_cv"] = gain_over_token(
+                    found.r2_uniform, tokens[pair[1]].r2_uniform if tokens else 0.0
+                )
+            bar.update()
+    folds = {
+        pair: PairFolds(errors[0][pair], errors[1][pair], tokens.get(pair[1])) for pair in chosen
+    }
+    return StitchGrid(
+        moments=moments,
+        solver=solver,
+        scores=pd.DataFrame(list(rows.values()), columns=list(COLUMNS)),
+        folds=folds,
+    )
+
+
+def _in_order(pairs: list[Pair], solver: Solver) -> list[tuple[Pair, int]]:
+    """Return (hook pair, down) in an order in which spectra can be shared.
+
+    Hook pairs with the same predicting hook point follow each other; so do both directions of a
+    joint solver.
+    """
+    if solver.joint:
+        return [(pair, down) for pair in pairs for down in (0, 1)]
+    return [(p, 0) for p in sorted(pairs, key=lambda p: p[0])] + [
+        (p, 1) for p in sorted(pairs, key=lambda p: p[1])
+    ]
+
+
+def _token_scores(
+    moments: CrossMoments, solver: Solver, pairs: list[Pair]
+) -> tuple[dict[str, FoldErrors], dict[str, dict[str, float]]]:
+    """Return errors and scores of token identity by target hook point.
+
+    The prediction is by ridge regression, whichever solver the grid has: the strongest affine
+    alternative explanation.
+    """
+    if moments.token_hook is None:
+        return {}, {}
+    side = RidgeSide(moments, solver if isinstance(solver, Ridge) else Ridge(), down=False)
+    errors, rows = {}, {}
+    for target in dict.fromkeys(t for _, t in pairs):
+        pair = (moments.token_hook, target)
+        errors[target] = side.cross_validate(pair)
+        score = _test_score(side, pair, errors[target].setting)
+        rows[target] = {"r2_token": score.r2, "r2_uniform_token": score.r2_uniform}
+    return errors, rows
+
+
+def _scores_up(side: Side, pair: Pair, found: FoldErrors) -> dict[str, Any]:
+    setting, moments = found.setting, side.moments
+    affine = side.fit(pair, setting)
+    score = score_map(affine.weight, affine.bias, side.scatter(pair, TEST_PARTS))
+    row = {
+        "alpha": setting.alpha,
+        "rank": _rank(setting, affine),
+        "r2_cv": found.r2,
+        "r2_uniform_cv": found.r2_uniform,
+    }
+    row |= {"r2": score.r2, "r2_uniform": score.r2_uniform, "cosine": score.cosine}
+    if pair in moments.cross_null and (side.separable or moments.null == "full"):
+        null = side.fit_null(pair, setting)
+        row["r2_null"] = score_map(null.weight, null.bias, moments.null_scatter(pair, test=True)).r2
+    return row
+
+
+def _scores_down(side: Side, pair: Pair, found: FoldErrors) -> dict[str, Any]:
+    affine = side.fit(pair, found.setting)
+    score = score_map(affine.weight, affine.bias, side.scatter(pair, TEST_PARTS))
+    return {
+        "alpha_down": found.setting.alpha,
+        "rank_down": _rank(found.setting, affine),
+        "r2_down_cv": found.r2,
+        "r2_uniform_down_cv": found.r2_uniform,
+        "r2_down": score.r2,
+        "r2_uniform_down": score.r2_uniform,
+    }
+
+
+def _rank(setting: Setting, affine: AffineMap) -> int:
+    """The rank that the map was held to: the smaller width where it was not."""
+    return setting.rank or min(affine.weight.shape)
+
+
+def _test_score(side: Side, pair: Pair, setting: Setting) -> MapScore:
+    affine = side.fit(pair, setting)
+    return score_map(affine.weight, affine.bias, side.scatter(pair, TEST_PARTS))
+
+
+class GridCka:
+    """Debiased linear CKA of hook pairs; the terms of one hook point are computed once."""
+
+    def __init__(self, moments: CrossMoments) -> None:
+        self.moments = moments
+        self._own: dict[tuple[str, str], float] = {}
+
+    def cka(self, pair: Pair) -> float:
+        """See `lrt_lens.moments._scatter.linear_cka`."""
+        folds = [self.moments.scatter(pair, (k,)) for k in FIT_PARTS]
+        for hook, name in ((pair[0], "xx"), (pair[1], "yy")):
+            if (name, hook) not in self._own:
+                self._own[name, hook] = between_folds(
+                    torch.stack([getattr(fold, name) / fold.n for fold in folds])
+                )
+        cross = between_folds(torch.stack([fold.xy / fold.n for fold in folds]))
+        return cka_of(cross, self._own["xx", pair[0]], self._own["yy", pair[1]])
+
+
+def _warn_if_interpolating(moments: CrossMoments, pairs: list[Pair]) -> None:
+    widest = max(max(len(moments.source[s].shift), len(moments.target[t].shift)) for s, t in pairs)
+    if moments.n_fit <= widest:
+        logger.warning(
+            "%d tokens for %d dimensions: a map fitted on fewer rows than dimensions interpolates "
+            "them; read the held-out columns, and harvest more tokens",
+            moments.n_fit,
+            widest,
+        )

@@ -1,0 +1,16 @@
+from ._coordinates import AxisScaling as AxisScaling
+from ._coordinates import Identity as Identity
+from ._coordinates import Mean as Mean
+from ._coordinates import Translation as Translation
+from ._fixed import FixedMaps as FixedMaps
+from ._least_squares import LeastSquares as LeastSquares
+from ._many_to_one import ManyToOne as ManyToOne
+from ._many_to_one import layer_contributions as layer_contributions
+from ._procrustes import Procrustes as Procrustes
+from ._reduced_rank import ReducedRank as ReducedRank
+from ._ridge import Ridge as Ridge
+from ._shared_embeddings import Matrix as Matrix
+from ._shared_embeddings import embedding_rows as embedding_rows
+from ._shared_embeddings import shared_embedding_maps as shared_embedding_maps
+from ._solver import Solver as Solver
+from ._two_way import TwoWay as TwoWay
