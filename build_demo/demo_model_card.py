@@ -924,10 +924,12 @@ def samples_section(name: str, samples: list[dict[str, str]]) -> str:
 INTRODUCTION = """\
 # The demo models of lrt_lens
 
-A family of {count} small Llama-shaped language models ({names}) that read the same text in the same order through the same tokenizer
-({vocabulary:,} byte-level BPE tokens, context {context}). They exist so that `lrt_lens` can fit, transfer and evaluate between a
-smaller and a larger model of one family, offline and in seconds. Each folder loads with `AutoModelForCausalLM.from_pretrained`;
-weights are bfloat16. The measurements below are those of the shipped weights, computed in float32 unless said otherwise."""
+A family of {count} small Llama-shaped language models ({names}) that were trained on the same text,
+in the same order, with the same tokenizer ({vocabulary:,} byte-level BPE tokens, context
+{context}). They exist so that `lrt_lens` can fit, transfer and evaluate between a smaller and a
+larger model of one family, offline and in seconds. Each folder loads with
+`AutoModelForCausalLM.from_pretrained`; weights are bfloat16. The measurements below are those of
+the shipped weights, computed in float32 unless said otherwise."""
 
 DATA = """\
 ## Data and licences
@@ -937,36 +939,44 @@ DATA = """\
 | stories | {stories[training]:,} | {stories[held_out]:,} | by kind, see below | the held-out ones |
 | film reviews | {reviews[training]:,} | {reviews[held_out]:,} | Large Movie Review Dataset: research use with citation | no |
 
-Stories of the kind `tinystories` are from TinyStories (Eldan and Li, 2023), CDLA-Sharing-1.0; those of the kinds `child`, `bedtime`,
-`campfire` and `story` are from github.com/erikhyrkas/snakes, MIT. The weights and this card are under the MIT licence. The film reviews
-were used to train and to measure, and none is shipped. Cite them as Maas, Daly, Pham, Huang, Ng and Potts, *Learning Word Vectors for
-Sentiment Analysis*, ACL 2011.
+Stories of the kind `tinystories` are from TinyStories (Eldan and Li, 2023), CDLA-Sharing-1.0; those
+of the kinds `child`, `bedtime`, `campfire` and `story` are from github.com/erikhyrkas/snakes, MIT.
+The weights and this card are under the MIT licence. The film reviews were used to train and to
+measure, and none is shipped. Cite them as Maas, Daly, Pham, Huang, Ng and Potts, *Learning Word
+Vectors for Sentiment Analysis*, ACL 2011.
 
-The side of the split is a hash of the document's own text, so identical documents are on one side.
+A hash of the text of a document decides whether it is used for training or held out, so identical
+documents are on the same side.
 
-`data/documents.jsonl.gz` is the harvest text, rows of `text`, `register` and `source`: {harvest[documents][story]:,} held-out stories
-({harvest[characters][story]:,} characters; `source` is the kind) and {harvest[documents][review]:,} reviews
-({harvest[characters][review]:,} characters) sampled from the {harvest[sampling][model]} model, which continued one of
-{harvest[openings]} neutral openings (temperature {recipe[temperature]}, top-k {recipe[top_k]}, top-p {recipe[top_p]}, at most
-{recipe[new_tokens]} new tokens). Dropped were {harvest[sampling][dropped_short]:,} samples under {shortest} characters and
-{harvest[sampling][dropped_copies]:,} that shared {copy} or more characters in a row with any review of the data set, training or held-out
-(lower case, single spaces). Rows are shuffled."""
+`data/documents.jsonl.gz` is the harvest text, rows of `text`, `register` and `source`:
+{harvest[documents][story]:,} held-out stories ({harvest[characters][story]:,} characters; `source`
+is the kind) and {harvest[documents][review]:,} reviews ({harvest[characters][review]:,} characters)
+sampled from the {harvest[sampling][model]} model, which continued one of {harvest[openings]}
+neutral openings (temperature {recipe[temperature]}, top-k {recipe[top_k]}, top-p {recipe[top_p]},
+at most {recipe[new_tokens]} new tokens). {harvest[sampling][dropped_short]:,} samples under
+{shortest} characters and {harvest[sampling][dropped_copies]:,} that shared {copy} or more
+characters in a row with any review of the data set, training or held-out (lower case, single
+spaces), were removed. Rows are shuffled."""
 
 TRAINING = """\
 ## Shape and training
 
 {models}
 
-Every size saw the {stream:,}-token training stream {passes:.2f} times, in steps of {rows} rows of {context} tokens, seed {seed}. Muon (RMS
-matched to AdamW, weight decay 0.05) moved the hidden matrices, AdamW (betas 0.9 and 0.95, no decay) the embedding and the norms; peak rates
-as above, 2% linear warm-up, then flat, linear to zero over the last 60% of the steps; gradient norm clipped at 1; bfloat16 autocast. Input
-and output embedding are tied.
+Each model was trained on {passes:.2f} passes of the {stream:,}-token training stream, in steps of
+{rows} rows of {context} tokens, seed {seed}. Muon (RMS matched to AdamW, weight decay 0.05) updated
+the hidden matrices, AdamW (betas 0.9 and 0.95, no decay) the embedding and the norms. The peak
+rates are in the table. The schedule was 2% linear warm-up, then constant, then linear to zero over
+the last 60% of the steps; gradient norm clipped at 1; bfloat16 autocast. Input and output embedding
+are tied.
 
-Reviews were cut at sentence ends into pieces of at most {piece} characters. **Half of the training pieces end in a line
-`Verdict: positive` or `Verdict: negative`, which is the data set's label**: models this small otherwise learn film words long before they
-learn opinion. The held-out reviews never carry that line, neither for bits per byte nor for the probes.
+Reviews were cut at sentence ends into pieces of at most {piece} characters. **Half of the training
+pieces end in a line `Verdict: positive` or `Verdict: negative`, which is the data set's label**:
+models this small otherwise learn the vocabulary of films long before they learn opinion. The
+held-out reviews never contain that line, neither for bits per byte nor for the probes.
 
-Training loss, nats per token, mean over the steps since the row of the log before (all points in `loss_curves.json`):
+Training loss, nats per token, mean over the steps since the previous row of the log (all points in
+`loss_curves.json`):
 
 {losses}"""
 
@@ -979,16 +989,19 @@ RESULTS = """\
 
 ### Bits per byte
 
-Bare held-out text after `<|endoftext|>`, windows of {context} tokens, every token after the first scored once.
+Held-out text without a verdict line, after `<|endoftext|>`, windows of {context} tokens, every
+token after the first scored once.
 
 {bits}
 
 ### Sentiment probe
 
-Logistic regression on standardised mean residuals (first {probe_tokens} tokens of a review, without the first {skipped} positions of
-each window of {context}; forward passes in {precision}), fitted on {fit:,} training reviews, tested on {test:,} held-out ones. Layer
-and C have the best 3-fold cross-validated accuracy on the fit reviews; the test reviews choose nothing. The twin is the same network
-before its first step; its interval, like the others, is Clopper-Pearson over the test reviews and does not cover the choice of the seed.
+Logistic regression on standardised mean residuals (first {probe_tokens} tokens of a review, without
+the first {skipped} positions of each window of {context}; forward passes in {precision}), fitted on
+{fit:,} training reviews, tested on {test:,} held-out ones. Layer and C have the best 3-fold
+cross-validated accuracy on the fit reviews; the test reviews take no part in that choice. The twin
+is the same network before its first step; its interval, like the others, is Clopper-Pearson over
+the test reviews and does not cover the choice of the seed.
 
 {probes}
 
@@ -999,17 +1012,20 @@ Test accuracy of every layer (0 is the embedding, the last one is before the fin
 USE = """\
 ## Intended use and limits
 
-For demonstrations, tests and teaching of representation transfer between two models: stitches, steering vectors, probes, sparse
-autoencoders. The models write short English stories and film reviews and nothing else; they do not follow instructions, know no facts and
-may repeat the prejudices and the wording of their training text. Do not use their reviews as opinions on films, or as people's.
+For demonstrations, tests and teaching of representation transfer between two models: stitches,
+steering vectors, probes, sparse autoencoders. The models write short English stories and film
+reviews and nothing else; they do not follow instructions, know no facts and may repeat the
+prejudices and the wording of their training text. Do not use their reviews as opinions on films, or
+as people's.
 
-- The labels were part of the training text, so the probe does not show that sentiment arises without supervision, only that the
-  models represent it. The probe's fit reviews were among the training documents; its test reviews were not.
-- The review register of the harvest text is the {largest} model's own writing: likelier for that model than real reviews are, and
-  more so than for the other sizes.
-- Sampled reviews may name real films and people and say false things about them; they can share up to {uncopied} characters in a row
-  with a training review.
-- Beyond {context} tokens the models were never trained."""
+- The labels were part of the training text, so the probe does not show that sentiment arises
+  without supervision, only that the models represent it. The probe's fit reviews were among the
+  training documents; its test reviews were not.
+- The review register of the harvest text is the {largest} model's own writing: likelier for that
+  model than real reviews are, and more so than for the other sizes.
+- Sampled reviews may name real films and people and say false things about them; they can share up
+  to {uncopied} characters in a row with a training review.
+- The models were not trained on more than {context} tokens of context."""
 
 
 def card_data(card: dict[str, Any]) -> str:
@@ -1067,7 +1083,10 @@ def card_text(card: dict[str, Any]) -> str:
     left_out = sum(
         len(STORY_OPENINGS) + len(REVIEW_OPENINGS) - len(size["samples"]) for size in sizes.values()
     )
-    samples = f"## Samples\n\n{recipe}, seed {card['seed']}, not selected (left out as copies of a review: {left_out}); the opening is in bold."
+    samples = (
+        f"## Samples\n\n{recipe}, seed {card['seed']}, not selected\n"
+        f"(left out as copies of a review: {left_out}); the opening is in bold."
+    )
     use = USE.format(
         largest=card["harvest_text"]["sampling"]["model"],
         uncopied=COPY_CHARACTERS - 1,

@@ -10,4 +10,5 @@ transferred = stitch.transfer(vector)
 strength = lrt.calibrate_scale(pair.target, transferred, lrt.demo_neutral(), damage=0.1)
 with transferred.apply(pair.target, scale=strength.scale):
     text = pair.target.generate("This film was", max_new_tokens=24)
-print(stitch, transferred, f"scale {strength.scale:.2f}", f"This film was{text}", sep="\n")
+print(stitch, transferred, sep="\n")
+print(f"scale {strength.scale:.2f}", f"This film was{text}", sep="\n")

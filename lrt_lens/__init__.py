@@ -1,13 +1,18 @@
-"""Transfer what is learnt inside a small language model to a large one, and test it there.
+r"""Transfer what is learnt inside a small language model to a large one, and test it there.
 
     import lrt_lens as lrt
 
     pair = lrt.demo_pair()
-    grid = lrt.fit_stitches(pair, lrt.demo_documents(), n_tokens=100_000)
+    documents = lrt.demo_documents()
+    grid = lrt.fit_stitches(pair, documents, n_tokens=100_000, progress=False)
     stitch = grid.best(source=2)
     contrast = lrt.demo_contrast("sentiment")
     vector = lrt.SteeringVector.mean_difference(pair.source, contrast, at=stitch.source_hook)
     transferred = stitch.transfer(vector)
+    strength = lrt.calibrate_scale(pair.target, transferred, lrt.demo_neutral(), damage=0.1)
+    with transferred.apply(pair.target, scale=strength.scale):
+        text = pair.target.generate("This film was", max_new_tokens=24)
+    print(stitch, transferred, f"scale {strength.scale:.2f}", f"This film was{text}", sep="\n")
 
 The names that most users need are here; the packages hold the others, and ``lrt_lens.NAME`` finds
 those too. A name is loaded when it is first used: importing this package loads neither torch nor

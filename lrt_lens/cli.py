@@ -145,9 +145,7 @@ class Fit:
     def _harvest(
         self, ranks: "Ranks", shard: tuple[int, int] | None, passes: "tuple[tuple[Pair, ...], ...]"
     ) -> "tuple[StitchGrid, tuple[str, str]] | None":
-        """(all pairs fitted, names of the models) on rank 0; None on the others, and where a shard
-        was written.
-        """
+        """Return the fitted grid and the names of the models on rank 0, None on other ranks."""
         from lrt_lens.models._pair import ModelPair
         from lrt_lens.moments._checkpoint import remove_checkpoints
         from lrt_lens.moments._scale_out import harvest_in_ranks, shard_name

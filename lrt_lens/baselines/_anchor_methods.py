@@ -150,7 +150,7 @@ def _unit(rows: Tensor) -> Tensor:
 
 
 def _deviations(rows: Tensor) -> Tensor:
-    """[d]; 1 where a dimension does not vary."""
+    """Return standard deviations [d], 1 for a dimension that does not vary."""
     found = rows.square().mean(0).sqrt()
     return torch.where(found > RCOND * found.max(), found, torch.ones_like(found))
 

@@ -45,7 +45,7 @@ Models = ModelPair | tuple[ModelLike, ModelLike]
 
 @dataclass(frozen=True, eq=False)
 class Anchors:
-    """The same texts as rows of both models."""
+    """Anchors: texts whose rows are known in both models."""
 
     source: TextRows
     target: TextRows

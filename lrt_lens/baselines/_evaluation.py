@@ -51,6 +51,7 @@ from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.data._documents import document_key
 from lrt_lens.data._parts import N_FOLDS, part_of
 from lrt_lens.errors import HookPointError, MismatchError
+from lrt_lens.figures._family_baselines import family_figure
 from lrt_lens.models._hook_points import EMBED, same_place
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
@@ -94,8 +95,6 @@ class FamilyBaselines:
 
     def figure(self) -> Any:
         """Prediction, steering and reading of every method (plotly)."""
-        from lrt_lens.figures._family_baselines import family_figure
-
         return family_figure(self.summary)
 
     def _repr_html_(self) -> str:
@@ -406,9 +405,7 @@ class _Reading:
 
 
 def _share_above_chance(columns: np.ndarray) -> float:
-    """(AUROC − ½) over native's, from [score | native's score | class] by text; 0 where a resample
-    holds one class or native is at chance.
-    """
+    """Return (AUROC − ½) divided by that of the native probe, from columns by text."""
     truth = columns[2].astype(int)
     ours, native = (auroc(np.stack([-score, score], 1), truth) for score in columns[:2])
     return float((ours - 0.5) / (native - 0.5)) if native > 0.5 else 0.0

@@ -218,9 +218,7 @@ def unpaired_stitch(
 
 
 def matched(ours: Tensor, theirs: Tensor, generator: np.random.Generator) -> Tensor:
-    """[k], for each of our centroids the number of theirs, so that similarities [k, k] agree best:
-    the best of several starts.
-    """
+    """Return, for each source centroid, the number of its target centroid [k]."""
     from scipy.optimize import quadratic_assignment
 
     a, b = ours.double().numpy(), theirs.double().numpy()

@@ -143,7 +143,7 @@ class ModelPair:
 
 
 def model_sides(models: ModelPair | tuple[ModelLike, ModelLike]) -> tuple[HookedModel, HookedModel]:
-    """(source, target) of a pair, or of a tuple of two models whose tokenizers may differ.
+    """Return source and target of a pair, or of a tuple of two models.
 
     Raises:
         ValueError: ``models`` is neither a `ModelPair` nor a tuple of two.

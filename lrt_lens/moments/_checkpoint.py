@@ -63,7 +63,7 @@ Shifts = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 class RunIsOver(Exception):  # noqa: N818 (control flow, no error)
-    """Another rank has merged everything and removed the checkpoints."""
+    """Raised when another rank has merged everything and removed the checkpoints."""
 
 
 @dataclass(frozen=True)

@@ -262,7 +262,7 @@ class HarvestPlan:
 
     @property
     def flops_per_token(self) -> tuple[float, float]:
-        """(FLOP of both models, FLOP of the products) per token, all passes together."""
+        """Return the FLOP per token of both models and of the products, over all passes."""
         models = products = 0.0
         for pairs in self.passes:
             all_pairs = with_token(pairs, self.token_hook)

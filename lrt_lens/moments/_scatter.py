@@ -63,7 +63,7 @@ class SecondMoment:
 
     @cached_property
     def matrix(self) -> Tensor:
-        """[d, d], Σ(x − x̄)(x − x̄)ᵀ."""
+        """Return the scatter matrix Σ(x − x̄)(x − x̄)ᵀ, as [d, d]."""
         # Sxx = Σ(x − c)(x − c)ᵀ − s·sᵀ/n with s = Σ(x − c), for any shift c
         return part_sum(self._second, self._parts) - torch.outer(self._total, self._total) / self._n
 

@@ -128,7 +128,7 @@ def is_refusal(error: Exception) -> bool:
         return False
     *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
     module = str(innermost.f_globals.get("__name__", ""))
-    return module.startswith("lrt_lens.") and module != "lrt_lens.reproduction._result"
+    return module.startswith("lrt_lens.") and module != Reproduction.__module__
 
 
 def _refuse_unwritable(folder: Path) -> None:

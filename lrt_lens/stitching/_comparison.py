@@ -17,6 +17,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
+from lrt_lens.figures._comparison import comparison_figure
 from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
 from lrt_lens.moments._hook_pairs import HookPair as Pair
 from lrt_lens.stitching._diagnostics import map_diagnostics
@@ -75,8 +76,6 @@ class SolverComparison:
 
     def figure(self, value: str = "r2_uniform") -> Any:
         """Test scores by solver and direction, with null and token identity (plotly)."""
-        from lrt_lens.figures._comparison import comparison_figure
-
         return comparison_figure(self.table, value=value)
 
     def _repr_html_(self) -> str:

@@ -25,6 +25,7 @@ import pandas as pd
 from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts, heat_table, note
 from lrt_lens.errors import HookPointError
+from lrt_lens.figures._steering import grid_figure
 from lrt_lens.models._hook_points import depth, residual_post, same_place, short_hook
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
 from lrt_lens.moments._hook_pairs import HookPair as Pair
@@ -205,8 +206,6 @@ class StitchGrid:
 
     def figure(self, value: str = "r2", *, chosen: Pair | None = None) -> Any:
         """Heat map of a score over all pairs beside its null (plotly)."""
-        from lrt_lens.figures._steering import grid_figure
-
         return grid_figure(self.scores, value=value, chosen=chosen)
 
     def _repr_html_(self) -> str:

@@ -22,6 +22,7 @@ from lrt_lens._files import make_folder
 from lrt_lens._late import implementation, provided
 from lrt_lens._repr_html import card, facts, note, table
 from lrt_lens.errors import MismatchError
+from lrt_lens.figures._stitch import stitch_figure
 from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._identity import ModelIdentity
@@ -150,8 +151,6 @@ class Stitch(StitchData, ModelHubMixin):
 
     def figure(self) -> Any:
         """R² of both maps beside their null and token identity (plotly)."""
-        from lrt_lens.figures._stitch import stitch_figure
-
         return stitch_figure(
             {"source_hook": self.source_hook, "target_hook": self.target_hook} | self.scores
         )

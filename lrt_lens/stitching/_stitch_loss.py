@@ -54,6 +54,7 @@ from lrt_lens.data._parts import N_FOLDS, part_of
 from lrt_lens.data._window_cutter import WindowCutter
 from lrt_lens.data._windows import BlockPlan, Window
 from lrt_lens.errors import HookPointError, MismatchError, TooFewDocumentsError
+from lrt_lens.figures._stitch_loss import stitch_loss_figure
 from lrt_lens.models._hook_points import EMBED, joint_parts, same_place
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._cross_moments import CrossMoments
@@ -174,8 +175,6 @@ class StitchLoss:
 
     def figure(self) -> Any:
         """Cross-entropy of every arm with its interval, a panel a route (plotly)."""
-        from lrt_lens.figures._stitch_loss import stitch_loss_figure
-
         return stitch_loss_figure(self.table)
 
     def _repr_html_(self) -> str:

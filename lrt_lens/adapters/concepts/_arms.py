@@ -128,7 +128,7 @@ def concept_arms(
 
 
 def vector_part(rows: PairRows, n_pairs: int | None, seed: int) -> tuple[PairRows, PairRows]:
-    """(A, B): ``n_pairs`` random pairs to learn vectors from (None: one half), and the others."""
+    """Return ``n_pairs`` random pairs to learn vectors from (None: one half), and the others."""
     # The seed gives the same parts for both models and for all arms.
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     cut = n_pairs or len(rows) // 2

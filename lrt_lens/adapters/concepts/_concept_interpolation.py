@@ -38,6 +38,7 @@ from lrt_lens.adapters.concepts._concept_map import TextRead, contrast_sets
 from lrt_lens.adapters.concepts._row_maps import RowMap
 from lrt_lens.adapters.concepts._rows import PairRows, cosine, known_rows, read_rows
 from lrt_lens.data._contrast import ContrastSet
+from lrt_lens.figures._concept_map import interpolation_figure
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._pair import ModelPair, model_sides, paired_hooks
 from lrt_lens.statistics._intervals import spread
@@ -88,8 +89,6 @@ class ConceptInterpolation:
 
     def figure(self) -> Any:
         """Figure of the cosine against n/d, one line per arm (plotly)."""
-        from lrt_lens.figures._concept_map import interpolation_figure
-
         return interpolation_figure(self.summary)
 
     def _repr_html_(self) -> str:

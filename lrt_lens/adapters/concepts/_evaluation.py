@@ -46,6 +46,7 @@ from lrt_lens.adapters.vectors._steering_hook import Positions, SteeringHook
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._behaviours import answer_contrast
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
+from lrt_lens.figures import _concept_map as figures
 from lrt_lens.models._hook_points import depth
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._loading import ModelLike
@@ -143,8 +144,6 @@ class ConceptTransfer:
 
         ``"summary"`` shows effects at equal damage if that was measured, else at β = 1.
         """
-        from lrt_lens.figures import _concept_map as figures
-
         if kind == "summary":
             return figures.concept_summary_figure(
                 self.summary, equal_damage=self.budget is not None
@@ -346,7 +345,7 @@ class _ArmCurve:
     """Values at all measured β, ascending, with negative ones and 0 among them."""
 
     def at(self, beta: float) -> tuple[np.ndarray, float]:
-        """(propensity [item], damage) at a measured β."""
+        """Return propensity [item] and damage at a measured β."""
         index = int(np.flatnonzero(self.curve.scales == beta)[0])
         return self.curve.propensity[index], float(self.curve.damage[index])
 

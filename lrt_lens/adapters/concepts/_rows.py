@@ -109,7 +109,7 @@ class PairRows:
         )
 
     def shuffled(self, generator: torch.Generator) -> "PairRows":
-        """The same rows, with target rows assigned to random other texts.
+        """Return these rows with the target rows assigned to random other texts.
 
         Everything that depends on the text is lost; means and spreads stay.
         """

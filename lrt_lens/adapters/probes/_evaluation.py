@@ -55,6 +55,7 @@ from lrt_lens.adapters.probes._logistic import (
     probabilities,
 )
 from lrt_lens.errors import MismatchError
+from lrt_lens.figures._probes import probe_figure
 from lrt_lens.models._hook_points import EMBED, same_place
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import Read
@@ -115,8 +116,6 @@ class ProbeEvaluation:
 
     def figure(self) -> Any:
         """Figure of the accuracy of every arm and of the learning curve over k (plotly)."""
-        from lrt_lens.figures._probes import probe_figure
-
         return probe_figure(self.table, chance=self.chance)
 
     def _repr_html_(self) -> str:
@@ -208,7 +207,7 @@ def _split(
     test_labels: Sequence[Any] | None,
     settings: ProbeEvaluationSettings,
 ) -> tuple[Labelled, Labelled]:
-    """(training, test) texts with labels; a stratified split if no test texts are given."""
+    """Return training and test texts with labels; a stratified split if no test texts are given."""
     check_labels(texts, labels)
     plain = [plain_label(label) for label in labels]
     if (test_texts is None) != (test_labels is None):

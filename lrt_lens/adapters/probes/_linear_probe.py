@@ -359,7 +359,7 @@ def read_rows(
     skip_first: int = SKIP_FIRST,
     before: AffineMap | None = None,
 ) -> tuple[Tensor, list[int]]:
-    """(rows [row, d] in float64, number of rows of each text).
+    """Return rows [row, d] in float64 and the number of rows of each text.
 
     There is one row per text, or with ``read="every"`` one per unmasked token, texts in order.
     ``before`` maps every token before it is pooled.

@@ -200,7 +200,7 @@ def _fit_sklearn(z: np.ndarray, y: np.ndarray, penalty: float) -> tuple[np.ndarr
 def _fit_shrunk(
     z: np.ndarray, y: np.ndarray, penalty: float, origin: np.ndarray, offset: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(weight, bias) that minimise the objective with V₀ = ``origin``, by L-BFGS from V₀."""
+    """Return the weight and bias that minimise the objective, by L-BFGS from V₀ = ``origin``."""
     from scipy.optimize import minimize
 
     n, columns = len(z), origin.shape[1]

@@ -36,6 +36,7 @@ from torch import Tensor
 from lrt_lens._repr_html import card, table
 from lrt_lens.adapters.saes._feature_matching import FeatureMatches
 from lrt_lens.errors import MismatchError, NonFiniteError
+from lrt_lens.figures._decoder_geometry import decoder_geometry_figure
 from lrt_lens.statistics._intervals import bootstrap_ratio, spread
 from lrt_lens.stitching._affine import AffineMap
 
@@ -94,8 +95,6 @@ class DecoderGeometry:
 
     def figure(self) -> Any:
         """Residual against chance, and held-out R², arm by arm."""
-        from lrt_lens.figures._decoder_geometry import decoder_geometry_figure
-
         return decoder_geometry_figure(self.summary)
 
     def _repr_html_(self) -> str:
@@ -256,7 +255,7 @@ class _Fold:
         return u, s, vh
 
     def predict(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """(ŷ of the held-out features, ȳ of those that fitted)."""
+        """Return ŷ of the held-out features and ȳ of the fitted ones."""
         u, s, vh = self.svd
         mean = y[self.fit].mean(0)
         centred = y[self.fit] - mean

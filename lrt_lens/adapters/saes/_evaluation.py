@@ -40,6 +40,7 @@ from lrt_lens.adapters.saes._sae_pass import CodeTally, Reconstruction
 from lrt_lens.data._documents import Documents
 from lrt_lens.data._windows import Window, special_tokens, unmasked
 from lrt_lens.errors import HookPointError, MismatchError, NonFiniteError
+from lrt_lens.figures._sae import sae_figure
 from lrt_lens.models._hook_points import joint_parts, same_place
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
@@ -56,7 +57,7 @@ ARMS = ("source", "transferred", "native", "shuffled", "random")
 
 @dataclass(frozen=True)
 class SAEEvaluation:
-    """What every SAE does to its model."""
+    """L0, FVU, ΔCE, recovered loss and dead features of each SAE, with intervals."""
 
     table: pd.DataFrame
     """A row per arm: arm, model, and each with ``_low`` and ``_high``: l0 (active features a
@@ -98,8 +99,6 @@ class SAEEvaluation:
 
     def figure(self) -> Any:
         """Every metric by arm with its interval (plotly)."""
-        from lrt_lens.figures._sae import sae_figure
-
         return sae_figure(self.table)
 
     def _repr_html_(self) -> str:

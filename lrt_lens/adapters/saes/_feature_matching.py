@@ -25,6 +25,7 @@ from lrt_lens._repr_html import card, note, table
 from lrt_lens.adapters.saes.codes._moments import CodePasses, check_sae, encode
 from lrt_lens.data._documents import Documents
 from lrt_lens.data._parts import N_FOLDS, N_PARTS
+from lrt_lens.figures._single_features import matches_figure
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._plan import available_memory
 from lrt_lens.stitching._stitch import Stitch
@@ -56,8 +57,6 @@ class FeatureMatches:
 
     def figure(self) -> Any:
         """Plotly figure of the correlation on test documents against that on the matching ones."""
-        from lrt_lens.figures._single_features import matches_figure
-
         return matches_figure(self.table)
 
     def _repr_html_(self) -> str:

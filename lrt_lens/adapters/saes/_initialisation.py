@@ -30,9 +30,10 @@ from lrt_lens._repr_html import card, note, table
 from lrt_lens.adapters.saes._evaluation import refuse_foreign_sae
 from lrt_lens.adapters.saes._random_maps import random_rotation
 from lrt_lens.adapters.saes._rows import SAERows
-from lrt_lens.adapters.saes._training import train_sae
+from lrt_lens.adapters.saes._training import config_like, tokens_to, train_sae
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import MismatchError
+from lrt_lens.figures._sae import initialisation_figure, savings_figure
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._stitch import Stitch
 
@@ -134,8 +135,6 @@ class SAEInitialisation:
         """Held-out explained variance against tokens with decoder cosines to the beginning, or
         FLOPs saved over thresholds under both bills (plotly).
         """
-        from lrt_lens.figures._sae import initialisation_figure, savings_figure
-
         return (
             initialisation_figure(self.history, self.cosines)
             if kind == "training"
@@ -270,8 +269,6 @@ def threshold_table(
     """Tokens and FLOPs to each share of scratch's final explained variance; see
     `SAEInitialisation.thresholds`.
     """
-    from lrt_lens.adapters.saes._training import tokens_to
-
     table = []
     for seed, of_seed in history.groupby("seed", sort=False):
         runs = {
@@ -320,6 +317,4 @@ def _scratch_config(moved: Any) -> Any:
     """The training configuration of a transferred SAE, to start from scratch with; SAELens' own
     initialisation subtracts b_dec.
     """
-    from lrt_lens.adapters.saes._training import config_like
-
     return replace(config_like(moved), apply_b_dec_to_input=True)

@@ -120,8 +120,9 @@ class SAERows:
         return cls(hook, held_out, lambda: iter([training]))
 
     def in_memory(self, n_rows: int | None = None) -> "SAERows":
-        """The same with the first ``n_rows`` training rows held in memory: for several runs over
-        the same rows.
+        """Return these rows with the first ``n_rows`` training rows held in memory.
+
+        This serves several runs over the same rows.
         """
         training = first_rows(self.chunks(), n_rows, self.hook)
         return replace(self, chunks=lambda: iter([training]))

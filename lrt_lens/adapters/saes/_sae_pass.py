@@ -1,5 +1,4 @@
-"""What an SAE does on the way through a model: a reconstruction for the pass that finishes, and the
-sums over its codes.
+"""Reconstruction and codes of an SAE inside a forward pass.
 
     codes = CodeTally(n_documents, sae.cfg.d_sae)
     Arm("transferred", "B", ("B",), Reconstruction(sae, "B", mean, batch.sides["B"], codes))      # encodes once: spliced in and counted

@@ -30,6 +30,7 @@ from lrt_lens.adapters.saes._initialisation import UNSTITCHED, rows_of, study_sa
 from lrt_lens.adapters.saes._rows import SAERows
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import MismatchError
+from lrt_lens.figures._sae_scaling import scaling_figure
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._stitch import Stitch
 
@@ -128,8 +129,6 @@ class SAEScaling:
         """FVU over FLOPs with the fitted lines under one bill, and FLOPs saved over thresholds for
         every width (plotly).
         """
-        from lrt_lens.figures._sae_scaling import scaling_figure
-
         return scaling_figure(self.history, self.frontier, self.summary, self.savings, bill=bill)
 
     def _repr_html_(self) -> str:
@@ -228,9 +227,7 @@ def _billed(history: pd.DataFrame, stitch_flops: float, source_flops: float) -> 
 
 
 def budgets_of(history: pd.DataFrame, bill: str, n: int) -> np.ndarray:
-    """[n] FLOPs, even in their logarithm, over which every arm has a run; see `study_sae_scaling`.
-    MismatchError where there are none.
-    """
+    """Return ``n`` FLOP budgets, evenly spaced in their logarithm, at which every arm has a run."""
     first, last = [], []
     for _, runs in history.groupby("arm"):
         flops = [run[bill].to_numpy(dtype=float) for _, run in runs.groupby("width")]

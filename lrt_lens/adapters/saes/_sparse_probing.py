@@ -45,6 +45,7 @@ from lrt_lens.adapters.probes._linear_probe import (
 )
 from lrt_lens.adapters.probes._logistic import Logistic, fit_logistic, probabilities
 from lrt_lens.errors import MismatchError, NonFiniteError
+from lrt_lens.figures._probes import sparse_probe_figure
 from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
@@ -61,7 +62,7 @@ logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What is asked of an SAE."""
+    """Interface of an SAE's encoder."""
 
     def encode(self, x: Tensor) -> Tensor:
         """[token, d_model] → [token, feature]."""
@@ -103,8 +104,6 @@ class SparseProbeEvaluation:
 
     def figure(self) -> Any:
         """Accuracy over k, a line an arm (plotly)."""
-        from lrt_lens.figures._probes import sparse_probe_figure
-
         return sparse_probe_figure(self.table, chance=self.chance)
 
     def _repr_html_(self) -> str:

@@ -31,6 +31,7 @@ from lrt_lens._repr_html import card, note, table
 from lrt_lens.adapters.saes._rows import BUFFER_ROWS, SAERows, refuse_non_finite
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import MismatchError
+from lrt_lens.figures._sae import training_figure
 from lrt_lens.models._hook_points import resolve, same_place
 from lrt_lens.models._hooked_model import HookedModel
 
@@ -67,8 +68,6 @@ class SAETraining:
 
     def figure(self) -> Any:
         """Held-out explained variance against training tokens (plotly)."""
-        from lrt_lens.figures._sae import training_figure
-
         return training_figure(self.history.assign(arm="this run", seed=self.seed))
 
     def _repr_html_(self) -> str:

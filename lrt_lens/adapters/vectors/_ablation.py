@@ -36,6 +36,7 @@ from lrt_lens.adapters.vectors._preferences import PreferenceText
 from lrt_lens.adapters.vectors._steering_hook import SteeringHook, setting
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
+from lrt_lens.figures._behaviour import ablation_figure
 from lrt_lens.models._hook_points import EMBED
 from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel
 from lrt_lens.models._pair import ModelPair
@@ -134,8 +135,6 @@ class AblationEvaluation:
 
     def figure(self) -> Any:
         """Return a plotly figure of drop and damage by arm and place."""
-        from lrt_lens.figures._behaviour import ablation_figure
-
         return ablation_figure(self.summary)
 
     def _repr_html_(self) -> str:

@@ -35,6 +35,7 @@ from lrt_lens.adapters.vectors._neutral_text import Neutral, NeutralText, Unit
 from lrt_lens.adapters.vectors._scale_prediction import predict_scale
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
+from lrt_lens.figures._steering import calibration_figure
 from lrt_lens.models._hooked_model import Handle, HookedModel, load_model
 from lrt_lens.models._loading import ModelLike
 
@@ -130,8 +131,6 @@ class Calibration:
 
     def figure(self) -> Any:
         """Return a plotly figure of damage against scale, with the calibrated scale marked."""
-        from lrt_lens.figures._steering import calibration_figure
-
         mode = "add" if self.intervention is None else self.intervention.mode
         meaning = _MEANINGS[self.unit]
         return calibration_figure(

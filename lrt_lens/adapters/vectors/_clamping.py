@@ -36,6 +36,7 @@ from lrt_lens.adapters.vectors._continuations import Classifier, Continuations
 from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ContrastSet
+from lrt_lens.figures._behaviour import clamp_figure
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.statistics._correlations import bootstrap_rank_correlation
 from lrt_lens.statistics._intervals import (
@@ -87,8 +88,6 @@ class ClampEvaluation:
 
     def figure(self) -> Any:
         """Return a plotly figure of the shares of continuations with their intervals."""
-        from lrt_lens.figures._behaviour import clamp_figure
-
         return clamp_figure(self.summary)
 
     def _repr_html_(self) -> str:

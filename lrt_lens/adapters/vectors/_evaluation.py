@@ -42,6 +42,7 @@ from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.errors import MismatchError
+from lrt_lens.figures import _steering as figures
 from lrt_lens.models._hook_points import residual_post
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
@@ -162,8 +163,6 @@ class SteeringEvaluation:
 
         ``"curves"`` shows propensity over scale instead, ``"damage"`` effect over damage.
         """
-        from lrt_lens.figures import _steering as figures
-
         if kind == "summary":
             return figures.summary_figure(self.summary, concept=self.concept)
         if kind == "curves":

@@ -46,6 +46,7 @@ from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._behaviours import answer_contrast
 from lrt_lens.data._contrast import ChoiceItems
+from lrt_lens.figures._propensity import propensity_figure
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.statistics._correlations import bootstrap_correlation, correlations
 from lrt_lens.statistics._intervals import Interval, bootstrap_mean, spread
@@ -116,8 +117,6 @@ class PropensityEvaluation:
 
     def figure(self) -> Any:
         """Return LRT's figure 5 in plotly, next to r of changes: one box per task and arm."""
-        from lrt_lens.figures._propensity import propensity_figure
-
         return propensity_figure(self.table)
 
     def _repr_html_(self) -> str:

@@ -476,7 +476,7 @@ class CachedPair:
 
     @property
     def widths(self) -> tuple[int, int]:
-        """(d_source, d_target)."""
+        """Widths (d_source, d_target)."""
         streams = self.cache.manifest.streams
         return streams[f"source/{self.source_hook}"], streams[f"target/{self.target_hook}"]
 

@@ -62,7 +62,7 @@ class BlockTable:
 
     @property
     def row_part(self) -> np.ndarray:
-        """[row], part of the document of each row."""
+        """Part of the document of each row, as [row]."""
         return np.repeat(self.part, self.rows)
 
     @property

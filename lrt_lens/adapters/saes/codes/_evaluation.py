@@ -36,6 +36,7 @@ from lrt_lens.adapters.vectors._agreement import steering_agreement
 from lrt_lens.data._documents import Documents
 from lrt_lens.data._parts import N_FOLDS, N_TEST_GROUPS
 from lrt_lens.errors import MismatchError, TooFewDocumentsError
+from lrt_lens.figures._code_map import code_map_figure
 from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._scatter import r2_of
@@ -83,8 +84,6 @@ class CodeMapEvaluation:
 
     def figure(self) -> Any:
         """Plotly figure of the R² of the maps and the agreement of features under both maps."""
-        from lrt_lens.figures._code_map import code_map_figure
-
         return code_map_figure(self.table, self.features)
 
     def _repr_html_(self) -> str:

@@ -159,7 +159,7 @@ def _head_row(effects: np.ndarray, head: int) -> dict[str, Any]:
 
 
 def _with_random(direction: Tensor, seed: int) -> Tensor:
-    """[1 + random, d]: the direction, then random directions of the same length."""
+    """Return the direction and random directions of its length, as [1 + random, d]."""
     draws = torch.randn(N_RANDOM, len(direction), generator=torch.Generator().manual_seed(seed))
     return torch.cat([direction[None], draws / draws.norm(dim=1, keepdim=True) * direction.norm()])
 

@@ -326,7 +326,7 @@ def _entropy_columns(
 
 
 def _rewrites(text: _Text, settings: FeatureEvaluationSettings) -> Sequence[Sequence[str]]:
-    """[sentence][version]: rewrites from the settings, or of sentences drawn from the documents."""
+    """Return rewrites by sentence and version, given or drawn from the documents."""
     if settings.n_sentences == 0 or settings.rewrites is not None:
         # Rewrites of the user need no text.
         return list(settings.rewrites or [])[: settings.n_sentences]

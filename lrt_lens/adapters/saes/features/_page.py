@@ -20,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 
+from lrt_lens.figures._single_features import activation_figure
 from lrt_lens.report._html import (
     KeyNumbers,
     Paragraph,
@@ -220,8 +221,6 @@ class FeaturePage:
 
         The tokens are those of the contexts on this page.
         """
-        from lrt_lens.figures._single_features import activation_figure
-
         return activation_figure(
             {role: list(contexts) for role, contexts in self.contexts.items()},
             names=self.names,

@@ -15,6 +15,12 @@ from lrt_lens.adapters.saes.features._coder import check_index
 from lrt_lens.adapters.saes.features._contexts import TopContexts
 from lrt_lens.adapters.saes.features._page import FeaturePage, TokenContext
 from lrt_lens.adapters.saes.features._unembedding import Unembedding
+from lrt_lens.figures._features import (
+    attention_figure,
+    attribution_figure,
+    entropy_figure,
+    fidelity_figure,
+)
 from lrt_lens.statistics._correlations import bootstrap_rank_correlation
 from lrt_lens.statistics._intervals import NOTHING, Interval, bootstrap_mean
 
@@ -180,14 +186,10 @@ class FeatureEvaluation:
         It shows all features against the baselines, and semantic against structural features, as
         Stitching (arXiv 2506.06609), figures 4 and 14.
         """
-        from lrt_lens.figures._features import attribution_figure
-
         return attribution_figure(self.table)
 
     def fidelity_figure(self) -> Any:
         """Figure of attribution correlations against ρ_write and ρ_read, one point per feature."""
-        from lrt_lens.figures._features import fidelity_figure
-
         return fidelity_figure(self.live)
 
     def entropy_figure(self) -> Any:
@@ -195,8 +197,6 @@ class FeatureEvaluation:
 
         Source: Stitching, figure 5a.
         """
-        from lrt_lens.figures._features import entropy_figure
-
         return entropy_figure(
             self.table, self.entropy_share_random, names=(self.source, self.target)
         )
@@ -206,8 +206,6 @@ class FeatureEvaluation:
 
         Source: Stitching, figures 5b and 16.
         """
-        from lrt_lens.figures._features import attention_figure
-
         return attention_figure(self.attention, names=(self.source, self.target))
 
     def page(self, index: int) -> FeaturePage:

@@ -78,7 +78,7 @@ class ContentWords:
     """Content words of a corpus, grouped by shape, for the tokenizer of one model."""
 
     by_shape: dict[tuple[str, str, int], list[str]]
-    """(case, ending, number of tokens) → distinct words, in alphabetical order."""
+    """Return case, ending and number of tokens after a space of each word."""
     between: dict[tuple[str, str], set[str]]
     """("behind" or "before", function word or punctuation) → words that occurred at that side."""
     model: HookedModel
@@ -204,7 +204,7 @@ def _neighbours(text: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 
 
 def _shapes(words: list[str], model: HookedModel) -> list[tuple[str, str, int]]:
-    """(case, ending, number of tokens after a space) of each word."""
+    """Return case, ending and number of tokens after a space of each word."""
     tokens = model.encode_bodies([" " + word for word in words]) if words else []
     return [(_case(word), _ending(word), len(ids)) for word, ids in zip(words, tokens, strict=True)]
 

@@ -102,7 +102,7 @@ class Unembedding:
 
 
 def measure_norm(norm: Any, d: int) -> tuple[Tensor, bool]:
-    """(gain [d], whether it subtracts the mean) of a norm ``x ↦ gain ⊙ (x [− mean])/size + bias``.
+    """Return the gain [d] of a norm, and whether it subtracts the mean.
 
     Args:
         norm: a module that maps [batch, position, d] to the same shape.
