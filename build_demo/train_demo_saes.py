@@ -19,10 +19,8 @@ import torch
 import tyro
 
 import lrt_lens as lrt
-from lrt_lens.adapters.saes._evaluation import SAEEvaluation, evaluate_sae
-from lrt_lens.adapters.saes._rows import SAERows
-from lrt_lens.adapters.saes._training import train_sae
-from lrt_lens.bundled._saes import DEMO_SAES, demo_sae
+from lrt_lens.adapters.saes import SAEEvaluation, SAERows, evaluate_sae, train_sae
+from lrt_lens.bundled import DEMO_SAES, demo_sae
 
 logger = logging.getLogger("train_demo_saes")
 
