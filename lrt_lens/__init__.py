@@ -12,7 +12,8 @@ r"""Transfer what is learnt inside a small language model to a large one, and te
     strength = lrt.calibrate_scale(pair.target, transferred, lrt.demo_neutral(), damage=0.1)
     with transferred.apply(pair.target, scale=strength.scale):
         text = pair.target.generate("This film was", max_new_tokens=24)
-    print(stitch, transferred, f"scale {strength.scale:.2f}", f"This film was{text}", sep="\n")
+    print(stitch, transferred, sep="\n")
+    print(f"scale {strength.scale:.2f}", f"This film was{text}", sep="\n")
 
 The names that most users need are here; the packages hold the others, and ``lrt_lens.NAME`` finds
 those too. A name is loaded when it is first used: importing this package loads neither torch nor

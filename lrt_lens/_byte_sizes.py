@@ -8,6 +8,7 @@ Limits: `human_bytes` writes powers of ten with three significant digits.
 
 import re
 
+# KB, MB, … are powers of 10 (SI); KiB, MiB, … are powers of 2 (IEC 80000-13).
 _UNITS = {
     "B": 1,
     "KB": 10**3,

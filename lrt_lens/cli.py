@@ -1,7 +1,7 @@
 """The command line: ``lrt-lens demo``, ``fit`` and ``merge``.
 
-Built by tyro from the dataclasses below, whose fields are the same as the functions' arguments.
-Nothing here imports torch before a command runs, so ``--help`` answers at once.
+Built by tyro from the dataclasses below, whose fields are arguments of the Python functions. torch
+is imported only when a command runs, so ``--help`` answers at once.
 """
 
 import logging
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Demo:
-    """Everything on the bundled pair of models, offline, in about two minutes: a fitted stitch, a
-    transferred vector, a report.
+    """Run the main workflow on the bundled pair of models: stitch, transfer, evaluation, report.
+
+    It needs no network and takes about two minutes.
     """
 
     out: Path = Path("demo-report")
     """Folder for results.json, report.html and stitch/."""
     n_tokens: int = 120_000
-    """Tokens for the harvest."""
+    """Tokens of the harvest."""
     damage: float = 0.1
     """Nats per token on neutral text at which vectors are compared."""
     n_random: int = 20
-    """Random directions as a control."""
+    """Number of random directions, as a control."""
     seed: int = 0
     progress: bool = True
 
     def run(self) -> None:
-        """Run it."""
-        # Before transformers is imported: the bundled models load in a blink, and its bars would
-        # break into ours.
+        """Run the demo and write its report."""
+        # Set before transformers is imported: its progress bars would interrupt ours.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         from lrt_lens.demo._run import demo_tables, refuse_unwritable, run_demo, write_demo
 
@@ -71,17 +71,17 @@ class Demo:
 
 @dataclass(frozen=True)
 class Fit:
-    """Harvest two models on the same text and fit every layer pair; killed and started again, it
-    goes on where it was.
+    """Harvest two models on the same text and fit a map for every hook pair.
 
-    Many processes share the work under ``torchrun --nproc-per-node N -m lrt_lens fit …``, or as
-    ``--shard i/N`` in jobs of their own (docs/how-to/run_on_a_cluster.md).
+    A run that is interrupted resumes if the same command is started again. Several processes can
+    share the work under ``torchrun --nproc-per-node N -m lrt_lens fit …``, or as ``--shard i/N`` in
+    separate jobs (docs/how-to/run_on_a_cluster.md).
     """
 
     source: str
-    """Model that things were learnt on: hub id or local folder."""
+    """Source model, on which things are learnt: hub id or local folder."""
     target: str
-    """Model they are carried to."""
+    """Target model of the transfer: hub id or local folder."""
     documents: str
     """A .txt, .jsonl or .jsonl.gz file, or the name of a data set with a 'text' column."""
     out: Path = Path("stitches")
@@ -92,11 +92,11 @@ class Fit:
     """'all', 'proportional', layer numbers or hook points, separated by commas."""
     target_layers: Annotated[str, tyro.conf.arg(metavar="all|proportional|3,5|HOOK")] = "all"
     alpha: float | None = None
-    """Ridge penalty relative to the mean variance; chosen by cross-validation by default."""
+    """Ridge penalty relative to the mean variance; by default chosen by cross-validation."""
     standardize: bool = False
-    """Scale source dimensions to unit variance first: for streams with massive dimensions."""
+    """Scale source dimensions to unit variance first; useful if a few dimensions are very large."""
     null: Literal["auto", "full", "sketch", "none"] = "auto"
-    """Shuffled pairs: kept whole, sketched, or not at all."""
+    """Moments of shuffled pairs: in full, as a sketch, or none."""
     moment_dtype: Literal["float32", "float64"] = "float32"
     device: str | None = None
     device_map: str | None = None
@@ -106,23 +106,25 @@ class Fit:
     prepend_bos: bool | None = None
     seed: int = 0
     shard: Annotated[str | None, tyro.conf.arg(metavar="i/N")] = None
-    """Harvest only every Nth block, from the i-th on (from 0), write moments-i-of-N.safetensors and
-    stop; `lrt-lens merge` goes on.
+    """Harvest only every Nth block, starting at block i (counted from 0).
+
+    It writes moments-i-of-N.safetensors and stops; `lrt-lens merge` continues.
     """
     checkpoint_every: float = 120.0
     """Seconds between checkpoints, in the folder checkpoint/ below --out."""
     restart: bool = False
-    """Throw the checkpoints of an earlier run away."""
+    """Remove the checkpoints of an earlier run first."""
     memory_budget: Annotated[str | None, tyro.conf.arg(metavar="8GB")] = None
-    """Memory for the moments of a process: where they need more, target layers are harvested in
-    several passes.
+    """Memory for the moments of one process.
+
+    If they need more, target layers are harvested in several passes.
     """
     dry_run: bool = False
-    """Say what it would take, from the configs alone, and stop."""
+    """Print memory, disk and time that the run needs, from the configs alone, and stop."""
     progress: bool = True
 
     def run(self) -> None:
-        """Run it."""
+        """Harvest, fit and write the results; or print the plan."""
         from lrt_lens.moments._scale_out import Ranks, parse_shard
 
         ranks, shard = Ranks.of_environment(), parse_shard(self.shard) if self.shard else None
@@ -134,8 +136,8 @@ class Fit:
         passes = plan.passes if plan is not None and len(plan.passes) > 1 else ()
         if shard is not None and passes:
             raise ValueError(
-                f"the memory budget needs {len(passes)} passes, and --shard takes one: raise --memory-budget, or give some "
-                "--target-layers to each run"
+                f"the memory budget needs {len(passes)} passes, and --shard takes one: "
+                "raise --memory-budget, or give some --target-layers to each run"
             )
         self._prepare_folder(ranks, max(1, len(passes)))
         grids = self._harvest(ranks, shard, passes)
@@ -145,10 +147,13 @@ class Fit:
     def _harvest(
         self, ranks: "Ranks", shard: tuple[int, int] | None, passes: "tuple[tuple[Pair, ...], ...]"
     ) -> "tuple[StitchGrid, tuple[str, str]] | None":
-        """Return the fitted grid and the names of the models on rank 0, None on other ranks."""
+        """Return the grid of all hook pairs and the names of the models.
+
+        The result is None on every rank but 0, and after the harvest of a shard.
+        """
         from lrt_lens.models._pair import ModelPair
         from lrt_lens.moments._checkpoint import remove_checkpoints
-        from lrt_lens.moments._scale_out import harvest_in_ranks, shard_name
+        from lrt_lens.moments._scale_out import harvest_in_ranks
         from lrt_lens.stitching._fit import fit_grid
 
         pair = ModelPair.load(
@@ -163,17 +168,9 @@ class Fit:
         )
         whole = self._settle(pair, shard)
         runs = [whole.with_pairs(pairs) for pairs in passes] or [whole]
-        name = shard_name(shard) if shard else "moments.safetensors"
-        files = (
-            [
-                self.out / f"moments-pass-{k}-of-{len(runs)}.safetensors"
-                for k in range(1, len(runs) + 1)
-            ]
-            if passes
-            else [self.out / name]
-        )
+        files, folders = self._moment_files(shard, len(passes)), self._checkpoints(len(runs))
         grids: list[StitchGrid] = []
-        for run, file, folder in zip(runs, files, self._checkpoints(len(runs)), strict=True):
+        for run, file, folder in zip(runs, files, folders, strict=True):
             moments = harvest_in_ranks(
                 run,
                 self.documents,
@@ -183,7 +180,7 @@ class Fit:
                 checkpoint_every=self.checkpoint_every,
                 progress=self.progress and ranks.rank == 0,
             )
-            if moments is None:
+            if moments is None:  # not rank 0
                 continue
             moments.save(file)
             if shard is None:
@@ -191,14 +188,22 @@ class Fit:
                 grids.append(grid if len(runs) == 1 else _without_moments(grid))
         if ranks.rank:
             return None
-        for folder in self._checkpoints(len(runs)):
+        for folder in folders:
             remove_checkpoints(folder)
         if shard is not None:
-            _say(
-                f"written: {files[0]}; when all {shard[1]} shards are there: lrt-lens merge OUT {self.out / 'moments-*.safetensors'}"
-            )
+            merge = f"lrt-lens merge OUT {self.out / 'moments-*.safetensors'}"
+            _say(f"written: {files[0]}; when all {shard[1]} shards are there: {merge}")
             return None
         return _combined(grids, files, whole.pairs), (pair.source.name, pair.target.name)
+
+    def _moment_files(self, shard: tuple[int, int] | None, n_passes: int) -> list[Path]:
+        """Return the file of each pass; one file if there is one pass."""
+        from lrt_lens.moments._scale_out import shard_name
+
+        if n_passes:
+            numbers = range(1, n_passes + 1)
+            return [self.out / f"moments-pass-{k}-of-{n_passes}.safetensors" for k in numbers]
+        return [self.out / (shard_name(shard) if shard else "moments.safetensors")]
 
     def _settle(self, pair: "ModelPair", shard: tuple[int, int] | None) -> "HarvestRun":
         from lrt_lens.moments._harvesting import settle
@@ -236,14 +241,11 @@ class Fit:
         from lrt_lens.moments._plan import measure_throughput
 
         throughput = measure_throughput(self.device or "cpu", plan.source.dtype, plan.moment_dtype)
-        _print_table(
-            f"What {plan.source.name} → {plan.target.name} takes",
-            plan.table(throughput).loc[:, ["item", "amount", "how"]],
-        )
+        table = plan.table(throughput).loc[:, ["item", "amount", "how"]]
+        _print_table(f"Needs of {plan.source.name} → {plan.target.name}", table)
         for number, pairs in enumerate(plan.passes if len(plan.passes) > 1 else (), start=1):
-            _say(
-                f"pass {number}: {len(pairs)} pairs to {', '.join(dict.fromkeys(target for _, target in pairs))}"
-            )
+            targets = ", ".join(dict.fromkeys(target for _, target in pairs))
+            _say(f"pass {number}: {len(pairs)} pairs to {targets}")
 
     def _prepare_folder(self, ranks: "Ranks", n_passes: int) -> None:
         from lrt_lens._files import make_folder
@@ -252,27 +254,24 @@ class Fit:
 
         if self.restart and ranks.count > 1:
             raise ValueError(
-                f"--restart with {ranks.count} ranks: one would remove what another has begun; remove "
-                f"{self.out / 'checkpoint'} and leave it out"
+                f"--restart with {ranks.count} ranks: one would remove the checkpoints of another; "
+                f"remove {self.out / 'checkpoint'} and leave the option out"
             )
         if ranks.rank:
             make_folder(self.out)
             return
-        # Shards may share a folder, and must not meet at the file that this tries to write.
+        # Shards may share a folder, so each tests its own part of it and not the same file.
         refuse_unwritable(self._checkpoints(n_passes)[0] if self.shard else self.out)
         if self.restart:
             for folder in self._checkpoints(n_passes):
                 remove_checkpoints(folder)
 
     def _checkpoints(self, n_passes: int) -> list[Path]:
-        """A folder of checkpoints for each pass, and one for each shard: several may share an
-        --out.
-        """
+        """Return the folder of checkpoints of each pass; shards of one ``--out`` have their own."""
         name = f"checkpoint-{self.shard.replace('/', '-of-')}" if self.shard else "checkpoint"
-        return [
-            self.out / (name if n_passes == 1 else f"{name}-pass-{k}-of-{n_passes}")
-            for k in range(1, n_passes + 1)
-        ]
+        if n_passes == 1:
+            return [self.out / name]
+        return [self.out / f"{name}-pass-{k}-of-{n_passes}" for k in range(1, n_passes + 1)]
 
     @property
     def _null(self) -> Any:
@@ -287,19 +286,19 @@ class Fit:
 
 @dataclass(frozen=True)
 class Merge:
-    """Add the moments of all shards of a run, fit, and write what fit writes."""
+    """Add the moments of all shards of a run, fit, and write the same results as fit."""
 
     out: tyro.conf.Positional[Path]
     """Folder for moments.safetensors, results.json, report.html and the best stitch."""
     shards: tyro.conf.Positional[tuple[Path, ...]]
-    """The files that `lrt-lens fit --shard i/N` has written, in any order."""
+    """The files of `lrt-lens fit --shard i/N`, in any order."""
     alpha: float | None = None
     """As in fit."""
     standardize: bool = False
     progress: bool = True
 
     def run(self) -> None:
-        """Run it."""
+        """Merge, fit and write the results."""
         from lrt_lens.demo._run import refuse_unwritable
         from lrt_lens.moments._scale_out import merge_shards
         from lrt_lens.stitching._fit import fit_grid
@@ -318,7 +317,7 @@ class Merge:
 def _write_outputs(
     out: Path, arguments: dict[str, Any], grid: "StitchGrid", names: tuple[str, str]
 ) -> None:
-    """The best stitch, results.json and report.html; the table on the screen."""
+    """Write the best stitch, results.json and report.html, and print the scores."""
     from lrt_lens.models._hook_points import short_hook
     from lrt_lens.report._html import write_html
     from lrt_lens.report._results import write_results
@@ -337,15 +336,17 @@ def _write_outputs(
     for column in ("source_hook", "target_hook"):
         shown[column] = shown[column].map(short_hook)
     part = "" if len(shown) == len(grid.scores) else f" ({len(shown)} of {len(grid.scores)})"
-    _print_table(f"Layer pairs, best first{part}", shown.loc[:, _FIT_COLUMNS])
-    read = f"{grid.moments.n_tokens:,} tokens of {grid.moments.provenance.n_documents:,} documents, {grid.moments.n_fit:,} of them fitted; the others test."
+    _print_table(f"Hook pairs, best first{part}", shown.loc[:, _FIT_COLUMNS])
+    moments = grid.moments
     _say(
-        f"{read}\n{best}\nOpen {report}; in Python: lrt.Stitch.from_pretrained({str(out / 'stitch')!r})"
+        f"{moments.n_tokens:,} tokens of {moments.provenance.n_documents:,} documents: "
+        f"{moments.n_fit:,} for the fit, the others for the test.\n{best}\n"
+        f"Open {report}; in Python: lrt.Stitch.from_pretrained({str(out / 'stitch')!r})"
     )
 
 
 def _without_moments(grid: "StitchGrid") -> "StitchGrid":
-    """Scores alone: the moments of one pass must go before those of the next come."""
+    """Return the scores alone, so that the moments of one pass are freed before the next."""
     from lrt_lens.moments._cross_moments import CrossMoments
 
     return replace(grid, moments=CrossMoments(pairs=()))
@@ -354,7 +355,7 @@ def _without_moments(grid: "StitchGrid") -> "StitchGrid":
 def _combined(
     grids: "list[StitchGrid]", files: list[Path], pairs: "tuple[Pair, ...]"
 ) -> "StitchGrid":
-    """One grid of all passes, over the moments of the pass that holds the best pair."""
+    """Return one grid of all passes, with the moments of the pass that holds the best pair."""
     import pandas as pd
 
     from lrt_lens.moments._cross_moments import CrossMoments
@@ -362,31 +363,25 @@ def _combined(
     if len(grids) == 1:
         return grids[0]
     scores = pd.concat([grid.scores for grid in grids], ignore_index=True)
-    fitted = list(
-        zip(map(str, scores["source_hook"]), map(str, scores["target_hook"]), strict=True)
-    )
+    sources, targets = map(str, scores["source_hook"]), map(str, scores["target_hook"])
+    fitted = list(zip(sources, targets, strict=True))
     order = [fitted.index(pair) for pair in pairs]
     winner = max(range(len(grids)), key=lambda number: grids[number].scores["gain_cv"].max())
-    folds = {pair: found for grid in grids for pair, found in grid.folds.items()}
     return replace(
         grids[winner],
         moments=CrossMoments.load(files[winner]),
         scores=scores.iloc[order].reset_index(drop=True),
-        folds=folds,
+        folds={pair: errors for grid in grids for pair, errors in grid.folds.items()},
     )
 
 
 def _json_arguments(command: Any) -> dict[str, Any]:
-    """A command's fields as JSON values."""
+    """Return the fields of a command as JSON values."""
 
     def plain(value: Any) -> Any:
-        return (
-            str(value)
-            if isinstance(value, Path)
-            else [plain(item) for item in value]
-            if isinstance(value, tuple)
-            else value
-        )
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
 
     return {key: plain(value) for key, value in asdict(command).items()}
 
@@ -402,11 +397,28 @@ _FIT_COLUMNS = [
     "r2_null",
     "r2_token",
 ]
-"""What fits a terminal of 80 columns; the report and results.json hold all."""
+"""Columns that fit into a terminal of 80 columns; the report and results.json hold all."""
+
+
+_OPTIONS_BY_PYTHON = {
+    "another checkpoint folder, or remove_checkpoints(folder) to begin again": (
+        "another --out, or --restart to begin again"
+    ),
+    "or wait for it, or choose another folder": "or wait for it, or choose another --out",
+    "start all ranks again with the same arguments: the harvest resumes": (
+        "start the same command again: it resumes"
+    ),
+    "start the harvest again with the same arguments, on": "start the same command again, on",
+    "the passes of plan_harvest(…, memory_budget=…), one harvest each": (
+        "harvest in several passes (--memory-budget 8GB)"
+    ),
+    "harvest(…, shard=(i, N)).save(…)": "lrt-lens fit --shard i/N",
+}
+"""Remedies in the words of the Python API, and the options that stand for them."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of ``lrt-lens``."""
+    """Run the command line ``lrt-lens``."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     commands = {"demo": Demo, "fit": Fit, "merge": Merge}
     command = tyro.extras.subcommand_cli_from_dict(
@@ -415,25 +427,30 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         command.run()
     except KeyboardInterrupt:
-        resumes = (
-            "; start the same command again and it goes on where it was"
-            if isinstance(command, Fit)
-            else ""
+        resumes = "; start the same command again and it resumes"
+        _complain(
+            "interrupted; no incomplete file was left behind"
+            + (resumes if isinstance(command, Fit) else "")
         )
-        _complain(f"interrupted; nothing half-written was left behind{resumes}")
         sys.exit(130)
     except (ValueError, OSError, TypeError) as error:
-        _complain(f"error: {error}")
+        _complain(f"error: {_in_options(str(error))}")
         sys.exit(1)
 
 
+def _in_options(message: str) -> str:
+    """Return an error message of the Python API in the options of the command line."""
+    for python, option in _OPTIONS_BY_PYTHON.items():
+        message = message.replace(python, option)
+    return message
+
+
 def _layers(text: str) -> Any:
+    """Return the layers of an option: a word, or a list of numbers and hook points."""
     if text in ("all", "proportional"):
         return text
-    return [
-        int(part) if part.strip().lstrip("-").isdigit() else part.strip()
-        for part in text.split(",")
-    ]
+    parts = [part.strip() for part in text.split(",")]
+    return [int(part) if part.lstrip("-").isdigit() else part for part in parts]
 
 
 def _print_table(title: str, frame: "pd.DataFrame") -> None:
@@ -443,9 +460,8 @@ def _print_table(title: str, frame: "pd.DataFrame") -> None:
 
     table = Table(title=title, box=SIMPLE, padding=0, collapse_padding=True)
     for column in frame.columns:
-        table.add_column(
-            column, overflow="fold", justify="right" if frame[column].dtype.kind in "fi" else "left"
-        )
+        side = "right" if frame[column].dtype.kind in "fi" else "left"
+        table.add_column(column, overflow="fold", justify=side)
     for row in frame.itertuples(index=False):
         table.add_row(*(_cell(value) for value in row))
     Console().print(table)
@@ -453,6 +469,7 @@ def _print_table(title: str, frame: "pd.DataFrame") -> None:
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
+        # NaN (unequal to itself) is shown as an empty cell.
         return "" if value != value else f"{value:.3g}"
     return str(value)
 

@@ -23,11 +23,15 @@ def run(code: str) -> str:
 def test_importing_the_package_and_asking_for_help_load_no_torch() -> None:
     assert (
         run(
-            "import lrt_lens, sys; dir(lrt_lens); print('torch' in sys.modules, 'transformer_lens' in sys.modules)"
+            "import lrt_lens, sys; dir(lrt_lens); "
+            "print('torch' in sys.modules, 'transformer_lens' in sys.modules)"
         )
         == "False False"
     )
-    code = "import sys\nfrom lrt_lens.cli import main\ntry:\n    main(['fit', '--help'])\nexcept SystemExit:\n    print('torch' in sys.modules)"
+    code = (
+        "import sys\nfrom lrt_lens.cli import main\ntry:\n    main(['fit', '--help'])\n"
+        "except SystemExit:\n    print('torch' in sys.modules)"
+    )
     assert run(code).endswith("False")
 
 
@@ -82,7 +86,7 @@ def test_fit_writes_moments_results_report_and_a_stitch(
     assert lrt.CrossMoments.load(out / "moments.safetensors").n_tokens >= 2900
     assert lrt.Stitch.from_pretrained(out / "stitch").source_hook.startswith("blocks.")
     shown = capsys.readouterr().out
-    table = shown[shown.index("Layer pairs") : shown.index("Stitch(")].splitlines()
+    table = shown[shown.index("Hook pairs") : shown.index("Stitch(")].splitlines()
     assert max(len(line) for line in table) <= 80, "a terminal's width"
     assert sum("0.post" in line for line in table) >= 3, "a line a pair: names are not folded"
     assert sorted(path.name for path in out.iterdir()) == [
@@ -283,7 +287,7 @@ def test_an_interrupted_fit_goes_on_and_refuses_other_arguments(
         with pytest.raises(SystemExit) as stopped:
             fit()
     assert stopped.value.code == 130
-    assert "start the same command again and it goes on where it was" in capsys.readouterr().err
+    assert "start the same command again and it resumes" in capsys.readouterr().err
     message = failure(capsys, fit, "--seed", "1")
     assert "seed was 0 and is 1" in message
     assert "another --out, or --restart to begin again" in message

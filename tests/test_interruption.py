@@ -1,10 +1,9 @@
-"""Whatever runs a model can be stopped in the middle of a forward pass, and leaves both models as
-they were.
-"""
+"""Every call that runs a model can be interrupted and leaves both models unchanged."""
 
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +48,8 @@ class Bench:
     def __init__(self, pair: Any, corpus: list[str], folder: Path) -> None:
         self.pair, self.corpus, self.folder = pair, corpus, folder
         for model in (pair.source, pair.target):
-            model.logits(
-                "the cat"
-            )  # TransformerLens puts hooks of its own on at a bridge's first pass, and leaves them there
+            # At its first pass a TransformerLens bridge registers hooks of its own and keeps them.
+            model.logits("the cat")
         self.grid = lrt.fit_stitches(
             pair,
             corpus[:100],
@@ -322,11 +320,14 @@ def test_an_interrupt_leaves_both_models_as_they_were(
 
 
 def test_every_call_that_evaluates_is_here() -> None:
-    started = {name for name in dir(lrt) if name.startswith("evaluate_")}
+    packages = [import_module(f"lrt_lens.{name}") for name in lrt._PACKAGES]
+    names = {name for package in [lrt, *packages] for name in dir(package)}
+    started = {name for name in names if name.startswith("evaluate_")}
     known = {call.split("_gradient")[0] for call in CALLS}
-    # They run what stands above and nothing else: rows of both models, and the steering and probes
-    # of each baseline.
+    # It calls what the others call and nothing else: rows of both models, and the steering and
+    # probes of each baseline.
     elsewhere = {"evaluate_family_baselines"}
+    assert len(started) >= 8
     assert started - known - elsewhere == set()
 
 

@@ -1,5 +1,6 @@
-"""Maps that cross model families without paired tokens: anchors, shared vocabularies, no pairs at
-all. Each comes out as a `Stitch`.
+"""Maps between model families without paired tokens; each method returns a `Stitch`.
+
+Methods: anchors (texts that both models read), shared vocabularies, and no pairs at all.
 """
 
 import lazy_loader

@@ -7,6 +7,7 @@ from ._anchor_methods import RelativeRepresentation as RelativeRepresentation
 from ._anchors import Anchors as Anchors
 from ._anchors import anchor_stitch as anchor_stitch
 from ._evaluation import FamilyBaselines as FamilyBaselines
+from ._evaluation import FamilyBaselineSettings as FamilyBaselineSettings
 from ._evaluation import evaluate_family_baselines as evaluate_family_baselines
 from ._evaluation import fitting_texts as fitting_texts
 from ._shared_vocabulary import embedding_stitch as embedding_stitch

@@ -1,24 +1,27 @@
-"""Five ways from anchors to a linear map: what cross-family papers do with texts that both models
-have read.
+"""Five methods that fit a linear map from anchors: texts that both models have read.
 
-X [n, d_source] and Y [n, d_target] are the anchors' rows about their own means; X̂ and Ŷ the same
-with rows of length 1; s a factor by least squares on the anchors, because cosines know no length.
+X [n, d_source] and Y [n, d_target] are the centred rows of the anchors; X̂ and Ŷ are the same rows
+scaled to length 1; s is a factor by least squares on the anchors, because cosines hold no length;
+σ are standard deviations per dimension.
 
 | method | W | source |
 | --- | --- | --- |
-| `RelativeRepresentation` | s·X̂ᵀ(Ŷᵀ)⁺: cosines to the source's anchors, inverted on the target's | Moschella 2209.15430, 2406.15057 |
-| `AnchorProjection` | s·X̂ᵀŶ: cosines to the source's anchors weigh the target's anchors | after ACS, Kim & Han 2605.09875 |
-| `AnchorProcrustes` | UVᵀ of XᵀY = UΣVᵀ, dimensions standardised | Maiorca et al. 2311.00664, *ortho* |
-| `AnchorLinear` | X⁺Y, dimensions standardised | the same, *linear* |
-| `AnchorRidge` | ridge, penalty by cross-validation | ours: the same data without the method |
+| `RelativeRepresentation` | s·X̂ᵀ(Ŷᵀ)⁺ | Moschella 2209.15430, 2406.15057 |
+| `AnchorProjection` | s·X̂ᵀŶ | after ACS, Kim & Han 2605.09875 |
+| `AnchorProcrustes` | UVᵀ of XᵀY = UΣVᵀ, standardised | Maiorca et al. 2311.00664, *ortho* |
+| `AnchorLinear` | X⁺Y, standardised | Maiorca et al. 2311.00664, *linear* |
+| `AnchorRidge` | ridge, penalty by cross-validation | ours: the data without the method |
 
-A relative representation is not linear: cos(x, aᵢ) = x·âᵢ / ‖x‖. But it is linear up to that one
-length, which the way back does not need, because cosines scale with it. So x ↦ ‖x‖·(its image) is
-exactly the linear map above, and a direction goes the same way as a point about the mean.
+A relative representation describes a row by its cosines to the source's anchors and inverts these
+on the target's; it is not linear: cos(x, aᵢ) = x·âᵢ / ‖x‖. But it is linear up to the length ‖x‖,
+which the inversion does not need, because cosines scale with it. So x ↦ ‖x‖·(image of x) is exactly
+the linear map above, and it maps directions as it maps points about the mean.
 
-Zero-padding to equal width adds rows and columns of zeros to XᵀY, so that the orthogonal matrix of
-the padded problem restricted to the real dimensions is the thin UVᵀ. Directions that no anchor
-shows (n < d) go to zero here; a full orthogonal matrix would send them somewhere arbitrary.
+Zero-padding to equal width adds rows and columns of zeros to XᵀY, so the orthogonal matrix of the
+padded problem, restricted to the real dimensions, is the thin UVᵀ.
+
+Limits: directions that no anchor shows (n < d) are mapped to zero; a full orthogonal matrix would
+map them to arbitrary directions.
 """
 
 from dataclasses import dataclass
@@ -31,19 +34,20 @@ from torch import Tensor
 from lrt_lens.adapters.concepts._row_maps import RCOND, fit_rows
 
 Centred = Float[Tensor, "anchor d"]
+"""Centred rows of anchors."""
 
 
 @runtime_checkable
 class AnchorMethod(Protocol):
-    """From centred anchors to a linear map."""
+    """A fit of a linear map from centred anchors."""
 
     name: ClassVar[str]
-    """As it stands in tables."""
+    """Name of the method in tables."""
 
     def weight(
         self, x: Centred, y: Float[Tensor, "anchor d_target"]
     ) -> Float[Tensor, "d d_target"]:
-        """W of ``y ≈ x W`` for rows about their means, float64."""
+        """Return W of ``y ≈ x W`` for centred rows, float64."""
         ...
 
 
@@ -52,8 +56,9 @@ class RelativeRepresentation:
     """Cosines to the source's anchors, inverted on the target's."""
 
     rcond: float = RCOND
-    """Singular values of the target's anchors below this share of the largest count as zero; the
-    paper prunes anchors instead.
+    """Cut-off of the pseudo-inverse, as a share of the target anchors' largest singular value.
+
+    The paper prunes anchors instead.
     """
     name: ClassVar[str] = "relative"
 
@@ -66,63 +71,62 @@ class RelativeRepresentation:
     def weight(
         self, x: Centred, y: Float[Tensor, "anchor d_target"]
     ) -> Float[Tensor, "d d_target"]:
-        """s·X̂ᵀ(Ŷᵀ)⁺."""
+        """Return s·X̂ᵀ(Ŷᵀ)⁺."""
         return _scaled(_unit(x).T @ torch.linalg.pinv(_unit(y).T, rtol=self.rcond), x, y)
 
 
 @dataclass(frozen=True)
 class AnchorProjection:
-    """Cosines to the source's anchors weigh those of the target."""
+    """Sum of the target's anchors, weighted by cosines to the source's anchors."""
 
     name: ClassVar[str] = "anchor_projection"
 
     def weight(
         self, x: Centred, y: Float[Tensor, "anchor d_target"]
     ) -> Float[Tensor, "d d_target"]:
-        """s·X̂ᵀŶ."""
+        """Return s·X̂ᵀŶ."""
         return _scaled(_unit(x).T @ _unit(y), x, y)
 
 
 @dataclass(frozen=True)
 class AnchorProcrustes:
-    """The rotation between standardised anchors, zero-padded to equal width."""
+    """Rotation between standardised anchors, zero-padded to equal width."""
 
     name: ClassVar[str] = "procrustes"
 
     def weight(
         self, x: Centred, y: Float[Tensor, "anchor d_target"]
     ) -> Float[Tensor, "d d_target"]:
-        """σ_x⁻¹·UVᵀ·σ_y."""
+        """Return σ_x⁻¹·UVᵀ·σ_y."""
         sx, sy = _deviations(x), _deviations(y)
+        # W = diag(1/σ_x) · UVᵀ · diag(σ_y)
         return rotation((x / sx).T @ (y / sy)) / sx[:, None] * sy
 
 
 @dataclass(frozen=True)
 class AnchorLinear:
-    """Minimum-norm least squares between standardised anchors: with n ≤ d it runs through all of
-    them.
-    """
+    """Minimum-norm least squares between standardised anchors, exact on them if n ≤ d."""
 
     name: ClassVar[str] = "linear"
 
     def weight(
         self, x: Centred, y: Float[Tensor, "anchor d_target"]
     ) -> Float[Tensor, "d d_target"]:
-        """σ_x⁻¹·X⁺Y."""
+        """Return σ_x⁻¹·(X/σ_x)⁺Y."""
         sx = _deviations(x)
         return torch.linalg.pinv(x / sx, rtol=RCOND) @ y / sx[:, None]
 
 
 @dataclass(frozen=True)
 class AnchorRidge:
-    """Ridge on the anchors: what they are worth without any of the ideas above."""
+    """Ridge on the anchors: the same data without any of the methods above."""
 
     name: ClassVar[str] = "anchor_ridge"
 
     def weight(
         self, x: Centred, y: Float[Tensor, "anchor d_target"]
     ) -> Float[Tensor, "d d_target"]:
-        """As `lrt_lens.adapters.concepts._row_maps.fit_rows`."""
+        """Return the weight of `fit_rows`, with its penalty chosen by cross-validation."""
         return fit_rows(x, y, groups=range(len(x)), method="ridge", score=False).weight
 
 
@@ -133,14 +137,16 @@ ANCHOR_METHODS: tuple[AnchorMethod, ...] = (
     AnchorLinear(),
     AnchorRidge(),
 )
-"""All of them, as the papers have them."""
+"""All methods, with the settings of their papers."""
 
 
 def rotation(cross: Float[Tensor, "d_source d_target"]) -> Float[Tensor, "d_source d_target"]:
-    """UVᵀ of a cross-scatter UΣVᵀ over the directions that it shows (Schönemann 1966): zero on the
-    others.
+    """Return UVᵀ of a cross-scatter UΣVᵀ (Schönemann 1966), zero on directions without covariance.
+
+    It solves the orthogonal Procrustes problem min_Q ‖XQ − Y‖ for the cross-scatter XᵀY.
     """
     u, values, vh = torch.linalg.svd(cross, full_matrices=False)
+    # Singular vectors of zero singular values are arbitrary, so they are left out.
     shown = values > RCOND * values[0].clamp_min(torch.finfo(values.dtype).tiny)
     return u[:, shown] @ vh[shown]
 
@@ -150,14 +156,15 @@ def _unit(rows: Tensor) -> Tensor:
 
 
 def _deviations(rows: Tensor) -> Tensor:
-    """Return standard deviations [d], 1 for a dimension that does not vary."""
-    found = rows.square().mean(0).sqrt()
-    return torch.where(found > RCOND * found.max(), found, torch.ones_like(found))
+    """Return the standard deviations [d] of centred rows; 1 for a constant dimension."""
+    deviations = rows.square().mean(0).sqrt()
+    varies = deviations > RCOND * deviations.max()
+    return torch.where(varies, deviations, torch.ones_like(deviations))
 
 
 def _scaled(weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """The weight times the factor that fits the anchors best."""
+    """Return s·W with the factor s that fits the anchors best."""
+    # s = ⟨XW, Y⟩ / ‖XW‖²
     predicted = x @ weight
-    return weight * (
-        (predicted * y).sum() / predicted.square().sum().clamp_min(torch.finfo(weight.dtype).tiny)
-    )
+    tiny = torch.finfo(weight.dtype).tiny
+    return weight * ((predicted * y).sum() / predicted.square().sum().clamp_min(tiny))

@@ -1,20 +1,21 @@
-"""Stitches from anchors: texts that both models have read, one vector a text, whatever their
-tokenizers.
+"""Stitches from anchors: texts that both models read, one row per text, for any two tokenizers.
 
-    anchors = Anchors.read(pair, texts, source_hook=2, target_hook=3)     # or (source_model, target_model)
-    stitch = anchors.stitch(AnchorProcrustes())                           # methods: lrt_lens.baselines._anchor_methods
+    anchors = Anchors.read(pair, texts, source_hook=2, target_hook=3)  # or (source, target)
+    stitch = anchors.stitch(AnchorProcrustes())  # methods: `ANCHOR_METHODS`
     stitch.transfer(vector), stitch.transfer(probe), stitch.transfer(sae)
-    stitch = anchor_stitch(pair, texts, source_hook=2, target_hook=3)     # both in one
+    stitch = anchor_stitch(pair, texts, source_hook=2, target_hook=3)  # both in one call
 
-Problem: a map between models of two families needs pairs of states, and their tokens do not pair.
-Mechanism: the row of a text is the mean over its tokens (or the last), which every model has; both
-ways are fitted on the same anchors, each by itself. ``scores`` are those of anchors held out in
-turn (``r2`` and ``r2_cv`` are one number: no method here chooses by it), ``refits`` the maps
-without them, ``null`` the same method on anchors dealt out to other texts.
+Problem: a map between models of two families needs pairs of states, and their tokens do not
+correspond. Mechanism: the row of a text is the mean over its tokens (or the last one), which every
+model has; both directions are fitted on the same anchors, each by itself. ``scores`` are those of
+anchors held out in turn (``r2`` and ``r2_cv`` are one number: no method here chooses by it),
+``refits`` are the maps fitted without them, ``null`` is the same method on shuffled pairs of
+anchors.
 
-Limits. Anchors number hundreds, dimensions too: with n < d a linear map interpolates and what the
-anchors do not span is lost. Means over texts vary less than tokens and along other directions, so
-that a map of texts may be a poor map of tokens: see `lrt_lens.baselines._evaluation`.
+Limits: anchors number hundreds, dimensions too: with n < d a linear map interpolates, and
+directions outside the span of the anchors are lost. Means over texts vary less than tokens and
+along other directions, so a map of texts may be a poor map of tokens: see
+`evaluate_family_baselines`.
 """
 
 import logging
@@ -65,7 +66,7 @@ class Anchors:
         skip_first: int = SKIP_FIRST,
         seed: int = 0,
     ) -> "Anchors":
-        """Both models' rows of the texts.
+        """Return the rows of the texts in both models.
 
         Args:
             models: a `ModelPair`, or (source, target) of any two tokenizers.
@@ -73,52 +74,58 @@ class Anchors:
             source_hook: hook point of the source.
             target_hook: hook point of the target.
             read: ``"mean"`` over a text's unmasked tokens, or the ``"last"`` one.
-            skip_first: first positions that are masked.
+            skip_first: number of masked tokens at the beginning of a text.
             seed: of folds and shuffled pairs.
 
-        Raises: ValueError: fewer than two texts, texts that are equal, a text without an unmasked
-            token, or ``read="every"``: tokens of two
-                models do not pair.
+        Raises:
+            ValueError: fewer than two texts, equal texts, a text without an unmasked token, or
+                ``read="every"``: tokens of two models do not correspond.
             HookPointError: a hook point that the model does not have.
             NonFiniteError: activations are NaN or infinite.
         """
         if read not in ("mean", "last"):
             raise ValueError(
-                f"read is {read!r}; expected 'mean' or 'last': anchors pair by text, and tokens of two models do not"
+                f"read is {read!r}; expected 'mean' or 'last': anchors pair by text, "
+                "and tokens of two models do not correspond"
             )
         refuse_bad_texts(texts)
         source, target = model_sides(models)
-        [(at, to)] = paired_hooks(source, target, source_hook, target_hook)
-        ours = read_text_rows(source, texts, at, read, skip_first=skip_first)
-        theirs = read_text_rows(target, texts, to, read, skip_first=skip_first)
-        found = cls(ours, theirs, at, to, text_provenance(source, target, texts, skip_first, seed))
-        found._warn_of_few()
-        return found
+        [(source_hook, target_hook)] = paired_hooks(source, target, source_hook, target_hook)
+        ours, theirs = (
+            read_text_rows(model, texts, hook, read, skip_first=skip_first)
+            for model, hook in ((source, source_hook), (target, target_hook))
+        )
+        provenance = text_provenance(source, target, texts, skip_first, seed)
+        anchors = cls(ours, theirs, source_hook, target_hook, provenance)
+        anchors._warn_of_few()
+        return anchors
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: slice | Tensor) -> "Anchors":
-        """Some of the anchors."""
+        """Return some of the anchors."""
         return replace(self, source=self.source[index], target=self.target[index])
 
     def stitch(self, method: AnchorMethod | None = None, *, n_folds: int = N_FOLDS) -> Stitch:
-        """The stitch of one method (`AnchorProcrustes` unless given); see the module docstring.
+        """Return the stitch of one method; see the module docstring.
+
+        Args:
+            method: `AnchorProcrustes` by default.
+            n_folds: folds of the cross-validation.
 
         Raises:
-            ValueError: fewer than two anchors are left, or their rows do not differ.
+            ValueError: there are fewer than two anchors, or their rows do not differ.
         """
         method = AnchorProcrustes() if method is None else method
         x, y = self.source.rows, self.target.rows
         if len(x) < 2 or not all(float((rows - rows.mean(0)).abs().max()) > 0 for rows in (x, y)):
             raise ValueError(
-                f"{len(x)} anchor(s) whose rows do not differ on both sides; a map needs at least two different ones"
+                f"{len(x)} anchor(s) whose rows do not differ on both sides; "
+                "a map needs at least two different ones"
             )
         generator = torch.Generator().manual_seed(self.provenance.seed)
         refits, scores = self._cross_validated(method, n_folds, generator)
-        dealt = torch.randperm(len(y), generator=generator)
-        # Every anchor meets the one behind it in a random order: none keeps its own.
-        other = torch.empty_like(dealt).scatter(0, dealt, dealt.roll(1))
         about: dict[str, Any] = {
             "source_hook": self.source_hook,
             "target_hook": self.target_hook,
@@ -131,7 +138,7 @@ class Anchors:
             target_statistics=self.target.statistics,
             scores=about | scores,
             provenance=self.provenance,
-            null=self._maps(method, x, y[other]),
+            null=self._maps(method, x, y[other_rows(len(y), generator)]),
             refits=tuple(refits),
         )
 
@@ -143,38 +150,36 @@ class Anchors:
     def _cross_validated(
         self, method: AnchorMethod, n_folds: int, generator: torch.Generator
     ) -> tuple[list[MapPair], dict[str, float]]:
-        """Maps that leave a fold of anchors out, and how well they predict it; nothing where so few
-        are left that none fits.
+        """Return maps fitted without one fold of anchors, and the R² of their predictions.
+
+        Both are empty if there are too few anchors for two folds.
         """
         x, y = self.source.rows, self.target.rows
         folds = torch.randperm(len(x), generator=generator).tensor_split(min(n_folds, len(x) // 2))
         if len(folds) < 2:
             return [], {}
         refits, up, down = [], torch.empty_like(y), torch.empty_like(x)
-        for number, rows in enumerate(folds):
-            kept = torch.cat([fold for other, fold in enumerate(folds) if other != number])
-            maps = self._maps(method, x[kept], y[kept])
+        for number, held_out in enumerate(folds):
+            fitted = torch.cat([fold for other, fold in enumerate(folds) if other != number])
+            maps = self._maps(method, x[fitted], y[fitted])
             refits.append(maps)
-            up[rows], down[rows] = maps.up.points(x[rows]), maps.down.points(y[rows])
+            up[held_out] = maps.up.points(x[held_out])
+            down[held_out] = maps.down.points(y[held_out])
         scores: dict[str, float] = {}
         for suffix, rows, predicted in (("", y, up), ("_down", x, down)):
-            r2, uniform, _ = r2_of(
-                (rows - predicted).square().sum(0), (rows - rows.mean(0)).square().sum(0)
-            )
-            scores |= {
-                f"r2{suffix}": r2,
-                f"r2{suffix}_cv": r2,
-                f"r2_uniform{suffix}": uniform,
-                f"r2_uniform{suffix}_cv": uniform,
-            }
+            # R² = 1 − Σ‖y − ŷ‖² / Σ‖y − ȳ‖², each row predicted by the map of the other folds
+            residual, total = (rows - predicted).square().sum(0), (rows - rows.mean(0)).square()
+            r2, uniform, _ = r2_of(residual, total.sum(0))
+            for ending in ("", "_cv"):
+                scores |= {f"r2{suffix}{ending}": r2, f"r2_uniform{suffix}{ending}": uniform}
         return refits, scores
 
     def _warn_of_few(self) -> None:
         widest = max(self.source.width, self.target.width)
         if len(self) <= widest:
             logger.warning(
-                "%d anchors for %d dimensions: a linear map interpolates them, and directions outside of their span are lost; give more "
-                "texts, and read held-out scores only",
+                "%d anchors for %d dimensions: a linear map interpolates them, and directions "
+                "outside of their span are lost; give more texts, and read held-out scores only",
                 len(self),
                 widest,
             )
@@ -191,8 +196,9 @@ def anchor_stitch(
     skip_first: int = SKIP_FIRST,
     seed: int = 0,
 ) -> Stitch:
-    """A stitch from texts that both models read; arguments as `Anchors.read` and `Anchors.stitch`
-    have them.
+    """Return a stitch fitted on texts that both models read.
+
+    Arguments and errors are those of `Anchors.read` and `Anchors.stitch`.
     """
     options: dict[str, Any] = {
         "source_hook": source_hook,
@@ -205,22 +211,35 @@ def anchor_stitch(
 
 
 def refuse_bad_texts(texts: Sequence[str]) -> None:
-    """ValueError for fewer than two texts, or for texts of which two are equal."""
+    """Check that there are at least two texts and that all differ.
+
+    Raises:
+        ValueError: there are fewer, or two are equal.
+    """
     if isinstance(texts, str) or len(texts) < 2:
         raise ValueError(
-            f"{1 if isinstance(texts, str) else len(texts)} text(s) given; anchors need a list of at least two, better hundreds"
+            f"{1 if isinstance(texts, str) else len(texts)} text(s) given; "
+            "anchors need a list of at least two, better hundreds"
         )
     if len(set(texts)) < len(texts):
         first = next(text for i, text in enumerate(texts) if text in texts[:i])
         raise ValueError(
-            f"{len(texts) - len(set(texts))} of {len(texts)} anchors repeat another, such as {first[:60]!r}; give each text once"
+            f"{len(texts) - len(set(texts))} of {len(texts)} anchors repeat another, "
+            f"such as {first[:60]!r}; give each text once"
         )
+
+
+def other_rows(n: int, generator: torch.Generator) -> Tensor:
+    """Return a permutation [n] without fixed points, so that no row is paired with itself."""
+    # Each row of a random order gets the row before it: one cycle through all rows.
+    order = torch.randperm(n, generator=generator)
+    return torch.empty_like(order).scatter(0, order, order.roll(1))
 
 
 def text_provenance(
     source: HookedModel, target: HookedModel, texts: Sequence[str], skip_first: int, seed: int
 ) -> Provenance:
-    """Which models and texts."""
+    """Return the provenance of a map fitted on texts: models, texts, mask, seed and versions."""
     digest = sum(document_key(text, 0) for text in texts) % 2**64
     return Provenance(
         source.identity,
@@ -232,7 +251,7 @@ def text_provenance(
 
 
 def _affine(method: AnchorMethod, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """(weight, bias) that send the mean of x to the mean of y."""
+    """Return (weight, bias) of a map that maps the mean of x to the mean of y."""
     mean_x, mean_y = x.mean(0), y.mean(0)
     weight = method.weight(x - mean_x, y - mean_y)
     return weight, mean_y - mean_x @ weight

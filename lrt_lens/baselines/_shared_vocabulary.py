@@ -1,20 +1,19 @@
-"""A stitch from the tokens that two vocabularies share: a map between (un)embedding matrices, no
-text run through either model.
+"""A stitch from the tokens that two vocabularies share: a map between (un)embedding matrices.
 
-    stitch = embedding_stitch(pair, source_hook=2, target_hook=3)                 # unembeddings; any two tokenizers
-    stitch = embedding_stitch(pair, source_hook=0, target_hook=0, matrix="embed", texts=texts)
+    stitch = embedding_stitch(pair, source_hook=2, target_hook=3)  # unembeddings
+    embedding_stitch(pair, source_hook=0, target_hook=0, matrix="embed", texts=texts)
 
-Problem: a map without activations, for models of which only weights and tokenizers are at hand.
-Mechanism (Emb2Emb, Lee et al., arXiv 2503.21073): the rows of both matrices that spell the same
-token (`lrt_lens.data._token_spelling`) are pairs, and a linear map is fitted on them, here by ridge
-with its penalty chosen over folds of tokens. The paper uses the map of unembeddings for steering
-vectors of one family.
+Problem: a map without activations, for models of which only weights and tokenizers are available.
+Mechanism (Emb2Emb, Lee et al., arXiv 2503.21073): rows of both matrices that spell the same token
+(`lrt_lens.data._token_spelling`) are pairs, and a linear map is fitted on them, here by ridge with
+its penalty chosen over folds of tokens. No text is run through either model. The paper uses the map
+of unembeddings for steering vectors of one family.
 
-Limits. Residual streams write in the unembedding's coordinates late and in the embedding's early;
-in between nothing says that they do. ``scores`` hold R² on held-out *tokens' rows*
-(``r2_embeddings``), which says nothing about streams. Without ``texts`` the statistics that size a
-vector are those of the matrices, and the bias is theirs: fine for directions, not for points. With
-``texts`` each model reads them by itself, and the bias sends mean to mean.
+Limits: residual streams use the coordinates of the unembedding in late layers and those of the
+embedding in early ones; for the layers between there is no such reason. ``scores`` hold R² on rows
+of held-out tokens (``r2_embeddings``), which is no evidence about streams. Without ``texts`` the
+statistics that scale a vector, and the bias, are those of the matrices: suitable for directions,
+not for points. With ``texts`` each model reads them by itself, and the bias maps mean to mean.
 """
 
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrt_lens.baselines._anchors import Models, refuse_bad_texts, text_provenance
+from lrt_lens.baselines._anchors import Models, other_rows, refuse_bad_texts, text_provenance
 from lrt_lens.baselines._text_rows import read_text_rows
 from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel
 from lrt_lens.models._pair import model_sides, paired_hooks
@@ -48,16 +47,16 @@ def embedding_stitch(
     skip_first: int = SKIP_FIRST,
     seed: int = 0,
 ) -> Stitch:
-    """The stitch that the shared tokens' rows of both matrices give; see the module docstring.
+    """Return the stitch fitted on the rows of shared tokens; see the module docstring.
 
     Args:
         models: a `ModelPair`, or (source, target) of any two tokenizers.
-        source_hook: hook point that the map is used at in the source.
-        target_hook: hook point in the target.
+        source_hook: hook point of the source at which the map is used.
+        target_hook: hook point of the target.
         matrix: ``"unembed"`` (the paper) or ``"embed"``.
-        solver: `Ridge()` unless given.
-        texts: for the streams' statistics and means only; never paired.
-        skip_first: first positions that are masked there.
+        solver: `Ridge()` by default.
+        texts: for the statistics and means of the streams only; never paired.
+        skip_first: number of masked tokens at the beginning of a text.
         seed: of the null.
 
     Raises:
@@ -70,26 +69,22 @@ def embedding_stitch(
     source, target = model_sides(models)
     [hooks] = paired_hooks(source, target, source_hook, target_hook)
     tokens, x, y = shared_rows(source, target, matrix)
-    fitted = _fit(x, y, tokens, solver or Ridge())
-    dealt = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-    null = _fit(
-        x, y[torch.empty_like(dealt).scatter(0, dealt, dealt.roll(1))], tokens, solver or Ridge()
-    )
+    solver = solver or Ridge()
+    fitted = _fit(x, y, tokens, solver)
+    shuffled = y[other_rows(len(y), torch.Generator().manual_seed(seed))]
+    null = _fit(x, shuffled, tokens, solver)
     about: dict[str, Any] = {
         "source_hook": hooks[0],
         "target_hook": hooks[1],
         "solver": f"shared_{matrix}dings",
         "n_shared_tokens": len(tokens),
     }
+    names = ("r2", "r2_uniform", "r2_down", "r2_uniform_down", "alpha")
     stitch = Stitch(
         maps=_at(fitted.maps, hooks),
         source_statistics=fitted.source_statistics,
         target_statistics=fitted.target_statistics,
-        scores=about
-        | {
-            f"{name}_embeddings": fitted.scores[name]
-            for name in ("r2", "r2_uniform", "r2_down", "r2_uniform_down", "alpha")
-        },
+        scores=about | {f"{name}_embeddings": fitted.scores[name] for name in names},
         provenance=text_provenance(source, target, texts or [], skip_first, seed),
         null=_at(null.maps, hooks),
         refits=tuple(_at(maps, hooks) for maps in fitted.refits),
@@ -107,32 +102,35 @@ def with_streams(
     texts: Sequence[str],
     skip_first: int = SKIP_FIRST,
 ) -> Stitch:
-    """The stitch with the statistics of the streams on these texts, and biases that send one
-    stream's mean to the other's.
+    """Return the stitch with statistics of the streams on these texts.
+
+    Its biases map the mean of one stream to the mean of the other.
     """
     ours, theirs = (
         read_text_rows(model, texts, hook, skip_first=skip_first).statistics
         for model, hook in ((source, stitch.source_hook), (target, stitch.target_hook))
     )
 
-    def moved(maps: MapPair) -> MapPair:
+    def centred(maps: MapPair) -> MapPair:
+        # b = ȳ − x̄W
         up, down = (
-            replace(affine, bias=there.mean - here.mean @ affine.weight.double())
-            for affine, here, there in ((maps.up, ours, theirs), (maps.down, theirs, ours))
+            replace(affine, bias=end.mean - start.mean @ affine.weight.double())
+            for affine, start, end in ((maps.up, ours, theirs), (maps.down, theirs, ours))
         )
         return MapPair(up, down)
 
     return replace(
         stitch,
-        maps=moved(stitch.maps),
-        null=stitch.null and moved(stitch.null),
-        refits=tuple(map(moved, stitch.refits)),
+        maps=centred(stitch.maps),
+        null=stitch.null and centred(stitch.null),
+        refits=tuple(map(centred, stitch.refits)),
         source_statistics=ours,
         target_statistics=theirs,
     )
 
 
 def _fit(x: Tensor, y: Tensor, tokens: list[str], solver: Solver) -> Stitch:
+    # Each token is a document of its own, so folds and intervals are over tokens.
     moments = CrossMoments.from_activations(x, y, documents=tokens)
     (only,) = moments.pairs
     return fit_grid(moments, solver)[only]

@@ -1,30 +1,29 @@
-"""EXPERIMENTAL: a stitch without any pairs, in the manner of mini-vec2vec; the two models read
-different texts.
+"""EXPERIMENTAL: a stitch without pairs, after mini-vec2vec; the models read different texts.
 
     stitch = unpaired_stitch(pair, some_texts, other_texts, source_hook=2, target_hook=3)
-    stitch.scores["match_cosine"], stitch.scores["match_cosine_null"]      # what can be known without pairs
+    stitch.scores["match_cosine"], stitch.scores["match_cosine_null"]  # known without pairs
 
-Problem: nothing is shared by the two models, no token and no text. Mechanism (mini-vec2vec, arXiv
-2510.02348), on rows about their mean and of length 1:
+Problem: the two models share nothing, no token and no text. Mechanism (mini-vec2vec, arXiv
+2510.02348), on centred rows of length 1:
 
 1. *Anchors.* k-means in each space; the centroids are matched by their similarities alone, ``max_P
-   Σ_ij (K_x)_ij (P K_y Pᵀ)_ij`` (quadratic assignment, by FAQ from random starts and 2-opt);
-   repeated, and a row is described by its cosines to all matched centroids. A row's partner is the
-   mean of the rows of the other space that are described most alike; Procrustes on these pairs is
-   the first map.
-2. *Matching refinement.* A row's partner is the mean of the rows nearest to its image; Procrustes;
-  ``Q ← (1 − a) Q + a Q_new``.
-3. *Clustering refinement.* Many centroids of the source, carried over, start k-means in the target;
-   Procrustes on centroids and what became of them.
+   Σ_ij (K_x)_ij (P K_y Pᵀ)_ij`` (quadratic assignment, by FAQ from random starts and 2-opt); this
+   is repeated, and a row is described by its cosines to all matched centroids. The partner of a row
+   is the mean of the rows of the other space with the most similar description; Procrustes on these
+   pairs is the first map.
+2. *Matching refinement.* The partner of a row is the mean of the rows nearest to its image;
+   Procrustes; ``Q ← (1 − a) Q + a Q_new``.
+3. *Clustering refinement.* Many centroids of the source are mapped to the target and start k-means
+   there; Procrustes on the centroids before and after.
 
 The map is ``y ≈ ȳ + s·(x − x̄)Q`` with s the ratio of the rows' spreads, and back ``Qᵀ/s``.
 ``null`` is a random rotation of the same spread.
 
-Limits. Both text sets must be of one distribution. Widths differ, so Q is semi-orthogonal. The
-assignment of centroids is a gamble: residual streams of a few thousand rows often have too little
+Limits: both sets of texts must have one distribution. Widths differ, so Q is semi-orthogonal. The
+assignment of centroids often fails: residual streams of a few thousand rows often have too little
 structure to match, and the result is then no better than the null. ``match_cosine``, the mean
-cosine between images and the rows nearest to them, says how well the clouds lie on each other, not
-whether the right rows do. Judge it on paired rows before use.
+cosine between images and the rows nearest to them, measures how well the sets of rows overlap, not
+whether corresponding rows do. Evaluate the stitch on paired rows before use.
 """
 
 from collections.abc import Sequence
@@ -45,7 +44,7 @@ from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching._stitch import Stitch
 
 _STARTS = 8
-"""Random starts of each assignment."""
+"""Number of random starts of each assignment."""
 
 SourceRows = Float[Tensor, "row_source d_source"]
 TargetRows = Float[Tensor, "row_target d_target"]
@@ -54,82 +53,87 @@ Rotation = Float[Tensor, "d_source d_target"]
 
 @dataclass(frozen=True)
 class MiniVec2Vec:
-    """Settings of the alignment; defaults are those of a reimplementation by others, not of the
-    authors' code.
+    """Settings of the alignment.
+
+    The defaults are those of a reimplementation by others, not of the authors' code.
     """
 
     n_clusters: int = 20
-    """Centroids of one round of anchors."""
+    """Number of centroids in one round of anchors."""
     n_rounds: int = 30
     n_neighbours: int = 50
-    """Rows that a partner is the mean of, fewer where there are fewer than ten times as many."""
+    """Number of rows whose mean is a partner, at most a tenth of all rows."""
     n_matching: int = 75
-    """Steps of the matching refinement."""
+    """Number of steps of the matching refinement."""
     n_sampled: int = 10_000
-    """Rows in each of them."""
+    """Number of rows in each of these steps."""
     n_fine: int = 500
-    """Centroids of the clustering refinement, at most one in four rows."""
+    """Number of centroids of the clustering refinement, at most one per four rows."""
     smoothing: float = 0.5
-    """a, the share of the new map in each step."""
+    """Share a of the new map in each step."""
 
     def __post_init__(self) -> None:
-        counts = {
-            name: getattr(self, name)
-            for name in ("n_rounds", "n_neighbours", "n_sampled", "n_fine")
-        }
-        if (
-            min(counts.values()) < 1
-            or self.n_clusters < 3
-            or self.n_matching < 0
-            or not 0 < self.smoothing <= 1
-        ):
+        names = ("n_rounds", "n_neighbours", "n_sampled", "n_fine")
+        counts = {name: getattr(self, name) for name in names}
+        is_valid = (
+            min(counts.values()) >= 1
+            and self.n_clusters >= 3
+            and self.n_matching >= 0
+            and 0 < self.smoothing <= 1
+        )
+        if not is_valid:
             raise ValueError(
-                f"n_clusters {self.n_clusters}, n_matching {self.n_matching}, smoothing {self.smoothing}, {counts}; expected at least 3 clusters, "
-                "matching steps from 0, a smoothing in (0, 1], and positive numbers"
+                f"n_clusters {self.n_clusters}, n_matching {self.n_matching}, smoothing "
+                f"{self.smoothing}, {counts}; expected at least 3 clusters, matching steps from 0, "
+                "a smoothing in (0, 1], and positive numbers"
             )
 
     def align(self, x: SourceRows, y: TargetRows, *, seed: int = 0) -> Rotation:
-        """Q, nearly semi-orthogonal, of ``y ≈ x Q`` for rows about their mean and of length 1; rows
-        of x and y are not paired.
+        """Return the nearly semi-orthogonal Q of ``y ≈ x Q``.
+
+        Args:
+            x: centred rows of length 1; they are not paired with those of y.
+            y: centred rows of length 1.
+            seed: of all draws.
 
         Raises:
-            ValueError: fewer rows than four a cluster on either side.
+            ValueError: fewer rows than four per cluster in either model.
         """
         if min(len(x), len(y)) < 4 * self.n_clusters:
             raise ValueError(
-                f"{len(x)} and {len(y)} rows for {self.n_clusters} clusters; give at least {4 * self.n_clusters} rows a side, or read='every'"
+                f"{len(x)} and {len(y)} rows for {self.n_clusters} clusters; "
+                f"give at least {4 * self.n_clusters} rows per side, or read='every'"
             )
         generator = np.random.default_rng(seed)
         q = self._first(x, y, generator)
         for _ in range(self.n_matching):
-            chosen = torch.from_numpy(generator.permutation(len(x))[: self.n_sampled])
-            q = self._moved(q, rotation(x[chosen].T @ self._partners(x[chosen] @ q, y, y)))
-        return self._moved(q, self._clustered(x, y, q, generator))
+            rows = x[torch.from_numpy(generator.permutation(len(x))[: self.n_sampled])]
+            q = self._smoothed(q, rotation(rows.T @ self._partners(rows @ q, y, y)))
+        return self._smoothed(q, self._clustered(x, y, q, generator))
 
     def _first(self, x: Tensor, y: Tensor, generator: np.random.Generator) -> Tensor:
-        described: tuple[list[Tensor], list[Tensor]] = ([], [])
+        descriptions: tuple[list[Tensor], list[Tensor]] = ([], [])
         for _ in range(self.n_rounds):
             a, b = (_unit(_centroids(rows, self.n_clusters, generator)) for rows in (x, y))
             b = b[matched(a @ a.T, b @ b.T, generator)]
-            described[0].append(x @ a.T)
-            described[1].append(y @ b.T)
-        return rotation(
-            x.T @ self._partners(torch.cat(described[0], 1), torch.cat(described[1], 1), y)
-        )
+            descriptions[0].append(x @ a.T)
+            descriptions[1].append(y @ b.T)
+        of_x, of_y = (torch.cat(parts, 1) for parts in descriptions)
+        return rotation(x.T @ self._partners(of_x, of_y, y))
 
     def _partners(self, from_rows: Tensor, among: Tensor, y: Tensor) -> Tensor:
-        """[row, d_target]: means of the rows of y whose description in ``among`` is nearest by
-        cosine.
+        """Return [row, d_target]: means of the rows of y with the most similar rows of ``among``.
+
+        Similarity is the cosine between a row of ``from_rows`` and one of ``among``.
         """
         count = min(self.n_neighbours, max(1, len(y) // 10))
         among = _unit(among).T
         # In parts: all cosines of ten thousand rows to as many are a gigabyte.
-        return torch.cat(
-            [
-                y[(_unit(part) @ among).topk(count, dim=1).indices].mean(1)
-                for part in from_rows.split(1024)
-            ]
-        )
+        partners = [
+            y[(_unit(part) @ among).topk(count, dim=1).indices].mean(1)
+            for part in from_rows.split(1024)
+        ]
+        return torch.cat(partners)
 
     def _clustered(self, x: Tensor, y: Tensor, q: Tensor, generator: np.random.Generator) -> Tensor:
         count = min(self.n_fine, len(x) // 4, len(y) // 4)
@@ -137,7 +141,8 @@ class MiniVec2Vec:
         theirs = _centroids(y, count, generator, start=ours @ q)
         return rotation(ours.T @ theirs)
 
-    def _moved(self, q: Tensor, new: Tensor) -> Tensor:
+    def _smoothed(self, q: Tensor, new: Tensor) -> Tensor:
+        # Q ← (1 − a) Q + a Q_new
         return (1 - self.smoothing) * q + self.smoothing * new
 
 
@@ -154,45 +159,45 @@ def unpaired_stitch(
     skip_first: int = SKIP_FIRST,
     seed: int = 0,
 ) -> Stitch:
-    """A stitch from texts of which each model reads its own; EXPERIMENTAL, see the module
-    docstring.
+    """Return a stitch fitted on different texts per model; EXPERIMENTAL, see the module docstring.
 
     Args:
         models: a `ModelPair`, or (source, target) of any two tokenizers.
-        source_texts: what the source reads.
-        target_texts: what the target reads, none of them the same.
+        source_texts: texts that the source reads.
+        target_texts: texts that the target reads, all different from the source's.
         source_hook: hook point of the source.
         target_hook: hook point of the target.
-        method: settings.
-        read: a row a token, or one a text (its mean, its last token).
-        max_rows: rows of each side, drawn at random.
-        skip_first: first positions that are masked.
-        seed: of everything that is drawn.
+        method: settings of the alignment.
+        read: one row per token, or one per text (its mean, its last token).
+        max_rows: number of rows per model, drawn at random.
+        skip_first: number of masked tokens at the beginning of a text.
+        seed: of all draws.
 
     Raises:
-        ValueError: fewer than two texts on a side, texts that are on both, or too few rows.
-        HookPointError, NonFiniteError: as `Anchors.read`.
+        ValueError: fewer than two texts per model, a text that both read, or too few rows.
+        HookPointError: a hook point that the model does not have.
+        NonFiniteError: activations are NaN or infinite.
     """
     method = method or MiniVec2Vec()
     refuse_bad_texts(source_texts)
     refuse_bad_texts(target_texts)
     if both := set(source_texts) & set(target_texts):
         raise ValueError(
-            f"{len(both)} text(s) are on both sides; they are pairs: use anchor_stitch, or give each model texts of its own"
+            f"{len(both)} text(s) are on both sides; they are pairs: use anchor_stitch, "
+            "or give each model texts of its own"
         )
     source, target = model_sides(models)
     [hooks] = paired_hooks(source, target, source_hook, target_hook)
     generator = torch.Generator().manual_seed(seed)
+    sides = ((source, source_texts, hooks[0]), (target, target_texts, hooks[1]))
     ours, theirs = (
         _drawn(read_text_rows(model, texts, hook, read, skip_first=skip_first), max_rows, generator)
-        for model, texts, hook in (
-            (source, source_texts, hooks[0]),
-            (target, target_texts, hooks[1]),
-        )
+        for model, texts, hook in sides
     )
     x, y = (rows.rows - rows.rows.mean(0) for rows in (ours, theirs))
     q = method.align(_unit(x).float(), _unit(y).float(), seed=seed).double()
     random = rotation(torch.randn(q.shape, generator=generator, dtype=torch.float64))
+    # s = √(mean ‖y‖² / mean ‖x‖²)
     spread = float((y.square().sum() / len(y)).sqrt() / (x.square().sum() / len(x)).sqrt())
     about: dict[str, Any] = {
         "source_hook": hooks[0],
@@ -200,47 +205,46 @@ def unpaired_stitch(
         "solver": "unpaired",
         "n_source": len(x),
         "n_target": len(y),
-    }
-    about |= {
         "match_cosine": match_cosine(x @ q, y),
         "match_cosine_null": match_cosine(x @ random, y),
     }
+    texts = [*source_texts, *target_texts]
     return Stitch(
         maps=_maps(q, spread, ours, theirs, hooks),
         source_statistics=ours.statistics,
         target_statistics=theirs.statistics,
         scores=about,
-        provenance=text_provenance(
-            source, target, [*source_texts, *target_texts], skip_first, seed
-        ),
+        provenance=text_provenance(source, target, texts, skip_first, seed),
         null=_maps(random, spread, ours, theirs, hooks),
     )
 
 
 def matched(ours: Tensor, theirs: Tensor, generator: np.random.Generator) -> Tensor:
-    """Return, for each source centroid, the number of its target centroid [k]."""
+    """Return, for each of our centroids, the number of theirs that corresponds to it.
+
+    The assignment makes the similarities [k, k] of both sets agree; it is the best of several
+    random starts.
+    """
     from scipy.optimize import quadratic_assignment
 
     a, b = ours.double().numpy(), theirs.double().numpy()
+    options: dict[str, Any] = {"maximize": True, "rng": generator}
     best, most = np.arange(len(a)), -np.inf
     for _ in range(_STARTS):
-        found = quadratic_assignment(
-            a, b, method="faq", options={"maximize": True, "P0": "randomized", "rng": generator}
+        start = options | {"P0": "randomized"}
+        faq = quadratic_assignment(a, b, method="faq", options=start)
+        # 2-opt swaps pairs of the FAQ solution while that helps.
+        guess = np.stack([np.arange(len(a)), faq.col_ind], 1)
+        swapped = quadratic_assignment(
+            a, b, method="2opt", options=options | {"partial_guess": guess}
         )
-        guess = np.stack([np.arange(len(a)), found.col_ind], 1)
-        found = quadratic_assignment(
-            a,
-            b,
-            method="2opt",
-            options={"maximize": True, "partial_guess": guess, "rng": generator},
-        )
-        if found.fun > most:
-            best, most = found.col_ind, found.fun
+        if swapped.fun > most:
+            best, most = swapped.col_ind, swapped.fun
     return torch.from_numpy(best)
 
 
 def match_cosine(images: Tensor, y: Tensor) -> float:
-    """Mean cosine between images [row, d] and the row of y [row, d] nearest to each."""
+    """Return the mean cosine between images [row, d] and the row of y [row, d] nearest to each."""
     among = _unit(y).T
     return float(torch.cat([(_unit(part) @ among).amax(1) for part in images.split(1024)]).mean())
 
@@ -248,6 +252,7 @@ def match_cosine(images: Tensor, y: Tensor) -> float:
 def _maps(
     q: Tensor, spread: float, ours: TextRows, theirs: TextRows, hooks: tuple[str, str]
 ) -> MapPair:
+    # y ≈ ȳ + s·(x − x̄)Q, and back x ≈ x̄ + (y − ȳ)Qᵀ/s
     up, down = spread * q, q.T / spread
     mean_x, mean_y = ours.rows.mean(0), theirs.rows.mean(0)
     return MapPair(
@@ -257,9 +262,9 @@ def _maps(
 
 
 def _drawn(rows: TextRows, most: int, generator: torch.Generator) -> TextRows:
-    return (
-        rows if len(rows) <= most else rows[torch.randperm(len(rows), generator=generator)[:most]]
-    )
+    if len(rows) <= most:
+        return rows
+    return rows[torch.randperm(len(rows), generator=generator)[:most]]
 
 
 def _centroids(
@@ -267,9 +272,11 @@ def _centroids(
 ) -> Tensor:
     from sklearn.cluster import KMeans
 
+    # Given starts need one run; random ones are drawn anew in each round of anchors.
     options: dict[str, Any] = {"init": "k-means++" if start is None else start.numpy(), "n_init": 1}
-    found = KMeans(count, random_state=int(generator.integers(2**31)), **options).fit(rows.numpy())
-    return torch.from_numpy(found.cluster_centers_).to(rows)
+    seed = int(generator.integers(2**31))
+    clusters = KMeans(count, random_state=seed, **options).fit(rows.numpy())
+    return torch.from_numpy(clusters.cluster_centers_).to(rows)
 
 
 def _unit(rows: Tensor) -> Tensor:

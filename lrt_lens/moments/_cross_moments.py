@@ -159,6 +159,7 @@ class CrossMoments:
             if isinstance(documents, Tensor | np.ndarray)
             else list(documents)
         )
+        # One hash per document, not per row.
         part_by_id = {
             identifier: part_of(document_key(str(identifier), self.provenance.seed))
             for identifier in set(ids)
@@ -273,6 +274,7 @@ class CrossMoments:
         """
         self.source = {hook: SideMoments.zeros(shift) for hook, shift in x.items()}
         self.target = {hook: SideMoments.zeros(shift) for hook, shift in y.items()}
+        # Sums are float64 on the device of the rows; adding to them moves no data.
         device = next(iter(self.source.values())).shift.device
         self.n = self.n.to(device)
         zeros = {"dtype": torch.float64, "device": device}

@@ -215,6 +215,7 @@ class HarvestRun:
             ValueError: the moments need more memory than is free.
         """
         source, target = self.models.source, self.models.target
+        # Checked here, before the first block: the system would kill the process later.
         n_bytes = moment_bytes(
             self.pairs, self.token_hook, self.null, source.d_model, target.d_model
         )
@@ -261,6 +262,8 @@ class HarvestRun:
             if checkpoint is not None:
                 checkpoint.refuse_shorter_stream(n_blocks)
                 checkpoint.write(moments)
+        # All shards hash the whole stream: `merge_shards` compares it, so that shards of other
+        # documents are refused.
         if self.shard is not None:
             moments.provenance = replace(moments.provenance, stream=stream.hexdigest())
         return moments, n_blocks

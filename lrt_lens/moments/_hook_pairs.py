@@ -21,6 +21,7 @@ def with_token(pairs: Sequence[HookPair], token_hook: str | None) -> tuple[HookP
     """
     if token_hook is None:
         return tuple(pairs)
+    # `dict.fromkeys` removes duplicates and keeps the order, which decides the order in files.
     return tuple(dict.fromkeys([*pairs, *((token_hook, target) for _, target in pairs)]))
 
 

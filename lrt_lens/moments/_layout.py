@@ -50,6 +50,7 @@ def to_tensors(sums: Sums) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     sides = (("source", sums.source), ("target", sums.target))
     for k, part in enumerate(PART_NAMES):
+        # Indexing the first axis gives views, so nothing is copied.
         tensors[f"{part}/n"] = sums.n[k]
         for role, side in sides:
             for hook, stream in side.items():
@@ -103,6 +104,7 @@ class MomentFile:
             FileFormatError: the file is truncated, of another kind or of another schema.
         """
         tensors, metadata = read_tensors(path, MOMENTS_SCHEMA)
+        # JSON has lists only; hook pairs are tuples, because they are keys of dictionaries.
         try:
             settings = {
                 "pairs": tuple((s, t) for s, t in json.loads(metadata["pairs"])),

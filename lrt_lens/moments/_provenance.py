@@ -79,6 +79,7 @@ class Provenance:
                 "merging would count them twice: give each shard once"
             )
         whole = replace(self, n_tokens=self.n_tokens if self.n_tokens == other.n_tokens else None)
+        # Two shards together are not a shard: they have no number and no hash of the stream.
         if self.shard != other.shard:
             whole = replace(whole, shard=None, stream="")
         return whole.with_documents_of(other)
@@ -148,6 +149,7 @@ class Provenance:
 
     def swapped(self) -> "Provenance":
         """Return the provenance with source and target exchanged."""
+        # (aligned positions, source tokens, target tokens); a lag of the target becomes a lead.
         aligned = self.aligned and (self.aligned[0], self.aligned[2], self.aligned[1])
         return replace(
             self,

@@ -129,6 +129,7 @@ def harvest_in_ranks(
     share = Share(shard=run.shard or (0, 1), rank=(ranks.rank, ranks.count))
 
     def is_over() -> bool:
+        # A result that is older than this process is that of an earlier run.
         return bool(
             ranks.rank and result and result.exists() and result.stat().st_mtime >= ranks.since
         )
@@ -143,6 +144,7 @@ def harvest_in_ranks(
             files = _Others(folder, run, share, ranks, patience).wait(n_blocks)
     except RunIsOver:
         return None
+    # The moments of rank 0 are in memory; only the files of the others are added.
     for file in files:
         if file.path != checkpoint.path:
             add_file(moments, file)

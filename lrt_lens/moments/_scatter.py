@@ -69,7 +69,7 @@ class SecondMoment:
 
     @cached_property
     def diagonal(self) -> Tensor:
-        """[d], Σ(x − x̄)² of each dimension."""
+        """Sum Σ(x − x̄)² of each dimension, [d]."""
         # diag Sxx = Σ(x − c)² − s²/n
         return (
             part_sum(self._second.diagonal(dim1=1, dim2=2), self._parts) - self._total**2 / self._n
@@ -84,7 +84,7 @@ class DenseSecondMoment(SecondMoment):
 
     @cached_property
     def diagonal(self) -> Tensor:
-        """[d], diagonal of the matrix."""
+        """Diagonal of the matrix, [d]."""
         return self.matrix.diagonal()
 
 
@@ -96,7 +96,7 @@ class ProjectedSecondMoment(DenseSecondMoment):
 
     @cached_property
     def matrix(self) -> Tensor:
-        """[column, column], QᵀSQ."""
+        """Projected scatter matrix QᵀSQ [column, column]."""
         return self._basis.T @ self._whole.matrix @ self._basis
 
 
@@ -117,17 +117,17 @@ class Scatter:
 
     @property
     def xx(self) -> Tensor:
-        """[d_source, d_source], Σ(x − x̄)(x − x̄)ᵀ."""
+        """Source scatter Σ(x − x̄)(x − x̄)ᵀ [d_source, d_source]."""
         return self.second_x.matrix
 
     @property
     def yy(self) -> Tensor:
-        """[d_target, d_target], Σ(y − ȳ)(y − ȳ)ᵀ."""
+        """Target scatter Σ(y − ȳ)(y − ȳ)ᵀ [d_target, d_target]."""
         return self.second_y.matrix
 
     @property
     def variance(self) -> Tensor:
-        """[d_target], Σ(y − ȳ)² of each target dimension."""
+        """Sum Σ(y − ȳ)² of each target dimension, [d_target]."""
         return self.second_y.diagonal
 
     def swapped(self) -> "Scatter":

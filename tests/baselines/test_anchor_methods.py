@@ -1,4 +1,4 @@
-"""Anchor methods against naive versions of what the papers write, row by row in float64."""
+"""Anchor methods compared with naive implementations of the papers, row by row in float64."""
 
 import numpy as np
 import pytest

@@ -45,8 +45,10 @@ def linear_anchors(
 ) -> tuple[Anchors, torch.Tensor, torch.Tensor]:
     """Rows without a model: the target is exactly x A + b."""
     generator = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    x, weight, bias = draw(n, d_source), draw(d_source, d_target), draw(d_target)
+    x, weight, bias = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((n, d_source), (d_source, d_target), (d_target,))
+    )
     sides = [
         TextRows(rows, StreamStatistics(rows.mean(0), torch.cov(rows.T), 1.0))
         for rows in (x, x @ weight + bias)

@@ -1,6 +1,4 @@
-"""The table over all baselines: where the answer is known, against numbers made by hand, controls,
-refusals.
-"""
+"""The comparison of baselines: known answers, numbers computed by hand, controls, refusals."""
 
 from typing import Any
 
@@ -44,7 +42,7 @@ TEST_LABELS = ["happy"] * 20 + ["sad"] * 20
 
 @pytest.fixture(scope="module")
 def pair(load: Any) -> ModelPair:
-    """A target whose loss on random words rises when it is pushed: not every random model's does."""
+    """A target whose loss on random words rises under steering, which few random models show."""
     return ModelPair(load("llama", d=16, layers=2, seed=1), load("llama", d=16, layers=3, seed=7))
 
 

@@ -1,6 +1,4 @@
-"""Maps between embedding matrices: a planted relation is found, across tokenizers too; means;
-refusals.
-"""
+"""Maps between embedding matrices: planted relations, across tokenizers too; means; refusals."""
 
 import logging
 from collections.abc import Callable
@@ -132,4 +130,9 @@ def test_fewer_tokens_than_dimensions_are_named(
 @pytest.mark.usefixtures("unchecked")
 def test_another_matrix_is_refused(pair: ModelPair) -> None:
     with pytest.raises(ValueError, match="matrix is 'output'; expected 'embed' or 'unembed'"):
-        embedding_stitch(pair, source_hook=1, target_hook=2, matrix="output")  # type: ignore[arg-type]
+        embedding_stitch(
+            pair,
+            source_hook=1,
+            target_hook=2,
+            matrix="output",  # type: ignore[arg-type]
+        )

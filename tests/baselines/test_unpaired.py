@@ -1,6 +1,4 @@
-"""Alignment without pairs: planted permutations and rotations are found again, noise is not;
-controls and refusals.
-"""
+"""Alignment without pairs recovers planted permutations and rotations, and nothing from noise."""
 
 import numpy as np
 import pytest
@@ -98,7 +96,7 @@ def test_pairs_and_too_little_text_are_refused(pair: ModelPair, corpus: list[str
     with pytest.raises(ValueError, match=r"1 text\(s\) given"):
         unpaired_stitch(pair, corpus[:1], corpus[8:20], **options)
     with pytest.raises(
-        ValueError, match="10 and 12 rows for 20 clusters; give at least 80 rows a side"
+        ValueError, match="10 and 12 rows for 20 clusters; give at least 80 rows per side"
     ):
         unpaired_stitch(pair, corpus[:10], corpus[10:22], read="mean", **options)
 

@@ -1,4 +1,4 @@
-"""The bundled family and its texts, and the demo from end to end (on little text and few draws)."""
+"""The bundled models and texts, and the demo from end to end on little text and few draws."""
 
 import json
 import os
@@ -43,7 +43,8 @@ def test_the_bundle_is_small_and_holds_two_sizes_in_bfloat16() -> None:
     )
     for size in ("small", "large"):
         with safe_open(DEMO_FOLDER / size / "model.safetensors", framework="pt") as weights:
-            assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.bfloat16}  # noqa: SIM118 (no iterator on a file)
+            names = list(weights.keys())
+            assert {weights.get_tensor(name).dtype for name in names} == {torch.bfloat16}
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -142,8 +143,9 @@ def test_the_demo_writes_what_it_promises(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
-    """Tables of the demo as `make demo` runs it: of the report in the folder that
-    ``LRT_LENS_DEMO_REPORT`` names, or of a run here.
+    """Return the tables of the demo as `make demo` runs it.
+
+    They are read from the folder that ``LRT_LENS_DEMO_REPORT`` names, or made by a run here.
     """
     folder = Path(os.environ.get("LRT_LENS_DEMO_REPORT", ""))
     if not (folder / "results.json").is_file():
@@ -156,7 +158,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
 @pytest.mark.slow
 @pytest.mark.xdist_group("demo")
 @pytest.mark.parametrize("concept", CONCEPTS)
-def test_the_transferred_vector_steers_at_least_half_as_well_as_the_native_one_and_clear_of_its_controls(
+def test_the_transferred_vector_has_half_of_the_native_effect_and_exceeds_its_controls(
     whole: dict[str, pd.DataFrame], concept: Any
 ) -> None:
     arms = whole["steering_summary"].set_index(["concept", "arm"]).loc[concept]
@@ -200,7 +202,8 @@ def test_readme_and_docs_say_what_the_demo_measures(whole: dict[str, pd.DataFram
             (row["fraction_of_native"], row["fraction_low"], row["fraction_high"]), abs=0.03
         )
     [tokens, r2, null, token] = re.findall(
-        r"([\d,]+) fitting tokens: R² (\d\.\d\d) .*?against (\d\.\d\d) .*? and (\d\.\d\d) for token",
+        r"([\d,]+) fitting tokens: R² (\d\.\d\d) .*?"
+        r"against (\d\.\d\d) .*? and (\d\.\d\d) for token",
         " ".join(page.split()),
     )[0]
     chosen = (

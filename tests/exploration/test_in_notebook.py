@@ -1,6 +1,4 @@
-"""The explorer in a notebook server, driven by a Chromium; nothing but the server itself may be
-asked for anything.
-"""
+"""The explorer in a notebook server, driven by Chromium, without requests to other servers."""
 
 import json
 import os
@@ -29,7 +27,10 @@ contrast = lrt.demo_contrast("sentiment")
 few = lrt.ContrastSet(contrast.positive[:24], contrast.negative[:24], name="sentiment")
 vector = lrt.SteeringVector.mean_difference(pair.target, few, at=3)
 native = lrt.SteeringVector.mean_difference(pair.target, few, at=2)
-explore(pair, vector, native=native, neutral=lrt.demo_neutral()[:2], prompt="This film was", max_new_tokens=12)
+neutral = lrt.demo_neutral()[:2]
+explore(
+    pair, vector, native=native, neutral=neutral, prompt="This film was", max_new_tokens=12
+)
 """
 LONG = 300_000
 """Milliseconds for a kernel to start, load two models and calibrate."""
@@ -109,7 +110,8 @@ def page(browser: Any, server: str) -> Iterator[Any]:
     page.on("pageerror", lambda error: page.failed.append(str(error)))
     page.goto(server)
     page.wait_for_function(
-        "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'",
+        "window.jupyterapp?.shell.currentWidget?.sessionContext"
+        "?.session?.kernel?.status === 'idle'",
         timeout=LONG,
     )
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")

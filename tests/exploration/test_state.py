@@ -77,7 +77,9 @@ def test_arms_of_different_lengths_cost_the_same_at_strength_one(trained: Explor
 def test_the_native_vector_is_learnt_from_the_same_texts_at_the_same_place(
     exploration: Exploration, pair: Any, vector: SteeringVector, stitch: Any
 ) -> None:
-    own = SteeringVector.mean_difference(pair.target, vector.contrast_set, at=stitch.target_hook)  # type: ignore[arg-type]
+    texts = vector.contrast_set
+    assert texts is not None
+    own = SteeringVector.mean_difference(pair.target, texts, at=stitch.target_hook)
     assert torch.equal(exploration.arms["native"].vector.direction, own.direction)
 
 

@@ -21,7 +21,7 @@ PROMPT = "the little cat was happy because"
 
 @pytest.fixture(scope="module")
 def make(pair: Any, corpus: list[str]) -> Any:
-    """A function that makes the widget of a vector that the target learnt itself."""
+    """Return a function that builds the widget of a vector learnt on the target."""
     vector = SteeringVector.mean_difference(
         pair.target, ContrastSet(corpus[:8], corpus[8:16]), at=1
     )
@@ -57,10 +57,8 @@ def test_moving_the_slider_runs_again(widget: ExplorerWidget) -> None:
     widget.slider.value = 0.5
     assert widget.sizes.value != before
     arm = widget.exploration.arms["native"]
-    assert (
-        f"native: scale {arm.scale(0.5):.3g}, damage {widget.exploration.damage_at('native', 0.5):.2g} "
-        in widget.result.value
-    )
+    damage = widget.exploration.damage_at("native", 0.5)
+    assert f"native: scale {arm.scale(0.5):.3g}, damage {damage:.2g} " in widget.result.value
     assert f"native {arm.share(0.5):.0%}" in widget.sizes.value
 
 

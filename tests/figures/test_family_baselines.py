@@ -1,4 +1,4 @@
-"""The figure over all baselines is drawn from the table alone."""
+"""The figure of the baselines shows the rows of its table and nothing else."""
 
 import math
 

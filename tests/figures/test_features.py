@@ -1,4 +1,4 @@
-"""Figures of features show what the table holds, and nothing that it does not."""
+"""Figures of features show the rows of their table and nothing else."""
 
 from typing import Any
 

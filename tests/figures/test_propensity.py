@@ -1,4 +1,4 @@
-"""LRT's figure 5 from a table: what is drawn, what is refused."""
+"""Figure 5 of LRT from a table: the boxes drawn, and the tables refused."""
 
 import pandas as pd
 import pytest

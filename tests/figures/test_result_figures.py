@@ -1,7 +1,6 @@
 """Every result with a ``figure()`` draws it in the one template, with titled axes, at any width.
 
-Each class gets a small table of its own kind here; a class with a ``figure`` that has none fails
-the first test.
+Each class has a small table here; a class with a ``figure`` and no table fails the first test.
 """
 
 import importlib
@@ -446,7 +445,10 @@ FIGURES: dict[str, Any] = {
     "SolverComparison": lambda: comparison().figure(),
     "SolverComparison r2": lambda: comparison().figure("r2"),
     "StitchGrid": lambda: StitchGrid.figure(grid()),  # type: ignore[arg-type]
-    "StitchGrid chosen": lambda: StitchGrid.figure(grid(), chosen=(SOURCE, TARGET)),  # type: ignore[arg-type]
+    "StitchGrid chosen": lambda: StitchGrid.figure(
+        grid(),  # type: ignore[arg-type]
+        chosen=(SOURCE, TARGET),
+    ),
     "Stitch": lambda: Stitch.figure(
         SimpleNamespace(source_hook=SOURCE, target_hook=TARGET, scores=SCORES)
     ),  # type: ignore[arg-type]
@@ -481,9 +483,11 @@ def test_every_class_with_a_figure_is_drawn_here() -> None:
 
 
 def test_every_evaluation_has_a_figure() -> None:
+    packages = [importlib.import_module(f"lrt_lens.{name}") for name in lrt_lens._PACKAGES]
     results = {
-        name: getattr(lrt_lens, name)
-        for name in dir(lrt_lens)
+        name: getattr(package, name)
+        for package in [lrt_lens, *packages]
+        for name in dir(package)
         if name.endswith(("Evaluation", "Geometry", "Matches", "Transfer", "Loss"))
     }
     assert len(results) >= 12

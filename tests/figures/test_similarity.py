@@ -1,6 +1,4 @@
-"""Figures of similarities and spectra show the numbers of their tables, all of them, and nothing
-else.
-"""
+"""Figures of similarities and spectra show all numbers of their tables and nothing else."""
 
 import math
 from typing import Any

@@ -1,6 +1,4 @@
-"""A harvest cut into blocks so small that the test corpus fills some forty of them, and what it
-means for two of them to agree.
-"""
+"""Options of a harvest with about forty small blocks, and a comparison of two such harvests."""
 
 from typing import Any
 
@@ -18,10 +16,10 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def assert_same(found: CrossMoments, expected: CrossMoments) -> None:
-    """Equal to rounding, counts and provenance exactly."""
+def assert_same(moments: CrossMoments, expected: CrossMoments) -> None:
+    """Assert sums equal up to rounding, and counts and provenance exactly equal."""
     theirs = expected.tensors()
-    for name, tensor in found.tensors().items():
+    for name, tensor in moments.tensors().items():
         assert float((tensor - theirs[name]).norm()) <= 1e-12 * float(theirs[name].norm()), name
-    assert torch.equal(found.n, expected.n)
-    assert found.provenance == expected.provenance
+    assert torch.equal(moments.n, expected.n)
+    assert moments.provenance == expected.provenance

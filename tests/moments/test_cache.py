@@ -1,6 +1,4 @@
-"""A cache gives back the rows of the harvest, in any order, and is whole after whatever interrupted
-it.
-"""
+"""A cache returns the rows of the harvest in any order, and is complete after any interruption."""
 
 import json
 import multiprocessing
@@ -61,7 +59,7 @@ def sorted_rows(x: Tensor, y: Tensor) -> np.ndarray:
 def harvested(
     pair: ModelPair, corpus: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, CrossMoments, list[Any]]:
-    """A cache of several small shards, the moments of the same run, and its blocks as they went by."""
+    """Return a cache of several small shards, the moments of the same run, and its blocks."""
     folder, blocks = tmp_path_factory.mktemp("cached") / "cache", []
     with pytest.MonkeyPatch.context() as patch:
         small_shards(patch)
@@ -191,9 +189,7 @@ def test_any_batch_is_found_without_those_before_it(cache: ActivationCache) -> N
 
 
 def test_rows_are_mixed_across_shards_and_within_them(cache: ActivationCache) -> None:
-    """Of neighbours in stored order hardly any stay neighbours, and the first batch has rows of
-    most shards.
-    """
+    """Few neighbours in stored order stay neighbours; the first batch has rows of most shards."""
     stored, shuffled = (
         gathered(cache, shuffle=None)[0].numpy(),
         gathered(cache, buffer_rows=10**6)[0].numpy(),
@@ -282,7 +278,7 @@ def test_blocks_in_the_cache_are_not_written_again(
 def test_cache_and_checkpoint_go_on_independently(
     pair: ModelPair, corpus: list[str], harvested: Any, tmp_path: Path
 ) -> None:
-    """The checkpoint has all blocks, the cache none of them: the cache is filled, the moments stay."""
+    """The checkpoint has all blocks and the cache none: the cache is filled, the moments stay."""
     harvest(pair, corpus, checkpoint=tmp_path / "checkpoint", progress=False, **OPTIONS)
     found = fill(tmp_path / "cache", pair, corpus, checkpoint=tmp_path / "checkpoint")
     cache = ActivationCache.open(tmp_path / "cache")

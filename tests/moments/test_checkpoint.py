@@ -1,6 +1,4 @@
-"""A harvest that ends at any moment goes on where it was: nothing counted twice, nothing missed,
-nothing mixed up.
-"""
+"""A harvest that was stopped at any moment resumes: no block is counted twice or missed."""
 
 import logging
 import os
@@ -25,7 +23,7 @@ from tests.moments.small_blocks import OPTIONS, assert_same
 
 
 class Stop(Exception):  # noqa: N818 (control flow, no error)
-    """Ends a harvest from within."""
+    """Raised by a callback to end a harvest."""
 
 
 def stopping_after(n_blocks: int) -> Callable[..., None]:
@@ -141,7 +139,7 @@ def test_removed_checkpoints_leave_no_folder_and_nothing_of_others(
 def test_more_ranks_than_before_take_over_and_fewer_too(
     run: HarvestRun, corpus: list[str], whole: CrossMoments, tmp_path: Path
 ) -> None:
-    """Ranks one after the other, each stopped after some blocks; then as many others."""
+    """Ranks run one after the other, each stopped after some blocks; then other numbers of them."""
     for n_ranks, stop in ((3, 3), (2, 2), (5, 1), (4, 1)):
         for rank in range(n_ranks):
             share = Share(rank=(rank, n_ranks))
@@ -185,7 +183,7 @@ def test_all_ranks_share_the_shift_of_block_0(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever has it first decides, though others, on another machine, find another last digit."""
+    """The first rank decides, although other machines compute another last digit of the shift."""
     start, shifts = CrossMoments.start, {}
     for rank in (2, 0, 1):
 
@@ -220,7 +218,7 @@ def test_an_interrupt_writes_what_there_is(
     kind: type[BaseException],
 ) -> None:
     before = signal.getsignal(number)
-    for block in (1, 3, 2):  # of those that a resumed run has still to do
+    for block in (1, 3, 2):  # among those that the resumed run still has to do
         calls = []
 
         def interrupt(*_: Any, calls: list[int] = calls, last: int = block) -> None:
@@ -312,7 +310,8 @@ def test_other_arguments_are_refused_by_name_with_the_remedy(
 ) -> None:
     with pytest.raises(
         MismatchError,
-        match=f"begun with other arguments: .*{message}.*another checkpoint folder, or remove_checkpoints",
+        match=f"begun with other arguments: .*{message}.*"
+        r"another checkpoint folder, or remove_checkpoints\(folder\) to begin again",
     ):
         harvest(pair, corpus, checkpoint=begun, progress=False, **OPTIONS | change)
 
@@ -323,7 +322,8 @@ def test_another_model_is_refused_by_name(
     other = ModelPair(load("llama", d=16, layers=2, seed=7), pair.target)
     with pytest.raises(
         MismatchError,
-        match=r"source.config_hash was '\w+' and is '\w+'; give the same arguments \(every rank the same models\)",
+        match=r"source.config_hash was '\w+' and is '\w+'; "
+        r"give the same arguments \(every rank the same models\)",
     ):
         harvest(other, corpus, checkpoint=begun, progress=False, **OPTIONS)
 
@@ -345,13 +345,14 @@ def test_other_documents_are_refused(
     documents = [text + " cat" for text in corpus] if change == "other text" else corpus[::-1]
     with pytest.raises(
         MismatchError,
-        match=r"block \d+ holds other tokens than when .* was begun.*remove_checkpoints.* to begin again",
+        match=r"block \d+ holds other tokens than when .* was begun.*"
+        r"remove_checkpoints\(folder\) to begin again",
     ):
         harvest(pair, documents, checkpoint=begun, progress=False, **OPTIONS)
 
 
 def test_fewer_documents_are_refused(run: HarvestRun, corpus: list[str], tmp_path: Path) -> None:
-    """Cut so that all blocks that are still filled are as they were."""
+    """Documents are left out so that all remaining blocks are unchanged."""
     harvest(run.models, corpus, checkpoint=tmp_path, progress=False, **OPTIONS)
     [file] = read_rank_files(tmp_path, run.arguments)
     with Checkpoint(tmp_path, run.arguments, Share()) as opened:
@@ -396,7 +397,7 @@ def test_a_damaged_file_is_set_aside_and_its_blocks_are_harvested_again(
         return
     with caplog.at_level(logging.WARNING):
         found = harvest(run.models, corpus, checkpoint=tmp_path, progress=False, **OPTIONS)
-    assert f"set aside as {name}.damaged and its blocks are harvested again" in caplog.text
+    assert f"renamed to {name}.damaged and its blocks are harvested again" in caplog.text
     assert (tmp_path / f"{name}.damaged").read_bytes() == broken[damage]
     assert_same(found, whole)
 

@@ -1,4 +1,4 @@
-"""Moments add, whatever the pieces, and hold what the rows hold."""
+"""Moments of any pieces add up, and equal the sums over the rows."""
 
 import math
 from dataclasses import replace
@@ -19,7 +19,7 @@ HOOKS = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
 
 
 def assert_same(one: CrossMoments, other: CrossMoments, rel: float = 1e-10) -> None:
-    """Equal scatters of every part, equal counts of norms."""
+    """Assert equal scatters of each part and equal counts of norms."""
     assert torch.equal(one.n, other.n)
     for pair in one.kept_pairs:
         for part in (*((p,) for p in range(len(one.n)) if one.n[p] > 1), FIT_PARTS, TEST_PARTS):
@@ -65,8 +65,9 @@ def test_the_scatter_of_a_part_is_that_of_its_rows(
 
 
 def test_a_large_mean_costs_no_digits(rows: Any, moments_of: Any) -> None:
-    """The products are about the first batch's mean: without it a mean of 3000 would leave no digit
-    of the variance in float32.
+    """Products are about the mean of the first batch, or float32 would lose the variance.
+
+    A mean of 3000 without a shift leaves no digit of the variance in float32.
     """
     far = replace(rows, x=(rows.x + 3000).float(), y=(rows.y - 3000).float())
     found = moments_of(far, moment_dtype=torch.float32).scatter(PAIR, FIT_PARTS)
@@ -166,7 +167,7 @@ def test_the_order_of_rows_and_documents_does_not_matter(rows: Any, moments_of: 
 
 def test_shards_merge_to_the_whole_about_other_shifts(rows: Any, moments_of: Any) -> None:
     cut = [rows.taken(range(800)), rows.taken(range(800, 820)), rows.taken(range(820, 2400))]
-    # A shard whose rows happen to lie elsewhere has another shift.
+    # Shards with other rows have other means and therefore other shifts.
     shards = [moments_of(piece) for piece in cut]
     assert not torch.equal(shards[0].source["source"].shift, shards[1].source["source"].shift)
     whole = moments_of(rows)
@@ -214,8 +215,8 @@ def test_shards_of_a_grid_with_shuffled_pairs_merge_to_the_whole(
     assert set(merged.cross_null) == (set(whole.pairs) if null != "none" else set())
     for pair in merged.cross_null:
         for test in (False, True):
-            # Shuffled pairs lie inside a block: those of the shards are others than those of the
-            # whole, but their raw sums must add.
+            # Rows are shuffled within a block, so shards and whole have different shuffled pairs;
+            # the raw sums of the shards must still add up.
             move = merged.null_scatter(pair, test).xy - _null_sum(even, odd, pair, test)
             assert float(move.norm()) < 1e-8 * float(merged.scatter(pair, FIT_PARTS).xy.norm())
 
@@ -223,7 +224,7 @@ def test_shards_of_a_grid_with_shuffled_pairs_merge_to_the_whole(
 def _null_sum(
     one: CrossMoments, other: CrossMoments, pair: tuple[str, str], test: bool
 ) -> torch.Tensor:
-    """Centred null sums of both shards about their common mean, from raw second moments."""
+    """Return the centred null sums of both shards together, from raw second moments."""
     parts = TEST_PARTS if test else FIT_PARTS
     raw, n, sum_x, sum_y = 0, 0, 0, 0
     for moments in (one, other):
@@ -304,11 +305,12 @@ def test_a_number_that_is_none_names_the_hook_and_the_batch_and_adds_nothing(
 ) -> None:
     moments, untouched = moments_of(rows), moments_of(rows)
     x, y = rows.x.clone(), rows.y.clone()
-    # In the last rows: those of earlier parts are fine, and must not be added either.
+    # Only the last rows are bad; the good rows of earlier parts must not be added either.
     (x if side == "source" else y)[-2:, 3] = value
     with pytest.raises(
         NonFiniteError,
-        match=rf"2 of 2400 activations at '{side}' are NaN or infinite, in the batch that starts at token 2,400",
+        match=rf"2 of 2400 activations at '{side}' are NaN or infinite, "
+        "in the batch that starts at token 2,400",
     ):
         moments.update(x, y, documents=rows.documents)
     assert_same(moments, untouched, rel=0)

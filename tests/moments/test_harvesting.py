@@ -1,4 +1,4 @@
-"""One pass over two models gives the moments of the rows that a naive loop over documents gathers."""
+"""One pass over two models gives the moments of rows from a naive loop over documents."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def fitted(harvested: CrossMoments) -> Any:
 def gathered(
     pair: ModelPair, corpus: list[str]
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[str]]:
-    """Rows of every window run alone, unpadded, by hook point, and the text each comes from."""
+    """Return the rows of windows that run one by one without padding, and the text of each row."""
     windows = [
         (text, window)
         for text, ids in zip(corpus, pair.source.encode_bodies(corpus), strict=True)
@@ -129,7 +129,7 @@ def test_the_order_of_documents_does_not_matter(
 def test_shards_of_the_documents_merge_to_the_whole(
     pair: ModelPair, corpus: list[str], harvested: CrossMoments
 ) -> None:
-    """Cut so that each shard has documents of every fold."""
+    """The documents are split so that each shard has documents of each fold."""
     parts = sorted(corpus, key=lambda text: document_key(text, 0) % 1000)
     shards = [
         harvest(pair, parts[i::2], context_length=24, moment_dtype="float64", **QUIET)
@@ -386,7 +386,8 @@ def test_infinite_activations_name_hook_batch_and_models(
     pair = ModelPair(load("llama"), HookedModel.load(broken, tokenizer=tokenizer))
     with pytest.raises(
         NonFiniteError,
-        match=r"activations at 'blocks.1.hook_resid_post' are NaN or infinite, in the batch that starts at token .*\(source",
+        match=r"activations at 'blocks.1.hook_resid_post' are NaN or infinite, "
+        r"in the batch that starts at token .*\(source",
     ):
         harvest(pair, corpus, context_length=24, **QUIET)
 

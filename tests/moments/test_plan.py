@@ -1,6 +1,4 @@
-"""Estimates before anything is loaded, against what a harvest really takes; passes under a memory
-budget.
-"""
+"""Estimates of a harvest against what it really takes, and passes under a memory budget."""
 
 import logging
 from typing import Any
@@ -28,7 +26,7 @@ QUIET: dict[str, Any] = {"n_tokens": None, "context_length": 24, "progress": Fal
 
 @pytest.fixture(scope="module")
 def gemma() -> tuple[ModelShape, ModelShape]:
-    """The shapes of Gemma 2 2B and 9B, from configs."""
+    """Return the shapes of Gemma 2 2B and 9B, from their configs."""
     shared = {"head_dim": 256, "vocab_size": 256_000}
     small = transformers.Gemma2Config(
         hidden_size=2304,
@@ -89,8 +87,8 @@ def test_floating_point_operations_are_those_that_torch_counts(build_hf: Any) ->
     tokens = torch.randint(5, 300, (1, 64))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.model(tokens)
-    # Attention is counted over whole windows there and over the causal half here; norms have
-    # parameters and no products.
+    # torch counts attention over whole windows, the estimate counts the causal half; norms have
+    # parameters but no products.
     found = shape.flops_per_token(["blocks.1.hook_resid_post"], 64)
     assert found == pytest.approx(counter.get_total_flops() / 64 - 2 * 2 * 64 * 64, rel=0.01)
     assert shape.flops_per_token(["blocks.0.hook_resid_post"], 64) == pytest.approx(found / 2)
@@ -120,7 +118,7 @@ def test_gemma_2b_to_9b_without_a_weight(gemma: tuple[ModelShape, ModelShape]) -
     )
     assert table.loc["models, per token", "value"] == pytest.approx(blocks * 256 / 252)
     products = 2 * (27 * 2304**2 + 42 * 3584**2 + 27 * 42 * 2304 * 3584 + 26 * 42 * 2304 * 64)
-    assert table.loc["products, a token", "value"] == pytest.approx(products, rel=1e-3)
+    assert table.loc["products, per token", "value"] == pytest.approx(products, rel=1e-3)
     seconds = 1e6 * (blocks * 256 / 252 / 1e14 + products / 2e13)
     assert table.loc["time per million tokens", "value"] == pytest.approx(seconds, rel=1e-3)
 
@@ -171,7 +169,8 @@ def test_a_budget_below_a_single_target_hook_says_what_to_choose(
 ) -> None:
     with pytest.raises(
         ValueError,
-        match=r"'blocks.0.hook_resid_post' with 26 source hook point\(s\) alone take .* GB, more than the memory budget of 8 GB; choose 'prop",
+        match=r"'blocks.0.hook_resid_post' with 26 source hook point\(s\) alone take .* GB, "
+        "more than the memory budget of 8 GB; choose 'prop",
     ):
         plan_harvest(*gemma, memory_budget=parse_bytes("8GB"))
     plan = plan_harvest(*gemma, target_layers="proportional", memory_budget=parse_bytes("8GB"))
@@ -194,7 +193,8 @@ def test_more_than_there_is_is_refused_before_anything_is_read(
     )
     with pytest.raises(
         ValueError,
-        match=f"the moments of these pairs take {needed} and 100 KB are free on cpu; choose 'proportional'",
+        match=f"the moments of these pairs take {needed} and 100 KB are free on cpu; "
+        "choose 'proportional'",
     ):
         harvest(pair, unread(), **QUIET)
 

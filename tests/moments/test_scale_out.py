@@ -1,4 +1,4 @@
-"""Ranks and shards give the moments of one process, whoever dies when."""
+"""Ranks and shards give the moments of one process, whichever rank dies at any time."""
 
 import json
 import multiprocessing
@@ -45,13 +45,14 @@ ENVIRONMENT = {
 
 @pytest.fixture(scope="module")
 def fork(pair: ModelPair, corpus: list[str]) -> Callable[..., multiprocessing.Process]:
-    """``fork(folder, rank, count)``: a process of its own that harvests as this rank, slowly;
-    models are shared, so it starts at once.
+    """Return ``fork(folder, rank, count)``, which starts a process that harvests slowly as a rank.
+
+    The models are shared with this process, so it starts at once.
     """
     context: Any = multiprocessing.get_context("fork")
 
     def work(folder: Path, ranks: Ranks, pause: float) -> None:
-        # What a rank has to say goes nowhere: pytest's capture belongs to the parent.
+        # The output of a rank is dropped: pytest captures that of the parent process.
         try:
             run = settle(pair, **OPTIONS)
             moments = harvest_in_ranks(
@@ -66,9 +67,8 @@ def fork(pair: ModelPair, corpus: list[str]) -> Callable[..., multiprocessing.Pr
             )
             if moments is not None:
                 moments.save(folder / "moments.safetensors")
-        except (
-            BaseException
-        ) as error:  # the child must not run the rest of pytest, and what ended it is what is asked
+        except BaseException as error:
+            # Any exception: the child must not run the rest of pytest, and tests read the error.
             (folder / f"error{ranks.rank}.txt").write_text(f"{type(error).__name__}: {error}")
             os._exit(1)
         os._exit(0)
@@ -118,7 +118,7 @@ def test_kill_one_rank_then_all_and_go_on_with_others(
     assert end(first) == [1, -signal.SIGKILL]
     error = (tmp_path / "error0.txt").read_text()
     assert "ChildProcessError: rank 1 of 2 ended with " in error
-    assert "start the same command again, on any number of ranks" in error
+    assert "with the same arguments, on any number of ranks" in error
     for count in (3, 1):
         processes = [fork(tmp_path, rank, count) for rank in range(count)]
         time.sleep(rng.uniform(0.1, 0.4))
@@ -144,7 +144,7 @@ def test_a_rank_that_comes_when_all_is_over_leaves_nothing_behind(
         is None
     )
     assert not list((tmp_path / "checkpoint").glob("*.safetensors"))
-    # A result that was there before is another run's.
+    # A result that is older than the rank is of another run.
     early, seen = Ranks(1, 2, since=time.time() + 60), []
     options["on_block"] = lambda block, *_: seen.append(block.index)
     assert (
@@ -159,7 +159,8 @@ def test_a_rank_that_comes_when_all_is_over_leaves_nothing_behind(
 def test_rank_0_does_not_wait_for_ever(pair: ModelPair, corpus: list[str], tmp_path: Path) -> None:
     with pytest.raises(
         TimeoutError,
-        match=r"\d+ of \d+ blocks are in no checkpoint in .* nothing new came for 0 s: see whether all 2 ranks run",
+        match=r"\d+ of \d+ blocks are in no checkpoint in .* nothing new came for 0 s: "
+        "see whether all 2 ranks run",
     ):
         harvest_in_ranks(
             settle(pair, **OPTIONS),
@@ -186,7 +187,8 @@ def test_ranks_that_see_different_models_are_refused(
         )
     with pytest.raises(
         MismatchError,
-        match=r"target.config_hash was '\w+' and is '\w+'; give the same arguments \(every rank the same models\)",
+        match=r"target.config_hash was '\w+' and is '\w+'; "
+        r"give the same arguments \(every rank the same models\)",
     ):
         harvest_in_ranks(
             settle(other, **OPTIONS), corpus, tmp_path, ranks=Ranks(1, 2), progress=False
@@ -284,7 +286,7 @@ def test_more_shards_than_blocks_leave_some_empty_and_merge_all_the_same(
 def test_shards_about_other_shifts_are_moved(
     shard_files: list[Path], whole: CrossMoments, tmp_path: Path
 ) -> None:
-    """As they come from machines whose arithmetic differs in the last digit."""
+    """Shards have other shifts if they were harvested on machines that round differently."""
     moved = CrossMoments.load(shard_files[1])
     moved.source = {
         hook: side.shifted(side.shift + 1e-3, moved.n) for hook, side in moved.source.items()
@@ -380,7 +382,7 @@ def test_shards_of_other_models_are_refused(
 def test_widths_that_differ_are_refused(
     shard_files: list[Path], pair: ModelPair, load: Any, corpus: list[str]
 ) -> None:
-    """Moments of rows of one's own: no models to compare."""
+    """Moments of a user's own activations have no models that could be compared."""
     wide = ModelPair(pair.source, load("llama", d=32, layers=3, seed=2))
     moments = [harvest(models, corpus, progress=False, **OPTIONS) for models in (pair, wide)]
     for found in moments:
@@ -424,9 +426,7 @@ def test_a_shard_that_is_none_is_refused(text: str) -> None:
 def folders(
     build_hf: Any, tokenizer: Any, corpus: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A source, a target and documents, of which there are enough for a process to be killed while
-    it reads them.
-    """
+    """Return a folder of two models and enough documents to kill a process while it reads them."""
     folder = tmp_path_factory.mktemp("scale-out")
     for name, d, seed in (("source", 16, 1), ("target", 24, 2)):
         build_hf("llama", d=d, layers=3, seed=seed).save_pretrained(folder / name)
@@ -508,15 +508,13 @@ def launch(folders: Path, out: Path, rank: int, count: int, *more: str) -> subpr
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_nothing(folders: Path, tmp_path: Path) -> None:
-    """Real processes of the command line: one rank, then all, at random moments, on other numbers
-    of ranks; 20 kills in all.
-    """
+    """Twenty kills of real processes: of one rank or all, at random times and numbers of ranks."""
     rng, out, killed, caught = random.Random(7), tmp_path / "killed", 0, 0
     main(arguments(folders, tmp_path / "whole", documents="documents.jsonl"))
     while killed < 20:
         count = rng.choice([1, 2, 2, 3])
         processes = [launch(folders, out, rank, count) for rank in range(count)]
-        # Around the time when models are there and blocks arrive: before, within and between two
+        # Around the time when models are loaded and blocks arrive: before, during and between
         # checkpoints.
         _wait_for_a_lock(out / "checkpoint", processes)
         time.sleep(rng.uniform(0.0, 1.5))

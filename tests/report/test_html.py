@@ -1,4 +1,4 @@
-"""The report is one file: complete, escaped, free of requests, and written whole or not at all."""
+"""The report is one file: complete, escaped, without requests, and written whole or not at all."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A finished figure, as a script would return it."""
+"""A finished reproduction, as a script would return it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from lrt_lens.reproduction import Compared, Reproduction
 
 @pytest.fixture
 def made() -> Callable[..., Reproduction]:
-    """A function that makes a figure; keyword arguments replace what it holds."""
+    """Return a function that builds a reproduction; keyword arguments replace its fields."""
 
     def make(**changes: Any) -> Reproduction:
         content: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Concepts of scripts: bundled ones cut to size, task files, and where there are too few."""
+"""Concepts of scripts: bundled ones cut to size, task files, and folders with too few files."""
 
 from pathlib import Path
 

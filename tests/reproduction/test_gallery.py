@@ -1,6 +1,4 @@
-"""The gallery is a function of what scripts measured, and the committed page is that function's
-value.
-"""
+"""The gallery is a function of the scripts' measurements, and the committed page is its result."""
 
 import json
 from collections.abc import Callable

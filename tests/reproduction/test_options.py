@@ -1,4 +1,4 @@
-"""The shared options: what they load, and what they say where it is not there."""
+"""The shared options: what they load, and the messages about missing inputs."""
 
 import gzip
 import json
@@ -106,7 +106,7 @@ def test_a_file_that_holds_no_text_is_named_with_a_remedy(
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """A data set without end, of rows of a million characters; the list counts what was read of it."""
+    """A data set without end, in rows of a million characters; the list has one item per row."""
     read: list[int] = []
 
     def rows(*_: Any, **__: Any) -> Iterator[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""What a figure script found, and that it is written whole or not at all."""
+"""The result of a script, and that it is written whole or not at all."""
 
 import json
 import logging

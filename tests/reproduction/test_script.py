@@ -1,4 +1,4 @@
-"""From the command line to the files."""
+"""From the command line of a script to its files."""
 
 import logging
 import os
@@ -177,9 +177,7 @@ def test_an_interrupt_while_files_are_moved_is_told_as_it_ends(
     name: str | None,
     is_written: bool,
 ) -> None:
-    """One waits until all files are in their places; a second one, without a name, comes at once
-    and brings the earlier files back.
-    """
+    """One interrupt waits until all files are moved; a second one restores the earlier files."""
     if earlier:
         made(title="Earlier").save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -1,4 +1,4 @@
-"""Topics are words of all frequencies, with texts that say them and texts that do not."""
+"""Topics are words of all frequencies, with texts that contain them and texts that do not."""
 
 import random
 

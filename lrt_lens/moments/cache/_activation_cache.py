@@ -35,6 +35,7 @@ from tqdm.auto import tqdm
 
 from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._repr_html import card, facts
+from lrt_lens._settings import resolve, takes
 from lrt_lens.data._blocks import shuffled_rows
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import FileFormatError, HookPointError, MismatchError
@@ -47,7 +48,7 @@ from lrt_lens.moments._hook_pairs import SOURCE, TARGET, HookPair, hooks_of
 from lrt_lens.moments.cache._manifest import ROLES, Manifest, broken_file, read_manifest
 from lrt_lens.moments.cache._own_rows import add_own_rows, begin_own_rows
 from lrt_lens.moments.cache._reading import BUFFER_ROWS, ShuffledReader
-from lrt_lens.moments.cache._recording import record_again, record_documents
+from lrt_lens.moments.cache._recording import RecordSettings, record_again, record_documents
 from lrt_lens.moments.cache._selection import RowSelection
 from lrt_lens.moments.cache._shard import Shard, cut_short
 from lrt_lens.moments.cache._writer import SHARD_BYTES, CacheWriter
@@ -86,6 +87,7 @@ class ActivationCache:
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
+        # Sizes only: the bytes of a tensor are compared when it is first read.
         if problem := broken_file(folder, manifest):
             raise FileFormatError(cut_short(problem))
         cache = cls(folder, manifest)
@@ -120,6 +122,7 @@ class ActivationCache:
         return cls(Path(folder), writer.manifest, writer)
 
     @classmethod
+    @takes(RecordSettings)
     def from_model(
         cls,
         folder: str | Path,
@@ -128,13 +131,9 @@ class ActivationCache:
         *,
         hooks: Layers = "all",
         role: str = "source",
-        n_tokens: int | None = 200_000,
-        context_length: int = 256,
-        dtype: str = "bfloat16",
-        seed: int = 0,
-        batch_tokens: int = 4096,
-        shard_bytes: int = SHARD_BYTES,
+        settings: RecordSettings | None = None,
         progress: bool = True,
+        **options: Any,
     ) -> "ActivationCache":
         """Return a cache of the activations of one model; `record` adds those of the other.
 
@@ -144,13 +143,9 @@ class ActivationCache:
             documents: texts, chats, a file or a dataset, as for `harvest`.
             hooks: hook points of the model.
             role: ``"source"`` or ``"target"``.
-            n_tokens: unmasked tokens after which no further document is read; None reads all.
-            context_length: tokens per window.
-            dtype: precision of the stored activations.
-            seed: seed of the parts.
-            batch_tokens: padded tokens per forward pass.
-            shard_bytes: size of a shard, in bytes.
+            settings: a `RecordSettings`, whose fields are described there.
             progress: show a progress bar.
+            **options: fields of `RecordSettings` as keywords; they replace those of ``settings``.
         """
         record_documents(
             Path(folder),
@@ -158,12 +153,7 @@ class ActivationCache:
             documents,
             hooks=hooks,
             role=role,
-            n_tokens=n_tokens,
-            context_length=context_length,
-            dtype=dtype,
-            seed=seed,
-            batch_tokens=batch_tokens,
-            shard_bytes=shard_bytes,
+            settings=resolve(RecordSettings, settings, options),
             progress=progress,
         )
         return cls.open(folder)
@@ -233,6 +223,7 @@ class ActivationCache:
             batch_tokens=batch_tokens,
             progress=progress,
         )
+        # Open shards do not know the new files.
         self._shards.clear()
 
     def close(self) -> None:
@@ -304,6 +295,7 @@ class ActivationCache:
         """Shards in the order in which they were written."""
         records = self.manifest.shards
         for record in records:
+            # A later recording adds files to a shard, which must then be opened again.
             if record.stem not in self._shards or self._shards[record.stem].record != record:
                 self._shards[record.stem] = Shard(self.folder, record, self._verified)
         return [self._shards[record.stem] for record in records]

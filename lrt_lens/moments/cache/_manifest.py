@@ -96,6 +96,7 @@ class Manifest:
     @property
     def first_streams(self) -> dict[str, int]:
         """Widths of the streams that were recorded together with the tokens."""
+        # The first file of each shard holds the streams of the first recording.
         if not self.shards:
             return self.streams
         return {name: self.streams[name] for name in self.shards[0].files[0].streams}
@@ -129,6 +130,7 @@ class Manifest:
     def with_shard(self, index: int, record: ShardRecord) -> "Manifest":
         """Return the manifest with shard ``index`` replaced, or added at the end."""
         shards = list(self.shards)
+        # The slice is empty if index is the number of shards: the record is appended.
         shards[index : index + 1] = [record]
         return replace(self, shards=tuple(shards))
 
@@ -211,6 +213,7 @@ def file_problem(folder: Path, file: ShardFile) -> str | None:
     """Return what is wrong with a file, missing or of another size; None if nothing is."""
     path = folder / file.name
     size = path.stat().st_size if path.is_file() else None
+    # Damage that leaves the size as it is is detected by the sums of bytes; see `Shard`.
     if size == file.n_bytes:
         return None
     return (

@@ -9,12 +9,13 @@ Limits: both models must read the same tokens; two tokenizers need one harvest o
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
+from lrt_lens._settings import Settings
 from lrt_lens.data._ahead import running_ahead
 from lrt_lens.data._blocks import iterate_blocks
 from lrt_lens.data._documents import Documents
@@ -29,6 +30,7 @@ from lrt_lens.moments._block_rows import (
     provenance_of,
     window_length,
 )
+from lrt_lens.moments._harvest_settings import refuse_short_windows
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._rank_lock import RankLock
 from lrt_lens.moments.cache._manifest import (
@@ -42,9 +44,35 @@ from lrt_lens.moments.cache._manifest import (
 )
 from lrt_lens.moments.cache._own_rows import refuse_other_dtype
 from lrt_lens.moments.cache._shard import Shard, write_shard
-from lrt_lens.moments.cache._writer import DTYPES, CacheWriter, refuse_unstorable
+from lrt_lens.moments.cache._writer import DTYPES, SHARD_BYTES, CacheWriter, refuse_unstorable
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RecordSettings(Settings):
+    """Settings of a recording of one model.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    n_tokens: int | None = 200_000
+    """Unmasked tokens after which no further document is read; None reads all documents."""
+    context_length: int = 256
+    """Tokens per window, BOS included; cut to the length that the model can read."""
+    dtype: str = "bfloat16"
+    """Precision of the stored activations: ``"bfloat16"``, ``"float16"`` or ``"float32"``."""
+    seed: int = 0
+    """Seed of the parts."""
+    batch_tokens: int = 4096
+    """Padded tokens per forward pass."""
+    shard_bytes: int = SHARD_BYTES
+    """Size of a shard, in bytes; a shard holds at least one block."""
+
+    def __post_init__(self) -> None:
+        refuse_other_dtype(self.dtype)
+        refuse_short_windows(self.context_length)
 
 
 def record_documents(
@@ -54,26 +82,25 @@ def record_documents(
     *,
     hooks: Layers,
     role: str,
-    n_tokens: int | None,
-    context_length: int,
-    dtype: str,
-    seed: int,
-    batch_tokens: int,
-    shard_bytes: int,
+    settings: RecordSettings,
     progress: bool,
 ) -> None:
     """Write a cache of one model; see `ActivationCache.from_model`."""
     refuse_other_role(role)
-    refuse_other_dtype(dtype)
     names = resolve_layers(hooks, model)
     plan = BlockPlan(
-        context_length=window_length(context_length, model), n_tokens=n_tokens, seed=seed
+        context_length=window_length(settings.context_length, model),
+        n_tokens=settings.n_tokens,
+        seed=settings.seed,
     )
     manifest = Manifest(
-        _provenance(folder, model, role, plan), dtype, streams={}, block_rows=plan.block_rows
+        _provenance(folder, model, role, plan),
+        settings.dtype,
+        streams={},
+        block_rows=plan.block_rows,
     )
     bar = tqdm(
-        total=n_tokens,
+        total=settings.n_tokens,
         desc=f"record {role}",
         unit="tok",
         unit_scale=True,
@@ -81,17 +108,17 @@ def record_documents(
         leave=False,
     )
     with (
-        CacheWriter(folder, manifest, shard_bytes=shard_bytes) as writer,
+        CacheWriter(folder, manifest, shard_bytes=settings.shard_bytes) as writer,
         bar,
         running_ahead(iterate_blocks(documents, model, plan)) as blocks,
     ):
         for block in blocks:
             # A call that resumes skips the blocks of complete shards.
             if not writer.has(block.index, block.fingerprint):
-                rows = block_rows(model, names, block, batch_tokens)
+                rows = block_rows(model, names, block, settings.batch_tokens)
                 writer.add(
                     block,
-                    block_order(block, batch_tokens),
+                    block_order(block, settings.batch_tokens),
                     *((rows, {}) if role == "source" else ({}, rows)),
                 )
             bar.update(block.n_rows)
@@ -124,6 +151,7 @@ def record_again(
     manifest = replace(
         manifest, streams=manifest.streams | {f"{role}/{name}": model.d_model for name in names}
     )
+    # The lock of a writer: no other process may write this cache at the same time.
     lock = RankLock(folder, 0)
     lock.acquire(1)
     bar = tqdm(

@@ -67,7 +67,7 @@ class BlockTable:
 
     @property
     def row_document(self) -> np.ndarray:
-        """[row], uint64: key of the document of each row."""
+        """Key of the document of each row, [row] of uint64."""
         return np.repeat(self.window_document, self.window_rows)
 
     @classmethod
@@ -107,6 +107,7 @@ class BlockTable:
             name.replace("blocks/", "").replace("windows/", "window_"): t.numpy()
             for name, t in tensors.items()
         }
+        # Keys are stored with the bits of int64; see `tensors`.
         for name in ("digest", "window_document"):
             numbers[name] = numbers[name].view(np.uint64)
         return cls(**numbers)
@@ -147,6 +148,7 @@ class Shard:
         positions = (
             self._tensor("rows/position").numpy() if tokens else np.arange(self.record.n_rows)
         )
+        # The tokens of window i are ids[ends[i] - length[i] : ends[i]].
         ends = np.cumsum(table.window_length)
         for k in range(len(table.index)):
             order, start = [], row
@@ -181,6 +183,7 @@ class Shard:
 
     def _tensor(self, name: str) -> Tensor:
         """Return a tensor, checked on its first use."""
+        # Later files hold streams only; blocks, windows and tokens are in the first one.
         for file in reversed(self.record.files):
             if name in file.streams or file is self.record.files[0]:
                 tensors, sums = self._file(file.name)
@@ -245,6 +248,7 @@ def byte_sum(tensor: Tensor, *, every_page: bool = False) -> str:
     octets = tensor.contiguous().flatten().view(torch.uint8).numpy()
     step = _PAGE if every_page else _WORD
     whole = len(octets) // step * step
+    # Whole words or pages are added as integers (overflow wraps modulo 2⁶⁴), the rest by bytes.
     words = octets[:whole].view(np.int64)
     if every_page:
         words = rearrange(words, "(page word) -> page word", word=_PAGE // _WORD)

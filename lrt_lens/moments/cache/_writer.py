@@ -62,6 +62,7 @@ class CacheWriter:
         if shard_bytes <= 0:
             raise ValueError(f"shard_bytes is {shard_bytes}; expected bytes above 0")
         self.folder, self.shard_bytes = make_folder(Path(folder)), shard_bytes
+        # One process writes a cache at a time; it holds the lock of rank 0.
         self._lock = RankLock(self.folder, 0)
         self._lock.acquire(1)
         try:
