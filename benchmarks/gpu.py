@@ -1,19 +1,20 @@
-"""Throughput and overhead of a harvest on an accelerator, and the rounding of its sums: ``python -m
-benchmarks.gpu``.
-
-Random weights of real shapes: Pythia-70m → 160m and GPT-2 small → medium in float32, 1.3B → 7B in
-bfloat16. For each: tokens a second of `harvest` (all proportional pairs, shuffled null) and of the
-two bare decoders on the same batches, and their ratio. Then the error of moments whose products are
-float32 or float64, on the device, against float64 on the CPU.
+"""Throughput and overhead of a harvest on an accelerator, and the rounding of its sums.
 
     python -m benchmarks.gpu --out benchmarks/gpu.json        # one accelerator with 80 GB
-    python -m benchmarks.gpu --device cpu --quick             # tiny shapes: whether it runs
+    python -m benchmarks.gpu --device cpu --quick             # tiny shapes: shows that it runs
+
+The models have random weights and real shapes: Pythia-70m → 160m and GPT-2 small → medium in
+float32, 1.3B → 7B in bfloat16. For each pair, the benchmark measures tokens per second of `harvest`
+(all proportional pairs, shuffled null) and of the two bare decoders on the same batches, and gives
+their ratio. It then measures the error of moments with float32 and float64 products on the device,
+relative to float64 on the CPU.
 """
 
 import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from transformers import (
 
 from benchmarks.models import random_documents, write_tokenizer
 from lrt_lens.data._blocks import iterate_blocks
+from lrt_lens.data._parts import N_PARTS
 from lrt_lens.data._windows import BlockPlan
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
@@ -41,7 +43,7 @@ _CONTEXT, _BATCH_TOKENS, _WARM_UP_TOKENS = 512, 16_384, 20_000
 
 @dataclass(frozen=True)
 class Case:
-    """Two configurations and how they run."""
+    """Two model configurations, their dtype, and the tokens of the harvest."""
 
     name: str
     source: PretrainedConfig
@@ -60,22 +62,22 @@ def main(
     """Measure every case and the rounding of sums.
 
     Args:
-        out: JSON file; nothing is written without it.
-        device: where to run.
-        quick: tiny shapes.
-        only: names of cases; all without it.
-        seed: of weights and documents.
+        out: JSON file of the results; by default none is written.
+        device: device on which to run.
+        quick: use tiny shapes.
+        only: names of cases; by default all.
+        seed: seed of weights and documents.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit(
             "error: no CUDA device here; --device cpu --quick shows that the script runs"
         )
-    chosen = [case for case in cases(quick) if not only or case.name in only]
+    selected = [case for case in cases(quick) if not only or case.name in only]
     results = {
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "torch": torch.__version__,
         "quick": quick,
-        "cases": [measure(case, device, seed) for case in chosen],
+        "cases": [measure(case, device, seed) for case in selected],
         "accumulation": accumulation_error(device, 20_000 if quick else 1_000_000, seed),
     }
     text = json.dumps(results, indent=1)
@@ -85,37 +87,21 @@ def main(
 
 
 def cases(quick: bool) -> list[Case]:
-    """The shapes that are measured."""
+    """The pairs of models to measure."""
     if quick:
         return [Case("tiny", _neox(32, 3, 2, 300), _neox(48, 4, 2, 300), "float32", 4_000)]
-    gpt2 = lambda d, layers, heads: GPT2Config(n_embd=d, n_layer=layers, n_head=heads)  # noqa: E731
-    llama = lambda d, layers, heads, mlp: LlamaConfig(  # noqa: E731
-        hidden_size=d,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=mlp,
-        vocab_size=32_000,
-        max_position_embeddings=2048,
-    )
+    pythia = _neox(512, 6, 8, 50_304), _neox(768, 12, 12, 50_304)
+    gpt2 = _gpt2(768, 12, 12), _gpt2(1024, 24, 16)
+    llama = _llama(2048, 24, 16, 5504), _llama(4096, 32, 32, 11_008)
     return [
-        Case(
-            "pythia-70m_160m",
-            _neox(512, 6, 8, 50_304),
-            _neox(768, 12, 12, 50_304),
-            "float32",
-            2_000_000,
-        ),
-        Case("gpt2_small_medium", gpt2(768, 12, 12), gpt2(1024, 24, 16), "float32", 1_000_000),
-        Case(
-            "1.3b_7b", llama(2048, 24, 16, 5504), llama(4096, 32, 32, 11_008), "bfloat16", 200_000
-        ),
+        Case("pythia-70m_160m", *pythia, "float32", 2_000_000),
+        Case("gpt2_small_medium", *gpt2, "float32", 1_000_000),
+        Case("1.3b_7b", *llama, "bfloat16", 200_000),
     ]
 
 
 def measure(case: Case, device: str, seed: int) -> dict[str, Any]:
-    """Tokens a second of the harvest and of the bare decoders, timed in turn after a warm-up of
-    both.
-    """
+    """Tokens per second of the harvest and of the bare decoders, timed after a warm-up of both."""
     pair, folder = _pair(case, device, seed)
     lengths = (_CONTEXT, 2 * _CONTEXT) if case.n_tokens > _WARM_UP_TOKENS else (30, 60)
     documents = list(random_documents(folder, case.n_tokens + case.n_tokens // 4, lengths, seed))
@@ -142,7 +128,7 @@ def measure(case: Case, device: str, seed: int) -> dict[str, Any]:
         lambda: moments.append(harvest(pair, documents, n_tokens=case.n_tokens, **options)), device
     )
     bare = _seconds(lambda: _bare(decoders, batches, device), device)
-    found = {
+    result = {
         "name": case.name,
         "dtype": case.dtype,
         "tokens": moments[0].n_tokens,
@@ -154,44 +140,43 @@ def measure(case: Case, device: str, seed: int) -> dict[str, Any]:
         "overhead": ours / bare,
     }
     if device.startswith("cuda"):
-        found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return found
+        result["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return result
 
 
 def accumulation_error(device: str, n_rows: int, seed: int) -> dict[str, float]:
-    """Relative error of S and of a ridge map, by the precision of products, against float64 on the
-    CPU; rows have massive dimensions.
+    """Relative errors of scatters and of a ridge map, per precision of the products.
+
+    The reference is float64 on the CPU.
     """
-    generator = torch.Generator().manual_seed(seed)
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(seed))
     scales = torch.arange(1, 257).float() ** -0.5
-    scales[:4] = 30.0
-    x = torch.randn(n_rows, 256, generator=generator) * scales + 5 * torch.randn(
-        256, generator=generator
-    )
-    y = x @ torch.randn(256, 320, generator=generator) / 16 + torch.randn(
-        n_rows, 320, generator=generator
-    )
+    scales[:4] = 30.0  # a few dimensions of activations are very large
+    x = draw(n_rows, 256) * scales + 5 * draw(256)
+    y = x @ draw(256, 320) / 16 + draw(n_rows, 320)
     documents = torch.arange(n_rows) // 100
     exact = CrossMoments.from_activations(x, y, documents=documents, moment_dtype=torch.float64)
-    found = {}
+    errors = {}
     for dtype in (torch.float32, torch.float64):
         moments = CrossMoments.from_activations(
             x.to(device), y.to(device), documents=documents, moment_dtype=dtype
         )
         name = str(dtype).removeprefix("torch.")
         pair = exact.pairs[0]
-        ours, theirs = moments.scatter(pair, range(13)), exact.scatter(pair, range(13))
-        found[f"scatter_{name}"] = _relative(ours.xx, theirs.xx)
-        found[f"cross_{name}"] = _relative(ours.xy, theirs.xy)
-        found[f"map_{name}"] = _relative(
+        parts = range(N_PARTS)
+        scatter, reference = moments.scatter(pair, parts), exact.scatter(pair, parts)
+        errors[f"scatter_{name}"] = _relative(scatter.xx, reference.xx)
+        errors[f"cross_{name}"] = _relative(scatter.xy, reference.xy)
+        errors[f"map_{name}"] = _relative(
             moments.fit().best(by="r2_cv").up.weight, exact.fit().best(by="r2_cv").up.weight
         )
-    return found
+    return errors
 
 
 def _pair(case: Case, device: str, seed: int) -> tuple[ModelPair, Path]:
-    """Random models, built where they run: writing and reading 7B parameters would measure the
-    disk.
+    """A pair of random models, built on the device, and the folder of its tokenizer.
+
+    The models are not written to disk, because 7B parameters would take long to write and read.
     """
     torch.manual_seed(seed)
     folder, tokenizer = write_tokenizer(case.source.vocab_size)
@@ -216,7 +201,23 @@ def _neox(d: int, layers: int, heads: int, vocabulary: int) -> GPTNeoXConfig:
     )
 
 
+def _gpt2(d: int, layers: int, heads: int) -> GPT2Config:
+    return GPT2Config(n_embd=d, n_layer=layers, n_head=heads)
+
+
+def _llama(d: int, layers: int, heads: int, mlp: int) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=d,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=mlp,
+        vocab_size=32_000,
+        max_position_embeddings=2048,
+    )
+
+
 def _bare(decoders: list[nn.Module], batches: list[Tensor], device: str) -> None:
+    """Run the bare decoders on all batches."""
     with torch.inference_mode():
         for batch in batches:
             for decoder in decoders:
@@ -224,6 +225,8 @@ def _bare(decoders: list[nn.Module], batches: list[Tensor], device: str) -> None
 
 
 def _seconds(run: Callable[[], Any], device: str) -> float:
+    """Wall-clock seconds of a call, including the work that it leaves on the device."""
+    # CUDA calls return before their work is done: wait for the device before each reading.
     synchronise = torch.cuda.synchronize if device.startswith("cuda") else (lambda: None)
     synchronise()
     started = time.perf_counter()
@@ -232,8 +235,9 @@ def _seconds(run: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - started
 
 
-def _relative(found: Tensor, expected: Tensor) -> float:
-    return float((found.cpu() - expected).norm() / expected.norm())
+def _relative(actual: Tensor, expected: Tensor) -> float:
+    """Relative error in the Frobenius norm."""
+    return float((actual.cpu() - expected).norm() / expected.norm())
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""What a harvest costs beside the forward passes that it cannot do without.
+"""The cost of a harvest, relative to the forward passes that it needs.
 
 A: `harvest` as a user calls it: tokenisation, windows, both models to the deepest hook point,
 moments, folds, masks, shuffled null, token baseline. B: the bare Hugging Face decoders (SDPA, no
-cache, no unembedding), cut to the same depth, on the same padded batches, which were prepared
-beforehand.
+cache, no unembedding), cut to the same depth, on the same padded batches, prepared in advance.
 """
 
 from collections.abc import Sequence
@@ -25,13 +24,13 @@ from lrt_lens.moments._harvest_settings import Null
 from lrt_lens.moments._harvesting import harvest
 
 _BATCH_TOKENS, _CONTEXT = 4096, 256
-"""The defaults of `harvest`, spelled out because the bare side must run the same batches."""
+"""The defaults of `harvest`, explicit because the bare decoders must run the same batches."""
 _REPETITIONS = 2
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which pairs are harvested, and how."""
+    """The layers of a harvest, and its null."""
 
     source_layers: tuple[int, ...]
     target_layers: tuple[int, ...]
@@ -39,11 +38,11 @@ class Selection:
 
     @property
     def depths(self) -> tuple[int, int]:
-        """Blocks that source and target must run."""
+        """Number of blocks that source and target must run."""
         return max(self.source_layers) + 1, max(self.target_layers) + 1
 
     def harvest(self, pair: ModelPair, documents: Any, n_tokens: int | None) -> CrossMoments:
-        """As a user calls it."""
+        """The moments of the selected layers, by `harvest` as a user calls it."""
         return harvest(
             pair,
             documents,
@@ -58,7 +57,7 @@ class Selection:
 
 
 def harvest_overhead_one_pair(settings: Settings) -> Measurement:
-    """One middle pair with its whole null ÷ the decoders to that depth."""
+    """Harvest of one middle pair with its full null ÷ the decoders cut to that depth."""
     source, target = _shape(settings).middle
     value, raw = _overhead(settings, Selection((source,), (target,), null=True))
     return Measurement(
@@ -66,14 +65,15 @@ def harvest_overhead_one_pair(settings: Settings) -> Measurement:
         value=value,
         target=1.10,
         at_most=True,
-        what=f"Harvest of one pair (source layer {source}, target layer {target}) with moments, folds, masks, null and token baseline "
-        "÷ the two bare Hugging Face decoders cut to the same depth, on the same batches.",
+        what=f"Harvest of one pair (source layer {source}, target layer {target}) with moments, "
+        "folds, masks, null and token baseline ÷ the two bare Hugging Face decoders cut to the "
+        "same depth, on the same batches.",
         raw=raw,
     )
 
 
 def harvest_overhead_all_pairs(settings: Settings) -> Measurement:
-    """Every pair with the sketched null ÷ the whole decoders."""
+    """Harvest of all pairs with the sketched null ÷ the full decoders."""
     shape = _shape(settings)
     sources, targets = tuple(range(shape.source.n_layers)), tuple(range(shape.target.n_layers))
     value, raw = _overhead(settings, Selection(sources, targets, null="sketch"))
@@ -82,44 +82,45 @@ def harvest_overhead_all_pairs(settings: Settings) -> Measurement:
         value=value,
         target=1.65,
         at_most=True,
-        what=f"Harvest of all {len(sources) * len(targets)} pairs, float32 products, sketched null ÷ the two bare Hugging Face decoders, "
-        "without unembedding, on the same batches.",
+        what=f"Harvest of all {len(sources) * len(targets)} pairs, float32 products, sketched null "
+        "÷ the two bare Hugging Face decoders, without unembedding, on the same batches.",
         raw=raw,
     )
 
 
 def _shape(settings: Settings) -> PairShape:
+    """Shapes of the random models."""
     return TINY if settings.quick else PYTHIA
 
 
 def _overhead(settings: Settings, selection: Selection) -> tuple[float, dict[str, Any]]:
-    """(ratio, raw measurements)."""
+    """The ratio of a harvest to the bare decoders, and the raw measurements."""
     with random_models(_shape(settings), settings.seed) as folder:
         pair = ModelPair.load(str(folder / "source"), str(folder / "target"))
         decoders = [
             _bare_decoder(folder / role, depth)
             for role, depth in zip(("source", "target"), selection.depths, strict=True)
         ]
-        # Masked positions (four a window) do not count as tokens: a few documents more than tokens
-        # asked for.
+        # Masked positions (four per window) do not count as tokens, so a sixteenth more is drawn.
         documents = list(
             random_documents(
                 folder, settings.n_tokens + settings.n_tokens // 16, (256, 600), settings.seed
             )
         )
         batches, n_rows = _prepare(documents, pair, settings.n_tokens)
-        # Short documents, but enough of them that no fold stays empty.
+        # Warm-up: documents are short, but many, so that no fold is empty.
         selection.harvest(pair, random_documents(folder, 4_000, (30, 50), seed=1), None)
         _run_bare(decoders, batches[:2])
-        seen = set()
+        harvested = set()
         timings = alternate(
-            lambda: seen.add(selection.harvest(pair, documents, settings.n_tokens).n_tokens),
+            lambda: harvested.add(selection.harvest(pair, documents, settings.n_tokens).n_tokens),
             lambda: _run_bare(decoders, batches),
             _REPETITIONS,
         )
-    if seen != {n_rows}:
+    if harvested != {n_rows}:
         raise RuntimeError(
-            f"the harvest saw {seen} rows, the bare decoders ran batches of {n_rows}: they are no longer cut alike"
+            f"the harvest has {harvested} rows, the batches of the bare decoders {n_rows}; both "
+            "sides must cut documents into the same windows"
         )
     raw = {
         "rows": n_rows,
@@ -131,7 +132,7 @@ def _overhead(settings: Settings, selection: Selection) -> tuple[float, dict[str
 
 
 def _prepare(documents: Sequence[str], pair: ModelPair, n_tokens: int) -> tuple[list[Tensor], int]:
-    """(the padded batches that the harvest runs, in its order; its unmasked rows)."""
+    """The padded batches that the harvest runs, in its order, and its number of rows."""
     blocks = list(
         iterate_blocks(
             documents, pair.source, BlockPlan(context_length=_CONTEXT, n_tokens=n_tokens)
@@ -146,7 +147,7 @@ def _prepare(documents: Sequence[str], pair: ModelPair, n_tokens: int) -> tuple[
 
 
 def _bare_decoder(folder: Path, depth: int) -> nn.Module:
-    """The decoder's first blocks, with nothing behind them."""
+    """The first blocks of a decoder, without the final norm and the unembedding."""
     decoder = AutoModel.from_pretrained(
         folder, attn_implementation="sdpa", dtype=torch.float32
     ).eval()
@@ -156,6 +157,7 @@ def _bare_decoder(folder: Path, depth: int) -> nn.Module:
 
 
 def _run_bare(decoders: Sequence[nn.Module], batches: Sequence[Tensor]) -> None:
+    """Run the bare decoders on all batches."""
     with torch.inference_mode():
         for batch in batches:
             for decoder in decoders:

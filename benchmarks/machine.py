@@ -1,4 +1,4 @@
-"""What the numbers were measured on, without naming the machine."""
+"""The machine of a measurement, described without its name."""
 
 import os
 import platform
@@ -23,13 +23,15 @@ def describe_machine(threads: int) -> dict[str, Any]:
 
 
 def load_average() -> float:
-    """Runnable processes over the last minute: well above 0 at the start means that something else
-    is running.
+    """Mean number of runnable processes in the last minute.
+
+    Well above 0 at the start of a benchmark, it means that another program is running.
     """
     return round(os.getloadavg()[0], 2)
 
 
 def _cpu_model() -> str:
+    """The name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

@@ -1,9 +1,10 @@
-"""How everything here is timed: A and B in turns, in one process, on a fixed number of threads.
+"""Timing of two calls A and B in turns, in one process, with a fixed number of threads.
 
-    timings = alternate(lambda: ours(), lambda: theirs(), repetitions=3)     # A B, B A, A B: a drift of the machine cancels
-    timings.ratio                                                            # median over repetitions of A's seconds ÷ B's
+    timings = alternate(lambda: ours(), lambda: theirs(), repetitions=3)     # A B, B A, A B
+    timings.ratio            # median over repetitions of the seconds of A ÷ the seconds of B
 
-A ratio of two things measured side by side survives a slow machine; seconds do not.
+The alternating order cancels a drift of the machine. A ratio measured in this way can be compared
+across machines; seconds cannot.
 """
 
 import gc
@@ -18,35 +19,35 @@ import torch
 
 @dataclass(frozen=True)
 class Settings:
-    """What every benchmark is told."""
+    """Settings that all benchmarks share."""
 
     threads: int = 2
     quick: bool = False
-    """Tiny shapes and few tokens: shows that a benchmark runs, its numbers mean nothing."""
+    """Use tiny shapes and few tokens, to see that a benchmark runs; its numbers mean nothing."""
     seed: int = 0
 
     @property
     def n_tokens(self) -> int:
-        """Unmasked tokens of a harvest."""
+        """Number of unmasked tokens of a harvest."""
         return 16_000 if self.quick else 65_536
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One benchmark's outcome."""
+    """The result of one benchmark."""
 
     name: str
     value: float
     """The ratio."""
     target: float
     at_most: bool
-    """Whether the ratio should stay below its target (else above)."""
+    """Whether the target is an upper bound (else a lower bound)."""
     what: str
-    """What was measured, in one sentence."""
+    """One sentence that says what was measured."""
     raw: dict[str, Any]
-    """Everything the ratio was computed from: all repetitions, their medians, sizes."""
+    """The values from which the ratio was computed: all repetitions, their medians, sizes."""
     notes: tuple[str, ...] = field(default=())
-    """What a reader must know to read the value rightly, such as that it is a bound."""
+    """Facts that a reader needs to interpret the value, such as that it is a bound."""
 
     @property
     def met(self) -> bool:
@@ -56,7 +57,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of A and B, a pair per repetition."""
+    """Seconds of A and of B, one of each per repetition."""
 
     a: tuple[float, ...]
     b: tuple[float, ...]
@@ -67,7 +68,7 @@ class Timings:
         return statistics.median(a / b for a, b in zip(self.a, self.b, strict=True))
 
     def raw(self, a: str, b: str) -> dict[str, Any]:
-        """As it stands in results.json, under the names of the two."""
+        """The values for results.json, with the names of A and B."""
         return {
             f"{a}_seconds": list(self.a),
             f"{b}_seconds": list(self.b),
@@ -78,7 +79,7 @@ class Timings:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call; its result is dropped outside the measurement."""
+    """Wall-clock seconds of one call; its result is freed outside the measurement."""
     gc.collect()
     start = time.perf_counter()
     result = run()
@@ -88,7 +89,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def alternate(a: Callable[[], object], b: Callable[[], object], repetitions: int) -> Timings:
-    """Time both in turns: A B, B A, A B, …; warm up before."""
+    """Timings of both in turns (A B, B A, A B, …); the caller warms up both before."""
     timed: tuple[list[float], list[float]] = ([], [])
     for repetition in range(repetitions):
         for side in (0, 1) if repetition % 2 == 0 else (1, 0):
@@ -97,10 +98,12 @@ def alternate(a: Callable[[], object], b: Callable[[], object], repetitions: int
 
 
 def check_threads(threads: int) -> None:
-    """Raise where something changed torch's number of threads: importing a model class of
-    transformers can.
+    """Raise a RuntimeError if the number of torch's threads has changed.
+
+    Importing a model class of transformers can change it.
     """
     if torch.get_num_threads() != threads:
         raise RuntimeError(
-            f"torch uses {torch.get_num_threads()} threads; this benchmark wants {threads}: an import has reset them"
+            f"torch uses {torch.get_num_threads()} threads, expected {threads}: an import has "
+            "changed the number; call torch.set_num_threads after that import"
         )

@@ -1,8 +1,8 @@
-"""Whether memory grows with the number of tokens.
+"""Growth of a harvest's memory with the number of tokens.
 
-Every measurement is a process of its own: ``python -m benchmarks.memory FOLDER N_TOKENS`` loads a
-pair, runs one batch (which starts thread pools and workspaces), notes its resident memory, harvests
-``N_TOKENS`` from a generator, and prints what memory it had at most.
+Every measurement is a process of its own: ``python -m benchmarks.memory FOLDER N_TOKENS THREADS``
+loads a pair, runs one batch (which starts thread pools and workspaces), reads its resident memory,
+harvests ``N_TOKENS`` from a generator, and prints its peak memory.
 """
 
 import gc
@@ -19,13 +19,15 @@ from typing import Self
 from benchmarks.measuring import Measurement, Settings
 
 _INTERVAL = 0.002
-"""Seconds between two looks at the resident memory."""
+"""Seconds between two readings of the resident memory."""
 _REPETITIONS = 2
 
 
 def peak_memory_10x_tokens(settings: Settings) -> Measurement:
-    """A: (peak resident memory − resident memory after loading) of a harvest of all pairs over 10 n
-    tokens. B: the same over n.
+    """Memory growth of a harvest over 10 n tokens ÷ memory growth over n tokens.
+
+    Memory growth is the peak resident memory minus the resident memory after loading; the harvest
+    takes all pairs.
     """
     from benchmarks.models import SMALL, TINY, random_models
 
@@ -42,13 +44,15 @@ def peak_memory_10x_tokens(settings: Settings) -> Measurement:
         value=statistics.median(ratios),
         target=1.05,
         at_most=True,
-        what=f"(Peak resident memory − memory after loading) of a harvest of all pairs over {10 * n_tokens:,} tokens "
-        f"÷ the same over {n_tokens:,}, documents from a generator, a fresh process each.",
+        what="(Peak resident memory − memory after loading) of a harvest of all pairs over "
+        f"{10 * n_tokens:,} tokens ÷ the same over {n_tokens:,}, documents from a generator, a "
+        "fresh process each.",
         raw={"ten_times": list(ten), "one_time": list(one), "ratios": ratios},
     )
 
 
 def _measure(folder: Path, n_tokens: int, settings: Settings) -> dict[str, float]:
+    """Memory of a harvest in a new process, MiB."""
     command = [
         sys.executable,
         "-m",
@@ -94,18 +98,18 @@ class PeakMemory:
 
 
 def resident_memory() -> int:
-    """Bytes of this process in memory."""
+    """Resident memory of this process, bytes."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError as error:
         raise RuntimeError(
-            "peak_memory_10x_tokens reads /proc/self/statm, which only Linux has"
+            "peak_memory_10x_tokens reads /proc/self/statm, which only Linux has; run it on Linux"
         ) from error
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _harvest(folder: Path, n_tokens: int, threads: int) -> dict[str, float]:
-    """What one process does."""
+    """Memory of a harvest in this process, MiB."""
     import torch
 
     from benchmarks.measuring import check_threads

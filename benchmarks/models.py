@@ -1,4 +1,4 @@
-"""Random models of real shapes, a tokenizer of as many words, and documents of known length.
+"""Random models of real shapes, a tokenizer with the same vocabulary, and random documents.
 
 Speed and memory do not depend on the weights. The models are written to a temporary folder and
 loaded as a user loads them.
@@ -23,12 +23,12 @@ from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, PreTr
 
 END_OF_TEXT, UNKNOWN = "<|endoftext|>", "<unk>"
 _SPECIAL = 2
-"""Ids below this are special tokens and stand in no document."""
+"""Ids below this are special tokens, which do not occur in documents."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder's size."""
+    """The shape of a decoder."""
 
     d_model: int
     n_layers: int
@@ -38,7 +38,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class PairShape:
-    """Two decoders over one vocabulary."""
+    """The shapes of two decoders with one vocabulary."""
 
     source: Shape
     target: Shape
@@ -46,21 +46,21 @@ class PairShape:
 
     @property
     def middle(self) -> tuple[int, int]:
-        """A middle layer of each."""
+        """The middle layer of source and of target."""
         return self.source.n_layers // 2, self.target.n_layers // 2
 
 
 PYTHIA = PairShape(Shape(512, 6, 8, 2048), Shape(768, 12, 12, 3072), 50304)
-"""Pythia-70m and -160m."""
+"""The shapes of Pythia-70m and -160m."""
 SMALL = PairShape(Shape(256, 4, 4, 1024), Shape(384, 6, 6, 1536), 4096)
-"""About the bundled pair."""
+"""Shapes similar to those of the bundled pair."""
 TINY = PairShape(Shape(32, 3, 2, 64), Shape(48, 4, 2, 96), 300)
-"""For ``--quick``."""
+"""Shapes for ``--quick``."""
 
 
 @contextmanager
 def random_models(shape: PairShape, seed: int = 0) -> Iterator[Path]:
-    """A temporary folder with ``source`` and ``target``, ordinary Hugging Face folders."""
+    """A temporary folder with ``source`` and ``target`` as Hugging Face model folders."""
     torch.manual_seed(seed)
     with TemporaryDirectory(prefix="lrt-lens-bench-") as name:
         folder = Path(name)
@@ -71,8 +71,9 @@ def random_models(shape: PairShape, seed: int = 0) -> Iterator[Path]:
 
 
 def write_tokenizer(vocabulary: int) -> tuple[Path, PreTrainedTokenizerFast]:
-    """(a temporary folder whose ``source`` holds a tokenizer and nothing else, the tokenizer): for
-    models that are built in memory.
+    """A temporary folder with only a tokenizer in ``source``, and that tokenizer.
+
+    For models that are built in memory.
     """
     folder, tokenizer = Path(mkdtemp(prefix="lrt-lens-bench-")), _tokenizer(vocabulary)
     tokenizer.save_pretrained(folder / "source")
@@ -82,27 +83,29 @@ def write_tokenizer(vocabulary: int) -> tuple[Path, PreTrainedTokenizerFast]:
 def random_documents(
     folder: Path, n_tokens: int, lengths: tuple[int, int], seed: int = 0
 ) -> Iterator[str]:
-    """Texts of at least ``n_tokens`` tokens together, one at a time, each of a length drawn from
-    ``lengths`` (both included).
+    """Random texts, until they have at least ``n_tokens`` tokens together.
 
-    A text tokenises to the ids that were drawn: checked on the first.
+    The length of a text is drawn between the two ``lengths``, both included. A text tokenises to
+    the ids that were drawn, which is checked for the first text.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder / "source")
     words = np.array(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
     rng = np.random.default_rng(seed)
-    made = 0
-    while made < n_tokens:
+    n_drawn = 0
+    while n_drawn < n_tokens:
         ids = rng.integers(_SPECIAL, len(words), rng.integers(*lengths, endpoint=True))
         text = " ".join(words[ids])
-        if made == 0 and tokenizer(text, add_special_tokens=False)["input_ids"] != ids.tolist():
+        if n_drawn == 0 and tokenizer(text, add_special_tokens=False)["input_ids"] != ids.tolist():
             raise RuntimeError(
-                f"a text of {len(ids)} words does not tokenise back to their ids; the benchmark's tokenizer is wrong"
+                f"a text of {len(ids)} words does not tokenise back to their ids; check the "
+                "tokenizer that `_tokenizer` makes"
             )
-        made += len(ids)
+        n_drawn += len(ids)
         yield text
 
 
 def _config(decoder: Shape, vocabulary: int) -> GPTNeoXConfig:
+    """A GPT-NeoX configuration of this shape."""
     return GPTNeoXConfig(
         hidden_size=decoder.d_model,
         num_hidden_layers=decoder.n_layers,
@@ -116,6 +119,7 @@ def _config(decoder: Shape, vocabulary: int) -> GPTNeoXConfig:
 
 
 def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer with the words w2, w3, … and two special tokens."""
     words = [END_OF_TEXT, UNKNOWN, *(f"w{k}" for k in range(_SPECIAL, vocabulary))]
     tokenizer = Tokenizer(WordLevel({word: k for k, word in enumerate(words)}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = WhitespaceSplit()

@@ -1,11 +1,13 @@
-"""Run the benchmarks and write results.json: ``python -m benchmarks.run`` (or ``make bench``); see
-README.md.
+"""Run the benchmarks and write results.json; see README.md (``make bench`` does the same).
 
-    python -m benchmarks.run                            # all, on 2 cores; writes benchmarks/results.json
-    python -m benchmarks.run --only seconds_per_map     # some; their entries in results.json are replaced
-    python -m benchmarks.run --quick                    # tiny shapes: whether they run; writes nothing without --out
+    # all, on 2 cores; writes benchmarks/results.json
+    python -m benchmarks.run
+    # some; their entries in results.json are replaced
+    python -m benchmarks.run --only seconds_per_map
+    # tiny shapes, to see that they run; writes nothing without --out
+    python -m benchmarks.run --quick
 
-Each benchmark is a function ``(Settings) -> Measurement`` of the name that it has in the results.
+Each benchmark is a function ``(Settings) -> Measurement`` with the name of its results.
 """
 
 import json
@@ -66,19 +68,19 @@ MODULES: dict[Name, str] = {
     "alignment_tokens_per_second_over_tokenizer": "aligning",
     "alignment_share_of_harvest": "aligning",
 }
-"""Where each benchmark lives, in the order in which they run."""
+"""The module of each benchmark, in the order in which they run."""
 
 
 def main(
     only: tuple[Name, ...] = (), quick: bool = False, out: Path | None = None, threads: int = 2
 ) -> None:
-    """Measure what the documentation claims, as ratios of two things timed side by side.
+    """Measure the claims of the documentation, as ratios of two calls timed in turns.
 
     Args:
-        only: benchmarks to run; all without it.
-        quick: tiny shapes and few tokens: shows that the benchmarks run, the numbers mean nothing.
-        out: file to write; benchmarks/results.json without it, and nothing with --quick.
-        threads: threads of both sides of every ratio.
+        only: benchmarks to run; by default all.
+        quick: use tiny shapes and few tokens; the numbers then mean nothing.
+        out: file to write; by default benchmarks/results.json, or none with --quick.
+        threads: number of threads of both sides of every ratio.
     """
     _prepare(threads)
     from benchmarks.machine import describe_machine, load_average
@@ -87,7 +89,7 @@ def main(
     machine, load = describe_machine(threads), load_average()
     if load > 0.5:
         print(
-            f"note: the load average is {load}; something else is running, and the ratios will be rough",
+            f"note: the load average is {load}; another program is running, so ratios are rough",
             file=sys.stderr,
         )
     records = [
@@ -105,8 +107,10 @@ def main(
 
 
 def _prepare(threads: int) -> None:
-    """Set threads before torch, numpy and scikit-learn are imported, and again after transformers,
-    whose imports reset torch's.
+    """Set the number of threads.
+
+    The environment is set before torch, numpy and scikit-learn are imported. The number of torch's
+    threads is set again after the import of transformers, which changes it.
     """
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(threads)
@@ -121,9 +125,7 @@ def _prepare(threads: int) -> None:
 
 
 def _run(name: Name, settings: "Settings", load: float) -> dict[str, Any]:
-    """One entry of results.json; a benchmark that fails leaves its error there and the others run
-    on.
-    """
+    """One entry of results.json; if the benchmark fails, the entry has its error."""
     from benchmarks.measuring import check_threads
 
     print(f"{name} …", file=sys.stderr, flush=True)
@@ -135,7 +137,7 @@ def _run(name: Name, settings: "Settings", load: float) -> dict[str, Any]:
         check_threads(settings.threads)
         measurement = benchmark(settings)
         check_threads(settings.threads)
-    except Exception as error:  # whatever it is, hours of other measurements must not be lost
+    except Exception as error:  # no error may discard the other measurements of a long run
         traceback.print_exc()
         return {"name": name, "error": f"{type(error).__name__}: {error}", "date": _now()}
     fields = asdict(measurement)
@@ -152,8 +154,9 @@ def _run(name: Name, settings: "Settings", load: float) -> dict[str, Any]:
 def write_results(
     path: Path, records: Sequence[dict[str, Any]], machine: dict[str, Any], quick: bool
 ) -> None:
-    """Write ``records``; entries of an earlier run on the same machine and versions stay where
-    these do not replace them.
+    """Write the records to a file.
+
+    Entries of other benchmarks stay if they were measured on the same machine and versions.
     """
     from lrt_lens._files import write_atomically
 
@@ -178,6 +181,7 @@ def write_results(
 
 
 def _show(records: Sequence[dict[str, Any]], quick: bool) -> None:
+    """Print the results as a table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -204,7 +208,7 @@ def _show(records: Sequence[dict[str, Any]], quick: bool) -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """Floats to six digits, all the way down."""
+    """The value with all its floats rounded to six significant digits."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
@@ -213,6 +217,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _now() -> str:
+    """The current time in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -1,22 +1,26 @@
-"""Evaluation of an SAE: ours against SAELens' own, on the same tokens and for the same metrics."""
+"""Evaluation of an SAE, compared with that of SAELens on the same tokens and metrics."""
 
 from itertools import cycle
 from typing import Any
 
+import numpy as np
 import torch
 
 import lrt_lens as lrt
 from benchmarks.measuring import Measurement, Settings, alternate
 from lrt_lens.adapters.saes._sae_pass import CodeTally, Reconstruction
 from lrt_lens.bundled._saes import demo_sae
+from lrt_lens.data._windows import Window
 from lrt_lens.stitching._stitched_pass import Arm, Batch, End, Tally, batches, run_batch
 
 _CONTEXT, _REPETITIONS = 128, 5
 
 
 def evaluate_sae_over_saelens(settings: Settings) -> Measurement:
-    """Seconds of our pass ÷ seconds of SAELens' `run_evals`: one SAE on one model; L0, FVU, loss
-    with SAE, with zero ablation, and untouched.
+    """Seconds of our evaluation ÷ seconds of SAELens' `run_evals`, for one SAE on one model.
+
+    Both measure L0, FVU, and the loss with the SAE, with zero ablation, and of the unmodified
+    model.
     """
     from datasets import Dataset
     from sae_lens.evals import EvalConfig, run_evals
@@ -36,7 +40,7 @@ def evaluate_sae_over_saelens(settings: Settings) -> Measurement:
         store_batch_size_prompts=batch_windows,
     )
     tokens = [store.get_batch_tokens(batch_windows) for _ in range(n_batches)]
-    wanted = EvalConfig(
+    config = EvalConfig(
         batch_size_prompts=batch_windows,
         n_eval_reconstruction_batches=n_batches,
         n_eval_sparsity_variance_batches=n_batches,
@@ -44,13 +48,13 @@ def evaluate_sae_over_saelens(settings: Settings) -> Measurement:
         compute_sparsity_metrics=True,
         compute_variance_metrics=True,
     )
-    # SAELens draws its batches from the store: the very ones that ours gets, tokenised beforehand
-    # for both.
-    drawn = cycle(tokens)
-    store.get_batch_tokens = lambda *_, **__: next(drawn)  # type: ignore[method-assign]
+    # SAELens takes its batches from the store. The store is made to return the same batches that
+    # our evaluation gets, tokenised in advance for both.
+    batch_of = cycle(tokens)
+    store.get_batch_tokens = lambda *_, **__: next(batch_of)  # type: ignore[method-assign]
     timed = alternate(
         lambda: _ours(model, sae, tokens),
-        lambda: run_evals(sae, store, model.bridge, ActivationScaler(), wanted),
+        lambda: run_evals(sae, store, model.bridge, ActivationScaler(), config),
         1 if settings.quick else _REPETITIONS,
     )
     raw: dict[str, Any] = timed.raw("ours", "saelens") | {
@@ -62,29 +66,23 @@ def evaluate_sae_over_saelens(settings: Settings) -> Measurement:
         value=timed.ratio,
         target=1.0,
         at_most=True,
-        what="Seconds of our SAE evaluation ÷ seconds of SAELens' run_evals: L0, explained variance, loss with the SAE, with zero ablation and untouched, "
-        "for the bundled small model and its SAE, windows of 128 tokens.",
+        what="Seconds of our SAE evaluation ÷ seconds of SAELens' run_evals: L0, explained "
+        "variance, loss with the SAE, with zero ablation and untouched, for the bundled small "
+        "model and its SAE, windows of 128 tokens.",
         raw=raw,
         notes=("our pass also measures KL and top-1 agreement, which SAELens' does not",),
     )
 
 
 def _ours(model: lrt.HookedModel, sae: Any, tokens: list[torch.Tensor]) -> Tally:
-    """`evaluate_sae`'s pass over ready windows for one model."""
-    import numpy as np
-
-    from lrt_lens.data._windows import Window
-
+    """The pass of `evaluate_sae` over prepared windows, for one model."""
     rows = [ids.tolist() for batch in tokens for ids in batch]
     windows = [Window(ids, np.arange(4, len(ids)), number) for number, ids in enumerate(rows)]
-    end, tally, codes = (
-        End(model, sae.cfg.metadata.hook_name),
-        Tally(len(windows)),
-        CodeTally(len(windows), sae.cfg.d_sae),
-    )
+    end = End(model, sae.cfg.metadata.hook_name)
+    tally, codes = Tally(len(windows)), CodeTally(len(windows), sae.cfg.d_sae)
     mean = torch.zeros(model.d_model)
-    for found in batches(windows, model):
-        batch = Batch(found, {"A": end}, "masked")
+    for windows_of_batch in batches(windows, model):
+        batch = Batch(windows_of_batch, {"A": end}, "masked")
         arms = [
             Arm("zero", "A", ("A",), mean),
             Arm("own", "A", ("A",), lambda streams: streams["A"]),

@@ -1,9 +1,10 @@
-"""What a second rank brings, and what a kill costs: real processes, as a launcher starts them.
+"""The speed of two ranks, and the cost of an interrupted harvest, in real processes.
 
-``python -m benchmarks.scaling FOLDER OUT RANK COUNT N_TOKENS EVERY SECONDS`` is one rank: pinned to
-a core of its own, one thread, it loads the pair in ``FOLDER`` and harvests all pairs into
-checkpoints in ``OUT``, for ``SECONDS`` seconds after its first block, or to the end where that is
-0. It prints when it started, when each block went into the moments, and how many rows it had.
+``python -m benchmarks.scaling FOLDER OUT RANK COUNT N_TOKENS EVERY SECONDS`` runs one rank, with
+one thread on a core of its own. It loads the pair in ``FOLDER`` and harvests all pairs into
+checkpoints in ``OUT``, for ``SECONDS`` seconds after its first block, or to the end if that is 0.
+It prints the time of its start, the time at which each block was added to the moments, and the rows
+of each block.
 """
 
 import json
@@ -19,15 +20,15 @@ from benchmarks.measuring import Measurement, Settings
 
 _LENGTHS = (256, 600)
 _MANY = 10**9
-"""More tokens than can be read in the time."""
+"""More tokens than a rank can read in the time of a benchmark."""
 
 
 class _TimeIsUp(Exception):  # noqa: N818 (control flow, no error)
-    """Ends a rank after its seconds."""
+    """Raised to end a rank after its seconds."""
 
 
 def two_rank_speedup(settings: Settings) -> Measurement:
-    """A: rows per second of two ranks on two cores. B: of one rank on one core."""
+    """Rows per second of two ranks on two cores ÷ rows per second of one rank on one core."""
     from benchmarks.models import PYTHIA, TINY, random_models
 
     seconds = 3.0 if settings.quick else 150.0
@@ -39,15 +40,16 @@ def two_rank_speedup(settings: Settings) -> Measurement:
             count: _run_ranks(folder, Path(name) / f"of-{count}", count, seconds)
             for count in (1, 2)
         }
-        rates = {count: sum(_rate(rank) for rank in found) for count, found in ranks.items()}
+        rates = {count: sum(map(_rate, results)) for count, results in ranks.items()}
         merging = _merge_seconds(folder, Path(name) / "of-2")
     return Measurement(
         name="two_rank_speedup",
         value=rates[2] / rates[1],
         target=1.75,
         at_most=False,
-        what=f"Rows per second of a harvest of all pairs by two ranks, each pinned to a core and one thread, over {seconds:.0f} s between "
-        "a first and a last block ÷ the same of one rank on one core; start-up and merging are in raw.",
+        what="Rows per second of a harvest of all pairs by two ranks, each pinned to a core and "
+        f"one thread, over {seconds:.0f} s between a first and a last block ÷ the same of one "
+        "rank on one core; start-up and merging are in raw.",
         raw={
             "rows_per_second_two_ranks": rates[2],
             "rows_per_second_one_rank": rates[1],
@@ -65,8 +67,9 @@ def two_rank_speedup(settings: Settings) -> Measurement:
 
 
 def resume_cost(settings: Settings) -> Measurement:
-    """A: a harvest killed once and started again, start-up included both times. B: the same
-    uninterrupted.
+    """Seconds of a harvest that is killed and started again ÷ seconds without the kill.
+
+    Both starts of the interrupted harvest are included.
     """
     from benchmarks.models import SMALL, TINY, random_models
 
@@ -93,8 +96,9 @@ def resume_cost(settings: Settings) -> Measurement:
         value=interrupted / whole,
         target=1.2,
         at_most=True,
-        what=f"Time of a harvest of {n_tokens:,} tokens with a checkpoint every {every:g} s ({whole / every:.1f} intervals) that is killed "
-        "once at 55% and started again, process start and model loading included ÷ the same without the kill.",
+        what=f"Time of a harvest of {n_tokens:,} tokens with a checkpoint every {every:g} s "
+        f"({whole / every:.1f} intervals) that is killed once at 55% and started again, process "
+        "start and model loading included ÷ the same without the kill.",
         raw={
             "uninterrupted_seconds": whole,
             "interrupted_seconds": interrupted,
@@ -107,6 +111,7 @@ def resume_cost(settings: Settings) -> Measurement:
 
 
 def _run_ranks(folder: Path, out: Path, count: int, seconds: float) -> list[dict[str, Any]]:
+    """Results of several ranks that run at the same time."""
     processes = [_launch(folder, out, rank, count, _MANY, 3600.0, seconds) for rank in range(count)]
     return [_finish(process) for process in processes]
 
@@ -114,6 +119,7 @@ def _run_ranks(folder: Path, out: Path, count: int, seconds: float) -> list[dict
 def _launch(
     folder: Path, out: Path, rank: int, count: int, n_tokens: int, every: float, seconds: float
 ) -> subprocess.Popen:
+    """A started process of one rank."""
     command = [
         sys.executable,
         "-m",
@@ -137,24 +143,26 @@ def _launch(
 
 
 def _finish(process: subprocess.Popen) -> dict[str, Any]:
-    found, error = process.communicate()
+    """The result of a rank, once its process has ended."""
+    output, error = process.communicate()
     if process.returncode:
         raise RuntimeError(f"a rank failed:\n{error[-2000:]}")
-    return json.loads(found.splitlines()[-1])
+    return json.loads(output.splitlines()[-1])
 
 
 def _rate(rank: dict[str, Any]) -> float:
-    """Rows per second from the first block to the last: the rows of the last one were not yet in
-    the moments.
+    """Rows per second from the first block to the last one.
+
+    The rows of the last block are not counted: a time is noted before its block is added.
     """
     times, rows = rank["times"], rank["rows"]
     if len(times) < 3:
-        raise RuntimeError(f"a rank came to {len(times)} blocks only; give it more seconds")
+        raise RuntimeError(f"a rank had only {len(times)} blocks, expected 3; give more seconds")
     return sum(rows[:-1]) / (times[-1] - times[0])
 
 
 def _merge_seconds(folder: Path, out: Path) -> float:
-    """Seconds that rank 0 needs to add the other rank's file to its own."""
+    """Seconds that rank 0 needs to add the file of the other rank to its own moments."""
     from lrt_lens.data._blocks import Share
     from lrt_lens.models._pair import ModelPair
     from lrt_lens.moments._checkpoint import Checkpoint, add_file, read_rank_files
@@ -172,6 +180,7 @@ def _merge_seconds(folder: Path, out: Path) -> float:
 
 
 def _settle(pair: Any, n_tokens: int) -> Any:
+    """The settings of the harvest of all pairs, checked against the models."""
     from lrt_lens.moments._harvesting import settle
 
     return settle(pair, n_tokens=n_tokens, null="sketch")
@@ -180,7 +189,7 @@ def _settle(pair: Any, n_tokens: int) -> Any:
 def _rank(
     folder: Path, out: Path, rank: int, count: int, n_tokens: int, every: float, seconds: float
 ) -> dict[str, Any]:
-    """What one process does."""
+    """Times and rows of the blocks of one rank, which this process runs."""
     start = time.time()
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})

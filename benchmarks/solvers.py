@@ -1,4 +1,4 @@
-"""Every closed form on one pair against ridge alone."""
+"""All closed-form solvers on one pair, compared with ridge alone."""
 
 import time
 from functools import partial
@@ -26,8 +26,9 @@ SOLVERS: tuple[Solver, ...] = (
 
 
 def all_solvers_time_over_ridge(settings: Settings) -> Measurement:
-    """A: every closed-form solver on one pair, up and down, with cross-validated and test scores.
-    B: `Ridge` alone on it.
+    """Seconds of all closed-form solvers ÷ seconds of `Ridge` alone, on one pair.
+
+    Every solver fits up and down, with cross-validated and test scores.
     """
     moments = synthetic_moments(settings)
     pair = moments.pairs[len(moments.pairs) // 2]
@@ -44,13 +45,15 @@ def all_solvers_time_over_ridge(settings: Settings) -> Measurement:
         value=timings.ratio,
         target=10.0,
         at_most=True,
-        what=f"{len(SOLVERS)} closed-form solvers on one pair from ready moments, up and down, cross-validated and tested ÷ ridge with 20 penalties alone.",
+        what=f"{len(SOLVERS)} closed-form solvers on one pair from ready moments, up and down, "
+        "cross-validated and tested ÷ ridge with 20 penalties alone.",
         raw=timings.raw("all_solvers", "ridge")
         | {
             "seconds_of_each": alone,
             "ratio_without_procrustes": (sum(alone.values()) - iterative) / alone["ridge"],
         },
         notes=(
-            "Procrustes into the narrower stream has no closed form; its alternation is nearly all of the time",
+            "Procrustes to the narrower model has no closed form; its alternation takes nearly all "
+            "of the time",
         ),
     )

@@ -1,6 +1,4 @@
-"""Many maps and penalties from ready moments: against Adam, and against the eigendecompositions
-that no fit can do without.
-"""
+"""Many maps and penalties from ready moments, compared with Adam and with eigendecompositions."""
 
 import statistics
 
@@ -18,28 +16,30 @@ from lrt_lens.moments._scatter import score_map
 from lrt_lens.stitching.solvers._ridge import Ridge, RidgeSide
 
 _STEPS = 40
-"""Adam's steps that are timed, a repetition."""
+"""Number of Adam's steps that are timed per repetition."""
 
 
 def sweep_speedup_over_adam(settings: Settings) -> Measurement:
-    """A: an Adam fit per up map and penalty, 72 × 20 of them, extrapolated.
+    """Extrapolated seconds of Adam ÷ seconds of the same maps from ready moments.
 
-    The steps that one fit needs (measured on the real pair by `run_duel`) × the seconds of a step
-    (measured here, at the shape of these maps) × 1,440: as with a single held-out split; neither
-    scoring nor the search for a learning rate is charged.
+    A: 72 × 20 fits by Adam, one per map up and penalty. The seconds are extrapolated: the steps of
+    one fit (measured on the real pair by `run_duel`) × the seconds per step (measured here, at the
+    shape of these maps) × 1,440. This is the cost of a single held-out split; neither scoring nor
+    the search for a learning rate is included.
 
-    B: the up maps from ready moments, measured whole: 20 penalties on five held-out folds, the
-    chosen map, its test score.
+    B: the maps up from ready moments, timed in full: 20 penalties on five held-out folds, the
+    selected map, its test score.
     """
     duel, moments, shape = run_duel(settings), synthetic_moments(settings), grid_shape(settings)
     adam = AdamMap(
         *_random_rows(shape.source, shape.target, settings), duel.adam.learning_rate, settings.seed
     )
+    # Warm-up of both sides
     adam.step(2)
     _sweep_up(moments, moments.pairs[:2])
     timings = alternate(lambda: adam.step(_STEPS), lambda: _sweep_up(moments, moments.pairs), 2)
     n_fits = len(moments.pairs) * len(Ridge().candidates)
-    # Adam's time ÷ ours, from the time of a few steps.
+    # seconds of Adam = steps per fit × seconds per step × fits
     scale = duel.adam.steps / _STEPS * n_fits
     step_seconds = statistics.median(timings.a) / _STEPS
     return Measurement(
@@ -47,8 +47,9 @@ def sweep_speedup_over_adam(settings: Settings) -> Measurement:
         value=timings.ratio * scale,
         target=1_000.0,
         at_most=False,
-        what=f"{len(moments.pairs)} up maps × {len(Ridge().candidates)} penalties with held-out scores by Adam (extrapolated from measured steps) "
-        "÷ the same from ready moments, with five-fold cross-validation.",
+        what=f"{len(moments.pairs)} up maps × {len(Ridge().candidates)} penalties with held-out "
+        "scores by Adam (extrapolated from measured steps) ÷ the same from ready moments, with "
+        "five-fold cross-validation.",
         raw=timings.raw("adam_steps", "moments")
         | {
             "adam_steps_timed": _STEPS,
@@ -56,8 +57,9 @@ def sweep_speedup_over_adam(settings: Settings) -> Measurement:
             "adam_steps_a_fit": duel.adam.steps,
             "adam_fits": n_fits,
             "adam_seconds_extrapolated": step_seconds * duel.adam.steps * n_fits,
-            "extrapolation": f"{duel.adam.steps} steps a fit ({duel.recording.origin}) × {step_seconds:.3g} s a step of {BATCH} rows "
-            f"({shape.source.d_model} → {shape.target.d_model}) × {n_fits} fits; five folds would make it five times as many",
+            "extrapolation": f"{duel.adam.steps} steps per fit ({duel.recording.origin}) × "
+            f"{step_seconds:.3g} s per step of {BATCH} rows ({shape.source.d_model} → "
+            f"{shape.target.d_model}) × {n_fits} fits; five folds would be five times as many",
             "adam_reached": duel.adam.reached,
         },
         notes=duel.notes,
@@ -65,11 +67,11 @@ def sweep_speedup_over_adam(settings: Settings) -> Measurement:
 
 
 def seconds_per_map(settings: Settings) -> Measurement:
-    """A: ``moments.fit()`` of every pair from ready moments: up and down, 20 penalties on five
-    folds, test scores, CKA.
+    """Seconds of ``moments.fit()`` ÷ seconds of its eigendecompositions.
 
-    B: the eigendecompositions of the same fit alone: of every hook point, for all fitting folds
-    together and for each left out.
+    A: fits of all pairs from ready moments: up and down, 20 penalties on five folds, test scores,
+    CKA. B: the eigendecompositions of the same fits alone: for every hook point, with all fitting
+    folds and with each fold left out.
     """
     moments = synthetic_moments(settings)
     matrices = _decomposed(moments)
@@ -82,8 +84,9 @@ def seconds_per_map(settings: Settings) -> Measurement:
         value=timings.ratio,
         target=3.0,
         at_most=True,
-        what=f"{n_maps} maps (each up and down) × {n_alphas} penalties with cross-validated and test scores, from ready moments "
-        "÷ the eigendecompositions alone; seconds per map and penalty are in the raw measurements.",
+        what=f"{n_maps} maps (each up and down) × {n_alphas} penalties with cross-validated and "
+        "test scores, from ready moments ÷ the eigendecompositions alone; seconds per map and "
+        "penalty are in the raw measurements.",
         raw=raw
         | {
             "maps": n_maps,
@@ -95,8 +98,9 @@ def seconds_per_map(settings: Settings) -> Measurement:
 
 
 def _sweep_up(moments: CrossMoments, pairs: tuple[Pair, ...]) -> list[float]:
-    """Test R² of the up map of every pair, its penalty chosen by cross-validation: the up half of
-    ``moments.fit``.
+    """Test R² of the map up of every pair, with a cross-validated penalty.
+
+    This is the half of ``moments.fit`` that fits maps up.
     """
     side, scores = RidgeSide(moments, Ridge(), down=False), []
     for pair in pairs:
@@ -106,7 +110,7 @@ def _sweep_up(moments: CrossMoments, pairs: tuple[Pair, ...]) -> list[float]:
 
 
 def _decomposed(moments: CrossMoments) -> list[Tensor]:
-    """Every matrix that ``moments.fit`` decomposes."""
+    """All matrices that ``moments.fit`` decomposes."""
     fits = [FIT_PARTS, *(tuple(p for p in FIT_PARTS if p != k) for k in FIT_PARTS)]
     up = [
         moments.scatter((s, moments.target_hooks[0]), parts).xx
@@ -122,6 +126,7 @@ def _decomposed(moments: CrossMoments) -> list[Tensor]:
 
 
 def _random_rows(source: Shape, target: Shape, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Rows of standard normal numbers for both models."""
     generator = torch.Generator().manual_seed(settings.seed)
     rows = 2 * BATCH if settings.quick else settings.n_tokens
     return torch.randn(rows, source.d_model, generator=generator), torch.randn(

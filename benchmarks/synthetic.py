@@ -1,8 +1,9 @@
-"""Ready moments of all layer pairs of Pythia-70m and -160m, without running a model.
+"""Moments of all layer pairs in the shapes of Pythia-70m and -160m, without running a model.
 
-Rows are drawn (a shared latent, noise, a power law of scales over dimensions, as streams have), few
-but more than dimensions; what a fit costs depends on the shapes of the moments only. No token hook
-and no null: exactly the maps of the grid.
+Rows are random: a shared latent and noise, with a power law of scales over dimensions, as
+activations have. There are few rows, but more than dimensions; the cost of a fit depends only on
+the shapes of the moments. There is no token hook and no null, so that only the maps of the grid are
+fitted.
 """
 
 import torch
@@ -15,15 +16,16 @@ from lrt_lens.models._hook_points import residual_post
 from lrt_lens.moments._cross_moments import CrossMoments
 
 _LATENT = 64
+"""Dimensions of the shared latent."""
 
 
 def grid_shape(settings: Settings) -> PairShape:
-    """The two models whose grid it is."""
+    """The shapes of the two models of the grid."""
     return TINY if settings.quick else PYTHIA
 
 
 def synthetic_moments(settings: Settings) -> CrossMoments:
-    """Moments of every pair, 1,024 rows a part (128 with ``--quick``)."""
+    """Moments of all pairs, with 1,024 rows per part (128 with ``--quick``)."""
     shape, rows = grid_shape(settings), 128 if settings.quick else 1024
     generator = torch.Generator().manual_seed(settings.seed)
     mixing = [_mixing(decoder, generator) for decoder in (shape.source, shape.target)]
@@ -39,6 +41,7 @@ def synthetic_moments(settings: Settings) -> CrossMoments:
 
 
 def _mixing(decoder: Shape, generator: torch.Generator) -> dict[str, Tensor]:
+    """Random maps from the latent to every hook point, [latent, d]."""
     return {
         residual_post(layer): torch.randn(_LATENT, decoder.d_model, generator=generator)
         / _LATENT**0.5
@@ -47,6 +50,7 @@ def _mixing(decoder: Shape, generator: torch.Generator) -> dict[str, Tensor]:
 
 
 def _rows(latent: Tensor, mixing: Tensor, generator: torch.Generator) -> Tensor:
+    """Rows of one hook point, [token, d], of which dimension k has scale k^(−1/2)."""
     d = mixing.shape[1]
     scales = torch.arange(1, d + 1).float() ** -0.5
     return (latent @ mixing + 0.5 * torch.randn(len(latent), d, generator=generator)) * scales

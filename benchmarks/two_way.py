@@ -1,55 +1,65 @@
-"""The joint objective of the Stitching paper: from moments against Adam over rows, run as the paper
-ran it.
+"""The joint objective of the Stitching paper: from moments, and by Adam over rows as in the paper.
+
+The objective is eq. 3 of arXiv 2506.06609.
 """
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.measuring import Measurement, Settings
 from benchmarks.models import PYTHIA, TINY
+from lrt_lens.data._documents import document_key
+from lrt_lens.data._parts import part_of
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
 from lrt_lens.moments._scatter import Scatter
 from lrt_lens.stitching.solvers._two_way import TwoWay, TwoWayProblem
 
 ROWS, BATCH, EPOCHS, LEARNING_RATE, CLIP = 1_000_000, 5_120, 2, 1e-4, 1.0
-"""The paper's: batches of 10 × 512 tokens, two epochs, Adam at 1e-4 with cosine decay, gradient
-norm clipped at 1 (arXiv 2506.06609, app. A).
+"""The paper's settings of Adam (arXiv 2506.06609, app. A).
+
+Batches of 10 × 512 tokens, two epochs, rate 1e-4 with cosine decay, gradient norm clipped at 1.
 """
-_ROWS_A_DOCUMENT = 500
+_ROWS_PER_DOCUMENT = 500
 _LATENT = 256
 
 
 @dataclass(frozen=True)
 class Contest:
-    """Both minimisers on the same rows."""
+    """Results of both minimisers on the same rows."""
 
     adam_seconds: float
     adam_objective: float
-    """Eq. 3 on the test fold."""
+    """Eq. 3 of Adam on the test fold."""
     adam_train_objective: float
+    """Eq. 3 of Adam on the fitting folds."""
     accumulation_seconds: float
+    """Seconds to accumulate the moments."""
     seconds_to_adam: float
-    """Ours, from ready moments until its test objective is at most Adam's."""
+    """Seconds of `TwoWay` from ready moments until its test objective is at most Adam's."""
     objective: float
-    """Ours at the stated gradient norm, test fold."""
+    """Eq. 3 of `TwoWay` on the test fold, at the stated gradient norm."""
     train_objective: float
+    """Eq. 3 of `TwoWay` on the fitting folds."""
     seconds: float
+    """Seconds of `TwoWay` to the stated gradient norm."""
     relative_gradient: float
     spread: float
-    """(highest − lowest) ÷ lowest training objective over five starts."""
+    """(highest − lowest) ÷ lowest objective on the fitting folds over several starts."""
     rows: int
     steps: int
+    """Number of Adam's steps."""
 
 
 def two_way_speedup_over_adam(settings: Settings) -> Measurement:
-    """A: Adam with the paper's settings. B: `TwoWay` from ready moments, until it is as good on
-    held-out rows as Adam ended.
+    """Seconds of Adam with the paper's settings ÷ seconds of `TwoWay` from ready moments.
+
+    `TwoWay` runs until its held-out objective is at most the final one of Adam.
     """
     contest = run_contest(settings)
     with_moments = contest.adam_seconds / (contest.seconds_to_adam + contest.accumulation_seconds)
@@ -58,37 +68,39 @@ def two_way_speedup_over_adam(settings: Settings) -> Measurement:
         value=contest.adam_seconds / contest.seconds_to_adam,
         target=20.0,
         at_most=False,
-        what=f"Time of Adam with the paper's settings over {contest.rows:,} recorded rows ({EPOCHS} epochs, {contest.steps} steps) ÷ time of TwoWay from "
-        "ready moments to the same held-out objective; with accumulating the moments from the rows the ratio is in the raw measurements.",
+        what=f"Time of Adam with the paper's settings over {contest.rows:,} recorded rows "
+        f"({EPOCHS} epochs, {contest.steps} steps) ÷ time of TwoWay from ready moments to the "
+        "same held-out objective; with accumulating the moments from the rows the ratio is in "
+        "the raw measurements.",
         raw=vars(contest) | {"with_accumulation": with_moments, "with_accumulation_target": 5.0},
     )
 
 
 def two_way_objective_over_adam(settings: Settings) -> Measurement:
-    """Held-out eq. 3 of `TwoWay` ÷ that of Adam."""
+    """Eq. 3 of `TwoWay` on held-out rows ÷ that of Adam."""
     contest = run_contest(settings)
     return Measurement(
         name="two_way_objective_over_adam",
         value=contest.objective / contest.adam_objective,
         target=1.0,
         at_most=True,
-        what="Objective (Stitching, eq. 3) on held-out rows at a relative gradient norm of 1e-5 ÷ where Adam with the paper's settings ended.",
+        what="Objective (Stitching, eq. 3) on held-out rows at a relative gradient norm of 1e-5 ÷ "
+        "the final objective of Adam with the paper's settings.",
         raw=vars(contest),
     )
 
 
 @lru_cache(maxsize=1)
 def run_contest(settings: Settings) -> Contest:
-    """Draw rows, run Adam, accumulate, minimise."""
+    """Draw rows, run Adam, accumulate moments, minimise eq. 3, and time each."""
     x, y, documents = _rows(settings)
     started = time.perf_counter()
     moments = CrossMoments.from_activations(x, y, documents=documents)
     accumulation = time.perf_counter() - started
     (pair,) = moments.pairs
     fit, test = moments.scatter(pair, FIT_PARTS), moments.scatter(pair, TEST_PARTS)
-    fits = torch.tensor([part in FIT_PARTS for part in _parts(documents)]).repeat_interleave(
-        _ROWS_A_DOCUMENT
-    )[: len(x)]
+    is_fit = torch.tensor([part in FIT_PARTS for part in _parts(documents)])
+    fits = is_fit.repeat_interleave(_ROWS_PER_DOCUMENT)[: len(x)]
     adam = JointAdam(x, y, fits.nonzero()[:, 0], settings.seed)
     adam_seconds = adam.run()
     adam_test, adam_train = adam.objective(test), adam.objective(fit)
@@ -96,7 +108,8 @@ def run_contest(settings: Settings) -> Contest:
     started = time.perf_counter()
     solution = solver.minimise(fit)
     seconds = time.perf_counter() - started
-    starts = [found.objective for found in solver.starts(fit, n_random=1 if settings.quick else 3)]
+    n_random = 1 if settings.quick else 3
+    starts = [start.objective for start in solver.starts(fit, n_random=n_random)]
     return Contest(
         adam_seconds=adam_seconds,
         adam_objective=adam_test,
@@ -114,8 +127,9 @@ def run_contest(settings: Settings) -> Contest:
 
 
 def _seconds_to(goal: float, fit: Scatter, test: Scatter) -> float:
-    """Of the first run with enough sweeps, timed whole: the ridge start, its sweeps and nothing
-    else.
+    """Seconds of the first run of `TwoWay` with enough sweeps to reach a test objective.
+
+    The run is timed in full: the ridge start and its sweeps.
     """
     for sweeps in (1, 2, 4, 8, 16, 32, 64):
         solver = TwoWay(alpha=0.0, tolerance=0.0, max_sweeps=sweeps)
@@ -128,13 +142,12 @@ def _seconds_to(goal: float, fit: Scatter, test: Scatter) -> float:
 
 
 def _objective(scatter: Scatter, up: Tensor, down: Tensor) -> float:
+    """Eq. 3 with inversion weight 1 and the best biases."""
     return TwoWayProblem.of(scatter, 1.0).terms(up, down).total(1.0)
 
 
 class JointAdam:
-    """Eq. 3 by mini-batches, with biases; rows in memory and a fused optimiser: nothing but its
-    steps is charged.
-    """
+    """Eq. 3 by mini-batches, with biases, from rows in memory; only the steps are timed."""
 
     def __init__(self, x: Tensor, y: Tensor, rows: Tensor, seed: int) -> None:
         torch.manual_seed(seed)
@@ -149,7 +162,7 @@ class JointAdam:
         self._clip: Callable[[], Tensor] = lambda: nn.utils.clip_grad_norm_(parameters, CLIP)
 
     def run(self) -> float:
-        """All epochs; returns their seconds."""
+        """Train for all epochs; returns their seconds."""
         started = time.perf_counter()
         for _ in range(EPOCHS):
             for batch in self.rows[torch.randperm(len(self.rows))].split(BATCH):
@@ -165,41 +178,36 @@ class JointAdam:
         return time.perf_counter() - started
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """(W, V)."""
+        """Weights of the map up and of the map down, [d_in, d_out], in float64."""
         return self.up.weight.detach().double().T, self.down.weight.detach().double().T
 
     def objective(self, scatter: Scatter) -> float:
-        """Eq. 3 with Adam's own biases, which are not the best ones: exact, from moments."""
+        """Eq. 3 with Adam's own biases, computed exactly from moments."""
+        # The best biases make the mean error zero; others add the squared mean error per dimension.
         up, down = self.weights()
         b, c = self.up.bias.detach().double(), self.down.bias.detach().double()
         mean_x, mean_y = scatter.mean_x, scatter.mean_y
         to_b, to_a = mean_x @ up + b, mean_y @ down + c
-        offsets = [
-            (to_b - mean_y, mean_y),
-            (to_a - mean_x, mean_x),
-            (to_b @ down + c - mean_x, mean_x),
-            (to_a @ up + b - mean_y, mean_y),
-        ]
+        offsets = [to_b - mean_y, to_a - mean_x, to_b @ down + c - mean_x, to_a @ up + b - mean_y]
         return _objective(scatter, up, down) + sum(
-            float(offset @ offset) / len(like) for offset, like in offsets
+            float(offset @ offset) / len(offset) for offset in offsets
         )
 
 
 def _parts(documents: Tensor) -> list[int]:
-    from lrt_lens.data._documents import document_key
-    from lrt_lens.data._parts import part_of
-
+    """The part of each document, as `CrossMoments.from_activations` assigns it."""
     return [part_of(document_key(str(document), 0)) for document in range(int(documents.max()) + 1)]
 
 
 def _rows(settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of two streams that share a latent of 256 dimensions, under a power law of scales, with
-    a mean: made piecewise.
+    """Rows of both models with a shared latent and a mean, and the document of each row.
+
+    The scales of dimensions follow a power law. Rows are made in pieces of 50,000.
     """
     shape = TINY if settings.quick else PYTHIA
     d_s, d_t, n = shape.source.d_model, shape.target.d_model, 20_000 if settings.quick else ROWS
     generator = torch.Generator().manual_seed(settings.seed)
-    draw = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
+    draw = partial(torch.randn, generator=generator)
     mixing = [
         draw(_LATENT, d) / _LATENT**0.5 * torch.arange(1, d + 1).float() ** -0.25
         for d in (d_s, d_t)
@@ -211,4 +219,4 @@ def _rows(settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
         for rows, mix, mean in ((x, mixing[0], means[0]), (y, mixing[1], means[1])):
             part = rows[start : start + len(latent)]
             part.copy_(latent @ mix + 0.3 * draw(*part.shape) + mean)
-    return x, y, torch.arange(n) // _ROWS_A_DOCUMENT
+    return x, y, torch.arange(n) // _ROWS_PER_DOCUMENT

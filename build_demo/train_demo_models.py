@@ -1,21 +1,21 @@
 """Train the bundled family of small language models from scratch.
 
-The demo of ``lrt_lens`` needs a small and a large model that saw the same text in the same order
-through the same tokenizer, small enough to travel inside a wheel. No public family is: this script
-makes one out of short stories and film reviews.
-
     python build_demo/train_demo_models.py --data DATA --work WORK     # prepare, train every size
     python build_demo/train_demo_models.py --data DATA --work WORK --sizes small --tokens 1000000
 
-Stages, each skipped when its files exist: ``prepare`` (split, tokenizer, one stream of tokens) and
-``train`` (one folder a size; a killed run continues from its last checkpoint).
-``build_demo/demo_model_card.py`` then measures the models, samples the review register of the harvest
-text and writes the model card.
+The demo of ``lrt_lens`` needs a small and a large model that were trained on the same text in the
+same order with the same tokenizer, and that are small enough to ship in a wheel. No public family
+of models is so small, so this script trains one on short stories and film reviews.
 
-Reviews are cut at sentence ends into pieces of at most 900 characters, and half of the training
-pieces end in a line ``Verdict: positive`` or ``Verdict: negative`` taken from the data set's label:
-a model of 1.5 M parameters otherwise learns film vocabulary long before it learns opinion. The
-held-out reviews never carry that line, neither for bits per byte nor for probes.
+There are two stages, each skipped if its files exist: ``prepare`` (split, tokenizer, the token
+stream) and ``train`` (one folder per size; an interrupted run continues from its last checkpoint).
+``build_demo/demo_model_card.py`` then measures the models, samples the reviews of the harvest text
+and writes the model card.
+
+Reviews are cut at sentence ends into pieces of at most 900 characters. Half of the training pieces
+end in a line ``Verdict: positive`` or ``Verdict: negative``, the label of the data set. Without it,
+a model of 1.5 M parameters learns the vocabulary of films long before it learns opinions. The
+held-out reviews never contain that line, neither for bits per byte nor for probes.
 """
 
 import gzip
@@ -45,11 +45,14 @@ CONTEXT = 256
 VOCABULARY = 4096
 END_OF_TEXT = "<|endoftext|>"
 PIECE_CHARACTERS = 900
+"""Largest number of characters of a piece of a review."""
+HELD_OUT_SHARES = {"stories": 0.09, "reviews": 0.08}
+"""Fraction of the documents that are held out, on average."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """Shape and learning rates of one member of the family."""
+    """Shape and learning rates of one model."""
 
     d_model: int
     n_layers: int
@@ -77,13 +80,13 @@ class Arguments:
     work: Path
     """Folder for the split, the token stream, checkpoints and the finished models."""
     sizes: tuple[str, ...] = ("small", "large")
-    """Which members to train, in this order."""
+    """Sizes to train, in this order."""
     tokens: int = 20_300_000
-    """Training tokens a model; the stream is repeated when it is shorter."""
+    """Training tokens per model; the token stream is repeated if it is shorter."""
     batch_size: int = 32
-    """Rows of 256 tokens a step."""
+    """Rows of 256 tokens per step."""
     checkpoint_every: int = 200
-    """Steps between checkpoints."""
+    """Number of steps between checkpoints."""
     seed: int = 0
     threads: int = 2
 
@@ -92,25 +95,29 @@ class Arguments:
 
 
 def read_rows(path: Path) -> list[dict]:
+    """Rows of a compressed JSON Lines file."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
+    """Write a compressed JSON Lines file."""
     with gzip.open(path, "wt", encoding="utf-8", compresslevel=9) as out:
         out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def position(text: str) -> float:
-    """A document's place in [0, 1), from its text alone: the split does not depend on order or on
-    the other documents.
+    """A number in [0, 1) from a hash of the text, which decides whether a document is held out.
+
+    So the split does not depend on the order of the documents, nor on other documents.
     """
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 
 
 def review_pieces(text: str) -> list[str]:
-    """Cut a review at sentence ends into pieces of at most ``PIECE_CHARACTERS`` (a longer sentence
-    stays whole).
+    """Pieces of a review of at most ``PIECE_CHARACTERS``, cut at sentence ends.
+
+    A longer sentence is not cut.
     """
     pieces, piece = [], ""
     for sentence in re.findall(r".+?(?:[.!?]+[\"')]*\s+|\n+|$)", text, flags=re.S):
@@ -122,6 +129,7 @@ def review_pieces(text: str) -> list[str]:
 
 
 def training_documents(stories: list[dict], reviews: list[dict], seed: int) -> list[str]:
+    """Stories and pieces of reviews in random order, half of the pieces with their label."""
     rng = random.Random(seed)
     documents = [row["text"].strip() for row in stories]
     for row in reviews:
@@ -133,7 +141,7 @@ def training_documents(stories: list[dict], reviews: list[dict], seed: int) -> l
 
 
 def train_tokenizer(documents: list[str], folder: Path) -> PreTrainedTokenizerFast:
-    """Byte-level BPE; the tokenizer itself puts ``<|endoftext|>`` before a text, as training does."""
+    """A byte-level BPE tokenizer that puts ``<|endoftext|>`` before a text, as in training."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -160,50 +168,47 @@ def train_tokenizer(documents: list[str], folder: Path) -> PreTrainedTokenizerFa
 
 
 def prepare(args: Arguments) -> np.ndarray:
-    """Split the documents, train the tokenizer, write the token stream; returns rows of tokens,
-    [row, CONTEXT].
-    """
+    """Rows of training tokens, [row, CONTEXT]; if needed, made by `make_stream` first."""
     stream = args.work / "stream.safetensors"
     if not stream.exists():
-        args.work.mkdir(parents=True, exist_ok=True)
-        stories, reviews = (
-            read_rows(args.data / "stories.jsonl.gz"),
-            read_rows(args.data / "reviews.jsonl.gz"),
-        )
-        held_out = {
-            "stories": [r for r in stories if position(r["text"]) < 0.09],
-            "reviews": [r for r in reviews if position(r["text"]) < 0.08],
-        }
-        for name, rows in held_out.items():
-            write_rows(args.work / f"held_out_{name}.jsonl.gz", rows)
-        documents = training_documents(
-            [r for r in stories if position(r["text"]) >= 0.09],
-            [r for r in reviews if position(r["text"]) >= 0.08],
-            args.seed,
-        )
-        tokenizer = train_tokenizer(documents, args.work / "tokenizer")
-        ids: list[int] = []
-        for start in range(0, len(documents), 2000):
-            for row in tokenizer(documents[start : start + 2000])["input_ids"]:
-                ids.extend(row)
-        rows = len(ids) // CONTEXT
-        tokens = torch.tensor(
-            np.array(ids[: rows * CONTEXT], dtype=np.int16).reshape(rows, CONTEXT)
-        )
-        save_file({"tokens": tokens}, stream)
-        logger.info(
-            "%d documents, %d tokens; held out: %s",
-            len(documents),
-            tokens.numel(),
-            {k: len(v) for k, v in held_out.items()},
-        )
+        make_stream(args, stream)
     return load_file(stream)["tokens"].numpy()
+
+
+def make_stream(args: Arguments, stream: Path) -> None:
+    """Split the documents, train the tokenizer, and write the token stream."""
+    args.work.mkdir(parents=True, exist_ok=True)
+    training, held_out = {}, {}
+    for name, share in HELD_OUT_SHARES.items():
+        rows = read_rows(args.data / f"{name}.jsonl.gz")
+        held_out[name] = [row for row in rows if position(row["text"]) < share]
+        training[name] = [row for row in rows if position(row["text"]) >= share]
+        write_rows(args.work / f"held_out_{name}.jsonl.gz", held_out[name])
+    documents = training_documents(training["stories"], training["reviews"], args.seed)
+    tokenizer = train_tokenizer(documents, args.work / "tokenizer")
+    ids: list[int] = []
+    for start in range(0, len(documents), 2000):
+        for row in tokenizer(documents[start : start + 2000])["input_ids"]:
+            ids.extend(row)
+    n_rows = len(ids) // CONTEXT
+    # 4,096 tokens fit into int16.
+    tokens = torch.tensor(
+        np.array(ids[: n_rows * CONTEXT], dtype=np.int16).reshape(n_rows, CONTEXT)
+    )
+    save_file({"tokens": tokens}, stream)
+    logger.info(
+        "%d documents, %d tokens; held out: %s",
+        len(documents),
+        tokens.numel(),
+        {name: len(rows) for name, rows in held_out.items()},
+    )
 
 
 # ----------------------------------------------------------------------------------------- training
 
 
 def build(size: Size) -> LlamaForCausalLM:
+    """An untrained model of this size."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY,
@@ -223,16 +228,14 @@ def build(size: Size) -> LlamaForCausalLM:
 
 
 def optimizers(model: LlamaForCausalLM, size: Size) -> list[torch.optim.Optimizer]:
-    """Muon for the hidden matrices, AdamW for embedding and norms; each group remembers its peak
-    rate.
-    """
+    """Muon for the hidden matrices, AdamW for embedding and norms; groups store their peak rate."""
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     both = [
         torch.optim.Muon(
             hidden, lr=size.muon_lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
         ),
-        torch.optim.AdamW(rest, lr=size.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        torch.optim.AdamW(others, lr=size.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
     for optimizer in both:
         for group in optimizer.param_groups:
@@ -241,13 +244,14 @@ def optimizers(model: LlamaForCausalLM, size: Size) -> list[torch.optim.Optimize
 
 
 def rate(step: int, steps: int) -> float:
-    """Share of the peak rate: 2% linear warm-up, flat, then linear to zero over the last 60%."""
+    """Fraction of the peak rate: 2% linear warm-up, constant, linear to zero in the last 60%."""
     return min(1.0, (step + 1) / max(1, int(0.02 * steps)), (steps - step) / (0.6 * steps))
 
 
 def save_state(
     path: Path, model: LlamaForCausalLM, opts: list[torch.optim.Optimizer], step: int
 ) -> None:
+    """Write a checkpoint; an earlier one is replaced only when the new one is complete."""
     tensors = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
     for i, optimizer in enumerate(opts):
         for j, state in optimizer.state_dict()["state"].items():
@@ -260,6 +264,7 @@ def save_state(
 
 
 def load_state(path: Path, model: LlamaForCausalLM, opts: list[torch.optim.Optimizer]) -> None:
+    """Restore model and optimisers from a checkpoint."""
     tensors = load_file(path)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -278,7 +283,7 @@ def load_state(path: Path, model: LlamaForCausalLM, opts: list[torch.optim.Optim
 def batches(
     rows: np.ndarray, args: Arguments, first_step: int, steps: int
 ) -> Iterator[torch.Tensor]:
-    """The one data order of the family: every size sees the same rows at the same step."""
+    """Batches in an order that is the same for every size."""
     order = np.random.default_rng(args.seed)
     permutation = np.concatenate(
         [
@@ -287,15 +292,15 @@ def batches(
         ]
     )
     for step in range(first_step, steps):
-        chosen = permutation[step * args.batch_size : (step + 1) * args.batch_size]
-        yield torch.from_numpy(rows[chosen].astype(np.int64))
+        batch = permutation[step * args.batch_size : (step + 1) * args.batch_size]
+        yield torch.from_numpy(rows[batch].astype(np.int64))
 
 
 def train(name: str, rows: np.ndarray, args: Arguments) -> None:
     """Train one size; writes ``work/<name>/`` as a Hugging Face folder and ``loss.jsonl``."""
     folder = args.work / name
     if (folder / "config.json").exists():
-        logger.info("%s is there already", folder)
+        logger.info("%s exists already", folder)
         return
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
@@ -348,6 +353,13 @@ def train(name: str, rows: np.ndarray, args: Arguments) -> None:
             with log.open("a") as out:
                 out.write(json.dumps(entry) + "\n")
             running = []
+    save_model(model, folder, args, steps, size)
+
+
+def save_model(
+    model: LlamaForCausalLM, folder: Path, args: Arguments, steps: int, size: Size
+) -> None:
+    """Write the finished model in bfloat16, its tokenizer, and the settings of its training."""
     model.to(torch.bfloat16).save_pretrained(folder)
     PreTrainedTokenizerFast.from_pretrained(args.work / "tokenizer").save_pretrained(folder)
     (folder / "training.json").write_text(

@@ -1,12 +1,12 @@
-"""The bundled SAEs: TopK, 1,024 features, one on each bundled model, and the card that measures
-them.
+"""Train and measure the bundled SAEs: TopK, 1,024 features, one for each bundled model.
 
-    python build_demo/train_demo_saes.py                # trains both into lrt_lens/bundled/saes, then measures them
-    python build_demo/train_demo_saes.py --card-only    # measures what is there
+    # trains both into lrt_lens/bundled/saes, then measures them
+    python build_demo/train_demo_saes.py
+    # measures the existing ones
+    python build_demo/train_demo_saes.py --card-only
 
-Rows come from the bundled documents, in several epochs (the first ``n_rows`` tokens of the folds
-that fit; the test fold is held out). Weights are stored as float16, and SAELens loads them as
-float32.
+Rows come from the bundled documents, in several epochs (the first ``n_rows`` tokens of the fitting
+folds; the test fold is held out). Weights are stored as float16; SAELens loads them as float32.
 """
 
 import json
@@ -19,15 +19,23 @@ import torch
 import tyro
 
 import lrt_lens as lrt
-from lrt_lens.adapters.saes._evaluation import SAEEvaluation, evaluate_sae
-from lrt_lens.adapters.saes._rows import SAERows
-from lrt_lens.adapters.saes._training import train_sae
-from lrt_lens.bundled._saes import DEMO_SAES, demo_sae
+from lrt_lens.adapters.saes import SAEEvaluation, SAERows, evaluate_sae, train_sae
+from lrt_lens.bundled import DEMO_SAES, demo_sae
 
 logger = logging.getLogger("train_demo_saes")
 
 HOOKS = {"small": "blocks.2.hook_resid_post", "large": "blocks.3.hook_resid_post"}
-"""A middle layer of the small model, and the layer of the large one that its best stitch leads to.
+"""A middle layer of the small model, and the layer of the large model with the best stitch."""
+CARD = """\
+# The bundled SAEs
+
+TopK SAEs in SAELens' format on the bundled models, made by `build_demo/train_demo_saes.py` \
+(seed 0).
+
+{table}
+
+Measured on documents of the test fold, which took no part in training; intervals by bootstrap \
+over documents. CE recovered is against the mean.
 """
 
 
@@ -43,19 +51,19 @@ def main(
     seed: int = 0,
     card_only: bool = False,
 ) -> None:
-    """Train, save, measure.
+    """Train the SAEs, save them, and measure them.
 
     Args:
-        out: folder of folders in SAELens' format.
-        members: which of the bundled models.
-        n_tokens: training rows of each SAE, epochs counted.
-        n_rows: different rows among them.
-        d_sae: features.
-        k: active features a token.
-        batch_rows: rows a step.
-        lr: of Adam; falls to 0 over the last fifth.
-        seed: of weights and order.
-        card_only: measure the SAEs that are in ``out``.
+        out: folder with one folder in SAELens' format per SAE.
+        members: bundled models whose SAEs are trained.
+        n_tokens: training rows per SAE, over all epochs.
+        n_rows: number of distinct rows.
+        d_sae: number of features.
+        k: number of active features per token.
+        batch_rows: rows per training step.
+        lr: learning rate of Adam, linear to 0 over the last fifth.
+        seed: seed of weights and order.
+        card_only: only measure the SAEs in ``out``.
     """
     pair, documents = lrt.demo_pair(), lrt.demo_documents()
     for name, model in (("small", pair.source), ("large", pair.target)):
@@ -81,7 +89,7 @@ def main(
 
 
 def save(sae: Any, folder: Path) -> None:
-    """SAELens' folder, weights in float16."""
+    """Write an SAE as a SAELens folder with float16 weights."""
     half = sae.to(torch.float16)
     half.cfg.dtype = "float16"
     half.save_model(folder)
@@ -109,7 +117,7 @@ def card(pair: lrt.ModelPair, documents: list[str], out: Path) -> None:
 
 
 def write_card(result: SAEEvaluation, out: Path) -> None:
-    """card.json and README.md."""
+    """Write card.json and README.md from the measurements."""
     rows = pd.DataFrame(result.table[result.table["arm"].isin(["source", "native"])])
     (out / "card.json").write_text(json.dumps(rows.to_dict("records"), indent=1), encoding="utf-8")
     lines = [
@@ -118,12 +126,12 @@ def write_card(result: SAEEvaluation, out: Path) -> None:
     ]
     for name, row in zip(HOOKS, rows.to_dict("records"), strict=True):
         lines.append(
-            f"| {name} | `{HOOKS[name]}` | {row['l0']:.1f} | {row['fvu']:.4f} [{row['fvu_low']:.4f}, {row['fvu_high']:.4f}] "
-            f"| {row['delta_ce']:.4f} [{row['delta_ce_low']:.4f}, {row['delta_ce_high']:.4f}] | {row['ce_recovered']:.4f} | {row['dead_fraction']:.3f} |"
+            f"| {name} | `{HOOKS[name]}` | {row['l0']:.1f} "
+            f"| {row['fvu']:.4f} [{row['fvu_low']:.4f}, {row['fvu_high']:.4f}] "
+            f"| {row['delta_ce']:.4f} [{row['delta_ce_low']:.4f}, {row['delta_ce_high']:.4f}] "
+            f"| {row['ce_recovered']:.4f} | {row['dead_fraction']:.3f} |"
         )
-    head = "# The bundled SAEs\n\nTopK SAEs in SAELens' format on the bundled models, made by `build_demo/train_demo_saes.py` (seed 0).\n"
-    tail = "\nMeasured on documents of the test fold, which took no part in training; intervals by bootstrap over documents. CE recovered is against the mean.\n"
-    (out / "README.md").write_text(head + "\n" + "\n".join(lines) + "\n" + tail, encoding="utf-8")
+    (out / "README.md").write_text(CARD.format(table="\n".join(lines)), encoding="utf-8")
     logger.info("\n".join(lines))
 
 

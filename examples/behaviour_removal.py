@@ -23,9 +23,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 import lrt_lens as lrt
-from lrt_lens.figures._template import TEMPLATE_NAME, arm_style
-from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
-from lrt_lens.reproduction._concepts import first_items
+from lrt_lens.figures import TEMPLATE_NAME, arm_style
+from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, first_items, run
 
 ARMS = ("native", "transferred", "shuffled", "random")
 CLOSE = 0.25

@@ -26,12 +26,19 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 import lrt_lens as lrt
-from lrt_lens.adapters.vectors._clamping import clipped_ratio, frequency_trend
-from lrt_lens.bundled._texts import demo_prompts
-from lrt_lens.figures._template import TEMPLATE_NAME, arm_style
-from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
-from lrt_lens.reproduction._topics import Topic, frequent_topics
-from lrt_lens.statistics._intervals import Interval, bootstrap_mean
+from lrt_lens.adapters.vectors import clipped_ratio, frequency_trend
+from lrt_lens.bundled import demo_prompts
+from lrt_lens.figures import TEMPLATE_NAME, arm_style
+from lrt_lens.reproduction import (
+    Compared,
+    FigureOptions,
+    Reproduction,
+    Topic,
+    Verdict,
+    frequent_topics,
+    run,
+)
+from lrt_lens.statistics import Interval, bootstrap_mean
 
 PAPER = {
     "bg": (0.24, 0.00),

@@ -27,10 +27,9 @@ from scipy.stats import ortho_group
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import cross_val_score
 
-from lrt_lens.adapters.concepts._rows import read_rows
-from lrt_lens.figures._template import TEMPLATE_NAME
-from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
-from lrt_lens.reproduction._concepts import load_concepts
+from lrt_lens.adapters.concepts import read_rows
+from lrt_lens.figures import TEMPLATE_NAME
+from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, load_concepts, run
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#767676")
 

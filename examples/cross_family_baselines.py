@@ -25,18 +25,22 @@ import pandas as pd
 import torch
 
 import lrt_lens as lrt
-from lrt_lens.baselines._anchor_methods import ANCHOR_METHODS
-from lrt_lens.baselines._anchors import Anchors
-from lrt_lens.baselines._evaluation import FamilyBaselines, evaluate_family_baselines, fitting_texts
-from lrt_lens.baselines._shared_vocabulary import embedding_stitch
-from lrt_lens.baselines._unpaired import MiniVec2Vec, unpaired_stitch
-from lrt_lens.data._documents import iterate_documents
+from lrt_lens.baselines import (
+    ANCHOR_METHODS,
+    Anchors,
+    FamilyBaselines,
+    MiniVec2Vec,
+    embedding_stitch,
+    evaluate_family_baselines,
+    fitting_texts,
+    unpaired_stitch,
+)
+from lrt_lens.data import iterate_documents
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.models import ModelPair
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
-from lrt_lens.stitching._grid import StitchGrid
-from lrt_lens.stitching._stitch import Stitch
-from lrt_lens.stitching.solvers._shared_embeddings import Matrix, embedding_rows
+from lrt_lens.stitching import Stitch, StitchGrid
+from lrt_lens.stitching.solvers import Matrix, embedding_rows
 
 
 @dataclass(frozen=True)

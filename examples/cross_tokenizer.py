@@ -20,9 +20,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import lrt_lens as lrt
-from lrt_lens.data._retokenizing import with_fewer_merges
-from lrt_lens.figures._template import TEMPLATE_NAME, short_hook
-from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.data import with_fewer_merges
+from lrt_lens.figures import TEMPLATE_NAME
+from lrt_lens.models import HookedModel, short_hook
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
 
 LATE = "aligned, one row late"

@@ -24,8 +24,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 import lrt_lens as lrt
-from lrt_lens.adapters.saes._decoder_geometry import chance_residual
-from lrt_lens.figures._template import TEMPLATE_NAME
+from lrt_lens.adapters.saes import chance_residual
+from lrt_lens.figures import TEMPLATE_NAME
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
 
 LITTLE = 0.1

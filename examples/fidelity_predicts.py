@@ -30,15 +30,13 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 import lrt_lens as lrt
-from lrt_lens.adapters.vectors._agreement import steering_agreement
-from lrt_lens.data._documents import document_key
-from lrt_lens.data._parts import N_FOLDS, part_of
-from lrt_lens.data._windows import BlockPlan, cut_windows
-from lrt_lens.figures._template import TEMPLATE_NAME
-from lrt_lens.models._hook_points import same_place
+from lrt_lens.adapters.vectors import steering_agreement
+from lrt_lens.data import N_FOLDS, BlockPlan, cut_windows, document_key, part_of
+from lrt_lens.figures import TEMPLATE_NAME
+from lrt_lens.models import same_place
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
-from lrt_lens.statistics._correlations import bootstrap_rank_correlation
-from lrt_lens.stitching._fidelity import fidelities, naive_fidelities, random_source_directions
+from lrt_lens.statistics import bootstrap_rank_correlation
+from lrt_lens.stitching import fidelities, naive_fidelities, random_source_directions
 
 PREDICTORS = ("rho_write", "rho_read", "naive", "cosine_to_native")
 _LABELS = {

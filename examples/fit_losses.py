@@ -29,8 +29,8 @@ import plotly.graph_objects as go
 import torch
 
 import lrt_lens as lrt
-from lrt_lens.figures._template import TEMPLATE_NAME
-from lrt_lens.moments._cross_moments import TEST_PARTS
+from lrt_lens.figures import TEMPLATE_NAME
+from lrt_lens.moments import TEST_PARTS
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
 
 PAPER = {"states": 5.935, "states, mixture": 5.986, "codes": 5.437}

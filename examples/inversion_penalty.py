@@ -16,9 +16,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import lrt_lens as lrt
-from lrt_lens.figures._template import TEMPLATE_NAME
+from lrt_lens.figures import TEMPLATE_NAME
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
-from lrt_lens.stitching._affine import MapPair
+from lrt_lens.stitching import MapPair
 
 ROUTES = ("A→B", "B→A", "A→B→A", "B→A→B")
 PAPER_CHOICE = 1.0

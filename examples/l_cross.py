@@ -24,11 +24,16 @@ from typing import Any, ClassVar
 import pandas as pd
 
 import lrt_lens as lrt
-from lrt_lens.adapters.concepts import BETAS
-from lrt_lens.adapters.concepts._evaluation import ConceptTransfer
-from lrt_lens.adapters.concepts._rows import read_rows
-from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
-from lrt_lens.reproduction._concepts import generic_stitch, load_concepts
+from lrt_lens.adapters.concepts import BETAS, ConceptTransfer, read_rows
+from lrt_lens.reproduction import (
+    Compared,
+    FigureOptions,
+    Reproduction,
+    Verdict,
+    generic_stitch,
+    load_concepts,
+    run,
+)
 
 PAPER = {
     "Llama2-7B-Chat": {

@@ -21,7 +21,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 import lrt_lens as lrt
-from lrt_lens.figures._template import TEMPLATE_NAME, short_hook
+from lrt_lens.figures import TEMPLATE_NAME
+from lrt_lens.models import short_hook
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#767676")

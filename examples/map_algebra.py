@@ -19,8 +19,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 import lrt_lens as lrt
-from lrt_lens.figures._template import TEMPLATE_NAME
-from lrt_lens.models._hook_points import depth
+from lrt_lens.figures import TEMPLATE_NAME
+from lrt_lens.models import depth
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
 
 WORTH = 0.01

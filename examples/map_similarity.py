@@ -29,10 +29,9 @@ import plotly.graph_objects as go
 from einops import rearrange
 from scipy.ndimage import uniform_filter
 
-from lrt_lens.adapters.concepts._rows import read_rows
-from lrt_lens.figures._template import TEMPLATE_NAME
-from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
-from lrt_lens.reproduction._concepts import load_concepts
+from lrt_lens.adapters.concepts import read_rows
+from lrt_lens.figures import TEMPLATE_NAME
+from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, load_concepts, run
 
 PAPER = {
     "ssim": ((0.94, 0.95, 0.87), (0.13, 0.05, 0.08)),

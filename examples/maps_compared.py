@@ -21,9 +21,9 @@ import pandas as pd
 
 import lrt_lens as lrt
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
-from lrt_lens.statistics._intervals import Interval
-from lrt_lens.stitching._affine import MapPair
-from lrt_lens.stitching.solvers._solver import Solver
+from lrt_lens.statistics import Interval
+from lrt_lens.stitching import MapPair
+from lrt_lens.stitching.solvers import Solver
 
 ROUTES = ("A→B", "B→A", "A→B→A", "B→A→B")
 FULL = ("ridge", "least_squares", "two_way")

@@ -21,10 +21,18 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import lrt_lens as lrt
-from lrt_lens.models._hook_points import same_place
-from lrt_lens.models._reading import Read
-from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
-from lrt_lens.reproduction._tasks import Task, bundled_tasks, sae_probes_task, task_from_file
+from lrt_lens.models import Read, same_place
+from lrt_lens.reproduction import (
+    Compared,
+    FigureOptions,
+    Reproduction,
+    Task,
+    Verdict,
+    bundled_tasks,
+    run,
+    sae_probes_task,
+    task_from_file,
+)
 
 CLOSE = 0.05
 """Difference of accuracy up to which zero-shot counts as ≈ native."""

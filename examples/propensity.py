@@ -18,16 +18,16 @@ from typing import Any, ClassVar
 import pandas as pd
 
 import lrt_lens as lrt
-from lrt_lens.adapters.vectors._propensity import SCALES
+from lrt_lens.adapters.vectors import SCALES
 from lrt_lens.reproduction import (
     Compared,
     FigureOptions,
     MissingInputError,
     Reproduction,
     Verdict,
+    first_items,
     run,
 )
-from lrt_lens.reproduction._concepts import first_items
 
 PAPER = {
     "corrigible-neutral-HHH": (0.807, 0.160, 0.751, 0.861, 4.22e-2, 4.24e-2),

@@ -29,14 +29,11 @@ import torch
 from plotly.subplots import make_subplots
 
 import lrt_lens as lrt
-from lrt_lens.adapters.saes.features._unembedding import Unembedding
-from lrt_lens.adapters.vectors._calibration import calibrate_on
-from lrt_lens.adapters.vectors._neutral_text import NeutralText
-from lrt_lens.adapters.vectors._preferences import PreferenceText
-from lrt_lens.adapters.vectors._scale_prediction import predict_scale
-from lrt_lens.bundled._texts import CONCEPTS
-from lrt_lens.figures._template import HIGHLIGHT, TEMPLATE_NAME, short_hook
-from lrt_lens.models._hook_points import residual_post
+from lrt_lens.adapters.saes import Unembedding
+from lrt_lens.adapters.vectors import NeutralText, PreferenceText, calibrate_on, predict_scale
+from lrt_lens.bundled import CONCEPTS
+from lrt_lens.figures import HIGHLIGHT, TEMPLATE_NAME
+from lrt_lens.models import residual_post, short_hook
 from lrt_lens.reproduction import (
     Compared,
     FigureOptions,

@@ -22,11 +22,10 @@ import plotly.graph_objects as go
 import torch
 
 import lrt_lens as lrt
-from lrt_lens.figures._template import TEMPLATE_NAME
-from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS
+from lrt_lens.figures import TEMPLATE_NAME
+from lrt_lens.moments import FIT_PARTS, TEST_PARTS
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
-from lrt_lens.stitching._affine import MapPair
-from lrt_lens.stitching.recipes._adam import joint_loss
+from lrt_lens.stitching import MapPair, joint_loss
 
 PAPER = "Adam at 0.0001, 2 epochs"
 NO_RIDGE, RIDGE = "two-way, no ridge term", "two-way, ridge term from folds"

@@ -27,9 +27,16 @@ import numpy as np
 import pandas as pd
 
 import lrt_lens as lrt
-from lrt_lens.adapters.concepts._evaluation import ConceptTransfer
-from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
-from lrt_lens.reproduction._concepts import generic_stitch, load_concepts
+from lrt_lens.adapters.concepts import ConceptTransfer
+from lrt_lens.reproduction import (
+    Compared,
+    FigureOptions,
+    Reproduction,
+    Verdict,
+    generic_stitch,
+    load_concepts,
+    run,
+)
 
 SMALL_BEST, LARGE_AT_1 = 54.0, 88.0
 """Answers to 50 AdvBench questions judged harmful, per cent.
