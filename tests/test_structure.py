@@ -73,37 +73,6 @@ LATE_METHODS = {
 """Methods whose function lives in a higher package (`lrt_lens/_late.py`), by file."""
 
 
-UNFINISHED = {
-    "alone": {
-        "adapters/concepts/_arms.py",
-        "adapters/concepts/_evaluation.py",
-        "adapters/concepts/_rows.py",
-        "adapters/probes/_evaluation.py",
-        "adapters/probes/_linear_probe.py",
-        "adapters/probes/_logistic.py",
-        "adapters/saes/_decoder_geometry.py",
-        "adapters/saes/_evaluation.py",
-        "adapters/saes/_rows.py",
-        "adapters/saes/_sae_pass.py",
-        "adapters/saes/_scaling.py",
-        "adapters/saes/_sparse_probing.py",
-        "adapters/saes/features/_attention.py",
-        "adapters/saes/features/_evaluate.py",
-        "adapters/saes/features/_substitution.py",
-        "adapters/saes/features/_unembedding.py",
-        "models/_pair.py",
-        "moments/_checkpoint.py",
-        "moments/_plan.py",
-        "moments/_scatter.py",
-        "moments/cache/_activation_cache.py",
-        "moments/cache/_shard.py",
-    },
-    "small": {"adapters/saes/_initialisation.py", "adapters/saes/_training.py"},
-    "parameters": {"adapters/saes/_sparse_probing.py", "adapters/saes/_training.py"},
-}
-"""Files that break a rule today. The tests fail when one of them keeps it: take it off the list."""
-
-
 def python_files() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
@@ -209,14 +178,8 @@ def test_modules_that_are_not_api_begin_with_an_underscore(path: Path) -> None:
     assert path.name.startswith("_") or relative(path) in public
 
 
-def note_unfinished(request: pytest.FixtureRequest, rule: str, path: Path) -> None:
-    if relative(path) in UNFINISHED[rule]:
-        request.applymarker(pytest.mark.xfail(reason="not yet rewritten", strict=True))
-
-
 @FILES
-def test_modules_and_functions_stay_small(path: Path, request: pytest.FixtureRequest) -> None:
-    note_unfinished(request, "small", path)
+def test_modules_and_functions_stay_small(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 600
     for node in ast.walk(ast.parse(text)):
@@ -228,10 +191,7 @@ def test_modules_and_functions_stay_small(path: Path, request: pytest.FixtureReq
 
 
 @FILES
-def test_public_functions_take_at_most_twelve_parameters(
-    path: Path, request: pytest.FixtureRequest
-) -> None:
-    note_unfinished(request, "parameters", path)
+def test_public_functions_take_at_most_twelve_parameters(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             arguments = node.args
@@ -262,6 +222,4 @@ def test_docstrings_stand_alone(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
             summary = (ast.get_docstring(node) or "").split("\n")[0]
             name = getattr(node, "name", "the module")
-            if FRAGMENT.match(summary) and relative(path) in UNFINISHED["alone"]:
-                pytest.xfail(f"{name}: {summary!r} is not yet rewritten")
             assert not FRAGMENT.match(summary), f"{name}: {summary!r} does not stand alone"

@@ -2,6 +2,7 @@ from ._checkpoint import remove_checkpoints as remove_checkpoints
 from ._cross_moments import FIT_PARTS as FIT_PARTS
 from ._cross_moments import TEST_PARTS as TEST_PARTS
 from ._cross_moments import CrossMoments as CrossMoments
+from ._harvest_settings import HarvestSettings as HarvestSettings
 from ._harvesting import harvest as harvest
 from ._plan import HarvestPlan as HarvestPlan
 from ._plan import ModelShape as ModelShape
@@ -12,3 +13,4 @@ from ._scatter import MapScore as MapScore
 from ._scatter import Scatter as Scatter
 from ._scatter import score_map as score_map
 from .cache._activation_cache import ActivationCache as ActivationCache
+from .cache._recording import RecordSettings as RecordSettings

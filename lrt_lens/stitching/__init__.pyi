@@ -20,6 +20,7 @@ from ._rows import score_rows as score_rows
 from ._similarity import similarities as similarities
 from ._stitch import Stitch as Stitch
 from ._stitch_loss import StitchLoss as StitchLoss
+from ._stitch_loss import StitchLossSettings as StitchLossSettings
 from ._stitch_loss import evaluate_stitch_loss as evaluate_stitch_loss
 from ._stitch_loss import token_identity_map as token_identity_map
 from .recipes._adam import AdamFit as AdamFit

@@ -288,7 +288,7 @@ def test_a_block_is_known_by_both_sides_tokens(two: ModelPair, corpus: list[str]
 def test_texts_of_too_few_shared_places_are_refused_with_how_many(two: ModelPair) -> None:
     with pytest.raises(
         TooFewDocumentsError,
-        match=r"40 have 40 aligned positions in all, which are 100.0% of the source's .* needs 4 others",
+        match=r"40 document\(s\) have 40 aligned positions, which are 100.0% of the source's .* needs 4 others",
     ):
         list(iterate_blocks(["a"] * 40, two.source, BlockPlan(), target=two.target))
 
@@ -297,7 +297,7 @@ def test_texts_without_a_shared_boundary_and_chats_are_refused(
     two: ModelPair, corpus: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
-        MismatchError, match=r"document 0 is a chat, but the two models have different tokenizers"
+        MismatchError, match=r"document 0 is a chat, but the models have different tokenizers"
     ):
         harvest(two, [[{"role": "user", "content": "the cat"}]], **QUIET)
     monkeypatch.setattr("lrt_lens.data._boundaries.NO_BOUNDARY", -1)

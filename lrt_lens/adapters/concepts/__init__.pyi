@@ -7,3 +7,4 @@ from ._evaluation import ConceptTransfer as ConceptTransfer
 from ._evaluation import evaluate_concept_transfer as evaluate_concept_transfer
 from ._rows import read_rows as read_rows
 from ._settings import BETAS as BETAS
+from ._settings import ConceptTransferSettings as ConceptTransferSettings

@@ -155,7 +155,7 @@ def _concept_rows(
 def _fitted(
     rows: list[_ConceptRows], settings: ConceptTransferSettings, generator: torch.Generator
 ) -> Iterator[tuple[str, _Transfer]]:
-    """(arm, function that fits a map and transfers the vector of one hook pair by it)."""
+    """Return each arm with the function that fits a map and transfers a vector by it."""
 
     def by(fit: Callable[[_ConceptRows], RowMap]) -> _Transfer:
         def transfer(layer: _ConceptRows) -> tuple[Tensor, RowMap]:

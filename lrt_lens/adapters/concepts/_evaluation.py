@@ -401,7 +401,10 @@ class _SteeredModel:
         return _ArmCurve(arm, curve)
 
     def _at(self, arm: ConceptArm, beta: float) -> tuple[np.ndarray, float]:
-        """(propensity [item], damage) at one β; damage is NaN without neutral texts."""
+        """Return propensity [item] and damage at one β.
+
+        The damage is NaN without neutral texts.
+        """
         first, later = self._hooks(arm, beta)
         with self.model.intervene(later):
             return self.items.propensity(first), self._damage(first)

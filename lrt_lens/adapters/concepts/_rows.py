@@ -118,7 +118,7 @@ class PairRows:
         return replace(self, target=flat[order].reshape(self.target.shape))
 
     def without_source(self, generator: torch.Generator) -> "PairRows":
-        """The same target rows, with standard normal numbers instead of the source's rows."""
+        """Return these target rows with standard normal numbers as source rows."""
         noise = torch.randn(self.source.shape, generator=generator, dtype=torch.float64)
         return replace(self, source=noise)
 

@@ -401,7 +401,7 @@ class _ProbeArms:
 def _with_progress(
     arms: _ProbeArms, token_map: AffineMap | None, settings: ProbeEvaluationSettings, progress: bool
 ) -> Iterator[tuple[str, int, np.ndarray]]:
-    """(arm, k, probabilities) of all arms and draws, with a progress bar."""
+    """Yield arm, k and probabilities of all arms and draws, with a progress bar."""
     parts = (
         arms.single(token_map),
         arms.permuted(settings.n_permuted),

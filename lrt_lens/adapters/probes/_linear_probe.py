@@ -377,7 +377,10 @@ def read_rows(
 def fit_rows(
     rows: Tensor, labels: Sequence[Label], *, groups: np.ndarray | None = None, **options: Any
 ) -> tuple[Logistic, tuple[Label, ...]]:
-    """(classifier, classes) of rows with one label each; ``options`` as in `fit_logistic`."""
+    """Return the classifier and the classes of rows with one label each.
+
+    ``options`` are those of `fit_logistic`.
+    """
     classes = classes_of(labels)
     x, y = rows.cpu().double().numpy(), class_numbers(labels, classes)
     return fit_logistic(x, y, len(classes), groups=groups, **options), classes

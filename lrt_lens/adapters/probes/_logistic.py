@@ -70,7 +70,7 @@ class Scaling:
         return Logistic(plain, bias - self.mean @ plain, penalty)
 
     def unfolded(self, classifier: Logistic) -> tuple[np.ndarray, np.ndarray]:
-        """(weight, bias) on standardised rows of a classifier of plain rows."""
+        """Return weight and bias on standardised rows of a classifier of plain rows."""
         weight = classifier.weight * self.deviation[:, None]
         return weight, classifier.bias + self.mean @ classifier.weight
 

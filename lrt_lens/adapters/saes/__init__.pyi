@@ -11,9 +11,11 @@ from ._rows import SAERows as SAERows
 from ._scaling import SAEScaling as SAEScaling
 from ._scaling import study_sae_scaling as study_sae_scaling
 from ._sparse_probing import SparseProbeEvaluation as SparseProbeEvaluation
+from ._sparse_probing import SparseProbeSettings as SparseProbeSettings
 from ._sparse_probing import evaluate_sparse_probes as evaluate_sparse_probes
 from ._sparsify import load_sparsify as load_sparsify
 from ._training import SAETraining as SAETraining
+from ._training import SAETrainingSettings as SAETrainingSettings
 from ._training import train_sae as train_sae
 from ._transfer import transfer_sae as transfer_sae
 from ._unit_norm import unit_norm_decoder as unit_norm_decoder
@@ -21,6 +23,7 @@ from .codes._code_map import CodeMap as CodeMap
 from .codes._code_map import fit_code_map as fit_code_map
 from .codes._evaluation import CodeMapEvaluation as CodeMapEvaluation
 from .codes._evaluation import evaluate_code_map as evaluate_code_map
+from .features._evaluate import FeatureEvaluationSettings as FeatureEvaluationSettings
 from .features._evaluate import evaluate_features as evaluate_features
 from .features._result import FeatureEvaluation as FeatureEvaluation
 from .features._unembedding import Unembedding as Unembedding

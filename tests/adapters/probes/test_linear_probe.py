@@ -309,5 +309,5 @@ def test_predictions_name_what_is_missing(pair: ModelPair) -> None:
 @pytest.mark.usefixtures("unchecked")
 def test_a_vector_cannot_be_read_at_every_token(pair: ModelPair) -> None:
     read: Any = "every"
-    with pytest.raises(ValueError, match="expected 'last', 'mean', 'max', or a position"):
+    with pytest.raises(ValueError, match="expected 'last', 'mean', 'max' or a position"):
         read_activations(pair.source, BINARY, HOOK, read)

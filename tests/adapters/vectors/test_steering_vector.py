@@ -100,7 +100,7 @@ def test_unreadable_positions_name_the_position_and_the_length(pair: ModelPair) 
     with pytest.raises(ValueError, match=r"position 40 is outside a text of \d+ tokens"):
         read_activations(pair.source, POSITIVE, HOOK, 40)
     with pytest.raises(
-        ValueError, match="read is 'first'; expected 'last', 'mean', 'max', or a position"
+        ValueError, match="read is 'first'; expected 'last', 'mean', 'max' or a position"
     ):
         read_activations(pair.source, POSITIVE, HOOK, "first")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has none behind the 4 masked ones"):

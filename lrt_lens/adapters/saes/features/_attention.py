@@ -173,7 +173,7 @@ def _layer_effects(
     examples: Sequence[Example],
     layer: int,
 ) -> Tensor:
-    """[direction, example, head]: p(first token) minus p(first token) without the contribution."""
+    """Return the drop of p(first token) without the contribution, as [direction, example, head]."""
     tokens = model.pad([example.ids for example in examples])
     last = torch.tensor([len(example.ids) - 1 for example in examples])
     rows = torch.arange(len(examples))

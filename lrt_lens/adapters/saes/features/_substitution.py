@@ -103,7 +103,7 @@ class ContentWords:
         return cls(dict(by_shape), dict(between), model)
 
     def versions(self, sentence: str, n: int, rng: np.random.Generator) -> list[str] | None:
-        """[sentence, n different rewrites], all of equal length in tokens.
+        """Return ``n`` different rewrites of each sentence, all of equal length in tokens.
 
         None if the corpus has too few substitutes.
         """

@@ -60,7 +60,9 @@ class Unembedding:
         return rows.float().cpu() @ (self.weight if tokens is None else self.weight[:, tokens])
 
     def top_tokens(self, rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """(ids, weights), [row, 2n]: the ``n`` tokens raised most, then the ``n`` lowered most."""
+        """Return ids and weights [row, 2n] of tokens: the ``n`` raised most, then the ``n`` lowered
+        most.
+        """
         n = min(n, self.weight.shape[1] // 2)
         ids, weights = [], []
         # Chunks of rows: logits of all features × vocabulary would not fit into memory.
