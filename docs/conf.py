@@ -22,8 +22,10 @@ NEEDED = ("furo", "myst_nb", "sphinx_copybutton", "sphinx_design", "ipykernel", 
 missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 if missing:
     raise ConfigError(
-        f"the documentation needs {', '.join(missing)}, which this Python ({sys.executable}) does not have; "
-        "run `make docs`, which sets itself up, or `pip install -e '.[dev,examples,docs]'` in the repository's root"
+        f"the documentation needs {', '.join(missing)}, which this Python ({sys.executable}) does "
+        "not have; "
+        "run `make docs`, which sets itself up, or `pip install -e '.[dev,examples,docs]'` in the "
+        "repository's root"
     )
 
 from inventories import external_inventories  # noqa: E402 # pyright: ignore[reportMissingImports] (docs/_ext comes onto the path above)

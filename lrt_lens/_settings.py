@@ -14,8 +14,8 @@ one frozen dataclass; a function takes ``settings`` or, as ``**options``, any of
     harvest(pair, documents, n_tokens=10_000)
     harvest(pair, documents, settings=HarvestSettings(n_tokens=10_000))
 
-Limits: a type checker does not know the names in ``**options``; a wrong name is a TypeError when the
-function is called.
+Limits: a type checker does not know the names in ``**options``; a wrong name is a TypeError when
+the function is called.
 """
 
 import inspect
@@ -49,7 +49,7 @@ def resolve(kind: type[Kind], settings: Kind | None, options: Mapping[str, Any])
 def takes(kind: type[Settings]) -> Callable[[Function], Function]:
     """Return a decorator that shows the fields of ``kind`` in the signature of a function.
 
-    The function must end in ``**options``; `help` and Jupyter then list each field with its default.
+    The function must end in ``**options``; `help` and Jupyter then list each field and its default.
     """
 
     def show(function: Function) -> Function:

@@ -210,7 +210,8 @@ def test_public_functions_and_classes_have_a_docstring(path: Path) -> None:
 
 
 FRAGMENT = re.compile(
-    r"(Of |The same\b|As it stands|As they|Another |All of |What |Where |Whether it|\(|\[|Or |And |But )"
+    r"(Of |The same\b|As it stands|As they|Another |All of |What |Where |Whether it|\(|\[|Or |And "
+    r"|But )"
 )
 """Beginnings of docstrings that do not stand alone."""
 

@@ -38,7 +38,8 @@ def external_inventories(
         }
         if not found:
             raise ConfigError(
-                f"LRT_LENS_DOCS_INVENTORIES={folder} holds none of {', '.join(f'{name}.inv' for name in SITES)}"
+                f"LRT_LENS_DOCS_INVENTORIES={folder} holds none of "
+                f"{', '.join(f'{name}.inv' for name in SITES)}"
             )
         return found
     if environment.get("LRT_LENS_DOCS_ONLINE") == "1":

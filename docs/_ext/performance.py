@@ -35,7 +35,8 @@ def table(results: dict[str, Any]) -> str:
         target = f"{DIRECTIONS[entry['direction']]} {figures(entry['target'])}"
         met = "yes" if entry["met"] else "**no**"
         lines.append(
-            f"| `{entry['name']}` | {figures(entry['value'])} | {target} | {met} | {cell(entry['what'])} |"
+            f"| `{entry['name']}` | {figures(entry['value'])} | {target} | {met} | "
+            f"{cell(entry['what'])} |"
         )
     return "\n".join(lines)
 
@@ -50,7 +51,8 @@ def machine(results: dict[str, Any]) -> str:
         else "all meet their targets"
     )
     return (
-        f"Measured up to {results['date'][:10]} on {found['cores']} cores ({found['cpu']}, {found['memory_gib']} GiB, {found['threads']} threads), "
+        f"Measured up to {results['date'][:10]} on {found['cores']} cores ({found['cpu']}, "
+        f"{found['memory_gib']} GiB, {found['threads']} threads), "
         f"Python {found['python']}, torch {found['torch']}, transformers {found['transformers']}, "
         f"TransformerLens {found['transformer-lens']}: {verdict}."
     )

@@ -43,7 +43,8 @@ def directive(name: str) -> list[str]:
         is_error = issubclass(value, BaseException)
         return [f".. auto{'exception' if is_error else 'class'}:: {name}", "   :members:"]
     return [
-        f".. auto{'function' if callable(value) and hasattr(value, '__name__') else 'data'}:: {name}"
+        f".. auto{'function' if callable(value) and hasattr(value, '__name__') else 'data'}:: "
+        f"{name}"
     ]
 
 

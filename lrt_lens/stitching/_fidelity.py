@@ -152,7 +152,10 @@ def naive_fidelities(stitch: StitchData, directions: Tensor) -> Tensor:
 
 
 def random_source_directions(stitch: StitchData, n: int, generator: torch.Generator) -> Tensor:
-    """Return random source directions [n, d_source], half isotropic, half as the source's stream."""
+    """Return random source directions [n, d_source].
+
+    Half are isotropic, half are drawn from the source's covariance.
+    """
     covariance = stitch.source_statistics.covariance
     noise = torch.randn(n, len(covariance), generator=generator, dtype=torch.float64)
     return random_directions(noise, covariance)

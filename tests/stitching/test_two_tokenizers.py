@@ -310,6 +310,6 @@ def test_texts_without_a_shared_boundary_and_chats_are_refused(
     )
     with pytest.raises(
         MismatchError,
-        match=r"no boundary between characters is shared in 150 text\(s\) of \d+ and \d+ tokens",
+        match=r"no character boundary is shared in 150 text\(s\) of \d+ and \d+ tokens",
     ):
         list(iterate_blocks(corpus, two.source, BlockPlan(), Corpus(), two.target))

@@ -12,7 +12,8 @@ from pathlib import Path
 
 WIDTH = 420
 ARROW = (
-    '<defs><marker id="{id}-head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto-start-reverse">'
+    '<defs><marker id="{id}-head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
+    'markerHeight="7" orient="auto-start-reverse">'
     '<path d="M0 0 8 4 0 8z" fill="context-stroke"/></marker></defs>'
 )
 Part = str
@@ -164,7 +165,8 @@ def moments() -> str:
     return drawing(
         name,
         446,
-        "Both models read the same tokens; sums over tokens are kept by fold, and every map and score follows from them",
+        "Both models read the same tokens; sums over tokens are kept by fold, and every map and "
+        "score follows from them",
         parts,
     )
 
@@ -210,7 +212,8 @@ def up_and_down() -> str:
     return drawing(
         name,
         366,
-        "A stitch: the map up carries states and steering vectors, the map down what a probe reads, an SAE takes both",
+        "A stitch: the map up carries states and steering vectors, the map down what a probe "
+        "reads, an SAE takes both",
         parts,
     )
 
@@ -263,7 +266,8 @@ def directions() -> str:
     return drawing(
         name,
         382,
-        "A steering vector goes through the map without the bias; its length is matched in standard deviations",
+        "A steering vector goes through the map without the bias; its length is matched in "
+        "standard deviations",
         parts,
     )
 
@@ -300,7 +304,8 @@ def evidence() -> str:
     return drawing(
         "evidence",
         334,
-        "Schematic: the transferred arm lies near native and clear of the controls, at equal damage",
+        "Schematic: the transferred arm lies near native and clear of the controls, at equal "
+        "damage",
         parts,
     )
 

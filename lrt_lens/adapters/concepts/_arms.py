@@ -194,7 +194,7 @@ def _by_noise(generator: torch.Generator) -> _Transfer:
 
 
 def _unfitted(rows: list[_ConceptRows]) -> Iterator[tuple[str, Callable[[_ConceptRows], Tensor]]]:
-    """(arm, function that transfers the vector of one hook pair without fitting a map)."""
+    """Return each arm with the function that transfers a vector without fitting a map."""
     yield "mean_only", lambda layer: layer.vector @ mean_only(layer.foreign)
     if all(layer.stitch is not None for layer in rows):
         yield "stitch", _by_stitch

@@ -430,7 +430,7 @@ class _SteeredModel:
         return {nearest * share for share in _AROUND}
 
     def _hooks(self, arm: ConceptArm, beta: float) -> tuple[SteeringHook, dict[int | str, Any]]:
-        """(hook at the first hook point, hooks at the later ones).
+        """Return the hook at the first hook point, and the hooks at the later ones.
 
         Later hooks are told by the first one at which positions prompts end.
         """

@@ -326,7 +326,7 @@ class _ProbeArms:
         return read_rows(self.pair.target, texts, hook, read, skip_first)[0].numpy()
 
     def single(self, token_map: AffineMap | None) -> Iterator[tuple[str, int, np.ndarray]]:
-        """(arm, k, probabilities [text, class]) of the arms that are measured once."""
+        """Yield arm, k and probabilities [text, class] of the arms that are measured once."""
         source = self.probe.rows(self.pair.source, self.test_texts)[0]
         yield "source", 0, _predict(self.probe, source)
         yield "native", len(self.y), _predict(self.native, torch.from_numpy(self.x_test))
@@ -348,7 +348,7 @@ class _ProbeArms:
         return _predict(probe, probe.rows(self.pair.target, self.test_texts)[0])
 
     def permuted(self, n: int) -> Iterator[tuple[str, int, np.ndarray]]:
-        """(arm, k, probabilities) of probes fitted on permuted labels and transferred."""
+        """Yield arm, k and probabilities of probes fitted on permuted labels and transferred."""
         rows = self.probe.rows(self.pair.source, self.train_texts)[0].numpy() if n else np.empty(0)
         # The penalty of the probe is used again: cross-validation on permuted labels would choose
         # the largest candidate.
@@ -363,7 +363,10 @@ class _ProbeArms:
             yield "permuted", 0, _predict(transferred, torch.from_numpy(self.z_test))
 
     def random(self, n: int) -> Iterator[tuple[str, int, np.ndarray]]:
-        """(arm, k, probabilities) of random weights; the second half have the rows' covariance."""
+        """Yield arm, k and probabilities of random weights.
+
+        The second half of them have the rows' covariance.
+        """
         generator = np.random.default_rng(self.seed)
         centred = self.x - self.x.mean(0)
         # XᵀX = V Λ Vᵀ, so that V Λ^½ g has this covariance for a standard normal g.
@@ -380,7 +383,7 @@ class _ProbeArms:
     def learning_curve(
         self, ks: Sequence[int], n_seeds: int
     ) -> Iterator[tuple[str, int, np.ndarray]]:
-        """(arm, k, probabilities) of ``refit`` and ``scratch`` for each k and draw of labels."""
+        """Yield arm, k and probabilities of ``refit`` and ``scratch``, for each draw of labels."""
         start = Logistic(
             self.transferred.weight.double().numpy(), self.transferred.bias.double().numpy()
         )
@@ -435,7 +438,7 @@ def _stratified_rows(y: np.ndarray, k: int, generator: np.random.Generator) -> n
 def _tables(
     task: str, verdicts: dict[tuple[str, int], Verdict], chance: float, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(table, summary) of a `ProbeEvaluation`."""
+    """Return table and summary of a `ProbeEvaluation`."""
     native = next(verdict for (arm, _), verdict in verdicts.items() if arm == "native")
     rows, summary = [], []
     for (arm, k), verdict in verdicts.items():

@@ -164,7 +164,9 @@ class LinearProbe:
     # -------------------------------------------------------------------------------------- reading
 
     def rows(self, model: ModelLike, texts: Sequence[str]) -> tuple[Tensor, list[int]]:
-        """(rows [row, d] in float64 that the weights multiply, number of rows of each text).
+        """Return the rows [row, d] that the weights multiply, and the number of rows per text.
+
+        The rows are float64.
 
         Raises:
             MismatchError: the probe belongs to another model.
@@ -223,7 +225,7 @@ class LinearProbe:
     def _predictions(
         self, model: ModelLike, texts: Sequence[str], labels: Sequence[Any]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(probabilities [row, class], true class number [row])."""
+        """Return probabilities [row, class] and true class numbers [row]."""
         check_labels(texts, labels, every=self.read == "every", two=False)
         rows, counts = self.rows(model, texts)
         truth = class_numbers(_row_labels(labels, counts, self.read), self.classes)

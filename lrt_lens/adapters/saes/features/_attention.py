@@ -195,7 +195,7 @@ def _layer_effects(
 def first_token_attention(
     model: HookedModel, layer: int, tokens: Tensor, residual: Tensor, last: Tensor
 ) -> Tensor:
-    """[row, head]: attention from position ``last`` to the first token, for each head of a layer.
+    """Return attention from position ``last`` to the first token of each head, as [row, head].
 
     Args:
         model: the model that computes the attention.

@@ -60,9 +60,7 @@ class Unembedding:
         return rows.float().cpu() @ (self.weight if tokens is None else self.weight[:, tokens])
 
     def top_tokens(self, rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """Return ids and weights [row, 2n] of tokens: the ``n`` raised most, then the ``n`` lowered
-        most.
-        """
+        """Return ids and weights [row, 2n] of the tokens raised most (``n``), then lowered most."""
         n = min(n, self.weight.shape[1] // 2)
         ids, weights = [], []
         # Chunks of rows: logits of all features × vocabulary would not fit into memory.
