@@ -95,7 +95,9 @@ autosummary_generate = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
+# Signatures that show the fields of a settings object (lrt_lens/_settings.py) have no defaults in the
+# source for Sphinx to preserve.
+autodoc_preserve_defaults = False
 napoleon_numpy_docstring = False
 intersphinx_mapping = external_inventories()
 intersphinx_timeout = 10

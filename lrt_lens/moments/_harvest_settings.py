@@ -1,9 +1,9 @@
 """Settings of a harvest, written once for `harvest`, `settle`, `plan_harvest` and `fit_stitches`.
 
-settings = HarvestSettings(target_layers="proportional", n_tokens=1_000_000)
-plan_harvest(ModelShape.of_pretrained("gpt2"), ModelShape.of_pretrained("gpt2-xl"),
-             settings=settings)
-harvest(pair, documents, settings=settings)
+    settings = HarvestSettings(target_layers="proportional", n_tokens=1_000_000)
+    small, large = ModelShape.of_pretrained("gpt2"), ModelShape.of_pretrained("gpt2-xl")
+    plan_harvest(small, large, settings=settings)
+    harvest(pair, documents, settings=settings)
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """A report as one HTML file that loads nothing from the network.
 
 Problem: results are read months later, on another machine or on a phone, by someone who has neither
-the notebook nor its packages. Mechanism: a report is a title and `Section`s of blocks (paragraphs,
+the notebook nor its packages. Mechanism: a report is a title and sections of blocks (paragraphs,
 tables, figures, key numbers, continuations side by side); each block renders itself to HTML, all
 text is escaped, figures are stored as JSON and drawn by one inline copy of plotly.js. The page's
 content security policy forbids every request, so a missing part cannot be fetched unnoticed.
