@@ -4,6 +4,8 @@
     small, large = ModelShape.of_pretrained("gpt2"), ModelShape.of_pretrained("gpt2-xl")
     plan_harvest(small, large, settings=settings)
     harvest(pair, documents, settings=settings)
+
+Each field may also be passed as a keyword.
 """
 
 from dataclasses import dataclass
