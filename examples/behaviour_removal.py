@@ -1,15 +1,17 @@
-"""LRT, figure 4: a behaviour steered away over α, by the large model's own vector and by the small
-one's, under two maps.
+"""LRT, figure 4: remove a behaviour with a native and with a transferred vector, over α.
 
-    python examples/behaviour_removal.py                        # bundled pair, about three minutes on two cores
+    python examples/behaviour_removal.py          # bundled pair, about three minutes on two cores
 
-The paper (arXiv 2506.00653, §3.3) removes refusal from Gemma-2-9b-it with vectors of 2b, carried by
-a map fitted on a third of chats and by one fitted on the Pile alone, and finds the curves of native
-and transferred vectors over α alike. The bundled models do not refuse; they do close reviews by
-"Verdict: positive". Behaviour: the preference for that verdict behind positive reviews. Its
-direction is steered away at growing strength, under a map of stories and reviews and under one of
-stories alone, beside random directions and shuffled pairs, with the damage on neutral text. Second
-figure: the direction ablated (Arditi et al., which the paper follows).
+The paper (arXiv 2506.00653, §3.3) removes refusal from Gemma-2-9b-it with vectors of
+Gemma-2-2b-it. It transfers them through a map fitted on one third of chats, and through a map
+fitted on the Pile alone. It finds that the curves of native and transferred vectors over α
+coincide.
+
+The bundled models do not refuse, but they end reviews with "Verdict: positive". The behaviour here
+is the preference for that verdict after positive reviews. The script steers against its direction
+with growing strength, through a map of stories and reviews and through a map of stories alone, and
+compares with random directions and with the map of shuffled pairs. It also measures the damage on
+neutral text. The second figure ablates the direction (Arditi et al., whom the paper follows).
 """
 
 from collections.abc import Mapping
@@ -27,7 +29,7 @@ from lrt_lens.reproduction._concepts import first_items
 
 ARMS = ("native", "transferred", "shuffled", "random")
 CLOSE = 0.25
-"""Of native's drop: curves this close coincide."""
+"""Curves coincide if their drops differ by at most this fraction of the native drop."""
 
 
 @dataclass(frozen=True)
@@ -43,130 +45,134 @@ class Options(FigureOptions):
     }
     UNUSED: ClassVar = frozenset({"sae"})
     n_tokens: int = 60_000
-    """Tokens of either harvest."""
+    """Tokens of each harvest."""
     source_layer: int = 2
-    """Where the direction is learnt."""
+    """Layer of the source where the direction is learnt."""
     target_layer: int = 3
-    """Where it is carried to."""
+    """Layer of the target to which the direction is transferred."""
     scales: tuple[float, ...] = (0.5, 1.0, 2.0, 3.0, 4.0)
-    """Strengths α, multiples of each vector's own length."""
+    """Strengths α, as multiples of each vector's own length."""
     n_items: int = 80
-    """Positive reviews whose verdict is measured."""
+    """Number of positive reviews whose verdict is measured."""
     n_random: int = 4
-    """Random directions."""
+    """Number of random directions."""
     n_neutral: int = 24
-    """Neutral texts that damage is measured on."""
+    """Number of neutral texts on which damage is measured."""
 
 
 def reproduce(options: Options) -> Reproduction:
-    """Steer under both maps, and ablate under the first."""
+    """Steer through both maps, and ablate through the first."""
     pair = options.pair()
-    learnt, held_out = lrt.demo_contrast("sentiment").split(0.5, seed=options.seed)
-    items = first_items(verdicts(held_out.positive), options.n_items)
-    # The direction away from the behaviour: negative texts first.
-    away = lrt.ContrastSet(learnt.negative, learnt.positive, name="away from positive")
-    mixed = options.texts()
-    maps = (
-        {"stories and reviews": mixed, "stories alone": lrt.demo_documents("story")}
-        if options.documents is None
-        else {"the documents": mixed}
-    )
-    neutral = lrt.demo_neutral()[: options.n_neutral]
-    curves, first = [], None
-    for name, texts in maps.items():
-        stitch = options.grid(pair, texts, options.source_layer, options.target_layer).best()
-        first = first or stitch
-        vector = lrt.SteeringVector.mean_difference(
-            pair.source, away, at=stitch.source_hook, read="mean"
-        )
-        found = lrt.evaluate_steering(
-            pair,
-            stitch,
-            vector,
-            items,
-            neutral=neutral,
-            scales=list(options.scales),
-            n_random=options.n_random,
-            n_permuted=0,
-            seed=options.seed,
-        )
-        curves.append(found.table.assign(map=name))
-    assert first is not None
-    vector = lrt.SteeringVector.mean_difference(
-        pair.source, learnt, at=first.source_hook, read="mean"
-    )
-    ablated = lrt.evaluate_ablation(
-        pair,
-        first,
-        vector,
-        neutral=neutral,
-        items=items,
-        n_random=options.n_random,
-        seed=options.seed,
-    )
-    table = pd.concat(curves, ignore_index=True)
+    stitches = {
+        name: options.grid(pair, texts, options.source_layer, options.target_layer).best()
+        for name, texts in map_texts(options).items()
+    }
+    table, ablated = measured(pair, stitches, options)
     drops = drop_table(table)
     at = drops.set_index(["map", "arm"])["drop"]
-    own, gone = (
-        ablated.summary[ablated.summary["where"] == "everywhere"].set_index("arm")["drop"],
-        {name: float(at[name, "transferred"] / at[name, "native"]) for name in maps},
-    )
-    name = next(iter(maps))
-    null = max(float(at[name, "random"]), float(at[name, "shuffled"]))
+    shares = {name: float(at[name, "transferred"] / at[name, "native"]) for name in stitches}
+    nulls = {name: max(float(at[name, "random"]), float(at[name, "shuffled"])) for name in stitches}
+    name = next(iter(stitches))
     verdict: Verdict = (
         "does not survive its null"
-        if at[name, "transferred"] <= null
+        if at[name, "transferred"] <= nulls[name]
         else "holds"
-        if abs(1 - gone[name]) <= CLOSE
+        if abs(1 - shares[name]) <= CLOSE
         else "holds with a caveat"
     )
     return Reproduction(
         name="behaviour_removal",
         title="A behaviour steered away, by the large model's own vector and by the small one's",
         paper="LRT, figure 4",
-        claim="Over α, the carried vector removes a behaviour as the model's own does, under a map of mixed text and of plain text alike.",
-        compared=[
-            *(
-                Compared(
-                    f"drop of the behaviour (mean over α), share of native's, map of {name}",
-                    share,
-                    "curves coincide",
-                    control=max(float(at[name, "random"]), float(at[name, "shuffled"]))
-                    / float(at[name, "native"]),
-                    control_name="random or shuffled",
-                )
-                for name, share in gone.items()
-            ),
-            Compared(
-                "drop when the direction is ablated everywhere, share of native's",
-                float(own["transferred"] / own["native"]),
-                None,
-                control=float(own["random"] / own["native"]),
-                control_name="random",
-            ),
-        ],
-        says="A preference between two verdicts of a small model is not refusal judged by GPT-4.1: what is compared is whether both curves "
-        "run together over α, "
-        "beside what any direction of the same size does.",
+        claim="Over α, the transferred vector removes a behaviour as the target's own vector does, "
+        "through a map of mixed text as well as through a map of plain text.",
+        compared=compared_rows(at, shares, nulls, ablated.summary),
+        says="A preference between two verdicts of a small model is not refusal judged by GPT-4.1. "
+        "The comparison shows whether both curves run together over α, and what any direction of "
+        "the same size does.",
         verdict=verdict,
-        because="the carried vector has "
+        because="the transferred vector has "
         + ", ".join(
-            f"{share:.2f} of native's drop under the map of {name}" for name, share in gone.items()
+            f"{share:.2f} of the native drop with the map of {name}"
+            for name, share in shares.items()
         )
-        + f"; random or shuffled directions have {null / float(at[name, 'native']):.2f}.",
+        + f"; random or shuffled directions have {nulls[name] / float(at[name, 'native']):.2f}.",
         figures={
-            "Preference for the positive verdict, and damage, over α (± 1 s.e. from 95% intervals)": figure(
-                table
-            ),
-            "Ablated": ablated.figure(),
+            "Preference for the positive verdict, and damage, over α "
+            "(± 1 s.e. from 95% intervals)": figure(table),
+            "Effect of ablating the direction": ablated.figure(),
         },
         tables={"Drops": drops, "Curves": table, "Ablation": ablated.summary},
-        details={"stitch": repr(first)},
+        details={"stitch": repr(stitches[name])},
     )
 
 
+def map_texts(options: Options) -> dict[str, list[str]]:
+    """Texts on which each map is fitted."""
+    mixed = options.texts()
+    if options.documents is not None:
+        return {"the documents": mixed}
+    return {"stories and reviews": mixed, "stories alone": lrt.demo_documents("story")}
+
+
+def measured(
+    pair: lrt.ModelPair, stitches: Mapping[str, lrt.Stitch], options: Options
+) -> tuple[pd.DataFrame, lrt.AblationEvaluation]:
+    """Curves over α through every map, and the ablation through the first map."""
+    learnt, held_out = lrt.demo_contrast("sentiment").split(0.5, seed=options.seed)
+    # Swapping the two sides turns the direction away from the behaviour.
+    away = lrt.ContrastSet(learnt.negative, learnt.positive, name="away from positive")
+    items = first_items(verdicts(held_out.positive), options.n_items)
+    shared: dict[str, Any] = {
+        "neutral": lrt.demo_neutral()[: options.n_neutral],
+        "n_random": options.n_random,
+        "seed": options.seed,
+    }
+    curves = []
+    for name, stitch in stitches.items():
+        vector = lrt.SteeringVector.mean_difference(
+            pair.source, away, at=stitch.source_hook, read="mean"
+        )
+        evaluation = lrt.evaluate_steering(
+            pair, stitch, vector, items, scales=list(options.scales), n_permuted=0, **shared
+        )
+        curves.append(evaluation.table.assign(map=name))
+    first = next(iter(stitches.values()))
+    vector = lrt.SteeringVector.mean_difference(
+        pair.source, learnt, at=first.source_hook, read="mean"
+    )
+    ablated = lrt.evaluate_ablation(pair, first, vector, items=items, **shared)
+    return pd.concat(curves, ignore_index=True), ablated
+
+
+def compared_rows(
+    at: pd.Series, shares: Mapping[str, float], nulls: Mapping[str, float], ablated: pd.DataFrame
+) -> list[Compared]:
+    """Drops as fractions of the native drop, per map, and the drop under ablation."""
+    drop = ablated[ablated["where"] == "everywhere"].set_index("arm")["drop"]
+    return [
+        *(
+            Compared(
+                f"drop of the behaviour (mean over α), fraction of native, map of {name}",
+                share,
+                "curves coincide",
+                control=nulls[name] / float(at[name, "native"]),
+                control_name="random or shuffled",
+            )
+            for name, share in shares.items()
+        ),
+        Compared(
+            "drop when the direction is ablated everywhere, fraction of native",
+            float(drop["transferred"] / drop["native"]),
+            None,
+            control=float(drop["random"] / drop["native"]),
+            control_name="random",
+        ),
+    ]
+
+
 def verdicts(texts: list[str]) -> lrt.ChoiceItems:
-    """Positive texts followed by "Verdict:"; the behaviour is the positive one."""
+    """Choice items: each text followed by "Verdict:"; the behaviour is the positive verdict."""
     n = len(texts)
     return lrt.ChoiceItems(
         [f"{text}\nVerdict:" for text in texts],
@@ -177,7 +183,7 @@ def verdicts(texts: list[str]) -> lrt.ChoiceItems:
 
 
 def drop_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean drop of the propensity over the strengths, nats, a row a map and arm."""
+    """Mean drop of the propensity over the strengths (nats), one row per map and arm."""
     rows = []
     for (name, arm), part in table.groupby(["map", "arm"], sort=False):
         start = table[(table["map"] == name) & (table["scale"] == 0)]["propensity"].mean()
@@ -195,7 +201,7 @@ def drop_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(table: pd.DataFrame) -> go.Figure:
-    """A column a map: preference above, damage below."""
+    """One column per map: preference above, damage below."""
     maps = list(dict.fromkeys(table["map"]))
     titles = [f"map of {name}" for name in maps] + [""] * len(maps)
     plot = make_subplots(
@@ -209,16 +215,14 @@ def figure(table: pd.DataFrame) -> go.Figure:
     )
     for column, name in enumerate(maps, start=1):
         for arm in ARMS:
-            part = table[
-                (table["map"] == name)
-                & (table["arm"].isin([arm, "none"] if arm == "none" else [arm]))
-            ]
+            part = table[(table["map"] == name) & (table["arm"] == arm)]
             means = (
                 part.groupby("scale")[["propensity", "propensity_low", "propensity_high", "damage"]]
                 .mean()
                 .reset_index()
             )
-            style, drawn = arm_style(arm), arm == "random"
+            style, is_random = arm_style(arm), arm == "random"
+            # The half-width of a 95% interval is 1.96 standard errors.
             error = (means["propensity_high"] - means["propensity_low"]) / (2 * 1.96)
             plot.add_scatter(
                 x=means["scale"],
@@ -229,7 +233,7 @@ def figure(table: pd.DataFrame) -> go.Figure:
                 line=style.line,
                 marker=style.marker,
                 mode="lines+markers",
-                error_y=None if drawn else {"array": error, "thickness": 1},
+                error_y=None if is_random else {"array": error, "thickness": 1},
                 row=1,
                 col=column,
             )

@@ -1,20 +1,19 @@
-"""Stitching, figures 3b, 3c and 11: clamp steering over many concepts, and whether common concepts
-carry better.
+"""Stitching, figures 3b, 3c and 11: clamp steering over many concepts, rare and common.
 
     python examples/clamp_steering.py                           # bundled pair
 
-Transferring Features with Model Stitching (arXiv 2506.06609) clamps the component along a
-language's direction to the language's mean in Gemma-2, counts how often the answer is in that
-language, and gives for 20 languages the clipped ratio of transferred to native, which grows with
-the language's frequency. Its table 6 goes from 2B to 9B, small to large as here; its table 5, from
-9B to 2B, has means of .540 and .290. Table 6's native arm looks broken: on fr, hu, it, lt, lv, nl,
-pl, pt and ro it is at .09 or less while the carried one reaches .53 to .69 on four of them, and
-ratios of 1 come from there.
+Transferring Features with Model Stitching (arXiv 2506.06609) clamps the component of Gemma-2's
+activations along a language's direction to the mean of that language, and counts how often the
+answer is in that language. For 20 languages it gives the clipped ratio of transferred to native,
+which grows with the language's frequency. Its table 6 goes from 2B to 9B, small to large as here;
+its table 5, from 9B to 2B, has means of .540 and .290. The native arm of table 6 looks broken: for
+fr, hu, it, lt, lv, nl, pl, pt and ro it is at .09 or less, while the transferred arm reaches .53 to
+.69 for four of them. These are the languages with ratios of 1.
 
-The bundled models know one language: concepts here are words, from rare to common, that a
-continuation says or does not say. Each stands beside no steering, random directions and the map of
-shuffled pairs, which are clamped to levels of their own. Where native clamping itself does not
-exceed no steering, no transfer can be seen, and the ratio is one of two noises.
+The bundled models know one language. The concepts here are words, from rare to common: a
+continuation contains the word or does not. Each concept is compared with no steering, with random
+directions and with the map of shuffled pairs, each clamped to its own level. If native clamping is
+no better than no steering, a transfer cannot be observed: the ratio then divides noise by noise.
 """
 
 from collections.abc import Mapping
@@ -56,13 +55,14 @@ PAPER = {
     "sl": (0.27, 0.00),
     "sv": (0.79, 0.31),
 }
-"""Table 6, Gemma-2 2B → 9B: share of answers in the language under the native direction, and under
-the carried one.
+"""Table 6, Gemma-2 2B → 9B: share of answers in the language with (native, transferred) direction.
 """
 PAPER_SHARES = dict(
     zip(("native", "transferred"), np.mean(list(PAPER.values()), axis=0).tolist(), strict=True)
 )
-PAPER_RATIOS = np.array([clipped_ratio(carried, native) for native, carried in PAPER.values()])
+PAPER_RATIOS = np.array(
+    [clipped_ratio(transferred, native) for native, transferred in PAPER.values()]
+)
 ARMS = ("native", "transferred", "shuffled", "random")
 
 
@@ -82,21 +82,21 @@ class Options(FigureOptions):
     n_tokens: int = 60_000
     """Tokens of the harvest."""
     source_layer: int = 2
-    """Where directions are learnt."""
+    """Layer of the source where directions are learnt."""
     target_layer: int | None = None
-    """Where they are carried to; chosen by cross-validation without it."""
+    """Layer of the target to which they are transferred; by default chosen by cross-validation."""
     n_concepts: int = 10
-    """Words, evenly spread over the logarithm of their frequency."""
+    """Number of words, evenly spread over the logarithm of their frequency."""
     n_samples: int = 2
-    """Continuations of each opening."""
+    """Number of continuations per opening."""
     new_tokens: int = 30
-    """Tokens of a continuation."""
+    """Number of tokens per continuation."""
     n_random: int = 2
-    """Random directions a concept."""
+    """Number of random directions per concept."""
 
 
 def reproduce(options: Options) -> Reproduction:
-    """Clamp every concept, under every arm."""
+    """Clamp every concept with every arm."""
     pair, texts = options.pair(), options.texts()
     stitch = options.grid(pair, texts, options.source_layer, options.target_layer).best()
     topics = frequent_topics(
@@ -121,54 +121,23 @@ def reproduce(options: Options) -> Reproduction:
     gain = bootstrap_mean(
         ratio["transferred"] - np.maximum(ratio["shuffled"], ratio["random"]), seed=options.seed
     )
-    trend, undefined = frequency_trend(
-        list(wide.index.get_level_values("frequency")),
-        list(ratio["transferred"]),
-        seed=options.seed,
-    )
+    frequencies = list(wide.index.get_level_values("frequency"))
+    trend, undefined = frequency_trend(frequencies, list(ratio["transferred"]), seed=options.seed)
     verdict, because = judged(ratio["transferred"], shares, rise, gain, trend, undefined)
     return Reproduction(
         name="clamp_steering",
         title="Clamp steering over many concepts",
         paper="Stitching, figures 3b, 3c and 11",
-        claim="Carried directions steer as well as native ones for some concepts and not at all for others, and better for more frequent ones.",
-        compared=[
-            Compared(
-                "share of continuations that show the concept, transferred, mean over concepts (paper: mean of table 6)",
-                shares["transferred"],
-                PAPER_SHARES["transferred"],
-                control=max(shares["shuffled"], shares["random"]),
-                control_name="shuffled map or random",
-            ),
-            Compared(
-                "the same, native (paper: mean of table 6)",
-                shares["native"],
-                PAPER_SHARES["native"],
-                control=shares["none"],
-                control_name="no steering",
-            ),
-            Compared(
-                "clipped ratio of transferred to native, mean over concepts",
-                mean.value,
-                f"{PAPER_RATIOS.mean():.2f}; of 20 languages {counted(PAPER_RATIOS)} (2B → 9B, from table 6)",
-                mean.low,
-                mean.high,
-                control=float(np.mean(ratio["random"])),
-                control_name="random",
-            ),
-            Compared(
-                "rank correlation of the ratio with frequency",
-                trend.value,
-                "positive; r not printed",
-                trend.low,
-                trend.high,
-            ),
-        ],
-        says="Words said by models of 1.5 and 5 million parameters are no languages spoken by Gemma: they show the measure, its controls "
-        "and its dependence on frequency. The clipped ratio gives credit for what the model says unsteered; common words have more of that.",
+        claim="Transferred directions steer as well as native ones for some concepts and not at "
+        "all for others, and better for more frequent concepts.",
+        compared=compared_rows(shares, mean, float(np.mean(ratio["random"])), trend),
+        says="Words written by models of 1.5 and 5 million parameters are not languages spoken by "
+        "Gemma: they show the measure, its controls and its dependence on frequency. The clipped "
+        "ratio gives credit for what the model says without steering, which is more for common "
+        "words.",
         verdict=verdict,
         because=because,
-        figures={"Shares by concept, ratios, and ratios over frequency": figure(table)},
+        figures={"Shares per concept, ratios, and ratios over frequency": figure(table)},
         tables={"All concepts and arms": table},
         details={
             "stitch": repr(stitch),
@@ -179,6 +148,48 @@ def reproduce(options: Options) -> Reproduction:
     )
 
 
+def compared_rows(
+    shares: Mapping[str, float], ratio: Interval, random_ratio: float, trend: Interval
+) -> list[Compared]:
+    """Shares, clipped ratio and its trend over frequency, compared with the means of table 6."""
+    paper_ratio = (
+        f"{PAPER_RATIOS.mean():.2f}; of 20 languages {counted(PAPER_RATIOS)} (2B → 9B, table 6)"
+    )
+    return [
+        Compared(
+            "share of continuations that show the concept, transferred, mean over concepts "
+            "(paper: mean of table 6)",
+            shares["transferred"],
+            PAPER_SHARES["transferred"],
+            control=max(shares["shuffled"], shares["random"]),
+            control_name="shuffled map or random",
+        ),
+        Compared(
+            "share of continuations that show the concept, native (paper: mean of table 6)",
+            shares["native"],
+            PAPER_SHARES["native"],
+            control=shares["none"],
+            control_name="no steering",
+        ),
+        Compared(
+            "clipped ratio of transferred to native, mean over concepts",
+            ratio.value,
+            paper_ratio,
+            ratio.low,
+            ratio.high,
+            control=random_ratio,
+            control_name="random",
+        ),
+        Compared(
+            "rank correlation of the ratio with frequency",
+            trend.value,
+            "positive; r not printed",
+            trend.low,
+            trend.high,
+        ),
+    ]
+
+
 def judged(
     ratio: np.ndarray,
     shares: Mapping[str, float],
@@ -187,20 +198,23 @@ def judged(
     trend: Interval,
     undefined: float,
 ) -> tuple[Verdict, str]:
-    """(verdict, its reason); written so that a number that is not one is never a pass."""
+    """The verdict and the sentence with its numbers; NaN never counts as a pass."""
     ranked = "undefined (all ratios are equal)"
     if np.isfinite(trend.value):
         ends = f"{trend.low:.2f} to {trend.high:.2f}" if np.isfinite(trend.low) else "no interval"
         ranked = f"{trend.value:.2f} ({ends}; undefined in {undefined:.1%} of resamples)"
     numbers = (
-        f"over {len(ratio)} concepts the clipped ratio is {ratio.mean():.2f} ({counted(ratio)}), {gain.value:+.2f} ({gain.low:+.2f} to "
-        f"{gain.high:+.2f}) above the better of shuffled and random; its rank correlation with frequency is {ranked}"
+        f"over {len(ratio)} concepts the clipped ratio is {ratio.mean():.2f} ({counted(ratio)}), "
+        f"{gain.value:+.2f} ({gain.low:+.2f} to {gain.high:+.2f}) above the better of shuffled and "
+        f"random; its rank correlation with frequency is {ranked}"
     )
+    # `not low > 0` instead of `low <= 0`: a comparison with NaN is False.
     if not rise.low > 0:
         return "does not survive its null", (
-            f"native clamping does not steer here: the target's own direction gives a share of {shares['native']:.3f}, no steering "
-            f"{shares['none']:.3f} (difference {rise.value:+.3f}, {rise.low:+.3f} to {rise.high:+.3f}), so that no transfer could be seen; "
-            f"{numbers}."
+            "native clamping does not steer here: the target's own direction gives a share of "
+            f"{shares['native']:.3f}, no steering {shares['none']:.3f} (difference "
+            f"{rise.value:+.3f}, {rise.low:+.3f} to {rise.high:+.3f}), so a transfer cannot be "
+            f"observed; {numbers}."
         )
     if not gain.low > 0:
         return "does not survive its null", f"{numbers}."
@@ -209,18 +223,18 @@ def judged(
 
 
 def counted(ratio: np.ndarray) -> str:
-    """How many are near 1 and near 0."""
+    """The numbers of ratios near 1 and near 0, in words."""
     return f"{int((ratio >= 0.8).sum())} at .8 or more, {int((ratio <= 0.2).sum())} at .2 or less"
 
 
 def clamped(
     pair: lrt.ModelPair, stitch: lrt.Stitch, topic: Topic, options: Options
 ) -> pd.DataFrame:
-    """A row an arm."""
+    """Clamping results for one concept, one row per arm."""
     vector = lrt.SteeringVector.mean_difference(
         pair.source, topic.contrast, at=stitch.source_hook, read="mean"
     )
-    found = lrt.evaluate_clamping(
+    evaluation = lrt.evaluate_clamping(
         pair,
         stitch,
         vector,
@@ -231,11 +245,11 @@ def clamped(
         n_random=options.n_random,
         seed=options.seed,
     )
-    return found.summary.assign(concept=topic.word, frequency=topic.frequency)
+    return evaluation.summary.assign(concept=topic.word, frequency=topic.frequency)
 
 
 def figure(table: pd.DataFrame) -> go.Figure:
-    """Bars of shares (F3b), a histogram of ratios (F3c), ratios over frequency (F11)."""
+    """Bars of shares (figure 3b), a histogram of ratios (3c), ratios over frequency (11)."""
     plot = make_subplots(
         rows=2,
         cols=2,

@@ -1,17 +1,20 @@
-"""What the ways to cross model families are worth: anchors, shared vocabularies and no pairs at
-all, beside a map fitted on aligned tokens.
+r"""Maps across model families without aligned tokens, compared with a map of aligned tokens.
 
-    python examples/cross_family_baselines.py                                    # bundled pair, about four minutes on two cores
-    python examples/cross_family_baselines.py --source A --target B --documents texts.jsonl
-    --source-layer 3 --target-layer 3
+    # bundled pair, about four minutes on two cores
+    python examples/cross_family_baselines.py
+    python examples/cross_family_baselines.py --source A --target B --documents texts.jsonl \
+        --source-layer 3 --target-layer 3
 
-Relative representations with their inverse (Moschella et al., arXiv 2209.15430; 2406.15057), anchor
-projection (after Kim & Han, 2605.09875), zero-padded Procrustes and least squares on anchors
-(Maiorca et al., 2311.00664), maps of embeddings and of unembeddings over the tokens that both
-vocabularies spell (Lee et al., 2503.21073) and alignment without pairs (in the manner of
-mini-vec2vec, 2510.02348) each become a stitch; the same vector and the same probe go through all of
-them. Beside them: ridge on all aligned tokens, ridge on the same anchors, token identity, every
-method's own shuffled null, random directions.
+Each method becomes a stitch, and the same vector and the same probe are transferred through each:
+
+- relative representations with their inverse (Moschella et al., arXiv 2209.15430; 2406.15057)
+- anchor projection (after Kim & Han, 2605.09875)
+- zero-padded Procrustes and least squares on anchors (Maiorca et al., 2311.00664)
+- maps of embeddings and of unembeddings over tokens in both vocabularies (Lee et al., 2503.21073)
+- alignment without pairs (in the manner of mini-vec2vec, 2510.02348)
+
+They are compared with ridge on all aligned tokens, ridge on the same anchors, token identity, the
+shuffled null of every method, and random directions.
 """
 
 from dataclasses import dataclass
@@ -38,7 +41,7 @@ from lrt_lens.stitching.solvers._shared_embeddings import Matrix, embedding_rows
 
 @dataclass(frozen=True)
 class Options(FigureOptions):
-    """Which layers, how many anchors."""
+    """Layers, anchors and sizes of the evaluation."""
 
     QUICK: ClassVar = {
         "n_tokens": 8_000,
@@ -51,33 +54,31 @@ class Options(FigureOptions):
     UNUSED: ClassVar = frozenset({"sae"})
 
     n_tokens: int = 60_000
-    """Tokens of the harvest: the ridge map is fitted on five sixths of them, all are judged on the
-    rest.
-    """
+    """Tokens of the harvest: ridge is fitted on five sixths; every method is judged on the rest."""
     source_layer: int = 2
     """Layer of the source."""
     target_layer: int = 3
     """Layer of the target."""
     n_anchors: int = 400
-    """Texts that both models read."""
+    """Number of anchors, texts that both models read."""
     n_unpaired: int = 3_000
-    """Tokens of each model, from different texts, for the alignment without pairs."""
+    """Tokens per model, from different texts, for the alignment without pairs."""
     words: int = 40
-    """Words of an anchor: documents are cut there."""
+    """Words per anchor: documents are cut after that many."""
     concept: str = "sentiment"
     """Bundled contrast set and items, `sentiment` or `mood`."""
     n_items: int = 60
-    """Choice items."""
+    """Number of choice items."""
     n_neutral: int = 16
-    """Texts on which damage is measured."""
+    """Number of neutral texts on which damage is measured."""
     n_texts: int = 200
-    """Texts that probes are learnt from and judged on, half each."""
+    """Number of texts for probes: half to learn from, half to judge on."""
     damage: float = 0.1
-    """Nats per token at which vectors are compared."""
+    """Damage at which vectors are compared, nats per token."""
 
 
 def reproduce(options: Options) -> Reproduction:
-    """All stitches, then one table."""
+    """Make all stitches and evaluate them in one table."""
     pair = options.pair()
     documents = list(islice(iterate_documents(options.texts()), 20 * options.n_anchors + 2_000))
     layers = {"source_layers": [options.source_layer], "target_layers": [options.target_layer]}
@@ -90,38 +91,42 @@ def reproduce(options: Options) -> Reproduction:
         progress=True,
         **layers,
     )
-    found = measured(pair, grid, all_stitches(pair, grid, documents, options), options)
-    table = found.summary.set_index("method")
+    evaluation = measured(pair, grid, all_stitches(pair, grid, documents, options), options)
+    table = evaluation.summary.set_index("method")
     others = table.drop(index=["native", "random", "token_identity", "ridge"])
     best = others["fraction_of_native"].idxmax()
     beaten = table.loc["ridge", "fraction_low"] > others["fraction_of_native"].max()
     verdict: Verdict = "holds" if beaten else "holds with a caveat"
     return Reproduction(
         name="cross_family_baselines",
-        title="Ways to cross model families, beside a map of aligned tokens",
+        title="Ways to cross model families, compared with a map of aligned tokens",
         paper="lrt_lens, baselines that cross families",
-        claim="A map fitted on aligned tokens carries vectors and probes better than baselines that know texts, vocabularies or nothing at all.",
+        claim="A map fitted on aligned tokens transfers vectors and probes better than baselines "
+        "that know only texts, only vocabularies, or nothing at all.",
         compared=_compared(table, str(best)),
-        says=(
-            "One pair of models, one concept, one pair of layers, one draw of anchors. Methods see different amounts of data: "
-            "`anchor_ridge` has the anchors' data "
-            "without the method, ridge has all tokens. Anchor methods are fitted on means over texts and judged on tokens."
-        ),
+        says="One pair of models, one concept, one pair of layers, one draw of anchors. Methods "
+        "see different amounts of data: `anchor_ridge` uses the data of the anchors without the "
+        "method, ridge uses all tokens. Anchor methods are fitted on means over texts and judged "
+        "on tokens.",
         verdict=verdict,
         because=(
-            f"ridge keeps {table.loc['ridge', 'fraction_of_native']:.2f} of the native effect ({table.loc['ridge', 'fraction_low']:.2f} to "
-            f"{table.loc['ridge', 'fraction_high']:.2f}), the best of the others, {best}, {others.loc[best, 'fraction_of_native']:.2f}; "
-            "cosines on held-out tokens "
-            f"{table.loc['ridge', 'cosine']:.2f} against at most {others['cosine'].max():.2f} ({others['cosine'].idxmax()})."
+            f"ridge keeps {table.loc['ridge', 'fraction_of_native']:.2f} of the native effect "
+            f"({table.loc['ridge', 'fraction_low']:.2f} to "
+            f"{table.loc['ridge', 'fraction_high']:.2f}), the best of the others ({best}) "
+            f"{others.loc[best, 'fraction_of_native']:.2f}; the cosine on held-out tokens is "
+            f"{table.loc['ridge', 'cosine']:.2f} for ridge and at most "
+            f"{others['cosine'].max():.2f} for the others ({others['cosine'].idxmax()})."
         ),
         figures={
-            "Every method: prediction, steering, reading (crosses: its own null)": found.figure()
+            "Prediction, steering and reading by every method (crosses: its null)": (
+                evaluation.figure()
+            )
         },
-        tables={"All that was measured": found.summary},
+        tables={"All measurements": evaluation.summary},
         details={
-            "source_hook": found.source_hook,
-            "target_hook": found.target_hook,
-            "budget": found.budget,
+            "source_hook": evaluation.source_hook,
+            "target_hook": evaluation.target_hook,
+            "budget": evaluation.budget,
         },
     )
 
@@ -129,7 +134,7 @@ def reproduce(options: Options) -> Reproduction:
 def all_stitches(
     pair: ModelPair, grid: StitchGrid, documents: list[str], options: Options
 ) -> dict[str, Stitch]:
-    """A stitch a method, all between the same two hook points, none from the test fold."""
+    """One stitch per method, all between the same hook points, none fitted on the test fold."""
     hooks = {"source_hook": options.source_layer, "target_hook": options.target_layer}
     texts = list(
         dict.fromkeys(
@@ -138,11 +143,8 @@ def all_stitches(
         )
     )
     texts = [text for text in texts if len(text.split()) >= min(10, options.words)]
-    first, second, third = (
-        texts[: options.n_anchors],
-        texts[options.n_anchors : 2 * options.n_anchors],
-        texts[2 * options.n_anchors :],
-    )
+    n = options.n_anchors
+    first, second, third = texts[:n], texts[n : 2 * n], texts[2 * n :]
     stitches = {"ridge": grid[options.source_layer, options.target_layer]}
     anchors = Anchors.read(pair, first, **hooks, seed=options.seed)
     stitches |= {method.name: anchors.stitch(method) for method in ANCHOR_METHODS}
@@ -152,9 +154,9 @@ def all_stitches(
                 pair, **hooks, matrix=matrix, texts=first, seed=options.seed
             )
         except MismatchError as error:
-            print(f"left out: {error}")
+            print(f"Omitted shared_{matrix}dings: {error}")
     method = MiniVec2Vec(n_clusters=8, n_rounds=3, n_matching=5) if options.quick else MiniVec2Vec()
-    third = third[: options.n_anchors] or first
+    third = third[:n] or first
     stitches["unpaired"] = unpaired_stitch(
         pair, second, third, **hooks, method=method, max_rows=options.n_unpaired, seed=options.seed
     )
@@ -162,7 +164,7 @@ def all_stitches(
 
 
 def matrices(pair: ModelPair) -> list[Matrix]:
-    """Both matrices, or one where both models tie them."""
+    """Both matrices, or only the unembedding if both models tie the two."""
     tied = all(
         torch.equal(embedding_rows(model, "embed"), embedding_rows(model, "unembed"))
         for model in (pair.source, pair.target)
@@ -173,8 +175,9 @@ def matrices(pair: ModelPair) -> list[Matrix]:
 def measured(
     pair: ModelPair, grid: StitchGrid, stitches: dict[str, Stitch], options: Options
 ) -> FamilyBaselines:
-    """The three questions on the bundled concept; vector and probe are learnt from other texts than
-    they are judged on.
+    """Prediction, steering and reading by every stitch, on the bundled concept.
+
+    Vector and probe are learnt from one half of the contrast set and judged on the other.
     """
     contrast, items = lrt.demo_contrast(options.concept), lrt.demo_items(options.concept)
     learn, judge = contrast.split(0.5, seed=options.seed)
@@ -205,15 +208,15 @@ def measured(
 
 
 def _compared(table: pd.DataFrame, best: str) -> list[Compared]:
-    """Ridge beside the best of the others, by each question."""
+    """Ridge and the best of the other methods, for prediction, steering and reading."""
     others = table.drop(index=["native", "random", "token_identity", "ridge"])
     rows = []
     for quantity, column, stem in (
-        ("steering at equal damage, share of native", "fraction_of_native", "fraction"),
-        ("AUROC above ½, share of native", "share_of_native", "share"),
+        ("steering at equal damage, fraction of native", "fraction_of_native", "fraction"),
+        ("AUROC above ½, fraction of native", "share_of_native", "share"),
         ("cosine of predicted and true states, held-out tokens", "cosine", "cosine"),
     ):
-        rival = best if column == "fraction_of_native" else str(others[column].idxmax())
+        other = best if column == "fraction_of_native" else str(others[column].idxmax())
         row = table.loc["ridge"]
         rows.append(
             Compared(
@@ -221,8 +224,8 @@ def _compared(table: pd.DataFrame, best: str) -> list[Compared]:
                 float(row[column]),
                 low=float(row[f"{stem}_low"]),
                 high=float(row[f"{stem}_high"]),
-                control=float(others.loc[rival, column]),
-                control_name=f"best of the others, {rival}",
+                control=float(others.loc[other, column]),
+                control_name=f"best of the others, {other}",
             )
         )
     return rows

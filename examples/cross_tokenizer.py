@@ -1,14 +1,15 @@
-"""Maps between models that read different tokens: states paired where both have read the same
-characters.
+"""Maps between models with different tokenizers: positions aligned by characters.
 
-    python examples/cross_tokenizer.py                                      # bundled pair, the large one reading finer tokens
-    python examples/cross_tokenizer.py --source MODEL --target MODEL        # any two models
+    python examples/cross_tokenizer.py             # bundled pair, the target reading finer tokens
+    python examples/cross_tokenizer.py --source MODEL --target MODEL     # any two models
 
-LRT and Stitching stop at one tokenizer; L-Cross crosses families with one row a text. Here the last
-tokens that end at each shared character boundary are paired, so that every token-level map, vector
-and probe works across. Controls of the alignment itself: the target's rows taken one place later,
-and one model with two tokenizations of equal content (its own vocabulary with half of the merges),
-where nothing but the tokens differs.
+LRT and Stitching need a common tokenizer; L-Cross crosses families with one row per text. Here two
+states are paired if their models have read the same characters: the tokens that end at the same
+character boundary. Every token-level map, vector and probe then works across tokenizers.
+
+Two controls test the alignment itself: an off-by-one control that takes the target's rows one
+position later, and one model with two tokenizations of the same text (its own vocabulary with half
+of the merges), so that nothing but the tokens differs.
 """
 
 from collections.abc import Iterator
@@ -24,16 +25,18 @@ from lrt_lens.figures._template import TEMPLATE_NAME, short_hook
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
 
+LATE = "aligned, one row late"
+"""Name of the off-by-one control."""
 PROBES = ("sentiment", "register")
 CONTROLS = ("shuffled", "permuted", "random")
-"""Arms of vectors and probes that know nothing of the concept, or of the pairing."""
+"""Arms of vectors and probes that do not use the concept, or do not use the pairing."""
 DRAWN = CONTROLS[1:]
-"""Those of many draws: their interval holds 95% of them."""
+"""Controls with many draws: their interval contains 95% of the draws."""
 
 
 @dataclass(frozen=True)
 class Options(FigureOptions):
-    """What is joined, and what is carried."""
+    """Harvests, vectors, probes and the stitched loss."""
 
     QUICK: ClassVar = {
         "n_tokens": 6_000,
@@ -47,17 +50,17 @@ class Options(FigureOptions):
     n_tokens: int = 60_000
     """Tokens of each harvest."""
     n_layers: int = 8
-    """Hook points of either model, evenly spaced where it has more layers."""
+    """Hook points per model at most, evenly spaced over its layers."""
     keep: float = 0.5
-    """Share of the merges that the finer tokenization makes."""
+    """Fraction of the merges that the finer tokenization makes."""
     concepts: tuple[str, ...] = ("sentiment", "mood")
-    """Steering vectors carried: bundled concepts."""
+    """Bundled concepts whose steering vectors are transferred."""
     n_random: int = 6
-    """Random vectors and probes."""
+    """Number of random vectors and of random probes."""
     share: float = 1.0
-    """Of the bundled contrast pairs, items and labelled texts."""
+    """Fraction of the bundled contrast pairs, items and labelled texts that is used."""
     loss_tokens: int = 4_000
-    """Positions on which the stitched loss is measured."""
+    """Number of positions on which the stitched loss is measured."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,13 @@ class Joined:
     name: str
     pair: lrt.ModelPair
     lag: int = 0
+    """Positions by which the target's rows are late."""
     is_control: bool = False
-    """Controls show what a map is worth; nothing is carried by them."""
+    """Whether only a map is fitted, for comparison, and no artefact is transferred."""
 
 
 def reproduce(options: Options) -> Reproduction:
-    """The same measurements on every pairing."""
+    """Measure maps, vectors, probes and the stitched loss for every pairing."""
     joined, tables = list(pairings(options)), {"maps": [], "steering": [], "probes": [], "loss": []}
     grids = {}
     for one in joined:
@@ -82,18 +86,20 @@ def reproduce(options: Options) -> Reproduction:
         tables["maps"].append(describe(one.name, grid, stitch))
         if one.is_control:
             continue
-        for kind, frame in carried(one, grid, stitch, options).items():
+        for kind, frame in transferred(one, grid, stitch, options).items():
             tables[kind].append(frame.assign(pairing=one.name))
     maps = pd.DataFrame(tables.pop("maps"))
-    found = {
+    evaluations = {
         kind: pd.concat(frames, ignore_index=True) for kind, frames in tables.items() if frames
     }
-    return report(joined, maps, found, grids)
+    return report(joined, maps, evaluations, grids)
 
 
 def pairings(options: Options) -> Iterator[Joined]:
-    """The pair as given (or the bundled one read by two tokenizations), and the controls of the
-    alignment.
+    """The two models, and the controls of the alignment.
+
+    Models that share a tokenizer are paired twice: as they are, and with finer tokens in the
+    target.
     """
     source, target = options.models()
     pair = lrt.ModelPair(source, target)
@@ -101,7 +107,7 @@ def pairings(options: Options) -> Iterator[Joined]:
         yield Joined("one tokenizer", pair)
         pair = lrt.ModelPair(source, finer(target, options.keep))
     yield Joined("aligned", pair)
-    yield Joined("aligned, a row late", pair, lag=1, is_control=True)
+    yield Joined(LATE, pair, lag=1, is_control=True)
     yield Joined(
         "one model, two tokenizations",
         lrt.ModelPair(target, finer(target, options.keep)),
@@ -110,7 +116,7 @@ def pairings(options: Options) -> Iterator[Joined]:
 
 
 def finer(model: HookedModel, keep: float) -> HookedModel:
-    """The same model reading its own vocabulary in more tokens."""
+    """The same model with a tokenizer that splits text into more tokens of its vocabulary."""
     return HookedModel(
         model.bridge,
         tokenizer=with_fewer_merges(model.tokenizer, keep),
@@ -120,7 +126,7 @@ def finer(model: HookedModel, keep: float) -> HookedModel:
 
 
 def fit(one: Joined, options: Options) -> lrt.StitchGrid:
-    """All chosen layer pairs."""
+    """Maps between all selected layers of the two models."""
     sides = [
         sorted(
             {
@@ -144,7 +150,7 @@ def fit(one: Joined, options: Options) -> lrt.StitchGrid:
 
 
 def describe(name: str, grid: lrt.StitchGrid, stitch: lrt.Stitch) -> dict[str, Any]:
-    """How well the chosen map predicts held-out documents."""
+    """Held-out scores of the selected map, and the fractions of tokens that align."""
     provenance = grid.moments.provenance
     share = (
         [provenance.aligned[0] / n for n in provenance.aligned[1:]]
@@ -173,10 +179,10 @@ def describe(name: str, grid: lrt.StitchGrid, stitch: lrt.Stitch) -> dict[str, A
     }
 
 
-def carried(
+def transferred(
     one: Joined, grid: lrt.StitchGrid, stitch: lrt.Stitch, options: Options
 ) -> dict[str, pd.DataFrame]:
-    """Steering vectors, probes and the stitched loss, each beside its controls."""
+    """Evaluations of steering vectors, probes and the stitched loss, with their controls."""
     pair, seed = one.pair, options.seed
     steering, probes = [], []
     for concept in options.concepts:
@@ -184,7 +190,7 @@ def carried(
             some(texts, options) for texts in (lrt.demo_contrast(concept), lrt.demo_items(concept))
         )
         vector = lrt.SteeringVector.mean_difference(pair.source, contrast, at=stitch.source_hook)
-        found = lrt.evaluate_steering(
+        evaluation = lrt.evaluate_steering(
             pair,
             stitch,
             vector,
@@ -194,7 +200,7 @@ def carried(
             n_permuted=2,
             seed=seed,
         )
-        steering.append(found.summary)
+        steering.append(evaluation.summary)
     for task in PROBES:
         texts, labels = lrt.demo_texts(task, n=round(400 * options.share))
         probes.append(
@@ -225,33 +231,79 @@ def carried(
 
 
 def some(texts: Any, options: Options) -> Any:
-    """The share of a contrast set or of items that is used."""
+    """The part of a contrast set or of items that is used."""
     return texts if options.share >= 1 else texts.split(options.share, seed=options.seed)[0]
 
 
 def report(
     joined: list[Joined],
     maps: pd.DataFrame,
-    found: dict[str, pd.DataFrame],
+    evaluations: dict[str, pd.DataFrame],
     grids: dict[str, lrt.StitchGrid],
 ) -> Reproduction:
-    """Numbers beside their controls."""
+    """Numbers with their controls, the verdict and the figures."""
     by_name = maps.set_index("pairing")
-    aligned, late = by_name.loc["aligned"], by_name.loc["aligned, a row late"]
-    reference = by_name.loc["one tokenizer"] if "one tokenizer" in by_name.index else None
-    gain, late_gain = float(aligned["gain_cv"]), float(late["gain_cv"])
+    gain, late_gain = (float(by_name.loc[name, "gain_cv"]) for name in ("aligned", LATE))
     steering, probes = (
-        found[kind].query("pairing == 'aligned'") for kind in ("steering", "probes")
+        evaluations[kind].query("pairing == 'aligned'") for kind in ("steering", "probes")
     )
     vectors_beat = beating(steering, "concept", "effect_at_equal_damage")
     probes_beat = beating(probes, "task", "accuracy")
     verdict = judged(gain, late_gain, [*vectors_beat.values(), *probes_beat.values()])
-    compared = [
+    vectors, tasks = (
+        f"{sum(beat.values())} of {len(beat)} {kind}{without(beat)}"
+        for beat, kind in ((vectors_beat, "concepts"), (probes_beat, "tasks"))
+    )
+    return Reproduction(
+        name="cross_tokenizer",
+        title="Two tokenizers, one map: positions aligned by characters",
+        paper="lrt_lens, cross-tokenizer maps",
+        claim="Maps, vectors and probes need no common tokenizer: states of two models that have "
+        "read the same characters can be paired.",
+        compared=compared_rows(by_name, steering, probes),
+        says="The stitched loss replaces aligned positions only and leaves the model's own states "
+        "between them, so it cannot be compared with the loss for one tokenizer. If the second "
+        "tokenization is a finer one from the same vocabulary, the model reads tokens that are "
+        "unusual for it.",
+        verdict=verdict,
+        because=f"{alignment(by_name)}; vectors beat those of the shuffled map, permuted and "
+        f"random vectors for {vectors}, probes for {tasks}.",
+        figures={
+            "Held-out r2_uniform of every layer pair": heat_maps(grids),
+            "Selected maps, and token identity": bars(maps),
+        },
+        tables={"maps": maps, **evaluations},
+        details={one.name: grids[one.name].moments.provenance.alignment for one in joined},
+    )
+
+
+def alignment(by_name: pd.DataFrame) -> str:
+    """Fractions of aligned tokens and gains over token identity, in words."""
+    aligned = by_name.loc["aligned"]
+    words = (
+        f"{aligned['of_source_tokens']:.0%} of the source's tokens and "
+        f"{aligned['of_target_tokens']:.0%} of the target's align; of the variance that tokens "
+        f"cannot explain, the map explains {aligned['gain_cv']:.3f}, "
+        f"{by_name.loc[LATE, 'gain_cv']:.3f} with the target one row late"
+    )
+    if "one tokenizer" in by_name.index:
+        gain = by_name.loc["one tokenizer", "gain_cv"]
+        words += f", and {gain:.3f} if both models read the same tokens"
+    return words
+
+
+def compared_rows(
+    by_name: pd.DataFrame, steering: pd.DataFrame, probes: pd.DataFrame
+) -> list[Compared]:
+    """Scores of the aligned map, then vectors and probes, each with its control."""
+    aligned = by_name.loc["aligned"]
+    return [
         Compared(
-            "share explained of what token identity leaves, aligned (cross-validated)",
-            gain,
-            control=late_gain,
-            control_name="a row late",
+            "fraction explained of the variance that tokens cannot explain, aligned "
+            "(cross-validated)",
+            float(aligned["gain_cv"]),
+            control=float(by_name.loc[LATE, "gain_cv"]),
+            control_name="one row late",
         ),
         Compared(
             "r2_uniform on held-out documents, aligned",
@@ -266,53 +318,25 @@ def report(
             "fraction",
             "transferred ÷ native at equal damage",
         ),
-        *shares(probes, "task", "share_of_native", "share", "probe's share of native above chance"),
+        *shares(
+            probes, "task", "share_of_native", "share", "probe, fraction of native above chance"
+        ),
     ]
-    because = (
-        f"{aligned['of_source_tokens']:.0%} of the source's tokens and {aligned['of_target_tokens']:.0%} of the target's align; the "
-        f"map explains {gain:.3f} of what "
-        f"token identity leaves, {late_gain:.3f} with the target a row late"
-    )
-    if reference is not None:
-        because += f", and {float(reference['gain_cv']):.3f} where both models read the same tokens"
-    because += (
-        f"; vectors beat the shuffled map's, permuted and random ones for {sum(vectors_beat.values())} of {len(vectors_beat)} concepts"
-        f"{without(vectors_beat)}, probes for {sum(probes_beat.values())} of {len(probes_beat)} tasks{without(probes_beat)}"
-    )
-    return Reproduction(
-        name="cross_tokenizer",
-        title="Two tokenizers, one map: positions aligned by characters",
-        paper="lrt_lens, cross-tokenizer maps",
-        claim="Maps, vectors and probes need no common tokenizer: states that have read the same characters are partners.",
-        compared=compared,
-        says="The stitched loss replaces aligned positions only and keeps the own state between them, so it is not comparable with that of "
-        "one tokenizer; where the "
-        "second tokenization is a finer one of the same vocabulary, the model reads tokens that are unusual for it.",
-        verdict=verdict,
-        because=f"{because}.",
-        figures={
-            "Held-out r2_uniform of every layer pair": heat_maps(grids),
-            "Chosen maps, and token identity": bars(maps),
-        },
-        tables={"maps": maps, **found},
-        details={one.name: grids[one.name].moments.provenance.alignment for one in joined},
-    )
 
 
 def judged(gain: float, late_gain: float, beat: list[bool]) -> Verdict:
-    """Maps, vectors and probes of the claim: a caveat where some of the last two do not beat their
-    controls, or the map's gain is weak.
-    """
+    """Verdict: a caveat if some vector or probe fails, or if the gain of the map is weak."""
     if not gain > late_gain or not any(beat):
         return "does not survive its null"
     return "holds" if gain > 0.1 and gain > 1.2 * late_gain and all(beat) else "holds with a caveat"
 
 
 def beating(summary: pd.DataFrame, name: str, column: str) -> dict[str, bool]:
-    """By concept or task: whether the interval is above every control's mean, and the value above
-    95% of draws; NaN is not.
+    """Whether each concept or task beats its controls; NaN does not.
+
+    The interval has to be above the mean of every control, the value above 95% of the draws.
     """
-    found = {}
+    beats = {}
     for one, part in summary[summary["arm"].isin(("transferred", *CONTROLS))].groupby(
         name, sort=False
     ):
@@ -322,18 +346,18 @@ def beating(summary: pd.DataFrame, name: str, column: str) -> dict[str, bool]:
         above = (by_arm.loc["transferred", "low"] > controls).all() and (
             by_arm.loc["transferred", column] > draws
         ).all()
-        found[str(one)] = bool(above)
-    return found
+        beats[str(one)] = bool(above)
+    return beats
 
 
 def without(beat: dict[str, bool]) -> str:
-    """Names of those that do not, in brackets."""
-    lost = [name for name, won in beat.items() if not won]
-    return f" (not {', '.join(lost)})" if lost else ""
+    """Names of the concepts or tasks that do not beat their controls, in brackets."""
+    failed = [name for name, beats in beat.items() if not beats]
+    return f" (not {', '.join(failed)})" if failed else ""
 
 
 def shares(summary: pd.DataFrame, name: str, column: str, ends: str, what: str) -> list[Compared]:
-    """What the transferred artefacts keep, with intervals, beside the best control."""
+    """Fractions of native that transferred artefacts reach, with intervals and best control."""
     rows = summary.query("arm == 'transferred'").to_dict("records")
     best = summary[summary["arm"].isin(CONTROLS)].groupby(name)[column].max()
     return [
@@ -350,7 +374,7 @@ def shares(summary: pd.DataFrame, name: str, column: str, ends: str, what: str) 
 
 
 def heat_maps(grids: dict[str, lrt.StitchGrid]) -> go.Figure:
-    """A panel a pairing."""
+    """One heat map per pairing."""
     from plotly.subplots import make_subplots
 
     plot = make_subplots(cols=len(grids), subplot_titles=list(grids), horizontal_spacing=0.06)
@@ -377,7 +401,7 @@ def heat_maps(grids: dict[str, lrt.StitchGrid]) -> go.Figure:
 
 
 def bars(maps: pd.DataFrame) -> go.Figure:
-    """r2 of both kinds for the chosen maps beside token identity and shuffled pairs."""
+    """r2 and r2_uniform of the selected maps, of token identity and of shuffled pairs."""
     plot = go.Figure()
     for column, name in (
         ("r2_uniform", "r2_uniform"),
@@ -388,8 +412,8 @@ def bars(maps: pd.DataFrame) -> go.Figure:
         plot.add_bar(x=maps["pairing"], y=maps[column], name=name)
     return plot.update_layout(
         template=TEMPLATE_NAME,
-        xaxis_title="what is joined",
-        yaxis_title="share of variance explained, held-out documents",
+        xaxis_title="pairing",
+        yaxis_title="fraction of variance explained, held-out documents",
         barmode="group",
         height=420,
     )

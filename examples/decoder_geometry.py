@@ -1,13 +1,17 @@
-"""LRT's figure 2, read both ways: are the decoders of two SAEs linearly related?
+"""LRT, figure 2, with two nulls: are the decoders of two SAEs linearly related?
 
-    python examples/decoder_geometry.py                                                        # bundled models and SAEs
-    python examples/decoder_geometry.py --source A --target B --sae SAE_A --target-sae SAE_B   # SAELens folders
+    # bundled models and SAEs, or SAELens folders
+    python examples/decoder_geometry.py
+    python examples/decoder_geometry.py --source A --target B --sae SAE_A --target-sae SAE_B
 
-The paper (arXiv 2506.00653) leaves ‖E‖ ≈ 114 when it regresses 16,384 unit rows of one Gemma Scope
-decoder on another's 3584 columns, and reads that as a relation, because N(0, 1) rows leave more.
-Random rows *of unit norm* leave 113.1, by our formula at the paper's shape. The first figure shows
-both readings, of the paper's numbers and of ours. Then both SAEs' features are matched by
-activation, rows are permuted for the null, and R² is on features that did not fit.
+The paper (arXiv 2506.00653) regresses the 16,384 unit rows of one Gemma Scope decoder on the 3584
+columns of another. The residual is ‖E‖ ≈ 114. The paper concludes that the decoders are related,
+because N(0, 1) rows leave a larger residual. But random rows *of unit norm* leave 113.1, by our
+formula at the paper's shape. The first figure compares residuals with both kinds of random rows,
+for the paper's numbers and for ours.
+
+Then features of the two SAEs are matched by activation. R² is measured on held-out features; the
+control permutes the rows of the target.
 """
 
 import math
@@ -25,7 +29,7 @@ from lrt_lens.figures._template import TEMPLATE_NAME
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
 
 LITTLE = 0.1
-"""Held-out R² below which a relation that exceeds its null is still said to be a small one."""
+"""Held-out R² below which a relation is called small, even if it exceeds its control."""
 RESIDUAL, N_FEATURES, D_PREDICTOR, D_PREDICTED = 114.0, 16384, 3584, 2304
 """The paper's residual and the shape of its decoders."""
 
@@ -38,13 +42,13 @@ class Options(FigureOptions):
     n_tokens: int = 150_000
     """Tokens of the harvest and of the matching."""
     target_sae: str | None = None
-    """SAE of the target, a folder in SAELens' format; the bundled one without it."""
+    """SAE of the target, a folder in SAELens' format; by default the bundled one."""
     min_correlation: float = 0.3
-    """Matched pairs below it on the fitting folds are left out."""
+    """Least correlation of a matched pair of features on the fitting folds."""
 
 
 def reproduce(options: Options) -> Reproduction:
-    """Match features, regress decoders, read the residual against both nulls."""
+    """Match features, regress decoders, compare the residual with both kinds of random rows."""
     pair, texts = options.pair(), options.texts()
     saes = [options.source_sae(), options.load_sae(options.target_sae, "--target-sae", "large")]
     hooks = [one.cfg.metadata.hook_name for one in saes]
@@ -57,84 +61,100 @@ def reproduce(options: Options) -> Reproduction:
         n_tokens=options.n_tokens,
         min_correlation=options.min_correlation,
     )
-    found = lrt.decoder_geometry(
+    geometry = lrt.decoder_geometry(
         saes[0].W_dec, saes[1].W_dec, matches=matches, affine=stitch.up, seed=options.seed
     )
-    read = readings(found, saes[0].W_dec.shape[1], tuple(saes[1].W_dec.shape))
-    ours = read.set_index("whose").loc["ours"]
-    by_arm = found.summary.set_index("arm")
+    read = readings(geometry, saes[0].W_dec.shape[1], tuple(saes[1].W_dec.shape))
+    ours, paper = (read.set_index("whose").loc[whose] for whose in ("ours", "LRT"))
+    by_arm = geometry.summary.set_index("arm")
     matched, permuted = by_arm.loc["matched"], by_arm.loc["permuted"]
     survives = bool(ours["residual"] < 0.98 * ours["unit_rows"])
     rows = "row i on row i" if "index" in by_arm.index else "matched rows"
     verdict: Verdict = "holds with a caveat" if survives else "does not survive its null"
     return Reproduction(
         name="decoder_geometry",
-        title="Are the decoders of two SAEs linearly related? Both readings",
+        title="Are the decoders of two SAEs linearly related? Two nulls",
         paper="LRT, figure 2",
-        claim="Regressing one SAE's decoder on another's leaves far less than a random matrix does, so that the decoders are linearly related.",
-        compared=[
-            Compared(
-                f"‖residual‖, {rows} (the paper: row i on row i)",
-                float(ours["residual"]),
-                RESIDUAL,
-                control=float(ours["unit_rows"]),
-                control_name="random rows of the same norms",
-            ),
-            Compared(
-                "N(0, 1) rows leave (by formula), the null that the paper reads it against",
-                float(ours["gaussian_rows"]),
-            ),
-            Compared(
-                "at the paper's shape, unit rows leave (by formula)",
-                float(read["unit_rows"][0]),
-                None,
-                control=float(read["gaussian_rows"][0]),
-                control_name="N(0, 1) rows",
-            ),
-            Compared(
-                "R² on held-out features, matched by activation",
-                float(matched["r2"]),
-                low=float(matched["r2_low"]),
-                high=float(matched["r2_high"]),
-                control=float(permuted["r2"]),
-                control_name="permuted",
-            ),
-        ],
-        says="The paper's residual is what unit rows leave by chance; ours says whether matched features of two small SAEs are linearly "
-        "related, not whether those of "
-        "Gemma's are.",
+        claim="Regressing one SAE's decoder on another's leaves a far smaller residual than a "
+        "random matrix does, so the decoders are linearly related.",
+        compared=compared_rows(rows, ours, paper, matched, permuted),
+        says="The paper's residual is what unit rows leave by chance. Ours says whether matched "
+        "features of two small SAEs are linearly related, not whether those of Gemma's SAEs are.",
         verdict=verdict,
-        because=f"{rows} leave{'s' if 'index' in by_arm.index else ''} {ours['residual']:.1f} where random rows of the same norms leave "
-        f"{ours['unit_rows']:.1f} (the paper has {RESIDUAL:.0f}, where by our formula unit rows of its shape leave {read['unit_rows'][0]:.1f}); "
-        f"{predicted(matched, permuted)}.",
+        because=f"the residual of {rows} is {ours['residual']:.1f}, that of random rows of the "
+        f"same norms {ours['unit_rows']:.1f} (in the paper {RESIDUAL:.0f}; by our formula, unit "
+        f"rows of its shape leave {paper['unit_rows']:.1f}); {predicted(matched, permuted)}.",
         figures={
-            "Both readings: against N(0, 1) rows, as the paper does, and against rows of the decoder's own norms": readings_figure(
-                read
+            "Residual compared with N(0, 1) rows, as in the paper, and with random rows of the "
+            "decoder's own norms": readings_figure(read),
+            "Residual and its chance level, and R² on held-out features, per arm": (
+                geometry.figure()
             ),
-            "Every arm: residual against its chance level, and R² on features that did not fit": found.figure(),
         },
-        tables={"Readings": read, "Arms": found.summary},
+        tables={"Residuals and chance levels": read, "Arms": geometry.summary},
         details={"matches": repr(matches), "stitch": repr(stitch)},
     )
 
 
+def compared_rows(
+    rows: str, ours: pd.Series, paper: pd.Series, matched: pd.Series, permuted: pd.Series
+) -> list[Compared]:
+    """Residuals with their chance levels, and R² of matched features."""
+    return [
+        Compared(
+            f"‖residual‖, {rows} (paper: row i on row i)",
+            float(ours["residual"]),
+            RESIDUAL,
+            control=float(ours["unit_rows"]),
+            control_name="random rows of the same norms",
+        ),
+        Compared(
+            "‖residual‖ of N(0, 1) rows (by formula), the paper's control",
+            float(ours["gaussian_rows"]),
+        ),
+        Compared(
+            "‖residual‖ of unit rows at the paper's shape (by formula)",
+            float(paper["unit_rows"]),
+            None,
+            control=float(paper["gaussian_rows"]),
+            control_name="N(0, 1) rows",
+        ),
+        Compared(
+            "R² on held-out features, matched by activation",
+            float(matched["r2"]),
+            low=float(matched["r2_low"]),
+            high=float(matched["r2_high"]),
+            control=float(permuted["r2"]),
+            control_name="permuted",
+        ),
+    ]
+
+
 def predicted(matched: pd.Series, permuted: pd.Series) -> str:
-    """What held-out R² says of features matched by activation, against the same rows permuted."""
-    numbers = f"R² {matched['r2']:.3f} ({matched['r2_low']:.3f} to {matched['r2_high']:.3f}) on held-out ones, permuted {permuted['r2']:.3f}"
+    """Whether features matched by activation predict each other better than permuted rows do."""
+    numbers = (
+        f"R² {matched['r2']:.3f} ({matched['r2_low']:.3f} to {matched['r2_high']:.3f}) on held-out "
+        f"features, permuted {permuted['r2']:.3f}"
+    )
+    features = "features matched by activation predict each other"
     if not matched["r2_low"] > max(permuted["r2_high"], 0.0):
-        return f"features matched by activation predict each other no better than permuted ones: {numbers}"
+        return f"{features} no better than permuted ones: {numbers}"
     if matched["r2"] < LITTLE:
-        return f"features matched by activation predict each other, but little: {numbers}"
-    return f"features matched by activation do predict each other: {numbers}"
+        return f"{features}, but little: {numbers}"
+    return f"{features}: {numbers}"
 
 
-def readings(found: lrt.DecoderGeometry, d_predictor: int, shape: tuple[int, int]) -> pd.DataFrame:
-    """The paper's numbers and ours: residual of row i on row i (of matched rows where SAEs differ
-    in size), and what both kinds of random rows leave.
+def readings(
+    geometry: lrt.DecoderGeometry, d_predictor: int, shape: tuple[int, int]
+) -> pd.DataFrame:
+    """Residuals of the paper and ours, and the residuals that both kinds of random rows leave.
+
+    Row i is regressed on row i; if the SAEs differ in size, on its matched row.
     """
-    arms = found.table.drop_duplicates("arm").set_index("arm")
+    arms = geometry.table.drop_duplicates("arm").set_index("arm")
     arm = "index" if "index" in arms.index else "matched"
     n = int(arms["n_features"][arm])
+    # N unit rows have Frobenius norm √N; N rows of d entries from N(0, 1) have about √(N·d).
     paper = {
         "whose": "LRT",
         "residual": RESIDUAL,
@@ -153,17 +173,17 @@ def readings(found: lrt.DecoderGeometry, d_predictor: int, shape: tuple[int, int
 
 
 def readings_figure(read: pd.DataFrame) -> go.Figure:
-    """Left against N(0, 1) rows (logarithmic), right against rows of the decoder's own norms."""
+    """Residuals with N(0, 1) rows (left, logarithmic) and with rows of the same norms (right)."""
     figure = make_subplots(
         cols=2,
         horizontal_spacing=0.1,
         subplot_titles=[
-            "as the paper reads it: random = N(0, 1)",
+            "random rows as in the paper: N(0, 1)",
             "random rows of the decoder's own norms",
         ],
     )
     bars = (
-        ("residual", "what the decoder leaves", "#D55E00"),
+        ("residual", "rows of the decoder", "#D55E00"),
         ("gaussian_rows", "random rows, N(0, 1) (by formula)", "#E69F00"),
         ("unit_rows", "random rows, same norms (by formula)", "#8C8C8C"),
     )
@@ -183,7 +203,7 @@ def readings_figure(read: pd.DataFrame) -> go.Figure:
                 col=column,
             )
     figure.update_yaxes(title_text="‖residual‖ (Frobenius)").update_yaxes(type="log", row=1, col=1)
-    figure.update_xaxes(title_text="whose decoders: the paper's, or those of this run")
+    figure.update_xaxes(title_text="decoders of the paper, or of this run")
     return figure.update_layout(template=TEMPLATE_NAME, height=460, margin={"t": 80})
 
 

@@ -1,22 +1,28 @@
-"""Which SAE features survive a stitch? Figures 4, 5, 14, 15 and 16 of Transferring Features with
-Model Stitching, on any pair of models.
+r"""Stitching, figures 4, 5, 14, 15 and 16: which SAE features survive a stitch?
 
-    python examples/feature_transfer.py                         # bundled pair and SAE, a few minutes on two cores
-    python examples/feature_transfer.py --source gpt2 --target gpt2-medium --sae SAE_FOLDER
-    --documents TEXTS.jsonl
+    # bundled pair and SAE, a few minutes on two cores
+    python examples/feature_transfer.py
+    python examples/feature_transfer.py --source gpt2 --target gpt2-medium --sae SAE_FOLDER \
+        --documents TEXTS.jsonl
 
-For every feature of an SAE of the source and its transferred twin: the correlation over positions
-of what they do for the next token (activation times logit weight), beside the same of an SAE of
-random directions, of the map fitted on shuffled pairs and of another feature; whether it follows
-the structure of a sentence or its content (content words are exchanged instead of a language
-model's rewrites); what ρ_write and ρ_read foretold from the moments; the share of its decoder row
-in the unembedding's null space; and for a few features what they do to attention to BOS in later
-heads.
+Each feature of the source's SAE is compared with its transferred counterpart
+(Transferring Features with Model Stitching, arXiv 2506.06609):
+
+- the correlation over positions of their effects on the next token (activation times logit
+  weight), with three controls: an SAE of random directions, the map of shuffled pairs, and another
+  feature
+- whether the feature follows the structure of a sentence or its content (content words are
+  exchanged here; the paper rewrites sentences with a language model)
+- the predictions ρ_write and ρ_read from the moments
+- the share of the decoder row in the null space of the unembedding
+- for a few features, their effect on attention to BOS in later heads
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+import plotly.graph_objects as go
 
 import lrt_lens as lrt
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
@@ -24,7 +30,7 @@ from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict
 
 @dataclass(frozen=True)
 class Options(FigureOptions):
-    """How much is measured."""
+    """Layers, and sizes of the measurements."""
 
     QUICK: ClassVar[Mapping[str, Any]] = {
         "n_tokens": 6_000,
@@ -35,25 +41,23 @@ class Options(FigureOptions):
         "target_layer": 3,
     }
     n_tokens: int = 150_000
-    """Tokens of the harvest that the map is fitted on."""
+    """Tokens of the harvest on which the map is fitted."""
     layer: int = 2
-    """Where the SAE sits, if its own metadata do not say."""
+    """Layer of the SAE, if its metadata does not name one."""
     target_layer: int | str | None = None
-    """Where features are carried to; chosen by cross-validation without it."""
+    """Layer of the target; by default chosen by cross-validation."""
     feature_tokens: int = 40_000
-    """Positions of the test fold that features are measured at."""
+    """Number of positions of the test fold at which features are measured."""
     n_sentences: int = 300
-    """Sentences to rewrite."""
+    """Number of sentences to rewrite."""
     n_attention: int = 8
-    """Features whose effect on attention is measured."""
+    """Number of features whose effect on attention is measured."""
     n_pages: int = 3
-    """Feature pages, beside the figure: the best kept, the middle and the least kept among the
-    features of the larger half of densities.
-    """
+    """Number of feature pages, from the best to the worst transferred of the denser features."""
 
 
 def reproduce(options: Options) -> Reproduction:
-    """Carry every feature over and compare."""
+    """Transfer every feature and compare it with its original."""
     pair, texts, sae = options.pair(), options.texts(), options.source_sae()
     stitch = options.grid(
         pair,
@@ -73,7 +77,6 @@ def reproduce(options: Options) -> Reproduction:
     )
     summary = features.summary.set_index("features")
     every, fair = summary.loc["all"], features.structural_advantage
-    top = features.live.sort_values("entropy_share_source", ascending=False).head(5)
     null = max(float(every[f"attribution_r_{name}"]) for name in ("random", "shuffled", "other"))
     beats, structural = float(every["low"]) > null, fair.low > 0
     verdict: Verdict = (
@@ -83,63 +86,27 @@ def reproduce(options: Options) -> Reproduction:
         if structural
         else "holds with a caveat"
     )
-    kinds = {
-        kind: float(summary.loc[kind, "attribution_r"])
-        for kind in ("structural", "semantic")
-        if kind in summary.index
-    }
-    figures = {
-        "Do features do the same? A density over features": features.figure(),
-        "Foretold from moments": features.fidelity_figure(),
-        "Entropy features": features.entropy_figure(),
-    }
-    if len(features.attention):
-        figures["Attention to BOS in later heads"] = features.attention_figure()
+    kinds = summary["attribution_r"].reindex(["structural", "semantic"])
+    lead = float(kinds["structural"] - kinds["semantic"])
     return Reproduction(
         name="feature_transfer",
         title="Which SAE features survive a stitch?",
         paper="Stitching, figures 4, 5, 14, 15 and 16",
-        claim="Transferred features do the same for the next token, far above a random SAE; structural ones consistently, semantic ones at "
-        "both ends.",
-        compared=[
-            Compared(
-                "attribution correlation, mean over features",
-                float(every["attribution_r"]),
-                "histograms only",
-                float(every["low"]),
-                float(every["high"]),
-                control=null,
-                control_name="best of random SAE, shuffled map, another feature",
-            ),
-            Compared(
-                "the same of structural minus semantic features, at equal density",
-                fair.value,
-                "densities only",
-                fair.low,
-                fair.high,
-                control=kinds.get("structural", float("nan")) - kinds.get("semantic", float("nan")),
-                control_name="density not held equal",
-            ),
-            Compared(
-                "decoder share in the null space of W_U, five highest, source → target",
-                f"{top['entropy_share_source'].mean():.2f} → {top['entropy_share_target'].mean():.2f}",
-                ".27 → .77 (one gpt2-small feature)",
-                control=f"{features.entropy_share_random[0]:.2f} → {features.entropy_share_random[1]:.2f}",
-                control_name="a random direction",
-            ),
-        ],
-        says="The order of kinds and baselines can be compared with the paper's; the sizes cannot, because models, SAE, text and the way "
-        "of rewriting sentences differ, and "
-        "dense features correlate better whatever they mean.",
+        claim="Transferred features have the same effect on the next token, far above a random "
+        "SAE: structural features consistently, semantic features either well or badly.",
+        compared=compared_rows(features, null, lead),
+        says="The order of kinds and baselines can be compared with the paper's. The sizes cannot: "
+        "models, SAE, text and the way of rewriting sentences differ, and dense features correlate "
+        "better whatever they mean.",
         verdict=verdict,
-        because=f"carried features have r {every['attribution_r']:.2f} ({every['low']:.2f} to {every['high']:.2f}), the strongest control "
-        f"{null:.2f}; structural ones lead semantic ones by "
-        f"{kinds.get('structural', float('nan')) - kinds.get('semantic', float('nan')):.2f}, at equal density by {fair.value:.2f} "
+        because=f"transferred features have r {every['attribution_r']:.2f} ({every['low']:.2f} to "
+        f"{every['high']:.2f}), the strongest control {null:.2f}; structural features have a "
+        f"higher r than semantic ones, by {lead:.2f}, at equal density by {fair.value:.2f} "
         f"({fair.low:.2f} to {fair.high:.2f}).",
-        figures=figures,
+        figures=figures(features),
         tables={
             "Summary": features.summary,
-            "Rank correlation of what is known beforehand": features.predictors,
+            "Rank correlation of the predictors": features.predictors,
             "Heads": features.heads,
             "Features": features.table,
         },
@@ -151,16 +118,62 @@ def reproduce(options: Options) -> Reproduction:
     )
 
 
+def compared_rows(features: lrt.FeatureEvaluation, null: float, lead: float) -> list[Compared]:
+    """Attribution correlations with their controls, and the shares in the null space of W_U."""
+    every = features.summary.set_index("features").loc["all"]
+    fair = features.structural_advantage
+    top = features.live.sort_values("entropy_share_source", ascending=False).head(5)
+    source, target = (float(top[f"entropy_share_{side}"].mean()) for side in ("source", "target"))
+    random_source, random_target = features.entropy_share_random
+    return [
+        Compared(
+            "attribution correlation, mean over features",
+            float(every["attribution_r"]),
+            "histograms only",
+            float(every["low"]),
+            float(every["high"]),
+            control=null,
+            control_name="best of random SAE, shuffled map, another feature",
+        ),
+        Compared(
+            "attribution correlation, structural minus semantic features, at equal density",
+            fair.value,
+            "densities only",
+            fair.low,
+            fair.high,
+            control=lead,
+            control_name="at different densities",
+        ),
+        Compared(
+            "decoder share in the null space of W_U, five highest, source → target",
+            f"{source:.2f} → {target:.2f}",
+            ".27 → .77 (one gpt2-small feature)",
+            control=f"{random_source:.2f} → {random_target:.2f}",
+            control_name="a random direction",
+        ),
+    ]
+
+
+def figures(features: lrt.FeatureEvaluation) -> dict[str, go.Figure]:
+    """The figures of the evaluation; attention only if it was measured."""
+    shown = {
+        "Correlation of attributions, as a density over features": features.figure(),
+        "Predictions from moments": features.fidelity_figure(),
+        "Entropy features": features.entropy_figure(),
+    }
+    if len(features.attention):
+        shown["Attention to BOS in later heads"] = features.attention_figure()
+    return shown
+
+
 def shown_features(features: lrt.FeatureEvaluation, n: int) -> list[int]:
-    """Features from the best kept to the least kept, among those of the larger half of densities."""
+    """Indices of n features, from the best to the worst transferred, in the denser half."""
     live = features.live.dropna(subset=["attribution_r"])
     dense = live.loc[live["density_source"] >= live["density_source"].median()].sort_values(
         "attribution_r", ascending=False
     )
-    places = [
-        round(place * (len(dense) - 1) / max(1, n - 1)) for place in range(min(n, len(dense)))
-    ]
-    return [int(dense["feature"].iloc[place]) for place in places]
+    ranks = [round(rank * (len(dense) - 1) / max(1, n - 1)) for rank in range(min(n, len(dense)))]
+    return [int(dense["feature"].iloc[rank]) for rank in ranks]
 
 
 if __name__ == "__main__":

@@ -1,21 +1,20 @@
-"""Do ρ_write and ρ_read tell beforehand what will carry over? Some hundred directions, predicted
-from moments and then measured.
+"""Do ρ_write and ρ_read predict which directions transfer? Predictions and measurements.
 
-    python examples/fidelity_predicts.py                        # bundled pair, about three minutes on two cores
+    python examples/fidelity_predicts.py      # bundled pair, about three minutes on two cores
 
-*Written* directions: steering vectors from disjoint parts of the bundled contrast sets (read at the
-last token, and as a mean), principal components of the stream, mean states of frequent tokens,
-decoder rows of the bundled SAE, random directions. Outcome: `steering_agreement`, the correlation
-of what adding the direction does to the source's next-token distribution with what adding its image
-does to the target's.
+*Written* directions are steering vectors from disjoint parts of the bundled contrast sets (read at
+the last token, and as a mean), principal components of the activations, mean activations of
+frequent tokens, decoder rows of the bundled SAE, and random directions. The outcome is
+`steering_agreement`: the correlation between the effect of the direction on the source's next-token
+distribution and the effect of its image on the target's.
 
-*Read* directions: probes on the source for "the next token is …", one for each of the most frequent
-tokens, carried to every layer of the target. Outcome: the AUROC that the probe keeps on the target,
-above chance.
+*Read* directions are probes on the source for "the next token is …", one per frequent token,
+transferred to every layer of the target. The outcome is the AUROC above chance on the target,
+divided by that on the source.
 
-Four predictors: ρ_write, ρ_read, the naive corr(x·v, y·vW), and the cosine of the image to the
-direction that the target would have learnt itself. Each is shown with its rank correlation to the
-outcome and a 95% interval by bootstrap over directions.
+Four predictors are compared: ρ_write, ρ_read, the naive corr(x·v, y·vW), and the cosine between the
+image and the direction learnt on the target itself. Each has its rank correlation with the outcome
+and a 95% interval by bootstrap over directions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,24 +48,27 @@ _LABELS = {
     "cosine_to_native": "cosine to native",
 }
 SUBSETS = 8
-"""Parts of each contrast set: so many vectors of one concept and reading."""
+"""Number of disjoint parts of each contrast set: one vector per part, concept and reading."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Activations at both hook points, and the token that follows each."""
+    """Activations of both models, one row per token, with the tokens."""
 
     x: Tensor
+    """Activations at the source hook point, [row, d_source]."""
     y: dict[str, Tensor]
-    """By target hook point."""
+    """Activations per target hook point, [row, d_target]."""
     token: np.ndarray
     following: np.ndarray
+    """The next token."""
     tests: np.ndarray
+    """Whether the row belongs to the test fold."""
 
 
 @dataclass(frozen=True)
 class Options(FigureOptions):
-    """Directions and what is measured of them."""
+    """Directions, and texts to measure them on."""
 
     QUICK: ClassVar[Mapping[str, Any]] = {
         "n_tokens": 6_000,
@@ -79,19 +81,19 @@ class Options(FigureOptions):
     source_layer: int = 2
     """Layer of the small model; the target layer is chosen by cross-validation."""
     n_rows: int = 40_000
-    """Rows that probes are learnt and judged on."""
+    """Number of rows on which probes are learnt and judged."""
     n_random: int = 16
-    """Random directions, half isotropic, half from the stream's covariance."""
+    """Number of random directions: half isotropic, half with the covariance of the activations."""
     n_components: int = 16
-    """Principal components, and mean states of tokens, as many of each."""
+    """Number of principal components, of token means and of SAE rows."""
     n_labels: int = 40
-    """Next-token probes."""
+    """Number of next-token probes."""
     n_texts: int = 24
-    """Neutral texts that effects are measured on."""
+    """Number of neutral texts on which effects are measured."""
 
 
 def reproduce(options: Options) -> Reproduction:
-    """Predict, measure, compare."""
+    """Predict the outcome of every direction, measure it, and compare."""
     pair, documents = options.pair(), options.texts()
     grid = options.grid(pair, documents, options.source_layer, null="none")
     stitch = grid.best()
@@ -107,64 +109,70 @@ def reproduce(options: Options) -> Reproduction:
         ignore_index=True,
     )
     summary = rank_correlations(table, options.seed)
-    found = summary.set_index(["role", "predictor"])
-    ours, naive = found.loc[("write", "rho_write")], found.loc[("write", "naive")]
-    read_one = found.loc[("read", "rho_read")]
+    by_predictor = summary.set_index(["role", "predictor"])
+    ours, naive = by_predictor.loc[("write", "rho_write")], by_predictor.loc[("write", "naive")]
+    rho_read = by_predictor.loc[("read", "rho_read")]
     verdict: Verdict = (
         "does not survive its null"
         if not ours["low"] > 0
         else "holds"
-        if read_one["low"] > 0
+        if rho_read["low"] > 0
         else "holds with a caveat"
     )
     return Reproduction(
         name="fidelity_predicts",
-        title="Told beforehand: which directions carry over?",
+        title="Predicted from moments: which directions transfer?",
         paper="lrt_lens, fidelity",
-        claim="From moments alone, ρ_write and ρ_read tell beforehand which written and read directions will carry over.",
-        compared=[
-            Compared(
-                "rank correlation of ρ_write with what written directions do",
-                float(ours["rank_correlation"]),
-                None,
-                float(ours["low"]),
-                float(ours["high"]),
-                control=float(naive["rank_correlation"]),
-                control_name="naive corr(x·v, y·vW)",
-            ),
-            Compared(
-                "the same within kinds of direction",
-                float(ours["within_kinds"]),
-                None,
-                control=float(naive["within_kinds"]),
-                control_name="naive",
-            ),
-            Compared(
-                "rank correlation of ρ_read with the AUROC that probes keep",
-                float(read_one["rank_correlation"]),
-                None,
-                float(read_one["low"]),
-                float(read_one["high"]),
-            ),
-        ],
-        says="Between these two models, for these kinds of directions, and for the next token's distribution; outcomes that all succeed "
-        "cannot be ranked.",
+        claim="From moments alone, ρ_write predicts which written directions transfer, and ρ_read "
+        "which read directions do.",
+        compared=compared_rows(ours, naive, rho_read),
+        says="The result holds for these two models, these kinds of directions and the "
+        "next-token distribution. If all directions transfer well, their outcomes cannot be "
+        "ranked.",
         verdict=verdict,
-        because=f"over {int(ours['n'])} written directions ρ_write ranks outcomes by {ours['rank_correlation']:.2f} ({ours['low']:.2f} to "
-        f"{ours['high']:.2f}), the naive correlation by "
-        f"{naive['rank_correlation']:.2f}; over {int(read_one['n'])} probes ρ_read by {read_one['rank_correlation']:.2f}.",
-        figures={"Outcome against each predictor, a point a direction": figure(table, summary)},
+        because=f"over {int(ours['n'])} written directions, the rank correlation of ρ_write with "
+        f"the outcome is {ours['rank_correlation']:.2f} ({ours['low']:.2f} to {ours['high']:.2f}), "
+        f"that of the naive correlation {naive['rank_correlation']:.2f}; over "
+        f"{int(rho_read['n'])} probes, that of ρ_read is {rho_read['rank_correlation']:.2f}.",
+        figures={"Outcome over each predictor, one point per direction": figure(table, summary)},
         tables={"Rank correlations": summary, "Directions": table},
         details={"stitch": repr(stitch)},
     )
 
 
+def compared_rows(ours: pd.Series, naive: pd.Series, rho_read: pd.Series) -> list[Compared]:
+    """Rank correlations of ρ_write, overall and within kinds, and of ρ_read."""
+    return [
+        Compared(
+            "rank correlation of ρ_write with the agreement of effects",
+            float(ours["rank_correlation"]),
+            None,
+            float(ours["low"]),
+            float(ours["high"]),
+            control=float(naive["rank_correlation"]),
+            control_name="naive corr(x·v, y·vW)",
+        ),
+        Compared(
+            "rank correlation of ρ_write, mean within kinds of direction",
+            float(ours["within_kinds"]),
+            None,
+            control=float(naive["within_kinds"]),
+            control_name="naive",
+        ),
+        Compared(
+            "rank correlation of ρ_read with the AUROC of transferred probes",
+            float(rho_read["rank_correlation"]),
+            None,
+            float(rho_read["low"]),
+            float(rho_read["high"]),
+        ),
+    ]
+
+
 def collect_rows(
     pair: lrt.ModelPair, stitch: lrt.Stitch, documents: Sequence[str], n_rows: int
 ) -> Rows:
-    """Rows of both streams with tokens; ``tests`` are rows of the map's own test fold, which no fit
-    has seen.
-    """
+    """Rows of both models with their tokens; the test rows are those of the map's own test fold."""
     plan, parts = BlockPlan(), {"x": [], "token": [], "following": [], "tests": []}
     streams: dict[str, list[Tensor]] = {}
     count = 0
@@ -193,8 +201,8 @@ def collect_rows(
 def written_directions(
     pair: lrt.ModelPair, stitch: lrt.Stitch, rows: Rows, options: Options, sae: Any
 ) -> list[tuple[str, Tensor, Tensor | None]]:
-    """(kind, direction on the source, the target's own direction or None)."""
-    found: list[tuple[str, Tensor, Tensor | None]] = []
+    """Directions as (kind, direction on the source, native direction on the target or None)."""
+    directions: list[tuple[str, Tensor, Tensor | None]] = []
     for concept in ("sentiment", "mood"):
         contrast = lrt.demo_contrast(concept)
         for read in ("last", "mean"):
@@ -208,22 +216,24 @@ def written_directions(
                 native = lrt.SteeringVector.mean_difference(
                     pair.target, subset, at=stitch.target_hook, read=read
                 ).direction
-                found.append((f"{concept} contrast", own.double(), native.double()))
+                directions.append((f"{concept} contrast", own.double(), native.double()))
     _, vectors = torch.linalg.eigh(stitch.source_statistics.covariance.double())
     spaced = np.unique(np.geomspace(1, vectors.shape[1], options.n_components).astype(int))
-    found += [("principal component", vectors[:, -int(k)], None) for k in spaced]
+    # `eigh` sorts ascending: the k-th principal component is the k-th column from the end.
+    directions += [("principal component", vectors[:, -int(k)], None) for k in spaced]
     fits, y = ~rows.tests, rows.y[stitch.target_hook]
     for token in pd.Series(rows.token[fits]).value_counts().index[: options.n_components]:
         at = torch.from_numpy(np.flatnonzero(fits & (rows.token == token)))
-        found.append(("token mean", rows.x[at].mean(0) - rows.x.mean(0), y[at].mean(0) - y.mean(0)))
+        own, native = (stream[at].mean(0) - stream.mean(0) for stream in (rows.x, y))
+        directions.append(("token mean", own, native))
     n_components = options.n_components
     if sae is not None and same_place(str(sae.cfg.metadata.hook_name), stitch.source_hook):
-        found += [
+        directions += [
             ("SAE decoder row", row.double(), None)
             for row in sae.W_dec[:: len(sae.W_dec) // n_components][:n_components]
         ]
     draws = random_directions(stitch, options.n_random, torch.Generator().manual_seed(options.seed))
-    return found + [("random", draw, None) for draw in draws]
+    return directions + [("random", draw, None) for draw in draws]
 
 
 def measure_writing(
@@ -232,7 +242,7 @@ def measure_writing(
     written: list[tuple[str, Tensor, Tensor | None]],
     neutral: Sequence[str],
 ) -> pd.DataFrame:
-    """A row a direction: predictors, and the agreement of what it does."""
+    """Predictors and the agreement of effects, one row per direction."""
     directions = torch.stack([v for _, v, _ in written])
     outcome = steering_agreement(pair, stitch, directions.float(), neutral)
     table = predictors(
@@ -247,32 +257,34 @@ def measure_writing(
 
 
 def measure_reading(stitch: lrt.Stitch, rows: Rows, n_labels: int) -> pd.DataFrame:
-    """A row a probe: predictors, and the share of its AUROC above chance on the source that the
-    probe keeps on the target.
+    """Predictors and outcome, one row per probe.
+
+    The outcome is the AUROC above chance on the target, divided by that on the source.
     """
-    fits, labels = (
-        ~rows.tests,
-        pd.Series(rows.following[~rows.tests]).value_counts().index[:n_labels],
-    )
+    fits = ~rows.tests
+    labels = pd.Series(rows.following[fits]).value_counts().index[:n_labels]
     targets = torch.from_numpy(np.stack([rows.following == label for label in labels], 1)).double()
     y = rows.y[stitch.target_hook]
     own, native = (_ridge(stream[fits], targets[fits]) for stream in (rows.x, y))
-    moved = stitch.down.weight.double() @ own
-    score = lambda stream, weights: _aurocs(stream[rows.tests] @ weights, targets[rows.tests])  # noqa: E731
-    transferred, before, reference = score(y, moved), score(rows.x, own), score(y, native)
-    table = predictors(stitch, own.T, moved.T, list(native.T))
+    # x ≈ y @ W_down, so a probe w that reads x reads y as W_down @ w.
+    images = stitch.down.weight.double() @ own
+    auroc, auroc_source, auroc_native = (
+        _aurocs(stream[rows.tests] @ weights, targets[rows.tests])
+        for stream, weights in ((y, images), (rows.x, own), (y, native))
+    )
+    table = predictors(stitch, own.T, images.T, list(native.T))
     return table.assign(
         role="read",
         kind="next-token probe",
-        outcome=(transferred - 0.5) / (before - 0.5),
-        of_native=(transferred - 0.5) / (reference - 0.5),
+        outcome=(auroc - 0.5) / (auroc_source - 0.5),
+        of_native=(auroc - 0.5) / (auroc_native - 0.5),
     )
 
 
 def predictors(
     stitch: lrt.Stitch, directions: Tensor, images: Tensor, natives: Sequence[Tensor | None]
 ) -> pd.DataFrame:
-    """What is known before any model runs with the direction."""
+    """The four predictors per direction, known before any model runs with the direction."""
     cosine = [
         float("nan")
         if native is None
@@ -291,14 +303,15 @@ def predictors(
 
 
 def rank_correlations(table: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Spearman's correlation of every predictor with the outcome, for each role: over all
-    directions, and the mean within kinds.
+    """Rank correlation (Spearman) of each predictor with the outcome, per role.
+
+    Computed over all directions, and as the mean within kinds of direction.
     """
     rows = []
     for role, part in table.groupby("role"):
         for predictor in PREDICTORS:
             known = part[[predictor, "outcome"]].dropna()
-            found, _ = bootstrap_rank_correlation(
+            correlation, _ = bootstrap_rank_correlation(
                 known[predictor].to_numpy(), known["outcome"].to_numpy(), seed=seed
             )
             kinds = [group[[predictor, "outcome"]].dropna() for _, group in part.groupby("kind")]
@@ -313,9 +326,9 @@ def rank_correlations(table: pd.DataFrame, seed: int) -> pd.DataFrame:
                 {
                     "role": role,
                     "predictor": predictor,
-                    "rank_correlation": found.value,
-                    "low": found.low,
-                    "high": found.high,
+                    "rank_correlation": correlation.value,
+                    "low": correlation.low,
+                    "high": correlation.high,
                     "within_kinds": within,
                     "n": len(known),
                 }
@@ -324,15 +337,13 @@ def rank_correlations(table: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def figure(table: pd.DataFrame, summary: pd.DataFrame) -> go.Figure:
-    """Outcome against each predictor, a panel for each, a row a role; titles give the rank
-    correlation.
-    """
-    found = {
+    """Outcome over each predictor: one row of panels per role, rank correlations as titles."""
+    correlations = {
         (row["role"], row["predictor"]): row["rank_correlation"]
         for row in summary.to_dict("records")
     }
     titles = [
-        f"{role}: rank correlation {found[role, predictor]:.2f}"
+        f"{role}: rank correlation {correlations[role, predictor]:.2f}"
         for role in ("write", "read")
         for predictor in PREDICTORS
     ]
@@ -366,7 +377,8 @@ def figure(table: pd.DataFrame, summary: pd.DataFrame) -> go.Figure:
 
 
 def _ridge(stream: Tensor, targets: Tensor, penalty: float = 1e-2) -> Tensor:
-    """[d, label]: linear probes of all labels at once, by ridge on indicator targets."""
+    """Linear probes for all labels at once, [d, label], by ridge on indicator targets."""
+    # w = (XᵀX + λ·mean(diag XᵀX)·I)⁻¹ XᵀT, X centred
     centred = stream - stream.mean(0)
     gram = centred.T @ centred
     return torch.linalg.solve(
@@ -376,6 +388,7 @@ def _ridge(stream: Tensor, targets: Tensor, penalty: float = 1e-2) -> Tensor:
 
 
 def _aurocs(scores: Tensor, targets: Tensor) -> np.ndarray:
+    """AUROC per label (column)."""
     return np.array([roc_auc_score(targets[:, j], scores[:, j]) for j in range(targets.shape[1])])
 
 

@@ -1,19 +1,21 @@
-"""LRT, table 2: final losses of its fits (states, a mixture of texts, SAE codes), beside the closed
-form on the same rows.
+"""LRT, table 2: final losses of maps by AdamW, compared with the closed form on the same rows.
 
     python examples/fit_losses.py                               # bundled pair and SAE
 
 The paper (arXiv 2506.00653, appendix C) trains affine maps by AdamW on 10 M tokens: from states on
-the Pile, from states on 33% chat + 67% Pile, and from SAE codes, and gives a final validation loss
-of each, of unstated unit and without a baseline. The mixture's is of other models (the -it ones) at
-another rate (1e-3 for 1e-4), so its loss and the plain one's are no comparison; only codes and
-states of the Pile are. Here the same three: stories stand for the Pile, reviews for the chats.
-Every fit is scored on the test fold of its own text, as mean squared error per dimension and as the
-share of variance that is left, beside the ridge solution from the moments of the same tokens and
-beside the mean. AdamW has the paper's settings, the mixture's rate included, and, because four
-epochs of few tokens are few steps, a longer run. Nulls: what the source's token alone predicts, and
-codes of the same SAE with *random* encoder directions (of the same norms, as sparse, without
-biases): a thousand sparse numbers can predict more than a hundred dense ones whatever they mean.
+the Pile, from states on 33% chat + 67% Pile, and from SAE codes. It gives the final validation loss
+of each, without a unit and without a baseline. The mixture is for other models (the -it ones) at
+another learning rate (1e-3 instead of 1e-4), so only codes and states on the Pile can be compared.
+
+The same three fits are made here, with stories for the Pile and reviews for the chats. Every fit is
+scored on the test fold of its own text, as mean squared error per dimension and as the fraction of
+variance left, and is compared with ridge from the moments of the same tokens and with the mean.
+AdamW runs with the paper's settings, including the rate for the mixture, and once for longer,
+because four epochs of few tokens are few steps.
+
+Two controls: the prediction from the source's token alone, and codes of the same SAE with *random*
+encoder directions (same norms, same sparsity, no biases). A thousand sparse numbers can predict
+more than a hundred dense ones, whatever they mean.
 """
 
 import copy
@@ -36,6 +38,13 @@ PAPER = {"states": 5.935, "states, mixture": 5.986, "codes": 5.437}
 RATES = {"states": 1e-4, "states, mixture": 1e-3}
 """Learning rates, table 2."""
 CHAT_SHARE = 1 / 3
+"""Fraction of chats in the paper's mixture."""
+CONTROLS = {
+    "states": "AdamW as in the paper",
+    "states, mixture": "AdamW as in the paper",
+    "codes": "random codes",
+}
+"""The fit with which each closed form is compared."""
 _COLOURS = {
     "AdamW as in the paper": "#0072B2",
     "AdamW, longer": "#56B4E9",
@@ -58,17 +67,17 @@ class Options(FigureOptions):
     n_tokens: int = 100_000
     """Tokens of each fit."""
     target_layer: int | str = 3
-    """Where the maps end; the source's layer is the SAE's."""
+    """Layer that the maps predict; the layer of the source is that of the SAE."""
     chats: str | None = None
-    """File of the texts that are a third of the mixture; bundled reviews without it."""
+    """File with the chats, a third of the mixture; by default the bundled reviews."""
     validation_share: float = 0.1
-    """Of the documents of the fitting folds, which AdamW is not trained on (the paper: a tenth)."""
+    """Fraction of the fitting documents held out from AdamW for validation (in the paper 0.1)."""
     long_epochs: int = 40
-    """Epochs of the longer run, at 1e-3 and in batches of 2,048 rows."""
+    """Epochs of the longer run, at rate 1e-3 and in batches of 2,048 rows."""
 
 
 def reproduce(options: Options) -> Reproduction:
-    """Three fits, each by AdamW and in closed form."""
+    """Make the three fits, each by AdamW and in closed form."""
     pair, sae = options.pair(), options.source_sae()
     plain, mixture = corpora(options)
     hook, layer = sae.cfg.metadata.hook_name, options.target_layer
@@ -93,44 +102,44 @@ def reproduce(options: Options) -> Reproduction:
         name="fit_losses",
         title="Final losses of LRT's fits, beside the closed form",
         paper="LRT, table 2",
-        claim="Maps from SAE codes end at a lower loss (5.437) than maps from states (5.935) on the same text.",
+        claim="Maps from SAE codes reach a lower loss (5.437) than maps from states (5.935) on the "
+        "same text.",
         compared=[
             Compared(
-                f"{fit}: share of variance left, closed form (paper: loss of unknown unit)",
+                f"{fit}: fraction of variance left, closed form (paper: loss without a unit)",
                 float(left[fit, "closed form"]),
                 paper,
-                control=float(left[fit, beside]),
-                control_name=beside,
+                control=float(left[fit, CONTROLS[fit]]),
+                control_name=CONTROLS[fit],
             )
-            for (fit, paper), beside in zip(
-                PAPER.items(),
-                ("AdamW as in the paper", "AdamW as in the paper", "random codes"),
-                strict=True,
-            )
+            for fit, paper in PAPER.items()
         ],
-        says="Losses of unstated unit on other models cannot be compared in size; their order can. AdamW sees thousands of times fewer "
-        "tokens here than in the paper, so "
-        "its distance to the closed form says what four epochs of few tokens leave, not what the paper's fits left.",
+        says="Losses without a unit, on other models, cannot be compared in size, but in order. "
+        "AdamW sees thousands of times fewer tokens here than in the paper: its distance to the "
+        "closed form shows the effect of few steps, not the error of the paper's fits.",
         verdict=verdict,
-        because=f"{reason}. AdamW with the paper's settings leaves {left['states', 'AdamW as in the paper']:.3f} from states, the longer run "
-        f"{left['states', 'AdamW, longer']:.3f}; on the mixture {left['states, mixture', 'AdamW as in the paper']:.3f}, "
-        f"{left['states, mixture', 'AdamW, longer']:.3f}, and the closed form {left['states, mixture', 'closed form']:.3f}.",
+        because=f"{reason}. AdamW with the paper's settings leaves "
+        f"{left['states', 'AdamW as in the paper']:.3f} from states, the longer run "
+        f"{left['states', 'AdamW, longer']:.3f}; on the mixture "
+        f"{left['states, mixture', 'AdamW as in the paper']:.3f} and "
+        f"{left['states, mixture', 'AdamW, longer']:.3f}, where the closed form leaves "
+        f"{left['states, mixture', 'closed form']:.3f}.",
         figures={"Mean squared error per dimension on the test fold of each text": figure(table)},
         tables={
             "All fits": table,
             "Codes and states on the same documents": scored.reset_index(),
-            "The same with random codes": null.reset_index(),
+            "Random codes and states on the same documents": null.reset_index(),
         },
         details={"paper": PAPER, "map_from_codes": repr(codes)},
     )
 
 
 def judged(scored: pd.DataFrame, null: pd.DataFrame, token: float) -> tuple[Verdict, str]:
-    """(verdict, its reason): codes have to leave less than states, random codes and the token
-    alone.
+    """The verdict and its reason.
 
-    A caveat where intervals meet, and where random codes leave less than states too: then it is not
-    the features alone.
+    Codes have to leave less variance than states, random codes and the token alone. There is a
+    caveat if the intervals overlap, and if random codes leave less than states: then sparsity
+    explains a part of the advantage.
     """
     left = {
         "codes": 1 - float(scored.loc["s2l", "r2"]),
@@ -138,8 +147,9 @@ def judged(scored: pd.DataFrame, null: pd.DataFrame, token: float) -> tuple[Verd
         "random": 1 - float(null.loc["s2l", "r2"]),
     }
     numbers = (
-        f"the closed form leaves {left['codes']:.3f} of the variance from codes and {left['states']:.3f} from states; nulls: random codes "
-        f"{left['random']:.3f}, the token alone {token:.3f}"
+        f"the closed form leaves {left['codes']:.3f} of the variance from codes and "
+        f"{left['states']:.3f} from states; controls: random codes {left['random']:.3f}, the token "
+        f"alone {token:.3f}"
     )
     if not left["codes"] < min(left["states"], left["random"], token):
         return "does not survive its null", numbers
@@ -147,12 +157,13 @@ def judged(scored: pd.DataFrame, null: pd.DataFrame, token: float) -> tuple[Verd
         float(scored.loc["l2l", "r2_high"]), float(null.loc["s2l", "r2_high"])
     )
     if not apart:
-        return "holds with a caveat", f"{numbers}, and the intervals meet"
+        return "holds with a caveat", f"{numbers}, and the intervals overlap"
     if not left["random"] > left["states"]:
         gained = (left["states"] - left["random"]) / (left["states"] - left["codes"])
         return (
             "holds with a caveat",
-            f"{numbers}: {gained:.0%} of the advantage over states comes with any sparse code of that size",
+            f"{numbers}: any sparse code of that size has {gained:.0%} of the advantage over "
+            "states",
         )
     return "holds", numbers
 
@@ -160,7 +171,7 @@ def judged(scored: pd.DataFrame, null: pd.DataFrame, token: float) -> tuple[Verd
 def code_fit(
     pair: lrt.ModelPair, stitch: lrt.Stitch, sae: Any, texts: Any, options: Options
 ) -> tuple[lrt.CodeMap, pd.DataFrame]:
-    """(map from an SAE's codes in closed form, its scores beside those of the states)."""
+    """The map from an SAE's codes in closed form, and the scores of codes and states."""
     codes = lrt.fit_code_map(pair, stitch, sae, texts, n_tokens=options.n_tokens)
     return codes, lrt.evaluate_code_map(
         pair, stitch, sae, codes, texts, n_tokens=options.n_tokens, seed=options.seed
@@ -168,9 +179,7 @@ def code_fit(
 
 
 def with_random_encoder(sae: Any, seed: int) -> Any:
-    """The SAE with encoder directions drawn at random, of the norms that they had, and without
-    their biases.
-    """
+    """A copy of the SAE with random encoder directions of the same norms, without biases."""
     drawn = copy.deepcopy(sae)
     with torch.no_grad():
         noise = torch.randn(drawn.W_enc.shape, generator=torch.Generator().manual_seed(seed)).to(
@@ -182,7 +191,7 @@ def with_random_encoder(sae: Any, seed: int) -> Any:
 
 
 def corpora(options: Options) -> tuple[Any, Any]:
-    """(plain texts, the same with a third of chats mixed in)."""
+    """The plain texts, and the mixture of two thirds plain texts and one third chats."""
     bundled = options.documents is None
     plain = lrt.demo_documents("story") if bundled else options.texts()
     chats = (
@@ -193,7 +202,7 @@ def corpora(options: Options) -> tuple[Any, Any]:
     mixed, step = [], round(1 / CHAT_SHARE)
     for number, text in enumerate(plain):
         mixed.append(text)
-        # Two plain texts, then a chat: whatever tokens are wanted, a third of the texts are chats.
+        # One chat after every two plain texts, so that any number of tokens has a third of chats.
         if number % (step - 1) == step - 2 and number // (step - 1) < len(chats):
             mixed.append(chats[number // (step - 1)])
     return plain, mixed
@@ -202,7 +211,7 @@ def corpora(options: Options) -> tuple[Any, Any]:
 def state_fits(
     pair: lrt.ModelPair, texts: Any, fit: str, hook: str, layer: int | str, options: Options
 ) -> list[dict[str, Any]]:
-    """AdamW twice, ridge, and the mean, on the same rows."""
+    """Scores of AdamW (both runs), ridge and the mean, fitted on the same rows."""
     with tempfile.TemporaryDirectory() as folder:
         moments = lrt.harvest(
             pair,
@@ -230,13 +239,14 @@ def state_fits(
         scores = {name: recipe.fit(cache).score(cache).r2 for name, recipe in trained.items()}
     (where,) = moments.pairs
     held_out = moments.scatter(where, TEST_PARTS)
+    # Variance per dimension: tr(Σ yyᵀ) / (n·d), centred
     variance = float(held_out.yy.trace()) / held_out.n / len(held_out.yy)
     scores |= {"closed form": float(moments.fit(lrt.Ridge()).scores["r2"].iloc[0]), "mean": 0.0}
     return [row(fit, name, 1 - r2, float(variance)) for name, r2 in scores.items()]
 
 
 def row(fit: str, by: str, left: float, variance: float) -> dict[str, Any]:
-    """One fit: share of variance left, and the same as a loss."""
+    """One fit: fraction of variance left, and the mean squared error that it corresponds to."""
     return {
         "fit": fit,
         "by": by,
@@ -247,7 +257,7 @@ def row(fit: str, by: str, left: float, variance: float) -> dict[str, Any]:
 
 
 def figure(table: pd.DataFrame) -> go.Figure:
-    """Bars by fit; the paper's loss stands in the label."""
+    """Mean squared error per fit as bars, with the paper's loss in the label."""
     plot = go.Figure()
     for by, colour in _COLOURS.items():
         part = table[table["by"] == by]
@@ -260,9 +270,9 @@ def figure(table: pd.DataFrame) -> go.Figure:
             text=[f"{left:.2f}" for left in part["left"]],
             textposition="outside",
         )
-    plot.update_xaxes(title_text="what the map is fitted on")
+    plot.update_xaxes(title_text="data on which the map is fitted")
     plot.update_yaxes(
-        title_text="mean squared error per dimension (number: share of variance left)"
+        title_text="mean squared error per dimension (number: fraction of variance left)"
     )
     return plot.update_layout(template=TEMPLATE_NAME, height=520, barmode="group")
 

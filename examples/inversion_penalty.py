@@ -1,11 +1,11 @@
-"""Stitching, figure 7: what does the inversion term of eq. 3 buy, and what does it cost?
+"""Stitching, figure 7: benefit and cost of the inversion term in eq. 3.
 
-    python examples/inversion_penalty.py                        # bundled pair and SAE, about two minutes on two cores
+    python examples/inversion_penalty.py    # bundled pair and SAE, about two minutes on two cores
 
-Transferring Features with Model Stitching (arXiv 2506.06609) weighs both round trips by α in {0,
-0.1, 1, 10} and takes 1. For each α the exact minimum of eq. 3 (`TwoWay`): next-token loss of A→B,
-B→A and both round trips, and of B under A's SAE carried by the same maps, with paired intervals of
-the differences to α = 0, where each way is fitted alone.
+Transferring Features with Model Stitching (arXiv 2506.06609) weights both round trips by α in {0,
+0.1, 1, 10} and selects 1. This script takes the exact minimum of eq. 3 (`TwoWay`) for each α, and
+measures the next-token loss of A→B, B→A and both round trips, and of B with A's SAE transferred by
+the same maps. Differences to α = 0, where each way is fitted alone, have paired intervals.
 """
 
 from collections.abc import Mapping
@@ -41,34 +41,19 @@ class Options(FigureOptions):
         "weights": (0.0, 1.0),
     }
     target_layer: int | str = 3
-    """Layer of the target; the source's is the SAE's."""
+    """Layer of the target; the layer of the source is that of the SAE."""
     weights: tuple[float, ...] = (0.0, 0.1, 1.0, 10.0)
-    """α of eq. 3; 0 and the paper's 1 among them."""
+    """Values of α in eq. 3; 0 and the paper's 1 are always added."""
     ridge: float = 1e-3
-    """Ridge term of all fits, relative."""
+    """Relative ridge term of all fits."""
     loss_tokens: int = 12_000
-    """Tokens that are predicted, of documents that no map was fitted on."""
+    """Number of predicted tokens, from documents on which no map was fitted."""
 
 
 def reproduce(options: Options) -> Reproduction:
-    """One harvest, a fit a weight, all losses on the same documents."""
+    """Fit the maps for every α from one harvest, and measure all losses on the same documents."""
     pair, texts, sae = options.pair(), options.texts(), options.source_sae()
-    moments = lrt.harvest(
-        pair,
-        texts,
-        source_layers=[sae.cfg.metadata.hook_name],
-        target_layers=[options.target_layer],
-        n_tokens=options.n_tokens,
-        null=False,
-        seed=options.seed,
-        progress=True,
-    )
-    (where,) = moments.pairs
-    weights = tuple(sorted({*options.weights, 0.0, PAPER_CHOICE}))
-    stitches = {
-        w: moments.fit(lrt.TwoWay(inversion_weight=w, alpha=options.ridge), pairs=[where])[where]
-        for w in weights
-    }
+    stitches = fitted(pair, texts, sae.cfg.metadata.hook_name, options)
     others: dict[str, MapPair] = {
         f"α = {w:g}": stitch.maps for w, stitch in stitches.items() if w != PAPER_CHOICE
     }
@@ -83,7 +68,8 @@ def reproduce(options: Options) -> Reproduction:
         seed=options.seed,
     )
     table = pd.concat(
-        [losses(loss, weights), sae_losses(pair, stitches, sae, texts, options)], ignore_index=True
+        [losses(loss, tuple(stitches)), sae_losses(pair, stitches, sae, texts, options)],
+        ignore_index=True,
     )
     gaps = {route: loss.difference("stitched", "α = 0", route=route) for route in ROUTES}
     helps = [route for route in ROUTES[2:] if gaps[route].high < 0]
@@ -91,56 +77,70 @@ def reproduce(options: Options) -> Reproduction:
     verdict: Verdict = (
         "does not survive its null" if not helps else "holds with a caveat" if hurts else "holds"
     )
-    at = lambda route, w: float(  # noqa: E731
-        table.loc[(table["route"] == route) & (table["weight"] == w), "ce"].iloc[0]
-    )
+    losses_at_0 = table[table["weight"] == 0].set_index("route")["ce"]
     return Reproduction(
         name="inversion_penalty",
-        title="What the inversion term buys, and what it costs",
+        title="Benefit and cost of the inversion term",
         paper="Stitching, figure 7",
-        claim="Weighing round trips by α = 1 (of 0, 0.1, 1, 10) makes both maps invert each other without hurting what each way predicts.",
+        claim="Weighting round trips by α = 1 (of 0, 0.1, 1, 10) makes the two maps invert each "
+        "other without a loss in the prediction of either way.",
         compared=[
             Compared(
-                f"{route}: loss at α = 1 minus α = 0, nats a token",
+                f"{route}: loss at α = 1 minus loss at α = 0, nats per token",
                 gaps[route].value,
                 "plot",
                 gaps[route].low,
                 gaps[route].high,
-                control=at(route, 0.0),
+                control=float(losses_at_0[route]),
                 control_name="loss at α = 0:",
             )
             for route in ("A→B→A", "A→B", "B→A→B", "B→A")
         ],
-        says="Exact minima from the same moments, so that nothing but α differs; the paper's curves are by Adam on Pythia and print no numbers.",
+        says="All maps are exact minima from the same moments, so they differ in α alone. The "
+        "paper's curves are from Adam on Pythia and come without numbers.",
         verdict=verdict,
-        because="at α = 1 against α = 0: "
+        because="loss at α = 1 minus loss at α = 0: "
         + ", ".join(
             f"{route} {gap.value:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
             for route, gap in gaps.items()
         )
-        + " nats a token.",
-        figures={"Loss over α; dotted: the untouched models A and B": figure(table, loss)},
-        tables={"Loss by α": table, "All arms": loss.table},
+        + " nats per token.",
+        figures={"Loss over α (dotted: the unmodified models A and B)": figure(table, loss)},
+        tables={"Loss per α": table, "All arms": loss.table},
         details={"stitch": repr(stitches[PAPER_CHOICE])},
     )
 
 
+def fitted(
+    pair: lrt.ModelPair, texts: Any, source_hook: str, options: Options
+) -> dict[float, lrt.Stitch]:
+    """The exact minimum of eq. 3 for every weight α, all from the same moments."""
+    moments = lrt.harvest(
+        pair,
+        texts,
+        source_layers=[source_hook],
+        target_layers=[options.target_layer],
+        n_tokens=options.n_tokens,
+        null=False,
+        seed=options.seed,
+        progress=True,
+    )
+    (where,) = moments.pairs
+    return {
+        w: moments.fit(lrt.TwoWay(inversion_weight=w, alpha=options.ridge), pairs=[where])[where]
+        for w in sorted({*options.weights, 0.0, PAPER_CHOICE})
+    }
+
+
 def losses(loss: lrt.StitchLoss, weights: tuple[float, ...]) -> pd.DataFrame:
-    """A row per route and weight: ce with its interval."""
+    """Cross-entropy with its interval, one row per route and weight."""
     by_arm = loss.table.set_index(["route", "arm"])
     rows = []
     for route in ROUTES:
         for weight in weights:
-            found = by_arm.loc[(route, "stitched" if weight == PAPER_CHOICE else f"α = {weight:g}")]
-            rows.append(
-                {
-                    "route": route,
-                    "weight": weight,
-                    "ce": found["ce"],
-                    "low": found["ce_low"],
-                    "high": found["ce_high"],
-                }
-            )
+            arm = "stitched" if weight == PAPER_CHOICE else f"α = {weight:g}"
+            ce, low, high = by_arm.loc[(route, arm), ["ce", "ce_low", "ce_high"]]
+            rows.append({"route": route, "weight": weight, "ce": ce, "low": low, "high": high})
     return pd.DataFrame(rows)
 
 
@@ -151,28 +151,28 @@ def sae_losses(
     texts: Any,
     options: Options,
 ) -> pd.DataFrame:
-    """The same of B with its stream replaced by the reconstruction of A's SAE, carried over."""
+    """Cross-entropy of B with its activations reconstructed by A's transferred SAE, per weight."""
     rows = []
     for weight, stitch in stitches.items():
         table = lrt.evaluate_sae(
             pair, stitch, sae, texts, n_random=1, n_tokens=options.loss_tokens, seed=options.seed
         ).table.set_index("arm")
-        found = table.loc["transferred"]
-        own = found["own_ce"]
+        transferred = table.loc["transferred"]
+        own = transferred["own_ce"]
         rows.append(
             {
                 "route": "SAE A→B",
                 "weight": weight,
-                "ce": found["ce"],
-                "low": own + found["delta_ce_low"],
-                "high": own + found["delta_ce_high"],
+                "ce": transferred["ce"],
+                "low": own + transferred["delta_ce_low"],
+                "high": own + transferred["delta_ce_high"],
             }
         )
     return pd.DataFrame(rows)
 
 
 def figure(table: pd.DataFrame, loss: lrt.StitchLoss) -> go.Figure:
-    """A line a route, α as categories (one of them is 0)."""
+    """Loss over α, one line per route; α is categorical because one value is 0."""
     plot = go.Figure()
     for route, part in table.groupby("route", sort=False):
         colour, symbol = _LOOKS[str(route)]
@@ -190,12 +190,12 @@ def figure(table: pd.DataFrame, loss: lrt.StitchLoss) -> go.Figure:
                 "thickness": 1,
             },
         )
-    untouched = loss.table[loss.table["arm"] == "own"].drop_duplicates("finishes_in")
-    for row in untouched.to_dict("records"):
+    unmodified = loss.table[loss.table["arm"] == "own"].drop_duplicates("finishes_in")
+    for row in unmodified.to_dict("records"):
         plot.add_hline(
             y=row["ce"],
             line={"dash": "dot", "width": 1.5},
-            annotation_text=f"{str(row['route'])[-1]} untouched",
+            annotation_text=f"{str(row['route'])[-1]} unmodified",
             annotation_position="top left",
         )
     plot.update_xaxes(type="category", title_text="α, weight of the round trips in eq. 3")

@@ -1,19 +1,19 @@
-"""L-Cross Modulation, tables 1-3 and figures 7-12, and why table 1 cannot fail: maps fitted on a
-concept's own texts, on another's, on random numbers.
+r"""L-Cross, tables 1-3 and figures 7-12: maps fitted on concepts, and why table 1 cannot fail.
 
-    python examples/l_cross.py                                                       # bundled pair, its two concepts
-    python examples/l_cross.py --source MODEL --target MODEL --source-hook 10 --target-hook 20
-    --tasks FOLDER --pairs 200 --test-items 50
+    python examples/l_cross.py                              # bundled pair, its two concepts
+    python examples/l_cross.py --source MODEL --target MODEL --source-hook 10 --target-hook 20 \
+        --tasks FOLDER --pairs 200 --test-items 50
 
 Cross-model Transferability … on the Platonic Representations of Concepts (arXiv 2501.02009) fits T
-by least squares on the last-token states of contrast texts and carries steering vectors by it: with
-T from the concept's own texts (table 1), a random T (table 2) and T from another concept (table 3).
-All its sets have fewer texts than the models have dimensions, where T runs through every text and
-the vector carried is the target's own. The first figure shows that over n/d, with a map whose
-source is random numbers beside it; the others measure all arms at equal damage and over β. Tasks
-are JSON Lines files in the form of the model-written evaluations; models may have different
-tokenizers. Figures 11 and 12, harmful and unfair answers judged in generated texts, are these
-curves for such items.
+by least squares on the last-token states of contrast texts and transfers steering vectors by it:
+with T from the concept's own texts (table 1), a random T (table 2) and T from another concept
+(table 3). All its sets have fewer texts than the models have dimensions. There, T interpolates
+every text exactly, and the transferred vector equals the target's own.
+
+The first figure shows this over n/d, next to a map whose source is random numbers. The others
+compare all arms at equal damage and over β. Tasks are JSON Lines files in the format of the
+model-written evaluations; the models may have different tokenizers. Figures 11 and 12 of the paper,
+harmful and unfair answers judged in generated texts, are these curves for such items.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,8 @@ from typing import Any, ClassVar
 import pandas as pd
 
 import lrt_lens as lrt
-from lrt_lens.adapters.concepts._evaluation import BETAS, ConceptTransfer
+from lrt_lens.adapters.concepts import BETAS
+from lrt_lens.adapters.concepts._evaluation import ConceptTransfer
 from lrt_lens.adapters.concepts._rows import read_rows
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
 from lrt_lens.reproduction._concepts import generic_stitch, load_concepts
@@ -58,10 +59,11 @@ PAPER = {
         "refusal": (76.55, 82.51, 82.31, 82.70, 80.00, 84.91, 52.93, 49.94),
     },
 }
-"""Target → concept → probability of the concept's choice: No, Self, then from either source by own
-T, other T, random T (tables 1, 3, 2).
+"""Probability of the concept's choice in the paper, per target and concept (columns: `_CELLS`).
 
-Sources in the paper's order: Qwen2, Llama3.1; Llama2, Llama3.1; Llama2, Qwen2.
+After No and Self come two sources with the concept's own T (table 1), another concept's T (table 3)
+and a random T (table 2). The sources per target, in the paper's order, are Qwen2 and Llama3.1;
+Llama2 and Llama3.1; Llama2 and Qwen2.
 """
 _CELLS = ("No", "Self", "own_1", "own_2", "other_1", "other_2", "random_1", "random_2")
 
@@ -81,39 +83,83 @@ class Options(FigureOptions):
     }
     UNUSED: ClassVar = frozenset({"sae"})
     n_tokens: int = 150_000
-    """Tokens of the map of generic text; 0 leaves it out."""
+    """Tokens for the map of generic text; 0 omits this arm."""
     source_hook: int = 2
     """Layer of the source."""
     target_hook: int = 3
     """Layer of the target."""
     tasks: Path | None = None
-    """Folder of task files; the bundled concepts without it."""
+    """Folder of task files; by default the bundled concepts."""
     pairs: int = 252
-    """Pairs a task that maps and vectors are learnt from."""
+    """Number of contrast pairs per task from which maps and vectors are learnt."""
     test_items: int = 50
-    """Items a task that are measured."""
+    """Number of items per task that are measured."""
     n_pairs: int | None = None
-    """Pairs that a vector is learnt from; by default as many as give 3/4 as many texts as the
-    source has dimensions, or half of all.
+    """Pairs per vector; by default texts for 3/4 of the source's dimensions, at most half of all.
     """
     draws: int = 5
-    """Choices of texts for each point of the curve."""
+    """Draws of texts per point of the curve."""
     n_random: int = 6
-    """Random maps."""
+    """Number of random maps."""
     neutral: int = 24
-    """Neutral texts."""
+    """Number of neutral texts."""
     damage: float = 0.1
-    """Nats per token at which arms are compared; 0 leaves that out."""
+    """Damage at which arms are compared, nats per token; 0 omits this comparison."""
     betas: tuple[float, ...] = BETAS
-    """Multiples of the vectors as mapped, 1 among them."""
+    """Multiples β of the mapped vectors; 1 has to be included."""
 
 
 def reproduce(options: Options) -> Reproduction:
-    """Fit maps, draw the curve over n/d, measure the arms."""
-    models, concepts = (
-        options.models(),
-        load_concepts(options.tasks, options.pairs, options.test_items, options.seed),
+    """Compute the curve over n/d and the effects of the arms, and compare with the paper."""
+    curves, result, details = measured(options)
+    gaps = distances(result)
+    below = curves.summary[curves.summary["n_over_d"] <= 1].groupby("arm")["cosine"].mean()
+    other, shuffled = fractions_of_native(result)
+    # A source of random numbers gives the same vector, so the agreement says nothing about models.
+    is_empty = float(below["noise_source"]) > 0.99
+    verdict: Verdict = "does not survive its null" if is_empty else "holds with a caveat"
+    outcome = "effects at equal damage were not measured"
+    if options.damage:
+        outcome = (
+            f"a map fitted on the other concept reaches {other:.2f} of the native effect at equal "
+            f"damage, the map of shuffled pairs {shuffled:.2f}"
+        )
+    return Reproduction(
+        name="l_cross",
+        title="Maps of concepts, and why the concept's own map cannot fail",
+        paper="L-Cross, tables 1-3 and figures 7-12",
+        claim="A vector transferred by T, fitted on the concept's own texts, steers as well as the "
+        "target's own vector: its effect is within points of Self.",
+        compared=compared_rows(gaps.set_index("arm")["mean"], below, other, shuffled),
+        says="With n < d the map returns Self for any source, so table 1 is no evidence that two "
+        "models share a concept. Evidence can come from the distance of the other-concept and "
+        "generic-text arms from the random, shuffled and mean-only maps. The paper's models are "
+        "7-8B chat models with their own β.",
+        verdict=verdict,
+        because="up to n = d the vector through the concept's own map has cosine "
+        f"{below['own']:.3f} to the target's own vector, and {below['noise_source']:.3f} with "
+        f"random numbers as the source; {outcome}.",
+        figures={
+            "Cosine of the transferred vector to the target's own, over n/d": curves.figure(),
+            "Effects of all arms": result.figure("summary"),
+            "Probability of the concept's choice over β": result.figure("beta"),
+        },
+        tables={
+            "Compared with the paper (tables 1 to 3), one row per concept and target": (
+                compared_with_the_paper(result)
+            ),
+            "Distance to Self": gaps,
+            "Arms": result.summary,
+            "Over n/d": curves.summary,
+        },
+        details=details,
     )
+
+
+def measured(options: Options) -> tuple[lrt.ConceptInterpolation, ConceptTransfer, dict[str, Any]]:
+    """The curve over n/d, the evaluation of the arms, and further values for the JSON."""
+    models = options.models()
+    concepts = load_concepts(options.tasks, options.pairs, options.test_items, options.seed)
     at = {"source_hook": options.source_hook, "target_hook": options.target_hook}
     stitch = generic_stitch(
         models, options.texts(), **at, n_tokens=options.n_tokens, seed=options.seed
@@ -137,81 +183,55 @@ def reproduce(options: Options) -> Reproduction:
         stitch=stitch,
         seed=options.seed,
     )
-    gaps = distances(result)
-    apart = gaps.set_index("arm")["mean"]
-    below = curves.summary[curves.summary["n_over_d"] <= 1].groupby("arm")["cosine"].mean()
-    fraction = (
-        result.summary.groupby("arm")["fraction_of_native"].mean()
-        if "fraction_of_native" in result.summary
-        else pd.Series(dtype=float)
-    )
-    other, null = (float(fraction.get(arm, float("nan"))) for arm in ("other_ridge", "shuffled"))
-    empty = float(below["noise_source"]) > 0.99
-    verdict: Verdict = "does not survive its null" if empty else "holds with a caveat"
-    outcome = "effects at equal damage were not measured"
-    if options.damage:
-        outcome = f"a map fitted on the other concept reaches {other:.2f} of native's effect at equal damage, shuffled pairs {null:.2f}"
-    return Reproduction(
-        name="l_cross",
-        title="Maps of concepts, and why the concept's own map cannot fail",
-        paper="L-Cross, tables 1-3 and figures 7-12",
-        claim="A concept's vector carried by T, fitted on its own texts, steers as well as the target's own: its effect is within points of Self.",
-        compared=[
-            Compared(
-                "|carried − Self| in points, own T (paper: mean of its cells)",
-                float(apart["own"]),
-                paper_distance("own")[0],
-                control=float(apart["noise_source"]),
-                control_name="source replaced by random numbers",
-            ),
-            Compared(
-                "|carried − Self| in points, T of another concept (paper: mean of its cells)",
-                float(apart["other"]),
-                paper_distance("other")[0],
-            ),
-            Compared(
-                "cosine to the target's own vector, own T, n ≤ d",
-                float(below["own"]),
-                None,
-                control=float(below["noise_source"]),
-                control_name="source replaced by random numbers",
-            ),
-            Compared(
-                "effect at equal damage, share of native, T of another concept (ridge)",
-                other,
-                None,
-                control=null,
-                control_name="shuffled pairs",
-            ),
-        ],
-        says="With n < d the map returns Self whatever the source is, so table 1 is no evidence that two models share a concept. What can "
-        "be evidence is the distance of "
-        "the other-concept and generic-text arms from the random, shuffled and mean-only maps. The paper's models are 7-8B chat "
-        "models with their own β.",
-        verdict=verdict,
-        because=f"up to n = d the concept's own map has cosine {below['own']:.3f} to the target's own vector, and {below['noise_source']:.3f} "
-        f"with random numbers for a source; {outcome}.",
-        figures={
-            "Cosine of the carried to the target's own vector over n/d": curves.figure(),
-            "Effects of all arms": result.figure("summary"),
-            "Probability of the concept's choice over β": result.figure("beta"),
-        },
-        tables={
-            "Beside the paper (tables 1 to 3), a row a concept and target": beside_the_paper(
-                result
-            ),
-            "Distance to Self": gaps,
-            "Arms": result.summary,
-            "Over n/d": curves.summary,
-        },
-        details={"n_pairs": n_pairs, "n_held_out": curves.n_held_out, "stitch": repr(stitch)},
-    )
+    details = {"n_pairs": n_pairs, "n_held_out": curves.n_held_out, "stitch": repr(stitch)}
+    return curves, result, details
 
 
-def beside_the_paper(result: ConceptTransfer) -> pd.DataFrame:
-    """Our table at β = 1, the paper's numbers for the tasks that it has: a row for each of its
-    targets.
-    """
+def compared_rows(
+    distance: pd.Series, cosine: pd.Series, other: float, shuffled: float
+) -> list[Compared]:
+    """Distances to Self, cosines below n = d, and the effect with another concept's map."""
+    return [
+        Compared(
+            "|transferred − Self| in points, own T (paper: mean of its cells)",
+            float(distance["own"]),
+            paper_distance("own")[0],
+            control=float(distance["noise_source"]),
+            control_name="source replaced by random numbers",
+        ),
+        Compared(
+            "|transferred − Self| in points, T of another concept (paper: mean of its cells)",
+            float(distance["other"]),
+            paper_distance("other")[0],
+        ),
+        Compared(
+            "cosine to the target's own vector, own T, n ≤ d",
+            float(cosine["own"]),
+            None,
+            control=float(cosine["noise_source"]),
+            control_name="source replaced by random numbers",
+        ),
+        Compared(
+            "effect at equal damage, fraction of native, T of another concept (ridge)",
+            other,
+            None,
+            control=shuffled,
+            control_name="shuffled pairs",
+        ),
+    ]
+
+
+def fractions_of_native(result: ConceptTransfer) -> tuple[float, float]:
+    """Fractions of the native effect with another concept's map and with shuffled pairs, or NaN."""
+    if "fraction_of_native" not in result.summary:
+        return float("nan"), float("nan")
+    fraction = result.summary.groupby("arm")["fraction_of_native"].mean()
+    other, shuffled = (fraction.get(arm, float("nan")) for arm in ("other_ridge", "shuffled"))
+    return float(other), float(shuffled)
+
+
+def compared_with_the_paper(result: ConceptTransfer) -> pd.DataFrame:
+    """Our table at β = 1 with the paper's numbers, one row per concept and target of the paper."""
     rows = []
     for row in result.paper_table().to_dict("records"):
         cells = {
@@ -231,21 +251,22 @@ def beside_the_paper(result: ConceptTransfer) -> pd.DataFrame:
 
 
 def paper_distance(arm: str) -> tuple[float, float]:
-    """Mean and largest |carried − Self| in points over the 42 cells of the seven A/B concepts (NaN
-    for arms that are not the paper's).
+    """Mean and largest |transferred − Self| in points over the paper's 42 cells of an arm.
+
+    NaN for an arm that is not in the paper.
     """
-    places = [place for place, name in enumerate(_CELLS) if name.rsplit("_", 1)[0] == arm]
+    columns = [column for column, name in enumerate(_CELLS) if name.rsplit("_", 1)[0] == arm]
     gaps = [
-        abs(row[place] - row[1])
+        abs(row[column] - row[1])
         for concepts in PAPER.values()
         for row in concepts.values()
-        for place in places
+        for column in columns
     ]
     return (sum(gaps) / len(gaps), max(gaps)) if gaps else (float("nan"), float("nan"))
 
 
 def distances(result: ConceptTransfer) -> pd.DataFrame:
-    """How far each arm's probability is from the native vector's, beside the paper's two numbers."""
+    """Distance of each arm's probability to that of the native vector, with the paper's numbers."""
     rows = []
     for row in result.distance_to_self().to_dict("records"):
         mean, largest = paper_distance(str(row["arm"]))

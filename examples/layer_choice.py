@@ -1,15 +1,16 @@
-"""Which layer of the large model? SVCCA as in figure 6 of Transferring Features with Model
-Stitching, beside a calibrated score.
+"""Stitching, figure 6: the choice of the target layer by SVCCA, compared with a calibrated score.
 
-    python examples/layer_choice.py                             # bundled pair, under a minute on two cores
+    python examples/layer_choice.py                 # bundled pair, under a minute on two cores
 
-The paper fixes a source layer and takes the target layer with the highest mean SVCCA correlation
-(arXiv 2506.06609, §2.1 and figure 6; neither threshold nor sample size is given: 99% of the
-variance here). Like every measure of similarity it is high wherever both streams are still mostly
-token identity. Ours (``gain_cv``) is the cross-validated share of what token identity leaves
-unexplained that the map explains. Both are shown with intervals by the delete-a-group jackknife,
-SVCCA also against shuffled pairs, and the table says for each source layer what each of them would
-choose, what the choice scores on the test fold, and whether the runner-up is really worse.
+Transferring Features with Model Stitching (arXiv 2506.06609, §2.1 and figure 6) fixes a source
+layer and takes the target layer with the highest mean SVCCA correlation. It gives neither a
+threshold nor a sample size; here SVCCA keeps 99% of the variance. Like every similarity measure,
+SVCCA is high in all layers whose states are still mostly token identity. Our score (``gain_cv``)
+is the fraction that the map explains, cross-validated, of the variance that tokens cannot explain.
+
+Both scores have intervals by the delete-a-group jackknife, and SVCCA is compared with shuffled
+pairs. The table gives for each source layer the choice of each score, the score of that choice on
+the test fold, and whether the second best layer is significantly worse.
 """
 
 from dataclasses import dataclass
@@ -25,22 +26,22 @@ from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#767676")
 TOLERANCE = 0.01
-"""Of the gain on the test fold: choices this close are as good."""
+"""Difference of the gain on the test fold up to which two choices count as equally good."""
 
 
 @dataclass(frozen=True)
 class Options(FigureOptions):
-    """How layers are chosen."""
+    """The harvest and the settings of SVCCA."""
 
     UNUSED: ClassVar = frozenset({"sae"})
     n_tokens: int = 150_000
     """Tokens of the harvest."""
     svcca_variance: float = 0.99
-    """Share of each stream's variance that SVCCA keeps."""
+    """Fraction of the variance of each model's activations that SVCCA keeps."""
 
 
 def reproduce(options: Options) -> Reproduction:
-    """Every layer pair once, both scores, and what their choices are worth."""
+    """Score every layer pair with both measures, and compare their choices on the test fold."""
     grid = lrt.fit_stitches(
         options.pair(),
         options.texts(),
@@ -52,10 +53,7 @@ def reproduce(options: Options) -> Reproduction:
     svcca = grid.similarities(measures=["svcca"], svcca_variance=options.svcca_variance)
     table = choices_by_source(grid, svcca)
     same = int((table["by_svcca"] == table["by_gain"]).sum())
-    by_svcca, by_gain = (
-        float(table["test_gain_svcca"].mean()),
-        float(table["test_gain_gain"].mean()),
-    )
+    by_svcca, by_gain = (float(table[f"test_gain_{name}"].mean()) for name in ("svcca", "gain"))
     above_null = bool(
         (svcca.loc[svcca.groupby("source_hook")["value"].idxmax()].eval("low > null")).all()
     )
@@ -68,9 +66,10 @@ def reproduce(options: Options) -> Reproduction:
     )
     return Reproduction(
         name="layer_choice",
-        title="Which layer of the large model: SVCCA beside a calibrated score",
+        title="Which layer of the large model: SVCCA and a calibrated score",
         paper="Stitching, figure 6",
-        claim="For each layer of A, the layer of B with the highest mean SVCCA correlation is the one to stitch to.",
+        claim="For each layer of A, the layer of B with the highest mean SVCCA correlation is the "
+        "layer to stitch to.",
         compared=[
             Compared(
                 "highest mean SVCCA correlation",
@@ -80,48 +79,46 @@ def reproduce(options: Options) -> Reproduction:
                 control_name="shuffled pairs",
             ),
             Compared(
-                "share of the residual that the map to SVCCA's choice explains (test fold, mean over source layers)",
+                "fraction explained of the variance that tokens cannot explain, SVCCA's choice "
+                "(test fold, mean over source layers)",
                 by_svcca,
                 control=by_gain,
                 control_name="calibrated choice",
             ),
-            Compared("source layers where both choose the same", f"{same} of {len(table)}"),
+            Compared("source layers with the same choice", f"{same} of {len(table)}"),
         ],
-        says="Whether an argmax of similarity finds the best layer for a map, between these two models; the paper shows SVCCA alone, "
-        "without a score of the choice.",
+        says="This tests, for these two models, whether the highest similarity finds the best "
+        "layer for a map. The paper shows SVCCA alone, without a score of the choice.",
         verdict=verdict,
-        because=f"SVCCA is above shuffled pairs and chooses the calibrated score's layer for {same} of {len(table)} source layers; its choices "
-        f"explain {by_svcca:.3f} of what token identity leaves, the others {by_gain:.3f}.",
-        figures={"A line per source layer; bars are 95% jackknife intervals": figure(grid, svcca)},
-        tables={"What each would choose": table, "SVCCA of all pairs": svcca.drop(columns="note")},
+        because=f"SVCCA is above shuffled pairs and agrees with the calibrated score on {same} of "
+        f"{len(table)} source layers; of the variance that tokens cannot explain, maps to SVCCA's "
+        f"choices explain {by_svcca:.3f}, maps to the calibrated choices {by_gain:.3f}.",
+        figures={"One line per source layer, with 95% jackknife intervals": figure(grid, svcca)},
+        tables={
+            "Choices per source layer": table,
+            "SVCCA of all pairs": svcca.drop(columns="note"),
+        },
         details={"n_tokens": grid.moments.n_tokens},
     )
 
 
 def choices_by_source(grid: lrt.StitchGrid, svcca: pd.DataFrame) -> pd.DataFrame:
-    """A row per source layer: the target layer that SVCCA would take, the one that ``gain_cv``
-    takes, and the test scores of both.
-    """
+    """Choices of SVCCA and of ``gain_cv`` with their test scores, one row per source layer."""
     scores = grid.scores.set_index(["source_hook", "target_hook"])
     rows = []
     for source, part in svcca.groupby("source_hook"):
         ranked = grid.choices(source=str(source))
-        by_svcca, by_gain = (
-            str(part.loc[part["value"].idxmax(), "target_hook"]),
-            str(ranked["target_hook"][0]),
-        )
+        by_svcca = str(part.loc[part["value"].idxmax(), "target_hook"])
+        by_gain = str(ranked["target_hook"][0])
         row: dict[str, object] = {
             "source": short_hook(str(source)),
             "by_svcca": short_hook(by_svcca),
             "by_gain": short_hook(by_gain),
         }
         for name, target in (("svcca", by_svcca), ("gain", by_gain)):
-            found = scores.loc[(source, target)]
-            token = found["r2_uniform_token"]
-            row |= {
-                f"r2_uniform_{name}": found["r2_uniform"],
-                f"test_gain_{name}": (found["r2_uniform"] - token) / (1 - token),
-            }
+            r2, token = scores.loc[(source, target), ["r2_uniform", "r2_uniform_token"]]
+            # gain = (R² − R²_token) / (1 − R²_token)
+            row |= {f"r2_uniform_{name}": r2, f"test_gain_{name}": (r2 - token) / (1 - token)}
         rows.append(
             row
             | {
@@ -133,9 +130,7 @@ def choices_by_source(grid: lrt.StitchGrid, svcca: pd.DataFrame) -> pd.DataFrame
 
 
 def figure(grid: lrt.StitchGrid, svcca: pd.DataFrame) -> go.Figure:
-    """Left SVCCA with its null, right the calibrated score: a line per source layer over the
-    target's layers.
-    """
+    """SVCCA with shuffled pairs (left) and the calibrated score (right), over target layers."""
     plot = make_subplots(
         cols=2,
         subplot_titles=[
@@ -163,7 +158,7 @@ def figure(grid: lrt.StitchGrid, svcca: pd.DataFrame) -> go.Figure:
         )
     plot.update_xaxes(title_text="target layer")
     plot.update_yaxes(title_text="mean correlation", row=1, col=1).update_yaxes(
-        title_text="share explained", row=1, col=2
+        title_text="fraction explained", row=1, col=2
     )
     return plot.update_layout(template=TEMPLATE_NAME, height=480, legend_title="source layer")
 
@@ -180,6 +175,7 @@ def _line(
     *,
     legend: bool,
 ) -> None:
+    """Add one line with error bars to a panel."""
     above = [upper - v for upper, v in zip(high, value, strict=True)]
     below = [v - lower for v, lower in zip(value, low, strict=True)]
     plot.add_scatter(

@@ -1,13 +1,13 @@
-"""What maps lose when they are joined, turned round, or given all layers to read. LRT, appendix A,
-and more.
+"""LRT, appendix A: compose maps, invert them, and map many layers to one.
 
-    python examples/map_algebra.py                               # bundled pair, about two minutes on two cores
+    python examples/map_algebra.py              # bundled pair, about two minutes on two cores
 
-*Composition*: source → a layer of the target → a later layer of the target, against the direct map,
-for every later layer. *Inversion*: the pseudo-inverse of the map up, against the map down that was
-fitted. *Many to one*: all source layers jointly into one target layer, which LRT (arXiv 2506.00653,
-appendix A) proposes and trains nothing for: R² from the best single layer, from all, and what each
-layer adds to the others. All scores are of the test fold, and every map comes from moments.
+*Composition*: source → a layer of the target → a later layer of the target, compared with the
+direct map, for every later layer. *Inversion*: the pseudo-inverse of the map up, compared with the
+fitted map down. *Many to one*: all source layers jointly to one target layer, which LRT (arXiv
+2506.00653, appendix A) proposes without training such a map. The script gives R² from the best
+single layer and from all layers, and the contribution of each layer. All scores are from the test
+fold, and every map is fitted from moments.
 """
 
 from collections.abc import Mapping
@@ -24,33 +24,73 @@ from lrt_lens.models._hook_points import depth
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
 
 WORTH = 0.01
-"""Of R²: what many layers must add to the best one to be worth their fit."""
+"""Least gain of R² over the best single layer that makes a map of many layers worth its fit."""
 
 
 @dataclass(frozen=True)
 class Options(FigureOptions):
-    """Layers that maps go through."""
+    """Layers of the composed maps."""
 
     QUICK: ClassVar[Mapping[str, Any]] = {"n_tokens": 6_000}
     UNUSED: ClassVar = frozenset({"sae"})
     n_tokens: int = 150_000
     """Tokens of each harvest."""
     source_layer: int = 2
-    """Where compositions start."""
+    """Layer of the source at which compositions start."""
     through_layer: int = 2
-    """Layer of the target that they go through."""
+    """Layer of the target through which they go."""
 
 
 def reproduce(options: Options) -> Reproduction:
-    """Harvest twice (source with target, target with itself) and once for all source layers side by
-    side.
-    """
-    pair, texts, source, through = (
-        options.pair(),
-        options.texts(),
-        options.source_layer,
-        options.through_layer,
+    """Compose, invert and join maps, and score them on the test fold."""
+    composed, inverted, layers, many = measured(options)
+    alone, lost = float(layers["r2_alone"].max()), float(composed["lost"].mean())
+    inverse, fitted = (
+        float(inverted[f"{name}_r2"].mean()) for name in ("truncated_inverse", "fitted")
     )
+    verdict: Verdict = "holds" if many > alone + WORTH else "does not survive its null"
+    return Reproduction(
+        name="map_algebra",
+        title="Composed maps, inverted maps, and maps from many layers to one",
+        paper="LRT, appendix A",
+        claim="A map from all source layers to one target layer (many-to-one) is proposed and "
+        "expected to predict more than a single layer does; none is trained.",
+        compared=[
+            Compared(
+                "R² from all source layers, test fold",
+                many,
+                None,
+                control=alone,
+                control_name="best single layer",
+            ),
+            Compared("R² lost by going through a layer of the target, mean", lost, None),
+            Compared(
+                "R² of the inverted map up",
+                inverse,
+                None,
+                control=fitted,
+                control_name="fitted map down",
+            ),
+        ],
+        says="All maps are fitted by ridge and scored on held-out documents. The gain of many "
+        "layers over one layer is a property of these small models.",
+        verdict=verdict,
+        because=f"all layers explain {many:.3f}, the best single layer {alone:.3f}; composition "
+        f"costs {lost:.3f} of R²; the inverse of the map up has an R² of {inverse:.2f}, the fitted "
+        f"map down {fitted:.2f}.",
+        figures={
+            "R² on the test fold (dotted: all layers, with one penalty per layer)": figure(
+                composed, inverted, layers, many
+            )
+        },
+        tables={"Composition": composed, "Maps down": inverted, "Many layers to one": layers},
+    )
+
+
+def measured(options: Options) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, float]:
+    """Scores of compositions, of inversions and of each source layer, and R² from all layers."""
+    pair, texts = options.pair(), options.texts()
+    source, through = options.source_layer, options.through_layer
     shared: dict[str, Any] = {
         "n_tokens": options.n_tokens,
         "seed": options.seed,
@@ -61,6 +101,7 @@ def reproduce(options: Options) -> Reproduction:
     across = lrt.fit_stitches(
         pair, texts, source_layers=[source], target_layers=[through, *later], **shared
     )
+    # A pair of the target with itself gives the maps between its layers.
     within = lrt.fit_stitches(
         lrt.ModelPair(pair.target, pair.target),
         texts,
@@ -68,65 +109,19 @@ def reproduce(options: Options) -> Reproduction:
         target_layers=later,
         **shared,
     )
-    composed, inverted = (
+    joint = lrt.harvest(pair, texts, target_layers=[through], joint=True, **shared)
+    return (
         compositions(across, within, source, through, later),
         inversions(across, source, [through, *later]),
-    )
-    joint = lrt.harvest(pair, texts, target_layers=[through], joint=True, **shared)
-    layers = lrt.layer_contributions(joint)
-    many = float(joint.fit(lrt.ManyToOne()).scores["r2"].iloc[0])
-    alone = float(layers["r2_alone"].max())
-    inverse, fitted = (
-        float(inverted["truncated_inverse_r2"].mean()),
-        float(inverted["fitted_r2"].mean()),
-    )
-    verdict: Verdict = "holds" if many > alone + WORTH else "does not survive its null"
-    return Reproduction(
-        name="map_algebra",
-        title="Maps joined, turned round, and from many layers to one",
-        paper="LRT, appendix A",
-        claim="A map from all source layers to one target layer is proposed (many-to-one), and expected to predict more than one layer "
-        "does; none is trained.",
-        compared=[
-            Compared(
-                "R² from all source layers, test fold",
-                many,
-                None,
-                control=alone,
-                control_name="best single layer",
-            ),
-            Compared(
-                "R² lost by going through a layer of the target, mean",
-                float(composed["lost"].mean()),
-                None,
-            ),
-            Compared(
-                "R² of the inverted map up",
-                inverse,
-                None,
-                control=fitted,
-                control_name="fitted map down",
-            ),
-        ],
-        says="Ridge throughout, scores on documents that no map saw; how much more than one layer many layers know is a property of these "
-        "small models.",
-        verdict=verdict,
-        because=f"all layers explain {many:.3f}, the best single one {alone:.3f}; composition costs {composed['lost'].mean():.3f} of R², and "
-        "inverting the map up gives "
-        f"{inverse:.2f} where the fitted map down has {fitted:.2f}.",
-        figures={
-            "R² on the test fold; dotted: all layers with a penalty for each": figure(
-                composed, inverted, layers, many
-            )
-        },
-        tables={"Composition": composed, "The way down": inverted, "Many layers to one": layers},
+        lrt.layer_contributions(joint),
+        float(joint.fit(lrt.ManyToOne()).scores["r2"].iloc[0]),
     )
 
 
 def compositions(
     across: lrt.StitchGrid, within: lrt.StitchGrid, source: int, through: int, later: list[int]
 ) -> pd.DataFrame:
-    """Source → through → layer against source → layer, for every later layer of the target."""
+    """R² of source → through → layer and of source → layer, per later layer of the target."""
     first, rows = across[source, through].up, []
     for layer in later:
         direct, second = across[source, layer].up, within[through, layer].up
@@ -143,8 +138,9 @@ def compositions(
 
 
 def inversions(grid: lrt.StitchGrid, source: int, layers: list[int]) -> pd.DataFrame:
-    """The way down: fitted, and the pseudo-inverse of the way up, with all singular values and with
-    those above a tenth of the largest.
+    """R² of maps down: fitted, and the pseudo-inverse of the map up.
+
+    The pseudo-inverse has all singular values, or those above a tenth of the largest.
     """
     rows = []
     for layer in layers:
@@ -161,39 +157,22 @@ def inversions(grid: lrt.StitchGrid, source: int, layers: list[int]) -> pd.DataF
 def figure(
     composed: pd.DataFrame, inverted: pd.DataFrame, layers: pd.DataFrame, many: float
 ) -> go.Figure:
-    """Three panels, R² on the test fold."""
+    """R² on the test fold in three panels: composition, maps down, many layers to one."""
     shown = make_subplots(
         cols=3,
-        subplot_titles=("composition", "the way down", "many layers to one"),
+        subplot_titles=("composition", "maps down", "many layers to one"),
         horizontal_spacing=0.09,
     )
+    # `depth` of blocks.L.hook_resid_post is L + 1.
     depth_of_source = layers["source_hook"].map(lambda hook: depth(hook) - 1)
+    inverses = {"fitted": "fitted", "inverse": "inverse", "inverse, truncated": "truncated_inverse"}
+    contributions = {"alone": "alone", "up to this layer": "up_to", "all but this layer": "without"}
     panels = (
-        (
-            1,
-            composed["layer"],
-            {"direct": composed["direct_r2"], "composed": composed["composed_r2"]},
-        ),
-        (
-            2,
-            inverted["layer"],
-            {
-                "fitted": inverted["fitted_r2"],
-                "inverse": inverted["inverse_r2"],
-                "inverse, cut": inverted["truncated_inverse_r2"],
-            },
-        ),
-        (
-            3,
-            depth_of_source,
-            {
-                "alone": layers["r2_alone"],
-                "up to it": layers["r2_up_to"],
-                "all without it": layers["r2_without"],
-            },
-        ),
+        (composed["layer"], {name: composed[f"{name}_r2"] for name in ("direct", "composed")}),
+        (inverted["layer"], {name: inverted[f"{key}_r2"] for name, key in inverses.items()}),
+        (depth_of_source, {name: layers[f"r2_{key}"] for name, key in contributions.items()}),
     )
-    for column, x, curves in panels:
+    for column, (x, curves) in enumerate(panels, start=1):
         for name, y in curves.items():
             shown.add_trace(
                 go.Scatter(
@@ -209,7 +188,7 @@ def figure(
         shown.update_xaxes(
             title="source layer" if column == 3 else "target layer", dtick=1, row=1, col=column
         )
-    shown.add_hline(y=many, line={"dash": "dot"}, row=1, col=3)  # pyright: ignore[reportArgumentType] (plotly's stubs know "all" only)
+    shown.add_hline(y=many, line={"dash": "dot"}, row=1, col=3)
     shown.update_yaxes(title="R² (below −1 shown as −1)", range=[0, 1], row=1, col=1)
     shown.update_layout(
         template=TEMPLATE_NAME,

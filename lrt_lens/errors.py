@@ -1,5 +1,13 @@
 """Errors for users: each message has the observation, the expectation and the remedy."""
 
+__all__ = [
+    "FileFormatError",
+    "HookPointError",
+    "MismatchError",
+    "NonFiniteError",
+    "TooFewDocumentsError",
+]
+
 
 class HookPointError(ValueError):
     """A model does not have the hook point."""

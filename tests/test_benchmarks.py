@@ -1,4 +1,4 @@
-"""Benchmarks run: with tiny shapes, whose numbers mean nothing."""
+"""Benchmarks run with tiny shapes; the numbers of such a run mean nothing."""
 
 import json
 import math
@@ -14,8 +14,9 @@ DIFFERENCES = {
     "alignment_tokens_per_second_over_tokenizer",
     "alignment_share_of_harvest",
 }
-"""Of memory before and after, or of time with and without: with shapes this tiny noise may make
-them 0 or less.
+"""Benchmarks that measure a difference (of memory before and after, of time with and without).
+
+With shapes this tiny, noise may make such a difference 0 or negative.
 """
 ROOT = Path(__file__).parent.parent
 

@@ -1,6 +1,4 @@
-"""Every script of a figure runs with ``--quick`` from the command line and leaves its page, its
-picture and its numbers.
-"""
+"""Every figure script runs with ``--quick`` and writes its page, its picture and its numbers."""
 
 import ast
 import functools
@@ -27,10 +25,8 @@ SCRIPTS = sorted(
     for path in EXAMPLES.glob("*.py")
     if "run(reproduce)" in path.read_text(encoding="utf-8")
 )
-OTHERS = {"demo_model_card", "train_demo_models", "train_demo_saes"}
-"""They made what is bundled."""
 SHARED = {"source", "target", "sae", "documents", "n_tokens", "seed", "device"}
-"""Options of every script that change what it finds."""
+"""Options of every script that change its numbers."""
 BROWSER = any(
     map(
         shutil.which,
@@ -40,7 +36,7 @@ BROWSER = any(
 
 
 def test_every_example_makes_a_figure() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} - OTHERS == set(SCRIPTS)
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(SCRIPTS)
     assert {
         "stitched_loss",
         "inversion_penalty",
@@ -68,14 +64,29 @@ def test_the_gallery_shows_every_script() -> None:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_figure_has_the_name_of_its_script(name: str) -> None:
     tree = ast.parse((EXAMPLES / f"{name}.py").read_text(encoding="utf-8"))
-    made = [
+    named = reproduction_keywords(tree)["name"]
+    assert isinstance(named, ast.Constant)
+    assert named.value == name
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_gallery_quotes_the_script(name: str) -> None:
+    """Title, claim and limits in gallery.json are the sentences that the script writes."""
+    shown = json.loads((EXAMPLES / "gallery.json").read_text(encoding="utf-8"))["figures"]
+    (entry,) = [one for one in shown if one["name"] == name]
+    keywords = reproduction_keywords(parsed(EXAMPLES / f"{name}.py"))
+    for key in ("title", "paper", "claim", "says"):
+        assert ast.literal_eval(keywords[key]) == entry[key]
+
+
+def reproduction_keywords(tree: ast.AST) -> dict[str | None, ast.expr]:
+    """Keyword arguments of the script's call of ``Reproduction``."""
+    calls = [
         node
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Reproduction"
     ]
-    (named,) = [keyword.value for keyword in made[0].keywords if keyword.arg == "name"]
-    assert isinstance(named, ast.Constant)
-    assert named.value == name
+    return {keyword.arg: keyword.value for keyword in calls[0].keywords}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -86,21 +97,23 @@ def test_a_script_stands_alone(name: str) -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and node.module
     }
-    assert not imported & set(SCRIPTS), "what scripts share belongs into lrt_lens.reproduction"
+    assert not imported & set(SCRIPTS), "shared code belongs in lrt_lens.reproduction"
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_declares_the_shared_options_that_it_does_not_read(name: str) -> None:
-    """What its code asks of ``options``, and what the methods of `FigureOptions` that it calls ask
-    of themselves.
+    """``UNUSED`` is exact.
+
+    An option is read if the script's code reads ``options.NAME``, or if a method of
+    `FigureOptions` that the script calls reads ``self.NAME``.
     """
     functions = [
         node
         for node in ast.walk(parsed(lrt_lens.reproduction._options.__file__))
         if isinstance(node, ast.FunctionDef)
     ]
-    methods = {node.name: asked(node, "self") for node in functions}
-    read = asked(parsed(EXAMPLES / f"{name}.py"), "options")
+    methods = {node.name: attributes(node, "self") for node in functions}
+    read = attributes(parsed(EXAMPLES / f"{name}.py"), "options")
     while not (more := set().union(*(methods.get(method, set()) for method in read))) <= read:
         read |= more
     assert SHARED - read == loaded(name).Options.UNUSED
@@ -110,8 +123,8 @@ def parsed(path: Path | str) -> ast.Module:
     return ast.parse(Path(path).read_text(encoding="utf-8"))
 
 
-def asked(tree: ast.AST, owner: str) -> set[str]:
-    """Attributes of a name."""
+def attributes(tree: ast.AST, owner: str) -> set[str]:
+    """Names of the attributes that are read from a variable."""
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     return {
         node.attr for node in nodes if isinstance(node.value, ast.Name) and node.value.id == owner
@@ -131,20 +144,21 @@ def loaded(name: str) -> ModuleType:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process, which has imported everything once; one of them from the command line,
-    below.
+    """Each script runs in this process, which has imported everything once.
+
+    One script also runs from the command line, in the test below.
     """
     module = loaded(name)
     reproduce, read = watched(module.reproduce, monkeypatch)
     run(reproduce, ["--quick", "--out", str(tmp_path)])
     _check_record(name, tmp_path)
-    assert not read & module.Options.UNUSED, "read, though declared as unused"
+    assert not read & module.Options.UNUSED, "the script reads options that it declares as unused"
 
 
 def watched(
     reproduce: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Callable[..., Any], set[str]]:
-    """(the function, what it reads of its options once it runs)."""
+    """The function, wrapped, and the set of options that it reads while it runs."""
     read: set[str] = set()
     is_running = False
 
@@ -185,6 +199,6 @@ def _check_record(name: str, folder: Path) -> None:
     assert record["quick"]
     assert record["compared"]
     assert record["because"]
-    assert "nan" not in record["because"], "a sentence without its number"
+    assert "nan" not in record["because"], "a number is missing in the sentence"
     assert (folder / f"{name}.html").is_file()
     assert (folder / f"{name}.png").is_file() or not BROWSER

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrt_lens.adapters.concepts._concept_map import model_sides, paired_hooks
 from lrt_lens.baselines._anchors import Models, refuse_bad_texts, text_provenance
 from lrt_lens.baselines._text_rows import read_text_rows
 from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel
+from lrt_lens.models._pair import model_sides, paired_hooks
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching._fit import fit_grid

@@ -25,7 +25,7 @@ from lrt_lens.report._html import (
 if TYPE_CHECKING:
     from lrt_lens.adapters.saes._evaluation import SAEEvaluation
     from lrt_lens.adapters.vectors._evaluation import SteeringEvaluation
-    from lrt_lens.demo._run import DemoResult
+    from lrt_lens.demo._result import DemoResult
 
 _TITLES = {"sentiment": "Sentiment of film reviews", "mood": "Happy and sad moments of stories"}
 

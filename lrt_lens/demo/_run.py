@@ -10,14 +10,13 @@ import json
 import logging
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
 
-from lrt_lens.adapters.probes._evaluation import ProbeEvaluation, evaluate_probe
+from lrt_lens.adapters.probes._evaluation import evaluate_probe
 from lrt_lens.adapters.saes._evaluation import SAEEvaluation, evaluate_sae
 from lrt_lens.adapters.vectors._evaluation import SteeringEvaluation, evaluate_steering
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
@@ -33,11 +32,11 @@ from lrt_lens.bundled._texts import (
     demo_prompts,
     demo_texts,
 )
+from lrt_lens.demo._result import DemoResult
 from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.report._results import write_results
 from lrt_lens.stitching._fit import fit_stitches
-from lrt_lens.stitching._grid import StitchGrid
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.stitching._stitch_loss import StitchLoss, evaluate_stitch_loss, token_identity_map
 
@@ -54,26 +53,6 @@ _CONTINUATION_BOOST = 2.0
 """Continuations are sampled at this multiple of the calibrated scale: at 0.1 nats a change of tone
 is real but easy to miss.
 """
-
-
-@dataclass(frozen=True)
-class DemoResult:
-    """Everything that the demo found."""
-
-    pair: ModelPair
-    grid: StitchGrid
-    stitch: Stitch
-    evaluations: dict[str, SteeringEvaluation]
-    """By concept."""
-    continuations: dict[str, list[dict[str, str]]]
-    """By concept: rows prompt, arm, text."""
-    loss: StitchLoss
-    probes: dict[str, ProbeEvaluation]
-    """By task."""
-    sae: SAEEvaluation | None
-    """None where the stitch does not join the hook points that the bundled SAEs read."""
-    arguments: dict[str, Any]
-    seconds: float
 
 
 def run_demo(

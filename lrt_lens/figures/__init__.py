@@ -1,4 +1,4 @@
-"""Plotly figures: functions of tidy tables."""
+"""Plotly figures: functions of tidy tables that compute no statistics."""
 
 import lazy_loader
 

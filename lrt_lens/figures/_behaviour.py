@@ -1,20 +1,36 @@
-"""Behaviour put in by clamping and taken out by ablation: shares, drops and damage by arm."""
+"""Figures of clamping and of directional ablation: shares, drops and damage per arm."""
 
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from lrt_lens.figures._template import TEMPLATE_NAME, arm_style, ordered_arms, require_columns
+from lrt_lens.figures._plotly import go, make_subplots
+from lrt_lens.figures._template import (
+    arm_style,
+    categories,
+    error_bars,
+    ordered_arms,
+    panel,
+    require_columns,
+    rows_where,
+    use_template,
+)
 
-_PLACES = {"hook": "at the stitch's hook", "everywhere": "everywhere"}
+_SITES = {"hook": "at the stitch's hook point", "everywhere": "after every component"}
+_MEASURES = {
+    "drop": "drop of propensity (nats)",
+    "share": "share of continuations",
+    "damage": "damage (nats per token)",
+}
+"""Columns that `ablation_figure` shows, with the titles of their axes."""
 
 
-def clamp_figure(summary: pd.DataFrame) -> go.Figure:
-    """Returns the share of continuations that show the concept, a point an arm with its interval, a
-    panel a concept.
+def clamp_figure(summary: pd.DataFrame) -> "go.Figure":
+    """Return the share of continuations that show each concept, with intervals, per arm.
 
-    Args: summary: `ClampEvaluation.summary` (of several concepts, concatenated): `concept`, `arm`,
-        `share`, `low`, `high`, `clipped_ratio`.
+    There is one panel per concept and one point per arm.
+
+    Args:
+        summary: `ClampEvaluation.summary` (of several concepts, concatenated): `concept`, `arm`,
+            `share`, `low`, `high`, `clipped_ratio`.
 
     Raises:
         ValueError: a column is not in the table.
@@ -25,104 +41,81 @@ def clamp_figure(summary: pd.DataFrame) -> go.Figure:
         cols=len(concepts),
         shared_yaxes=True,
         horizontal_spacing=0.04,
-        subplot_titles=[str(c) for c in concepts],
+        subplot_titles=[str(concept) for concept in concepts],
     )
     for column, concept in enumerate(concepts, start=1):
-        for row in summary.loc[summary["concept"] == concept].to_dict("records"):
-            figure.add_trace(
-                _point(
-                    row, "share", "low", "high", note=f"clipped ratio {row['clipped_ratio']:.2f}"
-                ),
-                row=1,
-                col=column,
-            )
-        figure.update_xaxes(
-            range=[-0.03, 1.03], title_text="share of continuations", row=1, col=column
-        )
-    return _finish(
-        figure,
-        arms,
-        "Clamped to the concept's mean",
-        "share of continuations that the classifier calls the concept, 95% intervals",
-    )
+        for row in rows_where(summary, "concept", concept).to_dict("records"):
+            note = f"clipped ratio {row['clipped_ratio']:.2f}"
+            point = _point(row, "share", "low", "high", note=note)
+            figure.add_trace(point, **panel(1, column))
+        # A margin on both sides keeps points at 0 and at 1 whole.
+        looks = {"range": [-0.03, 1.03], "title_text": "share of continuations"}
+        figure.update_xaxes(looks, **panel(1, column))
+    subtitle = "share of continuations that the classifier assigns to the concept, 95% intervals"
+    return _lay_out(figure, arms, "Features clamped to the concept's mean", subtitle)
 
 
-def ablation_figure(summary: pd.DataFrame) -> go.Figure:
-    """Returns drop of the behaviour (propensity, share, or both) and damage by arm, a row of panels
-    a place.
+def ablation_figure(summary: pd.DataFrame) -> "go.Figure":
+    """Return the drop of a behaviour and the damage under directional ablation, per arm.
 
-    Args: summary: `AblationEvaluation.summary`: `where`, `arm`, `damage` with interval, and `drop`
-        or `share` with theirs.
+    There is one row of panels per site of the ablation and one column per measure: propensity,
+    share of continuations (whichever the table holds) and damage.
+
+    Args:
+        summary: `AblationEvaluation.summary`: `where`, `arm`, `damage` with its interval, and
+            `drop` or `share` with theirs.
 
     Raises:
         ValueError: a column is not in the table.
     """
     require_columns(summary, "where", "arm", "damage", "damage_low", "damage_high")
-    panels = {
-        "drop": "drop of propensity (nats)",
-        "share": "share of continuations",
-        "damage": "damage (nats per token)",
-    }
-    panels = {name: title for name, title in panels.items() if name in summary.columns}
-    places, arms = list(dict.fromkeys(summary["where"])), ordered_arms(summary["arm"].tolist())
+    measures = [name for name in _MEASURES if name in summary.columns]
+    sites, arms = list(dict.fromkeys(summary["where"])), ordered_arms(summary["arm"].tolist())
     titles = [
-        _PLACES.get(place, place) if number == 0 else ""
-        for place in places
-        for number in range(len(panels))
+        _SITES.get(site, site) if number == 0 else ""
+        for site in sites
+        for number in range(len(measures))
     ]
     figure = make_subplots(
-        rows=len(places),
-        cols=len(panels),
+        rows=len(sites),
+        cols=len(measures),
         shared_yaxes=True,
         shared_xaxes=True,
         subplot_titles=titles,
         vertical_spacing=0.12,
     )
-    for number, place in enumerate(places, start=1):
-        for row in summary.loc[summary["where"] == place].to_dict("records"):
-            for column, name in enumerate(panels, start=1):
-                figure.add_trace(
-                    _point(row, name, f"{name}_low", f"{name}_high"), row=number, col=column
-                )
-    for column, title in enumerate(panels.values(), start=1):
-        figure.update_xaxes(title_text=title, row=len(places), col=column)
+    for number, site in enumerate(sites, start=1):
+        for row in rows_where(summary, "where", site).to_dict("records"):
+            for column, name in enumerate(measures, start=1):
+                point = _point(row, name, f"{name}_low", f"{name}_high")
+                figure.add_trace(point, **panel(number, column))
+    for column, name in enumerate(measures, start=1):
+        figure.update_xaxes(title_text=_MEASURES[name], **panel(len(sites), column))
     figure.update_annotations(font={"size": 13})
-    text = "what a direction does to the behaviour when it is projected out of the stream, and to neutral text; 95% intervals"
-    return _finish(figure, arms, "Directional ablation", text, n_rows=len(places))
+    subtitle = "effect of projecting a direction out of the residual stream; 95% intervals"
+    return _lay_out(figure, arms, "Directional ablation", subtitle, n_rows=len(sites))
 
 
-def _point(row: dict, value: str, low: str, high: str, note: str = "") -> go.Scatter:
+def _point(row: dict, value: str, low: str, high: str, note: str = "") -> "go.Scatter":
     style = arm_style(str(row["arm"]))
-    hover = f"<b>{style.label}</b><br>{row[value]:.3f} [{row[low]:.3f}, {row[high]:.3f}]<br>{note}<extra></extra>"
+    numbers = f"{row[value]:.3f} [{row[low]:.3f}, {row[high]:.3f}]"
     return go.Scatter(
         x=[row[value]],
         y=[style.label],
         mode="markers",
         marker=style.marker,
-        hovertemplate=hover,
-        error_x={
-            "array": [row[high] - row[value]],
-            "arrayminus": [row[value] - row[low]],
-            "color": style.colour,
-            "thickness": 2,
-        },
+        hovertemplate=f"<b>{style.label}</b><br>{numbers}<br>{note}<extra></extra>",
+        error_x=error_bars(row[value], row[low], row[high], color=style.colour, thickness=2),
     )
 
 
-def _finish(
-    figure: go.Figure, arms: list[str], title: str, subtitle: str, n_rows: int = 1
-) -> go.Figure:
-    labels = [arm_style(arm).label for arm in reversed(arms)]
+def _lay_out(
+    figure: "go.Figure", arms: list[str], title: str, subtitle: str, n_rows: int = 1
+) -> "go.Figure":
     height = 170 + n_rows * (70 + 30 * len(arms))
-    figure.update_yaxes(
-        type="category",
-        categoryorder="array",
-        categoryarray=labels,
-        range=[-0.6, len(arms) - 0.4],
-        ticks="",
-    )
+    figure.update_yaxes(categories([arm_style(arm).label for arm in arms]))
     return figure.update_layout(
-        template=TEMPLATE_NAME,
+        template=use_template(),
         height=height,
         showlegend=False,
         margin={"t": 110},

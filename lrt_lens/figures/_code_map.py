@@ -1,10 +1,16 @@
-"""A map from codes beside the one from states: held-out R², and what features do under either."""
+"""Figure of a map fitted from SAE codes, next to the map fitted from states."""
 
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from lrt_lens.figures._template import NEUTRAL, TEMPLATE_NAME, ArmStyle, require_columns
+from lrt_lens.figures._plotly import go, make_subplots
+from lrt_lens.figures._template import (
+    DOTTED,
+    ArmStyle,
+    error_bars,
+    panel,
+    require_columns,
+    use_template,
+)
 
 _STYLES = {
     "s2l": ArmStyle("from codes (s2l)", "#D55E00"),
@@ -13,64 +19,66 @@ _STYLES = {
     "other": ArmStyle("another feature's row", "#CC79A7", symbol="diamond"),
     "random": ArmStyle("random direction", "#8C8C8C", symbol="circle-open"),
 }
+_SCORES = {
+    "r2": ("circle", "#D55E00", "R²"),
+    "r2_uniform": ("diamond-open", "#0072B2", "mean R² over dimensions"),
+}
+"""Marker, colour and name of each score."""
 
 
-def code_map_figure(table: pd.DataFrame, features: pd.DataFrame) -> go.Figure:
-    """Returns R² of every map with its interval, and a box of agreements an arm where features were
-    compared.
+def code_map_figure(table: pd.DataFrame, features: pd.DataFrame) -> "go.Figure":
+    """Return the R² of each map with its interval, and boxes of agreement per arm.
 
-    Args: table: `CodeMapEvaluation.table`: `arm`, `r2`, `r2_low`, `r2_high` and the same of
-        `r2_uniform`. features: `CodeMapEvaluation.features`: `feature`, `cosine` and `agreement_…`;
-        may be empty.
+    The boxes are left out if no features were compared.
+
+    Args:
+        table: `CodeMapEvaluation.table`: `arm`, `r2`, `r2_uniform` and the ends of their intervals
+            (`r2_low`, `r2_high`, …).
+        features: `CodeMapEvaluation.features`: `feature`, `cosine` and `agreement_…`; may be empty.
 
     Raises:
         ValueError: a column is not in the table.
     """
-    require_columns(
-        table, "arm", "r2", "r2_low", "r2_high", "r2_uniform", "r2_uniform_low", "r2_uniform_high"
-    )
-    panels = ["R² on the test fold"] + (
-        ["agreement with the source's effect"] if len(features) else []
-    )
-    figure = make_subplots(cols=len(panels), horizontal_spacing=0.22)
-    records = table.to_dict("records")
-    labels = [_STYLES[str(record["arm"])].label for record in records]
-    for measure, symbol, colour, name in (
-        ("r2", "circle", "#D55E00", "R²"),
-        ("r2_uniform", "diamond-open", "#0072B2", "mean R² over dimensions"),
-    ):
-        values = table[measure]
-        error = {
-            "type": "data",
-            "array": table[f"{measure}_high"] - values,
-            "arrayminus": values - table[f"{measure}_low"],
-            "color": colour,
-        }
-        marker = {"symbol": symbol, "size": 10, "color": colour}
-        figure.add_trace(
-            go.Scatter(x=values, y=labels, mode="markers", name=name, marker=marker, error_x=error),
-            row=1,
-            col=1,
-        )
+    bounds = [f"{score}{end}" for score in _SCORES for end in ("", "_low", "_high")]
+    require_columns(table, "arm", *bounds)
+    # One panel without compared features, two with them.
+    titles = ["R² on the test fold"]
+    titles += ["agreement with the effect on the source"] if len(features) else []
+    figure = make_subplots(cols=len(titles), horizontal_spacing=0.22)
+    for score in _SCORES:
+        figure.add_trace(_points(table, score), **panel(1, 1))
     if len(features):
         for arm in ("s2l", "l2l", "other", "random"):
-            style = _STYLES[arm]
-            figure.add_trace(_box(features, arm, style), row=1, col=2)
-        figure.add_vline(x=0, line={"color": NEUTRAL, "dash": "dot", "width": 1}, row=1, col=2)  # pyright: ignore[reportArgumentType] (plotly's stubs know "all" only)
-    for column, text in enumerate(panels, start=1):
-        figure.update_xaxes(title_text=text, row=1, col=column)
+            figure.add_trace(_box(features, arm, _STYLES[arm]), **panel(1, 2))
+        figure.add_vline(x=0, line=DOTTED, **panel(1, 2))
+    for column, text in enumerate(titles, start=1):
+        figure.update_xaxes(title_text=text, **panel(1, column))
     figure.update_yaxes(autorange="reversed", ticks="")
-    title = "From codes or from states: predicting the target"
-    subtitle = "95% intervals over groups of test documents; each point on the right is a feature"
+    title = "Predicting the target from codes or from states"
+    subtitle = "left: 95% intervals over groups of test documents; right: one point per feature"
     return figure.update_layout(
-        template=TEMPLATE_NAME,
+        template=use_template(),
         height=420,
         title={"text": title, "subtitle": {"text": subtitle}},
         margin={"t": 80},
     )
 
 
-def _box(features: pd.DataFrame, arm: str, style: ArmStyle) -> go.Box:
+def _points(table: pd.DataFrame, score: str) -> "go.Scatter":
+    symbol, colour, name = _SCORES[score]
+    bounds = (table[f"{score}{end}"] for end in ("", "_low", "_high"))
+    return go.Scatter(
+        x=table[score],
+        y=[_STYLES[str(arm)].label for arm in table["arm"]],
+        mode="markers",
+        name=name,
+        marker={"symbol": symbol, "size": 10, "color": colour},
+        error_x=error_bars(*bounds, type="data", color=colour),
+    )
+
+
+def _box(features: pd.DataFrame, arm: str, style: ArmStyle) -> "go.Box":
+    hover = "feature %{customdata[0]}: agreement %{x:.2f}"
     return go.Box(
         x=features[f"agreement_{arm}"],
         y=[style.label] * len(features),
@@ -84,5 +92,5 @@ def _box(features: pd.DataFrame, arm: str, style: ArmStyle) -> go.Box:
         line={"color": style.colour, "width": 1.5},
         customdata=features[["feature", "cosine"]],
         fillcolor=style.fill(),
-        hovertemplate="feature %{customdata[0]}: agreement %{x:.2f}, cosine of the two %{customdata[1]:.2f}<extra></extra>",
+        hovertemplate=f"{hover}, cosine of the two rows %{{customdata[1]:.2f}}<extra></extra>",
     )

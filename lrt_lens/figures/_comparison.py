@@ -1,87 +1,108 @@
-"""Solvers side by side: what each family of maps explains of the held-out stream, both ways."""
+"""Figure of solvers side by side: held-out scores of each family of maps, up and down."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 
-from lrt_lens.figures._template import HIGHLIGHT, TEMPLATE_NAME, require_columns
+from lrt_lens.figures._plotly import go
+from lrt_lens.figures._template import HIGHLIGHT, require_columns, use_template
 
 _COLOURS = {"up": "#0072B2", "down": "#E69F00"}
 _LEAST = -0.25
-"""A bar that runs far below zero would squeeze all others; its number stands in it."""
+"""Lower end of a bar: a longer one would compress all others; its number is written in it."""
 
 
-def comparison_figure(table: pd.DataFrame, *, value: str = "r2_uniform") -> go.Figure:
-    """Returns bars by solver and direction, worst family first; lines mark the shuffled null and
-    token identity.
+def comparison_figure(table: pd.DataFrame, *, value: str = "r2_uniform") -> "go.Figure":
+    """Return one bar per solver and direction, the worst family first.
 
-    Args: table: `SolverComparison.table`: `solver`, `direction`, ``value``, and for R² `r2_null`
-        and `r2_token`. Several pairs of hook points
-            are averaged, with a point for each.
-        value: the column that is shown.
+    For R², vertical lines mark the shuffled null and token identity. If the table holds several
+    hook pairs, bars are means over them and each pair is a small mark.
+
+    Args:
+        table: `SolverComparison.table`: `solver`, `direction`, ``value``, and for R² `r2_null` and
+            `r2_token`.
+        value: the column shown.
+
+    Raises:
+        ValueError: a column is not in the table.
     """
     require_columns(table, "solver", "direction", value)
     records = table.to_dict("records")
+    # Means over hook pairs, per direction and solver.
     means = {
         direction: {
-            name: _mean(
-                [r[value] for r in records if (r["solver"], r["direction"]) == (name, direction)]
-            )
+            name: _mean(row[value] for row in rows if row["solver"] == name)
             for name in _names(records)
         }
         for direction in _COLOURS
+        for rows in [[row for row in records if row["direction"] == direction]]
     }
     order = sorted(_names(records), key=lambda name: means["up"][name])
     figure = go.Figure()
-    for direction, colour in _COLOURS.items():
-        numbers = [means[direction][name] for name in order]
-        figure.add_bar(
-            y=order,
-            x=[max(number, _LEAST) for number in numbers],
-            orientation="h",
-            name=direction,
-            marker_color=colour,
-            text=[f"{number:.3f}" for number in numbers],
-            textposition="auto",
-            hovertext=[
-                f"{name} {direction}: {number:.4f}"
-                for name, number in zip(order, numbers, strict=True)
-            ],
-            hoverinfo="text",
-        )
-        points = [r for r in records if r["direction"] == direction]
-        if len(points) > len(order):
-            figure.add_scatter(
-                y=[r["solver"] for r in points],
-                x=[max(r[value], _LEAST) for r in points],
-                mode="markers",
-                showlegend=False,
-                marker={"color": colour, "symbol": "line-ns-open"},
-                hoverinfo="skip",
-            )
+    for direction in _COLOURS:
+        _add_bars(figure, order, means[direction], direction)
+        pairs = [row for row in records if row["direction"] == direction]
+        if len(pairs) > len(order):
+            _add_pairs(figure, pairs, value, direction)
     if value == "r2":
-        for column, label in (("r2_null", "shuffled pairs"), ("r2_token", "token identity")):
-            known = [r[column] for r in records if column in r and r[column] == r[column]]
-            if known:
-                figure.add_vline(
-                    x=_mean(known), line_dash="dot", line_color=HIGHLIGHT, annotation_text=label
-                )
-    figure.update_layout(
-        template=TEMPLATE_NAME,
+        _add_references(figure, records)
+    plot_height = 26 + 46 * len(order)
+    title = {"text": "Families of maps", "subtitle": {"text": "mean over hook pairs"}}
+    return figure.update_layout(
+        template=use_template(),
         barmode="group",
         xaxis_title=f"{value} on the test fold (bars end at {_LEAST})",
-        height=180 + 46 * len(order),
+        height=plot_height + 154,
         yaxis_title=None,
         legend_title=None,
-        legend={"y": -55 / (26 + 46 * len(order))},
+        legend={"y": -55 / plot_height},  # in units of the plot: 55 pixels below it
         margin={"t": 70, "b": 90},
-        title={"text": "Families of maps", "subtitle": {"text": "mean over pairs of hook points"}},
+        title=title,
     )
-    return figure
+
+
+def _add_bars(
+    figure: "go.Figure", order: list[str], means: dict[str, float], direction: str
+) -> None:
+    figure.add_bar(
+        y=order,
+        x=[max(means[name], _LEAST) for name in order],
+        orientation="h",
+        name=direction,
+        marker_color=_COLOURS[direction],
+        text=[f"{means[name]:.3f}" for name in order],
+        textposition="auto",
+        hovertext=[f"{name} {direction}: {means[name]:.4f}" for name in order],
+        hoverinfo="text",
+    )
+
+
+def _add_pairs(figure: "go.Figure", pairs: list[dict], value: str, direction: str) -> None:
+    figure.add_scatter(
+        y=[pair["solver"] for pair in pairs],
+        x=[max(pair[value], _LEAST) for pair in pairs],
+        mode="markers",
+        showlegend=False,
+        marker={"color": _COLOURS[direction], "symbol": "line-ns-open"},
+        hoverinfo="skip",
+    )
+
+
+def _add_references(figure: "go.Figure", records: list[dict]) -> None:
+    for column, label in (("r2_null", "shuffled pairs"), ("r2_token", "token identity")):
+        known = [row[column] for row in records if row.get(column) == row.get(column, math.nan)]
+        if known:
+            line: dict[str, Any] = {"line_dash": "dot", "line_color": HIGHLIGHT}
+            figure.add_vline(x=_mean(known), annotation_text=label, **line)
 
 
 def _names(records: list[dict]) -> list[str]:
     return list(dict.fromkeys(str(record["solver"]) for record in records))
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
+def _mean(values: Iterable[float]) -> float:
+    """Return the mean; NaN if there are no values."""
+    numbers = list(values)
+    return sum(numbers) / len(numbers) if numbers else math.nan

@@ -1,22 +1,29 @@
-"""Figures of concept maps: what a map fitted on few texts returns, and what its vectors do over β.
+"""Figures of concept maps: recovery of vectors by maps fitted on few texts, and steering over β.
 
 Each function draws the rows of one tidy table. In `interpolation_figure` the line at n/d = 1 is
-where least squares stops interpolating: left of it ``own`` and ``noise_source`` are 1 by algebra.
+the number of texts at which least squares stops interpolating: left of it ``own`` and
+``noise_source`` are 1 by algebra.
 """
 
 import math
+from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from lrt_lens.figures._plotly import go, make_subplots
 from lrt_lens.figures._template import (
     ARM_STYLES,
+    DOTTED,
     HIGHLIGHT,
     NEUTRAL,
-    TEMPLATE_NAME,
     ArmStyle,
+    error_bars,
+    ordered_arms,
+    panel,
     require_columns,
+    require_rows,
+    rows_where,
+    use_template,
 )
 
 STYLES: dict[str, ArmStyle] = {
@@ -49,7 +56,7 @@ STYLES: dict[str, ArmStyle] = {
     "random": ArmStyle("random T", "#8C8C8C", dash="dot", symbol="hexagon-open", width=1.5),
     "random_matched": ArmStyle("random T, native length", "#8C8C8C", symbol="hexagon", width=1.5),
 }
-"""In the order in which figures list them."""
+"""Style of each arm, in the order in which figures list them."""
 WEAK_TO_STRONG = (
     "source",
     "native",
@@ -59,50 +66,48 @@ WEAK_TO_STRONG = (
     "stitch",
     "random_matched",
 )
-"""What `weak_to_strong_figure` shows of a table."""
+"""Arms that `weak_to_strong_figure` shows."""
+_LIKELIHOODS = ["probability", "probability_low", "probability_high"]
 
 
-def interpolation_figure(summary: pd.DataFrame) -> go.Figure:
-    """Returns cosine to the native vector against n/d, a line an arm, a panel a concept; a bar is
-    the range over draws.
+def interpolation_figure(summary: pd.DataFrame) -> "go.Figure":
+    """Return the cosine to the native vector against n/d, the texts per source dimension.
 
-    Args: summary: `ConceptInterpolation.summary` of one concept or of several: `concept`, `arm`,
-        `n`, `n_over_d`, `cosine`, `low`, `high`, `norm_ratio`.
+    There is one panel per concept and one line per arm; bars are the range over draws.
+
+    Args:
+        summary: `ConceptInterpolation.summary` of one or several concepts: `concept`, `arm`, `n`,
+            `n_over_d`, `cosine`, `low`, `high`, `norm_ratio`.
 
     Raises:
         ValueError: a column is not in the table, or it has no rows.
     """
-    require_columns(
-        summary, "concept", "arm", "n", "n_over_d", "cosine", "low", "high", "norm_ratio"
-    )
+    columns = ("concept", "arm", "n", "n_over_d", "cosine", "low", "high", "norm_ratio")
+    require_columns(summary, *columns)
     concepts = _concepts(summary)
-    figure = _panels(concepts, share_y=True)
+    figure = _panels(concepts)
     for column, concept in enumerate(concepts, start=1):
-        part = _where(summary, "concept", concept)
+        part = rows_where(summary, "concept", concept)
         for arm in _ordered(part):
-            figure.add_trace(
-                _curve(_where(part, "arm", arm).sort_values("n"), arm, first=column == 1),
-                row=1,
-                col=column,
-            )
-    figure.add_vline(x=1, line={"color": NEUTRAL, "dash": "dot", "width": 1.5})
+            curve = _curve(rows_where(part, "arm", arm).sort_values("n"), arm, first=column == 1)
+            figure.add_trace(curve, **panel(1, column))
+    figure.add_vline(x=1, line=DOTTED | {"width": 1.5})
     figure.add_hline(y=0, line={"color": NEUTRAL, "width": 1})
-    figure.update_xaxes(
-        type="log",
-        title_text="texts ÷ source dimensions (n/d)",
-        tickvals=[0.05, 0.1, 0.2, 0.5, 1, 2, 5],
+    ticks = [0.05, 0.1, 0.2, 0.5, 1, 2, 5]
+    figure.update_xaxes(type="log", title_text="texts ÷ source dimensions (n/d)", tickvals=ticks)
+    figure.update_yaxes(title_text="cosine to the native vector", **panel(1, 1))
+    # n ≤ d: n equations in d unknowns have an exact solution, for any source rows.
+    subtitle = (
+        "left of the dotted line least squares fits every text exactly, even with a random source"
+        "<br>bars: range over draws"
     )
-    figure.update_yaxes(title_text="cosine to the native vector", row=1, col=1)
-    return _titled(
-        figure,
-        "What a map fitted on n texts returns",
-        "left of the dotted line least squares runs through every text, whatever the source’s rows are<br>bars: range over draws",
-    )
+    return _titled(figure, "Vectors through maps fitted on n texts", subtitle)
 
 
-def concept_summary_figure(summary: pd.DataFrame, *, equal_damage: bool = True) -> go.Figure:
-    """Returns the effect of each arm with its interval, a panel a concept; an arm that was not
-    bracketed has its flag written.
+def concept_summary_figure(summary: pd.DataFrame, *, equal_damage: bool = True) -> "go.Figure":
+    """Return the effect of each arm with its interval, one panel per concept.
+
+    An arm without an effect at equal damage (no tried scale reached the budget) shows its flag.
 
     Args:
         summary: `ConceptTransfer.summary`.
@@ -111,45 +116,17 @@ def concept_summary_figure(summary: pd.DataFrame, *, equal_damage: bool = True) 
     Raises:
         ValueError: a column is not in the table, or it has no rows.
     """
-    value, low, high = (
-        ("effect_at_equal_damage", "low", "high")
-        if equal_damage
-        else ("effect", "effect_low", "effect_high")
-    )
+    names = ("effect", "effect_low", "effect_high")
+    value, low, high = ("effect_at_equal_damage", "low", "high") if equal_damage else names
     require_columns(summary, "concept", "arm", "cosine", value, low, high)
     concepts, arms = _concepts(summary), _ordered(summary)
     figure = make_subplots(
         cols=len(concepts), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=concepts
     )
     for column, concept in enumerate(concepts, start=1):
-        for record in _where(summary, "concept", concept).to_dict("records"):
-            style = _style(record["arm"])
-            if math.isnan(record[value]):
-                trace = go.Scatter(
-                    x=[0],
-                    y=[style.label],
-                    mode="text",
-                    text=[record.get("flag", "")],
-                    hoverinfo="skip",
-                    showlegend=False,
-                )
-            else:
-                trace = go.Scatter(
-                    x=[record[value]],
-                    y=[style.label],
-                    mode="markers",
-                    marker=style.marker,
-                    showlegend=False,
-                    name=record["arm"],
-                    error_x={
-                        "array": [record[high] - record[value]],
-                        "arrayminus": [record[value] - record[low]],
-                        "color": style.colour,
-                    },
-                    hovertemplate=f"{style.label}<br>{record[value]:.3f} [{record[low]:.3f}, {record[high]:.3f}] nats<br>"
-                    f"cosine to native {record['cosine']:.3f}<extra></extra>",
-                )
-            figure.add_trace(trace, row=1, col=column)
+        for record in rows_where(summary, "concept", concept).to_dict("records"):
+            point = _effect(record, record[value], record[low], record[high])
+            figure.add_trace(point, **panel(1, column))
     figure.update_yaxes(
         type="category",
         categoryorder="array",
@@ -157,63 +134,74 @@ def concept_summary_figure(summary: pd.DataFrame, *, equal_damage: bool = True) 
         ticks="",
     )
     figure.update_xaxes(title_text="effect (nats)")
-    where = "at equal damage on neutral text" if equal_damage else "at β = 1"
-    _titled(
-        figure,
-        "Effect of vectors through concept maps",
-        f"change of propensity {where}; 95% intervals",
-    )
+    strength = "at equal damage on neutral text" if equal_damage else "at β = 1"
+    subtitle = f"change of propensity {strength}; 95% intervals"
+    _titled(figure, "Effect of vectors through concept maps", subtitle)
     return figure.update_layout(height=190 + 30 * len(arms), showlegend=False)
 
 
-def beta_figure(table: pd.DataFrame, arms: tuple[str, ...] | None = None) -> go.Figure:
-    """Returns the probability of the concept's choice over the β that all arms share, a line an arm
-    (mean over draws), a panel a concept.
+def _effect(record: dict, value: float, low: float, high: float) -> "go.Scatter":
+    style = _style(record["arm"])
+    if math.isnan(value):
+        text = [record.get("flag", "")]
+        shown = go.Scatter(x=[0], y=[style.label], mode="text", text=text, hoverinfo="skip")
+        return shown.update(showlegend=False)
+    hover = f"{style.label}<br>{value:.3f} [{low:.3f}, {high:.3f}] nats<br>"
+    return go.Scatter(
+        x=[value],
+        y=[style.label],
+        mode="markers",
+        marker=style.marker,
+        showlegend=False,
+        name=record["arm"],
+        error_x=error_bars(value, low, high, color=style.colour),
+        hovertemplate=hover + f"cosine to native {record['cosine']:.3f}<extra></extra>",
+    )
 
-    Args: table: `ConceptTransfer.table`: `concept`, `arm`, `draw`, `beta`, `probability`,
-        `probability_low`, `probability_high`. arms: which to draw; all where None.
+
+def beta_figure(table: pd.DataFrame, arms: tuple[str, ...] | None = None) -> "go.Figure":
+    """Return the probability of the concept's choice over the β that all arms share.
+
+    There is one panel per concept and one line per arm, the mean over its draws.
+
+    Args:
+        table: `ConceptTransfer.table`: `concept`, `arm`, `draw`, `beta`, `probability`,
+            `probability_low`, `probability_high`.
+        arms: names of the arms to draw; all if None.
 
     Raises:
-        ValueError: a column is not in the table, or nothing is left to draw.
+        ValueError: a column is not in the table, or no arm is left to draw.
     """
-    require_columns(
-        table,
-        "concept",
-        "arm",
-        "draw",
-        "beta",
-        "probability",
-        "probability_low",
-        "probability_high",
-    )
+    require_columns(table, "concept", "arm", "draw", "beta", *_LIKELIHOODS)
     concepts = _concepts(table)
     shown = [arm for arm in _ordered(table) if arm != "none" and (arms is None or arm in arms)]
     if not shown:
         raise ValueError(
             f"no arm to draw; the table holds {sorted(set(table['arm']))} and arms is {arms}"
         )
-    figure = _panels(concepts, share_y=True)
+    figure = _panels(concepts)
     for column, concept in enumerate(concepts, start=1):
-        part = _at_common_strengths(_where(table, "concept", concept))
+        part = _at_common_strengths(rows_where(table, "concept", concept))
         for arm in shown:
-            # The target's β = 0 is one row, "none", through which all its arms pass.
-            rows = _where(part, "arm", *([arm] if arm == "source" else [arm, "none"]))
-            figure.add_trace(_beta_line(rows, arm, first=column == 1), row=1, col=column)
+            # At β = 0 all arms of the target are one row, "none".
+            rows = rows_where(part, "arm", *([arm] if arm == "source" else [arm, "none"]))
+            figure.add_trace(_beta_line(rows, arm, first=column == 1), **panel(1, column))
     figure.update_xaxes(title_text="β (multiples of the vector as mapped)")
-    figure.update_yaxes(title_text="concept’s choice (%)", row=1, col=1)
-    return _titled(
-        figure,
-        "Concept’s choice over β",
-        "share of the concept’s continuation among both; bars: 95% over items",
-    )
+    figure.update_yaxes(title_text="concept’s choice (%)", **panel(1, 1))
+    subtitle = "share of the concept’s continuation among both; bars: 95% over items"
+    return _titled(figure, "Concept’s choice over β", subtitle)
 
 
-def weak_to_strong_figure(table: pd.DataFrame) -> go.Figure:
-    """Returns L-Cross's figure 4 with its controls: the small model under its own vector, the large
-    one under the small one's.
+def weak_to_strong_figure(table: pd.DataFrame) -> "go.Figure":
+    """Return figure 4 of L-Cross with its controls.
+
+    It compares the small model under its own vector with the large model under the small one's.
 
     Args:
         table: as in `beta_figure`.
+
+    Raises:
+        ValueError: as in `beta_figure`.
     """
     figure = beta_figure(table, WEAK_TO_STRONG)
     return _titled(
@@ -223,68 +211,50 @@ def weak_to_strong_figure(table: pd.DataFrame) -> go.Figure:
     )
 
 
-def _curve(rows: pd.DataFrame, arm: str, *, first: bool) -> go.Scatter:
+def _curve(rows: pd.DataFrame, arm: str, *, first: bool) -> "go.Scatter":
     style = _style(arm)
     hover = [
         f"{style.label}: {value:.3f}<br>n {n}, length {ratio:.2f} × native"
         for value, n, ratio in zip(rows["cosine"], rows["n"], rows["norm_ratio"], strict=True)
     ]
-    return go.Scatter(
-        x=rows["n_over_d"],
-        y=rows["cosine"],
-        mode="lines+markers",
-        name=style.label,
-        legendgroup=arm,
-        showlegend=first,
-        line=style.line,
-        marker={**style.marker, "size": 6},
-        text=hover,
-        hovertemplate="%{text}<extra></extra>",
-        error_y={
-            "array": rows["high"] - rows["cosine"],
-            "arrayminus": rows["cosine"] - rows["low"],
-            "color": style.colour,
-            "thickness": 1,
-            "width": 2,
-        },
-    )
+    trace = _line(arm, rows["n_over_d"], rows[["cosine", "low", "high"]], first=first)
+    return trace.update(text=hover, hovertemplate="%{text}<extra></extra>")
 
 
-def _beta_line(rows: pd.DataFrame, arm: str, *, first: bool) -> go.Scatter:
+def _beta_line(rows: pd.DataFrame, arm: str, *, first: bool) -> "go.Scatter":
+    means = pd.DataFrame(rows.groupby("beta")[_LIKELIHOODS].mean())
+    trace = _line(arm, means.index, means, first=first)
+    label = _style(arm).label
+    return trace.update(hovertemplate=f"{label}: %{{y:.1f}}% at β %{{x:.2f}}<extra></extra>")
+
+
+def _line(arm: str, x: Any, estimates: pd.DataFrame, *, first: bool) -> "go.Scatter":
+    """Return the line of an arm; the columns of `estimates` are value, low and high."""
     style = _style(arm)
-    means = pd.DataFrame(
-        rows.groupby("beta")[["probability", "probability_low", "probability_high"]].mean()
-    )
+    value, low, high = (estimates[name] for name in estimates.columns)
     return go.Scatter(
-        x=means.index,
-        y=means["probability"],
+        x=x,
+        y=value,
         mode="lines+markers",
         name=style.label,
         legendgroup=arm,
         showlegend=first,
         line=style.line,
         marker={**style.marker, "size": 6},
-        hovertemplate=f"{style.label}: %{{y:.1f}}% at β %{{x:.2f}}<extra></extra>",
-        error_y={
-            "array": means["probability_high"] - means["probability"],
-            "arrayminus": means["probability"] - means["probability_low"],
-            "color": style.colour,
-            "thickness": 1,
-            "width": 2,
-        },
+        error_y=error_bars(value, low, high, color=style.colour, thickness=1, width=2),
     )
 
 
-def _panels(concepts: list[str], *, share_y: bool) -> go.Figure:
+def _panels(concepts: list[str]) -> "go.Figure":
     return make_subplots(
-        cols=len(concepts), shared_yaxes=share_y, horizontal_spacing=0.03, subplot_titles=concepts
+        cols=len(concepts), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=concepts
     )
 
 
-def _titled(figure: go.Figure, title: str, subtitle: str) -> go.Figure:
+def _titled(figure: "go.Figure", title: str, subtitle: str) -> "go.Figure":
     figure.update_annotations(font={"size": 13})
     return figure.update_layout(
-        template=TEMPLATE_NAME,
+        template=use_template(),
         title={"text": title, "subtitle": {"text": subtitle}, "y": 0.97},
         height=600,
         margin={"t": 120, "b": 60},
@@ -293,7 +263,10 @@ def _titled(figure: go.Figure, title: str, subtitle: str) -> go.Figure:
 
 
 def _at_common_strengths(table: pd.DataFrame) -> pd.DataFrame:
-    """Without the strengths that were only measured around an arm's own equal damage."""
+    """Return the rows at strengths common to all arms.
+
+    Rows at strengths that were measured only around one arm's equal damage are left out.
+    """
     steered = table[table["arm"] != "none"]
     common = set.intersection(
         *(set(part["beta"]) for _, part in steered.groupby(["arm", "draw"], dropna=False)),
@@ -302,19 +275,13 @@ def _at_common_strengths(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table.loc[table["beta"].isin(sorted(common))])
 
 
-def _where(table: pd.DataFrame, column: str, *values: str) -> pd.DataFrame:
-    return pd.DataFrame(table.loc[table[column].isin(values)])
-
-
 def _concepts(table: pd.DataFrame) -> list[str]:
-    if table.empty:
-        raise ValueError("the table has no rows; there is nothing to show")
+    require_rows(table)
     return [str(name) for name in dict.fromkeys(table["concept"])]
 
 
 def _ordered(table: pd.DataFrame) -> list[str]:
-    present = list(dict.fromkeys(table["arm"]))
-    return [arm for arm in STYLES if arm in present] + [arm for arm in present if arm not in STYLES]
+    return ordered_arms(table["arm"], STYLES)
 
 
 def _style(arm: str) -> ArmStyle:

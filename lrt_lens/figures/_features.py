@@ -1,5 +1,4 @@
-"""Figures of what becomes of SAE features under a stitch, each from the tidy tables of a feature
-evaluation.
+"""Figures of a feature evaluation: SAE features before and after transfer through a stitch.
 
     features = evaluate_features(pair, stitch, sae, documents)
     attribution_figure(features.table)         # Stitching, figures 4b, 14, 15
@@ -13,16 +12,18 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from lrt_lens.figures._plotly import go, make_subplots
 from lrt_lens.figures._template import (
     ARM_STYLES,
+    DOTTED,
     FAINT,
     NEUTRAL,
-    TEMPLATE_NAME,
     ArmStyle,
+    panel,
     require_columns,
+    rows_where,
+    use_template,
 )
 
 _BASELINES = {
@@ -34,22 +35,26 @@ _BASELINES = {
     "attribution_r_other": ArmStyle("another feature", "#009E73", dash="dot"),
 }
 _SCALED = ("attribution_r", "attribution_r_random")
-"""Those that the left panel is scaled to; taller bars run off its top."""
+"""Columns that set the height of the left panel; taller bars of others are cut off."""
 _KINDS = {
     "structural": ArmStyle("structural", "#0072B2", symbol="square"),
     "semantic": ArmStyle("semantic", "#D55E00", dash="dash", symbol="circle"),
     "undecided": ArmStyle("undecided", "#8C8C8C", symbol="x", width=1.0),
 }
 _EDGES = np.linspace(-1, 1, 41)
+_CORRELATION = "attribution correlation over positions"
 
 
-def attribution_figure(table: pd.DataFrame) -> go.Figure:
-    """Returns densities of the attribution correlation over features: left against the baselines,
-    right by kind, and above it the share that is semantic.
+def attribution_figure(table: pd.DataFrame) -> "go.Figure":
+    """Return densities of the attribution correlation over features.
 
-    Args: table: of `FeatureEvaluation`: `attribution_r` and its baselines, `kind`,
-        `density_source`, `density_target`. A feature that is dead on
-            either side has no correlation and is left out.
+    The left panel compares them with their baselines, the right one shows each kind of feature and
+    above it the share that is semantic. A feature that is dead in either model has no correlation
+    and is left out.
+
+    Args:
+        table: `FeatureEvaluation.table`: `attribution_r` and its baselines, `kind`,
+            `density_source`, `density_target`.
 
     Raises:
         ValueError: a column is missing, or no feature has a correlation.
@@ -58,6 +63,10 @@ def attribution_figure(table: pd.DataFrame) -> go.Figure:
     known = table.loc[table["attribution_r"].notna()]
     if known.empty:
         raise ValueError("no feature has an attribution correlation; there is nothing to show")
+    left, right = (
+        "all features and their baselines (tall bars cut)",
+        "semantic ÷ (semantic + structural)",
+    )
     figure = make_subplots(
         rows=2,
         cols=2,
@@ -66,46 +75,30 @@ def attribution_figure(table: pd.DataFrame) -> go.Figure:
         horizontal_spacing=0.1,
         shared_xaxes=True,
         specs=[[{"rowspan": 2}, {}], [None, {}]],
-        subplot_titles=[
-            "all features and their baselines (tall bars cut)",
-            "semantic ÷ (semantic + structural)",
-            "",
-        ],
+        subplot_titles=[left, right, ""],
     )
-    for column, style in _BASELINES.items():
-        values = known[column].dropna().to_numpy()
-        if len(values):
-            figure.add_trace(_density(values, style, "baselines"), row=1, col=1)
-    # Two of the baselines stand in one or two bars: at their height the others would be flat.
-    tall = max(
-        float(np.histogram(known[column].dropna(), bins=_EDGES, density=True)[0].max())
-        for column in _SCALED
-        if known[column].notna().any()
-    )
-    figure.update_yaxes(range=[0, 1.3 * tall], row=1, col=1)
-    counts = {
-        kind: known.loc[known["kind"] == kind, "attribution_r"].to_numpy()
+    _add_baselines(figure, known)
+    kinds = {
+        kind: rows_where(known, "kind", kind)["attribution_r"].to_numpy()
         for kind in ("structural", "semantic")
     }
-    for kind, values in counts.items():
+    for kind, values in kinds.items():
         if len(values):
-            figure.add_trace(_density(values, _KINDS[kind], "kinds"), row=2, col=2)
-    figure.add_trace(_share(counts["semantic"], counts["structural"]), row=1, col=2)
-    figure.add_hline(y=0.5, line={"color": NEUTRAL, "dash": "dot", "width": 1}, row=1, col=2)  # pyright: ignore[reportArgumentType] (plotly's stubs know "all" only)
+            figure.add_trace(_density(values, _KINDS[kind], "kinds"), **panel(2, 2))
+    figure.add_trace(_share(kinds["semantic"], kinds["structural"]), **panel(1, 2))
+    figure.add_hline(y=0.5, line=DOTTED, **panel(1, 2))
     figure.update_xaxes(range=[-1.02, 1.02])
-    figure.update_xaxes(
-        title_text="attribution correlation over positions", row=1, col=1, showticklabels=True
-    )
-    figure.update_xaxes(title_text="attribution correlation over positions", row=2, col=2)
-    figure.update_yaxes(title_text="density of features", row=1, col=1)
-    figure.update_yaxes(title_text="density of features", row=2, col=2)
-    figure.update_yaxes(range=[0, 1.05], title_text="share", row=1, col=2)
+    figure.update_xaxes(title_text=_CORRELATION, **panel(1, 1), showticklabels=True)
+    figure.update_xaxes(title_text=_CORRELATION, **panel(2, 2))
+    figure.update_yaxes(title_text="density of features", **panel(1, 1))
+    figure.update_yaxes(title_text="density of features", **panel(2, 2))
+    figure.update_yaxes(range=[0, 1.05], title_text="share", **panel(1, 2))
     title = {
-        "text": "Do features do the same for the next token?",
-        "subtitle": {"text": "a transferred feature against its source, feature by feature"},
+        "text": "Do transferred features have the same effect on the next token?",
+        "subtitle": {"text": "correlation of a feature's attributions in the two models"},
     }
     return figure.update_layout(
-        template=TEMPLATE_NAME,
+        template=use_template(),
         title=title,
         height=560,
         margin={"t": 120, "b": 110},
@@ -113,7 +106,21 @@ def attribution_figure(table: pd.DataFrame) -> go.Figure:
     )
 
 
-def _density(values: np.ndarray, style: ArmStyle, group: str) -> go.Scatter:
+def _add_baselines(figure: "go.Figure", known: pd.DataFrame) -> None:
+    values = {column: known[column].dropna().to_numpy() for column in _BASELINES}
+    for column, style in _BASELINES.items():
+        if len(values[column]):
+            figure.add_trace(_density(values[column], style, "baselines"), **panel(1, 1))
+    # Two of the baselines fill one or two bins: at their height the others would be flat.
+    tallest = max(
+        float(np.histogram(values[column], bins=_EDGES, density=True)[0].max())
+        for column in _SCALED
+        if len(values[column])
+    )
+    figure.update_yaxes(range=[0, 1.3 * tallest], **panel(1, 1))
+
+
+def _density(values: np.ndarray, style: ArmStyle, group: str) -> "go.Scatter":
     height, _ = np.histogram(values, bins=_EDGES, density=True)
     return go.Scatter(
         x=(_EDGES[1:] + _EDGES[:-1]) / 2,
@@ -126,15 +133,15 @@ def _density(values: np.ndarray, style: ArmStyle, group: str) -> go.Scatter:
     )
 
 
-def _share(semantic: np.ndarray, structural: np.ndarray) -> go.Scatter:
-    """Of the two densities in each bin, the semantic one's part; nothing where fewer than five
-    features are.
-    """
-    (a, _), (b, _) = (np.histogram(values, bins=_EDGES[::2]) for values in (semantic, structural))
+def _share(semantic: np.ndarray, structural: np.ndarray) -> "go.Scatter":
+    """Return the semantic share of density per bin; bins of fewer than five features are empty."""
+    edges = _EDGES[::2]
+    a, b = (np.histogram(values, bins=edges)[0] for values in (semantic, structural))
+    # Densities, not counts, so that the more frequent kind does not win by its number.
     of_a, of_b = a / max(1, len(semantic)), b / max(1, len(structural))
     share = np.where(a + b >= 5, of_a / np.where(of_a + of_b > 0, of_a + of_b, 1), np.nan)
     return go.Scatter(
-        x=(_EDGES[::2][1:] + _EDGES[::2][:-1]) / 2,
+        x=(edges[1:] + edges[:-1]) / 2,
         y=share,
         mode="lines+markers",
         connectgaps=False,
@@ -145,50 +152,54 @@ def _share(semantic: np.ndarray, structural: np.ndarray) -> go.Scatter:
     )
 
 
-def fidelity_figure(table: pd.DataFrame) -> go.Figure:
-    """Returns measured attribution correlation against ρ_write and ρ_read, which the moments give
-    beforehand: a point a feature, coloured by kind.
+def fidelity_figure(table: pd.DataFrame) -> "go.Figure":
+    """Return the measured attribution correlation against ρ_write and ρ_read, per feature.
+
+    ρ_write and ρ_read are predicted from the moments before any feature is transferred.
+
+    Args:
+        table: `FeatureEvaluation.table`: `feature`, `kind`, `rho_write`, `rho_read`,
+            `attribution_r` and the ends of its interval.
+
+    Raises:
+        ValueError: a column is not in the table.
     """
-    require_columns(
-        table,
-        "feature",
-        "rho_write",
-        "rho_read",
-        "attribution_r",
-        "attribution_r_low",
-        "attribution_r_high",
-        "kind",
-    )
+    names = ("attribution_r", "attribution_r_low", "attribution_r_high")
+    require_columns(table, "feature", "rho_write", "rho_read", *names, "kind")
     figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.04)
     for column, predictor in enumerate(("rho_write", "rho_read"), start=1):
-        for kind, style in reversed(_KINDS.items()):
-            part = table.loc[table["kind"] == kind]
-            if part.empty:
-                continue
-            hover = [
-                f"feature {r['feature']}<br>r = {r['attribution_r']:.2f} [{r['attribution_r_low']:.2f}, {r['attribution_r_high']:.2f}]"
-                for r in part.to_dict("records")
-            ]
-            figure.add_trace(
-                go.Scatter(
-                    x=part[predictor],
-                    y=part["attribution_r"],
-                    mode="markers",
-                    name=f"{style.label} ({len(part)})",
-                    legendgroup=kind,
-                    showlegend=column == 1,
-                    text=hover,
-                    hovertemplate="%{text}<extra></extra>",
-                    marker=style.marker | {"size": 6, "opacity": 0.7},
-                ),
-                row=1,
-                col=column,
-            )
-    figure.update_xaxes(title_text="ρ_write of the decoder row", row=1, col=1)
-    figure.update_xaxes(title_text="ρ_read of the encoder column", row=1, col=2)
-    figure.update_yaxes(title_text="attribution correlation", row=1, col=1)
-    title = {"text": "Foretold from moments, measured on text"}
-    return figure.update_layout(template=TEMPLATE_NAME, title=title, height=480, legend={"y": -0.2})
+        for kind in reversed(_KINDS):
+            part = rows_where(table, "kind", kind)
+            if len(part):
+                points = _correlations(part, predictor, kind, legend=column == 1)
+                figure.add_trace(points, **panel(1, column))
+    figure.update_xaxes(title_text="ρ_write of the decoder row", **panel(1, 1))
+    figure.update_xaxes(title_text="ρ_read of the encoder column", **panel(1, 2))
+    figure.update_yaxes(title_text="attribution correlation", **panel(1, 1))
+    title = {"text": "Predicted from moments, measured on text"}
+    return figure.update_layout(
+        template=use_template(), title=title, height=480, legend={"y": -0.2}
+    )
+
+
+def _correlations(part: pd.DataFrame, predictor: str, kind: str, *, legend: bool) -> "go.Scatter":
+    style = _KINDS[kind]
+    hover = [
+        f"feature {row['feature']}<br>r = {row['attribution_r']:.2f} "
+        f"[{row['attribution_r_low']:.2f}, {row['attribution_r_high']:.2f}]"
+        for row in part.to_dict("records")
+    ]
+    return go.Scatter(
+        x=part[predictor],
+        y=part["attribution_r"],
+        mode="markers",
+        name=f"{style.label} ({len(part)})",
+        legendgroup=kind,
+        showlegend=legend,
+        text=hover,
+        hovertemplate="%{text}<extra></extra>",
+        marker=style.marker | {"size": 6, "opacity": 0.7},
+    )
 
 
 def entropy_figure(
@@ -196,18 +207,24 @@ def entropy_figure(
     random_share: tuple[float, float],
     *,
     names: tuple[str, str] = ("source", "target"),
-) -> go.Figure:
-    """Returns largest activation (right) against the share of the decoder's norm in the
-    unembedding's null space (up), a panel a model.
+) -> "go.Figure":
+    """Return the null-space share of each decoder row against the feature's largest activation.
 
-    The same features are marked in both panels: the five of the largest share on the source among
-    the stronger half. Dotted: a random direction.
+    The share is that of the row's norm in the null space of the unembedding; there is one panel per
+    model. Marked in both are the same features: among the more active half, the five whose share on
+    the source is largest.
+
+    Args:
+        table: `FeatureEvaluation.table`: `feature`, and `max_activation_…` and `entropy_share_…` of
+            both models.
+        random_share: share of a random direction, on the source and on the target.
+        names: of the two models.
+
+    Raises:
+        ValueError: a column is not in the table.
     """
-    columns = [
-        f"{name}_{side}"
-        for name in ("max_activation", "entropy_share")
-        for side in ("source", "target")
-    ]
+    measures = ("max_activation", "entropy_share")
+    columns = [f"{name}_{side}" for name in measures for side in ("source", "target")]
     require_columns(table, "feature", *columns)
     titles = [f"on {names[0]}", f"on {names[1]}"]
     figure = make_subplots(
@@ -216,106 +233,78 @@ def entropy_figure(
     live = table.loc[table["max_activation_source"] > 0]
     strong = live.loc[live["max_activation_source"] >= live["max_activation_source"].median()]
     marked = strong.sort_values("entropy_share_source", ascending=False).head(5)
-    for column, (side, share) in enumerate(
-        zip(("source", "target"), random_share, strict=True), start=1
-    ):
-        x, y = f"max_activation_{side}", f"entropy_share_{side}"
-        for part, marker, name in (
-            (live, {"color": "#0072B2", "size": 5, "opacity": 0.45}, "features"),
-            (
-                marked,
-                {
-                    "color": "#D55E00",
-                    "size": 10,
-                    "symbol": "diamond",
-                    "line": {"color": NEUTRAL, "width": 1},
-                },
-                "largest share on the source",
-            ),
-        ):
-            figure.add_trace(
-                go.Scatter(
-                    x=part[x],
-                    y=part[y],
-                    mode="markers" if part is live else "markers+text",
-                    text=part["feature"],
-                    textposition="top center",
-                    marker=marker,
-                    name=name,
-                    legendgroup=name,
-                    showlegend=column == 1,
-                    hovertemplate="feature %{text}<br>largest activation %{x:.2f}<br>share %{y:.2f}<extra></extra>",
-                ),
-                row=1,
-                col=column,
-            )
-        figure.add_hline(
-            y=share,
-            line={"color": NEUTRAL, "dash": "dot", "width": 1.5},
-            row=1,  # pyright: ignore[reportArgumentType] (plotly's stubs know "all" only)
-            col=column,  # pyright: ignore[reportArgumentType]
-        )
+    for column, side in enumerate(("source", "target"), start=1):
+        for part, is_marked in ((live, False), (marked, True)):
+            points = _entropy_points(part, side, marked=is_marked)
+            figure.add_trace(points.update(showlegend=column == 1), **panel(1, column))
+        line = DOTTED | {"width": 1.5}
+        figure.add_hline(y=random_share[column - 1], line=line, **panel(1, column))
     figure.update_xaxes(title_text="largest activation")
-    figure.update_yaxes(title_text="‖P v‖ / ‖v‖, bottom 2% of W_U", row=1, col=1)
+    figure.update_yaxes(title_text="‖P v‖ / ‖v‖, bottom 2% of W_U", **panel(1, 1))
     title = {
-        "text": "Entropy features: strong, and hardly seen by the unembedding",
+        "text": "Entropy features: active, and nearly invisible to the unembedding",
         "subtitle": {"text": "dotted: a random direction"},
     }
     return figure.update_layout(
-        template=TEMPLATE_NAME, title=title, height=480, margin={"t": 110}, legend={"y": -0.2}
+        template=use_template(), title=title, height=480, margin={"t": 110}, legend={"y": -0.2}
+    )
+
+
+def _entropy_points(part: pd.DataFrame, side: str, *, marked: bool) -> "go.Scatter":
+    rim = {"color": NEUTRAL, "width": 1}
+    marker: dict[str, object] = {"color": "#0072B2", "size": 5, "opacity": 0.45}
+    if marked:
+        marker = {"color": "#D55E00", "size": 10, "symbol": "diamond", "line": rim}
+    name = "largest share on the source" if marked else "features"
+    hover = "feature %{text}<br>largest activation %{x:.2f}<br>share %{y:.2f}<extra></extra>"
+    return go.Scatter(
+        x=part[f"max_activation_{side}"],
+        y=part[f"entropy_share_{side}"],
+        mode="markers+text" if marked else "markers",
+        text=part["feature"],
+        textposition="top center",
+        marker=marker,
+        name=name,
+        legendgroup=name,
+        hovertemplate=hover,
     )
 
 
 def attention_figure(
     attention: pd.DataFrame, *, names: tuple[str, str] = ("source", "target")
-) -> go.Figure:
-    """Returns, feature by feature, the attention to BOS that rests on it at its strongest head, on
-    both models, with intervals.
+) -> "go.Figure":
+    """Return the attention to BOS that depends on each feature, at its strongest head.
 
-    The head was chosen on other examples. Hollow: random directions of the same length at that
-    head.
+    There is one panel per model; bars are 95% intervals. The head was selected on other examples.
+    Hollow marks are random directions of the same length at that head.
+
+    Args:
+        attention: `FeatureEvaluation.attention`: `feature`, `model`, `layer`, `head`, `effect`,
+            `low`, `high`, `effect_choosing`, `effect_random`.
+        names: of the two models.
+
+    Raises:
+        ValueError: a column is not in the table, or no feature's attention was measured.
     """
-    require_columns(
-        attention,
-        "feature",
-        "model",
-        "layer",
-        "head",
-        "effect",
-        "low",
-        "high",
-        "effect_choosing",
-        "effect_random",
-    )
+    columns = ("feature", "model", "layer", "head", "effect", "low", "high")
+    require_columns(attention, *columns, "effect_choosing", "effect_random")
     if attention.empty:
         raise ValueError("no feature's attention was measured; there is nothing to show")
+    titles = [f"on {names[0]}", f"on {names[1]}"]
     figure = make_subplots(
-        cols=2,
-        shared_yaxes=True,
-        subplot_titles=[f"on {names[0]}", f"on {names[1]}"],
-        horizontal_spacing=0.06,
+        cols=2, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.06
     )
+    # The head is selected by `effect_choosing`, measured on other examples than `effect`.
     size = attention["effect_choosing"].abs()
     best = attention.loc[size.groupby([attention["feature"], attention["model"]]).idxmax()]
     labels = [f"feature {feature}" for feature in sorted(set(best["feature"]), reverse=True)]
     for column, role in enumerate(("source", "target"), start=1):
-        rows = best.loc[best["model"] == role].to_dict("records")
-        figure.add_trace(_effects(rows, legend=column == 1), row=1, col=column)
+        rows = rows_where(best, "model", role).to_dict("records")
+        figure.add_trace(_effects(rows, legend=column == 1), **panel(1, column))
+        # A random direction has no sign of its own, so its effect is drawn on both sides of 0.
         for sign in (1, -1):
-            figure.add_trace(
-                go.Scatter(
-                    x=[sign * row["effect_random"] for row in rows],
-                    y=[f"feature {row['feature']}" for row in rows],
-                    mode="markers",
-                    name="random directions (±)",
-                    legendgroup="random",
-                    showlegend=column == 1 and sign == 1,
-                    hoverinfo="skip",
-                    marker=ARM_STYLES["random"].marker,
-                ),
-                row=1,
-                col=column,
-            )
+            points = _random_effects(rows, sign, legend=column == 1 and sign == 1)
+            figure.add_trace(points, **panel(1, column))
     figure.update_xaxes(title_text="p(BOS) − p(BOS) without the feature", zeroline=True)
     figure.update_yaxes(
         type="category",
@@ -325,12 +314,12 @@ def attention_figure(
         range=[-0.7, len(labels) - 0.3],
     )
     title = {
-        "text": "Attention that rests on a feature",
+        "text": "Attention to BOS that depends on a feature",
         "subtitle": {"text": "right: the feature turns the head off (towards BOS); left: on"},
     }
     height = 260 + 34 * len(labels)
     return figure.update_layout(
-        template=TEMPLATE_NAME,
+        template=use_template(),
         title=title,
         height=height,
         margin={"t": 110, "b": 100},
@@ -338,7 +327,20 @@ def attention_figure(
     )
 
 
-def _effects(rows: list[dict], *, legend: bool) -> go.Scatter:
+def _random_effects(rows: list[dict], sign: int, *, legend: bool) -> "go.Scatter":
+    return go.Scatter(
+        x=[sign * row["effect_random"] for row in rows],
+        y=[f"feature {row['feature']}" for row in rows],
+        mode="markers",
+        name="random directions (±)",
+        legendgroup="random",
+        showlegend=legend,
+        hoverinfo="skip",
+        marker=ARM_STYLES["random"].marker,
+    )
+
+
+def _effects(rows: list[dict], *, legend: bool) -> "go.Scatter":
     style = ARM_STYLES["transferred"]
     return go.Scatter(
         x=[row["effect"] for row in rows],

@@ -1,20 +1,21 @@
-"""Probes carried over: accuracy by arm, the learning curve over labels of the target, and accuracy
-over sparse features.
-"""
+"""Figures of transferred probes: accuracy per arm, over labels of the target and over features."""
 
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from lrt_lens.figures._plotly import go, make_subplots
 from lrt_lens.figures._template import (
     ARM_STYLES,
-    NEUTRAL,
-    TEMPLATE_NAME,
+    DOTTED,
     ArmStyle,
     arm_style,
+    ordered_arms,
+    panel,
     require_columns,
+    require_rows,
+    use_template,
 )
 
 _STYLES = {
@@ -31,108 +32,96 @@ _STYLES = {
     "dense_native": ArmStyle("dense, native", "#0072B2", dash="dot"),
     "dense_transferred": ArmStyle("dense, transferred", "#D55E00", dash="dot"),
 }
-"""In the order in which arms are listed."""
+"""Style of each arm, in the order in which figures list them."""
 _COLUMNS = ("task", "arm", "k", "accuracy", "low", "high", "auroc")
 
 
-def probe_figure(table: pd.DataFrame, *, chance: float) -> go.Figure:
-    """Returns left the accuracy of every arm without a learning curve, right accuracy over k labels
-    of the target.
+def probe_figure(table: pd.DataFrame, *, chance: float) -> "go.Figure":
+    """Return the accuracy of each arm, and accuracy over k labels of the target.
+
+    The left panel holds the arms without a learning curve, the right one the learning curves with
+    the levels that they are compared with.
 
     Args:
         table: `ProbeEvaluation.table`: `task`, `arm`, `k`, `accuracy`, `low`, `high`, `auroc`.
-        chance: accuracy of always naming the largest class.
+        chance: accuracy of always predicting the largest class.
 
     Raises:
         ValueError: a column is not in the table, or it has no rows.
     """
-    rows = _records(table)
+    by_arm = _by_arm(table)
     curves = ("refit", "scratch")
-    single = [arm for arm in _ordered(rows) if arm not in curves]
-    titles = ["accuracy on the target, by arm", "what k labels of the target add"]
+    titles = ["accuracy on the target, per arm", "gain from k labels of the target"]
     figure = make_subplots(
         cols=2, subplot_titles=titles, column_widths=[0.5, 0.5], horizontal_spacing=0.1
     )
-    for arm in reversed(single):
-        figure.add_trace(_point(next(row for row in rows if row["arm"] == arm), arm), row=1, col=1)
-    figure.add_vline(x=chance, line={"color": NEUTRAL, "dash": "dot", "width": 1}, row=1, col=1)  # pyright: ignore[reportArgumentType] (plotly's stubs know "all" only)
+    # plotly lists categories from below, so the first arm is drawn last.
+    for arm in reversed([arm for arm in by_arm if arm not in curves]):
+        figure.add_trace(_point(by_arm[arm][0], arm), **panel(1, 1))
+    figure.add_vline(x=chance, line=DOTTED, **panel(1, 1))
     for arm in curves:
-        if part := [row for row in rows if row["arm"] == arm]:
-            figure.add_trace(_curve(part, arm), row=1, col=2)
-    spans = sorted({row["k"] for row in rows if row["arm"] in curves}) or [1, 10]
+        if arm in by_arm:
+            figure.add_trace(_curve(by_arm[arm], arm), **panel(1, 2))
+    # Levels span the k of the curves; without curves any two numbers will do.
+    spans = sorted({row["k"] for arm in curves for row in by_arm.get(arm, [])}) or [1, 10]
     for arm in ("native", "transferred", "token_identity"):
-        if part := [row for row in rows if row["arm"] == arm]:
-            figure.add_trace(_level(part[0], arm, [spans[0], spans[-1]]), row=1, col=2)
-    figure.update_xaxes(title_text="accuracy (dotted: largest class)", row=1, col=1)
-    figure.update_xaxes(
-        title_text="labels of the target (k)",
-        type="log",
-        tickvals=spans,
-        ticktext=[str(k) for k in spans],
-        row=1,
-        col=2,
-    )
-    figure.update_yaxes(title_text="accuracy", row=1, col=2)
-    title = {
-        "text": f"Probe carried over: {rows[0]['task']}",
-        "subtitle": {
-            "text": "95% intervals over test texts; random and permuted: range of the draws"
-        },
-    }
-    figure.update_layout(template=TEMPLATE_NAME, title=title, height=480, margin={"t": 110})
+        if arm in by_arm:
+            figure.add_trace(_level(by_arm[arm][0], arm, [spans[0], spans[-1]]), **panel(1, 2))
+    figure.update_xaxes(title_text="accuracy (dotted: largest class)", **panel(1, 1))
+    figure.update_xaxes(_counts("labels of the target (k)", spans), **panel(1, 2))
+    figure.update_yaxes(title_text="accuracy", **panel(1, 2))
+    subtitle = "95% intervals over test texts; random and permuted: range of the draws"
+    title = {"text": f"Transferred probe: {_task(table)}", "subtitle": {"text": subtitle}}
+    figure.update_layout(template=use_template(), title=title, height=480, margin={"t": 110})
     return figure.update_annotations(font_size=13)
 
 
-def sparse_probe_figure(table: pd.DataFrame, *, chance: float) -> go.Figure:
-    """Returns accuracy over the number of features that a probe may read, a line an arm; dense
-    probes are levels (Stitching, figure 3a).
+def sparse_probe_figure(table: pd.DataFrame, *, chance: float) -> "go.Figure":
+    """Return accuracy over the number of features that a probe reads, one line per arm.
 
-    Args: table: `SparseProbeEvaluation.table`: `task`, `arm`, `k` (NaN for dense probes),
-        `accuracy`, `low`, `high`, `auroc`. chance: accuracy of always naming the largest class.
+    Dense probes are horizontal lines (Stitching, figure 3a).
+
+    Args:
+        table: `SparseProbeEvaluation.table`: `task`, `arm`, `k` (NaN for dense probes), `accuracy`,
+            `low`, `high`, `auroc`.
+        chance: accuracy of always predicting the largest class.
 
     Raises:
         ValueError: a column is not in the table, or it has no rows.
     """
-    rows = _records(table)
-    spans = sorted({int(row["k"]) for row in rows if row["k"] == row["k"]})
+    by_arm = _by_arm(table)
+    spans = sorted({int(k) for k in table["k"].dropna()})
     figure = go.Figure()
-    for arm in _ordered(rows):
-        part = [row for row in rows if row["arm"] == arm]
-        dense = part[0]["k"] != part[0]["k"]
-        figure.add_trace(
-            _level(part[0], arm, [spans[0], spans[-1]], legend=True) if dense else _curve(part, arm)
-        )
-    figure.add_hline(
-        y=chance,
-        line={"color": NEUTRAL, "dash": "dot", "width": 1},
-        annotation_text="largest class",
-        annotation_font_size=11,
-    )
-    figure.update_xaxes(
-        title_text="features that the probe reads (k)",
-        type="log",
-        tickvals=spans,
-        ticktext=[str(k) for k in spans],
-    )
-    subtitle = "95% intervals over test texts; random features: range of the draws"
+    for arm, rows in by_arm.items():
+        is_dense = rows[0]["k"] != rows[0]["k"]  # NaN
+        ends = [spans[0], spans[-1]]
+        figure.add_trace(_level(rows[0], arm, ends) if is_dense else _curve(rows, arm))
+    note: dict[str, Any] = {"annotation_text": "largest class", "annotation_font_size": 11}
+    figure.add_hline(y=chance, line=DOTTED, **note)
+    figure.update_xaxes(_counts("features that the probe reads (k)", spans))
     figure.update_yaxes(title_text="accuracy")
-    title = {
-        "text": f"Sparse probes through SAEs: {rows[0]['task']}",
-        "subtitle": {"text": subtitle},
-    }
-    return figure.update_layout(template=TEMPLATE_NAME, title=title, height=480, margin={"t": 90})
+    subtitle = "95% intervals over test texts; random features: range of the draws"
+    title = {"text": f"Sparse probes through SAEs: {_task(table)}", "subtitle": {"text": subtitle}}
+    return figure.update_layout(template=use_template(), title=title, height=480, margin={"t": 90})
 
 
-def _records(table: pd.DataFrame) -> list[dict]:
+def _by_arm(table: pd.DataFrame) -> dict[str, list[dict]]:
+    """Return the rows of each arm, in the order in which figures list the arms."""
     require_columns(table, *_COLUMNS)
-    if table.empty:
-        raise ValueError("the table has no rows; there is nothing to show")
-    return table.to_dict("records")
+    require_rows(table)
+    records = table.to_dict("records")
+    arms = ordered_arms([str(record["arm"]) for record in records], _STYLES)
+    return {arm: [record for record in records if record["arm"] == arm] for arm in arms}
 
 
-def _ordered(rows: list[dict]) -> list[str]:
-    arms = list(dict.fromkeys(str(row["arm"]) for row in rows))
-    return [arm for arm in _STYLES if arm in arms] + [arm for arm in arms if arm not in _STYLES]
+def _task(table: pd.DataFrame) -> str:
+    return str(table["task"].to_list()[0])
+
+
+def _counts(title: str, counts: list[int]) -> dict[str, Any]:
+    """Return the settings of a logarithmic axis with a tick at each count."""
+    names = [str(count) for count in counts]
+    return {"title_text": title, "type": "log", "tickvals": counts, "ticktext": names}
 
 
 def _style(arm: str) -> ArmStyle:
@@ -147,10 +136,11 @@ def _errors(part: list[dict]) -> dict[str, list[float]]:
 
 
 def _hover(row: dict, arm: str) -> str:
-    return f"<b>{_style(arm).label}</b><br>accuracy {row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}]<br>AUROC {row['auroc']:.3f}"
+    accuracy = f"accuracy {row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"<b>{_style(arm).label}</b><br>{accuracy}<br>AUROC {row['auroc']:.3f}"
 
 
-def _point(row: dict, arm: str) -> go.Scatter:
+def _point(row: dict, arm: str) -> "go.Scatter":
     style = _style(arm)
     return go.Scatter(
         x=[row["accuracy"]],
@@ -164,7 +154,7 @@ def _point(row: dict, arm: str) -> go.Scatter:
     )
 
 
-def _curve(part: list[dict], arm: str) -> go.Scatter:
+def _curve(part: list[dict], arm: str) -> "go.Scatter":
     style = _style(arm)
     return go.Scatter(
         x=[row["k"] for row in part],
@@ -179,7 +169,7 @@ def _curve(part: list[dict], arm: str) -> go.Scatter:
     )
 
 
-def _level(row: dict, arm: str, span: list[int], *, legend: bool = True) -> go.Scatter:
+def _level(row: dict, arm: str, span: list[int]) -> "go.Scatter":
     style = _style(arm)
     line = style.line | {"dash": "dot" if arm != "transferred" else "solid", "width": 2}
     return go.Scatter(
@@ -188,6 +178,6 @@ def _level(row: dict, arm: str, span: list[int], *, legend: bool = True) -> go.S
         mode="lines",
         line=line,
         name=style.label,
-        showlegend=legend,
+        showlegend=True,
         hovertemplate=_hover(row, arm) + "<extra></extra>",
     )

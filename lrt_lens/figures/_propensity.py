@@ -1,12 +1,16 @@
-"""LRT's figure 5 and what it lacks: agreement of native and transferred steering by task, over
-scales.
-"""
+"""Figure 5 of LRT and its controls: agreement of native and transferred steering per task."""
 
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from lrt_lens.figures._template import TEMPLATE_NAME, arm_style, ordered_arms, require_columns
+from lrt_lens.figures._plotly import go, make_subplots
+from lrt_lens.figures._template import (
+    arm_style,
+    ordered_arms,
+    panel,
+    require_columns,
+    rows_where,
+    use_template,
+)
 
 PANELS = {
     "r": "r of propensities<br>(as LRT)",
@@ -14,18 +18,21 @@ PANELS = {
     "mse": "mean squared<br>error (nats²)",
     "mse_share": "error ÷ error of<br>“no change”",
 }
-"""Column of the table, and what the panel is called."""
+"""Columns that the figure shows, with the titles of their panels."""
+_DECADES = {"type": "log", "dtick": "D2"}
 
 
-def propensity_figure(table: pd.DataFrame, arms: list[str] | None = None) -> go.Figure:
-    """Returns a box over scales (and draws) for every task and arm, a panel a measure.
+def propensity_figure(table: pd.DataFrame, arms: list[str] | None = None) -> "go.Figure":
+    """Return a box over scales (and draws) per task and arm, one panel per measure.
 
-    Args: table: `PropensityEvaluation.table`: `task`, `arm`, `scale`, `r`, `r_change`, `mse`,
-        `mse_share`. arms: which to draw; all but the native one, which everything is compared with,
-        where None.
+    Args:
+        table: `PropensityEvaluation.table`: `task`, `arm`, `scale`, `r`, `r_change`, `mse`,
+            `mse_share`.
+        arms: names of the arms to draw; if None, all but the native one, which the others are
+            compared with.
 
     Raises:
-        ValueError: a column is not in the table, or nothing is left to draw.
+        ValueError: a column is not in the table, or no arm is left to draw.
     """
     require_columns(table, "task", "arm", "scale", *PANELS)
     table = table.loc[(table["arm"] != "native") if arms is None else table["arm"].isin(arms)]
@@ -35,45 +42,36 @@ def propensity_figure(table: pd.DataFrame, arms: list[str] | None = None) -> go.
         )
     tasks, drawn = list(dict.fromkeys(table["task"])), ordered_arms(table["arm"].tolist())
     figure = make_subplots(cols=len(PANELS), shared_yaxes=True, horizontal_spacing=0.025)
-    for column, measure in enumerate(PANELS, start=1):
+    for column, (measure, title) in enumerate(PANELS.items(), start=1):
         for arm in reversed(drawn):  # plotly stacks groups from below
-            figure.add_trace(
-                _box(table.loc[table["arm"] == arm], arm, measure, first=column == 1),
-                row=1,
-                col=column,
-            )
+            box = _box(rows_where(table, "arm", arm), arm, measure, first=column == 1)
+            figure.add_trace(box, **panel(1, column))
+        figure.update_xaxes(title_text=title, tickangle=0, **panel(1, column))
+        # Correlations lie in [−1, 1]; errors span decades.
+        axis = {"range": [-1.08, 1.08], "nticks": 4} if measure.startswith("r") else _DECADES
+        figure.update_xaxes(axis, **panel(1, column))
+    labels = [short_task(task) for task in reversed(tasks)]
+    figure.update_yaxes(categoryorder="array", categoryarray=labels, ticks="")
     height = 210 + len(tasks) * max(44, 15 * len(drawn))
-    figure.update_yaxes(
-        categoryorder="array",
-        categoryarray=[short_task(task) for task in reversed(tasks)],
-        ticks="",
+    subtitle = (
+        "compared with native steering, item by item; a box holds all scales (and draws); "
+        "“no steering”: agreement due to item difficulty alone"
     )
-    for column, measure in enumerate(PANELS, start=1):
-        figure.update_xaxes(title_text=PANELS[measure], row=1, col=column)
-        if measure.startswith("r"):
-            figure.update_xaxes(range=[-1.08, 1.08], tickangle=0, nticks=4, row=1, col=column)
-        else:
-            figure.update_xaxes(type="log", dtick="D2", tickangle=0, row=1, col=column)
-    subtitle = "against native steering, item by item; a box holds all scales (and draws); “no steering” is what item difficulty alone gives"
-    figure.update_layout(
-        template=TEMPLATE_NAME,
+    title = {"text": "Propensity under native and other steering", "subtitle": {"text": subtitle}}
+    return figure.update_layout(
+        template=use_template(),
         boxmode="group",
         boxgap=0.2,
         boxgroupgap=0.1,
         height=height,
         margin={"t": 80, "b": 120},
-        title={
-            "text": "Propensity under native and other steering",
-            "subtitle": {"text": subtitle},
-            "y": 1 - 18 / height,
-        },
+        title=title | {"y": 1 - 18 / height},
         legend={"y": -80 / (height - 200), "traceorder": "reversed"},
     )
-    return figure
 
 
 def short_task(task: str, width: int = 34) -> str:
-    """Returns a task's name as short as an axis needs it, broken over lines."""
+    """Return a task's name for an axis: words with spaces, broken into lines of at most `width`."""
     lines, line = [], ""
     for word in task.replace("_", "-").split("-"):
         if line and len(line) + len(word) > width:
@@ -83,7 +81,7 @@ def short_task(task: str, width: int = 34) -> str:
     return "<br>".join([*lines, line])
 
 
-def _box(part: pd.DataFrame, arm: str, measure: str, *, first: bool) -> go.Box:
+def _box(part: pd.DataFrame, arm: str, measure: str, *, first: bool) -> "go.Box":
     style = arm_style(arm)
     hover = [
         f"{style.label}, scale {scale:g}: {value:.3f}"

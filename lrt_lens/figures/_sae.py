@@ -1,18 +1,21 @@
-"""SAEs: what every arm does to its model, and how training goes from every initialisation."""
+"""Figures of SAEs: metrics per arm, and training curves from each initialisation."""
 
 from dataclasses import replace
 
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from lrt_lens.figures._plotly import go, make_subplots
 from lrt_lens.figures._template import (
     ARM_STYLES,
+    DOTTED,
     NEUTRAL,
-    TEMPLATE_NAME,
     ArmStyle,
     arm_style,
+    error_bars,
+    panel,
     require_columns,
+    require_rows,
+    use_template,
 )
 
 _STYLES = {
@@ -31,12 +34,14 @@ _PANELS = {
     "ce_recovered": "share of CE<br>recovered",
     "dead_fraction": "share of dead<br>features",
 }
-"""Two lines a title: five panels stand side by side."""
+"""Titles of the panels, in up to two lines each: five panels are side by side."""
+_HISTORY = ("arm", "seed", "tokens", "explained_variance")
 
 
-def sae_figure(table: pd.DataFrame) -> go.Figure:
-    """Returns L0, FVU, ΔCE, share of CE recovered and share of dead features by arm with intervals,
-    a panel each.
+def sae_figure(table: pd.DataFrame) -> "go.Figure":
+    """Return L0, FVU, ΔCE, share of CE recovered and share of dead features, per arm.
+
+    There is one panel per metric; bars are 95% intervals.
 
     Args:
         table: `SAEEvaluation.table`: `arm`, and each metric with `_low` and `_high`.
@@ -44,124 +49,116 @@ def sae_figure(table: pd.DataFrame) -> go.Figure:
     Raises:
         ValueError: a column is not in the table, or it has no rows.
     """
-    require_columns(
-        table, "arm", *(f"{name}{end}" for name in _PANELS for end in ("", "_low", "_high"))
-    )
-    if not len(table):
-        raise ValueError("the table has no rows; there is nothing to show")
+    columns = [f"{name}{end}" for name in _PANELS for end in ("", "_low", "_high")]
+    require_columns(table, "arm", *columns)
+    require_rows(table)
     records = table.to_dict("records")
     figure = make_subplots(cols=len(_PANELS), shared_yaxes=True, horizontal_spacing=0.025)
     for column, (metric, title) in enumerate(_PANELS.items(), start=1):
-        label = title.replace("<br>", " ")
         for row in records:
-            style = training_style(str(row["arm"]))
-            figure.add_trace(
-                go.Scatter(
-                    x=[row[metric]],
-                    y=[style.label],
-                    mode="markers",
-                    marker=style.marker,
-                    name=style.label,
-                    showlegend=False,
-                    error_x={
-                        "array": [row[f"{metric}_high"] - row[metric]],
-                        "arrayminus": [row[metric] - row[f"{metric}_low"]],
-                        "color": style.colour,
-                    },
-                    hovertemplate=f"<b>{style.label}</b><br>{label} {row[metric]:.4f} [{row[f'{metric}_low']:.4f}, {row[f'{metric}_high']:.4f}]<extra></extra>",
-                ),
-                row=1,
-                col=column,
-            )
-        figure.update_xaxes(title_text=title, row=1, col=column)
+            figure.add_trace(_metric(row, metric), **panel(1, column))
+        figure.update_xaxes(title_text=title, **panel(1, column))
     figure.update_yaxes(autorange="reversed", type="category")
-    figure.update_layout(
-        title={
-            "text": "SAEs at home and carried over",
-            "subtitle": {"text": "95% intervals, over documents (dead: over features)"},
-        }
-    )
+    subtitle = "95% intervals, over documents (dead features: over features)"
     return figure.update_layout(
-        template=TEMPLATE_NAME, height=200 + 40 * len(records), margin={"t": 90}
+        template=use_template(),
+        title={"text": "Native and transferred SAEs", "subtitle": {"text": subtitle}},
+        height=200 + 40 * len(records),
+        margin={"t": 90},
     )
 
 
-def training_figure(history: pd.DataFrame) -> go.Figure:
-    """Returns held-out explained variance against training tokens, a line per arm and seed.
+def _metric(row: dict, metric: str) -> "go.Scatter":
+    style, label = training_style(str(row["arm"])), _PANELS[metric].replace("<br>", " ")
+    value, low, high = (row[f"{metric}{end}"] for end in ("", "_low", "_high"))
+    hover = f"<b>{style.label}</b><br>{label} {value:.4f} [{low:.4f}, {high:.4f}]<extra></extra>"
+    return go.Scatter(
+        x=[value],
+        y=[style.label],
+        mode="markers",
+        marker=style.marker,
+        name=style.label,
+        showlegend=False,
+        error_x=error_bars(value, low, high, color=style.colour),
+        hovertemplate=hover,
+    )
+
+
+def training_figure(history: pd.DataFrame) -> "go.Figure":
+    """Return held-out explained variance against training tokens, one line per arm and seed.
 
     Args:
         history: `arm`, `seed`, `tokens`, `explained_variance`.
+
+    Raises:
+        ValueError: a column is not in the table.
     """
-    require_columns(history, "arm", "seed", "tokens", "explained_variance")
+    require_columns(history, *_HISTORY)
     figure = go.Figure(_lines(history))
     figure.update_xaxes(title_text="training tokens")
     figure.update_yaxes(title_text="explained variance, held out")
-    return figure.update_layout(
-        template=TEMPLATE_NAME, title={"text": "Training of an SAE"}, height=440
-    )
+    title = {"text": "Training of an SAE"}
+    return figure.update_layout(template=use_template(), title=title, height=440)
 
 
-def initialisation_figure(history: pd.DataFrame, cosines: pd.DataFrame) -> go.Figure:
-    """Returns explained variance against training tokens from every initialisation, and decoder
-    cosines to it.
+def initialisation_figure(history: pd.DataFrame, cosines: pd.DataFrame) -> "go.Figure":
+    """Return training curves from each initialisation, and the decoder's cosine to it.
 
     Args:
         history: `arm`, `seed`, `tokens`, `explained_variance`.
-        cosines: `arm`, `decoder_cosine`.
+        cosines: `arm`, `decoder_cosine`: cosine of each trained decoder row to its initial value.
+
+    Raises:
+        ValueError: a column is not in a table.
     """
-    require_columns(history, "arm", "seed", "tokens", "explained_variance")
+    require_columns(history, *_HISTORY)
     require_columns(cosines, "arm", "decoder_cosine")
-    figure = make_subplots(
-        cols=2,
-        column_widths=[0.6, 0.4],
-        subplot_titles=("held out", "decoder rows, then and at the beginning"),
-    )
+    titles = ("explained variance, held out", "decoder rows: trained and initial")
+    figure = make_subplots(cols=2, column_widths=[0.6, 0.4], subplot_titles=titles)
     figure.add_traces(_lines(history), rows=1, cols=1)
     for arm, rows in cosines.groupby("arm", sort=False):
         style = training_style(str(arm))
-        figure.add_trace(
-            go.Violin(
-                x=rows["decoder_cosine"],
-                y0=style.label,
-                name=style.label,
-                line_color=style.colour,
-                orientation="h",
-                side="positive",
-                points=False,
-                showlegend=False,
-                width=1.6,
-            ),
-            row=1,
-            col=2,
+        violin = go.Violin(
+            x=rows["decoder_cosine"],
+            y0=style.label,
+            name=style.label,
+            line_color=style.colour,
+            orientation="h",
+            side="positive",
+            points=False,
+            showlegend=False,
+            width=1.6,
         )
-    worst = float(history.loc[history["tokens"] > 0, "explained_variance"].min())
-    figure.update_xaxes(title_text="training tokens", type="log", row=1, col=1)
-    figure.update_yaxes(
-        title_text="explained variance", range=[max(min(worst, 0.9), -0.2), 1], row=1, col=1
-    )
-    figure.update_xaxes(title_text="cosine to the beginning", row=1, col=2)
-    figure.update_yaxes(
-        side="right", row=1, col=2
-    )  # names of arms between the panels would lie over the curves
+        figure.add_trace(violin, **panel(1, 2))
+    # Axis from 0.9, or lower if a curve needs it; untrained SAEs far below 0 are cut off.
+    lowest = float(history.loc[history["tokens"] > 0, "explained_variance"].min())
+    span = [max(min(lowest, 0.9), -0.2), 1]
+    figure.update_xaxes(title_text="training tokens", type="log", **panel(1, 1))
+    figure.update_yaxes(title_text="explained variance", range=span, **panel(1, 1))
+    figure.update_xaxes(title_text="cosine to the initial row", **panel(1, 2))
+    # Names of arms between the panels would cover the curves.
+    figure.update_yaxes(side="right", **panel(1, 2))
     figure.update_annotations(font={"size": 13})
     return figure.update_layout(
-        template=TEMPLATE_NAME, height=480, title="Where an SAE begins", margin={"t": 100}
+        template=use_template(), height=480, title="Initialisation of an SAE", margin={"t": 100}
     )
 
 
-def savings_figure(savings: pd.DataFrame) -> go.Figure:
-    """Returns FLOPs saved against scratch over thresholds: left as Stitching counts, right with the
-    source's SAE charged.
+def savings_figure(savings: pd.DataFrame) -> "go.Figure":
+    """Return the FLOPs saved relative to training from scratch, over thresholds.
+
+    The left panel counts as Stitching does (the stitch is charged), the right one charges the
+    source's SAE too.
 
     Args:
         savings: `SAEInitialisation.savings`: `arm`, `share_of_final`, `saved`, `saved_charged`.
+
+    Raises:
+        ValueError: a column is not in the table.
     """
     require_columns(savings, "arm", "share_of_final", "saved", "saved_charged")
-    figure = make_subplots(
-        cols=2,
-        subplot_titles=["the stitch charged", "the source's SAE charged too"],
-        horizontal_spacing=0.1,
-    )
+    titles = ["the stitch charged", "the source's SAE charged too"]
+    figure = make_subplots(cols=2, subplot_titles=titles, horizontal_spacing=0.1)
     for arm, part in savings.groupby("arm", sort=False):
         style = training_style(str(arm))
         for column, name in ((1, "saved"), (2, "saved_charged")):
@@ -174,43 +171,40 @@ def savings_figure(savings: pd.DataFrame) -> go.Figure:
                 mode="lines+markers",
                 line=style.line,
                 marker=style.marker,
-                row=1,
-                col=column,
+                **panel(1, column),
             )
-    figure.add_hline(y=0, line={"dash": "dot", "width": 1, "color": NEUTRAL})
-    figure.update_xaxes(
-        title_text="threshold, share of scratch's final explained variance", tickformat=".0%"
-    )
-    figure.update_yaxes(title_text="FLOPs saved against scratch", tickformat=".0%")
-    return figure.update_layout(
-        template=TEMPLATE_NAME,
-        title={"text": "What a transferred beginning saves"},
-        height=460,
-        margin={"t": 90},
-    )
+    figure.add_hline(y=0, line=DOTTED)
+    threshold = "threshold, share of scratch's final explained variance"
+    figure.update_xaxes(title_text=threshold, tickformat=".0%")
+    figure.update_yaxes(title_text="FLOPs saved relative to scratch", tickformat=".0%")
+    title = {"text": "Savings from a transferred initialisation"}
+    return figure.update_layout(template=use_template(), title=title, height=460, margin={"t": 90})
 
 
-def _lines(history: pd.DataFrame) -> list[go.Scatter]:
+def _lines(history: pd.DataFrame) -> "list[go.Scatter]":
     lines, seen = [], set()
     for key, rows in history.groupby(["arm", "seed"], sort=False):
         arm, seed = key  # pyright: ignore[reportGeneralTypeIssues] (two columns make a pair)
         style = training_style(str(arm))
-        lines.append(
-            go.Scatter(
-                x=rows["tokens"],
-                y=rows["explained_variance"],
-                name=style.label,
-                legendgroup=style.label,
-                showlegend=arm not in seen,
-                mode="lines",
-                line=style.line,
-                hovertemplate=f"<b>{style.label}</b>, seed {seed}<br>%{{x}} tokens: %{{y:.4f}}<extra></extra>",
-            )
+        hover = f"<b>{style.label}</b>, seed {seed}<br>%{{x}} tokens: %{{y:.4f}}<extra></extra>"
+        line = go.Scatter(
+            x=rows["tokens"],
+            y=rows["explained_variance"],
+            name=style.label,
+            legendgroup=style.label,
+            showlegend=arm not in seen,  # one legend entry per arm, whatever the number of seeds
+            mode="lines",
+            line=style.line,
+            hovertemplate=hover,
         )
+        lines.append(line)
         seen.add(arm)
     return lines
 
 
 def training_style(arm: str) -> ArmStyle:
-    """Looks of an arm of this module's figures: `scratch` and `rotated` are named as beginnings."""
+    """Return the style of an arm of SAE figures.
+
+    In them `scratch` and `rotated` are initialisations; an unknown arm is drawn in neutral grey.
+    """
     return _STYLES.get(arm) or replace(arm_style(arm), colour=NEUTRAL)

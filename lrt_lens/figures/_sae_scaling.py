@@ -1,14 +1,11 @@
-"""Scaling of SAE training: error over compute with the fitted laws, and what is saved at every
-width.
-"""
+"""Figure of the scaling of SAE training: error over compute, and savings per width."""
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from lrt_lens.figures._plotly import go, make_subplots
 from lrt_lens.figures._sae import training_style
-from lrt_lens.figures._template import TEMPLATE_NAME, require_columns
+from lrt_lens.figures._template import error_bars, panel, require_columns, rows_where, use_template
 
 _AXES = {
     "training": "FLOPs of training alone",
@@ -25,9 +22,11 @@ def scaling_figure(
     savings: pd.DataFrame,
     *,
     bill: str = "stitch",
-) -> go.Figure:
-    """Returns FVU over FLOPs, frontiers as points, laws as lines, single runs of two arms faint;
-    and the transferred arm's savings, a line per width.
+) -> "go.Figure":
+    """Return FVU over FLOPs with the fitted laws, and the savings of the transferred arm.
+
+    The left panel holds frontiers as points, laws as lines and single runs of two arms as faint
+    lines; the right one has one line per width.
 
     Args:
         history: `width`, `arm`, `seed`, `fvu`, and FLOPs in a column of the bill's name.
@@ -37,7 +36,7 @@ def scaling_figure(
         bill: a value of `bill`.
 
     Raises:
-        ValueError: a column is missing, or the bill has no rows: what it charges is not known.
+        ValueError: a column is missing, or the bill has no rows because its cost is unknown.
     """
     require_columns(history, "width", "arm", "seed", "fvu", bill)
     require_columns(frontier, "bill", "arm", "flops", "fvu")
@@ -46,41 +45,30 @@ def scaling_figure(
     laws = summary.query("bill == @bill").to_dict("records")
     if not laws:
         raise ValueError(f"no rows of bill {bill!r}; there are {sorted(set(summary['bill']))}")
+    titles = ("lowest error of any width", "saved by the transferred initialisation")
     figure = make_subplots(
-        cols=2,
-        column_widths=[0.56, 0.44],
-        subplot_titles=("least error of any width", "saved by the transferred beginning"),
-        horizontal_spacing=0.12,
+        cols=2, column_widths=[0.56, 0.44], subplot_titles=titles, horizontal_spacing=0.12
     )
     _add_runs(figure, history.query(f"{bill} > 0"), bill)
     points = frontier.query("bill == @bill")
     for law in laws:
-        arm = str(law["arm"])
-        _add_law(
-            figure,
-            arm,
-            points.query("arm == @arm"),
-            float(law["amplitude"]),
-            float(law["exponent"]),
-        )
+        own = rows_where(points, "arm", law["arm"])
+        _add_law(figure, str(law["arm"]), own, float(law["amplitude"]), float(law["exponent"]))
     _add_savings(figure, savings.query("arm == 'transferred'"))
-    figure.add_hline(y=0, line={"dash": "dot", "width": 1}, row=1, col=2)  # pyright: ignore[reportArgumentType] (plotly's stubs know "all" alone)
+    figure.add_hline(y=0, line={"dash": "dot", "width": 1}, **panel(1, 2))
+    # plotly takes the range of a logarithmic axis as exponents of ten.
     lowest, highest = np.log10(points["fvu"].min()), np.log10(points["fvu"].max())
-    figure.update_xaxes(
-        title_text=_AXES.get(bill, "FLOPs"), type="log", exponentformat="power", row=1, col=1
-    )
-    figure.update_yaxes(
-        title_text="FVU, held out", type="log", range=[lowest - 0.05, highest + 0.1], row=1, col=1
-    )
-    figure.update_xaxes(
-        title_text="threshold, share of scratch's final value", tickformat=".0%", row=1, col=2
-    )
-    figure.update_yaxes(
-        title_text="FLOPs saved against scratch, the stitch charged", tickformat=".0%", row=1, col=2
-    )
+    span = {"type": "log", "range": [lowest - 0.05, highest + 0.1]}
+    flops = {"title_text": _AXES.get(bill, "FLOPs"), "type": "log", "exponentformat": "power"}
+    threshold = "threshold, share of scratch's final value"
+    saved = "FLOPs saved relative to scratch, the stitch charged"
+    figure.update_xaxes(flops, **panel(1, 1))
+    figure.update_yaxes(span, title_text="FVU, held out", **panel(1, 1))
+    figure.update_xaxes(title_text=threshold, tickformat=".0%", **panel(1, 2))
+    figure.update_yaxes(title_text=saved, tickformat=".0%", **panel(1, 2))
     return figure.update_layout(
-        template=TEMPLATE_NAME,
-        title={"text": "How an SAE's error falls with compute"},
+        template=use_template(),
+        title={"text": "Error of an SAE over compute"},
         height=520,
         margin={"t": 90, "r": 200},
         legend={"orientation": "v", "x": 1.02, "y": 1.0},
@@ -88,8 +76,8 @@ def scaling_figure(
     )
 
 
-def _add_runs(figure: go.Figure, history: pd.DataFrame, bill: str) -> None:
-    """Single runs of two arms: those of all would hide each other."""
+def _add_runs(figure: "go.Figure", history: pd.DataFrame, bill: str) -> None:
+    """Add the single runs of two arms; those of all arms would cover each other."""
     for arm in ("scratch", "transferred"):
         style = training_style(arm)
         for _, run in history[history["arm"] == arm].groupby(["width", "seed"], sort=False):
@@ -101,17 +89,17 @@ def _add_runs(figure: go.Figure, history: pd.DataFrame, bill: str) -> None:
                 hoverinfo="skip",
                 showlegend=False,
                 legendgroup=style.label,
-                row=1,
-                col=1,
+                **panel(1, 1),
             )
 
 
 def _add_law(
-    figure: go.Figure, arm: str, points: pd.DataFrame, amplitude: float, exponent: float
+    figure: "go.Figure", arm: str, points: pd.DataFrame, amplitude: float, exponent: float
 ) -> None:
     style = training_style(arm)
     means = pd.Series(points.groupby("flops")["fvu"].mean())
     flops = means.index.to_numpy(dtype=float)
+    name = f"<b>{style.label}</b>"
     figure.add_scatter(
         x=flops,
         y=means.to_numpy(),
@@ -119,26 +107,25 @@ def _add_law(
         legendgroup=style.label,
         mode="markers",
         marker=style.marker,
-        row=1,
-        col=1,
-        hovertemplate=f"<b>{style.label}</b><br>%{{x:.2e}} FLOPs: FVU %{{y:.4f}}<extra></extra>",
+        hovertemplate=f"{name}<br>%{{x:.2e}} FLOPs: FVU %{{y:.4f}}<extra></extra>",
+        **panel(1, 1),
     )
     figure.add_scatter(
         x=flops,
-        y=amplitude * flops**-exponent,
+        y=amplitude * flops**-exponent,  # the law: FVU = a·C^(−b)
         mode="lines",
         line=style.line,
         showlegend=False,
         legendgroup=style.label,
-        row=1,
-        col=1,
-        hovertemplate=f"<b>{style.label}</b>: {amplitude:.3g} · FLOPs^−{exponent:.3f}<extra></extra>",
+        hovertemplate=f"{name}: {amplitude:.3g} · FLOPs^−{exponent:.3f}<extra></extra>",
+        **panel(1, 1),
     )
 
 
-def _add_savings(figure: go.Figure, savings: pd.DataFrame) -> None:
+def _add_savings(figure: "go.Figure", savings: pd.DataFrame) -> None:
     colour = training_style("transferred").colour
     for i, (width, part) in enumerate(savings.groupby("width")):
+        bounds = (part["saved"], part["low"], part["high"])
         figure.add_scatter(
             x=part["share_of_final"],
             y=part["saved"],
@@ -146,12 +133,6 @@ def _add_savings(figure: go.Figure, savings: pd.DataFrame) -> None:
             mode="lines+markers",
             legend="legend2",
             line={"color": colour, "dash": _DASHES[i % len(_DASHES)]},
-            row=1,
-            col=2,
-            error_y={
-                "array": part["high"] - part["saved"],
-                "arrayminus": part["saved"] - part["low"],
-                "color": colour,
-                "thickness": 1,
-            },
+            error_y=error_bars(*bounds, color=colour, thickness=1),
+            **panel(1, 2),
         )

@@ -1,11 +1,10 @@
-"""Figures of how alike layers are: each measure beside what is left of it against its null, and
-layer by layer as lines.
+"""Figures of the similarity of layers: each measure with its null, as heat maps and as lines.
 
 Problem: similarity grows with width over rows, so a map of bare values misleads. Mechanism: two
-heat maps a measure on one colour scale, the value on the left and the effect against shuffled pairs
-on the right; intervals, null and the held-out value stand in the hover text. A line figure shows
-one measure against the target's layers, a line a source layer, as layers are chosen in figure 6 of
-the Stitching paper.
+heat maps per measure on one colour scale, the value on the left and the effect relative to shuffled
+pairs on the right; interval, null and held-out value are in the hover text. A line figure shows one
+measure against the target's layers, one line per source layer, as in figure 6 of the Stitching
+paper, which selects layers by it.
 
 Example:
     from lrt_lens.figures._similarity import similarity_figure, similarity_lines_figure
@@ -14,24 +13,26 @@ Example:
     similarity_figure(table).show()
     similarity_lines_figure(table, measure="svcca", column="effect").show()
 
-Limits: a row a pair and measure; tables of several sample sizes are refused, so select one first.
+Limits: one row per hook pair and measure; tables of several sample sizes are refused, so select
+one first.
 """
 
 import math
 
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
-from plotly.subplots import make_subplots
 
+from lrt_lens.figures._plotly import go, make_subplots
 from lrt_lens.figures._template import (
     FAINT,
     HEAT_SCALE,
     NEUTRAL,
-    TEMPLATE_NAME,
     hook_order,
+    panel,
     require_columns,
+    require_rows,
+    rows_where,
     short_hook,
+    use_template,
 )
 
 MEASURE_NAMES: dict[str, str] = {
@@ -41,25 +42,28 @@ MEASURE_NAMES: dict[str, str] = {
     "svcca": "SVCCA (mean)",
     "procrustes": "Procrustes",
 }
-"""Headings of measures; any other is shown under its own name."""
+"""Titles of measures; any other measure is shown under its own name."""
 
 _PANELS = {"value": "value", "effect": "effect: (value − null) / (1 − null)"}
 _HOVER = ("value", "low", "high", "null", "effect", "effect_low", "effect_high", "held_out", "n")
 _TEXT_LIMIT = 8
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+_BOUNDS = {"value": ("low", "high"), "effect": ("effect_low", "effect_high")}
+"""Columns of the interval of each column that has one."""
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
 
 
-def similarity_figure(table: pd.DataFrame) -> go.Figure:
-    """Returns two heat maps a measure, target hook (up) by source hook (right): its value, and its
-    effect against the null.
+def similarity_figure(table: pd.DataFrame) -> "go.Figure":
+    """Return two heat maps over hook pairs per measure: its value, and its effect.
 
-    All share one colour scale from 0 to 1; what lies below 0 takes the colour of 0. Without a null
-    in the table the effects are left out; a single measure without one has an empty panel that says
-    so.
+    The effect is (value − null) / (1 − null). The target hook point is the vertical axis, the
+    source hook point the horizontal one. All maps share one colour scale from 0 to 1; a value below
+    0 has the colour of 0. If the table holds no null, effects are left out; a single measure
+    without one has an empty panel that says so.
 
-    Args: table: of `lrt_lens.stitching._similarity.similarities`: `source_hook`, `target_hook`,
-        `measure`, `value` and `effect`; the other columns go
-            into the hover text.
+    Args:
+        table: result of `similarities`: `source_hook`, `target_hook`, `measure`, `value` and
+            `effect`; the other columns are shown in the hover text.
 
     Raises:
         ValueError: a column is not in the table, it is empty, or a pair has two rows of a measure.
@@ -69,160 +73,136 @@ def similarity_figure(table: pd.DataFrame) -> go.Figure:
     sources, targets = (
         sorted(set(table[side]), key=hook_order) for side in ("source_hook", "target_hook")
     )
-    headings = [
-        f"{MEASURE_NAMES.get(measure, measure)}<br>{_PANELS[column]}"
-        for measure in measures
-        for column in columns
-    ]
-    panel_height = 70 + 26 * max(len(targets), 4)
-    height = 150 + panel_height * len(measures)
-    spacing = 70 / (height - 150) if len(measures) > 1 else 0.0
+    plots_height = (70 + 26 * max(len(targets), 4)) * len(measures)
     figure = make_subplots(
         rows=len(measures),
         cols=len(columns),
         shared_xaxes=True,
         shared_yaxes=True,
-        vertical_spacing=spacing,
+        vertical_spacing=70 / plots_height if len(measures) > 1 else 0.0,
         horizontal_spacing=0.05,
-        subplot_titles=headings,
+        subplot_titles=[
+            f"{MEASURE_NAMES.get(measure, measure)}<br>{_PANELS[column]}"
+            for measure in measures
+            for column in columns
+        ],
     )
     for row, measure in enumerate(measures, start=1):
-        cells = {
-            (r["source_hook"], r["target_hook"]): r
-            for r in _rows_where(table, "measure", measure).to_dict("records")
-        }
-        for col, column in enumerate(columns, start=1):
-            heat_map, empty = _heat_map(cells, column, sources, targets)
-            figure.add_trace(heat_map, row=row, col=col)
-            if empty:
-                figure.add_annotation(
-                    x=0.5,
-                    y=0.5,
-                    xref="x domain",
-                    yref="y domain",
-                    text="no null in these moments",
-                    showarrow=False,
-                    row=row,
-                    col=col,
-                )
-        figure.update_yaxes(title_text="target hook", row=row, col=1)
-    figure.update_xaxes(title_text="source hook", row=len(measures))
-    return _lay_out(figure, height)
+        records = rows_where(table, "measure", measure).to_dict("records")
+        cells = {(record["source_hook"], record["target_hook"]): record for record in records}
+        for number, column in enumerate(columns, start=1):
+            heat_map, is_empty = _heat_map(cells, column, sources, targets)
+            figure.add_trace(heat_map, **panel(row, number))
+            if is_empty:
+                centre = {"x": 0.5, "y": 0.5, "xref": "x domain", "yref": "y domain"}
+                note = {"text": "no null in these moments", "showarrow": False}
+                figure.add_annotation(**centre, **note, **panel(row, number))
+        figure.update_yaxes(title_text="target hook point", **panel(row, 1))
+    figure.update_xaxes(title_text="source hook point", row=len(measures))
+    return _lay_out(figure, plots_height + 150)
 
 
 def similarity_lines_figure(
     table: pd.DataFrame, *, measure: str = "svcca", column: str = "value"
-) -> go.Figure:
-    """Returns one measure against the target's hook points with its intervals, a line a source hook
-    point.
+) -> "go.Figure":
+    """Return one measure against the target's hook points, one line per source hook point.
 
-    Args: table: as in `similarity_figure`, with `low` and `high` for the value and `effect_low` and
-        `effect_high` for the effect. measure: which rows to show. column: "value" or "effect" (both
-        read the fitting folds), or "held_out", which must not choose.
+    Args:
+        table: as in `similarity_figure`, with `low` and `high` for the value and `effect_low` and
+            `effect_high` for the effect.
+        measure: the measure shown.
+        column: "value" or "effect" (computed on the fitting folds), or "held_out", which must not
+            be used to select layers.
 
     Raises:
         ValueError: the measure or a column is not in the table, or a pair has two rows.
     """
+    from plotly.colors import sample_colorscale
+
     measures = _checked(table, column)
     if measure not in measures:
         raise ValueError(f"the table has no measure {measure!r}; it has {measures}")
-    rows = _rows_where(table, "measure", measure)
-    bounds = {"value": ("low", "high"), "effect": ("effect_low", "effect_high")}.get(column, ())
-    require_columns(rows, *bounds)
+    rows = rows_where(table, "measure", measure)
+    require_columns(rows, *_BOUNDS.get(column, ()))
     sources, targets = (
         sorted(set(rows[side]), key=hook_order) for side in ("source_hook", "target_hook")
     )
-    colours = sample_colorscale(
-        HEAT_SCALE, [0.85 * i / max(1, len(sources) - 1) for i in range(len(sources))]
-    )
+    # The light end of the scale is left out: it is invisible on white.
+    positions = [0.85 * i / max(1, len(sources) - 1) for i in range(len(sources))]
     figure = go.Figure()
-    for i, (source, colour) in enumerate(zip(sources, colours, strict=True)):
-        line = _rows_where(rows, "source_hook", source).set_index("target_hook").reindex(targets)
-        trace = go.Scatter(
-            x=[short_hook(t) for t in targets],
-            y=line[column].tolist(),
-            mode="lines+markers",
-            name=short_hook(source),
-        )
-        trace.update(
-            line={"color": colour, "width": 2},
-            hovertemplate="<b>" + short_hook(source) + " → %{x}</b><br>%{y:.3f}<extra></extra>",
-        )
-        trace.update(
-            marker={
-                "symbol": _SYMBOLS[i % len(_SYMBOLS)],
-                "size": 7,
-                "line": {"color": NEUTRAL, "width": 1},
-            }
-        )
-        if bounds:
-            low, high = (
-                (line[column] - line[bounds[0]]).tolist(),
-                (line[bounds[1]] - line[column]).tolist(),
-            )
-            trace.update(
-                error_y={"array": high, "arrayminus": low, "symmetric": False, "thickness": 1}
-            )
-        figure.add_trace(trace)
+    for i, colour in enumerate(sample_colorscale(HEAT_SCALE, positions)):
+        own = rows_where(rows, "source_hook", sources[i]).set_index("target_hook").reindex(targets)
+        line = _source_line(own, column, sources[i], str(colour), _SYMBOLS[i % len(_SYMBOLS)])
+        figure.add_trace(line)
     name = MEASURE_NAMES.get(measure, measure)
-    subtitle = (
-        f"{_PANELS.get(column, column)}; a line a source hook, bars: 95% over folds"
-        if bounds
-        else "test fold; a line a source hook"
-    )
+    subtitle = "test fold; one line per source hook point"
+    if column in _BOUNDS:
+        subtitle = f"{_PANELS[column]}; one line per source hook point, bars: 95% over folds"
     figure.update_layout(
-        template=TEMPLATE_NAME,
+        template=use_template(),
         height=480,
-        title={"text": f"{name} of layer pairs", "subtitle": {"text": subtitle}},
+        title={"text": f"{name} of hook pairs", "subtitle": {"text": subtitle}},
+        legend_title_text="source hook point",
     )
     figure.update_xaxes(
-        title_text="target hook",
+        title_text="target hook point",
         type="category",
         categoryorder="array",
-        categoryarray=[short_hook(t) for t in targets],
+        categoryarray=[short_hook(target) for target in targets],
     )
-    return figure.update_yaxes(title_text=f"{name}, {column}").update_layout(
-        legend_title_text="source hook"
+    return figure.update_yaxes(title_text=f"{name}, {column}")
+
+
+def _source_line(
+    line: pd.DataFrame, column: str, source: str, colour: str, symbol: str
+) -> "go.Scatter":
+    rim = {"color": NEUTRAL, "width": 1}
+    trace = go.Scatter(
+        x=[short_hook(str(target)) for target in line.index],
+        y=line[column].tolist(),
+        mode="lines+markers",
+        name=short_hook(source),
+        line={"color": colour, "width": 2},
+        marker={"symbol": symbol, "size": 7, "line": rim},
+        hovertemplate=f"<b>{short_hook(source)} → %{{x}}</b><br>%{{y:.3f}}<extra></extra>",
     )
+    if column in _BOUNDS:
+        low, high = _BOUNDS[column]
+        above, below = (line[high] - line[column]).tolist(), (line[column] - line[low]).tolist()
+        bars = {"array": above, "arrayminus": below, "symmetric": False, "thickness": 1}
+        trace.update(error_y=bars)
+    return trace
 
 
-def spectrum_figure(table: pd.DataFrame) -> go.Figure:
-    """Returns singular values against their index, both axes logarithmic, a line a map.
+def spectrum_figure(table: pd.DataFrame) -> "go.Figure":
+    """Return singular values against their index, both axes logarithmic, one line per map.
 
-    Args: table: of `lrt_lens.stitching._diagnostics.spectrum_table`: `map`, `index`,
-        `singular_value`, `share` of the map's largest.
+    Args:
+        table: result of `spectrum_table`: `map`, `index`, `singular_value`, and `share` of the
+            map's largest singular value.
 
     Raises:
         ValueError: a column is not in the table, or it is empty.
     """
     require_columns(table, "map", "index", "singular_value", "share")
-    if table.empty:
-        raise ValueError("the table has no rows; there is nothing to show")
-    names = list(dict.fromkeys(table["map"]))
-    dashes = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+    require_rows(table)
     figure = go.Figure()
-    for i, name in enumerate(names):
-        rows = _rows_where(table, "map", name)
+    for i, name in enumerate(dict.fromkeys(table["map"])):
+        rows = rows_where(table, "map", name)
+        hover = f"<b>{name}</b><br>σ(%{{x}}) = %{{y:.3g}}<br>%{{customdata:.3g}} of the largest"
         trace = go.Scatter(
             x=rows["index"].tolist(),
             y=rows["singular_value"].tolist(),
             mode="lines",
             name=str(name),
-        )
-        trace.update(
-            customdata=rows["share"].tolist(), line={"width": 2, "dash": dashes[i % len(dashes)]}
-        )
-        trace.update(
-            hovertemplate=f"<b>{name}</b><br>σ(%{{x}}) = %{{y:.3g}}<br>%{{customdata:.3g}} of the largest<extra></extra>"
+            customdata=rows["share"].tolist(),
+            line={"width": 2, "dash": _DASHES[i % len(_DASHES)]},
+            hovertemplate=f"{hover}<extra></extra>",
         )
         figure.add_trace(trace)
-    title = {
-        "text": "Spectra of maps",
-        "subtitle": {
-            "text": "singular values of the weight, largest first; those that are 0 are not drawn"
-        },
-    }
-    figure.update_layout(template=TEMPLATE_NAME, height=460, title=title, showlegend=True)
+    subtitle = "singular values of the weight, largest first; zeros are not drawn"
+    title = {"text": "Spectra of maps", "subtitle": {"text": subtitle}}
+    figure.update_layout(template=use_template(), height=460, title=title, showlegend=True)
     figure.update_xaxes(type="log", title_text="index", gridcolor=FAINT, dtick="D2")
     return figure.update_yaxes(
         type="log", title_text="singular value", exponentformat="power", dtick="D2"
@@ -230,51 +210,52 @@ def spectrum_figure(table: pd.DataFrame) -> go.Figure:
 
 
 def _checked(table: pd.DataFrame, *columns: str) -> list[str]:
-    """The measures of a table that can be shown."""
+    """Return the measures of a table, after a check that it can be shown."""
     require_columns(table, "source_hook", "target_hook", "measure", *columns)
-    if table.empty:
-        raise ValueError("the table has no rows; there is nothing to show")
+    require_rows(table)
     if table.duplicated(["source_hook", "target_hook", "measure"]).any():
         raise ValueError("a pair has two rows of one measure; keep one number of tokens")
     return list(dict.fromkeys(table["measure"]))
 
 
-def _rows_where(table: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
-    return pd.DataFrame(table.loc[table[column] == value])
-
-
 def _heat_map(
     cells: dict[tuple[str, str], dict], column: str, sources: list[str], targets: list[str]
-) -> tuple[go.Heatmap, bool]:
-    """The panel of one measure, and whether it holds no number."""
+) -> "tuple[go.Heatmap, bool]":
+    """Return the heat map of one measure, and whether all its cells are NaN."""
     shown = [name for name in _HOVER if name in next(iter(cells.values()))]
     absent = dict.fromkeys([*shown, column], math.nan)
-    matrix = [[cells.get((s, t), absent) for s in sources] for t in targets]
+    matrix = [[cells.get((source, target), absent) for source in sources] for target in targets]
     lines = [
         f"{name}: %{{customdata[{i}]:{',.0f' if name == 'n' else '.3f'}}}"
         for i, name in enumerate(shown)
     ]
     values = [[float(cell[column]) for cell in row] for row in matrix]
-    trace = go.Heatmap(z=values, coloraxis="coloraxis", xgap=1, ygap=1, hoverongaps=False)
-    trace.update(x=[short_hook(hook) for hook in sources], y=[short_hook(hook) for hook in targets])
-    trace.update(
-        customdata=[[[float(cell[name]) for name in shown] for cell in row] for row in matrix]
+    trace = go.Heatmap(
+        z=values,
+        x=[short_hook(hook) for hook in sources],
+        y=[short_hook(hook) for hook in targets],
+        coloraxis="coloraxis",
+        xgap=1,
+        ygap=1,
+        hoverongaps=False,
+        customdata=[[[float(cell[name]) for name in shown] for cell in row] for row in matrix],
+        hovertemplate="<br>".join(["<b>%{x} → %{y}</b>", *lines]) + "<extra></extra>",
     )
-    trace.update(hovertemplate="<br>".join(["<b>%{x} → %{y}</b>", *lines]) + "<extra></extra>")
     if max(len(sources), len(targets)) <= _TEXT_LIMIT:
         trace.update(texttemplate="%{z:.2f}")
     return trace, all(math.isnan(value) for row in values for value in row)
 
 
-def _lay_out(figure: go.Figure, height: int) -> go.Figure:
-    explanation = "null: each x paired with another document's y; effect 0: no more alike than that, 1: the same"
-    figure.update_layout(
-        template=TEMPLATE_NAME,
-        title={"text": "How alike layers are", "subtitle": {"text": explanation}},
-        height=height,
+def _lay_out(figure: "go.Figure", height: int) -> "go.Figure":
+    explanation = (
+        "null: each x paired with another document's y; "
+        "effect 0: as similar as the null, 1: identical"
     )
     bar = {"thickness": 12, "outlinewidth": 0}
     figure.update_layout(
+        template=use_template(),
+        title={"text": "Similarity of layers", "subtitle": {"text": explanation}},
+        height=height,
         coloraxis={"colorscale": HEAT_SCALE, "cmin": 0, "cmax": 1, "colorbar": bar},
         margin={"t": 110},
     )

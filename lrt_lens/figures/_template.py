@@ -1,11 +1,11 @@
-"""How every figure looks: one plotly template and one style an arm.
+"""The looks shared by all figures: one plotly template and one style per arm.
 
 Problem: a reader compares figures with each other, on a white page, on a dark one, on paper, and
 with any kind of colour vision. Mechanism: an arm of a comparison ("transferred", "random", …) has
-the same colour, dash and marker everywhere, so that colour is never the only sign. Colours are
-those of Okabe and Ito (2008), where black and yellow, which vanish on a dark or a white page, are
-replaced by a neutral grey and a darkened yellow. Backgrounds are transparent and text is a grey
-that is legible on both; the HTML report repaints text in the page's own ink.
+the same colour, dash and marker in every figure, so colour is never the only sign. Colours are
+those of Okabe and Ito (2008); their black and yellow, which are invisible on a dark or a white
+page, are replaced by a neutral grey and a darkened yellow. Backgrounds are transparent and text is
+a grey that is legible on both; the HTML report repaints text in the page's own ink.
 
 Example:
     import plotly.graph_objects as go
@@ -15,35 +15,42 @@ Example:
     figure = go.Figure(go.Scatter(x=[0, 1], y=[0, 2], name=style.label, line=style.line))
     figure.update_layout(template=TEMPLATE_NAME)
 
-Limits: importing this module registers the template under the name "lrt_lens"; it does not become
-plotly's default, so figures of the user's own keep their looks.
+Limits: importing `TEMPLATE_NAME` imports plotly and registers the template under that name; it does
+not become plotly's default, so other figures keep their looks.
 """
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import plotly.graph_objects as go
-import plotly.io as pio
 
+from lrt_lens.figures._plotly import go
 from lrt_lens.models._hook_points import short_hook as short_hook  # figures label axes with it
 
-TEMPLATE_NAME = "lrt_lens"
+if TYPE_CHECKING:
+    TEMPLATE_NAME: str
+
 NEUTRAL = "#767676"
-"""Text and lines: 4.5:1 against white, 4.6:1 against black."""
+"""Colour of text and lines: contrast 4.5:1 against white and 4.6:1 against black."""
 FAINT = "rgba(128,128,128,0.25)"
-"""Grid lines and other things that must not compete with data."""
+"""Colour of grid lines and of anything else that must not compete with data."""
 HIGHLIGHT = "#D55E00"
-"""What the reader is pointed at: the chosen pair, the chosen scale."""
+"""Colour of the selected pair and the selected scale."""
 HEAT_SCALE = "Cividis"
-"""Sequential, even in lightness, made for colour-vision deficiency."""
+"""Name of a sequential colour scale, even in lightness, made for colour-vision deficiency."""
 
 MENU_LOOKS: dict[str, object] = {
     "bgcolor": "#ffffff",
     "bordercolor": "#c8ccd0",
     "font": {"size": 12, "color": "#4a4a4a"},
 }
-"""Menus and buttons inside a figure: opaque, because an open menu lies over the data."""
+"""Looks of menus and buttons inside a figure: opaque, because an open menu lies over the data."""
+
+
+DOTTED: dict[str, object] = {"color": NEUTRAL, "dash": "dot", "width": 1}
+"""Line at a reference value, such as 0 or chance."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class ArmStyle:
     """The looks of one arm, the same in every figure."""
 
     label: str
-    """The name shown to readers."""
+    """Name of the arm in legends and on axes."""
     colour: str
     """Hex colour of line and marker."""
     dash: str = "solid"
@@ -68,18 +75,13 @@ class ArmStyle:
 
     @property
     def marker(self) -> dict[str, object]:
-        """Plotly's `marker` of a scatter trace; the neutral rim keeps light colours visible on
-        white.
-        """
-        return {
-            "color": self.colour,
-            "symbol": self.symbol,
-            "size": 8,
-            "line": {"color": NEUTRAL, "width": 1},
-        }
+        """Plotly's `marker` of a scatter trace."""
+        # The neutral rim keeps light colours visible on white.
+        rim = {"color": NEUTRAL, "width": 1}
+        return {"color": self.colour, "symbol": self.symbol, "size": 8, "line": rim}
 
     def fill(self, *, opacity: float = 0.14) -> str:
-        """Returns the colour as `rgba(…)`, for a band round the line."""
+        """Return the colour as `rgba(…)`, for a band around the line."""
         red, green, blue = (int(self.colour[i : i + 2], 16) for i in (1, 3, 5))
         return f"rgba({red},{green},{blue},{opacity})"
 
@@ -97,30 +99,35 @@ ARM_STYLES: dict[str, ArmStyle] = {
     "random": ArmStyle("random", "#8C8C8C", symbol="circle-open", width=1.0),
     "none": ArmStyle("no steering", NEUTRAL, dash="dot", symbol="x", width=1.5),
 }
-"""One style an arm, in the order in which figures list them."""
+"""One style per arm, in the order in which figures list them."""
 
+_NAME = "lrt_lens"
 _HOOK_KINDS = ("pre", "mid", "post")
 
 
 def arm_style(arm: str) -> ArmStyle:
-    """Returns the arm's style; an arm without one is drawn in neutral grey under its own name."""
+    """Return the arm's style; an unknown arm is drawn in neutral grey under its own name."""
     return ARM_STYLES.get(arm, ArmStyle(arm, NEUTRAL, dash="dashdot", symbol="hexagon"))
 
 
-def ordered_arms(arms: list[str]) -> list[str]:
-    """Returns the distinct arms: known ones in the order of `ARM_STYLES`, then the others as they
-    first appear.
+def ordered_arms(arms: Iterable[str], styles: Mapping[str, ArmStyle] = ARM_STYLES) -> list[str]:
+    """Return the distinct arms: known ones in the order of `styles`, then the others.
+
+    The others keep the order in which they first appear.
     """
     distinct = list(dict.fromkeys(arms))
-    return [arm for arm in ARM_STYLES if arm in distinct] + [
-        arm for arm in distinct if arm not in ARM_STYLES
+    return [arm for arm in styles if arm in distinct] + [
+        arm for arm in distinct if arm not in styles
     ]
 
 
 def hook_order(hook_point: str) -> tuple[int, int, str]:
-    """Returns a sort key that follows the forward pass: embedding, then by layer pre, mid, post,
-    then the rest.
+    """Return a sort key that follows the forward pass.
+
+    The embedding comes first, then layer by layer pre, mid and post; other hook points of a layer
+    follow these, and unknown names come last.
     """
+    # Embedding: layer −1; unknown names: after every layer.
     match = re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|mid|post)", hook_point)
     if match:
         return int(match[1]), _HOOK_KINDS.index(match[2]), hook_point
@@ -131,15 +138,84 @@ def hook_order(hook_point: str) -> tuple[int, int, str]:
 
 
 def require_columns(table: pd.DataFrame, *columns: str) -> None:
-    """Raises ValueError, naming what is missing and what is there, unless the table has all
-    columns.
+    """Check that the table has all columns.
+
+    Raises:
+        ValueError: a column is missing; the message names it and the columns of the table.
     """
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise ValueError(f"the table lacks columns {missing}; it has {list(table.columns)}")
 
 
-def _template() -> go.layout.Template:
+def require_rows(table: pd.DataFrame) -> None:
+    """Check that the table has at least one row.
+
+    Raises:
+        ValueError: the table is empty.
+    """
+    if table.empty:
+        raise ValueError("the table has no rows; there is nothing to show")
+
+
+def rows_where(table: pd.DataFrame, column: str, *values: object) -> pd.DataFrame:
+    """Return the rows of the table whose `column` is one of the values."""
+    return pd.DataFrame(table.loc[table[column].isin(values)])
+
+
+def panel(row: int, column: int) -> dict[str, Any]:
+    """Return the keywords that put a trace or a line into one panel of a figure."""
+    return {"row": row, "col": column}
+
+
+def error_bars(value: Any, low: Any, high: Any, **looks: Any) -> dict[str, Any]:
+    """Return plotly's `error_x` or `error_y` for an interval around numbers or around a column.
+
+    Args:
+        value: estimate, one number or a column of them.
+        low: lower ends of the intervals.
+        high: upper ends.
+        looks: further fields, such as `color` and `thickness`.
+    """
+    # plotly wants distances from the estimate, not the ends of the interval.
+    above, below = high - value, value - low
+    single = not isinstance(above, pd.Series)
+    return {
+        "array": [above] if single else above,
+        "arrayminus": [below] if single else below,
+        **looks,
+    }
+
+
+def categories(labels: list[str]) -> dict[str, Any]:
+    """Return the settings of a vertical axis that lists labels from top to bottom."""
+    return {
+        "type": "category",
+        "categoryorder": "array",
+        "categoryarray": labels[::-1],  # plotly counts categories from below
+        "range": [-0.6, len(labels) - 0.4],
+        "ticks": "",
+    }
+
+
+def use_template() -> str:
+    """Register the template with plotly, if it is not yet there, and return its name."""
+    import plotly.io as pio
+
+    if _NAME not in pio.templates:
+        pio.templates[_NAME] = _template()
+    return _NAME
+
+
+def __getattr__(name: str) -> Any:
+    # `from … import TEMPLATE_NAME` registers the template, so that the name works in any figure.
+    if name == "TEMPLATE_NAME":
+        return use_template()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _template() -> "go.layout.Template":
+    """Return the template: transparent background, neutral text, legend below the panels."""
     axis = {
         "gridcolor": FAINT,
         "zerolinecolor": "rgba(128,128,128,0.6)",
@@ -184,6 +260,3 @@ def _template() -> go.layout.Template:
         "margin": {"l": 60, "r": 16, "t": 64, "b": 60},
     }
     return go.layout.Template(layout=layout)
-
-
-pio.templates[TEMPLATE_NAME] = _template()

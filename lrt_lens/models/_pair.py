@@ -11,6 +11,7 @@ them apart, requires one BOS policy where the tokenizers are the same, and says 
 Limits: both models are loaded on one device, or with one ``device_map``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,10 +20,14 @@ import pandas as pd
 import torch
 
 from lrt_lens._repr_html import card, note, table
-from lrt_lens.errors import MismatchError
-from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.errors import HookPointError, MismatchError
+from lrt_lens.models._hook_points import resolve
+from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._identity import names_apart
 from lrt_lens.models._loading import ModelLike, model_origin
+
+Hooks = int | str | Sequence[int | str]
+"""One hook point or several, as layer numbers or names."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,7 @@ class ModelPair:
             "trust_remote_code": trust_remote_code,
         }
         # Names are fixed before loading, because the identities of the models record them.
-        names = names_apart(
-            [model_origin(source), model_origin(target)],
-            [_fixed_name(source, source_name), _fixed_name(target, target_name)],
-        )
+        names = _names((source, target), (source_name, target_name))
         return cls(
             HookedModel.load(source, name=names[0], revision=source_revision, **options),
             HookedModel.load(target, name=names[1], revision=target_revision, **options),
@@ -137,6 +139,58 @@ class ModelPair:
         return ModelPair(self.target, self.source)
 
 
-def _fixed_name(model: ModelLike, name: str | None) -> str | None:
-    """Return the name that was given, or that a `HookedModel` has already; None leaves it open."""
-    return model.name if name is None and isinstance(model, HookedModel) else name
+def model_sides(models: ModelPair | tuple[ModelLike, ModelLike]) -> tuple[HookedModel, HookedModel]:
+    """Return (source, target) of a pair, or of a tuple of anything that `HookedModel.load` takes.
+
+    The two models may have different tokenizers and BOS policies.
+
+    Raises:
+        ValueError: ``models`` is neither a `ModelPair` nor a tuple of two.
+    """
+    if isinstance(models, ModelPair):
+        return models.source, models.target
+    if not isinstance(models, tuple) or len(models) != 2:
+        raise ValueError(f"models is {models!r}; expected a ModelPair, or a tuple (source, target)")
+    names = _names(models, (None, None))
+    return load_model(models[0], name=names[0]), load_model(models[1], name=names[1])
+
+
+def paired_hooks(
+    source: HookedModel, target: HookedModel, source_hook: Hooks, target_hook: Hooks
+) -> list[tuple[str, str]]:
+    """Return hook pairs: full names of the hook points of both models, paired in their order.
+
+    Raises:
+        HookPointError: a model has no such hook point, a hook point is given twice, or the numbers
+            of hook points differ.
+    """
+    requested = [
+        [hooks] if isinstance(hooks, int | str) else list(hooks)
+        for hooks in (source_hook, target_hook)
+    ]
+    if len(requested[0]) != len(requested[1]) or not requested[0]:
+        raise HookPointError(
+            f"{len(requested[0])} source hook(s) and {len(requested[1])} target hook(s); each map"
+            " needs one of both: give equally many source_hook and target_hook, at least one"
+        )
+    names = [
+        [resolve(hook, model) for hook in hooks]
+        for hooks, model in zip(requested, (source, target), strict=True)
+    ]
+    if any(len(set(side)) < len(side) for side in names):
+        raise HookPointError(
+            f"hook points are given twice: {names[0]} → {names[1]}; give each once"
+        )
+    return list(zip(*names, strict=True))
+
+
+def _names(models: Sequence[ModelLike], names: Sequence[str | None]) -> list[str]:
+    """Return a name per model that tells both apart; None in ``names`` leaves the choice open.
+
+    A `HookedModel` keeps the name that it was loaded with.
+    """
+    fixed = [
+        model.name if name is None and isinstance(model, HookedModel) else name
+        for model, name in zip(models, names, strict=True)
+    ]
+    return names_apart([model_origin(model) for model in models], fixed)

@@ -1,5 +1,7 @@
-"""Moments of two models on one token stream, and everything that follows from them: maps, scores,
-grids, stitches.
+"""Affine maps between two residual streams, fitted from cross-moments.
+
+Solvers, scores of every hook pair, the choice among them, and the `Stitch` that transfers
+artefacts.
 """
 
 import lazy_loader

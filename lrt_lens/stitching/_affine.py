@@ -22,7 +22,8 @@ class AffineMap:
     def __post_init__(self) -> None:
         if self.weight.shape[1:] != self.bias.shape:
             raise MismatchError(
-                f"weight {tuple(self.weight.shape)} and bias {tuple(self.bias.shape)} do not fit; expected [d_source, d_target] and [d_target]"
+                f"weight {tuple(self.weight.shape)} and bias {tuple(self.bias.shape)} do not fit; "
+                "expected [d_source, d_target] and [d_target]"
             )
 
     def points(self, x: Tensor) -> Tensor:
@@ -34,12 +35,15 @@ class AffineMap:
         return self._rows(v) @ self._like(self.weight, v)
 
     def compose(self, then: "AffineMap") -> "AffineMap":
-        """This map, and ``then`` on its result; MismatchError where ``then`` starts at another hook
-        point.
+        """Return this map followed by ``then``.
+
+        Raises:
+            MismatchError: ``then`` starts at another hook point.
         """
         if not same_place(self.target_hook, then.source_hook):
             raise MismatchError(
-                f"this map ends at {self.target_hook!r}, the next starts at {then.source_hook!r}; compose maps that meet"
+                f"this map ends at {self.target_hook!r}, the next starts at {then.source_hook!r}; "
+                "compose maps that meet"
             )
         return AffineMap(
             self.weight @ then.weight,
@@ -49,8 +53,9 @@ class AffineMap:
         )
 
     def inverse(self, rcond: float | None = None) -> "AffineMap":
-        """The map back by pseudo-inverse: exact where this one loses nothing, the least-squares way
-        back otherwise.
+        """Return the map back by pseudo-inverse.
+
+        It is exact if this map loses nothing, and the least-squares way back otherwise.
 
         Singular values below ``rcond`` of the largest count as zero. Amplifies what the map shrank:
         a fitted way down is better, see `StitchGrid.score`.
@@ -65,7 +70,8 @@ class AffineMap:
     def _rows(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.weight.shape[0]:
             raise MismatchError(
-                f"last dimension is {x.shape[-1]}; this map starts at {self.source_hook!r} with {self.weight.shape[0]} dimensions"
+                f"last dimension is {x.shape[-1]}; this map starts at {self.source_hook!r} with "
+                f"{self.weight.shape[0]} dimensions"
             )
         return x
 
@@ -88,7 +94,7 @@ class MapPair:
 
 @dataclass(frozen=True)
 class StreamStatistics:
-    """What one hook point's stream looks like, over the tokens that fitted."""
+    """Mean, covariance and size of the stream at one hook point, over the tokens of the fit."""
 
     mean: Tensor
     """[d]."""

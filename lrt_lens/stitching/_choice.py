@@ -1,5 +1,4 @@
-"""Is the best layer really better than the next? Cross-validated scores with intervals, and the
-runners-up beside them.
+"""Cross-validated scores of hook pairs with intervals: is the best really better than the next?
 
 The score of a pair pools the held-out errors of five folds. Leaving one fold out of the pool at a
 time (delete-a-group jackknife) gives an interval for each score, and, because all pairs share their

@@ -1,5 +1,4 @@
-"""What a fitted map is like: its spectrum, its ranks, how well posed the fit was, and how its test
-scores vary over documents.
+"""Diagnostics of a fitted map: spectrum, ranks, conditioning, and intervals of its test scores.
 
 Problem: two maps of equal R² can be a rotation of everything or a hundred directions wide, and a
 map fitted on fewer rows than dimensions looks like any other. Mechanism: numbers of the weight
@@ -12,15 +11,17 @@ scores with each of its groups of documents left out in turn.
 
 With σ₁ ≥ σ₂ ≥ … the singular values of W and p_i = σ_i / Σσ:
 
-| number | formula | source |
-| --- | --- | --- |
-| `rank` | singular values above max(d_source, d_target)·ε·σ₁, ε of W's precision | numpy's `matrix_rank` |
-| `stable_rank` | ‖W‖²_F / σ₁² | Rudelson and Vershynin 2007 |
-| `effective_rank` | exp(−Σ p_i ln p_i) | Roy and Vetterli 2007, eq. 4 |
-| `condition` | σ₁ / σ_min(d_source, d_target); infinite where the rank is less | |
-| `source_condition` | λ₁ / λ_d of the source's scatter: what the penalty of a ridge has to deal with; infinite where rows are too few | |
-| `reachable` | tr(PSyyP) / tr Syy, P the projector on the span of W's outputs: no score of this map can exceed it | |
-| `reachable_by_rank` | the largest `rank` eigenvalues of Syy as a share of all: no map of this rank can exceed it | Eckart and Young 1936 |
+- `rank`: number of singular values above max(d_source, d_target)·ε·σ₁, with ε of W's precision
+  (numpy's `matrix_rank`).
+- `stable_rank`: ‖W‖²_F / σ₁² (Rudelson and Vershynin 2007).
+- `effective_rank`: exp(−Σ p_i ln p_i) (Roy and Vetterli 2007, equation 4).
+- `condition`: σ₁ / σ_min(d_source, d_target); infinite if the rank is less.
+- `source_condition`: λ₁ / λ_d of the source's scatter, which the penalty of a ridge has to deal
+  with; infinite if there are too few rows.
+- `reachable`: tr(PSyyP) / tr Syy, with P the projector on the span of W's outputs. No score of this
+  map can exceed it.
+- `reachable_by_rank`: the largest `rank` eigenvalues of Syy as a share of all. No map of this rank
+  can exceed it (Eckart and Young 1936).
 
 Limits: W's spectrum depends on the scale of the streams; `predicted_effective_rank`, of the
 covariance WᵀSxxW of what the map predicts, does not depend on the source's. Intervals are over
@@ -79,8 +80,9 @@ class MapDiagnostics:
 
 
 def map_diagnostics(affine: AffineMap, fit: Scatter) -> MapDiagnostics:
-    """Spectrum, ranks and conditioning of a map, given the scatter it was fitted on
-    (``fit.swapped()`` for a way down).
+    """Return spectrum, ranks and conditioning of a map.
+
+    Give the scatter it was fitted on; ``fit.swapped()`` for a map down.
 
     Raises:
         MismatchError: the scatter has other widths than the map.
@@ -113,8 +115,9 @@ def map_diagnostics(affine: AffineMap, fit: Scatter) -> MapDiagnostics:
 
 
 def effective_rank(spectrum: Tensor) -> float:
-    """Exp of the entropy of a spectrum [d] taken as a distribution; 0 for a spectrum of zeros. Roy
-    and Vetterli 2007, eq. 4.
+    """Return the exponential of the entropy of a spectrum [d], taken as a distribution.
+
+    It is 0 for a spectrum of zeros. Source: Roy and Vetterli 2007, equation 4.
     """
     spectrum = spectrum.clamp_min(0)
     total = spectrum.sum()
@@ -124,8 +127,9 @@ def effective_rank(spectrum: Tensor) -> float:
 
 
 def condition_number(second: Tensor, n: float) -> float:
-    """λ₁/λ_d of a centred scatter matrix of ``n`` rows; infinite where n − 1 < d or the smallest is
-    rounding.
+    """Return λ₁/λ_d of a centred scatter matrix of ``n`` rows.
+
+    It is infinite if n − 1 < d, or if the smallest eigenvalue is rounding error.
     """
     values = torch.linalg.eigvalsh(second)
     smallest, largest = float(values[0]), float(values[-1])
@@ -135,8 +139,9 @@ def condition_number(second: Tensor, n: float) -> float:
 
 
 def spectrum_table(maps: Mapping[str, MapDiagnostics]) -> pd.DataFrame:
-    """Tidy, a row per map and singular value: ``map``, ``index`` (from 1), ``singular_value``,
-    ``share`` of the largest.
+    """Return a tidy table with one row per map and singular value.
+
+    Columns: ``map``, ``index`` (from 1), ``singular_value``, ``share`` of the largest.
     """
     rows = []
     for name, diagnostics in maps.items():
@@ -151,8 +156,9 @@ def spectrum_table(maps: Mapping[str, MapDiagnostics]) -> pd.DataFrame:
 def score_intervals(
     affine: AffineMap, moments: CrossMoments, pair: Pair, *, down: bool = False
 ) -> pd.DataFrame:
-    """Scores of any affine map on the test fold with 95% intervals: a row each for r2, r2_uniform
-    and cosine.
+    """Return test-fold scores of any affine map with 95% intervals.
+
+    The table has one row each for r2, r2_uniform and cosine.
 
     The interval is the delete-a-group jackknife over the groups of the test fold that hold rows
     (eight, with enough documents): the score of the union of the others, about that union's own
@@ -200,6 +206,7 @@ def _test_score(
 def _refuse_other_widths(affine: AffineMap, scatter: Scatter) -> None:
     if affine.weight.shape != scatter.xy.shape:
         raise MismatchError(
-            f"the map has widths {tuple(affine.weight.shape)}, the moments {tuple(scatter.xy.shape)}; give the pair it was fitted on, "
+            f"the map has widths {tuple(affine.weight.shape)}, the moments "
+            f"{tuple(scatter.xy.shape)}; give the pair it was fitted on, "
             "and the way down as down=True or scatter.swapped()"
         )

@@ -1,9 +1,9 @@
-"""Will a direction carry over? A prediction from the moments, before any model runs.
+"""Prediction, from the moments alone, of how well a direction transfers.
 
 With the maps ``W`` (up) and ``W_down``, covariances ``S`` of the fitting folds and ``S'`` of the
 held-out test fold:
 
-    read   ρ(w) = corr(x·w, y·(W_down w))            the read-out w on the source against the same read-out carried to the target
+    read   ρ(w) = corr(x·w, y·(W_down w))     the read-out w on the source and on the target
     write  ρ(v) = corr(x·a, y·c),  a = (Sxx + λI)⁻¹ v,  c = (Syy + λI)⁻¹ (vW)
 
 ``a`` is the read-out for which moving along ``v`` is what moves it (the regression of the
@@ -56,8 +56,10 @@ class Fidelity:
 
     def __repr__(self) -> str:
         return (
-            f"Fidelity({self.kind} {self.value:.3f}, 95% {self.low:.3f} to {self.high:.3f}; naive {self.naive:.3f}; "
-            f"random directions {self.null_mean:.3f}, 95% {self.null_low:.3f} to {self.null_high:.3f}; {self.n:,} tokens)"
+            f"Fidelity({self.kind} {self.value:.3f}, 95% {self.low:.3f} to {self.high:.3f}; naive "
+            f"{self.naive:.3f}; "
+            f"random directions {self.null_mean:.3f}, 95% {self.null_low:.3f} to "
+            f"{self.null_high:.3f}; {self.n:,} tokens)"
         )
 
     def _repr_html_(self) -> str:
@@ -76,7 +78,8 @@ class Fidelity:
             "Fidelity",
             table(pd.DataFrame([row])),
             note(
-                "Of the direction's role on the source with its role on the target; held-out text, 95%."
+                "Of the direction's role on the source with its role on the target; held-out text, "
+                "95%."
             ),
         )
 
@@ -92,13 +95,15 @@ def fidelity(
     """ρ_write or ρ_read of one direction [d_source] on the stitch's held-out test fold."""
     if kind not in ("write", "read"):
         raise ValueError(
-            f"kind is {kind!r}; expected 'write' (steering vectors, decoder rows) or 'read' (probe weights, encoder columns)"
+            f"kind is {kind!r}; expected 'write' (steering vectors, decoder rows) or 'read' (probe "
+            "weights, encoder columns)"
         )
     direction = direction.detach().double().cpu()
     d_source = stitch.up.weight.shape[0]
     if direction.shape != (d_source,):
         raise MismatchError(
-            f"direction has shape {tuple(direction.shape)}; this stitch starts at {stitch.source_hook!r} with [{d_source}]"
+            f"direction has shape {tuple(direction.shape)}; this stitch starts at "
+            f"{stitch.source_hook!r} with [{d_source}]"
         )
     if not torch.isfinite(direction).all() or not direction.any():
         raise ValueError("the direction is zero or holds NaN; a direction needs a length")
@@ -131,16 +136,14 @@ def fidelity(
 
 
 def fidelities(stitch: StitchData, directions: Tensor, kind: Literal["write", "read"]) -> Tensor:
-    """[direction]: the values alone, of many directions [direction, d_source]."""
+    """Return ρ_write or ρ_read of many directions [direction, d_source], as [direction]."""
     return _with(
         stitch, stitch.maps, directions.double().cpu(), kind, _union(held_out_groups(stitch))
     )
 
 
 def naive_fidelities(stitch: StitchData, directions: Tensor) -> Tensor:
-    """[direction]: corr(x·v, y·vW), the correlation of projections on the direction and on its
-    image.
-    """
+    """Return the correlation corr(x·v, y·vW) of each direction with its image, as [direction]."""
     directions = directions.double().cpu()
     return _correlation(
         directions, directions @ stitch.up.weight.double().cpu(), _union(held_out_groups(stitch))
@@ -148,7 +151,10 @@ def naive_fidelities(stitch: StitchData, directions: Tensor) -> Tensor:
 
 
 def random_directions(stitch: StitchData, n: int, generator: torch.Generator) -> Tensor:
-    """[n, d_source]: half isotropic, half from the source's covariance."""
+    """Return ``n`` random directions [n, d_source].
+
+    Half of them are isotropic, half are drawn from the source's covariance.
+    """
     covariance = stitch.source_statistics.covariance.double().cpu()
     draws = torch.randn(n, len(covariance), generator=generator, dtype=torch.float64)
     values, vectors = torch.linalg.eigh(covariance)
@@ -160,7 +166,8 @@ def held_out_groups(stitch: StitchData) -> tuple[Scatter, ...]:
     """The stitch's test groups; ValueError where it came without them."""
     if not stitch.held_out:
         raise ValueError(
-            "this stitch carries no held-out moments, which fidelity is measured on; take it from a grid, or save it again from one"
+            "this stitch carries no held-out moments, which fidelity is measured on; take it from "
+            "a grid, or save it again from one"
         )
     return stitch.held_out
 
@@ -186,7 +193,7 @@ def _regularised_solve(covariance: Tensor, rows: Tensor, alpha: float) -> Tensor
 
 
 def _correlation(a: Tensor, c: Tensor, held_out: Scatter) -> Tensor:
-    """[direction]: corr(x·a, y·c) over held-out rows."""
+    """Return corr(x·a, y·c) over held-out rows, as [direction]."""
     covariance = ((a @ held_out.xy.cpu()) * c).sum(1)
     variance = ((a @ held_out.xx.cpu()) * a).sum(1) * ((c @ held_out.yy.cpu()) * c).sum(1)
     return covariance / variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()

@@ -1,4 +1,12 @@
-"""TODO."""
+"""Fit and score every hook pair of one set of moments.
+
+    grid = fit_grid(moments, Ridge())            # a `StitchGrid`; the same as moments.fit(Ridge())
+    grid = fit_stitches(pair, documents)         # harvest, then fit
+
+Each hook pair gets a map up and a map down. Penalties and ranks are chosen by cross-validation over
+the five fitting folds; the test fold only scores. ``r2_null`` is the same fit on shuffled pairs,
+``r2_token`` is the same target predicted from the source's embedding.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -44,8 +52,9 @@ def fit_stitches(
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> StitchGrid:
-    """Harvest both models on ``documents`` and fit every layer pair: `harvest`, then
-    `CrossMoments.fit`.
+    """Return the `StitchGrid` of every layer pair, from both models' states on ``documents``.
+
+    This is `harvest` followed by `fit_grid`.
 
     Args:
         pair: both models.
@@ -100,14 +109,16 @@ def fit_grid(
     for pair in chosen:
         if pair not in moments.kept_pairs:
             raise HookPointError(
-                f"these moments hold no pair {pair}; they hold {len(moments.pairs)}, such as {moments.pairs[0]}"
+                f"these moments hold no pair {pair}; they hold {len(moments.pairs)}, such as "
+                f"{moments.pairs[0]}"
             )
     if not moments.source or not chosen:
         raise TooFewDocumentsError(
-            f"nothing to fit: {moments.n_tokens} tokens and {len(chosen)} pair(s); add rows and choose at least one pair"
+            f"nothing to fit: {moments.n_tokens} tokens and {len(chosen)} pair(s); add rows and "
+            "choose at least one pair"
         )
     _warn_if_interpolating(moments, chosen)
-    sides, similarity = solver.sides(moments), Similarity(moments)
+    sides, similarity = solver.sides(moments), GridCka(moments)
     errors: tuple[dict[Pair, FoldErrors], dict[Pair, FoldErrors]] = ({}, {})
     rows: dict[Pair, dict[str, Any]] = {
         pair: {
@@ -146,8 +157,10 @@ def fit_grid(
 
 
 def _in_order(pairs: list[Pair], solver: Solver) -> list[tuple[Pair, int]]:
-    """(pair, down): pairs that share the predicting hook point follow each other, and a joint
-    solver's directions too.
+    """Return (hook pair, down) in an order in which spectra can be shared.
+
+    Hook pairs with the same predicting hook point follow each other; so do both directions of a
+    joint solver.
     """
     if solver.joint:
         return [(pair, down) for pair in pairs for down in (0, 1)]
@@ -159,8 +172,10 @@ def _in_order(pairs: list[Pair], solver: Solver) -> list[tuple[Pair, int]]:
 def _token_scores(
     moments: CrossMoments, solver: Solver, pairs: list[Pair]
 ) -> tuple[dict[str, FoldErrors], dict[str, dict[str, float]]]:
-    """By target hook: what token identity alone predicts of it, by ridge whatever the solver: the
-    strongest rival that is affine.
+    """Return errors and scores of token identity by target hook point.
+
+    The prediction is by ridge regression, whichever solver the grid has: the strongest affine
+    alternative explanation.
     """
     if moments.token_hook is None:
         return {}, {}
@@ -214,8 +229,8 @@ def _test_score(side: Side, pair: Pair, setting: Setting) -> MapScore:
     return score_map(affine.weight, affine.bias, side.scatter(pair, TEST_PARTS))
 
 
-class Similarity:
-    """Debiased linear CKA of pairs; the terms of a single hook point are shared by all its pairs."""
+class GridCka:
+    """Debiased linear CKA of hook pairs; the terms of one hook point are computed once."""
 
     def __init__(self, moments: CrossMoments) -> None:
         self.moments = moments
@@ -237,7 +252,8 @@ def _warn_if_interpolating(moments: CrossMoments, pairs: list[Pair]) -> None:
     widest = max(max(len(moments.source[s].shift), len(moments.target[t].shift)) for s, t in pairs)
     if moments.n_fit <= widest:
         logger.warning(
-            "%d tokens for %d dimensions: a map fitted on fewer rows than dimensions interpolates them; read the held-out columns, and harvest more tokens",
+            "%d tokens for %d dimensions: a map fitted on fewer rows than dimensions interpolates "
+            "them; read the held-out columns, and harvest more tokens",
             moments.n_fit,
             widest,
         )

@@ -1,5 +1,6 @@
-"""Files: moments as one safetensors file, a stitch as a folder. Nothing is pickled; every file is
-renamed into place when complete.
+"""Files of a stitch: a folder with tensors, a configuration and a model card.
+
+Nothing is pickled; every file is written to a temporary name and renamed.
 """
 
 import json
@@ -27,8 +28,9 @@ CONFIG_NAME, TENSORS_NAME, HELD_OUT_NAME = (
 
 
 def save_stitch(stitch: StitchData, folder: Path) -> None:
-    """Write a stitch folder: tensors first, then the card, the config last, so that a folder with a
-    config is whole.
+    """Write a stitch folder.
+
+    The configuration is removed first and written last, so that a folder with one is complete.
     """
     # An older stitch here stops being one before its first file is replaced.
     (folder / CONFIG_NAME).unlink(missing_ok=True)
@@ -86,7 +88,8 @@ def load_stitch(folder_or_repository: str, **hub: Any) -> StitchData:
         folder = Path(_download(folder_or_repository, **hub))
     if not (folder / CONFIG_NAME).is_file():
         raise FileFormatError(
-            f"{str(folder)!r} holds no {CONFIG_NAME}; it is no stitch folder, or its writing was interrupted"
+            f"{str(folder)!r} holds no {CONFIG_NAME}; it is no stitch folder, or its writing was "
+            "interrupted"
         )
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
@@ -97,7 +100,8 @@ def load_stitch(folder_or_repository: str, **hub: Any) -> StitchData:
     schema = config.get("schema_version") if isinstance(config, dict) else None
     if schema != STITCH_SCHEMA:
         raise FileFormatError(
-            f"{str(folder)!r} has schema {schema!r}; expected {STITCH_SCHEMA!r}: it was written by another program or version"
+            f"{str(folder)!r} has schema {schema!r}; expected {STITCH_SCHEMA!r}: it was written by "
+            "another program or version"
         )
     tensors, _ = read_tensors(folder / TENSORS_NAME, STITCH_SCHEMA)
     n_held_out = config.get("n_held_out", 0)
@@ -138,7 +142,8 @@ def _download(repository: str, **hub: Any) -> str:
         )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileFormatError(
-            f"no stitch at {repository!r}: it is neither a folder here nor a hub repository that can be reached ({error})"
+            f"no stitch at {repository!r}: it is neither a folder here nor a hub repository that "
+            f"can be reached ({error})"
         ) from error
 
 
@@ -174,7 +179,10 @@ def _statistics(role: str, tensors: dict[str, Tensor], config: dict[str, Any]) -
 
 
 def _scatter_tensors(scatter: Scatter) -> dict[str, Tensor]:
-    """Sums in float32: their own rounding is below that of float32 products; the count stays exact."""
+    """Return the sums in float32; the count stays exact.
+
+    Their own rounding is below that of float32 products.
+    """
     sums = {
         "mean_x": scatter.mean_x,
         "mean_y": scatter.mean_y,
@@ -206,7 +214,8 @@ def stitch_card(stitch: StitchData) -> str:
         return (
             "unknown"
             if model is None
-            else f"`{model.name}` (revision {model.revision}, d_model {model.d_model}, {model.basis} basis)"
+            else f"`{model.name}` (revision {model.revision}, d_model {model.d_model}, "
+            f"{model.basis} basis)"
         )
 
     scores = "\n".join(
@@ -215,6 +224,11 @@ def stitch_card(stitch: StitchData) -> str:
     )
     versions = ", ".join(
         f"{name} {number}" for name, number in asdict(stitch.provenance)["versions"].items()
+    )
+    provenance = stitch.provenance
+    text = (
+        f"{provenance.n_documents} documents, corpus {provenance.corpus or 'unknown'}, "
+        f"windows of {provenance.context_length} tokens"
     )
     return f"""---
 library_name: lrt-lens
@@ -226,7 +240,7 @@ Affine maps between the residual streams of two language models, fitted with lrt
 
 - source: {about(stitch.source)} at `{stitch.source_hook}`
 - target: {about(stitch.target)} at `{stitch.target_hook}`
-- text: {stitch.provenance.n_documents} documents, corpus {stitch.provenance.corpus or "unknown"}, windows of {stitch.provenance.context_length} tokens
+- text: {text}
 - paired: {stitch.provenance.alignment}
 - made with: {versions or "unknown"}
 

@@ -1,18 +1,17 @@
 """Every layer pair fitted and scored from one set of moments, and the choice among them.
 
     grid = moments.fit(Ridge())
-    grid.scores                                   # a row per pair; *_cv columns choose, the others report
-    grid.best(source="blocks.3.hook_resid_post")  # a Stitch
-    grid.choices(source="blocks.3.hook_resid_post")  # the runners-up, and whether they really are worse
+    grid.scores            # one row per hook pair; *_cv columns choose, the others report
+    grid.best(source=3)    # a Stitch
+    grid.choices(source=3) # the other candidates, and whether they really are worse
     grid.compare([Ridge(), ReducedRank(), Procrustes()])  # families of maps on the same moments
 
 Choices (penalty, rank, layer) read cross-validated columns only. The test fold takes part in no fit
 and in no choice: the columns without ``_cv`` are its verdict. ``r2_null`` is the same fit on
 shuffled pairs, ``r2_token`` the same target predicted from the source's embedding: what token
 identity alone explains. Early target layers are little more than token identity and are easy to
-predict, so the default choice goes by ``gain_cv``: the share of what token identity leaves
-unexplained that the stitch explains, ``(r2_uniform_cv − token's) / (1 − token's)``,
-cross-validated.
+predict, so the default choice goes by ``gain_cv``: of the variance that tokens cannot explain, the
+fraction that the map does, ``(r2_uniform_cv − token's) / (1 − token's)``, cross-validated.
 """
 
 import logging
@@ -87,8 +86,15 @@ class StitchGrid:
         *,
         by: str = "gain_cv",
     ) -> Stitch:
-        """The pair with the highest cross-validated score (``by``), among those with the given hook
-        points.
+        """Return the stitch with the highest cross-validated score ``by``.
+
+        Only hook pairs with the given hook points count.
+
+        The maps of a stitch, its null and its five refits are fitted when it is first asked for;
+        the grid keeps them, so that the next call costs nothing.
+
+        Raises:
+            ValueError: ``by`` is not a cross-validated column.
 
         ``by`` must be a ``_cv`` column: a choice that read the test fold would spoil its verdict.
         """
@@ -103,9 +109,7 @@ class StitchGrid:
         *,
         by: str = "gain_cv",
     ) -> pd.DataFrame:
-        """What `best` chose among, best first, with intervals; see
-        `lrt_lens.stitching._choice.choices`.
-        """
+        """Return the hook pairs that `best` chooses among, best first, with intervals."""
         return choices(self.folds, self._candidates(source, target, by), by)
 
     def compare(
@@ -123,8 +127,9 @@ class StitchGrid:
     def score(
         self, affine: AffineMap, *, direction: Literal["up", "down"] | None = None
     ) -> MapScore:
-        """Test-fold scores of any map between two hook points of these moments (composed, inverted,
-        trained elsewhere).
+        """Return test-fold scores of any map between two hook points of these moments.
+
+        The map may be composed, inverted or trained elsewhere.
 
         Names and widths say whether it goes up or down; where both models have both (equal widths,
         equal layers), it is taken to go up unless ``direction`` says otherwise.
@@ -151,7 +156,8 @@ class StitchGrid:
                         affine.weight, affine.bias, scatter.swapped() if down else scatter
                     )
         raise HookPointError(
-            f"these moments hold no pair {affine.source_hook!r} [{widths[0]}] → {affine.target_hook!r} [{widths[1]}]; they hold "
+            f"these moments hold no pair {affine.source_hook!r} [{widths[0]}] → "
+            f"{affine.target_hook!r} [{widths[1]}]; they hold "
             f"{len(self.moments.pairs)}, such as {self.moments.pairs[0]}"
         )
 
@@ -163,27 +169,27 @@ class StitchGrid:
         ]
         if chosen.empty:
             raise HookPointError(
-                f"the pair {names} was not fitted; see grid.scores for the {len(self.scores)} that were"
+                f"the pair {names} was not fitted; see grid.scores for the {len(self.scores)} that "
+                "were"
             )
         if names not in self._stitches:
             self._stitches[names] = self._stitch(names, chosen.iloc[0].to_dict())
         return self._stitches[names]
 
     def maps(self, pair: Pair) -> tuple[AffineMap, AffineMap]:
-        """(up, down) of one pair, without what a `Stitch` carries beside them."""
+        """Return the maps (up, down) of one hook pair, without the rest of a `Stitch`."""
         up, down = self.solver.sides(self.moments)
         setting, setting_down = self._settings(pair)
         return up.fit(pair, setting), down.fit(pair, setting_down)
 
     def similarities(self, **options: Any) -> pd.DataFrame:
-        """How alike the streams of every pair are, calibrated against shuffled pairs; see
-        `lrt_lens.stitching._similarity.similarities`.
-        """
+        """Return similarities of the streams of every hook pair, with their null."""
         return similarities(self.moments, list(self.folds), **options)
 
     def round_trips(self, pair: Pair) -> tuple[float, float]:
-        """Test-fold R² of going up and down again, on the source, and of down and up, on the
-        target.
+        """Return test-fold R² of both round trips.
+
+        The first is up and down again, on the source; the second is down and up, on the target.
         """
         up, down = self.maps(pair)
         test = self.moments.scatter(pair, TEST_PARTS)
@@ -236,7 +242,8 @@ class StitchGrid:
         if by not in self.scores.columns or not by.endswith("_cv"):
             options = [c for c in self.scores.columns if c.endswith("_cv")]
             raise ValueError(
-                f"best(by={by!r}) would choose by a column that is not cross-validated; use one of {options}"
+                f"best(by={by!r}) would choose by a column that is not cross-validated; use one of "
+                f"{options}"
             )
         table: pd.DataFrame = self.scores
         for column, hook in (("source_hook", source), ("target_hook", target)):
@@ -245,7 +252,8 @@ class StitchGrid:
                 table = table.loc[table[column] == name]
         if table.empty:
             raise HookPointError(
-                f"no pair from {source!r} to {target!r} in this grid of {len(self.scores)}; see grid.scores"
+                f"no pair from {source!r} to {target!r} in this grid of {len(self.scores)}; see "
+                "grid.scores"
             )
         return table
 
@@ -263,8 +271,9 @@ class StitchGrid:
         return matches[0]
 
     def _n_layers(self, column: str, names: Sequence[str]) -> int:
-        """Layers of a model, against which negative layers count; up to the deepest hook point here
-        where the model is unknown.
+        """Return the number of layers of a model, from which negative layers count.
+
+        If the model is unknown, this is the deepest hook point of the grid.
         """
         provenance = self.moments.provenance
         model = provenance.source if column == "source_hook" else provenance.target

@@ -1,15 +1,18 @@
-"""How alike two streams are, without a map: CKA, CCA, SVCCA and Procrustes similarity, as functions
-of second moments.
+"""Similarities of two streams without a map, as functions of second moments.
+
+CKA, CCA, SVCCA and Procrustes similarity.
 
 S are centred scatter sums, C = S / n covariances, n rows:
 
-| measure | formula | unchanged by | source |
-| --- | --- | --- | --- |
-| `DebiasedCka` | Σ_{j≠k}⟨Cxyʲ, Cxyᵏ⟩ / √(Σ_{j≠k}⟨Cxxʲ, Cxxᵏ⟩ · Σ_{j≠k}⟨Cyyʲ, Cyyᵏ⟩) | rotations, one scale a side | products of different folds have no bias |
-| `Cka` | ‖Sxy‖²_F / (‖Sxx‖_F ‖Syy‖_F) | rotations, one scale a side | Kornblith et al. 2019, linear CKA |
-| `Cca` | mean singular value of Sxx^-½ Sxy Syy^-½ | any invertible affine map of a side | Hotelling 1936; ρ̄ of Raghu et al. 2017 |
-| `Svcca` | the same after each side is cut to its leading principal axes | rotations, one scale a side | Raghu et al. 2017 |
-| `Procrustes` | ‖Sxy‖_* / √(tr Sxx · tr Syy) | rotations, one scale a side | Schönemann 1966; Williams et al. 2021 |
+- `DebiasedCka`: Σ_{j≠k}⟨Cxyʲ, Cxyᵏ⟩ / √(Σ_{j≠k}⟨Cxxʲ, Cxxᵏ⟩ · Σ_{j≠k}⟨Cyyʲ, Cyyᵏ⟩); products of
+  different folds have no bias.
+- `Cka`: ‖Sxy‖²_F / (‖Sxx‖_F ‖Syy‖_F) (linear CKA, Kornblith et al. 2019).
+- `Cca`: mean singular value of Sxx^-½ Sxy Syy^-½ (Hotelling 1936; ρ̄ of Raghu et al. 2017).
+- `Svcca`: CCA after each side is cut to its leading principal axes (Raghu et al. 2017).
+- `Procrustes`: ‖Sxy‖_* / √(tr Sxx · tr Syy) (Schönemann 1966; Williams et al. 2021).
+
+CCA does not change under any invertible affine map of a side, the others do not change under
+rotations and one scale for each side.
 
 Procrustes: with s the similarity, the squared distance of the two centred streams, each scaled to
 unit Frobenius norm and rotated onto each other, is 2(1 − s); scipy's ``disparity`` (one of them
@@ -49,9 +52,7 @@ from lrt_lens.moments._scatter import cka_of, varying
 
 
 class Stream:
-    """One hook point over some parts: what every measure and every partner shares, formed when it
-    is first asked for.
-    """
+    """Terms of one hook point over some parts, computed when first needed."""
 
     def __init__(
         self,
@@ -62,8 +63,9 @@ class Stream:
         tolerance: float = 1e-10,
         kept_variance: float = 0.99,
     ) -> None:
-        """``matrix``: centred scatter sums [d, d] of ``n`` rows; ``between``: Σ_{j≠k}⟨Cʲ, Cᵏ⟩ of
-        its parts' covariances.
+        """Take centred scatter sums [d, d] of ``n`` rows.
+
+        ``between`` is Σ_{j≠k}⟨Cʲ, Cᵏ⟩ of the parts' covariances.
         """
         self.matrix, self.n, self.between = matrix, n, between
         self._tolerance, self._kept_variance = tolerance, kept_variance
@@ -80,7 +82,7 @@ class Stream:
 
     @cached_property
     def whitening(self) -> Tensor:
-        """[d, rank]: ``Tᵀ S T = I``, from the correlation matrix."""
+        """Return T [d, rank] with ``Tᵀ S T = I``, computed from the correlation matrix."""
         variance = self.matrix.diagonal()
         varies = varying(variance)
         scale = torch.where(
@@ -92,7 +94,10 @@ class Stream:
 
     @cached_property
     def leading(self) -> Tensor:
-        """[d, k]: principal axes that hold the kept share of variance, whitened, ``Tᵀ S T = I``."""
+        """Return T [d, k], the whitened principal axes that hold the wanted share of variance.
+
+        ``Tᵀ S T = I``.
+        """
         return self._axes(self.matrix, self._kept_variance)
 
     def _axes(self, matrix: Tensor, share: float) -> Tensor:
@@ -146,11 +151,11 @@ class ShuffledPairs:
 
 @runtime_checkable
 class Measure(Protocol):
-    """A similarity of two streams, 1 for streams that are the same up to what the measure ignores."""
+    """A similarity of two streams; 1 if they differ only in what the measure ignores."""
 
     @property
     def name(self) -> str:
-        """As in tables."""
+        """Name of the measure in tables."""
         ...
 
     def value(self, streams: Paired) -> float:
@@ -158,7 +163,7 @@ class Measure(Protocol):
         ...
 
     def held_out(self, fit: Paired, test: Paired) -> float:
-        """The same on the test fold, with whatever directions the fitting folds gave."""
+        """Return the value on the test fold, along the directions that the fitting folds gave."""
         ...
 
     def null(self, fit: Paired, shuffled: ShuffledPairs) -> float:
@@ -168,8 +173,9 @@ class Measure(Protocol):
 
 @dataclass(frozen=True)
 class DebiasedCka:
-    """Linear CKA without the bias that width adds; may leave [0, 1] by its own noise, NaN where a
-    side's own term is not positive.
+    """Linear CKA without the bias that width adds.
+
+    It may leave [0, 1] by its own noise; it is NaN if a side's own term is not positive.
     """
 
     name: str = "cka"
@@ -183,8 +189,9 @@ class DebiasedCka:
         return self.value(test)
 
     def null(self, fit: Paired, shuffled: ShuffledPairs) -> float:
-        """From the product of the shuffled fitting folds and the shuffled test fold, on the truth's
-        own terms.
+        """Return the null from shuffled pairs, on the truth's own terms.
+
+        It is the product of the shuffled fitting folds and the shuffled test fold.
         """
         product = float((shuffled.fit * shuffled.test).sum()) / (shuffled.n_fit * shuffled.n_test)
         n_products = shuffled.n_parts * (shuffled.n_parts - 1)
@@ -206,7 +213,7 @@ class Cka:
         return self.value(test)
 
     def null(self, fit: Paired, shuffled: ShuffledPairs) -> float:
-        """Of the shuffled fitting folds."""
+        """Return the value of the shuffled fitting folds."""
         return cka_of(
             shuffled.expansion * float(shuffled.fit.square().sum()), fit.x.norm**2, fit.y.norm**2
         )
@@ -219,12 +226,13 @@ class Cca:
     name: str = "cca"
 
     def axes(self, stream: Stream) -> Tensor:
-        """[d, rank] whitened axes within which directions are sought."""
+        """Return the whitened axes [d, rank] within which directions are sought."""
         return stream.whitening
 
     def n_forced(self, streams: Paired) -> int:
-        """Canonical correlations that are 1 by construction: two subspaces of too few rows must
-        meet.
+        """Return how many canonical correlations are 1 by construction.
+
+        Two subspaces of too few rows must meet.
         """
         return max(
             0,
@@ -250,7 +258,10 @@ class Cca:
         )
 
     def null(self, fit: Paired, shuffled: ShuffledPairs) -> float:
-        """Of the shuffled fitting folds, with the truth's whitening; NaN through the sketch."""
+        """Return the value of the shuffled fitting folds, with the truth's whitening.
+
+        It is NaN if the null is sketched.
+        """
         return math.nan if shuffled.sketched else self._mean(fit, shuffled.fit)
 
     def _mean(self, streams: Paired, xy: Tensor) -> float:
@@ -270,7 +281,7 @@ class Svcca(Cca):
     name: str = "svcca"
 
     def axes(self, stream: Stream) -> Tensor:
-        """[d, k] leading principal axes."""
+        """Return the leading principal axes [d, k]."""
         return stream.leading
 
 
@@ -290,7 +301,7 @@ class Procrustes:
         return _share(float(((left @ right) * test.xy).sum()), test)
 
     def null(self, fit: Paired, shuffled: ShuffledPairs) -> float:
-        """Of the shuffled fitting folds; NaN through the sketch."""
+        """Return the value of the shuffled fitting folds; NaN if the null is sketched."""
         return (
             math.nan
             if shuffled.sketched

@@ -1,5 +1,4 @@
-"""Scores of a stitch from rows: on texts of one's own choice, and for what is no function of
-moments.
+"""Scores of a stitch from rows: on any texts, and for what is not a function of moments.
 
 The papers' cosine is a mean over tokens, which second moments do not know; and the R² that matters
 for a vector is the one on the texts it was learnt from. Both need the activations themselves.
@@ -37,8 +36,12 @@ class RowScore:
 def score_rows(
     stitch: Stitch, pair: ModelPair, texts: Sequence[str], *, context_length: int = 256
 ) -> RowScore:
-    """Score ``stitch.up`` on every unmasked (and, with two tokenizers, aligned) token of ``texts``;
-    ValueError where no text offers one.
+    """Return scores of ``stitch.up`` on every unmasked token of ``texts``.
+
+    With two tokenizers, on every aligned token.
+
+    Raises:
+        ValueError: no text has such a token.
     """
     stitch.check(pair.source, pair.target)
     plan = BlockPlan(
@@ -51,7 +54,8 @@ def score_rows(
     ]
     if not windows:
         raise ValueError(
-            f"none of {len(texts)} texts offers a token behind the first {plan.skip_first}; give longer texts"
+            f"none of {len(texts)} texts offers a token behind the first {plan.skip_first}; give "
+            "longer texts"
         )
     windows.sort(key=lambda window: len(window.ids))
     batches = [windows[i : i + _BATCH_WINDOWS] for i in range(0, len(windows), _BATCH_WINDOWS)]

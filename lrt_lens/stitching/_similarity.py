@@ -77,8 +77,10 @@ def similarities(
     svcca_variance: float = 0.99,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """A row per pair and measure: value with 95% interval, null, effect against it, and the same on
-    the test fold.
+    """Return one row per hook pair and measure.
+
+    Each has the value with its 95% interval, the null, the effect against it, and both on the test
+    fold.
 
     Columns: ``source_hook``, ``target_hook``, ``measure``; ``value``, ``low``, ``high`` on the
     fitting folds (delete-a-group jackknife, 4 degrees of freedom, not clipped to [0, 1]); ``null``,
@@ -99,7 +101,8 @@ def similarities(
     wanted = _checked_measures(measures)
     if not 0 < svcca_variance <= 1:
         raise ValueError(
-            f"svcca_variance is {svcca_variance}; expected a share of variance above 0 and up to 1, such as 0.99"
+            f"svcca_variance is {svcca_variance}; expected a share of variance above 0 and up to "
+            "1, such as 0.99"
         )
     found = {(pair, measure.name): _Found() for pair in chosen for measure in wanted}
     with tqdm(
@@ -144,7 +147,7 @@ def similarities(
 
 
 class _Found:
-    """What is known of one pair by one measure."""
+    """Values of one measure for one hook pair."""
 
     def __init__(self) -> None:
         self.value = self.null = self.held_out = math.nan
@@ -166,7 +169,8 @@ class _Found:
             self.notes.append(why_not)
         elif math.isnan(self.null):
             self.notes.append(
-                "no null: sums of singular values have no unbiased estimate through the sketch; harvest with null='full'"
+                "no null: sums of singular values have no unbiased estimate through the sketch; "
+                "harvest with null='full'"
             )
         if math.isnan(self.value):
             self.notes.append(
@@ -177,7 +181,8 @@ class _Found:
         forced = measure.n_forced(fit) if isinstance(measure, Cca) else 0
         if forced:
             self.notes.append(
-                f"{forced} canonical correlations are 1 by construction: {int(fit.x.n)} rows are too few for these widths"
+                f"{forced} canonical correlations are 1 by construction: {int(fit.x.n)} rows are "
+                "too few for these widths"
             )
 
     def columns(self) -> tuple[float, ...]:
@@ -194,8 +199,9 @@ class _Found:
 
 
 def effect(value: float, null: float) -> float:
-    """(value − null) / (1 − null); NaN where the null is 1 to rounding: then the measure can tell
-    nothing.
+    """Return (value − null) / (1 − null).
+
+    It is NaN if the null is 1 to rounding, because then the measure cannot tell streams apart.
     """
     return (value - null) / (1 - null) if 1 - null > 1e-9 else math.nan
 
@@ -228,8 +234,9 @@ class _Comparison:
 
 
 def _test_groups(moments: CrossMoments) -> list[int]:
-    """Groups of the test fold that hold rows: with few documents some are empty, and their union is
-    the whole test fold all the same.
+    """Return the groups of the test fold that hold rows.
+
+    With few documents some are empty; the union of the others is still the whole test fold.
     """
     groups = [p for p in TEST_PARTS if float(moments.n[p]) >= 2]
     return groups or list(TEST_PARTS)  # none: `CrossMoments.scatter` says what to do
@@ -266,11 +273,13 @@ def _checked_pairs(moments: CrossMoments, pairs: Sequence[Pair] | None) -> list[
     for pair in chosen:
         if pair not in moments.kept_pairs:
             raise HookPointError(
-                f"these moments hold no pair {pair}; they hold {len(moments.pairs)}, such as {moments.pairs[0]}"
+                f"these moments hold no pair {pair}; they hold {len(moments.pairs)}, such as "
+                f"{moments.pairs[0]}"
             )
     if not moments.source or not chosen:
         raise TooFewDocumentsError(
-            f"nothing to compare: {moments.n_tokens} tokens, {len(chosen)} pair(s); add rows and choose at least one pair"
+            f"nothing to compare: {moments.n_tokens} tokens, {len(chosen)} pair(s); add rows and "
+            "choose at least one pair"
         )
     return chosen
 

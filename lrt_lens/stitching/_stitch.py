@@ -45,7 +45,9 @@ def transfer_artefact(artefact: Any, stitch: "Stitch", **options: Any) -> Any:
         method = f"Stitch.transfer {kind.__module__.partition('.')[0]}"
         if provided(method):
             return implementation(method)(artefact, stitch, **options)
-    known = sorted(kind.__name__ for kind in transfer_artefact.registry if kind is not object)
+    registered = {kind.__name__ for kind in transfer_artefact.registry if kind is not object}
+    # The package's own classes register when their module is first imported.
+    known = sorted(registered | {"LinearProbe", "SteeringVector"})
     raise TypeError(
         f"a stitch cannot transfer a {type(artefact).__name__}; "
         f"it transfers {[*known, 'SAELens SAE']}"
@@ -82,13 +84,15 @@ class Stitch(StitchData, ModelHubMixin):
         return fidelity(self, direction, kind, n_random=n_random, seed=seed)
 
     def refuse_foreign(self, hook: str, model: ModelIdentity | None) -> None:
-        """Raise `MismatchError` unless something learnt at ``hook`` of ``model`` is at home where
-        this stitch starts.
+        """Raise `MismatchError` unless an artefact belongs to this stitch's source.
+
+        ``hook`` and ``model`` say where it was learnt.
         """
         if not same_place(hook, self.source_hook):
             raise MismatchError(
                 f"learnt at {hook!r}, but this stitch starts at {self.source_hook!r}; "
-                f"learn it there, or take grid.best(source={hook!r}) (to go the other way use stitch.reversed())"
+                f"learn it there, or take grid.best(source={hook!r}) (to go the other way use "
+                "stitch.reversed())"
             )
         if model is not None and self.source is not None:
             self.source.refuse_other(model, "what is to be transferred was learnt on a model that")
@@ -103,7 +107,7 @@ class Stitch(StitchData, ModelHubMixin):
                 expected.refuse_other(model.identity, f"the {role} model")
 
     def reversed(self) -> "Stitch":
-        """The same stitch from the target to the source."""
+        """Return this stitch with source and target exchanged."""
         swap = {
             "r2": "r2_down",
             "r2_uniform": "r2_uniform_down",
@@ -138,8 +142,10 @@ class Stitch(StitchData, ModelHubMixin):
         names = [model.name if model else "?" for model in (self.source, self.target)]
         return (
             f"Stitch({names[0]} {self.source_hook} → {names[1]} {self.target_hook}, "
-            f"r2 {self.scores.get('r2', float('nan')):.2f}, r2_uniform {self.scores.get('r2_uniform', float('nan')):.2f}, "
-            f"null {self.scores.get('r2_null', float('nan')):.2f}, tokens alone {self.scores.get('r2_token', float('nan')):.2f})"
+            f"r2 {self.scores.get('r2', float('nan')):.2f}, r2_uniform "
+            f"{self.scores.get('r2_uniform', float('nan')):.2f}, "
+            f"null {self.scores.get('r2_null', float('nan')):.2f}, tokens alone "
+            f"{self.scores.get('r2_token', float('nan')):.2f})"
         )
 
     def figure(self) -> Any:
@@ -153,7 +159,8 @@ class Stitch(StitchData, ModelHubMixin):
     def _repr_html_(self) -> str:
         ends = {"source": (self.source, self.up), "target": (self.target, self.down)}
         where = {
-            role: f"{model.name if model else 'unknown model'}, {side.source_hook} [{len(side.weight)}]"
+            role: f"{model.name if model else 'unknown model'}, "
+            f"{side.source_hook} [{len(side.weight)}]"
             for role, (model, side) in ends.items()
         }
         n = self.scores.get("n_tokens")
@@ -175,12 +182,16 @@ class Stitch(StitchData, ModelHubMixin):
                 "r2_uniform_token": [self.scores.get("r2_uniform_token"), None],
             }
         )
-        legend = "Without _cv: on the test fold. null: fitted on shuffled pairs; token: the same target from the source's embedding alone."
+        legend = (
+            "Columns without _cv are scores on the test fold. r2_null: the map of shuffled pairs. "
+            "r2_token: the same target predicted from the source's embedding alone."
+        )
         return card("Stitch", facts(about), table(scores), note(legend))
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Write the stitch folder (see `lrt_lens.stitching._folder`); ``push_to_hub=True`` and
-        ``repo_id`` as `ModelHubMixin` has them.
+        """Write the stitch folder.
+
+        ``push_to_hub=True`` and ``repo_id`` are those of `ModelHubMixin`.
         """
         return super().save_pretrained(make_folder(Path(save_directory)), **options)
 
@@ -189,8 +200,9 @@ class Stitch(StitchData, ModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub: Any) -> "Stitch":
-        """A stitch from a folder or a hub repository (``revision``, ``token``, ``cache_dir``,
-        ``local_files_only`` go through).
+        """Return the stitch in a folder or a hub repository.
+
+        ``revision``, ``token``, ``cache_dir`` and ``local_files_only`` are passed on to the hub.
         """
         # The mixin's own looks for a config.json first and warns that there is none.
         return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **hub)

@@ -1,5 +1,4 @@
-"""How well does a model finish what another one began? The loss of next tokens behind a stitch
-(Stitching, table 1).
+"""Loss of next tokens when one model begins and another finishes (Stitching, table 1).
 
 A is the source of a stitch, B its target. A *route* runs one model to its hook point, carries the
 stream over, and lets a model finish:
@@ -49,6 +48,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
+from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.data._blocks import N_FOLDS, part_of
 from lrt_lens.data._documents import Documents, document_key
 from lrt_lens.data._window_cutter import WindowCutter
@@ -105,8 +105,9 @@ class StitchLoss:
 
     @property
     def summary(self) -> pd.DataFrame:
-        """The paper's table 1 upright: a row for either model untouched and one per route, the
-        losses of all arms beside it.
+        """Return the paper's table 1, transposed.
+
+        One row for either model untouched and one per route, with the losses of all arms.
         """
         shown = (
             "finishes_in",
@@ -152,8 +153,9 @@ class StitchLoss:
         return pd.DataFrame(table)
 
     def difference(self, arm: str, other: str, *, route: str) -> Interval:
-        """Cross-entropy of ``arm`` minus that of ``other`` on the same tokens, in nats; the
-        bootstrap over documents is paired.
+        """Return the cross-entropy of ``arm`` minus that of ``other`` on the same tokens, in nats.
+
+        The bootstrap over documents is paired.
         """
         rows = [row for row in self.by_document.to_dict("records") if row["route"] == route]
         known = list(dict.fromkeys(str(row["arm"]) for row in rows))
@@ -161,7 +163,8 @@ class StitchLoss:
             if name not in known:
                 routes = list(dict.fromkeys(self.table["route"]))
                 raise ValueError(
-                    f"no arm {name!r} on route {route!r}; its arms are {known}, and the routes are {routes}"
+                    f"no arm {name!r} on route {route!r}; its arms are {known}, and the routes are "
+                    f"{routes}"
                 )
         losses = [
             np.array([row["ce"] for row in rows if row["arm"] == name]) for name in (arm, other)
@@ -183,78 +186,107 @@ class StitchLoss:
         )
 
 
+@dataclass(frozen=True)
+class StitchLossSettings(Settings):
+    """Settings of `evaluate_stitch_loss`, which also takes each of them as a keyword."""
+
+    routes: Sequence[str] = ROUTES
+    """Routes to measure, among ``ROUTES``."""
+    controls: Sequence[str] = CONTROLS
+    """Controls to measure, among ``CONTROLS``."""
+    n_tokens: int = 20_000
+    """Counted positions after which no further document is read."""
+    context_length: int = 256
+    """Tokens of a window, BOS included."""
+    keep: Literal["bos", "masked"] = "bos"
+    """Positions at which the finishing model keeps its own state: BOS alone, as in the paper, or
+    all masked positions (always so with two tokenizers).
+    """
+    folds: Literal["test", "all"] = "test"
+    """``"test"`` reads only documents of the harvest's test fold, which its seed and the text
+    decide; ``"all"`` reads every document, for text that had no part in the fit.
+    """
+    seed: int = 0
+    """Seed of the bootstraps."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that are not among the known ones."""
+        for name, values, known in (
+            ("routes", self.routes, ROUTES),
+            ("controls", self.controls, CONTROLS),
+            ("keep", [self.keep], ("bos", "masked")),
+            ("folds", [self.folds], ("test", "all")),
+        ):
+            is_empty = name == "routes" and not values
+            # A string is a sequence too, of letters.
+            if isinstance(values, str) or not set(values) <= set(known) or is_empty:
+                expected = "one" if name in ("keep", "folds") else "a list"
+                raise ValueError(f"{name} is {values!r}; expected {expected} of {list(known)}")
+        if self.n_tokens < 1:
+            raise ValueError(
+                f"n_tokens is {self.n_tokens}; expected a positive number of tokens, such as 20_000"
+            )
+
+
+@takes(StitchLossSettings)
 def evaluate_stitch_loss(
     pair: ModelPair,
     stitch: Stitch,
     documents: Documents,
     *,
-    routes: Sequence[str] = ROUTES,
-    n_tokens: int = 20_000,
-    context_length: int = 256,
-    controls: Sequence[str] = CONTROLS,
     token_maps: AffineMap | MapPair | None = None,
     others: Mapping[str, MapPair] | None = None,
-    keep: Literal["bos", "masked"] = "bos",
-    folds: Literal["test", "all"] = "test",
-    seed: int = 0,
+    settings: StitchLossSettings | None = None,
     progress: bool = True,
+    **options: Any,
 ) -> StitchLoss:
-    """Next-token losses behind a stitch, route by route, beside their controls; see the module
-    docstring.
+    """Return next-token losses behind a stitch for each route, with their controls.
 
     Args:
         pair: the models of the stitch.
         stitch: its maps are the arm ``stitched``, its null the arm ``shuffled``, its stream means
             the arm ``mean``.
         documents: text, as `fit_stitches` takes it.
-        routes: among ``ROUTES``.
-        n_tokens: counted positions after which no further document is read.
-        context_length: tokens a window, BOS included.
-        controls: among ``CONTROLS``.
         token_maps: for the arm ``token``: a map from the source's ``hook_embed`` to the target hook
-            (`token_identity_map`), which serves the routes that end in B; or a `MapPair` whose
-            ``down`` goes from the *target's* ``hook_embed`` to the source hook (the same from a
+            point (`token_identity_map`), for the routes that end in B; or a `MapPair` whose
+            ``down`` goes from the *target's* ``hook_embed`` to the source hook point (from a
             harvest of ``pair.reversed()``), for all routes.
-        others: maps of other solvers between the same hook points, an arm by name each.
-        keep: where the finishing model keeps its own state: at ``"bos"`` alone, as in the paper, or
-            at all ``"masked"`` positions (always so with two tokenizers).
-        folds: ``"test"`` reads only documents of the harvest's test fold (its seed and the text
-            decide); ``"all"`` reads every document: for text that had no part in the fit.
-        seed: of the bootstraps.
+        others: maps of other solvers between the same hook points, one arm per name.
+        settings: see `StitchLossSettings`.
         progress: show a bar.
+        options: fields of `StitchLossSettings`.
 
     Raises:
         MismatchError: models or maps that are not the stitch's; chats with two tokenizers.
         TooFewDocumentsError: fewer than two documents, over which there is no interval.
 
-    Source: Stitching (arXiv 2506.06609) table 1; its controls and intervals are ours.
+    Source: Stitching (arXiv 2506.06609) table 1; the controls and intervals are not from there.
     """
-    _check(pair, stitch, routes, controls, others or {}, keep, folds, n_tokens)
+    settings = resolve(StitchLossSettings, settings, options)
+    others = others or {}
+    _check(pair, stitch, settings, others)
     ends = {"A": End(pair.source, stitch.source_hook), "B": End(pair.target, stitch.target_hook)}
-    windows = read_windows(
-        pair, stitch, documents, n_tokens, min(context_length, pair.context_length), folds
-    )
-    arms = _arms(stitch, routes, controls, _token_maps(stitch, token_maps), others or {})
+    length = min(settings.context_length, pair.context_length)
+    windows = read_windows(pair, stitch, documents, settings.n_tokens, length, settings.folds)
+    token_arms = _token_maps(stitch, token_maps)
+    arms = _arms(stitch, settings.routes, settings.controls, token_arms, others)
     tally = Tally(1 + max(window.document for window in windows))
-    for batch in tqdm(
-        list(batches(windows, pair.source, pair.target)),
-        desc="stitched loss",
-        disable=not progress,
-        leave=False,
-    ):
-        run_batch(ends, arms, Batch(batch, ends, keep), tally)
+    work = list(batches(windows, pair.source, pair.target))
+    for batch in tqdm(work, desc="stitched loss", disable=not progress, leave=False):
+        run_batch(ends, arms, Batch(batch, ends, settings.keep), tally)
     names = {"A": pair.source.name, "B": pair.target.name}
     return StitchLoss(
-        *_tables(arms, tally, routes, names, seed),
+        *_tables(arms, tally, settings.routes, names, settings.seed),
         source_hook=stitch.source_hook,
         target_hook=stitch.target_hook,
-        seed=seed,
+        seed=settings.seed,
     )
 
 
 def token_identity_map(moments: CrossMoments, target_hook: str) -> AffineMap:
-    """The ridge map from the source's token embedding to a target hook point: the rival explanation
-    of every stitch.
+    """Return the ridge map from the source's token embedding to a target hook point.
+
+    Token identity is the alternative explanation of every stitch.
 
     Reads moments that were harvested before; `HookPointError` where they hold no embedding.
     """
@@ -269,7 +301,8 @@ def token_identity_map(moments: CrossMoments, target_hook: str) -> AffineMap:
     ]
     if not hooks:
         raise HookPointError(
-            f"these moments hold no pair {moments.token_hook!r} → {target_hook!r}; harvest that target hook point"
+            f"these moments hold no pair {moments.token_hook!r} → {target_hook!r}; harvest that "
+            "target hook point"
         )
     found = (moments.token_hook, hooks[0])
     return fit_grid(moments, Ridge(), pairs=[found]).maps(found)[0]
@@ -279,55 +312,34 @@ def token_identity_map(moments: CrossMoments, target_hook: str) -> AffineMap:
 
 
 def _check(
-    pair: ModelPair,
-    stitch: Stitch,
-    routes: Sequence[str],
-    controls: Sequence[str],
-    others: Mapping[str, MapPair],
-    keep: str,
-    folds: str,
-    n_tokens: int,
+    pair: ModelPair, stitch: Stitch, settings: StitchLossSettings, others: Mapping[str, MapPair]
 ) -> None:
-    for name, given, known in (
-        ("routes", routes, ROUTES),
-        ("controls", controls, CONTROLS),
-        ("keep", [keep], ("bos", "masked")),
-        ("folds", [folds], ("test", "all")),
-    ):
-        if (
-            isinstance(given, str)
-            or not set(given) <= set(known)
-            or (name == "routes" and not given)
-        ):
-            raise ValueError(
-                f"{name} is {given!r}; expected {'one' if name in ('keep', 'folds') else 'a list'} of {list(known)}"
-            )
-    if n_tokens < 1:
-        raise ValueError(
-            f"n_tokens is {n_tokens}; expected a positive number of tokens, such as 20_000"
-        )
     stitch.check(pair.source, pair.target)
     for letter, hook in (("A", stitch.source_hook), ("B", stitch.target_hook)):
-        into = [route for route in routes if route.endswith(letter)]
+        into = [route for route in settings.routes if route.endswith(letter)]
         if into and len(joint_parts(hook)) > 1:
             raise HookPointError(
-                f"route {into[0]!r} would finish at {hook!r}, several hook points side by side, where no stream can be put back; "
+                f"route {into[0]!r} would finish at {hook!r}, several hook points side by side, "
+                "where no stream can be put back; "
                 f"choose routes that end in {'B' if letter == 'A' else 'A'}"
             )
     for name, maps in others.items():
         if name in _RESERVED:
             raise ValueError(
-                f"others holds the name {name!r}, which is an arm of its own; expected any name but {list(_RESERVED)}"
+                f"others holds the name {name!r}, which is an arm of its own; expected any name "
+                f"but {list(_RESERVED)}"
             )
         _refuse_other_hooks(name, maps.up, stitch.source_hook, stitch.target_hook)
         _refuse_other_hooks(name, maps.down, stitch.target_hook, stitch.source_hook)
-    if "shuffled" in controls and stitch.null is None:
+    if "shuffled" in settings.controls and stitch.null is None:
         logger.warning(
-            "this stitch holds no map fitted on shuffled pairs, so the arm 'shuffled' is left out; harvest with null='full'"
+            "this stitch holds no map fitted on shuffled pairs, so the arm 'shuffled' is left out; "
+            "harvest with null='full'"
         )
-    if keep == "bos" and not pair.aligned and not pair.source.prepend_bos:
+    if settings.keep == "bos" and not pair.aligned and not pair.source.prepend_bos:
         logger.warning(
-            "these models read no BOS, so the first token's state, which no map was fitted on, is replaced too; take keep='masked', or load the "
+            "these models read no BOS, so the first token's state, which no map was fitted on, is "
+            "replaced too; take keep='masked', or load the "
             "pair with prepend_bos=True"
         )
 
@@ -335,7 +347,8 @@ def _check(
 def _refuse_other_hooks(name: str, affine: AffineMap, start: str, end: str) -> None:
     if not (same_place(affine.source_hook, start) and same_place(affine.target_hook, end)):
         raise MismatchError(
-            f"{name} maps {affine.source_hook!r} → {affine.target_hook!r}; expected {start!r} → {end!r}: fit that pair of hook points"
+            f"{name} maps {affine.source_hook!r} → {affine.target_hook!r}; expected {start!r} → "
+            f"{end!r}: fit that pair of hook points"
         )
 
 
@@ -385,7 +398,8 @@ def read_windows(
         n_counted += sum(int((window.rows < len(window.ids) - 1).sum()) for window in found)
     if n_taken == 1 and n_counted >= n_tokens:
         raise TooFewDocumentsError(
-            f"n_tokens={n_tokens} was reached after 1 document; raise n_tokens: an interval over documents needs at least 2"
+            f"n_tokens={n_tokens} was reached after 1 document; raise n_tokens: an interval over "
+            "documents needs at least 2"
         )
     if n_taken < 2:
         remedy = (
@@ -394,8 +408,11 @@ def read_windows(
             else ""
         )
         raise TooFewDocumentsError(
-            f"{n_taken} of {n_read} document(s) can be measured{' (a sixth is in the test fold)' if folds == 'test' else ''}; an interval over "
-            f"documents needs at least 2 that are longer than {plan.skip_first + 4} tokens: give more text{remedy}"
+            f"{n_taken} of {n_read} document(s) can be "
+            f"measured{' (a sixth is in the test fold)' if folds == 'test' else ''}; an interval "
+            "over "
+            f"documents needs at least 2 that are longer than {plan.skip_first + 4} tokens: give "
+            f"more text{remedy}"
         )
     return windows
 
@@ -410,7 +427,10 @@ def _arms(
     token_maps: Mapping[str, AffineMap],
     others: Mapping[str, MapPair],
 ) -> list[Arm]:
-    """Every arm once, for either finishing model the mean first: tokens are won or lost against it."""
+    """Return every arm once; for either finishing model the mean comes first.
+
+    Whether a token is won or lost is relative to the mean.
+    """
     arms: list[Arm] = []
     for letter, statistics, start in (
         ("A", stitch.source_statistics, "B"),
@@ -463,7 +483,7 @@ def _carrier(route: str, maps: MapPair) -> Callable[[Streams], Tensor]:
 def _tables(
     arms: list[Arm], tally: Tally, routes: Sequence[str], names: dict[str, str], seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(table, by_document)."""
+    """Return the table of all arms, and the losses by document."""
     order = list(
         dict.fromkeys(
             [

@@ -1,5 +1,6 @@
-"""Passes that one model begins and another finishes: either runs once a batch to its hook point,
-every arm resumes from there.
+"""Passes that one model begins and another finishes.
+
+Either model runs once per batch to its hook point; every arm resumes from there.
 
     ends = {"A": End(pair.source, hook), "B": End(pair.target, other_hook)}
     tally = Tally(n_documents)
@@ -68,8 +69,9 @@ class Side:
         keep: Literal["bos", "masked"],
         others: list[Window] | None = None,
     ) -> None:
-        """``others``: the same windows in the other model's tokens, where these differ; what has no
-        partner there keeps its state.
+        """Take the same windows in the other model's tokens if these differ (``others``).
+
+        A token that has no partner there keeps its state.
         """
         self.tokens = model.pad([window.ids for window in windows])
         positions = torch.arange(self.tokens.shape[1])[None]
@@ -125,8 +127,9 @@ class Batch:
         *,
         paired: bool = True,
     ) -> None:
-        """``paired`` says whether rows of two tokenizations are partners; otherwise either side
-        stands for itself.
+        """Take whether rows of two tokenizations are partners (``paired``).
+
+        If they are not, either side stands for itself.
         """
         read = {"A": windows, "B": [window.read_by("target") for window in windows]}
         differ = paired and any(window.counterpart is not None for window in windows)
@@ -169,15 +172,16 @@ class End:
         }
 
     def log_probabilities(self, side: Side, residual: Residual) -> Tensor:
-        """[flat position, vocabulary] in float32, of a pass that resumes from a residual."""
+        """Return log probabilities [flat position, vocabulary] in float32 of a resumed pass."""
         with self.model.engine.resuming(self.hooks[0], residual):
             logits = self.model.logits(side.tokens)
         return logits[side.predicts.to(logits.device)].float().log_softmax(-1)
 
 
 def run_batch(ends: dict[str, End], arms: list[Arm], batch: Batch, tally: "Tally") -> None:
-    """Both models once to their hook points, then every arm from there; the first arm of either
-    model is what others win or lose against.
+    """Run both models once to their hook points, then every arm from there.
+
+    The other arms are compared with the first arm of either model.
     """
     streams: Streams = {}
     for letter, end in ends.items():
@@ -207,9 +211,7 @@ def run_batch(ends: dict[str, End], arms: list[Arm], batch: Batch, tally: "Tally
 def _compare(
     log_p: Tensor, own: Tensor, likeliest: Tensor, following: Tensor
 ) -> dict[str, np.ndarray]:
-    """Per flat position: cross-entropy, KL(own ‖ arm) and whether both find the same token
-    likeliest.
-    """
+    """Return cross-entropy, KL(own ‖ arm) and agreement of the likeliest token, per position."""
     losses = -log_p.gather(1, following.to(log_p.device)[:, None])[:, 0]
     kl = torch.nn.functional.kl_div(log_p, own, log_target=True, reduction="none").sum(-1)
     return {

@@ -220,7 +220,7 @@ def test_between_a_model_and_itself_everything_carries(pair: ModelPair, corpus: 
 
 def test_the_figure_and_the_notebook_show_what_was_measured(found: FamilyBaselines) -> None:
     figure = found.figure()
-    points = [trace for trace in figure.data if trace.name == "carried over"]
+    points = [trace for trace in figure.data if trace.name == "transferred"]
     assert [len(trace.x) for trace in points] == [4, 3, 3]
     value = found.summary.set_index("method").loc["procrustes", "cosine"]
     place = list(points[0].y).index("procrustes")

@@ -1,6 +1,4 @@
-"""Commands that documentation and docstrings give for the scripts in `examples/` name scripts and
-options that there are.
-"""
+"""Commands in documentation and docstrings name scripts and options that exist."""
 
 import ast
 import re
@@ -9,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
+import lrt_lens.reproduction._options
 from tests.docs.conftest import DOCS, ROOT
 
+FOLDERS = ("examples", "build_demo")
+"""Folders of scripts that are run from the command line."""
 EXAMPLES = ROOT / "examples"
-COMMAND = re.compile(r"examples/(\w+)\.py((?:\\\n|[^\n`#])*)")
-"""Script and what follows it, over continued lines, up to a comment or the end of a piece of code.
-"""
+COMMAND = re.compile(r"(?:examples|build_demo)/(\w+)\.py((?:\\\n|[^\n`#])*)")
+"""Script and what follows it, over continued lines, up to a comment or the end of the code."""
 OPTION = re.compile(r"(?<!\S)--([a-z][\w-]*)")
 CLASSES = ("Options", "Arguments")
-"""How a script calls the dataclass of its command line; one without has a function ``main``."""
+"""Names of the dataclass with a script's options; without one its function ``main`` has them."""
 
 
 def commands() -> Iterator[tuple[str, str, list[str]]]:
@@ -31,7 +31,7 @@ def commands() -> Iterator[tuple[str, str, list[str]]]:
     ]
     code = [
         path
-        for folder in ("lrt_lens", "examples", "benchmarks")
+        for folder in ("lrt_lens", "benchmarks", *FOLDERS)
         for path in (ROOT / folder).rglob("*.py")
     ]
     for path in [*pages, *code, *(ROOT / "lrt_lens").rglob("*.md")]:
@@ -40,9 +40,7 @@ def commands() -> Iterator[tuple[str, str, list[str]]]:
 
 
 def options_of(script: Path, inherited: set[str]) -> set[str]:
-    """Names of its options, as tyro makes them from the fields of its dataclass, or from the
-    arguments of ``main``.
-    """
+    """Option names that tyro makes from a script's dataclass, or from the arguments of ``main``."""
     body = ast.parse(script.read_text(encoding="utf-8")).body
     names = {
         name
@@ -73,25 +71,27 @@ def fields(definition: ast.ClassDef) -> set[str]:
 
 @pytest.fixture(scope="module")
 def options() -> dict[str, set[str]]:
-    """By script, flags with their negations."""
-    shared = ast.parse(
-        (ROOT / "lrt_lens" / "reproduction" / "options.py").read_text(encoding="utf-8")
-    )
+    """Options of every script, flags with their negations."""
+    shared = ast.parse(Path(lrt_lens.reproduction._options.__file__).read_text(encoding="utf-8"))
     (base,) = [
         node
         for node in shared.body
         if isinstance(node, ast.ClassDef) and node.name == "FigureOptions"
     ]
-    found = {path.stem: options_of(path, fields(base)) for path in EXAMPLES.glob("*.py")}
+    names_of = {
+        path.stem: options_of(path, fields(base))
+        for folder in FOLDERS
+        for path in (ROOT / folder).glob("*.py")
+    }
     return {
         script: names | {f"no-{name}" for name in names} | {"help"}
-        for script, names in found.items()
+        for script, names in names_of.items()
     }
 
 
 def test_every_command_names_a_script_and_its_options(options: dict[str, set[str]]) -> None:
     wrong = [
-        f"{path}: examples/{script}.py {' '.join(f'--{name}' for name in given)}"
+        f"{path}: {script}.py {' '.join(f'--{name}' for name in given)}"
         for path, script, given in commands()
         if script not in options or not set(given) <= options[script]
     ]
@@ -99,7 +99,10 @@ def test_every_command_names_a_script_and_its_options(options: dict[str, set[str
 
 
 def test_commands_are_found_over_lines_and_without_their_comments() -> None:
-    text = "    python examples/strength.py --source A \\\n        --n-tokens 3   # not --this\n`examples/l_cross.py --pairs 3` and --that\n"
+    text = (
+        "    python examples/strength.py --source A \\\n        --n-tokens 3   # not --this\n"
+        "`examples/l_cross.py --pairs 3` and --that\n"
+    )
     assert [(script, OPTION.findall(rest)) for script, rest in COMMAND.findall(text)] == [
         ("strength", ["source", "n-tokens"]),
         ("l_cross", ["pairs"]),

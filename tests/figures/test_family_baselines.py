@@ -66,20 +66,20 @@ TABLE = pd.DataFrame(
 
 
 def test_points_intervals_and_nulls_are_those_of_the_table() -> None:
-    carried, nulls = (
+    transferred, nulls = (
         [trace for trace in family_figure(TABLE).data if trace.name.startswith(name)]
-        for name in ("carried", "null")
+        for name in ("transferred", "null")
     )
-    assert [list(trace.y) for trace in carried] == [
+    assert [list(trace.y) for trace in transferred] == [
         ["token_identity", "ridge"],
         ["ridge"],
         ["ridge"],
     ]
-    assert list(carried[1].x) == [0.5]
-    assert (carried[1].error_x.array[0], carried[1].error_x.arrayminus[0]) == pytest.approx(
+    assert list(transferred[1].x) == [0.5]
+    assert (transferred[1].error_x.array[0], transferred[1].error_x.arrayminus[0]) == pytest.approx(
         (0.2, 0.1)
     )
-    assert "0.500 (0.400 to 0.700)" in carried[1].hovertext[0]
+    assert "0.500 (0.400 to 0.700)" in transferred[1].hovertext[0]
     steering, reading = (dict(zip(trace.y, trace.x, strict=True)) for trace in nulls)
     assert steering == pytest.approx({"ridge": 0.1, "random": 0.05})
     assert reading == pytest.approx({"ridge": -0.1, "random": 0.0})
@@ -89,7 +89,7 @@ def test_points_intervals_and_nulls_are_those_of_the_table() -> None:
 
 
 def test_what_lies_beyond_the_edge_is_drawn_at_it() -> None:
-    reading = [trace for trace in family_figure(TABLE).data if trace.name.startswith("carried")][2]
+    reading = [trace for trace in family_figure(TABLE).data if trace.name.startswith("transferred")][2]
     assert reading.x[0] + reading.error_x.array[0] == pytest.approx(1.75)
     assert "9.000" in reading.hovertext[0]
 

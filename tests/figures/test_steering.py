@@ -274,7 +274,7 @@ def test_a_missing_pair_is_a_hole_not_a_zero() -> None:
             {"chosen": ("blocks.9.hook_resid_post", TARGETS[0])},
             "is not in the table",
         ),
-        (lambda scores: pd.concat([scores, scores]), {}, "12 rows for 6 layer pairs"),
+        (lambda scores: pd.concat([scores, scores]), {}, "12 rows for 6 hook pairs"),
     ],
 )
 def test_a_grid_that_cannot_be_shown_is_refused_with_the_reason(

@@ -386,8 +386,8 @@ def test_interpolating_is_warned_about_with_both_numbers(
     with caplog.at_level(logging.WARNING):
         moments.fit(Ridge(alpha=1e-2))
     assert (
-        f"{moments.n_fit} tokens for 600 dimensions: a map fitted on fewer rows than dimensions interpolates them"
-        in caplog.text
+        f"{moments.n_fit} tokens for 600 dimensions: a map fitted on fewer rows than dimensions "
+        "interpolates them" in caplog.text
     )
     caplog.clear()
     with caplog.at_level(logging.WARNING):

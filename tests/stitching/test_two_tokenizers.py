@@ -146,8 +146,8 @@ def test_the_provenance_says_how_much_was_aligned(
         )
     assert harvested.provenance.aligned == (shared, n_source, n_target)
     assert (
-        f"{shared / n_source:.1%} of the source's tokens and {shared / n_target:.1%} of the target's"
-        in harvested.provenance.alignment
+        f"{shared / n_source:.1%} of the source's tokens and {shared / n_target:.1%} of the "
+        "target's" in harvested.provenance.alignment
     )
     assert harvested.provenance.swapped().aligned == (shared, n_target, n_source)
     assert harvested.provenance.from_json(harvested.provenance.to_json()) == harvested.provenance

@@ -1,4 +1,4 @@
-"""Concepts, one row a text: maps between them, and their evaluation."""
+"""Concept maps, fitted on one row per text: fitting, transfer of vectors and evaluation."""
 
 import lazy_loader
 

@@ -2,8 +2,8 @@ from ._concept_interpolation import ConceptInterpolation as ConceptInterpolation
 from ._concept_interpolation import evaluate_interpolation as evaluate_interpolation
 from ._concept_map import ConceptMap as ConceptMap
 from ._concept_map import apply_together as apply_together
-from ._evaluation import BETAS as BETAS
 from ._evaluation import Concept as Concept
 from ._evaluation import ConceptTransfer as ConceptTransfer
 from ._evaluation import evaluate_concept_transfer as evaluate_concept_transfer
 from ._rows import read_rows as read_rows
+from ._settings import BETAS as BETAS

@@ -1,23 +1,24 @@
-"""The arms of a concept-map evaluation: L-Cross's own, other and random maps, and the controls that
-tell what each is worth.
+"""Arms of a concept-map evaluation: maps fitted on several kinds of texts, and controls.
 
 With A and B disjoint parts of a concept's pairs, every vector is learnt from A:
 
-| arm | the map is fitted on |
+| arm | texts that the map is fitted on |
 | --- | --- |
-| ``native`` | no map: what the target learns from A itself (the paper's "Self") |
-| ``own`` | A, the texts of the vector (table 1): with n ≤ d this is ``native`` again |
-| ``noise_source`` | A, random numbers in place of the source's rows: with n ≤ d the same again, without any source model |
-| ``own_disjoint`` | B, the same concept on other texts |
+| ``native`` | no map: the vector that the target learns from A itself (the paper's "Self") |
+| ``own`` | A, the texts of the vector (table 1); for n ≤ d this equals ``native`` |
+| ``noise_source`` | A, with random numbers instead of the source's rows; also equal for n ≤ d |
+| ``own_disjoint`` | B, other texts of the same concept |
 | ``other`` | the next concept in the list (table 3) |
-| ``others`` | all other concepts together (only where there are more than two concepts) |
-| ``…_ridge`` | as its namesake, centred and with a penalty chosen on held-out pairs |
-| ``shuffled`` | as the widest of ``others`` and ``other``, target rows dealt out to other texts |
-| ``mean_only`` | the mean states of the same texts alone |
+| ``others`` | all other concepts together (only for more than two concepts) |
+| ``…_ridge`` | texts of the arm of that name, centred, penalty chosen on held-out pairs |
+| ``shuffled`` | ``others`` or else ``other``, with target rows assigned to other texts |
+| ``mean_only`` | the mean states of these texts alone |
 | ``stitch`` | tokens of ordinary text |
-| ``untransformed`` | no map, where widths agree (table 2) |
-| ``random`` | Gaussian T with entries of variance 1 (table 2 as we read it) |
-| ``random_matched`` | the same, brought to the length of ``native`` |
+| ``untransformed`` | no map, if the widths are equal (table 2) |
+| ``random`` | no texts: Gaussian T with entries of variance 1 (table 2 as we read it) |
+| ``random_matched`` | the same, with the vector scaled to the length of ``native`` |
+
+Tables are those of L-Cross (arXiv 2501.02009).
 """
 
 import math
@@ -31,29 +32,33 @@ from torch import Tensor
 from lrt_lens.adapters.concepts._concept_map import Extraction
 from lrt_lens.adapters.concepts._row_maps import RowMap
 from lrt_lens.adapters.concepts._rows import PairRows, cosine, mean_only
+from lrt_lens.adapters.concepts._settings import ConceptTransferSettings
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.stitching._stitch import Stitch
 
 DRAWN = ("random", "random_matched")
+"""Arms with many draws."""
 
 
 @dataclass(frozen=True)
 class ConceptArm:
-    """Vectors on one model, one for each hook point, and the map that they came through."""
+    """Vectors on one model, one per hook point, with facts about the maps that gave them."""
 
     name: str
     vectors: tuple[SteeringVector, ...]
     facts: dict[str, Any]
-    """cosine and norm_ratio to the native vectors, and of the map n, d, interpolates, r2,
-    r2_uniform: means over hook points.
+    """cosine and norm_ratio to the native vectors; n, d, interpolates, r2, r2_uniform of the map.
+
+    Each is a mean over hook points.
     """
     draw: int | None = None
+    """Number of the draw; None for arms with a single one."""
 
 
 @dataclass(frozen=True)
 class LayerRows:
-    """Rows of every concept at one pair of hook points."""
+    """Rows of every concept at one hook pair."""
 
     source_hook: str
     target_hook: str
@@ -62,13 +67,13 @@ class LayerRows:
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """One hook point's rows as the arms of one concept need them."""
+class _ConceptRows:
+    """Rows of one hook pair, split as the arms of one concept need them."""
 
     learnt: PairRows
-    """A."""
-    rest: PairRows
-    """B."""
+    """A, the pairs that the vector is learnt from."""
+    disjoint: PairRows
+    """B, the other pairs of the concept."""
     other: PairRows
     others: PairRows | None
     target_hook: str
@@ -77,121 +82,127 @@ class _Layer:
 
     @property
     def vector(self) -> Tensor:
+        """The source's vector, [d_source]."""
         return self.learnt.gap("source", self.by)
 
     @property
     def native(self) -> Tensor:
+        """The target's own vector from the same pairs, [d_target]."""
         return self.learnt.gap("target", self.by)
 
     @property
     def foreign(self) -> PairRows:
-        """The widest texts without the concept."""
+        """Rows of all other concepts."""
         return self.other if self.others is None else self.others
+
+
+_Transfer = Callable[[_ConceptRows], tuple[Tensor, RowMap]]
+"""Returns the vector of one hook pair on the target, and the map that transferred it."""
 
 
 def concept_arms(
     concept: str,
     layers: Sequence[LayerRows],
     target: ModelIdentity,
-    *,
-    by: Extraction,
-    ridge: bool,
-    n_pairs: int | None,
-    n_random: int,
-    seed: int,
+    settings: ConceptTransferSettings,
 ) -> list[ConceptArm]:
     """Every arm of one concept on the target, ``native`` first; see the module docstring."""
-    ready = [_layer(concept, layer, by, n_pairs, seed) for layer in layers]
-    generator = torch.Generator().manual_seed(seed)
-    arms = [_arm("native", concept, ready, [(layer.native, None) for layer in ready], target)]
-    for name, carry in _fitted(ready, ridge, generator, seed):
-        arms.append(_arm(name, concept, ready, [carry(layer) for layer in ready], target))
-    for name, carry in _unfitted(ready):
-        arms.append(_arm(name, concept, ready, [(carry(layer), None) for layer in ready], target))
-    for draw in range(n_random):
-        shapes = [(len(layer.vector), len(layer.native)) for layer in ready]
+    rows = [_concept_rows(concept, layer, settings) for layer in layers]
+    # All arms draw from one generator, so their order decides the numbers.
+    generator = torch.Generator().manual_seed(settings.seed)
+    arms = [_arm("native", concept, rows, [(layer.native, None) for layer in rows], target)]
+    for name, transfer in _fitted(rows, settings, generator):
+        arms.append(_arm(name, concept, rows, [transfer(layer) for layer in rows], target))
+    for name, multiply in _unfitted(rows):
+        arms.append(_arm(name, concept, rows, [(multiply(layer), None) for layer in rows], target))
+    for draw in range(settings.n_random):
+        shapes = [(len(layer.vector), len(layer.native)) for layer in rows]
+        # T with entries N(0, 1)
         maps = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-        raw = [layer.vector @ weight for layer, weight in zip(ready, maps, strict=True)]
-        matched = [v / v.norm() * layer.native.norm() for v, layer in zip(raw, ready, strict=True)]
+        raw = [layer.vector @ weight for layer, weight in zip(rows, maps, strict=True)]
+        # v T / ‖v T‖ · ‖native‖
+        matched = [v / v.norm() * layer.native.norm() for v, layer in zip(raw, rows, strict=True)]
         for name, vectors in (("random", raw), ("random_matched", matched)):
-            arms.append(_arm(name, concept, ready, [(v, None) for v in vectors], target, draw))
+            arms.append(_arm(name, concept, rows, [(v, None) for v in vectors], target, draw))
     return arms
 
 
 def vector_part(rows: PairRows, n_pairs: int | None, seed: int) -> tuple[PairRows, PairRows]:
-    """(A, B): the pairs that vectors are learnt from (half of them where no number is given), and
-    the others.
-    """
+    """(A, B): ``n_pairs`` random pairs to learn vectors from (None: one half), and the others."""
+    # The seed gives the same parts for both models and for all arms.
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     cut = n_pairs or len(rows) // 2
     return rows[order[:cut]], rows[order[cut:]]
 
 
-def _layer(
-    concept: str, layer: LayerRows, by: Extraction, n_pairs: int | None, seed: int
-) -> _Layer:
+def _concept_rows(
+    concept: str, layer: LayerRows, settings: ConceptTransferSettings
+) -> _ConceptRows:
     names = list(layer.rows)
     foreign = [layer.rows[name] for name in names if name != concept]
-    return _Layer(
-        *vector_part(layer.rows[concept], n_pairs, seed),
+    return _ConceptRows(
+        *vector_part(layer.rows[concept], settings.n_pairs, settings.seed),
+        # The last concept takes the first one as its other.
         layer.rows[names[(names.index(concept) + 1) % len(names)]],
+        # For two concepts, all others are the one other concept.
         PairRows.joined(foreign) if len(foreign) > 1 else None,
         layer.target_hook,
         layer.stitch,
-        by,
+        settings.by,
     )
 
 
 def _fitted(
-    ready: list[_Layer], ridge: bool, generator: torch.Generator, seed: int
-) -> Iterator[tuple[str, Callable[[_Layer], tuple[Tensor, RowMap]]]]:
-    """(arm, function that carries the vector of a layer and returns the map too)."""
+    rows: list[_ConceptRows], settings: ConceptTransferSettings, generator: torch.Generator
+) -> Iterator[tuple[str, _Transfer]]:
+    """(arm, function that fits a map and transfers the vector of one hook pair by it)."""
 
-    def through(fit: Callable[[_Layer], RowMap]) -> Callable[[_Layer], tuple[Tensor, RowMap]]:
-        def carry(layer: _Layer) -> tuple[Tensor, RowMap]:
-            found = fit(layer)
-            return layer.vector @ found.weight, found
+    def by(fit: Callable[[_ConceptRows], RowMap]) -> _Transfer:
+        def transfer(layer: _ConceptRows) -> tuple[Tensor, RowMap]:
+            row_map = fit(layer)
+            return layer.vector @ row_map.weight, row_map
 
-        return carry
+        return transfer
 
-    yield "own", through(lambda layer: layer.learnt.fit(score=True))
-    yield "noise_source", _through_noise(generator)
-    yield "own_disjoint", through(lambda layer: layer.rest.fit(score=True))
-    yield "other", through(lambda layer: layer.other.fit(score=True))
-    if ready[0].others is not None:
-        yield "others", through(lambda layer: layer.foreign.fit(score=True))
-    yield "shuffled", through(lambda layer: layer.foreign.shuffled(generator).fit(score=True))
-    if ridge:
-        yield (
-            "own_disjoint_ridge",
-            through(lambda layer: layer.rest.fit("ridge", score=True, seed=seed)),
-        )
-        yield "other_ridge", through(lambda layer: layer.other.fit("ridge", score=True, seed=seed))
-        if ready[0].others is not None:
-            yield (
-                "others_ridge",
-                through(lambda layer: layer.foreign.fit("ridge", score=True, seed=seed)),
-            )
+    def by_ridge(texts: Callable[[_ConceptRows], PairRows]) -> _Transfer:
+        return by(lambda layer: texts(layer).fit("ridge", score=True, seed=settings.seed))
+
+    several = rows[0].others is not None
+    yield "own", by(lambda layer: layer.learnt.fit(score=True))
+    yield "noise_source", _by_noise(generator)
+    yield "own_disjoint", by(lambda layer: layer.disjoint.fit(score=True))
+    yield "other", by(lambda layer: layer.other.fit(score=True))
+    if several:
+        yield "others", by(lambda layer: layer.foreign.fit(score=True))
+    yield "shuffled", by(lambda layer: layer.foreign.shuffled(generator).fit(score=True))
+    if settings.ridge:
+        yield "own_disjoint_ridge", by_ridge(lambda layer: layer.disjoint)
+        yield "other_ridge", by_ridge(lambda layer: layer.other)
+        if several:
+            yield "others_ridge", by_ridge(lambda layer: layer.foreign)
 
 
-def _through_noise(generator: torch.Generator) -> Callable[[_Layer], tuple[Tensor, RowMap]]:
-    def carry(layer: _Layer) -> tuple[Tensor, RowMap]:
+def _by_noise(generator: torch.Generator) -> _Transfer:
+    """Transfer of a vector of random rows, by a map fitted on the same random rows."""
+
+    def transfer(layer: _ConceptRows) -> tuple[Tensor, RowMap]:
         noise = layer.learnt.without_source(generator)
-        found = noise.fit(score=True)
-        return noise.gap("source", layer.by) @ found.weight, found
+        row_map = noise.fit(score=True)
+        return noise.gap("source", layer.by) @ row_map.weight, row_map
 
-    return carry
+    return transfer
 
 
-def _unfitted(ready: list[_Layer]) -> Iterator[tuple[str, Callable[[_Layer], Tensor]]]:
+def _unfitted(rows: list[_ConceptRows]) -> Iterator[tuple[str, Callable[[_ConceptRows], Tensor]]]:
+    """(arm, function that transfers the vector of one hook pair without fitting a map)."""
     yield "mean_only", lambda layer: layer.vector @ mean_only(layer.foreign)
-    if all(layer.stitch is not None for layer in ready):
-        yield "stitch", _through_stitch
-    if all(len(layer.vector) == len(layer.native) for layer in ready):
+    if all(layer.stitch is not None for layer in rows):
+        yield "stitch", _by_stitch
+    if all(len(layer.vector) == len(layer.native) for layer in rows):
         yield "untransformed", lambda layer: layer.vector
 
 
-def _through_stitch(layer: _Layer) -> Tensor:
+def _by_stitch(layer: _ConceptRows) -> Tensor:
     if layer.stitch is None:
         raise ValueError(
             f"no stitch ends at {layer.target_hook!r}; give one for every pair of hook points"
@@ -202,21 +213,23 @@ def _through_stitch(layer: _Layer) -> Tensor:
 def _arm(
     name: str,
     concept: str,
-    ready: list[_Layer],
-    carried: list[tuple[Tensor, RowMap | None]],
+    rows: list[_ConceptRows],
+    transferred: list[tuple[Tensor, RowMap | None]],
     target: ModelIdentity,
     draw: int | None = None,
 ) -> ConceptArm:
-    pairs = [(vector, layer.native) for (vector, _), layer in zip(carried, ready, strict=True)]
+    """Arm of the transferred vectors, one (vector, map) per hook pair."""
+    pairs = [(vector, layer.native) for (vector, _), layer in zip(transferred, rows, strict=True)]
+    ratios = [float(vector.norm() / native.norm()) for vector, native in pairs]
     facts: dict[str, Any] = {
         "cosine": sum(cosine(*pair) for pair in pairs) / len(pairs),
-        "norm_ratio": sum(float(vector.norm() / native.norm()) for vector, native in pairs)
-        / len(pairs),
+        "norm_ratio": sum(ratios) / len(pairs),
     }
-    maps = [found for _, found in carried if found is not None]
+    maps = [row_map for _, row_map in transferred if row_map is not None]
+    # The mean of booleans is the share of hook pairs whose map interpolates.
     for key in ("n", "interpolates", "r2", "r2_uniform"):
         facts[key] = sum(getattr(one, key) for one in maps) / len(maps) if maps else math.nan
-    facts["d"] = sum(len(layer.vector) for layer in ready) / len(ready)
+    facts["d"] = sum(len(layer.vector) for layer in rows) / len(rows)
     vectors = tuple(
         SteeringVector(
             vector.float(),
@@ -226,6 +239,6 @@ def _arm(
             method=name,
             transferred_by="concept map",
         )
-        for (vector, _), layer in zip(carried, ready, strict=True)
+        for (vector, _), layer in zip(transferred, rows, strict=True)
     )
     return ConceptArm(name, vectors, facts, draw)

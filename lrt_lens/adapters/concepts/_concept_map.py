@@ -1,25 +1,26 @@
-"""L-Cross's map: fitted on one vector a text, so that it crosses tokenizers; and what that is
-worth.
+"""L-Cross's concept map: fitted on one row per text, so that it works across tokenizers.
 
-    concept_map = ConceptMap.fit(pair, other_concepts, source_hook=2, target_hook=3)     # or (source_model, target_model)
+    concept_map = ConceptMap.fit(pair, other_concepts, source_hook=2, target_hook=3)
     vector = SteeringVector.mean_difference(pair.source, contrast, at=2)
-    moved = concept_map.transfer(vector, scale=1.5)                                      # β·λT, no bias, the mapped length
-    with moved.apply(pair.target): ...
+    transferred = concept_map.transfer(vector, scale=1.5)      # β·λT
+    with transferred.apply(pair.target):
+        ...
 
-Problem: two models with different tokenizers share no tokens, but they share texts. Mechanism
-(Huang et al., arXiv 2501.02009, §2-3): the row of a text is its last token's activation (or the
-mean over its tokens) at a layer; T minimises ‖Λ_t − Λ_s T‖ over the rows of contrast texts, with
-minimum norm, without intercept, centring or penalty; a vector λ goes over as β·λT.
-``method="ridge"`` centres and chooses a penalty on held-out pairs instead. Several layers: one map
-for each pair of hook points.
+Problem: two models with different tokenizers share no tokens, but they can read the same texts.
+Mechanism (Huang et al., arXiv 2501.02009, §2-3): the row of a text is the activation of its last
+token (or the mean over its tokens) at a layer. T minimises ‖Λ_t − Λ_s T‖ over the rows of contrast
+texts, with minimum norm, without intercept, centring or penalty. A vector λ becomes β·λT, without
+bias and with the length that the map gives. ``method="ridge"`` centres instead and chooses a
+penalty on held-out pairs. Several layers get one map per hook pair.
 
-Limits. A contrast set has hundreds of texts, a stream thousands of dimensions. With no more texts n
-than dimensions d the map *interpolates*: Λ_s T = Λ_t exactly, whatever the source's rows are, even
-random numbers. A mean-difference vector is a linear combination of the rows it is learnt from, so
-carried by a map fitted on those same texts it **is** the target's own vector and shows nothing
-about transfer (`ConceptMap.interpolates`, `ConceptMap.overlap`; a warning says so). What tests
-transfer are maps fitted on other texts, best of other concepts; that is why `fit` takes several
-sets, and why n, d, the effective rank and scores on held-out pairs are always shown.
+Limits. A contrast set has hundreds of texts and a residual stream thousands of dimensions. If the
+number of texts n is not larger than the number of dimensions d, the map *interpolates*: Λ_s T = Λ_t
+exactly, whatever the source's rows are, even for random numbers. A mean-difference vector is a
+linear combination of the rows that it is learnt from. If the map was fitted on the same texts, the
+result therefore **is** the target's own vector and says nothing about transfer
+(`ConceptMap.interpolates` and `ConceptMap.overlap` tell, and a warning is logged). To test
+transfer, fit maps on other texts, best on other concepts. For this reason `ConceptMap.fit` takes
+several sets, and n, d, the effective rank and held-out scores are always shown.
 """
 
 import hashlib
@@ -41,12 +42,12 @@ from lrt_lens.adapters.concepts._row_maps import N_FOLDS, Method, RowMap, fit_ro
 from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ContrastSet
-from lrt_lens.errors import FileFormatError, HookPointError, MismatchError
-from lrt_lens.models._hook_points import resolve, same_place
-from lrt_lens.models._hooked_model import Handle, HookedModel, load_model
+from lrt_lens.errors import FileFormatError, MismatchError
+from lrt_lens.models._hook_points import same_place
+from lrt_lens.models._hooked_model import Handle, load_model
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.models._pair import Hooks, ModelPair, model_sides, paired_hooks
 from lrt_lens.models._reading import read_activations
 from lrt_lens.stitching._affine import AffineMap
 
@@ -54,14 +55,12 @@ logger = logging.getLogger(__name__)
 
 CONCEPT_MAP_SCHEMA = "lrt_lens.concept_map/1"
 
-Hooks = int | str | Sequence[int | str]
-"""One hook point, or several of which each gets its own map."""
 TextRead = Literal["last", "mean"]
-"""Where a text becomes one row; positions are not offered, because tokenizers count them
-differently.
-"""
+"""How a text becomes one row. Positions are not offered: tokenizers count them differently."""
 Extraction = Literal["mean_difference", "principal_component"]
-"""How a vector is learnt: CAA, or RepE's first principal component."""
+"""How a vector is learnt: mean difference (CAA), or first principal component (RepE)."""
+_SCORES = ("rank", "effective_rank", "alpha", "r2", "r2_uniform", "interpolates")
+_NUMBERS = ("n", *_SCORES, "cosines", "median_norm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,35 +69,34 @@ class ConceptLayer:
 
     map: AffineMap
     n: int
-    """Texts that fitted."""
+    """Number of texts that it was fitted on."""
     rank: int
-    """Of the source's rows."""
+    """Rank of the source's rows."""
     effective_rank: float
     """exp(entropy) of the centred source rows' singular values."""
     alpha: float
-    """Ridge's penalty; 0 for least squares."""
+    """Penalty of ridge; 0 for least squares."""
     r2: float
-    """On held-out pairs, by variance; about the texts' own mean."""
+    """R² on held-out pairs about the texts' own mean, weighted by variance."""
     r2_uniform: float
-    """On held-out pairs, mean over dimensions."""
+    """R² on held-out pairs, mean over dimensions."""
     interpolates: bool
-    """The map runs through all its texts, whatever they are."""
+    """Whether the map predicts all its texts exactly, whatever they are."""
     cosines: dict[str, float] = field(default_factory=dict)
-    """For each concept: cosine of its mean difference, every pair carried by a map that never saw
-    it, to the target's own.
-    """
+    """For each concept the cosine between two mean differences: the source's, with every pair
+    transferred by a map fitted without it, and the target's own."""
     median_norm: float = math.nan
     """Median ‖row‖ in the target."""
 
     @property
     def d(self) -> int:
-        """Dimensions of the source's stream."""
+        """Number of dimensions of the source's stream."""
         return self.map.weight.shape[0]
 
 
 @dataclass(frozen=True, eq=False)
 class ConceptMap:
-    """Maps fitted on contrast texts, one for each pair of hook points."""
+    """Maps fitted on contrast texts, one per hook pair."""
 
     layers: tuple[ConceptLayer, ...]
     source: ModelIdentity | None = None
@@ -106,9 +104,9 @@ class ConceptMap:
     concepts: tuple[str, ...] = ()
     """Names of the contrast sets."""
     digests: tuple[str, ...] = ()
-    """Their hashes."""
+    """Hashes of the contrast sets."""
     text_keys: frozenset[str] = frozenset()
-    """A hash of every text that fitted."""
+    """Hashes of the texts that the maps were fitted on."""
     read: str = "last"
     method: str = "least_squares"
 
@@ -128,40 +126,46 @@ class ConceptMap:
         n_folds: int = N_FOLDS,
         seed: int = 0,
     ) -> "ConceptMap":
-        """A map for every pair of hook points, in the order given.
+        """Concept map with one map per hook pair, in the order given.
 
-        Args: models: a `ModelPair`, or (source, target) of any two tokenizers. contrast: one
-            concept's pairs, or those of several; each text is one row in both models. source_hook:
-            one hook point, or a list. target_hook: as many. read: ``"last"`` token (the paper), or
-            the ``"mean"`` over a text's unmasked tokens. method: ``"least_squares"`` (the paper),
-            or ``"ridge"`` with its penalty chosen on held-out pairs. intercept: see
-            `lrt_lens.adapters.concepts._row_maps.fit_rows`. n_folds: folds of pairs for the
-            held-out scores. seed: of the folds.
+        Args:
+            models: a `ModelPair`, or (source, target) with any two tokenizers.
+            contrast: pairs of one concept or of several; each text is one row in both models.
+            source_hook: one hook point or a list.
+            target_hook: equally many hook points.
+            read: ``"last"`` token (the paper), or the ``"mean"`` over a text's unmasked tokens.
+            method: ``"least_squares"`` (the paper), or ``"ridge"`` with a penalty chosen on
+                held-out pairs.
+            intercept: whether to centre both sides; None centres for ridge only.
+            n_folds: folds of pairs for the held-out scores.
+            seed: seed of the folds.
 
         Raises:
-            HookPointError: a hook point that the model does not have, or lists of different length.
-            ValueError: a set of one class, or too few texts.
+            HookPointError: a model has no such hook point, or the lists differ in length.
+            ValueError: a set shows one class only, there are too few texts, or ``read`` or
+                ``method`` is unknown.
             NonFiniteError: activations are NaN or infinite.
+
+        Source: L-Cross (arXiv 2501.02009), §2-3.
         """
         source, target = model_sides(models)
         sets = contrast_sets(contrast)
-        pairs = paired_hooks(source, target, source_hook, target_hook)
+        hook_pairs = paired_hooks(source, target, source_hook, target_hook)
         if read not in ("last", "mean"):
             raise ValueError(
-                f"read is {read!r}; expected 'last' or 'mean' (tokenizers count positions differently)"
+                f"read is {read!r}; expected 'last' or 'mean' (tokenizers count positions "
+                "differently)"
             )
+        # Each set lists its positive texts first; all sets follow one another.
         texts, groups = [text for one in sets for text in one.texts], pair_groups(sets)
+        options: dict[str, Any] = {"method": method, "intercept": intercept}
         layers = []
-        for at, to in pairs:
-            x, y = (
-                read_activations(source, texts, at, read),
-                read_activations(target, texts, to, read),
-            )
-            fitted = fit_rows(
-                x, y, groups=groups, method=method, intercept=intercept, n_folds=n_folds, seed=seed
-            )
-            layers.append(_layer(fitted, y, sets, at, to))
-        found = cls(
+        for at, to in hook_pairs:
+            x = read_activations(source, texts, at, read)
+            y = read_activations(target, texts, to, read)
+            fit = fit_rows(x, y, groups=groups, n_folds=n_folds, seed=seed, **options)
+            layers.append(_layer(fit, y, sets, at, to))
+        concept_map = cls(
             tuple(layers),
             source.identity,
             target.identity,
@@ -171,15 +175,16 @@ class ConceptMap:
             read,
             method,
         )
-        logger.info("%s", found)
-        found._warn_if_interpolating()
-        return found
+        logger.info("%s", concept_map)
+        concept_map._warn_if_interpolating()
+        return concept_map
 
     def learn(
         self, model: ModelLike, contrast: ContrastSet, *, by: Extraction = "mean_difference"
     ) -> list[SteeringVector]:
-        """A vector of the concept at every hook point where this map starts, read as the map's
-        texts were.
+        """Vectors of a concept on ``model``, one per source hook point of this map.
+
+        Texts are read as the map's own texts were.
         """
         recipes = {
             "mean_difference": SteeringVector.mean_difference,
@@ -196,11 +201,16 @@ class ConceptMap:
     # ------------------------------------------------------------------------------------- transfer
 
     def transfer(self, vector: SteeringVector, *, scale: float = 1.0) -> SteeringVector:
-        """The vector on the target, ``scale·(v W)``: no bias, its length as the map makes it (the
-        paper's β is ``scale``).
+        """Vector on the target, ``scale·(v W)``; ``scale`` is the paper's β.
 
-        Refuses a vector of another model, of a hook point where no map starts, or one that the map
-        sends to zero.
+        There is no bias, and the length is that which the map gives.
+
+        Raises:
+            MismatchError: the vector belongs to another model or to a hook point at which no map
+                starts.
+            ValueError: ``scale`` is not finite, or the map sends the vector to zero.
+
+        Source: L-Cross (arXiv 2501.02009), §3.
         """
         if not math.isfinite(scale):
             raise ValueError(f"scale is {scale}; expected a finite number such as 1.0")
@@ -211,16 +221,20 @@ class ConceptMap:
             )
         if layer.interpolates and self.overlap(vector) == 1:
             logger.warning(
-                "the map interpolates the %d texts that vector %r was learnt from (%d dimensions): what comes out is the target's own vector, "
-                "not evidence of transfer; fit the map on other concepts",
+                "the map interpolates the %d texts that vector %r was learnt from (%d dimensions): "
+                "what comes out is the target's own vector, not evidence of transfer; fit the map "
+                "on other concepts",
                 layer.n,
                 vector.name,
                 layer.d,
             )
+        # β·λT
         mapped = layer.map.directions(vector.direction.double()) * scale
+        # `not … > 0` is also true for NaN.
         if scale and not mapped.norm() > 0:
             raise ValueError(
-                f"the map sends vector {vector.name!r} to zero; its direction lies outside the span of the {layer.n} texts that fitted"
+                f"the map sends vector {vector.name!r} to zero, because its direction is outside "
+                f"the span of the {layer.n} texts of the fit; fit the map on more texts"
             )
         return replace(
             vector,
@@ -232,66 +246,66 @@ class ConceptMap:
         )
 
     def overlap(self, vector: SteeringVector) -> float:
-        """Share of the vector's texts that the map was fitted on; NaN where they are unknown (a
-        file keeps only their common hash).
+        """Share of the vector's texts that the map was fitted on; NaN if it is unknown.
+
+        A vector that was read from a file has only the common hash of its texts, so the share is 1
+        if that hash is known here, and unknown otherwise.
         """
         if vector.contrast_set is not None:
             texts = vector.contrast_set.texts
             return sum(_key(text) in self.text_keys for text in texts) / len(texts)
+        # A file stores one hash for all texts of a vector.
         return 1.0 if vector.contrast and vector.contrast in self.digests else math.nan
 
     @property
     def interpolates(self) -> bool:
-        """Whether any of the maps runs through all its texts."""
+        """Whether any of the maps predicts all its texts exactly, whatever they are."""
         return any(layer.interpolates for layer in self.layers)
 
     def _starting_at(self, hook: str) -> ConceptLayer:
-        found = [layer for layer in self.layers if same_place(layer.map.source_hook, hook)]
-        if not found:
-            raise MismatchError(
-                f"learnt at {hook!r}, but this map starts at {[layer.map.source_hook for layer in self.layers]}; "
-                "learn it there, or fit a map that starts where it was learnt"
-            )
-        return found[0]
+        for layer in self.layers:
+            if same_place(layer.map.source_hook, hook):
+                return layer
+        raise MismatchError(
+            f"learnt at {hook!r}, but this map starts at "
+            f"{[layer.map.source_hook for layer in self.layers]}; learn it there, or fit a map "
+            "that starts where it was learnt"
+        )
 
     # ---------------------------------------------------------------------------------------- views
 
     @property
     def summary(self) -> pd.DataFrame:
-        """A row a map: hook points, n, d, rank, effective_rank, alpha, held-out r2 and r2_uniform,
-        interpolates, and a cosine a concept.
+        """One row per map: hook points, n, d, ranks, penalty, held-out scores, cosines.
+
+        Columns: source_hook, target_hook, n, d, rank, effective_rank, alpha, r2, r2_uniform,
+        interpolates, and cosine_{concept} for each concept.
         """
         rows = []
         for layer in self.layers:
-            row = {
-                "source_hook": layer.map.source_hook,
-                "target_hook": layer.map.target_hook,
-                "n": layer.n,
-                "d": layer.d,
-            }
-            row |= {
-                key: getattr(layer, key)
-                for key in ("rank", "effective_rank", "alpha", "r2", "r2_uniform", "interpolates")
-            }
-            rows.append(row | {f"cosine_{name}": value for name, value in layer.cosines.items()})
+            hooks = {"source_hook": layer.map.source_hook, "target_hook": layer.map.target_hook}
+            scores = {key: getattr(layer, key) for key in _SCORES}
+            cosines = {f"cosine_{name}": value for name, value in layer.cosines.items()}
+            rows.append(hooks | {"n": layer.n, "d": layer.d} | scores | cosines)
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:
-        names = [model.name if model else "?" for model in (self.source, self.target)]
-        lines = [
-            f"ConceptMap({names[0]} → {names[1]}, {self.method} on {', '.join(self.concepts) or 'rows'}, read {self.read}"
-        ]
+        source, target = (model.name if model else "?" for model in (self.source, self.target))
+        concepts = ", ".join(self.concepts) or "rows"
+        lines = [f"ConceptMap({source} → {target}, {self.method} on {concepts}, read {self.read}"]
         for layer in self.layers:
             cosines = ", ".join(f"{name} {value:.2f}" for name, value in layer.cosines.items())
             lines.append(
-                f"  {layer.map.source_hook} → {layer.map.target_hook}: n {layer.n}, d {layer.d}, effective rank {layer.effective_rank:.1f}, held-out "
-                f"r2 {layer.r2:.2f}, r2_uniform {layer.r2_uniform:.2f}, cosine {cosines}{', interpolates' if layer.interpolates else ''}"
+                f"  {layer.map.source_hook} → {layer.map.target_hook}: n {layer.n}, d {layer.d}, "
+                f"effective rank {layer.effective_rank:.1f}, held-out r2 {layer.r2:.2f}, "
+                f"r2_uniform {layer.r2_uniform:.2f}, cosine {cosines}"
+                f"{', interpolates' if layer.interpolates else ''}"
             )
         return "\n".join(lines) + ")"
 
     def _repr_html_(self) -> str:
         warning = (
-            "A map that interpolates returns the target's own vector for the texts it was fitted on."
+            "A map that interpolates returns the target's own vector for the texts of its fit."
             if self.interpolates
             else ""
         )
@@ -301,8 +315,9 @@ class ConceptMap:
         for layer in self.layers:
             if layer.interpolates:
                 logger.warning(
-                    "%s → %s: %d texts for %d dimensions: the map interpolates them (it would on any other rows too), and a vector learnt from these "
-                    "texts comes out as the target's own; judge it by held-out scores and by vectors of other concepts",
+                    "%s → %s: %d texts for %d dimensions: the map interpolates them (as it would "
+                    "any other rows), so a vector learnt from these texts becomes the target's own "
+                    "vector; evaluate the map by held-out scores and by vectors of other concepts",
                     layer.map.source_hook,
                     layer.map.target_hook,
                     layer.n,
@@ -312,21 +327,19 @@ class ConceptMap:
     # ---------------------------------------------------------------------------------------- files
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file."""
+        """Write one safetensors file and return its path."""
         tensors = {
             f"{kind}.{i}": getattr(layer.map, kind)
             for i, layer in enumerate(self.layers)
             for kind in ("weight", "bias")
         }
-        described = []
+        layers = []
         for layer in self.layers:
             numbers = {key: getattr(layer, key) for key in _NUMBERS}
-            described.append(
-                numbers
-                | {"source_hook": layer.map.source_hook, "target_hook": layer.map.target_hook}
-            )
+            hooks = {"source_hook": layer.map.source_hook, "target_hook": layer.map.target_hook}
+            layers.append(numbers | hooks)
         content = {
-            "layers": described,
+            "layers": layers,
             "source": self.source and asdict(self.source),
             "target": self.target and asdict(self.target),
             "concepts": self.concepts,
@@ -335,54 +348,41 @@ class ConceptMap:
             "read": self.read,
             "method": self.method,
         }
-        return write_tensors(
-            Path(path),
-            tensors,
-            {"schema_version": CONCEPT_MAP_SCHEMA, "concept_map": json.dumps(content)},
-        )
+        metadata = {"schema_version": CONCEPT_MAP_SCHEMA, "concept_map": json.dumps(content)}
+        return write_tensors(Path(path), tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "ConceptMap":
-        """Read what `save` wrote; FileFormatError for anything else."""
+        """Concept map from a file that `save` wrote.
+
+        Raises:
+            FileFormatError: the file is no concept map, or is damaged.
+        """
         tensors, metadata = read_tensors(Path(path), CONCEPT_MAP_SCHEMA)
         content: dict[str, Any] = json.loads(metadata["concept_map"])
         layers = []
-        for i, described in enumerate(content["layers"]):
+        for i, numbers in enumerate(content["layers"]):
             if f"weight.{i}" not in tensors or f"bias.{i}" not in tensors:
                 raise FileFormatError(
                     f"{str(path)!r} lacks the map of layer {i}; fit the concept map again"
                 )
-            hooks = described.pop("source_hook"), described.pop("target_hook")
-            layers.append(
-                ConceptLayer(
-                    AffineMap(tensors[f"weight.{i}"], tensors[f"bias.{i}"], *hooks), **described
-                )
-            )
+            hooks = numbers.pop("source_hook"), numbers.pop("target_hook")
+            affine = AffineMap(tensors[f"weight.{i}"], tensors[f"bias.{i}"], *hooks)
+            layers.append(ConceptLayer(affine, **numbers))
         source, target = (
             ModelIdentity(**content[role]) if content[role] else None
             for role in ("source", "target")
         )
-        names, digests, keys = (
+        return cls(
+            tuple(layers),
+            source,
+            target,
             tuple(content["concepts"]),
             tuple(content["digests"]),
             frozenset(content["text_keys"]),
+            content["read"],
+            content["method"],
         )
-        return cls(
-            tuple(layers), source, target, names, digests, keys, content["read"], content["method"]
-        )
-
-
-_NUMBERS = (
-    "n",
-    "rank",
-    "effective_rank",
-    "alpha",
-    "r2",
-    "r2_uniform",
-    "interpolates",
-    "cosines",
-    "median_norm",
-)
 
 
 def apply_together(
@@ -392,17 +392,21 @@ def apply_together(
     scale: float = 1.0,
     positions: Positions = "all",
 ) -> Handle:
-    """Put vectors at several hook points on a model at one strength: L-Cross's concepts of many
-    layers.
+    """Handle of steering hooks for vectors at several hook points, all at one strength.
 
-    Use as a context manager, or call ``remove()``. MismatchError where a vector is another model's;
-    ValueError where two share a hook point.
+    Use it as a context manager, or call ``remove()``. L-Cross steers a concept at several layers in
+    this way.
+
+    Raises:
+        MismatchError: a vector belongs to another model.
+        ValueError: there is no vector, or two vectors share a hook point.
     """
     hooked = load_model(model)
     hooks = [vector.hook for vector in vectors]
     if not hooks or any(same_place(a, b) for i, a in enumerate(hooks) for b in hooks[:i]):
         raise ValueError(
-            f"the vectors are at {hooks}; give at least one, and one for each hook point (add those that share one)"
+            f"the vectors are at {hooks}; give at least one, and one for each hook point (add "
+            "those that share one)"
         )
     for vector in vectors:
         vector.refuse_other_model(hooked)
@@ -411,91 +415,62 @@ def apply_together(
     )
 
 
-def model_sides(models: ModelPair | tuple[ModelLike, ModelLike]) -> tuple[HookedModel, HookedModel]:
-    """(source, target) of a pair, or of two models whose tokenizers may differ."""
-    if isinstance(models, ModelPair):
-        return models.source, models.target
-    if not isinstance(models, tuple) or len(models) != 2:
-        raise ValueError(f"models is {models!r}; expected a ModelPair, or a tuple (source, target)")
-    return load_model(models[0]), load_model(models[1])
-
-
 def contrast_sets(contrast: ContrastSet | Sequence[ContrastSet]) -> list[ContrastSet]:
-    """The sets as a list; ValueError where there is none, where two share a name, or where one
-    shows a single class.
+    """The contrast sets as a list.
+
+    Raises:
+        ValueError: there is none, two share a name, or one shows a single class.
     """
     sets = [contrast] if isinstance(contrast, ContrastSet) else list(contrast)
     if not sets or not all(isinstance(one, ContrastSet) for one in sets):
         raise ValueError(
-            f"contrast holds {[type(one).__name__ for one in sets]}; expected a ContrastSet, or a list of them"
+            f"contrast holds {[type(one).__name__ for one in sets]}; expected a ContrastSet, or a "
+            "list of them"
         )
     names = [one.name for one in sets]
     if len(set(names)) < len(names):
         raise ValueError(f"contrast sets share a name: {names}; give each its own")
     for one in sets:
+        # Equal sets have equal means, so there is no direction to learn.
         if set(one.positive) == set(one.negative):
             raise ValueError(
-                f"contrast set {one.name!r} has the same texts on both sides: one class; give positive texts that show the concept and negative ones that do not"
+                f"contrast set {one.name!r} has the same texts on both sides: one class; give "
+                "positive texts that show the concept and negative ones that do not"
             )
     return sets
 
 
-def paired_hooks(
-    source: HookedModel, target: HookedModel, source_hook: Hooks, target_hook: Hooks
-) -> list[tuple[str, str]]:
-    """Hook points of both models, resolved and paired in order; HookPointError where one does not
-    exist or the numbers differ.
-    """
-    sides = [
-        [hooks] if isinstance(hooks, int | str) else list(hooks)
-        for hooks in (source_hook, target_hook)
-    ]
-    if len(sides[0]) != len(sides[1]) or not sides[0]:
-        raise HookPointError(
-            f"{len(sides[0])} source hook(s) and {len(sides[1])} target hook(s); maps go from one to one: give as many of both, at least one"
-        )
-    names = [
-        [resolve(hook, model) for hook in hooks]
-        for hooks, model in zip(sides, (source, target), strict=True)
-    ]
-    if any(len(set(side)) < len(side) for side in names):
-        raise HookPointError(
-            f"hook points are given twice: {names[0]} → {names[1]}; give each once"
-        )
-    return list(zip(*names, strict=True))
-
-
 def pair_groups(sets: Sequence[ContrastSet]) -> list[int]:
-    """For every text of every set, positive ones first: the number of its pair, counted through all
-    sets.
-    """
+    """Number of the pair of each text, counted through all sets; positive texts come first."""
     groups, first = [], 0
     for one in sets:
+        # Both texts of a pair are in one group, so they are held out together.
         groups += [*range(first, first + len(one))] * 2
         first += len(one)
     return groups
 
 
 def _layer(
-    fitted: RowMap, y: Tensor, sets: Sequence[ContrastSet], source_hook: str, target_hook: str
+    fit: RowMap, y: Tensor, sets: Sequence[ContrastSet], source_hook: str, target_hook: str
 ) -> ConceptLayer:
+    """Layer of a fit; ``y`` are the target's rows, all texts of one set after the other."""
     cosines, start = {}, 0
     for one in sets:
-        ours, native = (
-            _mean_gap(rows[start : start + 2 * len(one)])
-            for rows in (fitted.held_out_directions, y.double())
-        )
-        cosines[one.name] = float(torch.nn.functional.cosine_similarity(ours, native, dim=0))
-        start += 2 * len(one)
+        texts = slice(start, start + 2 * len(one))
+        # cos(mean gap of held-out predictions, mean gap of the target's rows)
+        held_out, native = _mean_gap(fit.held_out_directions[texts]), _mean_gap(y.double()[texts])
+        cosines[one.name] = float(torch.nn.functional.cosine_similarity(held_out, native, dim=0))
+        start = texts.stop
     return ConceptLayer(
-        AffineMap(fitted.weight.float(), fitted.bias.float(), source_hook, target_hook),
-        fitted.n,
-        fitted.rank,
-        fitted.effective_rank,
-        fitted.alpha,
-        fitted.r2,
-        fitted.r2_uniform,
-        fitted.interpolates,
+        # Fitted in float64, stored in float32 like every map.
+        AffineMap(fit.weight.float(), fit.bias.float(), source_hook, target_hook),
+        fit.n,
+        fit.rank,
+        fit.effective_rank,
+        fit.alpha,
+        fit.r2,
+        fit.r2_uniform,
+        fit.interpolates,
         cosines,
         float(y.norm(dim=1).median()),
     )

@@ -1,19 +1,25 @@
-"""L-Cross's tables 1-3 and figures 4-8 with their controls: does a vector work in the target when
-its map was fitted on this concept, on another, on none?
+"""Effects of vectors through concept maps: L-Cross's tables 1-3 and figures 4-8, with controls.
 
-    result = evaluate_concept_transfer(pair, [Concept(contrast, items), …], source_hook=2,
-    target_hook=3, neutral=texts)
-    result.summary                # an arm a row: cosine to the native vector, effect at β = 1 and at equal damage, with intervals
-    result.paper_table()          # probability of the concept's choice: No, Self, own, other, random
+    result = evaluate_concept_transfer(
+        pair, [Concept(contrast, items), …], source_hook=2, target_hook=3, neutral=texts
+    )
+    result.summary          # one row per arm: cosine, effect at β = 1 and at equal damage
+    result.paper_table()    # probability of the concept's choice: No, Self, own, other, random
     result.figure("beta")
 
-The paper (arXiv 2501.02009, §3-4) reads success off the probability of the concept's choice at a β
-tuned by hand. Here every arm (`lrt_lens.adapters.concepts._arms`) is measured at the same β, a
-multiple of its own length as mapped, and where ``damage`` is given also at the strength that costs
-the same on neutral text. *Propensity* is log p(positive continuation) − log p(negative one) in
-nats; *probability* its logistic, the share of the concept's choice among both, in per cent;
-*effect* the change of propensity. The arm ``source`` is the source model steered by its own vector
-on the same items: what a weak model can do itself (figure 4).
+The question is whether a vector works on the target if its map was fitted on the same concept, on
+another one, or on none. The paper (arXiv 2501.02009, §3-4) reads success from the probability of
+the concept's choice at a β that is tuned by hand. Here every arm
+(`lrt_lens.adapters.concepts._arms`) is measured at the same β, a multiple of the length of its
+vector on the target, and, if ``damage`` is given, at the strength that does the same damage on
+neutral text.
+
+- *Propensity* is log p(positive continuation) − log p(negative one), in nats.
+- *Probability* is its logistic function: the share of the concept's choice among both, in per cent.
+- *Effect* is the change of propensity.
+
+The arm ``source`` is the source model, steered by its own vector on the same items. It shows what
+the small model can do by itself (figure 4).
 """
 
 import math
@@ -23,20 +29,14 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
+from lrt_lens._settings import resolve, takes
 from lrt_lens.adapters.concepts._arms import DRAWN, ConceptArm, LayerRows, concept_arms, vector_part
-from lrt_lens.adapters.concepts._concept_map import (
-    Extraction,
-    Hooks,
-    TextRead,
-    contrast_sets,
-    model_sides,
-    paired_hooks,
-)
+from lrt_lens.adapters.concepts._concept_map import contrast_sets
 from lrt_lens.adapters.concepts._rows import PairRows, known_rows, read_rows
+from lrt_lens.adapters.concepts._settings import ConceptTransferSettings
 from lrt_lens.adapters.vectors._arms import Arm
 from lrt_lens.adapters.vectors._calibration import MAX_PASSES, NeutralText, search_scale
 from lrt_lens.adapters.vectors._evaluation import Curve
@@ -49,36 +49,41 @@ from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.models._hook_points import depth
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._loading import ModelLike
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.models._pair import Hooks, ModelPair, model_sides, paired_hooks
 from lrt_lens.statistics._intervals import Interval, bootstrap_mean, bootstrap_ratio, spread
 from lrt_lens.stitching._stitch import Stitch
 
-BETAS = (-1.5, -1.0, 1.0, 1.5)
-"""The paper's grid (figures 7 and 8); β = 0 is always measured."""
 _AROUND = (0.85, 1.2)
 """Multiples of the calibrated strength between which effects at equal damage are interpolated."""
+_FACTS = ("cosine", "norm_ratio", "n", "d", "interpolates", "r2", "r2_uniform")
+"""Facts about an arm's maps that the summary shows."""
 
 
 @dataclass(frozen=True)
 class Concept:
-    """A concept: texts that maps and vectors are learnt from, and items that share none of them."""
+    """A concept: texts for maps and vectors, and items for the measurement, without overlap."""
 
     contrast: ContrastSet
     items: ChoiceItems
 
     @property
     def name(self) -> str:
-        """The contrast set's."""
+        """Name of the contrast set."""
         return self.contrast.name
 
     @classmethod
     def from_items(cls, items: ChoiceItems, *, n_test: int = 50, seed: int = 0) -> "Concept":
-        """Questions split in two: ``n_test`` are measured, each of the others with either answer is
-        a pair (CAA).
+        """Concept from questions: ``n_test`` of them are items, the others contrast pairs (CAA).
+
+        The two texts of a pair are a question with either answer.
+
+        Raises:
+            ValueError: fewer than 4 items, or fewer than 2 other questions.
         """
         if not len(items) - n_test > 1 or n_test < 4:
             raise ValueError(
-                f"{len(items)} items, {n_test} to be measured: give at least 4 of them and 2 others to learn from"
+                f"{len(items)} items, {n_test} to be measured: give at least 4 of them and 2 "
+                "others to learn from"
             )
         train, test = items.split(1 - n_test / len(items), seed=seed)
         return cls(answer_contrast(train), test)
@@ -86,54 +91,57 @@ class Concept:
 
 @dataclass(frozen=True)
 class ConceptTransfer:
-    """Every arm of every concept over β."""
+    """Propensities, probabilities and effects of every arm of every concept over β."""
 
     table: pd.DataFrame
-    """A row per concept, arm, draw and beta: propensity, probability (per cent) and effect with low
-    and high (bootstrap over items), damage.
-    """
+    """One row per concept, arm, draw and beta: propensity, probability (per cent) and effect, each
+    with low and high (bootstrap over items), and damage."""
     summary: pd.DataFrame
-    """A row per concept and arm: cosine, norm_ratio, n, d, interpolates, r2, r2_uniform (held out),
-    effect, effect_low, effect_high (at β = 1), beta_at_equal_damage, effect_at_equal_damage, low,
-    high, fraction_of_native with low and high, n_draws, flag."""
+    """One row per concept and arm: cosine, norm_ratio, n, d, interpolates, r2, r2_uniform (held
+    out), effect, effect_low, effect_high (at β = 1), beta_at_equal_damage, effect_at_equal_damage,
+    low, high, fraction_of_native with fraction_low and fraction_high, n_draws, flag."""
     vectors: dict[tuple[str, str], tuple[SteeringVector, ...]] = field(repr=False)
-    """By concept and arm, those of many draws left out."""
+    """Vectors by concept and arm, except arms with many draws."""
     budget: float | None = None
-    """Nats per token at which arms are compared; None where they were not."""
+    """Nats per token at which arms are compared; None if they were not."""
 
     def paper_table(self, beta: float = 1.0) -> pd.DataFrame:
-        """Probability of the concept's choice in per cent, a row a concept and a column an arm:
-        ``none`` is the paper's No, ``native`` its Self.
+        """Probability of the concept's choice in per cent, one row per concept, one column per arm.
+
+        The column ``none`` is the paper's No, and ``native`` its Self.
+
+        Raises:
+            ValueError: ``beta`` was not measured.
         """
-        at = self.table["beta"].eq(beta) & self.table["arm"].ne("none") | self.table["arm"].eq(
-            "none"
-        )
         if beta not in set(self.table["beta"]):
             raise ValueError(
                 f"β = {beta:g} was not measured; choose from {sorted(set(self.table['beta']))}"
             )
+        # The arm "none" has a single row, at β = 0.
+        unsteered = self.table["arm"].eq("none")
+        at = self.table["beta"].eq(beta) & ~unsteered | unsteered
         wide = self.table.loc[at].pivot_table(
             index="concept", columns="arm", values="probability", sort=False
         )
         return wide.rename_axis(columns=None).reset_index()
 
     def distance_to_self(self, beta: float = 1.0) -> pd.DataFrame:
-        """For each arm the mean and largest distance of its probability to that of ``native``,
-        points, over concepts (the paper: own .39, other 3.78).
+        """Distance of each arm's probability to that of ``native``, in points, one row per arm.
+
+        Columns: arm, mean and largest over concepts. The paper reports means of .39 (own) and 3.78
+        (other).
         """
         wide = self.paper_table(beta).set_index("concept")
-        gaps = (
-            wide.drop(columns=["native", "none", "source"], errors="ignore")
-            .sub(wide["native"], axis=0)
-            .abs()
-        )
+        arms = wide.drop(columns=["native", "none", "source"], errors="ignore")
+        gaps = arms.sub(wide["native"], axis=0).abs()
         return pd.DataFrame(
             {"arm": gaps.columns, "mean": gaps.mean().to_numpy(), "largest": gaps.max().to_numpy()}
         )
 
     def figure(self, kind: Literal["summary", "beta", "weak_to_strong"] = "summary") -> Any:
-        """Effects by arm (at equal damage where measured, else at β = 1), probability over β, or
-        L-Cross's figure 4 (plotly).
+        """Figure of the effects by arm, of the probability over β, or L-Cross's figure 4 (plotly).
+
+        ``"summary"`` shows effects at equal damage if that was measured, else at β = 1.
         """
         from lrt_lens.figures import _concept_map as figures
 
@@ -141,20 +149,18 @@ class ConceptTransfer:
             return figures.concept_summary_figure(
                 self.summary, equal_damage=self.budget is not None
             )
-        return (
-            figures.beta_figure(self.table)
-            if kind == "beta"
-            else figures.weak_to_strong_figure(self.table)
-        )
+        draw = figures.beta_figure if kind == "beta" else figures.weak_to_strong_figure
+        return draw(self.table)
 
     def _repr_html_(self) -> str:
         return card(
             "ConceptTransfer",
-            note("Effects in nats, changes against no steering."),
+            note("Effects in nats: change of propensity against no steering."),
             table(self.summary),
         )
 
 
+@takes(ConceptTransferSettings)
 def evaluate_concept_transfer(
     models: ModelPair | tuple[ModelLike, ModelLike],
     concepts: Sequence[Concept],
@@ -162,195 +168,205 @@ def evaluate_concept_transfer(
     source_hook: Hooks,
     target_hook: Hooks,
     neutral: Sequence[str] | None = None,
-    betas: Sequence[float] = BETAS,
-    damage: float | None = 0.1,
-    by: Extraction = "mean_difference",
-    read: TextRead = "last",
-    ridge: bool = True,
     stitch: Stitch | Sequence[Stitch] | None = None,
-    positions: Positions = "all",
-    n_pairs: int | None = None,
     rows: Sequence[dict[str, PairRows]] | None = None,
-    n_random: int = 6,
-    seed: int = 0,
     progress: bool = True,
+    settings: ConceptTransferSettings | None = None,
+    **options: Any,
 ) -> ConceptTransfer:
-    """Measure every arm of every concept; see the module docstring.
+    """Propensity, effect and damage of every arm of every concept over β, with intervals.
 
-    Args: models: a `ModelPair`, or (source, target) with any tokenizers. concepts: two or more;
-        each is the other concept of the one before it. source_hook: where vectors are learnt: one
-        hook point, or several that are steered together. target_hook: as many. neutral: texts on
-        which damage is measured; needed unless ``damage`` is None. betas: strengths besides 0.
-        damage: nats per token at which arms are compared too; None leaves that out. by: how vectors
-        are learnt, CAA or RepE. read: ``"last"`` token or ``"mean"``. ridge: also fit ridge maps.
-        stitch: maps of generic text, one for every pair of hook points. positions: which positions
-        are steered (the paper: all for CAA, the last for RepE). n_pairs: pairs that vectors are
-        learnt from, half of a concept's where None: few of them make ``own`` a map that
-        interpolates. rows: for every pair of hook points what `read_rows` has read from these
-        models and sets. n_random: random maps. seed: of splits, draws, folds and bootstraps.
-        progress: show a bar.
+    Args:
+        models: a `ModelPair`, or (source, target) with any tokenizers.
+        concepts: two or more; the arm ``other`` of each takes the next concept in the list.
+        source_hook: hook point at which vectors are learnt, or several that are steered together.
+        target_hook: equally many hook points.
+        neutral: texts on which damage is measured; required unless ``damage`` is None.
+        stitch: maps of ordinary text, one per hook pair.
+        rows: the results of `read_rows` for these models and sets, one per hook pair.
+        progress: show a progress bar.
+        settings: the remaining settings; each field can be passed as a keyword instead.
+        **options: fields of `ConceptTransferSettings`.
 
-    Raises: ValueError: fewer than two concepts, bad strengths, no neutral texts, a set of one
-        class. HookPointError, NonFiniteError, MismatchError: as
-        `lrt_lens.adapters.concepts._concept_map.ConceptMap.fit`, or a stitch of other hook points.
+    Raises:
+        ValueError: fewer than two concepts, invalid strengths, no neutral texts, or a set of one
+            class.
+        HookPointError: a model has no such hook point, or the numbers of hook points differ.
+        NonFiniteError: activations are NaN or infinite.
+        MismatchError: a stitch belongs to other hook points or models.
+
+    Source: L-Cross (arXiv 2501.02009), §3-4.
     """
+    settings = resolve(ConceptTransferSettings, settings, options)
     source, target = model_sides(models)
-    hooks = paired_hooks(source, target, source_hook, target_hook)
-    _check(concepts, betas, neutral, damage, n_pairs)
-    stitches = _stitches(stitch, hooks, source, target)
-    sets = [concept.contrast for concept in concepts]
-    if rows is not None and len(rows) != len(hooks):
-        raise ValueError(
-            f"rows of {len(rows)} pair(s) of hook points given for {len(hooks)}; give one for each"
-        )
-    if rows is None:
-        rows = [
-            read_rows((source, target), sets, source_hook=at, target_hook=to, read=read)
-            for at, to in hooks
-        ]
-    layers = [
-        LayerRows(at, to, known_rows(one, sets), given)
-        for (at, to), given, one in zip(hooks, stitches, rows, strict=True)
-    ]
-    budget = damage if neutral is not None else None
-    found = []
+    hook_pairs = paired_hooks(source, target, source_hook, target_hook)
+    _check(concepts, neutral, settings)
+    stitches = _stitches(stitch, hook_pairs, source, target)
+    layers = _layer_rows(concepts, (source, target), hook_pairs, stitches, rows, settings)
+    results = []
     for concept in concepts:
-        arms = concept_arms(
-            concept.name,
-            layers,
-            target.identity,
-            by=by,
-            ridge=ridge,
-            n_pairs=n_pairs,
-            n_random=n_random,
-            seed=seed,
-        )
-        home = tuple(
-            SteeringVector(
-                _own(layer, concept, by, n_pairs, seed),
-                layer.source_hook,
-                source.identity,
-                name=concept.name,
-            )
-            for layer in layers
-        )
-        there = _Bench(target, concept, arms[0].vectors, neutral, betas, budget, positions)
-        here = _Bench(source, concept, home, neutral, betas, budget, positions)
-        curves = [here.measure(ConceptArm("source", home, {}))]
-        curves += [
-            there.measure(arm)
-            for arm in tqdm(arms, desc=concept.name, disable=not progress, leave=False)
-        ]
-        found.append(_Found(concept.name, curves, budget, seed))
+        arms = concept_arms(concept.name, layers, target.identity, settings)
+        own = _source_vectors(concept, layers, source, settings)
+        # Native vectors decide at which hook point the passes start.
+        on_target = _SteeredModel(target, concept, arms[0].vectors, neutral, settings)
+        on_source = _SteeredModel(source, concept, own, neutral, settings)
+        bar = tqdm(arms, desc=concept.name, disable=not progress, leave=False)
+        curves = [on_source.measure(ConceptArm("source", own, {}))]
+        curves += [on_target.measure(arm) for arm in bar]
+        results.append(_ConceptCurves(concept.name, curves, settings.damage, settings.seed))
     return ConceptTransfer(
-        table=pd.DataFrame([row for one in found for row in one.rows()]),
-        summary=pd.DataFrame([row for one in found for row in one.summary()]),
+        table=pd.DataFrame([row for one in results for row in one.rows()]),
+        summary=pd.DataFrame([row for one in results for row in one.summary()]),
         vectors={
-            (one.concept, c.arm.name): c.arm.vectors
-            for one in found
-            for c in one.curves
-            if c.arm.draw is None
+            (one.concept, curve.arm.name): curve.arm.vectors
+            for one in results
+            for curve in one.curves
+            if curve.arm.draw is None
         },
-        budget=budget,
+        budget=settings.damage,
     )
 
 
+# ---------------------------------------------------------------------------------------- arguments
+
+
 def _check(
-    concepts: Sequence[Concept],
-    betas: Sequence[float],
-    neutral: Sequence[str] | None,
-    damage: float | None,
-    n_pairs: int | None,
+    concepts: Sequence[Concept], neutral: Sequence[str] | None, settings: ConceptTransferSettings
 ) -> None:
+    """Raise a ValueError for concepts, strengths or a damage that cannot be measured."""
     contrast_sets([concept.contrast for concept in concepts])
     if len(concepts) < 2:
         raise ValueError(
             f"{len(concepts)} concept(s) given; a map fitted on another concept needs at least two"
         )
+    # Halves of fewer than 4 pairs would leave a map with one pair, which cannot be held out.
     small = [
         concept.name for concept in concepts if len(concept.contrast) < 4 or len(concept.items) < 4
     ]
     if small:
         raise ValueError(
-            f"{small} have fewer than 4 pairs or items; vectors and maps share the pairs in halves: give more"
+            f"{small} have fewer than 4 pairs or items; vectors and maps take one half of the "
+            "pairs each: give more"
         )
     fewest = min(len(concept.contrast) for concept in concepts)
+    n_pairs = settings.n_pairs
     if n_pairs is not None and not 2 <= n_pairs <= fewest - 2:
         raise ValueError(
-            f"n_pairs is {n_pairs}; expected 2 to {fewest - 2}, so that 2 pairs of the smallest set are left for maps"
+            f"n_pairs is {n_pairs}; expected 2 to {fewest - 2}, so that 2 pairs of the smallest "
+            "set are left for maps"
         )
-    if (
-        1.0 not in betas
-        or not all(math.isfinite(beta) and beta != 0 for beta in betas)
-        or len(set(betas)) < len(betas)
-    ):
+    betas = settings.betas
+    valid = all(math.isfinite(beta) and beta != 0 for beta in betas)
+    if 1.0 not in betas or not valid or len(set(betas)) < len(betas):
         raise ValueError(
-            f"betas is {list(betas)}; expected different finite numbers other than 0, 1 among them (β = 0 is always measured)"
+            f"betas is {list(betas)}; expected different finite numbers other than 0, 1 among them "
+            "(β = 0 is always measured)"
         )
+    damage = settings.damage
     if damage is not None and (neutral is None or not 0 < damage < math.inf):
         raise ValueError(
-            f"damage is {damage} and neutral {'missing' if neutral is None else 'given'}; give neutral texts and a positive damage, or damage=None"
+            f"damage is {damage} and neutral {'missing' if neutral is None else 'given'}; give "
+            "neutral texts and a positive damage, or damage=None"
         )
 
 
 def _stitches(
     stitch: Stitch | Sequence[Stitch] | None,
-    hooks: list[tuple[str, str]],
+    hook_pairs: list[tuple[str, str]],
     source: HookedModel,
     target: HookedModel,
 ) -> list[Stitch | None]:
+    """One stitch per hook pair, or None for each."""
     if stitch is None:
-        return [None] * len(hooks)
-    given = [stitch] if isinstance(stitch, Stitch) else list(stitch)
-    if len(given) != len(hooks):
+        return [None] * len(hook_pairs)
+    stitches = [stitch] if isinstance(stitch, Stitch) else list(stitch)
+    if len(stitches) != len(hook_pairs):
         raise ValueError(
-            f"{len(given)} stitch(es) for {len(hooks)} pair(s) of hook points; give one for each"
+            f"{len(stitches)} stitch(es) for {len(hook_pairs)} pair(s) of hook points; give one "
+            "for each"
         )
-    for one, (at, to) in zip(given, hooks, strict=True):
+    for one, (at, to) in zip(stitches, hook_pairs, strict=True):
         one.refuse_foreign(at, source.identity)
         one.reversed().refuse_foreign(to, target.identity)
-    return [*given]
+    return [*stitches]
 
 
-def _own(
-    layer: LayerRows, concept: Concept, by: Extraction, n_pairs: int | None, seed: int
-) -> Tensor:
-    """The source's own vector, from the same part of the pairs as all arms."""
-    return vector_part(layer.rows[concept.name], n_pairs, seed)[0].gap("source", by).float()
+def _layer_rows(
+    concepts: Sequence[Concept],
+    models: tuple[HookedModel, HookedModel],
+    hook_pairs: list[tuple[str, str]],
+    stitches: list[Stitch | None],
+    rows: Sequence[dict[str, PairRows]] | None,
+    settings: ConceptTransferSettings,
+) -> list[LayerRows]:
+    """Rows of all concepts per hook pair, read from the models if they are not given."""
+    sets = [concept.contrast for concept in concepts]
+    if rows is None:
+        rows = [
+            read_rows(models, sets, source_hook=at, target_hook=to, read=settings.read)
+            for at, to in hook_pairs
+        ]
+    if len(rows) != len(hook_pairs):
+        raise ValueError(
+            f"rows of {len(rows)} pair(s) of hook points given for {len(hook_pairs)}; give one for "
+            "each"
+        )
+    return [
+        LayerRows(at, to, known_rows(one, sets), stitch)
+        for (at, to), stitch, one in zip(hook_pairs, stitches, rows, strict=True)
+    ]
+
+
+def _source_vectors(
+    concept: Concept,
+    layers: Sequence[LayerRows],
+    source: HookedModel,
+    settings: ConceptTransferSettings,
+) -> tuple[SteeringVector, ...]:
+    """The source's own vectors, learnt from the same part of the pairs as those of all arms."""
+    vectors = []
+    for layer in layers:
+        part, _ = vector_part(layer.rows[concept.name], settings.n_pairs, settings.seed)
+        direction = part.gap("source", settings.by).float()
+        vectors.append(
+            SteeringVector(direction, layer.source_hook, source.identity, name=concept.name)
+        )
+    return tuple(vectors)
+
+
+# -------------------------------------------------------------------------------------- measurement
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """One arm's propensities and damages over strengths."""
+class _ArmCurve:
+    """Propensities and damages of one arm over β."""
 
     arm: ConceptArm
     curve: Curve
-    """All strengths that were measured, ascending, 0 among them."""
+    """Values at all measured β, ascending, with negative ones and 0 among them."""
 
     def at(self, beta: float) -> tuple[np.ndarray, float]:
-        """(propensity [item], damage) at a measured strength."""
-        place = int(np.flatnonzero(self.curve.scales == beta)[0])
-        return self.curve.propensity[place], float(self.curve.damage[place])
+        """(propensity [item], damage) at a measured β."""
+        index = int(np.flatnonzero(self.curve.scales == beta)[0])
+        return self.curve.propensity[index], float(self.curve.damage[index])
 
     def effect(self, beta: float) -> np.ndarray:
-        """[item], change of propensity at a measured strength."""
+        """Change of propensity at a measured β, [item]."""
         return self.at(beta)[0] - self.at(0.0)[0]
 
     @property
     def upward(self) -> Curve:
-        """Strengths from 0 up: where equal damage is looked for."""
-        keep = self.curve.scales >= 0
-        return Curve(
-            self.curve.arm,
-            self.curve.scales[keep],
-            self.curve.damage[keep],
-            self.curve.propensity[keep],
-        )
+        """The curve from β = 0 up, on which equal damage is searched."""
+        up = self.curve.scales >= 0
+        curve = self.curve
+        return Curve(curve.arm, curve.scales[up], curve.damage[up], curve.propensity[up])
 
 
-class _Bench:
-    """Items and neutral texts made ready at the first of the hook points; vectors at the others are
-    put on as hooks.
+class _SteeredModel:
+    """Items and neutral texts of one model, prepared for steering at one or several hook points.
+
+    Prompts are computed up to the first hook point once; vectors at later hook points are added by
+    hooks.
     """
 
     def __init__(
@@ -359,22 +375,22 @@ class _Bench:
         concept: Concept,
         vectors: tuple[SteeringVector, ...],
         neutral: Sequence[str] | None,
-        betas: Sequence[float],
-        budget: float | None,
-        positions: Positions,
+        settings: ConceptTransferSettings,
     ) -> None:
         first = min(vectors, key=lambda vector: depth(vector.hook)).hook
-        self.model, self.betas, self.budget, self.first = model, sorted(betas), budget, first
-        self.positions: Positions = positions
+        self.model, self.betas, self.budget = model, sorted(settings.betas), settings.damage
+        self.positions: Positions = settings.positions
         self.items = PreferenceText(model, concept.items, first)
         self.neutral = NeutralText(model, neutral, first) if neutral is not None else None
         self.unsteered = self.items.propensity()
 
-    def measure(self, arm: ConceptArm) -> _Measured:
-        """Propensities at every β, and where a budget is set at two strengths around it."""
+    def measure(self, arm: ConceptArm) -> _ArmCurve:
+        """Propensities at every β, and with a budget at two more strengths around equal damage."""
         strengths = set(self.betas)
+        # `random` and `random_matched` differ in length only, so they agree at equal damage.
         if self.budget is not None and arm.name != "random":
-            strengths |= self._bracket(arm)
+            strengths |= self._bracket(arm, self.budget)
+        # β = 0 needs no pass: nothing is steered, and the damage is 0 by definition.
         measured = {0.0: (self.unsteered, 0.0)} | {beta: self._at(arm, beta) for beta in strengths}
         scales = sorted(measured)
         curve = Curve(
@@ -383,123 +399,132 @@ class _Bench:
             np.array([measured[beta][1] for beta in scales]),
             np.array([measured[beta][0] for beta in scales]),
         )
-        return _Measured(arm, curve)
+        return _ArmCurve(arm, curve)
 
     def _at(self, arm: ConceptArm, beta: float) -> tuple[np.ndarray, float]:
+        """(propensity [item], damage) at one β; damage is NaN without neutral texts."""
         first, later = self._hooks(arm, beta)
         with self.model.intervene(later):
-            return self.items.propensity(
-                first
-            ), math.nan if self.neutral is None else self.neutral.damage(first)
+            return self.items.propensity(first), self._damage(first)
 
-    def _bracket(self, arm: ConceptArm) -> set[float]:
-        """Two strengths around the one that does the damage; those that were tried where none does."""
-        budget = self.budget or 0.0
+    def _damage(self, first: SteeringHook) -> float:
+        return math.nan if self.neutral is None else self.neutral.damage(first)
+
+    def _bracket(self, arm: ConceptArm, budget: float) -> set[float]:
+        """Two β around the one whose damage is the budget; none if no tried β does that damage."""
 
         def measure(beta: float) -> float:
             first, later = self._hooks(arm, beta)
             with self.model.intervene(later):
-                return math.nan if self.neutral is None else self.neutral.damage(first)
+                return self._damage(first)
 
         tried = search_scale(
             measure, budget, first_guess=1.0, tolerance=0.05, max_evaluations=MAX_PASSES - 1
         )
+        # 0.95 is the tolerance of the search.
         if max((damage for _, damage in tried), default=0.0) < 0.95 * budget:
             return set()
-        found = min(tried, key=lambda point: abs(point[1] - budget))[0]
-        return {found * share for share in _AROUND}
+        nearest = min(tried, key=lambda point: abs(point[1] - budget))[0]
+        return {nearest * share for share in _AROUND}
 
     def _hooks(self, arm: ConceptArm, beta: float) -> tuple[SteeringHook, dict[int | str, Any]]:
-        """The hook at the first of the hook points, and those behind it, which learn from it where
-        prompts end.
+        """(hook at the first hook point, hooks at the later ones).
+
+        Later hooks are told by the first one at which positions prompts end.
         """
         first, *later = Intervention.of(arm.vectors, positions=self.positions).hooks(beta).items()
         return first[1], dict(later)
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What was measured of one concept."""
+class _ConceptCurves:
+    """Curves of all arms of one concept, and the rows of both tables that follow from them."""
 
     concept: str
-    curves: list[_Measured]
+    curves: list[_ArmCurve]
     """``source`` first, ``native`` second."""
     budget: float | None
     seed: int
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row per arm, draw and β; the target without steering is the arm ``none``, the source's
-        own is β = 0 of ``source``.
+        """One row per arm, draw and β.
+
+        The unsteered target is the arm ``none``; the unsteered source is β = 0 of ``source``.
         """
         rows = []
-        for measured in self.curves:
-            for beta in measured.curve.scales.tolist():
-                if beta == 0 and measured.arm.name not in ("source", "native"):
-                    continue
-                values, damage = measured.at(beta)
-                name = "none" if beta == 0 and measured.arm.name == "native" else measured.arm.name
-                row: dict[str, Any] = {
-                    "concept": self.concept,
-                    "arm": name,
-                    "draw": measured.arm.draw,
-                    "beta": beta,
-                }
-                percent = 100 / (1 + np.exp(-values))
-                for column, numbers in (
-                    ("propensity", values),
-                    ("probability", percent),
-                    ("effect", measured.effect(beta)),
-                ):
-                    found = bootstrap_mean(numbers, seed=self.seed)
-                    row |= {
-                        column: found.value,
-                        f"{column}_low": found.low,
-                        f"{column}_high": found.high,
-                    }
-                rows.append(row | {"damage": damage})
+        for curve in self.curves:
+            for beta in curve.curve.scales.tolist():
+                # All arms of the target share the propensities at β = 0: one row is enough.
+                if beta != 0 or curve.arm.name == "source":
+                    rows.append(self._row(curve, curve.arm.name, beta))
+                elif curve.arm.name == "native":
+                    rows.append(self._row(curve, "none", beta))
         return rows
 
+    def _row(self, curve: _ArmCurve, name: str, beta: float) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "concept": self.concept,
+            "arm": name,
+            "draw": curve.arm.draw,
+            "beta": beta,
+        }
+        propensity, damage = curve.at(beta)
+        columns = {
+            "propensity": propensity,
+            # per cent: 100·σ(propensity)
+            "probability": 100 / (1 + np.exp(-propensity)),
+            "effect": curve.effect(beta),
+        }
+        for column, values in columns.items():
+            mean = bootstrap_mean(values, seed=self.seed)
+            row |= {column: mean.value, f"{column}_low": mean.low, f"{column}_high": mean.high}
+        return row | {"damage": damage}
+
     def summary(self) -> list[dict[str, Any]]:
-        """A row an arm."""
-        by_arm: dict[str, list[_Measured]] = {}
-        for measured in self.curves:
-            by_arm.setdefault(measured.arm.name, []).append(measured)
+        """One row per arm."""
+        by_arm: dict[str, list[_ArmCurve]] = {}
+        for curve in self.curves:
+            by_arm.setdefault(curve.arm.name, []).append(curve)
         return [self._summary_row(name, draws) for name, draws in by_arm.items()]
 
-    def _summary_row(self, name: str, draws: list[_Measured]) -> dict[str, Any]:
+    def _summary_row(self, name: str, draws: list[_ArmCurve]) -> dict[str, Any]:
+        # The arm `source` has no map and therefore no facts.
         facts = [one.arm.facts for one in draws]
         row: dict[str, Any] = {"concept": self.concept, "arm": name, "n_draws": len(draws)}
         row |= {key: float(np.mean([fact.get(key, math.nan) for fact in facts])) for key in _FACTS}
         effect = self._interval(name, [one.effect(1.0) for one in draws])
         row |= {"effect": effect.value, "effect_low": effect.low, "effect_high": effect.high}
-        if self.budget is None:
-            return row
-        equal = [one.upward.effect_at(self.budget) for one in draws]
-        interval = self._interval(name, equal)
-        native = next(one for one in self.curves if one.arm.name == "native").upward.effect_at(
-            self.budget
+        return row if self.budget is None else row | self._at_budget(name, draws, self.budget)
+
+    def _at_budget(self, name: str, draws: list[_ArmCurve], budget: float) -> dict[str, Any]:
+        """Columns of the comparison at equal damage."""
+        effects = [one.upward.effect_at(budget) for one in draws]
+        interval = self._interval(name, effects)
+        native = next(one for one in self.curves if one.arm.name == "native")
+        ratio = bootstrap_ratio(
+            np.mean(effects, axis=0), native.upward.effect_at(budget), seed=self.seed
         )
-        # The source is another model: a ratio to what the target does under its own vector would
-        # mix two scales.
-        ratio = bootstrap_ratio(np.mean(equal, axis=0), native, seed=self.seed)
-        missed = sum(bool(np.isnan(one).any()) for one in equal)
-        return row | {
-            "beta_at_equal_damage": float(
-                np.mean([one.upward.scale_at(self.budget) for one in draws])
-            ),
+        # The propensities of the source model have another scale than those of the target.
+        fraction = (
+            (math.nan, math.nan, math.nan)
+            if name == "source"
+            else (ratio.value, ratio.low, ratio.high)
+        )
+        # An effect is NaN if no two β bracket the budget.
+        missed = sum(bool(np.isnan(one).any()) for one in effects)
+        return {
+            "beta_at_equal_damage": float(np.mean([one.upward.scale_at(budget) for one in draws])),
             "effect_at_equal_damage": interval.value,
             "low": interval.low,
             "high": interval.high,
-            "fraction_of_native": math.nan if name == "source" else ratio.value,
-            "fraction_low": math.nan if name == "source" else ratio.low,
-            "fraction_high": math.nan if name == "source" else ratio.high,
+            "fraction_of_native": fraction[0],
+            "fraction_low": fraction[1],
+            "fraction_high": fraction[2],
             "flag": f"damage not bracketed in {missed} of {len(draws)}" if missed else "",
         }
 
     def _interval(self, name: str, effects: list[np.ndarray]) -> Interval:
+        """Range over draws for drawn arms, else a bootstrap over items."""
         if name in DRAWN:
             return spread([float(effect.mean()) for effect in effects])
         return bootstrap_mean(effects[0], seed=self.seed)
-
-
-_FACTS = ("cosine", "norm_ratio", "n", "d", "interpolates", "r2", "r2_uniform")

@@ -1,9 +1,11 @@
-"""Rows of contrast texts in two models at once: what concept maps are fitted on and vectors learnt
-from, in any part of the pairs.
+"""Rows of contrast texts in two models, from which maps are fitted and vectors are learnt.
 
-rows = PairRows.of(source, target, contrast, "blocks.2.hook_resid_post", "blocks.3.hook_resid_post")
-rows[:10].fit().weight                # L-Cross's map on ten pairs
-rows[10:].gap("source")               # the vector of the others, in the source; gap("target") is the native one
+    rows = PairRows.of(source, target, contrast, at=source_hook, to=target_hook)
+    rows[:10].fit().weight       # map of L-Cross, fitted on ten pairs
+    rows[10:].gap("source")      # vector learnt on the source from the other pairs
+    rows[10:].gap("target")      # native vector of the same pairs
+
+Any part of the pairs can be selected, so a map and a vector can come from different texts.
 """
 
 from collections.abc import Sequence
@@ -11,30 +13,25 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from lrt_lens.adapters.concepts._concept_map import (
-    Extraction,
-    TextRead,
-    contrast_sets,
-    model_sides,
-    paired_hooks,
-)
+from lrt_lens.adapters.concepts._concept_map import Extraction, TextRead, contrast_sets
 from lrt_lens.adapters.concepts._row_maps import Method, RowMap, fit_rows
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._loading import ModelLike
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.models._pair import ModelPair, model_sides, paired_hooks
 from lrt_lens.models._reading import read_activations
 
-Side = Literal["source", "target"]
+ModelRole = Literal["source", "target"]
 
 
 @dataclass(frozen=True, eq=False)
 class PairRows:
-    """One row a text; positive texts stand at 0 of the middle dimension, negative ones at 1."""
+    """One row per text in both models; index 0 of the middle dimension is the positive text."""
 
     source: Float[Tensor, "pair 2 d_source"]
     target: Float[Tensor, "pair 2 d_target"]
@@ -49,16 +46,23 @@ class PairRows:
         to: str,
         read: TextRead = "last",
     ) -> "PairRows":
-        """Of every pair of a contrast set."""
-        sides = (
-            read_activations(model, contrast.texts, hook, read).double()
+        """Rows of every pair of a contrast set, at the hook points ``at`` and ``to``."""
+        # `contrast.texts` lists all positive texts first, then all negative ones.
+        # float64: a pseudo-inverse amplifies rounding. Contiguous: products of strided views round
+        # differently.
+        source_rows, target_rows = (
+            rearrange(
+                read_activations(model, contrast.texts, hook, read).double(),
+                "(side pair) d -> pair side d",
+                side=2,
+            ).contiguous()
             for model, hook in ((source, at), (target, to))
         )
-        return cls(*(torch.stack(rows.chunk(2), dim=1) for rows in sides))
+        return cls(source_rows, target_rows)
 
     @classmethod
     def joined(cls, parts: "list[PairRows]") -> "PairRows":
-        """The pairs of all parts."""
+        """Rows of the pairs of all parts."""
         return cls(
             torch.cat([part.source for part in parts]), torch.cat([part.target for part in parts])
         )
@@ -71,12 +75,14 @@ class PairRows:
 
     @property
     def n_texts(self) -> int:
-        """Two a pair."""
+        """Number of texts, two per pair."""
         return 2 * len(self)
 
-    def gap(self, side: Side, by: Extraction = "mean_difference") -> Tensor:
-        """The concept's vector, [d]: mean of the differences (CAA), or their first principal
-        component as long as the mean is along it (RepE).
+    def gap(self, side: ModelRole, by: Extraction = "mean_difference") -> Tensor:
+        """Vector of the concept on one of the models, [d].
+
+        It is the mean of the differences (CAA), or their first principal component with the length
+        of the mean along it (RepE).
         """
         rows = self.source if side == "source" else self.target
         difference = rows[:, 0] - rows[:, 1]
@@ -84,16 +90,18 @@ class PairRows:
         if by == "mean_difference":
             return mean
         component = torch.linalg.svd(difference, full_matrices=False).Vh[0]
+        # (m·u) u also fixes the sign, which a singular vector leaves open.
         return (mean @ component) * component
 
     def fit(
         self, method: Method = "least_squares", *, seed: int = 0, score: bool = False
     ) -> RowMap:
-        """The map from source rows to target rows; pairs are held out whole."""
+        """Map from source rows to target rows; both texts of a pair are held out together."""
+        # Texts of a pair are neighbours: groups are 0, 0, 1, 1, …
         groups = torch.arange(len(self)).repeat_interleave(2).tolist()
         return fit_rows(
-            self.source.flatten(0, 1),
-            self.target.flatten(0, 1),
+            _text_rows(self.source),
+            _text_rows(self.target),
             groups=groups,
             method=method,
             seed=seed,
@@ -101,20 +109,22 @@ class PairRows:
         )
 
     def shuffled(self, generator: torch.Generator) -> "PairRows":
-        """Target rows dealt out to other texts: everything that a text decides is gone, means and
-        spreads stay.
+        """The same rows, with target rows assigned to random other texts.
+
+        Everything that depends on the text is lost; means and spreads stay.
         """
-        flat = self.target.flatten(0, 1)
-        return replace(
-            self,
-            target=flat[torch.randperm(len(flat), generator=generator)].reshape(self.target.shape),
-        )
+        flat = _text_rows(self.target)
+        order = torch.randperm(len(flat), generator=generator)
+        return replace(self, target=flat[order].reshape(self.target.shape))
 
     def without_source(self, generator: torch.Generator) -> "PairRows":
-        """Standard normal numbers in place of the source's rows: no source model at all."""
-        return replace(
-            self, source=torch.randn(self.source.shape, generator=generator, dtype=torch.float64)
-        )
+        """The same target rows, with standard normal numbers instead of the source's rows."""
+        noise = torch.randn(self.source.shape, generator=generator, dtype=torch.float64)
+        return replace(self, source=noise)
+
+
+def _text_rows(rows: Tensor) -> Tensor:
+    return rearrange(rows, "pair side d -> (pair side) d")
 
 
 def read_rows(
@@ -125,8 +135,10 @@ def read_rows(
     target_hook: int | str,
     read: TextRead = "last",
 ) -> dict[str, PairRows]:
-    """Rows of every set by name: the slow part of both evaluations, to be handed to them as
-    ``rows=`` where several follow each other.
+    """Rows of every contrast set, by its name.
+
+    Reading is the slow part of `evaluate_interpolation` and `evaluate_concept_transfer`; pass the
+    rows to both as ``rows=`` to read the models only once.
     """
     source, target = model_sides(models)
     [(at, to)] = paired_hooks(source, target, source_hook, target_hook)
@@ -136,26 +148,32 @@ def read_rows(
 
 
 def known_rows(rows: dict[str, PairRows], contrasts: Sequence[ContrastSet]) -> dict[str, PairRows]:
-    """The rows of these sets, in their order; MismatchError where some are missing or of another
-    number of pairs.
+    """Rows of these contrast sets, in their order.
+
+    Raises:
+        MismatchError: rows of a set are missing, or have another number of pairs.
     """
-    found = {one.name: len(rows[one.name]) if one.name in rows else 0 for one in contrasts}
-    if any(found[one.name] != len(one) for one in contrasts):
+    available = {one.name: len(rows[one.name]) if one.name in rows else 0 for one in contrasts}
+    expected = {one.name: len(one) for one in contrasts}
+    if available != expected:
         raise MismatchError(
-            f"rows hold {found} pairs, the contrast sets { ({c.name: len(c) for c in contrasts}) }; read them again with read_rows"
+            f"rows hold {available} pairs, the contrast sets {expected}; read them again with "
+            "read_rows"
         )
     return {one.name: rows[one.name] for one in contrasts}
 
 
 def mean_only(rows: PairRows) -> Tensor:
-    """The map that knows the mean states alone, ``x̄ᵀȳ/‖x̄‖²``, [d_source, d_target]: without
-    centring they dominate least squares.
+    """Map ``x̄ᵀȳ/‖x̄‖²`` that knows the mean states only, [d_source, d_target].
+
+    Without centring, the means dominate least squares.
     """
-    x, y = rows.source.flatten(0, 1).mean(0), rows.target.flatten(0, 1).mean(0)
+    x, y = _text_rows(rows.source).mean(0), _text_rows(rows.target).mean(0)
+    # Least squares on the single row (x̄, ȳ): T = x̄ᵀȳ / ‖x̄‖²
     return torch.outer(x, y) / (x @ x)
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """Cosine of two vectors, NaN where one is zero."""
+    """Cosine of two vectors; NaN if one of them is zero."""
     lengths = float(a.norm() * b.norm())
     return float(a @ b) / lengths if lengths > 0 else float("nan")

@@ -1,4 +1,4 @@
-"""Linear probes: learnt, transferred, evaluated."""
+"""Linear probes: fitting, transfer and evaluation."""
 
 import lazy_loader
 

@@ -1,27 +1,28 @@
-"""Does a transferred probe still classify, next to its controls, and what do k labels of the target
-add?
+"""Accuracy of a transferred probe and of its controls, and the gain from k labels of the target.
 
     result = evaluate_probe(pair, stitch, texts, labels, test_share=0.3)
     result.summary        # share of native accuracy above chance, with intervals
     result.figure()
 
-Arms, all judged on the same test texts:
+All arms are evaluated on the same test texts:
 
-- ``source``: the probe where it was learnt, on the source model; ``native``: learnt on the target
-  from all training labels;
-- ``transferred``: the source's probe carried over; no label of the target is used;
-- ``refit``: the transferred probe shrunk-to and refitted on k labels of the target; ``scratch``:
-  learnt from the same k labels alone. Both standardise by all training texts of the target (text is
-  cheap, labels are not) and choose their penalty on the k rows;
-- ``shuffled``: the probe carried by the map of shuffled pairs; ``permuted``: a probe learnt from
-  permuted labels, carried by the true map;
-- ``token_identity``: the probe carried to the target's token *embedding*, by the map that predicts
-  the source's stream from it: what a probe that sees nothing but tokens would say;
-- ``random``: random weights, half isotropic, half with the target rows' own covariance, biased to
-  split the training texts evenly.
+- ``source``: the probe on the source model, where it was fitted.
+- ``native``: a probe fitted on the target with all training labels.
+- ``transferred``: the source's probe, transferred; no label of the target is used.
+- ``refit``: a probe fitted on k labels of the target, shrunk to the transferred probe.
+- ``scratch``: a probe fitted on the same k labels alone.
+- ``shuffled``: the probe transferred by the map of shuffled pairs.
+- ``permuted``: a probe fitted on permuted labels, transferred by the true map.
+- ``token_identity``: the probe transferred to the target's token *embedding*, by the map that
+  predicts the source's stream from it. It uses nothing but token identities.
+- ``random``: random weights, half of them isotropic and half with the covariance of the target's
+  rows, with a bias that splits the training texts evenly.
+
+``refit`` and ``scratch`` standardise by all training texts of the target, because unlabelled texts
+are cheap, and choose their penalty on the k rows.
 
 Intervals are paired bootstraps over the test texts. For ``random`` and ``permuted`` the interval is
-where 95% of the draws fall.
+the range of 95% of the draws.
 """
 
 import logging
@@ -37,6 +38,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
+from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.probes._linear_probe import (
     LinearProbe,
     check_labels,
@@ -64,7 +66,29 @@ from lrt_lens.stitching._stitch import Stitch
 logger = logging.getLogger(__name__)
 
 DRAWN_ARMS = ("random", "permuted")
-"""Controls drawn many times: their interval is the range of the draws."""
+"""Controls with many draws; their interval is the range of the draws."""
+
+
+@dataclass(frozen=True)
+class ProbeEvaluationSettings(Settings):
+    """Settings of `evaluate_probe`."""
+
+    read: Read = "mean"
+    """Where texts are read, for a probe that is fitted here; a probe that is passed has its own."""
+    test_share: float = 0.3
+    """Share of the texts for the stratified test split, if no ``test_texts`` are given."""
+    ks: Sequence[int] = (10, 30, 100)
+    """Numbers of labels of the target in the learning curve."""
+    n_seeds: int = 5
+    """Draws of each k labels; every class is among them."""
+    n_random: int = 20
+    """Random probes."""
+    n_permuted: int = 5
+    """Probes fitted on permuted labels."""
+    task: str = "probe"
+    """Name of the classification task."""
+    seed: int = 0
+    """Seed of splits, draws and bootstraps."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +96,12 @@ class ProbeEvaluation:
     """Accuracies of all arms on the same test texts."""
 
     table: pd.DataFrame
-    """A row per arm and k: task, arm, k (labels of the target used; 0 for none), n_draws, accuracy,
-    low, high, auroc, auroc_low, auroc_high."""
+    """One row per arm and k: task, arm, k (labels of the target that were used, or 0), n_draws,
+    accuracy, low, high, auroc, auroc_low, auroc_high."""
     summary: pd.DataFrame
-    """A row per arm and k: task, arm, k, accuracy, low, high, share_of_native, share_low,
-    share_high ((accuracy − chance) / (native − chance); undefined where native's interval includes
-    chance)."""
+    """One row per arm and k: task, arm, k, accuracy, low, high, share_of_native, share_low,
+    share_high. The share is (accuracy − chance) / (native − chance), undefined if the interval of
+    ``native`` includes chance."""
     chance: float
     """Share of the largest class among the test texts."""
     n_test: int
@@ -86,11 +110,11 @@ class ProbeEvaluation:
 
     @property
     def task(self) -> str:
-        """What was classified."""
+        """Name of the classification task."""
         return str(self.table["task"].iloc[0])
 
     def figure(self) -> Any:
-        """Accuracy of every arm, and the learning curve over k (plotly)."""
+        """Figure of the accuracy of every arm and of the learning curve over k (plotly)."""
         from lrt_lens.figures._probes import probe_figure
 
         return probe_figure(self.table, chance=self.chance)
@@ -103,6 +127,7 @@ class ProbeEvaluation:
         )
 
 
+@takes(ProbeEvaluationSettings)
 def evaluate_probe(
     pair: ModelPair,
     stitch: Stitch,
@@ -110,77 +135,70 @@ def evaluate_probe(
     labels: Sequence[Any],
     *,
     probe: LinearProbe | None = None,
-    read: Read = "mean",
     test_texts: Sequence[str] | None = None,
     test_labels: Sequence[Any] | None = None,
-    test_share: float = 0.3,
-    ks: Sequence[int] = (10, 30, 100),
-    n_seeds: int = 5,
-    n_random: int = 20,
-    n_permuted: int = 5,
     token_map: AffineMap | None = None,
-    task: str = "probe",
-    seed: int = 0,
     progress: bool = True,
+    settings: ProbeEvaluationSettings | None = None,
+    **options: Any,
 ) -> ProbeEvaluation:
-    """Measure a transferred probe and its controls on the target; see the module docstring.
+    """Accuracy and AUROC of a transferred probe and of its controls, with intervals.
 
-    Args: pair: both models. stitch: between the probe's hook point and one of the target. texts:
-        training texts; also the test texts, a stratified ``test_share`` of them, where no
-        ``test_texts`` are given. labels: one a text, str or int. probe: learnt on the source;
-        learnt here from the training texts without it. read: where texts are read; a given probe
-        brings its own. Probes on every token are refused: tokens of one text are no independent
-        items. test_texts: texts to judge on. test_labels: their labels. test_share: see ``texts``.
-        ks: labels of the target in the learning curve. n_seeds: draws of each k labels; every class
-        is among them. n_random: random probes. n_permuted: probes learnt from permuted labels.
-        token_map: for the arm ``token_identity``: from the target's ``hook_embed`` to the source
-        hook, that is
-            ``token_identity_map(harvest(pair.reversed(), …), stitch.source_hook)``. Left out
-            without it.
-        task: name of what is classified.
-        seed: of splits, draws and bootstraps.
-        progress: show a bar.
+    Args:
+        pair: both models.
+        stitch: a stitch between the probe's hook point and a hook point of the target.
+        texts: training texts. Without ``test_texts`` they are split, stratified by label, into
+            training and test texts.
+        labels: one per text, str or int.
+        probe: a probe fitted on the source; None fits one here on the training texts. A probe with
+            ``read="every"`` is refused, because tokens of one text are not independent items.
+        test_texts: texts to evaluate on.
+        test_labels: their labels.
+        token_map: map for the arm ``token_identity``, from the target's ``hook_embed`` to the
+            source hook point:
+            ``token_identity_map(harvest(pair.reversed(), …), stitch.source_hook)``. Without it the
+            arm is left out.
+        progress: show a progress bar.
+        settings: the remaining settings; each field can be passed as a keyword instead.
+        **options: fields of `ProbeEvaluationSettings`.
 
-    Raises: ValueError: labels of one class, as many as there are texts they are not, or fewer
-        training texts than the largest k. MismatchError: models, a probe or a map that are not the
-        stitch's.
+    Raises:
+        ValueError: labels of one class, not one label per text, or fewer training texts than the
+            largest k.
+        MismatchError: models, a probe or a map that do not belong to the stitch.
 
-    Source: Stitching (arXiv 2506.06609) §4 carries probes so; the learning curve and the controls
-    are ours.
+    Source: Stitching (arXiv 2506.06609), §4, transfers probes in this way. The learning curve and
+    the controls are additions.
     """
+    settings = resolve(ProbeEvaluationSettings, settings, options)
+    task, seed = settings.task, settings.seed
     stitch.check(pair.source, pair.target)
-    train, test = _split(texts, labels, test_texts, test_labels, test_share, seed)
-    _check(stitch, probe, train, ks, token_map, n_seeds)
+    train, test = _split(texts, labels, test_texts, test_labels, settings)
+    _check(stitch, probe, train, token_map, settings)
     if probe is None:
         probe = LinearProbe.fit(
             pair.source,
             *train,
             at=stitch.source_hook,
-            read=read,
+            read=settings.read,
             name=task,
             skip_first=stitch.skip_first,
             seed=seed,
         )
-    bench = _Bench(pair, stitch, probe, train, test, seed)
-    arms: dict[tuple[str, int], list[np.ndarray]] = {}
-    found = bench.learnt(token_map, n_random, n_permuted), bench.refitted(ks, n_seeds)
-    total = 5 + n_random + n_permuted + 2 * len(ks) * n_seeds
-    for arm, k, chances in tqdm(
-        (one for part in found for one in part),
-        total=total,
-        desc=f"probe {task}",
-        disable=not progress,
-        leave=False,
-    ):
-        arms.setdefault((arm, k), []).append(chances)
-    verdicts = {key: Verdict.of(chances, bench.truth, seed=seed) for key, chances in arms.items()}
-    chance = float(np.bincount(bench.truth).max() / len(bench.truth))
-    table, summary = _tables(task, verdicts, chance, seed)
-    probes = {"source": probe, "native": bench.native, "transferred": bench.moved}
-    return ProbeEvaluation(table, summary, chance, len(bench.truth), probes)
+    arms = _ProbeArms(pair, stitch, probe, train, test, seed)
+    by_arm: dict[tuple[str, int], list[np.ndarray]] = {}
+    for arm, k, p in _with_progress(arms, token_map, settings, progress):
+        by_arm.setdefault((arm, k), []).append(p)
+    verdicts = {key: Verdict.of(draws, arms.truth, seed=seed) for key, draws in by_arm.items()}
+    # Accuracy of always predicting the most frequent class.
+    chance = float(np.bincount(arms.truth).max() / len(arms.truth))
+    tidy, summary = _tables(task, verdicts, chance, seed)
+    probes = {"source": probe, "native": arms.native, "transferred": arms.transferred}
+    return ProbeEvaluation(tidy, summary, chance, len(arms.truth), probes)
 
 
 Labelled = tuple[list[str], list[Any]]
+"""(texts, one label per text)."""
 
 
 def _split(
@@ -188,10 +206,9 @@ def _split(
     labels: Sequence[Any],
     test_texts: Sequence[str] | None,
     test_labels: Sequence[Any] | None,
-    share: float,
-    seed: int,
+    settings: ProbeEvaluationSettings,
 ) -> tuple[Labelled, Labelled]:
-    """(training, test) texts with labels; stratified where one has to be cut from the other."""
+    """(training, test) texts with labels; a stratified split if no test texts are given."""
     check_labels(texts, labels)
     plain = [plain_label(label) for label in labels]
     if (test_texts is None) != (test_labels is None):
@@ -200,66 +217,68 @@ def _split(
         )
     if test_texts is not None and test_labels is not None:
         check_labels(test_texts, test_labels)
-        return (list(texts), plain), (
-            list(test_texts),
-            [plain_label(label) for label in test_labels],
-        )
+        plain_test = [plain_label(label) for label in test_labels]
+        return (list(texts), plain), (list(test_texts), plain_test)
     from sklearn.model_selection import train_test_split
 
-    classes = classes_of(plain)
-    if not 0 < share < 1 or min(
-        round(share * len(plain)), len(plain) - round(share * len(plain))
-    ) < len(classes):
+    classes, share = classes_of(plain), settings.test_share
+    # Both sides need at least one text per class.
+    n_test = round(share * len(plain))
+    if not 0 < share < 1 or min(n_test, len(plain) - n_test) < len(classes):
         raise ValueError(
-            f"test_share is {share} of {len(plain)} texts; expected a share between 0 and 1 that leaves {len(classes)} classes on both sides"
+            f"test_share is {share} of {len(plain)} texts; expected a share between 0 and 1 that "
+            f"leaves {len(classes)} classes on both sides"
         )
     numbers = class_numbers(plain, classes)
     if (fewest := int(np.bincount(numbers).min())) < 2:
         raise ValueError(
-            f"a class has {fewest} text; splitting needs 2 of each: give more texts, or test_texts and test_labels"
+            f"a class has {fewest} text; splitting needs 2 of each: give more texts, or test_texts "
+            "and test_labels"
         )
     train, test = train_test_split(
-        np.arange(len(plain)), test_size=share, random_state=seed, stratify=numbers
+        np.arange(len(plain)), test_size=share, random_state=settings.seed, stratify=numbers
     )
-    first, second = _taken(texts, plain, np.asarray(train)), _taken(texts, plain, np.asarray(test))
+    first, second = (
+        ([str(texts[i]) for i in part.tolist()], [plain[i] for i in part.tolist()])
+        for part in (np.asarray(train), np.asarray(test))
+    )
     return first, second
-
-
-def _taken(texts: Sequence[str], labels: Sequence[Any], part: np.ndarray) -> Labelled:
-    return [str(texts[i]) for i in part.tolist()], [labels[i] for i in part.tolist()]
 
 
 def _check(
     stitch: Stitch,
     probe: LinearProbe | None,
     train: Labelled,
-    ks: Sequence[int],
     token_map: AffineMap | None,
-    n_seeds: int,
+    settings: ProbeEvaluationSettings,
 ) -> None:
+    """Raise for settings that do not fit the texts, and for a probe or map of another stitch."""
     if probe is not None:
         stitch.refuse_foreign(probe.hook, probe.model)
         if probe.read == "every":
             raise ValueError(
-                "the probe reads every token, and tokens of one text are no independent items; give one that is read once a text"
+                "the probe reads every token, and tokens of one text are no independent items; "
+                "give a probe that is read once per text"
             )
-    classes = len(set(train[1]))
-    if n_seeds < 1 or any(not classes <= k <= len(train[0]) for k in ks):
+    classes, ks = len(set(train[1])), settings.ks
+    if settings.n_seeds < 1 or any(not classes <= k <= len(train[0]) for k in ks):
         raise ValueError(
-            f"ks is {list(ks)}, n_seeds {n_seeds}; expected numbers of labels from {classes} (one a class) to {len(train[0])} (the training "
-            "texts), and at least one seed: give smaller k or more texts"
+            f"ks is {list(ks)}, n_seeds {settings.n_seeds}; expected numbers of labels from "
+            f"{classes} (one per class) to {len(train[0])} (the training texts), and at least one "
+            "seed: give smaller k or more texts"
         )
     if token_map is not None and not (
         token_map.source_hook == EMBED and same_place(token_map.target_hook, stitch.source_hook)
     ):
         raise MismatchError(
-            f"token_map goes {token_map.source_hook!r} → {token_map.target_hook!r}; expected {EMBED!r} (of the target) → {stitch.source_hook!r}: "
-            "take token_identity_map of a harvest of pair.reversed()"
+            f"token_map goes {token_map.source_hook!r} → {token_map.target_hook!r}; expected "
+            f"{EMBED!r} (of the target) → {stitch.source_hook!r}: take token_identity_map of a "
+            "harvest of pair.reversed()"
         )
 
 
-class _Bench:
-    """Training and test texts read once on each model."""
+class _ProbeArms:
+    """The predictions of every arm, from training and test texts read once on each model."""
 
     def __init__(
         self,
@@ -272,151 +291,167 @@ class _Bench:
     ) -> None:
         self.pair, self.stitch, self.probe, self.seed = pair, stitch, probe, seed
         self.train_texts, self.test_texts = train[0], test[0]
-        self.labels = train[1]
         self.classes = probe.classes
-        self.y, self.truth = (
-            class_numbers(train[1], self.classes),
-            class_numbers(test[1], self.classes),
-        )
+        self.y = class_numbers(train[1], self.classes)
+        self.truth = class_numbers(test[1], self.classes)
         if missing := set(range(len(self.classes))) - set(self.y.tolist()):
             raise ValueError(
-                f"no training text is labelled {[self.classes[i] for i in sorted(missing)]}; the probe's classes all need some"
+                f"no training text is labelled {[self.classes[i] for i in sorted(missing)]}; give "
+                "training texts of all classes of the probe"
             )
-        self.moved: LinearProbe = stitch.transfer(probe)
+        self.transferred: LinearProbe = stitch.transfer(probe)
+        # x: rows of the target; z: rows that the transferred probe multiplies. They differ only for
+        # read="max", whose rows are maxima of mapped states.
         self.x, self.x_test = (self._read(texts) for texts in (self.train_texts, self.test_texts))
-        # A probe of maxima reads mapped states, any other the target's own rows.
-        carried = self.moved.before is not None
-        self.z = self.moved.rows(pair.target, self.train_texts)[0].numpy() if carried else self.x
-        self.z_test = (
-            self.moved.rows(pair.target, self.test_texts)[0].numpy() if carried else self.x_test
-        )
-        found = fit_logistic(self.x, self.y, len(self.classes), seed=seed)
+        self.z, self.z_test = self.x, self.x_test
+        if self.transferred.before is not None:
+            self.z, self.z_test = (
+                self.transferred.rows(pair.target, texts)[0].numpy()
+                for texts in (self.train_texts, self.test_texts)
+            )
+        # The reference with all labels of the target.
+        fit = fit_logistic(self.x, self.y, len(self.classes), seed=seed)
         self.native = replace(
             probe,
-            weight=torch.from_numpy(found.weight),
-            bias=torch.from_numpy(found.bias),
+            weight=torch.from_numpy(fit.weight),
+            bias=torch.from_numpy(fit.bias),
             hook=stitch.target_hook,
             model=pair.target.identity,
             method="logistic_regression",
-            penalty=found.penalty,
+            penalty=fit.penalty,
             before=None,
         )
 
     def _read(self, texts: list[str]) -> np.ndarray:
-        return read_rows(
-            self.pair.target, texts, self.stitch.target_hook, self.probe.read, self.probe.skip_first
-        )[0].numpy()
+        hook, read, skip_first = self.stitch.target_hook, self.probe.read, self.probe.skip_first
+        return read_rows(self.pair.target, texts, hook, read, skip_first)[0].numpy()
 
-    def learnt(
-        self, token_map: AffineMap | None, n_random: int, n_permuted: int
-    ) -> Iterator[tuple[str, int, np.ndarray]]:
-        """(arm, k, probabilities [text, class]) of the arms that use no label of the target, or all
-        of them.
-        """
+    def single(self, token_map: AffineMap | None) -> Iterator[tuple[str, int, np.ndarray]]:
+        """(arm, k, probabilities [text, class]) of the arms that are measured once."""
         source = self.probe.rows(self.pair.source, self.test_texts)[0]
-        yield "source", 0, self._said(self.probe, source)
-        yield "native", len(self.y), self._said(self.native, torch.from_numpy(self.x_test))
-        yield "transferred", 0, self._said(self.moved, torch.from_numpy(self.z_test))
+        yield "source", 0, _predict(self.probe, source)
+        yield "native", len(self.y), _predict(self.native, torch.from_numpy(self.x_test))
+        yield "transferred", 0, _predict(self.transferred, torch.from_numpy(self.z_test))
         if self.stitch.null is None:
             logger.warning(
-                "the stitch has no map of shuffled pairs; the arm 'shuffled' is left out: fit this pair alone with null='full'"
+                "the stitch has no map of shuffled pairs; the arm 'shuffled' is left out: fit this "
+                "pair alone with null='full'"
             )
         else:
-            shuffled: LinearProbe = self.stitch.transfer(self.probe, through=self.stitch.null.down)
-            yield (
-                "shuffled",
-                0,
-                self._said(shuffled, shuffled.rows(self.pair.target, self.test_texts)[0]),
-            )
+            shuffled = self.stitch.transfer(self.probe, through=self.stitch.null.down)
+            yield "shuffled", 0, self._on_target(shuffled)
         if token_map is not None:
+            # The map starts at the embedding, so that is where the transferred probe reads.
             tokens = replace(self.stitch.transfer(self.probe, through=token_map), hook=EMBED)
-            yield (
-                "token_identity",
-                0,
-                self._said(tokens, tokens.rows(self.pair.target, self.test_texts)[0]),
-            )
-        yield from (("permuted", 0, chances) for chances in self._permuted(n_permuted))
-        yield from (("random", 0, chances) for chances in self._random(n_random))
+            yield "token_identity", 0, self._on_target(tokens)
 
-    @staticmethod
-    def _said(probe: LinearProbe, rows: Tensor) -> np.ndarray:
-        return probabilities(probe.logits(rows))
+    def _on_target(self, probe: LinearProbe) -> np.ndarray:
+        return _predict(probe, probe.rows(self.pair.target, self.test_texts)[0])
 
-    def _permuted(self, n: int) -> Iterator[np.ndarray]:
+    def permuted(self, n: int) -> Iterator[tuple[str, int, np.ndarray]]:
+        """(arm, k, probabilities) of probes fitted on permuted labels and transferred."""
         rows = self.probe.rows(self.pair.source, self.train_texts)[0].numpy() if n else np.empty(0)
+        # The penalty of the probe is used again: cross-validation on permuted labels would choose
+        # the largest candidate.
+        options: dict[str, Any] = (
+            {} if math.isnan(self.probe.penalty) else {"penalties": (self.probe.penalty,)}
+        )
         for draw in range(n):
             y = np.random.default_rng((self.seed, draw)).permutation(self.y)
-            # The penalty is the probe's own: chosen on permuted labels it would only be as large as
-            # there is.
-            options: dict[str, Any] = (
-                {} if math.isnan(self.probe.penalty) else {"penalties": (self.probe.penalty,)}
-            )
-            found = fit_logistic(rows, y, len(self.classes), seed=self.seed, **options)
-            one = replace(
-                self.probe, weight=torch.from_numpy(found.weight), bias=torch.from_numpy(found.bias)
-            )
-            yield self._said(self.stitch.transfer(one), torch.from_numpy(self.z_test))
+            fit = fit_logistic(rows, y, len(self.classes), seed=self.seed, **options)
+            weight, bias = torch.from_numpy(fit.weight), torch.from_numpy(fit.bias)
+            transferred = self.stitch.transfer(replace(self.probe, weight=weight, bias=bias))
+            yield "permuted", 0, _predict(transferred, torch.from_numpy(self.z_test))
 
-    def _random(self, n: int) -> Iterator[np.ndarray]:
+    def random(self, n: int) -> Iterator[tuple[str, int, np.ndarray]]:
+        """(arm, k, probabilities) of random weights; the second half have the rows' covariance."""
         generator = np.random.default_rng(self.seed)
         centred = self.x - self.x.mean(0)
+        # XᵀX = V Λ Vᵀ, so that V Λ^½ g has this covariance for a standard normal g.
         values, vectors = np.linalg.eigh(centred.T @ centred)
         root = vectors * np.sqrt(np.clip(values, 0, None))
         for draw in range(n):
             weight = generator.standard_normal((self.x.shape[1], len(self.native.bias)))
             weight = weight if draw < n // 2 else root @ weight
             logits = self.x @ weight
+            # Subtracting the median splits the training texts evenly.
             scale, middle = logits.std(0) + 1e-30, np.median(logits, 0)
-            yield probabilities((self.x_test @ weight - middle) / scale)
+            yield "random", 0, probabilities((self.x_test @ weight - middle) / scale)
 
-    def refitted(self, ks: Sequence[int], n_seeds: int) -> Iterator[tuple[str, int, np.ndarray]]:
-        """(arm, k, probabilities) of probes learnt from k labels of the target, with the
-        transferred probe to lean on and without.
-        """
-        start = Logistic(self.moved.weight.double().numpy(), self.moved.bias.double().numpy())
+    def learning_curve(
+        self, ks: Sequence[int], n_seeds: int
+    ) -> Iterator[tuple[str, int, np.ndarray]]:
+        """(arm, k, probabilities) of ``refit`` and ``scratch`` for each k and draw of labels."""
+        start = Logistic(
+            self.transferred.weight.double().numpy(), self.transferred.bias.double().numpy()
+        )
+        # Standardisation needs no labels, so all training texts take part.
         scaling, scaling_z = Scaling.of(self.x), Scaling.of(self.z)
         for k in ks:
             for draw in range(n_seeds):
-                chosen = _labelled(self.y, k, np.random.default_rng((self.seed, k, draw)))
-                refit = fit_towards(
-                    self.z[chosen], self.y[chosen], start, scaling=scaling_z, seed=draw
-                )
+                rows = _stratified_rows(self.y, k, np.random.default_rng((self.seed, k, draw)))
+                y = self.y[rows]
+                refit = fit_towards(self.z[rows], y, start, scaling=scaling_z, seed=draw)
                 yield "refit", k, refit.probabilities(self.z_test)
                 scratch = fit_logistic(
-                    self.x[chosen], self.y[chosen], len(self.classes), scaling=scaling, seed=draw
+                    self.x[rows], y, len(self.classes), scaling=scaling, seed=draw
                 )
                 yield "scratch", k, scratch.probabilities(self.x_test)
 
 
-def _labelled(y: np.ndarray, k: int, generator: np.random.Generator) -> np.ndarray:
-    """So many rows at random, at least one of each class."""
+def _with_progress(
+    arms: _ProbeArms, token_map: AffineMap | None, settings: ProbeEvaluationSettings, progress: bool
+) -> Iterator[tuple[str, int, np.ndarray]]:
+    """(arm, k, probabilities) of all arms and draws, with a progress bar."""
+    parts = (
+        arms.single(token_map),
+        arms.permuted(settings.n_permuted),
+        arms.random(settings.n_random),
+        arms.learning_curve(settings.ks, settings.n_seeds),
+    )
+    # Five arms are measured once; the learning curve has two arms.
+    n_curve = 2 * len(settings.ks) * settings.n_seeds
+    yield from tqdm(
+        (prediction for part in parts for prediction in part),
+        total=5 + settings.n_random + settings.n_permuted + n_curve,
+        desc=f"probe {settings.task}",
+        disable=not progress,
+        leave=False,
+    )
+
+
+def _predict(probe: LinearProbe, rows: Tensor) -> np.ndarray:
+    return probabilities(probe.logits(rows))
+
+
+def _stratified_rows(y: np.ndarray, k: int, generator: np.random.Generator) -> np.ndarray:
+    """Indices of k random rows, at least one of each class, [k]."""
     order = generator.permutation(len(y))
+    # A classifier needs at least one row of each class.
     first = [int(np.flatnonzero(y[order] == label)[0]) for label in np.unique(y)]
-    rest = [place for place in range(len(y)) if place not in set(first)]
-    return order[[*first, *rest[: k - len(first)]]]
+    others = [index for index in range(len(y)) if index not in set(first)]
+    return order[[*first, *others[: k - len(first)]]]
 
 
 def _tables(
     task: str, verdicts: dict[tuple[str, int], Verdict], chance: float, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(table, summary) of a `ProbeEvaluation`."""
     native = next(verdict for (arm, _), verdict in verdicts.items() if arm == "native")
-    table, summary = [], []
+    rows, summary = [], []
     for (arm, k), verdict in verdicts.items():
         accuracy, auroc = verdict.accuracy(seed=seed), verdict.auroc
+        # Draws of a control are random, so their spread matters, not that of the texts.
         if arm in DRAWN_ARMS:
             accuracy, auroc = spread(list(verdict.accuracies)), spread(list(verdict.aurocs))
+        # share = (accuracy − chance) / (native − chance), bootstrapped over the same texts
         share = bootstrap_ratio(verdict.correct - chance, native.correct - chance, seed=seed)
-        head = {"task": task, "arm": arm, "k": k}
-        table.append(
-            head
-            | {"n_draws": len(verdict.accuracies)}
-            | _columns("accuracy", "", accuracy)
-            | _columns("auroc", "auroc_", auroc)
-        )
-        summary.append(
-            head | _columns("accuracy", "", accuracy) | _columns("share_of_native", "share_", share)
-        )
-    return pd.DataFrame(table), pd.DataFrame(summary)
+        key = {"task": task, "arm": arm, "k": k}
+        shown = _columns("accuracy", "", accuracy)
+        n_draws = {"n_draws": len(verdict.accuracies)}
+        rows.append(key | n_draws | shown | _columns("auroc", "auroc_", auroc))
+        summary.append(key | shown | _columns("share_of_native", "share_", share))
+    return pd.DataFrame(rows), pd.DataFrame(summary)
 
 
 def _columns(name: str, prefix: str, interval: Interval) -> dict[str, float]:

@@ -1,22 +1,23 @@
-"""Linear probes: learnt from labelled texts, carried by a stitch, asked about other texts.
+"""Linear probes: fitted on labelled texts, transferred by a stitch, applied to other texts.
 
     probe = LinearProbe.fit(pair.source, texts, labels, at="blocks.3.hook_resid_post", read="mean")
-    moved = stitch.transfer(probe)                       # no label of the target is needed
-    moved.accuracy(pair.target, texts, labels)
+    transferred = stitch.transfer(probe)                 # needs no label of the target
+    transferred.accuracy(pair.target, texts, labels)
 
-A probe is logistic regression on activations: ``softmax(x w + c)``, a sigmoid for two classes.
-Carried over it reads the mapped state ``down(y) = y W + b``: ``w' = W w``, ``c' = c + b·w``
-(Stitching §4 reads the same; design §4), which is exact, not fitted. Reading at a position, the
-mean and every token on its own commute with the affine map. The maximum over tokens does not: a
-probe with ``read="max"`` keeps its weights and the map (``before``), and reads the maximum over
-tokens of the *mapped* states; that too is exact.
+A probe is a logistic regression on activations, ``softmax(x w + c)``, or a sigmoid for two classes.
+A transferred probe reads the mapped state ``down(y) = y W + b``: its weights are ``w' = W w`` and
+``c' = c + b·w`` (Stitching, arXiv 2506.06609, §4), which is exact and needs no fitting. Reading a
+position, the mean, or every token on its own commutes with the affine map. The maximum over tokens
+does not: a probe with ``read="max"`` keeps its weights, stores the map in ``before``, and reads the
+maximum over tokens of the *mapped* states, which is exact too.
 
-Limits: positions are those of one tokenizer; the first ``skip_first`` and special tokens take no
-part in pooling, on either side.
+Limits: positions are those of one tokenizer. The first ``skip_first`` tokens and special tokens are
+excluded from pooling, on both models.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -55,31 +56,30 @@ class LinearProbe:
     """Logistic regression on the stream at one hook point of one model."""
 
     weight: Float[Tensor, "d column"]
-    """[d, column]: one column for two classes (the logit of the second), else one a class."""
+    """[d, column]: one column for two classes (the logit of the second), else one per class."""
     bias: Float[Tensor, " column"]
     """[column]."""
     classes: tuple[Label, ...]
-    """What the probabilities are of, in order."""
+    """Classes in the order of the probabilities."""
     hook: str
-    """Where it was learnt, or where it was carried to."""
+    """Hook point at which the probe was fitted, or to which it was transferred."""
     model: ModelIdentity | None = None
-    """The model it belongs to; None for a probe of unknown origin."""
+    """Model that the probe belongs to; None for a probe of unknown origin."""
     read: EveryRead = "last"
-    """Where a text is read; ``"every"``: each unmasked token on its own."""
+    """Where a text is read; ``"every"`` reads each unmasked token on its own."""
     name: str = "probe"
     method: str = "given"
     corpus: str = ""
-    """Hash of the texts and labels that it was learnt from."""
+    """Hash of the texts and labels on which it was fitted."""
     penalty: float = float("nan")
-    """λ that was chosen, for standardised features and the mean cross-entropy."""
+    """λ of the fit, for standardised features and the mean cross-entropy."""
     skip_first: int = SKIP_FIRST
-    """First positions of a text that take no part in pooling: the map never saw them."""
+    """First positions of a text that are excluded from pooling, as in the fit of a map."""
     before: AffineMap | None = None
-    """Acts on every token before it is pooled; only for ``read="max"``, with which an affine map
-    does not commute.
-    """
+    """Map applied to every token before pooling; only for ``read="max"``."""
 
     def __post_init__(self) -> None:
+        # Two classes need one logit, that of the second class.
         columns = 1 if len(self.classes) == 2 else len(self.classes)
         if (
             self.weight.ndim != 2
@@ -88,15 +88,17 @@ class LinearProbe:
             or len(self.classes) < 2
         ):
             raise ValueError(
-                f"weight {tuple(self.weight.shape)} and bias {tuple(self.bias.shape)} do not fit {len(self.classes)} class(es); expected at least "
-                "two classes, [d, 1] and [1] for two, [d, class] and [class] for more"
+                f"weight {tuple(self.weight.shape)} and bias {tuple(self.bias.shape)} do not fit "
+                f"{len(self.classes)} class(es); expected at least two classes, with [d, 1] and "
+                "[1] for two, or [d, class] and [class] for more"
             )
         if not (torch.isfinite(self.weight).all() and torch.isfinite(self.bias).all()):
             raise NonFiniteError(
-                f"probe {self.name!r} at {self.hook!r} holds NaN or infinity; learn it again from finite activations"
+                f"probe {self.name!r} at {self.hook!r} holds NaN or infinity; fit it again on "
+                "finite activations"
             )
 
-    # ------------------------------------------------------------------------------------- learning
+    # -------------------------------------------------------------------------------------- fitting
 
     @classmethod
     def fit(
@@ -113,122 +115,119 @@ class LinearProbe:
         name: str = "probe",
         seed: int = 0,
     ) -> "LinearProbe":
-        """A probe learnt from labelled texts by scikit-learn's logistic regression; see
-        `lrt_lens.adapters.probes._logistic` for the objective.
+        """Probe fitted on labelled texts by scikit-learn's logistic regression.
 
-        Args: model: where it is learnt. texts: one row each, or one a token with ``read="every"``.
-            labels: one a text, str or int, of at least two classes. With ``read="every"`` each
-            token has its text's, or give a list of labels
-                for each text, one an unmasked token.
+        `lrt_lens.adapters.probes._logistic` gives the objective.
+
+        Args:
+            model: model on which the probe is fitted.
+            texts: one row per text, or one per token with ``read="every"``.
+            labels: one per text, str or int, of at least two classes. With ``read="every"`` a label
+                of a text counts for all its tokens, and a list gives one label per unmasked token.
             at: hook point.
-            read: last token, mean or maximum over unmasked tokens, every such token, or a position.
-            penalties: λ to choose from, over stratified folds that keep each text whole.
-            n_folds: of that choice.
-            skip_first: first positions that are masked.
-            name: what it is about.
-            seed: of the folds.
+            read: ``"last"`` token, ``"mean"`` or ``"max"`` over unmasked tokens, ``"every"``
+                unmasked token, or a position.
+            penalties: candidates for λ, chosen over stratified folds; a text stays in one fold.
+            n_folds: number of these folds.
+            skip_first: number of first positions that are masked.
+            name: name of the probe, such as the concept that it classifies.
+            seed: seed of the folds.
 
         Raises:
-            ValueError: labels of one class, or as many as there are texts they are not.
-            NonFiniteError: activations with NaN.
+            ValueError: labels of one class, or not one label per text (or token).
+            NonFiniteError: activations are NaN or infinite.
         """
         hooked = load_model(model)
         hook = resolve(at, hooked)
         check_labels(texts, labels, every=read == "every")
         rows, counts = read_rows(hooked, texts, hook, read, skip_first)
-        given = (
-            token_labels(labels, counts)
-            if read == "every"
-            else [plain_label(label) for label in labels]
-        )
+        row_labels = _row_labels(labels, counts, read)
+        # Tokens of one text are dependent, so they stay in one fold.
         groups = np.repeat(np.arange(len(texts)), counts) if read == "every" else None
-        found, classes = fit_rows(
-            rows, given, groups=groups, penalties=penalties, n_folds=n_folds, seed=seed
+        fit, classes = fit_rows(
+            rows, row_labels, groups=groups, penalties=penalties, n_folds=n_folds, seed=seed
         )
         return cls(
-            weight=torch.from_numpy(found.weight),
-            bias=torch.from_numpy(found.bias),
+            weight=torch.from_numpy(fit.weight),
+            bias=torch.from_numpy(fit.bias),
             classes=classes,
             hook=hook,
             model=hooked.identity,
             read=read,
             name=name,
             method="logistic_regression",
-            corpus=_digest(texts, given),
-            penalty=found.penalty,
+            corpus=_digest(texts, row_labels),
+            penalty=fit.penalty,
             skip_first=skip_first,
         )
 
     # -------------------------------------------------------------------------------------- reading
 
     def rows(self, model: ModelLike, texts: Sequence[str]) -> tuple[Tensor, list[int]]:
-        """(what the weights act on, [row, d] in float64; rows of each text), read on a model that
-        must be the probe's.
+        """(rows [row, d] in float64 that the weights multiply, number of rows of each text).
+
+        Raises:
+            MismatchError: the probe belongs to another model.
         """
         hooked = load_model(model)
         self.refuse_other_model(hooked)
         return read_rows(hooked, texts, self.hook, self.read, self.skip_first, self.before)
 
     def logits(self, rows: Tensor) -> np.ndarray:
-        """[row, column] in float64 of rows that are read already."""
-        return (
-            (
-                rows.double() @ self.weight.double().to(rows.device)
-                + self.bias.double().to(rows.device)
-            )
-            .cpu()
-            .numpy()
-        )
+        """Logits of rows that have been read, [row, d] → [row, column], float64."""
+        # x w + c, on the device of the rows
+        weight, bias = (part.double().to(rows.device) for part in (self.weight, self.bias))
+        return (rows.double() @ weight + bias).cpu().numpy()
 
     def predict_proba(self, model: ModelLike, texts: Sequence[str]) -> Any:
-        """Probabilities [text, class]; with ``read="every"`` a list of [token, class], one a text."""
+        """Probabilities [text, class]; with ``read="every"`` a list of [token, class] per text."""
         rows, counts = self.rows(model, texts)
-        chances = probabilities(self.logits(rows))
-        return np.split(chances, np.cumsum(counts)[:-1]) if self.read == "every" else chances
+        p = probabilities(self.logits(rows))
+        # The cumulative counts are the row numbers at which texts end.
+        return np.split(p, np.cumsum(counts)[:-1]) if self.read == "every" else p
 
     def predict(self, model: ModelLike, texts: Sequence[str]) -> Any:
-        """The likeliest class of each text; with ``read="every"`` a list a text, one class a token."""
-        chances = self.predict_proba(model, texts)
+        """Most likely class of each text; with ``read="every"`` a list of classes per text."""
+        p = self.predict_proba(model, texts)
         if self.read == "every":
-            return [[self.classes[i] for i in part.argmax(1)] for part in chances]
-        return [self.classes[i] for i in chances.argmax(1)]
+            return [[self.classes[i] for i in part.argmax(1)] for part in p]
+        return [self.classes[i] for i in p.argmax(1)]
 
     def accuracy(self, model: ModelLike, texts: Sequence[str], labels: Sequence[Any]) -> float:
-        """Share of texts (tokens, with ``read="every"``) whose likeliest class is their label."""
-        chances, truth = self._judged(model, texts, labels)
-        return float((chances.argmax(1) == truth).mean())
+        """Share of texts (tokens with ``read="every"``) whose most likely class is their label."""
+        p, truth = self._predictions(model, texts, labels)
+        return float((p.argmax(1) == truth).mean())
 
     def auroc(self, model: ModelLike, texts: Sequence[str], labels: Sequence[Any]) -> float:
-        """Area under the ROC curve; for several classes the mean over classes, each against the
-        rest. ValueError unless all classes occur.
+        """Area under the ROC curve; for several classes the mean of each class against the others.
+
+        Raises:
+            ValueError: a class does not occur among the labels.
         """
         from sklearn.metrics import roc_auc_score
 
-        chances, truth = self._judged(model, texts, labels)
-        missing = [
-            self.classes[i] for i in range(len(self.classes)) if i not in set(truth.tolist())
-        ]
+        p, truth = self._predictions(model, texts, labels)
+        present = set(truth.tolist())
+        missing = [name for i, name in enumerate(self.classes) if i not in present]
         if missing:
             raise ValueError(
-                f"no text is labelled {missing}; an AUROC needs texts of every class, {list(self.classes)}"
+                f"no text is labelled {missing}; an AUROC needs texts of every class, "
+                f"{list(self.classes)}"
             )
         if len(self.classes) == 2:
-            return float(roc_auc_score(truth, chances[:, 1]))
+            return float(roc_auc_score(truth, p[:, 1]))
         return float(
-            np.mean([roc_auc_score(truth == i, chances[:, i]) for i in range(len(self.classes))])
+            np.mean([roc_auc_score(truth == i, p[:, i]) for i in range(len(self.classes))])
         )
 
-    def _judged(
+    def _predictions(
         self, model: ModelLike, texts: Sequence[str], labels: Sequence[Any]
     ) -> tuple[np.ndarray, np.ndarray]:
+        """(probabilities [row, class], true class number [row])."""
         check_labels(texts, labels, every=self.read == "every", two=False)
         rows, counts = self.rows(model, texts)
-        given = (
-            token_labels(labels, counts)
-            if self.read == "every"
-            else [plain_label(label) for label in labels]
-        )
-        return probabilities(self.logits(rows)), class_numbers(given, self.classes)
+        truth = class_numbers(_row_labels(labels, counts, self.read), self.classes)
+        return probabilities(self.logits(rows)), truth
 
     def refuse_other_model(self, model: HookedModel) -> None:
         """Raise `MismatchError` unless this probe belongs to ``model``."""
@@ -236,61 +235,70 @@ class LinearProbe:
             self.model.refuse_other(model.identity, "the model to read", tokens=False)
         elif model.d_model != self.d_model:
             raise MismatchError(
-                f"the probe reads {self.d_model} dimensions, {model.name!r} has {model.d_model}; transfer it with a stitch first"
+                f"the probe reads {self.d_model} dimensions, {model.name!r} has {model.d_model}; "
+                "transfer it with a stitch first"
             )
 
     @property
     def d_model(self) -> int:
-        """Width of the stream that it reads."""
+        """Width of the residual stream that the probe reads."""
         return len(self.weight) if self.before is None else len(self.before.weight)
 
     def __repr__(self) -> str:
-        where = f" of {self.model.name}" if self.model else ""
-        classes = f"{len(self.classes)} classes {list(self.classes[:4])}{' …' if len(self.classes) > 4 else ''}"
-        pooled = " of mapped states" if self.before is not None else ""
-        return f"LinearProbe({self.name!r} at {self.hook}{where}, {classes}, {self.method} read {self.read}{pooled})"
+        model = f" of {self.model.name}" if self.model else ""
+        more = " …" if len(self.classes) > 4 else ""
+        classes = f"{len(self.classes)} classes {list(self.classes[:4])}{more}"
+        read = f"{self.method} read {self.read}{self._mapped}"
+        return f"LinearProbe({self.name!r} at {self.hook}{model}, {classes}, {read})"
+
+    @property
+    def _mapped(self) -> str:
+        return " of mapped states" if self.before is not None else ""
 
     def _repr_html_(self) -> str:
-        found = {
+        entries = {
             "name": self.name,
             "hook point": self.hook,
             "model": self.model.name if self.model else None,
             "classes": ", ".join(map(str, self.classes)),
-            "method": f"{self.method}, read {self.read}{' of mapped states' if self.before is not None else ''}",
-            "penalty": self.penalty if self.penalty == self.penalty else None,
+            "method": f"{self.method}, read {self.read}{self._mapped}",
+            "penalty": None if math.isnan(self.penalty) else self.penalty,
             "dimensions": len(self.weight),
         }
-        return card("LinearProbe", facts(found))
+        return card("LinearProbe", facts(entries))
 
     # ---------------------------------------------------------------------------------------- files
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file."""
+        """Write one safetensors file and return its path."""
         tensors = {"weight": self.weight, "bias": self.bias}
         if self.before is not None:
             tensors |= {"before/weight": self.before.weight, "before/bias": self.before.bias}
         hooks = None if self.before is None else [self.before.source_hook, self.before.target_hook]
+        # Tensors and the map are stored as tensors, all other fields as JSON.
         fields = {
             key: value
             for key, value in asdict(replace(self, before=None)).items()
             if key not in ("weight", "bias", "before")
         }
-        return write_tensors(
-            Path(path),
-            tensors,
-            {"schema_version": PROBE_SCHEMA, "probe": json.dumps(fields | {"before": hooks})},
-        )
+        metadata = {"schema_version": PROBE_SCHEMA, "probe": json.dumps(fields | {"before": hooks})}
+        return write_tensors(Path(path), tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "LinearProbe":
-        """Read what `save` wrote; FileFormatError for anything else."""
+        """Probe from a file that `save` wrote.
+
+        Raises:
+            FileFormatError: the file is no probe, or is damaged.
+        """
         tensors, metadata = read_tensors(Path(path), PROBE_SCHEMA)
         fields: dict[str, Any] = json.loads(metadata["probe"])
         hooks = fields.pop("before")
         needed = {"weight", "bias"} | ({"before/weight", "before/bias"} if hooks else set())
         if not needed <= tensors.keys():
             raise FileFormatError(
-                f"{str(path)!r} holds no {sorted(needed - tensors.keys())}; it is no probe of ours"
+                f"{str(path)!r} holds no {sorted(needed - tensors.keys())}, which every probe file "
+                "has; save the probe again"
             )
         fields["model"] = ModelIdentity(**fields["model"]) if fields["model"] else None
         fields["classes"] = tuple(fields["classes"])
@@ -304,28 +312,40 @@ class LinearProbe:
 def transfer_probe(
     probe: LinearProbe, stitch: Stitch, *, through: AffineMap | None = None
 ) -> LinearProbe:
-    """A probe carried to the stitch's target: ``w' = W_down w``, ``c' = c + b_down·w``; with
-    ``read="max"`` it reads mapped states.
+    """Probe transferred to the stitch's target: ``w' = W_down w``, ``c' = c + b_down·w``.
 
-    Args: probe: learnt at the stitch's source hook. stitch: see `Stitch`. through: another
-        `AffineMap` from the target's to the source's hook point (that of shuffled pairs, a refit),
-        for controls.
+    With ``read="max"`` the weights stay, and the probe reads states mapped by ``W_down, b_down``.
+
+    Args:
+        probe: a probe fitted at the stitch's source hook point.
+        stitch: the stitch.
+        through: another map from the target's to the source's hook point, for controls, such as
+            the map of shuffled pairs.
+
+    Raises:
+        MismatchError: the probe does not belong to the stitch's source, or the map does not end
+            with the width of the probe.
+
+    Source: Stitching (arXiv 2506.06609), §4.
     """
     stitch.refuse_foreign(probe.hook, probe.model)
     down = stitch.down if through is None else through
     if down.weight.shape[1] != probe.d_model:
         raise MismatchError(
-            f"the probe reads {probe.d_model} dimensions, the map ends at {down.target_hook!r} with {down.weight.shape[1]}; "
-            "give a map from the target's hook point to the probe's"
+            f"the probe reads {probe.d_model} dimensions, the map ends at {down.target_hook!r} "
+            f"with {down.weight.shape[1]}; give a map from the target's hook point to the probe's"
         )
-    moved = replace(
+    transferred = replace(
         probe, hook=stitch.target_hook, model=stitch.target, method=f"{probe.method}, transferred"
     )
     if probe.read == "max":
-        return replace(moved, before=down if probe.before is None else down.compose(probe.before))
+        # max over tokens does not commute with the map, so tokens are mapped before pooling.
+        before = down if probe.before is None else down.compose(probe.before)
+        return replace(transferred, before=before)
+    # (y W + b) w + c = y (W w) + (c + b·w)
     weight, bias = probe.weight.double(), probe.bias.double()
     down_weight, down_bias = down.weight.to(weight), down.bias.to(weight)
-    return replace(moved, weight=down_weight @ weight, bias=bias + down_bias @ weight)
+    return replace(transferred, weight=down_weight @ weight, bias=bias + down_bias @ weight)
 
 
 # --------------------------------------------------------------------------------------------- rows
@@ -339,106 +359,135 @@ def read_rows(
     skip_first: int = SKIP_FIRST,
     before: AffineMap | None = None,
 ) -> tuple[Tensor, list[int]]:
-    """(rows [row, d] in float64, rows of each text): one a text, or with ``read="every"`` one an
-    unmasked token, texts in order.
+    """(rows [row, d] in float64, number of rows of each text).
+
+    There is one row per text, or with ``read="every"`` one per unmasked token, texts in order.
+    ``before`` maps every token before it is pooled.
     """
+    if read == "every":
+        tokens = dict(read_tokens(model, texts, hook, skip_first=skip_first))
+        counts = [len(tokens[i]) for i in range(len(texts))]
+        return torch.cat([tokens[i] for i in range(len(texts))]).double(), counts
+    # float64, in which the map is applied before pooling.
     through = None if before is None else lambda rows: before.points(rows.double())
-    if read != "every":
-        return read_activations(
-            model, texts, hook, read, skip_first=skip_first, through=through
-        ).double(), [1] * len(texts)
-    found = dict(read_tokens(model, texts, hook, skip_first=skip_first))
-    return torch.cat([found[i] for i in range(len(texts))]).double(), [
-        len(found[i]) for i in range(len(texts))
-    ]
+    rows = read_activations(model, texts, hook, read, skip_first=skip_first, through=through)
+    return rows.double(), [1] * len(texts)
 
 
 def fit_rows(
     rows: Tensor, labels: Sequence[Label], *, groups: np.ndarray | None = None, **options: Any
 ) -> tuple[Logistic, tuple[Label, ...]]:
-    """(classifier, classes) of rows with one label each; options as `fit_logistic` has them."""
+    """(classifier, classes) of rows with one label each; ``options`` as in `fit_logistic`."""
     classes = classes_of(labels)
-    return fit_logistic(
-        rows.cpu().double().numpy(),
-        class_numbers(labels, classes),
-        len(classes),
-        groups=groups,
-        **options,
-    ), classes
+    x, y = rows.cpu().double().numpy(), class_numbers(labels, classes)
+    return fit_logistic(x, y, len(classes), groups=groups, **options), classes
 
 
 # ------------------------------------------------------------------------------------------- labels
 
 
 def plain_label(label: Any) -> Label:
-    """A label as str or int (numpy's too); ValueError for anything else, NaN included."""
+    """The label as str or int, also if it is a numpy scalar.
+
+    Raises:
+        ValueError: the label has another type, for example a float such as NaN.
+    """
+    # numpy scalars have `item`, which returns the Python value.
     value = label.item() if hasattr(label, "item") else label
     if not isinstance(value, str | int):
         raise ValueError(
-            f"a label is {value!r}, a {type(value).__name__}; expected str or int: drop the rows without a label, name the others"
+            f"a label is {value!r}, a {type(value).__name__}; expected str or int: drop the rows "
+            "without a label, name the others"
         )
+    # bool is a subclass of int, and True and 1 are the same class; JSON would tell them apart.
     return int(value) if isinstance(value, bool) else value
 
 
 def classes_of(labels: Sequence[Label]) -> tuple[Label, ...]:
-    """The distinct labels in order; ValueError for one class, or for a mixture of str and int."""
+    """The distinct labels, sorted.
+
+    Raises:
+        ValueError: there is only one class, or str and int are mixed.
+    """
     if len({type(label) for label in labels}) > 1:
         raise ValueError("labels mix str and int; give all of one kind")
     classes = sorted(set(labels))
     if len(classes) < 2:
         raise ValueError(
-            f"all {len(labels)} labels are {classes[0]!r}; a probe needs texts of at least two classes"
+            f"all {len(labels)} labels are {classes[0]!r}; a probe needs texts of at least two "
+            "classes"
         )
     return tuple(classes)
 
 
 def class_numbers(labels: Sequence[Label], classes: Sequence[Label]) -> np.ndarray:
-    """[row], the place of each label among the classes; ValueError names a label that is not among
-    them.
+    """Index of each label in ``classes``, [row].
+
+    Raises:
+        ValueError: a label is not among the classes.
     """
-    place = {label: i for i, label in enumerate(classes)}
-    unknown = sorted({str(label) for label in labels if label not in place})
+    number = {label: i for i, label in enumerate(classes)}
+    unknown = sorted({str(label) for label in labels if label not in number})
     if unknown:
         raise ValueError(
-            f"labels {unknown[:5]} are not among the probe's classes {list(classes)}; relabel the texts or leave them out"
+            f"labels {unknown[:5]} are not among the probe's classes {list(classes)}; relabel the "
+            "texts or leave them out"
         )
-    return np.array([place[label] for label in labels])
+    return np.array([number[label] for label in labels])
 
 
 def check_labels(
     texts: Sequence[str], labels: Sequence[Any], *, every: bool = False, two: bool = True
 ) -> None:
-    """Raise ValueError unless there is a label for each text, and (``two``) more than one class of
-    them.
+    """Raise a ValueError unless each text has one label.
+
+    Args:
+        texts: the texts.
+        labels: their labels.
+        every: whether a label may be a list with one label per token.
+        two: whether at least two classes are required.
     """
     if isinstance(texts, str) or len(texts) != len(labels):
         raise ValueError(
-            f"{1 if isinstance(texts, str) else len(texts)} text(s) and {len(labels)} label(s); give one label a text"
+            f"{1 if isinstance(texts, str) else len(texts)} text(s) and {len(labels)} label(s); "
+            "give one label per text"
         )
-    if not every and (
-        nested := [i for i, label in enumerate(labels) if isinstance(label, list | tuple)]
-    ):
-        raise ValueError(f"label {nested[0]} is a list; labels by token need read='every'")
-    if two and not (every and any(isinstance(label, list | tuple) for label in labels)):
+    lists = [i for i, label in enumerate(labels) if isinstance(label, list | tuple)]
+    if lists and not every:
+        raise ValueError(f"label {lists[0]} is a list; labels by token need read='every'")
+    # The number of labels by token can be checked only when the tokens are known: `token_labels`.
+    if two and not lists:
         classes_of([plain_label(label) for label in labels])
 
 
 def token_labels(labels: Sequence[Any], counts: Sequence[int]) -> list[Label]:
-    """A label for each row: a text's own for all its tokens, or the list that was given for it."""
-    out: list[Label] = []
+    """One label per token: the label of its text, or its entry in a list of labels of the text.
+
+    Raises:
+        ValueError: a list has another length than the text has unmasked tokens.
+    """
+    by_token: list[Label] = []
     for index, (label, count) in enumerate(zip(labels, counts, strict=True)):
         if not isinstance(label, list | tuple):
-            out += [plain_label(label)] * count
+            by_token += [plain_label(label)] * count
             continue
         if len(label) != count:
             raise ValueError(
-                f"text {index} has {count} unmasked tokens and {len(label)} labels; give one for each, or one for the text"
+                f"text {index} has {count} unmasked tokens and {len(label)} labels; give one for "
+                "each, or one for the text"
             )
-        out += [plain_label(one) for one in label]
-    return out
+        by_token += [plain_label(one) for one in label]
+    return by_token
+
+
+def _row_labels(labels: Sequence[Any], counts: Sequence[int], read: EveryRead) -> list[Label]:
+    """One label per row: per token with ``read="every"``, else per text."""
+    if read == "every":
+        return token_labels(labels, counts)
+    return [plain_label(label) for label in labels]
 
 
 def _digest(texts: Sequence[str], labels: Sequence[Label]) -> str:
-    return hashlib.blake2b(
-        json.dumps([list(texts), list(labels)]).encode(), digest_size=8
-    ).hexdigest()
+    # JSON keeps texts and labels apart, which a concatenation does not.
+    content = json.dumps([list(texts), list(labels)])
+    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()

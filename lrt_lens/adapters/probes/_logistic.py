@@ -1,85 +1,85 @@
-"""Logistic regression on rows, its penalty cross-validated, its standardisation folded into the
-weights.
+"""Logistic regression of rows, with a cross-validated penalty and standardisation folded in.
 
-With features ``z = (x − μ)/σ``, ``p = softmax(z V + c)`` (a sigmoid of one column for two classes)
-and n rows:
+With standardised features ``z = (x − μ)/σ``, probabilities ``p = softmax(z V + c)`` (a sigmoid of
+one column for two classes) and n rows:
 
     minimise  mean cross-entropy + λ/2 ‖V − V₀‖²        (scikit-learn's C = 1/(λ n), V₀ = 0)
 
-λ is the one with the lowest held-out cross-entropy over stratified folds, the larger of equals.
-`fit_logistic` is scikit-learn's ``LogisticRegression`` (V₀ = 0); `fit_towards` shrinks to a
-classifier that is there already (V₀ ≠ 0), which scikit-learn does not have: L-BFGS on the same
-objective.
+λ is the penalty with the lowest held-out cross-entropy over stratified folds, the larger one of
+equals. `fit_logistic` is scikit-learn's ``LogisticRegression`` (V₀ = 0). `fit_towards` shrinks to
+an existing classifier (V₀ ≠ 0), which scikit-learn does not offer, by L-BFGS on the same objective.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 10.0)
-"""λ that are tried, for standardised features."""
+"""Candidates for λ, for standardised features."""
 TOWARDS_PENALTIES = (*PENALTIES, 1e2, 1e4)
-"""The same for shrinking to another classifier; the last leaves it as it is."""
+"""Candidates for λ when shrinking to another classifier; the last one leaves it unchanged."""
 N_FOLDS = 5
 _MAX_ITER = 2000
 
 
 @dataclass(frozen=True)
 class Logistic:
-    """A fitted classifier of rows: logits ``x @ weight + bias``."""
+    """A fitted classifier of rows with logits ``x @ weight + bias``."""
 
     weight: np.ndarray
-    """[d, column]: one column for two classes (the second's logit), else one a class."""
+    """[d, column]: one column for two classes (the logit of the second), else one per class."""
     bias: np.ndarray
     """[column]."""
     penalty: float = float("nan")
-    """λ; NaN where nothing was chosen."""
+    """λ that was used; NaN if the classifier was not fitted here."""
 
     def logits(self, x: np.ndarray) -> np.ndarray:
-        """[row, column]."""
+        """Logits of rows, [row, d] → [row, column]."""
         return x @ self.weight + self.bias
 
     def probabilities(self, x: np.ndarray) -> np.ndarray:
-        """[row, class]."""
+        """Probabilities of rows, [row, d] → [row, class]."""
         return probabilities(self.logits(x))
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Means and standard deviations by which features are standardised."""
+    """Means and standard deviations that standardise features."""
 
     mean: np.ndarray
     deviation: np.ndarray
 
     @classmethod
     def of(cls, x: np.ndarray) -> "Scaling":
-        """Of the columns of ``x``; a column that does not vary keeps its unit."""
+        """Scaling of the columns of ``x``; a constant column gets a deviation of 1."""
         deviation = x.std(0)
-        return cls(
-            x.mean(0), np.where(deviation > 1e-12 * (np.abs(x).max(0) + 1e-30), deviation, 1.0)
-        )
+        # The standard deviation of a constant column is not exactly 0 in floating point.
+        varies = deviation > 1e-12 * (np.abs(x).max(0) + 1e-30)
+        return cls(x.mean(0), np.where(varies, deviation, 1.0))
 
     def rows(self, x: np.ndarray) -> np.ndarray:
-        """Standardised."""
+        """Standardised rows, ``z = (x − μ)/σ``."""
         return (x - self.mean) / self.deviation
 
     def folded(self, weight: np.ndarray, bias: np.ndarray, penalty: float) -> Logistic:
-        """A classifier of standardised rows as one of plain rows: w = v/σ, c − μ·w."""
+        """Classifier of plain rows that equals a classifier of standardised rows."""
+        # z·v + c = x·(v/σ) + c − μ·(v/σ)
         plain = weight / self.deviation[:, None]
         return Logistic(plain, bias - self.mean @ plain, penalty)
 
     def unfolded(self, classifier: Logistic) -> tuple[np.ndarray, np.ndarray]:
-        """(weight, bias) of the same classifier on standardised rows."""
-        return classifier.weight * self.deviation[
-            :, None
-        ], classifier.bias + self.mean @ classifier.weight
+        """(weight, bias) on standardised rows of a classifier of plain rows."""
+        weight = classifier.weight * self.deviation[:, None]
+        return weight, classifier.bias + self.mean @ classifier.weight
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    """[row, class] from logits of one column (two classes) or one a class."""
+    """Probabilities [row, class] from logits of one column (two classes) or one per class."""
+    # A sigmoid is a softmax whose first logit is 0.
     full = np.concatenate([np.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
+    # Subtracting the largest logit keeps exp from overflowing.
     shifted = np.exp(full - full.max(1, keepdims=True))
     return shifted / shifted.sum(1, keepdims=True)
 
@@ -95,20 +95,23 @@ def fit_logistic(
     scaling: Scaling | None = None,
     seed: int = 0,
 ) -> Logistic:
-    """A classifier of rows ``x`` [row, d] into classes ``y`` (0 … n_classes − 1), each of which
-    occurs.
+    """Classifier of rows into classes by scikit-learn's logistic regression.
 
-    ``groups`` [row] keeps rows of one text in one fold; ``scaling`` standardises by other rows than
-    ``x`` (unlabelled ones).
+    Args:
+        x: [row, d].
+        y: [row], classes 0 … n_classes − 1, each of which occurs.
+        n_classes: number of classes.
+        penalties: candidates for λ.
+        n_folds: folds that choose λ.
+        groups: [row], rows of one group stay in one fold; None lets every row be its own group.
+        scaling: standardisation from other (unlabelled) rows; None takes that of ``x``.
+        seed: seed of the folds.
     """
     scaling = scaling or Scaling.of(x)
-
-    def fit(z: np.ndarray, labels: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
-        return _sklearn(z, labels, penalty)
-
     z = scaling.rows(x)
-    penalty = _choose(z, y, n_classes, fit, penalties, n_folds, groups, seed, 1.0)
-    return scaling.folded(*fit(z, y, penalty), penalty)
+    folds = _folds(y, n_folds, groups, seed)
+    penalty = _choose_penalty(z, y, n_classes, _fit_sklearn, penalties, folds, fallback=1.0)
+    return scaling.folded(*_fit_sklearn(z, y, penalty), penalty)
 
 
 def fit_towards(
@@ -121,62 +124,62 @@ def fit_towards(
     scaling: Scaling | None = None,
     seed: int = 0,
 ) -> Logistic:
-    """The same, shrunk to ``start`` instead of to 0, its bias included: with few labels a free bias
-    would follow their class counts.
+    """Classifier of rows into classes, shrunk to the classifier ``start`` instead of to 0.
+
+    The bias is shrunk too: with few labels a free bias would follow their class counts. Arguments
+    are those of `fit_logistic`.
     """
     scaling = scaling or Scaling.of(x)
     origin, offset = scaling.unfolded(start)
 
     def fit(z: np.ndarray, labels: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
-        return _shrunk(z, labels, penalty, origin, offset)
+        return _fit_shrunk(z, labels, penalty, origin, offset)
 
     z = scaling.rows(x)
-    penalty = _choose(
-        z, y, max(2, len(start.bias)), fit, penalties, n_folds, None, seed, penalties[-1]
-    )
+    n_classes = max(2, len(start.bias))
+    folds = _folds(y, n_folds, None, seed)
+    penalty = _choose_penalty(z, y, n_classes, fit, penalties, folds, fallback=penalties[-1])
     return scaling.folded(*fit(z, y, penalty), penalty)
 
 
 _Fit = Callable[[np.ndarray, np.ndarray, float], tuple[np.ndarray, np.ndarray]]
+_Fold = tuple[np.ndarray, np.ndarray]
+"""(rows to fit on, held-out rows)."""
 
 
-def _choose(
+def _choose_penalty(
     z: np.ndarray,
     y: np.ndarray,
     n_classes: int,
     fit: _Fit,
     penalties: tuple[float, ...],
-    n_folds: int,
-    groups: np.ndarray | None,
-    seed: int,
-    alone: float,
+    folds: Sequence[_Fold],
+    *,
+    fallback: float,
 ) -> float:
-    """λ of the lowest held-out cross-entropy; ``alone`` where a class has a single row, so that
-    nothing can be held out.
-    """
+    """λ with the lowest held-out cross-entropy; ``fallback`` if no fold has all classes to fit."""
     if len(penalties) == 1:
         return penalties[0]
-    folds = _folds(y, n_folds, groups, seed)
     folds = [(train, held) for train, held in folds if len(np.unique(y[train])) == n_classes]
     if not folds:
-        return alone
+        return fallback
     losses = np.zeros(len(penalties))
     for train, held in folds:
-        for place, penalty in enumerate(penalties):
+        for index, penalty in enumerate(penalties):
             weight, bias = fit(z[train], y[train], penalty)
-            chance = probabilities(z[held] @ weight + bias)[np.arange(len(held)), y[held]]
-            losses[place] -= np.log(np.maximum(chance, 1e-12)).sum()
-    # The larger penalty of equals: read from the back.
+            p = probabilities(z[held] @ weight + bias)[np.arange(len(held)), y[held]]
+            # Probabilities can underflow to 0, whose logarithm is infinite.
+            losses[index] -= np.log(np.maximum(p, 1e-12)).sum()
+    # argmin returns the first of equals; reversed, that is the larger penalty.
     return penalties[len(penalties) - 1 - int(np.argmin(losses[::-1]))]
 
 
-def _folds(
-    y: np.ndarray, n_folds: int, groups: np.ndarray | None, seed: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def _folds(y: np.ndarray, n_folds: int, groups: np.ndarray | None, seed: int) -> list[_Fold]:
+    """Stratified folds; none if a class has a single row (or a single group)."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    # How many folds every class can be spread over: its rows, or its texts where rows of one text
-    # stay together.
+    # Every fold needs every class, so the rarest class limits the number of folds: by its rows, or
+    # by its groups if rows of one group stay together.
     members = np.arange(len(y)) if groups is None else groups
     smallest = min(len(np.unique(members[y == label])) for label in np.unique(y))
     if (n := min(n_folds, smallest)) < 2:
@@ -186,17 +189,18 @@ def _folds(
     return list(StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(y, y, groups))
 
 
-def _sklearn(z: np.ndarray, y: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+def _fit_sklearn(z: np.ndarray, y: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.linear_model import LogisticRegression
 
-    found = LogisticRegression(C=1 / (penalty * len(z)), max_iter=_MAX_ITER).fit(z, y)
-    return found.coef_.T, found.intercept_
+    # scikit-learn minimises C·Σ cross-entropy + ½‖V‖², which is the objective with C = 1/(λ n).
+    fit = LogisticRegression(C=1 / (penalty * len(z)), max_iter=_MAX_ITER).fit(z, y)
+    return fit.coef_.T, fit.intercept_
 
 
-def _shrunk(
+def _fit_shrunk(
     z: np.ndarray, y: np.ndarray, penalty: float, origin: np.ndarray, offset: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The minimiser of the objective with V₀ = ``origin``, by L-BFGS from there."""
+    """(weight, bias) that minimise the objective with V₀ = ``origin``, by L-BFGS from V₀."""
     from scipy.optimize import minimize
 
     n, columns = len(z), origin.shape[1]
@@ -204,17 +208,17 @@ def _shrunk(
 
     def objective(step: np.ndarray) -> tuple[float, np.ndarray]:
         change, bias = step[:-columns].reshape(-1, columns), step[-columns:]
-        chance = probabilities(z @ (origin + change) + offset + bias)
+        p = probabilities(z @ (origin + change) + offset + bias)
+        # mean cross-entropy + λ/2 (‖V − V₀‖² + ‖c − c₀‖²)
         loss = (
-            -np.log(np.maximum(chance[np.arange(n), y], 1e-300)).mean()
-            + penalty / 2 * (step**2).sum()
+            -np.log(np.maximum(p[np.arange(n), y], 1e-300)).mean() + penalty / 2 * (step**2).sum()
         )
-        error = (chance - truth)[:, -columns:] / n
-        return float(loss), np.concatenate(
-            [(z.T @ error + penalty * change).ravel(), error.sum(0) + penalty * bias]
-        )
+        # gradient: zᵀ(p − y)/n + λ (V − V₀), and Σ(p − y)/n + λ (c − c₀)
+        error = (p - truth)[:, -columns:] / n
+        gradient = [(z.T @ error + penalty * change).ravel(), error.sum(0) + penalty * bias]
+        return float(loss), np.concatenate(gradient)
 
     start = np.zeros(origin.size + columns)
     options: dict[str, Any] = {"maxiter": _MAX_ITER, "gtol": 1e-6}
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
-    return origin + found[:-columns].reshape(-1, columns), offset + found[-columns:]
+    step = minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
+    return origin + step[:-columns].reshape(-1, columns), offset + step[-columns:]

@@ -1,13 +1,16 @@
-"""Which feature of one SAE is which of another? By correlation of their activations on the same
-tokens.
+"""Pairs of features of two SAEs, matched by the correlation of their activations.
 
-Two SAEs that were trained apart number their features at random, so their decoders cannot be
-compared row by row before features are matched. A source and a target feature are *matched* where
-each is the other's best by Pearson correlation on the fitting folds (mutual best: every feature at
-most once). The test fold, which chose nothing, then says what the correlation really is.
+Problem: two SAEs that were trained separately number their features at random, so their decoders
+cannot be compared row by row. Mechanism: a source and a target feature are *matched* if each is the
+other's best by Pearson correlation over the same tokens of the fitting folds (mutual best: each
+feature at most once). The test fold, which is not used for matching, then estimates the correlation
+without selection bias.
 
-Source of the rule: Lan et al. (arXiv 2410.06981), who pair every feature with its best; mutual best
-leaves out what merely shares a partner.
+    matches = match_features(pair, stitch, source_sae, target_sae, documents)
+    matches.table                      # source, target, correlation, correlation_test, firings
+
+Source: Lan et al. (arXiv 2410.06981) pair each feature with its best; mutual best leaves out
+features that share a partner. Limits: all correlations are held at once, 8 bytes per pair.
 """
 
 from dataclasses import dataclass
@@ -29,28 +32,30 @@ from lrt_lens.stitching._stitch import Stitch
 
 @dataclass(frozen=True)
 class FeatureMatches:
-    """Pairs of features, one a row."""
+    """Matched features of two SAEs."""
 
     table: pd.DataFrame
-    """source, target (feature indices), correlation (on the documents that matched),
-    correlation_test (on others), firings_source, firings_target (tokens of the documents that
-    matched)."""
+    """One row per match: source, target (feature indices), correlation (on the fitting folds),
+    correlation_test (on the test fold), firings_source, firings_target (tokens of the fitting folds
+    on which each is active)."""
     n_source: int
     """Live features of the source's SAE."""
     n_target: int
+    """Live features of the target's SAE."""
     n_tokens: int
-    """Tokens that matched."""
+    """Tokens of the fitting folds, which matched."""
     n_test: int
-    """Tokens that scored."""
+    """Tokens of the test fold, which scored."""
 
     def __repr__(self) -> str:
         return (
-            f"FeatureMatches({len(self.table)} pairs of {self.n_source} and {self.n_target} live features; median correlation "
-            f"{self.table['correlation'].median():.2f} where matched, {self.table['correlation_test'].median():.2f} on other documents)"
+            f"FeatureMatches({len(self.table)} pairs of {self.n_source} and {self.n_target} live "
+            f"features; median correlation {self.table['correlation'].median():.2f} where matched, "
+            f"{self.table['correlation_test'].median():.2f} on other documents)"
         )
 
     def figure(self) -> Any:
-        """Correlation on other documents against that where features were matched (plotly)."""
+        """Plotly figure of the correlation on test documents against that on the matching ones."""
         from lrt_lens.figures._single_features import matches_figure
 
         return matches_figure(self.table)
@@ -67,23 +72,20 @@ class FeatureMatches:
 
 
 class _Sums:
-    """n, Σa, Σb, Σa², Σb², Σabᵀ of two codes."""
+    """Sums n, Σa, Σb, Σa², Σb², Σabᵀ over tokens of two codes a and b, in float64."""
 
     def __init__(self, n_source: int, n_target: int) -> None:
+        shapes = ((n_source,), (n_source,), (n_source,), (n_target,), (n_target,), (n_target,))
+        zeros = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
         self.n = 0
-        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64)  # noqa: E731
-        self.a, self.aa, self.b, self.bb = (
-            zeros(n_source),
-            zeros(n_source),
-            zeros(n_target),
-            zeros(n_target),
-        )
-        self.ab = zeros(n_source, n_target)
-        self.fired = (zeros(n_source), zeros(n_target))
+        self.a, self.aa, fired_a, self.b, self.bb, fired_b = zeros
+        self.ab = torch.zeros(n_source, n_target, dtype=torch.float64)
+        self.fired = (fired_a, fired_b)
 
     def add(self, a: Tensor, b: Tensor) -> None:
+        """Add codes of the same tokens, [token, source] and [token, target]."""
         a, b = a.cpu(), b.cpu()
-        # The product in float32 (a third of the time), the sum of blocks in float64.
+        # The product of one block in float32 takes a third of the time; blocks add up in float64.
         self.ab += (a.T @ b).double()
         a, b = a.double(), b.double()
         self.n += len(a)
@@ -96,7 +98,9 @@ class _Sums:
             fired += (rows != 0).sum(0)
 
     def correlations(self) -> Tensor:
-        """[source, target]; 0 where a feature never varies."""
+        """Pearson correlations [source, target]; 0 for a feature that never varies."""
+        # n var(a) = Σa² − (Σa)²/n and n cov(a, b) = Σab − ΣaΣb/n; rounding can make a variance
+        # negative.
         deviations = [
             (square - total**2 / self.n).clamp_min(0).sqrt()
             for total, square in ((self.a, self.aa), (self.b, self.bb))
@@ -121,18 +125,22 @@ def match_features(
     context_length: int = 256,
     progress: bool = True,
 ) -> FeatureMatches:
-    """Features of two SAEs that are each other's best by activation correlation, strongest first.
+    """Pairs of features that are each other's best by activation correlation, strongest first.
 
-    Args: pair: the models of the stitch. stitch: says at which hook points, and which documents
-        score instead of matching (its test fold). Its maps are not used. source_sae: at the
-        stitch's source hook; anything with ``encode`` and ``W_dec``. target_sae: at its target
-        hook. documents: see `lrt_lens.data._documents`. n_tokens: unmasked tokens of both; None
-        takes all documents. min_firings: a feature active on fewer tokens of the fitting folds is
-        matched with none. min_correlation: pairs below it on the fitting folds are left out.
-        context_length: tokens a window. progress: show a bar.
+    Args:
+        pair: the models of the stitch.
+        stitch: names the hook points and the test fold, which scores; its maps are not used.
+        source_sae: an SAE of the stitch's source hook point, with ``encode`` and ``W_dec``.
+        target_sae: an SAE of its target hook point.
+        documents: see `lrt_lens.data._documents`.
+        n_tokens: unmasked tokens of all folds; None reads all documents.
+        min_firings: features that are active on fewer tokens of the fitting folds have no match.
+        min_correlation: matches with a smaller correlation on the fitting folds are left out.
+        context_length: tokens per window.
+        progress: show a bar.
 
     Raises:
-        MismatchError: an SAE of another width or hook point.
+        MismatchError: an SAE belongs to another width, hook point, model, basis or tokenizer.
         ValueError: the correlations of all pairs do not fit into memory; nothing matches.
     """
     check_sae(source_sae, pair.source, stitch.source_hook)
@@ -141,8 +149,8 @@ def match_features(
     needed, free = 4 * 8 * widths[0] * widths[1], available_memory()
     if free is not None and needed > free:
         raise ValueError(
-            f"correlations of {widths[0]} with {widths[1]} features take {human_bytes(needed)}, and {human_bytes(free)} are free; "
-            "give narrower SAEs"
+            f"correlations of {widths[0]} with {widths[1]} features take {human_bytes(needed)}, "
+            f"and {human_bytes(free)} are free; give SAEs with fewer features"
         )
     fit, test = _Sums(*widths), _Sums(*widths)
     passes = CodePasses(pair, stitch, documents, n_tokens, context_length, progress)
@@ -156,26 +164,28 @@ def match_features(
 
 
 def _matches(fit: _Sums, test: _Sums, min_firings: int, min_correlation: float) -> FeatureMatches:
+    """Mutual best features of the fitting folds, with their correlation on the test fold."""
     correlations = fit.correlations()
     live = [fired >= min_firings for fired in fit.fired]
+    # Below every correlation, so that a feature that is not live is the best of none.
     correlations[~live[0]] = -2.0
     correlations[:, ~live[1]] = -2.0
     best_target, best_source = correlations.argmax(1), correlations.argmax(0)
     source = torch.arange(len(correlations))
-    found = correlations[source, best_target]
-    kept = (best_source[best_target] == source) & (found > max(min_correlation, 0.0))
-    source = source[kept]
-    target = best_target[kept]
+    strongest = correlations[source, best_target]
+    mutual = (best_source[best_target] == source) & (strongest > max(min_correlation, 0.0))
+    source, target = source[mutual], best_target[mutual]
     if not len(source):
         raise ValueError(
-            f"no feature of {int(live[0].sum())} and {int(live[1].sum())} live ones is each other's best above a correlation of "
-            f"{min_correlation}; lower min_correlation or min_firings, or give more text"
+            f"no two of {int(live[0].sum())} and {int(live[1].sum())} live features are each "
+            f"other's best above a correlation of {min_correlation}; lower min_correlation or "
+            "min_firings, or give more text"
         )
     table = pd.DataFrame(
         {
             "source": source.numpy(),
             "target": target.numpy(),
-            "correlation": found[kept].numpy(),
+            "correlation": strongest[mutual].numpy(),
             "correlation_test": test.correlations()[source, target].numpy(),
             "firings_source": fit.fired[0][source].long().numpy(),
             "firings_target": fit.fired[1][target].long().numpy(),

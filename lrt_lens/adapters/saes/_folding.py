@@ -1,22 +1,22 @@
-"""An SAE as bare weights: input scaling, the subtraction of ``b_dec`` and decoder norms folded, in
-float64.
+"""An SAE as bare weights: input scaling, subtraction of ``b_dec`` and decoder norms folded.
 
-    folded = FoldedSae.of(sae)             # f = σ(x W_enc + biases), x̂ = f W_dec + b_dec, nothing else
-    folded.build(sae.cfg, …)               # a SAELens object again
+    folded = FoldedSae.of(sae)      # f = σ(x W_enc + biases), x̂ = f W_dec + b_dec, in float64
+    folded.build(sae)               # a SAELens object again
 
-Every SAELens architecture whose encoder sees an affine function of its input reduces to that form:
+Every SAELens architecture whose encoder reads an affine function of its input reduces to that form:
 
-- ``apply_b_dec_to_input``: ``b_enc ← b_enc − b_dec W_enc``; gated: ``b_gate`` likewise, ``b_mag ←
-  b_mag − b_dec (W_enc exp r_mag)``
+- ``apply_b_dec_to_input``: ``b_enc ← b_enc − b_dec W_enc``; gated: the same for ``b_gate``, and
+  ``b_mag ← b_mag − b_dec (W_enc exp r_mag)``
 - ``rescale_acts_by_decoder_norm``, n = ‖rows of W_dec‖: ``W_enc ← W_enc n``, ``b_enc ← b_enc n``,
   ``W_dec ← W_dec / n``
 - constant input scaling s: ``W_enc ← s W_enc``, ``W_dec ← W_dec / s``, ``b_dec ← b_dec / s``
 
-Limits: input normalisation by statistics of each row, and encoders that are no function of an
-affine image of the row, are refused.
+Limits: SAEs that normalise each input by its own statistics, and encoders that are no function of
+an affine image of one row, are refused.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,13 +28,14 @@ from lrt_lens.errors import NonFiniteError
 AFFINE = ("standard", "gated", "topk", "abstopk", "jumprelu", "batchtopk", "matryoshka_batchtopk")
 """SAELens' names of the architectures that can be folded."""
 SELECTING = ("topk", "abstopk", "batchtopk", "matryoshka_batchtopk")
-"""Those that compare features with each other."""
+"""Architectures whose encoder compares features with each other."""
 
 _TRANSCODER = (
     "it reads one hook point and writes another, and a stitch joins one hook point with one"
 )
 _NOT_AFFINE = {
-    "matching_pursuit": "its encoder iterates against the decoder's geometry, which a map between models changes",
+    "matching_pursuit": "its encoder iterates against the decoder's geometry, which a map between "
+    "models changes",
     "temporal": "its encoder attends to other positions, which is no function of one token's state",
     "transcoder": _TRANSCODER,
     "skip_transcoder": _TRANSCODER,
@@ -44,13 +45,14 @@ _NOT_AFFINE = {
 _BAD_INPUT = {
     "layer_norm": "it divides each input by its own deviation, which is not affine",
     "constant_norm_rescale": "it divides each input by its own norm, which is not affine",
-    "covariance_whitening": "its whitening was not folded and its matrices are not in the SAE; call sae.fold_activation_whitening(…) first",
+    "covariance_whitening": "its whitening was not folded and its matrices are not in the SAE; "
+    "call sae.fold_activation_whitening(…) first",
 }
 
 
 @dataclass(frozen=True)
 class FoldedSae:
-    """``f = σ(x W_enc + biases)``, ``x̂ = f W_dec + b_dec``."""
+    """Weights of an SAE in the form ``f = σ(x W_enc + biases)``, ``x̂ = f W_dec + b_dec``."""
 
     W_enc: Tensor
     """[d, feature], float64."""
@@ -61,22 +63,28 @@ class FoldedSae:
     biases: dict[str, Tensor]
     """``b_enc``, or ``b_gate`` and ``b_mag``; [feature], float64."""
     rest: dict[str, Tensor]
-    """What a change of basis leaves alone: ``threshold``, ``r_mag``, ``topk_threshold``."""
+    """Tensors that a change of basis does not touch: ``threshold``, ``r_mag``, ``topk_threshold``."""
 
     @classmethod
     def of(cls, sae: Any, *, input_scale: float | None = None) -> "FoldedSae":
-        """A SAELens SAE with everything folded.
+        """Weights of a SAELens SAE with every flag of its config folded into them.
 
-        Args: sae: of an architecture in `AFFINE`; ValueError with the reason for others,
-            NonFiniteError for NaN weights. input_scale: factor on the inputs, where the SAE's
-            config says ``expected_average_only_in`` (the SAE does not hold it).
+        Args:
+            sae: of an architecture in `AFFINE`.
+            input_scale: factor on the inputs of an SAE whose config says
+                ``expected_average_only_in``, because the SAE does not hold it.
+
+        Raises:
+            ValueError: the SAE cannot be folded; the message says why.
+            NonFiniteError: a weight is NaN or infinite.
         """
         refuse_unfoldable(sae, input_scale)
         tensors = {name: tensor.detach() for name, tensor in sae.state_dict().items()}
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise NonFiniteError(
-                    f"{name} of this {type(sae).__name__} holds NaN or infinity; load or train it again"
+                    f"{name} of this {type(sae).__name__} holds NaN or infinity; expected finite "
+                    "weights: load or train it again"
                 )
         double = {
             name: tensors.pop(name).double()
@@ -91,7 +99,9 @@ class FoldedSae:
         return folded if input_scale is None else folded.scaled_input(input_scale)
 
     def shifted(self, offset: Tensor) -> "FoldedSae":
-        """The same encoder on ``x + offset`` [d]: only biases change."""
+        """Weights whose encoder reads ``x + offset`` [d] instead of ``x``: only biases change."""
+        # (x + o) W_enc + b = x W_enc + (b + o W_enc); the magnitudes of a gated SAE read
+        # W_enc exp(r_mag), so that b_mag ← b_mag + (o W_enc) exp(r_mag).
         shift = offset @ self.W_enc
         factors = {
             "b_enc": 1.0,
@@ -103,12 +113,14 @@ class FoldedSae:
         )
 
     def rescaled(self, lengths: Tensor, *, thresholds: bool) -> "FoldedSae":
-        """Activations times ``lengths`` [feature], decoder rows divided by them (rows of length 0
-        stay 0).
+        """Weights with activations multiplied by ``lengths`` [feature], decoder rows divided by it.
 
-        ``thresholds``: JumpReLU's grow with the activations. Not where SAELens itself multiplied
-        before it compared.
+        Args:
+            lengths: positive factors; rows of length 0 stay 0.
+            thresholds: whether JumpReLU's thresholds are multiplied too. False for an SAE that
+                SAELens itself multiplies by the norms before it compares.
         """
+        # f ← f n and W_dec ← W_dec / n leave f W_dec unchanged; σ(n z) = n σ(z) for n > 0.
         rows = torch.where(lengths > 0, lengths, 1.0).unsqueeze(1)
         rest = self.rest
         if thresholds and "threshold" in rest:
@@ -119,14 +131,20 @@ class FoldedSae:
         )
 
     def scaled_input(self, scale: float) -> "FoldedSae":
-        """``x ↦ sae(s x) / s``."""
+        """Weights of ``x ↦ sae(s x) / s``."""
+        # σ(s x W_enc + b) and (f W_dec + b_dec) / s.
         return replace(
             self, W_enc=self.W_enc * scale, W_dec=self.W_dec / scale, b_dec=self.b_dec / scale
         )
 
     def build(self, sae: Any, metadata: dict[str, Any] | None = None) -> Any:
-        """A SAELens object of ``sae``'s class and settings with these weights, at least float32,
-        flags of what was folded cleared.
+        """SAELens object of ``sae``'s class and settings with these weights, at least float32.
+
+        Flags of the config whose effect is folded into the weights are cleared.
+
+        Args:
+            sae: the SAE whose class, settings, device and mode are used.
+            metadata: metadata of the new SAE; that of ``sae`` by default.
         """
         from sae_lens.saes.sae import SAEMetadata
 
@@ -138,15 +156,12 @@ class FoldedSae:
             cfg.rescale_acts_by_decoder_norm = False
         if metadata is not None:
             cfg.metadata = SAEMetadata(**metadata)
-        # On the meta device nothing is drawn at random: that alone would take longer than the whole
-        # transfer.
+        # SAELens draws random weights on construction, which takes longer than the whole transfer;
+        # the meta device draws nothing.
         cfg.device = "meta"
         built = type(sae)(cfg)
-        weights = (
-            {"W_enc": self.W_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
-            | self.biases
-            | self.rest
-        )
+        weights = {"W_enc": self.W_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
+        weights |= self.biases | self.rest
         state = {name: self._owned(name, tensor, dtype) for name, tensor in weights.items()}
         built.load_state_dict(state, assign=True)
         built.cfg.device = str(device)
@@ -154,48 +169,68 @@ class FoldedSae:
 
     @staticmethod
     def _owned(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """A contiguous copy of a weight in the precision in which SAELens keeps it."""
         # SAELens keeps the running threshold of BatchTopK in float64.
-        return (
-            tensor.detach()
-            .to(torch.float64 if name == "topk_threshold" else dtype, copy=True)
-            .contiguous()
-        )
+        precision = torch.float64 if name == "topk_threshold" else dtype
+        return tensor.detach().to(precision, copy=True).contiguous()
 
 
 def refuse_unfoldable(sae: Any, input_scale: float | None = None) -> None:
-    """Raise ValueError with the reason where a SAELens SAE is no `FoldedSae`."""
-    from sae_lens.registry import get_sae_class, get_sae_training_class
+    """Raise an error with the reason if a SAELens SAE cannot be written as a `FoldedSae`.
+
+    Raises:
+        TypeError: ``sae`` is no SAE of SAELens.
+        ValueError: its encoder, its class or its input normalisation cannot be folded, or
+            ``input_scale`` is missing, superfluous or not a positive finite factor.
+    """
     from sae_lens.saes.sae import SAE
 
     if not isinstance(sae, SAE):
         raise TypeError(
-            f"a {type(sae).__name__} is no SAE of SAELens; give one, such as SAE.load_from_disk(folder)"
+            f"a {type(sae).__name__} is no SAE of SAELens; give one, such as "
+            "SAE.load_from_disk(folder)"
         )
     architecture = sae.cfg.architecture()
     if architecture not in AFFINE:
         reason = _NOT_AFFINE.get(architecture, "nothing is known about its encoder")
         raise ValueError(
-            f"an SAE of architecture {architecture!r} cannot be carried: {reason}; those that can are {', '.join(AFFINE)}"
+            f"an SAE of architecture {architecture!r} cannot be transferred: {reason}; expected "
+            f"one of {', '.join(AFFINE)}"
         )
+    _refuse_own_class(sae, architecture)
+    if sae.cfg.reshape_activations != "none":
+        raise ValueError(
+            f"this SAE reshapes its input ({sae.cfg.reshape_activations!r}: heads side by side); "
+            "expected an SAE of one residual stream, with reshape_activations='none'"
+        )
+    _refuse_normalisation(sae.cfg.normalize_activations, input_scale)
+
+
+def _refuse_own_class(sae: Any, architecture: str) -> None:
+    """Raise ValueError unless the SAE's class is SAELens' own for its architecture."""
+    from sae_lens.registry import get_sae_class, get_sae_training_class
+
+    lookups: tuple[Callable[[str], Any], ...] = (get_sae_class, get_sae_training_class)
     known = []
-    for find in (get_sae_class, get_sae_training_class):
+    for lookup in lookups:
         try:
-            known.append(find(architecture)[0])
-        except KeyError:  # BatchTopK is for training only
+            known.append(lookup(architecture)[0])
+        except KeyError:  # SAELens has BatchTopK for training only
             continue
     if type(sae) not in known:
         names = " or ".join(kind.__name__ for kind in known)
         raise ValueError(
-            f"{type(sae).__name__} is not SAELens' own class for {architecture!r}; expected {names}, whose encoder is known"
+            f"{type(sae).__name__} is not SAELens' own class for {architecture!r}; expected "
+            f"{names}, whose encoder is known"
         )
-    if sae.cfg.reshape_activations != "none":
-        raise ValueError(
-            f"this SAE reshapes its input ({sae.cfg.reshape_activations!r}: heads side by side); expected one residual stream"
-        )
-    normalisation = sae.cfg.normalize_activations
+
+
+def _refuse_normalisation(normalisation: str, input_scale: float | None) -> None:
+    """Raise ValueError unless the input normalisation is affine and its factor is known."""
     if normalisation in _BAD_INPUT:
         raise ValueError(
-            f"normalize_activations is {normalisation!r}: {_BAD_INPUT[normalisation]}; an SAE with 'none' can be carried"
+            f"normalize_activations is {normalisation!r}: {_BAD_INPUT[normalisation]}; expected "
+            "an SAE with normalize_activations='none'"
         )
     if (normalisation == "expected_average_only_in") != (input_scale is not None):
         remedy = (

@@ -1,7 +1,8 @@
-"""Random maps in a stitch's place: the control that keeps a trained SAE's own geometry and knows
-nothing of the target.
+"""Random maps in place of a stitch's maps, as a control.
 
-moved = stitch.transfer(sae, through=random_rotation(stitch, generator))
+    control = stitch.transfer(sae, through=random_rotation(stitch, generator))
+
+The control keeps the geometry of a trained SAE and contains no information about the target.
 """
 
 import torch
@@ -11,29 +12,24 @@ from lrt_lens.stitching._stitch import Stitch
 
 
 def random_rotation(stitch: Stitch, generator: torch.Generator) -> MapPair:
-    """Maps of a random (semi-)orthogonal matrix between the streams' means, scaled to their total
-    variances.
+    """Maps with a random (semi-)orthogonal matrix that match means and total variances.
 
-    The singular values of a decoder survive, so what a transferred SAE owes to the mere geometry of
-    a trained one is seen.
+    All singular values of the matrix are equal, so the geometry of the decoder survives: the score
+    of an SAE through these maps is what geometry alone explains.
     """
     source, target = stitch.source_statistics, stitch.target_statistics
     d_source, d_target = len(source.mean), len(target.mean)
-    square = torch.randn(
-        max(d_source, d_target), max(d_source, d_target), generator=generator, dtype=torch.float64
-    )
+    width = max(d_source, d_target)
+    square = torch.randn(width, width, generator=generator, dtype=torch.float64)
+    # Q of a Gaussian matrix, cut to [d_source, d_target]: orthonormal rows or columns.
     rotation = torch.linalg.qr(square).Q[:d_source, :d_target]
-    covariances = source.covariance.double(), target.covariance.double()
-    up = (
-        rotation
-        * (covariances[1].trace() / (rotation.T @ covariances[0] @ rotation).trace()).sqrt()
-    )
-    down = (
-        rotation.T
-        * (covariances[0].trace() / (rotation @ covariances[1] @ rotation.T).trace()).sqrt()
-    )
-    means = source.mean.double(), target.mean.double()
+    S_x, S_y = source.covariance.double(), target.covariance.double()
+    # up = s Q with s² = tr(S_y) / tr(Qᵀ S_x Q): images of source states have total variance tr(S_y).
+    up = rotation * (S_y.trace() / (rotation.T @ S_x @ rotation).trace()).sqrt()
+    down = rotation.T * (S_x.trace() / (rotation @ S_y @ rotation.T).trace()).sqrt()
+    m_x, m_y = source.mean.double(), target.mean.double()
+    # b = m_y − m_x W maps the source's mean to the target's.
     return MapPair(
-        AffineMap(up, means[1] - means[0] @ up, stitch.source_hook, stitch.target_hook),
-        AffineMap(down, means[0] - means[1] @ down, stitch.target_hook, stitch.source_hook),
+        AffineMap(up, m_y - m_x @ up, stitch.source_hook, stitch.target_hook),
+        AffineMap(down, m_x - m_y @ down, stitch.target_hook, stitch.source_hook),
     )

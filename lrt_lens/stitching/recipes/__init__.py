@@ -1,1 +1,1 @@
-"""Maps trained by steps over rows, as papers train them: for comparison with the closed forms only."""
+"""Maps trained by steps over rows, as papers train them, for comparison with closed forms."""

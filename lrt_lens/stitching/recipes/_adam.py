@@ -1,13 +1,17 @@
-"""Affine maps by Adam over rows, with the papers' settings: **for comparison only**, `Ridge` and
-`TwoWay` are exact and take seconds.
+"""Affine maps by Adam over rows, with the papers' settings.
 
-    up alone (LRT, arXiv 2506.00653, §2.3 and table 2):      E‖y − xW − b‖² / d_target                       (and down, by the same recipe)
-    both (Stitching, arXiv 2506.06609, eq. 3):              mse(T↑x, y) + mse(T↓y, x) + α mse(T↓T↑x, x) + α mse(T↑T↓y, y)
+**For comparison only**: `Ridge` and `TwoWay` are exact and take seconds.
+
+    one way (LRT, arXiv 2506.00653, §2.3 and table 2; up and down apart)
+        E‖y − xW − b‖² / d_target
+    both ways (Stitching, arXiv 2506.06609, equation 3)
+        mse(T↑x, y) + mse(T↓y, x) + α mse(T↓T↑x, x) + α mse(T↑T↓y, y)
 
 with ``mse`` the mean over tokens and dimensions.
 
-    result = AdamFit.stitching().fit(cache, hooks=("blocks.3.hook_resid_post",
-    "blocks.5.hook_resid_post")) result.maps.up, result.history, result.score(cache)
+    hooks = ("blocks.3.hook_resid_post", "blocks.5.hook_resid_post")
+    result = AdamFit.stitching().fit(cache, hooks=hooks)
+    result.maps.up, result.history, result.score(cache)
     grid.compare([TwoWay(), FixedMaps(result.maps, "adam_stitching")])
 
 What the papers leave open is torch's default: weight decay of LRT's AdamW, initial weights of both.
@@ -49,8 +53,9 @@ class AdamResult:
     settings: "AdamFit"
 
     def score(self, rows: Any, *, hooks: Pair | None = None) -> RowScores:
-        """R² on ``(x, y)``, or on the test fold of a cache or of ``(x, y, documents)``;
-        scikit-learn's, see `RowScores`.
+        """Return R² on ``(x, y)``, or on the test fold of a cache or of ``(x, y, documents)``.
+
+        The definition is scikit-learn's; see `RowScores`.
         """
         return score_functions(
             self.maps.up.points,
@@ -63,8 +68,9 @@ class AdamResult:
 
 @dataclass(frozen=True, kw_only=True)
 class AdamFit(TrainingSettings):
-    """Affine maps by Adam; `lrt` and `stitching` are the papers'. For comparison with the closed
-    forms only.
+    """Affine maps by Adam; `lrt` and `stitching` have the papers' settings.
+
+    For comparison with the closed forms only.
     """
 
     inversion_weight: float | None = None
@@ -76,13 +82,16 @@ class AdamFit(TrainingSettings):
         super().__post_init__()
         if self.inversion_weight is not None and self.inversion_weight < 0:
             raise ValueError(
-                f"inversion_weight is {self.inversion_weight!r}; expected a number of at least 0, or None"
+                f"inversion_weight is {self.inversion_weight!r}; expected a number of at least 0, "
+                "or None"
             )
 
     @classmethod
     def lrt(cls, **changes: Any) -> "AdamFit":
-        """AdamW at 1e-4, batches of 32 × 512 tokens, four epochs, one tenth held out (LRT's table
-        2; its chat mixture takes 1e-3).
+        """Return the settings of LRT, table 2.
+
+        AdamW at 1e-4, batches of 32 × 512 tokens, four epochs, one tenth held out; its chat mixture
+        takes 1e-3.
         """
         paper: dict[str, Any] = {
             "optimizer": "adamw",
@@ -96,8 +105,10 @@ class AdamFit(TrainingSettings):
 
     @classmethod
     def stitching(cls, **changes: Any) -> "AdamFit":
-        """Eq. 3 with α = 1 by Adam at 1e-4 with cosine decay, gradients clipped at norm 1, two
-        epochs, biases from 0 (Stitching's appendix A).
+        """Return the settings of Stitching, appendix A.
+
+        Equation 3 with α = 1 by Adam at 1e-4 with cosine decay, gradients clipped at norm 1, two
+        epochs, biases from 0.
 
         Batches of 5,120 tokens follow from the paper's 36k iterations. It evaluates on 1k documents
         after its 180k; here a tenth is set aside.

@@ -1,4 +1,8 @@
-"""TODO."""
+"""Settings, parameters and progress of a recipe's training.
+
+A `Learner` holds the parameters that are trained together, their optimiser and their early
+stopping; `Progress` is how far a run is. Both go into its checkpoint.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -125,7 +129,8 @@ class Learner:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise NonFiniteError(
-                f"the loss of {self.name!r} became {value} at step {self.steps}; lower learning_rate, or look at the rows"
+                f"the loss of {self.name!r} became {value} at step {self.steps}; lower "
+                "learning_rate, or look at the rows"
             )
         self.optimizer.step()
         self.loss_sum += value * len(x)
@@ -156,7 +161,7 @@ class Learner:
 
 @dataclass
 class Progress:
-    """Where a run is; all of it goes into the checkpoint."""
+    """Progress of a run; all of it is written to the checkpoint."""
 
     epoch: int = 0
     batch: int = 0

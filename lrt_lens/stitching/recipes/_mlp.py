@@ -1,5 +1,6 @@
-"""Maps with one hidden layer, trained over rows: **for comparison only**, to see how much of the
-relation of two streams is not linear.
+"""Maps with one hidden layer, trained over rows.
+
+**For comparison only**: they show how much of the relation of two streams is not linear.
 
     ŷ = W₂ relu(W₁x + b₁) + b₂,      √(d_source · d_target) hidden units,      E‖y − ŷ‖² / d_target
 
@@ -55,8 +56,9 @@ class MlpResult:
         return _applied(self.down, y, self.target_hook)
 
     def score(self, rows: Any, *, hooks: Pair | None = None) -> RowScores:
-        """R² on ``(x, y)``, or on the test fold of a cache or of ``(x, y, documents)``;
-        scikit-learn's, see `RowScores`.
+        """Return R² on ``(x, y)``, or on the test fold of a cache or of ``(x, y, documents)``.
+
+        The definition is scikit-learn's; see `RowScores`.
         """
         return score_functions(
             self.points, self.down_points, rows, (self.source_hook, self.target_hook), hooks
@@ -65,8 +67,9 @@ class MlpResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Mlp(TrainingSettings):
-    """One hidden ReLU layer a direction; `oozeer` has the paper's settings. For comparison with the
-    closed forms only.
+    """One hidden ReLU layer for each direction; `oozeer` has the paper's settings.
+
+    For comparison with the closed forms only.
     """
 
     learning_rate: float = 1e-3
@@ -80,13 +83,16 @@ class Mlp(TrainingSettings):
         super().__post_init__()
         if self.hidden is not None and self.hidden <= 0:
             raise ValueError(
-                f"hidden is {self.hidden}; expected units above 0, or None for √(d_source · d_target)"
+                f"hidden is {self.hidden}; expected units above 0, or None for √(d_source · "
+                "d_target)"
             )
 
     @classmethod
     def oozeer(cls, **changes: Any) -> "Mlp":
-        """AdamW at 1e-4, three epochs of batches of 16 × 4 sequences of 720 tokens, one tenth held
-        out (tables 21 and 22); theirs was the task's own data.
+        """Return the settings of Oozeer et al., tables 21 and 22.
+
+        AdamW at 1e-4, three epochs of batches of 16 × 4 sequences of 720 tokens, one tenth held
+        out. The paper trained on the data of its task.
         """
         paper: dict[str, Any] = {
             "learning_rate": 1e-4,
@@ -139,6 +145,7 @@ def _applied(network: nn.Module, points: Tensor, hook: str) -> Tensor:
     weight = next(network.parameters())
     if points.shape[-1] != weight.shape[1]:
         raise MismatchError(
-            f"last dimension is {points.shape[-1]}; this network starts at {hook!r} with {weight.shape[1]} dimensions"
+            f"last dimension is {points.shape[-1]}; this network starts at {hook!r} with "
+            f"{weight.shape[1]} dimensions"
         )
     return network(points.to(weight)).to(points)

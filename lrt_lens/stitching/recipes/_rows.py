@@ -1,5 +1,6 @@
-"""Rows to train on: in memory, or a pair of hook points of an activation cache. Both split by
-documents, as moments do.
+"""Rows to train on: in memory, or a hook pair of an activation cache.
+
+Both are split by documents, as moments are.
 """
 
 import hashlib
@@ -22,26 +23,26 @@ from lrt_lens.moments.cache._shard import byte_sum
 
 @runtime_checkable
 class PairedRows(Protocol):
-    """What a recipe trains on; `RowsInMemory` and `CachedPair` are the two kinds."""
+    """Rows that a recipe trains on; `RowsInMemory` and `CachedPair` are the two kinds."""
 
     @property
     def source_hook(self) -> str:
-        """Where x was read."""
+        """Hook point at which x was read."""
         ...
 
     @property
     def target_hook(self) -> str:
-        """Where y was read."""
+        """Hook point at which y was read."""
         ...
 
     @property
     def widths(self) -> tuple[int, int]:
-        """(d_source, d_target)."""
+        """Widths (d_source, d_target)."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Another for other rows: a checkpoint remembers it."""
+        """Hash of the rows; it changes whenever they change, and a checkpoint remembers it."""
         ...
 
     def count(self, selection: RowSelection) -> int:
@@ -57,8 +58,9 @@ class PairedRows(Protocol):
         epoch: int = 0,
         skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch of batches (x, y) in float32, in an order that seed and epoch decide (stored
-        order without a seed).
+        """Yield one epoch of batches (x, y) in float32.
+
+        Seed and epoch decide the order; without a seed it is the stored order.
         """
         ...
 
@@ -81,18 +83,20 @@ class RowsInMemory:
     def __post_init__(self) -> None:
         if not len(self.x) == len(self.y) == len(self.documents):
             raise ValueError(
-                f"rows do not pair: x has {len(self.x)}, y {len(self.y)}, documents {len(self.documents)}"
+                f"rows do not pair: x has {len(self.x)}, y {len(self.y)}, documents "
+                f"{len(self.documents)}"
             )
         for name, rows in (("x", self.x), ("y", self.y)):
             bad = int((~torch.isfinite(rows)).any(1).sum())
             if bad:
                 raise NonFiniteError(
-                    f"{bad} of {len(rows)} rows of {name} are NaN or infinite; drop them before training"
+                    f"{bad} of {len(rows)} rows of {name} are NaN or infinite; drop them before "
+                    "training"
                 )
 
     @property
     def widths(self) -> tuple[int, int]:
-        """(d_source, d_target)."""
+        """Widths (d_source, d_target)."""
         return self.x.shape[1], self.y.shape[1]
 
     @cached_property
@@ -105,7 +109,7 @@ class RowsInMemory:
 
     @property
     def fingerprint(self) -> str:
-        """Of all numbers and documents."""
+        """Hash of all numbers and documents."""
         return self._fingerprint
 
     @cached_property
@@ -141,23 +145,28 @@ class RowsInMemory:
 
 
 def paired_rows(rows: Any, hooks: Pair | None = None) -> PairedRows:
-    """``rows`` as a recipe needs them: a cache (with ``hooks`` where it has several pairs), a pair
-    of one, or ``(x, y, documents)``.
+    """Return ``rows`` in the form that a recipe needs.
+
+    They are a cache (with ``hooks`` if it has several hook pairs), a cached pair, or ``(x, y,
+    documents)``.
     """
     if isinstance(rows, ActivationCache):
         if hooks is None and len(rows.pairs) != 1:
             raise HookPointError(
-                f"the cache has {len(rows.pairs)} pairs of hook points; choose one with hooks=(source_hook, target_hook)"
+                f"the cache has {len(rows.pairs)} pairs of hook points; choose one with "
+                "hooks=(source_hook, target_hook)"
             )
         return rows[hooks or rows.pairs[0]]
     if hooks is not None:
         raise ValueError(
-            f"hooks={hooks!r} goes with an ActivationCache; name those of rows in memory in RowsInMemory(…, source_hook=…)"
+            f"hooks={hooks!r} goes with an ActivationCache; name those of rows in memory in "
+            "RowsInMemory(…, source_hook=…)"
         )
     if isinstance(rows, PairedRows):
         return rows
     if isinstance(rows, tuple | list) and len(rows) == 3:
         return RowsInMemory(*rows)
     raise TypeError(
-        f"rows is a {type(rows).__name__}; expected an ActivationCache, cache[source_hook, target_hook], or (x, y, documents)"
+        f"rows is a {type(rows).__name__}; expected an ActivationCache, cache[source_hook, "
+        "target_hook], or (x, y, documents)"
     )

@@ -1,5 +1,6 @@
-"""Scores of any pair of functions between two streams, from rows: as scikit-learn computes them,
-batch by batch.
+"""Scores of any pair of functions between two streams, from rows, batch by batch.
+
+The definitions are scikit-learn's.
 """
 
 from collections.abc import Callable, Iterable
@@ -39,8 +40,9 @@ def score_functions(
     expected: Pair,
     hooks: Pair | None = None,
 ) -> RowScores:
-    """Scores of ``up`` and ``down`` on ``(x, y)``, all of whose rows count, or on the test fold of
-    whatever a recipe trains on.
+    """Return scores of ``up`` and ``down`` on rows.
+
+    All rows of ``(x, y)`` count; of anything else a recipe trains on, the test fold.
 
     Raises `MismatchError` for rows of other hook points than ``expected``.
     """
@@ -56,7 +58,8 @@ def score_functions(
         ):
             if not same_place(ours, theirs):
                 raise MismatchError(
-                    f"trained at the {role} hook point {ours!r}, the rows are of {theirs!r}; score rows of the same one"
+                    f"trained at the {role} hook point {ours!r}, the rows are of {theirs!r}; score "
+                    "rows of the same one"
                 )
         batches = found.batches(RowSelection(parts=TEST_PARTS), _BATCH_ROWS)
     errors_up, errors_down = _Errors(), _Errors()
@@ -65,7 +68,8 @@ def score_functions(
         errors_down.add(x, down(y))
     if not errors_up.n:
         raise TooFewDocumentsError(
-            "no row to score on: no document of these rows belongs to the test fold; give more documents, or (x, y)"
+            "no row to score on: no document of these rows belongs to the test fold; give more "
+            "documents, or (x, y)"
         )
     (r2, r2_uniform), (r2_down, r2_uniform_down) = errors_up.scores(), errors_down.scores()
     return RowScores(

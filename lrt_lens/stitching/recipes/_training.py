@@ -1,5 +1,7 @@
-"""The loop that all recipes share: batches in a seeded order, looks at held-out documents, early
-stopping, checkpoints, a bar.
+"""The training loop that all recipes share.
+
+Batches in a seeded order, losses on held-out documents, early stopping, checkpoints and a progress
+bar.
 
 Held out are *documents*: the test fold takes part in nothing here (see `lrt_lens.data._blocks`),
 and of the documents of the other folds a share is set aside for validation. Directions that have no
@@ -57,8 +59,10 @@ class Training:
         checkpoint_every: float = 120.0,
         progress: bool = True,
     ) -> Progress:
-        """Train to the end, from where ``checkpoint`` (a folder) left off; TooFewDocumentsError
-        where either side of the split is empty.
+        """Train to the end, resuming from ``checkpoint`` (a folder).
+
+        Raises:
+            TooFewDocumentsError: either side of the split is empty.
         """
         n_batches = self._n_batches()
         done = Progress()
@@ -115,7 +119,8 @@ class Training:
         )
         if not n_training or not n_validation:
             raise TooFewDocumentsError(
-                f"{n_training} rows to train on and {n_validation} to validate on (documents of the fitting folds, {self.settings.validation_share:.0%} of them "
+                f"{n_training} rows to train on and {n_validation} to validate on (documents of "
+                f"the fitting folds, {self.settings.validation_share:.0%} of them "
                 "set aside); give more documents, or another validation_share"
             )
         return math.ceil(n_training / self.settings.batch_rows)
@@ -124,7 +129,7 @@ class Training:
         return [learner for learner in self.learners.values() if not learner.is_stopped]
 
     def _epoch(self, done: Progress, looks: set[int], n_steps: int, saved: Any, bar: Any) -> None:
-        """What is left of an epoch."""
+        """Train on the remaining batches of an epoch."""
         started = time.perf_counter()
         batches = self.rows.batches(
             self.settings.training,

@@ -1,5 +1,6 @@
-"""Checkpoints of a training run: weights, optimiser state, best weights and history in one
-safetensors file, renamed into place.
+"""Checkpoints of a training run.
+
+Weights, optimiser state, best weights and history in one safetensors file, renamed into place.
 """
 
 import json
@@ -42,8 +43,9 @@ class TrainingCheckpoint:
         self._due = time.monotonic() + every
 
     def resume(self) -> Progress:
-        """Where the last run was, its state put into the learners; a fresh start where there is no
-        file.
+        """Put the state of the last run into the learners and return its progress.
+
+        Without a file the run starts anew.
 
         Raises `MismatchError` for a run with other settings or rows, FileFormatError for a file
         that is cut short.
@@ -55,7 +57,8 @@ class TrainingCheckpoint:
         for name, value in self.arguments.items():
             if content["arguments"].get(name) != value:
                 raise MismatchError(
-                    f"{str(self.path)!r} was begun with {name} {content['arguments'].get(name)!r}, now it is {value!r}; give the same settings and rows, or "
+                    f"{str(self.path)!r} was begun with {name} {content['arguments'].get(name)!r}, "
+                    f"now it is {value!r}; give the same settings and rows, or "
                     "another folder"
                 )
         for name, learner in self.learners.items():

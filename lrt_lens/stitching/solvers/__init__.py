@@ -1,5 +1,6 @@
-"""Families of maps, all fitted from `CrossMoments`; each is a small frozen dataclass that
-`moments.fit` and `grid.compare` take.
+"""Families of maps, all fitted from `CrossMoments`.
+
+Each is a small frozen dataclass that `fit_grid` and `compare_solvers` take.
 """
 
 import lazy_loader

@@ -1,5 +1,6 @@
-"""The bottom of the ladder: maps that mix no dimensions. What a full map has to beat before
-anything is said about shared geometry.
+"""Maps that mix no dimensions: mean, translation, scaling of axes, identity.
+
+A full map has to beat them before anything is said about shared geometry.
 
 ``Mean`` predicts the target's mean and scores 0 by definition of R². ``Identity`` and
 ``Translation`` take the source's coordinates as they are, ``AxisScaling`` stretches each; where the
@@ -49,7 +50,8 @@ class Identity(Translation):
     def __post_init__(self) -> None:
         if self.standardize:
             raise ValueError(
-                "Identity(standardize=True) would look at activations, which identity does not; use Translation(standardize=True)"
+                "Identity(standardize=True) would look at activations, which identity does not; "
+                "use Translation(standardize=True)"
             )
 
     @property

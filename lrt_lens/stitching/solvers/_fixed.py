@@ -1,5 +1,6 @@
-"""Maps that were not fitted on these moments, scored beside those that were: from weights alone,
-from training by steps, or composed of others.
+"""Maps that were not fitted on these moments, scored with those that were.
+
+They come from weights alone, from training by steps, or from other maps.
 
 grid.compare([Ridge(), FixedMaps(adam.maps, "adam_stitching"), shared_embedding_maps(pair)])
 """
@@ -15,7 +16,7 @@ from lrt_lens.stitching.solvers._solver import FoldErrors, Setting, Side, Solver
 
 @dataclass(frozen=True)
 class FixedMaps(Solver):
-    """The same two maps for every pair of hook points that they fit."""
+    """Two ready maps, used for every hook pair that they fit."""
 
     maps: MapPair
     label: str = "fixed"
@@ -23,19 +24,20 @@ class FixedMaps(Solver):
 
     @property
     def name(self) -> str:
-        """As it stands in tables."""
+        """Name of the solver in tables."""
         return self.label
 
     def sides(self, moments: CrossMoments) -> tuple["FixedSide", "FixedSide"]:
-        """(up, down)."""
+        """Return the two directions (up, down)."""
         return FixedSide(moments, self.maps.up, down=False), FixedSide(
             moments, self.maps.down, down=True
         )
 
 
 class FixedSide(Side):
-    """One direction of `FixedMaps`; nothing is fitted, so every refit and the null are the map
-    itself.
+    """One direction of `FixedMaps`.
+
+    Nothing is fitted, so every refit and the null are the map itself.
     """
 
     def __init__(self, moments: CrossMoments, affine: AffineMap, *, down: bool) -> None:
@@ -56,7 +58,8 @@ class FixedSide(Side):
         widths = tuple(self.scatter(pair, FIT_PARTS).xy.shape)
         if tuple(self.affine.weight.shape) != widths:
             raise MismatchError(
-                f"the fixed map is {tuple(self.affine.weight.shape)}, but {source!r} → {target!r} is {widths}; give a map of these widths"
+                f"the fixed map is {tuple(self.affine.weight.shape)}, but {source!r} → {target!r} "
+                f"is {widths}; give a map of these widths"
             )
         return replace(
             self.affine,

@@ -32,23 +32,26 @@ class LeastSquares(ClosedForm):
     def __post_init__(self) -> None:
         if not 0 <= self.rcond < 1:
             raise ValueError(
-                f"rcond is {self.rcond!r}; expected a share of the largest eigenvalue, at least 0 and below 1"
+                f"rcond is {self.rcond!r}; expected a share of the largest eigenvalue, at least 0 "
+                "and below 1"
             )
 
     @property
     def name(self) -> str:
-        """As it stands in tables."""
+        """Name of the solver in tables."""
         label = "least_squares" if self.intercept else "least_squares_no_intercept"
         return f"{label}_standardized" if self.standardize else label
 
     @property
     def has_intercept(self) -> bool:
-        """Whether the bias is ``ȳ − x̄W``."""
+        """Whether the bias is ``ȳ − x̄W``; if not, it is zero and `weights` gets uncentred sums."""
         return self.intercept
 
     def weights(self, fit: Scatter, settings: Sequence[Setting]) -> Sequence[Tensor]:
-        """``Sxx⁺ Sxy``; the rank is at most the number of independent rows, which rounding hides
-        from the eigenvalues.
+        """Return ``Sxx⁺ Sxy``.
+
+        The rank is at most the number of independent rows, which rounding hides from the
+        eigenvalues.
         """
         values, vectors = torch.linalg.eigh(fit.xx)
         keep = values > self.rcond * values[-1].clamp_min(torch.finfo(values.dtype).tiny)

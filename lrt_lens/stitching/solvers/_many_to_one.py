@@ -1,5 +1,6 @@
-"""All layers of the source into one layer of the target: proposed in appendix A of LRT (arXiv
-2506.00653), which trains nothing.
+"""Maps from all layers of the source into one layer of the target.
+
+Proposed in appendix A of LRT (arXiv 2506.00653), which trains none.
 
 The source's layers, side by side, are one wide hook point (`joint_name`), so joint moments are
 ordinary `CrossMoments` and the map is a ridge with one penalty a layer:
@@ -33,8 +34,9 @@ from lrt_lens.stitching.solvers._solver import FoldErrors, Setting, Solver
 
 @dataclass(frozen=True)
 class ManyToOne(Solver):
-    """Ridge from several source layers at once, a penalty for each; down is plain ridge to all of
-    them.
+    """Ridge regression from several source layers at once, with one penalty for each.
+
+    The map down is plain ridge to all of them.
     """
 
     alpha: float | None = None
@@ -65,11 +67,11 @@ class ManyToOne(Solver):
 
     @property
     def name(self) -> str:
-        """As it stands in tables."""
+        """Name of the solver in tables."""
         return "many_to_one_standardized" if self.standardize else "many_to_one"
 
     def sides(self, moments: CrossMoments) -> tuple["GroupRidgeSide", RidgeSide]:
-        """(up, down)."""
+        """Return the two directions (up, down)."""
         return GroupRidgeSide(moments, self), RidgeSide(moments, self.ridge, down=True)
 
 
@@ -87,7 +89,8 @@ class GroupRidgeSide(RidgeSide):
         given = self.many.groups
         if given and len(given) != n_groups:
             raise ValueError(
-                f"groups has {len(given)} penalties; {pair[0]!r} joins {n_groups} layers: give one for each"
+                f"groups has {len(given)} penalties; {pair[0]!r} joins {n_groups} layers: give one "
+                "for each"
             )
         best = self._with(pair, given or (1.0,) * n_groups)
         if given is None and n_groups > 1:
@@ -139,7 +142,7 @@ def layer_contributions(
     solver: Ridge | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """What each source layer adds to the joint map, from joint moments.
+    """Return what each source layer adds to the joint map, from joint moments.
 
     A row per layer: R² of both kinds on the test fold from this layer alone (``r2_alone``,
     ``r2_uniform_alone``), from all layers without it (``r2_without``), from the layers up to it
@@ -153,7 +156,8 @@ def layer_contributions(
     ]
     if not pairs:
         raise HookPointError(
-            f"these moments hold no joint source hook point for target {target!r}; harvest with joint=True"
+            f"these moments hold no joint source hook point for target {target!r}; harvest with "
+            "joint=True"
         )
     solver, rows = solver or Ridge(), []
 
@@ -189,8 +193,9 @@ def layer_contributions(
 
 
 def select_layers(moments: CrossMoments, pair: Pair, chosen: Sequence[int]) -> CrossMoments:
-    """Moments of some of the layers that a joint hook point holds, with its target: exact, nothing
-    is harvested again.
+    """Return moments of some of the layers that a joint hook point holds, with its target.
+
+    They are exact; nothing is harvested again.
     """
     layers = joint_parts(pair[0])
     joint = moments.source[pair[0]]

@@ -46,7 +46,7 @@ class Procrustes(ClosedForm):
 
     @property
     def name(self) -> str:
-        """As it stands in tables."""
+        """Name of the solver in tables."""
         label = self.label if self.scale else "procrustes_rigid"
         return f"{label}_standardized" if self.standardize else label
 
@@ -106,8 +106,9 @@ class Procrustes(ClosedForm):
 
 
 def _rotation(matrix: Tensor) -> Tensor:
-    """The orthogonal matrix nearest to a square one, as far as its Gram matrix tells, and
-    orthogonal to rounding by Newton's steps.
+    """Return the orthogonal matrix nearest to a square one.
+
+    It is found from the Gram matrix, and made orthogonal to rounding by Newton's steps.
     """
     values, vectors = torch.linalg.eigh(matrix.T @ matrix)
     if values[0] <= _NOT_SINGULAR * values[-1]:
@@ -122,8 +123,9 @@ def _rotation(matrix: Tensor) -> Tensor:
 
 
 def _polar(matrix: Tensor) -> Tensor:
-    """The semi-orthogonal matrix nearest to ``matrix``: UVᵀ of its singular value decomposition, by
-    way of the smaller Gram matrix.
+    """Return the semi-orthogonal matrix nearest to ``matrix``.
+
+    This is UVᵀ of its singular value decomposition, computed by way of the smaller Gram matrix.
     """
     if matrix.shape[0] < matrix.shape[1]:
         return _polar(matrix.T).T

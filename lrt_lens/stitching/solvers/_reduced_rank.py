@@ -21,8 +21,9 @@ from lrt_lens.stitching.solvers._solver import FoldErrors, Setting, Side, Solver
 
 @dataclass(frozen=True)
 class ReducedRank(Solver):
-    """Affine map of limited rank with a penalty on its size; the penalty is chosen first, at full
-    rank, then the rank.
+    """Affine map of limited rank with a penalty on its size.
+
+    The penalty is chosen first, at full rank, then the rank.
     """
 
     rank: int | None = None
@@ -36,7 +37,8 @@ class ReducedRank(Solver):
     def __post_init__(self) -> None:
         if self.rank is not None and self.rank < 1:
             raise ValueError(
-                f"rank is {self.rank}; expected a positive number, or None to choose by cross-validation"
+                f"rank is {self.rank}; expected a positive number, or None to choose by "
+                "cross-validation"
             )
         self.ridge  # noqa: B018 (checks the penalties)
 
@@ -47,11 +49,11 @@ class ReducedRank(Solver):
 
     @property
     def name(self) -> str:
-        """As it stands in tables."""
+        """Name of the solver in tables."""
         return "reduced_rank_standardized" if self.standardize else "reduced_rank"
 
     def sides(self, moments: CrossMoments) -> tuple["ReducedRankSide", "ReducedRankSide"]:
-        """(up, down)."""
+        """Return the two directions (up, down)."""
         return ReducedRankSide(moments, self, down=False), ReducedRankSide(moments, self, down=True)
 
 
@@ -105,19 +107,23 @@ class ReducedRankSide(Side):
         rank = self.solver.rank or 0
         if rank > basis.shape[1]:
             raise ValueError(
-                f"rank is {rank}; these widths allow at most {basis.shape[1]}: choose a smaller one, or None"
+                f"rank is {rank}; these widths allow at most {basis.shape[1]}: choose a smaller "
+                "one, or None"
             )
         return rank
 
 
 def _leading_outputs(weight: Tensor, xy: Tensor) -> Tensor:
-    """[d_target, min(d_source, d_target)]: eigenvectors of ``WᵀSxy``, leading first."""
+    """Return eigenvectors [d_target, min(d_source, d_target)] of ``WᵀSxy``, leading first."""
     _, vectors = torch.linalg.eigh(weight.T @ xy)
     return vectors.flip(1)[:, : min(weight.shape)]
 
 
 def _errors_by_rank(projected: Tensor, basis: Tensor, fit: Scatter, held_out: Scatter) -> Tensor:
-    """[rank]: Σ‖y − ŷ‖² over held-out rows for the ranks 1, 2, …; ``projected`` is ``P = WU``."""
+    """Return Σ‖y − ŷ‖² over held-out rows for the ranks 1, 2, …, as [rank].
+
+    ``projected`` is ``P = WU``.
+    """
     change = (projected * (held_out.xx @ projected) - 2 * projected * (held_out.xy @ basis)).sum(0)
     moved = (held_out.mean_x - fit.mean_x) @ projected
     expected = held_out.mean_y - fit.mean_y

@@ -8,7 +8,8 @@ With ``Sxx = V diag(e) Vᵀ`` of the fitting folds, ``B = VᵀSxy``, ``D = diag(
 quantities of the held-out fold rotated alike (``M = VᵀSxx'V``, ``N = VᵀSxy'``), the weighted
 held-out error of *all* penalties needs two products a pair:
 
-    Σ_k w_k·error_k = Σ_k w_k Syy'_kk − 2 dᵀh + dᵀ(M ∘ G)d + n'·Σ_k w_k·offset_k²,   G = B diag(w) Bᵀ,  h_i = Σ_k w_k B_ik N_ik
+    Σ_k w_k·error_k = Σ_k w_k Syy'_kk − 2 dᵀh + dᵀ(M ∘ G)d + n'·Σ_k w_k·offset_k²
+    G = B diag(w) Bᵀ,  h_i = Σ_k w_k B_ik N_ik
 
 with ``d`` the diagonal of ``D``. Weights of one give R², weights ``1/Syy'_kk`` the mean R² over
 dimensions.
@@ -55,7 +56,7 @@ class Ridge(Solver):
 
     @property
     def name(self) -> str:
-        """As it stands in tables."""
+        """Name of the solver in tables."""
         return "ridge_standardized" if self.standardize else "ridge"
 
     @property
@@ -64,12 +65,13 @@ class Ridge(Solver):
         return self.alphas if self.alpha is None else (self.alpha,)
 
     def sides(self, moments: CrossMoments) -> tuple["RidgeSide", "RidgeSide"]:
-        """(up, down)."""
+        """Return the two directions (up, down)."""
         return RidgeSide(moments, self, down=False), RidgeSide(moments, self, down=True)
 
     def decompose(self, xx: Tensor, scale: Tensor | None = None) -> "Spectrum":
-        """The one expensive step, shared by all targets and penalties; ``scale`` [d] multiplies the
-        dimensions first.
+        """Return the spectrum of the predicting side, which all targets and penalties share.
+
+        This is the one expensive step. ``scale`` [d] multiplies the dimensions first.
         """
         if scale is None:
             scale = torch.ones(len(xx), dtype=xx.dtype, device=xx.device)
@@ -98,7 +100,7 @@ class Spectrum:
         return self.vectors.T @ (rows * self.scale.reshape(-1, *[1] * (rows.ndim - 1)))
 
     def shrink(self, alphas: Tensor) -> Tensor:
-        """[alpha, d]: the diagonal of D for each penalty."""
+        """Return the diagonal of D for each penalty, as [alpha, d]."""
         return 1 / (self.values + alphas[:, None] * self.mean_value)
 
     def solve(self, fit: Scatter, alpha: float, source_hook: str, target_hook: str) -> AffineMap:
@@ -111,7 +113,7 @@ class Spectrum:
 
 
 class HeldOutFold:
-    """What the errors of all targets on one held-out fold share."""
+    """Terms of one held-out fold that the errors of all targets share."""
 
     def __init__(self, spectrum: Spectrum, fit: Scatter, held_out: Scatter) -> None:
         self.spectrum = spectrum
@@ -119,8 +121,9 @@ class HeldOutFold:
         self.moved_mean = spectrum.rotate(held_out.mean_x - fit.mean_x)
 
     def errors(self, fit: Scatter, held_out: Scatter, shrink: Tensor, weights: Tensor) -> Tensor:
-        """[alpha, weighting]: weighted held-out sums of squares at every penalty, for weights
-        [weighting, d_target].
+        """Return weighted held-out sums of squares at every penalty, as [alpha, weighting].
+
+        ``weights`` is [weighting, d_target].
         """
         fitted, seen = self.spectrum.rotate(fit.xy), self.spectrum.rotate(held_out.xy)
         offset = (shrink * self.moved_mean) @ fitted + (fit.mean_y - held_out.mean_y)
@@ -195,7 +198,7 @@ class RidgeSide(Side):
         self._prepared = key
 
     def spectrum(self, pair: Pair, parts: Sequence[int], fit: Scatter) -> Spectrum:
-        """Of some parts: one of those that are prepared, or a new one."""
+        """Return the spectrum of some parts: a prepared one, or a new one."""
         self.prepare(pair)
         if set(parts) == set(FIT_PARTS):
             return self._total
@@ -203,7 +206,7 @@ class RidgeSide(Side):
         return self._folds[left_out[0]].spectrum if left_out else self.decompose(pair, fit)
 
     def shared_by(self, pair: Pair) -> object:
-        """What pairs that use the same spectra have in common."""
+        """Return the key that hook pairs which use the same spectra have in common."""
         return pair[int(self.down)]
 
     def decompose(self, pair: Pair, fit: Scatter) -> Spectrum:  # noqa: ARG002 (a solver with settings by pair needs it)

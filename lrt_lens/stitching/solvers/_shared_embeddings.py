@@ -1,5 +1,6 @@
-"""Rows of two models' (un)embedding matrices that belong to the same tokens: paired data for a map,
-and no text is run through either model.
+"""Maps fitted on rows of two models' (un)embedding matrices, without running either model.
+
+A row is one token that both vocabularies have.
 
     grid.compare([Ridge(), shared_embedding_maps(pair)])
 
@@ -30,8 +31,9 @@ LEAST_SHARED = 64
 def shared_embedding_maps(
     pair: ModelPair, matrix: Matrix = "unembed", solver: Solver | None = None
 ) -> FixedMaps:
-    """Maps fitted on the rows of both models' embedding (or unembedding) matrices, a row per token
-    that both vocabularies have.
+    """Return maps fitted on the rows of both models' embedding (or unembedding) matrices.
+
+    One row per token that both vocabularies have.
 
     Residual streams write in the unembedding's coordinates late and in the embedding's early. Needs
     no activations; ``solver`` is `Ridge()` unless given, with the penalty chosen over folds of
@@ -50,8 +52,9 @@ def shared_embedding_maps(
 def shared_rows(
     source: HookedModel, target: HookedModel, matrix: Matrix
 ) -> tuple[list[str], Tensor, Tensor]:
-    """(spellings, rows of the source's matrix [token, d_source], of the target's [token, d_target])
-    of the tokens that both have.
+    """Return spellings and rows of the tokens that both vocabularies have.
+
+    The rows are [token, d_source] and [token, d_target].
     """
     ours, theirs = embedding_rows(source, matrix), embedding_rows(target, matrix)
     # A tokenizer may know tokens that the model has no row for.
@@ -62,8 +65,10 @@ def shared_rows(
     ]
     if len(shared) < LEAST_SHARED:
         raise MismatchError(
-            f"{source.name!r} ({len(source.tokenizer)} tokens) and {target.name!r} ({len(target.tokenizer)}) share {len(shared)} spellings; "
-            f"a map from embeddings needs at least {LEAST_SHARED}: use anchor_stitch, which needs texts only"
+            f"{source.name!r} ({len(source.tokenizer)} tokens) and {target.name!r} "
+            f"({len(target.tokenizer)}) share {len(shared)} spellings; "
+            f"a map from embeddings needs at least {LEAST_SHARED}: use anchor_stitch, which needs "
+            "texts only"
         )
     return (
         [text for text, _, _ in shared],
@@ -73,7 +78,7 @@ def shared_rows(
 
 
 def embedding_rows(model: HookedModel, matrix: Matrix) -> Tensor:
-    """[token, d_model] in float32, on the CPU."""
+    """Return the rows of a matrix [token, d_model] in float32, on the CPU."""
     original = getattr(model.bridge, "original_model", None)
     if original is not None:
         module = (

@@ -1,5 +1,7 @@
-"""What a grid asks of a solver: the map of a pair in both directions, its held-out errors, its null
-and its refits.
+"""The interface of a solver.
+
+A grid asks it for the map of a hook pair in both directions, its held-out errors, its null and its
+refits.
 
 A `Solver` is a frozen dataclass of settings. Given moments it makes two `Side` objects, one a
 direction; a side chooses what the solver leaves open (penalty, rank) by cross-validation over the
@@ -27,7 +29,7 @@ from lrt_lens.stitching._affine import AffineMap
 
 @dataclass(frozen=True)
 class Setting:
-    """What cross-validation settles for one direction of a pair."""
+    """Hyperparameters that cross-validation chooses for one direction of a hook pair."""
 
     alpha: float = 0.0
     """Penalty relative to the mean variance of the predicting side; 0 for solvers without one."""
@@ -58,8 +60,9 @@ class FoldErrors:
         return float(1 - self.errors[:, 1].sum())
 
     def r2_without(self, k: int, weighting: int) -> float:
-        """`r2` (``weighting`` 0) or `r2_uniform` (1) with fold ``k`` left out of the pool: for the
-        delete-a-group jackknife.
+        """Return `r2` (``weighting`` 0) or `r2_uniform` (1) with fold ``k`` left out of the pool.
+
+        It is for the delete-a-group jackknife.
         """
         kept = [j for j in range(len(self.errors)) if j != k]
         return float(1 - self.errors[kept, weighting].sum() / self.variances[kept, weighting].sum())
@@ -102,16 +105,16 @@ class Side(ABC):
         return scatter.swapped() if self.down else scatter
 
     def null_scatter(self, pair: Pair, *, test: bool) -> Scatter:
-        """The same of shuffled pairs."""
+        """Return the scatter of shuffled pairs, seen from the side that predicts."""
         scatter = self.moments.null_scatter(pair, test=test)
         return scatter.swapped() if self.down else scatter
 
     def fold(self, pair: Pair, k: int) -> tuple[Scatter, Scatter]:
-        """(fitting folds without ``k``, fold ``k``)."""
+        """Return the scatters of the fitting folds without ``k`` and of fold ``k``."""
         return self.scatter(pair, (p for p in FIT_PARTS if p != k)), self.scatter(pair, (k,))
 
     def names(self, pair: Pair) -> tuple[str, str]:
-        """(where the map starts, where it ends)."""
+        """Return the hook points at which the map starts and ends."""
         return (pair[1], pair[0]) if self.down else pair
 
 
@@ -124,16 +127,16 @@ class Solver(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """As it stands in tables."""
+        """Name of the solver in tables."""
 
     @abstractmethod
     def sides(self, moments: CrossMoments) -> tuple[Side, Side]:
-        """(up, down)."""
+        """Return the two directions (up, down)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedForm(Solver):
-    """A solver whose two directions are fitted apart, each from one scatter matrix and a setting."""
+    """A solver that fits each direction by itself, from one scatter matrix and a setting."""
 
     standardize: bool = False
     """Scale the dimensions of both sides to unit variance before solving: for streams with massive
@@ -149,14 +152,12 @@ class ClosedForm(Solver):
 
     @property
     def name(self) -> str:
-        """As it stands in tables."""
+        """Name of the solver in tables."""
         return f"{self.label}_standardized" if self.standardize else self.label
 
     @property
     def has_intercept(self) -> bool:
-        """Whether the bias is ``ȳ − x̄W``; without it the bias is zero and `weights` gets uncentred
-        sums.
-        """
+        """Whether the bias is ``ȳ − x̄W``; if not, it is zero and `weights` gets uncentred sums."""
         return True
 
     def settings(self, d_source: int, d_target: int) -> list[Setting]:  # noqa: ARG002 (what solvers with a rank need)
@@ -165,12 +166,13 @@ class ClosedForm(Solver):
 
     @abstractmethod
     def weights(self, fit: Scatter, settings: Sequence[Setting]) -> Sequence[Tensor]:
-        """[d_source, d_target] for every setting, from scatter sums that are centred (see
-        `has_intercept`) and scaled already.
+        """Return the weight [d_source, d_target] for every setting.
+
+        The scatter sums are centred (see `has_intercept`) and scaled already.
         """
 
     def sides(self, moments: CrossMoments) -> tuple[Side, Side]:
-        """(up, down)."""
+        """Return the two directions (up, down)."""
         return ClosedFormSide(moments, self, down=False), ClosedFormSide(moments, self, down=True)
 
     def maps(
@@ -181,8 +183,9 @@ class ClosedForm(Solver):
         target_hook: str,
         start: Tensor | None = None,
     ) -> list[AffineMap]:
-        """The map of every setting, in the streams' own units; ``start`` is the weight that an
-        iteration begins with.
+        """Return the map of every setting, in the streams' own units.
+
+        ``start`` is the weight that an iteration begins with.
         """
         scale_x, scale_y = (
             (unit_scale(fit.second_x.diagonal), unit_scale(fit.variance))
@@ -251,9 +254,7 @@ class ClosedFormSide(Side):
 def held_out_errors(
     held_out: Sequence[Scatter], maps: Sequence[Sequence[AffineMap]], settings: Sequence[Setting]
 ) -> FoldErrors:
-    """Errors of ``maps[fold][setting]`` on their held-out folds, at the setting with the least of
-    them.
-    """
+    """Return the errors of ``maps[fold][setting]`` on their held-out folds, at the best setting."""
     variance = torch.stack([scatter.variance for scatter in held_out])
     weights = score_weights(variance.sum(0))
     errors = torch.stack(
@@ -272,7 +273,10 @@ def held_out_errors(
 
 
 def unit_scale(sums_of_squares: Tensor) -> Tensor:
-    """[d]: what brings every dimension to the same variance; 1 where a dimension does not vary."""
+    """Return factors [d] that bring every dimension to the same variance.
+
+    A factor is 1 if its dimension does not vary.
+    """
     varies = varying(sums_of_squares)
     return torch.where(
         varies, torch.where(varies, sums_of_squares, torch.ones_like(sums_of_squares)).rsqrt(), 1.0

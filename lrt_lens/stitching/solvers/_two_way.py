@@ -1,7 +1,9 @@
-"""Both directions at once, with the round trips in the objective: eq. 3 of Transferring Features
-with Model Stitching (arXiv 2506.06609).
+"""Maps in both directions at once, with the round trips in the objective.
 
-    J(W, V) = E‖y − xW‖²/d_t + E‖x − yV‖²/d_s + α (E‖x − xWV‖²/d_s + E‖y − yVW‖²/d_t)  + λ_W‖W‖² + λ_V‖V‖²
+This is equation 3 of Transferring Features with Model Stitching (arXiv 2506.06609).
+
+    J(W, V) = E‖y − xW‖²/d_t + E‖x − yV‖²/d_s
+              + α (E‖x − xWV‖²/d_s + E‖y − yVW‖²/d_t) + λ_W‖W‖² + λ_V‖V‖²
 
 for centred rows (the best biases are ``ȳ − x̄W`` and ``x̄ − ȳV``, whatever the maps: they bring all
 four residuals to mean zero at once). The paper runs Adam over some 100 M tokens; J depends on them
@@ -124,18 +126,21 @@ class TwoWay(Solver):
 
     @property
     def name(self) -> str:
-        """As it stands in tables."""
+        """Name of the solver in tables."""
         return "two_way_standardized" if self.standardize else "two_way"
 
     def sides(self, moments: CrossMoments) -> tuple["TwoWaySide", "TwoWaySide"]:
-        """(up, down), which share their fits."""
+        """Return the two directions (up, down), which share their fits."""
         fits = JointFits(moments, self)
         return TwoWaySide(fits, down=False), TwoWaySide(fits, down=True)
 
     def minimise(
         self, fit: Scatter, alpha: float = 0.0, start: tuple[Tensor, Tensor] | None = None
     ) -> TwoWaySolution:
-        """A minimum of the objective on one scatter, from the ridge pair or from ``start`` (W, V)."""
+        """Return a minimum of the objective on one scatter, starting at ``start`` (W, V).
+
+        Without it the start is the ridge pair.
+        """
         problem = TwoWayProblem.of(fit, self.inversion_weight, alpha)
         up, down = start or _ridge_pair(fit)
         return _alternate(problem, up, down, self)
@@ -143,8 +148,9 @@ class TwoWay(Solver):
     def starts(
         self, fit: Scatter, alpha: float = 0.0, n_random: int = 3, seed: int = 0
     ) -> list[TwoWaySolution]:
-        """Minima from the ridge pair, from transposed cross-covariances and from ``n_random``
-        draws: their spread says how unique the first is.
+        """Return the minima from several starts; their spread says how unique the first is.
+
+        The starts are the ridge pair, transposed cross-covariances and ``n_random`` draws.
         """
         generator = torch.Generator().manual_seed(seed)
         d_s, d_t = fit.xy.shape
@@ -241,8 +247,9 @@ class TwoWayProblem:
 def _solve_step(
     factor: Tensor, middle: Tensor, outer: Tensor, right: Tensor, one_way: float
 ) -> Tensor:
-    """Solve ``(one_way·S + middle) W + S W outer = right`` with ``S = factor factorᵀ``, ``middle``
-    and ``outer`` symmetric.
+    """Return W that solves ``(one_way·S + middle) W + S W outer = right``.
+
+    ``S = factor factorᵀ``; ``middle`` and ``outer`` are symmetric.
 
     ``factor⁻¹ middle factor⁻ᵀ = U diag(λ) Uᵀ``, ``T = factor⁻ᵀ U`` (so ``TᵀST = I``) and ``outer =
     Q diag(γ) Qᵀ`` make it one division: ``W = T [(Tᵀ right Q)_ij / (one_way + λ_i + γ_j)] Qᵀ``.
@@ -261,8 +268,9 @@ def _solve_step(
 def _alternate(
     problem: TwoWayProblem, up: Tensor, down: Tensor, settings: TwoWay
 ) -> TwoWaySolution:
-    """Exact solves for W and V in turn, extrapolated by Anderson's mixing of the last V's; ``up``
-    is what the first V is solved for.
+    """Alternate exact solves for W and V, extrapolated by Anderson mixing of the last V's.
+
+    ``up`` is the map for which the first V is solved.
     """
     swapped = problem.swapped()
     factor_x, factor_y = _factor(problem.xx), _factor(problem.yy)
@@ -314,8 +322,9 @@ class Anderson:
         self._residuals: list[Tensor] = []
 
     def mixed(self, point: Tensor, image: Tensor, factor: Tensor) -> Tensor:
-        """The next point, from ``image = G(point)``; residuals are weighed by the metric ``factor
-        factorᵀ``.
+        """Return the next point, from ``image = G(point)``.
+
+        Residuals are weighed by the metric ``factor factorᵀ``.
         """
         self.plain, self.steps = image, self.steps + 1
         self._points.append(image)
@@ -363,7 +372,7 @@ class JointFits:
         self._chosen: dict[Pair, float] = {}
 
     def maps(self, pair: Pair, parts: Sequence[int], alpha: float) -> tuple[AffineMap, AffineMap]:
-        """(up, down) fitted on some parts; the last pair's fits are remembered."""
+        """Return the maps (up, down) fitted on some parts; the last fits are remembered."""
         key = (pair, tuple(parts), alpha)
         if key not in self._solved:
             self._solved = {k: v for k, v in self._solved.items() if k[0] == pair}
@@ -374,7 +383,7 @@ class JointFits:
         return self._solved[key]
 
     def null_maps(self, pair: Pair, alpha: float) -> tuple[AffineMap, AffineMap]:
-        """Of shuffled pairs."""
+        """Return the maps of shuffled pairs."""
         key = (pair, (), alpha)
         if key not in self._solved:
             # Nothing links shuffled streams, so the minimum is flat, and how precisely it is met
@@ -430,8 +439,9 @@ class JointFits:
 
 
 def _units(scatter: Scatter, solver: TwoWay) -> tuple[Tensor, Tensor] | None:
-    """([d_source], [d_target]) factors that bring dimensions to unit variance; None where the
-    solver takes them as they are.
+    """Return factors [d_source] and [d_target] that bring dimensions to unit variance.
+
+    They are None if the solver takes the dimensions as they are.
     """
     return (
         (unit_scale(scatter.second_x.diagonal), unit_scale(scatter.variance))
@@ -443,7 +453,7 @@ def _units(scatter: Scatter, solver: TwoWay) -> tuple[Tensor, Tensor] | None:
 def _in_units(
     up: Tensor, down: Tensor, units: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
-    """The same maps between streams whose dimensions are multiplied by ``units``."""
+    """Return the maps between streams whose dimensions are multiplied by ``units``."""
     if units is None:
         return up, down
     scale_x, scale_y = units

@@ -1,22 +1,24 @@
-"""A map straight from an SAE's codes on the source to the target's states: LRT's *s2l* (arXiv
-2506.00653, §3.2).
+"""A map straight from an SAE's codes on the source to the target's states: LRT's *s2l*.
 
-The stitch (LRT: *l2l*) carries a feature by carrying its decoder row, ``W_dec[i] W``. A code map
-skips the source's stream: it regresses the target's states on the source SAE's activations,
+The stitch (LRT: *l2l*) transfers a feature through its decoder row, ``W_dec[i] W``. A code map does
+not use the source's states: it regresses the target's states on the activations of the source SAE,
 
     y ≈ c W + b,        W: [live feature, d_target],
 
-so that row i of W is what feature i writes on the target: a steering vector.
+so that row i of W is what feature i adds on the target: a steering vector.
 
     codes = fit_code_map(pair, stitch, sae, documents)
-    codes.r2_cv, codes.alpha                              # chosen on the fitting folds; see evaluate_code_map for the test fold
-    with codes.direction(17).apply(pair.target, scale=8.0): ...
-    codes.save("codes.safetensors"); CodeMap.load("codes.safetensors")
+    codes.r2_cv, codes.alpha             # cross-validated; evaluate_code_map reads the test fold
+    with codes.direction(17).apply(pair.target, scale=8.0):
+        ...
+    codes.save("codes.safetensors")      # CodeMap.load("codes.safetensors") reads it
 
-LRT trains with AdamW; this is ridge in closed form, the penalty cross-validated over documents.
-Dead features have no row: what never fired on the fitting folds says nothing of the target. Limits:
-a feature that fires on a handful of tokens has a row that is mostly penalty; ``firings`` says on
-how many. Features that fire together share what they explain, as in any regression.
+Source: LRT (arXiv 2506.00653, §3.2), which trains with AdamW; this is ridge regression in closed
+form, with the penalty cross-validated over documents.
+
+Limits: features that never fire on the fitting folds have no row. The row of a feature that fires
+on few tokens is mostly determined by the penalty; ``firings`` holds the number of tokens. Features
+that fire together share what they explain, as in any regression.
 """
 
 import json
@@ -32,6 +34,7 @@ from torch import Tensor
 from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._files import read_tensors, write_tensors
 from lrt_lens.adapters.saes.codes._moments import (
+    CodeMoments,
     CodePasses,
     check_sae,
     collect_moments,
@@ -58,7 +61,7 @@ _TENSORS = ("weight", "bias", "live", "firings")
 
 @dataclass(frozen=True, eq=False)
 class CodeMap:
-    """``y ≈ c[live] @ weight + bias``; see the module docstring."""
+    """Map ``y ≈ c[live] @ weight + bias`` from SAE codes to the states of another model."""
 
     weight: Tensor
     """[live, d_target]."""
@@ -69,9 +72,9 @@ class CodeMap:
     firings: Tensor
     """[feature]: tokens of the fitting folds on which each feature of the SAE is active."""
     source_hook: str
-    """Where the SAE reads."""
+    """Hook point at which the SAE reads the source model."""
     target_hook: str
-    """Where the states are."""
+    """Hook point of the predicted states of the target model."""
     source: ModelIdentity | None = None
     target: ModelIdentity | None = None
     alpha: float = float("nan")
@@ -79,21 +82,22 @@ class CodeMap:
     r2_cv: float = float("nan")
     """Share of variance explained, cross-validated over the fitting folds."""
     r2_uniform_cv: float = float("nan")
-    """The same, mean over the target's dimensions."""
+    """Cross-validated share of explained variance, mean over the target's dimensions."""
     curve: tuple[tuple[float, float, float], ...] = ()
-    """(alpha, r2, r2_uniform) of every penalty that was tried, cross-validated."""
+    """(alpha, r2, r2_uniform) of each penalty that was tried, cross-validated."""
     n_tokens: int = 0
-    """Tokens that fitted."""
+    """Number of tokens of the fitting folds."""
     solver: str = "given"
     """``"cholesky"`` or ``"cg"``."""
     skip_first: int = SKIP_FIRST
-    """First positions of a text that the map never saw."""
+    """Number of first positions of each text that were left out of the fit."""
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or self.weight.shape != (len(self.live), len(self.bias)):
             raise MismatchError(
-                f"weight {tuple(self.weight.shape)}, bias {tuple(self.bias.shape)} and {len(self.live)} live features do not fit; "
-                "expected [live, d_target], [d_target] and an index for every row"
+                f"weight {tuple(self.weight.shape)}, bias {tuple(self.bias.shape)} and "
+                f"{len(self.live)} live features do not fit together; expected [live, d_target], "
+                "[d_target] and one index per row"
             )
         if not (torch.isfinite(self.weight).all() and torch.isfinite(self.bias).all()):
             raise NonFiniteError(
@@ -102,38 +106,49 @@ class CodeMap:
 
     @property
     def n_features(self) -> int:
-        """Features of the SAE, dead ones included."""
+        """Number of features of the SAE, dead ones included."""
         return len(self.firings)
 
     def points(self, codes: Tensor) -> Tensor:
-        """Target states predicted from codes of all features, [..., feature] → [..., d_target]: ``c
-        W + b``.
+        """Target states predicted from codes of all features, [..., feature] → [..., d_target].
+
+        Raises:
+            MismatchError: the codes have another number of features.
         """
         if codes.shape[-1] != self.n_features:
             raise MismatchError(
-                f"codes have {codes.shape[-1]} features; this map was fitted on an SAE of {self.n_features}"
+                f"codes have {codes.shape[-1]} features; this map was fitted on an SAE of "
+                f"{self.n_features}: give the codes of that SAE, dead features included"
             )
+        # y = c W + b over the live features.
         return codes[..., self.live.to(codes.device)] @ self.weight.to(codes) + self.bias.to(codes)
 
     def row(self, feature: int) -> Tensor:
-        """[d_target]: what one unit of a feature adds on the target; IndexError for one out of
-        range, ValueError for a dead one.
+        """Change of the target's state per unit of a feature, [d_target].
+
+        Raises:
+            IndexError: the SAE has no such feature.
+            ValueError: the feature is dead and has no row.
         """
         if not 0 <= feature < self.n_features:
             raise IndexError(
-                f"feature {feature} is not in this SAE; it has {self.n_features} features: use 0 to {self.n_features - 1}"
+                f"feature {feature} is not in this SAE; it has {self.n_features} features: use 0 to "
+                f"{self.n_features - 1}"
             )
-        place = int(torch.searchsorted(self.live, feature))
-        if place == len(self.live) or int(self.live[place]) != feature:
+        row = int(torch.searchsorted(self.live, feature))
+        if row == len(self.live) or int(self.live[row]) != feature:
             raise ValueError(
-                f"feature {feature} was active on {int(self.firings[feature])} of {self.n_tokens:,} tokens that fitted and has no row; "
-                f"choose one of the {len(self.live)} in .live, or fit on text that activates it"
+                f"feature {feature} was active on {int(self.firings[feature])} of "
+                f"{self.n_tokens:,} tokens of the fit and has no row; choose one of the "
+                f"{len(self.live)} in .live, or fit on text that activates it"
             )
-        return self.weight[place]
+        return self.weight[row]
 
     def direction(self, feature: int) -> SteeringVector:
-        """A feature as a steering vector on the target: scale 1 adds what one unit of its
-        activation predicts there.
+        """Steering vector of a feature on the target model.
+
+        Scale 1 adds the change of state that one unit of the feature's activation predicts. Raises
+        like `row`.
         """
         return SteeringVector(
             direction=self.row(feature).float(),
@@ -145,24 +160,24 @@ class CodeMap:
         )
 
     def check(self, sae: Any) -> None:
-        """Raise `MismatchError` where an SAE has another number of features than the one that this
-        map was fitted on.
-        """
+        """Raise `MismatchError` unless an SAE has as many features as the SAE of the fit."""
         if sae.W_dec.shape[0] != self.n_features:
             raise MismatchError(
-                f"the SAE has {sae.W_dec.shape[0]} features, this map was fitted on one of {self.n_features}; give that SAE"
+                f"the SAE has {sae.W_dec.shape[0]} features; this map was fitted on an SAE of "
+                f"{self.n_features}: give that SAE"
             )
 
     def __repr__(self) -> str:
         return (
-            f"CodeMap({len(self.live)} of {self.n_features} features at {self.source_hook} → {self.target_hook} [{len(self.bias)}], "
-            f"{self.n_tokens:,} tokens, alpha {self.alpha:g}, r2_cv {self.r2_cv:.2f}, r2_uniform_cv {self.r2_uniform_cv:.2f})"
+            f"CodeMap({len(self.live)} of {self.n_features} features at {self.source_hook} → "
+            f"{self.target_hook} [{len(self.bias)}], {self.n_tokens:,} tokens, alpha "
+            f"{self.alpha:g}, r2_cv {self.r2_cv:.2f}, r2_uniform_cv {self.r2_uniform_cv:.2f})"
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file."""
+        """Write the map into one safetensors file and return its path."""
         tensors = {name: getattr(self, name) for name in _TENSORS}
-        # asdict would copy the tensors first; the identities alone need it.
+        # asdict of the whole map would copy its tensors; only the identities need it.
         fields = {key: value for key, value in vars(self).items() if key not in _TENSORS}
         fields |= {
             role: asdict(model)
@@ -175,11 +190,18 @@ class CodeMap:
 
     @classmethod
     def load(cls, path: str | Path) -> "CodeMap":
-        """Read what `save` wrote; FileFormatError for anything else."""
+        """Code map from a file written by `save`.
+
+        Raises:
+            FileFormatError: the file is missing, truncated or of another format.
+        """
         tensors, metadata = read_tensors(Path(path), CODES_SCHEMA)
         missing = [name for name in _TENSORS if name not in tensors]
         if missing:
-            raise FileFormatError(f"{str(path)!r} lacks {missing}; it is no code map of ours")
+            raise FileFormatError(
+                f"{str(path)!r} lacks the tensors {missing}; expected a file written by "
+                "CodeMap.save: write it again"
+            )
         fields: dict[str, Any] = json.loads(metadata["codes"])
         for role in ("source", "target"):
             fields[role] = ModelIdentity(**fields[role]) if fields[role] else None
@@ -201,31 +223,51 @@ def fit_code_map(
     context_length: int = 256,
     progress: bool = True,
 ) -> CodeMap:
-    """The ridge map from an SAE's codes at the stitch's source hook to the states at its target
-    hook.
+    """Ridge map from an SAE's codes at the stitch's source hook to states at its target hook.
 
-    Args: pair: the models of the stitch. stitch: says between which hook points, and which
-        documents test: they are not read. sae: a SAELens SAE, or anything with ``encode`` and
-        ``W_dec`` [feature, d_source]. documents: see `lrt_lens.data._documents`; walked twice, so
-        no generator. n_tokens: unmasked tokens after which no further document is taken, those of
-        the test fold included; None takes all. alphas: penalties to choose from, relative to the
-        mean variance of a live feature. min_firings: a feature that is active on fewer tokens of
-        the fitting folds counts as dead. solver: ``"cholesky"`` holds the codes' second moments
-        (8·F² bytes a fold); ``"cg"`` the sparse codes instead; ``"auto"`` takes
-            Cholesky where it fits.
-        memory: bytes that may be taken; None takes what is free. Checked before anything is
-            allocated.
-        context_length: tokens a window, cut to what both models read.
+    Args:
+        pair: the models of the stitch.
+        stitch: names the hook points and the test documents, which are not read.
+        sae: a SAELens SAE, or an object with ``encode`` and ``W_dec`` [feature, d_source].
+        documents: see `lrt_lens.data._documents`; they are read twice, so no generator.
+        n_tokens: unmasked tokens after which no further document is read, tokens of the test fold
+            included; None reads all documents.
+        alphas: penalties to choose from, relative to the mean variance of a live feature.
+        min_firings: features that are active on fewer tokens of the fitting folds count as dead.
+        solver: ``"cholesky"`` holds the second moments of the codes (8·F² bytes per fold), ``"cg"``
+            the sparse codes; ``"auto"`` uses Cholesky if its matrices fit into memory.
+        memory: bytes that the fit may take, checked before the allocation; None: the free memory.
+        context_length: tokens per window, at most what both models read.
         progress: show bars.
 
     Raises:
-        MismatchError: an SAE of another width or hook point; models that are not the stitch's.
-        NonFiniteError: codes or states that are NaN or infinite.
-        ValueError: no live feature; more memory needed than allowed.
+        MismatchError: the SAE belongs to another width, hook point, model, basis or tokenizer;
+            models that are not the stitch's.
+        NonFiniteError: codes or states are NaN or infinite.
+        ValueError: no live feature; more memory is needed than allowed.
 
-    Source: LRT (arXiv 2506.00653) §3.2; ridge in the place of AdamW, and the memory of the live
-    features alone.
+    Source: LRT (arXiv 2506.00653) §3.2, with ridge regression instead of AdamW, over the live
+    features only.
     """
+    _check_options(solver, alphas, min_firings)
+    check_sae(sae, pair.source, stitch.source_hook)
+    passes = CodePasses(pair, stitch, documents, n_tokens, context_length, progress)
+    firings, n_fit = count_firings(passes, sae)
+    live = (firings >= min_firings).nonzero()[:, 0]
+    _refuse_too_little(live, firings, n_fit, min_firings)
+    # Dense sums are held on the target's device, sparse codes on the CPU.
+    devices = {"cholesky": pair.target.device, "cg": "cpu"}
+    free = {
+        name: available_memory(device) if memory is None else memory
+        for name, device in devices.items()
+    }
+    used = _choose_solver(solver, len(live), int(firings[live].sum()), pair.target.d_model, free)
+    moments = collect_moments(passes, sae, firings, live, sparse=used == "cg")
+    return _code_map(fit_codes(moments, alphas), moments, stitch, used)
+
+
+def _check_options(solver: str, alphas: Sequence[float], min_firings: int) -> None:
+    """Raise ValueError for options of `fit_code_map` that are out of range."""
     if solver not in ("auto", *SOLVERS):
         raise ValueError(f"solver is {solver!r}; expected 'auto', 'cholesky' or 'cg'")
     if not alphas or not all(0 < alpha < float("inf") for alpha in alphas):
@@ -234,54 +276,43 @@ def fit_code_map(
         )
     if min_firings < 1:
         raise ValueError(
-            f"min_firings is {min_firings}; expected 1 or more: a feature that never fires has no row"
+            f"min_firings is {min_firings}; expected 1 or more: a feature that never fires has no "
+            "row"
         )
-    check_sae(sae, pair.source, stitch.source_hook)
-    passes = CodePasses(pair, stitch, documents, n_tokens, context_length, progress)
-    firings, n_fit = count_firings(passes, sae)
-    live = (firings >= min_firings).nonzero()[:, 0]
-    _refuse_too_little(live, firings, n_fit, min_firings)
-    # Dense sums lie where the target is, sparse codes on the CPU.
-    devices = {"cholesky": pair.target.device, "cg": "cpu"}
-    free = {
-        name: available_memory(device) if memory is None else memory
-        for name, device in devices.items()
-    }
-    chosen = _choose_solver(solver, len(live), int(firings[live].sum()), pair.target.d_model, free)
-    moments = collect_moments(passes, sae, firings, live, sparse=chosen == "cg")
-    return _code_map(fit_codes(moments, alphas), live, firings, stitch, moments.n_tokens, chosen)
 
 
-def _code_map(
-    found: CodeSolution, live: Tensor, firings: Tensor, stitch: Stitch, n_tokens: int, solver: str
-) -> CodeMap:
+def _code_map(fit: CodeSolution, moments: CodeMoments, stitch: Stitch, solver: str) -> CodeMap:
+    """Code map of a fit, with the hook points and the models of the stitch."""
     return CodeMap(
-        weight=found.weight.cpu().contiguous(),
-        bias=found.bias.cpu(),
-        live=live,
-        firings=firings,
+        weight=fit.weight.cpu().contiguous(),
+        bias=fit.bias.cpu(),
+        live=moments.live,
+        firings=moments.firings,
         source_hook=stitch.source_hook,
         target_hook=stitch.target_hook,
         source=stitch.source,
         target=stitch.target,
-        alpha=found.alpha,
-        r2_cv=found.r2_cv,
-        r2_uniform_cv=found.r2_uniform_cv,
-        curve=found.curve,
-        n_tokens=n_tokens,
+        alpha=fit.alpha,
+        r2_cv=fit.r2_cv,
+        r2_uniform_cv=fit.r2_uniform_cv,
+        curve=fit.curve,
+        n_tokens=moments.n_tokens,
         solver=solver,
         skip_first=stitch.skip_first,
     )
 
 
 def _refuse_too_little(live: Tensor, firings: Tensor, n_fit: int, min_firings: int) -> None:
+    """Raise ValueError if no feature is live; warn if there are fewer tokens than features."""
     if not len(live):
         raise ValueError(
-            f"none of {len(firings)} features is active on {min_firings} of {n_fit:,} tokens; give an SAE of this stream, or more text"
+            f"none of {len(firings)} features is active on {min_firings} of {n_fit:,} tokens; "
+            "give an SAE of this hook point, or more text"
         )
     if n_fit < len(live):
         logger.warning(
-            "%d tokens fit %d live features: the map interpolates wherever the penalty allows it; give more text, or raise min_firings",
+            "%d tokens for %d live features: without a penalty the map would interpolate them "
+            "exactly; give more text, or raise min_firings",
             n_fit,
             len(live),
         )
@@ -290,7 +321,11 @@ def _refuse_too_little(live: Tensor, firings: Tensor, n_fit: int, min_firings: i
 def _choose_solver(
     solver: str, n_live: int, n_active: int, d_target: int, free: Mapping[str, int | None]
 ) -> str:
-    """``"cholesky"`` or ``"cg"``; ValueError with both sizes where what was asked for does not fit."""
+    """First solver, ``"cholesky"`` or ``"cg"``, that fits into the free bytes per solver.
+
+    Raises:
+        ValueError: no allowed solver fits; the message names the sizes of both.
+    """
     needed = {name: gram_bytes(n_live, n_active, d_target, sparse=name == "cg") for name in SOLVERS}
     candidates = SOLVERS if solver == "auto" else (solver,)
     fitting = [
@@ -298,16 +333,18 @@ def _choose_solver(
     ]
     if not fitting:
         raise ValueError(
-            f"{n_live} live features need {human_bytes(needed['cholesky'])} with Cholesky and {human_bytes(needed['cg'])} with conjugate "
-            f"gradients (solver={solver!r}), and {human_bytes(free[candidates[-1]] or 0)} may be taken; raise min_firings, lower n_tokens"
-            + (", or take solver='auto'" if solver != "auto" else "")
+            f"{n_live} live features need {human_bytes(needed['cholesky'])} with Cholesky and "
+            f"{human_bytes(needed['cg'])} with conjugate gradients (solver={solver!r}), and "
+            f"{human_bytes(free[candidates[-1]] or 0)} may be taken; raise min_firings, lower "
+            "n_tokens" + (", or take solver='auto'" if solver != "auto" else "")
         )
     return fitting[0]
 
 
 def encode_states(codes: CodeMap, sae: Any, rows: Tensor) -> Tensor:
-    """Target states [token, d_target] predicted from the source's states [token, d_source] through
-    the SAE's codes.
+    """Target states [token, d_target] predicted from source states [token, d_source].
+
+    The source states are encoded by the SAE, and its codes are mapped by ``codes``.
     """
     codes.check(sae)
     return codes.points(encode(sae, rows).double())

@@ -1,23 +1,23 @@
-"""Codes or states: which predicts the target better, and which of their directions does on the
-target what the feature does on the source?
+"""Comparison of a code map with the map between states, as predictors and as steering directions.
 
-LRT (arXiv 2506.00653, §3.2) prefers its map from SAE codes (*s2l*) to the one between states
-(*l2l*) for steering and reports training losses (5.437 and 5.935), without a baseline. Here both
-are scored on the same tokens of documents that neither saw:
+LRT (arXiv 2506.00653, §3.2) prefers its map from SAE codes (*s2l*) to its map between states
+(*l2l*) for steering and reports their training losses (5.437 and 5.935), without a baseline. Here
+both are scored on the same tokens of documents that no fit has read:
 
-    s2l              target states from codes, `CodeMap`
-    l2l              the stitch's own map, from the states themselves
-    reconstruction   the stitch's map on the SAE's reconstruction: what l2l could know from the codes alone
+    s2l               target states from codes, `CodeMap`
+    l2l               target states from source states, the stitch's own map
+    reconstruction    the stitch's map applied to the SAE's reconstruction: the l2l score that is
+                      possible from the codes alone
 
-and feature by feature: the cosine of the code map's row to the image of the decoder row, and
-`steering_agreement` of either with what the decoder row does on the source, beside another
-feature's row and a random direction of the stream.
+Per feature, the evaluation reports the cosine of the code map's row to the image of the decoder
+row, and the `steering_agreement` of both with the effect of the decoder row on the source, compared
+with another feature's row and a random direction.
 
-    found = evaluate_code_map(pair, stitch, sae, codes, documents, texts=lrt.demo_neutral())
-    found.table; found.features; found.summary
+    report = evaluate_code_map(pair, stitch, sae, codes, documents, texts=lrt.demo_neutral())
+    report.table; report.features; report.summary
 
-Limits: the R² of s2l is bounded by what the SAE keeps of the source; steps are of equal size in
-standard deviations of the stream, so agreement compares directions, not strengths.
+Limits: the R² of s2l is bounded by what the SAE preserves of the source. All steps have the same
+size in standard deviations of the states, so agreement compares directions, not strengths.
 """
 
 from collections.abc import Sequence
@@ -45,25 +45,27 @@ from lrt_lens.stitching._stitch import Stitch
 
 ARMS = ("s2l", "l2l", "reconstruction")
 EFFECTS = ("s2l", "l2l", "other", "random")
+"""Directions whose steering effect is compared, per feature."""
 
 
 @dataclass(frozen=True)
 class CodeMapEvaluation:
-    """Maps on the test fold, and features one by one."""
+    """Scores of the maps on the test fold, and of single features."""
 
     table: pd.DataFrame
-    """A row per arm: arm, r2, r2_low, r2_high, r2_uniform, r2_uniform_low, r2_uniform_high (95% by
-    the jackknife over groups of test documents), fvu, n_tokens."""
+    """One row per arm: arm, r2, r2_low, r2_high, r2_uniform, r2_uniform_low, r2_uniform_high (95%
+    intervals by the jackknife over groups of test documents), fvu, n_tokens."""
     features: pd.DataFrame = field(repr=False)
-    """A row per feature: feature, firings, cosine (code map's row to the decoder row's image),
+    """One row per feature: feature, firings, cosine (code map's row to the decoder row's image),
     agreement_s2l, agreement_l2l, agreement_other (another feature's row of the code map),
-    agreement_random. Empty where no texts were given."""
+    agreement_random. Empty if no texts were given."""
     seed: int = 0
 
     @property
     def summary(self) -> pd.DataFrame:
-        """Mean over features with its 95% interval by bootstrap, a row a measure; paired difference
-        of s2l and l2l at the end.
+        """Mean over features with its 95% bootstrap interval, one row per measure.
+
+        Columns: measure, mean, low, high, n. The last row is the paired difference of s2l and l2l.
         """
         if self.features.empty:
             return pd.DataFrame(columns=["measure", "mean", "low", "high", "n"])
@@ -74,20 +76,12 @@ class CodeMapEvaluation:
         )
         rows = []
         for measure, column in values.items():
-            found = bootstrap_mean(column.to_numpy(), seed=self.seed)
-            rows.append(
-                {
-                    "measure": measure,
-                    "mean": found.value,
-                    "low": found.low,
-                    "high": found.high,
-                    "n": len(column),
-                }
-            )
-        return pd.DataFrame(rows)
+            mean = bootstrap_mean(column.to_numpy(), seed=self.seed)
+            rows.append((measure, mean.value, mean.low, mean.high, len(column)))
+        return pd.DataFrame(rows, columns=["measure", "mean", "low", "high", "n"])
 
     def figure(self) -> Any:
-        """R² of the maps, and the agreement of features under either map."""
+        """Plotly figure of the R² of the maps and the agreement of features under both maps."""
         from lrt_lens.figures._code_map import code_map_figure
 
         return code_map_figure(self.table, self.features)
@@ -115,22 +109,32 @@ def evaluate_code_map(
     seed: int = 0,
     progress: bool = True,
 ) -> CodeMapEvaluation:
-    """The code map beside the stitch on the test fold, and features by what they do.
+    """Scores of a code map and of the stitch on the test fold, and of single features.
 
-    Args: pair: the models of the stitch. stitch: the l2l map. sae: the one that the code map was
-        fitted on. codes: the s2l map. documents: only those of the stitch's test fold are read.
-        texts: neutral texts on which steering is compared, by models of one tokenizer; None leaves
-        features out. features: which; None draws ``n_features`` live ones, frequent and rare alike.
-        n_features: how many to draw. n_tokens: unmasked tokens after which no further document is
-        taken, those of other folds included; as for the fit. context_length: tokens a window. seed:
-        of the draw. progress: show bars.
+    Args:
+        pair: the models of the stitch.
+        stitch: the l2l map.
+        sae: the SAE on which the code map was fitted.
+        codes: the s2l map.
+        documents: only those of the stitch's test fold are read.
+        texts: neutral texts on which steering is compared, for models of one tokenizer; None skips
+            the comparison of features.
+        features: indices of the features to compare; None draws ``n_features`` live ones, from
+            frequent to rare.
+        n_features: number of features to draw.
+        n_tokens: unmasked tokens after which no further document is read, those of other folds
+            included, as for the fit.
+        context_length: tokens per window.
+        seed: of the draw of features and of the random directions.
+        progress: show bars.
 
-    Raises: MismatchError: an SAE or a code map of another place or size; ``texts`` for models of
-        two tokenizers. TooFewDocumentsError: fewer than two groups of the test fold hold a
-        document.
+    Raises:
+        MismatchError: the SAE or the code map belongs to other hook points, models or sizes;
+            ``texts`` for models of two tokenizers.
+        TooFewDocumentsError: fewer than two groups of the test fold hold a document.
     """
     if texts is not None:
-        # Before the passes, whose scores it would throw away.
+        # Asked before the passes, whose scores an error would discard.
         pair.refuse_two_tokenizers(
             "texts= of evaluate_code_map",
             "leave texts out: the table needs no comparison of tokens",
@@ -142,39 +146,48 @@ def evaluate_code_map(
         and same_place(codes.target_hook, stitch.target_hook)
     ):
         raise MismatchError(
-            f"the code map goes {codes.source_hook!r} → {codes.target_hook!r}, the stitch {stitch.source_hook!r} → {stitch.target_hook!r}; "
-            "fit both between the same hook points"
+            f"the code map goes {codes.source_hook!r} → {codes.target_hook!r}, the stitch "
+            f"{stitch.source_hook!r} → {stitch.target_hook!r}; fit both between the same hook "
+            "points"
         )
     passes = CodePasses(pair, stitch, documents, n_tokens, context_length, progress)
     table = _score(passes, sae, codes)
     if texts is None:
         return CodeMapEvaluation(table, pd.DataFrame(), seed)
-    chosen = _draw(codes, n_features, seed) if features is None else list(features)
-    return CodeMapEvaluation(
-        table, _compare_features(pair, stitch, sae, codes, chosen, texts, seed, progress), seed
-    )
+    indices = _draw(codes, n_features, seed) if features is None else list(features)
+    images = _images(stitch, sae, codes, indices, seed)
+    decoder = sae.W_dec.detach().double().cpu()[indices].float()
+    agreement = {
+        f"agreement_{arm}": steering_agreement(
+            pair, stitch, decoder, texts, images=image.float(), progress=progress
+        ).numpy()
+        for arm, image in images.items()
+    }
+    cosine = torch.nn.functional.cosine_similarity(images["s2l"], images["l2l"], dim=1)
+    firings = codes.firings[indices].numpy()
+    columns = {"feature": indices, "firings": firings, "cosine": cosine.numpy()}
+    return CodeMapEvaluation(table, pd.DataFrame(columns | agreement), seed)
 
 
 def _score(passes: CodePasses, sae: Any, codes: CodeMap) -> pd.DataFrame:
-    """Sums of squares by arm and group of test documents."""
-    d = len(codes.bias)
-    errors = {arm: torch.zeros(N_TEST_GROUPS, d, dtype=torch.float64) for arm in ARMS}
-    counts, total, square = (
-        np.zeros(N_TEST_GROUPS),
-        torch.zeros(N_TEST_GROUPS, d, dtype=torch.float64),
-        torch.zeros(N_TEST_GROUPS, d, dtype=torch.float64),
-    )
+    """Table of `CodeMapEvaluation` from one pass over the documents of the test fold."""
+    shape = (N_TEST_GROUPS, len(codes.bias))
+    errors = {arm: torch.zeros(shape, dtype=torch.float64) for arm in ARMS}
+    counts = np.zeros(N_TEST_GROUPS)
+    total, square = (torch.zeros(shape, dtype=torch.float64) for _ in range(2))
+    up = passes.stitch.up
     shift = passes.stitch.target_statistics.mean.double().cpu()
     for block in passes.blocks(range(N_FOLDS, N_FOLDS + N_TEST_GROUPS), "test fold"):
         group = block.part - N_FOLDS
         x, y = passes.source_rows(block), passes.target_rows(block).double().cpu()
-        guesses = {
+        predicted = {
             "s2l": encode_states(codes, sae, x),
-            "l2l": passes.stitch.up.points(x.double().cpu()),
+            "l2l": up.points(x.double().cpu()),
+            "reconstruction": up.points(_reconstruction(sae, x).double().cpu()),
         }
-        guesses["reconstruction"] = passes.stitch.up.points(_reconstruction(sae, x).double().cpu())
-        for arm, guess in guesses.items():
+        for arm, guess in predicted.items():
             errors[arm][group] += ((y - guess.cpu()) ** 2).sum(0)
+        # Sums about the mean of the fit: Σy² − (Σy)²/n of raw states would cancel digits.
         y = y - shift
         counts[group] += len(y)
         total[group] += y.sum(0)
@@ -183,84 +196,72 @@ def _score(passes: CodePasses, sae: Any, codes: CodeMap) -> pd.DataFrame:
 
 
 def _reconstruction(sae: Any, x: Tensor) -> Tensor:
+    """Reconstruction of source states by the SAE, [token, d_source], float32."""
     parameter = sae.W_dec
     with torch.no_grad():
         if hasattr(sae, "decode"):
             return sae.decode(sae.encode(x.to(parameter.device, parameter.dtype))).float()
-        return (
-            encode(sae, x) @ parameter.detach().float()
-            + getattr(sae, "b_dec", torch.zeros(1)).detach().float()
-        )
+        # An object without decode: x̂ = f W_dec + b_dec.
+        b_dec = getattr(sae, "b_dec", torch.zeros(1)).detach().float()
+        return encode(sae, x) @ parameter.detach().float() + b_dec
 
 
 def _table(
     errors: dict[str, Tensor], counts: np.ndarray, total: Tensor, square: Tensor
 ) -> pd.DataFrame:
+    """R² of each arm with its jackknife interval, from sums per group of test documents."""
     groups = [group for group in range(N_TEST_GROUPS) if counts[group] > 0]
     if len(groups) < 2:
         raise TooFewDocumentsError(
-            f"{len(groups)} of {N_TEST_GROUPS} groups of the test fold hold a document; an interval needs 2: give more text"
+            f"{len(groups)} of {N_TEST_GROUPS} groups of the test fold hold a document; an "
+            "interval needs 2: give more text"
         )
 
-    def scores(arm: str, kept: list[int]) -> np.ndarray:
-        variance = square[kept].sum(0) - total[kept].sum(0) ** 2 / counts[kept].sum()
-        return np.array(r2_of(errors[arm][kept].sum(0), variance)[:2])
+    def scores(arm: str, used: list[int]) -> np.ndarray:
+        # Σ(y − ȳ)² = Σy² − (Σy)² / n over the groups that are used.
+        variance = square[used].sum(0) - total[used].sum(0) ** 2 / counts[used].sum()
+        return np.array(r2_of(errors[arm][used].sum(0), variance)[:2])
 
     rows = []
     for arm in ARMS:
         full = scores(arm, groups)
-        found = jackknife(
+        interval = jackknife(
             full, [scores(arm, [g for g in groups if g != left_out]) for left_out in groups]
         )
         row: dict[str, Any] = {"arm": arm}
-        for place, name in enumerate(("r2", "r2_uniform")):
+        for index, name in enumerate(("r2", "r2_uniform")):
             row |= {
-                name: float(full[place]),
-                f"{name}_low": float(found.low[place]),
-                f"{name}_high": float(found.high[place]),
+                name: float(full[index]),
+                f"{name}_low": float(interval.low[index]),
+                f"{name}_high": float(interval.high[index]),
             }
         rows.append(row | {"fvu": 1 - row["r2"], "n_tokens": int(counts.sum())})
     return pd.DataFrame(rows)
 
 
 def _draw(codes: CodeMap, n: int, seed: int) -> list[int]:
-    """Live features at even steps of their frequency, which features at each step the seed decides."""
+    """Indices of ``n`` live features, one drawn from each of ``n`` bins of frequency."""
     order = codes.live[codes.firings[codes.live].argsort(descending=True)].numpy()
     bins = np.array_split(order, min(n, len(order)))
     rng = np.random.default_rng(seed)
     return [int(rng.choice(bin_)) for bin_ in bins]
 
 
-def _compare_features(
-    pair: ModelPair,
-    stitch: Stitch,
-    sae: Any,
-    codes: CodeMap,
-    chosen: list[int],
-    texts: Sequence[str],
-    seed: int,
-    progress: bool,
-) -> pd.DataFrame:
-    rows = torch.stack([codes.row(feature) for feature in chosen]).double()
-    decoder = sae.W_dec.detach().double().cpu()[chosen]
-    images = stitch.up.directions(decoder.to(stitch.up.weight.device)).cpu().double()
+def _images(
+    stitch: Stitch, sae: Any, codes: CodeMap, indices: list[int], seed: int
+) -> dict[str, Tensor]:
+    """Directions on the target per effect of `EFFECTS`, each [feature, d_target], float64."""
+    rows = torch.stack([codes.row(feature) for feature in indices]).double()
+    decoder = sae.W_dec.detach().double().cpu()[indices]
+    transferred = stitch.up.directions(decoder.to(stitch.up.weight.device)).cpu().double()
     generator = torch.Generator().manual_seed(seed)
     values, vectors = torch.linalg.eigh(stitch.target_statistics.covariance.double().cpu())
-    noise = torch.randn(len(chosen), len(values), generator=generator, dtype=torch.float64)
-    others = {
+    noise = torch.randn(len(indices), len(values), generator=generator, dtype=torch.float64)
+    return {
         "s2l": rows,
-        "l2l": images,
+        "l2l": transferred,
+        # Each feature is paired with the row of the feature before it.
         "other": rows.roll(1, 0),
+        # N(0, Σ) with Σ = V diag(λ) Vᵀ: rounding can make the smallest λ negative.
         "random": (noise * values.clamp_min(0).sqrt()) @ vectors.T,
     }
-    found = {
-        f"agreement_{arm}": steering_agreement(
-            pair, stitch, decoder.float(), texts, images=image.float(), progress=progress
-        ).numpy()
-        for arm, image in others.items()
-    }
-    cosine = torch.nn.functional.cosine_similarity(rows, images, dim=1)
-    return pd.DataFrame(
-        {"feature": chosen, "firings": codes.firings[chosen].numpy(), "cosine": cosine.numpy()}
-        | found
-    )

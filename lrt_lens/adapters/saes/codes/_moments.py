@@ -1,19 +1,21 @@
-"""Moments of SAE codes and target states: what a map straight from codes is fitted on.
+"""Moments of SAE codes and target states, on which a map from codes is fitted.
 
-Codes are wide (thousands of features) and sparse (tens of them at a token). Two passes over the
-documents of the *fitting* folds: the first counts on how many tokens every feature is active, the
-second sums over the features that are (the live ones), for each fold,
+Codes are wide (thousands of features) and sparse (tens of active features per token). Two passes
+read the documents of the *fitting* folds: the first counts on how many tokens each feature is
+active, the second sums over the active (live) features, for each fold,
 
-    n, Σc, Σ(y−s), Σ(y−s)², Σc(y−s)ᵀ          about a fixed shift s of the target's states, in float64
+    n, Σc, Σ(y−s), Σ(y−s)², Σc(y−s)ᵀ    about a fixed shift s of the target's states, in float64
 
-and keeps the codes' own second moments Σccᵀ in one of two forms that answer the same question,
+and holds the second moments Σccᵀ of the codes in one of two forms, both of which compute
 ``Σccᵀ · W``:
 
-    DenseGram    [live, live] in float64: 8·F² bytes a fold, whatever the number of tokens; factored by Cholesky
-    SparseGram   the codes themselves, row by row: 16 bytes an active code; multiplied, never formed, for conjugate gradients
+    DenseGram     [live, live] in float64: 8·F² bytes per fold, independent of the number of
+                  tokens; factored by Cholesky
+    SparseGram    the codes themselves, row by row: 16 bytes per active code; multiplied by vectors
+                  and never formed, for conjugate gradients
 
-Documents of the test fold are not read here at all. Limits: the sparse form grows with the tokens
-and lives on the CPU.
+Documents of the test fold are not read here. Limits: the sparse form grows with the number of
+tokens and is held on the CPU.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,11 +27,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lrt_lens.adapters.saes._compatibility import refuse_foreign_sae, require_sae
 from lrt_lens.data._blocks import N_FOLDS, Block, iterate_blocks
 from lrt_lens.data._documents import Documents
 from lrt_lens.data._windows import BlockPlan
-from lrt_lens.errors import MismatchError, NonFiniteError
-from lrt_lens.models._hook_points import same_place
+from lrt_lens.errors import NonFiniteError
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._block_rows import block_rows, window_length
@@ -38,60 +40,61 @@ from lrt_lens.stitching._stitch import Stitch
 
 _BATCH_TOKENS = 4096
 _SPARSE_BYTES = 16
-"""A float64 value, an int32 column, and some slack for the transpose."""
+"""Bytes per active code: a float64 value, an int32 column, and a margin for the transpose."""
 
 
 @runtime_checkable
 class Gram(Protocol):
-    """Σccᵀ, [live, live], in whatever form."""
+    """Second moments Σccᵀ of codes, [live, live], dense or sparse."""
 
     def times(self, weight: Tensor) -> Tensor:
-        """Σccᵀ · weight, [live, ...]."""
+        """Product Σccᵀ · weight, [live, ...]."""
         ...
 
     @property
     def matrix(self) -> Tensor:
-        """Σccᵀ itself; the sparse form makes it anew each time."""
+        """Matrix Σccᵀ, [live, live]; the sparse form computes it at each access."""
         ...
 
     @property
     def diagonal(self) -> Tensor:
-        """Σc² of every live feature, [live]."""
+        """Sum of squares Σc² of each live feature, [live]."""
         ...
 
     def add(self, codes: Tensor) -> None:
-        """Rows of codes, [token, live]."""
+        """Add rows of codes, [token, live]."""
         ...
 
 
 class DenseGram:
-    """The matrix itself, float64."""
+    """Second moments Σccᵀ as a float64 matrix."""
 
     def __init__(self, width: int, device: torch.device) -> None:
         self._matrix = torch.zeros(width, width, dtype=torch.float64, device=device)
 
     def add(self, codes: Tensor) -> None:
-        """Rows of codes, [token, live]."""
+        """Add rows of codes, [token, live]."""
         self._matrix += gram(codes.double())
 
     @property
     def matrix(self) -> Tensor:
-        """[live, live]."""
+        """Matrix Σccᵀ, [live, live]."""
         return self._matrix
 
     def times(self, weight: Tensor) -> Tensor:
-        """Σccᵀ · weight."""
+        """Product Σccᵀ · weight, [live, ...]."""
         return self.matrix @ weight
 
     @property
     def diagonal(self) -> Tensor:
-        """Σc², [live]."""
+        """Sum of squares Σc² of each live feature, [live]."""
         return self.matrix.diagonal()
 
 
 class SparseGram:
-    """The codes, kept as a sparse matrix [token, live]; products through it cost two passes over
-    its entries.
+    """Second moments Σccᵀ, represented by the sparse codes [token, live].
+
+    A product costs two passes over the active codes.
     """
 
     def __init__(self, width: int) -> None:
@@ -99,14 +102,14 @@ class SparseGram:
         self._pieces: list[Any] = []
 
     def add(self, codes: Tensor) -> None:
-        """Rows of codes, [token, live]."""
+        """Add rows of codes, [token, live]."""
         from scipy.sparse import csr_matrix
 
         self._pieces.append(csr_matrix(codes.double().cpu().numpy()))
 
     @property
     def codes(self) -> Any:
-        """[token, live], scipy's CSR."""
+        """Codes of all rows added so far, [token, live], as a CSR matrix of scipy."""
         from scipy.sparse import csr_matrix, vstack
 
         if len(self._pieces) != 1:
@@ -116,24 +119,25 @@ class SparseGram:
         return self._pieces[0]
 
     def times(self, weight: Tensor) -> Tensor:
-        """Σccᵀ · weight."""
+        """Product Σccᵀ · weight, [live, ...]."""
         codes = self.codes
+        # Σccᵀ W = Cᵀ (C W): two sparse products, the [live, live] matrix is never formed.
         return torch.from_numpy(np.ascontiguousarray(codes.T @ (codes @ weight.cpu().numpy())))
 
     @property
     def matrix(self) -> Tensor:
-        """[live, live], made anew."""
+        """Matrix Σccᵀ, [live, live], computed at each access."""
         return torch.from_numpy((self.codes.T @ self.codes).toarray())
 
     @property
     def diagonal(self) -> Tensor:
-        """Σc², [live]."""
+        """Sum of squares Σc² of each live feature, [live]."""
         return torch.from_numpy(np.asarray(self.codes.multiply(self.codes).sum(0)).ravel())
 
 
 @dataclass
 class CodeFold:
-    """Sums over the tokens of one fold; target states are counted from the shift."""
+    """Sums over the tokens of one fold; the shift s is subtracted from the target states."""
 
     gram: Gram
     total_codes: Tensor
@@ -147,7 +151,7 @@ class CodeFold:
     n: int = 0
 
     def add(self, codes: Tensor, y: Tensor) -> None:
-        """Rows: codes [token, live], y [token, d_target] already about the shift."""
+        """Add rows: codes [token, live], target states minus the shift [token, d_target]."""
         codes, y = codes.double(), y.double()
         self.gram.add(codes)
         self.total_codes += codes.sum(0)
@@ -157,7 +161,8 @@ class CodeFold:
         self.n += len(codes)
 
     def errors(self, weight: Tensor, bias: Tensor) -> Tensor:
-        """[d_target]: Σ(y − s − cW − b)² over the fold's tokens, from the sums alone."""
+        """Squared errors Σ(y − s − cW − b)² over the fold's tokens, [d_target], from its sums."""
+        # Σ(y − s)² − 2 [Wᵀ Σc(y − s)ᵀ + b Σ(y − s)] + [Wᵀ Σccᵀ W + 2 b (Σc)W + n b²], per column.
         predicted = (
             (weight * self.gram.times(weight)).sum(0)
             + 2 * bias * (self.total_codes @ weight)
@@ -167,13 +172,14 @@ class CodeFold:
 
     @property
     def variance(self) -> Tensor:
-        """[d_target]: Σ(y − ȳ)²."""
+        """Total variance Σ(y − ȳ)² of each target dimension, [d_target]."""
+        # Σ(y − ȳ)² = Σ(y − s)² − (Σ(y − s))² / n, for any fixed shift s.
         return self.square_y - self.total_y**2 / max(1, self.n)
 
 
 @dataclass
 class CodeMoments:
-    """Sums of every fitting fold, over the live features."""
+    """Sums over the live features, one `CodeFold` per fitting fold."""
 
     live: Tensor
     """[live], ascending indices into the SAE's features."""
@@ -190,24 +196,24 @@ class CodeMoments:
 
     @classmethod
     def empty(cls, firings: Tensor, live: Tensor, shift: Tensor, *, sparse: bool) -> "CodeMoments":
-        """Sums over nothing yet, on the shift's device (the sparse form: on the CPU)."""
+        """Moments of zero tokens, on the shift's device (on the CPU if ``sparse``)."""
         device = torch.device("cpu") if sparse else shift.device
         width, d = len(live), len(shift)
-        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=device)  # noqa: E731
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        def gram() -> SparseGram | DenseGram:
+            return SparseGram(width) if sparse else DenseGram(width, device)
+
         folds = [
-            CodeFold(
-                SparseGram(width) if sparse else DenseGram(width, device),
-                zeros(width),
-                zeros(d),
-                zeros(d),
-                zeros(width, d),
-            )
+            CodeFold(gram(), zeros(width), zeros(d), zeros(d), zeros(width, d))
             for _ in range(N_FOLDS)
         ]
         return cls(live, firings, shift.double().to(device), folds)
 
     def add(self, fold: int, codes: Tensor, y: Tensor) -> None:
-        """Rows of one fold: codes of all features [token, feature], states [token, d_target]."""
+        """Add rows to one fold: codes of all features [token, feature], states [token, d_target]."""
         device = self.shift.device
         self.folds[fold].add(
             codes[:, self.live.to(codes.device)].to(device), y.double().to(device) - self.shift
@@ -218,8 +224,10 @@ class CodeMoments:
 
 
 def encode(sae: Any, rows: Tensor) -> Tensor:
-    """An SAE's codes [token, feature] of rows [token, d], float32 and dense; NonFiniteError where
-    it answers NaN or infinity.
+    """Codes [token, feature] of rows [token, d], float32 and dense.
+
+    Raises:
+        NonFiniteError: a code is NaN or infinite.
     """
     parameter = sae.W_dec
     with torch.no_grad():
@@ -228,30 +236,21 @@ def encode(sae: Any, rows: Tensor) -> Tensor:
     if not torch.isfinite(codes).all():
         bad = (~torch.isfinite(codes)).any(0).nonzero()[:, 0].tolist()
         raise NonFiniteError(
-            f"the SAE answers NaN or infinity for {len(bad)} of {codes.shape[1]} features (the first: {bad[0]}); "
-            "check its weights, and that it was trained on this stream"
+            f"the SAE returns NaN or infinity for {len(bad)} of {codes.shape[1]} features "
+            f"(the first: {bad[0]}); check its weights, and that it was trained at this hook point"
         )
     return codes
 
 
 def check_sae(sae: Any, model: HookedModel, hook: str) -> None:
-    """Raise where an SAE cannot read ``hook`` of ``model``: no SAE, another width, trained at
-    another hook point.
+    """Raise unless an SAE with ``encode`` and ``W_dec`` belongs to ``hook`` of ``model``.
+
+    Raises:
+        TypeError: the object has no ``encode`` and ``W_dec``.
+        MismatchError: see `refuse_foreign_sae`.
     """
-    if not (hasattr(sae, "encode") and hasattr(sae, "W_dec")):
-        raise TypeError(
-            f"a {type(sae).__name__} has no encode and W_dec; give a SAELens SAE, or an object with both"
-        )
-    if sae.W_dec.ndim != 2 or sae.W_dec.shape[1] != model.d_model:
-        raise MismatchError(
-            f"the SAE's W_dec has shape {tuple(sae.W_dec.shape)}; expected [feature, {model.d_model}] for {hook!r} of {model.name!r}: "
-            "give an SAE of that model"
-        )
-    found = getattr(getattr(getattr(sae, "cfg", None), "metadata", None), "hook_name", None)
-    if found is not None and not same_place(str(found), hook):
-        raise MismatchError(
-            f"the SAE was trained at {found!r}, but codes are read at {hook!r}; give an SAE, or a stitch, of the same place"
-        )
+    require_sae(sae, "encode", "W_dec")
+    refuse_foreign_sae(sae, hook, model.identity)
 
 
 # ------------------------------------------------------------------------------------------- passes
@@ -259,8 +258,9 @@ def check_sae(sae: Any, model: HookedModel, hook: str) -> None:
 
 @dataclass(frozen=True)
 class CodePasses:
-    """The documents as a stitch's harvest cut them: the same folds, the same masked positions. May
-    be walked more than once.
+    """Documents with the folds and the masked positions of a stitch's harvest.
+
+    They can be read any number of times. Iterators are refused with a TypeError.
     """
 
     pair: ModelPair
@@ -273,47 +273,44 @@ class CodePasses:
     def __post_init__(self) -> None:
         if isinstance(self.documents, Iterator):
             raise TypeError(
-                f"documents is a {type(self.documents).__name__}, which can be read once; give a list, a file or a data set"
+                f"documents is a {type(self.documents).__name__}, which can be read once, and they "
+                "are read twice; give a list, a file or a data set"
             )
         if self.n_tokens is not None and self.n_tokens < 1:
             raise ValueError(
-                f"n_tokens is {self.n_tokens}; expected a positive number, or None for all documents"
+                f"n_tokens is {self.n_tokens}; expected a positive number, or None for all "
+                "documents"
             )
         self.stitch.check(self.pair.source, self.pair.target)
 
     def blocks(self, parts: Sequence[int], what: str) -> Iterator[Block]:
-        """Blocks of some parts, in the stream's order."""
-        length = window_length(self.context_length, self.pair.source, self.pair.target)
-        seed = self.stitch.provenance.seed
+        """Blocks of the documents in ``parts``, in the order of the documents."""
         plan = BlockPlan(
-            context_length=length,
+            context_length=window_length(self.context_length, self.pair.source, self.pair.target),
             skip_first=self.stitch.skip_first,
             n_tokens=self.n_tokens,
-            seed=seed,
+            seed=self.stitch.provenance.seed,
         )
         blocks = iterate_blocks(self.documents, self.pair.source, plan, target=self.pair.target)
-        yield from (
-            block
-            for block in tqdm(blocks, desc=what, disable=not self.progress, leave=False)
-            if block.part in parts
-        )
+        for block in tqdm(blocks, desc=what, disable=not self.progress, leave=False):
+            if block.part in parts:
+                yield block
 
     def source_rows(self, block: Block) -> Tensor:
-        """[token, d_source]."""
-        return block_rows(self.pair.source, [self.stitch.source_hook], block, _BATCH_TOKENS)[
-            self.stitch.source_hook
-        ]
+        """Source states of the unmasked tokens of a block, [token, d_source]."""
+        hook = self.stitch.source_hook
+        return block_rows(self.pair.source, [hook], block, _BATCH_TOKENS)[hook]
 
     def target_rows(self, block: Block) -> Tensor:
-        """[token, d_target], of the same tokens."""
-        return block_rows(
-            self.pair.target, [self.stitch.target_hook], block, _BATCH_TOKENS, "target"
-        )[self.stitch.target_hook]
+        """Target states of the same tokens as `source_rows`, [token, d_target]."""
+        hook = self.stitch.target_hook
+        return block_rows(self.pair.target, [hook], block, _BATCH_TOKENS, "target")[hook]
 
 
 def count_firings(passes: CodePasses, sae: Any) -> tuple[Tensor, int]:
-    """(tokens of the fitting folds on which each feature is active [feature], how many tokens there
-    are); reads the source alone.
+    """Number of tokens on which each feature is active, [feature], and number of all tokens.
+
+    Counts over the fitting folds; only the source model is run.
     """
     firings, n = torch.zeros(sae.W_dec.shape[0], dtype=torch.int64), 0
     for block in passes.blocks(range(N_FOLDS), "live features"):
@@ -326,13 +323,15 @@ def count_firings(passes: CodePasses, sae: Any) -> tuple[Tensor, int]:
 def collect_moments(
     passes: CodePasses, sae: Any, firings: Tensor, live: Tensor, *, sparse: bool
 ) -> CodeMoments:
-    """Sums over the fitting folds; reads both models."""
+    """Moments over the fitting folds; both models are run."""
     moments: CodeMoments | None = None
     for block in passes.blocks(range(N_FOLDS), "codes and states"):
         codes, y = encode(sae, passes.source_rows(block)), passes.target_rows(block)
         if not torch.isfinite(y).all():
             raise NonFiniteError(
-                f"{passes.pair.target.name!r} has NaN or infinity at {passes.stitch.target_hook!r}; load it in float32"
+                f"{passes.pair.target.name!r} has NaN or infinity at "
+                f"{passes.stitch.target_hook!r}; expected finite states: load it with "
+                "dtype='float32'"
             )
         if moments is None:
             moments = CodeMoments.empty(firings, live, y.double().mean(0), sparse=sparse)
@@ -343,8 +342,14 @@ def collect_moments(
 
 
 def gram_bytes(n_live: int, n_active: int, d_target: int, *, sparse: bool) -> int:
-    """Bytes that moments and solving take: sums of five folds, their total and a factor;
-    ``n_active`` counts active codes.
+    """Bytes that the moments and the solver take.
+
+    Args:
+        n_live: live features.
+        n_active: active codes over all tokens.
+        d_target: width of the target states.
+        sparse: whether the codes are held instead of their second moments.
     """
+    # Dense: one [live, live] matrix per fold, and three more for their sum and its factor.
     cross = 8 * n_live * d_target * (2 * N_FOLDS)
     return cross + (2 * _SPARSE_BYTES * n_active if sparse else 8 * n_live * n_live * (N_FOLDS + 3))

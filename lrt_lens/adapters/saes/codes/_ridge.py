@@ -1,14 +1,14 @@
-"""Ridge from codes: one system for all folds' sums, by Cholesky or by conjugate gradients.
+"""Ridge regression from codes to states, by Cholesky or by conjugate gradients.
 
-Minimises ``Σ‖y − cW − b‖² + λ·tr(S)/F · ‖W‖²_F`` over the live features, ``S = Σ(c − c̄)(c −
-c̄)ᵀ``, so
+Minimises ``Σ‖y − cW − b‖² + λ·tr(S)/F · ‖W‖²_F`` over F live features, with
+``S = Σ(c − c̄)(c − c̄)ᵀ``. The solution is
 
     (S + λ·tr(S)/F·I) W = Σ(c − c̄)(y − ȳ)ᵀ,      b = ȳ − c̄W
 
-`Ridge` of a stitch decomposes S once for all penalties (some 10 F³); with thousands of features a
-Cholesky factor a penalty and fold (F³/3) is less. Where S does not fit into memory it is never
-formed: conjugate gradients, preconditioned by its diagonal, need only its products, and every
-penalty starts at the solution of the next larger one.
+The `Ridge` solver of a stitch decomposes S once for all penalties (about 10 F³ operations); for
+thousands of features one Cholesky factor per penalty and fold (F³/3) costs less. If S does not fit
+into memory, it is never formed: conjugate gradients, preconditioned by the diagonal of S, need only
+its products, and each penalty starts at the solution of the next larger one.
 """
 
 import logging
@@ -26,97 +26,104 @@ logger = logging.getLogger(__name__)
 CODE_ALPHAS = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4, 1e-5)
 """Penalties to choose from, relative to the mean variance of a live feature; largest first."""
 TOLERANCE = 1e-7
-"""Conjugate gradients stop where every column's residual is this share of its right side."""
+"""Conjugate gradients stop when each column's residual is at most this share of its right side."""
 MAX_ITERATIONS = 1000
+"""Largest number of steps of conjugate gradients per penalty."""
 
 
 @dataclass(frozen=True)
 class NormalEquations:
-    """The centred system of some folds."""
+    """Centred normal equations ``S W = R`` of the union of some folds."""
 
     folds: Sequence[CodeFold]
 
     @property
     def n(self) -> int:
-        """Tokens."""
+        """Number of tokens."""
         return sum(fold.n for fold in self.folds)
 
     @property
     def mean_codes(self) -> Tensor:
-        """[live]."""
+        """Mean c̄ of the codes, [live]."""
         return torch.stack([fold.total_codes for fold in self.folds]).sum(0) / self.n
 
     @property
     def mean_y(self) -> Tensor:
-        """[d_target], about the shift."""
+        """Mean ȳ of the target states minus the shift, [d_target]."""
         return torch.stack([fold.total_y for fold in self.folds]).sum(0) / self.n
 
     @property
     def right(self) -> Tensor:
-        """[live, d_target], Σ(c − c̄)(y − ȳ)ᵀ."""
+        """Right side R = Σ(c − c̄)(y − ȳ)ᵀ, [live, d_target]."""
         cross = self.folds[0].cross.clone()
         for fold in self.folds[1:]:
             cross += fold.cross
+        # Σ(c − c̄)(y − ȳ)ᵀ = Σcyᵀ − n c̄ȳᵀ
         return cross - self.n * torch.outer(self.mean_codes, self.mean_y)
 
     @property
     def variance(self) -> Tensor:
-        """[live], Σ(c − c̄)²: the diagonal of S."""
-        return (
-            torch.stack([fold.gram.diagonal for fold in self.folds]).sum(0)
-            - self.n * self.mean_codes**2
-        )
+        """Diagonal of S, Σ(c − c̄)², [live]."""
+        squares = torch.stack([fold.gram.diagonal for fold in self.folds]).sum(0)
+        # Σ(c − c̄)² = Σc² − n c̄²
+        return squares - self.n * self.mean_codes**2
 
     def times(self, weight: Tensor, mean: Tensor) -> Tensor:
-        """S · weight, S never formed."""
+        """Product S · weight [live, d_target], without forming S; ``mean`` is `mean_codes`."""
         product = self.folds[0].gram.times(weight)
         for fold in self.folds[1:]:
             product = product + fold.gram.times(weight)
+        # S W = Σccᵀ W − n c̄ (c̄ᵀ W)
         return product - self.n * torch.outer(mean, mean @ weight)
 
     def matrix(self) -> Tensor:
-        """S itself, [live, live]."""
+        """Matrix S, [live, live]."""
         total, mean = self.folds[0].gram.matrix.clone(), self.mean_codes
         for fold in self.folds[1:]:
             total.add_(fold.gram.matrix)
+        # S = Σccᵀ − n c̄c̄ᵀ, in place: the matrix is the largest object of the fit.
         return total.addmm_(mean[:, None], mean[None], alpha=-self.n)
 
     def bias(self, weight: Tensor) -> Tensor:
-        """[d_target], about the shift."""
+        """Bias b = ȳ − c̄W of the target states minus the shift, [d_target]."""
         return self.mean_y - self.mean_codes @ weight
 
 
 @dataclass(frozen=True)
 class CodeSolution:
-    """What cross-validation chose, and the fit of all fitting folds at it."""
+    """Cross-validated penalty and the map fitted with it on all fitting folds."""
 
     weight: Tensor
     """[live, d_target]."""
     bias: Tensor
     """[d_target], in the target's own units."""
     alpha: float
+    """Penalty with the best cross-validated R²."""
     r2_cv: float
+    """Cross-validated share of the total variance that is explained."""
     r2_uniform_cv: float
+    """Cross-validated share of explained variance, mean over target dimensions."""
     curve: tuple[tuple[float, float, float], ...]
-    """(alpha, r2, r2_uniform) of every penalty, cross-validated."""
+    """(alpha, r2, r2_uniform) of each penalty, cross-validated."""
 
 
 def fit_codes(moments: CodeMoments, alphas: Sequence[float]) -> CodeSolution:
-    """The penalty with the best cross-validated R² over the fitting folds, and the map at it."""
+    """Map with the penalty that has the best cross-validated R² over the fitting folds."""
     descending = sorted(alphas, reverse=True)
     used = [fold for fold in moments.folds if fold.n]
+    # Both scores are weighted sums of the error per dimension: 1 − Σ_d w_d error_d.
     weights = score_weights(torch.stack([fold.variance for fold in used]).sum(0))
     errors = torch.zeros(len(descending), 2, dtype=torch.float64, device=weights.device)
     for held_out in used:
-        rest = NormalEquations([fold for fold in used if fold is not held_out])
-        for place, weight in enumerate(solutions(rest, descending)):
-            errors[place] += weights @ held_out.errors(weight, rest.bias(weight))
+        system = NormalEquations([fold for fold in used if fold is not held_out])
+        for index, weight in enumerate(solutions(system, descending)):
+            errors[index] += weights @ held_out.errors(weight, system.bias(weight))
     scores = (1 - errors).cpu()
     best = int(scores[:, 0].argmax())
     system = NormalEquations(used)
-    weight = list(
-        solutions(system, descending[: best + 1] if _is_sparse(system) else [descending[best]])
-    )[-1]
+    # Conjugate gradients start at the solution of the next larger penalty; Cholesky needs none.
+    penalties = descending[: best + 1] if _is_sparse(system) else [descending[best]]
+    weight = solutions(system, penalties)[-1]
     curve = tuple(
         (alpha, float(r2), float(uniform))
         for alpha, (r2, uniform) in zip(descending, scores, strict=True)
@@ -125,33 +132,38 @@ def fit_codes(moments: CodeMoments, alphas: Sequence[float]) -> CodeSolution:
 
 
 def solutions(system: NormalEquations, alphas: Sequence[float]) -> list[Tensor]:
-    """[live, d_target] for every penalty, given in descending order."""
+    """Weights [live, d_target] for each penalty; ``alphas`` must descend."""
     return _by_gradients(system, alphas) if _is_sparse(system) else _by_cholesky(system, alphas)
 
 
 def _is_sparse(system: NormalEquations) -> bool:
+    """Whether the second moments are not all held as matrices."""
     return not all(isinstance(fold.gram, DenseGram) for fold in system.folds)
 
 
 def _by_cholesky(system: NormalEquations, alphas: Sequence[float]) -> list[Tensor]:
+    """Weights for each penalty, by one Cholesky factor per penalty."""
     matrix, right = system.matrix(), system.right
+    # tr(S)/F, the mean variance of a live feature times n: the unit of the penalty.
     unit = float(matrix.diagonal().mean())
-    found, added = [], 0.0
+    weights, added = [], 0.0
     for alpha in alphas:
+        # W = (S + λ·tr(S)/F·I)⁻¹ R; only the diagonal changes between penalties, so S is not copied.
         matrix.diagonal().add_(alpha * unit - added)
         added = alpha * unit
-        found.append(torch.cholesky_solve(right, torch.linalg.cholesky(matrix)))
-    return found
+        weights.append(torch.cholesky_solve(right, torch.linalg.cholesky(matrix)))
+    return weights
 
 
 def _by_gradients(system: NormalEquations, alphas: Sequence[float]) -> list[Tensor]:
+    """Weights for each penalty, by conjugate gradients from the solution of the previous one."""
     right, variance, mean = system.right, system.variance, system.mean_codes
     unit = float(variance.mean())
-    found, weight = [], torch.zeros_like(right)
+    weights, weight = [], torch.zeros_like(right)
     for alpha in alphas:
         weight = _conjugate_gradients(system, right, weight, mean, variance, alpha * unit)
-        found.append(weight)
-    return found
+        weights.append(weight)
+    return weights
 
 
 def _conjugate_gradients(
@@ -162,9 +174,19 @@ def _conjugate_gradients(
     variance: Tensor,
     penalty: float,
 ) -> Tensor:
-    """All columns at once, each with its own step; warns where the iterations do not suffice."""
+    """Weights W with (S + penalty·I) W = right, [live, d_target].
+
+    All columns advance together, each with its own step length. A warning is logged if the
+    residual is above `TOLERANCE` after `MAX_ITERATIONS` steps.
+
+    Source: preconditioned conjugate gradients, Saad, Iterative Methods, algorithm 9.1.
+    """
     tiny = torch.finfo(torch.float64).tiny
-    times = lambda w: system.times(w, mean) + penalty * w  # noqa: E731
+
+    def times(weight: Tensor) -> Tensor:
+        return system.times(weight, mean) + penalty * weight
+
+    # Jacobi preconditioner M⁻¹ = 1 / diag(S + penalty·I).
     inverse = 1 / (variance + penalty)[:, None]
     weight = start.clone()
     residual = right - times(weight)
@@ -174,7 +196,9 @@ def _conjugate_gradients(
     for _ in range(MAX_ITERATIONS):
         if bool((residual.norm(dim=0) <= goal).all()):
             return weight
+        # α = rᵀz / pᵀAp; W ← W + αp; r ← r − αAp; z = M⁻¹r; β = r'ᵀz' / rᵀz; p ← z + βp
         product = times(direction)
+        # A column that has converged has p = 0: the clamp makes its step 0 instead of 0/0.
         step = rho / (direction * product).sum(0).clamp_min(tiny)
         weight = weight + step * direction
         residual = residual - step * product
@@ -183,8 +207,10 @@ def _conjugate_gradients(
         direction, rho = preconditioned + following / rho.clamp_min(tiny) * direction, following
     left = float((residual.norm(dim=0) / right.norm(dim=0).clamp_min(tiny)).max())
     logger.warning(
-        "conjugate gradients stopped after %d steps at a relative residual of %.1e",
+        "conjugate gradients stopped after %d steps at a relative residual of %.1e; expected "
+        "%.0e: raise the smallest of alphas, or use solver='cholesky'",
         MAX_ITERATIONS,
         left,
+        TOLERANCE,
     )
     return weight

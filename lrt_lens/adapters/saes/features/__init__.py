@@ -1,3 +1,1 @@
-"""What becomes of single SAE features when they are carried to another model; start reading in
-``evaluate.py``.
-"""
+"""Single SAE features before and after transfer; the entry point is in `_evaluate`."""

@@ -1,20 +1,20 @@
-"""Does a feature make a later head look at BOS, or away from it? Path ablation of the head's input.
+"""Effect of SAE features on the attention that later heads pay to BOS, by path ablation.
 
-At a position t where feature i fires, its contribution ``f_i(t) d_i`` is taken out of what enters
-one later attention layer, at t alone; every other position, and everything that the feature does on
-the way, stays. The effect on a head is
+At a position t where feature i fires, its contribution ``f_i(t) d_i`` is subtracted from the input
+of one later attention layer, at position t only. All other positions and all other effects of the
+feature stay as they are. The effect on a head is
 
     p(BOS) − p(BOS without the contribution)        at query t
 
-positive where the feature *deactivates* the head (attention rests on BOS), negative where it
-activates it. Stitching, §5 and figures 5b, 16; Gurnee et al., *Universal Neurons in GPT2 Language
-Models*, arXiv 2401.12181. There a score from weights picks the head; here one pass over a layer
-gives all of its heads, so all are measured: the head is picked on one half of the examples
-(``effect_choosing``) and reported on the other (``effect``). The control takes out random
-directions of the same length at the same places.
+It is positive if the feature *deactivates* the head (attention rests on BOS), and negative if the
+feature activates it. Source: Stitching (arXiv 2506.06609), §5 and figures 5b and 16; Gurnee et al.,
+*Universal Neurons in GPT2 Language Models*, arXiv 2401.12181. They choose the head by a score from
+the weights. Here one pass over a layer measures all of its heads, so the head is chosen on one half
+of the examples (``effect_choosing``) and its effect is reported on the other half (``effect``). The
+control subtracts random directions of the same length at the same positions.
 
-Limits: without a BOS the first token stands in its place. Layers that start behind the hook point;
-the direct path to each of them.
+Limits: for a model without BOS the first token is used instead. Only layers after the hook point
+are measured, and only the direct path to each of them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,44 +35,59 @@ from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.statistics._intervals import bootstrap_mean
 
 N_RANDOM = 4
-"""Random directions a feature."""
+"""Random directions per feature."""
 MINIMUM_EXAMPLES = 4
-"""Half of them choose, half report: with fewer nothing is said."""
-_AT_ONCE = 32
+"""Examples that a feature needs: one half chooses the head, the other half reports its effect."""
+_EXAMPLES_PER_PASS = 32
+_COLUMNS = [
+    "feature",
+    "model",
+    "layer",
+    "head",
+    "effect",
+    "low",
+    "high",
+    "effect_choosing",
+    "effect_random",
+    "n_examples",
+]
 
 
 class _PatternRead(Exception):  # noqa: N818 (control flow, no error)
-    """Ends a forward pass once the attention pattern has been seen."""
+    """Signal that ends a forward pass as soon as the attention pattern has been read."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A text that ends where a feature fires."""
+    """Token ids of a text whose last token activates a feature."""
 
     ids: list[int]
 
 
 class ExampleFinder:
-    """For chosen features, windows that fire them, cut behind a random place where they do: one
-    place a window.
+    """Collects examples of chosen features: windows cut after a position where the feature fires.
+
+    Each window gives at most one example per feature, at a position drawn at random.
     """
 
     def __init__(self, features: Sequence[int], n_examples: int, seed: int) -> None:
+        # The second number makes this stream independent of other draws from the same seed.
         self.n_examples, self.rng = n_examples, np.random.default_rng([seed, 6])
-        self.found: dict[int, list[Example]] = {feature: [] for feature in features}
+        self.examples: dict[int, list[Example]] = {feature: [] for feature in features}
 
     @property
     def is_full(self) -> bool:
-        """Whether every feature has its examples."""
-        return all(len(examples) >= self.n_examples for examples in self.found.values())
+        """Whether every feature has ``n_examples`` examples."""
+        return all(len(examples) >= self.n_examples for examples in self.examples.values())
 
     def add(self, batch: TokenBatch, activations: Tensor) -> None:
-        """Activations at all positions, [window, position, feature]."""
-        for feature, examples in self.found.items():
+        """Add examples from one batch; ``activations`` is [window, position, feature]."""
+        for feature, examples in self.examples.items():
             fires = (activations[..., feature].cpu() > 0) & batch.counted
             for window in fires.any(1).nonzero()[:, 0].tolist():
                 if len(examples) >= self.n_examples:
                     break
+                # Several positions of one window would share most of their tokens.
                 at = int(self.rng.choice(fires[window].nonzero()[:, 0].numpy()))
                 examples.append(Example(batch.tokens[window, : at + 1].tolist()))
 
@@ -86,11 +101,12 @@ def attention_effects(
     role: str,
     seed: int,
 ) -> pd.DataFrame:
-    """A row per feature and head behind the hook point; see the module docstring.
+    """Table of effects on attention to BOS, one row per feature and head after the hook point.
 
-    Columns: feature, model (``role``), layer, head, effect, low, high (bootstrap over the examples
-    that report), effect_choosing (the other half), effect_random (mean size of the effect of random
-    directions), n_examples.
+    Columns: feature, model (``role``), layer, head, effect, low, high (bootstrap over the reporting
+    half of the examples), effect_choosing (mean over the other half), effect_random (mean absolute
+    effect of random directions), n_examples. Features with fewer than ``MINIMUM_EXAMPLES`` examples
+    have no rows. See the module docstring for the definition of the effect.
     """
     rows: list[dict[str, Any]] = []
     decoder = coder.decoder
@@ -98,60 +114,38 @@ def attention_effects(
         if len(texts) < MINIMUM_EXAMPLES:
             continue
         directions = _with_random(decoder[feature], seed + feature)
+        starts = range(0, len(texts), _EXAMPLES_PER_PASS)
+        chunks = [texts[start : start + _EXAMPLES_PER_PASS] for start in starts]
+        # Layers before the hook point cannot read the feature; layer 0 has no layer before it, from
+        # which a pass could resume.
         for layer in range(max(1, ceil(depth(hook))), model.n_layers):
-            effects = (
-                torch.cat(
-                    [
-                        _layer_effects(
-                            model,
-                            hook,
-                            coder,
-                            feature,
-                            directions,
-                            texts[start : start + _AT_ONCE],
-                            layer,
-                        )
-                        for start in range(0, len(texts), _AT_ONCE)
-                    ],
-                    dim=1,
-                )
-                .double()
-                .numpy()
+            effects = torch.cat(
+                [
+                    _layer_effects(model, hook, coder, feature, directions, chunk, layer)
+                    for chunk in chunks
+                ],
+                dim=1,
             )
+            identity = {"feature": feature, "model": role, "layer": layer}
+            by_head = effects.double().numpy()
             rows += [
-                {"feature": feature, "model": role, "layer": layer}
-                | _row(effects[:, :, head], head)
-                for head in range(effects.shape[2])
+                identity | _head_row(by_head[:, :, head], head) for head in range(by_head.shape[2])
             ]
-    columns = [
-        "feature",
-        "model",
-        "layer",
-        "head",
-        "effect",
-        "low",
-        "high",
-        "effect_choosing",
-        "effect_random",
-        "n_examples",
-    ]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
 def strongest_heads(effects: pd.DataFrame) -> pd.DataFrame:
-    """For each feature and model the head of the largest effect on the half that chooses; its row
-    of the table.
-    """
+    """Rows of the head with the largest ``effect_choosing``, one per feature and model."""
     if effects.empty:
         return effects
     size = effects["effect_choosing"].abs()
-    return effects.loc[size.groupby([effects["feature"], effects["model"]]).idxmax()].reset_index(
-        drop=True
-    )
+    strongest = size.groupby([effects["feature"], effects["model"]]).idxmax()
+    return effects.loc[strongest].reset_index(drop=True)
 
 
-def _row(effects: np.ndarray, head: int) -> dict[str, Any]:
-    """``effects``: [direction, example] of one head, the feature's own direction first."""
+def _head_row(effects: np.ndarray, head: int) -> dict[str, Any]:
+    """Columns of one head from its effects [direction, example]; direction 0 is the feature's."""
+    # Even examples choose the head, odd examples report its effect.
     reporting = bootstrap_mean(effects[0, 1::2])
     return {
         "head": head,
@@ -165,7 +159,7 @@ def _row(effects: np.ndarray, head: int) -> dict[str, Any]:
 
 
 def _with_random(direction: Tensor, seed: int) -> Tensor:
-    """[1 + random, d]: the direction, and random ones of its length."""
+    """[1 + random, d]: the direction, then random directions of the same length."""
     draws = torch.randn(N_RANDOM, len(direction), generator=torch.Generator().manual_seed(seed))
     return torch.cat([direction[None], draws / draws.norm(dim=1, keepdim=True) * direction.norm()])
 
@@ -179,39 +173,48 @@ def _layer_effects(
     examples: Sequence[Example],
     layer: int,
 ) -> Tensor:
-    """[direction, example, head]: p(first token) minus what is left of it without the contribution."""
+    """[direction, example, head]: p(first token) minus p(first token) without the contribution."""
     tokens = model.pad([example.ids for example in examples])
     last = torch.tensor([len(example.ids) - 1 for example in examples])
     rows = torch.arange(len(examples))
     start, before = place(hook), residual_post(layer - 1)
-    seen = model.engine.capture(tokens, list(dict.fromkeys([start, before])))
-    strength = coder.encode(seen[start][rows, last])[:, feature]
-    own = first_token_attention(model, layer, tokens, seen[before], last)
+    # Both names may mean one hook point; `capture` takes each name once.
+    streams = model.engine.capture(tokens, list(dict.fromkeys([start, before])))
+    strength = coder.encode(streams[start][rows, last])[:, feature]
+    own = first_token_attention(model, layer, tokens, streams[before], last)
     effects = []
     for direction in directions:
-        changed = seen[before].clone()
-        changed[rows, last] -= (strength[:, None].to(direction) * direction).to(changed)
-        effects.append(own - first_token_attention(model, layer, tokens, changed, last))
+        # x(t) − f_i(t) d_i at the last position of each example
+        contribution = strength[:, None].to(direction) * direction
+        ablated = streams[before].clone()
+        ablated[rows, last] -= contribution.to(ablated)
+        effects.append(own - first_token_attention(model, layer, tokens, ablated, last))
     return torch.stack(effects)
 
 
 def first_token_attention(
     model: HookedModel, layer: int, tokens: Tensor, residual: Tensor, last: Tensor
 ) -> Tensor:
-    """[row, head]: what each head of a layer pays the first token from position ``last``, where
-    ``residual`` enters the layer.
+    """[row, head]: attention from position ``last`` to the first token, for each head of a layer.
+
+    Args:
+        model: the model that computes the attention.
+        layer: index of the block.
+        tokens: [row, position].
+        residual: [row, position, d], the residual stream that enters the block.
+        last: [row], query position of each row.
     """
     pattern: list[Tensor] = []
 
-    def keep(weights: Tensor) -> None:
+    def read_and_stop(weights: Tensor) -> None:
         pattern.append(weights[torch.arange(len(last)), :, last, 0].float().cpu())
         raise _PatternRead
 
-    # The layer is looked up first: while a pass resumes, the bridge's own components may be out of
-    # the model.
+    # `_reading_pattern` comes first because it looks the layer up: while a pass resumes, the
+    # bridge's own components may be detached from the model.
     with (
         torch.inference_mode(),
-        _reading_pattern(model, layer, keep),
+        _reading_pattern(model, layer, read_and_stop),
         model.engine.resuming(residual_post(layer - 1), residual),
     ):
         try:
@@ -219,47 +222,50 @@ def first_token_attention(
         except _PatternRead:
             return pattern[0]
     raise RuntimeError(
-        f"attention of layer {layer} of {model.name!r} ran without a pattern that can be read"
+        f"no attention pattern was read from layer {layer} of {model.name!r}, although the layer "
+        "ran; pass attention_features=0 to leave attention out"
     )
 
 
 @contextmanager
 def _reading_pattern(
-    model: HookedModel, layer: int, keep: Callable[[Tensor], None]
+    model: HookedModel, layer: int, receive: Callable[[Tensor], None]
 ) -> Iterator[None]:
-    """While open, ``keep`` gets the pattern [row, head, query, key] of one layer.
+    """Pass the pattern [row, head, query, key] of one layer to ``receive`` while this is open.
 
-    Fused attention has no pattern: a Hugging Face model computes it by its plain implementation
-    meanwhile.
+    Fused attention returns no pattern, so a Hugging Face model uses its eager implementation
+    during that time.
     """
     bare = getattr(model.bridge, "original_model", None)
     if bare is None:
         remove = model.engine.add_hook(
-            f"blocks.{layer}.attn.hook_pattern", lambda weights, hook: keep(weights)
+            f"blocks.{layer}.attn.hook_pattern", lambda weights, hook: receive(weights)
         )
         try:
             yield
         finally:
             remove()
         return
-    before = bare.config._attn_implementation
+    implementation = bare.config._attn_implementation
     module = model.bridge.blocks[layer].attn.original_component
     handle = module.register_forward_hook(
-        lambda _module, _args, output: keep(_weights(output, model, layer))
+        lambda _module, _args, output: receive(_attention_weights(output, model, layer))
     )
     try:
         bare.set_attn_implementation("eager")
         yield
     finally:
         handle.remove()
-        bare.set_attn_implementation(before)
+        bare.set_attn_implementation(implementation)
 
 
-def _weights(output: Any, model: HookedModel, layer: int) -> Tensor:
+def _attention_weights(output: Any, model: HookedModel, layer: int) -> Tensor:
+    # transformers' attention modules return (output, weights, …).
     weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
     if weights is None:
+        architecture = model.bridge.cfg.architecture or "unknown architecture"
         raise TypeError(
-            f"attention of layer {layer} of {model.name!r} ({model.bridge.cfg.architecture or 'unknown architecture'}) returns no pattern; "
+            f"attention of layer {layer} of {model.name!r} ({architecture}) returns no pattern; "
             "pass attention_features=0 to leave attention out"
         )
     return weights

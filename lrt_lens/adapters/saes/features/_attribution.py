@@ -1,11 +1,14 @@
-"""What a feature did for the next token, position by position, in either model.
+"""Attribution of the next token to each feature, position by position, in either model.
 
-    logits     f_i(t) · v_i[next token]      v_i the unembedded decoder row: Stitching, §5 ("attribution correlation"), figures 4 and 14
-    gradient   f_i(t) · ⟨d_i, g(t)⟩          g(t) the gradient of the window's summed log-probability with respect to the stream at t
+    kind        attribution of feature i at t   meaning of the vector
+    logits      f_i(t) · ⟨d_i, W_U[:, next]⟩    column of the unembedding for the next token
+    gradient    f_i(t) · ⟨d_i, g(t)⟩            gradient of the window's summed log-probability
+                                                with respect to the residual stream at t
 
-Either is activation times ⟨decoder row, u(t)⟩ with a vector u(t) that no feature has part in: a
-column of the unembedding, or a gradient. The first is the paper's and sees the direct way to the
-logits alone; the second sees what later layers make of it, to first order.
+Both are the activation times ⟨decoder row, u(t)⟩, with a vector u(t) that is the same for all
+features. ``logits`` is the paper's definition (Stitching, arXiv 2506.06609, §5, "attribution
+correlation", figures 4 and 14) and covers the direct path to the logits only. ``gradient`` adds, to
+first order, what later layers compute from the feature.
 """
 
 from collections.abc import Iterator
@@ -25,21 +28,21 @@ Attribution = Literal["logits", "gradient"]
 
 
 class Attributor:
-    """u(t) of one model at the counted positions of a batch."""
+    """Computes the vectors u(t) of one model at the counted positions of a batch."""
 
     def __init__(
         self, model: HookedModel, hook: str, unembedding: Unembedding, kind: Attribution
     ) -> None:
-        # One name for `resid_pre` and the `resid_post` before it: from there an engine can skip the
-        # layers that ran.
+        # `place` names `resid_pre` of block l as `resid_post` of block l − 1: from there the engine
+        # can skip the layers that have run.
         self.model, self.hook, self.unembedding, self.kind = model, place(hook), unembedding, kind
 
     def read(self, batch: TokenBatch) -> Residual:
-        """The stream at the hook point, [window, position, d]."""
+        """Residual stream at the hook point, [window, position, d]."""
         return self.model.engine.capture(batch.tokens, [self.hook])[self.hook]
 
     def vectors(self, batch: TokenBatch, residual: Residual) -> Tensor:
-        """[counted position, d], float32 on the CPU."""
+        """Vectors u(t), [counted position, d], float32 on the CPU."""
         if self.kind == "logits":
             return self.unembedding.weight[:, batch.following].T
         gradient = log_probability_gradient(self.model, self.hook, batch, residual)
@@ -49,27 +52,32 @@ class Attributor:
 def log_probability_gradient(
     model: HookedModel, hook: str, batch: TokenBatch, residual: Residual
 ) -> Residual:
-    """∂ Σ log p(next token) / ∂ residual over counted positions, [window, position, d]; only the
-    residual takes a gradient.
+    """∂ Σ log p(next token) / ∂ residual over counted positions, [window, position, d].
+
+    No gradient of a weight is computed.
     """
     with torch.inference_mode(mode=False), torch.enable_grad(), _weights_without_gradient(model):
+        # A tensor of inference mode takes no gradient; a clone made outside of it does.
         start = residual.clone().requires_grad_()
         with model.engine.resuming(hook, start):
             logits = model.engine.logits(batch.tokens)
-        picked = logits[batch.counted.to(logits.device)].float().log_softmax(-1)
-        total = picked.gather(1, batch.following.to(logits.device)[:, None]).sum()
+        log_p = logits[batch.counted.to(logits.device)].float().log_softmax(-1)
+        total = log_p.gather(1, batch.following.to(logits.device)[:, None]).sum()
         return torch.autograd.grad(total, start)[0].detach()
 
 
 @contextmanager
 def _weights_without_gradient(model: HookedModel) -> Iterator[None]:
-    """Keep autograd from storing what only the weights' gradients need."""
+    """Set ``requires_grad`` of all weights to False while this is open.
+
+    Autograd then stores no activations that only gradients of weights need.
+    """
     root = getattr(model.bridge, "original_model", model.bridge)
-    wanted = [parameter for parameter in root.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in root.parameters() if parameter.requires_grad]
     try:
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(False)
         yield
     finally:
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_()

@@ -1,15 +1,15 @@
-"""Features as something that reads a stream and writes to it, on the source and carried to the
-target.
+"""Encoder and decoder of an SAE's features, on its own model and transferred to another model.
 
-A transferred SAE is exactly ``up ∘ SAE ∘ down`` (Stitching, §3), so a feature of the target is read
-by encoding the target's states carried down, and written along its decoder row carried up. That
-needs no folded weights and holds for every architecture.
+A transferred SAE is exactly ``up ∘ SAE ∘ down`` (Stitching, arXiv 2506.06609, §3). A feature is
+therefore read on the target by mapping the target's states down and encoding them, and written
+along its decoder row mapped up. This needs no folded weights and holds for every SAE architecture.
 
-    source = FeatureCoder(sae)                       # encode [row, d_source] → [row, feature]; decoder [feature, d_source]
-    target = source.carried(stitch.maps)             # the same features on the target's stream
+    source = FeatureCoder(sae)                   # encode [row, d_source] → [row, feature]
+    target = source.transferred(stitch.maps)     # encode [row, d_target] → [row, feature]
+    target.decoder                               # [feature, d_target]
 
-Limits: activations are dense. Where an SAE normalises each input by its own length, decoder rows
-are those before it is undone.
+Limits: activations are dense. If an SAE normalises each input by its own length, its decoder rows
+are in normalised units.
 """
 
 import copy
@@ -19,139 +19,123 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrt_lens.adapters.saes._transfer import other_model
-from lrt_lens.errors import HookPointError, MismatchError
-from lrt_lens.models._hook_points import joint_parts, same_place
-from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.adapters.saes._compatibility import (
+    refuse_foreign_sae,
+    refuse_joined_hook_points,
+    require_sae,
+)
+from lrt_lens.errors import MismatchError
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.stitching._affine import AffineMap, MapPair
+from lrt_lens.stitching._affine import MapPair
 from lrt_lens.stitching._stitch import Stitch
 
 
 @dataclass(frozen=True)
 class FeatureCoder:
-    """Reads and writes the features of one SAE, on its own model or carried to another."""
+    """Encoder and decoder of one SAE's features, on its own model or transferred to another."""
 
     sae: Any
-    """A SAELens SAE, or anything with ``encode`` and ``W_dec`` [feature, d]."""
+    """A SAELens SAE, or any object with ``encode`` and ``W_dec`` [feature, d]."""
     maps: MapPair | None = None
-    """From the SAE's model to the one that is read; None reads the SAE's own."""
+    """Maps between the SAE's model and the model to read; None reads the SAE's own model."""
 
     @property
     def n_features(self) -> int:
-        """How many features there are."""
+        """Number of features."""
         return int(self.sae.W_dec.shape[0])
 
     @property
     def decoder(self) -> Tensor:
-        """What one unit of each feature adds to the stream, [feature, d], float32 on the CPU."""
+        """Decoder rows [feature, d]: the effect of one unit of each feature on the stream.
+
+        float32, on the CPU.
+        """
         rows = self.sae.W_dec.detach().float().cpu()
         if getattr(getattr(self.sae, "cfg", None), "rescale_acts_by_decoder_norm", False):
-            # Such an SAE multiplies its activations by the norms and divides by them again on
-            # decoding.
+            # Such an SAE multiplies its activations by the row norms and divides by them again
+            # when it decodes, so one unit of a feature adds a row of norm 1.
             rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
         return rows if self.maps is None else self.maps.up.directions(rows)
 
     def encode(self, rows: Tensor) -> Tensor:
         """Activations, [..., d] → [..., feature], float32 on the SAE's device."""
         parameter = self.sae.W_dec
-        carried = (
-            rows.detach().float()
-            if self.maps is None
-            else self.maps.down.points(rows.detach().float())
-        )
+        # The maps are float32; activations may be bfloat16.
+        states = rows.detach().float()
+        if self.maps is not None:
+            states = self.maps.down.points(states)
         with torch.no_grad():
-            activations = self.sae.encode(carried.to(parameter.device, parameter.dtype))
+            activations = self.sae.encode(states.to(parameter.device, parameter.dtype))
+        # Some TopK SAEs return sparse tensors.
         return (activations.to_dense() if activations.is_sparse else activations).float()
 
-    def carried(self, maps: MapPair) -> "FeatureCoder":
-        """The same features on the stream that ``maps`` lead to."""
+    def transferred(self, maps: MapPair) -> "FeatureCoder":
+        """Coder of the same features on the target stream of ``maps``."""
         return FeatureCoder(self.sae, maps)
 
 
 def random_coder(sae: Any, seed: int) -> FeatureCoder:
-    """An SAE of the same architecture, biases, thresholds and norms, whose encoder and decoder
-    directions are random.
+    """Coder of an SAE with random encoder and decoder directions.
 
-    The baseline of Stitching, figure 14 ("random SAE").
+    Architecture, biases, thresholds and norms are those of ``sae``. It is the baseline "random
+    SAE" of Stitching, figure 14.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = copy.deepcopy(sae)
     with torch.no_grad():
+        # W_enc is [d, feature] and W_dec [feature, d]: `dim` is the stream's dimension.
         for name, dim in (("W_enc", 0), ("W_dec", 1)):
             weight = getattr(drawn, name, None)
             if weight is None:
                 continue
             draw = torch.randn(weight.shape, generator=generator).to(weight)
-            weight.copy_(
-                draw / draw.norm(dim=dim, keepdim=True) * weight.norm(dim=dim, keepdim=True)
-            )
+            unit = draw / draw.norm(dim=dim, keepdim=True)
+            weight.copy_(unit * weight.norm(dim=dim, keepdim=True))
     return FeatureCoder(drawn)
 
 
 def encoder_columns(sae: Any) -> Tensor | None:
-    """[feature, d]: the direction each feature reads; None where the encoder has none."""
+    """Direction that each feature reads, [feature, d]; None if the SAE has no ``W_enc``."""
     weight = getattr(sae, "W_enc", None)
     return None if weight is None else weight.detach().float().cpu().T
 
 
 def check_sae(sae: Any, pair: ModelPair, stitch: Stitch) -> None:
-    """Raise where an SAE is not at home where the stitch starts: another width, hook point or
-    model.
+    """Raise unless an SAE belongs to the source model and source hook point of a stitch.
+
+    Raises:
+        TypeError: the object has no ``encode`` and ``W_dec``.
+        HookPointError: the stitch joins several hook points.
+        MismatchError: see `refuse_foreign_sae`.
     """
-    if not (hasattr(sae, "encode") and hasattr(sae, "W_dec")):
-        raise TypeError(
-            f"a {type(sae).__name__} has no encode and W_dec; give a SAELens SAE, such as SAE.load_from_disk(folder)"
-        )
-    for hook in (stitch.source_hook, stitch.target_hook):
-        if len(joint_parts(hook)) > 1:
-            raise HookPointError(
-                f"{hook!r} joins several hook points, where no SAE sits; take a stitch between single hook points"
-            )
-    _check_home(sae, stitch.up, pair.source, "starts")
+    require_sae(sae, "encode", "W_dec")
+    refuse_joined_hook_points(stitch)
+    width = stitch.up.weight.shape[0]
+    refuse_foreign_sae(sae, stitch.source_hook, pair.source.identity, width=width)
 
 
 def check_transferred(sae: Any, transferred: Any, pair: ModelPair, stitch: Stitch) -> None:
-    """Raise where the target's own copy of the features is of another width, place, model or number
-    of features.
+    """Raise unless ``transferred`` holds the features of ``sae`` on a stitch's target model.
+
+    Raises:
+        TypeError: the object has no ``encode`` and ``W_dec``.
+        MismatchError: another number of features, or see `refuse_foreign_sae`.
     """
-    if not (hasattr(transferred, "encode") and hasattr(transferred, "W_dec")):
-        raise TypeError(
-            f"transferred is a {type(transferred).__name__}; give what stitch.transfer(sae) returns, or leave it out"
-        )
+    require_sae(transferred, "encode", "W_dec")
     if transferred.W_dec.shape[0] != sae.W_dec.shape[0]:
         raise MismatchError(
-            f"the transferred SAE has {transferred.W_dec.shape[0]} features, the source's {sae.W_dec.shape[0]}; features are compared one by "
-            "one: give the transfer of this SAE"
+            f"the transferred SAE has {transferred.W_dec.shape[0]} features, the source's "
+            f"{sae.W_dec.shape[0]}; features are compared one by one: give the transfer of this SAE"
         )
-    _check_home(transferred, stitch.down, pair.target, "ends")
-
-
-def _check_home(sae: Any, affine: AffineMap, model: HookedModel, verb: str) -> None:
-    """``affine`` is the map that leaves from the hook point where the SAE should sit."""
-    width, hook = affine.weight.shape[0], affine.source_hook
-    if sae.W_dec.shape[1] != width:
-        raise MismatchError(
-            f"this SAE has width {sae.W_dec.shape[1]}, but the stitch {verb} at {hook!r} of {model.name!r} with {width} dimensions; "
-            "give an SAE of that hook point"
-        )
-    metadata = getattr(getattr(sae, "cfg", None), "metadata", None)
-    found = getattr(metadata, "hook_name", None)
-    if found is not None and not same_place(str(found), hook):
-        raise MismatchError(
-            f"this SAE was trained at {found!r}, but the stitch {verb} at {hook!r}; give an SAE or a stitch of the same place"
-        )
-    if remedy := other_model(metadata, model.identity):
-        raise MismatchError(
-            f"this SAE was trained on {getattr(metadata, 'model_name', None)!r}, but the stitch {verb} in {model.name!r}; give an SAE of that model "
-            f"(if both are one model after all, set sae.cfg.metadata.{remedy})"
-        )
+    width = stitch.down.weight.shape[0]
+    refuse_foreign_sae(transferred, stitch.target_hook, pair.target.identity, width=width)
 
 
 def check_index(index: int, n_features: int) -> int:
-    """The index itself; IndexError names the range."""
+    """Return ``index``, or raise an IndexError that names the valid range."""
     if not 0 <= index < n_features:
         raise IndexError(
-            f"feature {index} is not in this SAE; it has {n_features} features: use 0 to {n_features - 1}"
+            f"feature {index} is not in this SAE; it has {n_features} features: use 0 to "
+            f"{n_features - 1}"
         )
     return int(index)

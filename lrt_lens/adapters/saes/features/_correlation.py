@@ -1,12 +1,11 @@
-"""Pearson correlations of many pairs of columns over a stream of rows, with intervals over groups
-of documents.
+"""Pearson correlations of many column pairs over streamed rows, with intervals over documents.
 
-    found = Correlations(n_features, n_groups)
-    found.add(group, a, b)                     # [row, feature] each
-    found.values()                             # [feature]
-    found.interval()                           # delete-a-group jackknife
+    correlations = Correlations(n_features, n_groups)
+    correlations.add(group, a, b)              # [row, feature] each
+    correlations.values()                      # [feature]
+    correlations.interval()                    # delete-one-group jackknife over groups of documents
 
-Memory: five sums a feature and group, whatever the number of rows. Sums are float64.
+Memory is five float64 sums per feature and group, however many rows are added.
 """
 
 import numpy as np
@@ -17,14 +16,14 @@ from lrt_lens.statistics._jackknife import Jackknife, jackknife
 
 
 class Correlations:
-    """Sums of n, Σa, Σb, Σa², Σb², Σab by group of documents."""
+    """Sums n, Σa, Σb, Σa², Σb², Σab for each group of documents."""
 
     def __init__(self, n_features: int, n_groups: int) -> None:
         self.counts = torch.zeros(n_groups, dtype=torch.float64)
         self.sums = torch.zeros(n_groups, 5, n_features, dtype=torch.float64)
 
     def add(self, group: int, a: Tensor, b: Tensor) -> None:
-        """Rows of one group, [row, feature] each."""
+        """Add rows of one group; ``a`` and ``b`` are [row, feature]."""
         self.counts[group] += len(a)
         products = (a, b, a * a, b * b, a * b)
         self.sums[group] += torch.stack(
@@ -32,25 +31,28 @@ class Correlations:
         ).to(self.sums.device)
 
     def values(self) -> np.ndarray:
-        """[feature]: the correlation over all rows; NaN where either column does not vary."""
+        """Correlations over all rows, [feature]; NaN if either column is constant."""
         return _correlate(self.counts.sum(), self.sums.sum(0))
 
     def interval(self) -> Jackknife:
-        """95% over groups of documents, an array each; NaN where a feature does not vary without
-        one of the groups.
+        """95% intervals over groups of documents, arrays [feature].
+
+        A feature whose column is constant without one of the groups gets NaN.
         """
-        full = [group for group in range(len(self.counts)) if self.counts[group] > 0]
-        rest = [
+        filled = [group for group in range(len(self.counts)) if self.counts[group] > 0]
+        without_one_group = [
             _correlate(self.counts.sum() - self.counts[group], self.sums.sum(0) - self.sums[group])
-            for group in full
+            for group in filled
         ]
-        return jackknife(self.values(), np.stack(rest))
+        return jackknife(self.values(), np.stack(without_one_group))
 
 
 def _correlate(n: Tensor, sums: Tensor) -> np.ndarray:
     a, b, aa, bb, ab = sums
+    # n·var(a) = Σa² − (Σa)²/n
     variance_a, variance_b = aa - a * a / n, bb - b * b / n
-    # What is left of a constant column is rounding of its sum of squares.
+    # The variance of a constant column is not exactly 0: rounding of Σa² remains.
     varies = (variance_a > 1e-12 * aa) & (variance_b > 1e-12 * bb)
-    found = (ab - a * b / n) / (variance_a.clamp_min(0) * variance_b.clamp_min(0)).sqrt()
-    return torch.where(varies, found.clamp(-1, 1), torch.nan).numpy()
+    # r = (Σab − ΣaΣb/n) / √(n·var(a) · n·var(b))
+    r = (ab - a * b / n) / (variance_a.clamp_min(0) * variance_b.clamp_min(0)).sqrt()
+    return torch.where(varies, r.clamp(-1, 1), torch.nan).numpy()

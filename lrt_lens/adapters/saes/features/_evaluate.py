@@ -1,26 +1,26 @@
-"""Feature by feature: what is left of a sparse autoencoder's features when a stitch carries them to
-another model?
+"""Evaluation of single SAE features after transfer to another model.
 
     features = evaluate_features(pair, stitch, sae, documents)
-    features.table              # a row a feature: densities, ρ_write, ρ_read, attribution correlation and its baselines, kind, entropy share
-    features.summary            # all features, semantic ones, structural ones
-    features.figure()           # Stitching, figures 4 and 14
-    features.page(17)           # one feature: strongest places in both models, output tokens, scores
+    features.table        # one row per feature: densities, ρ_write, ρ_read, attribution correlation
+    features.summary      # means over all features, semantic ones and structural ones
+    features.figure()     # Stitching, figures 4 and 14
+    features.page(17)     # one feature: strongest contexts in both models, output tokens, scores
 
-The pieces, each a module: ``coder`` (features on either model), ``attribution`` and
-``feature_pass`` (correlations position by position), ``semantics`` and ``substitution`` (semantic
-or structural), ``unembedding`` (entropy features), ``attention`` (attention (de)activation).
+Modules: ``_coder`` (features on either model), ``_attribution`` and ``_feature_pass`` (correlations
+over positions), ``_semantics`` and ``_substitution`` (semantic or structural), ``_unembedding``
+(entropy features), ``_attention`` (attention activation and deactivation).
 
-Text is streamed: memory is that of one batch, whatever the number of tokens. Source: Stitching
-(arXiv 2506.06609) §5, appendices G to I. Its correlations come without intervals, with one baseline
-and on text that the map may have seen; here only documents of the stitch's test fold are read
-unless told otherwise.
+Text is streamed, so memory is that of one batch, however many tokens are read. Source: Stitching
+(arXiv 2506.06609), §5 and appendices G to I. The paper reports correlations without intervals, with
+one baseline, on text that the map may have seen. Here the default is to read only documents of the
+stitch's test fold.
 
-Limits: one tokenizer. "Transferred" means carried over exactly; what a few steps of training make
-of the features is a matter of ``transferred=``.
+Limits: both models need the same tokenizer. Features are transferred exactly, without training; to
+evaluate features that were trained further on the target, pass their SAE as ``transferred=``.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.saes.features._attention import Example, ExampleFinder, attention_effects
 from lrt_lens.adapters.saes.features._attribution import Attribution, Attributor
 from lrt_lens.adapters.saes.features._coder import (
@@ -44,7 +45,7 @@ from lrt_lens.adapters.saes.features._feature_pass import (
     RANDOM,
     SHUFFLED,
     TRANSFERRED,
-    Arm,
+    FeatureArm,
     FeaturePass,
 )
 from lrt_lens.adapters.saes.features._result import FeatureEvaluation, output_tokens
@@ -63,12 +64,46 @@ from lrt_lens.stitching._fidelity import fidelities
 from lrt_lens.stitching._stitch import Stitch
 
 _SENTENCE_DOCUMENTS = 2000
-"""Documents that sentences and substitutes are drawn from, at most."""
+"""Largest number of documents from which sentences and substitutes are drawn."""
 _REACH = 12
-"""Tokens shown on either side of a strong place."""
+"""Tokens shown on either side of a strong position."""
 _OUTPUT_TOKENS = 8
+_MINIMUM_ACTIVE = 64
+"""Positions at which a feature must be active before its attention is measured by default."""
 
 
+@dataclass(frozen=True)
+class FeatureEvaluationSettings(Settings):
+    """Settings of `evaluate_features`."""
+
+    attribution: Attribution = "logits"
+    """``"logits"`` (direct path, as in the paper) or ``"gradient"`` (first order, all paths)."""
+    n_tokens: int = 50_000
+    """Counted positions after which no further document is read."""
+    context_length: int = 128
+    """Tokens per window, BOS included."""
+    folds: Literal["test", "all"] = "test"
+    """``"test"`` reads only documents of the harvest's test fold. ``"all"`` reads every document;
+    use it for text that had no part in the fit."""
+    rewrites: Sequence[Sequence[str]] | None = None
+    """[[sentence, rewrite, …], …], with equally many versions of each sentence. None exchanges
+    content words of sentences in the documents."""
+    n_sentences: int = 200
+    """Number of sentences to rewrite; 0 leaves semantics out."""
+    n_rewrites: int = 5
+    """Rewrites per sentence (k in the paper)."""
+    attention_features: int | Sequence[int] = 8
+    """Features whose effect on attention is measured: a number of features with the largest
+    contribution, or a list of indices; 0 measures none."""
+    n_examples: int = 32
+    """Texts for each of these features."""
+    n_contexts: int = 8
+    """Strongest contexts stored per feature."""
+    seed: int = 0
+    """Seed of the random SAE, sentences, examples and bootstraps."""
+
+
+@takes(FeatureEvaluationSettings)
 def evaluate_features(
     pair: ModelPair,
     stitch: Stitch,
@@ -76,110 +111,72 @@ def evaluate_features(
     documents: Documents,
     *,
     transferred: Any = None,
-    attribution: Attribution = "logits",
-    n_tokens: int = 50_000,
-    context_length: int = 128,
-    folds: Literal["test", "all"] = "test",
-    rewrites: Sequence[Sequence[str]] | None = None,
-    n_sentences: int = 200,
-    n_rewrites: int = 5,
-    attention_features: int | Sequence[int] = 8,
-    n_examples: int = 32,
-    n_contexts: int = 8,
-    seed: int = 0,
     progress: bool = True,
+    settings: FeatureEvaluationSettings | None = None,
+    **options: Any,
 ) -> FeatureEvaluation:
-    """What becomes of each feature of ``sae`` under ``stitch``; see the module docstring.
+    """Densities, correlations, fidelities, kinds and attention effects of each transferred feature.
 
-    Args: pair: the models of the stitch. stitch: from the SAE's hook point. sae: a SAELens SAE of
-        the source model, of any architecture. documents: text, as `fit_stitches` takes it; read
-        twice or three times, so a list, file or data set. transferred: the features' own SAE on the
-        target, one by one the same features, where it is not simply the source's carried over.
-        attribution: ``"logits"`` as in the paper, or ``"gradient"``. n_tokens: counted positions
-        after which no further document is read. context_length: tokens a window, BOS included.
-        folds: ``"test"`` reads only documents of the harvest's test fold; ``"all"`` reads every
-        document: for text that had no part in the fit. rewrites: [[sentence, rewrite, …], …] of
-        your own, all of equally many versions; without them content words are exchanged.
-        n_sentences: sentences to rewrite; 0 leaves semantics out. n_rewrites: rewrites a sentence
-        (the paper's k). attention_features: features whose effect on attention is measured: so many
-        of the largest contribution, or their indices; 0 for none. n_examples: texts for each of
-        them. n_contexts: strongest places kept for each feature. seed: of the random SAE,
-        sentences, examples and bootstraps. progress: show a bar.
+    Args:
+        pair: the two models of the stitch.
+        stitch: a stitch that starts at the SAE's hook point.
+        sae: a SAELens SAE of the source model, of any architecture.
+        documents: text in any form that `fit_stitches` takes. It is read two or three times, so
+            give a list, a file or a data set.
+        transferred: an SAE of the target with the same features in the same order. None transfers
+            ``sae`` through the stitch.
+        progress: show a progress bar.
+        settings: the remaining settings; each field can be passed as a keyword instead.
+        **options: fields of `FeatureEvaluationSettings`.
 
-    Raises: MismatchError: an SAE, models or a transferred SAE that are not the stitch's; models of
-        different tokenizers. IndexError: a feature that the SAE does not have.
-        TooFewDocumentsError, ValueError: no text to read, no sentence that can be rewritten, or no
-        feature that fires.
+    Raises:
+        MismatchError: the SAE, the models or the transferred SAE do not belong to the stitch, or
+            the models have different tokenizers.
+        IndexError: the SAE has no feature of a given index.
+        TooFewDocumentsError: there is no text to read.
+        ValueError: no sentence can be rewritten, no feature fires, or a setting is invalid.
+
+    Source: Stitching (arXiv 2506.06609), §5 and appendices G to I.
     """
-    chosen = _check(
-        pair,
-        stitch,
-        sae,
-        transferred,
-        attribution,
-        folds,
-        rewrites,
-        n_sentences,
-        attention_features,
-    )
-    arms = _arms(stitch, sae, transferred, seed)
+    settings = resolve(FeatureEvaluationSettings, settings, options)
+    _check(pair, stitch, sae, transferred, settings)
+    arms = _arms(stitch, sae, transferred, settings.seed)
     unembeddings = (Unembedding.of(pair.source), Unembedding.of(pair.target))
-    width = max(arms[0].source.n_features, pair.source.d_vocab if attribution == "gradient" else 0)
-    plan = ReadingPlan(n_tokens, context_length, folds == "test", width)
-
-    def read(what: str) -> Iterator[TokenBatch]:
-        yield from tqdm(
-            iterate_batches(pair, stitch, documents, plan),
-            desc=what,
-            disable=not progress,
-            leave=False,
-        )
-
-    attributors = [
-        Attributor(model, hook, unembedding, attribution)
-        for model, hook, unembedding in zip(
-            (pair.source, pair.target),
-            (stitch.source_hook, stitch.target_hook),
-            unembeddings,
-            strict=True,
-        )
+    attributors = _attributors(pair, stitch, unembeddings, settings.attribution)
+    # The documents are read again for each quantity, so that memory stays that of one batch.
+    text = _Text(pair, stitch, documents, _plan(pair, arms[0], settings), progress)
+    sums = FeaturePass(
+        arms, *attributors, n_contexts=settings.n_contexts, reach=_REACH, seed=settings.seed
+    ).run(text.batches("features"))
+    _refuse_silence(sums, pair, stitch)
+    rewrites = _rewrites(text, settings)
+    parts = [
+        _measured_columns(sums),
+        _fidelity_columns(stitch, sae),
+        _entropy_columns(arms[0], unembeddings),
+        _semantic_columns(pair, stitch, arms[0], rewrites),
     ]
-    found = FeaturePass(arms, *attributors, n_contexts=n_contexts, reach=_REACH, seed=seed).run(
-        read("features")
-    )
-    if not found.sides[0].active.any():
-        raise ValueError(
-            f"none of the {found.sides[0].n_features} features fires at any of {found.sides[0].n_rows} positions of {pair.source.name!r} at "
-            f"{stitch.source_hook!r}; the SAE is not at home there, or its input has another scale (normalize_activations)"
-        )
-    table = pd.concat([_measured(found), _from_moments(stitch, sae)], axis=1)
-    table = pd.concat([table, _entropy(arms[0], unembeddings)], axis=1)
-    texts = _sentences(pair, stitch, documents, folds, rewrites, n_sentences, n_rewrites, seed)
-    table = pd.concat([table, _semantics(pair, stitch, arms[0], texts)], axis=1)
-    features = chosen if chosen is not None else _largest(found, arms[0], attention_features)
-    examples = (
-        _examples(attributors[0], arms[0].source, read("examples"), features, n_examples, seed)
-        if features
-        else {}
-    )
+    features = _attention_features(sums, arms[0], settings.attention_features)
+    examples = _examples(attributors[0], arms[0].source, text, features, settings)
     return FeatureEvaluation(
-        table=table,
-        attention=_attention(pair, stitch, arms[0], examples, seed),
+        # Every part has one row per feature, in the order of the SAE.
+        table=pd.concat(parts, axis=1),
+        attention=_attention(pair, stitch, arms[0], examples, settings.seed),
         source=pair.source.name,
         target=pair.target.name,
         source_hook=stitch.source_hook,
         target_hook=stitch.target_hook,
-        n_tokens=found.sides[0].n_rows,
-        attribution=attribution,
+        n_tokens=sums.totals[0].n_rows,
+        attribution=settings.attribution,
         entropy_share_random=(unembeddings[0].random_share(), unembeddings[1].random_share()),
-        contexts=found.contexts,
+        contexts=sums.contexts,
         output_tokens=(
             output_tokens(unembeddings[0], arms[0].source.decoder, _OUTPUT_TOKENS),
             output_tokens(unembeddings[1], arms[0].target.decoder, _OUTPUT_TOKENS),
         ),
-        rewrites=texts,
+        rewrites=rewrites,
         tokenizer=pair.source.tokenizer,
-        seed=seed,
+        seed=settings.seed,
     )
 
 
@@ -187,23 +184,13 @@ def evaluate_features(
 
 
 def _check(
-    pair: ModelPair,
-    stitch: Stitch,
-    sae: Any,
-    transferred: Any,
-    attribution: str,
-    folds: str,
-    rewrites: Sequence[Sequence[str]] | None,
-    n_sentences: int,
-    attention_features: int | Sequence[int],
-) -> list[int] | None:
-    """Indices of the features whose attention is measured; None where so many are to be chosen."""
-    for name, given, known in (
-        ("attribution", attribution, ("logits", "gradient")),
-        ("folds", folds, ("test", "all")),
-    ):
-        if given not in known:
-            raise ValueError(f"{name} is {given!r}; expected one of {list(known)}")
+    pair: ModelPair, stitch: Stitch, sae: Any, transferred: Any, settings: FeatureEvaluationSettings
+) -> None:
+    """Raise for invalid settings, and for models or SAEs that do not belong to the stitch."""
+    for name, known in (("attribution", ("logits", "gradient")), ("folds", ("test", "all"))):
+        value = getattr(settings, name)
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}; expected one of {list(known)}")
     pair.refuse_two_tokenizers(
         "evaluate_features",
         "take two models of one tokenizer, or judge directions by stitch.fidelity",
@@ -212,114 +199,162 @@ def _check(
     check_sae(sae, pair, stitch)
     if transferred is not None:
         check_transferred(sae, transferred, pair, stitch)
-    if rewrites is not None and n_sentences:
-        check_rewrites(rewrites)
-    if isinstance(attention_features, int):
-        return None
-    return [check_index(index, int(sae.W_dec.shape[0])) for index in attention_features]
+    if settings.rewrites is not None and settings.n_sentences:
+        check_rewrites(settings.rewrites)
+    if not isinstance(settings.attention_features, int):
+        for index in settings.attention_features:
+            check_index(index, int(sae.W_dec.shape[0]))
 
 
-def _arms(stitch: Stitch, sae: Any, transferred: Any, seed: int) -> list[Arm]:
+def _arms(stitch: Stitch, sae: Any, transferred: Any, seed: int) -> list[FeatureArm]:
+    """The transferred features first, then the controls."""
     source = FeatureCoder(sae)
-    target = source.carried(stitch.maps) if transferred is None else FeatureCoder(transferred)
-    drawn = random_coder(sae, seed)
-    arms = [Arm(TRANSFERRED, source, target), Arm(RANDOM, drawn, drawn.carried(stitch.maps))]
-    return (
-        arms if stitch.null is None else [*arms, Arm(SHUFFLED, source, source.carried(stitch.null))]
+    target = (
+        FeatureCoder(transferred) if transferred is not None else source.transferred(stitch.maps)
     )
+    # Controls go through the same maps as the features.
+    random = random_coder(sae, seed)
+    arms = [
+        FeatureArm(TRANSFERRED, source, target),
+        FeatureArm(RANDOM, random, random.transferred(stitch.maps)),
+    ]
+    if stitch.null is not None:
+        arms.append(FeatureArm(SHUFFLED, source, source.transferred(stitch.null)))
+    return arms
+
+
+def _attributors(
+    pair: ModelPair,
+    stitch: Stitch,
+    unembeddings: tuple[Unembedding, Unembedding],
+    kind: Attribution,
+) -> tuple[Attributor, Attributor]:
+    return (
+        Attributor(pair.source, stitch.source_hook, unembeddings[0], kind),
+        Attributor(pair.target, stitch.target_hook, unembeddings[1], kind),
+    )
+
+
+def _plan(pair: ModelPair, arm: FeatureArm, settings: FeatureEvaluationSettings) -> ReadingPlan:
+    # A gradient needs logits at every position, so the vocabulary limits the batch too.
+    d_logits = pair.source.d_vocab if settings.attribution == "gradient" else 0
+    width = max(arm.source.n_features, d_logits)
+    return ReadingPlan(settings.n_tokens, settings.context_length, settings.folds == "test", width)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """The documents with the plan by which they are read, once for each quantity."""
+
+    pair: ModelPair
+    stitch: Stitch
+    documents: Documents
+    plan: ReadingPlan
+    progress: bool
+
+    def batches(self, label: str) -> Iterator[TokenBatch]:
+        """Batches of windows from the start of the documents, with a progress bar."""
+        batches = iterate_batches(self.pair, self.stitch, self.documents, self.plan)
+        yield from tqdm(batches, desc=label, disable=not self.progress, leave=False)
+
+    def documents_of_folds(self) -> Iterator[str]:
+        """Documents of the folds that the plan reads."""
+        for text in iterate_documents(self.documents, self.pair.source.tokenizer):
+            key = document_key(text, self.stitch.provenance.seed)
+            if not self.plan.test_fold_only or part_of(key) >= N_FOLDS:
+                yield text
+
+
+def _refuse_silence(sums: FeaturePass, pair: ModelPair, stitch: Stitch) -> None:
+    totals = sums.totals[0]
+    if not totals.active.any():
+        raise ValueError(
+            f"none of the {totals.n_features} features fires at any of {totals.n_rows} positions "
+            f"of {pair.source.name!r} at {stitch.source_hook!r}; give an SAE that was trained at "
+            "this hook point, with inputs of this scale (see its normalize_activations)"
+        )
 
 
 # -------------------------------------------------------------------------------------------- table
 
 
-def _measured(found: FeaturePass) -> pd.DataFrame:
-    """Densities, maxima and correlations."""
-    interval = found.attribution[TRANSFERRED].interval()
-    missing = np.full(found.sides[0].n_features, np.nan)
-    values = {
-        name: found.attribution[name].values() if name in found.attribution else missing
-        for name in (RANDOM, SHUFFLED, OTHER)
+def _measured_columns(sums: FeaturePass) -> pd.DataFrame:
+    """Columns of densities, maxima and correlations."""
+    source, target = sums.totals
+    interval = sums.attribution[TRANSFERRED].interval()
+    missing = np.full(source.n_features, np.nan)
+    columns = {
+        "feature": np.arange(source.n_features),
+        "density_source": source.density,
+        "density_target": target.density,
+        "max_activation_source": source.maximum.numpy(),
+        "max_activation_target": target.maximum.numpy(),
+        "activation_r": sums.activation[TRANSFERRED].values(),
+        "attribution_r": sums.attribution[TRANSFERRED].values(),
+        # The jackknife's interval is symmetric and may exceed the range of a correlation.
+        "attribution_r_low": np.clip(interval.low, -1, 1),
+        "attribution_r_high": np.clip(interval.high, -1, 1),
     }
-    return pd.DataFrame(
-        {
-            "feature": np.arange(found.sides[0].n_features),
-            "density_source": found.sides[0].density,
-            "density_target": found.sides[1].density,
-            "max_activation_source": found.sides[0].maximum.numpy(),
-            "max_activation_target": found.sides[1].maximum.numpy(),
-            "activation_r": found.activation[TRANSFERRED].values(),
-            "attribution_r": found.attribution[TRANSFERRED].values(),
-            "attribution_r_low": np.clip(interval.low, -1, 1),
-            "attribution_r_high": np.clip(interval.high, -1, 1),
-        }
-        | {f"attribution_r_{name}": value for name, value in values.items()}
-    )
+    for name in (RANDOM, SHUFFLED, OTHER):
+        measured = name in sums.attribution
+        columns[f"attribution_r_{name}"] = sums.attribution[name].values() if measured else missing
+    return pd.DataFrame(columns)
 
 
-def _from_moments(stitch: Stitch, sae: Any) -> pd.DataFrame:
-    """ρ_write of decoder rows and ρ_read of encoder columns; NaN where the stitch carries no
-    held-out moments.
+def _fidelity_columns(stitch: Stitch, sae: Any) -> pd.DataFrame:
+    """Columns ρ_write of decoder rows and ρ_read of encoder columns.
+
+    NaN if the stitch has no held-out moments or the SAE no encoder matrix.
     """
     decoder, encoder = FeatureCoder(sae).decoder, encoder_columns(sae)
-    missing = np.full(len(decoder), np.nan)
-    write = fidelities(stitch, decoder, "write").numpy() if stitch.held_out else missing
-    read = (
-        fidelities(stitch, encoder, "read").numpy()
-        if stitch.held_out and encoder is not None
-        else missing
-    )
+    write = read = np.full(len(decoder), np.nan)
+    if stitch.held_out:
+        write = fidelities(stitch, decoder, "write").numpy()
+        read = read if encoder is None else fidelities(stitch, encoder, "read").numpy()
     return pd.DataFrame({"rho_write": write, "rho_read": read})
 
 
-def _entropy(arm: Arm, unembeddings: tuple[Unembedding, Unembedding]) -> pd.DataFrame:
-    shares = [
-        unembedding.null_share(coder.decoder).numpy()
-        for coder, unembedding in zip((arm.source, arm.target), unembeddings, strict=True)
-    ]
-    return pd.DataFrame({"entropy_share_source": shares[0], "entropy_share_target": shares[1]})
-
-
-def _sentences(
-    pair: ModelPair,
-    stitch: Stitch,
-    documents: Documents,
-    folds: str,
-    rewrites: Sequence[Sequence[str]] | None,
-    n_sentences: int,
-    n_rewrites: int,
-    seed: int,
-) -> Sequence[Sequence[str]]:
-    if n_sentences == 0 or rewrites is not None:
-        return list(rewrites or [])[:n_sentences]
-    texts = iterate_documents(documents, pair.source.tokenizer)
-    if folds == "test":
-        texts = (
-            text for text in texts if part_of(document_key(text, stitch.provenance.seed)) >= N_FOLDS
-        )
-    return rewritten_sentences(
-        list(islice(texts, _SENTENCE_DOCUMENTS)),
-        pair.source,
-        n_sentences=n_sentences,
-        n_rewrites=n_rewrites,
-        seed=seed,
+def _entropy_columns(
+    arm: FeatureArm, unembeddings: tuple[Unembedding, Unembedding]
+) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "entropy_share_source": unembeddings[0].null_share(arm.source.decoder).numpy(),
+            "entropy_share_target": unembeddings[1].null_share(arm.target.decoder).numpy(),
+        }
     )
 
 
-def _semantics(
-    pair: ModelPair, stitch: Stitch, arm: Arm, texts: Sequence[Sequence[str]]
+def _rewrites(text: _Text, settings: FeatureEvaluationSettings) -> Sequence[Sequence[str]]:
+    """[sentence][version]: rewrites from the settings, or of sentences drawn from the documents."""
+    if settings.n_sentences == 0 or settings.rewrites is not None:
+        # Rewrites of the user need no text.
+        return list(settings.rewrites or [])[: settings.n_sentences]
+    return rewritten_sentences(
+        list(islice(text.documents_of_folds(), _SENTENCE_DOCUMENTS)),
+        text.pair.source,
+        n_sentences=settings.n_sentences,
+        n_rewrites=settings.n_rewrites,
+        seed=settings.seed,
+    )
+
+
+def _semantic_columns(
+    pair: ModelPair, stitch: Stitch, arm: FeatureArm, rewrites: Sequence[Sequence[str]]
 ) -> pd.DataFrame:
-    """Columns of the source's scores, and the kind on the target."""
-    n = arm.source.n_features
-    if not texts:
-        nothing = np.full(n, np.nan)
-        source = target = SemanticScores(np.zeros(n, dtype=int), nothing, nothing)
+    """Columns of semantic scores and kinds on both models; undecided without sentences."""
+    if rewrites:
+        source, target = (
+            semantic_scores(model, hook, coder, rewrites, stitch.skip_first)
+            for model, hook, coder in (
+                (pair.source, stitch.source_hook, arm.source),
+                (pair.target, stitch.target_hook, arm.target),
+            )
+        )
     else:
-        source = semantic_scores(
-            pair.source, stitch.source_hook, arm.source, texts, stitch.skip_first
-        )
-        target = semantic_scores(
-            pair.target, stitch.target_hook, arm.target, texts, stitch.skip_first
-        )
+        n = arm.source.n_features
+        missing = np.full(n, np.nan)
+        source = target = SemanticScores(np.zeros(n, dtype=int), missing, missing)
     return pd.DataFrame(
         {
             "kind": source.kind,
@@ -335,44 +370,51 @@ def _semantics(
 # ---------------------------------------------------------------------------------------- attention
 
 
-def _largest(found: FeaturePass, arm: Arm, wanted: int | Sequence[int]) -> list[int]:
-    """The features whose largest contribution to the stream, activation times length of the decoder
-    row, is largest.
+def _attention_features(
+    sums: FeaturePass, arm: FeatureArm, requested: int | Sequence[int]
+) -> list[int]:
+    """Indices of the features whose attention is measured.
+
+    A number requests the features with the largest contribution to the stream: the largest
+    activation times the length of the decoder row.
     """
-    size = found.sides[0].maximum * arm.source.decoder.norm(dim=1)
-    # A feature of a single strong place has no examples to report on.
-    size = torch.where(found.sides[0].active >= 64, size, 0.0)
-    order = size.argsort(descending=True)[: int(wanted) if isinstance(wanted, int) else 0]
+    if not isinstance(requested, int):
+        return [int(index) for index in requested]
+    totals = sums.totals[0]
+    size = totals.maximum * arm.source.decoder.norm(dim=1)
+    # A rare feature may be strong but has too few examples to measure an effect on.
+    size = torch.where(totals.active >= _MINIMUM_ACTIVE, size, 0.0)
+    order = size.argsort(descending=True)[:requested]
     return [int(feature) for feature in order if size[feature] > 0]
 
 
 def _examples(
     attributor: Attributor,
     coder: FeatureCoder,
-    batches: Iterable[TokenBatch],
+    text: _Text,
     features: list[int],
-    n_examples: int,
-    seed: int,
+    settings: FeatureEvaluationSettings,
 ) -> dict[int, list[Example]]:
-    finder = ExampleFinder(features, n_examples, seed)
-    for batch in batches:
+    """Examples of each feature; reading stops as soon as every feature has enough."""
+    if not features:
+        return {}
+    finder = ExampleFinder(features, settings.n_examples, settings.seed)
+    for batch in text.batches("examples"):
         finder.add(batch, coder.encode(attributor.read(batch)))
         if finder.is_full:
             break
-    return finder.found
+    return finder.examples
 
 
 def _attention(
-    pair: ModelPair, stitch: Stitch, arm: Arm, examples: dict[int, list[Example]], seed: int
+    pair: ModelPair, stitch: Stitch, arm: FeatureArm, examples: dict[int, list[Example]], seed: int
 ) -> pd.DataFrame:
-    return pd.concat(
-        [
-            attention_effects(
-                pair.source, stitch.source_hook, arm.source, examples, role="source", seed=seed
-            ),
-            attention_effects(
-                pair.target, stitch.target_hook, arm.target, examples, role="target", seed=seed
-            ),
-        ],
-        ignore_index=True,
-    )
+    """Effects on attention heads of the source and of the target, in one table."""
+    tables = [
+        attention_effects(model, hook, coder, examples, role=role, seed=seed)
+        for role, model, hook, coder in (
+            ("source", pair.source, stitch.source_hook, arm.source),
+            ("target", pair.target, stitch.target_hook, arm.target),
+        )
+    ]
+    return pd.concat(tables, ignore_index=True)

@@ -1,12 +1,14 @@
-"""One pass over the text: activations and attributions of every feature in both models, and of
-their controls, as running sums.
+"""One pass over the text that sums activations and attributions of every feature in both models.
 
-Arms, each a source reading and a target reading of "the same" features:
+The pass also sums those of the controls. Each arm pairs a coder on the source with a coder on the
+target:
 
-    transferred   the SAE, and the SAE carried over
-    random        an SAE of random directions, carried over by the same maps (Stitching, figure 14)
-    shuffled      the SAE, carried over by the maps fitted on shuffled pairs
-    other         the SAE, and *another* feature of the SAE carried over (drawn once, never itself)
+    arm           source coder            target coder
+    transferred   the SAE                 the SAE, transferred
+    random        SAE of random           that SAE, transferred by the same maps
+                  directions              (Stitching, arXiv 2506.06609, figure 14)
+    shuffled      the SAE                 the SAE, transferred by maps fitted on shuffled pairs
+    other         the SAE                 a *different* feature of the transferred SAE, drawn once
 """
 
 from collections.abc import Iterable
@@ -28,8 +30,8 @@ TRANSFERRED, RANDOM, SHUFFLED, OTHER = "transferred", "random", "shuffled", "oth
 
 
 @dataclass(frozen=True)
-class Arm:
-    """Features as both models read them."""
+class FeatureArm:
+    """The coders that read one arm's features on the source and on the target."""
 
     name: str
     source: FeatureCoder
@@ -37,13 +39,13 @@ class Arm:
 
 
 @dataclass
-class Side:
-    """What one model's reading of the features adds up to."""
+class ActivationTotals:
+    """Counts and maxima of the features' activations on one model."""
 
     n_features: int
     n_rows: int = 0
     active: Tensor = field(init=False)
-    """Positions where a feature is not 0, [feature]."""
+    """Number of positions where a feature is not 0, [feature]."""
     maximum: Tensor = field(init=False)
     """Largest activation, [feature]."""
 
@@ -52,23 +54,24 @@ class Side:
         self.maximum = torch.zeros(self.n_features)
 
     def add(self, activations: Tensor) -> None:
-        """Rows, [row, feature]."""
+        """Add rows [row, feature]."""
         self.n_rows += len(activations)
         self.active += (activations != 0).sum(0).to(self.active)
         self.maximum = torch.maximum(self.maximum, activations.amax(0).to(self.maximum))
 
     @property
     def density(self) -> np.ndarray:
-        """Share of positions where each feature is active."""
+        """Share of positions at which each feature is active, [feature]."""
+        # No row has been added before the first batch.
         return (self.active / max(1, self.n_rows)).numpy()
 
 
 class FeaturePass:
-    """Everything that is measured position by position."""
+    """Running sums over the text of all quantities that are measured position by position."""
 
     def __init__(
         self,
-        arms: list[Arm],
+        arms: list[FeatureArm],
         source: Attributor,
         target: Attributor,
         *,
@@ -77,37 +80,37 @@ class FeaturePass:
         seed: int,
     ) -> None:
         self.arms, self.attributors = arms, (source, target)
-        n_features = arms[0].source.n_features
-        self.others = _derangement(n_features, seed)
-        self.sides = (Side(n_features), Side(n_features))
-        self.contexts = (
-            TopContexts(n_features, n_contexts, reach),
-            TopContexts(n_features, n_contexts, reach),
-        )
+        n = arms[0].source.n_features
+        self.others = _derangement(n, seed)
+        self.totals = (ActivationTotals(n), ActivationTotals(n))
+        self.contexts = (TopContexts(n, n_contexts, reach), TopContexts(n, n_contexts, reach))
         names = [*(arm.name for arm in arms), OTHER]
-        self.activation = {name: Correlations(n_features, N_TEST_GROUPS) for name in names}
-        self.attribution = {name: Correlations(n_features, N_TEST_GROUPS) for name in names}
+        self.activation = {name: Correlations(n, N_TEST_GROUPS) for name in names}
+        self.attribution = {name: Correlations(n, N_TEST_GROUPS) for name in names}
+        # Mapping the decoder rows is the same for every batch.
         self._decoders = [(arm.source.decoder, arm.target.decoder) for arm in arms]
 
     def run(self, batches: Iterable[TokenBatch]) -> "FeaturePass":
-        """All batches, one at a time."""
+        """Add all batches, one at a time, and return this pass."""
         for batch in batches:
             self.add(batch)
         return self
 
     def add(self, batch: TokenBatch) -> None:
-        """One batch: both models once, every arm on their streams."""
+        """Add one batch: each model runs once, and every arm reads the two streams."""
         streams = [attributor.read(batch) for attributor in self.attributors]
         vectors = [
             attributor.vectors(batch, stream)
             for attributor, stream in zip(self.attributors, streams, strict=True)
         ]
         for arm, decoders in zip(self.arms, self._decoders, strict=True):
+            # [window, position, feature] on each model, and the same at counted positions only
             full = [
                 coder.encode(stream)
                 for coder, stream in zip((arm.source, arm.target), streams, strict=True)
             ]
             rows = [activations[batch.counted.to(activations.device)] for activations in full]
+            # attribution = f_i(t) · ⟨d_i, u(t)⟩
             effects = [
                 activations * (vector.to(activations) @ decoder.to(activations).T)
                 for activations, vector, decoder in zip(rows, vectors, decoders, strict=True)
@@ -115,14 +118,15 @@ class FeaturePass:
             self.activation[arm.name].add(batch.group, *rows)
             self.attribution[arm.name].add(batch.group, *effects)
             if arm.name == TRANSFERRED:
+                # The correlation with a different feature shows how much any two features share.
                 self.activation[OTHER].add(batch.group, rows[0], rows[1][:, self.others])
                 self.attribution[OTHER].add(batch.group, effects[0], effects[1][:, self.others])
-                self._note(batch, full, rows)
+                self._add_transferred(batch, full, rows)
 
-    def _note(self, batch: TokenBatch, full: list[Tensor], rows: list[Tensor]) -> None:
-        """Densities, maxima and the strongest places of the true features."""
-        for side, activations in zip(self.sides, rows, strict=True):
-            side.add(activations)
+    def _add_transferred(self, batch: TokenBatch, full: list[Tensor], rows: list[Tensor]) -> None:
+        """Add densities, maxima and strongest positions, which only the arm transferred needs."""
+        for totals, activations in zip(self.totals, rows, strict=True):
+            totals.add(activations)
         source, target = (masked(activations, batch.counted) for activations in full)
         self.contexts[0].add(source, target, batch.tokens, batch.lengths)
         self.contexts[1].add(target, source, batch.tokens, batch.lengths)
@@ -134,8 +138,9 @@ def masked(activations: Tensor, counted: TokenMask) -> Tensor:
 
 
 def _derangement(n: int, seed: int) -> Tensor:
-    """Another feature for each: a random cycle through all of them."""
+    """Index of a different feature for each feature, [feature]: one random cycle through all."""
     order = np.random.default_rng([seed, n]).permutation(n)
     other = np.empty(n, dtype=np.int64)
+    # A cycle through all features has no fixed point, so no feature is paired with itself.
     other[order] = np.roll(order, -1)
     return torch.from_numpy(other)

@@ -1,15 +1,16 @@
-"""Does a feature follow the structure of a sentence or what it is about?
+"""Whether a feature follows the structure of a sentence (structural) or its content (semantic).
 
-Stitching, §5: a sentence and k = 5 rewrites that keep function words, punctuation and syntax but
-replace content words. A feature that fires on any token of *all* versions is structural there, one
-that fires in some only is semantic. Over many sentences, counted where the original fires it:
+The test is that of Stitching (arXiv 2506.06609), §5: a sentence and k = 5 rewrites that leave
+function words, punctuation and syntax as they are and replace content words. A feature that fires
+on any token of *all* versions is structural there, and one that fires in some versions only is
+semantic. Over the sentences whose original fires the feature:
 
-    semantic score = 1 − (sentences where all versions fire it) / (sentences where the original
-    fires it)
+    semantic score = 1 − (sentences in which all versions fire it) / (sentences)
 
-and a feature is called semantic above one half, structural otherwise, undecided below
-``MINIMUM_SENTENCES`` sentences. A feature that is active everywhere survives any rewrite: beside
-the score stands what chance would give, ``1 − p^k`` with p the share of all versions that fire it.
+A feature is called semantic above one half and structural otherwise, and undecided below
+``MINIMUM_SENTENCES`` sentences. A feature that is active everywhere fires in any rewrite, so the
+score is compared with its expectation by chance, ``1 − p^k``, where p is the share of all versions
+that fire the feature.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from lrt_lens.adapters.saes.features._coder import FeatureCoder
@@ -24,25 +26,25 @@ from lrt_lens.models._hook_points import place
 from lrt_lens.models._hooked_model import HookedModel
 
 MINIMUM_SENTENCES = 5
-"""Sentences that must fire a feature before it is called anything."""
+"""Sentences that must fire a feature before its kind is decided."""
 SEMANTIC, STRUCTURAL, UNDECIDED = "semantic", "structural", "undecided"
 _BATCH_VERSIONS = 48
 
 
 @dataclass(frozen=True)
 class SemanticScores:
-    """By feature, all [feature]."""
+    """Semantic scores of all features; every array is [feature]."""
 
     n_sentences: np.ndarray
-    """Sentences whose original fires the feature."""
+    """Number of sentences whose original fires the feature."""
     score: np.ndarray
-    """1 − share of them in which all versions fire it; NaN where there is none."""
+    """1 − share of these sentences in which all versions fire it; NaN without such a sentence."""
     chance: np.ndarray
-    """What the score would be if versions of a sentence had nothing in common."""
+    """Score to expect if the versions of a sentence had nothing in common."""
 
     @property
     def kind(self) -> list[str]:
-        """``"semantic"``, ``"structural"`` or ``"undecided"``."""
+        """``"semantic"``, ``"structural"`` or ``"undecided"`` for each feature."""
         return [
             UNDECIDED if n < MINIMUM_SENTENCES else SEMANTIC if score > 0.5 else STRUCTURAL
             for n, score in zip(self.n_sentences, self.score, strict=True)
@@ -56,46 +58,51 @@ def semantic_scores(
     rewrites: Sequence[Sequence[str]],
     skip_first: int,
 ) -> SemanticScores:
-    """Scores of all features on sentences with their rewrites; the first version is the original.
+    """Semantic scores of all features on sentences with their rewrites.
 
     Args:
-        model: the model that reads.
-        hook: where the features sit.
-        coder: the features as this model reads them.
-        rewrites: [sentence][version], the same number of versions for every sentence.
-        skip_first: masked positions at the start of a sentence.
+        model: the model that reads the sentences.
+        hook: hook point of the features.
+        coder: coder of the features on this model.
+        rewrites: [sentence][version], the original first, with the same number of versions for
+            every sentence.
+        skip_first: number of masked positions at the start of a sentence.
     """
     n_versions = check_rewrites(rewrites)
+    # All versions of a sentence go into the same batch.
     at_once = max(1, _BATCH_VERSIONS // n_versions)
     originals = torch.zeros(coder.n_features, dtype=torch.float64)
-    all_versions, fired_anywhere = originals.clone(), originals.clone()
+    all_versions, any_version = originals.clone(), originals.clone()
     for start in range(0, len(rewrites), at_once):
         sentences = rewrites[start : start + at_once]
-        fired = _fires(
-            model,
-            hook,
-            coder,
-            [version for versions in sentences for version in versions],
-            skip_first,
+        texts = [version for versions in sentences for version in versions]
+        fired = rearrange(
+            _fires(model, hook, coder, texts, skip_first),
+            "(sentence version) feature -> sentence version feature",
+            version=n_versions,
         )
-        fired = fired.view(len(sentences), n_versions, -1)
         originals += fired[:, 0].sum(0)
         all_versions += fired.all(1).sum(0)
-        fired_anywhere += fired.sum((0, 1))
-    share = (fired_anywhere / (len(rewrites) * n_versions)).numpy()
+        any_version += fired.sum((0, 1))
+    # score = 1 − (all versions fire) / (original fires);  chance = 1 − p^k
     score = torch.where(originals > 0, 1 - all_versions / originals.clamp_min(1), torch.nan).numpy()
+    share = (any_version / (len(rewrites) * n_versions)).numpy()
     return SemanticScores(originals.numpy().astype(int), score, 1 - share ** (n_versions - 1))
 
 
 def check_rewrites(rewrites: Sequence[Sequence[str]]) -> int:
-    """Versions a sentence; ValueError where there are none or sentences have different numbers of
-    them.
+    """Number of versions per sentence.
+
+    Raises:
+        ValueError: there is no sentence, a sentence has fewer than two versions, or sentences have
+            different numbers of versions.
     """
+    # A bare string would be read as a list of its characters; it counts as no version.
     counts = {0 if isinstance(versions, str) else len(versions) for versions in rewrites}
     if len(counts) != 1 or min(counts) < 2:
         raise ValueError(
-            f"rewrites hold {sorted(counts) or 'no'} version(s) of a sentence; expected lists of equal length, at least two each: "
-            "[[sentence, rewrite, …], …]"
+            f"rewrites hold {sorted(counts) or 'no'} version(s) of a sentence; expected lists of "
+            "equal length, at least two each: [[sentence, rewrite, …], …]"
         )
     return counts.pop()
 
@@ -103,15 +110,15 @@ def check_rewrites(rewrites: Sequence[Sequence[str]]) -> int:
 def _fires(
     model: HookedModel, hook: str, coder: FeatureCoder, texts: Sequence[str], skip_first: int
 ) -> Tensor:
-    """[text, feature]: whether a feature is active on any unmasked token."""
+    """Whether each feature is active on any unmasked token of each text, [text, feature]."""
     rows = model.encode(texts)
     name = place(hook)
     stream = model.engine.capture(model.pad(rows), [name])[name]
     counted = model.read_mask(rows, skip_first).to(stream.device)
     fired = torch.zeros(len(rows), coder.n_features, dtype=torch.bool)
-    # One text at a time: all positions × features of a batch would be the largest thing in memory.
-    for place_in_batch in range(len(rows)):
-        kept = stream[place_in_batch][counted[place_in_batch]]
-        if len(kept):
-            fired[place_in_batch] = (coder.encode(kept) != 0).any(0).cpu()
+    # One text at a time: all positions × features of a batch would be the largest tensor in memory.
+    for text in range(len(rows)):
+        states = stream[text][counted[text]]
+        if len(states):
+            fired[text] = (coder.encode(states) != 0).any(0).cpu()
     return fired

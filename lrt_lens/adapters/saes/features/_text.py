@@ -1,11 +1,10 @@
-"""Text for measuring features: windows of held-out documents, streamed in batches of one group of
-documents each.
+"""Text on which features are measured: windows of documents, in batches of one document group each.
 
-    for batch in iterate_batches(pair, stitch, documents, plan): batch.tokens, batch.counted,
-    batch.following, batch.group
+    for batch in iterate_batches(pair, stitch, documents, plan):
+        batch.tokens, batch.counted, batch.following, batch.group
 
-Groups are those of the harvest's test fold (the text decides), so that intervals over groups mean
-the same here as everywhere.
+Groups are those of the harvest's test fold, and the text of a document decides its group. Intervals
+over groups therefore have the same meaning here as in the rest of the package.
 """
 
 from collections.abc import Iterator
@@ -24,24 +23,22 @@ from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.typing import TokenMask, Tokens
 
 _NUMBERS_AT_ONCE = 2**24
-"""Positions × features (or vocabulary, where logits are needed) of a batch at most: 64 megabytes in
-float32.
-"""
+"""Largest positions × features (or × vocabulary) of a batch: 64 MB in float32."""
 _BATCH_WINDOWS = 64
 
 
 @dataclass(frozen=True)
 class ReadingPlan:
-    """How much text is read, and which."""
+    """Which text is read, and how much of it."""
 
     n_tokens: int
     """Counted positions after which no further document is read."""
     context_length: int
-    """Tokens a window, BOS included."""
+    """Tokens per window, BOS included."""
     test_fold_only: bool
-    """Only documents that had no part in the fit."""
+    """Whether to read only documents of the test fold, which had no part in the fit."""
     width: int
-    """Numbers that a position takes: features, or the vocabulary."""
+    """Numbers stored per position: features, or the vocabulary if logits are needed."""
 
 
 @dataclass(frozen=True)
@@ -50,34 +47,41 @@ class TokenBatch:
 
     tokens: Tokens
     counted: TokenMask
-    """Unmasked positions that have a next token."""
+    """True at unmasked positions that have a next token."""
     following: Tensor
-    """Ids of the next tokens at counted positions, flat."""
+    """Ids of the next tokens at counted positions, [counted position]."""
     lengths: Tensor
-    """Tokens of each window."""
+    """Number of tokens of each window."""
     group: int
 
     @classmethod
     def of(cls, windows: list[Window], group: int, model: HookedModel) -> "TokenBatch":
-        """Windows as tensors, padded on the right."""
+        """Batch of windows, padded on the right."""
         tokens = model.pad([window.ids for window in windows])
         counted = torch.zeros(tokens.shape, dtype=torch.bool)
         for row, window in enumerate(windows):
+            # The last token of a window has no next token.
             counted[row, torch.from_numpy(window.rows[window.rows < len(window.ids) - 1])] = True
         lengths = torch.tensor([len(window.ids) for window in windows])
+        # roll puts token t + 1 at position t; the position that wraps around never counts.
         return cls(tokens, counted, tokens.roll(-1, dims=1)[counted], lengths, group)
 
 
 def iterate_batches(
     pair: ModelPair, stitch: Stitch, documents: Documents, plan: ReadingPlan
 ) -> Iterator[TokenBatch]:
-    """Batches until enough positions count; `TooFewDocumentsError` where no document can be read."""
+    """Batches of windows until ``plan.n_tokens`` positions count.
+
+    Raises:
+        TooFewDocumentsError: no document offers a counted position.
+    """
     cut = BlockPlan(
         context_length=min(plan.context_length, pair.context_length), skip_first=stitch.skip_first
     )
     at_once = max(1, min(_BATCH_WINDOWS, _NUMBERS_AT_ONCE // (cut.context_length * plan.width)))
+    # Sums are stored per group of documents, so a batch holds windows of one group only.
     waiting: list[list[Window]] = [[] for _ in range(N_TEST_GROUPS)]
-    n_read, n_taken, n_counted = 0, 0, 0
+    n_read, n_counted = 0, 0
     for text in iterate_documents(documents, pair.source.tokenizer):
         if n_counted >= plan.n_tokens:
             break
@@ -85,23 +89,28 @@ def iterate_batches(
         key = document_key(text, stitch.provenance.seed)
         if plan.test_fold_only and part_of(key) < N_FOLDS:
             continue
+        # The group formula of the harvest: the key modulo N_FOLDS + 1 has chosen the part.
         group = key // (N_FOLDS + 1) % N_TEST_GROUPS
         windows = cut_windows(pair.source.encode_bodies([text])[0], key, pair.source, cut)
-        n_taken += bool(windows)
         n_counted += sum(int((window.rows < len(window.ids) - 1).sum()) for window in windows)
         waiting[group] += windows
         while len(waiting[group]) >= at_once:
             yield TokenBatch.of(waiting[group][:at_once], group, pair.source)
             del waiting[group][:at_once]
     if n_counted == 0:
-        which = (
-            " (a sixth is in the test fold); folds='all' reads the others too, if they had no part in the fit"
-            if plan.test_fold_only
-            else ""
-        )
-        raise TooFewDocumentsError(
-            f"none of {n_read} document(s) offers a position to measure features at{which}: give more or longer text"
-        )
+        raise TooFewDocumentsError(_no_position(n_read, plan))
+    # The last windows of each group do not fill a batch.
     for group, windows in enumerate(waiting):
         for start in range(0, len(windows), at_once):
             yield TokenBatch.of(windows[start : start + at_once], group, pair.source)
+
+
+def _no_position(n_read: int, plan: ReadingPlan) -> str:
+    remedy = "give more or longer text"
+    if plan.test_fold_only:
+        remedy += ", or pass folds='all' if the text had no part in the fit of the stitch"
+    fold = " of the test fold, a sixth of all documents," if plan.test_fold_only else ""
+    return (
+        f"none of {n_read} document(s) offers a position{fold} at which features can be measured; "
+        f"{remedy}"
+    )

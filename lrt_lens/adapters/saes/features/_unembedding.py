@@ -1,20 +1,21 @@
-"""What a direction in the stream says about the next token, and which directions say nothing.
+"""Effect of a direction in the residual stream on the logits, and directions with almost no effect.
 
     unembedding = Unembedding.of(model)
-    unembedding.logit_weights(rows, tokens)          # [row, token]: by how much one unit of a row raises each token's logit
-    unembedding.null_share(rows)                     # [row]: share of a row's norm that hardly reaches the logits
+    unembedding.logit_weights(rows, tokens)   # [row, token]: change of each logit per unit of a row
+    unembedding.null_share(rows)              # [row]: share of a row's norm with almost no effect
 
-The final norm is a division by the stream's size, which no direction alone decides, times a gain.
-The gain is folded in, as is the centring of a LayerNorm; the size is left out, so weights are in
-units of "logits times the size of the stream". Logits are centred over the vocabulary, because a
-softmax does not see their mean. Gain and centring are *measured* on the norm itself, whatever its
-class is called.
+The final norm divides by the size of the stream, which no single direction determines, and
+multiplies by a gain. The gain and the centring of a LayerNorm are folded into the weights; the size
+is not, so weights are in logits times the size of the stream. Logits are centred over the
+vocabulary, because a softmax ignores their mean. Gain and centring are *measured* on the norm
+itself, whatever its class.
 
-The share of a direction in the bottom 2% of the unembedding's singular directions is ‖P v‖/‖v‖
-(Stolfo et al., *Confidence Regulation Neurons*, arXiv 2406.16254, for neurons; Stitching, §5 and
-figure 5a, for features). A random direction has √(k/d).
+`null_share` is ‖P v‖/‖v‖ with P the projection on the directions of the smallest 2% of the
+unembedding's singular values (Stolfo et al., *Confidence Regulation Neurons*, arXiv 2406.16254, for
+neurons; Stitching, arXiv 2506.06609, §5 and figure 5a, for features). A random direction has √(k/d)
+for k such directions.
 
-Limits: logit soft-capping is monotone and left out.
+Limits: logit soft-capping, a monotone function, is left out.
 """
 
 import math
@@ -28,85 +29,89 @@ from lrt_lens.models._hooked_model import HookedModel
 
 NULL_FRACTION = 0.02
 """Share of the unembedding's singular directions that count as its null space (Stitching, §5)."""
-_CHUNK = 2**24
+_NUMBERS_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)
 class Unembedding:
-    """The linear part of the way from the last residual to the logits."""
+    """Linear part of the computation from the last residual stream to the logits."""
 
     weight: Tensor
-    """[d, vocabulary], float32, final gain and centrings folded in."""
+    """[d, vocabulary], float32, with the final gain and both centrings folded in."""
     centres: bool
-    """Whether the final norm takes the mean over dimensions out (LayerNorm)."""
+    """Whether the final norm subtracts the mean over dimensions (LayerNorm)."""
 
     @classmethod
     def of(cls, model: HookedModel) -> "Unembedding":
-        """Measured on the model's own final norm and read from its unembedding."""
+        """Linear part of a model, with gain and centring measured on its final norm."""
         norm, weight = _final_norm(model), _raw_unembedding(model)
         gain, centres = measure_norm(norm, model.d_model)
+        # (I − 11ᵀ/d) diag(gain) W_U (I − 11ᵀ/vocabulary); the first centring only for a LayerNorm
         folded = gain[:, None] * weight.detach().float().cpu()
         if centres:
             folded = folded - folded.mean(0, keepdim=True)
         return cls(folded - folded.mean(1, keepdim=True), centres)
 
     def logit_weights(self, rows: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """[row, d] → [row, token]: one unit of each row in the logits of ``tokens`` (of all without
-        them).
+        """Change of each token's logit per unit of each row, [row, d] → [row, token].
+
+        ``tokens`` are the ids to return; None returns the whole vocabulary.
         """
         return rows.float().cpu() @ (self.weight if tokens is None else self.weight[:, tokens])
 
     def top_tokens(self, rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """(ids, weights), [row, 2n]: the ``n`` tokens that each row raises most, then the ``n``
-        that it lowers most.
-        """
+        """(ids, weights), [row, 2n]: the ``n`` tokens raised most, then the ``n`` lowered most."""
         n = min(n, self.weight.shape[1] // 2)
         ids, weights = [], []
-        for chunk in rows.split(max(1, _CHUNK // self.weight.shape[1])):
-            found = self.logit_weights(chunk)
-            up, down = found.topk(n, dim=1), (-found).topk(n, dim=1)
-            ids.append(torch.cat([up.indices, down.indices], 1))
-            weights.append(torch.cat([up.values, -down.values], 1))
+        # Chunks of rows: logits of all features × vocabulary would not fit into memory.
+        for chunk in rows.split(max(1, _NUMBERS_AT_ONCE // self.weight.shape[1])):
+            logits = self.logit_weights(chunk)
+            raised, lowered = logits.topk(n, dim=1), (-logits).topk(n, dim=1)
+            ids.append(torch.cat([raised.indices, lowered.indices], 1))
+            weights.append(torch.cat([raised.values, -lowered.values], 1))
         return torch.cat(ids), torch.cat(weights)
 
     def null_directions(self, fraction: float = NULL_FRACTION) -> Tensor:
-        """[k, d]: orthonormal, the singular directions of the smallest singular values; at least
-        one.
+        """Orthonormal directions of the smallest singular values, [k, d] with k = ⌈fraction·d⌉ ≥ 1.
 
-        Under a LayerNorm the mean over dimensions never arrives, which is no property of the
-        unembedding: it is taken out first.
+        A LayerNorm removes the mean over dimensions before the unembedding, so the mean direction
+        says nothing about the unembedding and is excluded.
         """
         d = self.weight.shape[0]
+        # The eigenvectors of W_U W_Uᵀ are the left singular vectors of W_U, eigenvalues ascending.
         gram = self.weight.double() @ self.weight.double().T
         if self.centres:
-            # The mean direction gets the largest value, so that it is never among the smallest.
+            # Give the mean direction the largest value, so that it is never among the smallest.
             gram = gram + gram.trace() * torch.ones(d, d, dtype=gram.dtype) / d
         _, vectors = torch.linalg.eigh(gram)
         return vectors[:, : max(1, math.ceil(fraction * d))].T.float()
 
     def null_share(self, rows: Tensor, fraction: float = NULL_FRACTION) -> Tensor:
-        """[row]: ‖P v‖/‖v‖ with P the projection on `null_directions`; NaN for a row of zeros."""
+        """‖P v‖/‖v‖ of each row, P the projection on `null_directions`, [row]; NaN for zeros."""
         rows = rows.float().cpu()
         if self.centres:
             rows = rows - rows.mean(1, keepdim=True)
+        # The directions are orthonormal, so ‖P v‖ is the norm of the coordinates in them.
         return (rows @ self.null_directions(fraction).T).norm(dim=1) / rows.norm(dim=1)
 
     def random_share(self, fraction: float = NULL_FRACTION) -> float:
-        """Root mean square of the share of random directions: √(k/d)."""
+        """Root mean square of `null_share` over random directions: √(k/d)."""
         d = self.weight.shape[0]
+        # Centring leaves d − 1 dimensions.
         return math.sqrt(max(1, math.ceil(fraction * d)) / (d - self.centres))
 
 
 def measure_norm(norm: Any, d: int) -> tuple[Tensor, bool]:
-    """(gain [d], whether the mean over dimensions is taken out) of a final norm ``x ↦ gain ⊙ (x [−
-    mean])/size + bias``.
+    """(gain [d], whether it subtracts the mean) of a norm ``x ↦ gain ⊙ (x [− mean])/size + bias``.
 
-    A probe of mean 0 and mean square 1 comes out as ``gain ⊙ probe + bias``, and its negative as
-    ``−gain ⊙ probe + bias``.
+    Args:
+        norm: a module that maps [batch, position, d] to the same shape.
+        d: width of the residual stream.
     """
-    parameter = (
-        next(norm.parameters(), torch.zeros(1)) if hasattr(norm, "parameters") else torch.zeros(1)
-    )
+    parameter = torch.zeros(1)
+    if hasattr(norm, "parameters"):
+        parameter = next(norm.parameters(), parameter)
+    # A probe with mean 0 and mean square 1 is neither centred nor scaled by the norm.
     probe = torch.ones(d, dtype=torch.float64)
     probe[1::2] = -1.0
     if d % 2:
@@ -117,8 +122,10 @@ def measure_norm(norm: Any, d: int) -> tuple[Tensor, bool]:
         with torch.no_grad():
             return norm(x.to(parameter)[None, None])[0, 0].double().cpu()
 
+    # norm(±probe) = ±gain ⊙ probe + bias
     plus, minus = run(probe), run(-probe)
     gain = (plus - minus) / 2 / probe
+    # Only a norm that subtracts the mean returns the same for a shifted probe.
     shifted = run(probe + 3.0)
     centres = bool((shifted - plus).norm() < 0.01 * (plus - minus).norm())
     return gain.float(), centres
@@ -126,7 +133,7 @@ def measure_norm(norm: Any, d: int) -> tuple[Tensor, bool]:
 
 def _final_norm(model: HookedModel) -> Any:
     norm = model.bridge.ln_final
-    # A bridged component runs its own hooks; the bare module is the same function.
+    # A bridged component runs its own hooks; the bare module computes the same without them.
     return getattr(norm, "original_component", norm)
 
 

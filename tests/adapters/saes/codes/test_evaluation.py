@@ -125,6 +125,6 @@ def test_other_places_are_refused(pair: ModelPair, corpus: list[str], fitted: An
             **OPTIONS,
         )
     with pytest.raises(
-        MismatchError, match="the SAE has 30 features, this map was fitted on one of 24"
+        MismatchError, match="the SAE has 30 features; this map was fitted on an SAE of 24"
     ):
         evaluate_code_map(pair, stitch, TinySae(16, n_features=30), codes, corpus, **OPTIONS)

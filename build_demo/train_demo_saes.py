@@ -1,8 +1,8 @@
 """The bundled SAEs: TopK, 1,024 features, one on each bundled model, and the card that measures
 them.
 
-    python examples/train_demo_saes.py                # trains both into lrt_lens/bundled/saes, then measures them
-    python examples/train_demo_saes.py --card-only    # measures what is there
+    python build_demo/train_demo_saes.py                # trains both into lrt_lens/bundled/saes, then measures them
+    python build_demo/train_demo_saes.py --card-only    # measures what is there
 
 Rows come from the bundled documents, in several epochs (the first ``n_rows`` tokens of the folds
 that fit; the test fold is held out). Weights are stored as float16, and SAELens loads them as
@@ -121,7 +121,7 @@ def write_card(result: SAEEvaluation, out: Path) -> None:
             f"| {name} | `{HOOKS[name]}` | {row['l0']:.1f} | {row['fvu']:.4f} [{row['fvu_low']:.4f}, {row['fvu_high']:.4f}] "
             f"| {row['delta_ce']:.4f} [{row['delta_ce_low']:.4f}, {row['delta_ce_high']:.4f}] | {row['ce_recovered']:.4f} | {row['dead_fraction']:.3f} |"
         )
-    head = "# The bundled SAEs\n\nTopK SAEs in SAELens' format on the bundled models, made by `examples/train_demo_saes.py` (seed 0).\n"
+    head = "# The bundled SAEs\n\nTopK SAEs in SAELens' format on the bundled models, made by `build_demo/train_demo_saes.py` (seed 0).\n"
     tail = "\nMeasured on documents of the test fold, which took no part in training; intervals by bootstrap over documents. CE recovered is against the mean.\n"
     (out / "README.md").write_text(head + "\n" + "\n".join(lines) + "\n" + tail, encoding="utf-8")
     logger.info("\n".join(lines))

@@ -4,12 +4,12 @@ The demo of ``lrt_lens`` needs a small and a large model that saw the same text 
 through the same tokenizer, small enough to travel inside a wheel. No public family is: this script
 makes one out of short stories and film reviews.
 
-    python examples/train_demo_models.py --data DATA --work WORK     # prepare, train every size
-    python examples/train_demo_models.py --data DATA --work WORK --sizes small --tokens 1000000
+    python build_demo/train_demo_models.py --data DATA --work WORK     # prepare, train every size
+    python build_demo/train_demo_models.py --data DATA --work WORK --sizes small --tokens 1000000
 
 Stages, each skipped when its files exist: ``prepare`` (split, tokenizer, one stream of tokens) and
 ``train`` (one folder a size; a killed run continues from its last checkpoint).
-``examples/demo_model_card.py`` then measures the models, samples the review register of the harvest
+``build_demo/demo_model_card.py`` then measures the models, samples the review register of the harvest
 text and writes the model card.
 
 Reviews are cut at sentence ends into pieces of at most 900 characters, and half of the training

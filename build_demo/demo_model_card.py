@@ -1,10 +1,10 @@
 """Measure the bundled family of demo models, write its harvest text and its model card.
 
-``examples/train_demo_models.py`` leaves one folder a size in ``work``. Before they travel inside
+``build_demo/train_demo_models.py`` leaves one folder a size in ``work``. Before they travel inside
 the wheel somebody has to say how good they are, on text they never saw, and what may be shipped
 with them. This script does both and puts the result in ``out``:
 
-    python examples/demo_model_card.py --data DATA --work WORK --sizes small large
+    python build_demo/demo_model_card.py --data DATA --work WORK --sizes small large
 
     out/README.md, card.json, loss_curves.json      the card, for people and for programs
     out/<size>/                                     config, bfloat16 weights, tokenizer: a Hugging Face folder

@@ -1,0 +1,36 @@
+"""Settings of the evaluation of concept transfer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lrt_lens._settings import Settings
+from lrt_lens.adapters.concepts._concept_map import Extraction, TextRead
+from lrt_lens.adapters.vectors._steering_hook import Positions
+
+BETAS = (-1.5, -1.0, 1.0, 1.5)
+"""Strengths of L-Cross (arXiv 2501.02009), figures 7 and 8; β = 0 is always measured."""
+
+
+@dataclass(frozen=True)
+class ConceptTransferSettings(Settings):
+    """Settings of `lrt_lens.evaluate_concept_transfer`."""
+
+    betas: Sequence[float] = BETAS
+    """Strengths besides 0, as multiples of a vector's own length on the target."""
+    damage: float | None = 0.1
+    """Nats per token on neutral text at which arms are compared too; None leaves that out."""
+    by: Extraction = "mean_difference"
+    """How vectors are learnt: mean difference (CAA) or first principal component (RepE)."""
+    read: TextRead = "last"
+    """``"last"`` token, or the ``"mean"`` over a text's unmasked tokens."""
+    ridge: bool = True
+    """Whether to fit ridge maps too."""
+    positions: Positions = "all"
+    """Positions that are steered (in the paper all for CAA, the last one for RepE)."""
+    n_pairs: int | None = None
+    """Pairs that vectors are learnt from; None takes half of a concept's pairs. With few pairs the
+    arm ``own`` interpolates."""
+    n_random: int = 6
+    """Random maps."""
+    seed: int = 0
+    """Seed of splits, draws, folds and bootstraps."""

@@ -1,0 +1,154 @@
+"""Whether an SAE belongs to a model, a hook point, a residual basis and a tokenizer.
+
+Problem: an SAE of other weights or of another hook point gives wrong numbers without an error.
+Mechanism: one function per question; every function that takes an SAE asks all of them, so that
+transfer, evaluation, code maps, sparse probing, features and training accept the same SAEs.
+
+    identity = pair.source.identity
+    refuse_foreign_sae(sae, stitch.source_hook, identity)    # MismatchError unless the SAE fits
+    refuse_other_model(sae, identity)                        # one question alone
+
+Limits: each question is answered from the SAE's width and from ``sae.cfg.metadata``; what the
+metadata does not record is not checked. SAEs of SAELens record a name and a hook point, those of
+`train_sae` and ``stitch.transfer`` also the hash of the weights, the basis and the tokenizer.
+"""
+
+from typing import Any
+
+from lrt_lens.errors import HookPointError, MismatchError
+from lrt_lens.models._hook_points import joint_parts, same_place
+from lrt_lens.models._hooked_model import ModelIdentity
+from lrt_lens.stitching._stitch import Stitch
+
+
+def refuse_foreign_sae(
+    sae: Any, hook: str, model: ModelIdentity | None, *, width: int | None = None
+) -> None:
+    """Raise `MismatchError` unless an SAE belongs to ``hook`` of ``model``; the only entry point.
+
+    Args:
+        sae: a SAELens SAE, or an object with ``encode``; metadata is read if there is any.
+        hook: the hook point at which the SAE reads.
+        model: the model that is read; None if it is not known, which skips the questions about it.
+        width: dimensions at ``hook``; ``model.d_model`` by default.
+    """
+    expected = model.d_model if width is None and model is not None else width
+    if expected is not None:
+        refuse_other_width(sae, hook, expected)
+    refuse_other_hook_point(sae, hook)
+    if model is not None:
+        refuse_other_model(sae, model)
+        refuse_other_basis(sae, model)
+        refuse_other_tokenizer(sae, model)
+
+
+def model_identity_fields(model: ModelIdentity | None) -> dict[str, Any]:
+    """The metadata by which the functions of this module recognise ``model``; empty for None."""
+    if model is None:
+        return {}
+    return {
+        "model_hash": model.config_hash,
+        "basis": model.basis,
+        "tokenizer_hash": model.tokenizer_hash,
+    }
+
+
+def refuse_other_width(sae: Any, hook: str, width: int) -> None:
+    """Raise `MismatchError` if the SAE reads or writes another number of dimensions."""
+    decoder = getattr(sae, "W_dec", None)
+    widths = [getattr(getattr(sae, "cfg", None), "d_in", None)]
+    widths += [None if decoder is None else decoder.shape[-1]]
+    for found in widths:
+        if found is not None and found != width:
+            raise MismatchError(
+                f"this SAE has width {found}; expected {width} dimensions at {hook!r}: give an SAE "
+                "of that hook point and model, or transfer it first with stitch.transfer(sae)"
+            )
+
+
+def refuse_other_hook_point(sae: Any, hook: str) -> None:
+    """Raise `MismatchError` if the SAE was trained at another hook point than ``hook``."""
+    theirs = _recorded(sae, "hook_name")
+    if theirs and not same_place(str(theirs), hook):
+        raise MismatchError(
+            f"this SAE was trained at {theirs!r}; expected {hook!r}: give an SAE of that hook "
+            f"point, or a stitch, rows or a model read at {theirs!r} (stitch.reversed() swaps the "
+            "source and the target of a stitch)"
+        )
+
+
+def refuse_other_model(sae: Any, model: ModelIdentity) -> None:
+    """Raise `MismatchError` if the SAE was trained on other weights, or on a model of other name.
+
+    The hash of the weights decides if the SAE records one, because names differ between libraries
+    and folders. Names are compared without owner and case.
+    """
+    name, weights = _recorded(sae, "model_name"), _recorded(sae, "model_hash")
+    if weights == model.config_hash:
+        return
+    if weights:
+        theirs, ours = f"{name!r} (weights {weights})", f"{model.name!r} (weights"
+        ours, remedy = f"{ours} {model.config_hash})", f"model_hash = {model.config_hash!r}"
+    elif name and plain_name(str(name)) != plain_name(model.name):
+        theirs, ours, remedy = repr(name), repr(model.name), f"model_name = {model.name!r}"
+    else:
+        return
+    raise MismatchError(
+        f"this SAE was trained on {theirs}; expected {ours}: give an SAE of that model, or load "
+        f"the SAE's own (if both are the same model, set sae.cfg.metadata.{remedy})"
+    )
+
+
+def refuse_other_basis(sae: Any, model: ModelIdentity) -> None:
+    """Raise `MismatchError` if the SAE records another residual basis than the model's."""
+    theirs = _recorded(sae, "basis")
+    if theirs and theirs != model.basis:
+        raise MismatchError(
+            f"this SAE was trained in the {theirs!r} residual basis; expected {model.basis!r}, as "
+            f"in {model.name!r}: load the model with the same weight processing as for the "
+            "training of the SAE, or give an SAE of this basis"
+        )
+
+
+def refuse_other_tokenizer(sae: Any, model: ModelIdentity) -> None:
+    """Raise `MismatchError` if the SAE records another tokenizer than the model's."""
+    theirs = _recorded(sae, "tokenizer_hash")
+    if theirs and theirs != model.tokenizer_hash:
+        raise MismatchError(
+            f"this SAE was trained with another tokenizer (hash {theirs}); expected that of "
+            f"{model.name!r} (hash {model.tokenizer_hash}): load the model with the tokenizer of "
+            "the SAE, or train an SAE with this one"
+        )
+
+
+def refuse_joined_hook_points(stitch: Stitch) -> None:
+    """Raise `HookPointError` if either end of a stitch joins several hook points."""
+    for hook in (stitch.source_hook, stitch.target_hook):
+        if len(joint_parts(hook)) > 1:
+            raise HookPointError(
+                f"{hook!r} joins several hook points, and an SAE reads and writes a single one; "
+                "give a stitch between single hook points"
+            )
+
+
+def require_sae(sae: Any, *attributes: str) -> None:
+    """Raise `TypeError` if an object lacks an attribute that an SAE must have."""
+    missing = [name for name in attributes if not hasattr(sae, name)]
+    if missing:
+        raise TypeError(
+            f"a {type(sae).__name__} has no {' and '.join(missing)}; give a SAELens SAE, such as "
+            "SAE.load_from_disk(folder)"
+        )
+
+
+def plain_name(name: str) -> str:
+    """A model's name in lower case without its owner; gpt2-small becomes gpt2."""
+    plain = name.rstrip("/").rsplit("/", 1)[-1].lower()
+    # TransformerLens calls the smallest GPT-2 "gpt2-small", Hugging Face calls it "gpt2".
+    return "gpt2" if plain == "gpt2-small" else plain
+
+
+def _recorded(sae: Any, name: str) -> Any:
+    """One field of the SAE's metadata; None if there is no metadata or no such field."""
+    # SAELens' metadata answers None to any unknown name; other objects raise AttributeError.
+    return getattr(getattr(getattr(sae, "cfg", None), "metadata", None), name, None)

@@ -1,0 +1,41 @@
+"""plotly, imported when the first figure is drawn.
+
+Problem: results offer `.figure()`, so their modules import the modules of figures; plotly takes
+about half a second to import and is not needed to compute. Mechanism: `go` stands for
+`plotly.graph_objects` and `make_subplots` for the function of that name; both import plotly when
+they are used.
+
+    from lrt_lens.figures._plotly import go, make_subplots
+
+    def figure() -> "go.Figure":  # in quotes: otherwise evaluated, and plotly imported, at import
+        return go.Figure(go.Scatter(x=[0, 1], y=[0, 2]))
+
+Limits: `isinstance(x, go.Figure)` imports plotly too.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+# Type checkers see plotly itself; at run time each name imports it when it is used.
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+else:
+
+    class _GraphObjects:
+        """`plotly.graph_objects`, imported at the first access to one of its names."""
+
+        def __getattr__(self, name: str) -> Any:
+            import plotly.graph_objects
+
+            return getattr(plotly.graph_objects, name)
+
+    go = _GraphObjects()
+
+    def make_subplots(**options: Any) -> Any:
+        """Return `plotly.subplots.make_subplots(**options)`: an empty figure of several panels."""
+        from plotly import subplots
+
+        return subplots.make_subplots(**options)
+
+
+__all__ = ["go", "make_subplots"]
