@@ -240,8 +240,8 @@ def _no_rows(corpus: Corpus, plan: BlockPlan) -> TooFewDocumentsError:
         return TooFewDocumentsError(
             f"no document offers a pair of tokens: {corpus.n_skipped} have"
             f" {corpus.aligned.n_pairs} aligned positions in all, which are {corpus.aligned}. The"
-            f" first {plan.skip_first} positions and special or unknown tokens are masked, and a window"
-            f" needs {MINIMUM_ROWS} others: give longer texts, in the language of both tokenizers"
+            f" first {plan.skip_first} positions and special or unknown tokens are masked, and a"
+            f" window needs {MINIMUM_ROWS} others: give longer texts, in the language of both tokenizers"
         )
     return TooFewDocumentsError(
         f"no document offers a token: {corpus.n_skipped} were empty or too short (the first"
