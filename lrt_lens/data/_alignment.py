@@ -124,7 +124,8 @@ def nothing_aligns(n_texts: int, n_first: int, n_second: int) -> MismatchError:
     return MismatchError(
         f"no boundary between characters is shared in {n_texts} text(s) of {n_first} and"
         f" {n_second} tokens; expected at least one."
-        " Unknown and dropped characters have no boundaries: give texts that both tokenizers can spell"
+        " Unknown and dropped characters have no boundaries:"
+        " give texts that both tokenizers can spell"
     )
 
 
