@@ -85,7 +85,7 @@ bench: $(STAMP) ## measure what the documentation claims
 figures: $(STAMP) ## the papers' figures into figures/, and the gallery in examples/README.md from them
 	@failed=; for script in $$(grep -l 'run(reproduce)' examples/*.py); do \
 	    echo "==== $$script"; $(PYTEST_ENV) $(BIN)/python "$$script" --out figures $(ARGS) || failed="$$failed $$script"; done; \
-	case '$(ARGS)' in *--quick*) ;; *) $(BIN)/python -m lrt_lens.reproduction._gallery figures;; esac; \
+	case '$(ARGS)' in *--quick*) ;; *) $(BIN)/python -m lrt_lens.reproduction figures;; esac; \
 	test -z "$$failed" || { echo "error: these made no figure:$$failed" >&2; exit 1; }
 
 $(STAMP_DOCS): $(STAMP)

@@ -1,3 +1,4 @@
-"""What the documentation claims about speed and memory, measured: ``python -m benchmarks.run``; see
-README.md.
+"""Measurements behind the documentation's claims about speed and memory; see README.md.
+
+python -m benchmarks.run
 """

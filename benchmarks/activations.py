@@ -1,4 +1,4 @@
-"""Rows of a real pair: the bundled models' middle layers on the bundled text."""
+"""Paired activations of a real pair: middle layers of the bundled models on the bundled text."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +9,9 @@ from torch import Tensor
 from benchmarks.measuring import Settings
 from benchmarks.models import TINY, random_documents, random_models
 from lrt_lens.bundled._models import DEMO_FOLDER, demo_pair
-from lrt_lens.data._blocks import N_FOLDS, Block, iterate_blocks, part_of
+from lrt_lens.data._blocks import Block, iterate_blocks
 from lrt_lens.data._documents import document_key
+from lrt_lens.data._parts import N_FOLDS, part_of
 from lrt_lens.data._windows import BlockPlan
 from lrt_lens.models._hook_points import residual_post
 from lrt_lens.models._pair import ModelPair
@@ -20,21 +21,22 @@ BUNDLED_TEXT = DEMO_FOLDER / "data" / "documents.jsonl.gz"
 
 @dataclass(frozen=True)
 class Recording:
-    """Paired rows in memory: what Adam needs, and what our own fit is given too."""
+    """Paired rows in memory, the same for Adam and for the closed form."""
 
     x: Tensor
-    """[token, d_source]."""
+    """Activations of the source, [token, d_source]."""
     y: Tensor
-    """[token, d_target]."""
+    """Activations of the target, [token, d_target]."""
     documents: list[int]
-    """A document for every row."""
+    """The document of every row."""
     origin: str
-    """Which models and layers."""
+    """Models, text and layers, in words."""
 
     @property
     def tests(self) -> Tensor:
-        """[token], true in the test fold of `CrossMoments.from_activations`: Adam is held out on
-        the same rows as ridge.
+        """Whether each row is in the test fold of `CrossMoments.from_activations`, [token].
+
+        Adam and ridge are therefore tested on the same rows.
         """
         held_out = {
             document: part_of(document_key(str(document), 0)) >= N_FOLDS
@@ -44,14 +46,13 @@ class Recording:
 
 
 def record(settings: Settings) -> Recording:
-    """Middle layers of the bundled pair (of a tiny random pair where the bundle is not there and
-    ``--quick`` is on).
-    """
+    """Activations at the middle layers of the bundled pair; of a tiny random pair with --quick."""
     if BUNDLED_TEXT.exists() and not settings.quick:
         return _record(demo_pair(), BUNDLED_TEXT, settings, "bundled pair, bundled text")
     if not settings.quick:
         raise RuntimeError(
-            f"{BUNDLED_TEXT.name} is not in the bundled data; this benchmark needs a trained pair and its text"
+            f"{BUNDLED_TEXT.name} is not in the bundled data; this benchmark needs the bundled "
+            "pair and its text: install the package with its data, or use --quick"
         )
     with random_models(TINY, settings.seed) as folder:
         pair = ModelPair.load(str(folder / "source"), str(folder / "target"))
@@ -64,6 +65,7 @@ def record(settings: Settings) -> Recording:
 
 
 def _record(pair: ModelPair, documents: Any, settings: Settings, origin: str) -> Recording:
+    """Activations at the middle layers of a pair on some documents."""
     layers = pair.source.n_layers // 2, pair.target.n_layers // 2
     rows = [
         _rows(pair, block, layers)
@@ -81,14 +83,15 @@ def _record(pair: ModelPair, documents: Any, settings: Settings, origin: str) ->
 def _rows(
     pair: ModelPair, block: Block, layers: tuple[int, int]
 ) -> tuple[Tensor, Tensor, list[int]]:
+    """Rows of both models for one block, and the document of every row."""
     x, y, documents = [], [], []
     for batch in block.batches(4096):
         tokens = pair.source.pad([window.ids for window in batch])
         for rows, model, layer in ((x, pair.source, layers[0]), (y, pair.target, layers[1])):
             hook = residual_post(layer)
             activations = model.capture(tokens, [hook])[hook]
-            # A clone outside inference mode: rows that Adam differentiates through must be ordinary
-            # tensors.
+            # Tensors made in inference mode cannot take part in autograd, which Adam needs; a
+            # clone made outside it can.
             rows.extend(
                 activations[i, torch.from_numpy(window.rows)].clone()
                 for i, window in enumerate(batch)

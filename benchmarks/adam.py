@@ -1,10 +1,10 @@
-"""The rival: an affine map trained by Adam over rows in memory, as the papers do it, in its most
-favourable light.
+"""The alternative to a closed form: an affine map trained by Adam over rows in memory.
 
-Its search for a learning rate is not charged, nor are its looks at the held-out rows; the optimiser
-is torch's fused one.
+The comparison favours Adam: neither the search for its learning rate nor its evaluations on
+held-out rows are timed, and the optimiser is torch's fused one.
 """
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -13,27 +13,28 @@ from torch import Tensor, nn
 
 LEARNING_RATES = (1e-3, 3e-4, 1e-4)
 BATCH = 1024
-_LOOKS_AN_EPOCH = 4
+_TESTS_PER_EPOCH = 4
+"""Evaluations on held-out rows per epoch."""
 
 
 @dataclass(frozen=True)
 class Race:
-    """How far Adam came."""
+    """The outcome of one training run by Adam."""
 
     learning_rate: float
     reached: bool
-    """Whether its held-out error came within 1% of ridge's."""
+    """Whether the held-out error came within 1% of that of ridge."""
     steps: int
-    """Until then, or in all."""
+    """Number of steps until then, or of all steps."""
     seconds: float
-    """Of those steps alone."""
+    """Seconds of the training steps alone."""
     epochs: float
     fvu: float
-    """Least held-out fraction of variance unexplained that was seen."""
+    """Least held-out fraction of variance unexplained of all evaluations."""
 
 
 class AdamMap:
-    """``y ≈ x W + b`` by mini-batches of ``BATCH`` rows, in a new random order every epoch."""
+    """``y ≈ x W + b`` by mini-batches of ``BATCH`` rows, in a new random order each epoch."""
 
     def __init__(self, x: Tensor, y: Tensor, learning_rate: float, seed: int) -> None:
         torch.manual_seed(seed)
@@ -74,33 +75,31 @@ def race(
     max_epochs: float,
     seed: int,
 ) -> Race:
-    """Train on the rows that do not test until the held-out FVU is at most ``goal``, or for
-    ``max_epochs``.
-    """
+    """Train on the fitting rows until the held-out FVU is at most ``goal``, or ``max_epochs``."""
     fit, held_out = (x[~tests], y[~tests]), (x[tests], y[tests])
     adam = AdamMap(*fit, learning_rate, seed)
-    steps_an_epoch = -(-len(fit[0]) // BATCH)
-    look = max(1, steps_an_epoch // _LOOKS_AN_EPOCH)
+    steps_per_epoch = math.ceil(len(fit[0]) / BATCH)
+    interval = max(1, steps_per_epoch // _TESTS_PER_EPOCH)
     steps, spent, best = 0, 0.0, float("inf")
-    while steps < max_epochs * steps_an_epoch:
-        spent += adam.step(look)
-        steps += look
+    while steps < max_epochs * steps_per_epoch:
+        spent += adam.step(interval)
+        steps += interval
         best = min(best, adam.fvu(*held_out))
         if best <= goal:
             break
-    return Race(learning_rate, best <= goal, steps, spent, steps / steps_an_epoch, best)
+    return Race(learning_rate, best <= goal, steps, spent, steps / steps_per_epoch, best)
 
 
 def best_race(
     x: Tensor, y: Tensor, tests: Tensor, goal: float, max_epochs: float, seed: int
 ) -> tuple[Race, list[Race]]:
-    """(the learning rate that reaches the goal first, all that were tried); the closest one where
-    none does.
+    """The run that reaches the goal in the fewest steps, and all runs, one per learning rate.
 
-    A rate runs no further than the best so far: it could not win any more.
+    If no run reaches the goal, the run with the least error is the best. A run stops at the number
+    of epochs of the best run so far, because it cannot become the best after that.
     """
-    tried: list[Race] = []
+    races: list[Race] = []
     for learning_rate in LEARNING_RATES:
-        limit = min([max_epochs, *(r.epochs for r in tried if r.reached)])
-        tried.append(race(x, y, tests, goal, learning_rate, limit, seed))
-    return min(tried, key=lambda r: (not r.reached, r.steps if r.reached else r.fvu)), tried
+        limit = min([max_epochs, *(r.epochs for r in races if r.reached)])
+        races.append(race(x, y, tests, goal, learning_rate, limit, seed))
+    return min(races, key=lambda r: (not r.reached, r.steps if r.reached else r.fvu)), races

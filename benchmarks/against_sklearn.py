@@ -1,4 +1,6 @@
-"""One ridge map: moments that stream against scikit-learn in memory."""
+"""One ridge map from streamed moments, compared with scikit-learn's ridge in memory."""
+
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,26 +10,28 @@ from torch import Tensor
 
 from benchmarks.measuring import Measurement, Settings, alternate
 from benchmarks.models import PYTHIA, TINY
-from lrt_lens.data._blocks import N_PARTS
+from lrt_lens.data._parts import N_PARTS
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching.solvers._ridge import Ridge
 
 _ALPHA = 1e-3
-_ROWS_A_DOCUMENT = 400
+_ROWS_PER_DOCUMENT = 400
 _LARGEST_DIFFERENCE = 1e-3
-"""Relative, between the two maps: both work in float32."""
+"""Largest relative difference between the two maps, both computed in float32."""
 
 
 def fit_time_over_sklearn(settings: Settings) -> Measurement:
-    """A: `CrossMoments.from_activations` and one up map at one penalty, from all rows.
+    """Seconds of `CrossMoments` with one map up ÷ seconds of scikit-learn's ridge.
 
-    Products are float32 and kept per fold; the target's second moments, which this map does not
-    need, are accumulated too: it is what a user calls. B: scikit-learn's
-    ``Ridge(solver="cholesky")`` on the same float32 rows and the same penalty.
+    A: `CrossMoments.from_activations` and one map up at one penalty, from all rows. Products are
+    float32 and per fold. The target's second moments are accumulated too, though this map does not
+    need them, because the function that users call does so. B: scikit-learn's
+    ``Ridge(solver="cholesky")`` on the same float32 rows with the same penalty.
     """
     x, y = _rows(settings)
-    documents = torch.arange(len(x)) // _ROWS_A_DOCUMENT
+    documents = torch.arange(len(x)) // _ROWS_PER_DOCUMENT
+    # α·tr(Sxx)/d: the penalty of our relative α in scikit-learn's unit
     penalty = _ALPHA * float((x - x.mean(0)).double().pow(2).sum() / x.shape[1])
     arrays = x.numpy(), y.numpy()
     with threadpool_limits(limits=settings.threads):
@@ -40,15 +44,17 @@ def fit_time_over_sklearn(settings: Settings) -> Measurement:
         )
     if difference > _LARGEST_DIFFERENCE:
         raise RuntimeError(
-            f"the two maps differ by {difference:.2g} of their norm; at most {_LARGEST_DIFFERENCE} is rounding: they solve other problems"
+            f"the two maps differ by {difference:.2g} of their norm, expected at most "
+            f"{_LARGEST_DIFFERENCE} from rounding: they no longer solve the same problem"
         )
     return Measurement(
         name="fit_time_over_sklearn",
         value=timings.ratio,
         target=1.3,
         at_most=True,
-        what=f"Accumulating moments of {len(x):,} rows and solving the up map ({x.shape[1]} → {y.shape[1]}, float32, one penalty) "
-        "÷ scikit-learn's Ridge(solver='cholesky') on the same rows in memory.",
+        what=f"Accumulating moments of {len(x):,} rows and solving the up map ({x.shape[1]} → "
+        f"{y.shape[1]}, float32, one penalty) ÷ scikit-learn's Ridge(solver='cholesky') on the "
+        "same rows in memory.",
         raw=timings.raw("moments", "sklearn")
         | {
             "rows": len(x),
@@ -60,6 +66,7 @@ def fit_time_over_sklearn(settings: Settings) -> Measurement:
 
 
 def _ours(x: Tensor, y: Tensor, documents: Tensor) -> AffineMap:
+    """The ridge map up from moments of all rows."""
     moments = CrossMoments.from_activations(x, y, documents=documents)
     (pair,) = moments.pairs
     scatter = moments.scatter(pair, range(N_PARTS))
@@ -67,19 +74,21 @@ def _ours(x: Tensor, y: Tensor, documents: Tensor) -> AffineMap:
 
 
 def _theirs(x: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:
+    """Weight of scikit-learn's ridge, [d_source, d_target]."""
     return SklearnRidge(alpha=penalty, solver="cholesky").fit(x, y).coef_.T
 
 
 def _difference(ours: Tensor, theirs: np.ndarray) -> float:
+    """Relative difference of two weights, in the Frobenius norm."""
     return float((ours - torch.from_numpy(theirs).double()).norm() / ours.norm())
 
 
 def _rows(settings: Settings) -> tuple[Tensor, Tensor]:
-    """Correlated rows with a mean, as activations have."""
+    """Correlated random rows with a non-zero mean, as activations are."""
     shape = TINY if settings.quick else PYTHIA
     generator = torch.Generator().manual_seed(settings.seed)
     rows = 4_000 if settings.quick else settings.n_tokens
-    draw = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
+    draw = partial(torch.randn, generator=generator)
     x = draw(rows, shape.source.d_model) + draw(shape.source.d_model)
     y = x @ draw(shape.source.d_model, shape.target.d_model) * shape.source.d_model**-0.5 + draw(
         rows, shape.target.d_model

@@ -1,6 +1,7 @@
-"""What aligning two tokenizers costs beside tokenising, and beside a harvest of the same text."""
+"""The cost of aligning two tokenizers, relative to tokenising and to a harvest of the same text."""
 
-from collections.abc import Callable
+import statistics
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -14,7 +15,7 @@ from lrt_lens.moments._harvesting import harvest
 
 _REPETITIONS = 5
 _CHUNK = 64
-"""Texts at a time, as in a harvest."""
+"""Number of texts per call, as in a harvest."""
 
 
 def alignment_tokens_per_second_over_tokenizer(settings: Settings) -> Measurement:
@@ -29,8 +30,10 @@ def alignment_tokens_per_second_over_tokenizer(settings: Settings) -> Measuremen
         value=timings.ratio - 1,
         target=1.0,
         at_most=True,
-        what="(Seconds of `Aligner.align` − seconds of both tokenizers alone) ÷ seconds of both tokenizers alone: token ids as a harvest asks for "
-        f"them, {len(texts):,} bundled texts in chunks of {_CHUNK}, the bundled byte-level BPE against a lower-casing WordPiece trained on the texts.",
+        what="(Seconds of `Aligner.align` − seconds of both tokenizers alone) ÷ seconds of both "
+        "tokenizers alone: token ids as a harvest asks for them, "
+        f"{len(texts):,} bundled texts in chunks of {_CHUNK}, the bundled byte-level BPE against a "
+        "lower-casing WordPiece trained on the texts.",
         raw=timings.raw("aligned", "tokenizers") | {"texts": len(texts), "share": share},
     )
 
@@ -44,25 +47,26 @@ def alignment_share_of_harvest(settings: Settings) -> Measurement:
         tokenizers = pair.source.tokenizer, _word_piece(documents)
         added, share = _time(tokenizers, documents)
         source, target = shape.middle
-        run: Callable[[], Any] = lambda: harvest(  # noqa: E731
-            pair, documents, source_layers=[source], target_layers=[target], progress=False
+        run = partial(
+            harvest, pair, documents, source_layers=[source], target_layers=[target], progress=False
         )
         harvested = alternate(run, lambda: None, 2)
-    seconds = sorted(a - b for a, b in zip(added.a, added.b, strict=True))[len(added.a) // 2]
+    seconds = statistics.median(a - b for a, b in zip(added.a, added.b, strict=True))
     return Measurement(
         name="alignment_share_of_harvest",
         value=seconds / min(harvested.a),
         target=0.05,
         at_most=True,
-        what=f"Seconds that `Aligner.align` takes beyond tokenising with both ÷ seconds of a harvest of one middle pair (layers {source} and {target}) "
-        "of the same documents: word-level tokenizer of the random models against a WordPiece.",
+        what="Seconds that `Aligner.align` takes beyond tokenising with both ÷ seconds of a "
+        f"harvest of one middle pair (layers {source} and {target}) of the same documents: "
+        "word-level tokenizer of the random models against a WordPiece.",
         raw=added.raw("aligned", "tokenizers")
         | {"harvest_seconds": list(harvested.a), "documents": len(documents), "share": share},
     )
 
 
 def _time(tokenizers: tuple[Any, Any], texts: list[str]) -> tuple[Timings, tuple[float, float]]:
-    """(aligned against only tokenised, share of tokens aligned)."""
+    """Timings of alignment (A) and of tokenising alone (B), and the fractions of aligned tokens."""
     aligner = Aligner(*tokenizers)
     chunks = [texts[start : start + _CHUNK] for start in range(0, len(texts), _CHUNK)]
     share = aligned_share([alignment for chunk in chunks for alignment in aligner.align(chunk)])
@@ -75,11 +79,12 @@ def _time(tokenizers: tuple[Any, Any], texts: list[str]) -> tuple[Timings, tuple
 
 
 def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """As `HookedModel.encode_bodies` asks."""
+    """Token ids, requested as `HookedModel.encode_bodies` does."""
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def _word_piece(texts: list[str]) -> Any:
+    """A lower-casing WordPiece tokenizer trained on the first 500 texts."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""One map: the closed form from moments against Adam over rows, on activations of a real pair."""
+"""One map: the closed form from moments and Adam over rows, on activations of a real pair."""
 
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -11,26 +11,27 @@ from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.stitching._grid import StitchGrid
 
 _TOLERANCE = 1.01
-"""Adam has arrived when its held-out FVU is at most this times ridge's."""
+"""Adam reaches its goal if its held-out FVU is at most this times that of ridge."""
 _MAX_EPOCHS = 100
 _REPEAT_UP_TO = 40.0
-"""Seconds up to which Adam's winning run is repeated; a longer one is timed once."""
+"""Seconds up to which the best run of Adam is repeated; a longer run is timed once."""
 
 
 @dataclass(frozen=True)
 class Duel:
-    """Adam against ridge on the same rows."""
+    """Results of Adam and ridge on the same rows."""
 
     recording: Recording
     ridge_fvu: float
-    """On the test fold."""
+    """Fraction of variance unexplained by ridge on the test fold."""
     adam: Race
-    """With its best learning rate."""
+    """The run of Adam with the best learning rate."""
     tried: tuple[Race, ...]
+    """The runs with every learning rate."""
 
     @property
     def raw(self) -> dict[str, Any]:
-        """As it stands in results.json."""
+        """The values for results.json."""
         rows = self.recording
         return {
             "activations": rows.origin,
@@ -47,20 +48,20 @@ class Duel:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Says so where Adam never arrived."""
+        """A note that the ratio is a lower bound, if Adam did not reach its goal."""
         if self.adam.reached:
             return ()
         return (
-            f"lower bound: in {self.adam.epochs:.0f} epochs Adam never came within 1% of ridge's held-out FVU "
-            f"({self.ridge_fvu:.4f}; its best was {self.adam.fvu:.4f})",
+            f"lower bound: in {self.adam.epochs:.0f} epochs Adam never came within 1% of ridge's "
+            f"held-out FVU ({self.ridge_fvu:.4f}; its best was {self.adam.fvu:.4f})",
         )
 
 
 def fit_speedup_over_adam(settings: Settings) -> Measurement:
-    """A: Adam, its winning learning rate for as many steps as that needs, up map only, on the rows
-    that fit.
+    """Seconds of Adam ÷ seconds of the closed form.
 
-    B: `CrossMoments.from_activations` on all rows, then ``moments.fit()``: up and down, 20
+    A: Adam with its best learning rate for the steps that it needs, map up only, on the fitting
+    rows. B: `CrossMoments.from_activations` on all rows, then ``moments.fit()``: up and down, 20
     penalties on five folds, test scores.
     """
     duel = run_duel(settings)
@@ -76,8 +77,9 @@ def fit_speedup_over_adam(settings: Settings) -> Measurement:
         value=timings.ratio,
         target=5.0,
         at_most=False,
-        what="Time of Adam (the best of three learning rates, up map only) until its held-out FVU is within 1% of ridge's "
-        "÷ time to accumulate the moments of the same rows and solve up and down with cross-validated penalties.",
+        what="Time of Adam (the best of three learning rates, up map only) until its held-out "
+        "FVU is within 1% of ridge's ÷ time to accumulate the moments of the same rows and solve "
+        "up and down with cross-validated penalties.",
         raw=timings.raw("adam", "moments") | duel.raw,
         notes=duel.notes,
     )
@@ -85,17 +87,19 @@ def fit_speedup_over_adam(settings: Settings) -> Measurement:
 
 @lru_cache(maxsize=1)
 def run_duel(settings: Settings) -> Duel:
-    """Find out how many steps Adam needs; `sweep_speedup_over_adam` extrapolates from them. Also
-    the warm-up of both sides.
+    """The number of steps that Adam needs; also the warm-up of both sides.
+
+    `sweep_speedup_over_adam` extrapolates from these steps.
     """
     rows = record(settings)
     ridge_fvu = 1 - float(_closed_form(rows).scores["r2"].iloc[0])
     max_epochs = 5 if settings.quick else _MAX_EPOCHS
-    best, tried = best_race(
+    best, races = best_race(
         rows.x, rows.y, rows.tests, _TOLERANCE * ridge_fvu, max_epochs, settings.seed
     )
-    return Duel(rows, ridge_fvu, best, tuple(tried))
+    return Duel(rows, ridge_fvu, best, tuple(races))
 
 
 def _closed_form(rows: Recording) -> StitchGrid:
+    """Moments of the rows, and ridge maps with cross-validated penalties."""
     return CrossMoments.from_activations(rows.x, rows.y, documents=rows.documents).fit()

@@ -21,7 +21,8 @@ from lrt_lens.data._blocks import iterate_blocks
 from lrt_lens.data._windows import BlockPlan
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._cross_moments import CrossMoments
-from lrt_lens.moments._harvesting import Null, harvest
+from lrt_lens.moments._harvest_settings import Null
+from lrt_lens.moments._harvesting import harvest
 
 _BATCH_TOKENS, _CONTEXT = 4096, 256
 """The defaults of `harvest`, spelled out because the bare side must run the same batches."""

@@ -12,7 +12,8 @@ from benchmarks.fitting import run_duel
 from benchmarks.measuring import Measurement, Settings, alternate
 from benchmarks.models import Shape
 from benchmarks.synthetic import grid_shape, synthetic_moments
-from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments, Pair
+from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
+from lrt_lens.moments._hook_pairs import HookPair as Pair
 from lrt_lens.moments._scatter import score_map
 from lrt_lens.stitching.solvers._ridge import Ridge, RidgeSide
 

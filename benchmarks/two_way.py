@@ -186,8 +186,8 @@ class JointAdam:
 
 
 def _parts(documents: Tensor) -> list[int]:
-    from lrt_lens.data._blocks import part_of
     from lrt_lens.data._documents import document_key
+    from lrt_lens.data._parts import part_of
 
     return [part_of(document_key(str(document), 0)) for document in range(int(documents.max()) + 1)]
 

@@ -31,14 +31,14 @@ from torch import Tensor
 
 import lrt_lens as lrt
 from lrt_lens.adapters.vectors._agreement import steering_agreement
-from lrt_lens.data._blocks import N_FOLDS, part_of
 from lrt_lens.data._documents import document_key
+from lrt_lens.data._parts import N_FOLDS, part_of
 from lrt_lens.data._windows import BlockPlan, cut_windows
 from lrt_lens.figures._template import TEMPLATE_NAME
 from lrt_lens.models._hook_points import same_place
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
 from lrt_lens.statistics._correlations import bootstrap_rank_correlation
-from lrt_lens.stitching._fidelity import fidelities, naive_fidelities, random_directions
+from lrt_lens.stitching._fidelity import fidelities, naive_fidelities, random_source_directions
 
 PREDICTORS = ("rho_write", "rho_read", "naive", "cosine_to_native")
 _LABELS = {
@@ -232,7 +232,8 @@ def written_directions(
             ("SAE decoder row", row.double(), None)
             for row in sae.W_dec[:: len(sae.W_dec) // n_components][:n_components]
         ]
-    draws = random_directions(stitch, options.n_random, torch.Generator().manual_seed(options.seed))
+    generator = torch.Generator().manual_seed(options.seed)
+    draws = random_source_directions(stitch, options.n_random, generator)
     return directions + [("random", draw, None) for draw in draws]
 
 

@@ -9,7 +9,7 @@ By default there are two tasks from the bundled texts: sentiment (the contrast s
 (story or review, documents of the map's test fold). Dense probes are logistic regressions on the
 mean state. Sparse probes read k features of the transferred SAE, of the target's own SAE, or of
 random directions. The paper (arXiv 2506.06609) prints no accuracies, only plots (y from .5 to 1)
-with the conclusion "zero-shot transfer ≈ native" for dense probes. Our numbers test that conclusion.
+with the conclusion "zero-shot transfer ≈ native" for dense probes. Our numbers test it.
 """
 
 from collections.abc import Mapping

@@ -1,14 +1,13 @@
-"""LRT's table 1 and figure 5: do answers to questions about a behaviour move together under native
-and transferred steering?
+r"""LRT, table 1 and figure 5: do answers change alike under native and transferred steering?
 
-    python examples/propensity.py                                          # bundled pair, its own items: under a minute
-    python examples/propensity.py --source MODEL --target MODEL --source-layer 10 --target-layer 20
-    --tasks FOLDER --documents FILE.jsonl
+    python examples/propensity.py                 # bundled pair, its own items: under a minute
+    python examples/propensity.py --source MODEL --target MODEL --source-layer 10 \
+        --target-layer 20 --tasks FOLDER --documents FILE.jsonl
 
-Tasks are JSON Lines files in the form of the model-written evaluations (`question`,
-`answer_matching_behavior`, `answer_not_matching_behavior`). A task of the paper's table is found by
-its file's name and the paper's numbers are printed beside ours. The same model on both sides
-carries vectors between its own layers.
+Tasks are JSON Lines files in the format of the model-written evaluations (`question`,
+`answer_matching_behavior`, `answer_not_matching_behavior`). A file with the name of a task in the
+table of LRT (arXiv 2506.00653) is compared with the paper's numbers. If source and target are the
+same model, vectors are transferred between its layers.
 """
 
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from lrt_lens.reproduction import (
     Verdict,
     run,
 )
+from lrt_lens.reproduction._concepts import first_items
 
 PAPER = {
     "corrigible-neutral-HHH": (0.807, 0.160, 0.751, 0.861, 4.22e-2, 4.24e-2),
@@ -58,9 +58,7 @@ PAPER = {
         1.21e-2,
     ),
 }
-"""LRT (arXiv 2506.00653), table 1, Gemma-2-2B → 9B: mean r, sd over scales, 95% interval, mean MSE
-and its sd.
-"""
+"""LRT, table 1, Gemma-2-2B → 9B: mean r, its sd over scales, 95% interval, mean MSE and its sd."""
 
 
 @dataclass(frozen=True)
@@ -76,23 +74,23 @@ class Options(FigureOptions):
     }
     UNUSED: ClassVar = frozenset({"sae"})
     source_layer: int = 2
-    """Where vectors are learnt."""
+    """Layer of the source at which vectors are learnt."""
     target_layer: int | None = None
-    """Where they are carried to; chosen by cross-validation without it."""
+    """Layer of the target to which they are transferred; by default chosen by cross-validation."""
     tasks: Path | None = None
-    """Folder of task files; the bundled choice items without it."""
+    """Folder of task files; by default the bundled choice items."""
     n_items: int = 60
-    """Items a task, half of them for the vector."""
+    """Number of items per task, half of them for the vector."""
     scales: tuple[float, ...] = SCALES
-    """Multiples of the native vector's length."""
+    """Strengths, as multiples of the native vector's length."""
     n_random: int = 4
-    """Random directions."""
+    """Number of random directions."""
     bias: bool = False
     """Add the map's bias to the vector, as LRT does."""
 
 
 def reproduce(options: Options) -> Reproduction:
-    """Fit a stitch, carry a vector a task, compare."""
+    """Fit a stitch, transfer one vector per task, and compare propensities."""
     pair, texts = options.pair(), options.texts()
     stitch = options.grid(pair, texts, options.source_layer, options.target_layer).best()
     result = lrt.evaluate_propensity(
@@ -104,11 +102,10 @@ def reproduce(options: Options) -> Reproduction:
         n_random=options.n_random,
         seed=options.seed,
     )
-    table = beside_the_paper(result)
+    table = compared_with_the_paper(result)
     overall = result.overall.set_index("arm")
-    at = lambda arm, name: float(overall.loc[arm, name])  # noqa: E731
-    changes = at("transferred", "r_change"), at("random", "r_change"), at("shuffled", "r_change")
-    paper_r = sum(row[0] for row in PAPER.values()) / len(PAPER)
+    changes = [float(overall.loc[a, "r_change"]) for a in ("transferred", "random", "shuffled")]
+    # Without any steering, r comes from the difficulty of the items alone.
     above_difficulty = bool((table["r"] > table["r_none"]).all())
     verdict: Verdict = (
         "does not survive its null"
@@ -119,44 +116,26 @@ def reproduce(options: Options) -> Reproduction:
     )
     return Reproduction(
         name="propensity",
-        title="Do answers move together under native and transferred steering?",
+        title="Do answers change alike under native and transferred steering?",
         paper="LRT, table 1 and figure 5",
-        claim="Propensities of items under the transferred vector correlate with those under the target's own: r from .73 to .98 over 13 tasks.",
-        compared=[
-            Compared(
-                "r of propensities, mean over tasks (paper: mean of its 13)",
-                at("transferred", "r"),
-                round(paper_r, 3),
-                control=at("none", "r"),
-                control_name="no steering at all",
-            ),
-            Compared(
-                "r of the changes that steering makes",
-                changes[0],
-                None,
-                control=changes[1],
-                control_name="random directions",
-            ),
-            Compared(
-                "squared error as a share of predicting no change",
-                at("transferred", "mse_share"),
-                None,
-                control=at("random", "mse_share"),
-                control_name="random directions",
-            ),
-        ],
-        says="LRT's r is between propensities; what no steering at all reaches against native steering comes from item difficulty alone, "
-        "so only what the r of "
-        "changes adds over random directions speaks for the transfer. Models, layers and scales are not the paper's.",
+        claim="Propensities of items under the transferred vector correlate with those under the "
+        "target's own vector: r from .73 to .98 over 13 tasks.",
+        compared=compared_rows(overall),
+        says="LRT's r is between propensities. No steering at all reaches a high r with native "
+        "steering, which comes from the difficulty of the items alone. So only the excess of the r "
+        "of changes over random directions is evidence for the transfer. Models, layers and scales "
+        "differ from the paper's.",
         verdict=verdict,
-        because=f"r is {at('transferred', 'r'):.3f}, but {at('none', 'r'):.3f} without any steering (mean over {len(table)} tasks); changes "
-        f"correlate by {changes[0]:.2f}, those of "
-        f"random directions by {changes[1]:.2f}, of the map of shuffled pairs by {changes[2]:.2f}.",
+        because=f"r is {overall.loc['transferred', 'r']:.3f}, but {overall.loc['none', 'r']:.3f} "
+        f"without any steering (mean over {len(table)} tasks); the r of changes is "
+        f"{changes[0]:.2f}, for random directions {changes[1]:.2f}, for the map of shuffled pairs "
+        f"{changes[2]:.2f}.",
         figures={
-            "A box over scales for every task and arm; right: correlation of changes": result.figure()
+            "r of propensities, one box over scales per task and arm (left), and r of changes "
+            "(right)": result.figure()
         },
         tables={
-            "Beside the paper": table,
+            "Compared with the paper": table,
             "Means over tasks": result.overall,
             "All arms": result.summary,
         },
@@ -164,23 +143,46 @@ def reproduce(options: Options) -> Reproduction:
     )
 
 
+def compared_rows(overall: pd.DataFrame) -> list[Compared]:
+    """Means over tasks of r of propensities, r of changes and relative squared error."""
+    at = overall.loc
+    paper_r = sum(row[0] for row in PAPER.values()) / len(PAPER)
+    return [
+        Compared(
+            "r of propensities, mean over tasks (paper: mean of its 13)",
+            float(at["transferred", "r"]),
+            round(paper_r, 3),
+            control=float(at["none", "r"]),
+            control_name="no steering at all",
+        ),
+        Compared(
+            "r of the changes made by steering",
+            float(at["transferred", "r_change"]),
+            None,
+            control=float(at["random", "r_change"]),
+            control_name="random directions",
+        ),
+        Compared(
+            "squared error ÷ squared error of predicting no change",
+            float(at["transferred", "mse_share"]),
+            None,
+            control=float(at["random", "mse_share"]),
+            control_name="random directions",
+        ),
+    ]
+
+
 def load_tasks(options: Options) -> list[lrt.ChoiceItems]:
-    """The folder's tasks (the paper's alone, where it holds any of them), or the bundled items."""
+    """The tasks of the folder, only the paper's if it has any of them; or the bundled items."""
     if options.tasks is None:
-        found = [lrt.demo_items("sentiment"), lrt.demo_items("mood")]
         return [
-            lrt.ChoiceItems(
-                t.prompts[: options.n_items],
-                t.positive[: options.n_items],
-                t.negative[: options.n_items],
-                name=t.name,
-            )
-            for t in found
+            first_items(lrt.demo_items(name), options.n_items) for name in ("sentiment", "mood")
         ]
     files = sorted(options.tasks.glob("*.jsonl"))
     if not files:
         raise MissingInputError(
-            f"--tasks: no .jsonl file in {str(options.tasks.absolute())!r}; give a folder of task files"
+            f"--tasks: no .jsonl file in {str(options.tasks.absolute())!r}; "
+            "give a folder of task files"
         )
     known = [file for file in files if file.stem in PAPER]
     return [
@@ -188,8 +190,8 @@ def load_tasks(options: Options) -> list[lrt.ChoiceItems]:
     ]
 
 
-def beside_the_paper(result: lrt.PropensityEvaluation) -> pd.DataFrame:
-    """A row a task: the paper's mean r ± sd and MSE, ours, and the controls."""
+def compared_with_the_paper(result: lrt.PropensityEvaluation) -> pd.DataFrame:
+    """The paper's mean r ± sd and MSE, ours, and the controls, one row per task."""
     rows = []
     for task, part in result.summary.groupby("task", sort=False):
         by_arm = part.set_index("arm")
@@ -203,25 +205,13 @@ def beside_the_paper(result: lrt.PropensityEvaluation) -> pd.DataFrame:
                 )
             )
         ours = by_arm.loc["transferred"]
-        row |= {
-            name: ours[name]
-            for name in ("r", "r_sd", "r_low", "r_high", "mse", "mse_sd", "mse_share")
-        }
-        row |= {
-            "r_change": ours["r_change"],
-            "r_change_low": ours["r_change_low"],
-            "r_change_high": ours["r_change_high"],
-        }
-        row |= {
-            f"r_{arm}": by_arm["r"].get(arm)
-            for arm in ("none", "random", "shuffled", "untransformed")
-            if arm in by_arm.index
-        }
-        row |= {
-            f"r_change_{arm}": by_arm["r_change"].get(arm)
-            for arm in ("random", "shuffled", "untransformed")
-            if arm in by_arm.index
-        }
+        names = ("r", "r_sd", "r_low", "r_high", "mse", "mse_sd", "mse_share")
+        changes = ("r_change", "r_change_low", "r_change_high")
+        row |= {name: ours[name] for name in (*names, *changes)}
+        controls = ("none", "random", "shuffled", "untransformed")
+        for measure, arms in (("r", controls), ("r_change", controls[1:])):
+            present = [arm for arm in arms if arm in by_arm.index]
+            row |= {f"{measure}_{arm}": by_arm.loc[arm, measure] for arm in present}
         rows.append(row | {"cosine": ours["cosine"], "n_test": ours["n_test"]})
     return pd.DataFrame(rows)
 

@@ -1,13 +1,13 @@
-"""Stitching, figure 2 and table 3: does an SAE that begins where a transferred one is learn in
-fewer FLOPs?
+"""Stitching, figure 2 and table 3: does an SAE initialised by a transferred SAE need fewer FLOPs?
 
-    python examples/sae_initialisation.py                       # bundled pair and SAE, some minutes on two cores
+    python examples/sae_initialisation.py      # bundled pair and SAE, some minutes on two cores
 
 Transferring Features with Model Stitching (arXiv 2506.06609) trains SAEs from scratch and from a
-transferred SAE and finds 30 to 50% fewer FLOPs, the stitch included, to about 90% explained
-variance. Training the source's SAE is not charged. The second figure shows both readings: the
-paper's, and with the source's SAE charged. Two arms more say how much of the gain any trained SAE's
-geometry explains: through the map of shuffled pairs, and rotated at random.
+transferred SAE. It finds that the latter need 30 to 50% fewer FLOPs, including the stitch, to reach
+about 90% explained variance. The training of the source's SAE is not counted. The second figure
+shows both ways of counting: as in the paper, and with the source's SAE. Two more arms measure how
+much of the gain comes from the geometry of any trained SAE: an SAE transferred through the map of
+shuffled pairs, and one rotated at random.
 """
 
 from collections.abc import Mapping
@@ -24,6 +24,9 @@ PAPER = "30–50% fewer near 90%"
 BUNDLED_SAE_TOKENS = 400_000
 """Training rows of the bundled SAE of the small model."""
 AT = 0.95
+"""Threshold, as a fraction of the final explained variance from scratch."""
+KNOWS_NOTHING = ("shuffled", "rotated")
+"""Arms that do not use how the two models correspond."""
 
 
 @dataclass(frozen=True)
@@ -32,29 +35,28 @@ class Options(FigureOptions):
 
     QUICK: ClassVar[Mapping[str, Any]] = {"n_tokens": 6_000, "train_tokens": 2_048, "seeds": (0,)}
     target_layer: int | str | None = None
-    """Where SAEs are trained; the bundled SAE's layer beside the bundled pair, else chosen by
-    cross-validation.
+    """Layer at which SAEs are trained; by default 3 (bundled pair) or chosen by cross-validation.
     """
     train_tokens: int = 60_000
-    """Training tokens of each run."""
+    """Training tokens per run."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of the runs."""
+    """Seeds of the runs."""
     batch_rows: int = 512
-    """Rows a step."""
+    """Rows per training step."""
     lr: float = 3e-3
-    """Of Adam."""
+    """Learning rate of Adam."""
     source_sae_tokens: int | None = None
-    """What the source's SAE was trained on, to charge it; known for the bundled one."""
+    """Tokens on which the source's SAE was trained, to count its FLOPs; known for the bundled SAE.
+    """
 
 
 def reproduce(options: Options) -> Reproduction:
-    """Train from every initialisation and compare."""
+    """Train SAEs from every initialisation and compare their FLOPs."""
     pair, texts, own = options.pair(), options.texts(), options.source_sae()
-    hook = own.cfg.metadata.hook_name
-    wanted = (
-        options.target_layer if options.target_layer is not None else 3 if options.bundled else None
-    )
-    stitch = options.grid(pair, texts, hook, wanted).best()
+    target_layer = options.target_layer
+    if target_layer is None and options.bundled:
+        target_layer = 3  # the layer of the bundled SAE of the large model
+    stitch = options.grid(pair, texts, own.cfg.metadata.hook_name, target_layer).best()
     charged = options.source_sae_tokens or (
         BUNDLED_SAE_TOKENS if options.bundled and options.sae is None else None
     )
@@ -69,77 +71,29 @@ def reproduce(options: Options) -> Reproduction:
         lr=options.lr,
         source_sae_tokens=charged,
     )
-    saved = study.savings
-    at = saved[np.isclose(saved["share_of_final"], AT)].set_index("arm")
-    arms = study.summary.set_index("arm")
-    best, rival = float(at.loc["transferred", "saved"]), rival_saving(at)
-    whole = float(at.loc["transferred", "saved_charged"])
-    verdict: Verdict = (
-        "does not survive its null"
-        if not best > max(rival, 0.0)
-        else "holds"
-        if best >= 0.3 and whole > 0
-        else "holds with a caveat"
-    )
-    rivals = f"at best {100 * rival:.0f}%" if np.isfinite(rival) else "never get there"
-    bill = (
-        f"that costs {1 - whole:.1f} times scratch's FLOPs"
-        if np.isfinite(whole)
-        else "it is not known (--source-sae-tokens)"
-    )
-    per_run = float(study.history.loc[study.history["arm"] == "scratch", "flops"].max())
+    at = study.savings[np.isclose(study.savings["share_of_final"], AT)].set_index("arm")
+    verdict, because = judged(study, at)
     return Reproduction(
         name="sae_initialisation",
-        title="Where an SAE begins: scratch, transferred, and what only looks like it",
+        title="Initialisation of an SAE: from scratch, transferred, shuffled or rotated",
         paper="Stitching, figure 2 and table 3",
-        claim="An SAE that begins where a transferred one is needs 30–50% fewer FLOPs, stitch included, to about 90% explained variance.",
-        compared=[
-            Compared(
-                f"FLOPs saved to {AT:.0%} of scratch's final explained variance, stitch charged",
-                best,
-                PAPER,
-                float(at.loc["transferred", "low"]),
-                float(at.loc["transferred", "high"]),
-                control=rival if np.isfinite(rival) else "not reached",
-                control_name="shuffled or rotated",
-            ),
-            Compared(
-                "the same with the source's SAE charged",
-                whole if np.isfinite(whole) else "not known",
-                "not charged",
-            ),
-            Compared(
-                "FLOPs of the stitch, share of one training run (table 3)",
-                study.stitch_flops / per_run,
-                "0.012 (1.4e15 of 1.2e17)",
-            ),
-            Compared(
-                "dead features at the end, transferred",
-                float(arms.loc["transferred", "dead_fraction"]),
-                "more than scratch",
-                control=float(arms.loc["scratch", "dead_fraction"]),
-                control_name="scratch",
-            ),
-            Compared(
-                "decoder rows' median cosine to their beginning, transferred",
-                float(arms.loc["transferred", "cosine_median"]),
-                "higher than scratch",
-                control=float(arms.loc["scratch", "cosine_median"]),
-                control_name="scratch",
-            ),
-        ],
-        says="Widths and token counts are thousands of times smaller than the paper's, and thresholds are shares of what scratch reaches here; intervals are "
-        "the range over seeds. A source SAE that exists anyway costs nothing; one that is trained for this costs what the second reading says.",
+        claim="An SAE initialised by a transferred SAE needs 30–50% fewer FLOPs, including the "
+        "stitch, to reach about 90% explained variance.",
+        compared=compared_rows(study, at),
+        says="Widths and token counts are thousands of times smaller than the paper's. "
+        "Thresholds are fractions of the value that scratch reaches here; intervals are the "
+        "range over seeds. A source SAE that exists already costs nothing; one that is trained "
+        "for this purpose costs the FLOPs of the second way of counting.",
         verdict=verdict,
-        because=f"to {AT:.0%} of scratch's final value the transferred beginning saves {100 * best:.0f}% of the FLOPs, shuffled or rotated ones {rivals}; with "
-        f"the source's SAE charged {bill}. A run takes {per_run:.1e} FLOPs, the stitch {study.stitch_flops:.1e}.",
+        because=because,
         figures={
-            "Held-out explained variance over training tokens, and decoder cosines to the beginning": study.figure(),
-            "FLOPs saved against scratch, both readings": study.figure("savings"),
+            "Held-out explained variance over training tokens, and cosine of decoder rows to "
+            "their initial values": study.figure(),
+            "FLOPs saved over scratch, without and with the source's SAE": study.figure("savings"),
         },
         tables={
             "Summary": study.summary,
-            "FLOPs saved": saved,
+            "FLOPs saved": study.savings,
             "Thresholds": study.thresholds,
             "Runs": study.runs,
         },
@@ -152,11 +106,87 @@ def reproduce(options: Options) -> Reproduction:
     )
 
 
-def rival_saving(at: pd.DataFrame) -> float:
-    """The most that an arm which knows nothing of the target saves; -inf where none reaches the
-    threshold.
-    """
-    saved = [float(at.loc[arm, "saved"]) for arm in ("shuffled", "rotated") if arm in at.index]
+def judged(study: lrt.SAEInitialisation, at: pd.DataFrame) -> tuple[Verdict, str]:
+    """The verdict and the sentence with its numbers."""
+    saved, control = float(at.loc["transferred", "saved"]), control_saving(at)
+    saved_charged = float(at.loc["transferred", "saved_charged"])
+    verdict: Verdict = (
+        "does not survive its null"
+        if not saved > max(control, 0.0)
+        else "holds"
+        if saved >= 0.3 and saved_charged > 0
+        else "holds with a caveat"
+    )
+    controls = f"save at best {100 * control:.0f}%" if np.isfinite(control) else "never reach it"
+    cost = (
+        f"{1 - saved_charged:.1f} times the FLOPs of scratch"
+        if np.isfinite(saved_charged)
+        else "an unknown number of FLOPs (give --source-sae-tokens)"
+    )
+    flops = flops_per_run(study)
+    because = (
+        f"to reach {AT:.0%} of the final value of scratch, the transferred initialisation "
+        f"saves {100 * saved:.0f}% of the FLOPs, while shuffled or rotated ones {controls}; "
+        f"including the source's SAE it costs {cost}. A run takes {flops:.1e} FLOPs, the stitch "
+        f"{study.stitch_flops:.1e}."
+    )
+    return verdict, because
+
+
+def compared_rows(study: lrt.SAEInitialisation, at: pd.DataFrame) -> list[Compared]:
+    """FLOPs saved, the cost of the stitch, dead features and cosines to the initial decoder."""
+    control, transferred = control_saving(at), at.loc["transferred"]
+    saved_charged = float(transferred["saved_charged"])
+    arms = study.summary.set_index("arm")
+    end_of_training = (
+        ("dead features at the end, transferred", "dead_fraction", "more than scratch"),
+        (
+            "median cosine of decoder rows to their initial values, transferred",
+            "cosine_median",
+            "higher than scratch",
+        ),
+    )
+    return [
+        Compared(
+            f"FLOPs saved to {AT:.0%} of the final explained variance of scratch, with the stitch",
+            float(transferred["saved"]),
+            PAPER,
+            float(transferred["low"]),
+            float(transferred["high"]),
+            control=control if np.isfinite(control) else "not reached",
+            control_name="shuffled or rotated",
+        ),
+        Compared(
+            "FLOPs saved with the stitch and the source's SAE",
+            saved_charged if np.isfinite(saved_charged) else "not known",
+            "not counted",
+        ),
+        Compared(
+            "FLOPs of the stitch ÷ FLOPs of one training run (table 3)",
+            study.stitch_flops / flops_per_run(study),
+            "0.012 (1.4e15 of 1.2e17)",
+        ),
+        *(
+            Compared(
+                quantity,
+                float(arms.loc["transferred", column]),
+                paper,
+                control=float(arms.loc["scratch", column]),
+                control_name="scratch",
+            )
+            for quantity, column, paper in end_of_training
+        ),
+    ]
+
+
+def flops_per_run(study: lrt.SAEInitialisation) -> float:
+    """FLOPs of one training run from scratch."""
+    return float(study.history.loc[study.history["arm"] == "scratch", "flops"].max())
+
+
+def control_saving(at: pd.DataFrame) -> float:
+    """The largest saving of a control; -inf if no control reaches the threshold."""
+    saved = [float(at.loc[arm, "saved"]) for arm in KNOWS_NOTHING if arm in at.index]
     return max((value for value in saved if np.isfinite(value)), default=-np.inf)
 
 

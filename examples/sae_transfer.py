@@ -1,10 +1,13 @@
-r"""Stitching, table 2: an SAE carried over, beside the one the target would have learnt and its
-controls.
+r"""Stitching, table 2: a transferred SAE, compared with the target's own SAE and with controls.
 
-python examples/sae_transfer.py                                # bundled pair and SAEs, about a minute
-python examples/sae_transfer.py --source EleutherAI/pythia-70m-deduped --target
-EleutherAI/pythia-160m-deduped \
-        --sae my-sae --documents corpus.jsonl                     # a folder in SAELens' format
+    python examples/sae_transfer.py                 # bundled pair and SAEs, about a minute
+    # with an SAE of yours, a folder in SAELens' format
+    python examples/sae_transfer.py --source EleutherAI/pythia-70m-deduped \
+        --target EleutherAI/pythia-160m-deduped --sae my-sae --documents corpus.jsonl
+
+The SAE of the source is transferred through the stitch (Transferring Features with Model Stitching,
+arXiv 2506.06609) and reconstructs the activations of the target. Controls are the same SAE through
+the map of shuffled pairs and through random maps.
 """
 
 from collections.abc import Mapping
@@ -39,31 +42,28 @@ PAPER: list[dict[str, Any]] = [
         "dead": ("1.5%", "3.5%"),
     },
 ]
-"""Table 2: (source's SAE on the source, transferred on the target)."""
+"""Table 2: per pair and metric, (source's SAE on the source, transferred SAE on the target)."""
 
 
 @dataclass(frozen=True)
 class Options(FigureOptions):
-    """Which SAE goes where, and how much text it is judged on."""
+    """The target's SAE, and the text of the evaluation."""
 
     QUICK: ClassVar[Mapping[str, Any]] = {"n_tokens": 6_000, "loss_tokens": 800}
     target_sae: str | None = None
-    """SAE of the target to compare with, a folder in SAELens' format; the bundled one beside the
-    bundled pair.
-    """
+    """SAE of the target, a SAELens folder; by default the bundled one, for the bundled pair."""
     loss_tokens: int = 20_000
-    """Counted tokens of the evaluation."""
+    """Number of tokens of the evaluation."""
 
 
 def reproduce(options: Options) -> Reproduction:
-    """Fit, transfer, evaluate."""
+    """Fit the stitch, transfer the SAE, evaluate all arms."""
     pair, texts, own = options.pair(), options.texts(), options.source_sae()
     with_native = options.target_sae is not None or (options.bundled and options.sae is None)
     native = options.load_sae(options.target_sae, "--target-sae", "large") if with_native else None
-    hook = own.cfg.metadata.hook_name
-    stitch = options.grid(
-        pair, texts, hook, None if native is None else native.cfg.metadata.hook_name
-    ).best()
+    source_hook = own.cfg.metadata.hook_name
+    target_hook = None if native is None else native.cfg.metadata.hook_name
+    stitch = options.grid(pair, texts, source_hook, target_hook).best()
     result = lrt.evaluate_sae(
         pair, stitch, own, texts, native=native, n_tokens=options.loss_tokens, seed=options.seed
     )
@@ -71,62 +71,60 @@ def reproduce(options: Options) -> Reproduction:
     gaps = {arm: result.difference("transferred", arm) for arm in ("shuffled", "random")}
     beats = all(gap.high < 0 for gap in gaps.values())
     verdict: Verdict = "holds with a caveat" if beats else "does not survive its null"
-    at = lambda arm, name: float(arms.loc[arm, name])  # noqa: E731
     best = "native" if native is not None else "source"
     return Reproduction(
         name="sae_transfer",
-        title="An SAE carried to the large model, without training",
+        title="An SAE transferred to the large model, without training",
         paper="Stitching, table 2",
-        claim="A transferred SAE reconstructs the larger model zero-shot: worse than on its own model, with the same sparsity and few dead features.",
-        compared=[
-            Compared(
-                "loss added by the reconstruction, nats a token (paper: Pythia)",
-                at("transferred", "delta_ce"),
-                2.16,
-                at("transferred", "delta_ce_low"),
-                at("transferred", "delta_ce_high"),
-                control=at("random", "delta_ce"),
-                control_name="same SAE through random maps",
-            ),
-            Compared(
-                "FVU",
-                at("transferred", "fvu"),
-                0.52,
-                at("transferred", "fvu_low"),
-                at("transferred", "fvu_high"),
-                control=at("random", "fvu"),
-                control_name="random maps",
-            ),
-            Compared(
-                "loss recovered, share of mean ablation",
-                at("transferred", "ce_recovered"),
-                None,
-                at("transferred", "ce_recovered_low"),
-                at("transferred", "ce_recovered_high"),
-                control=at("random", "ce_recovered"),
-                control_name="random maps",
-            ),
-            Compared(
-                f"loss added by the {best} SAE, nats a token",
-                at(best, "delta_ce"),
-                0.36 if best == "source" else None,
-            ),
-        ],
-        says="Does the transferred SAE lose little more than one trained on the target, and far less than the same SAE through a map that "
-        "knows nothing? The paper's "
-        "models, SAEs (32k features, billions of tokens) and losses are others: the comparison shows the order of the arms, not the size.",
+        claim="A transferred SAE reconstructs the larger model's activations zero-shot: worse "
+        "than on its own model, but with the same sparsity and few dead features.",
+        compared=compared_rows(arms, best),
+        says="This compares the loss of the transferred SAE with that of an SAE trained on the "
+        "target, and of the same SAE through maps without information. The paper's models, SAEs "
+        "(32k features, billions of tokens) and losses differ: the order of the arms can be "
+        "compared, not the sizes.",
         verdict=verdict,
-        because=f"transferred minus random maps: {gaps['random'].value:+.2f} nats ({gaps['random'].low:+.2f} to {gaps['random'].high:+.2f}), "
-        f"minus shuffled {gaps['shuffled'].value:+.2f}; "
-        f"but it adds {at('transferred', 'delta_ce'):.2f} nats where the {best} SAE adds {at(best, 'delta_ce'):.2f}, and random maps "
-        f"alone recover {at('random', 'ce_recovered'):.2f} of the loss.",
-        figures={"Every metric by arm, with 95% intervals": result.figure()},
+        because=f"transferred minus random maps: {gaps['random'].value:+.2f} nats "
+        f"({gaps['random'].low:+.2f} to {gaps['random'].high:+.2f}), minus shuffled pairs: "
+        f"{gaps['shuffled'].value:+.2f}; but it adds {arms.loc['transferred', 'delta_ce']:.2f} "
+        f"nats, while the {best} SAE adds {arms.loc[best, 'delta_ce']:.2f}, and random maps alone "
+        f"recover {arms.loc['random', 'ce_recovered']:.2f} of the loss.",
+        figures={"Every metric per arm, with 95% intervals": result.figure()},
         tables={
             "All arms": result.table,
             "The paper's table 2 (own, transferred)": pd.DataFrame(PAPER),
         },
         details={"stitch": repr(stitch)},
     )
+
+
+def compared_rows(arms: pd.DataFrame, best: str) -> list[Compared]:
+    """Added loss, FVU and recovered loss of the transferred SAE, and added loss of the best SAE."""
+    metrics = (
+        ("loss added by the reconstruction, nats per token (paper: Pythia)", "delta_ce", 2.16),
+        ("FVU", "fvu", 0.52),
+        ("loss recovered, relative to mean ablation", "ce_recovered", None),
+    )
+    transferred = arms.loc["transferred"]
+    return [
+        *(
+            Compared(
+                quantity,
+                float(transferred[name]),
+                paper,
+                float(transferred[f"{name}_low"]),
+                float(transferred[f"{name}_high"]),
+                control=float(arms.loc["random", name]),
+                control_name="same SAE through random maps",
+            )
+            for quantity, name, paper in metrics
+        ),
+        Compared(
+            f"loss added by the {best} SAE, nats per token",
+            float(arms.loc[best, "delta_ce"]),
+            0.36 if best == "source" else None,
+        ),
+    ]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,10 @@
-"""TODO."""
+"""Amounts of memory as text, in both directions.
+
+    parse_bytes("8GB")           # 8_000_000_000
+    human_bytes(1_440_000_000)   # "1.44 GB"
+
+Limits: `human_bytes` writes powers of ten with three significant digits.
+"""
 
 import re
 
@@ -16,7 +22,11 @@ _UNITS = {
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes from ``"8GB"`` (10⁹), ``"8GiB"`` (2³⁰), ``"500 MB"``; a number alone is bytes."""
+    """Return the bytes in ``"8GB"`` (10⁹), ``"8GiB"`` (2³⁰) or ``"500 MB"``; no unit means bytes.
+
+    Raises:
+        ValueError: the text is not a number with a known unit.
+    """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?i?b)?\s*", text, flags=re.IGNORECASE)
     if match is None:
         raise ValueError(f"{text!r} is no amount of memory; write it like 8GB, 500MB or 16GiB")
@@ -24,12 +34,8 @@ def parse_bytes(text: str) -> int:
 
 
 def human_bytes(n: int) -> str:
-    """``"1.44 GB"``."""
+    """Return a number of bytes as text with a unit, such as ``"1.44 GB"``."""
     for unit in ("TB", "GB", "MB", "KB"):
         if n >= _UNITS[unit]:
             return f"{n / _UNITS[unit]:.3g} {unit}"
     return f"{n:.0f} B"
-
-
-def _amount(n: int) -> tuple[str, float]:
-    return human_bytes(n), float(n)

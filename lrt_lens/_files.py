@@ -1,4 +1,14 @@
-"""TODO."""
+"""Files that are whole or absent, and tensors with metadata in safetensors files.
+
+Problem: a process that is killed while it writes leaves half a file, which a later run would read.
+Mechanism: every file is written under a temporary name in the same folder and then renamed, and
+each file of tensors carries the version of its schema.
+
+    write_tensors(path, {"weight": weight}, {"schema_version": "lrt_lens.stitch/1"})
+    tensors, metadata = read_tensors(path, "lrt_lens.stitch/1")
+
+Limits: a rename replaces a file as a whole only within one file system.
+"""
 
 import os
 import tempfile
@@ -15,11 +25,17 @@ from lrt_lens.errors import FileFormatError
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Let ``write`` fill a temporary file beside ``path`` and rename it; nothing is left behind
-    when it fails.
+    """Write a file under a temporary name, rename it to ``path`` and return ``path``.
+
+    ``write`` is called with the temporary path, which is in the same folder.
+    If ``write`` fails, the temporary file is removed and ``path`` stays as it was.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
     """
     make_folder(path.parent)
     try:
+        # In the same folder, because a rename across file systems would be a copy.
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise _unwritable(path.parent, error) from error
@@ -27,6 +43,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
     temporary = Path(name)
     try:
         write(temporary)
+        # mkstemp makes files that only their owner can read.
         temporary.chmod(0o644)
         temporary.replace(path)
     finally:
@@ -35,7 +52,11 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
 
 
 def make_folder(folder: Path) -> Path:
-    """The folder, made if need be; OSError says what is in the way."""
+    """Return the folder after creating it, with its parents, if it does not exist.
+
+    Raises:
+        OSError: the folder cannot be made; the message gives the reason.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -45,24 +66,36 @@ def make_folder(folder: Path) -> Path:
 
 def _unwritable(folder: Path, error: OSError) -> OSError:
     return OSError(
-        f"cannot write to {str(folder)!r} ({error.strerror or error}); choose a folder that you may write to"
+        f"cannot write to {str(folder)!r} ({error.strerror or error}); "
+        "choose a folder that you may write to"
     )
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
-    """One safetensors file, atomically."""
+    """Write one safetensors file atomically and return its path."""
+    # safetensors writes contiguous tensors in main memory only.
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return write_atomically(path, lambda temporary: save_file(ready, temporary, metadata=metadata))
 
 
 def read_tensors(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a file of ours; FileFormatError says what is wrong with any other."""
+    """Return (tensors, metadata) of a file that this package wrote under ``schema``.
+
+    Raises:
+        FileFormatError: the file is missing, truncated, or of another schema.
+    """
     with opened_tensors(path, schema) as (opened, metadata):
-        return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118 (no iterator on a safetensors file)
+        names = opened.keys()  # an open safetensors file is not iterable
+        return {name: opened.get_tensor(name) for name in names}, metadata
 
 
 @contextmanager
 def opened_tensors(path: Path, schema: str) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Open a safetensors file of ``schema`` and yield (open file, metadata); no tensor is read.
+
+    Raises:
+        FileFormatError: the file is missing, truncated, or of another schema.
+    """
     if not path.is_file():
         raise FileFormatError(f"no file at {str(path)!r}")
     try:
@@ -70,7 +103,8 @@ def opened_tensors(path: Path, schema: str) -> Iterator[tuple[Any, dict[str, str
             metadata = opened.metadata() or {}
             if metadata.get("schema_version") != schema:
                 raise FileFormatError(
-                    f"{str(path)!r} has schema {metadata.get('schema_version')!r}; expected {schema!r}: it was written by another program or version"
+                    f"{str(path)!r} has schema {metadata.get('schema_version')!r}; "
+                    f"expected {schema!r}: it was written by another program or version"
                 )
             yield opened, metadata
     except (SafetensorError, OSError) as error:

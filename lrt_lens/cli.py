@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lrt_lens.models._pair import ModelPair
-    from lrt_lens.moments._cross_moments import Pair
     from lrt_lens.moments._harvesting import HarvestRun
+    from lrt_lens.moments._hook_pairs import HookPair as Pair
     from lrt_lens.moments._plan import HarvestPlan
     from lrt_lens.moments._scale_out import Ranks
     from lrt_lens.stitching._grid import StitchGrid

@@ -20,6 +20,7 @@ import lrt_lens
 FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
 NAMES = ("1_first_stitch", "2_steering", "3_probes", "4_saes", "5_tokenizers", "6_evidence")
 NEEDS_SAE_LENS = ("4_saes",)
+QUICK_START = FOLDER.parent / "quick_start.py"
 FIGURES = r"\.figure\(|\.plot\(|px\.\w+\("
 ABSOLUTE = r"""(?<![\w.])(?:/(?:home|root|tmp|usr|opt|mnt|work|Users|content)/|file:|[A-Za-z]:\\)"""
 
@@ -29,8 +30,8 @@ CLAIMS = {
         assert layers["r2_uniform"].idxmax() == "blocks.0.hook_resid_post"
         assert abs(layers.loc["blocks.0.hook_resid_post", "r2_uniform"] - layers.loc["blocks.0.hook_resid_post", "r2_uniform_token"]) < 0.03
         assert stitch.target_hook != "blocks.0.hook_resid_post" and abs(layers["r2_null"]).max() < 0.05
-        assert 0.5 < moved.cosine(native) < 0.8
-        assert down.scores["r2_uniform"] > stitch.scores["r2_uniform"] and brought_down.cosine(vector) > moved.cosine(native)
+        assert 0.5 < transferred.cosine(native) < 0.8
+        assert down.scores["r2_uniform"] > stitch.scores["r2_uniform"] and from_large.cosine(vector) > transferred.cosine(native)
     """,
     "2_steering": """
         arms = result.summary.set_index("arm")
@@ -68,7 +69,7 @@ CLAIMS = {
         r2 = {name: stitch.scores["r2_uniform"] for name, stitch in stitches.items()}
         assert 0 < r2["one tokenizer"] - r2["two tokenizers"] < 0.12
         assert stitches["two tokenizers"].scores["r2_uniform"] > stitches["two tokenizers"].scores["r2_uniform_token"]
-        assert moved.cosine(native) > 0.4
+        assert transferred.cosine(native) > 0.4
     """,
     "6_evidence": """
         inside, outside = curve.set_index("n")["in sample"], curve.set_index("n")["held out"]
@@ -82,7 +83,7 @@ CLAIMS = {
         assert arms.loc["native", "low"] > arms.loc["transferred", "effect_at_equal_damage"] > 2 * abs(arms.loc["random", "high"])
     """,
 }
-"""What the prose says, as assertions that run in the notebook's kernel behind its last cell."""
+"""Claims of the prose as assertions, which run in the notebook's kernel after its last cell."""
 
 
 def _notebook(name: str) -> dict[str, Any]:
@@ -159,16 +160,25 @@ def test_links_between_notebooks_lead_somewhere(name: str) -> None:
 
 
 def test_the_first_cell_imports_and_sets_the_seed(name: str) -> None:
-    statements = ast.parse(_text(_cells(name, "code")[0])).body
-    assert isinstance(statements[0], ast.Import | ast.ImportFrom)
-    kinds = [isinstance(statement, ast.Import | ast.ImportFrom) for statement in statements]
+    first, second, *_ = [ast.parse(_text(cell)).body for cell in _cells(name, "code")]
+    assert isinstance(first[0], ast.Import | ast.ImportFrom)
+    kinds = [isinstance(statement, ast.Import | ast.ImportFrom) for statement in first]
     assert kinds == sorted(kinds, reverse=True), "imports come first"
-    assert "import lrt_lens as lrt" in [ast.unparse(statement) for statement in statements]
-    assert "SEED = 0" in [ast.unparse(statement) for statement in statements]
+    assert "import lrt_lens as lrt" in [ast.unparse(statement) for statement in first]
+    seeded = second if name == "1_first_stitch" else first  # its first cell is the quick start
+    assert "SEED = 0" in [ast.unparse(statement) for statement in seeded]
+
+
+def test_the_first_notebook_begins_with_the_quick_start() -> None:
+    first = _text(_cells("1_first_stitch", "code")[0])
+    assert first == QUICK_START.read_text(encoding="utf-8").rstrip("\n")
 
 
 def test_whatever_takes_a_seed_gets_it(name: str) -> None:
+    quick_start = QUICK_START.read_text(encoding="utf-8").rstrip("\n")
     for cell in _cells(name, "code"):
+        if _text(cell) == quick_start:
+            continue  # it uses the default seed, as it does in the README
         for call in _calls(ast.parse(_text(cell))):
             keywords = {keyword.arg for keyword in call.keywords}
             called = ast.unparse(call.func)

@@ -41,19 +41,20 @@ from lrt_lens._repr_html import card, note, table
 from lrt_lens.adapters.concepts._concept_map import contrast_sets
 from lrt_lens.adapters.probes._linear_probe import LinearProbe, class_numbers, read_rows
 from lrt_lens.adapters.probes._logistic import probabilities
-from lrt_lens.adapters.vectors._arms import Arm, drawn_arms
+from lrt_lens.adapters.vectors._arms import VectorArm, drawn_arms
 from lrt_lens.adapters.vectors._calibration import NeutralText, calibrate_on
-from lrt_lens.adapters.vectors._choices import ChoiceText
 from lrt_lens.adapters.vectors._evaluation import Curve
+from lrt_lens.adapters.vectors._preferences import PreferenceText
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.baselines._text_rows import RowRead
-from lrt_lens.data._blocks import N_FOLDS, part_of
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.data._documents import document_key
+from lrt_lens.data._parts import N_FOLDS, part_of
 from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.models._hook_points import EMBED, same_place
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments, Pair
+from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
+from lrt_lens.moments._hook_pairs import HookPair as Pair
 from lrt_lens.moments._scatter import score_map
 from lrt_lens.statistics._classification import auroc, bootstrap_auroc
 from lrt_lens.statistics._intervals import (
@@ -277,7 +278,7 @@ class _Steering:
         seed: int,
     ) -> None:
         self.first, self.budget, self.seed = first, budget, seed
-        self.items = ChoiceText(pair.target, items, first.target_hook)
+        self.items = PreferenceText(pair.target, items, first.target_hook)
         self.neutral = NeutralText(pair.target, neutral, first.target_hook)
         self.unsteered = self.items.propensity()
         self.vector = SteeringVector.mean_difference(pair.source, contrast, at=first.source_hook)
@@ -287,12 +288,16 @@ class _Steering:
         self, stitches: Mapping[str, Stitch], n_random: int, progress: bool
     ) -> dict[str, dict[str, Any]]:
         """Effects at equal damage by method."""
-        native = self._effect(Arm("native", self.native))
+        native = self._effect(VectorArm("native", self.native))
         found = {"native": self._row(native, native)}
         for name, stitch in tqdm(stitches.items(), desc="steer", disable=not progress, leave=False):
-            found[name] = self._row(self._effect(Arm(name, stitch.transfer(self.vector))), native)
+            found[name] = self._row(
+                self._effect(VectorArm(name, stitch.transfer(self.vector))), native
+            )
             if stitch.null is not None:
-                null = self._effect(Arm(name, stitch.transfer(self.vector, through=stitch.null.up)))
+                null = self._effect(
+                    VectorArm(name, stitch.transfer(self.vector, through=stitch.null.up))
+                )
                 found[name]["effect_null"] = float(null.mean())
         drawn = [
             float(self._effect(arm).mean())
@@ -301,7 +306,7 @@ class _Steering:
         found["random"] = _named("effect", spread(drawn)) if drawn else {}
         return found
 
-    def _effect(self, arm: Arm) -> np.ndarray:
+    def _effect(self, arm: VectorArm) -> np.ndarray:
         """[item], NaN where the budget is not bracketed."""
         searched = calibrate_on(self.neutral, arm.vector, self.budget, tolerance=0.05)
         if not searched.reached:

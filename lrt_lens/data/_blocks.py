@@ -26,22 +26,13 @@ import numpy as np
 
 from lrt_lens.data._alignment import nothing_aligns
 from lrt_lens.data._documents import Documents
+from lrt_lens.data._parts import N_FOLDS, N_PARTS, PART_NAMES, part_of
 from lrt_lens.data._window_cutter import Aligned, CutDocument, WindowCutter
 from lrt_lens.data._windows import MINIMUM_ROWS, BlockPlan, Window
 from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.models._hooked_model import HookedModel
 
 logger = logging.getLogger(__name__)
-
-N_FOLDS = 5
-"""Number of cross-validation folds."""
-N_TEST_GROUPS = 8
-"""Number of document groups in the test fold, for intervals."""
-N_PARTS = N_FOLDS + N_TEST_GROUPS
-"""Number of parts: the folds first, then the test groups."""
-PART_NAMES = tuple(
-    [f"fold{k}" for k in range(N_FOLDS)] + [f"test{g}" for g in range(N_TEST_GROUPS)]
-)
 
 
 @dataclass
@@ -144,13 +135,6 @@ class Corpus:
     """
 
 
-def part_of(key: int) -> int:
-    """Return the part of a document: one sixth of the documents is for testing."""
-    # key = fold + 6 · (group + 8 · …): two independent digits of the hash.
-    fold, group = key % (N_FOLDS + 1), (key // (N_FOLDS + 1)) % N_TEST_GROUPS
-    return fold if fold < N_FOLDS else N_FOLDS + group
-
-
 def iterate_blocks(
     documents: Documents,
     model: HookedModel,
@@ -239,9 +223,10 @@ def _no_rows(corpus: Corpus, plan: BlockPlan) -> TooFewDocumentsError:
     if corpus.aligned is not None:
         return TooFewDocumentsError(
             f"no document offers a pair of tokens: {corpus.n_skipped} have"
-            f" {corpus.aligned.n_pairs} aligned positions in all, which are {corpus.aligned}. The"
-            f" first {plan.skip_first} positions and special or unknown tokens are masked, and a"
-            f" window needs {MINIMUM_ROWS} others: give longer texts, in the language of both tokenizers"
+            f" {corpus.aligned.n_pairs} aligned positions in all, which are {corpus.aligned}."
+            f" The first {plan.skip_first} positions and special or unknown tokens are masked,"
+            f" and a window needs {MINIMUM_ROWS} others:"
+            " give longer texts, in the language of both tokenizers"
         )
     return TooFewDocumentsError(
         f"no document offers a token: {corpus.n_skipped} were empty or too short (the first"

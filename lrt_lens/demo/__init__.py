@@ -1,4 +1,4 @@
-"""The demo: the whole main job on the bundled models."""
+"""The demo: stitch, transfer and evaluation on the bundled models."""
 
 import lazy_loader
 

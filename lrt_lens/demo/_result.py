@@ -1,4 +1,4 @@
-"""TODO."""
+"""The result of the demo, as `run_demo` returns it and as the report reads it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,19 +14,21 @@ from lrt_lens.stitching._stitch_loss import StitchLoss
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Everything that the demo found."""
+    """Stitch, evaluations and continuations of one run of the demo."""
 
     pair: ModelPair
     grid: StitchGrid
     stitch: Stitch
     evaluations: dict[str, SteeringEvaluation]
-    """By concept."""
+    """Evaluation of the steering vector of each concept."""
     continuations: dict[str, list[dict[str, str]]]
-    """By concept: rows prompt, arm, text."""
+    """Generated texts per concept: rows of prompt, arm and text."""
     loss: StitchLoss
     probes: dict[str, ProbeEvaluation]
-    """By task."""
+    """Evaluation of the probe of each task."""
     sae: SAEEvaluation | None
-    """None where the stitch does not join the hook points that the bundled SAEs read."""
+    """Evaluation of the SAE; None if the stitch has other hook points than the bundled SAEs."""
     arguments: dict[str, Any]
+    """Arguments of the run, for ``results.json``."""
     seconds: float
+    """Duration of the run."""

@@ -1,9 +1,11 @@
-"""The whole main job on the bundled pair: harvest, stitch, transfer, controls, report.
+"""The main workflow on the bundled pair: harvest, stitch, transfer, controls, report.
 
     lrt-lens demo --out demo-report
 
-`run_demo` computes, `write_demo` writes ``results.json``, ``report.html`` and ``stitch/``; both
-work on any `ModelPair` with texts of one's own.
+`run_demo` computes, `write_demo` writes ``results.json``, ``report.html`` and ``stitch/``.
+
+Limits: the demo reads the bundled models and texts; for other models call the functions that
+`run_demo` calls.
 """
 
 import json
@@ -16,7 +18,8 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from lrt_lens.adapters.probes._evaluation import evaluate_probe
+from lrt_lens._files import write_atomically
+from lrt_lens.adapters.probes._evaluation import ProbeEvaluation, evaluate_probe
 from lrt_lens.adapters.saes._evaluation import SAEEvaluation, evaluate_sae
 from lrt_lens.adapters.vectors._evaluation import SteeringEvaluation, evaluate_steering
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
@@ -32,9 +35,11 @@ from lrt_lens.bundled._texts import (
     demo_prompts,
     demo_texts,
 )
+from lrt_lens.demo._report import demo_report
 from lrt_lens.demo._result import DemoResult
 from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._pair import ModelPair
+from lrt_lens.report._html import write_html
 from lrt_lens.report._results import write_results
 from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._stitch import Stitch
@@ -43,15 +48,14 @@ from lrt_lens.stitching._stitch_loss import StitchLoss, evaluate_stitch_loss, to
 logger = logging.getLogger(__name__)
 
 DEMO_SOURCE_LAYER = 2
-"""Where the demo's vectors are learnt in the small model: the middle of its stack, as the papers
-choose it.
-"""
+"""Layer of the small model at which vectors are learnt: the middle, as in the papers."""
 PROBE_TASKS = ("sentiment", "register")
-"""What probes are asked: is a review positive, is a text a story or a review."""
+"""Tasks of the probes: is a review positive; is a text a story or a review."""
 _CONTINUATION_ARMS = ("none", "native", "transferred", "shuffled")
 _CONTINUATION_BOOST = 2.0
-"""Continuations are sampled at this multiple of the calibrated scale: at 0.1 nats a change of tone
-is real but easy to miss.
+"""Multiple of the calibrated scale at which continuations are sampled.
+
+At a damage of 0.1 nats per token the change of tone is real but easy to miss.
 """
 
 
@@ -66,65 +70,19 @@ def run_demo(
     seed: int = 0,
     progress: bool = True,
 ) -> DemoResult:
-    """Fit the bundled pair's grid, and evaluate the stitched model and what is carried across."""
-    started = time.perf_counter()
-    steps = tqdm(
-        total=3 + len(concepts) + len(PROBE_TASKS),
-        desc="demo",
-        disable=not progress,
-        bar_format="{desc}: step {n_fmt}/{total_fmt} [{elapsed}]",
-    )
-    pair = demo_pair()
-    steps.update()
-    grid = fit_stitches(pair, demo_documents(), n_tokens=n_tokens, seed=seed, progress=progress)
-    stitch = grid.best(source=source_layer)
-    steps.update()
-    evaluations, continuations = {}, {}
-    for concept in concepts:
-        vector = SteeringVector.mean_difference(
-            pair.source, demo_contrast(concept), at=stitch.source_hook, read="last"
-        )
-        evaluations[concept] = evaluate_steering(
-            pair,
-            stitch,
-            vector,
-            demo_items(concept),
-            neutral=demo_neutral()[:20],
-            damage=damage,
-            n_random=n_random,
-            seed=seed,
-            progress=progress,
-        )
-        continuations[concept] = sample_continuations(
-            pair, evaluations[concept], demo_prompts(concept)[:4], seed=seed
-        )
-        steps.update()
-    token = token_identity_map(grid.moments, stitch.target_hook)
-    loss = evaluate_stitch_loss(
-        pair,
-        stitch,
-        demo_documents(),
-        n_tokens=loss_tokens,
-        token_maps=token,
-        seed=seed,
-        progress=progress,
-    )
-    probes = {}
-    for task in PROBE_TASKS:
-        probes[task] = evaluate_probe(
-            pair,
-            stitch,
-            *demo_texts(task),
-            ks=(10, 30, 100),
-            n_seeds=3,
-            task=task,
-            seed=seed,
-            progress=progress,
-        )
-        steps.update()
-    sae = evaluate_demo_saes(pair, stitch, n_tokens=loss_tokens, seed=seed, progress=progress)
-    steps.update()
-    steps.close()
+    """Return a stitch of the bundled pair and the evaluations of everything transferred by it.
+
+    Args:
+        concepts: concepts of the steering vectors.
+        source_layer: layer of the small model from which vectors, probes and the SAE are
+            transferred.
+        n_tokens: tokens of the harvest.
+        n_random: random directions, as a control of the vectors.
+        loss_tokens: tokens on which the stitched loss and the SAEs are evaluated.
+        damage: nats per token on neutral text at which vectors are compared.
+        seed: of folds, draws and bootstraps.
+        progress: show progress bars.
+    """
     arguments = {
         "concepts": list(concepts),
         "source_layer": source_layer,
@@ -134,40 +92,88 @@ def run_demo(
         "damage": damage,
         "seed": seed,
     }
+    started = time.perf_counter()
+    common: dict[str, Any] = {"seed": seed, "progress": progress}
+    steps = _progress_bar(3 + len(concepts) + len(PROBE_TASKS), progress)
+    pair = demo_pair()
+    steps.update()
+    grid = fit_stitches(pair, demo_documents(), n_tokens=n_tokens, **common)
+    stitch = grid.best(source=source_layer)
+    steps.update()
+    evaluations, continuations, probes = {}, {}, {}
+    for concept in concepts:
+        evaluation = _evaluate_concept(
+            pair, stitch, concept, damage=damage, n_random=n_random, **common
+        )
+        prompts = demo_prompts(concept)[:4]
+        evaluations[concept] = evaluation
+        continuations[concept] = sample_continuations(pair, evaluation, prompts, seed=seed)
+        steps.update()
+    token = token_identity_map(grid.moments, stitch.target_hook)
+    loss = evaluate_stitch_loss(
+        pair, stitch, demo_documents(), n_tokens=loss_tokens, token_maps=token, **common
+    )
+    for task in PROBE_TASKS:
+        probes[task] = _evaluate_task(pair, stitch, task, **common)
+        steps.update()
+    sae = evaluate_demo_saes(pair, stitch, n_tokens=loss_tokens, **common)
+    steps.update()
+    steps.close()
     return DemoResult(
-        pair,
-        grid,
-        stitch,
-        evaluations,
-        continuations,
-        loss,
-        probes,
-        sae,
-        arguments,
-        time.perf_counter() - started,
+        pair=pair,
+        grid=grid,
+        stitch=stitch,
+        evaluations=evaluations,
+        continuations=continuations,
+        loss=loss,
+        probes=probes,
+        sae=sae,
+        arguments=arguments,
+        seconds=time.perf_counter() - started,
     )
 
 
+def _progress_bar(total: int, progress: bool) -> tqdm:
+    # Steps differ in length, so the bar shows their number and no time to go.
+    bar_format = "{desc}: step {n_fmt}/{total_fmt} [{elapsed}]"
+    return tqdm(total=total, desc="demo", disable=not progress, bar_format=bar_format)
+
+
+def _evaluate_task(pair: ModelPair, stitch: Stitch, task: Any, **options: Any) -> ProbeEvaluation:
+    texts, labels = demo_texts(task)
+    return evaluate_probe(
+        pair, stitch, texts, labels, ks=(10, 30, 100), n_seeds=3, task=task, **options
+    )
+
+
+def _evaluate_concept(
+    pair: ModelPair, stitch: Stitch, concept: Concept, **options: Any
+) -> SteeringEvaluation:
+    contrast, hook = demo_contrast(concept), stitch.source_hook
+    vector = SteeringVector.mean_difference(pair.source, contrast, at=hook, read="last")
+    items, neutral = demo_items(concept), demo_neutral()[:20]
+    return evaluate_steering(pair, stitch, vector, items, neutral=neutral, **options)
+
+
 def evaluate_demo_saes(pair: ModelPair, stitch: Stitch, **options: Any) -> SAEEvaluation | None:
-    """The small model's SAE carried to the large one, beside the large one's own; None where the
-    stitch joins other hook points than theirs.
+    """Return the evaluation of the small model's SAE transferred to the large model.
+
+    It is compared with the large model's own SAE. The result is None, with a warning, if sae-lens
+    cannot be imported or the stitch connects other hook points than those of the SAEs.
     """
     try:
         small, large = demo_sae("small"), demo_sae("large")
     except ImportError as error:
-        logger.warning(
-            "sae-lens does not import (%s), as beside TransformerLens 4; no SAE is carried", error
-        )
+        # sae-lens fails to import if TransformerLens 4 is installed.
+        logger.warning("sae-lens cannot be imported (%s); no SAE is transferred", error)
         return None
-    theirs = (str(small.cfg.metadata.hook_name), str(large.cfg.metadata.hook_name))
-    if not (
-        same_place(stitch.source_hook, theirs[0]) and same_place(stitch.target_hook, theirs[1])
-    ):
+    hooks = (str(small.cfg.metadata.hook_name), str(large.cfg.metadata.hook_name))
+    if not (same_place(stitch.source_hook, hooks[0]) and same_place(stitch.target_hook, hooks[1])):
         logger.warning(
-            "the stitch joins %s and %s, the bundled SAEs read %s and %s; none is carried",
+            "the stitch connects %s and %s, the bundled SAEs read %s and %s; none is transferred",
             stitch.source_hook,
             stitch.target_hook,
-            *theirs,
+            *hooks,
         )
         return None
     return evaluate_sae(pair, stitch, small, demo_documents(), native=large, **options)
@@ -176,10 +182,12 @@ def evaluate_demo_saes(pair: ModelPair, stitch: Stitch, **options: Any) -> SAEEv
 def sample_continuations(
     pair: ModelPair, evaluation: SteeringEvaluation, prompts: list[str], *, seed: int = 0
 ) -> list[dict[str, str]]:
-    """What the target writes after each prompt under the arms that read well side by side."""
-    scales: dict[str, float] = dict(
-        zip(evaluation.summary["arm"], evaluation.summary["scale"], strict=True)
-    )
+    """Return what the target generates after each prompt, per arm: rows of prompt, arm and text.
+
+    Vectors are applied at twice their calibrated scale; an arm without one is left out.
+    """
+    summary = evaluation.summary
+    scales: dict[str, float] = dict(zip(summary["arm"], summary["scale"], strict=True))
     rows = []
     for arm in _CONTINUATION_ARMS:
         vector = evaluation.vectors.get(arm)
@@ -198,44 +206,32 @@ def sample_continuations(
 
 
 def write_demo(result: DemoResult, out: Path) -> Path:
-    """Write ``results.json``, ``report.html`` and ``stitch/`` into ``out``; returns the report's
-    path.
-    """
-    from lrt_lens.demo._report import demo_report
-    from lrt_lens.report._html import write_html
-
+    """Write ``results.json``, ``report.html`` and ``stitch/`` into ``out``; return the report."""
     write_results(out / "results.json", result.arguments, demo_tables(result))
     result.stitch.save_pretrained(out / "stitch")
     return write_html(out / "report.html", demo_report(result))
 
 
 def demo_tables(result: DemoResult) -> dict[str, Any]:
-    """What ``results.json`` holds besides versions and arguments."""
+    """Return the content of ``results.json`` except versions and arguments."""
+    steering, probes = list(result.evaluations.values()), list(result.probes.values())
     keys = ("source_hook", "target_hook", "r2", "r2_uniform", "r2_null", "r2_token")
     return {
         "pair": {"source": result.pair.source.name, "target": result.pair.target.name},
         "grid": result.grid.scores,
         "stitch": {key: result.stitch.scores[key] for key in keys},
         "alignment": result.grid.moments.provenance.alignment,
-        "steering": pd.concat(
-            [evaluation.table for evaluation in result.evaluations.values()], ignore_index=True
-        ),
-        "steering_summary": pd.concat(
-            [evaluation.summary for evaluation in result.evaluations.values()], ignore_index=True
-        ),
+        "steering": pd.concat([one.table for one in steering], ignore_index=True),
+        "steering_summary": pd.concat([one.summary for one in steering], ignore_index=True),
         "contrast_scores": {
-            concept: vars(e.contrast_score)
-            for concept, e in result.evaluations.items()
-            if e.contrast_score is not None
+            concept: vars(evaluation.contrast_score)
+            for concept, evaluation in result.evaluations.items()
+            if evaluation.contrast_score is not None
         },
         "stitched_loss": stitched_loss_table(result.loss),
         "stitched_loss_arms": result.loss.table,
-        "probes": pd.concat(
-            [evaluation.table for evaluation in result.probes.values()], ignore_index=True
-        ),
-        "probes_summary": pd.concat(
-            [evaluation.summary for evaluation in result.probes.values()], ignore_index=True
-        ),
+        "probes": pd.concat([one.table for one in probes], ignore_index=True),
+        "probes_summary": pd.concat([one.summary for one in probes], ignore_index=True),
         "sae": [] if result.sae is None else result.sae.table,
         "continuations": [
             {"concept": concept, **row}
@@ -247,8 +243,11 @@ def demo_tables(result: DemoResult) -> dict[str, Any]:
 
 
 def stitched_loss_table(loss: StitchLoss) -> pd.DataFrame:
-    """A row per untouched model (A, B) and path, Stitching's table 1: path, cross_entropy (nats per
-    token) with its interval, and what it is worth.
+    """Return table 1 of Stitching: one row per unmodified model (A, B) and per stitched path.
+
+    Columns: path, cross_entropy (nats per token) with its interval, the model that finishes the
+    pass, the increase in per cent, the share of the mean-ablation loss that is recovered, and the
+    KL divergence.
     """
     names = {"route": "path", "ce": "cross_entropy", "ce_low": "low", "ce_high": "high"}
     columns = [*names.values(), "finishes_in", "increase_percent", "recovered", "kl"]
@@ -256,9 +255,11 @@ def stitched_loss_table(loss: StitchLoss) -> pd.DataFrame:
 
 
 def refuse_unwritable(out: Path) -> None:
-    """Raise before any work is done where ``out`` cannot be written."""
-    from lrt_lens._files import write_atomically
+    """Check that files can be written into ``out``, before any work is done.
 
+    Raises:
+        OSError: the folder cannot be created or written.
+    """
     probe = write_atomically(
         out / ".lrt_lens_probe", lambda temporary: temporary.write_text(json.dumps({}))
     )

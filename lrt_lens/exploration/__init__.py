@@ -1,6 +1,4 @@
-"""Turning a vector up and down by hand, in a notebook: what is compared (`state`) and the widget
-over it (`widget`).
-"""
+"""Steering by hand in a notebook: the comparison of arms (`_state`) and its widget (`_widget`)."""
 
 import lazy_loader
 

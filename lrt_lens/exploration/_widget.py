@@ -1,51 +1,47 @@
-"""The explorer as an ipywidgets widget; imported only when `explore` is called, because ipywidgets
-is an extra.
+"""The explorer as an ipywidgets widget.
 
-The widget holds no numbers of its own: it hands a prompt, a strength and a seed to
-`lrt_lens.exploration._state.Exploration` and shows what comes back. It runs when the slider is let
-go, on "Run" and on "Another draw"; an error of ours is shown in its status line and leaves the last
-result.
+Problem: ipywidgets is an optional package. Mechanism: without it this module can be imported, and
+`explore` refuses to build the widget. The widget stores no numbers of its own: it passes a prompt,
+a strength and a seed to `Exploration.run` and shows the result. It runs when the slider is
+released, on "Run" and on "Another draw"; an error of ours is shown in its status line and the last
+result stays.
 
-JupyterLab hands messages of widgets to threads of the kernel (subshells), so one may arrive while
-another is worked on: they take turns, because hooks of two runs on one model would add up, and each
-reads the prompt and the slider when its turn comes, so that the last one shows what they say.
+JupyterLab passes messages of widgets to threads of the kernel (subshells), so one may arrive during
+the run of another. Runs take turns, because hooks of two runs on one model would add up; each reads
+the prompt and the slider when its turn comes, so the last one shows their current state.
 """
 
 from html import escape
+from importlib.util import find_spec
 from threading import RLock
-from typing import Any
-
-import ipywidgets as widgets
+from typing import TYPE_CHECKING, Any
 
 from lrt_lens._repr_html import note
 from lrt_lens.exploration._state import Exploration
 
+if TYPE_CHECKING or find_spec("ipywidgets") is not None:
+    import ipywidgets as widgets
+    from ipywidgets import VBox
+else:
+    VBox = object
+
 STRONGEST = 3.0
-"""End of the slider, in multiples of the strength at which the damage is the one asked for."""
+"""Upper end of the slider: multiples of the strength that costs the requested damage."""
 STEP = 0.1
 
 
-class ExplorerWidget(widgets.VBox):
-    """Prompt, slider and buttons over continuations side by side."""
+class ExplorerWidget(VBox):
+    """Prompt, slider and buttons above continuations side by side."""
 
     def __init__(
         self, exploration: Exploration, *, prompt: str, strength: float = 1.0, seed: int = 0
     ) -> None:
+        # Reentrant: an update may be called while the same thread holds the turn.
         self.exploration, self.seed, self._turn = exploration, seed, RLock()
         self.prompt = widgets.Textarea(
             value=prompt, placeholder="Words to continue", rows=2, layout={"width": "auto"}
         )
-        self.slider = widgets.FloatSlider(
-            value=strength,
-            min=-STRONGEST,
-            max=STRONGEST,
-            step=STEP,
-            readout_format=".1f",
-            continuous_update=False,
-            description="strength",
-            layout={"width": "min(32em, 100%)"},
-            tooltip=f"1: a damage of {exploration.damage:g} nats per token",
-        )
+        self.slider = _slider(strength, exploration.damage)
         self.run_button = widgets.Button(description="Run", button_style="primary")
         self.draw_button = widgets.Button(
             description="Another draw", tooltip="The same arms with other random numbers"
@@ -60,21 +56,13 @@ class ExplorerWidget(widgets.VBox):
             [self.run_button, self.draw_button, self.status],
             layout={"align_items": "center", "flex_flow": "row wrap"},
         )
-        super().__init__(
-            [
-                self.prompt,
-                self.slider,
-                buttons,
-                self.result,
-                self.sizes,
-                widgets.HTML(_notes(exploration)),
-            ]
-        )
+        notes = widgets.HTML(_notes(exploration))
+        super().__init__([self.prompt, self.slider, buttons, self.result, self.sizes, notes])
         self.add_class("lrt-lens-explorer")
         self.update()
 
     def update(self) -> None:
-        """Run the arms at the slider's strength and show them."""
+        """Run the arms at the slider's strength and show the result."""
         with self._turn:
             self._update()
 
@@ -105,12 +93,29 @@ class ExplorerWidget(widgets.VBox):
 
 
 def _sizes(exploration: Exploration, strength: float) -> str:
-    """How large the steps are, in words; empty where no arm knows the size of its stream."""
+    """Return the sizes of the steps in words; empty if no arm knows the norm of its stream."""
     shares = {name: arm.share(strength) for name, arm in exploration.arms.items()}
     known = [f"{name} {share:.0%}" for name, share in shares.items() if share == share]
     return f"Step as a share of the median residual norm: {', '.join(known)}." if known else ""
 
 
+def _slider(strength: float, damage: float) -> "widgets.FloatSlider":
+    return widgets.FloatSlider(
+        value=strength,
+        min=-STRONGEST,
+        max=STRONGEST,
+        step=STEP,
+        readout_format=".1f",
+        continuous_update=False,  # run on release, not at every step of a drag
+        description="strength",
+        layout={"width": "min(32em, 100%)"},
+        tooltip=f"1: a damage of {damage:g} nats per token",
+    )
+
+
 def _notes(exploration: Exploration) -> str:
-    usual = f"Strength 1 costs {exploration.damage:g} nats per token on neutral text, for each vector; below 0 it steers away."
+    usual = (
+        f"Strength 1 costs {exploration.damage:g} nats per token on neutral text, for each vector; "
+        "below 0 it steers away."
+    )
     return "".join(note(text) for text in [usual, *exploration.notes])

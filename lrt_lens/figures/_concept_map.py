@@ -217,7 +217,7 @@ def _curve(rows: pd.DataFrame, arm: str, *, first: bool) -> "go.Scatter":
         f"{style.label}: {value:.3f}<br>n {n}, length {ratio:.2f} × native"
         for value, n, ratio in zip(rows["cosine"], rows["n"], rows["norm_ratio"], strict=True)
     ]
-    trace = _line(arm, rows["n_over_d"], rows[["cosine", "low", "high"]], first=first)
+    trace = _line(arm, rows["n_over_d"], pd.DataFrame(rows[["cosine", "low", "high"]]), first=first)
     return trace.update(text=hover, hovertemplate="%{text}<extra></extra>")
 
 

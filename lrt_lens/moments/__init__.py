@@ -1,4 +1,4 @@
-"""Cross-moments: harvesting, the sums, files, plans, caches."""
+"""Cross-moments of two models: harvest, sums, files, plans, checkpoints and activation caches."""
 
 import lazy_loader
 

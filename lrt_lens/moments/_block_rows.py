@@ -1,9 +1,13 @@
-"""A block of windows through one model: the activations of its unmasked tokens, row by row.
+"""Activations of one block of windows in one model: one row per unmasked token.
 
-    rows = block_rows(model, ["blocks.3.hook_resid_post"], block, batch_tokens=4096)        # {hook: [row, d_model]}
+Problem: row i of a block must be the same token in both models, in the moments and in a cache.
+Mechanism: harvest and cache take their rows from `block_rows`, in the order of `block_order`. If
+the two models read different tokens, row i is the same position in the text.
 
-Harvest and cache both take their rows from here, so that row i of a block is the same token in
-both, and in both models (the same place in the text, where these read different tokens).
+    rows = block_rows(model, ["blocks.3.hook_resid_post"], block, batch_tokens=4096)
+    rows["blocks.3.hook_resid_post"].shape    # [row, d_model]
+
+Limits: the rows of all requested hook points are in memory at once.
 """
 
 import hashlib
@@ -12,12 +16,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from lrt_lens.data._blocks import Block
 from lrt_lens.data._windows import BlockPlan, Window
 from lrt_lens.models._hook_points import place
-from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel
+from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.moments._harvest_settings import refuse_short_windows
 from lrt_lens.moments._provenance import Provenance, package_versions
 
 
@@ -28,56 +34,59 @@ def block_rows(
     batch_tokens: int,
     role: Literal["source", "target"] = "source",
 ) -> dict[str, Tensor]:
-    """Activations of a block's unmasked tokens, ``{hook: [row, d]}``, windows in the order of
-    `block_order`.
+    """Return the activations of a block's unmasked tokens, ``{hook: [row, d]}``.
 
-    ``role`` decides which tokens are read, where the windows hold those of two models.
-
-    A place that has two names (the output of a layer, the input of the next) is captured once and
-    returned under every name asked for.
+    Args:
+        model: model that reads the windows.
+        hooks: names of hook points. Two names of one point in the stream (the output of a layer is
+            the input of the next) are captured once and share one tensor.
+        block: windows of one part.
+        batch_tokens: padded tokens per forward pass.
+        role: model whose tokens are read, if the windows hold the tokens of two models.
     """
-    by_place: dict[str, Tensor] = {}
+    rows_by_point: dict[str, Tensor] = {}
+    points = list(dict.fromkeys(place(hook) for hook in hooks))
     begin = 0
-    for pairs in block.batches(batch_tokens):
-        batch = [window.read_by(role) for window in pairs]
+    for windows in block.batches(batch_tokens):
+        batch = [window.read_by(role) for window in windows]
         tokens = model.pad([window.ids for window in batch])
-        rows = _row_index(batch, tokens.shape[1])
-        for where, activations in model.engine.capture(
-            tokens, list(dict.fromkeys(place(hook) for hook in hooks))
-        ).items():
-            if where not in by_place:
-                by_place[where] = activations.new_empty(block.n_rows, activations.shape[-1])
+        index = _row_index(batch, tokens.shape[1])
+        for point, activations in model.engine.capture(tokens, points).items():
+            if point not in rows_by_point:
+                rows_by_point[point] = activations.new_empty(block.n_rows, activations.shape[-1])
+            # Written into the block's tensor directly: concatenating the batches would need
+            # twice the memory.
             torch.index_select(
-                activations.flatten(0, 1),
+                rearrange(activations, "window position d -> (window position) d"),
                 0,
-                rows.to(activations.device),
-                out=by_place[where][begin : begin + len(rows)],
+                index.to(activations.device),
+                out=rows_by_point[point][begin : begin + len(index)],
             )
-        begin += len(rows)
-    return {hook: by_place[place(hook)] for hook in hooks}
+        begin += len(index)
+    return {hook: rows_by_point[place(hook)] for hook in hooks}
 
 
 def block_order(block: Block, batch_tokens: int) -> list[Window]:
-    """The windows of a block in the order of its rows."""
+    """Return the windows of a block in the order of its rows."""
     return [window for batch in block.batches(batch_tokens) for window in batch]
 
 
 def window_length(context_length: int, *models: HookedModel) -> int:
-    """Tokens a window: what was asked for, cut to what all models read; ValueError where masked
-    positions would fill it.
+    """Return the tokens per window: ``context_length``, cut to the length that all models read.
+
+    Raises:
+        ValueError: masked positions would take up more than half of each window.
     """
-    if context_length < 2 * SKIP_FIRST:
-        raise ValueError(
-            f"context_length is {context_length}; windows need at least {2 * SKIP_FIRST} tokens"
-        )
+    refuse_short_windows(context_length)
     return min(context_length, *(model.context_length for model in models))
 
 
 def provenance_of(
     plan: BlockPlan, models: Mapping[str, HookedModel], *, shard: tuple[int, int] | None = None
 ) -> Provenance:
-    """Where rows of the models (by role, ``"source"`` or ``"target"``) cut by ``plan`` come from;
-    no document yet.
+    """Return the provenance of rows that ``plan`` will cut, before any document is read.
+
+    ``models`` has the roles ``"source"`` and ``"target"`` as keys; one of them is enough.
     """
     template = getattr(next(iter(models.values())).tokenizer, "chat_template", None)
     fields = {
@@ -85,6 +94,7 @@ def provenance_of(
         for role, model in models.items()
         for name, value in model_fields(model, role).items()
     }
+    digest = hashlib.blake2b(template.encode(), digest_size=8).hexdigest() if template else None
     return Provenance(
         context_length=plan.context_length,
         skip_first=plan.skip_first,
@@ -92,21 +102,20 @@ def provenance_of(
         seed=plan.seed,
         shard=shard,
         lag=plan.lag,
-        chat_template=hashlib.blake2b(template.encode(), digest_size=8).hexdigest()
-        if template
-        else None,
+        chat_template=digest,
         versions=package_versions(),
         **fields,
     )
 
 
 def model_fields(model: HookedModel, role: str) -> dict[str, Any]:
-    """What a `Provenance` says of the model in one role, ``"source"`` or ``"target"``."""
+    """Return the fields of a `Provenance` that describe the model in one role."""
     parameter = next(getattr(model.bridge, "original_model", model.bridge).parameters())
     return {role: model.identity, f"{role}_dtype": str(parameter.dtype).removeprefix("torch.")}
 
 
 def _row_index(batch: Sequence[Window], width: int) -> Tensor:
+    """Return the unmasked positions of a batch, in the flattened axis (window position)."""
     return torch.from_numpy(
         np.concatenate([i * width + window.rows for i, window in enumerate(batch)])
     )

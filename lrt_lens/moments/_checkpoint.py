@@ -1,25 +1,28 @@
-"""Checkpoints of a harvest: one file a rank, with its moments *and* the blocks that are in them;
-any number of ranks resumes them.
+"""Checkpoints of a harvest: one file per rank with its moments and the blocks that are in them.
+
+Problem: a harvest that is killed must resume, with the same or another number of ranks, and count
+each block exactly once. Mechanism: moments and block numbers are in one file that is renamed into
+place, so that they always agree, and each block is in the moments of exactly one file.
 
     with Checkpoint(folder, arguments, share, every=120.0) as checkpoint:
-        checkpoint.resume(moments, device)              # what earlier runs left
+        checkpoint.resume(moments, device)
         for block in blocks:
             if not checkpoint.has(block):
-                with checkpoint.adding(block): moments.add_block(…)
+                with checkpoint.adding(block):
+                    moments.add_block(block.part, x, y)
                 checkpoint.write_if_due(moments)
 
-A folder holds ``run.safetensors`` (the run's arguments and the shift that all ranks share: whoever
-writes it first decides) and for each rank ``rank{r}.safetensors`` and ``rank{r}.lock``. Moments and
-block numbers are in one file that is renamed into place, so that they cannot disagree, and a block
-is in the moments of exactly one file. On resuming, rank ``r`` of ``w`` continues its own file and
-takes over those of ranks ``r + w, r + 2w, …``: it writes the sum first and removes them then; where
-it dies between, the old files are subsets of the new one and count no more.
+A folder holds ``run.safetensors`` (the arguments of the run, and the shift that all ranks use: the
+first rank that writes it decides) and ``rank{r}.safetensors`` and ``rank{r}.lock`` for each rank.
+On resuming, rank ``r`` of ``w`` continues its own file and takes over those of the ranks ``r + w``,
+``r + 2w`` and so on: it first writes the sum and then removes those files. If it is killed between
+the two steps, the old files hold subsets of the blocks of the new one and are ignored.
 
-A rank holds its lock while it lives (``flock``), so that a process that outlived its launcher
-cannot add to the same files, and others see when it died.
+A rank holds its lock while its process lives (``flock``). A process of an earlier run that is still
+alive therefore cannot add to the same files, and other ranks notice when a rank dies.
 
-Limits: files are read by ranks of one run at a time; on file systems without ``flock`` nobody
-notices a process that was left over.
+Limits: only ranks of one run may use a folder at a time. On file systems without ``flock`` a
+process that is left over from an earlier run is not noticed.
 """
 
 import json
@@ -52,9 +55,11 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_SCHEMA = "lrt_lens.checkpoint/1"
 RUN_NAME = "run.safetensors"
 _WRITING_SHARE = 0.05
-"""Writing may take this share of the time: with large moments checkpoints become rarer than asked
-for.
-"""
+"""Largest share of the time for writing; above it checkpoints become rarer than ``every``."""
+_FOLDER_REMEDY = "another checkpoint folder, or remove_checkpoints(folder) to begin again"
+
+Shifts = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Shifts of all source and of all target hook points, each [d]."""
 
 
 class RunIsOver(Exception):  # noqa: N818 (control flow, no error)
@@ -63,17 +68,22 @@ class RunIsOver(Exception):  # noqa: N818 (control flow, no error)
 
 @dataclass(frozen=True)
 class RankFile:
-    """What one rank has left."""
+    """Checkpoint file of one rank, without its moments."""
 
     path: Path
     rank: int
     blocks: dict[int, int]
-    """Finished blocks and their fingerprints."""
+    """Fingerprint of each finished block, by its number."""
     provenance: Provenance
 
 
 class Checkpoint:
-    """One rank's part in a folder of checkpoints; a context manager, which holds the rank's lock."""
+    """Checkpoint of one rank; a context manager that holds the lock of the rank.
+
+    Raises:
+        ValueError: ``every`` is not positive.
+        MismatchError: (on entering) another process harvests into this folder as the same rank.
+    """
 
     def __init__(
         self,
@@ -91,9 +101,11 @@ class Checkpoint:
         self.path = folder / rank_name(self.rank)
         self.is_over = is_over
         self.own: dict[int, int] = {}
+        """Fingerprints of the blocks in the moments of this rank."""
         self.others: dict[int, int] = {}
+        """Fingerprints of the blocks in files of other ranks."""
         self.is_torn = False
-        """Whether something failed while rows were being added: such moments are not written."""
+        """Whether an error occurred while rows were added: such moments are not written."""
         self._taken_over: list[Path] = []
         self._unwritten = False
         self._due = 0.0
@@ -104,6 +116,7 @@ class Checkpoint:
         make_folder(self.folder)
         self._lock.acquire(self.n_ranks)
         self._interrupts.install()
+        # Temporary files of a process that was killed while it wrote.
         for leftover in self.folder.glob(f".{self.path.name}.*"):
             leftover.unlink(missing_ok=True)
         self._due = time.monotonic() + self.every
@@ -121,16 +134,20 @@ class Checkpoint:
     # ------------------------------------------------------------------------------------- resuming
 
     def resume(self, moments: CrossMoments, device: torch.device) -> None:
-        """Fill empty ``moments`` with what this rank continues and takes over; raise
-        `MismatchError` where the folder is another run's.
+        """Add to empty ``moments`` the files that this rank continues or takes over.
+
+        Raises:
+            MismatchError: the folder holds checkpoints of another run.
+            RunIsOver: another rank has already merged all files.
         """
         files = read_rank_files(self.folder, self.arguments, verify=True)
-        if self.is_over():  # looked up after the files: the result is there before they are removed
+        # After the files were read: the result is written before they are removed.
+        if self.is_over():
             raise RunIsOver
         shift = self._read_run() or next((_read_shift(file.path) for file in files), None)
-        for file in files:
-            (self.own if file.rank % self.n_ranks == self.rank else self.others).update(file.blocks)
         ours = [file for file in files if file.rank % self.n_ranks == self.rank]
+        for file in files:
+            (self.own if file in ours else self.others).update(file.blocks)
         if shift is not None:
             _start_at(moments, shift, device)
         for file in ours:
@@ -139,33 +156,29 @@ class Checkpoint:
         self._unwritten = bool(self._taken_over)
         if files and self.rank == 0:
             logger.info(
-                "%s: %d blocks were finished before", self.folder, len(self.own) + len(self.others)
+                "%s: %d blocks were finished by earlier runs",
+                self.folder,
+                len(self.own) + len(self.others),
             )
 
     def share_shift(self, moments: CrossMoments) -> None:
-        """Put the shift of newly started, empty moments where all ranks find it; take what another
-        rank has put there first.
+        """Share the shift of newly started, empty moments with all ranks, or use theirs.
+
+        The first rank that writes the file decides the shift.
         """
         tensors = {
-            name: t.detach().cpu()
-            for name, t in moments.tensors().items()
+            name: tensor.detach().cpu()
+            for name, tensor in moments.tensors().items()
             if name.startswith("shift/")
         }
+        metadata = {"schema_version": CHECKPOINT_SCHEMA, "arguments": json.dumps(self.arguments)}
         handle, name = tempfile.mkstemp(dir=self.folder, prefix=f".{self.path.name}.")
         os.close(handle)
         try:
-            save_file(
-                tensors,
-                name,
-                metadata={
-                    "schema_version": CHECKPOINT_SCHEMA,
-                    "arguments": json.dumps(self.arguments),
-                },
-            )
+            save_file(tensors, name, metadata=metadata)
             try:
-                os.link(
-                    name, self.folder / RUN_NAME
-                )  # unlike a renaming, a link does not replace what is there
+                # A link, unlike a rename, does not replace an existing file.
+                os.link(name, self.folder / RUN_NAME)
             except FileExistsError:
                 pass
             except OSError:  # a file system without links
@@ -176,7 +189,8 @@ class Checkpoint:
         if shift is not None:
             _start_at(moments, shift, moments.n.device)
 
-    def _read_run(self) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
+    def _read_run(self) -> Shifts | None:
+        """Return the shift that all ranks of this run use; None before any rank has written it."""
         path = self.folder / RUN_NAME
         try:
             refuse_other_run(_read_metadata(path), self.arguments, path)
@@ -190,34 +204,34 @@ class Checkpoint:
     # ----------------------------------------------------------------------------------- harvesting
 
     def has(self, block: Block) -> bool:
-        """Whether the block is in somebody's moments; MismatchError where it held other tokens
-        then.
+        """Return whether the block is in the moments of any rank.
+
+        Raises:
+            MismatchError: the block with this number held other tokens in the earlier run.
         """
         known = self.own.get(block.index, self.others.get(block.index))
         if known is not None and known != block.fingerprint:
             raise MismatchError(
-                f"block {block.index} holds other tokens than when {str(self.folder)!r} was begun: the documents are not the "
-                "same, or not in the same "
-                "order; give the same documents, another --out, or --restart to begin again"
+                f"block {block.index} holds other tokens than when {str(self.folder)!r} was begun: "
+                "the documents are not the same, or not in the same order; "
+                f"give the same documents, {_FOLDER_REMEDY}"
             )
         return known is not None
 
     def refuse_shorter_stream(self, n_blocks: int) -> None:
-        """Raise MismatchError where blocks were finished that the documents no longer fill."""
+        """Raise MismatchError if finished blocks lie behind the last block of these documents."""
         last = max([*self.own, *self.others], default=-1)
         if last >= n_blocks:
             raise MismatchError(
-                f"{str(self.folder)!r} holds block {last}, and the documents fill only {n_blocks}: they are not the same; "
-                "give the same documents, "
-                "another --out, or --restart to begin again"
+                f"{str(self.folder)!r} holds block {last}, and the documents fill only {n_blocks}: "
+                f"they are not the same; give the same documents, {_FOLDER_REMEDY}"
             )
 
     @contextmanager
     def adding(self, block: Block) -> Iterator[None]:
-        """While a block's rows go into the moments: an interrupt waits until they are all there,
-        and the block is noted as finished.
-        """
+        """Record the block as finished at the end of this context; delay interrupts until then."""
         with self._interrupts.held():
+            # Stays True if the body raises: the moments then hold a part of the block.
             self.is_torn = True
             yield
             self.own[block.index] = block.fingerprint
@@ -225,7 +239,7 @@ class Checkpoint:
 
     @contextmanager
     def saving(self, moments: CrossMoments) -> Iterator[None]:
-        """Whatever ends the harvest, what was added is written first."""
+        """Write the checkpoint before an exception of the body is raised again."""
         try:
             yield
         except BaseException:
@@ -233,12 +247,12 @@ class Checkpoint:
             raise
 
     def write_if_due(self, moments: CrossMoments) -> None:
-        """Write where ``every`` seconds have passed since the last time."""
+        """Write the checkpoint if ``every`` seconds have passed since the last one."""
         if time.monotonic() >= self._due:
             self.write(moments)
 
     def write(self, moments: CrossMoments) -> None:
-        """Write this rank's file, unless nothing is new; then remove those that it took over."""
+        """Write the file of this rank if it has new blocks; then remove the files it took over."""
         if self.is_torn or not self._unwritten or self.is_over():
             return
         start = time.monotonic()
@@ -247,8 +261,9 @@ class Checkpoint:
             for path in self._taken_over:
                 path.unlink(missing_ok=True)
             self._taken_over, self._unwritten = [], False
-        took = time.monotonic() - start
-        self._due = time.monotonic() + max(self.every, took / _WRITING_SHARE)
+        seconds = time.monotonic() - start
+        # The next one is due after max(every, seconds / 0.05): writing takes at most 5 %.
+        self._due = time.monotonic() + max(self.every, seconds / _WRITING_SHARE)
 
     def _write(self, moments: CrossMoments) -> None:
         tensors = {
@@ -264,9 +279,10 @@ class Checkpoint:
 
         def save(temporary: Path) -> None:
             save_file(tensors, temporary, metadata=metadata)
-            # A machine that dies must find either the old file or the whole new one.
-            with open(temporary, "rb") as written:
-                os.fsync(written.fileno())
+            # On disk before the rename: after a power failure the folder must hold either the old
+            # file or the complete new one.
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
 
         write_atomically(self.path, save)
 
@@ -275,53 +291,62 @@ class Checkpoint:
 
 
 def rank_name(rank: int) -> str:
-    """Name of a rank's file."""
+    """Return the name of the checkpoint file of a rank."""
     return f"rank{rank}.safetensors"
 
 
 def read_rank_files(
     folder: Path, arguments: dict[str, Any], *, verify: bool = False
 ) -> list[RankFile]:
-    """What the ranks have left, superseded files aside; ``verify`` reads all numbers and sets
-    broken files aside with a warning.
+    """Return the checkpoint files of all ranks, without those whose blocks a larger file holds.
 
-    Raises MismatchError for files of a run with other arguments.
+    Args:
+        folder: folder of checkpoints.
+        arguments: arguments of the run; see `HarvestRun.arguments`.
+        verify: read all numbers too; damaged files are renamed, with a warning, and left out.
+
+    Raises:
+        MismatchError: a file is of a run with other arguments, or two files hold the same block.
     """
     while True:
         files = []
         try:
             for path in sorted(folder.glob("rank*.safetensors")):
                 try:
-                    file = _read_rank_file(path, arguments, verify)
+                    files.append(_read_rank_file(path, arguments, verify))
                 except FileFormatError as error:
                     _set_aside(path, error)
-                else:
-                    files.append(file)
         except FileNotFoundError:
-            continue  # another rank took it over between our listing and our reading: only a new listing is consistent
-        ranked = sorted(files, key=lambda file: (-len(file.blocks), file.rank))
-        counted: list[RankFile] = []
-        for file in ranked:
-            if not any(file.blocks.keys() <= larger.blocks.keys() for larger in counted):
-                counted.append(file)
-        _refuse_overlap(counted)
-        return sorted(counted, key=lambda file: file.rank)
+            # Another rank took a file over after it was listed: list again, because only files
+            # that exist at one time are consistent.
+            continue
+        by_size = sorted(files, key=lambda file: (-len(file.blocks), file.rank))
+        current: list[RankFile] = []
+        for file in by_size:
+            if not any(file.blocks.keys() <= larger.blocks.keys() for larger in current):
+                current.append(file)
+        _refuse_overlap(current)
+        return sorted(current, key=lambda file: file.rank)
 
 
 def add_file(moments: CrossMoments, file: RankFile) -> None:
-    """Add a rank's moments in place, one tensor at a time; MismatchError where they are about
-    another shift.
+    """Add the moments of a rank in place, one tensor at a time.
+
+    Raises:
+        MismatchError: the moments in the file are about another shift.
     """
     if not add_stored(moments, file.path):
         raise MismatchError(
-            f"{str(file.path)!r} is about another shift than the other ranks' moments; remove the folder and harvest again"
+            f"{str(file.path)!r} is about another shift than the moments of the other ranks; "
+            "remove the folder and harvest again"
         )
     moments.provenance = moments.provenance.with_documents_of(file.provenance)
 
 
 def add_stored(moments: CrossMoments, path: Path) -> bool:
-    """Add the tensors of a file in place, one at a time; False, and nothing added, where they are
-    others or about another shift.
+    """Add the tensors of a file in place, one at a time, and return whether they were added.
+
+    Nothing is added if the file lacks a tensor or its moments are about another shift.
     """
     ours = moments.tensors()
     with safe_open(path, framework="pt") as opened:
@@ -331,15 +356,14 @@ def add_stored(moments: CrossMoments, path: Path) -> bool:
         ):
             return False
         for name, tensor in ours.items():
+            # In place: the tensors are views of the sums. Shifts are equal and are not added.
             if not name.startswith("shift/"):
                 tensor += read(name)
     return True
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove a finished (or abandoned) run's checkpoints, and the folder where nothing else is in
-    it.
-    """
+    """Remove all checkpoints in a folder, and the folder itself if it is then empty."""
     for pattern in ("rank*.safetensors*", ".rank*.safetensors.*", f"{RUN_NAME}*", "rank*.lock"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
@@ -348,11 +372,10 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def refuse_other_run(metadata: dict[str, str], arguments: dict[str, Any], path: Path) -> None:
-    """Raise MismatchError naming every argument in which a file was begun otherwise."""
-    theirs, ours = (
-        _flat(json.loads(metadata["arguments"])),
-        _flat(json.loads(json.dumps(arguments))),
-    )
+    """Raise MismatchError if a file was begun with other arguments; at most four are named."""
+    # Through JSON, which turns tuples into lists, as in the file.
+    theirs = _flat(json.loads(metadata["arguments"]))
+    ours = _flat(json.loads(json.dumps(arguments)))
     differing = [
         f"{name} was {_short(theirs.get(name))} and is {_short(ours.get(name))}"
         for name in ours | theirs
@@ -360,13 +383,13 @@ def refuse_other_run(metadata: dict[str, str], arguments: dict[str, Any], path: 
     ]
     if differing:
         raise MismatchError(
-            f"{str(path)!r} was begun with other arguments: {'; '.join(differing[:4])}; give the same arguments (every rank "
-            "the same models), another --out, "
-            "or --restart to begin again"
+            f"{str(path)!r} was begun with other arguments: {'; '.join(differing[:4])}; "
+            f"give the same arguments (every rank the same models), {_FOLDER_REMEDY}"
         )
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Return nested dictionaries as one, with names such as ``source.config_hash``."""
     if not isinstance(value, dict):
         return {name: value}
     return {
@@ -381,33 +404,32 @@ def _short(value: Any) -> str:
 
 
 def _read_rank_file(path: Path, arguments: dict[str, Any], verify: bool) -> RankFile:
+    """Return the content of a rank's file without its moments; ``verify`` reads them too.
+
+    Raises:
+        FileNotFoundError: the file does not exist any more.
+        FileFormatError: the file is damaged.
+        MismatchError: the file is of a run with other arguments.
+    """
     metadata = _read_metadata(path)
     refuse_other_run(metadata, arguments, path)
     try:
         with safe_open(path, framework="pt") as opened:
-            index, fingerprint = (
-                opened.get_tensor("blocks/index").tolist(),
-                opened.get_tensor("blocks/fingerprint").tolist(),
-            )
-            names = opened.keys() if verify else ()
-            if (
-                verify
-                and _checksum({name: opened.get_tensor(name) for name in names})
-                != metadata["checksum"]
-            ):
-                raise FileFormatError(
-                    f"{str(path)!r} is damaged: its numbers do not add up to its checksum"
-                )
+            index = opened.get_tensor("blocks/index").tolist()
+            fingerprint = opened.get_tensor("blocks/fingerprint").tolist()
+            if verify:
+                names = opened.keys()  # an open safetensors file is not iterable
+                tensors = {name: opened.get_tensor(name) for name in names}
+                if _checksum(tensors) != metadata["checksum"]:
+                    raise FileFormatError(
+                        f"{str(path)!r} is damaged: its numbers do not add up to its checksum"
+                    )
             provenance = Provenance.from_json(metadata["provenance"])
             rank = int(path.name.removeprefix("rank").removesuffix(".safetensors"))
-    except FileNotFoundError:
+    except (FileNotFoundError, FileFormatError):
         raise
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise (
-            error
-            if isinstance(error, FileFormatError)
-            else FileFormatError(f"{str(path)!r} is damaged ({error})")
-        ) from error
+        raise FileFormatError(f"{str(path)!r} is damaged ({error})") from error
     return RankFile(path, rank, dict(zip(index, fingerprint, strict=True)), provenance)
 
 
@@ -423,45 +445,45 @@ def _read_metadata(path: Path) -> dict[str, str]:
         ) from error
     if metadata.get("schema_version") != CHECKPOINT_SCHEMA:
         raise FileFormatError(
-            f"{str(path)!r} has schema {metadata.get('schema_version')!r}; expected {CHECKPOINT_SCHEMA!r}"
+            f"{str(path)!r} has schema {metadata.get('schema_version')!r}; "
+            f"expected {CHECKPOINT_SCHEMA!r}"
         )
     return metadata
 
 
-def _read_shift(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _read_shift(path: Path) -> Shifts:
     source, target = {}, {}
     with safe_open(path, framework="pt") as opened:
-        for name in opened.keys():  # noqa: SIM118 (no iterator on a safetensors file)
-            kind, _, rest = name.partition("/")
+        names = opened.keys()  # an open safetensors file is not iterable
+        for name in names:
+            kind, _, role_and_hook = name.partition("/")
             if kind == "shift":
-                role, _, hook = rest.partition("/")
+                role, _, hook = role_and_hook.partition("/")
                 (source if role == "source" else target)[hook] = opened.get_tensor(name)
     return source, target
 
 
-def _start_at(
-    moments: CrossMoments, shift: tuple[dict[str, Tensor], dict[str, Tensor]], device: torch.device
-) -> None:
+def _start_at(moments: CrossMoments, shift: Shifts, device: torch.device) -> None:
     x, y = ({hook: values.to(device) for hook, values in side.items()} for side in shift)
     moments.start_at(x, y)
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:
-    """Sum of all numbers as integers modulo 2⁶⁴: as fast as memory, and a page of zeros or a
-    flipped bit changes it.
-    """
-    return f"{sum(int(tensor.contiguous().view(torch.int64).sum()) for tensor in tensors.values()) % 2**64:016x}"
+    """Return a checksum of the bytes of all tensors, in hexadecimal."""
+    # Sum of the numbers, read as integers, modulo 2⁶⁴: as fast as the memory, and different after
+    # a flipped bit or a page of zeros.
+    total = sum(int(tensor.contiguous().view(torch.int64).sum()) for tensor in tensors.values())
+    return f"{total % 2**64:016x}"
 
 
 def _set_aside(path: Path, error: FileFormatError) -> None:
+    """Rename a damaged file, so that it is not read again."""
     aside = path.with_name(f"{path.name}.damaged")
     try:
         path.replace(aside)
     except FileNotFoundError:
-        return  # another rank was faster
-    logger.warning(
-        "%s; it is set aside as %s and its blocks are harvested again", error, aside.name
-    )
+        return  # another rank has renamed it already
+    logger.warning("%s; it is renamed to %s and its blocks are harvested again", error, aside.name)
 
 
 def _refuse_overlap(files: list[RankFile]) -> None:
@@ -470,8 +492,8 @@ def _refuse_overlap(files: list[RankFile]) -> None:
         both = file.blocks.keys() & seen.keys()
         if both:
             raise MismatchError(
-                f"{seen[min(both)].name} and {file.path.name} in {str(file.path.parent)!r} both hold block {min(both)}: two "
-                "runs wrote there at once; remove the "
-                "folder and harvest again"
+                f"{seen[min(both)].name} and {file.path.name} in {str(file.path.parent)!r} "
+                f"both hold block {min(both)}: two runs wrote there at once; "
+                "remove the folder and harvest again"
             )
         seen |= dict.fromkeys(file.blocks, file.path)

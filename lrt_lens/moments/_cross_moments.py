@@ -1,20 +1,22 @@
-"""Cross-moments: the currency of the package.
+"""Cross-moments: the sums (n, Σx, Σy, Σxxᵀ, Σyyᵀ, Σxyᵀ) that give every map and every score.
 
-A linear map and its held-out error depend on the data only through second moments, so one pass over
-two models is enough for every map, every penalty, every layer pair and every held-out score.
+Problem: fitting and scoring many maps on the activations of two models would need all rows for each
+map. Mechanism: a linear map and its held-out error depend on the data only through second moments,
+so one pass over both models is enough for all maps, penalties, hook pairs and held-out scores.
 `CrossMoments` holds, for each *part* of the documents (five folds that fit, eight groups that test;
-see `lrt_lens.data._blocks`):
+see `lrt_lens.data._parts`) and about a fixed shift of each hook point:
 
-    n, Σx, Σy, Σxxᵀ, Σyyᵀ, Σxyᵀ          about a fixed shift, products in float32 or float64, sums in float64
+    n, Σx, Σy, Σxxᵀ, Σyyᵀ, Σxyᵀ     products in float32 or float64, sums in float64
 
-They add: shards, ranks and folds merge exactly. They do not grow with the number of tokens. And
-they need no model:
+Sums of shards, ranks and folds can be added exactly, their size does not depend on the number of
+tokens, and no model is needed to use them:
 
-    moments = CrossMoments.from_activations(x, y, documents=ids)     # rows of your own, from any library
-    grid = moments.fit(Ridge())                                      # a StitchGrid
-    moments.save("moments.safetensors"); CrossMoments.load("moments.safetensors").merge(other)
+    moments = CrossMoments.from_activations(x, y, documents=ids)
+    grid = moments.fit(Ridge())
+    moments.save("moments.safetensors")
+    moments = CrossMoments.load("moments.safetensors").merge(other)
 
-Limits: second moments say nothing about a per-token mean of cosines, nor about maps that are not
+Limits: second moments give neither the mean of the cosines of single tokens nor maps that are not
 linear.
 """
 
@@ -31,51 +33,58 @@ from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._files import write_tensors
 from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts
-from lrt_lens.data._blocks import N_FOLDS, N_PARTS, N_TEST_GROUPS, part_of
 from lrt_lens.data._documents import document_key
+from lrt_lens.data._parts import N_FOLDS, N_PARTS, N_TEST_GROUPS, part_of
 from lrt_lens.errors import MismatchError, NonFiniteError, TooFewDocumentsError
+from lrt_lens.moments._hook_pairs import SOURCE, TARGET, HookPair, hooks_of, with_token
 from lrt_lens.moments._layout import MOMENTS_SCHEMA, MomentFile, Sums, to_metadata, to_tensors
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._scatter import Scatter, SecondMoment, part_sum
 from lrt_lens.moments._side_moments import SideMoments, full_precision
 
-Pair = tuple[str, str]
 FIT_PARTS = tuple(range(N_FOLDS))
 TEST_PARTS = tuple(range(N_FOLDS, N_PARTS))
 NULL_FIT, NULL_TEST = 0, 1
 SKETCH_WIDTH = 64
-"""Dimensions that the sketched null keeps of a target hook: ridge is separable over outputs, so its
-R² is an unbiased sample.
+"""Dimensions onto which the sketched null projects a target hook point.
+
+Ridge fits each output dimension separately, so R² on random dimensions is an unbiased estimate.
 """
 _ROWS_AT_ONCE = 4096
 
 
 @dataclass
 class CrossMoments:
-    """Moments of source and target hook points on the same tokens; see the module docstring."""
+    """Moments of source and target hook points on the same tokens, per part of the documents.
 
-    pairs: tuple[Pair, ...]
-    """(source hook, target hook) whose cross-moments are kept."""
+    Raises:
+        ValueError: ``moment_dtype`` is neither float32 nor float64, or ``null`` is unknown.
+    """
+
+    pairs: tuple[HookPair, ...]
+    """(source hook point, target hook point) of each hook pair."""
     token_hook: str | None = None
-    """Source hook point that stands for token identity: every target is also predicted from it
+    """Source hook point that stands for token identity; each target is also predicted from it
     (``r2_token``).
     """
     moment_dtype: torch.dtype = torch.float32
-    """Precision of products; never below float32, sums are float64."""
+    """Precision of products, float32 or float64; sums are float64."""
     null: str = "none"
-    """``"full"``: cross-moments of shuffled pairs are kept whole; ``"sketch"``: 64 random
-    dimensions of each target; ``"none"``.
+    """Cross-moments of shuffled pairs: ``"full"``, ``"sketch"`` (64 random dimensions of each
+    target) or ``"none"``.
     """
     provenance: Provenance = field(default_factory=Provenance)
-    """Which models, tokens and rules."""
+    """Models, texts and settings."""
     n: Tensor = field(default_factory=lambda: torch.zeros(N_PARTS, dtype=torch.float64))
-    """[part], rows."""
+    """[part], number of rows."""
     source: dict[str, SideMoments] = field(default_factory=dict)
+    """Moments of each source hook point; empty before the first row."""
     target: dict[str, SideMoments] = field(default_factory=dict)
-    cross: dict[Pair, Tensor] = field(default_factory=dict)
-    """[part, d_source, d_target]."""
-    cross_null: dict[Pair, Tensor] = field(default_factory=dict)
-    """[fit | test, d_source, d_target or sketch width]."""
+    """Moments of each target hook point; empty before the first row."""
+    cross: dict[HookPair, Tensor] = field(default_factory=dict)
+    """[part, d_source, d_target], Σ(x − cₓ)(y − c_y)ᵀ of each hook pair."""
+    cross_null: dict[HookPair, Tensor] = field(default_factory=dict)
+    """[2, d_source, d_target or 64], the same sum of shuffled pairs: fitting folds, test fold."""
 
     def __post_init__(self) -> None:
         if self.moment_dtype not in (torch.float32, torch.float64):
@@ -99,11 +108,23 @@ class CrossMoments:
         moment_dtype: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> "CrossMoments":
-        """Moments of rows of your own: ``x`` [token, d_source] and ``y`` [token, d_target],
-        ``documents`` an id for every row.
+        """Return the moments of activations from any library, row by row paired.
 
-        Rows of one document always share a fold. No shuffled null: rows say nothing of window
-        positions.
+        Rows of one document are always in one part. There is no null, because shuffled pairs need
+        the positions of the rows in their windows.
+
+        Args:
+            x: [token, d_source].
+            y: [token, d_target].
+            documents: an id of the document of each row.
+            source_hook: name of the source hook point.
+            target_hook: name of the target hook point.
+            moment_dtype: precision of products.
+            seed: seed of the parts.
+
+        Raises:
+            ValueError: there are no rows, or x, y and documents differ in length.
+            NonFiniteError: an activation is NaN or infinite.
         """
         moments = cls(
             pairs=((source_hook, target_hook),),
@@ -116,8 +137,12 @@ class CrossMoments:
     def update(
         self, x: Tensor, y: Tensor, *, documents: Sequence[Any] | Tensor | np.ndarray
     ) -> None:
-        """Add rows of the only pair; may be called any number of times (a document may come in
-        pieces).
+        """Add rows of the only hook pair; the rows of a document may come in several calls.
+
+        Raises:
+            ValueError: these moments have several hook pairs, or the arguments differ in length.
+            NonFiniteError: an activation is NaN or infinite.
+            MismatchError: x or y has another width than before.
         """
         if len(self.pairs) != 1:
             raise ValueError(
@@ -128,7 +153,7 @@ class CrossMoments:
                 f"rows do not pair: x has {len(x)}, y {len(y)}, documents {len(documents)}"
             )
         if not len(x):
-            raise ValueError("no rows given; x and y need a row per token")
+            raise ValueError("no rows given; x and y need one row per token")
         ids = (
             list(documents.tolist())
             if isinstance(documents, Tensor | np.ndarray)
@@ -142,8 +167,8 @@ class CrossMoments:
         (source_hook, target_hook) = self.pairs[0]
         self._make_ready({source_hook: x}, {target_hook: y})
         for part in parts.unique().tolist():
-            chosen = (parts == part).nonzero()[:, 0]
-            for rows in chosen.split(_ROWS_AT_ONCE):
+            rows_of_part = (parts == part).nonzero()[:, 0]
+            for rows in rows_of_part.split(_ROWS_AT_ONCE):
                 self._add(part, {source_hook: x[rows]}, {target_hook: y[rows]})
 
     def add_block(
@@ -153,14 +178,25 @@ class CrossMoments:
         y: Mapping[str, Tensor],
         pairing: Tensor | None = None,
     ) -> None:
-        """Add paired rows of one part, ``{hook: [row, d]}`` a side; ``pairing[i]`` is the row of
-        ``y`` that row ``i`` meets under the null.
+        """Add paired rows of one part.
+
+        Args:
+            part: number of the part, 0 to 12.
+            x: ``{source hook point: [row, d]}``.
+            y: ``{target hook point: [row, d]}``.
+            pairing: [row], index of the row of ``y`` that is paired with each row of ``x`` in the
+                null; None adds nothing to the null.
+
+        Raises:
+            NonFiniteError: an activation is NaN or infinite.
+            MismatchError: a hook point has another width than before.
         """
         self._make_ready(x, y)
         self._add(part, x, y, pairing)
 
     def _make_ready(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
-        """Refuse rows that do not belong here before any is added, and begin with the first."""
+        """Refuse unfit rows, and allocate the sums if these rows are the first."""
+        # All checks come before the first sum, so that a bad batch leaves the moments as they were.
         self._refuse_non_finite(x, y)
         if not self.source:
             self._start_with_mean_of(x, y)
@@ -173,14 +209,8 @@ class CrossMoments:
         y: Mapping[str, Tensor],
         pairing: Tensor | None = None,
     ) -> None:
-        centred_x = {
-            hook: rows.to(self.moment_dtype) - self.source[hook].shift.to(self.moment_dtype)
-            for hook, rows in x.items()
-        }
-        centred_y = {
-            hook: rows.to(self.moment_dtype) - self.target[hook].shift.to(self.moment_dtype)
-            for hook, rows in y.items()
-        }
+        centred_x = self._centred(self.source, x)
+        centred_y = self._centred(self.target, y)
         for side, centred, raw in ((self.source, centred_x, x), (self.target, centred_y, y)):
             for hook, rows in centred.items():
                 side[hook].add(part, rows, raw[hook])
@@ -188,36 +218,48 @@ class CrossMoments:
         for pair, product in _products(self.kept_pairs, centred_x, centred_y):
             self.cross[pair][part] += product
         if pairing is not None and self.null != "none":
+            # Null: Σ(x_i − cₓ)(y_π(i) − c_y)ᵀ, or with Q [d_target, 64] of `sketch`
+            #       Σ(x_i − cₓ)(y_π(i) − c_y)ᵀQ, whose size does not grow with d_target
             shuffled = {
                 hook: self._sketched(hook, rows)[pairing] for hook, rows in centred_y.items()
             }
             for pair, product in _products(self.pairs, centred_x, shuffled):
                 self.cross_null[pair][NULL_FIT if part < N_FOLDS else NULL_TEST] += product
 
+    def _centred(
+        self, side: Mapping[str, SideMoments], rows: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return rows minus the shift of their hook point, in the precision of products."""
+        dtype = self.moment_dtype
+        return {
+            hook: values.to(dtype) - side[hook].shift.to(dtype) for hook, values in rows.items()
+        }
+
     def _refuse_non_finite(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
-        """Before anything is added, so that a bad batch leaves the moments as they were."""
         for hook, rows in [*x.items(), *y.items()]:
-            # The sum in float32: a float16 sum of finite numbers may overflow.
+            # One sum is NaN or infinite if any of its terms is. In float32, because a float16 sum
+            # of finite numbers may overflow.
             if not torch.isfinite(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32))):
                 raise NonFiniteError(_non_finite(hook, rows, int(self.n.sum())))
 
     def _refuse_other_widths(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
-        for side, given in ((self.source, x), (self.target, y)):
-            for hook, rows in given.items():
-                if rows.shape[1] != len(side[hook].shift):
+        for side, streams in ((self.source, x), (self.target, y)):
+            for hook, rows in streams.items():
+                width, expected = rows.shape[1], len(side[hook].shift)
+                if width != expected:
                     raise MismatchError(
-                        f"{hook!r} has {rows.shape[1]} dimensions; these moments were begun with {len(side[hook].shift)}"
+                        f"{hook!r} has {width} dimensions; these moments were begun with {expected}"
                     )
 
     def start(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
-        """Allocate on the device of the first rows, shifted by their mean."""
+        """Allocate the sums on the device of the first rows, with their mean as shift."""
         if not self.source:
             self._refuse_non_finite(x, y)
             self._start_with_mean_of(x, y)
 
     def _start_with_mean_of(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
-        # Rounded to the products' precision, so that what is subtracted from the rows is exactly
-        # what is kept.
+        # Rounded to the precision of products: the value that is subtracted from the rows must be
+        # exactly the value that is stored.
         shift = lambda rows: rows[:_ROWS_AT_ONCE].double().mean(0).to(self.moment_dtype)  # noqa: E731
         self.start_at(
             {hook: shift(rows) for hook, rows in x.items()},
@@ -225,8 +267,9 @@ class CrossMoments:
         )
 
     def start_at(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
-        """Allocate empty moments about given shifts, ``{hook: [d]}`` a side, on their device:
-        shards of one run share theirs.
+        """Allocate empty sums about these shifts, ``{hook point: [d]}`` per side, on their device.
+
+        All shards and ranks of one run use the same shifts.
         """
         self.source = {hook: SideMoments.zeros(shift) for hook, shift in x.items()}
         self.target = {hook: SideMoments.zeros(shift) for hook, shift in y.items()}
@@ -243,11 +286,14 @@ class CrossMoments:
         return min(SKETCH_WIDTH, d_target) if self.null == "sketch" else d_target
 
     def sketch(self, hook: str) -> Tensor | None:
-        """[d_target, 64] orthonormal columns that the sketched null looks through; None where the
-        null is whole.
+        """Return the orthonormal columns [d_target, 64] of the sketched null; None if not sketched.
+
+        They depend on the seed and the width only, so that shards of one run can be added.
         """
         if self.null != "sketch":
             return None
+        # Q of the QR decomposition of a Gaussian matrix: uniform among orthonormal columns. Drawn
+        # on the CPU, because generators of other devices give other numbers.
         d = len(self.target[hook].shift)
         generator = torch.Generator().manual_seed(self.provenance.seed + d)
         basis, _ = torch.linalg.qr(
@@ -262,37 +308,33 @@ class CrossMoments:
     # -------------------------------------------------------------------------------------- reading
 
     @property
-    def kept_pairs(self) -> tuple[Pair, ...]:
-        """The pairs, and those of token identity with every target."""
-        if self.token_hook is None:
-            return self.pairs
-        return tuple(
-            dict.fromkeys([*self.pairs, *((self.token_hook, t) for t in self.target_hooks)])
-        )
+    def kept_pairs(self) -> tuple[HookPair, ...]:
+        """Hook pairs that have cross-moments: ``pairs``, and token identity with each target."""
+        return with_token(self.pairs, self.token_hook)
 
     @property
     def source_hooks(self) -> tuple[str, ...]:
-        """Source hook points in the order of the pairs."""
-        return tuple(dict.fromkeys(s for s, _ in self.pairs))
+        """Source hook points in the order of the hook pairs."""
+        return hooks_of(self.pairs, SOURCE)
 
     @property
     def target_hooks(self) -> tuple[str, ...]:
-        """Target hook points in the order of the pairs."""
-        return tuple(dict.fromkeys(t for _, t in self.pairs))
+        """Target hook points in the order of the hook pairs."""
+        return hooks_of(self.pairs, TARGET)
 
     @property
     def n_tokens(self) -> int:
-        """Rows over all parts."""
+        """Number of rows in all parts."""
         return int(self.n.sum())
 
     @property
     def n_fit(self) -> int:
-        """Rows that fit."""
+        """Number of rows in the folds that fit."""
         return int(self.n[list(FIT_PARTS)].sum())
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of all sums: what they take in memory, and nearly what they take in a file."""
+        """Size of all sums in memory, in bytes; a file is slightly larger."""
         sides = [
             tensor
             for side in (self.source, self.target)
@@ -304,18 +346,22 @@ class CrossMoments:
             for tensor in (self.n, *sides, *self.cross.values(), *self.cross_null.values())
         )
 
-    def scatter(self, pair: Pair, parts: Sequence[int]) -> Scatter:
-        """Centred scatter sums of one pair over some parts, seen from the source;
-        TooFewDocumentsError where those hold no row.
+    def scatter(self, pair: HookPair, parts: Sequence[int]) -> Scatter:
+        """Return the centred scatter sums of one hook pair over some parts.
+
+        Raises:
+            TooFewDocumentsError: the parts hold fewer than two rows.
         """
         index = list(parts)
         n = float(self.n[index].sum())
         if n < 2:
             raise TooFewDocumentsError(
-                f"parts {index} hold {int(n)} rows of {pair}; every fold and the test fold need documents: give more"
+                f"parts {index} hold {int(n)} rows of {pair}; "
+                "every fold and the test fold need documents: give more"
             )
         x, y = self.source[pair[0]], self.target[pair[1]]
         total_x, total_y = x.total[index].sum(0), y.total[index].sum(0)
+        # With sₓ = Σ(x − cₓ):  x̄ = cₓ + sₓ/n,  Sxy = Σ(x − cₓ)(y − c_y)ᵀ − sₓ·s_yᵀ/n
         return Scatter(
             n=n,
             mean_x=x.shift + total_x / n,
@@ -325,104 +371,135 @@ class CrossMoments:
             second_y=SecondMoment(y.second, total_y, n, index),
         )
 
-    def null_scatter(self, pair: Pair, test: bool) -> Scatter:
-        """The same of shuffled pairs (all fitting folds, or the test fold), the target side seen
-        through the sketch if there is one.
+    def null_scatter(self, pair: HookPair, test: bool) -> Scatter:
+        """Return the scatter of shuffled pairs: of the test fold if ``test``, else of all folds.
+
+        If the null is sketched, the target side is projected onto the columns of `sketch`.
+
+        Raises:
+            ValueError: these moments have no null.
         """
         if not self.cross_null:
             raise ValueError(
-                "these moments hold no shuffled pairs; harvest with null=True (activations of your own have none)"
+                "these moments hold no shuffled pairs; harvest with null=True "
+                "(activations of your own have none)"
             )
-        truth = self.scatter(pair, TEST_PARTS if test else FIT_PARTS)
-        index = list(TEST_PARTS if test else FIT_PARTS)
+        parts = TEST_PARTS if test else FIT_PARTS
+        truth, index = self.scatter(pair, parts), list(parts)
         x, y, basis = self.source[pair[0]], self.target[pair[1]], self.sketch(pair[1])
         total_y = y.total[index].sum(0)
         total_y = total_y if basis is None else total_y @ basis
+        # Sxy = Σ(x_i − cₓ)(y_π(i) − c_y)ᵀQ − sₓ·(s_yᵀQ)/n. Every row is paired once, so Sxx, Syy
+        # and the means are those of the true pairs.
         cross = (
             self.cross_null[pair][int(test)] - torch.outer(x.total[index].sum(0), total_y) / truth.n
         )
         return truth.with_target(cross, basis)
 
     def fit(
-        self, solver: Any = None, *, pairs: Sequence[Pair] | None = None, progress: bool = False
+        self, solver: Any = None, *, pairs: Sequence[HookPair] | None = None, progress: bool = False
     ) -> Any:
-        """Return the `StitchGrid` of all (or the given) hook pairs; needs no model.
+        """Return the `StitchGrid` of all hook pairs, or of ``pairs``; needs no model.
 
-        The same as ``lrt_lens.fit_grid(moments, solver)``; ``solver`` is `Ridge` if None.
+        Equal to ``lrt_lens.fit_grid(moments, solver)``; ``solver`` is `Ridge` if None.
         """
         return implementation("CrossMoments.fit")(self, solver, pairs=pairs, progress=progress)
 
     def merge(self, other: "CrossMoments") -> "CrossMoments":
-        """The moments of both; `MismatchError` names the first thing in which they are not shards
-        of one harvest.
+        """Return the moments of the rows of both, about the shifts of this one.
+
+        Raises:
+            MismatchError: they are not parts of one harvest; the message names what differs.
         """
-        if (
-            self.kept_pairs != other.kept_pairs
-            or self.null != other.null
-            or self.moment_dtype != other.moment_dtype
-        ):
-            raise MismatchError(
-                f"moments of other pairs or precision: {len(self.pairs)} pairs, null {self.null!r}, {self.moment_dtype} and "
-                f"{len(other.pairs)} pairs, null {other.null!r}, {other.moment_dtype}; harvest every shard with the same arguments"
-            )
+        self._refuse_other_settings(other)
+        provenance = self.provenance.merged(other.provenance)
         if not self.source or not other.source:
-            begun = self if self.source else other
-            return replace(begun, provenance=self.provenance.merged(other.provenance))
+            return replace(self if self.source else other, provenance=provenance)
         self._refuse_other_widths(
             *({hook: m.total for hook, m in side.items()} for side in (other.source, other.target))
         )
-        merged = CrossMoments(
-            self.pairs,
-            self.token_hook,
-            self.moment_dtype,
-            self.null,
-            self.provenance.merged(other.provenance),
-            self.n + other.n,
+        source, target = (
+            {hook: side[hook].merged(others[hook], other.n) for hook in side}
+            for side, others in ((self.source, other.source), (self.target, other.target))
         )
-        merged.source = {
-            hook: self.source[hook].merged(other.source[hook], other.n) for hook in self.source
-        }
-        merged.target = {
-            hook: self.target[hook].merged(other.target[hook], other.n) for hook in self.target
-        }
-        merged.cross = {
+        single_parts = [(part,) for part in range(N_PARTS)]
+        cross = {
             pair: self.cross[pair]
-            + self._reshifted(other, pair, other.cross[pair], other.n, range(N_PARTS))
+            + self._reshifted(other, pair, other.cross[pair], other.n, single_parts)
             for pair in self.kept_pairs
         }
-        for pair in self.cross_null:
-            n = torch.stack([other.n[list(FIT_PARTS)].sum(), other.n[list(TEST_PARTS)].sum()])
-            merged.cross_null[pair] = self.cross_null[pair] + self._reshifted(
-                other, pair, other.cross_null[pair], n, (FIT_PARTS, TEST_PARTS), sketch=True
+        n_null = torch.stack([other.n[list(parts)].sum() for parts in (FIT_PARTS, TEST_PARTS)])
+        cross_null = {
+            pair: self.cross_null[pair]
+            + self._reshifted(
+                other,
+                pair,
+                other.cross_null[pair],
+                n_null,
+                (FIT_PARTS, TEST_PARTS),
+                self.sketch(pair[1]),
             )
-        return merged
+            for pair in self.cross_null
+        }
+        return replace(
+            self,
+            provenance=provenance,
+            n=self.n + other.n,
+            source=source,
+            target=target,
+            cross=cross,
+            cross_null=cross_null,
+        )
+
+    def _refuse_other_settings(self, other: "CrossMoments") -> None:
+        if (self.kept_pairs, self.null, self.moment_dtype) != (
+            other.kept_pairs,
+            other.null,
+            other.moment_dtype,
+        ):
+            ours, theirs = (
+                f"{len(one.pairs)} pairs, null {one.null!r}, {one.moment_dtype}"
+                for one in (self, other)
+            )
+            raise MismatchError(
+                f"moments of other pairs or precision: {ours} and {theirs}; "
+                "harvest every shard with the same arguments"
+            )
 
     def _reshifted(
         self,
         other: "CrossMoments",
-        pair: Pair,
+        pair: HookPair,
         cross: Tensor,
         n: Tensor,
-        parts: Any,
-        sketch: bool = False,
+        groups: Sequence[Sequence[int]],
+        basis: Tensor | None = None,
     ) -> Tensor:
-        """``other``'s cross-moments about our shifts."""
+        """Return cross-moments of ``other`` about the shifts of this one.
+
+        Args:
+            other: moments about other shifts.
+            pair: hook pair.
+            cross: [group, d_source, d_target], or [group, d_source, column] with a basis.
+            n: [group], rows of ``other``.
+            groups: parts of which each slice of ``cross`` is the sum.
+            basis: [d_target, column], columns onto which the target side is projected.
+        """
         x, y = other.source[pair[0]], other.target[pair[1]]
-        move_x, move_y = x.shift - self.source[pair[0]].shift, y.shift - self.target[pair[1]].shift
-        total_x = torch.stack(
-            [x.total[[p] if isinstance(p, int) else list(p)].sum(0) for p in parts]
+        delta_x = x.shift - self.source[pair[0]].shift
+        delta_y = y.shift - self.target[pair[1]].shift
+        total_x, total_y = (
+            torch.stack([side.total[list(parts)].sum(0) for parts in groups]) for side in (x, y)
         )
-        total_y = torch.stack(
-            [y.total[[p] if isinstance(p, int) else list(p)].sum(0) for p in parts]
-        )
-        basis = self.sketch(pair[1]) if sketch else None
         if basis is not None:
-            move_y, total_y = move_y @ basis, total_y @ basis
+            delta_y, total_y = delta_y @ basis, total_y @ basis
+        # With δ = c_other − c_self and s = Σ(x − c_other), for x and for y:
+        #   Σ(x − cₓ)(y − c_y)ᵀ = Sxy_other + sₓ·δ_yᵀ + δₓ·s_yᵀ + n·δₓδ_yᵀ
         return (
             cross
-            + total_x[:, :, None] * move_y
-            + move_x[None, :, None] * total_y[:, None, :]
-            + n[:, None, None] * torch.outer(move_x, move_y)
+            + total_x[:, :, None] * delta_y
+            + delta_x[None, :, None] * total_y[:, None, :]
+            + n[:, None, None] * torch.outer(delta_x, delta_y)
         )
 
     # ---------------------------------------------------------------------------------------- files
@@ -438,7 +515,7 @@ class CrossMoments:
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file (to a temporary name, then renamed); returns its path."""
+        """Write one safetensors file atomically and return its path."""
         return write_tensors(
             Path(path), self.tensors(), {"schema_version": MOMENTS_SCHEMA, **self.metadata()}
         )
@@ -459,30 +536,40 @@ class CrossMoments:
 
     def __repr__(self) -> str:
         null = f", null {self.null!r}" if self.cross_null else ""
-        return f"CrossMoments({self.n_tokens:,} tokens, {len(self.pairs)} pairs, {N_FOLDS} folds + test in {N_TEST_GROUPS} groups{null})"
+        return (
+            f"CrossMoments({self.n_tokens:,} tokens, {len(self.pairs)} pairs, "
+            f"{N_FOLDS} folds + test in {N_TEST_GROUPS} groups{null})"
+        )
 
     def _repr_html_(self) -> str:
         origin = self.provenance
         sides = {"source": (origin.source, self.source), "target": (origin.target, self.target)}
         models = {
-            role: f"{model.name if model else 'unknown model'}, {len(hooks)} hook points of {max(len(m.shift) for m in hooks.values())} dimensions"
+            role: f"{model.name if model else 'unknown model'}, {len(hooks)} hook points "
+            f"of {max(len(m.shift) for m in hooks.values())} dimensions"
             for role, (model, hooks) in sides.items()
             if hooks
         }
-        rest = {
+        sums = {
             "tokens": self.n_tokens,
             "documents": origin.n_documents or None,
             "pairs": len(self.pairs),
-            "folds": f"{N_FOLDS} that fit ({self.n_fit:,} tokens), {N_TEST_GROUPS} groups that test ({self.n_tokens - self.n_fit:,})",
+            "folds": f"{N_FOLDS} that fit ({self.n_fit:,} tokens), "
+            f"{N_TEST_GROUPS} groups that test ({self.n_tokens - self.n_fit:,})",
             "shuffled pairs": self.null,
             "size": human_bytes(self.n_bytes),
             "corpus": origin.corpus or None,
         }
-        return card("CrossMoments", facts(models | rest))
+        return card("CrossMoments", facts(models | sums))
 
 
-def _products(pairs: Sequence[Pair], x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> Any:
-    """(pair, XᵀY): one stacked product for the full grid, else one a source hook."""
+def _products(pairs: Sequence[HookPair], x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> Any:
+    """Yield (hook pair, XᵀY) of each hook pair.
+
+    Source hook points with the same targets are multiplied together: one product for a full grid.
+    """
+    # [X₁ X₂ …]ᵀ[Y₁ Y₂ …] has the products XₛᵀYₜ as blocks; one large product is faster than many
+    # small ones.
     targets: dict[str, list[str]] = {}
     for s, t in pairs:
         targets.setdefault(s, []).append(t)
@@ -503,6 +590,7 @@ def _products(pairs: Sequence[Pair], x: Mapping[str, Tensor], y: Mapping[str, Te
 def _non_finite(hook: str, rows: Tensor, rows_before: int) -> str:
     bad = int((~torch.isfinite(rows)).any(1).sum())
     return (
-        f"{bad} of {len(rows)} activations at {hook!r} are NaN or infinite, in the batch that starts at token {rows_before:,}; "
-        "nothing of this batch was added: load the model in float32 or bfloat16 instead of float16, or drop the text"
+        f"{bad} of {len(rows)} activations at {hook!r} are NaN or infinite, in the batch that "
+        f"starts at token {rows_before:,}; nothing of this batch was added: "
+        "load the model in float32 or bfloat16 instead of float16, or drop the text"
     )

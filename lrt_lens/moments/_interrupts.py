@@ -1,7 +1,15 @@
-"""Ctrl-C and SIGTERM (schedulers and torchrun send it) at moments where they do no harm.
+"""Handlers of Ctrl-C and SIGTERM that wait while data is being changed.
 
-Both become exceptions at once, except within ``held()``, whose end they wait for: rows are in the
-moments whole or not at all.
+Problem: a signal (schedulers and torchrun send SIGTERM) that arrives while rows are added leaves
+half of a block in the moments. Mechanism: both signals become exceptions at once, except within
+`Interrupts.held`, which raises the exception when it ends.
+
+    interrupts = Interrupts()
+    interrupts.install()
+    with interrupts.held():
+        moments.add_block(part, x, y)
+
+Limits: Python lets only the main thread set signal handlers; in other threads this does nothing.
 """
 
 import signal
@@ -13,9 +21,7 @@ from typing import Any
 
 
 class Interrupts:
-    """Handlers of SIGINT and SIGTERM; outside the main thread, which alone may set them, this does
-    nothing.
-    """
+    """Handlers of SIGINT and SIGTERM; no effect outside the main thread."""
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
@@ -23,7 +29,7 @@ class Interrupts:
         self._pending: int | None = None
 
     def install(self) -> None:
-        """Put the handlers on."""
+        """Install the handlers and remember those that they replace."""
         if threading.current_thread() is threading.main_thread():
             self._before = {
                 number: signal.signal(number, self._on_signal)
@@ -31,18 +37,19 @@ class Interrupts:
             }
 
     def uninstall(self) -> None:
-        """Put back what was there."""
+        """Restore the handlers that `install` replaced."""
         while self._before:
             signal.signal(*self._before.popitem())
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """While open, a first signal waits; a second one does not."""
+        """Delay a first signal to the end of this context; a second one is raised at once."""
         self._is_held = True
         try:
             yield
         finally:
             self._is_held = False
+        # Not in `finally`: an exception of the body takes precedence over the signal.
         if self._pending is not None:
             _raise(self._pending)
 
@@ -56,4 +63,5 @@ class Interrupts:
 def _raise(number: int) -> None:
     if number == signal.SIGINT:
         raise KeyboardInterrupt
+    # Shells report a process that a signal ended with the exit status 128 + signal number.
     raise SystemExit(128 + number)

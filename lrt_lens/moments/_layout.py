@@ -1,9 +1,14 @@
 """Names of the tensors and metadata in a file of cross-moments.
 
-A file holds, for each part of the documents (``fold0`` … ``fold4``, ``test0`` … ``test7``), the
-tensors ``PART/n``, ``PART/sum/ROLE/HOOK``, ``PART/second/ROLE/HOOK`` and ``PART/cross/SOURCE/TARGET``,
-and besides them ``shift/ROLE/HOOK``, ``norms/ROLE/HOOK`` and ``null/SOURCE/TARGET``. The metadata
-say which hook pairs, which precision and which models, texts and rules they were made from.
+A file holds, for each part of the documents (``fold0`` … ``fold4``, ``test0`` … ``test7``):
+
+    PART/n    PART/sum/ROLE/HOOK    PART/second/ROLE/HOOK    PART/cross/SOURCE/TARGET
+
+and once for all parts:
+
+    shift/ROLE/HOOK    norms/ROLE/HOOK    null/SOURCE/TARGET
+
+The metadata hold the hook pairs, the precision and the provenance: models, texts and settings.
 """
 
 import json
@@ -16,13 +21,13 @@ import torch
 from torch import Tensor
 
 from lrt_lens._files import opened_tensors, read_tensors
-from lrt_lens.data._blocks import N_PARTS, PART_NAMES
+from lrt_lens.data._parts import N_PARTS, PART_NAMES
 from lrt_lens.errors import FileFormatError
+from lrt_lens.moments._hook_pairs import SOURCE, TARGET, HookPair, hooks_of
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._side_moments import SideMoments
 
 MOMENTS_SCHEMA = "lrt_lens.moments/1"
-HookPair = tuple[str, str]
 
 
 @dataclass
@@ -30,7 +35,7 @@ class Sums:
     """The sums of one harvest; see `lrt_lens.moments.CrossMoments` for the shape of each."""
 
     n: Tensor = field(default_factory=lambda: torch.zeros(N_PARTS, dtype=torch.float64))
-    """[part], rows."""
+    """[part], number of rows."""
     source: dict[str, SideMoments] = field(default_factory=dict)
     target: dict[str, SideMoments] = field(default_factory=dict)
     cross: dict[HookPair, Tensor] = field(default_factory=dict)
@@ -40,7 +45,7 @@ class Sums:
 def to_tensors(sums: Sums) -> dict[str, Tensor]:
     """Return the sums by their names in a file.
 
-    The tensors are views: what is written into them is written into the sums.
+    The tensors are views: writing into them changes the sums.
     """
     tensors: dict[str, Tensor] = {}
     sides = (("source", sums.source), ("target", sums.target))
@@ -111,19 +116,20 @@ class MomentFile:
         return cls(path, settings, tensors)
 
     def sums(self, kept_pairs: Sequence[HookPair]) -> Sums:
-        """Return the sums of these hook pairs.
+        """Return the sums of these hook pairs, from the tensors of all parts.
 
         Raises:
             FileFormatError: a tensor is missing.
         """
         try:
             n = self._parts("n")
+            # Moments that were saved before their first row have no shift and no sums.
             if not n.any() and not any(name.startswith("shift/") for name in self.tensors):
-                return Sums(n)  # moments that were saved before their first row
+                return Sums(n)
             return Sums(
                 n,
-                self._side("source", dict.fromkeys(s for s, _ in kept_pairs)),
-                self._side("target", dict.fromkeys(t for _, t in kept_pairs)),
+                self._side("source", hooks_of(kept_pairs, SOURCE)),
+                self._side("target", hooks_of(kept_pairs, TARGET)),
                 {(s, t): self._parts(f"cross/{s}/{t}") for s, t in kept_pairs},
                 {
                     (s, t): self.tensors[f"null/{s}/{t}"]
@@ -135,9 +141,10 @@ class MomentFile:
             raise _incomplete(self.path, error) from error
 
     def _parts(self, name: str) -> Tensor:
+        # One tensor per part in the file, one tensor with a part axis in memory.
         return torch.stack([self.tensors[f"{part}/{name}"] for part in PART_NAMES])
 
-    def _side(self, role: str, hooks: Mapping[str, None]) -> dict[str, SideMoments]:
+    def _side(self, role: str, hooks: Sequence[str]) -> dict[str, SideMoments]:
         return {
             hook: SideMoments(
                 self.tensors[f"shift/{role}/{hook}"],

@@ -1,22 +1,27 @@
-"""What a harvest will take, before any weight is loaded: memory, disk, time; and the passes that
-fit a memory budget.
+"""Memory, disk and time of a harvest, estimated from the configs before any weight is loaded.
 
-    source, target = ModelShape.of_config(AutoConfig.from_pretrained("google/gemma-2-2b")),
-    ModelShape.of_config(…) plan = plan_harvest(source, target, target_layers="proportional",
-    memory_budget=parse_bytes("8GB"))
-    plan.table(measure_throughput())       # a row per item; plan.passes says which pairs are harvested together
+Problem: a harvest of all layer pairs of two large models may need more memory than a machine has.
+Mechanism: a `HarvestPlan` computes the size of the moments, and `plan_harvest` splits the hook
+pairs into several passes that each fit a memory budget.
 
-Bytes of the moments are exact: for 13 parts, in float64, ``13·8·(Σ d_s² + Σ d_t² + Σ_pairs d_s
-d_t)``, the embedding among the sources, and the shuffled pairs beside them. The workspace of a
-block is an estimate from above, and time is arithmetic divided by the speed of a matrix product
-measured here: a lower bound, because no model reaches that.
+    config = AutoConfig.from_pretrained("google/gemma-2-2b")
+    source, target = ModelShape.of_config(config), ModelShape.of_pretrained("google/gemma-2-9b")
+    plan = plan_harvest(
+        source, target, target_layers="proportional", memory_budget=parse_bytes("8GB")
+    )
+    plan.table(measure_throughput())       # one row per item
+    plan.passes                            # hook pairs that are harvested together
+
+Limits: bytes of the moments are exact, but the memory of one block is an upper estimate, and time
+is a lower bound: arithmetic divided by the measured speed of a matrix product, which no model
+reaches.
 """
 
 import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,33 +30,38 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lrt_lens._byte_sizes import _amount, human_bytes
-from lrt_lens.data._blocks import N_PARTS
-from lrt_lens.data._windows import BlockPlan
+from lrt_lens._byte_sizes import human_bytes
+from lrt_lens._settings import resolve, takes
+from lrt_lens.data._parts import N_PARTS
 from lrt_lens.models._hook_points import EMBED, Layers, depth, joint_name, joint_parts, layer_pairs
+from lrt_lens.models._hooked_model import SKIP_FIRST
 from lrt_lens.models._loading import thread_count_unchanged, torch_dtype
-from lrt_lens.moments._cross_moments import SKETCH_WIDTH, Pair
+from lrt_lens.moments._cross_moments import SKETCH_WIDTH
+from lrt_lens.moments._harvest_settings import HarvestSettings
+from lrt_lens.moments._hook_pairs import SOURCE, TARGET, HookPair, hooks_of, with_token
 from lrt_lens.moments._side_moments import NORM_BINS
 
 logger = logging.getLogger(__name__)
 
+_Row = tuple[str, str, float, str]
+"""Row of `HarvestPlan.table`: item, amount, value, how."""
+
 FULL_NULL_NUMBERS = 32_000_000
-"""Numbers in all cross-moments together up to which ``null=True`` keeps the shuffled pairs whole.
-"""
+"""Largest size of all cross-moments, in numbers, for which ``null=True`` means ``"full"``."""
 _BYTES, _NEARLY_ALL = 8, 0.8
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A decoder's size: what `layer_pairs` and the estimates need of a model."""
+    """Size of a decoder, as `layer_pairs` and the estimates need it."""
 
     name: str
     d_model: int
     n_layers: int
     n_parameters: int
-    """All of them, embeddings included, shared ones once."""
+    """Number of parameters, embeddings included; shared parameters count once."""
     layer_parameters: int
-    """Of one block, on average."""
+    """Number of parameters of one block, averaged over the blocks."""
     context_length: int = 10**9
     dtype: torch.dtype = torch.float32
 
@@ -73,9 +83,9 @@ class ModelShape:
         return self.n_parameters * self.dtype.itemsize
 
     def flops_per_token(self, hooks: Sequence[str], context_length: int) -> float:
-        """Of a forward pass up to the deepest of ``hooks``: two a parameter of each block, and
-        attention over half a window on average.
-        """
+        """Return the FLOP per token of a forward pass up to the deepest of ``hooks``."""
+        # Per block: 2 FLOP per parameter, and attention: QKᵀ and the weighted sum of V take
+        # 2·d FLOP each per attended token, over context/2 tokens on average.
         blocks = max(0, math.ceil(max(map(depth, hooks))))
         return blocks * (2.0 * self.layer_parameters + 2.0 * context_length * self.d_model)
 
@@ -83,12 +93,15 @@ class ModelShape:
     def of_config(
         cls, config: Any, name: str | None = None, dtype: str | torch.dtype | None = None
     ) -> "ModelShape":
-        """From a Hugging Face config: the model is built on the meta device, which allocates
-        nothing.
+        """Return the shape of the model that a Hugging Face config describes.
+
+        Raises:
+            ValueError: the model has no list of equal blocks.
         """
         from transformers import AutoModelForCausalLM
 
         text = config.get_text_config()
+        # Tensors on the meta device have a shape and no memory.
         with thread_count_unchanged(), torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config)
         lists = [
@@ -98,7 +111,8 @@ class ModelShape:
         ]
         if not lists:
             raise ValueError(
-                f"{type(config).__name__} has no list of {text.num_hidden_layers} blocks; estimates need a decoder of equal blocks"
+                f"{type(config).__name__} has no list of {text.num_hidden_layers} blocks; "
+                "estimates need a decoder of equal blocks"
             )
         n_layer_parameters = max(sum(p.numel() for p in blocks.parameters()) for blocks in lists)
         return cls(
@@ -115,7 +129,11 @@ class ModelShape:
     def of_pretrained(
         cls, name: str, dtype: str | torch.dtype | None = None, revision: str | None = None
     ) -> "ModelShape":
-        """From a hub id or a folder, of which only the config is read."""
+        """Return the shape of a model from its hub id or folder; only the config is read.
+
+        Raises:
+            OSError: there is no config at ``name``.
+        """
         from transformers import AutoConfig
 
         try:
@@ -124,58 +142,49 @@ class ModelShape:
             )
         except OSError as error:
             raise OSError(
-                f"no config at {name!r}: neither a folder here nor a hub model that can be reached ({error})"
+                f"no config at {name!r}: neither a folder here nor a hub model that can be "
+                f"reached ({error})"
             ) from error
         return cls.of_config(config, name, dtype)
 
 
 def choose_pairs(
     source_layers: Layers, target_layers: Layers, source: Any, target: Any, *, joint: bool = False
-) -> tuple[Pair, ...]:
-    """The pairs of hook points of a harvest; ``joint`` puts all source layers side by side into one
-    hook point.
-    """
+) -> tuple[HookPair, ...]:
+    """Return the hook pairs of a harvest; ``joint`` concatenates all source layers into one."""
     pairs = tuple(layer_pairs(source_layers, target_layers, source, target))
     if not joint:
         return pairs
-    sources, targets = (tuple(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1))
-    return tuple((joint_name(sources), t) for t in targets)
+    return tuple((joint_name(hooks_of(pairs, SOURCE)), t) for t in hooks_of(pairs, TARGET))
 
 
-def with_token(pairs: Sequence[Pair], token_hook: str | None) -> tuple[Pair, ...]:
-    """The pairs, and those of token identity with every target."""
-    return tuple(
-        dict.fromkeys([*pairs, *((token_hook, t) for _, t in pairs if token_hook is not None)])
-    )
-
-
-def null_kind(null: bool | str, pairs: Sequence[Pair], d_source: int, d_target: int) -> str:
-    """What ``null=`` means for these pairs: ``"full"``, ``"sketch"`` or ``"none"``."""
+def null_kind(null: bool | str, pairs: Sequence[HookPair], d_source: int, d_target: int) -> str:
+    """Return ``"full"``, ``"sketch"`` or ``"none"``: the meaning of ``null=`` here."""
     if isinstance(null, str):
         return null
     if not null:
         return "none"
-    return (
-        "full"
-        if sum(len(joint_parts(s)) for s, _ in pairs) * d_source * d_target <= FULL_NULL_NUMBERS
-        else "sketch"
-    )
+    n_numbers = sum(len(joint_parts(s)) for s, _ in pairs) * d_source * d_target
+    return "full" if n_numbers <= FULL_NULL_NUMBERS else "sketch"
 
 
 def moment_bytes(
-    pairs: Sequence[Pair], token_hook: str | None, null: str, d_source: int, d_target: int
+    pairs: Sequence[HookPair], token_hook: str | None, null: str, d_source: int, d_target: int
 ) -> dict[str, int]:
-    """Bytes of the moments of some pairs by what they hold; exact."""
+    """Return the exact bytes of the moments of some hook pairs, by what they hold.
+
+    Keys: ``source``, ``target``, ``cross``, ``null`` and ``count``.
+    """
     width = {hook: d_source * len(joint_parts(hook)) for hook, _ in with_token(pairs, token_hook)}
-    targets = dict.fromkeys(t for _, t in pairs)
     per_target = {"none": 0, "sketch": min(SKETCH_WIDTH, d_target), "full": d_target}[null]
+    # Bytes of 13 parts in float64: 13·8·(Σ d_s² + Σ d_t² + Σ_pairs d_s·d_t). Per hook point also
+    # its sums (13·d), its shift (d) and its histogram; the null has two slices, fit and test.
     side = lambda d: N_PARTS * (d * d + d) + d + NORM_BINS  # noqa: E731
+    n_cross = sum(width[s] * d_target for s, _ in with_token(pairs, token_hook))
     return {
         "source": _BYTES * sum(side(d) for d in width.values()),
-        "target": _BYTES * len(targets) * side(d_target),
-        "cross": _BYTES
-        * N_PARTS
-        * sum(width[s] * d_target for s, _ in with_token(pairs, token_hook)),
+        "target": _BYTES * len(hooks_of(pairs, TARGET)) * side(d_target),
+        "cross": _BYTES * N_PARTS * n_cross,
         "null": _BYTES * 2 * sum(width[s] * per_target for s, _ in pairs),
         "count": _BYTES * N_PARTS,
     }
@@ -183,36 +192,43 @@ def moment_bytes(
 
 @dataclass(frozen=True)
 class Throughput:
-    """Speed of a matrix product on this machine."""
+    """Measured speed of matrix products on this machine."""
 
     model: float
-    """FLOP/s in the models' precision."""
+    """FLOP/s in the precision of the models."""
     products: float
-    """FLOP/s in the moments' precision."""
+    """FLOP/s in the precision of the products."""
 
 
 @dataclass(frozen=True)
 class HarvestPlan:
-    """What a harvest will take; see the module docstring."""
+    """Passes of a harvest, and the memory, disk and time that they need."""
 
     source: ModelShape
     target: ModelShape
-    passes: tuple[tuple[Pair, ...], ...]
-    """Pairs that are harvested together; both models run once for each."""
+    passes: tuple[tuple[HookPair, ...], ...]
+    """Hook pairs that are harvested together; both models run once per pass."""
     null: str
+    """``"full"``, ``"sketch"`` or ``"none"``."""
     token_hook: str | None = EMBED
+    """Source hook point that stands for token identity."""
     moment_dtype: torch.dtype = torch.float32
     context_length: int = 256
     n_tokens: int | None = 200_000
     ranks: int = 1
+    """Processes that share the harvest."""
+    block_rows: int = 4096
+    """Unmasked tokens per block."""
+    skip_first: int = SKIP_FIRST
+    """Masked positions at the start of each window."""
 
     @property
-    def pairs(self) -> tuple[Pair, ...]:
-        """All pairs."""
-        return tuple(pair for some in self.passes for pair in some)
+    def pairs(self) -> tuple[HookPair, ...]:
+        """Hook pairs of all passes."""
+        return tuple(pair for pairs in self.passes for pair in pairs)
 
-    def moments_of(self, pairs: Sequence[Pair]) -> dict[str, int]:
-        """Bytes of the moments of some pairs, by what they hold."""
+    def moments_of(self, pairs: Sequence[HookPair]) -> dict[str, int]:
+        """Return the bytes of the moments of some hook pairs, by what they hold."""
         return moment_bytes(
             pairs, self.token_hook, self.null, self.source.d_model, self.target.d_model
         )
@@ -224,207 +240,200 @@ class HarvestPlan:
 
     @property
     def workspace(self) -> int:
-        """Bytes of one block on its way through: rows of every hook point, raw and centred, side by
-        side for the products, and these.
-        """
-        most = 0
-        for pairs in self.passes:
-            d_x, d_y = self._stacked_widths(pairs)
-            rows = BlockPlan().block_rows + self.context_length
-            raw = rows * (d_x * self.source.dtype.itemsize + d_y * self.target.dtype.itemsize)
-            most = max(
-                most,
-                2 * raw
-                + (3 * rows * (d_x + d_y) + 2 * self._largest_product(pairs))
-                * self.moment_dtype.itemsize,
-            )
-        return most
+        """Bytes that one block needs at most, besides the moments."""
+        return max(self._workspace(pairs) for pairs in self.passes)
+
+    def _workspace(self, pairs: Sequence[HookPair]) -> int:
+        d_x, d_y = self._stacked_widths(pairs)
+        rows = self.block_rows + self.context_length
+        raw = rows * (d_x * self.source.dtype.itemsize + d_y * self.target.dtype.itemsize)
+        # The rows as captured and on the device of the moments; the rows converted, centred and
+        # concatenated, in the precision of products; a product and its contiguous copy.
+        in_moment_dtype = 3 * rows * (d_x + d_y) + 2 * self._largest_product(pairs)
+        return 2 * raw + in_moment_dtype * self.moment_dtype.itemsize
 
     @property
     def disk(self) -> int:
-        """Bytes of the moments of all passes, and of the ranks' checkpoints while one is being
-        replaced.
-        """
+        """Bytes on disk: the moments of all passes, and the checkpoints of all ranks."""
+        # One more copy of the largest pass: a checkpoint is replaced only when the new file is
+        # complete.
         whole = sum(sum(self.moments_of(pairs).values()) for pairs in self.passes)
         return whole * (1 + self.ranks) + self.moments
 
     @property
     def flops_per_token(self) -> tuple[float, float]:
-        """(of both models, of the products) for one token, all passes together."""
+        """(FLOP of both models, FLOP of the products) per token, all passes together."""
         models = products = 0.0
         for pairs in self.passes:
-            kept = with_token(pairs, self.token_hook)
-            for model, side in ((self.source, 0), (self.target, 1)):
-                hooks = [name for pair in kept for name in joint_parts(pair[side])]
+            all_pairs = with_token(pairs, self.token_hook)
+            for model, side in ((self.source, SOURCE), (self.target, TARGET)):
+                hooks = [name for pair in all_pairs for name in joint_parts(pair[side])]
                 models += model.flops_per_token(hooks, self.context_length)
-            held = self.moments_of(pairs)
+            n_bytes = self.moments_of(pairs)
+            # 2 FLOP per stored number of one part (the sums have 13 slices, the null two).
             products += (
-                2 * (held["source"] + held["target"] + held["cross"]) / N_PARTS / _BYTES
-                + 2 * held["null"] / 2 / _BYTES
+                2 * (n_bytes["source"] + n_bytes["target"] + n_bytes["cross"]) / N_PARTS / _BYTES
+                + 2 * n_bytes["null"] / 2 / _BYTES
             )
-        # Masked positions run through the models, and offer no row.
-        return models * self.context_length / (
-            self.context_length - BlockPlan().skip_first
-        ), products
+        # Masked positions run through the models and give no row.
+        n_rows_per_window = self.context_length - self.skip_first
+        return models * self.context_length / n_rows_per_window, products
 
     def seconds_per_million(self, throughput: Throughput) -> float:
-        """Seconds a million tokens at the speed of matrix products: a lower bound."""
+        """Return the seconds per million tokens at the speed of matrix products: a lower bound."""
         models, products = self.flops_per_token
         return 1e6 * (models / throughput.model + products / throughput.products) / self.ranks
 
     def table(self, throughput: Throughput | None = None) -> pd.DataFrame:
-        """A row per item: ``item``, ``amount`` in words, ``value`` (bytes, FLOP or seconds),
-        ``how`` it comes about.
+        """Return one row per item: memory, disk, FLOP and, with ``throughput``, time.
+
+        Columns: ``item``, ``amount`` as text, ``value`` (bytes, FLOP or seconds) and ``how`` it is
+        computed.
         """
-        largest = max(self.passes, key=lambda pairs: sum(self.moments_of(pairs).values()))
-        held, kept = self.moments_of(largest), with_token(largest, self.token_hook)
-        n_sources, n_targets = len({s for s, _ in kept}), len({t for _, t in kept})
-        d_s, d_t = self.source.d_model, self.target.d_model
-        models, products = self.flops_per_token
-        weights = self.source.weight_bytes + self.target.weight_bytes
-        rows: list[tuple[str, str, float, str]] = [
-            (
-                "passes",
-                f"{len(self.passes)}",
-                len(self.passes),
-                f"{len(self.pairs)} pairs; both models run once a pass",
-            ),
-            (
-                "moments: source side",
-                *_amount(held["source"]),
-                f"{n_sources} hook points × 13 parts × {d_s}² × 8 bytes",
-            ),
-            (
-                "moments: target side",
-                *_amount(held["target"]),
-                f"{n_targets} hook points × 13 parts × {d_t}² × 8 bytes",
-            ),
-            (
-                "moments: pairs",
-                *_amount(held["cross"]),
-                f"{len(kept)} pairs × 13 parts × {d_s} × {d_t} × 8 bytes",
-            ),
-            (
-                "moments: shuffled pairs",
-                *_amount(held["null"]),
-                f"null {self.null!r}: {len(largest)} pairs, fit and test",
-            ),
-            ("moments, largest pass", *_amount(self.moments), "per process"),
-            (
-                "weights",
-                *_amount(weights),
-                f"{self.source.n_parameters:,} and {self.target.n_parameters:,} parameters, per process",
-            ),
-            (
-                "one block",
-                *_amount(self.workspace),
-                f"{BlockPlan().block_rows} rows of every hook point, and their products; from above",
-            ),
-            (
-                "memory, per process",
-                *_amount(self.moments + weights + self.workspace),
-                "moments, weights and one block",
-            ),
-            ("disk", *_amount(self.disk), f"moments, and checkpoints of {self.ranks} process(es)"),
-            (
-                "models, a token",
-                f"{models:.3g} FLOP",
-                models,
-                "2 a parameter of each block that runs, and attention",
-            ),
-            (
-                "products, a token",
-                f"{products:.3g} FLOP",
-                products,
-                f"2 a kept number, in {str(self.moment_dtype).removeprefix('torch.')}",
-            ),
-        ]
+        rows = [*self._moment_rows(), *self._process_rows(), *self._flop_rows()]
         if throughput is not None:
-            seconds = self.seconds_per_million(throughput)
-            how = f"at {throughput.model / 1e9:,.0f} and {throughput.products / 1e9:,.0f} GFLOP/s, measured here by matrix products: at least"
-            rows.append(("time per million tokens", _duration(seconds), seconds, how))
-            if self.n_tokens is not None:
-                total = seconds * self.n_tokens / 1e6
-                rows.append(
-                    (
-                        f"time for {self.n_tokens:,} tokens",
-                        _duration(total),
-                        total,
-                        f"{self.ranks} process(es)",
-                    )
-                )
+            rows += self._time_rows(throughput)
         return pd.DataFrame(rows, columns=["item", "amount", "value", "how"])
 
-    def _largest_product(self, pairs: Sequence[Pair]) -> int:
-        """Numbers in the largest stacked product: sources that go with the same targets are
-        multiplied together.
-        """
+    def _moment_rows(self) -> Iterator[_Row]:
+        largest = max(self.passes, key=lambda pairs: sum(self.moments_of(pairs).values()))
+        n_bytes, all_pairs = self.moments_of(largest), with_token(largest, self.token_hook)
+        n_sources, n_targets = (len(hooks_of(all_pairs, side)) for side in (SOURCE, TARGET))
+        d_s, d_t = self.source.d_model, self.target.d_model
+        n_passes = len(self.passes)
+        how = f"{len(self.pairs)} pairs; both models run once per pass"
+        yield "passes", f"{n_passes}", n_passes, how
+        for item, key, how in (
+            ("source side", "source", f"{n_sources} hook points × 13 parts × {d_s}² × 8 bytes"),
+            ("target side", "target", f"{n_targets} hook points × 13 parts × {d_t}² × 8 bytes"),
+            ("pairs", "cross", f"{len(all_pairs)} pairs × 13 parts × {d_s} × {d_t} × 8 bytes"),
+            ("shuffled pairs", "null", f"null {self.null!r}: {len(largest)} pairs, fit and test"),
+        ):
+            yield _byte_row(f"moments: {item}", n_bytes[key], how)
+        yield _byte_row("moments, largest pass", self.moments, "per process")
+
+    def _process_rows(self) -> Iterator[_Row]:
+        weights = self.source.weight_bytes + self.target.weight_bytes
+        n_source, n_target = self.source.n_parameters, self.target.n_parameters
+        memory = self.moments + weights + self.workspace
+        for item, n_bytes, how in (
+            ("weights", weights, f"{n_source:,} and {n_target:,} parameters, per process"),
+            (
+                "one block",
+                self.workspace,
+                f"{self.block_rows} rows of every hook point, and their products; upper estimate",
+            ),
+            ("memory, per process", memory, "moments, weights and one block"),
+            ("disk", self.disk, f"moments, and checkpoints of {self.ranks} process(es)"),
+        ):
+            yield _byte_row(item, n_bytes, how)
+
+    def _flop_rows(self) -> Iterator[_Row]:
+        models, products = self.flops_per_token
+        precision = str(self.moment_dtype).removeprefix("torch.")
+        for item, flops, how in (
+            ("models", models, "2 per parameter of each block that runs, and attention"),
+            ("products", products, f"2 per stored number, in {precision}"),
+        ):
+            yield f"{item}, per token", f"{flops:.3g} FLOP", flops, how
+
+    def _time_rows(self, throughput: Throughput) -> Iterator[_Row]:
+        seconds = self.seconds_per_million(throughput)
+        how = (
+            f"at {throughput.model / 1e9:,.0f} and {throughput.products / 1e9:,.0f} GFLOP/s, "
+            "measured here by matrix products: a lower bound"
+        )
+        yield "time per million tokens", _duration(seconds), seconds, how
+        if self.n_tokens is not None:
+            total, how = seconds * self.n_tokens / 1e6, f"{self.ranks} process(es)"
+            yield f"time for {self.n_tokens:,} tokens", _duration(total), total, how
+
+    def _largest_product(self, pairs: Sequence[HookPair]) -> int:
+        """Return the size of the largest product of concatenated hook points, in numbers."""
+        # Source hook points with the same targets are multiplied together; see `CrossMoments`.
         targets: dict[str, list[str]] = {}
         for s, t in with_token(pairs, self.token_hook):
             targets.setdefault(s, []).append(t)
         widths: dict[tuple[str, ...], int] = {}
         for s, hooks in targets.items():
-            widths[tuple(hooks)] = widths.get(tuple(hooks), 0) + self.source.d_model * len(
-                joint_parts(s)
-            )
+            width = self.source.d_model * len(joint_parts(s))
+            widths[tuple(hooks)] = widths.get(tuple(hooks), 0) + width
         return max(width * self.target.d_model * len(hooks) for hooks, width in widths.items())
 
-    def _stacked_widths(self, pairs: Sequence[Pair]) -> tuple[int, int]:
-        kept = with_token(pairs, self.token_hook)
-        d_x = self.source.d_model * sum(
-            len(joint_parts(s)) for s in dict.fromkeys(s for s, _ in kept)
-        )
-        return d_x, self.target.d_model * len({t for _, t in kept})
+    def _stacked_widths(self, pairs: Sequence[HookPair]) -> tuple[int, int]:
+        """Return the widths of all source and of all target hook points together."""
+        all_pairs = with_token(pairs, self.token_hook)
+        n_source_layers = sum(len(joint_parts(s)) for s in hooks_of(all_pairs, SOURCE))
+        n_targets = len(hooks_of(all_pairs, TARGET))
+        return self.source.d_model * n_source_layers, self.target.d_model * n_targets
 
 
+@takes(HarvestSettings)
 def plan_harvest(
     source: ModelShape,
     target: ModelShape,
     *,
-    source_layers: Layers = "all",
-    target_layers: Layers = "all",
-    null: bool | str = True,
-    moment_dtype: str | torch.dtype = "float32",
-    context_length: int = 256,
-    n_tokens: int | None = 200_000,
+    settings: HarvestSettings | None = None,
     memory_budget: int | None = None,
     ranks: int = 1,
+    **options: Any,
 ) -> HarvestPlan:
-    """The plan of a harvest with these arguments; ValueError where no pass over a single target
-    hook point fits ``memory_budget`` bytes.
+    """Return the plan of a harvest with these settings.
+
+    Args:
+        source: shape of the source model.
+        target: shape of the target model.
+        settings: a `HarvestSettings`, as for `harvest`.
+        memory_budget: bytes that the moments of one pass may take; None puts all hook pairs into
+            one pass.
+        ranks: processes that share the harvest.
+        **options: fields of `HarvestSettings` as keywords; they replace those of ``settings``.
+
+    Raises:
+        HookPointError: a model does not have a requested layer.
+        ValueError: the moments of a single target hook point need more than ``memory_budget``.
     """
-    pairs = choose_pairs(source_layers, target_layers, source, target)
+    settings = resolve(HarvestSettings, settings, options)
+    pairs = choose_pairs(
+        settings.source_layers, settings.target_layers, source, target, joint=settings.joint
+    )
     plan = HarvestPlan(
         source=source,
         target=target,
         passes=(pairs,),
-        null=null_kind(null, pairs, source.d_model, target.d_model),
-        moment_dtype=torch_dtype(moment_dtype),
-        context_length=min(context_length, source.context_length, target.context_length),
-        n_tokens=n_tokens,
+        null=null_kind(settings.null, pairs, source.d_model, target.d_model),
+        moment_dtype=torch_dtype(settings.moment_dtype),
+        context_length=min(settings.context_length, source.context_length, target.context_length),
+        n_tokens=settings.n_tokens,
         ranks=ranks,
+        block_rows=settings.block_rows,
+        skip_first=settings.skip_first,
     )
     return (
         plan if memory_budget is None else replace(plan, passes=split_passes(plan, memory_budget))
     )
 
 
-def split_passes(plan: HarvestPlan, budget: int) -> tuple[tuple[Pair, ...], ...]:
-    """The plan's pairs in groups of target hook points, in order, as many to a group as ``budget``
-    bytes of moments allow.
+def split_passes(plan: HarvestPlan, budget: int) -> tuple[tuple[HookPair, ...], ...]:
+    """Return the hook pairs of a plan in passes whose moments take at most ``budget`` bytes each.
+
+    Target hook points keep their order, and all hook pairs of one are in the same pass.
+
+    Raises:
+        ValueError: the moments of a single target hook point need more than ``budget``.
     """
-    by_target: dict[str, list[Pair]] = {}
+    by_target: dict[str, list[HookPair]] = {}
     for pair in plan.pairs:
         by_target.setdefault(pair[1], []).append(pair)
-    passes: list[list[Pair]] = []
+    passes: list[list[HookPair]] = []
     for target, pairs in by_target.items():
-        alone = sum(plan.moments_of(pairs).values())
-        if alone > budget:
+        n_bytes = sum(plan.moments_of(pairs).values())
+        if n_bytes > budget:
             raise ValueError(
-                f"the moments of target hook point {target!r} with {len(pairs)} source hook point(s) alone take "
-                f"{human_bytes(alone)}, more than the "
-                f"memory budget of {human_bytes(budget)}; choose 'proportional' layers or fewer of them, null='none', or a "
-                "budget of that size"
+                f"the moments of target hook point {target!r} with {len(pairs)} source hook "
+                f"point(s) alone take {human_bytes(n_bytes)}, more than the memory budget of "
+                f"{human_bytes(budget)}; choose 'proportional' layers or fewer of them, "
+                "null='none', or a budget of that size"
             )
         if passes and sum(plan.moments_of([*passes[-1], *pairs]).values()) <= budget:
             passes[-1].extend(pairs)
@@ -444,9 +453,8 @@ def measure_throughput(
     d: int = 1024,
     seconds: float = 0.3,
 ) -> Throughput:
-    """FLOP/s of matrix products [1024, d] × [d, 4d], the shape of an MLP, each measured for
-    ``seconds``.
-    """
+    """Return the FLOP/s of matrix products in two precisions, each measured for ``seconds``."""
+    # [1024, d] × [d, 4d] is the product of an MLP; it takes 2·1024·d·4d FLOP.
     speeds = {}
     for dtype in {model_dtype, moment_dtype}:
         a, b = (
@@ -457,7 +465,7 @@ def measure_throughput(
         n, start, elapsed = 0, time.perf_counter(), 0.0
         while elapsed < seconds:
             result = a @ b
-            # Reading a number waits for a GPU.
+            # A GPU computes asynchronously; reading a number waits for the result.
             float(result[0, 0])
             n, elapsed = n + 1, time.perf_counter() - start
         speeds[dtype] = n * 2.0 * 1024 * d * 4 * d / elapsed
@@ -465,12 +473,13 @@ def measure_throughput(
 
 
 def available_memory(device: str | torch.device = "cpu") -> int | None:
-    """Bytes that a process could still take on a device; None where the system does not say."""
+    """Return the bytes of free memory on a device; None if the system does not tell."""
     if torch.device(device).type == "cuda":
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
     free = []
     try:
-        # What the page cache holds can be had, and SC_AVPHYS_PAGES does not count it.
+        # MemAvailable includes the page cache, which the system gives up on demand;
+        # SC_AVPHYS_PAGES does not. A container may have less than its machine.
         lines = Path("/proc/meminfo").read_text().splitlines()
         free.append(
             next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -485,14 +494,15 @@ def available_memory(device: str | torch.device = "cpu") -> int | None:
 
 
 def refuse_more_than_there_is(needed: int, available: int | None, device: Any = "cpu") -> None:
-    """Raise ValueError where moments of so many bytes do not fit, warn where they hardly do: the
-    process would be killed halfway.
+    """Raise ValueError if ``needed`` bytes are more than are free; warn above 80 % of them.
+
+    Without this check the system would kill the process in the middle of a harvest.
     """
     if available is not None and needed > available:
         raise ValueError(
-            f"the moments of these pairs take {human_bytes(needed)} and {human_bytes(available)} are free on {device}; "
-            "choose 'proportional' layers or fewer "
-            "of them, null='none', or harvest in several passes (lrt-lens fit --memory-budget 8GB)"
+            f"the moments of these pairs take {human_bytes(needed)} and {human_bytes(available)} "
+            f"are free on {device}; choose 'proportional' layers or fewer of them, null='none', "
+            "or the passes of plan_harvest(…, memory_budget=…), one harvest each"
         )
     if available is not None and needed > _NEARLY_ALL * available:
         logger.warning(
@@ -504,6 +514,11 @@ def refuse_more_than_there_is(needed: int, available: int | None, device: Any = 
 
 
 def _duration(seconds: float) -> str:
+    """Return a time as text, such as ``"12.5 min"``."""
     if seconds < 120:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.3g} h"
+
+
+def _byte_row(item: str, n_bytes: int, how: str) -> _Row:
+    return item, human_bytes(n_bytes), float(n_bytes), how

@@ -1,9 +1,18 @@
-"""Where moments and maps come from: which models, which tokens, which rules. Travels in every file
-and is compared on every merge.
+"""Origin of moments and maps: models, texts and settings.
+
+Problem: sums of different models or texts can be added without an error, and the result means
+nothing. Mechanism: each file holds a `Provenance`, and `Provenance.merged` compares two of them
+before their moments are added.
+
+    moments.provenance.source.name          # "gpt2"
+    moments.provenance.alignment            # "equal positions of one tokenization"
+
+Limits: fields are empty for activations that a user adds, and an empty field is compared too.
 """
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from lrt_lens.data._window_cutter import Aligned
@@ -15,7 +24,7 @@ _SAME_HARVEST = ("source", "target", "context_length", "skip_first", "chat_templ
 
 @dataclass(frozen=True)
 class Provenance:
-    """Origin of a harvest; everything may be unknown for activations that a user brings along."""
+    """Models, texts and settings of a harvest; fields of a user's own activations may be empty."""
 
     source: ModelIdentity | None = None
     target: ModelIdentity | None = None
@@ -23,44 +32,51 @@ class Provenance:
     skip_first: int | None = None
     """Masked positions at the start of each window."""
     chat_template: str | None = None
-    """Hash of the chat template that documents went through; None for plain text."""
+    """Hash of the chat template that was applied to the documents; None for plain text."""
     seed: int = 0
     n_documents: int = 0
     corpus: str = ""
-    """Sum of the documents' hashes: the same for any order, another for another text."""
+    """Sum of the documents' hashes modulo 2⁶⁴: independent of their order."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Versions of the packages that made it."""
+    """Versions of the packages that computed the numbers."""
     source_dtype: str = ""
-    """Precision in which the source ran; empty where unknown."""
+    """Precision in which the source ran; empty if unknown."""
     target_dtype: str = ""
+    """Precision in which the target ran; empty if unknown."""
     n_tokens: int | None = None
-    """Unmasked tokens after which no further document was taken; None where all were."""
+    """Unmasked tokens after which no further document was read; None if all were read."""
     shard: tuple[int, int] | None = None
-    """(i, N): only every Nth block, from the i-th on; None for the whole."""
+    """(i, N): every Nth block only, beginning with block i; None for all blocks."""
     stream: str = ""
-    """Hash of all blocks in their order, those of other shards included: equal for shards of one
-    run. Set on shards only.
+    """Hash of all blocks in their order, other shards included: equal for all shards of one run.
+    Empty unless this is a shard.
     """
     lag: int = 0
-    """Rows by which the target was read later than the source: above 0 a control of the pairing."""
+    """Rows by which the target was read later than the source; above 0 for a control only."""
     aligned: tuple[int, int, int] | None = None
-    """Where the models read different tokens: aligned positions, and tokens of source and target,
-    in these documents.
+    """(aligned positions, source tokens, target tokens) in these documents; None if both models
+    read the same tokens.
     """
 
     def merged(self, other: "Provenance") -> "Provenance":
-        """The provenance of both shards together; `MismatchError` names what differs."""
+        """Return the provenance of two parts of one harvest together.
+
+        Raises:
+            MismatchError: the parts differ in model or settings, or hold the same documents.
+        """
         for name in _SAME_HARVEST:
             ours, theirs = getattr(self, name), getattr(other, name)
             if isinstance(ours, ModelIdentity) and isinstance(theirs, ModelIdentity):
                 ours.refuse_other(theirs, f"the {name} model of the other shard")
             elif ours != theirs:
                 raise MismatchError(
-                    f"shards differ in {name}: {ours!r} and {theirs!r}; harvest every shard with the same arguments"
+                    f"shards differ in {name}: {ours!r} and {theirs!r}; "
+                    "harvest every shard with the same arguments"
                 )
         if self.n_documents and self.corpus and self.corpus == other.corpus:
             raise MismatchError(
-                f"both shards hold the same {self.n_documents} documents (corpus {self.corpus}); merging would count them twice"
+                f"both shards hold the same {self.n_documents} documents (corpus {self.corpus}); "
+                "merging would count them twice: give each shard once"
             )
         whole = replace(self, n_tokens=self.n_tokens if self.n_tokens == other.n_tokens else None)
         if self.shard != other.shard:
@@ -68,7 +84,7 @@ class Provenance:
         return whole.with_documents_of(other)
 
     def with_documents_of(self, other: "Provenance") -> "Provenance":
-        """With the documents of another part of the same harvest."""
+        """Return this provenance with the documents of another part of the same harvest."""
         return self.with_documents(
             other.n_documents, int(other.corpus, 16) if other.corpus else None, other.aligned
         )
@@ -79,9 +95,11 @@ class Provenance:
         digest: int | None = None,
         aligned: tuple[int, int, int] | None = None,
     ) -> "Provenance":
-        """With so many documents more, whose hashes add up to ``digest`` and which align so far (as
-        in the field).
+        """Return this provenance with ``n_documents`` more documents.
+
+        ``digest`` is the sum of their hashes, ``aligned`` their counts as in the field.
         """
+        # Hashes are added, not chained, so that documents count the same in any order and shard.
         corpus = (
             self.corpus
             if digest is None
@@ -98,25 +116,28 @@ class Provenance:
 
     @property
     def alignment(self) -> str:
-        """One sentence on which positions were paired."""
+        """Description of the positions that were paired, as one sentence."""
         later = f", the target's {self.lag} row(s) later (a control)" if self.lag else ""
         if self.aligned is not None:
             return f"positions behind the same characters: {Aligned(*self.aligned)}{later}"
-        two = (
+        has_two_tokenizers = (
             self.source is not None
             and self.target is not None
             and not self.source.reads_as(self.target)
         )
-        return f"{'positions behind the same characters' if two else 'equal positions of one tokenization'}{later}"
+        if has_two_tokenizers:
+            return f"positions behind the same characters{later}"
+        return f"equal positions of one tokenization{later}"
 
     def to_json(self) -> str:
-        """As one JSON object."""
+        """Return the fields as one JSON object."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Provenance":
-        """Back from `to_json`."""
+        """Return the provenance that `to_json` wrote."""
         fields: dict[str, Any] = json.loads(text)
+        # JSON has no dataclasses and no tuples.
         for role in ("source", "target"):
             if fields.get(role) is not None:
                 fields[role] = ModelIdentity(**fields[role])
@@ -126,7 +147,7 @@ class Provenance:
         return cls(**fields)
 
     def swapped(self) -> "Provenance":
-        """With source and target exchanged."""
+        """Return the provenance with source and target exchanged."""
         aligned = self.aligned and (self.aligned[0], self.aligned[2], self.aligned[1])
         return replace(
             self,
@@ -140,13 +161,11 @@ class Provenance:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of this package and of the libraries that numbers depend on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
+    """Return the versions of this package and of the libraries that numbers depend on."""
+    versions = {}
     for name in ("lrt-lens", "torch", "transformers", "transformer-lens", "numpy"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+            versions[name] = "unknown"
+    return versions

@@ -1,7 +1,15 @@
-"""A lock that a rank holds while it lives: the system lets go of it however the process ends.
+"""A file lock that a rank holds while its process lives.
 
-It keeps two processes from writing one rank's checkpoint, and tells the rank that waits for the
-others which of them is gone.
+Problem: two processes must not write the checkpoint of one rank, and rank 0, which waits for the
+others, must notice that one of them has died. Mechanism: ``flock`` on ``rank{r}.lock``, which the
+operating system releases however the process ends.
+
+    lock = RankLock(folder, rank=0)
+    lock.acquire(n_ranks=8)
+    is_locked(folder / "rank3.lock")      # whether rank 3 is alive
+    lock.release()
+
+Limits: Windows and some network file systems have no ``flock``; nothing is locked there.
 """
 
 import os
@@ -12,27 +20,30 @@ from lrt_lens.errors import MismatchError
 
 try:
     import fcntl
-except ImportError:  # Windows has none: nothing is locked there
+except ImportError:  # Windows has no fcntl
     fcntl = None
 
 _ATTEMPTS = 10
 
 
 class RankLock:
-    """``rank{r}.lock`` in a folder of checkpoints."""
+    """The lock of one rank: ``rank{r}.lock`` in a folder of checkpoints."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         self.folder, self.rank = folder, rank
         self._handle: int | None = None
 
     def acquire(self, n_ranks: int) -> None:
-        """Take the lock; MismatchError where another process has it, or one of ranks that this run
-        does not have.
+        """Take the lock.
+
+        Raises:
+            MismatchError: another process holds this lock, or that of a rank >= ``n_ranks``, which
+                this run does not have.
         """
         for path in self.folder.glob("rank*.lock"):
             number = path.stem.removeprefix("rank")
             if number.isdigit() and int(number) >= n_ranks and is_locked(path):
-                raise self._taken(path)
+                raise self._held_by_other(path)
         if fcntl is None:
             return
         path = self.folder / f"rank{self.rank}.lock"
@@ -42,34 +53,35 @@ class RankLock:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                # A rank that looks whether we live holds the lock for a moment.
+                # `is_locked` in another rank holds the lock for a moment while it tests it.
                 if attempt == _ATTEMPTS - 1:
                     os.close(handle)
-                    raise self._taken(path) from None
+                    raise self._held_by_other(path) from None
                 time.sleep(0.1)
             except OSError:  # a file system without locks
                 os.close(handle)
                 return
         os.truncate(handle, 0)
         os.write(handle, f"{os.getpid()}".encode())
+        # Closing the handle releases the lock, so it stays open.
         self._handle = handle
 
     def release(self) -> None:
-        """Let go."""
+        """Release the lock; no effect if it is not held."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
 
-    def _taken(self, path: Path) -> MismatchError:
+    def _held_by_other(self, path: Path) -> MismatchError:
         holder = path.read_text().strip() or "unknown"
         return MismatchError(
-            f"another process (id {holder}) is harvesting into {str(self.folder)!r} as {path.stem}; end it, or wait for it, "
-            "or choose another --out"
+            f"another process (id {holder}) is harvesting into {str(self.folder)!r} as "
+            f"{path.stem}; end it, or wait for it, or choose another folder"
         )
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock."""
+    """Return whether a living process holds the lock."""
     if fcntl is None:
         return False
     try:
@@ -77,6 +89,7 @@ def is_locked(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
+        # A shared lock fails only while another process holds the exclusive one.
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

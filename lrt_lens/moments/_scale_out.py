@@ -1,12 +1,20 @@
-"""One harvest by many processes: ranks of one job, or shards in jobs of their own.
+"""One harvest in many processes: ranks of one job, or shards in separate jobs.
 
-    torchrun --nproc-per-node 8 -m lrt_lens fit …              # ranks: RANK and WORLD_SIZE say which blocks a process takes
-    lrt-lens fit … --shard 3/8; lrt-lens merge OUT SHARD…      # shards: a file each, added afterwards
+Problem: one process takes too long for billions of tokens. Mechanism: every process walks through
+the same stream of blocks and harvests some of them. Ranks do not communicate: each writes its
+checkpoints into a folder that all of them see, and rank 0 adds the files when every block is in one
+of them. There is no collective operation that could wait for ever; the lock of a rank shows whether
+it is alive.
 
-Every process walks the same stream of blocks and takes its own of them, so that ranks never speak
-to each other: each writes its checkpoints into a folder that all see, and rank 0 adds the files
-once every block is in one of them. No collective that could hang; a rank that dies is noticed by
-its lock.
+    ranks = Ranks.of_environment()                  # set by torchrun
+    moments = harvest_in_ranks(settle(pair), documents, folder, ranks=ranks)   # None but on rank 0
+
+Shards need no common folder; each writes its own file, and the files are added later:
+
+    harvest(pair, documents, shard=(3, 8)).save("moments-3-of-8.safetensors")
+    moments = merge_shards(paths)
+
+Limits: every process reads and tokenizes all documents.
 """
 
 import os
@@ -44,40 +52,49 @@ _SAME_RUN = (
     "target_dtype",
     "stream",
 )
+# Metadata of the moments in which all shards of a run agree; `_SAME_RUN`: fields of the provenance.
 _SAME_MOMENTS = ("pairs", "token_hook", "moment_dtype", "null")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of how many processes this is."""
+    """Number of this process among those of one job."""
 
     rank: int = 0
     count: int = 1
     local: int = 0
-    """Number on this machine: which GPU is ours."""
+    """Number of this process on its machine, which is the number of its GPU."""
     since: float = field(default_factory=time.time)
-    """When this process began, in seconds since the epoch."""
+    """Start of this process, in seconds since the epoch."""
 
     @classmethod
     def of_environment(cls) -> "Ranks":
-        """As torchrun says it in RANK, WORLD_SIZE and LOCAL_RANK; a single process without them."""
-        found = {}
+        """Return the ranks that torchrun has set in RANK, WORLD_SIZE and LOCAL_RANK.
+
+        Without these variables there is a single process.
+
+        Raises:
+            ValueError: a variable is not a number, or the rank is not below the count.
+        """
+        numbers = {}
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
             text = os.environ.get(name, "")
             if text and not text.isdigit():
                 raise ValueError(
                     f"the environment has {name}={text!r}; expected a number, as torchrun sets it"
                 )
-            found[name] = int(text) if text else None
-        rank, count = found["RANK"] or 0, found["WORLD_SIZE"] or 1
+            numbers[name] = int(text) if text else None
+        rank, count = numbers["RANK"] or 0, numbers["WORLD_SIZE"] or 1
         if rank >= count:
             raise ValueError(
-                f"the environment has RANK={rank} and WORLD_SIZE={count}; expected a rank from 0 to {count - 1}"
+                f"the environment has RANK={rank} and WORLD_SIZE={count}; "
+                f"expected a rank from 0 to {count - 1}"
             )
-        return cls(rank, count, found["LOCAL_RANK"] if found["LOCAL_RANK"] is not None else rank)
+        local = numbers["LOCAL_RANK"]
+        return cls(rank, count, rank if local is None else local)
 
     def device(self, device: str | None) -> str | None:
-        """``"cuda"`` becomes this rank's own GPU where there are several ranks."""
+        """Return the device; with several ranks ``"cuda"`` becomes ``"cuda:{local}"``."""
         return f"cuda:{self.local}" if device == "cuda" and self.count > 1 else device
 
 
@@ -92,22 +109,22 @@ def harvest_in_ranks(
     patience: float = 1800.0,
     **options: Any,
 ) -> CrossMoments | None:
-    """The moments of all ranks together on rank 0, None on the others.
+    """Return the moments of all ranks together on rank 0, and None on the other ranks.
 
     Args:
-        run: see `lrt_lens.moments._harvesting.settle`.
-        documents: the same, in the same order, on every rank.
-        folder: where checkpoints go; one that all ranks see.
-        ranks: which of them this is.
-        result: the file that rank 0 writes in the end: a rank that is late and finds it newer than
-            itself has nothing left to do.
+        run: the harvest, from `lrt_lens.moments._harvesting.settle`.
+        documents: the same documents in the same order on every rank.
+        folder: folder for checkpoints that all ranks see.
+        ranks: number of this process.
+        result: file that the caller writes on rank 0 at the end. A rank that starts late and finds
+            it newer than itself returns at once.
         checkpoint_every: seconds between checkpoints.
-        patience: seconds that rank 0 waits without anything new from the others.
-        options: of `HarvestRun.harvest`: ``batch_tokens``, ``on_block``, ``progress``.
+        patience: seconds that rank 0 waits for the others while no new block appears.
+        options: keywords of `HarvestRun.harvest`: ``on_block``, ``cache``, ``progress``.
 
     Raises:
-        ChildProcessError: on rank 0, where a rank has ended before its blocks were done.
-        TimeoutError: on rank 0, where nothing came for so long.
+        ChildProcessError: on rank 0: another rank ended before its blocks were done.
+        TimeoutError: on rank 0: no new block appeared for ``patience`` seconds.
     """
     share = Share(shard=run.shard or (0, 1), rank=(ranks.rank, ranks.count))
 
@@ -134,7 +151,7 @@ def harvest_in_ranks(
 
 @dataclass(frozen=True)
 class _Others:
-    """The other ranks, as rank 0 sees them: files and locks in a folder."""
+    """The other ranks as rank 0 sees them: their files and locks in a folder."""
 
     folder: Path
     run: HarvestRun
@@ -143,19 +160,19 @@ class _Others:
     patience: float
 
     def wait(self, n_blocks: int) -> list[RankFile]:
-        """All ranks' files, once every block is in one of them."""
+        """Return the files of all ranks when every block is in one of them."""
         wanted = {index for index in range(n_blocks) if self.share.in_shard(index)}
+        others = range(1, self.ranks.count)
         seen_alive: set[int] = set()
         n_missing, deadline = len(wanted) + 1, 0.0
         while True:
-            # Before the files: a rank that is gone now has written all that it ever will.
-            alive = {rank for rank in range(1, self.ranks.count) if is_locked(self._lock(rank))}
-            seen_alive |= alive | {
-                rank for rank in range(1, self.ranks.count) if self._began_after_us(rank)
-            }
+            # The locks before the files: a rank whose lock is free now has written all its files.
+            alive = {rank for rank in others if is_locked(self._lock(rank))}
+            seen_alive |= alive | {rank for rank in others if self._began_after_us(rank)}
             files = read_rank_files(self.folder, self.run.arguments)
             missing = self._missing(wanted, files)
             if not missing:
+                # Reading all numbers is slow, so the files are verified only when complete.
                 files = read_rank_files(self.folder, self.run.arguments, verify=True)
                 missing = self._missing(wanted, files)
                 if not missing:
@@ -165,30 +182,32 @@ class _Others:
                 n_missing, deadline = len(missing), time.monotonic() + self.patience
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"{len(missing)} of {len(wanted)} blocks are in no checkpoint in {str(self.folder)!r}, and nothing new "
-                    f"came for {self.patience:.0f} s: "
-                    f"see whether all {self.ranks.count} ranks run and see this folder, then start the same command again: it resumes"
+                    f"{len(missing)} of {len(wanted)} blocks are in no checkpoint in "
+                    f"{str(self.folder)!r}, and nothing new came for {self.patience:.0f} s: "
+                    f"see whether all {self.ranks.count} ranks run and see this folder, "
+                    "then start all ranks again with the same arguments: the harvest resumes"
                 )
             time.sleep(_LOOK_SECONDS)
 
     def _missing(self, wanted: set[int], files: list[RankFile]) -> set[int]:
         return wanted.difference(*(file.blocks.keys() for file in files))
 
-    def _refuse_the_dead(self, missing: set[int], gone: set[int]) -> None:
-        for rank in sorted(gone):
+    def _refuse_the_dead(self, missing: set[int], ended: set[int]) -> None:
+        for rank in sorted(ended):
             theirs = Share(self.share.shard, (rank, self.ranks.count))
             n_left = sum(theirs.takes(index) for index in missing)
             if n_left:
                 raise ChildProcessError(
-                    f"rank {rank} of {self.ranks.count} ended with {n_left} of its blocks undone; all others are in "
-                    f"{str(self.folder)!r}: start the same "
-                    "command again, on any number of ranks, and it resumes"
+                    f"rank {rank} of {self.ranks.count} ended with {n_left} of its blocks undone; "
+                    f"all others are in {str(self.folder)!r}: start the harvest again with the "
+                    "same arguments, on any number of ranks, and it resumes"
                 )
 
     def _lock(self, rank: int) -> Path:
         return self.folder / f"rank{rank}.lock"
 
     def _began_after_us(self, rank: int) -> bool:
+        """Return whether a rank took its lock after this process began: it may have ended since."""
         try:
             return self._lock(rank).stat().st_mtime >= self.ranks.since
         except FileNotFoundError:
@@ -199,7 +218,11 @@ class _Others:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """(3, 8) from ``"3/8"``."""
+    """Return (3, 8) for the text ``"3/8"``.
+
+    Raises:
+        ValueError: the text is not i/N with i from 0 to N - 1.
+    """
     index, slash, count = text.partition("/")
     if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise ValueError(f"shard is {text!r}; expected i/N with i from 0 to N - 1, such as 0/8")
@@ -207,20 +230,26 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def shard_name(shard: tuple[int, int]) -> str:
-    """The file of a shard's moments."""
+    """Return the name of the file of a shard's moments."""
     return f"moments-{shard[0]}-of-{shard[1]}.safetensors"
 
 
 def merge_shards(paths: Sequence[str | Path]) -> CrossMoments:
-    """The moments of a whole run from the files of all its shards.
+    """Return the moments of a whole run from the files of all its shards.
 
-    `MismatchError` says which does not belong, is there twice, or is missing.
+    Raises:
+        MismatchError: a shard is of another run, is there twice, or is missing.
+        ValueError: there is no file.
     """
     if not paths:
-        raise ValueError("no shard given; give the files that lrt-lens fit --shard i/N has written")
+        raise ValueError(
+            "no shard given; give the files of harvest(…, shard=(i, N)).save(…), one per shard"
+        )
     files = _shards_in_order([_ShardFile.read(Path(path)) for path in paths])
     merged = CrossMoments.load(files[0].path)
     for path, provenance in ((file.path, file.provenance) for file in files[1:]):
+        # Shards of one run usually have the same shift: their tensors are then added one at a time,
+        # without a second set of moments in memory.
         if merged.source and add_stored(merged, path):
             merged.provenance = merged.provenance.with_documents_of(provenance)
         else:
@@ -231,6 +260,8 @@ def merge_shards(paths: Sequence[str | Path]) -> CrossMoments:
 
 @dataclass(frozen=True)
 class _ShardFile:
+    """File of the moments of one shard, without its tensors."""
+
     path: Path
     provenance: Provenance
     metadata: dict[str, str]
@@ -244,7 +275,8 @@ class _ShardFile:
     def shard(self) -> tuple[int, int]:
         if self.provenance.shard is None:
             raise MismatchError(
-                f"{str(self.path)!r} holds no shard but whole moments; merge files that lrt-lens fit --shard i/N has written"
+                f"{str(self.path)!r} holds no shard but whole moments; "
+                "merge the files of harvest(…, shard=(i, N)).save(…)"
             )
         return self.provenance.shard
 
@@ -265,24 +297,26 @@ class _ShardFile:
                     else f"{str(mine)[:80]!r} and {str(theirs)[:80]!r}"
                 )
                 raise MismatchError(
-                    f"{str(self.path)!r} and {str(other.path)!r} are shards of different runs, by {name}: {how}; harvest "
-                    "every shard with the same arguments"
+                    f"{str(self.path)!r} and {str(other.path)!r} are shards of different runs, "
+                    f"by {name}: {how}; harvest every shard with the same arguments"
                 )
 
 
 def _shards_in_order(files: list[_ShardFile]) -> list[_ShardFile]:
-    """The files by the number of their shard, after all that could be wrong with them."""
+    """Return the files in the order of their shards, after checking that they are of one run."""
     first, by_index = files[0], dict[int, _ShardFile]()
     count = first.shard[1]
     for file in files:
         index = file.shard[0]
         if file.shard[1] != count:
             raise MismatchError(
-                f"{str(file.path)!r} is one of {file.shard[1]} shards, {str(first.path)!r} one of {count}; give shards of one run"
+                f"{str(file.path)!r} is one of {file.shard[1]} shards, {str(first.path)!r} "
+                f"one of {count}; give shards of one run"
             )
         if index in by_index:
             raise MismatchError(
-                f"{str(by_index[index].path)!r} and {str(file.path)!r} are both shard {index} of {count}; give each shard once"
+                f"{str(by_index[index].path)!r} and {str(file.path)!r} are both shard {index} of "
+                f"{count}; give each shard once"
             )
         first.refuse_other_run(file)
         by_index[index] = file

@@ -1,10 +1,17 @@
-"""Centred scatter sums, and the held-out error of any affine map as exact algebra on them.
+"""Centred scatter sums, and the exact held-out error of an affine map computed from them.
 
-With primed quantities of the held-out rows and ``y ≈ x W + b``:
+Problem: scoring each map of a grid on the held-out rows would need all rows for each of them.
+Mechanism: the squared error of an affine map ``y ≈ x W + b`` is a function of second moments. With
+the primed quantities those of the held-out rows:
 
     Σ‖y − xW − b‖² = tr Syy' − 2 tr WᵀSxy' + tr WᵀSxx'W + n'‖ȳ' − x̄'W − b‖²
 
-and the same for every output dimension from the diagonals. Nothing here looks at a row.
+and the diagonals of the same matrices give the error of each output dimension.
+
+    score = score_map(weight, bias, moments.scatter(pair, TEST_PARTS))
+    score.r2, score.r2_uniform, score.cosine
+
+Limits: no function here sees a row, so a mean of the cosines of single tokens cannot be computed.
 """
 
 import math
@@ -19,9 +26,8 @@ _BLOCK = 128
 
 
 def part_sum(stack: Tensor, parts: Sequence[int]) -> Tensor:
-    """Sum of some slices of a stack; slice by slice, because indexing with a list would copy them
-    all first.
-    """
+    """Return the sum of some slices of a stack [part, …]."""
+    # One slice at a time, because indexing with a list copies all slices first.
     total = stack[parts[0]]
     for part in parts[1:]:
         total = total + stack[part]
@@ -29,14 +35,12 @@ def part_sum(stack: Tensor, parts: Sequence[int]) -> Tensor:
 
 
 def gram(rows: Tensor) -> Tensor:
-    """XᵀX, [d, d], of rows [n, d]: block rows right of the diagonal, mirrored; two thirds of the
-    time of the whole product on a CPU.
-
-    (numpy's product knows the symmetry, but its threads and torch's then fight over the cores:
-    everything else took twice as long.)
-    """
+    """Return XᵀX [d, d] of rows [row, d]."""
     if rows.device.type != "cpu":
         return rows.T @ rows
+    # XᵀX is symmetric: compute the upper triangle in blocks of rows and mirror it. This takes two
+    # thirds of the time of the whole product on a CPU. numpy's product uses the symmetry by
+    # itself, but its threads compete with those of torch: everything else takes twice as long.
     d = rows.shape[1]
     product = rows.new_empty(d, d)
     for start in range(0, d, _BLOCK):
@@ -48,10 +52,10 @@ def gram(rows: Tensor) -> Tensor:
 
 
 class SecondMoment:
-    """A centred scatter matrix that is formed when it is first asked for.
+    """A centred scatter matrix [d, d] that is computed on first use.
 
-    Most uses of a pair need only the diagonal of one side: forming d × d matrices that nobody reads
-    was half the cost of a grid.
+    Most uses of a pair need only the diagonal of one side, and the whole d × d matrices took half
+    of the time of a grid.
     """
 
     def __init__(self, second: Tensor, total: Tensor, n: float, parts: list[int]) -> None:
@@ -60,52 +64,52 @@ class SecondMoment:
     @cached_property
     def matrix(self) -> Tensor:
         """[d, d], Σ(x − x̄)(x − x̄)ᵀ."""
+        # Sxx = Σ(x − c)(x − c)ᵀ − s·sᵀ/n with s = Σ(x − c), for any shift c
         return part_sum(self._second, self._parts) - torch.outer(self._total, self._total) / self._n
 
     @cached_property
     def diagonal(self) -> Tensor:
-        """[d]: the diagonal alone."""
+        """[d], Σ(x − x̄)² of each dimension."""
+        # diag Sxx = Σ(x − c)² − s²/n
         return (
             part_sum(self._second.diagonal(dim1=1, dim2=2), self._parts) - self._total**2 / self._n
         )
 
 
 class DenseSecondMoment(SecondMoment):
-    """A scatter matrix that is there already."""
+    """A scatter matrix that is already computed."""
 
     def __init__(self, matrix: Tensor) -> None:
         self.matrix = matrix
 
     @cached_property
     def diagonal(self) -> Tensor:
-        """[d]: the diagonal alone."""
+        """[d], diagonal of the matrix."""
         return self.matrix.diagonal()
 
 
 class ProjectedSecondMoment(DenseSecondMoment):
-    """The scatter matrix of the same rows seen through orthonormal columns, formed when it is first
-    asked for.
-    """
+    """The scatter matrix of rows projected onto orthonormal columns, computed on first use."""
 
     def __init__(self, whole: SecondMoment, basis: Tensor) -> None:
         self._whole, self._basis = whole, basis
 
     @cached_property
     def matrix(self) -> Tensor:
-        """[columns, columns]."""
+        """[column, column], QᵀSQ."""
         return self._basis.T @ self._whole.matrix @ self._basis
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """Sums over rows, centred on the rows' own means."""
+    """Scatter sums of a hook pair, centred on the means of the same rows."""
 
     n: float
-    """Rows."""
+    """Number of rows."""
     mean_x: Tensor
-    """[d_source]."""
+    """[d_source], x̄."""
     mean_y: Tensor
-    """[d_target]."""
+    """[d_target], ȳ."""
     xy: Tensor
     """[d_source, d_target], Σ(x − x̄)(y − ȳ)ᵀ."""
     second_x: SecondMoment
@@ -118,20 +122,25 @@ class Scatter:
 
     @property
     def yy(self) -> Tensor:
-        """[d_target, d_target]."""
+        """[d_target, d_target], Σ(y − ȳ)(y − ȳ)ᵀ."""
         return self.second_y.matrix
 
     @property
     def variance(self) -> Tensor:
-        """[d_target], Σ(y − ȳ)² of every target dimension."""
+        """[d_target], Σ(y − ȳ)² of each target dimension."""
         return self.second_y.diagonal
 
     def swapped(self) -> "Scatter":
-        """The same rows seen from the other side: what a ``down`` map is fitted on."""
+        """Return the scatter with source and target exchanged; a ``down`` map is fitted on it."""
         return Scatter(self.n, self.mean_y, self.mean_x, self.xy.T, self.second_y, self.second_x)
 
     def with_target(self, xy: Tensor, basis: Tensor | None) -> "Scatter":
-        """Other cross-scatter, and the target side seen through orthonormal columns ``basis``."""
+        """Return the scatter with another ``xy`` and the target side projected onto ``basis``.
+
+        Args:
+            xy: [d_source, d_target], or [d_source, column] with a basis.
+            basis: [d_target, column], orthonormal columns; None leaves the target side as it is.
+        """
         if basis is None:
             return replace(self, xy=xy)
         return replace(
@@ -142,11 +151,12 @@ class Scatter:
         )
 
     def onto_itself(self) -> "Scatter":
-        """The source against itself: what a round trip is scored on."""
+        """Return the scatter of the source with itself; round trips are scored on it."""
         return replace(self, mean_y=self.mean_x, xy=self.xx, second_y=self.second_x)
 
     def joined(self, other: "Scatter") -> "Scatter":
-        """The scatter of both sets of rows together, about their common means."""
+        """Return the scatter of the rows of both together, centred on their common means."""
+        # With d = x̄₁ − x̄₂ and n = n₁ + n₂:  S = S₁ + S₂ + (n₁·n₂/n)·ddᵀ
         n = self.n + other.n
         share = self.n * other.n / n
         dx, dy = self.mean_x - other.mean_x, self.mean_y - other.mean_y
@@ -160,7 +170,7 @@ class Scatter:
         )
 
     def detached(self) -> "Scatter":
-        """The same sums, formed, so that they do not hold on to the moments they came from."""
+        """Return a copy of the sums that holds no reference to the moments they came from."""
         return replace(
             self,
             xy=self.xy.clone(),
@@ -169,7 +179,8 @@ class Scatter:
         )
 
     def scaled(self, scale_x: Tensor, scale_y: Tensor) -> "Scatter":
-        """The scatter of ``x * scale_x`` and ``y * scale_y``."""
+        """Return the scatter of ``x * scale_x`` [d_source] and ``y * scale_y`` [d_target]."""
+        # S → diag(a)·S·diag(b)
         return Scatter(
             n=self.n,
             mean_x=self.mean_x * scale_x,
@@ -180,7 +191,8 @@ class Scatter:
         )
 
     def uncentred(self) -> "Scatter":
-        """Sums about zero instead of about the rows' means: what a map without a bias is fitted on."""
+        """Return the sums about zero instead of the means, for maps without a bias."""
+        # Σxyᵀ = Sxy + n·x̄ȳᵀ
         outer = torch.outer
         return Scatter(
             n=self.n,
@@ -194,25 +206,33 @@ class Scatter:
 
 @dataclass(frozen=True)
 class MapScore:
-    """How well a map predicts held-out rows."""
+    """Held-out scores of a map."""
 
     r2: float
-    """Share of variance explained: scikit-learn's ``variance_weighted`` R²."""
+    """Explained share of the variance: ``variance_weighted`` R² of scikit-learn."""
     r2_uniform: float
-    """Mean R² over output dimensions: scikit-learn's ``uniform_average``, dimensions of zero
-    variance dropped.
+    """Mean R² over output dimensions: ``uniform_average`` of scikit-learn, without dimensions of
+    zero variance.
     """
     cosine: float
-    """Σ⟨ŷ−ȳ', y−ȳ'⟩ / √(Σ‖ŷ−ȳ'‖² Σ‖y−ȳ'‖²), pooled over tokens."""
+    """Σ⟨ŷ−ȳ', y−ȳ'⟩ / √(Σ‖ŷ−ȳ'‖² Σ‖y−ȳ'‖²), sums over all tokens."""
     n_constant: int
-    """Output dimensions dropped from ``r2_uniform`` because they do not vary."""
+    """Output dimensions of zero variance, which ``r2_uniform`` leaves out."""
 
 
 def score_map(weight: Tensor, bias: Tensor, held_out: Scatter) -> MapScore:
-    """Scores of ``x @ weight + bias`` on held-out moments, equal to scores from the rows."""
+    """Return the scores of ``x @ weight + bias``, equal to those computed from the held-out rows.
+
+    Args:
+        weight: [d_source, d_target].
+        bias: [d_target].
+        held_out: scatter of rows on which the map was not fitted.
+    """
     explained, predicted = _explained_and_predicted(weight.double(), bias.double(), held_out)
     variance = held_out.variance
+    # Σ(y − ŷ)² = Σ(y − ȳ)² − 2·Σ(ŷ − ȳ)(y − ȳ) + Σ(ŷ − ȳ)²
     r2, r2_uniform, n_constant = r2_of(variance - 2 * explained + predicted, variance)
+    # `tiny` instead of 0, so that the cosine of a constant prediction is 0 and not NaN.
     norm = (predicted.sum() * variance.sum()).clamp_min(torch.finfo(torch.float64).tiny).sqrt()
     return MapScore(
         r2=r2, r2_uniform=r2_uniform, cosine=float(explained.sum() / norm), n_constant=n_constant
@@ -220,7 +240,7 @@ def score_map(weight: Tensor, bias: Tensor, held_out: Scatter) -> MapScore:
 
 
 def squared_errors(weight: Tensor, bias: Tensor, held_out: Scatter) -> Tensor:
-    """[d_target]: Σ(y − x W − b)² of every target dimension over held-out rows."""
+    """Return Σ(y − x W − b)² over the held-out rows, per target dimension [d_target]."""
     explained, predicted = _explained_and_predicted(weight.double(), bias.double(), held_out)
     return held_out.variance - 2 * explained + predicted
 
@@ -228,34 +248,44 @@ def squared_errors(weight: Tensor, bias: Tensor, held_out: Scatter) -> Tensor:
 def _explained_and_predicted(
     weight: Tensor, bias: Tensor, held_out: Scatter
 ) -> tuple[Tensor, Tensor]:
-    """Σ(ŷ−ȳ)(y−ȳ) and Σ(ŷ−ȳ)² of every target dimension, ȳ the mean of the held-out rows."""
+    """Return Σ(ŷ−ȳ)(y−ȳ) and Σ(ŷ−ȳ)² per target dimension; ȳ is the mean of the held-out rows."""
+    # ŷ − ȳ = (x − x̄)W + (x̄W + b − ȳ), and the centred terms sum to zero:
+    #   Σ(ŷ−ȳ)(y−ȳ) = diag WᵀSxy
+    #   Σ(ŷ−ȳ)²     = diag WᵀSxxW + n·(x̄W + b − ȳ)²
     offset = held_out.mean_x @ weight + bias - held_out.mean_y
-    return (weight * held_out.xy).sum(0), (weight * (held_out.xx @ weight)).sum(
-        0
-    ) + held_out.n * offset**2
+    explained = (weight * held_out.xy).sum(0)
+    predicted = (weight * (held_out.xx @ weight)).sum(0) + held_out.n * offset**2
+    return explained, predicted
 
 
 def r2_of(error: Tensor, variance: Tensor) -> tuple[float, float, int]:
-    """(R² by variance, mean R² over varying dimensions, number of constant dimensions) from sums of
-    squares, [d].
+    """Return (R² by variance, mean R² over dimensions, number of constant dimensions).
+
+    Args:
+        error: [d], Σ(y − ŷ)² per dimension.
+        variance: [d], Σ(y − ȳ)² per dimension.
     """
     varies = varying(variance)
     if not bool(varies.any()):
         return float("nan"), float("nan"), len(variance)
+    # R² = 1 − Σ_j e_j / Σ_j v_j;  mean R² = mean_j (1 − e_j / v_j) over dimensions with v_j > 0
     uniform = 1 - error[varies] / variance[varies]
     return float(1 - error.sum() / variance.sum()), float(uniform.mean()), int((~varies).sum())
 
 
 def varying(variance: Tensor) -> Tensor:
-    """Dimensions that vary at all, against rounding left over from centring."""
+    """Return, per dimension [d], whether it varies by more than rounding errors of centring."""
     return variance > 1e-12 * variance.max().clamp_min(torch.finfo(variance.dtype).tiny)
 
 
 def score_weights(variance: Tensor) -> Tensor:
-    """[2, d]: weights whose error sums become R² and the mean R² over dimensions, from held-out
-    sums of squares, [d].
+    """Return weights [2, d] that turn error sums into both R², from ``variance`` [d].
+
+    With ``error`` [d], ``1 - weights @ error`` is (R² by variance, mean R² over dimensions).
     """
     varies = varying(variance)
+    # w₁ = 1 / Σ_j v_j;  w₂ = 1 / (v_j · number of varying dimensions), 0 for the constant ones.
+    # The inner `where` keeps 1 / 0 out of the branch that is not selected.
     uniform = (
         torch.where(
             varies,
@@ -269,22 +299,25 @@ def score_weights(variance: Tensor) -> Tensor:
 
 
 def linear_cka(xx: Tensor, yy: Tensor, xy: Tensor) -> float:
-    """Linear CKA debiased across folds, from covariances stacked by fold, [fold, d, d].
+    """Return linear CKA, debiased across folds, from covariances stacked by fold [fold, d, d].
 
-    Σ_{j≠k}⟨Cxyʲ, Cxyᵏ⟩ / √(Σ_{j≠k}⟨Cxxʲ, Cxxᵏ⟩ · Σ_{j≠k}⟨Cyyʲ, Cyyᵏ⟩); the products of different
-    folds have no bias in the width.
+    Products of covariances of different folds have no bias that grows with the width. Linear CKA:
+    Kornblith et al. (2019), "Similarity of Neural Network Representations Revisited".
     """
+    # Σ_{j≠k}⟨Cxyʲ, Cxyᵏ⟩ / √(Σ_{j≠k}⟨Cxxʲ, Cxxᵏ⟩ · Σ_{j≠k}⟨Cyyʲ, Cyyᵏ⟩)
     return cka_of(between_folds(xy), between_folds(xx), between_folds(yy))
 
 
 def cka_of(xy: float, xx: float, yy: float) -> float:
-    """CKA from its three terms; NaN where a side's own is not positive: too little data to tell it
-    from nothing.
+    """Return CKA from its three terms; NaN if ``xx`` or ``yy`` is not positive.
+
+    A term of one side that is not positive means too few tokens to estimate its covariance.
     """
     return xy / math.sqrt(xx * yy) if xx > 0 and yy > 0 else math.nan
 
 
 def between_folds(stack: Tensor) -> float:
-    """Σ_{j≠k}⟨Cʲ, Cᵏ⟩ of matrices stacked by fold."""
+    """Return Σ_{j≠k}⟨Cʲ, Cᵏ⟩ of matrices stacked by fold [fold, …]."""
+    # Σ_{j≠k}⟨Cʲ, Cᵏ⟩ = ‖Σ_k Cᵏ‖² − Σ_k ‖Cᵏ‖²
     norm = torch.linalg.vector_norm
     return float(norm(stack.sum(0)) ** 2 - norm(stack) ** 2)

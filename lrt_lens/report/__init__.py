@@ -1,8 +1,7 @@
-"""Figures and the self-contained HTML report.
+"""The writer of self-contained HTML reports, and of ``results.json``.
 
-`template` holds the looks (one plotly template, one style an arm), `figures` turns tidy tables into
-plotly figures and computes no statistics, `html` writes figures, tables and continuations as one
-page that loads nothing from the network.
+Reports are sections of paragraphs, tables, figures, key numbers and continuations; the page loads
+nothing from the network.
 """
 
 import lazy_loader

@@ -1,11 +1,11 @@
 """A report as one HTML file that loads nothing from the network.
 
-Problem: results are read months later, on another machine, on a phone, by someone who has neither
+Problem: results are read months later, on another machine or on a phone, by someone who has neither
 the notebook nor its packages. Mechanism: a report is a title and `Section`s of blocks (paragraphs,
 tables, figures, key numbers, continuations side by side); each block renders itself to HTML, all
-text is escaped, figures travel as JSON and are drawn by one inline copy of plotly.js. The page's
-content security policy forbids every request, so what is missing from the file cannot be fetched
-unnoticed. Colours follow the reader's light or dark setting, figures included.
+text is escaped, figures are stored as JSON and drawn by one inline copy of plotly.js. The page's
+content security policy forbids every request, so a missing part cannot be fetched unnoticed.
+Colours follow the reader's light or dark setting, in figures too.
 
 Example:
     from lrt_lens.report._html import KeyNumbers, Plot, Section, render_html, write_html
@@ -15,7 +15,7 @@ Example:
     write_html("report.html", page)
 
 Limits: plotly.js adds about 5 MB to a page with figures (none to one without); without JavaScript
-the tables and texts remain, the figures do not.
+the tables and texts are shown, the figures are not.
 """
 
 import contextlib
@@ -30,16 +30,15 @@ from numbers import Real
 from pathlib import Path
 
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
 from lrt_lens._repr_html import format_value
+from lrt_lens.figures._plotly import go
 from lrt_lens.figures._template import arm_style
 from lrt_lens.report._page import SCRIPT, STYLE
 
 
 class ReportWriteError(OSError):
-    """A report could not be written; the message names the folder and what to do."""
+    """A report could not be written; the message names the folder and a remedy."""
 
 
 @dataclass(frozen=True)
@@ -51,45 +50,46 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of numbers and words; a long one is folded away under its caption."""
+    """A table of numbers and words; a long one is collapsed under its caption."""
 
     frame: pd.DataFrame
-    """Shown without its index, unless the index has a name."""
+    """Rows to show; the index is shown only if it has a name."""
     caption: str = ""
-    """One line over the table, also read out by screen readers."""
+    """One line above the table, also read by screen readers."""
     digits: int = 3
     """Significant digits of fractional numbers."""
     open_rows: int = 12
-    """A table with more rows starts closed."""
+    """A table with more rows starts collapsed."""
 
 
 @dataclass(frozen=True)
 class Plot:
     """A plotly figure, as wide as the page."""
 
-    figure: go.Figure
+    figure: "go.Figure"
     caption: str = ""
-    """Text under the figure: what to see in it."""
+    """Text below the figure that says what it shows."""
     min_width: int = 0
-    """Pixels below which the figure scrolls in its own box instead of shrinking."""
+    """Width in pixels below which the figure scrolls in its own box instead of shrinking."""
 
 
 @dataclass(frozen=True)
 class Continuations:
-    """Generated texts side by side: a row per prompt, a card per arm, stacked on narrow screens."""
+    """Generated texts side by side: one row per prompt and one card per arm."""
 
     rows: list[dict[str, str]]
-    """`prompt`, `arm`, `text`; several texts of one prompt and arm share a card; arms are shown as
-    they first appear.
+    """Dictionaries with `prompt`, `arm` and `text`.
+
+    Several texts of one prompt and arm share a card; arms keep the order of their first appearance.
     """
 
 
 @dataclass(frozen=True)
 class KeyNumbers:
-    """The few numbers that a reader should take away, as tiles."""
+    """The few most important numbers, as tiles."""
 
     numbers: list[tuple[str, str | int | float, str]]
-    """(label, value, note); a number is shown with three significant digits."""
+    """(label, value, note) of each tile; a number is shown with three significant digits."""
 
 
 Block = Paragraph | Table | Plot | Continuations | KeyNumbers
@@ -97,7 +97,7 @@ Block = Paragraph | Table | Plot | Continuations | KeyNumbers
 
 @dataclass(frozen=True)
 class Section:
-    """A headed part of the report; its title enters the table of contents."""
+    """A part of the report with a heading; its title is listed in the table of contents."""
 
     title: str
     body: list[Block]
@@ -106,13 +106,13 @@ class Section:
 def render_html(
     title: str, sections: Sequence[Section], *, subtitle: str = "", footer: str = ""
 ) -> str:
-    """Returns the whole page as text.
+    """Return the whole page as text.
 
     Args:
         title: heading and window title.
         sections: in the order of reading.
-        subtitle: a line under the title, such as models, corpus and date.
-        footer: a line at the end, such as versions and arguments.
+        subtitle: line under the title, such as models, corpus and date.
+        footer: line at the end, such as versions and arguments.
     """
     anchors = [
         f"section-{number}-{_slug(section.title)}"
@@ -122,8 +122,12 @@ def render_html(
         _render_section(section, anchor) for section, anchor in zip(sections, anchors, strict=True)
     )
     has_figures = any(isinstance(block, Plot) for section in sections for block in section.body)
-    scripts = f"<script>{get_plotlyjs()}</script>\n<script>{SCRIPT}</script>" if has_figures else ""
-    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+    scripts = _scripts() if has_figures else ""
+    # Everything is inline; no request of any kind is allowed.
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+        "img-src data: blob:; font-src data:"
+    )
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -149,13 +153,13 @@ def render_html(
 
 
 def write_html(path: str | os.PathLike[str], html: str) -> Path:
-    """Writes the page to `path`, whole or not at all, and returns the path.
+    """Write the page to `path`, whole or not at all, and return the path.
 
-    Missing folders are made. The text goes to a temporary file in the same folder, which is then
-    renamed, so a reader never sees half a page and an earlier report survives a failure.
+    Missing folders are created. The text is written to a temporary file in the same folder, which
+    is renamed at the end, so a reader never sees half a page and a failure keeps an earlier report.
 
     Raises:
-        ReportWriteError: the folder cannot be made or written, or `path` is itself a folder.
+        ReportWriteError: the folder cannot be created or written, or `path` is itself a folder.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
@@ -167,19 +171,26 @@ def write_html(path: str | os.PathLike[str], html: str) -> Path:
         _remove_quietly(temporary)
         reason = error.strerror or type(error).__name__
         raise ReportWriteError(
-            f"cannot write the report {target.name!r} into folder {str(target.parent)!r} ({reason}); "
-            "choose a folder that exists or can be made, is writable and has space left"
+            f"cannot write the report {target.name!r} into folder {str(target.parent)!r} "
+            f"({reason}); choose a folder that exists or can be created, is writable and has space"
         ) from error
     return target
 
 
 def _remove_quietly(path: Path) -> None:
-    # the failure worth reporting is the one that brought us here
+    # The error to report is the one of the write, not one of this removal.
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- parts of the page
+
+
+def _scripts() -> str:
+    """Return plotly.js and the page's own script, both inline."""
+    from plotly.offline import get_plotlyjs
+
+    return f"<script>{get_plotlyjs()}</script>\n<script>{SCRIPT}</script>"
 
 
 def _render_contents(sections: Sequence[Section], anchors: Sequence[str]) -> str:
@@ -194,7 +205,8 @@ def _render_contents(sections: Sequence[Section], anchors: Sequence[str]) -> str
 
 def _render_section(section: Section, anchor: str) -> str:
     blocks = "\n".join(render_block(block) for block in section.body)
-    return f'<section aria-labelledby="{anchor}">\n<h2 id="{anchor}">{escape(section.title)}</h2>\n{blocks}\n</section>'
+    heading = f'<h2 id="{anchor}">{escape(section.title)}</h2>'
+    return f'<section aria-labelledby="{anchor}">\n{heading}\n{blocks}\n</section>'
 
 
 def _slug(text: str) -> str:
@@ -210,13 +222,14 @@ def _optional(tag: str, text: str, css_class: str) -> str:
 
 @singledispatch
 def render_block(block: object) -> str:
-    """Returns a block's HTML, with every text in it escaped.
+    """Return the HTML of a block, with all its text escaped.
 
     Raises:
         TypeError: no renderer is registered for the block's type.
     """
     raise TypeError(
-        f"cannot render a {type(block).__name__} in a report; blocks are Paragraph, Table, Plot, Continuations, KeyNumbers"
+        f"cannot render a {type(block).__name__} in a report; "
+        "blocks are Paragraph, Table, Plot, Continuations, KeyNumbers"
     )
 
 
@@ -228,26 +241,28 @@ def _render_paragraph(block: Paragraph) -> str:
 
 @render_block.register(KeyNumbers)
 def _render_key_numbers(block: KeyNumbers) -> str:
-    tiles = [
-        f'<div><dt>{escape(label)}</dt><dd class="value">{escape(format_value(value))}</dd>{_optional("dd", note, "note")}</div>'
-        for label, value, note in block.numbers
-    ]
-    return f'<dl class="tiles">{"".join(tiles)}</dl>'
+    tiles = ""
+    for label, value, note in block.numbers:
+        number = f'<dd class="value">{escape(format_value(value))}</dd>'
+        tiles += f"<div><dt>{escape(label)}</dt>{number}{_optional('dd', note, 'note')}</div>"
+    return f'<dl class="tiles">{tiles}</dl>'
 
 
 @render_block.register(Plot)
 def _render_plot(block: Plot) -> str:
-    # "<" must not end the script element early; JSON reads \u003c as the same character
+    # "<" must not end the script element early; JSON reads \u003c as the same character.
     figure = str(block.figure.to_json()).replace("<", "\\u003c")
     width = f' style="min-width:{block.min_width}px"' if block.min_width else ""
     label = escape(_plain_title(block.figure))
-    return (
-        f'<figure><div class="scroll"><div class="plot" role="group" aria-label="{label}"{width}>'
-        f'<script type="application/json">{figure}</script></div></div>{_optional("figcaption", block.caption, "caption")}</figure>'
+    plot = (
+        f'<div class="plot" role="group" aria-label="{label}"{width}>'
+        f'<script type="application/json">{figure}</script></div>'
     )
+    caption = _optional("figcaption", block.caption, "caption")
+    return f'<figure><div class="scroll">{plot}</div>{caption}</figure>'
 
 
-def _plain_title(figure: go.Figure) -> str:
+def _plain_title(figure: "go.Figure") -> str:
     title = figure.to_dict()["layout"].get("title", {}).get("text") or "figure"
     return re.sub(r"<[^>]*>", " ", str(title))
 
@@ -255,9 +270,10 @@ def _plain_title(figure: go.Figure) -> str:
 @render_block.register(Table)
 def _render_table(block: Table) -> str:
     frame = block.frame
+    # Levels of a named index become the first columns, which are headers of their rows.
+    n_headers = sum(name is not None for name in frame.index.names)
     if any(frame.index.names):
         frame = frame.reset_index(allow_duplicates=True)
-    n_headers = sum(name is not None for name in block.frame.index.names)
     head = "".join(
         f'<th scope="col"{_number_class(frame.iloc[:, i])}>{escape(str(name))}</th>'
         for i, name in enumerate(frame.columns)
@@ -272,29 +288,26 @@ def _render_table(block: Table) -> str:
     )
     scrolling = f'<div class="scroll" role="region" aria-label="{label}" tabindex="0">{table}</div>'
     if len(frame) > block.open_rows:
-        return f"<details><summary>{escape(block.caption or 'Table')} ({len(frame)} rows)</summary>{scrolling}</details>"
+        summary = f"<summary>{escape(block.caption or 'Table')} ({len(frame)} rows)</summary>"
+        return f"<details>{summary}{scrolling}</details>"
     return f'<div class="table">{_optional("p", block.caption, "caption")}{scrolling}</div>'
 
 
 def _number_class(column: pd.Series) -> str:
-    return (
-        ' class="number"'
-        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-        else ""
-    )
+    types = pd.api.types
+    is_number = types.is_numeric_dtype(column) and not types.is_bool_dtype(column)
+    return ' class="number"' if is_number else ""
 
 
 def _render_row(cells: list[object], n_headers: int, digits: int) -> str:
-    def render(position: int, cell: object) -> str:
-        number = isinstance(cell, Real) and not isinstance(cell, bool)
-        tag, attributes = (
-            ("th", ' scope="row"')
-            if position < n_headers
-            else ("td", ' class="number"' if number else "")
-        )
-        return f"<{tag}{attributes}>{escape(format_value(cell, digits=digits))}</{tag}>"
-
-    return f"<tr>{''.join(render(position, cell) for position, cell in enumerate(cells))}</tr>"
+    rendered = ""
+    for position, cell in enumerate(cells):
+        is_number = isinstance(cell, Real) and not isinstance(cell, bool)
+        tag, attributes = ("td", ' class="number"' if is_number else "")
+        if position < n_headers:
+            tag, attributes = ("th", ' scope="row"')
+        rendered += f"<{tag}{attributes}>{escape(format_value(cell, digits=digits))}</{tag}>"
+    return f"<tr>{rendered}</tr>"
 
 
 @render_block.register(Continuations)
@@ -311,13 +324,14 @@ def _render_prompt(prompt: str, arms: list[str], rows: list[dict[str, str]]) -> 
     cards = "".join(
         _render_card(arm, [row["text"] for row in rows if row["arm"] == arm]) for arm in arms
     )
-    return f'<div class="prompt"><h3 dir="auto">{escape(prompt)}</h3><div class="cards">{cards}</div></div>'
+    heading = f'<h3 dir="auto">{escape(prompt)}</h3>'
+    return f'<div class="prompt">{heading}<div class="cards">{cards}</div></div>'
 
 
 def _render_card(arm: str, texts: list[str]) -> str:
     style = arm_style(arm)
-    body = (
-        "".join(f'<p dir="auto">{escape(text.strip())}</p>' for text in texts)
-        or '<p class="note">not generated</p>'
-    )
-    return f'<article style="border-top-color:{style.colour}"><h4>{escape(style.label)}</h4>{body}</article>'
+    # dir="auto": continuations may be in a script that is written from right to left.
+    body = "".join(f'<p dir="auto">{escape(text.strip())}</p>' for text in texts)
+    body = body or '<p class="note">not generated</p>'
+    heading = f"<h4>{escape(style.label)}</h4>"
+    return f'<article style="border-top-color:{style.colour}">{heading}{body}</article>'

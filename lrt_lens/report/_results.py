@@ -1,4 +1,4 @@
-"""``results.json``: arguments, package versions and tidy tables, with a schema version."""
+"""Writer of ``results.json``: arguments, package versions and tables, with a schema version."""
 
 import json
 import math
@@ -14,7 +14,13 @@ RESULTS_SCHEMA = "lrt_lens.results/1"
 
 
 def write_results(path: Path, arguments: dict[str, Any], tables: dict[str, Any]) -> Path:
-    """Write one JSON file: tables become lists of rows, NaN becomes null."""
+    """Write one JSON file and return its path; tables become lists of rows, NaN becomes null.
+
+    Args:
+        path: file to write, whole or not at all.
+        arguments: arguments of the run.
+        tables: name of each table, with a `DataFrame` or any other JSON-like value.
+    """
     content = {
         "schema_version": RESULTS_SCHEMA,
         "versions": package_versions(),
@@ -26,12 +32,15 @@ def write_results(path: Path, arguments: dict[str, Any], tables: dict[str, Any])
 
 
 def _plain(value: Any) -> Any:
+    """Return the value as lists, dictionaries and JSON scalars."""
     if isinstance(value, pd.DataFrame):
         return [_plain(row) for row in value.to_dict("records")]
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    # numpy and torch scalars have `item`, which returns a Python number.
     if hasattr(value, "item"):
         value = value.item()
+    # JSON has no NaN and no infinity.
     return None if isinstance(value, float) and not math.isfinite(value) else value

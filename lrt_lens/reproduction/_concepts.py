@@ -1,5 +1,6 @@
-"""Concepts for scripts that steer or map them: contrast texts and items from task files, or
-bundled; and a map of ordinary text between two layers.
+"""Concepts for scripts that steer or map them, and a map fitted on ordinary text.
+
+Concepts are contrast texts and items, from task files or from the bundled data.
 """
 
 import logging
@@ -21,11 +22,17 @@ logger = logging.getLogger(__name__)
 
 
 def load_concepts(folder: Path | None, pairs: int, test_items: int, seed: int = 0) -> list[Concept]:
-    """A concept a task file of the folder (at least two), or the bundled ones.
+    """Return one concept per task file of the folder, or the bundled ones.
 
-    Args: folder: JSON Lines files in the form of the model-written evaluations; None for the
-        bundled concepts. pairs: pairs of texts a concept at most. test_items: items a concept at
-        most, which share no text with the pairs. seed: of the split of a task file.
+    Args:
+        folder: at least two JSON Lines files in the form of the model-written evaluations; None for
+            the bundled concepts.
+        pairs: largest number of text pairs per concept.
+        test_items: largest number of items per concept; they share no text with the pairs.
+        seed: of the split of a task file.
+
+    Raises:
+        MissingInputError: fewer than two task files.
     """
     if folder is None:
         return [
@@ -37,8 +44,10 @@ def load_concepts(folder: Path | None, pairs: int, test_items: int, seed: int = 
     files = sorted(folder.glob("*.jsonl"))
     if len(files) < 2:
         raise MissingInputError(
-            f"--tasks: {len(files)} .jsonl file(s) in {str(folder.absolute())!r}; give a folder of at least two task files"
+            f"--tasks: {len(files)} .jsonl file(s) in {str(folder.absolute())!r}; "
+            "give a folder of at least two task files"
         )
+    # `n_test` items are held out of the pairs, so a file has to hold both numbers together.
     return [
         Concept.from_items(
             behaviour_items(file, n=pairs + test_items, seed=seed), n_test=test_items, seed=seed
@@ -48,12 +57,12 @@ def load_concepts(folder: Path | None, pairs: int, test_items: int, seed: int = 
 
 
 def first_pairs(contrast: ContrastSet, n: int) -> ContrastSet:
-    """The first n pairs."""
+    """Return the contrast set of the first n pairs."""
     return ContrastSet(contrast.positive[:n], contrast.negative[:n], name=contrast.name)
 
 
 def first_items(items: ChoiceItems, n: int) -> ChoiceItems:
-    """The first n items."""
+    """Return the first n items."""
     return ChoiceItems(items.prompts[:n], items.positive[:n], items.negative[:n], name=items.name)
 
 
@@ -66,8 +75,17 @@ def generic_stitch(
     n_tokens: int,
     seed: int = 0,
 ) -> Stitch | None:
-    """A map of ordinary text between two hook points; None, with a warning, where no tokens are
-    wanted or the models cannot be paired.
+    """Return a map of ordinary text between two hook points.
+
+    The result is None if ``n_tokens`` is 0, or, with a warning, if the models cannot be paired.
+
+    Args:
+        models: source and target.
+        documents: texts to fit on.
+        source_hook: layer or hook point of the source.
+        target_hook: layer or hook point of the target.
+        n_tokens: tokens to fit on.
+        seed: of the folds.
     """
     if not n_tokens:
         return None

@@ -1,11 +1,11 @@
-"""The gallery of `examples/`: a page and its thumbnails from the JSON files that the scripts wrote,
-so that no number is typed by hand.
+"""The gallery of `examples/`: a page and its thumbnails, from the JSON files of the scripts.
 
-    python -m lrt_lens.reproduction._gallery figures                     # into examples/README.md, examples/gallery.json, docs/images/gallery/
+    python -m lrt_lens.reproduction figures
 
-``gallery.json`` keeps what the page shows; the page is a function of it alone. A figure that is not
-in the folder keeps its earlier entry. Runs with ``--quick`` are refused: their numbers mean
-nothing.
+It writes examples/README.md, examples/gallery.json and docs/images/gallery/. ``gallery.json`` holds
+what the page shows, and the page is a function of it alone, so no number is typed by hand. A figure
+that is not in the folder keeps its earlier entry. Runs with ``--quick`` are refused: their numbers
+mean nothing.
 """
 
 import argparse
@@ -27,64 +27,84 @@ logger = logging.getLogger(__name__)
 GALLERY_SCHEMA = "lrt_lens.gallery/1"
 _KEPT = ("name", "title", "paper", "claim", "verdict", "because", "says", "compared", "seconds")
 _SHOWN = 3
-"""Compared numbers of a figure on the page."""
-HEAD = """# Gallery: the papers' figures, made again
+"""Number of compared quantities that the page shows per figure."""
+HEAD = """# Gallery: the papers' figures, reproduced
 
-Each script makes one figure or table of a paper on the bundled models, offline, and on models of yours by `--source` and `--target`, with `--sae` and
-`--documents` where it reads any. It writes `NAME.html` (interactive), `NAME.png` and `NAME.json` into `--out` (`figures/`). `--quick` shows that it
-runs. `make figures` runs them all and writes this page from their JSON files: every number below was measured by the command
-beside it.
+Each script reproduces one figure or table of a paper on the bundled models, offline, or on your
+models by `--source` and `--target`, with `--sae` and `--documents` if it reads any. It writes
+`NAME.html` (interactive), `NAME.png` and `NAME.json` into `--out` (`figures/`). `--quick` shows
+that it runs. `make figures` runs them all and writes this page from their JSON files: every number
+below was measured by the command next to it.
 
-The verdicts are rules in the scripts, on the bundled models of 1.5 and 5 million parameters: *holds*: the claim shows, beyond its controls;
-*holds with a caveat*: it shows, and a control or the setting limits what it means; *does not survive its null*: a control that knows nothing of
-the claim does as well, or the effect is not there. The papers' models are thousands of times larger: a verdict here is about the claim on these models.
+The verdicts are rules in the scripts, on the bundled models of 1.5 and 5 million parameters:
+*holds*: the claim is visible, beyond its controls; *holds with a caveat*: it is visible, and a
+control or the setting limits its meaning; *does not survive its null*: a control that knows nothing
+of the claim does as well, or there is no effect. The papers' models are thousands of times larger:
+a verdict here is about the claim on these models.
 """
 
 
 def entry(record: dict[str, Any], path: str) -> dict[str, Any]:
-    """What the gallery keeps of a NAME.json; FileFormatError where it is none, or of a quick run."""
+    """Return the part of a NAME.json that the gallery keeps.
+
+    Raises:
+        FileFormatError: the file is no such record, or comes from a quick run.
+    """
     missing = [key for key in (*_KEPT, "quick") if key not in record]
     if missing:
         raise FileFormatError(
-            f"{path} lacks {missing}; give a folder with the JSON files of the scripts in examples/ alone"
+            f"{path} lacks {missing}; "
+            "give a folder that holds only the JSON files of the scripts in examples/"
         )
     if record["quick"]:
         raise FileFormatError(
-            f"{path} is of a run with --quick, whose numbers mean nothing; run examples/{record['name']}.py without it"
+            f"{path} is of a run with --quick, whose numbers mean nothing; "
+            f"run examples/{record['name']}.py without it"
         )
     return {key: record[key] for key in _KEPT} | {"thumbnail": False}
 
 
 def collect(figures: Path) -> list[dict[str, Any]]:
-    """The entries of all JSON files in a folder; with a thumbnail where there is one."""
+    """Return the entries of all JSON files in a folder, and whether each has a thumbnail.
+
+    Raises:
+        FileFormatError: the folder holds no JSON file, or one that is no record.
+    """
     files = sorted(figures.glob("*.json"))
     if not files:
         raise FileFormatError(
-            f"no .json file in {str(figures)!r}; run the scripts in examples/ with --out {figures} first"
+            f"no .json file in {str(figures)!r}; "
+            f"run the scripts in examples/ with --out {figures} first"
         )
-    found = []
+    entries = []
     for file in files:
-        one = entry(json.loads(file.read_text(encoding="utf-8")), str(file))
+        record = json.loads(file.read_text(encoding="utf-8"))
         picture = file.with_name(f"{file.stem}.thumbnail.png")
-        found.append(
-            one | {"thumbnail": picture.is_file() and picture.stat().st_size <= THUMBNAIL_BYTES}
-        )
-    return found
+        has_picture = picture.is_file() and picture.stat().st_size <= THUMBNAIL_BYTES
+        entries.append(entry(record, str(file)) | {"thumbnail": has_picture})
+    return entries
 
 
 def merged(
     earlier: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Entries by paper, then by figure; new ones replace earlier ones of their name."""
+    """Return the entries by paper and figure; new ones replace earlier ones of the same name."""
     by_name = {one["name"]: one for one in [*earlier, *new]}
-    return sorted(
-        by_name.values(),
-        key=lambda one: (list(PAPERS).index(one["paper"].split(",")[0]), one["paper"], one["name"]),
-    )
+    papers = list(PAPERS)
+
+    def position(one: dict[str, Any]) -> tuple[int, str, str]:
+        return papers.index(one["paper"].split(",")[0]), one["paper"], one["name"]
+
+    return sorted(by_name.values(), key=position)
 
 
 def page(entries: Sequence[dict[str, Any]], images: str) -> str:
-    """The gallery in Markdown; ``images`` is the thumbnails' folder as seen from it."""
+    """Return the gallery in Markdown.
+
+    Args:
+        entries: entries of the figures, in the order of the page.
+        images: folder of the thumbnails, relative to the page.
+    """
     counts = ", ".join(
         f"{sum(one['verdict'] == verdict for one in entries)} *{verdict}*" for verdict in VERDICTS
     )
@@ -98,15 +118,13 @@ def page(entries: Sequence[dict[str, Any]], images: str) -> str:
 
 
 def _section(one: dict[str, Any], images: str) -> str:
+    # JSON has no NaN: null stands for it.
     compared = [
         Compared(**{**row, "ours": float("nan") if row["ours"] is None else row["ours"]})
         for row in one["compared"][:_SHOWN]
     ]
     picture = [f"![{one['title']}]({images}/{one['name']}.png)\n"] if one["thumbnail"] else []
-    rows = [
-        f"| {_cell(c.quantity)} | {_cell(c.paper_text)} | {_cell(c.ours_text)} | {_cell(c.control_text)} |"
-        for c in compared
-    ]
+    texts = [(c.quantity, c.paper_text, c.ours_text, c.control_text) for c in compared]
     lines = [
         f"### {one['title']}\n",
         f"{one['paper']} · `python examples/{one['name']}.py` · **{one['verdict']}**\n",
@@ -114,7 +132,7 @@ def _section(one: dict[str, Any], images: str) -> str:
         f"*Claim.* {one['claim']}\n",
         "| | paper | ours | control |",
         "| --- | --- | --- | --- |",
-        *rows,
+        *(f"| {' | '.join(_cell(text) for text in row)} |" for row in texts),
         "",
         f"*{one['verdict'].capitalize()}*: {one['because']} {one['says']}\n",
     ]
@@ -126,8 +144,15 @@ def _cell(text: str) -> str:
 
 
 def write_gallery(figures: Path, readme: Path, images: Path) -> list[dict[str, Any]]:
-    """Write gallery.json, the page and the thumbnails from a folder of figures; returns the
-    entries.
+    """Write gallery.json, the page and the thumbnails; return the entries.
+
+    Args:
+        figures: folder that the scripts wrote to.
+        readme: the page; gallery.json is written next to it.
+        images: folder of the thumbnails.
+
+    Raises:
+        FileFormatError: as in `collect`, or an earlier gallery.json has another schema.
     """
     summary = readme.with_name("gallery.json")
     earlier = read_summary(summary) if summary.is_file() else []
@@ -136,12 +161,8 @@ def write_gallery(figures: Path, readme: Path, images: Path) -> list[dict[str, A
     for one in entries:
         if (thumbnail := figures / f"{one['name']}.thumbnail.png").is_file() and one["thumbnail"]:
             shutil.copyfile(thumbnail, images / f"{one['name']}.png")
-    text = (
-        json.dumps(
-            {"schema_version": GALLERY_SCHEMA, "figures": entries}, indent=1, ensure_ascii=False
-        )
-        + "\n"
-    )
+    gallery = {"schema_version": GALLERY_SCHEMA, "figures": entries}
+    text = json.dumps(gallery, indent=1, ensure_ascii=False) + "\n"
     content = page(entries, Path(os.path.relpath(images, readme.parent)).as_posix())
     write_atomically(summary, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     write_atomically(readme, lambda temporary: temporary.write_text(content, encoding="utf-8"))
@@ -149,36 +170,39 @@ def write_gallery(figures: Path, readme: Path, images: Path) -> list[dict[str, A
 
 
 def read_summary(path: Path) -> list[dict[str, Any]]:
-    """The entries of a gallery.json."""
+    """Return the entries of a gallery.json.
+
+    Raises:
+        FileFormatError: the file has another schema.
+    """
     content = json.loads(path.read_text(encoding="utf-8"))
-    if content.get("schema_version") != GALLERY_SCHEMA:
+    schema = content.get("schema_version")
+    if schema != GALLERY_SCHEMA:
         raise FileFormatError(
-            f"{path} has schema {content.get('schema_version')!r}; expected {GALLERY_SCHEMA!r}: remove it and run again"
+            f"{path} has schema {schema!r}; expected {GALLERY_SCHEMA!r}: remove it and run again"
         )
     return content["figures"]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line of the module."""
+    """Run the command ``python -m lrt_lens.reproduction``."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m lrt_lens.reproduction", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("figures", type=Path, help="folder that the scripts wrote to")
     parser.add_argument(
         "--readme",
         type=Path,
         default=Path("examples/README.md"),
-        help="the page; gallery.json stands beside it",
+        help="the page; gallery.json is written next to it",
     )
     parser.add_argument(
         "--images", type=Path, default=Path("docs/images/gallery"), help="folder of the thumbnails"
     )
-    chosen = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        entries = write_gallery(chosen.figures, chosen.readme, chosen.images)
+        entries = write_gallery(options.figures, options.readme, options.images)
     except FileFormatError as error:
         parser.exit(2, f"error: {error}\n")
-    logger.info("%d figures in %s", len(entries), chosen.readme)
-
-
-if __name__ == "__main__":
-    main()
+    logger.info("%d figures in %s", len(entries), options.readme)

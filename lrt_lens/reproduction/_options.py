@@ -1,7 +1,7 @@
-"""The options of every figure script, and what they load: bundled models, texts and SAEs unless
-others are named.
+"""The options of every script in `examples/`, and the models, texts and SAEs that they load.
 
-A script adds options of its own by inheriting and says in ``QUICK`` what ``--quick`` shrinks:
+By default these are the bundled ones. A script adds options by inheritance; ``QUICK`` says which
+values ``--quick`` makes smaller:
 
     @dataclass(frozen=True)
     class Options(FigureOptions):
@@ -12,7 +12,7 @@ A script adds options of its own by inheriting and says in ``QUICK`` what ``--qu
 
 ``UNUSED`` names the shared options that the script does not read: `run` refuses them.
 
-What is not there offline is a `MissingInputError` that says what was looked for, where, and how to
+A missing input is a `MissingInputError` that says what was searched, in which location, and how to
 get it.
 """
 
@@ -40,45 +40,44 @@ logger = logging.getLogger(__name__)
 
 _Options = TypeVar("_Options", bound="FigureOptions")
 LEAST_CHARACTERS, CHARACTERS_A_TOKEN = 20_000_000, 30
-"""How much of a data set is read, as it may not fit into memory: a token has about four characters,
-the test fold a sixth of the texts.
+"""Limits of what is read of a data set, which may be larger than memory.
+
+At least 20 million characters, and 30 per token: a token has about four characters, and the test
+fold is a sixth of the texts.
 """
 
 
 class MissingInputError(OSError):
-    """A model, an SAE, a text or a device that a script was asked for and that is not there."""
+    """A model, an SAE, a text or a device that a script was asked for does not exist here."""
 
 
 @dataclass(frozen=True)
 class FigureOptions:
-    """Options that all figure scripts have."""
+    """Options of all scripts."""
 
     QUICK: ClassVar[Mapping[str, Any]] = {"n_tokens": 6_000}
-    """Values that ``--quick`` takes for options that were not given."""
+    """Values that ``--quick`` sets for options that are not on the command line."""
     UNUSED: ClassVar[frozenset[str]] = frozenset()
-    """Shared options that the script does not read; given on the command line they are refused."""
+    """Shared options that the script does not read; they are refused on the command line."""
 
     source: str | None = None
-    """Source model, where things are learnt: hub id or folder; the bundled small one without it."""
+    """Source model, on which things are learnt: hub id or folder; by default the small one."""
     target: str | None = None
-    """Target model, where they are carried to: hub id or folder; the bundled large one without it.
-    """
+    """Target model of the transfer: hub id or folder; the bundled large one by default."""
     sae: str | None = None
-    """SAE of the source, a folder in SAELens' format; the bundled one without it."""
+    """SAE of the source, a folder in SAELens' format (default: the bundled one)."""
     documents: str | None = None
-    """Texts: a .txt, .jsonl or .jsonl.gz file or the name of a data set; the bundled texts without
-    it.
-    """
+    """Texts: a .txt, .jsonl or .jsonl.gz file or a data set's name; by default bundled ones."""
     n_tokens: int = 120_000
     """Tokens of a harvest."""
     out: Path = Path("figures")
     """Folder for NAME.html, NAME.png and NAME.json."""
     seed: int = 0
-    """Of folds, draws and bootstraps."""
+    """Seed of folds, draws and bootstraps."""
     device: str = "cpu"
-    """Where the models run."""
+    """Device of the models."""
     quick: bool = False
-    """Few of everything: shows that it runs, proves nothing."""
+    """Small settings that show that the script runs; its numbers mean nothing."""
 
     @property
     def bundled(self) -> bool:
@@ -86,81 +85,94 @@ class FigureOptions:
         return self.source is None and self.target is None
 
     def shrunk(self: _Options, given: Collection[str] = ()) -> _Options:
-        """With the values of ``QUICK`` for all but the options that were ``given``, where ``quick``
-        is set.
-        """
+        """Return options with the values of ``QUICK``, except those in ``given``, if ``quick``."""
         if not self.quick:
             return self
-        return replace(
-            self, **{name: value for name, value in self.QUICK.items() if name not in given}
-        )
+        changes = {name: value for name, value in self.QUICK.items() if name not in given}
+        return replace(self, **changes)
 
     def check_device(self) -> None:
-        """MissingInputError, with the devices that there are, unless tensors can be made on
-        ``device``.
+        """Check that tensors can be created on ``device``.
+
+        Raises:
+            MissingInputError: they cannot; the message lists the devices of this machine.
         """
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            there = [
-                "cpu",
-                *(f"cuda:{i}" for i in range(torch.cuda.device_count())),
-                *(["mps"] * torch.backends.mps.is_available()),
-            ]
+            devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+            devices += ["mps"] * torch.backends.mps.is_available()
             raise MissingInputError(
-                f"--device {self.device!r}: PyTorch finds no such device here; choose from {there}, or install a PyTorch that is built for "
-                f"yours ({_first_line(error)})"
+                f"--device {self.device!r}: PyTorch finds no such device here; choose from "
+                f"{devices}, or install a PyTorch that is built for yours ({_first_line(error)})"
             ) from error
 
     def pair(self) -> ModelPair:
-        """Both models."""
+        """Return the pair of both models."""
         if self.bundled:
             return demo_pair(device=self.device)
         return ModelPair(*self.models())
 
     def models(self) -> tuple[HookedModel, HookedModel]:
-        """(source, target), whose tokenizers may differ; one model where both names are the same."""
+        """Return (source, target), whose tokenizers may differ.
+
+        If both names are equal, they are one model.
+
+        Raises:
+            MissingInputError: only one model is named, or one does not load.
+        """
         if self.bundled:
             pair = demo_pair(device=self.device)
             return pair.source, pair.target
         if self.source is None or self.target is None:
             raise MissingInputError(
-                f"--source is {self.source!r} and --target {self.target!r}; give both, or none for the bundled pair"
+                f"--source is {self.source!r} and --target {self.target!r}; "
+                "give both, or none for the bundled pair"
             )
-        first = _model(self.source, "source", self.device)
-        return first, first if self.source == self.target else _model(
-            self.target, "target", self.device
-        )
+        source = _model(self.source, "source", self.device)
+        if self.source == self.target:
+            return source, source
+        return source, _model(self.target, "target", self.device)
 
     def texts(self) -> list[str]:
-        """Documents: the bundled ones, all of a file, or the first of a data set, many times more
-        than the script's tokens need.
+        """Return the documents: the bundled ones, or those of ``documents``.
+
+        All texts of a file are read; of a data set the first ones, many times more than the
+        script's tokens need.
+
+        Raises:
+            MissingInputError: the texts cannot be read.
         """
-        return (
-            demo_documents()
-            if self.documents is None
-            else self.load_texts(self.documents, "--documents")
-        )
+        if self.documents is None:
+            return demo_documents()
+        return self.load_texts(self.documents, "--documents")
 
     def load_texts(self, name: str, option: str) -> list[str]:
-        """Texts of a file or a data set; ``option`` is what the script calls it."""
+        """Return the texts of a file or of a data set.
+
+        Args:
+            name: file or data set.
+            option: the script's name of the option, for messages.
+
+        Raises:
+            MissingInputError: the texts cannot be read, or there are none.
+        """
         if os.path.isfile(name):
-            found = _texts_of_file(name, option)
+            texts = _texts_of_file(name, option)
         else:
-            tokens = max(
-                getattr(self, f.name)
-                for f in fields(self)
-                if f.name.endswith("tokens") and isinstance(f.default, int)
+            needed = max(
+                getattr(self, field.name)
+                for field in fields(self)
+                if field.name.endswith("tokens") and isinstance(field.default, int)
             )
-            found = list(
-                _texts_of_data_set(name, option, max(LEAST_CHARACTERS, CHARACTERS_A_TOKEN * tokens))
-            )
-        if not found:
+            characters = max(LEAST_CHARACTERS, CHARACTERS_A_TOKEN * needed)
+            texts = list(_texts_of_data_set(name, option, characters))
+        if not texts:
             raise MissingInputError(
-                f"{option} {name!r}: no text in {os.path.abspath(name)!r}; give a .txt, .jsonl or .jsonl.gz file "
-                "with texts, or the name of a data set with a column 'text'"
+                f"{option} {name!r}: no text in {os.path.abspath(name)!r}; give a .txt, .jsonl or "
+                ".jsonl.gz file with texts, or the name of a data set with a column 'text'"
             )
-        return found
+        return texts
 
     def grid(
         self,
@@ -171,8 +183,16 @@ class FigureOptions:
         *,
         null: Literal["full", "none"] = "full",
     ) -> StitchGrid:
-        """Maps from one source layer to one target layer, or to all: for ``.best()``. The full
-        null, not its sketch: arms are carried through it.
+        """Return maps from one source layer to one target layer, or to all.
+
+        Use ``.best()`` to get the stitch.
+
+        Args:
+            pair: both models.
+            texts: documents to fit on.
+            source: layer or hook point of the source.
+            target: layer or hook point of the target; all layers if None.
+            null: the full null by default, not its sketch, because arms are transferred through it.
         """
         return fit_stitches(
             pair,
@@ -186,32 +206,43 @@ class FigureOptions:
         )
 
     def source_sae(self) -> Any:
-        """The SAE of the source: the one named, or the bundled one beside the bundled models."""
+        """Return the SAE of the source: the one that ``sae`` names, or the bundled one."""
         return self.load_sae(self.sae, "--sae", "small")
 
     def load_sae(self, folder: str | None, option: str, member: str) -> Any:
-        """An SAE from a SAELens folder, or a bundled one (``"small"`` or ``"large"``); ``option``
-        is what the script calls it.
+        """Return an SAE from a SAELens folder, or a bundled one.
+
+        Args:
+            folder: the folder; None for a bundled SAE.
+            option: the script's name of the option, for messages.
+            member: the bundled SAE, ``"small"`` or ``"large"``.
+
+        Raises:
+            MissingInputError: the SAE does not load, or there is none for the models.
         """
         if folder is None:
             if not self.bundled:
                 raise MissingInputError(
-                    f"{option} is missing: the bundled SAEs read the bundled models; give a SAELens folder of your model's SAE"
+                    f"{option} is missing: the bundled SAEs read the bundled models; "
+                    "give a SAELens folder of your model's SAE"
                 )
             return demo_sae(member)
+        absolute = str(Path(folder).absolute())
         if not (Path(folder) / "cfg.json").is_file():
             raise MissingInputError(
-                f"{option} {folder!r}: no cfg.json in {str(Path(folder).absolute())!r}; give a folder that SAELens' save_model wrote, or one "
-                "from `hf download` of a repository with an SAE"
+                f"{option} {folder!r}: no cfg.json in {absolute!r}; give a folder written by "
+                "SAELens' save_model, or one from `hf download` of a repository with an SAE"
             )
         from sae_lens import SAE
 
         try:
             return SAE.load_from_disk(folder, device=self.device)
-        except Exception as error:  # SAELens raises whatever its readers of JSON, of configurations and of weights do
+        # SAELens passes on whatever its readers of JSON, configurations and weights raise.
+        except Exception as error:
             raise MissingInputError(
-                f"{option} {folder!r}: cfg.json and weights in {str(Path(folder).absolute())!r} do not load as an SAE "
-                f"({type(error).__name__}: {_first_line(error)}); copy or download the folder again, or write it with SAELens' save_model"
+                f"{option} {folder!r}: cfg.json and weights in {absolute!r} do not load as an SAE "
+                f"({type(error).__name__}: {_first_line(error)}); copy or download the folder "
+                "again, or write it with SAELens' save_model"
             ) from error
 
 
@@ -220,38 +251,37 @@ def _texts_of_file(name: str, option: str) -> list[str]:
         return list(iterate_documents(Path(name)))
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise MissingInputError(
-            f"{option} {name!r}: {os.path.abspath(name)!r} does not read as text ({_first_line(error)}); give a .txt, .jsonl or "
-            ".jsonl.gz file in UTF-8"
+            f"{option} {name!r}: {os.path.abspath(name)!r} does not read as text "
+            f"({_first_line(error)}); give a .txt, .jsonl or .jsonl.gz file in UTF-8"
         ) from error
 
 
 @lru_cache(maxsize=1)
 def _texts_of_data_set(name: str, option: str, characters: int) -> tuple[str, ...]:
-    """The first texts of a data set, until there are so many characters; kept, as scripts ask for
-    them more than once.
+    """Return the first texts of a data set that hold so many characters together.
+
+    They are cached, because scripts ask for them more than once.
     """
-    looked_for = f"{option} {name!r}: no file {os.path.abspath(name)!r}"
+    searched = f"{option} {name!r}: no file {os.path.abspath(name)!r}"
+    file_kinds = "give a .txt, .jsonl or .jsonl.gz file"
     if not name or any(map(str.isspace, name)):
-        raise MissingInputError(
-            f"{looked_for}; give a .txt, .jsonl or .jsonl.gz file or the name of a data set, not a text"
-        )
-    found: list[str] = []
+        raise MissingInputError(f"{searched}; {file_kinds} or the name of a data set, not a text")
+    texts: list[str] = []
     size = 0
     try:
         for text in iterate_documents(name):
-            found.append(text)
+            texts.append(text)
             size += len(text)
             if size >= characters:
                 break
-    except (
-        Exception
-    ) as error:  # datasets raises a dozen kinds for "not there" and for a stream that ends early
+    # datasets raises a dozen kinds for a missing data set and for a stream that ends early.
+    except Exception as error:
         raise MissingInputError(
-            f"{looked_for}, and no data set of that name that loads here; give a .txt, .jsonl or .jsonl.gz file, or connect to the network "
-            f"for a data set of the hub ({_first_line(error)})"
+            f"{searched}, and no data set of that name that loads here; {file_kinds}, or connect "
+            f"to the network for a data set of the hub ({_first_line(error)})"
         ) from error
-    logger.info("%s: the first %d texts, %d characters", name, len(found), size)
-    return tuple(found)
+    logger.info("%s: the first %d texts, %d characters", name, len(texts), size)
+    return tuple(texts)
 
 
 def _model(name: str, role: str, device: str) -> HookedModel:
@@ -261,8 +291,9 @@ def _model(name: str, role: str, device: str) -> HookedModel:
         return load_model(name, device=device)
     except OSError as error:
         raise MissingInputError(
-            f"--{role} {name!r}: no model folder {str(Path(name).absolute())!r} and no copy in the hub's cache {HF_HUB_CACHE!r} that loads; run "
-            f"`hf download {name}` where there is a network (with HF_HUB_OFFLINE=0), or give a folder with config.json and weights "
+            f"--{role} {name!r}: no model folder {str(Path(name).absolute())!r} and no copy in the "
+            f"hub's cache {HF_HUB_CACHE!r} that loads; run `hf download {name}` on a machine with "
+            "a network (with HF_HUB_OFFLINE=0), or give a folder with config.json and weights "
             f"({_first_line(error)})"
         ) from error
 

@@ -1,11 +1,9 @@
-"""What a figure script found: our numbers beside the paper's, a verdict with its reason, tables and
-figures; written whole or not at all.
+"""The result of a script in `examples/`: numbers compared with the paper's, verdict, figures.
 
 ``save`` writes NAME.html (interactive, loads nothing), NAME.png and a thumbnail (by kaleido and a
-Chrome or Chromium; without one a warning, and the rest), and NAME.json. They are made in a
-temporary folder beside their places and moved there in one go, the JSON last: a folder with
-NAME.json holds the other files of the same run, and a script that is interrupted leaves what was
-there before.
+Chrome or Chromium; without one there is a warning and no picture), and NAME.json. All are written
+to a temporary folder next to their final location and moved at once, the JSON last: a folder with
+NAME.json holds the other files of the same run, and an interrupted script leaves the earlier files.
 """
 
 import logging
@@ -18,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from lrt_lens._files import make_folder
+from lrt_lens.figures._plotly import go
 from lrt_lens.moments._interrupts import Interrupts
 from lrt_lens.report._html import (
     KeyNumbers,
@@ -36,96 +34,96 @@ from lrt_lens.reproduction._picture import write_pictures
 
 logger = logging.getLogger(__name__)
 
+_PICTURES = (".png", ".thumbnail.png")
 Verdict = Literal["holds", "holds with a caveat", "does not survive its null"]
 VERDICTS: tuple[str, ...] = get_args(Verdict)
 PAPERS = {
     "LRT": "Linear Representation Transferability Hypothesis (arXiv 2506.00653)",
-    "Stitching": "Transferring (Linear) Features Across Language Models With Model Stitching (arXiv 2506.06609)",
-    "L-Cross": "Cross-model Transferability among Large Language Models on the Platonic Representations of Concepts (arXiv 2501.02009)",
+    "Stitching": "Transferring (Linear) Features Across Language Models With Model Stitching "
+    "(arXiv 2506.06609)",
+    "L-Cross": "Cross-model Transferability among Large Language Models on the Platonic "
+    "Representations of Concepts (arXiv 2501.02009)",
     "lrt_lens": "A question of our own",
 }
-"""What the first word of a reference stands for."""
+"""Title of each paper, by the short name with which a reference begins."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One quantity: ours, the paper's beside it, and the control that it has to beat."""
+    """One quantity: our value, the paper's, and the control that it must exceed."""
 
     quantity: str
-    """What it is, with its unit."""
+    """Name of the quantity, with its unit."""
     ours: float | str
     paper: float | str | None = None
-    """None where the paper has no such number; a string where it says so in words or as a plot."""
+    """The paper's value; a string if the paper gives words or a plot, None if it gives nothing."""
     low: float | None = None
-    """Ends of our 95% interval."""
+    """Lower end of our 95% interval."""
     high: float | None = None
+    """Upper end of our 95% interval."""
     control: float | str | None = None
     """The same quantity under the control."""
     control_name: str = ""
 
     @property
     def ours_text(self) -> str:
-        """Our number with its interval."""
-        if (
-            self.low is None
-            or self.high is None
-            or not (math.isfinite(self.low) and math.isfinite(self.high))
-        ):
-            return format_value(self.ours)
-        return f"{format_value(self.ours)} ({format_value(self.low)} to {format_value(self.high)})"
+        """Our value with its interval."""
+        low, high, text = self.low, self.high, format_value(self.ours)
+        if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+            return text
+        return f"{text} ({format_value(low)} to {format_value(high)})"
 
     @property
     def paper_text(self) -> str:
-        """The paper's number, or that there is none."""
+        """The paper's value, or "none"."""
         return "none" if self.paper is None else format_value(self.paper)
 
     @property
     def control_text(self) -> str:
-        """The control's number and name; empty without one."""
-        return (
-            ""
-            if self.control is None
-            else f"{self.control_name or 'control'} {format_value(self.control)}"
-        )
+        """Name and value of the control; empty if there is none."""
+        if self.control is None:
+            return ""
+        return f"{self.control_name or 'control'} {format_value(self.control)}"
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A figure or table of a paper, made again."""
+    """A figure or table of a paper, reproduced."""
 
     name: str
-    """Of the files and of the script: `stitched_loss`."""
+    """Name of the script and of its files, such as `stitched_loss`."""
     title: str
     paper: str
-    """Short name of the paper and what of it: `Stitching, table 1`."""
+    """Short name of the paper and the part of it, such as `Stitching, table 1`."""
     claim: str
-    """What the paper says, in a sentence."""
+    """The paper's claim, in one sentence."""
     compared: Sequence[Compared]
-    """The numbers that count, the most telling one first: the gallery shows the first three."""
+    """The main quantities, the most informative one first; the gallery shows the first three."""
     says: str
-    """What the comparison does and does not show."""
+    """Conclusions that the comparison supports and does not support."""
     verdict: Verdict
     because: str
-    """The numbers behind the verdict, in a sentence that the script fills in."""
-    figures: Mapping[str, go.Figure]
-    """Caption → figure; the first one is the picture."""
+    """The numbers behind the verdict, in one sentence that the script fills in."""
+    figures: Mapping[str, "go.Figure"]
+    """Figures by caption; the first one is the picture."""
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
-    """Caption → table, all that was measured."""
+    """All measurements, by caption."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Further values for the JSON, such as the stitch's `repr`."""
+    """Further values for the JSON file, such as the stitch's `repr`."""
     pages: Mapping[str, str] = field(default_factory=dict)
-    """Further pages, suffix → HTML: written as NAME-SUFFIX.html."""
+    """HTML of further pages by suffix, written as NAME-SUFFIX.html."""
     options: Any = None
-    """The script's options."""
+    """Options of the script."""
     seconds: float | None = None
-    """How long it took."""
+    """Duration of the run."""
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS:
-            raise ValueError(f"verdict {self.verdict!r} is none; choose from {list(VERDICTS)}")
+            raise ValueError(f"unknown verdict {self.verdict!r}; choose from {list(VERDICTS)}")
         if not self.figures or not self.compared:
             raise ValueError(
-                f"{self.name!r} has {len(self.figures)} figures and {len(self.compared)} compared numbers; it needs one of each"
+                f"{self.name!r} has {len(self.figures)} figures and "
+                f"{len(self.compared)} compared numbers; it needs one of each"
             )
         if self.paper.split(",")[0] not in PAPERS:
             raise ValueError(
@@ -139,25 +137,19 @@ class Reproduction:
 
     @property
     def beside_the_paper(self) -> pd.DataFrame:
-        """The compared numbers as a table of texts."""
-        rows = [
-            {
-                "quantity": c.quantity,
-                "paper": c.paper_text,
-                "ours": c.ours_text,
-                "control": c.control_text,
-            }
-            for c in self.compared
-        ]
-        return pd.DataFrame(rows)
+        """The compared quantities as a table of texts."""
+        columns = ["quantity", "paper", "ours", "control"]
+        rows = [(c.quantity, c.paper_text, c.ours_text, c.control_text) for c in self.compared]
+        return pd.DataFrame(rows, columns=columns)
 
     def __str__(self) -> str:
         quick = " (quick: the numbers mean nothing)" if self.quick else ""
         table = self.beside_the_paper.to_string(index=False)
-        return f"{self.title} [{self.paper}]{quick}\n{table}\n{self.verdict}: {self.because}\n{self.says}"
+        conclusion = f"{self.verdict}: {self.because}\n{self.says}"
+        return f"{self.title} [{self.paper}]{quick}\n{table}\n{conclusion}"
 
     def record(self) -> dict[str, Any]:
-        """All that NAME.json holds beside versions and arguments."""
+        """Return the content of NAME.json except versions and arguments."""
         return {
             "name": self.name,
             "title": self.title,
@@ -174,98 +166,77 @@ class Reproduction:
         }
 
     def html(self) -> str:
-        """The page: verdict, numbers beside the paper's, figures, tables."""
-        found = [
-            (
-                c.quantity,
-                c.ours_text,
-                f"paper: {c.paper_text}" + (f"; {c.control_text}" if c.control is not None else ""),
-            )
-            for c in self.compared[:4]
-        ]
-        body = [
-            KeyNumbers(
-                [
-                    (
-                        "verdict",
-                        self.verdict + (" (quick run: means nothing)" if self.quick else ""),
-                        self.paper,
-                    ),
-                    *found,
-                ]
-            ),
-            Paragraph(f"The claim: {self.claim}\n\nHere: {self.because}\n\n{self.says}"),
-        ]
-        plots: list[Any] = [Plot(figure, caption) for caption, figure in self.figures.items()]
-        tables: list[Any] = [
-            Table(self.beside_the_paper, "Ours beside the paper's"),
-            *(Table(frame, caption) for caption, frame in self.tables.items()),
-        ]
+        """Return the page: verdict, compared quantities, figures, tables."""
+        quick = " (quick run: means nothing)" if self.quick else ""
+        tiles: list[Any] = [("verdict", self.verdict + quick, self.paper)]
+        for one in self.compared[:4]:
+            control = f"; {one.control_text}" if one.control is not None else ""
+            tiles.append((one.quantity, one.ours_text, f"paper: {one.paper_text}{control}"))
+        text = f"Claim: {self.claim}\n\nMeasured here: {self.because}\n\n{self.says}"
+        tables = {"Our values and the paper's": self.beside_the_paper} | dict(self.tables)
         sections = [
-            Section("What was found", body),
-            Section("Figures", plots),
-            Section("Numbers", tables),
+            Section("Result", [KeyNumbers(tiles), Paragraph(text)]),
+            Section("Figures", [Plot(one, caption) for caption, one in self.figures.items()]),
+            Section("Numbers", [Table(frame, caption) for caption, frame in tables.items()]),
         ]
         return render_html(self.title, sections, subtitle=PAPERS[self.paper.split(",")[0]])
 
     def save(self, out: str | Path) -> dict[str, Path]:
-        """Write NAME.html, NAME.png, NAME.thumbnail.png and NAME.json into ``out``, all or none;
-        returns ending → path of those written.
+        """Write NAME.html, NAME.png, NAME.thumbnail.png and NAME.json into ``out``, all or none.
+
+        Returns:
+            Path of each written file, by its ending.
+
+        Raises:
+            OSError: the folder cannot be created or written.
         """
+        pages = {f"{self.name}.html": self.html()}
+        pages |= {f"{self.name}-{suffix}.html": page for suffix, page in self.pages.items()}
+        options = self.options
+        arguments: dict[str, Any] = {}
+        if is_dataclass(options) and not isinstance(options, type):
+            arguments = _plain(asdict(options))
         folder = make_folder(Path(out))
-        making = Path(tempfile.mkdtemp(dir=folder, prefix=f".{self.name}."))
+        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=f".{self.name}."))
         try:
-            (making / f"{self.name}.html").write_text(
-                self.html(), encoding="utf-8", errors="replace"
-            )
-            for suffix, page in self.pages.items():
-                (making / f"{self.name}-{suffix}.html").write_text(
-                    page, encoding="utf-8", errors="replace"
-                )
-            write_pictures(
-                next(iter(self.figures.values())),
-                making / f"{self.name}.png",
-                making / f"{self.name}.thumbnail.png",
-            )
-            arguments = (
-                _plain(asdict(self.options))
-                if is_dataclass(self.options) and not isinstance(self.options, type)
-                else {}
-            )
-            write_results(making / f"{self.name}.json", arguments, self.record())
-            return _moved(making, folder, self.name)
+            for file, page in pages.items():
+                (temporary / file).write_text(page, encoding="utf-8", errors="replace")
+            picture, thumbnail = (temporary / f"{self.name}{ending}" for ending in _PICTURES)
+            write_pictures(next(iter(self.figures.values())), picture, thumbnail)
+            write_results(temporary / f"{self.name}.json", arguments, self.record())
+            return _moved(temporary, folder, self.name)
         finally:
-            shutil.rmtree(making, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _moved(making: Path, folder: Path, name: str) -> dict[str, Path]:
-    """Replace the files of an earlier run by the new ones; an interrupt waits until that is done, a
-    failure brings the old ones back.
+def _moved(temporary: Path, folder: Path, name: str) -> dict[str, Path]:
+    """Replace the files of an earlier run by the new ones, and return these by their ending.
+
+    An interrupt waits until that is done; a failure restores the old files.
     """
-    # The JSON goes first and comes last.
-    made = sorted(
-        (path for path in making.iterdir() if path.is_file()),
+    # Remove the old JSON first and move the new one last: it never describes missing files.
+    new = sorted(
+        (path for path in temporary.iterdir() if path.is_file()),
         key=lambda path: path.suffix == ".json",
     )
-    old = [
-        folder / f"{name}{ending}" for ending in (".json", ".html", ".png", ".thumbnail.png")
-    ] + sorted(folder.glob(f"{name}-*.html"))
-    before, written = making / "before", {}
-    before.mkdir()
+    old = [folder / f"{name}{ending}" for ending in (".json", ".html", *_PICTURES)]
+    old += sorted(folder.glob(f"{name}-*.html"))
+    backup, written = temporary / "before", {}
+    backup.mkdir()
     interrupts = Interrupts()
     interrupts.install()
     try:
         with interrupts.held():
             try:
-                for place in old:
-                    if place.exists():
-                        place.replace(before / place.name)
-                for path in made:
+                for path in old:
+                    if path.exists():
+                        path.replace(backup / path.name)
+                for path in new:
                     written[path.name.removeprefix(name)] = path.replace(folder / path.name)
             except BaseException:
                 for path in written.values():
                     path.unlink(missing_ok=True)
-                for path in before.iterdir():
+                for path in backup.iterdir():
                     path.replace(folder / path.name)
                 raise
     finally:
@@ -274,6 +245,7 @@ def _moved(making: Path, folder: Path, name: str) -> dict[str, Path]:
 
 
 def _plain(value: Any) -> Any:
+    """Return options as JSON values: paths become text."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return str(value) if isinstance(value, Path) else value

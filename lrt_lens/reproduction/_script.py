@@ -1,6 +1,4 @@
-"""From the command line to the files of a figure: ``run(reproduce)`` is the whole main of a script
-in `examples/`.
-"""
+"""From the command line to the files of a figure: `run` is the main function of a script."""
 
 import inspect
 import logging
@@ -34,84 +32,80 @@ REFUSALS = (
     NonFiniteError,
     TooFewDocumentsError,
 )
-"""What the library says of its input; a traceback would add nothing."""
+"""Errors by which the library refuses its input; a traceback would not help."""
 
 
 def run(
     reproduce: Callable[[Any], Reproduction], arguments: list[str] | None = None
 ) -> Reproduction:
-    """Read the options that ``reproduce`` asks for (its argument's dataclass), call it, save what
-    it found and print it.
+    """Read the options of ``reproduce``, call it, save its result and print it.
 
-    What is not there or does not fit, an option that the script does not read, or a folder that
-    cannot be written ends with one line and status 2; Ctrl-C with 130, all files or none, and a
-    line that says which. Other errors are bugs and keep their traceback.
+    The options are the dataclass that annotates the argument of ``reproduce``. A missing or
+    unsuitable input, an option that the script does not read, or a folder that cannot be written
+    ends with one line and status 2; Ctrl-C with status 130, all files or none, and a line that says
+    which. Other errors are bugs and keep their traceback.
+
+    Args:
+        reproduce: function from options to a `Reproduction`.
+        arguments: words of the command line; those of the process if None.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("kaleido", "choreographer", "logistro"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     options = read_options(reproduce, arguments)
     before: dict[Path, tuple[int, int]] = {}
-    found: Reproduction | None = None
+    result: Reproduction | None = None
     try:
         options.check_device()
-        _on_disk(
-            lambda: write_atomically(
-                options.out / ".writable", lambda temporary: temporary.write_text("")
-            ).unlink()
-        )
+        _on_disk(lambda: _refuse_unwritable(options.out))
         before = _records(options.out)
         started = time.perf_counter()
-        made = reproduce(options)
-        found = made = replace(
-            made, options=options, seconds=round(time.perf_counter() - started, 1)
-        )
-        written = _on_disk(lambda: made.save(options.out))
+        measured = reproduce(options)
+        seconds = round(time.perf_counter() - started, 1)
+        result = finished = replace(measured, options=options, seconds=seconds)
+        written = _on_disk(lambda: finished.save(options.out))
     except KeyboardInterrupt as error:
-        # The record is moved to its place last, when all other files are in theirs: it tells, at
-        # whatever moment the signal came.
-        place = options.out / f"{found.name}.json" if found else Path()
-        is_written = _records(options.out).get(place) != before.get(place)
-        _stop(
-            f"interrupted; all files were written to {options.out}"
-            if is_written
-            else "interrupted; no file was written",
-            error,
-            130,
+        # The record is moved to its place last, after all other files, so its change tells whether
+        # the files were written, at whatever moment the signal came.
+        record = options.out / f"{result.name}.json" if result else Path()
+        is_written = _records(options.out).get(record) != before.get(record)
+        outcome = (
+            f"all files were written to {options.out}" if is_written else "no file was written"
         )
+        _stop(f"interrupted; {outcome}", error, 130)
     except Exception as error:
         if not is_refusal(error):
             raise
         _stop(f"error: {error}", error)
-    logger.info("%s\n%.0f s. Open %s", found, found.seconds, written[".html"])
-    return found
+    logger.info("%s\n%.0f s. Open %s", result, result.seconds, written[".html"])
+    return result
 
 
 def read_options(
     reproduce: Callable[[Any], Reproduction], arguments: list[str] | None = None
 ) -> Any:
-    """Options from the command line, shrunk by ``--quick`` where they were not given; one that the
-    script does not read is refused.
+    """Return the options of a command line.
+
+    With ``--quick`` those that are not on it get small values; an option that the script does not
+    read is refused.
     """
     import tyro
 
     kind = next(value for name, value in get_type_hints(reproduce).items() if name != "return")
-    described = inspect.getdoc(inspect.getmodule(reproduce)) or ""
+    description = inspect.getdoc(inspect.getmodule(reproduce)) or ""
     unread = f"\n\nNot read here: {_flags(kind.UNUSED)}." if kind.UNUSED else ""
-    options = tyro.cli(kind, args=arguments, description=described + unread)
-    given = given_options(
-        [field.name for field in fields(kind)], sys.argv[1:] if arguments is None else arguments
-    )
-    if ignored := given & kind.UNUSED:
-        _stop(
-            f"error: {_flags(ignored)}: not read by this script; leave out what would change nothing"
-        )
-    return options.shrunk(given)
+    options = tyro.cli(kind, args=arguments, description=description + unread)
+    words = sys.argv[1:] if arguments is None else arguments
+    present = given_options([field.name for field in fields(kind)], words)
+    if ignored := present & kind.UNUSED:
+        _stop(f"error: {_flags(ignored)}: not read by this script; leave out what has no effect")
+    return options.shrunk(present)
 
 
 def given_options(names: Iterable[str], arguments: Sequence[str]) -> frozenset[str]:
-    """Which of the options stand on a command line: ``--a-name value``, ``--a-name=value``,
-    ``--a_name`` or ``--no-a-name``.
+    """Return the options that are on a command line.
+
+    Recognised are ``--a-name value``, ``--a-name=value``, ``--a_name`` and ``--no-a-name``.
     """
     words = {
         word.removeprefix("--").split("=")[0].replace("-", "_")
@@ -122,10 +116,11 @@ def given_options(names: Iterable[str], arguments: Sequence[str]) -> frozenset[s
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether the library refused what it was given: an error of its own kinds, or a ValueError
-    that comes out of it and not of what it calls.
+    """Return whether an error means that the library refused its input.
 
-    One about the script's own `Reproduction` is a bug of the script.
+    It does if it is of the library's own kinds, or a ValueError raised by the library itself and
+    not by a function that it calls. An error about the script's own `Reproduction` is a bug of the
+    script.
     """
     if isinstance(error, REFUSALS):
         return True
@@ -136,6 +131,10 @@ def is_refusal(error: Exception) -> bool:
     return module.startswith("lrt_lens.") and module != "lrt_lens.reproduction._result"
 
 
+def _refuse_unwritable(folder: Path) -> None:
+    write_atomically(folder / ".writable", lambda temporary: temporary.write_text("")).unlink()
+
+
 def _on_disk(write: Callable[[], _Made]) -> _Made:
     try:
         return write()
@@ -144,11 +143,12 @@ def _on_disk(write: Callable[[], _Made]) -> _Made:
 
 
 def _records(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Which record stands where, by inode and time of writing: a record that was moved away and
-    back is the same.
+    """Return inode and time of writing of each record in a folder.
+
+    A record that was moved away and back has the same values.
     """
-    found = [(path, path.stat()) for path in folder.glob("*.json")]
-    return {path: (status.st_ino, status.st_mtime_ns) for path, status in found}
+    statuses = {path: path.stat() for path in folder.glob("*.json")}
+    return {path: (status.st_ino, status.st_mtime_ns) for path, status in statuses.items()}
 
 
 def _flags(names: Iterable[str]) -> str:
@@ -156,6 +156,6 @@ def _flags(names: Iterable[str]) -> str:
 
 
 def _stop(line: str, cause: BaseException | None = None, status: int = 2) -> NoReturn:
-    """End with one line; the traceback stays in the exception for callers."""
+    """End the process with one line; the traceback stays in the exception for callers."""
     logger.error("%s", line.strip().replace("\n", " "))
     raise SystemExit(status) from cause

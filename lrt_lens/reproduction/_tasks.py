@@ -1,6 +1,4 @@
-"""Labelled texts for scripts that probe: the bundled tasks, a file, or a data set of the sae-probes
-package.
-"""
+"""Labelled texts for scripts with probes: bundled tasks, a file, or a data set of sae-probes."""
 
 import csv
 import importlib.util
@@ -12,49 +10,53 @@ from pathlib import Path
 from typing import Any
 
 from lrt_lens.bundled._texts import demo_contrast, demo_documents
-from lrt_lens.data._blocks import N_FOLDS, part_of
 from lrt_lens.data._documents import document_key, read_jsonl
+from lrt_lens.data._parts import N_FOLDS, part_of
 from lrt_lens.reproduction._options import MissingInputError
 
 
 @dataclass(frozen=True)
 class Task:
-    """Labelled texts."""
+    """Labelled texts of one task."""
 
     name: str
     texts: list[str]
     labels: list[Any]
 
     def sample(self, n_texts: int, seed: int = 0) -> "Task":
-        """So many texts at random, or all."""
+        """Return ``n_texts`` of the texts at random, or all if there are fewer."""
         order = list(range(len(self.texts)))
         random.Random(seed).shuffle(order)
-        return Task(
-            self.name,
-            [self.texts[i] for i in order[:n_texts]],
-            [self.labels[i] for i in order[:n_texts]],
-        )
+        drawn = order[:n_texts]
+        return Task(self.name, [self.texts[i] for i in drawn], [self.labels[i] for i in drawn])
 
     def split(self, share: float = 2 / 3) -> tuple["Task", "Task"]:
-        """(first, last) texts."""
+        """Return the first ``share`` of the texts, and the others."""
         at = int(share * len(self.texts))
-        return Task(self.name, self.texts[:at], self.labels[:at]), Task(
-            self.name, self.texts[at:], self.labels[at:]
-        )
+        first = Task(self.name, self.texts[:at], self.labels[:at])
+        return first, Task(self.name, self.texts[at:], self.labels[at:])
 
 
 def task_from_file(path: Path) -> Task:
-    """Rows ``{"text": …, "label": …}`` of a JSON Lines file; rows without a label are left out."""
+    """Return the rows ``{"text": …, "label": …}`` of a JSON Lines file.
+
+    Rows without a label are left out.
+
+    Raises:
+        MissingInputError: there is no such file.
+        ValueError: the file holds no such rows.
+    """
     if not path.is_file():
         raise MissingInputError(
-            f"--task-file: no file at {str(path.absolute())!r}; give JSON Lines with 'text' and 'label'"
+            f"--task-file: no file at {str(path.absolute())!r}; "
+            "give JSON Lines with 'text' and 'label'"
         )
     rows = [
         row for row in read_jsonl(path) if isinstance(row, dict) and row.get("label") is not None
     ]
     if not rows or not all(isinstance(row.get("text"), str) for row in rows):
         raise ValueError(
-            f"{path} holds no rows with 'text' and 'label'; expected one such object a line"
+            f"{path} holds no rows with 'text' and 'label'; expected one such object per line"
         )
     return Task(
         path.name.split(".")[0], [row["text"] for row in rows], [row["label"] for row in rows]
@@ -62,8 +64,9 @@ def task_from_file(path: Path) -> Task:
 
 
 def bundled_tasks(map_seed: int) -> list[Task]:
-    """Sentiment (the contrast set) and register (story or review: openings of documents that no map
-    of that seed was fitted on).
+    """Return the tasks sentiment (the contrast set) and register (story or review).
+
+    The texts of register are beginnings of documents on which no map of that seed was fitted.
     """
     contrast = demo_contrast("sentiment")
     sentiment = Task(
@@ -74,23 +77,31 @@ def bundled_tasks(map_seed: int) -> list[Task]:
     texts: list[str] = []
     labels: list[str] = []
     for register in ("story", "review"):
-        held = [
+        # Parts from N_FOLDS on are the test fold of a harvest with that seed.
+        unseen = [
             text
             for text in demo_documents(register)
             if part_of(document_key(text, map_seed)) >= N_FOLDS
         ]
-        texts += [" ".join(text.split()[:30]) for text in held]
-        labels += [register] * len(held)
+        texts += [" ".join(text.split()[:30]) for text in unseen]
+        labels += [register] * len(unseen)
     return [sentiment, Task("register", texts, labels)]
 
 
 def sae_probes_task(name: str) -> Task:
-    """A data set of the sae-probes package, by file name: columns ``prompt`` and ``target``."""
+    """Return a data set of the package sae-probes, by file name.
+
+    It reads the columns ``prompt`` and ``target``.
+
+    Raises:
+        MissingInputError: the package, or a data set of that name, is missing.
+    """
     spec = importlib.util.find_spec("sae_probes")
     if spec is None or spec.origin is None or importlib.util.find_spec("zstandard") is None:
         raise MissingInputError(
-            "--sae-probes: the packages sae-probes and zstandard are not both installed; `pip install --no-deps sae-probes==0.4.2 zstandard` "
-            "brings the data sets and what reads them"
+            "--sae-probes: the packages sae-probes and zstandard are not both installed; "
+            "`pip install --no-deps sae-probes==0.4.2 zstandard` installs the data sets and their "
+            "reader"
         )
     import zstandard  # pyright: ignore[reportMissingImports] (optional, as sae-probes itself is)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from lrt_lens.moments._cross_moments import Pair
+from lrt_lens.moments._hook_pairs import HookPair as Pair
 from lrt_lens.statistics._jackknife import jackknife
 from lrt_lens.stitching.solvers._solver import FoldErrors, PairFolds
 

@@ -17,7 +17,8 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
-from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments, Pair
+from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
+from lrt_lens.moments._hook_pairs import HookPair as Pair
 from lrt_lens.stitching._diagnostics import map_diagnostics
 from lrt_lens.stitching._fit import fit_grid
 from lrt_lens.stitching._grid import StitchGrid

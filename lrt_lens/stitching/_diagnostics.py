@@ -37,7 +37,8 @@ import torch
 from torch import Tensor
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments, Pair
+from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
+from lrt_lens.moments._hook_pairs import HookPair as Pair
 from lrt_lens.moments._scatter import MapScore, Scatter, score_map
 from lrt_lens.statistics._jackknife import jackknife
 from lrt_lens.stitching._affine import AffineMap

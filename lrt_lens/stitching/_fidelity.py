@@ -26,6 +26,7 @@ from lrt_lens._repr_html import card, note, table
 from lrt_lens.errors import MismatchError
 from lrt_lens.moments._scatter import Scatter
 from lrt_lens.statistics._jackknife import jackknife
+from lrt_lens.statistics._random_directions import random_directions
 from lrt_lens.stitching._affine import MapPair
 from lrt_lens.stitching._stitch_data import StitchData
 
@@ -119,7 +120,7 @@ def fidelity(
     over_map = [_with(stitch, maps, direction[None], kind, whole)[0] for maps in stitch.refits]
     half = math.hypot(_reach(over_text), _reach(over_map))
     generator = torch.Generator().manual_seed(seed)
-    draws = random_directions(stitch, n_random, generator)
+    draws = random_source_directions(stitch, n_random, generator)
     null = fidelities(stitch, draws, kind)
     low, high = torch.quantile(null, torch.tensor([0.025, 0.975], dtype=null.dtype)).tolist()
     return Fidelity(
@@ -150,16 +151,11 @@ def naive_fidelities(stitch: StitchData, directions: Tensor) -> Tensor:
     )
 
 
-def random_directions(stitch: StitchData, n: int, generator: torch.Generator) -> Tensor:
-    """Return ``n`` random directions [n, d_source].
-
-    Half of them are isotropic, half are drawn from the source's covariance.
-    """
-    covariance = stitch.source_statistics.covariance.double().cpu()
-    draws = torch.randn(n, len(covariance), generator=generator, dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(covariance)
-    draws[n // 2 :] = draws[n // 2 :] @ (vectors * values.clamp_min(0).sqrt()).T
-    return draws
+def random_source_directions(stitch: StitchData, n: int, generator: torch.Generator) -> Tensor:
+    """Return random source directions [n, d_source], half isotropic, half as the source's stream."""
+    covariance = stitch.source_statistics.covariance
+    noise = torch.randn(n, len(covariance), generator=generator, dtype=torch.float64)
+    return random_directions(noise, covariance)
 
 
 def held_out_groups(stitch: StitchData) -> tuple[Scatter, ...]:

@@ -17,13 +17,14 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from lrt_lens._settings import resolve, takes
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import HookPointError, TooFewDocumentsError
-from lrt_lens.models._hook_points import Layers
-from lrt_lens.models._hooked_model import SKIP_FIRST
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments, Pair
-from lrt_lens.moments._harvesting import Null, harvest
+from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
+from lrt_lens.moments._harvest_settings import HarvestSettings
+from lrt_lens.moments._harvesting import harvest
+from lrt_lens.moments._hook_pairs import HookPair as Pair
 from lrt_lens.moments._scatter import MapScore, between_folds, cka_of, score_map
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._choice import gain_over_token
@@ -34,65 +35,36 @@ from lrt_lens.stitching.solvers._solver import FoldErrors, PairFolds, Setting, S
 logger = logging.getLogger(__name__)
 
 
+@takes(HarvestSettings)
 def fit_stitches(
     pair: ModelPair,
     documents: Documents,
     *,
-    source_layers: Layers = "all",
-    target_layers: Layers = "all",
     solver: Solver | None = None,
-    n_tokens: int | None = 200_000,
-    context_length: int = 256,
-    seed: int = 0,
-    null: Null = True,
-    skip_first: int = SKIP_FIRST,
-    batch_tokens: int = 4096,
-    moment_dtype: str | torch.dtype = "float32",
-    joint: bool = False,
+    settings: HarvestSettings | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
+    **options: Any,
 ) -> StitchGrid:
     """Return the `StitchGrid` of every layer pair, from both models' states on ``documents``.
 
     This is `harvest` followed by `fit_grid`.
 
     Args:
-        pair: both models.
-        documents: a text, texts, chats, a file or a dataset, as `harvest` takes them.
-        source_layers: hook points of the source: ``"all"``, ``"proportional"``, layers or names.
-        target_layers: the same of the target.
-        solver: family of maps; `Ridge` where None.
-        n_tokens: unmasked tokens after which no further document is taken; None takes all.
-        context_length: tokens of a window.
-        seed: of folds and shuffled pairs.
-        null: whether shuffled pairs are kept, the control of every score.
-        skip_first: masked positions at the start of each window.
-        batch_tokens: padded tokens a forward pass.
-        moment_dtype: precision of products.
-        joint: all source layers side by side as one hook point, for `ManyToOne`.
-        checkpoint: folder for checkpoints, from which an interrupted run goes on.
-        progress: show a bar.
+        pair: source model and target model.
+        documents: texts, chats, a file or a dataset, as for `harvest`.
+        solver: family of maps; `Ridge` if None.
+        settings: a `HarvestSettings`, whose fields are described there.
+        checkpoint: folder for checkpoints, from which an interrupted harvest resumes.
+        progress: show progress bars.
+        **options: fields of `HarvestSettings` as keywords; they replace those of ``settings``.
 
     Raises:
         HookPointError, TooFewDocumentsError, MismatchError, NonFiniteError, ValueError: as
             `harvest` does.
     """
-    moments = harvest(
-        pair,
-        documents,
-        source_layers=source_layers,
-        target_layers=target_layers,
-        n_tokens=n_tokens,
-        context_length=context_length,
-        seed=seed,
-        null=null,
-        skip_first=skip_first,
-        batch_tokens=batch_tokens,
-        moment_dtype=moment_dtype,
-        joint=joint,
-        checkpoint=checkpoint,
-        progress=progress,
-    )
+    settings = resolve(HarvestSettings, settings, options)
+    moments = harvest(pair, documents, settings=settings, checkpoint=checkpoint, progress=progress)
     return fit_grid(moments, solver, progress=progress)
 
 

@@ -49,8 +49,8 @@ from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings, resolve, takes
-from lrt_lens.data._blocks import N_FOLDS, part_of
 from lrt_lens.data._documents import Documents, document_key
+from lrt_lens.data._parts import N_FOLDS, part_of
 from lrt_lens.data._window_cutter import WindowCutter
 from lrt_lens.data._windows import BlockPlan, Window
 from lrt_lens.errors import HookPointError, MismatchError, TooFewDocumentsError

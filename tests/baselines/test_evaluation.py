@@ -11,7 +11,6 @@ import torch
 from sklearn.metrics import r2_score, roc_auc_score
 
 from lrt_lens.adapters.probes._linear_probe import LinearProbe
-from lrt_lens.adapters.vectors._choices import ChoiceText
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.baselines._anchor_methods import AnchorProcrustes, AnchorRidge
 from lrt_lens.baselines._anchors import Anchors, anchor_stitch
@@ -22,6 +21,7 @@ from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._grid import StitchGrid
 from lrt_lens.stitching._stitch import Stitch
+from tests.adapters.vectors.reference import OneRowPerContinuation
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird", "dog", "king", "queen", "boy")
 MOOD = ContrastSet(
@@ -159,7 +159,7 @@ def test_effects_lie_between_those_of_passes_steered_by_hand(
 ) -> None:
     from lrt_lens.adapters.vectors._calibration import calibrate_scale
 
-    items = ChoiceText(pair.target, ITEMS, 2)
+    items = OneRowPerContinuation(pair.target, ITEMS, 2)
     vector = SteeringVector.mean_difference(pair.source, MOOD, at=1)
     arms = {name: stitch.transfer(vector) for name, stitch in stitches.items()}
     arms["native"] = SteeringVector.mean_difference(pair.target, MOOD, at=2)

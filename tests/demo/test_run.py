@@ -169,8 +169,10 @@ def test_the_transferred_vector_steers_at_least_half_as_well_as_the_native_one_a
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("demo")
-def test_the_readme_says_what_the_demo_measures(whole: dict[str, pd.DataFrame]) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+def test_readme_and_docs_say_what_the_demo_measures(whole: dict[str, pd.DataFrame]) -> None:
+    root = Path(__file__).parents[2]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    page = (root / "docs" / "results" / "demo.md").read_text(encoding="utf-8")
     steering = whole["steering_summary"].set_index(["arm", "concept"])
     arms = {
         "transferred from": "transferred",
@@ -183,14 +185,14 @@ def test_the_readme_says_what_the_demo_measures(whole: dict[str, pd.DataFrame]) 
     for words, arm in arms.items():
         [line] = [
             line
-            for line in readme.splitlines()
+            for line in page.splitlines()
             if line.startswith("| ") and words in line and re.search(r"[+-]\d\.\d\d \(", line)
         ]
         for concept, found in zip(CONCEPTS, re.findall(r"([+-]\d\.\d\d) \(", line), strict=True):
             assert float(found) == pytest.approx(
                 steering.loc[(arm, concept), "effect_at_equal_damage"], abs=0.06
             ), (arm, concept)
-    [line] = [line for line in readme.splitlines() if line.startswith("| transferred ÷ native")]
+    [line] = [line for line in page.splitlines() if line.startswith("| transferred ÷ native")]
     for concept, cell in zip(CONCEPTS, line.split("|")[2:], strict=False):
         share, low, high = map(float, re.findall(r"\d\.\d\d", cell))
         row = steering.loc[("transferred", concept)]
@@ -198,8 +200,8 @@ def test_the_readme_says_what_the_demo_measures(whole: dict[str, pd.DataFrame]) 
             (row["fraction_of_native"], row["fraction_low"], row["fraction_high"]), abs=0.03
         )
     [tokens, r2, null, token] = re.findall(
-        r"([\d,]+) fitting tokens: R² (\d\.\d\d) .*?against\n(\d\.\d\d) .*? and (\d\.\d\d) for token",
-        readme,
+        r"([\d,]+) fitting tokens: R² (\d\.\d\d) .*?against (\d\.\d\d) .*? and (\d\.\d\d) for token",
+        " ".join(page.split()),
     )[0]
     chosen = (
         whole["grid"]
@@ -225,11 +227,13 @@ def test_the_readme_says_what_the_demo_measures(whole: dict[str, pd.DataFrame]) 
             (accuracy[task, "transferred"], accuracy[task, "native"]), abs=0.04
         )
     fvu = whole["sae"].set_index("arm")["fvu"]
-    [found] = re.findall(r"FVU (\.\d\d) beside (\.\d\d) \(random maps (\.\d\d)\)", readme)
+    [found] = re.findall(r"FVU (\.\d\d) against (\.\d\d) \(random maps (\.\d\d)\)", readme)
     assert tuple(map(float, found)) == pytest.approx(
         (fvu["transferred"], fvu["native"], fvu["random"]), abs=0.02
     )
     losses = whole["stitched_loss_arms"].set_index(["route", "arm"])["ce"]
-    [found] = re.findall(r"loss (\d\.\d\d) beside (\d\.\d\d) \(token identity (\d\.\d\d)\)", readme)
+    [found] = re.findall(
+        r"loss (\d\.\d\d) against (\d\.\d\d) \(token identity (\d\.\d\d)\)", readme
+    )
     expected = (losses["A→B", "stitched"], losses["A→B", "own"], losses["A→B", "token"])
     assert tuple(map(float, found)) == pytest.approx(expected, abs=0.05)

@@ -18,8 +18,9 @@ BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?^```python\n(.*?)^```$", flags=
 
 
 def python_blocks(page: Path, *, also_not_run: bool = False) -> list[str]:
-    """Python of a page, in order; a comment `<!-- not run: REASON -->` on the line before keeps a
-    block out.
+    """Return the blocks of Python of a page, in order.
+
+    A comment `<!-- not run: REASON -->` on the line before leaves a block out.
     """
     return [
         code
@@ -29,13 +30,11 @@ def python_blocks(page: Path, *, also_not_run: bool = False) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def ten_lines() -> dict[str, Any]:
-    """What stands in a reader's notebook after the page *Start here*, with the modules that later
-    pages import.
-    """
+def quick_start() -> dict[str, Any]:
+    """Return the names that the quick start defines; the how-to pages use them."""
     namespace: dict[str, Any] = {}
-    for code in python_blocks(DOCS / "start.md"):
-        exec(compile(code, "start.md", "exec"), namespace)
+    code = (DOCS / "quick_start.py").read_text(encoding="utf-8")
+    exec(compile(code, "quick_start.py", "exec"), namespace)
     return namespace
 
 
@@ -48,7 +47,7 @@ def built() -> Path:
 
 @pytest.fixture(scope="session")
 def site(built: Path) -> Iterator[str]:
-    """The address of the built pages on this machine."""
+    """Yield the address of the built pages on this machine."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: Any) -> None:

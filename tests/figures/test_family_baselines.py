@@ -89,7 +89,9 @@ def test_points_intervals_and_nulls_are_those_of_the_table() -> None:
 
 
 def test_what_lies_beyond_the_edge_is_drawn_at_it() -> None:
-    reading = [trace for trace in family_figure(TABLE).data if trace.name.startswith("transferred")][2]
+    reading = [
+        trace for trace in family_figure(TABLE).data if trace.name.startswith("transferred")
+    ][2]
     assert reading.x[0] + reading.error_x.array[0] == pytest.approx(1.75)
     assert "9.000" in reading.hovertext[0]
 

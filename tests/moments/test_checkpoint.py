@@ -311,7 +311,8 @@ def test_other_arguments_are_refused_by_name_with_the_remedy(
     begun: Path, pair: ModelPair, corpus: list[str], change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(
-        MismatchError, match=f"begun with other arguments: .*{message}.*another --out, or --restart"
+        MismatchError,
+        match=f"begun with other arguments: .*{message}.*another checkpoint folder, or remove_checkpoints",
     ):
         harvest(pair, corpus, checkpoint=begun, progress=False, **OPTIONS | change)
 
@@ -344,7 +345,7 @@ def test_other_documents_are_refused(
     documents = [text + " cat" for text in corpus] if change == "other text" else corpus[::-1]
     with pytest.raises(
         MismatchError,
-        match=r"block \d+ holds other tokens than when .* was begun.*--restart to begin again",
+        match=r"block \d+ holds other tokens than when .* was begun.*remove_checkpoints.* to begin again",
     ):
         harvest(pair, documents, checkpoint=begun, progress=False, **OPTIONS)
 

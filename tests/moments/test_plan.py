@@ -114,11 +114,11 @@ def test_gemma_2b_to_9b_without_a_weight(gemma: tuple[ModelShape, ModelShape]) -
         2 * (small.n_parameters + large.n_parameters)
     )
     assert table.loc["moments, largest pass", "amount"] == "1.05 TB"
-    # 2 FLOP a parameter of the blocks, and attention; 2 a kept number.
+    # 2 FLOP per parameter of the blocks, and attention; 2 per stored number.
     blocks = 2 * (26 * small.layer_parameters + 42 * large.layer_parameters) + 2 * 256 * (
         26 * 2304 + 42 * 3584
     )
-    assert table.loc["models, a token", "value"] == pytest.approx(blocks * 256 / 252)
+    assert table.loc["models, per token", "value"] == pytest.approx(blocks * 256 / 252)
     products = 2 * (27 * 2304**2 + 42 * 3584**2 + 27 * 42 * 2304 * 3584 + 26 * 42 * 2304 * 64)
     assert table.loc["products, a token", "value"] == pytest.approx(products, rel=1e-3)
     seconds = 1e6 * (blocks * 256 / 252 / 1e14 + products / 2e13)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lrt_lens.bundled._texts import demo_documents
-from lrt_lens.data._blocks import N_FOLDS, part_of
 from lrt_lens.data._documents import document_key
+from lrt_lens.data._parts import N_FOLDS, part_of
 from lrt_lens.reproduction import MissingInputError
 from lrt_lens.reproduction._tasks import Task, bundled_tasks, sae_probes_task, task_from_file
 

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
-from lrt_lens.data._blocks import N_FOLDS, part_of
 from lrt_lens.data._documents import document_key
+from lrt_lens.data._parts import N_FOLDS, part_of
 from lrt_lens.data._windows import BlockPlan, cut_windows
 from lrt_lens.errors import HookPointError, MismatchError, TooFewDocumentsError
 from lrt_lens.models._hook_points import residual_post

@@ -37,7 +37,7 @@ from lrt_lens.adapters.concepts._arms import DRAWN, ConceptArm, LayerRows, conce
 from lrt_lens.adapters.concepts._concept_map import contrast_sets
 from lrt_lens.adapters.concepts._rows import PairRows, known_rows, read_rows
 from lrt_lens.adapters.concepts._settings import ConceptTransferSettings
-from lrt_lens.adapters.vectors._arms import Arm
+from lrt_lens.adapters.vectors._arms import VectorArm
 from lrt_lens.adapters.vectors._calibration import MAX_PASSES, NeutralText, search_scale
 from lrt_lens.adapters.vectors._evaluation import Curve
 from lrt_lens.adapters.vectors._intervention import Intervention
@@ -394,7 +394,7 @@ class _SteeredModel:
         measured = {0.0: (self.unsteered, 0.0)} | {beta: self._at(arm, beta) for beta in strengths}
         scales = sorted(measured)
         curve = Curve(
-            Arm(arm.name, arm.vectors[0], arm.draw),
+            VectorArm(arm.name, arm.vectors[0], arm.draw),
             np.array(scales),
             np.array([measured[beta][1] for beta in scales]),
             np.array([measured[beta][0] for beta in scales]),

@@ -23,8 +23,8 @@ from torch import Tensor
 from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._repr_html import card, note, table
 from lrt_lens.adapters.saes.codes._moments import CodePasses, check_sae, encode
-from lrt_lens.data._blocks import N_FOLDS, N_PARTS
 from lrt_lens.data._documents import Documents
+from lrt_lens.data._parts import N_FOLDS, N_PARTS
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._plan import available_memory
 from lrt_lens.stitching._stitch import Stitch

@@ -1,4 +1,4 @@
-"""Steering vectors: learnt, transferred, calibrated, evaluated."""
+"""Steering vectors: learning, transfer, calibration and evaluation."""
 
 import lazy_loader
 

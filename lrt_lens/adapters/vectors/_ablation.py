@@ -1,20 +1,22 @@
-"""Directional ablation: take one direction out of the target's stream. Does a behaviour go, and
-what else goes with it?
+"""Directional ablation: how much of a behaviour is lost without a direction, at which damage?
 
-    result = evaluate_ablation(pair, stitch, vector, items=items, neutral=texts)                 # or prompts=..., classifier=...
-    result.summary          # drop of the behaviour and damage on neutral text, per arm, at one hook point and at all
+    result = evaluate_ablation(pair, stitch, vector, items=items, neutral=texts)
+    result.summary    # drop of the behaviour and damage, per arm, at one hook point and at all
 
-Arditi et al. (arXiv 2406.11717, eq. 4): ``h' = h − ⟨h, v⟩ v`` with the unit vector v, at the input
-and after the attention and the MLP of every block (``"everywhere"``: no component can write along v
-any more, which is the same as projecting v out of every matrix that writes to the stream), or at
-the stitch's hook point alone (``"hook"``, from where later blocks may write it again). They learn v
-in the model itself; here it comes from a smaller one, beside the native one, random directions and
-the map of shuffled pairs.
+Problem: adding a vector shows that a direction can cause a behaviour, not that the model needs it.
+Mechanism: Arditi et al. (arXiv 2406.11717, eq. 4), ``h' = h − ⟨h, v̂⟩ v̂`` with the unit vector v̂, at
+the input and after the attention and the MLP of every block (``"everywhere"``: no component can
+write along v̂ any more, which equals projecting v̂ out of every matrix that writes to the stream), or
+at the stitch's target hook point alone (``"hook"``: later blocks may write along v̂ again). The
+paper learns v in the model itself; here it is transferred from a smaller one and compared with the
+native vector, random directions and the map of shuffled pairs.
 
 Outcomes: propensity for the behaviour (``items``), share of continuations that a classifier calls
-the behaviour (``prompts``, ``classifier``), or both; damage is the rise of the loss on neutral
-text, in nats per token. The first positions, which the map never saw, are left alone unless
-``skip_first=0`` (the paper's way).
+the behaviour (``prompts`` and ``classifier``), or both. Damage is the rise of the loss on neutral
+text, in nats per token.
+
+Limits: the first positions of a text, which the map never saw, are not ablated unless
+``skip_first=0`` (the paper ablates all positions).
 """
 
 import math
@@ -27,7 +29,8 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, table
-from lrt_lens.adapters.vectors._clamping import behaviour_arms
+from lrt_lens._settings import Settings, resolve, takes
+from lrt_lens.adapters.vectors._arms import behaviour_arms, contrast_of
 from lrt_lens.adapters.vectors._continuations import Classifier, Continuations
 from lrt_lens.adapters.vectors._preferences import PreferenceText
 from lrt_lens.adapters.vectors._steering_hook import SteeringHook, setting
@@ -47,7 +50,29 @@ from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.typing import Direction
 
 Where = Literal["hook", "everywhere"]
+"""Hook points that are ablated: the stitch's target hook point, or all of the model."""
 _BATCH = 32
+"""Neutral texts per forward pass."""
+
+
+@dataclass(frozen=True)
+class AblationSettings(Settings):
+    """Settings of `evaluate_ablation`: what is ablated, continuations and controls."""
+
+    places: Sequence[Where] = ("hook", "everywhere")
+    """Where directions are ablated: the stitch's target hook point, everywhere, or both."""
+    skip_first: int = SKIP_FIRST
+    """First positions of a text that are not changed; 0 ablates all positions."""
+    n_samples: int = 4
+    """Continuations per prompt."""
+    max_new_tokens: int = 40
+    """Tokens per continuation."""
+    n_random: int = 4
+    """Random directions, half isotropic, half with the covariance of the target's stream."""
+    seed: int = 0
+    """Seed of directions, samples and bootstraps."""
+    progress: bool = True
+    """Show a progress bar."""
 
 
 def ablation_hooks(
@@ -58,15 +83,21 @@ def ablation_hooks(
     hook: str | None = None,
     skip_first: int = SKIP_FIRST,
 ) -> dict[int | str, SteeringHook]:
-    """Hooks for `HookedModel.intervene` that project a direction out of the residual stream.
+    """Return hooks for `HookedModel.intervene` that project a direction out of the stream.
+
+    Arditi et al. (arXiv 2406.11717, eq. 4).
 
     Args:
-        model: whose stream.
+        model: the model whose residual stream is changed.
         direction: [d_model], of any length but 0.
-        where: ``"everywhere"``: the input of every block, its stream after attention where it has
-            one, and its output; ``"hook"``: one place.
-        hook: the place for ``"hook"``.
-        skip_first: first positions that stay as they are.
+        where: ``"everywhere"``: the input of every block, its stream after the attention if it has
+            a hook point there, and its output; ``"hook"``: one hook point.
+        hook: the hook point for ``"hook"``.
+        skip_first: first positions of a text that are not changed.
+
+    Raises:
+        ValueError: a direction of another width or of length 0, an unknown ``where``, or
+            ``"hook"`` without a hook point.
     """
     if direction.shape != (model.d_model,) or not float(direction.norm()) > 0:
         raise ValueError(
@@ -75,31 +106,34 @@ def ablation_hooks(
         )
     if where not in ("hook", "everywhere") or (where == "hook" and hook is None):
         raise ValueError(
-            f"where is {where!r} with hook {hook!r}; expected 'everywhere', or 'hook' and the name of one"
+            f"where is {where!r} with hook {hook!r}; "
+            "expected 'everywhere', or 'hook' and the name of one"
         )
-    names = (
-        [hook]
-        if where == "hook" and hook is not None
-        else [name for name in model.hook_points if name != EMBED]
-    )
+    if where == "hook" and hook is not None:
+        names = [hook]
+    else:
+        # The embedding is the input of the first block, which has its own hook point.
+        names = [name for name in model.hook_points if name != EMBED]
+    # Setting the component along v̂ to 0 is h − ⟨h, v̂⟩ v̂.
     return {name: SteeringHook(setting(direction, 0.0), "all", skip_first) for name in names}
 
 
 @dataclass(frozen=True)
 class AblationEvaluation:
-    """What goes when a direction goes."""
+    """Drop of a behaviour, and damage, under directional ablation, per arm."""
 
     table: pd.DataFrame
-    """A row per arm, draw, place (where) and unit (outcome: propensity of an item in nats, share of
-    a prompt's continuations, loss of a neutral text): unit, value, n_tokens."""
+    """One row per arm, draw, where (``hook`` or ``everywhere``), outcome and unit: value, n_tokens.
+    The outcome is the propensity of an item in nats, the share of a prompt's continuations, or the
+    loss of a neutral text."""
     summary: pd.DataFrame
-    """A row per place and arm: behaviour, n_draws; with items: propensity, drop with drop_low and
-    drop_high, drop_share (of native); with a classifier: share with share_low and share_high
-    (Clopper–Pearson), share_drop; damage with damage_low and damage_high; cosine (to the native
-    vector)."""
+    """One row per where and arm: behaviour, n_draws; with items: propensity, drop with drop_low and
+    drop_high, drop_share (as a share of native); with a classifier: share with share_low and
+    share_high (Clopper–Pearson), share_drop; damage with damage_low and damage_high; cosine (to the
+    native vector)."""
 
     def figure(self) -> Any:
-        """Drop of the behaviour and damage, by arm and place (plotly)."""
+        """Return a plotly figure of drop and damage by arm and place."""
         from lrt_lens.figures._behaviour import ablation_figure
 
         return ablation_figure(self.summary)
@@ -108,6 +142,7 @@ class AblationEvaluation:
         return card("AblationEvaluation", table(self.summary))
 
 
+@takes(AblationSettings)
 def evaluate_ablation(
     pair: ModelPair,
     stitch: Stitch,
@@ -118,126 +153,118 @@ def evaluate_ablation(
     prompts: Sequence[str] | None = None,
     classifier: Classifier | None = None,
     contrast: ContrastSet | None = None,
-    places: Sequence[Where] = ("hook", "everywhere"),
-    skip_first: int = SKIP_FIRST,
-    n_samples: int = 4,
-    max_new_tokens: int = 40,
-    n_random: int = 4,
-    seed: int = 0,
-    progress: bool = True,
+    settings: AblationSettings | None = None,
+    **options: Any,
 ) -> AblationEvaluation:
-    """Drop of a behaviour and damage under ablation of the transferred direction and its controls; see
-    the module docstring.
+    """Return the drop of a behaviour and the damage under ablation of a vector and its controls.
 
     Args:
         pair: both models.
-        stitch: between the vector's hook point and one of the target.
+        stitch: from the vector's hook point to one of the target.
         vector: learnt on the source.
         neutral: texts without the behaviour, on which damage is measured.
-        items: the positive continuation is the behaviour.
-        prompts, classifier: texts to continue, and text → bool.
-        contrast: what the native vector is learnt from; the vector's own where it still holds it.
-        places: at the stitch's target hook, everywhere, or both.
-        skip_first: first positions of a text that stay as they are; 0 ablates all.
-        n_samples, max_new_tokens: continuations of each prompt.
-        n_random: random directions.
-        seed: of draws, samples and bootstraps.
-        progress: show a bar.
+        items: choice items whose positive continuation is the behaviour.
+        prompts: texts to continue; needs ``classifier``.
+        classifier: function of a continuation that returns True if it shows the behaviour.
+        contrast: texts from which the native vector is learnt; by default those of the vector, if
+            it still holds them.
+        settings: all settings; see `AblationSettings`.
+        options: fields of `AblationSettings` as keywords.
 
     Raises:
-        ValueError: neither items nor prompts with a classifier, no neutral text, or no contrast
-            texts are known.
+        ValueError: neither items nor prompts with a classifier, no neutral text that is long
+            enough, or the contrast texts are unknown.
+        MismatchError: a stitch of other models, or a vector of another model or hook point.
     """
+    settings = resolve(AblationSettings, settings, options)
     stitch.check(pair.source, pair.target)
-    contrast = contrast or vector.contrast_set
-    if contrast is None:
-        raise ValueError(
-            f"vector {vector.name!r} does not hold the texts it was learnt from; give contrast=..., the native vector is learnt from it"
-        )
+    contrast = contrast_of(vector, contrast)
     if (prompts is None) != (classifier is None) or (items is None and prompts is None):
         raise ValueError(
-            "no behaviour to measure; give items=ChoiceItems(...), or prompts=[...] together with classifier=..., or both"
+            "no behaviour to measure; give items=ChoiceItems(...), "
+            "or prompts=[...] together with classifier=..., or both"
         )
-    judged = (
+    continuations = (
         None
         if prompts is None or classifier is None
-        else Continuations(prompts, classifier, n_samples, max_new_tokens, seed=seed)
+        else Continuations(
+            prompts, classifier, settings.n_samples, settings.max_new_tokens, seed=settings.seed
+        )
     )
-    bench = _Bench(pair.target, neutral, items, judged, skip_first)
-    parts = [bench.measure({}).assign(arm="none", draw=None, where=place) for place in places[:1]]
-    parts += [parts[0].assign(where=place) for place in places[1:]]
-    arms = behaviour_arms(pair, stitch, vector, contrast, n_random, seed)
-    for arm in tqdm(arms, desc=f"ablate {vector.name}", disable=not progress, leave=False):
-        for place in places:
+    outcomes = _AblationOutcomes(pair.target, neutral, items, continuations, settings.skip_first)
+    # Without hooks the place makes no difference: measured once, listed for each place.
+    unablated = outcomes.measure({}).assign(arm="none", draw=None)
+    parts = [unablated.assign(where=place) for place in settings.places]
+    arms = behaviour_arms(pair, stitch, vector, contrast, settings.n_random, settings.seed)
+    bar = tqdm(arms, desc=f"ablate {vector.name}", disable=not settings.progress, leave=False)
+    for arm in bar:
+        for place in settings.places:
             hooks = ablation_hooks(
                 pair.target,
                 arm.vector.direction,
                 where=place,
                 hook=arm.vector.hook,
-                skip_first=skip_first,
+                skip_first=settings.skip_first,
             )
-            parts.append(bench.measure(hooks).assign(arm=arm.name, draw=arm.draw, where=place))
+            parts.append(outcomes.measure(hooks).assign(arm=arm.name, draw=arm.draw, where=place))
     table = pd.concat([part.astype({"draw": "Int64"}) for part in parts], ignore_index=True)
     cosines = {arm.name: arms[0].vector.cosine(arm.vector) for arm in arms if arm.draw is None}
-    return AblationEvaluation(table=table, summary=_summary(table, vector.name, cosines, seed))
+    summary = _summary(table, vector.name, cosines, settings.seed)
+    return AblationEvaluation(table=table, summary=summary)
 
 
-class _Bench:
-    """Everything that is measured under one set of hooks."""
+class _AblationOutcomes:
+    """Loss, propensities and shares of continuations of one model under any hooks."""
 
     def __init__(
         self,
         model: HookedModel,
         neutral: Sequence[str],
         items: ChoiceItems | None,
-        judged: Continuations | None,
+        continuations: Continuations | None,
         skip_first: int,
     ) -> None:
-        self.model, self.judged, self.skip_first = model, judged, max(skip_first, 1)
+        self.model, self.continuations = model, continuations
+        # The first token of a text is not predicted, so even skip_first=0 counts from the second.
+        self.skip_first = max(skip_first, 1)
         self.rows = sorted(model.encode(neutral), key=len)
         if len(self.rows[-1]) <= self.skip_first + 1:
             raise ValueError(
-                f"no neutral text is longer than {self.skip_first + 1} tokens; give texts of a few sentences"
+                f"no neutral text is longer than {self.skip_first + 1} tokens; "
+                "give texts of a few sentences"
             )
-        # At the embedding nothing is ablated, so passes may start there while hooks are on
-        # everywhere behind it.
+        # The embedding is not ablated, so passes may resume there while all later hook points have
+        # hooks.
         self.items = None if items is None else PreferenceText(model, items, EMBED)
 
     def measure(self, hooks: dict[int | str, SteeringHook]) -> pd.DataFrame:
-        """outcome, unit, value, n_tokens."""
+        """Return one row per outcome and unit: outcome, unit, value, n_tokens."""
         with self.model.intervene({**hooks}):
-            losses, counts = self._losses()
-            found = {"loss": losses}
+            losses, n_tokens = self._losses()
+            columns: list[tuple[str, np.ndarray, np.ndarray | int]] = [("loss", losses, n_tokens)]
             if self.items is not None:
-                found["propensity"] = self.items.propensity()
-            if self.judged is not None:
-                found["share"] = self.judged.by_prompt(
-                    self.judged.judge(self.judged.generate(self.model))
-                )
+                columns.append(("propensity", self.items.propensity(), 1))
+            if self.continuations is not None:
+                texts = self.continuations.generate(self.model)
+                shares = self.continuations.by_prompt(self.continuations.judge(texts))
+                columns.append(("share", shares, self.continuations.n_samples))
         parts = [
             pd.DataFrame(
-                {
-                    "outcome": name,
-                    "unit": range(len(values)),
-                    "value": values,
-                    "n_tokens": counts if name == "loss" else 1,
-                }
+                {"outcome": name, "unit": range(len(values)), "value": values, "n_tokens": n}
             )
-            for name, values in found.items()
+            for name, values, n in columns
         ]
-        if self.judged is not None:
-            parts[-1]["n_tokens"] = self.judged.n_samples
         return pd.concat(parts, ignore_index=True)
 
     def _losses(self) -> tuple[np.ndarray, np.ndarray]:
-        """(mean loss, number) of every neutral text's tokens behind the first steered position."""
+        """Return mean loss and number of tokens, each [text], after the positions to skip."""
         losses = []
         for start in range(0, len(self.rows), _BATCH):
             block = self.model.token_losses(self.rows[start : start + _BATCH])[:, self.skip_first :]
+            # Padding has NaN as its loss.
             losses += [row[~row.isnan()].double().cpu().numpy() for row in block]
-        return np.array([row.mean() if len(row) else 0.0 for row in losses]), np.array(
-            [len(row) for row in losses]
-        )
+        means = np.array([row.mean() if len(row) else 0.0 for row in losses])
+        return means, np.array([len(row) for row in losses])
 
 
 def _summary(
@@ -245,18 +272,7 @@ def _summary(
 ) -> pd.DataFrame:
     rows, arms = [], cast(Any, table.groupby(["where", "arm"], sort=False))
     for (where, name), part in arms:
-        base = {
-            str(k): v
-            for k, v in table[(table["where"] == where) & (table["arm"] == "none")].groupby(
-                "outcome"
-            )
-        }
-        native = {
-            str(k): v
-            for k, v in table[(table["where"] == where) & (table["arm"] == "native")].groupby(
-                "outcome"
-            )
-        }
+        base, native = _by_outcome(table, where, "none"), _by_outcome(table, where, "native")
         row: dict[str, Any] = {
             "where": where,
             "arm": name,
@@ -269,13 +285,18 @@ def _summary(
     return pd.DataFrame(rows)
 
 
+def _by_outcome(table: pd.DataFrame, where: str, arm: str) -> dict[str, pd.DataFrame]:
+    rows: pd.DataFrame = table.loc[(table["where"] == where) & (table["arm"] == arm)]
+    return {str(outcome): part for outcome, part in rows.groupby("outcome")}
+
+
 def _draws(values: pd.DataFrame) -> list[np.ndarray]:
-    """[unit] for every draw."""
+    """Return the values [unit] of each draw."""
     return [part["value"].to_numpy() for _, part in values.groupby("draw", dropna=False, sort=True)]
 
 
 def _over(draws: list[np.ndarray], seed: int) -> Interval:
-    """Bootstrap over units of a single vector, range over those of many."""
+    """Return a bootstrap over units for an arm of one vector, the range over draws for others."""
     return (
         bootstrap_mean(draws[0], seed=seed)
         if len(draws) == 1
@@ -286,12 +307,11 @@ def _over(draws: list[np.ndarray], seed: int) -> Interval:
 def _propensity_columns(
     values: pd.DataFrame, base: pd.DataFrame, native: pd.DataFrame, seed: int
 ) -> dict[str, float]:
+    # drop = propensity without ablation − propensity under ablation, item by item
     before, own = base["value"].to_numpy(), native["value"].to_numpy()
     drops = [before - draw for draw in _draws(values)]
-    drop, share = (
-        _over(drops, seed),
-        bootstrap_ratio(np.mean(drops, axis=0), before - own, seed=seed),
-    )
+    drop = _over(drops, seed)
+    share = bootstrap_ratio(np.mean(drops, axis=0), before - own, seed=seed)
     return {
         "propensity": float(np.mean(_draws(values))),
         "drop": drop.value,
@@ -306,8 +326,10 @@ def _propensity_columns(
 def _share_columns(
     values: pd.DataFrame, base: pd.DataFrame, _native: pd.DataFrame, _seed: int
 ) -> dict[str, float]:
-    draws, samples = _draws(values), int(values["n_tokens"].iloc[0])
-    count, n = round(float(draws[0].sum() * samples)), len(draws[0]) * samples
+    draws, n_samples = _draws(values), int(values["n_tokens"].iloc[0])
+    # A share of a prompt is a count over its samples, so the product is a whole number up to
+    # rounding.
+    count, n = round(float(draws[0].sum() * n_samples)), len(draws[0]) * n_samples
     share = (
         clopper_pearson(count, n)
         if len(draws) == 1
@@ -326,12 +348,13 @@ def _share_columns(
 def _damage_columns(
     values: pd.DataFrame, base: pd.DataFrame, _native: pd.DataFrame, seed: int
 ) -> dict[str, float]:
+    # damage = Σ n_tokens (loss under ablation − loss) / Σ n_tokens over texts, so that every token
+    # counts the same.
     before, tokens = base["value"].to_numpy(), base["n_tokens"].to_numpy(dtype=float)
     rises = [(draw - before) * tokens for draw in _draws(values)]
-    single = len(rises) == 1
     damage = (
         bootstrap_ratio(rises[0], tokens, seed=seed)
-        if single
+        if len(rises) == 1
         else spread([float(rise.sum() / tokens.sum()) for rise in rises])
     )
     return {"damage": damage.value, "damage_low": damage.low, "damage_high": damage.high}

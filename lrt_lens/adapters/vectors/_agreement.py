@@ -1,15 +1,20 @@
-"""Does a direction do on the target what it does on the source? Measured on what the models say,
-for any direction at all.
+"""Agreement of a direction's effect on the source with the effect of its image on the target.
 
-A steering vector has items that tell whether its concept went up; a principal component, a decoder
-row or a random direction has none. What all have is an effect on the next-token distribution: ``v``
-is added to the source and its image ``vW`` to the target, each as many standard deviations of its
-own stream, and the changes of all log-probabilities on the same text are correlated,
+Problem: a steering vector has items that show whether its concept increased; a principal component,
+a decoder row or a random direction has none. Mechanism: every direction changes the next-token
+distribution. ``v`` is added to the source and its image ``vW`` to the target, each as many standard
+deviations of its own stream, and the changes of all log-probabilities on the same texts are
+correlated:
 
-    agreement(v) = corr(Δ log p_source, Δ log p_target)      over positions and vocabulary, centred at each position.
+    agreement(v) = corr(Δ log p_source, Δ log p_target)
 
-1 where both models change their mind alike, 0 where the image does something unrelated. Needs one
-tokenizer.
+over positions and vocabulary, with the mean over the vocabulary subtracted at each position.
+
+    steering_agreement(pair, stitch, sae.W_dec[:8], lrt.demo_neutral())    # [8]
+
+1 if both models change their predictions in the same way, 0 if the changes are unrelated.
+
+Limits: both models must read the same tokens, so the pair needs one tokenizer.
 """
 
 from collections.abc import Sequence
@@ -37,18 +42,21 @@ def steering_agreement(
     images: Tensor | None = None,
     progress: bool = True,
 ) -> Tensor:
-    """[direction]: agreement of each direction [direction, d_source] with its image (``vW`` unless
-    ``images`` [direction, d_target] are given).
+    """Return the agreement of each direction with its image, [direction], between −1 and 1.
 
     Args:
         pair: the models of the stitch.
-        stitch: carries the directions and knows the streams' standard deviations.
-        directions: of any length; their scale is set by ``deviations``.
+        stitch: transfers the directions and knows the standard deviations of both streams.
+        directions: [direction, d_source], of any length; ``deviations`` sets the size of the step.
         texts: neutral texts, cut to ``context_length`` tokens.
         deviations: size of the step, in standard deviations of the stream along it.
-        context_length: tokens a text.
-        images: what to add on the target instead.
-        progress: show a bar.
+        context_length: tokens per text.
+        images: [direction, d_target], added to the target; ``vW`` by default.
+        progress: show a progress bar.
+
+    Raises:
+        MismatchError: a stitch of other models, two tokenizers, or directions of another width.
+        ValueError: no text is long enough.
     """
     stitch.check(pair.source, pair.target)
     pair.refuse_two_tokenizers(
@@ -57,7 +65,8 @@ def steering_agreement(
     )
     if directions.ndim != 2 or directions.shape[1] != pair.source.d_model:
         raise MismatchError(
-            f"directions have shape {tuple(directions.shape)}; expected [direction, {pair.source.d_model}]"
+            f"directions have shape {tuple(directions.shape)}; "
+            f"expected [direction, {pair.source.d_model}]"
         )
     rows = [
         row[:context_length]
@@ -66,51 +75,47 @@ def steering_agreement(
     ]
     if not rows:
         raise ValueError(
-            f"none of {len(texts)} texts has a token behind the first {stitch.skip_first}; give longer texts"
+            f"none of {len(texts)} texts has a token behind the first {stitch.skip_first}; "
+            "give longer texts"
         )
     images = stitch.up.directions(directions.double()) if images is None else images
     source = _Steered(pair.source, stitch.source_hook, rows, stitch.skip_first)
     target = _Steered(pair.target, stitch.target_hook, rows, stitch.skip_first)
-    found = []
-    for v, u in tqdm(
-        list(zip(directions, images, strict=True)),
-        desc="agreement",
-        disable=not progress,
-        leave=False,
-    ):
+    agreements = []
+    pairs = list(zip(directions, images, strict=True))
+    for v, u in tqdm(pairs, desc="agreement", disable=not progress, leave=False):
+        # Steps of equally many standard deviations: k σ(v̂) v̂ and k σ(û) û
         a = source.changes(deviations * stitch.source_statistics.deviation(v) * v / v.norm())
         b = target.changes(deviations * stitch.target_statistics.deviation(u) * u / u.norm())
-        found.append(
-            sum((x * y).sum(dtype=torch.float64) for x, y in zip(a, b, strict=True))
-            / (_norm(a) * _norm(b))
-        )
-    return torch.stack(found).cpu()
+        # The changes are centred, so corr(a, b) = ⟨a, b⟩ / (‖a‖ ‖b‖); float64 because a sum of
+        # texts × positions × vocabulary terms loses digits in float32.
+        product = sum((x * y).sum(dtype=torch.float64) for x, y in zip(a, b, strict=True))
+        agreements.append(product / (_norm(a) * _norm(b)))
+    return torch.stack(agreements).cpu()
 
 
 class _Steered:
-    """One model on fixed texts."""
+    """Changes of one model's predictions on fixed texts."""
 
     def __init__(
         self, model: HookedModel, hook: str, rows: list[list[int]], skip_first: int
     ) -> None:
         self.batches, self.skip_first = TokenBatches(model, rows, hook), skip_first
-        self.plain = self._log_probabilities(None)
+        self.unsteered = self._log_probabilities(None)
 
     def changes(self, step: Tensor) -> list[Tensor]:
-        """[position, vocabulary] a text: change of the log-probabilities, its mean over the
-        vocabulary taken off.
-        """
-        changed = self._log_probabilities(SteeringHook(adding(step), "all", self.skip_first))
+        """Return the centred changes of the log-probabilities, [position, vocabulary] per text."""
+        steered = self._log_probabilities(SteeringHook(adding(step), "all", self.skip_first))
+        # Adding one number to all logits changes no probability, so the mean is subtracted.
         return [
             (new - old) - (new - old).mean(1, keepdim=True)
-            for new, old in zip(changed, self.plain, strict=True)
+            for new, old in zip(steered, self.unsteered, strict=True)
         ]
 
     def _log_probabilities(self, hook: SteeringHook | None) -> list[Tensor]:
-        found = dict(
-            self.batches.next_log_probabilities([self.skip_first] * len(self.batches.rows), hook)
-        )
-        return [found[i] for i in sorted(found)]
+        starts = [self.skip_first] * len(self.batches.rows)
+        by_row = dict(self.batches.next_log_probabilities(starts, hook))
+        return [by_row[i] for i in sorted(by_row)]
 
 
 def _norm(changes: list[Tensor]) -> Tensor:

@@ -1,28 +1,30 @@
-"""The strength at which an intervention does a given amount of damage.
+"""Calibration: the scale at which an intervention causes a given amount of damage.
 
-Interventions are compared at equal damage: the strength at which they cost the same on neutral
-text, as the rise of the loss or as KL from the unsteered model, both in nats per token
-(`lrt_lens.adapters.vectors._neutral_text`). Damage grows about with the square of a small step, so
-the search begins where the lengths of vector and stream foretell
-(`lrt_lens.adapters.vectors._scale_prediction`), brackets the budget and interpolates along a power
-of the scale.
+Problem: the effects of two interventions can only be compared if both cost the same on neutral
+text. Mechanism: damage is the rise of the loss, or the KL divergence from the unsteered model, both
+in nats per token (`lrt_lens.adapters.vectors._neutral_text`). It grows about with the square of a
+small step. The search starts at the scale predicted from the norms of vector and stream
+(`lrt_lens.adapters.vectors._scale_prediction`), brackets the budget and interpolates with a power
+law.
 
-    found = calibrate_scale(model, vector, neutral=texts, damage=0.1)
-    found.scale, found.curve
-    with found.apply(model): ...
+    calibration = calibrate_scale(model, vector, neutral=texts, damage=0.1)
+    calibration.scale, calibration.curve
+    with calibration.apply(model):
+        model.generate("This film was")
 
-    calibrate_scale(model, [at_layer_2, at_layer_4], texts, unit="kl")              # one multiplier for several hook points
-    calibrate_scale(model, vector, texts, mode="clamp", level=3.0)                  # how far towards (or beyond) a level
-    calibrate_scale(model, vector, conversations, positions="generated")            # a chat model
+    calibrate_scale(model, [at_layer_2, at_layer_4], texts, unit="kl")    # one scale for two
+    calibrate_scale(model, vector, texts, mode="clamp", level=3.0)        # towards a level
+    calibrate_scale(model, vector, conversations, positions="generated")  # a chat model
 
-What the scale multiplies in each mode is told in `lrt_lens.adapters.vectors._intervention`. Limits:
-damage on neutral text says nothing of what steering does to texts of another kind, and nothing of
-whether the vector has an effect: a direction that the model ignores takes any strength.
+`lrt_lens.adapters.vectors._intervention` says what the scale multiplies in each mode.
+
+Limits: damage on neutral text says nothing about side effects on other kinds of text, and nothing
+about the effect of the vector: the scale of a direction that the model ignores is just larger.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -46,6 +48,7 @@ __all__ = [
 ]
 
 MAX_PASSES = 12
+"""Largest number of passes over the neutral texts, the unsteered one included."""
 _LARGEST_SCALE = 2.0**20
 _MEANINGS = {
     "loss": "damage: rise of the loss on neutral text",
@@ -56,30 +59,31 @@ _SCALES = {
     "clamp": "scale (1 = clamped to the level)",
     "ablate": "scale (1 = all of the component)",
 }
+_Point = tuple[float, float]
+"""(scale, damage at that scale)."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A strength and the search that led to it."""
+    """The scale that meets a damage budget, and the search that found it."""
 
     scale: float
-    """Multiples of the vector, or of the way that the mode goes; NaN where the budget was not
-    bracketed.
-    """
+    """Scale of the intervention; NaN if no tried scale reached the budget."""
     damage: float
-    """Damage at that scale, as measured."""
+    """Measured damage at that scale, in nats per token."""
     budget: float
-    """Damage asked for, in nats per token."""
+    """Requested damage, in nats per token."""
     curve: pd.DataFrame
-    """Every scale that was tried, with its damage."""
+    """One row per tried scale: scale, damage."""
     unit: Unit = "loss"
-    """What damage counts: the rise of the loss, or KL(unsteered ‖ steered)."""
+    """Measure of damage: the rise of the loss, or KL(unsteered ‖ steered)."""
     at_limit: bool = False
-    """Whether all that the mode can do (a full ablation) stays within the budget: ``scale`` is then
-    that, and ``damage`` less than asked for.
+    """Whether the largest scale of the mode (a full ablation) stays within the budget.
+
+    ``scale`` is then that largest scale, and ``damage`` is smaller than requested.
     """
     intervention: Intervention | None = field(default=None, repr=False)
-    """What was turned up."""
+    """The intervention that was calibrated."""
 
     @property
     def reached(self) -> bool:
@@ -88,41 +92,44 @@ class Calibration:
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """Mean component along each unit vector that a clamp of this scale leads to, in the order
-        of the hook points; empty for other modes.
+        """Mean component along each unit vector under a clamp of this scale.
+
+        One number per hook point, in the order of the forward pass; empty for other modes.
         """
-        one = self.intervention
-        if one is None or one.mode != "clamp":
+        plan = self.intervention
+        if plan is None or plan.mode != "clamp":
             return ()
+        # A clamp moves the mean μ by scale · (level − μ).
         return tuple(
             mean + self.scale * (level - mean)
-            for level, mean in zip(one.levels, one.means, strict=True)
+            for level, mean in zip(plan.levels, plan.means, strict=True)
         )
 
     def apply(self, model: ModelLike) -> Handle:
-        """Put everything on a model at this strength: ``with found.apply(model): ...``; ValueError
-        where no strength was found.
+        """Register the intervention at this scale: ``with calibration.apply(model): ...``.
+
+        Raises:
+            ValueError: no scale reached the budget.
         """
         if self.intervention is None or not self.reached:
             raise ValueError(
-                f"the budget of {self.budget:g} nats per token was not reached (most seen: {self.curve['damage'].max():.3g}), so there is no strength "
-                "to apply; give a smaller damage"
+                f"the budget of {self.budget:g} nats per token was not reached (largest measured "
+                f"damage: {self.curve['damage'].max():.3g}), so there is no scale to apply; "
+                "calibrate with a smaller damage"
             )
         return self.intervention.apply(model, scale=self.scale)
 
     def _repr_html_(self) -> str:
-        unit = "nats per token, " + (
-            "rise of the loss" if self.unit == "loss" else "KL of the next token"
-        )
-        found = {
+        measure = "rise of the loss" if self.unit == "loss" else "KL of the next token"
+        summary = {
             "scale": self.scale,
-            "damage": f"{self.damage:.3g} of {self.budget:g} ({unit})",
+            "damage": f"{self.damage:.3g} of {self.budget:g} (nats per token, {measure})",
             "steered passes": len(self.curve) - 1,
         }
-        return card("Calibration", facts(found), table(self.curve))
+        return card("Calibration", facts(summary), table(self.curve))
 
     def figure(self) -> Any:
-        """Damage against scale, the choice marked (plotly)."""
+        """Return a plotly figure of damage against scale, with the calibrated scale marked."""
         from lrt_lens.figures._steering import calibration_figure
 
         mode = "add" if self.intervention is None else self.intervention.mode
@@ -145,30 +152,29 @@ def calibrate_scale(
     first_guess: float | None = None,
     tolerance: float = 0.02,
 ) -> Calibration:
-    """The positive scale at which an intervention costs ``damage`` nats per token on ``neutral``.
+    """Return the positive scale at which an intervention costs ``damage`` on ``neutral``.
 
-    Deterministic, at most 12 forward passes over the neutral texts (the unsteered one included; KL,
-    a clamp and further hook points take one or two more without steering), three as a rule.
-    ``scale`` is NaN, never an extrapolation, where the budget cannot be bracketed; where a full
-    ablation stays within the budget it is 1 and ``at_limit`` is set.
+    Deterministic. Needs at most 12 forward passes over the neutral texts, about three as a rule;
+    KL, a clamp and further hook points need one or two more unsteered passes. ``scale`` is NaN,
+    never an extrapolation, if no tried scale reaches the budget. If a full ablation stays within
+    the budget, ``scale`` is 1 and ``at_limit`` is set.
 
     Args:
-        model: to be steered.
-        vector: one, or one for each of several hook points, which share the scale.
+        model: the model to steer.
+        vector: one vector, or several at different hook points that share the scale.
         neutral: texts without the concept, or conversations (lists of ``{"role", "content"}``) that
-            end with the assistant's turn, of which only that turn counts.
+            end with the assistant's turn; only that turn counts.
         damage: budget, nats per token.
-        unit: ``"loss"``: by how much the loss rises; ``"kl"``: KL(unsteered ‖ steered) of the
-            next-token distribution.
+        unit: ``"loss"``: rise of the loss; ``"kl"``: KL(unsteered ‖ steered) of the next-token
+            distribution.
         mode: ``"add"``, ``"clamp"`` or ``"ablate"``; `lrt_lens.adapters.vectors._intervention`
-            tells what the scale multiplies in each.
-        level: of a clamp of scale 1, one for each vector; the mean component on the vector's own
-            positive texts, taken again in this model, where left out and where the vector still
-            holds its texts.
-        positions: which positions are steered; see `SteeringVector.hooks`.
-        first_guess: the first scale that is tried; predicted from the unsteered stream where None
-            (`predict_scale`).
-        tolerance: relative to the budget.
+            says what the scale multiplies in each.
+        level: component along the unit vector that a clamp of scale 1 sets, one number per vector;
+            by default the mean component of this model on the positive texts of each vector.
+        positions: steered positions, see `SteeringVector.hooks`.
+        first_guess: first scale that is tried; by default predicted from the norms of vector and
+            stream (`predict_scale`).
+        tolerance: accepted difference from the budget, as a share of it.
 
     Raises:
         ValueError: no neutral text that is long enough, a budget that is not positive, an unknown
@@ -181,12 +187,12 @@ def calibrate_scale(
         one.refuse_other_model(hooked)
     levels = _levels(hooked, vectors, level) if mode == "clamp" else ()
     plan = Intervention.of(vectors, mode=mode, positions=positions, levels=levels)
-    ready = NeutralText(hooked, neutral, plan.vectors[0].hook)
+    tokenized = NeutralText(hooked, neutral, plan.vectors[0].hook)
     if mode == "clamp":
-        means = [ready.mean_component(one.direction, one.hook) for one in plan.vectors]
-        plan = Intervention(plan.vectors, mode, positions, plan.levels, tuple(means))
+        means = [tokenized.mean_component(one.direction, one.hook) for one in plan.vectors]
+        plan = replace(plan, means=tuple(means))
     return calibrate_on(
-        ready, plan, damage, unit=unit, first_guess=first_guess, tolerance=tolerance
+        tokenized, plan, damage, unit=unit, first_guess=first_guess, tolerance=tolerance
     )
 
 
@@ -200,8 +206,9 @@ def calibrate_on(
     first_guess: float | None = None,
     tolerance: float = 0.02,
 ) -> Calibration:
-    """`calibrate_scale` on texts made ready before; ``positions`` are those of a single vector, an
-    `Intervention` has its own.
+    """Return the calibration of `calibrate_scale` on texts that are already tokenized.
+
+    ``positions`` are those of a single vector; an `Intervention` has its own.
     """
     if not damage > 0 or math.isinf(damage):
         raise ValueError(
@@ -214,8 +221,8 @@ def calibrate_on(
         first_guess = _first_guess(neutral, plan, damage)
 
     def measure(scale: float) -> float:
-        first, *rest = plan.hooks(scale).items()
-        return neutral.cost(unit, first[1], dict(rest))
+        (_, first), *later = plan.hooks(scale).items()
+        return neutral.cost(unit, first, dict(later))
 
     tried = search_scale(
         measure,
@@ -227,11 +234,11 @@ def calibrate_on(
     )
     curve = pd.DataFrame(sorted({(0.0, 0.0), *tried}), columns=["scale", "damage"])
     if max((value for _, value in tried), default=0.0) < (1 - tolerance) * damage:
-        all_of_it = [point for point in tried if point[0] == plan.limit]
-        scale, reached = all_of_it[0] if all_of_it else (math.nan, math.nan)
-        return Calibration(scale, reached, damage, curve, unit, bool(all_of_it), plan)
-    scale, reached = min(tried, key=lambda point: abs(point[1] - damage))
-    return Calibration(scale, reached, damage, curve, unit, False, plan)
+        at_limit = [point for point in tried if point[0] == plan.limit]
+        scale, measured = at_limit[0] if at_limit else (math.nan, math.nan)
+        return Calibration(scale, measured, damage, curve, unit, bool(at_limit), plan)
+    scale, measured = min(tried, key=lambda point: abs(point[1] - damage))
+    return Calibration(scale, measured, damage, curve, unit, False, plan)
 
 
 def search_scale(
@@ -243,10 +250,12 @@ def search_scale(
     max_evaluations: int,
     largest: float = _LARGEST_SCALE,
 ) -> list[tuple[float, float]]:
-    """(scale, damage) pairs tried until one is within ``tolerance`` of the budget: bracket, and
-    follow the power of the scale between two points.
+    """Return the (scale, damage) pairs of a search for a damage within ``tolerance`` of a budget.
+
+    The search brackets the budget, then interpolates between the two ends with a power law. Scales
+    at which the damage is NaN bound it from above and are not returned.
     """
-    tried: list[tuple[float, float]] = []
+    tried: list[_Point] = []
     below, high = [(0.0, 0.0)], None
     largest = min(largest, _LARGEST_SCALE)
     scale = min(first_guess, largest)
@@ -265,65 +274,72 @@ def search_scale(
     return [(s, v) for s, v in tried if not math.isnan(v)]
 
 
-def _next_scale(
-    below: list[tuple[float, float]], high: tuple[float, float] | None, budget: float
-) -> float:
+def _next_scale(below: list[_Point], high: _Point | None, budget: float) -> float:
+    """Return the scale to try next.
+
+    ``below`` are the points with less damage than the budget, the newest last; ``high`` is the
+    newest point with more, None until there is one.
+    """
     low = below[-1]
     if high is None:
-        # Damage grows with the square of a small step; two points tell by which power it grows
-        # here. Never leap by more than eight.
+        # D(s) ∝ sᵖ, so s_next = s · (budget / D)^(1/p), with p from the two newest points. At most
+        # 8 times the scale, because p is uncertain far below the budget.
+        if low[1] <= 0:
+            return low[0] * 4.0
         power = _power(below[-2], low)
-        return low[0] * (
-            min(8.0, max(1.02, (budget / low[1]) ** (1 / power))) if low[1] > 0 else 4.0
-        )
+        return low[0] * min(8.0, max(1.02, (budget / low[1]) ** (1 / power)))
     if math.isnan(high[1]):
+        # Nothing to interpolate with: bisect.
         return 0.5 * (low[0] + high[0])
     if low[1] > 0:
+        # The same power law, through both ends of the bracket.
         guess = low[0] * (budget / low[1]) ** (1 / _power(low, high))
     else:
+        # A damage of 0 or less has no logarithm. With D ∝ s², √D is linear in s:
+        # s = s₀ + (√budget − √D₀) / (√D₁ − √D₀) · (s₁ − s₀)
         roots = [math.sqrt(max(value, 0.0)) for _, value in (low, high)]
         guess = low[0] + (math.sqrt(budget) - roots[0]) / (roots[1] - roots[0]) * (high[0] - low[0])
-    # Stay inside the bracket by a margin, or a curved damage would creep towards one end.
+    # At least 3 % inside the bracket, otherwise one end may never be replaced (regula falsi).
     margin = 0.03 * (high[0] - low[0])
     return min(high[0] - margin, max(low[0] + margin, guess))
 
 
-def _power(one: tuple[float, float], other: tuple[float, float]) -> float:
-    """The power of the scale by which damage grows from one point to the other; 2 where one of them
-    shows no damage.
+def _power(near: _Point, far: _Point) -> float:
+    """Return p of D ∝ sᵖ between two points, 0.5 to 6; 2 if the damage does not rise from above 0.
+
+    2 is the power of a small step: KL has its minimum at scale 0, so its derivative is 0 there.
     """
-    if one[1] <= 0 or other[1] <= one[1]:
+    if near[1] <= 0 or far[1] <= near[1]:
         return 2.0
-    return min(6.0, max(0.5, math.log(other[1] / one[1]) / math.log(other[0] / one[0])))
+    # p = ln(D₁ / D₀) / ln(s₁ / s₀)
+    return min(6.0, max(0.5, math.log(far[1] / near[1]) / math.log(far[0] / near[0])))
 
 
 def _first_guess(neutral: NeutralText, plan: Intervention, damage: float) -> float:
-    """What the lengths of vectors and stream foretell for ``"add"``; the other modes know where
-    they lead, so 1.
-    """
+    """Return the predicted scale of ``"add"``; 1 for the other modes, whose end is at scale 1."""
     if plan.mode != "add" or any(vector.norm == 0 for vector in plan.vectors):
         return 1.0
-    return predict_scale(
-        plan.vectors,
-        damage,
-        median_norm=[neutral.median_norm(vector.hook) for vector in plan.vectors],
-    )
+    norms = [neutral.median_norm(vector.hook) for vector in plan.vectors]
+    return predict_scale(plan.vectors, damage, median_norm=norms)
 
 
 def _levels(
     model: HookedModel, vectors: Sequence[SteeringVector], level: float | Sequence[float] | None
 ) -> list[float]:
+    """Return the level of each vector: as given, or the mean component on its positive texts."""
     if level is not None:
-        given = [float(level)] if isinstance(level, int | float) else [float(one) for one in level]
-        if len(given) != len(vectors) or not all(map(math.isfinite, given)):
+        levels = [float(level)] if isinstance(level, int | float) else [float(one) for one in level]
+        if len(levels) != len(vectors) or not all(map(math.isfinite, levels)):
             raise ValueError(
-                f"level is {level} for {len(vectors)} vector(s); give a finite component along each unit vector"
+                f"level is {level} for {len(vectors)} vector(s); "
+                "give a finite component along each unit vector"
             )
-        return given
-    forgetful = [vector.name for vector in vectors if vector.contrast_set is None]
-    if forgetful:
+        return levels
+    without_texts = [vector.name for vector in vectors if vector.contrast_set is None]
+    if without_texts:
         raise ValueError(
-            f"mode 'clamp' needs level=...: {forgetful} no longer hold texts of the concept to take it from (vector.mean_component)"
+            f"mode 'clamp' needs level=...: {without_texts} no longer hold texts of the concept; "
+            "compute a level with vector.mean_component(model, texts)"
         )
     return [
         vector.mean_component(model, vector.contrast_set.positive)

@@ -1,22 +1,24 @@
-"""Clamp steering: the component along a direction is held at the concept's mean. How often is the
-output the concept?
+"""Clamp steering: how often do continuations show a concept, with the component held at its mean?
 
     result = evaluate_clamping(pair, stitch, vector, prompts, classifier, concept_texts=texts)
-    result.summary          # share of continuations per arm with Clopper–Pearson intervals, clipped share of native
+    result.summary    # share of continuations per arm, with intervals and the clipped ratio
 
-Stitching (arXiv 2506.06609, §4): with the unit vector v and z̄ the mean component ⟨h, v⟩ over texts
-of the concept, ``h' = h + (z̄ − ⟨h, v⟩) v``. The vector is carried without the map's bias; z̄ is
-taken again in the target, so the transferred arm does see the target on concept texts: it is the
-direction that is carried, not its level. The paper's outcome is the *clipped transfer ratio*
-clip(share under transferred ÷ share under native, 0, 1), with 0/0 := 0. It gives credit for what
-the model does unsteered; ``ratio_of_rises`` therefore takes both shares above that of no steering.
+Problem: does a transferred direction make the target write about its concept? Mechanism: Stitching
+(arXiv 2506.06609, §4). With the unit vector v̂ and z̄ the mean component ⟨h, v̂⟩ over texts of the
+concept, ``h' = h + (z̄ − ⟨h, v̂⟩) v̂``. The vector is transferred without the bias of the map. z̄ is
+computed in the target, so the transferred arm does use the target on concept texts: the direction
+is transferred, its level is not. The paper's outcome is the *clipped transfer ratio*,
+clip(share under transferred ÷ share under native, 0, 1), with 0/0 := 0. It counts what the model
+does without steering as success; ``ratio_of_rises`` therefore subtracts the share without steering
+from both shares.
 
-Controls get the same treatment, each with its own z̄: random directions, the map of shuffled pairs,
-the untransformed vector where widths agree. Clopper–Pearson treats all continuations as
-independent, as the paper does; ratios have a bootstrap over prompts.
+Controls are clamped in the same way, each to its own z̄: random directions, the map of shuffled
+pairs, and the untransformed vector if widths agree.
+
+Limits: Clopper–Pearson intervals treat all continuations as independent, as the paper does; ratios
+have a bootstrap over prompts.
 """
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,13 +30,8 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, table
-from lrt_lens.adapters.vectors._arms import (
-    Arm,
-    drawn_arms,
-    learnt_arms,
-    plain_arms,
-    transferred_arms,
-)
+from lrt_lens._settings import Settings, resolve, takes
+from lrt_lens.adapters.vectors._arms import VectorArm, behaviour_arms, contrast_of
 from lrt_lens.adapters.vectors._continuations import Classifier, Continuations
 from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
@@ -50,27 +47,46 @@ from lrt_lens.statistics._intervals import (
 )
 from lrt_lens.stitching._stitch import Stitch
 
-logger = logging.getLogger(__name__)
-
 MOST_UNDEFINED = 0.05
-"""Share of resamples without a value above which `frequency_trend` gives no interval."""
+"""Share of resamples without a value above which `frequency_trend` returns no interval."""
+
+
+@dataclass(frozen=True)
+class ClampSettings(Settings):
+    """Settings of `evaluate_clamping`: sampling of continuations, positions and controls."""
+
+    n_samples: int = 4
+    """Continuations per prompt."""
+    max_new_tokens: int = 40
+    """Tokens per continuation."""
+    temperature: float = 0.8
+    """Temperature of sampling."""
+    top_k: int | None = 40
+    """Number of most probable tokens to sample from; None for all."""
+    positions: Positions = "all"
+    """Clamped positions, see `SteeringVector.hooks`."""
+    n_random: int = 4
+    """Random directions, half isotropic, half with the covariance of the target's stream."""
+    seed: int = 0
+    """Seed of directions, samples (the same for all arms) and bootstraps."""
+    progress: bool = True
+    """Show a progress bar."""
 
 
 @dataclass(frozen=True)
 class ClampEvaluation:
-    """Continuations under clamp steering."""
+    """Continuations under clamp steering, and the share of them that show the concept, per arm."""
 
     table: pd.DataFrame
-    """A row per arm, draw, prompt and sample: concept, level, text, shows (whether the classifier
-    said so).
-    """
+    """One row per arm, draw, prompt and sample: concept, level, text, shows (the classifier's
+    answer)."""
     summary: pd.DataFrame
-    """A row per arm: concept, n_draws, count, n, share with low and high (Clopper–Pearson; range of
-    draws for ``random``), clipped_ratio with low and high, ratio_of_rises with low and high
+    """One row per arm: concept, n_draws, count, n, share with low and high (Clopper–Pearson; range
+    over draws for ``random``), clipped_ratio with low and high, ratio_of_rises with low and high
     (bootstrap over prompts), level (z̄; mean over draws), cosine to the native vector."""
 
     def figure(self) -> Any:
-        """Shares of continuations with their intervals (plotly)."""
+        """Return a plotly figure of the shares of continuations with their intervals."""
         from lrt_lens.figures._behaviour import clamp_figure
 
         return clamp_figure(self.summary)
@@ -79,6 +95,7 @@ class ClampEvaluation:
         return card("ClampEvaluation", table(self.summary))
 
 
+@takes(ClampSettings)
 def evaluate_clamping(
     pair: ModelPair,
     stitch: Stitch,
@@ -88,93 +105,63 @@ def evaluate_clamping(
     *,
     concept_texts: Sequence[str] | None = None,
     contrast: ContrastSet | None = None,
-    n_samples: int = 4,
-    max_new_tokens: int = 40,
-    temperature: float = 0.8,
-    top_k: int | None = 40,
-    positions: Positions = "all",
-    n_random: int = 4,
-    seed: int = 0,
-    progress: bool = True,
+    settings: ClampSettings | None = None,
+    **options: Any,
 ) -> ClampEvaluation:
-    """Share of the target's continuations that show the concept, under every arm; see the module
-    docstring.
+    """Return the share of the target's continuations that show the concept, per arm.
+
+    Clamp and clipped ratio of Stitching (arXiv 2506.06609, §4).
 
     Args:
         pair: both models.
-        stitch: between the vector's hook point and one of the target.
+        stitch: from the vector's hook point to one of the target.
         vector: learnt on the source.
-        prompts: to be continued; neutral towards the concept.
-        classifier: text → bool, given the continuation without its prompt.
-        concept_texts: texts of the concept, on which the target's z̄ is taken; the contrast's
-            positive texts where left out.
-        contrast: what the native vector is learnt from; the vector's own where it still holds it.
-        n_samples: continuations of each prompt.
-        max_new_tokens, temperature, top_k: how they are drawn.
-        positions: which positions are clamped.
-        n_random: random directions, half isotropic, half as the target's stream.
-        seed: of draws, samples and bootstraps; samples share it over arms.
-        progress: show a bar.
+        prompts: texts to continue, neutral with respect to the concept.
+        classifier: function of a continuation (without its prompt) that returns True or False.
+        concept_texts: texts of the concept, on which z̄ is computed in the target; the positive
+            texts of the contrast set by default.
+        contrast: texts from which the native vector is learnt; by default those of the vector, if
+            it still holds them.
+        settings: all settings; see `ClampSettings`.
+        options: fields of `ClampSettings` as keywords.
 
     Raises:
-        ValueError: no prompts, or no contrast texts are known.
+        ValueError: no prompts, or the contrast texts are unknown.
         TypeError: the classifier does not return a bool.
+        MismatchError: a stitch of other models, or a vector of another model or hook point.
     """
+    settings = resolve(ClampSettings, settings, options)
     stitch.check(pair.source, pair.target)
-    contrast = contrast or vector.contrast_set
-    if contrast is None:
-        raise ValueError(
-            f"vector {vector.name!r} does not hold the texts it was learnt from; give contrast=..., the native vector is learnt from it"
-        )
+    contrast = contrast_of(vector, contrast)
     outcome = Continuations(
-        prompts, classifier, n_samples, max_new_tokens, temperature, top_k, seed
+        prompts,
+        classifier,
+        settings.n_samples,
+        settings.max_new_tokens,
+        settings.temperature,
+        settings.top_k,
+        settings.seed,
     )
-    levels_from = list(contrast.positive if concept_texts is None else concept_texts)
-    arms = behaviour_arms(pair, stitch, vector, contrast, n_random, seed)
-    parts = [_rows(vector.name, "none", None, math.nan, outcome, outcome.generate(pair.target))]
-    for arm in tqdm(arms, desc=f"clamp {vector.name}", disable=not progress, leave=False):
-        level = arm.vector.mean_component(pair.target, levels_from)
+    level_texts = list(contrast.positive if concept_texts is None else concept_texts)
+    arms = behaviour_arms(pair, stitch, vector, contrast, settings.n_random, settings.seed)
+    parts = [_rows("none", None, math.nan, outcome, outcome.generate(pair.target))]
+    bar = tqdm(arms, desc=f"clamp {vector.name}", disable=not settings.progress, leave=False)
+    for arm in bar:
+        # z̄ of this arm: the mean of ⟨h, v̂⟩ on the target, not on the source.
+        level = arm.vector.mean_component(pair.target, level_texts)
         intervene = partial(
-            arm.vector.apply, pair.target, mode="clamp", level=level, positions=positions
+            arm.vector.apply, pair.target, mode="clamp", level=level, positions=settings.positions
         )
-        parts.append(
-            _rows(
-                vector.name,
-                arm.name,
-                arm.draw,
-                level,
-                outcome,
-                outcome.generate(pair.target, intervene),
-            )
-        )
+        texts = outcome.generate(pair.target, intervene)
+        parts.append(_rows(arm.name, arm.draw, level, outcome, texts))
     table = pd.concat(parts, ignore_index=True)
-    return ClampEvaluation(table=table, summary=_summary(table, arms, seed))
-
-
-def behaviour_arms(
-    pair: ModelPair,
-    stitch: Stitch,
-    vector: SteeringVector,
-    contrast: ContrastSet,
-    n_random: int,
-    seed: int,
-) -> list[Arm]:
-    """Native first, then transferred, shuffled, untransformed and random: directions whose lengths
-    do not matter.
-    """
-    native = list(learnt_arms(pair, stitch, vector, contrast, {}, 0))
-    carried = [arm for arm in transferred_arms(stitch, vector, {}) if arm.name != "refit"]
-    like = native[0].vector
-    return [
-        *native,
-        *carried,
-        *plain_arms(stitch, vector, like, {}),
-        *drawn_arms(stitch, like, n_random, seed),
-    ]
+    table.insert(0, "concept", vector.name)
+    return ClampEvaluation(table=table, summary=_summary(table, arms, settings.seed))
 
 
 def clipped_ratio(transferred: float, native: float) -> float:
-    """clip(transferred ÷ native, 0, 1) with 0/0 := 0 (Stitching, §4)."""
+    """Return clip(transferred ÷ native, 0, 1) with 0/0 := 0 (Stitching, §4)."""
+    # x/0 with x > 0 is infinity, which is clipped to 1.
     if native == 0:
         return 1.0 if transferred > 0 else 0.0
     return min(max(transferred / native, 0.0), 1.0)
@@ -183,44 +170,44 @@ def clipped_ratio(transferred: float, native: float) -> float:
 def frequency_trend(
     frequency: Sequence[float], ratio: Sequence[float], *, seed: int = 0
 ) -> tuple[Interval, float]:
-    """(Spearman's correlation of the clipped ratio with frequency, share of resamples that have
-    none); Stitching, figure 11.
+    """Return Spearman's correlation of clipped ratio and frequency, and the undefined share.
 
-    Concepts are drawn, rows paired. A resample in which all ratios, or all frequencies, are equal
-    has no correlation and is left out of the percentiles; where more than ``MOST_UNDEFINED`` of
-    them have none, there is no interval. NaN where the concepts themselves have none.
+    Stitching, figure 11. Concepts are resampled with both of their numbers. A resample in which all
+    ratios or all frequencies are equal has no correlation and is left out of the percentiles. The
+    second number returned is the share of such resamples; if it exceeds ``MOST_UNDEFINED``, the
+    ends of the interval are NaN. The correlation is NaN if the concepts themselves have none.
 
     Args:
-        frequency: of each concept, on any scale: ranks alone count.
+        frequency: frequency of each concept, on any scale, because only ranks count.
         ratio: clipped ratio of each concept.
-        seed: of the draws.
+        seed: seed of the resamples.
     """
-    found, undefined = bootstrap_rank_correlation(
+    correlation, undefined = bootstrap_rank_correlation(
         np.asarray(frequency, dtype=float), np.asarray(ratio, dtype=float), seed=seed
     )
-    return Interval(
-        found.value, math.nan, math.nan
-    ) if undefined > MOST_UNDEFINED else found, undefined
+    if undefined > MOST_UNDEFINED:
+        correlation = Interval(correlation.value, math.nan, math.nan)
+    return correlation, undefined
 
 
 def _rows(
-    concept: str, arm: str, draw: int | None, level: float, outcome: Continuations, texts: list[str]
+    arm: str, draw: int | None, level: float, outcome: Continuations, texts: list[str]
 ) -> pd.DataFrame:
-    n = len(outcome.prompts)
+    # `Continuations.generate` returns all prompts of sample 0, then all of sample 1, and so on.
+    sample, prompt = np.divmod(np.arange(len(texts)), len(outcome.prompts))
     columns = {
-        "concept": concept,
         "arm": arm,
         "draw": draw,
         "level": level,
-        "prompt": [i % n for i in range(len(texts))],
-        "sample": [i // n for i in range(len(texts))],
+        "prompt": prompt,
+        "sample": sample,
         "text": texts,
         "shows": outcome.judge(texts),
     }
     return pd.DataFrame(columns).astype({"draw": "Int64"})
 
 
-def _summary(table: pd.DataFrame, arms: list[Arm], seed: int) -> pd.DataFrame:
+def _summary(table: pd.DataFrame, arms: list[VectorArm], seed: int) -> pd.DataFrame:
     # pandas' stubs take a group's column for a number.
     groups = cast(Any, table.groupby("arm", sort=False))
     by_prompt = {
@@ -229,19 +216,21 @@ def _summary(table: pd.DataFrame, arms: list[Arm], seed: int) -> pd.DataFrame:
     native, none = by_prompt["native"], by_prompt["none"]
     rows = []
     for name, part in groups:
-        count, n, drawn = int(part["shows"].sum()), len(part), part["draw"].notna().any()
+        count, n, is_drawn = int(part["shows"].sum()), len(part), part["draw"].notna().any()
+        # Draws of an arm vary more than their texts do, so their range is the interval.
         share = (
             spread(part.groupby("draw")["shows"].mean().tolist())
-            if drawn
+            if is_drawn
             else clopper_pearson(count, n)
         )
+        # The paper's ratio subtracts nothing; the ratio of rises subtracts the unsteered share.
         ratio = _ratio(by_prompt[str(name)], native, np.zeros_like(none), seed)
         rises = _ratio(by_prompt[str(name)], native, none, seed)
         rows.append(
             {
                 "concept": part["concept"].iloc[0],
                 "arm": name,
-                "n_draws": part["draw"].nunique() if drawn else 1,
+                "n_draws": part["draw"].nunique() if is_drawn else 1,
                 "count": count,
                 "n": n,
                 "share": share.value,
@@ -261,20 +250,23 @@ def _summary(table: pd.DataFrame, arms: list[Arm], seed: int) -> pd.DataFrame:
 
 
 def _ratio(arm: np.ndarray, native: np.ndarray, none: np.ndarray, seed: int) -> Interval:
-    """Clipped ratio of mean shares above ``none``, prompts drawn together; undefined where native
-    does not rise above no steering.
+    """Return the clipped ratio of mean shares above ``none``, with a bootstrap over prompts.
+
+    Each array holds one share per prompt. Undefined if native is not above ``none``.
     """
 
     def statistic(shares: np.ndarray) -> float:
+        # clip((transferred − none) / max(native − none, 0), 0, 1)
         transferred, own, base = shares.mean(1)
         return clipped_ratio(transferred - base, max(own - base, 0.0))
 
-    stacked = np.stack([arm, native, none])
+    # If native steering does not raise the share, there is no rise to divide by.
     if none.any() and native.mean() <= none.mean():
         return NOTHING
-    return bootstrap_statistic(statistic, stacked, seed=seed)
+    return bootstrap_statistic(statistic, np.stack([arm, native, none]), seed=seed)
 
 
-def _cosine(arms: list[Arm], name: str) -> float:
-    native, found = arms[0].vector, [arm.vector for arm in arms if arm.name == name]
-    return float(np.mean([native.cosine(vector) for vector in found])) if found else math.nan
+def _cosine(arms: list[VectorArm], name: str) -> float:
+    """Return the mean cosine of an arm's vectors to the native one; NaN for an arm without any."""
+    cosines = [arms[0].vector.cosine(arm.vector) for arm in arms if arm.name == name]
+    return float(np.mean(cosines)) if cosines else math.nan

@@ -1,30 +1,35 @@
-"""What a model writes after the same prompts, with and without each of several vectors, side by
-side.
+"""Continuations of the same prompts, without steering and under each of several vectors.
 
-    compared = compare_continuations(pair.target, ["This film was"], {"native": native,
-    "transferred": moved}, neutral=lrt.demo_neutral())
-    compared            # in a notebook: a row a prompt, a column an arm
+    compared = compare_continuations(
+        pair.target,
+        ["This film was"],
+        {"native": native, "transferred": transferred},
+        neutral=lrt.demo_neutral(),
+    )
+    compared            # in a notebook: one row per prompt, one column per arm
     compared.table      # prompt, arm, scale, damage, text
 
-Problem: vectors of different lengths and directions are compared by eye only where they disturb the
-model equally. Mechanism: unless scales are given, each vector gets the strength that raises the
-loss on neutral text by ``damage`` nats per token (`calibrate_scale`); all arms draw their tokens
+Problem: vectors of different lengths and directions can only be compared by reading if they disturb
+the model equally. Mechanism: unless scales are given, each vector gets the scale that raises the
+loss on neutral text by ``damage`` nats per token (`calibrate_scale`). All arms sample their tokens
 with the same seed.
 
-Limits: an anecdote. A handful of samples shows what a change looks like, not how large it is:
-`lrt_lens.evaluate_steering` measures.
+Limits: a few samples show the kind of a change, not its size; `lrt_lens.evaluate_steering` measures
+the size.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from html import escape
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
 from lrt_lens._repr_html import card, note
+from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.vectors._calibration import calibrate_scale
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.models._hooked_model import HookedModel, load_model
@@ -33,7 +38,35 @@ from lrt_lens.models._loading import ModelLike
 logger = logging.getLogger(__name__)
 
 UNSTEERED = "none"
-_CELL = "padding:.3em .7em;vertical-align:top;text-align:left;white-space:normal;min-width:9em;background:transparent;color:inherit;border:0"
+"""Name of the arm without steering."""
+# Notebook themes style tables; every property that would make text unreadable is set here.
+_CELL = (
+    "padding:.3em .7em;vertical-align:top;text-align:left;white-space:normal;min-width:9em;"
+    "background:transparent;color:inherit;border:0"
+)
+_PLAIN_ROW = '<tr style="background:transparent">'
+
+
+@dataclass(frozen=True)
+class ComparedContinuationsSettings(Settings):
+    """Settings of `compare_continuations`: strengths of the vectors, and sampling."""
+
+    scales: Literal["auto"] | float | Mapping[str, float] = "auto"
+    """Multiples of the vectors, one for all or one per arm; ``"auto"``: all arms at one damage."""
+    damage: float = 0.4
+    """Nats per token on the neutral texts, for ``"auto"``.
+
+    Larger than the damage at which evaluations compare arms, so that a few samples show the
+    change.
+    """
+    max_new_tokens: int = 24
+    """Tokens per continuation."""
+    temperature: float = 0.8
+    """Temperature of sampling."""
+    top_k: int | None = 40
+    """Number of most probable tokens to sample from; None for all."""
+    seed: int = 0
+    """Seed of sampling, the same for all arms."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +74,12 @@ class ComparedContinuations:
     """Continuations of each prompt under each arm."""
 
     table: pd.DataFrame
-    """A row per prompt and arm: prompt, arm (``none`` first), scale, damage (nats per token on the
-    neutral texts; NaN where scales were given), text (the continuation)."""
+    """One row per prompt and arm: prompt, arm (``none`` first), scale, damage (nats per token on
+    the neutral texts; NaN if scales were given), text (the continuation)."""
 
     @property
     def summary(self) -> pd.DataFrame:
-        """A row per prompt, a column per arm: the continuations."""
+        """Continuations with one row per prompt and one column per arm."""
         arms = {str(arm): rows for arm, rows in self.table.groupby("arm", sort=False)}
         prompts = pd.Index(arms[UNSTEERED]["prompt"].tolist(), name="prompt")
         return pd.DataFrame(
@@ -59,18 +92,17 @@ class ComparedContinuations:
         )
 
     def _repr_html_(self) -> str:
-        found = self.summary
-        head = "".join(
-            f'<th scope="col" style="{_CELL};font-weight:600">{escape(str(arm))}</th>'
-            for arm in found.columns
-        )
+        summary = self.summary
+        heads = "".join(_head("col", arm) for arm in summary.columns)
         rows = "".join(
-            f'<tr style="background:transparent"><th scope="row" style="{_CELL};font-weight:600">{escape(str(prompt))}</th>'
+            f"{_PLAIN_ROW}{_head('row', prompt)}"
             + "".join(f'<td style="{_CELL}">…{escape(str(text))}</td>' for text in texts)
             + "</tr>"
-            for prompt, texts in zip(found.index, found.to_numpy().tolist(), strict=True)
+            for prompt, texts in zip(summary.index, summary.to_numpy().tolist(), strict=True)
         )
-        body = f'<thead><tr style="background:transparent"><th style="{_CELL}"></th>{head}</tr></thead><tbody>{rows}</tbody>'
+        body = (
+            f'<thead>{_PLAIN_ROW}<th style="{_CELL}"></th>{heads}</tr></thead><tbody>{rows}</tbody>'
+        )
         style = "border-collapse:collapse;background:transparent;color:inherit"
         return card(
             "Continuations side by side",
@@ -79,51 +111,51 @@ class ComparedContinuations:
         )
 
     def _strengths(self) -> str:
-        """Scale and damage of every arm in words."""
-        arms = {
-            row["arm"]: row for row in self.table.to_dict("records") if row["arm"] != UNSTEERED
-        }.values()
-        known = lambda row: (  # noqa: E731
-            f", damage {row['damage']:.2g} nats per token" if row["damage"] == row["damage"] else ""
+        """Return a sentence with the scale and the damage of each arm."""
+        arms = {row["arm"]: row for row in self.table.to_dict("records")}
+        return "; ".join(
+            f"{arm}: scale {row['scale']:.3g}{_damage(row['damage'])}"
+            for arm, row in arms.items()
+            if arm != UNSTEERED
         )
-        return "; ".join(f"{row['arm']}: scale {row['scale']:.3g}{known(row)}" for row in arms)
 
 
+# Prompts and arms come from the user and texts from a model, so all are escaped.
+def _head(scope: str, text: Any) -> str:
+    return f'<th scope="{scope}" style="{_CELL};font-weight:600">{escape(str(text))}</th>'
+
+
+def _damage(damage: float) -> str:
+    return "" if math.isnan(damage) else f", damage {damage:.2g} nats per token"
+
+
+@takes(ComparedContinuationsSettings)
 def compare_continuations(
     model: ModelLike,
     prompts: Sequence[str],
     vectors: Mapping[str, SteeringVector],
     *,
-    scales: Literal["auto"] | float | Mapping[str, float] = "auto",
     neutral: Sequence[str] | None = None,
-    damage: float = 0.4,
-    max_new_tokens: int = 24,
-    temperature: float = 0.8,
-    top_k: int | None = 40,
-    seed: int = 0,
+    settings: ComparedContinuationsSettings | None = None,
+    **options: Any,
 ) -> ComparedContinuations:
-    """What ``model`` writes after each prompt without steering and under each vector.
+    """Return the continuations of each prompt without steering and under each vector.
 
     Args:
         model: the model that all vectors belong to.
         prompts: texts to continue.
-        vectors: by the name of their arm, such as ``{"native": …, "transferred": …}``; the arm
-            ``none`` is added.
-        scales: multiples of the vectors, one number for all or one for each; ``"auto"`` gives all
-            the same damage.
-        neutral: texts on which damage is measured, for ``"auto"``.
-        damage: nats per token, for ``"auto"``. Larger than what evaluations compare at, so that the
-            tone of few samples shows it.
-        max_new_tokens: tokens of a continuation.
-        temperature: of sampling.
-        top_k: of sampling.
-        seed: of the draws, the same for all arms.
+        vectors: vectors by the name of their arm, such as ``{"native": …, "transferred": …}``; the
+            arm ``none`` is added.
+        neutral: texts on which damage is measured, for ``scales="auto"``.
+        settings: all settings; see `ComparedContinuationsSettings`.
+        options: fields of `ComparedContinuationsSettings` as keywords.
 
     Raises:
-        ValueError: no prompt, an arm called ``none``, no neutral text for ``"auto"``, no scale for
-            an arm.
+        ValueError: no prompt, an arm called ``none``, no neutral text for ``scales="auto"``, or no
+            scale for an arm.
         MismatchError: a vector of another model.
     """
+    settings = resolve(ComparedContinuationsSettings, settings, options)
     hooked = load_model(model)
     if isinstance(prompts, str) or not len(prompts):
         raise ValueError(
@@ -131,21 +163,23 @@ def compare_continuations(
         )
     if UNSTEERED in vectors:
         raise ValueError(
-            f"an arm is called {UNSTEERED!r}, which is the model without steering; name the vector otherwise"
+            f"an arm is called {UNSTEERED!r}, which is the name of the model without steering; "
+            "give the vector another name"
         )
-    strengths = _strengths(hooked, vectors, scales, neutral, damage)
+    strengths = _strengths(hooked, vectors, neutral, settings)
     rows = []
-    for arm, (scale, measured) in ({UNSTEERED: (0.0, 0.0)} | strengths).items():
+    # The unsteered model is an arm of scale 0 and damage 0, by definition.
+    for arm, (scale, damage) in ({UNSTEERED: (0.0, 0.0)} | strengths).items():
         with vectors[arm].apply(hooked, scale=scale) if arm in vectors else nullcontext():
             texts = hooked.generate(
                 list(prompts),
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                seed=seed,
+                max_new_tokens=settings.max_new_tokens,
+                temperature=settings.temperature,
+                top_k=settings.top_k,
+                seed=settings.seed,
             )
         rows += [
-            {"prompt": prompt, "arm": arm, "scale": scale, "damage": measured, "text": text}
+            {"prompt": prompt, "arm": arm, "scale": scale, "damage": damage, "text": text}
             for prompt, text in zip(prompts, texts, strict=True)
         ]
     return ComparedContinuations(pd.DataFrame(rows))
@@ -154,28 +188,33 @@ def compare_continuations(
 def _strengths(
     model: HookedModel,
     vectors: Mapping[str, SteeringVector],
-    scales: Literal["auto"] | float | Mapping[str, float],
     neutral: Sequence[str] | None,
-    damage: float,
+    settings: ComparedContinuationsSettings,
 ) -> dict[str, tuple[float, float]]:
-    """(scale, damage) by arm; an arm whose budget cannot be bracketed is left out with a warning."""
+    """Return (scale, damage) by arm, without the arms that no tried scale brings to the damage."""
+    scales = settings.scales
     if isinstance(scales, Mapping):
         if missing := [arm for arm in vectors if arm not in scales]:
             raise ValueError(f"scales names {list(scales)}; expected a scale for {missing} too")
-        return {arm: (float(scales[arm]), float("nan")) for arm in vectors}
+        # Damage is not measured at scales of the caller, so it is unknown.
+        return {arm: (float(scales[arm]), math.nan) for arm in vectors}
     if scales != "auto":
-        return {arm: (float(scales), float("nan")) for arm in vectors}
+        return {arm: (float(scales), math.nan) for arm in vectors}
     if neutral is None:
         raise ValueError(
-            "scales='auto' needs neutral=[texts] on which damage is measured; give them, or give scales"
+            "scales='auto' needs neutral=[texts], on which damage is measured; "
+            "give them, or give scales"
         )
-    found = {
-        arm: calibrate_scale(model, vector, neutral, damage) for arm, vector in vectors.items()
-    }
-    for arm in (arm for arm, one in found.items() if not one.reached):
-        logger.warning(
-            "no scale of %r raises the loss on the neutral texts by %g nats per token; the arm is left out",
-            arm,
-            damage,
-        )
-    return {arm: (one.scale, one.damage) for arm, one in found.items() if one.reached}
+    strengths = {}
+    for arm, vector in vectors.items():
+        calibration = calibrate_scale(model, vector, neutral, settings.damage)
+        if calibration.reached:
+            strengths[arm] = (calibration.scale, calibration.damage)
+        else:
+            logger.warning(
+                "no tried scale of %r raises the loss on the neutral texts by %g nats per token; "
+                "the arm is left out",
+                arm,
+                settings.damage,
+            )
+    return strengths

@@ -1,30 +1,36 @@
-"""How often a model's continuations show a concept, by a classifier of texts."""
+"""Continuations of prompts and the share of them that show a concept, by a classifier of texts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 
 from lrt_lens.models._hooked_model import Handle, HookedModel
 
 Classifier = Callable[[str], Any]
-"""Whether a text shows the concept: returns True or False, nothing between."""
+"""Function of a text that returns True if it shows the concept and False otherwise."""
 
 
 @dataclass(frozen=True)
 class Continuations:
-    """Prompts to continue, and who judges."""
+    """Prompts, how they are continued, and the classifier of the continuations."""
 
     prompts: Sequence[str]
+    """Texts to continue."""
     classifier: Classifier
+    """Function of a continuation (without its prompt) that returns True or False."""
     n_samples: int = 4
-    """Continuations of each prompt."""
+    """Continuations per prompt."""
     max_new_tokens: int = 40
+    """Tokens per continuation."""
     temperature: float = 0.8
+    """Temperature of sampling."""
     top_k: int | None = 40
+    """Number of most probable tokens to sample from; None for all."""
     seed: int = 0
-    """The same draws for all arms."""
+    """Seed of sampling, the same for all arms."""
 
     def __post_init__(self) -> None:
         if not len(self.prompts) or isinstance(self.prompts, str):
@@ -33,15 +39,18 @@ class Continuations:
             )
         if self.n_samples < 1 or self.max_new_tokens < 1:
             raise ValueError(
-                f"n_samples is {self.n_samples}, max_new_tokens {self.max_new_tokens}; both must be at least 1"
+                f"n_samples is {self.n_samples}, max_new_tokens {self.max_new_tokens}; "
+                "both must be at least 1"
             )
 
     def generate(
         self, model: HookedModel, intervene: Callable[[], Handle] | None = None
     ) -> list[str]:
-        """[prompt × sample]: continuations under an intervention, sample by sample; hooks are off
-        again afterwards.
+        """Return the continuations under an intervention, all prompts of sample 0 first.
+
+        ``intervene`` registers hooks and returns their handle; the hooks are removed afterwards.
         """
+        # An empty handle registers nothing, so that both cases share one `with`.
         handle = intervene() if intervene else Handle([])
         with handle:
             return [
@@ -57,20 +66,29 @@ class Continuations:
             ]
 
     def judge(self, texts: Sequence[str]) -> np.ndarray:
-        """[text], True where the classifier says so; TypeError unless it answers with a bool."""
-        return np.array([self._verdict(text) for text in texts], dtype=bool)
+        """Return the classifier's answers as an array of bool, [text].
 
-    def _verdict(self, text: str) -> bool:
-        verdict = self.classifier(text)
-        if not isinstance(verdict, bool | np.bool_):
-            raise TypeError(
-                f"the classifier returned {verdict!r} ({type(verdict).__name__}) for {text[:40]!r}; expected True or False: "
-                "compare its score with a threshold, as in lambda text: score(text) > 0.5"
-            )
-        return bool(verdict)
-
-    def by_prompt(self, verdicts: np.ndarray) -> np.ndarray:
-        """[prompt], share of a prompt's samples: samples of one prompt are not independent, so
-        bootstraps draw prompts.
+        Raises:
+            TypeError: the classifier returns anything but a bool.
         """
-        return verdicts.reshape(self.n_samples, len(self.prompts)).mean(0)
+        return np.array([self._shows(text) for text in texts], dtype=bool)
+
+    def _shows(self, text: str) -> bool:
+        shows = self.classifier(text)
+        # A score such as 0.3 would count as True, so only a bool is accepted.
+        if not isinstance(shows, bool | np.bool_):
+            raise TypeError(
+                f"the classifier returned {shows!r} ({type(shows).__name__}) for {text[:40]!r}; "
+                "expected True or False: compare its score with a threshold, "
+                "as in lambda text: score(text) > 0.5"
+            )
+        return bool(shows)
+
+    def by_prompt(self, shows: np.ndarray) -> np.ndarray:
+        """Return the share of each prompt's samples that show the concept, [prompt].
+
+        Samples of one prompt are not independent, so bootstraps resample prompts.
+        """
+        # The order of `generate`: all prompts of one sample, then the next sample.
+        samples = rearrange(shows, "(sample prompt) -> sample prompt", sample=self.n_samples)
+        return samples.mean(0)

@@ -1,21 +1,26 @@
-"""Does a transferred steering vector steer, next to its controls, at equal damage?
+"""Effect of a transferred steering vector on choice items, compared with controls at equal damage.
 
     result = evaluate_steering(pair, stitch, vector, items, neutral=texts)
-    result.summary          # effect at equal damage per arm, with intervals and the fraction of native
+    result.summary      # effect at equal damage per arm, with intervals and the fraction of native
     result.figure()
 
-*Propensity* is log p(positive continuation) − log p(negative one), in nats; an *effect* is its
-change against no steering, item by item. Every arm (`lrt_lens.adapters.vectors._arms`) is measured
-at scales that bracket the same *damage* (nats per token on neutral text), and its effect is
-interpolated there; an arm whose scales do not bracket the budget gets NaN and a flag, never an
-extrapolation. Intervals over items are paired bootstraps; ``map_error`` is the jackknife over maps
-that leave one fold out.
+Problem: a vector that is scaled up has a larger effect and a larger side effect, so effects of
+different vectors are only comparable at the same side effect. Mechanism: *propensity* is
+log p(positive continuation) − log p(negative one), in nats; an *effect* is its change from no
+steering, item by item. Each arm (`lrt_lens.adapters.vectors._arms`) is measured at scales whose
+damages (nats per token on neutral text) lie on both sides of one budget, and its effect is
+interpolated there. If no tried scale reached the budget, the effect is NaN and the arm has a flag;
+nothing is extrapolated. Intervals over items are paired bootstraps; ``map_error`` is the jackknife
+over maps that were fitted without one fold.
+
+Limits: propensity is a preference between two given continuations, not the text that the model
+writes.
 """
 
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,20 +28,22 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
+from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.vectors._arms import (
-    Arm,
+    VectorArm,
     drawn_arms,
     learnt_arms,
     plain_arms,
     transferred_arms,
 )
 from lrt_lens.adapters.vectors._calibration import NeutralText, calibrate_on
-from lrt_lens.adapters.vectors._choices import ChoiceText
+from lrt_lens.adapters.vectors._preferences import PreferenceText
 from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._hook_points import residual_post
+from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.statistics._intervals import (
     Interval,
@@ -53,15 +60,44 @@ logger = logging.getLogger(__name__)
 AUTO_SCALES = (0.25, 0.5, 0.75, 0.9, 1.1, 1.4)
 """Multiples of an arm's calibrated scale at which its curve is measured."""
 DRAW_SCALES = (0.75, 1.3)
-"""The same for arms of many draws: just enough to bracket the budget."""
-DRAWN_ARMS = ("random", "permuted", "refit")
+"""Multiples for arms of several vectors: one scale on each side of the budget."""
+FEWEST_ITEMS = 4
+"""Smallest number of items for an interval."""
+
+
+@dataclass(frozen=True)
+class SteeringSettings(Settings):
+    """Settings of `evaluate_steering`: scales, transfer, steered positions and controls."""
+
+    scales: Literal["auto"] | Sequence[float] = "auto"
+    """``"auto"``: scales around the budget, found for each arm; a list: the same multiples of the
+    vector for all arms."""
+    damage: float = 0.1
+    """Damage at which arms are compared, nats per token on the neutral texts."""
+    bias: Literal["none", "add"] = "none"
+    """Whether transfer adds the bias of the map, see `transfer_vector`."""
+    norm: Literal["match", "mapped", "unit"] = "match"
+    """Length of the transferred vector, see `transfer_vector`."""
+    positions: Positions = "all"
+    """Steered positions, see `SteeringVector.hooks`."""
+    n_random: int = 20
+    """Random directions, half isotropic, half with the covariance of the target's stream."""
+    n_permuted: int = 5
+    """Vectors learnt from permuted labels."""
+    validation_share: float = 0.25
+    """Share of the items that select the hook point of ``native_best`` and are not measured."""
+    seed: int = 0
+    """Seed of directions, splits and bootstraps."""
+    progress: bool = True
+    """Show a progress bar."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One arm's propensities and damages over scales."""
+    """Propensities and damages of one arm over scales."""
 
-    arm: Arm
+    arm: VectorArm
+    """The arm that was measured."""
     scales: np.ndarray
     """[scale], ascending, 0 first."""
     damage: np.ndarray
@@ -70,10 +106,12 @@ class Curve:
     """[scale, item], nats."""
 
     def effect_at(self, budget: float) -> np.ndarray:
-        """[item], change of propensity where the damage first crosses ``budget``; NaN where no two
-        scales bracket it.
+        """Return the change of propensity [item] at the first scale whose damage is ``budget``.
+
+        Interpolated between two measured scales; NaN if no two of them bracket the budget.
         """
         low, share = self._bracket(budget)
+        # effect = (1 − t) m(s₀) + t m(s₁) − m(0)
         return (
             (1 - share) * self.propensity[low]
             + share * self.propensity[low + 1]
@@ -81,47 +119,49 @@ class Curve:
         )
 
     def scale_at(self, budget: float) -> float:
-        """The scale interpolated at ``budget``, NaN where it is not bracketed."""
+        """Return the interpolated scale whose damage is ``budget``, NaN if it is not bracketed."""
         low, share = self._bracket(budget)
         return float((1 - share) * self.scales[low] + share * self.scales[low + 1])
 
     def _bracket(self, budget: float) -> tuple[int, float]:
-        """(index below the crossing, share of the way to the next scale): damage grows with the
-        square of a small step.
-        """
+        """Return (index of the last scale before the budget, share of the way to the next one)."""
         above = np.flatnonzero(self.damage >= budget)
         if not len(above) or above[0] == 0:
             return 0, math.nan
         low = int(above[0]) - 1
+        # Damage grows with the square of a small step, D ∝ s², so √D is linear in the scale:
+        # t = (√budget − √D₀) / (√D₁ − √D₀). The rise of the loss may be below 0: it counts as 0.
         roots = np.sqrt(np.clip(self.damage[[low, low + 1]], 0, None))
         return low, float((math.sqrt(budget) - roots[0]) / (roots[1] - roots[0]))
 
 
 @dataclass(frozen=True)
 class SteeringEvaluation:
-    """Curves and summary of all arms."""
+    """Curves of all arms over scales, and their effects at equal damage."""
 
     table: pd.DataFrame
-    """A row per arm, draw and scale: concept, arm, draw, hook, scale, propensity, propensity_low,
-    propensity_high, damage.
-    """
+    """One row per arm, draw and scale: concept, arm, draw, hook, scale, propensity, propensity_low,
+    propensity_high, damage."""
     summary: pd.DataFrame
-    """A row per arm: concept, arm, hook, n_draws, scale, effect_at_equal_damage, low, high,
+    """One row per arm: concept, arm, hook, n_draws, scale, effect_at_equal_damage, low, high,
     fraction_of_native, fraction_low, fraction_high, map_error, flag."""
     budget: float
-    """Damage at which arms are compared."""
+    """Damage at which arms are compared, nats per token."""
     vectors: dict[str, SteeringVector] = field(repr=False)
-    """The vector of every arm that is not drawn many times."""
+    """Vector of each arm that has only one."""
     contrast_score: RowScore | None = None
-    """The stitch's R² on the very texts of the contrast set; None where these are unknown."""
+    """R² of the stitch on the texts of the contrast set; None if these are unknown."""
 
     @property
     def concept(self) -> str:
-        """Name of what was steered."""
+        """Name of the concept that was steered."""
         return str(self.table["concept"].iloc[0])
 
     def figure(self, kind: Literal["summary", "curves", "damage"] = "summary") -> Any:
-        """Effects at equal damage, propensity over scales, or effect over damage (plotly)."""
+        """Return a plotly figure of effects at equal damage.
+
+        ``"curves"`` shows propensity over scale instead, ``"damage"`` effect over damage.
+        """
         from lrt_lens.figures import _steering as figures
 
         if kind == "summary":
@@ -131,10 +171,14 @@ class SteeringEvaluation:
         return figures.effect_damage_figure(self.table, concept=self.concept, budget=self.budget)
 
     def _repr_html_(self) -> str:
-        budget = f"{self.concept}: effect in nats, a change against no steering, with every arm at a damage of {self.budget:g} nats per token."
-        return card("SteeringEvaluation", note(budget), table(self.summary))
+        legend = (
+            f"{self.concept}: effect in nats, the change of propensity from no steering, "
+            f"with every arm at a damage of {self.budget:g} nats per token."
+        )
+        return card("SteeringEvaluation", note(legend), table(self.summary))
 
 
+@takes(SteeringSettings)
 def evaluate_steering(
     pair: ModelPair,
     stitch: Stitch,
@@ -142,88 +186,82 @@ def evaluate_steering(
     items: ChoiceItems,
     *,
     neutral: Sequence[str],
-    scales: Literal["auto"] | Sequence[float] = "auto",
-    damage: float = 0.1,
     contrast: ContrastSet | None = None,
-    bias: Literal["none", "add"] = "none",
-    norm: Literal["match", "mapped", "unit"] = "match",
-    positions: Positions = "all",
-    n_random: int = 20,
-    n_permuted: int = 5,
-    validation_share: float = 0.25,
-    seed: int = 0,
-    progress: bool = True,
+    settings: SteeringSettings | None = None,
+    **options: Any,
 ) -> SteeringEvaluation:
-    """Measure a transferred vector and its controls on the target; see the module docstring.
+    """Return the effects of a transferred vector and its controls on the target at equal damage.
 
     Args:
         pair: both models.
-        stitch: between the vector's hook point and one of the target.
+        stitch: from the vector's hook point to one of the target.
         vector: learnt on the source.
-        items: prompts with continuations; a share of them only chooses the hook point of
-            ``native_best``.
-        neutral: texts on which steering should change nothing.
-        scales: ``"auto"`` brackets the budget for every arm; a list gives the same multiples of the
-            vector to all arms.
-        damage: nats per token on ``neutral`` at which arms are compared.
-        contrast: the texts that the vector was learnt from; taken from the vector when it still
-            holds them. Without them the arms ``native``, ``native_best`` and ``permuted`` are left
-            out.
-        bias, norm: rules of transfer, see `transfer_vector`.
-        positions: which positions are steered.
-        n_random: random directions.
-        n_permuted: vectors learnt from shuffled labels.
-        validation_share: share of the items kept for choosing ``native_best``.
-        seed: of draws, splits and bootstraps.
-        progress: show a bar.
+        items: prompts with a positive and a negative continuation. If the contrast texts are
+            known, a share of the items only selects the hook point of ``native_best``.
+        neutral: texts on which steering should change nothing; damage is measured on them.
+        contrast: texts that the vector was learnt from; by default those that the vector holds.
+            Without them the arms ``native``, ``native_best`` and ``permuted`` are left out.
+        settings: all settings; see `SteeringSettings`.
+        options: fields of `SteeringSettings` as keywords.
+
+    Raises:
+        ValueError: scales or damage that are not positive, fewer than 4 items, or no neutral text
+            that is long enough.
+        MismatchError: a stitch of other models, a vector of another model or hook point, or
+            contrast texts that the vector was not learnt from.
     """
+    settings = resolve(SteeringSettings, settings, options)
     stitch.check(pair.source, pair.target)
-    _check_arguments(scales, damage, items)
-    if contrast is not None and vector.contrast and contrast.digest != vector.contrast:
-        raise MismatchError(
-            f"vector {vector.name!r} was learnt from other texts than contrast={contrast.name!r}; give the set it was learnt from"
-        )
-    contrast = contrast or vector.contrast_set
+    _check_arguments(settings, items)
+    contrast = _contrast_of(vector, contrast)
     score = _contrast_score(pair, stitch, contrast)
-    options = {"bias": bias, "norm": norm}
+    # Items that select a hook point would flatter it, so they are not measured.
     validation, test = (
-        items.split(validation_share, seed=seed) if contrast is not None else (items, items)
+        items.split(settings.validation_share, seed=settings.seed)
+        if contrast is not None
+        else (items, items)
     )
-    bench = _Bench(pair, test, neutral, damage, scales, positions)
-    arms = list(transferred_arms(stitch, vector, options))
-    moved = arms[0].vector
-    if contrast is not None:
-        arms += learnt_arms(pair, stitch, vector, contrast, options, n_permuted)
-        arms.append(_best_native(pair, vector, contrast, validation, neutral, damage, positions))
-    arms += plain_arms(stitch, vector, moved, options)
-    arms += drawn_arms(stitch, moved, n_random, seed)
-    bar = tqdm(arms, desc=f"steer {vector.name}", disable=not progress, leave=False)
-    curves = [bench.measure(arm) for arm in bar]
+    arms = _arms(pair, stitch, vector, contrast, validation, neutral, settings)
+    meter = _ArmMeter(pair.target, test, neutral, settings)
+    bar = tqdm(arms, desc=f"steer {vector.name}", disable=not settings.progress, leave=False)
+    curves = [meter.measure(arm) for arm in bar]
     return SteeringEvaluation(
-        table=_table(vector.name, curves, seed),
-        summary=_summary(vector.name, curves, damage, seed),
-        budget=damage,
+        table=_table(vector.name, curves, settings.seed),
+        summary=_summary(vector.name, curves, settings.damage, settings.seed),
+        budget=settings.damage,
         vectors={arm.name: arm.vector for arm in arms if arm.draw is None},
         contrast_score=score,
     )
 
 
-def _check_arguments(
-    scales: Literal["auto"] | Sequence[float], damage: float, items: ChoiceItems
-) -> None:
+def _check_arguments(settings: SteeringSettings, items: ChoiceItems) -> None:
+    scales, damage = settings.scales, settings.damage
     if isinstance(scales, str):
         if scales != "auto":
             raise ValueError(f"scales is {scales!r}; expected 'auto' or a list of positive numbers")
     elif not len(scales) or not all(math.isfinite(scale) and scale > 0 for scale in scales):
         raise ValueError(
-            f"scales is {list(scales)}; expected positive finite numbers (no steering is always measured)"
+            f"scales is {list(scales)}; expected positive finite numbers "
+            "(no steering is always measured)"
         )
     if not 0 < damage < math.inf:
         raise ValueError(
             f"damage is {damage}; expected a positive number of nats per token, such as 0.1"
         )
-    if len(items) < 4:
-        raise ValueError(f"{len(items)} item(s) given; an interval over items needs at least 4")
+    if len(items) < FEWEST_ITEMS:
+        raise ValueError(
+            f"{len(items)} item(s) given; an interval over items needs at least {FEWEST_ITEMS}"
+        )
+
+
+def _contrast_of(vector: SteeringVector, contrast: ContrastSet | None) -> ContrastSet | None:
+    """Return the texts that the vector was learnt from; None if they are unknown."""
+    if contrast is not None and vector.contrast and contrast.digest != vector.contrast:
+        raise MismatchError(
+            f"vector {vector.name!r} was learnt from other texts than contrast={contrast.name!r}; "
+            "give the set it was learnt from"
+        )
+    return contrast or vector.contrast_set
 
 
 def _contrast_score(
@@ -238,46 +276,71 @@ def _contrast_score(
         return None
 
 
-class _Bench:
-    """Items and neutral texts made ready at every hook point that an arm is at."""
+def _arms(
+    pair: ModelPair,
+    stitch: Stitch,
+    vector: SteeringVector,
+    contrast: ContrastSet | None,
+    validation: ChoiceItems,
+    neutral: Sequence[str],
+    settings: SteeringSettings,
+) -> list[VectorArm]:
+    """Return all arms; those learnt from the contrast texts only if these are known."""
+    rules = {"bias": settings.bias, "norm": settings.norm}
+    arms = list(transferred_arms(stitch, vector, rules))
+    transferred = arms[0].vector
+    if contrast is not None:
+        arms += learnt_arms(pair, stitch, vector, contrast, rules, settings.n_permuted)
+        # Scales of the caller may miss the budget at some hook points, so they are searched.
+        meter = _ArmMeter(pair.target, validation, neutral, replace(settings, scales="auto"))
+        arms.append(_best_native(pair.target, vector, contrast, meter))
+    arms += plain_arms(stitch, vector, transferred, rules)
+    arms += drawn_arms(stitch, transferred, settings.n_random, settings.seed)
+    return arms
+
+
+class _ArmMeter:
+    """Curves of arms on items and neutral texts that are tokenized once per hook point."""
 
     def __init__(
         self,
-        pair: ModelPair,
+        model: HookedModel,
         items: ChoiceItems,
         neutral: Sequence[str],
-        damage: float,
-        scales: Literal["auto"] | Sequence[float],
-        positions: Positions,
+        settings: SteeringSettings,
     ) -> None:
-        self.pair, self.items, self.neutral_texts, self.budget = pair, items, neutral, damage
-        self.scales: tuple[float, ...] | None = (
-            None if isinstance(scales, str) else tuple(float(scale) for scale in scales)
+        self.model, self.items, self.neutral_texts = model, items, neutral
+        self.budget = settings.damage
+        self.positions: Positions = settings.positions
+        self.scales: list[float] | None = (
+            None
+            if isinstance(settings.scales, str)
+            else sorted(float(scale) for scale in settings.scales)
         )
-        self.positions: Positions = positions
-        self._ready: dict[str, tuple[ChoiceText, NeutralText, np.ndarray]] = {}
-        self._guess: dict[str, float] = {}
+        self._texts: dict[str, tuple[PreferenceText, NeutralText, np.ndarray]] = {}
+        # Last scale at the budget by name of the arm: its vectors have similar strengths.
+        self._last_scale: dict[str, float] = {}
 
-    def at(self, hook: str) -> tuple[ChoiceText, NeutralText, np.ndarray]:
-        """(items, neutral texts, unsteered propensities) at one hook point."""
-        if hook not in self._ready:
-            items = ChoiceText(self.pair.target, self.items, hook)
-            self._ready[hook] = (
-                items,
-                NeutralText(self.pair.target, self.neutral_texts, hook),
-                items.propensity(),
-            )
-        return self._ready[hook]
+    def at(self, hook: str) -> tuple[PreferenceText, NeutralText, np.ndarray]:
+        """Return (items, neutral texts, unsteered propensities) at one hook point."""
+        if hook not in self._texts:
+            items = PreferenceText(self.model, self.items, hook)
+            neutral = NeutralText(self.model, self.neutral_texts, hook)
+            self._texts[hook] = (items, neutral, items.propensity())
+        return self._texts[hook]
 
-    def measure(self, arm: Arm) -> Curve:
-        """The arm's curve over scales that bracket the budget, where that is possible."""
+    def measure(self, arm: VectorArm) -> Curve:
+        """Return the arm's curve over scales that bracket the budget, if such scales exist."""
         curve = self._curve(arm, self._scales(arm))
-        if arm.name in DRAWN_ARMS and self.scales is None and curve.damage.max() < self.budget:
+        is_drawn, is_auto = arm.draw is not None, self.scales is None
+        if is_drawn and is_auto and curve.damage.max() < self.budget:
+            # The extrapolated scales missed the budget.
             curve = self._curve(arm, self._searched(arm, DRAW_SCALES))
         return curve
 
-    def _curve(self, arm: Arm, scales: list[float]) -> Curve:
+    def _curve(self, arm: VectorArm, scales: list[float]) -> Curve:
         items, neutral, unsteered = self.at(arm.vector.hook)
+        # Scale 0 is no steering: damage 0 by definition.
         damages, propensities = [0.0], [unsteered]
         for scale in scales:
             hook = arm.vector.hook_at(scale, positions=self.positions)
@@ -285,120 +348,90 @@ class _Bench:
             propensities.append(items.propensity(hook))
         return Curve(arm, np.array([0.0, *scales]), np.array(damages), np.array(propensities))
 
-    def _scales(self, arm: Arm) -> list[float]:
+    def _scales(self, arm: VectorArm) -> list[float]:
         if self.scales is not None:
-            return sorted(self.scales)
-        if arm.name not in DRAWN_ARMS:
+            return self.scales
+        if arm.draw is None:
             return self._searched(arm, AUTO_SCALES)
-        # One step by the square root from the last draw's strength usually lands; where it goes
-        # astray, a proper search.
-        guess = self._guess.get(arm.name, 1.0)
-        damage = self.at(arm.vector.hook)[1].damage(
-            arm.vector.hook_at(guess, positions=self.positions)
-        )
+        # D ∝ s² leads from the last draw's scale to s · √(budget / D) with a single pass. Far from
+        # the budget the square law does not hold, so the scale is searched.
+        guess = self._last_scale.get(arm.name, 1.0)
+        neutral = self.at(arm.vector.hook)[1]
+        damage = neutral.damage(arm.vector.hook_at(guess, positions=self.positions))
         if not 0.1 * self.budget < damage < 10 * self.budget:
             return self._searched(arm, DRAW_SCALES)
-        self._guess[arm.name] = guess * math.sqrt(self.budget / damage)
-        return [multiple * self._guess[arm.name] for multiple in DRAW_SCALES]
+        self._last_scale[arm.name] = guess * math.sqrt(self.budget / damage)
+        return [multiple * self._last_scale[arm.name] for multiple in DRAW_SCALES]
 
-    def _searched(self, arm: Arm, multiples: tuple[float, ...]) -> list[float]:
-        """Multiples of the calibrated scale, or all scales that were tried where none does the
-        damage.
-        """
-        neutral = self.at(arm.vector.hook)[1]
-        found = calibrate_on(
-            neutral,
+    def _searched(self, arm: VectorArm, multiples: tuple[float, ...]) -> list[float]:
+        """Return multiples of the calibrated scale; all tried scales if none reached the budget."""
+        calibration = calibrate_on(
+            self.at(arm.vector.hook)[1],
             arm.vector,
             self.budget,
             positions=self.positions,
-            first_guess=self._guess.get(arm.name),
+            first_guess=self._last_scale.get(arm.name),
             tolerance=0.03,
         )
-        if not found.reached:
-            return [scale for scale in found.curve["scale"] if scale > 0]
-        self._guess[arm.name] = found.scale
-        return [multiple * found.scale for multiple in multiples]
+        if not calibration.reached:
+            return [scale for scale in calibration.curve["scale"] if scale > 0]
+        self._last_scale[arm.name] = calibration.scale
+        return [multiple * calibration.scale for multiple in multiples]
 
 
 def _best_native(
-    pair: ModelPair,
-    vector: SteeringVector,
-    contrast: ContrastSet,
-    validation: ChoiceItems,
-    neutral: Sequence[str],
-    damage: float,
-    positions: Positions,
-) -> Arm:
-    """The native vector at the hook point where its effect on validation items is largest."""
-    bench = _Bench(pair, validation, neutral, damage, "auto", positions)
+    model: HookedModel, vector: SteeringVector, contrast: ContrastSet, meter: _ArmMeter
+) -> VectorArm:
+    """Return the native vector at the hook point where its effect on the meter's items is largest.
+
+    One candidate per block of the target. Effects that are NaN lose against all others.
+    """
     best, best_effect = None, -math.inf
-    for layer in range(pair.target.n_layers):
-        arm = Arm(
-            "refit", vector.relearnt(pair.target, contrast, at=residual_post(layer)), draw=layer
-        )
-        effect = float(bench.measure(arm).effect_at(damage).mean())
+    for layer in range(model.n_layers):
+        native = vector.relearnt(model, contrast, at=residual_post(layer))
+        curve = meter.measure(VectorArm("native_best", native, draw=layer))
+        effect = float(curve.effect_at(meter.budget).mean())
         if best is None or effect > best_effect:
-            best, best_effect = arm, effect if not math.isnan(effect) else -math.inf
+            best, best_effect = native, effect if not math.isnan(effect) else -math.inf
     if best is None:
-        raise ValueError(f"{pair.target.name!r} has no block to learn a native vector at")
-    return Arm("native_best", best.vector)
+        raise ValueError(f"{model.name!r} has no block to learn a native vector at")
+    return VectorArm("native_best", best)
 
 
 def _table(concept: str, curves: list[Curve], seed: int) -> pd.DataFrame:
-    unsteered = bootstrap_mean(curves[0].propensity[0], seed=seed)
-    rows: list[dict[str, Any]] = [
-        _table_row(concept, "none", None, curves[0].arm.vector.hook, 0.0, unsteered, 0.0)
-    ]
+    rows = [_table_row(concept, curves[0], 0, seed) | {"arm": "none", "draw": None}]
     for curve in curves:
-        if curve.arm.name == "refit":
-            continue  # they are `map_error`, no arm of their own
-        for scale, damage, propensity in zip(
-            curve.scales, curve.damage, curve.propensity, strict=True
-        ):
-            interval = bootstrap_mean(propensity, seed=seed)
-            rows.append(
-                _table_row(
-                    concept,
-                    curve.arm.name,
-                    curve.arm.draw,
-                    curve.arm.vector.hook,
-                    float(scale),
-                    interval,
-                    float(damage),
-                )
-            )
+        # Refits give `map_error`; they are no arm of their own.
+        if curve.arm.name != "refit":
+            rows += [_table_row(concept, curve, i, seed) for i in range(len(curve.scales))]
     return pd.DataFrame(rows)
 
 
-def _table_row(
-    concept: str,
-    arm: str,
-    draw: int | None,
-    hook: str,
-    scale: float,
-    propensity: Interval,
-    damage: float,
-) -> dict[str, Any]:
+def _table_row(concept: str, curve: Curve, i: int, seed: int) -> dict[str, Any]:
+    """Return the row of one scale of a curve."""
+    propensity = bootstrap_mean(curve.propensity[i], seed=seed)
     return {
         "concept": concept,
-        "arm": arm,
-        "draw": draw,
-        "hook": hook,
-        "scale": scale,
+        "arm": curve.arm.name,
+        "draw": curve.arm.draw,
+        "hook": curve.arm.vector.hook,
+        "scale": float(curve.scales[i]),
         "propensity": propensity.value,
         "propensity_low": propensity.low,
         "propensity_high": propensity.high,
-        "damage": damage,
+        "damage": float(curve.damage[i]),
     }
 
 
 def _summary(concept: str, curves: list[Curve], budget: float, seed: int) -> pd.DataFrame:
-    effects: dict[str, list[np.ndarray]] = {}
+    arms: dict[str, list[Curve]] = {}
     for curve in curves:
-        effects.setdefault(curve.arm.name, []).append(curve.effect_at(budget))
+        arms.setdefault(curve.arm.name, []).append(curve)
+    effects = {name: [curve.effect_at(budget) for curve in arms[name]] for name in arms}
     native = effects.get("native", [np.array([])])[0]
+    # Effects of the refits are the leave-one-fold-out estimates of the jackknife.
     error = jackknife_error([float(effect.mean()) for effect in effects.pop("refit", [])])
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "concept": concept,
             "arm": "none",
@@ -410,13 +443,9 @@ def _summary(concept: str, curves: list[Curve], budget: float, seed: int) -> pd.
         }
     ]
     for name, draws in effects.items():
-        first = next(curve for curve in curves if curve.arm.name == name)
-        drawn = name in DRAWN_ARMS
-        interval = (
-            spread([float(effect.mean()) for effect in draws])
-            if drawn
-            else bootstrap_mean(draws[0], seed=seed)
-        )
+        first = arms[name][0]
+        is_drawn = first.arm.draw is not None
+        interval = _interval(draws, is_drawn, seed)
         ratio = bootstrap_ratio(np.mean(draws, axis=0), native, seed=seed)
         rows.append(
             {
@@ -424,7 +453,7 @@ def _summary(concept: str, curves: list[Curve], budget: float, seed: int) -> pd.
                 "arm": name,
                 "hook": first.arm.vector.hook,
                 "n_draws": len(draws),
-                "scale": math.nan if drawn else first.scale_at(budget),
+                "scale": math.nan if is_drawn else first.scale_at(budget),
                 "effect_at_equal_damage": interval.value,
                 "low": interval.low,
                 "high": interval.high,
@@ -438,12 +467,17 @@ def _summary(concept: str, curves: list[Curve], budget: float, seed: int) -> pd.
     return pd.DataFrame(rows)
 
 
-def _flag(draws: list[np.ndarray]) -> str:
-    missed = sum(bool(np.isnan(effect).any()) for effect in draws)
-    if not missed:
+def _interval(effects: list[np.ndarray], is_drawn: bool, seed: int) -> Interval:
+    """Return a bootstrap over items for an arm of one vector, the range over draws for others."""
+    if is_drawn:
+        return spread([float(effect.mean()) for effect in effects])
+    return bootstrap_mean(effects[0], seed=seed)
+
+
+def _flag(effects: list[np.ndarray]) -> str:
+    n_missed = sum(bool(np.isnan(effect).any()) for effect in effects)
+    if not n_missed:
         return ""
-    return (
-        "damage not bracketed"
-        if len(draws) == 1
-        else f"damage not bracketed in {missed} of {len(draws)} draws"
-    )
+    if len(effects) == 1:
+        return "damage not bracketed"
+    return f"damage not bracketed in {n_missed} of {len(effects)} draws"

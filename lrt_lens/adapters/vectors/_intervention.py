@@ -1,21 +1,22 @@
-"""One intervention at any strength: vectors at one or several hook points that are put on together.
+"""An intervention of any strength: vectors at one or several hook points that act together.
 
     step = Intervention.of(vectors, mode="clamp", levels=[2.0, 3.5])
-    with step.apply(model, scale=0.7): ...
+    with step.apply(model, scale=0.7):
+        model.generate("This film was")
 
-One number, the scale, turns all vectors up at once. What it multiplies depends on the mode (v̂ the
-unit vector, c = ⟨h, v̂⟩):
+One number, the scale, sets the strength of all vectors. Its meaning depends on the mode (v̂ is the
+unit vector, c = ⟨h, v̂⟩ the component along it, μ the mean component without intervention):
 
-    add      h + scale · v
-    clamp    the mean component moves scale times the way from where it is (μ) to the level:
-             scale ≤ 1   h + scale · (level − c) v̂              every token keeps a share 1 − scale of its own deviation
-             scale > 1   h + (μ + scale · (level − μ) − c) v̂    all tokens at one component, beyond the level
-    ablate   h − scale · c v̂, scale ≤ 1                         there is no more than all of it
+    add     h + scale · v
+    clamp   scale ≤ 1:  h + scale · (level − c) v̂             (1 − scale) of (c − level) remains
+            scale > 1:  h + (μ + scale · (level − μ) − c) v̂   all tokens at one component,
+                                                              farther from μ than the level
+    ablate  h − scale · c v̂, scale ≤ 1                        at 1 nothing is left to remove
 
-At 1 these are CAA's and LRT's sum, Stitching's clamp (arXiv 2506.06609, §4) and directional
-ablation (arXiv 2406.11717, eq. 4). Every mode begins with no intervention at 0, so that damage
-begins at 0 too: had the scale multiplied the clamp's level instead, 0 would already be a full
-ablation, with a damage of its own that no budget below it could reach.
+At scale 1 these are the sum of CAA and LRT, the clamp of Stitching (arXiv 2506.06609, §4) and
+directional ablation (arXiv 2406.11717, eq. 4). At scale 0 every mode changes nothing, so that
+damage begins at 0. If the scale multiplied the level of a clamp instead, scale 0 would be a full
+ablation, and no smaller damage could be reached.
 """
 
 import math
@@ -32,18 +33,21 @@ from lrt_lens.typing import HookFunction
 
 @dataclass(frozen=True)
 class Intervention:
-    """Vectors, put on together at one strength; see the module docstring."""
+    """Vectors at one or several hook points that share mode, positions and scale.
+
+    Use `Intervention.of`, which sorts and checks the vectors.
+    """
 
     vectors: tuple[SteeringVector, ...]
-    """One for each hook point, the first in the forward pass first."""
+    """One vector per hook point, in the order of the forward pass."""
     mode: Mode = "add"
+    """Change of the component along each vector: add to it, set it, remove it."""
     positions: Positions = "all"
+    """Steered positions, see `SteeringVector.hooks`."""
     levels: tuple[float, ...] = ()
     """Component along each unit vector that a clamp of scale 1 sets."""
     means: tuple[float, ...] = ()
-    """Mean component along each unit vector without intervention: where a clamp starts. Needed
-    beyond scale 1.
-    """
+    """Mean component along each unit vector without intervention; needed for a clamp beyond 1."""
 
     @classmethod
     def of(
@@ -55,45 +59,62 @@ class Intervention:
         levels: Sequence[float] = (),
         means: Sequence[float] = (),
     ) -> "Intervention":
-        """From vectors in any order, levels and means in the same; ValueError where two share a
-        hook point or a clamp lacks levels.
+        """Return the intervention of vectors in any order; levels and means have the same order.
+
+        Raises:
+            ValueError: no vector, two vectors at one hook point, or a clamp without a level for
+                each vector.
         """
-        given = (vectors,) if isinstance(vectors, SteeringVector) else tuple(vectors)
-        hooks = [vector.hook for vector in given]
-        if not given or any(same_place(a, b) for i, a in enumerate(hooks) for b in hooks[:i]):
+        unsorted = (vectors,) if isinstance(vectors, SteeringVector) else tuple(vectors)
+        hooks = [vector.hook for vector in unsorted]
+        if not unsorted or any(same_place(a, b) for i, a in enumerate(hooks) for b in hooks[:i]):
             raise ValueError(
-                f"the vectors are at {hooks}; give at least one, and one for each hook point (add those that share one)"
+                f"the vectors are at {hooks}; give at least one, and one for each hook point "
+                "(add up those at the same hook point)"
             )
-        if mode == "clamp" and len(levels) != len(given):
+        if mode == "clamp" and len(levels) != len(unsorted):
             raise ValueError(
-                f"mode 'clamp' has {len(levels)} level(s) for {len(given)} vector(s); give one for each (vector.mean_component)"
+                f"mode 'clamp' has {len(levels)} level(s) for {len(unsorted)} vector(s); "
+                "give one for each (vector.mean_component)"
             )
-        order = sorted(range(len(given)), key=lambda i: depth(given[i].hook))
+        # Damage is measured by resuming passes at the first hook point, so it must come first.
+        order = sorted(range(len(unsorted)), key=lambda i: depth(hooks[i]))
         sorted_levels, sorted_means = (
-            tuple(float(some[i]) for i in order) if len(some) else () for some in (levels, means)
+            tuple(float(values[i]) for i in order) if len(values) else ()
+            for values in (levels, means)
         )
-        return cls(tuple(given[i] for i in order), mode, positions, sorted_levels, sorted_means)
+        return cls(tuple(unsorted[i] for i in order), mode, positions, sorted_levels, sorted_means)
 
     @property
     def limit(self) -> float:
-        """The largest scale that means anything."""
+        """Largest scale of the mode: 1 for ``"ablate"``, infinity for the others."""
         return 1.0 if self.mode == "ablate" else math.inf
 
     def hooks(self, scale: float) -> dict[str, SteeringHook]:
-        """The hook of every vector by hook point, first place first; ValueError for a scale that
-        the mode does not have.
+        """Return the hook of each vector by hook point, in the order of the forward pass.
+
+        Raises:
+            ValueError: a scale outside the range of the mode.
         """
         if self.mode != "add" and not 0 <= scale <= self.limit:
             raise ValueError(
-                f"scale is {scale}; mode {self.mode!r} goes from 0 (nothing) to {self.limit:g}"
+                f"scale is {scale}; mode {self.mode!r} takes 0 (no change) to {self.limit:g}"
             )
-        made = {vector.hook: self._hook(i, scale) for i, vector in enumerate(self.vectors)}
-        first, *others = made.values()
-        first.followers = tuple(others)
-        return made
+        hooks = {vector.hook: self._hook(i, scale) for i, vector in enumerate(self.vectors)}
+        # `TokenBatches` restarts the first hook only, which passes the lengths of prompts on.
+        first, *followers = hooks.values()
+        first.followers = tuple(followers)
+        return hooks
 
     def apply(self, model: ModelLike, *, scale: float = 1.0) -> Handle:
-        """Put all of it on a model: a context manager, or keep the handle and call ``remove()``."""
+        """Register all hooks on a model and return a handle.
+
+        Use the handle as a context manager, or call its ``remove()``.
+
+        Raises:
+            MismatchError: a vector belongs to another model.
+            ValueError: a scale outside the range of the mode.
+        """
         hooked = load_model(model)
         for vector in self.vectors:
             vector.refuse_other_model(hooked)
@@ -102,14 +123,18 @@ class Intervention:
 
     def _hook(self, i: int, scale: float) -> SteeringHook:
         vector = self.vectors[i]
+        # Up to scale 1, a vector's own hook goes a share of the way: h + scale · (level − c) v̂
         if self.mode != "clamp" or scale <= 1:
             level = self.levels[i] if self.mode == "clamp" else None
-            return vector.hooks(scale=scale, mode=self.mode, positions=self.positions, level=level)[
-                0
-            ][1]
+            [(_, hook)] = vector.hooks(
+                scale=scale, mode=self.mode, positions=self.positions, level=level
+            )
+            return hook
         if not self.means:
             raise ValueError(
-                f"scale is {scale}: a clamp goes beyond its level from the mean component; give means, or a further level"
+                f"scale is {scale}; a clamp beyond scale 1 starts at the mean component: "
+                "give means=..., or a level farther away and a scale of at most 1"
             )
+        # Beyond the level: h + (μ + scale · (level − μ) − c) v̂
         level = self.means[i] + scale * (self.levels[i] - self.means[i])
         return SteeringHook(setting(vector.direction, level), self.positions, vector.skip_first)

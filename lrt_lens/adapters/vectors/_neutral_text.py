@@ -1,18 +1,22 @@
-"""What an intervention costs on neutral text, where it should change nothing.
+"""Damage of an intervention: its cost on neutral text, where it should change nothing.
 
     neutral = NeutralText(model, texts, vector.hook)
-    neutral.damage(vector.hook_at(2.0))          # nats per token by which the loss rises
+    neutral.damage(vector.hook_at(2.0))          # rise of the loss, nats per token
     neutral.divergence(vector.hook_at(2.0))      # KL(unsteered ‖ steered), nats per token
 
-Both are means over the same predicted tokens. The rise of the loss asks the text: a model that gets
-more confident may even be paid for it. The divergence asks the unsteered model: it counts every
-change of the next-token distribution and is never negative. For a small step it grows with the
-square of the step; where the model knows its text well (loss near the text's entropy) both agree.
+Problem: interventions can only be compared at the same side effect. Mechanism: two measures, both
+means over the same predicted tokens. The rise of the loss compares the model with the text; it can
+be negative if the intervention makes correct predictions more confident. The divergence compares
+the model with itself: it counts every change of the next-token distribution and is never negative.
+For a small step it grows with the square of the step. If the loss is near the entropy of the text,
+both agree.
 
-A plain text counts behind its first positions, which are never steered. A conversation (``[{"role",
-"content"}, …]``, ending with the assistant's turn) goes through the tokenizer's chat template,
-everything before that turn is prompt, and only that turn counts: nobody steers a chat model for
-what it predicts of its user.
+A plain text counts after its first positions, which are never steered. A conversation (``[{"role",
+"content"}, …]``, ending with the assistant's turn) is formatted with the tokenizer's chat template.
+Everything before the last turn is prompt and only the last turn counts, because a chat model is not
+used to predict its user.
+
+Limits: damage on neutral text says nothing about side effects on other kinds of text.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,27 +35,35 @@ from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel
 from lrt_lens.typing import Direction, HookFunction
 
 Unit = Literal["loss", "kl"]
-"""What is counted in nats per token: the rise of the loss, or KL(unsteered ‖ steered)."""
+"""Measure of damage in nats per token: the rise of the loss, or KL(unsteered ‖ steered)."""
 Neutral = Sequence[Any]
 """Texts, or conversations as lists of ``{"role", "content"}``."""
 LaterHooks = dict[str, SteeringHook]
-"""Hooks behind the first, by hook point."""
+"""Hooks at hook points after the first one, by hook point."""
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One text as tokens."""
+    """Tokens of one text, and which of them count."""
 
     tokens: list[int]
     prompt: int
-    """Tokens of the prompt; what follows counts as generated."""
+    """Number of tokens of the prompt; the others count as generated."""
     start: int
     """First position whose prediction counts."""
 
 
 class NeutralText:
-    """Neutral texts on which an intervention's damage is measured; ``hook`` is the first place
-    where it changes anything.
+    """Neutral texts on which the damage of interventions is measured.
+
+    Args:
+        model: the model that is steered.
+        texts: texts, or conversations that end with the assistant's turn.
+        hook: first hook point at which an intervention changes the stream.
+
+    Raises:
+        ValueError: no text, no text of more than ``SKIP_FIRST`` + 1 tokens, or a conversation
+            without an answer.
     """
 
     def __init__(self, model: HookedModel, texts: Neutral, hook: int | str) -> None:
@@ -59,7 +71,8 @@ class NeutralText:
         self._rows = _rows(model, texts)
         if all(row.start >= len(row.tokens) - 1 for row in self._rows):
             raise ValueError(
-                f"no neutral text is longer than {SKIP_FIRST + 1} tokens; give texts of a few sentences"
+                f"no neutral text is longer than {SKIP_FIRST + 1} tokens; "
+                "give texts of a few sentences"
             )
         self.batches = TokenBatches(model, [row.tokens for row in self._rows], hook)
         self._prompts = [row.prompt for row in self._rows]
@@ -67,54 +80,63 @@ class NeutralText:
         self.baseline = self._loss(None, {})
 
     def cost(self, unit: Unit, hook: SteeringHook, later: LaterHooks | None = None) -> float:
-        """`damage` or `divergence`."""
+        """Return `damage` (unit ``"loss"``) or `divergence` (unit ``"kl"``), nats per token."""
         measures: dict[str, Callable[[SteeringHook, LaterHooks | None], float]] = {
             "loss": self.damage,
             "kl": self.divergence,
         }
         if unit not in measures:
             raise ValueError(
-                f"unit is {unit!r}; expected 'loss' (rise of the loss) or 'kl' (KL from the unsteered model), both in nats per token"
+                f"unit is {unit!r}; expected 'loss' (rise of the loss) or 'kl' "
+                "(KL from the unsteered model), both in nats per token"
             )
         return measures[unit](hook, later)
 
     def damage(self, hook: SteeringHook, later: LaterHooks | None = None) -> float:
-        """Nats per token by which the loss rises, over the positions that may be steered; ``later``
-        are hooks at further hook points.
+        """Return the rise of the loss in nats per token, over the positions that may be steered.
+
+        ``later`` are hooks at later hook points.
         """
         return self._loss(hook, later or {}) - self.baseline
 
     def divergence(self, hook: SteeringHook, later: LaterHooks | None = None) -> float:
-        """KL(unsteered ‖ steered) of the next-token distributions, nats per token, over the
-        positions of `damage`.
+        """Return KL(unsteered ‖ steered) of the next token in nats, over the positions of `damage`.
+
+        ``later`` are hooks at later hook points.
         """
         total = count = 0.0
-        unsteered = self._at_the_end.next_log_probabilities(self._starts)
+        unsteered = self._last_block.next_log_probabilities(self._starts)
         steered = self.batches.next_log_probabilities(self._starts, hook, self._prompts)
-        for (i, now), (j, before) in zip(self._under(later or {}, steered), unsteered, strict=True):
+        for (i, log_q), (j, log_p) in zip(
+            self._under(later or {}, steered), unsteered, strict=True
+        ):
             if i != j:
                 raise RuntimeError(
-                    f"row {i} met row {j}: batches of the same rows must come in one order"
+                    f"steered row {i} is compared with unsteered row {j}; "
+                    "batches of the same rows must have one order"
                 )
             # The last prediction has no token to follow it, so the loss does not count it either.
-            before, now = before[:-1], now[:-1]
-            total += float((before.exp() * (before - now)).sum(dtype=torch.float64))
-            count += len(before)
+            log_p, log_q = log_p[:-1], log_q[:-1]
+            # KL(p ‖ q) = Σ p (log p − log q), summed in float64 over positions and vocabulary
+            total += float((log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64))
+            count += len(log_p)
         return total / count
 
     def mean_component(self, direction: Direction, hook: str) -> float:
-        """Mean component of the unsteered stream along a direction of any length, over the
-        positions that may be steered.
+        """Return the mean component of the unsteered stream along a direction of any length.
+
+        The mean is over the positions that may be steered.
         """
         return float(self._stream(hook).mean(0) @ (direction / direction.norm()).double().cpu())
 
     def median_norm(self, hook: str) -> float:
-        """Median ‖x‖ of the unsteered stream, over the positions that may be steered."""
+        """Return the median ‖x‖ of the unsteered stream over the positions that may be steered."""
         return float(self._stream(hook).norm(dim=1).median())
 
     def _stream(self, hook: str) -> Tensor:
-        """[token, d_model] in float64, unsteered; only the first hook point's is at hand without a
-        pass.
+        """Return the unsteered stream [token, d_model] in float64.
+
+        The stream at the first hook point is stored; any other needs a pass.
         """
         if hook == self.batches.hook:
             residuals = (residual for _, residual in self.batches.residuals())
@@ -126,34 +148,38 @@ class NeutralText:
         return torch.cat([residual[SKIP_FIRST:].double().cpu() for residual in residuals])
 
     @cached_property
-    def _at_the_end(self) -> TokenBatches:
-        """The unsteered stream behind the last block: from there the unsteered predictions cost an
-        unembedding and no storage of logits.
+    def _last_block(self) -> TokenBatches:
+        """Return the rows with the unsteered stream after the last block.
+
+        From there, unsteered predictions cost one unembedding, and no logits have to be stored.
         """
         return TokenBatches(self.model, self.batches.rows, residual_post(self.model.n_layers - 1))
 
     def _loss(self, hook: SteeringHook | None, later: LaterHooks) -> float:
-        found = self._under(later, self.batches.log_probabilities(hook, self._prompts))
-        return float(torch.cat([-values[self._starts[i] :] for i, values in found]).mean())
+        """Return the mean of −log p over the tokens that count, all texts together."""
+        rows = self._under(later, self.batches.log_probabilities(hook, self._prompts))
+        return float(torch.cat([-log_p[self._starts[i] :] for i, log_p in rows]).mean())
 
     def _under(
         self, later: LaterHooks, passes: Iterator[tuple[int, Tensor]]
     ) -> Iterator[tuple[int, Tensor]]:
-        """What the passes yield, with hooks on while they run and off while anything else does."""
+        """Yield what ``passes`` yields, with hooks registered only while a pass runs."""
         hooks: dict[int | str, HookFunction] = {**later}
         while True:
+            # The caller may run the model between two rows, so hooks are off at every yield.
             with self.model.intervene(hooks):
-                found = next(passes, None)
-            if found is None:
+                row = next(passes, None)
+            if row is None:
                 return
-            yield found
+            yield row
 
 
 def _rows(model: HookedModel, texts: Neutral) -> list[_Row]:
     if isinstance(texts, str | dict) or not len(texts):
-        found = "no neutral text" if not len(texts) else f"neutral is one {type(texts).__name__}"
+        observed = f"neutral is one {type(texts).__name__}" if len(texts) else "no neutral text"
         raise ValueError(
-            f"{found}; expected a list of texts, or of conversations (lists of {{'role', 'content'}})"
+            f"{observed}; expected a list of texts, or of conversations "
+            "(lists of {'role', 'content'})"
         )
     return [
         _plain(model, text) if isinstance(text, str) else _conversation(model, text, i)
@@ -162,40 +188,40 @@ def _rows(model: HookedModel, texts: Neutral) -> list[_Row]:
 
 
 def _plain(model: HookedModel, text: str) -> _Row:
-    # Positions mean something on a plain text too: the first steerable token ends the prompt, the
-    # rest counts as generated.
+    # A plain text has no prompt, but positions="last" and "generated" need one: it ends with the
+    # first token that may be steered.
     return _Row(model.encode([text])[0], prompt=SKIP_FIRST + 1, start=SKIP_FIRST)
 
 
 def _conversation(model: HookedModel, chat: Any, index: int) -> _Row:
-    [whole] = iterate_documents(
-        [chat], model.tokenizer
-    )  # refuses what is no conversation, and a tokenizer without a template
+    # `iterate_documents` refuses anything but a conversation, and a tokenizer without a template.
+    [whole] = iterate_documents([chat], model.tokenizer)
     turns = chat["messages"] if isinstance(chat, dict) else chat
     if turns[-1]["role"] != "assistant" or len(turns) < 2:
         raise ValueError(
-            f"neutral conversation {index} ends with the turn of {turns[-1]['role']!r} and has {len(turns)} turn(s); damage is measured on the "
-            "assistant's answer to something: add one, the model's own (model.generate) where you have none"
+            f"neutral conversation {index} ends with the turn of {turns[-1]['role']!r} and has "
+            f"{len(turns)} turn(s); expected at least two, the last one of the assistant: damage "
+            "is measured on the answer. Add one, such as the model's own (model.generate)"
         )
-    asked = model.tokenizer.apply_chat_template(
+    templated = model.tokenizer.apply_chat_template(
         turns[:-1], tokenize=False, add_generation_prompt=True
     )
-    row, prompt = _tokens(model, whole), _tokens(model, asked)
-    # Token by token, because a template may write a prompt otherwise than the beginning of the
-    # whole.
-    same = next(
-        (place for place, (a, b) in enumerate(zip(row, prompt, strict=False)) if a != b),
-        min(len(row), len(prompt)),
-    )
-    if same >= len(row):
+    row, prompt = _tokens(model, whole), _tokens(model, templated)
+    # Tokens are compared, because some templates format a prompt alone differently from the same
+    # turns at the beginning of a whole conversation.
+    n_shared = min(len(row), len(prompt))
+    n_shared = next((i for i in range(n_shared) if row[i] != prompt[i]), n_shared)
+    if n_shared >= len(row):
         raise ValueError(
-            f"neutral conversation {index} has no answer within the {model.context_length} tokens of the context: its prompt has {len(prompt)} or "
-            "more; leave it out, or shorten its earlier turns"
+            f"neutral conversation {index} has no answer within the {model.context_length} tokens "
+            f"of the context: its prompt has {len(prompt)} or more; leave it out, or shorten its "
+            "earlier turns"
         )
-    return _Row(row, prompt=same, start=max(same - 1, SKIP_FIRST))
+    return _Row(row, prompt=n_shared, start=max(n_shared - 1, SKIP_FIRST))
 
 
 def _tokens(model: HookedModel, templated: str) -> list[int]:
     [row] = model.encode([templated])
-    twice = model.prepend_bos and row[1:2] == row[:1]
-    return row[1:] if twice else row  # chat templates write the BOS themselves
+    # Chat templates write BOS themselves, so `encode` may have put a second one before it.
+    has_two_bos = model.prepend_bos and row[1:2] == row[:1]
+    return row[1:] if has_two_bos else row

@@ -1,10 +1,18 @@
-"""Propensities at many strengths, with what both continuations share run once.
+"""Propensities of choice items at many strengths of an intervention.
 
-LRT's propensity (§3.4) is m_LD = logit(y⁺) − logit(y⁻) at the position of the answer. Where two
-continuations of a prompt differ in one token, the difference of their log-probabilities is just
-that, and a single pass over the shared text gives both: what comes in front of the last token of a
-continuation is all that needs to run. Longer continuations are scored whole, each by its own sum;
-`lrt_lens.adapters.vectors._choices` computes the same numbers with a pass a continuation.
+Problem: the propensity of an item, log p(positive) − log p(negative), needs both continuations, and
+an evaluation needs it at dozens of strengths. Mechanism: LRT's propensity (§3.4) is
+m_LD = logit(y⁺) − logit(y⁻) at the position of the answer. If two continuations of a prompt differ
+in one token, the difference of their log-probabilities is just that, and one row of tokens serves
+both: all tokens before the last one of a continuation. Longer continuations are scored whole, each
+with its own sum.
+
+    text = PreferenceText(model, items, "blocks.3.hook_resid_post")
+    text.propensity()                           # [item], without intervention
+    text.propensity(vector.hook_at(2.0))        # [item], under the vector
+
+Limits: of two continuations with different numbers of tokens the longer one scores lower for that
+alone; ``n_uneven`` counts such items.
 """
 
 from itertools import takewhile
@@ -18,78 +26,96 @@ from lrt_lens.models._hooked_model import HookedModel
 
 
 class PreferenceText:
-    """Choice items made ready at one hook point; ValueError names an item whose continuations are
-    the same tokens.
+    """Choice items, tokenized once and stored with the residual at one hook point.
+
+    Raises:
+        ValueError: both continuations of an item are the same tokens, or an item is longer than
+            the model's context.
     """
 
     def __init__(self, model: HookedModel, items: ChoiceItems, hook: int | str) -> None:
-        prompts = model.encode(items.prompts)
-        sides = [model.encode_bodies(texts) for texts in (items.positive, items.negative)]
-        self.n_items, self.n_uneven = (
-            len(items),
-            sum(len(a) != len(b) for a, b in zip(*sides, strict=True)),
+        positives, negatives = (
+            model.encode_bodies(texts) for texts in (items.positive, items.negative)
         )
+        tokenized = list(zip(model.encode(items.prompts), positives, negatives, strict=True))
+        self.n_items = len(items)
+        self.n_uneven = sum(len(a) != len(b) for _, a, b in tokenized)
+        # Row number by (length of the prompt, *tokens). The length belongs to the key: the same
+        # tokens may be one item's prompt and another item's prompt with part of a continuation.
         self._rows: dict[tuple[int, ...], int] = {}
-        """Place of (length of the prompt, tokens): the same tokens may be another prompt's
-        beginning of a continuation.
-        """
         self._prompt_lengths: list[int] = []
         self._starts: list[int] = []
-        self._wanted: list[list[tuple[int, float, list[int]]]] = []
-        """For each row: (item, sign, tokens of the continuation from the row's start on)."""
-        for item, (prompt, positive, negative) in enumerate(zip(prompts, *sides, strict=True)):
+        # Per row: (item, sign, tokens of the continuation that are scored).
+        self._scored: list[list[tuple[int, float, list[int]]]] = []
+        for item, (prompt, positive, negative) in enumerate(tokenized):
             if positive == negative:
                 raise ValueError(
-                    f"item {item} has the continuation {items.positive[item]!r} twice (the same tokens to {model.name!r}); give two that differ"
+                    f"item {item} has the continuation {items.positive[item]!r} twice "
+                    f"(the same tokens to {model.name!r}); give two that differ"
                 )
-            shared = sum(
-                1
-                for _ in takewhile(
-                    lambda both: both[0] == both[1], zip(positive, negative, strict=False)
-                )
-            )
-            for sign, ids in ((1.0, positive), (-1.0, negative)):
-                # Where one continuation is the beginning of the other, nothing of it is left to
-                # score: log p = 0 of the rest.
-                if len(ids) > shared:
-                    self._want(item, sign, prompt, ids, shared)
-        longest = max(
-            len(prompt) + max(map(len, ends))
-            for prompt, ends in zip(prompts, zip(*sides, strict=True), strict=True)
-        )
-        if longest > model.context_length:
-            raise ValueError(
-                f"an item has {longest} tokens; {model.name!r} reads {model.context_length}: shorten the prompts"
-            )
+            self._add_item(item, prompt, positive, negative)
+        _refuse_longer_than_context(model, tokenized)
         self.batches = TokenBatches(model, [row for _, *row in self._rows], hook)
 
-    def _want(self, item: int, sign: float, prompt: list[int], ids: list[int], shared: int) -> None:
-        row = [*prompt, *ids[:-1]]
-        place = self._rows.setdefault((len(prompt), *row), len(self._rows))
-        if place == len(self._wanted):
-            self._wanted.append([])
+    def _add_item(
+        self, item: int, prompt: list[int], positive: list[int], negative: list[int]
+    ) -> None:
+        """Register the rows of one item; tokens that both continuations begin with are not scored.
+
+        Their log-probabilities cancel in log p(positive) − log p(negative).
+        """
+        both = zip(positive, negative, strict=False)
+        shared = sum(1 for _ in takewhile(lambda tokens: tokens[0] == tokens[1], both))
+        for sign, tokens in ((1.0, positive), (-1.0, negative)):
+            # If one continuation is the beginning of the other, it has no token left to score.
+            if len(tokens) > shared:
+                self._add_row(item, sign, prompt, tokens, shared)
+
+    def _add_row(
+        self, item: int, sign: float, prompt: list[int], tokens: list[int], shared: int
+    ) -> None:
+        # The last token is predicted, never read, so the row ends before it.
+        row = [*prompt, *tokens[:-1]]
+        index = self._rows.setdefault((len(prompt), *row), len(self._rows))
+        if index == len(self._scored):
+            self._scored.append([])
             self._prompt_lengths.append(len(prompt))
             self._starts.append(len(row) - 1)
+        # Position p predicts token p + 1.
         start = len(prompt) + shared - 1
-        self._starts[place] = min(self._starts[place], start)
-        self._wanted[place].append((item, sign, ids[shared:]))
+        self._starts[index] = min(self._starts[index], start)
+        self._scored[index].append((item, sign, tokens[shared:]))
 
     @property
     def n_rows(self) -> int:
-        """Rows that run: one an item where the continuations differ in one token, else two."""
+        """Rows that run: one for an item whose continuations differ in one token, two otherwise."""
         return len(self._rows)
 
     def propensity(self, hook: SteeringHook | None = None) -> np.ndarray:
-        """[item], log p(positive) − log p(negative) in nats, each summed over the continuation's
-        tokens.
+        """Return log p(positive) − log p(negative) in nats, [item], under a hook or none.
+
+        Each log-probability is summed over the tokens of the continuation.
         """
         sums = np.zeros(self.n_items)
-        for i, table in self.batches.next_log_probabilities(
+        for row, log_p in self.batches.next_log_probabilities(
             self._starts, hook, self._prompt_lengths
         ):
-            for item, sign, ids in self._wanted[i]:
-                # A continuation's tokens are predicted from the last positions of its row.
+            for item, sign, tokens in self._scored[row]:
+                # The tokens of a continuation are predicted from the last positions of its row.
+                first = len(log_p) - len(tokens)
+                # log p(continuation | prompt) = Σₖ log p(tokenₖ | all tokens before it)
                 sums[item] += sign * sum(
-                    float(table[len(table) - len(ids) + k, token]) for k, token in enumerate(ids)
+                    float(log_p[first + k, token]) for k, token in enumerate(tokens)
                 )
         return sums
+
+
+def _refuse_longer_than_context(
+    model: HookedModel, items: list[tuple[list[int], list[int], list[int]]]
+) -> None:
+    longest = max(len(prompt) + max(len(a), len(b)) for prompt, a, b in items)
+    if longest > model.context_length:
+        raise ValueError(
+            f"an item has {longest} tokens; {model.name!r} reads {model.context_length}: "
+            "shorten the prompts"
+        )

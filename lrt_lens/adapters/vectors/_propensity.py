@@ -1,25 +1,25 @@
-"""Does the target prefer the same answers under the transferred vector as under its own? LRT's
-table 1 and figure 5, beside its controls.
+"""Agreement of transferred with native steering, item by item (LRT, table 1 and figure 5).
 
     result = evaluate_propensity(pair, stitch, [behaviour_items(file, n=60) for file in files])
-    result.summary          # a row per task and arm: mean r over scales as in the paper, r of changes, errors, intervals
+    result.summary    # one row per task and arm: mean r over scales, r of changes, errors
     result.figure()
 
-For every task a vector is learnt on half of the items (mean difference of both answers, last token)
-in the source, carried, and added to the target at every position; propensities m_LD of the other
-items are compared, item by item, with those under the vector that the target learns itself (LRT
-§3.4: Pearson's r and mean squared error at each scale). All arms have the length of the native
-vector, as the paper gives all vectors length 1.
+Problem: does the target prefer the same answers under the transferred vector as under its own?
+Mechanism: for each task a vector is learnt on the source from half of the items (mean difference of
+both answers, last token), transferred, and added to the target at every position. The propensities
+m_LD of the other items are compared with those under the vector that the target learns itself
+(LRT, §3.4: Pearson's r and mean squared error at each scale). All arms have the length of the
+native vector, as the paper gives all vectors length 1.
 
-What the paper leaves out: items differ in m_LD without any steering, so r is high for *any* small
-change. Each r therefore stands beside that of no steering (arm ``none``) and of random directions,
-and beside ``r_change``, the correlation of the *changes* m(scale) − m(0), which difficulty does not
-enter. ``mse_share`` is the error as a share of what predicting no change would err (1: the vector
-tells no more than that).
+The paper leaves out that items differ in m_LD without any steering, so r is high for *any* small
+change. Each r is therefore compared with that of no steering (arm ``none``), with that of random
+directions, and with ``r_change``, the correlation of the *changes* m(scale) − m(0), which does not
+depend on the difficulty of items. ``mse_share`` is the error as a share of the error of predicting
+no change (1: the vector tells no more than that).
 
-A propensity is the difference of log-probabilities of whole continuations. Where these differ in
-number of tokens the longer one scores lower for that alone; such items are counted in ``n_uneven``
-and a warning says so.
+Limits: a propensity is the difference of log-probabilities of whole continuations. If these differ
+in number of tokens, the longer one scores lower for that alone; such items are counted in
+``n_uneven`` and a warning names the task.
 """
 
 import logging
@@ -33,8 +33,9 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, table
+from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.vectors._arms import (
-    Arm,
+    VectorArm,
     drawn_arms,
     learnt_arms,
     plain_arms,
@@ -55,7 +56,31 @@ logger = logging.getLogger(__name__)
 SCALES = (-1.5, -1.0, -0.5, 0.5, 1.0, 1.5)
 """Multiples of the native vector's length; LRT gives no grid."""
 FEWEST_TESTS = 5
-DRAWN = ("random", "permuted")
+"""Smallest number of measured items for a correlation."""
+FEWEST_TRAINED = 2
+"""Smallest number of items from which a vector is learnt."""
+
+
+@dataclass(frozen=True)
+class PropensitySettings(Settings):
+    """Settings of `evaluate_propensity`: scales, split, transfer, positions and controls."""
+
+    scales: Sequence[float] = SCALES
+    """Multiples of the native vector's length; negative ones steer away from the behaviour."""
+    train_share: float = 0.5
+    """Share of the items from which vectors are learnt; the others are measured."""
+    bias: Literal["none", "add"] = "none"
+    """``"none"`` maps the direction; ``"add"`` is LRT's rule and adds the arm ``bias_only``."""
+    positions: Positions = "all"
+    """Steered positions (LRT: all), see `SteeringVector.hooks`."""
+    n_random: int = 4
+    """Random directions, half isotropic, half with the covariance of the target's stream."""
+    n_permuted: int = 0
+    """Vectors learnt from permuted answers."""
+    seed: int = 0
+    """Seed of splits, directions and bootstraps."""
+    progress: bool = True
+    """Show a progress bar."""
 
 
 @dataclass(frozen=True)
@@ -63,26 +88,24 @@ class PropensityEvaluation:
     """Agreement of transferred and native steering on each task."""
 
     table: pd.DataFrame
-    """A row per task, arm, draw and scale: r, mse, r_change, mse_share, change (mean over items,
-    nats), cosine (to the native vector).
-    """
+    """One row per task, arm, draw and scale: r, mse, r_change, mse_share, change (mean over items,
+    nats), cosine (to the native vector)."""
     summary: pd.DataFrame
-    """A row per task and arm, means over scales: r, r_sd, r_low, r_high (bootstrap over items;
-    range of draws for drawn arms), r_scale_low, r_scale_high (bootstrap over scales, the kind of
-    interval that LRT's table has), mse, mse_sd, mse_share, r_change with low and high, slope of the
+    """One row per task and arm, means over scales: r, r_sd, r_low, r_high (bootstrap over items;
+    range over draws for arms of several vectors), r_scale_low, r_scale_high (bootstrap over scales,
+    the interval of LRT's table), mse, mse_sd, mse_share, r_change with low and high, slope of the
     mean change per scale, cosine, n_train, n_test, n_uneven."""
     propensities: pd.DataFrame = field(repr=False)
-    """A row per task, arm, draw, scale and test item: propensity in nats."""
+    """One row per task, arm, draw, scale and test item: propensity in nats."""
 
     @property
     def overall(self) -> pd.DataFrame:
-        """A row an arm: means over tasks with a bootstrap over tasks."""
+        """Means over tasks with a bootstrap over tasks, one row per arm."""
         rows = []
         for arm, part in self.summary.groupby("arm", sort=False):
             row: dict[str, Any] = {"arm": arm, "n_tasks": len(part)}
             for column in ("r", "r_change", "mse", "mse_share", "cosine"):
-                known = part[column].dropna().to_numpy()
-                interval = bootstrap_mean(known)
+                interval = bootstrap_mean(part[column].dropna().to_numpy())
                 row |= {
                     column: interval.value,
                     f"{column}_low": interval.low,
@@ -92,9 +115,7 @@ class PropensityEvaluation:
         return pd.DataFrame(rows)
 
     def figure(self) -> Any:
-        """LRT's figure 5 with the r of changes beside it: a box over scales for every task and arm
-        (plotly).
-        """
+        """Return LRT's figure 5 in plotly, next to r of changes: one box per task and arm."""
         from lrt_lens.figures._propensity import propensity_figure
 
         return propensity_figure(self.table)
@@ -103,106 +124,93 @@ class PropensityEvaluation:
         return card("PropensityEvaluation", table(self.summary))
 
 
+@takes(PropensitySettings)
 def evaluate_propensity(
     pair: ModelPair,
     stitch: Stitch,
     items: ChoiceItems | Sequence[ChoiceItems],
     *,
-    scales: Sequence[float] = SCALES,
-    train_share: float = 0.5,
-    bias: Literal["none", "add"] = "none",
-    positions: Positions = "all",
-    n_random: int = 4,
-    n_permuted: int = 0,
-    seed: int = 0,
-    progress: bool = True,
+    settings: PropensitySettings | None = None,
+    **options: Any,
 ) -> PropensityEvaluation:
-    """Compare native and transferred steering item by item, at every scale; see the module docstring.
+    """Return how well propensities under transferred steering agree with those under native.
+
+    LRT, §3.4: Pearson's r and mean squared error over items at each scale.
 
     Args:
         pair: both models.
-        stitch: vectors are learnt at its source hook and measured at its target hook.
+        stitch: vectors are learnt at its source hook point and measured at its target hook point.
         items: one task, or several with different names.
-        scales: multiples of the native vector's length; negative ones steer away. No steering is
-            always measured.
-        train_share: share of the items that vectors are learnt from; the others are measured.
-        bias: ``"none"`` maps the direction; ``"add"`` is LRT's rule, and adds the arm
-            ``bias_only``.
-        positions: which positions are steered (LRT: all).
-        n_random: random directions, half isotropic, half as the target's stream.
-        n_permuted: vectors learnt from shuffled answers.
-        seed: of splits, draws and bootstraps.
-        progress: show a bar.
+        settings: all settings; see `PropensitySettings`.
+        options: fields of `PropensitySettings` as keywords.
 
     Raises:
         ValueError: no items, too few of them, two tasks of one name, a scale that is 0 or not
-            finite, an item with one continuation twice.
+            finite, or an item whose continuations are the same tokens.
+        MismatchError: a stitch of other models.
     """
+    settings = resolve(PropensitySettings, settings, options)
     stitch.check(pair.source, pair.target)
     tasks = [items] if isinstance(items, ChoiceItems) else list(items)
-    scales = _checked(tasks, scales, train_share)
-    found = []
-    for task in tqdm(tasks, desc="propensity", disable=not progress, leave=False):
-        train, test = task.split(train_share, seed=seed)
-        arms = _arms(pair, stitch, train, bias, n_random, n_permuted, seed)
-        found.append(_measure(pair, task.name, len(train), test, arms, scales, positions, progress))
+    settings = replace(settings, scales=_checked(tasks, settings.scales, settings.train_share))
+    results = []
+    for task in tqdm(tasks, desc="propensity", disable=not settings.progress, leave=False):
+        train, test = task.split(settings.train_share, seed=settings.seed)
+        arms = _arms(pair, stitch, train, settings)
+        results.append(_measure(pair, task.name, len(train), test, arms, settings))
     return PropensityEvaluation(
-        table=pd.concat([task.table() for task in found], ignore_index=True),
-        summary=pd.concat([task.summary(seed) for task in found], ignore_index=True),
-        propensities=pd.concat([task.propensities() for task in found], ignore_index=True),
+        table=pd.concat([result.table() for result in results], ignore_index=True),
+        summary=pd.concat([result.summary(settings.seed) for result in results], ignore_index=True),
+        propensities=pd.concat([result.propensities() for result in results], ignore_index=True),
     )
 
 
 def _checked(tasks: list[ChoiceItems], scales: Sequence[float], train_share: float) -> list[float]:
+    """Return the scales in ascending order; ValueError for arguments that cannot be measured."""
     if not tasks:
         raise ValueError("no items given; give ChoiceItems, or a list with one for every task")
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"tasks share a name: {repeated}; give each task its own name")
+    are_numbers = all(math.isfinite(scale) and scale != 0 for scale in scales)
+    if not len(scales) or not are_numbers or len(set(scales)) < len(scales):
         raise ValueError(
-            f"tasks share a name: {sorted({name for name in names if names.count(name) > 1})}; give each its own"
-        )
-    if (
-        not len(scales)
-        or not all(math.isfinite(scale) and scale != 0 for scale in scales)
-        or len(set(scales)) < len(scales)
-    ):
-        raise ValueError(
-            f"scales is {list(scales)}; expected different finite numbers other than 0 (no steering is always measured)"
+            f"scales is {list(scales)}; expected different finite numbers other than 0 "
+            "(no steering is always measured)"
         )
     if not 0 < train_share < 1:
         raise ValueError(
             f"train_share is {train_share}; expected a share between 0 and 1, such as 0.5"
         )
     for task in tasks:
-        n_test = len(task) - min(len(task) - 1, max(1, round(train_share * len(task))))
-        if n_test < FEWEST_TESTS or len(task) - n_test < 2:
+        # The rounding of `ChoiceItems.split`.
+        n_train = min(len(task) - 1, max(1, round(train_share * len(task))))
+        n_test = len(task) - n_train
+        if n_test < FEWEST_TESTS or n_train < FEWEST_TRAINED:
             raise ValueError(
-                f"task {task.name!r} has {len(task)} item(s), of which {n_test} would be measured; a correlation over items needs at least "
-                f"{FEWEST_TESTS} of them and a vector 2 others: give more items"
+                f"task {task.name!r} has {len(task)} item(s), of which {n_test} would be measured; "
+                f"a correlation over items needs at least {FEWEST_TESTS} of them and a vector "
+                f"{FEWEST_TRAINED} others: give more items"
             )
     return sorted(float(scale) for scale in scales)
 
 
 def _arms(
-    pair: ModelPair,
-    stitch: Stitch,
-    train: ChoiceItems,
-    bias: Literal["none", "add"],
-    n_random: int,
-    n_permuted: int,
-    seed: int,
-) -> list[Arm]:
-    """Native first; every vector as long as the native one."""
+    pair: ModelPair, stitch: Stitch, train: ChoiceItems, settings: PropensitySettings
+) -> list[VectorArm]:
+    """Return the native arm, then all others, each as long as the native vector."""
     contrast = answer_contrast(train)
     vector = SteeringVector.mean_difference(pair.source, contrast, at=stitch.source_hook)
-    options = {"bias": bias}
-    native, *permuted = learnt_arms(pair, stitch, vector, contrast, options, n_permuted)
+    # The rule for lengths has no effect: all vectors are scaled to the native one below.
+    rules = {"bias": settings.bias}
+    native, *permuted = learnt_arms(pair, stitch, vector, contrast, rules, settings.n_permuted)
     like = native.vector
-    others = [arm for arm in transferred_arms(stitch, vector, options) if arm.name != "refit"]
-    others += [
-        *plain_arms(stitch, vector, like, options),
+    others = [
+        *(arm for arm in transferred_arms(stitch, vector, rules) if arm.name != "refit"),
+        *plain_arms(stitch, vector, like, rules),
         *permuted,
-        *drawn_arms(stitch, like, n_random, seed),
+        *drawn_arms(stitch, like, settings.n_random, settings.seed),
     ]
     return [
         native,
@@ -211,54 +219,61 @@ def _arms(
 
 
 @dataclass(frozen=True)
-class _Task:
-    """Propensities of one task's test items."""
+class _ArmPropensities:
+    """Propensities of the test items under one arm."""
+
+    name: str
+    draw: int | None
+    cosine: float
+    """Cosine to the native vector; NaN without steering."""
+    values: np.ndarray
+    """[scale, item], nats."""
+
+
+@dataclass(frozen=True)
+class _TaskPropensities:
+    """Propensities of the test items of one task under all arms."""
 
     name: str
     n_train: int
     n_uneven: int
     scales: list[float]
     unsteered: np.ndarray
-    """[item]."""
-    arms: list[Arm]
-    steered: np.ndarray
-    """[arm, scale, item]; the native arm comes first."""
+    """[item], nats."""
+    arms: list[_ArmPropensities]
+    """No steering, native, then all others."""
 
-    def _rows(self) -> list[tuple[str, int | None, float, np.ndarray]]:
-        """(arm, draw, cosine to native, [scale, item]), no steering included."""
-        native = self.arms[0].vector
-        none = ("none", None, math.nan, np.tile(self.unsteered, (len(self.scales), 1)))
-        return [
-            none,
-            *(
-                (arm.name, arm.draw, native.cosine(arm.vector), m)
-                for arm, m in zip(self.arms, self.steered, strict=True)
-            ),
-        ]
+    @property
+    def native(self) -> np.ndarray:
+        """Propensities [scale, item] under the native vector."""
+        return self.arms[1].values
 
     def table(self) -> pd.DataFrame:
-        """A row per arm, draw and scale."""
-        native, parts = self.steered[0], []
+        """Return one row per arm, draw and scale."""
+        native, parts = self.native, []
+        # mean over items of (m_native(s) − m(0))²: the error of predicting no change
         no_change = ((native - self.unsteered) ** 2).mean(1)
-        for name, draw, cosine, m in self._rows():
+        for arm in self.arms:
+            m = arm.values
             mse = ((m - native) ** 2).mean(1)
             columns = {
                 "task": self.name,
-                "arm": name,
-                "draw": draw,
+                "arm": arm.name,
+                "draw": arm.draw,
                 "scale": self.scales,
                 "r": correlations(m, native),
                 "mse": mse,
+                # corr(m(s) − m(0), m_native(s) − m(0)) and mse / mse of predicting no change
                 "r_change": correlations(m - self.unsteered, native - self.unsteered),
                 "mse_share": mse / no_change,
                 "change": (m - self.unsteered).mean(1),
-                "cosine": cosine,
+                "cosine": arm.cosine,
             }
             parts.append(pd.DataFrame(columns).astype({"draw": "Int64"}))
         return pd.concat(parts, ignore_index=True)
 
     def summary(self, seed: int) -> pd.DataFrame:
-        """A row an arm."""
+        """Return one row per arm with means over scales and draws."""
         rows: list[dict[str, Any]] = []
         # pandas' stubs take a group's column for a number.
         for name, part in cast(Any, self.table().groupby("arm", sort=False)):
@@ -266,6 +281,7 @@ class _Task:
             r, change = (
                 self._interval(str(name), column, part, seed) for column in ("r", "r_change")
             )
+            # LRT's table has a bootstrap over scales, although scales are not independent.
             over_scales = bootstrap_mean(by_scale["r"].to_numpy(), seed=seed)
             rows.append(
                 {
@@ -293,29 +309,33 @@ class _Task:
         return pd.DataFrame(rows)
 
     def _interval(self, name: str, column: str, part: Any, seed: int) -> Interval:
-        """Mean over scales: range over draws for drawn arms, bootstrap over items for the others."""
-        if name in DRAWN:
+        """Return the mean over scales with an interval.
+
+        Range over draws for arms of several vectors, bootstrap over items for the others.
+        """
+        if part["draw"].notna().any():
             return spread(part.groupby("draw")[column].mean().tolist())
-        [m] = [m for arm, _, _, m in self._rows() if arm == name]
+        [m] = [arm.values for arm in self.arms if arm.name == name]
+        # r_change correlates m(s) − m(0), r correlates m(s) itself.
         before = self.unsteered if column == "r_change" else 0.0
-        return bootstrap_correlation(m - before, self.steered[0] - before, seed=seed)
+        return bootstrap_correlation(m - before, self.native - before, seed=seed)
 
     def propensities(self) -> pd.DataFrame:
-        """A row per arm, draw, scale and item."""
+        """Return one row per arm, draw, scale and item."""
         parts = []
-        for name, draw, _, m in self._rows():
-            for scale, values in zip(self.scales, m, strict=True):
+        for arm in self.arms:
+            # No steering is the same at every scale: one row per item, with scale 0.
+            scales = [0.0] if arm.name == "none" else self.scales
+            for scale, values in zip(scales, arm.values, strict=False):
                 columns = {
                     "task": self.name,
-                    "arm": name,
-                    "draw": draw,
-                    "scale": 0.0 if name == "none" else scale,
+                    "arm": arm.name,
+                    "draw": arm.draw,
+                    "scale": scale,
                     "item": range(len(values)),
                     "propensity": values,
                 }
                 parts.append(pd.DataFrame(columns).astype({"draw": "Int64"}))
-                if name == "none":
-                    break
         return pd.concat(parts, ignore_index=True)
 
 
@@ -324,28 +344,35 @@ def _measure(
     name: str,
     n_train: int,
     test: ChoiceItems,
-    arms: list[Arm],
-    scales: list[float],
-    positions: Positions,
-    progress: bool,
-) -> _Task:
-    texts = PreferenceText(pair.target, test, arms[0].vector.hook)
+    arms: list[VectorArm],
+    settings: PropensitySettings,
+) -> _TaskPropensities:
+    """Return the propensities of a task's test items without steering and under each arm."""
+    native = arms[0].vector
+    texts = PreferenceText(pair.target, test, native.hook)
     if texts.n_uneven:
         logger.warning(
-            "%s: %d of %d items have continuations of different token counts; each is scored whole, so the longer one scores lower",
+            "%s: %d of %d items have continuations of different token counts; each is scored "
+            "whole, so the longer one scores lower",
             name,
             texts.n_uneven,
             len(test),
         )
-    bar = tqdm(arms, desc=name, disable=not progress, leave=False)
-    steered = [
-        [texts.propensity(arm.vector.hook_at(scale, positions=positions)) for scale in scales]
-        for arm in bar
-    ]
-    return _Task(name, n_train, texts.n_uneven, scales, texts.propensity(), arms, np.array(steered))
+    steered = []
+    for arm in tqdm(arms, desc=name, disable=not settings.progress, leave=False):
+        hooks = (arm.vector.hook_at(s, positions=settings.positions) for s in settings.scales)
+        values = np.array([texts.propensity(hook) for hook in hooks])
+        cosine = native.cosine(arm.vector)
+        steered.append(_ArmPropensities(arm.name, arm.draw, cosine, values))
+    unsteered, scales = texts.propensity(), list(settings.scales)
+    # No steering is compared with native steering at every scale.
+    repeated = np.tile(unsteered, (len(scales), 1))
+    none = _ArmPropensities("none", None, math.nan, repeated)
+    return _TaskPropensities(name, n_train, texts.n_uneven, scales, unsteered, [none, *steered])
 
 
 def _slope(part: pd.DataFrame) -> float:
-    """Least-squares slope through 0 of the mean change over scales, in nats per native vector."""
+    """Return the slope of the mean change over scales, in nats per native vector."""
     scale, change = part["scale"].to_numpy(float), part["change"].to_numpy(float)
+    # Least squares through 0: b = Σ s·Δm / Σ s²
     return float(scale @ change / (scale @ scale))

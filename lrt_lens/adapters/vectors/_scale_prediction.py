@@ -1,21 +1,22 @@
-"""At which scale will a vector cost so much? A prediction from lengths alone: no forward pass of a
-steered model.
+"""Prediction of the scale at which a steering vector causes a given damage, from norms alone.
 
-    predict_scale(moved, damage=0.1)          # where calibrate_scale begins to look
-
-A block reads the stream through a norm, so what a step changes depends on its length beside the
-stream's: adding a share SHARE of the median ‖x‖ costs about 0.1 nats per token, whichever the
-direction. For a small step damage grows with the square:
+Problem: a search for the scale of a given damage needs a place to start, and the norms of steering
+vectors differ by orders of magnitude. Mechanism: a block reads the stream through a normalisation,
+so the effect of a step depends on its norm relative to that of the stream. A step of SHARE of the
+median ‖x‖ raises the loss by about 0.1 nats per token in any direction, and damage grows with the
+square of a small step:
 
     scale = SHARE · √(damage / 0.1) · median‖x‖ / ‖v‖
 
-and at several hook points shares add: a stream keeps the first step when it meets the second (two
-layers of one concept, each calibrated alone: adding shares is 5 and 6% off, adding damages 31 and
-35%). Numbers of standard deviations, Mahalanobis lengths and what reaches the logits were tried in
-its place and foretell less: docs/results/strength.md has the table.
+    predict_scale(transferred, damage=0.1)    # first scale that calibrate_scale tries
 
-Limits: a prediction is a place to start, never a calibration. It knows nothing of the direction:
-one that the model ignores takes more, one that it reads everywhere takes less.
+At several hook points the shares ‖v‖ / median‖x‖ add up, because the stream still contains the
+first step at the second hook point. For two layers of one concept, each calibrated alone, adding
+shares is off by 5 % and 6 %, adding damages by 31 % and 35 %. Alternatives (number of standard
+deviations, Mahalanobis norm, effect on the logits) predict worse: see docs/results/strength.md.
+
+Limits: a first guess, not a calibration. The direction is not used: one that the model ignores
+needs a larger scale, one that every component reads a smaller one.
 """
 
 import math
@@ -24,10 +25,12 @@ from collections.abc import Sequence
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 
 SHARE = 0.16
-"""Of the median ‖x‖: the step that costs 0.1 nats per token (bundled large model: median .16;
-SmolLM2-135M: .20).
+"""Step that costs 0.1 nats per token, as a share of the median ‖x‖.
+
+Median of the measurements: 0.16 in the bundled large model, 0.20 in SmolLM2-135M.
 """
 _BUDGET = 0.1
+"""Damage at which SHARE was measured, in nats per token."""
 
 
 def predict_scale(
@@ -36,39 +39,48 @@ def predict_scale(
     *,
     median_norm: float | Sequence[float] | None = None,
 ) -> float:
-    """The scale at which ``mode="add"`` will cost about ``damage`` nats per token on neutral text; see
-    the module docstring.
+    """Return the scale at which adding the vector is predicted to cause ``damage``.
 
     Args:
-        vector: one, or one for each of several hook points that share the scale.
-        damage: nats per token, as the rise of the loss or as KL.
-        median_norm: median ‖residual‖ at the hook point, one for each vector; the vectors' own
-            where left out.
+        vector: one vector, or several at different hook points that share the scale.
+        damage: nats per token on neutral text, as the rise of the loss or as KL divergence.
+        median_norm: median ‖x‖ of the stream at the hook point, one number per vector; by default
+            the ``median_norm`` of each vector.
 
     Raises:
-        ValueError: a budget that is not positive, a vector of length 0, or one that knows no median
-            norm where none is given.
+        ValueError: a damage that is not positive, a vector of length 0, or a median norm that is
+            neither given nor stored in the vector.
     """
     vectors = (vector,) if isinstance(vector, SteeringVector) else tuple(vector)
     if not 0 < damage < math.inf:
         raise ValueError(
             f"damage is {damage}; expected a positive number of nats per token, such as 0.1"
         )
-    if median_norm is None:
-        norms = [one.median_norm for one in vectors]
-    else:
-        norms = (
-            [float(median_norm)]
-            if isinstance(median_norm, int | float)
-            else [float(norm) for norm in median_norm]
-        )
-    if not vectors or len(norms) != len(vectors) or not all(0 < norm < math.inf for norm in norms):
-        raise ValueError(
-            f"median norms are {norms} for {len(vectors)} vector(s); give median_norm=..., a positive length for each"
-        )
+    norms = _median_norms(vectors, median_norm)
     if not all(one.norm > 0 for one in vectors):
         raise ValueError(
-            f"vectors have norms {[one.norm for one in vectors]}; no scale makes a vector of length 0 do anything"
+            f"vectors have norms {[one.norm for one in vectors]}; "
+            "a vector of length 0 has no effect at any scale: leave it out"
         )
+    # scale = SHARE · √(damage / 0.1) / Σ ‖v‖ / median‖x‖
     share_at_1 = sum(one.norm / norm for one, norm in zip(vectors, norms, strict=True))
     return SHARE * math.sqrt(damage / _BUDGET) / share_at_1
+
+
+def _median_norms(
+    vectors: Sequence[SteeringVector], median_norm: float | Sequence[float] | None
+) -> list[float]:
+    """Return one median norm per vector; ValueError unless all are positive and finite."""
+    # A vector that was learnt or transferred knows the norm of its stream.
+    if median_norm is None:
+        norms = [one.median_norm for one in vectors]
+    elif isinstance(median_norm, int | float):
+        norms = [float(median_norm)]
+    else:
+        norms = [float(norm) for norm in median_norm]
+    if not vectors or len(norms) != len(vectors) or not all(0 < norm < math.inf for norm in norms):
+        raise ValueError(
+            f"median norms are {norms} for {len(vectors)} vector(s); "
+            "give median_norm=..., a positive length for each"
+        )
+    return norms

@@ -7,19 +7,22 @@ import torch
 from torch import Tensor
 
 Mode = Literal["add", "clamp", "ablate"]
-"""What a hook does with the component along a vector: add to it, set it, remove it."""
+"""Change of the component along a vector: add to it, set it, remove it."""
 Positions = Literal["all", "last", "generated"]
-"""Which positions are steered: all behind the masked first ones, the last of the prompt, or
-generated tokens.
-"""
+"""Steered positions: all after the first ones, the last of the prompt, or generated tokens."""
 
 
 class SteeringHook:
-    """Changes the chosen positions of a residual stream; right with and without a KV cache.
+    """Changes a residual stream at selected positions, with and without a KV cache.
 
-    With a cache the first call sees the prompt and later ones a single position each, so the place
-    of a token is counted here. A call of more than one position starts a new text; so does the
-    first call of all.
+    With a cache the first call has the whole prompt and each later one a single position, so the
+    position of a token is counted here. The first call, and each call with more than one position,
+    starts a new text.
+
+    Args:
+        change: returns the changed activation [batch, position, d_model].
+        positions: which positions are changed.
+        skip_first: first positions of a text that are never changed.
     """
 
     def __init__(
@@ -28,15 +31,14 @@ class SteeringHook:
         self.change, self.positions, self.skip_first = change, positions, skip_first
         self._seen = 0
         self.prompt_lengths: Tensor | None = None
-        """[batch]: where prompts end, when prompts and continuations come in one call padded on the
-        right.
-        """
+        """[batch] lengths of the prompts, if prompts and continuations come in one padded call."""
         self.followers: tuple[SteeringHook, ...] = ()
-        """Hooks behind this one in the same pass."""
+        """Hooks at later hook points of the same pass."""
 
     def restarted(self) -> "SteeringHook":
-        """This hook, told that the next call begins a new text; its followers learn so too, and
-        where prompts end.
+        """Return this hook, for which the next call starts a new text.
+
+        The followers restart too and receive the lengths of the prompts.
         """
         self._seen = 0
         for hook in self.followers:
@@ -45,46 +47,54 @@ class SteeringHook:
         return self
 
     def __call__(self, activation: Tensor, hook: Any = None) -> Tensor:
-        """The activation, [batch, position, d_model], changed at the chosen positions."""
+        """Return the activation [batch, position, d_model], changed at the selected positions."""
         length = activation.shape[1]
+        # One position after others is the next token of a pass with a KV cache.
         start = self._seen if length == 1 and self._seen else 0
         self._seen = start + length
-        return torch.where(
-            self._chosen(activation, start)[..., None], self.change(activation), activation
-        )
+        steered = self._steered(activation, start)[..., None]
+        return torch.where(steered, self.change(activation), activation)
 
-    def _chosen(self, activation: Tensor, start: int) -> Tensor:
-        place = torch.arange(start, start + activation.shape[1], device=activation.device)[
-            None
-        ].expand(activation.shape[0], -1)
-        generated = torch.full_like(place, start > 0, dtype=torch.bool)
-        ends = torch.full(
-            (activation.shape[0], 1), start + activation.shape[1], device=activation.device
-        )
+    def _steered(self, activation: Tensor, start: int) -> Tensor:
+        """Return a mask [batch, position]: True where the activation is changed.
+
+        ``start`` is the position of the first column within its text.
+        """
+        n_rows, length = activation.shape[:2]
+        device = activation.device
+        position = torch.arange(start, start + length, device=device)[None].expand(n_rows, -1)
+        # With a KV cache, every call after the first one is a generated token.
+        is_later_call = torch.full_like(position, start > 0, dtype=torch.bool)
+        generated = is_later_call
+        prompt_end = torch.full((n_rows, 1), start + length, device=device)
         if self.prompt_lengths is not None and start == 0:
-            ends = self.prompt_lengths.to(activation.device)[:, None]
-            generated = place >= ends
-        chosen = {
+            prompt_end = self.prompt_lengths.to(device)[:, None]
+            generated = position >= prompt_end
+        steered = {
             "all": torch.ones_like(generated),
             "generated": generated,
-            "last": (place == ends - 1) & ~torch.full_like(generated, start > 0),
+            "last": (position == prompt_end - 1) & ~is_later_call,
         }[self.positions]
-        return chosen & (place >= self.skip_first)
+        return steered & (position >= self.skip_first)
 
 
 def adding(step: Tensor) -> Callable[[Tensor], Tensor]:
-    """Add a vector."""
+    """Return the change h + step."""
     return lambda activation: activation + step.to(activation)
 
 
 def setting(direction: Tensor, level: float, share: float = 1.0) -> Callable[[Tensor], Tensor]:
-    """Set the component along a direction: ``h + (level − ⟨h, v̂⟩) v̂`` (Stitching §4); level 0
-    ablates it. ``share`` goes only part of the way.
+    """Return the change that sets the component along a direction to ``level``; 0 ablates it.
+
+    Clamp of Stitching (arXiv 2506.06609, §4). ``share`` is the part of the way to the level, 0 to
+    1.
     """
+    # v̂ = v / ‖v‖; a direction of length 0 is refused by the callers.
     unit = direction / direction.norm()
 
     def change(activation: Tensor) -> Tensor:
         along = unit.to(activation)
+        # h + share · (level − ⟨h, v̂⟩) v̂
         return activation + share * (level - activation @ along)[..., None] * along
 
     return change

@@ -1,16 +1,19 @@
-"""Steering vectors: learnt from contrast sets, carried by a stitch, added to a residual stream.
+"""Steering vectors: learnt from contrast sets, transferred by a stitch, added to a residual stream.
 
-    vector = SteeringVector.mean_difference(pair.source, contrast, at="blocks.3.hook_resid_post",
-    read="last")
-    moved = stitch.transfer(vector)                       # norm="match", bias="none"
-    with moved.apply(pair.target, scale=1.5):
+    vector = SteeringVector.mean_difference(pair.source, contrast, at="blocks.3.hook_resid_post")
+    transferred = stitch.transfer(vector)                       # norm="match", bias="none"
+    with transferred.apply(pair.target, scale=1.5):
         pair.target.generate("This film was")
 
-Scale 1 is the contrast's own mean gap in the model where the vector was learnt. A direction is a
-difference, so the stitch's bias is not added to it by default (Stitching, §4); ``bias="add"`` is
-the rule of LRT (§3, ṽ = Av + p). L-Cross has no bias in its map at all: fit one without and take
-``bias="none"``. ``norm="match"`` gives the vector as many standard deviations of the target's
-stream along its direction as it had in the source: ``‖u‖ = ‖v‖·σ_target(û)/σ_source(v̂)``.
+Problem: a direction is learnt on a small model and used on a large one, whose stream has another
+basis and another size. Mechanism: scale 1 is the mean gap of the contrast set in the model where
+the vector was learnt. A direction is a difference, so the stitch's bias is not added to it by
+default (Stitching, §4); ``bias="add"`` is the rule of LRT (§3, ṽ = Av + p). L-Cross has no bias in
+its map: fit a map without bias and use ``bias="none"``. ``norm="match"`` gives the vector as many
+standard deviations of the target's stream along its direction as it had in the source:
+``‖u‖ = ‖v‖·σ_target(û)/σ_source(v̂)``.
+
+Limits: one direction at one hook point; `Intervention` joins vectors at several hook points.
 """
 
 import json
@@ -41,29 +44,30 @@ VECTOR_SCHEMA = "lrt_lens.vector/1"
 
 @dataclass(frozen=True, eq=False)
 class SteeringVector:
-    """A direction at one hook point of one model."""
+    """A direction in the residual stream of one model at one hook point."""
 
     direction: Direction
     """[d_model]; scale 1 adds exactly this."""
     hook: str
-    """Where it was learnt, or where it was carried to."""
+    """Hook point at which it was learnt, or to which it was transferred."""
     model: ModelIdentity | None = None
     """The model it belongs to; None for a direction of unknown origin."""
     name: str = "vector"
+    """Name in tables and figures, that of the contrast set if it was learnt from one."""
     method: str = "given"
-    """How it was learnt: ``"mean_difference"``, ``"principal_component"``, ``"sum"``, ``"given"``."""
+    """How it was made, such as ``"mean_difference"``, ``"principal_component"`` or ``"sum"``."""
     read: Read | Literal["given"] = "given"
-    """Read position of the contrast texts."""
+    """Position of the contrast texts from which activations were read."""
     transferred_by: Literal["stitch", "concept map"] | None = None
-    """What transferred it to this model; None for a vector that was learnt on it."""
+    """Kind of map that transferred it to this model; None for a vector that was learnt on it."""
     contrast: str = ""
-    """Hash of the contrast set."""
+    """Hash of the contrast set; empty if there is none."""
     median_norm: float = float("nan")
-    """Median ‖residual‖ at the hook point, for a sense of size; NaN where unknown."""
+    """Median ‖x‖ of the stream at the hook point; NaN if unknown."""
     skip_first: int = SKIP_FIRST
-    """First positions of a text that are never steered: the map never saw them."""
+    """First positions of a text that are never steered, because maps are fitted without them."""
     contrast_set: ContrastSet | None = field(default=None, repr=False)
-    """The texts it was learnt from, as long as it lives in memory (files keep only their hash)."""
+    """Texts it was learnt from; None for a vector from a file, which stores only their hash."""
 
     def __post_init__(self) -> None:
         if self.direction.ndim != 1:
@@ -72,7 +76,8 @@ class SteeringVector:
             )
         if not torch.isfinite(self.direction).all():
             raise NonFiniteError(
-                f"vector {self.name!r} at {self.hook!r} holds NaN or infinity; learn it again from texts with finite activations"
+                f"vector {self.name!r} at {self.hook!r} holds NaN or infinity; "
+                "learn it again from texts with finite activations"
             )
 
     # ------------------------------------------------------------------------------------- learning
@@ -81,54 +86,47 @@ class SteeringVector:
     def mean_difference(
         cls, model: ModelLike, contrast: ContrastSet, *, at: int | str, read: Read = "last"
     ) -> "SteeringVector":
-        """Mean activation of the positive texts minus that of the negative ones (CAA)."""
-        hooked = load_model(model)
-        hook = resolve(at, hooked)
-        positive, negative = read_activations(hooked, contrast.texts, hook, read).split(
-            len(contrast)
-        )
-        return cls._learnt(
-            (positive - negative).mean(0),
-            torch.cat([positive, negative]),
-            hooked,
-            contrast,
-            hook,
-            read,
-            "mean_difference",
-        )
+        """Return the mean activation of the positive texts minus that of the negative ones (CAA).
+
+        Args:
+            model: the model on which the vector is learnt.
+            contrast: pairs of a positive and a negative text.
+            at: hook point, or the number of a block for the stream after it.
+            read: position of a text that is read, or how its positions are pooled.
+        """
+        positive, negative, learnt = _read(model, contrast, at, read)
+        return replace(learnt, direction=(positive - negative).mean(0), method="mean_difference")
 
     @classmethod
     def principal_component(
         cls, model: ModelLike, contrast: ContrastSet, *, at: int | str, read: Read = "last"
     ) -> "SteeringVector":
-        """First principal component of the pair differences (RepE), pointing to the positive texts,
-        as long as their mean gap along it.
+        """Return the first principal component of the differences within text pairs (RepE).
+
+        It points towards the positive texts, and its length is their mean gap along it. The
+        arguments are those of `mean_difference`.
         """
-        hooked = load_model(model)
-        hook = resolve(at, hooked)
-        positive, negative = read_activations(hooked, contrast.texts, hook, read).split(
-            len(contrast)
-        )
+        positive, negative, learnt = _read(model, contrast, at, read)
         difference = (positive - negative).double()
-        # Uncentred on purpose: the shared part of the differences is the concept, centring would
-        # remove it.
+        # D = U Σ Vᵀ, first row of Vᵀ. D is not centred: its mean is the shared part of the
+        # differences, which is the concept.
         component = torch.linalg.svd(difference, full_matrices=False).Vh[0]
+        # The sign of a singular vector is arbitrary; the signed gap along it fixes it.
         gap = float(difference.mean(0) @ component)
-        return cls._learnt(
-            (gap * component).float(),
-            torch.cat([positive, negative]),
-            hooked,
-            contrast,
-            hook,
-            read,
-            "principal_component",
-        )
+        return replace(learnt, direction=(gap * component).float(), method="principal_component")
 
     def relearnt(
         self, model: ModelLike, contrast: ContrastSet, *, at: int | str
     ) -> "SteeringVector":
-        """A vector by this one's recipe (method and read position) on another model, hook point or
-        contrast set.
+        """Return a vector learnt by this one's method and read position, from other inputs.
+
+        Args:
+            model: the model on which it is learnt.
+            contrast: the texts from which it is learnt.
+            at: hook point, or the number of a block for the stream after it.
+
+        Raises:
+            ValueError: this vector was not learnt from texts.
         """
         recipes = {
             "mean_difference": SteeringVector.mean_difference,
@@ -141,35 +139,13 @@ class SteeringVector:
             )
         return recipes[self.method](model, contrast, at=at, read=self.read)
 
-    @classmethod
-    def _learnt(
-        cls,
-        direction: Tensor,
-        seen: Tensor,
-        model: HookedModel,
-        contrast: ContrastSet,
-        hook: str,
-        read: Read,
-        method: str,
-    ) -> "SteeringVector":
-        return cls(
-            direction=direction,
-            hook=hook,
-            model=model.identity,
-            name=contrast.name,
-            method=method,
-            read=read,
-            contrast=contrast.digest,
-            median_norm=float(seen.norm(dim=1).median()),
-            contrast_set=contrast,
-        )
-
     # ----------------------------------------------------------------------------------- arithmetic
 
     def __add__(self, other: "SteeringVector") -> "SteeringVector":
         if not same_place(self.hook, other.hook):
             raise MismatchError(
-                f"vectors at {self.hook!r} and {other.hook!r} do not add; carry one to the other's hook point first"
+                f"vectors at {self.hook!r} and {other.hook!r} do not add; "
+                "transfer one to the hook point of the other first"
             )
         if self.model is not None and other.model is not None:
             self.model.refuse_other(other.model, "the other vector's model")
@@ -185,7 +161,7 @@ class SteeringVector:
     def __mul__(self, factor: float) -> "SteeringVector":
         contrast = self.contrast_set
         if contrast is not None and factor < 0:
-            # What is learnt again from its texts must point the same way.
+            # A vector that is learnt again from these texts must point in the new direction.
             contrast = ContrastSet(contrast.negative, contrast.positive, name=contrast.name)
         digest = self.contrast if contrast is None else contrast.digest
         return replace(
@@ -215,10 +191,15 @@ class SteeringVector:
         return float(self.direction.norm())
 
     def cosine(self, other: "SteeringVector") -> float:
-        """Cosine to another vector at the same hook point."""
+        """Return the cosine to another vector at the same hook point.
+
+        Raises:
+            MismatchError: the vectors are at different hook points.
+        """
         if not same_place(self.hook, other.hook):
             raise MismatchError(
-                f"vectors at {self.hook!r} and {other.hook!r} are in different streams; compare at one hook point"
+                f"vectors at {self.hook!r} and {other.hook!r} are in different streams; "
+                "compare vectors at one hook point"
             )
         return float(
             torch.nn.functional.cosine_similarity(
@@ -249,12 +230,12 @@ class SteeringVector:
 
     @property
     def _origin(self) -> str:
-        """How it was learnt, where it was read, whether it was transferred."""
+        """Method, read position, and whether the vector was transferred, as text."""
         return f"{self.method}, read {self.read}{', transferred' if self.transferred else ''}"
 
     @property
     def _share(self) -> str | None:
-        """The norm as a share of the median residual norm; None if that is unknown."""
+        """Norm as a percentage of the median residual norm; None if that is unknown."""
         if math.isnan(self.median_norm):
             return None
         return f"{self.norm / self.median_norm:.0%}"
@@ -269,33 +250,41 @@ class SteeringVector:
         positions: Positions = "all",
         level: float | None = None,
     ) -> list[tuple[str, "SteeringHook"]]:
-        """``[(name, fn)]`` for plain ``model.hooks(fwd_hooks=...)`` of TransformerLens.
+        """Return ``[(name, fn)]`` for ``model.hooks(fwd_hooks=...)`` of TransformerLens.
 
         Args:
-            scale: multiples of the vector that ``"add"`` adds; negative steers away. ``"clamp"``
-                and ``"ablate"`` go this share of the way, 0 to 1. ValueError for NaN.
+            scale: multiple of the vector that ``"add"`` adds, negative to steer away from the
+                concept; for ``"clamp"`` and ``"ablate"`` the share of the change, 0 to 1.
             mode: ``"add"``; ``"clamp"`` sets the component along the vector to ``level``;
-                ``"ablate"`` to 0.
+                ``"ablate"`` sets it to 0.
             positions: ``"all"``, the ``"last"`` of every prompt, or ``"generated"`` tokens; the
-                first ``skip_first`` stay as they are.
-            level: component along the unit vector under ``"clamp"``; see `mean_component`.
+                first ``skip_first`` are never changed.
+            level: component along the unit vector that ``"clamp"`` sets, see `mean_component`.
+
+        Raises:
+            ValueError: a scale outside the range of the mode, an unknown mode or positions, a
+                vector of length 0 that is clamped or ablated, or a clamp without a level.
         """
         if not torch.isfinite(torch.tensor(float(scale))):
             raise ValueError(
-                f"scale is {scale}; expected a finite number (calibrate_scale finds one)"
+                f"scale is {scale}; expected a finite number (calibrate_scale returns one)"
             )
         if mode not in ("add", "clamp", "ablate") or positions not in ("all", "last", "generated"):
             raise ValueError(
-                f"mode {mode!r}, positions {positions!r}; expected add, clamp or ablate, and all, last or generated"
+                f"mode {mode!r}, positions {positions!r}; "
+                "expected add, clamp or ablate, and all, last or generated"
             )
         if mode != "add" and not (0 <= scale <= 1 and self.norm > 0):
             raise ValueError(
-                f"mode {mode!r} goes a share of the way, scale 0 to 1 (given: {scale}), along a vector that is not zero (norm {self.norm:.3g})"
+                f"mode {mode!r} with scale {scale} and a vector of norm {self.norm:.3g}; "
+                "expected a scale from 0 (no change) to 1 and a norm above 0"
             )
         if mode == "clamp" and level is None:
             raise ValueError(
-                "mode 'clamp' needs level=...; vector.mean_component(model, texts) recomputes it in the model that is steered"
+                "mode 'clamp' needs level=...; vector.mean_component(model, texts) computes one "
+                "on the model that is steered"
             )
+        # add: h + scale · v; clamp and ablate: h + scale · (level − ⟨h, v̂⟩) v̂, level 0 to ablate
         change = {
             "add": adding(self.direction * scale),
             "clamp": setting(self.direction, level or 0.0, scale),
@@ -304,7 +293,7 @@ class SteeringVector:
         return [(self.hook, SteeringHook(change, positions, self.skip_first))]
 
     def hook_at(self, scale: float, *, positions: Positions = "all") -> SteeringHook:
-        """The hook that adds the vector at one strength."""
+        """Return the hook that adds ``scale`` times the vector."""
         return self.hooks(scale=scale, positions=positions)[0][1]
 
     def apply(
@@ -316,14 +305,14 @@ class SteeringVector:
         positions: Positions = "all",
         level: float | None = None,
     ) -> Handle:
-        """Put the vector on a model: ``with vector.apply(model): ...``, or keep the handle.
+        """Register the vector's hook on a model and return a handle.
 
-        Returns:
-            A handle; its ``remove()`` takes the vector off.
+        Use the handle as a context manager (``with vector.apply(model): ...``), or call its
+        ``remove()``. The arguments are those of `hooks`.
 
         Raises:
             MismatchError: the vector belongs to another model.
-            ValueError: as `hooks`.
+            ValueError: see `hooks`.
         """
         hooked = load_model(model)
         self.refuse_other_model(hooked)
@@ -331,30 +320,35 @@ class SteeringVector:
         return hooked.intervene(dict(hooks))
 
     def mean_component(self, model: ModelLike, texts: Sequence[str]) -> float:
-        """Mean component along the unit vector over the unmasked tokens of ``texts``: the level for
-        ``mode="clamp"`` (Stitching §4).
+        """Return the mean component along the unit vector, the level for ``mode="clamp"``.
+
+        z̄ of Stitching (§4): the mean of ⟨h, v̂⟩ over the positions of each text without the first
+        ones, then over texts.
         """
         hooked = load_model(model)
         unit = self.direction / self.direction.norm()
-        return float(
-            (read_activations(hooked, texts, self.hook, "mean") @ unit.to(torch.float32)).mean()
-        )
+        # read="mean" averages the positions of each text without the first ones.
+        rows = read_activations(hooked, texts, self.hook, "mean")
+        return float((rows @ unit.to(torch.float32)).mean())
 
     def refuse_other_model(self, model: HookedModel) -> None:
         """Raise `MismatchError` unless this vector belongs to ``model``."""
         if self.model is not None:
-            # A direction belongs to weights and basis; how texts become tokens does not matter to
-            # it.
+            # A direction depends on weights and basis, not on how texts become tokens.
             self.model.refuse_other(model.identity, "the model to steer", tokens=False)
         elif model.d_model != len(self.direction):
             raise MismatchError(
-                f"the vector has {len(self.direction)} dimensions, {model.name!r} has {model.d_model}; transfer it with a stitch first"
+                f"the vector has {len(self.direction)} dimensions, {model.name!r} has "
+                f"{model.d_model}; transfer it with a stitch first"
             )
 
     # ---------------------------------------------------------------------------------------- files
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file."""
+        """Write the vector to one safetensors file and return its path.
+
+        The contrast texts are not stored, only their hash.
+        """
         fields = {
             key: value
             for key, value in asdict(self).items()
@@ -368,28 +362,58 @@ class SteeringVector:
 
     @classmethod
     def load(cls, path: str | Path) -> "SteeringVector":
-        """Read what `save` wrote; FileFormatError for anything else."""
+        """Return the vector in a file that `save` wrote.
+
+        Raises:
+            FileFormatError: any other file, or a truncated one.
+        """
         tensors, metadata = read_tensors(Path(path), VECTOR_SCHEMA)
         fields: dict[str, Any] = json.loads(metadata["vector"])
         if "direction" not in tensors:
             raise FileFormatError(
-                f"{str(path)!r} holds no 'direction'; it is no steering vector of ours"
+                f"{str(path)!r} has the tensors {sorted(tensors)}; expected 'direction', as "
+                "SteeringVector.save writes it"
             )
         fields["model"] = ModelIdentity(**fields["model"]) if fields["model"] else None
-        return cls(direction=tensors["direction"], **_of_earlier_form(fields))
+        return cls(direction=tensors["direction"], **_in_current_form(fields))
 
 
-def _of_earlier_form(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a vector file, those of the earlier form translated.
+def _read(
+    model: ModelLike, contrast: ContrastSet, at: int | str, read: Read
+) -> tuple[Tensor, Tensor, SteeringVector]:
+    """Return positive and negative activations [pair, d_model] and a vector without direction.
+
+    The vector has all fields that every method of learning fills in the same way; its direction is
+    zero.
+    """
+    hooked = load_model(model)
+    hook = resolve(at, hooked)
+    activations = read_activations(hooked, contrast.texts, hook, read)
+    positive, negative = activations.split(len(contrast))
+    vector = SteeringVector(
+        direction=torch.zeros_like(activations[0]),
+        hook=hook,
+        model=hooked.identity,
+        name=contrast.name,
+        read=read,
+        contrast=contrast.digest,
+        median_norm=float(activations.norm(dim=1).median()),
+        contrast_set=contrast,
+    )
+    return positive, negative, vector
+
+
+def _in_current_form(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a vector file, with those of the earlier form translated.
 
     Files before version 0.1 wrote ``"mean_difference, transferred"`` as the method, and positions
     as text.
     """
     if "transferred_by" in fields:
         return fields
-    method, _, way = str(fields["method"]).partition(", ")
+    method, _, origin = str(fields["method"]).partition(", ")
     read = str(fields["read"])
-    transferred_by = {"transferred": "stitch", "concept map": "concept map"}.get(way)
+    transferred_by = {"transferred": "stitch", "concept map": "concept map"}.get(origin)
     return fields | {
         "method": method,
         "read": int(read) if read.lstrip("-").isdigit() else read,
@@ -406,16 +430,21 @@ def transfer_vector(
     norm: Literal["match", "mapped", "unit"] = "match",
     through: Any = None,
 ) -> SteeringVector:
-    """A steering vector carried to the stitch's target.
+    """Return a steering vector transferred to the stitch's target hook point.
 
     Args:
-        vector: learnt at the stitch's source hook.
-        stitch: see `Stitch`.
-        bias: ``"none"`` maps the direction (v W); ``"add"`` is LRT's rule (v W + b).
-        norm: ``"match"`` keeps the number of standard deviations; ``"mapped"`` takes the mapped
-            length; ``"unit"`` gives length 1.
-        through: another `AffineMap` between the same hook points (a shuffled-pair map, a refit),
-            for controls.
+        vector: learnt at the stitch's source hook point.
+        stitch: the maps between both hook points and the statistics of both streams.
+        bias: ``"none"`` maps the direction, v W (Stitching, §4); ``"add"`` is the rule of LRT (§3),
+            v W + b.
+        norm: ``"match"`` keeps the number of standard deviations along the direction; ``"mapped"``
+            keeps the length of the mapped vector; ``"unit"`` gives length 1.
+        through: another `AffineMap` between the same hook points (a map of shuffled pairs, a
+            refit), for controls.
+
+    Raises:
+        MismatchError: a vector of another hook point or model.
+        ValueError: an unknown rule, or a map that sends the vector to zero.
     """
     stitch.refuse_foreign(vector.hook, vector.model)
     if bias not in ("none", "add") or norm not in ("match", "mapped", "unit"):
@@ -423,16 +452,20 @@ def transfer_vector(
             f"bias {bias!r}, norm {norm!r}; expected none or add, and match, mapped or unit"
         )
     affine = through if through is not None else stitch.up
+    # Maps are fitted in float64; the result is rounded to float32 once, at the end.
     direction = vector.direction.double()
+    # LRT: ṽ = v W + b. Stitching: ṽ = v W, because b cancels in a difference of two points.
     mapped = affine.points(direction) if bias == "add" else affine.directions(direction)
     length = mapped.norm()
     if not length > 0:
         raise ValueError(
-            f"the map sends vector {vector.name!r} to zero; its direction carries nothing that the target's stream shows"
+            f"the map sends vector {vector.name!r} to zero, because the target's stream does not "
+            "depend on its direction; transfer another vector, or fit the map on more texts"
         )
     if norm == "unit":
         mapped = mapped / length
     elif norm == "match":
+        # ‖u‖ = ‖v‖ · σ_target(û) / σ_source(v̂); the floor avoids 0/0 in a stream without variance.
         deviations = vector.norm / max(stitch.source_statistics.deviation(direction), 1e-30)
         mapped = mapped / length * deviations * stitch.target_statistics.deviation(mapped)
     return replace(

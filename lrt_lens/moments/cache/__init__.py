@@ -1,1 +1,1 @@
-"""Activations on disk: `ActivationCache`, for what second moments do not know."""
+"""Activations on disk: `ActivationCache`, for maps and scores that need more than moments."""

@@ -1,24 +1,25 @@
-"""Activations of two models on the same tokens, on disk: for maps that are no function of second
-moments.
+"""Activations of two models on the same tokens, on disk.
 
-A folder of safetensors shards and a ``manifest.json``: tokens once, one tensor for each hook point,
-bfloat16 unless asked otherwise.
+Problem: maps that are not linear, and scores per token, cannot be computed from second moments.
+Mechanism: a folder holds the tokens once and one tensor per hook point, in safetensors shards, with
+a ``manifest.json``. Activations are bfloat16 unless another precision is requested.
 
-    harvest(pair, documents, cache="cache")                         # beside the moments
-    cache = ActivationCache.open("cache", pair=pair)                # refuses the cache of other models
-    for x, y in cache.rows("blocks.3.hook_resid_post", "blocks.5.hook_resid_post", shuffle=0): ...
-    cache.moments().fit()                                           # the same maps as from the harvest, up to the rounding of the rows
+    harvest(pair, documents, cache="cache")              # writes moments and cache in one pass
+    cache = ActivationCache.open("cache", pair=pair)     # refuses the cache of other models
+    for x, y in cache.rows("blocks.3.hook_resid_post", "blocks.5.hook_resid_post", shuffle=0):
+        ...
+    cache.moments().fit()            # equal to the harvest up to the rounding of the rows
 
-Rows of one's own go in with `create` and `add`. Two models that do not fit into memory together go
-one after the other over the same tokens:
+Activations from another library are added with `create` and `add`. Two models that do not fit into
+memory together are recorded one after the other on the same tokens:
 
     cache = ActivationCache.from_model("cache", small, documents, hooks=[3])
     cache.record(large, [5], role="target")
 
-Writing is resumable (see `lrt_lens.moments.cache._writer`): the same call goes on after the last
-whole shard.
+A call that was interrupted continues after the last complete shard when it is repeated; see
+`lrt_lens.moments.cache._writer`.
 
-Limits: one process writes a cache at a time; bfloat16 keeps three significant digits.
+Limits: one process at a time writes a cache; bfloat16 has three significant digits.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,16 +42,19 @@ from lrt_lens.models._hook_points import EMBED, Layers, same_place
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._loading import torch_dtype
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._cross_moments import CrossMoments, Pair
+from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.moments._hook_pairs import SOURCE, TARGET, HookPair, hooks_of
 from lrt_lens.moments.cache._manifest import ROLES, Manifest, broken_file, read_manifest
+from lrt_lens.moments.cache._own_rows import add_own_rows, begin_own_rows
 from lrt_lens.moments.cache._reading import BUFFER_ROWS, ShuffledReader
+from lrt_lens.moments.cache._recording import record_again, record_documents
 from lrt_lens.moments.cache._selection import RowSelection
 from lrt_lens.moments.cache._shard import Shard, cut_short
 from lrt_lens.moments.cache._writer import SHARD_BYTES, CacheWriter
 
 
 class ActivationCache:
-    """See the module docstring. Attributes: ``folder``, ``manifest``."""
+    """Activations on disk; made by `open`, `create` or `from_model`, or by `harvest`."""
 
     def __init__(self, folder: Path, manifest: Manifest, writer: CacheWriter | None = None) -> None:
         self.folder, self._manifest, self._writer = folder, manifest, writer
@@ -68,18 +72,17 @@ class ActivationCache:
         source: HookedModel | None = None,
         target: HookedModel | None = None,
     ) -> "ActivationCache":
-        """A cache for reading.
+        """Return a cache that is open for reading.
 
         Args:
-            folder: where it was written.
-            pair: both models, compared with those that were recorded; or ``source`` and ``target``
-                alone.
-            source: the source model.
-            target: the target model.
+            folder: folder of the cache.
+            pair: both models, compared with those that were recorded; or one of the following.
+            source: source model alone.
+            target: target model alone.
 
         Raises:
-            FileFormatError: where the folder is no cache, or a shard is missing or cut short.
-            MismatchError: where a model (or its tokenizer, BOS policy or basis) is another one.
+            FileFormatError: the folder is not a cache, or a shard is missing or truncated.
+            MismatchError: a model, its tokenizer, BOS policy or basis is not the recorded one.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
@@ -100,13 +103,19 @@ class ActivationCache:
         seed: int = 0,
         shard_bytes: int = SHARD_BYTES,
     ) -> "ActivationCache":
-        """A cache for rows of one's own, to be filled with `add`; where the folder holds one
-        already, the same rows again go on where it ended.
+        """Return a cache to which `add` writes activations from any library.
 
-        ``seed`` decides the parts with the documents' ids, as in `CrossMoments.from_activations`.
+        If the folder already holds a cache, the same rows must be added again from the beginning;
+        those that it holds are skipped.
+
+        Args:
+            folder: folder of the cache.
+            source_hook: name of the source hook point.
+            target_hook: name of the target hook point.
+            dtype: precision of the stored activations.
+            seed: seed of the parts, as for `CrossMoments.from_activations`.
+            shard_bytes: size of a shard, in bytes.
         """
-        from lrt_lens.moments.cache._own_rows import begin_own_rows
-
         writer = begin_own_rows(Path(folder), dtype, seed, (source_hook, target_hook), shard_bytes)
         return cls(Path(folder), writer.manifest, writer)
 
@@ -127,11 +136,22 @@ class ActivationCache:
         shard_bytes: int = SHARD_BYTES,
         progress: bool = True,
     ) -> "ActivationCache":
-        """A cache of one model's activations on documents; `record` adds the other model's.
-        Arguments as in `harvest`.
-        """
-        from lrt_lens.moments.cache._recording import record_documents
+        """Return a cache of the activations of one model; `record` adds those of the other.
 
+        Args:
+            folder: folder of the cache.
+            model: model that reads the documents.
+            documents: texts, chats, a file or a dataset, as for `harvest`.
+            hooks: hook points of the model.
+            role: ``"source"`` or ``"target"``.
+            n_tokens: unmasked tokens after which no further document is read; None reads all.
+            context_length: tokens per window.
+            dtype: precision of the stored activations.
+            seed: seed of the parts.
+            batch_tokens: padded tokens per forward pass.
+            shard_bytes: size of a shard, in bytes.
+            progress: show a progress bar.
+        """
         record_documents(
             Path(folder),
             model,
@@ -149,14 +169,15 @@ class ActivationCache:
         return cls.open(folder)
 
     def check(self, source: HookedModel | None = None, target: HookedModel | None = None) -> None:
-        """Raise `MismatchError` where a model is not the one that was recorded."""
+        """Raise `MismatchError` if a model differs from the one that was recorded."""
         for role, model in zip(ROLES, (source, target), strict=True):
             recorded = getattr(self.manifest.provenance, role)
             if model is None:
                 continue
             if recorded is None:
                 raise MismatchError(
-                    f"the cache {str(self.folder)!r} holds no {role} model; record({model.name!r}, …, role={role!r}) adds one"
+                    f"the cache {str(self.folder)!r} holds no {role} model; "
+                    f"record({model.name!r}, …, role={role!r}) adds one"
                 )
             recorded.refuse_other(
                 model.identity, f"the {role} model for the cache {str(self.folder)!r}"
@@ -165,17 +186,24 @@ class ActivationCache:
     # -------------------------------------------------------------------------------------- writing
 
     def add(self, x: Tensor, y: Tensor, *, documents: Sequence[Any] | Tensor | np.ndarray) -> None:
-        """Add rows of one's own: ``x`` [token, d_source] and ``y`` [token, d_target], ``documents``
-        an id for every row.
+        """Add activations from any library, row by row paired.
 
-        A document's rows may come in several calls. Rows wait for a whole shard: `close`, the end
-        of a ``with`` block, or reading writes them.
+        The rows of a document may come in several calls. Rows are buffered until they fill a shard;
+        `close`, the end of a ``with`` block and reading write them too.
+
+        Args:
+            x: [token, d_source].
+            y: [token, d_target].
+            documents: an id of the document of each row.
+
+        Raises:
+            ValueError: the cache is open for reading, or the arguments differ in length.
+            NonFiniteError: an activation is NaN, infinite or too large for the stored precision.
         """
-        from lrt_lens.moments.cache._own_rows import add_own_rows
-
         if self._writer is None:
             raise ValueError(
-                f"the cache {str(self.folder)!r} is open for reading; ActivationCache.create(folder, …) opens one for adding rows"
+                f"the cache {str(self.folder)!r} is open for reading; "
+                "ActivationCache.create(folder, …) opens one for adding rows"
             )
         add_own_rows(self._writer, self.pairs_of(self._writer.manifest)[0], x, y, documents)
 
@@ -188,17 +216,14 @@ class ActivationCache:
         batch_tokens: int = 4096,
         progress: bool = True,
     ) -> None:
-        """Run a model over the cached tokens and add its activations at ``hooks``: the same windows,
-        the same rows.
+        """Run a model on the cached tokens and add its activations at ``hooks``.
 
         Raises:
-            MismatchError: where the model reads other tokens than the cache holds, or is not the
-                one recorded for this role before.
-            HookPointError: for a layer that it does not have.
-            ValueError: for a cache of rows of one's own, which has no tokens.
+            MismatchError: the model reads other tokens than the cache holds, or differs from the
+                one that was recorded for this role.
+            HookPointError: the model does not have a requested layer.
+            ValueError: the cache holds no tokens, because its rows were added with `add`.
         """
-        from lrt_lens.moments.cache._recording import record_again
-
         self._manifest = record_again(
             self.folder,
             self.manifest,
@@ -211,7 +236,7 @@ class ActivationCache:
         self._shards.clear()
 
     def close(self) -> None:
-        """Write what waits and end writing; reading goes on."""
+        """Write buffered rows and end writing; the cache can still be read."""
         if self._writer is not None:
             self._writer.close()
             self._manifest, self._writer = self._writer.manifest, None
@@ -233,7 +258,7 @@ class ActivationCache:
 
     @property
     def manifest(self) -> Manifest:
-        """What it holds; rows that wait are written first."""
+        """Contents of the cache; buffered rows are written first."""
         if self._writer is not None:
             self._writer.flush()
             self._manifest = self._writer.manifest
@@ -241,33 +266,32 @@ class ActivationCache:
 
     @property
     def source_hooks(self) -> tuple[str, ...]:
-        """Hook points of the source."""
+        """Source hook points that every shard holds."""
         return self.manifest.hooks("source")
 
     @property
     def target_hooks(self) -> tuple[str, ...]:
-        """Hook points of the target."""
+        """Target hook points that every shard holds."""
         return self.manifest.hooks("target")
 
     @property
-    def pairs(self) -> tuple[Pair, ...]:
-        """Pairs of hook points: those that were harvested, else every source hook point with every
-        target hook point.
-        """
+    def pairs(self) -> tuple[HookPair, ...]:
+        """Hook pairs that were harvested; if none, each source with each target hook point."""
         return self.pairs_of(self.manifest)
 
     @staticmethod
-    def pairs_of(manifest: Manifest) -> tuple[Pair, ...]:
-        """`pairs` of a manifest."""
+    def pairs_of(manifest: Manifest) -> tuple[HookPair, ...]:
+        """Return the hook pairs of a manifest; see `pairs`."""
         if manifest.pairs:
             return manifest.pairs
         sources = manifest.hooks("source")
+        # The embedding stands for token identity; alone, it is an ordinary source hook point.
         sources = tuple(hook for hook in sources if hook != EMBED) or sources
         return tuple((s, t) for s in sources for t in manifest.hooks("target"))
 
     @property
     def is_finished(self) -> bool:
-        """Whether its recording came to its end."""
+        """Whether all documents were recorded."""
         return self.manifest.n_blocks is not None
 
     @property
@@ -277,7 +301,7 @@ class ActivationCache:
 
     @property
     def shards(self) -> list[Shard]:
-        """In the order in which they were written."""
+        """Shards in the order in which they were written."""
         records = self.manifest.shards
         for record in records:
             if record.stem not in self._shards or self._shards[record.stem].record != record:
@@ -295,20 +319,21 @@ class ActivationCache:
         epochs: int = 1,
         buffer_rows: int = BUFFER_ROWS,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (x, y) of rows in float32, [row, d_source] and [row, d_target], in a new order every
-        epoch.
+        """Yield batches (x, y) in float32, [row, d_source] and [row, d_target].
 
         Args:
-            source_hook: hook point of the source; `HookPointError` where the cache does not hold
-                it.
-            target_hook: the same of the target.
-            parts: which parts of the documents (`lrt_lens.data._blocks`): all without it.
-            batch_rows: rows a batch; the last of an epoch has what is left.
-            shuffle: seed of the order; None reads in stored order.
-            epochs: how often.
-            buffer_rows: rows that are mixed with each other: shards, in shuffled order, are put
-                together until they hold so many, and rows are permuted within such a group
-                (`lrt_lens.moments.cache._reading`). A group is never less than a shard.
+            source_hook: source hook point.
+            target_hook: target hook point.
+            parts: parts of the documents (`lrt_lens.data._parts`); None reads all.
+            batch_rows: rows per batch; the last batch of an epoch may be smaller.
+            shuffle: seed of the order, which differs between epochs; None reads in stored order.
+            epochs: number of passes through the rows.
+            buffer_rows: rows that are mixed with each other. Shards are grouped in random order
+                until a group holds this many rows, and rows are permuted within each group; a
+                group is never smaller than a shard. See `lrt_lens.moments.cache._reading`.
+
+        Raises:
+            HookPointError: the cache does not hold a hook point.
         """
         selection = RowSelection() if parts is None else RowSelection(parts=tuple(parts))
         reader = self.reader(source_hook, target_hook, selection, batch_rows, shuffle, buffer_rows)
@@ -323,64 +348,51 @@ class ActivationCache:
         seed: int | None,
         buffer_rows: int = BUFFER_ROWS,
     ) -> ShuffledReader:
-        """What `rows` reads with."""
-        source_hook, target_hook = (
-            self.stored_name("source", source_hook),
-            self.stored_name("target", target_hook),
-        )
+        """Return the reader that `rows` uses, for some rows of one hook pair."""
+        source_hook = self.stored_name("source", source_hook)
+        target_hook = self.stored_name("target", target_hook)
         return ShuffledReader(
             self.shards, source_hook, target_hook, selection, batch_rows, seed, buffer_rows
         )
 
     def stored_name(self, role: str, hook: str) -> str:
-        """The name under which the cache holds a place in the stream; `HookPointError` lists what
-        there is.
+        """Return the name under which the cache holds a hook point.
+
+        The output of a layer and the input of the next are one point in the stream.
+
+        Raises:
+            HookPointError: the cache does not hold it; the message lists what it holds.
         """
         hooks = self.manifest.hooks(role)
         for name in (hook, *(other for other in hooks if same_place(other, hook))):
             if name in hooks:
                 return name
         raise HookPointError(
-            f"hook point {hook!r} is not among the {role} streams of the cache {str(self.folder)!r}; it has {list(hooks)}"
+            f"hook point {hook!r} is not among the {role} streams of the cache "
+            f"{str(self.folder)!r}; it has {list(hooks)}"
         )
 
     def moments(
         self,
-        pairs: Sequence[Pair] | None = None,
+        pairs: Sequence[HookPair] | None = None,
         *,
         moment_dtype: str | torch.dtype = "float32",
         null: str = "none",
         progress: bool = False,
     ) -> CrossMoments:
-        """Moments of the cached rows: the harvest's, up to the rounding of the rows to the cache's
-        precision.
+        """Return the moments of the cached rows: those of the harvest up to the rounding of rows.
 
-        ``null``: shuffled pairs, ``"full"`` or ``"sketch"``, as in `harvest`; they need tokens.
+        Args:
+            pairs: hook pairs; `pairs` of the cache if None.
+            moment_dtype: precision of products.
+            null: shuffled pairs, ``"full"``, ``"sketch"`` or ``"none"``.
+            progress: show a progress bar.
+
+        Raises:
+            ValueError: a null is requested and the cache holds no tokens.
+            HookPointError: the cache does not hold a hook point.
         """
-        manifest = self.manifest
-        if null != "none" and not manifest.has_tokens:
-            raise ValueError(
-                f"null={null!r} needs window positions, and rows of one's own have none; use null='none'"
-            )
-        chosen = (
-            self.pairs
-            if pairs is None
-            else tuple(
-                (self.stored_name("source", s), self.stored_name("target", t)) for s, t in pairs
-            )
-        )
-        if not chosen:
-            raise HookPointError(
-                f"the cache {str(self.folder)!r} has no pair of streams: source {self.source_hooks}, target {self.target_hooks}"
-            )
-        token_hook = EMBED if EMBED in self.source_hooks else None
-        moments = CrossMoments(
-            chosen,
-            token_hook,
-            torch_dtype(moment_dtype),
-            null,
-            replace(manifest.provenance, n_documents=0, corpus=""),
-        )
+        moments = self._empty_moments(pairs, torch_dtype(moment_dtype), null)
         bar = tqdm(
             total=len(self),
             desc="moments",
@@ -391,27 +403,38 @@ class ActivationCache:
         )
         with bar:
             for shard in self.shards:
-                x, y = (
-                    {hook: shard.stream(role, hook) for hook in hooks}
-                    for role, hooks in _sides(moments)
-                )
-                for block, rows, order in shard.blocks(tokens=null != "none"):
-                    pairing = (
-                        torch.from_numpy(shuffled_rows(block, order, manifest.provenance.seed))
-                        if null != "none"
-                        else None
-                    )
-                    moments.add_block(
-                        block.part, _float_rows(x, rows), _float_rows(y, rows), pairing
-                    )
-                    moments.provenance = moments.provenance.with_documents(
-                        block.n_documents, block.digest if manifest.has_tokens else None
-                    )
-                    bar.update(block.n_rows)
+                for n_rows in _add_shard(moments, shard, has_tokens=self.manifest.has_tokens):
+                    bar.update(n_rows)
         return moments
 
-    def __getitem__(self, pair: Pair) -> "CachedPair":
-        """The rows of one pair of hook points, as the recipes take them."""
+    def _empty_moments(
+        self, pairs: Sequence[HookPair] | None, moment_dtype: torch.dtype, null: str
+    ) -> CrossMoments:
+        manifest = self.manifest
+        if null != "none" and not manifest.has_tokens:
+            raise ValueError(
+                f"null={null!r} needs window positions, and rows that were added with add() have "
+                "none; use null='none'"
+            )
+        stored = (
+            self.pairs
+            if pairs is None
+            else tuple(
+                (self.stored_name("source", s), self.stored_name("target", t)) for s, t in pairs
+            )
+        )
+        if not stored:
+            raise HookPointError(
+                f"the cache {str(self.folder)!r} has no pair of streams: "
+                f"source {self.source_hooks}, target {self.target_hooks}"
+            )
+        token_hook = EMBED if EMBED in self.source_hooks else None
+        # Documents are counted again while the blocks are added.
+        provenance = replace(manifest.provenance, n_documents=0, corpus="")
+        return CrossMoments(stored, token_hook, moment_dtype, null, provenance)
+
+    def __getitem__(self, pair: HookPair) -> "CachedPair":
+        """Return the rows of one hook pair, as the training recipes take them."""
         return CachedPair(
             self, self.stored_name("source", pair[0]), self.stored_name("target", pair[1])
         )
@@ -423,13 +446,14 @@ class ActivationCache:
         manifest = self.manifest
         state = "" if self.is_finished else ", unfinished"
         return (
-            f"ActivationCache({len(self):,} rows, {len(self.source_hooks)} source and {len(self.target_hooks)} target hook points, "
-            f"{manifest.dtype}, {len(manifest.shards)} shards, {human_bytes(self.n_bytes)}{state})"
+            f"ActivationCache({len(self):,} rows, {len(self.source_hooks)} source and "
+            f"{len(self.target_hooks)} target hook points, {manifest.dtype}, "
+            f"{len(manifest.shards)} shards, {human_bytes(self.n_bytes)}{state})"
         )
 
     def _repr_html_(self) -> str:
         manifest = self.manifest
-        found = {
+        contents = {
             "folder": str(self.folder),
             "rows": len(self),
             "source hook points": len(self.source_hooks),
@@ -439,12 +463,12 @@ class ActivationCache:
             "size": human_bytes(self.n_bytes),
             "state": "finished" if self.is_finished else "unfinished",
         }
-        return card("ActivationCache", facts(found))
+        return card("ActivationCache", facts(contents))
 
 
 @dataclass(frozen=True)
 class CachedPair:
-    """The rows of one pair of hook points of a cache."""
+    """Rows of one hook pair of a cache."""
 
     cache: ActivationCache
     source_hook: str
@@ -458,7 +482,7 @@ class CachedPair:
 
     @property
     def fingerprint(self) -> str:
-        """Another for other rows."""
+        """Hash of the blocks, the precision and the models; changes whenever the rows change."""
         manifest = self.cache.manifest
         blocks = (
             sum(int(shard.table.fingerprint.astype(np.uint64).sum()) for shard in self.cache.shards)
@@ -468,10 +492,11 @@ class CachedPair:
             model.config_hash if (model := getattr(manifest.provenance, role)) else ""
             for role in ROLES
         ]
-        return f"{blocks:016x} {manifest.n_rows} {manifest.dtype} {len(manifest.shards)} {' '.join(models)}".strip()
+        content = f"{blocks:016x} {manifest.n_rows} {manifest.dtype} {len(manifest.shards)}"
+        return f"{content} {' '.join(models)}".strip()
 
     def count(self, selection: RowSelection) -> int:
-        """Rows that are chosen."""
+        """Return the number of selected rows."""
         return sum(
             int(selection.mask(shard.table.row_part, shard.table.row_document).sum())
             for shard in self.cache.shards
@@ -486,17 +511,30 @@ class CachedPair:
         epoch: int = 0,
         skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch; see `ShuffledReader`."""
+        """Yield the batches (x, y) of one epoch; see `ShuffledReader.epoch`."""
         return self.cache.reader(
             self.source_hook, self.target_hook, selection, batch_rows, seed
         ).epoch(epoch, skip)
 
 
-def _sides(moments: CrossMoments) -> tuple[tuple[str, list[str]], tuple[str, list[str]]]:
-    sources, targets = (
-        list(dict.fromkeys(pair[side] for pair in moments.kept_pairs)) for side in (0, 1)
+def _add_shard(moments: CrossMoments, shard: Shard, *, has_tokens: bool) -> Iterator[int]:
+    """Add the blocks of a shard to the moments, and yield the number of rows of each."""
+    has_null = moments.null != "none"
+    x, y = (
+        {hook: shard.stream(role, hook) for hook in hooks_of(moments.kept_pairs, side)}
+        for role, side in (("source", SOURCE), ("target", TARGET))
     )
-    return ("source", sources), ("target", targets)
+    for block, rows, order in shard.blocks(tokens=has_null):
+        pairing = (
+            torch.from_numpy(shuffled_rows(block, order, moments.provenance.seed))
+            if has_null
+            else None
+        )
+        moments.add_block(block.part, _float_rows(x, rows), _float_rows(y, rows), pairing)
+        moments.provenance = moments.provenance.with_documents(
+            block.n_documents, block.digest if has_tokens else None
+        )
+        yield block.n_rows
 
 
 def _float_rows(streams: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:

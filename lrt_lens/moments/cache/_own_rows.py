@@ -1,4 +1,12 @@
-"""Rows of one's own into a cache: blocks of one part each, as a harvest makes them, without tokens."""
+"""Activations from any library in a cache: blocks of one part each, as in a harvest.
+
+    pair = ("source", "target")
+    writer = begin_own_rows(folder, "bfloat16", 0, pair, shard_bytes=2**28)
+    add_own_rows(writer, pair, x, y, documents)
+    writer.close()
+
+Limits: there are no tokens and no window positions, so no null and no further recording.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrt_lens.data._blocks import Block, part_of
+from lrt_lens.data._blocks import Block
 from lrt_lens.data._documents import document_key
+from lrt_lens.data._parts import part_of
 from lrt_lens.data._windows import Window
-from lrt_lens.moments._cross_moments import Pair
+from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments._provenance import Provenance, package_versions
 from lrt_lens.moments.cache._manifest import Manifest
 from lrt_lens.moments.cache._shard import byte_sum
@@ -23,17 +32,16 @@ _BLOCK_ROWS = 4096
 
 
 class OwnRowsWriter(CacheWriter):
-    """A writer that numbers its blocks itself."""
+    """A writer that numbers its blocks itself, in the order in which they are added."""
 
     n_offered = 0
-    """Blocks that were given in this process, those of the cache that were given again among them.
-    """
+    """Blocks that this process has passed to the writer, including those that were in the cache."""
 
 
 def begin_own_rows(
-    folder: Path, dtype: str, seed: int, pair: Pair, shard_bytes: int
+    folder: Path, dtype: str, seed: int, pair: HookPair, shard_bytes: int
 ) -> OwnRowsWriter:
-    """A writer for rows of one pair of streams."""
+    """Return a writer for the rows of one hook pair."""
     refuse_other_dtype(dtype)
     provenance = Provenance(seed=seed, versions=package_versions())
     manifest = Manifest(provenance, dtype, streams={}, pairs=(pair,), has_tokens=False)
@@ -41,42 +49,56 @@ def begin_own_rows(
 
 
 def refuse_other_dtype(dtype: str) -> None:
-    """ValueError for a precision that caches do not have."""
+    """Raise ValueError if ``dtype`` is not a precision of caches."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected one of {list(DTYPES)}")
 
 
 def add_own_rows(
     writer: CacheWriter,
-    pair: Pair,
+    pair: HookPair,
     x: Tensor,
     y: Tensor,
     documents: Sequence[Any] | Tensor | np.ndarray,
 ) -> None:
-    """Add rows, part by part; those that the cache holds already are passed over."""
+    """Add rows, part by part; blocks that the cache already holds are skipped.
+
+    Args:
+        writer: writer from `begin_own_rows`.
+        pair: names of the two hook points.
+        x: [row, d_source].
+        y: [row, d_target].
+        documents: an id of the document of each row.
+
+    Raises:
+        TypeError: the writer is of a cache that a harvest made.
+        ValueError: there are no rows, or the arguments differ in length.
+    """
     if not isinstance(writer, OwnRowsWriter):
         raise TypeError(
-            f"rows of one's own need a cache made by ActivationCache.create, not {type(writer).__name__}"
+            "rows can be added only to a cache made by ActivationCache.create, "
+            f"not with {type(writer).__name__}"
         )
     if not len(x) == len(y) == len(documents):
         raise ValueError(
             f"rows do not pair: x has {len(x)}, y {len(y)}, documents {len(documents)}"
         )
     if not len(x):
-        raise ValueError("no rows given; x and y need a row per token")
+        raise ValueError("no rows given; x and y need one row per token")
     keys = document_keys(documents, writer.manifest.provenance.seed)
     parts = parts_of(keys)
     for part in np.unique(parts).tolist():
-        chosen = np.flatnonzero(parts == part)
-        for start in range(0, len(chosen), _BLOCK_ROWS):
-            rows = chosen[start : start + _BLOCK_ROWS]
+        rows_of_part = np.flatnonzero(parts == part)
+        for start in range(0, len(rows_of_part), _BLOCK_ROWS):
+            rows = rows_of_part[start : start + _BLOCK_ROWS]
             index = torch.from_numpy(rows)
             _add_block(writer, pair, part, keys[rows], x[index.to(x.device)], y[index.to(y.device)])
 
 
 def document_keys(documents: Sequence[Any] | Tensor | np.ndarray, seed: int) -> np.ndarray:
-    """[row], uint64: the key of every row's document, as `CrossMoments.from_activations` makes it
-    from ids.
+    """Return the key of the document of each row, [row] of uint64, from the ids of documents.
+
+    Keys and parts are those of `CrossMoments.from_activations`.
     """
     ids = (
         list(documents.tolist()) if isinstance(documents, Tensor | np.ndarray) else list(documents)
@@ -86,19 +108,20 @@ def document_keys(documents: Sequence[Any] | Tensor | np.ndarray, seed: int) -> 
 
 
 def parts_of(keys: np.ndarray) -> np.ndarray:
-    """[row]: the part of every row."""
-    distinct, which = np.unique(keys, return_inverse=True)
-    return np.array([part_of(int(key)) for key in distinct])[which]
+    """Return the part of each row, [row], from the keys of its document."""
+    distinct, inverse = np.unique(keys, return_inverse=True)
+    return np.array([part_of(int(key)) for key in distinct])[inverse]
 
 
 def _add_block(
-    writer: OwnRowsWriter, pair: Pair, part: int, keys: np.ndarray, x: Tensor, y: Tensor
+    writer: OwnRowsWriter, pair: HookPair, part: int, keys: np.ndarray, x: Tensor, y: Tensor
 ) -> None:
+    # Consecutive rows of one document make one window.
     bounds = [0, *(np.flatnonzero(np.diff(keys)) + 1).tolist(), len(keys)]
-    # One window for every run of rows of one document.
     windows = [
         Window([], np.arange(end - start), int(keys[start])) for start, end in pairwise(bounds)
     ]
+    # 63 bits, because safetensors and torch have signed integers only.
     digest = hashlib.blake2b(keys.tobytes(), digest_size=8, key=str(part).encode())
     for rows in (x, y):
         digest.update(byte_sum(rows.detach().cpu()).encode())

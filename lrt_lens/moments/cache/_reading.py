@@ -1,15 +1,21 @@
-"""Batches of paired rows in a new order every epoch, without holding the cache.
+"""Batches of paired rows in a new order every epoch, without the whole cache in memory.
 
-An epoch draws an order of the shards and takes consecutive ones together until they hold
-``buffer_rows`` chosen rows; the rows of such a group are permuted and handed out in batches, and
-what is left over begins the first batch of the next group. So a batch is a uniform sample of a
-group, groups are uniform samples of shards, and rows of one document (which lie in one shard) fall
-into one group, a stretch of ``buffer_rows`` rows of the epoch: with a shard or more a group that is
-no perfect shuffle, but the documents of a batch come from thousands of rows apart. Streams are
-memory-mapped: what is in memory is one batch, and whatever pages the system keeps.
+Problem: training needs rows in random order, and reading single rows at random from a disk is slow.
+Mechanism: an epoch draws an order of the shards and groups consecutive ones until a group holds
+``buffer_rows`` selected rows. The rows of a group are permuted and returned in batches; those that
+do not fill a batch begin the first batch of the next group. A batch is therefore a uniform sample
+of a group, and a group is a uniform sample of the shards. Streams are memory-mapped: one batch is
+in memory, and the pages that the system caches.
 
-The order depends on the seed, the epoch and the shards alone, so any batch can be found again
+    reader = ShuffledReader(cache.shards, source_hook, target_hook, RowSelection(), 4096, seed=0)
+    for x, y in reader.epoch(0):
+        ...
+
+The order depends only on the seed, the epoch and the shards, so a run can resume at any batch
 without reading those before it.
+
+Limits: rows of one document are in one shard, and therefore within ``buffer_rows`` rows of an
+epoch, if a group is larger than a shard: this is not a perfect shuffle.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +34,11 @@ _WORDS = {2: torch.int16, 4: torch.int32}
 
 @dataclass(frozen=True)
 class ShuffledReader:
-    """Batches of one pair of hook points."""
+    """Reader of shuffled batches of one hook pair.
+
+    Raises:
+        ValueError: ``batch_rows`` or ``buffer_rows`` is not positive.
+    """
 
     shards: Sequence[Shard]
     source_hook: str
@@ -36,7 +46,7 @@ class ShuffledReader:
     selection: RowSelection
     batch_rows: int
     seed: int | None
-    """None: the stored order."""
+    """Seed of the order; None reads in stored order."""
     buffer_rows: int = BUFFER_ROWS
 
     def __post_init__(self) -> None:
@@ -45,48 +55,56 @@ class ShuffledReader:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected rows above 0")
 
     def epoch(self, number: int = 0, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(x, y) in float32, [row, d] each, ``batch_rows`` a batch but for the last; the first
-        ``skip`` batches are passed over unread.
+        """Yield batches (x, y) in float32, [row, d_source] and [row, d_target].
+
+        All batches have ``batch_rows`` rows except the last. The first ``skip`` batches are not
+        read.
         """
-        chosen = [
+        selected = [
             np.flatnonzero(self.selection.mask(shard.table.row_part, shard.table.row_document))
             for shard in self.shards
         ]
-        to_skip = skip * self.batch_rows
-        rest: tuple[Tensor, Tensor] | None = None
-        for place, group in enumerate(self._groups([len(rows) for rows in chosen], number)):
-            n = sum(len(chosen[k]) for k in group)
-            if to_skip >= n:
-                to_skip -= n
+        rows_to_skip = skip * self.batch_rows
+        begun: tuple[Tensor, Tensor] | None = None  # rows of an incomplete batch
+        for number_of_group, group in enumerate(
+            self._groups([len(rows) for rows in selected], number)
+        ):
+            n = sum(len(selected[k]) for k in group)
+            if rows_to_skip >= n:
+                rows_to_skip -= n
                 continue
-            order = self._order(n, number, place)[to_skip:]
-            to_skip = 0
-            pool = _Pool(
-                [self.shards[k] for k in group],
-                [chosen[k] for k in group],
-                self.source_hook,
-                self.target_hook,
-                self.seed is None,
-            )
-            if rest is not None:
-                missing = self.batch_rows - len(rest[0])
-                more = pool.rows(order[:missing])
-                rest = torch.cat([rest[0], more[0]]), torch.cat([rest[1], more[1]])
-                order = order[missing:]
-                if len(rest[0]) < self.batch_rows:
+            order = self._order(n, number, number_of_group)[rows_to_skip:]
+            rows_to_skip = 0
+            pool = self._pool(group, selected)
+            if begun is not None:
+                n_missing = self.batch_rows - len(begun[0])
+                more = pool.rows(order[:n_missing])
+                begun = torch.cat([begun[0], more[0]]), torch.cat([begun[1], more[1]])
+                order = order[n_missing:]
+                if len(begun[0]) < self.batch_rows:
                     continue
-                yield rest
-                rest = None
+                yield begun
+                begun = None
             for start in range(0, len(order), self.batch_rows):
                 batch = pool.rows(order[start : start + self.batch_rows])
                 if len(batch[0]) < self.batch_rows:
-                    rest = batch
+                    begun = batch
                 else:
                     yield batch
-        if rest is not None:
-            yield rest
+        if begun is not None:
+            yield begun
+
+    def _pool(self, group: Sequence[int], selected: Sequence[np.ndarray]) -> "_Pool":
+        return _Pool(
+            [self.shards[k] for k in group],
+            [selected[k] for k in group],
+            self.source_hook,
+            self.target_hook,
+            self.seed is None,
+        )
 
     def _groups(self, counts: Sequence[int], epoch: int) -> Iterator[list[int]]:
+        """Yield the numbers of the shards of each group; in stored order each shard is a group."""
         order = (
             np.arange(len(counts))
             if self.seed is None
@@ -102,6 +120,7 @@ class ShuffledReader:
             yield group
 
     def _order(self, n: int, epoch: int, group: int) -> np.ndarray:
+        # A generator per group, so that a group can be permuted without those before it.
         return (
             np.arange(n)
             if self.seed is None
@@ -110,12 +129,12 @@ class ShuffledReader:
 
 
 class _Pool:
-    """The chosen rows of a group of shards, numbered through."""
+    """Selected rows of a group of shards, under consecutive numbers."""
 
     def __init__(
         self,
         shards: Sequence[Shard],
-        chosen: Sequence[np.ndarray],
+        selected: Sequence[np.ndarray],
         source_hook: str,
         target_hook: str,
         in_order: bool,
@@ -124,19 +143,19 @@ class _Pool:
             [shard.stream(*name) for shard in shards]
             for name in (("source", source_hook), ("target", target_hook))
         ]
-        self.rows_of = np.concatenate(chosen)
-        self.shard_of = np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen])
-        # A run of all rows of a file: no copy but the one to float32.
+        self.rows_of = np.concatenate(selected)
+        self.shard_of = np.repeat(np.arange(len(selected)), [len(rows) for rows in selected])
+        # All rows of one file: a slice needs no index and no copy except that to float32.
         self.in_stored_order = (
-            in_order and len(chosen) == 1 and len(chosen[0]) == len(self.sides[0][0])
+            in_order and len(selected) == 1 and len(selected[0]) == len(self.sides[0][0])
         )
 
     def rows(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
-        """(x, y) of some rows, in float32."""
+        """Return (x, y) of the rows with these numbers, in float32."""
         if self.in_stored_order:
             start, end = int(numbers[0]), int(numbers[-1]) + 1
             x, y = (side[0][start:end].float() for side in self.sides)
-            # A float32 cache: what is handed out must not be the file.
+            # `float()` does not copy float32, and a batch must not be a view of the file.
             return (x, y) if self.sides[0][0].dtype != torch.float32 else (x.clone(), y.clone())
         x, y = (self._gathered(side, numbers) for side in self.sides)
         return x, y
@@ -145,6 +164,7 @@ class _Pool:
         rows, shards = self.rows_of[numbers], self.shard_of[numbers]
         if len(streams) == 1:
             return _taken(streams[0], rows).float()
+        # Each shard is read once; the last line restores the requested order.
         by_shard = np.argsort(shards, kind="stable")
         parts = np.split(
             rows[by_shard], np.cumsum(np.bincount(shards, minlength=len(streams)))[:-1]
@@ -156,8 +176,8 @@ class _Pool:
 
 
 def _taken(stream: Tensor, rows: np.ndarray) -> Tensor:
-    """[row, d], a copy in the stream's precision. By numpy, which takes rows of bytes twice as fast
-    as torch gathers them on few cores.
-    """
+    """Return a copy of some rows [row, d], in the precision of the stream."""
+    # numpy copies rows of integers twice as fast as torch gathers rows, on few cores. It has no
+    # bfloat16, so the rows are read as integers of the same size.
     words = _WORDS[stream.dtype.itemsize]
     return torch.from_numpy(np.take(stream.view(words).numpy(), rows, axis=0)).view(stream.dtype)

@@ -1,4 +1,11 @@
-"""One model at a time over the same tokens: for two that do not fit into memory together."""
+"""Recording of one model at a time on the same tokens.
+
+Problem: two models may not fit into memory together. Mechanism: the first model reads documents and
+writes tokens and activations (`record_documents`); the other one reads the stored tokens later and
+adds its activations to each shard (`record_again`).
+
+Limits: both models must read the same tokens; two tokenizers need one harvest of both models.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -14,7 +21,7 @@ from lrt_lens.data._documents import Documents
 from lrt_lens.data._windows import BlockPlan
 from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.models._hook_points import Layers, resolve_layers
-from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._hooked_model import HookedModel, ModelIdentity
 from lrt_lens.moments._block_rows import (
     block_order,
     block_rows,
@@ -55,7 +62,7 @@ def record_documents(
     shard_bytes: int,
     progress: bool,
 ) -> None:
-    """See `ActivationCache.from_model`."""
+    """Write a cache of one model; see `ActivationCache.from_model`."""
     refuse_other_role(role)
     refuse_other_dtype(dtype)
     names = resolve_layers(hooks, model)
@@ -79,6 +86,7 @@ def record_documents(
         running_ahead(iterate_blocks(documents, model, plan)) as blocks,
     ):
         for block in blocks:
+            # A call that resumes skips the blocks of complete shards.
             if not writer.has(block.index, block.fingerprint):
                 rows = block_rows(model, names, block, batch_tokens)
                 writer.add(
@@ -99,16 +107,19 @@ def record_again(
     batch_tokens: int,
     progress: bool,
 ) -> Manifest:
-    """See `ActivationCache.record`; returns the new manifest. Killed and called again, it goes on
-    with the shards that lack the hook points.
+    """Add the activations of a model to each shard and return the new manifest.
+
+    A call that resumes continues with the shards that lack the hook points. See
+    `ActivationCache.record`.
     """
     refuse_other_role(role)
     names = resolve_layers(hooks, model)
     manifest = _with_model(manifest, model, role, folder)
-    taken = [name for name in names if f"{role}/{name}" in manifest.first_streams]
-    if taken:
+    present = [name for name in names if f"{role}/{name}" in manifest.first_streams]
+    if present:
         raise ValueError(
-            f"{taken} of the {role} are in the cache {str(folder)!r} already; record other hook points"
+            f"{present} of the {role} are in the cache {str(folder)!r} already; "
+            "record other hook points"
         )
     manifest = replace(
         manifest, streams=manifest.streams | {f"{role}/{name}": model.d_model for name in names}
@@ -128,12 +139,11 @@ def record_again(
             for k, record in enumerate(manifest.shards):
                 missing = [name for name in names if f"{role}/{name}" not in record.streams]
                 if missing:
-                    manifest = manifest.with_shard(
-                        k,
-                        _record_shard(
-                            folder, record, manifest.dtype, model, missing, role, batch_tokens
-                        ),
+                    extended = _record_shard(
+                        folder, record, manifest.dtype, model, missing, role, batch_tokens
                     )
+                    manifest = manifest.with_shard(k, extended)
+                    # After each shard, so that an interrupted call loses one shard at most.
                     write_manifest(folder, manifest)
                 bar.update(record.n_rows)
     finally:
@@ -142,7 +152,7 @@ def record_again(
 
 
 def refuse_other_role(role: str) -> None:
-    """ValueError unless it is one of the two."""
+    """Raise ValueError unless ``role`` is ``"source"`` or ``"target"``."""
     if role not in ROLES:
         raise ValueError(f"role is {role!r}; expected 'source' or 'target'")
 
@@ -156,17 +166,20 @@ def _record_shard(
     role: str,
     batch_tokens: int,
 ) -> ShardRecord:
+    """Run the model on the tokens of a shard and write one more file for it."""
     streams = {
         f"{role}/{name}": torch.empty(record.n_rows, model.d_model, dtype=DTYPES[dtype])
         for name in hooks
     }
     for block, rows, order in Shard(folder, record).blocks(tokens=True):
-        found = block_rows(model, hooks, block, batch_tokens)
+        rows_by_hook = block_rows(model, hooks, block, batch_tokens)
+        # The new rows must be in the stored order, or x and y of different tokens are paired.
         if [w.ids for w in block_order(block, batch_tokens)] != [w.ids for w in order]:
             raise FileFormatError(
-                f"block {block.index} of {record.stem!r} is not in the order in which windows run; record the cache anew"
+                f"block {block.index} of {record.stem!r} is not in the order in which windows "
+                "run through a model; record the cache again in another folder"
             )
-        for name, values in found.items():
+        for name, values in rows_by_hook.items():
             refuse_unstorable(f"{role}/{name}", values, dtype)
             streams[f"{role}/{name}"][rows].copy_(values)
     name = f"{record.stem}.{len(record.files)}.safetensors"
@@ -177,37 +190,47 @@ def _record_shard(
 
 
 def _with_model(manifest: Manifest, model: HookedModel, role: str, folder: Path) -> Manifest:
+    """Return the manifest with this model in it, after checking that it reads the same tokens."""
     if not manifest.has_tokens:
         raise ValueError(
-            f"the cache {str(folder)!r} holds rows of one's own without tokens; a model can be recorded on tokens only"
+            f"the cache {str(folder)!r} holds rows that were added without tokens; "
+            "a model can be recorded on tokens only"
         )
     provenance = manifest.provenance
     recorded = getattr(provenance, role)
     if recorded is not None:
         recorded.refuse_other(model.identity, f"the {role} model for the cache {str(folder)!r}")
-    reader = (
-        provenance.source or provenance.target
-    )  # whose tokens the cache holds, where two were read
+    # If two tokenizers were aligned, the cache holds the tokens of the source.
+    reader = provenance.source or provenance.target
     if reader is not None:
-        for field in ("tokenizer_hash", "prepend_bos"):
-            if getattr(reader, field) != getattr(model.identity, field):
-                raise MismatchError(
-                    f"{model.name!r} has {field} {getattr(model.identity, field)!r}; the tokens of the cache {str(folder)!r} are those of {reader.name!r} with "
-                    f"{getattr(reader, field)!r}: harvest both models at once (harvest(pair, documents, cache=folder) aligns two tokenizers), or record "
-                    "a model that reads these tokens"
-                )
+        _refuse_other_tokens(reader, model, folder)
     if provenance.context_length is not None and model.context_length < provenance.context_length:
         raise MismatchError(
-            f"{model.name!r} reads {model.context_length} tokens at once and the cache {str(folder)!r} has windows of {provenance.context_length}; "
+            f"{model.name!r} reads {model.context_length} tokens at once and the cache "
+            f"{str(folder)!r} has windows of {provenance.context_length}; "
             f"record the cache with context_length={model.context_length}"
         )
     return replace(manifest, provenance=replace(provenance, **model_fields(model, role)))
 
 
+def _refuse_other_tokens(reader: ModelIdentity, model: HookedModel, folder: Path) -> None:
+    """Raise MismatchError unless ``model`` reads texts as the same tokens as ``reader``."""
+    for field in ("tokenizer_hash", "prepend_bos"):
+        theirs, ours = getattr(model.identity, field), getattr(reader, field)
+        if theirs != ours:
+            raise MismatchError(
+                f"{model.name!r} has {field} {theirs!r}; the tokens of the cache {str(folder)!r} "
+                f"are those of {reader.name!r} with {ours!r}: harvest both models at once "
+                "(harvest(pair, documents, cache=folder) aligns two tokenizers), or record a "
+                "model that reads these tokens"
+            )
+
+
 def _provenance(folder: Path, model: HookedModel, role: str, plan: BlockPlan) -> Provenance:
-    made = provenance_of(plan, {role: model})
+    provenance = provenance_of(plan, {role: model})
     if (folder / MANIFEST_NAME).is_file():
-        # The other model may have been recorded since; this run says nothing about it.
-        found, other = read_manifest(folder).provenance, "target" if role == "source" else "source"
-        made = replace(made, **{name: getattr(found, name) for name in (other, f"{other}_dtype")})
-    return made
+        # The other model may have been recorded before this call resumed; keep its fields.
+        stored, other = read_manifest(folder).provenance, "target" if role == "source" else "source"
+        fields = {name: getattr(stored, name) for name in (other, f"{other}_dtype")}
+        provenance = replace(provenance, **fields)
+    return provenance

@@ -1,5 +1,6 @@
-"""Which rows: by the part that their documents belong to, and by whether those are set aside for
-validation.
+"""Selection of rows by the part of their document, and by a split for validation.
+
+RowSelection(parts=FIT_PARTS, validation_share=0.1, side="training").mask(parts, documents)
 """
 
 from dataclasses import dataclass
@@ -7,34 +8,39 @@ from typing import Literal
 
 import numpy as np
 
-from lrt_lens.data._blocks import N_FOLDS, N_PARTS, N_TEST_GROUPS
+from lrt_lens.data._parts import N_FOLDS, N_PARTS, N_TEST_GROUPS
 
 _STEPS = 10_000
 
 
 @dataclass(frozen=True)
 class RowSelection:
-    """Rows of some parts, or a share of their documents."""
+    """Rows of some parts, optionally of the training or validation documents only.
+
+    Raises:
+        ValueError: there is no part, or a part does not exist.
+    """
 
     parts: tuple[int, ...] = tuple(range(N_PARTS))
-    """See `lrt_lens.data._blocks`: five folds that fit, eight groups that test."""
+    """Parts of the documents (`lrt_lens.data._parts`): five folds, eight test groups."""
     validation_share: float = 0.0
-    """Documents of these parts that are set aside, decided by their keys as parts are."""
+    """Share of the documents in these parts that is for validation, decided by their keys."""
     side: Literal["all", "training", "validation"] = "all"
-    """Which side of that split."""
+    """Side of that split to select."""
 
     def __post_init__(self) -> None:
         if not self.parts or any(part not in range(N_PARTS) for part in self.parts):
             raise ValueError(
-                f"parts is {self.parts!r}; expected numbers from 0 to {N_PARTS - 1} ({N_FOLDS} folds, then the groups of the test fold)"
+                f"parts is {self.parts!r}; expected numbers from 0 to {N_PARTS - 1} "
+                f"({N_FOLDS} folds, then the groups of the test fold)"
             )
 
     def mask(self, parts: np.ndarray, documents: np.ndarray) -> np.ndarray:
-        """[row], whether a row is chosen, from its part and its document's key."""
-        chosen = np.isin(parts, self.parts)
+        """Return whether each row is selected, [row], from its part and the key of its document."""
+        in_parts = np.isin(parts, self.parts)
         if self.side == "all":
-            return chosen
-        # Digits of the key that the part does not depend on.
-        place = documents // np.uint64((N_FOLDS + 1) * N_TEST_GROUPS) % np.uint64(_STEPS)
-        aside = place < np.uint64(round(self.validation_share * _STEPS))
-        return chosen & (aside if self.side == "validation" else ~aside)
+            return in_parts
+        # `part_of` uses the key modulo 6 · 8; the digits above that are independent of the part.
+        digits = documents // np.uint64((N_FOLDS + 1) * N_TEST_GROUPS) % np.uint64(_STEPS)
+        is_validation = digits < np.uint64(round(self.validation_share * _STEPS))
+        return in_parts & (is_validation if self.side == "validation" else ~is_validation)

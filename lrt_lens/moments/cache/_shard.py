@@ -1,16 +1,18 @@
-"""One shard of a cache: memory-mapped streams, and the table of the blocks and windows that its
-rows come from.
+"""One shard of a cache: memory-mapped streams, and a table of its blocks and windows.
 
-Rows lie block by block, within a block window by window. Names of tensors:
+Rows lie block by block, and within a block window by window. Names of the tensors:
 
     source/{hook}, target/{hook}                       [row, d]
     blocks/index|fingerprint|part|rows|windows|documents|digest     [block]
-    windows/document|length|rows                        [window]: key, tokens, unmasked tokens
-    tokens/id [token], rows/position [row]              where the cache has tokens
+    windows/document|length|rows                       [window]: key, tokens, unmasked tokens
+    tokens/id [token], rows/position [row]             if the cache has tokens
 
-Two sums of every tensor's bytes are in the file's header. That of one line of every page is looked
-up when a tensor is first read, so that pages that a dying machine left empty are not taken for
-activations; that of all bytes before a writer goes on (`Shard.verify`).
+Problem: a machine that loses power may leave pages of zeros in a file of the right size. Mechanism:
+the header of a file has two sums of the bytes of each tensor. The sum over the first 64 bytes of
+each page is compared when a tensor is first read; the sum over all bytes is compared before a
+writer continues a cache (`Shard.verify`).
+
+Limits: a sum does not detect two changes that cancel each other.
 """
 
 import json
@@ -21,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from lrt_lens._files import read_tensors, write_tensors
@@ -34,42 +37,42 @@ _WORD, _LINE, _PAGE = 8, 64, 4096
 
 @dataclass(frozen=True)
 class BlockTable:
-    """The blocks and windows of a shard, in the order of its rows."""
+    """Blocks and windows of a shard, in the order of its rows."""
 
     index: np.ndarray
-    """[block], its number in the stream."""
+    """[block], number in the stream of blocks."""
     fingerprint: np.ndarray
-    """[block], 63 bits."""
+    """[block], 63 bits of a hash of its tokens and masks."""
     part: np.ndarray
-    """[block]."""
+    """[block], part of its documents."""
     rows: np.ndarray
-    """[block], how many."""
+    """[block], number of rows."""
     windows: np.ndarray
-    """[block], how many."""
+    """[block], number of windows."""
     documents: np.ndarray
-    """[block], how many begin there."""
+    """[block], number of documents that begin in it."""
     digest: np.ndarray
-    """[block], uint64: sum of their keys."""
+    """[block], uint64: sum of the keys of these documents modulo 2⁶⁴."""
     window_document: np.ndarray
-    """[window], uint64: key."""
+    """[window], uint64: key of its document."""
     window_length: np.ndarray
-    """[window], tokens; 0 where there are none."""
+    """[window], number of tokens; 0 if the cache has no tokens."""
     window_rows: np.ndarray
-    """[window]."""
+    """[window], number of unmasked tokens."""
 
     @property
     def row_part(self) -> np.ndarray:
-        """[row]."""
+        """[row], part of the document of each row."""
         return np.repeat(self.part, self.rows)
 
     @property
     def row_document(self) -> np.ndarray:
-        """[row], uint64."""
+        """[row], uint64: key of the document of each row."""
         return np.repeat(self.window_document, self.window_rows)
 
     @classmethod
     def of(cls, blocks: Sequence[tuple[Block, int, Sequence[Window]]]) -> "BlockTable":
-        """Of (block, fingerprint, its windows in the order of the rows)."""
+        """Return the table of blocks, each with its fingerprint and its windows in row order."""
         windows = [window for _, _, order in blocks for window in order]
         whole = lambda values: np.array(values, dtype=np.int64)  # noqa: E731
         unsigned = lambda values: np.array(values, dtype=np.uint64)  # noqa: E731
@@ -87,18 +90,19 @@ class BlockTable:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """As stored."""
+        """Return the columns as tensors, by their names in a file."""
         block_level = ("index", "fingerprint", "part", "rows", "windows", "documents", "digest")
         named = {f"blocks/{name}": getattr(self, name) for name in block_level}
         named |= {
             f"windows/{name}": getattr(self, f"window_{name}")
             for name in ("document", "length", "rows")
         }
+        # torch computes little with uint64: its bits are stored as int64.
         return {name: torch.from_numpy(values.view(np.int64)) for name, values in named.items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "BlockTable":
-        """Back from `tensors`."""
+        """Return the table that `tensors` wrote."""
         numbers = {
             name.replace("blocks/", "").replace("windows/", "window_"): t.numpy()
             for name, t in tensors.items()
@@ -109,25 +113,23 @@ class BlockTable:
 
 
 class Shard:
-    """A shard, opened when something is read from it."""
+    """Shard of a cache, whose files are opened on first use."""
 
     def __init__(
         self, folder: Path, record: ShardRecord, verified: set[tuple[str, str]] | None = None
     ) -> None:
-        """``verified`` remembers, for whoever shares it, which tensors of which files were found
-        whole.
-        """
+        """Create a shard; ``verified`` collects the (file, tensor) names that were checked."""
         self.folder, self.record = folder, record
         self._verified = set() if verified is None else verified
         self.opened_tensors: dict[str, tuple[dict[str, Tensor], dict[str, list[str]]]] = {}
 
     def stream(self, role: str, hook: str) -> Tensor:
-        """[row, d], memory-mapped."""
+        """Return the activations at a hook point, [row, d], memory-mapped."""
         return self._tensor(f"{role}/{hook}")
 
     @cached_property
     def table(self) -> BlockTable:
-        """Its blocks."""
+        """Blocks and windows of the shard."""
         names = [
             n
             for n in self._file(self.record.files[0].name)[0]
@@ -136,8 +138,9 @@ class Shard:
         return BlockTable.from_tensors({name: self._tensor(name) for name in names})
 
     def blocks(self, *, tokens: bool) -> Iterator[tuple[Block, slice, list[Window]]]:
-        """(block, its rows, its windows in the order of the rows); ``tokens``: with their ids and
-        positions.
+        """Yield (block, slice of its rows, its windows in row order).
+
+        ``tokens`` decides whether the windows have token ids and positions.
         """
         table, window, row = self.table, 0, 0
         ids = self._tensor("tokens/id").numpy() if tokens else np.empty(0, dtype=np.int32)
@@ -148,15 +151,13 @@ class Shard:
         for k in range(len(table.index)):
             order, start = [], row
             for i in range(window, window + int(table.windows[k])):
-                own = ids[ends[i] - table.window_length[i] : ends[i]].tolist() if tokens else []
-                order.append(
-                    Window(
-                        own,
-                        positions[row : row + table.window_rows[i]].astype(np.int64),
-                        int(table.window_document[i]),
-                    )
+                n_rows = int(table.window_rows[i])
+                window_ids = (
+                    ids[ends[i] - table.window_length[i] : ends[i]].tolist() if tokens else []
                 )
-                row += int(table.window_rows[i])
+                window_positions = positions[row : row + n_rows].astype(np.int64)
+                order.append(Window(window_ids, window_positions, int(table.window_document[i])))
+                row += n_rows
             window += int(table.windows[k])
             yield (
                 Block(
@@ -172,19 +173,21 @@ class Shard:
             )
 
     def verify(self) -> None:
-        """Read everything; FileFormatError where a file is missing, cut short or damaged."""
+        """Read all bytes; raise FileFormatError if a file is missing, truncated or damaged."""
         for file in self.record.files:
             tensors, sums = self._file(file.name)
             for name, tensor in tensors.items():
                 self._refuse_damaged(file.name, name, byte_sum(tensor) == sums.get(name, [""])[0])
 
     def _tensor(self, name: str) -> Tensor:
+        """Return a tensor, checked on its first use."""
         for file in reversed(self.record.files):
             if name in file.streams or file is self.record.files[0]:
                 tensors, sums = self._file(file.name)
                 if name not in tensors:
                     raise FileFormatError(
-                        f"{str(self.folder / file.name)!r} lacks {name!r}; it is not the file that was written there"
+                        f"{str(self.folder / file.name)!r} lacks {name!r}; "
+                        "it is not the file that was written there"
                     )
                 if (file.name, name) not in self._verified:
                     self._refuse_damaged(
@@ -199,11 +202,13 @@ class Shard:
     def _refuse_damaged(self, file: str, name: str, is_whole: bool) -> None:
         if not is_whole:
             raise FileFormatError(
-                f"{name!r} in {str(self.folder / file)!r} is damaged: its bytes do not add up to what was written; copy the file again, or remove it and "
-                "record with the same arguments"
+                f"{name!r} in {str(self.folder / file)!r} is damaged: its bytes do not add up to "
+                "what was written; copy the file again, or remove it and record with the same "
+                "arguments"
             )
 
     def _file(self, name: str) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+        """Return (tensors, their sums of bytes) of a file, opened once."""
         if name not in self.opened_tensors:
             (file,) = (file for file in self.record.files if file.name == name)
             if problem := file_problem(self.folder, file):
@@ -214,12 +219,15 @@ class Shard:
 
 
 def cut_short(problem: str) -> str:
-    """The message for a file that is missing or truncated."""
-    return f"the cache was cut short: {problem}; copy it again, or record with the same arguments, which replaces what is missing"
+    """Return the message for a file that is missing or truncated."""
+    return (
+        f"the cache was cut short: {problem}; copy it again, or record with the same arguments, "
+        "which replaces what is missing"
+    )
 
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> int:
-    """Write one file; returns its bytes."""
+    """Write one file with the sums of its bytes, and return its size in bytes."""
     sums = {
         name: [byte_sum(tensor), byte_sum(tensor, every_page=True)]
         for name, tensor in tensors.items()
@@ -229,14 +237,17 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> int:
 
 
 def byte_sum(tensor: Tensor, *, every_page: bool = False) -> str:
-    """Sum of a tensor's bytes, eight at a time modulo 2⁶⁴, in hexadecimal; ``every_page``: of the
-    first 64 of every 4,096 only, and of the rest behind them.
+    """Return the sum of the bytes of a tensor as 64-bit integers modulo 2⁶⁴, in hexadecimal.
+
+    ``every_page``: of the first 64 bytes of each 4,096 only, and of the bytes behind the last page.
     """
-    # numpy: torch refuses words at odd offsets of a file.
+    # numpy, because torch reads 64-bit integers at multiples of 8 bytes only.
     octets = tensor.contiguous().flatten().view(torch.uint8).numpy()
     step = _PAGE if every_page else _WORD
     whole = len(octets) // step * step
     words = octets[:whole].view(np.int64)
     if every_page:
-        words = words.reshape(-1, _PAGE // _WORD)[:, : _LINE // _WORD]
-    return f"{(int(words.sum()) + int(octets[whole:].sum(dtype=np.int64))) % 2**64:016x}"
+        words = rearrange(words, "(page word) -> page word", word=_PAGE // _WORD)
+        words = words[:, : _LINE // _WORD]
+    total = int(words.sum()) + int(octets[whole:].sum(dtype=np.int64))
+    return f"{total % 2**64:016x}"

@@ -1,16 +1,18 @@
-"""The writing half of a cache: blocks in, shards of a bounded size out; a writer that was killed
-goes on after its last whole shard.
+"""Writer of a cache: it takes blocks, and writes shards of a limited size.
+
+Problem: a recording takes hours and may be killed at any time. Mechanism: activations are converted
+into one buffer per stream, with the rows of one shard. A full buffer is written under a temporary
+name and renamed, and then the manifest that lists it is written. A writer that starts again reads
+the complete shards and skips their blocks.
 
     with CacheWriter(folder, manifest) as writer:
-        for block …:
+        for block in blocks:
             if not writer.has(block.index, block.fingerprint):
                 writer.add(block, windows_in_row_order, x, y)
 
-Activations are converted into one buffer a stream, of a shard's rows, which is written when the
-next block would not fit. A file is written under a temporary name and renamed, and the manifest
-that lists it after that. Blocks are never split: they are what a resumed run knows as done, so a
-shard holds at least one, whatever ``shard_bytes`` says. Opening for writing reads all shards once;
-damaged ones are dropped with a warning, and recorded again.
+Limits: a block is never split, so a shard holds at least one block, whatever ``shard_bytes`` says.
+Opening for writing reads all shards once; damaged ones are dropped with a warning and recorded
+again.
 """
 
 import logging
@@ -46,15 +48,16 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 class CacheWriter:
-    """Adds blocks to a cache; a context manager, which writes what is pending even when something
-    fails.
-    """
+    """Adds blocks to a cache; a context manager that writes buffered blocks even after an error."""
 
     def __init__(
         self, folder: str | Path, manifest: Manifest, *, shard_bytes: int = SHARD_BYTES
     ) -> None:
-        """Begin in an empty folder, or go on; MismatchError where the folder holds the cache of
-        another run or another process writes there.
+        """Open an empty folder, or a cache of the same run to continue it.
+
+        Raises:
+            MismatchError: the folder holds the cache of another run, or another process writes it.
+            ValueError: ``shard_bytes`` is not positive.
         """
         if shard_bytes <= 0:
             raise ValueError(f"shard_bytes is {shard_bytes}; expected bytes above 0")
@@ -72,14 +75,15 @@ class CacheWriter:
         self._closed = False
 
     def _begin(self, manifest: Manifest) -> tuple[Manifest, dict[int, int]]:
+        """Return the manifest to continue, and the fingerprints of the blocks in its shards."""
         if not (self.folder / MANIFEST_NAME).is_file():
             write_manifest(self.folder, manifest)
             return manifest, {}
-        found = read_manifest(self.folder)
-        found.refuse_other(manifest, self.folder)
+        stored = read_manifest(self.folder)
+        stored.refuse_other(manifest, self.folder)
         known: dict[int, int] = {}
-        whole = []
-        for record in found.shards:
+        complete = []
+        for record in stored.shards:
             shard = Shard(self.folder, record)
             try:
                 shard.verify()
@@ -89,24 +93,27 @@ class CacheWriter:
             known |= dict(
                 zip(shard.table.index.tolist(), shard.table.fingerprint.tolist(), strict=True)
             )
-            whole.append(record)
-        if len(whole) < len(found.shards):
-            found = replace(
-                found, shards=tuple(whole), streams=found.streams if whole else {}, n_blocks=None
-            )
-        return found, known
+            complete.append(record)
+        if len(complete) < len(stored.shards):
+            # Without any shard the widths of the streams are open again.
+            streams = stored.streams if complete else {}
+            stored = replace(stored, shards=tuple(complete), streams=streams, n_blocks=None)
+        return stored, known
 
     # --------------------------------------------------------------------------------------- blocks
 
     def has(self, index: int, fingerprint: int) -> bool:
-        """Whether the block is in a shard or waits for one; MismatchError where it held other
-        tokens then.
+        """Return whether the block is in a shard or in the buffer.
+
+        Raises:
+            MismatchError: the block with this number held other rows before.
         """
         known = self._known.get(index)
         if known is not None and known != fingerprint:
             raise MismatchError(
-                f"block {index} holds other rows than when the cache {str(self.folder)!r} was begun: the documents are not the same, or not in the "
-                "same order; give the same ones, or another folder"
+                f"block {index} holds other rows than when the cache {str(self.folder)!r} was "
+                "begun: the documents are not the same, or not in the same order; "
+                "give the same ones, or another folder"
             )
         return known is not None
 
@@ -118,8 +125,19 @@ class CacheWriter:
         y: Mapping[str, Tensor],
         fingerprint: int | None = None,
     ) -> None:
-        """Add a block: its windows in the order of the rows, activations ``{hook: [row, d]}`` a
-        side.
+        """Add a block to the buffer, and write a shard first if the block does not fit.
+
+        Args:
+            block: number, part and documents.
+            order: windows in the order of the rows.
+            x: ``{source hook point: [row, d]}``.
+            y: ``{target hook point: [row, d]}``.
+            fingerprint: hash of the rows; that of the block's tokens if None.
+
+        Raises:
+            MismatchError: the cache holds other hook points, or other widths.
+            NonFiniteError: an activation is NaN, infinite or too large for the stored precision.
+            ValueError: a hook point has another number of rows than the windows.
         """
         rows = {f"source/{hook}": values for hook, values in x.items()} | {
             f"target/{hook}": values for hook, values in y.items()
@@ -141,12 +159,14 @@ class CacheWriter:
         expected = self.manifest.first_streams
         if expected and widths != expected:
             raise MismatchError(
-                f"the cache {str(self.folder)!r} holds streams of widths {expected}; this block has {widths}: give the same hook points, or another folder"
+                f"the cache {str(self.folder)!r} holds streams of widths {expected}; this block "
+                f"has {widths}: give the same hook points, or another folder"
             )
         for name, values in rows.items():
             if len(values) != n:
                 raise ValueError(
-                    f"{name!r} has {len(values)} rows, the windows have {n}; give a row for every unmasked token"
+                    f"{name!r} has {len(values)} rows, the windows have {n}; "
+                    "give one row per unmasked token"
                 )
             refuse_unstorable(name, values, self.manifest.dtype)
 
@@ -156,10 +176,9 @@ class CacheWriter:
                 self.manifest, streams={name: values.shape[1] for name, values in rows.items()}
             )
         dtype = DTYPES[self.manifest.dtype]
-        capacity = max(
-            n,
-            self.shard_bytes // (dtype.itemsize * sum(values.shape[1] for values in rows.values())),
-        )
+        bytes_per_row = dtype.itemsize * sum(values.shape[1] for values in rows.values())
+        # Rows of a shard: as many as fit into shard_bytes, but at least one block.
+        capacity = max(n, self.shard_bytes // bytes_per_row)
         if not self._buffers or self._used + n > len(next(iter(self._buffers.values()))):
             self._buffers = {
                 name: torch.empty(capacity, values.shape[1], dtype=dtype)
@@ -169,7 +188,7 @@ class CacheWriter:
     # --------------------------------------------------------------------------------------- shards
 
     def flush(self) -> None:
-        """Write what is pending as a shard."""
+        """Write the buffered blocks as a shard."""
         if not self._pending:
             return
         tensors = {
@@ -177,25 +196,27 @@ class CacheWriter:
         } | BlockTable.of(self._pending).tensors()
         if self.manifest.has_tokens:
             tensors |= _token_tensors([window for _, _, order in self._pending for window in order])
-        taken = {record.stem for record in self.manifest.shards}
-        stem = next(name for i in range(len(taken) + 1) if (name := f"shard-{i:05d}") not in taken)
-        file = ShardFile(
-            f"{stem}.safetensors",
-            write_shard(self.folder / f"{stem}.safetensors", tensors),
-            tuple(self._buffers),
-        )
+        name = self._next_name()
+        n_bytes = write_shard(self.folder / name, tensors)
+        file = ShardFile(name, n_bytes, tuple(self._buffers))
         shards = (*self.manifest.shards, ShardRecord((file,), self._used))
         self.manifest = replace(self.manifest, shards=shards, n_blocks=None)
         write_manifest(self.folder, self.manifest)
         self._pending, self._used = [], 0
 
+    def _next_name(self) -> str:
+        """Return the first free name of a shard; dropped shards leave gaps."""
+        stems = {record.stem for record in self.manifest.shards}
+        numbered = (f"shard-{i:05d}" for i in range(len(stems) + 1))
+        return f"{next(stem for stem in numbered if stem not in stems)}.safetensors"
+
     def close(self, *, finished: bool = True) -> None:
-        """Write what is pending; ``finished``: nothing is missing."""
+        """Write the buffered blocks; ``finished`` records that no block is missing."""
         if self._closed:
             return
         try:
             self.flush()
-            # A run that failed before it added anything leaves a finished cache finished.
+            # A finished cache stays finished if a later run fails before it adds a block.
             if finished and self.manifest.n_blocks != len(self._known):
                 self.manifest = replace(self.manifest, n_blocks=len(self._known))
                 write_manifest(self.folder, self.manifest)
@@ -216,21 +237,23 @@ class CacheWriter:
 
 
 def refuse_unstorable(name: str, values: Tensor, dtype: str) -> None:
-    """Raise `NonFiniteError` for NaN and infinity, and for numbers that the cache's precision
-    cannot hold.
-    """
-    # In float32: a float16 sum of finite numbers may overflow, and a bfloat16 sum is slow.
+    """Raise `NonFiniteError` for NaN, infinity and numbers too large for the stored precision."""
+    # One sum is NaN or infinite if any of its terms is. In float32, because a float16 sum of
+    # finite numbers may overflow and a bfloat16 sum is slow.
     total = values.sum() if values.dtype in (torch.float32, torch.float64) else values.float().sum()
     if not bool(torch.isfinite(total)):
         n = int((~torch.isfinite(values)).any(1).sum())
+        # Large finite numbers may overflow a float32 sum: decide by the terms and a float64 sum.
         if n or not math.isfinite(float(values.double().sum())):
             raise NonFiniteError(
-                f"{n} of {len(values)} rows of {name!r} are NaN or infinite; nothing of this block was written: drop the text"
+                f"{n} of {len(values)} rows of {name!r} are NaN or infinite; "
+                "nothing of this block was written: drop the text"
             )
-    largest = torch.finfo(DTYPES[dtype]).max
-    if dtype == "float16" and float(values.abs().max()) > largest:
+    # float16 ends at 65504; bfloat16 has the range of float32.
+    limit = torch.finfo(DTYPES[dtype]).max
+    if dtype == "float16" and (largest := float(values.abs().max())) > limit:
         raise NonFiniteError(
-            f"{name!r} reaches {float(values.abs().max()):.3g}; float16 ends at {largest:.0f}: use dtype='bfloat16'"
+            f"{name!r} reaches {largest:.3g}; float16 ends at {limit:.0f}: use dtype='bfloat16'"
         )
 
 

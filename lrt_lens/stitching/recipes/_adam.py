@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lrt_lens.moments._cross_moments import Pair
+from lrt_lens.moments._hook_pairs import HookPair as Pair
 from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching.recipes._learner import Learner, TrainingSettings
 from lrt_lens.stitching.recipes._rows import paired_rows

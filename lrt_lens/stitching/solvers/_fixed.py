@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments, Pair
+from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
+from lrt_lens.moments._hook_pairs import HookPair as Pair
 from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching.solvers._solver import FoldErrors, Setting, Side, Solver, held_out_errors
 

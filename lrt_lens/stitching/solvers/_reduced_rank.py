@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments, Pair
+from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
+from lrt_lens.moments._hook_pairs import HookPair as Pair
 from lrt_lens.moments._scatter import Scatter, score_weights, squared_errors
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching.solvers._ridge import DEFAULT_ALPHAS, Ridge, RidgeSide

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments, Pair
+from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
+from lrt_lens.moments._hook_pairs import HookPair as Pair
 from lrt_lens.moments._scatter import Scatter, gram, score_weights
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching.solvers._solver import FoldErrors, Setting, Side, Solver, unit_scale

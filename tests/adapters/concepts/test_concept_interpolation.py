@@ -1,6 +1,4 @@
-"""The curve over n/d: 1 by algebra while the map interpolates, whatever the source; the other arms
-are what numpy says.
-"""
+"""Cosines over n/d: exactly 1 while a map interpolates, for any source, and numpy's otherwise."""
 
 from typing import Any
 
@@ -37,7 +35,7 @@ def stitch(pair: ModelPair, corpus: list[str]) -> Stitch:
 
 
 @pytest.fixture(scope="module")
-def found(pair: ModelPair, stitch: Stitch) -> ConceptInterpolation:
+def interpolation(pair: ModelPair, stitch: Stitch) -> ConceptInterpolation:
     return evaluate_interpolation(
         pair,
         [MOOD, COLOUR],
@@ -50,30 +48,30 @@ def found(pair: ModelPair, stitch: Stitch) -> ConceptInterpolation:
     )
 
 
-def cosines(found: ConceptInterpolation, arm: str, n: int) -> np.ndarray:
-    table = found.table
+def cosines(interpolation: ConceptInterpolation, arm: str, n: int) -> np.ndarray:
+    table = interpolation.table
     return table.loc[(table["arm"] == arm) & (table["n"] == n), "cosine"].to_numpy()
 
 
 def test_below_d_texts_the_own_map_returns_the_native_vector_even_of_a_random_source(
-    found: ConceptInterpolation,
+    interpolation: ConceptInterpolation,
 ) -> None:
     for n in (8, 14):
         for arm in ("own", "noise_source"):
-            np.testing.assert_allclose(cosines(found, arm, n), 1, atol=1e-6)
-    assert (cosines(found, "own", 40) < 1 - 1e-5).all()
-    assert (cosines(found, "noise_source", 40) < 0.995).all()
-    assert found.table.loc[found.table["arm"] == "own"].groupby("n")[
+            np.testing.assert_allclose(cosines(interpolation, arm, n), 1, atol=1e-6)
+    assert (cosines(interpolation, "own", 40) < 1 - 1e-5).all()
+    assert (cosines(interpolation, "noise_source", 40) < 0.995).all()
+    assert interpolation.table.loc[interpolation.table["arm"] == "own"].groupby("n")[
         "interpolates"
     ].all().to_dict() == {8: True, 14: True, 40: False}
 
 
-def test_arms_learnt_elsewhere_do_not(found: ConceptInterpolation) -> None:
+def test_arms_learnt_elsewhere_do_not(interpolation: ConceptInterpolation) -> None:
     for arm in ("own_disjoint", "other", "random", "shuffled"):
-        assert (cosines(found, arm, 8) < 0.999).all(), arm
+        assert (cosines(interpolation, arm, 8) < 0.999).all(), arm
 
 
-def test_every_arm_is_there_for_both_concepts(found: ConceptInterpolation) -> None:
+def test_every_arm_is_there_for_both_concepts(interpolation: ConceptInterpolation) -> None:
     arms = {
         "own",
         "noise_source",
@@ -87,17 +85,19 @@ def test_every_arm_is_there_for_both_concepts(found: ConceptInterpolation) -> No
         "stitch",
     }
     assert set(
-        map(tuple, found.table[["concept", "arm"]].drop_duplicates().to_numpy().tolist())
+        map(tuple, interpolation.table[["concept", "arm"]].drop_duplicates().to_numpy().tolist())
     ) == {(concept, arm) for concept in ("mood", "colour") for arm in arms}
-    assert found.n_held_out == {"mood": 7, "colour": 7}
-    assert len(found.summary) == len(found.table) // 2
-    assert "noise_source" in found._repr_html_()
-    assert len(found.figure().data) == 20
+    assert interpolation.n_held_out == {"mood": 7, "colour": 7}
+    assert len(interpolation.summary) == len(interpolation.table) // 2
+    assert "noise_source" in interpolation._repr_html_()
+    assert len(interpolation.figure().data) == 20
 
 
-def test_the_stitch_is_a_straight_line(found: ConceptInterpolation) -> None:
+def test_the_stitch_is_a_straight_line(interpolation: ConceptInterpolation) -> None:
     for concept in ("mood", "colour"):
-        part = found.table[(found.table["arm"] == "stitch") & (found.table["concept"] == concept)]
+        part = interpolation.table[
+            (interpolation.table["arm"] == "stitch") & (interpolation.table["concept"] == concept)
+        ]
         assert part["cosine"].std() < 1e-9
 
 

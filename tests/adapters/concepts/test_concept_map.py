@@ -1,6 +1,4 @@
-"""Concept maps: L-Cross's formula, what interpolation does to it, two tokenizers, files and
-refusals.
-"""
+"""Concept maps: L-Cross's formula, interpolation, two tokenizers, files and errors."""
 
 import logging
 from collections.abc import Callable
@@ -24,9 +22,7 @@ PLACES = ("house", "garden", "tree", "river", "stone", "bird", "dog", "king", "q
 
 
 def mood(n: int, name: str = "mood") -> ContrastSet:
-    """n pairs of twelve-token texts; the last word differs by pair and side, so that all rows
-    differ.
-    """
+    """A set of n pairs of twelve-token texts whose last words, and so whose rows, all differ."""
     ends = [(PLACES[i % 10], PLACES[(i // 10 + 3 * i + 1) % 10]) for i in range(n)]
     return ContrastSet(
         [f"the happy cat sang in the {a} and it was good under the {b}" for a, b in ends],
@@ -36,7 +32,7 @@ def mood(n: int, name: str = "mood") -> ContrastSet:
 
 
 def colour(n: int) -> ContrastSet:
-    """n pairs of another concept."""
+    """A set of n pairs of another concept."""
     ends = [(PLACES[i % 10], PLACES[(i // 10 + 7 * i + 2) % 10]) for i in range(n)]
     return ContrastSet(
         [f"she saw a red {a} then a {b}" for a, b in ends],
@@ -47,13 +43,13 @@ def colour(n: int) -> ContrastSet:
 
 @pytest.fixture(scope="module")
 def few(pair: ModelPair) -> ConceptMap:
-    """Twelve texts for 16 dimensions."""
+    """A map of twelve texts in 16 dimensions, which interpolates."""
     return ConceptMap.fit(pair, mood(6), source_hook=1, target_hook=2)
 
 
 @pytest.fixture(scope="module")
 def many(pair: ModelPair) -> ConceptMap:
-    """Forty texts for 16 dimensions."""
+    """A map of forty texts in 16 dimensions, which does not interpolate."""
     return ConceptMap.fit(pair, mood(20), source_hook=1, target_hook=2)
 
 
@@ -66,21 +62,21 @@ def native(pair: ModelPair, contrast: ContrastSet) -> SteeringVector:
 
 @pytest.mark.parametrize("read", ["last", "mean"])
 def test_transfer_is_the_papers_formula(pair: ModelPair, read: Any) -> None:
-    found = ConceptMap.fit(pair, mood(20), source_hook=1, target_hook=2, read=read)
+    concept_map = ConceptMap.fit(pair, mood(20), source_hook=1, target_hook=2, read=read)
     x, y = (
         read_activations(model, mood(20).texts, hook, read).double().numpy()
         for model, hook in ((pair.source, 1), (pair.target, 2))
     )
     vector = SteeringVector.mean_difference(pair.source, mood(20), at=1, read=read)
     expected = 1.5 * vector.direction.double().numpy() @ (np.linalg.pinv(x) @ y)
-    moved = found.transfer(vector, scale=1.5)
-    np.testing.assert_allclose(moved.direction.numpy(), expected, rtol=1e-3, atol=1e-4)
-    assert (moved.hook, moved.model, moved.method) == (
+    transferred = concept_map.transfer(vector, scale=1.5)
+    np.testing.assert_allclose(transferred.direction.numpy(), expected, rtol=1e-3, atol=1e-4)
+    assert (transferred.hook, transferred.model, transferred.method) == (
         "blocks.2.hook_resid_post",
         pair.target.identity,
         "mean_difference",
     )
-    assert moved.median_norm == pytest.approx(
+    assert transferred.median_norm == pytest.approx(
         np.sort(np.linalg.norm(y, axis=1))[len(y) // 2 - 1], rel=1e-5
     )
 
@@ -95,51 +91,51 @@ def test_with_fewer_texts_than_dimensions_the_own_vector_comes_out(
     )
 
 
-def test_and_it_comes_out_of_a_source_that_is_another_models_noise(
+def test_the_own_vector_comes_out_of_an_unrelated_source_too(
     load: Callable[..., Any], pair: ModelPair
 ) -> None:
-    """The source is a random model that has nothing to do with the target: the map returns the
-    target's own vector all the same.
-    """
+    """The source is an unrelated random model, and the result is the target's own vector."""
     stranger = load("gpt2", d=16, layers=2, seed=99)
-    found = ConceptMap.fit((stranger, pair.target), mood(6), source_hook=0, target_hook=2)
-    (vector,) = found.learn(stranger, mood(6))
-    assert found.transfer(vector).cosine(native(pair, mood(6))) == pytest.approx(1, abs=1e-4)
-    (foreign,) = found.learn(stranger, colour(6))
-    assert found.transfer(foreign).cosine(native(pair, colour(6))) < 0.95
+    concept_map = ConceptMap.fit((stranger, pair.target), mood(6), source_hook=0, target_hook=2)
+    (vector,) = concept_map.learn(stranger, mood(6))
+    assert concept_map.transfer(vector).cosine(native(pair, mood(6))) == pytest.approx(1, abs=1e-4)
+    (foreign,) = concept_map.learn(stranger, colour(6))
+    assert concept_map.transfer(foreign).cosine(native(pair, colour(6))) < 0.95
 
 
-def test_with_more_texts_than_dimensions_it_does_not(pair: ModelPair, many: ConceptMap) -> None:
+def test_with_more_texts_than_dimensions_the_own_vector_does_not_come_out(
+    pair: ModelPair, many: ConceptMap
+) -> None:
     (vector,) = many.learn(pair.source, mood(20))
     assert not many.interpolates
     assert many.transfer(vector).cosine(native(pair, mood(20))) < 1 - 1e-4
 
 
 def test_a_model_and_itself_are_joined_by_the_identity(pair: ModelPair) -> None:
-    found = ConceptMap.fit(
+    concept_map = ConceptMap.fit(
         (pair.source, pair.source), [mood(20), colour(20)], source_hook=1, target_hook=1
     )
-    torch.testing.assert_close(found.layers[0].map.weight, torch.eye(16), atol=1e-3, rtol=0)
-    assert found.layers[0].r2 == pytest.approx(1, abs=1e-5)
-    assert found.layers[0].cosines == {
+    torch.testing.assert_close(concept_map.layers[0].map.weight, torch.eye(16), atol=1e-3, rtol=0)
+    assert concept_map.layers[0].r2 == pytest.approx(1, abs=1e-5)
+    assert concept_map.layers[0].cosines == {
         "mood": pytest.approx(1, abs=1e-5),
         "colour": pytest.approx(1, abs=1e-5),
     }
 
 
-def test_held_out_cosines_carry_each_pair_by_a_map_that_never_saw_it(pair: ModelPair) -> None:
+def test_held_out_cosines_transfer_each_pair_by_a_map_fitted_without_it(pair: ModelPair) -> None:
     contrast = mood(4)
-    found = ConceptMap.fit(pair, contrast, source_hook=1, target_hook=2, n_folds=4).layers[0]
+    concept_map = ConceptMap.fit(pair, contrast, source_hook=1, target_hook=2, n_folds=4).layers[0]
     x, y = (
         read_activations(model, contrast.texts, hook).double().numpy()
         for model, hook in ((pair.source, 1), (pair.target, 2))
     )
     gaps = []
     for i in range(4):
-        kept = [j for j in range(8) if j % 4 != i]
-        gaps.append((x[i] - x[i + 4]) @ (np.linalg.pinv(x[kept], rcond=1e-6) @ y[kept]))
+        train = [j for j in range(8) if j % 4 != i]
+        gaps.append((x[i] - x[i + 4]) @ (np.linalg.pinv(x[train], rcond=1e-6) @ y[train]))
     gap, own = np.mean(gaps, axis=0), (y[:4] - y[4:]).mean(0)
-    assert found.cosines["mood"] == pytest.approx(
+    assert concept_map.cosines["mood"] == pytest.approx(
         gap @ own / np.linalg.norm(gap) / np.linalg.norm(own), abs=1e-6
     )
 
@@ -155,33 +151,33 @@ def test_models_of_different_tokenizers_are_joined(
         tokenizer=train_tokenizer(bos=False, vocabulary=300),
     )
     assert ModelPair(pair.source, other).aligned
-    found = ConceptMap.fit(
+    concept_map = ConceptMap.fit(
         (pair.source, other), [mood(12), colour(12)], source_hook=1, target_hook=1, method="ridge"
     )
-    (vector,) = found.learn(pair.source, mood(12))
-    moved = found.transfer(vector)
-    assert moved.model == other.identity
-    with moved.apply(other, scale=2.0):
+    (vector,) = concept_map.learn(pair.source, mood(12))
+    transferred = concept_map.transfer(vector)
+    assert transferred.model == other.identity
+    with transferred.apply(other, scale=2.0):
         other.logits("the cat")
-    assert found.layers[0].alpha > 0
+    assert concept_map.layers[0].alpha > 0
 
 
 def test_several_layers_get_a_map_each_and_steer_together(pair: ModelPair) -> None:
-    found = ConceptMap.fit(pair, mood(10), source_hook=[0, 1], target_hook=[1, 2])
-    vectors = found.learn(pair.source, mood(10), by="principal_component")
-    moved = [found.transfer(vector) for vector in vectors]
-    assert [vector.hook for vector in moved] == [
+    concept_map = ConceptMap.fit(pair, mood(10), source_hook=[0, 1], target_hook=[1, 2])
+    vectors = concept_map.learn(pair.source, mood(10), by="principal_component")
+    transferred = [concept_map.transfer(vector) for vector in vectors]
+    assert [vector.hook for vector in transferred] == [
         "blocks.1.hook_resid_post",
         "blocks.2.hook_resid_post",
     ]
-    for at, to, vector in ((0, 1, moved[0]), (1, 2, moved[1])):
+    for at, to, vector in ((0, 1, transferred[0]), (1, 2, transferred[1])):
         alone = ConceptMap.fit(pair, mood(10), source_hook=at, target_hook=to)
         torch.testing.assert_close(alone.transfer(vectors[at]).direction, vector.direction)
     text = "the little cat sang in the garden"
     before = pair.target.logits(text)
-    with apply_together(pair.target, moved, scale=2.0):
+    with apply_together(pair.target, transferred, scale=2.0):
         both = pair.target.logits(text)
-    with moved[0].apply(pair.target, scale=2.0), moved[1].apply(pair.target, scale=2.0):
+    with transferred[0].apply(pair.target, scale=2.0), transferred[1].apply(pair.target, scale=2.0):
         torch.testing.assert_close(pair.target.logits(text), both)
     assert not torch.equal(both, before)
     torch.testing.assert_close(pair.target.logits(text), before)
@@ -238,22 +234,22 @@ def test_overlap_counts_the_texts_of_the_vector(
 
 
 def test_a_saved_map_comes_back(tmp_path: Path, pair: ModelPair) -> None:
-    found = ConceptMap.fit(
+    concept_map = ConceptMap.fit(
         pair, [mood(6), colour(5)], source_hook=[0, 1], target_hook=[1, 2], method="ridge"
     )
-    loaded = ConceptMap.load(found.save(tmp_path / "map.safetensors"))
-    assert repr(loaded) == repr(found)
+    loaded = ConceptMap.load(concept_map.save(tmp_path / "map.safetensors"))
+    assert repr(loaded) == repr(concept_map)
     assert (loaded.text_keys, loaded.digests, loaded.source, loaded.target) == (
-        found.text_keys,
-        found.digests,
-        found.source,
-        found.target,
+        concept_map.text_keys,
+        concept_map.digests,
+        concept_map.source,
+        concept_map.target,
     )
-    for vector in found.learn(pair.source, mood(6)):
+    for vector in concept_map.learn(pair.source, mood(6)):
         torch.testing.assert_close(
-            loaded.transfer(vector).direction, found.transfer(vector).direction
+            loaded.transfer(vector).direction, concept_map.transfer(vector).direction
         )
-    assert loaded.summary.equals(found.summary)
+    assert loaded.summary.equals(concept_map.summary)
 
 
 def test_a_truncated_or_foreign_file_is_refused(
@@ -278,7 +274,8 @@ def test_vectors_of_another_model_or_hook_point_are_refused(
     (vector,) = few.learn(pair.source, mood(6))
     with pytest.raises(
         MismatchError,
-        match=r"learnt at 'blocks.0.hook_resid_post', but this map starts at \['blocks.1.hook_resid_post'\]",
+        match=r"learnt at 'blocks.0.hook_resid_post', but this map starts at "
+        r"\['blocks.1.hook_resid_post'\]",
     ):
         few.transfer(replace(vector, hook="blocks.0.hook_resid_post"))
     with pytest.raises(MismatchError, match="what is to be transferred was learnt on a model that"):
@@ -322,9 +319,9 @@ def test_contrasts_without_contrast_and_too_few_texts_are_refused(pair: ModelPai
         ConceptMap.fit(pair.source, mood(4), **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="method is 'adam'"):
         ConceptMap.fit(pair, mood(4), method="adam", **options)  # type: ignore[arg-type]
-    found = ConceptMap.fit(pair, mood(4), **options)
+    concept_map = ConceptMap.fit(pair, mood(4), **options)
     with pytest.raises(ValueError, match="by is 'probe'; expected one of"):
-        found.learn(pair.source, mood(4), by="probe")  # type: ignore[arg-type]
+        concept_map.learn(pair.source, mood(4), by="probe")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="give at least one, and one for each hook point"):
         apply_together(pair.target, [])
 

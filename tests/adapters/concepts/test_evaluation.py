@@ -1,6 +1,4 @@
-"""Tables 1-3: arms where the answer is known, effects against a hand-made steered pass, several
-layers, refusals.
-"""
+"""Concept transfer: arms with known answers, effects of a hand-made pass, layers, errors."""
 
 import math
 from typing import Any
@@ -16,11 +14,12 @@ from lrt_lens.adapters.concepts._evaluation import (
     evaluate_concept_transfer,
 )
 from lrt_lens.adapters.concepts._rows import read_rows
-from lrt_lens.adapters.vectors._choices import ChoiceText
+from lrt_lens.adapters.concepts._settings import ConceptTransferSettings
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.models._pair import ModelPair
+from tests.adapters.vectors.reference import OneRowPerContinuation
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird", "dog", "king", "queen", "boy")
 ENDS = [f"{PLACES[i % 10]} under the {PLACES[(i // 10 + 3 * i + 1) % 10]}" for i in range(12)]
@@ -58,7 +57,7 @@ ARMS = {
 
 @pytest.fixture(scope="module")
 def pair(load: Any) -> ModelPair:
-    """A target whose loss on random words rises when it is pushed: not every random model's does."""
+    """A target whose loss on random words rises under steering; some random models differ."""
     return ModelPair(load("llama", d=16, layers=2, seed=1), load("llama", d=16, layers=3, seed=7))
 
 
@@ -88,7 +87,7 @@ def test_every_arm_is_measured_on_both_concepts(result: ConceptTransfer) -> None
 def test_with_few_texts_the_own_arm_and_the_one_without_a_source_are_native(
     result: ConceptTransfer,
 ) -> None:
-    """Twelve texts, 16 dimensions: table 1 of the paper."""
+    """Twelve texts in 16 dimensions, as in table 1 of the paper."""
     rows = result.summary.set_index(["concept", "arm"])
     for concept in ("mood", "colour"):
         for arm in ("own", "noise_source"):
@@ -106,7 +105,7 @@ def test_numbers_are_those_of_a_pass_steered_by_hand(
     pair: ModelPair, result: ConceptTransfer
 ) -> None:
     (vector,) = result.vectors["mood", "other"]
-    text = ChoiceText(pair.target, MOOD.items, 2)
+    text = OneRowPerContinuation(pair.target, MOOD.items, 2)
     before, after = text.propensity(), text.propensity(vector.hook_at(-1.0))
     row = result.table.set_index(["concept", "arm", "beta"]).loc[("mood", "other", -1.0)]
     assert row["propensity"] == pytest.approx(after.mean(), abs=1e-4)
@@ -170,7 +169,7 @@ def test_tables_and_figures_come_from_the_same_rows(result: ConceptTransfer) -> 
 
 
 def test_several_layers_are_steered_together(pair: ModelPair) -> None:
-    found = evaluate_concept_transfer(
+    evaluation = evaluate_concept_transfer(
         pair,
         [MOOD, COLOUR],
         source_hook=[0, 1],
@@ -181,25 +180,25 @@ def test_several_layers_are_steered_together(pair: ModelPair) -> None:
         n_random=0,
         progress=False,
     )
-    vectors = found.vectors["mood", "native"]
+    vectors = evaluation.vectors["mood", "native"]
     assert [vector.hook for vector in vectors] == [
         "blocks.2.hook_resid_post",
         "blocks.1.hook_resid_post",
     ]
-    text = ChoiceText(pair.target, MOOD.items, 0)
+    text = OneRowPerContinuation(pair.target, MOOD.items, 0)
     before = text.propensity()
     with vectors[0].apply(pair.target), vectors[1].apply(pair.target):
         after = text.propensity()
-    row = found.table.set_index(["concept", "arm"]).loc[("mood", "native")]
+    row = evaluation.table.set_index(["concept", "arm"]).loc[("mood", "native")]
     assert row["effect"] == pytest.approx((after - before).mean(), abs=1e-4)
     assert math.isnan(row["damage"])
-    assert "effect_at_equal_damage" not in found.summary
+    assert "effect_at_equal_damage" not in evaluation.summary
     assert not any(point.fwd_hooks for point in pair.target.bridge.hook_dict.values())
 
 
 def test_at_several_layers_the_last_prompt_token_is_steered_at_each(pair: ModelPair) -> None:
-    """Rows of unequal length, by hand: text by text, each vector added at the prompt's end alone."""
-    found = evaluate_concept_transfer(
+    """Prompts have unequal lengths; the reference adds each vector at each prompt's last token."""
+    evaluation = evaluate_concept_transfer(
         pair,
         [MOOD, COLOUR],
         source_hook=[0, 1],
@@ -229,7 +228,7 @@ def test_at_several_layers_the_last_prompt_token_is_steered_at_each(pair: ModelP
                 return add
 
             for steered in (True, False):
-                vectors = found.vectors["mood", "native"] if steered else ()
+                vectors = evaluation.vectors["mood", "native"] if steered else ()
                 with model.intervene(
                     {vector.hook: adder(vector.direction, len(start) - 1) for vector in vectors}
                 ):
@@ -238,14 +237,12 @@ def test_at_several_layers_the_last_prompt_token_is_steered_at_each(pair: ModelP
                     float(log_p[len(start) - 1 : -1].gather(1, torch.tensor(end)[:, None]).sum())
                 )
         effects.append((said[True][0] - said[True][1]) - (said[False][0] - said[False][1]))
-    row = found.table.set_index(["concept", "arm"]).loc[("mood", "native")]
+    row = evaluation.table.set_index(["concept", "arm"]).loc[("mood", "native")]
     assert row["effect"] == pytest.approx(np.mean(effects), abs=1e-3)
 
 
 def test_a_model_and_itself_need_no_concept_of_their_own(pair: ModelPair) -> None:
-    """The true map is the identity: with enough texts every honest arm is native, the random ones
-    are not.
-    """
+    """The true map is the identity: every fitted arm equals native, the random arms do not."""
     many = [f"{a} under the {b}" for a in PLACES for b in PLACES if a != b][:40]
     concepts = [
         Concept(
@@ -265,7 +262,7 @@ def test_a_model_and_itself_need_no_concept_of_their_own(pair: ModelPair) -> Non
             COLOUR.items,
         ),
     ]
-    found = evaluate_concept_transfer(
+    evaluation = evaluate_concept_transfer(
         (pair.source, pair.source),
         concepts,
         source_hook=1,
@@ -275,7 +272,7 @@ def test_a_model_and_itself_need_no_concept_of_their_own(pair: ModelPair) -> Non
         n_random=1,
         progress=False,
     )
-    cosines = found.summary.set_index(["concept", "arm"])["cosine"]
+    cosines = evaluation.summary.set_index(["concept", "arm"])["cosine"]
     for arm in ("own", "own_disjoint", "other", "untransformed"):
         assert cosines["mood", arm] == pytest.approx(1, abs=1e-3), arm
     assert abs(cosines["mood", "random"]) < 0.9
@@ -338,3 +335,15 @@ def test_bad_input_is_refused(pair: ModelPair, corpus: list[str]) -> None:
     )
     with pytest.raises(ValueError, match="one class"):
         evaluate_concept_transfer(pair, [MOOD, same], **options)
+
+
+def test_settings_can_be_keywords_or_an_object(pair: ModelPair) -> None:
+    models: dict[str, Any] = {"source_hook": 1, "target_hook": 2, "progress": False}
+    fields: dict[str, Any] = {"damage": None, "betas": (1.0,), "ridge": False, "n_random": 1}
+    by_keyword = evaluate_concept_transfer(pair, [MOOD, COLOUR], **models, **fields)
+    by_object = evaluate_concept_transfer(
+        pair, [MOOD, COLOUR], **models, settings=ConceptTransferSettings(**fields)
+    )
+    assert by_keyword.table.equals(by_object.table)
+    with pytest.raises(TypeError, match="unknown option beta; ConceptTransferSettings has"):
+        evaluate_concept_transfer(pair, [MOOD, COLOUR], **models, beta=1.0)

@@ -1,6 +1,4 @@
-"""Maps from rows: against numpy's pseudo-inverse and scikit-learn's ridge, and what is held out
-really is.
-"""
+"""Row maps against numpy's pseudo-inverse, scikit-learn's ridge and nested cross-validation."""
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ ALPHAS = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 def rows(n: int, d_source: int, d_target: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows with a large mean, as residual streams have, and a target that is mostly linear in them."""
+    """(x, y) with a large mean, as residual streams have, and y mostly linear in x."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, d_source, generator=generator, dtype=torch.float64) + 5
     weight = torch.randn(d_source, d_target, generator=generator, dtype=torch.float64)
@@ -61,19 +59,19 @@ def test_a_given_ridge_penalty_is_scikit_learns() -> None:
 
 
 def naive_choice(x: np.ndarray, y: np.ndarray, folds: list[np.ndarray]) -> float:
-    """The penalty by cross-validation over these folds, one scikit-learn fit at a time."""
+    """Penalty by cross-validation over these folds, with one scikit-learn fit per fold."""
     errors = []
     for alpha in ALPHAS:
         total = 0.0
         for number, out in enumerate(folds):
-            kept = np.concatenate([fold for other, fold in enumerate(folds) if other != number])
-            centred = x[kept] - x[kept].mean(0)
+            train = np.concatenate([fold for other, fold in enumerate(folds) if other != number])
+            centred = x[train] - x[train].mean(0)
             total += float(
                 (
                     (
                         y[out]
                         - Ridge(alpha=alpha * (centred**2).sum() / x.shape[1])
-                        .fit(x[kept], y[kept])
+                        .fit(x[train], y[train])
                         .predict(x[out])
                     )
                     ** 2
@@ -95,19 +93,17 @@ def test_the_penalty_and_the_held_out_r2_are_those_of_a_nested_cross_validation(
     assert fit.alpha == pytest.approx(naive_choice(a, b, folds))
     predicted = np.full_like(b, np.nan)
     for number, out in enumerate(folds):
-        rest = [fold for other, fold in enumerate(folds) if other != number]
-        kept = np.concatenate(rest)
-        penalty = naive_choice(a, b, rest) * ((a[kept] - a[kept].mean(0)) ** 2).sum() / 30
-        predicted[out] = Ridge(alpha=penalty).fit(a[kept], b[kept]).predict(a[out])
+        others = [fold for other, fold in enumerate(folds) if other != number]
+        train = np.concatenate(others)
+        penalty = naive_choice(a, b, others) * ((a[train] - a[train].mean(0)) ** 2).sum() / 30
+        predicted[out] = Ridge(alpha=penalty).fit(a[train], b[train]).predict(a[out])
     np.testing.assert_allclose(fit.held_out.numpy(), predicted, atol=1e-8)
     assert fit.r2 == pytest.approx(r2_score(b, predicted, multioutput="variance_weighted"))
     assert fit.r2_uniform == pytest.approx(r2_score(b, predicted, multioutput="uniform_average"))
 
 
 def test_pairs_are_held_out_together() -> None:
-    """The second text of every pair is the first again: were they split, least squares would
-    predict it exactly.
-    """
+    """Both texts of a pair are equal, so a split pair would be predicted exactly."""
     x, y = rows(10, 30, 4)
     noise = torch.randn(10, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 20
     fit = fit_rows(x.repeat(2, 1), (y + noise).repeat(2, 1), groups=[*range(10)] * 2)

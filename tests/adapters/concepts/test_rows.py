@@ -1,4 +1,4 @@
-"""Rows of pairs: vectors and maps agree with numpy, and with the adapters that read the same texts."""
+"""Rows of pairs: vectors and maps agree with numpy and with the adapters of the same texts."""
 
 from typing import Any
 
@@ -38,9 +38,9 @@ def test_gaps_are_the_steering_vectors_of_the_same_texts(
 
 
 def test_the_map_is_the_concept_maps(pair: ModelPair, rows: PairRows) -> None:
-    found = ConceptMap.fit(pair, CONTRAST, source_hook=1, target_hook=2)
+    concept_map = ConceptMap.fit(pair, CONTRAST, source_hook=1, target_hook=2)
     torch.testing.assert_close(
-        rows.fit().weight.float(), found.layers[0].map.weight, atol=1e-4, rtol=1e-3
+        rows.fit().weight.float(), concept_map.layers[0].map.weight, atol=1e-4, rtol=1e-3
     )
 
 

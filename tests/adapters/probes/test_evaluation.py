@@ -1,6 +1,4 @@
-"""Probes carried over, judged beside their controls: known answers, naive counts, and what is
-refused.
-"""
+"""Evaluation of transferred probes and controls: known answers, naive counts, errors."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,7 +8,11 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from lrt_lens.adapters.probes._evaluation import ProbeEvaluation, evaluate_probe
+from lrt_lens.adapters.probes._evaluation import (
+    ProbeEvaluation,
+    ProbeEvaluationSettings,
+    evaluate_probe,
+)
 from lrt_lens.adapters.probes._linear_probe import LinearProbe
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._pair import ModelPair
@@ -98,7 +100,7 @@ def test_every_arm_is_there(result: ProbeEvaluation) -> None:
     assert (result.table["accuracy"] <= result.table["high"]).all()
 
 
-def test_the_arms_are_what_the_probes_say_themselves(
+def test_the_arms_are_what_the_probes_predict_themselves(
     result: ProbeEvaluation, pair: ModelPair, stitch: Stitch
 ) -> None:
     texts, labels = TEXTS[1::2], LABELS[1::2]
@@ -209,7 +211,7 @@ def test_figures_and_tables_are_shown(result: ProbeEvaluation) -> None:
     assert "share_of_native" in result._repr_html_()
 
 
-def test_what_cannot_be_judged_is_refused(
+def test_what_cannot_be_evaluated_is_refused(
     pair: ModelPair, stitch: Stitch, token_map: AffineMap
 ) -> None:
     def evaluate(
@@ -237,3 +239,13 @@ def test_what_cannot_be_judged_is_refused(
         )
     with pytest.raises(MismatchError, match="the source model"):
         evaluate_probe(pair.reversed(), stitch, TEXTS, LABELS, **QUICK)
+
+
+def test_settings_can_be_keywords_or_an_object(pair: ModelPair, stitch: Stitch) -> None:
+    fields: dict[str, Any] = {"ks": (4,), "n_seeds": 1, "n_random": 1, "n_permuted": 0}
+    by_keyword = evaluate_probe(pair, stitch, TEXTS, LABELS, progress=False, **fields)
+    settings = ProbeEvaluationSettings(**fields)
+    by_object = evaluate_probe(pair, stitch, TEXTS, LABELS, progress=False, settings=settings)
+    assert by_keyword.table.equals(by_object.table)
+    with pytest.raises(TypeError, match="unknown option n_shuffled; ProbeEvaluationSettings has"):
+        evaluate_probe(pair, stitch, TEXTS, LABELS, n_shuffled=3)

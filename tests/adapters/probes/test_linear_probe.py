@@ -1,4 +1,4 @@
-"""Linear probes: learning against scikit-learn, transfer, files, and what is refused."""
+"""Linear probes: fits against scikit-learn, transfer, files and errors."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +45,7 @@ def stitch(pair: ModelPair, corpus: list[str]) -> Stitch:
 
 
 def _rows(model: Any, text: str, read: Any, hook: str = HOOK) -> np.ndarray:
-    """[row, d]: what a text is read as, naively."""
+    """Rows of a text by each way of reading, [row, d], written out."""
     rows = model.capture(text, hook)[0].double().numpy()
     return {
         "last": lambda: rows[-1:],
@@ -73,9 +73,9 @@ def test_a_probe_is_scikit_learns_logistic_regression_on_standardised_rows(
         scaler.transform(x), y
     )
     assert list(probe.classes) == naive.classes_.tolist()
-    said = probe.predict_proba(pair.source, texts)
+    predicted = probe.predict_proba(pair.source, texts)
     np.testing.assert_allclose(
-        np.concatenate(said) if read == "every" else said,
+        np.concatenate(predicted) if read == "every" else predicted,
         naive.predict_proba(scaler.transform(x)),
         atol=2e-3,
     )
@@ -169,11 +169,11 @@ def test_labels_by_token_are_learnt(pair: ModelPair) -> None:
 @pytest.mark.parametrize(
     ("texts", "labels"), [(BINARY, LABELS), (TEXTS, THREE)], ids=["binary", "three classes"]
 )
-def test_a_carried_probe_reads_the_mapped_states(
+def test_a_transferred_probe_reads_the_mapped_states(
     pair: ModelPair, stitch: Stitch, texts: list[str], labels: list, read: Any
 ) -> None:
     probe = LinearProbe.fit(pair.source, texts, labels, at=HOOK, read=read, penalties=(0.1,))
-    moved = stitch.transfer(probe)
+    transferred = stitch.transfer(probe)
     weight, bias = stitch.down.weight.double().numpy(), stitch.down.bias.double().numpy()
     mapped = [
         pair.target.capture(text, stitch.target_hook)[0].double().numpy() @ weight + bias
@@ -193,11 +193,11 @@ def test_a_carried_probe_reads_the_mapped_states(
         np.concatenate([np.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits,
         axis=1,
     )
-    said = moved.predict_proba(pair.target, texts)
+    predicted = transferred.predict_proba(pair.target, texts)
     np.testing.assert_allclose(
-        np.concatenate(said) if read == "every" else said, expected, atol=1e-5
+        np.concatenate(predicted) if read == "every" else predicted, expected, atol=1e-5
     )
-    assert (moved.hook, moved.model, moved.read, moved.skip_first) == (
+    assert (transferred.hook, transferred.model, transferred.read, transferred.skip_first) == (
         stitch.target_hook,
         stitch.target,
         probe.read,
@@ -224,8 +224,8 @@ def test_a_probe_goes_there_and_back_by_the_product_of_both_maps(
 def test_another_map_can_be_taken_as_a_control(pair: ModelPair, stitch: Stitch) -> None:
     probe = LinearProbe.fit(pair.source, BINARY, LABELS, at=HOOK, penalties=(0.1,))
     other = replace(stitch.down, weight=2 * stitch.down.weight)
-    moved = stitch.transfer(probe, through=other)
-    torch.testing.assert_close(moved.weight, 2 * stitch.down.weight.double() @ probe.weight)
+    transferred = stitch.transfer(probe, through=other)
+    torch.testing.assert_close(transferred.weight, 2 * stitch.down.weight.double() @ probe.weight)
     with pytest.raises(MismatchError, match="reads 16 dimensions"):
         stitch.transfer(probe, through=stitch.up)
 
@@ -249,20 +249,20 @@ def test_a_probe_from_elsewhere_is_refused(pair: ModelPair, stitch: Stitch) -> N
 def test_a_saved_probe_is_the_same(
     pair: ModelPair, stitch: Stitch, read: Any, tmp_path: Path
 ) -> None:
-    moved = stitch.transfer(
+    transferred = stitch.transfer(
         LinearProbe.fit(pair.source, TEXTS, THREE, at=HOOK, read=read, name="mood")
     )
-    loaded = LinearProbe.load(moved.save(tmp_path / "probe.safetensors"))
-    assert repr(loaded) == repr(moved)
+    loaded = LinearProbe.load(transferred.save(tmp_path / "probe.safetensors"))
+    assert repr(loaded) == repr(transferred)
     assert (loaded.classes, loaded.corpus, loaded.read, loaded.model) == (
-        moved.classes,
-        moved.corpus,
-        moved.read,
-        moved.model,
+        transferred.classes,
+        transferred.corpus,
+        transferred.read,
+        transferred.model,
     )
     for ours, theirs in zip(
         loaded.predict_proba(pair.target, TEXTS),
-        moved.predict_proba(pair.target, TEXTS),
+        transferred.predict_proba(pair.target, TEXTS),
         strict=True,
     ):
         np.testing.assert_array_equal(ours, theirs)
@@ -294,7 +294,7 @@ def test_labels_that_mean_nothing_are_refused(pair: ModelPair, labels: list, mes
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_judging_names_what_is_missing(pair: ModelPair) -> None:
+def test_predictions_name_what_is_missing(pair: ModelPair) -> None:
     probe = LinearProbe.fit(pair.source, BINARY, LABELS, at=HOOK)
     with pytest.raises(ValueError, match=r"labels \['ugly'\] are not among"):
         probe.accuracy(pair.source, BINARY, ["ugly", *LABELS[1:]])

@@ -167,7 +167,8 @@ def test_a_renumbered_sae_is_matched_back(
 def test_correlations_are_numpys_and_come_from_other_documents(
     pair: ModelPair, corpus: list[str]
 ) -> None:
-    from lrt_lens.data._blocks import N_FOLDS, iterate_blocks
+    from lrt_lens.data._blocks import iterate_blocks
+    from lrt_lens.data._parts import N_FOLDS
     from lrt_lens.data._windows import BlockPlan
     from lrt_lens.moments._block_rows import block_rows
 

@@ -14,12 +14,12 @@ from lrt_lens.adapters.vectors._ablation import (
     ablation_hooks,
     evaluate_ablation,
 )
-from lrt_lens.adapters.vectors._choices import ChoiceText
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._stitch import Stitch
+from tests.adapters.vectors.reference import OneRowPerContinuation
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird")
 CONTRAST = ContrastSet(
@@ -122,7 +122,7 @@ def test_at_one_hook_the_propensity_is_that_of_the_vectors_own_ablation(
     twins: ModelPair, stitch: Stitch, vector: SteeringVector, result: AblationEvaluation
 ) -> None:
     moved = stitch.transfer(vector)
-    text = ChoiceText(twins.target, ITEMS, stitch.target_hook)
+    text = OneRowPerContinuation(twins.target, ITEMS, stitch.target_hook)
     expected = text.propensity(moved.hooks(mode="ablate")[0][1])
     part = result.table.query(
         "where == 'hook' and arm == 'transferred' and outcome == 'propensity'"

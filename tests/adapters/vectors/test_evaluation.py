@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.adapters.vectors._arms import Arm
-from lrt_lens.adapters.vectors._choices import ChoiceText
+from lrt_lens.adapters.vectors._arms import VectorArm, drawn_arms
 from lrt_lens.adapters.vectors._evaluation import Curve, SteeringEvaluation, evaluate_steering
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
@@ -17,6 +16,7 @@ from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._rows import score_rows
 from lrt_lens.stitching._stitch import Stitch
+from tests.adapters.vectors.reference import OneRowPerContinuation
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird")
 CONTRAST = ContrastSet(
@@ -104,8 +104,6 @@ def test_every_arm_is_measured_at_the_same_damage(result: SteeringEvaluation) ->
 def test_random_draws_are_half_isotropic_and_all_as_long_as_the_vector(
     stitch: Stitch, result: SteeringEvaluation
 ) -> None:
-    from lrt_lens.adapters.vectors._arms import drawn_arms
-
     draws = list(drawn_arms(stitch, result.vectors["transferred"], 200, seed=0))
     directions = torch.stack([draw.vector.direction for draw in draws]).double()
     torch.testing.assert_close(
@@ -155,7 +153,7 @@ def test_the_same_seed_gives_the_same_numbers(
 
 
 def test_propensity_is_the_difference_of_summed_log_probabilities(twins: ModelPair) -> None:
-    measured = ChoiceText(twins.target, ITEMS, 1).propensity()
+    measured = OneRowPerContinuation(twins.target, ITEMS, 1).propensity()
     tokenizer = twins.target.tokenizer
 
     def score(prompt: str, continuation: str) -> float:
@@ -212,7 +210,7 @@ def test_scales_that_miss_the_budget_are_flagged_and_undefined(
 
 def test_effects_are_interpolated_at_the_budget_and_never_extrapolated() -> None:
     curve = Curve(
-        Arm("transferred", SteeringVector(torch.ones(2), "blocks.0.hook_resid_post")),
+        VectorArm("transferred", SteeringVector(torch.ones(2), "blocks.0.hook_resid_post")),
         scales=np.array([0.0, 1.0, 2.0]),
         damage=np.array([0.0, 0.1, 0.3]),
         propensity=np.array([[1.0, 5.0], [2.0, 5.0], [4.0, 6.0]]),

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.adapters.vectors._choices import ChoiceText
 from lrt_lens.adapters.vectors._preferences import PreferenceText
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ChoiceItems
+from tests.adapters.vectors.reference import OneRowPerContinuation
 
 PROMPTS = [
     "the little boy saw the house and he",
@@ -50,7 +50,7 @@ def test_under_steering_they_are_those_of_a_pass_a_continuation(model: Any, posi
     vector = SteeringVector(direction, "blocks.1.hook_resid_post")
     found, expected = (
         text.propensity(vector.hook_at(2.0, positions=positions))
-        for text in (PreferenceText(model, ITEMS, 1), ChoiceText(model, ITEMS, 1))
+        for text in (PreferenceText(model, ITEMS, 1), OneRowPerContinuation(model, ITEMS, 1))
     )
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.abs(found - PreferenceText(model, ITEMS, 1).propensity()).max() > 1e-3

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from lrt_lens.adapters.vectors._choices import ChoiceText
 from lrt_lens.adapters.vectors._propensity import PropensityEvaluation, evaluate_propensity
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._behaviours import answer_contrast
@@ -18,6 +17,7 @@ from lrt_lens.data._contrast import ChoiceItems
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._stitch import Stitch
+from tests.adapters.vectors.reference import OneRowPerContinuation
 
 PLACES = (
     "house",
@@ -103,7 +103,7 @@ def test_every_number_of_the_table_follows_from_the_naive_propensities(
     vectors["transferred"] = vectors["transferred"] * (
         vectors["native"].norm / vectors["transferred"].norm
     )
-    text = ChoiceText(twins.target, test, stitch.target_hook)
+    text = OneRowPerContinuation(twins.target, test, stitch.target_hook)
     before = text.propensity()
     table = result.table[
         (result.table["task"] == "first") & (result.table["arm"] == "transferred")

@@ -26,8 +26,8 @@ def test_the_map_is_least_squares_on_the_rows_of_tokens_that_both_know(
         )
         found.append(module.weight.detach().double().numpy())
     vocabulary = token_strings(pair.source.tokenizer)
-    from lrt_lens.data._blocks import N_FOLDS, part_of
     from lrt_lens.data._documents import document_key
+    from lrt_lens.data._parts import N_FOLDS, part_of
 
     ids = [
         i

@@ -33,14 +33,15 @@ from lrt_lens._repr_html import card, table
 from lrt_lens.adapters.saes.codes._code_map import CodeMap, encode_states
 from lrt_lens.adapters.saes.codes._moments import CodePasses, check_sae, encode
 from lrt_lens.adapters.vectors._agreement import steering_agreement
-from lrt_lens.data._blocks import N_FOLDS, N_TEST_GROUPS
 from lrt_lens.data._documents import Documents
+from lrt_lens.data._parts import N_FOLDS, N_TEST_GROUPS
 from lrt_lens.errors import MismatchError, TooFewDocumentsError
 from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._scatter import r2_of
 from lrt_lens.statistics._intervals import bootstrap_mean
 from lrt_lens.statistics._jackknife import jackknife
+from lrt_lens.statistics._random_directions import covariance_root
 from lrt_lens.stitching._stitch import Stitch
 
 ARMS = ("s2l", "l2l", "reconstruction")
@@ -255,13 +256,12 @@ def _images(
     decoder = sae.W_dec.detach().double().cpu()[indices]
     transferred = stitch.up.directions(decoder.to(stitch.up.weight.device)).cpu().double()
     generator = torch.Generator().manual_seed(seed)
-    values, vectors = torch.linalg.eigh(stitch.target_statistics.covariance.double().cpu())
-    noise = torch.randn(len(indices), len(values), generator=generator, dtype=torch.float64)
+    root = covariance_root(stitch.target_statistics.covariance)
+    noise = torch.randn(len(indices), len(root), generator=generator, dtype=torch.float64)
     return {
         "s2l": rows,
         "l2l": transferred,
         # Each feature is paired with the row of the feature before it.
         "other": rows.roll(1, 0),
-        # N(0, Σ) with Σ = V diag(λ) Vᵀ: rounding can make the smallest λ negative.
-        "random": (noise * values.clamp_min(0).sqrt()) @ vectors.T,
+        "random": noise @ root.T,
     }

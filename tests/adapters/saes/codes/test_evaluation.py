@@ -12,7 +12,8 @@ from sklearn.metrics import r2_score
 from lrt_lens.adapters.saes.codes._code_map import CodeMap, fit_code_map
 from lrt_lens.adapters.saes.codes._evaluation import evaluate_code_map
 from lrt_lens.adapters.vectors._agreement import steering_agreement
-from lrt_lens.data._blocks import N_FOLDS, iterate_blocks
+from lrt_lens.data._blocks import iterate_blocks
+from lrt_lens.data._parts import N_FOLDS
 from lrt_lens.data._windows import BlockPlan
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._pair import ModelPair

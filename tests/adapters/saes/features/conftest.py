@@ -12,9 +12,7 @@ N_FEATURES = 40
 
 @pytest.fixture(scope="session")
 def stitch(pair: Any, corpus: list[str]) -> Any:
-    """Between the first layer of the source and the second of the target, fitted on the corpus,
-    with a shuffled control.
-    """
+    """Stitch from layer 0 of the source to layer 1 of the target, with a map of shuffled pairs."""
     from lrt_lens.stitching._fit import fit_stitches
 
     grid = fit_stitches(
@@ -31,8 +29,9 @@ def stitch(pair: Any, corpus: list[str]) -> Any:
 
 @pytest.fixture(scope="session")
 def make_sae() -> Callable[..., Any]:
-    """``make_sae("topk", d=16)``: an SAE of random weights at home at ``HOOK``; other options go to
-    its configuration.
+    """Function that builds an SAE of random weights at ``HOOK``: ``make_sae("topk", d=16)``.
+
+    Other options go to its configuration.
     """
 
     def make(

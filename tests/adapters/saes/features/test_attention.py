@@ -1,4 +1,4 @@
-"""The path ablation changes one position's input to one layer and reads that layer's own pattern."""
+"""Path ablation changes the input of one layer at one position and reads that layer's pattern."""
 
 from typing import Any
 
@@ -19,9 +19,7 @@ HOOK = "blocks.0.hook_resid_post"
 
 
 def _llama_pattern(model: Any, layer: int, residual: torch.Tensor) -> torch.Tensor:
-    """[head, query, key] of a Llama layer, written out: norm, projections, rotary positions, shared
-    keys, softmax.
-    """
+    """Attention pattern of a Llama layer, written out, [head, query, key]."""
     bare = model.bridge.original_model
     block = [b.original_component for b in model.bridge.blocks][layer]
     attention = block.self_attn
@@ -49,9 +47,9 @@ def test_the_pattern_is_that_of_the_layer_and_attention_is_fused_again_afterward
     tokens, last = torch.tensor([ids]), torch.tensor([len(ids) - 1])
     residual = model.engine.capture(tokens, [HOOK])[HOOK]
     before = model.bridge.original_model.config._attn_implementation
-    found = first_token_attention(model, 1, tokens, residual, last)
+    attended = first_token_attention(model, 1, tokens, residual, last)
     expected = _llama_pattern(model, 1, residual[0])[:, -1, 0]
-    np.testing.assert_allclose(found[0], expected, atol=1e-5)
+    np.testing.assert_allclose(attended[0], expected, atol=1e-5)
     assert model.bridge.original_model.config._attn_implementation == before == "sdpa"
     modules = list(model.bridge.original_model.modules())
     assert not any(
@@ -118,7 +116,7 @@ def test_every_architecture_gives_a_pattern_that_the_residual_decides(
     assert not torch.allclose(first_token_attention(model, 1, tokens, other, last), own, atol=1e-4)
 
 
-def test_the_strongest_head_is_the_choosing_halfs() -> None:
+def test_the_strongest_head_is_chosen_on_the_choosing_half() -> None:
     table = pd.DataFrame(
         {
             "feature": [1, 1, 1, 2],

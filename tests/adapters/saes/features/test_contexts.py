@@ -1,4 +1,4 @@
-"""The strongest places that are kept are the strongest of all text, with what stood around them."""
+"""The stored contexts are the strongest positions of all text, with their surroundings."""
 
 import torch
 
@@ -20,16 +20,16 @@ def _batch(
 
 
 def _row(around: range, inside: list[bool], values: torch.Tensor, missing: float) -> list[float]:
-    """A window's values around a place."""
+    """Values of a window around a position."""
     return [values[p].item() if ok else missing for p, ok in zip(around, inside, strict=True)]
 
 
-def test_the_best_places_of_all_batches_are_kept_one_a_window_with_their_surroundings() -> None:
+def test_the_strongest_positions_of_all_batches_are_stored_one_per_window() -> None:
     shapes = [(4, 9), (1, 5), (7, 12), (3, 9)]
     batches = [_batch(seed, *shape) for seed, shape in enumerate(shapes)]
-    kept = TopContexts(6, 5, REACH)
+    contexts = TopContexts(6, 5, REACH)
     for batch in batches:
-        kept.add(*batch)
+        contexts.add(*batch)
     for feature in range(5):
         places = []
         for ranked, other, tokens, lengths in batches:
@@ -47,14 +47,14 @@ def test_the_best_places_of_all_batches_are_kept_one_a_window_with_their_surroun
                 )
         places.sort(key=lambda place: -place[0])
         for rank, (peak, tokens, ranked, other) in enumerate(places[:5]):
-            assert float(kept.peaks[feature, rank]) == peak
-            assert kept.tokens[feature, rank].tolist() == tokens
-            assert kept.ranked[feature, rank].tolist() == ranked
-            assert kept.other[feature, rank].tolist() == other
+            assert float(contexts.peaks[feature, rank]) == peak
+            assert contexts.tokens[feature, rank].tolist() == tokens
+            assert contexts.ranked[feature, rank].tolist() == ranked
+            assert contexts.other[feature, rank].tolist() == other
 
 
-def test_a_feature_that_never_fires_has_no_place() -> None:
-    kept = TopContexts(6, 3, REACH)
-    kept.add(*_batch(0, 4, 8))
-    assert not kept.peaks[5].any()
-    assert (kept.tokens[5] == -1).all()
+def test_a_feature_that_never_fires_has_no_context() -> None:
+    contexts = TopContexts(6, 3, REACH)
+    contexts.add(*_batch(0, 4, 8))
+    assert not contexts.peaks[5].any()
+    assert (contexts.tokens[5] == -1).all()

@@ -1,6 +1,4 @@
-"""Streamed correlations are those of numpy on all rows, and their intervals those of leaving each
-group out.
-"""
+"""Streamed correlations equal numpy's on all rows, and intervals equal an explicit jackknife."""
 
 import numpy as np
 import torch
@@ -18,12 +16,12 @@ def _rows(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _streamed(a: np.ndarray, b: np.ndarray, groups: np.ndarray, order: np.ndarray) -> Correlations:
-    found = Correlations(5, 4)
+    correlations = Correlations(5, 4)
     for chunk in np.array_split(order, 17):
         for group in np.unique(groups[chunk]):
             rows = chunk[groups[chunk] == group]
-            found.add(int(group), torch.from_numpy(a[rows]), torch.from_numpy(b[rows]))
-    return found
+            correlations.add(int(group), torch.from_numpy(a[rows]), torch.from_numpy(b[rows]))
+    return correlations
 
 
 def test_values_are_numpys_whatever_the_order_and_a_constant_column_has_none() -> None:
@@ -37,12 +35,12 @@ def test_values_are_numpys_whatever_the_order_and_a_constant_column_has_none() -
 
 def test_the_interval_is_the_jackknife_over_groups() -> None:
     a, b, groups = _rows()
-    found = _streamed(a, b, groups, np.arange(300)).interval()
+    correlations = _streamed(a, b, groups, np.arange(300)).interval()
     for i in range(4):
         left_out = [np.corrcoef(a[groups != g, i], b[groups != g, i])[0, 1] for g in range(4)]
         expected = jackknife(float(np.corrcoef(a[:, i], b[:, i])[0, 1]), left_out)
         np.testing.assert_allclose(
-            [found.low[i], found.high[i]], [expected.low, expected.high], rtol=1e-7
+            [correlations.low[i], correlations.high[i]], [expected.low, expected.high], rtol=1e-7
         )
 
 
@@ -50,6 +48,8 @@ def test_large_means_in_single_precision_do_not_drown_the_correlation() -> None:
     rng = np.random.default_rng(2)
     a = rng.normal(size=(2000, 1)).astype(np.float32)
     b = (a + rng.normal(size=(2000, 1)) + 100).astype(np.float32)
-    found = Correlations(1, 1)
-    found.add(0, torch.from_numpy(a), torch.from_numpy(b))
-    np.testing.assert_allclose(found.values()[0], np.corrcoef(a[:, 0], b[:, 0])[0, 1], atol=1e-5)
+    correlations = Correlations(1, 1)
+    correlations.add(0, torch.from_numpy(a), torch.from_numpy(b))
+    np.testing.assert_allclose(
+        correlations.values()[0], np.corrcoef(a[:, 0], b[:, 0])[0, 1], atol=1e-5
+    )

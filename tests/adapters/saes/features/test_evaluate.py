@@ -1,4 +1,4 @@
-"""Every column of the table against rows of text, one by one, in float64; and what is refused."""
+"""Every column of the table against an explicit computation in float64, and errors."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from lrt_lens.adapters.saes.features._coder import FeatureCoder, check_sae, random_coder
-from lrt_lens.adapters.saes.features._evaluate import evaluate_features
+from lrt_lens.adapters.saes.features._evaluate import FeatureEvaluationSettings, evaluate_features
 from lrt_lens.adapters.saes.features._result import FeatureEvaluation
 from lrt_lens.adapters.saes.features._unembedding import Unembedding
-from lrt_lens.data._blocks import N_FOLDS, part_of
 from lrt_lens.data._documents import document_key
+from lrt_lens.data._parts import N_FOLDS, part_of
 from lrt_lens.data._windows import BlockPlan, cut_windows
 from lrt_lens.errors import HookPointError, MismatchError, TooFewDocumentsError
 from lrt_lens.models._pair import ModelPair
@@ -39,7 +39,7 @@ def result(pair: Any, stitch: Any, sae: Any, corpus: list[str]) -> FeatureEvalua
 def _rows(
     pair: Any, stitch: Any, corpus: list[str]
 ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """Both streams at every counted position of the test fold, and the next tokens."""
+    """(source rows, target rows, next tokens) at every counted position of the test fold."""
     xs, ys, following = [], [], []
     for text in corpus:
         key = document_key(text, 0)
@@ -57,7 +57,7 @@ def _rows(
 
 
 def _topk(rows: torch.Tensor, sae: Any, k: int = 6) -> np.ndarray:
-    """A TopK SAE as its paper writes it."""
+    """Activations of a TopK SAE by the formula of its paper."""
     before = (
         ((rows - sae.b_dec.double()) @ sae.W_enc.double() + sae.b_enc.double()).detach().numpy()
     )
@@ -108,9 +108,9 @@ def test_the_gradient_attribution_is_the_slope_of_the_log_probability(
     direction, at = torch.randn(24, generator=torch.Generator().manual_seed(0)), int(window.rows[2])
 
     def total(step: float) -> float:
-        moved = residual.clone()
-        moved[0, at] += step * direction
-        with pair.target.engine.resuming(TARGET_HOOK, moved):
+        shifted = residual.clone()
+        shifted[0, at] += step * direction
+        with pair.target.engine.resuming(TARGET_HOOK, shifted):
             log_p = pair.target.logits(batch.tokens)[0].double().log_softmax(-1)
         counted = [p for p in window.rows if p + 1 < len(window.ids)]
         return float(sum(log_p[p, window.ids[p + 1]] for p in counted))
@@ -120,13 +120,13 @@ def test_the_gradient_attribution_is_the_slope_of_the_log_probability(
     assert all(
         parameter.requires_grad for parameter in pair.target.bridge.original_model.parameters()
     )
-    found = evaluate_features(pair, stitch, sae, corpus, attribution="gradient", **QUIET)
+    evaluation = evaluate_features(pair, stitch, sae, corpus, attribution="gradient", **QUIET)
     paper = evaluate_features(pair, stitch, sae, corpus, **QUIET)
-    assert found.table["attribution_r"].notna().sum() > 10
+    assert evaluation.table["attribution_r"].notna().sum() > 10
     assert not np.allclose(
-        found.table["attribution_r"].dropna(), paper.table["attribution_r"].dropna()
+        evaluation.table["attribution_r"].dropna(), paper.table["attribution_r"].dropna()
     )
-    np.testing.assert_allclose(found.table["activation_r"], paper.table["activation_r"])
+    np.testing.assert_allclose(evaluation.table["activation_r"], paper.table["activation_r"])
 
 
 def test_a_model_and_itself_share_every_feature_and_no_baseline_comes_near(
@@ -135,14 +135,16 @@ def test_a_model_and_itself_share_every_feature_and_no_baseline_comes_near(
     same = AffineMap(torch.eye(16), torch.zeros(16), HOOK, HOOK)
     statistics = StreamStatistics(torch.zeros(16), torch.eye(16), 1.0)
     itself = Stitch(MapPair(same, same), statistics, statistics)
-    found = evaluate_features(
+    evaluation = evaluate_features(
         ModelPair(pair.source, pair.source), itself, sae, corpus, **QUIET
     ).live
-    np.testing.assert_allclose(found["attribution_r"], 1, atol=1e-6)
-    np.testing.assert_allclose(found["attribution_r_random"].dropna(), 1, atol=1e-6)
-    np.testing.assert_allclose(found["entropy_share_source"], found["entropy_share_target"])
-    assert found["attribution_r_other"].abs().mean() < 0.3
-    assert found["rho_write"].isna().all()
+    np.testing.assert_allclose(evaluation["attribution_r"], 1, atol=1e-6)
+    np.testing.assert_allclose(evaluation["attribution_r_random"].dropna(), 1, atol=1e-6)
+    np.testing.assert_allclose(
+        evaluation["entropy_share_source"], evaluation["entropy_share_target"]
+    )
+    assert evaluation["attribution_r_other"].abs().mean() < 0.3
+    assert evaluation["rho_write"].isna().all()
 
 
 def test_columns_from_moments_are_the_stitchs_own(
@@ -156,7 +158,7 @@ def test_columns_from_moments_are_the_stitchs_own(
 
 
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu", "topk"])
-def test_any_architecture_is_read_and_the_carried_one_is_up_sae_down(
+def test_any_architecture_is_read_and_the_transferred_one_is_up_sae_down(
     stitch: Any, make_sae: Any, architecture: str
 ) -> None:
     sae = make_sae(architecture)
@@ -187,18 +189,18 @@ def test_the_random_sae_keeps_norms_and_biases_and_nothing_else(sae: Any) -> Non
     assert torch.equal(random_coder(sae, 1).sae.W_enc, drawn.W_enc)
 
 
-def test_a_targets_own_sae_takes_the_place_of_the_carried_one(
+def test_a_targets_own_sae_replaces_the_transferred_one(
     pair: Any, stitch: Any, sae: Any, make_sae: Any, corpus: list[str], result: FeatureEvaluation
 ) -> None:
-    carried = make_sae("topk", d=24, hook=TARGET_HOOK, apply_b_dec_to_input=False)
+    own_sae = make_sae("topk", d=24, hook=TARGET_HOOK, apply_b_dec_to_input=False)
     with torch.no_grad():
         down = stitch.down
-        carried.W_enc.copy_(down.weight.float() @ sae.W_enc)
-        carried.b_enc.copy_((down.bias.float() - sae.b_dec) @ sae.W_enc + sae.b_enc)
-        carried.W_dec.copy_(sae.W_dec @ stitch.up.weight.float())
-    found = evaluate_features(pair, stitch, sae, corpus, transferred=carried, **QUIET)
+        own_sae.W_enc.copy_(down.weight.float() @ sae.W_enc)
+        own_sae.b_enc.copy_((down.bias.float() - sae.b_dec) @ sae.W_enc + sae.b_enc)
+        own_sae.W_dec.copy_(sae.W_dec @ stitch.up.weight.float())
+    evaluation = evaluate_features(pair, stitch, sae, corpus, transferred=own_sae, **QUIET)
     np.testing.assert_allclose(
-        found.table["attribution_r"], result.table["attribution_r"], atol=1e-3
+        evaluation.table["attribution_r"], result.table["attribution_r"], atol=1e-3
     )
 
 
@@ -206,7 +208,7 @@ def test_batches_do_not_change_a_number(
     pair: Any, stitch: Any, sae: Any, corpus: list[str], result: FeatureEvaluation, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("lrt_lens.adapters.saes.features._text._NUMBERS_AT_ONCE", 1)
-    found = evaluate_features(pair, stitch, sae, corpus, **QUIET)
+    evaluation = evaluate_features(pair, stitch, sae, corpus, **QUIET)
     for column in (
         "density_source",
         "attribution_r",
@@ -214,9 +216,9 @@ def test_batches_do_not_change_a_number(
         "attribution_r_random",
         "attribution_r_other",
     ):
-        np.testing.assert_allclose(found.table[column], result.table[column], atol=1e-4)
+        np.testing.assert_allclose(evaluation.table[column], result.table[column], atol=1e-4)
     torch.testing.assert_close(
-        found.contexts[0].peaks, result.contexts[0].peaks, rtol=1e-4, atol=1e-5
+        evaluation.contexts[0].peaks, result.contexts[0].peaks, rtol=1e-4, atol=1e-5
     )
 
 
@@ -263,7 +265,7 @@ def test_kinds_are_compared_at_equal_density(result: FeatureEvaluation) -> None:
     assert np.isnan(replace(result, table=table.assign(kind="semantic")).structural_advantage.value)
 
 
-def test_an_sae_that_is_not_at_home_is_refused(
+def test_an_sae_of_another_model_or_hook_point_is_refused(
     pair: Any, stitch: Any, sae: Any, make_sae: Any, corpus: list[str]
 ) -> None:
     with pytest.raises(
@@ -312,7 +314,7 @@ def test_an_sae_that_is_not_at_home_is_refused(
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_what_cannot_be_measured_is_said(
+def test_what_cannot_be_measured_is_an_error(
     pair: Any, stitch: Any, sae: Any, make_sae: Any, corpus: list[str]
 ) -> None:
     dead = make_sae("standard")
@@ -326,3 +328,15 @@ def test_what_cannot_be_measured_is_said(
         evaluate_features(pair, stitch, sae, ["a", "b"], folds="all", **QUIET)
     with pytest.raises(ValueError, match="attribution is 'loss'; expected one of"):
         evaluate_features(pair, stitch, sae, corpus, attribution="loss", **QUIET)  # type: ignore[arg-type]
+
+
+def test_settings_can_be_keywords_or_an_object(
+    pair: Any, stitch: Any, sae: Any, corpus: list[str]
+) -> None:
+    fields: dict[str, Any] = {"context_length": 32, "n_sentences": 0, "attention_features": 0}
+    by_keyword = evaluate_features(pair, stitch, sae, corpus, progress=False, **fields)
+    settings = FeatureEvaluationSettings(**fields)
+    by_object = evaluate_features(pair, stitch, sae, corpus, progress=False, settings=settings)
+    assert by_keyword.table.equals(by_object.table)
+    with pytest.raises(TypeError, match="unknown option n_token; FeatureEvaluationSettings has"):
+        evaluate_features(pair, stitch, sae, corpus, n_token=3)

@@ -1,4 +1,4 @@
-"""A feature's page shows tokens as they are, escapes them, and loads nothing."""
+"""The page of a feature escapes tokens, shows scores and contexts, and loads nothing."""
 
 import math
 import re
@@ -69,7 +69,7 @@ def test_tokens_are_escaped_in_the_page_and_in_the_notebook() -> None:
         assert not re.search(r'(?:src|href)="(?!#)', html)
 
 
-def test_shades_are_shares_of_the_strongest_place_and_the_place_is_framed() -> None:
+def test_shades_are_shares_of_the_strongest_activation_and_its_token_is_framed() -> None:
     tokens = re.findall(
         r'<bdi style="([^"]*)" title="([^"]*)">([^<]*)</bdi>', _page()._repr_html_()
     )
@@ -87,7 +87,7 @@ def test_shades_are_shares_of_the_strongest_place_and_the_place_is_framed() -> N
     assert ["outline" in style for style, _, _ in tokens] == [False, True, False, False, False] * 2
 
 
-def test_scores_that_are_undefined_and_features_that_never_fire_are_said() -> None:
+def test_undefined_scores_and_features_that_never_fire_are_reported() -> None:
     html = _page([]).html
     assert "Never active on large." in html
     assert "95% 0.80 to n/a" in html

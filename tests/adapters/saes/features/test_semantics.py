@@ -1,6 +1,4 @@
-"""A feature that follows a function word is structural, one that follows a content word is
-semantic.
-"""
+"""Features that fire on function words are structural, those on content words semantic."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -31,9 +29,7 @@ SENTENCES = [
 
 
 def _word_detectors(model: Any, words: list[str]) -> FeatureCoder:
-    """Features that fire where the embedding stream is that of a given word: [word] in place of an
-    SAE.
-    """
+    """Coder with one feature per word, which fires at the embedding of that word."""
     ids = [model.tokenizer(f" {word}", add_special_tokens=False)["input_ids"][-1] for word in words]
     embeddings = model.capture(torch.tensor([ids]), "hook_embed")[0].float()
 
@@ -46,19 +42,19 @@ def _word_detectors(model: Any, words: list[str]) -> FeatureCoder:
 
 def test_function_words_are_structural_and_content_words_semantic(model: Any) -> None:
     coder = _word_detectors(model, ["and", "cat", "happy"])
-    found = semantic_scores(model, "hook_embed", coder, SENTENCES, skip_first=1)
-    assert found.kind == ["structural", "semantic", "undecided"]
-    assert found.n_sentences.tolist() == [6, 6, 0]
-    np.testing.assert_allclose(found.score[:2], [0, 1])
-    assert np.isnan(found.score[2])
+    scores = semantic_scores(model, "hook_embed", coder, SENTENCES, skip_first=1)
+    assert scores.kind == ["structural", "semantic", "undecided"]
+    assert scores.n_sentences.tolist() == [6, 6, 0]
+    np.testing.assert_allclose(scores.score[:2], [0, 1])
+    assert np.isnan(scores.score[2])
     # "and" fires in all versions of all sentences, so chance alone makes it structural; "cat" fires
     # in a third of them.
-    np.testing.assert_allclose(found.chance, [0, 1 - (6 / 18) ** 2, 1])
+    np.testing.assert_allclose(scores.chance, [0, 1 - (6 / 18) ** 2, 1])
 
 
 def test_scores_are_those_of_sentence_by_sentence(pair: Any, sae: Any) -> None:
     coder = FeatureCoder(sae)
-    found = semantic_scores(pair.source, HOOK, coder, SENTENCES, skip_first=4)
+    scores = semantic_scores(pair.source, HOOK, coder, SENTENCES, skip_first=4)
     fires = np.array(
         [
             [
@@ -69,10 +65,10 @@ def test_scores_are_those_of_sentence_by_sentence(pair: Any, sae: Any) -> None:
         ]
     )
     originals = fires[:, 0].sum(0)
-    np.testing.assert_array_equal(found.n_sentences, originals)
+    np.testing.assert_array_equal(scores.n_sentences, originals)
     expected = np.where(originals > 0, 1 - fires.all(1).sum(0) / np.maximum(originals, 1), np.nan)
-    np.testing.assert_allclose(found.score, expected)
-    np.testing.assert_allclose(found.chance, 1 - fires.mean((0, 1)) ** 2)
+    np.testing.assert_allclose(scores.score, expected)
+    np.testing.assert_allclose(scores.chance, 1 - fires.mean((0, 1)) ** 2)
 
 
 @pytest.mark.parametrize("rewrites", [[["a b", "c d"], ["a b"]], [], [["a"]], ["a b", "c d"]])

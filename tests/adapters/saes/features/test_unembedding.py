@@ -1,4 +1,4 @@
-"""The unembedding says what the model says, for every kind of final norm."""
+"""The folded unembedding gives the logits of the model, for every kind of final norm."""
 
 from typing import Any
 
@@ -68,9 +68,8 @@ def test_the_null_share_is_that_of_numpys_singular_vectors(
     v = rows.double().numpy()
     if architecture == "gpt2":
         v = v - v.mean(1, keepdims=True)
-        left = left[
-            :, :-1
-        ]  # the mean over dimensions has singular value 0 under a LayerNorm, whatever the unembedding
+        # Under a LayerNorm the mean over dimensions has singular value 0 for any unembedding.
+        left = left[:, :-1]
     expected = np.linalg.norm(v @ left[:, -2:], axis=1) / np.linalg.norm(v, axis=1)
     np.testing.assert_allclose(unembedding.null_share(rows, 0.125), expected, atol=1e-4)
     assert unembedding.random_share(0.125) == pytest.approx(
@@ -78,7 +77,9 @@ def test_the_null_share_is_that_of_numpys_singular_vectors(
     )
 
 
-def test_a_direction_of_the_null_space_has_share_one_and_moves_the_logits_least(model: Any) -> None:
+def test_a_direction_of_the_null_space_has_share_one_and_changes_the_logits_least(
+    model: Any,
+) -> None:
     unembedding = Unembedding.of(model)
     null = unembedding.null_directions(0.125)
     assert unembedding.null_share(null, 0.125).tolist() == pytest.approx([1.0, 1.0], abs=1e-5)

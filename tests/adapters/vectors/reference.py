@@ -1,4 +1,4 @@
-"""Propensity: which of two continuations a model prefers."""
+"""Reference implementations that tests compare the toolkit with."""
 
 import numpy as np
 
@@ -8,31 +8,27 @@ from lrt_lens.data._contrast import ChoiceItems
 from lrt_lens.models._hooked_model import HookedModel
 
 
-class ChoiceText:
-    """Choice items made ready: the propensity of each under an intervention."""
+class OneRowPerContinuation:
+    """Propensities from one row of tokens per continuation, nothing shared between the two.
+
+    `PreferenceText` gives the same numbers with fewer rows.
+    """
 
     def __init__(self, model: HookedModel, items: ChoiceItems, hook: int | str) -> None:
         prompts = model.encode(items.prompts)
         continuations = [model.encode_bodies(texts) for texts in (items.positive, items.negative)]
         rows = [
-            [*prompt, *ids]
+            [*prompt, *tokens]
             for side in continuations
-            for prompt, ids in zip(prompts, side, strict=True)
+            for prompt, tokens in zip(prompts, side, strict=True)
         ]
-        longest = max(len(row) for row in rows)
-        if longest > model.context_length:
-            raise ValueError(
-                f"an item has {longest} tokens; {model.name!r} reads {model.context_length}: shorten the prompts"
-            )
         self.n_items = len(items)
         self.prompt_lengths = [len(prompt) for prompt in prompts] * 2
         self.batches = TokenBatches(model, rows, hook)
 
     def propensity(self, hook: SteeringHook | None = None) -> np.ndarray:
-        """[item], log p(positive) − log p(negative) in nats, each summed over the continuation's
-        tokens.
-        """
+        """Return log p(positive) − log p(negative) in nats, [item], each a sum over tokens."""
         sums = np.zeros(2 * self.n_items)
-        for i, values in self.batches.log_probabilities(hook, self.prompt_lengths):
-            sums[i] = float(values[self.prompt_lengths[i] - 1 :].sum())
+        for i, log_p in self.batches.log_probabilities(hook, self.prompt_lengths):
+            sums[i] = float(log_p[self.prompt_lengths[i] - 1 :].sum())
         return sums[: self.n_items] - sums[self.n_items :]

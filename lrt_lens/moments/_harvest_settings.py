@@ -1,0 +1,88 @@
+"""Settings of a harvest, written once for `harvest`, `settle`, `plan_harvest` and `fit_stitches`.
+
+settings = HarvestSettings(target_layers="proportional", n_tokens=1_000_000)
+plan_harvest(ModelShape.of_pretrained("gpt2"), ModelShape.of_pretrained("gpt2-xl"),
+             settings=settings)
+harvest(pair, documents, settings=settings)
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from lrt_lens._settings import Settings
+from lrt_lens.models._hook_points import Layers
+from lrt_lens.models._hooked_model import SKIP_FIRST
+
+Null = bool | Literal["full", "sketch", "none"]
+"""Values of ``null=``; see `HarvestSettings`."""
+
+
+@dataclass(frozen=True)
+class HarvestSettings(Settings):
+    """Settings that decide the numbers of a harvest, and ``batch_tokens``.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    source_layers: Layers = "all"
+    """Hook points of the source; ``"all"`` is every ``hook_resid_post``."""
+    target_layers: Layers = "all"
+    """Hook points of the target; ``"proportional"`` pairs equal relative depths."""
+    n_tokens: int | None = 200_000
+    """Unmasked tokens after which no further document is read; None reads all documents."""
+    context_length: int = 256
+    """Tokens per window, BOS included; cut to the length that both models can read."""
+    seed: int = 0
+    """Seed of the folds and of the shuffled pairs."""
+    null: Null = True
+    """Cross-moments of shuffled pairs. True: whole for small grids and sketched for large ones;
+    ``"full"`` or ``"sketch"`` in either case; False or ``"none"``: no null.
+    """
+    skip_first: int = SKIP_FIRST
+    """Masked positions at the start of each window."""
+    lag: int = 0
+    """Control: pair each source position with the target's position this many rows later. The
+    score that remains does not come from the pairing of positions.
+    """
+    batch_tokens: int = 4096
+    """Padded tokens per forward pass; changes speed and memory only."""
+    block_rows: int = 4096
+    """Unmasked tokens per block, the unit of products, shuffled pairs, checkpoints, ranks and
+    shards.
+    """
+    moment_dtype: str | torch.dtype = "float32"
+    """Precision of products, ``"float32"`` or ``"float64"``; sums are always float64."""
+    joint: bool = False
+    """Concatenate all source layers into one hook point, for `ManyToOne`."""
+    shard: tuple[int, int] | None = None
+    """(i, N), i from 0: harvest every Nth block only, beginning with block i; `merge_shards` adds
+    the moments of all N jobs.
+    """
+
+    def __post_init__(self) -> None:
+        if self.n_tokens is not None and self.n_tokens <= 0:
+            raise ValueError(
+                f"n_tokens is {self.n_tokens}; "
+                "expected a positive number, or None to read all documents"
+            )
+        refuse_short_windows(self.context_length)
+        if self.lag < 0:
+            raise ValueError(
+                f"lag is {self.lag}; expected 0, or the number of rows by which "
+                "the target is read later"
+            )
+        if isinstance(self.null, str) and self.null not in ("full", "sketch", "none"):
+            raise ValueError(
+                f"null is {self.null!r}; expected True, False, 'full', 'sketch' or 'none'"
+            )
+
+
+def refuse_short_windows(context_length: int) -> None:
+    """Raise ValueError if masked positions would take up more than half of each window."""
+    if context_length < 2 * SKIP_FIRST:
+        raise ValueError(
+            f"context_length is {context_length}; windows need at least {2 * SKIP_FIRST} tokens"
+        )
