@@ -122,8 +122,9 @@ def nothing_aligns(n_texts: int, n_first: int, n_second: int) -> MismatchError:
             " give texts that are not empty"
         )
     return MismatchError(
-        f"no character boundary is shared in {n_texts} text(s) of {n_first} and {n_second} tokens;"
-        " expected at least one. Unknown and dropped characters have no boundaries:"
+        f"no boundary between characters is shared in {n_texts} text(s) of {n_first} and"
+        f" {n_second} tokens; expected at least one."
+        " Unknown and dropped characters have no boundaries:"
         " give texts that both tokenizers can spell"
     )
 

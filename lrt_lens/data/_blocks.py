@@ -222,10 +222,11 @@ def _check_parts(filled: set[int], corpus: Corpus, plan: BlockPlan) -> None:
 def _no_rows(corpus: Corpus, plan: BlockPlan) -> TooFewDocumentsError:
     if corpus.aligned is not None:
         return TooFewDocumentsError(
-            f"no document offers a pair of tokens: {corpus.n_skipped} document(s) have"
-            f" {corpus.aligned.n_pairs} aligned positions, which are {corpus.aligned}. The first"
-            f" {plan.skip_first} positions and special or unknown tokens are masked, and a window"
-            f" needs {MINIMUM_ROWS} others: give longer texts, in the language of both tokenizers"
+            f"no document offers a pair of tokens: {corpus.n_skipped} have"
+            f" {corpus.aligned.n_pairs} aligned positions in all, which are {corpus.aligned}."
+            f" The first {plan.skip_first} positions and special or unknown tokens are masked,"
+            f" and a window needs {MINIMUM_ROWS} others:"
+            " give longer texts, in the language of both tokenizers"
         )
     return TooFewDocumentsError(
         f"no document offers a token: {corpus.n_skipped} were empty or too short (the first"

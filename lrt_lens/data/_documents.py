@@ -156,8 +156,8 @@ def _is_chat(row: Any) -> bool:
 def _chat_text(chat: Any, index: int, tokenizers: tuple[Any, ...]) -> str:
     if len(tokenizers) > 1:
         raise MismatchError(
-            f"document {index} is a chat, but the models have different tokenizers, whose chat"
-            " templates and special tokens differ, so that they would not read the same text;"
+            f"document {index} is a chat, but the two models have different tokenizers, whose"
+            " chat templates and special tokens differ, so that they would not read the same text;"
             " give plain text, such as the contents of the messages"
         )
     if not tokenizers or getattr(tokenizers[0], "chat_template", None) is None:

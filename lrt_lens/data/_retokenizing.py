@@ -31,6 +31,7 @@ def with_fewer_merges(tokenizer: Any, keep: float = 0.5) -> Any:
             f"{type(tokenizer).__name__} holds {content['model']['type']};"
             " expected a fast tokenizer with a BPE model, whose merges can be left out"
         )
+    # BPE makes its merges in the order of this list, the most frequent pairs of characters first.
     merges = content["model"]["merges"]
     content["model"]["merges"] = merges[: round(keep * len(merges))]
     # With `ignore_merges`, a word that is in the vocabulary becomes one token without any merge.

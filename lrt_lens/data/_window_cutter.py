@@ -124,6 +124,7 @@ class WindowCutter:
         for window in windows:
             other = window.read_by("target")
             if len(window.rows) >= lag + MINIMUM_ROWS:
+                # Row k of the source is paired with row k + lag of the target.
                 other = Window(other.ids, other.rows[lag:], other.document)
                 lagged.append(
                     Window(window.ids, window.rows[:-lag], window.document, counterpart=other)

@@ -185,6 +185,7 @@ class BridgeEngine:
         registered, all layers run and a hook replaces the stream.
         """
         originals = self._originals_are_faithful and not self._is_hooked
+        # How a layer returns the stream is known only after a capture has run the layers once.
         if not (originals and name.endswith("hook_resid_post") and self._returns_tuple is not None):
             with _replacing(self, name, residual):
                 yield

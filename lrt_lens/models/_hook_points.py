@@ -108,6 +108,7 @@ def resolve(hook: int | str, model: HasHookPoints) -> str:
                 f"layer {hook} is not on {model.name!r}; it has {model.n_layers} blocks:"
                 f" use 0 to {model.n_layers - 1}, or -1 for the last"
             )
+        # -1 is the last block, as in a list: -1 % n_layers = n_layers - 1.
         return residual_post(hook % model.n_layers)
     if hook in model.hook_points:
         return hook

@@ -306,7 +306,8 @@ class HookedModel:
         Padding is NaN.
         """
         tokens = self.pad(rows)
-        # Cross-entropy in float32: with bfloat16 logits the third digit of a loss is wrong.
+        # The logits at position p predict token p + 1: no logits for the last one, no loss for the
+        # first. Cross-entropy in float32: with bfloat16 logits the third digit of a loss is wrong.
         logits = self.logits(tokens)[:, :-1].float()
         losses = torch.nn.functional.cross_entropy(
             logits.transpose(1, 2), tokens[:, 1:].to(logits.device), reduction="none"

@@ -71,10 +71,7 @@ class ModelPair:
             "trust_remote_code": trust_remote_code,
         }
         # Names are fixed before loading, because the identities of the models record them.
-        names = names_apart(
-            [model_origin(source), model_origin(target)],
-            [_fixed_name(source, source_name), _fixed_name(target, target_name)],
-        )
+        names = _names((source, target), (source_name, target_name))
         return cls(
             HookedModel.load(source, name=names[0], revision=source_revision, **options),
             HookedModel.load(target, name=names[1], revision=target_revision, **options),
@@ -145,6 +142,8 @@ class ModelPair:
 def model_sides(models: ModelPair | tuple[ModelLike, ModelLike]) -> tuple[HookedModel, HookedModel]:
     """Return source and target of a pair, or of a tuple of two models.
 
+    The two models may have different tokenizers and BOS policies.
+
     Raises:
         ValueError: ``models`` is neither a `ModelPair` nor a tuple of two.
     """
@@ -152,13 +151,14 @@ def model_sides(models: ModelPair | tuple[ModelLike, ModelLike]) -> tuple[Hooked
         return models.source, models.target
     if not isinstance(models, tuple) or len(models) != 2:
         raise ValueError(f"models is {models!r}; expected a ModelPair, or a tuple (source, target)")
-    return load_model(models[0]), load_model(models[1])
+    names = _names(models, (None, None))
+    return load_model(models[0], name=names[0]), load_model(models[1], name=names[1])
 
 
 def paired_hooks(
     source: HookedModel, target: HookedModel, source_hook: Hooks, target_hook: Hooks
 ) -> list[tuple[str, str]]:
-    """Hook pairs: full names of the hook points of both models, paired in the order given.
+    """Return hook pairs: full names of the hook points of both models, paired in their order.
 
     Raises:
         HookPointError: a model has no such hook point, a hook point is given twice, or the numbers
@@ -170,8 +170,8 @@ def paired_hooks(
     ]
     if len(requested[0]) != len(requested[1]) or not requested[0]:
         raise HookPointError(
-            f"{len(requested[0])} source hook(s) and {len(requested[1])} target hook(s); each map "
-            "needs one of both: give equally many source_hook and target_hook, at least one"
+            f"{len(requested[0])} source hook(s) and {len(requested[1])} target hook(s); each map"
+            " needs one of both: give equally many source_hook and target_hook, at least one"
         )
     names = [
         [resolve(hook, model) for hook in hooks]
@@ -184,6 +184,13 @@ def paired_hooks(
     return list(zip(*names, strict=True))
 
 
-def _fixed_name(model: ModelLike, name: str | None) -> str | None:
-    """Return the name that was given, or that a `HookedModel` has already; None leaves it open."""
-    return model.name if name is None and isinstance(model, HookedModel) else name
+def _names(models: Sequence[ModelLike], names: Sequence[str | None]) -> list[str]:
+    """Return a name per model that tells both apart; None in ``names`` leaves the choice open.
+
+    A `HookedModel` keeps the name that it was loaded with.
+    """
+    fixed = [
+        model.name if name is None and isinstance(model, HookedModel) else name
+        for model, name in zip(models, names, strict=True)
+    ]
+    return names_apart([model_origin(model) for model in models], fixed)

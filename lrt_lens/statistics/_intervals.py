@@ -91,6 +91,7 @@ def spread(draws: Sequence[float]) -> Interval:
     The result is NaN if no draw is left.
     """
     values = np.asarray(draws, dtype=float)
+    # A draw can be undefined, such as a random direction whose effect never reaches the budget.
     values = values[~np.isnan(values)]
     return percentiles(float(values.mean()), values) if len(values) else NOTHING
 

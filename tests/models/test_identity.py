@@ -12,7 +12,7 @@ from lrt_lens.bundled._models import demo_pair
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._identity import model_name, names_apart
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.models._pair import ModelPair, model_sides
 
 HASH = "0123456789abcdef0123456789abcdef01234567"
 
@@ -120,6 +120,10 @@ def test_a_model_that_is_loaded_keeps_its_name_in_a_pair(two_folders: tuple[Path
     pair = ModelPair.load(source, two_folders[1])
     assert pair.source is source
     assert (pair.source.name, pair.target.name) == ("hf", "run-b/hf")
+
+
+def test_two_models_of_two_tokenizers_are_told_apart_too(two_folders: tuple[Path, Path]) -> None:
+    assert [model.name for model in model_sides(two_folders)] == ["run-a/hf", "run-b/hf"]
 
 
 def test_names_can_be_given(model_folder: Path, model: HookedModel) -> None:

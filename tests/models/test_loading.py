@@ -198,7 +198,8 @@ def test_a_hooked_model_is_not_given_another_tokenizer_in_passing(
 
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(
-        TypeError, match="int is not a supported model; give a hub id, a folder, a Hugging Face"
+        TypeError,
+        match="int is not a supported model; give a hub id, a folder, a Hugging Face model",
     ):
         HookedModel.load(3)
 
@@ -206,7 +207,7 @@ def test_what_is_no_model_is_refused() -> None:
 def test_a_name_that_is_nowhere_says_so_at_once() -> None:
     with pytest.raises(
         OSError,
-        match="no model at 'no-such-folder/model': neither a local folder nor a hub model that"
-        " can be reached",
+        match="no model at 'no-such-folder/model': neither a local folder nor a hub model"
+        " that can be reached",
     ):
         HookedModel.load("no-such-folder/model")
