@@ -1,6 +1,4 @@
-"""One model twice, and the stitch between its own layers: what is carried must do exactly what it
-did.
-"""
+"""A model paired with itself, for which a transferred artefact must act as the original."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +12,13 @@ from lrt_lens.stitching._stitch import Stitch
 
 @pytest.fixture(scope="session")
 def twins(load: Callable[..., Any]) -> ModelPair:
-    """A small random model and itself."""
+    """A pair of one small random model and itself."""
     return ModelPair(load("llama", d=16, layers=3, seed=7), load("llama", d=16, layers=3, seed=7))
 
 
 @pytest.fixture(scope="session")
 def stitch(twins: ModelPair, corpus: list[str]) -> Stitch:
-    """Between layer 1 and layer 1, with the map of shuffled pairs."""
+    """A stitch from layer 1 to layer 1 of the same model, with the map of shuffled pairs."""
     return fit_stitches(
         twins,
         corpus,

@@ -1,4 +1,4 @@
-"""Evaluations of a stitch between two models that read different tokens."""
+"""Evaluations of a stitch between two models with different tokenizers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ SKIP = 4
 
 @pytest.fixture(scope="module")
 def two(load: Any, train_tokenizer: Any) -> ModelPair:
-    """A Llama of 340 tokens with BOS and a GPT-2 of 300 without."""
+    """A Llama with a vocabulary of 340 and BOS, and a GPT-2 with one of 300 and no BOS."""
     other = train_tokenizer(bos=False, vocabulary=300)
     return ModelPair(
         load("llama", d=16, layers=2, seed=1), load("gpt2", d=24, layers=3, seed=2, tokenizer=other)
@@ -52,7 +52,7 @@ def stitch(moments: CrossMoments) -> Stitch:
 
 @pytest.fixture(scope="module")
 def texts(corpus: list[str]) -> list[str]:
-    """Of one window each."""
+    """Texts that fit into one window each."""
     return [" ".join(text.split()[:12]) for text in corpus[:20]]
 
 
@@ -65,7 +65,10 @@ def result(two: ModelPair, stitch: Stitch, texts: list[str]) -> StitchLoss:
 
 
 def _read(model: HookedModel, text: str) -> tuple[list[int], dict[str, int]]:
-    """Ids with BOS by the model's policy, and what the tokens up to each position spell."""
+    """Return token ids, and the position of each prefix of the text that ends with a token.
+
+    BOS is added if the model reads one.
+    """
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     bos = [model.tokenizer.bos_token_id] if model.prepend_bos else []
     return [*bos, *ids], {
@@ -118,7 +121,7 @@ def _row(result: StitchLoss, route: str, arm: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_the_loss_is_that_of_plain_hooks_at_shared_places(
+def test_the_loss_is_that_of_plain_hooks_at_shared_positions(
     two: ModelPair, stitch: Stitch, result: StitchLoss, texts: list[str], route: str
 ) -> None:
     models, layers, means = (
@@ -157,25 +160,25 @@ def test_the_loss_is_that_of_plain_hooks_at_shared_places(
                 if name == "stitched":
                     losses["all"].append(loss)
             losses["replaced"].append(np.isin(np.arange(len(ids[finish]) - 1), places[finish]))
-    found, ablated = (_row(result, route, arm) for arm in ("stitched", "mean"))
+    stitched, ablated = (_row(result, route, arm) for arm in ("stitched", "mean"))
     flat = {name: np.concatenate(parts) for name, parts in losses.items()}
-    assert found["ce"] == pytest.approx(flat["stitched"].mean(), rel=2e-5)
+    assert stitched["ce"] == pytest.approx(flat["stitched"].mean(), rel=2e-5)
     assert ablated["ce"] == pytest.approx(flat["mean"].mean(), rel=2e-5)
-    assert found["ce_all_positions"] == pytest.approx(flat["all"].mean(), rel=2e-5)
-    assert found["replaced"] == ablated["replaced"] == pytest.approx(flat["replaced"].mean())
-    assert 0.2 < found["replaced"] < 0.9
-    assert found["n_tokens"] == len(flat["stitched"])
+    assert stitched["ce_all_positions"] == pytest.approx(flat["all"].mean(), rel=2e-5)
+    assert stitched["replaced"] == ablated["replaced"] == pytest.approx(flat["replaced"].mean())
+    assert 0.2 < stitched["replaced"] < 0.9
+    assert stitched["n_tokens"] == len(flat["stitched"])
 
 
 def test_the_token_arm_reads_the_source_token_that_ends_there(
     two: ModelPair, moments: CrossMoments, stitch: Stitch, texts: list[str]
 ) -> None:
     token = lrt.token_identity_map(moments, stitch.target_hook)
-    found = evaluate_stitch_loss(
+    loss = evaluate_stitch_loss(
         two, stitch, texts, routes=["A→B"], token_maps=token, folds="all", progress=False
     )
-    assert set(found.table["arm"]) == {"own", "stitched", "token", "shuffled", "mean", "zero"}
-    assert len(set(found.table["replaced"])) == 1
+    assert set(loss.table["arm"]) == {"own", "stitched", "token", "shuffled", "mean", "zero"}
+    assert len(set(loss.table["replaced"])) == 1
 
 
 # ------------------------------------------------------------------ vectors, probes, SAEs, refusals
@@ -199,7 +202,7 @@ def test_a_vector_is_evaluated_with_each_model_reading_its_own_tokens(
     two: ModelPair, stitch: Stitch, corpus: list[str]
 ) -> None:
     vector = lrt.SteeringVector.mean_difference(two.source, CONTRAST, at=0)
-    found = lrt.evaluate_steering(
+    evaluation = lrt.evaluate_steering(
         two,
         stitch,
         vector,
@@ -210,20 +213,24 @@ def test_a_vector_is_evaluated_with_each_model_reading_its_own_tokens(
         n_permuted=1,
         progress=False,
     )
-    assert {"transferred", "native", "random", "shuffled", "permuted"} <= set(found.summary["arm"])
-    carried = (vector.direction.double() * 1.0) @ stitch.up.weight
-    assert found.vectors[
+    assert {"transferred", "native", "random", "shuffled", "permuted"} <= set(
+        evaluation.summary["arm"]
+    )
+    mapped = (vector.direction.double() * 1.0) @ stitch.up.weight
+    assert evaluation.vectors[
         "transferred"
-    ].direction.double() @ carried / carried.norm() == pytest.approx(
-        float(found.vectors["transferred"].direction.norm()), rel=1e-4
+    ].direction.double() @ mapped / mapped.norm() == pytest.approx(
+        float(evaluation.vectors["transferred"].direction.norm()), rel=1e-4
     )
 
 
-def test_a_probe_reads_the_target_through_the_way_down(two: ModelPair, stitch: Stitch) -> None:
+def test_a_transferred_probe_reads_the_target_through_the_map_down(
+    two: ModelPair, stitch: Stitch
+) -> None:
     texts = [*CONTRAST.positive, *CONTRAST.negative] * 3
     labels = [1] * 6 + [0] * 6
     probe = lrt.LinearProbe.fit(two.source, texts, labels * 3, at=0, read="mean")
-    moved = stitch.transfer(probe)
+    transferred = stitch.transfer(probe)
     hook = "blocks.1.hook_resid_post"
     states = two.target.engine.capture(two.target.pad(two.target.encode(texts[:1])), [hook])[hook][
         0, SKIP:
@@ -231,12 +238,12 @@ def test_a_probe_reads_the_target_through_the_way_down(two: ModelPair, stitch: S
     naive = (states @ stitch.down.weight + stitch.down.bias).mean(
         0
     ) @ probe.weight.double() + float(probe.bias)
-    assert moved.logits(moved.rows(two.target, texts[:1])[0]).item() == pytest.approx(
+    assert transferred.logits(transferred.rows(two.target, texts[:1])[0]).item() == pytest.approx(
         float(naive), rel=1e-4, abs=1e-4
     )
 
 
-def test_what_compares_tokens_is_refused_with_what_to_do_instead(
+def test_comparisons_of_tokens_are_refused_with_an_alternative(
     two: ModelPair, stitch: Stitch, texts: list[str]
 ) -> None:
     with pytest.raises(
@@ -262,7 +269,7 @@ def test_texts_for_a_code_map_are_refused_before_both_models_run(
     ).all()
     monkeypatch.setattr(
         "lrt_lens.adapters.saes.codes._evaluation._score",
-        lambda *_: pytest.fail("a pass whose scores nobody sees"),
+        lambda *_: pytest.fail("scores were computed before the refusal"),
     )
     with pytest.raises(
         MismatchError,

@@ -1,5 +1,6 @@
-"""Directional ablation, against weights from which the direction was projected out (Arditi et al.,
-§4.1: the same function).
+"""Directional ablation, compared with weights from which the direction was projected out.
+
+Arditi et al., §4.1: both are the same function.
 """
 
 import copy
@@ -60,15 +61,16 @@ def result(
 
 
 def orthogonalised(model: Any, direction: torch.Tensor) -> Any:
-    """A copy of a Hugging Face Llama whose every matrix that writes to the stream has lost the
-    direction.
+    """Return a copy of a Hugging Face Llama without the direction.
+
+    It is projected out of every matrix that writes to the stream.
     """
     copied, unit = copy.deepcopy(model), direction.double() / direction.double().norm()
     projector = torch.eye(len(unit), dtype=torch.float64) - torch.outer(unit, unit)
     with torch.no_grad():
         embedding = copied.model.embed_tokens.weight
         head = copied.lm_head.weight.clone()
-        copied.lm_head.weight = torch.nn.Parameter(head)  # reads from the stream: stays
+        copied.lm_head.weight = torch.nn.Parameter(head)  # only reads from the stream
         copied.model.embed_tokens.weight = torch.nn.Parameter(
             (embedding.double() @ projector).float()
         )
@@ -78,7 +80,7 @@ def orthogonalised(model: Any, direction: torch.Tensor) -> Any:
     return copied
 
 
-def test_everywhere_is_the_same_as_taking_the_direction_out_of_the_weights(
+def test_everywhere_is_the_same_as_projecting_the_direction_out_of_the_weights(
     build_hf: Any, tokenizer: Any
 ) -> None:
     hf, direction = (
@@ -90,11 +92,11 @@ def test_everywhere_is_the_same_as_taking_the_direction_out_of_the_weights(
     tokens = torch.randint(1, 300, (2, 12), generator=torch.Generator().manual_seed(1))
     untouched = model.logits(tokens)
     with model.intervene({**ablation_hooks(model, direction, skip_first=0)}):
-        found = model.logits(tokens)
+        ablated = model.logits(tokens)
     with torch.inference_mode():
         expected = changed(tokens).logits
-    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
-    assert (found - untouched).abs().max() > 0.1
+    torch.testing.assert_close(ablated, expected, atol=2e-4, rtol=1e-3)
+    assert (ablated - untouched).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("name", ["gpt2", "neox", "gemma", "qwen2"])
@@ -121,9 +123,9 @@ def test_everywhere_leaves_nothing_along_the_direction_at_any_hook_point(
 def test_at_one_hook_the_propensity_is_that_of_the_vectors_own_ablation(
     twins: ModelPair, stitch: Stitch, vector: SteeringVector, result: AblationEvaluation
 ) -> None:
-    moved = stitch.transfer(vector)
+    transferred = stitch.transfer(vector)
     text = OneRowPerContinuation(twins.target, ITEMS, stitch.target_hook)
-    expected = text.propensity(moved.hooks(mode="ablate")[0][1])
+    expected = text.propensity(transferred.hooks(mode="ablate")[0][1])
     part = result.table.query(
         "where == 'hook' and arm == 'transferred' and outcome == 'propensity'"
     )
@@ -141,7 +143,7 @@ def test_everywhere_the_propensity_and_the_damage_are_the_naive_ones(
     corpus: list[str],
     result: AblationEvaluation,
 ) -> None:
-    moved, model = stitch.transfer(vector), twins.target
+    transferred, model = stitch.transfer(vector), twins.target
     rows = [model.encode([text])[0] for text in corpus[:6]]
 
     def measured() -> tuple[float, float]:
@@ -161,7 +163,7 @@ def test_everywhere_the_propensity_and_the_damage_are_the_naive_ones(
         return float(np.mean(losses)), float(np.mean(preference))
 
     loss, propensity = measured()
-    with model.intervene({**ablation_hooks(model, moved.direction)}):
+    with model.intervene({**ablation_hooks(model, transferred.direction)}):
         ablated_loss, ablated_propensity = measured()
     row = result.summary.set_index(["where", "arm"]).loc[("everywhere", "transferred")]
     assert row["damage"] == pytest.approx(ablated_loss - loss, abs=1e-4)

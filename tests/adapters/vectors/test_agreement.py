@@ -1,4 +1,4 @@
-"""Agreement is the correlation of changed log-probabilities."""
+"""Agreement of steering, compared with the correlation of changes under plain hooks."""
 
 from dataclasses import replace
 from typing import Any
@@ -83,8 +83,8 @@ def test_it_is_the_correlation_of_changes_computed_with_plain_hooks(
     expected = (
         (changes[0] * changes[1]).sum() / np.linalg.norm(changes[0]) / np.linalg.norm(changes[1])
     )
-    found = steering_agreement(pair, stitch, direction, texts, deviations=2.0, progress=False)
-    assert float(found[0]) == pytest.approx(expected, abs=1e-5)
+    agreement = steering_agreement(pair, stitch, direction, texts, deviations=2.0, progress=False)
+    assert float(agreement[0]) == pytest.approx(expected, abs=1e-5)
 
 
 def test_wrong_widths_and_short_texts_are_refused(pair: Any, texts: list[str]) -> None:

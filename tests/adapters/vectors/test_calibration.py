@@ -1,4 +1,4 @@
-"""The strength at a budget of damage."""
+"""Calibration of the scale at a damage budget."""
 
 import math
 from dataclasses import replace
@@ -34,7 +34,7 @@ def vector(pair: ModelPair) -> SteeringVector:
 
 @pytest.fixture(scope="module")
 def layers(pair: ModelPair) -> list[SteeringVector]:
-    """Vectors at three hook points of the target, deepest first."""
+    """Vectors at three hook points of the target, the last in the forward pass first."""
     return [
         SteeringVector.mean_difference(pair.target, CONTRAST, at=at)
         for at in (2, 0, "blocks.1.hook_resid_mid")
@@ -46,11 +46,15 @@ def loss(model: HookedModel, texts: list[str]) -> float:
 
 
 def distributions(model: HookedModel, texts: list[str]) -> list[torch.Tensor]:
-    """[position, vocabulary] in float64 for each text alone: no batch, no padding, no resumed pass."""
+    """Return next-token probabilities, [position, vocabulary] per text in float64.
+
+    Each text runs alone: no batch, no padding, no resumed pass.
+    """
     return [model.logits(text)[0, SKIP_FIRST:-1].double().softmax(-1) for text in texts]
 
 
 def divergence(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
+    # KL(p ‖ q) = Σ p (log p − log q), the mean over positions
     p, q = torch.cat(before), torch.cat(after)
     return float((p * (p.log() - q.log())).sum() / len(p))
 
@@ -62,27 +66,27 @@ def test_the_calibrated_scale_does_the_damage_asked_for(
     pair: ModelPair, vector: SteeringVector, corpus: list[str]
 ) -> None:
     texts = corpus[:8]
-    found = calibrate_scale(pair.source, vector, texts, 0.2)
-    assert found.reached
+    calibration = calibrate_scale(pair.source, vector, texts, 0.2)
+    assert calibration.reached
     before = loss(pair.source, texts)
-    with vector.apply(pair.source, scale=found.scale):
+    with vector.apply(pair.source, scale=calibration.scale):
         assert loss(pair.source, texts) - before == pytest.approx(0.2, rel=0.05)
-    assert found.damage == pytest.approx(0.2, rel=0.021)
+    assert calibration.damage == pytest.approx(0.2, rel=0.021)
 
 
 def test_a_budget_in_kl_is_met_as_measured_from_the_logits(
     pair: ModelPair, vector: SteeringVector, corpus: list[str]
 ) -> None:
     texts = corpus[:8]
-    found = calibrate_scale(pair.source, vector, texts, 0.2, unit="kl")
+    calibration = calibrate_scale(pair.source, vector, texts, 0.2, unit="kl")
     before = distributions(pair.source, texts)
-    with found.apply(pair.source):
+    with calibration.apply(pair.source):
         assert divergence(before, distributions(pair.source, texts)) == pytest.approx(0.2, rel=0.03)
-    assert found.unit == "kl"
-    # Random models know nothing of these texts: what changes their predictions hardly changes their
-    # loss, so the two budgets differ.
+    assert calibration.unit == "kl"
+    # A random model predicts these texts no better than chance, so its loss hardly changes with its
+    # predictions, and the two budgets give different scales.
     assert calibrate_scale(pair.source, vector, texts, 0.2).scale != pytest.approx(
-        found.scale, rel=0.05
+        calibration.scale, rel=0.05
     )
 
 
@@ -112,12 +116,12 @@ def test_it_takes_at_most_twelve_passes_and_repeats_itself(
 def test_a_budget_that_is_never_reached_gives_nan_not_an_extrapolation(
     pair: ModelPair, vector: SteeringVector, corpus: list[str]
 ) -> None:
-    found = calibrate_scale(pair.source, vector, corpus[:4], 1e6)
-    assert math.isnan(found.scale)
-    assert not found.reached
-    assert found.curve["damage"].max() < 1e6
+    calibration = calibrate_scale(pair.source, vector, corpus[:4], 1e6)
+    assert math.isnan(calibration.scale)
+    assert not calibration.reached
+    assert calibration.curve["damage"].max() < 1e6
     with pytest.raises(ValueError, match="was not reached"):
-        found.apply(pair.source)
+        calibration.apply(pair.source)
 
 
 def test_a_vector_of_length_zero_has_no_strength(
@@ -133,58 +137,58 @@ def test_several_hook_points_share_one_scale(
     pair: ModelPair, layers: list[SteeringVector], corpus: list[str]
 ) -> None:
     texts = corpus[:6]
-    found = calibrate_scale(pair.target, layers, texts, 0.15, unit="kl")
+    calibration = calibrate_scale(pair.target, layers, texts, 0.15, unit="kl")
     before, before_loss = distributions(pair.target, texts), loss(pair.target, texts)
-    with apply_together(pair.target, layers, scale=found.scale):
+    with apply_together(pair.target, layers, scale=calibration.scale):
         assert divergence(before, distributions(pair.target, texts)) == pytest.approx(
             0.15, rel=0.03
         )
         rise = loss(pair.target, texts) - before_loss
-    with found.apply(pair.target):
+    with calibration.apply(pair.target):
         assert loss(pair.target, texts) - before_loss == pytest.approx(rise, abs=1e-5)
-    assert found.intervention is not None
-    first, *later = found.intervention.hooks(found.scale).items()
+    assert calibration.intervention is not None
+    first, *later = calibration.intervention.hooks(calibration.scale).items()
     assert first[0] == "blocks.0.hook_resid_post"
     assert NeutralText(pair.target, texts, first[0]).damage(first[1], dict(later)) == pytest.approx(
         rise, abs=1e-5
     )
-    assert found.scale < min(
+    assert calibration.scale < min(
         calibrate_scale(pair.target, vector, texts, 0.15, unit="kl").scale for vector in layers
     )
     assert not any(point.fwd_hooks for point in pair.target.bridge.hook_dict.values())
 
 
 @pytest.mark.parametrize("positions", ["last", "generated"])
-def test_hooks_behind_the_first_know_where_prompts_end(
+def test_hooks_after_the_first_get_the_lengths_of_prompts(
     pair: ModelPair, layers: list[SteeringVector], corpus: list[str], positions: Any
 ) -> None:
     texts = corpus[:6]  # of different lengths, so that padded rows would put "last" elsewhere
-    found = calibrate_scale(pair.target, layers, texts, 0.02, unit="kl", positions=positions)
+    calibration = calibrate_scale(pair.target, layers, texts, 0.02, unit="kl", positions=positions)
     before = distributions(pair.target, texts)
-    place = (
+    steered = (
         slice(SKIP_FIRST, SKIP_FIRST + 1) if positions == "last" else slice(SKIP_FIRST + 1, None)
     )
 
     def step(vector: SteeringVector) -> Any:
         def change(x: torch.Tensor, hook: Any) -> torch.Tensor:
             x = x.clone()
-            x[:, place] += found.scale * vector.direction
+            x[:, steered] += calibration.scale * vector.direction
             return x
 
         return change
 
     with pair.target.intervene({vector.hook: step(vector) for vector in layers}):
         assert divergence(before, distributions(pair.target, texts)) == pytest.approx(
-            found.damage, rel=1e-3
+            calibration.damage, rel=1e-3
         )
-    assert found.damage == pytest.approx(0.02, rel=0.02)
+    assert calibration.damage == pytest.approx(0.02, rel=0.02)
 
 
 # --------------------------------------------------------------------------------- clamp and ablate
 
 
 @pytest.mark.parametrize("budget", [0.01, 0.6])
-def test_a_clamp_goes_so_far_towards_its_level_or_beyond(
+def test_a_clamp_goes_part_of_the_way_to_its_level_or_beyond(
     pair: ModelPair, vector: SteeringVector, corpus: list[str], budget: float
 ) -> None:
     texts = corpus[:8]
@@ -194,14 +198,14 @@ def test_a_clamp_goes_so_far_towards_its_level_or_beyond(
     unit = vector.direction.double() / vector.direction.double().norm()
     mean, spread = float((stream @ unit).mean()), float((stream @ unit).std())
     level = mean + spread
-    found = calibrate_scale(
+    calibration = calibrate_scale(
         pair.source, vector, texts, budget, unit="kl", mode="clamp", level=level
     )
-    assert (found.scale < 1) == (budget < 0.1)
-    assert found.levels[0] == pytest.approx(mean + found.scale * spread, rel=1e-4)
+    assert (calibration.scale < 1) == (budget < 0.1)
+    assert calibration.levels[0] == pytest.approx(mean + calibration.scale * spread, rel=1e-4)
 
     def change(x: torch.Tensor, hook: Any) -> torch.Tensor:
-        x, s = x.clone(), found.scale
+        x, s = x.clone(), calibration.scale
         component = x[:, SKIP_FIRST:].double() @ unit
         aim = (
             (1 - s) * component + s * level
@@ -214,18 +218,18 @@ def test_a_clamp_goes_so_far_towards_its_level_or_beyond(
     before = distributions(pair.source, texts)
     with pair.source.intervene({vector.hook: change}):
         by_hand = divergence(before, distributions(pair.source, texts))
-    with found.apply(pair.source):
+    with calibration.apply(pair.source):
         applied = divergence(before, distributions(pair.source, texts))
     assert by_hand == pytest.approx(budget, rel=0.03)
     assert applied == pytest.approx(by_hand, rel=1e-3)
 
 
-def test_the_level_of_a_clamp_is_taken_again_from_the_vectors_own_texts(
+def test_the_default_level_of_a_clamp_is_computed_on_the_vectors_own_texts(
     pair: ModelPair, vector: SteeringVector, corpus: list[str]
 ) -> None:
-    found = calibrate_scale(pair.source, vector, corpus[:4], 0.05, unit="kl", mode="clamp")
-    assert found.intervention is not None
-    assert found.intervention.levels == (
+    calibration = calibrate_scale(pair.source, vector, corpus[:4], 0.05, unit="kl", mode="clamp")
+    assert calibration.intervention is not None
+    assert calibration.intervention.levels == (
         pytest.approx(vector.mean_component(pair.source, list(CONTRAST.positive))),
     )
     with pytest.raises(ValueError, match="no longer hold texts"):
@@ -266,7 +270,7 @@ def test_an_ablation_goes_part_of_the_way_or_all_of_it(
         )
 
 
-def test_the_figure_says_what_was_counted_and_what_was_turned_up(
+def test_the_figure_names_the_measure_of_damage_and_the_meaning_of_the_scale(
     pair: ModelPair, vector: SteeringVector, corpus: list[str]
 ) -> None:
     plain = calibrate_scale(pair.source, vector, corpus[:4], 0.1).figure()
@@ -309,7 +313,7 @@ def test_the_bracket_only_narrows(power: float) -> None:
         low, high = (scale, high) if value < 0.1 else (low, scale)
 
 
-def test_a_curve_that_dips_below_zero_first_is_no_obstacle() -> None:
+def test_the_search_converges_for_a_curve_that_is_negative_first() -> None:
     tried = search_scale(
         lambda s: s**2 - 0.3 * s, 0.1, first_guess=0.1, tolerance=0.02, max_evaluations=11
     )
@@ -375,7 +379,7 @@ def test_neutral_texts_that_cannot_be_measured_are_refused(
         NeutralText(pair.source, ["a"], 0)
 
 
-def test_vectors_of_another_model_or_of_one_place_are_refused(
+def test_vectors_of_another_model_or_of_one_hook_point_are_refused(
     pair: ModelPair, vector: SteeringVector, corpus: list[str]
 ) -> None:
     with pytest.raises(MismatchError, match="the model to steer"):
@@ -386,7 +390,7 @@ def test_vectors_of_another_model_or_of_one_place_are_refused(
         calibrate_scale(pair.source, [], corpus[:4])
 
 
-def test_texts_made_ready_serve_many_vectors(
+def test_tokenized_texts_serve_many_vectors(
     pair: ModelPair, vector: SteeringVector, corpus: list[str]
 ) -> None:
     ready = NeutralText(pair.source, corpus[:6], vector.hook)

@@ -1,4 +1,4 @@
-"""Clamp steering, on a model and itself, with a classifier whose answers are known."""
+"""Clamp steering between a model and itself, with a classifier whose answers are known."""
 
 import math
 from typing import Any
@@ -76,11 +76,11 @@ def test_counts_shares_and_intervals_are_those_of_the_texts(result: ClampEvaluat
             )
 
 
-def test_texts_of_an_arm_are_those_of_the_clamped_model_with_the_mean_taken_in_the_target(
+def test_texts_of_an_arm_are_those_of_the_target_clamped_to_its_own_mean(
     twins: ModelPair, stitch: Stitch, vector: SteeringVector, result: ClampEvaluation
 ) -> None:
-    moved = stitch.transfer(vector)
-    unit = (moved.direction / moved.direction.norm()).double()
+    transferred = stitch.transfer(vector)
+    unit = (transferred.direction / transferred.direction.norm()).double()
     rows = twins.target.encode(CONTRAST.positive)
     streams = [
         twins.target.capture(torch.tensor([row]), stitch.target_hook)[0].double() for row in rows
@@ -88,12 +88,12 @@ def test_texts_of_an_arm_are_those_of_the_clamped_model_with_the_mean_taken_in_t
     level = float(np.mean([float((stream[4:] @ unit).mean()) for stream in streams]))
     part = result.table[result.table["arm"] == "transferred"]
     assert part["level"].iloc[0] == pytest.approx(level, abs=1e-5)
-    with moved.apply(twins.target, mode="clamp", level=level):
+    with transferred.apply(twins.target, mode="clamp", level=level):
         expected = twins.target.generate(PROMPTS, max_new_tokens=6, seed=1)
     assert part[part["sample"] == 1].sort_values("prompt")["text"].tolist() == expected
 
 
-def test_the_clamped_component_is_the_level_and_the_rest_is_untouched(
+def test_the_clamped_component_is_the_level_and_the_other_components_are_unchanged(
     twins: ModelPair, vector: SteeringVector
 ) -> None:
     tokens = torch.tensor(twins.target.encode(PROMPTS[:1]))
@@ -203,6 +203,6 @@ def test_bad_input_is_refused_and_no_hook_stays_on(
     assert not any(point.fwd_hooks for point in twins.target.bridge.hook_dict.values())
 
 
-def test_the_figure_has_a_point_an_arm(result: ClampEvaluation) -> None:
+def test_the_figure_has_one_point_per_arm(result: ClampEvaluation) -> None:
     assert len(result.figure().data) == 6
     assert "clipped_ratio" in result._repr_html_()

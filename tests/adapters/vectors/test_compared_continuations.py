@@ -1,4 +1,4 @@
-"""Continuations of one model under several vectors, side by side."""
+"""Continuations of one model under several vectors, compared with generation under each."""
 
 import math
 from typing import Any
@@ -78,7 +78,7 @@ def test_the_same_damage_is_the_default(model: Any, vectors: dict[str, SteeringV
     assert table.loc[["there", "half"], "damage"].tolist() == pytest.approx([0.05, 0.05], rel=0.05)
 
 
-def test_an_arm_that_cannot_do_the_damage_is_left_out_and_named(
+def test_an_arm_that_does_not_reach_the_damage_is_left_out_and_named(
     model: Any, vectors: dict[str, SteeringVector], caplog: pytest.LogCaptureFixture
 ) -> None:
     compared = compare_continuations(
@@ -126,7 +126,7 @@ def test_a_notebook_shows_prompts_and_texts_escaped() -> None:
         ({"scales": "auto"}, "give them, or give scales"),
     ],
 )
-def test_what_is_missing_is_said(
+def test_missing_inputs_are_named(
     model: Any, vectors: dict[str, SteeringVector], options: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(ValueError, match=says):
@@ -135,7 +135,7 @@ def test_what_is_missing_is_said(
         )
 
 
-def test_an_arm_cannot_be_called_like_the_model_without_steering(
+def test_no_arm_may_have_the_name_of_the_model_without_steering(
     model: Any, vectors: dict[str, SteeringVector]
 ) -> None:
     with pytest.raises(ValueError, match="without steering"):

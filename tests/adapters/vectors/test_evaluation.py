@@ -1,4 +1,4 @@
-"""Steering evaluation on a pair in which the answer is known: a model and itself."""
+"""Steering evaluation on a pair for which the result is known: a model and itself."""
 
 import math
 from typing import Any
@@ -34,8 +34,9 @@ ITEMS = ChoiceItems(
 
 @pytest.fixture(scope="module")
 def twins(load: Any) -> ModelPair:
-    """The same model twice: the true map is the identity, so the transferred vector is the native
-    one.
+    """The same model twice.
+
+    The true map is the identity, so the transferred vector is the native one.
     """
     return ModelPair(load("llama", d=16, layers=3, seed=7), load("llama", d=16, layers=3, seed=7))
 

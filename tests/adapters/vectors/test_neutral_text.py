@@ -1,4 +1,4 @@
-"""Conversations as neutral text: which tokens are prompt, which count."""
+"""Neutral text: which tokens of a conversation are prompt, and which count."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,10 @@ from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.models._hooked_model import HookedModel
 
-TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['role'][0] }} {{ m['content'] }} .\n{% endfor %}{% if add_generation_prompt %}a {% endif %}"
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m['role'][0] }} {{ m['content'] }} .\n{% endfor %}"
+    "{% if add_generation_prompt %}a {% endif %}"
+)
 CHATS = [
     [
         {"role": "user", "content": "the cat saw a bird"},
@@ -34,7 +37,7 @@ CONTRAST = ContrastSet(
 
 @pytest.fixture
 def chatty(model: HookedModel) -> Iterator[HookedModel]:
-    """The Llama, whose tokenizer has a chat template that writes BOS itself."""
+    """The Llama with a chat template that writes BOS itself."""
     before = model.tokenizer.chat_template
     model.tokenizer.chat_template = TEMPLATE
     yield model
@@ -42,7 +45,7 @@ def chatty(model: HookedModel) -> Iterator[HookedModel]:
 
 
 def rows(model: HookedModel) -> list[tuple[list[int], int]]:
-    """(tokens, prompt length) of every conversation, written out by hand."""
+    """Return (tokens, prompt length) of each conversation, formatted by hand."""
     made = []
     for chat in CHATS:
         lines = [f"{turn['role'][0]} {turn['content']} .\n" for turn in chat]
@@ -54,7 +57,7 @@ def rows(model: HookedModel) -> list[tuple[list[int], int]]:
 
 
 def kl(model: HookedModel, vector: SteeringVector, step: float, generated: bool) -> float:
-    """Naive: a row at a time, the whole model, float64."""
+    """Return KL(unsteered ‖ steered) from whole passes, one row at a time, in float64."""
     terms = []
     for tokens, prompt in rows(model):
 
@@ -78,10 +81,10 @@ def test_damage_counts_on_the_assistants_last_turn_alone(
     chatty: HookedModel, positions: Any
 ) -> None:
     vector = SteeringVector.mean_difference(chatty, CONTRAST, at=1)
-    found = calibrate_scale(chatty, vector, CHATS, 0.05, unit="kl", positions=positions)
-    assert found.damage == pytest.approx(0.05, rel=0.02)
-    assert kl(chatty, vector, found.scale, positions == "generated") == pytest.approx(
-        found.damage, rel=1e-3
+    calibration = calibrate_scale(chatty, vector, CHATS, 0.05, unit="kl", positions=positions)
+    assert calibration.damage == pytest.approx(0.05, rel=0.02)
+    assert kl(chatty, vector, calibration.scale, positions == "generated") == pytest.approx(
+        calibration.damage, rel=1e-3
     )
 
 
@@ -102,7 +105,7 @@ def test_the_template_and_the_policy_do_not_both_write_bos(chatty: HookedModel) 
     assert first[0] == chatty.tokenizer.bos_token_id
 
 
-def test_texts_and_conversations_go_together(chatty: HookedModel, corpus: list[str]) -> None:
+def test_texts_and_conversations_can_be_mixed(chatty: HookedModel, corpus: list[str]) -> None:
     texts, chats, both = (
         NeutralText(chatty, some, 1) for some in (corpus[:3], CHATS, [*corpus[:3], *CHATS])
     )
@@ -114,7 +117,7 @@ def test_texts_and_conversations_go_together(chatty: HookedModel, corpus: list[s
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_what_is_no_answered_conversation_is_refused(chatty: HookedModel) -> None:
+def test_conversations_without_an_answer_are_refused(chatty: HookedModel) -> None:
     with pytest.raises(ValueError, match="conversation 0 ends with the turn of 'user'"):
         NeutralText(chatty, [CHATS[0][:1]], 1)
     with pytest.raises(

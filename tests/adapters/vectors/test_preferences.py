@@ -1,4 +1,4 @@
-"""Propensities over shared prefixes, against a pass a continuation."""
+"""Propensities with shared rows of tokens, compared with one row per continuation."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ ITEMS = ChoiceItems(
 
 
 def naive(model: Any, items: ChoiceItems) -> list[float]:
-    """log p(positive) − log p(negative), token by token in float64, a pass for each continuation."""
+    """Return log p(positive) − log p(negative), one pass per continuation in float64."""
 
     def score(prompt: str, continuation: str) -> float:
         [start], [end] = model.encode([prompt]), model.encode_bodies([continuation])
@@ -45,18 +45,20 @@ def test_propensities_are_the_naive_ones(model: Any) -> None:
 
 
 @pytest.mark.parametrize("positions", ["all", "last", "generated"])
-def test_under_steering_they_are_those_of_a_pass_a_continuation(model: Any, positions: Any) -> None:
+def test_under_steering_they_are_those_of_one_row_per_continuation(
+    model: Any, positions: Any
+) -> None:
     direction = torch.randn(16, generator=torch.Generator().manual_seed(0))
     vector = SteeringVector(direction, "blocks.1.hook_resid_post")
-    found, expected = (
+    measured, expected = (
         text.propensity(vector.hook_at(2.0, positions=positions))
         for text in (PreferenceText(model, ITEMS, 1), OneRowPerContinuation(model, ITEMS, 1))
     )
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert np.abs(found - PreferenceText(model, ITEMS, 1).propensity()).max() > 1e-3
+    np.testing.assert_allclose(measured, expected, atol=1e-5)
+    assert np.abs(measured - PreferenceText(model, ITEMS, 1).propensity()).max() > 1e-3
 
 
-def test_continuations_that_differ_in_their_last_token_share_a_pass(model: Any) -> None:
+def test_continuations_that_differ_in_their_last_token_share_a_row(model: Any) -> None:
     words = [
         f" {word}" for word in ("the", "and", "was", "he", "they", "good", "on", "it", "happy")
     ]
@@ -78,7 +80,9 @@ def test_token_counts_that_differ_are_counted(model: Any) -> None:
     )
 
 
-def test_a_continuation_that_begins_the_other_is_scored_by_the_rest(model: Any) -> None:
+def test_of_a_continuation_that_begins_like_the_other_only_other_tokens_are_scored(
+    model: Any,
+) -> None:
     items = ChoiceItems(["the cat"], [" was"], [" was happy"])
     np.testing.assert_allclose(
         PreferenceText(model, items, 1).propensity(), naive(model, items), atol=1e-5

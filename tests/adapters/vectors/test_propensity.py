@@ -1,6 +1,4 @@
-"""Native and transferred steering compared item by item, on a pair where the answer is known: a
-model and itself.
-"""
+"""Agreement of native and transferred steering between a model and itself, where it is known."""
 
 import logging
 import math
@@ -109,16 +107,16 @@ def test_every_number_of_the_table_follows_from_the_naive_propensities(
         (result.table["task"] == "first") & (result.table["arm"] == "transferred")
     ].set_index("scale")
     for scale in SCALES:
-        native, moved = (
+        native, transferred = (
             text.propensity(vectors[name].hook_at(scale)) for name in ("native", "transferred")
         )
         row = table.loc[scale]
-        assert row["r"] == pytest.approx(pearsonr(native, moved).statistic, abs=1e-5)
+        assert row["r"] == pytest.approx(pearsonr(native, transferred).statistic, abs=1e-5)
         assert row["r_change"] == pytest.approx(
-            pearsonr(native - before, moved - before).statistic, abs=1e-3
+            pearsonr(native - before, transferred - before).statistic, abs=1e-3
         )
-        assert row["mse"] == pytest.approx(np.mean((native - moved) ** 2), abs=1e-6)
-        assert row["change"] == pytest.approx(np.mean(moved - before), abs=1e-5)
+        assert row["mse"] == pytest.approx(np.mean((native - transferred) ** 2), abs=1e-6)
+        assert row["change"] == pytest.approx(np.mean(transferred - before), abs=1e-5)
     none = result.table[
         (result.table["task"] == "first") & (result.table["arm"] == "none")
     ].set_index("scale")
@@ -168,15 +166,15 @@ def test_figures_show_every_arm_but_the_native_one(result: PropensityEvaluation)
     assert "first" in result._repr_html_()
 
 
-def test_differing_token_counts_are_said(
+def test_items_with_different_token_counts_are_counted_in_a_warning(
     twins: ModelPair, stitch: Stitch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        found = evaluate_propensity(
+        result = evaluate_propensity(
             twins, stitch, task("uneven", uneven=True), scales=[1.0], n_random=1, progress=False
         )
     assert "uneven: 6 of 6 items have continuations of different token counts" in caplog.text
-    assert set(found.summary["n_uneven"]) == {6}
+    assert set(result.summary["n_uneven"]) == {6}
 
 
 def test_bad_arguments_are_refused(twins: ModelPair, pair: ModelPair, stitch: Stitch) -> None:

@@ -1,4 +1,4 @@
-"""The scale foretold from lengths alone."""
+"""Scales predicted from norms alone."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ def vector(length: float, norm: float = 50.0) -> SteeringVector:
     )
 
 
-def test_it_is_a_share_of_the_streams_length_and_grows_with_the_root_of_the_damage() -> None:
+def test_it_is_a_share_of_the_streams_norm_and_grows_with_the_root_of_the_damage() -> None:
     assert predict_scale(vector(2.0)) == pytest.approx(SHARE * 50 / 2)
     assert predict_scale(vector(2.0), 0.4) == pytest.approx(2 * SHARE * 50 / 2)
     assert predict_scale(vector(2.0), median_norm=10.0) == pytest.approx(SHARE * 10 / 2)
@@ -32,7 +32,7 @@ def test_shares_of_several_vectors_add_up() -> None:
     assert sum(both / scale for scale in each) == pytest.approx(1.0)
 
 
-def test_what_cannot_be_foretold_is_refused() -> None:
+def test_vectors_without_a_prediction_are_refused() -> None:
     with pytest.raises(ValueError, match="damage is -1"):
         predict_scale(vector(1.0), -1.0)
     with pytest.raises(ValueError, match="give median_norm"):
@@ -56,11 +56,11 @@ def test_on_trained_models_it_is_near_enough_to_start_from(
     contrast = lrt.demo_contrast(concept).split(0.1)[0]  # type: ignore[arg-type]
     learnt = SteeringVector.mean_difference(demo.source, contrast, at=2)
     neutral = lrt.demo_neutral()[:6]
-    found = calibrate_scale(demo.source, learnt, neutral, 0.1, unit=unit, tolerance=0.05)  # type: ignore[arg-type]
-    assert 1 / 1.7 < predict_scale(learnt) / found.scale < 1.7
-    # It saves passes against scale 1, from where nobody knows how far to go.
+    calibration = calibrate_scale(demo.source, learnt, neutral, 0.1, unit=unit, tolerance=0.05)  # type: ignore[arg-type]
+    assert 1 / 1.7 < predict_scale(learnt) / calibration.scale < 1.7
+    # The predicted first guess needs fewer passes than an arbitrary one.
     blind = calibrate_scale(
         demo.source, learnt, neutral, 0.1, unit=unit, tolerance=0.05, first_guess=0.01
     )  # type: ignore[arg-type]
-    assert len(found.curve) < len(blind.curve)
-    assert blind.scale == pytest.approx(found.scale, rel=0.05)
+    assert len(calibration.curve) < len(blind.curve)
+    assert blind.scale == pytest.approx(calibration.scale, rel=0.05)

@@ -1,4 +1,4 @@
-"""Steering vectors: learning, arithmetic, transfer, files, and what they do to a running model."""
+"""Steering vectors: learning, arithmetic, transfer, files, and their effect on a running model."""
 
 import json
 from dataclasses import replace
@@ -125,7 +125,7 @@ def test_a_vector_of_nan_is_refused() -> None:
 # ----------------------------------------------------------------------------------------- transfer
 
 
-def test_a_direction_moves_without_the_bias_and_with_it_on_request(
+def test_a_direction_is_transferred_without_the_bias_and_with_it_on_request(
     stitch: Stitch, vector: SteeringVector
 ) -> None:
     weight, bias = stitch.up.weight, stitch.up.bias
@@ -141,13 +141,13 @@ def test_a_direction_moves_without_the_bias_and_with_it_on_request(
     assert (plain.hook, plain.model) == (stitch.target_hook, stitch.target)
 
 
-def test_matched_vectors_span_as_many_standard_deviations_as_at_home(
+def test_matched_vectors_keep_their_number_of_standard_deviations(
     stitch: Stitch, vector: SteeringVector
 ) -> None:
-    moved = stitch.transfer(vector)
-    at_home = vector.norm / stitch.source_statistics.deviation(vector.direction)
-    abroad = moved.norm / stitch.target_statistics.deviation(moved.direction)
-    assert abroad == pytest.approx(at_home, rel=1e-5)
+    transferred = stitch.transfer(vector)
+    in_source = vector.norm / stitch.source_statistics.deviation(vector.direction)
+    in_target = transferred.norm / stitch.target_statistics.deviation(transferred.direction)
+    assert in_target == pytest.approx(in_source, rel=1e-5)
 
 
 def test_a_vector_of_another_hook_point_or_model_is_refused(
@@ -155,7 +155,8 @@ def test_a_vector_of_another_hook_point_or_model_is_refused(
 ) -> None:
     with pytest.raises(
         MismatchError,
-        match=r"learnt at 'blocks.0.hook_resid_post', but this stitch starts at 'blocks.1.hook_resid_post'",
+        match=r"learnt at 'blocks.0.hook_resid_post', "
+        r"but this stitch starts at 'blocks.1.hook_resid_post'",
     ):
         stitch.transfer(replace(vector, hook="blocks.0.hook_resid_post"))
     with pytest.raises(MismatchError, match=r"config_hash|d_model"):
@@ -200,17 +201,19 @@ def test_a_truncated_or_foreign_vector_file_is_refused(
 # ----------------------------------------------------------------------------------------- steering
 
 
-def test_adding_moves_every_position_but_the_first(pair: ModelPair, vector: SteeringVector) -> None:
+def test_adding_changes_every_position_but_the_first(
+    pair: ModelPair, vector: SteeringVector
+) -> None:
     before = pair.source.capture(POSITIVE[0], HOOK)
     with vector.apply(pair.source, scale=3.0), torch.inference_mode():
         seen: list[torch.Tensor] = []
         with pair.source.intervene({HOOK: lambda x, hook: seen.append(x.clone())}):
             pair.source.logits(POSITIVE[0])
-    moved = seen[0] - before
-    assert moved[:, :SKIP_FIRST].abs().max() < 1e-5
+    change = seen[0] - before
+    assert change[:, :SKIP_FIRST].abs().max() < 1e-5
     torch.testing.assert_close(
-        moved[0, SKIP_FIRST:],
-        (3 * vector.direction).expand_as(moved[0, SKIP_FIRST:]),
+        change[0, SKIP_FIRST:],
+        (3 * vector.direction).expand_as(change[0, SKIP_FIRST:]),
         atol=1e-4,
         rtol=1e-4,
     )
@@ -248,9 +251,7 @@ def test_the_level_to_clamp_to_is_the_mean_component_on_texts(
 def test_with_a_kv_cache_the_same_tokens_are_steered_as_without(
     pair: ModelPair, vector: SteeringVector, positions: Any
 ) -> None:
-    """Feed a text whole with known prompt length, and as prompt plus single tokens as generation
-    with a cache does.
-    """
+    """Compare a whole text of known prompt length with its prompt followed by single tokens."""
     stream = torch.randn(1, 12, 16)
     whole = vector.hooks(positions=positions)[0][1]
     whole.prompt_lengths = torch.tensor([7])
@@ -290,7 +291,7 @@ def test_bad_scales_modes_and_models_are_refused(pair: ModelPair, vector: Steeri
         vector.apply(pair.target)
 
 
-def test_origin_is_kept_in_fields_and_files_of_the_earlier_form_load(
+def test_origin_is_stored_in_fields_and_files_of_the_earlier_form_load(
     pair: ModelPair, tmp_path: Path
 ) -> None:
     vector = SteeringVector(torch.ones(16), HOOK, None, method="mean_difference", read=-2)
