@@ -297,7 +297,7 @@ def test_texts_without_a_shared_boundary_and_chats_are_refused(
     two: ModelPair, corpus: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
-        MismatchError, match=r"document 0 is a chat, but the models have different tokenizers"
+        MismatchError, match=r"document 0 is a chat, but the two models have different tokenizers"
     ):
         harvest(two, [[{"role": "user", "content": "the cat"}]], **QUIET)
     monkeypatch.setattr("lrt_lens.data._boundaries.NO_BOUNDARY", -1)
