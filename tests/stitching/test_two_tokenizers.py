@@ -288,7 +288,7 @@ def test_a_block_is_known_by_both_sides_tokens(two: ModelPair, corpus: list[str]
 def test_texts_of_too_few_shared_places_are_refused_with_how_many(two: ModelPair) -> None:
     with pytest.raises(
         TooFewDocumentsError,
-        match=r"40 document\(s\) have 40 aligned positions, which are 100.0% of the source's .* needs 4 others",
+        match=r"40 have 40 aligned positions in all, which are 100.0% of the source's .* needs 4 others",
     ):
         list(iterate_blocks(["a"] * 40, two.source, BlockPlan(), target=two.target))
 
@@ -310,6 +310,6 @@ def test_texts_without_a_shared_boundary_and_chats_are_refused(
     )
     with pytest.raises(
         MismatchError,
-        match=r"no character boundary is shared in 150 text\(s\) of \d+ and \d+ tokens",
+        match=r"no boundary between characters is shared in 150 text\(s\) of \d+ and \d+ tokens",
     ):
         list(iterate_blocks(corpus, two.source, BlockPlan(), Corpus(), two.target))
