@@ -76,7 +76,8 @@ def __getattr__(name: str) -> Any:
     for package in _PACKAGES if not name.startswith("_") else ():
         module = import_module(f"{__name__}.{package}")
         if name in module.__all__:
-            return getattr(module, name)
+            # As for the names of the stub, the next use finds the value without a search.
+            return globals().setdefault(name, getattr(module, name))
         known += module.__all__
     near = difflib.get_close_matches(name, dict.fromkeys(known), n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; see dir(lrt_lens)"

@@ -57,12 +57,12 @@ def takes(kind: type[Settings]) -> Callable[[Function], Function]:
         parameters = list(signature.parameters.values())
         if parameters[-1].kind is not inspect.Parameter.VAR_KEYWORD:
             raise TypeError(f"{function.__name__} takes no **options")
-        named = {parameter.name for parameter in parameters}
+        named, defaults = {parameter.name for parameter in parameters}, kind()
         shown = [
             inspect.Parameter(
                 field.name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=getattr(kind(), field.name),
+                default=getattr(defaults, field.name),
                 annotation=field.type,
             )
             for field in fields(kind)

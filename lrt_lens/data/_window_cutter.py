@@ -39,7 +39,7 @@ class Aligned:
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """All three counts, in the order in which files keep them."""
+        """Numbers of pairs, source and target tokens, in the order of files."""
         return self.n_pairs, self.n_source, self.n_target
 
     def __add__(self, other: "Aligned") -> "Aligned":

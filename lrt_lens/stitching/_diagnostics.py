@@ -76,7 +76,7 @@ class MapDiagnostics:
 
     @property
     def row(self) -> dict[str, float | int | bool]:
-        """All single numbers, for a table."""
+        """Return the diagnostics without the spectrum, as one row of a table."""
         return {name: value for name, value in asdict(self).items() if name != "singular_values"}
 
 

@@ -19,7 +19,6 @@ from tqdm.auto import tqdm
 
 from lrt_lens._settings import resolve, takes
 from lrt_lens.data._documents import Documents
-from lrt_lens.errors import HookPointError, TooFewDocumentsError
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
 from lrt_lens.moments._harvest_settings import HarvestSettings
@@ -29,6 +28,7 @@ from lrt_lens.moments._scatter import MapScore, between_folds, cka_of, score_map
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._choice import gain_over_token
 from lrt_lens.stitching._grid import COLUMNS, StitchGrid
+from lrt_lens.stitching._wanted_pairs import wanted_pairs
 from lrt_lens.stitching.solvers._ridge import Ridge, RidgeSide
 from lrt_lens.stitching.solvers._solver import FoldErrors, PairFolds, Setting, Side, Solver
 
@@ -74,51 +74,45 @@ def fit_grid(
     *,
     pairs: Sequence[Pair] | None = None,
     progress: bool = False,
-) -> "StitchGrid":
-    """Fit and score every pair; see `StitchGrid`."""
+) -> StitchGrid:
+    """Return the fitted and scored maps of all hook pairs, in both directions; needs no model.
+
+    Args:
+        moments: cross-moments of both models.
+        solver: family of maps; `Ridge` if None.
+        pairs: hook pairs to fit; all of the moments if None.
+        progress: show a progress bar.
+
+    Raises:
+        HookPointError: the moments hold no cross-moments of a hook pair.
+        TooFewDocumentsError: there is nothing to fit.
+    """
     solver = solver or Ridge()
-    chosen = list(moments.pairs if pairs is None else pairs)
-    for pair in chosen:
-        if pair not in moments.kept_pairs:
-            raise HookPointError(
-                f"these moments hold no pair {pair}; they hold {len(moments.pairs)}, such as "
-                f"{moments.pairs[0]}"
-            )
-    if not moments.source or not chosen:
-        raise TooFewDocumentsError(
-            f"nothing to fit: {moments.n_tokens} tokens and {len(chosen)} pair(s); add rows and "
-            "choose at least one pair"
-        )
-    _warn_if_interpolating(moments, chosen)
+    fitted = wanted_pairs(moments, "fit", pairs)
+    _warn_if_interpolating(moments, fitted)
     sides, similarity = solver.sides(moments), GridCka(moments)
     errors: tuple[dict[Pair, FoldErrors], dict[Pair, FoldErrors]] = ({}, {})
+    about = {"solver": solver.name, "n_tokens": moments.n_fit}
     rows: dict[Pair, dict[str, Any]] = {
-        pair: {
-            "source_hook": pair[0],
-            "target_hook": pair[1],
-            "solver": solver.name,
-            "n_tokens": moments.n_fit,
-        }
-        for pair in chosen
+        pair: {"source_hook": pair[0], "target_hook": pair[1], **about} for pair in fitted
     }
-    with tqdm(total=2 * len(chosen), desc="fit", disable=not progress, leave=False) as bar:
-        tokens, token_rows = _token_scores(moments, solver, chosen)
-        for pair, down in _in_order(chosen, solver):
-            errors[down][pair] = found = sides[down].cross_validate(pair)
+    with tqdm(total=2 * len(fitted), desc="fit", disable=not progress, leave=False) as bar:
+        tokens, token_rows = _token_scores(moments, solver, fitted)
+        for pair, down in _in_order(fitted, solver):
+            errors[down][pair] = held_out = sides[down].cross_validate(pair)
             if down:
-                rows[pair] |= _scores_down(sides[down], pair, found)
+                rows[pair] |= _scores_down(sides[down], pair, held_out)
             else:
+                token = tokens[pair[1]].r2_uniform if tokens else 0.0
                 rows[pair] |= (
-                    _scores_up(sides[down], pair, found)
+                    _scores_up(sides[down], pair, held_out)
                     | {"cka": similarity.cka(pair)}
                     | token_rows.get(pair[1], {})
-                )
-                rows[pair]["gain_cv"] = gain_over_token(
-                    found.r2_uniform, tokens[pair[1]].r2_uniform if tokens else 0.0
+                    | {"gain_cv": gain_over_token(held_out.r2_uniform, token)}
                 )
             bar.update()
     folds = {
-        pair: PairFolds(errors[0][pair], errors[1][pair], tokens.get(pair[1])) for pair in chosen
+        pair: PairFolds(errors[0][pair], errors[1][pair], tokens.get(pair[1])) for pair in fitted
     }
     return StitchGrid(
         moments=moments,
@@ -156,49 +150,50 @@ def _token_scores(
     for target in dict.fromkeys(t for _, t in pairs):
         pair = (moments.token_hook, target)
         errors[target] = side.cross_validate(pair)
-        score = _test_score(side, pair, errors[target].setting)
+        _, score = _fit_and_score(side, pair, errors[target].setting)
         rows[target] = {"r2_token": score.r2, "r2_uniform_token": score.r2_uniform}
     return errors, rows
 
 
-def _scores_up(side: Side, pair: Pair, found: FoldErrors) -> dict[str, Any]:
-    setting, moments = found.setting, side.moments
-    affine = side.fit(pair, setting)
-    score = score_map(affine.weight, affine.bias, side.scatter(pair, TEST_PARTS))
+def _scores_up(side: Side, pair: Pair, held_out: FoldErrors) -> dict[str, Any]:
+    setting, moments = held_out.setting, side.moments
+    affine, score = _fit_and_score(side, pair, setting)
     row = {
         "alpha": setting.alpha,
         "rank": _rank(setting, affine),
-        "r2_cv": found.r2,
-        "r2_uniform_cv": found.r2_uniform,
+        "r2_cv": held_out.r2,
+        "r2_uniform_cv": held_out.r2_uniform,
+        "r2": score.r2,
+        "r2_uniform": score.r2_uniform,
+        "cosine": score.cosine,
     }
-    row |= {"r2": score.r2, "r2_uniform": score.r2_uniform, "cosine": score.cosine}
     if pair in moments.cross_null and (side.separable or moments.null == "full"):
         null = side.fit_null(pair, setting)
         row["r2_null"] = score_map(null.weight, null.bias, moments.null_scatter(pair, test=True)).r2
     return row
 
 
-def _scores_down(side: Side, pair: Pair, found: FoldErrors) -> dict[str, Any]:
-    affine = side.fit(pair, found.setting)
-    score = score_map(affine.weight, affine.bias, side.scatter(pair, TEST_PARTS))
+def _scores_down(side: Side, pair: Pair, held_out: FoldErrors) -> dict[str, Any]:
+    affine, score = _fit_and_score(side, pair, held_out.setting)
     return {
-        "alpha_down": found.setting.alpha,
-        "rank_down": _rank(found.setting, affine),
-        "r2_down_cv": found.r2,
-        "r2_uniform_down_cv": found.r2_uniform,
+        "alpha_down": held_out.setting.alpha,
+        "rank_down": _rank(held_out.setting, affine),
+        "r2_down_cv": held_out.r2,
+        "r2_uniform_down_cv": held_out.r2_uniform,
         "r2_down": score.r2,
         "r2_uniform_down": score.r2_uniform,
     }
 
 
 def _rank(setting: Setting, affine: AffineMap) -> int:
-    """The rank that the map was held to: the smaller width where it was not."""
+    """Return the rank to which the map was held; without one, the smaller width."""
     return setting.rank or min(affine.weight.shape)
 
 
-def _test_score(side: Side, pair: Pair, setting: Setting) -> MapScore:
+def _fit_and_score(side: Side, pair: Pair, setting: Setting) -> tuple[AffineMap, MapScore]:
+    """Return the map of all fitting folds and its score on the test fold."""
     affine = side.fit(pair, setting)
-    return score_map(affine.weight, affine.bias, side.scatter(pair, TEST_PARTS))
+    return affine, score_map(affine.weight, affine.bias, side.scatter(pair, TEST_PARTS))
 
 
 class GridCka:

@@ -90,15 +90,14 @@ class StitchGrid:
     ) -> Stitch:
         """Return the stitch with the highest cross-validated score ``by``.
 
-        Only hook pairs with the given hook points count.
+        Only hook pairs with the given hook points count. ``by`` must be a ``_cv`` column, because
+        a choice that read the test fold would spoil the test scores.
 
         The maps of a stitch, its null and its five refits are fitted when it is first asked for;
         the grid keeps them, so that the next call costs nothing.
 
         Raises:
             ValueError: ``by`` is not a cross-validated column.
-
-        ``by`` must be a ``_cv`` column: a choice that read the test fold would spoil its verdict.
         """
         table = self._candidates(source, target, by)
         row = table.loc[table[by].idxmax()]
@@ -121,7 +120,10 @@ class StitchGrid:
         pairs: Sequence[Pair] | None = None,
         progress: bool = False,
     ) -> Any:
-        """Other families of maps on the same moments and pairs: one tidy table and a figure."""
+        """Return a `SolverComparison` of families of maps on the same moments and hook pairs.
+
+        The same as ``compare_solvers(grid.moments, solvers, pairs=pairs)``.
+        """
         return implementation("StitchGrid.compare")(
             self.moments, solvers, pairs=pairs or list(self.folds), progress=progress
         )

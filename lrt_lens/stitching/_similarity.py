@@ -30,7 +30,6 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lrt_lens.errors import HookPointError, TooFewDocumentsError
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
 from lrt_lens.moments._hook_pairs import HookPair as Pair
 from lrt_lens.moments._scatter import Scatter, between_folds
@@ -44,6 +43,7 @@ from lrt_lens.stitching._measures import (
     ShuffledPairs,
     Stream,
 )
+from lrt_lens.stitching._wanted_pairs import wanted_pairs
 
 SIMILARITY_COLUMNS = (
     "source_hook",
@@ -98,7 +98,7 @@ def similarities(
             give its threshold; .99 is Raghu et al.'s.
         progress: show a bar.
     """
-    chosen = _checked_pairs(moments, pairs)
+    chosen = wanted_pairs(moments, "compare", pairs)
     wanted = _checked_measures(measures)
     if not 0 < svcca_variance <= 1:
         raise ValueError(
@@ -267,22 +267,6 @@ def _why_no_null(moments: CrossMoments, pair: Pair) -> str:
     if moments.cross_null:
         return f"no null: shuffled pairs were kept for the grid's own pairs, not for {pair[0]}"
     return "no null: these moments hold no shuffled pairs (harvest with null=True)"
-
-
-def _checked_pairs(moments: CrossMoments, pairs: Sequence[Pair] | None) -> list[Pair]:
-    chosen = list(moments.pairs if pairs is None else pairs)
-    for pair in chosen:
-        if pair not in moments.kept_pairs:
-            raise HookPointError(
-                f"these moments hold no pair {pair}; they hold {len(moments.pairs)}, such as "
-                f"{moments.pairs[0]}"
-            )
-    if not moments.source or not chosen:
-        raise TooFewDocumentsError(
-            f"nothing to compare: {moments.n_tokens} tokens, {len(chosen)} pair(s); add rows and "
-            "choose at least one pair"
-        )
-    return chosen
 
 
 def _checked_measures(names: Sequence[str]) -> list[Measure]:

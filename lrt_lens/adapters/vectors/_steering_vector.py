@@ -154,6 +154,7 @@ class SteeringVector:
             direction=self.direction + other.direction,
             name=f"{self.name} + {other.name}",
             method="sum",
+            transferred_by=self.transferred_by or other.transferred_by,
             contrast="",
             contrast_set=None,
         )

@@ -305,3 +305,11 @@ def test_origin_is_stored_in_fields_and_files_of_the_earlier_form_load(
     write_tensors(path, tensors, metadata | {"vector": json.dumps(fields)})
     assert repr(SteeringVector.load(path)) == repr(loaded)
     assert "mean_difference, read -2, transferred" in repr(loaded)
+
+
+def test_a_sum_is_transferred_if_either_part_is() -> None:
+    learnt = SteeringVector(torch.ones(16), HOOK)
+    arrived = replace(learnt, transferred_by="stitch")
+    assert (learnt + arrived).transferred
+    assert (arrived + learnt).transferred
+    assert not (learnt + learnt).transferred
