@@ -15,11 +15,10 @@ from torch import Tensor
 
 from benchmarks.measuring import Measurement, Settings, Timings, alternate
 from benchmarks.models import PYTHIA, TINY
-from lrt_lens.data._blocks import Block
+from lrt_lens.data._block import Block
 from lrt_lens.data._parts import N_PARTS
-from lrt_lens.data._window_cutter import CutDocument
-from lrt_lens.data._windows import Window
-from lrt_lens.models._hooked_model import SKIP_FIRST
+from lrt_lens.data._windows import CutDocument, Window
+from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments.cache._activation_cache import ActivationCache
 from lrt_lens.moments.cache._manifest import Manifest

@@ -111,3 +111,13 @@ def opened_tensors(path: Path, schema: str) -> Iterator[tuple[Any, dict[str, str
         raise FileFormatError(
             f"{str(path)!r} is truncated or no safetensors file ({error}); copy or fit it again"
         ) from error
+
+
+def refuse_unwritable(out: Path) -> None:
+    """Check that files can be written into ``out``, before any work is done.
+
+    Raises:
+        OSError: the folder cannot be created or written.
+    """
+    probe = write_atomically(out / ".lrt_lens_probe", lambda temporary: temporary.write_text("{}"))
+    probe.unlink()

@@ -47,7 +47,9 @@ class Demo:
         """Run the demo and write its report."""
         # Set before transformers is imported: its progress bars would interrupt ours.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        from lrt_lens.demo._run import demo_tables, refuse_unwritable, run_demo, write_demo
+        from lrt_lens._files import refuse_unwritable
+        from lrt_lens.demo._report import demo_tables, write_demo
+        from lrt_lens.demo._run import run_demo
 
         refuse_unwritable(self.out)
         result = run_demo(
@@ -103,6 +105,10 @@ class Fit:
     dtype: str = "float32"
     source_revision: str | None = None
     target_revision: str | None = None
+    source_name: str | None = None
+    """Name of the source in tables and files; by default its hub id or the end of its path."""
+    target_name: str | None = None
+    """Name of the target in tables and files."""
     prepend_bos: bool | None = None
     seed: int = 0
     shard: Annotated[str | None, tyro.conf.arg(metavar="i/N")] = None
@@ -164,6 +170,8 @@ class Fit:
             dtype=self.dtype,
             source_revision=self.source_revision,
             target_revision=self.target_revision,
+            source_name=self.source_name,
+            target_name=self.target_name,
             prepend_bos=self.prepend_bos,
         )
         whole = self._settle(pair, shard)
@@ -248,8 +256,7 @@ class Fit:
             _say(f"pass {number}: {len(pairs)} pairs to {targets}")
 
     def _prepare_folder(self, ranks: "Ranks", n_passes: int) -> None:
-        from lrt_lens._files import make_folder
-        from lrt_lens.demo._run import refuse_unwritable
+        from lrt_lens._files import make_folder, refuse_unwritable
         from lrt_lens.moments._checkpoint import remove_checkpoints
 
         if self.restart and ranks.count > 1:
@@ -299,7 +306,7 @@ class Merge:
 
     def run(self) -> None:
         """Merge, fit and write the results."""
-        from lrt_lens.demo._run import refuse_unwritable
+        from lrt_lens._files import refuse_unwritable
         from lrt_lens.moments._scale_out import merge_shards
         from lrt_lens.stitching._fit import fit_grid
         from lrt_lens.stitching.solvers._ridge import Ridge
@@ -318,7 +325,7 @@ def _write_outputs(
     out: Path, arguments: dict[str, Any], grid: "StitchGrid", names: tuple[str, str]
 ) -> None:
     """Write the best stitch, results.json and report.html, and print the scores."""
-    from lrt_lens.models._hook_points import short_hook
+    from lrt_lens.models._hook_names import short_hook
     from lrt_lens.report._html import write_html
     from lrt_lens.report._results import write_results
     from lrt_lens.stitching._fit_report import fit_report

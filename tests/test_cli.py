@@ -1,5 +1,6 @@
 """The command line and the lazy surface."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 import lrt_lens
-from lrt_lens.cli import main
+from lrt_lens.cli import _OPTIONS_BY_PYTHON, main
 
 
 def run(code: str) -> str:
@@ -29,7 +30,7 @@ def test_importing_the_package_and_asking_for_help_load_no_torch() -> None:
         == "False False"
     )
     code = (
-        "import sys\nfrom lrt_lens.cli import main\ntry:\n    main(['fit', '--help'])\n"
+        "import sys\nfrom lrt_lens.cli import _OPTIONS_BY_PYTHON, main\ntry:\n    main(['fit', '--help'])\n"
         "except SystemExit:\n    print('torch' in sys.modules)"
     )
     assert run(code).endswith("False")
@@ -60,6 +61,10 @@ def test_fit_writes_moments_results_report_and_a_stitch(
         "--target-layers",
         "0,-1",
         "--no-progress",
+        "--source-name",
+        "small",
+        "--target-name",
+        "large",
         "--out",
         str(out),
     ]
@@ -82,6 +87,7 @@ def test_fit_writes_moments_results_report_and_a_stitch(
         "blocks.2.hook_resid_post",
     }
     assert len(results["grid"]) == 6
+    assert results["pair"] == {"source": "small", "target": "large"}
     assert (out / "report.html").read_text().lower().startswith("<!doctype html>")
     assert lrt.CrossMoments.load(out / "moments.safetensors").n_tokens >= 2900
     assert lrt.Stitch.from_pretrained(out / "stitch").source_hook.startswith("blocks.")
@@ -330,3 +336,21 @@ def test_a_shard_that_is_none_is_refused(fit: Any, capsys: Any) -> None:
     assert "shard is '2/2'; expected i/N with i from 0 to N - 1" in failure(
         capsys, fit, "--shard", "2/2"
     )
+
+
+def test_every_remedy_that_the_command_line_translates_is_in_a_message_of_the_package() -> None:
+    package = Path(lrt_lens.__file__).parent
+    trees = [ast.parse(path.read_text()) for path in package.rglob("*.py") if path.name != "cli.py"]
+    # Adjacent literals are one constant; in an f-string, `{…}` stands for what is filled in.
+    texts = [
+        "".join(
+            str(part.value) if isinstance(part, ast.Constant) else "{…}" for part in node.values
+        )
+        if isinstance(node, ast.JoinedStr)
+        else str(node.value)
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr | ast.Constant)
+    ]
+    missing = [remedy for remedy in _OPTIONS_BY_PYTHON if not any(remedy in text for text in texts)]
+    assert not missing

@@ -29,6 +29,7 @@ ORDER = (
     "moments",
     "report",
     "stitching",
+    "adapters._earlier_files",
     "adapters.vectors",
     "adapters.probes",
     "adapters.saes",
@@ -68,7 +69,7 @@ LATE_IMPORTS = {"cli.py"}
 LATE_METHODS = {
     "moments/_cross_moments.py": "CrossMoments.fit",
     "stitching/_grid.py": "StitchGrid.compare",
-    "stitching/_stitch.py": "Stitch.transfer",
+    "stitching/_stitch_data.py": "Stitch.transfer",
 }
 """Methods whose function lives in a higher package (`lrt_lens/_late.py`), by file."""
 
@@ -123,6 +124,16 @@ def test_files_import_without_a_circle() -> None:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
         pytest.fail(f"a circle of imports: {' → '.join(error.args[1])}")
+
+
+def test_no_chain_of_imports_is_longer_than_twelve_files() -> None:
+    graph = {name: own_imports(path) for name, path in MODULES.items()}
+    chains: dict[str, list[str]] = {}
+    for name in graphlib.TopologicalSorter(graph).static_order():
+        longest = max((chains[below] for below in graph[name]), key=len, default=[])
+        chains[name] = [name, *longest]
+    longest = max(chains.values(), key=len)
+    assert len(longest) <= 12, " → ".join(longest)
 
 
 @FILES

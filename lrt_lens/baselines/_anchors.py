@@ -29,9 +29,10 @@ from torch import Tensor
 from lrt_lens.baselines._anchor_methods import AnchorMethod, AnchorProcrustes
 from lrt_lens.baselines._text_rows import RowRead, TextRows, read_text_rows
 from lrt_lens.data._documents import document_key
-from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel
+from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._pair import ModelPair, model_sides, paired_hooks
+from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.moments._provenance import Provenance, package_versions
 from lrt_lens.moments._scatter import r2_of
 from lrt_lens.stitching._affine import AffineMap, MapPair

@@ -56,7 +56,7 @@ from lrt_lens.data._documents import document_key
 from lrt_lens.data._parts import N_FOLDS, part_of
 from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.figures._family_baselines import family_figure
-from lrt_lens.models._hook_points import EMBED, same_place
+from lrt_lens.models._hook_names import EMBED, same_place
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
 from lrt_lens.moments._hook_pairs import HookPair as Pair
@@ -71,8 +71,8 @@ from lrt_lens.statistics._intervals import (
 )
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._diagnostics import score_intervals
+from lrt_lens.stitching._fit import token_identity_map
 from lrt_lens.stitching._stitch import Stitch
-from lrt_lens.stitching._stitch_loss import token_identity_map
 
 CONTROLS = ("native", "token_identity", "random")
 """Rows of the summary that are no stitch."""

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from lrt_lens.baselines._anchors import Models, other_rows, refuse_bad_texts, text_provenance
 from lrt_lens.baselines._text_rows import read_text_rows
-from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel
+from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import model_sides, paired_hooks
+from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching._fit import fit_grid

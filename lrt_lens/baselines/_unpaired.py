@@ -38,8 +38,8 @@ from torch import Tensor
 from lrt_lens.baselines._anchor_methods import rotation
 from lrt_lens.baselines._anchors import Models, refuse_bad_texts, text_provenance
 from lrt_lens.baselines._text_rows import RowRead, TextRows, read_text_rows
-from lrt_lens.models._hooked_model import SKIP_FIRST
 from lrt_lens.models._pair import model_sides, paired_hooks
+from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching._stitch import Stitch
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from lrt_lens.data._alignment import Alignment
 from lrt_lens.data._windows import MINIMUM_ROWS, BlockPlan, Window, special_tokens, unmasked
-from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._text_reader import TextReader
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class _Tokenized:
 
 
 def cut_aligned_windows(
-    alignment: Alignment, key: int, source: HookedModel, target: HookedModel, plan: BlockPlan
+    alignment: Alignment, key: int, source: TextReader, target: TextReader, plan: BlockPlan
 ) -> list[tuple[Window, Window]]:
     """Return the windows (source, target) of one document, their rows paired in order.
 
@@ -79,7 +79,7 @@ def cut_aligned_windows(
 
 
 def _tokenized(
-    ids: np.ndarray, positions: np.ndarray, model: HookedModel, plan: BlockPlan
+    ids: np.ndarray, positions: np.ndarray, model: TextReader, plan: BlockPlan
 ) -> _Tokenized:
     prefix = [model.tokenizer.bos_token_id] if model.prepend_bos else []
     room = plan.context_length - len(prefix)

@@ -11,57 +11,14 @@ with its own in order (`lrt_lens.data._aligned_windows`).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from lrt_lens.data._aligned import Aligned
 from lrt_lens.data._aligned_windows import cut_aligned_windows
 from lrt_lens.data._alignment import Aligner, Alignment
 from lrt_lens.data._documents import Documents, document_key, iterate_documents
-from lrt_lens.data._windows import MINIMUM_ROWS, BlockPlan, Window, cut_windows
-from lrt_lens.models._hooked_model import HookedModel
-
-
-@dataclass(frozen=True)
-class Aligned:
-    """Counts of aligned positions and of tokens in some texts; they can be added."""
-
-    n_pairs: int = 0
-    """Number of aligned positions."""
-    n_source: int = 0
-    """Number of tokens of the source's tokenizer."""
-    n_target: int = 0
-    """Number of tokens of the target's tokenizer."""
-
-    @property
-    def share(self) -> tuple[float, float]:
-        """Shares of source and of target tokens that are aligned; NaN without tokens."""
-        nan = float("nan")
-        return self.n_pairs / (self.n_source or nan), self.n_pairs / (self.n_target or nan)
-
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        """Numbers of pairs, source and target tokens, in the order of files."""
-        return self.n_pairs, self.n_source, self.n_target
-
-    def __add__(self, other: "Aligned") -> "Aligned":
-        return Aligned(
-            self.n_pairs + other.n_pairs,
-            self.n_source + other.n_source,
-            self.n_target + other.n_target,
-        )
-
-    def __str__(self) -> str:
-        return "{:.1%} of the source's tokens and {:.1%} of the target's".format(*self.share)
-
-
-@dataclass(frozen=True)
-class CutDocument:
-    """Windows of one document."""
-
-    key: int
-    """Hash of the document's text, which decides its fold."""
-    windows: list[Window]
-    aligned: Aligned | None = None
-    """Counts of aligned positions; None if both models read the same tokens."""
+from lrt_lens.data._windows import MINIMUM_ROWS, BlockPlan, CutDocument, Window, cut_windows
+from lrt_lens.models._text_reader import TextReader
 
 
 class WindowCutter:
@@ -72,11 +29,11 @@ class WindowCutter:
     """
 
     def __init__(
-        self, plan: BlockPlan, source: HookedModel, target: HookedModel | None = None
+        self, plan: BlockPlan, source: TextReader, target: TextReader | None = None
     ) -> None:
         self.plan, self.source = plan, source
-        self._other: tuple[Aligner, HookedModel] | None = None
-        if target is not None and not source.identity.reads_as(target.identity):
+        self._other: tuple[Aligner, TextReader] | None = None
+        if target is not None and not source.reads_as(target):
             self._other = Aligner(source.tokenizer, target.tokenizer, same=False), target
 
     def texts(self, documents: Documents) -> Iterator[str]:
@@ -106,7 +63,7 @@ class WindowCutter:
             for key, ids in zip(keys, bodies, strict=True)
         ]
 
-    def _cut_aligned(self, key: int, alignment: Alignment, target: HookedModel) -> CutDocument:
+    def _cut_aligned(self, key: int, alignment: Alignment, target: TextReader) -> CutDocument:
         pairs = cut_aligned_windows(alignment, key, self.source, target, self.plan)
         windows = self._lagged([replace(one, counterpart=other) for one, other in pairs])
         n_source, n_target = len(alignment.first_ids), len(alignment.second_ids)

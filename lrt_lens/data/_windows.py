@@ -10,7 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel
+from lrt_lens.data._aligned import Aligned
+from lrt_lens.models._text_reader import SKIP_FIRST, TextReader
 
 MINIMUM_ROWS = 4
 """Fewest unmasked tokens of a window; with fewer, a forward pass costs more than it gives."""
@@ -67,7 +68,18 @@ class Window:
         return max(len(self.ids), len(self.read_by("target").ids))
 
 
-def cut_windows(ids: list[int], key: int, model: HookedModel, plan: BlockPlan) -> list[Window]:
+@dataclass(frozen=True)
+class CutDocument:
+    """Windows of one document."""
+
+    key: int
+    """Hash of the document's text, which decides its fold."""
+    windows: list[Window]
+    aligned: Aligned | None = None
+    """Counts of aligned positions; None if both models read the same tokens."""
+
+
+def cut_windows(ids: list[int], key: int, model: TextReader, plan: BlockPlan) -> list[Window]:
     """Return the windows of one document that have at least four unmasked tokens."""
     prefix = [model.tokenizer.bos_token_id] if model.prepend_bos else []
     if prefix and ids[:1] == prefix:
@@ -84,7 +96,7 @@ def cut_windows(ids: list[int], key: int, model: HookedModel, plan: BlockPlan) -
     return windows
 
 
-def special_tokens(model: HookedModel) -> np.ndarray:
+def special_tokens(model: TextReader) -> np.ndarray:
     """Return the ids of a model's special tokens, ascending.
 
     Callers ask once for many windows, because a tokenizer builds the list at every call.

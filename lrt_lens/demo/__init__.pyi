@@ -1,3 +1,3 @@
-from ._run import DemoResult as DemoResult
+from ._report import write_demo as write_demo
+from ._result import DemoResult as DemoResult
 from ._run import run_demo as run_demo
-from ._run import write_demo as write_demo

@@ -1,8 +1,13 @@
-"""The report of the demo as one HTML page.
+"""Files of the demo: ``results.json``, ``stitch/`` and the report as one HTML page.
 
-Sections: key numbers, the grid with its null, the stitched loss, vectors at equal damage, probes,
-an SAE.
+Sections of the report: key numbers, the grid with its null, the stitched loss, vectors at equal
+damage, probes, an SAE.
 """
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from lrt_lens.adapters.saes._evaluation import SAEEvaluation
 from lrt_lens.adapters.vectors._evaluation import SteeringEvaluation
@@ -23,7 +28,10 @@ from lrt_lens.report._html import (
     Section,
     Table,
     render_html,
+    write_html,
 )
+from lrt_lens.report._results import write_results
+from lrt_lens.stitching._stitch_loss import StitchLoss
 
 _TITLES = {"sentiment": "Sentiment of film reviews", "mood": "Happy and sad moments of stories"}
 _ARMS = {
@@ -36,6 +44,55 @@ _ARMS = {
     "with few draws the interval is nearly their whole range",
 }
 """Meaning of each arm, for the last section."""
+
+
+def write_demo(result: DemoResult, out: Path) -> Path:
+    """Write ``results.json``, ``report.html`` and ``stitch/`` into ``out``; return the report."""
+    write_results(out / "results.json", result.arguments, demo_tables(result))
+    result.stitch.save_pretrained(out / "stitch")
+    return write_html(out / "report.html", demo_report(result))
+
+
+def demo_tables(result: DemoResult) -> dict[str, Any]:
+    """Return the content of ``results.json`` except versions and arguments."""
+    steering, probes = list(result.evaluations.values()), list(result.probes.values())
+    keys = ("source_hook", "target_hook", "r2", "r2_uniform", "r2_null", "r2_token")
+    return {
+        "pair": {"source": result.pair.source.name, "target": result.pair.target.name},
+        "grid": result.grid.scores,
+        "stitch": {key: result.stitch.scores[key] for key in keys},
+        "alignment": result.grid.moments.provenance.alignment,
+        "steering": pd.concat([one.table for one in steering], ignore_index=True),
+        "steering_summary": pd.concat([one.summary for one in steering], ignore_index=True),
+        "contrast_scores": {
+            concept: vars(evaluation.contrast_score)
+            for concept, evaluation in result.evaluations.items()
+            if evaluation.contrast_score is not None
+        },
+        "stitched_loss": stitched_loss_table(result.loss),
+        "stitched_loss_arms": result.loss.table,
+        "probes": pd.concat([one.table for one in probes], ignore_index=True),
+        "probes_summary": pd.concat([one.summary for one in probes], ignore_index=True),
+        "sae": [] if result.sae is None else result.sae.table,
+        "continuations": [
+            {"concept": concept, **row}
+            for concept, rows in result.continuations.items()
+            for row in rows
+        ],
+        "seconds": result.seconds,
+    }
+
+
+def stitched_loss_table(loss: StitchLoss) -> pd.DataFrame:
+    """Return table 1 of Stitching: one row per unmodified model (A, B) and per stitched path.
+
+    Columns: path, cross_entropy (nats per token) with its interval, the model that finishes the
+    pass, the increase in per cent, the share of the mean-ablation loss that is recovered, and the
+    KL divergence.
+    """
+    names = {"route": "path", "ce": "cross_entropy", "ce_low": "low", "ce_high": "high"}
+    columns = [*names.values(), "finishes_in", "increase_percent", "recovered", "kl"]
+    return loss.summary.rename(columns=names).loc[:, columns]
 
 
 def demo_report(result: DemoResult) -> str:

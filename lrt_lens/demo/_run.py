@@ -8,17 +8,13 @@ Limits: the demo reads the bundled models and texts; for other models call the f
 `run_demo` calls.
 """
 
-import json
 import logging
 import math
 import time
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from tqdm.auto import tqdm
 
-from lrt_lens._files import write_atomically
 from lrt_lens.adapters.probes._evaluation import ProbeEvaluation, evaluate_probe
 from lrt_lens.adapters.saes._evaluation import SAEEvaluation, evaluate_sae
 from lrt_lens.adapters.vectors._evaluation import SteeringEvaluation, evaluate_steering
@@ -35,15 +31,12 @@ from lrt_lens.bundled._texts import (
     demo_prompts,
     demo_texts,
 )
-from lrt_lens.demo._report import demo_report
 from lrt_lens.demo._result import DemoResult
-from lrt_lens.models._hook_points import same_place
+from lrt_lens.models._hook_names import same_place
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.report._html import write_html
-from lrt_lens.report._results import write_results
-from lrt_lens.stitching._fit import fit_stitches
+from lrt_lens.stitching._fit import fit_stitches, token_identity_map
 from lrt_lens.stitching._stitch import Stitch
-from lrt_lens.stitching._stitch_loss import StitchLoss, evaluate_stitch_loss, token_identity_map
+from lrt_lens.stitching._stitch_loss import evaluate_stitch_loss
 
 logger = logging.getLogger(__name__)
 
@@ -203,64 +196,3 @@ def sample_continuations(
             for prompt, text in zip(prompts, texts, strict=True)
         ]
     return rows
-
-
-def write_demo(result: DemoResult, out: Path) -> Path:
-    """Write ``results.json``, ``report.html`` and ``stitch/`` into ``out``; return the report."""
-    write_results(out / "results.json", result.arguments, demo_tables(result))
-    result.stitch.save_pretrained(out / "stitch")
-    return write_html(out / "report.html", demo_report(result))
-
-
-def demo_tables(result: DemoResult) -> dict[str, Any]:
-    """Return the content of ``results.json`` except versions and arguments."""
-    steering, probes = list(result.evaluations.values()), list(result.probes.values())
-    keys = ("source_hook", "target_hook", "r2", "r2_uniform", "r2_null", "r2_token")
-    return {
-        "pair": {"source": result.pair.source.name, "target": result.pair.target.name},
-        "grid": result.grid.scores,
-        "stitch": {key: result.stitch.scores[key] for key in keys},
-        "alignment": result.grid.moments.provenance.alignment,
-        "steering": pd.concat([one.table for one in steering], ignore_index=True),
-        "steering_summary": pd.concat([one.summary for one in steering], ignore_index=True),
-        "contrast_scores": {
-            concept: vars(evaluation.contrast_score)
-            for concept, evaluation in result.evaluations.items()
-            if evaluation.contrast_score is not None
-        },
-        "stitched_loss": stitched_loss_table(result.loss),
-        "stitched_loss_arms": result.loss.table,
-        "probes": pd.concat([one.table for one in probes], ignore_index=True),
-        "probes_summary": pd.concat([one.summary for one in probes], ignore_index=True),
-        "sae": [] if result.sae is None else result.sae.table,
-        "continuations": [
-            {"concept": concept, **row}
-            for concept, rows in result.continuations.items()
-            for row in rows
-        ],
-        "seconds": result.seconds,
-    }
-
-
-def stitched_loss_table(loss: StitchLoss) -> pd.DataFrame:
-    """Return table 1 of Stitching: one row per unmodified model (A, B) and per stitched path.
-
-    Columns: path, cross_entropy (nats per token) with its interval, the model that finishes the
-    pass, the increase in per cent, the share of the mean-ablation loss that is recovered, and the
-    KL divergence.
-    """
-    names = {"route": "path", "ce": "cross_entropy", "ce_low": "low", "ce_high": "high"}
-    columns = [*names.values(), "finishes_in", "increase_percent", "recovered", "kl"]
-    return loss.summary.rename(columns=names).loc[:, columns]
-
-
-def refuse_unwritable(out: Path) -> None:
-    """Check that files can be written into ``out``, before any work is done.
-
-    Raises:
-        OSError: the folder cannot be created or written.
-    """
-    probe = write_atomically(
-        out / ".lrt_lens_probe", lambda temporary: temporary.write_text(json.dumps({}))
-    )
-    probe.unlink()

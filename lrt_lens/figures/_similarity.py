@@ -7,11 +7,9 @@ measure against the target's layers, one line per source layer, as in figure 6 o
 paper, which selects layers by it.
 
 Example:
-    from lrt_lens.figures._similarity import similarity_figure, similarity_lines_figure
-
-    table = similarities(moments)
-    similarity_figure(table).show()
-    similarity_lines_figure(table, measure="svcca", column="effect").show()
+    table = grid.similarities(measures=("cka", "svcca"))
+    lrt.figures.similarity_figure(table).show()
+    lrt.figures.similarity_lines_figure(table, measure="svcca", column="effect").show()
 
 Limits: one row per hook pair and measure; tables of several sample sizes are refused, so select
 one first.
@@ -47,7 +45,6 @@ MEASURE_NAMES: dict[str, str] = {
 _PANELS = {"value": "value", "effect": "effect: (value − null) / (1 − null)"}
 _HOVER = ("value", "low", "high", "null", "effect", "effect_low", "effect_high", "held_out", "n")
 _TEXT_LIMIT = 8
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _BOUNDS = {"value": ("low", "high"), "effect": ("effect_low", "effect_high")}
 """Columns of the interval of each column that has one."""
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
@@ -175,34 +172,28 @@ def _source_line(
 
 
 def spectrum_figure(table: pd.DataFrame) -> "go.Figure":
-    """Return singular values against their index, both axes logarithmic, one line per map.
+    """Return singular values against their index, both axes logarithmic.
 
     Args:
-        table: result of `spectrum_table`: `map`, `index`, `singular_value`, and `share` of the
-            map's largest singular value.
+        table: ``index`` (from 1), ``singular_value``, and ``share`` of the largest singular value.
 
     Raises:
         ValueError: a column is not in the table, or it is empty.
     """
-    require_columns(table, "map", "index", "singular_value", "share")
+    require_columns(table, "index", "singular_value", "share")
     require_rows(table)
-    figure = go.Figure()
-    for i, name in enumerate(dict.fromkeys(table["map"])):
-        rows = rows_where(table, "map", name)
-        hover = f"<b>{name}</b><br>σ(%{{x}}) = %{{y:.3g}}<br>%{{customdata:.3g}} of the largest"
-        trace = go.Scatter(
-            x=rows["index"].tolist(),
-            y=rows["singular_value"].tolist(),
-            mode="lines",
-            name=str(name),
-            customdata=rows["share"].tolist(),
-            line={"width": 2, "dash": _DASHES[i % len(_DASHES)]},
-            hovertemplate=f"{hover}<extra></extra>",
-        )
-        figure.add_trace(trace)
+    trace = go.Scatter(
+        x=table["index"].tolist(),
+        y=table["singular_value"].tolist(),
+        mode="lines",
+        customdata=table["share"].tolist(),
+        line={"width": 2},
+        hovertemplate="σ(%{x}) = %{y:.3g}<br>%{customdata:.3g} of the largest<extra></extra>",
+    )
     subtitle = "singular values of the weight, largest first; zeros are not drawn"
-    title = {"text": "Spectra of maps", "subtitle": {"text": subtitle}}
-    figure.update_layout(template=use_template(), height=460, title=title, showlegend=True)
+    title = {"text": "Spectrum of a map", "subtitle": {"text": subtitle}}
+    figure = go.Figure(trace)
+    figure.update_layout(template=use_template(), height=460, title=title)
     figure.update_xaxes(type="log", title_text="index", gridcolor=FAINT, dtick="D2")
     return figure.update_yaxes(
         type="log", title_text="singular value", exponentformat="power", dtick="D2"

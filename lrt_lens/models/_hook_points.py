@@ -1,26 +1,20 @@
-"""Names of residual hook points.
+"""Hook points of a model: what a user names, resolved to the names that the model has.
 
-Problem: TransformerLens 3.9 answers a wrong name with an empty cache, and one state of the stream
-can have two names. Mechanism: names are checked against the hook points that the model has. The
-vocabulary is that of TransformerLens: ``blocks.{l}.hook_resid_pre|mid|post`` and ``hook_embed``. An
-int ``l`` stands for ``blocks.{l}.hook_resid_post``, and ``-1`` for the last block. The stream after
-block ``l - 1`` is the stream before block ``l``, so ``blocks.{l}.hook_resid_pre`` and
-``blocks.{l-1}.hook_resid_post`` are one hook point (`same_place`).
+Problem: TransformerLens 3.9 answers a wrong name with an empty cache. Mechanism: names are checked
+against the hook points that the model has. An int ``l`` stands for ``blocks.{l}.hook_resid_post``,
+and ``-1`` for the last block.
 
-    resolve(3, model)            # 'blocks.3.hook_resid_post'
-    same_place("blocks.4.hook_resid_pre", "blocks.3.hook_resid_post")   # True
+    resolve(3, model)                      # 'blocks.3.hook_resid_post'
+    resolve_layers("all", model)           # the hook_resid_post of every block
 
-Limits: the residual stream only, no attention heads or MLP activations.
+Limits: names of the residual stream, see `lrt_lens.models._hook_names`.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 from lrt_lens.errors import HookPointError
-
-EMBED = "hook_embed"
-_RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|mid|post)")
+from lrt_lens.models._hook_names import EMBED, RESIDUAL, depth, residual_post
 
 Layers = Literal["all", "proportional"] | int | str | Sequence[int | str]
 """A selection of hook points: one, a list, or ``"all"`` for every ``hook_resid_post``.
@@ -39,63 +33,6 @@ class HasHookPoints(Protocol):
     hook_points: tuple[str, ...]
 
 
-def residual_post(layer: int) -> str:
-    """Return the hook point after block ``layer``."""
-    return f"blocks.{layer}.hook_resid_post"
-
-
-def place(name: str) -> str:
-    """Return the canonical name of a hook point.
-
-    ``resid_pre`` of block ``l ≥ 1`` becomes ``resid_post`` of block ``l - 1``.
-    """
-    match = _RESIDUAL.fullmatch(name)
-    if match and match[2] == "pre" and int(match[1]) > 0:
-        return residual_post(int(match[1]) - 1)
-    return name
-
-
-def same_place(first: str, second: str) -> bool:
-    """Return whether two names stand for the same hook point."""
-    return place(first) == place(second)
-
-
-def short_hook(hook_point: str) -> str:
-    """Return a short form of a hook point's name, for axes and small tables.
-
-    `blocks.3.hook_resid_post` becomes `3.post` (likewise pre and mid) and `hook_embed` becomes
-    `embed`; from any other name only `blocks.` and `hook_` are removed.
-    """
-    return re.sub(r"^blocks\.|hook_(?:resid_)?", "", hook_point)
-
-
-def joint_name(names: Sequence[str]) -> str:
-    """Return the name of several hook points of one model, used as one.
-
-    Its activations are theirs, concatenated: [position, sum of widths].
-    """
-    return "+".join(names)
-
-
-def joint_parts(name: str) -> list[str]:
-    """Return the hook points in a joint name; a list of one for the name of one hook point."""
-    return name.split("+")
-
-
-def depth(name: str) -> float:
-    """Return the number of blocks before a hook point.
-
-    ``l + 0.5`` between attention and MLP of block ``l``; -1 for the embedding; the largest of its
-    parts for a joint name.
-    """
-    if len(parts := joint_parts(name)) > 1:
-        return max(map(depth, parts))
-    match = _RESIDUAL.fullmatch(name)
-    if match is None:
-        return -1.0
-    return int(match[1]) + {"pre": 0.0, "mid": 0.5, "post": 1.0}[match[2]]
-
-
 def resolve(hook: int | str, model: HasHookPoints) -> str:
     """Return the full name of a hook point of ``model``.
 
@@ -112,7 +49,7 @@ def resolve(hook: int | str, model: HasHookPoints) -> str:
         return residual_post(hook % model.n_layers)
     if hook in model.hook_points:
         return hook
-    match = _RESIDUAL.fullmatch(hook)
+    match = RESIDUAL.fullmatch(hook)
     if match and int(match[1]) < model.n_layers:
         raise HookPointError(
             f"hook point {hook!r} is not on {model.name!r}: its blocks have no"

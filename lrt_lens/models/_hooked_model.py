@@ -35,13 +35,8 @@ from lrt_lens.models._loading import (
     load_tokenizer,
     model_origin,
 )
+from lrt_lens.models._text_reader import SKIP_FIRST, TextReader
 from lrt_lens.typing import HookFunction, Residual, Tokens
-
-SKIP_FIRST = 4
-"""Number of masked positions at the start of a text.
-
-Many models have massive activations there, so no map is fitted on them.
-"""
 
 
 class Handle:
@@ -195,6 +190,10 @@ class HookedModel:
         )
 
     # --------------------------------------------------------------------------------------- tokens
+
+    def reads_as(self, other: TextReader) -> bool:
+        """Return True if both models split a text into the same tokens."""
+        return self.identity.tokenizer_hash == tokenizer_hash(other.tokenizer)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, cut to the context length.

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.models._hook_points import resolve
-from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel
+from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._text_reader import SKIP_FIRST
 
 Read = Literal["last", "mean", "max"] | int
 """The last token, the mean or the elementwise maximum over the unmasked tokens, or a position.

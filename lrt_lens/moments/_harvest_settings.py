@@ -15,7 +15,7 @@ import torch
 
 from lrt_lens._settings import Settings
 from lrt_lens.models._hook_points import Layers
-from lrt_lens.models._hooked_model import SKIP_FIRST
+from lrt_lens.models._text_reader import SKIP_FIRST
 
 Null = bool | Literal["full", "sketch", "none"]
 """Values of ``null=``; see `HarvestSettings`."""

@@ -27,11 +27,12 @@ from tqdm.auto import tqdm
 
 from lrt_lens._settings import resolve, takes
 from lrt_lens.data._ahead import running_ahead
-from lrt_lens.data._blocks import Block, Share, iterate_blocks, shuffled_rows
+from lrt_lens.data._block import Block, Share, shuffled_rows
+from lrt_lens.data._blocks import iterate_blocks
 from lrt_lens.data._documents import Documents
 from lrt_lens.data._windows import BlockPlan, Window
 from lrt_lens.errors import NonFiniteError
-from lrt_lens.models._hook_points import EMBED, joint_parts
+from lrt_lens.models._hook_names import EMBED, joint_parts
 from lrt_lens.models._loading import torch_dtype
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._block_rows import block_order, block_rows, provenance_of, window_length

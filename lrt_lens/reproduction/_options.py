@@ -32,6 +32,7 @@ from lrt_lens.bundled._saes import demo_sae
 from lrt_lens.bundled._texts import demo_documents
 from lrt_lens.data._documents import iterate_documents
 from lrt_lens.models._hooked_model import HookedModel, load_model
+from lrt_lens.models._identity import names_apart
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._grid import StitchGrid
@@ -129,10 +130,11 @@ class FigureOptions:
                 f"--source is {self.source!r} and --target {self.target!r}; "
                 "give both, or none for the bundled pair"
             )
-        source = _model(self.source, "source", self.device)
+        names = names_apart([self.source, self.target])
+        source = _model(self.source, "source", self.device, names[0])
         if self.source == self.target:
             return source, source
-        return source, _model(self.target, "target", self.device)
+        return source, _model(self.target, "target", self.device, names[1])
 
     def texts(self) -> list[str]:
         """Return the documents: the bundled ones, or those of ``documents``.
@@ -284,15 +286,15 @@ def _texts_of_data_set(name: str, option: str, characters: int) -> tuple[str, ..
     return tuple(texts)
 
 
-def _model(name: str, role: str, device: str) -> HookedModel:
+def _model(path: str, role: str, device: str, name: str) -> HookedModel:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     try:
-        return load_model(name, device=device)
+        return load_model(path, device=device, name=name)
     except OSError as error:
         raise MissingInputError(
-            f"--{role} {name!r}: no model folder {str(Path(name).absolute())!r} and no copy in the "
-            f"hub's cache {HF_HUB_CACHE!r} that loads; run `hf download {name}` on a machine with "
+            f"--{role} {path!r}: no model folder {str(Path(path).absolute())!r} and no copy in the "
+            f"hub's cache {HF_HUB_CACHE!r} that loads; run `hf download {path}` on a machine with "
             "a network (with HF_HUB_OFFLINE=0), or give a folder with config.json and weights "
             f"({_first_line(error)})"
         ) from error

@@ -15,6 +15,7 @@ from ._fidelity import naive_fidelities as naive_fidelities
 from ._fidelity import random_source_directions as random_source_directions
 from ._fit import fit_grid as fit_grid
 from ._fit import fit_stitches as fit_stitches
+from ._fit import token_identity_map as token_identity_map
 from ._grid import StitchGrid as StitchGrid
 from ._rows import score_rows as score_rows
 from ._similarity import similarities as similarities
@@ -22,7 +23,6 @@ from ._stitch import Stitch as Stitch
 from ._stitch_loss import StitchLoss as StitchLoss
 from ._stitch_loss import StitchLossSettings as StitchLossSettings
 from ._stitch_loss import evaluate_stitch_loss as evaluate_stitch_loss
-from ._stitch_loss import token_identity_map as token_identity_map
 from .recipes._adam import AdamFit as AdamFit
 from .recipes._adam import joint_loss as joint_loss
 from .recipes._mlp import Mlp as Mlp

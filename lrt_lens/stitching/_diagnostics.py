@@ -7,6 +7,7 @@ scores with each of its groups of documents left out in turn.
 
     diagnostics = map_diagnostics(stitch.up, moments.scatter(pair, FIT_PARTS))
     diagnostics.effective_rank, diagnostics.interpolates
+    diagnostics.figure()                               # the singular values
     score_intervals(stitch.up, moments, pair)          # r2, r2_uniform, cosine with 95% intervals
 
 With σ₁ ≥ σ₂ ≥ … the singular values of W and p_i = σ_i / Σσ:
@@ -29,14 +30,15 @@ documents for one fitted map; the spread over refits is another matter (`Stitch.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from lrt_lens.errors import MismatchError
+from lrt_lens.figures._similarity import spectrum_figure
 from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
 from lrt_lens.moments._hook_pairs import HookPair as Pair
 from lrt_lens.moments._scatter import MapScore, Scatter, score_map
@@ -78,6 +80,21 @@ class MapDiagnostics:
     def row(self) -> dict[str, float | int | bool]:
         """Return the diagnostics without the spectrum, as one row of a table."""
         return {name: value for name, value in asdict(self).items() if name != "singular_values"}
+
+    @property
+    def spectrum(self) -> pd.DataFrame:
+        """Return one row per singular value: ``index`` (from 1), ``singular_value``, ``share``.
+
+        ``share`` is relative to the largest singular value; NaN if that is 0.
+        """
+        values = self.singular_values.numpy(force=True)
+        largest = values[0] or math.nan
+        index = range(1, len(values) + 1)
+        return pd.DataFrame({"index": index, "singular_value": values, "share": values / largest})
+
+    def figure(self) -> Any:
+        """Return the singular values against their index, both axes logarithmic (plotly)."""
+        return spectrum_figure(self.spectrum)
 
 
 def map_diagnostics(affine: AffineMap, fit: Scatter) -> MapDiagnostics:
@@ -137,21 +154,6 @@ def condition_number(second: Tensor, n: float) -> float:
     if n - 1 < len(values) or smallest <= len(values) * torch.finfo(values.dtype).eps * largest:
         return math.inf
     return largest / smallest
-
-
-def spectrum_table(maps: Mapping[str, MapDiagnostics]) -> pd.DataFrame:
-    """Return a tidy table with one row per map and singular value.
-
-    Columns: ``map``, ``index`` (from 1), ``singular_value``, ``share`` of the largest.
-    """
-    rows = []
-    for name, diagnostics in maps.items():
-        values = diagnostics.singular_values.tolist()
-        rows += [
-            (name, i, value, value / values[0] if values[0] else math.nan)
-            for i, value in enumerate(values, start=1)
-        ]
-    return pd.DataFrame(rows, columns=["map", "index", "singular_value", "share"])
 
 
 def score_intervals(

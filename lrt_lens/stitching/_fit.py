@@ -2,6 +2,7 @@
 
     grid = fit_grid(moments, Ridge())            # a `StitchGrid`; the same as moments.fit(Ridge())
     grid = fit_stitches(pair, documents)         # harvest, then fit
+    token = token_identity_map(moments, target_hook)     # what the current token alone explains
 
 Each hook pair gets a map up and a map down. Penalties and ranks are chosen by cross-validation over
 the five fitting folds; the test fold only scores. ``r2_null`` is the same fit on shuffled pairs,
@@ -19,6 +20,8 @@ from tqdm.auto import tqdm
 
 from lrt_lens._settings import resolve, takes
 from lrt_lens.data._documents import Documents
+from lrt_lens.errors import HookPointError
+from lrt_lens.models._hook_names import same_place
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
 from lrt_lens.moments._harvest_settings import HarvestSettings
@@ -224,3 +227,28 @@ def _warn_if_interpolating(moments: CrossMoments, pairs: list[Pair]) -> None:
             moments.n_fit,
             widest,
         )
+
+
+def token_identity_map(moments: CrossMoments, target_hook: str) -> AffineMap:
+    """Return the ridge map from the source's token embedding to a target hook point.
+
+    Token identity is the alternative explanation of every stitch.
+
+    Reads moments that were harvested before; `HookPointError` where they hold no embedding.
+    """
+    if moments.token_hook is None:
+        raise HookPointError(
+            "these moments hold no token embedding; harvest them from a pair of models"
+        )
+    hooks = [
+        hook
+        for source, hook in moments.kept_pairs
+        if source == moments.token_hook and same_place(hook, target_hook)
+    ]
+    if not hooks:
+        raise HookPointError(
+            f"these moments hold no pair {moments.token_hook!r} → {target_hook!r}; harvest that "
+            "target hook point"
+        )
+    found = (moments.token_hook, hooks[0])
+    return fit_grid(moments, Ridge(), pairs=[found]).maps(found)[0]

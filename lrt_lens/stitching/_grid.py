@@ -26,7 +26,7 @@ from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts, heat_table, note
 from lrt_lens.errors import HookPointError
 from lrt_lens.figures._steering import grid_figure
-from lrt_lens.models._hook_points import depth, residual_post, same_place, short_hook
+from lrt_lens.models._hook_names import depth, residual_post, same_place, short_hook
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
 from lrt_lens.moments._hook_pairs import HookPair as Pair
 from lrt_lens.moments._scatter import MapScore, score_map

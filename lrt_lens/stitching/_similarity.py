@@ -9,7 +9,7 @@ pairs of the same number of rows (its null), and on the test fold:
 
     table = similarities(moments, measures=("cka", "svcca"))
     table.sort_values("effect", ascending=False).head()
-    similarity_figure(table)                      # lrt_lens.figures._similarity
+    lrt.figures.similarity_figure(table)          # heat maps; similarity_lines_figure draws lines
 
 What may be chosen by: ``value``, and ``effect`` of all measures but ``cka``, read the fitting folds
 only. ``cka``'s own null multiplies the shuffled fitting folds with the shuffled *test* fold (no

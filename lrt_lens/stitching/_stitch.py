@@ -10,7 +10,6 @@ nothing is pickled.
 """
 
 from dataclasses import dataclass, fields
-from functools import singledispatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,40 +18,12 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
 from lrt_lens._files import make_folder
-from lrt_lens._late import implementation, provided
 from lrt_lens._repr_html import card, facts, note, table
-from lrt_lens.errors import MismatchError
 from lrt_lens.figures._stitch import stitch_figure
-from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.stitching._fidelity import Fidelity, fidelity
 from lrt_lens.stitching._folder import load_stitch, save_stitch
-from lrt_lens.stitching._stitch_data import StitchData
-
-
-@singledispatch
-def transfer_artefact(artefact: Any, stitch: "Stitch", **options: Any) -> Any:
-    """Return the artefact in the stitch's target model.
-
-    An adapter registers its class with ``@transfer_artefact.register``. The adapter of a library
-    that is slow to import is not registered: `lrt_lens/__init__.py` names it, and it is imported
-    when the first object of that library arrives.
-
-    Raises:
-        TypeError: no adapter knows this class.
-    """
-    for kind in type(artefact).__mro__:
-        method = f"Stitch.transfer {kind.__module__.partition('.')[0]}"
-        if provided(method):
-            return implementation(method)(artefact, stitch, **options)
-    registered = {kind.__name__ for kind in transfer_artefact.registry if kind is not object}
-    # The package's own classes register when their module is first imported.
-    known = sorted(registered | {"LinearProbe", "SteeringVector"})
-    raise TypeError(
-        f"a stitch cannot transfer a {type(artefact).__name__}; "
-        f"it transfers {[*known, 'SAELens SAE']}"
-    )
+from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,20 +54,6 @@ class Stitch(StitchData, ModelHubMixin):
         `lrt_lens.stitching._fidelity`.
         """
         return fidelity(self, direction, kind, n_random=n_random, seed=seed)
-
-    def refuse_foreign(self, hook: str, model: ModelIdentity | None) -> None:
-        """Raise `MismatchError` unless an artefact belongs to this stitch's source.
-
-        ``hook`` and ``model`` say where it was learnt.
-        """
-        if not same_place(hook, self.source_hook):
-            raise MismatchError(
-                f"learnt at {hook!r}, but this stitch starts at {self.source_hook!r}; "
-                f"learn it there, or take grid.best(source={hook!r}) (to go the other way use "
-                "stitch.reversed())"
-            )
-        if model is not None and self.source is not None:
-            self.source.refuse_other(model, "what is to be transferred was learnt on a model that")
 
     def check(self, source: HookedModel | None = None, target: HookedModel | None = None) -> None:
         """Raise `MismatchError` where a model is not the one that this stitch was fitted on."""

@@ -49,18 +49,14 @@ from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings, resolve, takes
-from lrt_lens.data._documents import Documents, document_key
-from lrt_lens.data._parts import N_FOLDS, part_of
-from lrt_lens.data._window_cutter import WindowCutter
-from lrt_lens.data._windows import BlockPlan, Window
-from lrt_lens.errors import HookPointError, MismatchError, TooFewDocumentsError
+from lrt_lens.data._documents import Documents
+from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.figures._stitch_loss import stitch_loss_figure
-from lrt_lens.models._hook_points import EMBED, joint_parts, same_place
+from lrt_lens.models._hook_names import EMBED, joint_parts, same_place
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.statistics._intervals import Interval, bootstrap_ratio
 from lrt_lens.stitching._affine import AffineMap, MapPair
-from lrt_lens.stitching._fit import fit_grid
+from lrt_lens.stitching._held_out import read_windows
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.stitching._stitched_pass import (
     METRICS,
@@ -72,7 +68,6 @@ from lrt_lens.stitching._stitched_pass import (
     batches,
     run_batch,
 )
-from lrt_lens.stitching.solvers._ridge import Ridge
 
 logger = logging.getLogger(__name__)
 
@@ -282,31 +277,6 @@ def evaluate_stitch_loss(
     )
 
 
-def token_identity_map(moments: CrossMoments, target_hook: str) -> AffineMap:
-    """Return the ridge map from the source's token embedding to a target hook point.
-
-    Token identity is the alternative explanation of every stitch.
-
-    Reads moments that were harvested before; `HookPointError` where they hold no embedding.
-    """
-    if moments.token_hook is None:
-        raise HookPointError(
-            "these moments hold no token embedding; harvest them from a pair of models"
-        )
-    hooks = [
-        hook
-        for source, hook in moments.kept_pairs
-        if source == moments.token_hook and same_place(hook, target_hook)
-    ]
-    if not hooks:
-        raise HookPointError(
-            f"these moments hold no pair {moments.token_hook!r} → {target_hook!r}; harvest that "
-            "target hook point"
-        )
-    found = (moments.token_hook, hooks[0])
-    return fit_grid(moments, Ridge(), pairs=[found]).maps(found)[0]
-
-
 # ---------------------------------------------------------------------------------------- arguments
 
 
@@ -368,52 +338,6 @@ def _token_maps(stitch: Stitch, token_maps: AffineMap | MapPair | None) -> dict[
 
 
 # ---------------------------------------------------------------------------------------- documents
-
-
-def read_windows(
-    pair: ModelPair,
-    stitch: Stitch,
-    documents: Documents,
-    n_tokens: int,
-    context_length: int,
-    folds: str,
-) -> list[Window]:
-    """Windows of held-out documents, numbered from 0, until so many positions count."""
-    plan = BlockPlan(
-        context_length=context_length, skip_first=stitch.skip_first, seed=stitch.provenance.seed
-    )
-    cutter = WindowCutter(plan, pair.source, pair.target)
-    windows: list[Window] = []
-    n_read, n_taken, n_counted = 0, 0, 0
-    for text in cutter.texts(documents):
-        if n_counted >= n_tokens:
-            break
-        n_read += 1
-        if folds == "test" and part_of(document_key(text, stitch.provenance.seed)) < N_FOLDS:
-            continue
-        found = [window.of_document(n_taken) for window in cutter.cut([text])[0].windows]
-        windows += found
-        n_taken += bool(found)
-        n_counted += sum(int((window.rows < len(window.ids) - 1).sum()) for window in found)
-    if n_taken == 1 and n_counted >= n_tokens:
-        raise TooFewDocumentsError(
-            f"n_tokens={n_tokens} was reached after 1 document; raise n_tokens: an interval over "
-            "documents needs at least 2"
-        )
-    if n_taken < 2:
-        remedy = (
-            "; folds='all' reads the others too, if they had no part in the fit"
-            if folds == "test"
-            else ""
-        )
-        raise TooFewDocumentsError(
-            f"{n_taken} of {n_read} document(s) can be "
-            f"measured{' (a sixth is in the test fold)' if folds == 'test' else ''}; an interval "
-            "over "
-            f"documents needs at least 2 that are longer than {plan.skip_first + 4} tokens: give "
-            f"more text{remedy}"
-        )
-    return windows
 
 
 # --------------------------------------------------------------------------------------------- arms

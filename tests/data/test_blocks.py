@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrt_lens.data._blocks import Block, Corpus, iterate_blocks, shuffled_rows
+from lrt_lens.data._block import Block, shuffled_rows
+from lrt_lens.data._blocks import Corpus, iterate_blocks
 from lrt_lens.data._documents import document_key
 from lrt_lens.data._parts import N_FOLDS, N_PARTS, N_TEST_GROUPS, PART_NAMES, part_of
 from lrt_lens.data._windows import BlockPlan, Window, cut_windows

@@ -6,7 +6,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from lrt_lens.figures._similarity import similarity_figure, similarity_lines_figure, spectrum_figure
+from lrt_lens.figures import similarity_figure, similarity_lines_figure
+from lrt_lens.figures._similarity import spectrum_figure
 from lrt_lens.figures._template import TEMPLATE_NAME, short_hook
 
 SOURCES = ["hook_embed", "blocks.2.hook_resid_post", "blocks.10.hook_resid_post"]
@@ -133,23 +134,12 @@ def test_tables_that_cannot_be_shown_are_refused() -> None:
     with pytest.raises(ValueError, match=r"no measure 'svcca'; it has \['cka'\]"):
         similarity_lines_figure(table)
     with pytest.raises(ValueError, match="no rows"):
-        spectrum_figure(pd.DataFrame({"map": [], "index": [], "singular_value": [], "share": []}))
+        spectrum_figure(pd.DataFrame({"index": [], "singular_value": [], "share": []}))
 
 
-def test_spectra_are_lines_of_their_own() -> None:
-    table = pd.DataFrame(
-        [
-            ("ridge", 1, 4.0, 1.0),
-            ("ridge", 2, 1.0, 0.25),
-            ("rotation", 1, 2.0, 1.0),
-            ("rotation", 2, 2.0, 1.0),
-        ],
-        columns=["map", "index", "singular_value", "share"],
-    )
+def test_a_spectrum_is_a_line_on_logarithmic_axes() -> None:
+    table = pd.DataFrame({"index": [1, 2], "singular_value": [4.0, 1.0], "share": [1.0, 0.25]})
     figure = spectrum_figure(table)
-    assert [(trace.name, list(trace.x), list(trace.y)) for trace in figure.data] == [
-        ("ridge", [1, 2], [4.0, 1.0]),
-        ("rotation", [1, 2], [2.0, 2.0]),
-    ]
-    assert figure.data[0].line.dash != figure.data[1].line.dash
-    assert figure.layout.yaxis.type == "log"
+    assert [(list(trace.x), list(trace.y)) for trace in figure.data] == [([1, 2], [4.0, 1.0])]
+    assert list(figure.data[0].customdata) == [1.0, 0.25]
+    assert (figure.layout.xaxis.type, figure.layout.yaxis.type) == ("log", "log")

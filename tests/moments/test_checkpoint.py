@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from lrt_lens.data._blocks import Share, iterate_blocks
+from lrt_lens.data._block import Share
+from lrt_lens.data._blocks import iterate_blocks
 from lrt_lens.errors import MismatchError, NonFiniteError
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair

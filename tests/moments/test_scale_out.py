@@ -19,7 +19,8 @@ import torch
 
 import lrt_lens as lrt
 from lrt_lens.cli import main
-from lrt_lens.data._blocks import Share, iterate_blocks
+from lrt_lens.data._block import Share
+from lrt_lens.data._blocks import iterate_blocks
 from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._checkpoint import read_rank_files

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,14 @@ def test_the_same_name_twice_is_one_model() -> None:
         source=str(DEMO_FOLDER / "small"), target=str(DEMO_FOLDER / "small")
     ).models()
     assert source is target
+
+
+def test_two_folders_of_one_name_are_told_apart(model_folder: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / run / "hf" for run in ("a", "b")]
+    for folder in folders:
+        shutil.copytree(model_folder, folder)
+    source, target = Options(source=str(folders[0]), target=str(folders[1])).models()
+    assert (source.name, target.name) == ("a/hf", "b/hf")
 
 
 def test_texts_come_from_a_file(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from lrt_lens.stitching._diagnostics import (
     effective_rank,
     map_diagnostics,
     score_intervals,
-    spectrum_table,
 )
 
 PAIR = ("source", "target")
@@ -139,17 +138,15 @@ def test_few_rows_interpolate_and_leave_the_source_singular(
     )
 
 
-def test_numbers_make_a_row_and_spectra_a_tidy_table(moments: Any, affine: AffineMap) -> None:
-    fit = moments.scatter(PAIR, FIT_PARTS)
-    maps = {"ridge": map_diagnostics(affine, fit), "low": map_diagnostics(low_rank(3), fit)}
-    assert maps["ridge"].row["rank"] == 9
-    assert "singular_values" not in maps["ridge"].row
-    table = spectrum_table(maps)
-    assert table.groupby("map").size().to_dict() == {"low": 9, "ridge": 9}
-    ridge = table[table["map"] == "ridge"]
-    assert ridge["singular_value"].tolist() == maps["ridge"].singular_values.tolist()
-    assert ridge["index"].tolist() == list(range(1, 10))
-    assert ridge["share"].iloc[0] == 1
+def test_numbers_make_a_row_and_the_spectrum_a_table(moments: Any, affine: AffineMap) -> None:
+    diagnostics = map_diagnostics(affine, moments.scatter(PAIR, FIT_PARTS))
+    assert diagnostics.row["rank"] == 9
+    assert "singular_values" not in diagnostics.row
+    spectrum = diagnostics.spectrum
+    assert spectrum["singular_value"].tolist() == diagnostics.singular_values.tolist()
+    assert spectrum["index"].tolist() == list(range(1, 10))
+    assert spectrum["share"].iloc[0] == 1
+    assert list(diagnostics.figure().data[0].y) == spectrum["singular_value"].tolist()
 
 
 # ---------------------------------------------------------------------------------------- intervals

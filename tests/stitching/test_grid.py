@@ -10,12 +10,13 @@ import torch
 from sklearn.metrics import r2_score
 
 from lrt_lens.errors import HookPointError
-from lrt_lens.models._hook_points import short_hook
+from lrt_lens.models._hook_names import short_hook
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._scatter import score_map
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._grid import COLUMNS
-from lrt_lens.stitching.solvers._ridge import DEFAULT_ALPHAS, Ridge
+from lrt_lens.stitching.solvers._ridge import Ridge
+from lrt_lens.stitching.solvers._solver import DEFAULT_ALPHAS
 
 SOURCES = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
 TARGETS = ("blocks.0.hook_resid_post", "blocks.2.hook_resid_post")

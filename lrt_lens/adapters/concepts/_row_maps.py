@@ -29,7 +29,7 @@ from torch import Tensor
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.moments._scatter import r2_of
 from lrt_lens.stitching._diagnostics import effective_rank
-from lrt_lens.stitching.solvers._ridge import DEFAULT_ALPHAS
+from lrt_lens.stitching.solvers._solver import DEFAULT_ALPHAS
 
 Method = Literal["least_squares", "ridge"]
 RCOND = 1e-6

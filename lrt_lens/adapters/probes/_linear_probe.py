@@ -21,7 +21,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from torch import Tensor
 
 from lrt_lens._files import read_tensors, write_tensors
 from lrt_lens._repr_html import card, facts
+from lrt_lens.adapters._earlier_files import split_method
 from lrt_lens.adapters.probes._logistic import (
     N_FOLDS,
     PENALTIES,
@@ -39,12 +40,13 @@ from lrt_lens.adapters.probes._logistic import (
 )
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from lrt_lens.models._hook_points import resolve
-from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel, load_model
+from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._reading import EveryRead, read_activations, read_tokens
+from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.stitching._affine import AffineMap
-from lrt_lens.stitching._stitch import Stitch, transfer_artefact
+from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
 
 PROBE_SCHEMA = "lrt_lens.probe/1"
 
@@ -69,6 +71,9 @@ class LinearProbe:
     """Where a text is read; ``"every"`` reads each unmasked token on its own."""
     name: str = "probe"
     method: str = "given"
+    """How it was fitted, such as ``"logistic_regression"``."""
+    transferred_by: Literal["stitch"] | None = None
+    """Kind of map that transferred it to this model; None for a probe that was fitted on it."""
     corpus: str = ""
     """Hash of the texts and labels on which it was fitted."""
     penalty: float = float("nan")
@@ -250,12 +255,19 @@ class LinearProbe:
         model = f" of {self.model.name}" if self.model else ""
         more = " …" if len(self.classes) > 4 else ""
         classes = f"{len(self.classes)} classes {list(self.classes[:4])}{more}"
-        read = f"{self.method} read {self.read}{self._mapped}"
-        return f"LinearProbe({self.name!r} at {self.hook}{model}, {classes}, {read})"
+        return f"LinearProbe({self.name!r} at {self.hook}{model}, {classes}, {self._origin})"
 
     @property
-    def _mapped(self) -> str:
-        return " of mapped states" if self.before is not None else ""
+    def transferred(self) -> bool:
+        """Return True if the probe was transferred to its model, False if it was fitted on it."""
+        return self.transferred_by is not None
+
+    @property
+    def _origin(self) -> str:
+        """Text for tables: method, read position, and how it came to this model."""
+        mapped = " of mapped states" if self.before is not None else ""
+        transferred = ", transferred" if self.transferred else ""
+        return f"{self.method}, read {self.read}{mapped}{transferred}"
 
     def _repr_html_(self) -> str:
         entries = {
@@ -263,7 +275,7 @@ class LinearProbe:
             "hook point": self.hook,
             "model": self.model.name if self.model else None,
             "classes": ", ".join(map(str, self.classes)),
-            "method": f"{self.method}, read {self.read}{self._mapped}",
+            "method": self._origin,
             "penalty": None if math.isnan(self.penalty) else self.penalty,
             "dimensions": len(self.weight),
         }
@@ -304,6 +316,8 @@ class LinearProbe:
             )
         fields["model"] = ModelIdentity(**fields["model"]) if fields["model"] else None
         fields["classes"] = tuple(fields["classes"])
+        if "transferred_by" not in fields:
+            fields["method"], fields["transferred_by"] = split_method(str(fields["method"]))
         before = (
             AffineMap(tensors["before/weight"], tensors["before/bias"], *hooks) if hooks else None
         )
@@ -312,7 +326,7 @@ class LinearProbe:
 
 @transfer_artefact.register
 def transfer_probe(
-    probe: LinearProbe, stitch: Stitch, *, through: AffineMap | None = None
+    probe: LinearProbe, stitch: StitchData, *, through: AffineMap | None = None
 ) -> LinearProbe:
     """Probe transferred to the stitch's target: ``w' = W_down w``, ``c' = c + b_down·w``.
 
@@ -338,7 +352,7 @@ def transfer_probe(
             f"with {down.weight.shape[1]}; give a map from the target's hook point to the probe's"
         )
     transferred = replace(
-        probe, hook=stitch.target_hook, model=stitch.target, method=f"{probe.method}, transferred"
+        probe, hook=stitch.target_hook, model=stitch.target, transferred_by="stitch"
     )
     if probe.read == "max":
         # max over tokens does not commute with the map, so tokens are mapped before pooling.

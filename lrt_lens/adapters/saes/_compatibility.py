@@ -16,9 +16,9 @@ metadata does not record is not checked. SAEs of SAELens record a name and a hoo
 from typing import Any
 
 from lrt_lens.errors import HookPointError, MismatchError
-from lrt_lens.models._hook_points import joint_parts, same_place
+from lrt_lens.models._hook_names import joint_parts, same_place
 from lrt_lens.models._hooked_model import ModelIdentity
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.stitching._stitch_data import StitchData
 
 
 def refuse_foreign_sae(
@@ -121,7 +121,7 @@ def refuse_other_tokenizer(sae: Any, model: ModelIdentity) -> None:
         )
 
 
-def refuse_joined_hook_points(stitch: Stitch) -> None:
+def refuse_joined_hook_points(stitch: StitchData) -> None:
     """Raise `HookPointError` if either end of a stitch joins several hook points."""
     for hook in (stitch.source_hook, stitch.target_hook):
         if len(joint_parts(hook)) > 1:

@@ -49,8 +49,8 @@ from lrt_lens.figures._sae import sae_figure
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.statistics._intervals import NOTHING, Interval, bootstrap_ratio, clopper_pearson
+from lrt_lens.stitching._held_out import read_windows
 from lrt_lens.stitching._stitch import Stitch
-from lrt_lens.stitching._stitch_loss import read_windows
 from lrt_lens.stitching._stitched_pass import Arm, Batch, End, Tally, batches, run_batch
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from lrt_lens.errors import FileFormatError
-from lrt_lens.models._hook_points import residual_post
+from lrt_lens.models._hook_names import residual_post
 
 _REFUSED = {
     "transcode": "it is a transcoder, which reads one hook point and writes another",

@@ -30,8 +30,9 @@ from torch import Tensor
 from lrt_lens.adapters.vectors._steering_hook import SteeringHook
 from lrt_lens.adapters.vectors._token_batches import TokenBatches
 from lrt_lens.data._documents import iterate_documents
-from lrt_lens.models._hook_points import residual_post
-from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel
+from lrt_lens.models._hook_names import residual_post
+from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.typing import Direction, HookFunction
 
 Unit = Literal["loss", "kl"]

@@ -28,15 +28,18 @@ from torch import Tensor
 
 from lrt_lens._files import read_tensors, write_tensors
 from lrt_lens._repr_html import card, facts
+from lrt_lens.adapters._earlier_files import split_method
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions, SteeringHook, adding, setting
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
-from lrt_lens.models._hook_points import resolve, same_place
-from lrt_lens.models._hooked_model import SKIP_FIRST, Handle, HookedModel, load_model
+from lrt_lens.models._hook_names import same_place
+from lrt_lens.models._hook_points import resolve
+from lrt_lens.models._hooked_model import Handle, HookedModel, load_model
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._reading import Read, read_activations
-from lrt_lens.stitching._stitch import Stitch, transfer_artefact
+from lrt_lens.models._text_reader import SKIP_FIRST
+from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
 from lrt_lens.typing import Direction
 
 VECTOR_SCHEMA = "lrt_lens.vector/1"
@@ -412,9 +415,8 @@ def _in_current_form(fields: dict[str, Any]) -> dict[str, Any]:
     """
     if "transferred_by" in fields:
         return fields
-    method, _, origin = str(fields["method"]).partition(", ")
+    method, transferred_by = split_method(str(fields["method"]))
     read = str(fields["read"])
-    transferred_by = {"transferred": "stitch", "concept map": "concept map"}.get(origin)
     return fields | {
         "method": method,
         "read": int(read) if read.lstrip("-").isdigit() else read,
@@ -425,7 +427,7 @@ def _in_current_form(fields: dict[str, Any]) -> dict[str, Any]:
 @transfer_artefact.register
 def transfer_vector(
     vector: SteeringVector,
-    stitch: Stitch,
+    stitch: StitchData,
     *,
     bias: Literal["none", "add"] = "none",
     norm: Literal["match", "mapped", "unit"] = "match",

@@ -36,10 +36,11 @@ from tqdm.auto import tqdm
 from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._repr_html import card, facts
 from lrt_lens._settings import resolve, takes
-from lrt_lens.data._blocks import shuffled_rows
+from lrt_lens.data._block import shuffled_rows
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import FileFormatError, HookPointError, MismatchError
-from lrt_lens.models._hook_points import EMBED, Layers, same_place
+from lrt_lens.models._hook_names import EMBED, same_place
+from lrt_lens.models._hook_points import Layers
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._loading import torch_dtype
 from lrt_lens.models._pair import ModelPair

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrt_lens.data._blocks import Block
+from lrt_lens.data._block import Block
 from lrt_lens.data._documents import document_key
 from lrt_lens.data._parts import part_of
 from lrt_lens.data._windows import Window
@@ -26,7 +26,7 @@ from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments._provenance import Provenance, package_versions
 from lrt_lens.moments.cache._manifest import Manifest
 from lrt_lens.moments.cache._shard import byte_sum
-from lrt_lens.moments.cache._writer import DTYPES, CacheWriter
+from lrt_lens.moments.cache._writer import CacheWriter, refuse_other_dtype
 
 _BLOCK_ROWS = 4096
 
@@ -46,12 +46,6 @@ def begin_own_rows(
     provenance = Provenance(seed=seed, versions=package_versions())
     manifest = Manifest(provenance, dtype, streams={}, pairs=(pair,), has_tokens=False)
     return OwnRowsWriter(folder, manifest, shard_bytes=shard_bytes)
-
-
-def refuse_other_dtype(dtype: str) -> None:
-    """Raise ValueError if ``dtype`` is not a precision of caches."""
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; expected one of {list(DTYPES)}")
 
 
 def add_own_rows(

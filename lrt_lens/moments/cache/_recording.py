@@ -42,9 +42,14 @@ from lrt_lens.moments.cache._manifest import (
     read_manifest,
     write_manifest,
 )
-from lrt_lens.moments.cache._own_rows import refuse_other_dtype
 from lrt_lens.moments.cache._shard import Shard, write_shard
-from lrt_lens.moments.cache._writer import DTYPES, SHARD_BYTES, CacheWriter, refuse_unstorable
+from lrt_lens.moments.cache._writer import (
+    DTYPES,
+    SHARD_BYTES,
+    CacheWriter,
+    refuse_other_dtype,
+    refuse_unstorable,
+)
 
 logger = logging.getLogger(__name__)
 

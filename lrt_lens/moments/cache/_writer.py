@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens._files import make_folder
-from lrt_lens.data._blocks import Block
+from lrt_lens.data._block import Block
 from lrt_lens.data._windows import Window
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from lrt_lens.moments._rank_lock import RankLock
@@ -235,6 +235,12 @@ class CacheWriter:
         trace: TracebackType | None,
     ) -> None:
         self.close(finished=kind is None)
+
+
+def refuse_other_dtype(dtype: str) -> None:
+    """Raise ValueError if ``dtype`` is not a precision of caches."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; expected one of {list(DTYPES)}")
 
 
 def refuse_unstorable(name: str, values: Tensor, dtype: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens.errors import MismatchError, TooFewDocumentsError
-from lrt_lens.models._hook_points import same_place
+from lrt_lens.models._hook_names import same_place
 from lrt_lens.moments._cross_moments import TEST_PARTS
 from lrt_lens.moments._hook_pairs import HookPair as Pair
 from lrt_lens.moments._scatter import r2_of

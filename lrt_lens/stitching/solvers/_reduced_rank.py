@@ -16,8 +16,8 @@ from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
 from lrt_lens.moments._hook_pairs import HookPair as Pair
 from lrt_lens.moments._scatter import Scatter, score_weights, squared_errors
 from lrt_lens.stitching._affine import AffineMap
-from lrt_lens.stitching.solvers._ridge import DEFAULT_ALPHAS, Ridge, RidgeSide
-from lrt_lens.stitching.solvers._solver import FoldErrors, Setting, Side, Solver
+from lrt_lens.stitching.solvers._ridge import Ridge, RidgeSide
+from lrt_lens.stitching.solvers._solver import DEFAULT_ALPHAS, FoldErrors, Setting, Side, Solver
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,14 @@ from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
 from lrt_lens.moments._hook_pairs import HookPair as Pair
 from lrt_lens.moments._scatter import Scatter, gram, score_weights
 from lrt_lens.stitching._affine import AffineMap
-from lrt_lens.stitching.solvers._solver import FoldErrors, Setting, Side, Solver, unit_scale
-
-DEFAULT_ALPHAS = tuple(float(f"{10 ** (-6 + 7 * i / 19):.3g}") for i in range(20))
-"""20 penalties from 1e-6 to 10, evenly spaced in the logarithm."""
+from lrt_lens.stitching.solvers._solver import (
+    DEFAULT_ALPHAS,
+    FoldErrors,
+    Setting,
+    Side,
+    Solver,
+    unit_scale,
+)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,9 @@ from lrt_lens.moments._hook_pairs import HookPair as Pair
 from lrt_lens.moments._scatter import Scatter, score_weights, squared_errors, varying
 from lrt_lens.stitching._affine import AffineMap
 
+DEFAULT_ALPHAS = tuple(float(f"{10 ** (-6 + 7 * i / 19):.3g}") for i in range(20))
+"""20 penalties from 1e-6 to 10, evenly spaced in the logarithm."""
+
 
 @dataclass(frozen=True)
 class Setting:

@@ -1,5 +1,6 @@
 """Linear probes: fits against scikit-learn, transfer, files and errors."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from lrt_lens.adapters.probes._linear_probe import LinearProbe
+from lrt_lens._files import read_tensors, write_tensors
+from lrt_lens.adapters.probes._linear_probe import PROBE_SCHEMA, LinearProbe
 from lrt_lens.adapters.probes._logistic import Logistic, fit_logistic, fit_towards, probabilities
 from lrt_lens.errors import FileFormatError, MismatchError
-from lrt_lens.models._hooked_model import SKIP_FIRST
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import read_activations
+from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._stitch import Stitch
 
@@ -266,6 +268,23 @@ def test_a_saved_probe_is_the_same(
         strict=True,
     ):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_origin_is_stored_in_fields_and_files_of_the_earlier_form_load(
+    pair: ModelPair, stitch: Stitch, tmp_path: Path
+) -> None:
+    probe = LinearProbe.fit(pair.source, BINARY, LABELS, at=HOOK)
+    transferred = stitch.transfer(probe)
+    assert (probe.transferred, transferred.transferred) == (False, True)
+    assert (probe.method, transferred.method) == ("logistic_regression", "logistic_regression")
+    path = transferred.save(tmp_path / "probe.safetensors")
+    tensors, metadata = read_tensors(path, PROBE_SCHEMA)
+    fields = json.loads(metadata["probe"])
+    assert fields.pop("transferred_by") == "stitch"
+    fields["method"] = "logistic_regression, transferred"
+    write_tensors(path, tensors, metadata | {"probe": json.dumps(fields)})
+    assert repr(LinearProbe.load(path)) == repr(transferred)
+    assert "logistic_regression, read last, transferred" in repr(transferred)
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, stitch: Stitch, pair: ModelPair) -> None:

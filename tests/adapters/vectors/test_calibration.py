@@ -18,8 +18,9 @@ from lrt_lens.adapters.vectors._neutral_text import NeutralText
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._hooked_model import SKIP_FIRST, HookedModel
+from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
+from lrt_lens.models._text_reader import SKIP_FIRST
 
 CONTRAST = ContrastSet(
     ["the happy cat sang in the garden", "the good boy sang"],

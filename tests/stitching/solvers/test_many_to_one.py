@@ -12,7 +12,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.metrics import r2_score
 
 from lrt_lens.errors import HookPointError
-from lrt_lens.models._hook_points import depth, joint_name, joint_parts
+from lrt_lens.models._hook_names import depth, joint_name, joint_parts
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.stitching.solvers._many_to_one import ManyToOne, layer_contributions, select_layers
 from lrt_lens.stitching.solvers._ridge import Ridge

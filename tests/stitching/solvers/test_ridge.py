@@ -9,8 +9,8 @@ import torch
 from sklearn.preprocessing import StandardScaler
 
 from lrt_lens.moments._scatter import score_weights
-from lrt_lens.stitching.solvers._ridge import DEFAULT_ALPHAS, HeldOutFold, Ridge, RidgeSide
-from lrt_lens.stitching.solvers._solver import Setting
+from lrt_lens.stitching.solvers._ridge import HeldOutFold, Ridge, RidgeSide
+from lrt_lens.stitching.solvers._solver import DEFAULT_ALPHAS, Setting
 
 PAIR = ("source", "target")
 FITTING = range(5)

@@ -46,9 +46,9 @@ from lrt_lens.adapters.saes.codes._ridge import CODE_ALPHAS, CodeSolution, fit_c
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
-from lrt_lens.models._hooked_model import SKIP_FIRST
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._pair import ModelPair
+from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.moments._plan import available_memory
 from lrt_lens.stitching._stitch import Stitch
 

@@ -37,7 +37,7 @@ from lrt_lens.data._documents import Documents
 from lrt_lens.data._parts import N_FOLDS, N_TEST_GROUPS
 from lrt_lens.errors import MismatchError, TooFewDocumentsError
 from lrt_lens.figures._code_map import code_map_figure
-from lrt_lens.models._hook_points import same_place
+from lrt_lens.models._hook_names import same_place
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._scatter import r2_of
 from lrt_lens.statistics._intervals import bootstrap_mean

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lrt_lens.adapters.saes.features._unembedding import Unembedding, measure_norm
-from lrt_lens.models._hook_points import residual_post
+from lrt_lens.models._hook_names import residual_post
 
 
 class _GemmaNorm(nn.Module):

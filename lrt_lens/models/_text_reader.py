@@ -1,0 +1,42 @@
+"""How a model reads texts: all that the cutting of windows needs to know of it.
+
+Windows depend on a model's tokenizer and on its BOS policy, never on its weights. So the functions
+that cut them take a `TextReader`, which every `lrt_lens.models.HookedModel` is.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+SKIP_FIRST = 4
+"""Number of masked positions at the start of a text.
+
+Many models have massive activations there, so no map is fitted on them.
+"""
+
+
+@runtime_checkable
+class TextReader(Protocol):
+    """A model as far as its texts are concerned: tokenizer and BOS policy."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Tokenizer of the Hugging Face interface."""
+        ...
+
+    @property
+    def prepend_bos(self) -> bool:
+        """True if BOS is the first token of every text."""
+        ...
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the tokenizer's special tokens."""
+        ...
+
+    def reads_as(self, other: "TextReader") -> bool:
+        """Return True if both models split a text into the same tokens."""
+        ...
+
+    def encode_bodies(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text without special tokens, at full length."""
+        ...
