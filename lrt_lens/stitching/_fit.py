@@ -3,9 +3,11 @@
     grid = fit_grid(moments, Ridge())            # a `StitchGrid`; the same as moments.fit(Ridge())
     grid = fit_stitches(pair, documents)         # harvest, then fit
 
-Each hook pair gets a map up and a map down. Penalties and ranks are chosen by cross-validation over
-the five fitting folds; the test fold only scores. ``r2_null`` is the same fit on shuffled pairs,
-``r2_token`` is the same target predicted from the source's embedding.
+Each hook pair gets a map up and a map down. Cross-validation over the five fitting folds chooses
+penalties and ranks; the test fold only scores. ``r2_null`` is the score of the map fitted on
+shuffled pairs, ``r2_token`` that of a ridge map from the source's embedding to the same target.
+
+Limits: every hook pair is fitted in memory, one after the other, on the device of the moments.
 """
 
 import logging
@@ -91,6 +93,7 @@ def fit_grid(
     fitted = wanted_pairs(moments, "fit", pairs)
     _warn_if_interpolating(moments, fitted)
     sides, similarity = solver.sides(moments), GridCka(moments)
+    # errors[0] is up, errors[1] is down, so that the flag ``down`` is the index.
     errors: tuple[dict[Pair, FoldErrors], dict[Pair, FoldErrors]] = ({}, {})
     about = {"solver": solver.name, "n_tokens": moments.n_fit}
     rows: dict[Pair, dict[str, Any]] = {
@@ -156,6 +159,7 @@ def _token_scores(
 
 
 def _scores_up(side: Side, pair: Pair, held_out: FoldErrors) -> dict[str, Any]:
+    """Return the columns of the map up, with its null if the moments have one that counts."""
     setting, moments = held_out.setting, side.moments
     affine, score = _fit_and_score(side, pair, setting)
     row = {
@@ -167,6 +171,8 @@ def _scores_up(side: Side, pair: Pair, held_out: FoldErrors) -> dict[str, Any]:
         "r2_uniform": score.r2_uniform,
         "cosine": score.cosine,
     }
+    # A sketched null has random orthonormal combinations of the target's dimensions as outputs. A
+    # solver fits them as it fits the dimensions only if it fits each output separately.
     if pair in moments.cross_null and (side.separable or moments.null == "full"):
         null = side.fit_null(pair, setting)
         row["r2_null"] = score_map(null.weight, null.bias, moments.null_scatter(pair, test=True)).r2
@@ -174,6 +180,7 @@ def _scores_up(side: Side, pair: Pair, held_out: FoldErrors) -> dict[str, Any]:
 
 
 def _scores_down(side: Side, pair: Pair, held_out: FoldErrors) -> dict[str, Any]:
+    """Return the columns of the map down."""
     affine, score = _fit_and_score(side, pair, held_out.setting)
     return {
         "alpha_down": held_out.setting.alpha,
@@ -186,7 +193,7 @@ def _scores_down(side: Side, pair: Pair, held_out: FoldErrors) -> dict[str, Any]
 
 
 def _rank(setting: Setting, affine: AffineMap) -> int:
-    """Return the rank to which the map was held; without one, the smaller width."""
+    """Return the rank limit of the map; without one, the smaller width."""
     return setting.rank or min(affine.weight.shape)
 
 
@@ -197,14 +204,17 @@ def _fit_and_score(side: Side, pair: Pair, setting: Setting) -> tuple[AffineMap,
 
 
 class GridCka:
-    """Debiased linear CKA of hook pairs; the terms of one hook point are computed once."""
+    """Debiased linear CKA of hook pairs; terms of a single hook point are computed only once."""
 
     def __init__(self, moments: CrossMoments) -> None:
         self.moments = moments
         self._own: dict[tuple[str, str], float] = {}
 
     def cka(self, pair: Pair) -> float:
-        """See `lrt_lens.moments._scatter.linear_cka`."""
+        """Return the debiased linear CKA of a hook pair over the fitting folds.
+
+        `lrt_lens.moments._scatter.linear_cka` has the formula.
+        """
         folds = [self.moments.scatter(pair, (k,)) for k in FIT_PARTS]
         for hook, name in ((pair[0], "xx"), (pair[1], "yy")):
             if (name, hook) not in self._own:
@@ -216,6 +226,7 @@ class GridCka:
 
 
 def _warn_if_interpolating(moments: CrossMoments, pairs: list[Pair]) -> None:
+    """Log a warning if the fitting folds have no more rows than the widest stream dimensions."""
     widest = max(max(len(moments.source[s].shift), len(moments.target[t].shift)) for s, t in pairs)
     if moments.n_fit <= widest:
         logger.warning(

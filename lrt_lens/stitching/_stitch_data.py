@@ -1,7 +1,7 @@
-"""The content of a stitch: its maps, and what is needed to judge them.
+"""The content of a stitch: its maps and their evidence, without methods that transfer.
 
-`Stitch` adds to it what a user does with a stitch. Fidelity and the stitch folder need the content
-alone.
+`Stitch` adds the methods. Fidelity and the stitch folder need only the content, and would import
+`Stitch` in a circle.
 """
 
 from dataclasses import dataclass, field
@@ -22,23 +22,26 @@ class StitchData:
     source_statistics: StreamStatistics
     target_statistics: StreamStatistics
     scores: dict[str, Any] = field(default_factory=dict)
-    """This pair's row of ``grid.scores``."""
+    """Row of ``grid.scores`` of this hook pair."""
     provenance: Provenance = field(default_factory=Provenance)
+    """Models, documents and settings of the harvest."""
     null: MapPair | None = None
-    """The same fit on shuffled pairs: the control of everything that is transferred."""
+    """Maps fitted on shuffled pairs, the control of every transfer; None if the moments do not
+    allow them.
+    """
     refits: tuple[MapPair, ...] = ()
-    """Fits that leave one fold out each, for intervals over the map."""
+    """Maps fitted without one fold each, for intervals over the map."""
     held_out: tuple[Scatter, ...] = ()
-    """Scatter of each group of the test fold: what `fidelity` is measured on."""
+    """Scatter of each group of the test fold, from which `fidelity` is computed."""
 
     @property
     def up(self) -> AffineMap:
-        """Source → target."""
+        """Map from the source to the target."""
         return self.maps.up
 
     @property
     def down(self) -> AffineMap:
-        """Target → source."""
+        """Map from the target to the source."""
         return self.maps.down
 
     @property
@@ -53,15 +56,15 @@ class StitchData:
 
     @property
     def skip_first(self) -> int:
-        """First positions of a text that the maps never saw."""
+        """Number of first positions of a text on which no map was fitted."""
         return SKIP_FIRST if self.provenance.skip_first is None else self.provenance.skip_first
 
     @property
     def source(self) -> ModelIdentity | None:
-        """The model that artefacts come from."""
+        """Identity of the source model, in which artefacts were learnt; None if unknown."""
         return self.provenance.source
 
     @property
     def target(self) -> ModelIdentity | None:
-        """The model that artefacts go to."""
+        """Identity of the target model, to which artefacts are transferred; None if unknown."""
         return self.provenance.target

@@ -14,7 +14,7 @@ def wanted_pairs(
 
     Args:
         moments: cross-moments of both models.
-        task: the verb of the error, such as ``"fit"``.
+        task: the verb in the error message, such as ``"fit"``.
         pairs: hook pairs that the user asked for.
 
     Raises:

@@ -134,5 +134,5 @@ def test_what_is_no_direction_or_no_kind_is_refused(stitch: Any) -> None:
         stitch.fidelity(torch.zeros(12))
     with pytest.raises(ValueError, match="kind is 'both'; expected 'write'"):
         stitch.fidelity(torch.ones(12), kind="both")
-    with pytest.raises(ValueError, match="carries no held-out moments"):
+    with pytest.raises(ValueError, match="has no held-out moments"):
         replace(stitch, held_out=()).fidelity(torch.ones(12))
