@@ -92,6 +92,7 @@ class AffineMap:
 
     @staticmethod
     def _like(parameter: Tensor, x: Tensor) -> Tensor:
+        # Fitted maps are float64; activations can be bfloat16 on a GPU.
         return parameter.to(device=x.device, dtype=x.dtype)
 
 

@@ -69,6 +69,7 @@ def choices(folds: Mapping[Pair, PairFolds], candidates: pd.DataFrame, by: str) 
 
 def _leave_one_out(folds: PairFolds, by: str) -> list[float]:
     """Return the score ``by`` with each fold left out of the pool."""
+    # Column names: r2_cv, r2_uniform_cv, gain_cv, r2_down_cv, r2_uniform_down_cv.
     errors = folds.down if "_down_" in by else folds.up
     if by == "gain_cv":
         return [_gain_without(errors, folds.token, k) for k in range(len(errors.errors))]

@@ -75,6 +75,7 @@ class SolverComparison:
             values=["r2", "r2_uniform", "round_trip_r2"],
             aggfunc="mean",
         )
+        # The columns of a pivot table are tuples (score, direction).
         scores.columns = [f"{name}_{direction}" for name, direction in scores.columns]
         return scores.sort_values("r2_up", ascending=False).reset_index()
 
@@ -120,6 +121,7 @@ def compare_solvers(
         )
     rows = []
     for solver in tqdm(solvers, desc="compare", disable=not progress, leave=False):
+        # Maps, null and scores together; every solver works on the same moments.
         started = time.perf_counter()
         grid = fit_grid(moments, solver, pairs=pairs)
         seconds = (time.perf_counter() - started) / len(pairs)

@@ -144,6 +144,7 @@ def condition_number(second: Tensor, n: float) -> float:
 
     It is infinite if n − 1 < d, or if the smallest eigenvalue is rounding error.
     """
+    # eigvalsh sorts ascending; eigenvalues below d·ε·λ₁ are rounding errors.
     values = torch.linalg.eigvalsh(second)
     smallest, largest = float(values[0]), float(values[-1])
     if n - 1 < len(values) or smallest <= len(values) * torch.finfo(values.dtype).eps * largest:
@@ -185,6 +186,7 @@ def score_intervals(
     Raises:
         MismatchError: the pair has other widths than the map.
     """
+    # With an empty test fold, all groups are used, and `CrossMoments.scatter` raises the error.
     groups = [p for p in TEST_PARTS if float(moments.n[p]) > 0]
     full = _test_score(affine, moments, pair, groups or list(TEST_PARTS), down)
     left_out = (

@@ -127,12 +127,14 @@ def fidelity(
         raise ValueError("the direction is zero, NaN or infinite; expected a finite, non-zero one")
     groups = held_out_groups(stitch)
     value = fidelities(stitch, direction[None], kind)[0]
+    # Without one group of the test fold at a time, with the maps of all fitting folds.
     over_text = [
         _with(stitch, stitch.maps, direction[None], kind, _union([*groups[:g], *groups[g + 1 :]]))[
             0
         ]
         for g in range(len(groups))
     ]
+    # With the refits without one fold at a time, on the whole test fold.
     whole = _union(groups)
     over_map = [_with(stitch, maps, direction[None], kind, whole)[0] for maps in stitch.refits]
     # Map and held-out text come from different documents, so their variances add.

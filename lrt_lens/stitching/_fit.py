@@ -102,6 +102,7 @@ def fit_grid(
     with tqdm(total=2 * len(fitted), desc="fit", disable=not progress, leave=False) as bar:
         tokens, token_rows = _token_scores(moments, solver, fitted)
         for pair, down in _in_order(fitted, solver):
+            # The setting is chosen on the fitting folds; only then is the test fold scored.
             errors[down][pair] = held_out = sides[down].cross_validate(pair)
             if down:
                 rows[pair] |= _scores_down(sides[down], pair, held_out)
@@ -149,6 +150,7 @@ def _token_scores(
     if moments.token_hook is None:
         return {}, {}
     side = RidgeSide(moments, solver if isinstance(solver, Ridge) else Ridge(), down=False)
+    # One fit per target hook point, whatever the number of source hook points.
     errors, rows = {}, {}
     for target in dict.fromkeys(t for _, t in pairs):
         pair = (moments.token_hook, target)

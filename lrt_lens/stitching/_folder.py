@@ -96,6 +96,7 @@ def load_stitch(folder_or_repository: str, **hub: Any) -> StitchData:
     Raises:
         FileFormatError: there is no stitch, or it is incomplete or of another version.
     """
+    # A local folder takes precedence over a hub repository of the same name.
     folder = Path(folder_or_repository)
     if not folder.is_dir():
         folder = Path(_download(folder_or_repository, **hub))
@@ -117,6 +118,7 @@ def load_stitch(folder_or_repository: str, **hub: Any) -> StitchData:
             "or version wrote it"
         )
     tensors, _ = read_tensors(folder / TENSORS_NAME, STITCH_SCHEMA)
+    # Stitches without held-out groups have no such number.
     n_held_out = config.get("n_held_out", 0)
     held_out = read_tensors(folder / HELD_OUT_NAME, STITCH_SCHEMA)[0] if n_held_out else {}
     try:

@@ -154,6 +154,7 @@ class StitchGrid:
             HookPointError: the moments have no such hook pair.
         """
         widths = tuple(affine.weight.shape)
+        # The first match decides, so up comes before down.
         for down in (False, True) if direction is None else (direction == "down",):
             for pair in self.moments.kept_pairs:
                 names, expected = (

@@ -107,7 +107,7 @@ class Stream:
     def _axes(self, matrix: Tensor, share: float) -> Tensor:
         """Return whitened eigenvectors of ``matrix`` that hold ``share`` of its trace."""
         values, vectors = torch.linalg.eigh(matrix)
-        values, vectors = values.flip(0), vectors.flip(1)
+        values, vectors = values.flip(0), vectors.flip(1)  # eigh sorts ascending
         rank = int(
             (values > self._tolerance * values[0].clamp_min(torch.finfo(values.dtype).tiny)).sum()
         )
@@ -254,6 +254,7 @@ class Cca:
         a, b = self.axes(fit.x), self.axes(fit.y)
         if not min(a.shape[1], b.shape[1]):
             return math.nan
+        # T_xᵀ Sxy T_y = UΣVᵀ: canonical directions are T_x U and T_y V.
         left, _, right = torch.linalg.svd(a.T @ fit.xy @ b, full_matrices=False)
         a, b = a @ left, b @ right.T
         # mean_i aᵢᵀSxy'bᵢ / √(aᵢᵀSxx'aᵢ · bᵢᵀSyy'bᵢ), with the canonical directions as columns

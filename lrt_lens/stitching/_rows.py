@@ -70,6 +70,7 @@ def score_rows(
     x = torch.cat([_rows(pair.source, stitch.source_hook, batch) for batch in batches])
     y = torch.cat(
         [
+            # Row i of x and of y is the same position, also with two tokenizers.
             _rows(pair.target, stitch.target_hook, [window.read_by("target") for window in batch])
             for batch in batches
         ]

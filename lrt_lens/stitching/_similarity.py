@@ -168,6 +168,7 @@ class _Found:
         why_not: str,
     ) -> None:
         """Store value, null and held-out value of a measure, with the notes on them."""
+        # Every NaN gets a note with its reason, so that an empty cell of the table is explained.
         self.value, self.held_out = measure.value(fit), measure.held_out(fit, test)
         self.null = measure.null(fit, shuffled) if shuffled else math.nan
         if shuffled is None:
@@ -192,6 +193,7 @@ class _Found:
 
     def columns(self) -> tuple[float, ...]:
         """Return value, low, high, null, effect, effect_low, effect_high, held_out."""
+        # effect is linear in the value for a fixed null, so the ends of the interval map to ends.
         interval = jackknife(self.value, self.left_out)
         effects = [
             effect(number, self.null) for number in (self.value, interval.low, interval.high)

@@ -196,6 +196,7 @@ class Stitch(StitchData, ModelHubMixin):
             "solver": self.scores.get("solver"),
             "tokens that fitted": None if n is None else int(n),
         }
+        # Scores can be missing (no null, no token hook, a reversed stitch): `get` leaves a gap.
         scores = pd.DataFrame(
             {
                 "": ["up", "down"],

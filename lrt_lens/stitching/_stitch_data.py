@@ -57,6 +57,7 @@ class StitchData:
     @property
     def skip_first(self) -> int:
         """Number of first positions of a text on which no map was fitted."""
+        # Unknown for maps that were fitted on a user's own activations: the default is used.
         return SKIP_FIRST if self.provenance.skip_first is None else self.provenance.skip_first
 
     @property

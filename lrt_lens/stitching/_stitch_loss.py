@@ -320,6 +320,7 @@ def token_identity_map(moments: CrossMoments, target_hook: str) -> AffineMap:
             f"these moments hold no pair {moments.token_hook!r} → {target_hook!r}; harvest that "
             "target hook point"
         )
+    # Ridge, as for the column ``r2_token`` of a grid.
     found = (moments.token_hook, hooks[0])
     return fit_grid(moments, Ridge(), pairs=[found]).maps(found)[0]
 
@@ -332,6 +333,7 @@ def _check(
 ) -> None:
     stitch.check(pair.source, pair.target)
     for letter, hook in (("A", stitch.source_hook), ("B", stitch.target_hook)):
+        # A pass can start at a joint hook point, but nothing says how to split a mapped state.
         into = [route for route in settings.routes if route.endswith(letter)]
         if into and len(joint_parts(hook)) > 1:
             raise HookPointError(
@@ -505,6 +507,7 @@ def _tables(
     arms: list[Arm], tally: Tally, routes: Sequence[str], names: dict[str, str], seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the table of all arms, and the losses by document."""
+    # own and stitched first, then maps of other solvers, then the controls.
     order = list(
         dict.fromkeys(
             [

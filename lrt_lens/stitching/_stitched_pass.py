@@ -103,6 +103,7 @@ class Side:
                 self.partner[row, torch.from_numpy(window.rows)] = torch.from_numpy(
                     others[row].rows
                 )
+        # With two tokenizers only aligned positions can be replaced: all others are kept.
         bos = torch.full_like(unmasked, fill_value=False)
         bos[:, 0] = model.prepend_bos
         self.kept = (bos if keep == "bos" and others is None else ~unmasked)[..., None]
@@ -112,6 +113,7 @@ class Side:
         """True for positions that have a next token [batch, position]. The attributes below are
         flat arrays over these positions.
         """
+        # Boolean indexing with [batch, position] flattens row by row.
         self.counted = unmasked[self.predicts].numpy()
         self.replaced = (~self.kept[..., 0])[self.predicts].numpy()
         # roll puts the first token behind the last one; `predicts` is False there.
@@ -270,6 +272,7 @@ class Tally:
         for metric in METRICS:
             chosen = np.ones_like(side.counted) if metric in _EVERYWHERE else side.counted
             value = values["ce" if metric == "ce_all_positions" else metric]
+            # Sum of the values of each document: bincount with the values as weights.
             total = np.bincount(side.documents[chosen], value[chosen], minlength=self.n_documents)
             count = np.bincount(side.documents[chosen], minlength=self.n_documents)
             for route in arm.routes:

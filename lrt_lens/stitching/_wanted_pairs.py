@@ -21,6 +21,7 @@ def wanted_pairs(
         HookPointError: the moments hold no cross-moments of a hook pair.
         TooFewDocumentsError: there is no hook pair, or no row.
     """
+    # By default the pairs of two layers; `kept_pairs` also has token identity with each target.
     wanted = list(moments.pairs if pairs is None else pairs)
     for pair in wanted:
         if pair not in moments.kept_pairs:

@@ -191,6 +191,7 @@ def joint_loss(
     """Return the loss of eq. 3 of Stitching, a function of a batch (x, y)."""
     mse = nn.functional.mse_loss
 
+    # mse(T↑x, y) + mse(T↓y, x) + α mse(T↓T↑x, x) + α mse(T↑T↓y, y)
     def loss(x: Tensor, y: Tensor) -> Tensor:
         to_y, to_x = up(x), down(y)
         one_way = mse(to_y, y) + mse(to_x, x)

@@ -167,12 +167,14 @@ class Learner:
 
         It may set ``is_stopped`` (early stopping).
         """
+        # NaN if no batch was trained on since the last validation.
         mean = self.loss_sum / self.loss_rows if self.loss_rows else math.nan
         self.loss_sum, self.loss_rows = 0.0, 0
         if self.settings.patience is None:
             return mean
         if held_out < self.best_loss * (1 - self.settings.min_improvement):
             self.best_loss, self.looks_since = held_out, 0
+            # Copies, because the optimiser changes the weights in place.
             self.best = {
                 name: value.detach().clone() for name, value in self.module.state_dict().items()
             }

@@ -117,6 +117,7 @@ class Mlp(TrainingSettings):
         found = paired_rows(rows, hooks)
         d_source, d_target = found.widths
         units = self.hidden or round(math.sqrt(d_source * d_target))
+        # Both are initialised on the CPU, so that a seed gives the same weights on any device.
         with seeded(self.seed):
             up, down = (
                 nn.Sequential(nn.Linear(a, units), nn.ReLU(), nn.Linear(units, b))
@@ -126,6 +127,7 @@ class Mlp(TrainingSettings):
         done = Training(one_way_learners(up, down, self), found, self, torch.device(device)).run(
             checkpoint=checkpoint, checkpoint_every=checkpoint_every, progress=progress
         )
+        # The result is for inference: on the CPU and without gradients.
         up, down = (module.cpu().eval().requires_grad_(False) for module in (up, down))
         return MlpResult(
             up,

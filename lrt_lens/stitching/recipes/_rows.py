@@ -149,6 +149,7 @@ class RowsInMemory:
         skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one epoch of batches (x, y) in float32, in a random order if there is a seed."""
+        # Stored order; `skip` whole batches are left out without reading them.
         chosen = np.flatnonzero(selection.mask(self._parts, self._keys))
         if seed is not None:
             # The order follows from seed and epoch, so that a resumed run sees the same batches.

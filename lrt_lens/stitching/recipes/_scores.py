@@ -77,6 +77,7 @@ def score_functions(
                     "give rows of the same hook point"
                 )
         batches = found.batches(RowSelection(parts=TEST_PARTS), _BATCH_ROWS)
+    # Sums over batches give the R² of all rows; a mean of the batches' R² would not.
     errors_up, errors_down = _Errors(), _Errors()
     for x, y in batches:
         errors_up.add(y, up(x))

@@ -170,6 +170,7 @@ class Training:
 
     def _look(self, done: Progress, bar: Any) -> None:
         """Validate the active learners and append to the history."""
+        # `look` may stop a learner, so the list of active ones is fixed before.
         active = self._active()
         for learner, held_out in zip(active, self.held_out_losses(active), strict=True):
             train = learner.look(held_out)
@@ -199,6 +200,7 @@ class Training:
 @contextmanager
 def seeded(seed: int) -> Any:
     """Seed torch inside a ``with`` block, and restore the CPU generator afterwards."""
+    # devices=[]: only the CPU generator, from which modules draw their initial weights.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

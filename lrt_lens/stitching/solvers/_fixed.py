@@ -71,6 +71,7 @@ class FixedSide(Side):
                 f"the fixed map is {tuple(self.affine.weight.shape)}, but {source!r} → {target!r} "
                 f"is {widths}; give a map with these widths"
             )
+        # Scores are computed in float64, as the moments are.
         return replace(
             self.affine,
             weight=self.affine.weight.double(),

@@ -105,6 +105,7 @@ class GroupRidgeSide(RidgeSide):
             )
         best = self._with(pair, given or (1.0,) * n_groups)
         if given is None and n_groups > 1:
+            # One layer's penalty at a time; `_along` keeps the better of the old and the new one.
             for _ in range(self.many.sweeps):
                 for g in range(n_groups):
                     best = self._along(pair, g, best)
@@ -190,6 +191,7 @@ def layer_contributions(
         )
     solver, rows = solver or Ridge(), []
 
+    # Every subset of layers is fitted from the joint moments; no activation is read again.
     def scores(pair: Pair, chosen: list[int]) -> tuple[float, float]:
         row = select_layers(moments, pair, chosen).fit(solver).scores.iloc[0]
         return float(row["r2"]), float(row["r2_uniform"])

@@ -55,6 +55,8 @@ class Ridge(Solver):
     def __post_init__(self) -> None:
         if not self.candidates:
             raise ValueError("alphas is empty; give at least one penalty, or alpha=…")
+        # λ = 0 would divide by eigenvalues of 0 (fewer rows than dimensions); `LeastSquares` is
+        # that limit. `not alpha > 0` also refuses NaN.
         for alpha in self.candidates:
             if not alpha > 0 or alpha == float("inf"):
                 raise ValueError(

@@ -46,6 +46,7 @@ def shared_embedding_maps(
     Raises:
         MismatchError: the vocabularies share too few spellings.
     """
+    # float32 rows [token, d_source] and [token, d_target].
     tokens, x, y = shared_rows(pair.source, pair.target, matrix)
     # Each token is a document of its own, so that folds are folds of tokens.
     moments = CrossMoments.from_activations(
