@@ -76,7 +76,7 @@ def shared_rows(
         raise MismatchError(
             f"{source.name!r} ({len(source.tokenizer)} tokens) and {target.name!r} "
             f"({len(target.tokenizer)}) share {len(shared)} spellings; "
-            f"a map from embeddings needs at least {LEAST_SHARED}; use anchor_stitch, which needs "
+            f"a map from embeddings needs at least {LEAST_SHARED}: use anchor_stitch, which needs "
             "texts only"
         )
     return (
