@@ -44,6 +44,7 @@ class _Tokenized:
 
     def window(self, start: int, end: int, pairs: slice, key: int) -> Window:
         """Return the window of body tokens ``start:end``, with the aligned positions as rows."""
+        # Position in the document → position in the window, which begins with BOS.
         rows = self.positions[pairs] - start + len(self.prefix)
         return Window([*self.prefix, *self.ids[start:end].tolist()], rows, key)
 

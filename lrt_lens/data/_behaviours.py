@@ -63,6 +63,7 @@ def behaviour_items(
         _check(row, f"{path}, line {number}")
     if n is not None and n < 1:
         raise ValueError(f"n is {n}; draw at least 1 item, or leave n out for all")
+    # With n = None the slice is the whole permutation.
     order = np.random.default_rng(seed).permutation(len(rows))[:n]
     drawn = [rows[int(index)] for index in order]
     return ChoiceItems(

@@ -104,6 +104,7 @@ def _cut_documents(
             if not document.windows:
                 corpus.n_skipped += 1
                 continue
+            # A document is read to its end, so n_rows can exceed n_tokens by one document.
             corpus.n_documents += 1
             corpus.n_rows += sum(len(window.rows) for window in document.windows)
             corpus.digest = (corpus.digest + document.key) % 2**64
@@ -113,7 +114,7 @@ def _cut_documents(
 def _check_parts(filled: set[int], corpus: Corpus, plan: BlockPlan) -> None:
     if corpus.n_skipped:
         logger.warning(
-            "%d of %d documents were too short to offer a token",
+            "%d of %d documents were too short to have an unmasked token",
             corpus.n_skipped,
             corpus.n_skipped + corpus.n_documents,
         )
@@ -121,6 +122,7 @@ def _check_parts(filled: set[int], corpus: Corpus, plan: BlockPlan) -> None:
         raise nothing_aligns(corpus.n_skipped, corpus.aligned.n_source, corpus.aligned.n_target)
     if corpus.n_documents == 0:
         raise _no_rows(corpus, plan)
+    # Every fold needs documents; the test fold needs them in at least one of its groups.
     empty = [PART_NAMES[k] for k in range(N_FOLDS) if k not in filled]
     if not any(part >= N_FOLDS for part in filled):
         empty.append("test")
@@ -131,14 +133,14 @@ def _check_parts(filled: set[int], corpus: Corpus, plan: BlockPlan) -> None:
 def _no_rows(corpus: Corpus, plan: BlockPlan) -> TooFewDocumentsError:
     if corpus.aligned is not None:
         return TooFewDocumentsError(
-            f"no document offers a pair of tokens: {corpus.n_skipped} have"
+            f"no document has an aligned pair of tokens: {corpus.n_skipped} have"
             f" {corpus.aligned.n_pairs} aligned positions in all, which are {corpus.aligned}."
             f" The first {plan.skip_first} positions and special or unknown tokens are masked,"
             f" and a window needs {MINIMUM_ROWS} others:"
             " give longer texts, in the language of both tokenizers"
         )
     return TooFewDocumentsError(
-        f"no document offers a token: {corpus.n_skipped} were empty or too short (the first"
+        f"no document has an unmasked token: {corpus.n_skipped} were empty or too short (the first"
         f" {plan.skip_first} positions and special tokens are masked); give longer texts"
     )
 
@@ -148,7 +150,7 @@ def _empty_folds(empty: list[str], corpus: Corpus, plan: BlockPlan) -> TooFewDoc
     masked = ""
     if corpus.n_skipped:
         masked = (
-            f" ({corpus.n_skipped} more offer no token behind the first {plan.skip_first} and the"
+            f" ({corpus.n_skipped} more have no token after the first {plan.skip_first} and the"
             " special ones)"
         )
     if plan.n_tokens is not None and corpus.n_rows >= plan.n_tokens:

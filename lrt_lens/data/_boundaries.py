@@ -85,6 +85,8 @@ def boundary_reader(tokenizer: Any) -> BoundaryReader:
     Raises:
         ValueError: the tokenizer can do neither; the message says how it failed.
     """
+    # Slow tokenizers have no `backend_tokenizer`, and some wrappers fail only when they are called:
+    # read one text, and see whether the last token reaches its end.
     try:
         reader: BoundaryReader = OffsetReader(tokenizer)
         probe = reader.read([_PROBE])[0]
@@ -185,6 +187,8 @@ def text_starts(texts: Sequence[str]) -> np.ndarray:
 
 
 def _trims(post_processor: Any) -> bool:
+    """Return whether a post-processor of the tokenizers library trims offsets."""
+    # The library has no attribute for it; the pickled state is JSON in bytes.
     return post_processor is not None and b'"trim_offsets":true' in post_processor.__getstate__()
 
 
@@ -305,7 +309,7 @@ class _Spelling:
     counts: dict[int, int]
     """Length of a prefix of ``spelled`` → the fewest characters of the text that give it."""
     spaced: bool = True
-    """Whether ``spelled`` contains the text's white space."""
+    """True if ``spelled`` contains the text's white space."""
 
     def advance(self, n: int, piece: str) -> int | None:
         """Return the length of the prefix of ``n`` characters extended by ``piece``.

@@ -15,7 +15,8 @@ from lrt_lens.data._documents import read_jsonl
 class ContrastSet:
     """Pairs of texts that differ in one concept.
 
-    ``positive[i]`` shows the concept and ``negative[i]`` its opposite; otherwise they are alike.
+    ``positive[i]`` shows the concept and ``negative[i]`` its opposite; the rest of both texts is as
+    similar as possible.
     """
 
     positive: Sequence[str]
@@ -115,7 +116,7 @@ class ChoiceItems:
 
 def _halves(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     order = np.random.default_rng(seed).permutation(n)
-    # At least one item on either side.
+    # At least one item on each side, also if the share rounds to 0 or to all.
     cut = min(n - 1, max(1, round(share * n)))
     return order[:cut], order[cut:]
 

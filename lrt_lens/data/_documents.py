@@ -64,7 +64,8 @@ def _rows(documents: Documents) -> Iterable[Any]:
             f"documents is a dict with keys {list(documents)[:5]}; give one split of a data set,"
             " a list of texts, or [row] for a single row"
         )
-    # A streamed data set may not know its columns: `column_names` is None.
+    # `column_names` of a streamed data set is None if its columns are unknown; its rows are then
+    # checked one by one in `_text`.
     if hasattr(documents, "column_names") and "text" not in (documents.column_names or ["text"]):
         raise ValueError(
             f"the data set has columns {documents.column_names}; expected 'text':"
@@ -84,6 +85,7 @@ def _rows_of_string(documents: str | Path) -> Iterable[Any]:
         raise ValueError(missing)
     if documents.endswith(_FILE_ENDINGS) and "\n" not in documents:
         raise ValueError(f"{missing}, or [text] for text of your own")
+    # A word without white space is a name of a data set on the hub, everything else is a text.
     if documents and not any(map(str.isspace, documents)):
         return _hub_dataset(documents)
     return [documents]

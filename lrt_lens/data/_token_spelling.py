@@ -29,6 +29,7 @@ def token_strings(tokenizer: Any) -> dict[str, int]:
     special = set(tokenizer.all_special_ids)
     spell = _speller(vocabulary)
     ids: dict[str, int] = {}
+    # In the order of ids, so that `setdefault` keeps the smallest id of a spelling.
     for token, number in sorted(vocabulary.items(), key=lambda item: item[1]):
         text = "" if number in special else spell(token)
         if text and _BROKEN not in text:

@@ -8,6 +8,8 @@ with its own in order (`lrt_lens.data._aligned_windows`).
 
     cutter = WindowCutter(plan, small, large)
     for document in cutter.cut(texts): document.windows
+
+Limits: chats need one tokenizer, because two chat templates give two texts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -57,6 +59,7 @@ class WindowCutter:
                 self._cut_aligned(key, alignment, target)
                 for key, alignment in zip(keys, aligner.align(texts), strict=True)
             ]
+        # Both models read these tokens, so one tokenization serves both.
         bodies = self.source.encode_bodies(texts)
         return [
             CutDocument(key, self._lagged(cut_windows(ids, key, self.source, self.plan)))

@@ -3,6 +3,11 @@
 A window never extends over two documents. It begins with BOS if the model's policy says so. For
 models with different tokenizers the windows are cut at the same characters: see
 `lrt_lens.data._window_cutter`.
+
+    windows = cut_windows(ids, key, model, BlockPlan(context_length=256))
+    windows[0].ids, windows[0].rows      # token ids, positions of unmasked tokens
+
+Limits: the last window of a document is shorter, and is left out below `MINIMUM_ROWS` rows.
 """
 
 from dataclasses import dataclass, replace

@@ -77,6 +77,7 @@ class _Capture:
     """Activations by name; recording the last of the names ends the forward pass."""
 
     def __init__(self, names: Sequence[str]) -> None:
+        # Distinct names, because one name may be requested twice and is recorded once.
         self.n_names = len(set(names))
         self.activations: dict[str, Tensor] = {}
 
@@ -206,7 +207,7 @@ class BridgeEngine:
 
     @property
     def _is_hooked(self) -> bool:
-        """Whether any hook is registered; the original modules would run past it."""
+        """True if any hook is registered; the original modules would not call it."""
         return any(point.fwd_hooks for point in self._points)
 
     @contextmanager
@@ -214,6 +215,8 @@ class BridgeEngine:
         """Return a context in which the model runs its original Hugging Face modules."""
         swapped = list(_bridged_children(self.bridge.original_model))
         try:
+            # A bridge replaces modules of the Hugging Face model by components that wrap them.
+            # torch looks submodules up in `_modules`, so a new entry there swaps the module.
             for parent, name, child in swapped:
                 parent._modules[name] = child._modules["_original_component"]
             yield
@@ -365,6 +368,7 @@ def centred_residual(engine: Engine) -> bool:
     That is the basis after ``center_writing_weights``. It is measured on a few tokens, because
     TransformerLens does not record which weights it has processed.
     """
+    # Token ids 1 to 8, modulo the vocabulary for models with a tiny one.
     tokens = torch.arange(1, 9).remainder(engine.d_vocab)[None]
     residual = engine.capture(tokens, [residual_post(0)])[residual_post(0)]
     # Centred if |mean over d_model| < tolerance · root mean square of the stream. Rounding alone

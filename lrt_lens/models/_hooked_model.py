@@ -47,7 +47,7 @@ class Handle:
 
     def remove(self) -> None:
         """Remove the hooks; a second call does nothing."""
-        # The last hook is removed first, and none twice.
+        # In reverse order, as hooks were stacked. `pop` makes a second call do nothing.
         while self._removers:
             self._removers.pop()()
 
@@ -88,6 +88,7 @@ class HookedModel:
         self.d_vocab = self.engine.d_vocab
         self.context_length = self.engine.context_length
         self.hook_points = self.engine.hook_points
+        # A bridge may have changed the tokenizer that it holds, so one that was passed comes first.
         self.tokenizer = model.tokenizer if tokenizer is None else tokenizer
         self._check_tokenizer()
         self.prepend_bos = self._bos_as_trained() if prepend_bos is None else prepend_bos
@@ -112,14 +113,14 @@ class HookedModel:
         prepend_bos: bool | None = None,
         trust_remote_code: bool = False,
     ) -> "HookedModel":
-        """Return a `HookedModel` of anything that names or is a model.
+        """Return a `HookedModel` of a model, or of the name of one.
 
         Args:
             model: a hub id, a local folder, a Hugging Face model, a ``TransformerBridge``, a
                 ``HookedTransformer`` or a `HookedModel`. A model in memory keeps its device and
                 dtype; a `HookedModel` is returned as it is.
-            name: the name in tables, figures and files. Default: the hub id, or as many last parts
-                of the folder's path as say something about the model.
+            name: the name in tables, figures and files. Default: the hub id, or the last parts of
+                the folder's path, without folder names such as 'hf' or 'checkpoint-500'.
             tokenizer: default: the tokenizer saved with the model.
             device: default: the CPU.
             dtype: default: float32.
@@ -138,6 +139,7 @@ class HookedModel:
         if isinstance(model, HookedModel):
             model._refuse_other_options(name, tokenizer, prepend_bos)
             return model
+        # Three kinds: a name to load, a Hugging Face model to wrap, and a TransformerLens model.
         origin = model_origin(model)
         if isinstance(model, str | Path):
             loaded, tokenizer = load_pretrained(

@@ -38,9 +38,9 @@ _WORD = (
     "|global|step|epoch"
 )
 _GENERIC = re.compile(rf"(?:(?:{_WORD}|\d+)[-_.]?)+|[0-9a-f]{{7,64}}", re.IGNORECASE)
-"""Folder names that say nothing about a model: 'hf', 'checkpoint-500', 'final_model', a hash."""
+"""Folder names that do not identify a model: 'hf', 'checkpoint-500', 'final_model', a hash."""
 _SNAPSHOT = re.compile(r"/models--([^/]+)/snapshots/([0-9a-f]{40})$")
-"""A folder in the cache of the Hugging Face hub."""
+"""Path of a snapshot in the cache of the Hugging Face hub."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class ModelIdentity:
     d_model: int
     n_layers: int
     basis: str
-    """``"raw"``; ``"centred"`` if the residual stream has mean 0 over its dimensions."""
+    """Basis of the residual stream: ``"centred"`` if it has mean 0 over its dimensions (as after
+    ``center_writing_weights``), otherwise ``"raw"``.
+    """
     prepend_bos: bool
 
     def reads_as(self, other: "ModelIdentity") -> bool:
@@ -146,9 +148,9 @@ def model_name(path_or_id: str, n_parts: int = 1) -> str:
 def names_apart(
     paths_or_ids: Sequence[str], names: Iterable[str | None] = (None, None)
 ) -> list[str]:
-    """Return a name per model, with as many parts of the paths as tell the two models apart.
+    """Return a name per model, with as many parts of the paths as make the names distinct.
 
-    A name that is given is used unchanged. Two equal paths get the same short name.
+    Names in ``names`` are used unchanged. Two equal paths get the same short name.
     """
     fixed = list(names)
     longest = max(len(Path(os.path.abspath(path)).parts) for path in paths_or_ids)

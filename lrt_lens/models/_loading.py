@@ -65,6 +65,7 @@ def load_pretrained(
         "trust_remote_code": trust_remote_code,
         "device_map": device_map,
     }
+    # None is left out, so that the defaults of transformers apply.
     options = {key: value for key, value in options.items() if value is not None}
     with thread_count_unchanged():
         try:
@@ -72,6 +73,7 @@ def load_pretrained(
                 name, attn_implementation="sdpa", **options
             )
         except ValueError as error:
+            # transformers has no error class of its own for a model without SDPA.
             if "scaled_dot_product_attention" not in str(error):
                 raise
             logger.info("%s has no SDPA attention; loading it with its default attention", name)

@@ -1,9 +1,9 @@
 """A pair of models: the source, where adapters are learnt, and the target of the transfer.
 
 Problem: a map between two models is fitted on pairs of states that have read the same text, and the
-models may have different tokenizers. Mechanism: `ModelPair` loads both models with names that tell
-them apart, requires one BOS policy where the tokenizers are the same, and says with
-`ModelPair.aligned` whether positions have to be aligned by characters.
+models may have different tokenizers. Mechanism: `ModelPair` loads both models with distinct names,
+requires one BOS policy if the tokenizers are the same, and `ModelPair.aligned` says whether
+positions have to be aligned by characters.
 
     pair = ModelPair.load("runs/small/hf", "runs/large/hf", device="cuda")
     pair.source.name, pair.target.name         # 'small/hf', 'large/hf'
@@ -78,6 +78,8 @@ class ModelPair:
         )
 
     def __post_init__(self) -> None:
+        # With one tokenizer, equal positions are paired; BOS in one model only would shift them.
+        # With two, positions are aligned by characters, and BOS has none.
         if not self.aligned and self.source.prepend_bos != self.target.prepend_bos:
             raise MismatchError(
                 f"{self.source.name!r} has prepend_bos={self.source.prepend_bos} and"
@@ -111,7 +113,7 @@ class ModelPair:
 
     @cached_property
     def aligned(self) -> bool:
-        """Whether the tokenizers differ, so that positions have to be aligned by characters."""
+        """True if the tokenizers differ, so that positions have to be aligned by characters."""
         return not self.source.identity.reads_as(self.target.identity)
 
     def refuse_two_tokenizers(self, what: str, instead: str) -> None:
@@ -173,6 +175,7 @@ def paired_hooks(
             f"{len(requested[0])} source hook(s) and {len(requested[1])} target hook(s); each map"
             " needs one of both: give equally many source_hook and target_hook, at least one"
         )
+    # Full names first, so that a layer number and its name count as the same hook point.
     names = [
         [resolve(hook, model) for hook in hooks]
         for hooks, model in zip(requested, (source, target), strict=True)
@@ -185,9 +188,9 @@ def paired_hooks(
 
 
 def _names(models: Sequence[ModelLike], names: Sequence[str | None]) -> list[str]:
-    """Return a name per model that tells both apart; None in ``names`` leaves the choice open.
+    """Return a distinct name per model; None in ``names`` leaves the choice to this function.
 
-    A `HookedModel` keeps the name that it was loaded with.
+    A `HookedModel` keeps the name with which it was loaded.
     """
     fixed = [
         model.name if name is None and isinstance(model, HookedModel) else name

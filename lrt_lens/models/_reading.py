@@ -4,9 +4,11 @@
     for index, activations in read_tokens(model, texts, 3):        # [token, d_model], per text
         ...
 
-A text is read at one position, or pooled over its unmasked tokens. Masked are special tokens and
-the first ``skip_first`` positions, on which no map is fitted. A mean commutes with an affine map,
-a maximum does not; ``through`` therefore maps every token before the pooling.
+A text is read at one position, or pooled over its unmasked tokens. Special tokens and the first
+``skip_first`` positions, on which no map is fitted, are masked. A mean commutes with an affine map,
+but a maximum does not; ``through`` therefore maps every token before the pooling.
+
+Limits: one hook point per call; several need one forward pass each.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +53,7 @@ def read_activations(
     """
     if not isinstance(read, int) and read not in ("last", "mean", "max"):
         raise ValueError(f"read is {read!r}; expected 'last', 'mean', 'max' or a position")
+    # `_passes` sorts the texts by length; `out` restores the order of ``texts``.
     out: list[Tensor] = [torch.empty(0)] * len(texts)
     for index, activations, mask in _passes(model, texts, hook, skip_first):
         pooled = read in ("mean", "max")
@@ -91,6 +94,7 @@ def _passes(
     for start in range(0, len(order), _READ_BATCH):
         indices = order[start : start + _READ_BATCH]
         batch = [rows[index] for index in indices]
+        # float32 on the CPU, where vectors and probes are fitted.
         captured = model.engine.capture(model.pad(batch), [name])[name].float().cpu()
         masks = model.read_mask(batch, skip_first)
         for index, row, padded, mask in zip(indices, batch, captured, masks, strict=True):
@@ -104,6 +108,7 @@ def _passes(
 
 
 def _position(read: Read, length: int) -> int:
+    """Return the position, from 0, that ``read`` means in a text of ``length`` tokens."""
     position = length - 1 if read == "last" else int(read) + (length if int(read) < 0 else 0)
     if not 0 <= position < length:
         raise ValueError(
@@ -115,6 +120,6 @@ def _position(read: Read, length: int) -> int:
 
 def _too_short(length: int, skip_first: int) -> ValueError:
     return ValueError(
-        f"a text of {length} tokens has none behind the {skip_first} masked ones;"
+        f"a text of {length} tokens has no unmasked token after the first {skip_first};"
         " give longer texts, or read='last'"
     )

@@ -88,6 +88,7 @@ def provenance_of(
 
     ``models`` has the roles ``"source"`` and ``"target"`` as keys; one of them is enough.
     """
+    # Two different tokenizers cannot read chats, so one template is enough.
     template = getattr(next(iter(models.values())).tokenizer, "chat_template", None)
     fields = {
         name: value

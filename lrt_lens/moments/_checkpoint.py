@@ -105,9 +105,10 @@ class Checkpoint:
         self.others: dict[int, int] = {}
         """Fingerprints of the blocks in files of other ranks."""
         self.is_torn = False
-        """Whether an error occurred while rows were added: such moments are not written."""
+        """True if an error occurred while rows were added; such moments are not written."""
         self._taken_over: list[Path] = []
         self._unwritten = False
+        # Time of the next write on the monotonic clock; set on entering.
         self._due = 0.0
         self._interrupts = Interrupts()
         self._lock = RankLock(folder, self.rank)
@@ -116,7 +117,8 @@ class Checkpoint:
         make_folder(self.folder)
         self._lock.acquire(self.n_ranks)
         self._interrupts.install()
-        # Temporary files of a process that was killed while it wrote.
+        # Remove temporary files of a process that was killed while it wrote; the lock of this rank
+        # is held, so no living process writes them.
         for leftover in self.folder.glob(f".{self.path.name}.*"):
             leftover.unlink(missing_ok=True)
         self._due = time.monotonic() + self.every
@@ -145,6 +147,7 @@ class Checkpoint:
         if self.is_over():
             raise RunIsOver
         shift = self._read_run() or next((_read_shift(file.path) for file in files), None)
+        # Files of a run with more ranks: rank r of w takes those of r, r + w, r + 2w, ….
         ours = [file for file in files if file.rank % self.n_ranks == self.rank]
         for file in files:
             (self.own if file in ours else self.others).update(file.blocks)
@@ -320,6 +323,8 @@ def read_rank_files(
             # Another rank took a file over after it was listed: list again, because only files
             # that exist at one time are consistent.
             continue
+        # A rank that took over a file and was killed before it removed it leaves a file whose
+        # blocks are all in a larger one; it is skipped.
         by_size = sorted(files, key=lambda file: (-len(file.blocks), file.rank))
         current: list[RankFile] = []
         for file in by_size:
@@ -452,6 +457,8 @@ def _read_metadata(path: Path) -> dict[str, str]:
 
 
 def _read_shift(path: Path) -> Shifts:
+    """Return the shifts in a file, by hook point, for source and target."""
+    # Names are shift/ROLE/HOOK; see `lrt_lens.moments._layout`.
     source, target = {}, {}
     with safe_open(path, framework="pt") as opened:
         names = opened.keys()  # an open safetensors file is not iterable

@@ -62,7 +62,7 @@ class CrossMoments:
     """
 
     pairs: tuple[HookPair, ...]
-    """(source hook point, target hook point) of each hook pair."""
+    """Hook pairs as (source hook point, target hook point)."""
     token_hook: str | None = None
     """Source hook point that stands for token identity; each target is also predicted from it
     (``r2_token``).
@@ -76,15 +76,15 @@ class CrossMoments:
     provenance: Provenance = field(default_factory=Provenance)
     """Models, texts and settings."""
     n: Tensor = field(default_factory=lambda: torch.zeros(N_PARTS, dtype=torch.float64))
-    """[part], number of rows."""
+    """Number of rows [part]."""
     source: dict[str, SideMoments] = field(default_factory=dict)
     """Moments of each source hook point; empty before the first row."""
     target: dict[str, SideMoments] = field(default_factory=dict)
     """Moments of each target hook point; empty before the first row."""
     cross: dict[HookPair, Tensor] = field(default_factory=dict)
-    """[part, d_source, d_target], Σ(x − cₓ)(y − c_y)ᵀ of each hook pair."""
+    """Σ(x − cₓ)(y − c_y)ᵀ of each hook pair [part, d_source, d_target]."""
     cross_null: dict[HookPair, Tensor] = field(default_factory=dict)
-    """[2, d_source, d_target or 64], the same sum of shuffled pairs: fitting folds, test fold."""
+    """Sums ``cross`` of shuffled pairs: fitting folds, test fold [2, d_source, d_target or 64]."""
 
     def __post_init__(self) -> None:
         if self.moment_dtype not in (torch.float32, torch.float64):
@@ -146,14 +146,14 @@ class CrossMoments:
         """
         if len(self.pairs) != 1:
             raise ValueError(
-                f"update takes moments of one pair; these hold {len(self.pairs)}: use add_block"
+                f"update needs moments of one pair; these have {len(self.pairs)}: use add_block"
             )
         if not len(x) == len(y) == len(documents):
             raise ValueError(
                 f"rows do not pair: x has {len(x)}, y {len(y)}, documents {len(documents)}"
             )
         if not len(x):
-            raise ValueError("no rows given; x and y need one row per token")
+            raise ValueError("x and y have no rows; expected one row per token")
         ids = (
             list(documents.tolist())
             if isinstance(documents, Tensor | np.ndarray)
@@ -424,6 +424,7 @@ class CrossMoments:
             {hook: side[hook].merged(others[hook], other.n) for hook in side}
             for side, others in ((self.source, other.source), (self.target, other.target))
         )
+        # `cross` has one slice per part; the null has two: the fitting folds and the test fold.
         single_parts = [(part,) for part in range(N_PARTS)]
         cross = {
             pair: self.cross[pair]

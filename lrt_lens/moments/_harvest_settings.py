@@ -60,8 +60,8 @@ class HarvestSettings(Settings):
     joint: bool = False
     """Concatenate all source layers into one hook point, for `ManyToOne`."""
     shard: tuple[int, int] | None = None
-    """(i, N), i from 0: harvest every Nth block only, beginning with block i; `merge_shards` adds
-    the moments of all N jobs.
+    """Shard as (i, N), i from 0: harvest every Nth block only, beginning with block i;
+    `merge_shards` adds the moments of all N jobs.
     """
 
     def __post_init__(self) -> None:
@@ -84,6 +84,7 @@ class HarvestSettings(Settings):
 
 def refuse_short_windows(context_length: int) -> None:
     """Raise ValueError if masked positions would take up more than half of each window."""
+    # With the default skip_first, at least half of each full window is then unmasked.
     if context_length < 2 * SKIP_FIRST:
         raise ValueError(
             f"context_length is {context_length}; windows need at least {2 * SKIP_FIRST} tokens"

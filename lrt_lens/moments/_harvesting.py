@@ -109,6 +109,8 @@ def harvest(
         if checkpoint is None
         else Checkpoint(Path(checkpoint), run.arguments, share, every=checkpoint_every)
     )
+    # The checkpoint is closed before the cache, and the cache writes its buffered rows also after
+    # an error.
     with cache_writer as writer, checkpoint_folder as opened:
         moments, _ = run.harvest(
             documents, share, checkpoint=opened, on_block=on_block, cache=writer, progress=progress
@@ -134,6 +136,8 @@ def settle(
         pair.target,
         joint=settings.joint,
     )
+    # Everything is resolved to explicit values here, because they are compared between ranks and
+    # with checkpoints.
     plan = BlockPlan(
         context_length=window_length(settings.context_length, pair.source, pair.target),
         skip_first=settings.skip_first,
@@ -241,6 +245,7 @@ class HarvestRun:
         moments, feed = self.begin(), _Feed(self, on_block, cache)
         if checkpoint is not None:
             checkpoint.resume(moments, self.models.source.device)
+        # Hash of the fingerprints of all blocks of the stream, in their order.
         stream, n_blocks = hashlib.blake2b(digest_size=8), 0
         bar = tqdm(
             total=self.plan.n_tokens,
@@ -253,6 +258,8 @@ class HarvestRun:
         blocks = running_ahead(
             iterate_blocks(documents, self.models.source, self.plan, target=self.models.target)
         )
+        # `_saved` is the innermost context: an interrupt writes the checkpoint first, and then ends
+        # the thread that reads documents.
         with bar, blocks as arriving, _saved(checkpoint, moments):
             for block in arriving:
                 stream.update(block.fingerprint.to_bytes(8, "big"))

@@ -54,6 +54,7 @@ class Interrupts:
             _raise(self._pending)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        # A second signal does not wait, so that a body that hangs can be ended.
         if not self._is_held or self._pending is not None:
             self._pending = None
             _raise(number)

@@ -35,7 +35,7 @@ class Sums:
     """The sums of one harvest; see `lrt_lens.moments.CrossMoments` for the shape of each."""
 
     n: Tensor = field(default_factory=lambda: torch.zeros(N_PARTS, dtype=torch.float64))
-    """[part], number of rows."""
+    """Number of rows [part]."""
     source: dict[str, SideMoments] = field(default_factory=dict)
     target: dict[str, SideMoments] = field(default_factory=dict)
     cross: dict[HookPair, Tensor] = field(default_factory=dict)
@@ -109,6 +109,7 @@ class MomentFile:
             settings = {
                 "pairs": tuple((s, t) for s, t in json.loads(metadata["pairs"])),
                 "token_hook": json.loads(metadata["token_hook"]),
+                # "float32" → torch.float32
                 "moment_dtype": getattr(torch, metadata["moment_dtype"]),
                 "null": metadata["null"],
                 "provenance": Provenance.from_json(metadata["provenance"]),
@@ -128,6 +129,8 @@ class MomentFile:
             # Moments that were saved before their first row have no shift and no sums.
             if not n.any() and not any(name.startswith("shift/") for name in self.tensors):
                 return Sums(n)
+            # Token identity (in `kept_pairs`) has no null, and a harvest with null="none" has none
+            # of any hook pair.
             return Sums(
                 n,
                 self._side("source", hooks_of(kept_pairs, SOURCE)),

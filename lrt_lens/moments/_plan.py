@@ -50,6 +50,7 @@ _Row = tuple[str, str, float, str]
 FULL_NULL_NUMBERS = 32_000_000
 """Largest size of all cross-moments, in numbers, for which ``null=True`` means ``"full"``."""
 _BYTES, _NEARLY_ALL = 8, 0.8
+"""Bytes of one float64 number; share of the free memory above which a warning is logged."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class ModelShape:
         from transformers import AutoModelForCausalLM
 
         text = config.get_text_config()
-        # Tensors on the meta device have a shape and no memory.
+        # Tensors on the meta device have a shape and no memory, so the model costs nothing.
         with thread_count_unchanged(), torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config)
         lists = [
@@ -115,6 +116,8 @@ class ModelShape:
                 f"{type(config).__name__} has no list of {text.num_hidden_layers} blocks; "
                 "estimates need a decoder of equal blocks"
             )
+        # A model may have several lists of as many modules (norms next to blocks): the largest one
+        # has the blocks.
         n_layer_parameters = max(sum(p.numel() for p in blocks.parameters()) for blocks in lists)
         return cls(
             name=name or str(getattr(config, "_name_or_path", "") or type(config).__name__),
@@ -143,7 +146,7 @@ class ModelShape:
             )
         except OSError as error:
             raise OSError(
-                f"no config at {name!r}: neither a folder here nor a hub model that can be "
+                f"no config at {name!r}: neither a local folder nor a hub model that can be "
                 f"reached ({error})"
             ) from error
         return cls.of_config(config, name, dtype)
@@ -423,6 +426,7 @@ def split_passes(plan: HarvestPlan, budget: int) -> tuple[tuple[HookPair, ...], 
     Raises:
         ValueError: the moments of a single target hook point need more than ``budget``.
     """
+    # Greedy: the next target hook point joins the current pass if its moments still fit.
     by_target: dict[str, list[HookPair]] = {}
     for pair in plan.pairs:
         by_target.setdefault(pair[1], []).append(pair)
@@ -462,6 +466,7 @@ def measure_throughput(
             torch.ones(1024, d, dtype=dtype, device=device),
             torch.ones(d, 4 * d, dtype=dtype, device=device),
         )
+        # The first product loads libraries and is not measured.
         torch.mm(a, b)
         n, start, elapsed = 0, time.perf_counter(), 0.0
         while elapsed < seconds:

@@ -46,7 +46,7 @@ class Provenance:
     n_tokens: int | None = None
     """Unmasked tokens after which no further document was read; None if all were read."""
     shard: tuple[int, int] | None = None
-    """(i, N): every Nth block only, beginning with block i; None for all blocks."""
+    """Shard as (i, N): every Nth block, beginning with block i; None for all blocks."""
     stream: str = ""
     """Hash of all blocks in their order, other shards included: equal for all shards of one run.
     Empty unless this is a shard.
@@ -54,8 +54,8 @@ class Provenance:
     lag: int = 0
     """Rows by which the target was read later than the source; above 0 for a control only."""
     aligned: tuple[int, int, int] | None = None
-    """(aligned positions, source tokens, target tokens) in these documents; None if both models
-    read the same tokens.
+    """Numbers of (aligned positions, source tokens, target tokens) in these documents; None if both
+    models read the same tokens.
     """
 
     def merged(self, other: "Provenance") -> "Provenance":

@@ -40,6 +40,7 @@ class RankLock:
             MismatchError: another process holds this lock, or that of a rank >= ``n_ranks``, which
                 this run does not have.
         """
+        # A locked file of a rank that this run does not have: a run with more ranks is still alive.
         for path in self.folder.glob("rank*.lock"):
             number = path.stem.removeprefix("rank")
             if number.isdigit() and int(number) >= n_ranks and is_locked(path):

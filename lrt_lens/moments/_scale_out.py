@@ -42,6 +42,7 @@ from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._rank_lock import is_locked
 
 _LOOK_SECONDS = 0.5
+"""Seconds between two looks of rank 0 at the files of the other ranks."""
 _SAME_RUN = (
     "context_length",
     "skip_first",
@@ -84,6 +85,7 @@ class Ranks:
                     f"the environment has {name}={text!r}; expected a number, as torchrun sets it"
                 )
             numbers[name] = int(text) if text else None
+        # LOCAL_RANK differs from RANK if the job runs on several machines.
         rank, count = numbers["RANK"] or 0, numbers["WORLD_SIZE"] or 1
         if rank >= count:
             raise ValueError(
@@ -180,6 +182,7 @@ class _Others:
                 if not missing:
                     return files
             self._refuse_the_dead(missing, seen_alive - alive)
+            # The deadline starts again with each new block, so a slow run is not ended.
             if len(missing) < n_missing:
                 n_missing, deadline = len(missing), time.monotonic() + self.patience
             if time.monotonic() > deadline:
@@ -245,7 +248,7 @@ def merge_shards(paths: Sequence[str | Path]) -> CrossMoments:
     """
     if not paths:
         raise ValueError(
-            "no shard given; give the files of harvest(…, shard=(i, N)).save(…), one per shard"
+            "there is no shard; give the files of harvest(…, shard=(i, N)).save(…), one per shard"
         )
     files = _shards_in_order([_ShardFile.read(Path(path)) for path in paths])
     merged = CrossMoments.load(files[0].path)
@@ -256,6 +259,7 @@ def merge_shards(paths: Sequence[str | Path]) -> CrossMoments:
             merged.provenance = merged.provenance.with_documents_of(provenance)
         else:
             merged = merged.merge(CrossMoments.load(path))
+    # The whole is not a shard any more, also if N = 1.
     merged.provenance = replace(merged.provenance, shard=None, stream="")
     return merged
 
@@ -283,6 +287,7 @@ class _ShardFile:
         return self.provenance.shard
 
     def refuse_other_run(self, other: "_ShardFile") -> None:
+        # Models by their hashes, which `refuse_other` explains; then settings by equality.
         for role in ("source", "target"):
             mine, theirs = getattr(self.provenance, role), getattr(other.provenance, role)
             if mine is not None and theirs is not None:
@@ -306,6 +311,7 @@ class _ShardFile:
 
 def _shards_in_order(files: list[_ShardFile]) -> list[_ShardFile]:
     """Return the files in the order of their shards, after checking that they are of one run."""
+    # All files are compared with the first one: equality is transitive.
     first, by_index = files[0], dict[int, _ShardFile]()
     count = first.shard[1]
     for file in files:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 128
+"""Columns per block of `gram` on a CPU."""
 
 
 def part_sum(stack: Tensor, parts: Sequence[int]) -> Tensor:
@@ -54,8 +55,8 @@ def gram(rows: Tensor) -> Tensor:
 class SecondMoment:
     """A centred scatter matrix [d, d] that is computed on first use.
 
-    Most uses of a pair need only the diagonal of one side, and the whole d × d matrices took half
-    of the time of a grid.
+    Most uses of a hook pair need only the diagonal of one side; computing all d × d matrices would
+    take half of the time of a grid.
     """
 
     def __init__(self, second: Tensor, total: Tensor, n: float, parts: list[int]) -> None:
@@ -107,13 +108,15 @@ class Scatter:
     n: float
     """Number of rows."""
     mean_x: Tensor
-    """[d_source], x̄."""
+    """Mean x̄ of the source [d_source]."""
     mean_y: Tensor
-    """[d_target], ȳ."""
+    """Mean ȳ of the target [d_target]."""
     xy: Tensor
-    """[d_source, d_target], Σ(x − x̄)(y − ȳ)ᵀ."""
+    """Cross-scatter Σ(x − x̄)(y − ȳ)ᵀ [d_source, d_target]."""
     second_x: SecondMoment
+    """Scatter matrix of the source, computed on first use."""
     second_y: SecondMoment
+    """Scatter matrix of the target, computed on first use."""
 
     @property
     def xx(self) -> Tensor:
@@ -275,6 +278,8 @@ def r2_of(error: Tensor, variance: Tensor) -> tuple[float, float, int]:
 
 def varying(variance: Tensor) -> Tensor:
     """Return, per dimension [d], whether it varies by more than rounding errors of centring."""
+    # 1e-12 is above the rounding error of float64 sums of squares, and far below the relative
+    # variance of the dimensions of a residual stream, also next to massive ones.
     return variance > 1e-12 * variance.max().clamp_min(torch.finfo(variance.dtype).tiny)
 
 

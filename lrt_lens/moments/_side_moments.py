@@ -34,17 +34,18 @@ class SideMoments:
     """First and second moments of one hook point, per part."""
 
     shift: Tensor
-    """[d], c: subtracted before any product."""
+    """Shift c that is subtracted from each row before any product [d]."""
     total: Tensor
-    """[part, d], Σ(x − c)."""
+    """Sums Σ(x − c) [part, d]."""
     second: Tensor
-    """[part, d, d], Σ(x − c)(x − c)ᵀ."""
+    """Sums Σ(x − c)(x − c)ᵀ [part, d, d]."""
     norms: Tensor
-    """[bin], counts of ‖x‖ on a logarithmic scale with 64 bins per octave."""
+    """Histogram of ‖x‖ on a logarithmic scale with 64 bins per octave [bin]."""
 
     @classmethod
     def zeros(cls, shift: Tensor) -> "SideMoments":
         """Return empty moments about ``shift`` [d], on its device."""
+        # A shift in the precision of products is exact in float64, in which sums are kept.
         d = len(shift)
         shift = shift.detach().double()
         zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=shift.device)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Intervals, jackknife, correlations, classification."""
+"""Statistics of evaluations: intervals, jackknife, correlations, accuracy and AUROC."""
 
 import lazy_loader
 

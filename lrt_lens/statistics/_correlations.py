@@ -1,4 +1,10 @@
-"""Pearson's and Spearman's correlation over items, with bootstrap intervals."""
+"""Pearson's and Spearman's correlation over items, with bootstrap intervals.
+
+    interval = bootstrap_correlation(effects[None], predictions[None])      # [scale, item] each
+    interval, n_undefined = bootstrap_rank_correlation(effects, predictions)
+
+Limits: with fewer than about ten items, percentile intervals are too short.
+"""
 
 import math
 import warnings
@@ -9,7 +15,7 @@ from scipy.stats import rankdata
 from lrt_lens.statistics._intervals import N_BOOTSTRAP, NOTHING, Interval, percentiles, resamples
 
 _TINY = 1e-9
-"""Spread over items, relative to the largest value, up to which all variation is rounding."""
+"""Spread over items, relative to the largest value, up to which values count as equal."""
 
 
 def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -34,6 +40,7 @@ def bootstrap_correlation(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> Int
     value = float(correlations(a, b).mean())
     if math.isnan(value):
         return NOTHING
+    # x[index] is [draw, item] for each scale x: the same items at all scales.
     index = resamples(a.shape[1], seed)
     with warnings.catch_warnings():
         # A resample that repeats a single item has no correlation; `nanpercentile` leaves it out.

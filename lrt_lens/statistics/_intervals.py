@@ -68,7 +68,8 @@ def bootstrap_ratio(numerator: np.ndarray, denominator: np.ndarray, *, seed: int
         or not bootstrap_mean(denominator, seed=seed).excludes(0.0)
     ):
         return NOTHING
-    # One index for both: resample b of the ratio is mean(numerator[b]) / mean(denominator[b]).
+    # One index for both: resample b of the ratio is mean(numerator[b]) / mean(denominator[b]). The
+    # denominator's interval excludes 0, so few of its resamples have the other sign.
     index = resamples(len(numerator), seed)
     ratios = numerator[index].mean(1) / denominator[index].mean(1)
     return percentiles(float(numerator.mean() / denominator.mean()), ratios)

@@ -1,7 +1,7 @@
 """Affine maps between two residual streams, fitted from cross-moments.
 
-Solvers, scores of every hook pair, the choice among them, and the `Stitch` that transfers
-artefacts.
+The package has the solvers, the scores of every hook pair, the choice among hook pairs, and the
+`Stitch` that transfers artefacts.
 """
 
 import lazy_loader

@@ -1,4 +1,13 @@
-"""Affine maps between residual streams: ``y ≈ x @ W + b``, rows are tokens."""
+"""Affine maps between residual streams: ``y ≈ x @ W + b``, where rows are tokens.
+
+Activations are mapped with the bias, differences of activations without:
+
+    up = AffineMap(weight, bias, "blocks.3.hook_resid_post", "blocks.5.hook_resid_post")
+    up.points(x), up.directions(v)
+    round_trip = up.compose(down)
+
+Limits: a map does not know its models; `Stitch` checks them.
+"""
 
 from dataclasses import dataclass
 
@@ -10,12 +19,12 @@ from lrt_lens.models._hook_names import same_place
 
 @dataclass(frozen=True)
 class AffineMap:
-    """``points(x) = x @ weight + bias``."""
+    """Affine map ``x @ weight + bias`` from one hook point to another."""
 
     weight: Tensor
-    """[d_source, d_target]."""
+    """Weight matrix W [d_source, d_target]."""
     bias: Tensor
-    """[d_target]."""
+    """Bias b [d_target]."""
     source_hook: str = "source"
     target_hook: str = "target"
 
@@ -27,11 +36,12 @@ class AffineMap:
             )
 
     def points(self, x: Tensor) -> Tensor:
-        """Activations carried over, [..., d_source] → [..., d_target]: ``x W + b``."""
+        """Return mapped activations ``x W + b``, [..., d_source] → [..., d_target]."""
         return self._rows(x) @ self._like(self.weight, x) + self._like(self.bias, x)
 
     def directions(self, v: Tensor) -> Tensor:
-        """Differences carried over, [..., d_source] → [..., d_target]: ``v W``, no bias."""
+        """Return mapped differences ``v W``, without bias, [..., d_source] → [..., d_target]."""
+        # (x + v)W + b − (xW + b) = vW
         return self._rows(v) @ self._like(self.weight, v)
 
     def compose(self, then: "AffineMap") -> "AffineMap":
@@ -45,6 +55,7 @@ class AffineMap:
                 f"this map ends at {self.target_hook!r}, the next starts at {then.source_hook!r}; "
                 "compose maps that meet"
             )
+        # (xW₁ + b₁)W₂ + b₂ = x(W₁W₂) + (b₁W₂ + b₂)
         return AffineMap(
             self.weight @ then.weight,
             self.bias @ then.weight + then.bias,
@@ -53,13 +64,17 @@ class AffineMap:
         )
 
     def inverse(self, rcond: float | None = None) -> "AffineMap":
-        """Return the map back by pseudo-inverse.
+        """Return the map back, by pseudo-inverse of the weight.
 
-        It is exact if this map loses nothing, and the least-squares way back otherwise.
+        It inverts the map exactly if the map is injective, and is the least-squares inverse
+        otherwise. It amplifies directions that the map shrank, so a fitted map down is better
+        (`StitchGrid.score` compares them).
 
-        Singular values below ``rcond`` of the largest count as zero. Amplifies what the map shrank:
-        a fitted way down is better, see `StitchGrid.score`.
+        Args:
+            rcond: singular values below this share of the largest count as zero; torch's default
+                if None.
         """
+        # x ≈ (y − b)W⁺ = yW⁺ − bW⁺
         weight = linalg.pinv(self.weight) if rcond is None else linalg.pinv(self.weight, rtol=rcond)
         return AffineMap(weight, -self.bias @ weight, self.target_hook, self.source_hook)
 
@@ -77,33 +92,35 @@ class AffineMap:
 
     @staticmethod
     def _like(parameter: Tensor, x: Tensor) -> Tensor:
+        # Fitted maps are float64; activations can be bfloat16 on a GPU.
         return parameter.to(device=x.device, dtype=x.dtype)
 
 
 @dataclass(frozen=True)
 class MapPair:
-    """A map and its way back, each fitted on its own (``down`` is no inverse of ``up``)."""
+    """Maps in both directions, each fitted separately: ``down`` is not the inverse of ``up``."""
 
     up: AffineMap
     down: AffineMap
 
     def reversed(self) -> "MapPair":
-        """The two exchanged."""
+        """Return the pair with ``up`` and ``down`` exchanged."""
         return MapPair(self.down, self.up)
 
 
 @dataclass(frozen=True)
 class StreamStatistics:
-    """Mean, covariance and size of the stream at one hook point, over the tokens of the fit."""
+    """Mean, covariance and typical norm of the stream at one hook point, over the fitting folds."""
 
     mean: Tensor
-    """[d]."""
+    """Mean of the stream [d]."""
     covariance: Tensor
-    """[d, d]."""
+    """Covariance of the stream [d, d]."""
     median_norm: float
-    """Median ‖x‖."""
+    """Median of ‖x‖ over tokens."""
 
     def deviation(self, direction: Tensor) -> float:
-        """Standard deviation of the stream along a direction (of any length)."""
+        """Return the standard deviation of the stream along a direction [d] of any length."""
+        # √(uᵀCu) with ‖u‖ = 1; rounding can make the quadratic form slightly negative.
         unit = direction.to(self.covariance) / direction.to(self.covariance).norm()
         return float((unit @ self.covariance @ unit).clamp_min(0).sqrt())

@@ -1,8 +1,13 @@
-"""Cross-validated scores of hook pairs with intervals: is the best really better than the next?
+"""Cross-validated scores of hook pairs with intervals: is the best pair better than the next?
 
-The score of a pair pools the held-out errors of five folds. Leaving one fold out of the pool at a
-time (delete-a-group jackknife) gives an interval for each score, and, because all pairs share their
-folds, a much narrower one for the *difference* of two pairs.
+Problem: the highest of many scores may be the highest by chance. Mechanism: the score of a hook
+pair pools the held-out errors of five folds. Leaving out one fold at a time (delete-a-group
+jackknife) gives an interval for each score. All hook pairs share their folds, so the interval of
+the *difference* of two hook pairs is much narrower.
+
+    grid.choices(source=3)      # columns behind, behind_low, behind_high, really_worse
+
+Limits: the intervals are not corrected for the number of hook pairs.
 """
 
 import math
@@ -64,6 +69,7 @@ def choices(folds: Mapping[Pair, PairFolds], candidates: pd.DataFrame, by: str) 
 
 def _leave_one_out(folds: PairFolds, by: str) -> list[float]:
     """Return the score ``by`` with each fold left out of the pool."""
+    # Column names: r2_cv, r2_uniform_cv, gain_cv, r2_down_cv, r2_uniform_down_cv.
     errors = folds.down if "_down_" in by else folds.up
     if by == "gain_cv":
         return [_gain_without(errors, folds.token, k) for k in range(len(errors.errors))]
@@ -72,5 +78,6 @@ def _leave_one_out(folds: PairFolds, by: str) -> list[float]:
 
 
 def _gain_without(errors: FoldErrors, token: FoldErrors | None, k: int) -> float:
+    """Return ``gain_cv`` with fold ``k`` left out of both pools."""
     baseline = token.r2_without(k, 1) if token else 0.0
     return gain_over_token(errors.r2_without(k, 1), baseline)

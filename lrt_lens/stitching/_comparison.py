@@ -1,11 +1,14 @@
-"""Families of maps on the same moments.
+"""Comparison of families of maps on the same moments.
 
-What does a rotation, a low rank, the second direction or nothing at all give?
+Problem: a full affine map may be no better than a rotation, a map of low rank, or a translation.
+Mechanism: fit each solver on the same moments and score it on the same test fold.
 
-    comparison = grid.compare([Mean(), Translation(), AxisScaling(), Procrustes(), ReducedRank(),
-    Ridge(), LeastSquares(), TwoWay()])
-    comparison.table      # a row per solver, pair and direction
+    comparison = grid.compare([Mean(), Translation(), Procrustes(), ReducedRank(), Ridge(),
+                               TwoWay()])
+    comparison.table      # one row per solver, hook pair and direction
     comparison.figure()
+
+Limits: scores have no intervals here; `lrt_lens.stitching.score_intervals` gives them per map.
 """
 
 import time
@@ -49,33 +52,35 @@ COMPARISON_COLUMNS = (
 )
 """Columns of `SolverComparison.table`.
 
-``round_trip_r2`` is of the map and its way back, on the stream where both start; ``effective_rank``
-and ``condition`` are of the map (`lrt_lens.stitching._diagnostics`); ``interpolates`` says that it
-was fitted on no more rows than dimensions.
+``round_trip_r2`` is R² of the map followed by the map back, on the stream where the map starts.
+``fvu`` is 1 − r2. ``effective_rank``, ``condition`` and ``interpolates`` are diagnostics of the map
+(`lrt_lens.stitching._diagnostics`). ``cosine``, ``r2_null`` and ``r2_token`` exist for the
+direction up only. ``seconds`` is the mean time per hook pair.
 """
 
 
 @dataclass(frozen=True)
 class SolverComparison:
-    """Held-out scores of several solvers on the same pairs."""
+    """Held-out scores of several solvers on the same hook pairs."""
 
     table: pd.DataFrame = field(repr=False)
-    """Tidy: a row per solver, pair and direction."""
+    """Tidy table with one row per solver, hook pair and direction; `COMPARISON_COLUMNS`."""
 
     @property
     def summary(self) -> pd.DataFrame:
-        """A row per solver: mean over pairs of both directions' test scores, best first."""
+        """Test scores of both directions as means over hook pairs, one row per solver."""
         scores = self.table.pivot_table(
             index="solver",
             columns="direction",
             values=["r2", "r2_uniform", "round_trip_r2"],
             aggfunc="mean",
         )
+        # The columns of a pivot table are tuples (score, direction).
         scores.columns = [f"{name}_{direction}" for name, direction in scores.columns]
         return scores.sort_values("r2_up", ascending=False).reset_index()
 
     def figure(self, value: str = "r2_uniform") -> Any:
-        """Test scores by solver and direction, with null and token identity (plotly)."""
+        """Return a plotly figure of test scores by solver and direction, with null and token."""
         return comparison_figure(self.table, value=value)
 
     def _repr_html_(self) -> str:
@@ -93,7 +98,18 @@ def compare_solvers(
     pairs: Sequence[Pair],
     progress: bool = False,
 ) -> SolverComparison:
-    """Fit each solver to each pair; see `SolverComparison`."""
+    """Return the scores of each solver on each hook pair.
+
+    Args:
+        moments: cross-moments of both models.
+        solvers: families of maps, with different names.
+        pairs: hook pairs to fit.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: no solver, or two solvers of one name.
+        HookPointError: the moments hold no cross-moments of a hook pair.
+    """
     if not solvers:
         raise ValueError(
             "no solver given; compare needs at least one, such as [Ridge(), Procrustes()]"
@@ -101,10 +117,11 @@ def compare_solvers(
     names = [solver.name for solver in solvers]
     if len(set(names)) < len(names):
         raise ValueError(
-            f"solvers of equal name cannot be told apart in a table: {names}; give each name once"
+            f"solvers of equal name are not distinct in a table: {names}; give each name once"
         )
     rows = []
     for solver in tqdm(solvers, desc="compare", disable=not progress, leave=False):
+        # Maps, null and scores together; every solver works on the same moments.
         started = time.perf_counter()
         grid = fit_grid(moments, solver, pairs=pairs)
         seconds = (time.perf_counter() - started) / len(pairs)
@@ -114,6 +131,7 @@ def compare_solvers(
 
 
 def _rows(grid: StitchGrid, row: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
+    """Return the rows (up, down) of one solver and hook pair."""
     pair = (str(row["source_hook"]), str(row["target_hook"]))
     fit = grid.moments.scatter(pair, FIT_PARTS)
     rows = []
@@ -148,6 +166,6 @@ def _rows(grid: StitchGrid, row: dict[str, Any], seconds: float) -> list[dict[st
                 "seconds": seconds,
             }
         )
-    # Measured on the way up alone.
+    # These scores exist for the direction up only.
     rows[0] |= {name: row[name] for name in ("cosine", "r2_null", "r2_token")}
     return rows

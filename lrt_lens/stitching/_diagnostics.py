@@ -1,9 +1,9 @@
 """Diagnostics of a fitted map: spectrum, ranks, conditioning, and intervals of its test scores.
 
-Problem: two maps of equal R² can be a rotation of everything or a hundred directions wide, and a
-map fitted on fewer rows than dimensions looks like any other. Mechanism: numbers of the weight
-matrix W [d_source, d_target] alone and of the scatter it was fitted on; and, on the test fold,
-scores with each of its groups of documents left out in turn.
+Problem: of two maps with equal R², one can be a rotation of the whole stream and the other can use
+a hundred directions; and a map that was fitted on fewer rows than dimensions looks like any other.
+Mechanism: numbers computed from the weight matrix W [d_source, d_target] and from the scatter of
+the fit; and test-fold scores with each group of documents left out in turn.
 
     diagnostics = map_diagnostics(stitch.up, moments.scatter(pair, FIT_PARTS))
     diagnostics.effective_rank, diagnostics.interpolates
@@ -16,17 +16,17 @@ With σ₁ ≥ σ₂ ≥ … the singular values of W and p_i = σ_i / Σσ:
   (numpy's `matrix_rank`).
 - `stable_rank`: ‖W‖²_F / σ₁² (Rudelson and Vershynin 2007).
 - `effective_rank`: exp(−Σ p_i ln p_i) (Roy and Vetterli 2007, equation 4).
-- `condition`: σ₁ / σ_min(d_source, d_target); infinite if the rank is less.
-- `source_condition`: λ₁ / λ_d of the source's scatter, which the penalty of a ridge has to deal
-  with; infinite if there are too few rows.
+- `condition`: σ₁ / σ_min(d_source, d_target); infinite if the rank is smaller.
+- `source_condition`: λ₁ / λ_d of the source's scatter; a large value needs a ridge penalty. It is
+  infinite if there are too few rows.
 - `reachable`: tr(PSyyP) / tr Syy, with P the projector on the span of W's outputs. No score of this
   map can exceed it.
 - `reachable_by_rank`: the largest `rank` eigenvalues of Syy as a share of all. No map of this rank
   can exceed it (Eckart and Young 1936).
 
-Limits: W's spectrum depends on the scale of the streams; `predicted_effective_rank`, of the
-covariance WᵀSxxW of what the map predicts, does not depend on the source's. Intervals are over
-documents for one fitted map; the spread over refits is another matter (`Stitch.refits`).
+Limits: the spectrum of W depends on the scales of both streams. `predicted_effective_rank`, from
+the covariance WᵀSxxW of the predictions, does not depend on the scale of the source. Intervals are
+over documents for one fitted map and do not contain the spread over refits (`Stitch.refits`).
 """
 
 import math
@@ -51,29 +51,34 @@ INTERVAL_COLUMNS = ("score", "value", "low", "high", "standard_error", "n_groups
 
 @dataclass(frozen=True, eq=False)
 class MapDiagnostics:
-    """Numbers of one map and of what it was fitted on; formulas in the module docstring."""
+    """Numbers of one map and of its fitting rows; the module docstring has the formulas."""
 
     singular_values: Tensor = field(repr=False)
-    """[min(d_source, d_target)], descending, float64."""
+    """Singular values of W in descending order, float64 [min(d_source, d_target)]."""
     d_source: int
     d_target: int
     rank: int
+    """Number of singular values above rounding error."""
     stable_rank: float
+    """Squared Frobenius norm ÷ squared largest singular value."""
     effective_rank: float
+    """Exponential of the entropy of the singular values."""
     predicted_effective_rank: float
-    """Of the covariance of what the map predicts: eigenvalues in the place of singular values."""
+    """Effective rank of the covariance of the predictions, from its eigenvalues."""
     frobenius_norm: float
     condition: float
+    """Largest ÷ smallest singular value; infinite if W has not full rank."""
     source_condition: float
+    """Largest ÷ smallest eigenvalue of the source's scatter; infinite with too few rows."""
     reachable: float
     """Share of the target's variance that lies in the span of this map's outputs."""
     reachable_by_rank: float
-    """Share of the target's variance that the best subspace of this rank holds."""
+    """Share of the target's variance in the best subspace of this rank."""
     n: int
-    """Rows that fitted."""
+    """Number of fitting rows."""
     interpolates: bool
-    """n − 1 ≤ d_source: without a penalty a map runs through all rows whatever they are; read
-    held-out scores alone.
+    """True if n − 1 ≤ d_source: without a penalty, a map then predicts any fitting rows without
+    error, so only held-out scores mean anything.
     """
 
     @property
@@ -100,7 +105,9 @@ class MapDiagnostics:
 def map_diagnostics(affine: AffineMap, fit: Scatter) -> MapDiagnostics:
     """Return spectrum, ranks and conditioning of a map.
 
-    Give the scatter it was fitted on; ``fit.swapped()`` for a map down.
+    Args:
+        affine: the map.
+        fit: scatter of its fitting rows; ``scatter.swapped()`` for a map down.
 
     Raises:
         MismatchError: the scatter has other widths than the map.
@@ -109,9 +116,12 @@ def map_diagnostics(affine: AffineMap, fit: Scatter) -> MapDiagnostics:
     weight = affine.weight.to(fit.xy)
     _, singular, right = torch.linalg.svd(weight, full_matrices=False)
     largest = float(singular[0])
+    # numpy's matrix_rank. ε is that of the map's own precision: a float32 map that was converted
+    # to float64 has singular values of the size of float32 rounding errors.
     rank = int(
         (singular > max(weight.shape) * torch.finfo(affine.weight.dtype).eps * largest).sum()
     )
+    # The rows of `right` up to the rank are an orthonormal basis of W's outputs.
     span, total = right[:rank], float(fit.variance.sum())
     leading = torch.linalg.eigvalsh(fit.yy).flip(0)[:rank]
     return MapDiagnostics(
@@ -137,6 +147,8 @@ def effective_rank(spectrum: Tensor) -> float:
 
     It is 0 for a spectrum of zeros. Source: Roy and Vetterli 2007, equation 4.
     """
+    # exp(−Σ p_i ln p_i) with p_i = σ_i / Σσ; entr(p) = −p ln p, and 0 for p = 0. Eigenvalues that
+    # rounding made negative count as 0.
     spectrum = spectrum.clamp_min(0)
     total = spectrum.sum()
     if not float(total):
@@ -149,6 +161,7 @@ def condition_number(second: Tensor, n: float) -> float:
 
     It is infinite if n − 1 < d, or if the smallest eigenvalue is rounding error.
     """
+    # eigvalsh sorts ascending; eigenvalues below d·ε·λ₁ are rounding errors.
     values = torch.linalg.eigvalsh(second)
     smallest, largest = float(values[0]), float(values[-1])
     if n - 1 < len(values) or smallest <= len(values) * torch.finfo(values.dtype).eps * largest:
@@ -161,21 +174,21 @@ def score_intervals(
 ) -> pd.DataFrame:
     """Return test-fold scores of any affine map with 95% intervals.
 
-    The table has one row each for r2, r2_uniform and cosine.
-
-    The interval is the delete-a-group jackknife over the groups of the test fold that hold rows
-    (eight, with enough documents): the score of the union of the others, about that union's own
-    mean.
+    The table has one row each for r2, r2_uniform and cosine, with the columns `INTERVAL_COLUMNS`.
+    The interval is the delete-a-group jackknife over the groups of the test fold that have rows
+    (eight, with enough documents). Each score without a group is about the mean of the other
+    groups.
 
     Args:
-        affine: the map, fitted on whatever.
-        moments: whose test fold judges it.
-        pair: (source hook, target hook) of the moments.
-        down: whether the map leads from the pair's target to its source.
+        affine: the map, which may be fitted on other moments.
+        moments: cross-moments whose test fold scores the map.
+        pair: (source hook point, target hook point) of the moments.
+        down: True if the map leads from the pair's target to its source.
 
     Raises:
         MismatchError: the pair has other widths than the map.
     """
+    # With an empty test fold, all groups are used, and `CrossMoments.scatter` raises the error.
     groups = [p for p in TEST_PARTS if float(moments.n[p]) > 0]
     full = _test_score(affine, moments, pair, groups or list(TEST_PARTS), down)
     left_out = (
@@ -200,6 +213,7 @@ def score_intervals(
 def _test_score(
     affine: AffineMap, moments: CrossMoments, pair: Pair, parts: list[int], down: bool
 ) -> MapScore:
+    """Return the scores of a map on some groups of the test fold."""
     scatter = moments.scatter(pair, parts)
     scatter = scatter.swapped() if down else scatter
     _refuse_other_widths(affine, scatter)
@@ -210,6 +224,6 @@ def _refuse_other_widths(affine: AffineMap, scatter: Scatter) -> None:
     if affine.weight.shape != scatter.xy.shape:
         raise MismatchError(
             f"the map has widths {tuple(affine.weight.shape)}, the moments "
-            f"{tuple(scatter.xy.shape)}; give the pair it was fitted on, "
-            "and the way down as down=True or scatter.swapped()"
+            f"{tuple(scatter.xy.shape)}; give the hook pair on which it was fitted, "
+            "and for a map down give down=True or scatter.swapped()"
         )

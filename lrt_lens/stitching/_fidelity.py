@@ -1,17 +1,24 @@
-"""Prediction, from the moments alone, of how well a direction transfers.
+"""Fidelity: a prediction, from the moments alone, of how well a direction transfers.
 
-With the maps ``W`` (up) and ``W_down``, covariances ``S`` of the fitting folds and ``S'`` of the
-held-out test fold:
+Problem: the R² of a map is a mean over directions; a single direction can transfer much better or
+worse. Mechanism: correlate what the direction does on the source with what its image does on the
+target. Let ``W`` be the map up, ``W_down`` the map down, and ``S`` the covariances of the fitting
+folds; correlations are over the held-out test fold:
 
-    read   ρ(w) = corr(x·w, y·(W_down w))     the read-out w on the source and on the target
+    read   ρ(w) = corr(x·w, y·(W_down w))
     write  ρ(v) = corr(x·a, y·c),  a = (Sxx + λI)⁻¹ v,  c = (Syy + λI)⁻¹ (vW)
 
-``a`` is the read-out for which moving along ``v`` is what moves it (the regression of the
-coefficient of ``v``), so ρ_write asks whether the stream's movement *along v* is seen by the target
-as movement along ``vW``; both are 1 for a perfect map, which the naive ``corr(x·v, y·vW)`` is not.
-Intervals are over the map (refits without one fold) and the held-out text (groups of the test
-fold), by the delete-a-group jackknife; the null is the same of random directions, isotropic and
-drawn from the source's own covariance.
+``x·a`` estimates, by ridge regression, the coefficient with which ``v`` is added to the stream, so
+ρ_write says whether a change of the source *along v* goes with a change of the target along ``vW``.
+Both are 1 for a perfect map; the naive ``corr(x·v, y·vW)`` is not.
+
+    stitch.fidelity(vector, "write")       # value, low, high, and the null of random directions
+
+Intervals are 95 %, by the delete-a-group jackknife, over the map (refits without one fold) and over
+the held-out text (groups of the test fold). The null is the same correlation for random directions:
+half isotropic, half drawn from the covariance of the source.
+
+Limits: it predicts a linear correlation, not the behaviour of the target model.
 """
 
 import math
@@ -31,7 +38,8 @@ from lrt_lens.stitching._affine import MapPair
 from lrt_lens.stitching._stitch_data import StitchData
 
 _RIDGE = 1e-4
-"""λ of the write-side inverses, relative to the mean variance, where the stitch names no penalty.
+"""Penalty λ of the inverses of ``"write"``, relative to the mean variance, for stitches whose
+solver has no penalty.
 """
 
 
@@ -40,20 +48,23 @@ class Fidelity:
     """Predicted correlation of a direction's role on the source with its role on the target."""
 
     value: float
+    """Predicted correlation ρ."""
     low: float
+    """Lower end of the 95% interval over the map and the held-out text."""
     high: float
-    """95%, over the map and the held-out text."""
+    """Upper end of the 95% interval, at most 1."""
     kind: str
-    """``"write"`` or ``"read"``."""
+    """Role of the direction, ``"write"`` or ``"read"``."""
     naive: float
-    """corr(x·v, y·vW) on the same text: what one would compute without thinking about roles."""
+    """Correlation corr(x·v, y·vW) on the same text, which ignores the role of the direction."""
     null_mean: float
-    """Mean of the same over random directions."""
+    """Mean of ρ over random directions."""
     null_low: float
+    """2.5% quantile of ρ over random directions."""
     null_high: float
-    """Their 2.5% and 97.5% quantiles."""
+    """97.5% quantile of ρ over random directions."""
     n: int
-    """Held-out tokens."""
+    """Number of held-out tokens."""
 
     def __repr__(self) -> str:
         return (
@@ -93,7 +104,13 @@ def fidelity(
     n_random: int = 100,
     seed: int = 0,
 ) -> Fidelity:
-    """ρ_write or ρ_read of one direction [d_source] on the stitch's held-out test fold."""
+    """Return ρ_write or ρ_read of one direction [d_source] on the stitch's held-out test fold.
+
+    Raises:
+        ValueError: ``kind`` is unknown, the direction is zero or not finite, or the stitch has no
+            held-out moments.
+        MismatchError: the direction has another width.
+    """
     if kind not in ("write", "read"):
         raise ValueError(
             f"kind is {kind!r}; expected 'write' (steering vectors, decoder rows) or 'read' (probe "
@@ -107,17 +124,20 @@ def fidelity(
             f"{stitch.source_hook!r} with [{d_source}]"
         )
     if not torch.isfinite(direction).all() or not direction.any():
-        raise ValueError("the direction is zero or holds NaN; a direction needs a length")
+        raise ValueError("the direction is zero, NaN or infinite; expected a finite, non-zero one")
     groups = held_out_groups(stitch)
     value = fidelities(stitch, direction[None], kind)[0]
+    # Without one group of the test fold at a time, with the maps of all fitting folds.
     over_text = [
         _with(stitch, stitch.maps, direction[None], kind, _union([*groups[:g], *groups[g + 1 :]]))[
             0
         ]
         for g in range(len(groups))
     ]
+    # With the refits without one fold at a time, on the whole test fold.
     whole = _union(groups)
     over_map = [_with(stitch, maps, direction[None], kind, whole)[0] for maps in stitch.refits]
+    # Map and held-out text come from different documents, so their variances add.
     half = math.hypot(_reach(over_text), _reach(over_map))
     generator = torch.Generator().manual_seed(seed)
     draws = random_source_directions(stitch, n_random, generator)
@@ -154,7 +174,7 @@ def naive_fidelities(stitch: StitchData, directions: Tensor) -> Tensor:
 def random_source_directions(stitch: StitchData, n: int, generator: torch.Generator) -> Tensor:
     """Return random source directions [n, d_source].
 
-    Half are isotropic, half are drawn from the source's covariance.
+    One half is isotropic, the other half is drawn from the source's covariance.
     """
     covariance = stitch.source_statistics.covariance
     noise = torch.randn(n, len(covariance), generator=generator, dtype=torch.float64)
@@ -162,10 +182,14 @@ def random_source_directions(stitch: StitchData, n: int, generator: torch.Genera
 
 
 def held_out_groups(stitch: StitchData) -> tuple[Scatter, ...]:
-    """The stitch's test groups; ValueError where it came without them."""
+    """Return the scatter of each group of the test fold.
+
+    Raises:
+        ValueError: the stitch has none.
+    """
     if not stitch.held_out:
         raise ValueError(
-            "this stitch carries no held-out moments, which fidelity is measured on; take it from "
+            "this stitch has no held-out moments, from which fidelity is computed; take it from "
             "a grid, or save it again from one"
         )
     return stitch.held_out
@@ -174,9 +198,12 @@ def held_out_groups(stitch: StitchData) -> tuple[Scatter, ...]:
 def _with(
     stitch: StitchData, maps: MapPair, directions: Tensor, kind: str, held_out: Scatter
 ) -> Tensor:
+    """Return ρ_write or ρ_read of directions [direction, d_source] under ``maps``."""
     up, down = maps.up.weight.double().cpu(), maps.down.weight.double().cpu()
     if kind == "read":
+        # W_down: [d_target, d_source], so rows w become rows (W_down w)ᵀ = wᵀW_downᵀ
         return _correlation(directions, directions @ down.T, held_out)
+    # The penalty of the map's own fit; 0.0 and a missing one mean a solver without penalty.
     alpha = float(stitch.scores.get("alpha", 0.0)) or _RIDGE
     read_x = _regularised_solve(stitch.source_statistics.covariance, directions, alpha)
     read_y = _regularised_solve(stitch.target_statistics.covariance, directions @ up, alpha)
@@ -184,6 +211,7 @@ def _with(
 
 
 def _regularised_solve(covariance: Tensor, rows: Tensor, alpha: float) -> Tensor:
+    """Return ``(S + alpha·tr(S)/d·I)⁻¹ r`` for each row r of ``rows``, as rows."""
     covariance = covariance.double().cpu()
     penalty = alpha * covariance.diagonal().mean()
     return torch.linalg.solve(
@@ -193,6 +221,7 @@ def _regularised_solve(covariance: Tensor, rows: Tensor, alpha: float) -> Tensor
 
 def _correlation(a: Tensor, c: Tensor, held_out: Scatter) -> Tensor:
     """Return corr(x·a, y·c) over held-out rows, as [direction]."""
+    # aᵀSxy'c / √(aᵀSxx'a · cᵀSyy'c)
     covariance = ((a @ held_out.xy.cpu()) * c).sum(1)
     variance = ((a @ held_out.xx.cpu()) * a).sum(1) * ((c @ held_out.yy.cpu()) * c).sum(1)
     return covariance / variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
@@ -206,7 +235,7 @@ def _union(groups: "tuple[Scatter, ...] | list[Scatter]") -> Scatter:
 
 
 def _reach(values: list[Tensor]) -> float:
-    """Half of the 95% interval; 0 where there are no groups to leave out."""
+    """Return half of the width of the 95% interval; 0 if fewer than two groups can be left out."""
     estimates = [float(value) for value in values]
     interval = jackknife(0.0, estimates)
     return float(interval.high) if len(estimates) > 1 else 0.0

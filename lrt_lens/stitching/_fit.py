@@ -4,9 +4,11 @@
     grid = fit_stitches(pair, documents)         # harvest, then fit
     token = token_identity_map(moments, target_hook)     # what the current token alone explains
 
-Each hook pair gets a map up and a map down. Penalties and ranks are chosen by cross-validation over
-the five fitting folds; the test fold only scores. ``r2_null`` is the same fit on shuffled pairs,
-``r2_token`` is the same target predicted from the source's embedding.
+Each hook pair gets a map up and a map down. Cross-validation over the five fitting folds chooses
+penalties and ranks; the test fold only scores. ``r2_null`` is the score of the map fitted on
+shuffled pairs, ``r2_token`` that of a ridge map from the source's embedding to the same target.
+
+Limits: every hook pair is fitted in memory, one after the other, on the device of the moments.
 """
 
 import logging
@@ -94,6 +96,7 @@ def fit_grid(
     fitted = wanted_pairs(moments, "fit", pairs)
     _warn_if_interpolating(moments, fitted)
     sides, similarity = solver.sides(moments), GridCka(moments)
+    # errors[0] is up, errors[1] is down, so that the flag ``down`` is the index.
     errors: tuple[dict[Pair, FoldErrors], dict[Pair, FoldErrors]] = ({}, {})
     about = {"solver": solver.name, "n_tokens": moments.n_fit}
     rows: dict[Pair, dict[str, Any]] = {
@@ -102,6 +105,7 @@ def fit_grid(
     with tqdm(total=2 * len(fitted), desc="fit", disable=not progress, leave=False) as bar:
         tokens, token_rows = _token_scores(moments, solver, fitted)
         for pair, down in _in_order(fitted, solver):
+            # The setting is chosen on the fitting folds; only then is the test fold scored.
             errors[down][pair] = held_out = sides[down].cross_validate(pair)
             if down:
                 rows[pair] |= _scores_down(sides[down], pair, held_out)
@@ -149,6 +153,7 @@ def _token_scores(
     if moments.token_hook is None:
         return {}, {}
     side = RidgeSide(moments, solver if isinstance(solver, Ridge) else Ridge(), down=False)
+    # One fit per target hook point, whatever the number of source hook points.
     errors, rows = {}, {}
     for target in dict.fromkeys(t for _, t in pairs):
         pair = (moments.token_hook, target)
@@ -159,6 +164,7 @@ def _token_scores(
 
 
 def _scores_up(side: Side, pair: Pair, held_out: FoldErrors) -> dict[str, Any]:
+    """Return the columns of the map up, with its null if the moments have one that counts."""
     setting, moments = held_out.setting, side.moments
     affine, score = _fit_and_score(side, pair, setting)
     row = {
@@ -170,6 +176,8 @@ def _scores_up(side: Side, pair: Pair, held_out: FoldErrors) -> dict[str, Any]:
         "r2_uniform": score.r2_uniform,
         "cosine": score.cosine,
     }
+    # A sketched null has random orthonormal combinations of the target's dimensions as outputs. A
+    # solver fits them as it fits the dimensions only if it fits each output separately.
     if pair in moments.cross_null and (side.separable or moments.null == "full"):
         null = side.fit_null(pair, setting)
         row["r2_null"] = score_map(null.weight, null.bias, moments.null_scatter(pair, test=True)).r2
@@ -177,6 +185,7 @@ def _scores_up(side: Side, pair: Pair, held_out: FoldErrors) -> dict[str, Any]:
 
 
 def _scores_down(side: Side, pair: Pair, held_out: FoldErrors) -> dict[str, Any]:
+    """Return the columns of the map down."""
     affine, score = _fit_and_score(side, pair, held_out.setting)
     return {
         "alpha_down": held_out.setting.alpha,
@@ -189,7 +198,7 @@ def _scores_down(side: Side, pair: Pair, held_out: FoldErrors) -> dict[str, Any]
 
 
 def _rank(setting: Setting, affine: AffineMap) -> int:
-    """Return the rank to which the map was held; without one, the smaller width."""
+    """Return the rank limit of the map; without one, the smaller width."""
     return setting.rank or min(affine.weight.shape)
 
 
@@ -200,14 +209,17 @@ def _fit_and_score(side: Side, pair: Pair, setting: Setting) -> tuple[AffineMap,
 
 
 class GridCka:
-    """Debiased linear CKA of hook pairs; the terms of one hook point are computed once."""
+    """Debiased linear CKA of hook pairs; terms of a single hook point are computed only once."""
 
     def __init__(self, moments: CrossMoments) -> None:
         self.moments = moments
         self._own: dict[tuple[str, str], float] = {}
 
     def cka(self, pair: Pair) -> float:
-        """See `lrt_lens.moments._scatter.linear_cka`."""
+        """Return the debiased linear CKA of a hook pair over the fitting folds.
+
+        `lrt_lens.moments._scatter.linear_cka` has the formula.
+        """
         folds = [self.moments.scatter(pair, (k,)) for k in FIT_PARTS]
         for hook, name in ((pair[0], "xx"), (pair[1], "yy")):
             if (name, hook) not in self._own:
@@ -219,6 +231,7 @@ class GridCka:
 
 
 def _warn_if_interpolating(moments: CrossMoments, pairs: list[Pair]) -> None:
+    """Log a warning if the fitting folds have no more rows than the widest stream dimensions."""
     widest = max(max(len(moments.source[s].shift), len(moments.target[t].shift)) for s, t in pairs)
     if moments.n_fit <= widest:
         logger.warning(
@@ -232,9 +245,10 @@ def _warn_if_interpolating(moments: CrossMoments, pairs: list[Pair]) -> None:
 def token_identity_map(moments: CrossMoments, target_hook: str) -> AffineMap:
     """Return the ridge map from the source's token embedding to a target hook point.
 
-    Token identity is the alternative explanation of every stitch.
+    A stitch that is no better than this map transfers only token identity.
 
-    Reads moments that were harvested before; `HookPointError` where they hold no embedding.
+    Raises:
+        HookPointError: the moments have no token embedding, or not this target hook point.
     """
     if moments.token_hook is None:
         raise HookPointError(
@@ -250,5 +264,6 @@ def token_identity_map(moments: CrossMoments, target_hook: str) -> AffineMap:
             f"these moments hold no pair {moments.token_hook!r} → {target_hook!r}; harvest that "
             "target hook point"
         )
+    # Ridge, as for the column ``r2_token`` of a grid.
     found = (moments.token_hook, hooks[0])
     return fit_grid(moments, Ridge(), pairs=[found]).maps(found)[0]

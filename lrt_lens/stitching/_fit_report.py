@@ -1,4 +1,4 @@
-"""The report of ``lrt-lens fit``: the grid beside its null."""
+"""The HTML report of ``lrt-lens fit``: scores of every hook pair, with the null."""
 
 from lrt_lens.figures._steering import grid_figure
 from lrt_lens.report._html import KeyNumbers, Paragraph, Plot, Section, Table, render_html
@@ -7,7 +7,14 @@ from lrt_lens.stitching._stitch import Stitch
 
 
 def fit_report(source: str, target: str, grid: StitchGrid, best: Stitch) -> str:
-    """The page as one self-contained HTML text; ``source`` and ``target`` are the models' names."""
+    """Return the report as one self-contained HTML text.
+
+    Args:
+        source: name of the source model.
+        target: name of the target model.
+        grid: the fitted grid.
+        best: the best stitch of the grid, whose scores are shown first.
+    """
     scores = best.scores
     tiles: list[tuple[str, str | int | float, str]] = [
         ("best pair, R²", f"{scores['r2']:.3f}", f"{best.source_hook} to {best.target_hook}"),

@@ -1,6 +1,11 @@
 """Files of a stitch: a folder with tensors, a configuration and a model card.
 
-Nothing is pickled; every file is written to a temporary name and renamed.
+Nothing is pickled. Every file is written under a temporary name and renamed.
+
+    save_stitch(stitch, Path("my-stitch"))
+    load_stitch("my-stitch")                      # or the id of a hub repository
+
+Limits: maps, statistics and held-out sums are stored in float32.
 """
 
 import json
@@ -28,11 +33,9 @@ CONFIG_NAME, TENSORS_NAME, HELD_OUT_NAME = (
 
 
 def save_stitch(stitch: StitchData, folder: Path) -> None:
-    """Write a stitch folder.
-
-    The configuration is removed first and written last, so that a folder with one is complete.
-    """
-    # An older stitch here stops being one before its first file is replaced.
+    """Write a stitch folder."""
+    # The configuration is removed first and written last, so that a folder with one is complete,
+    # also if the program stops while it replaces an older stitch.
     (folder / CONFIG_NAME).unlink(missing_ok=True)
     tensors = _map_tensors("maps", stitch.maps)
     if stitch.null is not None:
@@ -49,7 +52,9 @@ def save_stitch(stitch: StitchData, folder: Path) -> None:
         "source_hook": stitch.source_hook,
         "target_hook": stitch.target_hook,
         "scores": {
-            key: (None if value != value else value) for key, value in stitch.scores.items()
+            # JSON has no NaN, which is the only value that is not equal to itself.
+            key: (None if value != value else value)
+            for key, value in stitch.scores.items()
         },
         "median_norm": {
             "source": stitch.source_statistics.median_norm,
@@ -82,28 +87,38 @@ def save_stitch(stitch: StitchData, folder: Path) -> None:
 
 
 def load_stitch(folder_or_repository: str, **hub: Any) -> StitchData:
-    """A stitch from a folder, or from a hub repository."""
+    """Return the content of a stitch in a folder or a hub repository.
+
+    Args:
+        folder_or_repository: a folder if it exists, otherwise a hub id.
+        **hub: arguments of `huggingface_hub.snapshot_download`; None is left out.
+
+    Raises:
+        FileFormatError: there is no stitch, or it is incomplete or of another version.
+    """
+    # A local folder takes precedence over a hub repository of the same name.
     folder = Path(folder_or_repository)
     if not folder.is_dir():
         folder = Path(_download(folder_or_repository, **hub))
     if not (folder / CONFIG_NAME).is_file():
         raise FileFormatError(
             f"{str(folder)!r} holds no {CONFIG_NAME}; it is no stitch folder, or its writing was "
-            "interrupted"
+            "interrupted: save the stitch again"
         )
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise FileFormatError(
-            f"{str(folder / CONFIG_NAME)!r} is no JSON ({error}); copy the stitch again"
+            f"{str(folder / CONFIG_NAME)!r} is not valid JSON ({error}); copy the stitch again"
         ) from error
     schema = config.get("schema_version") if isinstance(config, dict) else None
     if schema != STITCH_SCHEMA:
         raise FileFormatError(
-            f"{str(folder)!r} has schema {schema!r}; expected {STITCH_SCHEMA!r}: it was written by "
-            "another program or version"
+            f"{str(folder)!r} has schema {schema!r}; expected {STITCH_SCHEMA!r}: another program "
+            "or version wrote it"
         )
     tensors, _ = read_tensors(folder / TENSORS_NAME, STITCH_SCHEMA)
+    # Stitches without held-out groups have no such number.
     n_held_out = config.get("n_held_out", 0)
     held_out = read_tensors(folder / HELD_OUT_NAME, STITCH_SCHEMA)[0] if n_held_out else {}
     try:
@@ -133,6 +148,7 @@ def _download(repository: str, **hub: Any) -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    # Only the files of a stitch, not what else the repository may hold.
     try:
         options = {key: value for key, value in hub.items() if value is not None}
         return snapshot_download(
@@ -142,8 +158,8 @@ def _download(repository: str, **hub: Any) -> str:
         )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileFormatError(
-            f"no stitch at {repository!r}: it is neither a folder here nor a hub repository that "
-            f"can be reached ({error})"
+            f"no stitch at {repository!r}: it is neither a local folder nor a hub repository that "
+            f"can be reached ({error}); check the path or the hub id"
         ) from error
 
 
@@ -179,10 +195,8 @@ def _statistics(role: str, tensors: dict[str, Tensor], config: dict[str, Any]) -
 
 
 def _scatter_tensors(scatter: Scatter) -> dict[str, Tensor]:
-    """Return the sums in float32; the count stays exact.
-
-    Their own rounding is below that of float32 products.
-    """
+    """Return the sums in float32 and the count in float64, which is exact."""
+    # Centred sums in float32 are as precise as the float32 products from which they were added.
     sums = {
         "mean_x": scatter.mean_x,
         "mean_y": scatter.mean_y,
@@ -208,7 +222,7 @@ def _scatter(prefix: str, tensors: dict[str, Tensor]) -> Scatter:
 
 
 def stitch_card(stitch: StitchData) -> str:
-    """The model card: what it maps, how well, how to load it."""
+    """Return the model card: models and hook points, scores, and how to load the stitch."""
 
     def about(model: ModelIdentity | None) -> str:
         return (

@@ -1,17 +1,21 @@
-"""Every layer pair fitted and scored from one set of moments, and the choice among them.
+"""The grid: every hook pair fitted and scored from one set of moments, and the choice among them.
 
     grid = moments.fit(Ridge())
-    grid.scores            # one row per hook pair; *_cv columns choose, the others report
+    grid.scores            # one row per hook pair; choose by *_cv columns, report the others
     grid.best(source=3)    # a Stitch
-    grid.choices(source=3) # the other candidates, and whether they really are worse
+    grid.choices(source=3) # all candidates, with the intervals of their differences
     grid.compare([Ridge(), ReducedRank(), Procrustes()])  # families of maps on the same moments
 
-Choices (penalty, rank, layer) read cross-validated columns only. The test fold takes part in no fit
-and in no choice: the columns without ``_cv`` are its verdict. ``r2_null`` is the same fit on
-shuffled pairs, ``r2_token`` the same target predicted from the source's embedding: what token
-identity alone explains. Early target layers are little more than token identity and are easy to
-predict, so the default choice goes by ``gain_cv``: of the variance that tokens cannot explain, the
-fraction that the map does, ``(r2_uniform_cv − token's) / (1 − token's)``, cross-validated.
+Every choice (penalty, rank, layer) reads cross-validated columns only. The test fold takes part in
+no fit and in no choice; the columns without ``_cv`` are test-fold scores. ``r2_null`` is the score
+of the map fitted on shuffled pairs. ``r2_token`` is the score of a ridge map from the source's
+embedding to the same target, that is, of token identity. Early target layers are little more than
+token identity and easy to predict, so the default choice uses ``gain_cv``: of the variance that
+tokens cannot explain, the fraction that the map explains, ``(r2_uniform_cv − token) / (1 −
+token)``, where token is the cross-validated ``r2_uniform`` of token identity.
+
+Limits: scores of a map say how well activations are predicted, not how well an artefact works after
+its transfer; each adapter has its own evaluation.
 """
 
 import logging
@@ -64,22 +68,23 @@ COLUMNS = (
 )
 """Columns of ``grid.scores``."""
 _SHOWN = 16
-"""Hook points a side in the small table of a notebook."""
+"""Most hook points per side in the table that a notebook shows."""
 
 
 @dataclass(frozen=True)
 class StitchGrid:
-    """Scores of every layer pair, and its maps on request."""
+    """Scores of every hook pair; its maps are fitted on request."""
 
     moments: CrossMoments
-    """What everything here was computed from."""
+    """Cross-moments from which all scores and maps are computed."""
     solver: Solver
+    """Family of maps."""
     scores: pd.DataFrame = field(repr=False)
-    """A row per pair; columns as in ``COLUMNS``."""
+    """One row per hook pair, with the columns ``COLUMNS``."""
     folds: dict[Pair, PairFolds] = field(default_factory=dict, repr=False)
-    """Held-out errors by fold."""
+    """Held-out errors by fold, and selected settings, of each hook pair."""
     _stitches: dict[Pair, Stitch] = field(default_factory=dict, init=False, repr=False)
-    """The stitches that were asked for; each is fitted once."""
+    """Stitches that were requested so far; each is fitted once."""
 
     def best(
         self,
@@ -90,14 +95,18 @@ class StitchGrid:
     ) -> Stitch:
         """Return the stitch with the highest cross-validated score ``by``.
 
-        Only hook pairs with the given hook points count. ``by`` must be a ``_cv`` column, because
-        a choice that read the test fold would spoil the test scores.
+        The maps of a stitch, its null and its five refits are fitted on the first request and
+        cached in the grid.
 
-        The maps of a stitch, its null and its five refits are fitted when it is first asked for;
-        the grid keeps them, so that the next call costs nothing.
+        Args:
+            source: source hook point or layer; None for any.
+            target: target hook point or layer; None for any.
+            by: a ``_cv`` column of `scores`. The other columns are refused: test scores after a
+                choice by them would be too high.
 
         Raises:
             ValueError: ``by`` is not a cross-validated column.
+            HookPointError: the grid has no such hook pair.
         """
         table = self._candidates(source, target, by)
         row = table.loc[table[by].idxmax()]
@@ -110,7 +119,7 @@ class StitchGrid:
         *,
         by: str = "gain_cv",
     ) -> pd.DataFrame:
-        """Return the hook pairs that `best` chooses among, best first, with intervals."""
+        """Return the hook pairs among which `best` chooses, best first, with intervals."""
         return choices(self.folds, self._candidates(source, target, by), by)
 
     def compare(
@@ -120,9 +129,10 @@ class StitchGrid:
         pairs: Sequence[Pair] | None = None,
         progress: bool = False,
     ) -> Any:
-        """Return a `SolverComparison` of families of maps on the same moments and hook pairs.
+        """Return a `SolverComparison` of families of maps on the same moments.
 
-        The same as ``compare_solvers(grid.moments, solvers, pairs=pairs)``.
+        It is ``compare_solvers(grid.moments, solvers, pairs=pairs)``, with the hook pairs of this
+        grid if ``pairs`` is None.
         """
         return implementation("StitchGrid.compare")(
             self.moments, solvers, pairs=pairs or list(self.folds), progress=progress
@@ -135,10 +145,16 @@ class StitchGrid:
 
         The map may be composed, inverted or trained elsewhere.
 
-        Names and widths say whether it goes up or down; where both models have both (equal widths,
-        equal layers), it is taken to go up unless ``direction`` says otherwise.
+        Args:
+            affine: the map; its hook points and widths select the hook pair.
+            direction: ``"up"`` or ``"down"``. If None, hook points and widths decide; a map that
+                fits both directions is scored as a map up.
+
+        Raises:
+            HookPointError: the moments have no such hook pair.
         """
         widths = tuple(affine.weight.shape)
+        # The first match decides, so up comes before down.
         for down in (False, True) if direction is None else (direction == "down",):
             for pair in self.moments.kept_pairs:
                 names, expected = (
@@ -166,7 +182,11 @@ class StitchGrid:
         )
 
     def __getitem__(self, pair: tuple[str | int, str | int]) -> Stitch:
-        """The stitch of one pair of hook points (names or layers)."""
+        """Return the stitch of one hook pair, given as hook points or layers.
+
+        Raises:
+            HookPointError: the hook pair was not fitted.
+        """
         names = (self._name(pair[0], "source_hook"), self._name(pair[1], "target_hook"))
         chosen = self.scores[
             (self.scores["source_hook"] == names[0]) & (self.scores["target_hook"] == names[1])
@@ -181,19 +201,23 @@ class StitchGrid:
         return self._stitches[names]
 
     def maps(self, pair: Pair) -> tuple[AffineMap, AffineMap]:
-        """Return the maps (up, down) of one hook pair, without the rest of a `Stitch`."""
+        """Return the maps (up, down) of one hook pair, without null, refits and statistics."""
         up, down = self.solver.sides(self.moments)
         setting, setting_down = self._settings(pair)
         return up.fit(pair, setting), down.fit(pair, setting_down)
 
     def similarities(self, **options: Any) -> pd.DataFrame:
-        """Return similarities of the streams of every hook pair, with their null."""
+        """Return similarities of the streams of every hook pair of this grid, with their null.
+
+        Args:
+            **options: options of `lrt_lens.stitching.similarities`.
+        """
         return similarities(self.moments, list(self.folds), **options)
 
     def round_trips(self, pair: Pair) -> tuple[float, float]:
-        """Return test-fold R² of both round trips.
+        """Return test-fold R² of both round trips: (up then down, down then up).
 
-        The first is up and down again, on the source; the second is down and up, on the target.
+        The first predicts the source's activations from themselves, the second the target's.
         """
         up, down = self.maps(pair)
         test = self.moments.scatter(pair, TEST_PARTS)
@@ -207,10 +231,11 @@ class StitchGrid:
         return len(self.scores)
 
     def figure(self, value: str = "r2", *, chosen: Pair | None = None) -> Any:
-        """Heat map of a score over all pairs beside its null (plotly)."""
+        """Return a plotly heat map of a score over all hook pairs, next to that of its null."""
         return grid_figure(self.scores, value=value, chosen=chosen)
 
     def _repr_html_(self) -> str:
+        # gain_cv is NaN if token identity explains everything.
         named = self.scores.dropna(subset=["gain_cv"])
         best = None if named.empty else named.loc[named["gain_cv"].idxmax()]
         chosen = None if best is None else f"{best['source_hook']} → {best['target_hook']}"
@@ -260,6 +285,7 @@ class StitchGrid:
         return table
 
     def _name(self, hook: str | int, column: str) -> str:
+        """Return the name that this grid uses for a hook point or layer of one of its columns."""
         names = sorted(self.scores[column].unique(), key=depth)
         if isinstance(hook, int):
             wanted = residual_post(hook if hook >= 0 else hook + self._n_layers(column, names))
@@ -273,9 +299,9 @@ class StitchGrid:
         return matches[0]
 
     def _n_layers(self, column: str, names: Sequence[str]) -> int:
-        """Return the number of layers of a model, from which negative layers count.
+        """Return the number of layers of a model, to which negative layers are added.
 
-        If the model is unknown, this is the deepest hook point of the grid.
+        If the model is unknown, this is the depth of the deepest hook point of the grid.
         """
         provenance = self.moments.provenance
         model = provenance.source if column == "source_hook" else provenance.target
@@ -288,10 +314,13 @@ class StitchGrid:
         moments, (up, down) = self.moments, self.solver.sides(self.moments)
         setting, setting_down = self._settings(pair)
         null = None
+        # A sketched null gives a score, but no map to the whole target.
         if pair in moments.cross_null and moments.null == "full":
             null = MapPair(up.fit_null(pair, setting), down.fit_null(pair, setting_down))
         total = moments.scatter(pair, FIT_PARTS)
+        # A group with one row has no variance.
         groups = [moments.scatter(pair, (part,)) for part in TEST_PARTS if moments.n[part] >= 2]
+        # `detached` copies the sums of the groups, so that a stitch does not hold all moments.
         return Stitch(
             maps=MapPair(up.fit(pair, setting), down.fit(pair, setting_down)),
             source_statistics=StreamStatistics(

@@ -17,7 +17,10 @@ def read_windows(
     context_length: int,
     folds: str,
 ) -> list[Window]:
-    """Windows of held-out documents, numbered from 0, until so many positions count."""
+    """Return windows of held-out documents, until ``n_tokens`` positions count.
+
+    Their documents are numbered from 0, without gaps. ``folds`` is as in `StitchLossSettings`.
+    """
     plan = BlockPlan(
         context_length=context_length, skip_first=stitch.skip_first, seed=stitch.provenance.seed
     )
@@ -33,6 +36,7 @@ def read_windows(
         found = [window.of_document(n_taken) for window in cutter.cut([text])[0].windows]
         windows += found
         n_taken += bool(found)
+        # The last position of a window has no next token.
         n_counted += sum(int((window.rows < len(window.ids) - 1).sum()) for window in found)
     if n_taken == 1 and n_counted >= n_tokens:
         raise TooFewDocumentsError(

@@ -1,7 +1,13 @@
-"""Scores of a stitch from rows: on any texts, and for what is not a function of moments.
+"""Scores of a stitch from activations: on any texts, and the cosine per token.
 
-The papers' cosine is a mean over tokens, which second moments do not know; and the R² that matters
-for a vector is the one on the texts it was learnt from. Both need the activations themselves.
+Problem: two scores cannot be computed from the moments of a harvest: the papers' cosine, which is a
+mean over tokens, and R² on other texts, such as those from which a vector was learnt. Mechanism:
+both models read the texts, and the map is scored on their activations.
+
+    score = score_rows(stitch, pair, texts)
+    score.r2, score.cosine_per_token
+
+Limits: all rows are held in memory in float64, and there is no interval.
 """
 
 from collections.abc import Sequence
@@ -22,26 +28,27 @@ _BATCH_WINDOWS = 16
 
 @dataclass(frozen=True)
 class RowScore:
-    """How well a stitch predicts the target on given texts."""
+    """Scores of the map up of a stitch on some texts."""
 
     r2: float
-    """Share of variance explained (scikit-learn's ``variance_weighted``)."""
+    """Explained share of the variance, ``variance_weighted`` R² of scikit-learn."""
     r2_uniform: float
-    """Mean over output dimensions (``uniform_average``)."""
+    """Mean R² over output dimensions, ``uniform_average`` of scikit-learn."""
     cosine_per_token: float
-    """Mean over tokens of cos(ŷ, y), both about the texts' own mean."""
+    """Mean over tokens of cos(ŷ − ȳ, y − ȳ), with ȳ the mean of these texts."""
     n_tokens: int
 
 
 def score_rows(
     stitch: Stitch, pair: ModelPair, texts: Sequence[str], *, context_length: int = 256
 ) -> RowScore:
-    """Return scores of ``stitch.up`` on every unmasked token of ``texts``.
+    """Return scores of ``stitch.up`` on the unmasked tokens of ``texts``.
 
-    With two tokenizers, on every aligned token.
+    With two tokenizers, only aligned tokens count.
 
     Raises:
         ValueError: no text has such a token.
+        MismatchError: ``pair`` has other models than the stitch.
     """
     stitch.check(pair.source, pair.target)
     plan = BlockPlan(
@@ -54,18 +61,21 @@ def score_rows(
     ]
     if not windows:
         raise ValueError(
-            f"none of {len(texts)} texts offers a token behind the first {plan.skip_first}; give "
+            f"none of {len(texts)} texts has a token after the first {plan.skip_first}; give "
             "longer texts"
         )
+    # Windows of similar length share a batch, so that little is padded.
     windows.sort(key=lambda window: len(window.ids))
     batches = [windows[i : i + _BATCH_WINDOWS] for i in range(0, len(windows), _BATCH_WINDOWS)]
     x = torch.cat([_rows(pair.source, stitch.source_hook, batch) for batch in batches])
     y = torch.cat(
         [
+            # Row i of x and of y is the same position, also with two tokenizers.
             _rows(pair.target, stitch.target_hook, [window.read_by("target") for window in batch])
             for batch in batches
         ]
     )
+    # R² about the mean of these texts, not of the harvest: scikit-learn's definition.
     predicted = stitch.up.points(x)
     r2, r2_uniform, _ = r2_of(((y - predicted) ** 2).sum(0), ((y - y.mean(0)) ** 2).sum(0))
     cosine = torch.nn.functional.cosine_similarity(
@@ -75,6 +85,7 @@ def score_rows(
 
 
 def _rows(model: HookedModel, hook: str, batch: list[Window]) -> Tensor:
+    """Return the activations of the windows' rows [row, d] in float64, on the CPU."""
     activations = model.engine.capture(model.pad([window.ids for window in batch]), [hook])[hook]
     return (
         torch.cat([activations[i, torch.from_numpy(window.rows)] for i, window in enumerate(batch)])

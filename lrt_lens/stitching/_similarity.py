@@ -1,21 +1,22 @@
-"""How alike every two layers are, calibrated: a tidy table from moments alone.
+"""Calibrated similarities of every two layers, as a tidy table from the moments alone.
 
-Problem: CKA, CCA and their kin grow with width over rows, so that .4 may be nothing and the layer
-with the highest score the widest one. Mechanism: each measure (`lrt_lens.stitching._measures`) is
-computed on the five fitting folds, with a 95% interval by leaving one fold out in turn, on shuffled
-pairs of the same number of rows (its null), and on the test fold:
+Problem: CKA, CCA and similar measures grow with width ÷ rows, so that a value of 0.4 may mean
+nothing, and the layer with the highest value may be the widest one. Mechanism: each measure
+(`lrt_lens.stitching._measures`) is computed on the five fitting folds, with a 95% interval by
+leaving out one fold at a time; on shuffled pairs of the same number of rows (its null); and on the
+test fold:
 
-    effect = (value − null) / (1 − null)          0: no more alike than shuffled pairs; 1: the same
+    effect = (value − null) / (1 − null)     0: not more similar than shuffled pairs; 1: equal
 
     table = similarities(moments, measures=("cka", "svcca"))
     table.sort_values("effect", ascending=False).head()
     lrt.figures.similarity_figure(table)          # heat maps; similarity_lines_figure draws lines
 
-What may be chosen by: ``value``, and ``effect`` of all measures but ``cka``, read the fitting folds
-only. ``cka``'s own null multiplies the shuffled fitting folds with the shuffled *test* fold (no
-other product is free of bias), so choose by its ``value``, which needs no calibration in width.
+Columns for a choice: ``value``, and ``effect`` of all measures except ``cka``, read the fitting
+folds only. The null of ``cka`` multiplies the shuffled fitting folds with the shuffled *test* fold
+(no other product is unbiased), so choose by its ``value``, which has no bias that grows with width.
 
-Limits: the null is one shuffle and enters the effect's interval as a constant.
+Limits: the null is one shuffle, and a constant in the interval of the effect.
 `lrt_lens.stitching._measures` has the limits of the measures. Sources: Raghu et al. 2017 (SVCCA),
 Kornblith et al. 2019 (CKA); calibration against permuted pairs: Gröger, Wen and Brbić 2026 (arXiv
 2602.14486).
@@ -62,11 +63,11 @@ SIMILARITY_COLUMNS = (
     "d_target",
     "note",
 )
-"""Columns of `similarities`; ``note`` says why a number is NaN or means nothing."""
+"""Columns of `similarities`; ``note`` says why a number is NaN or not meaningful."""
 
 _TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}
-"""Eigenvalues of a correlation matrix below this share of the largest are rounding, by the
-precision of the products.
+"""Share of the largest eigenvalue of a correlation matrix below which an eigenvalue is a rounding
+error, by the precision of the products.
 """
 
 
@@ -78,25 +79,27 @@ def similarities(
     svcca_variance: float = 0.99,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Return one row per hook pair and measure.
-
-    Each has the value with its 95% interval, the null, the effect against it, and both on the test
-    fold.
-
-    Columns: ``source_hook``, ``target_hook``, ``measure``; ``value``, ``low``, ``high`` on the
-    fitting folds (delete-a-group jackknife, 4 degrees of freedom, not clipped to [0, 1]); ``null``,
-    ``effect``, ``effect_low``, ``effect_high``; ``held_out`` on the test fold: CCA and SVCCA along
-    the fitting folds' canonical directions, Procrustes with their rotation, CKA as it is; ``n``
-    fitting rows, ``d_source``, ``d_target``, ``note``.
+    """Return similarities of the two streams, one row per hook pair and measure.
 
     Args:
-        moments: of the pairs; with shuffled pairs, or ``null`` and ``effect`` are NaN.
-        pairs: (source hook, target hook); None takes all.
+        moments: cross-moments; without shuffled pairs, ``null`` and ``effect`` are NaN.
+        pairs: (source hook point, target hook point); None takes all.
         measures: names from `lrt_lens.stitching._measures.MEASURES`.
-        svcca_variance: share of variance that SVCCA keeps of each side before it correlates. The
-            Stitching paper, which chooses its layers by mean SVCCA correlation (figure 6), does not
-            give its threshold; .99 is Raghu et al.'s.
-        progress: show a bar.
+        svcca_variance: share of the variance of each side that SVCCA correlates. The Stitching
+            paper, which chooses its layers by mean SVCCA correlation (figure 6), does not give its
+            threshold; 0.99 is that of Raghu et al.
+        progress: show a progress bar.
+
+    Returns:
+        Columns ``source_hook``, ``target_hook``, ``measure``; ``value``, ``low``, ``high`` on the
+        fitting folds (delete-a-group jackknife, 4 degrees of freedom, not clipped to [0, 1]);
+        ``null``, ``effect``, ``effect_low``, ``effect_high``; ``held_out`` on the test fold (CCA
+        and SVCCA along the canonical directions of the fitting folds, Procrustes with their
+        rotation, CKA without any fit); ``n`` fitting rows, ``d_source``, ``d_target``, ``note``.
+
+    Raises:
+        HookPointError: the moments hold no cross-moments of a hook pair.
+        ValueError: a measure is unknown, or ``svcca_variance`` is not in (0, 1].
     """
     chosen = wanted_pairs(moments, "compare", pairs)
     wanted = _checked_measures(measures)
@@ -112,7 +115,8 @@ def similarities(
         disable=not progress,
         leave=False,
     ) as bar:
-        # Sets of parts outermost: only one set's decompositions are held at a time.
+        # The loop over sets of parts is outside, so that the decompositions of few sets are in
+        # memory at a time.
         fit, test = (
             _Comparison(moments, FIT_PARTS, svcca_variance),
             _Comparison(moments, _test_groups(moments), svcca_variance),
@@ -163,7 +167,8 @@ class _Found:
         shuffled: ShuffledPairs | None,
         why_not: str,
     ) -> None:
-        """Everything but the interval."""
+        """Store value, null and held-out value of a measure, with the notes on them."""
+        # Every NaN gets a note with its reason, so that an empty cell of the table is explained.
         self.value, self.held_out = measure.value(fit), measure.held_out(fit, test)
         self.null = measure.null(fit, shuffled) if shuffled else math.nan
         if shuffled is None:
@@ -187,7 +192,8 @@ class _Found:
             )
 
     def columns(self) -> tuple[float, ...]:
-        """value, low, high, null, effect, effect_low, effect_high, held_out."""
+        """Return value, low, high, null, effect, effect_low, effect_high, held_out."""
+        # effect is linear in the value for a fixed null, so the ends of the interval map to ends.
         interval = jackknife(self.value, self.left_out)
         effects = [
             effect(number, self.null) for number in (self.value, interval.low, interval.high)
@@ -196,19 +202,21 @@ class _Found:
 
     @property
     def note(self) -> str:
+        """All notes as one text."""
         return "; ".join(self.notes)
 
 
 def effect(value: float, null: float) -> float:
     """Return (value − null) / (1 − null).
 
-    It is NaN if the null is 1 to rounding, because then the measure cannot tell streams apart.
+    It is NaN if the null is 1 up to rounding, because then the measure does not distinguish
+    streams.
     """
     return (value - null) / (1 - null) if 1 - null > 1e-9 else math.nan
 
 
 class _Comparison:
-    """The streams of all hook points over one set of parts, decomposed once each."""
+    """The streams of all hook points over one set of parts, each decomposed once."""
 
     def __init__(self, moments: CrossMoments, parts: Sequence[int], kept_variance: float) -> None:
         self.moments, self.parts = moments, parts
@@ -219,6 +227,7 @@ class _Comparison:
         self._streams: dict[tuple[bool, str], Stream] = {}
 
     def paired(self, pair: Pair) -> Paired:
+        """Return both streams of a hook pair."""
         whole = self.moments.scatter(pair, self.parts)
         each = [self.moments.scatter(pair, (p,)) for p in self.parts]
         x = self._stream(pair, whole, each, target=False)
@@ -235,12 +244,13 @@ class _Comparison:
 
 
 def _test_groups(moments: CrossMoments) -> list[int]:
-    """Return the groups of the test fold that hold rows.
+    """Return the groups of the test fold that have rows.
 
-    With few documents some are empty; the union of the others is still the whole test fold.
+    With few documents, some groups are empty.
     """
     groups = [p for p in TEST_PARTS if float(moments.n[p]) >= 2]
-    return groups or list(TEST_PARTS)  # none: `CrossMoments.scatter` says what to do
+    # With an empty test fold, `CrossMoments.scatter` raises the error for all of its groups.
+    return groups or list(TEST_PARTS)
 
 
 def _between(covariances: list[Tensor]) -> float:
@@ -258,9 +268,9 @@ def _shuffled(moments: CrossMoments, pair: Pair) -> ShuffledPairs | None:
     basis = moments.sketch(pair[1])
     if basis is None or shuffled.sketched:
         return shuffled
-    return replace(
-        shuffled, fit=fit.xy @ basis.T, test=test.xy @ basis.T
-    )  # as many columns as dimensions: only rotated
+    # The sketch has as many columns as the target has dimensions: Sxy·B with B orthogonal, so
+    # Sxy = (Sxy·B)·Bᵀ.
+    return replace(shuffled, fit=fit.xy @ basis.T, test=test.xy @ basis.T)
 
 
 def _why_no_null(moments: CrossMoments, pair: Pair) -> str:

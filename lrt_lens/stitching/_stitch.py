@@ -1,12 +1,19 @@
-"""A fitted stitch: both maps between two hook points, with what is needed to judge and to use them.
+"""The stitch: fitted maps between two hook points, with their evidence and their uses.
+
+Problem: an artefact (a steering vector, a probe, an SAE) of one model should be used in another.
+Mechanism: `Stitch.transfer` maps each kind of artefact by the rule that its adapter registers, and
+refuses artefacts of other models or hook points.
 
     stitch = grid.best(source="blocks.3.hook_resid_post")
-    stitch.up.directions(v)                 # [d_source] → [d_target]
-    moved = stitch.transfer(vector)         # one verb for every artefact
-    stitch.save_pretrained("my-stitch"); Stitch.from_pretrained("my-stitch")
+    stitch.up.directions(v)                   # [d_source] → [d_target]
+    transferred = stitch.transfer(vector)     # one method for every kind of artefact
+    stitch.save_pretrained("my-stitch")
+    Stitch.from_pretrained("my-stitch")
 
-Saved as a folder (safetensors, JSON, a model card), which is also how it goes to a hub repository:
-nothing is pickled.
+A stitch is saved as a folder (safetensors, JSON, a model card), which is also the content of a hub
+repository. Nothing is pickled.
+
+Limits: a stitch is one hook pair of one pair of models; a `StitchGrid` has all of them.
 """
 
 from dataclasses import dataclass, fields
@@ -28,15 +35,24 @@ from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
 
 @dataclass(frozen=True, eq=False)
 class Stitch(StitchData, ModelHubMixin):
-    """Maps between one hook point of the source and one of the target."""
+    """Maps between one hook point of the source and one hook point of the target."""
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> "Stitch":
-        # ModelHubMixin's own __new__ wants every argument to be JSON, to write its config; we write
-        # our own.
+        # ModelHubMixin.__new__ requires JSON arguments, from which it writes a configuration. A
+        # stitch writes its own (`save_stitch`).
         return object.__new__(cls)
 
     def transfer(self, artefact: Any, **options: Any) -> Any:
-        """The artefact carried to the target model; refuses one of another model or hook point."""
+        """Return the artefact transferred to the target model.
+
+        Args:
+            artefact: a steering vector, a probe, an SAE, or another class with a rule of transfer.
+            **options: options of that rule.
+
+        Raises:
+            MismatchError: the artefact belongs to another model or hook point.
+            TypeError: no rule of transfer is registered for its class.
+        """
         return transfer_artefact(artefact, self, **options)
 
     def fidelity(
@@ -47,16 +63,26 @@ class Stitch(StitchData, ModelHubMixin):
         n_random: int = 100,
         seed: int = 0,
     ) -> Fidelity:
-        """Before any model runs: how well will a direction [d_source] carry over?
+        """Return the predicted fidelity of a direction [d_source], without running a model.
 
-        ``"write"`` for what is added to the stream (steering vectors, decoder rows), ``"read"`` for
-        what it is projected on (probe weights, encoder columns); see
-        `lrt_lens.stitching._fidelity`.
+        Args:
+            direction: [d_source], of any length.
+            kind: ``"write"`` for a direction that is added to the stream (steering vectors, decoder
+                rows), ``"read"`` for one on which the stream is projected (probe weights, encoder
+                columns).
+            n_random: number of random directions of the null.
+            seed: seed of the random directions.
+
+        Raises:
+            ValueError: the direction is zero or not finite, or the stitch has no held-out moments.
+            MismatchError: the direction has another width.
+
+        `lrt_lens.stitching._fidelity` has the formulas.
         """
         return fidelity(self, direction, kind, n_random=n_random, seed=seed)
 
     def check(self, source: HookedModel | None = None, target: HookedModel | None = None) -> None:
-        """Raise `MismatchError` where a model is not the one that this stitch was fitted on."""
+        """Raise `MismatchError` if a model is not the one on which this stitch was fitted."""
         for role, expected, model in (
             ("source", self.source, source),
             ("target", self.target, target),
@@ -78,8 +104,7 @@ class Stitch(StitchData, ModelHubMixin):
             | {value: key for key, value in swap.items()}
             | {"source_hook": "target_hook", "target_hook": "source_hook"}
         )
-        # Cosine, null and token baseline are those of the way up; nothing was measured for the way
-        # down.
+        # Cosine, null and token baseline exist for the direction up only, so they are dropped.
         kept = {
             key: value
             for key, value in self.scores.items()
@@ -107,7 +132,7 @@ class Stitch(StitchData, ModelHubMixin):
         )
 
     def figure(self) -> Any:
-        """R² of both maps beside their null and token identity (plotly)."""
+        """Return a plotly figure of the R² of both maps, the null and token identity."""
         return stitch_figure(
             {"source_hook": self.source_hook, "target_hook": self.target_hook} | self.scores
         )
@@ -124,6 +149,7 @@ class Stitch(StitchData, ModelHubMixin):
             "solver": self.scores.get("solver"),
             "tokens that fitted": None if n is None else int(n),
         }
+        # Scores can be missing (no null, no token hook, a reversed stitch): `get` leaves a gap.
         scores = pd.DataFrame(
             {
                 "": ["up", "down"],
@@ -145,9 +171,11 @@ class Stitch(StitchData, ModelHubMixin):
         return card("Stitch", facts(about), table(scores), note(legend))
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Write the stitch folder.
+        """Write the stitch folder; ``push_to_hub=True`` with ``repo_id`` also uploads it.
 
-        ``push_to_hub=True`` and ``repo_id`` are those of `ModelHubMixin`.
+        Args:
+            save_directory: folder to write; it is created if it does not exist.
+            **options: options of `ModelHubMixin.save_pretrained`.
         """
         return super().save_pretrained(make_folder(Path(save_directory)), **options)
 
@@ -158,9 +186,15 @@ class Stitch(StitchData, ModelHubMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub: Any) -> "Stitch":
         """Return the stitch in a folder or a hub repository.
 
-        ``revision``, ``token``, ``cache_dir`` and ``local_files_only`` are passed on to the hub.
+        Args:
+            pretrained_model_name_or_path: folder or hub id.
+            **hub: ``revision``, ``token``, ``cache_dir``, ``force_download`` and
+                ``local_files_only`` of `huggingface_hub`.
+
+        Raises:
+            FileFormatError: there is no complete stitch.
         """
-        # The mixin's own looks for a config.json first and warns that there is none.
+        # ModelHubMixin.from_pretrained looks for a config.json and warns if there is none.
         return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **hub)
 
     @classmethod

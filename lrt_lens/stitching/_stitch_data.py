@@ -26,23 +26,26 @@ class StitchData:
     source_statistics: StreamStatistics
     target_statistics: StreamStatistics
     scores: dict[str, Any] = field(default_factory=dict)
-    """This pair's row of ``grid.scores``."""
+    """Row of ``grid.scores`` of this hook pair."""
     provenance: Provenance = field(default_factory=Provenance)
+    """Models, documents and settings of the harvest."""
     null: MapPair | None = None
-    """The same fit on shuffled pairs: the control of everything that is transferred."""
+    """Maps fitted on shuffled pairs, the control of every transfer; None if the moments do not
+    allow them.
+    """
     refits: tuple[MapPair, ...] = ()
-    """Fits that leave one fold out each, for intervals over the map."""
+    """Maps fitted without one fold each, for intervals over the map."""
     held_out: tuple[Scatter, ...] = ()
-    """Scatter of each group of the test fold: what `fidelity` is measured on."""
+    """Scatter of each group of the test fold, from which `fidelity` is computed."""
 
     @property
     def up(self) -> AffineMap:
-        """Source → target."""
+        """Map from the source to the target."""
         return self.maps.up
 
     @property
     def down(self) -> AffineMap:
-        """Target → source."""
+        """Map from the target to the source."""
         return self.maps.down
 
     @property
@@ -57,23 +60,26 @@ class StitchData:
 
     @property
     def skip_first(self) -> int:
-        """First positions of a text that the maps never saw."""
+        """Number of first positions of a text on which no map was fitted."""
+        # Unknown for maps that were fitted on a user's own activations: the default is used.
         return SKIP_FIRST if self.provenance.skip_first is None else self.provenance.skip_first
 
     @property
     def source(self) -> ModelIdentity | None:
-        """The model that artefacts come from."""
+        """Identity of the source model, in which artefacts were learnt; None if unknown."""
         return self.provenance.source
 
     @property
     def target(self) -> ModelIdentity | None:
-        """The model that artefacts go to."""
+        """Identity of the target model, to which artefacts are transferred; None if unknown."""
         return self.provenance.target
 
     def refuse_foreign(self, hook: str, model: ModelIdentity | None) -> None:
         """Raise `MismatchError` unless an artefact belongs to this stitch's source.
 
-        ``hook`` and ``model`` say where it was learnt.
+        Args:
+            hook: hook point at which the artefact was learnt.
+            model: model on which it was learnt; None if unknown, which is accepted.
         """
         if not same_place(hook, self.source_hook):
             raise MismatchError(
@@ -87,21 +93,23 @@ class StitchData:
 
 @singledispatch
 def transfer_artefact(artefact: Any, stitch: StitchData, **options: Any) -> Any:
-    """Return the artefact in the stitch's target model.
+    """Return the artefact transferred to the stitch's target model.
 
     An adapter registers its class with ``@transfer_artefact.register``. The adapter of a library
     that is slow to import is not registered: `lrt_lens/__init__.py` names it, and it is imported
-    when the first object of that library arrives.
+    for the first object of that library.
 
     Raises:
-        TypeError: no adapter knows this class.
+        TypeError: no adapter transfers this class.
     """
+    # Reached only by classes that are not registered: look for an adapter by the name of the
+    # library in which the class, or one of its bases, is defined.
     for kind in type(artefact).__mro__:
         method = f"Stitch.transfer {kind.__module__.partition('.')[0]}"
         if provided(method):
             return implementation(method)(artefact, stitch, **options)
     registered = {kind.__name__ for kind in transfer_artefact.registry if kind is not object}
-    # The package's own classes register when their module is first imported.
+    # The package's own classes register when their module is imported, which may not have happened.
     known = sorted(registered | {"LinearProbe", "SteeringVector"})
     raise TypeError(
         f"a stitch cannot transfer a {type(artefact).__name__}; "

@@ -1,38 +1,39 @@
-"""Loss of next tokens when one model begins and another finishes (Stitching, table 1).
+"""Next-token loss behind a stitch: one model starts a pass and another finishes it.
 
-A is the source of a stitch, B its target. A *route* runs one model to its hook point, carries the
-stream over, and lets a model finish:
+Problem: R² does not say whether the finishing model can use mapped activations. Mechanism: table 1
+of Stitching (arXiv 2506.06609). A is the source of a stitch, B its target. A *route* runs one model
+to its hook point, maps the stream, and finishes the pass in a model:
 
     A→B      x_A ─up──▶ B finishes          A→B→A    x_A ─up──▶ ─down──▶ A finishes
     B→A      x_B ─down─▶ A finishes          B→A→B    x_B ─down─▶ ─up──▶ B finishes
 
     result = evaluate_stitch_loss(pair, stitch, documents)
     result.summary        # A, B, A→B (+%), …: the paper's table 1 with its controls
-    result.table          # a row per route and arm, with intervals over documents
+    result.table          # one row per route and arm, with intervals over documents
     result.difference("stitched", "token", route="A→B")
 
-Every route is shown beside ``own`` (the finishing model untouched), ``mean`` and ``zero`` (its
-stream replaced by its mean, or by 0), ``shuffled`` (the map fitted on shuffled pairs) and ``token``
-(what token identity alone predicts of the stream). Each batch runs either model once to its hook
-point; all arms resume from there, and an arm that is the same on two routes runs once.
+The arms of every route are ``stitched``; ``own`` (the finishing model untouched); ``mean`` and
+``zero`` (its stream replaced by its mean, or by 0); ``shuffled`` (the map fitted on shuffled
+pairs); and ``token`` (the stream as token identity predicts it). Per batch, each model runs once to
+its hook point and all arms resume from there. An arm that is equal on two routes runs once.
 
-Which positions, a position being where a state is and from where the *next* token is predicted:
+The state at a position predicts the *next* token. Two sets of positions matter:
 
-- **replaced**: all but BOS, as in the paper; BOS keeps the finishing model's own state. The first
-  positions behind BOS, which no map was fitted on, are replaced too and disturb what follows.
-  ``keep="masked"`` keeps the own state at all positions that no map ever saw.
-- **counted**: the positions that maps are fitted on (behind the first ``stitch.skip_first``, no
-  special tokens) in every column but ``ce_all_positions``, which counts every position that has a
-  next token, BOS included.
+- **replaced**: all positions except BOS, as in the paper; BOS keeps the finishing model's own
+  state. The first positions after BOS are replaced too, although no map was fitted on them, and
+  this raises the loss of later positions. ``keep="masked"`` keeps the own state at all positions on
+  which no map was fitted.
+- **counted**: the positions on which maps are fitted (after the first ``stitch.skip_first``, no
+  special tokens), in every column except ``ce_all_positions``, which counts every position that has
+  a next token, BOS included.
 
-Models of two tokenizers each read their own tokens of the same windows, and only *aligned*
-positions behind the masked first ones are replaced and counted, in every arm alike, mean-ablation
-included; what lies between keeps the finishing model's own state, which makes every arm look better
-than it is. ``replaced`` says which share of positions that was; compare it before comparing losses
-with those of one tokenizer.
+Limits: with two tokenizers, each model reads its own tokens of the same windows. In all arms,
+including ``mean``, only *aligned* unmasked positions are replaced and counted. The positions
+between them keep the finishing model's own state, which makes every arm look better than it is.
+``replaced`` is the share of replaced positions; compare it before comparing losses with those of
+one tokenizer.
 
-Documents of the harvest are safe to give: unless told otherwise only those of its test fold are
-read.
+The documents of the harvest may be used again: by default, only those of its test fold are read.
 """
 
 import logging
@@ -73,10 +74,11 @@ logger = logging.getLogger(__name__)
 
 ROUTES = ("A→B", "B→A", "A→B→A", "B→A→B")
 CONTROLS = ("zero", "shuffled")
-"""Controls that may be left out; ``own`` and ``mean`` are what the share of recovered loss is made
-of.
+"""Controls that may be left out; ``own`` and ``mean`` are always measured, because the recovered
+loss is computed from them.
 """
 _RESERVED = ("own", "stitched", "token", "shuffled", "mean", "zero")
+"""Names of arms that other solvers may not have."""
 
 
 @dataclass(frozen=True)
@@ -84,26 +86,33 @@ class StitchLoss:
     """Losses of every route and arm."""
 
     table: pd.DataFrame
-    """A row per route and arm: route, arm, finishes_in, ce (nats per token), ce_low, ce_high,
-    ce_all_positions, kl (KL(own ‖ arm), nats), kl_low, kl_high, recovered ((mean − ce) / (mean −
-    own)), recovered_low, recovered_high, win_rate (share of tokens of lower loss than under
-    mean-ablation), top1 (share of tokens where own and arm agree on the likeliest next one),
-    replaced (share of positions whose state is replaced, of those that have a next token),
-    increase_percent (over own), n_tokens, n_documents."""
+    """One row per route and arm, with 95% intervals over documents (``_low``, ``_high``).
+
+    - ``route``, ``arm``, ``finishes_in`` (name of the finishing model);
+    - ``ce``: cross-entropy in nats per token; ``ce_all_positions``: the same at every position;
+    - ``kl``: KL(own ‖ arm) in nats;
+    - ``recovered``: (mean − ce) / (mean − own);
+    - ``win_rate``: share of tokens with a lower loss than in the arm ``mean``;
+    - ``top1``: share of tokens for which own and arm agree on the likeliest next token;
+    - ``replaced``: share of replaced positions, of those that have a next token;
+    - ``increase_percent``: increase of ce over own; ``n_tokens``, ``n_documents``.
+    """
     by_document: pd.DataFrame = field(repr=False)
-    """What the table is made of, a row per route, arm and document: n_tokens and means of ce, kl,
-    win_rate and top1 over its tokens.
+    """One row per route, arm and document, from which the table is computed: n_tokens, and means of
+    ce, kl, win_rate and top1 over the tokens of the document.
     """
     source_hook: str
+    """Hook point of the source model, A."""
     target_hook: str
+    """Hook point of the target model, B."""
     seed: int = 0
-    """Of the bootstraps."""
+    """Seed of the bootstraps."""
 
     @property
     def summary(self) -> pd.DataFrame:
         """Return the paper's table 1, transposed.
 
-        One row for either model untouched and one per route, with the losses of all arms.
+        There is one row per untouched model and one per route, with the losses of all arms.
         """
         shown = (
             "finishes_in",
@@ -136,7 +145,7 @@ class StitchLoss:
                 for arm in arms
                 if arm not in ("own", "stitched")
             }
-            # What starts in the other model belongs to a route, not to the untouched model.
+            # Arms that start in the other model belong to a route, not to the untouched model.
             fixed = (
                 beside
                 if row["arm"] == "stitched"
@@ -151,7 +160,10 @@ class StitchLoss:
     def difference(self, arm: str, other: str, *, route: str) -> Interval:
         """Return the cross-entropy of ``arm`` minus that of ``other`` on the same tokens, in nats.
 
-        The bootstrap over documents is paired.
+        The interval is a paired bootstrap over documents.
+
+        Raises:
+            ValueError: the route has no such arm.
         """
         rows = [row for row in self.by_document.to_dict("records") if row["route"] == route]
         known = list(dict.fromkeys(str(row["arm"]) for row in rows))
@@ -166,10 +178,11 @@ class StitchLoss:
             np.array([row["ce"] for row in rows if row["arm"] == name]) for name in (arm, other)
         ]
         counts = np.array([row["n_tokens"] for row in rows if row["arm"] == arm], dtype=float)
+        # Σ_d n_d (a_d − b_d) / Σ_d n_d: every token has the same weight.
         return bootstrap_ratio((losses[0] - losses[1]) * counts, counts, seed=self.seed)
 
     def figure(self) -> Any:
-        """Cross-entropy of every arm with its interval, a panel a route (plotly)."""
+        """Return a plotly figure of the cross-entropy of every arm, with one panel per route."""
         return stitch_loss_figure(self.table)
 
     def _repr_html_(self) -> str:
@@ -189,22 +202,22 @@ class StitchLossSettings(Settings):
     controls: Sequence[str] = CONTROLS
     """Controls to measure, among ``CONTROLS``."""
     n_tokens: int = 20_000
-    """Counted positions after which no further document is read."""
+    """Number of counted positions after which no further document is read."""
     context_length: int = 256
     """Tokens of a window, BOS included."""
     keep: Literal["bos", "masked"] = "bos"
-    """Positions at which the finishing model keeps its own state: BOS alone, as in the paper, or
-    all masked positions (always so with two tokenizers).
+    """Positions at which the finishing model keeps its own state: only BOS, as in the paper, or all
+    masked positions. With two tokenizers it is always ``"masked"``.
     """
     folds: Literal["test", "all"] = "test"
-    """``"test"`` reads only documents of the harvest's test fold, which its seed and the text
-    decide; ``"all"`` reads every document, for text that had no part in the fit.
+    """Documents to read: ``"test"`` only those of the harvest's test fold, which follows from its
+    seed and the text; ``"all"`` every document, for text that was not used in the fit.
     """
     seed: int = 0
     """Seed of the bootstraps."""
 
     def __post_init__(self) -> None:
-        """Refuse values that are not among the known ones."""
+        """Raise `ValueError` for values that are not among the known ones."""
         for name, values, known in (
             ("routes", self.routes, ROUTES),
             ("controls", self.controls, CONTROLS),
@@ -212,7 +225,7 @@ class StitchLossSettings(Settings):
             ("folds", [self.folds], ("test", "all")),
         ):
             is_empty = name == "routes" and not values
-            # A string is a sequence too, of letters.
+            # A string would pass as a sequence of letters.
             if isinstance(values, str) or not set(values) <= set(known) or is_empty:
                 expected = "one" if name in ("keep", "folds") else "a list"
                 raise ValueError(f"{name} is {values!r}; expected {expected} of {list(known)}")
@@ -240,21 +253,24 @@ def evaluate_stitch_loss(
         pair: the models of the stitch.
         stitch: its maps are the arm ``stitched``, its null the arm ``shuffled``, its stream means
             the arm ``mean``.
-        documents: text, as `fit_stitches` takes it.
-        token_maps: for the arm ``token``: a map from the source's ``hook_embed`` to the target hook
-            point (`token_identity_map`), for the routes that end in B; or a `MapPair` whose
-            ``down`` goes from the *target's* ``hook_embed`` to the source hook point (from a
-            harvest of ``pair.reversed()``), for all routes.
+        documents: texts, chats, a file or a dataset, as for `fit_stitches`.
+        token_maps: maps of the arm ``token``. An `AffineMap` from the source's ``hook_embed`` to
+            the target hook point (`token_identity_map`) serves the routes that end in B. A
+            `MapPair` whose ``down`` leads from the *target's* ``hook_embed`` to the source hook
+            point (from a harvest of ``pair.reversed()``) serves all routes.
         others: maps of other solvers between the same hook points, one arm per name.
-        settings: see `StitchLossSettings`.
-        progress: show a bar.
-        options: fields of `StitchLossSettings`.
+        settings: a `StitchLossSettings`.
+        progress: show a progress bar.
+        options: fields of `StitchLossSettings` as keywords.
 
     Raises:
-        MismatchError: models or maps that are not the stitch's; chats with two tokenizers.
-        TooFewDocumentsError: fewer than two documents, over which there is no interval.
+        MismatchError: models or maps are not those of the stitch, or documents are chats and the
+            models have two tokenizers.
+        TooFewDocumentsError: fewer than two documents can be measured.
+        HookPointError: a route would finish at a joint hook point.
+        ValueError: a setting or the name of an arm is not allowed.
 
-    Source: Stitching (arXiv 2506.06609) table 1; the controls and intervals are not from there.
+    Source: table 1 of Stitching (arXiv 2506.06609), which has no controls and no intervals.
     """
     settings = resolve(StitchLossSettings, settings, options)
     others = others or {}
@@ -285,18 +301,19 @@ def _check(
 ) -> None:
     stitch.check(pair.source, pair.target)
     for letter, hook in (("A", stitch.source_hook), ("B", stitch.target_hook)):
+        # A pass can start at a joint hook point, but nothing says how to split a mapped state.
         into = [route for route in settings.routes if route.endswith(letter)]
         if into and len(joint_parts(hook)) > 1:
             raise HookPointError(
-                f"route {into[0]!r} would finish at {hook!r}, several hook points side by side, "
-                "where no stream can be put back; "
+                f"route {into[0]!r} would finish at {hook!r}, which joins several hook points, so "
+                "that no pass can resume from it; "
                 f"choose routes that end in {'B' if letter == 'A' else 'A'}"
             )
     for name, maps in others.items():
         if name in _RESERVED:
             raise ValueError(
-                f"others holds the name {name!r}, which is an arm of its own; expected any name "
-                f"but {list(_RESERVED)}"
+                f"others has the name {name!r}, which is the name of another arm; expected a name "
+                f"that is not in {list(_RESERVED)}"
             )
         _refuse_other_hooks(name, maps.up, stitch.source_hook, stitch.target_hook)
         _refuse_other_hooks(name, maps.down, stitch.target_hook, stitch.source_hook)
@@ -322,7 +339,7 @@ def _refuse_other_hooks(name: str, affine: AffineMap, start: str, end: str) -> N
 
 
 def _token_maps(stitch: Stitch, token_maps: AffineMap | MapPair | None) -> dict[str, AffineMap]:
-    """By the model where the route ends."""
+    """Return the token maps by the letter of the model in which a route ends."""
     if token_maps is None:
         return {}
     maps = (
@@ -350,9 +367,9 @@ def _arms(
     token_maps: Mapping[str, AffineMap],
     others: Mapping[str, MapPair],
 ) -> list[Arm]:
-    """Return every arm once; for either finishing model the mean comes first.
+    """Return all arms, with ``mean`` first for each finishing model.
 
-    Whether a token is won or lost is relative to the mean.
+    ``win_rate`` compares the losses of the other arms with those of the first arm.
     """
     arms: list[Arm] = []
     for letter, statistics, start in (
@@ -364,6 +381,7 @@ def _arms(
             continue
         mean = statistics.mean.float()
         arms.append(Arm("mean", letter, here, mean))
+        # Default arguments of the lambdas bind the loop variables now, not when they are called.
         arms.append(Arm("own", letter, here, lambda streams, letter=letter: streams[letter]))
         carried = {"stitched": stitch.maps, **others}
         if "shuffled" in controls and stitch.null is not None:
@@ -387,11 +405,11 @@ def _arms(
 
 
 def _carrier(route: str, maps: MapPair) -> Callable[[Streams], Tensor]:
-    """The stream where the route starts, carried along it."""
+    """Return a function that maps the stream at the start of a route along the route."""
     start, *stops = route.split("→")
 
     def carry(streams: Streams) -> Tensor:
-        # Maps act in float32 whatever the models run in.
+        # Maps are applied in float32, also if the models run in half precision.
         x = streams[start].float()
         for stop in stops:
             x = (maps.up if stop == "B" else maps.down).points(x)
@@ -407,6 +425,7 @@ def _tables(
     arms: list[Arm], tally: Tally, routes: Sequence[str], names: dict[str, str], seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the table of all arms, and the losses by document."""
+    # own and stitched first, then maps of other solvers, then the controls.
     order = list(
         dict.fromkeys(
             [
@@ -450,9 +469,11 @@ def _row(
     mean: np.ndarray,
     seed: int,
 ) -> dict[str, Any]:
+    """Return the columns of one route and arm, from sums and counts by document."""
     means = {metric: float(sums[metric].sum() / counts[metric].sum()) for metric in METRICS}
-    # Documents are drawn, tokens are averaged: a ratio of two sums over the same documents.
+    # The bootstrap draws documents, the mean is over tokens: a ratio Σ_d sum_d / Σ_d count_d.
     ce, kl = (bootstrap_ratio(sums[metric], counts[metric], seed=seed) for metric in ("ce", "kl"))
+    # (mean − ce) / (mean − own); the counts are equal in all arms of a route and cancel.
     recovered = bootstrap_ratio(mean - sums["ce"], mean - own, seed=seed)
     return {
         "ce": ce.value,

@@ -1,6 +1,8 @@
-"""Passes that one model begins and another finishes.
+"""Forward passes that start in one model and finish in another.
 
-Either model runs once per batch to its hook point; every arm resumes from there.
+Problem: the loss behind a stitch is needed for many arms (maps and controls), and each full pass of
+both models is expensive. Mechanism: per batch, each model runs once to its hook point, and every
+arm resumes from there with another state in the residual stream.
 
     ends = {"A": End(pair.source, hook), "B": End(pair.target, other_hook)}
     tally = Tally(n_documents)
@@ -8,10 +10,12 @@ Either model runs once per batch to its hook point; every arm resumes from there
         run_batch(ends, arms, Batch(windows, ends, keep="bos"), tally)
     tally.sums["A→B", "stitched"]["ce"]       # [document], nats
 
-What an arm puts into the finishing model's stream is a function of the streams of both; see
-`lrt_lens.stitching._stitch_loss` for which. Models of two tokenizers each read their own tokens of
-a window; the finishing model is shown the other's stream at its own positions, state by state of
-those that have read the same characters, and keeps its own state wherever it has no such partner.
+The state of an arm is a function of the streams of both models (`lrt_lens.stitching._stitch_loss`
+has the arms). With two tokenizers, each model reads its own tokens of a window. A position of the
+finishing model gets the other model's state that has read the same characters; a position without
+such a partner keeps its own state.
+
+Limits: a joint hook point can start a route but not finish one.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,26 +33,34 @@ from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.typing import Residual, Tokens
 
 METRICS = ("ce", "ce_all_positions", "kl", "win_rate", "top1", "replaced")
+"""Names of the sums in a `Tally`."""
 _EVERYWHERE = ("ce_all_positions", "replaced")
-"""Counted at every position that has a next token."""
+"""Metrics that count every position that has a next token, not only the counted ones."""
 _BATCH_WINDOWS = 32
 _LOGITS_ON_CPU, _LOGITS_ON_GPU = 2**22, 2**26
-"""Logits of a pass at most, windows × length × vocabulary; a few copies of them live at a time. On
-a CPU 16 megabytes of them take half the time of 256, whose pages are new at every pass; a GPU needs
-the larger ones to be busy."""
+"""Most logits of one pass, windows × length × vocabulary. A few copies exist at a time. On a CPU,
+16 MB of logits take half of the time per token of 256 MB, because the operating system maps new
+memory for every large pass. A GPU needs large passes to be busy.
+"""
 
 Streams = dict[str, Tensor]
-"""``"A"`` and ``"B"``: residuals at the two hook points, [batch, position, d], in the models'
-precision; ``"A tokens"`` and ``"B tokens"``: the token embeddings."""
+"""Residuals at the two hook points (``"A"``, ``"B"``) and token embeddings (``"A tokens"``, ``"B
+tokens"``), [batch, position, d] each, in the precision of the models.
+"""
 
 
 def batches(windows: list[Window], *models: HookedModel) -> Iterator[list[Window]]:
-    """Windows of similar length together, as many at once as suit all models (one at least)."""
+    """Yield batches of windows of similar length, limited by the logits that the models allow.
+
+    A batch has at least one window.
+    """
     limit = (
         _LOGITS_ON_CPU if any(model.device.type == "cpu" for model in models) else _LOGITS_ON_GPU
     )
     vocabulary = max(model.d_vocab for model in models)
     batch: list[Window] = []
+    # Longest first: the first window of a batch sets its padded length, and a batch that is too
+    # large for memory fails at the start. The document makes the order reproducible.
     for window in sorted(windows, key=lambda w: (-w.padded_length, w.document)):
         if batch and (
             len(batch) == _BATCH_WINDOWS
@@ -61,7 +73,7 @@ def batches(windows: list[Window], *models: HookedModel) -> Iterator[list[Window
 
 
 class Side:
-    """Windows as one model reads them: which positions keep their state, which are counted."""
+    """Windows as one model reads them, with the positions that are replaced and counted."""
 
     def __init__(
         self,
@@ -70,16 +82,21 @@ class Side:
         keep: Literal["bos", "masked"],
         others: list[Window] | None = None,
     ) -> None:
-        """Take the same windows in the other model's tokens if these differ (``others``).
+        """Take the windows of one model.
 
-        A token that has no partner there keeps its state.
+        Args:
+            windows: windows in this model's tokens.
+            model: the model that reads them.
+            keep: positions that keep their own state: BOS, or all masked positions.
+            others: the same windows in the other model's tokens if the tokenizers differ; a token
+                without a partner there keeps its own state.
         """
         self.tokens = model.pad([window.ids for window in windows])
         positions = torch.arange(self.tokens.shape[1])[None]
         unmasked = torch.zeros(self.tokens.shape, dtype=torch.bool)
         self.partner = None if others is None else torch.zeros(self.tokens.shape, dtype=torch.int64)
-        """[batch, position]: the other model's position that has read the same characters; 0 where
-        the own state is kept.
+        """Position of the other model that has read the same characters [batch, position]; 0 for
+        positions that keep their own state; None if both models read the same tokens.
         """
         for row, window in enumerate(windows):
             unmasked[row, torch.from_numpy(window.rows)] = True
@@ -87,16 +104,20 @@ class Side:
                 self.partner[row, torch.from_numpy(window.rows)] = torch.from_numpy(
                     others[row].rows
                 )
+        # With two tokenizers only aligned positions can be replaced: all others are kept.
         bos = torch.full_like(unmasked, fill_value=False)
         bos[:, 0] = model.prepend_bos
         self.kept = (bos if keep == "bos" and others is None else ~unmasked)[..., None]
         self.predicts = (
             positions < torch.tensor([len(window.ids) - 1 for window in windows])[:, None]
         )
-        """Positions that have a next token, [batch, position]; all that follows is flat over them.
+        """True for positions that have a next token [batch, position]. The attributes below are
+        flat arrays over these positions.
         """
+        # Boolean indexing with [batch, position] flattens row by row.
         self.counted = unmasked[self.predicts].numpy()
         self.replaced = (~self.kept[..., 0])[self.predicts].numpy()
+        # roll puts the first token behind the last one; `predicts` is False there.
         self.next = self.tokens.roll(-1, dims=1)[self.predicts]
         self.documents = (
             torch.tensor([window.document for window in windows])[:, None]
@@ -105,7 +126,10 @@ class Side:
         )
 
     def shown(self, streams: Streams, letter: str) -> Streams:
-        """The streams of both models at this model's positions."""
+        """Return the streams of both models at this model's positions.
+
+        ``letter`` is this model's; the other model's stream is gathered at the partner positions.
+        """
         if self.partner is None:
             return streams
         at = self.partner[..., None]
@@ -118,7 +142,7 @@ class Side:
 
 
 class Batch:
-    """Windows as both models read them, by letter."""
+    """Windows as both models read them, by letter (``"A"`` is the source, ``"B"`` the target)."""
 
     def __init__(
         self,
@@ -128,9 +152,14 @@ class Batch:
         *,
         paired: bool = True,
     ) -> None:
-        """Take whether rows of two tokenizations are partners (``paired``).
+        """Take the windows of the source model, with those of the target model as counterparts.
 
-        If they are not, either side stands for itself.
+        Args:
+            windows: windows as the source model reads them.
+            ends: models and hook points by letter.
+            keep: positions that keep their own state, as for `Side`.
+            paired: use the aligned positions of two tokenizations; if False, each side uses only
+                its own positions.
         """
         read = {"A": windows, "B": [window.read_by("target") for window in windows]}
         differ = paired and any(window.counterpart is not None for window in windows)
@@ -143,29 +172,30 @@ class Batch:
 
 @dataclass(frozen=True)
 class Arm:
-    """Something to put into the finishing model's stream."""
+    """One state that replaces the finishing model's own state at its hook point."""
 
     name: str
+    """Name in tables; ``"own"`` is the untouched model, which is not run a second time."""
     finish: str
-    """Which model finishes, ``"A"`` or ``"B"``."""
+    """Letter of the model that finishes, ``"A"`` or ``"B"``."""
     routes: tuple[str, ...]
-    """Routes on which it stands: what does not depend on the start runs once."""
-    state: Callable[[Streams], Tensor] | Tensor
-    """What stands in its stream, [batch, position, d] or [d]; a function of what both models hold,
-    or fixed.
+    """Routes for which this arm counts; an arm that does not depend on the start of a route runs
+    once for all of them.
     """
+    state: Callable[[Streams], Tensor] | Tensor
+    """Replacing state [batch, position, d] as a function of both streams, or a fixed state [d]."""
 
 
 class End:
-    """A model at its hook point."""
+    """A model with the hook point at which its pass stops and resumes."""
 
     def __init__(self, model: HookedModel, hook: str) -> None:
-        # One name for `resid_pre` and the `resid_post` before it: from there an engine can skip the
-        # layers that ran.
+        # The canonical name: `resid_pre` becomes the `resid_post` of the block before, from which
+        # an engine can resume without running the earlier blocks again.
         self.model, self.hooks = model, [place(resolve(part, model)) for part in joint_parts(hook)]
 
     def streams(self, tokens: Tokens, letter: str) -> Streams:
-        """The stream at the hook point and the token embeddings."""
+        """Return the stream at the hook point and the token embeddings."""
         seen = self.model.engine.capture(tokens, list(dict.fromkeys([*self.hooks, EMBED])))
         return {
             letter: torch.cat([seen[hook] for hook in self.hooks], dim=-1),
@@ -173,16 +203,19 @@ class End:
         }
 
     def log_probabilities(self, side: Side, residual: Residual) -> Tensor:
-        """Return log probabilities [flat position, vocabulary] in float32 of a resumed pass."""
+        """Return log probabilities [flat position, vocabulary] in float32 of a resumed pass.
+
+        ``residual`` [batch, position, d] replaces the stream at the hook point.
+        """
         with self.model.engine.resuming(self.hooks[0], residual):
             logits = self.model.logits(side.tokens)
         return logits[side.predicts.to(logits.device)].float().log_softmax(-1)
 
 
 def run_batch(ends: dict[str, End], arms: list[Arm], batch: Batch, tally: "Tally") -> None:
-    """Run both models once to their hook points, then every arm from there.
+    """Run both models once to their hook points, then every arm from there, and add to ``tally``.
 
-    The other arms are compared with the first arm of either model.
+    ``win_rate`` compares the loss of each arm with that of the first arm of the same model.
     """
     streams: Streams = {}
     for letter, end in ends.items():
@@ -194,6 +227,7 @@ def run_batch(ends: dict[str, End], arms: list[Arm], batch: Batch, tally: "Tally
         likeliest = untouched.argmax(-1)
         reference: np.ndarray | None = None
         for arm in (arm for arm in arms if arm.finish == letter):
+            # Positions with `kept` have the model's own state in every arm.
             log_p = untouched
             if arm.name != "own":
                 state = arm.state if isinstance(arm.state, Tensor) else arm.state(shown)
@@ -213,6 +247,8 @@ def _compare(
     log_p: Tensor, own: Tensor, likeliest: Tensor, following: Tensor
 ) -> dict[str, np.ndarray]:
     """Return cross-entropy, KL(own ‖ arm) and agreement of the likeliest token, per position."""
+    # ce = −log p(next token);  KL(own ‖ arm) = Σ_v own_v (log own_v − log arm_v), where torch's
+    # kl_div takes the arm first. float64 before sums over many tokens.
     losses = -log_p.gather(1, following.to(log_p.device)[:, None])[:, 0]
     kl = torch.nn.functional.kl_div(log_p, own, log_target=True, reduction="none").sum(-1)
     return {
@@ -223,20 +259,21 @@ def _compare(
 
 
 class Tally:
-    """Sums over the tokens of each document."""
+    """Sums of every metric over the tokens of each document."""
 
     def __init__(self, n_documents: int) -> None:
         self.n_documents = n_documents
         self.sums: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-        """By (route, arm) and metric: [document]."""
+        """Sum of a metric over tokens [document], by (route, arm) and metric."""
         self.counts: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-        """What to divide them by."""
+        """Number of tokens in each sum [document], by (route, arm) and metric."""
 
     def add(self, arm: Arm, side: Side, values: dict[str, np.ndarray]) -> None:
-        """One arm's values on one batch, on every route that it stands on."""
+        """Add the values of one arm on one batch, to every route of the arm."""
         for metric in METRICS:
             chosen = np.ones_like(side.counted) if metric in _EVERYWHERE else side.counted
             value = values["ce" if metric == "ce_all_positions" else metric]
+            # Sum of the values of each document: bincount with the values as weights.
             total = np.bincount(side.documents[chosen], value[chosen], minlength=self.n_documents)
             count = np.bincount(side.documents[chosen], minlength=self.n_documents)
             for route in arm.routes:

@@ -14,13 +14,14 @@ def wanted_pairs(
 
     Args:
         moments: cross-moments of both models.
-        task: the verb of the error, such as ``"fit"``.
+        task: the verb in the error message, such as ``"fit"``.
         pairs: hook pairs that the user asked for.
 
     Raises:
         HookPointError: the moments hold no cross-moments of a hook pair.
         TooFewDocumentsError: there is no hook pair, or no row.
     """
+    # By default the pairs of two layers; `kept_pairs` also has token identity with each target.
     wanted = list(moments.pairs if pairs is None else pairs)
     for pair in wanted:
         if pair not in moments.kept_pairs:

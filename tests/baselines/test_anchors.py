@@ -232,7 +232,7 @@ def test_fewer_than_two_or_equal_anchors_are_refused(
         Anchors.read(pair, corpus[:4], read="every", **options)
     with pytest.raises(HookPointError, match="is not on"):
         anchor_stitch(pair, corpus[:4], source_hook=1, target_hook="blocks.9.hook_resid_post")
-    with pytest.raises(ValueError, match="has none behind the 4 masked ones"):
+    with pytest.raises(ValueError, match="has no unmasked token after the first 4"):
         anchor_stitch(pair, ["cat", *corpus[:4]], **options)
 
 

@@ -204,7 +204,7 @@ def test_documents_too_short_are_skipped_counted_and_mentioned(
     with caplog.at_level(logging.WARNING):
         list(iterate_blocks([*corpus, "", "cat"], model, PLAN, counted))
     assert (counted.n_documents, counted.n_skipped) == (150, 2)
-    assert "2 of 152 documents were too short to offer a token" in caplog.text
+    assert "2 of 152 documents were too short to have an unmasked token" in caplog.text
 
 
 def test_too_few_documents_name_the_folds_that_stay_empty(
@@ -240,7 +240,7 @@ def test_a_fold_that_masking_empties_is_named_with_the_reason(
     assert n_masked
     with pytest.raises(
         TooFewDocumentsError,
-        match=rf"fold\(s\) fold2 hold no document: .* \({n_masked} more offer no token behind"
+        match=rf"fold\(s\) fold2 hold no document: .* \({n_masked} more have no token after"
         rf" the first 4 and the special ones\)",
     ):
         list(iterate_blocks(documents, model, PLAN))
@@ -257,7 +257,7 @@ def test_a_single_document_is_too_few(model: HookedModel, corpus: list[str]) -> 
 def test_documents_that_offer_nothing_are_refused(model: HookedModel, documents: list[str]) -> None:
     with pytest.raises(
         TooFewDocumentsError,
-        match=rf"no document offers a token: {len(documents)} were empty or too short.*give"
+        match=rf"no document has an unmasked token: {len(documents)} were empty or too short.*give"
         rf" longer texts",
     ):
         list(iterate_blocks(documents, model, PLAN))

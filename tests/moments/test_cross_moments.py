@@ -355,7 +355,7 @@ def test_rows_must_pair(rows: Any) -> None:
 
 
 def test_no_rows_are_refused(rows: Any) -> None:
-    with pytest.raises(ValueError, match="no rows given"):
+    with pytest.raises(ValueError, match="x and y have no rows"):
         CrossMoments.from_activations(rows.x[:0], rows.y[:0], documents=[])
 
 
@@ -370,7 +370,7 @@ def test_rows_of_one_pair_do_not_go_into_moments_of_several(
     rows: Any, layered_moments: Any
 ) -> None:
     with pytest.raises(
-        ValueError, match="update takes moments of one pair; these hold 4: use add_block"
+        ValueError, match="update needs moments of one pair; these have 4: use add_block"
     ):
         layered_moments().update(rows.x, rows.y, documents=rows.documents)
 

@@ -338,7 +338,7 @@ def test_missing_and_repeated_shards_are_named(shard_files: list[Path], tmp_path
         merge_shards(shard_files[:1])
     with pytest.raises(MismatchError, match=r"are both shard 1 of 3; give each shard once"):
         merge_shards([*shard_files, shard_files[1]])
-    with pytest.raises(ValueError, match="no shard given"):
+    with pytest.raises(ValueError, match="there is no shard"):
         merge_shards([])
 
 

@@ -267,7 +267,7 @@ def test_a_folder_without_a_config_is_no_stitch(stitch: Stitch, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{half", "is no JSON .*copy the stitch again"),
+        ("{half", "is not valid JSON .*copy the stitch again"),
         (
             '{"schema_version": "lrt_lens.stitch/99"}',
             rf"has schema 'lrt_lens.stitch/99'; expected '{STITCH_SCHEMA}'",
@@ -311,7 +311,7 @@ def test_truncated_or_foreign_tensors_of_a_stitch_are_refused(
 def test_a_stitch_that_is_nowhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         FileFormatError,
-        match=r"no stitch at 'nobody/no-such-stitch': it is neither a folder here nor a hub repository",
+        match=r"no stitch at 'nobody/no-such-stitch': it is neither a local folder nor a hub repository",
     ):
         Stitch.from_pretrained("nobody/no-such-stitch", cache_dir=tmp_path)
 

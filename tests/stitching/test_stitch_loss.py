@@ -471,7 +471,7 @@ def test_foreign_models_maps_and_tokenizers_are_refused(
     ):
         evaluate_stitch_loss(pair, stitch, texts, token_maps=stitch.up)
     with pytest.raises(
-        ValueError, match="others holds the name 'mean', which is an arm of its own"
+        ValueError, match="others has the name 'mean', which is the name of another arm"
     ):
         evaluate_stitch_loss(pair, stitch, texts, others={"mean": stitch.maps})
     mixed = ModelPair(

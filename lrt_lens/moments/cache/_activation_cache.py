@@ -60,6 +60,8 @@ class ActivationCache:
 
     def __init__(self, folder: Path, manifest: Manifest, writer: CacheWriter | None = None) -> None:
         self.folder, self._manifest, self._writer = folder, manifest, writer
+        # (file, tensor) names whose bytes were compared; shared by all shards, also by those that
+        # are opened again.
         self._verified: set[tuple[str, str]] = set()
         self._shards: dict[str, Shard] = {}
 
@@ -88,7 +90,7 @@ class ActivationCache:
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
-        # Sizes only: the bytes of a tensor are compared when it is first read.
+        # This compares sizes only; the bytes of a tensor are compared when it is first read.
         if problem := broken_file(folder, manifest):
             raise FileFormatError(cut_short(problem))
         cache = cls(folder, manifest)
@@ -283,7 +285,7 @@ class ActivationCache:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all documents were recorded."""
+        """True if all documents were recorded."""
         return self.manifest.n_blocks is not None
 
     @property
@@ -421,6 +423,7 @@ class ActivationCache:
                 f"the cache {str(self.folder)!r} has no pair of streams: "
                 f"source {self.source_hooks}, target {self.target_hooks}"
             )
+        # As in a harvest: the source's embedding stands for token identity.
         token_hook = EMBED if EMBED in self.source_hooks else None
         # Documents are counted again while the blocks are added.
         provenance = replace(manifest.provenance, n_documents=0, corpus="")
@@ -476,6 +479,7 @@ class CachedPair:
     @property
     def fingerprint(self) -> str:
         """Hash of the blocks, the precision and the models; changes whenever the rows change."""
+        # A sum of the blocks' fingerprints, because the order of the shards does not matter.
         manifest = self.cache.manifest
         blocks = (
             sum(int(shard.table.fingerprint.astype(np.uint64).sum()) for shard in self.cache.shards)
@@ -512,6 +516,7 @@ class CachedPair:
 
 def _add_shard(moments: CrossMoments, shard: Shard, *, has_tokens: bool) -> Iterator[int]:
     """Add the blocks of a shard to the moments, and yield the number of rows of each."""
+    # The streams of all requested hook points are opened once; slices of them read from the file.
     has_null = moments.null != "none"
     x, y = (
         {hook: shard.stream(role, hook) for hook in hooks_of(moments.kept_pairs, side)}
@@ -524,6 +529,7 @@ def _add_shard(moments: CrossMoments, shard: Shard, *, has_tokens: bool) -> Iter
             else None
         )
         moments.add_block(block.part, _float_rows(x, rows), _float_rows(y, rows), pairing)
+        # Rows that were added without tokens have no text, so there is no hash of a corpus.
         moments.provenance = moments.provenance.with_documents(
             block.n_documents, block.digest if has_tokens else None
         )
@@ -531,4 +537,5 @@ def _add_shard(moments: CrossMoments, shard: Shard, *, has_tokens: bool) -> Iter
 
 
 def _float_rows(streams: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
+    """Return a slice of each memory-mapped stream, in float32."""
     return {hook: stream[rows].float() for hook, stream in streams.items()}

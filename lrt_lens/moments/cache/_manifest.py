@@ -8,6 +8,8 @@ hook points on the same tokens:
 
     shard-00000.safetensors      tokens, blocks, and the streams that were recorded first
     shard-00000.1.safetensors    streams of a second recording
+
+Limits: the manifest has the sizes of the files, not their bytes; `Shard.verify` compares those.
 """
 
 import json
@@ -52,7 +54,7 @@ class ShardRecord:
     """One shard: files that hold different streams of the same rows."""
 
     files: tuple[ShardFile, ...]
-    """The first holds the blocks and their tokens."""
+    """Files of the shard; the first one has the blocks and their tokens."""
     n_rows: int
 
     @property
@@ -83,7 +85,7 @@ class Manifest:
     block_rows: int | None = None
     """Unmasked tokens per block; None for rows that were added with `ActivationCache.add`."""
     has_tokens: bool = True
-    """Whether tokens are stored; not for rows that were added with `ActivationCache.add`."""
+    """True if tokens are stored; False for rows that were added with `ActivationCache.add`."""
     shards: tuple[ShardRecord, ...] = ()
     n_blocks: int | None = None
     """Number of blocks when all documents were recorded; None before."""
@@ -123,7 +125,7 @@ class Manifest:
             before, now = getattr(ours, name), getattr(theirs, name)
             if before != now:
                 raise MismatchError(
-                    f"the cache {str(folder)!r} was begun with {name} {before!r}, now it is "
+                    f"the cache {str(folder)!r} was begun with {name} {before!r}, but now it is "
                     f"{now!r}; give the same arguments, or another folder"
                 )
 

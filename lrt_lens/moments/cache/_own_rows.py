@@ -78,7 +78,7 @@ def add_own_rows(
             f"rows do not pair: x has {len(x)}, y {len(y)}, documents {len(documents)}"
         )
     if not len(x):
-        raise ValueError("no rows given; x and y need one row per token")
+        raise ValueError("x and y have no rows; expected one row per token")
     keys = document_keys(documents, writer.manifest.provenance.seed)
     parts = parts_of(keys)
     for part in np.unique(parts).tolist():
@@ -103,6 +103,7 @@ def document_keys(documents: Sequence[Any] | Tensor | np.ndarray, seed: int) -> 
 
 def parts_of(keys: np.ndarray) -> np.ndarray:
     """Return the part of each row, [row], from the keys of its document."""
+    # `part_of` once per document, not per row.
     distinct, inverse = np.unique(keys, return_inverse=True)
     return np.array([part_of(int(key)) for key in distinct])[inverse]
 
@@ -115,7 +116,8 @@ def _add_block(
     windows = [
         Window([], np.arange(end - start), int(keys[start])) for start, end in pairwise(bounds)
     ]
-    # 63 bits, because safetensors and torch have signed integers only.
+    # A hash of the rows takes the place of the hash of tokens. 63 bits, because safetensors and
+    # torch have signed integers only.
     digest = hashlib.blake2b(keys.tobytes(), digest_size=8, key=str(part).encode())
     for rows in (x, y):
         digest.update(byte_sum(rows.detach().cpu()).encode())

@@ -29,6 +29,7 @@ from lrt_lens.moments.cache._selection import RowSelection
 from lrt_lens.moments.cache._shard import Shard
 
 BUFFER_ROWS = 65_536
+"""Default number of rows that are mixed with each other."""
 _WORDS = {2: torch.int16, 4: torch.int32}
 
 
@@ -64,6 +65,7 @@ class ShuffledReader:
             np.flatnonzero(self.selection.mask(shard.table.row_part, shard.table.row_document))
             for shard in self.shards
         ]
+        # Whole groups are skipped by their sizes, without reading them.
         rows_to_skip = skip * self.batch_rows
         begun: tuple[Tensor, Tensor] | None = None  # rows of an incomplete batch
         for number_of_group, group in enumerate(
@@ -76,6 +78,7 @@ class ShuffledReader:
             order = self._order(n, number, number_of_group)[rows_to_skip:]
             rows_to_skip = 0
             pool = self._pool(group, selected)
+            # The first rows of this group complete the batch that the last group began.
             if begun is not None:
                 n_missing = self.batch_rows - len(begun[0])
                 more = pool.rows(order[:n_missing])

@@ -1,6 +1,8 @@
 """Selection of rows by the part of their document, and by a split for validation.
 
-RowSelection(parts=FIT_PARTS, validation_share=0.1, side="training").mask(parts, documents)
+    RowSelection(parts=FIT_PARTS, validation_share=0.1, side="training").mask(parts, documents)
+
+Limits: the share is one of documents, so the share of rows differs from it.
 """
 
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ import numpy as np
 from lrt_lens.data._parts import N_FOLDS, N_PARTS, N_TEST_GROUPS
 
 _STEPS = 10_000
+"""Number of values among which the validation share is rounded: 0.01 % each."""
 
 
 @dataclass(frozen=True)

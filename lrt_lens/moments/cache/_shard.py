@@ -33,6 +33,7 @@ from lrt_lens.errors import FileFormatError
 from lrt_lens.moments.cache._manifest import CACHE_SCHEMA, ShardRecord, file_problem
 
 _WORD, _LINE, _PAGE = 8, 64, 4096
+"""Bytes of a 64-bit integer, of the start of a page that a quick check reads, and of a page."""
 
 
 @dataclass(frozen=True)
@@ -40,25 +41,25 @@ class BlockTable:
     """Blocks and windows of a shard, in the order of its rows."""
 
     index: np.ndarray
-    """[block], number in the stream of blocks."""
+    """Number of each block in the stream of blocks [block]."""
     fingerprint: np.ndarray
-    """[block], 63 bits of a hash of its tokens and masks."""
+    """Hash of the tokens and masks of each block, 63 bits [block]."""
     part: np.ndarray
-    """[block], part of its documents."""
+    """Part of the documents of each block [block]."""
     rows: np.ndarray
-    """[block], number of rows."""
+    """Number of rows of each block [block]."""
     windows: np.ndarray
-    """[block], number of windows."""
+    """Number of windows of each block [block]."""
     documents: np.ndarray
-    """[block], number of documents that begin in it."""
+    """Number of documents that begin in each block [block]."""
     digest: np.ndarray
-    """[block], uint64: sum of the keys of these documents modulo 2⁶⁴."""
+    """Sum of the keys of these documents modulo 2⁶⁴, uint64 [block]."""
     window_document: np.ndarray
-    """[window], uint64: key of its document."""
+    """Key of the document of each window, uint64 [window]."""
     window_length: np.ndarray
-    """[window], number of tokens; 0 if the cache has no tokens."""
+    """Number of tokens of each window [window]; 0 if the cache has no tokens."""
     window_rows: np.ndarray
-    """[window], number of unmasked tokens."""
+    """Number of unmasked tokens of each window [window]."""
 
     @property
     def row_part(self) -> np.ndarray:
@@ -242,7 +243,8 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> int:
 def byte_sum(tensor: Tensor, *, every_page: bool = False) -> str:
     """Return the sum of the bytes of a tensor as 64-bit integers modulo 2⁶⁴, in hexadecimal.
 
-    ``every_page``: of the first 64 bytes of each 4,096 only, and of the bytes behind the last page.
+    With ``every_page``, only the first 64 bytes of each 4,096 count, and the bytes after the last
+    whole page.
     """
     # numpy, because torch reads 64-bit integers at multiples of 8 bytes only.
     octets = tensor.contiguous().flatten().view(torch.uint8).numpy()

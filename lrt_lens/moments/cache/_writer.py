@@ -10,7 +10,7 @@ the complete shards and skips their blocks.
             if not writer.has(block.index, block.fingerprint):
                 writer.add(block, windows_in_row_order, x, y)
 
-Limits: a block is never split, so a shard holds at least one block, whatever ``shard_bytes`` says.
+Limits: a block is never split, so a shard has at least one block, also if ``shard_bytes`` is less.
 Opening for writing reads all shards once; damaged ones are dropped with a warning and recorded
 again.
 """
@@ -44,7 +44,9 @@ from lrt_lens.moments.cache._shard import BlockTable, Shard, write_shard
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 2**28
+"""Default size of a shard, 256 MiB."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+"""Precisions of stored activations, by name."""
 
 
 class CacheWriter:
@@ -70,6 +72,8 @@ class CacheWriter:
         except BaseException:
             self._lock.release()
             raise
+        # Rows of the next shard by stream [capacity, d], of which the first `_used` are filled, and
+        # their blocks with fingerprints and windows.
         self._buffers: dict[str, Tensor] = {}
         self._pending: list[tuple[Block, int, Sequence[Window]]] = []
         self._used = 0
@@ -147,6 +151,7 @@ class CacheWriter:
         n = len(next(iter(rows.values())))
         if self._pending and self._used + n > len(next(iter(self._buffers.values()))):
             self.flush()
+        # `copy_` converts to the stored precision, so that a buffer has the size of the shard.
         self._allocate(rows, n)
         for name, values in rows.items():
             self._buffers[name][self._used : self._used + n].copy_(values.detach())
@@ -197,6 +202,7 @@ class CacheWriter:
         } | BlockTable.of(self._pending).tensors()
         if self.manifest.has_tokens:
             tensors |= _token_tensors([window for _, _, order in self._pending for window in order])
+        # The shard before the manifest: a shard that the manifest does not list is not read.
         name = self._next_name()
         n_bytes = write_shard(self.folder / name, tensors)
         file = ShardFile(name, n_bytes, tuple(self._buffers))
@@ -265,6 +271,7 @@ def refuse_unstorable(name: str, values: Tensor, dtype: str) -> None:
 
 
 def _token_tensors(windows: Sequence[Window]) -> dict[str, Tensor]:
+    """Return token ids [token] and window positions of the rows [row] of some windows."""
     return {
         "tokens/id": torch.tensor(
             [token for window in windows for token in window.ids], dtype=torch.int32

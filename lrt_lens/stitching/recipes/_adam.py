@@ -1,22 +1,23 @@
-"""Affine maps by Adam over rows, with the papers' settings.
+"""Affine maps trained by Adam on rows, with the settings of the papers.
 
-**For comparison only**: `Ridge` and `TwoWay` are exact and take seconds.
+Problem: are the closed forms as good as the training of the papers? Mechanism: train on the
+objectives of the papers, where ``mse`` is the mean over tokens and dimensions:
 
-    one way (LRT, arXiv 2506.00653, §2.3 and table 2; up and down apart)
+    one way (LRT, arXiv 2506.00653, §2.3 and table 2; up and down separately)
         E‖y − xW − b‖² / d_target
     both ways (Stitching, arXiv 2506.06609, equation 3)
         mse(T↑x, y) + mse(T↓y, x) + α mse(T↓T↑x, x) + α mse(T↑T↓y, y)
-
-with ``mse`` the mean over tokens and dimensions.
 
     hooks = ("blocks.3.hook_resid_post", "blocks.5.hook_resid_post")
     result = AdamFit.stitching().fit(cache, hooks=hooks)
     result.maps.up, result.history, result.score(cache)
     grid.compare([TwoWay(), FixedMaps(result.maps, "adam_stitching")])
 
-What the papers leave open is torch's default: weight decay of LRT's AdamW, initial weights of both.
-LRT's "L2 loss" is read as the mean square. Batches are of tokens, not of whole sequences, and the
-validation share is of documents: no row of a document that is trained on is looked at.
+Limits: it is for comparison only; `Ridge` and `TwoWay` are exact and take seconds. Settings that
+the papers do not give are torch's defaults: the weight decay of LRT's AdamW, and the initial
+weights of both. LRT's "L2 loss" is understood as the mean square. Batches are of tokens, not of
+whole sequences. The validation share is of documents, so that no document is both trained on and
+validated on.
 """
 
 from collections.abc import Callable
@@ -38,25 +39,25 @@ from lrt_lens.stitching.recipes._training import Training, one_way_learners, see
 
 @dataclass(frozen=True)
 class AdamResult:
-    """Maps that were trained."""
+    """Two trained affine maps with the history of their training."""
 
     maps: MapPair
+    """Trained maps up and down, on the CPU."""
     history: pd.DataFrame = field(repr=False)
-    """A row a look: ``direction``, ``epoch``, ``step``, ``tokens``, ``train_loss`` since the last
-    look, ``held_out_loss``, ``seconds``.
+    """One row per validation and learner: ``direction``, ``epoch``, ``step``, ``tokens``,
+    ``train_loss`` since the last validation, ``held_out_loss``, ``seconds``.
     """
     steps: int
+    """Number of optimiser steps."""
     tokens: int
-    """Rows that went through, those of every epoch counted."""
+    """Number of rows that were trained on, summed over epochs."""
     seconds: float
-    """Of training and looking; both directions together where they are trained apart."""
+    """Time of training and validation of both directions together."""
     settings: "AdamFit"
+    """Settings of the training."""
 
     def score(self, rows: Any, *, hooks: Pair | None = None) -> RowScores:
-        """Return R² on ``(x, y)``, or on the test fold of a cache or of ``(x, y, documents)``.
-
-        The definition is scikit-learn's; see `RowScores`.
-        """
+        """Return R² on ``(x, y)``, or on the test fold of a cache or of ``(x, y, documents)``."""
         return score_functions(
             self.maps.up.points,
             self.maps.down.points,
@@ -68,15 +69,12 @@ class AdamResult:
 
 @dataclass(frozen=True, kw_only=True)
 class AdamFit(TrainingSettings):
-    """Affine maps by Adam; `lrt` and `stitching` have the papers' settings.
-
-    For comparison with the closed forms only.
-    """
+    """Affine maps trained by Adam; `lrt` and `stitching` have the settings of the papers."""
 
     inversion_weight: float | None = None
-    """α of eq. 3; None fits the two directions apart, without round trips."""
+    """Weight α of the round trips in eq. 3; None trains the two directions separately."""
     zero_bias: bool = False
-    """Whether biases start at 0 (else torch's default)."""
+    """True if biases start at 0; False uses torch's default."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,8 +88,8 @@ class AdamFit(TrainingSettings):
     def lrt(cls, **changes: Any) -> "AdamFit":
         """Return the settings of LRT, table 2.
 
-        AdamW at 1e-4, batches of 32 × 512 tokens, four epochs, one tenth held out; its chat mixture
-        takes 1e-3.
+        They are AdamW at 1e-4, batches of 32 × 512 tokens, four epochs, and one tenth held out. For
+        its mixture of chats the paper uses a learning rate of 1e-3.
         """
         paper: dict[str, Any] = {
             "optimizer": "adamw",
@@ -107,11 +105,11 @@ class AdamFit(TrainingSettings):
     def stitching(cls, **changes: Any) -> "AdamFit":
         """Return the settings of Stitching, appendix A.
 
-        Equation 3 with α = 1 by Adam at 1e-4 with cosine decay, gradients clipped at norm 1, two
-        epochs, biases from 0.
+        They are equation 3 with α = 1, Adam at 1e-4 with cosine decay, gradients clipped at norm 1,
+        two epochs, and biases that start at 0.
 
-        Batches of 5,120 tokens follow from the paper's 36k iterations. It evaluates on 1k documents
-        after its 180k; here a tenth is set aside.
+        Batches of 5,120 tokens follow from the 36k iterations of the paper. The paper trains on
+        180k documents and evaluates on the next 1k; here one tenth of the documents is held out.
         """
         paper: dict[str, Any] = {
             "optimizer": "adam",
@@ -137,22 +135,22 @@ class AdamFit(TrainingSettings):
         checkpoint_every: float = 120.0,
         progress: bool = True,
     ) -> AdamResult:
-        """Train on rows.
+        """Return maps trained on rows.
 
         Args:
-            rows: an `ActivationCache`, a pair of one (``cache[source_hook, target_hook]``), or
+            rows: an `ActivationCache`, a hook pair of one (``cache[source_hook, target_hook]``), or
                 ``(x, y, documents)``.
-            hooks: which pair of a cache; needed where it has several.
-            device: where the maps are trained; they come back to the CPU.
-            checkpoint: folder, from which a run that was killed goes on; MismatchError where it
-                holds another one.
+            hooks: hook pair of a cache; needed if it has several.
+            device: device of the training; the returned maps are on the CPU.
+            checkpoint: folder for checkpoints, from which an interrupted run resumes.
             checkpoint_every: seconds between two checkpoints.
-            progress: show a bar.
+            progress: show a progress bar.
 
         Raises:
-            HookPointError: where the cache has not these hook points.
-            NonFiniteError: for rows, or a loss, that are NaN or infinite.
-            TooFewDocumentsError: where no document is left to train or to validate on.
+            HookPointError: the cache has no such hook pair, or several and ``hooks`` is None.
+            NonFiniteError: a row, or the loss, is NaN or infinite.
+            TooFewDocumentsError: no document is left for training or for validation.
+            MismatchError: ``checkpoint`` has a run with other settings or rows.
         """
         found = paired_rows(rows, hooks)
         learners, linears = self._learners(*found.widths, torch.device(device))
@@ -167,6 +165,7 @@ class AdamFit(TrainingSettings):
     def _learners(
         self, d_source: int, d_target: int, device: torch.device
     ) -> tuple[dict[str, Learner], dict[str, nn.Linear]]:
+        # Both are initialised on the CPU, so that a seed gives the same weights on any device.
         with seeded(self.seed):
             linears = {"up": nn.Linear(d_source, d_target), "down": nn.Linear(d_target, d_source)}
         for linear in linears.values():
@@ -189,9 +188,10 @@ class AdamFit(TrainingSettings):
 def joint_loss(
     up: Callable[[Tensor], Tensor], down: Callable[[Tensor], Tensor], inversion_weight: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Eq. 3 of Stitching as a function of a batch (x, y)."""
+    """Return the loss of eq. 3 of Stitching, a function of a batch (x, y)."""
     mse = nn.functional.mse_loss
 
+    # mse(T↑x, y) + mse(T↓y, x) + α mse(T↓T↑x, x) + α mse(T↑T↓y, y)
     def loss(x: Tensor, y: Tensor) -> Tensor:
         to_y, to_x = up(x), down(y)
         one_way = mse(to_y, y) + mse(to_x, x)
@@ -205,4 +205,5 @@ def joint_loss(
 
 
 def _affine(linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    # nn.Linear stores [d_out, d_in]; an AffineMap has [d_source, d_target].
     return linear.weight.detach().T.contiguous().cpu(), linear.bias.detach().clone().cpu()

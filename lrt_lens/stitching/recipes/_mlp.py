@@ -1,14 +1,15 @@
-"""Maps with one hidden layer, trained over rows.
+"""Maps with one hidden layer, trained on rows, for comparison with affine maps.
 
-**For comparison only**: they show how much of the relation of two streams is not linear.
+Problem: how much of the relation of two streams is not affine? Mechanism: train the "autoencoder"
+of Oozeer et al. 2025 (arXiv 2503.04429), one network per direction, on E‖y − ŷ‖² / d_target:
 
-    ŷ = W₂ relu(W₁x + b₁) + b₂,      √(d_source · d_target) hidden units,      E‖y − ŷ‖² / d_target
-
-(the "autoencoder" of Oozeer et al. 2025, arXiv 2503.04429), and the same the other way. Directions
-and vectors cannot be carried by it: it has no matrix.
+    ŷ = W₂ relu(W₁x + b₁) + b₂        with √(d_source · d_target) hidden units
 
     result = Mlp().fit(cache, hooks=("blocks.3.hook_resid_post", "blocks.5.hook_resid_post"))
     result.points(x), result.down_points(y), result.score(cache)
+
+Limits: it maps activations only. A direction has no single image under a map that is not linear, so
+no artefact can be transferred with it.
 """
 
 import math
@@ -30,36 +31,37 @@ from lrt_lens.stitching.recipes._training import Training, one_way_learners, see
 
 @dataclass(frozen=True)
 class MlpResult:
-    """Two networks that were trained."""
+    """Two trained networks, one per direction."""
 
     up: nn.Module = field(repr=False)
+    """Network from the source to the target."""
     down: nn.Module = field(repr=False)
+    """Network from the target to the source."""
     source_hook: str
     target_hook: str
     history: pd.DataFrame = field(repr=False)
-    """A row a look: ``direction``, ``epoch``, ``step``, ``tokens``, ``train_loss`` since the last
-    look, ``held_out_loss``, ``seconds``.
+    """One row per validation and direction: ``direction``, ``epoch``, ``step``, ``tokens``,
+    ``train_loss`` since the last validation, ``held_out_loss``, ``seconds``.
     """
     steps: int
+    """Number of optimiser steps."""
     tokens: int
-    """Rows that went through, those of every epoch counted."""
+    """Number of rows that were trained on, summed over epochs."""
     seconds: float
-    """Of training and looking, both directions together."""
+    """Time of training and validation of both directions together."""
     settings: "Mlp"
+    """Settings of the training."""
 
     def points(self, x: Tensor) -> Tensor:
-        """Activations carried up, [..., d_source] → [..., d_target]."""
+        """Return activations mapped up, [..., d_source] → [..., d_target]."""
         return _applied(self.up, x, self.source_hook)
 
     def down_points(self, y: Tensor) -> Tensor:
-        """Activations carried down, [..., d_target] → [..., d_source]."""
+        """Return activations mapped down, [..., d_target] → [..., d_source]."""
         return _applied(self.down, y, self.target_hook)
 
     def score(self, rows: Any, *, hooks: Pair | None = None) -> RowScores:
-        """Return R² on ``(x, y)``, or on the test fold of a cache or of ``(x, y, documents)``.
-
-        The definition is scikit-learn's; see `RowScores`.
-        """
+        """Return R² on ``(x, y)``, or on the test fold of a cache or of ``(x, y, documents)``."""
         return score_functions(
             self.points, self.down_points, rows, (self.source_hook, self.target_hook), hooks
         )
@@ -67,32 +69,30 @@ class MlpResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Mlp(TrainingSettings):
-    """One hidden ReLU layer for each direction; `oozeer` has the paper's settings.
-
-    For comparison with the closed forms only.
-    """
+    """Networks with one hidden ReLU layer, one per direction; `oozeer` has the paper's settings."""
 
     learning_rate: float = 1e-3
     batch_rows: int = 1024
     epochs: int = 100
+    """Most epochs; ``patience`` stops earlier."""
     patience: int | None = 6
     hidden: int | None = None
-    """Units; None is √(d_source · d_target)."""
+    """Number of hidden units; None is √(d_source · d_target), rounded."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.hidden is not None and self.hidden <= 0:
             raise ValueError(
-                f"hidden is {self.hidden}; expected units above 0, or None for √(d_source · "
-                "d_target)"
+                f"hidden is {self.hidden}; expected a number of units above 0, or None for "
+                "√(d_source · d_target)"
             )
 
     @classmethod
     def oozeer(cls, **changes: Any) -> "Mlp":
         """Return the settings of Oozeer et al., tables 21 and 22.
 
-        AdamW at 1e-4, three epochs of batches of 16 × 4 sequences of 720 tokens, one tenth held
-        out. The paper trained on the data of its task.
+        They are AdamW at 1e-4, three epochs in batches of 16 × 4 sequences of 720 tokens, and one
+        tenth of the data held out. The paper trained on the data of its task.
         """
         paper: dict[str, Any] = {
             "learning_rate": 1e-4,
@@ -113,10 +113,11 @@ class Mlp(TrainingSettings):
         checkpoint_every: float = 120.0,
         progress: bool = True,
     ) -> MlpResult:
-        """Train on rows; arguments and errors as in `AdamFit.fit`."""
+        """Return networks trained on rows; arguments and errors are those of `AdamFit.fit`."""
         found = paired_rows(rows, hooks)
         d_source, d_target = found.widths
         units = self.hidden or round(math.sqrt(d_source * d_target))
+        # Both are initialised on the CPU, so that a seed gives the same weights on any device.
         with seeded(self.seed):
             up, down = (
                 nn.Sequential(nn.Linear(a, units), nn.ReLU(), nn.Linear(units, b))
@@ -126,6 +127,7 @@ class Mlp(TrainingSettings):
         done = Training(one_way_learners(up, down, self), found, self, torch.device(device)).run(
             checkpoint=checkpoint, checkpoint_every=checkpoint_every, progress=progress
         )
+        # The result is for inference: on the CPU and without gradients.
         up, down = (module.cpu().eval().requires_grad_(False) for module in (up, down))
         return MlpResult(
             up,
@@ -142,6 +144,7 @@ class Mlp(TrainingSettings):
 
 @torch.no_grad()
 def _applied(network: nn.Module, points: Tensor, hook: str) -> Tensor:
+    """Return ``network(points)`` in the device and precision of ``points``."""
     weight = next(network.parameters())
     if points.shape[-1] != weight.shape[1]:
         raise MismatchError(

@@ -1,6 +1,12 @@
-"""Rows to train on: in memory, or a hook pair of an activation cache.
+"""Rows on which recipes train: tensors in memory, or a hook pair of an activation cache.
 
-Both are split by documents, as moments are.
+Both are split by documents into the same parts as moments are, so that trained maps and closed
+forms have the same test fold.
+
+    rows = RowsInMemory(x, y, documents)
+    rows = cache["blocks.3.hook_resid_post", "blocks.5.hook_resid_post"]
+    for x, y in rows.batches(settings.training, 4096, seed=0):
+        ...
 """
 
 import hashlib
@@ -23,16 +29,16 @@ from lrt_lens.moments.cache._shard import byte_sum
 
 @runtime_checkable
 class PairedRows(Protocol):
-    """Rows that a recipe trains on; `RowsInMemory` and `CachedPair` are the two kinds."""
+    """Rows on which a recipe trains; `RowsInMemory` and `CachedPair` are the two kinds."""
 
     @property
     def source_hook(self) -> str:
-        """Hook point at which x was read."""
+        """Hook point of the source activations x."""
         ...
 
     @property
     def target_hook(self) -> str:
-        """Hook point at which y was read."""
+        """Hook point of the target activations y."""
         ...
 
     @property
@@ -42,11 +48,11 @@ class PairedRows(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the rows; it changes whenever they change, and a checkpoint remembers it."""
+        """Hash of the rows, which changes whenever they change; checkpoints store it."""
         ...
 
     def count(self, selection: RowSelection) -> int:
-        """Rows that are chosen."""
+        """Return the number of rows of a selection."""
         ...
 
     def batches(
@@ -60,25 +66,35 @@ class PairedRows(Protocol):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one epoch of batches (x, y) in float32.
 
-        Seed and epoch decide the order; without a seed it is the stored order.
+        Args:
+            selection: rows to yield.
+            batch_rows: rows per batch.
+            seed: seed of the order, together with ``epoch``; None yields the stored order.
+            epoch: number of the epoch, from 0.
+            skip: number of first batches to leave out.
         """
         ...
 
 
 @dataclass(frozen=True)
 class RowsInMemory:
-    """Paired tensors, a document for every row; NonFiniteError where a number is none."""
+    """Paired activations in memory, with a document for every row.
+
+    Raises:
+        ValueError: the numbers of rows differ.
+        NonFiniteError: a row has NaN or infinite numbers.
+    """
 
     x: Tensor
-    """[token, d_source]."""
+    """Source activations [token, d_source]."""
     y: Tensor
-    """[token, d_target]."""
+    """Target activations [token, d_target]."""
     documents: Sequence[Any] | Tensor | np.ndarray
-    """[token], ids: rows of one document are always on one side of a split."""
+    """Ids of the documents [token]; all rows of one document are on one side of a split."""
     source_hook: str = "source"
     target_hook: str = "target"
     seed: int = 0
-    """Decides the parts, as in `CrossMoments.from_activations`."""
+    """Seed of the assignment of documents to parts, as in `CrossMoments.from_activations`."""
 
     def __post_init__(self) -> None:
         if not len(self.x) == len(self.y) == len(self.documents):
@@ -109,7 +125,7 @@ class RowsInMemory:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all numbers and documents."""
+        """Hash of all activations and documents."""
         return self._fingerprint
 
     @cached_property
@@ -120,7 +136,7 @@ class RowsInMemory:
         return digest.hexdigest()
 
     def count(self, selection: RowSelection) -> int:
-        """Rows that are chosen."""
+        """Return the number of rows of a selection."""
         return int(selection.mask(self._parts, self._keys).sum())
 
     def batches(
@@ -132,9 +148,11 @@ class RowsInMemory:
         epoch: int = 0,
         skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch; a uniform permutation where there is a seed."""
+        """Yield one epoch of batches (x, y) in float32, in a random order if there is a seed."""
+        # Stored order; `skip` whole batches are left out without reading them.
         chosen = np.flatnonzero(selection.mask(self._parts, self._keys))
         if seed is not None:
+            # The order follows from seed and epoch, so that a resumed run sees the same batches.
             chosen = np.random.default_rng([seed, epoch]).permutation(chosen)
         for start in range(skip * batch_rows, len(chosen), batch_rows):
             rows = torch.from_numpy(chosen[start : start + batch_rows])
@@ -147,20 +165,26 @@ class RowsInMemory:
 def paired_rows(rows: Any, hooks: Pair | None = None) -> PairedRows:
     """Return ``rows`` in the form that a recipe needs.
 
-    They are a cache (with ``hooks`` if it has several hook pairs), a cached pair, or ``(x, y,
-    documents)``.
+    Args:
+        rows: an `ActivationCache`, a hook pair of one, or ``(x, y, documents)``.
+        hooks: hook pair of a cache; needed if it has several.
+
+    Raises:
+        HookPointError: the cache has several hook pairs, or not this one.
+        ValueError: ``hooks`` without a cache.
+        TypeError: ``rows`` is something else.
     """
     if isinstance(rows, ActivationCache):
         if hooks is None and len(rows.pairs) != 1:
             raise HookPointError(
-                f"the cache has {len(rows.pairs)} pairs of hook points; choose one with "
+                f"the cache has {len(rows.pairs)} hook pairs; choose one with "
                 "hooks=(source_hook, target_hook)"
             )
         return rows[hooks or rows.pairs[0]]
     if hooks is not None:
         raise ValueError(
-            f"hooks={hooks!r} goes with an ActivationCache; name those of rows in memory in "
-            "RowsInMemory(…, source_hook=…)"
+            f"hooks={hooks!r} is only for an ActivationCache; name the hook points of rows in "
+            "memory in RowsInMemory(…, source_hook=…)"
         )
     if isinstance(rows, PairedRows):
         return rows

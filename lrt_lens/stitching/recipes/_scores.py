@@ -1,6 +1,9 @@
-"""Scores of any pair of functions between two streams, from rows, batch by batch.
+"""R² of any pair of functions between two streams, from rows, batch by batch.
 
-The definitions are scikit-learn's.
+R² is defined as in scikit-learn. Only sums are held in memory:
+
+    scores = score_functions(up, down, cache, expected=("blocks.3.hook_resid_post", ...))
+    scores.r2, scores.r2_uniform
 """
 
 from collections.abc import Callable, Iterable
@@ -23,15 +26,18 @@ _BATCH_ROWS = 8192
 
 @dataclass(frozen=True)
 class RowScores:
-    """How well held-out rows are predicted, both ways."""
+    """R² of both directions on held-out rows."""
 
     r2: float
-    """Up: share of variance explained (scikit-learn's ``variance_weighted``)."""
+    """Explained share of the target's variance, ``variance_weighted`` R² of scikit-learn."""
     r2_uniform: float
-    """Up: mean over dimensions (``uniform_average``), dimensions that do not vary dropped."""
+    """Mean R² over target dimensions (``uniform_average``), without those that do not vary."""
     r2_down: float
+    """Explained share of the source's variance by the map down."""
     r2_uniform_down: float
+    """Mean R² over source dimensions of the map down."""
     n_rows: int
+    """Number of rows."""
 
 
 def score_functions(
@@ -43,9 +49,17 @@ def score_functions(
 ) -> RowScores:
     """Return scores of ``up`` and ``down`` on rows.
 
-    All rows of ``(x, y)`` count; of anything else a recipe trains on, the test fold.
+    Args:
+        up: function [row, d_source] → [row, d_target].
+        down: function [row, d_target] → [row, d_source].
+        rows: ``(x, y)``, of which all rows count; or rows of a recipe (a cache, a hook pair of one,
+            ``(x, y, documents)``), of which the test fold counts.
+        expected: hook pair of the functions.
+        hooks: hook pair of a cache with several.
 
-    Raises `MismatchError` for rows of other hook points than ``expected``.
+    Raises:
+        MismatchError: the rows are of other hook points than ``expected``.
+        TooFewDocumentsError: the test fold has no row.
     """
     if isinstance(rows, tuple | list) and len(rows) == 2:
         batches: Iterable[tuple[Tensor, Tensor]] = zip(
@@ -59,10 +73,11 @@ def score_functions(
         ):
             if not same_place(ours, theirs):
                 raise MismatchError(
-                    f"trained at the {role} hook point {ours!r}, the rows are of {theirs!r}; score "
-                    "rows of the same one"
+                    f"trained at the {role} hook point {ours!r}, but the rows are of {theirs!r}; "
+                    "give rows of the same hook point"
                 )
         batches = found.batches(RowSelection(parts=TEST_PARTS), _BATCH_ROWS)
+    # Sums over batches give the R² of all rows; a mean of the batches' R² would not.
     errors_up, errors_down = _Errors(), _Errors()
     for x, y in batches:
         errors_up.add(y, up(x))
@@ -83,13 +98,14 @@ def score_functions(
 
 
 class _Errors:
-    """Sums of squares over batches, in float64 about the first batch's mean."""
+    """Sums of squares over batches, in float64 and about the mean of the first batch."""
 
     def __init__(self) -> None:
         self.n = 0
         self.error = self.total = self.square = self.shift = torch.zeros(0, dtype=torch.float64)
 
     def add(self, truth: Tensor, predicted: Tensor) -> None:
+        """Add a batch of rows [row, d]."""
         truth, predicted = truth.detach().double().cpu(), predicted.detach().double().cpu()
         if not self.n:
             self.shift = truth.mean(0)
@@ -101,5 +117,7 @@ class _Errors:
         self.square = self.square + centred.square().sum(0)
 
     def scores(self) -> tuple[float, float]:
+        """Return (R², mean R² over dimensions)."""
+        # Σ(y − ȳ)² = Σ(y − c)² − (Σ(y − c))²/n; c close to ȳ keeps the difference precise.
         r2, r2_uniform, _ = r2_of(self.error, self.square - self.total.square() / self.n)
         return r2, r2_uniform

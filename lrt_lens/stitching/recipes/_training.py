@@ -1,16 +1,20 @@
-"""The training loop that all recipes share.
+"""The training loop of all recipes.
 
-Batches in a seeded order, losses on held-out documents, early stopping, checkpoints and a progress
-bar.
+Problem: trained maps must be comparable with closed forms and reproducible after an interruption.
+Mechanism: batches in a seeded order, losses on held-out documents, early stopping and checkpoints.
+The test fold is neither trained on nor validated on (see `lrt_lens.data._blocks`); a share of the
+*documents* of the other folds is held out for validation. Directions without common parameters are
+separate learners, with their own optimiser and early stopping, on the same batches.
 
-Held out are *documents*: the test fold takes part in nothing here (see `lrt_lens.data._blocks`),
-and of the documents of the other folds a share is set aside for validation. Directions that have no
-parameters in common are learners of their own, with their own optimiser and stopping, on the same
-batches.
+    learners = one_way_learners(up, down, settings)
+    progress = Training(learners, rows, settings, torch.device("cpu")).run(checkpoint=folder)
+    progress.table
 
-Everything that a step depends on follows from the settings, the rows and the number of the step, or
-is in the checkpoint: a run that was killed and is called again goes on to the same result, on a CPU
-with the same number of threads bit for bit.
+A step depends only on the settings, the rows, its number, and the state in the checkpoint. A run
+that is resumed gives the same result as one that was not interrupted; on a CPU with the same number
+of threads, bit for bit.
+
+Limits: one device; no mixed precision.
 """
 
 import math
@@ -35,7 +39,7 @@ from lrt_lens.stitching.recipes._training_checkpoint import TrainingCheckpoint
 def one_way_learners(
     up: nn.Module, down: nn.Module, settings: TrainingSettings
 ) -> dict[str, Learner]:
-    """The two directions apart, each by its own mean squared error."""
+    """Return one learner per direction, each with its own mean squared error."""
     mse = nn.functional.mse_loss
     return {
         "up": Learner("up", up, lambda x, y: mse(up(x), y), settings),
@@ -45,7 +49,7 @@ def one_way_learners(
 
 @dataclass(frozen=True)
 class Training:
-    """One run of the loop."""
+    """One run of the training loop."""
 
     learners: Mapping[str, Learner]
     rows: PairedRows
@@ -59,10 +63,12 @@ class Training:
         checkpoint_every: float = 120.0,
         progress: bool = True,
     ) -> Progress:
-        """Train to the end, resuming from ``checkpoint`` (a folder).
+        """Train to the end, resuming from ``checkpoint`` (a folder), and return the progress.
 
         Raises:
-            TooFewDocumentsError: either side of the split is empty.
+            TooFewDocumentsError: there is no row to train on, or none to validate on.
+            MismatchError: the checkpoint is of a run with other settings or rows.
+            NonFiniteError: a loss is NaN or infinite.
         """
         n_batches = self._n_batches()
         done = Progress()
@@ -75,7 +81,8 @@ class Training:
         )
         if saved is not None:
             done = saved.resume()
-        # The last batch is a look: every row that was trained on is in the history.
+        # Batches after which to validate. The last batch is one of them, so that the training loss
+        # of every row is in the history.
         looks = {
             math.ceil(n_batches * (k + 1) / self.settings.looks_per_epoch)
             for k in range(self.settings.looks_per_epoch)
@@ -104,7 +111,7 @@ class Training:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Return what decides the result: a resumed run must have the same."""
+        """Settings and rows that determine the result; a resumed run must have the same."""
         return asdict(self.settings) | {
             "recipe": type(self.settings).__name__,
             "rows": self.rows.fingerprint,
@@ -129,7 +136,7 @@ class Training:
         return [learner for learner in self.learners.values() if not learner.is_stopped]
 
     def _epoch(self, done: Progress, looks: set[int], n_steps: int, saved: Any, bar: Any) -> None:
-        """Train on the remaining batches of an epoch."""
+        """Train on the remaining batches of the current epoch, and validate after ``looks``."""
         started = time.perf_counter()
         batches = self.rows.batches(
             self.settings.training,
@@ -138,6 +145,7 @@ class Training:
             epoch=done.epoch,
             skip=done.batch,
         )
+        # Time is added after each step, so that a checkpoint has the time until then.
         for x, y in batches:
             x, y = x.to(self.device), y.to(self.device)
             for learner in self._active():
@@ -161,6 +169,8 @@ class Training:
             started = time.perf_counter()
 
     def _look(self, done: Progress, bar: Any) -> None:
+        """Validate the active learners and append to the history."""
+        # `look` may stop a learner, so the list of active ones is fixed before.
         active = self._active()
         for learner, held_out in zip(active, self.held_out_losses(active), strict=True):
             train = learner.look(held_out)
@@ -175,7 +185,7 @@ class Training:
 
     @torch.no_grad()
     def held_out_losses(self, learners: Sequence[Learner]) -> list[float]:
-        """Mean loss over the rows of the validation documents."""
+        """Return the mean loss of each learner over the rows of the validation documents."""
         sums, n = [0.0] * len(learners), 0
         for x, y in self.rows.batches(self.settings.validation, self.settings.batch_rows):
             x, y = x.to(self.device), y.to(self.device)
@@ -189,7 +199,8 @@ class Training:
 
 @contextmanager
 def seeded(seed: int) -> Any:
-    """Initial weights from a seed, without touching the global generator."""
+    """Seed torch inside a ``with`` block, and restore the CPU generator afterwards."""
+    # devices=[]: only the CPU generator, from which modules draw their initial weights.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

@@ -1,6 +1,14 @@
 """Checkpoints of a training run.
 
-Weights, optimiser state, best weights and history in one safetensors file, renamed into place.
+Problem: training can take hours and be interrupted. Mechanism: weights, optimiser state, best
+weights and history are written to one safetensors file, under a temporary name that is then
+renamed, so that the file is always complete.
+
+    checkpoint = TrainingCheckpoint(folder, learners, arguments, every=120.0)
+    progress = checkpoint.resume()
+    checkpoint.write_if_due(progress)            # between two steps
+
+Limits: one run per folder; the file is the latest state only.
 """
 
 import json
@@ -20,7 +28,7 @@ from lrt_lens.stitching.recipes._learner import Learner, Progress
 TRAINING_SCHEMA = "lrt_lens.training/1"
 CHECKPOINT_NAME = "training.safetensors"
 _WRITING_SHARE = 0.05
-"""Writing may take this share of the time."""
+"""Largest share of the run time that writing may take."""
 _LEARNER_FIELDS = ("best_loss", "looks_since", "is_stopped", "loss_sum", "loss_rows", "steps")
 
 
@@ -38,17 +46,18 @@ class TrainingCheckpoint:
         if every <= 0:
             raise ValueError(f"checkpoint_every is {every}; expected seconds above 0")
         self.path, self.learners, self.every = folder / CHECKPOINT_NAME, learners, every
-        # As JSON, because they are compared with what a file holds.
+        # Through JSON, which makes lists of tuples, so that they are equal to those of a file.
         self.arguments: dict[str, Any] = json.loads(json.dumps(arguments))
         self._due = time.monotonic() + every
 
     def resume(self) -> Progress:
-        """Put the state of the last run into the learners and return its progress.
+        """Load the state of the last run into the learners and return its progress.
 
-        Without a file the run starts anew.
+        Without a file, the progress is that of a new run.
 
-        Raises `MismatchError` for a run with other settings or rows, FileFormatError for a file
-        that is cut short.
+        Raises:
+            MismatchError: the file is of a run with other settings or rows.
+            FileFormatError: the file is truncated.
         """
         if not self.path.is_file():
             return Progress()
@@ -58,7 +67,7 @@ class TrainingCheckpoint:
             if content["arguments"].get(name) != value:
                 raise MismatchError(
                     f"{str(self.path)!r} was begun with {name} {content['arguments'].get(name)!r}, "
-                    f"now it is {value!r}; give the same settings and rows, or "
+                    f"but now it is {value!r}; give the same settings and rows, or "
                     "another folder"
                 )
         for name, learner in self.learners.items():
@@ -70,6 +79,7 @@ class TrainingCheckpoint:
                     if key.startswith(f"{name}/")
                 },
             )
+            # JSON has no infinity, so `write` stores None for a `best_loss` that was never set.
             for field, value in content["learners"][name].items():
                 setattr(
                     learner, field, math.inf if field == "best_loss" and value is None else value
@@ -77,12 +87,12 @@ class TrainingCheckpoint:
         return Progress(**content["progress"])
 
     def write_if_due(self, done: Progress) -> None:
-        """Write where the time has come."""
+        """Write the checkpoint if ``every`` seconds have passed since the last one."""
         if time.monotonic() >= self._due:
             self.write(done)
 
     def write(self, done: Progress) -> None:
-        """Write everything, between two steps."""
+        """Write the checkpoint; call it between two steps."""
         started = time.monotonic()
         tensors = {
             f"{name}/{key}": t
@@ -101,6 +111,8 @@ class TrainingCheckpoint:
         write_tensors(
             self.path, tensors, {"schema_version": TRAINING_SCHEMA, "state": json.dumps(state)}
         )
+        # If writing takes long, the next one waits longer, to keep its share of the time. Who asks
+        # for an interval below a second gets it without this limit.
         took = time.monotonic() - started
         self._due = time.monotonic() + max(
             self.every, took / _WRITING_SHARE if self.every >= 1 else 0.0
@@ -108,16 +120,21 @@ class TrainingCheckpoint:
 
 
 def _tensors_of(learner: Learner) -> dict[str, Tensor]:
+    """Return weights, best weights and optimiser state under ``weights/``, ``best/``, …."""
     tensors = {f"weights/{name}": value for name, value in learner.module.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in learner.best.items()}
+    # torch numbers the optimiser's state by parameter; safetensors needs flat names.
     for index, state in learner.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": value for name, value in state.items()}
     return tensors
 
 
 def _put_back(learner: Learner, tensors: dict[str, Tensor]) -> None:
+    """Load tensors with the names of `_tensors_of` into a learner."""
+
     def below(prefix: str) -> dict[str, Tensor]:
-        # Clones: the file's own pages must not become weights that are trained in place.
+        # Copies, because tensors of safetensors can be views of the mapped file, and weights and
+        # optimiser state are changed in place.
         return {
             name.removeprefix(prefix): t.clone()
             for name, t in tensors.items()
@@ -131,6 +148,7 @@ def _put_back(learner: Learner, tensors: dict[str, Tensor]) -> None:
     for name, tensor in below("optimizer/").items():
         index, _, key = name.partition("/")
         state.setdefault(int(index), {})[key] = tensor
+    # load_state_dict also moves the optimiser's state to the device of the parameters.
     whole = learner.optimizer.state_dict()
     learner.optimizer.load_state_dict(
         {"state": dict(sorted(state.items())), "param_groups": whole["param_groups"]}

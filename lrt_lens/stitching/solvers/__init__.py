@@ -1,6 +1,6 @@
-"""Families of maps, all fitted from `CrossMoments`.
+"""Solvers: families of maps, all fitted from `CrossMoments`.
 
-Each is a small frozen dataclass that `fit_grid` and `compare_solvers` take.
+Each solver is a small frozen dataclass, an argument of `fit_grid` and `compare_solvers`.
 """
 
 import lazy_loader

@@ -1,8 +1,13 @@
-"""Maps that were not fitted on these moments, scored with those that were.
+"""Ready maps as a solver, so that they are scored in one table with fitted ones.
 
-They come from weights alone, from training by steps, or from other maps.
+Problem: some maps are not a function of these moments: they come from the models' weights, from
+training on rows, or from other maps. Mechanism: `FixedMaps` has the interface of a solver and fits
+nothing.
 
-grid.compare([Ridge(), FixedMaps(adam.maps, "adam_stitching"), shared_embedding_maps(pair)])
+    adam = AdamFit.stitching().fit(cache)
+    grid.compare([Ridge(), FixedMaps(adam.maps, "adam_stitching"), shared_embedding_maps(pair)])
+
+Limits: the null and the refits of such a map are the map itself, so they say nothing about it.
 """
 
 from collections.abc import Sequence
@@ -17,11 +22,11 @@ from lrt_lens.stitching.solvers._solver import FoldErrors, Setting, Side, Solver
 
 @dataclass(frozen=True)
 class FixedMaps(Solver):
-    """Two ready maps, used for every hook pair that they fit."""
+    """Two ready maps, used for every hook pair of the same widths."""
 
     maps: MapPair
     label: str = "fixed"
-    """Its name in tables."""
+    """Name of the solver in tables."""
 
     @property
     def name(self) -> str:
@@ -46,7 +51,7 @@ class FixedSide(Side):
         self.affine = affine
 
     def cross_validate(self, pair: Pair) -> FoldErrors:
-        """Errors on each fold."""
+        """Return the errors of the map on each fitting fold."""
         held_out = [self.scatter(pair, (k,)) for k in FIT_PARTS]
         setting = Setting()
         return held_out_errors(
@@ -54,14 +59,19 @@ class FixedSide(Side):
         )
 
     def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:  # noqa: ARG002 (nothing is fitted)
-        """The map, between the pair's hook points; MismatchError where the widths are others."""
+        """Return the map in float64, with the hook points of ``pair``.
+
+        Raises:
+            MismatchError: the widths of the map are not those of the hook pair.
+        """
         source, target = self.names(pair)
         widths = tuple(self.scatter(pair, FIT_PARTS).xy.shape)
         if tuple(self.affine.weight.shape) != widths:
             raise MismatchError(
                 f"the fixed map is {tuple(self.affine.weight.shape)}, but {source!r} → {target!r} "
-                f"is {widths}; give a map of these widths"
+                f"is {widths}; give a map with these widths"
             )
+        # Scores are computed in float64, as the moments are.
         return replace(
             self.affine,
             weight=self.affine.weight.double(),
@@ -71,5 +81,5 @@ class FixedSide(Side):
         )
 
     def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
-        """The map itself."""
+        """Return the map itself, because it was not fitted on any pairs of rows."""
         return self.solve(pair, (), setting)

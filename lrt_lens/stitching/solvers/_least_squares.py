@@ -1,9 +1,14 @@
-"""Least squares of minimum norm: ``W = Sxx⁺ Sxy``, the limit of ridge at no penalty.
+"""Least squares of minimum norm: ``W = Sxx⁺ Sxy``, the limit of ridge as the penalty goes to 0.
 
-With fewer rows than dimensions infinitely many maps predict the fitting rows without error; the
-pseudo-inverse takes the smallest. Without the intercept, on uncentred sums, it is the map of
-L-Cross Modulation (arXiv 2501.02009, eq. 3), which is fitted on fewer texts than dimensions: there
-the map interpolates, and only held-out scores mean anything.
+With fewer rows than dimensions, infinitely many maps predict the fitting rows without error; the
+pseudo-inverse gives the one of smallest norm. Without the intercept, on uncentred sums, it is the
+map of L-Cross Modulation (arXiv 2501.02009, eq. 3):
+
+    grid = moments.fit(LeastSquares())
+    grid = moments.fit(LeastSquares(intercept=False))      # L-Cross
+
+Limits: L-Cross is fitted on fewer texts than dimensions. Such a map interpolates, and only its
+held-out scores mean anything.
 """
 
 from collections.abc import Sequence
@@ -19,13 +24,13 @@ from lrt_lens.stitching.solvers._solver import ClosedForm, Setting
 
 @dataclass(frozen=True)
 class LeastSquares(ClosedForm):
-    """Minimises ``Σ‖y − xW − b‖²``; of all minimisers the one with the least ``‖W‖_F``."""
+    """The minimiser of ``Σ‖y − xW − b‖²`` with the least ``‖W‖_F``."""
 
     intercept: bool = True
-    """Whether there is a bias; L-Cross has none."""
+    """True if the map has a bias; the map of L-Cross has none."""
     rcond: float = 1e-12
-    """Eigenvalues of the scatter below this share of the largest count as zero; 1e-6 is right for
-    sums of few float32 products.
+    """Eigenvalues of the scatter below this share of the largest count as zero. For sums of few
+    float32 products use 1e-6.
     """
     separable: ClassVar[bool] = True
 
@@ -44,19 +49,20 @@ class LeastSquares(ClosedForm):
 
     @property
     def has_intercept(self) -> bool:
-        """Whether the bias is ``ȳ − x̄W``; if not, it is zero and `weights` gets uncentred sums."""
+        """True if the bias is ``ȳ − x̄W``; otherwise it is 0 and `weights` gets uncentred sums."""
         return self.intercept
 
     def weights(self, fit: Scatter, settings: Sequence[Setting]) -> Sequence[Tensor]:
-        """Return ``Sxx⁺ Sxy``.
-
-        The rank is at most the number of independent rows, which rounding hides from the
-        eigenvalues.
-        """
+        """Return ``Sxx⁺ Sxy`` for every setting."""
+        # eigh sorts ascending, so values[-1] is the largest. `tiny` instead of 0, so that no
+        # eigenvalue of a zero matrix is above the threshold.
         values, vectors = torch.linalg.eigh(fit.xx)
         keep = values > self.rcond * values[-1].clamp_min(torch.finfo(values.dtype).tiny)
+        # The rank is at most n, or n − 1 for centred rows. With few rows, rounding lifts some of
+        # the zero eigenvalues above the threshold, so they are removed by number.
         independent = int(fit.n) - int(self.intercept)
         if independent < len(values):
             keep[: len(values) - independent] = False
+        # W = V·diag(1/e or 0)·Vᵀ·Sxy; the inner `where` keeps 1/0 out of the unused branch.
         inverse = torch.where(keep, 1 / torch.where(keep, values, torch.ones_like(values)), 0.0)
         return [vectors @ (inverse[:, None] * (vectors.T @ fit.xy))] * len(settings)

@@ -1,17 +1,19 @@
-"""Maps from all layers of the source into one layer of the target.
+"""Maps from several layers of the source into one layer of the target.
 
-Proposed in appendix A of LRT (arXiv 2506.00653), which trains none.
-
-The source's layers, side by side, are one wide hook point (`joint_name`), so joint moments are
-ordinary `CrossMoments` and the map is a ridge with one penalty a layer:
+Problem: LRT (arXiv 2506.00653) proposes such maps in appendix A, but trains none. Mechanism: the
+concatenated layers of the source are one wide hook point (`joint_name`). Joint moments are then
+ordinary `CrossMoments`, and the map is a ridge with one penalty per layer:
 
     moments = harvest(pair, documents, source_layers="all", target_layers=[3], joint=True)
     grid = moments.fit(ManyToOne())
     layer_contributions(moments)        # what each layer adds, from the same moments
 
-The objective is ``Σ‖y − Σ_g x_g W_g − b‖² + λ·tr(Sxx)/d·Σ_g p_g‖W_g‖²_F``; scaling ``x_g`` by
-``1/√p_g`` makes it plain ridge. The ``p_g`` are found by coordinate descent on the cross-validated
-R², a factor ``step`` up or down at a time.
+Objective: ``Σ‖y − Σ_g x_g W_g − b‖² + λ·tr(Sxx)/d·Σ_g p_g‖W_g‖²_F``. Scaling ``x_g`` by ``1/√p_g``
+makes it plain ridge. The ``p_g`` are chosen by coordinate descent on the cross-validated R²: one
+layer's penalty at a time is multiplied or divided by ``step``.
+
+Limits: the scatter matrix is [n_layers · d, n_layers · d], which limits models of many layers. The
+search for the ``p_g`` is greedy.
 """
 
 from collections.abc import Sequence
@@ -35,35 +37,39 @@ from lrt_lens.stitching.solvers._solver import DEFAULT_ALPHAS, FoldErrors, Setti
 
 @dataclass(frozen=True)
 class ManyToOne(Solver):
-    """Ridge regression from several source layers at once, with one penalty for each.
+    """Ridge regression from several source layers at once, with one penalty per layer.
 
-    The map down is plain ridge to all of them.
+    The map down is plain ridge from the target to all source layers.
     """
 
     alpha: float | None = None
-    """As in `Ridge`, common to all layers."""
+    """Penalty common to all layers, relative to the mean variance of the source, as in `Ridge`;
+    None chooses from ``alphas`` by cross-validated R².
+    """
     alphas: tuple[float, ...] = DEFAULT_ALPHAS
+    """Common penalties among which cross-validation chooses if ``alpha`` is None."""
     groups: tuple[float, ...] | None = None
-    """Relative penalty of each layer; None finds them by cross-validation, ``()`` keeps them all at
-    1.
+    """Relative penalty of each layer; None chooses them by cross-validation, ``()`` sets them all
+    to 1.
     """
     step: float = 10.0
-    """Factor by which the search moves a layer's penalty."""
+    """Factor by which the search multiplies or divides the penalty of a layer."""
     sweeps: int = 1
-    """Times that the search goes through the layers."""
+    """Number of times that the search goes through all layers."""
     standardize: bool = False
+    """Scale every source dimension to unit variance before the penalty is applied."""
 
     def __post_init__(self) -> None:
         if self.step <= 1:
             raise ValueError(f"step is {self.step!r}; expected a factor above 1")
         if self.groups and not all(0 < p < float("inf") for p in self.groups):
             raise ValueError(
-                f"groups is {self.groups!r}; expected positive penalties, one a source layer"
+                f"groups is {self.groups!r}; expected positive penalties, one per source layer"
             )
 
     @property
     def ridge(self) -> Ridge:
-        """The ridge that shares its penalties."""
+        """Ridge solver with the same common penalties."""
         return Ridge(alpha=self.alpha, alphas=self.alphas, standardize=self.standardize)
 
     @property
@@ -77,7 +83,7 @@ class ManyToOne(Solver):
 
 
 class GroupRidgeSide(RidgeSide):
-    """The way up under `ManyToOne`."""
+    """The direction up under `ManyToOne`."""
 
     def __init__(self, moments: CrossMoments, many: ManyToOne) -> None:
         super().__init__(moments, many.ridge, down=False)
@@ -85,22 +91,28 @@ class GroupRidgeSide(RidgeSide):
         self._groups: tuple[float, ...] = ()
 
     def cross_validate(self, pair: Pair) -> FoldErrors:
-        """Every layer's penalty by coordinate descent, all common penalties at each step."""
+        """Return held-out errors at the best penalties.
+
+        Coordinate descent chooses the penalties of the layers. Each step scores all common
+        penalties.
+        """
         n_groups = len(joint_parts(pair[0]))
         given = self.many.groups
         if given and len(given) != n_groups:
             raise ValueError(
                 f"groups has {len(given)} penalties; {pair[0]!r} joins {n_groups} layers: give one "
-                "for each"
+                "penalty per layer"
             )
         best = self._with(pair, given or (1.0,) * n_groups)
         if given is None and n_groups > 1:
+            # One layer's penalty at a time; `_along` keeps the better of the old and the new one.
             for _ in range(self.many.sweeps):
                 for g in range(n_groups):
                     best = self._along(pair, g, best)
         return best
 
     def _along(self, pair: Pair, g: int, best: FoldErrors) -> FoldErrors:
+        """Return the errors after one step along the penalty of layer ``g``, if it improves R²."""
         for factor in (self.many.step, 1 / self.many.step):
             penalties = list(best.setting.groups)
             penalties[g] *= factor
@@ -110,27 +122,30 @@ class GroupRidgeSide(RidgeSide):
         return best
 
     def _with(self, pair: Pair, groups: tuple[float, ...]) -> FoldErrors:
+        """Return the errors at the best common penalty for relative penalties ``groups``."""
+        # `shared_by` and `decompose` read the attribute, so it is set before the spectra are used.
         self._groups = groups
         found = super().cross_validate(pair)
         return replace(found, setting=replace(found.setting, groups=groups))
 
     def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:
-        """The map fitted on some parts."""
+        """Return the map fitted on the rows of some parts."""
         self._groups = setting.groups
         return super().solve(pair, parts, setting)
 
     def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
-        """The map of shuffled pairs."""
+        """Return the map fitted on shuffled pairs."""
         self._groups = setting.groups
         return super().fit_null(pair, setting)
 
     def shared_by(self, pair: Pair) -> object:
-        """The joint hook point and its penalties."""
+        """Return the joint hook point and its penalties, on which the spectra depend."""
         return pair[0], self._groups
 
     def decompose(self, pair: Pair, fit: Scatter) -> Spectrum:
-        """Spectrum of the joint hook point with each layer divided by the root of its penalty."""
+        """Return the spectrum of the joint hook point, each layer divided by √ of its penalty."""
         widths = _widths(pair[0], len(fit.mean_x))
+        # p_g‖W_g‖² = ‖√p_g W_g‖², so ridge on x_g/√p_g with weights √p_g W_g is the objective.
         penalties = torch.tensor(self._groups or (1.0,) * len(widths), dtype=fit.xx.dtype)
         scale = penalties.rsqrt().repeat_interleave(torch.tensor(widths)).to(fit.xx.device)
         return self.solver.decompose(fit.xx, scale)
@@ -145,10 +160,24 @@ def layer_contributions(
 ) -> pd.DataFrame:
     """Return what each source layer adds to the joint map, from joint moments.
 
-    A row per layer: R² of both kinds on the test fold from this layer alone (``r2_alone``,
-    ``r2_uniform_alone``), from all layers without it (``r2_without``), from the layers up to it
-    (``r2_up_to``), and from all (``r2_all``); ``adds`` is all minus without. Plain ridge with one
-    penalty by cross-validation throughout, so that the rows differ in their layers only.
+    All maps are plain ridge with one cross-validated penalty, so that they differ only in their
+    layers. All scores are R² on the test fold.
+
+    Args:
+        moments: cross-moments with a joint source hook point.
+        target: target hook point; None takes all of them.
+        solver: the ridge solver; `Ridge()` if None.
+        progress: show a progress bar.
+
+    Returns:
+        One row per layer (``source_hook``) and target hook point: ``r2_alone`` from this layer
+        alone, ``r2_without`` from all layers except it, ``r2_up_to`` from the layers up to it,
+        ``r2_all`` from all, and ``adds``, which is ``r2_all − r2_without``. ``r2_uniform_alone``,
+        ``r2_uniform_without``, ``r2_uniform_up_to``, ``r2_uniform_all`` and ``adds_uniform`` are
+        the same columns for the mean R² over dimensions.
+
+    Raises:
+        HookPointError: no joint source hook point with this target.
     """
     pairs = [
         pair
@@ -162,6 +191,7 @@ def layer_contributions(
         )
     solver, rows = solver or Ridge(), []
 
+    # Every subset of layers is fitted from the joint moments; no activation is read again.
     def scores(pair: Pair, chosen: list[int]) -> tuple[float, float]:
         row = select_layers(moments, pair, chosen).fit(solver).scores.iloc[0]
         return float(row["r2"]), float(row["r2_uniform"])
@@ -194,10 +224,14 @@ def layer_contributions(
 
 
 def select_layers(moments: CrossMoments, pair: Pair, chosen: Sequence[int]) -> CrossMoments:
-    """Return moments of some of the layers that a joint hook point holds, with its target.
+    """Return the moments of some layers of a joint hook point, with its target.
 
-    They are exact; nothing is harvested again.
+    Args:
+        moments: cross-moments with the joint hook point.
+        pair: joint source hook point and target hook point.
+        chosen: positions of the layers in the joint hook point, from 0.
     """
+    # Rows and columns of the joint sums are the sums of the layers, so no harvest is needed.
     layers = joint_parts(pair[0])
     joint = moments.source[pair[0]]
     width = _widths(pair[0], len(joint.shift))[0]
@@ -223,5 +257,6 @@ def _columns(side: SideMoments, index: Tensor) -> SideMoments:
 
 
 def _widths(name: str, width: int) -> list[int]:
+    """Return the width of each layer of a joint hook point; all layers of a model are as wide."""
     n_layers = len(joint_parts(name))
     return [width // n_layers] * n_layers

@@ -1,16 +1,21 @@
-"""Rotations: how much of a map is a change of axes?
+"""Procrustes maps: how much of the relation of two streams is a change of axes?
 
-Minimises ``Σ‖y − sxQ − b‖²`` over semi-orthogonal ``Q`` [d_source, d_target] (``QQᵀ = I`` where the
-target is wider, ``QᵀQ = I`` where the source is).
+Objective: minimise ``Σ‖y − sxQ − b‖²`` over semi-orthogonal ``Q`` [d_source, d_target], that is
+``QQᵀ = I`` if the target is at least as wide, ``QᵀQ = I`` if the source is wider.
 
-For ``d_source ≤ d_target`` it is a closed form (Schönemann 1966): ``Sxy = UΣVᵀ``, ``Q = UVᵀ``, ``s
-= tr Σ / tr Sxx``. For a wider source the quadratic term depends on ``Q`` and there is none;
-`_narrowing` alternates between ``Q`` and what it leaves out (ten Berge & Knol 1984): with an
-orthogonal complement ``C`` of ``Q``, the target is thought to have ``xC`` for further dimensions,
-and ``[Q C] ← polar([sSxy, s²Sxx C])`` never raises the error. Taking ``C`` a step further in the
-direction it came from halves the number of steps; one that raises the error is taken back. It
-starts at ``UVᵀ``; the minimum it reaches is a local one. Fits that leave a fold out start at the
-fit of all folds, so that they are the same minimum.
+    grid = moments.fit(Procrustes())
+    grid = moments.fit(Procrustes(scale=False))      # rigid: s = 1
+
+Mechanism: for ``d_source ≤ d_target`` there is a closed form (Schönemann 1966): ``Sxy = UΣVᵀ``,
+``Q = UVᵀ``, ``s = tr Σ / tr Sxx``. For a wider source the quadratic term depends on ``Q`` and no
+closed form exists. `_narrowing` then alternates between ``Q`` and its complement (ten Berge & Knol
+1984): let ``C`` be an orthogonal complement of ``Q``, and extend the target by the dimensions
+``s·xC``. The update ``[Q C] ← polar([s·Sxy, s²·Sxx C])`` never raises the error. Momentum (a
+further step in the direction of the last one) halves the number of iterations; a step that raises
+the error is rejected.
+
+Limits: for a wider source the result is a local minimum. The iteration starts at ``UVᵀ``, and fits
+without one fold start at the fit of all folds, so that all of them reach the same minimum.
 """
 
 from collections.abc import Sequence
@@ -24,15 +29,17 @@ from lrt_lens.moments._scatter import Scatter
 from lrt_lens.stitching.solvers._solver import ClosedForm, Setting
 
 _MAX_ITERATIONS = 25
+"""Most iterations of a fit that starts at ``UVᵀ``."""
 _MAX_REFIT_ITERATIONS = 3
-"""Of a fit without one fold: it starts a step away from where it ends."""
+"""Most iterations of a fit without one fold, which starts close to its minimum."""
 _MOMENTUM = 0.8
+"""Share of the last step that is added again."""
 _TOLERANCE = 1e-4
-"""Relative decrease of the error, over five iterations, at which the alternation stops."""
+"""Relative decrease of the error, over five iterations, below which the alternation stops."""
 _WELL_CONDITIONED = 1e-10
-"""Ratio of squared singular values above which the Gram matrix loses nothing that matters."""
+"""Least ratio λ_min/λ_max of a Gram matrix whose eigenvectors are accurate enough to use alone."""
 _NOT_SINGULAR = 1e-14
-"""The same where what is lost is made good by Newton steps."""
+"""Least ratio λ_min/λ_max of a Gram matrix if Newton steps correct the result afterwards."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Procrustes(ClosedForm):
     """Semi-orthogonal map, by default with one scale for all directions."""
 
     scale: bool = True
-    """Whether the map may stretch as a whole; False is a rigid motion."""
+    """True if the map has one scale factor s; False fixes s = 1 (a rigid motion)."""
     label: ClassVar[str] = "procrustes"
     iterative: ClassVar[bool] = True
 
@@ -53,7 +60,8 @@ class Procrustes(ClosedForm):
     def weights(
         self, fit: Scatter, settings: Sequence[Setting], start: Tensor | None = None
     ) -> Sequence[Tensor]:
-        """``sQ``."""
+        """Return ``sQ`` for every setting."""
+        # Q = UVᵀ of Sxy = UΣVᵀ
         rotation = _polar(fit.xy)
         if fit.xy.shape[0] > fit.xy.shape[1]:
             begun = (
@@ -65,14 +73,16 @@ class Procrustes(ClosedForm):
         return [self._stretch(rotation, fit) * rotation] * len(settings)
 
     def _stretch(self, rotation: Tensor, fit: Scatter) -> Tensor:
+        # s = tr QᵀSxy / tr QᵀSxxQ minimises the error for a fixed Q.
         quadratic = (rotation * (fit.xx @ rotation)).sum()
         if not self.scale:
             return torch.ones_like(quadratic)
         return (rotation * fit.xy).sum() / quadratic.clamp_min(torch.finfo(quadratic.dtype).tiny)
 
     def _narrowing(self, fit: Scatter, rotation: Tensor, iterations: int) -> Tensor:
-        """Alternation for a source wider than the target."""
+        """Return Q for a source wider than the target, by alternation from ``rotation``."""
         width = fit.xy.shape[1]
+        # [Q C], square: the complete QR decomposition of Q gives its orthogonal complement C.
         whole = before = torch.cat(
             [rotation, torch.linalg.qr(rotation, mode="complete").Q[:, width:]], 1
         )
@@ -80,12 +90,13 @@ class Procrustes(ClosedForm):
         for iteration in range(1, iterations + 1):
             ahead = whole + _MOMENTUM * (whole - before)
             scale = self._stretch(ahead[:, :width], fit)
+            # [Q C] ← polar([s·Sxy, s²·Sxx C])
             after = _rotation(
                 torch.cat([scale * fit.xy, scale**2 * (fit.xx @ ahead[:, width:])], 1)
             )
             error = self._error(after[:, :width], fit)
             if error > least:
-                # Too far: the next step starts from here, at rest.
+                # The step went too far: reject it and take the next one without momentum.
                 before = whole
                 continue
             before, whole, least = whole, after, error
@@ -96,8 +107,9 @@ class Procrustes(ClosedForm):
         return whole[:, :width]
 
     def _error(self, rotation: Tensor, fit: Scatter) -> float:
-        """Σ‖y − sxQ‖² over centred rows."""
+        """Return Σ‖y − sxQ‖² over centred rows."""
         scale = self._stretch(rotation, fit)
+        # tr Syy + s²·tr QᵀSxxQ − 2s·tr QᵀSxy
         return float(
             fit.variance.sum()
             + scale**2 * (rotation * (fit.xx @ rotation)).sum()
@@ -106,10 +118,10 @@ class Procrustes(ClosedForm):
 
 
 def _rotation(matrix: Tensor) -> Tensor:
-    """Return the orthogonal matrix nearest to a square one.
-
-    It is found from the Gram matrix, and made orthogonal to rounding by Newton's steps.
-    """
+    """Return the orthogonal matrix nearest to a square one, orthogonal to rounding."""
+    # polar(M) = M (MᵀM)^-½ is faster than a singular value decomposition, but squares the
+    # condition number. Newton–Schulz steps R ← R(3I − RᵀR)/2 converge quadratically and remove
+    # the error: 1e-2 (at a ratio of 1e-14) → 1e-4 → 1e-8 → 1e-16.
     values, vectors = torch.linalg.eigh(matrix.T @ matrix)
     if values[0] <= _NOT_SINGULAR * values[-1]:
         return _polar(matrix)
@@ -123,10 +135,9 @@ def _rotation(matrix: Tensor) -> Tensor:
 
 
 def _polar(matrix: Tensor) -> Tensor:
-    """Return the semi-orthogonal matrix nearest to ``matrix``.
-
-    This is UVᵀ of its singular value decomposition, computed by way of the smaller Gram matrix.
-    """
+    """Return the semi-orthogonal matrix nearest to ``matrix``: UVᵀ of its decomposition UΣVᵀ."""
+    # M (MᵀM)^-½ = UVᵀ, from the smaller Gram matrix; an ill-conditioned one needs the full
+    # decomposition, because its small eigenvalues are rounding errors.
     if matrix.shape[0] < matrix.shape[1]:
         return _polar(matrix.T).T
     values, vectors = torch.linalg.eigh(matrix.T @ matrix)

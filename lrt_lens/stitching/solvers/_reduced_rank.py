@@ -1,9 +1,16 @@
-"""Ridge held to a rank: how many dimensions of the source does the target really use?
+"""Reduced-rank ridge: how many dimensions of the source does the target need?
 
-Minimises ridge's objective ``Σ‖y − xW − b‖² + λ̃‖W‖²_F`` over maps of rank ``r`` (Izenman 1975;
-Mukherjee & Zhu 2011 with the penalty): project ridge's map on the leading ``r`` eigenvectors of
-``WᵀSxy``. With those eigenvectors ``U`` and ``P = WU`` the held-out error of *every* rank is one
-cumulative sum, so the rank costs no more to choose than a penalty.
+Objective: minimise the objective of ridge, ``Σ‖y − xW − b‖² + λ̃‖W‖²_F``, over maps of rank ``r``
+(Izenman 1975; with the penalty Mukherjee & Zhu 2011).
+
+    grid = moments.fit(ReducedRank())          # penalty and rank by cross-validation
+    grid = moments.fit(ReducedRank(rank=32))
+
+Mechanism: project the outputs of the ridge map ``W`` onto the leading ``r`` eigenvectors ``U_r`` of
+``WᵀSxy``: ``W_r = W U_r U_rᵀ``. With ``P = WU``, the held-out errors of *all* ranks are one
+cumulative sum, so that choosing a rank costs no more than choosing a penalty.
+
+Limits: the penalty is chosen at full rank first and is not chosen again for the selected rank.
 """
 
 from collections.abc import Sequence
@@ -28,12 +35,15 @@ class ReducedRank(Solver):
     """
 
     rank: int | None = None
-    """Rank of the map, up to the smaller width; None chooses by cross-validated R²."""
+    """Rank of the map, at most the smaller width; None chooses it by cross-validated R²."""
     alpha: float | None = None
-    """As in `Ridge`."""
+    """Penalty relative to the mean variance of the source, as in `Ridge`; None chooses from
+    ``alphas`` by cross-validated R².
+    """
     alphas: tuple[float, ...] = DEFAULT_ALPHAS
+    """Penalties among which cross-validation chooses if ``alpha`` is None."""
     standardize: bool = False
-    """As in `Ridge`: source dimensions to unit variance before the penalty is applied."""
+    """Scale every source dimension to unit variance before the penalty is applied."""
 
     def __post_init__(self) -> None:
         if self.rank is not None and self.rank < 1:
@@ -45,7 +55,7 @@ class ReducedRank(Solver):
 
     @property
     def ridge(self) -> Ridge:
-        """The full-rank solver underneath."""
+        """Ridge solver of full rank, whose map is projected."""
         return Ridge(alpha=self.alpha, alphas=self.alphas, standardize=self.standardize)
 
     @property
@@ -66,7 +76,7 @@ class ReducedRankSide(Side):
         self.solver, self.ridge = solver, RidgeSide(moments, solver.ridge, down=down)
 
     def cross_validate(self, pair: Pair) -> FoldErrors:
-        """The penalty at full rank, then the rank, each on every held-out fold."""
+        """Return held-out errors at the best penalty (at full rank) and then the best rank."""
         alpha = self.ridge.cross_validate(pair).setting.alpha
         folds = [self.fold(pair, k) for k in FIT_PARTS]
         variance = torch.stack([held_out.variance for _, held_out in folds])
@@ -77,6 +87,7 @@ class ReducedRankSide(Side):
             for affine, (fit, _) in zip(full, folds, strict=True)
         ]
         if self.solver.rank is None:
+            # Entry r − 1 is the held-out error of rank r over all folds.
             totals = sum(
                 _errors_by_rank(affine.weight @ basis, basis, fit, held_out)
                 for affine, basis, (fit, held_out) in zip(full, bases, folds, strict=True)
@@ -87,19 +98,19 @@ class ReducedRankSide(Side):
         setting = Setting(alpha=alpha, rank=rank)
         errors = []
         for affine, basis, (fit, held_out) in zip(full, bases, folds, strict=True):
-            weight = affine.weight @ basis[:, :rank] @ basis[:, :rank].T
+            weight = affine.weight @ basis[:, :rank] @ basis[:, :rank].T  # W U_r U_rᵀ
             errors.append(
                 weights @ squared_errors(weight, fit.mean_y - fit.mean_x @ weight, held_out)
             )
         return FoldErrors(setting, torch.stack(errors), variance @ weights.T)
 
     def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:
-        """The map fitted on some parts."""
+        """Return the map fitted on the rows of some parts."""
         fit = self.scatter(pair, parts)
         return _projected(self.ridge.solve(pair, parts, setting), fit, setting)
 
     def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
-        """The map of shuffled pairs, of the same rank."""
+        """Return the map of the same rank that was fitted on shuffled pairs."""
         return _projected(
             self.ridge.fit_null(pair, setting), self.null_scatter(pair, test=False), setting
         )
@@ -108,14 +119,15 @@ class ReducedRankSide(Side):
         rank = self.solver.rank or 0
         if rank > basis.shape[1]:
             raise ValueError(
-                f"rank is {rank}; these widths allow at most {basis.shape[1]}: choose a smaller "
-                "one, or None"
+                f"rank is {rank}; these widths allow at most {basis.shape[1]}: use a smaller "
+                "rank, or None"
             )
         return rank
 
 
 def _leading_outputs(weight: Tensor, xy: Tensor) -> Tensor:
     """Return eigenvectors [d_target, min(d_source, d_target)] of ``WᵀSxy``, leading first."""
+    # WᵀSxy = Sxyᵀ(Sxx + λ̃I)⁻¹Sxy is symmetric and not negative; eigh sorts ascending.
     _, vectors = torch.linalg.eigh(weight.T @ xy)
     return vectors.flip(1)[:, : min(weight.shape)]
 
@@ -125,6 +137,9 @@ def _errors_by_rank(projected: Tensor, basis: Tensor, fit: Scatter, held_out: Sc
 
     ``projected`` is ``P = WU``.
     """
+    # W_r = P_r U_rᵀ, so with columns p_k of P and u_k of U, and e = ȳ' − ȳ, m = (x̄' − x̄)P:
+    #   tr W_rᵀSxx'W_r − 2 tr W_rᵀSxy' = Σ_{k≤r} (p_kᵀSxx'p_k − 2 p_kᵀSxy'u_k)
+    #   ‖x̄'W_r + b − ȳ'‖² = ‖e‖² + Σ_{k≤r} ((m_k − e·u_k)² − (e·u_k)²)
     change = (projected * (held_out.xx @ projected) - 2 * projected * (held_out.xy @ basis)).sum(0)
     moved = (held_out.mean_x - fit.mean_x) @ projected
     expected = held_out.mean_y - fit.mean_y

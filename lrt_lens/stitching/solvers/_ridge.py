@@ -1,18 +1,24 @@
 """Ridge regression from moments: one eigendecomposition serves every target and every penalty.
 
-Minimises ``Σ‖y − xW − b‖² + λ·tr(Sxx)/d · ‖W‖²_F``, so ``W = (Sxx + λ·tr(Sxx)/d·I)⁻¹ Sxy`` and ``b
-= ȳ − x̄W``. ``alpha`` is the relative λ: scikit-learn's ``Ridge(alpha=λ·tr(Sxx)/d)`` gives the same
-map.
+Objective: minimise ``Σ‖y − xW − b‖² + λ̃·‖W‖²_F`` with ``λ̃ = λ·tr(Sxx)/d``, so that ``W = (Sxx +
+λ̃·I)⁻¹ Sxy`` and ``b = ȳ − x̄W``. ``alpha`` is the relative penalty λ: scikit-learn's
+``Ridge(alpha=λ·tr(Sxx)/d)`` gives the same map.
 
-With ``Sxx = V diag(e) Vᵀ`` of the fitting folds, ``B = VᵀSxy``, ``D = diag(1/(e + λ̃))`` and primed
-quantities of the held-out fold rotated alike (``M = VᵀSxx'V``, ``N = VᵀSxy'``), the weighted
-held-out error of *all* penalties needs two products a pair:
+    grid = moments.fit(Ridge())                     # λ by cross-validation
+    grid = moments.fit(Ridge(alpha=1e-3))           # a fixed λ
+
+Let ``Sxx = V diag(e) Vᵀ`` be the scatter of the fitting folds, ``B = VᵀSxy`` and ``D =
+diag(1/(e + λ̃))``. Primed quantities are those of the held-out fold in the same basis: ``M =
+VᵀSxx'V``, ``N = VᵀSxy'``. The weighted held-out error of *all* penalties then needs two matrix
+products per hook pair:
 
     Σ_k w_k·error_k = Σ_k w_k Syy'_kk − 2 dᵀh + dᵀ(M ∘ G)d + n'·Σ_k w_k·offset_k²
     G = B diag(w) Bᵀ,  h_i = Σ_k w_k B_ik N_ik
 
-with ``d`` the diagonal of ``D``. Weights of one give R², weights ``1/Syy'_kk`` the mean R² over
-dimensions.
+where ``d`` is the diagonal of ``D``. Equal weights give R²; weights ``1/Syy'_kk`` give the mean R²
+over dimensions.
+
+Limits: one penalty for all source dimensions. `ManyToOne` has one penalty per source layer.
 """
 
 from collections.abc import Sequence
@@ -44,19 +50,21 @@ class Ridge(Solver):
     cross-validated R².
     """
     alphas: tuple[float, ...] = DEFAULT_ALPHAS
-    """Penalties to choose from."""
+    """Penalties among which cross-validation chooses if ``alpha`` is None."""
     standardize: bool = False
-    """Scale every source dimension to unit variance before the penalty is applied: for streams with
-    massive dimensions.
+    """Scale every source dimension to unit variance before the penalty is applied; use it for
+    streams with massive dimensions.
     """
 
     def __post_init__(self) -> None:
         if not self.candidates:
             raise ValueError("alphas is empty; give at least one penalty, or alpha=…")
+        # λ = 0 would divide by eigenvalues of 0 (fewer rows than dimensions); `LeastSquares` is
+        # that limit. `not alpha > 0` also refuses NaN.
         for alpha in self.candidates:
             if not alpha > 0 or alpha == float("inf"):
                 raise ValueError(
-                    f"alpha is {alpha!r}; expected a positive number (1e-6 is next to no penalty)"
+                    f"alpha is {alpha!r}; expected a positive number (1e-6 is almost no penalty)"
                 )
 
     @property
@@ -66,7 +74,7 @@ class Ridge(Solver):
 
     @property
     def candidates(self) -> tuple[float, ...]:
-        """Penalties that are scored."""
+        """All penalties that cross-validation scores."""
         return self.alphas if self.alpha is None else (self.alpha,)
 
     def sides(self, moments: CrossMoments) -> tuple["RidgeSide", "RidgeSide"]:
@@ -76,14 +84,15 @@ class Ridge(Solver):
     def decompose(self, xx: Tensor, scale: Tensor | None = None) -> "Spectrum":
         """Return the spectrum of the predicting side, which all targets and penalties share.
 
-        This is the one expensive step. ``scale`` [d] multiplies the dimensions first.
+        This is the only expensive step. ``scale`` [d] multiplies the dimensions first.
         """
         if scale is None:
             scale = torch.ones(len(xx), dtype=xx.dtype, device=xx.device)
         if self.standardize:
             scale = scale * unit_scale(xx.diagonal())
-        scaled = xx * scale[:, None] * scale
+        scaled = xx * scale[:, None] * scale  # diag(s)·Sxx·diag(s)
         values, vectors = torch.linalg.eigh(scaled)
+        # Rounding makes eigenvalues of a singular scatter slightly negative.
         return Spectrum(values.clamp_min(0), vectors, scale, float(scaled.diagonal().mean()))
 
 
@@ -92,27 +101,29 @@ class Spectrum:
     """Eigendecomposition of a (scaled) scatter matrix."""
 
     values: Tensor
-    """[d], ascending, not negative."""
+    """Eigenvalues [d], ascending, not negative."""
     vectors: Tensor
-    """[d, d], columns."""
+    """Eigenvectors as columns [d, d]."""
     scale: Tensor
-    """[d], what each source dimension was multiplied with."""
+    """Factors [d] by which the source dimensions were multiplied before the decomposition."""
     mean_value: float
-    """tr / d: the unit in which ``alpha`` counts."""
+    """Trace of the scaled scatter matrix ÷ d, the unit of ``alpha``."""
 
     def rotate(self, rows: Tensor) -> Tensor:
-        """``Vᵀ`` times scaled rows, [d, ...]."""
+        """Return ``Vᵀ diag(scale) rows``, with the source dimension first: [d, ...]."""
         return self.vectors.T @ (rows * self.scale.reshape(-1, *[1] * (rows.ndim - 1)))
 
     def shrink(self, alphas: Tensor) -> Tensor:
         """Return the diagonal of D for each penalty, as [alpha, d]."""
+        # 1 / (e_i + λ·tr(Sxx)/d)
         return 1 / (self.values + alphas[:, None] * self.mean_value)
 
     def solve(self, fit: Scatter, alpha: float, source_hook: str, target_hook: str) -> AffineMap:
-        """The map at one penalty."""
+        """Return the map at one penalty, in the original units of the source."""
         shrink = self.shrink(
             torch.tensor([alpha], dtype=self.values.dtype, device=self.values.device)
         )[0]
+        # W = diag(s)·V·diag(1/(e + λ̃))·Vᵀ·diag(s)·Sxy
         weight = (self.vectors @ (shrink[:, None] * self.rotate(fit.xy))) * self.scale[:, None]
         return AffineMap(weight, fit.mean_y - fit.mean_x @ weight, source_hook, target_hook)
 
@@ -122,7 +133,9 @@ class HeldOutFold:
 
     def __init__(self, spectrum: Spectrum, fit: Scatter, held_out: Scatter) -> None:
         self.spectrum = spectrum
+        # M = VᵀSxx'V (the transpose puts the second axis first, where `rotate` works)
         self.rotated_xx = spectrum.rotate(spectrum.rotate(held_out.xx).T)
+        # Vᵀ(x̄' − x̄)
         self.moved_mean = spectrum.rotate(held_out.mean_x - fit.mean_x)
 
     def errors(self, fit: Scatter, held_out: Scatter, shrink: Tensor, weights: Tensor) -> Tensor:
@@ -130,14 +143,18 @@ class HeldOutFold:
 
         ``weights`` is [weighting, d_target].
         """
+        # B and N of the module docstring, [d_source, d_target] each.
         fitted, seen = self.spectrum.rotate(fit.xy), self.spectrum.rotate(held_out.xy)
+        # x̄'W + b − ȳ' = (x̄' − x̄)W + ȳ − ȳ', as [alpha, d_target]
         offset = (shrink * self.moved_mean) @ fitted + (fit.mean_y - held_out.mean_y)
         product = fitted * seen
         columns = []
         for weight in weights:
+            # dᵀ(M ∘ G)d with G = (B√w)(B√w)ᵀ
             quadratic = (
                 (shrink @ (self.rotated_xx * gram((fitted * weight.sqrt()).T))) * shrink
             ).sum(1)
+            # dᵀh with h_i = Σ_k w_k B_ik N_ik
             linear = shrink @ (product @ weight)
             columns.append(
                 held_out.variance @ weight
@@ -149,49 +166,54 @@ class HeldOutFold:
 
 
 class RidgeSide(Side):
-    """One direction under `Ridge`: pairs that share the predicting hook point share its spectra."""
+    """One direction under `Ridge`; hook pairs with one predicting hook point share its spectra."""
 
     separable = True
 
     def __init__(self, moments: CrossMoments, solver: Ridge, *, down: bool) -> None:
         super().__init__(moments, down=down)
         self.solver = solver
+        # Spectra of one predicting hook point only, because they are many d × d matrices:
+        # `fit_grid` orders the hook pairs so that those with the same one follow each other.
         self._prepared: object = None
         self._total: Spectrum
         self._folds: list[HeldOutFold]
 
     def cross_validate(self, pair: Pair) -> FoldErrors:
-        """Every penalty on every held-out fold."""
+        """Return held-out errors at the best penalty; each is scored on every held-out fold."""
         self.prepare(pair)
         folds = [self.fold(pair, k) for k in FIT_PARTS]
-        variance = torch.stack([held_out.variance for _, held_out in folds])
-        weights = score_weights(variance.sum(0))
+        variance = torch.stack([held_out.variance for _, held_out in folds])  # [fold, d_target]
+        weights = score_weights(variance.sum(0))  # [2, d_target]
         alphas = torch.tensor(self.solver.candidates, dtype=weights.dtype, device=weights.device)
+        # [fold, alpha, 2]
         errors = torch.stack(
             [
                 shared.errors(fit, held_out, shared.spectrum.shrink(alphas), weights)
                 for shared, (fit, held_out) in zip(self._folds, folds, strict=True)
             ]
         )
+        # Column 0 is the error of the variance-weighted R², by which the penalty is chosen.
         best = int(errors[:, :, 0].sum(0).argmin())
         return FoldErrors(
             Setting(alpha=self.solver.candidates[best]), errors[:, best], variance @ weights.T
         )
 
     def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:
-        """The map fitted on some parts."""
+        """Return the map fitted on the rows of some parts."""
         fit = self.scatter(pair, parts)
         return self.spectrum(pair, parts, fit).solve(fit, setting.alpha, *self.names(pair))
 
     def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
-        """The map of shuffled pairs; shuffling keeps Sxx, so the spectrum serves."""
+        """Return the map fitted on shuffled pairs."""
+        # Shuffling changes which y belongs to an x, so Sxy only: the spectrum of Sxx still holds.
         self.prepare(pair)
         return self._total.solve(
             self.null_scatter(pair, test=False), setting.alpha, *self.names(pair)
         )
 
     def prepare(self, pair: Pair) -> None:
-        """Decompose the predicting hook point's scatter, unless the last pair had the same one."""
+        """Decompose the predicting side's scatter, unless the previous hook pair had the same."""
         key = self.shared_by(pair)
         if key == self._prepared:
             return
@@ -203,7 +225,7 @@ class RidgeSide(Side):
         self._prepared = key
 
     def spectrum(self, pair: Pair, parts: Sequence[int], fit: Scatter) -> Spectrum:
-        """Return the spectrum of some parts: a prepared one, or a new one."""
+        """Return the spectrum of the scatter of some parts, a prepared one if there is one."""
         self.prepare(pair)
         if set(parts) == set(FIT_PARTS):
             return self._total
@@ -215,5 +237,5 @@ class RidgeSide(Side):
         return pair[int(self.down)]
 
     def decompose(self, pair: Pair, fit: Scatter) -> Spectrum:  # noqa: ARG002 (a solver with settings by pair needs it)
-        """Spectrum of the predicting side."""
+        """Return the spectrum of the predicting side."""
         return self.solver.decompose(fit.xx)

@@ -1,11 +1,12 @@
 """Maps fitted on rows of two models' (un)embedding matrices, without running either model.
 
-A row is one token that both vocabularies have.
+This is the Emb2Emb baseline (Lee et al., arXiv 2503.21073). A row is one token that both
+vocabularies have. Two tokens are the same if they have the same spelling, so the tokenizers may
+differ.
 
     grid.compare([Ridge(), shared_embedding_maps(pair)])
 
-The Emb2Emb baseline (Lee et al., arXiv 2503.21073). Tokens are the same where they are spelled
-alike, so the vocabularies may differ.
+Limits: the map is the same for all layers.
 """
 
 from typing import Literal
@@ -25,7 +26,7 @@ from lrt_lens.stitching.solvers._solver import Solver
 
 Matrix = Literal["embed", "unembed"]
 LEAST_SHARED = 64
-"""Tokens that fill every fold."""
+"""Least number of shared tokens; with fewer, a fold could have too few rows, or none."""
 
 
 def shared_embedding_maps(
@@ -33,13 +34,21 @@ def shared_embedding_maps(
 ) -> FixedMaps:
     """Return maps fitted on the rows of both models' embedding (or unembedding) matrices.
 
-    One row per token that both vocabularies have.
+    No activations are read. Early layers of a residual stream are close to the coordinates of the
+    embedding, late layers to those of the unembedding.
 
-    Residual streams write in the unembedding's coordinates late and in the embedding's early. Needs
-    no activations; ``solver`` is `Ridge()` unless given, with the penalty chosen over folds of
-    tokens.
+    Args:
+        pair: source model and target model.
+        matrix: the matrix whose rows are used.
+        solver: family of maps; `Ridge` if None. Its penalty is chosen by cross-validation over
+            folds of tokens.
+
+    Raises:
+        MismatchError: the vocabularies share too few spellings.
     """
+    # float32 rows [token, d_source] and [token, d_target].
     tokens, x, y = shared_rows(pair.source, pair.target, matrix)
+    # Each token is a document of its own, so that folds are folds of tokens.
     moments = CrossMoments.from_activations(
         x, y, documents=tokens, source_hook=f"{matrix}_source", target_hook=f"{matrix}_target"
     )
@@ -57,7 +66,7 @@ def shared_rows(
     The rows are [token, d_source] and [token, d_target].
     """
     ours, theirs = embedding_rows(source, matrix), embedding_rows(target, matrix)
-    # A tokenizer may know tokens that the model has no row for.
+    # A tokenizer may have tokens for which the model's matrix has no row.
     shared = [
         (text, i, j)
         for text, i, j in shared_tokens(source.tokenizer, target.tokenizer)
@@ -79,6 +88,8 @@ def shared_rows(
 
 def embedding_rows(model: HookedModel, matrix: Matrix) -> Tensor:
     """Return the rows of a matrix [token, d_model] in float32, on the CPU."""
+    # A TransformerBridge wraps the transformers model, whose accessors return both matrices as
+    # [d_vocab, d_model]. A HookedTransformer has no such model.
     original = getattr(model.bridge, "original_model", None)
     if original is not None:
         module = (
@@ -87,5 +98,6 @@ def embedding_rows(model: HookedModel, matrix: Matrix) -> Tensor:
             else original.get_output_embeddings()
         )
         return module.weight.detach().float().cpu()
+    # TransformerLens: W_E [d_vocab, d_model], W_U [d_model, d_vocab].
     weight = model.bridge.W_E if matrix == "embed" else model.bridge.W_U.T
     return torch.as_tensor(weight).detach().float().cpu()

@@ -1,17 +1,19 @@
 """The interface of a solver.
 
-A grid asks it for the map of a hook pair in both directions, its held-out errors, its null and its
-refits.
-
-A `Solver` is a frozen dataclass of settings. Given moments it makes two `Side` objects, one a
-direction; a side chooses what the solver leaves open (penalty, rank) by cross-validation over the
-fitting folds, fits, and refits without single folds. Closed forms of one direction implement
-`ClosedForm.weights` and nothing else:
+Problem: a grid needs the same four things of every family of maps: the maps of a hook pair in both
+directions, their held-out errors, the maps of shuffled pairs (the null), and refits without one
+fold. Mechanism: a `Solver` is a frozen dataclass of settings. From moments it builds two `Side`
+objects, one per direction. A side chooses the open hyperparameters (penalty, rank) by
+cross-validation over the fitting folds, fits, and refits without single folds. A closed form that
+fits each direction separately implements `ClosedForm.weights` only:
 
     @dataclass(frozen=True)
     class Mean(ClosedForm):
         def weights(self, fit, settings):
             return [torch.zeros_like(fit.xy) for _ in settings]
+
+Limits: a solver gets sums (`Scatter`), never rows, so only objectives that depend on second moments
+fit this interface. Maps that are trained on rows are scored through `FixedMaps`.
 """
 
 from abc import ABC, abstractmethod
@@ -38,24 +40,29 @@ class Setting:
     alpha: float = 0.0
     """Penalty relative to the mean variance of the predicting side; 0 for solvers without one."""
     rank: int | None = None
-    """Rank that the map is held to; None is the full rank."""
+    """Largest rank of the map; None is the full rank."""
     groups: tuple[float, ...] = ()
     """Relative penalty of each group of predicting dimensions (`ManyToOne`)."""
 
 
 @dataclass(frozen=True)
 class FoldErrors:
-    """Held-out error of one direction of a pair at its chosen setting, fold by fold."""
+    """Held-out errors of one direction of a hook pair at its selected setting, by fold."""
 
     setting: Setting
     errors: Tensor
-    """[fold, 2]: weighted sums of squared errors, for R² and for the mean R² over dimensions."""
+    """Weighted sums of squared errors [fold, 2]: column 0 for R², column 1 for the mean R² over
+    dimensions.
+    """
     variances: Tensor
-    """[fold, 2]: the same sums of the held-out rows about their mean; each column adds up to 1."""
+    """Weighted sums of squares of the held-out rows about their mean [fold, 2], with the columns
+    of ``errors``; each column adds up to 1.
+    """
 
     @property
     def r2(self) -> float:
         """R² pooled over the held-out folds."""
+        # R² = 1 − Σ_k error_k / Σ_k variance_k, and the weights make the denominator 1.
         return float(1 - self.errors[:, 0].sum())
 
     @property
@@ -66,18 +73,19 @@ class FoldErrors:
     def r2_without(self, k: int, weighting: int) -> float:
         """Return `r2` (``weighting`` 0) or `r2_uniform` (1) with fold ``k`` left out of the pool.
 
-        It is for the delete-a-group jackknife.
+        The delete-a-group jackknife uses it.
         """
+        # Without fold k the variances no longer add up to 1, so their sum has to divide.
         kept = [j for j in range(len(self.errors)) if j != k]
         return float(1 - self.errors[kept, weighting].sum() / self.variances[kept, weighting].sum())
 
 
 class Side(ABC):
-    """One direction (``up`` or ``down``) of the pairs of some moments, under one solver."""
+    """One direction (``up`` or ``down``) of the hook pairs of some moments, under one solver."""
 
     separable: bool = False
-    """Whether every output dimension is fitted on its own: only then does a null seen through a
-    sketch of the target mean anything.
+    """True if every output dimension is fitted separately. Only then is a null that is stored as
+    random columns of the target (a sketch) meaningful.
     """
 
     def __init__(self, moments: CrossMoments, *, down: bool) -> None:
@@ -85,36 +93,36 @@ class Side(ABC):
 
     @abstractmethod
     def cross_validate(self, pair: Pair) -> FoldErrors:
-        """The best setting by held-out R², with the held-out errors of it."""
+        """Return the held-out errors of the setting with the best held-out R²."""
 
     @abstractmethod
     def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:
-        """The map fitted on some parts."""
+        """Return the map fitted on the rows of some parts."""
 
     @abstractmethod
     def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
-        """The map of shuffled pairs, all fitting folds."""
+        """Return the map fitted on shuffled pairs of all fitting folds."""
 
     def fit(self, pair: Pair, setting: Setting) -> AffineMap:
-        """The map of all fitting folds."""
+        """Return the map fitted on all fitting folds."""
         return self.solve(pair, FIT_PARTS, setting)
 
     def refit_without(self, pair: Pair, k: int, setting: Setting) -> AffineMap:
-        """The map of all fitting folds but one: for the delete-a-group jackknife."""
+        """Return the map of all fitting folds except ``k``, for the delete-a-group jackknife."""
         return self.solve(pair, tuple(p for p in FIT_PARTS if p != k), setting)
 
     def scatter(self, pair: Pair, parts: Iterable[int]) -> Scatter:
-        """Scatter of a pair, seen from the side that predicts."""
+        """Return the scatter of a hook pair with the predicting side as x."""
         scatter = self.moments.scatter(pair, tuple(parts))
         return scatter.swapped() if self.down else scatter
 
     def null_scatter(self, pair: Pair, *, test: bool) -> Scatter:
-        """Return the scatter of shuffled pairs, seen from the side that predicts."""
+        """Return the scatter of shuffled pairs with the predicting side as x."""
         scatter = self.moments.null_scatter(pair, test=test)
         return scatter.swapped() if self.down else scatter
 
     def fold(self, pair: Pair, k: int) -> tuple[Scatter, Scatter]:
-        """Return the scatters of the fitting folds without ``k`` and of fold ``k``."""
+        """Return two scatters: of the fitting folds without ``k``, and of fold ``k``."""
         return self.scatter(pair, (p for p in FIT_PARTS if p != k)), self.scatter(pair, (k,))
 
     def names(self, pair: Pair) -> tuple[str, str]:
@@ -126,7 +134,7 @@ class Solver(ABC):
     """A family of maps; subclasses are frozen dataclasses."""
 
     joint: ClassVar[bool] = False
-    """Whether both directions of a pair come from one fit."""
+    """True if one fit gives both directions of a hook pair."""
 
     @property
     @abstractmethod
@@ -140,17 +148,19 @@ class Solver(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedForm(Solver):
-    """A solver that fits each direction by itself, from one scatter matrix and a setting."""
+    """A solver that fits each direction separately, from one `Scatter` and a setting."""
 
     standardize: bool = False
-    """Scale the dimensions of both sides to unit variance before solving: for streams with massive
-    dimensions.
+    """Scale the dimensions of both sides to unit variance before solving; use it for streams with
+    massive dimensions.
     """
 
     label: ClassVar[str]
+    """Name in tables, without the suffix for ``standardize``."""
     separable: ClassVar[bool] = False
+    """Value of `Side.separable` for both directions."""
     iterative: ClassVar[bool] = False
-    """Whether `weights` takes a ``start``, [d_source, d_target]: refits begin at the fit of all
+    """True if `weights` takes a ``start`` [d_source, d_target]; refits then begin at the fit of all
     folds.
     """
 
@@ -161,11 +171,11 @@ class ClosedForm(Solver):
 
     @property
     def has_intercept(self) -> bool:
-        """Whether the bias is ``ȳ − x̄W``; if not, it is zero and `weights` gets uncentred sums."""
+        """True if the bias is ``ȳ − x̄W``; otherwise it is 0 and `weights` gets uncentred sums."""
         return True
 
     def settings(self, d_source: int, d_target: int) -> list[Setting]:  # noqa: ARG002 (what solvers with a rank need)
-        """Settings to choose from."""
+        """Return the settings among which cross-validation chooses."""
         return [Setting()]
 
     @abstractmethod
@@ -187,9 +197,9 @@ class ClosedForm(Solver):
         target_hook: str,
         start: Tensor | None = None,
     ) -> list[AffineMap]:
-        """Return the map of every setting, in the streams' own units.
+        """Return the map of every setting, in the original units of both streams.
 
-        ``start`` is the weight that an iteration begins with.
+        ``start`` is the weight with which an iteration begins.
         """
         scale_x, scale_y = (
             (unit_scale(fit.second_x.diagonal), unit_scale(fit.variance))
@@ -200,12 +210,16 @@ class ClosedForm(Solver):
         if not self.has_intercept:
             scatter = scatter.uncentred()
         if start is not None and scale_x is not None and scale_y is not None:
+            # With x' = x·a and y' = y·b (elementwise):  y ≈ xW  ⇔  y' ≈ x'W',
+            # W' = diag(1/a) W diag(b)
             start = start / scale_x[:, None] * scale_y
         options = {"start": start} if self.iterative else {}
         found = []
         for weight in self.weights(scatter, settings, **options):
             if scale_x is not None and scale_y is not None:
+                # W = diag(a) W' diag(1/b)
                 weight = weight * scale_x[:, None] / scale_y
+            # For any W, the bias with the least squared error is b = ȳ − x̄W.
             bias = (
                 fit.mean_y - fit.mean_x @ weight
                 if self.has_intercept
@@ -224,7 +238,7 @@ class ClosedFormSide(Side):
         self._starts: dict[Pair, Tensor] = {}
 
     def cross_validate(self, pair: Pair) -> FoldErrors:
-        """Every setting on every held-out fold."""
+        """Return held-out errors at the best setting; each is scored on every held-out fold."""
         folds = [self.fold(pair, k) for k in FIT_PARTS]
         settings = self.solver.settings(*folds[0][0].xy.shape)
         start = self._start(pair)
@@ -232,13 +246,14 @@ class ClosedFormSide(Side):
         return held_out_errors([held_out for _, held_out in folds], maps, settings)
 
     def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:
-        """The map fitted on some parts."""
+        """Return the map fitted on the rows of some parts."""
         return self.solver.maps(
             self.scatter(pair, parts), [setting], *self.names(pair), start=self._start(pair)
         )[0]
 
     def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
-        """The map of shuffled pairs."""
+        """Return the map fitted on shuffled pairs."""
+        # No start: the fit of the true pairs would leak the true relation into the null.
         return self.solver.maps(self.null_scatter(pair, test=False), [setting], *self.names(pair))[
             0
         ]
@@ -247,6 +262,8 @@ class ClosedFormSide(Side):
         if not self.solver.iterative:
             return None
         if pair not in self._starts:
+            # Only the latest hook pair is kept: pairs come one after the other, and each start is a
+            # whole weight matrix. The default setting is enough for a start.
             self._starts = {
                 pair: self.solver.maps(
                     self.scatter(pair, FIT_PARTS), [Setting()], *self.names(pair)
@@ -259,8 +276,10 @@ def held_out_errors(
     held_out: Sequence[Scatter], maps: Sequence[Sequence[AffineMap]], settings: Sequence[Setting]
 ) -> FoldErrors:
     """Return the errors of ``maps[fold][setting]`` on their held-out folds, at the best setting."""
-    variance = torch.stack([scatter.variance for scatter in held_out])
-    weights = score_weights(variance.sum(0))
+    variance = torch.stack([scatter.variance for scatter in held_out])  # [fold, d_target]
+    # Both R² divide by the variance pooled over all folds, so the weights are common to them.
+    weights = score_weights(variance.sum(0))  # [2, d_target]
+    # [fold, setting, 2]
     errors = torch.stack(
         [
             torch.stack(
@@ -272,6 +291,7 @@ def held_out_errors(
             for scatter, of_fold in zip(held_out, maps, strict=True)
         ]
     )
+    # Column 0 is the error of the variance-weighted R², by which settings are chosen.
     best = int(errors[:, :, 0].sum(0).argmin())
     return FoldErrors(settings[best], errors[:, best], variance @ weights.T)
 
@@ -282,6 +302,8 @@ def unit_scale(sums_of_squares: Tensor) -> Tensor:
     A factor is 1 if its dimension does not vary.
     """
     varies = varying(sums_of_squares)
+    # 1/√Σ(x − x̄)². The factor √n to unit variance is common to all dimensions and changes no map.
+    # The inner `where` keeps 1/√0 out of the branch that is not selected.
     return torch.where(
         varies, torch.where(varies, sums_of_squares, torch.ones_like(sums_of_squares)).rsqrt(), 1.0
     )
@@ -289,9 +311,11 @@ def unit_scale(sums_of_squares: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PairFolds:
-    """Held-out errors of one pair by fold: what its cross-validated columns were computed from."""
+    """Held-out errors of one hook pair by fold; its cross-validated columns are sums of these."""
 
     up: FoldErrors
     down: FoldErrors
     token: FoldErrors | None
-    """Of token identity predicting the same target."""
+    """Held-out errors of token identity as the predictor of the same target; None if the moments
+    hold no token embedding.
+    """

@@ -1,24 +1,30 @@
-"""Maps in both directions at once, with the round trips in the objective.
+"""Maps in both directions, fitted together with their round trips.
 
-This is equation 3 of Transferring Features with Model Stitching (arXiv 2506.06609).
+Objective: equation 3 of "Transferring Features with Model Stitching" (arXiv 2506.06609),
 
     J(W, V) = E‖y − xW‖²/d_t + E‖x − yV‖²/d_s
               + α (E‖x − xWV‖²/d_s + E‖y − yVW‖²/d_t) + λ_W‖W‖² + λ_V‖V‖²
 
-for centred rows (the best biases are ``ȳ − x̄W`` and ``x̄ − ȳV``, whatever the maps: they bring all
-four residuals to mean zero at once). The paper runs Adam over some 100 M tokens; J depends on them
-through second moments only, so it is minimised from the moments, to a gradient norm that is
-reported. For fixed V the optimum W solves (``S`` are covariances, ``R = Sxy/d_t + (α/d_s) Sxx Vᵀ +
-(α/d_t) Vᵀ Syy``)
+for centred rows. The best biases are ``ȳ − x̄W`` and ``x̄ − ȳV`` for any W and V, because they make
+the mean of all four residuals zero. The ridge terms ``λ_W = alpha·tr(Sxx)/(d_s d_t)`` and ``λ_V =
+alpha·tr(Syy)/(d_t d_s)`` are relative to the mean variance of the predicting side, as in `Ridge`.
 
-    (Sxx/d_t + (α/d_t) VᵀSyyV + λ_W I) W + (α/d_s) Sxx W VVᵀ = R,
+    grid = moments.fit(TwoWay())                 # α = 1, ridge terms by cross-validation
+    grid = moments.fit(TwoWay(alpha=0))          # the objective of the paper
 
-exactly, by two eigendecompositions (`_solve_step`); V likewise with the roles swapped. The two are
-alternated, with Anderson acceleration on V (Walker & Ni 2011), which is safeguarded: a step that
-raises J is not taken. J is biquadratic, not convex: `TwoWay.starts` shows what other starts reach.
+Mechanism: the paper runs Adam over about 100 M tokens. J depends on the tokens through second
+moments only, so it is minimised here from the moments, and the gradient norm is reported. For a
+fixed V, the best W solves
 
-The ridge terms are ``λ_W = alpha·tr(Sxx)/(d_s d_t)`` and ``λ_V = alpha·tr(Syy)/(d_t d_s)``: as in
-`Ridge`, relative to the mean variance of the predicting side.
+    (Sxx/d_t + (α/d_t) VᵀSyyV + λ_W I) W + (α/d_s) Sxx W VVᵀ = R
+    R = Sxy/d_t + (α/d_s) Sxx Vᵀ + (α/d_t) Vᵀ Syy              (S are covariances)
+
+which two eigendecompositions give exactly (`_solve_step`); the best V for a fixed W follows with
+the roles exchanged. The two solves alternate, with Anderson acceleration on V (Walker & Ni 2011). A
+step that raises J is rejected.
+
+Limits: J is a polynomial of degree four and not convex, so the result is a local minimum.
+`TwoWay.starts` shows the minima that other starts reach.
 """
 
 import math
@@ -44,8 +50,8 @@ from lrt_lens.stitching.solvers._solver import (
 )
 
 _FLOOR = 1e-9
-"""Least share of the mean variance that is added to the diagonal of a scatter matrix before it is
-factored: the step needs it positive.
+"""Share of the mean variance that is added to the diagonal of a covariance before its Cholesky
+factorisation, which exists only for positive definite matrices.
 """
 
 
@@ -63,7 +69,7 @@ class TwoWayTerms:
     """E‖y − yVW‖² / d_target."""
 
     def total(self, inversion_weight: float) -> float:
-        """J."""
+        """Return J without ridge terms, for the α ``inversion_weight``."""
         return (
             self.up
             + self.down
@@ -73,43 +79,48 @@ class TwoWayTerms:
 
 @dataclass(frozen=True)
 class TwoWaySolution:
-    """A minimum of eq. 3."""
+    """A local minimum of eq. 3."""
 
     up: Tensor
-    """W, [d_source, d_target], on centred rows."""
+    """Map W for centred rows [d_source, d_target]."""
     down: Tensor
-    """V, [d_target, d_source]."""
+    """Map V for centred rows [d_target, d_source]."""
     terms: TwoWayTerms
-    """On the fitting rows, without the ridge terms."""
+    """Terms of eq. 3 on the fitting rows, without the ridge terms."""
     objective: float
-    """What was minimised, ridge terms included."""
+    """Minimised objective, ridge terms included."""
     gradient_norm: float
-    """‖∂/∂(W, V)‖_F of the objective at the solution."""
+    """Norm ‖∂/∂(W, V)‖_F of the gradient of the objective at the solution."""
     relative_gradient: float
-    """The same ÷ the norm at W = V = 0."""
+    """Gradient norm ÷ the gradient norm at W = V = 0."""
     sweeps: int
-    """Solves for both maps."""
+    """Number of sweeps; each solves once for W and once for V."""
     converged: bool
-    """Whether ``relative_gradient`` reached the tolerance."""
+    """True if ``relative_gradient`` is at most the tolerance."""
 
 
 @dataclass(frozen=True)
 class TwoWay(Solver):
-    """Affine maps up and down fitted together, round trips included."""
+    """Affine maps up and down, fitted together with their round trips."""
 
     inversion_weight: float = 1.0
-    """α of eq. 3; the paper takes 1 of {0, 0.1, 1, 10}."""
+    """Weight α of the round trips in eq. 3; the paper uses 1, out of {0, 0.1, 1, 10}."""
     alpha: float | None = None
-    """Ridge term; 0 is the paper's objective, None chooses from ``alphas`` by the held-out eq. 3.
+    """Ridge term relative to the mean variance; 0 is the paper's objective, None chooses from
+    ``alphas`` by the held-out eq. 3.
     """
     alphas: tuple[float, ...] = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
+    """Ridge terms among which cross-validation chooses if ``alpha`` is None."""
     standardize: bool = False
-    """Scale all dimensions to unit variance first: otherwise the few massive ones are most of J."""
+    """Scale all dimensions to unit variance first; otherwise a few massive dimensions make up most
+    of J.
+    """
     tolerance: float = 1e-5
-    """Gradient norm to reach, relative to that at W = V = 0."""
+    """Gradient norm at which the iteration stops, relative to the norm at W = V = 0."""
     max_sweeps: int = 300
+    """Most sweeps; each solves once for W and once for V."""
     memory: int = 8
-    """Steps that Anderson acceleration remembers; 0 alternates plainly."""
+    """Number of steps that Anderson acceleration combines; 0 alternates without acceleration."""
 
     joint: ClassVar[bool] = True
 
@@ -122,7 +133,7 @@ class TwoWay(Solver):
                 raise ValueError(f"{name} is {value!r}; expected a number of at least 0")
         if not self.alphas or not all(0 <= alpha < math.inf for alpha in self.alphas):
             raise ValueError(
-                f"alphas is {self.alphas!r}; expected penalties of at least 0 to choose from"
+                f"alphas is {self.alphas!r}; expected one or more penalties of at least 0"
             )
 
     @property
@@ -140,7 +151,7 @@ class TwoWay(Solver):
     ) -> TwoWaySolution:
         """Return a minimum of the objective on one scatter, starting at ``start`` (W, V).
 
-        Without it the start is the ridge pair.
+        If ``start`` is None, the iteration starts at the two ridge maps.
         """
         problem = TwoWayProblem.of(fit, self.inversion_weight, alpha)
         up, down = start or _ridge_pair(fit)
@@ -149,9 +160,10 @@ class TwoWay(Solver):
     def starts(
         self, fit: Scatter, alpha: float = 0.0, n_random: int = 3, seed: int = 0
     ) -> list[TwoWaySolution]:
-        """Return the minima from several starts; their spread says how unique the first is.
+        """Return the minima from several starts; their spread shows how unique the first one is.
 
-        The starts are the ridge pair, transposed cross-covariances and ``n_random`` draws.
+        The starts are the two ridge maps, then Sxy and its transpose at norm 1, then ``n_random``
+        pairs of normal random matrices.
         """
         generator = torch.Generator().manual_seed(seed)
         d_s, d_t = fit.xy.shape
@@ -160,6 +172,7 @@ class TwoWay(Solver):
             draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=fit.xy.dtype).to(  # noqa: E731
                 fit.xy.device
             )
+            # Variance 1/d of the entries keeps the size of a row that passes through the map.
             begun.append((draw(d_s, d_t) / d_s**0.5, draw(d_t, d_s) / d_t**0.5))
         return [self.minimise(fit, alpha, start) for start in begun]
 
@@ -177,23 +190,25 @@ class TwoWayProblem:
 
     @classmethod
     def of(cls, scatter: Scatter, inversion_weight: float, alpha: float = 0.0) -> "TwoWayProblem":
-        """The problem of a scatter with a relative penalty."""
+        """Return the problem of a scatter with the relative penalty ``alpha``."""
         d_s, d_t = scatter.xy.shape
         xx, yy = scatter.xx / scatter.n, scatter.yy / scatter.n
+        # λ_W = alpha·tr(Sxx)/(d_s·d_t), λ_V = alpha·tr(Syy)/(d_s·d_t)
         unit_up, unit_down = float(xx.trace()) / (d_s * d_t), float(yy.trace()) / (d_s * d_t)
         return cls(
             xx, yy, scatter.xy / scatter.n, inversion_weight, alpha * unit_up, alpha * unit_down
         )
 
     def swapped(self) -> "TwoWayProblem":
-        """With the models exchanged."""
+        """Return the problem with source and target exchanged."""
         return TwoWayProblem(
             self.yy, self.xx, self.xy.T, self.inversion_weight, self.penalty_down, self.penalty_up
         )
 
     def terms(self, up: Tensor, down: Tensor) -> TwoWayTerms:
-        """The four terms."""
+        """Return the four terms of eq. 3 for maps W (``up``) and V (``down``)."""
         d_s, d_t = self.xy.shape
+        # E‖b − aM‖² = tr Sbb − 2 tr MᵀSab + tr MᵀSaaM; own = Sbb, cross = Sab, other = Saa
         error = lambda own, cross, other, weight: float(  # noqa: E731
             own.trace() - 2 * (weight * cross).sum() + (weight * (other @ weight)).sum()
         )
@@ -206,16 +221,18 @@ class TwoWayProblem:
         )
 
     def objective(self, up: Tensor, down: Tensor) -> float:
-        """J with the ridge terms."""
+        """Return J with the ridge terms."""
         penalty = self.penalty_up * float((up**2).sum()) + self.penalty_down * float(
             (down**2).sum()
         )
         return self.terms(up, down).total(self.inversion_weight) + penalty
 
     def gradient(self, up: Tensor, down: Tensor) -> Tensor:
-        """∂J/∂W, [d_source, d_target]; of V by ``swapped().gradient(down, up)``."""
+        """Return ∂J/∂W [d_source, d_target]; ``swapped().gradient(down, up)`` is ∂J/∂V."""
         d_s, d_t = self.xy.shape
         a = self.inversion_weight
+        # ½ ∂J/∂W = (SxxW − Sxy)/d_t + λ_W W + (α/d_s)(Sxx W VVᵀ − Sxx Vᵀ)
+        #           + (α/d_t)(VᵀSyyV W − VᵀSyy)
         left = self.xx @ up
         one_way = (left - self.xy) / d_t + self.penalty_up * up
         source_trip = self.xx @ ((up @ down) @ down.T) - self.xx @ down.T
@@ -224,20 +241,22 @@ class TwoWayProblem:
         return 2 * (one_way + a / d_s * source_trip + a / d_t * target_trip)
 
     def gradient_norm(self, up: Tensor, down: Tensor) -> float:
-        """Over both maps."""
+        """Return the norm of the gradient with respect to both maps."""
         return math.hypot(
             float(self.gradient(up, down).norm()), float(self.swapped().gradient(down, up).norm())
         )
 
     def best_up(self, down: Tensor, factor: Tensor) -> Tensor:
-        """The W that minimises J for a V; ``factor`` is the Cholesky factor of Sxx."""
+        """Return the W that minimises J for a V; ``factor`` is the Cholesky factor of Sxx."""
         d_s, d_t = self.xy.shape
         a = self.inversion_weight
         if a == 0:
+            # Without round trips this is plain ridge: (Sxx/d_t + λ_W I) W = Sxy/d_t
             system = self.xx / d_t + self.penalty_up * torch.eye(
                 d_s, dtype=self.xx.dtype, device=self.xx.device
             )
             return torch.linalg.solve(system, self.xy / d_t)
+        # R, and VᵀSyyV·α/d_t + λ_W I, of the module docstring.
         down_yy = down.T @ self.yy
         right = self.xy / d_t + (a / d_s) * (self.xx @ down.T) + (a / d_t) * down_yy
         middle = (a / d_t) * (down_yy @ down)
@@ -252,10 +271,12 @@ def _solve_step(
 
     ``S = factor factorᵀ``; ``middle`` and ``outer`` are symmetric.
 
-    ``factor⁻¹ middle factor⁻ᵀ = U diag(λ) Uᵀ``, ``T = factor⁻ᵀ U`` (so ``TᵀST = I``) and ``outer =
-    Q diag(γ) Qᵀ`` make it one division: ``W = T [(Tᵀ right Q)_ij / (one_way + λ_i + γ_j)] Qᵀ``.
+    Mechanism: let ``factor⁻¹ middle factor⁻ᵀ = U diag(λ) Uᵀ``, ``T = factor⁻ᵀ U`` (so that ``TᵀST =
+    I``) and ``outer = Q diag(γ) Qᵀ``. In these bases the equation is diagonal: ``W = T [(Tᵀ right
+    Q)_ij / (one_way + λ_i + γ_j)] Qᵀ``.
     """
     triangular = torch.linalg.solve_triangular
+    # L⁻¹ M L⁻ᵀ = L⁻¹ (L⁻¹ M)ᵀ, because M is symmetric; symmetrised below against rounding.
     whitened = triangular(factor, triangular(factor, middle, upper=False).T, upper=False)
     values, vectors = torch.linalg.eigh((whitened + whitened.T) / 2)
     basis = triangular(factor.T, vectors, upper=True)
@@ -269,12 +290,13 @@ def _solve_step(
 def _alternate(
     problem: TwoWayProblem, up: Tensor, down: Tensor, settings: TwoWay
 ) -> TwoWaySolution:
-    """Alternate exact solves for W and V, extrapolated by Anderson mixing of the last V's.
+    """Return the solution of alternating exact solves, with Anderson mixing of the last V's.
 
-    ``up`` is the map for which the first V is solved.
+    The first W is solved for ``down``. ``up`` only sets the value of J that must not be exceeded.
     """
     swapped = problem.swapped()
     factor_x, factor_y = _factor(problem.xx), _factor(problem.yy)
+    # The gradient norm at W = V = 0 is the unit of the tolerance; 1 if Sxy, Sxx and Syy are 0.
     scale = problem.gradient_norm(torch.zeros_like(up), torch.zeros_like(down)) or 1.0
     history = Anderson(settings.memory)
     best_value, sweeps, gradient = problem.objective(up, down), 0, math.inf
@@ -283,9 +305,9 @@ def _alternate(
         new_up = problem.best_up(down, factor_x)
         new_down = swapped.best_up(new_up, factor_y)
         value = problem.objective(new_up, new_down)
+        # 1e-9 is above the rounding error of J, so that a step at the minimum is not rejected.
         if value > best_value * (1 + 1e-9) and history.steps:
-            # The extrapolation went too far: back to the last plain step, and forget what it was
-            # made from.
+            # The extrapolation raised J: return to the last plain step, and restart the history.
             down = history.plain
             history = Anderson(settings.memory)
             continue
@@ -295,9 +317,10 @@ def _alternate(
         if gradient <= settings.tolerance * scale:
             down = new_down
             break
-        # Measured in the target's own metric: V acts on y, so a step's size is that of yV.
+        # V acts on y, so a step ΔV is measured by the size of yΔV: tr ΔVᵀSyyΔV.
         down = history.mixed(down, new_down, factor_y)
     if gradient > settings.tolerance * scale and history.steps:
+        # Not converged: ``down`` is an extrapolation, and `plain` is the V that belongs to ``up``.
         down = history.plain
         gradient = problem.gradient_norm(up, down)
     return TwoWaySolution(
@@ -313,19 +336,19 @@ def _alternate(
 
 
 class Anderson:
-    """Type-II Anderson mixing of a fixed-point iteration ``V ← G(V)``."""
+    """Type-II Anderson mixing of a fixed-point iteration ``V ← G(V)`` (Walker & Ni 2011)."""
 
     def __init__(self, memory: int) -> None:
         self.memory, self.steps = memory, 0
         self.plain: Tensor
-        """The last plain step, G(V)."""
+        """Result G(V) of the last step without mixing."""
         self._points: list[Tensor] = []
         self._residuals: list[Tensor] = []
 
     def mixed(self, point: Tensor, image: Tensor, factor: Tensor) -> Tensor:
         """Return the next point, from ``image = G(point)``.
 
-        Residuals are weighed by the metric ``factor factorᵀ``.
+        The size of a residual r is ``tr rᵀ (factor factorᵀ) r``.
         """
         self.plain, self.steps = image, self.steps + 1
         self._points.append(image)
@@ -333,9 +356,12 @@ class Anderson:
         del self._points[: -self.memory - 1], self._residuals[: -self.memory - 1]
         if self.memory == 0 or len(self._points) < 2:
             return image
+        # With residuals f_j = G(V_j) − V_j:  γ = argmin ‖f_k − Σ_j γ_j (f_k − f_j)‖,
+        # V_{k+1} = G(V_k) − Σ_j γ_j (G(V_k) − G(V_j))
         latest = self._residuals[-1]
         differences = torch.stack([latest - earlier for earlier in self._residuals[:-1]], 1)
         normal = differences.T @ differences
+        # Close to convergence the differences are almost collinear and the system singular.
         normal.diagonal().add_(
             1e-12 * float(normal.diagonal().max()) + torch.finfo(normal.dtype).tiny
         )
@@ -348,6 +374,7 @@ class Anderson:
 
 
 def _factor(covariance: Tensor) -> Tensor:
+    """Return the lower Cholesky factor of a covariance with `_FLOOR` added to its diagonal."""
     floor = _FLOOR * float(covariance.diagonal().mean()) or torch.finfo(covariance.dtype).tiny
     return torch.linalg.cholesky(
         covariance
@@ -356,6 +383,7 @@ def _factor(covariance: Tensor) -> Tensor:
 
 
 def _ridge_pair(fit: Scatter) -> tuple[Tensor, Tensor]:
+    """Return the ridge weights (up, down) at a small penalty, the default start."""
     both = (fit, fit.swapped())
     up, down = (
         Ridge().decompose(scatter.xx).solve(scatter, 1e-4, "", "").weight for scatter in both
@@ -364,18 +392,20 @@ def _ridge_pair(fit: Scatter) -> tuple[Tensor, Tensor]:
 
 
 class JointFits:
-    """Solutions of a solver on some moments, shared by both directions."""
+    """Solutions of a `TwoWay` solver on some moments, shared by both directions."""
 
     def __init__(self, moments: CrossMoments, solver: TwoWay) -> None:
         self.moments, self.solver = moments, solver
+        # By (hook pair, parts, alpha) and by (hook pair, parts); parts () are shuffled pairs.
         self._solved: dict[tuple[Pair, tuple[int, ...], float], tuple[AffineMap, AffineMap]] = {}
         self._latest: dict[tuple[Pair, tuple[int, ...]], tuple[Tensor, Tensor]] = {}
         self._chosen: dict[Pair, float] = {}
 
     def maps(self, pair: Pair, parts: Sequence[int], alpha: float) -> tuple[AffineMap, AffineMap]:
-        """Return the maps (up, down) fitted on some parts; the last fits are remembered."""
+        """Return the maps (up, down) fitted on some parts; fits of the latest pair are cached."""
         key = (pair, tuple(parts), alpha)
         if key not in self._solved:
+            # Drop other hook pairs, so that memory does not grow with the grid.
             self._solved = {k: v for k, v in self._solved.items() if k[0] == pair}
             self._latest = {k: v for k, v in self._latest.items() if k[0] == pair}
             self._solved[key] = self._solve(
@@ -384,11 +414,11 @@ class JointFits:
         return self._solved[key]
 
     def null_maps(self, pair: Pair, alpha: float) -> tuple[AffineMap, AffineMap]:
-        """Return the maps of shuffled pairs."""
+        """Return the maps (up, down) fitted on shuffled pairs."""
         key = (pair, (), alpha)
         if key not in self._solved:
-            # Nothing links shuffled streams, so the minimum is flat, and how precisely it is met
-            # does not matter.
+            # Shuffled streams are almost unrelated, so J is flat around its minimum, and a loose
+            # tolerance gives the same scores.
             loose = replace(self.solver, tolerance=1e-3, max_sweeps=50)
             self._solved[key] = self._solve(
                 self.moments.null_scatter(pair, test=False), alpha, pair, loose, None
@@ -396,7 +426,7 @@ class JointFits:
         return self._solved[key]
 
     def alpha(self, pair: Pair) -> float:
-        """The penalty with the least held-out eq. 3, over the fitting folds."""
+        """Return the penalty with the least held-out eq. 3, summed over the fitting folds."""
         if self.solver.alpha is not None:
             return self.solver.alpha
         if pair not in self._chosen:
@@ -407,6 +437,7 @@ class JointFits:
         return self._chosen[pair]
 
     def _held_out(self, pair: Pair, k: int, alpha: float) -> float:
+        """Return J, without ridge terms, on fold ``k`` of the maps fitted without it."""
         up, down = self.maps(pair, tuple(p for p in FIT_PARTS if p != k), alpha)
         held_out = self.moments.scatter(pair, (k,))
         units = _units(held_out, self.solver)
@@ -426,11 +457,12 @@ class JointFits:
         remembered: tuple[Pair, tuple[int, ...]] | None,
     ) -> tuple[AffineMap, AffineMap]:
         units = _units(fit, solver)
-        # The same rows under another penalty are a good place to start.
+        # Start at the solution for the same rows under the previous penalty, which is close.
         start = self._latest.get(remembered) if remembered else None
         solution = solver.minimise(fit if units is None else fit.scaled(*units), alpha, start)
         if remembered:
             self._latest[remembered] = solution.up, solution.down
+        # The maps are returned in the original units of both streams.
         back = None if units is None else (1 / units[0], 1 / units[1])
         up, down = _in_units(solution.up, solution.down, back)
         return (
@@ -440,9 +472,9 @@ class JointFits:
 
 
 def _units(scatter: Scatter, solver: TwoWay) -> tuple[Tensor, Tensor] | None:
-    """Return factors [d_source] and [d_target] that bring dimensions to unit variance.
+    """Return factors [d_source] and [d_target] that bring all dimensions to equal variance.
 
-    They are None if the solver takes the dimensions as they are.
+    Returns None if the solver does not standardise.
     """
     return (
         (unit_scale(scatter.second_x.diagonal), unit_scale(scatter.variance))
@@ -457,6 +489,7 @@ def _in_units(
     """Return the maps between streams whose dimensions are multiplied by ``units``."""
     if units is None:
         return up, down
+    # With x' = x·a and y' = y·b:  W' = diag(1/a) W diag(b),  V' = diag(1/b) V diag(a)
     scale_x, scale_y = units
     return up / scale_x[:, None] * scale_y, down / scale_y[:, None] * scale_x
 
@@ -469,16 +502,16 @@ class TwoWaySide(Side):
         self.fits = fits
 
     def cross_validate(self, pair: Pair) -> FoldErrors:
-        """Held-out errors at the penalty that both directions share."""
+        """Return held-out errors at the penalty that both directions share."""
         setting = Setting(alpha=self.fits.alpha(pair))
         maps = [[self.refit_without(pair, k, setting)] for k in FIT_PARTS]
         errors = held_out_errors([self.scatter(pair, (k,)) for k in FIT_PARTS], maps, [setting])
         return replace(errors, setting=setting)
 
     def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:
-        """The map fitted on some parts."""
+        """Return the map fitted on the rows of some parts."""
         return self.fits.maps(pair, parts, setting.alpha)[int(self.down)]
 
     def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
-        """The map of shuffled pairs."""
+        """Return the map fitted on shuffled pairs."""
         return self.fits.null_maps(pair, setting.alpha)[int(self.down)]

@@ -103,7 +103,7 @@ def test_unreadable_positions_name_the_position_and_the_length(pair: ModelPair) 
         ValueError, match="read is 'first'; expected 'last', 'mean', 'max' or a position"
     ):
         read_activations(pair.source, POSITIVE, HOOK, "first")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="has none behind the 4 masked ones"):
+    with pytest.raises(ValueError, match="has no unmasked token after the first 4"):
         read_activations(pair.source, ["a"], HOOK, "mean")
 
 

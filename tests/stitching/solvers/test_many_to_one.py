@@ -125,7 +125,7 @@ def test_wrong_penalties_and_moments_of_single_layers_are_refused(
     joint: CrossMoments, rows: Any, moments_of: Any
 ) -> None:
     with pytest.raises(
-        ValueError, match="groups has 2 penalties; .* joins 3 layers: give one for each"
+        ValueError, match="groups has 2 penalties; .* joins 3 layers: give one penalty per layer"
     ):
         joint.fit(ManyToOne(groups=(1.0, 2.0)))
     with pytest.raises(ValueError, match="expected positive penalties"):

@@ -292,7 +292,7 @@ def test_fixed_maps_are_scored_and_not_fitted(rows: Any, moments_of: Any) -> Non
             "inversion_weight is nan; expected a number of at least 0",
         ),
         (lambda: TwoWay(alpha=-0.1), "alpha is -0.1; expected a number of at least 0"),
-        (lambda: Identity(standardize=True), "would look at activations"),
+        (lambda: Identity(standardize=True), "reads no activations"),
     ],
 )
 def test_settings_out_of_range_say_what_was_expected(solver: Any, message: str) -> None:
