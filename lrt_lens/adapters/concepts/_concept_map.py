@@ -60,7 +60,9 @@ TextRead = Literal["last", "mean"]
 Extraction = Literal["mean_difference", "principal_component"]
 """How a vector is learnt: mean difference (CAA), or first principal component (RepE)."""
 _SCORES = ("rank", "effective_rank", "alpha", "r2", "r2_uniform", "interpolates")
+"""Fields of a layer that `ConceptMap.summary` shows."""
 _NUMBERS = ("n", *_SCORES, "cosines", "median_norm")
+"""Fields of a layer that a file stores as JSON; the map itself is stored as tensors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +70,9 @@ class ConceptLayer:
     """The map between one hook point of the source and one of the target."""
 
     map: AffineMap
+    """Map of rows; a vector is transferred by its weight, without its bias."""
     n: int
-    """Number of texts that it was fitted on."""
+    """Number of texts that the map was fitted on."""
     rank: int
     """Rank of the source's rows."""
     effective_rank: float
@@ -81,12 +84,13 @@ class ConceptLayer:
     r2_uniform: float
     """R² on held-out pairs, mean over dimensions."""
     interpolates: bool
-    """Whether the map predicts all its texts exactly, whatever they are."""
+    """True if the map predicts the target rows of its own texts exactly, whatever these rows
+    are."""
     cosines: dict[str, float] = field(default_factory=dict)
-    """For each concept the cosine between two mean differences: the source's, with every pair
-    transferred by a map fitted without it, and the target's own."""
+    """Cosine, for each concept, between the source's transferred mean difference and the target's
+    own; each pair is transferred by a map that was fitted without it."""
     median_norm: float = math.nan
-    """Median ‖row‖ in the target."""
+    """Median ‖row‖ of the texts in the target."""
 
     @property
     def d(self) -> int:
@@ -99,8 +103,11 @@ class ConceptMap:
     """Maps fitted on contrast texts, one per hook pair."""
 
     layers: tuple[ConceptLayer, ...]
+    """One map per hook pair."""
     source: ModelIdentity | None = None
+    """Model on which vectors are learnt; None if it is unknown."""
     target: ModelIdentity | None = None
+    """Model to which vectors are transferred; None if it is unknown."""
     concepts: tuple[str, ...] = ()
     """Names of the contrast sets."""
     digests: tuple[str, ...] = ()
@@ -108,7 +115,9 @@ class ConceptMap:
     text_keys: frozenset[str] = frozenset()
     """Hashes of the texts that the maps were fitted on."""
     read: str = "last"
+    """How a text becomes one row: its last token, or the mean over its tokens."""
     method: str = "least_squares"
+    """Method of the fit: least squares or ridge."""
 
     # -------------------------------------------------------------------------------------- fitting
 
@@ -171,6 +180,7 @@ class ConceptMap:
             target.identity,
             tuple(one.name for one in sets),
             tuple(one.digest for one in sets),
+            # Texts are stored as hashes: overlap can be tested without the texts in the file.
             frozenset(map(_key, texts)),
             read,
             method,
@@ -259,7 +269,7 @@ class ConceptMap:
 
     @property
     def interpolates(self) -> bool:
-        """Whether any of the maps predicts all its texts exactly, whatever they are."""
+        """True if any of the maps predicts the target rows of its own texts exactly."""
         return any(layer.interpolates for layer in self.layers)
 
     def _starting_at(self, hook: str) -> ConceptLayer:

@@ -4,7 +4,8 @@
     transferred = stitch.transfer(probe)                 # needs no label of the target
     transferred.accuracy(pair.target, texts, labels)
 
-A probe is a logistic regression on activations, ``softmax(x w + c)``, or a sigmoid for two classes.
+Problem: a probe needs labels in every model that it reads, and labels are expensive. Mechanism: a
+probe is a logistic regression on activations, ``softmax(x w + c)``, or a sigmoid for two classes.
 A transferred probe reads the mapped state ``down(y) = y W + b``: its weights are ``w' = W w`` and
 ``c' = c + b·w`` (Stitching, arXiv 2506.06609, §4), which is exact and needs no fitting. Reading a
 position, the mean, or every token on its own commutes with the affine map. The maximum over tokens
@@ -49,6 +50,7 @@ from lrt_lens.stitching._stitch import Stitch, transfer_artefact
 PROBE_SCHEMA = "lrt_lens.probe/1"
 
 Label = str | int
+"""Class of a text or token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +58,10 @@ class LinearProbe:
     """Logistic regression on the stream at one hook point of one model."""
 
     weight: Float[Tensor, "d column"]
-    """[d, column]: one column for two classes (the logit of the second), else one per class."""
+    """Weights: one column for two classes (the logit of the second), else one per class, [d,
+    column]."""
     bias: Float[Tensor, " column"]
-    """[column]."""
+    """Biases c of the logits x w + c, [column]."""
     classes: tuple[Label, ...]
     """Classes in the order of the probabilities."""
     hook: str
@@ -66,15 +69,18 @@ class LinearProbe:
     model: ModelIdentity | None = None
     """Model that the probe belongs to; None for a probe of unknown origin."""
     read: EveryRead = "last"
-    """Where a text is read; ``"every"`` reads each unmasked token on its own."""
+    """Position of a text that is read; ``"every"`` reads each unmasked token on its own."""
     name: str = "probe"
+    """Name in tables and figures."""
     method: str = "given"
+    """How the probe was made, such as ``"logistic_regression"``, with ", transferred" appended by a
+    transfer."""
     corpus: str = ""
     """Hash of the texts and labels on which it was fitted."""
     penalty: float = float("nan")
     """λ of the fit, for standardised features and the mean cross-entropy."""
     skip_first: int = SKIP_FIRST
-    """First positions of a text that are excluded from pooling, as in the fit of a map."""
+    """Number of first positions of a text that pooling leaves out, as in the fit of a map."""
     before: AffineMap | None = None
     """Map applied to every token before pooling; only for ``read="max"``."""
 
@@ -226,6 +232,7 @@ class LinearProbe:
         self, model: ModelLike, texts: Sequence[str], labels: Sequence[Any]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return probabilities [row, class] and true class numbers [row]."""
+        # Texts of one class can be scored too, so two classes are not required here.
         check_labels(texts, labels, every=self.read == "every", two=False)
         rows, counts = self.rows(model, texts)
         truth = class_numbers(_row_labels(labels, counts, self.read), self.classes)
@@ -235,6 +242,7 @@ class LinearProbe:
         """Raise `MismatchError` unless this probe belongs to ``model``."""
         if self.model is not None:
             self.model.refuse_other(model.identity, "the model to read", tokens=False)
+        # A probe with a map has weights for the source's width, but reads the target's.
         elif model.d_model != self.d_model:
             raise MismatchError(
                 f"the probe reads {self.d_model} dimensions, {model.name!r} has {model.d_model}; "

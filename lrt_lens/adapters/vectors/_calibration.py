@@ -51,6 +51,7 @@ __all__ = [
 MAX_PASSES = 12
 """Largest number of passes over the neutral texts, the unsteered one included."""
 _LARGEST_SCALE = 2.0**20
+"""Largest scale that is tried: a direction without any effect would be scaled up for ever."""
 _MEANINGS = {
     "loss": "damage: rise of the loss on neutral text",
     "kl": "damage: KL(unsteered ‖ steered) on neutral text",
@@ -61,7 +62,7 @@ _SCALES = {
     "ablate": "scale (1 = all of the component)",
 }
 _Point = tuple[float, float]
-"""(scale, damage at that scale)."""
+"""Pair (scale, damage at that scale)."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Calibration:
     unit: Unit = "loss"
     """Measure of damage: the rise of the loss, or KL(unsteered ‖ steered)."""
     at_limit: bool = False
-    """Whether the largest scale of the mode (a full ablation) stays within the budget.
+    """True if the largest scale of the mode (a full ablation) stays within the budget.
 
     ``scale`` is then that largest scale, and ``damage`` is smaller than requested.
     """
@@ -88,7 +89,7 @@ class Calibration:
 
     @property
     def reached(self) -> bool:
-        """Whether there is a scale to use."""
+        """True if a scale met the budget, or stays within it at the mode's largest scale."""
         return not math.isnan(self.scale)
 
     @property
@@ -220,6 +221,8 @@ def calibrate_on(
         first_guess = _first_guess(neutral, plan, damage)
 
     def measure(scale: float) -> float:
+        # The first hook changes the stored residual; hooks at later hook points run within the
+        # pass.
         (_, first), *later = plan.hooks(scale).items()
         return neutral.cost(unit, first, dict(later))
 
@@ -231,7 +234,9 @@ def calibrate_on(
         max_evaluations=MAX_PASSES - 1,
         largest=plan.limit,
     )
+    # Scale 0 costs 0 by definition. The set drops a second (0, 0) if the search tried scale 0.
     curve = pd.DataFrame(sorted({(0.0, 0.0), *tried}), columns=["scale", "damage"])
+    # A search that never came up to the budget has no answer, unless the mode ends before it.
     if max((value for _, value in tried), default=0.0) < (1 - tolerance) * damage:
         at_limit = [point for point in tried if point[0] == plan.limit]
         scale, measured = at_limit[0] if at_limit else (math.nan, math.nan)
@@ -261,6 +266,7 @@ def search_scale(
     while len(tried) < max_evaluations and scale <= largest:
         value = measure(scale)
         tried.append((scale, value))
+        # NaN compares as False, so a damage of NaN is never accepted.
         if abs(value - budget) <= tolerance * budget:
             break
         if math.isnan(value) or value > budget:

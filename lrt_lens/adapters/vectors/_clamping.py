@@ -57,9 +57,9 @@ class ClampSettings(Settings):
     """Settings of `evaluate_clamping`: sampling of continuations, positions and controls."""
 
     n_samples: int = 4
-    """Continuations per prompt."""
+    """Number of continuations per prompt."""
     max_new_tokens: int = 40
-    """Tokens per continuation."""
+    """Number of tokens per continuation."""
     temperature: float = 0.8
     """Temperature of sampling."""
     top_k: int | None = 40
@@ -67,7 +67,8 @@ class ClampSettings(Settings):
     positions: Positions = "all"
     """Clamped positions, see `SteeringVector.hooks`."""
     n_random: int = 4
-    """Random directions, half isotropic, half with the covariance of the target's stream."""
+    """Number of random directions: half isotropic, half with the covariance of the target's
+    stream."""
     seed: int = 0
     """Seed of directions, samples (the same for all arms) and bootstraps."""
     progress: bool = True
@@ -82,9 +83,12 @@ class ClampEvaluation:
     """One row per arm, draw, prompt and sample: concept, level, text, shows (the classifier's
     answer)."""
     summary: pd.DataFrame
-    """One row per arm: concept, n_draws, count, n, share with low and high (Clopper–Pearson; range
-    over draws for ``random``), clipped_ratio with low and high, ratio_of_rises with low and high
-    (bootstrap over prompts), level (z̄; mean over draws), cosine to the native vector."""
+    """One row per arm.
+
+    Columns: concept, n_draws, count, n, share with low and high (Clopper–Pearson; range over draws
+    for ``random``), clipped_ratio and ratio_of_rises, each with its low and high (bootstrap over
+    prompts), level (z̄; mean over draws), cosine to the native vector.
+    """
 
     def figure(self) -> Any:
         """Return a plotly figure of the shares of continuations with their intervals."""

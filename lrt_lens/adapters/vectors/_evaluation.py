@@ -71,20 +71,21 @@ class SteeringSettings(Settings):
     """Settings of `evaluate_steering`: scales, transfer, steered positions and controls."""
 
     scales: Literal["auto"] | Sequence[float] = "auto"
-    """``"auto"``: scales around the budget, found for each arm; a list: the same multiples of the
-    vector for all arms."""
+    """Multiples of the vector at which all arms are measured; ``"auto"`` searches scales around the
+    budget for each arm."""
     damage: float = 0.1
-    """Damage at which arms are compared, nats per token on the neutral texts."""
+    """Damage at which arms are compared, in nats per token on the neutral texts."""
     bias: Literal["none", "add"] = "none"
-    """Whether transfer adds the bias of the map, see `transfer_vector`."""
+    """Rule for the bias of the map in the transfer, see `transfer_vector`."""
     norm: Literal["match", "mapped", "unit"] = "match"
-    """Length of the transferred vector, see `transfer_vector`."""
+    """Rule for the length of the transferred vector, see `transfer_vector`."""
     positions: Positions = "all"
     """Steered positions, see `SteeringVector.hooks`."""
     n_random: int = 20
-    """Random directions, half isotropic, half with the covariance of the target's stream."""
+    """Number of random directions: half isotropic, half with the covariance of the target's
+    stream."""
     n_permuted: int = 5
-    """Vectors learnt from permuted labels."""
+    """Number of vectors learnt from permuted labels."""
     validation_share: float = 0.25
     """Share of the items that select the hook point of ``native_best`` and are not measured."""
     seed: int = 0
@@ -100,11 +101,11 @@ class Curve:
     arm: VectorArm
     """The arm that was measured."""
     scales: np.ndarray
-    """[scale], ascending, 0 first."""
+    """Scales in ascending order, 0 first, [scale]."""
     damage: np.ndarray
-    """[scale], nats per token."""
+    """Damage in nats per token, [scale]."""
     propensity: np.ndarray
-    """[scale, item], nats."""
+    """Propensities in nats, [scale, item]."""
 
     def effect_at(self, budget: float) -> np.ndarray:
         """Return the change of propensity [item] at the first scale whose damage is ``budget``.
@@ -126,6 +127,7 @@ class Curve:
 
     def _bracket(self, budget: float) -> tuple[int, float]:
         """Return (index of the last scale before the budget, share of the way to the next one)."""
+        # Damage need not rise monotonically with the scale, so the first crossing counts.
         above = np.flatnonzero(self.damage >= budget)
         if not len(above) or above[0] == 0:
             return 0, math.nan
@@ -141,13 +143,18 @@ class SteeringEvaluation:
     """Curves of all arms over scales, and their effects at equal damage."""
 
     table: pd.DataFrame
-    """One row per arm, draw and scale: concept, arm, draw, hook, scale, propensity, propensity_low,
-    propensity_high, damage."""
+    """One row per arm, draw and scale.
+
+    Columns: concept, arm, draw, hook, scale, propensity, propensity_low, propensity_high, damage.
+    """
     summary: pd.DataFrame
-    """One row per arm: concept, arm, hook, n_draws, scale, effect_at_equal_damage, low, high,
-    fraction_of_native, fraction_low, fraction_high, map_error, flag."""
+    """One row per arm.
+
+    Columns: concept, arm, hook, n_draws, scale, effect_at_equal_damage, low, high,
+    fraction_of_native, fraction_low, fraction_high, map_error, flag.
+    """
     budget: float
-    """Damage at which arms are compared, nats per token."""
+    """Damage at which arms are compared, in nats per token."""
     vectors: dict[str, SteeringVector] = field(repr=False)
     """Vector of each arm that has only one."""
     contrast_score: RowScore | None = None
@@ -268,6 +275,7 @@ def _contrast_score(
 ) -> RowScore | None:
     if contrast is None:
         return None
+    # Contrast texts can be too short for a score; the evaluation itself does not need it.
     try:
         return score_rows(stitch, pair, contrast.texts)
     except ValueError as error:
@@ -390,6 +398,7 @@ def _best_native(
         native = vector.relearnt(model, contrast, at=residual_post(layer))
         curve = meter.measure(VectorArm("native_best", native, draw=layer))
         effect = float(curve.effect_at(meter.budget).mean())
+        # A comparison with NaN is False, so a NaN effect never replaces a measured one.
         if best is None or effect > best_effect:
             best, best_effect = native, effect if not math.isnan(effect) else -math.inf
     if best is None:
@@ -445,6 +454,8 @@ def _summary(concept: str, curves: list[Curve], budget: float, seed: int) -> pd.
         first = arms[name][0]
         is_drawn = first.arm.draw is not None
         interval = _interval(draws, is_drawn, seed)
+        # The numerator is the mean effect over draws, item by item, and the denominator the native
+        # effect.
         ratio = bootstrap_ratio(np.mean(draws, axis=0), native, seed=seed)
         rows.append(
             {

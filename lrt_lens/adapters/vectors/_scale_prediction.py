@@ -25,9 +25,9 @@ from collections.abc import Sequence
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 
 SHARE = 0.16
-"""Step that costs 0.1 nats per token, as a share of the median ‖x‖.
+"""Length of the step that costs 0.1 nats per token, as a share of the median ‖x‖.
 
-Median of the measurements: 0.16 in the bundled large model, 0.20 in SmolLM2-135M.
+Median over the measured directions: 0.16 in the bundled large model, 0.20 in SmolLM2-135M.
 """
 _BUDGET = 0.1
 """Damage at which SHARE was measured, in nats per token."""
