@@ -6,8 +6,7 @@
 
 Problem: a contrast set has hundreds of texts and a stream thousands of dimensions, so XᵀX is
 singular. Mechanism: with the thin singular value decomposition X = UΣVᵀ of the rows [text,
-d_source], centred if there
-is an intercept:
+d_source], centred if there is an intercept:
 
 | method | objective | solution |
 | --- | --- | --- |

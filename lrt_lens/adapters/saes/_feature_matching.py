@@ -36,17 +36,20 @@ class FeatureMatches:
     """Matched features of two SAEs."""
 
     table: pd.DataFrame
-    """One row per match: source, target (feature indices), correlation (on the fitting folds),
-    correlation_test (on the test fold), firings_source, firings_target (tokens of the fitting folds
-    on which each is active)."""
+    """One row per match.
+
+    Columns: source, target (feature indices), correlation (on the fitting folds), correlation_test
+    (on the test fold), firings_source, firings_target (tokens of the fitting folds on which each
+    feature is active).
+    """
     n_source: int
-    """Live features of the source's SAE."""
+    """Number of live features of the source's SAE."""
     n_target: int
-    """Live features of the target's SAE."""
+    """Number of live features of the target's SAE."""
     n_tokens: int
-    """Tokens of the fitting folds, which matched."""
+    """Number of tokens of the fitting folds, on which features were matched."""
     n_test: int
-    """Tokens of the test fold, which scored."""
+    """Number of tokens of the test fold, on which matches were scored."""
 
     def __repr__(self) -> str:
         return (
@@ -145,6 +148,7 @@ def match_features(
     check_sae(source_sae, pair.source, stitch.source_hook)
     check_sae(target_sae, pair.target, stitch.target_hook)
     widths = (source_sae.W_dec.shape[0], target_sae.W_dec.shape[0])
+    # Four float64 arrays [source, target]: Σab of both parts, and two temporaries of a correlation.
     needed, free = 4 * 8 * widths[0] * widths[1], available_memory()
     if free is not None and needed > free:
         raise ValueError(

@@ -1,5 +1,9 @@
 """An SAE as bare weights: input scaling, subtraction of ``b_dec`` and decoder norms folded.
 
+Problem: SAELens applies flags of the config (input scaling, subtraction of ``b_dec``, decoder
+norms) when an SAE runs, and a map between models does not commute with them one by one. Mechanism:
+the flags are folded into the weights, which leaves one affine map before and one after σ.
+
     folded = FoldedSae.of(sae)      # f = σ(x W_enc + biases), x̂ = f W_dec + b_dec, in float64
     folded.build(sae)               # a SAELens object again
 
@@ -55,15 +59,15 @@ class FoldedSae:
     """Weights of an SAE in the form ``f = σ(x W_enc + biases)``, ``x̂ = f W_dec + b_dec``."""
 
     W_enc: Tensor
-    """[d, feature], float64."""
+    """Encoder weights in float64, [d, feature]."""
     W_dec: Tensor
-    """[feature, d], float64."""
+    """Decoder weights in float64, [feature, d]."""
     b_dec: Tensor
-    """[d], float64."""
+    """Decoder bias in float64, [d]."""
     biases: dict[str, Tensor]
-    """``b_enc``, or ``b_gate`` and ``b_mag``; [feature], float64."""
+    """Biases of the encoder in float64, ``b_enc``, or ``b_gate`` and ``b_mag``; each [feature]."""
     rest: dict[str, Tensor]
-    """Tensors that no change of basis touches: ``threshold``, ``r_mag``, ``topk_threshold``."""
+    """Tensors that no change of basis touches: ``threshold``, ``r_mag`` and ``topk_threshold``."""
 
     @classmethod
     def of(cls, sae: Any, *, input_scale: float | None = None) -> "FoldedSae":
@@ -166,6 +170,7 @@ class FoldedSae:
         weights = {"W_enc": self.W_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
         weights |= self.biases | self.rest
         state = {name: self._owned(name, tensor, dtype) for name, tensor in weights.items()}
+        # assign=True puts these tensors into the module; a copy into meta tensors would do nothing.
         built.load_state_dict(state, assign=True)
         built.cfg.device = str(device)
         return built.to(device=device, dtype=dtype).train(sae.training)
@@ -220,6 +225,7 @@ def _refuse_own_class(sae: Any, architecture: str) -> None:
             known.append(lookup(architecture)[0])
         except KeyError:  # SAELens has BatchTopK for training only
             continue
+    # `type(...) in`, not isinstance: a subclass may have another encoder.
     if type(sae) not in known:
         names = " or ".join(kind.__name__ for kind in known)
         raise ValueError(

@@ -4,6 +4,9 @@
     study.summary      # per bill and arm: FVU ≈ amplitude · FLOPs^−exponent on the frontier
     study.savings      # FLOPs saved against scratch, per width and threshold
 
+Problem: a start that saves FLOPs at one size may save nothing at another. Mechanism: power laws of
+the error over FLOPs, over several widths, from each initialisation.
+
 ``saes`` are SAEs of the source, one per width. For each budget of FLOPs the *frontier* is the
 smallest FVU that a run of any width has reached. FLOPs are counted by three bills:
 
@@ -18,6 +21,8 @@ those of `study_sae_initialisation`, which runs once per width.
 Source: Stitching (arXiv 2506.06609), figures 1c and 8, table 4. The paper fits a straight line in
 log-log axes, which has no floor; a fit with a floor is reported too, because the error of an SAE
 with k active features has one.
+
+Limits: a power law of two or three widths describes the measured range and no other.
 """
 
 import math
@@ -48,7 +53,7 @@ N_BUDGETS = 24
 """Default number of budgets of a frontier."""
 Bill = Literal["training", "stitch", "source_sae"]
 BILLS: tuple[Bill, ...] = ("training", "stitch", "source_sae")
-"""What FLOPs are charged for; see the module docstring."""
+"""Bills by which FLOPs are counted; the module docstring describes them."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,11 @@ class PowerLaw:
     """Power law ``error ≈ floor + amplitude · flops ** -exponent``."""
 
     amplitude: float
+    """Error above the floor at one FLOP."""
     exponent: float
+    """Decrease of the log error per unit of log FLOPs."""
     floor: float
+    """Error that no number of FLOPs removes; 0 for a straight line in log-log axes."""
     r2: float
     """Share of the variance of the log errors that is explained."""
 
@@ -85,13 +93,18 @@ class SAEScaling:
     bill: training, stitch, source_sae (NaN if not known).
     """
     frontier: pd.DataFrame = field(repr=False)
-    """One row per bill, arm, seed and budget: bill, arm, seed, flops, fvu (smallest of all widths;
-    NaN if no width can start within the budget), width (of the run with that fvu).
+    """One row per bill, arm, seed and budget.
+
+    Columns: bill, arm, seed, flops, fvu (smallest of all widths; NaN if no width can start within
+    the budget), width (of the run with that fvu).
     """
     fits: pd.DataFrame
-    """One row per bill, arm and seed: amplitude, exponent, r2 (of the line), floor,
-    amplitude_above, exponent_above, r2_above (with a floor), crossing (FLOPs at which the line
-    meets that of scratch of that seed), inside (whether the crossing is a measured budget)."""
+    """One row per bill, arm and seed.
+
+    Columns: amplitude, exponent, r2 (of the line), floor, amplitude_above, exponent_above, r2_above
+    (with a floor), crossing (FLOPs at which the line meets that of scratch of that seed), inside
+    (True if the crossing is a measured budget).
+    """
     savings: pd.DataFrame = field(repr=False)
     """`SAEInitialisation.savings` with a column width."""
 
@@ -202,6 +215,7 @@ def study_sae_scaling(
         check_source_sae(sae, pair, stitch)
     rows = rows_of(documents, pair, stitch).in_memory(n_tokens)
     histories, savings = [], []
+    # From narrow to wide: the order of the tables.
     for width, sae in sorted(zip(widths, saes, strict=True), key=lambda item: item[0]):
         study = study_sae_initialisation(
             pair,
