@@ -10,7 +10,9 @@ without selection bias.
     matches.table                      # source, target, correlation, correlation_test, firings
 
 Source: Lan et al. (arXiv 2410.06981) pair each feature with its best; mutual best leaves out
-features that share a partner. Limits: all correlations are held at once, 8 bytes per pair.
+features that share a partner.
+
+Limits: all correlations are held at once, 8 bytes per pair.
 """
 
 from dataclasses import dataclass

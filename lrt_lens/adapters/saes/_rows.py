@@ -9,9 +9,10 @@ Problem: training needs rows in random order, many times, but documents arrive i
 rows may not fit into memory. Mechanism: rows are shuffled inside a buffer.
 
 Documents of the test fold are held out (`lrt_lens.data._blocks`): the same documents on which a
-stitch of the same seed is tested. All other documents train. Limits: rows are shuffled inside a
-buffer; if one buffer holds all of them, the model runs over the documents only once, whatever the
-number of epochs.
+stitch of the same seed is tested. All other documents train.
+
+Limits: rows are shuffled inside a buffer; if one buffer holds all of them, the model runs over the
+documents only once, whatever the number of epochs.
 """
 
 from collections.abc import Callable, Iterator

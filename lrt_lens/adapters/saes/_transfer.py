@@ -12,7 +12,9 @@ encoder and after the decoder, folded into the weights:
 
 Thresholds and the number of active features stay the same. Training SAEs remain training SAEs: they
 are starting points for further training, and ``save_inference_model`` writes what plain SAELens
-loads. Limits: see `lrt_lens.adapters.saes._folding`.
+loads.
+
+Limits: see `lrt_lens.adapters.saes._folding`.
 """
 
 from dataclasses import replace

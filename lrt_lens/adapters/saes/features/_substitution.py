@@ -3,7 +3,8 @@
     words = ContentWords.of(documents, model)
     words.versions("The cat sat under the old table.", n=5, rng=rng)   # [original, five rewrites]
 
-Stitching (arXiv 2506.06609, §5 and appendix H.1) asks a language model for such rewrites. Here
+Problem: the test of `_semantics` needs rewrites that keep the structure of a sentence; Stitching
+(arXiv 2506.06609, §5 and appendix H.1) asks a language model for them. Mechanism: here
 content words are exchanged for other words of the corpus. A word is a content word unless it is one
 of scikit-learn's English stop words (318 function words; the two dozen among them that are nouns,
 verbs or adjectives count as content). A substitute has the same case, the same ending (-ing, -ed,
@@ -27,6 +28,7 @@ import numpy as np
 from lrt_lens.models._hooked_model import HookedModel
 
 _WORD = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)*")
+# A sentence ends at . ! or ?, with a closing quotation mark if there is one.
 _SENTENCE = re.compile(r"(?<=[.!?])[\"'”’]?\s+")
 # The first match counts, so longer endings come before shorter ones.
 _ENDINGS = ("ing", "ed", "ly", "est", "er", "'s", "s", "y")
@@ -39,11 +41,12 @@ _CONTENT_ANYWAY = (
 _CONTRACTED = re.compile(
     r"^(?:[a-z]+n['’]t|(?:i|you|he|she|it|we|they|that|there|who|what|let)['’](?:m|s|re|ve|ll|d))$"
 )
+# A word, or one mark of punctuation.
 _NEIGHBOUR = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)*|[^\w\s]")
 _ENOUGH = 5
-"""Fewest words with the same neighbours that are enough to choose a substitute from."""
+"""Number of words with the same neighbours that are enough to choose a substitute from."""
 _ATTEMPTS = 6
-"""Draws per version before a sentence is given up."""
+"""Number of draws per version before a sentence is given up."""
 MINIMUM_WORDS, MAXIMUM_WORDS, MINIMUM_CONTENT = 5, 40, 3
 """Fewest and most words of a usable sentence, and fewest content words in it."""
 
@@ -57,7 +60,7 @@ def function_words() -> frozenset[str]:
 
 
 def is_content(word: str) -> bool:
-    """Whether a word is a content word."""
+    """Return True if a word is a content word."""
     lower = word.lower()
     return len(word) > 1 and lower not in function_words() and not _CONTRACTED.match(lower)
 
@@ -78,10 +81,12 @@ class ContentWords:
     """Content words of a corpus, grouped by shape, for the tokenizer of one model."""
 
     by_shape: dict[tuple[str, str, int], list[str]]
-    """Return case, ending and number of tokens after a space of each word."""
+    """Content words by their case, ending and number of tokens after a space."""
     between: dict[tuple[str, str], set[str]]
-    """("behind" or "before", function word or punctuation) → words that occurred at that side."""
+    """Content words by a neighbour: the side (``"behind"`` or ``"before"``) and its function
+    word."""
     model: HookedModel
+    """Model whose tokenizer counts the tokens."""
 
     @classmethod
     def of(
