@@ -51,7 +51,9 @@ GRID_CONTROLS = ("r2_null", "r2_token", "r2_uniform_token")
 """Columns that the second panel of `grid_figure` can show."""
 
 _HOVER = ("r2", "r2_uniform", "r2_null", "r2_token", "n_tokens", "alpha")
+"""Columns of the hover text."""
 _TEXT_LIMIT = 12
+"""Largest number of rows or columns at which numbers are legible inside the cells."""
 
 
 def grid_figure(
@@ -107,7 +109,9 @@ class _LayerPairs:
     """The table as matrices [target, source], in the order of the forward pass."""
 
     sources: list[str]
+    """Hook points of the source, in the order of the forward pass."""
     targets: list[str]
+    """Hook points of the target, in the same order."""
     values: dict[str, list[list[float]]]
     """Matrix of each column of `GRID_VALUES` that holds numbers."""
     details: dict[str, list[list[float]]]
@@ -124,6 +128,7 @@ class _LayerPairs:
         sources = sorted({source for _, source in cells}, key=hook_order)
         targets = sorted({target for target, _ in cells}, key=hook_order)
 
+        # A pair that is not in the table has NaN, which plotly leaves blank.
         def matrices(columns: Iterable[str]) -> dict[str, list[list[float]]]:
             every = {
                 column: [
@@ -176,6 +181,7 @@ class _LayerPairs:
         )
 
     def outline(self, source: str, target: str) -> "go.layout.Shape":
+        # Categories have the coordinates 0, 1, 2, …, and a cell reaches half a unit to each side.
         column, row = self.sources.index(source), self.targets.index(target)
         line = {"color": HIGHLIGHT, "width": 3}
         return go.layout.Shape(
@@ -201,8 +207,12 @@ def _menus(layers: _LayerPairs, shown: list[str]) -> list[dict[str, object]]:
             layout: dict[str, object] = {f"annotations[{number}].text": GRID_VALUES[column]}
             if number == 0:
                 layout["coloraxis.cmax"] = layers.scale_top(column)
+            # plotly's "update" takes new data, new layout, and the numbers of the traces that
+            # change.
             arguments = [{"z": [layers.values[column]]}, layout, [number]]
             buttons.append({"label": column, "method": "update", "args": arguments})
+        # (1 + 0.05) / 2 = 0.525 is the left end of the second panel, with a gap of 0.05 between
+        # both.
         position = {"x": number * 0.525, "xanchor": "left", "y": 1.0, "yanchor": "bottom"}
         menu = {"buttons": buttons, "active": columns.index(active), "pad": {"b": 42}}
         menus.append(menu | position | MENU_LOOKS)

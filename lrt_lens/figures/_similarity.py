@@ -45,12 +45,17 @@ MEASURE_NAMES: dict[str, str] = {
 """Titles of measures; any other measure is shown under its own name."""
 
 _PANELS = {"value": "value", "effect": "effect: (value − null) / (1 − null)"}
+"""Columns of panels, with their titles."""
 _HOVER = ("value", "low", "high", "null", "effect", "effect_low", "effect_high", "held_out", "n")
+"""Columns of the hover text."""
 _TEXT_LIMIT = 8
+"""Largest number of rows or columns at which numbers are legible inside the cells."""
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+"""Patterns of lines, one per map."""
 _BOUNDS = {"value": ("low", "high"), "effect": ("effect_low", "effect_high")}
 """Columns of the interval of each column that has one."""
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
+"""Markers, one per source hook point, because neighbouring colours are similar."""
 
 
 def similarity_figure(table: pd.DataFrame) -> "go.Figure":
@@ -69,10 +74,12 @@ def similarity_figure(table: pd.DataFrame) -> "go.Figure":
         ValueError: a column is not in the table, it is empty, or a pair has two rows of a measure.
     """
     measures = _checked(table, "value", "effect")
+    # Moments without shuffled pairs have no null, and then every effect is NaN.
     columns = list(_PANELS) if bool(table["effect"].notna().to_numpy().any()) else ["value"]
     sources, targets = (
         sorted(set(table[side]), key=hook_order) for side in ("source_hook", "target_hook")
     )
+    # In pixels per measure: 26 per target hook point, 70 for the titles.
     plots_height = (70 + 26 * max(len(targets), 4)) * len(measures)
     figure = make_subplots(
         rows=len(measures),
@@ -131,6 +138,7 @@ def similarity_lines_figure(
     positions = [0.85 * i / max(1, len(sources) - 1) for i in range(len(sources))]
     figure = go.Figure()
     for i, colour in enumerate(sample_colorscale(HEAT_SCALE, positions)):
+        # reindex puts NaN where a pair was not measured, which leaves a gap in the line.
         own = rows_where(rows, "source_hook", sources[i]).set_index("target_hook").reindex(targets)
         line = _source_line(own, column, sources[i], str(colour), _SYMBOLS[i % len(_SYMBOLS)])
         figure.add_trace(line)

@@ -45,6 +45,7 @@ __all__ = [
     "summary_figure",
 ]
 
+# Titles of axes and explanations of their units.
 _DAMAGE_TITLE = "damage (nats per token)"
 _SCALE_TITLE = "scale (1 = the vector's own length)"
 _PROPENSITY_TITLE = "propensity (nats)"
@@ -54,7 +55,7 @@ _DAMAGE_MEANING = "damage: increase of the loss on neutral text"
 _PROPENSITY_MEANING = "propensity: log-odds of the positive continuation"
 _BUDGET_LINE = {"color": HIGHLIGHT, "dash": "dash", "width": 1.5}
 _FLAG_WIDTH = 24
-"""Characters per line of a flag."""
+"""Number of characters per line of a flag."""
 _ZOOM = 5.0
 """Upper end of the first view, in damage budgets."""
 _HOVER_FORMATS = {
@@ -90,6 +91,7 @@ def steering_figure(table: pd.DataFrame, *, concept: str) -> "go.Figure":
         if _has_draws(frame):
             figure.add_trace(_draw_lines(frame, x="scale", y="propensity"))
             continue
+        # A line needs two points; an arm of one scale gets error bars instead of a band.
         single = len(frame) == 1
         if not single:
             figure.add_trace(_band(frame, arm))
@@ -249,6 +251,7 @@ def _label(text: str) -> dict[str, object]:
 
 
 def _has_draws(frame: pd.DataFrame) -> bool:
+    # An arm of one vector has no draw, or the same draw in each row.
     return "draw" in frame.columns and len(set(frame["draw"].dropna())) > 1
 
 
@@ -351,6 +354,7 @@ def _add_zoom(figure: "go.Figure", axis: str, *, budget: float, damages: list[fl
     top = _ZOOM * budget
     if not any(damage > top for damage in damages):
         return
+    # Some space below the lowest damage, which can be negative.
     near = [min([0.0, *damages]) - 0.04 * top, top]
     views = {
         "near the budget": {f"{axis}.range": near, f"{axis}.autorange": False},
@@ -374,6 +378,7 @@ def _summary_traces(rows: pd.DataFrame, arms: list[str]) -> "list[go.Scatter]":
     notes = go.Scatter(
         x=[0.0] * len(absent),
         y=[arm_style(row["arm"]).label for row in absent],
+        # An arm without an effect has its flag at 0, as text.
         text=["<br>".join(wrap(_flag(row) or "not measured", _FLAG_WIDTH)) for row in absent],
         mode="text",
         name="not measured",
@@ -381,6 +386,7 @@ def _summary_traces(rows: pd.DataFrame, arms: list[str]) -> "list[go.Scatter]":
         textfont={"size": 12},
         hoverinfo="skip",
     )
+    # A trace without points would still take a row of the legend and of the axis.
     return [trace for trace in [*traces, notes] if trace["y"]]
 
 

@@ -82,6 +82,7 @@ class ArmStyle:
 
     def fill(self, *, opacity: float = 0.14) -> str:
         """Return the colour as `rgba(…)`, for a band around the line."""
+        # A hex colour is #rrggbb: two digits per channel.
         red, green, blue = (int(self.colour[i : i + 2], 16) for i in (1, 3, 5))
         return f"rgba({red},{green},{blue},{opacity})"
 
@@ -102,7 +103,9 @@ ARM_STYLES: dict[str, ArmStyle] = {
 """One style per arm, in the order in which figures list them."""
 
 _NAME = "lrt_lens"
+"""Name under which plotly knows the template."""
 _HOOK_KINDS = ("pre", "mid", "post")
+"""Hook points of the residual stream within a block, in the order of the forward pass."""
 
 
 def arm_style(arm: str) -> ArmStyle:
@@ -179,6 +182,7 @@ def error_bars(value: Any, low: Any, high: Any, **looks: Any) -> dict[str, Any]:
     """
     # plotly wants distances from the estimate, not the ends of the interval.
     above, below = high - value, value - low
+    # plotly takes lists (or columns), even for a single point.
     single = not isinstance(above, pd.Series)
     return {
         "array": [above] if single else above,
@@ -202,6 +206,7 @@ def use_template() -> str:
     """Register the template with plotly, if it is not yet there, and return its name."""
     import plotly.io as pio
 
+    # Registering twice would build the template again for every figure.
     if _NAME not in pio.templates:
         pio.templates[_NAME] = _template()
     return _NAME
@@ -243,6 +248,7 @@ def _template() -> "go.layout.Template":
         },
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
+        # Traces without a style of their own take these colours in turn.
         "colorway": [style.colour for style in ARM_STYLES.values()],
         "xaxis": axis,
         "yaxis": axis,
