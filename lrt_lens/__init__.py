@@ -50,7 +50,8 @@ _PACKAGES = (
     "demo",
     "errors",
 )
-"""Where `lrt_lens.NAME` is looked for if it is not in this package's own list, in this order."""
+"""Packages in which `lrt_lens.NAME` is searched, in this order, if this package does not list
+it."""
 
 # Methods of lower packages whose functions live in higher ones; see `lrt_lens/_late.py`.
 provide(

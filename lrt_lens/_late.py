@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Any
 
 _IMPLEMENTATIONS: dict[str, str] = {}
+"""Function of each method, as ``"package:function"``; text, so that nothing is imported yet."""
 
 
 def provide(implementations: Mapping[str, str]) -> None:

@@ -1,5 +1,8 @@
 """The report of the demo as one HTML page.
 
+Problem: a transfer is convincing only next to its controls. Mechanism: every number of the report
+comes with its interval or its control.
+
 Sections: key numbers, the grid with its null, the stitched loss, vectors at equal damage, probes,
 an SAE.
 """
@@ -25,6 +28,7 @@ from lrt_lens.report._html import (
     render_html,
 )
 
+# Headings of the concepts' sections.
 _TITLES = {"sentiment": "Sentiment of film reviews", "mood": "Happy and sad moments of stories"}
 _ARMS = {
     "native": "learnt on the large model from the same texts, at the same hook point",
@@ -69,6 +73,7 @@ def _overview(result: DemoResult) -> Section:
     )
     tiles.append(("R² of the stitch", f"{scores['r2']:.2f}", note))
     for concept, evaluation in result.evaluations.items():
+        # Summaries have one row per arm, so the arm can be the index.
         row = evaluation.summary.set_index("arm").loc["transferred"]
         interval = f"95% interval {row['fraction_low']:.2f} to {row['fraction_high']:.2f}"
         note = f"of the native effect at {evaluation.budget:g} nats of damage, {interval}"
@@ -133,6 +138,7 @@ def _concept(result: DemoResult, concept: str, evaluation: SteeringEvaluation) -
 
 def _probe(result: DemoResult, task: str) -> Section:
     evaluation = result.probes[task]
+    # `refit` and `scratch` have one row per k; the transferred probe has one.
     rows = evaluation.summary.drop_duplicates("arm").set_index("arm")
     transferred = rows.loc["transferred"]
     text = (
@@ -183,6 +189,7 @@ def _conclusion(evaluation: SteeringEvaluation) -> str:
             f"({native['low']:.2f} to {native['high']:.2f})"
         )
     controls = [arm for arm in ("random", "shuffled", "permuted") if arm in table.index]
+    # "Above" means that the intervals do not overlap, the strictest reading.
     below = [arm for arm in controls if row["low"] > table.loc[arm, "high"]]
     overlapping = [arm for arm in controls if arm not in below]
     text += f". Its interval lies above that of {', '.join(below) or 'no control'}"

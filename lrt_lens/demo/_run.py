@@ -2,7 +2,8 @@
 
     lrt-lens demo --out demo-report
 
-`run_demo` computes, `write_demo` writes ``results.json``, ``report.html`` and ``stitch/``.
+Problem: a first look must take minutes and no download. Mechanism: `run_demo` computes;
+`write_demo` writes ``results.json``, ``report.html`` and ``stitch/``.
 
 Limits: the demo reads the bundled models and texts; for other models call the functions that
 `run_demo` calls.
@@ -52,6 +53,7 @@ DEMO_SOURCE_LAYER = 2
 PROBE_TASKS = ("sentiment", "register")
 """Tasks of the probes: is a review positive; is a text a story or a review."""
 _CONTINUATION_ARMS = ("none", "native", "transferred", "shuffled")
+"""Arms whose continuations are shown side by side."""
 _CONTINUATION_BOOST = 2.0
 """Multiple of the calibrated scale at which continuations are sampled.
 
@@ -80,7 +82,7 @@ def run_demo(
         n_random: random directions, as a control of the vectors.
         loss_tokens: tokens on which the stitched loss and the SAEs are evaluated.
         damage: nats per token on neutral text at which vectors are compared.
-        seed: of folds, draws and bootstraps.
+        seed: seed of folds, draws and bootstraps.
         progress: show progress bars.
     """
     arguments = {
@@ -94,10 +96,12 @@ def run_demo(
     }
     started = time.perf_counter()
     common: dict[str, Any] = {"seed": seed, "progress": progress}
+    # Three steps of the pair, the grid and the SAE, and one per concept and probe.
     steps = _progress_bar(3 + len(concepts) + len(PROBE_TASKS), progress)
     pair = demo_pair()
     steps.update()
     grid = fit_stitches(pair, demo_documents(), n_tokens=n_tokens, **common)
+    # The source layer is fixed; the target layer is chosen by cross-validation.
     stitch = grid.best(source=source_layer)
     steps.update()
     evaluations, continuations, probes = {}, {}, {}
@@ -109,6 +113,7 @@ def run_demo(
         evaluations[concept] = evaluation
         continuations[concept] = sample_continuations(pair, evaluation, prompts, seed=seed)
         steps.update()
+    # token_maps adds the arm that predicts the target's states from the token alone.
     token = token_identity_map(grid.moments, stitch.target_hook)
     loss = evaluate_stitch_loss(
         pair, stitch, demo_documents(), n_tokens=loss_tokens, token_maps=token, **common
@@ -187,6 +192,7 @@ def sample_continuations(
     Vectors are applied at twice their calibrated scale; an arm without one is left out.
     """
     summary = evaluation.summary
+    # An arm of several vectors has no scale (NaN) and no single vector.
     scales: dict[str, float] = dict(zip(summary["arm"], summary["scale"], strict=True))
     rows = []
     for arm in _CONTINUATION_ARMS:
@@ -207,6 +213,7 @@ def sample_continuations(
 
 def write_demo(result: DemoResult, out: Path) -> Path:
     """Write ``results.json``, ``report.html`` and ``stitch/`` into ``out``; return the report."""
+    # The report is written last, so a folder with report.html is complete.
     write_results(out / "results.json", result.arguments, demo_tables(result))
     result.stitch.save_pretrained(out / "stitch")
     return write_html(out / "report.html", demo_report(result))

@@ -2,9 +2,12 @@
 
     lrt.explore(pair, stitch.transfer(vector))
 
-It shows continuations of a prompt without steering, under the native vector and under the
-transferred one side by side, with the damage of each on neutral text. It needs ipywidgets:
-``pip install 'lrt-lens[widgets]'``.
+Problem: numbers do not show how steered text reads. Mechanism: continuations of a prompt without
+steering, under the native vector and under the transferred one side by side, with the damage of
+each on neutral text.
+
+Limits: a few samples show the kind of an effect, not its size. It needs ipywidgets: ``pip install
+'lrt-lens[widgets]'``.
 """
 
 from collections.abc import Sequence
@@ -43,10 +46,10 @@ def explore(
         prompt: text in the box at first.
         damage: nats per token at strength 1, for each arm. The default is above that of
             evaluations, so that few samples show the effect.
-        max_new_tokens: tokens of a continuation.
-        temperature: of sampling.
-        top_k: of sampling.
-        seed: of the first draw, the same for all arms.
+        max_new_tokens: number of tokens of a continuation.
+        temperature: temperature of sampling.
+        top_k: number of most probable tokens to sample from; None for all.
+        seed: seed of the first draw, the same for all arms.
 
     Raises:
         ImportError: ipywidgets is not installed.

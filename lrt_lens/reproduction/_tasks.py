@@ -1,4 +1,12 @@
-"""Labelled texts for scripts with probes: bundled tasks, a file, or a data set of sae-probes."""
+"""Labelled texts for scripts with probes: bundled tasks, a file, or a data set of sae-probes.
+
+    train, test = bundled_tasks(map_seed=0)[0].sample(400).split()
+
+Problem: probes of all scripts must be trained and tested on the same texts. Mechanism: one class of
+labelled texts with seeded samples and splits.
+
+Limits: splits are not stratified by label.
+"""
 
 import csv
 import importlib.util
@@ -20,8 +28,11 @@ class Task:
     """Labelled texts of one task."""
 
     name: str
+    """Name of the task, for tables."""
     texts: list[str]
+    """Texts in the order of the file."""
     labels: list[Any]
+    """One label per text."""
 
     def sample(self, n_texts: int, seed: int = 0) -> "Task":
         """Return ``n_texts`` of the texts at random, or all if there are fewer."""
@@ -83,6 +94,7 @@ def bundled_tasks(map_seed: int) -> list[Task]:
             for text in demo_documents(register)
             if part_of(document_key(text, map_seed)) >= N_FOLDS
         ]
+        # The first 30 words, so that both registers have texts of one length.
         texts += [" ".join(text.split()[:30]) for text in unseen]
         labels += [register] * len(unseen)
     return [sentiment, Task("register", texts, labels)]
@@ -96,6 +108,7 @@ def sae_probes_task(name: str) -> Task:
     Raises:
         MissingInputError: the package, or a data set of that name, is missing.
     """
+    # The package is located, not imported: only its data files are read.
     spec = importlib.util.find_spec("sae_probes")
     if spec is None or spec.origin is None or importlib.util.find_spec("zstandard") is None:
         raise MissingInputError(
