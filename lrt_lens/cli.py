@@ -243,6 +243,7 @@ class Fit:
         from lrt_lens._byte_sizes import parse_bytes
         from lrt_lens.moments._plan import ModelShape, plan_harvest
 
+        # Shapes come from the configs, so a plan loads no weights.
         return plan_harvest(
             ModelShape.of_pretrained(self.source, self.dtype, self.source_revision),
             ModelShape.of_pretrained(self.target, self.dtype, self.target_revision),
@@ -280,6 +281,7 @@ class Fit:
             make_folder(self.out)
             return
         # Shards may share a folder, so each tests its own part of it and not the same file.
+        # Before hours of work, not after them.
         refuse_unwritable(self._checkpoints(n_passes)[0] if self.shard else self.out)
         if self.restart:
             for folder in self._checkpoints(n_passes):
@@ -345,6 +347,7 @@ def _write_outputs(
     from lrt_lens.report._results import write_results
     from lrt_lens.stitching._fit_report import fit_report
 
+    # The best pair by cross-validation; the test fold only scores it.
     best = grid.best()
     best.save_pretrained(out / "stitch")
     tables = {
@@ -490,6 +493,7 @@ def _print_table(title: str, frame: "pd.DataFrame") -> None:
 
     table = Table(title=title, box=SIMPLE, padding=0, collapse_padding=True)
     for column in frame.columns:
+        # dtype.kind is f for floats and i for integers.
         side = "right" if frame[column].dtype.kind in "fi" else "left"
         table.add_column(column, overflow="fold", justify=side)
     for row in frame.itertuples(index=False):

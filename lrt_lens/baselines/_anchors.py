@@ -97,6 +97,7 @@ class Anchors:
         refuse_bad_texts(texts)
         source, target = model_sides(models)
         [(source_hook, target_hook)] = paired_hooks(source, target, source_hook, target_hook)
+        # Each model reads the texts with its own tokenizer; only the texts correspond.
         ours, theirs = (
             read_text_rows(model, texts, hook, read, skip_first=skip_first)
             for model, hook in ((source, source_hook), (target, target_hook))

@@ -235,6 +235,7 @@ def _check_stitches(
         )
     first = next(iter(stitches.values()))
     hooks = (first.source_hook, first.target_hook)
+    # All methods are compared at one hook pair, that of the first stitch.
     for name, stitch in stitches.items():
         stitch.check(pair.source, pair.target)
         own = (stitch.source_hook, stitch.target_hook)
@@ -382,6 +383,7 @@ class _Reading:
                 f"all {len(self.truth)} test labels are {test[1][0]!r}; "
                 "an AUROC needs texts of both classes"
             )
+        # All probes but token identity read these rows, so the texts are read once.
         self.x = self._states(hooks[1])
 
     def rows(self, stitches: Mapping[str, Stitch]) -> dict[str, dict[str, float]]:

@@ -48,6 +48,7 @@ def demo_report(result: DemoResult) -> str:
     sections += [
         _concept(result, concept, evaluation) for concept, evaluation in result.evaluations.items()
     ]
+    # One section per concept and per task, in the order in which the demo ran them.
     sections += [_probe(result, task) for task in result.probes]
     if result.sae is not None:
         sections.append(_sae(result.sae))
@@ -72,6 +73,7 @@ def _overview(result: DemoResult) -> Section:
         f"token identity alone {scores['r2_token']:.2f}"
     )
     tiles.append(("R² of the stitch", f"{scores['r2']:.2f}", note))
+    # The transferred arm is compared with the native one, whose share is 1 by definition.
     for concept, evaluation in result.evaluations.items():
         # Summaries have one row per arm, so the arm can be the index.
         row = evaluation.summary.set_index("arm").loc["transferred"]

@@ -96,7 +96,6 @@ def run_demo(
     }
     started = time.perf_counter()
     common: dict[str, Any] = {"seed": seed, "progress": progress}
-    # Three steps of the pair, the grid and the SAE, and one per concept and probe.
     steps = _progress_bar(3 + len(concepts) + len(PROBE_TASKS), progress)
     pair = demo_pair()
     steps.update()
@@ -113,7 +112,6 @@ def run_demo(
         evaluations[concept] = evaluation
         continuations[concept] = sample_continuations(pair, evaluation, prompts, seed=seed)
         steps.update()
-    # token_maps adds the arm that predicts the target's states from the token alone.
     token = token_identity_map(grid.moments, stitch.target_hook)
     loss = evaluate_stitch_loss(
         pair, stitch, demo_documents(), n_tokens=loss_tokens, token_maps=token, **common
@@ -156,6 +154,7 @@ def _evaluate_concept(
 ) -> SteeringEvaluation:
     contrast, hook = demo_contrast(concept), stitch.source_hook
     vector = SteeringVector.mean_difference(pair.source, contrast, at=hook, read="last")
+    # A part of the neutral texts keeps the demo short.
     items, neutral = demo_items(concept), demo_neutral()[:20]
     return evaluate_steering(pair, stitch, vector, items, neutral=neutral, **options)
 
@@ -223,6 +222,7 @@ def demo_tables(result: DemoResult) -> dict[str, Any]:
     """Return the content of ``results.json`` except versions and arguments."""
     steering, probes = list(result.evaluations.values()), list(result.probes.values())
     keys = ("source_hook", "target_hook", "r2", "r2_uniform", "r2_null", "r2_token")
+    # DataFrames become lists of rows in `write_results`.
     return {
         "pair": {"source": result.pair.source.name, "target": result.pair.target.name},
         "grid": result.grid.scores,

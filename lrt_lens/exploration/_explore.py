@@ -62,6 +62,7 @@ def explore(
             "pip install 'lrt-lens[widgets]' and restart the kernel"
         )
 
+    # Calibration runs here, once; moving the slider only generates text.
     exploration = Exploration.of(
         pair,
         vector,

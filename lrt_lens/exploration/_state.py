@@ -176,6 +176,7 @@ class Exploration:
 
 def _transferred(pair: ModelPair, vector: SteeringVector, stitch: Stitch | None) -> SteeringVector:
     """Return the vector on the target, transferred by the stitch if it is not there yet."""
+    # A vector of unknown origin counts as the target's, unless a stitch ends at another hook point.
     if vector.model is None or _is(pair.target, vector.model):
         if stitch is None or same_place(vector.hook, stitch.target_hook):
             return vector

@@ -81,6 +81,7 @@ class ExplorerWidget(VBox):
             self._say("interrupted; nothing is left on the model")
             return
         self.sizes.value = note(_sizes(self.exploration, strength))
+        # The result keeps its last value if an error returned above.
         self.result.value = compared._repr_html_()
         self._say(f"draw {self.seed + 1}")
 

@@ -125,6 +125,7 @@ def concept_summary_figure(summary: pd.DataFrame, *, equal_damage: bool = True) 
     Raises:
         ValueError: a column is not in the table, or it has no rows.
     """
+    # The columns of an interval have short names at equal damage, and long ones at β = 1.
     names = ("effect", "effect_low", "effect_high")
     value, low, high = ("effect_at_equal_damage", "low", "high") if equal_damage else names
     require_columns(summary, "concept", "arm", "cosine", value, low, high)

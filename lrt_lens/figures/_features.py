@@ -40,6 +40,7 @@ _BASELINES = {
 }
 _SCALED = ("attribution_r", "attribution_r_random")
 """Columns that set the height of the left panel; taller bars of others are cut off."""
+# Kinds of features, with the style of their lines and points.
 _KINDS = {
     "structural": ArmStyle("structural", "#0072B2", symbol="square"),
     "semantic": ArmStyle("semantic", "#D55E00", dash="dash", symbol="circle"),
@@ -265,6 +266,7 @@ def entropy_figure(
 def _entropy_points(part: pd.DataFrame, side: str, *, marked: bool) -> "go.Scatter":
     rim = {"color": NEUTRAL, "width": 1}
     marker: dict[str, object] = {"color": "#0072B2", "size": 5, "opacity": 0.45}
+    # Marked features are drawn a second time, on top of the others.
     if marked:
         marker = {"color": "#D55E00", "size": 10, "symbol": "diamond", "line": rim}
     name = "largest share on the source" if marked else "features"
@@ -354,6 +356,7 @@ def _random_effects(rows: list[dict], sign: int, *, legend: bool) -> "go.Scatter
 
 def _effects(rows: list[dict], *, legend: bool) -> "go.Scatter":
     style = ARM_STYLES["transferred"]
+    # cliponaxis=False: labels at the edge of the panel are not cut off.
     return go.Scatter(
         x=[row["effect"] for row in rows],
         y=[f"feature {row['feature']}" for row in rows],

@@ -157,6 +157,7 @@ class _LayerPairs:
 
     def heat_map(self, column: str) -> "go.Heatmap":
         details = list(self.details.values())
+        # customdata is [row, column, detail]; the template numbers the details.
         custom = [
             [[matrix[row][col] for matrix in details] for col in range(len(self.sources))]
             for row in range(len(self.targets))
@@ -227,6 +228,7 @@ def _lay_out(
         pair = f"{short_hook(chosen[0])} → {short_hook(chosen[1])}"
         explanation += f"<br>outlined: the chosen pair, {pair}"
     bar = {"thickness": 12, "outlinewidth": 0, "title": {"text": "score", "side": "right"}}
+    # One colour axis for both panels, so that equal colours mean equal scores.
     figure.update_layout(
         template=use_template(),
         title={"text": "Fit of each hook pair", "subtitle": {"text": explanation}},

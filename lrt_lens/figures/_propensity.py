@@ -98,6 +98,7 @@ def _box(part: pd.DataFrame, arm: str, measure: str, *, first: bool) -> "go.Box"
         f"{style.label}, scale {scale:g}: {value:.3f}"
         for scale, value in zip(part["scale"], part[measure], strict=True)
     ]
+    # offsetgroup puts the boxes of one arm at the same offset within every task.
     return go.Box(
         x=part[measure],
         y=[short_task(task) for task in part["task"]],

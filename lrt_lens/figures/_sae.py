@@ -188,6 +188,7 @@ def savings_figure(savings: pd.DataFrame) -> "go.Figure":
                 marker=style.marker,
                 **panel(1, column),
             )
+    # Below 0 an initialisation costs more than it saves.
     figure.add_hline(y=0, line=DOTTED)
     threshold = "threshold, share of scratch's final explained variance"
     figure.update_xaxes(title_text=threshold, tickformat=".0%")

@@ -174,6 +174,7 @@ def _source_line(
         marker={"symbol": symbol, "size": 7, "line": rim},
         hovertemplate=f"<b>{short_hook(source)} → %{{x}}</b><br>%{{y:.3f}}<extra></extra>",
     )
+    # The held-out value has no interval.
     if column in _BOUNDS:
         low, high = _BOUNDS[column]
         above, below = (line[high] - line[column]).tolist(), (line[column] - line[low]).tolist()
@@ -198,6 +199,7 @@ def spectrum_figure(table: pd.DataFrame) -> "go.Figure":
     for i, name in enumerate(dict.fromkeys(table["map"])):
         rows = rows_where(table, "map", name)
         hover = f"<b>{name}</b><br>σ(%{{x}}) = %{{y:.3g}}<br>%{{customdata:.3g}} of the largest"
+        # Colours are those of the template; dashes tell lines apart without colour.
         trace = go.Scatter(
             x=rows["index"].tolist(),
             y=rows["singular_value"].tolist(),
@@ -231,6 +233,7 @@ def _heat_map(
 ) -> "tuple[go.Heatmap, bool]":
     """Return the heat map of one measure, and whether all its cells are NaN."""
     shown = [name for name in _HOVER if name in next(iter(cells.values()))]
+    # A pair that is not in the table has NaN, which plotly leaves blank.
     absent = dict.fromkeys([*shown, column], math.nan)
     matrix = [[cells.get((source, target), absent) for source in sources] for target in targets]
     lines = [

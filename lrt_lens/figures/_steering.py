@@ -121,6 +121,7 @@ def effect_damage_figure(table: pd.DataFrame, *, concept: str, budget: float) ->
     rows = _of_concept(table, concept, "arm", "scale", "propensity", "damage")
     rows = rows.assign(effect=rows["propensity"] - _unsteered_propensity(rows, concept))
     figure = go.Figure()
+    # The arm "none" has effect 0 and damage 0 by definition: it is the origin, not a line.
     for arm in reversed(ordered_arms(rows.loc[rows["arm"] != "none", "arm"].tolist())):
         frame = rows_where(rows, "arm", arm)
         if _has_draws(frame):
@@ -213,6 +214,7 @@ def calibration_figure(
     right: dict[str, Any] = {"annotation_position": "top right"}
     figure.add_hline(y=budget, line=_BUDGET_LINE, annotation=_label(f"budget {budget:g}"), **left)
     outcome = "no scale chosen: the tried scales do not bracket the budget"
+    # NaN means that the search ended without a scale.
     if chosen is not None and not math.isnan(chosen):
         label = f"scale {chosen:.3g}"
         outcome = f"chosen: {label}"
@@ -283,6 +285,7 @@ def _arm_line(
         hovertemplate=template,
     )
     if intervals:
+        # plotly takes distances from the point, not the ends of the interval.
         above = (frame["propensity_high"] - frame[y]).tolist()
         below = (frame[y] - frame["propensity_low"]).tolist()
         bars = {"array": above, "arrayminus": below, "symmetric": False, "thickness": 1.5}

@@ -18,6 +18,7 @@ _SIDES = ("source", "target")
 """Names of the two ends, as prefixes of columns."""
 _PANELS = {"r2": "R² (share of variance)", "r2_uniform": "R², mean over dimensions"}
 """Columns of panels, with their titles."""
+# Points per direction, the most important one first.
 _POINTS = {
     "test": ArmStyle("test fold", HIGHLIGHT, width=3.0),
     "cv": ArmStyle("cross-validated", "#0072B2", symbol="square-open"),

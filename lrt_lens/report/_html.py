@@ -219,6 +219,7 @@ def _render_section(section: Section, anchor: str) -> str:
 
 
 def _slug(text: str) -> str:
+    # Only letters, digits and hyphens, which need no escaping in a link.
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 

@@ -46,6 +46,7 @@ def load_concepts(folder: Path | None, pairs: int, test_items: int, seed: int = 
             )
             for name in CONCEPTS
         ]
+    # Sorted, because the order of files in a folder differs between systems.
     files = sorted(folder.glob("*.jsonl"))
     if len(files) < 2:
         raise MissingInputError(

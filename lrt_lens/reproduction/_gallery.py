@@ -87,6 +87,7 @@ def collect(figures: Path) -> list[dict[str, Any]]:
     for file in files:
         record = json.loads(file.read_text(encoding="utf-8"))
         picture = file.with_name(f"{file.stem}.thumbnail.png")
+        # A large picture would slow down the page of the repository.
         has_picture = picture.is_file() and picture.stat().st_size <= THUMBNAIL_BYTES
         entries.append(entry(record, str(file)) | {"thumbnail": has_picture})
     return entries

@@ -245,6 +245,7 @@ class FigureOptions:
                 f"{option} {folder!r}: no cfg.json in {absolute!r}; give a folder written by "
                 "SAELens' save_model, or one from `hf download` of a repository with an SAE"
             )
+        # Imported here because sae-lens is optional and takes seconds to import.
         from sae_lens import SAE
 
         try:

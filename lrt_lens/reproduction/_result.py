@@ -180,6 +180,7 @@ class Reproduction:
     def html(self) -> str:
         """Return the page: verdict, compared quantities, figures, tables."""
         quick = " (quick run: means nothing)" if self.quick else ""
+        # Tiles show the verdict and the first four quantities; the table below has all of them.
         tiles: list[Any] = [("verdict", self.verdict + quick, self.paper)]
         for one in self.compared[:4]:
             control = f"; {one.control_text}" if one.control is not None else ""

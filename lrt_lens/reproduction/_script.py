@@ -119,6 +119,7 @@ def given_options(names: Iterable[str], arguments: Sequence[str]) -> frozenset[s
 
     Recognised are ``--a-name value``, ``--a-name=value``, ``--a_name`` and ``--no-a-name``.
     """
+    # tyro accepts hyphens and underscores, and --no-NAME for booleans.
     words = {
         word.removeprefix("--").split("=")[0].replace("-", "_")
         for word in arguments

@@ -36,6 +36,7 @@ class Task:
 
     def sample(self, n_texts: int, seed: int = 0) -> "Task":
         """Return ``n_texts`` of the texts at random, or all if there are fewer."""
+        # random.Random has a state of its own, so the caller's random numbers do not change.
         order = list(range(len(self.texts)))
         random.Random(seed).shuffle(order)
         drawn = order[:n_texts]
@@ -43,6 +44,7 @@ class Task:
 
     def split(self, share: float = 2 / 3) -> tuple["Task", "Task"]:
         """Return the first ``share`` of the texts, and the others."""
+        # Callers shuffle with `sample` first, so the first texts are random ones.
         at = int(share * len(self.texts))
         first = Task(self.name, self.texts[:at], self.labels[:at])
         return first, Task(self.name, self.texts[at:], self.labels[at:])

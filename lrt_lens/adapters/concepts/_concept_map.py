@@ -54,6 +54,7 @@ from lrt_lens.stitching._affine import AffineMap
 logger = logging.getLogger(__name__)
 
 CONCEPT_MAP_SCHEMA = "lrt_lens.concept_map/1"
+"""Schema version of a file; another one is refused."""
 
 TextRead = Literal["last", "mean"]
 """How a text becomes one row. Positions are not offered: tokenizers count them differently."""
@@ -338,6 +339,7 @@ class ConceptMap:
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file and return its path."""
+        # Tensors are named kind.i, with i the number of the layer; everything else is JSON.
         tensors = {
             f"{kind}.{i}": getattr(layer.map, kind)
             for i, layer in enumerate(self.layers)
@@ -376,6 +378,7 @@ class ConceptMap:
                 raise FileFormatError(
                     f"{str(path)!r} lacks the map of layer {i}; fit the concept map again"
                 )
+            # Hook points belong to the map, all other values to the layer.
             hooks = numbers.pop("source_hook"), numbers.pop("target_hook")
             affine = AffineMap(tensors[f"weight.{i}"], tensors[f"bias.{i}"], *hooks)
             layers.append(ConceptLayer(affine, **numbers))
@@ -413,6 +416,7 @@ def apply_together(
     """
     hooked = load_model(model)
     hooks = [vector.hook for vector in vectors]
+    # Two vectors at one hook point act one after the other; users should give their sum.
     if not hooks or any(same_place(a, b) for i, a in enumerate(hooks) for b in hooks[:i]):
         raise ValueError(
             f"the vectors are at {hooks}; give at least one, and one for each hook point (add "

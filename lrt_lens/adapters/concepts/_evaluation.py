@@ -295,6 +295,7 @@ def _stitches(
         )
     for one, (at, to) in zip(stitches, hook_pairs, strict=True):
         one.refuse_foreign(at, source.identity)
+        # Reversed, the stitch starts at the target, so the same check serves the other end.
         one.reversed().refuse_foreign(to, target.identity)
     return [*stitches]
 
@@ -314,6 +315,7 @@ def _layer_rows(
             read_rows(models, sets, source_hook=at, target_hook=to, read=settings.read)
             for at, to in hook_pairs
         ]
+    # Rows do not record their hook points, so only their number can be checked.
     if len(rows) != len(hook_pairs):
         raise ValueError(
             f"rows of {len(rows)} pair(s) of hook points given for {len(hook_pairs)}; give one for "
@@ -350,6 +352,7 @@ class _ArmCurve:
     """Propensities and damages of one arm over β."""
 
     arm: ConceptArm
+    """Arm that was measured."""
     curve: Curve
     """Values at all measured β, ascending, with negative ones and 0 among them."""
 

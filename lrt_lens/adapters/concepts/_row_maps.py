@@ -35,6 +35,7 @@ from lrt_lens.stitching._diagnostics import effective_rank
 from lrt_lens.stitching.solvers._ridge import DEFAULT_ALPHAS
 
 Method = Literal["least_squares", "ridge"]
+"""Method of a fit, as in the table of the module docstring."""
 RCOND = 1e-6
 """Singular values below this share of the largest are rounding of float32 and count as zero."""
 N_FOLDS = 5
@@ -160,6 +161,7 @@ def _check(x: Tensor, y: Tensor, groups: Sequence[int], method: str) -> None:
             f"{len(x)} text(s) in {len(set(groups))} group(s); a map needs at least two texts of "
             "two groups, so that one can be held out: give more texts"
         )
+    # A single NaN would spread to the whole map through the decomposition.
     for role, rows in (("source", x), ("target", y)):
         if not torch.isfinite(rows).all():
             raise NonFiniteError(

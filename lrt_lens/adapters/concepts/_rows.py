@@ -121,6 +121,7 @@ class PairRows:
         Everything that depends on the text is lost; means and spreads stay.
         """
         flat = _text_rows(self.target)
+        # A random permutation may leave a few rows in place.
         order = torch.randperm(len(flat), generator=generator)
         return replace(self, target=flat[order].reshape(self.target.shape))
 

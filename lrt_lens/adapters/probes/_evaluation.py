@@ -117,6 +117,7 @@ class ProbeEvaluation:
     chance: float
     """Share of the largest class among the test texts."""
     n_test: int
+    """Number of test texts."""
     probes: dict[str, LinearProbe] = field(repr=False)
     """The probes ``source``, ``native`` and ``transferred``."""
 
@@ -271,6 +272,7 @@ def _check(
                 "the probe reads every token, and tokens of one text are no independent items; "
                 "give a probe that is read once per text"
             )
+    # Each draw of k labels holds every class, so k is at least the number of classes.
     classes, ks = len(set(train[1])), settings.ks
     if settings.n_seeds < 1 or any(not classes <= k <= len(train[0]) for k in ks):
         raise ValueError(

@@ -48,6 +48,7 @@ from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._stitch import Stitch, transfer_artefact
 
 PROBE_SCHEMA = "lrt_lens.probe/1"
+"""Schema version of a file; another one is refused."""
 
 Label = str | int
 """Class of a text or token."""
@@ -222,6 +223,7 @@ class LinearProbe:
                 f"no text is labelled {missing}; an AUROC needs texts of every class, "
                 f"{list(self.classes)}"
             )
+        # Of two classes, each against the other has the same AUROC.
         if len(self.classes) == 2:
             return float(roc_auc_score(truth, p[:, 1]))
         return float(
@@ -304,6 +306,7 @@ class LinearProbe:
         tensors, metadata = read_tensors(Path(path), PROBE_SCHEMA)
         fields: dict[str, Any] = json.loads(metadata["probe"])
         hooks = fields.pop("before")
+        # A probe that reads maxima stores its map too.
         needed = {"weight", "bias"} | ({"before/weight", "before/bias"} if hooks else set())
         if not needed <= tensors.keys():
             raise FileFormatError(

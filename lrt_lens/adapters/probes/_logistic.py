@@ -121,6 +121,7 @@ def fit_logistic(
         seed: seed of the folds.
     """
     scaling = scaling or Scaling.of(x)
+    # Means and deviations are those of all rows, held-out ones included: they use no labels.
     z = scaling.rows(x)
     folds = _folds(y, n_folds, groups, seed)
     penalty = _choose_penalty(z, y, n_classes, _fit_sklearn, penalties, folds, fallback=1.0)
@@ -157,6 +158,7 @@ def fit_towards(
 
 
 _Fit = Callable[[np.ndarray, np.ndarray, float], tuple[np.ndarray, np.ndarray]]
+"""Function from standardised rows, class numbers and λ to weight and bias."""
 _Fold = tuple[np.ndarray, np.ndarray]
 """Indices of the rows to fit on and of the held-out rows."""
 

@@ -329,6 +329,7 @@ def _table(
         }
         for metric, (numerator, denominator) in _ratios(rows).items():
             row |= _columns(metric, bootstrap_ratio(numerator, denominator, seed=seed))
+        # Draws of the random maps are named `random 0`, `random 1`, …: the first word is the arm.
         fired = [code.fired for name, code in codes.items() if name.split()[0] == arm]
         row |= _columns("dead_fraction", _dead(fired))
         n, ce, own = (

@@ -178,6 +178,7 @@ def _matches(fit: _Sums, test: _Sums, min_firings: int, min_correlation: float) 
     best_target, best_source = correlations.argmax(1), correlations.argmax(0)
     source = torch.arange(len(correlations))
     strongest = correlations[source, best_target]
+    # Mutual best: i is the best of its own best.
     mutual = (best_source[best_target] == source) & (strongest > max(min_correlation, 0.0))
     source, target = source[mutual], best_target[mutual]
     if not len(source):

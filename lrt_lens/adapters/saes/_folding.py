@@ -34,6 +34,7 @@ AFFINE = ("standard", "gated", "topk", "abstopk", "jumprelu", "batchtopk", "matr
 SELECTING = ("topk", "abstopk", "batchtopk", "matryoshka_batchtopk")
 """Architectures whose encoder compares features with each other."""
 
+# Reasons why an SAE cannot be folded, by architecture and by normalisation of the input.
 _TRANSCODER = (
     "it reads one hook point and writes another, and a stitch joins one hook point with one"
 )
@@ -198,6 +199,7 @@ def refuse_unfoldable(sae: Any, input_scale: float | None = None) -> None:
             f"a {type(sae).__name__} is no SAE of SAELens; give one, such as "
             "SAE.load_from_disk(folder)"
         )
+    # The most general reason is checked first, so that the message names it.
     architecture = sae.cfg.architecture()
     if architecture not in AFFINE:
         reason = _NOT_AFFINE.get(architecture, "nothing is known about its encoder")
@@ -241,6 +243,7 @@ def _refuse_normalisation(normalisation: str, input_scale: float | None) -> None
             f"normalize_activations is {normalisation!r}: {_BAD_INPUT[normalisation]}; expected "
             "an SAE with normalize_activations='none'"
         )
+    # This normalisation multiplies by a constant, which SAELens does not store in the SAE.
     if (normalisation == "expected_average_only_in") != (input_scale is not None):
         remedy = (
             "give input_scale=…, the factor of its training"

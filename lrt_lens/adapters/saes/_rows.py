@@ -129,8 +129,10 @@ class SAERows:
         """Rows of one model that a harvest has recorded, at the hook point ``at``."""
         name = cache.stored_name(role, at)
         side = 0 if role == "source" else 1
+        # Any stored pair with this hook point will do: only one side of its rows is read.
         pair = next(pair for pair in cache.pairs if pair[side] == name)
 
+        # shuffle=None returns rows in stored order; `batches` shuffles them.
         def run(parts: range) -> Iterator[Tensor]:
             return (batch[side] for batch in cache.rows(*pair, parts=parts, shuffle=None))
 

@@ -52,6 +52,7 @@ from lrt_lens.stitching._stitch import Stitch
 N_BUDGETS = 24
 """Default number of budgets of a frontier."""
 Bill = Literal["training", "stitch", "source_sae"]
+"""Name of a bill."""
 BILLS: tuple[Bill, ...] = ("training", "stitch", "source_sae")
 """Bills by which FLOPs are counted; the module docstring describes them."""
 
@@ -314,6 +315,7 @@ def fit_arms(frontier: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (bill, arm, seed), curve in curves.items():
         line, above = _law(curve), _law(curve, floor=True)
+        # Runs of one seed are compared, because they read the rows in the same order.
         crossing = line.crossing(_law(curves[bill, "scratch", seed]))
         rows.append(
             {

@@ -263,6 +263,7 @@ def _saes(
             model, hook = _end(pair, stitch, name)
             require_sae(sae, "encode")
             refuse_foreign_sae(sae, hook, model.identity)
+    # A transfer made here needs no check: it has passed those of `transfer_sae`.
     if transferred_sae is None:
         saes["transferred"] = stitch.transfer(source_sae)
     return {name: sae for name, sae in saes.items() if sae is not None}
@@ -342,6 +343,7 @@ def _dense(
     transferred: LinearProbe = stitch.transfer(
         LinearProbe.fit(pair.source, texts, labels, at=stitch.source_hook, **options)
     )
+    # Both probes read the target at one hook point, so its states are read once.
     rows = native.rows(pair.target, test_texts)[0]
     for arm, probe in (("dense_native", native), ("dense_transferred", transferred)):
         yield arm, probabilities(probe.logits(rows))

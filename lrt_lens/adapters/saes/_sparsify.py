@@ -138,6 +138,7 @@ def _config(path: Path) -> dict[str, Any]:
         raise FileFormatError(
             f"{str(path / 'cfg.json')!r} is no JSON ({error}); copy the folder again"
         ) from error
+    # Valid JSON may be a list or a number, which has no keys.
     missing = (
         [key for key in ("d_in", "k") if key not in cfg] if isinstance(cfg, dict) else ["d_in", "k"]
     )

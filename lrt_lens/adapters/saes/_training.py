@@ -245,6 +245,7 @@ def training_sae(config: Any, init: Any = None) -> Any:
         state = {
             key: value.detach().clone().to(sae.W_dec) for key, value in init.state_dict().items()
         }
+        # Converts weights of older SAELens files, such as logarithms of thresholds.
         sae.process_state_dict_for_loading(state)
         missing = sae.load_state_dict(state, strict=False).missing_keys
         if missing:
@@ -293,6 +294,7 @@ def flops_per_token(training: Any, batch: Tensor) -> float:
         n_training_steps=0,
         is_logging_step=False,
     )
+    # Counts matrix products, forward and backward; elementwise operations are not counted.
     with FlopCounterMode(display=False) as counter:
         training.training_forward_pass(step).loss.backward()
     training.zero_grad()
@@ -332,6 +334,7 @@ def _rows(
 ) -> SAERows:
     """Rows to train on, checked against ``at`` if they already are `SAERows`."""
     if isinstance(documents, SAERows):
+        # at= may repeat the hook point of the rows, but must not name another one.
         if at is None or model is None or same_place(resolve_hook(at, model), documents.hook):
             return documents
         raise MismatchError(
@@ -403,6 +406,7 @@ def _trainer(training: Any, batches: Iterator[Tensor], run: SAETrainingSettings)
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
+    # Whole batches only: the rows that remain are not trained on.
     n_steps = run.n_tokens // run.batch_rows
     settings = SAETrainerConfig(
         total_training_samples=n_steps * run.batch_rows,
@@ -432,6 +436,8 @@ def _fit(
         disable=not progress,
         leave=False,
     ) as bar:
+        # SAELens' own loop takes no measurements on held-out rows, so its steps are called one by
+        # one.
         for step in range(1, n_steps + 1):
             trainer.maybe_reset_sparsity()
             trainer.step(next(trainer.data_provider))

@@ -246,6 +246,7 @@ class _AblationOutcomes:
 
     def measure(self, hooks: dict[int | str, SteeringHook]) -> pd.DataFrame:
         """Return one row per outcome and unit: outcome, unit, value, n_tokens."""
+        # One registration of the hooks serves all outcomes.
         with self.model.intervene({**hooks}):
             losses, n_tokens = self._losses()
             columns: list[tuple[str, np.ndarray, np.ndarray | int]] = [("loss", losses, n_tokens)]
@@ -371,3 +372,4 @@ def _damage_columns(
 
 
 _COLUMNS = {"loss": _damage_columns, "propensity": _propensity_columns, "share": _share_columns}
+"""Function from the rows of each outcome to its columns of the summary."""

@@ -52,6 +52,7 @@ MAX_PASSES = 12
 """Largest number of passes over the neutral texts, the unsteered one included."""
 _LARGEST_SCALE = 2.0**20
 """Largest scale that is tried: a direction without any effect would be scaled up for ever."""
+# Subtitles of the figure by unit of damage, and titles of its axis by mode.
 _MEANINGS = {
     "loss": "damage: rise of the loss on neutral text",
     "kl": "damage: KL(unsteered ‖ steered) on neutral text",
@@ -188,6 +189,7 @@ def calibrate_scale(
     levels = _levels(hooked, vectors, level) if mode == "clamp" else ()
     plan = Intervention.of(vectors, mode=mode, positions=positions, levels=levels)
     tokenized = NeutralText(hooked, neutral, plan.vectors[0].hook)
+    # Means of the unsteered stream, from which a clamp beyond scale 1 starts.
     if mode == "clamp":
         means = [tokenized.mean_component(one.direction, one.hook) for one in plan.vectors]
         plan = replace(plan, means=tuple(means))
@@ -346,6 +348,7 @@ def _levels(
             f"mode 'clamp' needs level=...: {without_texts} no longer hold texts of the concept; "
             "compute a level with vector.mean_component(model, texts)"
         )
+    # Computed in this model: a level of the source would be in units of another stream.
     return [
         vector.mean_component(model, vector.contrast_set.positive)
         for vector in vectors

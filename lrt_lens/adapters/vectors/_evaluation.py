@@ -245,6 +245,7 @@ def _check_arguments(settings: SteeringSettings, items: ChoiceItems) -> None:
     if isinstance(scales, str):
         if scales != "auto":
             raise ValueError(f"scales is {scales!r}; expected 'auto' or a list of positive numbers")
+    # A curve begins at scale 0 and ascends, so negative scales are refused.
     elif not len(scales) or not all(math.isfinite(scale) and scale > 0 for scale in scales):
         raise ValueError(
             f"scales is {list(scales)}; expected positive finite numbers "

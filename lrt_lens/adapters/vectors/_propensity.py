@@ -163,6 +163,7 @@ def evaluate_propensity(
     settings = replace(settings, scales=_checked(tasks, settings.scales, settings.train_share))
     results = []
     for task in tqdm(tasks, desc="propensity", disable=not settings.progress, leave=False):
+        # Vectors are learnt from one part of the items and measured on the other.
         train, test = task.split(settings.train_share, seed=settings.seed)
         arms = _arms(pair, stitch, train, settings)
         results.append(_measure(pair, task.name, len(train), test, arms, settings))

@@ -40,6 +40,7 @@ from lrt_lens.stitching._stitch import Stitch, transfer_artefact
 from lrt_lens.typing import Direction
 
 VECTOR_SCHEMA = "lrt_lens.vector/1"
+"""Schema version of a file; another one is refused."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -394,6 +395,7 @@ def _read(
     hooked = load_model(model)
     hook = resolve(at, hooked)
     activations = read_activations(hooked, contrast.texts, hook, read)
+    # `contrast.texts` lists all positive texts first, then all negative ones.
     positive, negative = activations.split(len(contrast))
     vector = SteeringVector(
         direction=torch.zeros_like(activations[0]),

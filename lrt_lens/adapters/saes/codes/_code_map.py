@@ -57,6 +57,7 @@ from lrt_lens.stitching._stitch import Stitch
 logger = logging.getLogger(__name__)
 
 CODES_SCHEMA = "lrt_lens.codes/1"
+"""Schema version of a file; another one is refused."""
 SOLVERS = ("cholesky", "cg")
 """Names of the solvers, in the order in which ``solver="auto"`` tries them."""
 _TENSORS = ("weight", "bias", "live", "firings")

@@ -163,6 +163,7 @@ def evaluate_code_map(
         return CodeMapEvaluation(table, pd.DataFrame(), seed)
     indices = _draw(codes, n_features, seed) if features is None else list(features)
     images = _images(stitch, sae, codes, indices, seed)
+    # Lengths of the directions do not matter: every step has the same number of deviations.
     decoder = sae.W_dec.detach().double().cpu()[indices].float()
     agreement = {
         f"agreement_{arm}": steering_agreement(

@@ -159,6 +159,7 @@ class CodeFold:
 
     def add(self, codes: Tensor, y: Tensor) -> None:
         """Add rows: codes [token, live], target states minus the shift [token, d_target]."""
+        # float64: sums of a hundred thousand tokens lose digits in float32.
         codes, y = codes.double(), y.double()
         self.gram.add(codes)
         self.total_codes += codes.sum(0)

@@ -115,6 +115,7 @@ class CodeSolution:
 
 def fit_codes(moments: CodeMoments, alphas: Sequence[float]) -> CodeSolution:
     """Map with the penalty that has the best cross-validated R² over the fitting folds."""
+    # From large to small: conjugate gradients start each penalty at the solution before.
     descending = sorted(alphas, reverse=True)
     # Few documents may leave folds without a token.
     used = [fold for fold in moments.folds if fold.n]

@@ -42,6 +42,7 @@ MINIMUM_EXAMPLES = 4
 the effect."""
 _EXAMPLES_PER_PASS = 32
 """Number of texts per forward pass."""
+# Columns of `attention_effects`, which an empty table has too.
 _COLUMNS = [
     "feature",
     "model",
@@ -252,6 +253,7 @@ def _reading_pattern(
         finally:
             remove()
         return
+    # Only the eager implementation returns attention weights; the one before is restored.
     implementation = bare.config._attn_implementation
     module = model.bridge.blocks[layer].attn.original_component
     handle = module.register_forward_hook(

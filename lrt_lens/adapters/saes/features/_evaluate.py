@@ -204,6 +204,7 @@ def _check(
     check_sae(sae, pair, stitch)
     if transferred is not None:
         check_transferred(sae, transferred, pair, stitch)
+    # With n_sentences=0 rewrites are not used, so they are not checked either.
     if settings.rewrites is not None and settings.n_sentences:
         check_rewrites(settings.rewrites)
     if not isinstance(settings.attention_features, int):
@@ -362,6 +363,7 @@ def _semantic_columns(
             )
         )
     else:
+        # 0 sentences for every feature, so that every kind is undecided.
         n = arm.source.n_features
         missing = np.full(n, np.nan)
         source = target = SemanticScores(np.zeros(n, dtype=int), missing, missing)

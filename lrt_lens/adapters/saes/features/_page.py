@@ -177,6 +177,7 @@ class FeaturePage:
 
     def _key_numbers(self) -> KeyNumbers:
         score = self.scores
+        # Columns that the table lacks are None here and shown as "n/a".
         low, high = (
             _number(score.get("attribution_r_low")),
             _number(score.get("attribution_r_high")),

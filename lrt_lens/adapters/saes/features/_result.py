@@ -234,6 +234,7 @@ class FeatureEvaluation:
             IndexError: the SAE has no such feature.
         """
         check_index(index, len(self.table))
+        # A peak of 0 marks an empty slot: the feature fired in fewer windows than there are slots.
         contexts = {
             role: [
                 self._context(top, index, slot, swapped=role == "target")

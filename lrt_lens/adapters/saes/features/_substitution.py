@@ -27,6 +27,7 @@ import numpy as np
 
 from lrt_lens.models._hooked_model import HookedModel
 
+# Letters, with apostrophes inside: "don't" is one word.
 _WORD = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)*")
 # A sentence ends at . ! or ?, with a closing quotation mark if there is one.
 _SENTENCE = re.compile(r"(?<=[.!?])[\"'”’]?\s+")
