@@ -93,7 +93,7 @@ def table(frame: pd.DataFrame, *, digits: int = 3, max_rows: int = MAX_ROWS) -> 
         + "</tr>"
         for row in frame.head(max_rows).itertuples(index=False, name=None)
     )
-    # The number of all rows is told, because a cut table looks complete.
+    # A cut table looks complete, so a note gives the number of all rows.
     cut = f"{max_rows} of {len(frame)} rows." if len(frame) > max_rows else ""
     return _with_head(head, rows) + note(cut)
 

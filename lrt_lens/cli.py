@@ -442,7 +442,7 @@ _OPTIONS_BY_PYTHON = {
     ),
     "harvest(…, shard=(i, N)).save(…)": "lrt-lens fit --shard i/N",
 }
-"""Remedies in the words of the Python API, and the options that stand for them."""
+"""Remedies in the words of the Python API, with the options that replace them."""
 
 
 def main(arguments: list[str] | None = None) -> None:

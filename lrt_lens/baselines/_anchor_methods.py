@@ -1,7 +1,7 @@
 """Five methods that fit a linear map from anchors: texts that both models have read.
 
 Problem: the papers of these methods report different measures on different models. Mechanism: five
-methods that see the same rows, each with its own W.
+methods that are fitted on the same rows, each with its own W.
 
 X [n, d_source] and Y [n, d_target] are the centred rows of the anchors; X̂ and Ŷ are the same rows
 scaled to length 1; s is a factor by least squares on the anchors, because cosines hold no length;

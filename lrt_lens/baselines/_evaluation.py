@@ -25,7 +25,7 @@ Controls: every stitch's own ``null`` (the same method on shuffled or random pai
 directions and probes, native ones, and ``token_identity``, if the moments hold the source's
 embedding: it predicts states, and reads by ``token_map``, but there is no vector to transfer.
 
-Limits: the methods see different amounts of data, which is intended for some of them: a map of
+Limits: the methods use different amounts of data, which is intended for some of them: a map of
 anchors has hundreds of rows, ridge has all tokens. ``anchor_ridge`` has the anchors' data without a
 method. Maps of texts' means are evaluated on tokens here. R² penalises a wrong length of the
 prediction; cosine, equal damage and AUROC do not.
@@ -157,7 +157,7 @@ def evaluate_family_baselines(
 
     Args:
         pair: both models; their tokenizers may differ.
-        stitches: by the name of the method; all between the same two hook points.
+        stitches: stitches by the name of their method, all between the same two hook points.
         moments: moments of that hook pair. Their test fold is the test set, so no anchor may come
             from it (`fitting_texts`).
         contrast: texts from which the vectors are learnt.

@@ -80,7 +80,7 @@ def read_text_rows(
     for index, tokens in read_tokens(model, texts, hook, skip_first=skip_first):
         tokens = tokens.double()
         total, second, n = total + tokens.sum(0), second + tokens.T @ tokens, n + len(tokens)
-        # A median needs all norms; a sum does not tell it.
+        # A median cannot be computed from sums, so all norms are stored.
         norms.append(tokens.norm(dim=1))
         if read == "every":
             rows[index] = tokens

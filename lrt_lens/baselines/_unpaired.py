@@ -111,7 +111,7 @@ class MiniVec2Vec:
         generator = np.random.default_rng(seed)
         q = self._first(x, y, generator)
         for _ in range(self.n_matching):
-            # Each step sees another random part of the rows.
+            # Each step uses another random part of the rows.
             rows = x[torch.from_numpy(generator.permutation(len(x))[: self.n_sampled])]
             q = self._smoothed(q, rotation(rows.T @ self._partners(rows @ q, y, y)))
         return self._smoothed(q, self._clustered(x, y, q, generator))
@@ -207,7 +207,7 @@ def unpaired_stitch(
     )
     x, y = (rows.rows - rows.rows.mean(0) for rows in (ours, theirs))
     q = method.align(_unit(x).float(), _unit(y).float(), seed=seed).double()
-    # The null knows means and spreads, but rotates at random.
+    # The null has the right means and spreads, but a random rotation.
     random = rotation(torch.randn(q.shape, generator=generator, dtype=torch.float64))
     # s = √(mean ‖y‖² / mean ‖x‖²)
     spread = float((y.square().sum() / len(y)).sqrt() / (x.square().sum() / len(x)).sqrt())

@@ -23,7 +23,7 @@ def demo_sae(member: str = "small", folder: Path = DEMO_SAES) -> Any:
 
     ``"small"`` reads `blocks.2.hook_resid_post` of the small model, ``"large"``
     `blocks.3.hook_resid_post` of the large one. Both are TopK SAEs with 1,024 features, 32 of them
-    active per token. The ``README.md`` beside the weights describes them.
+    active per token. The ``README.md`` next to the weights describes them.
 
     Raises:
         ValueError: there is no such SAE; the message lists those in ``folder``.

@@ -97,7 +97,7 @@ class ExplorerWidget(VBox):
 
 
 def _sizes(exploration: Exploration, strength: float) -> str:
-    """Return the sizes of the steps in words; empty if no arm knows the norm of its stream."""
+    """Return the sizes of the steps in words; empty if no arm has a median norm."""
     shares = {name: arm.share(strength) for name, arm in exploration.arms.items()}
     # `share == share` is False for NaN, the share of a vector whose stream is unknown.
     known = [f"{name} {share:.0%}" for name, share in shares.items() if share == share]

@@ -59,7 +59,7 @@ def clamp_figure(summary: pd.DataFrame) -> "go.Figure":
             note = f"clipped ratio {row['clipped_ratio']:.2f}"
             point = _point(row, "share", "low", "high", note=note)
             figure.add_trace(point, **panel(1, column))
-        # A margin on both sides keeps points at 0 and at 1 whole.
+        # Without a margin on both sides, points at 0 and at 1 would be cut off.
         looks = {"range": [-0.03, 1.03], "title_text": "share of continuations"}
         figure.update_xaxes(looks, **panel(1, column))
     subtitle = "share of continuations that the classifier assigns to the concept, 95% intervals"

@@ -2,7 +2,7 @@
 
     code_map_figure(result.table, result.features)
 
-Problem: two maps with the same R² may move features in different directions. Mechanism: R² on the
+Problem: two maps with the same R² may map features to different directions. Mechanism: R² on the
 left, agreement of single features on the right.
 
 Limits: without compared features there is one panel.

@@ -230,7 +230,7 @@ def entropy_figure(
         table: `FeatureEvaluation.table`: `feature`, and `max_activation_…` and `entropy_share_…` of
             both models.
         random_share: share of a random direction, on the source and on the target.
-        names: of the two models.
+        names: names of the source and the target model.
 
     Raises:
         ValueError: a column is not in the table.
@@ -295,7 +295,7 @@ def attention_figure(
     Args:
         attention: `FeatureEvaluation.attention`: `feature`, `model`, `layer`, `head`, `effect`,
             `low`, `high`, `effect_choosing`, `effect_random`.
-        names: of the two models.
+        names: names of the source and the target model.
 
     Raises:
         ValueError: a column is not in the table, or no feature's attention was measured.

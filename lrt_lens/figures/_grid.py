@@ -97,7 +97,7 @@ def grid_figure(
         figure.add_trace(layers.heat_map(column), **panel(1, number))
         if chosen is not None:
             figure.add_shape(layers.outline(*chosen), **panel(1, number))
-    # `meta` tells the HTML report how many panels to stack on a phone.
+    # The HTML report reads from `meta` how many panels to stack on a phone.
     figure.update_layout(updatemenus=_menus(layers, shown), meta={"panels": len(shown)})
     return _lay_out(
         figure, n_targets=len(layers.targets), top=layers.scale_top(value), chosen=chosen

@@ -2,7 +2,7 @@
 
     stitch_figure(stitch.scores)
 
-Problem: an R² alone does not tell whether the map uses more than the token. Mechanism: four points
+Problem: an R² alone does not show whether the map uses more than the token. Mechanism: four points
 per direction: test fold, cross-validation, token identity and shuffled pairs.
 
 Limits: controls exist in the direction up alone.

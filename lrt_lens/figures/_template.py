@@ -1,4 +1,4 @@
-"""The looks shared by all figures: one plotly template and one style per arm.
+"""Appearance shared by all figures: one plotly template and one style per arm.
 
 Problem: a reader compares figures with each other, on a white page, on a dark one, on paper, and
 with any kind of colour vision. Mechanism: an arm of a comparison ("transferred", "random", …) has
@@ -55,7 +55,7 @@ DOTTED: dict[str, object] = {"color": NEUTRAL, "dash": "dot", "width": 1}
 
 @dataclass(frozen=True)
 class ArmStyle:
-    """The looks of one arm, the same in every figure."""
+    """Appearance of one arm, the same in every figure."""
 
     label: str
     """Name of the arm in legends and on axes."""

@@ -70,7 +70,7 @@ class Plot:
     figure: "go.Figure"
     """The figure; its menus and hover texts work in the page."""
     caption: str = ""
-    """Text below the figure that says what it shows."""
+    """Text below the figure that explains it."""
     min_width: int = 0
     """Width in pixels below which the figure scrolls in its own box instead of shrinking."""
 
@@ -120,7 +120,7 @@ def render_html(
         subtitle: line under the title, such as models, corpus and date.
         footer: line at the end, such as versions and arguments.
     """
-    # The number keeps the anchors of two sections with one title apart.
+    # With the number, two sections of one title have different anchors.
     anchors = [
         f"section-{number}-{_slug(section.title)}"
         for number, section in enumerate(sections, start=1)
@@ -164,7 +164,8 @@ def write_html(path: str | os.PathLike[str], html: str) -> Path:
     """Write the page to `path`, whole or not at all, and return the path.
 
     Missing folders are created. The text is written to a temporary file in the same folder, which
-    is renamed at the end, so a reader never sees half a page and a failure keeps an earlier report.
+    is renamed at the end, so that no reader gets half a page and a failure leaves an earlier report
+    as it was.
 
     Raises:
         ReportWriteError: the folder cannot be created or written, or `path` is itself a folder.

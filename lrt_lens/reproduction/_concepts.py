@@ -1,7 +1,7 @@
 """Concepts for scripts that steer or map them, and a map fitted on ordinary text.
 
 Problem: scripts that steer or map concepts need the same concepts, from task files or from the
-bundled data. Mechanism: one loader for both, which keeps texts and items apart.
+bundled data. Mechanism: one loader for both, which never uses a text as an item.
 
     concepts = load_concepts(None, pairs=40, test_items=20)      # the bundled ones
 

@@ -52,7 +52,7 @@ a verdict here is about the claim on these models.
 
 
 def entry(record: dict[str, Any], path: str) -> dict[str, Any]:
-    """Return the part of a NAME.json that the gallery keeps.
+    """Return the part of a NAME.json that the gallery repeats.
 
     Raises:
         FileFormatError: the file is no such record, or comes from a quick run.
@@ -128,7 +128,7 @@ def page(entries: Sequence[dict[str, Any]], images: str) -> str:
 
 
 def _section(one: dict[str, Any], images: str) -> str:
-    # JSON has no NaN: null stands for it.
+    # JSON has no NaN: it is stored as null.
     compared = [
         Compared(**{**row, "ours": float("nan") if row["ours"] is None else row["ours"]})
         for row in one["compared"][:_SHOWN]

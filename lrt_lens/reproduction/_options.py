@@ -93,7 +93,7 @@ class FigureOptions:
         return self.source is None and self.target is None
 
     def shrunk(self: _Options, given: Collection[str] = ()) -> _Options:
-        """Return options with the values of ``QUICK``, except those in ``given``, if ``quick``."""
+        """Return options with the values of ``QUICK`` if ``quick``, except those in ``given``."""
         if not self.quick:
             return self
         # Options on the command line win over QUICK.

@@ -8,7 +8,7 @@ Chrome or Chromium; without one there is a warning and no picture), and NAME.jso
 to a temporary folder next to their final location and moved at once, the JSON last: a folder with
 NAME.json holds the other files of the same run, and an interrupted script leaves the earlier files.
 
-Limits: two scripts of one name that write into one folder at the same time are not kept apart.
+Limits: two scripts of one name that write into one folder at the same time overwrite each other.
 """
 
 import logging

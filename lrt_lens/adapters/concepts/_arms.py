@@ -203,7 +203,7 @@ def _by_noise(generator: torch.Generator) -> _Transfer:
     """Transfer of a vector of random rows, by a map fitted on the same random rows."""
 
     def transfer(layer: _ConceptRows) -> tuple[Tensor, RowMap]:
-        # Vector and map see the same random rows, as in the arm `own`.
+        # Vector and map use the same random rows, as in the arm `own`.
         noise = layer.learnt.without_source(generator)
         row_map = noise.fit(score=True)
         return noise.gap("source", layer.by) @ row_map.weight, row_map

@@ -6,8 +6,8 @@
 
 Problem: with few texts a concept map reproduces its target rows whatever the source is, and a
 cosine of 1 then proves nothing. Mechanism: the cosine is measured over the number of texts. No
-model is steered: activations are read once, and maps are fitted on parts of them. With n texts,
-d source dimensions and a vector learnt from contrast texts, the arms are:
+model is steered: activations are read once, and maps are fitted on parts of them. With n texts, d
+source dimensions and a vector learnt from contrast texts, the arms are:
 
 | arm | the map is fitted on | the vector is learnt from |
 | --- | --- | --- |
@@ -132,7 +132,7 @@ def evaluate_interpolation(
         counts: even numbers of texts; None takes about a dozen around d.
         read: ``"last"`` token, or the ``"mean"`` over a text's unmasked tokens.
         stitch: a map of ordinary text between these hook points, for comparison.
-        ridge: whether to fit ridge maps too, which is the slow part.
+        ridge: True fits ridge maps too, which is the slow part.
         rows: the result of `read_rows` for these models, sets and hook points.
         n_draws: random selections of texts for each number.
         seed: seed of draws and folds.

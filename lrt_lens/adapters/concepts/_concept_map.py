@@ -18,7 +18,7 @@ number of texts n is not larger than the number of dimensions d, the map *interp
 exactly, whatever the source's rows are, even for random numbers. A mean-difference vector is a
 linear combination of the rows that it is learnt from. If the map was fitted on the same texts, the
 result therefore **is** the target's own vector and says nothing about transfer
-(`ConceptMap.interpolates` and `ConceptMap.overlap` tell, and a warning is logged). To test
+(`ConceptMap.interpolates` and `ConceptMap.overlap` show it, and a warning is logged). To test
 transfer, fit maps on other texts, best on other concepts. For this reason `ConceptMap.fit` takes
 several sets, and n, d, the effective rank and held-out scores are always shown.
 """
@@ -136,7 +136,7 @@ class ConceptMap:
         n_folds: int = N_FOLDS,
         seed: int = 0,
     ) -> "ConceptMap":
-        """Concept map with one map per hook pair, in the order given.
+        """Concept map with one map per hook pair, in the order of the arguments.
 
         Args:
             models: a `ModelPair`, or (source, target) with any two tokenizers.
@@ -146,7 +146,7 @@ class ConceptMap:
             read: ``"last"`` token (the paper), or the ``"mean"`` over a text's unmasked tokens.
             method: ``"least_squares"`` (the paper), or ``"ridge"`` with a penalty chosen on
                 held-out pairs.
-            intercept: whether to centre both sides; None centres for ridge only.
+            intercept: True centres both sides; None centres for ridge only.
             n_folds: folds of pairs for the held-out scores.
             seed: seed of the folds.
 

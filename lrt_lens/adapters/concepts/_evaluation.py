@@ -308,7 +308,7 @@ def _layer_rows(
     rows: Sequence[dict[str, PairRows]] | None,
     settings: ConceptTransferSettings,
 ) -> list[LayerRows]:
-    """Rows of all concepts per hook pair, read from the models if they are not given."""
+    """Rows of all concepts per hook pair, read from the models if ``rows`` is None."""
     sets = [concept.contrast for concept in concepts]
     if rows is None:
         rows = [

@@ -96,12 +96,12 @@ def fit_rows(
         y: [row, d_target].
         groups: number of the group of each row; groups are held out as a whole.
         method: ``"least_squares"`` or ``"ridge"``.
-        intercept: whether to centre both sides; None centres for ridge only (as L-Cross does not
+        intercept: True centres both sides; None centres for ridge only (L-Cross does not centre
             for least squares).
         alphas: candidates for the penalty of ridge.
         n_folds: number of folds of groups; fewer if there are fewer groups.
         seed: seed of the folds.
-        score: whether to compute held-out scores. Without them, many maps are fitted much faster;
+        score: True computes held-out scores. Without them, many maps are fitted much faster;
             ridge still chooses its penalty on held-out rows.
 
     Raises:

@@ -172,7 +172,7 @@ def known_rows(rows: dict[str, PairRows], contrasts: Sequence[ContrastSet]) -> d
 
 
 def mean_only(rows: PairRows) -> Tensor:
-    """Map ``x̄ᵀȳ/‖x̄‖²`` that knows the mean states only, [d_source, d_target].
+    """Map ``x̄ᵀȳ/‖x̄‖²`` that depends on the mean states only, [d_source, d_target].
 
     Without centring, the means dominate least squares.
     """

@@ -82,7 +82,7 @@ class ProbeEvaluationSettings(Settings):
     """Position that is read, for a probe that is fitted here; a probe that is passed has its
     own."""
     test_share: float = 0.3
-    """Share of the texts for the stratified test split, if no ``test_texts`` are given."""
+    """Share of the texts for the stratified test split, if ``test_texts`` is None."""
     ks: Sequence[int] = (10, 30, 100)
     """Numbers of labels of the target in the learning curve."""
     n_seeds: int = 5
@@ -220,7 +220,7 @@ def _split(
     test_labels: Sequence[Any] | None,
     settings: ProbeEvaluationSettings,
 ) -> tuple[Labelled, Labelled]:
-    """Return training and test texts with labels; a stratified split if no test texts are given."""
+    """Return training and test texts with labels; a stratified split if ``test_texts`` is None."""
     check_labels(texts, labels)
     plain = [plain_label(label) for label in labels]
     if (test_texts is None) != (test_labels is None):

@@ -415,7 +415,7 @@ def plain_label(label: Any) -> Label:
             f"a label is {value!r}, a {type(value).__name__}; expected str or int: drop the rows "
             "without a label, name the others"
         )
-    # bool is a subclass of int, and True and 1 are the same class; JSON would tell them apart.
+    # bool is a subclass of int, and True and 1 are the same class, but two values in JSON.
     return int(value) if isinstance(value, bool) else value
 
 
@@ -460,8 +460,8 @@ def check_labels(
     Args:
         texts: the texts.
         labels: their labels.
-        every: whether a label may be a list with one label per token.
-        two: whether at least two classes are required.
+        every: True if a label may be a list with one label per token.
+        two: True if at least two classes are required.
     """
     if isinstance(texts, str) or len(texts) != len(labels):
         raise ValueError(
@@ -504,6 +504,6 @@ def _row_labels(labels: Sequence[Any], counts: Sequence[int], read: EveryRead) -
 
 
 def _digest(texts: Sequence[str], labels: Sequence[Label]) -> str:
-    # JSON keeps texts and labels apart, which a concatenation does not.
+    # JSON separates texts and labels, which a concatenation does not.
     content = json.dumps([list(texts), list(labels)])
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()

@@ -177,7 +177,7 @@ def evaluate_sae(
         # Each arm runs on one model, so all its unmasked tokens count, aligned or not.
         special = (special_tokens(pair.source), special_tokens(pair.target))
         windows = [_with_all_rows(window, special, stitch.skip_first) for window in windows]
-    # Documents are numbered from 0, so the largest number tells how many there are.
+    # Documents are numbered from 0, so the largest number gives their number.
     tally = Tally(1 + max(window.document for window in windows))
     codes = {name: CodeTally(tally.n_documents, arm.cfg.d_sae) for name, arm in saes.items()}
     grouped = list(batches(windows, pair.source, pair.target))

@@ -136,7 +136,7 @@ def match_features(
         stitch: names the hook points and the test fold, which scores; its maps are not used.
         source_sae: an SAE of the stitch's source hook point, with ``encode`` and ``W_dec``.
         target_sae: an SAE of its target hook point.
-        documents: see `lrt_lens.data._documents`.
+        documents: text in any form that `fit_stitches` accepts.
         n_tokens: unmasked tokens of all folds; None reads all documents.
         min_firings: features that are active on fewer tokens of the fitting folds have no match.
         min_correlation: matches with a smaller correlation on the fitting folds are left out.

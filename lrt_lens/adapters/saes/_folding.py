@@ -75,12 +75,12 @@ class FoldedSae:
         """Weights of a SAELens SAE with every flag of its config folded into them.
 
         Args:
-            sae: of an architecture in `AFFINE`.
+            sae: a SAELens SAE of an architecture in `AFFINE`.
             input_scale: factor on the inputs of an SAE whose config says
                 ``expected_average_only_in``, because the SAE does not hold it.
 
         Raises:
-            ValueError: the SAE cannot be folded; the message says why.
+            ValueError: the SAE cannot be folded; the message gives the reason.
             NonFiniteError: a weight is NaN or infinite.
         """
         refuse_unfoldable(sae, input_scale)
@@ -124,7 +124,7 @@ class FoldedSae:
 
         Args:
             lengths: positive factors; rows of length 0 stay 0.
-            thresholds: whether JumpReLU's thresholds are multiplied too. False for an SAE that
+            thresholds: True multiplies JumpReLU's thresholds too; False is for an SAE that
                 SAELens itself multiplies by the norms before it compares.
         """
         # f ← f n and W_dec ← W_dec / n leave f W_dec unchanged; σ(n z) = n σ(z) for n > 0.
@@ -178,8 +178,8 @@ class FoldedSae:
 
     @staticmethod
     def _owned(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """A contiguous copy of a weight in the precision in which SAELens keeps it."""
-        # SAELens keeps the running threshold of BatchTopK in float64.
+        """A contiguous copy of a weight in the precision in which SAELens stores it."""
+        # SAELens stores the running threshold of BatchTopK in float64.
         precision = torch.float64 if name == "topk_threshold" else dtype
         return tensor.detach().to(precision, copy=True).contiguous()
 

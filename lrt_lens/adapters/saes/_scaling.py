@@ -187,12 +187,12 @@ def study_sae_scaling(
         saes: SAELens SAEs of the source's hook point, of different widths and trained alike.
         documents: text, or `SAERows` of the target hook point; read once for all widths.
         n_tokens: training rows of each run.
-        seeds: as in `study_sae_initialisation`.
+        seeds: seeds of `study_sae_initialisation`.
         source_sae_tokens: training tokens of each of ``saes``, to charge their cost.
         n_budgets: points of a frontier, evenly spaced in log FLOPs from a tenth of the narrowest
             run of the most expensive arm to the end of the widest.
         progress: show bars.
-        options: of `study_sae_initialisation` and fields of `SAETrainingSettings`: shares,
+        options: options of `study_sae_initialisation` and fields of `SAETrainingSettings`: shares,
             batch_rows, lr, ….
 
     Raises:
@@ -302,7 +302,7 @@ def _reached(run: pd.DataFrame, bill: str, budgets: np.ndarray) -> np.ndarray:
     Linear between measurements; NaN before the first one, and for a run that was never finite.
     """
     run = run.sort_values(bill)
-    # A run that diverges keeps the error that it had reached; fmin ignores NaN.
+    # A run that diverges counts with the error that it had reached; fmin ignores NaN.
     so_far = np.fmin.accumulate(run["fvu"].to_numpy(dtype=float))
     return np.interp(budgets, run[bill].to_numpy(dtype=float), so_far, left=np.nan)
 

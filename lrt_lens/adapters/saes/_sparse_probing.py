@@ -188,7 +188,7 @@ def evaluate_sparse_probes(
             ``random``; without it ``random`` draws from the transferred SAE.
         transferred_sae: ``stitch.transfer(source_sae)`` by default.
         progress: show a bar.
-        settings: see `SparseProbeSettings`.
+        settings: all settings, see `SparseProbeSettings`.
         options: single fields of the settings, such as ``ks=(1, 5)``.
 
     Raises:

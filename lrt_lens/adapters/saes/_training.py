@@ -5,8 +5,8 @@
     trained.history             # tokens, flops, explained_variance (held out), l0, dead_fraction
     train_sae(pair.target, documents, at=3, init=stitch.transfer(sae))
 
-Problem: SAELens trains from its own initialisation and data; a transferred SAE must start from
-given weights, on the rows of this package. Mechanism: SAELens' trainer, one step at a time.
+Problem: SAELens trains from its own initialisation and data; a transferred SAE must start from its
+own weights, on the rows of this package. Mechanism: SAELens' trainer, one step at a time.
 
 The default is SAELens' TopK without auxiliary loss and without ``rescale_acts_by_decoder_norm``.
 That flag would make the selection depend on decoder norms, which a transferred SAE already has, so
@@ -150,7 +150,7 @@ def train_sae(
         config: a SAELens training configuration, for another architecture or other coefficients;
             by default that of ``init``, or TopK.
         progress: show a bar.
-        settings: see `SAETrainingSettings`.
+        settings: all settings, see `SAETrainingSettings`.
         options: single fields of the settings, such as ``n_tokens=100_000``.
 
     Raises:

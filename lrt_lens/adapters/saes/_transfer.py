@@ -14,7 +14,7 @@ Thresholds and the number of active features stay the same. Training SAEs remain
 are starting points for further training, and ``save_inference_model`` writes what plain SAELens
 loads.
 
-Limits: see `lrt_lens.adapters.saes._folding`.
+Limits: only SAEs that `lrt_lens.adapters.saes._folding` can fold are transferred.
 """
 
 from dataclasses import replace

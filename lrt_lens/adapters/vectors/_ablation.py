@@ -166,7 +166,7 @@ def evaluate_ablation(
 
     Args:
         pair: both models.
-        stitch: from the vector's hook point to one of the target.
+        stitch: a stitch from the vector's hook point to a hook point of the target.
         vector: learnt on the source.
         neutral: texts without the behaviour, on which damage is measured.
         items: choice items whose positive continuation is the behaviour.

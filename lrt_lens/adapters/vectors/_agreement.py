@@ -46,7 +46,7 @@ def steering_agreement(
 
     Args:
         pair: the models of the stitch.
-        stitch: transfers the directions and knows the standard deviations of both streams.
+        stitch: a stitch that maps the directions and holds the standard deviations of both streams.
         directions: [direction, d_source], of any length; ``deviations`` sets the size of the step.
         texts: neutral texts, cut to ``context_length`` tokens.
         deviations: size of the step, in standard deviations of the stream along it.

@@ -1,4 +1,4 @@
-"""Calibration: the scale at which an intervention causes a given amount of damage.
+"""Calibration: the scale at which an intervention causes a wanted amount of damage.
 
 Problem: the effects of two interventions can only be compared if both cost the same on neutral
 text. Mechanism: damage is the rise of the loss, or the KL divergence from the unsteered model, both
@@ -68,7 +68,7 @@ _Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Calibration:
-    """The scale that meets a damage budget, and the search that found it."""
+    """The scale that meets a damage budget, and the measurements of the search."""
 
     scale: float
     """Scale of the intervention; NaN if no tried scale reached the budget."""
@@ -333,7 +333,7 @@ def _first_guess(neutral: NeutralText, plan: Intervention, damage: float) -> flo
 def _levels(
     model: HookedModel, vectors: Sequence[SteeringVector], level: float | Sequence[float] | None
 ) -> list[float]:
-    """Return the level of each vector: as given, or the mean component on its positive texts."""
+    """Return the levels of the caller, or the mean component on each vector's positive texts."""
     if level is not None:
         levels = [float(level)] if isinstance(level, int | float) else [float(one) for one in level]
         if len(levels) != len(vectors) or not all(map(math.isfinite, levels)):

@@ -5,9 +5,9 @@
 
 Problem: does a transferred direction make the target write about its concept? Mechanism: Stitching
 (arXiv 2506.06609, §4). With the unit vector v̂ and z̄ the mean component ⟨h, v̂⟩ over texts of the
-concept, ``h' = h + (z̄ − ⟨h, v̂⟩) v̂``. The vector is transferred without the bias of the map. z̄ is
-computed in the target, so the transferred arm does use the target on concept texts: the direction
-is transferred, its level is not. The paper's outcome is the *clipped transfer ratio*,
+concept, ``h' = h + (z̄ − ⟨h, v̂⟩) v̂``. The vector is transferred without the bias of the map. z̄
+is computed in the target, so the transferred arm does use the target on concept texts: the
+direction is transferred, its level is not. The paper's outcome is the *clipped transfer ratio*,
 clip(share under transferred ÷ share under native, 0, 1), with 0/0 := 0. It counts what the model
 does without steering as success; ``ratio_of_rises`` therefore subtracts the share without steering
 from both shares.
@@ -117,7 +117,7 @@ def evaluate_clamping(
 
     Args:
         pair: both models.
-        stitch: from the vector's hook point to one of the target.
+        stitch: a stitch from the vector's hook point to a hook point of the target.
         vector: learnt on the source.
         prompts: texts to continue, neutral with respect to the concept.
         classifier: function of a continuation (without its prompt) that returns True or False.

@@ -10,9 +10,9 @@
     compared.table      # prompt, arm, scale, damage, text
 
 Problem: vectors of different lengths and directions can only be compared by reading if they disturb
-the model equally. Mechanism: unless scales are given, each vector gets the scale that raises the
-loss on neutral text by ``damage`` nats per token (`calibrate_scale`). All arms sample their tokens
-with the same seed.
+the model equally. Mechanism: unless the caller sets scales, each vector gets the scale that raises
+the loss on neutral text by ``damage`` nats per token (`calibrate_scale`). All arms sample their
+tokens with the same seed.
 
 Limits: a few samples show the kind of a change, not its size; `lrt_lens.evaluate_steering` measures
 the size.
@@ -76,7 +76,7 @@ class ComparedContinuations:
 
     table: pd.DataFrame
     """One row per prompt and arm: prompt, arm (``none`` first), scale, damage (nats per token on
-    the neutral texts; NaN if scales were given), text (the continuation)."""
+    the neutral texts; NaN if the caller set the scales), text (the continuation)."""
 
     @property
     def summary(self) -> pd.DataFrame:

@@ -5,15 +5,15 @@
     result.figure()
 
 Problem: a vector that is scaled up has a larger effect and a larger side effect, so effects of
-different vectors are only comparable at the same side effect. Mechanism: *propensity* is
-log p(positive continuation) − log p(negative one), in nats; an *effect* is its change from no
-steering, item by item. Each arm (`lrt_lens.adapters.vectors._arms`) is measured at scales whose
-damages (nats per token on neutral text) lie on both sides of one budget, and its effect is
-interpolated there. If no tried scale reached the budget, the effect is NaN and the arm has a flag;
-nothing is extrapolated. Intervals over items are paired bootstraps; ``map_error`` is the jackknife
-over maps that were fitted without one fold.
+different vectors are only comparable at the same side effect. Mechanism: *propensity* is log
+p(positive continuation) − log p(negative one), in nats; an *effect* is its change from no steering,
+item by item. Each arm (`lrt_lens.adapters.vectors._arms`) is measured at scales whose damages (nats
+per token on neutral text) lie on both sides of one budget, and its effect is interpolated there. If
+no tried scale reached the budget, the effect is NaN and the arm has a flag; nothing is
+extrapolated. Intervals over items are paired bootstraps; ``map_error`` is the jackknife over maps
+that were fitted without one fold.
 
-Limits: propensity is a preference between two given continuations, not the text that the model
+Limits: propensity is a preference between two fixed continuations, not the text that the model
 writes.
 """
 
@@ -200,7 +200,7 @@ def evaluate_steering(
 
     Args:
         pair: both models.
-        stitch: from the vector's hook point to one of the target.
+        stitch: a stitch from the vector's hook point to a hook point of the target.
         vector: learnt on the source.
         items: prompts with a positive and a negative continuation. If the contrast texts are
             known, a share of the items only selects the hook point of ``native_best``.

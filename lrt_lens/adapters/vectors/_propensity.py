@@ -15,7 +15,7 @@ The paper leaves out that items differ in m_LD without any steering, so r is hig
 change. Each r is therefore compared with that of no steering (arm ``none``), with that of random
 directions, and with ``r_change``, the correlation of the *changes* m(scale) − m(0), which does not
 depend on the difficulty of items. ``mse_share`` is the error as a share of the error of predicting
-no change (1: the vector tells no more than that).
+no change (1: the vector predicts no better than that).
 
 Limits: a propensity is the difference of log-probabilities of whole continuations. If these differ
 in number of tokens, the longer one scores lower for that alone; such items are counted in

@@ -32,7 +32,7 @@ class TokenBatches:
         self.order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         self.rows = [list(row) for row in rows]
         self._chunks = list(self._batches(model.d_vocab))
-        # `pad` fills on the right: with causal attention no real token sees the padding.
+        # `pad` fills on the right: with causal attention no real token attends to the padding.
         self._tokens = [model.pad([self.rows[i] for i in chunk]) for chunk in self._chunks]
         self._residuals = [
             model.engine.capture(tokens, [self.hook])[self.hook] for tokens in self._tokens
@@ -97,7 +97,7 @@ class TokenBatches:
         for chunk, tokens, residual in zip(
             self._chunks, self._tokens, self._residuals, strict=True
         ):
-            # A hook sees one batch at a time, so it gets the prompt lengths of that batch.
+            # A hook is called per batch, so it gets the prompt lengths of that batch.
             if hook is not None and prompt_lengths is not None:
                 hook.prompt_lengths = torch.tensor([prompt_lengths[i] for i in chunk])
             changed = residual if hook is None else hook.restarted()(residual)

@@ -1,6 +1,6 @@
 """A map straight from an SAE's codes on the source to the target's states: LRT's *s2l*.
 
-Problem: does a map that never sees the source's states predict the target as well as a stitch?
+Problem: does a map that does not use the source's states predict the target as well as a stitch?
 Mechanism: the stitch (LRT: *l2l*) transfers a feature through its decoder row, ``W_dec[i] W``. A
 code map does not use the source's states: it regresses the target's states on the activations of
 the source SAE,
@@ -239,7 +239,8 @@ def fit_code_map(
         pair: the models of the stitch.
         stitch: names the hook points and the test documents, which are not read.
         sae: a SAELens SAE, or an object with ``encode`` and ``W_dec`` [feature, d_source].
-        documents: see `lrt_lens.data._documents`; they are read twice, so no generator.
+        documents: text in any form that `fit_stitches` accepts, except a generator, because it is
+            read twice.
         n_tokens: unmasked tokens after which no further document is read, tokens of the test fold
             included; None reads all documents.
         alphas: penalties to choose from, relative to the mean variance of a live feature.

@@ -7,7 +7,7 @@ the active (live) features, for each fold,
 
     n, Σc, Σ(y−s), Σ(y−s)², Σc(y−s)ᵀ    about a fixed shift s of the target's states, in float64
 
-and holds the second moments Σccᵀ of the codes in one of two forms, both of which compute
+and holds the second moments Σccᵀ of the codes in one of two forms, both of which compute the product
 ``Σccᵀ · W``:
 
     DenseGram     [live, live] in float64: 8·F² bytes per fold, independent of the number of
@@ -365,7 +365,7 @@ def gram_bytes(n_live: int, n_active: int, d_target: int, *, sparse: bool) -> in
         n_live: live features.
         n_active: active codes over all tokens.
         d_target: width of the target states.
-        sparse: whether the codes are held instead of their second moments.
+        sparse: True if the codes are held instead of their second moments.
     """
     # Dense: one [live, live] matrix per fold, and three more for their sum and its factor.
     cross = 8 * n_live * d_target * (2 * N_FOLDS)

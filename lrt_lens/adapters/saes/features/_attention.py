@@ -70,7 +70,7 @@ class Example:
 
 
 class ExampleFinder:
-    """Collects examples of chosen features: windows cut after a position where the feature fires.
+    """Collects examples of some features: windows cut after a position where the feature fires.
 
     Each window gives at most one example per feature, at a position drawn at random.
     """

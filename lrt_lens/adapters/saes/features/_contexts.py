@@ -1,6 +1,6 @@
 """The positions with the largest activations of each feature, collected from streamed text.
 
-Problem: the strongest positions of thousands of features cannot be found by storing all
+Problem: the strongest positions of thousands of features cannot be selected after storing all
 activations. Mechanism: each window offers its strongest position, one per feature. The ``n``
 strongest of all windows are stored, with the tokens around them and the activations of both models
 there. Memory is features × n × (2·reach + 1) numbers, however many tokens are read.

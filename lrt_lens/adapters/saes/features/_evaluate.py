@@ -137,7 +137,7 @@ def evaluate_features(
     Raises:
         MismatchError: the SAE, the models or the transferred SAE do not belong to the stitch, or
             the models have different tokenizers.
-        IndexError: the SAE has no feature of a given index.
+        IndexError: an index in ``attention_features`` is not a feature of the SAE.
         TooFewDocumentsError: there is no text to read.
         ValueError: no sentence can be rewritten, no feature fires, or a setting is invalid.
 
@@ -337,7 +337,7 @@ def _entropy_columns(
 
 
 def _rewrites(text: _Text, settings: FeatureEvaluationSettings) -> Sequence[Sequence[str]]:
-    """Return rewrites by sentence and version, given or drawn from the documents."""
+    """Return the rewrites of the settings, or rewrites of sentences in the documents."""
     if settings.n_sentences == 0 or settings.rewrites is not None:
         # Rewrites of the user need no text.
         return list(settings.rewrites or [])[: settings.n_sentences]

@@ -4,7 +4,7 @@
     page                              # shown in Jupyter
     page.save("feature-17.html")      # a file that loads nothing from the network
 
-Problem: scores do not show what a feature stands for. Mechanism: its strongest contexts, printed
+Problem: scores do not show the meaning of a feature. Mechanism: its strongest contexts, printed
 for a reader. Every context is printed twice, shaded by the activation on the source and on the
 target, each model on one scale for all contexts. The token at which the feature is strongest is
 framed. Markup inside a token is escaped, line ends are printed as ↵, and bidirectional text is

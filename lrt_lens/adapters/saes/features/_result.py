@@ -191,7 +191,7 @@ class FeatureEvaluation:
 
     @property
     def heads(self) -> pd.DataFrame:
-        """Most affected head of each chosen feature and model.
+        """Most affected head of each measured feature and model.
 
         ``effect`` is measured on examples that had no part in the choice of the head.
         """

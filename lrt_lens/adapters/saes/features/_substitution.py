@@ -4,9 +4,9 @@
     words.versions("The cat sat under the old table.", n=5, rng=rng)   # [original, five rewrites]
 
 Problem: the test of `_semantics` needs rewrites that keep the structure of a sentence; Stitching
-(arXiv 2506.06609, §5 and appendix H.1) asks a language model for them. Mechanism: here
-content words are exchanged for other words of the corpus. A word is a content word unless it is one
-of scikit-learn's English stop words (318 function words; the two dozen among them that are nouns,
+(arXiv 2506.06609, §5 and appendix H.1) asks a language model for them. Mechanism: here content
+words are exchanged for other words of the corpus. A word is a content word unless it is one of
+scikit-learn's English stop words (318 function words; the two dozen among them that are nouns,
 verbs or adjectives count as content). A substitute has the same case, the same ending (-ing, -ed,
 -ly, -s, …) and the same number of tokens. If the corpus has enough such words, the substitute has
 also occurred between the same neighbours (function words or punctuation). The length in tokens is
@@ -148,7 +148,7 @@ class ContentWords:
         return _WORD.sub(lambda match: substitutes.get(match[0], match[0]), sentence)
 
     def _fitting(self, words: list[str], neighbours: list[tuple[str, str]]) -> list[str]:
-        """Words that occurred between both neighbours, or beside one of them, or all words.
+        """Words that occurred between both neighbours, or next to one of them, or all words.
 
         The first of these lists with at least ``_ENOUGH`` words is returned.
         """
