@@ -76,8 +76,8 @@ def run(
         result = finished = replace(measured, options=options, seconds=seconds)
         written = _on_disk(lambda: finished.save(options.out))
     except KeyboardInterrupt as error:
-        # The record gets its final name last, after all other files, so its change shows whether the
-        # files were written, at whatever moment the signal came.
+        # The record gets its final name last, after all other files, so its change shows whether
+        # the files were written, at whatever moment the signal came.
         record = options.out / f"{result.name}.json" if result else Path()
         is_written = _records(options.out).get(record) != before.get(record)
         outcome = (

@@ -7,7 +7,7 @@ the active (live) features, for each fold,
 
     n, Σc, Σ(y−s), Σ(y−s)², Σc(y−s)ᵀ    about a fixed shift s of the target's states, in float64
 
-and holds the second moments Σccᵀ of the codes in one of two forms, both of which compute the product
+and holds the second moments Σccᵀ of the codes in one of two forms, both of which compute
 ``Σccᵀ · W``:
 
     DenseGram     [live, live] in float64: 8·F² bytes per fold, independent of the number of
