@@ -99,7 +99,7 @@ def opened_tensors(path: Path, schema: str) -> Iterator[tuple[Any, dict[str, str
         FileFormatError: the file is missing, truncated, or of another schema.
     """
     if not path.is_file():
-        raise FileFormatError(f"no file at {str(path)!r}")
+        raise FileFormatError(f"no file at {str(path)!r}; check the path, or save the file first")
     # safe_open reads the header only; a tensor is read when it is asked for.
     try:
         with safe_open(path, framework="pt") as opened:

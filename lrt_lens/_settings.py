@@ -45,7 +45,9 @@ def resolve(kind: type[Kind], settings: Kind | None, options: Mapping[str, Any])
     known = [field.name for field in fields(kind)]
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise TypeError(f"unknown option {', '.join(unknown)}; {kind.__name__} has {known}")
+        raise TypeError(
+            f"unknown option {', '.join(unknown)}; {kind.__name__} has {known}: use these names"
+        )
     return replace(settings or kind(), **options)
 
 

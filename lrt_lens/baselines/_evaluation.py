@@ -219,7 +219,9 @@ def _check_data(
 ) -> None:
     contrast_sets(contrast)
     if len(items) < 4:
-        raise ValueError(f"{len(items)} item(s) given; an interval over items needs at least 4")
+        raise ValueError(
+            f"{len(items)} item(s) given; an interval over items needs at least 4: give more items"
+        )
     if settings.read not in ("mean", "last"):
         raise ValueError(f"read is {settings.read!r}; expected 'mean' or 'last'")
 
@@ -247,7 +249,8 @@ def _check_stitches(
     if hooks not in moments.pairs:
         raise HookPointError(
             f"these moments hold no pair {hooks[0]!r} → {hooks[1]!r}; "
-            f"they hold {len(moments.pairs)}, such as {moments.pairs[0]}"
+            f"they hold {len(moments.pairs)}, such as {moments.pairs[0]}: harvest that pair, or "
+            "give stitches of a harvested one"
         )
     return first
 

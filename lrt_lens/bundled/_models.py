@@ -39,7 +39,9 @@ def demo_pair(
             # Every folder with a config.json is a model; texts and SAEs have none directly below
             # DEMO_FOLDER.
             members = sorted(path.parent.name for path in DEMO_FOLDER.glob("*/config.json"))
-            raise ValueError(f"{name!r} is not in the bundled family; it has {members}")
+            raise ValueError(
+                f"{name!r} is not in the bundled family; it has {members}: choose one of them"
+            )
     return ModelPair.load(
         str(DEMO_FOLDER / source), str(DEMO_FOLDER / target), device=device, dtype=dtype
     )

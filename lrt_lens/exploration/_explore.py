@@ -6,8 +6,8 @@ Problem: numbers do not show how steered text reads. Mechanism: continuations of
 steering, under the native vector and under the transferred one side by side, with the damage of
 each on neutral text.
 
-Limits: a few samples show the kind of an effect, not its size. It needs ipywidgets: ``pip install
-'lrt-lens[widgets]'``.
+Limits: a few samples show the kind of an effect, not its size. It needs ipywidgets:
+``pip install 'lrt-lens[widgets]'``.
 """
 
 from collections.abc import Sequence

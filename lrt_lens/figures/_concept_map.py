@@ -188,7 +188,8 @@ def beta_figure(table: pd.DataFrame, arms: tuple[str, ...] | None = None) -> "go
     shown = [arm for arm in _ordered(table) if arm != "none" and (arms is None or arm in arms)]
     if not shown:
         raise ValueError(
-            f"no arm to draw; the table holds {sorted(set(table['arm']))} and arms is {arms}"
+            f"no arm to draw; the table holds {sorted(set(table['arm']))} and arms is {arms}: "
+            "give names of arms in the table, or None for all"
         )
     figure = _panels(concepts)
     for column, concept in enumerate(concepts, start=1):

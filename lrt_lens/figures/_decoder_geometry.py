@@ -51,7 +51,7 @@ def decoder_geometry_figure(summary: pd.DataFrame) -> "go.Figure":
     # The order of _STYLES, not of the table.
     rows = {arm: records[arm] for arm in _STYLES if arm in records}
     if not rows:
-        raise ValueError("the table has no rows; there is nothing to show")
+        raise ValueError("the table has no rows; there is nothing to show: give one with rows")
     titles = ["‖residual‖ (fitted rows, as LRT)", "R² on features that were not fitted"]
     figure = make_subplots(
         cols=2, shared_yaxes=True, horizontal_spacing=0.06, subplot_titles=titles

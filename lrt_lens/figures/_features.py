@@ -69,7 +69,10 @@ def attribution_figure(table: pd.DataFrame) -> "go.Figure":
     require_columns(table, *_BASELINES, "kind", "density_source", "density_target")
     known = table.loc[table["attribution_r"].notna()]
     if known.empty:
-        raise ValueError("no feature has an attribution correlation; there is nothing to show")
+        raise ValueError(
+            "no feature has an attribution correlation; there is nothing to show: evaluate an SAE "
+            "whose features fire on both models"
+        )
     left, right = (
         "all features and their baselines (tall bars cut)",
         "semantic ÷ (semantic + structural)",
@@ -303,7 +306,10 @@ def attention_figure(
     columns = ("feature", "model", "layer", "head", "effect", "low", "high")
     require_columns(attention, *columns, "effect_choosing", "effect_random")
     if attention.empty:
-        raise ValueError("no feature's attention was measured; there is nothing to show")
+        raise ValueError(
+            "no feature's attention was measured; there is nothing to show: evaluate with "
+            "attention_features above 0"
+        )
     titles = [f"on {names[0]}", f"on {names[1]}"]
     figure = make_subplots(
         cols=2, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.06

@@ -79,12 +79,13 @@ def grid_figure(
     layers = _LayerPairs.of(scores)
     if value not in layers.values:
         raise ValueError(
-            f"cannot show column {value!r}; columns with values here are {list(layers.values)}"
+            f"cannot show column {value!r}; columns with values here are {list(layers.values)}: "
+            "choose one of them"
         )
     if chosen is not None and not (chosen[0] in layers.sources and chosen[1] in layers.targets):
         raise ValueError(
             f"the chosen pair {chosen} is not in the table; "
-            f"sources are {layers.sources}, targets {layers.targets}"
+            f"sources are {layers.sources}, targets {layers.targets}: choose one of each"
         )
     shown = [value, *layers.controls[:1]]
     figure = make_subplots(

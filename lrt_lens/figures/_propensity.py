@@ -47,7 +47,8 @@ def propensity_figure(table: pd.DataFrame, arms: list[str] | None = None) -> "go
     table = table.loc[(table["arm"] != "native") if arms is None else table["arm"].isin(arms)]
     if table.empty:
         raise ValueError(
-            f"no arm to draw; the table holds {sorted(set(table['arm']))} and arms is {arms}"
+            f"no arm to draw; the table holds {sorted(set(table['arm']))} and arms is {arms}: "
+            "give names of arms in the table, or None for all"
         )
     tasks, drawn = list(dict.fromkeys(table["task"])), ordered_arms(table["arm"].tolist())
     figure = make_subplots(cols=len(PANELS), shared_yaxes=True, horizontal_spacing=0.025)

@@ -54,7 +54,10 @@ def scaling_figure(
     require_columns(savings, "width", "arm", "share_of_final", "saved", "low", "high")
     laws = summary.query("bill == @bill").to_dict("records")
     if not laws:
-        raise ValueError(f"no rows of bill {bill!r}; there are {sorted(set(summary['bill']))}")
+        raise ValueError(
+            f"no rows of bill {bill!r}; there are {sorted(set(summary['bill']))}: choose "
+            "one of them, or give source_sae_tokens to the study"
+        )
     titles = ("lowest error of any width", "saved by the transferred initialisation")
     figure = make_subplots(
         cols=2, column_widths=[0.56, 0.44], subplot_titles=titles, horizontal_spacing=0.12

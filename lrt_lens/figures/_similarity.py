@@ -128,7 +128,9 @@ def similarity_lines_figure(
 
     measures = _checked(table, column)
     if measure not in measures:
-        raise ValueError(f"the table has no measure {measure!r}; it has {measures}")
+        raise ValueError(
+            f"the table has no measure {measure!r}; it has {measures}: choose one of them"
+        )
     rows = rows_where(table, "measure", measure)
     require_columns(rows, *_BOUNDS.get(column, ()))
     sources, targets = (

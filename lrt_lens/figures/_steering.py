@@ -154,7 +154,7 @@ def summary_figure(summary: pd.DataFrame, *, concept: str | None = None) -> "go.
     require_columns(summary, "concept", *columns)
     concepts = list(dict.fromkeys(summary["concept"])) if concept is None else [concept]
     if not concepts:
-        raise ValueError("the summary has no rows; there is nothing to show")
+        raise ValueError("the summary has no rows; there is nothing to show: give one with rows")
     arms = ordered_arms(rows_where(summary, "concept", *concepts)["arm"].tolist())
     height = 150 + len(concepts) * (46 + 30 * len(arms))
     # 46 pixels between panels hold the title of the lower one.
@@ -231,6 +231,7 @@ def _of_concept(table: pd.DataFrame, concept: str, *columns: str) -> pd.DataFram
     if rows.empty:
         raise ValueError(
             f"the table has no concept {concept!r}; it has {list(dict.fromkeys(table['concept']))}"
+            ": choose one of them"
         )
     return rows.sort_values(by="scale", kind="stable") if "scale" in rows.columns else rows
 

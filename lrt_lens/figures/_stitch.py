@@ -57,7 +57,7 @@ def stitch_figure(scores: Mapping[str, Any]) -> "go.Figure":
     if not figure.to_dict()["data"]:
         raise ValueError(
             "none of r2, r2_uniform and their controls is among the scores; "
-            f"they are {sorted(scores)}"
+            f"they are {sorted(scores)}: give the scores of a stitch, stitch.scores"
         )
     figure.add_vline(x=0, line=DOTTED)
     figure.update_yaxes(type="category", autorange="reversed")

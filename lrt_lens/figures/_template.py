@@ -148,7 +148,10 @@ def require_columns(table: pd.DataFrame, *columns: str) -> None:
     """
     missing = [column for column in columns if column not in table.columns]
     if missing:
-        raise ValueError(f"the table lacks columns {missing}; it has {list(table.columns)}")
+        raise ValueError(
+            f"the table lacks columns {missing}; it has {list(table.columns)}: give the table that "
+            "the docstring of the figure names"
+        )
 
 
 def require_rows(table: pd.DataFrame) -> None:
@@ -158,7 +161,7 @@ def require_rows(table: pd.DataFrame) -> None:
         ValueError: the table is empty.
     """
     if table.empty:
-        raise ValueError("the table has no rows; there is nothing to show")
+        raise ValueError("the table has no rows; there is nothing to show: give one with rows")
 
 
 def rows_where(table: pd.DataFrame, column: str, *values: object) -> pd.DataFrame:

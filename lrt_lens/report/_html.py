@@ -241,7 +241,7 @@ def render_block(block: object) -> str:
     raise TypeError(
         # singledispatch calls this function for every type without a renderer of its own.
         f"cannot render a {type(block).__name__} in a report; "
-        "blocks are Paragraph, Table, Plot, Continuations, KeyNumbers"
+        "give a Paragraph, Table, Plot, Continuations or KeyNumbers"
     )
 
 

@@ -127,7 +127,8 @@ def sae_probes_task(name: str) -> Task:
             file.name.removesuffix(".csv.zst") for file in folder.glob("*.csv.zst")
         )
         raise MissingInputError(
-            f"sae-probes has no data set {name!r}; it has {len(known)}, such as {list(known[:5])}"
+            f"sae-probes has no data set {name!r}; it has {len(known)}, such as {list(known[:5])}: "
+            "choose one of them"
         )
     with open(path, "rb") as packed, zstandard.ZstdDecompressor().stream_reader(packed) as stream:
         rows = list(csv.DictReader(io.StringIO(stream.read().decode("utf-8"))))

@@ -257,7 +257,8 @@ def _check_arguments(settings: SteeringSettings, items: ChoiceItems) -> None:
         )
     if len(items) < FEWEST_ITEMS:
         raise ValueError(
-            f"{len(items)} item(s) given; an interval over items needs at least {FEWEST_ITEMS}"
+            f"{len(items)} item(s) given; an interval over items needs at least {FEWEST_ITEMS}: "
+            "give more items"
         )
 
 
