@@ -74,6 +74,7 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return _own(name)
     known = list(__all__)
+    # Private names are asked for by tools (copy, doctest); a search would import every package.
     for package in _PACKAGES if not name.startswith("_") else ():
         module = import_module(f"{__name__}.{package}")
         if name in module.__all__:

@@ -35,5 +35,6 @@ def implementation(method: str) -> Callable[..., Any]:
     Raises:
         KeyError: no function is registered for ``method``.
     """
+    # "package:function", the form of entry points
     module, _, function = _IMPLEMENTATIONS[method].partition(":")
     return getattr(import_module(module), function)

@@ -78,6 +78,7 @@ def demo_texts(
             "positive": list(contrast.positive[: n // 2]),
             "negative": list(contrast.negative[: n // 2]),
         }
+    # All texts of one label, then all of the other: splits must be stratified or shuffled.
     labelled = [(text, label) for label, column in texts.items() for text in column]
     return [text for text, _ in labelled], [label for _, label in labelled]
 

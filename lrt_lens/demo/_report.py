@@ -110,6 +110,7 @@ def _grid(result: DemoResult) -> Section:
 
 def _loss(result: DemoResult) -> Section:
     rows = result.loss.summary.set_index("route")
+    # A→B: the small model begins and the large one finishes.
     up = rows.loc["A→B"]
     text = (
         "One model runs to its hook point, the map transfers its states, and the other model "
@@ -124,6 +125,7 @@ def _loss(result: DemoResult) -> Section:
 
 
 def _concept(result: DemoResult, concept: str, evaluation: SteeringEvaluation) -> Section:
+    # The figures and the table show the same rows; nothing is computed here.
     table, budget = evaluation.table, evaluation.budget
     caption = "Effect at equal damage, with 95% intervals."
     body: list[Block] = [

@@ -191,7 +191,7 @@ def sample_continuations(
     Vectors are applied at twice their calibrated scale; an arm without one is left out.
     """
     summary = evaluation.summary
-    # An arm of several vectors has no scale (NaN) and no single vector.
+    # Scale at equal damage, by arm; NaN for an arm of several vectors.
     scales: dict[str, float] = dict(zip(summary["arm"], summary["scale"], strict=True))
     rows = []
     for arm in _CONTINUATION_ARMS:

@@ -1,4 +1,4 @@
-"""`lrt_lens.explore`: a slider for the strength of a vector, in a notebook.
+"""Slider for the strength of a vector, in a notebook: `lrt_lens.explore`.
 
     lrt.explore(pair, stitch.transfer(vector))
 

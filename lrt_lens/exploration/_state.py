@@ -100,6 +100,7 @@ class Exploration:
         Arguments and errors are those of `lrt_lens.explore`.
         """
         transferred = _transferred(pair, vector, stitch)
+        # Without texts there is no native vector, and the arm is left out.
         own = native or _native(pair, transferred)
         vectors = ({"native": own} if own is not None else {}) | {"transferred": transferred}
         for one in vectors.values():

@@ -105,6 +105,7 @@ def _sizes(exploration: Exploration, strength: float) -> str:
 
 
 def _slider(strength: float, damage: float) -> "widgets.FloatSlider":
+    # Negative strengths steer away from the concept, so 0 is in the middle.
     return widgets.FloatSlider(
         value=strength,
         min=-STRONGEST,

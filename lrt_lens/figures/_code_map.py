@@ -76,6 +76,7 @@ def code_map_figure(table: pd.DataFrame, features: pd.DataFrame) -> "go.Figure":
 
 def _points(table: pd.DataFrame, score: str) -> "go.Scatter":
     symbol, colour, name = _SCORES[score]
+    # Order of `error_bars`: value, lower end, upper end.
     bounds = (table[f"{score}{end}"] for end in ("", "_low", "_high"))
     return go.Scatter(
         x=table[score],

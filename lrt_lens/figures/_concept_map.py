@@ -259,6 +259,7 @@ def _line(arm: str, x: Any, estimates: pd.DataFrame, *, first: bool) -> "go.Scat
 
 
 def _panels(concepts: list[str]) -> "go.Figure":
+    # One vertical axis serves all concepts, so that their heights can be compared.
     return make_subplots(
         cols=len(concepts), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=concepts
     )

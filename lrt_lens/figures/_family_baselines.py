@@ -130,6 +130,7 @@ def _relative(value: float | None, kind: str, native: dict) -> float:
     """Return an effect, or an AUROC above one half, as a share of the native arm's."""
     if value is None or value != value:
         return float("nan")
+    # An AUROC of ½ is chance, so shares are those of the excess over ½.
     return value / native["effect"] if kind == "effect" else (value - 0.5) / (native["auroc"] - 0.5)
 
 

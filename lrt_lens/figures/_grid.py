@@ -185,6 +185,7 @@ class _LayerPairs:
     def outline(self, source: str, target: str) -> "go.layout.Shape":
         # Categories have the coordinates 0, 1, 2, …, and a cell reaches half a unit to each side.
         column, row = self.sources.index(source), self.targets.index(target)
+        # A rectangle around the cell, drawn above the heat map.
         line = {"color": HIGHLIGHT, "width": 3}
         return go.layout.Shape(
             type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5, line=line

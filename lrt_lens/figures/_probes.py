@@ -184,6 +184,7 @@ def _curve(part: list[dict], arm: str) -> "go.Scatter":
 def _level(row: dict, arm: str, span: list[int]) -> "go.Scatter":
     style = _style(arm)
     line = style.line | {"dash": "dot" if arm != "transferred" else "solid", "width": 2}
+    # Two points at the ends of the axis draw a horizontal line with its own legend entry.
     return go.Scatter(
         x=span,
         y=[row["accuracy"]] * 2,

@@ -140,6 +140,7 @@ def _add_law(
 def _add_savings(figure: "go.Figure", savings: pd.DataFrame) -> None:
     colour = training_style("transferred").colour
     for i, (width, part) in enumerate(savings.groupby("width")):
+        # Order of `error_bars`: value, lower end, upper end.
         bounds = (part["saved"], part["low"], part["high"])
         figure.add_scatter(
             x=part["share_of_final"],

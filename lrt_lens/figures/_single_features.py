@@ -52,6 +52,7 @@ def activation_figure(
             marker=style.marker | {"opacity": 0.75},
             hovertemplate="%{text}<br>source %{x:.3g}<br>target %{y:.3g}<extra></extra>",
         )
+    # An empty figure would look like an error, so it says why it is empty.
     if not any(len(trace["x"]) for trace in figure.to_dict()["data"]):
         note = {"text": "never active on the documents", "showarrow": False}
         figure.add_annotation(**note, x=0.5, y=0.5, xref="paper", yref="paper")

@@ -120,6 +120,7 @@ def page(entries: Sequence[dict[str, Any]], images: str) -> str:
     )
     parts = [HEAD, f"{len(entries)} figures: {counts}.\n"]
     for short, paper in PAPERS.items():
+        # A reference such as "Stitching, table 1" begins with the short name of its paper.
         group = [one for one in entries if one["paper"].split(",")[0] == short]
         if group:
             parts.append(f"## {paper if short == 'lrt_lens' else f'{short}: {paper}'}\n")
@@ -167,6 +168,7 @@ def write_gallery(figures: Path, readme: Path, images: Path) -> list[dict[str, A
     """
     summary = readme.with_name("gallery.json")
     earlier = read_summary(summary) if summary.is_file() else []
+    # A run of some scripts must not remove the others from the page.
     entries = merged(earlier, collect(figures))
     make_folder(images)
     # Thumbnails before the page: the page never shows a picture that is not there.

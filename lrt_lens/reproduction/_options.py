@@ -219,6 +219,7 @@ class FigureOptions:
 
     def source_sae(self) -> Any:
         """Return the SAE of the source: the one that ``sae`` names, or the bundled one."""
+        # The small model is the source of the bundled pair.
         return self.load_sae(self.sae, "--sae", "small")
 
     def load_sae(self, folder: str | None, option: str, member: str) -> Any:

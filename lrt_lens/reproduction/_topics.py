@@ -105,6 +105,7 @@ def _topic(
         for wanted in (True, False)
     )
     # As many pieces with the word as without it.
+    # Contrast sets are pairs, so both sides have the same number of pieces.
     size = min(pairs, len(having), len(lacking))
     positive, negative = (
         [pieces[i] for i in rng.choice(numbers, size, replace=False)]

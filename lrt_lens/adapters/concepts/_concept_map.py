@@ -77,7 +77,7 @@ class ConceptLayer:
     rank: int
     """Rank of the source's rows."""
     effective_rank: float
-    """exp(entropy) of the centred source rows' singular values."""
+    """Effective rank exp(entropy) of the centred source rows' singular values."""
     alpha: float
     """Penalty of ridge; 0 for least squares."""
     r2: float

@@ -57,7 +57,8 @@ class RowMap:
     rank: int
     """Rank of the source's rows (centred if there is an intercept)."""
     effective_rank: float
-    """exp(entropy) of the centred source rows' singular values (Roy and Vetterli 2007, eq. 4)."""
+    """Effective rank exp(entropy) of the centred source rows' singular values (Roy and Vetterli
+    2007, eq. 4)."""
     r2: float
     """R² of held-out rows, weighted by variance."""
     r2_uniform: float
@@ -214,11 +215,11 @@ class _RowSpectrum:
     """Thin singular value decomposition X = UΣVᵀ of the source's rows, with UᵀY."""
 
     right: Tensor
-    """V, [d_source, rank]."""
+    """Right singular vectors V, [d_source, rank]."""
     values: Tensor
-    """Σ, [rank]."""
+    """Singular values Σ, [rank]."""
     projected: Tensor
-    """UᵀY, [rank, d_target]."""
+    """Target rows in the basis of the left singular vectors, UᵀY, [rank, d_target]."""
     mean_x: Tensor
     """Mean of the source's rows, zeros without centring, [d_source]."""
     mean_y: Tensor

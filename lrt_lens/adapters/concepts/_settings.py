@@ -23,7 +23,7 @@ class ConceptTransferSettings(Settings):
     by: Extraction = "mean_difference"
     """How vectors are learnt: mean difference (CAA) or first principal component (RepE)."""
     read: TextRead = "last"
-    """``"last"`` token, or the ``"mean"`` over a text's unmasked tokens."""
+    """Row of a text: its ``"last"`` token, or the ``"mean"`` over a text's unmasked tokens."""
     ridge: bool = True
     """True if ridge maps are fitted too."""
     positions: Positions = "all"

@@ -79,7 +79,7 @@ class LinearProbe:
     corpus: str = ""
     """Hash of the texts and labels on which it was fitted."""
     penalty: float = float("nan")
-    """λ of the fit, for standardised features and the mean cross-entropy."""
+    """Penalty λ of the fit, for standardised features and the mean cross-entropy."""
     skip_first: int = SKIP_FIRST
     """Number of first positions of a text that pooling leaves out, as in the fit of a map."""
     before: AffineMap | None = None

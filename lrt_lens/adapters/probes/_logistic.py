@@ -43,7 +43,7 @@ class Logistic:
     bias: np.ndarray
     """Biases of the logits, [column]."""
     penalty: float = float("nan")
-    """λ that was used; NaN if the classifier was not fitted here."""
+    """Penalty λ that was used; NaN if the classifier was not fitted here."""
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """Logits of rows, [row, d] → [row, column]."""
@@ -173,7 +173,7 @@ def _choose_penalty(
     *,
     fallback: float,
 ) -> float:
-    """λ with the lowest held-out cross-entropy; ``fallback`` if no fold has all classes to fit."""
+    """Return λ of the lowest held-out cross-entropy; ``fallback`` if no fold has all classes."""
     if len(penalties) == 1:
         return penalties[0]
     # A fold without a class to fit gives that class no column and cannot be compared.

@@ -52,7 +52,7 @@ class Reconstruction:
     sae: Any
     """SAE with ``encode`` and ``decode`` that reads at this end."""
     end: str
-    """``"A"`` for the source model, ``"B"`` for the target model."""
+    """End at which the SAE reads: ``"A"`` for the source model, ``"B"`` for the target model."""
     mean: Tensor
     """Mean of the states, from which FVU counts the variance, [d]."""
     side: Side

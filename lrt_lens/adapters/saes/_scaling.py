@@ -107,7 +107,7 @@ class SAEScaling:
     (True if the crossing is a measured budget).
     """
     savings: pd.DataFrame = field(repr=False)
-    """`SAEInitialisation.savings` with a column width."""
+    """Table of `SAEInitialisation.savings` for each width, with a column width."""
 
     @property
     def summary(self) -> pd.DataFrame:

@@ -59,9 +59,9 @@ class Attributor:
 def log_probability_gradient(
     model: HookedModel, hook: str, batch: TokenBatch, residual: Residual
 ) -> Residual:
-    """∂ Σ log p(next token) / ∂ residual over counted positions, [window, position, d].
+    """Gradient ∂ Σ log p(next token) / ∂ residual, [window, position, d].
 
-    No gradient of a weight is computed.
+    The sum is over counted positions. No gradient of a weight is computed.
     """
     with torch.inference_mode(mode=False), torch.enable_grad(), _weights_without_gradient(model):
         # A tensor of inference mode takes no gradient; a clone made outside of it does.

@@ -39,7 +39,7 @@ class Correlations:
         return _correlate(self.counts.sum(), self.sums.sum(0))
 
     def interval(self) -> Jackknife:
-        """95% intervals over groups of documents, arrays [feature].
+        """Jackknife intervals (95%) over groups of documents, arrays [feature].
 
         A feature whose column is constant without one of the groups gets NaN.
         """

@@ -82,7 +82,8 @@ class FeatureEvaluationSettings(Settings):
     """Settings of `evaluate_features`: text, attribution, rewrites, attention and contexts."""
 
     attribution: Attribution = "logits"
-    """``"logits"`` (direct path, as in the paper) or ``"gradient"`` (first order, all paths)."""
+    """Kind of attribution: ``"logits"`` (direct path, as in the paper) or ``"gradient"`` (first
+    order, all paths)."""
     n_tokens: int = 50_000
     """Number of counted positions after which no further document is read."""
     context_length: int = 128

@@ -47,13 +47,14 @@ class SemanticScores:
     n_sentences: np.ndarray
     """Number of sentences whose original fires the feature."""
     score: np.ndarray
-    """1 − share of these sentences in which all versions fire it; NaN without such a sentence."""
+    """Semantic score: 1 − share of these sentences in which all versions fire the feature; NaN
+    without such a sentence."""
     chance: np.ndarray
     """Expected score if the versions of a sentence had nothing in common."""
 
     @property
     def kind(self) -> list[str]:
-        """``"semantic"``, ``"structural"`` or ``"undecided"`` for each feature."""
+        """Kind of each feature: ``"semantic"``, ``"structural"`` or ``"undecided"``."""
         return [
             UNDECIDED if n < MINIMUM_SENTENCES else SEMANTIC if score > 0.5 else STRUCTURAL
             for n, score in zip(self.n_sentences, self.score, strict=True)

@@ -89,7 +89,7 @@ class Unembedding:
         return vectors[:, : max(1, math.ceil(fraction * d))].T.float()
 
     def null_share(self, rows: Tensor, fraction: float = NULL_FRACTION) -> Tensor:
-        """‖P v‖/‖v‖ of each row, P the projection on `null_directions`, [row]; NaN for zeros."""
+        """Share ‖P v‖/‖v‖ of each row in `null_directions` (projection P), [row]; NaN for zeros."""
         rows = rows.float().cpu()
         if self.centres:
             rows = rows - rows.mean(1, keepdim=True)
