@@ -71,8 +71,8 @@ class PropensitySettings(Settings):
     train_share: float = 0.5
     """Share of the items from which vectors are learnt; the others are measured."""
     bias: Literal["none", "add"] = "none"
-    """Rule for the bias: ``"none"`` maps the direction; ``"add"`` is the rule of LRT and has one more
-    arm, ``bias_only``."""
+    """Rule for the bias: ``"none"`` maps the direction; ``"add"`` is the rule of LRT and has one
+    more arm, ``bias_only``."""
     positions: Positions = "all"
     """Steered positions (LRT: all), see `SteeringVector.hooks`."""
     n_random: int = 4
