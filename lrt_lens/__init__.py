@@ -50,7 +50,8 @@ _PACKAGES = (
     "demo",
     "errors",
 )
-"""Where `lrt_lens.NAME` is looked for if it is not in this package's own list, in this order."""
+"""Packages in which `lrt_lens.NAME` is searched, in this order, if this package does not list
+it."""
 
 # Methods of lower packages whose functions live in higher ones; see `lrt_lens/_late.py`.
 provide(
@@ -73,6 +74,7 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return _own(name)
     known = list(__all__)
+    # Private names are asked for by tools (copy, doctest); a search would import every package.
     for package in _PACKAGES if not name.startswith("_") else ():
         module = import_module(f"{__name__}.{package}")
         if name in module.__all__:

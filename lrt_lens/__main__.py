@@ -1,4 +1,4 @@
-"""``python -m lrt_lens``: the command line."""
+"""Command line of the package: ``python -m lrt_lens``."""
 
 from lrt_lens.cli import main
 

@@ -1,5 +1,8 @@
 """Amounts of memory as text, in both directions.
 
+Problem: users write 8GB or 16GiB, messages must be readable. Mechanism: one table of units for
+reading and writing.
+
     parse_bytes("8GB")           # 8_000_000_000
     human_bytes(1_440_000_000)   # "1.44 GB"
 
@@ -28,6 +31,7 @@ def parse_bytes(text: str) -> int:
     Raises:
         ValueError: the text is not a number with a known unit.
     """
+    # A number, then an optional unit: K, M, G or T, an optional i, and B.
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?i?b)?\s*", text, flags=re.IGNORECASE)
     if match is None:
         raise ValueError(f"{text!r} is no amount of memory; write it like 8GB, 500MB or 16GiB")

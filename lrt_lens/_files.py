@@ -39,6 +39,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise _unwritable(path.parent, error) from error
+    # mkstemp opens the file; it is closed here because `write` opens the path itself.
     os.close(handle)
     temporary = Path(name)
     try:
@@ -47,6 +48,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
         temporary.chmod(0o644)
         temporary.replace(path)
     finally:
+        # After the rename there is no temporary file; unlink matters only if `write` failed.
         temporary.unlink(missing_ok=True)
     return path
 
@@ -97,7 +99,8 @@ def opened_tensors(path: Path, schema: str) -> Iterator[tuple[Any, dict[str, str
         FileFormatError: the file is missing, truncated, or of another schema.
     """
     if not path.is_file():
-        raise FileFormatError(f"no file at {str(path)!r}")
+        raise FileFormatError(f"no file at {str(path)!r}; check the path, or save the file first")
+    # safe_open reads the header only; a tensor is read when it is asked for.
     try:
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}

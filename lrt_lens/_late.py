@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Any
 
 _IMPLEMENTATIONS: dict[str, str] = {}
+"""Function of each method, as ``"package:function"``; text, so that nothing is imported yet."""
 
 
 def provide(implementations: Mapping[str, str]) -> None:
@@ -34,5 +35,6 @@ def implementation(method: str) -> Callable[..., Any]:
     Raises:
         KeyError: no function is registered for ``method``.
     """
+    # "package:function", the form of entry points
     module, _, function = _IMPLEMENTATIONS[method].partition(":")
     return getattr(import_module(module), function)

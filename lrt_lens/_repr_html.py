@@ -27,6 +27,7 @@ escape = partial(escape_html, quote=False)
 """Escape text between tags; names are never written into an attribute."""
 MAX_ROWS = 24
 """Largest number of rows that a table shows."""
+# Styles are inline: notebooks remove style sheets of an output, and themes set their own colours.
 _LINE = "1px solid color-mix(in srgb, currentColor 25%, transparent)"
 _BOX = "max-width:100%;overflow-x:auto;margin:.25em 0"
 _TABLE = (
@@ -92,6 +93,7 @@ def table(frame: pd.DataFrame, *, digits: int = 3, max_rows: int = MAX_ROWS) -> 
         + "</tr>"
         for row in frame.head(max_rows).itertuples(index=False, name=None)
     )
+    # A cut table looks complete, so a note gives the number of all rows.
     cut = f"{max_rows} of {len(frame)} rows." if len(frame) > max_rows else ""
     return _with_head(head, rows) + note(cut)
 

@@ -30,7 +30,9 @@ class Settings:
 
 
 Kind = TypeVar("Kind", bound=Settings)
+"""A class of settings."""
 Function = TypeVar("Function", bound=Callable[..., Any])
+"""A function that takes settings."""
 
 
 def resolve(kind: type[Kind], settings: Kind | None, options: Mapping[str, Any]) -> Kind:
@@ -39,10 +41,13 @@ def resolve(kind: type[Kind], settings: Kind | None, options: Mapping[str, Any])
     Raises:
         TypeError: an option is not a field of ``kind``.
     """
+    # Checked here, because `replace` reports an unknown field in words of __init__.
     known = [field.name for field in fields(kind)]
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise TypeError(f"unknown option {', '.join(unknown)}; {kind.__name__} has {known}")
+        raise TypeError(
+            f"unknown option {', '.join(unknown)}; {kind.__name__} has {known}: use these names"
+        )
     return replace(settings or kind(), **options)
 
 
@@ -54,6 +59,7 @@ def takes(kind: type[Settings]) -> Callable[[Function], Function]:
 
     def show(function: Function) -> Function:
         signature = inspect.signature(function)
+        # Options that are also real parameters would appear twice.
         parameters = list(signature.parameters.values())
         if parameters[-1].kind is not inspect.Parameter.VAR_KEYWORD:
             raise TypeError(f"{function.__name__} takes no **options")
@@ -68,6 +74,7 @@ def takes(kind: type[Settings]) -> Callable[[Function], Function]:
             for field in fields(kind)
             if field.name not in named
         ]
+        # inspect.signature, and with it help() and Jupyter, reads __signature__ first.
         function.__signature__ = signature.replace(parameters=[*parameters[:-1], *shown])
         return function
 

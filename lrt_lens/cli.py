@@ -35,13 +35,15 @@ class Demo:
     out: Path = Path("demo-report")
     """Folder for results.json, report.html and stitch/."""
     n_tokens: int = 120_000
-    """Tokens of the harvest."""
+    """Number of tokens of the harvest."""
     damage: float = 0.1
-    """Nats per token on neutral text at which vectors are compared."""
+    """Damage in nats per token on neutral text at which vectors are compared."""
     n_random: int = 20
     """Number of random directions, as a control."""
     seed: int = 0
+    """Seed of folds, draws and bootstraps."""
     progress: bool = True
+    """Show progress bars."""
 
     def run(self) -> None:
         """Run the demo and write its report."""
@@ -89,10 +91,14 @@ class Fit:
     out: Path = Path("stitches")
     """Folder for moments.safetensors, results.json, report.html and the best stitch."""
     n_tokens: int = 200_000
+    """Number of tokens to harvest."""
     context_length: int = 256
+    """Number of tokens per window."""
     source_layers: Annotated[str, tyro.conf.arg(metavar="all|proportional|3,5|HOOK")] = "all"
-    """'all', 'proportional', layer numbers or hook points, separated by commas."""
+    """Layers of the source: 'all', 'proportional', or numbers and hook points, separated by
+    commas."""
     target_layers: Annotated[str, tyro.conf.arg(metavar="all|proportional|3,5|HOOK")] = "all"
+    """Layers of the target, in the form of --source-layers."""
     alpha: float | None = None
     """Ridge penalty relative to the mean variance; by default chosen by cross-validation."""
     standardize: bool = False
@@ -100,17 +106,25 @@ class Fit:
     null: Literal["auto", "full", "sketch", "none"] = "auto"
     """Moments of shuffled pairs: in full, as a sketch, or none."""
     moment_dtype: Literal["float32", "float64"] = "float32"
+    """Precision in which the moments of a batch are computed; they are added up in float64."""
     device: str | None = None
+    """Device of the models, such as cuda:0; by default the CPU."""
     device_map: str | None = None
+    """Distribution of the weights over several devices, such as auto."""
     dtype: str = "float32"
+    """Precision of the weights."""
     source_revision: str | None = None
+    """Revision of the source model on the hub."""
     target_revision: str | None = None
+    """Revision of the target model on the hub."""
     source_name: str | None = None
     """Name of the source in tables and files; by default its hub id or the end of its path."""
     target_name: str | None = None
     """Name of the target in tables and files."""
     prepend_bos: bool | None = None
+    """Begin each window with BOS; by default as the tokenizer does."""
     seed: int = 0
+    """Seed of folds and shuffled pairs."""
     shard: Annotated[str | None, tyro.conf.arg(metavar="i/N")] = None
     """Harvest only every Nth block, starting at block i (counted from 0).
 
@@ -128,17 +142,20 @@ class Fit:
     dry_run: bool = False
     """Print memory, disk and time that the run needs, from the configs alone, and stop."""
     progress: bool = True
+    """Show progress bars."""
 
     def run(self) -> None:
         """Harvest, fit and write the results; or print the plan."""
         from lrt_lens.moments._scale_out import Ranks, parse_shard
 
+        # torchrun sets RANK and WORLD_SIZE; without them there is one rank.
         ranks, shard = Ranks.of_environment(), parse_shard(self.shard) if self.shard else None
         plan = self._plan(ranks) if self.dry_run or self.memory_budget else None
         if plan is not None and ranks.rank == 0:
             self._show_plan(plan)
         if self.dry_run:
             return
+        # A plan with a single pass needs no pass of its own.
         passes = plan.passes if plan is not None and len(plan.passes) > 1 else ()
         if shard is not None and passes:
             raise ValueError(
@@ -193,9 +210,11 @@ class Fit:
             moments.save(file)
             if shard is None:
                 grid = fit_grid(moments, self._solver, progress=self.progress)
+                # Scores of all passes fit into memory, their moments do not.
                 grids.append(grid if len(runs) == 1 else _without_moments(grid))
         if ranks.rank:
             return None
+        # Checkpoints go only after all moments are saved.
         for folder in folders:
             remove_checkpoints(folder)
         if shard is not None:
@@ -232,6 +251,7 @@ class Fit:
         from lrt_lens._byte_sizes import parse_bytes
         from lrt_lens.moments._plan import ModelShape, plan_harvest
 
+        # Shapes come from the configs, so a plan loads no weights.
         return plan_harvest(
             ModelShape.of_pretrained(self.source, self.dtype, self.source_revision),
             ModelShape.of_pretrained(self.target, self.dtype, self.target_revision),
@@ -268,6 +288,7 @@ class Fit:
             make_folder(self.out)
             return
         # Shards may share a folder, so each tests its own part of it and not the same file.
+        # Before hours of work, not after them.
         refuse_unwritable(self._checkpoints(n_passes)[0] if self.shard else self.out)
         if self.restart:
             for folder in self._checkpoints(n_passes):
@@ -282,6 +303,7 @@ class Fit:
 
     @property
     def _null(self) -> Any:
+        # The Python functions take True for "full for small grids, else a sketch".
         return True if self.null == "auto" else self.null
 
     @property
@@ -300,9 +322,11 @@ class Merge:
     shards: tyro.conf.Positional[tuple[Path, ...]]
     """The files of `lrt-lens fit --shard i/N`, in any order."""
     alpha: float | None = None
-    """As in fit."""
+    """Ridge penalty relative to the mean variance; by default chosen by cross-validation."""
     standardize: bool = False
+    """Scale source dimensions to unit variance first; useful if a few dimensions are very large."""
     progress: bool = True
+    """Show progress bars."""
 
     def run(self) -> None:
         """Merge, fit and write the results."""
@@ -330,6 +354,7 @@ def _write_outputs(
     from lrt_lens.report._results import write_results
     from lrt_lens.stitching._fit_report import fit_report
 
+    # The best pair by cross-validation; the test fold only scores it.
     best = grid.best()
     best.save_pretrained(out / "stitch")
     tables = {
@@ -373,6 +398,7 @@ def _combined(
     sources, targets = map(str, scores["source_hook"]), map(str, scores["target_hook"])
     fitted = list(zip(sources, targets, strict=True))
     order = [fitted.index(pair) for pair in pairs]
+    # Cross-validated gain chooses; columns of the test fold must not.
     winner = max(range(len(grids)), key=lambda number: grids[number].scores["gain_cv"].max())
     return replace(
         grids[winner],
@@ -385,6 +411,7 @@ def _combined(
 def _json_arguments(command: Any) -> dict[str, Any]:
     """Return the fields of a command as JSON values."""
 
+    # tuples and paths are no JSON values
     def plain(value: Any) -> Any:
         if isinstance(value, tuple):
             return [plain(item) for item in value]
@@ -394,6 +421,7 @@ def _json_arguments(command: Any) -> dict[str, Any]:
 
 
 _SHOWN_PAIRS = 12
+"""Number of hook pairs that are printed."""
 _FIT_COLUMNS = [
     "source_hook",
     "target_hook",
@@ -421,7 +449,7 @@ _OPTIONS_BY_PYTHON = {
     ),
     "harvest(…, shard=(i, N)).save(…)": "lrt-lens fit --shard i/N",
 }
-"""Remedies in the words of the Python API, and the options that stand for them."""
+"""Remedies in the words of the Python API, with the options that replace them."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -429,7 +457,11 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     commands = {"demo": Demo, "fit": Fit, "merge": Merge}
     command = tyro.extras.subcommand_cli_from_dict(
-        commands, prog="lrt-lens", description=__doc__, args=arguments
+        # tyro shows the module docstring as the description of the command.
+        commands,
+        prog="lrt-lens",
+        description=__doc__,
+        args=arguments,
     )
     try:
         command.run()
@@ -457,6 +489,7 @@ def _layers(text: str) -> Any:
     if text in ("all", "proportional"):
         return text
     parts = [part.strip() for part in text.split(",")]
+    # lstrip("-"): a negative number counts layers from the end.
     return [int(part) if part.lstrip("-").isdigit() else part for part in parts]
 
 
@@ -467,6 +500,7 @@ def _print_table(title: str, frame: "pd.DataFrame") -> None:
 
     table = Table(title=title, box=SIMPLE, padding=0, collapse_padding=True)
     for column in frame.columns:
+        # dtype.kind is f for floats and i for integers.
         side = "right" if frame[column].dtype.kind in "fi" else "left"
         table.add_column(column, overflow="fold", justify=side)
     for row in frame.itertuples(index=False):

@@ -1,4 +1,15 @@
-"""Errors for users: each message has the observation, the expectation and the remedy."""
+"""Errors for users: each message has the observation, the expectation and the remedy.
+
+    try:
+        stitch.transfer(vector)
+    except MismatchError as error:
+        print(error)    # the vector belongs to another model or hook point
+
+Problem: a wrong artefact gives wrong numbers without an error. Mechanism: functions refuse it with
+one of these classes, which all derive from ValueError, so that old handlers still work.
+
+Limits: an argument out of its range is a plain ValueError.
+"""
 
 __all__ = [
     "FileFormatError",

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Rows = Float[Tensor, "token d"]
-"""Activations at one hook point, one row per token."""
+"""Activations at one hook point, one row per token, [token, d]."""
 Residual = Float[Tensor, "batch position d_model"]
 """Activations at one hook point, in the model's own shape."""
 Tokens = Int[Tensor, "batch position"]
@@ -21,9 +21,9 @@ LongerTokens = Int[Tensor, "batch longer"]
 TokenMask = Bool[Tensor, "batch position"]
 """True at the positions that are used."""
 Direction = Float[Tensor, " d_model"]
-"""A direction in the residual stream."""
+"""Direction in the residual stream, [d_model]."""
 Square = Float[Tensor, "d d"]
-"""Second moments at one hook point."""
+"""Second moments at one hook point, [d, d]."""
 
 HookFunction = Callable[..., Tensor | None]
 """A hook: TransformerLens calls ``fn(activation, hook=...)``.

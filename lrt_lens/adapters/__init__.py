@@ -1,4 +1,4 @@
-"""Artefacts that a stitch carries from one model to another."""
+"""Artefacts that a stitch transfers from one model to another."""
 
 import lazy_loader
 

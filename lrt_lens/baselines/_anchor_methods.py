@@ -1,5 +1,8 @@
 """Five methods that fit a linear map from anchors: texts that both models have read.
 
+Problem: the papers of these methods report different measures on different models. Mechanism: five
+methods that are fitted on the same rows, each with its own W.
+
 X [n, d_source] and Y [n, d_target] are the centred rows of the anchors; X̂ and Ŷ are the same rows
 scaled to length 1; s is a factor by least squares on the anchors, because cosines hold no length;
 σ are standard deviations per dimension.
@@ -72,6 +75,7 @@ class RelativeRepresentation:
         self, x: Centred, y: Float[Tensor, "anchor d_target"]
     ) -> Float[Tensor, "d d_target"]:
         """Return s·X̂ᵀ(Ŷᵀ)⁺."""
+        # X̂ᵀ are cosines to the source's anchors (up to ‖x‖); (Ŷᵀ)⁺ inverts those to the target's.
         return _scaled(_unit(x).T @ torch.linalg.pinv(_unit(y).T, rtol=self.rcond), x, y)
 
 
@@ -85,6 +89,7 @@ class AnchorProjection:
         self, x: Centred, y: Float[Tensor, "anchor d_target"]
     ) -> Float[Tensor, "d d_target"]:
         """Return s·X̂ᵀŶ."""
+        # x X̂ᵀ holds ‖x‖ times the cosine to each anchor, the weight of its row of Ŷ.
         return _scaled(_unit(x).T @ _unit(y), x, y)
 
 
@@ -114,6 +119,8 @@ class AnchorLinear:
     ) -> Float[Tensor, "d d_target"]:
         """Return σ_x⁻¹·(X/σ_x)⁺Y."""
         sx = _deviations(x)
+        # W = diag(1/σ_x) (X/σ_x)⁺ Y. Dividing Y by σ_y and multiplying again would change nothing,
+        # because least squares treats each column of Y by itself.
         return torch.linalg.pinv(x / sx, rtol=RCOND) @ y / sx[:, None]
 
 
@@ -127,6 +134,7 @@ class AnchorRidge:
         self, x: Centred, y: Float[Tensor, "anchor d_target"]
     ) -> Float[Tensor, "d d_target"]:
         """Return the weight of `fit_rows`, with its penalty chosen by cross-validation."""
+        # Each anchor is a group of its own, so folds are over anchors.
         return fit_rows(x, y, groups=range(len(x)), method="ridge", score=False).weight
 
 
@@ -152,12 +160,14 @@ def rotation(cross: Float[Tensor, "d_source d_target"]) -> Float[Tensor, "d_sour
 
 
 def _unit(rows: Tensor) -> Tensor:
+    # A row of zeros stays zero; 0/0 would be NaN.
     return rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
 
 
 def _deviations(rows: Tensor) -> Tensor:
     """Return the standard deviations [d] of centred rows; 1 for a constant dimension."""
     deviations = rows.square().mean(0).sqrt()
+    # A constant dimension is not exactly 0 in floating point.
     varies = deviations > RCOND * deviations.max()
     return torch.where(varies, deviations, torch.ones_like(deviations))
 

@@ -41,6 +41,7 @@ from lrt_lens.stitching._stitch import Stitch
 logger = logging.getLogger(__name__)
 
 N_FOLDS = 5
+"""Number of folds of anchors that are held out in turn."""
 Models = ModelPair | tuple[ModelLike, ModelLike]
 """A `ModelPair`, or (source, target) of any two tokenizers."""
 
@@ -50,10 +51,15 @@ class Anchors:
     """Anchors: texts whose rows are known in both models."""
 
     source: TextRows
+    """Rows of the texts in the source model."""
     target: TextRows
+    """Rows of the same texts in the target model."""
     source_hook: str
+    """Hook point of the source."""
     target_hook: str
+    """Hook point of the target."""
     provenance: Provenance
+    """Models, texts, mask and seed."""
 
     @classmethod
     def read(
@@ -76,7 +82,7 @@ class Anchors:
             target_hook: hook point of the target.
             read: ``"mean"`` over a text's unmasked tokens, or the ``"last"`` one.
             skip_first: number of masked tokens at the beginning of a text.
-            seed: of folds and shuffled pairs.
+            seed: seed of folds and shuffled pairs.
 
         Raises:
             ValueError: fewer than two texts, equal texts, a text without an unmasked token, or
@@ -92,6 +98,7 @@ class Anchors:
         refuse_bad_texts(texts)
         source, target = model_sides(models)
         [(source_hook, target_hook)] = paired_hooks(source, target, source_hook, target_hook)
+        # Each model reads the texts with its own tokenizer; only the texts correspond.
         ours, theirs = (
             read_text_rows(model, texts, hook, read, skip_first=skip_first)
             for model, hook in ((source, source_hook), (target, target_hook))
@@ -125,6 +132,7 @@ class Anchors:
                 f"{len(x)} anchor(s) whose rows do not differ on both sides; "
                 "a map needs at least two different ones"
             )
+        # One generator: folds are drawn first, shuffled pairs second.
         generator = torch.Generator().manual_seed(self.provenance.seed)
         refits, scores = self._cross_validated(method, n_folds, generator)
         about: dict[str, Any] = {
@@ -140,6 +148,7 @@ class Anchors:
             scores=about | scores,
             provenance=self.provenance,
             null=self._maps(method, x, y[other_rows(len(y), generator)]),
+            # The null refits the same method after each anchor got the target row of another one.
             refits=tuple(refits),
         )
 
@@ -156,9 +165,11 @@ class Anchors:
         Both are empty if there are too few anchors for two folds.
         """
         x, y = self.source.rows, self.target.rows
+        # At most half as many folds as anchors, so that each fold holds at least two.
         folds = torch.randperm(len(x), generator=generator).tensor_split(min(n_folds, len(x) // 2))
         if len(folds) < 2:
             return [], {}
+        # Every anchor is in one fold, so that every row of both arrays is filled.
         refits, up, down = [], torch.empty_like(y), torch.empty_like(x)
         for number, held_out in enumerate(folds):
             fitted = torch.cat([fold for other, fold in enumerate(folds) if other != number])
@@ -171,6 +182,7 @@ class Anchors:
             # R² = 1 − Σ‖y − ŷ‖² / Σ‖y − ȳ‖², each row predicted by the map of the other folds
             residual, total = (rows - predicted).square().sum(0), (rows - rows.mean(0)).square()
             r2, uniform, _ = r2_of(residual, total.sum(0))
+            # No method here chooses by cross-validation, so both names hold the same number.
             for ending in ("", "_cv"):
                 scores |= {f"r2{suffix}{ending}": r2, f"r2_uniform{suffix}{ending}": uniform}
         return refits, scores
@@ -241,6 +253,7 @@ def text_provenance(
     source: HookedModel, target: HookedModel, texts: Sequence[str], skip_first: int, seed: int
 ) -> Provenance:
     """Return the provenance of a map fitted on texts: models, texts, mask, seed and versions."""
+    # A sum does not depend on the order of the texts; 2⁶⁴ keeps it an unsigned integer of 64 bits.
     digest = sum(document_key(text, 0) for text in texts) % 2**64
     return Provenance(
         source.identity,
@@ -255,4 +268,5 @@ def _affine(method: AnchorMethod, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
     """Return (weight, bias) of a map that maps the mean of x to the mean of y."""
     mean_x, mean_y = x.mean(0), y.mean(0)
     weight = method.weight(x - mean_x, y - mean_y)
+    # b = ȳ − x̄ W
     return weight, mean_y - mean_x @ weight

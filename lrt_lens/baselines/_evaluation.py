@@ -11,7 +11,8 @@
     result.summary  # one row per method, with native, token identity and random
     result.figure()
 
-Three questions, for all methods on the same data:
+Problem: methods without paired tokens are reported on tasks of their own. Mechanism: three
+questions, for all methods on the same data:
 
 - *Prediction*: R² and cosine of ``stitch.up`` on the test fold of the moments, over all its tokens,
   with intervals by the delete-a-group jackknife.
@@ -24,7 +25,7 @@ Controls: every stitch's own ``null`` (the same method on shuffled or random pai
 directions and probes, native ones, and ``token_identity``, if the moments hold the source's
 embedding: it predicts states, and reads by ``token_map``, but there is no vector to transfer.
 
-Limits: the methods see different amounts of data, which is intended for some of them: a map of
+Limits: the methods use different amounts of data, which is intended for some of them: a map of
 anchors has hundreds of rows, ridge has all tokens. ``anchor_ridge`` has the anchors' data without a
 method. Maps of texts' means are evaluated on tokens here. R² penalises a wrong length of the
 prediction; cosine, equal damage and AUROC do not.
@@ -92,15 +93,18 @@ class FamilyBaselines:
     share_of_native with low and high, auroc_null; flag.
     """
     budget: float
-    """Nats per token at which vectors are compared."""
+    """Damage in nats per token at which vectors are compared."""
     source_hook: str
+    """Hook point of the source."""
     target_hook: str
+    """Hook point of the target."""
     n_items: int
+    """Number of choice items of the steering comparison."""
     n_test: int
     """Number of test texts of the probes."""
 
     def figure(self) -> Any:
-        """Return prediction, steering and reading per method, as a plotly figure."""
+        """Return a plotly figure of prediction, steering and reading per method."""
         return family_figure(self.summary)
 
     def _repr_html_(self) -> str:
@@ -114,7 +118,7 @@ class FamilyBaselines:
 
 @dataclass(frozen=True)
 class FamilyBaselineSettings(Settings):
-    """Settings of `evaluate_family_baselines`."""
+    """Settings of `evaluate_family_baselines`: damage, read position, controls and seed."""
 
     token_map: AffineMap | None = None
     """Map from the target's embedding to the source hook point, for reading by token identity.
@@ -122,7 +126,7 @@ class FamilyBaselineSettings(Settings):
     It is the ``token_identity_map`` of a harvest of ``pair.reversed()``.
     """
     damage: float = 0.1
-    """Damage budget, nats per token on neutral text."""
+    """Damage in nats per token on neutral text at which vectors are compared."""
     read: RowRead = "mean"
     """Tokens that probes read: ``"mean"`` over a text, or the ``"last"`` one."""
     n_random: int = 6
@@ -153,7 +157,7 @@ def evaluate_family_baselines(
 
     Args:
         pair: both models; their tokenizers may differ.
-        stitches: by the name of the method; all between the same two hook points.
+        stitches: stitches by the name of their method, all between the same two hook points.
         moments: moments of that hook pair. Their test fold is the test set, so no anchor may come
             from it (`fitting_texts`).
         contrast: texts from which the vectors are learnt.
@@ -185,11 +189,13 @@ def evaluate_family_baselines(
         steering.rows(stitches),
         reading.rows(stitches),
     )
+    # Methods are sorted by the score that counts every dimension alike; controls come last.
     order = [*sorted(stitches, key=lambda name: -questions[0][name]["r2_uniform"]), *CONTROLS]
     rows: list[dict[str, Any]] = [{"method": name} for name in order]
     for row in rows:
         for answers in questions:
             row |= answers.get(row["method"], {})
+    # A column without any value (a null that no stitch has) is left out.
     summary = pd.DataFrame(rows).dropna(axis="columns", how="all")
     return FamilyBaselines(summary, settings.damage, *hooks, len(items), len(test_texts))
 
@@ -201,7 +207,10 @@ def fitting_texts(documents: Sequence[str], moments: CrossMoments) -> list[str]:
     """
     seed = moments.provenance.seed
     return [
-        text for text in dict.fromkeys(documents) if part_of(document_key(text, seed)) < N_FOLDS
+        # dict.fromkeys drops repeats and keeps the order.
+        text
+        for text in dict.fromkeys(documents)
+        if part_of(document_key(text, seed)) < N_FOLDS
     ]
 
 
@@ -210,7 +219,9 @@ def _check_data(
 ) -> None:
     contrast_sets(contrast)
     if len(items) < 4:
-        raise ValueError(f"{len(items)} item(s) given; an interval over items needs at least 4")
+        raise ValueError(
+            f"{len(items)} item(s) given; an interval over items needs at least 4: give more items"
+        )
     if settings.read not in ("mean", "last"):
         raise ValueError(f"read is {settings.read!r}; expected 'mean' or 'last'")
 
@@ -226,6 +237,7 @@ def _check_stitches(
         )
     first = next(iter(stitches.values()))
     hooks = (first.source_hook, first.target_hook)
+    # All methods are compared at one hook pair, that of the first stitch.
     for name, stitch in stitches.items():
         stitch.check(pair.source, pair.target)
         own = (stitch.source_hook, stitch.target_hook)
@@ -237,7 +249,8 @@ def _check_stitches(
     if hooks not in moments.pairs:
         raise HookPointError(
             f"these moments hold no pair {hooks[0]!r} → {hooks[1]!r}; "
-            f"they hold {len(moments.pairs)}, such as {moments.pairs[0]}"
+            f"they hold {len(moments.pairs)}, such as {moments.pairs[0]}: harvest that pair, or "
+            "give stitches of a harvested one"
         )
     return first
 
@@ -261,6 +274,7 @@ def _prediction(
     test = moments.scatter(hooks, TEST_PARTS)
     rows = {}
     for name, stitch in stitches.items():
+        # `down` predicts the source from the target, so the sides of the moments are exchanged.
         down = score_map(stitch.down.weight.double(), stitch.down.bias.double(), test.swapped())
         scores = {"r2_down": down.r2, "r2_uniform_down": down.r2_uniform}
         if stitch.null is not None:
@@ -301,6 +315,7 @@ class _Steering:
         self.items = PreferenceText(pair.target, items, first.target_hook)
         self.neutral = NeutralText(pair.target, neutral, first.target_hook)
         self.unsteered = self.items.propensity()
+        # The source's vector is learnt once and transferred by every stitch.
         self.vector = SteeringVector.mean_difference(pair.source, contrast, at=first.source_hook)
         self.native = SteeringVector.mean_difference(pair.target, contrast, at=first.target_hook)
 
@@ -328,6 +343,7 @@ class _Steering:
         if not calibration.reached:
             return np.full_like(self.unsteered, np.nan)
         # Effects are interpolated to the exact budget between two scales around the calibrated one.
+        # Damage at scale 0 is 0 by definition.
         scales = [calibration.scale * share for share in _AROUND]
         hooks = [arm.vector.hook_at(scale) for scale in scales]
         damage = np.array([0.0, *(self.neutral.damage(hook) for hook in hooks)])
@@ -370,6 +386,7 @@ class _Reading:
                 f"all {len(self.truth)} test labels are {test[1][0]!r}; "
                 "an AUROC needs texts of both classes"
             )
+        # All probes but token identity read these rows, so the texts are read once.
         self.x = self._states(hooks[1])
 
     def rows(self, stitches: Mapping[str, Stitch]) -> dict[str, dict[str, float]]:
@@ -383,6 +400,8 @@ class _Reading:
                 rows[name]["auroc_null"] = auroc(self._probabilities(shuffled), self.truth)
         token_map, n_random = self.settings.token_map, self.settings.n_random
         if token_map is not None:
+            # All stitches start at one hook point, so any of them transfers the probe through the
+            # token map.
             any_stitch = next(iter(stitches.values()))
             tokens = replace(any_stitch.transfer(self.probe, through=token_map), hook=EMBED)
             scores = probabilities(tokens.logits(self._states(EMBED)))
@@ -408,6 +427,7 @@ class _Reading:
         generator = torch.Generator().manual_seed(self.settings.seed)
         weights = torch.randn(self.x.shape[1], n, generator=generator, dtype=torch.float64)
         logits = (self.x @ weights).T.numpy()
+        # Only the order of the texts counts for an AUROC, so logits need no sigmoid.
         return [auroc(np.stack([-logit, logit], 1), self.truth) for logit in logits]
 
 
@@ -417,6 +437,7 @@ def _share_above_chance(columns: np.ndarray) -> float:
     It is 0 if a resample holds one class or native is at chance.
     """
     truth = columns[2].astype(int)
+    # Without one of the classes an AUROC is NaN, and NaN > 0.5 is False: the share is then 0.
     ours, native = (auroc(np.stack([-score, score], 1), truth) for score in columns[:2])
     return float((ours - 0.5) / (native - 0.5)) if native > 0.5 else 0.0
 

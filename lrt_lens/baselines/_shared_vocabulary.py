@@ -58,7 +58,7 @@ def embedding_stitch(
         solver: `Ridge()` by default.
         texts: for the statistics and means of the streams only; never paired.
         skip_first: number of masked tokens at the beginning of a text.
-        seed: of the null.
+        seed: seed of the null.
 
     Raises:
         MismatchError: the vocabularies share fewer than 64 tokens.
@@ -72,6 +72,7 @@ def embedding_stitch(
     tokens, x, y = shared_rows(source, target, matrix)
     solver = solver or Ridge()
     fitted = _fit(x, y, tokens, solver)
+    # The null pairs each token with the row of another token.
     shuffled = y[other_rows(len(y), torch.Generator().manual_seed(seed))]
     null = _fit(x, shuffled, tokens, solver)
     about: dict[str, Any] = {
@@ -138,6 +139,7 @@ def _fit(x: Tensor, y: Tensor, tokens: list[str], solver: Solver) -> Stitch:
 
 
 def _at(maps: MapPair, hooks: tuple[str, str]) -> MapPair:
+    # The map is fitted between two matrices and used between two hook points: only names change.
     up, down = maps.up, maps.down
     return MapPair(
         AffineMap(up.weight.double(), up.bias.double(), *hooks),

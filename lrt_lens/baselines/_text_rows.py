@@ -4,9 +4,11 @@
     rows.rows  # [text, d]
     rows.statistics  # mean, covariance and median norm over every unmasked token
 
-Covariances are those of tokens, not of texts: with fewer texts than dimensions a covariance of
-texts is singular, and the length of a transferred vector ("as many standard deviations as on the
-source") would depend on directions that no text shows.
+Problem: with fewer texts than dimensions a covariance of texts is singular, and the length of a
+transferred vector ("as many standard deviations as on the source") would depend on directions that
+no text shows. Mechanism: rows are those of texts, but the covariance is that of their tokens.
+
+Limits: the second moments [d, d] and the norm of every token are held in memory.
 """
 
 from collections.abc import Sequence
@@ -75,9 +77,11 @@ def read_text_rows(
     norms: list[Tensor] = []
     total = torch.zeros(model.d_model).double()
     second, n = torch.zeros(model.d_model, model.d_model).double(), 0
+    # Texts arrive from the shortest to the longest, so their rows are stored by index.
     for index, tokens in read_tokens(model, texts, hook, skip_first=skip_first):
         tokens = tokens.double()
         total, second, n = total + tokens.sum(0), second + tokens.T @ tokens, n + len(tokens)
+        # A median cannot be computed from sums, so all norms are stored.
         norms.append(tokens.norm(dim=1))
         if read == "every":
             rows[index] = tokens

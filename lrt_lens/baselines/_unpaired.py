@@ -47,8 +47,11 @@ _STARTS = 8
 """Number of random starts of each assignment."""
 
 SourceRows = Float[Tensor, "row_source d_source"]
+"""Rows of the source model, not paired with those of the target."""
 TargetRows = Float[Tensor, "row_target d_target"]
+"""Rows of the target model."""
 Rotation = Float[Tensor, "d_source d_target"]
+"""Semi-orthogonal map from the source's space to the target's."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class MiniVec2Vec:
     n_clusters: int = 20
     """Number of centroids in one round of anchors."""
     n_rounds: int = 30
+    """Number of rounds of anchors, each with new centroids."""
     n_neighbours: int = 50
     """Number of rows whose mean is a partner, at most a tenth of all rows."""
     n_matching: int = 75
@@ -94,7 +98,7 @@ class MiniVec2Vec:
         Args:
             x: centred rows of length 1; they are not paired with those of y.
             y: centred rows of length 1.
-            seed: of all draws.
+            seed: seed of all draws.
 
         Raises:
             ValueError: fewer rows than four per cluster in either model.
@@ -107,6 +111,7 @@ class MiniVec2Vec:
         generator = np.random.default_rng(seed)
         q = self._first(x, y, generator)
         for _ in range(self.n_matching):
+            # Each step uses another random part of the rows.
             rows = x[torch.from_numpy(generator.permutation(len(x))[: self.n_sampled])]
             q = self._smoothed(q, rotation(rows.T @ self._partners(rows @ q, y, y)))
         return self._smoothed(q, self._clustered(x, y, q, generator))
@@ -114,7 +119,10 @@ class MiniVec2Vec:
     def _first(self, x: Tensor, y: Tensor, generator: np.random.Generator) -> Tensor:
         descriptions: tuple[list[Tensor], list[Tensor]] = ([], [])
         for _ in range(self.n_rounds):
+            # Of length 1, so that a @ a.T are the cosines between centroids, which the matching
+            # compares.
             a, b = (_unit(_centroids(rows, self.n_clusters, generator)) for rows in (x, y))
+            # Row i of b is now the partner of row i of a.
             b = b[matched(a @ a.T, b @ b.T, generator)]
             descriptions[0].append(x @ a.T)
             descriptions[1].append(y @ b.T)
@@ -126,6 +134,7 @@ class MiniVec2Vec:
 
         Similarity is the cosine between a row of ``from_rows`` and one of ``among``.
         """
+        # At most a tenth of the rows: a mean over more of them would be nearly the mean of all.
         count = min(self.n_neighbours, max(1, len(y) // 10))
         among = _unit(among).T
         # In parts: all cosines of ten thousand rows to as many are a gigabyte.
@@ -138,6 +147,8 @@ class MiniVec2Vec:
     def _clustered(self, x: Tensor, y: Tensor, q: Tensor, generator: np.random.Generator) -> Tensor:
         count = min(self.n_fine, len(x) // 4, len(y) // 4)
         ours = _centroids(x, count, generator)
+        # k-means starts at the images of our centroids, so that centroid i remains the partner of
+        # i.
         theirs = _centroids(y, count, generator, start=ours @ q)
         return rotation(ours.T @ theirs)
 
@@ -171,7 +182,7 @@ def unpaired_stitch(
         read: one row per token, or one per text (its mean, its last token).
         max_rows: number of rows per model, drawn at random.
         skip_first: number of masked tokens at the beginning of a text.
-        seed: of all draws.
+        seed: seed of all draws.
 
     Raises:
         ValueError: fewer than two texts per model, a text that both read, or too few rows.
@@ -196,6 +207,7 @@ def unpaired_stitch(
     )
     x, y = (rows.rows - rows.rows.mean(0) for rows in (ours, theirs))
     q = method.align(_unit(x).float(), _unit(y).float(), seed=seed).double()
+    # The null has the right means and spreads, but a random rotation.
     random = rotation(torch.randn(q.shape, generator=generator, dtype=torch.float64))
     # s = √(mean ‖y‖² / mean ‖x‖²)
     spread = float((y.square().sum() / len(y)).sqrt() / (x.square().sum() / len(x)).sqrt())

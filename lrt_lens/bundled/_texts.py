@@ -1,8 +1,13 @@
 """The texts of the bundled family, written for it or sampled from it, and free to redistribute.
 
-They are harvest documents in two registers (stories that the models were not trained on, and
-reviews sampled from the large model), contrast sets, choice items that share no content word with
-the contrast sets, prompts, and neutral texts.
+Problem: examples need texts that the models can read and anybody may copy. Mechanism: they are
+harvest documents in two registers (stories that the models were not trained on, and reviews sampled
+from the large model), contrast sets, choice items that share no content word with the contrast
+sets, prompts, and neutral texts.
+
+    documents, contrast = demo_documents(), demo_contrast("sentiment")
+
+Limits: English, with the small vocabulary of the bundled models.
 """
 
 import json
@@ -13,10 +18,12 @@ from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.data._documents import read_jsonl
 
 Concept = Literal["sentiment", "mood"]
+"""Name of a bundled concept."""
 CONCEPTS: tuple[Concept, ...] = ("sentiment", "mood")
 """Concepts with a contrast set: sentiment of film reviews, happy or sad mood of stories."""
 
 _DATA = DEMO_FOLDER / "data"
+"""Folder of the texts."""
 
 
 def demo_documents(register: Literal["story", "review"] | None = None) -> list[str]:
@@ -61,6 +68,7 @@ def demo_texts(
     """
     if task == "register":
         texts = {
+            # [-(n // 2):] are the last documents: a harvest reads from the first ones on.
             register: [_opening(text) for text in demo_documents(register)[-(n // 2) :]]
             for register in ("story", "review")
         }
@@ -70,6 +78,7 @@ def demo_texts(
             "positive": list(contrast.positive[: n // 2]),
             "negative": list(contrast.negative[: n // 2]),
         }
+    # All texts of one label, then all of the other: splits must be stratified or shuffled.
     labelled = [(text, label) for label, column in texts.items() for text in column]
     return [text for text, _ in labelled], [label for _, label in labelled]
 

@@ -1,5 +1,8 @@
 """Files of the demo: ``results.json``, ``stitch/`` and the report as one HTML page.
 
+Problem: a transfer is convincing only next to its controls. Mechanism: every number of the report
+comes with its interval or its control.
+
 Sections of the report: key numbers, the grid with its null, the stitched loss, vectors at equal
 damage, probes, an SAE.
 """
@@ -33,6 +36,7 @@ from lrt_lens.report._html import (
 from lrt_lens.report._results import write_results
 from lrt_lens.stitching._stitch_loss import StitchLoss
 
+# Headings of the concepts' sections.
 _TITLES = {"sentiment": "Sentiment of film reviews", "mood": "Happy and sad moments of stories"}
 _ARMS = {
     "native": "learnt on the large model from the same texts, at the same hook point",
@@ -48,6 +52,7 @@ _ARMS = {
 
 def write_demo(result: DemoResult, out: Path) -> Path:
     """Write ``results.json``, ``report.html`` and ``stitch/`` into ``out``; return the report."""
+    # The report is written last, so a folder with report.html is complete.
     write_results(out / "results.json", result.arguments, demo_tables(result))
     result.stitch.save_pretrained(out / "stitch")
     return write_html(out / "report.html", demo_report(result))
@@ -57,6 +62,7 @@ def demo_tables(result: DemoResult) -> dict[str, Any]:
     """Return the content of ``results.json`` except versions and arguments."""
     steering, probes = list(result.evaluations.values()), list(result.probes.values())
     keys = ("source_hook", "target_hook", "r2", "r2_uniform", "r2_null", "r2_token")
+    # DataFrames become lists of rows in `write_results`.
     return {
         "pair": {"source": result.pair.source.name, "target": result.pair.target.name},
         "grid": result.grid.scores,
@@ -101,6 +107,7 @@ def demo_report(result: DemoResult) -> str:
     sections += [
         _concept(result, concept, evaluation) for concept, evaluation in result.evaluations.items()
     ]
+    # One section per concept and per task, in the order in which the demo ran them.
     sections += [_probe(result, task) for task in result.probes]
     if result.sae is not None:
         sections.append(_sae(result.sae))
@@ -125,7 +132,9 @@ def _overview(result: DemoResult) -> Section:
         f"token identity alone {scores['r2_token']:.2f}"
     )
     tiles.append(("R² of the stitch", f"{scores['r2']:.2f}", note))
+    # The transferred arm is compared with the native one, whose share is 1 by definition.
     for concept, evaluation in result.evaluations.items():
+        # Summaries have one row per arm, so the arm can be the index.
         row = evaluation.summary.set_index("arm").loc["transferred"]
         interval = f"95% interval {row['fraction_low']:.2f} to {row['fraction_high']:.2f}"
         note = f"of the native effect at {evaluation.budget:g} nats of damage, {interval}"
@@ -160,6 +169,7 @@ def _grid(result: DemoResult) -> Section:
 
 def _loss(result: DemoResult) -> Section:
     rows = result.loss.summary.set_index("route")
+    # A→B: the small model begins and the large one finishes.
     up = rows.loc["A→B"]
     text = (
         "One model runs to its hook point, the map transfers its states, and the other model "
@@ -174,6 +184,7 @@ def _loss(result: DemoResult) -> Section:
 
 
 def _concept(result: DemoResult, concept: str, evaluation: SteeringEvaluation) -> Section:
+    # The figures and the table show the same rows; nothing is computed here.
     table, budget = evaluation.table, evaluation.budget
     caption = "Effect at equal damage, with 95% intervals."
     body: list[Block] = [
@@ -190,6 +201,7 @@ def _concept(result: DemoResult, concept: str, evaluation: SteeringEvaluation) -
 
 def _probe(result: DemoResult, task: str) -> Section:
     evaluation = result.probes[task]
+    # `refit` and `scratch` have one row per k; the transferred probe has one.
     rows = evaluation.summary.drop_duplicates("arm").set_index("arm")
     transferred = rows.loc["transferred"]
     text = (
@@ -240,6 +252,7 @@ def _conclusion(evaluation: SteeringEvaluation) -> str:
             f"({native['low']:.2f} to {native['high']:.2f})"
         )
     controls = [arm for arm in ("random", "shuffled", "permuted") if arm in table.index]
+    # "Above" means that the intervals do not overlap, the strictest reading.
     below = [arm for arm in controls if row["low"] > table.loc[arm, "high"]]
     overlapping = [arm for arm in controls if arm not in below]
     text += f". Its interval lies above that of {', '.join(below) or 'no control'}"

@@ -17,18 +17,22 @@ class DemoResult:
     """Stitch, evaluations and continuations of one run of the demo."""
 
     pair: ModelPair
+    """The bundled models."""
     grid: StitchGrid
+    """Scores of all hook pairs."""
     stitch: Stitch
+    """Best stitch from the source layer of the demo."""
     evaluations: dict[str, SteeringEvaluation]
     """Evaluation of the steering vector of each concept."""
     continuations: dict[str, list[dict[str, str]]]
     """Generated texts per concept: rows of prompt, arm and text."""
     loss: StitchLoss
+    """Loss of the stitched pass, in both directions."""
     probes: dict[str, ProbeEvaluation]
     """Evaluation of the probe of each task."""
     sae: SAEEvaluation | None
     """Evaluation of the SAE; None if the stitch has other hook points than the bundled SAEs."""
     arguments: dict[str, Any]
-    """Arguments of the run, for ``results.json``."""
+    """Arguments of the run, as they are written into ``results.json``."""
     seconds: float
-    """Duration of the run."""
+    """Duration of the run in seconds."""

@@ -2,7 +2,8 @@
 
     lrt-lens demo --out demo-report
 
-`run_demo` computes, `write_demo` writes ``results.json``, ``report.html`` and ``stitch/``.
+Problem: a first look must take minutes and no download. Mechanism: `run_demo` computes;
+`write_demo` writes ``results.json``, ``report.html`` and ``stitch/``.
 
 Limits: the demo reads the bundled models and texts; for other models call the functions that
 `run_demo` calls.
@@ -45,6 +46,7 @@ DEMO_SOURCE_LAYER = 2
 PROBE_TASKS = ("sentiment", "register")
 """Tasks of the probes: is a review positive; is a text a story or a review."""
 _CONTINUATION_ARMS = ("none", "native", "transferred", "shuffled")
+"""Arms whose continuations are shown side by side."""
 _CONTINUATION_BOOST = 2.0
 """Multiple of the calibrated scale at which continuations are sampled.
 
@@ -73,7 +75,7 @@ def run_demo(
         n_random: random directions, as a control of the vectors.
         loss_tokens: tokens on which the stitched loss and the SAEs are evaluated.
         damage: nats per token on neutral text at which vectors are compared.
-        seed: of folds, draws and bootstraps.
+        seed: seed of folds, draws and bootstraps.
         progress: show progress bars.
     """
     arguments = {
@@ -91,6 +93,7 @@ def run_demo(
     pair = demo_pair()
     steps.update()
     grid = fit_stitches(pair, demo_documents(), n_tokens=n_tokens, **common)
+    # The source layer is fixed; the target layer is chosen by cross-validation.
     stitch = grid.best(source=source_layer)
     steps.update()
     evaluations, continuations, probes = {}, {}, {}
@@ -144,6 +147,7 @@ def _evaluate_concept(
 ) -> SteeringEvaluation:
     contrast, hook = demo_contrast(concept), stitch.source_hook
     vector = SteeringVector.mean_difference(pair.source, contrast, at=hook, read="last")
+    # A part of the neutral texts keeps the demo short.
     items, neutral = demo_items(concept), demo_neutral()[:20]
     return evaluate_steering(pair, stitch, vector, items, neutral=neutral, **options)
 
@@ -180,6 +184,7 @@ def sample_continuations(
     Vectors are applied at twice their calibrated scale; an arm without one is left out.
     """
     summary = evaluation.summary
+    # Scale at equal damage, by arm; NaN for an arm of several vectors.
     scales: dict[str, float] = dict(zip(summary["arm"], summary["scale"], strict=True))
     rows = []
     for arm in _CONTINUATION_ARMS:

@@ -1,4 +1,4 @@
-"""Steering by hand in a notebook: the comparison of arms (`_state`) and its widget (`_widget`)."""
+"""Steering by hand in a notebook: the arms to compare (`_state`) and a widget (`_widget`)."""
 
 import lazy_loader
 

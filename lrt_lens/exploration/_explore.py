@@ -1,9 +1,12 @@
-"""`lrt_lens.explore`: a slider for the strength of a vector, in a notebook.
+"""Slider for the strength of a vector, in a notebook: `lrt_lens.explore`.
 
     lrt.explore(pair, stitch.transfer(vector))
 
-It shows continuations of a prompt without steering, under the native vector and under the
-transferred one side by side, with the damage of each on neutral text. It needs ipywidgets:
+Problem: numbers do not show how steered text reads. Mechanism: continuations of a prompt without
+steering, under the native vector and under the transferred one side by side, with the damage of
+each on neutral text.
+
+Limits: a few samples show the kind of an effect, not its size. It needs ipywidgets:
 ``pip install 'lrt-lens[widgets]'``.
 """
 
@@ -43,10 +46,10 @@ def explore(
         prompt: text in the box at first.
         damage: nats per token at strength 1, for each arm. The default is above that of
             evaluations, so that few samples show the effect.
-        max_new_tokens: tokens of a continuation.
-        temperature: of sampling.
-        top_k: of sampling.
-        seed: of the first draw, the same for all arms.
+        max_new_tokens: number of tokens of a continuation.
+        temperature: temperature of sampling.
+        top_k: number of most probable tokens to sample from; None for all.
+        seed: seed of the first draw, the same for all arms.
 
     Raises:
         ImportError: ipywidgets is not installed.
@@ -59,6 +62,7 @@ def explore(
             "pip install 'lrt-lens[widgets]' and restart the kernel"
         )
 
+    # Calibration runs here, once; moving the slider only generates text.
     exploration = Exploration.of(
         pair,
         vector,

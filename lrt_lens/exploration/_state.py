@@ -4,10 +4,11 @@
     exploration.run("This film was", strength=1.0)  # `ComparedContinuations`, with damages
     exploration.arms["native"].scale(1.0)  # multiples of the native vector at strength 1
 
-*Strength* is common to all arms: at 1 each arm has the scale at which it costs ``damage`` nats per
-token on neutral text, so arms of different lengths become stronger together; negative strengths
-steer away. If no scale of an arm reaches the budget, its step at strength 1 is half the median
-residual norm, and a note says so. Nothing here needs a widget.
+Problem: a scale of 1 means another damage for each vector. Mechanism: *strength* is common to all
+arms. At 1 each arm has the scale at which it costs ``damage`` nats per token on neutral text, so
+arms of different lengths become stronger together; negative strengths steer away. If no scale of an
+arm reaches the budget, its step at strength 1 is half the median residual norm, and a note says so.
+Nothing here needs a widget.
 
 Limits: a few samples show the kind of effect, not its size; use `evaluate_steering` to measure.
 """
@@ -32,7 +33,7 @@ from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._stitch import Stitch
 
 DAMAGE = 0.4
-"""Nats per token at strength 1: large enough that few samples show the effect."""
+"""Damage in nats per token at strength 1: large enough that few samples show the effect."""
 N_NEUTRAL = 8
 """Number of bundled neutral texts on which damage is measured by default."""
 UNREACHED_SHARE = 0.5
@@ -44,10 +45,11 @@ class ExploredArm:
     """A vector and its scale at strength 1."""
 
     vector: SteeringVector
+    """Vector on the target model."""
     unit: float
-    """Multiples of the vector at strength 1."""
+    """Scale of the vector at strength 1."""
     calibrated: bool = True
-    """Whether strength 1 costs the requested damage."""
+    """True if strength 1 costs the requested damage."""
 
     def scale(self, strength: float) -> float:
         """Return the multiples of the vector at a strength."""
@@ -63,16 +65,21 @@ class Exploration:
     """Arms on one model that can be run at any strength."""
 
     model: HookedModel
+    """Model that is steered."""
     arms: Mapping[str, ExploredArm]
     """Arms by name, in the order of their columns."""
     damage: float = DAMAGE
-    """Nats per token that strength 1 costs."""
+    """Damage in nats per token at strength 1."""
     max_new_tokens: int = 24
+    """Number of tokens per continuation."""
     temperature: float = 0.8
+    """Temperature of sampling."""
     top_k: int | None = 40
+    """Number of most probable tokens to sample from; None for all."""
     texts: Mapping[str, NeutralText] = field(default_factory=dict, repr=False)
     """Neutral texts of each arm, prepared at its hook point."""
     _known: dict[tuple[str, float], float] = field(default_factory=dict, repr=False)
+    """Damages that were measured, by arm and strength."""
 
     @classmethod
     def of(
@@ -93,6 +100,7 @@ class Exploration:
         Arguments and errors are those of `lrt_lens.explore`.
         """
         transferred = _transferred(pair, vector, stitch)
+        # Without texts there is no native vector, and the arm is left out.
         own = native or _native(pair, transferred)
         vectors = ({"native": own} if own is not None else {}) | {"transferred": transferred}
         for one in vectors.values():
@@ -112,7 +120,7 @@ class Exploration:
         Args:
             prompt: text to continue.
             strength: common to all arms; 1 costs ``damage`` nats per token.
-            seed: of the sampling, the same for all arms.
+            seed: seed of the sampling, the same for all arms.
 
         Raises:
             ValueError: the prompt is empty, or the strength is not finite.
@@ -124,6 +132,7 @@ class Exploration:
                 f"strength is {strength}; expected a finite number, "
                 f"1 for a damage of {self.damage:g} nats per token"
             )
+        # The scales are passed, so compare_continuations measures no damage; it is added below.
         compared = compare_continuations(
             self.model,
             [prompt],
@@ -143,6 +152,7 @@ class Exploration:
 
         It is measured once per strength.
         """
+        # float(): a slider may give 1 or 1.0, which must be one key.
         key = (name, float(strength))
         if key not in self._known:
             arm = self.arms[name]
@@ -167,6 +177,7 @@ class Exploration:
 
 def _transferred(pair: ModelPair, vector: SteeringVector, stitch: Stitch | None) -> SteeringVector:
     """Return the vector on the target, transferred by the stitch if it is not there yet."""
+    # A vector of unknown origin counts as the target's, unless a stitch ends at another hook point.
     if vector.model is None or _is(pair.target, vector.model):
         if stitch is None or same_place(vector.hook, stitch.target_hook):
             return vector
@@ -187,6 +198,7 @@ def _transferred(pair: ModelPair, vector: SteeringVector, stitch: Stitch | None)
 
 
 def _is(model: HookedModel, identity: ModelIdentity) -> bool:
+    # The hash of the weights decides, because one model may be loaded twice.
     return model.identity.config_hash == identity.config_hash
 
 
@@ -199,6 +211,7 @@ def _native(pair: ModelPair, transferred: SteeringVector) -> SteeringVector | No
 
 def _arm(neutral: NeutralText, vector: SteeringVector, damage: float) -> ExploredArm:
     calibration = calibrate_on(neutral, vector, damage)
+    # Half the median norm is a large step: a vector that needs more has hardly any effect.
     if calibration.reached:
         return ExploredArm(vector, calibration.scale)
     # NaN is unequal to itself: the median norm of a vector of unknown origin is NaN.

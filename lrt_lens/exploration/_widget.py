@@ -28,6 +28,7 @@ else:
 STRONGEST = 3.0
 """Upper end of the slider: multiples of the strength that costs the requested damage."""
 STEP = 0.1
+"""Step of the slider."""
 
 
 class ExplorerWidget(VBox):
@@ -48,6 +49,7 @@ class ExplorerWidget(VBox):
         )
         self.sizes = widgets.HTML()
         self.status = widgets.HTML()
+        # Order of calls: widgets first, then their events, then the first run, which fills them.
         self.result = widgets.HTML()
         self.slider.observe(self._on_change, names="value")
         self.run_button.on_click(self._on_change)
@@ -71,6 +73,7 @@ class ExplorerWidget(VBox):
         self._say("running …")
         try:
             compared = self.exploration.run(str(self.prompt.value), strength, seed=self.seed)
+        # ValueError is how the library refuses input, such as an empty prompt.
         except ValueError as error:
             self._say(str(error))
             return
@@ -78,6 +81,7 @@ class ExplorerWidget(VBox):
             self._say("interrupted; nothing is left on the model")
             return
         self.sizes.value = note(_sizes(self.exploration, strength))
+        # The result keeps its last value if an error returned above.
         self.result.value = compared._repr_html_()
         self._say(f"draw {self.seed + 1}")
 
@@ -93,13 +97,15 @@ class ExplorerWidget(VBox):
 
 
 def _sizes(exploration: Exploration, strength: float) -> str:
-    """Return the sizes of the steps in words; empty if no arm knows the norm of its stream."""
+    """Return the sizes of the steps in words; empty if no arm has a median norm."""
     shares = {name: arm.share(strength) for name, arm in exploration.arms.items()}
+    # `share == share` is False for NaN, the share of a vector whose stream is unknown.
     known = [f"{name} {share:.0%}" for name, share in shares.items() if share == share]
     return f"Step as a share of the median residual norm: {', '.join(known)}." if known else ""
 
 
 def _slider(strength: float, damage: float) -> "widgets.FloatSlider":
+    # Negative strengths steer away from the concept, so 0 is in the middle.
     return widgets.FloatSlider(
         value=strength,
         min=-STRONGEST,

@@ -1,4 +1,13 @@
-"""Figures of clamping and of directional ablation: shares, drops and damage per arm."""
+"""Figures of clamping and of directional ablation: shares, drops and damage per arm.
+
+Problem: the rate of a behaviour alone does not show which of it the direction caused. Mechanism:
+each arm is one point with its interval, and all controls have their own row.
+
+    clamp_figure(result.summary)
+    ablation_figure(result.summary)
+
+Limits: interval ends are those of the tables; nothing is computed here.
+"""
 
 import pandas as pd
 
@@ -14,6 +23,7 @@ from lrt_lens.figures._template import (
     use_template,
 )
 
+# Titles of the rows of panels, by the value of the column `where`.
 _SITES = {"hook": "at the stitch's hook point", "everywhere": "after every component"}
 _MEASURES = {
     "drop": "drop of propensity (nats)",
@@ -37,6 +47,7 @@ def clamp_figure(summary: pd.DataFrame) -> "go.Figure":
     """
     require_columns(summary, "concept", "arm", "share", "low", "high", "clipped_ratio")
     concepts, arms = list(dict.fromkeys(summary["concept"])), ordered_arms(summary["arm"].tolist())
+    # One list of arms, on the left, serves all panels.
     figure = make_subplots(
         cols=len(concepts),
         shared_yaxes=True,
@@ -48,7 +59,7 @@ def clamp_figure(summary: pd.DataFrame) -> "go.Figure":
             note = f"clipped ratio {row['clipped_ratio']:.2f}"
             point = _point(row, "share", "low", "high", note=note)
             figure.add_trace(point, **panel(1, column))
-        # A margin on both sides keeps points at 0 and at 1 whole.
+        # Without a margin on both sides, points at 0 and at 1 would be cut off.
         looks = {"range": [-0.03, 1.03], "title_text": "share of continuations"}
         figure.update_xaxes(looks, **panel(1, column))
     subtitle = "share of continuations that the classifier assigns to the concept, 95% intervals"
@@ -71,6 +82,7 @@ def ablation_figure(summary: pd.DataFrame) -> "go.Figure":
     require_columns(summary, "where", "arm", "damage", "damage_low", "damage_high")
     measures = [name for name in _MEASURES if name in summary.columns]
     sites, arms = list(dict.fromkeys(summary["where"])), ordered_arms(summary["arm"].tolist())
+    # Titles are listed row by row: the first panel of each row names its site.
     titles = [
         _SITES.get(site, site) if number == 0 else ""
         for site in sites
@@ -112,6 +124,7 @@ def _point(row: dict, value: str, low: str, high: str, note: str = "") -> "go.Sc
 def _lay_out(
     figure: "go.Figure", arms: list[str], title: str, subtitle: str, n_rows: int = 1
 ) -> "go.Figure":
+    # In pixels: 30 per arm, 70 for the axis and title of a row of panels.
     height = 170 + n_rows * (70 + 30 * len(arms))
     figure.update_yaxes(categories([arm_style(arm).label for arm in arms]))
     return figure.update_layout(
@@ -119,5 +132,6 @@ def _lay_out(
         height=height,
         showlegend=False,
         margin={"t": 110},
+        # `y` counts from below, as a share of the height: the title begins 18 pixels below the top.
         title={"text": title, "subtitle": {"text": subtitle}, "y": 1 - 18 / height},
     )

@@ -1,4 +1,12 @@
-"""Figure of a map fitted from SAE codes, next to the map fitted from states."""
+"""Figure of a map fitted from SAE codes, next to the map fitted from states.
+
+    code_map_figure(result.table, result.features)
+
+Problem: two maps with the same R² may map features to different directions. Mechanism: R² on the
+left, agreement of single features on the right.
+
+Limits: without compared features there is one panel.
+"""
 
 import pandas as pd
 
@@ -19,6 +27,7 @@ _STYLES = {
     "other": ArmStyle("another feature's row", "#CC79A7", symbol="diamond"),
     "random": ArmStyle("random direction", "#8C8C8C", symbol="circle-open"),
 }
+"""Style of each arm; those of the right panel include two controls."""
 _SCORES = {
     "r2": ("circle", "#D55E00", "R²"),
     "r2_uniform": ("diamond-open", "#0072B2", "mean R² over dimensions"),
@@ -53,6 +62,7 @@ def code_map_figure(table: pd.DataFrame, features: pd.DataFrame) -> "go.Figure":
         figure.add_vline(x=0, line=DOTTED, **panel(1, 2))
     for column, text in enumerate(titles, start=1):
         figure.update_xaxes(title_text=text, **panel(1, column))
+    # plotly lists categories from below: reversed, the first arm is on top.
     figure.update_yaxes(autorange="reversed", ticks="")
     title = "Predicting the target from codes or from states"
     subtitle = "left: 95% intervals over groups of test documents; right: one point per feature"
@@ -66,6 +76,7 @@ def code_map_figure(table: pd.DataFrame, features: pd.DataFrame) -> "go.Figure":
 
 def _points(table: pd.DataFrame, score: str) -> "go.Scatter":
     symbol, colour, name = _SCORES[score]
+    # Order of `error_bars`: value, lower end, upper end.
     bounds = (table[f"{score}{end}"] for end in ("", "_low", "_high"))
     return go.Scatter(
         x=table[score],
@@ -85,6 +96,8 @@ def _box(features: pd.DataFrame, arm: str, style: ArmStyle) -> "go.Box":
         orientation="h",
         name=style.label,
         showlegend=False,
+        # All points are drawn on the box itself, spread a little so that they do not hide each
+        # other.
         boxpoints="all",
         jitter=0.5,
         pointpos=0,

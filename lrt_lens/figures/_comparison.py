@@ -1,4 +1,12 @@
-"""Figure of solvers side by side: held-out scores of each family of maps, up and down."""
+"""Figure of solvers side by side: held-out scores of each family of maps, up and down.
+
+    comparison_figure(comparison.table, value="r2_uniform")
+
+Problem: a mean over hook pairs hides pairs in which a solver fails. Mechanism: bars are means, and
+each pair is a small mark.
+
+Limits: one column at a time.
+"""
 
 import math
 from collections.abc import Iterable
@@ -9,6 +17,7 @@ import pandas as pd
 from lrt_lens.figures._plotly import go
 from lrt_lens.figures._template import HIGHLIGHT, require_columns, use_template
 
+# Blue and orange of Okabe and Ito, one per direction of the map.
 _COLOURS = {"up": "#0072B2", "down": "#E69F00"}
 _LEAST = -0.25
 """Lower end of a bar: a longer one would compress all others; its number is written in it."""
@@ -44,6 +53,7 @@ def comparison_figure(table: pd.DataFrame, *, value: str = "r2_uniform") -> "go.
     for direction in _COLOURS:
         _add_bars(figure, order, means[direction], direction)
         pairs = [row for row in records if row["direction"] == direction]
+        # With one hook pair the mark would lie on the end of its bar.
         if len(pairs) > len(order):
             _add_pairs(figure, pairs, value, direction)
     if value == "r2":
@@ -68,6 +78,7 @@ def _add_bars(
 ) -> None:
     figure.add_bar(
         y=order,
+        # The text of a bar is its true number, even if the bar ends at _LEAST.
         x=[max(means[name], _LEAST) for name in order],
         orientation="h",
         name=direction,
@@ -92,6 +103,7 @@ def _add_pairs(figure: "go.Figure", pairs: list[dict], value: str, direction: st
 
 def _add_references(figure: "go.Figure", records: list[dict]) -> None:
     for column, label in (("r2_null", "shuffled pairs"), ("r2_token", "token identity")):
+        # Leaves out a missing column (None is not NaN) and NaN (which is unequal to itself).
         known = [row[column] for row in records if row.get(column) == row.get(column, math.nan)]
         if known:
             line: dict[str, Any] = {"line_dash": "dot", "line_color": HIGHLIGHT}

@@ -1,8 +1,15 @@
 """Figures of concept maps: recovery of vectors by maps fitted on few texts, and steering over β.
 
+Problem: a cosine of 1 between vectors may be algebra and no transfer. Mechanism: every figure shows
+the arms that use no source model or no concept.
+
 Each function draws the rows of one tidy table. In `interpolation_figure` the line at n/d = 1 is
 the number of texts at which least squares stops interpolating: left of it ``own`` and
 ``noise_source`` are 1 by algebra.
+
+    interpolation_figure(result.summary)
+
+Limits: more than three concepts side by side are hard to read.
 """
 
 import math
@@ -68,6 +75,7 @@ WEAK_TO_STRONG = (
 )
 """Arms that `weak_to_strong_figure` shows."""
 _LIKELIHOODS = ["probability", "probability_low", "probability_high"]
+"""Columns of `beta_figure`: value, and the ends of its interval."""
 
 
 def interpolation_figure(summary: pd.DataFrame) -> "go.Figure":
@@ -91,6 +99,7 @@ def interpolation_figure(summary: pd.DataFrame) -> "go.Figure":
         for arm in _ordered(part):
             curve = _curve(rows_where(part, "arm", arm).sort_values("n"), arm, first=column == 1)
             figure.add_trace(curve, **panel(1, column))
+    # Without row and col, plotly draws a line in every panel.
     figure.add_vline(x=1, line=DOTTED | {"width": 1.5})
     figure.add_hline(y=0, line={"color": NEUTRAL, "width": 1})
     ticks = [0.05, 0.1, 0.2, 0.5, 1, 2, 5]
@@ -116,6 +125,7 @@ def concept_summary_figure(summary: pd.DataFrame, *, equal_damage: bool = True) 
     Raises:
         ValueError: a column is not in the table, or it has no rows.
     """
+    # The columns of an interval have short names at equal damage, and long ones at β = 1.
     names = ("effect", "effect_low", "effect_high")
     value, low, high = ("effect_at_equal_damage", "low", "high") if equal_damage else names
     require_columns(summary, "concept", "arm", "cosine", value, low, high)
@@ -143,6 +153,7 @@ def concept_summary_figure(summary: pd.DataFrame, *, equal_damage: bool = True) 
 def _effect(record: dict, value: float, low: float, high: float) -> "go.Scatter":
     style = _style(record["arm"])
     if math.isnan(value):
+        # No effect to draw: the reason is written where the point would be.
         text = [record.get("flag", "")]
         shown = go.Scatter(x=[0], y=[style.label], mode="text", text=text, hoverinfo="skip")
         return shown.update(showlegend=False)
@@ -177,7 +188,8 @@ def beta_figure(table: pd.DataFrame, arms: tuple[str, ...] | None = None) -> "go
     shown = [arm for arm in _ordered(table) if arm != "none" and (arms is None or arm in arms)]
     if not shown:
         raise ValueError(
-            f"no arm to draw; the table holds {sorted(set(table['arm']))} and arms is {arms}"
+            f"no arm to draw; the table holds {sorted(set(table['arm']))} and arms is {arms}: "
+            "give names of arms in the table, or None for all"
         )
     figure = _panels(concepts)
     for column, concept in enumerate(concepts, start=1):
@@ -222,6 +234,7 @@ def _curve(rows: pd.DataFrame, arm: str, *, first: bool) -> "go.Scatter":
 
 
 def _beta_line(rows: pd.DataFrame, arm: str, *, first: bool) -> "go.Scatter":
+    # Rows are draws of one arm at one β; the line is their mean.
     means = pd.DataFrame(rows.groupby("beta")[_LIKELIHOODS].mean())
     trace = _line(arm, means.index, means, first=first)
     label = _style(arm).label
@@ -246,6 +259,7 @@ def _line(arm: str, x: Any, estimates: pd.DataFrame, *, first: bool) -> "go.Scat
 
 
 def _panels(concepts: list[str]) -> "go.Figure":
+    # One vertical axis serves all concepts, so that their heights can be compared.
     return make_subplots(
         cols=len(concepts), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=concepts
     )
@@ -268,6 +282,7 @@ def _at_common_strengths(table: pd.DataFrame) -> pd.DataFrame:
     Rows at strengths that were measured only around one arm's equal damage are left out.
     """
     steered = table[table["arm"] != "none"]
+    # Calibrated strengths differ from arm to arm and would draw a line of its own for each.
     common = set.intersection(
         *(set(part["beta"]) for _, part in steered.groupby(["arm", "draw"], dropna=False)),
         set(table["beta"]),

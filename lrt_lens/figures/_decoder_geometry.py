@@ -1,6 +1,11 @@
 """Figure 2 of LRT with nulls on its own scale, and R² on features that were not fitted.
 
-The paper shows the norm of the residual alone; its chance level and the held-out R² are added.
+Problem: the norm of a residual tells nothing without the norm that chance would leave. Mechanism:
+the paper shows the norm of the residual alone; its chance level and the held-out R² are added.
+
+    decoder_geometry_figure(result.summary)
+
+Limits: exact fits lie outside of the logarithmic axis and are cut off.
 """
 
 import math
@@ -43,15 +48,17 @@ def decoder_geometry_figure(summary: pd.DataFrame) -> "go.Figure":
     """
     require_columns(summary, "arm", "residual", "chance", "r2", "r2_low", "r2_high", "n_features")
     records = {str(row["arm"]): row for row in summary.to_dict("records")}
+    # The order of _STYLES, not of the table.
     rows = {arm: records[arm] for arm in _STYLES if arm in records}
     if not rows:
-        raise ValueError("the table has no rows; there is nothing to show")
+        raise ValueError("the table has no rows; there is nothing to show: give one with rows")
     titles = ["‖residual‖ (fitted rows, as LRT)", "R² on features that were not fitted"]
     figure = make_subplots(
         cols=2, shared_yaxes=True, horizontal_spacing=0.06, subplot_titles=titles
     )
     for number, (arm, row) in enumerate(rows.items()):
         figure.add_trace(_residual(row, _STYLES[arm]), **panel(1, 1))
+        # If d ≥ n, least squares fits exactly: chance is 0, which has no logarithm.
         if row["chance"] > 0:
             figure.add_trace(_chance(row, _STYLES[arm], first=number == 0), **panel(1, 1))
         figure.add_trace(_held_out(row, _STYLES[arm]), **panel(1, 2))
@@ -75,6 +82,7 @@ def decoder_geometry_figure(summary: pd.DataFrame) -> "go.Figure":
         height=260 + 42 * len(rows),
         title={"text": title, "subtitle": {"text": subtitle}},
         margin={"t": 110, "b": 100},
+        # Legend positions are in units of the plot's height: 60 pixels below it.
         legend={"y": -60 / (50 + 42 * len(rows))},
     )
 

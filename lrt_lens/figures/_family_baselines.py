@@ -1,6 +1,11 @@
 """Figure of maps between model families: prediction, steering and reading per method.
 
-The three panels share their rows, one per method.
+Problem: methods succeed at prediction and fail at steering, or the other way round. Mechanism: one
+row per method, with a panel for each question.
+
+    family_figure(result.summary)
+
+Limits: marks beyond the ends of an axis are drawn at its end.
 """
 
 import pandas as pd
@@ -13,7 +18,7 @@ _COLUMNS = (
     ("fraction_of_native", "fraction", "effect_null", "steering: share of native effect"),
     ("share_of_native", "share", "auroc_null", "reading: share of native AUROC − ½"),
 )
-"""(column, prefix of the columns of its interval, column of the null, title) of each panel."""
+"""Per panel: column, prefix of the columns of its interval, column of the null, and title."""
 _LEAST, _MOST = -0.75, 1.75
 """Ends of the axes; marks beyond are drawn at the edge, with their number in the hover text."""
 
@@ -32,7 +37,9 @@ def family_figure(summary: pd.DataFrame) -> "go.Figure":
     required = ("method", "cosine", "fraction_of_native", "share_of_native", "effect", "auroc")
     require_columns(summary, *required)
     records = summary.to_dict("records")
+    # plotly lists categories from below, so the rows are reversed.
     rows = [row for row in records if row["method"] != "native"][::-1]
+    # The native arm has no row of its own: it is the line at 1 in both panels of shares.
     native = next(row for row in records if row["method"] == "native")
     figure = make_subplots(cols=3, shared_yaxes=True, horizontal_spacing=0.04)
     for number, (column, stem, null, text) in enumerate(_COLUMNS, start=1):
@@ -59,6 +66,7 @@ def _add_scores(figure: "go.Figure", number: int, rows: list[dict], column: str,
     known = [
         (row["method"], row[column], row[f"{stem}_low"], row[f"{stem}_high"])
         for row in rows
+        # A missing or NaN score has no point: NaN is unequal to itself.
         if row["method"] != "random" and row.get(column) == row.get(column)
     ]
     # An interval that does not hold its point (a clipped end) has no bar on that side.
@@ -92,6 +100,7 @@ def _add_nulls(figure: "go.Figure", number: int, rows: list[dict], null: str, na
         ]
         for row in rows
     }
+    # A null that was not measured is NaN, which is unequal to itself.
     known = {name: numbers for name, numbers in nulls.items() if numbers[0] == numbers[0]}
     figure.add_scatter(
         y=list(known),
@@ -121,6 +130,7 @@ def _relative(value: float | None, kind: str, native: dict) -> float:
     """Return an effect, or an AUROC above one half, as a share of the native arm's."""
     if value is None or value != value:
         return float("nan")
+    # An AUROC of ½ is chance, so shares are those of the excess over ½.
     return value / native["effect"] if kind == "effect" else (value - 0.5) / (native["auroc"] - 0.5)
 
 

@@ -1,5 +1,8 @@
 """Figures of a feature evaluation: SAE features before and after transfer through a stitch.
 
+Problem: correlations of thousands of features need their baselines next to them. Mechanism:
+densities on common bins, with one style per baseline and kind.
+
     features = evaluate_features(pair, stitch, sae, documents)
     attribution_figure(features.table)         # Stitching, figures 4b, 14, 15
     entropy_figure(features.table, …)          # Stitching, figure 5a
@@ -26,6 +29,7 @@ from lrt_lens.figures._template import (
     use_template,
 )
 
+# Columns of the left panel, with the style of each line.
 _BASELINES = {
     "attribution_r": replace(ARM_STYLES["transferred"], label="transferred"),
     "attribution_r_random": replace(
@@ -36,13 +40,16 @@ _BASELINES = {
 }
 _SCALED = ("attribution_r", "attribution_r_random")
 """Columns that set the height of the left panel; taller bars of others are cut off."""
+# Kinds of features, with the style of their lines and points.
 _KINDS = {
     "structural": ArmStyle("structural", "#0072B2", symbol="square"),
     "semantic": ArmStyle("semantic", "#D55E00", dash="dash", symbol="circle"),
     "undecided": ArmStyle("undecided", "#8C8C8C", symbol="x", width=1.0),
 }
 _EDGES = np.linspace(-1, 1, 41)
+"""Bins of a correlation, .05 wide."""
 _CORRELATION = "attribution correlation over positions"
+"""Title of the axis of correlations."""
 
 
 def attribution_figure(table: pd.DataFrame) -> "go.Figure":
@@ -62,7 +69,10 @@ def attribution_figure(table: pd.DataFrame) -> "go.Figure":
     require_columns(table, *_BASELINES, "kind", "density_source", "density_target")
     known = table.loc[table["attribution_r"].notna()]
     if known.empty:
-        raise ValueError("no feature has an attribution correlation; there is nothing to show")
+        raise ValueError(
+            "no feature has an attribution correlation; there is nothing to show: evaluate an SAE "
+            "whose features fire on both models"
+        )
     left, right = (
         "all features and their baselines (tall bars cut)",
         "semantic ÷ (semantic + structural)",
@@ -74,6 +84,7 @@ def attribution_figure(table: pd.DataFrame) -> "go.Figure":
         vertical_spacing=0.06,
         horizontal_spacing=0.1,
         shared_xaxes=True,
+        # The left panel spans both rows; on the right, the share is above the densities.
         specs=[[{"rowspan": 2}, {}], [None, {}]],
         subplot_titles=[left, right, ""],
     )
@@ -121,6 +132,7 @@ def _add_baselines(figure: "go.Figure", known: pd.DataFrame) -> None:
 
 
 def _density(values: np.ndarray, style: ArmStyle, group: str) -> "go.Scatter":
+    # density=True: the area under each line is 1, whatever the number of features.
     height, _ = np.histogram(values, bins=_EDGES, density=True)
     return go.Scatter(
         x=(_EDGES[1:] + _EDGES[:-1]) / 2,
@@ -128,6 +140,7 @@ def _density(values: np.ndarray, style: ArmStyle, group: str) -> "go.Scatter":
         name=f"{style.label} ({len(values)})",
         legendgroup=group,
         mode="lines",
+        # "hvh" draws steps that change halfway between the centres of two bins, as in a histogram.
         line=style.line | {"shape": "hvh"},
         hovertemplate=f"{style.label}: r = %{{x:.2f}}, density %{{y:.2f}}<extra></extra>",
     )
@@ -135,6 +148,7 @@ def _density(values: np.ndarray, style: ArmStyle, group: str) -> "go.Scatter":
 
 def _share(semantic: np.ndarray, structural: np.ndarray) -> "go.Scatter":
     """Return the semantic share of density per bin; bins of fewer than five features are empty."""
+    # Bins twice as wide as those of the densities, because a share needs more features.
     edges = _EDGES[::2]
     a, b = (np.histogram(values, bins=edges)[0] for values in (semantic, structural))
     # Densities, not counts, so that the more frequent kind does not win by its number.
@@ -168,6 +182,7 @@ def fidelity_figure(table: pd.DataFrame) -> "go.Figure":
     require_columns(table, "feature", "rho_write", "rho_read", *names, "kind")
     figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.04)
     for column, predictor in enumerate(("rho_write", "rho_read"), start=1):
+        # Kinds that are drawn later cover earlier ones; structural is drawn last.
         for kind in reversed(_KINDS):
             part = rows_where(table, "kind", kind)
             if len(part):
@@ -218,7 +233,7 @@ def entropy_figure(
         table: `FeatureEvaluation.table`: `feature`, and `max_activation_…` and `entropy_share_…` of
             both models.
         random_share: share of a random direction, on the source and on the target.
-        names: of the two models.
+        names: names of the source and the target model.
 
     Raises:
         ValueError: a column is not in the table.
@@ -230,6 +245,7 @@ def entropy_figure(
     figure = make_subplots(
         cols=2, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.04
     )
+    # A feature that never fires on the source has no largest activation there.
     live = table.loc[table["max_activation_source"] > 0]
     strong = live.loc[live["max_activation_source"] >= live["max_activation_source"].median()]
     marked = strong.sort_values("entropy_share_source", ascending=False).head(5)
@@ -253,6 +269,7 @@ def entropy_figure(
 def _entropy_points(part: pd.DataFrame, side: str, *, marked: bool) -> "go.Scatter":
     rim = {"color": NEUTRAL, "width": 1}
     marker: dict[str, object] = {"color": "#0072B2", "size": 5, "opacity": 0.45}
+    # Marked features are drawn a second time, on top of the others.
     if marked:
         marker = {"color": "#D55E00", "size": 10, "symbol": "diamond", "line": rim}
     name = "largest share on the source" if marked else "features"
@@ -281,7 +298,7 @@ def attention_figure(
     Args:
         attention: `FeatureEvaluation.attention`: `feature`, `model`, `layer`, `head`, `effect`,
             `low`, `high`, `effect_choosing`, `effect_random`.
-        names: of the two models.
+        names: names of the source and the target model.
 
     Raises:
         ValueError: a column is not in the table, or no feature's attention was measured.
@@ -289,7 +306,10 @@ def attention_figure(
     columns = ("feature", "model", "layer", "head", "effect", "low", "high")
     require_columns(attention, *columns, "effect_choosing", "effect_random")
     if attention.empty:
-        raise ValueError("no feature's attention was measured; there is nothing to show")
+        raise ValueError(
+            "no feature's attention was measured; there is nothing to show: evaluate with "
+            "attention_features above 0"
+        )
     titles = [f"on {names[0]}", f"on {names[1]}"]
     figure = make_subplots(
         cols=2, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.06
@@ -342,6 +362,7 @@ def _random_effects(rows: list[dict], sign: int, *, legend: bool) -> "go.Scatter
 
 def _effects(rows: list[dict], *, legend: bool) -> "go.Scatter":
     style = ARM_STYLES["transferred"]
+    # cliponaxis=False: labels at the edge of the panel are not cut off.
     return go.Scatter(
         x=[row["effect"] for row in rows],
         y=[f"feature {row['feature']}" for row in rows],

@@ -51,7 +51,9 @@ GRID_CONTROLS = ("r2_null", "r2_token", "r2_uniform_token")
 """Columns that the second panel of `grid_figure` can show."""
 
 _HOVER = ("r2", "r2_uniform", "r2_null", "r2_token", "n_tokens", "alpha")
+"""Columns of the hover text."""
 _TEXT_LIMIT = 12
+"""Largest number of rows or columns at which numbers are legible inside the cells."""
 
 
 def grid_figure(
@@ -77,12 +79,13 @@ def grid_figure(
     layers = _LayerPairs.of(scores)
     if value not in layers.values:
         raise ValueError(
-            f"cannot show column {value!r}; columns with values here are {list(layers.values)}"
+            f"cannot show column {value!r}; columns with values here are {list(layers.values)}: "
+            "choose one of them"
         )
     if chosen is not None and not (chosen[0] in layers.sources and chosen[1] in layers.targets):
         raise ValueError(
             f"the chosen pair {chosen} is not in the table; "
-            f"sources are {layers.sources}, targets {layers.targets}"
+            f"sources are {layers.sources}, targets {layers.targets}: choose one of each"
         )
     shown = [value, *layers.controls[:1]]
     figure = make_subplots(
@@ -95,7 +98,7 @@ def grid_figure(
         figure.add_trace(layers.heat_map(column), **panel(1, number))
         if chosen is not None:
             figure.add_shape(layers.outline(*chosen), **panel(1, number))
-    # `meta` tells the HTML report how many panels to stack on a phone.
+    # The HTML report reads from `meta` how many panels to stack on a phone.
     figure.update_layout(updatemenus=_menus(layers, shown), meta={"panels": len(shown)})
     return _lay_out(
         figure, n_targets=len(layers.targets), top=layers.scale_top(value), chosen=chosen
@@ -107,7 +110,9 @@ class _LayerPairs:
     """The table as matrices [target, source], in the order of the forward pass."""
 
     sources: list[str]
+    """Hook points of the source, in the order of the forward pass."""
     targets: list[str]
+    """Hook points of the target, in the same order."""
     values: dict[str, list[list[float]]]
     """Matrix of each column of `GRID_VALUES` that holds numbers."""
     details: dict[str, list[list[float]]]
@@ -124,6 +129,7 @@ class _LayerPairs:
         sources = sorted({source for _, source in cells}, key=hook_order)
         targets = sorted({target for target, _ in cells}, key=hook_order)
 
+        # A pair that is not in the table has NaN, which plotly leaves blank.
         def matrices(columns: Iterable[str]) -> dict[str, list[list[float]]]:
             every = {
                 column: [
@@ -152,6 +158,7 @@ class _LayerPairs:
 
     def heat_map(self, column: str) -> "go.Heatmap":
         details = list(self.details.values())
+        # customdata is [row, column, detail]; the template numbers the details.
         custom = [
             [[matrix[row][col] for matrix in details] for col in range(len(self.sources))]
             for row in range(len(self.targets))
@@ -176,7 +183,9 @@ class _LayerPairs:
         )
 
     def outline(self, source: str, target: str) -> "go.layout.Shape":
+        # Categories have the coordinates 0, 1, 2, …, and a cell reaches half a unit to each side.
         column, row = self.sources.index(source), self.targets.index(target)
+        # A rectangle around the cell, drawn above the heat map.
         line = {"color": HIGHLIGHT, "width": 3}
         return go.layout.Shape(
             type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5, line=line
@@ -201,8 +210,12 @@ def _menus(layers: _LayerPairs, shown: list[str]) -> list[dict[str, object]]:
             layout: dict[str, object] = {f"annotations[{number}].text": GRID_VALUES[column]}
             if number == 0:
                 layout["coloraxis.cmax"] = layers.scale_top(column)
+            # plotly's "update" takes new data, new layout, and the numbers of the traces that
+            # change.
             arguments = [{"z": [layers.values[column]]}, layout, [number]]
             buttons.append({"label": column, "method": "update", "args": arguments})
+        # (1 + 0.05) / 2 = 0.525 is the left end of the second panel, with a gap of 0.05 between
+        # both.
         position = {"x": number * 0.525, "xanchor": "left", "y": 1.0, "yanchor": "bottom"}
         menu = {"buttons": buttons, "active": columns.index(active), "pad": {"b": 42}}
         menus.append(menu | position | MENU_LOOKS)
@@ -217,6 +230,7 @@ def _lay_out(
         pair = f"{short_hook(chosen[0])} → {short_hook(chosen[1])}"
         explanation += f"<br>outlined: the chosen pair, {pair}"
     bar = {"thickness": 12, "outlinewidth": 0, "title": {"text": "score", "side": "right"}}
+    # One colour axis for both panels, so that equal colours mean equal scores.
     figure.update_layout(
         template=use_template(),
         title={"text": "Fit of each hook pair", "subtitle": {"text": explanation}},

@@ -1,4 +1,4 @@
-"""plotly, imported when the first figure is drawn.
+"""Import of plotly when the first figure is drawn.
 
 Problem: results offer `.figure()`, so their modules import the modules of figures; plotly takes
 about half a second to import and is not needed to compute. Mechanism: `go` stands for
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 else:
 
     class _GraphObjects:
-        """`plotly.graph_objects`, imported at the first access to one of its names."""
+        """Stand-in for `plotly.graph_objects`, which is imported when a name is used."""
 
         def __getattr__(self, name: str) -> Any:
             import plotly.graph_objects

@@ -1,4 +1,13 @@
-"""Figures of transferred probes: accuracy per arm, over labels of the target and over features."""
+"""Figures of transferred probes: accuracy per arm, over labels of the target and over features.
+
+    probe_figure(result.table, chance=result.chance)
+    sparse_probe_figure(sparse.table, chance=sparse.chance)
+
+Problem: an accuracy means little without chance, the native probe and controls. Mechanism: one row
+or line per arm, with chance as a dotted line.
+
+Limits: one task per figure.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -34,6 +43,7 @@ _STYLES = {
 }
 """Style of each arm, in the order in which figures list them."""
 _COLUMNS = ("task", "arm", "k", "accuracy", "low", "high", "auroc")
+"""Columns that both tables need."""
 
 
 def probe_figure(table: pd.DataFrame, *, chance: float) -> "go.Figure":
@@ -93,6 +103,7 @@ def sparse_probe_figure(table: pd.DataFrame, *, chance: float) -> "go.Figure":
     spans = sorted({int(k) for k in table["k"].dropna()})
     figure = go.Figure()
     for arm, rows in by_arm.items():
+        # NaN marks a dense probe, which reads no number of features.
         is_dense = rows[0]["k"] != rows[0]["k"]  # NaN
         ends = [spans[0], spans[-1]]
         figure.add_trace(_level(rows[0], arm, ends) if is_dense else _curve(rows, arm))
@@ -120,6 +131,7 @@ def _task(table: pd.DataFrame) -> str:
 
 def _counts(title: str, counts: list[int]) -> dict[str, Any]:
     """Return the settings of a logarithmic axis with a tick at each count."""
+    # Ticks at the measured counts only; a logarithmic axis would put them at powers of ten.
     names = [str(count) for count in counts]
     return {"title_text": title, "type": "log", "tickvals": counts, "ticktext": names}
 
@@ -172,6 +184,7 @@ def _curve(part: list[dict], arm: str) -> "go.Scatter":
 def _level(row: dict, arm: str, span: list[int]) -> "go.Scatter":
     style = _style(arm)
     line = style.line | {"dash": "dot" if arm != "transferred" else "solid", "width": 2}
+    # Two points at the ends of the axis draw a horizontal line with its own legend entry.
     return go.Scatter(
         x=span,
         y=[row["accuracy"]] * 2,

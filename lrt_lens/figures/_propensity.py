@@ -1,4 +1,12 @@
-"""Figure 5 of LRT and its controls: agreement of native and transferred steering per task."""
+"""Figure 5 of LRT and its controls: agreement of native and transferred steering per task.
+
+    propensity_figure(result.table)
+
+Problem: r of propensities is high even without steering. Mechanism: four measures side by side,
+each with the arm "no steering" as its own box.
+
+Limits: one box holds all scales and draws of an arm, which are not independent.
+"""
 
 import pandas as pd
 
@@ -20,6 +28,7 @@ PANELS = {
 }
 """Columns that the figure shows, with the titles of their panels."""
 _DECADES = {"type": "log", "dtick": "D2"}
+"""Logarithmic axis with ticks at 1, 2 and 5 of each decade."""
 
 
 def propensity_figure(table: pd.DataFrame, arms: list[str] | None = None) -> "go.Figure":
@@ -38,7 +47,8 @@ def propensity_figure(table: pd.DataFrame, arms: list[str] | None = None) -> "go
     table = table.loc[(table["arm"] != "native") if arms is None else table["arm"].isin(arms)]
     if table.empty:
         raise ValueError(
-            f"no arm to draw; the table holds {sorted(set(table['arm']))} and arms is {arms}"
+            f"no arm to draw; the table holds {sorted(set(table['arm']))} and arms is {arms}: "
+            "give names of arms in the table, or None for all"
         )
     tasks, drawn = list(dict.fromkeys(table["task"])), ordered_arms(table["arm"].tolist())
     figure = make_subplots(cols=len(PANELS), shared_yaxes=True, horizontal_spacing=0.025)
@@ -52,6 +62,7 @@ def propensity_figure(table: pd.DataFrame, arms: list[str] | None = None) -> "go
         figure.update_xaxes(axis, **panel(1, column))
     labels = [short_task(task) for task in reversed(tasks)]
     figure.update_yaxes(categoryorder="array", categoryarray=labels, ticks="")
+    # In pixels: 15 per box, but at least 44 per task, so that its name fits.
     height = 210 + len(tasks) * max(44, 15 * len(drawn))
     subtitle = (
         "compared with native steering, item by item; a box holds all scales (and draws); "
@@ -73,6 +84,7 @@ def propensity_figure(table: pd.DataFrame, arms: list[str] | None = None) -> "go
 def short_task(task: str, width: int = 34) -> str:
     """Return a task's name for an axis: words with spaces, broken into lines of at most `width`."""
     lines, line = [], ""
+    # Names of tasks come from file names, with hyphens and underscores in place of spaces.
     for word in task.replace("_", "-").split("-"):
         if line and len(line) + len(word) > width:
             lines.append(line)
@@ -87,6 +99,7 @@ def _box(part: pd.DataFrame, arm: str, measure: str, *, first: bool) -> "go.Box"
         f"{style.label}, scale {scale:g}: {value:.3f}"
         for scale, value in zip(part["scale"], part[measure], strict=True)
     ]
+    # offsetgroup puts the boxes of one arm at the same offset within every task.
     return go.Box(
         x=part[measure],
         y=[short_task(task) for task in part["task"]],

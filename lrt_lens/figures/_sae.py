@@ -1,4 +1,14 @@
-"""Figures of SAEs: metrics per arm, and training curves from each initialisation."""
+"""Figures of SAEs: metrics per arm, and training curves from each initialisation.
+
+    sae_figure(evaluation.table)
+    initialisation_figure(study.history, study.cosines)
+    savings_figure(study.savings)
+
+Problem: an SAE can be sparse and wrong, or faithful and dense. Mechanism: all metrics of one arm
+are on one row.
+
+Limits: a training curve of a diverged run is cut off at −0.2.
+"""
 
 from dataclasses import replace
 
@@ -18,6 +28,7 @@ from lrt_lens.figures._template import (
     use_template,
 )
 
+# `scratch` and `rotated` are initialisations of training; the other arms are SAEs.
 _STYLES = {
     "source": ArmStyle("source SAE on the source", "#009E73", symbol="triangle-up"),
     "transferred": ARM_STYLES["transferred"],
@@ -36,6 +47,7 @@ _PANELS = {
 }
 """Titles of the panels, in up to two lines each: five panels are side by side."""
 _HISTORY = ("arm", "seed", "tokens", "explained_variance")
+"""Columns of a training curve."""
 
 
 def sae_figure(table: pd.DataFrame) -> "go.Figure":
@@ -58,6 +70,7 @@ def sae_figure(table: pd.DataFrame) -> "go.Figure":
         for row in records:
             figure.add_trace(_metric(row, metric), **panel(1, column))
         figure.update_xaxes(title_text=title, **panel(1, column))
+    # plotly lists categories from below: reversed, the first arm is on top.
     figure.update_yaxes(autorange="reversed", type="category")
     subtitle = "95% intervals, over documents (dead features: over features)"
     return figure.update_layout(
@@ -120,6 +133,7 @@ def initialisation_figure(history: pd.DataFrame, cosines: pd.DataFrame) -> "go.F
         style = training_style(str(arm))
         violin = go.Violin(
             x=rows["decoder_cosine"],
+            # y0 puts the whole violin on the row of its arm.
             y0=style.label,
             name=style.label,
             line_color=style.colour,
@@ -131,6 +145,7 @@ def initialisation_figure(history: pd.DataFrame, cosines: pd.DataFrame) -> "go.F
         )
         figure.add_trace(violin, **panel(1, 2))
     # Axis from 0.9, or lower if a curve needs it; untrained SAEs far below 0 are cut off.
+    # The measurement at 0 tokens has no place on a logarithmic axis.
     lowest = float(history.loc[history["tokens"] > 0, "explained_variance"].min())
     span = [max(min(lowest, 0.9), -0.2), 1]
     figure.update_xaxes(title_text="training tokens", type="log", **panel(1, 1))
@@ -173,6 +188,7 @@ def savings_figure(savings: pd.DataFrame) -> "go.Figure":
                 marker=style.marker,
                 **panel(1, column),
             )
+    # Below 0 an initialisation costs more than it saves.
     figure.add_hline(y=0, line=DOTTED)
     threshold = "threshold, share of scratch's final explained variance"
     figure.update_xaxes(title_text=threshold, tickformat=".0%")

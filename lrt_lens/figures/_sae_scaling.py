@@ -1,4 +1,12 @@
-"""Figure of the scaling of SAE training: error over compute, and savings per width."""
+"""Figure of the scaling of SAE training: error over compute, and savings per width.
+
+    scaling_figure(study.history, study.frontier, study.summary, study.savings, bill="stitch")
+
+Problem: a power law must be judged by the points that it was fitted to. Mechanism: points, law and
+single runs are in one panel.
+
+Limits: single runs are drawn for two arms only.
+"""
 
 import numpy as np
 import pandas as pd
@@ -7,12 +15,14 @@ from lrt_lens.figures._plotly import go, make_subplots
 from lrt_lens.figures._sae import training_style
 from lrt_lens.figures._template import error_bars, panel, require_columns, rows_where, use_template
 
+# Titles of the axis of FLOPs, by bill.
 _AXES = {
     "training": "FLOPs of training alone",
     "stitch": "FLOPs, the stitch charged",
     "source_sae": "FLOPs, stitch and source SAE charged",
 }
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+"""Patterns of lines, one per width."""
 
 
 def scaling_figure(
@@ -44,11 +54,15 @@ def scaling_figure(
     require_columns(savings, "width", "arm", "share_of_final", "saved", "low", "high")
     laws = summary.query("bill == @bill").to_dict("records")
     if not laws:
-        raise ValueError(f"no rows of bill {bill!r}; there are {sorted(set(summary['bill']))}")
+        raise ValueError(
+            f"no rows of bill {bill!r}; there are {sorted(set(summary['bill']))}: choose "
+            "one of them, or give source_sae_tokens to the study"
+        )
     titles = ("lowest error of any width", "saved by the transferred initialisation")
     figure = make_subplots(
         cols=2, column_widths=[0.56, 0.44], subplot_titles=titles, horizontal_spacing=0.12
     )
+    # The first measurement of a run is at 0 FLOPs, which has no logarithm.
     _add_runs(figure, history.query(f"{bill} > 0"), bill)
     points = frontier.query("bill == @bill")
     for law in laws:
@@ -97,6 +111,7 @@ def _add_law(
     figure: "go.Figure", arm: str, points: pd.DataFrame, amplitude: float, exponent: float
 ) -> None:
     style = training_style(arm)
+    # Seeds are averaged: one point per budget.
     means = pd.Series(points.groupby("flops")["fvu"].mean())
     flops = means.index.to_numpy(dtype=float)
     name = f"<b>{style.label}</b>"
@@ -125,6 +140,7 @@ def _add_law(
 def _add_savings(figure: "go.Figure", savings: pd.DataFrame) -> None:
     colour = training_style("transferred").colour
     for i, (width, part) in enumerate(savings.groupby("width")):
+        # Order of `error_bars`: value, lower end, upper end.
         bounds = (part["saved"], part["low"], part["high"])
         figure.add_scatter(
             x=part["share_of_final"],

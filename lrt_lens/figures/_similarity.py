@@ -43,11 +43,15 @@ MEASURE_NAMES: dict[str, str] = {
 """Titles of measures; any other measure is shown under its own name."""
 
 _PANELS = {"value": "value", "effect": "effect: (value − null) / (1 − null)"}
+"""Columns of panels, with their titles."""
 _HOVER = ("value", "low", "high", "null", "effect", "effect_low", "effect_high", "held_out", "n")
+"""Columns of the hover text."""
 _TEXT_LIMIT = 8
+"""Largest number of rows or columns at which numbers are legible inside the cells."""
 _BOUNDS = {"value": ("low", "high"), "effect": ("effect_low", "effect_high")}
 """Columns of the interval of each column that has one."""
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
+"""Markers, one per source hook point, because neighbouring colours are similar."""
 
 
 def similarity_figure(table: pd.DataFrame) -> "go.Figure":
@@ -66,10 +70,12 @@ def similarity_figure(table: pd.DataFrame) -> "go.Figure":
         ValueError: a column is not in the table, it is empty, or a pair has two rows of a measure.
     """
     measures = _checked(table, "value", "effect")
+    # Moments without shuffled pairs have no null, and then every effect is NaN.
     columns = list(_PANELS) if bool(table["effect"].notna().to_numpy().any()) else ["value"]
     sources, targets = (
         sorted(set(table[side]), key=hook_order) for side in ("source_hook", "target_hook")
     )
+    # In pixels per measure: 26 per target hook point, 70 for the titles.
     plots_height = (70 + 26 * max(len(targets), 4)) * len(measures)
     figure = make_subplots(
         rows=len(measures),
@@ -118,7 +124,9 @@ def similarity_lines_figure(
 
     measures = _checked(table, column)
     if measure not in measures:
-        raise ValueError(f"the table has no measure {measure!r}; it has {measures}")
+        raise ValueError(
+            f"the table has no measure {measure!r}; it has {measures}: choose one of them"
+        )
     rows = rows_where(table, "measure", measure)
     require_columns(rows, *_BOUNDS.get(column, ()))
     sources, targets = (
@@ -128,6 +136,7 @@ def similarity_lines_figure(
     positions = [0.85 * i / max(1, len(sources) - 1) for i in range(len(sources))]
     figure = go.Figure()
     for i, colour in enumerate(sample_colorscale(HEAT_SCALE, positions)):
+        # reindex puts NaN where a pair was not measured, which leaves a gap in the line.
         own = rows_where(rows, "source_hook", sources[i]).set_index("target_hook").reindex(targets)
         line = _source_line(own, column, sources[i], str(colour), _SYMBOLS[i % len(_SYMBOLS)])
         figure.add_trace(line)
@@ -163,6 +172,7 @@ def _source_line(
         marker={"symbol": symbol, "size": 7, "line": rim},
         hovertemplate=f"<b>{short_hook(source)} → %{{x}}</b><br>%{{y:.3f}}<extra></extra>",
     )
+    # The held-out value has no interval.
     if column in _BOUNDS:
         low, high = _BOUNDS[column]
         above, below = (line[high] - line[column]).tolist(), (line[column] - line[low]).tolist()
@@ -214,6 +224,7 @@ def _heat_map(
 ) -> "tuple[go.Heatmap, bool]":
     """Return the heat map of one measure, and whether all its cells are NaN."""
     shown = [name for name in _HOVER if name in next(iter(cells.values()))]
+    # A pair that is not in the table has NaN, which plotly leaves blank.
     absent = dict.fromkeys([*shown, column], math.nan)
     matrix = [[cells.get((source, target), absent) for source in sources] for target in targets]
     lines = [

@@ -1,4 +1,12 @@
-"""Figures of single features: activations in both models, and matched pairs of two SAEs."""
+"""Figures of single features: activations in both models, and matched pairs of two SAEs.
+
+    activation_figure(contexts, names=("small", "large"), index=17)
+    matches_figure(matches.table)
+
+Problem: a correlation hides where two models disagree. Mechanism: one point per token, or per pair.
+
+Limits: only tokens of the strongest contexts are drawn, not all tokens.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +16,7 @@ import pandas as pd
 from lrt_lens.figures._plotly import go
 from lrt_lens.figures._template import ARM_STYLES, DOTTED, ArmStyle, require_columns, use_template
 
+# Both roles have the same words in the legend; the name of the model follows.
 _ROLES = {
     "source": ArmStyle("contexts most active on", "#D55E00"),
     "target": ArmStyle("contexts most active on", "#0072B2", symbol="square-open"),
@@ -23,8 +32,8 @@ def activation_figure(
         places: the contexts in which the feature is most active, under the keys ``"source"`` and
             ``"target"``; each context has ``tokens`` and their ``source`` and ``target``
             activations.
-        names: of the source and of the target model.
-        index: number of the feature, for the title.
+        names: names of the source and of the target model.
+        index: index of the feature, for the title.
     """
     figure = go.Figure()
     for (role, style), name in zip(_ROLES.items(), names, strict=True):
@@ -38,10 +47,12 @@ def activation_figure(
             y=[target for _, _, target in tokens],
             mode="markers",
             name=f"{style.label} {name}",
+            # repr shows the spaces and line ends of a token.
             text=[repr(token) for token, _, _ in tokens],
             marker=style.marker | {"opacity": 0.75},
             hovertemplate="%{text}<br>source %{x:.3g}<br>target %{y:.3g}<extra></extra>",
         )
+    # An empty figure would look like an error, so it says why it is empty.
     if not any(len(trace["x"]) for trace in figure.to_dict()["data"]):
         note = {"text": "never active on the documents", "showarrow": False}
         figure.add_annotation(**note, x=0.5, y=0.5, xref="paper", yref="paper")

@@ -45,6 +45,7 @@ __all__ = [
     "summary_figure",
 ]
 
+# Titles of axes and explanations of their units.
 _DAMAGE_TITLE = "damage (nats per token)"
 _SCALE_TITLE = "scale (1 = the vector's own length)"
 _PROPENSITY_TITLE = "propensity (nats)"
@@ -54,7 +55,7 @@ _DAMAGE_MEANING = "damage: increase of the loss on neutral text"
 _PROPENSITY_MEANING = "propensity: log-odds of the positive continuation"
 _BUDGET_LINE = {"color": HIGHLIGHT, "dash": "dash", "width": 1.5}
 _FLAG_WIDTH = 24
-"""Characters per line of a flag."""
+"""Number of characters per line of a flag."""
 _ZOOM = 5.0
 """Upper end of the first view, in damage budgets."""
 _HOVER_FORMATS = {
@@ -90,6 +91,7 @@ def steering_figure(table: pd.DataFrame, *, concept: str) -> "go.Figure":
         if _has_draws(frame):
             figure.add_trace(_draw_lines(frame, x="scale", y="propensity"))
             continue
+        # A line needs two points; an arm of one scale gets error bars instead of a band.
         single = len(frame) == 1
         if not single:
             figure.add_trace(_band(frame, arm))
@@ -119,6 +121,7 @@ def effect_damage_figure(table: pd.DataFrame, *, concept: str, budget: float) ->
     rows = _of_concept(table, concept, "arm", "scale", "propensity", "damage")
     rows = rows.assign(effect=rows["propensity"] - _unsteered_propensity(rows, concept))
     figure = go.Figure()
+    # The arm "none" has effect 0 and damage 0 by definition: it is the origin, not a line.
     for arm in reversed(ordered_arms(rows.loc[rows["arm"] != "none", "arm"].tolist())):
         frame = rows_where(rows, "arm", arm)
         if _has_draws(frame):
@@ -151,7 +154,7 @@ def summary_figure(summary: pd.DataFrame, *, concept: str | None = None) -> "go.
     require_columns(summary, "concept", *columns)
     concepts = list(dict.fromkeys(summary["concept"])) if concept is None else [concept]
     if not concepts:
-        raise ValueError("the summary has no rows; there is nothing to show")
+        raise ValueError("the summary has no rows; there is nothing to show: give one with rows")
     arms = ordered_arms(rows_where(summary, "concept", *concepts)["arm"].tolist())
     height = 150 + len(concepts) * (46 + 30 * len(arms))
     # 46 pixels between panels hold the title of the lower one.
@@ -211,6 +214,7 @@ def calibration_figure(
     right: dict[str, Any] = {"annotation_position": "top right"}
     figure.add_hline(y=budget, line=_BUDGET_LINE, annotation=_label(f"budget {budget:g}"), **left)
     outcome = "no scale chosen: the tried scales do not bracket the budget"
+    # NaN means that the search ended without a scale.
     if chosen is not None and not math.isnan(chosen):
         label = f"scale {chosen:.3g}"
         outcome = f"chosen: {label}"
@@ -227,6 +231,7 @@ def _of_concept(table: pd.DataFrame, concept: str, *columns: str) -> pd.DataFram
     if rows.empty:
         raise ValueError(
             f"the table has no concept {concept!r}; it has {list(dict.fromkeys(table['concept']))}"
+            ": choose one of them"
         )
     return rows.sort_values(by="scale", kind="stable") if "scale" in rows.columns else rows
 
@@ -249,6 +254,7 @@ def _label(text: str) -> dict[str, object]:
 
 
 def _has_draws(frame: pd.DataFrame) -> bool:
+    # An arm of one vector has no draw, or the same draw in each row.
     return "draw" in frame.columns and len(set(frame["draw"].dropna())) > 1
 
 
@@ -280,6 +286,7 @@ def _arm_line(
         hovertemplate=template,
     )
     if intervals:
+        # plotly takes distances from the point, not the ends of the interval.
         above = (frame["propensity_high"] - frame[y]).tolist()
         below = (frame[y] - frame["propensity_low"]).tolist()
         bars = {"array": above, "arrayminus": below, "symmetric": False, "thickness": 1.5}
@@ -351,6 +358,7 @@ def _add_zoom(figure: "go.Figure", axis: str, *, budget: float, damages: list[fl
     top = _ZOOM * budget
     if not any(damage > top for damage in damages):
         return
+    # Some space below the lowest damage, which can be negative.
     near = [min([0.0, *damages]) - 0.04 * top, top]
     views = {
         "near the budget": {f"{axis}.range": near, f"{axis}.autorange": False},
@@ -374,6 +382,7 @@ def _summary_traces(rows: pd.DataFrame, arms: list[str]) -> "list[go.Scatter]":
     notes = go.Scatter(
         x=[0.0] * len(absent),
         y=[arm_style(row["arm"]).label for row in absent],
+        # An arm without an effect has its flag at 0, as text.
         text=["<br>".join(wrap(_flag(row) or "not measured", _FLAG_WIDTH)) for row in absent],
         mode="text",
         name="not measured",
@@ -381,6 +390,7 @@ def _summary_traces(rows: pd.DataFrame, arms: list[str]) -> "list[go.Scatter]":
         textfont={"size": 12},
         hoverinfo="skip",
     )
+    # A trace without points would still take a row of the legend and of the axis.
     return [trace for trace in [*traces, notes] if trace["y"]]
 
 

@@ -1,4 +1,12 @@
-"""Figure of one stitch: held-out R² of its maps, with the shuffled null and token identity."""
+"""Figure of one stitch: held-out R² of its maps, with the shuffled null and token identity.
+
+    stitch_figure(stitch.scores)
+
+Problem: an R² alone does not show whether the map uses more than the token. Mechanism: four points
+per direction: test fold, cross-validation, token identity and shuffled pairs.
+
+Limits: controls exist in the direction up alone.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +15,10 @@ from lrt_lens.figures._plotly import go, make_subplots
 from lrt_lens.figures._template import DOTTED, HIGHLIGHT, ArmStyle, panel, short_hook, use_template
 
 _SIDES = ("source", "target")
+"""Names of the two ends, as prefixes of columns."""
 _PANELS = {"r2": "R² (share of variance)", "r2_uniform": "R², mean over dimensions"}
+"""Columns of panels, with their titles."""
+# Points per direction, the most important one first.
 _POINTS = {
     "test": ArmStyle("test fold", HIGHLIGHT, width=3.0),
     "cv": ArmStyle("cross-validated", "#0072B2", symbol="square-open"),
@@ -32,6 +43,7 @@ def stitch_figure(scores: Mapping[str, Any]) -> "go.Figure":
     directions = {"up": f"up: {source} → {target}", "down": f"down: {target} → {source}"}
     figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.05)
     for column, metric in enumerate(_PANELS, start=1):
+        # What is drawn later covers what was drawn earlier: the test fold comes last.
         for name in reversed(_POINTS):
             points = {
                 label: score
@@ -45,7 +57,7 @@ def stitch_figure(scores: Mapping[str, Any]) -> "go.Figure":
     if not figure.to_dict()["data"]:
         raise ValueError(
             "none of r2, r2_uniform and their controls is among the scores; "
-            f"they are {sorted(scores)}"
+            f"they are {sorted(scores)}: give the scores of a stitch, stitch.scores"
         )
     figure.add_vline(x=0, line=DOTTED)
     figure.update_yaxes(type="category", autorange="reversed")
@@ -82,4 +94,5 @@ def _score(scores: Mapping[str, Any], metric: str, direction: str, point: str) -
         if metric == "r2":
             names["null"] = "r2_null"
     value = scores.get(names.get(point, ""))
+    # `value == value` is False for NaN.
     return float(value) if isinstance(value, int | float) and value == value else None

@@ -1,4 +1,12 @@
-"""Figure of the loss of a stitched pass, compared with the unmodified and the ablated model."""
+"""Figure of the loss of a stitched pass, compared with the unmodified and the ablated model.
+
+    stitch_loss_figure(result.table)
+
+Problem: a loss means nothing without the losses of the models themselves. Mechanism: each route has
+its own panel, with dotted lines at the unmodified and the mean-ablated model.
+
+Limits: routes end in different models, so losses of two panels cannot be compared.
+"""
 
 import math
 from dataclasses import replace
@@ -29,6 +37,7 @@ _STYLES = {
 }
 """Style of each arm, in the order of the figure; arms of other solvers follow ``stitched``."""
 _COLUMNS = ("route", "arm", "finishes_in", "ce", "ce_low", "ce_high", "recovered", "kl")
+"""Columns of the table that every route needs."""
 
 
 def stitch_loss_figure(table: pd.DataFrame) -> "go.Figure":
@@ -91,6 +100,7 @@ def stitch_loss_figure(table: pd.DataFrame) -> "go.Figure":
 def _ordered(arms: list[str]) -> list[str]:
     others = [arm for arm in dict.fromkeys(arms) if arm not in _STYLES]
     known = [arm for arm in _STYLES if arm in arms]
+    # Arms of other solvers come after the stitched one, with which they compete.
     position = known.index("stitched") + 1 if "stitched" in known else 0
     return known[:position] + others + known[position:]
 
@@ -120,6 +130,7 @@ def _point(row: dict, arm: str) -> "go.Scatter":
 
 def _increase(row: dict, arm: str) -> "go.Scatter":
     """Return the increase of the loss over the finishing model's own, as text after the bar."""
+    # The text begins at the upper end of the interval, so that it does not lie on the bar.
     return go.Scatter(
         x=[row["ce_high"]],
         y=[_style(arm).label],

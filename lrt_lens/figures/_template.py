@@ -1,4 +1,4 @@
-"""The looks shared by all figures: one plotly template and one style per arm.
+"""Appearance shared by all figures: one plotly template and one style per arm.
 
 Problem: a reader compares figures with each other, on a white page, on a dark one, on paper, and
 with any kind of colour vision. Mechanism: an arm of a comparison ("transferred", "random", …) has
@@ -55,7 +55,7 @@ DOTTED: dict[str, object] = {"color": NEUTRAL, "dash": "dot", "width": 1}
 
 @dataclass(frozen=True)
 class ArmStyle:
-    """The looks of one arm, the same in every figure."""
+    """Appearance of one arm, the same in every figure."""
 
     label: str
     """Name of the arm in legends and on axes."""
@@ -82,6 +82,7 @@ class ArmStyle:
 
     def fill(self, *, opacity: float = 0.14) -> str:
         """Return the colour as `rgba(…)`, for a band around the line."""
+        # A hex colour is #rrggbb: two digits per channel.
         red, green, blue = (int(self.colour[i : i + 2], 16) for i in (1, 3, 5))
         return f"rgba({red},{green},{blue},{opacity})"
 
@@ -102,7 +103,9 @@ ARM_STYLES: dict[str, ArmStyle] = {
 """One style per arm, in the order in which figures list them."""
 
 _NAME = "lrt_lens"
+"""Name under which plotly knows the template."""
 _HOOK_KINDS = ("pre", "mid", "post")
+"""Hook points of the residual stream within a block, in the order of the forward pass."""
 
 
 def arm_style(arm: str) -> ArmStyle:
@@ -145,7 +148,10 @@ def require_columns(table: pd.DataFrame, *columns: str) -> None:
     """
     missing = [column for column in columns if column not in table.columns]
     if missing:
-        raise ValueError(f"the table lacks columns {missing}; it has {list(table.columns)}")
+        raise ValueError(
+            f"the table lacks columns {missing}; it has {list(table.columns)}: give the table that "
+            "the docstring of the figure names"
+        )
 
 
 def require_rows(table: pd.DataFrame) -> None:
@@ -155,7 +161,7 @@ def require_rows(table: pd.DataFrame) -> None:
         ValueError: the table is empty.
     """
     if table.empty:
-        raise ValueError("the table has no rows; there is nothing to show")
+        raise ValueError("the table has no rows; there is nothing to show: give one with rows")
 
 
 def rows_where(table: pd.DataFrame, column: str, *values: object) -> pd.DataFrame:
@@ -179,6 +185,7 @@ def error_bars(value: Any, low: Any, high: Any, **looks: Any) -> dict[str, Any]:
     """
     # plotly wants distances from the estimate, not the ends of the interval.
     above, below = high - value, value - low
+    # plotly takes lists (or columns), even for a single point.
     single = not isinstance(above, pd.Series)
     return {
         "array": [above] if single else above,
@@ -202,6 +209,7 @@ def use_template() -> str:
     """Register the template with plotly, if it is not yet there, and return its name."""
     import plotly.io as pio
 
+    # Registering twice would build the template again for every figure.
     if _NAME not in pio.templates:
         pio.templates[_NAME] = _template()
     return _NAME
@@ -243,6 +251,7 @@ def _template() -> "go.layout.Template":
         },
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
+        # Traces without a style of their own take these colours in turn.
         "colorway": [style.colour for style in ARM_STYLES.values()],
         "xaxis": axis,
         "yaxis": axis,

@@ -46,6 +46,7 @@ class Paragraph:
     """Plain text; blank lines separate paragraphs."""
 
     text: str
+    """Text of the paragraphs, without markup."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,9 @@ class Plot:
     """A plotly figure, as wide as the page."""
 
     figure: "go.Figure"
+    """The figure; its menus and hover texts work in the page."""
     caption: str = ""
-    """Text below the figure that says what it shows."""
+    """Text below the figure that explains it."""
     min_width: int = 0
     """Width in pixels below which the figure scrolls in its own box instead of shrinking."""
 
@@ -89,10 +91,12 @@ class KeyNumbers:
     """The few most important numbers, as tiles."""
 
     numbers: list[tuple[str, str | int | float, str]]
-    """(label, value, note) of each tile; a number is shown with three significant digits."""
+    """Triples (label, value, note), one per tile; a number is shown with three significant
+    digits."""
 
 
 Block = Paragraph | Table | Plot | Continuations | KeyNumbers
+"""Any part of a section; `render_block` turns it into HTML."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,9 @@ class Section:
     """A part of the report with a heading; its title is listed in the table of contents."""
 
     title: str
+    """Heading, and entry in the table of contents."""
     body: list[Block]
+    """Blocks in the order of reading."""
 
 
 def render_html(
@@ -114,6 +120,7 @@ def render_html(
         subtitle: line under the title, such as models, corpus and date.
         footer: line at the end, such as versions and arguments.
     """
+    # With the number, two sections of one title have different anchors.
     anchors = [
         f"section-{number}-{_slug(section.title)}"
         for number, section in enumerate(sections, start=1)
@@ -121,6 +128,7 @@ def render_html(
     body = "\n".join(
         _render_section(section, anchor) for section, anchor in zip(sections, anchors, strict=True)
     )
+    # plotly.js adds about 5 MB, so it is written only if the page needs it.
     has_figures = any(isinstance(block, Plot) for section in sections for block in section.body)
     scripts = _scripts() if has_figures else ""
     # Everything is inline; no request of any kind is allowed.
@@ -156,12 +164,14 @@ def write_html(path: str | os.PathLike[str], html: str) -> Path:
     """Write the page to `path`, whole or not at all, and return the path.
 
     Missing folders are created. The text is written to a temporary file in the same folder, which
-    is renamed at the end, so a reader never sees half a page and a failure keeps an earlier report.
+    is renamed at the end, so that no reader gets half a page and a failure leaves an earlier report
+    as it was.
 
     Raises:
         ReportWriteError: the folder cannot be created or written, or `path` is itself a folder.
     """
     target = Path(path)
+    # Each process has a temporary file of its own, so two writers of one path do not mix.
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -210,6 +220,7 @@ def _render_section(section: Section, anchor: str) -> str:
 
 
 def _slug(text: str) -> str:
+    # Only letters, digits and hyphens, which need no escaping in a link.
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
@@ -228,8 +239,9 @@ def render_block(block: object) -> str:
         TypeError: no renderer is registered for the block's type.
     """
     raise TypeError(
+        # singledispatch calls this function for every type without a renderer of its own.
         f"cannot render a {type(block).__name__} in a report; "
-        "blocks are Paragraph, Table, Plot, Continuations, KeyNumbers"
+        "give a Paragraph, Table, Plot, Continuations or KeyNumbers"
     )
 
 
@@ -271,6 +283,7 @@ def _plain_title(figure: "go.Figure") -> str:
 def _render_table(block: Table) -> str:
     frame = block.frame
     # Levels of a named index become the first columns, which are headers of their rows.
+    # Only named levels of the index are data; the default index 0, 1, 2, … has no name.
     n_headers = sum(name is not None for name in frame.index.names)
     if any(frame.index.names):
         frame = frame.reset_index(allow_duplicates=True)
@@ -295,6 +308,7 @@ def _render_table(block: Table) -> str:
 
 def _number_class(column: pd.Series) -> str:
     types = pd.api.types
+    # pandas counts bool as numeric, but True and False are words here.
     is_number = types.is_numeric_dtype(column) and not types.is_bool_dtype(column)
     return ' class="number"' if is_number else ""
 
@@ -302,6 +316,7 @@ def _number_class(column: pd.Series) -> str:
 def _render_row(cells: list[object], n_headers: int, digits: int) -> str:
     rendered = ""
     for position, cell in enumerate(cells):
+        # bool is a subclass of int, so it must be excluded.
         is_number = isinstance(cell, Real) and not isinstance(cell, bool)
         tag, attributes = ("td", ' class="number"' if is_number else "")
         if position < n_headers:
@@ -312,6 +327,7 @@ def _render_row(cells: list[object], n_headers: int, digits: int) -> str:
 
 @render_block.register(Continuations)
 def _render_continuations(block: Continuations) -> str:
+    # Both in the order of their first appearance.
     arms = list(dict.fromkeys(row["arm"] for row in block.rows))
     prompts = list(dict.fromkeys(row["prompt"] for row in block.rows))
     return "\n".join(

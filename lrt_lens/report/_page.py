@@ -70,7 +70,9 @@ article p+p{border-top:1px solid var(--rule);padding-top:.5rem}
 @media print{body{max-width:none}nav,.skip{display:none}
 article,figure,.tiles div{break-inside:avoid}}
 """
+"""Style sheet of the page."""
 
+# Must not contain "</script", which would end the script element.
 SCRIPT = """
 (function () {
   "use strict";
@@ -127,3 +129,4 @@ SCRIPT = """
   });
 })();
 """
+"""Script of the page; it runs after plotly.js, at the end of the body."""

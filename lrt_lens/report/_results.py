@@ -1,4 +1,12 @@
-"""Writer of ``results.json``: arguments, package versions and tables, with a schema version."""
+"""Writer of ``results.json``: arguments, package versions and tables, with a schema version.
+
+    write_results(out / "results.json", {"n_tokens": 120_000}, {"grid": grid.scores})
+
+Problem: results are read by programs, months later. Mechanism: one JSON file with all numbers that
+the report shows, the arguments that produced them, and the versions of the packages.
+
+Limits: infinite numbers and NaN become null, because JSON has neither.
+"""
 
 import json
 import math
@@ -11,6 +19,7 @@ from lrt_lens._files import write_atomically
 from lrt_lens.moments._provenance import package_versions
 
 RESULTS_SCHEMA = "lrt_lens.results/1"
+"""Schema version of the file; it changes if a key changes its meaning."""
 
 
 def write_results(path: Path, arguments: dict[str, Any], tables: dict[str, Any]) -> Path:
@@ -27,6 +36,7 @@ def write_results(path: Path, arguments: dict[str, Any], tables: dict[str, Any])
         "arguments": arguments,
         **tables,
     }
+    # allow_nan=False: json would otherwise write NaN, which is not JSON and which browsers refuse.
     text = json.dumps(_plain(content), indent=1, allow_nan=False)
     return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 

@@ -1,5 +1,9 @@
 """The frame of all scripts in `examples/`: shared options, one kind of result, one way to write it.
 
+Problem: a figure of a paper is reproduced in forty lines, but its options, files and error messages
+take a hundred. Mechanism: a script defines its options, a function that measures, and a verdict;
+`run` does everything else.
+
     from dataclasses import dataclass
 
     import lrt_lens as lrt
@@ -25,6 +29,8 @@
         run(reproduce)
 
 `python -m lrt_lens.reproduction FIGURES` writes the gallery from the files of such scripts.
+
+Limits: one script gives one result, with any number of figures.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""``python -m lrt_lens.reproduction FIGURES``: write the gallery of `examples/`."""
+"""Writer of the gallery of `examples/`: ``python -m lrt_lens.reproduction FIGURES``."""
 
 from lrt_lens.reproduction._gallery import main
 

@@ -1,6 +1,11 @@
 """Concepts for scripts that steer or map them, and a map fitted on ordinary text.
 
-Concepts are contrast texts and items, from task files or from the bundled data.
+Problem: scripts that steer or map concepts need the same concepts, from task files or from the
+bundled data. Mechanism: one loader for both, which never uses a text as an item.
+
+    concepts = load_concepts(None, pairs=40, test_items=20)      # the bundled ones
+
+Limits: task files have the form of the model-written evaluations.
 """
 
 import logging
@@ -29,7 +34,7 @@ def load_concepts(folder: Path | None, pairs: int, test_items: int, seed: int = 
             the bundled concepts.
         pairs: largest number of text pairs per concept.
         test_items: largest number of items per concept; they share no text with the pairs.
-        seed: of the split of a task file.
+        seed: seed of the split of a task file.
 
     Raises:
         MissingInputError: fewer than two task files.
@@ -41,6 +46,7 @@ def load_concepts(folder: Path | None, pairs: int, test_items: int, seed: int = 
             )
             for name in CONCEPTS
         ]
+    # Sorted, because the order of files in a folder differs between systems.
     files = sorted(folder.glob("*.jsonl"))
     if len(files) < 2:
         raise MissingInputError(
@@ -85,11 +91,12 @@ def generic_stitch(
         source_hook: layer or hook point of the source.
         target_hook: layer or hook point of the target.
         n_tokens: tokens to fit on.
-        seed: of the folds.
+        seed: seed of the folds.
     """
     if not n_tokens:
         return None
     try:
+        # A map of ordinary text needs tokens that correspond; concept maps do not.
         pair = ModelPair(*models)
     except MismatchError as error:
         logger.warning("no map of generic text: %s", error)

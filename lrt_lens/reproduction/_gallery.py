@@ -2,10 +2,15 @@
 
     python -m lrt_lens.reproduction figures
 
+Problem: numbers typed into a page become wrong when a script changes. Mechanism: the page is a
+function of the scripts' JSON files alone.
+
 It writes examples/README.md, examples/gallery.json and docs/images/gallery/. ``gallery.json`` holds
 what the page shows, and the page is a function of it alone, so no number is typed by hand. A figure
 that is not in the folder keeps its earlier entry. Runs with ``--quick`` are refused: their numbers
 mean nothing.
+
+Limits: a thumbnail larger than `THUMBNAIL_BYTES` is left out.
 """
 
 import argparse
@@ -25,7 +30,9 @@ from lrt_lens.reproduction._result import PAPERS, VERDICTS, Compared
 logger = logging.getLogger(__name__)
 
 GALLERY_SCHEMA = "lrt_lens.gallery/1"
+"""Schema version of gallery.json."""
 _KEPT = ("name", "title", "paper", "claim", "verdict", "because", "says", "compared", "seconds")
+"""Keys of a script's JSON file that the gallery repeats."""
 _SHOWN = 3
 """Number of compared quantities that the page shows per figure."""
 HEAD = """# Gallery: the papers' figures, reproduced
@@ -45,7 +52,7 @@ a verdict here is about the claim on these models.
 
 
 def entry(record: dict[str, Any], path: str) -> dict[str, Any]:
-    """Return the part of a NAME.json that the gallery keeps.
+    """Return the part of a NAME.json that the gallery repeats.
 
     Raises:
         FileFormatError: the file is no such record, or comes from a quick run.
@@ -80,6 +87,7 @@ def collect(figures: Path) -> list[dict[str, Any]]:
     for file in files:
         record = json.loads(file.read_text(encoding="utf-8"))
         picture = file.with_name(f"{file.stem}.thumbnail.png")
+        # A large picture would slow down the page of the repository.
         has_picture = picture.is_file() and picture.stat().st_size <= THUMBNAIL_BYTES
         entries.append(entry(record, str(file)) | {"thumbnail": has_picture})
     return entries
@@ -89,10 +97,12 @@ def merged(
     earlier: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Return the entries by paper and figure; new ones replace earlier ones of the same name."""
+    # Later entries win: new ones replace earlier ones of the same name.
     by_name = {one["name"]: one for one in [*earlier, *new]}
     papers = list(PAPERS)
 
     def position(one: dict[str, Any]) -> tuple[int, str, str]:
+        # Papers in the order of PAPERS, then by figure or table, then by name.
         return papers.index(one["paper"].split(",")[0]), one["paper"], one["name"]
 
     return sorted(by_name.values(), key=position)
@@ -110,6 +120,7 @@ def page(entries: Sequence[dict[str, Any]], images: str) -> str:
     )
     parts = [HEAD, f"{len(entries)} figures: {counts}.\n"]
     for short, paper in PAPERS.items():
+        # A reference such as "Stitching, table 1" begins with the short name of its paper.
         group = [one for one in entries if one["paper"].split(",")[0] == short]
         if group:
             parts.append(f"## {paper if short == 'lrt_lens' else f'{short}: {paper}'}\n")
@@ -118,7 +129,7 @@ def page(entries: Sequence[dict[str, Any]], images: str) -> str:
 
 
 def _section(one: dict[str, Any], images: str) -> str:
-    # JSON has no NaN: null stands for it.
+    # JSON has no NaN: it is stored as null.
     compared = [
         Compared(**{**row, "ours": float("nan") if row["ours"] is None else row["ours"]})
         for row in one["compared"][:_SHOWN]
@@ -140,6 +151,7 @@ def _section(one: dict[str, Any], images: str) -> str:
 
 
 def _cell(text: str) -> str:
+    # A bar or a line end would break the row of a Markdown table.
     return text.replace("|", "\\|").replace("\n", " ")
 
 
@@ -156,13 +168,16 @@ def write_gallery(figures: Path, readme: Path, images: Path) -> list[dict[str, A
     """
     summary = readme.with_name("gallery.json")
     earlier = read_summary(summary) if summary.is_file() else []
+    # A run of some scripts must not remove the others from the page.
     entries = merged(earlier, collect(figures))
     make_folder(images)
+    # Thumbnails before the page: the page never shows a picture that is not there.
     for one in entries:
         if (thumbnail := figures / f"{one['name']}.thumbnail.png").is_file() and one["thumbnail"]:
             shutil.copyfile(thumbnail, images / f"{one['name']}.png")
     gallery = {"schema_version": GALLERY_SCHEMA, "figures": entries}
     text = json.dumps(gallery, indent=1, ensure_ascii=False) + "\n"
+    # Links in the page are relative to the folder of the page.
     content = page(entries, Path(os.path.relpath(images, readme.parent)).as_posix())
     write_atomically(summary, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     write_atomically(readme, lambda temporary: temporary.write_text(content, encoding="utf-8"))

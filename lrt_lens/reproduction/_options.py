@@ -1,5 +1,8 @@
 """The options of every script in `examples/`, and the models, texts and SAEs that they load.
 
+Problem: every script needs models, texts and SAEs, from the bundle or from the user, and clear
+errors if they are missing. Mechanism: one dataclass of options, whose methods load them.
+
 By default these are the bundled ones. A script adds options by inheritance; ``QUICK`` says which
 values ``--quick`` makes smaller:
 
@@ -14,6 +17,8 @@ values ``--quick`` makes smaller:
 
 A missing input is a `MissingInputError` that says what was searched, in which location, and how to
 get it.
+
+Limits: messages name the options of the command line, because only scripts use this module.
 """
 
 import logging
@@ -40,6 +45,7 @@ from lrt_lens.stitching._grid import StitchGrid
 logger = logging.getLogger(__name__)
 
 _Options = TypeVar("_Options", bound="FigureOptions")
+"""Options class of a script; `shrunk` returns the class that it was called on."""
 LEAST_CHARACTERS, CHARACTERS_A_TOKEN = 20_000_000, 30
 """Limits of what is read of a data set, which may be larger than memory.
 
@@ -54,7 +60,7 @@ class MissingInputError(OSError):
 
 @dataclass(frozen=True)
 class FigureOptions:
-    """Options of all scripts."""
+    """Options that all scripts in `examples/` share."""
 
     QUICK: ClassVar[Mapping[str, Any]] = {"n_tokens": 6_000}
     """Values that ``--quick`` sets for options that are not on the command line."""
@@ -62,15 +68,17 @@ class FigureOptions:
     """Shared options that the script does not read; they are refused on the command line."""
 
     source: str | None = None
-    """Source model, on which things are learnt: hub id or folder; by default the small one."""
+    """Source model, on which things are learnt: hub id or folder; the bundled small one by
+    default."""
     target: str | None = None
     """Target model of the transfer: hub id or folder; the bundled large one by default."""
     sae: str | None = None
-    """SAE of the source, a folder in SAELens' format (default: the bundled one)."""
+    """SAE of the source: a folder in SAELens' format; the bundled one by default."""
     documents: str | None = None
-    """Texts: a .txt, .jsonl or .jsonl.gz file or a data set's name; by default bundled ones."""
+    """Texts: a .txt, .jsonl or .jsonl.gz file, or a data set's name; the bundled ones by
+    default."""
     n_tokens: int = 120_000
-    """Tokens of a harvest."""
+    """Number of tokens of a harvest."""
     out: Path = Path("figures")
     """Folder for NAME.html, NAME.png and NAME.json."""
     seed: int = 0
@@ -82,13 +90,14 @@ class FigureOptions:
 
     @property
     def bundled(self) -> bool:
-        """Whether the models are the bundled ones."""
+        """True if both models are the bundled ones."""
         return self.source is None and self.target is None
 
     def shrunk(self: _Options, given: Collection[str] = ()) -> _Options:
-        """Return options with the values of ``QUICK``, except those in ``given``, if ``quick``."""
+        """Return options with the values of ``QUICK`` if ``quick``, except those in ``given``."""
         if not self.quick:
             return self
+        # Options on the command line win over QUICK.
         changes = {name: value for name, value in self.QUICK.items() if name not in given}
         return replace(self, **changes)
 
@@ -99,6 +108,7 @@ class FigureOptions:
             MissingInputError: they cannot; the message lists the devices of this machine.
         """
         try:
+            # The allocation is the test: PyTorch has no list of the devices that work.
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
@@ -131,6 +141,7 @@ class FigureOptions:
                 "give both, or none for the bundled pair"
             )
         names = names_apart([self.source, self.target])
+        # One model against itself is loaded once, so both sides share its weights.
         source = _model(self.source, "source", self.device, names[0])
         if self.source == self.target:
             return source, source
@@ -162,6 +173,7 @@ class FigureOptions:
         if os.path.isfile(name):
             texts = _texts_of_file(name, option)
         else:
+            # All options that count tokens, such as n_tokens and loss_tokens.
             needed = max(
                 getattr(self, field.name)
                 for field in fields(self)
@@ -209,6 +221,7 @@ class FigureOptions:
 
     def source_sae(self) -> Any:
         """Return the SAE of the source: the one that ``sae`` names, or the bundled one."""
+        # The small model is the source of the bundled pair.
         return self.load_sae(self.sae, "--sae", "small")
 
     def load_sae(self, folder: str | None, option: str, member: str) -> Any:
@@ -235,6 +248,7 @@ class FigureOptions:
                 f"{option} {folder!r}: no cfg.json in {absolute!r}; give a folder written by "
                 "SAELens' save_model, or one from `hf download` of a repository with an SAE"
             )
+        # Imported here because sae-lens is optional and takes seconds to import.
         from sae_lens import SAE
 
         try:

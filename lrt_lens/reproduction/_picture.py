@@ -1,6 +1,11 @@
 """PNG files of a plotly figure, drawn by kaleido and an installed Chrome or Chromium.
 
-Without a browser there is a warning of one line and no picture.
+    write_pictures(figure, Path("name.png"), Path("name.thumbnail.png"))    # True if both exist
+
+Problem: README files and papers need pictures, and a browser is not installed everywhere.
+Mechanism: pictures are optional; without a browser there is a warning of one line and no picture.
+
+Limits: the pictures have a white background, whatever the theme of the page.
 """
 
 import logging
@@ -14,7 +19,8 @@ logger = logging.getLogger(__name__)
 WIDTH, HEIGHT = 1100, 520
 """Size in pixels of figures without a size of their own."""
 THUMBNAIL_WIDTH, THUMBNAIL_BYTES = 1000, 120_000
-"""Size of a thumbnail: wide enough that its text is legible at the width of a page."""
+"""Width in pixels at which the text of a thumbnail is legible, and its largest size in bytes."""
+# Shown with the reason if no picture can be drawn.
 _REMEDY = (
     "NAME.html and NAME.json are written. For pictures: pip install 'kaleido>=1' and a Chrome or "
     "Chromium (plotly_get_chrome fetches one)"
@@ -33,7 +39,11 @@ def write_pictures(figure: "go.Figure", picture: Path, thumbnail: Path) -> bool:
 
     shown = go.Figure(figure)
     shown.update_layout(
-        paper_bgcolor="white", plot_bgcolor="white", font_color="#3a3a3a", updatemenus=[]
+        # Transparent figures are drawn on white, with dark text, because a PNG has no theme.
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        font_color="#3a3a3a",
+        updatemenus=[],
     )
     layout = shown.to_dict()["layout"]
     width, height = int(layout.get("width") or WIDTH), int(layout.get("height") or HEIGHT)
@@ -42,11 +52,13 @@ def write_pictures(figure: "go.Figure", picture: Path, thumbnail: Path) -> bool:
     try:
         # Both in one call, because starting the browser takes most of the time.
         pio.write_images([shown, shown], [picture, thumbnail], scale=[1.5, scale], **looks)
+        # Smaller until it fits: the size of a PNG cannot be computed from its dimensions.
         while thumbnail.stat().st_size > THUMBNAIL_BYTES:
             scale *= 0.8
             pio.write_image(shown, thumbnail, scale=scale, **looks)
     # kaleido raises a dozen kinds: not installed, no browser, a browser that dies.
     except Exception as error:
+        # A picture of an earlier try must not remain next to newer numbers.
         picture.unlink(missing_ok=True)
         thumbnail.unlink(missing_ok=True)
         reason = str(error).strip().split("\n")[0][:160] or type(error).__name__

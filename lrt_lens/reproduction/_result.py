@@ -1,9 +1,14 @@
 """The result of a script in `examples/`: numbers compared with the paper's, verdict, figures.
 
+    Reproduction("name", title=…, paper="Stitching, table 1", claim=…, compared=[…], …).save("out")
+
+Problem: an interrupted script must not leave files of two runs next to each other. Mechanism:
 ``save`` writes NAME.html (interactive, loads nothing), NAME.png and a thumbnail (by kaleido and a
 Chrome or Chromium; without one there is a warning and no picture), and NAME.json. All are written
 to a temporary folder next to their final location and moved at once, the JSON last: a folder with
 NAME.json holds the other files of the same run, and an interrupted script leaves the earlier files.
+
+Limits: two scripts of one name that write into one folder at the same time overwrite each other.
 """
 
 import logging
@@ -35,8 +40,11 @@ from lrt_lens.reproduction._picture import write_pictures
 logger = logging.getLogger(__name__)
 
 _PICTURES = (".png", ".thumbnail.png")
+"""Endings of the pictures."""
 Verdict = Literal["holds", "holds with a caveat", "does not survive its null"]
+"""Result of a comparison with the paper, by a rule in the script."""
 VERDICTS: tuple[str, ...] = get_args(Verdict)
+"""All verdicts, from the best to the worst."""
 PAPERS = {
     "LRT": "Linear Representation Transferability Hypothesis (arXiv 2506.00653)",
     "Stitching": "Transferring (Linear) Features Across Language Models With Model Stitching "
@@ -55,6 +63,7 @@ class Compared:
     quantity: str
     """Name of the quantity, with its unit."""
     ours: float | str
+    """Our value; a string if it is not a number."""
     paper: float | str | None = None
     """The paper's value; a string if the paper gives words or a plot, None if it gives nothing."""
     low: float | None = None
@@ -62,8 +71,9 @@ class Compared:
     high: float | None = None
     """Upper end of our 95% interval."""
     control: float | str | None = None
-    """The same quantity under the control."""
+    """Value of the quantity under the control; None if there is no control."""
     control_name: str = ""
+    """Name of the control, such as "shuffled pairs"."""
 
     @property
     def ours_text(self) -> str:
@@ -93,6 +103,7 @@ class Reproduction:
     name: str
     """Name of the script and of its files, such as `stitched_loss`."""
     title: str
+    """Heading of the page and of the entry in the gallery."""
     paper: str
     """Short name of the paper and the part of it, such as `Stitching, table 1`."""
     claim: str
@@ -102,6 +113,7 @@ class Reproduction:
     says: str
     """Conclusions that the comparison supports and does not support."""
     verdict: Verdict
+    """Result of the comparison, by a rule in the script."""
     because: str
     """The numbers behind the verdict, in one sentence that the script fills in."""
     figures: Mapping[str, "go.Figure"]
@@ -115,7 +127,7 @@ class Reproduction:
     options: Any = None
     """Options of the script."""
     seconds: float | None = None
-    """Duration of the run."""
+    """Duration of the run in seconds."""
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS:
@@ -132,7 +144,7 @@ class Reproduction:
 
     @property
     def quick(self) -> bool:
-        """Whether this was a run with ``--quick``, whose numbers mean nothing."""
+        """True if this was a run with ``--quick``, whose numbers mean nothing."""
         return bool(getattr(self.options, "quick", False))
 
     @property
@@ -168,6 +180,7 @@ class Reproduction:
     def html(self) -> str:
         """Return the page: verdict, compared quantities, figures, tables."""
         quick = " (quick run: means nothing)" if self.quick else ""
+        # Tiles show the verdict and the first four quantities; the table below has all of them.
         tiles: list[Any] = [("verdict", self.verdict + quick, self.paper)]
         for one in self.compared[:4]:
             control = f"; {one.control_text}" if one.control is not None else ""
@@ -192,6 +205,7 @@ class Reproduction:
         """
         pages = {f"{self.name}.html": self.html()}
         pages |= {f"{self.name}-{suffix}.html": page for suffix, page in self.pages.items()}
+        # Scripts pass a dataclass; a result without options has no arguments to record.
         options = self.options
         arguments: dict[str, Any] = {}
         if is_dataclass(options) and not isinstance(options, type):
@@ -202,6 +216,7 @@ class Reproduction:
             for file, page in pages.items():
                 (temporary / file).write_text(page, encoding="utf-8", errors="replace")
             picture, thumbnail = (temporary / f"{self.name}{ending}" for ending in _PICTURES)
+            # The first figure is the picture, because a gallery has one per entry.
             write_pictures(next(iter(self.figures.values())), picture, thumbnail)
             write_results(temporary / f"{self.name}.json", arguments, self.record())
             return _moved(temporary, folder, self.name)
@@ -219,6 +234,7 @@ def _moved(temporary: Path, folder: Path, name: str) -> dict[str, Path]:
         (path for path in temporary.iterdir() if path.is_file()),
         key=lambda path: path.suffix == ".json",
     )
+    # A second folder inside the temporary one, so that every move is a rename in one file system.
     old = [folder / f"{name}{ending}" for ending in (".json", ".html", *_PICTURES)]
     old += sorted(folder.glob(f"{name}-*.html"))
     backup, written = temporary / "before", {}
@@ -233,6 +249,7 @@ def _moved(temporary: Path, folder: Path, name: str) -> dict[str, Path]:
                         path.replace(backup / path.name)
                 for path in new:
                     written[path.name.removeprefix(name)] = path.replace(folder / path.name)
+            # BaseException, because KeyboardInterrupt must restore the old files too.
             except BaseException:
                 for path in written.values():
                     path.unlink(missing_ok=True)

@@ -1,4 +1,13 @@
-"""From the command line to the files of a figure: `run` is the main function of a script."""
+"""From the command line to the files of a figure: `run` is the main function of a script.
+
+    run(reproduce, ["--quick", "--out", "figures"])
+
+Problem: a long run must not fail at its end, on a missing folder or an option that was ignored.
+Mechanism: options, device and folder are checked before anything is computed; refusals of the
+library end with one line, bugs keep their traceback.
+
+Limits: one process per folder and script.
+"""
 
 import inspect
 import logging
@@ -24,6 +33,7 @@ from lrt_lens.reproduction._result import Reproduction
 logger = logging.getLogger(__name__)
 
 _Made = TypeVar("_Made")
+"""Result of a function that writes files."""
 REFUSALS = (
     MissingInputError,
     FileFormatError,
@@ -50,6 +60,7 @@ def run(
         arguments: words of the command line; those of the process if None.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # These libraries log each start of the browser at the level INFO.
     for noisy in ("kaleido", "choreographer", "logistro"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     options = read_options(reproduce, arguments)
@@ -65,7 +76,7 @@ def run(
         result = finished = replace(measured, options=options, seconds=seconds)
         written = _on_disk(lambda: finished.save(options.out))
     except KeyboardInterrupt as error:
-        # The record is moved to its place last, after all other files, so its change tells whether
+        # The record gets its final name last, after all other files, so its change shows whether
         # the files were written, at whatever moment the signal came.
         record = options.out / f"{result.name}.json" if result else Path()
         is_written = _records(options.out).get(record) != before.get(record)
@@ -91,6 +102,7 @@ def read_options(
     """
     import tyro
 
+    # The annotation of the one argument is the class of options; tyro builds the options from it.
     kind = next(value for name, value in get_type_hints(reproduce).items() if name != "return")
     description = inspect.getdoc(inspect.getmodule(reproduce)) or ""
     unread = f"\n\nNot read here: {_flags(kind.UNUSED)}." if kind.UNUSED else ""
@@ -107,6 +119,7 @@ def given_options(names: Iterable[str], arguments: Sequence[str]) -> frozenset[s
 
     Recognised are ``--a-name value``, ``--a-name=value``, ``--a_name`` and ``--no-a-name``.
     """
+    # tyro accepts hyphens and underscores, and --no-NAME for booleans.
     words = {
         word.removeprefix("--").split("=")[0].replace("-", "_")
         for word in arguments
@@ -126,12 +139,14 @@ def is_refusal(error: Exception) -> bool:
         return True
     if not isinstance(error, ValueError):
         return False
+    # The frame in which the error was raised is the last one of the traceback.
     *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
     module = str(innermost.f_globals.get("__name__", ""))
     return module.startswith("lrt_lens.") and module != Reproduction.__module__
 
 
 def _refuse_unwritable(folder: Path) -> None:
+    # A file is written and removed, because permissions alone do not tell whether a disk is full.
     write_atomically(folder / ".writable", lambda temporary: temporary.write_text("")).unlink()
 
 

@@ -1,4 +1,12 @@
-"""Labelled texts for scripts with probes: bundled tasks, a file, or a data set of sae-probes."""
+"""Labelled texts for scripts with probes: bundled tasks, a file, or a data set of sae-probes.
+
+    train, test = bundled_tasks(map_seed=0)[0].sample(400).split()
+
+Problem: probes of all scripts must be trained and tested on the same texts. Mechanism: one class of
+labelled texts with seeded samples and splits.
+
+Limits: splits are not stratified by label.
+"""
 
 import csv
 import importlib.util
@@ -20,11 +28,15 @@ class Task:
     """Labelled texts of one task."""
 
     name: str
+    """Name of the task, for tables."""
     texts: list[str]
+    """Texts in the order of the file."""
     labels: list[Any]
+    """One label per text."""
 
     def sample(self, n_texts: int, seed: int = 0) -> "Task":
         """Return ``n_texts`` of the texts at random, or all if there are fewer."""
+        # random.Random has a state of its own, so the caller's random numbers do not change.
         order = list(range(len(self.texts)))
         random.Random(seed).shuffle(order)
         drawn = order[:n_texts]
@@ -32,6 +44,7 @@ class Task:
 
     def split(self, share: float = 2 / 3) -> tuple["Task", "Task"]:
         """Return the first ``share`` of the texts, and the others."""
+        # Callers shuffle with `sample` first, so the first texts are random ones.
         at = int(share * len(self.texts))
         first = Task(self.name, self.texts[:at], self.labels[:at])
         return first, Task(self.name, self.texts[at:], self.labels[at:])
@@ -83,6 +96,7 @@ def bundled_tasks(map_seed: int) -> list[Task]:
             for text in demo_documents(register)
             if part_of(document_key(text, map_seed)) >= N_FOLDS
         ]
+        # The first 30 words, so that both registers have texts of one length.
         texts += [" ".join(text.split()[:30]) for text in unseen]
         labels += [register] * len(unseen)
     return [sentiment, Task("register", texts, labels)]
@@ -96,6 +110,7 @@ def sae_probes_task(name: str) -> Task:
     Raises:
         MissingInputError: the package, or a data set of that name, is missing.
     """
+    # The package is located, not imported: only its data files are read.
     spec = importlib.util.find_spec("sae_probes")
     if spec is None or spec.origin is None or importlib.util.find_spec("zstandard") is None:
         raise MissingInputError(
@@ -112,7 +127,8 @@ def sae_probes_task(name: str) -> Task:
             file.name.removesuffix(".csv.zst") for file in folder.glob("*.csv.zst")
         )
         raise MissingInputError(
-            f"sae-probes has no data set {name!r}; it has {len(known)}, such as {list(known[:5])}"
+            f"sae-probes has no data set {name!r}; it has {len(known)}, such as {list(known[:5])}: "
+            "choose one of them"
         )
     with open(path, "rb") as packed, zstandard.ZstdDecompressor().stream_reader(packed) as stream:
         rows = list(csv.DictReader(io.StringIO(stream.read().decode("utf-8"))))

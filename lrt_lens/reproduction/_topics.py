@@ -22,7 +22,8 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from lrt_lens.data._contrast import ContrastSet
 
 PIECE_WORDS = 60
-"""Words per piece of text, about the length of a continuation."""
+"""Number of words per piece of text, about the length of a continuation."""
+# Words of at least three letters; shorter ones are mostly function words.
 _WORD = re.compile(r"[a-z]{3,}")
 
 
@@ -31,6 +32,7 @@ class Topic:
     """A word that a text contains or does not contain."""
 
     word: str
+    """The word, in lower case."""
     frequency: float
     """Share of the pieces that contain the word."""
     contrast: ContrastSet
@@ -60,13 +62,14 @@ def frequent_topics(
         most: largest share of pieces.
         pairs: largest number of pieces of each kind in a contrast set.
         fewest: smallest number of pieces that contain the word.
-        seed: of the choice of pieces.
+        seed: seed of the choice of pieces.
 
     Raises:
         ValueError: no word has a frequency between the shares.
     """
     pieces = [" ".join(text.split()[:PIECE_WORDS]) for text in texts]
     words_of = [_words(piece) for piece in pieces]
+    # Sets of words, so that a piece counts once however often it repeats the word.
     counts = Counter(word for words in words_of for word in words if word not in ENGLISH_STOP_WORDS)
     known = sorted(
         (count, word)
@@ -101,6 +104,8 @@ def _topic(
         [i for i, words in enumerate(words_of) if (word in words) is wanted]
         for wanted in (True, False)
     )
+    # As many pieces with the word as without it.
+    # Contrast sets are pairs, so both sides have the same number of pieces.
     size = min(pairs, len(having), len(lacking))
     positive, negative = (
         [pieces[i] for i in rng.choice(numbers, size, replace=False)]

@@ -220,7 +220,7 @@ def test_values_are_short_and_exact_enough(value: object, text: str) -> None:
 
 
 def test_an_unknown_block_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(TypeError, match="cannot render a int in a report; blocks are Paragraph"):
+    with pytest.raises(TypeError, match="cannot render a int in a report; give a Paragraph"):
         render_block(3)
 
 

@@ -1,6 +1,8 @@
 """Arms of a concept-map evaluation: maps fitted on several kinds of texts, and controls.
 
-With A and B disjoint parts of a concept's pairs, every vector is learnt from A:
+Problem: a concept map has as many parameters as the texts have numbers, so a success can come from
+the texts of the fit alone. Mechanism: maps are fitted on several kinds of texts and compared with
+controls. With A and B disjoint parts of a concept's pairs, every vector is learnt from A:
 
 | arm | texts that the map is fitted on |
 | --- | --- |
@@ -19,6 +21,8 @@ With A and B disjoint parts of a concept's pairs, every vector is learnt from A:
 | ``random_matched`` | the same, with the vector scaled to the length of ``native`` |
 
 Tables are those of L-Cross (arXiv 2501.02009).
+
+Limits: ``others`` and its controls need at least three concepts.
 """
 
 import math
@@ -46,11 +50,13 @@ class ConceptArm:
     """Vectors on one model, one per hook point, with facts about the maps that gave them."""
 
     name: str
+    """Name of the arm, as in the table of the module docstring."""
     vectors: tuple[SteeringVector, ...]
+    """Vectors on the model, one per hook point."""
     facts: dict[str, Any]
-    """cosine and norm_ratio to the native vectors; n, d, interpolates, r2, r2_uniform of the map.
+    """Facts about the maps, each a mean over hook points.
 
-    Each is a mean over hook points.
+    Keys: cosine and norm_ratio (to the native vectors); n, d, interpolates, r2, r2_uniform.
     """
     draw: int | None = None
     """Number of the draw; None for arms with a single one."""
@@ -61,9 +67,13 @@ class LayerRows:
     """Rows of every concept at one hook pair."""
 
     source_hook: str
+    """Hook point of the source."""
     target_hook: str
+    """Hook point of the target."""
     rows: dict[str, PairRows]
+    """Rows of each concept by its name."""
     stitch: Stitch | None = None
+    """Map of ordinary text for the arm ``stitch``; None leaves the arm out."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +85,15 @@ class _ConceptRows:
     disjoint: PairRows
     """B, the other pairs of the concept."""
     other: PairRows
+    """Rows of the next concept in the list."""
     others: PairRows | None
+    """Rows of all other concepts; None if there is only one other concept."""
     target_hook: str
+    """Hook point of the target."""
     stitch: Stitch | None
+    """Map of ordinary text; None if there is none."""
     by: Extraction
+    """How vectors are learnt from pairs."""
 
     @property
     def vector(self) -> Tensor:
@@ -97,7 +112,8 @@ class _ConceptRows:
 
 
 _Transfer = Callable[[_ConceptRows], tuple[Tensor, RowMap]]
-"""Returns the vector of one hook pair on the target, and the map that transferred it."""
+"""Function from the rows of one hook pair to the target's vector and the map that transferred
+it."""
 
 
 def concept_arms(
@@ -160,6 +176,7 @@ def _fitted(
     def by(fit: Callable[[_ConceptRows], RowMap]) -> _Transfer:
         def transfer(layer: _ConceptRows) -> tuple[Tensor, RowMap]:
             row_map = fit(layer)
+            # v T, without a bias: a vector is a difference of rows.
             return layer.vector @ row_map.weight, row_map
 
         return transfer
@@ -186,6 +203,7 @@ def _by_noise(generator: torch.Generator) -> _Transfer:
     """Transfer of a vector of random rows, by a map fitted on the same random rows."""
 
     def transfer(layer: _ConceptRows) -> tuple[Tensor, RowMap]:
+        # Vector and map use the same random rows, as in the arm `own`.
         noise = layer.learnt.without_source(generator)
         row_map = noise.fit(score=True)
         return noise.gap("source", layer.by) @ row_map.weight, row_map
@@ -207,6 +225,7 @@ def _by_stitch(layer: _ConceptRows) -> Tensor:
         raise ValueError(
             f"no stitch ends at {layer.target_hook!r}; give one for every pair of hook points"
         )
+    # Stitches are float32 on any device; concept rows are float64 on the CPU.
     return layer.vector @ layer.stitch.up.weight.double().cpu()
 
 

@@ -4,8 +4,10 @@
     curve.summary          # cosine to the native vector, by arm and n/d
     curve.figure()
 
-No model is steered: activations are read once, and maps are fitted on parts of them. With n texts,
-d source dimensions and a vector learnt from contrast texts, the arms are:
+Problem: with few texts a concept map reproduces its target rows whatever the source is, and a
+cosine of 1 then proves nothing. Mechanism: the cosine is measured over the number of texts. No
+model is steered: activations are read once, and maps are fitted on parts of them. With n texts, d
+source dimensions and a vector learnt from contrast texts, the arms are:
 
 | arm | the map is fitted on | the vector is learnt from |
 | --- | --- | --- |
@@ -19,9 +21,10 @@ d source dimensions and a vector learnt from contrast texts, the arms are:
 | ``random`` | no texts: Gaussian T, whose scale changes the norm ratio only | held-out pairs |
 | ``stitch`` | tokens of ordinary text (`lrt_lens.fit_stitches`) | held-out pairs |
 
-The cosine is taken to the vector that the target learns from the same texts as the source. The
-control to look at is ``noise_source``, which uses no source model: for n ≤ d its cosine is 1, as is
-that of ``own``.
+The cosine is taken to the vector that the target learns from the same texts as the source.
+
+Limits: a high cosine of ``own`` must be compared with ``noise_source``, which uses no source model:
+for n ≤ d both are 1.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,6 +48,7 @@ from lrt_lens.statistics._intervals import spread
 from lrt_lens.stitching._stitch import Stitch
 
 HELD_OUT_SHARE = 0.25
+"""Share of a concept's pairs that no map is fitted on."""
 _COUNT_SHARES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 0.95, 1.05, 1.2, 1.5, 2, 3, 5)
 """Default numbers of texts as shares of d, dense around d."""
 
@@ -54,10 +58,13 @@ class ConceptInterpolation:
     """Cosines to the native vector over the number of texts."""
 
     table: pd.DataFrame
-    """One row per concept, arm, n and draw: concept, arm, n, d, n_over_d, draw, cosine, norm_ratio
-    (length over the native vector's), interpolates."""
+    """One row per concept, arm, n and draw.
+
+    Columns: concept, arm, n, d, n_over_d, draw, cosine, norm_ratio (length over the native
+    vector's), interpolates.
+    """
     n_held_out: dict[str, int]
-    """By concept, the number of held-out pairs."""
+    """Number of held-out pairs of each concept, by its name."""
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -88,7 +95,7 @@ class ConceptInterpolation:
         return pd.DataFrame(rows)
 
     def figure(self) -> Any:
-        """Figure of the cosine against n/d, one line per arm (plotly)."""
+        """Return a plotly figure of the cosine against n/d, one line per arm."""
         return interpolation_figure(self.summary)
 
     def _repr_html_(self) -> str:
@@ -125,7 +132,7 @@ def evaluate_interpolation(
         counts: even numbers of texts; None takes about a dozen around d.
         read: ``"last"`` token, or the ``"mean"`` over a text's unmasked tokens.
         stitch: a map of ordinary text between these hook points, for comparison.
-        ridge: whether to fit ridge maps too, which is the slow part.
+        ridge: True fits ridge maps too, which is the slow part.
         rows: the result of `read_rows` for these models, sets and hook points.
         n_draws: random selections of texts for each number.
         seed: seed of draws and folds.
@@ -187,7 +194,9 @@ class _InterpolationArms:
     other: PairRows
     """Pairs of all other concepts."""
     ridge: bool
+    """True if ridge maps are fitted too."""
     stitch: Stitch | None
+    """Map of ordinary text for the arm ``stitch``; None leaves the arm out."""
 
     @property
     def d(self) -> int:
@@ -215,6 +224,7 @@ class _InterpolationArms:
         key = {"n": n, "draw": draw}
         same_texts = {"own": own, "noise_source": own.without_source(generator)}
         held_out = {"own_disjoint": own}
+        # Maps of other concepts exist only up to the number of their texts.
         if n <= self.other.n_texts:
             other = self.other[torch.randperm(len(self.other), generator=generator)[: n // 2]]
             held_out |= {"other": other, "shuffled": other.shuffled(generator)}

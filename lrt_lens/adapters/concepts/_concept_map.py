@@ -18,7 +18,7 @@ number of texts n is not larger than the number of dimensions d, the map *interp
 exactly, whatever the source's rows are, even for random numbers. A mean-difference vector is a
 linear combination of the rows that it is learnt from. If the map was fitted on the same texts, the
 result therefore **is** the target's own vector and says nothing about transfer
-(`ConceptMap.interpolates` and `ConceptMap.overlap` tell, and a warning is logged). To test
+(`ConceptMap.interpolates` and `ConceptMap.overlap` show it, and a warning is logged). To test
 transfer, fit maps on other texts, best on other concepts. For this reason `ConceptMap.fit` takes
 several sets, and n, d, the effective rank and held-out scores are always shown.
 """
@@ -54,13 +54,16 @@ from lrt_lens.stitching._affine import AffineMap
 logger = logging.getLogger(__name__)
 
 CONCEPT_MAP_SCHEMA = "lrt_lens.concept_map/1"
+"""Schema version of a file; another one is refused."""
 
 TextRead = Literal["last", "mean"]
 """How a text becomes one row. Positions are not offered: tokenizers count them differently."""
 Extraction = Literal["mean_difference", "principal_component"]
 """How a vector is learnt: mean difference (CAA), or first principal component (RepE)."""
 _SCORES = ("rank", "effective_rank", "alpha", "r2", "r2_uniform", "interpolates")
+"""Fields of a layer that `ConceptMap.summary` shows."""
 _NUMBERS = ("n", *_SCORES, "cosines", "median_norm")
+"""Fields of a layer that a file stores as JSON; the map itself is stored as tensors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +71,13 @@ class ConceptLayer:
     """The map between one hook point of the source and one of the target."""
 
     map: AffineMap
+    """Map of rows; a vector is transferred by its weight, without its bias."""
     n: int
-    """Number of texts that it was fitted on."""
+    """Number of texts that the map was fitted on."""
     rank: int
     """Rank of the source's rows."""
     effective_rank: float
-    """exp(entropy) of the centred source rows' singular values."""
+    """Effective rank exp(entropy) of the centred source rows' singular values."""
     alpha: float
     """Penalty of ridge; 0 for least squares."""
     r2: float
@@ -81,12 +85,13 @@ class ConceptLayer:
     r2_uniform: float
     """R² on held-out pairs, mean over dimensions."""
     interpolates: bool
-    """Whether the map predicts all its texts exactly, whatever they are."""
+    """True if the map predicts the target rows of its own texts exactly, whatever these rows
+    are."""
     cosines: dict[str, float] = field(default_factory=dict)
-    """For each concept the cosine between two mean differences: the source's, with every pair
-    transferred by a map fitted without it, and the target's own."""
+    """Cosine, for each concept, between the source's transferred mean difference and the target's
+    own; each pair is transferred by a map that was fitted without it."""
     median_norm: float = math.nan
-    """Median ‖row‖ in the target."""
+    """Median ‖row‖ of the texts in the target."""
 
     @property
     def d(self) -> int:
@@ -99,8 +104,11 @@ class ConceptMap:
     """Maps fitted on contrast texts, one per hook pair."""
 
     layers: tuple[ConceptLayer, ...]
+    """One map per hook pair."""
     source: ModelIdentity | None = None
+    """Model on which vectors are learnt; None if it is unknown."""
     target: ModelIdentity | None = None
+    """Model to which vectors are transferred; None if it is unknown."""
     concepts: tuple[str, ...] = ()
     """Names of the contrast sets."""
     digests: tuple[str, ...] = ()
@@ -108,7 +116,9 @@ class ConceptMap:
     text_keys: frozenset[str] = frozenset()
     """Hashes of the texts that the maps were fitted on."""
     read: str = "last"
+    """How a text becomes one row: its last token, or the mean over its tokens."""
     method: str = "least_squares"
+    """Method of the fit: least squares or ridge."""
 
     # -------------------------------------------------------------------------------------- fitting
 
@@ -126,7 +136,7 @@ class ConceptMap:
         n_folds: int = N_FOLDS,
         seed: int = 0,
     ) -> "ConceptMap":
-        """Concept map with one map per hook pair, in the order given.
+        """Concept map with one map per hook pair, in the order of the arguments.
 
         Args:
             models: a `ModelPair`, or (source, target) with any two tokenizers.
@@ -136,7 +146,7 @@ class ConceptMap:
             read: ``"last"`` token (the paper), or the ``"mean"`` over a text's unmasked tokens.
             method: ``"least_squares"`` (the paper), or ``"ridge"`` with a penalty chosen on
                 held-out pairs.
-            intercept: whether to centre both sides; None centres for ridge only.
+            intercept: True centres both sides; None centres for ridge only.
             n_folds: folds of pairs for the held-out scores.
             seed: seed of the folds.
 
@@ -171,6 +181,7 @@ class ConceptMap:
             target.identity,
             tuple(one.name for one in sets),
             tuple(one.digest for one in sets),
+            # Texts are stored as hashes: overlap can be tested without the texts in the file.
             frozenset(map(_key, texts)),
             read,
             method,
@@ -259,7 +270,7 @@ class ConceptMap:
 
     @property
     def interpolates(self) -> bool:
-        """Whether any of the maps predicts all its texts exactly, whatever they are."""
+        """True if any of the maps predicts the target rows of its own texts exactly."""
         return any(layer.interpolates for layer in self.layers)
 
     def _starting_at(self, hook: str) -> ConceptLayer:
@@ -328,6 +339,7 @@ class ConceptMap:
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file and return its path."""
+        # Tensors are named kind.i, with i the number of the layer; everything else is JSON.
         tensors = {
             f"{kind}.{i}": getattr(layer.map, kind)
             for i, layer in enumerate(self.layers)
@@ -366,6 +378,7 @@ class ConceptMap:
                 raise FileFormatError(
                     f"{str(path)!r} lacks the map of layer {i}; fit the concept map again"
                 )
+            # Hook points belong to the map, all other values to the layer.
             hooks = numbers.pop("source_hook"), numbers.pop("target_hook")
             affine = AffineMap(tensors[f"weight.{i}"], tensors[f"bias.{i}"], *hooks)
             layers.append(ConceptLayer(affine, **numbers))
@@ -403,6 +416,7 @@ def apply_together(
     """
     hooked = load_model(model)
     hooks = [vector.hook for vector in vectors]
+    # Two vectors at one hook point act one after the other; users should give their sum.
     if not hooks or any(same_place(a, b) for i, a in enumerate(hooks) for b in hooks[:i]):
         raise ValueError(
             f"the vectors are at {hooks}; give at least one, and one for each hook point (add "

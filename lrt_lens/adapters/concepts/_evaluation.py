@@ -57,7 +57,7 @@ from lrt_lens.stitching._stitch import Stitch
 _AROUND = (0.85, 1.2)
 """Multiples of the calibrated strength between which effects at equal damage are interpolated."""
 _FACTS = ("cosine", "norm_ratio", "n", "d", "interpolates", "r2", "r2_uniform")
-"""Facts about an arm's maps that the summary shows."""
+"""Keys of `ConceptArm.facts` that the summary shows as columns."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ class Concept:
     """A concept: texts for maps and vectors, and items for the measurement, without overlap."""
 
     contrast: ContrastSet
+    """Pairs of texts from which maps are fitted and vectors are learnt."""
     items: ChoiceItems
+    """Choice items on which the effect is measured."""
 
     @property
     def name(self) -> str:
@@ -95,16 +97,22 @@ class ConceptTransfer:
     """Propensities, probabilities and effects of every arm of every concept over β."""
 
     table: pd.DataFrame
-    """One row per concept, arm, draw and beta: propensity, probability (per cent) and effect, each
-    with low and high (bootstrap over items), and damage."""
+    """One row per concept, arm, draw and beta.
+
+    Columns: propensity, probability (per cent) and effect, each with low and high (bootstrap over
+    items), and damage.
+    """
     summary: pd.DataFrame
-    """One row per concept and arm: cosine, norm_ratio, n, d, interpolates, r2, r2_uniform (held
-    out), effect, effect_low, effect_high (at β = 1), beta_at_equal_damage, effect_at_equal_damage,
-    low, high, fraction_of_native with fraction_low and fraction_high, n_draws, flag."""
+    """One row per concept and arm.
+
+    Columns: cosine, norm_ratio, n, d, interpolates, r2, r2_uniform (held out), effect, effect_low,
+    effect_high (at β = 1), beta_at_equal_damage, effect_at_equal_damage, low, high,
+    fraction_of_native with fraction_low and fraction_high, n_draws, flag.
+    """
     vectors: dict[tuple[str, str], tuple[SteeringVector, ...]] = field(repr=False)
     """Vectors by concept and arm, except arms with many draws."""
     budget: float | None = None
-    """Nats per token at which arms are compared; None if they were not."""
+    """Damage in nats per token at which arms are compared; None if they were not."""
 
     def paper_table(self, beta: float = 1.0) -> pd.DataFrame:
         """Probability of the concept's choice in per cent, one row per concept, one column per arm.
@@ -120,6 +128,7 @@ class ConceptTransfer:
             )
         # The arm "none" has a single row, at β = 0.
         unsteered = self.table["arm"].eq("none")
+        # `&` binds tighter than `|`: (β and steered) or unsteered.
         at = self.table["beta"].eq(beta) & ~unsteered | unsteered
         wide = self.table.loc[at].pivot_table(
             index="concept", columns="arm", values="probability", sort=False
@@ -286,6 +295,7 @@ def _stitches(
         )
     for one, (at, to) in zip(stitches, hook_pairs, strict=True):
         one.refuse_foreign(at, source.identity)
+        # Reversed, the stitch starts at the target, so the same check serves the other end.
         one.reversed().refuse_foreign(to, target.identity)
     return [*stitches]
 
@@ -298,13 +308,14 @@ def _layer_rows(
     rows: Sequence[dict[str, PairRows]] | None,
     settings: ConceptTransferSettings,
 ) -> list[LayerRows]:
-    """Rows of all concepts per hook pair, read from the models if they are not given."""
+    """Rows of all concepts per hook pair, read from the models if ``rows`` is None."""
     sets = [concept.contrast for concept in concepts]
     if rows is None:
         rows = [
             read_rows(models, sets, source_hook=at, target_hook=to, read=settings.read)
             for at, to in hook_pairs
         ]
+    # Rows do not record their hook points, so only their number can be checked.
     if len(rows) != len(hook_pairs):
         raise ValueError(
             f"rows of {len(rows)} pair(s) of hook points given for {len(hook_pairs)}; give one for "
@@ -341,6 +352,7 @@ class _ArmCurve:
     """Propensities and damages of one arm over β."""
 
     arm: ConceptArm
+    """Arm that was measured."""
     curve: Curve
     """Values at all measured β, ascending, with negative ones and 0 among them."""
 
@@ -415,6 +427,8 @@ class _SteeredModel:
     def _bracket(self, arm: ConceptArm, budget: float) -> set[float]:
         """Two β around the one whose damage is the budget; none if no tried β does that damage."""
 
+        # The item passes and the neutral passes share the hooks, so later hooks are registered
+        # here.
         def measure(beta: float) -> float:
             first, later = self._hooks(arm, beta)
             with self.model.intervene(later):
@@ -443,10 +457,13 @@ class _ConceptCurves:
     """Curves of all arms of one concept, and the rows of both tables that follow from them."""
 
     concept: str
+    """Name of the concept."""
     curves: list[_ArmCurve]
-    """``source`` first, ``native`` second."""
+    """Curves of all arms, that of ``source`` first, that of ``native`` second."""
     budget: float | None
+    """Damage in nats per token for the comparison; None leaves it out."""
     seed: int
+    """Seed of the bootstraps."""
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per arm, draw and β.
@@ -466,6 +483,7 @@ class _ConceptCurves:
     def _row(self, curve: _ArmCurve, name: str, beta: float) -> dict[str, Any]:
         row: dict[str, Any] = {
             "concept": self.concept,
+            # Draws of a random arm differ in effect at β = 1, so the interval is over draws.
             "arm": name,
             "draw": curve.arm.draw,
             "beta": beta,

@@ -4,8 +4,9 @@
     fit = fit_rows(x, y, groups=pairs, method="ridge")   # penalty by cross-validation
     fit.weight, fit.rank, fit.r2                         # r2 is held out
 
-With the thin singular value decomposition X = UΣVᵀ of the rows [text, d_source], centred if there
-is an intercept:
+Problem: a contrast set has hundreds of texts and a stream thousands of dimensions, so XᵀX is
+singular. Mechanism: with the thin singular value decomposition X = UΣVᵀ of the rows [text,
+d_source], centred if there is an intercept:
 
 | method | objective | solution |
 | --- | --- | --- |
@@ -17,6 +18,8 @@ the rows are stored and no matrix of size d² is formed except the map itself. R
 two texts of a pair) are held out together. ``r2`` compares with the held-out rows' own mean:
 without centring, the large mean of a residual stream alone would give an R² near 1. Ridge's scores
 are nested: the penalty that predicts a fold is chosen without that fold.
+
+Limits: all rows are held in memory in float64.
 """
 
 from collections.abc import Sequence
@@ -32,9 +35,11 @@ from lrt_lens.stitching._diagnostics import effective_rank
 from lrt_lens.stitching.solvers._solver import DEFAULT_ALPHAS
 
 Method = Literal["least_squares", "ridge"]
+"""Method of a fit, as in the table of the module docstring."""
 RCOND = 1e-6
-"""Singular values below this share of the largest are rounding of float32, and count as zero."""
+"""Singular values below this share of the largest are rounding of float32 and count as zero."""
 N_FOLDS = 5
+"""Number of folds of groups that are held out in turn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,32 +47,34 @@ class RowMap:
     """A map ``y ≈ x @ weight + bias`` fitted on rows, with its held-out scores."""
 
     weight: Tensor
-    """[d_source, d_target], float64."""
+    """Weights in float64, [d_source, d_target]."""
     bias: Tensor
-    """[d_target]; zeros without an intercept."""
+    """Bias in float64, zeros without an intercept, [d_target]."""
     alpha: float
     """Penalty relative to the mean second moment of the source; 0 for least squares."""
     n: int
-    """Number of rows that it was fitted on."""
+    """Number of rows that the map was fitted on."""
     rank: int
     """Rank of the source's rows (centred if there is an intercept)."""
     effective_rank: float
-    """exp(entropy) of the centred source rows' singular values (Roy and Vetterli 2007, eq. 4)."""
+    """Effective rank exp(entropy) of the centred source rows' singular values (Roy and Vetterli
+    2007, eq. 4)."""
     r2: float
     """R² of held-out rows, weighted by variance."""
     r2_uniform: float
     """R² of held-out rows, mean over dimensions."""
     held_out: Tensor
-    """[row, d_target]: each row predicted by the fit without its group; NaN without such a fit."""
+    """Rows as predicted by the fit without their group; NaN without such a fit, [row, d_target]."""
     held_out_directions: Tensor
-    """[row, d_target]: the held-out predictions without the bias, for differences of rows."""
+    """Held-out predictions without the bias, for differences of rows, [row, d_target]."""
 
     @property
     def interpolates(self) -> bool:
-        """Whether the map predicts all its rows exactly, whatever they are.
+        """True if the map predicts the target rows of its fit exactly, whatever these rows are.
 
-        This is so without a penalty if the rows are linearly independent.
+        This is so without a penalty if the source rows are linearly independent.
         """
+        # Centring takes one dimension from the rows: n centred rows have at most rank n − 1.
         return self.alpha == 0 and self.rank >= self.n - bool(self.bias.any())
 
 
@@ -90,12 +97,12 @@ def fit_rows(
         y: [row, d_target].
         groups: number of the group of each row; groups are held out as a whole.
         method: ``"least_squares"`` or ``"ridge"``.
-        intercept: whether to centre both sides; None centres for ridge only (as L-Cross does not
+        intercept: True centres both sides; None centres for ridge only (L-Cross does not centre
             for least squares).
         alphas: candidates for the penalty of ridge.
         n_folds: number of folds of groups; fewer if there are fewer groups.
         seed: seed of the folds.
-        score: whether to compute held-out scores. Without them, many maps are fitted much faster;
+        score: True computes held-out scores. Without them, many maps are fitted much faster;
             ridge still chooses its penalty on held-out rows.
 
     Raises:
@@ -155,6 +162,7 @@ def _check(x: Tensor, y: Tensor, groups: Sequence[int], method: str) -> None:
             f"{len(x)} text(s) in {len(set(groups))} group(s); a map needs at least two texts of "
             "two groups, so that one can be held out: give more texts"
         )
+    # A single NaN would spread to the whole map through the decomposition.
     for role, rows in (("source", x), ("target", y)):
         if not torch.isfinite(rows).all():
             raise NonFiniteError(
@@ -166,6 +174,7 @@ def _check(x: Tensor, y: Tensor, groups: Sequence[int], method: str) -> None:
 def _folds(groups: Sequence[int], n_folds: int, seed: int) -> list[Tensor]:
     """Row numbers of each fold."""
     member = torch.tensor(groups)
+    # `unique` sorts the groups, so the folds depend on the seed and not on the order of the rows.
     distinct = torch.unique(member)
     order = distinct[torch.randperm(len(distinct), generator=torch.Generator().manual_seed(seed))]
     return [
@@ -206,13 +215,15 @@ class _RowSpectrum:
     """Thin singular value decomposition X = UΣVᵀ of the source's rows, with UᵀY."""
 
     right: Tensor
-    """V, [d_source, rank]."""
+    """Right singular vectors V, [d_source, rank]."""
     values: Tensor
-    """Σ, [rank]."""
+    """Singular values Σ, [rank]."""
     projected: Tensor
-    """UᵀY, [rank, d_target]."""
+    """Target rows in the basis of the left singular vectors, UᵀY, [rank, d_target]."""
     mean_x: Tensor
+    """Mean of the source's rows, zeros without centring, [d_source]."""
     mean_y: Tensor
+    """Mean of the target's rows, zeros without centring, [d_target]."""
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, centred: bool) -> "_RowSpectrum":

@@ -5,7 +5,11 @@
     rows[10:].gap("source")      # vector learnt on the source from the other pairs
     rows[10:].gap("target")      # native vector of the same pairs
 
-Any part of the pairs can be selected, so a map and a vector can come from different texts.
+Problem: a map and a vector that come from the same texts agree by construction. Mechanism: all
+pairs are read once, and any part of them can be selected, so that a map and a vector come from
+different texts.
+
+Limits: the rows of all texts are held in memory in float64.
 """
 
 from collections.abc import Sequence
@@ -27,6 +31,7 @@ from lrt_lens.models._pair import ModelPair, model_sides, paired_hooks
 from lrt_lens.models._reading import read_activations
 
 ModelRole = Literal["source", "target"]
+"""Name of one of the two models."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +39,9 @@ class PairRows:
     """One row per text in both models; index 0 of the middle dimension is the positive text."""
 
     source: Float[Tensor, "pair 2 d_source"]
+    """Rows of the source model."""
     target: Float[Tensor, "pair 2 d_target"]
+    """Rows of the target model."""
 
     @classmethod
     def of(
@@ -114,6 +121,7 @@ class PairRows:
         Everything that depends on the text is lost; means and spreads stay.
         """
         flat = _text_rows(self.target)
+        # A random permutation may leave a few rows in place.
         order = torch.randperm(len(flat), generator=generator)
         return replace(self, target=flat[order].reshape(self.target.shape))
 
@@ -164,7 +172,7 @@ def known_rows(rows: dict[str, PairRows], contrasts: Sequence[ContrastSet]) -> d
 
 
 def mean_only(rows: PairRows) -> Tensor:
-    """Map ``x̄ᵀȳ/‖x̄‖²`` that knows the mean states only, [d_source, d_target].
+    """Map ``x̄ᵀȳ/‖x̄‖²`` that depends on the mean states only, [d_source, d_target].
 
     Without centring, the means dominate least squares.
     """

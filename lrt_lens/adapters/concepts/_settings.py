@@ -13,24 +13,27 @@ BETAS = (-1.5, -1.0, 1.0, 1.5)
 
 @dataclass(frozen=True)
 class ConceptTransferSettings(Settings):
-    """Settings of `lrt_lens.evaluate_concept_transfer`."""
+    """Settings of `lrt_lens.evaluate_concept_transfer`: strengths, vectors, maps and controls."""
 
     betas: Sequence[float] = BETAS
     """Strengths besides 0, as multiples of a vector's own length on the target."""
     damage: float | None = 0.1
-    """Nats per token on neutral text at which arms are compared too; None leaves that out."""
+    """Damage in nats per token on neutral text at which arms are compared too; None leaves that
+    out."""
     by: Extraction = "mean_difference"
     """How vectors are learnt: mean difference (CAA) or first principal component (RepE)."""
     read: TextRead = "last"
-    """``"last"`` token, or the ``"mean"`` over a text's unmasked tokens."""
+    """Row of a text: its ``"last"`` token, or the ``"mean"`` over a text's unmasked tokens."""
     ridge: bool = True
-    """Whether to fit ridge maps too."""
+    """True if ridge maps are fitted too."""
     positions: Positions = "all"
     """Positions that are steered (in the paper all for CAA, the last one for RepE)."""
     n_pairs: int | None = None
-    """Pairs that vectors are learnt from; None takes half of a concept's pairs. With few pairs the
-    arm ``own`` interpolates."""
+    """Number of pairs from which vectors are learnt; None takes half of a concept's pairs.
+
+    With few pairs the arm ``own`` interpolates.
+    """
     n_random: int = 6
-    """Random maps."""
+    """Number of random maps."""
     seed: int = 0
     """Seed of splits, draws, folds and bootstraps."""

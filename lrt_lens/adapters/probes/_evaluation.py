@@ -4,7 +4,9 @@
     result.summary        # share of native accuracy above chance, with intervals
     result.figure()
 
-All arms are evaluated on the same test texts:
+Problem: the accuracy of a transferred probe means little alone: the task may be easy, the classes
+unequal, or the token identities sufficient. Mechanism: all arms are evaluated on the same test
+texts:
 
 - ``source``: the probe on the source model, where it was fitted.
 - ``native``: a probe fitted on the target with all training labels.
@@ -23,6 +25,8 @@ are cheap, and choose their penalty on the k rows.
 
 Intervals are paired bootstraps over the test texts. For ``random`` and ``permuted`` the interval is
 the range of 95% of the draws.
+
+Limits: ``read="every"`` is refused, because tokens of one text are not independent items.
 """
 
 import logging
@@ -72,20 +76,21 @@ DRAWN_ARMS = ("random", "permuted")
 
 @dataclass(frozen=True)
 class ProbeEvaluationSettings(Settings):
-    """Settings of `evaluate_probe`."""
+    """Settings of `evaluate_probe`: read position, split, learning curve and controls."""
 
     read: Read = "mean"
-    """Where texts are read, for a probe that is fitted here; a probe that is passed has its own."""
+    """Position that is read, for a probe that is fitted here; a probe that is passed has its
+    own."""
     test_share: float = 0.3
-    """Share of the texts for the stratified test split, if no ``test_texts`` are given."""
+    """Share of the texts for the stratified test split, if ``test_texts`` is None."""
     ks: Sequence[int] = (10, 30, 100)
     """Numbers of labels of the target in the learning curve."""
     n_seeds: int = 5
-    """Draws of each k labels; every class is among them."""
+    """Number of draws of each k labels; every class is among them."""
     n_random: int = 20
-    """Random probes."""
+    """Number of random probes."""
     n_permuted: int = 5
-    """Probes fitted on permuted labels."""
+    """Number of probes fitted on permuted labels."""
     task: str = "probe"
     """Name of the classification task."""
     seed: int = 0
@@ -97,15 +102,22 @@ class ProbeEvaluation:
     """Accuracies of all arms on the same test texts."""
 
     table: pd.DataFrame
-    """One row per arm and k: task, arm, k (labels of the target that were used, or 0), n_draws,
-    accuracy, low, high, auroc, auroc_low, auroc_high."""
+    """One row per arm and k.
+
+    Columns: task, arm, k (labels of the target that were used, or 0), n_draws, accuracy, low, high,
+    auroc, auroc_low, auroc_high.
+    """
     summary: pd.DataFrame
-    """One row per arm and k: task, arm, k, accuracy, low, high, share_of_native, share_low,
-    share_high. The share is (accuracy − chance) / (native − chance), undefined if the interval of
-    ``native`` includes chance."""
+    """One row per arm and k.
+
+    Columns: task, arm, k, accuracy, low, high, share_of_native, share_low, share_high. The share is
+    (accuracy − chance) / (native − chance); it is undefined if the interval of ``native`` includes
+    chance.
+    """
     chance: float
     """Share of the largest class among the test texts."""
     n_test: int
+    """Number of test texts."""
     probes: dict[str, LinearProbe] = field(repr=False)
     """The probes ``source``, ``native`` and ``transferred``."""
 
@@ -115,7 +127,7 @@ class ProbeEvaluation:
         return str(self.table["task"].iloc[0])
 
     def figure(self) -> Any:
-        """Figure of the accuracy of every arm and of the learning curve over k (plotly)."""
+        """Return a plotly figure of the accuracy of every arm and of the learning curve over k."""
         return probe_figure(self.table, chance=self.chance)
 
     def _repr_html_(self) -> str:
@@ -141,7 +153,7 @@ def evaluate_probe(
     settings: ProbeEvaluationSettings | None = None,
     **options: Any,
 ) -> ProbeEvaluation:
-    """Accuracy and AUROC of a transferred probe and of its controls, with intervals.
+    """Return accuracy and AUROC of a transferred probe and of its controls, with intervals.
 
     Args:
         pair: both models.
@@ -185,6 +197,7 @@ def evaluate_probe(
             seed=seed,
         )
     arms = _ProbeArms(pair, stitch, probe, train, test, seed)
+    # Arms of several draws appear once per draw and collect their predictions.
     by_arm: dict[tuple[str, int], list[np.ndarray]] = {}
     for arm, k, p in _with_progress(arms, token_map, settings, progress):
         by_arm.setdefault((arm, k), []).append(p)
@@ -197,7 +210,7 @@ def evaluate_probe(
 
 
 Labelled = tuple[list[str], list[Any]]
-"""(texts, one label per text)."""
+"""Texts, and one label per text."""
 
 
 def _split(
@@ -207,7 +220,7 @@ def _split(
     test_labels: Sequence[Any] | None,
     settings: ProbeEvaluationSettings,
 ) -> tuple[Labelled, Labelled]:
-    """Return training and test texts with labels; a stratified split if no test texts are given."""
+    """Return training and test texts with labels; a stratified split if ``test_texts`` is None."""
     check_labels(texts, labels)
     plain = [plain_label(label) for label in labels]
     if (test_texts is None) != (test_labels is None):
@@ -259,6 +272,7 @@ def _check(
                 "the probe reads every token, and tokens of one text are no independent items; "
                 "give a probe that is read once per text"
             )
+    # Each draw of k labels holds every class, so k is at least the number of classes.
     classes, ks = len(set(train[1])), settings.ks
     if settings.n_seeds < 1 or any(not classes <= k <= len(train[0]) for k in ks):
         raise ValueError(
@@ -337,6 +351,8 @@ class _ProbeArms:
                 "pair alone with null='full'"
             )
         else:
+            # A probe is transferred by the map target → source, so its control is the null's
+            # `down`.
             shuffled = self.stitch.transfer(self.probe, through=self.stitch.null.down)
             yield "shuffled", 0, self._on_target(shuffled)
         if token_map is not None:
@@ -375,8 +391,10 @@ class _ProbeArms:
         for draw in range(n):
             weight = generator.standard_normal((self.x.shape[1], len(self.native.bias)))
             weight = weight if draw < n // 2 else root @ weight
+            # logits: rows [text, d] times random weights [d, column].
             logits = self.x @ weight
-            # Subtracting the median splits the training texts evenly.
+            # Subtracting the median splits the training texts evenly, dividing by the deviation
+            # keeps the logits in the range of a sigmoid.
             scale, middle = logits.std(0) + 1e-30, np.median(logits, 0)
             yield "random", 0, probabilities((self.x_test @ weight - middle) / scale)
 
@@ -393,6 +411,8 @@ class _ProbeArms:
             for draw in range(n_seeds):
                 rows = _stratified_rows(self.y, k, np.random.default_rng((self.seed, k, draw)))
                 y = self.y[rows]
+                # Both arms have the same rows and the same seed of folds, so they differ in the
+                # shrinkage only.
                 refit = fit_towards(self.z[rows], y, start, scaling=scaling_z, seed=draw)
                 yield "refit", k, refit.probabilities(self.z_test)
                 scratch = fit_logistic(

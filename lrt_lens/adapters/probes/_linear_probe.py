@@ -4,7 +4,8 @@
     transferred = stitch.transfer(probe)                 # needs no label of the target
     transferred.accuracy(pair.target, texts, labels)
 
-A probe is a logistic regression on activations, ``softmax(x w + c)``, or a sigmoid for two classes.
+Problem: a probe needs labels in every model that it reads, and labels are expensive. Mechanism: a
+probe is a logistic regression on activations, ``softmax(x w + c)``, or a sigmoid for two classes.
 A transferred probe reads the mapped state ``down(y) = y W + b``: its weights are ``w' = W w`` and
 ``c' = c + b·w`` (Stitching, arXiv 2506.06609, §4), which is exact and needs no fitting. Reading a
 position, the mean, or every token on its own commutes with the affine map. The maximum over tokens
@@ -49,8 +50,10 @@ from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
 
 PROBE_SCHEMA = "lrt_lens.probe/1"
+"""Schema version of a file; another one is refused."""
 
 Label = str | int
+"""Class of a text or token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +61,10 @@ class LinearProbe:
     """Logistic regression on the stream at one hook point of one model."""
 
     weight: Float[Tensor, "d column"]
-    """[d, column]: one column for two classes (the logit of the second), else one per class."""
+    """Weights: one column for two classes (the logit of the second), else one per class, [d,
+    column]."""
     bias: Float[Tensor, " column"]
-    """[column]."""
+    """Biases c of the logits x w + c, [column]."""
     classes: tuple[Label, ...]
     """Classes in the order of the probabilities."""
     hook: str
@@ -68,8 +72,9 @@ class LinearProbe:
     model: ModelIdentity | None = None
     """Model that the probe belongs to; None for a probe of unknown origin."""
     read: EveryRead = "last"
-    """Where a text is read; ``"every"`` reads each unmasked token on its own."""
+    """Position of a text that is read; ``"every"`` reads each unmasked token on its own."""
     name: str = "probe"
+    """Name in tables and figures."""
     method: str = "given"
     """How it was fitted, such as ``"logistic_regression"``."""
     transferred_by: Literal["stitch"] | None = None
@@ -77,9 +82,9 @@ class LinearProbe:
     corpus: str = ""
     """Hash of the texts and labels on which it was fitted."""
     penalty: float = float("nan")
-    """λ of the fit, for standardised features and the mean cross-entropy."""
+    """Penalty λ of the fit, for standardised features and the mean cross-entropy."""
     skip_first: int = SKIP_FIRST
-    """First positions of a text that are excluded from pooling, as in the fit of a map."""
+    """Number of first positions of a text that pooling leaves out, as in the fit of a map."""
     before: AffineMap | None = None
     """Map applied to every token before pooling; only for ``read="max"``."""
 
@@ -221,6 +226,7 @@ class LinearProbe:
                 f"no text is labelled {missing}; an AUROC needs texts of every class, "
                 f"{list(self.classes)}"
             )
+        # Of two classes, each against the other has the same AUROC.
         if len(self.classes) == 2:
             return float(roc_auc_score(truth, p[:, 1]))
         return float(
@@ -231,6 +237,7 @@ class LinearProbe:
         self, model: ModelLike, texts: Sequence[str], labels: Sequence[Any]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return probabilities [row, class] and true class numbers [row]."""
+        # Texts of one class can be scored too, so two classes are not required here.
         check_labels(texts, labels, every=self.read == "every", two=False)
         rows, counts = self.rows(model, texts)
         truth = class_numbers(_row_labels(labels, counts, self.read), self.classes)
@@ -240,6 +247,7 @@ class LinearProbe:
         """Raise `MismatchError` unless this probe belongs to ``model``."""
         if self.model is not None:
             self.model.refuse_other(model.identity, "the model to read", tokens=False)
+        # A probe with a map has weights for the source's width, but reads the target's.
         elif model.d_model != self.d_model:
             raise MismatchError(
                 f"the probe reads {self.d_model} dimensions, {model.name!r} has {model.d_model}; "
@@ -308,6 +316,7 @@ class LinearProbe:
         tensors, metadata = read_tensors(Path(path), PROBE_SCHEMA)
         fields: dict[str, Any] = json.loads(metadata["probe"])
         hooks = fields.pop("before")
+        # A probe that reads maxima stores its map too.
         needed = {"weight", "bias"} | ({"before/weight", "before/bias"} if hooks else set())
         if not needed <= tensors.keys():
             raise FileFormatError(
@@ -418,7 +427,7 @@ def plain_label(label: Any) -> Label:
             f"a label is {value!r}, a {type(value).__name__}; expected str or int: drop the rows "
             "without a label, name the others"
         )
-    # bool is a subclass of int, and True and 1 are the same class; JSON would tell them apart.
+    # bool is a subclass of int, and True and 1 are the same class, but two values in JSON.
     return int(value) if isinstance(value, bool) else value
 
 
@@ -463,8 +472,8 @@ def check_labels(
     Args:
         texts: the texts.
         labels: their labels.
-        every: whether a label may be a list with one label per token.
-        two: whether at least two classes are required.
+        every: True if a label may be a list with one label per token.
+        two: True if at least two classes are required.
     """
     if isinstance(texts, str) or len(texts) != len(labels):
         raise ValueError(
@@ -507,6 +516,6 @@ def _row_labels(labels: Sequence[Any], counts: Sequence[int], read: EveryRead) -
 
 
 def _digest(texts: Sequence[str], labels: Sequence[Label]) -> str:
-    # JSON keeps texts and labels apart, which a concatenation does not.
+    # JSON separates texts and labels, which a concatenation does not.
     content = json.dumps([list(texts), list(labels)])
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()

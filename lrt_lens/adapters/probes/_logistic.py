@@ -1,13 +1,20 @@
 """Logistic regression of rows, with a cross-validated penalty and standardisation folded in.
 
-With standardised features ``z = (x − μ)/σ``, probabilities ``p = softmax(z V + c)`` (a sigmoid of
-one column for two classes) and n rows:
+Problem: dimensions of a residual stream differ by orders of magnitude in variance, so one penalty
+for all weights needs standardised features; a stored probe should read plain activations.
+Mechanism: with standardised features ``z = (x − μ)/σ``, probabilities ``p = softmax(z V + c)`` (a
+sigmoid of one column for two classes) and n rows:
 
     minimise  mean cross-entropy + λ/2 ‖V − V₀‖²        (scikit-learn's C = 1/(λ n), V₀ = 0)
 
-λ is the penalty with the lowest held-out cross-entropy over stratified folds, the larger one of
-equals. `fit_logistic` is scikit-learn's ``LogisticRegression`` (V₀ = 0). `fit_towards` shrinks to
-an existing classifier (V₀ ≠ 0), which scikit-learn does not offer, by L-BFGS on the same objective.
+The result is rewritten as a classifier of x. λ is the penalty with the lowest held-out
+cross-entropy over stratified folds; of equal ones the larger.
+
+    fit_logistic(x, y, n_classes=2)                # V₀ = 0, scikit-learn's LogisticRegression
+    fit_towards(x, y, start=transferred)           # V₀ ≠ 0, L-BFGS on the same objective
+
+Limits: scikit-learn does not offer V₀ ≠ 0, so `fit_towards` has its own solver; the tests compare
+both for V₀ = 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +28,9 @@ PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 10.0)
 TOWARDS_PENALTIES = (*PENALTIES, 1e2, 1e4)
 """Candidates for λ when shrinking to another classifier; the last one leaves it unchanged."""
 N_FOLDS = 5
+"""Number of folds that choose λ."""
 _MAX_ITER = 2000
+"""Largest number of iterations; scikit-learn's default of 100 ends early at small penalties."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +38,12 @@ class Logistic:
     """A fitted classifier of rows with logits ``x @ weight + bias``."""
 
     weight: np.ndarray
-    """[d, column]: one column for two classes (the logit of the second), else one per class."""
+    """Weights: one column for two classes (the logit of the second), else one per class, [d,
+    column]."""
     bias: np.ndarray
-    """[column]."""
+    """Biases of the logits, [column]."""
     penalty: float = float("nan")
-    """λ that was used; NaN if the classifier was not fitted here."""
+    """Penalty λ that was used; NaN if the classifier was not fitted here."""
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """Logits of rows, [row, d] → [row, column]."""
@@ -49,7 +59,9 @@ class Scaling:
     """Means and standard deviations that standardise features."""
 
     mean: np.ndarray
+    """Mean μ of each feature, [d]."""
     deviation: np.ndarray
+    """Standard deviation σ of each feature, 1 if it is constant, [d]."""
 
     @classmethod
     def of(cls, x: np.ndarray) -> "Scaling":
@@ -71,6 +83,7 @@ class Scaling:
 
     def unfolded(self, classifier: Logistic) -> tuple[np.ndarray, np.ndarray]:
         """Return weight and bias on standardised rows of a classifier of plain rows."""
+        # x·w + c = z·(σ w) + c + μ·w
         weight = classifier.weight * self.deviation[:, None]
         return weight, classifier.bias + self.mean @ classifier.weight
 
@@ -108,6 +121,7 @@ def fit_logistic(
         seed: seed of the folds.
     """
     scaling = scaling or Scaling.of(x)
+    # Means and deviations are those of all rows, held-out ones included: they use no labels.
     z = scaling.rows(x)
     folds = _folds(y, n_folds, groups, seed)
     penalty = _choose_penalty(z, y, n_classes, _fit_sklearn, penalties, folds, fallback=1.0)
@@ -136,6 +150,7 @@ def fit_towards(
         return _fit_shrunk(z, labels, penalty, origin, offset)
 
     z = scaling.rows(x)
+    # A classifier of two classes has one column.
     n_classes = max(2, len(start.bias))
     folds = _folds(y, n_folds, None, seed)
     penalty = _choose_penalty(z, y, n_classes, fit, penalties, folds, fallback=penalties[-1])
@@ -143,8 +158,9 @@ def fit_towards(
 
 
 _Fit = Callable[[np.ndarray, np.ndarray, float], tuple[np.ndarray, np.ndarray]]
+"""Function from standardised rows, class numbers and λ to weight and bias."""
 _Fold = tuple[np.ndarray, np.ndarray]
-"""(rows to fit on, held-out rows)."""
+"""Indices of the rows to fit on and of the held-out rows."""
 
 
 def _choose_penalty(
@@ -157,9 +173,10 @@ def _choose_penalty(
     *,
     fallback: float,
 ) -> float:
-    """λ with the lowest held-out cross-entropy; ``fallback`` if no fold has all classes to fit."""
+    """Return λ of the lowest held-out cross-entropy; ``fallback`` if no fold has all classes."""
     if len(penalties) == 1:
         return penalties[0]
+    # A fold without a class to fit gives that class no column and cannot be compared.
     folds = [(train, held) for train, held in folds if len(np.unique(y[train])) == n_classes]
     if not folds:
         return fallback
@@ -204,6 +221,7 @@ def _fit_shrunk(
     from scipy.optimize import minimize
 
     n, columns = len(z), origin.shape[1]
+    # One-hot labels [row, class]; the gradient uses the last `columns` of them, as p does.
     truth = np.eye(max(2, columns))[y]
 
     def objective(step: np.ndarray) -> tuple[float, np.ndarray]:
@@ -218,6 +236,7 @@ def _fit_shrunk(
         gradient = [(z.T @ error + penalty * change).ravel(), error.sum(0) + penalty * bias]
         return float(loss), np.concatenate(gradient)
 
+    # `step` is V − V₀ and c − c₀, flattened, so that 0 is the start and the penalty is λ/2 ‖step‖².
     start = np.zeros(origin.size + columns)
     options: dict[str, Any] = {"maxiter": _MAX_ITER, "gtol": 1e-6}
     step = minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x

@@ -1,4 +1,4 @@
-"""Whether an SAE belongs to a model, a hook point, a residual basis and a tokenizer.
+"""Check that an SAE belongs to a model, a hook point, a residual basis and a tokenizer.
 
 Problem: an SAE of other weights or of another hook point gives wrong numbers without an error.
 Mechanism: one function per question; every function that takes an SAE asks all of them, so that
@@ -32,6 +32,7 @@ def refuse_foreign_sae(
         model: the model that is read; None if it is not known, which skips the questions about it.
         width: dimensions at ``hook``; ``model.d_model`` by default.
     """
+    # An explicit width counts more than d_model: the maps or rows in use decide what fits.
     expected = model.d_model if width is None and model is not None else width
     if expected is not None:
         refuse_other_width(sae, hook, expected)
@@ -58,6 +59,7 @@ def refuse_other_width(sae: Any, hook: str, width: int) -> None:
     decoder = getattr(sae, "W_dec", None)
     widths = [getattr(getattr(sae, "cfg", None), "d_in", None)]
     widths += [None if decoder is None else decoder.shape[-1]]
+    # `cfg.d_in` and the decoder are both read, because an SAE may have only one of them.
     for found in widths:
         if found is not None and found != width:
             raise MismatchError(
@@ -84,6 +86,7 @@ def refuse_other_model(sae: Any, model: ModelIdentity) -> None:
     and folders. Names are compared without owner and case.
     """
     name, weights = _recorded(sae, "model_name"), _recorded(sae, "model_hash")
+    # Equal weights are the same model, whatever both are called.
     if weights == model.config_hash:
         return
     if weights:

@@ -1,6 +1,6 @@
 """Linear relation between the decoders of two SAEs: LRT's figure 2 with nulls of the same norm.
 
-The paper (arXiv 2506.00653) regresses the rows of one decoder on those of another, feature i on
+Problem: LRT (arXiv 2506.00653) regresses the rows of one decoder on those of another, feature i on
 feature i, and reports the norm of the residual against random matrices. Three properties decide
 what such a number means:
 
@@ -41,7 +41,7 @@ from lrt_lens.statistics._intervals import bootstrap_ratio, spread
 from lrt_lens.stitching._affine import AffineMap
 
 N_FEATURE_FOLDS = 5
-"""Folds of features for held-out scores."""
+"""Number of folds of features for held-out scores."""
 RANDOM_ARMS = ("permuted", "random_unit", "random_gaussian")
 """Arms that are drawn at random and compared with the others."""
 _ALPHAS = tuple(10.0**power for power in range(-5, 3))
@@ -53,14 +53,18 @@ class DecoderGeometry:
     """Residual and held-out R² of a regression between two decoders, per arm."""
 
     table: pd.DataFrame
-    """One row per arm and draw: arm, draw, n_features, d_source, norm (‖W_t‖_F), residual (‖E‖_F
-    after least squares without intercept, the paper's number), chance (norm·√(1 − d/n)), share
-    (residual ÷ norm), r2 (held-out features), cosine (mean over held-out features, after
-    subtraction of the mean row)."""
+    """One row per arm and draw.
+
+    Columns: arm, draw, n_features, d_source, norm (‖W_t‖_F), residual (‖E‖_F after least squares
+    without intercept, the paper's number), chance (norm·√(1 − d/n)), share (residual ÷ norm), r2
+    (held-out features), cosine (mean over held-out features, after subtraction of the mean row).
+    """
     by_feature: pd.DataFrame
-    """One row per feature of arms without draws: arm, feature, error, variance, cosine."""
+    """One row per feature of each arm without draws: arm, feature, error, variance, cosine."""
     matches: FeatureMatches | None = None
+    """Matched features that were compared; None if rows correspond by index."""
     seed: int = 0
+    """Seed of draws, folds and bootstraps."""
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -132,7 +136,7 @@ def decoder_geometry(
         matches: matched features of the two SAEs; by default rows correspond by index.
         affine: map source → target, such as ``stitch.up``, which is fitted on states only.
         n_draws: draws of each random arm.
-        seed: of draws and of the folds of features.
+        seed: seed of the draws and of the folds of features.
 
     Raises:
         NonFiniteError: a decoder holds NaN or infinity.
@@ -141,6 +145,7 @@ def decoder_geometry(
 
     Source: LRT (arXiv 2506.00653), figure 2; nulls, matching and held-out scores are ours.
     """
+    # One generator for all arms, in this order: folds first, then the draws of each random arm.
     source, target = _checked("source", source_decoder), _checked("target", target_decoder)
     _check_arguments(source, target, matches, affine, n_draws)
     rng = np.random.default_rng(seed)
@@ -217,6 +222,8 @@ class _Report:
 
 def _null(arm: str, y: Tensor, rng: np.random.Generator) -> Tensor:
     """One draw of rows for a random arm, [feature, d_target]."""
+    # A permutation keeps the rows and breaks the correspondence; random unit rows keep the norms
+    # alone; the Gaussian rows of the paper keep neither.
     if arm == "permuted":
         return y[torch.from_numpy(rng.permutation(len(y)))]
     draw = torch.from_numpy(rng.standard_normal(tuple(y.shape)))
@@ -298,6 +305,8 @@ class _Fold:
         least, best = math.inf, torch.zeros_like(s)
         for alpha in _ALPHAS:
             # Ridge in the singular basis: ŷ = U diag(s² / (s² + λ)) Uᵀ y
+            # `unit` is the mean squared singular value, so that α does not depend on the scale of
+            # the rows.
             shrink = s**2 / (s**2 + alpha * unit)
             # Exact leave-one-out residual (y − ŷ) / (1 − h), with the leverage
             # h_i = Σ_j u_ij² s_j² / (s_j² + λ) + 1/n, where 1/n is that of the intercept.

@@ -56,7 +56,9 @@ from lrt_lens.stitching._stitched_pass import Arm, Batch, End, Tally, batches, r
 logger = logging.getLogger(__name__)
 
 METRICS = ("l0", "fvu", "delta_ce", "ce_recovered", "ce_recovered_zero")
+"""Metrics with an interval over documents; `SAEEvaluation.table` describes them."""
 ARMS = ("source", "transferred", "native", "shuffled", "random")
+"""Arms in the order of tables and figures."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +66,22 @@ class SAEEvaluation:
     """L0, FVU, ΔCE, recovered loss and dead features of each SAE, with intervals."""
 
     table: pd.DataFrame
-    """One row per arm: arm, model, and with columns ``_low`` and ``_high`` for their intervals: l0
-    (active features per token), fvu (‖x − x̂‖² ÷ ‖x − mean‖²), delta_ce (cross-entropy minus that of
-    the unchanged model, nats per token), ce_recovered ((mean − ce) ÷ (mean − own), with the loss
-    under ablation by the mean), ce_recovered_zero (with the loss under ablation by 0),
-    dead_fraction; without intervals: ce, own_ce, n_tokens, n_documents, n_features."""
+    """One row per arm.
+
+    Columns with intervals (``_low`` and ``_high``): l0 (active features per token), fvu
+    (‖x − x̂‖² ÷ ‖x − mean‖²), delta_ce (cross-entropy minus that of the unchanged model, nats per
+    token), ce_recovered ((mean − ce) ÷ (mean − own), with the loss under ablation by the mean),
+    ce_recovered_zero (with the loss under ablation by 0), dead_fraction. Columns without: arm,
+    model, ce, own_ce, n_tokens, n_documents, n_features.
+    """
     by_document: pd.DataFrame = field(repr=False)
-    """One row per arm and document: n_tokens, and sums over its tokens: l0, error, variance, ce,
-    own, mean, zero.
+    """One row per arm and document: n_tokens, and sums over its tokens (l0, error, variance, ce,
+    own, mean, zero).
     """
     source_hook: str
+    """Hook point of the source, which the SAE reads."""
     target_hook: str
+    """Hook point of the target, which the transferred SAE reads."""
     seed: int = 0
     """Seed of the bootstraps and the random maps."""
 
@@ -148,7 +155,7 @@ def evaluate_sae(
         keep: positions that keep the model's own states: all ``"masked"`` ones (BOS, the first
             positions and special tokens, on which SAEs are not trained), or ``"bos"`` alone.
         folds: ``"test"`` reads only documents of the harvest's test fold, ``"all"`` every document.
-        seed: of the bootstraps and the random maps.
+        seed: seed of the bootstraps and the random maps.
         progress: show a bar.
 
     Raises:
@@ -170,6 +177,7 @@ def evaluate_sae(
         # Each arm runs on one model, so all its unmasked tokens count, aligned or not.
         special = (special_tokens(pair.source), special_tokens(pair.target))
         windows = [_with_all_rows(window, special, stitch.skip_first) for window in windows]
+    # Documents are numbered from 0, so the largest number gives their number.
     tally = Tally(1 + max(window.document for window in windows))
     codes = {name: CodeTally(tally.n_documents, arm.cfg.d_sae) for name, arm in saes.items()}
     grouped = list(batches(windows, pair.source, pair.target))
@@ -252,6 +260,8 @@ def _arms(
         states = {
             "mean": mean,
             "zero": torch.zeros_like(mean),
+            # `end=end` binds the value of this iteration; a bare `end` would be read after the
+            # loop.
             "own": lambda streams, end=end: streams[end],
         }
         # End A is the source model, which only the arm "source" reads.
@@ -282,6 +292,8 @@ def _by_document(tally: Tally, codes: dict[str, CodeTally]) -> pd.DataFrame:
     order = [arm for arm in ARMS if arm in frames]
     return pd.concat(
         [
+            # Sums of the random maps are averaged per document, so the arm has one row per document
+            # too.
             (sum(frames[arm][1:], frames[arm][0]) / len(frames[arm])).assign(arm=arm)
             for arm in order
         ],
@@ -317,6 +329,7 @@ def _table(
         }
         for metric, (numerator, denominator) in _ratios(rows).items():
             row |= _columns(metric, bootstrap_ratio(numerator, denominator, seed=seed))
+        # Draws of the random maps are named `random 0`, `random 1`, …: the first word is the arm.
         fired = [code.fired for name, code in codes.items() if name.split()[0] == arm]
         row |= _columns("dead_fraction", _dead(fired))
         n, ce, own = (

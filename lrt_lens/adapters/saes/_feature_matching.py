@@ -10,7 +10,9 @@ without selection bias.
     matches.table                      # source, target, correlation, correlation_test, firings
 
 Source: Lan et al. (arXiv 2410.06981) pair each feature with its best; mutual best leaves out
-features that share a partner. Limits: all correlations are held at once, 8 bytes per pair.
+features that share a partner.
+
+Limits: all correlations are held at once, 8 bytes per pair.
 """
 
 from dataclasses import dataclass
@@ -36,17 +38,20 @@ class FeatureMatches:
     """Matched features of two SAEs."""
 
     table: pd.DataFrame
-    """One row per match: source, target (feature indices), correlation (on the fitting folds),
-    correlation_test (on the test fold), firings_source, firings_target (tokens of the fitting folds
-    on which each is active)."""
+    """One row per match.
+
+    Columns: source, target (feature indices), correlation (on the fitting folds), correlation_test
+    (on the test fold), firings_source, firings_target (tokens of the fitting folds on which each
+    feature is active).
+    """
     n_source: int
-    """Live features of the source's SAE."""
+    """Number of live features of the source's SAE."""
     n_target: int
-    """Live features of the target's SAE."""
+    """Number of live features of the target's SAE."""
     n_tokens: int
-    """Tokens of the fitting folds, which matched."""
+    """Number of tokens of the fitting folds, on which features were matched."""
     n_test: int
-    """Tokens of the test fold, which scored."""
+    """Number of tokens of the test fold, on which matches were scored."""
 
     def __repr__(self) -> str:
         return (
@@ -131,7 +136,7 @@ def match_features(
         stitch: names the hook points and the test fold, which scores; its maps are not used.
         source_sae: an SAE of the stitch's source hook point, with ``encode`` and ``W_dec``.
         target_sae: an SAE of its target hook point.
-        documents: see `lrt_lens.data._documents`.
+        documents: text in any form that `fit_stitches` accepts.
         n_tokens: unmasked tokens of all folds; None reads all documents.
         min_firings: features that are active on fewer tokens of the fitting folds have no match.
         min_correlation: matches with a smaller correlation on the fitting folds are left out.
@@ -145,6 +150,7 @@ def match_features(
     check_sae(source_sae, pair.source, stitch.source_hook)
     check_sae(target_sae, pair.target, stitch.target_hook)
     widths = (source_sae.W_dec.shape[0], target_sae.W_dec.shape[0])
+    # Four float64 arrays [source, target]: Σab of both parts, and two temporaries of a correlation.
     needed, free = 4 * 8 * widths[0] * widths[1], available_memory()
     if free is not None and needed > free:
         raise ValueError(
@@ -172,6 +178,7 @@ def _matches(fit: _Sums, test: _Sums, min_firings: int, min_correlation: float) 
     best_target, best_source = correlations.argmax(1), correlations.argmax(0)
     source = torch.arange(len(correlations))
     strongest = correlations[source, best_target]
+    # Mutual best: i is the best of its own best.
     mutual = (best_source[best_target] == source) & (strongest > max(min_correlation, 0.0))
     source, target = source[mutual], best_target[mutual]
     if not len(source):

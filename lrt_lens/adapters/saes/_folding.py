@@ -1,5 +1,9 @@
 """An SAE as bare weights: input scaling, subtraction of ``b_dec`` and decoder norms folded.
 
+Problem: SAELens applies flags of the config (input scaling, subtraction of ``b_dec``, decoder
+norms) when an SAE runs, and a map between models does not commute with them one by one. Mechanism:
+the flags are folded into the weights, which leaves one affine map before and one after σ.
+
     folded = FoldedSae.of(sae)      # f = σ(x W_enc + biases), x̂ = f W_dec + b_dec, in float64
     folded.build(sae)               # a SAELens object again
 
@@ -30,6 +34,7 @@ AFFINE = ("standard", "gated", "topk", "abstopk", "jumprelu", "batchtopk", "matr
 SELECTING = ("topk", "abstopk", "batchtopk", "matryoshka_batchtopk")
 """Architectures whose encoder compares features with each other."""
 
+# Reasons why an SAE cannot be folded, by architecture and by normalisation of the input.
 _TRANSCODER = (
     "it reads one hook point and writes another, and a stitch joins one hook point with one"
 )
@@ -55,27 +60,27 @@ class FoldedSae:
     """Weights of an SAE in the form ``f = σ(x W_enc + biases)``, ``x̂ = f W_dec + b_dec``."""
 
     W_enc: Tensor
-    """[d, feature], float64."""
+    """Encoder weights in float64, [d, feature]."""
     W_dec: Tensor
-    """[feature, d], float64."""
+    """Decoder weights in float64, [feature, d]."""
     b_dec: Tensor
-    """[d], float64."""
+    """Decoder bias in float64, [d]."""
     biases: dict[str, Tensor]
-    """``b_enc``, or ``b_gate`` and ``b_mag``; [feature], float64."""
+    """Biases of the encoder in float64, ``b_enc``, or ``b_gate`` and ``b_mag``; each [feature]."""
     rest: dict[str, Tensor]
-    """Tensors that no change of basis touches: ``threshold``, ``r_mag``, ``topk_threshold``."""
+    """Tensors that no change of basis touches: ``threshold``, ``r_mag`` and ``topk_threshold``."""
 
     @classmethod
     def of(cls, sae: Any, *, input_scale: float | None = None) -> "FoldedSae":
         """Weights of a SAELens SAE with every flag of its config folded into them.
 
         Args:
-            sae: of an architecture in `AFFINE`.
+            sae: a SAELens SAE of an architecture in `AFFINE`.
             input_scale: factor on the inputs of an SAE whose config says
                 ``expected_average_only_in``, because the SAE does not hold it.
 
         Raises:
-            ValueError: the SAE cannot be folded; the message says why.
+            ValueError: the SAE cannot be folded; the message gives the reason.
             NonFiniteError: a weight is NaN or infinite.
         """
         refuse_unfoldable(sae, input_scale)
@@ -119,7 +124,7 @@ class FoldedSae:
 
         Args:
             lengths: positive factors; rows of length 0 stay 0.
-            thresholds: whether JumpReLU's thresholds are multiplied too. False for an SAE that
+            thresholds: True multiplies JumpReLU's thresholds too; False is for an SAE that
                 SAELens itself multiplies by the norms before it compares.
         """
         # f ← f n and W_dec ← W_dec / n leave f W_dec unchanged; σ(n z) = n σ(z) for n > 0.
@@ -166,14 +171,15 @@ class FoldedSae:
         weights = {"W_enc": self.W_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
         weights |= self.biases | self.rest
         state = {name: self._owned(name, tensor, dtype) for name, tensor in weights.items()}
+        # assign=True puts these tensors into the module; a copy into meta tensors would do nothing.
         built.load_state_dict(state, assign=True)
         built.cfg.device = str(device)
         return built.to(device=device, dtype=dtype).train(sae.training)
 
     @staticmethod
     def _owned(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """A contiguous copy of a weight in the precision in which SAELens keeps it."""
-        # SAELens keeps the running threshold of BatchTopK in float64.
+        """A contiguous copy of a weight in the precision in which SAELens stores it."""
+        # SAELens stores the running threshold of BatchTopK in float64.
         precision = torch.float64 if name == "topk_threshold" else dtype
         return tensor.detach().to(precision, copy=True).contiguous()
 
@@ -193,6 +199,7 @@ def refuse_unfoldable(sae: Any, input_scale: float | None = None) -> None:
             f"a {type(sae).__name__} is no SAE of SAELens; give one, such as "
             "SAE.load_from_disk(folder)"
         )
+    # The most general reason is checked first, so that the message names it.
     architecture = sae.cfg.architecture()
     if architecture not in AFFINE:
         reason = _NOT_AFFINE.get(architecture, "nothing is known about its encoder")
@@ -220,6 +227,7 @@ def _refuse_own_class(sae: Any, architecture: str) -> None:
             known.append(lookup(architecture)[0])
         except KeyError:  # SAELens has BatchTopK for training only
             continue
+    # `type(...) in`, not isinstance: a subclass may have another encoder.
     if type(sae) not in known:
         names = " or ".join(kind.__name__ for kind in known)
         raise ValueError(
@@ -235,6 +243,7 @@ def _refuse_normalisation(normalisation: str, input_scale: float | None) -> None
             f"normalize_activations is {normalisation!r}: {_BAD_INPUT[normalisation]}; expected "
             "an SAE with normalize_activations='none'"
         )
+    # This normalisation multiplies by a constant, which SAELens does not store in the SAE.
     if (normalisation == "expected_average_only_in") != (input_scale is not None):
         remedy = (
             "give input_scale=…, the factor of its training"

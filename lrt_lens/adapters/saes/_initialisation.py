@@ -5,6 +5,9 @@
     study.thresholds    # per arm, seed and threshold: tokens, and FLOPs with the stitch's cost
     study.savings       # share of scratch's FLOPs saved, with and without the source SAE's cost
 
+Problem: a transferred SAE is a good start, but is the start cheaper than training from scratch, and
+is that due to the transfer? Mechanism: the same training runs from four initialisations.
+
 Arms: ``scratch``; ``transferred``; ``shuffled`` (through the map of shuffled pairs); ``rotated``
 (through a random semi-orthogonal matrix: the geometry of a trained SAE without information about
 the target). All arms have the same architecture, rows, order of rows and learning rate.
@@ -17,6 +20,9 @@ that the fit of the stitch has not read.
 
 Source: Stitching (arXiv 2506.06609), figure 2; the arms ``shuffled`` and ``rotated`` and the costs
 are ours.
+
+Limits: thresholds are relative to scratch with the same number of tokens, so a longer run moves
+them.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,6 +45,7 @@ from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._stitch import Stitch
 
 STUDY_ARMS = ("scratch", "transferred", "shuffled", "rotated")
+"""Initialisations in the order of tables and figures."""
 UNSTITCHED = ("scratch", "rotated")
 """Arms that start without a fitted map and are charged for none."""
 SHARE = 0.95
@@ -54,10 +61,13 @@ class SAEInitialisation:
     dead_fraction.
     """
     thresholds: pd.DataFrame
-    """One row per arm, seed and threshold: arm, seed, threshold (explained variance),
-    share_of_final (threshold ÷ scratch's final value of that seed), tokens, token_share (÷ tokens
-    of scratch of that seed), flops, flops_with_stitch, flops_share (÷ FLOPs of scratch); NaN if the
-    threshold was not reached."""
+    """One row per arm, seed and threshold.
+
+    Columns: arm, seed, threshold (explained variance), share_of_final (threshold ÷ scratch's final
+    value of that seed), tokens, token_share (÷ tokens of scratch of that seed), flops,
+    flops_with_stitch, flops_share (÷ FLOPs of scratch). Values are NaN if the threshold was not
+    reached.
+    """
     runs: pd.DataFrame
     """One row per arm and seed: arm, seed, initial, final (explained variance), dead_fraction,
     cosine_median (decoder rows to their initial values).
@@ -65,10 +75,11 @@ class SAEInitialisation:
     cosines: pd.DataFrame = field(repr=False)
     """One row per arm, seed and feature: decoder_cosine."""
     stitch_flops: float
-    """FLOPs of fitting the stitch."""
+    """FLOPs of fitting the stitch, from its numbers of tokens and dimensions."""
     source_sae_flops: float
     """FLOPs of training the source's SAE; NaN if ``source_sae_tokens`` was not given."""
     n_tokens: int
+    """Number of training rows of each run."""
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -80,6 +91,7 @@ class SAEInitialisation:
         """
         rows = []
         for arm, runs in self.runs.groupby("arm", sort=False):
+            # Shares are floats of the caller, so equality needs a tolerance.
             of_share = np.isclose(self.thresholds["share_of_final"], SHARE)
             at = pd.DataFrame(self.thresholds[(self.thresholds["arm"] == arm) & of_share])
             rows.append(
@@ -163,7 +175,7 @@ def study_sae_initialisation(
         documents: text, or `SAERows` of the stitch's target hook point.
         n_tokens: training rows of each run.
         n_rows: number of different rows, held in memory; ``n_tokens`` by default.
-        seeds: of weights, order of rows and rotation; the transferred weights do not depend on it.
+        seeds: seeds of weights, order of rows and rotation, but not of the transferred weights.
         shares: thresholds, as shares of scratch's final explained variance; 0.95 is always added.
         source_sae_tokens: training tokens of the source's SAE, to charge their cost.
         progress: show bars.
@@ -278,6 +290,7 @@ def threshold_table(
         for share in shares:
             scratch = tokens_to(runs["scratch"], share * final)
             for arm, run in runs.items():
+                # FLOPs grow linearly with tokens, so the last measurement gives the cost per token.
                 per_token = float(run["flops"].iloc[-1] / run["tokens"].iloc[-1])
                 tokens = tokens_to(run, share * final)
                 with_stitch = tokens * per_token + (0.0 if arm in UNSTITCHED else stitch_cost)

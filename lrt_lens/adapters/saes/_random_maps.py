@@ -2,7 +2,11 @@
 
     control = stitch.transfer(sae, through=random_rotation(stitch, generator))
 
-The control keeps the geometry of a trained SAE and contains no information about the target.
+Problem: how much of an SAE's score comes from the geometry of a trained SAE alone? Mechanism: the
+SAE is transferred by a random (semi-)orthogonal matrix with the target's mean and total variance.
+The control keeps the geometry and contains no other information about the target.
+
+Limits: dimensions of large variance are not aligned, which a harder control would do.
 """
 
 import torch

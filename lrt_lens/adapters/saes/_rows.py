@@ -5,10 +5,14 @@
     rows = SAERows.from_cache(cache, "target", at="blocks.3.hook_resid_post")
     batch = next(rows.batches(1024, seed=0))    # [1024, d]; endless, in a new order every epoch
 
+Problem: training needs rows in random order, many times, but documents arrive in order and their
+rows may not fit into memory. Mechanism: rows are shuffled inside a buffer.
+
 Documents of the test fold are held out (`lrt_lens.data._blocks`): the same documents on which a
-stitch of the same seed is tested. All other documents train. Limits: rows are shuffled inside a
-buffer; if one buffer holds all of them, the model runs over the documents only once, whatever the
-number of epochs.
+stitch of the same seed is tested. All other documents train.
+
+Limits: rows are shuffled inside a buffer; if one buffer holds all of them, the model runs over the
+documents only once, whatever the number of epochs.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,10 +36,11 @@ from lrt_lens.moments.cache._activation_cache import ActivationCache
 from lrt_lens.typing import Rows
 
 BUFFER_ROWS = 2**18
-"""Rows that are shuffled together: 256 MiB at a width of 256."""
+"""Number of rows that are shuffled together: 256 MiB in float32 at a width of 256."""
 N_HELD_OUT = 8192
-"""Rows that are held out of training."""
+"""Number of rows that are held out of training."""
 _BATCH_TOKENS = 4096
+"""Number of tokens per forward pass."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,15 @@ class SAERows:
     """Training rows, which can be read repeatedly, and held-out rows."""
 
     hook: str
+    """Hook point of the rows."""
     held_out: Rows
     """Rows [token, d] of documents from which no training row comes."""
     chunks: Callable[[], Iterator[Tensor]]
     """Function that returns one epoch of training rows, in pieces of any size, in stored order."""
     model: ModelIdentity | None = None
+    """Model whose states are the rows; None if it is unknown."""
     context_length: int | None = None
+    """Number of tokens per window; None if it is unknown."""
     seed: int | None = None
     """Seed of the split into training and held-out documents; None for rows from tensors."""
 
@@ -79,7 +87,7 @@ class SAERows:
             at: hook point, or layer.
             n_held_out: rows to hold out.
             context_length: tokens per window.
-            seed: of the split into training and held-out documents.
+            seed: seed of the split into training and held-out documents.
 
         Raises:
             ValueError: ``documents`` is an iterator.
@@ -88,6 +96,7 @@ class SAERows:
         if iter_is_self(documents):
             raise ValueError(
                 "documents is an iterator, which can be read only once; give a list of texts, a "
+                # The documents are read once per epoch and once more for the held-out rows.
                 "file or a data set"
             )
         hook = resolve(at, model)
@@ -120,8 +129,10 @@ class SAERows:
         """Rows of one model that a harvest has recorded, at the hook point ``at``."""
         name = cache.stored_name(role, at)
         side = 0 if role == "source" else 1
+        # Any stored pair with this hook point will do: only one side of its rows is read.
         pair = next(pair for pair in cache.pairs if pair[side] == name)
 
+        # shuffle=None returns rows in stored order; `batches` shuffles them.
         def run(parts: range) -> Iterator[Tensor]:
             return (batch[side] for batch in cache.rows(*pair, parts=parts, shuffle=None))
 
@@ -225,5 +236,5 @@ def refuse_non_finite(rows: Tensor, what: str) -> None:
 
 
 def iter_is_self(documents: Any) -> bool:
-    """Whether documents are an iterator, which can be read only once."""
+    """Return True if documents are an iterator, which can be read only once."""
     return isinstance(documents, Iterator)

@@ -4,7 +4,11 @@
     splice = Reconstruction(sae, "B", mean, batch.sides["B"], codes)
     Arm("transferred", "B", ("B",), splice)      # encodes once: splices and counts
 
-The passes themselves are those of `lrt_lens.stitching._stitched_pass`.
+Problem: reconstruction error, sparsity and loss need the same codes, and encoding is the costly
+step. Mechanism: the function that replaces the states during the pass also adds its codes to the
+sums per document.
+
+Limits: the passes themselves are those of `lrt_lens.stitching._stitched_pass`.
 """
 
 from dataclasses import dataclass
@@ -27,6 +31,7 @@ class CodeTally:
         self.counts = np.zeros(n_documents)
         """Counted tokens per document, [document]."""
         self.fired = torch.zeros(d_sae, dtype=torch.bool)
+        """True for features that were active on any counted token, [feature]."""
 
     def add(self, side: Side, codes: Tensor, error: Tensor, variance: Tensor) -> None:
         """Add a batch: codes [row, feature] of the counted rows, and squared distances [row]."""
@@ -45,12 +50,15 @@ class Reconstruction:
     """Function from states to their reconstruction at one end; adds its codes to a tally."""
 
     sae: Any
+    """SAE with ``encode`` and ``decode`` that reads at this end."""
     end: str
-    """``"A"`` for the source model, ``"B"`` for the target model."""
+    """End at which the SAE reads: ``"A"`` for the source model, ``"B"`` for the target model."""
     mean: Tensor
-    """Mean of the states, [d], to which the variance refers."""
+    """Mean of the states, from which FVU counts the variance, [d]."""
     side: Side
+    """Tokens, documents and counted positions of the batch at this end."""
     codes: CodeTally
+    """Sums to which the codes are added."""
 
     @torch.no_grad()
     def __call__(self, streams: Streams) -> Tensor:

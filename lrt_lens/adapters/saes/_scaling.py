@@ -4,6 +4,9 @@
     study.summary      # per bill and arm: FVU ≈ amplitude · FLOPs^−exponent on the frontier
     study.savings      # FLOPs saved against scratch, per width and threshold
 
+Problem: a start that saves FLOPs at one size may save nothing at another. Mechanism: power laws of
+the error over FLOPs, over several widths, from each initialisation.
+
 ``saes`` are SAEs of the source, one per width. For each budget of FLOPs the *frontier* is the
 smallest FVU that a run of any width has reached. FLOPs are counted by three bills:
 
@@ -18,6 +21,8 @@ those of `study_sae_initialisation`, which runs once per width.
 Source: Stitching (arXiv 2506.06609), figures 1c and 8, table 4. The paper fits a straight line in
 log-log axes, which has no floor; a fit with a floor is reported too, because the error of an SAE
 with k active features has one.
+
+Limits: a power law of two or three widths describes the measured range and no other.
 """
 
 import math
@@ -47,8 +52,9 @@ from lrt_lens.stitching._stitch import Stitch
 N_BUDGETS = 24
 """Default number of budgets of a frontier."""
 Bill = Literal["training", "stitch", "source_sae"]
+"""Name of a bill."""
 BILLS: tuple[Bill, ...] = ("training", "stitch", "source_sae")
-"""What FLOPs are charged for; see the module docstring."""
+"""Bills by which FLOPs are counted; the module docstring describes them."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,11 @@ class PowerLaw:
     """Power law ``error ≈ floor + amplitude · flops ** -exponent``."""
 
     amplitude: float
+    """Error above the floor at one FLOP."""
     exponent: float
+    """Decrease of the log error per unit of log FLOPs."""
     floor: float
+    """Error that no number of FLOPs removes; 0 for a straight line in log-log axes."""
     r2: float
     """Share of the variance of the log errors that is explained."""
 
@@ -85,15 +94,20 @@ class SAEScaling:
     bill: training, stitch, source_sae (NaN if not known).
     """
     frontier: pd.DataFrame = field(repr=False)
-    """One row per bill, arm, seed and budget: bill, arm, seed, flops, fvu (smallest of all widths;
-    NaN if no width can start within the budget), width (of the run with that fvu).
+    """One row per bill, arm, seed and budget.
+
+    Columns: bill, arm, seed, flops, fvu (smallest of all widths; NaN if no width can start within
+    the budget), width (of the run with that fvu).
     """
     fits: pd.DataFrame
-    """One row per bill, arm and seed: amplitude, exponent, r2 (of the line), floor,
-    amplitude_above, exponent_above, r2_above (with a floor), crossing (FLOPs at which the line
-    meets that of scratch of that seed), inside (whether the crossing is a measured budget)."""
+    """One row per bill, arm and seed.
+
+    Columns: amplitude, exponent, r2 (of the line), floor, amplitude_above, exponent_above, r2_above
+    (with a floor), crossing (FLOPs at which the line meets that of scratch of that seed), inside
+    (True if the crossing is a measured budget).
+    """
     savings: pd.DataFrame = field(repr=False)
-    """`SAEInitialisation.savings` with a column width."""
+    """Table of `SAEInitialisation.savings` for each width, with a column width."""
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -173,12 +187,12 @@ def study_sae_scaling(
         saes: SAELens SAEs of the source's hook point, of different widths and trained alike.
         documents: text, or `SAERows` of the target hook point; read once for all widths.
         n_tokens: training rows of each run.
-        seeds: as in `study_sae_initialisation`.
+        seeds: seeds of `study_sae_initialisation`.
         source_sae_tokens: training tokens of each of ``saes``, to charge their cost.
         n_budgets: points of a frontier, evenly spaced in log FLOPs from a tenth of the narrowest
             run of the most expensive arm to the end of the widest.
         progress: show bars.
-        options: of `study_sae_initialisation` and fields of `SAETrainingSettings`: shares,
+        options: options of `study_sae_initialisation` and fields of `SAETrainingSettings`: shares,
             batch_rows, lr, ….
 
     Raises:
@@ -202,6 +216,7 @@ def study_sae_scaling(
         check_source_sae(sae, pair, stitch)
     rows = rows_of(documents, pair, stitch).in_memory(n_tokens)
     histories, savings = [], []
+    # From narrow to wide: the order of the tables.
     for width, sae in sorted(zip(widths, saes, strict=True), key=lambda item: item[0]):
         study = study_sae_initialisation(
             pair,
@@ -287,7 +302,7 @@ def _reached(run: pd.DataFrame, bill: str, budgets: np.ndarray) -> np.ndarray:
     Linear between measurements; NaN before the first one, and for a run that was never finite.
     """
     run = run.sort_values(bill)
-    # A run that diverges keeps the error that it had reached; fmin ignores NaN.
+    # A run that diverges counts with the error that it had reached; fmin ignores NaN.
     so_far = np.fmin.accumulate(run["fvu"].to_numpy(dtype=float))
     return np.interp(budgets, run[bill].to_numpy(dtype=float), so_far, left=np.nan)
 
@@ -300,6 +315,7 @@ def fit_arms(frontier: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (bill, arm, seed), curve in curves.items():
         line, above = _law(curve), _law(curve, floor=True)
+        # Runs of one seed are compared, because they read the rows in the same order.
         crossing = line.crossing(_law(curves[bill, "scratch", seed]))
         rows.append(
             {

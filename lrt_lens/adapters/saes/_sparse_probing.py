@@ -6,6 +6,9 @@
     result.table          # one row per arm and k
     result.figure()
 
+Problem: a good reconstruction does not show that single features of a transferred SAE have a
+meaning on the target. Mechanism: classifiers that read only k features of a text.
+
 A text is represented by the mean of its features over unmasked tokens. For each k, a logistic
 regression reads the k features with the largest class difference of that mean over the training
 texts (for several classes: the largest difference of any class to all others). Arms on the target:
@@ -23,6 +26,8 @@ An SAE is any object with SAELens' ``encode(x)``: [token, d_model] → [token, f
 paired bootstraps over test texts; for ``random`` they hold 95% of the draws.
 
 Source: Stitching (arXiv 2506.06609) §4, figure 3a; the dense and the random arms are ours.
+
+Limits: features are selected one by one, so two features that matter only together are missed.
 """
 
 import logging
@@ -64,7 +69,7 @@ logger = logging.getLogger(__name__)
 
 
 FeatureSets = dict[str, tuple[np.ndarray, np.ndarray]]
-"""Features of the training and the test texts, both [text, feature], by SAE."""
+"""Features of the training and of the test texts by name of the SAE, both [text, feature]."""
 
 
 @runtime_checkable
@@ -83,11 +88,11 @@ class SparseProbeSettings(Settings):
     ks: Sequence[int] = KS
     """Numbers of features that a probe reads."""
     n_random: int = 10
-    """Draws of random features for each k."""
+    """Number of draws of random features for each k."""
     dense: bool = True
-    """Whether to fit the dense probes too."""
+    """True if dense probes are fitted too."""
     task: str = "sparse probe"
-    """Name of the classes, for the table."""
+    """Name of the classification task, for the table."""
     seed: int = 0
     """Seed of folds, draws and bootstraps."""
 
@@ -101,16 +106,19 @@ class SparseProbeEvaluation:
     """Accuracy over the number of features, for all arms on the same test texts."""
 
     table: pd.DataFrame
-    """One row per arm and k: task, arm, k (NaN for dense probes), n_draws, accuracy, low, high,
-    auroc, auroc_low, auroc_high.
+    """One row per arm and k.
+
+    Columns: task, arm, k (NaN for dense probes), n_draws, accuracy, low, high, auroc, auroc_low,
+    auroc_high.
     """
     chance: float
     """Share of the largest class among the test texts."""
     n_test: int
     """Number of test texts."""
     features: dict[str, list[int]]
-    """Features of the largest k, by descending class difference, of ``native``,
-    ``transferred_refit`` and ``source``.
+    """Indices of the features that the largest k reads, by descending class difference.
+
+    Keys: ``native``, ``transferred_refit`` and ``source``.
     """
 
     @property
@@ -180,7 +188,7 @@ def evaluate_sparse_probes(
             ``random``; without it ``random`` draws from the transferred SAE.
         transferred_sae: ``stitch.transfer(source_sae)`` by default.
         progress: show a bar.
-        settings: see `SparseProbeSettings`.
+        settings: all settings, see `SparseProbeSettings`.
         options: single fields of the settings, such as ``ks=(1, 5)``.
 
     Raises:
@@ -255,6 +263,7 @@ def _saes(
             model, hook = _end(pair, stitch, name)
             require_sae(sae, "encode")
             refuse_foreign_sae(sae, hook, model.identity)
+    # A transfer made here needs no check: it has passed those of `transfer_sae`.
     if transferred_sae is None:
         saes["transferred"] = stitch.transfer(source_sae)
     return {name: sae for name, sae in saes.items() if sae is not None}
@@ -334,6 +343,7 @@ def _dense(
     transferred: LinearProbe = stitch.transfer(
         LinearProbe.fit(pair.source, texts, labels, at=stitch.source_hook, **options)
     )
+    # Both probes read the target at one hook point, so its states are read once.
     rows = native.rows(pair.target, test_texts)[0]
     for arm, probe in (("dense_native", native), ("dense_transferred", transferred)):
         yield arm, probabilities(probe.logits(rows))

@@ -4,6 +4,9 @@
     sae = load_sparsify("folder")         # a local folder with cfg.json and sae.safetensors
     transferred = stitch.transfer(sae)
 
+Problem: many public SAEs were trained with sparsify, whose files SAELens 6.54 reads wrongly.
+Mechanism: weights and settings are renamed and transposed into a SAELens SAE.
+
 Format of sparsify 1.3.3: ``cfg.json`` (`SparseCoderConfig` and ``d_in``), ``sae.safetensors`` with
 ``encoder.weight`` [feature, d], ``encoder.bias``, ``W_dec`` [feature, d], ``b_dec``. Older files
 may hold ``decoder.weight`` [d, feature] and ``signed`` (selection by size, with the sign). The
@@ -25,6 +28,7 @@ from torch import Tensor
 from lrt_lens.errors import FileFormatError
 from lrt_lens.models._hook_names import residual_post
 
+# Fields of cfg.json that, if true, make an SAE that SAELens cannot express, with the reason.
 _REFUSED = {
     "transcode": "it is a transcoder, which reads one hook point and writes another",
     "skip_connection": "it has a skip connection, which no SAELens SAE has",
@@ -103,6 +107,7 @@ def _folder(folder: str | Path, hookpoint: str | None, revision: str | None) -> 
     """Local folder with a ``cfg.json``, downloaded first if ``folder`` is a hub repository."""
     path = Path(folder)
     if not path.is_dir():
+        # A hub repository is owner/name; a path that does not exist must not reach the network.
         if str(folder).count("/") != 1 or str(folder).startswith((".", "/")):
             raise FileFormatError(
                 f"{str(folder)!r} is neither a folder nor a hub repository; give a folder, or "
@@ -133,6 +138,7 @@ def _config(path: Path) -> dict[str, Any]:
         raise FileFormatError(
             f"{str(path / 'cfg.json')!r} is no JSON ({error}); copy the folder again"
         ) from error
+    # Valid JSON may be a list or a number, which has no keys.
     missing = (
         [key for key in ("d_in", "k") if key not in cfg] if isinstance(cfg, dict) else ["d_in", "k"]
     )
@@ -172,6 +178,7 @@ def _weights(folder: Path, d_in: int, d_sae: int) -> dict[str, Tensor]:
             "this cfg.json"
         )
     return {
+        # torch linear layers hold [out, in]; SAELens holds W_enc as [d, feature].
         "W_enc": tensors["encoder.weight"].T.contiguous(),
         "b_enc": tensors["encoder.bias"],
         "W_dec": tensors["W_dec"].contiguous(),

@@ -5,6 +5,9 @@
     trained.history             # tokens, flops, explained_variance (held out), l0, dead_fraction
     train_sae(pair.target, documents, at=3, init=stitch.transfer(sae))
 
+Problem: SAELens trains from its own initialisation and data; a transferred SAE must start from its
+own weights, on the rows of this package. Mechanism: SAELens' trainer, one step at a time.
+
 The default is SAELens' TopK without auxiliary loss and without ``rescale_acts_by_decoder_norm``.
 That flag would make the selection depend on decoder norms, which a transferred SAE already has, so
 the arms of a comparison would have different architectures. Decoder norms are not constrained.
@@ -47,7 +50,9 @@ EXPANSION = 8
 K = 32
 """Default number of active features per token."""
 _MEASUREMENTS = 40
+"""Default number of rows of the history."""
 _EVALUATION_ROWS = 2048
+"""Number of held-out rows that are encoded at once."""
 
 
 @dataclass(frozen=True)
@@ -55,25 +60,26 @@ class SAETrainingSettings(Settings):
     """Settings of `train_sae`, which also takes each of them as a keyword."""
 
     d_sae: int | None = None
-    """Number of features; None: 8 per dimension."""
+    """Number of features; None takes 8 per dimension."""
     k: int = K
-    """Active features per token of the default TopK SAE."""
+    """Number of active features per token of the default TopK SAE."""
     n_tokens: int = 1_000_000
-    """Training rows, counted again in every epoch."""
+    """Number of training rows, counted again in every epoch."""
     batch_rows: int = 1024
-    """Rows per step."""
+    """Number of rows per step."""
     lr: float = 1e-3
     """Learning rate of Adam, constant except for warm-up and decay."""
     lr_warm_up_steps: int = 0
-    """Steps of linear warm-up."""
+    """Number of steps of linear warm-up."""
     lr_decay_share: float = 0.0
-    """Share of the steps, at the end, in which the learning rate falls linearly to 0."""
+    """Share of the steps, at the end, during which the learning rate falls linearly to
+    0."""
     context_length: int = 256
-    """Tokens per window, if rows are made from documents."""
+    """Number of tokens per window, if rows are made from documents."""
     buffer_rows: int = BUFFER_ROWS
-    """Rows that are shuffled together."""
+    """Number of rows that are shuffled together."""
     n_measurements: int = _MEASUREMENTS
-    """Rows of the history; half of them are spaced evenly in log tokens."""
+    """Number of rows of the history; half of them are spaced evenly in log tokens."""
     seed: int = 0
     """Seed of the weights, the order of rows, and the split of documents."""
 
@@ -85,9 +91,11 @@ class SAETraining:
     sae: Any = field(repr=False)
     """SAELens SAE for inference."""
     history: pd.DataFrame
-    """One row per measurement, the first before any step: tokens, flops (of training steps),
-    explained_variance (1 − FVU on held-out rows), l0, dead_fraction (features that no held-out row
-    activates)."""
+    """One row per measurement, the first before any step.
+
+    Columns: tokens, flops (of training steps), explained_variance (1 − FVU on held-out rows), l0,
+    dead_fraction (share of features that no held-out row activates).
+    """
     flops_per_token: float
     """FLOPs of the matrix products of a training step per row, forward and backward, as
     `torch.utils.flop_counter` counts them.
@@ -97,6 +105,7 @@ class SAETraining:
     hook: str
     """Hook point of the rows."""
     seed: int = 0
+    """Seed of the weights, the order of rows, and the split of documents."""
 
     def tokens_to(self, explained_variance: float) -> float:
         """Training tokens until held-out explained variance reaches a threshold.
@@ -141,7 +150,7 @@ def train_sae(
         config: a SAELens training configuration, for another architecture or other coefficients;
             by default that of ``init``, or TopK.
         progress: show a bar.
-        settings: see `SAETrainingSettings`.
+        settings: all settings, see `SAETrainingSettings`.
         options: single fields of the settings, such as ``n_tokens=100_000``.
 
     Raises:
@@ -161,8 +170,10 @@ def train_sae(
     if init is not None:
         _refuse_other_init(rows, init, identity)
     batches = rows.batches(run.batch_rows, seed=run.seed, buffer_rows=run.buffer_rows)
+    # The first batch only sets the scale; training begins with the second.
     mean, scale = _units(next(batches))
     with torch.random.fork_rng(devices=[]):
+        # SAELens draws initial weights from the global generator, which the caller's code shares.
         torch.manual_seed(run.seed)
         training = training_sae(_config(rows, init, config, run), init)
     # From here on the SAE reads scaled rows, until the factor is folded back after training.
@@ -201,6 +212,7 @@ def tokens_to(history: pd.DataFrame, explained_variance: float) -> float:
     i = int(above[0])
     if i == 0:
         return float(tokens[0])
+    # Linear interpolation: t = t₀ + (v − v₀) / (v₁ − v₀) · (t₁ − t₀)
     share = (explained_variance - values[i - 1]) / (values[i] - values[i - 1])
     return float(tokens[i - 1] + share * (tokens[i] - tokens[i - 1]))
 
@@ -233,6 +245,7 @@ def training_sae(config: Any, init: Any = None) -> Any:
         state = {
             key: value.detach().clone().to(sae.W_dec) for key, value in init.state_dict().items()
         }
+        # Converts weights of older SAELens files, such as logarithms of thresholds.
         sae.process_state_dict_for_loading(state)
         missing = sae.load_state_dict(state, strict=False).missing_keys
         if missing:
@@ -281,6 +294,7 @@ def flops_per_token(training: Any, batch: Tensor) -> float:
         n_training_steps=0,
         is_logging_step=False,
     )
+    # Counts matrix products, forward and backward; elementwise operations are not counted.
     with FlopCounterMode(display=False) as counter:
         training.training_forward_pass(step).loss.backward()
     training.zero_grad()
@@ -320,6 +334,7 @@ def _rows(
 ) -> SAERows:
     """Rows to train on, checked against ``at`` if they already are `SAERows`."""
     if isinstance(documents, SAERows):
+        # at= may repeat the hook point of the rows, but must not name another one.
         if at is None or model is None or same_place(resolve_hook(at, model), documents.hook):
             return documents
         raise MismatchError(
@@ -391,6 +406,7 @@ def _trainer(training: Any, batches: Iterator[Tensor], run: SAETrainingSettings)
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
+    # Whole batches only: the rows that remain are not trained on.
     n_steps = run.n_tokens // run.batch_rows
     settings = SAETrainerConfig(
         total_training_samples=n_steps * run.batch_rows,
@@ -420,6 +436,8 @@ def _fit(
         disable=not progress,
         leave=False,
     ) as bar:
+        # SAELens' own loop takes no measurements on held-out rows, so its steps are called one by
+        # one.
         for step in range(1, n_steps + 1):
             trainer.maybe_reset_sparsity()
             trainer.step(next(trainer.data_provider))

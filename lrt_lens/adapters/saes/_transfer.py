@@ -1,5 +1,8 @@
 """Transfer of SAEs through a stitch: exactly ``up ∘ SAE ∘ down``, as weights (Stitching, §3).
 
+Problem: an SAE reads and writes the stream of one model. Mechanism: the maps of a stitch before the
+encoder and after the decoder, folded into the weights:
+
     transferred = stitch.transfer(sae)    # a SAELens SAE of width d_target at stitch.target_hook
     transferred.encode(y)                 # = sae.encode(stitch.down.points(y))
     transferred.save_model("folder")      # plain SAELens reads it: SAE.load_from_disk("folder")
@@ -9,7 +12,9 @@
 
 Thresholds and the number of active features stay the same. Training SAEs remain training SAEs: they
 are starting points for further training, and ``save_inference_model`` writes what plain SAELens
-loads. Limits: see `lrt_lens.adapters.saes._folding`.
+loads.
+
+Limits: only SAEs that `lrt_lens.adapters.saes._folding` can fold are transferred.
 """
 
 from dataclasses import replace
@@ -100,6 +105,7 @@ def _refuse_other_maps(maps: MapPair, stitch: Stitch) -> None:
 def _metadata(sae: Any, stitch: Stitch, maps: MapPair) -> dict[str, Any]:
     """Metadata of a transferred SAE: the target's hook point and model, and its provenance."""
     source, target = stitch.source, stitch.target
+    # Fields that describe the source model would be wrong for the target and are left out.
     metadata = {
         key: value for key, value in sae.cfg.metadata.to_dict().items() if key not in _OF_THE_SOURCE
     }

@@ -2,10 +2,13 @@
 
     unit = unit_norm_decoder(sae)    # unit(x) = sae(x); its activations are ‖row‖ times as large
 
-ReLU, JumpReLU and gated encoders commute with a positive factor, so encoder column, bias and
-threshold are multiplied by the row's length. Limits: an encoder that keeps the k largest
-activations compares features with each other, which the factor would change; this is possible only
-for SAEs with ``rescale_acts_by_decoder_norm``, which already compare the multiplied activations.
+Problem: decoder rows of different lengths make activations of different features incomparable.
+Mechanism: ReLU, JumpReLU and gated encoders commute with a positive factor, so encoder column, bias
+and threshold are multiplied by the row's length.
+
+Limits: an encoder that keeps the k largest activations compares features with each other, which the
+factor would change; it is accepted only if the SAE has ``rescale_acts_by_decoder_norm``, because it
+then compares the multiplied activations already.
 """
 
 from typing import Any

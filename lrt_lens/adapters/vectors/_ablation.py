@@ -52,25 +52,27 @@ from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.typing import Direction
 
 Where = Literal["hook", "everywhere"]
-"""Hook points that are ablated: the stitch's target hook point, or all of the model."""
+"""Hook points that are ablated: the stitch's target hook point (``"hook"``), or every hook point of
+the model (``"everywhere"``)."""
 _BATCH = 32
-"""Neutral texts per forward pass."""
+"""Number of neutral texts per forward pass."""
 
 
 @dataclass(frozen=True)
 class AblationSettings(Settings):
-    """Settings of `evaluate_ablation`: what is ablated, continuations and controls."""
+    """Settings of `evaluate_ablation`: hook points, sampling of continuations, and controls."""
 
     places: Sequence[Where] = ("hook", "everywhere")
-    """Where directions are ablated: the stitch's target hook point, everywhere, or both."""
+    """Hook points at which directions are ablated; each gives its own rows of the tables."""
     skip_first: int = SKIP_FIRST
-    """First positions of a text that are not changed; 0 ablates all positions."""
+    """Number of first positions of a text that are not changed; 0 ablates all positions."""
     n_samples: int = 4
-    """Continuations per prompt."""
+    """Number of continuations per prompt."""
     max_new_tokens: int = 40
-    """Tokens per continuation."""
+    """Number of tokens per continuation."""
     n_random: int = 4
-    """Random directions, half isotropic, half with the covariance of the target's stream."""
+    """Number of random directions: half isotropic, half with the covariance of the target's
+    stream."""
     seed: int = 0
     """Seed of directions, samples and bootstraps."""
     progress: bool = True
@@ -126,16 +128,21 @@ class AblationEvaluation:
 
     table: pd.DataFrame
     """One row per arm, draw, where (``hook`` or ``everywhere``), outcome and unit: value, n_tokens.
-    The outcome is the propensity of an item in nats, the share of a prompt's continuations, or the
-    loss of a neutral text."""
+
+    The outcome is the propensity of an item in nats (``propensity``), the share of a prompt's
+    continuations that show the behaviour (``share``), or the loss of a neutral text (``loss``).
+    """
     summary: pd.DataFrame
-    """One row per where and arm: behaviour, n_draws; with items: propensity, drop with drop_low and
-    drop_high, drop_share (as a share of native); with a classifier: share with share_low and
+    """One row per ``where`` and arm.
+
+    Columns: behaviour, n_draws; with items: propensity, drop with drop_low and drop_high,
+    drop_share (drop as a share of the native drop); with a classifier: share with share_low and
     share_high (Clopper–Pearson), share_drop; damage with damage_low and damage_high; cosine (to the
-    native vector)."""
+    native vector).
+    """
 
     def figure(self) -> Any:
-        """Return a plotly figure of drop and damage by arm and place."""
+        """Return a plotly figure of drop and damage by arm and hook points."""
         return ablation_figure(self.summary)
 
     def _repr_html_(self) -> str:
@@ -160,7 +167,7 @@ def evaluate_ablation(
 
     Args:
         pair: both models.
-        stitch: from the vector's hook point to one of the target.
+        stitch: a stitch from the vector's hook point to a hook point of the target.
         vector: learnt on the source.
         neutral: texts without the behaviour, on which damage is measured.
         items: choice items whose positive continuation is the behaviour.
@@ -192,7 +199,7 @@ def evaluate_ablation(
         )
     )
     outcomes = _AblationOutcomes(pair.target, neutral, items, continuations, settings.skip_first)
-    # Without hooks the place makes no difference: measured once, listed for each place.
+    # Without hooks all values of `where` give the same result: measured once, listed for each.
     unablated = outcomes.measure({}).assign(arm="none", draw=None)
     parts = [unablated.assign(where=place) for place in settings.places]
     arms = behaviour_arms(pair, stitch, vector, contrast, settings.n_random, settings.seed)
@@ -208,6 +215,7 @@ def evaluate_ablation(
             )
             parts.append(outcomes.measure(hooks).assign(arm=arm.name, draw=arm.draw, where=place))
     table = pd.concat([part.astype({"draw": "Int64"}) for part in parts], ignore_index=True)
+    # behaviour_arms returns the native arm first.
     cosines = {arm.name: arms[0].vector.cosine(arm.vector) for arm in arms if arm.draw is None}
     summary = _summary(table, vector.name, cosines, settings.seed)
     return AblationEvaluation(table=table, summary=summary)
@@ -239,6 +247,7 @@ class _AblationOutcomes:
 
     def measure(self, hooks: dict[int | str, SteeringHook]) -> pd.DataFrame:
         """Return one row per outcome and unit: outcome, unit, value, n_tokens."""
+        # One registration of the hooks serves all outcomes.
         with self.model.intervene({**hooks}):
             losses, n_tokens = self._losses()
             columns: list[tuple[str, np.ndarray, np.ndarray | int]] = [("loss", losses, n_tokens)]
@@ -263,6 +272,7 @@ class _AblationOutcomes:
             block = self.model.token_losses(self.rows[start : start + _BATCH])[:, self.skip_first :]
             # Padding has NaN as its loss.
             losses += [row[~row.isnan()].double().cpu().numpy() for row in block]
+        # A text without a counted token has weight 0; a mean of 0 avoids 0 · NaN = NaN.
         means = np.array([row.mean() if len(row) else 0.0 for row in losses])
         return means, np.array([len(row) for row in losses])
 
@@ -277,6 +287,7 @@ def _summary(
             "where": where,
             "arm": name,
             "behaviour": behaviour,
+            # nunique leaves out missing draws, so an arm of one vector would count 0.
             "n_draws": max(1, part["draw"].nunique()),
         }
         for outcome, values in part.groupby("outcome", sort=False):
@@ -292,6 +303,7 @@ def _by_outcome(table: pd.DataFrame, where: str, arm: str) -> dict[str, pd.DataF
 
 def _draws(values: pd.DataFrame) -> list[np.ndarray]:
     """Return the values [unit] of each draw."""
+    # dropna=False keeps an arm of one vector, whose draw is missing.
     return [part["value"].to_numpy() for _, part in values.groupby("draw", dropna=False, sort=True)]
 
 
@@ -327,7 +339,7 @@ def _share_columns(
     values: pd.DataFrame, base: pd.DataFrame, _native: pd.DataFrame, _seed: int
 ) -> dict[str, float]:
     draws, n_samples = _draws(values), int(values["n_tokens"].iloc[0])
-    # A share of a prompt is a count over its samples, so the product is a whole number up to
+    # The share of a prompt is a count divided by n_samples, so the product is a whole number up to
     # rounding.
     count, n = round(float(draws[0].sum() * n_samples)), len(draws[0]) * n_samples
     share = (
@@ -361,3 +373,4 @@ def _damage_columns(
 
 
 _COLUMNS = {"loss": _damage_columns, "propensity": _propensity_columns, "share": _share_columns}
+"""Function from the rows of each outcome to its columns of the summary."""

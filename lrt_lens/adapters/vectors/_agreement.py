@@ -46,7 +46,7 @@ def steering_agreement(
 
     Args:
         pair: the models of the stitch.
-        stitch: transfers the directions and knows the standard deviations of both streams.
+        stitch: a stitch that maps the directions and holds the standard deviations of both streams.
         directions: [direction, d_source], of any length; ``deviations`` sets the size of the step.
         texts: neutral texts, cut to ``context_length`` tokens.
         deviations: size of the step, in standard deviations of the stream along it.
@@ -68,6 +68,7 @@ def steering_agreement(
             f"directions have shape {tuple(directions.shape)}; "
             f"expected [direction, {pair.source.d_model}]"
         )
+    # A row needs at least one position that is steered and whose prediction counts.
     rows = [
         row[:context_length]
         for row in pair.source.encode(texts)
@@ -78,6 +79,7 @@ def steering_agreement(
             f"none of {len(texts)} texts has a token behind the first {stitch.skip_first}; "
             "give longer texts"
         )
+    # A direction is a difference of two points, so it is mapped without the bias: u = v W.
     images = stitch.up.directions(directions.double()) if images is None else images
     source = _Steered(pair.source, stitch.source_hook, rows, stitch.skip_first)
     target = _Steered(pair.target, stitch.target_hook, rows, stitch.skip_first)
@@ -95,7 +97,7 @@ def steering_agreement(
 
 
 class _Steered:
-    """Changes of one model's predictions on fixed texts."""
+    """Changes of one model's predictions on fixed texts, relative to the run without steering."""
 
     def __init__(
         self, model: HookedModel, hook: str, rows: list[list[int]], skip_first: int
@@ -113,10 +115,13 @@ class _Steered:
         ]
 
     def _log_probabilities(self, hook: SteeringHook | None) -> list[Tensor]:
+        # Unsteered and steered runs compare positions from skip_first on: earlier ones never
+        # change.
         starts = [self.skip_first] * len(self.batches.rows)
         by_row = dict(self.batches.next_log_probabilities(starts, hook))
         return [by_row[i] for i in sorted(by_row)]
 
 
 def _norm(changes: list[Tensor]) -> Tensor:
+    # ‖a‖ over all texts, positions and vocabulary entries together
     return torch.stack([change.double().pow(2).sum() for change in changes]).sum().sqrt()

@@ -41,7 +41,9 @@ class VectorArm:
     """A vector on the target and the name of the arm that it belongs to."""
 
     name: str
+    """Name of the arm, as in the table of the module docstring."""
     vector: SteeringVector
+    """Vector on the target model."""
     draw: int | None = None
     """Number of the vector in an arm of several vectors; None in an arm of one vector."""
 
@@ -55,6 +57,7 @@ def transferred_arms(
     """
     # Callers take the first arm as the transferred one.
     yield VectorArm("transferred", stitch.transfer(vector, **options))
+    # A refit has its own map but the statistics of the whole stitch, so only the map differs.
     for k, refit in enumerate(stitch.refits):
         yield VectorArm("refit", stitch.transfer(vector, through=refit.up, **options), draw=k)
     if stitch.null is not None:
@@ -93,6 +96,7 @@ def drawn_arms(
     """
     if n_random < 1:
         return
+    # A generator of its own: drawing vectors must not change the samples of any other part.
     generator = torch.Generator().manual_seed(seed)
     covariance = stitch.target_statistics.covariance
     # One call per row: `torch.randn(n, d)` would give other numbers (see `random_directions`).

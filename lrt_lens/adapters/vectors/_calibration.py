@@ -1,4 +1,4 @@
-"""Calibration: the scale at which an intervention causes a given amount of damage.
+"""Calibration: the scale at which an intervention causes a wanted amount of damage.
 
 Problem: the effects of two interventions can only be compared if both cost the same on neutral
 text. Mechanism: damage is the rise of the loss, or the KL divergence from the unsteered model, both
@@ -51,6 +51,8 @@ __all__ = [
 MAX_PASSES = 12
 """Largest number of passes over the neutral texts, the unsteered one included."""
 _LARGEST_SCALE = 2.0**20
+"""Largest scale that is tried: a direction without any effect would be scaled up for ever."""
+# Subtitles of the figure by unit of damage, and titles of its axis by mode.
 _MEANINGS = {
     "loss": "damage: rise of the loss on neutral text",
     "kl": "damage: KL(unsteered ‖ steered) on neutral text",
@@ -61,12 +63,12 @@ _SCALES = {
     "ablate": "scale (1 = all of the component)",
 }
 _Point = tuple[float, float]
-"""(scale, damage at that scale)."""
+"""Pair (scale, damage at that scale)."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The scale that meets a damage budget, and the search that found it."""
+    """The scale that meets a damage budget, and the measurements of the search."""
 
     scale: float
     """Scale of the intervention; NaN if no tried scale reached the budget."""
@@ -79,7 +81,7 @@ class Calibration:
     unit: Unit = "loss"
     """Measure of damage: the rise of the loss, or KL(unsteered ‖ steered)."""
     at_limit: bool = False
-    """Whether the largest scale of the mode (a full ablation) stays within the budget.
+    """True if the largest scale of the mode (a full ablation) stays within the budget.
 
     ``scale`` is then that largest scale, and ``damage`` is smaller than requested.
     """
@@ -88,7 +90,7 @@ class Calibration:
 
     @property
     def reached(self) -> bool:
-        """Whether there is a scale to use."""
+        """True if a scale met the budget, or stays within it at the mode's largest scale."""
         return not math.isnan(self.scale)
 
     @property
@@ -187,6 +189,7 @@ def calibrate_scale(
     levels = _levels(hooked, vectors, level) if mode == "clamp" else ()
     plan = Intervention.of(vectors, mode=mode, positions=positions, levels=levels)
     tokenized = NeutralText(hooked, neutral, plan.vectors[0].hook)
+    # Means of the unsteered stream, from which a clamp beyond scale 1 starts.
     if mode == "clamp":
         means = [tokenized.mean_component(one.direction, one.hook) for one in plan.vectors]
         plan = replace(plan, means=tuple(means))
@@ -220,6 +223,8 @@ def calibrate_on(
         first_guess = _first_guess(neutral, plan, damage)
 
     def measure(scale: float) -> float:
+        # The first hook changes the stored residual; hooks at later hook points run within the
+        # pass.
         (_, first), *later = plan.hooks(scale).items()
         return neutral.cost(unit, first, dict(later))
 
@@ -231,7 +236,9 @@ def calibrate_on(
         max_evaluations=MAX_PASSES - 1,
         largest=plan.limit,
     )
+    # Scale 0 costs 0 by definition. The set drops a second (0, 0) if the search tried scale 0.
     curve = pd.DataFrame(sorted({(0.0, 0.0), *tried}), columns=["scale", "damage"])
+    # A search that never came up to the budget has no answer, unless the mode ends before it.
     if max((value for _, value in tried), default=0.0) < (1 - tolerance) * damage:
         at_limit = [point for point in tried if point[0] == plan.limit]
         scale, measured = at_limit[0] if at_limit else (math.nan, math.nan)
@@ -261,6 +268,7 @@ def search_scale(
     while len(tried) < max_evaluations and scale <= largest:
         value = measure(scale)
         tried.append((scale, value))
+        # NaN compares as False, so a damage of NaN is never accepted.
         if abs(value - budget) <= tolerance * budget:
             break
         if math.isnan(value) or value > budget:
@@ -325,7 +333,7 @@ def _first_guess(neutral: NeutralText, plan: Intervention, damage: float) -> flo
 def _levels(
     model: HookedModel, vectors: Sequence[SteeringVector], level: float | Sequence[float] | None
 ) -> list[float]:
-    """Return the level of each vector: as given, or the mean component on its positive texts."""
+    """Return the levels of the caller, or the mean component on each vector's positive texts."""
     if level is not None:
         levels = [float(level)] if isinstance(level, int | float) else [float(one) for one in level]
         if len(levels) != len(vectors) or not all(map(math.isfinite, levels)):
@@ -340,6 +348,7 @@ def _levels(
             f"mode 'clamp' needs level=...: {without_texts} no longer hold texts of the concept; "
             "compute a level with vector.mean_component(model, texts)"
         )
+    # Computed in this model: a level of the source would be in units of another stream.
     return [
         vector.mean_component(model, vector.contrast_set.positive)
         for vector in vectors

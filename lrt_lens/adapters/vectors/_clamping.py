@@ -5,9 +5,9 @@
 
 Problem: does a transferred direction make the target write about its concept? Mechanism: Stitching
 (arXiv 2506.06609, §4). With the unit vector v̂ and z̄ the mean component ⟨h, v̂⟩ over texts of the
-concept, ``h' = h + (z̄ − ⟨h, v̂⟩) v̂``. The vector is transferred without the bias of the map. z̄ is
-computed in the target, so the transferred arm does use the target on concept texts: the direction
-is transferred, its level is not. The paper's outcome is the *clipped transfer ratio*,
+concept, ``h' = h + (z̄ − ⟨h, v̂⟩) v̂``. The vector is transferred without the bias of the map. z̄
+is computed in the target, so the transferred arm does use the target on concept texts: the
+direction is transferred, its level is not. The paper's outcome is the *clipped transfer ratio*,
 clip(share under transferred ÷ share under native, 0, 1), with 0/0 := 0. It counts what the model
 does without steering as success; ``ratio_of_rises`` therefore subtracts the share without steering
 from both shares.
@@ -57,9 +57,9 @@ class ClampSettings(Settings):
     """Settings of `evaluate_clamping`: sampling of continuations, positions and controls."""
 
     n_samples: int = 4
-    """Continuations per prompt."""
+    """Number of continuations per prompt."""
     max_new_tokens: int = 40
-    """Tokens per continuation."""
+    """Number of tokens per continuation."""
     temperature: float = 0.8
     """Temperature of sampling."""
     top_k: int | None = 40
@@ -67,7 +67,8 @@ class ClampSettings(Settings):
     positions: Positions = "all"
     """Clamped positions, see `SteeringVector.hooks`."""
     n_random: int = 4
-    """Random directions, half isotropic, half with the covariance of the target's stream."""
+    """Number of random directions: half isotropic, half with the covariance of the target's
+    stream."""
     seed: int = 0
     """Seed of directions, samples (the same for all arms) and bootstraps."""
     progress: bool = True
@@ -82,9 +83,12 @@ class ClampEvaluation:
     """One row per arm, draw, prompt and sample: concept, level, text, shows (the classifier's
     answer)."""
     summary: pd.DataFrame
-    """One row per arm: concept, n_draws, count, n, share with low and high (Clopper–Pearson; range
-    over draws for ``random``), clipped_ratio with low and high, ratio_of_rises with low and high
-    (bootstrap over prompts), level (z̄; mean over draws), cosine to the native vector."""
+    """One row per arm.
+
+    Columns: concept, n_draws, count, n, share with low and high (Clopper–Pearson; range over draws
+    for ``random``), clipped_ratio and ratio_of_rises, each with its low and high (bootstrap over
+    prompts), level (z̄; mean over draws), cosine to the native vector.
+    """
 
     def figure(self) -> Any:
         """Return a plotly figure of the shares of continuations with their intervals."""
@@ -113,7 +117,7 @@ def evaluate_clamping(
 
     Args:
         pair: both models.
-        stitch: from the vector's hook point to one of the target.
+        stitch: a stitch from the vector's hook point to a hook point of the target.
         vector: learnt on the source.
         prompts: texts to continue, neutral with respect to the concept.
         classifier: function of a continuation (without its prompt) that returns True or False.

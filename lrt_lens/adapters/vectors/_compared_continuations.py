@@ -10,9 +10,9 @@
     compared.table      # prompt, arm, scale, damage, text
 
 Problem: vectors of different lengths and directions can only be compared by reading if they disturb
-the model equally. Mechanism: unless scales are given, each vector gets the scale that raises the
-loss on neutral text by ``damage`` nats per token (`calibrate_scale`). All arms sample their tokens
-with the same seed.
+the model equally. Mechanism: unless the caller sets scales, each vector gets the scale that raises
+the loss on neutral text by ``damage`` nats per token (`calibrate_scale`). All arms sample their
+tokens with the same seed.
 
 Limits: a few samples show the kind of a change, not its size; `lrt_lens.evaluate_steering` measures
 the size.
@@ -52,15 +52,16 @@ class ComparedContinuationsSettings(Settings):
     """Settings of `compare_continuations`: strengths of the vectors, and sampling."""
 
     scales: Literal["auto"] | float | Mapping[str, float] = "auto"
-    """Multiples of the vectors, one for all or one per arm; ``"auto"``: all arms at one damage."""
+    """Multiples of the vectors, one for all or one per arm; ``"auto"`` brings all arms to one
+    damage."""
     damage: float = 0.4
-    """Nats per token on the neutral texts, for ``"auto"``.
+    """Damage in nats per token on the neutral texts, for ``scales="auto"``.
 
     Larger than the damage at which evaluations compare arms, so that a few samples show the
     change.
     """
     max_new_tokens: int = 24
-    """Tokens per continuation."""
+    """Number of tokens per continuation."""
     temperature: float = 0.8
     """Temperature of sampling."""
     top_k: int | None = 40
@@ -75,7 +76,7 @@ class ComparedContinuations:
 
     table: pd.DataFrame
     """One row per prompt and arm: prompt, arm (``none`` first), scale, damage (nats per token on
-    the neutral texts; NaN if scales were given), text (the continuation)."""
+    the neutral texts; NaN if the caller set the scales), text (the continuation)."""
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -168,6 +169,7 @@ def compare_continuations(
         )
     strengths = _strengths(hooked, vectors, neutral, settings)
     rows = []
+    # An arm that no scale brings to the damage is missing from `strengths`, so it has no rows.
     # The unsteered model is an arm of scale 0 and damage 0, by definition.
     for arm, (scale, damage) in ({UNSTEERED: (0.0, 0.0)} | strengths).items():
         with vectors[arm].apply(hooked, scale=scale) if arm in vectors else nullcontext():

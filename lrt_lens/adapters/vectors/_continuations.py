@@ -1,4 +1,14 @@
-"""Continuations of prompts and the share of them that show a concept, by a classifier of texts."""
+"""Continuations of prompts and the share of them that show a concept, by a classifier of texts.
+
+Problem: some behaviours show only in text that the model writes itself. Mechanism: every prompt is
+continued several times with fixed seeds, with or without an intervention, and a function of the
+caller says of each continuation whether it shows the concept.
+
+    outcome = Continuations(["I think that"], lambda text: "happy" in text)
+    outcome.by_prompt(outcome.judge(outcome.generate(model)))    # share of samples, [prompt]
+
+Limits: the classifier must return a bool; a score needs a threshold first.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,16 +25,16 @@ Classifier = Callable[[str], Any]
 
 @dataclass(frozen=True)
 class Continuations:
-    """Prompts, how they are continued, and the classifier of the continuations."""
+    """Prompts, settings of sampling, and the classifier of the continuations."""
 
     prompts: Sequence[str]
     """Texts to continue."""
     classifier: Classifier
     """Function of a continuation (without its prompt) that returns True or False."""
     n_samples: int = 4
-    """Continuations per prompt."""
+    """Number of continuations per prompt."""
     max_new_tokens: int = 40
-    """Tokens per continuation."""
+    """Number of tokens per continuation."""
     temperature: float = 0.8
     """Temperature of sampling."""
     top_k: int | None = 40
@@ -50,6 +60,7 @@ class Continuations:
 
         ``intervene`` registers hooks and returns their handle; the hooks are removed afterwards.
         """
+        # Sample k of every arm has seed + k, so that arms differ by their intervention alone.
         # An empty handle registers nothing, so that both cases share one `with`.
         handle = intervene() if intervene else Handle([])
         with handle:

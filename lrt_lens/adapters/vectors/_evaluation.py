@@ -5,15 +5,15 @@
     result.figure()
 
 Problem: a vector that is scaled up has a larger effect and a larger side effect, so effects of
-different vectors are only comparable at the same side effect. Mechanism: *propensity* is
-log p(positive continuation) − log p(negative one), in nats; an *effect* is its change from no
-steering, item by item. Each arm (`lrt_lens.adapters.vectors._arms`) is measured at scales whose
-damages (nats per token on neutral text) lie on both sides of one budget, and its effect is
-interpolated there. If no tried scale reached the budget, the effect is NaN and the arm has a flag;
-nothing is extrapolated. Intervals over items are paired bootstraps; ``map_error`` is the jackknife
-over maps that were fitted without one fold.
+different vectors are only comparable at the same side effect. Mechanism: *propensity* is log
+p(positive continuation) − log p(negative one), in nats; an *effect* is its change from no steering,
+item by item. Each arm (`lrt_lens.adapters.vectors._arms`) is measured at scales whose damages (nats
+per token on neutral text) lie on both sides of one budget, and its effect is interpolated there. If
+no tried scale reached the budget, the effect is NaN and the arm has a flag; nothing is
+extrapolated. Intervals over items are paired bootstraps; ``map_error`` is the jackknife over maps
+that were fitted without one fold.
 
-Limits: propensity is a preference between two given continuations, not the text that the model
+Limits: propensity is a preference between two fixed continuations, not the text that the model
 writes.
 """
 
@@ -71,20 +71,21 @@ class SteeringSettings(Settings):
     """Settings of `evaluate_steering`: scales, transfer, steered positions and controls."""
 
     scales: Literal["auto"] | Sequence[float] = "auto"
-    """``"auto"``: scales around the budget, found for each arm; a list: the same multiples of the
-    vector for all arms."""
+    """Multiples of the vector at which all arms are measured; ``"auto"`` searches scales around the
+    budget for each arm."""
     damage: float = 0.1
-    """Damage at which arms are compared, nats per token on the neutral texts."""
+    """Damage at which arms are compared, in nats per token on the neutral texts."""
     bias: Literal["none", "add"] = "none"
-    """Whether transfer adds the bias of the map, see `transfer_vector`."""
+    """Rule for the bias of the map in the transfer, see `transfer_vector`."""
     norm: Literal["match", "mapped", "unit"] = "match"
-    """Length of the transferred vector, see `transfer_vector`."""
+    """Rule for the length of the transferred vector, see `transfer_vector`."""
     positions: Positions = "all"
     """Steered positions, see `SteeringVector.hooks`."""
     n_random: int = 20
-    """Random directions, half isotropic, half with the covariance of the target's stream."""
+    """Number of random directions: half isotropic, half with the covariance of the target's
+    stream."""
     n_permuted: int = 5
-    """Vectors learnt from permuted labels."""
+    """Number of vectors learnt from permuted labels."""
     validation_share: float = 0.25
     """Share of the items that select the hook point of ``native_best`` and are not measured."""
     seed: int = 0
@@ -100,11 +101,11 @@ class Curve:
     arm: VectorArm
     """The arm that was measured."""
     scales: np.ndarray
-    """[scale], ascending, 0 first."""
+    """Scales in ascending order, 0 first, [scale]."""
     damage: np.ndarray
-    """[scale], nats per token."""
+    """Damage in nats per token, [scale]."""
     propensity: np.ndarray
-    """[scale, item], nats."""
+    """Propensities in nats, [scale, item]."""
 
     def effect_at(self, budget: float) -> np.ndarray:
         """Return the change of propensity [item] at the first scale whose damage is ``budget``.
@@ -126,6 +127,7 @@ class Curve:
 
     def _bracket(self, budget: float) -> tuple[int, float]:
         """Return (index of the last scale before the budget, share of the way to the next one)."""
+        # Damage need not rise monotonically with the scale, so the first crossing counts.
         above = np.flatnonzero(self.damage >= budget)
         if not len(above) or above[0] == 0:
             return 0, math.nan
@@ -141,13 +143,18 @@ class SteeringEvaluation:
     """Curves of all arms over scales, and their effects at equal damage."""
 
     table: pd.DataFrame
-    """One row per arm, draw and scale: concept, arm, draw, hook, scale, propensity, propensity_low,
-    propensity_high, damage."""
+    """One row per arm, draw and scale.
+
+    Columns: concept, arm, draw, hook, scale, propensity, propensity_low, propensity_high, damage.
+    """
     summary: pd.DataFrame
-    """One row per arm: concept, arm, hook, n_draws, scale, effect_at_equal_damage, low, high,
-    fraction_of_native, fraction_low, fraction_high, map_error, flag."""
+    """One row per arm.
+
+    Columns: concept, arm, hook, n_draws, scale, effect_at_equal_damage, low, high,
+    fraction_of_native, fraction_low, fraction_high, map_error, flag.
+    """
     budget: float
-    """Damage at which arms are compared, nats per token."""
+    """Damage at which arms are compared, in nats per token."""
     vectors: dict[str, SteeringVector] = field(repr=False)
     """Vector of each arm that has only one."""
     contrast_score: RowScore | None = None
@@ -193,7 +200,7 @@ def evaluate_steering(
 
     Args:
         pair: both models.
-        stitch: from the vector's hook point to one of the target.
+        stitch: a stitch from the vector's hook point to a hook point of the target.
         vector: learnt on the source.
         items: prompts with a positive and a negative continuation. If the contrast texts are
             known, a share of the items only selects the hook point of ``native_best``.
@@ -238,6 +245,7 @@ def _check_arguments(settings: SteeringSettings, items: ChoiceItems) -> None:
     if isinstance(scales, str):
         if scales != "auto":
             raise ValueError(f"scales is {scales!r}; expected 'auto' or a list of positive numbers")
+    # A curve begins at scale 0 and ascends, so negative scales are refused.
     elif not len(scales) or not all(math.isfinite(scale) and scale > 0 for scale in scales):
         raise ValueError(
             f"scales is {list(scales)}; expected positive finite numbers "
@@ -249,7 +257,8 @@ def _check_arguments(settings: SteeringSettings, items: ChoiceItems) -> None:
         )
     if len(items) < FEWEST_ITEMS:
         raise ValueError(
-            f"{len(items)} item(s) given; an interval over items needs at least {FEWEST_ITEMS}"
+            f"{len(items)} item(s) given; an interval over items needs at least {FEWEST_ITEMS}: "
+            "give more items"
         )
 
 
@@ -268,6 +277,7 @@ def _contrast_score(
 ) -> RowScore | None:
     if contrast is None:
         return None
+    # Contrast texts can be too short for a score; the evaluation itself does not need it.
     try:
         return score_rows(stitch, pair, contrast.texts)
     except ValueError as error:
@@ -390,6 +400,7 @@ def _best_native(
         native = vector.relearnt(model, contrast, at=residual_post(layer))
         curve = meter.measure(VectorArm("native_best", native, draw=layer))
         effect = float(curve.effect_at(meter.budget).mean())
+        # A comparison with NaN is False, so a NaN effect never replaces a measured one.
         if best is None or effect > best_effect:
             best, best_effect = native, effect if not math.isnan(effect) else -math.inf
     if best is None:
@@ -445,6 +456,8 @@ def _summary(concept: str, curves: list[Curve], budget: float, seed: int) -> pd.
         first = arms[name][0]
         is_drawn = first.arm.draw is not None
         interval = _interval(draws, is_drawn, seed)
+        # The numerator is the mean effect over draws, item by item, and the denominator the native
+        # effect.
         ratio = bootstrap_ratio(np.mean(draws, axis=0), native, seed=seed)
         rows.append(
             {

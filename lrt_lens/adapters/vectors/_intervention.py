@@ -41,7 +41,7 @@ class Intervention:
     vectors: tuple[SteeringVector, ...]
     """One vector per hook point, in the order of the forward pass."""
     mode: Mode = "add"
-    """Change of the component along each vector: add to it, set it, remove it."""
+    """Change of the component along each vector: ``"add"``, ``"clamp"`` or ``"ablate"``."""
     positions: Positions = "all"
     """Steered positions, see `SteeringVector.hooks`."""
     levels: tuple[float, ...] = ()
@@ -67,6 +67,7 @@ class Intervention:
         """
         unsorted = (vectors,) if isinstance(vectors, SteeringVector) else tuple(vectors)
         hooks = [vector.hook for vector in unsorted]
+        # Hooks at one hook point would act one after the other, and a clamp would undo the others.
         if not unsorted or any(same_place(a, b) for i, a in enumerate(hooks) for b in hooks[:i]):
             raise ValueError(
                 f"the vectors are at {hooks}; give at least one, and one for each hook point "

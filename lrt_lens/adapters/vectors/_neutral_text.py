@@ -45,9 +45,10 @@ LaterHooks = dict[str, SteeringHook]
 
 @dataclass(frozen=True)
 class _Row:
-    """Tokens of one text, and which of them count."""
+    """Tokens of one text, and the positions that count."""
 
     tokens: list[int]
+    """Token ids of the whole text, BOS included if the model prepends it."""
     prompt: int
     """Number of tokens of the prompt; the others count as generated."""
     start: int
@@ -70,6 +71,7 @@ class NeutralText:
     def __init__(self, model: HookedModel, texts: Neutral, hook: int | str) -> None:
         self.model = model
         self._rows = _rows(model, texts)
+        # A row of n tokens has n − 1 predictions.
         if all(row.start >= len(row.tokens) - 1 for row in self._rows):
             raise ValueError(
                 f"no neutral text is longer than {SKIP_FIRST + 1} tokens; "
@@ -159,12 +161,13 @@ class NeutralText:
     def _loss(self, hook: SteeringHook | None, later: LaterHooks) -> float:
         """Return the mean of −log p over the tokens that count, all texts together."""
         rows = self._under(later, self.batches.log_probabilities(hook, self._prompts))
+        # −log p is [length − 1], so index s of it is the prediction of token s + 1.
         return float(torch.cat([-log_p[self._starts[i] :] for i, log_p in rows]).mean())
 
     def _under(
         self, later: LaterHooks, passes: Iterator[tuple[int, Tensor]]
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yield what ``passes`` yields, with hooks registered only while a pass runs."""
+        """Yield the rows of ``passes``, with hooks registered only while a pass runs."""
         hooks: dict[int | str, HookFunction] = {**later}
         while True:
             # The caller may run the model between two rows, so hooks are off at every yield.
@@ -218,6 +221,7 @@ def _conversation(model: HookedModel, chat: Any, index: int) -> _Row:
             f"of the context: its prompt has {len(prompt)} or more; leave it out, or shorten its "
             "earlier turns"
         )
+    # Position n_shared − 1 predicts the first token of the answer.
     return _Row(row, prompt=n_shared, start=max(n_shared - 1, SKIP_FIRST))
 
 

@@ -88,7 +88,10 @@ class PreferenceText:
 
     @property
     def n_rows(self) -> int:
-        """Rows that run: one for an item whose continuations differ in one token, two otherwise."""
+        """Number of rows that run.
+
+        An item needs one row if its continuations differ in one token, otherwise two.
+        """
         return len(self._rows)
 
     def propensity(self, hook: SteeringHook | None = None) -> np.ndarray:
@@ -100,6 +103,7 @@ class PreferenceText:
         for row, log_p in self.batches.next_log_probabilities(
             self._starts, hook, self._prompt_lengths
         ):
+            # Several items can share one row of tokens, and one item can have two rows.
             for item, sign, tokens in self._scored[row]:
                 # The tokens of a continuation are predicted from the last positions of its row.
                 first = len(log_p) - len(tokens)

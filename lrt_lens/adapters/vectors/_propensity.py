@@ -15,7 +15,7 @@ The paper leaves out that items differ in m_LD without any steering, so r is hig
 change. Each r is therefore compared with that of no steering (arm ``none``), with that of random
 directions, and with ``r_change``, the correlation of the *changes* m(scale) − m(0), which does not
 depend on the difficulty of items. ``mse_share`` is the error as a share of the error of predicting
-no change (1: the vector tells no more than that).
+no change (1: the vector predicts no better than that).
 
 Limits: a propensity is the difference of log-probabilities of whole continuations. If these differ
 in number of tokens, the longer one scores lower for that alone; such items are counted in
@@ -71,13 +71,15 @@ class PropensitySettings(Settings):
     train_share: float = 0.5
     """Share of the items from which vectors are learnt; the others are measured."""
     bias: Literal["none", "add"] = "none"
-    """``"none"`` maps the direction; ``"add"`` is LRT's rule and adds the arm ``bias_only``."""
+    """Rule for the bias: ``"none"`` maps the direction; ``"add"`` is the rule of LRT and has one
+    more arm, ``bias_only``."""
     positions: Positions = "all"
     """Steered positions (LRT: all), see `SteeringVector.hooks`."""
     n_random: int = 4
-    """Random directions, half isotropic, half with the covariance of the target's stream."""
+    """Number of random directions: half isotropic, half with the covariance of the target's
+    stream."""
     n_permuted: int = 0
-    """Vectors learnt from permuted answers."""
+    """Number of vectors learnt from permuted answers."""
     seed: int = 0
     """Seed of splits, directions and bootstraps."""
     progress: bool = True
@@ -89,15 +91,21 @@ class PropensityEvaluation:
     """Agreement of transferred and native steering on each task."""
 
     table: pd.DataFrame
-    """One row per task, arm, draw and scale: r, mse, r_change, mse_share, change (mean over items,
-    nats), cosine (to the native vector)."""
+    """One row per task, arm, draw and scale.
+
+    Columns: r, mse, r_change, mse_share, change (mean over items, in nats), cosine (to the native
+    vector).
+    """
     summary: pd.DataFrame
-    """One row per task and arm, means over scales: r, r_sd, r_low, r_high (bootstrap over items;
-    range over draws for arms of several vectors), r_scale_low, r_scale_high (bootstrap over scales,
-    the interval of LRT's table), mse, mse_sd, mse_share, r_change with low and high, slope of the
-    mean change per scale, cosine, n_train, n_test, n_uneven."""
+    """One row per task and arm, with means over scales.
+
+    Columns: r, r_sd, r_low, r_high (bootstrap over items; range over draws for arms of several
+    vectors), r_scale_low, r_scale_high (bootstrap over scales, the interval of LRT's table), mse,
+    mse_sd, mse_share, r_change with low and high, slope of the mean change per scale, cosine,
+    n_train, n_test, n_uneven.
+    """
     propensities: pd.DataFrame = field(repr=False)
-    """One row per task, arm, draw, scale and test item: propensity in nats."""
+    """One row per task, arm, draw, scale and test item, with the propensity in nats."""
 
     @property
     def overall(self) -> pd.DataFrame:
@@ -106,6 +114,8 @@ class PropensityEvaluation:
         for arm, part in self.summary.groupby("arm", sort=False):
             row: dict[str, Any] = {"arm": arm, "n_tasks": len(part)}
             for column in ("r", "r_change", "mse", "mse_share", "cosine"):
+                # A correlation is NaN if one side is constant, and the arm `none` has no cosine at
+                # all.
                 interval = bootstrap_mean(part[column].dropna().to_numpy())
                 row |= {
                     column: interval.value,
@@ -154,6 +164,7 @@ def evaluate_propensity(
     settings = replace(settings, scales=_checked(tasks, settings.scales, settings.train_share))
     results = []
     for task in tqdm(tasks, desc="propensity", disable=not settings.progress, leave=False):
+        # Vectors are learnt from one part of the items and measured on the other.
         train, test = task.split(settings.train_share, seed=settings.seed)
         arms = _arms(pair, stitch, train, settings)
         results.append(_measure(pair, task.name, len(train), test, arms, settings))
@@ -222,11 +233,13 @@ class _ArmPropensities:
     """Propensities of the test items under one arm."""
 
     name: str
+    """Name of the arm."""
     draw: int | None
+    """Number of the vector in an arm of several vectors; None in an arm of one vector."""
     cosine: float
     """Cosine to the native vector; NaN without steering."""
     values: np.ndarray
-    """[scale, item], nats."""
+    """Propensities in nats, [scale, item]."""
 
 
 @dataclass(frozen=True)
@@ -234,13 +247,17 @@ class _TaskPropensities:
     """Propensities of the test items of one task under all arms."""
 
     name: str
+    """Name of the task."""
     n_train: int
+    """Number of items from which the vectors were learnt."""
     n_uneven: int
+    """Number of items whose continuations have different numbers of tokens."""
     scales: list[float]
+    """Multiples of the native vector, in ascending order."""
     unsteered: np.ndarray
-    """[item], nats."""
+    """Propensities without steering in nats, [item]."""
     arms: list[_ArmPropensities]
-    """No steering, native, then all others."""
+    """Arm without steering first, the native arm second, then all others."""
 
     @property
     def native(self) -> np.ndarray:
@@ -287,6 +304,7 @@ class _TaskPropensities:
                     "task": self.name,
                     "arm": name,
                     "r": r.value,
+                    # Standard deviations over scales, with n − 1 as in pandas.
                     "r_sd": by_scale["r"].std(),
                     "r_low": r.low,
                     "r_high": r.high,
@@ -325,6 +343,7 @@ class _TaskPropensities:
         for arm in self.arms:
             # No steering is the same at every scale: one row per item, with scale 0.
             scales = [0.0] if arm.name == "none" else self.scales
+            # strict=False: `none` has one scale in the list, but one row of values per scale.
             for scale, values in zip(scales, arm.values, strict=False):
                 columns = {
                     "task": self.name,

@@ -1,10 +1,10 @@
-"""Prediction of the scale at which a steering vector causes a given damage, from norms alone.
+"""Prediction of the scale at which a steering vector causes a wanted damage, from norms alone.
 
-Problem: a search for the scale of a given damage needs a place to start, and the norms of steering
-vectors differ by orders of magnitude. Mechanism: a block reads the stream through a normalisation,
-so the effect of a step depends on its norm relative to that of the stream. A step of SHARE of the
-median ‖x‖ raises the loss by about 0.1 nats per token in any direction, and damage grows with the
-square of a small step:
+Problem: a search for the scale of a damage needs a first value, and the norms of steering vectors
+differ by orders of magnitude. Mechanism: a block reads the stream through a normalisation, so the
+effect of a step depends on its norm relative to that of the stream. A step of SHARE of the median
+‖x‖ raises the loss by about 0.1 nats per token in any direction, and damage grows with the square
+of a small step:
 
     scale = SHARE · √(damage / 0.1) · median‖x‖ / ‖v‖
 
@@ -25,9 +25,9 @@ from collections.abc import Sequence
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 
 SHARE = 0.16
-"""Step that costs 0.1 nats per token, as a share of the median ‖x‖.
+"""Length of the step that costs 0.1 nats per token, as a share of the median ‖x‖.
 
-Median of the measurements: 0.16 in the bundled large model, 0.20 in SmolLM2-135M.
+Median over the measured directions: 0.16 in the bundled large model, 0.20 in SmolLM2-135M.
 """
 _BUDGET = 0.1
 """Damage at which SHARE was measured, in nats per token."""
@@ -49,7 +49,7 @@ def predict_scale(
 
     Raises:
         ValueError: a damage that is not positive, a vector of length 0, or a median norm that is
-            neither given nor stored in the vector.
+            neither an argument nor stored in the vector.
     """
     vectors = (vector,) if isinstance(vector, SteeringVector) else tuple(vector)
     if not 0 < damage < math.inf:
@@ -71,7 +71,7 @@ def _median_norms(
     vectors: Sequence[SteeringVector], median_norm: float | Sequence[float] | None
 ) -> list[float]:
     """Return one median norm per vector; ValueError unless all are positive and finite."""
-    # A vector that was learnt or transferred knows the norm of its stream.
+    # A vector that was learnt or transferred stores the norm of its stream.
     if median_norm is None:
         norms = [one.median_norm for one in vectors]
     elif isinstance(median_norm, int | float):

@@ -1,4 +1,16 @@
-"""The function that changes a residual stream while a model runs."""
+"""The function that changes a residual stream while a model runs.
+
+Problem: a hook sees activations only, but whether a position is steered depends on where it is in
+its text, and with a KV cache a call after the first one holds a single position. Mechanism:
+`SteeringHook` counts the positions that it has seen, masks those that are steered, and applies one
+change: h + step (`adding`), or a component along a direction set to a level (`setting`).
+
+    hook = SteeringHook(adding(2.0 * vector.direction), "all", skip_first=4)
+    with model.intervene({vector.hook: hook}):
+        model.generate("This film was")
+
+Limits: without ``prompt_lengths`` all rows of a call must have prompts of the same length.
+"""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -31,7 +43,7 @@ class SteeringHook:
         self.change, self.positions, self.skip_first = change, positions, skip_first
         self._seen = 0
         self.prompt_lengths: Tensor | None = None
-        """[batch] lengths of the prompts, if prompts and continuations come in one padded call."""
+        """Lengths of the prompts, if prompts and continuations come in one padded call, [batch]."""
         self.followers: tuple[SteeringHook, ...] = ()
         """Hooks at later hook points of the same pass."""
 
@@ -42,6 +54,7 @@ class SteeringHook:
         """
         self._seen = 0
         for hook in self.followers:
+            # A hook may be used in several passes, so the lengths of an earlier batch are replaced.
             hook.prompt_lengths = self.prompt_lengths
             hook.restarted()
         return self
@@ -53,6 +66,7 @@ class SteeringHook:
         start = self._seen if length == 1 and self._seen else 0
         self._seen = start + length
         steered = self._steered(activation, start)[..., None]
+        # torch.where leaves unsteered positions bit for bit as they are.
         return torch.where(steered, self.change(activation), activation)
 
     def _steered(self, activation: Tensor, start: int) -> Tensor:

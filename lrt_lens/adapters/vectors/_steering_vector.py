@@ -43,6 +43,7 @@ from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
 from lrt_lens.typing import Direction
 
 VECTOR_SCHEMA = "lrt_lens.vector/1"
+"""Schema version of a file; another one is refused."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,19 +51,20 @@ class SteeringVector:
     """A direction in the residual stream of one model at one hook point."""
 
     direction: Direction
-    """[d_model]; scale 1 adds exactly this."""
+    """Direction in the residual stream; scale 1 adds exactly this vector, [d_model]."""
     hook: str
-    """Hook point at which it was learnt, or to which it was transferred."""
+    """Hook point at which the vector was learnt, or to which it was transferred."""
     model: ModelIdentity | None = None
-    """The model it belongs to; None for a direction of unknown origin."""
+    """Model that the vector belongs to; None for a direction of unknown origin."""
     name: str = "vector"
     """Name in tables and figures, that of the contrast set if it was learnt from one."""
     method: str = "given"
-    """How it was made, such as ``"mean_difference"``, ``"principal_component"`` or ``"sum"``."""
+    """How the vector was made, such as ``"mean_difference"``, ``"principal_component"`` or
+    ``"sum"``."""
     read: Read | Literal["given"] = "given"
     """Position of the contrast texts from which activations were read."""
     transferred_by: Literal["stitch", "concept map"] | None = None
-    """Kind of map that transferred it to this model; None for a vector that was learnt on it."""
+    """Kind of map that transferred the vector to this model; None if it was learnt on the model."""
     contrast: str = ""
     """Hash of the contrast set; empty if there is none."""
     median_norm: float = float("nan")
@@ -70,7 +72,8 @@ class SteeringVector:
     skip_first: int = SKIP_FIRST
     """First positions of a text that are never steered, because maps are fitted without them."""
     contrast_set: ContrastSet | None = field(default=None, repr=False)
-    """Texts it was learnt from; None for a vector from a file, which stores only their hash."""
+    """Texts from which it was learnt; None for a vector from a file, which stores only their
+    hash."""
 
     def __post_init__(self) -> None:
         if self.direction.ndim != 1:
@@ -152,6 +155,7 @@ class SteeringVector:
             )
         if self.model is not None and other.model is not None:
             self.model.refuse_other(other.model, "the other vector's model")
+        # A sum has no contrast set of its own, so it cannot be learnt again from texts.
         return replace(
             self,
             direction=self.direction + other.direction,
@@ -186,12 +190,12 @@ class SteeringVector:
 
     @property
     def transferred(self) -> bool:
-        """Whether the vector was learnt on another model."""
+        """True if the vector was learnt on another model and transferred to this one."""
         return self.transferred_by is not None
 
     @property
     def norm(self) -> float:
-        """‖direction‖."""
+        """Euclidean length ‖direction‖."""
         return float(self.direction.norm())
 
     def cosine(self, other: "SteeringVector") -> float:
@@ -353,6 +357,7 @@ class SteeringVector:
 
         The contrast texts are not stored, only their hash.
         """
+        # JSON cannot hold tensors, and texts may be private: both are left out of the metadata.
         fields = {
             key: value
             for key, value in asdict(self).items()
@@ -393,6 +398,7 @@ def _read(
     hooked = load_model(model)
     hook = resolve(at, hooked)
     activations = read_activations(hooked, contrast.texts, hook, read)
+    # `contrast.texts` lists all positive texts first, then all negative ones.
     positive, negative = activations.split(len(contrast))
     vector = SteeringVector(
         direction=torch.zeros_like(activations[0]),

@@ -18,6 +18,7 @@ from lrt_lens.models._hook_points import resolve
 from lrt_lens.models._hooked_model import HookedModel
 
 _BATCH_ROWS = 128
+"""Largest number of rows of a pass."""
 _LOGITS_AT_ONCE = 2**27
 """Largest number of logits of a pass (half a gigabyte in float32): rows × length × vocabulary."""
 
@@ -27,9 +28,11 @@ class TokenBatches:
 
     def __init__(self, model: HookedModel, rows: Sequence[Sequence[int]], hook: int | str) -> None:
         self.model, self.hook = model, resolve(hook, model)
+        # Rows of similar length share a batch, so that little of it is padding.
         self.order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         self.rows = [list(row) for row in rows]
         self._chunks = list(self._batches(model.d_vocab))
+        # `pad` fills on the right: with causal attention no real token attends to the padding.
         self._tokens = [model.pad([self.rows[i] for i in chunk]) for chunk in self._chunks]
         self._residuals = [
             model.engine.capture(tokens, [self.hook])[self.hook] for tokens in self._tokens
@@ -81,6 +84,8 @@ class TokenBatches:
         ``starts`` [row] are the first positions that are returned; the other arguments are those of
         `log_probabilities`.
         """
+        # log_softmax runs per row, because a float32 copy of a batch's logits would double its
+        # memory.
         for chunk, _, logits in self._passes(hook, prompt_lengths):
             for line, i in enumerate(chunk):
                 yield i, logits[line, starts[i] : len(self.rows[i])].float().log_softmax(-1).cpu()
@@ -92,7 +97,7 @@ class TokenBatches:
         for chunk, tokens, residual in zip(
             self._chunks, self._tokens, self._residuals, strict=True
         ):
-            # A hook sees one batch at a time, so it gets the prompt lengths of that batch.
+            # A hook is called per batch, so it gets the prompt lengths of that batch.
             if hook is not None and prompt_lengths is not None:
                 hook.prompt_lengths = torch.tensor([prompt_lengths[i] for i in chunk])
             changed = residual if hook is None else hook.restarted()(residual)

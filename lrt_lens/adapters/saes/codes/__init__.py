@@ -1,1 +1,1 @@
-"""Maps straight from the codes of an SAE to the target model."""
+"""Maps from the codes of an SAE on the source model to states of the target model."""

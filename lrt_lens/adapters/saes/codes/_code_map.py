@@ -1,7 +1,9 @@
 """A map straight from an SAE's codes on the source to the target's states: LRT's *s2l*.
 
-The stitch (LRT: *l2l*) transfers a feature through its decoder row, ``W_dec[i] W``. A code map does
-not use the source's states: it regresses the target's states on the activations of the source SAE,
+Problem: does a map that does not use the source's states predict the target as well as a stitch?
+Mechanism: the stitch (LRT: *l2l*) transfers a feature through its decoder row, ``W_dec[i] W``. A
+code map does not use the source's states: it regresses the target's states on the activations of
+the source SAE,
 
     y ≈ c W + b,        W: [live feature, d_target],
 
@@ -55,8 +57,11 @@ from lrt_lens.stitching._stitch import Stitch
 logger = logging.getLogger(__name__)
 
 CODES_SCHEMA = "lrt_lens.codes/1"
+"""Schema version of a file; another one is refused."""
 SOLVERS = ("cholesky", "cg")
+"""Names of the solvers, in the order in which ``solver="auto"`` tries them."""
 _TENSORS = ("weight", "bias", "live", "firings")
+"""Fields that a file stores as tensors; all others are stored as JSON."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,19 +69,22 @@ class CodeMap:
     """Map ``y ≈ c[live] @ weight + bias`` from SAE codes to the states of another model."""
 
     weight: Tensor
-    """[live, d_target]."""
+    """Weights W of the live features, [live, d_target]."""
     bias: Tensor
-    """[d_target]."""
+    """Bias b, [d_target]."""
     live: Tensor
-    """[live], ascending indices into the SAE's features."""
+    """Indices of the live features within the SAE, in ascending order, [live]."""
     firings: Tensor
-    """[feature]: tokens of the fitting folds on which each feature of the SAE is active."""
+    """Number of tokens of the fitting folds on which each feature of the SAE is active,
+    [feature]."""
     source_hook: str
     """Hook point at which the SAE reads the source model."""
     target_hook: str
     """Hook point of the predicted states of the target model."""
     source: ModelIdentity | None = None
+    """Model whose states the SAE encodes; None if it is unknown."""
     target: ModelIdentity | None = None
+    """Model whose states are predicted; None if it is unknown."""
     alpha: float = float("nan")
     """Penalty relative to the mean variance of a live feature."""
     r2_cv: float = float("nan")
@@ -84,11 +92,11 @@ class CodeMap:
     r2_uniform_cv: float = float("nan")
     """Cross-validated share of explained variance, mean over the target's dimensions."""
     curve: tuple[tuple[float, float, float], ...] = ()
-    """(alpha, r2, r2_uniform) of each penalty that was tried, cross-validated."""
+    """Triples (alpha, r2, r2_uniform) of each penalty that was tried, cross-validated."""
     n_tokens: int = 0
     """Number of tokens of the fitting folds."""
     solver: str = "given"
-    """``"cholesky"`` or ``"cg"``."""
+    """Solver that was used: ``"cholesky"`` or ``"cg"``."""
     skip_first: int = SKIP_FIRST
     """Number of first positions of each text that were left out of the fit."""
 
@@ -135,7 +143,7 @@ class CodeMap:
                 f"feature {feature} is not in this SAE; it has {self.n_features} features: use 0 "
                 f"to {self.n_features - 1}"
             )
-        # `live` ascends, so a feature is live if it stands at its insertion point.
+        # `live` ascends, so a feature is live if the entry at its insertion point is the feature.
         row = int(torch.searchsorted(self.live, feature))
         if row == len(self.live) or int(self.live[row]) != feature:
             raise ValueError(
@@ -206,6 +214,7 @@ class CodeMap:
         fields: dict[str, Any] = json.loads(metadata["codes"])
         for role in ("source", "target"):
             fields[role] = ModelIdentity(**fields[role]) if fields[role] else None
+        # JSON has lists only; the fields of a frozen dataclass are tuples.
         fields["curve"] = tuple(tuple(point) for point in fields["curve"])
         return cls(**tensors, **fields)
 
@@ -230,7 +239,8 @@ def fit_code_map(
         pair: the models of the stitch.
         stitch: names the hook points and the test documents, which are not read.
         sae: a SAELens SAE, or an object with ``encode`` and ``W_dec`` [feature, d_source].
-        documents: see `lrt_lens.data._documents`; they are read twice, so no generator.
+        documents: text in any form that `fit_stitches` accepts, except a generator, because it is
+            read twice.
         n_tokens: unmasked tokens after which no further document is read, tokens of the test fold
             included; None reads all documents.
         alphas: penalties to choose from, relative to the mean variance of a live feature.
@@ -329,6 +339,7 @@ def _choose_solver(
         ValueError: no allowed solver fits; the message names the sizes of both.
     """
     needed = {name: gram_bytes(n_live, n_active, d_target, sparse=name == "cg") for name in SOLVERS}
+    # The order of SOLVERS decides: Cholesky is faster wherever its matrices fit.
     candidates = SOLVERS if solver == "auto" else (solver,)
     fitting = [
         name for name in candidates if (budget := free[name]) is None or needed[name] <= budget

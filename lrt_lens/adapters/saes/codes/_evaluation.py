@@ -1,8 +1,8 @@
 """Comparison of a code map with the map between states, as predictors and as steering directions.
 
-LRT (arXiv 2506.00653, §3.2) prefers its map from SAE codes (*s2l*) to its map between states
-(*l2l*) for steering and reports their training losses (5.437 and 5.935), without a baseline. Here
-both are scored on the same tokens of documents that no fit has read:
+Problem: LRT (arXiv 2506.00653, §3.2) prefers its map from SAE codes (*s2l*) to its map between
+states (*l2l*) for steering and reports their training losses (5.437 and 5.935), without a baseline.
+Mechanism: both are scored on the same tokens of documents that no fit has read:
 
     s2l               target states from codes, `CodeMap`
     l2l               target states from source states, the stitch's own map
@@ -46,6 +46,7 @@ from lrt_lens.statistics._random_directions import covariance_root
 from lrt_lens.stitching._stitch import Stitch
 
 ARMS = ("s2l", "l2l", "reconstruction")
+"""Predictors of the target's states, as in the module docstring."""
 EFFECTS = ("s2l", "l2l", "other", "random")
 """Directions whose steering effect is compared, per feature."""
 
@@ -55,13 +56,19 @@ class CodeMapEvaluation:
     """Scores of the maps on the test fold, and of single features."""
 
     table: pd.DataFrame
-    """One row per arm: arm, r2, r2_low, r2_high, r2_uniform, r2_uniform_low, r2_uniform_high (95%
-    intervals by the jackknife over groups of test documents), fvu, n_tokens."""
+    """One row per arm.
+
+    Columns: arm, r2, r2_low, r2_high, r2_uniform, r2_uniform_low, r2_uniform_high (95% intervals by
+    the jackknife over groups of test documents), fvu, n_tokens.
+    """
     features: pd.DataFrame = field(repr=False)
-    """One row per feature: feature, firings, cosine (code map's row to the decoder row's image),
-    agreement_s2l, agreement_l2l, agreement_other (another feature's row of the code map),
-    agreement_random. Empty if no texts were given."""
+    """One row per feature; empty if no texts were given.
+
+    Columns: feature, firings, cosine (code map's row to the decoder row's image), agreement_s2l,
+    agreement_l2l, agreement_other (another feature's row of the code map), agreement_random.
+    """
     seed: int = 0
+    """Seed of the bootstraps."""
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -125,7 +132,7 @@ def evaluate_code_map(
         n_tokens: unmasked tokens after which no further document is read, those of other folds
             included, as for the fit.
         context_length: tokens per window.
-        seed: of the draw of features and of the random directions.
+        seed: seed of the draw of features and of the random directions.
         progress: show bars.
 
     Raises:
@@ -156,6 +163,7 @@ def evaluate_code_map(
         return CodeMapEvaluation(table, pd.DataFrame(), seed)
     indices = _draw(codes, n_features, seed) if features is None else list(features)
     images = _images(stitch, sae, codes, indices, seed)
+    # Lengths of the directions do not matter: every step has the same number of deviations.
     decoder = sae.W_dec.detach().double().cpu()[indices].float()
     agreement = {
         f"agreement_{arm}": steering_agreement(
@@ -229,6 +237,8 @@ def _table(
             full, [scores(arm, [g for g in groups if g != left_out]) for left_out in groups]
         )
         row: dict[str, Any] = {"arm": arm}
+        # r2_of returns both means of R² = 1 − error / variance; the third result is not needed
+        # here.
         for index, name in enumerate(("r2", "r2_uniform")):
             row |= {
                 name: float(full[index]),
@@ -242,6 +252,7 @@ def _table(
 def _draw(codes: CodeMap, n: int, seed: int) -> list[int]:
     """Indices of ``n`` live features, one drawn from each of ``n`` bins of frequency."""
     order = codes.live[codes.firings[codes.live].argsort(descending=True)].numpy()
+    # Bins of equal numbers of features, sorted by frequency, so that rare features are drawn too.
     bins = np.array_split(order, min(n, len(order)))
     rng = np.random.default_rng(seed)
     return [int(rng.choice(bin_)) for bin_ in bins]
@@ -255,6 +266,7 @@ def _images(
     decoder = sae.W_dec.detach().double().cpu()[indices]
     transferred = stitch.up.directions(decoder.to(stitch.up.weight.device)).cpu().double()
     generator = torch.Generator().manual_seed(seed)
+    # A random direction with the target's covariance Σ = R Rᵀ is R g for a standard normal g.
     root = covariance_root(stitch.target_statistics.covariance)
     noise = torch.randn(len(indices), len(root), generator=generator, dtype=torch.float64)
     return {

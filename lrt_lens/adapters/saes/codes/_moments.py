@@ -1,8 +1,9 @@
 """Moments of SAE codes and target states, on which a map from codes is fitted.
 
-Codes are wide (thousands of features) and sparse (tens of active features per token). Two passes
-read the documents of the *fitting* folds: the first counts on how many tokens each feature is
-active, the second sums over the active (live) features, for each fold,
+Problem: codes are wide (thousands of features) and sparse (tens of active features per token), so
+their second moments may not fit into memory. Mechanism: two passes read the documents of the
+*fitting* folds: the first counts on how many tokens each feature is active, the second sums over
+the active (live) features, for each fold,
 
     n, Σc, Σ(y−s), Σ(y−s)², Σc(y−s)ᵀ    about a fixed shift s of the target's states, in float64
 
@@ -14,8 +15,9 @@ and holds the second moments Σccᵀ of the codes in one of two forms, both of w
     SparseGram    the codes themselves, row by row: 16 bytes per active code; multiplied by vectors
                   and never formed, for conjugate gradients
 
-Documents of the test fold are not read here. Limits: the sparse form grows with the number of
-tokens and is held on the CPU.
+Documents of the test fold are not read here.
+
+Limits: the sparse form grows with the number of tokens and is held on the CPU.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,6 +43,7 @@ from lrt_lens.moments._scatter import gram
 from lrt_lens.stitching._stitch import Stitch
 
 _BATCH_TOKENS = 4096
+"""Number of tokens per forward pass."""
 _SPARSE_BYTES = 16
 """Bytes per active code: a float64 value, an int32 column, and a margin for the transpose."""
 
@@ -115,6 +118,7 @@ class SparseGram:
         from scipy.sparse import csr_matrix, vstack
 
         if len(self._pieces) != 1:
+            # Pieces are joined once: a CSR matrix cannot grow in place.
             self._pieces = [
                 vstack(self._pieces, format="csr") if self._pieces else csr_matrix((0, self.width))
             ]
@@ -142,18 +146,21 @@ class CodeFold:
     """Sums over the tokens of one fold; the shift s is subtracted from the target states."""
 
     gram: Gram
+    """Second moments Σccᵀ, dense or sparse."""
     total_codes: Tensor
-    """[live], Σc."""
+    """Sum Σc of the codes, [live]."""
     total_y: Tensor
-    """[d_target], Σ(y − s)."""
+    """Sum Σ(y − s) of the shifted target states, [d_target]."""
     square_y: Tensor
-    """[d_target], Σ(y − s)²."""
+    """Sum of squares Σ(y − s)², [d_target]."""
     cross: Tensor
-    """[live, d_target], Σc(y − s)ᵀ."""
+    """Cross-moments Σc(y − s)ᵀ, [live, d_target]."""
     n: int = 0
+    """Number of tokens."""
 
     def add(self, codes: Tensor, y: Tensor) -> None:
         """Add rows: codes [token, live], target states minus the shift [token, d_target]."""
+        # float64: sums of a hundred thousand tokens lose digits in float32.
         codes, y = codes.double(), y.double()
         self.gram.add(codes)
         self.total_codes += codes.sum(0)
@@ -175,7 +182,8 @@ class CodeFold:
     @property
     def variance(self) -> Tensor:
         """Total variance Σ(y − ȳ)² of each target dimension, [d_target]."""
-        # Σ(y − ȳ)² = Σ(y − s)² − (Σ(y − s))² / n, for any fixed shift s.
+        # Σ(y − ȳ)² = Σ(y − s)² − (Σ(y − s))² / n, for any fixed shift s. A shift near the mean
+        # keeps both terms small, so that their difference loses no digits.
         return self.square_y - self.total_y**2 / max(1, self.n)
 
 
@@ -184,12 +192,14 @@ class CodeMoments:
     """Sums over the live features, one `CodeFold` per fitting fold."""
 
     live: Tensor
-    """[live], ascending indices into the SAE's features."""
+    """Indices of the live features within the SAE, in ascending order, [live]."""
     firings: Tensor
-    """[feature]: tokens of the fitting folds on which a feature is active, dead ones included."""
+    """Number of tokens of the fitting folds on which each feature is active, dead ones included,
+    [feature]."""
     shift: Tensor
-    """[d_target]."""
+    """Shift s that is subtracted from the target's states before they are summed, [d_target]."""
     folds: list[CodeFold] = field(default_factory=list)
+    """Sums of each fitting fold."""
 
     @property
     def n_tokens(self) -> int:
@@ -264,11 +274,17 @@ class CodePasses:
     """
 
     pair: ModelPair
+    """Models of the stitch."""
     stitch: Stitch
+    """Stitch that names hook points, masked positions and the seed of the folds."""
     documents: Documents
+    """Documents; a list, a file or a data set, but no iterator."""
     n_tokens: int | None
+    """Number of unmasked tokens after which no further document is read; None reads all."""
     context_length: int
+    """Number of tokens per window, at most what both models read."""
     progress: bool = True
+    """Show progress bars."""
 
     def __post_init__(self) -> None:
         if isinstance(self.documents, Iterator):
@@ -334,6 +350,8 @@ def collect_moments(
                 "dtype='float32'"
             )
         if moments is None:
+            # The mean of the first block is near enough to the mean of all rows; any fixed shift is
+            # exact.
             moments = CodeMoments.empty(firings, live, y.double().mean(0), sparse=sparse)
         moments.add(block.part, codes, y)
     if moments is None:
@@ -348,7 +366,7 @@ def gram_bytes(n_live: int, n_active: int, d_target: int, *, sparse: bool) -> in
         n_live: live features.
         n_active: active codes over all tokens.
         d_target: width of the target states.
-        sparse: whether the codes are held instead of their second moments.
+        sparse: True if the codes are held instead of their second moments.
     """
     # Dense: one [live, live] matrix per fold, and three more for their sum and its factor.
     cross = 8 * n_live * d_target * (2 * N_FOLDS)

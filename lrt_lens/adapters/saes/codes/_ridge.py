@@ -1,14 +1,19 @@
 """Ridge regression from codes to states, by Cholesky or by conjugate gradients.
 
+Problem: the `Ridge` solver of a stitch decomposes S once for all penalties (about 10 F³
+operations), which is too much for thousands of features. Mechanism: one Cholesky factor per penalty
+and fold (F³/3), or, if S does not fit into memory, conjugate gradients that never form it.
+
 Minimises ``Σ‖y − cW − b‖² + λ·tr(S)/F · ‖W‖²_F`` over F live features, with
 ``S = Σ(c − c̄)(c − c̄)ᵀ``. The solution is
 
     (S + λ·tr(S)/F·I) W = Σ(c − c̄)(y − ȳ)ᵀ,      b = ȳ − c̄W
 
-The `Ridge` solver of a stitch decomposes S once for all penalties (about 10 F³ operations); for
-thousands of features one Cholesky factor per penalty and fold (F³/3) costs less. If S does not fit
-into memory, it is never formed: conjugate gradients, preconditioned by the diagonal of S, need only
-its products, and each penalty starts at the solution of the next larger one.
+Conjugate gradients are preconditioned by the diagonal of S and need only products with S; each
+penalty starts at the solution of the next larger one.
+
+Limits: small penalties need many steps of conjugate gradients; a warning names those that were not
+reached.
 """
 
 import logging
@@ -36,6 +41,7 @@ class NormalEquations:
     """Centred normal equations ``S W = R`` of the union of some folds."""
 
     folds: Sequence[CodeFold]
+    """Folds whose sums are added."""
 
     @property
     def n(self) -> int:
@@ -94,9 +100,9 @@ class CodeSolution:
     """Cross-validated penalty and the map fitted with it on all fitting folds."""
 
     weight: Tensor
-    """[live, d_target]."""
+    """Weights W of the live features, [live, d_target]."""
     bias: Tensor
-    """[d_target], in the target's own units."""
+    """Bias b in the units of the target's states, [d_target]."""
     alpha: float
     """Penalty with the best cross-validated R²."""
     r2_cv: float
@@ -104,12 +110,14 @@ class CodeSolution:
     r2_uniform_cv: float
     """Cross-validated share of explained variance, mean over target dimensions."""
     curve: tuple[tuple[float, float, float], ...]
-    """(alpha, r2, r2_uniform) of each penalty, cross-validated."""
+    """Triples (alpha, r2, r2_uniform) of each penalty, cross-validated."""
 
 
 def fit_codes(moments: CodeMoments, alphas: Sequence[float]) -> CodeSolution:
     """Map with the penalty that has the best cross-validated R² over the fitting folds."""
+    # From large to small: conjugate gradients start each penalty at the solution before.
     descending = sorted(alphas, reverse=True)
+    # Few documents may leave folds without a token.
     used = [fold for fold in moments.folds if fold.n]
     # Both scores are weighted sums of the error per dimension: 1 − Σ_d w_d error_d.
     weights = score_weights(torch.stack([fold.variance for fold in used]).sum(0))
@@ -137,7 +145,7 @@ def solutions(system: NormalEquations, alphas: Sequence[float]) -> list[Tensor]:
 
 
 def _is_sparse(system: NormalEquations) -> bool:
-    """Whether the second moments are not all held as matrices."""
+    """Return True if some second moments are held as sparse codes and not as a matrix."""
     return not all(isinstance(fold.gram, DenseGram) for fold in system.folds)
 
 
@@ -158,6 +166,7 @@ def _by_cholesky(system: NormalEquations, alphas: Sequence[float]) -> list[Tenso
 def _by_gradients(system: NormalEquations, alphas: Sequence[float]) -> list[Tensor]:
     """Weights for each penalty, by conjugate gradients from the solution of the previous one."""
     right, variance, mean = system.right, system.variance, system.mean_codes
+    # tr(S)/F, the same unit as in `_by_cholesky`
     unit = float(variance.mean())
     weights, weight = [], torch.zeros_like(right)
     for alpha in alphas:

@@ -1,8 +1,9 @@
 """Effect of SAE features on the attention that later heads pay to BOS, by path ablation.
 
-At a position t where feature i fires, its contribution ``f_i(t) d_i`` is subtracted from the input
-of one later attention layer, at position t only. All other positions and all other effects of the
-feature stay as they are. The effect on a head is
+Problem: a feature can act on later attention without changing the next token. Mechanism: path
+ablation. At a position t where feature i fires, its contribution ``f_i(t) d_i`` is subtracted from
+the input of one later attention layer, at position t only. All other positions and all other
+effects of the feature stay as they are. The effect on a head is
 
     p(BOS) − p(BOS without the contribution)        at query t
 
@@ -35,10 +36,13 @@ from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.statistics._intervals import bootstrap_mean
 
 N_RANDOM = 4
-"""Random directions per feature."""
+"""Number of random directions per feature."""
 MINIMUM_EXAMPLES = 4
-"""Examples that a feature needs: one half chooses the head, the other half reports its effect."""
+"""Number of examples that a feature needs: one half chooses the head, the other measures
+the effect."""
 _EXAMPLES_PER_PASS = 32
+"""Number of texts per forward pass."""
+# Columns of `attention_effects`, which an empty table has too.
 _COLUMNS = [
     "feature",
     "model",
@@ -62,10 +66,11 @@ class Example:
     """Token ids of a text whose last token activates a feature."""
 
     ids: list[int]
+    """Token ids up to and including the position at which the feature fires."""
 
 
 class ExampleFinder:
-    """Collects examples of chosen features: windows cut after a position where the feature fires.
+    """Collects examples of some features: windows cut after a position where the feature fires.
 
     Each window gives at most one example per feature, at a position drawn at random.
     """
@@ -77,7 +82,7 @@ class ExampleFinder:
 
     @property
     def is_full(self) -> bool:
-        """Whether every feature has ``n_examples`` examples."""
+        """True if every feature has ``n_examples`` examples."""
         return all(len(examples) >= self.n_examples for examples in self.examples.values())
 
     def add(self, batch: TokenBatch, activations: Tensor) -> None:
@@ -152,6 +157,7 @@ def _head_row(effects: np.ndarray, head: int) -> dict[str, Any]:
         "effect": reporting.value,
         "low": reporting.low,
         "high": reporting.high,
+        # Random directions have no sign of their own, so their absolute mean effect is compared.
         "effect_choosing": float(effects[0, ::2].mean()),
         "effect_random": float(np.abs(effects[1:, 1::2].mean(1)).mean()),
         "n_examples": effects.shape[1],
@@ -160,6 +166,7 @@ def _head_row(effects: np.ndarray, head: int) -> dict[str, Any]:
 
 def _with_random(direction: Tensor, seed: int) -> Tensor:
     """Return the direction and random directions of its length, as [1 + random, d]."""
+    # The seed depends on the feature, so its draws do not change with the list of features.
     draws = torch.randn(N_RANDOM, len(direction), generator=torch.Generator().manual_seed(seed))
     return torch.cat([direction[None], draws / draws.norm(dim=1, keepdim=True) * direction.norm()])
 
@@ -246,6 +253,7 @@ def _reading_pattern(
         finally:
             remove()
         return
+    # Only the eager implementation returns attention weights; the one before is restored.
     implementation = bare.config._attn_implementation
     module = model.bridge.blocks[layer].attn.original_component
     handle = module.register_forward_hook(

@@ -1,5 +1,8 @@
 """Attribution of the next token to each feature, position by position, in either model.
 
+Problem: two models share a feature only if it changes their predictions in the same way. Mechanism:
+the contribution of each feature to the next token, at every position t:
+
     kind        attribution of feature i at t   meaning of the vector
     logits      f_i(t) · ⟨d_i, W_U[:, next]⟩    column of the unembedding for the next token
     gradient    f_i(t) · ⟨d_i, g(t)⟩            gradient of the window's summed log-probability
@@ -9,6 +12,8 @@ Both are the activation times ⟨decoder row, u(t)⟩, with a vector u(t) that i
 features. ``logits`` is the paper's definition (Stitching, arXiv 2506.06609, §5, "attribution
 correlation", figures 4 and 14) and covers the direct path to the logits only. ``gradient`` adds, to
 first order, what later layers compute from the feature.
+
+Limits: ``gradient`` is linear in the feature, which need not be small.
 """
 
 from collections.abc import Iterator
@@ -25,6 +30,7 @@ from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.typing import Residual
 
 Attribution = Literal["logits", "gradient"]
+"""Kind of attribution: direct path to the logits, or first order over all paths."""
 
 
 class Attributor:
@@ -44,6 +50,7 @@ class Attributor:
     def vectors(self, batch: TokenBatch, residual: Residual) -> Tensor:
         """Vectors u(t), [counted position, d], float32 on the CPU."""
         if self.kind == "logits":
+            # Columns of W_U for the tokens that follow, one per counted position.
             return self.unembedding.weight[:, batch.following].T
         gradient = log_probability_gradient(self.model, self.hook, batch, residual)
         return gradient[batch.counted.to(gradient.device)].float().cpu()
@@ -52,15 +59,16 @@ class Attributor:
 def log_probability_gradient(
     model: HookedModel, hook: str, batch: TokenBatch, residual: Residual
 ) -> Residual:
-    """∂ Σ log p(next token) / ∂ residual over counted positions, [window, position, d].
+    """Gradient ∂ Σ log p(next token) / ∂ residual, [window, position, d].
 
-    No gradient of a weight is computed.
+    The sum is over counted positions. No gradient of a weight is computed.
     """
     with torch.inference_mode(mode=False), torch.enable_grad(), _weights_without_gradient(model):
         # A tensor of inference mode takes no gradient; a clone made outside of it does.
         start = residual.clone().requires_grad_()
         with model.engine.resuming(hook, start):
             logits = model.engine.logits(batch.tokens)
+        # Only counted positions: a float32 log-softmax of all of them would need twice the memory.
         log_p = logits[batch.counted.to(logits.device)].float().log_softmax(-1)
         total = log_p.gather(1, batch.following.to(logits.device)[:, None]).sum()
         return torch.autograd.grad(total, start)[0].detach()

@@ -1,6 +1,7 @@
 """Encoder and decoder of an SAE's features, on its own model and transferred to another model.
 
-A transferred SAE is exactly ``up ∘ SAE ∘ down`` (Stitching, arXiv 2506.06609, §3). A feature is
+Problem: a feature must be read and written on two models with exactly the same definition.
+Mechanism: a transferred SAE is ``up ∘ SAE ∘ down`` (Stitching, arXiv 2506.06609, §3). A feature is
 therefore read on the target by mapping the target's states down and encoding them, and written
 along its decoder row mapped up. This needs no folded weights and holds for every SAE architecture.
 
@@ -8,8 +9,8 @@ along its decoder row mapped up. This needs no folded weights and holds for ever
     target = source.transferred(stitch.maps)     # encode [row, d_target] → [row, feature]
     target.decoder                               # [feature, d_target]
 
-Limits: activations are dense. If an SAE normalises each input by its own length, its decoder rows
-are in normalised units.
+Limits: activations are dense tensors. If an SAE normalises each input by its own length, its
+decoder rows are in normalised units.
 """
 
 import copy
@@ -89,6 +90,7 @@ def random_coder(sae: Any, seed: int) -> FeatureCoder:
             if weight is None:
                 continue
             draw = torch.randn(weight.shape, generator=generator).to(weight)
+            # A random direction of the norm of the row (or column) that it replaces.
             unit = draw / draw.norm(dim=dim, keepdim=True)
             weight.copy_(unit * weight.norm(dim=dim, keepdim=True))
     return FeatureCoder(drawn)

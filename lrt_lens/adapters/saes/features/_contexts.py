@@ -1,8 +1,15 @@
 """The positions with the largest activations of each feature, collected from streamed text.
 
-Each window offers its strongest position, one per feature. The ``n`` strongest of all windows are
-stored, with the tokens around them and the activations of both models there. Memory is
-features × n × (2·reach + 1) numbers, however many tokens are read.
+Problem: the strongest positions of thousands of features cannot be selected after storing all
+activations. Mechanism: each window offers its strongest position, one per feature. The ``n``
+strongest of all windows are stored, with the tokens around them and the activations of both models
+there. Memory is features × n × (2·reach + 1) numbers, however many tokens are read.
+
+    top = TopContexts(n_features, n=8, reach=12)
+    top.add(source_activations, target_activations, tokens, lengths)
+    top.tokens[17]                 # [n, 2·reach + 1], the strongest position in the middle
+
+Limits: one window offers one position, so repeats within a window are not stored.
 """
 
 import torch
@@ -34,7 +41,7 @@ class TopContexts:
 
         Args:
             ranked: [window, position, feature], 0 at positions that do not count.
-            other: the same of the other model.
+            other: activations of the other model at the same positions, in the same shape.
             tokens: [window, position].
             lengths: [window], number of tokens of each window.
         """
@@ -63,6 +70,7 @@ class TopContexts:
         self, better: Tensor, peaks: Tensor, contexts: tuple[Tensor, Tensor, Tensor]
     ) -> None:
         n = self.peaks.shape[1]
+        # The n largest of the stored and the new peaks; contexts follow by the same indices.
         best = torch.cat([self.peaks[better], peaks], 1).topk(n, dim=1)
         self.peaks[better] = best.values
         index = best.indices[..., None].expand(-1, -1, 2 * self.reach + 1)

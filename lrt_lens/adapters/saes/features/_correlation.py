@@ -5,7 +5,11 @@
     correlations.values()                      # [feature]
     correlations.interval()                    # delete-one-group jackknife over groups of documents
 
-Memory is five float64 sums per feature and group, however many rows are added.
+Problem: activations of all features at all positions do not fit into memory. Mechanism: a
+correlation needs five float64 sums per feature and group, however many rows are added.
+
+Limits: sums about 0 lose digits if a mean is many times the standard deviation; activations are
+near 0 mostly.
 """
 
 import numpy as np
@@ -35,7 +39,7 @@ class Correlations:
         return _correlate(self.counts.sum(), self.sums.sum(0))
 
     def interval(self) -> Jackknife:
-        """95% intervals over groups of documents, arrays [feature].
+        """Jackknife intervals (95%) over groups of documents, arrays [feature].
 
         A feature whose column is constant without one of the groups gets NaN.
         """

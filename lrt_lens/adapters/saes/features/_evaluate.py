@@ -6,6 +6,9 @@
     features.figure()     # Stitching, figures 4 and 14
     features.page(17)     # one feature: strongest contexts in both models, output tokens, scores
 
+Problem: metrics of a whole SAE do not tell which features survive a transfer. Mechanism: each
+feature is measured on both models over the same positions.
+
 Modules: ``_coder`` (features on either model), ``_attribution`` and ``_feature_pass`` (correlations
 over positions), ``_semantics`` and ``_substitution`` (semantic or structural), ``_unembedding``
 (entropy features), ``_attention`` (attention activation and deactivation).
@@ -66,39 +69,42 @@ from lrt_lens.stitching._stitch import Stitch
 _SENTENCE_DOCUMENTS = 2000
 """Largest number of documents from which sentences and substitutes are drawn."""
 _REACH = 12
-"""Tokens shown on either side of a strong position."""
+"""Number of tokens shown on either side of a strong position."""
 _OUTPUT_TOKENS = 8
+"""Number of raised and of lowered output tokens per feature."""
 _MINIMUM_ACTIVE = 64
-"""Positions at which a feature must be active before its attention is measured by default."""
+"""Number of positions at which a feature must be active before its attention is measured by
+default."""
 
 
 @dataclass(frozen=True)
 class FeatureEvaluationSettings(Settings):
-    """Settings of `evaluate_features`."""
+    """Settings of `evaluate_features`: text, attribution, rewrites, attention and contexts."""
 
     attribution: Attribution = "logits"
-    """``"logits"`` (direct path, as in the paper) or ``"gradient"`` (first order, all paths)."""
+    """Kind of attribution: ``"logits"`` (direct path, as in the paper) or ``"gradient"`` (first
+    order, all paths)."""
     n_tokens: int = 50_000
-    """Counted positions after which no further document is read."""
+    """Number of counted positions after which no further document is read."""
     context_length: int = 128
-    """Tokens per window, BOS included."""
+    """Number of tokens per window, BOS included."""
     folds: Literal["test", "all"] = "test"
-    """``"test"`` reads only documents of the harvest's test fold. ``"all"`` reads every document;
-    use it for text that had no part in the fit."""
+    """Documents that are read: ``"test"``, those of the harvest's test fold; ``"all"``, every
+    document, for text that had no part in the fit."""
     rewrites: Sequence[Sequence[str]] | None = None
-    """[[sentence, rewrite, …], …], with equally many versions of each sentence. None exchanges
-    content words of sentences in the documents."""
+    """Lists of a sentence and its rewrites, with equally many versions of each sentence; None
+    exchanges content words of sentences in the documents."""
     n_sentences: int = 200
     """Number of sentences to rewrite; 0 leaves semantics out."""
     n_rewrites: int = 5
-    """Rewrites per sentence (k in the paper)."""
+    """Number of rewrites per sentence (k in the paper)."""
     attention_features: int | Sequence[int] = 8
     """Features whose effect on attention is measured: a number of features with the largest
     contribution, or a list of indices; 0 measures none."""
     n_examples: int = 32
-    """Texts for each of these features."""
+    """Number of texts for each of these features."""
     n_contexts: int = 8
-    """Strongest contexts stored per feature."""
+    """Number of strongest contexts stored per feature."""
     seed: int = 0
     """Seed of the random SAE, sentences, examples and bootstraps."""
 
@@ -132,7 +138,7 @@ def evaluate_features(
     Raises:
         MismatchError: the SAE, the models or the transferred SAE do not belong to the stitch, or
             the models have different tokenizers.
-        IndexError: the SAE has no feature of a given index.
+        IndexError: an index in ``attention_features`` is not a feature of the SAE.
         TooFewDocumentsError: there is no text to read.
         ValueError: no sentence can be rewritten, no feature fires, or a setting is invalid.
 
@@ -199,6 +205,7 @@ def _check(
     check_sae(sae, pair, stitch)
     if transferred is not None:
         check_transferred(sae, transferred, pair, stitch)
+    # With n_sentences=0 rewrites are not used, so they are not checked either.
     if settings.rewrites is not None and settings.n_sentences:
         check_rewrites(settings.rewrites)
     if not isinstance(settings.attention_features, int):
@@ -247,10 +254,15 @@ class _Text:
     """The documents with the plan by which they are read, once for each quantity."""
 
     pair: ModelPair
+    """Models of the stitch."""
     stitch: Stitch
+    """Stitch that decides masked positions and folds."""
     documents: Documents
+    """Documents; they are read several times."""
     plan: ReadingPlan
+    """Amount of text per pass."""
     progress: bool
+    """Show progress bars."""
 
     def batches(self, label: str) -> Iterator[TokenBatch]:
         """Batches of windows from the start of the documents, with a progress bar."""
@@ -326,7 +338,7 @@ def _entropy_columns(
 
 
 def _rewrites(text: _Text, settings: FeatureEvaluationSettings) -> Sequence[Sequence[str]]:
-    """Return rewrites by sentence and version, given or drawn from the documents."""
+    """Return the rewrites of the settings, or rewrites of sentences in the documents."""
     if settings.n_sentences == 0 or settings.rewrites is not None:
         # Rewrites of the user need no text.
         return list(settings.rewrites or [])[: settings.n_sentences]
@@ -352,6 +364,7 @@ def _semantic_columns(
             )
         )
     else:
+        # 0 sentences for every feature, so that every kind is undecided.
         n = arm.source.n_features
         missing = np.full(n, np.nan)
         source = target = SemanticScores(np.zeros(n, dtype=int), missing, missing)

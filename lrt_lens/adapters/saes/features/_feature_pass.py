@@ -1,7 +1,8 @@
 """One pass over the text that sums activations and attributions of every feature in both models.
 
-The pass also sums those of the controls. Each arm pairs a coder on the source with a coder on the
-target:
+Problem: every measure needs both models at every position, and activations of all features do not
+fit into memory. Mechanism: running sums, from one pass. The pass also sums the activations of the
+controls. Each arm pairs a coder on the source with a coder on the target:
 
     arm           source coder            target coder
     transferred   the SAE                 the SAE, transferred
@@ -9,6 +10,8 @@ target:
                   directions              (Stitching, arXiv 2506.06609, figure 14)
     shuffled      the SAE                 the SAE, transferred by maps fitted on shuffled pairs
     other         the SAE                 a *different* feature of the transferred SAE, drawn once
+
+Limits: all features of all arms are encoded in each batch, also those that never fire.
 """
 
 from collections.abc import Iterable
@@ -27,6 +30,7 @@ from lrt_lens.data._parts import N_TEST_GROUPS
 from lrt_lens.typing import TokenMask
 
 TRANSFERRED, RANDOM, SHUFFLED, OTHER = "transferred", "random", "shuffled", "other"
+"""Names of the arms, as in the module docstring."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,11 @@ class FeatureArm:
     """The coders that read one arm's features on the source and on the target."""
 
     name: str
+    """Name of the arm."""
     source: FeatureCoder
+    """Coder that reads the source's states."""
     target: FeatureCoder
+    """Coder that reads the target's states."""
 
 
 @dataclass
@@ -43,9 +50,11 @@ class ActivationTotals:
     """Counts and maxima of the features' activations on one model."""
 
     n_features: int
+    """Number of features."""
     n_rows: int = 0
+    """Number of positions that were added."""
     active: Tensor = field(init=False)
-    """Number of positions where a feature is not 0, [feature]."""
+    """Number of positions at which a feature is not 0, [feature]."""
     maximum: Tensor = field(init=False)
     """Largest activation, [feature]."""
 

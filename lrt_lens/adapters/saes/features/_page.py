@@ -4,9 +4,11 @@
     page                              # shown in Jupyter
     page.save("feature-17.html")      # a file that loads nothing from the network
 
-Every context is printed twice, shaded by the activation on the source and on the target, each model
-on one scale for all contexts. The token at which the feature is strongest is framed. Markup inside
-a token is escaped, line ends are printed as ↵, and bidirectional text is isolated in its token.
+Problem: scores do not show the meaning of a feature. Mechanism: its strongest contexts, printed
+for a reader. Every context is printed twice, shaded by the activation on the source and on the
+target, each model on one scale for all contexts. The token at which the feature is strongest is
+framed. Markup inside a token is escaped, line ends are printed as ↵, and bidirectional text is
+isolated in its token.
 
 Limits: shades are relative to the strongest activation on the page.
 """
@@ -32,9 +34,11 @@ from lrt_lens.report._html import (
 )
 
 _ROLES = ("source", "target")
+"""Order of the two models in every list of the page."""
 # Vermilion and blue of Okabe and Ito, which colour-blind readers can tell apart.
 _COLOURS = {"source": (213, 94, 0), "target": (0, 114, 178)}
 _LABEL_STYLE = "display:inline-block;min-width:9rem;color:#767676;font-size:.8rem"
+# Columns of the evaluation's table that the page lists, with their labels.
 _SCORES = {
     "density_source": "density on the source (share of positions where it is active)",
     "density_target": "density on the target",
@@ -60,6 +64,7 @@ class TokenContext:
     """Tokens around a strong position of a feature, with the activations of both models."""
 
     tokens: list[str]
+    """Texts of the tokens."""
     source: list[float]
     """Activation at each token on the source."""
     target: list[float]
@@ -73,6 +78,7 @@ class TokenContexts(Paragraph):
     """Contexts shaded token by token; a plain-text report prints only their ``text``."""
 
     contexts: Sequence[TokenContext] = ()
+    """Contexts in descending order of the peak."""
     names: tuple[str, str] = ("source", "target")
     """Names of the source and the target model."""
 
@@ -133,6 +139,7 @@ class FeaturePage:
     """Scores, contexts, output tokens and attention heads of one feature, ready to be shown."""
 
     index: int
+    """Index of the feature in the SAE."""
     names: tuple[str, str]
     """Names of the source and the target model."""
     hooks: tuple[str, str]
@@ -140,9 +147,9 @@ class FeaturePage:
     scores: dict[str, Any]
     """Row of the feature in the table of the evaluation."""
     contexts: dict[str, list[TokenContext]]
-    """``"source"`` and ``"target"``: contexts in which the feature is strongest on that model."""
+    """Contexts in which the feature is strongest on a model, by ``"source"`` and ``"target"``."""
     output_tokens: dict[str, list[tuple[str, float]]]
-    """``"source"`` and ``"target"``: (token, weight); first the raised tokens, then the lowered."""
+    """Pairs (token, weight), first raised then lowered tokens, by ``"source"`` and ``"target"``."""
     heads: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Effects on attention heads; empty if they were not measured."""
 
@@ -170,6 +177,7 @@ class FeaturePage:
 
     def _key_numbers(self) -> KeyNumbers:
         score = self.scores
+        # Columns that the table lacks are None here and shown as "n/a".
         low, high = (
             _number(score.get("attribution_r_low")),
             _number(score.get("attribution_r_high")),

@@ -1,4 +1,14 @@
-"""Result of a feature evaluation: a table, figures, and a page for each feature."""
+"""Result of a feature evaluation: a table, figures, and a page for each feature.
+
+    features = evaluate_features(pair, stitch, sae, documents)
+    features.summary, features.predictors, features.structural_advantage
+    features.page(17).save("feature-17.html")
+
+Problem: thousands of features have a dozen numbers each. Mechanism: one table holds them; summaries
+give means with intervals over features, figures show distributions, pages show single features.
+
+Limits: intervals over features treat features as independent, although they share tokens.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,8 +46,9 @@ _AVERAGED = (
 )
 """Columns of which `FeatureEvaluation.summary` gives the mean."""
 _PREDICTORS = ("rho_write", "rho_read", "density_source", "semantic_score")
+"""Columns that are known before the attribution is measured."""
 _N_NEIGHBOURS = 5
-"""Semantic features of similar density with which each structural feature is compared."""
+"""Number of semantic features of similar density with which a structural one is compared."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +56,10 @@ class OutputTokens:
     """Tokens that each feature raises and lowers most, [feature, 2n]: the n raised ones first."""
 
     ids: Tensor
+    """Token ids, [feature, 2n]."""
     weights: Tensor
-    """Centred logits of one unit of the feature, times the size of the last residual stream."""
+    """Centred logits of one unit of the feature, times the size of the last stream, [feature,
+    2n]."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +83,7 @@ class FeatureEvaluation:
       of the smallest 2% of the unembedding's singular values.
     """
     attention: pd.DataFrame
-    """One row per chosen feature, model and head after the hook point.
+    """One row per measured feature, model and head after the hook point.
 
     `lrt_lens.adapters.saes.features._attention.attention_effects` lists the columns.
     """
@@ -79,11 +92,13 @@ class FeatureEvaluation:
     target: str
     """Name of the target model."""
     source_hook: str
+    """Hook point of the source."""
     target_hook: str
+    """Hook point of the target."""
     n_tokens: int
     """Number of positions that were measured."""
     attribution: str
-    """``"logits"`` or ``"gradient"``."""
+    """Kind of attribution: ``"logits"`` or ``"gradient"``."""
     entropy_share_random: tuple[float, float]
     """Entropy share of a random direction on the source and on the target."""
     contexts: tuple[TopContexts, TopContexts] = field(repr=False)
@@ -93,7 +108,9 @@ class FeatureEvaluation:
     rewrites: Sequence[Sequence[str]] = field(repr=False, default=())
     """Sentences with their rewrites, the original first."""
     tokenizer: Any = field(repr=False, default=None)
+    """Tokenizer of both models, for the pages."""
     seed: int = 0
+    """Seed of the bootstraps."""
 
     @property
     def live(self) -> pd.DataFrame:
@@ -174,7 +191,7 @@ class FeatureEvaluation:
 
     @property
     def heads(self) -> pd.DataFrame:
-        """Most affected head of each chosen feature and model.
+        """Most affected head of each measured feature and model.
 
         ``effect`` is measured on examples that had no part in the choice of the head.
         """
@@ -217,6 +234,7 @@ class FeatureEvaluation:
             IndexError: the SAE has no such feature.
         """
         check_index(index, len(self.table))
+        # A peak of 0 marks an empty slot: the feature fired in fewer windows than there are slots.
         contexts = {
             role: [
                 self._context(top, index, slot, swapped=role == "target")

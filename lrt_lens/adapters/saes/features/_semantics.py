@@ -1,4 +1,7 @@
-"""Whether a feature follows the structure of a sentence (structural) or its content (semantic).
+"""Test of whether features follow the structure of a sentence or its content (semantic).
+
+Problem: features of syntax and of topics may transfer differently. Mechanism: a test that tells
+both kinds apart.
 
 The test is that of Stitching (arXiv 2506.06609), §5: a sentence and k = 5 rewrites that leave
 function words, punctuation and syntax as they are and replace content words. A feature that fires
@@ -11,6 +14,10 @@ A feature is called semantic above one half and structural otherwise, and undeci
 ``MINIMUM_SENTENCES`` sentences. A feature that is active everywhere fires in any rewrite, so the
 score is compared with its expectation by chance, ``1 − p^k``, where p is the share of all versions
 that fire the feature.
+
+    semantic_scores(model, hook, coder, [["The cat sat.", "The dog ran."]], skip_first=4).kind
+
+Limits: the score depends on the rewrites; those of `_substitution` change single words only.
 """
 
 from collections.abc import Sequence
@@ -26,9 +33,11 @@ from lrt_lens.models._hook_names import place
 from lrt_lens.models._hooked_model import HookedModel
 
 MINIMUM_SENTENCES = 5
-"""Sentences that must fire a feature before its kind is decided."""
+"""Number of sentences that must fire a feature before its kind is decided."""
 SEMANTIC, STRUCTURAL, UNDECIDED = "semantic", "structural", "undecided"
+"""Kinds of a feature."""
 _BATCH_VERSIONS = 48
+"""Number of versions of sentences per forward pass."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +47,14 @@ class SemanticScores:
     n_sentences: np.ndarray
     """Number of sentences whose original fires the feature."""
     score: np.ndarray
-    """1 − share of these sentences in which all versions fire it; NaN without such a sentence."""
+    """Semantic score: 1 − share of these sentences in which all versions fire the feature; NaN
+    without such a sentence."""
     chance: np.ndarray
-    """Score to expect if the versions of a sentence had nothing in common."""
+    """Expected score if the versions of a sentence had nothing in common."""
 
     @property
     def kind(self) -> list[str]:
-        """``"semantic"``, ``"structural"`` or ``"undecided"`` for each feature."""
+        """Kind of each feature: ``"semantic"``, ``"structural"`` or ``"undecided"``."""
         return [
             UNDECIDED if n < MINIMUM_SENTENCES else SEMANTIC if score > 0.5 else STRUCTURAL
             for n, score in zip(self.n_sentences, self.score, strict=True)
@@ -110,7 +120,7 @@ def check_rewrites(rewrites: Sequence[Sequence[str]]) -> int:
 def _fires(
     model: HookedModel, hook: str, coder: FeatureCoder, texts: Sequence[str], skip_first: int
 ) -> Tensor:
-    """Whether each feature is active on any unmasked token of each text, [text, feature]."""
+    """Return whether each feature is active on any unmasked token of each text, [text, feature]."""
     rows = model.encode(texts)
     name = place(hook)
     stream = model.engine.capture(model.pad(rows), [name])[name]

@@ -3,9 +3,10 @@
     words = ContentWords.of(documents, model)
     words.versions("The cat sat under the old table.", n=5, rng=rng)   # [original, five rewrites]
 
-Stitching (arXiv 2506.06609, §5 and appendix H.1) asks a language model for such rewrites. Here
-content words are exchanged for other words of the corpus. A word is a content word unless it is one
-of scikit-learn's English stop words (318 function words; the two dozen among them that are nouns,
+Problem: the test of `_semantics` needs rewrites that keep the structure of a sentence; Stitching
+(arXiv 2506.06609, §5 and appendix H.1) asks a language model for them. Mechanism: here content
+words are exchanged for other words of the corpus. A word is a content word unless it is one of
+scikit-learn's English stop words (318 function words; the two dozen among them that are nouns,
 verbs or adjectives count as content). A substitute has the same case, the same ending (-ing, -ed,
 -ly, -s, …) and the same number of tokens. If the corpus has enough such words, the substitute has
 also occurred between the same neighbours (function words or punctuation). The length in tokens is
@@ -26,7 +27,9 @@ import numpy as np
 
 from lrt_lens.models._hooked_model import HookedModel
 
+# Letters, with apostrophes inside: "don't" is one word.
 _WORD = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)*")
+# A sentence ends at . ! or ?, with a closing quotation mark if there is one.
 _SENTENCE = re.compile(r"(?<=[.!?])[\"'”’]?\s+")
 # The first match counts, so longer endings come before shorter ones.
 _ENDINGS = ("ing", "ed", "ly", "est", "er", "'s", "s", "y")
@@ -39,11 +42,12 @@ _CONTENT_ANYWAY = (
 _CONTRACTED = re.compile(
     r"^(?:[a-z]+n['’]t|(?:i|you|he|she|it|we|they|that|there|who|what|let)['’](?:m|s|re|ve|ll|d))$"
 )
+# A word, or one mark of punctuation.
 _NEIGHBOUR = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)*|[^\w\s]")
 _ENOUGH = 5
-"""Fewest words with the same neighbours that are enough to choose a substitute from."""
+"""Number of words with the same neighbours that are enough to choose a substitute from."""
 _ATTEMPTS = 6
-"""Draws per version before a sentence is given up."""
+"""Number of draws per version before a sentence is given up."""
 MINIMUM_WORDS, MAXIMUM_WORDS, MINIMUM_CONTENT = 5, 40, 3
 """Fewest and most words of a usable sentence, and fewest content words in it."""
 
@@ -57,7 +61,7 @@ def function_words() -> frozenset[str]:
 
 
 def is_content(word: str) -> bool:
-    """Whether a word is a content word."""
+    """Return True if a word is a content word."""
     lower = word.lower()
     return len(word) > 1 and lower not in function_words() and not _CONTRACTED.match(lower)
 
@@ -78,10 +82,12 @@ class ContentWords:
     """Content words of a corpus, grouped by shape, for the tokenizer of one model."""
 
     by_shape: dict[tuple[str, str, int], list[str]]
-    """Return case, ending and number of tokens after a space of each word."""
+    """Content words by their case, ending and number of tokens after a space."""
     between: dict[tuple[str, str], set[str]]
-    """("behind" or "before", function word or punctuation) → words that occurred at that side."""
+    """Content words by a neighbour: the side (``"behind"`` or ``"before"``) and its function
+    word."""
     model: HookedModel
+    """Model whose tokenizer counts the tokens."""
 
     @classmethod
     def of(
@@ -142,7 +148,7 @@ class ContentWords:
         return _WORD.sub(lambda match: substitutes.get(match[0], match[0]), sentence)
 
     def _fitting(self, words: list[str], neighbours: list[tuple[str, str]]) -> list[str]:
-        """Words that occurred between both neighbours, or beside one of them, or all words.
+        """Words that occurred between both neighbours, or next to one of them, or all words.
 
         The first of these lists with at least ``_ENOUGH`` words is returned.
         """

@@ -3,8 +3,10 @@
     for batch in iterate_batches(pair, stitch, documents, plan):
         batch.tokens, batch.counted, batch.following, batch.group
 
-Groups are those of the harvest's test fold, and the text of a document decides its group. Intervals
-over groups therefore have the same meaning here as in the rest of the package.
+Problem: intervals over groups of documents must mean the same for features as elsewhere. Mechanism:
+groups are those of the harvest's test fold, and the text of a document decides its group.
+
+Limits: windows that do not fill a batch are read at the end, in smaller batches.
 """
 
 from collections.abc import Iterator
@@ -23,22 +25,23 @@ from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.typing import TokenMask, Tokens
 
 _NUMBERS_AT_ONCE = 2**24
-"""Largest positions × features (or × vocabulary) of a batch: 64 MB in float32."""
+"""Largest number of positions × features (or × vocabulary) of a batch: 64 MiB in float32."""
 _BATCH_WINDOWS = 64
+"""Largest number of windows of a batch."""
 
 
 @dataclass(frozen=True)
 class ReadingPlan:
-    """Which text is read, and how much of it."""
+    """Amount of text that is read, and the documents it may come from."""
 
     n_tokens: int
-    """Counted positions after which no further document is read."""
+    """Number of counted positions after which no further document is read."""
     context_length: int
-    """Tokens per window, BOS included."""
+    """Number of tokens per window, BOS included."""
     test_fold_only: bool
-    """Whether to read only documents of the test fold, which had no part in the fit."""
+    """True if only documents of the test fold are read, which had no part in the fit."""
     width: int
-    """Numbers stored per position: features, or the vocabulary if logits are needed."""
+    """Number of values stored per position: features, or the vocabulary if logits are needed."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class TokenBatch:
     """Windows of one group of documents."""
 
     tokens: Tokens
+    """Token ids, [window, position]."""
     counted: TokenMask
     """True at unmasked positions that have a next token."""
     following: Tensor
@@ -53,6 +57,7 @@ class TokenBatch:
     lengths: Tensor
     """Number of tokens of each window."""
     group: int
+    """Group of documents that all windows belong to."""
 
     @classmethod
     def of(cls, windows: list[Window], group: int, model: HookedModel) -> "TokenBatch":

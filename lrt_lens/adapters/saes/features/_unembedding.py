@@ -4,7 +4,8 @@
     unembedding.logit_weights(rows, tokens)   # [row, token]: change of each logit per unit of a row
     unembedding.null_share(rows)              # [row]: share of a row's norm with almost no effect
 
-The final norm divides by the size of the stream, which no single direction determines, and
+Problem: the effect of a direction on the logits depends on the final norm. Mechanism: the norm
+divides by the size of the stream, which no single direction determines, and
 multiplies by a gain. The gain and the centring of a LayerNorm are folded into the weights; the size
 is not, so weights are in logits times the size of the stream. Logits are centred over the
 vocabulary, because a softmax ignores their mean. Gain and centring are *measured* on the norm
@@ -30,6 +31,7 @@ from lrt_lens.models._hooked_model import HookedModel
 NULL_FRACTION = 0.02
 """Share of the unembedding's singular directions that count as its null space (Stitching, §5)."""
 _NUMBERS_AT_ONCE = 2**24
+"""Largest number of logits that are held at once: 64 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,9 @@ class Unembedding:
     """Linear part of the computation from the last residual stream to the logits."""
 
     weight: Tensor
-    """[d, vocabulary], float32, with the final gain and both centrings folded in."""
+    """Unembedding in float32 with the final gain and both centrings folded in, [d, vocabulary]."""
     centres: bool
-    """Whether the final norm subtracts the mean over dimensions (LayerNorm)."""
+    """True if the final norm subtracts the mean over dimensions (LayerNorm)."""
 
     @classmethod
     def of(cls, model: HookedModel) -> "Unembedding":
@@ -87,7 +89,7 @@ class Unembedding:
         return vectors[:, : max(1, math.ceil(fraction * d))].T.float()
 
     def null_share(self, rows: Tensor, fraction: float = NULL_FRACTION) -> Tensor:
-        """‖P v‖/‖v‖ of each row, P the projection on `null_directions`, [row]; NaN for zeros."""
+        """Share ‖P v‖/‖v‖ of each row in `null_directions` (projection P), [row]; NaN for zeros."""
         rows = rows.float().cpu()
         if self.centres:
             rows = rows - rows.mean(1, keepdim=True)
