@@ -71,9 +71,10 @@ $(STAMP_TL4): $(STAMP)
 	@$(VENV_TL4)/bin/python -c 'import importlib.metadata as m; v = m.version("transformer-lens"); print("transformer-lens", v); assert v == "$(TL4)"'
 	@touch $@
 
-lint: $(STAMP) ## ruff: rules and format
+lint: $(STAMP) ## ruff: rules and format; docstrings that stand alone
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/lint_docstrings.py .ci lrt_lens examples benchmarks build_demo docs tests
 
 types: $(STAMP) ## pyright
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
