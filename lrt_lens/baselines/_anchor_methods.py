@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -100,7 +101,7 @@ class AnchorProcrustes:
         """Return σ_x⁻¹·UVᵀ·σ_y."""
         sx, sy = _deviations(x), _deviations(y)
         # W = diag(1/σ_x) · UVᵀ · diag(σ_y)
-        return rotation((x / sx).T @ (y / sy)) / sx[:, None] * sy
+        return rotation((x / sx).T @ (y / sy)) / rearrange(sx, "d -> d 1") * sy
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class AnchorLinear:
     ) -> Float[Tensor, "d d_target"]:
         """Return σ_x⁻¹·(X/σ_x)⁺Y."""
         sx = _deviations(x)
-        return torch.linalg.pinv(x / sx, rtol=RCOND) @ y / sx[:, None]
+        return torch.linalg.pinv(x / sx, rtol=RCOND) @ y / rearrange(sx, "d -> d 1")
 
 
 @dataclass(frozen=True)

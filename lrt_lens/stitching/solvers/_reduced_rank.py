@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from einops import reduce
 from torch import Tensor
 
 from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
@@ -125,7 +126,11 @@ def _errors_by_rank(projected: Tensor, basis: Tensor, fit: Scatter, held_out: Sc
 
     ``projected`` is ``P = WU``.
     """
-    change = (projected * (held_out.xx @ projected) - 2 * projected * (held_out.xy @ basis)).sum(0)
+    change = reduce(
+        projected * (held_out.xx @ projected) - 2 * projected * (held_out.xy @ basis),
+        "d_source rank -> rank",
+        "sum",
+    )
     moved = (held_out.mean_x - fit.mean_x) @ projected
     expected = held_out.mean_y - fit.mean_y
     inside = expected @ basis
