@@ -35,7 +35,7 @@ class Recording:
 
     @property
     def tests(self) -> Tensor:
-        """Whether each row is in the test fold of `CrossMoments.from_activations`, [token].
+        """Return True for rows in the test fold of `CrossMoments.from_activations`, [token].
 
         Adam and ridge are therefore tested on the same rows.
         """

@@ -23,7 +23,7 @@ class Race:
 
     learning_rate: float
     reached: bool
-    """Whether the held-out error came within 1% of that of ridge."""
+    """True if the held-out error came within 1% of that of ridge."""
     steps: int
     """Number of steps until then, or of all steps."""
     seconds: float

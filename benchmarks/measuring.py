@@ -41,7 +41,7 @@ class Measurement:
     """The ratio."""
     target: float
     at_most: bool
-    """Whether the target is an upper bound (else a lower bound)."""
+    """True if the target is an upper bound, False if it is a lower bound."""
     what: str
     """One sentence that says what was measured."""
     raw: dict[str, Any]
@@ -51,7 +51,7 @@ class Measurement:
 
     @property
     def met(self) -> bool:
-        """Whether the target is reached."""
+        """True if the value reaches the target."""
         return self.value <= self.target if self.at_most else self.value >= self.target
 
 

@@ -50,7 +50,7 @@ class Contest:
     """Seconds of `TwoWay` to the stated gradient norm."""
     relative_gradient: float
     spread: float
-    """(highest − lowest) ÷ lowest objective on the fitting folds over several starts."""
+    """Spread of the objective over several starts: (highest − lowest) ÷ lowest, fitting folds."""
     rows: int
     steps: int
     """Number of Adam's steps."""

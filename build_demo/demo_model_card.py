@@ -465,7 +465,7 @@ def runs(text: str) -> Iterator[str]:
 
 
 def copied(samples: list[str], originals: list[str]) -> list[bool]:
-    """Whether each sample shares ``COPY_CHARACTERS`` characters in a row with any original."""
+    """Return True for samples with ``COPY_CHARACTERS`` characters in a row of an original."""
     sampled = {run for sample in samples for run in runs(sample)}
     shared: set[str] = set()
     for original in tqdm(originals, desc="looking for copies", mininterval=1):

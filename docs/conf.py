@@ -1,8 +1,8 @@
 """Settings of the documentation: `make docs` builds it into build/docs, without a network.
 
-The pages are Markdown (myst), the tutorials notebooks that every build runs (myst-nb), the
-reference comes from the docstrings. What Sphinx and its themes do not bring along is in docs/_ext,
-a concept a module.
+The pages are Markdown (myst). The tutorials are notebooks, which every build runs (myst-nb). The
+reference comes from the docstrings. docs/_ext has the extensions that Sphinx and its themes lack,
+one concept per module.
 """
 
 import importlib.util
@@ -22,13 +22,13 @@ NEEDED = ("furo", "myst_nb", "sphinx_copybutton", "sphinx_design", "ipykernel", 
 missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 if missing:
     raise ConfigError(
-        f"the documentation needs {', '.join(missing)}, which this Python ({sys.executable}) does "
-        "not have; "
-        "run `make docs`, which sets itself up, or `pip install -e '.[dev,examples,docs]'` in the "
-        "repository's root"
+        f"the documentation needs {', '.join(missing)}, but this Python ({sys.executable}) does "
+        "not have it; run `make docs`, which creates its own environment, or "
+        "`pip install -e '.[dev,examples,docs]'` in the root of the repository"
     )
 
-from inventories import external_inventories  # noqa: E402 # pyright: ignore[reportMissingImports] (docs/_ext comes onto the path above)
+# docs/_ext is added to the path above, which pyright does not see.
+from inventories import external_inventories  # noqa: E402 # pyright: ignore[reportMissingImports]
 
 import lrt_lens  # noqa: E402
 
@@ -57,18 +57,16 @@ templates_path = ["_templates"]
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 4
 suppress_warnings = [
-    "myst.header",  # `Added` and the like at a depth of their own
-    "misc.highlighting_failure",  # ellipses in illustrations
+    "myst.header",  # CHANGELOG: a heading level is left out before `Added`
+    "misc.highlighting_failure",  # some illustrations have `…` in their code
 ]
 nitpicky = True
-# Names of other projects resolve only where their inventories are at hand
+# Names of other projects resolve only if their inventories are available
 # (docs/_ext/inventories.py).
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!lrt_lens\b).*"),
-    (
-        r"py:.*",
-        r"lrt_lens\.[a-z_]+\..*",
-    ),  # what stands behind the public surface, where the reference has no page of it
+    # Private names, which have no page in the reference.
+    (r"py:.*", r"lrt_lens\.[a-z_]+\..*"),
 ]
 
 # tutorials
@@ -76,16 +74,14 @@ nb_execution_mode = os.environ.get("LRT_LENS_DOCS_NOTEBOOKS", "force")
 nb_execution_timeout = 180
 nb_execution_raise_on_error = True
 nb_merge_streams = True
-nb_execution_excludepatterns = os.environ.get(
-    "LRT_LENS_DOCS_LEAVE_OUT", ""
-).split()  # not run, to see one page sooner
-# Kernels find docs/_ipython/profile_default/startup, which makes figures leave plotly.js out: the
-# page loads one copy for all.
+# Notebooks that are not run, for a quick look at another page.
+nb_execution_excludepatterns = os.environ.get("LRT_LENS_DOCS_LEAVE_OUT", "").split()
+# Kernels run docs/_ipython/profile_default/startup, which writes figures without plotly.js: the
+# page loads one copy for all of them.
 os.environ["IPYTHONDIR"] = str(DOCS / "_ipython")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault(
-    "HF_HUB_DISABLE_PROGRESS_BARS", "1"
-)  # transformers' bars as models load, which would stay in the page
+# The progress bars of transformers, while a model loads, would stay in the page.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # reference
@@ -95,8 +91,8 @@ autosummary_generate = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-# Signatures that show the fields of a settings object (lrt_lens/_settings.py) have no defaults in the
-# source for Sphinx to preserve.
+# Some signatures show the fields of a settings object (lrt_lens/_settings.py). Their defaults are
+# not in the source of the function, so Sphinx cannot preserve them.
 autodoc_preserve_defaults = False
 napoleon_numpy_docstring = False
 intersphinx_mapping = external_inventories()
@@ -110,14 +106,16 @@ html_favicon = "_static/favicon.svg"
 html_css_files = ["site.css"]
 html_theme_options = {"navigation_with_keys": True, "top_of_page_buttons": []}
 html_copy_source = False
-html_domain_indices = False  # modules stand on the reference's pages
+html_domain_indices = False  # the pages of the reference list the modules
 html_show_sourcelink = False
 html_show_copyright = False
 
 
 def spread_tutorials(app: Sphinx, env: Any, docnames: list[str]) -> None:
-    """Puts the tutorials, which are run as they are read, into different shares of a parallel
-    build: Sphinx cuts the list into runs.
+    """Spread the tutorials evenly over the list of pages.
+
+    A parallel build cuts the list into contiguous shares, one per process, and a tutorial takes
+    long to read, because it is run.
     """
     del app, env
     tutorials = [name for name in docnames if name.startswith("tutorials/")]
@@ -127,5 +125,5 @@ def spread_tutorials(app: Sphinx, env: Any, docnames: list[str]) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Connects what is too small for an extension of its own."""
+    """Connect the functions that are too small for an extension."""
     app.connect("env-before-read-docs", spread_tutorials)

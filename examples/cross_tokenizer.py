@@ -72,7 +72,7 @@ class Joined:
     lag: int = 0
     """Positions by which the target's rows are late."""
     is_control: bool = False
-    """Whether only a map is fitted, for comparison, and no artefact is transferred."""
+    """True if only a map is fitted, for comparison, and no artefact is transferred."""
 
 
 def reproduce(options: Options) -> Reproduction:
@@ -116,7 +116,7 @@ def pairings(options: Options) -> Iterator[Joined]:
 
 
 def finer(model: HookedModel, keep: float) -> HookedModel:
-    """The same model with a tokenizer that splits text into more tokens of its vocabulary."""
+    """Return the model with a tokenizer that splits text into more tokens of its vocabulary."""
     return HookedModel(
         model.bridge,
         tokenizer=with_fewer_merges(model.tokenizer, keep),
@@ -332,7 +332,7 @@ def judged(gain: float, late_gain: float, beat: list[bool]) -> Verdict:
 
 
 def beating(summary: pd.DataFrame, name: str, column: str) -> dict[str, bool]:
-    """Whether each concept or task beats its controls; NaN does not.
+    """Return, per concept or task, True if it beats its controls; NaN does not.
 
     The interval has to be above the mean of every control, the value above 95% of the draws.
     """

@@ -131,7 +131,7 @@ def compared_rows(
 
 
 def predicted(matched: pd.Series, permuted: pd.Series) -> str:
-    """Whether features matched by activation predict each other better than permuted rows do."""
+    """Judge if features matched by activation predict each other better than permuted rows."""
     numbers = (
         f"R² {matched['r2']:.3f} ({matched['r2_low']:.3f} to {matched['r2_high']:.3f}) on held-out "
         f"features, permuted {permuted['r2']:.3f}"

@@ -59,9 +59,9 @@ class Rows:
     """Activations per target hook point, [row, d_target]."""
     token: np.ndarray
     following: np.ndarray
-    """The next token."""
+    """Id of the next token, [row]."""
     tests: np.ndarray
-    """Whether the row belongs to the test fold."""
+    """True if the row belongs to the test fold, [row]."""
 
 
 @dataclass(frozen=True)

@@ -184,12 +184,12 @@ def measured(
 
 
 def is_at(sae: Any, hook_point: str) -> bool:
-    """Whether there is an SAE and its hook point is this one."""
+    """Return True if there is an SAE and its hook point is this one."""
     return sae is not None and same_place(str(sae.cfg.metadata.hook_name), hook_point)
 
 
 def sparse_probes(tables: list[pd.DataFrame]) -> tuple[bool, str]:
-    """Whether probes of transferred features are better when fitted again, and the numbers."""
+    """Judge if probes of transferred features are better when fitted again, with the numbers."""
     if not tables:
         return False, "sparse probes were not measured"
     mean = pd.concat(tables).groupby("arm")["accuracy"].mean()

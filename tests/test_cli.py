@@ -30,7 +30,7 @@ def test_importing_the_package_and_asking_for_help_load_no_torch() -> None:
         == "False False"
     )
     code = (
-        "import sys\nfrom lrt_lens.cli import _OPTIONS_BY_PYTHON, main\ntry:\n    main(['fit', '--help'])\n"
+        "import sys\nfrom lrt_lens.cli import main\ntry:\n    main(['fit', '--help'])\n"
         "except SystemExit:\n    print('torch' in sys.modules)"
     )
     assert run(code).endswith("False")

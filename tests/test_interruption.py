@@ -43,7 +43,7 @@ def even(text: str) -> bool:
 
 
 class Bench:
-    """What the calls below are made with."""
+    """Models, artefacts and texts that the calls below use."""
 
     def __init__(self, pair: Any, corpus: list[str], folder: Path) -> None:
         self.pair, self.corpus, self.folder = pair, corpus, folder
@@ -70,23 +70,23 @@ class Bench:
 
     @property
     def sae(self) -> Any:
-        """At the stitch's source hook."""
+        """Random SAE at the source hook of the stitch."""
         return _random_sae(16, self.stitch.source_hook)
 
     @property
     def target_sae(self) -> Any:
-        """At its target hook."""
+        """Random SAE at the target hook of the stitch."""
         return _random_sae(24, self.stitch.target_hook)
 
     @cached_property
     def codes(self) -> Any:
-        """A map from the SAE's codes."""
+        """Map from the codes of `sae`."""
         return lrt.fit_code_map(
             self.pair, self.stitch, self.sae, self.corpus, context_length=32, progress=False
         )
 
     def fresh_folder(self) -> str:
-        """For a cache of its own."""
+        """Return a new empty folder, for one cache."""
         return tempfile.mkdtemp(dir=self.folder)
 
     def concepts(self) -> list[Any]:
@@ -216,7 +216,7 @@ SHORT = (
     "evaluate_interpolation",
     "concept_map",
 )
-"""Over, on models this small, before the later interrupts."""
+"""Calls that end, on models this small, before the later interrupts."""
 
 
 def _generate(bench: Bench) -> Any:
@@ -234,7 +234,7 @@ def bench(pair: Any, corpus: list[str], tmp_path_factory: pytest.TempPathFactory
 
 
 def state(pair: Any) -> list[Any]:
-    """Everything of both models, and of torch, that a call may change and must put back."""
+    """Return everything of both models, and of torch, that a call may change and must restore."""
     found: list[Any] = [
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
@@ -270,8 +270,9 @@ def state(pair: Any) -> list[Any]:
 
 
 class Stop:
-    """Raises KeyboardInterrupt in the middle of a layer: at its nth call, or at the nth that finds
-    a model changed.
+    """Replacement of `torch.nn.functional.linear` that raises KeyboardInterrupt in a layer.
+
+    It raises at its nth call, or at the nth call during which a model is changed.
     """
 
     def __init__(self, pair: Any, nth: int, *, changed: bool) -> None:
@@ -279,8 +280,8 @@ class Stop:
         self.linear = torch.nn.functional.linear
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        # A model as it was: as the calls began, but for torch's switches, which every forward pass
-        # may set.
+        # A model is unchanged if it is as before the calls, except for the switches of torch, which
+        # every forward pass may set.
         if self.before is None or state(self.pair)[4:] != self.before[4:]:
             self.left -= 1
             if self.left <= 0:

@@ -1,5 +1,6 @@
-"""The quick start is the same wherever it is shown, it prints what is shown, and the numbers in
-README and benchmarks are the measured ones.
+"""The quick start is the same on every page and prints the output that is shown.
+
+The numbers in README and benchmarks are the measured ones.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The rules of the house that a linter does not know.
+"""The rules of this repository that a linter does not check.
 
 Files import without circles, folders import downwards only, nothing hides an import in a function
 or in a string, and modules and functions stay small.
@@ -44,7 +44,7 @@ ORDER = (
     "cli",
     "__main__",
 )
-"""Folders and files of the ground, lowest first: each imports only from those before it."""
+"""Folders and files of the package, lowest first: each imports only from those before it."""
 HEAVY = {
     "datasets",
     "huggingface_hub",
@@ -96,7 +96,7 @@ MODULES = {module_name(path): path for path in python_files()}
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
-    """Yield each imported dotted name with its statement, wherever it stands in the tree."""
+    """Yield each imported dotted name with its statement, at any depth of the tree."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node) for alias in node.names)

@@ -1,4 +1,4 @@
-"""What tab completion and ``help()`` show of the public names."""
+"""Public names in tab completion and in ``help()``."""
 
 import inspect
 import pydoc
@@ -14,7 +14,7 @@ NAMES = [name for name in dir(lrt) if not name.startswith("_")]
 
 
 def members(name: str) -> dict[str, Any]:
-    """A public name and, of a class, its public methods."""
+    """Return a public name and, for a class, its public methods."""
     thing = getattr(lrt, name)
     own = (
         {f"{name}.{key}": getattr(thing, key) for key in vars(thing) if not key.startswith("_")}

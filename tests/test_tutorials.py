@@ -1,7 +1,6 @@
 """The tutorials: their form (quick), and that they run and show what their prose says (slow).
 
-`make docs` runs every notebook too; where it has, ``LRT_LENS_TUTORIALS_RAN=1`` skips the slow test
-here.
+`make docs` also runs every notebook; ``LRT_LENS_TUTORIALS_RAN=1`` then skips the slow test here.
 """
 
 import ast
@@ -26,40 +25,53 @@ ABSOLUTE = r"""(?<![\w.])(?:/(?:home|root|tmp|usr|opt|mnt|work|Users|content)/|f
 
 CLAIMS = {
     "1_first_stitch": """
-        layers = grid.scores[grid.scores["source_hook"] == stitch.source_hook].set_index("target_hook")
-        assert layers["r2_uniform"].idxmax() == "blocks.0.hook_resid_post"
-        assert abs(layers.loc["blocks.0.hook_resid_post", "r2_uniform"] - layers.loc["blocks.0.hook_resid_post", "r2_uniform_token"]) < 0.03
-        assert stitch.target_hook != "blocks.0.hook_resid_post" and abs(layers["r2_null"]).max() < 0.05
+        first = "blocks.0.hook_resid_post"
+        layers = grid.scores[grid.scores["source_hook"] == stitch.source_hook]
+        layers = layers.set_index("target_hook")
+        assert layers["r2_uniform"].idxmax() == first
+        assert abs(layers.loc[first, "r2_uniform"] - layers.loc[first, "r2_uniform_token"]) < 0.03
+        assert stitch.target_hook != first and abs(layers["r2_null"]).max() < 0.05
         assert 0.5 < transferred.cosine(native) < 0.8
-        assert down.scores["r2_uniform"] > stitch.scores["r2_uniform"] and from_large.cosine(vector) > transferred.cosine(native)
+        assert down.scores["r2_uniform"] > stitch.scores["r2_uniform"]
+        assert from_large.cosine(vector) > transferred.cosine(native)
     """,
     "2_steering": """
         arms = result.summary.set_index("arm")
-        assert 0.55 < arms.loc["transferred", "fraction_of_native"] < 0.8 and arms.loc["transferred", "fraction_high"] < 1
-        assert all(arms.loc["transferred", "low"] > arms.loc[arm, "high"] for arm in ("shuffled", "permuted", "random"))
+        transferred_arm = arms.loc["transferred"]
+        assert 0.55 < transferred_arm["fraction_of_native"] < 0.8
+        assert transferred_arm["fraction_high"] < 1
+        controls = ["shuffled", "permuted", "random"]
+        assert (transferred_arm["low"] > arms.loc[controls, "high"]).all()
         assert arms.loc["shuffled", "low"] > 0
         assert fidelity.null_low < fidelity.value < fidelity.null_high
         assert mood_result.summary.set_index("arm").loc["transferred", "fraction_of_native"] > 0.85
     """,
     "3_probes": """
         arms = register.table[register.table["k"].isin([0, 280])].set_index("arm")
-        assert arms.loc["transferred", "accuracy"] > 0.93 and arms.loc["native", "accuracy"] - arms.loc["transferred", "accuracy"] < 0.04
-        assert all(arms.loc["transferred", "low"] > arms.loc[arm, "high"] for arm in ("token_identity", "shuffled"))
+        assert arms.loc["transferred", "accuracy"] > 0.93
+        assert arms.loc["native", "accuracy"] - arms.loc["transferred", "accuracy"] < 0.04
+        controls = ["token_identity", "shuffled"]
+        assert (arms.loc["transferred", "low"] > arms.loc[controls, "high"]).all()
         assert arms.loc["random", "low"] < 0.15 and arms.loc["random", "high"] > 0.85
         arms = sentiment.table[sentiment.table["k"].isin([0, 280])].set_index("arm")
-        assert arms.loc["transferred", "low"] > 0.5 and arms.loc["transferred", "accuracy"] > arms.loc["shuffled", "high"]
+        assert arms.loc["transferred", "low"] > 0.5
+        assert arms.loc["transferred", "accuracy"] > arms.loc["shuffled", "high"]
         assert arms.loc["token_identity", "auroc"] > arms.loc["transferred", "auroc"] + 0.05
         assert abs(arms.loc["token_identity", "auroc"] - arms.loc["native", "auroc"]) < 0.06
         curve = few.pivot(index="k", columns="arm", values="accuracy")
-        assert curve.loc[10, "refit"] > curve.loc[10, "scratch"] + 0.05 and abs(curve.loc[100, "refit"] - curve.loc[100, "scratch"]) < 0.06
+        assert curve.loc[10, "refit"] > curve.loc[10, "scratch"] + 0.05
+        assert abs(curve.loc[100, "refit"] - curve.loc[100, "scratch"]) < 0.06
     """,
     "4_saes": """
         arms = result.table.set_index("arm")
-        assert arms.loc["native", "fvu"] < 0.25 < 0.5 < arms.loc["transferred", "fvu"] < arms.loc["random", "fvu"] - 0.1
+        assert arms.loc["native", "fvu"] < 0.25
+        assert 0.5 < arms.loc["transferred", "fvu"] < arms.loc["random", "fvu"] - 0.1
         assert 0.4 < arms.loc["random", "ce_recovered"] < 0.6
         arms = study.summary.set_index("arm")
-        assert arms.loc["transferred", "token_share"] < 0.6 and arms.loc["transferred", "final"] > arms.loc["scratch", "final"]
-        assert arms.loc["rotated", "final"] < arms.loc["scratch", "final"] and arms.loc["rotated", "initial"] < arms.loc["transferred", "initial"]
+        assert arms.loc["transferred", "token_share"] < 0.6
+        assert arms.loc["transferred", "final"] > arms.loc["scratch", "final"]
+        assert arms.loc["rotated", "final"] < arms.loc["scratch", "final"]
+        assert arms.loc["rotated", "initial"] < arms.loc["transferred", "initial"]
         assert error < 1e-4
     """,
     "5_tokenizers": """
@@ -68,7 +80,8 @@ CLAIMS = {
         assert bits[0] < bits[1]
         r2 = {name: stitch.scores["r2_uniform"] for name, stitch in stitches.items()}
         assert 0 < r2["one tokenizer"] - r2["two tokenizers"] < 0.12
-        assert stitches["two tokenizers"].scores["r2_uniform"] > stitches["two tokenizers"].scores["r2_uniform_token"]
+        scores = stitches["two tokenizers"].scores
+        assert scores["r2_uniform"] > scores["r2_uniform_token"]
         assert transferred.cosine(native) > 0.4
     """,
     "6_evidence": """
@@ -80,10 +93,11 @@ CLAIMS = {
         assert (few.loc[few["arm"] == "other", "cosine"] < 0.8).all()
         assert stitch.target_hook != "blocks.0.hook_resid_post"
         arms = result.summary.set_index("arm")
-        assert arms.loc["native", "low"] > arms.loc["transferred", "effect_at_equal_damage"] > 2 * abs(arms.loc["random", "high"])
+        effect = arms.loc["transferred", "effect_at_equal_damage"]
+        assert arms.loc["native", "low"] > effect > 2 * abs(arms.loc["random", "high"])
     """,
 }
-"""Claims of the prose as assertions, which run in the notebook's kernel after its last cell."""
+"""Statements of the text as assertions, which run in the kernel of the notebook, at the end."""
 
 
 def _notebook(name: str) -> dict[str, Any]:

@@ -1,8 +1,13 @@
-"""How to cite, from CITATION.cff: a sentence and a BibTeX entry for the software and for each paper
-whose method it has.
+"""Directive that shows how to cite the software and its papers, from CITATION.cff.
 
-```{citation} ../CITATION.cff
-```
+Problem: a BibTeX entry typed into a page differs sooner or later from CITATION.cff. Mechanism: the
+directive reads the file at build time and writes a sentence, a BibTeX entry for the software, and
+one for each paper whose method the package implements. In a page:
+
+    ```{citation} ../CITATION.cff
+    ```
+
+Limits: it knows the types of entries in `KINDS`; another type raises `KeyError`.
 """
 
 from pathlib import Path
@@ -17,12 +22,13 @@ KINDS = {"article": "article", "conference-paper": "inproceedings", "software": 
 
 
 def full_name(author: dict[str, str]) -> str:
-    """Given name, then family name; or the name of a group."""
+    """Return an author as "Given Family", or the name of a group."""
     return author.get("name") or f"{author['given-names']} {author['family-names']}"
 
 
 def bibtex(entry: dict[str, Any]) -> str:
-    """One BibTeX entry."""
+    """Return one entry of CITATION.cff as BibTeX, with the key FAMILYNAME + YEAR."""
+    # A group has `name` instead of `family-names`.
     first = (
         entry["authors"][0]
         .get("family-names", entry["authors"][0].get("name", "anonymous"))
@@ -31,6 +37,7 @@ def bibtex(entry: dict[str, Any]) -> str:
     year = entry.get("year")
     fields = {
         "title": f"{{{entry['title']}}}",
+        # Double braces keep BibTeX from splitting the name of a group into given and family name.
         "author": " and ".join(
             f"{{{a['name']}}}" if "name" in a else full_name(a) for a in entry["authors"]
         ),
@@ -46,7 +53,7 @@ def bibtex(entry: dict[str, Any]) -> str:
 
 
 def markdown(citation: dict[str, Any]) -> str:
-    """The page's text."""
+    """Return the Markdown of the page: message, software, papers."""
     parts = [citation["message"], f"```bibtex\n{bibtex(citation)}\n```", "## The papers"]
     for paper in citation["references"]:
         authors = ", ".join(full_name(author) for author in paper["authors"])
@@ -58,13 +65,14 @@ def markdown(citation: dict[str, Any]) -> str:
 
 
 class Citation(SphinxDirective):
-    """`{citation} FILE`, the file relative to the page."""
+    """Directive `{citation} FILE`, with the path of the file relative to the page."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """The text, parsed as the page is."""
+        """Return the nodes of the text, parsed with the parser of the page."""
         _, path = self.env.relfn2path(self.arguments[0])
+        # Sphinx then reads the page again when the file changes.
         self.env.note_dependency(path)
         return self.parse_text_to_nodes(
             markdown(yaml.safe_load(Path(path).read_text(encoding="utf-8"))),
@@ -73,6 +81,6 @@ class Citation(SphinxDirective):
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Registers the directive."""
+    """Register the directive."""
     app.add_directive("citation", Citation)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,11 +1,15 @@
-"""The gallery of the examples' own page, as a page of the site.
+"""Directive that shows examples/README.md, the gallery of figures, as a page of the site.
 
-In a page: a block of code named `{gallery} ../../examples/README.md`, once with the option `part:
-opening`, once with `part: figures`. Two, because MyST appends the sections of a directive to the
-page as it reads them, before whatever else the directive returns.
+Problem: the gallery is written to be read in its own folder, so its relative links and pictures
+point nowhere from another page. Mechanism: the directive removes its heading, because the page has
+one, and rewrites the relative targets for the folder of the page. In a page:
 
-The file is written to be read where it lies. Here its heading goes (the page has one), and its
-relative links and pictures are made to point from this page to where they pointed from there.
+    ```{gallery} ../../examples/README.md
+    :part: opening
+    ```
+
+and again with `:part: figures`. Limits: two directives are needed, because MyST appends the
+sections of a directive to the page while it parses them, before the nodes that `run` returns.
 """
 
 import os
@@ -18,11 +22,13 @@ from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+# Targets of Markdown links and of `src` and `href`, except URLs with a scheme, anchors and absolute
+# paths.
 LINK = re.compile(r"(\]\(|src=\"|href=\")(?!\w+:|#|/)([^)\s\"]+)")
 
 
 def moved(text: str, written_in: Path, shown_in: Path) -> str:
-    """The text with relative targets rewritten for a page in another folder."""
+    """Return the text with relative targets rewritten for a page in another folder."""
     return LINK.sub(
         lambda found: found[1] + os.path.relpath(os.path.normpath(written_in / found[2]), shown_in),
         text,
@@ -30,19 +36,19 @@ def moved(text: str, written_in: Path, shown_in: Path) -> str:
 
 
 def parts(text: str) -> dict[str, str]:
-    """What stands before the first section, without the heading, and the sections."""
+    """Return the text before the first section, without the heading, and the sections."""
     opening, bar, figures = re.sub(r"\A# .*\n", "", text).partition("\n## ")
     return {"opening": opening, "figures": bar + figures}
 
 
 class Gallery(SphinxDirective):
-    """`{gallery} FILE`, the file relative to the page."""
+    """Directive `{gallery} FILE`, with the path of the file relative to the page."""
 
     required_arguments = 1
     option_spec: ClassVar = {"part": lambda value: directives.choice(value, ("opening", "figures"))}
 
     def run(self) -> list[nodes.Node]:
-        """One part of the text, parsed as the page is."""
+        """Return the nodes of one part of the text, parsed with the parser of the page."""
         _, path = self.env.relfn2path(self.arguments[0])
         self.env.note_dependency(path)
         if not Path(path).exists():
@@ -57,6 +63,6 @@ class Gallery(SphinxDirective):
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Registers the directive."""
+    """Register the directive."""
     app.add_directive("gallery", Gallery)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

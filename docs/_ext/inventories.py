@@ -1,12 +1,13 @@
-"""Where names of other projects point to, without asking the network unless told to.
+"""Targets of links to the documentation of other projects, by default without the network.
 
-Problem: intersphinx fetches an inventory of each project at every build, so a build without a
-network warns, and one with it depends on other people's servers. Mechanism: no inventory by
-default, names of other projects then stay plain text; `LRT_LENS_DOCS_ONLINE=1` fetches them;
-`LRT_LENS_DOCS_INVENTORIES=FOLDER` reads `torch.inv`, `transformer_lens.inv`, … that were fetched
-before.
+Problem: intersphinx fetches the inventory of each project at every build, so that a build without a
+network warns, and a build with one depends on the servers of other projects. Mechanism:
+- By default there is no inventory, and names of other projects stay plain text.
+- `LRT_LENS_DOCS_ONLINE=1` fetches the inventories.
+- `LRT_LENS_DOCS_INVENTORIES=FOLDER` reads them from the files `torch.inv`, `transformer_lens.inv`,
+  … of that folder.
 
-Limits: the folder may hold some of them only; what else it holds is not looked at.
+Limits: names of a project without a file in the folder stay plain text; other files are ignored.
 """
 
 import os
@@ -28,7 +29,11 @@ SITES = {
 def external_inventories(
     environment: Mapping[str, str] = os.environ,
 ) -> dict[str, tuple[str, str | None]]:
-    """`intersphinx_mapping`: nothing, local inventory files, or the projects' own sites."""
+    """Return `intersphinx_mapping`: empty, local inventory files, or the sites of the projects.
+
+    Raises:
+        ConfigError: the folder in LRT_LENS_DOCS_INVENTORIES has no file of a known project.
+    """
     folder = environment.get("LRT_LENS_DOCS_INVENTORIES")
     if folder:
         found: dict[str, tuple[str, str | None]] = {
@@ -39,9 +44,11 @@ def external_inventories(
         if not found:
             raise ConfigError(
                 f"LRT_LENS_DOCS_INVENTORIES={folder} holds none of "
-                f"{', '.join(f'{name}.inv' for name in SITES)}"
+                f"{', '.join(f'{name}.inv' for name in SITES)}; save at least one objects.inv "
+                "there under such a name, or unset the variable to build without inventories"
             )
         return found
     if environment.get("LRT_LENS_DOCS_ONLINE") == "1":
+        # None makes intersphinx fetch `objects.inv` below the site.
         return {name: (site, None) for name, site in SITES.items()}
     return {}

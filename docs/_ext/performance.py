@@ -1,9 +1,12 @@
-"""The table of measured ratios, from benchmarks/results.json.
+"""Directive that shows the table of measured ratios, from benchmarks/results.json.
 
-In a page: a block of code named `{benchmark-table} ../benchmarks/results.json`.
+Problem: a number of speed or memory that is typed into a page becomes wrong without a warning.
+Mechanism: the directive reads the file at build time. In a page:
 
-The directive reads the file at build time, so that no number of speed or memory is typed into a
-page.
+    ```{benchmark-table} ../benchmarks/results.json
+    ```
+
+Limits: it shows the numbers of one machine, which it names.
 """
 
 import json
@@ -18,12 +21,12 @@ DIRECTIONS = {"at most": "≤", "at least": "≥"}
 
 
 def figures(value: float) -> str:
-    """Three significant figures, thousands set apart."""
+    """Return a number with three significant figures, or rounded, with commas, from 1000 on."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: one row a benchmark, what missed its target said in words."""
+    """Return a Markdown table with one row per benchmark; a missed target is a bold "no"."""
     lines = [
         "| ratio | measured | target | met | what it compares |",
         "| --- | ---: | ---: | --- | --- |",
@@ -42,7 +45,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def machine(results: dict[str, Any]) -> str:
-    """One sentence: where and when."""
+    """Return a sentence with date, machine, versions, and the number of missed targets."""
     found = results["machine"]
     missed = [entry["name"] for entry in results["benchmarks"] if not entry.get("met", False)]
     verdict = (
@@ -59,17 +62,17 @@ def machine(results: dict[str, Any]) -> str:
 
 
 def cell(text: str) -> str:
-    """Text that stays inside its cell."""
+    """Return the text without the characters that would end a cell of a Markdown table."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 
 class BenchmarkTable(SphinxDirective):
-    """`{benchmark-table} FILE`, the file relative to the page."""
+    """Directive `{benchmark-table} FILE`, with the path of the file relative to the page."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """The sentence and the table, parsed as the page is."""
+        """Return the nodes of the sentence and the table, parsed with the parser of the page."""
         _, path = self.env.relfn2path(self.arguments[0])
         self.env.note_dependency(path)
         results = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -77,6 +80,6 @@ class BenchmarkTable(SphinxDirective):
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Registers the directive."""
+    """Register the directive."""
     app.add_directive("benchmark-table", BenchmarkTable)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,12 +1,12 @@
-"""Plotly figures of notebooks: one copy of plotly.js for the whole site, in the page's own colours.
+"""Plotly figures of notebooks: one copy of plotly.js for the site, and the colours of the page.
 
-Problem: by default a notebook's figures load plotly.js from another host, or bring 5 MB along with
-every page. Mechanism: in the kernels of a build a figure leaves its JSON in the page
-(docs/_ipython, `figure_html`); pages that hold one load `plotly.min.js`, copied from the installed
-plotly, and `plotly_figures.js`, which draws them and repaints them when the reader changes between
-light and dark.
+Problem: by default the figures of a notebook load plotly.js from another host, or add 5 MB to every
+page. Mechanism: the kernels of a build write a figure into the page as JSON (docs/_ipython,
+`figure_html`). Pages with such a figure load `plotly.min.js`, copied from the installed plotly, and
+`plotly_figures.js`, which draws the figures, and draws them again when the reader changes between
+the light and the dark theme.
 
-Limits: without JavaScript a figure is a line of text that says so.
+Limits: without JavaScript the page shows a line of text instead of the figure.
 """
 
 from pathlib import Path
@@ -22,20 +22,24 @@ LIBRARY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
 
 def figure_html(figure_json: str) -> str:
-    """The place of a figure in a page; `</` is escaped so that no text in it can end the script."""
+    """Return the HTML element with the JSON of a figure, which plotly_figures.js draws."""
+    # In HTML any `</script` ends the script; JSON reads `<\\/` as `</`.
     data = figure_json.replace("</", "<\\/")
-    return f'<div {MARK}><script type="application/json">{data}</script><noscript>This figure needs JavaScript.</noscript></div>'
+    return (
+        f'<div {MARK}><script type="application/json">{data}</script>'
+        "<noscript>This figure needs JavaScript.</noscript></div>"
+    )
 
 
 def bundle_library(_: Sphinx, config: Config) -> None:
-    """plotly.min.js becomes one of the site's static files."""
+    """Add plotly.min.js of the installed plotly to the static files of the site."""
     config.html_static_path.append(str(LIBRARY))
 
 
 def load_where_needed(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
-    """Adds both scripts to pages with figures, and to no other."""
+    """Add both scripts to pages with a figure, and to no other page."""
     del page, template, context
     if doctree is not None and any(MARK in node.astext() for node in doctree.findall(nodes.raw)):
         app.add_js_file("plotly.min.js")
@@ -43,7 +47,7 @@ def load_where_needed(
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Connects both steps."""
+    """Connect both steps to the events of Sphinx."""
     app.connect("config-inited", bundle_library)
     app.connect("html-page-context", load_where_needed)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,9 +1,12 @@
-"""The reference: one page per package of public names, written before the pages are read.
+"""The reference: one page per package of public names, written before Sphinx reads the pages.
 
-Problem: names are added every week, and a list kept by hand forgets some. Mechanism: the lists of
-public names are the packages' own (``__init__.pyi``); a page shows each name of its package, then
-what the modules behind them say. The pages go to docs/reference (ignored by git) and are only
-touched when they change. Annotations of jaxtyping are shortened: `Float[Tensor, 'token d']`.
+Problem: names are added often, and a list that is kept by hand misses some. Mechanism: the public
+names are those in the `__init__.pyi` of each package. A page shows each name of its package, then
+the docstrings of the modules that define them. The pages are written to docs/reference, which git
+ignores, and only if their text has changed, so that Sphinx does not read unchanged pages again.
+Annotations of jaxtyping are shortened to `Float[Tensor, 'token d']`.
+
+Limits: an annotation that is a string is not searched for the classes of the last page.
 """
 
 import inspect
@@ -37,7 +40,7 @@ def source_modules(package: str, names: list[str]) -> list[str]:
 
 
 def directive(name: str) -> list[str]:
-    """Return the lines that document one name."""
+    """Return the directive of autodoc that documents one name."""
     value = getattr(lrt_lens, name)
     if inspect.isclass(value):
         is_error = issubclass(value, BaseException)
@@ -65,7 +68,7 @@ def page(package: str, names: list[str]) -> str:
 
 
 def mentioned(annotation: Any) -> set[type]:
-    """Classes of this package inside an annotation, however deep."""
+    """Return the public-looking classes of this package in an annotation, at any depth."""
     if (
         inspect.isclass(annotation)
         and annotation.__module__.startswith("lrt_lens.")
@@ -76,9 +79,10 @@ def mentioned(annotation: Any) -> set[type]:
 
 
 def annotations_of(value: Any) -> list[Any]:
-    """Annotations of a function, or of a class, its public methods and its fields."""
+    """Return the annotations of a function, or of a class, its public methods and its fields."""
     members = [value]
     if inspect.isclass(value):
+        # `fget` is the function of a property, `__func__` (below) that of a classmethod.
         members += [
             getattr(member, "fget", member)
             for name, member in vars(value).items()
@@ -107,7 +111,7 @@ def supporting() -> list[str]:
 
 
 def supporting_page() -> str:
-    """The page of those classes."""
+    """Return the page of the classes that are not public, from `supporting`."""
     title = "Also taken or returned"
     lines = [
         title,
@@ -121,7 +125,7 @@ def supporting_page() -> str:
 
 
 def pages() -> dict[str, str]:
-    """Return the text of each page of the reference by its file name, the index among them."""
+    """Return the text of each page of the reference, and of the index, by file name."""
     written = {f"{package}.rst": page(package, names) for package, names in public_names().items()}
     written["supporting.rst"] = supporting_page()
     index = [
@@ -142,7 +146,7 @@ def pages() -> dict[str, str]:
 
 
 def write_pages(app: Sphinx) -> None:
-    """Writes what changed, removes what is gone."""
+    """Write the pages whose text has changed, and remove pages of packages that are gone."""
     folder = Path(app.srcdir) / "reference"
     folder.mkdir(exist_ok=True)
     wanted = pages()
@@ -156,7 +160,7 @@ def write_pages(app: Sphinx) -> None:
 
 
 def shorten(text: str | None) -> str | None:
-    """`jaxtyping.Float[Tensor, 'token d']` and Sphinx's `~` marks → `Float[Tensor, 'token d']`."""
+    """Return `~jaxtyping.Float[Tensor, 'token d']` as `Float[Tensor, 'token d']`."""
     return text if text is None else re.sub(r"~?\bjaxtyping\.(?:_\w+\.)*", "", text)
 
 
@@ -169,7 +173,7 @@ def shorten_signature(
     signature: str | None,
     returns: str | None,
 ) -> tuple[str | None, str | None]:
-    """A signature of autodoc with short array types."""
+    """Return signature and return type of autodoc with short array types."""
     del app, what, name, value, options
     return shorten(signature), shorten(returns)
 
@@ -182,8 +186,11 @@ SECTION = re.compile(
 def show_code(
     app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]
 ) -> None:
-    """Indented blocks of a docstring's prose become blocks of code, before napoleon would make
-    quotations or paragraphs of them.
+    """Turn indented blocks in the prose of a docstring into blocks of code.
+
+    It runs before napoleon, which would turn them into quotations or paragraphs. An indented block
+    is code after the heading `Example:`, and after a blank line that follows a line of text that is
+    neither indented, nor a list item, nor the heading of another section.
     """
     del app, what, name, value, options
     shown: list[str] = []
@@ -214,9 +221,10 @@ def show_code(
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Connects the writing of pages and the shortening of signatures."""
+    """Connect the steps of this module to the events of Sphinx."""
     app.setup_extension("sphinx.ext.autosummary")
     app.connect("builder-inited", write_pages)
     app.connect("autodoc-process-signature", shorten_signature)
+    # Napoleon has the default priority, 500; a lower number runs earlier.
     app.connect("autodoc-process-docstring", show_code, priority=100)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -105,7 +106,7 @@ class AnchorProcrustes:
         """Return σ_x⁻¹·UVᵀ·σ_y."""
         sx, sy = _deviations(x), _deviations(y)
         # W = diag(1/σ_x) · UVᵀ · diag(σ_y)
-        return rotation((x / sx).T @ (y / sy)) / sx[:, None] * sy
+        return rotation((x / sx).T @ (y / sy)) / rearrange(sx, "d -> d 1") * sy
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class AnchorLinear:
         sx = _deviations(x)
         # W = diag(1/σ_x) (X/σ_x)⁺ Y. Dividing Y by σ_y and multiplying again would change nothing,
         # because least squares treats each column of Y by itself.
-        return torch.linalg.pinv(x / sx, rtol=RCOND) @ y / sx[:, None]
+        return torch.linalg.pinv(x / sx, rtol=RCOND) @ y / rearrange(sx, "d -> d 1")
 
 
 @dataclass(frozen=True)

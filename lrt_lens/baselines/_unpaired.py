@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
@@ -138,9 +139,11 @@ class MiniVec2Vec:
         count = min(self.n_neighbours, max(1, len(y) // 10))
         among = _unit(among).T
         # In parts: all cosines of ten thousand rows to as many are a gigabyte.
+        nearest = (
+            (_unit(part) @ among).topk(count, dim=1).indices for part in from_rows.split(1024)
+        )
         partners = [
-            y[(_unit(part) @ among).topk(count, dim=1).indices].mean(1)
-            for part in from_rows.split(1024)
+            reduce(y[index], "row neighbour d_target -> row d_target", "mean") for index in nearest
         ]
         return torch.cat(partners)
 

@@ -28,6 +28,7 @@ from itertools import accumulate, chain, pairwise
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from einops import rearrange
 from jaxtyping import Int
 
 logger = logging.getLogger(__name__)
@@ -163,9 +164,10 @@ class OffsetReader:
         counts = np.fromiter(map(len, encoded["input_ids"]), np.int64, len(texts))
         n = int(counts.sum())
         ids = np.fromiter(chain.from_iterable(encoded["input_ids"]), np.int64, n)
-        offsets = np.fromiter(
+        flat = np.fromiter(
             chain.from_iterable(chain.from_iterable(encoded["offset_mapping"])), np.int64, 2 * n
-        ).reshape(n, 2)
+        )
+        offsets = rearrange(flat, "(token edge) -> token edge", edge=2)
         # Offsets in the joined texts = offsets in the text + start of the text.
         shift = np.repeat(text_starts(texts), counts)
         joined = "\n".join(texts)

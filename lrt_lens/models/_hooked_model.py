@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from lrt_lens.errors import MismatchError
@@ -311,10 +312,13 @@ class HookedModel:
         # first. Cross-entropy in float32: with bfloat16 logits the third digit of a loss is wrong.
         logits = self.logits(tokens)[:, :-1].float()
         losses = torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2), tokens[:, 1:].to(logits.device), reduction="none"
+            rearrange(logits, "batch position vocabulary -> batch vocabulary position"),
+            tokens[:, 1:].to(logits.device),
+            reduction="none",
         )
         lengths = torch.tensor([len(row) for row in rows], device=losses.device)
-        padding = torch.arange(1, tokens.shape[1], device=losses.device)[None] >= lengths[:, None]
+        position = torch.arange(1, tokens.shape[1], device=losses.device)
+        padding = position >= rearrange(lengths, "batch -> batch 1")
         return losses.masked_fill(padding, float("nan"))
 
     def loss(self, texts: str | Sequence[str]) -> float:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
+from einops import reduce
 from torch import Tensor
 
 from lrt_lens.errors import NonFiniteError
@@ -62,7 +63,7 @@ def read_activations(
         rows = activations[mask] if pooled else activations[_position(read, len(mask))][None]
         rows = rows if through is None else through(rows)
         # At a single position there is one row, which is its own mean.
-        out[index] = rows.amax(0) if read == "max" else rows.mean(0)
+        out[index] = reduce(rows, "token d -> d", "max" if read == "max" else "mean")
     return torch.stack(out)
 
 

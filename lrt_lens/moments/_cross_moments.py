@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import einsum
 from torch import Tensor
 
 from lrt_lens._byte_sizes import human_bytes
@@ -500,9 +501,9 @@ class CrossMoments:
         #   Σ(x − cₓ)(y − c_y)ᵀ = Sxy_other + sₓ·δ_yᵀ + δₓ·s_yᵀ + n·δₓδ_yᵀ
         return (
             cross
-            + total_x[:, :, None] * delta_y
-            + delta_x[None, :, None] * total_y[:, None, :]
-            + n[:, None, None] * torch.outer(delta_x, delta_y)
+            + einsum(total_x, delta_y, "group d_source, column -> group d_source column")
+            + einsum(delta_x, total_y, "d_source, group column -> group d_source column")
+            + einsum(n, torch.outer(delta_x, delta_y), "group, i j -> group i j")
         )
 
     # ---------------------------------------------------------------------------------------- files

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+from einops import rearrange, reduce
 from torch import Tensor
 
 _BLOCK = 128
@@ -188,9 +189,9 @@ class Scatter:
             n=self.n,
             mean_x=self.mean_x * scale_x,
             mean_y=self.mean_y * scale_y,
-            xy=self.xy * scale_x[:, None] * scale_y,
-            second_x=DenseSecondMoment(self.xx * scale_x[:, None] * scale_x),
-            second_y=DenseSecondMoment(self.yy * scale_y[:, None] * scale_y),
+            xy=self.xy * rearrange(scale_x, "d -> d 1") * scale_y,
+            second_x=DenseSecondMoment(self.xx * rearrange(scale_x, "d -> d 1") * scale_x),
+            second_y=DenseSecondMoment(self.yy * rearrange(scale_y, "d -> d 1") * scale_y),
         )
 
     def uncentred(self) -> "Scatter":
@@ -256,9 +257,10 @@ def _explained_and_predicted(
     #   Σ(ŷ−ȳ)(y−ȳ) = diag WᵀSxy
     #   Σ(ŷ−ȳ)²     = diag WᵀSxxW + n·(x̄W + b − ȳ)²
     offset = held_out.mean_x @ weight + bias - held_out.mean_y
-    explained = (weight * held_out.xy).sum(0)
-    predicted = (weight * (held_out.xx @ weight)).sum(0) + held_out.n * offset**2
-    return explained, predicted
+    over_source = "d_source d_target -> d_target"
+    explained = reduce(weight * held_out.xy, over_source, "sum")
+    predicted = reduce(weight * (held_out.xx @ weight), over_source, "sum")
+    return explained, predicted + held_out.n * offset**2
 
 
 def r2_of(error: Tensor, variance: Tensor) -> tuple[float, float, int]:

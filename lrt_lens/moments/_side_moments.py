@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
+from einops import einsum, rearrange
 from torch import Tensor
 
 from lrt_lens.data._parts import N_PARTS
@@ -68,14 +68,15 @@ class SideMoments:
         #   Σ(x − c′) = s + n·δ
         #   Σ(x − c′)(x − c′)ᵀ = Σ(x − c)(x − c)ᵀ + s·δᵀ + δ·sᵀ + n·δδᵀ
         delta = self.shift - shift
-        cross = self.total[:, :, None] * delta[None, None, :]
+        cross = einsum(self.total, delta, "part i, j -> part i j")
         second = (
             self.second
             + cross
             + rearrange(cross, "part i j -> part j i")
-            + n[:, None, None] * torch.outer(delta, delta)
+            + einsum(n, torch.outer(delta, delta), "part, i j -> part i j")
         )
-        return SideMoments(shift, self.total + n[:, None] * delta, second, self.norms)
+        total = self.total + einsum(n, delta, "part, d -> part d")
+        return SideMoments(shift, total, second, self.norms)
 
     def merged(self, other: "SideMoments", n: Tensor) -> "SideMoments":
         """Return the moments of all rows of both; ``n`` [part] counts the rows of ``other``."""

@@ -27,6 +27,7 @@ from typing import Literal
 
 import pandas as pd
 import torch
+from einops import reduce
 from torch import Tensor
 
 from lrt_lens._repr_html import card, note, table
@@ -222,8 +223,11 @@ def _regularised_solve(covariance: Tensor, rows: Tensor, alpha: float) -> Tensor
 def _correlation(a: Tensor, c: Tensor, held_out: Scatter) -> Tensor:
     """Return corr(x·a, y·c) over held-out rows, as [direction]."""
     # aᵀSxy'c / √(aᵀSxx'a · cᵀSyy'c)
-    covariance = ((a @ held_out.xy.cpu()) * c).sum(1)
-    variance = ((a @ held_out.xx.cpu()) * a).sum(1) * ((c @ held_out.yy.cpu()) * c).sum(1)
+    over_dimensions = "direction d -> direction"
+    covariance = reduce((a @ held_out.xy.cpu()) * c, over_dimensions, "sum")
+    variance_x = reduce((a @ held_out.xx.cpu()) * a, over_dimensions, "sum")
+    variance_y = reduce((c @ held_out.yy.cpu()) * c, over_dimensions, "sum")
+    variance = variance_x * variance_y
     return covariance / variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
 
 

@@ -47,6 +47,7 @@ from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
+from einops import reduce
 from torch import Tensor
 
 from lrt_lens.moments._scatter import cka_of, varying
@@ -257,13 +258,13 @@ class Cca:
         # T_xᵀ Sxy T_y = UΣVᵀ: canonical directions are T_x U and T_y V.
         left, _, right = torch.linalg.svd(a.T @ fit.xy @ b, full_matrices=False)
         a, b = a @ left, b @ right.T
-        # mean_i aᵢᵀSxy'bᵢ / √(aᵢᵀSxx'aᵢ · bᵢᵀSyy'bᵢ), with the canonical directions as columns
-        spread = (a * (test.x.matrix @ a)).sum(0) * (b * (test.y.matrix @ b)).sum(0)
-        return float(
-            (
-                (a * (test.xy @ b)).sum(0) / spread.clamp_min(torch.finfo(spread.dtype).tiny).sqrt()
-            ).mean()
-        )
+        # corr_k = a_kᵀSxy'b_k / √(a_kᵀSxx'a_k · b_kᵀSyy'b_k) of each pair of directions k
+        per_direction = "d direction -> direction"
+        covariance = reduce(a * (test.xy @ b), per_direction, "sum")
+        variance_x = reduce(a * (test.x.matrix @ a), per_direction, "sum")
+        variance_y = reduce(b * (test.y.matrix @ b), per_direction, "sum")
+        spread = variance_x * variance_y
+        return float((covariance / spread.clamp_min(torch.finfo(spread.dtype).tiny).sqrt()).mean())
 
     def null(self, fit: Paired, shuffled: ShuffledPairs) -> float:
         """Return the value of the shuffled fitting folds; NaN if the null is sketched.

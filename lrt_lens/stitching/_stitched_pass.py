@@ -24,6 +24,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 from lrt_lens.data._windows import Window
@@ -92,7 +93,7 @@ class Side:
                 without a partner there keeps its own state.
         """
         self.tokens = model.pad([window.ids for window in windows])
-        positions = torch.arange(self.tokens.shape[1])[None]
+        positions = torch.arange(self.tokens.shape[1])
         unmasked = torch.zeros(self.tokens.shape, dtype=torch.bool)
         self.partner = None if others is None else torch.zeros(self.tokens.shape, dtype=torch.int64)
         """Position of the other model that has read the same characters [batch, position]; 0 for
@@ -108,9 +109,8 @@ class Side:
         bos = torch.full_like(unmasked, fill_value=False)
         bos[:, 0] = model.prepend_bos
         self.kept = (bos if keep == "bos" and others is None else ~unmasked)[..., None]
-        self.predicts = (
-            positions < torch.tensor([len(window.ids) - 1 for window in windows])[:, None]
-        )
+        lasts = torch.tensor([len(window.ids) - 1 for window in windows])
+        self.predicts = positions < rearrange(lasts, "batch -> batch 1")
         """True for positions that have a next token [batch, position]. The attributes below are
         flat arrays over these positions.
         """
@@ -119,11 +119,9 @@ class Side:
         self.replaced = (~self.kept[..., 0])[self.predicts].numpy()
         # roll puts the first token behind the last one; `predicts` is False there.
         self.next = self.tokens.roll(-1, dims=1)[self.predicts]
-        self.documents = (
-            torch.tensor([window.document for window in windows])[:, None]
-            .expand_as(self.predicts)[self.predicts]
-            .numpy()
-        )
+        documents = torch.tensor([window.document for window in windows])
+        per_position = repeat(documents, "batch -> batch position", position=len(positions))
+        self.documents = per_position[self.predicts].numpy()
 
     def shown(self, streams: Streams, letter: str) -> Streams:
         """Return the streams of both models at this model's positions.
@@ -132,11 +130,12 @@ class Side:
         """
         if self.partner is None:
             return streams
-        at = self.partner[..., None]
+        at = self.partner
+        index = "batch position -> batch position d"
         return {
             name: stream
             if name[0] == letter
-            else stream.gather(1, at.to(stream.device).expand(-1, -1, stream.shape[-1]))
+            else stream.gather(1, repeat(at.to(stream.device), index, d=stream.shape[-1]))
             for name, stream in streams.items()
         }
 

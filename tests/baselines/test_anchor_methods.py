@@ -127,8 +127,9 @@ def test_linear_runs_through_all_anchors_where_they_are_few() -> None:
     "method", [*ANCHOR_METHODS, RelativeRepresentation(rcond=0.1)], ids=lambda method: method.name
 )
 def test_a_rotated_and_stretched_space_is_found_again(method: AnchorMethod) -> None:
-    """All of them are right where the two spaces really are one; anchor projection only where its
-    directions are alike.
+    """Every method is right if the two spaces are equal up to a linear map.
+
+    Anchor projection is right only if the directions are similar.
     """
     generator = torch.Generator().manual_seed(5)
     basis, _ = torch.linalg.qr(torch.randn(400, 6, generator=generator, dtype=torch.float64))

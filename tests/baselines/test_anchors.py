@@ -107,7 +107,7 @@ def test_an_affine_relation_is_found_and_scored_as_one() -> None:
 
 
 def test_scores_are_those_of_anchors_left_out() -> None:
-    """Noise alone: fits look fine on their own anchors, held-out scores do not."""
+    """On noise, fits have a high score on their own anchors and none on held-out anchors."""
     rows, _, _ = linear_anchors(n=30, d_source=12)
     generator = torch.Generator().manual_seed(9)
     noise = TextRows(

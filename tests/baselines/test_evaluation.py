@@ -113,9 +113,7 @@ def test_prediction_is_that_of_held_out_rows(
     corpus: list[str],
     rows: pd.DataFrame,
 ) -> None:
-    """Tokens of the test fold read by hand, in windows of the models' 64 tokens, scored by
-    scikit-learn.
-    """
+    """Compare with scikit-learn on the test fold, read in windows of the models' 64 tokens."""
     fits = set(fitting_texts(corpus, grid.moments))
     held_out = [text for text in corpus if text not in fits]
     assert 5 < len(held_out) < 60

@@ -26,8 +26,9 @@ from lrt_lens.stitching.solvers._least_squares import LeastSquares
 def planted(
     build_hf: Callable[..., Any], tokenizer: Any, train_tokenizer: Callable[..., Any]
 ) -> tuple[HookedModel, HookedModel, torch.Tensor]:
-    """Two models of different tokenizers whose unembeddings are one linear map apart on the tokens
-    that both spell.
+    """Return two models of different tokenizers, and the linear map between their unembeddings.
+
+    The map is exact on the tokens that both tokenizers have.
     """
     other_tokenizer = train_tokenizer(vocabulary=320)
     source, target = (

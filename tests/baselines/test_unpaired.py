@@ -13,7 +13,7 @@ SMALL = MiniVec2Vec(n_clusters=8, n_rounds=4, n_neighbours=5, n_matching=4, n_fi
 
 
 def clouds(n: int, turn: Tensor, seed: int) -> Tensor:
-    """Unit rows in clusters of very different places and sizes, seen through a rotation."""
+    """Return unit rows in clusters of different centres and sizes, rotated by `turn`."""
     places = torch.randn(8, len(turn), generator=torch.Generator().manual_seed(0)) * torch.linspace(
         0.5, 3, len(turn)
     )

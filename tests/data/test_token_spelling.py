@@ -8,7 +8,7 @@ from lrt_lens.data._token_spelling import shared_tokens, token_strings
 
 
 class Vocabulary:
-    """Stand-in for a tokenizer, with all that spelling reads."""
+    """Replacement of a tokenizer, with the attributes that spelling reads."""
 
     def __init__(self, tokens: list[str], special: tuple[int, ...] = (0,)) -> None:
         self.tokens, self.all_special_ids = tokens, list(special)

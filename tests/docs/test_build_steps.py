@@ -1,4 +1,4 @@
-"""What the documentation adds to Sphinx: pages from data, local inventories, clear refusals."""
+"""The extensions of Sphinx in docs/_ext: pages from data, local inventories, clear errors."""
 
 import importlib.util
 import json
@@ -80,8 +80,11 @@ def test_figures_cannot_end_their_script() -> None:
 
 def test_links_of_an_included_page_point_where_they_pointed() -> None:
     moved = extension("gallery").moved
-    text = '[a](x.py) ![b](../docs/images/b.png) <img src="../docs/images/c.png"> [d](https://e.org) [f](#g)'
-    expected = '[a](../../examples/x.py) ![b](../images/b.png) <img src="../images/c.png"> [d](https://e.org) [f](#g)'
+    unchanged = "[d](https://e.org) [f](#g)"
+    text = f'[a](x.py) ![b](../docs/images/b.png) <img src="../docs/images/c.png"> {unchanged}'
+    expected = (
+        f'[a](../../examples/x.py) ![b](../images/b.png) <img src="../images/c.png"> {unchanged}'
+    )
     assert moved(text, ROOT / "examples", DOCS / "results") == expected
 
 
@@ -115,7 +118,10 @@ def test_names_of_other_projects_become_links_where_their_inventory_is_at_hand(
     tmp_path: Path,
 ) -> None:
     inventories = extension("inventories")
-    header = "# Sphinx inventory version 2\n# Project: torch\n# Version: 2\n# The remainder of this file is compressed using zlib.\n"
+    header = (
+        "# Sphinx inventory version 2\n# Project: torch\n# Version: 2\n"
+        "# The remainder of this file is compressed using zlib.\n"
+    )
     (tmp_path / "torch.inv").write_bytes(
         header.encode() + zlib.compress(b"torch.Tensor py:class 1 tensors.html#$ -\n")
     )
@@ -135,10 +141,14 @@ def test_names_of_other_projects_become_links_where_their_inventory_is_at_hand(
 
 def test_a_build_without_the_extra_says_what_is_missing(tmp_path: Path) -> None:
     extension("inventories")
-    code = "import sys; sys.modules['furo'] = None; from sphinx.cmd.build import main; sys.exit(main(sys.argv[1:]))"
+    # None in sys.modules makes an import fail.
+    code = (
+        "import sys; sys.modules['furo'] = None; from sphinx.cmd.build import main; "
+        "sys.exit(main(sys.argv[1:]))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, str(DOCS), str(tmp_path)], capture_output=True, text=True
     )
     assert done.returncode != 0
-    assert "the documentation needs furo, which this Python" in done.stderr
+    assert "the documentation needs furo, but this Python" in done.stderr
     assert "pip install -e '.[dev,examples,docs]'" in done.stderr

@@ -14,14 +14,14 @@ FOLDERS = ("examples", "build_demo")
 """Folders of scripts that are run from the command line."""
 EXAMPLES = ROOT / "examples"
 COMMAND = re.compile(r"(?:examples|build_demo)/(\w+)\.py((?:\\\n|[^\n`#])*)")
-"""Script and what follows it, over continued lines, up to a comment or the end of the code."""
+"""Script and its options, over continued lines, up to a comment or the end of the code."""
 OPTION = re.compile(r"(?<!\S)--([a-z][\w-]*)")
 CLASSES = ("Options", "Arguments")
 """Names of the dataclass with a script's options; without one its function ``main`` has them."""
 
 
 def commands() -> Iterator[tuple[str, str, list[str]]]:
-    """(file, script, options) of every command."""
+    """Return (file, script, options) of every command in documentation and docstrings."""
     pages = [
         *DOCS.rglob("*.md"),
         *DOCS.rglob("*.ipynb"),

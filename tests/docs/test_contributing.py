@@ -14,7 +14,7 @@ FOLDERS = ("lrt_lens", "tests", "docs", "examples", "build_demo", "benchmarks")
 
 
 def exists(path: str) -> bool:
-    """Return whether a path is there, from the root or from any folder of the package."""
+    """Return True if a path exists, from the root or from any folder of the package."""
     package = ROOT / "lrt_lens"
     return any((folder / path).exists() for folder in (ROOT, package, *package.rglob("*/")))
 

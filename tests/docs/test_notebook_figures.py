@@ -1,6 +1,4 @@
-"""A notebook's plotly figure becomes a figure of its page, drawn from one copy of plotly.js, in the
-page's ink, without another host.
-"""
+"""Plotly figures of notebooks are drawn in their page, from the site's own copy of plotly.js."""
 
 import json
 import os
@@ -30,7 +28,7 @@ nb_execution_mode, nb_execution_raise_on_error = "force", True
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A site of two pages, one with a figure, built as ours is."""
+    """Build a site of two pages, one of them with a figure, with our extensions."""
     for needed in ("sphinx", "myst_nb", "furo"):
         pytest.importorskip(
             needed, reason=f"{needed} is not installed: `make docs-check` brings it"

@@ -1,5 +1,7 @@
-"""The built pages in a real browser: what they hold is drawn, fits, reads well in light and dark,
-and comes from nowhere else.
+"""The built pages in a real browser.
+
+Figures and drawings are drawn and fit into the window, text has enough contrast in light and dark,
+and no page loads anything from another host.
 """
 
 import html.parser
@@ -21,42 +23,59 @@ PAGES = sorted(
 )
 
 WIDER_THAN_THE_WINDOW = "() => document.documentElement.scrollWidth - window.innerWidth"
-PICTURES_MISSING = "() => [...document.images].filter(i => i.complete && !i.naturalWidth || i.offsetWidth < 5).map(i => i.src)"
+PICTURES_MISSING = """() => [...document.images]
+    .filter(i => i.complete && !i.naturalWidth || i.offsetWidth < 5)
+    .map(i => i.src)"""
 PLOTS_READY = (
     "() => [...document.querySelectorAll('.lrt-plot')].every(p => p.querySelector('.main-svg'))"
 )
 PLOTS_EMPTY = """() => [...document.querySelectorAll('.lrt-plot')].map((plot, number) => {
     const svg = plot.querySelector('.main-svg'), box = svg && svg.getBoundingClientRect();
-    const marks = plot.querySelectorAll('.trace path, .trace text, path.point, .heatmaplayer image, .pielayer path').length;
-    const fits = box && (box.width <= plot.clientWidth + 1 || getComputedStyle(plot).overflowX === 'auto' && box.width <= 681);
-    return box && box.width > 100 && box.height > 100 && marks && fits ? null : {number, marks, width: box && box.width};
+    const marks = plot.querySelectorAll(
+        '.trace path, .trace text, path.point, .heatmaplayer image, .pielayer path').length;
+    const scrolls = getComputedStyle(plot).overflowX === 'auto';
+    const fits = box && (box.width <= plot.clientWidth + 1 || scrolls && box.width <= 681);
+    const drawn = box && box.width > 100 && box.height > 100 && marks && fits;
+    return drawn ? null : {number, marks, width: box && box.width};
 }).filter(Boolean)"""
-# Titles, legend and notes of a figure that lie over each other or run out of it, by more than a
-# hair.
-WORDS_COLLIDE = """() => [...document.querySelectorAll('.lrt-plot .main-svg:first-child')].flatMap((svg, number) => {
+# Titles, legend and notes of a figure that overlap or extend beyond the figure, by more than two
+# pixels.
+WORDS_COLLIDE = """() =>
+[...document.querySelectorAll('.lrt-plot .main-svg:first-child')].flatMap((svg, number) => {
     const plot = svg.closest('.lrt-plot'), canvas = svg.getBoundingClientRect(), hair = 2;
-    const words = [...plot.querySelectorAll('.g-gtitle text, .g-xtitle text, [class^="g-x"] text, [class^="g-y"] text, .annotation-text, .legendtext')]
-        .map(e => [e.textContent, e.getBoundingClientRect()]).filter(([_, box]) => box.width && box.height);
-    const over = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > hair && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > hair;
-    const cut = words.filter(([_, box]) => box.left < canvas.left - hair || box.right > canvas.right + hair || box.bottom > canvas.bottom + hair);
-    const pairs = words.flatMap(([one, a], i) => words.slice(i + 1).filter(([_, b]) => over(a, b)).map(([other]) => [number, one, other]));
+    const titles = '.g-gtitle text, .g-xtitle text, [class^="g-x"] text, [class^="g-y"] text';
+    const words = [...plot.querySelectorAll(`${titles}, .annotation-text, .legendtext`)]
+        .map(e => [e.textContent, e.getBoundingClientRect()])
+        .filter(([_, box]) => box.width && box.height);
+    const over = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > hair
+        && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > hair;
+    const cut = words.filter(([_, box]) => box.left < canvas.left - hair
+        || box.right > canvas.right + hair || box.bottom > canvas.bottom + hair);
+    const pairs = words.flatMap(([one, a], i) => words.slice(i + 1)
+        .filter(([_, b]) => over(a, b)).map(([other]) => [number, one, other]));
     return pairs.concat(cut.map(([text]) => [number, 'cut', text]));
 })"""
-DRAWINGS_EMPTY = "() => [...document.querySelectorAll('svg.drawing')].filter(s => s.getBoundingClientRect().height < 100).length"
-# Smallest contrast (WCAG) of text on the page's background, over paragraphs, drawings and figures'
-# axis titles.
+DRAWINGS_EMPTY = """() => [...document.querySelectorAll('svg.drawing')]
+    .filter(s => s.getBoundingClientRect().height < 100).length"""
+# Text whose contrast (WCAG) with the background of the page is below 4.4: paragraphs, drawings, and
+# the axes of figures.
 FAINT_TEXT = """() => {
     const channels = colour => (colour.match(/[\\d.]+/g) || []).map(Number);
     const luminance = colour => {
-        const [r, g, b] = channels(colour).slice(0, 3).map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+        const [r, g, b] = channels(colour).slice(0, 3).map(v => v / 255)
+            .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
         return .2126 * r + .7152 * g + .0722 * b;
     };
     const back = luminance(getComputedStyle(document.body).backgroundColor);
-    const contrast = colour => { const own = luminance(colour); return (Math.max(own, back) + .05) / (Math.min(own, back) + .05); };
+    const contrast = colour => {
+        const own = luminance(colour);
+        return (Math.max(own, back) + .05) / (Math.min(own, back) + .05);
+    };
     const places = [['article p, article li, article td', 'color'], ['svg.drawing text', 'fill'],
                     ['.lrt-plot .xtick text, .lrt-plot .ytick text, .lrt-plot .gtitle', 'fill']];
     return places.flatMap(([selector, property]) => [...document.querySelectorAll(selector)].map(
-        e => [contrast(getComputedStyle(e)[property]), e.textContent.slice(0, 40)])).filter(([value]) => value < 4.4).slice(0, 5);
+        e => [contrast(getComputedStyle(e)[property]), e.textContent.slice(0, 40)]
+    )).filter(([value]) => value < 4.4).slice(0, 5);
 }"""
 
 
@@ -64,8 +83,9 @@ FAINT_TEXT = """() => {
     params=[(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"], scope="module"
 )
 def page(request: pytest.FixtureRequest, browser: Any, site: str) -> Iterator[Any]:
-    """A tab of one width; what it complains of and asks other hosts for is kept in
-    `page.complaints`.
+    """Yield a tab of one width and colour scheme.
+
+    `page.complaints` lists its errors and warnings, and its requests to other hosts.
     """
     viewport, scheme = request.param
     context = browser.new_context(viewport=viewport, color_scheme=scheme)
@@ -77,7 +97,7 @@ def page(request: pytest.FixtureRequest, browser: Any, site: str) -> Iterator[An
         ),
     )
     tab.on("pageerror", lambda error: complaints.append(str(error)))
-    # What a page still asks for when the next one is opened is aborted.
+    # Requests that are open when the next page is opened are aborted.
     tab.on(
         "requestfailed",
         lambda asked: (
@@ -155,7 +175,7 @@ def test_search_finds_without_a_server(browser: Any, built: Path) -> None:
 
 
 class Links(html.parser.HTMLParser):
-    """Targets and anchors of one page."""
+    """Parser that collects link targets and anchors of one page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

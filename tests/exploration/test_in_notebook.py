@@ -38,7 +38,7 @@ LONG = 300_000
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a notebook server whose folder holds one notebook."""
+    """Yield the address of a notebook server whose folder has one notebook."""
     folder = tmp_path_factory.mktemp("notebooks")
     cell = {
         "cell_type": "code",
@@ -101,8 +101,9 @@ def _wait_for(address: str, process: subprocess.Popen) -> None:
 
 @pytest.fixture(scope="module")
 def page(browser: Any, server: str) -> Iterator[Any]:
-    """The notebook's page with its cell run; ``page.asked`` holds every address that it wanted,
-    ``page.failed`` its script errors.
+    """Yield the page of the notebook after its cell has run.
+
+    ``page.asked`` lists every address that it requested, and ``page.failed`` its script errors.
     """
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     page.asked, page.failed = [], []
@@ -132,7 +133,7 @@ def _damages(page: Any) -> list[float]:
 
 
 def _after(page: Any, what: Any, change: Any) -> Any:
-    """Does something, waits until what ``what`` reads is another, and returns it."""
+    """Do something, wait until the text that ``what`` reads has changed, and return it."""
     before = what(page)
     change()
     for _ in range(300):

@@ -52,9 +52,7 @@ def exploration(pair: Any, stitch: Any, vector: SteeringVector, neutral: list[st
 
 @pytest.fixture(scope="module")
 def trained() -> Exploration:
-    """The bundled large model, whose loss on text is worth something, and a vector at two of its
-    layers.
-    """
+    """Exploration of the bundled large model, which is trained, with a vector at two layers."""
     pair, contrast = demo_pair(), demo_contrast("sentiment")
     few = ContrastSet(contrast.positive[:24], contrast.negative[:24])
     native, moved = (SteeringVector.mean_difference(pair.target, few, at=layer) for layer in (2, 3))

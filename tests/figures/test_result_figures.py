@@ -72,7 +72,7 @@ SCORES = {
 def around(
     name: str, value: float, width: float = 0.05, ends: tuple[str, str] | None = None
 ) -> dict[str, float]:
-    """A number with its interval, as tables hold them."""
+    """Return the columns of a number with its interval."""
     low, high = ends or (f"{name}_low", f"{name}_high")
     return {name: value, low: value - width, high: value + width}
 
@@ -461,7 +461,7 @@ FIGURES: dict[str, Any] = {
 
 
 def classes_with_figures() -> set[str]:
-    """Names of all classes of the package with a ``figure`` of their own."""
+    """Return the names of all classes of the package that define ``figure``."""
     found = set()
     for module in pkgutil.walk_packages(lrt_lens.__path__, "lrt_lens."):
         if module.name.split(".")[1] in ("__main__", "cli", "reproduction") or module.name.endswith(
@@ -504,7 +504,7 @@ def figure(request: pytest.FixtureRequest) -> go.Figure:
 
 
 def axes(figure: go.Figure) -> dict[str, dict[str, Any]]:
-    """The axes that traces are drawn on, by name."""
+    """Return the axes on which traces are drawn, by name."""
     layout = figure.to_dict()["layout"]
     used = {
         trace.get(f"{letter}axis", letter) for trace in figure.to_dict()["data"] for letter in "xy"
@@ -513,7 +513,10 @@ def axes(figure: go.Figure) -> dict[str, dict[str, Any]]:
 
 
 def is_of_names(figure: go.Figure, name: str) -> bool:
-    """Whether an axis lists arms, solvers or tasks, which say themselves what they are."""
+    """Return True if the ticks of an axis are names of arms, solvers or tasks.
+
+    Such an axis needs no title.
+    """
     values = [
         value
         for trace in figure.to_dict()["data"]

@@ -322,7 +322,7 @@ def from_gpt2(build_hf: Any, tokenizer: Any) -> Any:
         gpt2.config.n_ctx = 64
 
         class LocalConfig:
-            """Stand-in for AutoConfig, which would ask the hub for GPT-2's shape."""
+            """Replacement of AutoConfig, which would ask the hub for the shape of GPT-2."""
 
             from_pretrained = staticmethod(lambda *args, **kwargs: gpt2.config)
 

@@ -12,7 +12,7 @@ from lrt_lens.models._hook_points import layer_pairs, resolve, resolve_layers
 
 @dataclass(frozen=True)
 class Shape:
-    """Stand-in for a model, with all that names depend on."""
+    """Replacement of a model, with the attributes on which names of hook points depend."""
 
     name: str
     n_layers: int

@@ -24,7 +24,7 @@ from tests.moments.small_blocks import OPTIONS, assert_same
 
 
 class Stop(Exception):  # noqa: N818 (control flow, no error)
-    """Raised by a callback to end a harvest."""
+    """Exception that a callback raises to end a harvest."""
 
 
 def stopping_after(n_blocks: int) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""Estimates of a harvest against what it really takes, and passes under a memory budget."""
+"""Plans of a harvest, compared with measured sizes, and passes under a memory budget."""
 
 import logging
 from typing import Any

@@ -287,7 +287,7 @@ def test_more_shards_than_blocks_leave_some_empty_and_merge_all_the_same(
 def test_shards_about_other_shifts_are_moved(
     shard_files: list[Path], whole: CrossMoments, tmp_path: Path
 ) -> None:
-    """Shards have other shifts if they were harvested on machines that round differently."""
+    """Shards have different shifts if the machines that harvested them round differently."""
     moved = CrossMoments.load(shard_files[1])
     moved.source = {
         hook: side.shifted(side.shift + 1e-3, moved.n) for hook, side in moved.source.items()

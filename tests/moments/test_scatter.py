@@ -29,7 +29,7 @@ def scatter_of(x: torch.Tensor, y: torch.Tensor, shift_x: Any = 0.0, shift_y: An
 
 @pytest.fixture(scope="module")
 def some_map(rows: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """A poor map with a wrong bias: what is exact only at the optimum shows here."""
+    """Return a poor map with a wrong bias, for which formulas of the optimum are wrong."""
     generator = torch.Generator().manual_seed(9)
     return torch.randn(12, 9, generator=generator, dtype=torch.float64) / 10, torch.randn(
         9, generator=generator, dtype=torch.float64

@@ -31,7 +31,7 @@ VOID = {"meta", "link", "br", "img", "hr", "input"}
 
 
 class _Elements(HTMLParser):
-    """Collects elements and attributes, and refuses tags that do not close where they should."""
+    """Parser that collects elements and attributes, and refuses tags that close out of order."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -39,5 +39,5 @@ def made() -> Callable[..., Reproduction]:
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No browser is started."""
+    """Write no pictures, so that no browser is started."""
     monkeypatch.setattr("lrt_lens.reproduction._result.write_pictures", lambda *_: False)

@@ -1,4 +1,4 @@
-"""Affine maps: points move with the bias, directions without."""
+"""Affine maps: points are mapped with the bias, directions without."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The runners-up: scores without single folds against a recomputation, and who is really worse."""
+"""Table of choices: scores without one fold, recomputed, and which candidates are worse."""
 
 from typing import Any
 

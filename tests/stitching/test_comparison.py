@@ -1,6 +1,4 @@
-"""Comparisons are the single fits side by side; composed and inverted maps are scored like any
-other.
-"""
+"""A comparison equals the separate fits; composed and inverted maps have the same scores."""
 
 from typing import Any
 

@@ -1,5 +1,6 @@
-"""Numbers of a map against numpy on its weight and on rows; intervals against scores of rows with
-groups left out.
+"""Diagnostics of a map, compared with numpy on its weight and on rows.
+
+Intervals are compared with scores of rows with one group left out.
 """
 
 import math

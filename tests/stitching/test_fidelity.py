@@ -1,6 +1,4 @@
-"""Fidelity is a correlation of rows, is 1 for perfect maps, and tells what carries over from what
-does not.
-"""
+"""Fidelity is a correlation over rows, is 1 for perfect maps, and predicts what transfers."""
 
 from dataclasses import replace
 from typing import Any

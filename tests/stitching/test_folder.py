@@ -1,4 +1,4 @@
-"""What is written is read back; what is not ours, cut short or half-written is refused."""
+"""A saved stitch loads equal; other folders, and truncated or incomplete ones, raise an error."""
 
 import json
 from pathlib import Path
@@ -259,7 +259,8 @@ def test_a_folder_without_a_config_is_no_stitch(stitch: Stitch, tmp_path: Path) 
     (tmp_path / "stitch_config.json").unlink()
     with pytest.raises(
         FileFormatError,
-        match=r"holds no stitch_config.json; it is no stitch folder, or its writing was interrupted",
+        match=r"holds no stitch_config.json; it is no stitch folder, "
+        r"or its writing was interrupted",
     ):
         Stitch.from_pretrained(tmp_path)
 
@@ -311,7 +312,8 @@ def test_truncated_or_foreign_tensors_of_a_stitch_are_refused(
 def test_a_stitch_that_is_nowhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         FileFormatError,
-        match=r"no stitch at 'nobody/no-such-stitch': it is neither a local folder nor a hub repository",
+        match=r"no stitch at 'nobody/no-such-stitch': "
+        r"it is neither a local folder nor a hub repository",
     ):
         Stitch.from_pretrained("nobody/no-such-stitch", cache_dir=tmp_path)
 

@@ -1,4 +1,4 @@
-"""Scores of the grid are those of scikit-learn on the rows; choices never see the test fold."""
+"""Grid scores equal those of scikit-learn on rows; choices do not depend on the test fold."""
 
 import logging
 from dataclasses import replace
@@ -26,8 +26,9 @@ CHOICES = ["alpha", "alpha_down", "r2_cv", "r2_uniform_cv", "r2_down_cv", "r2_un
 def naive_cross_validation(
     rows: Any, sklearn_ridge: Any, alpha: float, down: bool
 ) -> tuple[float, float, float]:
-    """(squared error, r2_cv, r2_uniform_cv): errors and variances pooled over held-out folds, a
-    scikit-learn fit a fold.
+    """Return (squared error, r2_cv, r2_uniform_cv) from one fit of scikit-learn per fold.
+
+    Errors and variances are pooled over the held-out folds.
     """
     error, variance = 0.0, 0.0
     for k in range(5):
@@ -42,7 +43,7 @@ def naive_cross_validation(
 
 @pytest.fixture(scope="module")
 def row(rows: Any, moments_of: Any) -> Any:
-    """The only row of the scores of `rows`."""
+    """Return the only row of the scores of a fit on `rows`."""
     return moments_of(rows).fit().scores.iloc[0]
 
 
@@ -267,8 +268,9 @@ def test_without_shuffled_pairs_the_null_is_unknown_and_not_nought(
 
 
 def test_the_sketched_null_is_close_to_the_full_one(rows: Any) -> None:
-    """With 100 target dimensions the sketch keeps 64 of them, and with few tokens the null is
-    clearly below zero.
+    """Use 100 target dimensions, more than the 64 of the sketch.
+
+    With few tokens the null is clearly below zero.
     """
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(len(rows.x), 40, generator=generator, dtype=torch.float64)
@@ -337,7 +339,8 @@ def test_the_best_is_never_chosen_by_a_column_that_read_the_test_fold(grid: Any)
     for column in ("r2", "r2_uniform", "cosine", "cka", "nonsense"):
         with pytest.raises(
             ValueError,
-            match=rf"best\(by='{column}'\) would choose by a column that is not cross-validated; use one of \['r2_cv'",
+            match=rf"best\(by='{column}'\) would choose by a column that is not cross-validated; "
+            r"use one of \['r2_cv'",
         ):
             grid.best(by=column)
 
@@ -348,7 +351,8 @@ def test_a_hook_point_that_the_grid_lacks_is_named_beside_those_it_has(
 ) -> None:
     with pytest.raises(
         HookPointError,
-        match=rf"{hook!r} is no source hook of this grid; it has \['{SOURCES[0]}', '{SOURCES[1]}'\]",
+        match=rf"{hook!r} is no source hook of this grid; "
+        rf"it has \['{SOURCES[0]}', '{SOURCES[1]}'\]",
     ):
         grid.best(source=hook)
     with pytest.raises(HookPointError, match=rf"{hook!r} is no target hook of this grid"):

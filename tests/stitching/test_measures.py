@@ -1,4 +1,4 @@
-"""Similarities from moments are those of the rows, and have the invariances they claim."""
+"""Similarities from moments equal those of rows, and have the stated invariances."""
 
 import math
 from typing import Any
@@ -47,20 +47,20 @@ def rotation(seed: int, d: int) -> Tensor:
 
 
 def naive_cka(x: np.ndarray, y: np.ndarray) -> float:
-    """From centred Gram matrices of rows: HSIC(K, L) / √(HSIC(K, K) HSIC(L, L))."""
+    """Return CKA from centred Gram matrices of rows: HSIC(K, L) / √(HSIC(K, K) HSIC(L, L))."""
     h = np.eye(len(x)) - 1 / len(x)
     k, m = h @ x @ x.T @ h, h @ y @ y.T @ h
     return float((k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum()))
 
 
 def naive_correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Björck and Golub 1973: singular values of QₓᵀQᵧ from QR of the centred rows."""
+    """Return singular values of QₓᵀQᵧ from QR of the centred rows (Björck and Golub 1973)."""
     (q, _), (p, _) = (np.linalg.qr(a - a.mean(0)) for a in (x, y))
     return np.linalg.svd(q.T @ p, compute_uv=False)
 
 
 def naive_svcca(x: np.ndarray, y: np.ndarray, share: float) -> float:
-    """Principal components of the rows that hold the share, then canonical correlations."""
+    """Return canonical correlations of the principal components with this share of variance."""
     cut = []
     for rows in (x, y):
         u, s, _ = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
@@ -129,9 +129,7 @@ def test_svcca_that_keeps_all_variance_is_cca() -> None:
     )
 
 
-def test_procrustes_similarity_gives_scipys_disparity_and_the_distance_after_the_best_rotation() -> (
-    None
-):
+def test_procrustes_similarity_gives_scipys_disparity_and_the_rotated_distance() -> None:
     x, y = related(d_x=9, d_y=9)
     s = MEASURES["procrustes"].value(paired(x, y))
     assert 1 - s**2 == pytest.approx(scipy_procrustes(x.numpy(), y.numpy())[2], rel=1e-9)
@@ -270,7 +268,7 @@ def test_cka_held_out_is_that_of_the_other_rows() -> None:
 def shuffled(
     x: Tensor, y: Tensor, basis: Tensor | None = None, seed: int = 0, n_fit: int | None = None
 ) -> ShuffledPairs:
-    """The last fifth of rows stands for the test fold, unless told otherwise."""
+    """Return the null moments of shuffled rows; by default the last fifth is the test fold."""
     n_fit = n_fit or len(x) * 4 // 5
     cross = []
     for a, b in ((x[:n_fit], y[:n_fit]), (x[n_fit:], y[n_fit:])):
@@ -282,8 +280,9 @@ def shuffled(
 
 
 def wachter_mean(d_x: int, d_y: int, n: int) -> float:
-    """Mean canonical correlation of independent Gaussian streams: Wachter 1980, the limiting law of
-    squared correlations.
+    """Return the mean canonical correlation of independent Gaussian streams.
+
+    Wachter (1980) gives the limiting distribution of the squared correlations.
     """
     p, q = max(d_x, d_y) / n, min(d_x, d_y) / n
     low, high = (

@@ -1,6 +1,4 @@
-"""The table of similarities is what the rows give, calibrated, and the test fold does not reach
-what may choose.
-"""
+"""Calibrated similarities agree with those of rows, and choices do not depend on the test fold."""
 
 import math
 from dataclasses import replace
@@ -56,8 +54,9 @@ def row_of(table: Any, pair: tuple[str, str], measure: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def shuffled_rows(rows: Any) -> np.ndarray:
-    """The row of y that each row of x meets under the null of `layered_moments`: the next document
-    of the part.
+    """Return the index of the row of y that each row of x has under the null of `layered_moments`.
+
+    It is a row of the next document of the same part.
     """
     partner = np.arange(len(rows.parts))
     for part in np.unique(rows.parts):

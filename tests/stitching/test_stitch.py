@@ -1,4 +1,4 @@
-"""A stitch knows both ways, the streams at its ends, and the models it belongs to."""
+"""A stitch has maps both ways, the scatters of both streams, and the identities of its models."""
 
 from dataclasses import replace
 from typing import Any
@@ -101,7 +101,8 @@ def test_the_models_it_was_fitted_on_are_accepted_and_others_refused(
     owned_stitch.check(pair.source, pair.target)
     with pytest.raises(
         MismatchError,
-        match=r"the source model is .* with config_hash .*; expected .*load that model, or fit again",
+        match=r"the source model is .* with config_hash .*; "
+        r"expected .*load that model, or fit again",
     ):
         owned_stitch.check(source=load("llama", d=16, layers=2, seed=99))
     with pytest.raises(MismatchError, match="the target model is"):
@@ -124,7 +125,8 @@ def test_what_was_learnt_elsewhere_is_refused(owned_stitch: Any, pair: Any) -> N
     owned_stitch.refuse_foreign("blocks.2.hook_resid_pre", None)
     with pytest.raises(
         MismatchError,
-        match=rf"learnt at 'blocks.0.hook_resid_post', but this stitch starts at '{SOURCE}'; .*stitch.reversed\(\)",
+        match=r"learnt at 'blocks.0.hook_resid_post', but this stitch starts at "
+        rf"'{SOURCE}'; .*stitch.reversed\(\)",
     ):
         owned_stitch.refuse_foreign("blocks.0.hook_resid_post", pair.source.identity)
     with pytest.raises(

@@ -1,5 +1,6 @@
-"""The loss behind a stitch, where it is known: a model and itself, and plain hooks on the Hugging
-Face model.
+"""The loss behind a stitch, compared with known values.
+
+They come from a model paired with itself, and from plain hooks on the Hugging Face model.
 """
 
 import math
@@ -83,8 +84,9 @@ def _hf_log_probabilities(
     state: torch.Tensor | None = None,
     kept: int = 1,
 ) -> torch.Tensor:
-    """[position, vocabulary] of the Hugging Face model, one text alone, its stream behind a block
-    replaced by a plain forward hook.
+    """Return logits [position, vocabulary] of the Hugging Face model on one text, without padding.
+
+    A plain forward hook replaces the output of one block.
     """
     bare = model.bridge.original_model
     removers = []
@@ -126,7 +128,7 @@ def _windows(model: Any, texts: list[str], length: int) -> list[tuple[int, list[
 def _naive(
     pair: ModelPair, stitch: Stitch, texts: list[str], route: str, maps: MapPair, *, kept: int = 1
 ) -> dict[str, float]:
-    """Text by text, float64 arithmetic on the maps, plain hooks, Hugging Face logits."""
+    """Return the loss text by text, with plain hooks, Hugging Face logits and maps in float64."""
     models, layers = {"A": pair.source, "B": pair.target}, {"A": 0, "B": 1}
     start, *stops = route.split("→")
     finish = models[stops[-1]]
@@ -320,7 +322,8 @@ def test_arms_stand_on_the_same_tokens_and_are_compared_in_pairs(
     )
     with pytest.raises(
         ValueError,
-        match=r"no arm 'tokn' on route 'A→B'; its arms are \['own', 'stitched', 'shuffled', 'mean', 'zero'\]",
+        match=r"no arm 'tokn' on route 'A→B'; its arms are "
+        r"\['own', 'stitched', 'shuffled', 'mean', 'zero'\]",
     ):
         result.difference("stitched", "tokn", route="A→B")
 

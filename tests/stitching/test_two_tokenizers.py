@@ -1,5 +1,6 @@
-"""Two models that read different tokens: harvest, maps and scores are those of the places where
-both have read the same characters.
+"""Two models with different tokenizers.
+
+Harvest, maps and scores use the positions at which both models have read the same characters.
 """
 
 from pathlib import Path
@@ -29,7 +30,7 @@ QUIET: dict[str, Any] = {"n_tokens": None, "progress": False, "moment_dtype": "f
 
 @pytest.fixture(scope="module")
 def two(load: Any, train_tokenizer: Any) -> ModelPair:
-    """A Llama of 340 tokens with BOS and a GPT-2 of 300 without."""
+    """Pair of a Llama with 340 tokens and BOS, and a GPT-2 with 300 tokens and no BOS."""
     other = train_tokenizer(bos=False, vocabulary=300)
     return ModelPair(
         load("llama", d=16, layers=2, seed=1), load("gpt2", d=24, layers=3, seed=2, tokenizer=other)
@@ -43,8 +44,9 @@ def short(corpus: list[str]) -> list[str]:
 
 
 def _shared_places(two: ModelPair, text: str) -> tuple[list[int], list[int], list[list[int]]]:
-    """Positions (BOS counted) at which both have read the same characters, found by decoding
-    prefixes, masked ones left out; and the ids.
+    """Return positions at which both models have read the same characters, and the ids.
+
+    They are computed by decoding prefixes. BOS counts as a position; masked positions are left out.
     """
     ends: list[dict[str, int]] = []
     everything = []
@@ -82,7 +84,7 @@ def _hidden(model: HookedModel, ids: list[int], layer: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def gathered(two: ModelPair, short: list[str]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """Rows of both models at shared places, of plain hooks on the Hugging Face models."""
+    """Return rows of both models at shared positions, by plain hooks on Hugging Face models."""
     x, y, documents = [], [], []
     for text in short:
         i, j, (source_ids, target_ids) = _shared_places(two, text)
@@ -237,7 +239,7 @@ def test_a_lag_pairs_the_next_shared_place_and_says_so(
 def test_one_model_under_two_tokenizations_is_not_quite_itself_and_a_lag_is_worse(
     load: Any, train_tokenizer: Any, corpus: list[str]
 ) -> None:
-    """What is lost where only the tokens differ, and what is lost where the pairing does."""
+    """Compare other tokens, which lower R², with a pairing that is one token late."""
     fine = load("llama", d=16, layers=2, seed=1, tokenizer=train_tokenizer(vocabulary=300))
     whole = load("llama", d=16, layers=2, seed=1)
     options: dict[str, Any] = {
@@ -288,7 +290,8 @@ def test_a_block_is_known_by_both_sides_tokens(two: ModelPair, corpus: list[str]
 def test_texts_of_too_few_shared_places_are_refused_with_how_many(two: ModelPair) -> None:
     with pytest.raises(
         TooFewDocumentsError,
-        match=r"40 have 40 aligned positions in all, which are 100.0% of the source's .* needs 4 others",
+        match=r"40 have 40 aligned positions in all, which are 100.0% of the source's .* "
+        r"needs 4 others",
     ):
         list(iterate_blocks(["a"] * 40, two.source, BlockPlan(), target=two.target))
 

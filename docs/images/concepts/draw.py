@@ -1,9 +1,10 @@
-"""Draws the pictures of docs/concepts: `python docs/images/concepts/draw.py` writes the .svg files
-beside it.
+"""Draw the pictures of docs/concepts.
 
-They are put into the pages as they are, so that they take the page's ink (`currentColor`) in light
-and dark; the colours of source and target are set in docs/_static/site.css. 420 units wide, so that
-text stays legible on a phone.
+`python docs/images/concepts/draw.py` writes the .svg files into its own folder.
+
+The pages include the SVG elements inline, so that lines and text have the colour of the page's text
+(`currentColor`), light or dark. docs/_static/site.css sets the colours of source and target. The
+drawings are 420 units wide, so that text can be read on a phone.
 """
 
 from collections.abc import Callable
@@ -17,13 +18,20 @@ ARROW = (
     '<path d="M0 0 8 4 0 8z" fill="context-stroke"/></marker></defs>'
 )
 Part = str
+"""SVG elements, as text. Coordinates grow to the right and downwards."""
 
 
 def text(
     x: float, y: float, words: str, *, kind: str = "", anchor: str = "middle", size: int = 13
 ) -> Part:
-    """Words on a line; `kind` is a class of site.css: source, target, soft, code, strong."""
-    return f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}" font-size="{size}">{escape(words)}</text>'
+    """Return one line of text with its baseline at y.
+
+    `kind` is a class of site.css: source, target, soft, code, strong.
+    """
+    return (
+        f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}" '
+        f'font-size="{size}">{escape(words)}</text>'
+    )
 
 
 def box(
@@ -36,8 +44,12 @@ def box(
     kind: str = "plain",
     size: int = 13,
 ) -> Part:
-    """A rounded box with words in its middle."""
-    shape = f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="5" class="box {kind}"/>'
+    """Return a rounded box with text in its centre."""
+    shape = (
+        f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="5" '
+        f'class="box {kind}"/>'
+    )
+    # Capital letters are about 0.7 font sizes high: a baseline 0.35 below the centre centres them.
     return shape + (
         text(x + width / 2, y + height / 2 + size * 0.35, words, kind=kind, size=size)
         if words
@@ -55,7 +67,7 @@ def line(
     name: str = "",
     dashed: bool = False,
 ) -> Part:
-    """A line, with an arrow head where `name` (of the drawing) is given."""
+    """Return a line; it ends in an arrow head if `name`, the name of the drawing, is passed."""
     head = f' marker-end="url(#{name}-head)"' if name else ""
     dash = ' stroke-dasharray="4 4"' if dashed else ""
     return (
@@ -64,23 +76,30 @@ def line(
 
 
 def dot(x: float, y: float, *, kind: str = "plain", radius: float = 5) -> Part:
-    """A filled point."""
+    """Return a filled circle."""
     return f'<circle cx="{x:g}" cy="{y:g}" r="{radius:g}" class="dot {kind}"/>'
 
 
 def cloud(x: float, y: float, rx: float, ry: float, turn: float, *, kind: str) -> Part:
-    """The ellipse in which states lie."""
-    return f'<ellipse cx="{x:g}" cy="{y:g}" rx="{rx:g}" ry="{ry:g}" transform="rotate({turn:g} {x:g} {y:g})" class="cloud {kind}"/>'
+    """Return an ellipse that stands for the distribution of states, turned by `turn` degrees."""
+    return (
+        f'<ellipse cx="{x:g}" cy="{y:g}" rx="{rx:g}" ry="{ry:g}" '
+        f'transform="rotate({turn:g} {x:g} {y:g})" class="cloud {kind}"/>'
+    )
 
 
 def drawing(name: str, height: float, title: str, parts: list[Part]) -> str:
-    """The whole file; the title is what a screen reader says."""
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" class="drawing" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}">'
+    """Return the text of an .svg file; screen readers read the title aloud."""
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="drawing" '
+        f'viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}">'
+    )
+    # Ids are global in a page with several inline drawings, so the marker has the drawing's name.
     return "\n".join([head, ARROW.format(id=name), *parts, "</svg>"]) + "\n"
 
 
 def hook_points() -> str:
-    """One model: the stream upwards, blocks that add to it, names at the places."""
+    """Draw one model: the stream, the blocks that add to it, and the names of hook points."""
     name, stream, parts = "hook_points", 120, []
     parts += [box(70, 392, 100, 30, "tokens"), line(stream, 392, stream, 22, name=name)]
     parts += [dot(stream, 368), text(142, 372, "hook_embed", kind="code", anchor="start")]
@@ -98,7 +117,7 @@ def hook_points() -> str:
             text(142, bottom - 68, f"blocks.{block}.hook_resid_post", kind="code", anchor="start")
         ]
     parts += [
-        text(142, 178, "or 1; the same place as", kind="soft", anchor="start", size=12),
+        text(142, 178, "or 1; the same hook point as", kind="soft", anchor="start", size=12),
         text(142, 194, "blocks.2.hook_resid_pre", kind="code soft", anchor="start", size=12),
         text(142, 40, "next token", anchor="start"),
         text(142, 324, "each block reads the stream", kind="soft", anchor="start", size=12),
@@ -113,7 +132,7 @@ def hook_points() -> str:
 
 
 def moments() -> str:
-    """Tokens through both models into sums, sums into everything."""
+    """Draw how tokens become moments, and what is computed from the moments."""
     name, parts = "moments", []
     parts += [
         box(8 + 41 * k, 8, 35, 26, word, size=11)
@@ -131,14 +150,14 @@ def moments() -> str:
         line(310, 102, 310, 128, name=name, kind="target"),
     ]
     parts += [
-        text(110, 146, "x: one row a token", kind="source"),
-        text(310, 146, "y: one row a token", kind="target"),
+        text(110, 146, "x: one row per token", kind="source"),
+        text(310, 146, "y: one row per token", kind="target"),
     ]
     parts += [
         line(110, 154, 110, 178, name=name, kind="source"),
         line(310, 154, 310, 178, name=name, kind="target"),
     ]
-    parts += [text(8, 176, "add, forget", kind="soft", anchor="start", size=12)]
+    parts += [text(8, 176, "add, discard", kind="soft", anchor="start", size=12)]
     parts += [
         box(60, 184, 64, 64, "Σ xxᵀ", kind="source"),
         box(140, 184, 120, 64, "Σ xyᵀ"),
@@ -150,7 +169,7 @@ def moments() -> str:
         text(336, 322, "D × D", kind="soft", size=12),
     ]
     parts += [
-        text(8, 300, "kept apart by fold of documents:", anchor="start", kind="soft", size=12)
+        text(8, 300, "one set of sums per fold of documents:", anchor="start", kind="soft", size=12)
     ]
     parts += [box(8 + 52 * k, 310, 46, 24, f"fold {k}", size=11) for k in range(5)]
     parts += [
@@ -165,14 +184,14 @@ def moments() -> str:
     return drawing(
         name,
         446,
-        "Both models read the same tokens; sums over tokens are kept by fold, and every map and "
-        "score follows from them",
+        "Both models read the same tokens; sums over tokens are stored per fold, and every map and "
+        "score is computed from them",
         parts,
     )
 
 
 def up_and_down() -> str:
-    """Two streams, two maps, what goes which way."""
+    """Draw two streams, the two maps between them, and which artefact uses which map."""
     name, parts = "up_and_down", []
     parts += [box(10, 40, 90, 200, kind="source"), box(290, 40, 120, 200, kind="target")]
     parts += [
@@ -188,14 +207,14 @@ def up_and_down() -> str:
         line(288, 190, 104, 190, name=name, kind="source"),
         text(195, 180, "down", kind="strong"),
     ]
-    parts += [text(195, 208, "what a probe has to read", kind="soft", size=12)]
+    parts += [text(195, 208, "states that a probe reads", kind="soft", size=12)]
     parts += [
         text(55, 95, "v", size=15),
         text(350, 95, "v W", size=15),
         text(55, 195, "w · x", size=15),
         text(350, 195, "(W↓ w) · y", size=15),
     ]
-    parts += [text(210, 280, "An SAE takes both ways:", kind="strong")]
+    parts += [text(210, 280, "An SAE uses both maps:", kind="strong")]
     steps = [
         ("y", "target", 10, 44),
         ("down", "plain", 76, 60),
@@ -208,18 +227,18 @@ def up_and_down() -> str:
         line(x1, 316, x2, 316, name=name)
         for x1, x2 in ((54, 74), (136, 156), (262, 282), (334, 362))
     ]
-    parts += [text(210, 356, "one SAE again, of the target's width", kind="soft", size=12)]
+    parts += [text(210, 356, "together: one SAE of the target's width", kind="soft", size=12)]
     return drawing(
         name,
         366,
-        "A stitch: the map up carries states and steering vectors, the map down what a probe "
-        "reads, an SAE takes both",
+        "A stitch: the map up transfers states and steering vectors, the map down the states that "
+        "a probe reads, and an SAE uses both",
         parts,
     )
 
 
 def directions() -> str:
-    """Two clouds of states: the map moves points, a difference has no place."""
+    """Draw two distributions of states, and how the map treats points and differences."""
     name, parts = "directions", []
     parts += [text(105, 20, "source", kind="source"), text(315, 20, "target", kind="target")]
     parts += [
@@ -248,15 +267,16 @@ def directions() -> str:
     ]
     parts += [line(190, 206, 232, 206, name=name), text(210, 196, "x W + b", size=12)]
     parts += [
-        text(210, 228, "points go through with the bias, differences without", kind="soft", size=12)
+        text(210, 228, "points are mapped with the bias, differences without", kind="soft", size=12)
     ]
     parts += [
         line(20, 252, 400, 252, kind="faint"),
-        text(210, 274, "How long? As many standard deviations as before:", kind="strong"),
+        text(210, 274, "The same length, in standard deviations:", kind="strong"),
     ]
     for x, kind, label in ((30, "source", "1.5 σ along v"), (230, "target", "1.5 σ along v W")):
         wide = 120 if kind == "source" else 160
         middle, left, right = x + wide / 2, x + wide * 0.35, x + wide * 0.65
+        # A bell curve from two cubic Bézier curves that meet at the top.
         curve = f"M{x} 340 C{left:g} 340 {left:g} 290 {middle:g} 290 S{right:g} 340 {x + wide} 340"
         parts += [f'<path d="{curve}" class="line {kind}"/>']
         parts += [
@@ -266,23 +286,21 @@ def directions() -> str:
     return drawing(
         name,
         382,
-        "A steering vector goes through the map without the bias; its length is matched in "
+        "A steering vector is mapped without the bias; its length is matched in "
         "standard deviations",
         parts,
     )
 
 
 def evidence() -> str:
-    """Arms beside each other, at equal damage; no numbers: it shows how to read, not what was
-    found.
-    """
+    """Draw arms at equal damage, without numbers: it shows how to read such a figure."""
     rows = [
         ("native", 330, 28, "target", "the ceiling"),
-        ("transferred", 280, 26, "source", "what is claimed"),
-        ("shuffled map", 178, 24, "plain", "is it the target's statistics?"),
-        ("permuted labels", 154, 40, "plain", "is it the map alone?"),
-        ("random", 148, 44, "plain", "is it any push?"),
-        ("none", 150, 0, "plain", "was it there anyway?"),
+        ("transferred", 280, 26, "source", "the claim"),
+        ("shuffled map", 178, 24, "plain", "are statistics enough?"),
+        ("permuted labels", 154, 28, "plain", "is the map enough?"),
+        ("random", 148, 44, "plain", "is any direction enough?"),
+        ("none", 150, 0, "plain", "is it there anyway?"),
     ]
     parts = [
         text(250, 18, "effect, all arms at equal damage →", kind="soft", size=12),
@@ -304,8 +322,7 @@ def evidence() -> str:
     return drawing(
         "evidence",
         334,
-        "Schematic: the transferred arm lies near native and clear of the controls, at equal "
-        "damage",
+        "Schematic: the transferred arm is near native and far from the controls, at equal damage",
         parts,
     )
 

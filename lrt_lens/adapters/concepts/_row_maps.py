@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from einops import einsum
 from torch import Tensor
 
 from lrt_lens.errors import NonFiniteError
@@ -202,10 +203,7 @@ def _choose_penalty(
         # ŷ = (x V) · (shrink(α) ⊙ UᵀY)
         along, wanted = (x[rows] - part.mean_x) @ part.right, y[rows] - part.mean_y
         errors += torch.stack(
-            [
-                ((wanted - along @ (part.shrink(float(a))[:, None] * part.projected)) ** 2).sum()
-                for a in candidates
-            ]
+            [((wanted - along @ part.shrunk(float(alpha))) ** 2).sum() for alpha in candidates]
         )
     return float(candidates[int(errors.argmin())])
 
@@ -249,10 +247,14 @@ class _RowSpectrum:
             self.values**2 + alpha * self.values.square().sum() / len(self.mean_x)
         )
 
+    def shrunk(self, alpha: float) -> Tensor:
+        """Return shrink(α) ⊙ UᵀY, [rank, d_target]."""
+        return einsum(self.shrink(alpha), self.projected, "rank, rank d_target -> rank d_target")
+
     def weight(self, alpha: float) -> Tensor:
         """Map of the rows, [d_source, d_target]."""
         # W = V · shrink(α) · UᵀY
-        return self.right @ (self.shrink(alpha)[:, None] * self.projected)
+        return self.right @ self.shrunk(alpha)
 
     def bias(self, weight: Tensor) -> Tensor:
         """Bias that centring implies, ``ȳ − x̄ W``, [d_target]; zeros without centring."""

@@ -123,7 +123,7 @@ class PairRows:
         flat = _text_rows(self.target)
         # A random permutation may leave a few rows in place.
         order = torch.randperm(len(flat), generator=generator)
-        return replace(self, target=flat[order].reshape(self.target.shape))
+        return replace(self, target=rearrange(flat[order], "(pair side) d -> pair side d", side=2))
 
     def without_source(self, generator: torch.Generator) -> "PairRows":
         """Return these target rows with standard normal numbers as source rows."""

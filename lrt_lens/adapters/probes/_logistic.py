@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 
 PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 10.0)
 """Candidates for λ, for standardised features."""
@@ -78,13 +79,13 @@ class Scaling:
     def folded(self, weight: np.ndarray, bias: np.ndarray, penalty: float) -> Logistic:
         """Classifier of plain rows that equals a classifier of standardised rows."""
         # z·v + c = x·(v/σ) + c − μ·(v/σ)
-        plain = weight / self.deviation[:, None]
+        plain = weight / rearrange(self.deviation, "d -> d 1")
         return Logistic(plain, bias - self.mean @ plain, penalty)
 
     def unfolded(self, classifier: Logistic) -> tuple[np.ndarray, np.ndarray]:
         """Return weight and bias on standardised rows of a classifier of plain rows."""
         # x·w + c = z·(σ w) + c + μ·w
-        weight = classifier.weight * self.deviation[:, None]
+        weight = classifier.weight * rearrange(self.deviation, "d -> d 1")
         return weight, classifier.bias + self.mean @ classifier.weight
 
 
@@ -240,4 +241,5 @@ def _fit_shrunk(
     start = np.zeros(origin.size + columns)
     options: dict[str, Any] = {"maxiter": _MAX_ITER, "gtol": 1e-6}
     step = minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
-    return origin + step[:-columns].reshape(-1, columns), offset + step[-columns:]
+    change = rearrange(step[:-columns], "(d column) -> d column", column=columns)
+    return origin + change, offset + step[-columns:]

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from einops import einsum, rearrange, reduce
 from torch import Tensor
 
 from lrt_lens._repr_html import card, table
@@ -229,7 +230,8 @@ def _null(arm: str, y: Tensor, rng: np.random.Generator) -> Tensor:
     draw = torch.from_numpy(rng.standard_normal(tuple(y.shape)))
     if arm == "random_gaussian":
         return draw
-    return draw / draw.norm(dim=1, keepdim=True) * y.norm(dim=1, keepdim=True)
+    lengths = rearrange(y.norm(dim=1), "feature -> feature 1")
+    return draw / rearrange(draw.norm(dim=1), "feature -> feature 1") * lengths
 
 
 def _checked(side: str, decoder: Tensor) -> Tensor:
@@ -303,6 +305,7 @@ class _Fold:
         centred = y[self.fit] - mean
         rotated, unit = u.T @ centred, float((s**2).mean())
         least, best = math.inf, torch.zeros_like(s)
+        scale_rows = "rank, rank d_target -> rank d_target"
         for alpha in _ALPHAS:
             # Ridge in the singular basis: ŷ = U diag(s² / (s² + λ)) Uᵀ y
             # `unit` is the mean squared singular value, so that α does not depend on the scale of
@@ -311,12 +314,13 @@ class _Fold:
             # Exact leave-one-out residual (y − ŷ) / (1 − h), with the leverage
             # h_i = Σ_j u_ij² s_j² / (s_j² + λ) + 1/n, where 1/n is that of the intercept.
             leverage = (u**2) @ shrink + 1 / len(self.fit)
-            residual = centred - u @ (shrink[:, None] * rotated)
-            error = ((residual / (1 - leverage).clamp_min(1e-12)[:, None]) ** 2).sum()
+            residual = centred - u @ einsum(shrink, rotated, scale_rows)
+            remaining = rearrange((1 - leverage).clamp_min(1e-12), "feature -> feature 1")
+            error = ((residual / remaining) ** 2).sum()
             if float(error) < least:
                 least, best = float(error), s / (s**2 + alpha * unit)
         # W = V diag(s / (s² + λ)) Uᵀ y
-        weight = vh.T @ (best[:, None] * rotated)
+        weight = vh.T @ einsum(best, rotated, scale_rows)
         return (self.x[self.held_out] - self.mean) @ weight + mean, mean
 
 
@@ -384,8 +388,9 @@ def _gather(y: Tensor, predicted: Iterator[tuple[_Fold, Tensor, Tensor]]) -> _Sc
     error, variance, cosine = (torch.zeros(len(y), dtype=y.dtype) for _ in range(3))
     for fold, guess, mean in predicted:
         truth = y[fold.held_out]
-        error[fold.held_out] = ((truth - guess) ** 2).sum(1)
-        variance[fold.held_out] = ((truth - mean) ** 2).sum(1)
+        per_feature = "feature d_target -> feature"
+        error[fold.held_out] = reduce((truth - guess) ** 2, per_feature, "sum")
+        variance[fold.held_out] = reduce((truth - mean) ** 2, per_feature, "sum")
         cosine[fold.held_out] = torch.nn.functional.cosine_similarity(
             guess - mean, truth - mean, dim=1
         )

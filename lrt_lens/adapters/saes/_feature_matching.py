@@ -20,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from lrt_lens._byte_sizes import human_bytes
@@ -113,7 +114,8 @@ class _Sums:
             torch.where(deviation > 0, 1 / deviation, torch.zeros_like(deviation))
             for deviation in deviations
         ]
-        return (self.ab - torch.outer(self.a, self.b) / self.n) * inverse[0][:, None] * inverse[1]
+        covariance = self.ab - torch.outer(self.a, self.b) / self.n
+        return covariance * rearrange(inverse[0], "source -> source 1") * inverse[1]
 
 
 def match_features(

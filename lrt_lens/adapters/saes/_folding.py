@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from lrt_lens.errors import NonFiniteError
@@ -128,7 +129,7 @@ class FoldedSae:
                 SAELens itself multiplies by the norms before it compares.
         """
         # f ← f n and W_dec ← W_dec / n leave f W_dec unchanged; σ(n z) = n σ(z) for n > 0.
-        rows = torch.where(lengths > 0, lengths, 1.0).unsqueeze(1)
+        rows = rearrange(torch.where(lengths > 0, lengths, 1.0), "feature -> feature 1")
         rest = self.rest
         if thresholds and "threshold" in rest:
             rest = rest | {"threshold": rest["threshold"].double() * lengths}

@@ -20,6 +20,7 @@ Limits: both models must read the same tokens, so the pair needs one tokenizer.
 from collections.abc import Sequence
 
 import torch
+from einops import reduce
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -110,7 +111,7 @@ class _Steered:
         steered = self._log_probabilities(SteeringHook(adding(step), "all", self.skip_first))
         # Adding one number to all logits changes no probability, so the mean is subtracted.
         return [
-            (new - old) - (new - old).mean(1, keepdim=True)
+            (new - old) - reduce(new - old, "position vocabulary -> position 1", "mean")
             for new, old in zip(steered, self.unsteered, strict=True)
         ]
 

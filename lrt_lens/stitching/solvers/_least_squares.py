@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from einops import einsum
 from torch import Tensor
 
 from lrt_lens.moments._scatter import Scatter
@@ -65,4 +66,5 @@ class LeastSquares(ClosedForm):
             keep[: len(values) - independent] = False
         # W = V·diag(1/e or 0)·Vᵀ·Sxy; the inner `where` keeps 1/0 out of the unused branch.
         inverse = torch.where(keep, 1 / torch.where(keep, values, torch.ones_like(values)), 0.0)
-        return [vectors @ (inverse[:, None] * (vectors.T @ fit.xy))] * len(settings)
+        shrunk = einsum(inverse, vectors.T @ fit.xy, "rank, rank d_target -> rank d_target")
+        return [vectors @ shrunk] * len(settings)

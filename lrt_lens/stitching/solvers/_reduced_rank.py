@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from einops import reduce
 from torch import Tensor
 
 from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
@@ -140,7 +141,11 @@ def _errors_by_rank(projected: Tensor, basis: Tensor, fit: Scatter, held_out: Sc
     # W_r = P_r U_rᵀ, so with columns p_k of P and u_k of U, and e = ȳ' − ȳ, m = (x̄' − x̄)P:
     #   tr W_rᵀSxx'W_r − 2 tr W_rᵀSxy' = Σ_{k≤r} (p_kᵀSxx'p_k − 2 p_kᵀSxy'u_k)
     #   ‖x̄'W_r + b − ȳ'‖² = ‖e‖² + Σ_{k≤r} ((m_k − e·u_k)² − (e·u_k)²)
-    change = (projected * (held_out.xx @ projected) - 2 * projected * (held_out.xy @ basis)).sum(0)
+    change = reduce(
+        projected * (held_out.xx @ projected) - 2 * projected * (held_out.xy @ basis),
+        "d_source rank -> rank",
+        "sum",
+    )
     moved = (held_out.mean_x - fit.mean_x) @ projected
     expected = held_out.mean_y - fit.mean_y
     inside = expected @ basis

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import einsum, rearrange
 from torch import Tensor
 
 from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
@@ -90,7 +91,8 @@ class Ridge(Solver):
             scale = torch.ones(len(xx), dtype=xx.dtype, device=xx.device)
         if self.standardize:
             scale = scale * unit_scale(xx.diagonal())
-        scaled = xx * scale[:, None] * scale  # diag(s)·Sxx·diag(s)
+        # diag(s)·Sxx·diag(s)
+        scaled = xx * rearrange(scale, "d -> d 1") * scale
         values, vectors = torch.linalg.eigh(scaled)
         # Rounding makes eigenvalues of a singular scatter slightly negative.
         return Spectrum(values.clamp_min(0), vectors, scale, float(scaled.diagonal().mean()))
@@ -110,13 +112,13 @@ class Spectrum:
     """Trace of the scaled scatter matrix ÷ d, the unit of ``alpha``."""
 
     def rotate(self, rows: Tensor) -> Tensor:
-        """Return ``Vᵀ diag(scale) rows``, with the source dimension first: [d, ...]."""
-        return self.vectors.T @ (rows * self.scale.reshape(-1, *[1] * (rows.ndim - 1)))
+        # 1 / (e_i + λ·tr(Sxx)/d)
+        """``Vᵀ`` times scaled rows, [d, ...]."""
+        return self.vectors.T @ einsum(rows, self.scale, "d ..., d -> d ...")
 
     def shrink(self, alphas: Tensor) -> Tensor:
         """Return the diagonal of D for each penalty, as [alpha, d]."""
-        # 1 / (e_i + λ·tr(Sxx)/d)
-        return 1 / (self.values + alphas[:, None] * self.mean_value)
+        return 1 / (self.values + rearrange(alphas, "alpha -> alpha 1") * self.mean_value)
 
     def solve(self, fit: Scatter, alpha: float, source_hook: str, target_hook: str) -> AffineMap:
         """Return the map at one penalty, in the original units of the source."""
@@ -124,7 +126,9 @@ class Spectrum:
             torch.tensor([alpha], dtype=self.values.dtype, device=self.values.device)
         )[0]
         # W = diag(s)·V·diag(1/(e + λ̃))·Vᵀ·diag(s)·Sxy
-        weight = (self.vectors @ (shrink[:, None] * self.rotate(fit.xy))) * self.scale[:, None]
+        scale_rows = "d, d d_target -> d d_target"
+        weight = self.vectors @ einsum(shrink, self.rotate(fit.xy), scale_rows)
+        weight = einsum(self.scale, weight, scale_rows)
         return AffineMap(weight, fit.mean_y - fit.mean_x @ weight, source_hook, target_hook)
 
 

@@ -33,6 +33,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
@@ -282,7 +283,9 @@ def _solve_step(
     basis = triangular(factor.T, vectors, upper=True)
     gains, rotation = torch.linalg.eigh(outer)
     divided = (basis.T @ right @ rotation) / (
-        one_way + values.clamp_min(0)[:, None] + gains.clamp_min(0)
+        one_way
+        + rearrange(values.clamp_min(0), "i -> i 1")
+        + rearrange(gains.clamp_min(0), "j -> 1 j")
     )
     return basis @ divided @ rotation.T
 

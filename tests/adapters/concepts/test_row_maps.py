@@ -13,7 +13,7 @@ ALPHAS = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 def rows(n: int, d_source: int, d_target: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x, y) with a large mean, as residual streams have, and y mostly linear in x."""
+    """Return (x, y) with large means, as residual streams have, and y mostly linear in x."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, d_source, generator=generator, dtype=torch.float64) + 5
     weight = torch.randn(d_source, d_target, generator=generator, dtype=torch.float64)
@@ -59,7 +59,7 @@ def test_a_given_ridge_penalty_is_scikit_learns() -> None:
 
 
 def naive_choice(x: np.ndarray, y: np.ndarray, folds: list[np.ndarray]) -> float:
-    """Penalty by cross-validation over these folds, with one scikit-learn fit per fold."""
+    """Return the penalty by cross-validation over these folds, with scikit-learn fits."""
     errors = []
     for alpha in ALPHAS:
         total = 0.0

@@ -25,7 +25,7 @@ FAST: dict[str, Any] = {"n_tokens": 500, "context_length": 32, "progress": False
 
 
 class ReachedError(Exception):
-    """The entry point has accepted its SAEs and begins to read."""
+    """Exception that shows that an entry point has accepted its SAEs and begins to read."""
 
 
 class Unread(list[str]):
@@ -150,7 +150,7 @@ FOREIGN = {
     "basis": {"basis": "centred"},
     "tokenizer": {"tokenizer_hash": "0" * 16},
 }
-"""Metadata of SAEs that belong elsewhere, by the question that refuses them."""
+"""Metadata of SAEs of another hook point or model, by the check that refuses them."""
 
 
 @pytest.mark.parametrize("end", ["source", "target"])

@@ -1,4 +1,4 @@
-"""Power laws of SAE training: known laws, a frontier against plain loops, bills, whole studies."""
+"""Power laws of SAE training: known laws, the frontier, costs, whole studies."""
 
 from collections.abc import Callable
 from itertools import pairwise, product

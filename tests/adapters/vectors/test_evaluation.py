@@ -34,7 +34,7 @@ ITEMS = ChoiceItems(
 
 @pytest.fixture(scope="module")
 def twins(load: Any) -> ModelPair:
-    """The same model twice.
+    """Return a pair of one small random model and itself.
 
     The true map is the identity, so the transferred vector is the native one.
     """

@@ -26,7 +26,7 @@ def linear_rows() -> RowsInMemory:
 
 @pytest.fixture
 def killed_after(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``killed_after(n)``: the n-th step of any learner from now on raises KeyboardInterrupt."""
+    """Return ``killed_after(n)``, after which the n-th step of a learner is interrupted."""
     original = Learner.step
 
     def arm(n: int) -> None:

@@ -1,4 +1,4 @@
-"""Maps trained by Adam come to what the closed forms give, by the papers' losses and settings."""
+"""Maps trained by Adam converge to the closed forms, with the losses and settings of papers."""
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -88,7 +88,7 @@ def test_with_enough_steps_both_directions_reach_the_minimum_of_eq_3(
 def naive_joint_loss(
     up: Any, up_bias: Any, down: Any, down_bias: Any, x: np.ndarray, y: np.ndarray, alpha: float
 ) -> float:
-    """Eq. 3 token by token, in float64."""
+    """Return eq. 3 summed token by token, in float64."""
     up, up_bias, down, down_bias = (
         np.asarray(t.detach(), dtype=np.float64) for t in (up, up_bias, down, down_bias)
     )

@@ -1,4 +1,4 @@
-"""One hidden layer: explains what no affine map does, stops in time, goes on after a kill."""
+"""Network with one hidden layer: more expressive than affine maps, early stopping, resuming."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from lrt_lens.stitching.recipes._rows import RowsInMemory
 
 @pytest.fixture(scope="module")
 def bent_rows() -> RowsInMemory:
-    """y = |x| mixed, and noise: nothing that a linear map could use."""
+    """Rows with y = |x| A + noise, which no linear map of x predicts."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(4000, 4, generator=generator)
     y = x.abs() @ torch.randn(4, 6, generator=generator) + 0.1 * torch.randn(
@@ -98,7 +98,7 @@ def test_it_stops_when_held_out_rows_get_no_better(bent_rows: RowsInMemory) -> N
 def test_a_killed_run_goes_on_to_the_same_bits(
     bent_rows: RowsInMemory, killed_after: Callable[[int], None], tmp_path: Path
 ) -> None:
-    """Killed once one direction has stopped and the other has not, and once before."""
+    """Kill twice: after early stopping of one direction only, and before that."""
     settings = Mlp(learning_rate=3e-2, batch_rows=256, epochs=12, patience=2, looks_per_epoch=3)
     whole = settings.fit(bent_rows, progress=False)
     assert len(set(whole.history.groupby("direction").size())) == 2

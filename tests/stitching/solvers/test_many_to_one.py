@@ -1,6 +1,4 @@
-"""Joint maps from several layers: against scikit-learn on concatenated rows, and against the single
-layers.
-"""
+"""Joint maps from several layers, compared with scikit-learn and with maps from one layer."""
 
 from dataclasses import replace
 from typing import Any
@@ -23,7 +21,7 @@ JOINT = joint_name(LAYERS)
 
 @pytest.fixture(scope="module")
 def joint_rows(rows: Any) -> Any:
-    """Three layers of four dimensions each: the second says nothing of the target."""
+    """Return rows of three layers of four dimensions; the second is independent of the target."""
     y = (
         rows.x[:, [0, 1, 2, 3, 8, 9, 10, 11]]
         @ torch.randn(8, 9, generator=torch.Generator().manual_seed(4)).double()

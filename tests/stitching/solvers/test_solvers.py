@@ -36,7 +36,7 @@ ALL += [replace(solver, standardize=True) for solver in ALL]
 
 
 def fitted(rows: Any, moments_of: Any, solver: Any) -> tuple[Any, np.ndarray, np.ndarray]:
-    """(the only stitch, fitting x, fitting y)."""
+    """Return (the only stitch of a fit, x of the fitting folds, y of the fitting folds)."""
     moments = moments_of(rows)
     x, y = rows.numpy(rows.fits)
     return moments.fit(solver).best(by="r2_cv"), x, y

@@ -1,5 +1,6 @@
-"""The joint objective of the Stitching paper against its formula on rows, and its minimum against
-other minimisers.
+"""The two-way objective of the Stitching paper, compared with its formula on rows.
+
+Its minimum is compared with that of other minimisers.
 """
 
 from dataclasses import asdict, replace
@@ -17,7 +18,7 @@ from lrt_lens.stitching.solvers._two_way import TwoWay, TwoWayProblem
 def naive_objective(
     x: torch.Tensor, y: torch.Tensor, up: Any, down: Any, alpha: float
 ) -> torch.Tensor:
-    """Eq. 3 on rows: four mean squared errors, each a mean over tokens and dimensions."""
+    """Return eq. 3 from rows: four mean squared errors over tokens and dimensions."""
     mse = torch.nn.functional.mse_loss
     return (
         mse(up(x), y) + mse(down(y), x) + alpha * mse(down(up(x)), x) + alpha * mse(up(down(y)), y)
@@ -26,7 +27,7 @@ def naive_objective(
 
 @pytest.fixture(scope="module")
 def problem(rows: Any, moments_of: Any) -> Any:
-    """(scatter of the fitting rows, the rows themselves)."""
+    """Return (scatter of the fitting rows, x, y)."""
     (pair,) = (moments := moments_of(rows)).pairs
     x, y = (torch.from_numpy(values) for values in rows.numpy(rows.fits))
     return moments.scatter(pair, FIT_PARTS), x, y
@@ -74,7 +75,7 @@ def test_the_gradient_is_that_of_automatic_differentiation(problem: Any) -> None
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.1])
-def test_the_minimum_has_no_gradient_and_lies_below_the_ridge_pair_and_below_what_lbfgs_finds_on_the_rows(
+def test_the_minimum_has_no_gradient_and_is_below_the_ridge_pair_and_below_lbfgs_on_rows(
     problem: Any, alpha: float
 ) -> None:
     scatter, x, y = problem

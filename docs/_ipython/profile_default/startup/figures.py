@@ -1,5 +1,6 @@
-"""In the kernels of a documentation build: figures leave their JSON in the page
-(docs/_ext/plotly_figures.py draws them there).
+"""Startup of the kernels of a documentation build: plotly figures are written as JSON.
+
+The page draws them, see docs/_ext/plotly_figures.py.
 """
 
 import sys
@@ -10,14 +11,14 @@ from plotly.io.base_renderers import MimetypeRenderer
 
 sys.path.append(str(Path(__file__).parents[3] / "_ext"))
 
-from plotly_figures import figure_html  # docs/_ext comes onto the path above
+from plotly_figures import figure_html  # the line above adds docs/_ext to the path
 
 
 class PageRenderer(MimetypeRenderer):
-    """A figure as its JSON inside a marked place."""
+    """Renderer that writes a figure as JSON in an HTML element with the class of MARK."""
 
     def to_mimebundle(self, fig_dict: dict[str, object]) -> dict[str, str]:
-        """What the notebook keeps of a figure."""
+        """Return the output of a cell that shows a figure, by MIME type."""
         return {"text/html": figure_html(pio.to_json(fig_dict, validate=False) or "")}
 
 

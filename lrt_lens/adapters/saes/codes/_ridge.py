@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from lrt_lens.adapters.saes.codes._moments import CodeFold, CodeMoments, DenseGram
@@ -196,7 +197,7 @@ def _conjugate_gradients(
         return system.times(weight, mean) + penalty * weight
 
     # Jacobi preconditioner M⁻¹ = 1 / diag(S + penalty·I).
-    inverse = 1 / (variance + penalty)[:, None]
+    inverse = 1 / rearrange(variance + penalty, "live -> live 1")
     weight = start.clone()
     residual = right - times(weight)
     goal = TOLERANCE * right.norm(dim=0)

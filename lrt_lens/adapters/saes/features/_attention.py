@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from einops import einsum, rearrange
 from torch import Tensor
 
 from lrt_lens.adapters.saes.features._coder import FeatureCoder
@@ -168,7 +169,8 @@ def _with_random(direction: Tensor, seed: int) -> Tensor:
     """Return the direction and random directions of its length, as [1 + random, d]."""
     # The seed depends on the feature, so its draws do not change with the list of features.
     draws = torch.randn(N_RANDOM, len(direction), generator=torch.Generator().manual_seed(seed))
-    return torch.cat([direction[None], draws / draws.norm(dim=1, keepdim=True) * direction.norm()])
+    unit = draws / rearrange(draws.norm(dim=1), "draw -> draw 1")
+    return torch.cat([rearrange(direction, "d -> 1 d"), unit * direction.norm()])
 
 
 def _layer_effects(
@@ -192,7 +194,7 @@ def _layer_effects(
     effects = []
     for direction in directions:
         # x(t) − f_i(t) d_i at the last position of each example
-        contribution = strength[:, None].to(direction) * direction
+        contribution = einsum(strength.to(direction), direction, "example, d -> example d")
         ablated = streams[before].clone()
         ablated[rows, last] -= contribution.to(ablated)
         effects.append(own - first_token_attention(model, layer, tokens, ablated, last))

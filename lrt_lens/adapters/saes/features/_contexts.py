@@ -13,6 +13,7 @@ Limits: one window offers one position, so repeats within a window are not store
 """
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 from lrt_lens.typing import Tokens
@@ -53,13 +54,18 @@ class TopContexts:
             return
         features = better.to(ranked.device)
         windows = top.indices[:, features].T
-        centres = positions[windows, features[:, None]]
+        centres = positions[windows, rearrange(features, "feature -> feature 1")]
         # [feature, slot, 2·reach + 1]: positions around each centre, clamped to the batch's width
         offsets = torch.arange(-self.reach, self.reach + 1, device=centres.device)
-        around = centres[..., None] + offsets
-        inside = (around >= 0) & (around < lengths.to(ranked.device)[windows][..., None])
+        around = rearrange(centres, "feature slot -> feature slot 1") + offsets
+        ends = rearrange(lengths.to(ranked.device)[windows], "feature slot -> feature slot 1")
+        inside = (around >= 0) & (around < ends)
         around = around.clamp(0, tokens.shape[1] - 1)
-        index = (windows[..., None], around, features[:, None, None])
+        index = (
+            rearrange(windows, "feature slot -> feature slot 1"),
+            around,
+            rearrange(features, "feature -> feature 1 1"),
+        )
         ids = torch.where(inside, tokens.to(ranked.device)[index[:2]], -1).int().cpu()
         values = [
             torch.where(inside, activations[index], 0.0).cpu() for activations in (ranked, other)
@@ -73,6 +79,8 @@ class TopContexts:
         # The n largest of the stored and the new peaks; contexts follow by the same indices.
         best = torch.cat([self.peaks[better], peaks], 1).topk(n, dim=1)
         self.peaks[better] = best.values
-        index = best.indices[..., None].expand(-1, -1, 2 * self.reach + 1)
+        index = repeat(
+            best.indices, "feature slot -> feature slot around", around=2 * self.reach + 1
+        )
         for stored, new in zip((self.tokens, self.ranked, self.other), contexts, strict=True):
             stored[better] = torch.cat([stored[better], new], 1).gather(1, index)

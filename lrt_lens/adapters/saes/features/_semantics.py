@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from einops import rearrange
+from einops import rearrange, reduce
 from torch import Tensor
 
 from lrt_lens.adapters.saes.features._coder import FeatureCoder
@@ -91,9 +91,10 @@ def semantic_scores(
             "(sentence version) feature -> sentence version feature",
             version=n_versions,
         )
-        originals += fired[:, 0].sum(0)
-        all_versions += fired.all(1).sum(0)
-        any_version += fired.sum((0, 1))
+        # The first version is the original sentence.
+        originals += reduce(fired[:, 0], "sentence feature -> feature", "sum")
+        all_versions += reduce(fired.all(dim=1), "sentence feature -> feature", "sum")
+        any_version += reduce(fired, "sentence version feature -> feature", "sum")
     # score = 1 − (all versions fire) / (original fires);  chance = 1 − p^k
     score = torch.where(originals > 0, 1 - all_versions / originals.clamp_min(1), torch.nan).numpy()
     share = (any_version / (len(rewrites) * n_versions)).numpy()

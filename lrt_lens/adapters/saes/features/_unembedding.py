@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import einsum, reduce
 from torch import Tensor
 
 from lrt_lens.models._hooked_model import HookedModel
@@ -49,10 +50,10 @@ class Unembedding:
         norm, weight = _final_norm(model), _raw_unembedding(model)
         gain, centres = measure_norm(norm, model.d_model)
         # (I − 11ᵀ/d) diag(gain) W_U (I − 11ᵀ/vocabulary); the first centring only for a LayerNorm
-        folded = gain[:, None] * weight.detach().float().cpu()
+        folded = einsum(gain, weight.detach().float().cpu(), "d, d vocabulary -> d vocabulary")
         if centres:
-            folded = folded - folded.mean(0, keepdim=True)
-        return cls(folded - folded.mean(1, keepdim=True), centres)
+            folded = folded - reduce(folded, "d vocabulary -> 1 vocabulary", "mean")
+        return cls(folded - reduce(folded, "d vocabulary -> d 1", "mean"), centres)
 
     def logit_weights(self, rows: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Change of each token's logit per unit of each row, [row, d] → [row, token].
@@ -92,7 +93,7 @@ class Unembedding:
         """Share ‖P v‖/‖v‖ of each row in `null_directions` (projection P), [row]; NaN for zeros."""
         rows = rows.float().cpu()
         if self.centres:
-            rows = rows - rows.mean(1, keepdim=True)
+            rows = rows - reduce(rows, "row d -> row 1", "mean")
         # The directions are orthonormal, so ‖P v‖ is the norm of the coordinates in them.
         return (rows @ self.null_directions(fraction).T).norm(dim=1) / rows.norm(dim=1)
 

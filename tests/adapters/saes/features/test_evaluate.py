@@ -39,7 +39,7 @@ def result(pair: Any, stitch: Any, sae: Any, corpus: list[str]) -> FeatureEvalua
 def _rows(
     pair: Any, stitch: Any, corpus: list[str]
 ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """(source rows, target rows, next tokens) at every counted position of the test fold."""
+    """Return (source rows, target rows, next tokens) at the counted positions of the test fold."""
     xs, ys, following = [], [], []
     for text in corpus:
         key = document_key(text, 0)
