@@ -8,14 +8,11 @@ from torch import Tensor
 
 from benchmarks.measuring import Settings
 from benchmarks.models import TINY, random_documents, random_models
-from lrt_lens.bundled._models import DEMO_FOLDER, demo_pair
+from lrt_lens.bundled import DEMO_FOLDER, demo_pair
+from lrt_lens.data import BlockPlan, document_key, iterate_blocks
 from lrt_lens.data._block import Block
-from lrt_lens.data._blocks import iterate_blocks
-from lrt_lens.data._documents import document_key
 from lrt_lens.data._parts import N_FOLDS, part_of
-from lrt_lens.data._windows import BlockPlan
-from lrt_lens.models._hook_names import residual_post
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.models import ModelPair, residual_post
 
 BUNDLED_TEXT = DEMO_FOLDER / "data" / "documents.jsonl.gz"
 

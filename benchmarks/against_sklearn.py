@@ -11,9 +11,9 @@ from torch import Tensor
 from benchmarks.measuring import Measurement, Settings, alternate
 from benchmarks.models import PYTHIA, TINY
 from lrt_lens.data._parts import N_PARTS
-from lrt_lens.moments._cross_moments import CrossMoments
-from lrt_lens.stitching._affine import AffineMap
-from lrt_lens.stitching.solvers._ridge import Ridge
+from lrt_lens.moments import CrossMoments
+from lrt_lens.stitching import AffineMap
+from lrt_lens.stitching.solvers import Ridge
 
 _ALPHA = 1e-3
 _ROWS_PER_DOCUMENT = 400

@@ -7,11 +7,10 @@ from typing import Any
 
 from benchmarks.measuring import Measurement, Settings, Timings, alternate
 from benchmarks.models import PYTHIA, TINY, random_documents, random_models
-from lrt_lens.bundled._models import DEMO_FOLDER
-from lrt_lens.bundled._texts import demo_documents
-from lrt_lens.data._alignment import Aligner, aligned_share
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._harvesting import harvest
+from lrt_lens.bundled import DEMO_FOLDER, demo_documents
+from lrt_lens.data import Aligner, aligned_share
+from lrt_lens.models import ModelPair
+from lrt_lens.moments import harvest
 
 _REPETITIONS = 5
 _CHUNK = 64

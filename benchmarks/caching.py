@@ -19,8 +19,7 @@ from lrt_lens.data._block import Block
 from lrt_lens.data._parts import N_PARTS
 from lrt_lens.data._windows import CutDocument, Window
 from lrt_lens.models._text_reader import SKIP_FIRST
-from lrt_lens.moments._provenance import Provenance
-from lrt_lens.moments.cache._activation_cache import ActivationCache
+from lrt_lens.moments import ActivationCache, Provenance
 from lrt_lens.moments.cache._manifest import Manifest
 from lrt_lens.moments.cache._writer import SHARD_BYTES, CacheWriter
 

@@ -7,8 +7,8 @@ from typing import Any
 from benchmarks.activations import Recording, record
 from benchmarks.adam import BATCH, AdamMap, Race, best_race
 from benchmarks.measuring import Measurement, Settings, alternate
-from lrt_lens.moments._cross_moments import CrossMoments
-from lrt_lens.stitching._grid import StitchGrid
+from lrt_lens.moments import CrossMoments
+from lrt_lens.stitching import StitchGrid
 
 _TOLERANCE = 1.01
 """Adam reaches its goal if its held-out FVU is at most this times that of ridge."""

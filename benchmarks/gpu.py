@@ -30,13 +30,10 @@ from transformers import (
 )
 
 from benchmarks.models import random_documents, write_tokenizer
-from lrt_lens.data._blocks import iterate_blocks
+from lrt_lens.data import BlockPlan, iterate_blocks
 from lrt_lens.data._parts import N_PARTS
-from lrt_lens.data._windows import BlockPlan
-from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._cross_moments import CrossMoments
-from lrt_lens.moments._harvesting import harvest
+from lrt_lens.models import HookedModel, ModelPair
+from lrt_lens.moments import CrossMoments, harvest
 
 _CONTEXT, _BATCH_TOKENS, _WARM_UP_TOKENS = 512, 16_384, 20_000
 

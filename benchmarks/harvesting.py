@@ -16,12 +16,10 @@ from transformers import AutoModel
 
 from benchmarks.measuring import Measurement, Settings, alternate
 from benchmarks.models import PYTHIA, TINY, PairShape, random_documents, random_models
-from lrt_lens.data._blocks import iterate_blocks
-from lrt_lens.data._windows import BlockPlan
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.data import BlockPlan, iterate_blocks
+from lrt_lens.models import ModelPair
+from lrt_lens.moments import CrossMoments, harvest
 from lrt_lens.moments._harvest_settings import Null
-from lrt_lens.moments._harvesting import harvest
 
 _BATCH_TOKENS, _CONTEXT = 4096, 256
 """The defaults of `harvest`, explicit because the bare decoders must run the same batches."""

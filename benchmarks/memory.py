@@ -114,8 +114,8 @@ def _harvest(folder: Path, n_tokens: int, threads: int) -> dict[str, float]:
 
     from benchmarks.measuring import check_threads
     from benchmarks.models import random_documents
-    from lrt_lens.models._pair import ModelPair
-    from lrt_lens.moments._harvesting import harvest
+    from lrt_lens.models import ModelPair
+    from lrt_lens.moments import harvest
 
     torch.set_num_threads(threads)
     pair = ModelPair.load(str(folder / "source"), str(folder / "target"))

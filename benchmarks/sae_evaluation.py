@@ -9,7 +9,7 @@ import torch
 import lrt_lens as lrt
 from benchmarks.measuring import Measurement, Settings, alternate
 from lrt_lens.adapters.saes._sae_pass import CodeTally, Reconstruction
-from lrt_lens.bundled._saes import demo_sae
+from lrt_lens.bundled import demo_sae
 from lrt_lens.data._windows import Window
 from lrt_lens.stitching._stitched_pass import Arm, Batch, End, Tally, batches, run_batch
 

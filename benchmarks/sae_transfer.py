@@ -6,9 +6,8 @@ from dataclasses import replace
 import torch
 
 from benchmarks.measuring import Measurement, Settings, seconds
-from lrt_lens.adapters.saes._transfer import transfer_sae
-from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.adapters.saes import transfer_sae
+from lrt_lens.stitching import AffineMap, MapPair, Stitch, StreamStatistics
 
 _HOOK = "blocks.0.hook_resid_post"
 

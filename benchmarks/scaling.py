@@ -164,7 +164,7 @@ def _rate(rank: dict[str, Any]) -> float:
 def _merge_seconds(folder: Path, out: Path) -> float:
     """Seconds that rank 0 needs to add the file of the other rank to its own moments."""
     from lrt_lens.data._block import Share
-    from lrt_lens.models._pair import ModelPair
+    from lrt_lens.models import ModelPair
     from lrt_lens.moments._checkpoint import Checkpoint, add_file, read_rank_files
 
     run = _settle(ModelPair.load(str(folder / "source"), str(folder / "target")), _MANY)
@@ -198,7 +198,7 @@ def _rank(
     from benchmarks.measuring import check_threads
     from benchmarks.models import random_documents
     from lrt_lens.data._block import Share
-    from lrt_lens.models._pair import ModelPair
+    from lrt_lens.models import ModelPair
     from lrt_lens.moments._checkpoint import Checkpoint
 
     torch.set_num_threads(1)

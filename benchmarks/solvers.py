@@ -5,12 +5,16 @@ from functools import partial
 
 from benchmarks.measuring import Measurement, Settings, alternate
 from benchmarks.synthetic import synthetic_moments
-from lrt_lens.stitching.solvers._coordinates import AxisScaling, Mean, Translation
-from lrt_lens.stitching.solvers._least_squares import LeastSquares
-from lrt_lens.stitching.solvers._procrustes import Procrustes
-from lrt_lens.stitching.solvers._reduced_rank import ReducedRank
-from lrt_lens.stitching.solvers._ridge import Ridge
-from lrt_lens.stitching.solvers._solver import Solver
+from lrt_lens.stitching.solvers import (
+    AxisScaling,
+    LeastSquares,
+    Mean,
+    Procrustes,
+    ReducedRank,
+    Ridge,
+    Solver,
+    Translation,
+)
 
 SOLVERS: tuple[Solver, ...] = (
     Mean(),

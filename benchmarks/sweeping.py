@@ -10,10 +10,10 @@ from benchmarks.fitting import run_duel
 from benchmarks.measuring import Measurement, Settings, alternate
 from benchmarks.models import Shape
 from benchmarks.synthetic import grid_shape, synthetic_moments
-from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
-from lrt_lens.moments._hook_pairs import HookPair as Pair
-from lrt_lens.moments._scatter import score_map
-from lrt_lens.stitching.solvers._ridge import Ridge, RidgeSide
+from lrt_lens.moments import FIT_PARTS, TEST_PARTS, CrossMoments, score_map
+from lrt_lens.moments._hook_pairs import HookPair
+from lrt_lens.stitching.solvers import Ridge
+from lrt_lens.stitching.solvers._ridge import RidgeSide
 
 _STEPS = 40
 """Number of Adam's steps that are timed per repetition."""
@@ -97,7 +97,7 @@ def seconds_per_map(settings: Settings) -> Measurement:
     )
 
 
-def _sweep_up(moments: CrossMoments, pairs: tuple[Pair, ...]) -> list[float]:
+def _sweep_up(moments: CrossMoments, pairs: tuple[HookPair, ...]) -> list[float]:
     """Test R² of the map up of every pair, with a cross-validated penalty.
 
     This is the half of ``moments.fit`` that fits maps up.

@@ -12,8 +12,8 @@ from torch import Tensor
 from benchmarks.measuring import Settings
 from benchmarks.models import PYTHIA, TINY, PairShape, Shape
 from lrt_lens.data._parts import N_PARTS
-from lrt_lens.models._hook_names import residual_post
-from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.models import residual_post
+from lrt_lens.moments import CrossMoments
 
 _LATENT = 64
 """Dimensions of the shared latent."""

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from benchmarks.measuring import Measurement, Settings
 from benchmarks.models import PYTHIA, TINY
-from lrt_lens.data._documents import document_key
+from lrt_lens.data import document_key
 from lrt_lens.data._parts import part_of
-from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
-from lrt_lens.moments._scatter import Scatter
-from lrt_lens.stitching.solvers._two_way import TwoWay, TwoWayProblem
+from lrt_lens.moments import FIT_PARTS, TEST_PARTS, CrossMoments, Scatter
+from lrt_lens.stitching.solvers import TwoWay
+from lrt_lens.stitching.solvers._two_way import TwoWayProblem
 
 ROWS, BATCH, EPOCHS, LEARNING_RATE, CLIP = 1_000_000, 5_120, 2, 1e-4, 1.0
 """The paper's settings of Adam (arXiv 2506.06609, app. A).

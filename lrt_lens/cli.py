@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from lrt_lens.models._pair import ModelPair
     from lrt_lens.moments._harvesting import HarvestRun
-    from lrt_lens.moments._hook_pairs import HookPair as Pair
+    from lrt_lens.moments._hook_pairs import HookPair
     from lrt_lens.moments._plan import HarvestPlan
     from lrt_lens.moments._scale_out import Ranks
     from lrt_lens.stitching._grid import StitchGrid
@@ -168,7 +168,10 @@ class Fit:
             _write_outputs(self.out, _json_arguments(self), *grids)
 
     def _harvest(
-        self, ranks: "Ranks", shard: tuple[int, int] | None, passes: "tuple[tuple[Pair, ...], ...]"
+        self,
+        ranks: "Ranks",
+        shard: tuple[int, int] | None,
+        passes: "tuple[tuple[HookPair, ...], ...]",
     ) -> "tuple[StitchGrid, tuple[str, str]] | None":
         """Return the grid of all hook pairs and the names of the models.
 
@@ -385,7 +388,7 @@ def _without_moments(grid: "StitchGrid") -> "StitchGrid":
 
 
 def _combined(
-    grids: "list[StitchGrid]", files: list[Path], pairs: "tuple[Pair, ...]"
+    grids: "list[StitchGrid]", files: list[Path], pairs: "tuple[HookPair, ...]"
 ) -> "StitchGrid":
     """Return one grid of all passes, with the moments of the pass that holds the best pair."""
     import pandas as pd

@@ -194,7 +194,7 @@ def load(build_hf: Callable[..., Any], tokenizer: Any) -> Callable[..., Any]:
     def make(
         architecture: str = "llama", *, d: int = 16, layers: int = 3, seed: int = 0, **options: Any
     ) -> Any:
-        from lrt_lens.models._hooked_model import HookedModel
+        from lrt_lens.models import HookedModel
 
         return HookedModel.load(
             build_hf(architecture, d=d, layers=layers, seed=seed),
@@ -225,7 +225,7 @@ def model(models: dict[str, Any]) -> Any:
 @pytest.fixture(scope="session")
 def pair(load: Callable[..., Any]) -> Any:
     """A source of d 16 and two layers and a target of d 24 and three layers."""
-    from lrt_lens.models._pair import ModelPair
+    from lrt_lens.models import ModelPair
 
     return ModelPair(load("llama", d=16, layers=2, seed=1), load("llama", d=24, layers=3, seed=2))
 

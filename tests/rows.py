@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from lrt_lens.models._pair import ModelPair
-    from lrt_lens.moments._cross_moments import CrossMoments
+    from lrt_lens.models import ModelPair
+    from lrt_lens.moments import CrossMoments
 
 D_SOURCE, D_TARGET, ROWS_PER_DOCUMENT = 12, 9, 20
 SOURCES = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
@@ -46,7 +46,7 @@ class Rows:
 
 def make_rows(seed: int, n_documents: int = 120) -> Rows:
     """A noisy linear relation between streams with large means and correlated dimensions."""
-    from lrt_lens.data._documents import document_key
+    from lrt_lens.data import document_key
     from lrt_lens.data._parts import part_of
 
     generator = torch.Generator().manual_seed(seed)
@@ -79,7 +79,7 @@ def moments_of() -> Callable[..., Any]:
     """A function that returns the moments of rows, in float64 unless ``moment_dtype`` is given."""
 
     def build(rows: Rows, **options: Any) -> Any:
-        from lrt_lens.moments._cross_moments import CrossMoments
+        from lrt_lens.moments import CrossMoments
 
         return CrossMoments.from_activations(
             rows.x, rows.y, documents=rows.documents, **{"moment_dtype": torch.float64} | options
@@ -126,7 +126,7 @@ def layered(rows: Rows) -> dict[str, dict[str, Tensor]]:
 @pytest.fixture(scope="session")
 def layered_moments(rows: Rows, layered: dict) -> Callable[..., Any]:
     """A function that returns the moments of all hook pairs of `layered`, null included."""
-    from lrt_lens.moments._cross_moments import CrossMoments
+    from lrt_lens.moments import CrossMoments
 
     def build(
         *, null: str = "full", token: bool = True, target: dict[str, Tensor] | None = None
@@ -183,7 +183,7 @@ def owned_stitch(stitch: Any, pair: Any) -> Any:
 @pytest.fixture(scope="session")
 def whole(pair: "ModelPair", corpus: list[str]) -> "CrossMoments":
     """Moments of the test corpus, harvested in one run, in small blocks."""
-    from lrt_lens.moments._harvesting import harvest
+    from lrt_lens.moments import harvest
     from tests.moments.small_blocks import OPTIONS
 
     return harvest(pair, corpus, progress=False, **OPTIONS)

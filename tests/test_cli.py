@@ -278,7 +278,7 @@ def _last_line(capsys: Any, call: Callable[..., Any], *arguments: str) -> str:
 def test_an_interrupted_fit_goes_on_and_refuses_other_arguments(
     fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lrt_lens.moments._cross_moments import CrossMoments
+    from lrt_lens.moments import CrossMoments
 
     add_block, calls = CrossMoments.add_block, []
 
@@ -313,7 +313,7 @@ def test_an_interrupted_fit_goes_on_and_refuses_other_arguments(
 def test_restart_throws_away_what_was_begun(
     fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lrt_lens.moments._cross_moments import CrossMoments
+    from lrt_lens.moments import CrossMoments
 
     with monkeypatch.context() as patch:
         patch.setattr(

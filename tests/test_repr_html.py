@@ -7,12 +7,10 @@ import pytest
 import torch
 
 from lrt_lens._repr_html import MAX_ROWS, card, facts, format_value, heat_table, note, table
-from lrt_lens.adapters.probes._linear_probe import LinearProbe
-from lrt_lens.adapters.vectors._calibration import Calibration
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.data._contrast import ContrastSet
-from lrt_lens.stitching._fit import fit_stitches
-from lrt_lens.stitching._grid import StitchGrid
+from lrt_lens.adapters.probes import LinearProbe
+from lrt_lens.adapters.vectors import Calibration, SteeringVector
+from lrt_lens.data import ContrastSet
+from lrt_lens.stitching import StitchGrid, fit_stitches
 
 EVIL = "<script>alert(1)</script>&\"'"
 

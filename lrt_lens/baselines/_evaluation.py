@@ -60,7 +60,7 @@ from lrt_lens.figures._family_baselines import family_figure
 from lrt_lens.models._hook_names import EMBED, same_place
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
-from lrt_lens.moments._hook_pairs import HookPair as Pair
+from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments._scatter import score_map
 from lrt_lens.statistics._classification import auroc, bootstrap_auroc
 from lrt_lens.statistics._intervals import (
@@ -269,7 +269,7 @@ def _check_token_map(token_map: AffineMap | None, first: Stitch) -> None:
 
 
 def _prediction(
-    stitches: Mapping[str, Stitch], moments: CrossMoments, hooks: Pair
+    stitches: Mapping[str, Stitch], moments: CrossMoments, hooks: HookPair
 ) -> dict[str, dict[str, float]]:
     test = moments.scatter(hooks, TEST_PARTS)
     rows = {}
@@ -287,7 +287,7 @@ def _prediction(
     return rows
 
 
-def _scores(affine: AffineMap, moments: CrossMoments, pair: Pair) -> dict[str, float]:
+def _scores(affine: AffineMap, moments: CrossMoments, pair: HookPair) -> dict[str, float]:
     columns = {"value": "", "low": "_low", "high": "_high"}
     return {
         f"{row['score']}{ending}": float(row[column])
@@ -367,7 +367,7 @@ class _Reading:
     def __init__(
         self,
         pair: ModelPair,
-        hooks: Pair,
+        hooks: HookPair,
         train: tuple[Sequence[str], Sequence[Any]],
         test: tuple[Sequence[str], Sequence[Any]],
         settings: FamilyBaselineSettings,

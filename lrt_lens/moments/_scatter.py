@@ -305,21 +305,15 @@ def score_weights(variance: Tensor) -> Tensor:
     return torch.stack([torch.full_like(variance, 1 / total if total else float("nan")), uniform])
 
 
-def linear_cka(xx: Tensor, yy: Tensor, xy: Tensor) -> float:
-    """Return linear CKA, debiased across folds, from covariances stacked by fold [fold, d, d].
+def cka_of(xy: float, xx: float, yy: float) -> float:
+    """Return linear CKA from its three terms, each from `between_folds`.
 
-    Products of covariances of different folds have no bias that grows with the width. Linear CKA:
-    Kornblith et al. (2019), "Similarity of Neural Network Representations Revisited".
+    Products of covariances of different folds have no bias that grows with the width. A term of one
+    side that is not positive means too few tokens to estimate its covariance; CKA is then NaN.
+
+    Source: Kornblith et al. (2019), "Similarity of Neural Network Representations Revisited".
     """
     # Σ_{j≠k}⟨Cxyʲ, Cxyᵏ⟩ / √(Σ_{j≠k}⟨Cxxʲ, Cxxᵏ⟩ · Σ_{j≠k}⟨Cyyʲ, Cyyᵏ⟩)
-    return cka_of(between_folds(xy), between_folds(xx), between_folds(yy))
-
-
-def cka_of(xy: float, xx: float, yy: float) -> float:
-    """Return CKA from its three terms; NaN if ``xx`` or ``yy`` is not positive.
-
-    A term of one side that is not positive means too few tokens to estimate its covariance.
-    """
     return xy / math.sqrt(xx * yy) if xx > 0 and yy > 0 else math.nan
 
 

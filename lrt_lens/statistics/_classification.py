@@ -10,7 +10,7 @@ all resamples:
     scores; W⁺ and W⁻ are the total weights.
 
     probabilities = [probe.predict_proba(x) for probe in draws]      # each [item, class]
-    Verdict.of(probabilities, truth).auroc                           # Interval
+    ItemScores.of(probabilities, truth).auroc                           # Interval
 
 Limits: with more than two classes, the AUROC is the mean over classes of each against all others.
 """
@@ -24,7 +24,7 @@ from lrt_lens.statistics._jackknife import LEVEL
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ItemScores:
     """Accuracy and AUROC of one arm (all its draws) on the test items."""
 
     correct: np.ndarray
@@ -37,7 +37,7 @@ class Verdict:
     """Mean AUROC over draws, with its bootstrap interval over items."""
 
     @classmethod
-    def of(cls, chances: list[np.ndarray], truth: np.ndarray, *, seed: int = 0) -> "Verdict":
+    def of(cls, chances: list[np.ndarray], truth: np.ndarray, *, seed: int = 0) -> "ItemScores":
         """Return accuracy and AUROC from the probabilities [item, class] of every draw."""
         correct = np.stack([one.argmax(1) == truth for one in chances]).astype(float)
         values = np.array([auroc(one, truth) for one in chances])

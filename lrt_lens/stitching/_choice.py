@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from lrt_lens.moments._hook_pairs import HookPair as Pair
+from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.statistics._jackknife import jackknife
 from lrt_lens.stitching.solvers._solver import FoldErrors, PairFolds
 
@@ -33,7 +33,7 @@ def gain_over_token(score: float, token: float) -> float:
     return (score - token) / (1 - token) if token < 1 else math.nan
 
 
-def choices(folds: Mapping[Pair, PairFolds], candidates: pd.DataFrame, by: str) -> pd.DataFrame:
+def choices(folds: Mapping[HookPair, PairFolds], candidates: pd.DataFrame, by: str) -> pd.DataFrame:
     """Return the candidate hook pairs, best first, with 95% jackknife intervals.
 
     Args:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from lrt_lens._repr_html import card, note, table
 from lrt_lens.figures._comparison import comparison_figure
 from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
-from lrt_lens.moments._hook_pairs import HookPair as Pair
+from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.stitching._diagnostics import map_diagnostics
 from lrt_lens.stitching._fit import fit_grid
 from lrt_lens.stitching._grid import StitchGrid
@@ -95,7 +95,7 @@ def compare_solvers(
     moments: CrossMoments,
     solvers: Sequence[Solver],
     *,
-    pairs: Sequence[Pair],
+    pairs: Sequence[HookPair],
     progress: bool = False,
 ) -> SolverComparison:
     """Return the scores of each solver on each hook pair.

@@ -40,7 +40,7 @@ from torch import Tensor
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures._similarity import spectrum_figure
 from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
-from lrt_lens.moments._hook_pairs import HookPair as Pair
+from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments._scatter import MapScore, Scatter, score_map
 from lrt_lens.statistics._jackknife import jackknife
 from lrt_lens.stitching._affine import AffineMap
@@ -170,7 +170,7 @@ def condition_number(second: Tensor, n: float) -> float:
 
 
 def score_intervals(
-    affine: AffineMap, moments: CrossMoments, pair: Pair, *, down: bool = False
+    affine: AffineMap, moments: CrossMoments, pair: HookPair, *, down: bool = False
 ) -> pd.DataFrame:
     """Return test-fold scores of any affine map with 95% intervals.
 
@@ -211,7 +211,7 @@ def score_intervals(
 
 
 def _test_score(
-    affine: AffineMap, moments: CrossMoments, pair: Pair, parts: list[int], down: bool
+    affine: AffineMap, moments: CrossMoments, pair: HookPair, parts: list[int], down: bool
 ) -> MapScore:
     """Return the scores of a map on some groups of the test fold."""
     scatter = moments.scatter(pair, parts)

@@ -28,7 +28,7 @@ from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
 from lrt_lens.moments._harvest_settings import HarvestSettings
 from lrt_lens.moments._harvesting import harvest
-from lrt_lens.moments._hook_pairs import HookPair as Pair
+from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments._scatter import MapScore, between_folds, cka_of, score_map
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._choice import gain_over_token
@@ -77,7 +77,7 @@ def fit_grid(
     moments: CrossMoments,
     solver: Solver | None = None,
     *,
-    pairs: Sequence[Pair] | None = None,
+    pairs: Sequence[HookPair] | None = None,
     progress: bool = False,
 ) -> StitchGrid:
     """Return the fitted and scored maps of all hook pairs, in both directions; needs no model.
@@ -97,9 +97,9 @@ def fit_grid(
     _warn_if_interpolating(moments, fitted)
     sides, similarity = solver.sides(moments), GridCka(moments)
     # errors[0] is up, errors[1] is down, so that the flag ``down`` is the index.
-    errors: tuple[dict[Pair, FoldErrors], dict[Pair, FoldErrors]] = ({}, {})
+    errors: tuple[dict[HookPair, FoldErrors], dict[HookPair, FoldErrors]] = ({}, {})
     about = {"solver": solver.name, "n_tokens": moments.n_fit}
-    rows: dict[Pair, dict[str, Any]] = {
+    rows: dict[HookPair, dict[str, Any]] = {
         pair: {"source_hook": pair[0], "target_hook": pair[1], **about} for pair in fitted
     }
     with tqdm(total=2 * len(fitted), desc="fit", disable=not progress, leave=False) as bar:
@@ -129,7 +129,7 @@ def fit_grid(
     )
 
 
-def _in_order(pairs: list[Pair], solver: Solver) -> list[tuple[Pair, int]]:
+def _in_order(pairs: list[HookPair], solver: Solver) -> list[tuple[HookPair, int]]:
     """Return (hook pair, down) in an order in which spectra can be shared.
 
     Hook pairs with the same predicting hook point follow each other; so do both directions of a
@@ -143,7 +143,7 @@ def _in_order(pairs: list[Pair], solver: Solver) -> list[tuple[Pair, int]]:
 
 
 def _token_scores(
-    moments: CrossMoments, solver: Solver, pairs: list[Pair]
+    moments: CrossMoments, solver: Solver, pairs: list[HookPair]
 ) -> tuple[dict[str, FoldErrors], dict[str, dict[str, float]]]:
     """Return errors and scores of token identity by target hook point.
 
@@ -163,7 +163,7 @@ def _token_scores(
     return errors, rows
 
 
-def _scores_up(side: Side, pair: Pair, held_out: FoldErrors) -> dict[str, Any]:
+def _scores_up(side: Side, pair: HookPair, held_out: FoldErrors) -> dict[str, Any]:
     """Return the columns of the map up, with its null if the moments have one that counts."""
     setting, moments = held_out.setting, side.moments
     affine, score = _fit_and_score(side, pair, setting)
@@ -184,7 +184,7 @@ def _scores_up(side: Side, pair: Pair, held_out: FoldErrors) -> dict[str, Any]:
     return row
 
 
-def _scores_down(side: Side, pair: Pair, held_out: FoldErrors) -> dict[str, Any]:
+def _scores_down(side: Side, pair: HookPair, held_out: FoldErrors) -> dict[str, Any]:
     """Return the columns of the map down."""
     affine, score = _fit_and_score(side, pair, held_out.setting)
     return {
@@ -202,7 +202,7 @@ def _rank(setting: Setting, affine: AffineMap) -> int:
     return setting.rank or min(affine.weight.shape)
 
 
-def _fit_and_score(side: Side, pair: Pair, setting: Setting) -> tuple[AffineMap, MapScore]:
+def _fit_and_score(side: Side, pair: HookPair, setting: Setting) -> tuple[AffineMap, MapScore]:
     """Return the map of all fitting folds and its score on the test fold."""
     affine = side.fit(pair, setting)
     return affine, score_map(affine.weight, affine.bias, side.scatter(pair, TEST_PARTS))
@@ -215,10 +215,10 @@ class GridCka:
         self.moments = moments
         self._own: dict[tuple[str, str], float] = {}
 
-    def cka(self, pair: Pair) -> float:
+    def cka(self, pair: HookPair) -> float:
         """Return the debiased linear CKA of a hook pair over the fitting folds.
 
-        `lrt_lens.moments._scatter.linear_cka` has the formula.
+        `lrt_lens.moments._scatter.cka_of` has the formula.
         """
         folds = [self.moments.scatter(pair, (k,)) for k in FIT_PARTS]
         for hook, name in ((pair[0], "xx"), (pair[1], "yy")):
@@ -230,7 +230,7 @@ class GridCka:
         return cka_of(cross, self._own["xx", pair[0]], self._own["yy", pair[1]])
 
 
-def _warn_if_interpolating(moments: CrossMoments, pairs: list[Pair]) -> None:
+def _warn_if_interpolating(moments: CrossMoments, pairs: list[HookPair]) -> None:
     """Log a warning if the fitting folds have no more rows than the widest stream dimensions."""
     widest = max(max(len(moments.source[s].shift), len(moments.target[t].shift)) for s, t in pairs)
     if moments.n_fit <= widest:

@@ -32,7 +32,7 @@ from lrt_lens.errors import HookPointError
 from lrt_lens.figures._steering import grid_figure
 from lrt_lens.models._hook_names import depth, residual_post, same_place, short_hook
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
-from lrt_lens.moments._hook_pairs import HookPair as Pair
+from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments._scatter import MapScore, score_map
 from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
 from lrt_lens.stitching._choice import choices
@@ -81,9 +81,9 @@ class StitchGrid:
     """Family of maps."""
     scores: pd.DataFrame = field(repr=False)
     """One row per hook pair, with the columns ``COLUMNS``."""
-    folds: dict[Pair, PairFolds] = field(default_factory=dict, repr=False)
+    folds: dict[HookPair, PairFolds] = field(default_factory=dict, repr=False)
     """Held-out errors by fold, and selected settings, of each hook pair."""
-    _stitches: dict[Pair, Stitch] = field(default_factory=dict, init=False, repr=False)
+    _stitches: dict[HookPair, Stitch] = field(default_factory=dict, init=False, repr=False)
     """Stitches that were requested so far; each is fitted once."""
 
     def best(
@@ -126,7 +126,7 @@ class StitchGrid:
         self,
         solvers: Sequence[Solver],
         *,
-        pairs: Sequence[Pair] | None = None,
+        pairs: Sequence[HookPair] | None = None,
         progress: bool = False,
     ) -> Any:
         """Return a `SolverComparison` of families of maps on the same moments.
@@ -200,7 +200,7 @@ class StitchGrid:
             self._stitches[names] = self._stitch(names, chosen.iloc[0].to_dict())
         return self._stitches[names]
 
-    def maps(self, pair: Pair) -> tuple[AffineMap, AffineMap]:
+    def maps(self, pair: HookPair) -> tuple[AffineMap, AffineMap]:
         """Return the maps (up, down) of one hook pair, without null, refits and statistics."""
         up, down = self.solver.sides(self.moments)
         setting, setting_down = self._settings(pair)
@@ -214,7 +214,7 @@ class StitchGrid:
         """
         return similarities(self.moments, list(self.folds), **options)
 
-    def round_trips(self, pair: Pair) -> tuple[float, float]:
+    def round_trips(self, pair: HookPair) -> tuple[float, float]:
         """Return test-fold R² of both round trips: (up then down, down then up).
 
         The first predicts the source's activations from themselves, the second the target's.
@@ -230,7 +230,7 @@ class StitchGrid:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def figure(self, value: str = "r2", *, chosen: Pair | None = None) -> Any:
+    def figure(self, value: str = "r2", *, chosen: HookPair | None = None) -> Any:
         """Return a plotly heat map of a score over all hook pairs, next to that of its null."""
         return grid_figure(self.scores, value=value, chosen=chosen)
 
@@ -307,10 +307,10 @@ class StitchGrid:
         model = provenance.source if column == "source_hook" else provenance.target
         return model.n_layers if model else math.ceil(max(map(depth, names)))
 
-    def _settings(self, pair: Pair) -> tuple[Setting, Setting]:
+    def _settings(self, pair: HookPair) -> tuple[Setting, Setting]:
         return self.folds[pair].up.setting, self.folds[pair].down.setting
 
-    def _stitch(self, pair: Pair, row: dict[str, Any]) -> Stitch:
+    def _stitch(self, pair: HookPair, row: dict[str, Any]) -> Stitch:
         moments, (up, down) = self.moments, self.solver.sides(self.moments)
         setting, setting_down = self._settings(pair)
         null = None

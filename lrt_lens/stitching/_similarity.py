@@ -32,7 +32,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
-from lrt_lens.moments._hook_pairs import HookPair as Pair
+from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments._scatter import Scatter, between_folds
 from lrt_lens.statistics._jackknife import jackknife
 from lrt_lens.stitching._measures import (
@@ -73,7 +73,7 @@ error, by the precision of the products.
 
 def similarities(
     moments: CrossMoments,
-    pairs: Sequence[Pair] | None = None,
+    pairs: Sequence[HookPair] | None = None,
     *,
     measures: Sequence[str] = ("cka", "cka_biased", "cca", "svcca", "procrustes"),
     svcca_variance: float = 0.99,
@@ -226,7 +226,7 @@ class _Comparison:
         }
         self._streams: dict[tuple[bool, str], Stream] = {}
 
-    def paired(self, pair: Pair) -> Paired:
+    def paired(self, pair: HookPair) -> Paired:
         """Return both streams of a hook pair."""
         whole = self.moments.scatter(pair, self.parts)
         each = [self.moments.scatter(pair, (p,)) for p in self.parts]
@@ -234,7 +234,7 @@ class _Comparison:
         y = self._stream(pair, whole, each, target=True)
         return Paired(x, y, whole.xy, _between([part.xy / part.n for part in each]))
 
-    def _stream(self, pair: Pair, whole: Scatter, each: list[Scatter], target: bool) -> Stream:
+    def _stream(self, pair: HookPair, whole: Scatter, each: list[Scatter], target: bool) -> Stream:
         key = (target, pair[int(target)])
         if key not in self._streams:
             matrices = [(part.yy if target else part.xx) / part.n for part in each]
@@ -257,7 +257,7 @@ def _between(covariances: list[Tensor]) -> float:
     return between_folds(torch.stack(covariances)) if len(covariances) > 1 else math.nan
 
 
-def _shuffled(moments: CrossMoments, pair: Pair) -> ShuffledPairs | None:
+def _shuffled(moments: CrossMoments, pair: HookPair) -> ShuffledPairs | None:
     if pair not in moments.cross_null:
         return None
     fit, test = moments.null_scatter(pair, test=False), moments.null_scatter(pair, test=True)
@@ -273,7 +273,7 @@ def _shuffled(moments: CrossMoments, pair: Pair) -> ShuffledPairs | None:
     return replace(shuffled, fit=fit.xy @ basis.T, test=test.xy @ basis.T)
 
 
-def _why_no_null(moments: CrossMoments, pair: Pair) -> str:
+def _why_no_null(moments: CrossMoments, pair: HookPair) -> str:
     if moments.cross_null:
         return f"no null: shuffled pairs were kept for the grid's own pairs, not for {pair[0]}"
     return "no null: these moments hold no shuffled pairs (harvest with null=True)"

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.stitching._fit import fit_stitches
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.models import ModelPair
+from lrt_lens.stitching import Stitch, fit_stitches
 
 
 @pytest.fixture(scope="session")

@@ -9,15 +9,13 @@ import pytest
 import torch
 
 import lrt_lens as lrt
-from lrt_lens.adapters.vectors._agreement import steering_agreement
-from lrt_lens.data._contrast import ChoiceItems, ContrastSet
+from lrt_lens.adapters.vectors import steering_agreement
+from lrt_lens.data import ChoiceItems, ContrastSet
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._cross_moments import CrossMoments
-from lrt_lens.moments._harvesting import harvest
-from lrt_lens.stitching._stitch import Stitch
-from lrt_lens.stitching._stitch_loss import ROUTES, StitchLoss, evaluate_stitch_loss
+from lrt_lens.models import HookedModel, ModelPair
+from lrt_lens.moments import CrossMoments, harvest
+from lrt_lens.stitching import Stitch, StitchLoss, evaluate_stitch_loss
+from lrt_lens.stitching._stitch_loss import ROUTES
 from tests.adapters.saes.codes.test_code_map import TinySae
 
 SKIP = 4

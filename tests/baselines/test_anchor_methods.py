@@ -7,14 +7,14 @@ from scipy.linalg import orthogonal_procrustes
 from sklearn.linear_model import LinearRegression
 from torch import Tensor
 
-from lrt_lens.baselines._anchor_methods import (
+from lrt_lens.baselines import (
     ANCHOR_METHODS,
     AnchorLinear,
-    AnchorMethod,
     AnchorProcrustes,
     AnchorProjection,
     RelativeRepresentation,
 )
+from lrt_lens.baselines._anchor_methods import AnchorMethod
 
 
 def rows(n: int, d_source: int = 6, d_target: int = 9, seed: int = 0) -> tuple[Tensor, Tensor]:

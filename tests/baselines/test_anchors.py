@@ -9,24 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.adapters.probes._linear_probe import LinearProbe
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.baselines._anchor_methods import (
+from lrt_lens.adapters.probes import LinearProbe
+from lrt_lens.adapters.vectors import SteeringVector
+from lrt_lens.baselines import (
     ANCHOR_METHODS,
     AnchorLinear,
-    AnchorMethod,
     AnchorProcrustes,
+    Anchors,
+    anchor_stitch,
 )
-from lrt_lens.baselines._anchors import Anchors, anchor_stitch
+from lrt_lens.baselines._anchor_methods import AnchorMethod
 from lrt_lens.baselines._text_rows import TextRows, read_text_rows
-from lrt_lens.data._contrast import ContrastSet
+from lrt_lens.data import ContrastSet
 from lrt_lens.errors import HookPointError, NonFiniteError
-from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.models import HookedModel, ModelPair
 from lrt_lens.models._reading import read_activations
-from lrt_lens.moments._provenance import Provenance
-from lrt_lens.stitching._affine import StreamStatistics
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.moments import Provenance
+from lrt_lens.stitching import Stitch, StreamStatistics
 
 MOOD = ContrastSet(
     [f"the happy cat sang in the {place}" for place in ("house", "garden", "tree", "river")],

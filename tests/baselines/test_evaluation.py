@@ -8,17 +8,21 @@ import pytest
 import torch
 from sklearn.metrics import r2_score, roc_auc_score
 
-from lrt_lens.adapters.probes._linear_probe import LinearProbe
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.baselines._anchor_methods import AnchorProcrustes, AnchorRidge
-from lrt_lens.baselines._anchors import Anchors, anchor_stitch
-from lrt_lens.baselines._evaluation import FamilyBaselines, evaluate_family_baselines, fitting_texts
-from lrt_lens.data._contrast import ChoiceItems, ContrastSet
+from lrt_lens.adapters.probes import LinearProbe
+from lrt_lens.adapters.vectors import SteeringVector
+from lrt_lens.baselines import (
+    AnchorProcrustes,
+    AnchorRidge,
+    Anchors,
+    FamilyBaselines,
+    anchor_stitch,
+    evaluate_family_baselines,
+    fitting_texts,
+)
+from lrt_lens.data import ChoiceItems, ContrastSet
 from lrt_lens.errors import HookPointError, MismatchError
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.stitching._fit import fit_stitches
-from lrt_lens.stitching._grid import StitchGrid
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.models import ModelPair
+from lrt_lens.stitching import Stitch, StitchGrid, fit_stitches
 from tests.adapters.vectors.reference import OneRowPerContinuation
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird", "dog", "king", "queen", "boy")
@@ -153,7 +157,7 @@ def test_effects_lie_between_those_of_passes_steered_by_hand(
     rows: pd.DataFrame,
     corpus: list[str],
 ) -> None:
-    from lrt_lens.adapters.vectors._calibration import calibrate_scale
+    from lrt_lens.adapters.vectors import calibrate_scale
 
     items = OneRowPerContinuation(pair.target, ITEMS, 2)
     vector = SteeringVector.mean_difference(pair.source, MOOD, at=1)

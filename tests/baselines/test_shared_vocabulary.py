@@ -11,15 +11,15 @@ import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.baselines._shared_vocabulary import embedding_stitch, shared_rows
-from lrt_lens.data._contrast import ContrastSet
+from lrt_lens.adapters.vectors import SteeringVector
+from lrt_lens.baselines import embedding_stitch
+from lrt_lens.baselines._shared_vocabulary import shared_rows
+from lrt_lens.data import ContrastSet
 from lrt_lens.data._token_spelling import token_strings
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.models import HookedModel, ModelPair
 from lrt_lens.models._reading import read_tokens
-from lrt_lens.stitching.solvers._least_squares import LeastSquares
+from lrt_lens.stitching.solvers import LeastSquares
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lrt_lens.baselines import MiniVec2Vec, unpaired_stitch
 from lrt_lens.baselines._anchor_methods import rotation
-from lrt_lens.baselines._unpaired import MiniVec2Vec, match_cosine, matched, unpaired_stitch
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.baselines._unpaired import match_cosine, matched
+from lrt_lens.models import ModelPair
 
 SMALL = MiniVec2Vec(n_clusters=8, n_rounds=4, n_neighbours=5, n_matching=4, n_fine=30)
 

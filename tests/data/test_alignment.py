@@ -25,17 +25,19 @@ from tokenizers import (
     trainers,
 )
 
-from lrt_lens.bundled._models import DEMO_FOLDER
-from lrt_lens.data._aligned_windows import cut_aligned_windows
-from lrt_lens.data._alignment import Aligner, Alignment, align, aligned_share, refuse_unaligned
-from lrt_lens.data._boundaries import (
-    NO_BOUNDARY,
-    OffsetReader,
-    PrefixReader,
-    boundary_reader,
+from lrt_lens.bundled import DEMO_FOLDER
+from lrt_lens.data import (
+    Aligner,
+    Alignment,
+    BlockPlan,
+    align,
+    aligned_share,
+    cut_windows,
     token_boundaries,
 )
-from lrt_lens.data._windows import BlockPlan, cut_windows
+from lrt_lens.data._aligned_windows import cut_aligned_windows
+from lrt_lens.data._alignment import refuse_unaligned
+from lrt_lens.data._boundaries import NO_BOUNDARY, OffsetReader, PrefixReader, boundary_reader
 from lrt_lens.errors import MismatchError
 
 SENTENCES = [
@@ -521,7 +523,7 @@ def test_texts_in_which_nothing_aligns_are_refused(tokenizers: dict[str, Any]) -
 
 
 def _model(tokenizer: Any, *, bos: int | None) -> Any:
-    from lrt_lens.models._hooked_model import HookedModel
+    from lrt_lens.models import HookedModel
 
     model = object.__new__(HookedModel)
     model.tokenizer = SimpleNamespace(bos_token_id=bos, all_special_ids=tokenizer.all_special_ids)

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from lrt_lens.data._behaviours import answer_contrast, behaviour_items
-from lrt_lens.data._contrast import ChoiceItems
+from lrt_lens.data import ChoiceItems, answer_contrast, behaviour_items
 
 ROW = {
     "question": "Is it {so}?",

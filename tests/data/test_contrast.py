@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lrt_lens.data._contrast import ChoiceItems, ContrastSet
+from lrt_lens.data import ChoiceItems, ContrastSet
 
 POSITIVE = [f"good {i}" for i in range(9)]
 NEGATIVE = [f"bad {i}" for i in range(9)]

@@ -9,7 +9,8 @@ from typing import Any
 import datasets
 import pytest
 
-from lrt_lens.data._documents import document_key, iterate_documents, read_jsonl
+from lrt_lens.data import document_key, iterate_documents
+from lrt_lens.data._documents import read_jsonl
 
 TEXTS = ["the cat sat", "the dog ran\nand ran", "naïve 日本"]
 

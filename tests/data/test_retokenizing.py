@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from lrt_lens.data._alignment import align
-from lrt_lens.data._retokenizing import with_fewer_merges
+from lrt_lens.data import align, with_fewer_merges
 from lrt_lens.models._identity import tokenizer_hash
 
 

@@ -12,10 +12,8 @@ import torch
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 import lrt_lens as lrt
-from lrt_lens.bundled._models import DEMO_FOLDER
-from lrt_lens.bundled._texts import CONCEPTS, demo_prompts
-from lrt_lens.demo._report import write_demo
-from lrt_lens.demo._run import run_demo
+from lrt_lens.bundled import CONCEPTS, DEMO_FOLDER, demo_prompts
+from lrt_lens.demo import run_demo, write_demo
 from lrt_lens.stitching._grid import COLUMNS
 
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.browser
 
 CELL = """
 import lrt_lens as lrt
-from lrt_lens.exploration._explore import explore
+from lrt_lens.exploration import explore
 pair = lrt.demo_pair()
 contrast = lrt.demo_contrast("sentiment")
 few = lrt.ContrastSet(contrast.positive[:24], contrast.negative[:24], name="sentiment")

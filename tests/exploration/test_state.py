@@ -4,14 +4,13 @@ from typing import Any
 import pytest
 import torch
 
+from lrt_lens.adapters.vectors import SteeringVector
 from lrt_lens.adapters.vectors._calibration import NeutralText
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.bundled._models import demo_pair
-from lrt_lens.bundled._texts import demo_contrast, demo_neutral
-from lrt_lens.data._contrast import ContrastSet
+from lrt_lens.bundled import demo_contrast, demo_neutral, demo_pair
+from lrt_lens.data import ContrastSet
 from lrt_lens.errors import MismatchError
 from lrt_lens.exploration._state import UNREACHED_SHARE, Exploration
-from lrt_lens.stitching._fit import fit_stitches
+from lrt_lens.stitching import fit_stitches
 
 PROMPT = "the little cat was happy because"
 BUDGET = 0.05

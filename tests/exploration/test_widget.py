@@ -9,12 +9,12 @@ import pytest
 
 pytest.importorskip("ipywidgets", reason="pip install 'lrt-lens[widgets]'")
 
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.data._contrast import ContrastSet
-from lrt_lens.exploration._explore import explore
+from lrt_lens.adapters.vectors import SteeringVector
+from lrt_lens.data import ContrastSet
+from lrt_lens.exploration import explore
 from lrt_lens.exploration._state import Exploration
 from lrt_lens.exploration._widget import STRONGEST, ExplorerWidget
-from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models import HookedModel
 
 PROMPT = "the little cat was happy because"
 

@@ -7,13 +7,13 @@ import pandas as pd
 import plotly.io as pio
 import pytest
 
+from lrt_lens.figures import TEMPLATE_NAME
 from lrt_lens.figures._concept_map import (
     beta_figure,
     concept_summary_figure,
     interpolation_figure,
     weak_to_strong_figure,
 )
-from lrt_lens.figures._template import TEMPLATE_NAME
 
 
 def curve() -> pd.DataFrame:

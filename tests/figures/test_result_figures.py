@@ -19,29 +19,31 @@ import pytest
 import torch
 
 import lrt_lens
-from lrt_lens.adapters.concepts._concept_interpolation import ConceptInterpolation
-from lrt_lens.adapters.concepts._evaluation import ConceptTransfer
-from lrt_lens.adapters.probes._evaluation import ProbeEvaluation
-from lrt_lens.adapters.saes._decoder_geometry import DecoderGeometry
-from lrt_lens.adapters.saes._evaluation import SAEEvaluation
-from lrt_lens.adapters.saes._feature_matching import FeatureMatches
-from lrt_lens.adapters.saes._initialisation import SAEInitialisation, threshold_table
-from lrt_lens.adapters.saes._scaling import SAEScaling, fit_arms, frontier_of
-from lrt_lens.adapters.saes._sparse_probing import SparseProbeEvaluation
-from lrt_lens.adapters.saes._training import SAETraining
-from lrt_lens.adapters.saes.codes._evaluation import CodeMapEvaluation
+from lrt_lens.adapters.concepts import ConceptInterpolation, ConceptTransfer
+from lrt_lens.adapters.probes import ProbeEvaluation
+from lrt_lens.adapters.saes import (
+    CodeMapEvaluation,
+    DecoderGeometry,
+    FeatureMatches,
+    SAEEvaluation,
+    SAEInitialisation,
+    SAEScaling,
+    SAETraining,
+    SparseProbeEvaluation,
+)
+from lrt_lens.adapters.saes._initialisation import threshold_table
+from lrt_lens.adapters.saes._scaling import fit_arms, frontier_of
 from lrt_lens.adapters.saes.features._page import FeaturePage, TokenContext
-from lrt_lens.adapters.vectors._ablation import AblationEvaluation
-from lrt_lens.adapters.vectors._calibration import Calibration
-from lrt_lens.adapters.vectors._clamping import ClampEvaluation
-from lrt_lens.adapters.vectors._evaluation import SteeringEvaluation
-from lrt_lens.adapters.vectors._propensity import PropensityEvaluation
-from lrt_lens.baselines._evaluation import FamilyBaselines
-from lrt_lens.figures._template import TEMPLATE_NAME
-from lrt_lens.stitching._comparison import SolverComparison
-from lrt_lens.stitching._grid import StitchGrid
-from lrt_lens.stitching._stitch import Stitch
-from lrt_lens.stitching._stitch_loss import StitchLoss
+from lrt_lens.adapters.vectors import (
+    AblationEvaluation,
+    Calibration,
+    ClampEvaluation,
+    PropensityEvaluation,
+    SteeringEvaluation,
+)
+from lrt_lens.baselines import FamilyBaselines
+from lrt_lens.figures import TEMPLATE_NAME
+from lrt_lens.stitching import SolverComparison, Stitch, StitchGrid, StitchLoss
 
 SOURCE, TARGET = "blocks.2.hook_resid_post", "blocks.3.hook_resid_post"
 ARMS = ("none", "native", "transferred", "shuffled", "random")
@@ -414,7 +416,7 @@ def training() -> SAETraining:
 
 
 def of(name: str) -> Any:
-    from lrt_lens.adapters.saes.features._result import FeatureEvaluation
+    from lrt_lens.adapters.saes import FeatureEvaluation
 
     return getattr(FeatureEvaluation, name)(features())
 

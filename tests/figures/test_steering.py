@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
 
+from lrt_lens.figures import TEMPLATE_NAME, arm_style
 from lrt_lens.figures._steering import (
     calibration_figure,
     effect_damage_figure,
@@ -15,14 +16,7 @@ from lrt_lens.figures._steering import (
     steering_figure,
     summary_figure,
 )
-from lrt_lens.figures._template import (
-    ARM_STYLES,
-    TEMPLATE_NAME,
-    arm_style,
-    hook_order,
-    ordered_arms,
-    short_hook,
-)
+from lrt_lens.figures._template import ARM_STYLES, hook_order, ordered_arms, short_hook
 
 CONCEPT = "sycophancy"
 SOURCES = ["hook_embed", "blocks.0.hook_resid_pre", "blocks.10.hook_resid_post"]

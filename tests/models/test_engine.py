@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lrt_lens.errors import HookPointError
+from lrt_lens.models import HookedModel
 from lrt_lens.models._engine import HookedTransformerEngine, engine_for
-from lrt_lens.models._hooked_model import HookedModel
 
 FINAL_NORM = {
     "llama": "norm",

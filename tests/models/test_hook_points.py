@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import pytest
 
 from lrt_lens.errors import HookPointError
-from lrt_lens.models._hook_names import EMBED, depth, place, same_place
+from lrt_lens.models import depth, same_place
+from lrt_lens.models._hook_names import EMBED, place
 from lrt_lens.models._hook_points import layer_pairs, resolve, resolve_layers
 
 

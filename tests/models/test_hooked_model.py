@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrt_lens.data._retokenizing import with_fewer_merges
+from lrt_lens.data import with_fewer_merges
 from lrt_lens.errors import HookPointError, MismatchError
-from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models import HookedModel
 from lrt_lens.models._identity import tokenizer_hash
 
 TEXTS = [

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.bundled._models import demo_pair
+from lrt_lens.adapters.vectors import SteeringVector
+from lrt_lens.bundled import demo_pair
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models import HookedModel, ModelPair
 from lrt_lens.models._identity import model_name, names_apart
-from lrt_lens.models._pair import ModelPair, model_sides
+from lrt_lens.models._pair import model_sides
 
 HASH = "0123456789abcdef0123456789abcdef01234567"
 

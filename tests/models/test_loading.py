@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models import HookedModel
 
 TEXT = "the little cat slept on the old stone house"
 

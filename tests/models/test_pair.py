@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 
-from lrt_lens.bundled._models import demo_pair
+from lrt_lens.bundled import demo_pair
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.models import HookedModel, ModelPair
 
 
 def test_a_pair_loads_from_whatever_its_models_are(

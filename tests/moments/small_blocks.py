@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.moments import CrossMoments
 
 OPTIONS: dict[str, Any] = {
     "context_length": 24,

@@ -14,13 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrt_lens.data._blocks import iterate_blocks
-from lrt_lens.data._windows import BlockPlan
+from lrt_lens.data import BlockPlan, iterate_blocks
 from lrt_lens.errors import FileFormatError, HookPointError, MismatchError, NonFiniteError
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
-from lrt_lens.moments._harvesting import harvest, settle
-from lrt_lens.moments.cache._activation_cache import ActivationCache
+from lrt_lens.models import ModelPair
+from lrt_lens.moments import FIT_PARTS, TEST_PARTS, ActivationCache, CrossMoments, harvest
+from lrt_lens.moments._harvesting import settle
 from lrt_lens.moments.cache._manifest import MANIFEST_NAME
 from lrt_lens.moments.cache._selection import RowSelection
 from lrt_lens.moments.cache._shard import byte_sum

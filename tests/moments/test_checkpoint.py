@@ -11,15 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from lrt_lens.data import iterate_blocks
 from lrt_lens.data._block import Share
-from lrt_lens.data._blocks import iterate_blocks
 from lrt_lens.errors import MismatchError, NonFiniteError
-from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.models import HookedModel, ModelPair
+from lrt_lens.moments import CrossMoments, harvest, remove_checkpoints
 from lrt_lens.moments import _cross_moments as moments_module
-from lrt_lens.moments._checkpoint import Checkpoint, read_rank_files, remove_checkpoints
-from lrt_lens.moments._cross_moments import CrossMoments
-from lrt_lens.moments._harvesting import HarvestRun, harvest, settle
+from lrt_lens.moments._checkpoint import Checkpoint, read_rank_files
+from lrt_lens.moments._harvesting import HarvestRun, settle
 from tests.moments.small_blocks import OPTIONS, assert_same
 
 

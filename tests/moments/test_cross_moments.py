@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from lrt_lens.errors import MismatchError, NonFiniteError, TooFewDocumentsError
-from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
-from lrt_lens.moments._provenance import Provenance
+from lrt_lens.moments import FIT_PARTS, TEST_PARTS, CrossMoments, Provenance
 from lrt_lens.moments._side_moments import SideMoments
-from lrt_lens.stitching.solvers._ridge import Ridge
+from lrt_lens.stitching.solvers import Ridge
 
 PAIR = ("source", "target")
 HOOKS = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")

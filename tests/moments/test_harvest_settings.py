@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 from jaxtyping import TypeCheckError
 
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._harvest_settings import HarvestSettings
-from lrt_lens.moments._harvesting import harvest, settle
+from lrt_lens.models import ModelPair
+from lrt_lens.moments import HarvestSettings, ModelShape, harvest, plan_harvest
+from lrt_lens.moments._harvesting import settle
 from lrt_lens.moments._hook_pairs import with_token
-from lrt_lens.moments._plan import ModelShape, plan_harvest
-from lrt_lens.stitching._fit import fit_stitches
+from lrt_lens.stitching import fit_stitches
 
 OPTIONS: dict[str, Any] = {
     "source_layers": [0],

@@ -6,14 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.data._documents import document_key
-from lrt_lens.data._windows import BlockPlan, cut_windows
+from lrt_lens.data import BlockPlan, cut_windows, document_key
 from lrt_lens.errors import HookPointError, NonFiniteError, TooFewDocumentsError
-from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
-from lrt_lens.moments._harvesting import harvest
-from lrt_lens.stitching._fit import fit_stitches
+from lrt_lens.models import HookedModel, ModelPair
+from lrt_lens.moments import FIT_PARTS, TEST_PARTS, CrossMoments, harvest
+from lrt_lens.stitching import fit_stitches
 from lrt_lens.stitching._grid import COLUMNS
 
 SOURCE, TARGET = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"

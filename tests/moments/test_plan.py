@@ -8,18 +8,11 @@ import torch
 import transformers
 
 from lrt_lens._byte_sizes import human_bytes, parse_bytes
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.models import ModelPair
+from lrt_lens.moments import HarvestPlan, ModelShape, harvest, plan_harvest
 from lrt_lens.moments import _plan as planning
-from lrt_lens.moments._harvesting import harvest, settle
-from lrt_lens.moments._plan import (
-    HarvestPlan,
-    ModelShape,
-    Throughput,
-    available_memory,
-    measure_throughput,
-    moment_bytes,
-    plan_harvest,
-)
+from lrt_lens.moments._harvesting import settle
+from lrt_lens.moments._plan import Throughput, available_memory, measure_throughput, moment_bytes
 
 QUIET: dict[str, Any] = {"n_tokens": None, "context_length": 24, "progress": False}
 

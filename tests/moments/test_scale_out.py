@@ -19,20 +19,14 @@ import torch
 
 import lrt_lens as lrt
 from lrt_lens.cli import main
+from lrt_lens.data import iterate_blocks
 from lrt_lens.data._block import Share
-from lrt_lens.data._blocks import iterate_blocks
 from lrt_lens.errors import FileFormatError, MismatchError
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.models import ModelPair
+from lrt_lens.moments import CrossMoments, harvest, merge_shards
 from lrt_lens.moments._checkpoint import read_rank_files
-from lrt_lens.moments._cross_moments import CrossMoments
-from lrt_lens.moments._harvesting import harvest, settle
-from lrt_lens.moments._scale_out import (
-    Ranks,
-    harvest_in_ranks,
-    merge_shards,
-    parse_shard,
-    shard_name,
-)
+from lrt_lens.moments._harvesting import settle
+from lrt_lens.moments._scale_out import Ranks, harvest_in_ranks, parse_shard, shard_name
 from tests.moments.small_blocks import OPTIONS, assert_same
 
 PAIR = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from sklearn.metrics import r2_score
 
-from lrt_lens.moments._scatter import Scatter, SecondMoment, linear_cka, r2_of, score_map, varying
+from lrt_lens.moments import Scatter, score_map
+from lrt_lens.moments._scatter import SecondMoment, between_folds, cka_of, r2_of, varying
 
 
 def scatter_of(x: torch.Tensor, y: torch.Tensor, shift_x: Any = 0.0, shift_y: Any = 0.0) -> Scatter:
@@ -111,6 +112,10 @@ def test_a_dimension_varies_when_its_variance_is_more_than_rounding() -> None:
         False,
         False,
     ]
+
+
+def linear_cka(xx: torch.Tensor, yy: torch.Tensor, xy: torch.Tensor) -> float:
+    return cka_of(between_folds(xy), between_folds(xx), between_folds(yy))
 
 
 def test_cka_is_debiased_by_products_of_different_folds(rows: Any) -> None:

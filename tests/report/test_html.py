@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import pytest
 from plotly.offline import get_plotlyjs
 
+from lrt_lens.report import render_html, write_html
 from lrt_lens.report._html import (
     Continuations,
     KeyNumbers,
@@ -22,8 +23,6 @@ from lrt_lens.report._html import (
     Table,
     format_value,
     render_block,
-    render_html,
-    write_html,
 )
 
 ATTACK = '<script>alert("x")</script>&<img src=x onerror=alert(1)>'

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 import lrt_lens as lrt
-from lrt_lens.reproduction import MissingInputError
-from lrt_lens.reproduction._concepts import generic_stitch, load_concepts
+from lrt_lens.reproduction import MissingInputError, generic_stitch, load_concepts
 
 
 def test_bundled_concepts_are_cut_to_size() -> None:

@@ -38,7 +38,7 @@ def test_bundled_models_and_texts_by_default() -> None:
 
 
 def test_the_same_name_twice_is_one_model() -> None:
-    from lrt_lens.bundled._models import DEMO_FOLDER
+    from lrt_lens.bundled import DEMO_FOLDER
 
     source, target = Options(
         source=str(DEMO_FOLDER / "small"), target=str(DEMO_FOLDER / "small")

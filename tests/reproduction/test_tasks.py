@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from lrt_lens.bundled._texts import demo_documents
-from lrt_lens.data._documents import document_key
+from lrt_lens.bundled import demo_documents
+from lrt_lens.data import document_key
 from lrt_lens.data._parts import N_FOLDS, part_of
-from lrt_lens.reproduction import MissingInputError
-from lrt_lens.reproduction._tasks import Task, bundled_tasks, sae_probes_task, task_from_file
+from lrt_lens.reproduction import (
+    MissingInputError,
+    Task,
+    bundled_tasks,
+    sae_probes_task,
+    task_from_file,
+)
 
 
 def test_register_texts_open_documents_that_no_map_was_fitted_on() -> None:

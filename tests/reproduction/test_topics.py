@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from lrt_lens.reproduction._topics import frequent_topics
+from lrt_lens.reproduction import frequent_topics
 
 
 @pytest.fixture

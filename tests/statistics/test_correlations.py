@@ -6,11 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
 
-from lrt_lens.statistics._correlations import (
-    bootstrap_correlation,
-    bootstrap_rank_correlation,
-    correlations,
-)
+from lrt_lens.statistics import bootstrap_rank_correlation
+from lrt_lens.statistics._correlations import bootstrap_correlation, correlations
 
 
 def test_correlations_are_those_of_scipy_at_every_scale() -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from lrt_lens.statistics import bootstrap_mean
 from lrt_lens.statistics._intervals import (
-    bootstrap_mean,
     bootstrap_ratio,
     bootstrap_statistic,
     clopper_pearson,

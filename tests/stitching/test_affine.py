@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.stitching._affine import AffineMap, MapPair
+from lrt_lens.stitching import AffineMap, MapPair
 
 ONE, TWO, THREE = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post", "blocks.3.hook_resid_post"
 

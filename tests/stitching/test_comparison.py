@@ -7,11 +7,9 @@ import torch
 from sklearn.metrics import r2_score
 
 from lrt_lens.errors import HookPointError
-from lrt_lens.stitching._affine import AffineMap
+from lrt_lens.stitching import AffineMap
 from lrt_lens.stitching._comparison import COMPARISON_COLUMNS
-from lrt_lens.stitching.solvers._coordinates import Mean
-from lrt_lens.stitching.solvers._procrustes import Procrustes
-from lrt_lens.stitching.solvers._ridge import Ridge
+from lrt_lens.stitching.solvers import Mean, Procrustes, Ridge
 
 PAIR = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
 

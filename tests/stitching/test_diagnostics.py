@@ -13,14 +13,9 @@ from scipy import stats
 from sklearn.metrics import r2_score
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.moments._cross_moments import FIT_PARTS
-from lrt_lens.stitching._affine import AffineMap
-from lrt_lens.stitching._diagnostics import (
-    condition_number,
-    effective_rank,
-    map_diagnostics,
-    score_intervals,
-)
+from lrt_lens.moments import FIT_PARTS
+from lrt_lens.stitching import AffineMap, map_diagnostics, score_intervals
+from lrt_lens.stitching._diagnostics import condition_number, effective_rank
 
 PAIR = ("source", "target")
 

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.moments._cross_moments import CrossMoments
-from lrt_lens.stitching._fidelity import fidelities, naive_fidelities
-from lrt_lens.stitching._stitch import Stitch
-from lrt_lens.stitching.solvers._ridge import Ridge
+from lrt_lens.moments import CrossMoments
+from lrt_lens.stitching import Stitch, fidelities, naive_fidelities
+from lrt_lens.stitching.solvers import Ridge
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,10 @@ from safetensors.torch import save_file
 from lrt_lens import _files as files
 from lrt_lens._files import write_atomically
 from lrt_lens.errors import FileFormatError
-from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.moments import CrossMoments, Provenance
 from lrt_lens.moments._layout import MOMENTS_SCHEMA
-from lrt_lens.moments._provenance import Provenance
-from lrt_lens.stitching import _folder
+from lrt_lens.stitching import Stitch, _folder
 from lrt_lens.stitching._folder import STITCH_SCHEMA
-from lrt_lens.stitching._stitch import Stitch
 
 
 def names(folder: Path) -> list[str]:

@@ -10,12 +10,11 @@ import torch
 from sklearn.metrics import r2_score
 
 from lrt_lens.errors import HookPointError
-from lrt_lens.models._hook_names import short_hook
-from lrt_lens.moments._cross_moments import CrossMoments
-from lrt_lens.moments._scatter import score_map
-from lrt_lens.stitching._affine import AffineMap
+from lrt_lens.models import short_hook
+from lrt_lens.moments import CrossMoments, score_map
+from lrt_lens.stitching import AffineMap
 from lrt_lens.stitching._grid import COLUMNS
-from lrt_lens.stitching.solvers._ridge import Ridge
+from lrt_lens.stitching.solvers import Ridge
 from lrt_lens.stitching.solvers._solver import DEFAULT_ALPHAS
 
 SOURCES = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")

@@ -10,8 +10,9 @@ import torch
 from scipy import stats
 
 from lrt_lens.errors import HookPointError, TooFewDocumentsError
-from lrt_lens.moments._cross_moments import CrossMoments
-from lrt_lens.stitching._similarity import SIMILARITY_COLUMNS, effect, similarities
+from lrt_lens.moments import CrossMoments
+from lrt_lens.stitching import similarities
+from lrt_lens.stitching._similarity import SIMILARITY_COLUMNS, effect
 
 SOURCES = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
 TARGETS = ("blocks.0.hook_resid_post", "blocks.2.hook_resid_post")

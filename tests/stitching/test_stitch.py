@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.stitching._affine import StreamStatistics
+from lrt_lens.stitching import StreamStatistics
 
 SOURCE, TARGET = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"
 

@@ -12,17 +12,22 @@ import pandas as pd
 import pytest
 import torch
 
-from lrt_lens.data._documents import document_key
+from lrt_lens.data import BlockPlan, cut_windows, document_key
 from lrt_lens.data._parts import N_FOLDS, part_of
-from lrt_lens.data._windows import BlockPlan, cut_windows
 from lrt_lens.errors import HookPointError, MismatchError, TooFewDocumentsError
-from lrt_lens.models._hook_names import residual_post
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._provenance import Provenance
-from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
-from lrt_lens.stitching._fit import fit_stitches, token_identity_map
-from lrt_lens.stitching._stitch import Stitch
-from lrt_lens.stitching._stitch_loss import ROUTES, StitchLoss, evaluate_stitch_loss
+from lrt_lens.models import ModelPair, residual_post
+from lrt_lens.moments import Provenance
+from lrt_lens.stitching import (
+    AffineMap,
+    MapPair,
+    Stitch,
+    StitchLoss,
+    StreamStatistics,
+    evaluate_stitch_loss,
+    fit_stitches,
+    token_identity_map,
+)
+from lrt_lens.stitching._stitch_loss import ROUTES
 from lrt_lens.stitching._stitched_pass import Side, batches
 
 A_HOOK, B_HOOK = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"

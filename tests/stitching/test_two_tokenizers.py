@@ -10,18 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.data._blocks import Corpus, iterate_blocks
+from lrt_lens.data import BlockPlan, iterate_blocks
+from lrt_lens.data._blocks import Corpus
 from lrt_lens.data._window_cutter import WindowCutter
-from lrt_lens.data._windows import BlockPlan
 from lrt_lens.errors import MismatchError, TooFewDocumentsError
-from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
-from lrt_lens.moments._harvesting import harvest
-from lrt_lens.moments._scale_out import merge_shards, shard_name
-from lrt_lens.moments.cache._activation_cache import ActivationCache
-from lrt_lens.stitching._rows import score_rows
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.models import HookedModel, ModelPair
+from lrt_lens.moments import (
+    FIT_PARTS,
+    TEST_PARTS,
+    ActivationCache,
+    CrossMoments,
+    harvest,
+    merge_shards,
+)
+from lrt_lens.moments._scale_out import shard_name
+from lrt_lens.stitching import Stitch, score_rows
 from tests.moments.small_blocks import OPTIONS, assert_same
 
 SOURCE, TARGET, SKIP = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post", 4

@@ -63,7 +63,7 @@ from lrt_lens.figures._probes import probe_figure
 from lrt_lens.models._hook_names import EMBED, same_place
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import Read
-from lrt_lens.statistics._classification import Verdict
+from lrt_lens.statistics._classification import ItemScores
 from lrt_lens.statistics._intervals import Interval, bootstrap_ratio, spread
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._stitch import Stitch
@@ -201,10 +201,10 @@ def evaluate_probe(
     by_arm: dict[tuple[str, int], list[np.ndarray]] = {}
     for arm, k, p in _with_progress(arms, token_map, settings, progress):
         by_arm.setdefault((arm, k), []).append(p)
-    verdicts = {key: Verdict.of(draws, arms.truth, seed=seed) for key, draws in by_arm.items()}
+    scored = {key: ItemScores.of(draws, arms.truth, seed=seed) for key, draws in by_arm.items()}
     # Accuracy of always predicting the most frequent class.
     chance = float(np.bincount(arms.truth).max() / len(arms.truth))
-    tidy, summary = _tables(task, verdicts, chance, seed)
+    tidy, summary = _tables(task, scored, chance, seed)
     probes = {"source": probe, "native": arms.native, "transferred": arms.transferred}
     return ProbeEvaluation(tidy, summary, chance, len(arms.truth), probes)
 
@@ -456,21 +456,21 @@ def _stratified_rows(y: np.ndarray, k: int, generator: np.random.Generator) -> n
 
 
 def _tables(
-    task: str, verdicts: dict[tuple[str, int], Verdict], chance: float, seed: int
+    task: str, scored: dict[tuple[str, int], ItemScores], chance: float, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return table and summary of a `ProbeEvaluation`."""
-    native = next(verdict for (arm, _), verdict in verdicts.items() if arm == "native")
+    native = next(scores for (arm, _), scores in scored.items() if arm == "native")
     rows, summary = [], []
-    for (arm, k), verdict in verdicts.items():
-        accuracy, auroc = verdict.accuracy(seed=seed), verdict.auroc
+    for (arm, k), scores in scored.items():
+        accuracy, auroc = scores.accuracy(seed=seed), scores.auroc
         # Draws of a control are random, so their spread matters, not that of the texts.
         if arm in DRAWN_ARMS:
-            accuracy, auroc = spread(list(verdict.accuracies)), spread(list(verdict.aurocs))
+            accuracy, auroc = spread(list(scores.accuracies)), spread(list(scores.aurocs))
         # share = (accuracy − chance) / (native − chance), bootstrapped over the same texts
-        share = bootstrap_ratio(verdict.correct - chance, native.correct - chance, seed=seed)
+        share = bootstrap_ratio(scores.correct - chance, native.correct - chance, seed=seed)
         key = {"task": task, "arm": arm, "k": k}
         shown = _columns("accuracy", "", accuracy)
-        n_draws = {"n_draws": len(verdict.accuracies)}
+        n_draws = {"n_draws": len(scores.accuracies)}
         rows.append(key | n_draws | shown | _columns("auroc", "auroc_", auroc))
         summary.append(key | shown | _columns("share_of_native", "share_", share))
     return pd.DataFrame(rows), pd.DataFrame(summary)

@@ -58,7 +58,7 @@ from lrt_lens.figures._probes import sparse_probe_figure
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import read_tokens
-from lrt_lens.statistics._classification import Verdict
+from lrt_lens.statistics._classification import ItemScores
 from lrt_lens.statistics._intervals import spread
 from lrt_lens.stitching._stitch import Stitch
 
@@ -355,11 +355,11 @@ def _table(
     """Table of `SparseProbeEvaluation` from the probabilities of each arm's draws."""
     rows = []
     for (arm, k), chances in arms.items():
-        verdict = Verdict.of(chances, truth, seed=seed)
-        accuracy, auroc = verdict.accuracy(seed=seed), verdict.auroc
+        score = ItemScores.of(chances, truth, seed=seed)
+        accuracy, auroc = score.accuracy(seed=seed), score.auroc
         # For random features the interval is the spread over draws, not over test texts.
         if arm == "random":
-            accuracy, auroc = spread(list(verdict.accuracies)), spread(list(verdict.aurocs))
+            accuracy, auroc = spread(list(score.accuracies)), spread(list(score.aurocs))
         rows.append(
             {
                 "task": task,

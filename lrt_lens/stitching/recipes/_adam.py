@@ -29,7 +29,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lrt_lens.moments._hook_pairs import HookPair as Pair
+from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching.recipes._learner import Learner, TrainingSettings
 from lrt_lens.stitching.recipes._rows import paired_rows
@@ -56,7 +56,7 @@ class AdamResult:
     settings: "AdamFit"
     """Settings of the training."""
 
-    def score(self, rows: Any, *, hooks: Pair | None = None) -> RowScores:
+    def score(self, rows: Any, *, hooks: HookPair | None = None) -> RowScores:
         """Return R² on ``(x, y)``, or on the test fold of a cache or of ``(x, y, documents)``."""
         return score_functions(
             self.maps.up.points,
@@ -129,7 +129,7 @@ class AdamFit(TrainingSettings):
         self,
         rows: Any,
         *,
-        hooks: Pair | None = None,
+        hooks: HookPair | None = None,
         device: str | torch.device = "cpu",
         checkpoint: str | Path | None = None,
         checkpoint_every: float = 120.0,

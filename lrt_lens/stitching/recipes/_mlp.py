@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.moments._hook_pairs import HookPair as Pair
+from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.stitching.recipes._learner import TrainingSettings
 from lrt_lens.stitching.recipes._rows import paired_rows
 from lrt_lens.stitching.recipes._scores import RowScores, score_functions
@@ -60,7 +60,7 @@ class MlpResult:
         """Return activations mapped down, [..., d_target] → [..., d_source]."""
         return _applied(self.down, y, self.target_hook)
 
-    def score(self, rows: Any, *, hooks: Pair | None = None) -> RowScores:
+    def score(self, rows: Any, *, hooks: HookPair | None = None) -> RowScores:
         """Return R² on ``(x, y)``, or on the test fold of a cache or of ``(x, y, documents)``."""
         return score_functions(
             self.points, self.down_points, rows, (self.source_hook, self.target_hook), hooks
@@ -107,7 +107,7 @@ class Mlp(TrainingSettings):
         self,
         rows: Any,
         *,
-        hooks: Pair | None = None,
+        hooks: HookPair | None = None,
         device: str | torch.device = "cpu",
         checkpoint: str | Path | None = None,
         checkpoint_every: float = 120.0,

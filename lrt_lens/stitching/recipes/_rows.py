@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens.errors import HookPointError, NonFiniteError
-from lrt_lens.moments._hook_pairs import HookPair as Pair
+from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments.cache._activation_cache import ActivationCache
 from lrt_lens.moments.cache._own_rows import document_keys, parts_of
 from lrt_lens.moments.cache._selection import RowSelection
@@ -162,7 +162,7 @@ class RowsInMemory:
             )
 
 
-def paired_rows(rows: Any, hooks: Pair | None = None) -> PairedRows:
+def paired_rows(rows: Any, hooks: HookPair | None = None) -> PairedRows:
     """Return ``rows`` in the form that a recipe needs.
 
     Args:

@@ -16,7 +16,7 @@ from torch import Tensor
 from lrt_lens.errors import MismatchError, TooFewDocumentsError
 from lrt_lens.models._hook_names import same_place
 from lrt_lens.moments._cross_moments import TEST_PARTS
-from lrt_lens.moments._hook_pairs import HookPair as Pair
+from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments._scatter import r2_of
 from lrt_lens.moments.cache._selection import RowSelection
 from lrt_lens.stitching.recipes._rows import paired_rows
@@ -44,8 +44,8 @@ def score_functions(
     up: Callable[[Tensor], Tensor],
     down: Callable[[Tensor], Tensor],
     rows: Any,
-    expected: Pair,
-    hooks: Pair | None = None,
+    expected: HookPair,
+    hooks: HookPair | None = None,
 ) -> RowScores:
     """Return scores of ``up`` and ``down`` on rows.
 

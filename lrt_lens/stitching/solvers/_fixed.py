@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from lrt_lens.errors import MismatchError
 from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
-from lrt_lens.moments._hook_pairs import HookPair as Pair
+from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching.solvers._solver import FoldErrors, Setting, Side, Solver, held_out_errors
 
@@ -50,7 +50,7 @@ class FixedSide(Side):
         super().__init__(moments, down=down)
         self.affine = affine
 
-    def cross_validate(self, pair: Pair) -> FoldErrors:
+    def cross_validate(self, pair: HookPair) -> FoldErrors:
         """Return the errors of the map on each fitting fold."""
         held_out = [self.scatter(pair, (k,)) for k in FIT_PARTS]
         setting = Setting()
@@ -58,7 +58,7 @@ class FixedSide(Side):
             held_out, [[self.solve(pair, (), setting)] for _ in FIT_PARTS], [setting]
         )
 
-    def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:  # noqa: ARG002 (nothing is fitted)
+    def solve(self, pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:  # noqa: ARG002 (nothing is fitted)
         """Return the map in float64, with the hook points of ``pair``.
 
         Raises:
@@ -80,6 +80,6 @@ class FixedSide(Side):
             target_hook=target,
         )
 
-    def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
+    def fit_null(self, pair: HookPair, setting: Setting) -> AffineMap:
         """Return the map itself, because it was not fitted on any pairs of rows."""
         return self.solve(pair, (), setting)

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from lrt_lens.errors import HookPointError
 from lrt_lens.models._hook_names import joint_name, joint_parts
 from lrt_lens.moments._cross_moments import CrossMoments
-from lrt_lens.moments._hook_pairs import HookPair as Pair
+from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments._scatter import Scatter
 from lrt_lens.moments._side_moments import SideMoments
 from lrt_lens.stitching._affine import AffineMap
@@ -90,7 +90,7 @@ class GroupRidgeSide(RidgeSide):
         self.many = many
         self._groups: tuple[float, ...] = ()
 
-    def cross_validate(self, pair: Pair) -> FoldErrors:
+    def cross_validate(self, pair: HookPair) -> FoldErrors:
         """Return held-out errors at the best penalties.
 
         Coordinate descent chooses the penalties of the layers. Each step scores all common
@@ -111,7 +111,7 @@ class GroupRidgeSide(RidgeSide):
                     best = self._along(pair, g, best)
         return best
 
-    def _along(self, pair: Pair, g: int, best: FoldErrors) -> FoldErrors:
+    def _along(self, pair: HookPair, g: int, best: FoldErrors) -> FoldErrors:
         """Return the errors after one step along the penalty of layer ``g``, if it improves R²."""
         for factor in (self.many.step, 1 / self.many.step):
             penalties = list(best.setting.groups)
@@ -121,28 +121,28 @@ class GroupRidgeSide(RidgeSide):
                 return tried
         return best
 
-    def _with(self, pair: Pair, groups: tuple[float, ...]) -> FoldErrors:
+    def _with(self, pair: HookPair, groups: tuple[float, ...]) -> FoldErrors:
         """Return the errors at the best common penalty for relative penalties ``groups``."""
         # `shared_by` and `decompose` read the attribute, so it is set before the spectra are used.
         self._groups = groups
         found = super().cross_validate(pair)
         return replace(found, setting=replace(found.setting, groups=groups))
 
-    def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:
+    def solve(self, pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
         """Return the map fitted on the rows of some parts."""
         self._groups = setting.groups
         return super().solve(pair, parts, setting)
 
-    def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
+    def fit_null(self, pair: HookPair, setting: Setting) -> AffineMap:
         """Return the map fitted on shuffled pairs."""
         self._groups = setting.groups
         return super().fit_null(pair, setting)
 
-    def shared_by(self, pair: Pair) -> object:
+    def shared_by(self, pair: HookPair) -> object:
         """Return the joint hook point and its penalties, on which the spectra depend."""
         return pair[0], self._groups
 
-    def decompose(self, pair: Pair, fit: Scatter) -> Spectrum:
+    def decompose(self, pair: HookPair, fit: Scatter) -> Spectrum:
         """Return the spectrum of the joint hook point, each layer divided by √ of its penalty."""
         widths = _widths(pair[0], len(fit.mean_x))
         # p_g‖W_g‖² = ‖√p_g W_g‖², so ridge on x_g/√p_g with weights √p_g W_g is the objective.
@@ -192,7 +192,7 @@ def layer_contributions(
     solver, rows = solver or Ridge(), []
 
     # Every subset of layers is fitted from the joint moments; no activation is read again.
-    def scores(pair: Pair, chosen: list[int]) -> tuple[float, float]:
+    def scores(pair: HookPair, chosen: list[int]) -> tuple[float, float]:
         row = select_layers(moments, pair, chosen).fit(solver).scores.iloc[0]
         return float(row["r2"]), float(row["r2_uniform"])
 
@@ -223,7 +223,7 @@ def layer_contributions(
     return pd.DataFrame(rows)
 
 
-def select_layers(moments: CrossMoments, pair: Pair, chosen: Sequence[int]) -> CrossMoments:
+def select_layers(moments: CrossMoments, pair: HookPair, chosen: Sequence[int]) -> CrossMoments:
     """Return the moments of some layers of a joint hook point, with its target.
 
     Args:

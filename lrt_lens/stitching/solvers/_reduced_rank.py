@@ -21,7 +21,7 @@ from einops import reduce
 from torch import Tensor
 
 from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
-from lrt_lens.moments._hook_pairs import HookPair as Pair
+from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments._scatter import Scatter, score_weights, squared_errors
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching.solvers._ridge import Ridge, RidgeSide
@@ -76,7 +76,7 @@ class ReducedRankSide(Side):
         super().__init__(moments, down=down)
         self.solver, self.ridge = solver, RidgeSide(moments, solver.ridge, down=down)
 
-    def cross_validate(self, pair: Pair) -> FoldErrors:
+    def cross_validate(self, pair: HookPair) -> FoldErrors:
         """Return held-out errors at the best penalty (at full rank) and then the best rank."""
         alpha = self.ridge.cross_validate(pair).setting.alpha
         folds = [self.fold(pair, k) for k in FIT_PARTS]
@@ -105,12 +105,12 @@ class ReducedRankSide(Side):
             )
         return FoldErrors(setting, torch.stack(errors), variance @ weights.T)
 
-    def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:
+    def solve(self, pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
         """Return the map fitted on the rows of some parts."""
         fit = self.scatter(pair, parts)
         return _projected(self.ridge.solve(pair, parts, setting), fit, setting)
 
-    def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
+    def fit_null(self, pair: HookPair, setting: Setting) -> AffineMap:
         """Return the map of the same rank that was fitted on shuffled pairs."""
         return _projected(
             self.ridge.fit_null(pair, setting), self.null_scatter(pair, test=False), setting

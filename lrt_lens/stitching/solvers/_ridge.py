@@ -29,7 +29,7 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
-from lrt_lens.moments._hook_pairs import HookPair as Pair
+from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments._scatter import Scatter, gram, score_weights
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching.solvers._solver import (
@@ -183,7 +183,7 @@ class RidgeSide(Side):
         self._total: Spectrum
         self._folds: list[HeldOutFold]
 
-    def cross_validate(self, pair: Pair) -> FoldErrors:
+    def cross_validate(self, pair: HookPair) -> FoldErrors:
         """Return held-out errors at the best penalty; each is scored on every held-out fold."""
         self.prepare(pair)
         folds = [self.fold(pair, k) for k in FIT_PARTS]
@@ -203,12 +203,12 @@ class RidgeSide(Side):
             Setting(alpha=self.solver.candidates[best]), errors[:, best], variance @ weights.T
         )
 
-    def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:
+    def solve(self, pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
         """Return the map fitted on the rows of some parts."""
         fit = self.scatter(pair, parts)
         return self.spectrum(pair, parts, fit).solve(fit, setting.alpha, *self.names(pair))
 
-    def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
+    def fit_null(self, pair: HookPair, setting: Setting) -> AffineMap:
         """Return the map fitted on shuffled pairs."""
         # Shuffling changes which y belongs to an x, so Sxy only: the spectrum of Sxx still holds.
         self.prepare(pair)
@@ -216,7 +216,7 @@ class RidgeSide(Side):
             self.null_scatter(pair, test=False), setting.alpha, *self.names(pair)
         )
 
-    def prepare(self, pair: Pair) -> None:
+    def prepare(self, pair: HookPair) -> None:
         """Decompose the predicting side's scatter, unless the previous hook pair had the same."""
         key = self.shared_by(pair)
         if key == self._prepared:
@@ -228,7 +228,7 @@ class RidgeSide(Side):
             self._folds.append(HeldOutFold(self.decompose(pair, fit), fit, held_out))
         self._prepared = key
 
-    def spectrum(self, pair: Pair, parts: Sequence[int], fit: Scatter) -> Spectrum:
+    def spectrum(self, pair: HookPair, parts: Sequence[int], fit: Scatter) -> Spectrum:
         """Return the spectrum of the scatter of some parts, a prepared one if there is one."""
         self.prepare(pair)
         if set(parts) == set(FIT_PARTS):
@@ -236,10 +236,10 @@ class RidgeSide(Side):
         left_out = [k for k in FIT_PARTS if set(parts) == set(FIT_PARTS) - {k}]
         return self._folds[left_out[0]].spectrum if left_out else self.decompose(pair, fit)
 
-    def shared_by(self, pair: Pair) -> object:
+    def shared_by(self, pair: HookPair) -> object:
         """Return the key that hook pairs which use the same spectra have in common."""
         return pair[int(self.down)]
 
-    def decompose(self, pair: Pair, fit: Scatter) -> Spectrum:  # noqa: ARG002 (a solver with settings by pair needs it)
+    def decompose(self, pair: HookPair, fit: Scatter) -> Spectrum:  # noqa: ARG002 (a solver with settings by pair needs it)
         """Return the spectrum of the predicting side."""
         return self.solver.decompose(fit.xx)

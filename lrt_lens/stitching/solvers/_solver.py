@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
-from lrt_lens.moments._hook_pairs import HookPair as Pair
+from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments._scatter import Scatter, score_weights, squared_errors, varying
 from lrt_lens.stitching._affine import AffineMap
 
@@ -92,40 +92,40 @@ class Side(ABC):
         self.moments, self.down = moments, down
 
     @abstractmethod
-    def cross_validate(self, pair: Pair) -> FoldErrors:
+    def cross_validate(self, pair: HookPair) -> FoldErrors:
         """Return the held-out errors of the setting with the best held-out R²."""
 
     @abstractmethod
-    def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:
+    def solve(self, pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
         """Return the map fitted on the rows of some parts."""
 
     @abstractmethod
-    def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
+    def fit_null(self, pair: HookPair, setting: Setting) -> AffineMap:
         """Return the map fitted on shuffled pairs of all fitting folds."""
 
-    def fit(self, pair: Pair, setting: Setting) -> AffineMap:
+    def fit(self, pair: HookPair, setting: Setting) -> AffineMap:
         """Return the map fitted on all fitting folds."""
         return self.solve(pair, FIT_PARTS, setting)
 
-    def refit_without(self, pair: Pair, k: int, setting: Setting) -> AffineMap:
+    def refit_without(self, pair: HookPair, k: int, setting: Setting) -> AffineMap:
         """Return the map of all fitting folds except ``k``, for the delete-a-group jackknife."""
         return self.solve(pair, tuple(p for p in FIT_PARTS if p != k), setting)
 
-    def scatter(self, pair: Pair, parts: Iterable[int]) -> Scatter:
+    def scatter(self, pair: HookPair, parts: Iterable[int]) -> Scatter:
         """Return the scatter of a hook pair with the predicting side as x."""
         scatter = self.moments.scatter(pair, tuple(parts))
         return scatter.swapped() if self.down else scatter
 
-    def null_scatter(self, pair: Pair, *, test: bool) -> Scatter:
+    def null_scatter(self, pair: HookPair, *, test: bool) -> Scatter:
         """Return the scatter of shuffled pairs with the predicting side as x."""
         scatter = self.moments.null_scatter(pair, test=test)
         return scatter.swapped() if self.down else scatter
 
-    def fold(self, pair: Pair, k: int) -> tuple[Scatter, Scatter]:
+    def fold(self, pair: HookPair, k: int) -> tuple[Scatter, Scatter]:
         """Return two scatters: of the fitting folds without ``k``, and of fold ``k``."""
         return self.scatter(pair, (p for p in FIT_PARTS if p != k)), self.scatter(pair, (k,))
 
-    def names(self, pair: Pair) -> tuple[str, str]:
+    def names(self, pair: HookPair) -> tuple[str, str]:
         """Return the hook points at which the map starts and ends."""
         return (pair[1], pair[0]) if self.down else pair
 
@@ -235,9 +235,9 @@ class ClosedFormSide(Side):
     def __init__(self, moments: CrossMoments, solver: ClosedForm, *, down: bool) -> None:
         super().__init__(moments, down=down)
         self.solver, self.separable = solver, solver.separable
-        self._starts: dict[Pair, Tensor] = {}
+        self._starts: dict[HookPair, Tensor] = {}
 
-    def cross_validate(self, pair: Pair) -> FoldErrors:
+    def cross_validate(self, pair: HookPair) -> FoldErrors:
         """Return held-out errors at the best setting; each is scored on every held-out fold."""
         folds = [self.fold(pair, k) for k in FIT_PARTS]
         settings = self.solver.settings(*folds[0][0].xy.shape)
@@ -245,20 +245,20 @@ class ClosedFormSide(Side):
         maps = [self.solver.maps(fit, settings, *self.names(pair), start=start) for fit, _ in folds]
         return held_out_errors([held_out for _, held_out in folds], maps, settings)
 
-    def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:
+    def solve(self, pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
         """Return the map fitted on the rows of some parts."""
         return self.solver.maps(
             self.scatter(pair, parts), [setting], *self.names(pair), start=self._start(pair)
         )[0]
 
-    def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
+    def fit_null(self, pair: HookPair, setting: Setting) -> AffineMap:
         """Return the map fitted on shuffled pairs."""
         # No start: the fit of the true pairs would leak the true relation into the null.
         return self.solver.maps(self.null_scatter(pair, test=False), [setting], *self.names(pair))[
             0
         ]
 
-    def _start(self, pair: Pair) -> Tensor | None:
+    def _start(self, pair: HookPair) -> Tensor | None:
         if not self.solver.iterative:
             return None
         if pair not in self._starts:

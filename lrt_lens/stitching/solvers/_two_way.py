@@ -37,7 +37,7 @@ from einops import rearrange
 from torch import Tensor
 
 from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
-from lrt_lens.moments._hook_pairs import HookPair as Pair
+from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments._scatter import Scatter
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching.solvers._ridge import Ridge
@@ -400,11 +400,15 @@ class JointFits:
     def __init__(self, moments: CrossMoments, solver: TwoWay) -> None:
         self.moments, self.solver = moments, solver
         # By (hook pair, parts, alpha) and by (hook pair, parts); parts () are shuffled pairs.
-        self._solved: dict[tuple[Pair, tuple[int, ...], float], tuple[AffineMap, AffineMap]] = {}
-        self._latest: dict[tuple[Pair, tuple[int, ...]], tuple[Tensor, Tensor]] = {}
-        self._chosen: dict[Pair, float] = {}
+        self._solved: dict[
+            tuple[HookPair, tuple[int, ...], float], tuple[AffineMap, AffineMap]
+        ] = {}
+        self._latest: dict[tuple[HookPair, tuple[int, ...]], tuple[Tensor, Tensor]] = {}
+        self._chosen: dict[HookPair, float] = {}
 
-    def maps(self, pair: Pair, parts: Sequence[int], alpha: float) -> tuple[AffineMap, AffineMap]:
+    def maps(
+        self, pair: HookPair, parts: Sequence[int], alpha: float
+    ) -> tuple[AffineMap, AffineMap]:
         """Return the maps (up, down) fitted on some parts; fits of the latest pair are cached."""
         key = (pair, tuple(parts), alpha)
         if key not in self._solved:
@@ -416,7 +420,7 @@ class JointFits:
             )
         return self._solved[key]
 
-    def null_maps(self, pair: Pair, alpha: float) -> tuple[AffineMap, AffineMap]:
+    def null_maps(self, pair: HookPair, alpha: float) -> tuple[AffineMap, AffineMap]:
         """Return the maps (up, down) fitted on shuffled pairs."""
         key = (pair, (), alpha)
         if key not in self._solved:
@@ -428,7 +432,7 @@ class JointFits:
             )
         return self._solved[key]
 
-    def alpha(self, pair: Pair) -> float:
+    def alpha(self, pair: HookPair) -> float:
         """Return the penalty with the least held-out eq. 3, summed over the fitting folds."""
         if self.solver.alpha is not None:
             return self.solver.alpha
@@ -439,7 +443,7 @@ class JointFits:
             self._chosen[pair] = self.solver.alphas[totals.index(min(totals))]
         return self._chosen[pair]
 
-    def _held_out(self, pair: Pair, k: int, alpha: float) -> float:
+    def _held_out(self, pair: HookPair, k: int, alpha: float) -> float:
         """Return J, without ridge terms, on fold ``k`` of the maps fitted without it."""
         up, down = self.maps(pair, tuple(p for p in FIT_PARTS if p != k), alpha)
         held_out = self.moments.scatter(pair, (k,))
@@ -455,9 +459,9 @@ class JointFits:
         self,
         fit: Scatter,
         alpha: float,
-        pair: Pair,
+        pair: HookPair,
         solver: TwoWay,
-        remembered: tuple[Pair, tuple[int, ...]] | None,
+        remembered: tuple[HookPair, tuple[int, ...]] | None,
     ) -> tuple[AffineMap, AffineMap]:
         units = _units(fit, solver)
         # Start at the solution for the same rows under the previous penalty, which is close.
@@ -504,17 +508,17 @@ class TwoWaySide(Side):
         super().__init__(fits.moments, down=down)
         self.fits = fits
 
-    def cross_validate(self, pair: Pair) -> FoldErrors:
+    def cross_validate(self, pair: HookPair) -> FoldErrors:
         """Return held-out errors at the penalty that both directions share."""
         setting = Setting(alpha=self.fits.alpha(pair))
         maps = [[self.refit_without(pair, k, setting)] for k in FIT_PARTS]
         errors = held_out_errors([self.scatter(pair, (k,)) for k in FIT_PARTS], maps, [setting])
         return replace(errors, setting=setting)
 
-    def solve(self, pair: Pair, parts: Sequence[int], setting: Setting) -> AffineMap:
+    def solve(self, pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
         """Return the map fitted on the rows of some parts."""
         return self.fits.maps(pair, parts, setting.alpha)[int(self.down)]
 
-    def fit_null(self, pair: Pair, setting: Setting) -> AffineMap:
+    def fit_null(self, pair: HookPair, setting: Setting) -> AffineMap:
         """Return the map fitted on shuffled pairs."""
         return self.fits.null_maps(pair, setting.alpha)[int(self.down)]

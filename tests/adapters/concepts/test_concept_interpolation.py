@@ -5,15 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrt_lens.adapters.concepts._concept_interpolation import (
-    ConceptInterpolation,
-    evaluate_interpolation,
-)
-from lrt_lens.data._contrast import ContrastSet
+from lrt_lens.adapters.concepts import ConceptInterpolation, evaluate_interpolation
+from lrt_lens.data import ContrastSet
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.stitching._fit import fit_stitches
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.models import ModelPair
+from lrt_lens.stitching import Stitch, fit_stitches
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird", "dog", "king", "queen", "boy")
 ENDS = [f"{PLACES[i % 10]} under the {PLACES[(i // 10 + 3 * i + 1) % 10]}" for i in range(28)]

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.adapters.concepts._concept_map import ConceptMap, apply_together
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.data._contrast import ContrastSet
+from lrt_lens.adapters.concepts import ConceptMap, apply_together
+from lrt_lens.adapters.vectors import SteeringVector
+from lrt_lens.data import ContrastSet
 from lrt_lens.errors import FileFormatError, HookPointError, MismatchError, NonFiniteError
-from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.models import HookedModel, ModelPair
 from lrt_lens.models._reading import read_activations
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird", "dog", "king", "queen", "boy")

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.adapters.concepts._arms import vector_part
-from lrt_lens.adapters.concepts._evaluation import (
+from lrt_lens.adapters.concepts import (
     Concept,
     ConceptTransfer,
+    ConceptTransferSettings,
     evaluate_concept_transfer,
+    read_rows,
 )
-from lrt_lens.adapters.concepts._rows import read_rows
-from lrt_lens.adapters.concepts._settings import ConceptTransferSettings
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.data._contrast import ChoiceItems, ContrastSet
+from lrt_lens.adapters.concepts._arms import vector_part
+from lrt_lens.adapters.vectors import SteeringVector
+from lrt_lens.data import ChoiceItems, ContrastSet
 from lrt_lens.errors import HookPointError, MismatchError
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.models import ModelPair
 from tests.adapters.vectors.reference import OneRowPerContinuation
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird", "dog", "king", "queen", "boy")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.adapters.concepts._concept_map import ConceptMap
-from lrt_lens.adapters.concepts._rows import PairRows, known_rows, mean_only, read_rows
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.data._contrast import ContrastSet
+from lrt_lens.adapters.concepts import ConceptMap, read_rows
+from lrt_lens.adapters.concepts._rows import PairRows, known_rows, mean_only
+from lrt_lens.adapters.vectors import SteeringVector
+from lrt_lens.data import ContrastSet
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.models import ModelPair
 
 PLACES = ("house", "garden", "tree", "river", "stone")
 CONTRAST = ContrastSet(

@@ -8,18 +8,16 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from lrt_lens.adapters.probes._evaluation import (
+from lrt_lens.adapters.probes import (
+    LinearProbe,
     ProbeEvaluation,
     ProbeEvaluationSettings,
     evaluate_probe,
 )
-from lrt_lens.adapters.probes._linear_probe import LinearProbe
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.models import ModelPair
 from lrt_lens.statistics._classification import auroc, bootstrap_auroc
-from lrt_lens.stitching._affine import AffineMap
-from lrt_lens.stitching._fit import fit_stitches
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.stitching import AffineMap, Stitch, fit_stitches
 
 WORDS = (
     ("cat", "dog", "bird", "child", "man", "woman"),

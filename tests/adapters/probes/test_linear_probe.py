@@ -14,14 +14,14 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from lrt_lens._files import read_tensors, write_tensors
-from lrt_lens.adapters.probes._linear_probe import PROBE_SCHEMA, LinearProbe
+from lrt_lens.adapters.probes import LinearProbe
+from lrt_lens.adapters.probes._linear_probe import PROBE_SCHEMA
 from lrt_lens.adapters.probes._logistic import Logistic, fit_logistic, fit_towards, probabilities
 from lrt_lens.errors import FileFormatError, MismatchError
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.models import ModelPair
 from lrt_lens.models._reading import read_activations
 from lrt_lens.models._text_reader import SKIP_FIRST
-from lrt_lens.stitching._fit import fit_stitches
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.stitching import Stitch, fit_stitches
 
 HOOK = "blocks.1.hook_resid_post"
 READS = ["last", "mean", "max", "every", -2]

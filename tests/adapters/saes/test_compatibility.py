@@ -9,13 +9,12 @@ import pytest
 import torch
 
 import lrt_lens as lrt
+from lrt_lens.adapters.saes import CodeMap, SAERows
 from lrt_lens.adapters.saes._compatibility import (
     model_identity_fields,
     plain_name,
     refuse_foreign_sae,
 )
-from lrt_lens.adapters.saes._rows import SAERows
-from lrt_lens.adapters.saes.codes._code_map import CodeMap
 from lrt_lens.errors import HookPointError, MismatchError
 
 FEATURES = 20

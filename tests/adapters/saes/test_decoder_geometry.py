@@ -8,18 +8,17 @@ import pytest
 import torch
 from sklearn.linear_model import LinearRegression
 
-from lrt_lens.adapters.saes._decoder_geometry import (
-    _ALPHAS,
+from lrt_lens.adapters.saes import (
     DecoderGeometry,
-    _Predictor,
+    FeatureMatches,
     chance_residual,
     decoder_geometry,
+    match_features,
 )
-from lrt_lens.adapters.saes._feature_matching import FeatureMatches, match_features
+from lrt_lens.adapters.saes._decoder_geometry import _ALPHAS, _Predictor
 from lrt_lens.errors import MismatchError, NonFiniteError
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.stitching._affine import AffineMap
-from lrt_lens.stitching._fit import fit_stitches
+from lrt_lens.models import ModelPair
+from lrt_lens.stitching import AffineMap, fit_stitches
 from tests.adapters.saes.codes.test_code_map import TinySae
 
 
@@ -165,9 +164,8 @@ def test_a_renumbered_sae_is_matched_back(
 def test_correlations_are_numpys_and_come_from_other_documents(
     pair: ModelPair, corpus: list[str]
 ) -> None:
-    from lrt_lens.data._blocks import iterate_blocks
+    from lrt_lens.data import BlockPlan, iterate_blocks
     from lrt_lens.data._parts import N_FOLDS
-    from lrt_lens.data._windows import BlockPlan
     from lrt_lens.moments._block_rows import block_rows
 
     stitch = fit_stitches(

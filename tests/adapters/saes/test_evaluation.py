@@ -10,15 +10,15 @@ import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 
-from lrt_lens.adapters.saes._evaluation import ARMS, SAEEvaluation, evaluate_sae
+from lrt_lens.adapters.saes import SAEEvaluation, evaluate_sae
+from lrt_lens.adapters.saes._evaluation import ARMS
 from lrt_lens.adapters.saes._initialisation import threshold_table
 from lrt_lens.adapters.saes._random_maps import random_rotation
-from lrt_lens.data._windows import BlockPlan, cut_windows
+from lrt_lens.data import BlockPlan, cut_windows
 from lrt_lens.errors import MismatchError, NonFiniteError, TooFewDocumentsError
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._provenance import Provenance
-from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.models import ModelPair
+from lrt_lens.moments import Provenance
+from lrt_lens.stitching import AffineMap, MapPair, Stitch, StreamStatistics
 
 A_HOOK, B_HOOK = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 import lrt_lens as lrt
-from lrt_lens.adapters.saes._initialisation import SAEInitialisation, rows_of, threshold_table
-from lrt_lens.adapters.saes._rows import SAERows
+from lrt_lens.adapters.saes import SAEInitialisation, SAERows, SAEScaling
+from lrt_lens.adapters.saes._initialisation import rows_of, threshold_table
 from lrt_lens.adapters.saes._scaling import (
     PowerLaw,
-    SAEScaling,
     budgets_of,
     fit_arms,
     fit_power_law,

@@ -10,15 +10,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from lrt_lens.adapters.probes._logistic import PENALTIES
-from lrt_lens.adapters.saes._sparse_probing import (
-    SparseProbeEvaluation,
-    by_class_difference,
-    evaluate_sparse_probes,
-)
+from lrt_lens.adapters.saes import SparseProbeEvaluation, evaluate_sparse_probes
+from lrt_lens.adapters.saes._sparse_probing import by_class_difference
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.stitching._fit import fit_stitches
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.models import ModelPair
+from lrt_lens.stitching import Stitch, fit_stitches
 
 TEXTS = [
     f"the {mood} little {who} was in the {place} and {mood}"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lrt_lens.adapters.saes._sparsify import load_sparsify
+from lrt_lens.adapters.saes import load_sparsify
 from lrt_lens.errors import FileFormatError
 
 D, FEATURES, K = 6, 24, 3

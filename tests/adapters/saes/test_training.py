@@ -10,11 +10,11 @@ import pytest
 import torch
 from sae_lens import StandardTrainingSAEConfig, TopKSAE, TopKSAEConfig, TopKTrainingSAEConfig
 
-from lrt_lens.adapters.saes._rows import SAERows
-from lrt_lens.adapters.saes._training import measure_rows, tokens_to, train_sae
-from lrt_lens.bundled._saes import demo_sae
+from lrt_lens.adapters.saes import SAERows, train_sae
+from lrt_lens.adapters.saes._training import measure_rows, tokens_to
+from lrt_lens.bundled import demo_sae
 from lrt_lens.errors import MismatchError, NonFiniteError, TooFewDocumentsError
-from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models import HookedModel
 
 HOOK = "blocks.1.hook_resid_post"
 D = 12

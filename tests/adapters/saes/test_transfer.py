@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.adapters.saes._transfer import transfer_sae
+from lrt_lens.adapters.saes import transfer_sae
 from lrt_lens.errors import MismatchError, NonFiniteError
-from lrt_lens.models._identity import ModelIdentity
-from lrt_lens.moments._provenance import Provenance
-from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.models import ModelIdentity
+from lrt_lens.moments import Provenance
+from lrt_lens.stitching import AffineMap, MapPair, Stitch, StreamStatistics
 
 D, D_TARGET, FEATURES, K = 6, 9, 20, 3
 SOURCE, TARGET = "blocks.1.hook_resid_post", "blocks.4.hook_resid_post"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sae_lens.registry import get_sae_class
 
-from lrt_lens.adapters.saes._unit_norm import unit_norm_decoder
+from lrt_lens.adapters.saes import unit_norm_decoder
 
 
 def draw(architecture: str, **options: Any) -> Any:

@@ -4,8 +4,8 @@ import numpy as np
 
 from lrt_lens.adapters.vectors._steering_hook import SteeringHook
 from lrt_lens.adapters.vectors._token_batches import TokenBatches
-from lrt_lens.data._contrast import ChoiceItems
-from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.data import ChoiceItems
+from lrt_lens.models import HookedModel
 
 
 class OneRowPerContinuation:

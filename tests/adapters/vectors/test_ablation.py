@@ -10,16 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.adapters.vectors._ablation import (
+from lrt_lens.adapters.vectors import (
     AblationEvaluation,
+    SteeringVector,
     ablation_hooks,
     evaluate_ablation,
 )
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.data._contrast import ChoiceItems, ContrastSet
-from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.data import ChoiceItems, ContrastSet
+from lrt_lens.models import HookedModel, ModelPair
+from lrt_lens.stitching import Stitch
 from tests.adapters.vectors.reference import OneRowPerContinuation
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird")

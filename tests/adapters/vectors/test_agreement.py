@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.adapters.vectors._agreement import steering_agreement
+from lrt_lens.adapters.vectors import steering_agreement
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.models import ModelPair
+from lrt_lens.stitching import AffineMap, MapPair, Stitch, StreamStatistics
 
 HOOK = "blocks.0.hook_resid_post"
 

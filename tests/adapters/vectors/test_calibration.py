@@ -7,19 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from lrt_lens.adapters.concepts._concept_map import apply_together
-from lrt_lens.adapters.vectors._calibration import (
-    MAX_PASSES,
-    calibrate_on,
-    calibrate_scale,
-    search_scale,
-)
-from lrt_lens.adapters.vectors._neutral_text import NeutralText
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.data._contrast import ContrastSet
+from lrt_lens.adapters.concepts import apply_together
+from lrt_lens.adapters.vectors import NeutralText, SteeringVector, calibrate_on, calibrate_scale
+from lrt_lens.adapters.vectors._calibration import MAX_PASSES, search_scale
+from lrt_lens.data import ContrastSet
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.models import HookedModel, ModelPair
 from lrt_lens.models._text_reader import SKIP_FIRST
 
 CONTRAST = ContrastSet(

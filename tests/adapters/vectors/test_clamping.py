@@ -8,18 +8,18 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from lrt_lens.adapters.vectors._clamping import (
-    MOST_UNDEFINED,
+from lrt_lens.adapters.vectors import (
     ClampEvaluation,
+    SteeringVector,
     clipped_ratio,
     evaluate_clamping,
     frequency_trend,
 )
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.data._contrast import ContrastSet
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.adapters.vectors._clamping import MOST_UNDEFINED
+from lrt_lens.data import ContrastSet
+from lrt_lens.models import ModelPair
 from lrt_lens.statistics._intervals import clopper_pearson
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.stitching import Stitch
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird")
 CONTRAST = ContrastSet(

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from lrt_lens.adapters.vectors._calibration import calibrate_scale
-from lrt_lens.adapters.vectors._compared_continuations import (
+from lrt_lens.adapters.vectors import (
     ComparedContinuations,
+    SteeringVector,
+    calibrate_scale,
     compare_continuations,
 )
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.errors import MismatchError
 
 HOOK = "blocks.1.hook_resid_post"

@@ -9,20 +9,25 @@ import pytest
 
 import lrt_lens as lrt
 from lrt_lens._settings import Settings
-from lrt_lens.adapters.vectors import _evaluation
-from lrt_lens.adapters.vectors._ablation import AblationSettings, evaluate_ablation
-from lrt_lens.adapters.vectors._arms import VectorArm
-from lrt_lens.adapters.vectors._clamping import ClampSettings, evaluate_clamping
-from lrt_lens.adapters.vectors._compared_continuations import (
+from lrt_lens.adapters.vectors import (
+    AblationSettings,
+    ClampSettings,
     ComparedContinuationsSettings,
+    PropensitySettings,
+    SteeringSettings,
+    SteeringVector,
+    _evaluation,
     compare_continuations,
+    evaluate_ablation,
+    evaluate_clamping,
+    evaluate_propensity,
+    evaluate_steering,
 )
-from lrt_lens.adapters.vectors._evaluation import Curve, SteeringSettings, evaluate_steering
-from lrt_lens.adapters.vectors._propensity import PropensitySettings, evaluate_propensity
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.data._contrast import ChoiceItems, ContrastSet
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.adapters.vectors._arms import VectorArm
+from lrt_lens.adapters.vectors._evaluation import Curve
+from lrt_lens.data import ChoiceItems, ContrastSet
+from lrt_lens.models import ModelPair
+from lrt_lens.stitching import Stitch
 from tests.adapters.vectors.reference import OneRowPerContinuation
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird", "king", "queen", "dog", "cat")

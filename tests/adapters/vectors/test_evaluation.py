@@ -7,15 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from lrt_lens.adapters.vectors import SteeringEvaluation, SteeringVector, evaluate_steering
 from lrt_lens.adapters.vectors._arms import VectorArm, drawn_arms
-from lrt_lens.adapters.vectors._evaluation import Curve, SteeringEvaluation, evaluate_steering
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.data._contrast import ChoiceItems, ContrastSet
+from lrt_lens.adapters.vectors._evaluation import Curve
+from lrt_lens.data import ChoiceItems, ContrastSet
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.stitching._fit import fit_stitches
-from lrt_lens.stitching._rows import score_rows
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.models import ModelPair
+from lrt_lens.stitching import Stitch, fit_stitches, score_rows
 from tests.adapters.vectors.reference import OneRowPerContinuation
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird")

@@ -6,11 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from lrt_lens.adapters.vectors._calibration import calibrate_scale
-from lrt_lens.adapters.vectors._neutral_text import NeutralText
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.data._contrast import ContrastSet
-from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.adapters.vectors import NeutralText, SteeringVector, calibrate_scale
+from lrt_lens.data import ContrastSet
+from lrt_lens.models import HookedModel
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m['role'][0] }} {{ m['content'] }} .\n{% endfor %}"

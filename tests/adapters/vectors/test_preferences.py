@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.adapters.vectors._preferences import PreferenceText
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.data._contrast import ChoiceItems
+from lrt_lens.adapters.vectors import PreferenceText, SteeringVector
+from lrt_lens.data import ChoiceItems
 from tests.adapters.vectors.reference import OneRowPerContinuation
 
 PROMPTS = [

@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from lrt_lens.adapters.vectors._propensity import PropensityEvaluation, evaluate_propensity
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.data._behaviours import answer_contrast
-from lrt_lens.data._contrast import ChoiceItems
+from lrt_lens.adapters.vectors import PropensityEvaluation, SteeringVector, evaluate_propensity
+from lrt_lens.data import ChoiceItems, answer_contrast
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.models import ModelPair
+from lrt_lens.stitching import Stitch
 from tests.adapters.vectors.reference import OneRowPerContinuation
 
 PLACES = (

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 import lrt_lens as lrt
-from lrt_lens.adapters.vectors._calibration import calibrate_scale
-from lrt_lens.adapters.vectors._scale_prediction import SHARE, predict_scale
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.adapters.vectors import SteeringVector, calibrate_scale, predict_scale
+from lrt_lens.adapters.vectors._scale_prediction import SHARE
+from lrt_lens.models import ModelPair
 
 
 def vector(length: float, norm: float = 50.0) -> SteeringVector:

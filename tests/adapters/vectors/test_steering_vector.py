@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from lrt_lens._files import read_tensors, write_tensors
-from lrt_lens.adapters.vectors._steering_vector import VECTOR_SCHEMA, SteeringVector
-from lrt_lens.data._contrast import ContrastSet
+from lrt_lens.adapters.vectors import SteeringVector
+from lrt_lens.adapters.vectors._steering_vector import VECTOR_SCHEMA
+from lrt_lens.data import ContrastSet
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.models import ModelPair
 from lrt_lens.models._reading import read_activations
 from lrt_lens.models._text_reader import SKIP_FIRST
-from lrt_lens.stitching._fit import fit_stitches
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.stitching import Stitch, fit_stitches
 
 HOOK = "blocks.1.hook_resid_post"
 POSITIVE = [

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from lrt_lens.stitching import RowsInMemory
 from lrt_lens.stitching.recipes._learner import Learner
-from lrt_lens.stitching.recipes._rows import RowsInMemory
 
 ROWS_PER_DOCUMENT = 15
 

@@ -18,14 +18,12 @@ from lrt_lens.errors import (
     NonFiniteError,
     TooFewDocumentsError,
 )
-from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
-from lrt_lens.moments.cache._activation_cache import ActivationCache
+from lrt_lens.moments import TEST_PARTS, ActivationCache, CrossMoments
 from lrt_lens.moments.cache._selection import RowSelection
-from lrt_lens.stitching.recipes._adam import AdamFit, AdamResult, joint_loss
+from lrt_lens.stitching import AdamFit, RowsInMemory, joint_loss
+from lrt_lens.stitching.recipes._adam import AdamResult
 from lrt_lens.stitching.recipes._learner import COLUMNS
-from lrt_lens.stitching.recipes._rows import RowsInMemory
-from lrt_lens.stitching.solvers._fixed import FixedMaps
-from lrt_lens.stitching.solvers._two_way import TwoWay
+from lrt_lens.stitching.solvers import FixedMaps, TwoWay
 
 SHORT: dict[str, Any] = {"batch_rows": 128, "epochs": 3, "learning_rate": 1e-2}
 FASTER: dict[str, Any] = SHORT | {"learning_rate": 2e-2}

@@ -8,10 +8,10 @@ import torch
 from sklearn.metrics import r2_score
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
+from lrt_lens.moments import TEST_PARTS, CrossMoments
 from lrt_lens.moments.cache._selection import RowSelection
-from lrt_lens.stitching.recipes._mlp import Mlp, MlpResult
-from lrt_lens.stitching.recipes._rows import RowsInMemory
+from lrt_lens.stitching import Mlp, RowsInMemory
+from lrt_lens.stitching.recipes._mlp import MlpResult
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from lrt_lens.data._token_spelling import token_strings
-from lrt_lens.stitching.solvers._least_squares import LeastSquares
-from lrt_lens.stitching.solvers._shared_embeddings import shared_embedding_maps
+from lrt_lens.stitching.solvers import LeastSquares, shared_embedding_maps
 
 
 @pytest.mark.parametrize("matrix", ["embed", "unembed"])
@@ -26,7 +25,7 @@ def test_the_map_is_least_squares_on_the_rows_of_tokens_that_both_know(
         )
         found.append(module.weight.detach().double().numpy())
     vocabulary = token_strings(pair.source.tokenizer)
-    from lrt_lens.data._documents import document_key
+    from lrt_lens.data import document_key
     from lrt_lens.data._parts import N_FOLDS, part_of
 
     ids = [
@@ -43,7 +42,7 @@ def test_the_map_is_least_squares_on_the_rows_of_tokens_that_both_know(
 
 
 def test_it_is_scored_between_any_hook_points_of_those_widths(pair: Any) -> None:
-    from lrt_lens.moments._cross_moments import CrossMoments
+    from lrt_lens.moments import CrossMoments
 
     generator = torch.Generator().manual_seed(0)
     x, y = (

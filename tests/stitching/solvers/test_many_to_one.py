@@ -10,10 +10,11 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.metrics import r2_score
 
 from lrt_lens.errors import HookPointError
-from lrt_lens.models._hook_names import depth, joint_name, joint_parts
-from lrt_lens.moments._cross_moments import CrossMoments
-from lrt_lens.stitching.solvers._many_to_one import ManyToOne, layer_contributions, select_layers
-from lrt_lens.stitching.solvers._ridge import Ridge
+from lrt_lens.models import depth
+from lrt_lens.models._hook_names import joint_name, joint_parts
+from lrt_lens.moments import CrossMoments
+from lrt_lens.stitching.solvers import ManyToOne, Ridge, layer_contributions
+from lrt_lens.stitching.solvers._many_to_one import select_layers
 
 LAYERS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"]
 JOINT = joint_name(LAYERS)

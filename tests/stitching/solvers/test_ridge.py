@@ -9,7 +9,8 @@ import torch
 from sklearn.preprocessing import StandardScaler
 
 from lrt_lens.moments._scatter import score_weights
-from lrt_lens.stitching.solvers._ridge import HeldOutFold, Ridge, RidgeSide
+from lrt_lens.stitching.solvers import Ridge
+from lrt_lens.stitching.solvers._ridge import HeldOutFold, RidgeSide
 from lrt_lens.stitching.solvers._solver import DEFAULT_ALPHAS, Setting
 
 PAIR = ("source", "target")

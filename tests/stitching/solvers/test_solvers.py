@@ -10,16 +10,20 @@ from scipy.linalg import orthogonal_procrustes
 from sklearn.linear_model import LinearRegression
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
-from lrt_lens.moments._scatter import score_map
-from lrt_lens.stitching._affine import AffineMap, MapPair
-from lrt_lens.stitching.solvers._coordinates import AxisScaling, Identity, Mean, Translation
-from lrt_lens.stitching.solvers._fixed import FixedMaps
-from lrt_lens.stitching.solvers._least_squares import LeastSquares
-from lrt_lens.stitching.solvers._procrustes import Procrustes
-from lrt_lens.stitching.solvers._reduced_rank import ReducedRank
-from lrt_lens.stitching.solvers._ridge import Ridge
-from lrt_lens.stitching.solvers._two_way import TwoWay
+from lrt_lens.moments import TEST_PARTS, CrossMoments, score_map
+from lrt_lens.stitching import AffineMap, MapPair
+from lrt_lens.stitching.solvers import (
+    AxisScaling,
+    FixedMaps,
+    Identity,
+    LeastSquares,
+    Mean,
+    Procrustes,
+    ReducedRank,
+    Ridge,
+    Translation,
+    TwoWay,
+)
 
 ALL = [
     LeastSquares(),
@@ -85,7 +89,7 @@ def test_with_fewer_rows_than_dimensions_the_smallest_of_all_interpolating_maps_
     )
     documents = [i // 2 for i in range(300)]
     moments = CrossMoments.from_activations(x, y, documents=documents, moment_dtype=dtype)
-    from lrt_lens.data._documents import document_key
+    from lrt_lens.data import document_key
     from lrt_lens.data._parts import part_of
 
     fits = np.array([part_of(document_key(str(d), 0)) < 5 for d in documents])

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS
-from lrt_lens.stitching.solvers._ridge import Ridge
-from lrt_lens.stitching.solvers._two_way import TwoWay, TwoWayProblem
+from lrt_lens.moments import FIT_PARTS, TEST_PARTS
+from lrt_lens.stitching.solvers import Ridge, TwoWay
+from lrt_lens.stitching.solvers._two_way import TwoWayProblem
 
 
 def naive_objective(

@@ -10,17 +10,16 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge as SklearnRidge
 
-from lrt_lens.adapters.saes.codes._code_map import CodeMap, encode_states, fit_code_map
+from lrt_lens.adapters.saes import CodeMap, fit_code_map
+from lrt_lens.adapters.saes.codes._code_map import encode_states
 from lrt_lens.adapters.saes.codes._moments import CodeMoments, SparseGram
 from lrt_lens.adapters.saes.codes._ridge import NormalEquations, fit_codes, solutions
-from lrt_lens.data._blocks import iterate_blocks
+from lrt_lens.data import BlockPlan, iterate_blocks
 from lrt_lens.data._parts import N_FOLDS
-from lrt_lens.data._windows import BlockPlan
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.models import ModelPair
 from lrt_lens.moments._block_rows import block_rows
-from lrt_lens.stitching._fit import fit_stitches
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.stitching import Stitch, fit_stitches
 
 HOOK = "blocks.0.hook_resid_post"
 DEAD = (3, 20)
@@ -170,7 +169,7 @@ def test_dead_features_have_no_row_and_count_their_firings(
 def test_documents_of_the_test_fold_change_nothing(
     pair: ModelPair, stitch: Stitch, sae: TinySae, corpus: list[str]
 ) -> None:
-    from lrt_lens.data._documents import document_key
+    from lrt_lens.data import document_key
     from lrt_lens.data._parts import part_of
 
     tests = [text for text in corpus if part_of(document_key(text, 0)) >= N_FOLDS]

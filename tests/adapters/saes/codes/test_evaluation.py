@@ -9,17 +9,14 @@ import pytest
 import torch
 from sklearn.metrics import r2_score
 
-from lrt_lens.adapters.saes.codes._code_map import CodeMap, fit_code_map
-from lrt_lens.adapters.saes.codes._evaluation import evaluate_code_map
-from lrt_lens.adapters.vectors._agreement import steering_agreement
-from lrt_lens.data._blocks import iterate_blocks
+from lrt_lens.adapters.saes import CodeMap, evaluate_code_map, fit_code_map
+from lrt_lens.adapters.vectors import steering_agreement
+from lrt_lens.data import BlockPlan, iterate_blocks
 from lrt_lens.data._parts import N_FOLDS
-from lrt_lens.data._windows import BlockPlan
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._pair import ModelPair
+from lrt_lens.models import ModelPair
 from lrt_lens.moments._block_rows import block_rows
-from lrt_lens.stitching._fit import fit_stitches
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.stitching import Stitch, fit_stitches
 from tests.adapters.saes.codes.test_code_map import TinySae
 
 OPTIONS: dict[str, Any] = {"context_length": 32, "progress": False}

@@ -13,7 +13,7 @@ N_FEATURES = 40
 @pytest.fixture(scope="session")
 def stitch(pair: Any, corpus: list[str]) -> Any:
     """Stitch from layer 0 of the source to layer 1 of the target, with a map of shuffled pairs."""
-    from lrt_lens.stitching._fit import fit_stitches
+    from lrt_lens.stitching import fit_stitches
 
     grid = fit_stitches(
         pair,

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from lrt_lens.adapters.saes.features._correlation import Correlations
-from lrt_lens.statistics._jackknife import jackknife
+from lrt_lens.statistics import jackknife
 
 
 def _rows(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,17 +8,18 @@ import pandas as pd
 import pytest
 import torch
 
+from lrt_lens.adapters.saes import (
+    FeatureEvaluation,
+    FeatureEvaluationSettings,
+    Unembedding,
+    evaluate_features,
+)
 from lrt_lens.adapters.saes.features._coder import FeatureCoder, check_sae, random_coder
-from lrt_lens.adapters.saes.features._evaluate import FeatureEvaluationSettings, evaluate_features
-from lrt_lens.adapters.saes.features._result import FeatureEvaluation
-from lrt_lens.adapters.saes.features._unembedding import Unembedding
-from lrt_lens.data._documents import document_key
+from lrt_lens.data import BlockPlan, cut_windows, document_key
 from lrt_lens.data._parts import N_FOLDS, part_of
-from lrt_lens.data._windows import BlockPlan, cut_windows
 from lrt_lens.errors import HookPointError, MismatchError, TooFewDocumentsError
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.models import ModelPair
+from lrt_lens.stitching import AffineMap, MapPair, Stitch, StreamStatistics
 
 HOOK, TARGET_HOOK = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
 QUIET: dict[str, Any] = {

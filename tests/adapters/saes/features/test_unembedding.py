@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from lrt_lens.adapters.saes.features._unembedding import Unembedding, measure_norm
-from lrt_lens.models._hook_names import residual_post
+from lrt_lens.adapters.saes import Unembedding
+from lrt_lens.adapters.saes.features._unembedding import measure_norm
+from lrt_lens.models import residual_post
 
 
 class _GemmaNorm(nn.Module):
