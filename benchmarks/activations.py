@@ -10,8 +10,8 @@ from benchmarks.measuring import Settings
 from benchmarks.models import TINY, random_documents, random_models
 from lrt_lens.bundled import DEMO_FOLDER, demo_pair
 from lrt_lens.data import BlockPlan, document_key, iterate_blocks
-from lrt_lens.data._block import Block
-from lrt_lens.data._parts import N_FOLDS, part_of
+from lrt_lens.data._documents import N_FOLDS, part_of
+from lrt_lens.data._windows import Block
 from lrt_lens.models import ModelPair, residual_post
 
 BUNDLED_TEXT = DEMO_FOLDER / "data" / "documents.jsonl.gz"

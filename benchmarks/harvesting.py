@@ -19,7 +19,7 @@ from benchmarks.models import PYTHIA, TINY, PairShape, random_documents, random_
 from lrt_lens.data import BlockPlan, iterate_blocks
 from lrt_lens.models import ModelPair
 from lrt_lens.moments import CrossMoments, harvest
-from lrt_lens.moments._harvest_settings import Null
+from lrt_lens.moments._block_rows import Null
 
 _BATCH_TOKENS, _CONTEXT = 4096, 256
 """The defaults of `harvest`, explicit because the bare decoders must run the same batches."""

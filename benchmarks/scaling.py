@@ -163,7 +163,7 @@ def _rate(rank: dict[str, Any]) -> float:
 
 def _merge_seconds(folder: Path, out: Path) -> float:
     """Seconds that rank 0 needs to add the file of the other rank to its own moments."""
-    from lrt_lens.data._block import Share
+    from lrt_lens.data._windows import Share
     from lrt_lens.models import ModelPair
     from lrt_lens.moments._checkpoint import Checkpoint, add_file, read_rank_files
 
@@ -197,7 +197,7 @@ def _rank(
 
     from benchmarks.measuring import check_threads
     from benchmarks.models import random_documents
-    from lrt_lens.data._block import Share
+    from lrt_lens.data._windows import Share
     from lrt_lens.models import ModelPair
     from lrt_lens.moments._checkpoint import Checkpoint
 

@@ -10,8 +10,8 @@ from benchmarks.fitting import run_duel
 from benchmarks.measuring import Measurement, Settings, alternate
 from benchmarks.models import Shape
 from benchmarks.synthetic import grid_shape, synthetic_moments
+from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments import FIT_PARTS, TEST_PARTS, CrossMoments, score_map
-from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.stitching.solvers import Ridge
 from lrt_lens.stitching.solvers._ridge import RidgeSide
 

@@ -16,9 +16,9 @@ import tyro
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lrt_lens.models._hook_points import HookPair
     from lrt_lens.models._pair import ModelPair
     from lrt_lens.moments._harvesting import HarvestRun
-    from lrt_lens.moments._hook_pairs import HookPair
     from lrt_lens.moments._plan import HarvestPlan
     from lrt_lens.moments._scale_out import Ranks
     from lrt_lens.stitching._grid import StitchGrid
@@ -352,7 +352,7 @@ def _write_outputs(
     out: Path, arguments: dict[str, Any], grid: "StitchGrid", names: tuple[str, str]
 ) -> None:
     """Write the best stitch, results.json and report.html, and print the scores."""
-    from lrt_lens.models._hook_names import short_hook
+    from lrt_lens.models._hook_points import short_hook
     from lrt_lens.report._html import write_html
     from lrt_lens.report._results import write_results
     from lrt_lens.stitching._fit_report import fit_report

@@ -53,14 +53,12 @@ from lrt_lens.adapters.vectors._preferences import PreferenceText
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.baselines._text_rows import RowRead
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
-from lrt_lens.data._documents import document_key
-from lrt_lens.data._parts import N_FOLDS, part_of
+from lrt_lens.data._documents import N_FOLDS, document_key, part_of
 from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.figures._family_baselines import family_figure
-from lrt_lens.models._hook_names import EMBED, same_place
+from lrt_lens.models._hook_points import EMBED, HookPair, same_place
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
-from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments._scatter import score_map
 from lrt_lens.statistics._classification import auroc, bootstrap_auroc
 from lrt_lens.statistics._intervals import (

@@ -19,8 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.models._reading import read_tokens
+from lrt_lens.models._hooked_model import HookedModel, read_tokens
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.stitching._affine import StreamStatistics
 

@@ -1,35 +1,128 @@
-"""Documents cut into blocks: the unit of harvesting, of products and of shuffled pairs.
+"""Documents cut into windows and gathered in blocks, for one model or for a pair.
 
 Problem: a harvest must give the same folds and the same rows whether one process reads the
-documents or many. Mechanism: documents become windows (`lrt_lens.data._window_cutter`), each within
-one document. The windows of one *part* are gathered in a block of about ``block_rows`` unmasked
-tokens. Parts are the folds: a document's hash decides whether it is for fitting (one of ``N_FOLDS``
-cross-validation folds) or for testing (one of ``N_TEST_GROUPS`` groups of the test fold), wherever
-it is in the stream. Blocks are numbered in the order in which they fill. Their contents depend only
-on the documents and the plan, so processes that share a harvest all read the same stream, and each
-takes some of its blocks. Products, shifts and shuffled pairs never reach beyond one block.
+documents or many; and whether positions of two models are equal or have to be aligned depends on
+their tokenizers. Mechanism: `WindowCutter` cuts each document into windows. With one tokenizer both
+models read the same window, and row k is the same position in both. With two, every window has a
+`Window.counterpart` in the target's tokens, cut at the same characters, whose rows are paired with
+its own in order (`lrt_lens.data._aligned_windows`). The windows of one *part* are gathered in a
+block of about ``block_rows`` unmasked tokens. Parts are the folds: a document's hash decides
+whether it is for fitting or for testing, wherever it is in the stream. Blocks are numbered in the
+order in which they fill. Their contents depend only on the documents and the plan, so processes
+that share a harvest all read the same stream, and each takes some of its blocks. Products, shifts
+and shuffled pairs never reach beyond one block.
 
     plan = BlockPlan(context_length=256)
     for block in iterate_blocks(documents, model, plan): block.part, block.windows
     for block in iterate_blocks(documents, small, plan, target=large): ...    # for both models
+    for document in WindowCutter(plan, small, large).cut(texts): document.windows
 
-Limits: with few documents a fold can stay empty, which is an error.
+Limits: with few documents a fold can stay empty, which is an error; chats need one tokenizer,
+because two chat templates give two texts.
 """
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import islice
+from queue import Full, Queue
+from typing import TypeVar
 
-from lrt_lens.data._aligned import Aligned, sum_aligned
-from lrt_lens.data._alignment import nothing_aligns
-from lrt_lens.data._block import Block
-from lrt_lens.data._documents import Documents
-from lrt_lens.data._parts import N_FOLDS, N_PARTS, PART_NAMES, part_of
-from lrt_lens.data._window_cutter import WindowCutter
-from lrt_lens.data._windows import MINIMUM_ROWS, BlockPlan, CutDocument
+from lrt_lens.data._aligned_windows import cut_aligned_windows
+from lrt_lens.data._alignment import Aligner, Alignment, nothing_aligns
+from lrt_lens.data._documents import (
+    N_FOLDS,
+    N_PARTS,
+    PART_NAMES,
+    Documents,
+    document_key,
+    iterate_documents,
+    part_of,
+)
+from lrt_lens.data._windows import (
+    MINIMUM_ROWS,
+    Aligned,
+    Block,
+    BlockPlan,
+    CutDocument,
+    Window,
+    cut_windows,
+    sum_aligned,
+)
 from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.models._text_reader import TextReader
+
+
+class WindowCutter:
+    """Cutter of documents into windows for ``source``, or for both ``source`` and ``target``.
+
+    Raises:
+        ValueError: the tokenizers differ, and one of them can neither return offsets nor decode.
+    """
+
+    def __init__(
+        self, plan: BlockPlan, source: TextReader, target: TextReader | None = None
+    ) -> None:
+        self.plan, self.source = plan, source
+        self._other: tuple[Aligner, TextReader] | None = None
+        if target is not None and not source.reads_as(target):
+            self._other = Aligner(source.tokenizer, target.tokenizer, same=False), target
+
+    def texts(self, documents: Documents) -> Iterator[str]:
+        """Return an iterator over the texts of ``documents``.
+
+        Raises:
+            MismatchError: a document is a chat, and the models have different tokenizers.
+        """
+        readers = [self.source] if self._other is None else [self.source, self._other[1]]
+        return iterate_documents(documents, *(model.tokenizer for model in readers))
+
+    def cut(self, texts: Sequence[str]) -> list[CutDocument]:
+        """Return one `CutDocument` per text.
+
+        It has no windows if the text is too short or no position is aligned.
+        """
+        keys = [document_key(text, self.plan.seed) for text in texts]
+        if self._other is not None:
+            aligner, target = self._other
+            return [
+                self._cut_aligned(key, alignment, target)
+                for key, alignment in zip(keys, aligner.align(texts), strict=True)
+            ]
+        # Both models read these tokens, so one tokenization serves both.
+        bodies = self.source.encode_bodies(texts)
+        return [
+            CutDocument(key, self._lagged(cut_windows(ids, key, self.source, self.plan)))
+            for key, ids in zip(keys, bodies, strict=True)
+        ]
+
+    def _cut_aligned(self, key: int, alignment: Alignment, target: TextReader) -> CutDocument:
+        pairs = cut_aligned_windows(alignment, key, self.source, target, self.plan)
+        windows = self._lagged([replace(one, counterpart=other) for one, other in pairs])
+        n_source, n_target = len(alignment.first_ids), len(alignment.second_ids)
+        return CutDocument(key, windows, Aligned(alignment.n_pairs, n_source, n_target))
+
+    def _lagged(self, windows: list[Window]) -> list[Window]:
+        """Return windows that pair each source row with the target row ``plan.lag`` rows later.
+
+        A window that becomes too short is left out.
+        """
+        lag = self.plan.lag
+        if not lag:
+            return windows
+        lagged = []
+        for window in windows:
+            other = window.read_by("target")
+            if len(window.rows) >= lag + MINIMUM_ROWS:
+                # Row k of the source is paired with row k + lag of the target.
+                other = Window(other.ids, other.rows[lag:], other.document)
+                lagged.append(
+                    Window(window.ids, window.rows[:-lag], window.document, counterpart=other)
+                )
+        return lagged
+
 
 logger = logging.getLogger(__name__)
 
@@ -162,3 +255,53 @@ def _empty_folds(empty: list[str], corpus: Corpus, plan: BlockPlan) -> TooFewDoc
         f"{message}{corpus.n_documents} document(s) for {N_FOLDS} folds and a test fold{masked};"
         " give at least 100 documents (one long text can be split into paragraphs)"
     )
+
+
+Item = TypeVar("Item")
+_POLL_SECONDS = 0.1
+"""Seconds after which the thread looks whether it should stop."""
+
+
+@contextmanager
+def running_ahead(items: Iterator[Item], n_ready: int = 4) -> Iterator[Iterator[Item]]:
+    """Return a context that iterates over ``items`` in a thread, which ends with the context.
+
+    An exception in the thread is raised in the iteration.
+    """
+    queue: Queue[tuple[Item] | BaseException | None] = Queue(maxsize=n_ready)
+    stop = threading.Event()
+
+    # The queue holds (item,), an exception, or None at the end. The tuple lets an item be None.
+    def put(entry: tuple[Item] | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                queue.put(entry, timeout=_POLL_SECONDS)
+            except Full:
+                continue
+            return
+
+    def make() -> None:
+        try:
+            for item in items:
+                put((item,))
+                if stop.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # raised again in `read`
+            put(error)
+
+    def read() -> Iterator[Item]:
+        while (entry := queue.get()) is not None:
+            if isinstance(entry, BaseException):
+                raise entry
+            yield entry[0]
+
+    thread = threading.Thread(target=make, name="lrt_lens-blocks", daemon=True)
+    thread.start()
+    try:
+        yield read()
+    finally:
+        stop.set()
+        # A stream that waits for the network must not delay the end of an interrupted run. So the
+        # wait is limited, and the thread is a daemon, which ends with the process.
+        thread.join(timeout=5)

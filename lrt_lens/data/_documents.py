@@ -1,13 +1,19 @@
-"""Documents from anything that contains texts.
+"""Documents from anything that contains texts, and the part of a corpus that each belongs to.
 
 Problem: folds are made of documents, and no window extends over two of them, so all sources of text
-must become a stream of documents. Mechanism: `iterate_documents` accepts a string, an iterable of
-strings or of chats (lists of ``{"role", "content"}``), a ``.txt``, ``.jsonl`` or ``.jsonl.gz``
-file, a Hugging Face data set (loaded, or by name), and rows with a ``text`` field.
+must become a stream of documents; and every process, shard and later run must assign a document to
+the same fold. Mechanism: `iterate_documents` accepts a string, an iterable of strings or of chats
+(lists of ``{"role", "content"}``), a ``.txt``, ``.jsonl`` or ``.jsonl.gz`` file, a Hugging Face
+data set (loaded, or by name), and rows with a ``text`` field. The hash of a document's text
+(`document_key`) decides its part, wherever the document stands in the stream: one of five
+cross-validation folds, or one of eight groups of the test fold.
 
     for text in iterate_documents("corpus.jsonl.gz", tokenizer): ...
+    part_of(document_key("Some text.", seed=0))       # 0 … 12
+    PART_NAMES[5]                                     # "test0"
 
-Limits: a text file has one document per paragraph; chats need one tokenizer with a chat template.
+Limits: a text file has one document per paragraph; chats need one tokenizer with a chat template;
+with fewer than 100 documents a part may stay empty.
 """
 
 import gzip
@@ -168,3 +174,22 @@ def _chat_text(chat: Any, index: int, tokenizers: tuple[Any, ...]) -> str:
             " set tokenizer.chat_template, or give plain text"
         )
     return tokenizers[0].apply_chat_template(chat, tokenize=False)
+
+
+N_FOLDS = 5
+"""Cross-validation folds."""
+N_TEST_GROUPS = 8
+"""Groups of documents inside the test fold, for intervals."""
+N_PARTS = N_FOLDS + N_TEST_GROUPS
+"""Parts in all: the folds, then the groups of the test fold."""
+PART_NAMES = tuple(
+    [f"fold{k}" for k in range(N_FOLDS)] + [f"test{g}" for g in range(N_TEST_GROUPS)]
+)
+
+
+def part_of(key: int) -> int:
+    """Return the part of the document with this key: 0 to 4 are folds, 5 to 12 test groups."""
+    # fold = key mod 6, the sixth value is the test fold; group = ⌊key / 6⌋ mod 8: other digits of
+    # the hash, so that the test group does not depend on the fold.
+    fold, group = key % (N_FOLDS + 1), (key // (N_FOLDS + 1)) % N_TEST_GROUPS
+    return fold if fold < N_FOLDS else N_FOLDS + group

@@ -1,22 +1,66 @@
-"""Windows: consecutive tokens of one document, for one model or for both models of a pair.
+"""Windows and blocks: consecutive tokens of one document, gathered for harvesting.
 
 A window never extends over two documents. It begins with BOS if the model's policy says so. For
 models with different tokenizers the windows are cut at the same characters: see
-`lrt_lens.data._window_cutter`.
+`lrt_lens.data._blocks`. A block is the windows of one part of the documents, the unit of
+harvesting, of products and of shuffled pairs.
 
     windows = cut_windows(ids, key, model, BlockPlan(context_length=256))
     windows[0].ids, windows[0].rows      # token ids, positions of unmasked tokens
+    for batch in block.batches(8192): ...
 
 Limits: the last window of a document is shorter, and is left out below `MINIMUM_ROWS` rows.
 """
 
-from dataclasses import dataclass, replace
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
-from lrt_lens.data._aligned import Aligned
 from lrt_lens.models._text_reader import SKIP_FIRST, TextReader
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Counts of aligned positions and of tokens in some texts; they can be added."""
+
+    n_pairs: int = 0
+    """Number of aligned positions."""
+    n_source: int = 0
+    """Number of tokens of the source's tokenizer."""
+    n_target: int = 0
+    """Number of tokens of the target's tokenizer."""
+
+    @property
+    def share(self) -> tuple[float, float]:
+        """Shares of source and of target tokens that are aligned; NaN without tokens."""
+        nan = float("nan")
+        return self.n_pairs / (self.n_source or nan), self.n_pairs / (self.n_target or nan)
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Numbers of pairs, source and target tokens, in the order of files."""
+        return self.n_pairs, self.n_source, self.n_target
+
+    def __add__(self, other: "Aligned") -> "Aligned":
+        return Aligned(
+            self.n_pairs + other.n_pairs,
+            self.n_source + other.n_source,
+            self.n_target + other.n_target,
+        )
+
+    def __str__(self) -> str:
+        return "{:.1%} of the source's tokens and {:.1%} of the target's".format(*self.share)
+
+
+def sum_aligned(one: Aligned | None, other: Aligned | None) -> Aligned | None:
+    """Return the sum of two counts, of which None counts nothing."""
+    if one is None or other is None:
+        return one or other
+    return one + other
+
 
 MINIMUM_ROWS = 4
 """Fewest unmasked tokens of a window; with fewer, a forward pass costs more than it gives."""
@@ -114,3 +158,138 @@ def unmasked(ids: list[int], special: np.ndarray, skip_first: int) -> np.ndarray
     keep = ~np.isin(ids, special)
     keep[:skip_first] = False
     return np.flatnonzero(keep)
+
+
+@dataclass
+class Block:
+    """Windows of one part, about ``BlockPlan.block_rows`` unmasked tokens."""
+
+    part: int
+    windows: list[Window] = field(default_factory=list)
+    n_rows: int = 0
+    index: int = 0
+    """Number of this block in the stream."""
+    n_documents: int = 0
+    """Number of documents whose first window is in this block."""
+    digest: int = 0
+    """Sum of the keys of those documents, modulo 2⁶⁴."""
+    aligned: Aligned | None = None
+    """Counts of aligned positions in those documents; None if both models read the same tokens."""
+
+    def add(self, window: Window, begins: CutDocument | None = None) -> None:
+        """Append a window; ``begins`` is its document if it is the document's first window."""
+        self.windows.append(window)
+        self.n_rows += len(window.rows)
+        if begins is not None:
+            self.n_documents += 1
+            # A sum, so that blocks and shards can be added in any order.
+            self.digest = (self.digest + begins.key) % 2**64
+            self.aligned = sum_aligned(self.aligned, begins.aligned)
+
+    @property
+    def fingerprint(self) -> int:
+        """Hash of all tokens and masks, for a resumed run to compare; 63 bits."""
+        digest = hashlib.blake2b(f"{self.part}".encode(), digest_size=8)
+        for window in self.windows:
+            for side in (window, window.counterpart) if window.counterpart else (window,):
+                digest.update(np.array(side.ids, dtype=np.int64).tobytes())
+                digest.update(side.rows.astype(np.int64).tobytes())
+        # 63 bits, so that it fits into a signed 64-bit integer.
+        return int.from_bytes(digest.digest(), "big") >> 1
+
+    def batches(self, batch_tokens: int) -> Iterator[list[Window]]:
+        """Yield batches of windows of similar length.
+
+        A batch has at most ``batch_tokens`` tokens, padding included, and at least one window.
+        """
+        batch: list[Window] = []
+        longest = 0
+        # Sorted by the source's tokens only. A cache keeps just those and must give the same order.
+        for window in sorted(self.windows, key=lambda w: (-len(w.ids), w.document)):
+            longest = max(longest, window.padded_length)
+            if batch and longest * (len(batch) + 1) > batch_tokens:
+                yield batch
+                batch, longest = [], window.padded_length
+            batch.append(window)
+        if batch:
+            yield batch
+
+
+@dataclass(frozen=True)
+class Share:
+    """Share of the blocks that one process takes: those of its rank, among those of its shard."""
+
+    shard: tuple[int, int] = (0, 1)
+    """Shard as (i, N), i from 0; shards are separate jobs, whose moments are merged from files."""
+    rank: tuple[int, int] = (0, 1)
+    """Rank as (rank, number of ranks); ranks are processes of one job."""
+
+    def __post_init__(self) -> None:
+        for name, (index, count) in (("shard", self.shard), ("rank", self.rank)):
+            if count < 1:
+                raise ValueError(f"{name} is one of {count}; expected at least 1 {name}")
+            if not 0 <= index < count:
+                raise ValueError(
+                    f"{name} is {index} of {count}; expected 0 to {count - 1} of {count}"
+                )
+
+    def in_shard(self, index: int) -> bool:
+        """Return whether a block belongs to this shard, at any rank."""
+        return index % self.shard[1] == self.shard[0]
+
+    def takes(self, index: int) -> bool:
+        """Return whether this process takes a block."""
+        # Block index = N · j + i is the j-th block of shard i; ranks take its blocks in turn.
+        return self.in_shard(index) and index // self.shard[1] % self.rank[1] == self.rank[0]
+
+
+def shuffled_rows(block: Block, order: list[Window], seed: int) -> np.ndarray:
+    """Return a permutation of a block's rows that pairs each with a row of another document.
+
+    ``order`` lists the windows in the order of the rows. Every row is used once on either side, so
+    the null has the marginal moments of the true pairs, and only ``xy`` differs. A row is paired
+    with a row at the same position of its window. If a position occurs in too few documents, its
+    rows are paired with rows of other documents at other positions.
+    """
+    _, document = np.unique(
+        np.array([w.document for w in order], dtype=np.uint64), return_inverse=True
+    )
+    documents = np.repeat(document, [len(w.rows) for w in order])
+    positions = np.concatenate([w.rows for w in order])
+    rng = np.random.default_rng([seed, block.part, len(positions), int(order[0].document % 2**32)])
+    # Documents in random order; rows of equal position are sorted by it.
+    rank = rng.permutation(documents.max() + 1)[documents]
+    pairing = np.arange(len(positions))
+    by_position = np.lexsort((rank, positions))
+    bounds = np.flatnonzero(np.diff(positions[by_position])) + 1
+    paired: list[np.ndarray] = []
+    unpaired: list[np.ndarray] = []
+    for group in np.split(by_position, bounds):
+        (paired if _rotate(group, rank, pairing) else unpaired).append(group)
+    # Rows without a partner at their own position are paired among each other. If one document has
+    # most of them, the rows of the last paired position are added until it does not.
+    while unpaired:
+        pool = np.concatenate(unpaired)
+        pool = pool[np.argsort(rank[pool], kind="stable")]
+        if _rotate(pool, rank, pairing):
+            break
+        if not paired:
+            # One document has more than half of the block, so some of its rows are paired with
+            # rows of the same document.
+            pairing[pool] = np.roll(pool, -(len(pool) // 2))
+            break
+        unpaired.append(paired.pop())
+    return pairing
+
+
+def _rotate(group: np.ndarray, rank: np.ndarray, pairing: np.ndarray) -> bool:
+    """Pair rows, sorted by document, with those of other documents; False if that is impossible.
+
+    It is impossible if one document has more than half of the rows.
+    """
+    # Rotating by the size of the largest document moves every row past its own document.
+    largest = int(np.bincount(rank[group]).max())
+    if 2 * largest > len(group):
+        return False
+    pairing[group] = np.roll(group, -largest)
+    return True

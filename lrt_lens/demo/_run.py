@@ -33,7 +33,7 @@ from lrt_lens.bundled._texts import (
     demo_texts,
 )
 from lrt_lens.demo._result import DemoResult
-from lrt_lens.models._hook_names import same_place
+from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._fit import fit_stitches, token_identity_map
 from lrt_lens.stitching._stitch import Stitch

@@ -26,7 +26,7 @@ from lrt_lens.adapters.vectors._compared_continuations import (
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.bundled._texts import demo_neutral
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._hook_names import same_place
+from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._pair import ModelPair

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lrt_lens.figures._plotly import go
-from lrt_lens.models._hook_names import short_hook as short_hook  # figures label axes with it
+from lrt_lens.models._hook_points import short_hook as short_hook  # figures label axes with it
 
 if TYPE_CHECKING:
     TEMPLATE_NAME: str

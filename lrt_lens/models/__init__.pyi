@@ -1,9 +1,9 @@
-from ._hook_names import depth as depth
-from ._hook_names import residual_post as residual_post
-from ._hook_names import same_place as same_place
-from ._hook_names import short_hook as short_hook
+from ._hook_points import depth as depth
+from ._hook_points import residual_post as residual_post
+from ._hook_points import same_place as same_place
+from ._hook_points import short_hook as short_hook
 from ._hooked_model import HookedModel as HookedModel
+from ._hooked_model import Read as Read
 from ._hooked_model import load_model as load_model
 from ._identity import ModelIdentity as ModelIdentity
 from ._pair import ModelPair as ModelPair
-from ._reading import Read as Read

@@ -26,7 +26,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from lrt_lens.models._hook_names import EMBED, depth, place, residual_post
+from lrt_lens.models._hook_points import EMBED, depth, place, residual_post
 from lrt_lens.typing import HookFunction, LongerTokens, Residual, Tokens
 
 

@@ -1,20 +1,88 @@
-"""Hook points of a model: what a user names, resolved to the names that the model has.
+"""Hook points and hook pairs: their names, and what a user names resolved to them.
 
-Problem: TransformerLens 3.9 answers a wrong name with an empty cache. Mechanism: names are checked
-against the hook points that the model has. An int ``l`` stands for ``blocks.{l}.hook_resid_post``,
-and ``-1`` for the last block.
+Problem: TransformerLens 3.9 answers a wrong name with an empty cache, and one state of the stream
+can have two names. Mechanism: the vocabulary is that of TransformerLens,
+``blocks.{l}.hook_resid_pre|mid|post`` and ``hook_embed``, and names are checked against the hook
+points that the model has. An int ``l`` stands for ``blocks.{l}.hook_resid_post``, and ``-1`` for
+the last block. The stream after block ``l - 1`` is the stream before block ``l``, so
+``blocks.{l}.hook_resid_pre`` and ``blocks.{l-1}.hook_resid_post`` are one hook point
+(`same_place`). A hook pair is a hook point of the source with one of the target; the order of hook
+pairs is that of the rows of a grid and of the tensors in a file.
 
-    resolve(3, model)                      # 'blocks.3.hook_resid_post'
-    resolve_layers("all", model)           # the hook_resid_post of every block
+    resolve(3, model)                                                   # 'blocks.3.hook_resid_post'
+    same_place("blocks.4.hook_resid_pre", "blocks.3.hook_resid_post")   # True
+    hooks_of(layer_pairs("all", -1, small, large), TARGET)              # ('blocks.7.…',)
 
-Limits: names of the residual stream, see `lrt_lens.models._hook_names`.
+Limits: the residual stream only, no attention heads or MLP activations.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 from lrt_lens.errors import HookPointError
-from lrt_lens.models._hook_names import EMBED, RESIDUAL, depth, residual_post
+
+EMBED = "hook_embed"
+RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|mid|post)")
+"""Names of hook points on the stream; the groups are the number of the block and the part."""
+
+
+def residual_post(layer: int) -> str:
+    """Return the hook point after block ``layer``."""
+    return f"blocks.{layer}.hook_resid_post"
+
+
+def place(name: str) -> str:
+    """Return the canonical name of a hook point.
+
+    ``resid_pre`` of block ``l ≥ 1`` becomes ``resid_post`` of block ``l - 1``.
+    """
+    match = RESIDUAL.fullmatch(name)
+    if match and match[2] == "pre" and int(match[1]) > 0:
+        return residual_post(int(match[1]) - 1)
+    return name
+
+
+def same_place(first: str, second: str) -> bool:
+    """Return whether two names stand for the same hook point."""
+    return place(first) == place(second)
+
+
+def short_hook(hook_point: str) -> str:
+    """Return a short form of a hook point's name, for axes and small tables.
+
+    `blocks.3.hook_resid_post` becomes `3.post` (likewise pre and mid) and `hook_embed` becomes
+    `embed`; from any other name only `blocks.` and `hook_` are removed.
+    """
+    return re.sub(r"^blocks\.|hook_(?:resid_)?", "", hook_point)
+
+
+def joint_name(names: Sequence[str]) -> str:
+    """Return the name of several hook points of one model, used as one.
+
+    Its activations are theirs, concatenated: [position, sum of widths].
+    """
+    return "+".join(names)
+
+
+def joint_parts(name: str) -> list[str]:
+    """Return the hook points in a joint name; a list of one for the name of one hook point."""
+    return name.split("+")
+
+
+def depth(name: str) -> float:
+    """Return the number of blocks before a hook point.
+
+    ``l + 0.5`` between attention and MLP of block ``l``; -1 for the embedding; the largest of its
+    parts for a joint name.
+    """
+    if len(parts := joint_parts(name)) > 1:
+        return max(map(depth, parts))
+    match = RESIDUAL.fullmatch(name)
+    if match is None:
+        return -1.0
+    return int(match[1]) + {"pre": 0.0, "mid": 0.5, "post": 1.0}[match[2]]
+
 
 Layers = Literal["all", "proportional"] | int | str | Sequence[int | str]
 """A selection of hook points: one, a list, or ``"all"`` for every ``hook_resid_post``.
@@ -101,3 +169,26 @@ def layer_pairs(
 def _at_relative_depth(share: float, model: HasHookPoints) -> str:
     # Depth l + 1 is after block l, so layer = share · n_layers - 1, rounded and kept in range.
     return residual_post(min(model.n_layers - 1, max(0, round(share * model.n_layers) - 1)))
+
+
+HookPair = tuple[str, str]
+"""Names (source hook point, target hook point)."""
+SOURCE, TARGET = 0, 1
+"""Positions of the two hook points in a `HookPair`."""
+
+
+def with_token(pairs: Sequence[HookPair], token_hook: str | None) -> tuple[HookPair, ...]:
+    """Return the hook pairs that have moments: ``pairs``, and token identity with each target.
+
+    ``token_hook`` is the source hook point that stands for token identity; without it (None) the
+    result is ``pairs``. Each hook pair occurs once.
+    """
+    if token_hook is None:
+        return tuple(pairs)
+    # `dict.fromkeys` removes duplicates and keeps the order, which decides the order in files.
+    return tuple(dict.fromkeys([*pairs, *((token_hook, target) for _, target in pairs)]))
+
+
+def hooks_of(pairs: Iterable[HookPair], side: int) -> tuple[str, ...]:
+    """Return the distinct hook points on one side of the hook pairs, in their order."""
+    return tuple(dict.fromkeys(pair[side] for pair in pairs))

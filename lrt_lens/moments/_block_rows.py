@@ -19,9 +19,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from lrt_lens.data._block import Block
-from lrt_lens.data._windows import BlockPlan, Window
-from lrt_lens.models._hook_names import place
+from lrt_lens.data._windows import Block, BlockPlan, Window
+from lrt_lens.models._hook_points import place
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.moments._harvest_settings import refuse_short_windows
 from lrt_lens.moments._provenance import Provenance, package_versions

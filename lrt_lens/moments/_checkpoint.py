@@ -43,7 +43,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lrt_lens._files import make_folder, write_atomically
-from lrt_lens.data._block import Block, Share
+from lrt_lens.data._windows import Block, Share
 from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._interrupts import Interrupts

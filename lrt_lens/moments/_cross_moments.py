@@ -4,7 +4,7 @@ Problem: fitting and scoring many maps on the activations of two models would ne
 map. Mechanism: a linear map and its held-out error depend on the data only through second moments,
 so one pass over both models is enough for all maps, penalties, hook pairs and held-out scores.
 `CrossMoments` holds, for each *part* of the documents (five folds that fit, eight groups that test;
-see `lrt_lens.data._parts`) and about a fixed shift of each hook point:
+see `lrt_lens.data._documents`) and about a fixed shift of each hook point:
 
     n, Σx, Σy, Σxxᵀ, Σyyᵀ, Σxyᵀ     products in float32 or float64, sums in float64
 
@@ -34,14 +34,12 @@ from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._files import write_tensors
 from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts
-from lrt_lens.data._documents import document_key
-from lrt_lens.data._parts import N_FOLDS, N_PARTS, N_TEST_GROUPS, part_of
+from lrt_lens.data._documents import N_FOLDS, N_PARTS, N_TEST_GROUPS, document_key, part_of
 from lrt_lens.errors import MismatchError, NonFiniteError, TooFewDocumentsError
-from lrt_lens.moments._hook_pairs import SOURCE, TARGET, HookPair, hooks_of, with_token
+from lrt_lens.models._hook_points import SOURCE, TARGET, HookPair, hooks_of, with_token
 from lrt_lens.moments._layout import MOMENTS_SCHEMA, MomentFile, Sums, to_metadata, to_tensors
 from lrt_lens.moments._provenance import Provenance
-from lrt_lens.moments._scatter import Scatter, SecondMoment, part_sum
-from lrt_lens.moments._side_moments import SideMoments, full_precision
+from lrt_lens.moments._scatter import Scatter, SecondMoment, SideMoments, full_precision, part_sum
 
 FIT_PARTS = tuple(range(N_FOLDS))
 TEST_PARTS = tuple(range(N_FOLDS, N_PARTS))

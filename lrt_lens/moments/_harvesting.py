@@ -26,20 +26,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_lens._settings import resolve, takes
-from lrt_lens.data._ahead import running_ahead
-from lrt_lens.data._block import Block, Share, shuffled_rows
-from lrt_lens.data._blocks import iterate_blocks
+from lrt_lens.data._blocks import iterate_blocks, running_ahead
 from lrt_lens.data._documents import Documents
-from lrt_lens.data._windows import BlockPlan, Window
+from lrt_lens.data._windows import Block, BlockPlan, Share, Window, shuffled_rows
 from lrt_lens.errors import NonFiniteError
-from lrt_lens.models._hook_names import EMBED, joint_parts
+from lrt_lens.models._hook_points import EMBED, SOURCE, TARGET, HookPair, hooks_of, joint_parts
 from lrt_lens.models._loading import torch_dtype
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._block_rows import block_order, block_rows, provenance_of, window_length
 from lrt_lens.moments._checkpoint import Checkpoint
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._harvest_settings import HarvestSettings
-from lrt_lens.moments._hook_pairs import SOURCE, TARGET, HookPair, hooks_of
 from lrt_lens.moments._plan import (
     available_memory,
     choose_pairs,

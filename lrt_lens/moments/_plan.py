@@ -32,15 +32,25 @@ import torch
 
 from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._settings import resolve, takes
-from lrt_lens.data._parts import N_PARTS
-from lrt_lens.models._hook_names import EMBED, depth, joint_name, joint_parts
-from lrt_lens.models._hook_points import Layers, layer_pairs
+from lrt_lens.data._documents import N_PARTS
+from lrt_lens.models._hook_points import (
+    EMBED,
+    SOURCE,
+    TARGET,
+    HookPair,
+    Layers,
+    depth,
+    hooks_of,
+    joint_name,
+    joint_parts,
+    layer_pairs,
+    with_token,
+)
 from lrt_lens.models._loading import thread_count_unchanged, torch_dtype
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.moments._cross_moments import SKETCH_WIDTH
 from lrt_lens.moments._harvest_settings import HarvestSettings
-from lrt_lens.moments._hook_pairs import SOURCE, TARGET, HookPair, hooks_of, with_token
-from lrt_lens.moments._side_moments import NORM_BINS
+from lrt_lens.moments._scatter import NORM_BINS
 
 logger = logging.getLogger(__name__)
 

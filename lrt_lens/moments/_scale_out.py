@@ -24,8 +24,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lrt_lens.data._block import Share
 from lrt_lens.data._documents import Documents
+from lrt_lens.data._windows import Share
 from lrt_lens.errors import MismatchError
 from lrt_lens.moments._checkpoint import (
     Checkpoint,

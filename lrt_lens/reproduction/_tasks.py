@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lrt_lens.bundled._texts import demo_contrast, demo_documents
-from lrt_lens.data._documents import document_key, read_jsonl
-from lrt_lens.data._parts import N_FOLDS, part_of
+from lrt_lens.data._documents import N_FOLDS, document_key, part_of, read_jsonl
 from lrt_lens.reproduction._options import MissingInputError
 
 

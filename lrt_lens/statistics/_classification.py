@@ -19,8 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lrt_lens.statistics._intervals import N_BOOTSTRAP, NOTHING, Interval, bootstrap_mean
-from lrt_lens.statistics._jackknife import LEVEL
+from lrt_lens.statistics._intervals import LEVEL, N_BOOTSTRAP, NOTHING, Interval, bootstrap_mean
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@ from . import solvers as solvers
 from ._affine import AffineMap as AffineMap
 from ._affine import MapPair as MapPair
 from ._affine import StreamStatistics as StreamStatistics
-from ._choice import choices as choices
 from ._comparison import SolverComparison as SolverComparison
 from ._comparison import compare_solvers as compare_solvers
 from ._diagnostics import MapDiagnostics as MapDiagnostics
@@ -17,9 +16,10 @@ from ._fit import fit_grid as fit_grid
 from ._fit import fit_stitches as fit_stitches
 from ._fit import token_identity_map as token_identity_map
 from ._grid import StitchGrid as StitchGrid
-from ._rows import score_rows as score_rows
+from ._grid import choices as choices
 from ._similarity import similarities as similarities
 from ._stitch import Stitch as Stitch
+from ._stitch import score_rows as score_rows
 from ._stitch_loss import StitchLoss as StitchLoss
 from ._stitch_loss import StitchLossSettings as StitchLossSettings
 from ._stitch_loss import evaluate_stitch_loss as evaluate_stitch_loss

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, linalg
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._hook_names import same_place
+from lrt_lens.models._hook_points import same_place
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
 from lrt_lens.figures._comparison import comparison_figure
+from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
-from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.stitching._diagnostics import map_diagnostics
 from lrt_lens.stitching._fit import fit_grid
 from lrt_lens.stitching._grid import StitchGrid

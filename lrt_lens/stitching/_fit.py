@@ -23,19 +23,23 @@ from tqdm.auto import tqdm
 from lrt_lens._settings import resolve, takes
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import HookPointError
-from lrt_lens.models._hook_names import same_place
+from lrt_lens.models._hook_points import HookPair, same_place
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
 from lrt_lens.moments._harvest_settings import HarvestSettings
 from lrt_lens.moments._harvesting import harvest
-from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments._scatter import MapScore, between_folds, cka_of, score_map
 from lrt_lens.stitching._affine import AffineMap
-from lrt_lens.stitching._choice import gain_over_token
-from lrt_lens.stitching._grid import COLUMNS, StitchGrid
-from lrt_lens.stitching._wanted_pairs import wanted_pairs
+from lrt_lens.stitching._grid import COLUMNS, StitchGrid, gain_over_token
 from lrt_lens.stitching.solvers._ridge import Ridge, RidgeSide
-from lrt_lens.stitching.solvers._solver import FoldErrors, PairFolds, Setting, Side, Solver
+from lrt_lens.stitching.solvers._solver import (
+    FoldErrors,
+    PairFolds,
+    Setting,
+    Side,
+    Solver,
+    wanted_pairs,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,7 @@
 """Windows of documents that no map was fitted on, on which a stitch is evaluated."""
 
-from lrt_lens.data._documents import Documents, document_key
-from lrt_lens.data._parts import N_FOLDS, part_of
-from lrt_lens.data._window_cutter import WindowCutter
+from lrt_lens.data._blocks import WindowCutter
+from lrt_lens.data._documents import N_FOLDS, Documents, document_key, part_of
 from lrt_lens.data._windows import BlockPlan, Window
 from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.models._pair import ModelPair

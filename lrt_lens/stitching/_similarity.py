@@ -31,10 +31,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
-from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments._scatter import Scatter, between_folds
-from lrt_lens.statistics._jackknife import jackknife
+from lrt_lens.statistics._intervals import jackknife
 from lrt_lens.stitching._measures import (
     MEASURES,
     Cca,
@@ -44,7 +44,7 @@ from lrt_lens.stitching._measures import (
     ShuffledPairs,
     Stream,
 )
-from lrt_lens.stitching._wanted_pairs import wanted_pairs
+from lrt_lens.stitching.solvers._solver import wanted_pairs
 
 SIMILARITY_COLUMNS = (
     "source_hook",

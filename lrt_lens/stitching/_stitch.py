@@ -2,32 +2,41 @@
 
 Problem: an artefact (a steering vector, a probe, an SAE) of one model should be used in another.
 Mechanism: `Stitch.transfer` maps each kind of artefact by the rule that its adapter registers, and
-refuses artefacts of other models or hook points.
+refuses artefacts of other models or hook points. `score_rows` scores the map on any texts, which
+also gives the papers' cosine, a mean over tokens that moments do not contain.
 
     stitch = grid.best(source="blocks.3.hook_resid_post")
     stitch.up.directions(v)                   # [d_source] → [d_target]
     transferred = stitch.transfer(vector)     # one method for every kind of artefact
     stitch.save_pretrained("my-stitch")
     Stitch.from_pretrained("my-stitch")
+    score_rows(stitch, pair, texts).r2
 
 A stitch is saved as a folder (safetensors, JSON, a model card), which is also the content of a hub
 repository. Nothing is pickled.
 
 Limits: a stitch is one hook pair of one pair of models; a `StitchGrid` has all of them.
+`score_rows` holds all rows in memory in float64 and gives no interval.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
 from lrt_lens._files import make_folder
 from lrt_lens._repr_html import card, facts, note, table
+from lrt_lens.data._blocks import WindowCutter
+from lrt_lens.data._windows import BlockPlan, Window
 from lrt_lens.figures._stitch import stitch_figure
 from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._pair import ModelPair
+from lrt_lens.moments._scatter import r2_of
 from lrt_lens.stitching._fidelity import Fidelity, fidelity
 from lrt_lens.stitching._folder import load_stitch, save_stitch
 from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
@@ -202,3 +211,74 @@ class Stitch(StitchData, ModelHubMixin):
         hub = ("revision", "cache_dir", "force_download", "local_files_only", "token")
         data = load_stitch(model_id, **{key: kwargs.get(key) for key in hub})
         return cls(**{field.name: getattr(data, field.name) for field in fields(data)})
+
+
+_BATCH_WINDOWS = 16
+
+
+@dataclass(frozen=True)
+class RowScore:
+    """Scores of the map up of a stitch on some texts."""
+
+    r2: float
+    """Explained share of the variance, ``variance_weighted`` R² of scikit-learn."""
+    r2_uniform: float
+    """Mean R² over output dimensions, ``uniform_average`` of scikit-learn."""
+    cosine_per_token: float
+    """Mean over tokens of cos(ŷ − ȳ, y − ȳ), with ȳ the mean of these texts."""
+    n_tokens: int
+
+
+def score_rows(
+    stitch: Stitch, pair: ModelPair, texts: Sequence[str], *, context_length: int = 256
+) -> RowScore:
+    """Return scores of ``stitch.up`` on the unmasked tokens of ``texts``.
+
+    With two tokenizers, only aligned tokens count.
+
+    Raises:
+        ValueError: no text has such a token.
+        MismatchError: ``pair`` has other models than the stitch.
+    """
+    stitch.check(pair.source, pair.target)
+    plan = BlockPlan(
+        context_length=min(context_length, pair.context_length), skip_first=stitch.skip_first
+    )
+    windows = [
+        window
+        for document in WindowCutter(plan, pair.source, pair.target).cut(texts)
+        for window in document.windows
+    ]
+    if not windows:
+        raise ValueError(
+            f"none of {len(texts)} texts has a token after the first {plan.skip_first}; give "
+            "longer texts"
+        )
+    # Windows of similar length share a batch, so that little is padded.
+    windows.sort(key=lambda window: len(window.ids))
+    batches = [windows[i : i + _BATCH_WINDOWS] for i in range(0, len(windows), _BATCH_WINDOWS)]
+    x = torch.cat([_rows(pair.source, stitch.source_hook, batch) for batch in batches])
+    y = torch.cat(
+        [
+            # Row i of x and of y is the same position, also with two tokenizers.
+            _rows(pair.target, stitch.target_hook, [window.read_by("target") for window in batch])
+            for batch in batches
+        ]
+    )
+    # R² about the mean of these texts, not of the harvest: scikit-learn's definition.
+    predicted = stitch.up.points(x)
+    r2, r2_uniform, _ = r2_of(((y - predicted) ** 2).sum(0), ((y - y.mean(0)) ** 2).sum(0))
+    cosine = torch.nn.functional.cosine_similarity(
+        predicted - y.mean(0), y - y.mean(0), dim=1
+    ).mean()
+    return RowScore(r2=r2, r2_uniform=r2_uniform, cosine_per_token=float(cosine), n_tokens=len(x))
+
+
+def _rows(model: HookedModel, hook: str, batch: list[Window]) -> Tensor:
+    """Return the activations of the windows' rows [row, d] in float64, on the CPU."""
+    activations = model.engine.capture(model.pad([window.ids for window in batch]), [hook])[hook]
+    return (
+        torch.cat([activations[i, torch.from_numpy(window.rows)] for i, window in enumerate(batch)])
+        .double()
+        .cpu()
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 from lrt_lens._late import implementation, provided
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._hook_names import same_place
+from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.moments._provenance import Provenance

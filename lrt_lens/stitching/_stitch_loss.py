@@ -53,7 +53,7 @@ from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.figures._stitch_loss import stitch_loss_figure
-from lrt_lens.models._hook_names import EMBED, joint_parts, same_place
+from lrt_lens.models._hook_points import EMBED, joint_parts, same_place
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.statistics._intervals import Interval, bootstrap_ratio
 from lrt_lens.stitching._affine import AffineMap, MapPair

@@ -28,8 +28,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from lrt_lens.data._windows import Window
-from lrt_lens.models._hook_names import EMBED, joint_parts, place
-from lrt_lens.models._hook_points import resolve
+from lrt_lens.models._hook_points import EMBED, joint_parts, place, resolve
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.typing import Residual, Tokens
 

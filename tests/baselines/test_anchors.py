@@ -23,7 +23,7 @@ from lrt_lens.baselines._text_rows import TextRows, read_text_rows
 from lrt_lens.data import ContrastSet
 from lrt_lens.errors import HookPointError, NonFiniteError
 from lrt_lens.models import HookedModel, ModelPair
-from lrt_lens.models._reading import read_activations
+from lrt_lens.models._hooked_model import read_activations
 from lrt_lens.moments import Provenance
 from lrt_lens.stitching import Stitch, StreamStatistics
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lrt_lens.data._ahead import running_ahead
+from lrt_lens.data._blocks import running_ahead
 
 
 def threads() -> int:

@@ -43,7 +43,17 @@ from lrt_lens.adapters.vectors import (
 )
 from lrt_lens.baselines import FamilyBaselines
 from lrt_lens.figures import TEMPLATE_NAME
-from lrt_lens.stitching import SolverComparison, Stitch, StitchGrid, StitchLoss
+from lrt_lens.moments import Scatter
+from lrt_lens.moments._scatter import DenseSecondMoment
+from lrt_lens.stitching import (
+    AffineMap,
+    MapDiagnostics,
+    SolverComparison,
+    Stitch,
+    StitchGrid,
+    StitchLoss,
+    map_diagnostics,
+)
 
 SOURCE, TARGET = "blocks.2.hook_resid_post", "blocks.3.hook_resid_post"
 ARMS = ("none", "native", "transferred", "shuffled", "random")
@@ -77,6 +87,14 @@ def around(
     """Return the columns of a number with its interval."""
     low, high = ends or (f"{name}_low", f"{name}_high")
     return {name: value, low: value - width, high: value + width}
+
+
+def diagnostics() -> MapDiagnostics:
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    centred = x - x.mean(0)
+    gram = DenseSecondMoment(centred.T @ centred)
+    scatter = Scatter(200.0, x.mean(0), x.mean(0), gram.matrix, gram, gram)
+    return map_diagnostics(AffineMap(torch.eye(6) * 2, torch.zeros(6), SOURCE, TARGET), scatter)
 
 
 def steering() -> SteeringEvaluation:
@@ -443,6 +461,7 @@ FIGURES: dict[str, Any] = {
     "SAEInitialisation savings": lambda: initialisation().figure("savings"),
     "SAEScaling": lambda: scaling().figure(),
     "SAETraining": lambda: training().figure(),
+    "MapDiagnostics": lambda: diagnostics().figure(),
     "StitchLoss": lambda: stitch_loss().figure(),
     "SolverComparison": lambda: comparison().figure(),
     "SolverComparison r2": lambda: comparison().figure("r2"),

@@ -7,8 +7,7 @@ import pytest
 
 from lrt_lens.errors import HookPointError
 from lrt_lens.models import depth, same_place
-from lrt_lens.models._hook_names import EMBED, place
-from lrt_lens.models._hook_points import layer_pairs, resolve, resolve_layers
+from lrt_lens.models._hook_points import EMBED, layer_pairs, place, resolve, resolve_layers
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lrt_lens.data import iterate_blocks
-from lrt_lens.data._block import Share
+from lrt_lens.data._windows import Share
 from lrt_lens.errors import MismatchError, NonFiniteError
 from lrt_lens.models import HookedModel, ModelPair
 from lrt_lens.moments import CrossMoments, harvest, remove_checkpoints

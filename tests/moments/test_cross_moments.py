@@ -10,7 +10,7 @@ import torch
 
 from lrt_lens.errors import MismatchError, NonFiniteError, TooFewDocumentsError
 from lrt_lens.moments import FIT_PARTS, TEST_PARTS, CrossMoments, Provenance
-from lrt_lens.moments._side_moments import SideMoments
+from lrt_lens.moments._scatter import SideMoments
 from lrt_lens.stitching.solvers import Ridge
 
 PAIR = ("source", "target")

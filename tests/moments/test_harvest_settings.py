@@ -8,9 +8,9 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from lrt_lens.models import ModelPair
+from lrt_lens.models._hook_points import with_token
 from lrt_lens.moments import HarvestSettings, ModelShape, harvest, plan_harvest
 from lrt_lens.moments._harvesting import settle
-from lrt_lens.moments._hook_pairs import with_token
 from lrt_lens.stitching import fit_stitches
 
 OPTIONS: dict[str, Any] = {

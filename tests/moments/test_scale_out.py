@@ -20,7 +20,7 @@ import torch
 import lrt_lens as lrt
 from lrt_lens.cli import main
 from lrt_lens.data import iterate_blocks
-from lrt_lens.data._block import Share
+from lrt_lens.data._windows import Share
 from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.models import ModelPair
 from lrt_lens.moments import CrossMoments, harvest, merge_shards

@@ -8,7 +8,7 @@ import pytest
 
 from lrt_lens.bundled import demo_documents
 from lrt_lens.data import document_key
-from lrt_lens.data._parts import N_FOLDS, part_of
+from lrt_lens.data._documents import N_FOLDS, part_of
 from lrt_lens.reproduction import (
     MissingInputError,
     Task,

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lrt_lens.data import BlockPlan, cut_windows, document_key
-from lrt_lens.data._parts import N_FOLDS, part_of
+from lrt_lens.data._documents import N_FOLDS, part_of
 from lrt_lens.errors import HookPointError, MismatchError, TooFewDocumentsError
 from lrt_lens.models import ModelPair, residual_post
 from lrt_lens.moments import Provenance

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from lrt_lens.data import BlockPlan, iterate_blocks
-from lrt_lens.data._blocks import Corpus
-from lrt_lens.data._window_cutter import WindowCutter
+from lrt_lens.data._blocks import Corpus, WindowCutter
 from lrt_lens.errors import MismatchError, TooFewDocumentsError
 from lrt_lens.models import HookedModel, ModelPair
 from lrt_lens.moments import (

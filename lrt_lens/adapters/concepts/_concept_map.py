@@ -43,12 +43,11 @@ from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import FileFormatError, MismatchError
-from lrt_lens.models._hook_names import same_place
-from lrt_lens.models._hooked_model import Handle, load_model
+from lrt_lens.models._hook_points import same_place
+from lrt_lens.models._hooked_model import Handle, load_model, read_activations
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._pair import Hooks, ModelPair, model_sides, paired_hooks
-from lrt_lens.models._reading import read_activations
 from lrt_lens.stitching._affine import AffineMap
 
 logger = logging.getLogger(__name__)

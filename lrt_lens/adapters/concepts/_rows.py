@@ -25,10 +25,9 @@ from lrt_lens.adapters.concepts._concept_map import Extraction, TextRead, contra
 from lrt_lens.adapters.concepts._row_maps import Method, RowMap, fit_rows
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._hooked_model import HookedModel, read_activations
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._pair import ModelPair, model_sides, paired_hooks
-from lrt_lens.models._reading import read_activations
 
 ModelRole = Literal["source", "target"]
 """Name of one of the two models."""

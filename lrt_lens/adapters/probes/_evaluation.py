@@ -60,9 +60,9 @@ from lrt_lens.adapters.probes._logistic import (
 )
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures._probes import probe_figure
-from lrt_lens.models._hook_names import EMBED, same_place
+from lrt_lens.models._hook_points import EMBED, same_place
+from lrt_lens.models._hooked_model import Read
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.models._reading import Read
 from lrt_lens.statistics._classification import ItemScores
 from lrt_lens.statistics._intervals import Interval, bootstrap_ratio, spread
 from lrt_lens.stitching._affine import AffineMap

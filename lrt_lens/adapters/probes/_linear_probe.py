@@ -41,10 +41,15 @@ from lrt_lens.adapters.probes._logistic import (
 )
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from lrt_lens.models._hook_points import resolve
-from lrt_lens.models._hooked_model import HookedModel, load_model
+from lrt_lens.models._hooked_model import (
+    EveryRead,
+    HookedModel,
+    load_model,
+    read_activations,
+    read_tokens,
+)
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
-from lrt_lens.models._reading import EveryRead, read_activations, read_tokens
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact

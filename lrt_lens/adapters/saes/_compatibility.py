@@ -16,7 +16,7 @@ metadata does not record is not checked. SAEs of SAELens record a name and a hoo
 from typing import Any
 
 from lrt_lens.errors import HookPointError, MismatchError
-from lrt_lens.models._hook_names import joint_parts, same_place
+from lrt_lens.models._hook_points import joint_parts, same_place
 from lrt_lens.models._hooked_model import ModelIdentity
 from lrt_lens.stitching._stitch_data import StitchData
 

@@ -55,9 +55,8 @@ from lrt_lens.adapters.probes._logistic import fit_logistic, probabilities
 from lrt_lens.adapters.saes._compatibility import refuse_foreign_sae, require_sae
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.figures._probes import sparse_probe_figure
-from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._hooked_model import HookedModel, read_tokens
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.models._reading import read_tokens
 from lrt_lens.statistics._classification import ItemScores
 from lrt_lens.statistics._intervals import spread
 from lrt_lens.stitching._stitch import Stitch

@@ -26,7 +26,7 @@ from typing import Any
 from torch import Tensor
 
 from lrt_lens.errors import FileFormatError
-from lrt_lens.models._hook_names import residual_post
+from lrt_lens.models._hook_points import residual_post
 
 # Fields of cfg.json that, if true, make an SAE that SAELens cannot express, with the reason.
 _REFUSED = {

@@ -41,8 +41,8 @@ from lrt_lens.adapters.saes._rows import BUFFER_ROWS, SAERows, refuse_non_finite
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures._sae import training_figure
-from lrt_lens.models._hook_names import same_place
 from lrt_lens.models._hook_points import resolve as resolve_hook
+from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._hooked_model import HookedModel, ModelIdentity
 
 EXPANSION = 8

@@ -6,6 +6,7 @@ from ._agreement import steering_agreement as steering_agreement
 from ._calibration import Calibration as Calibration
 from ._calibration import calibrate_on as calibrate_on
 from ._calibration import calibrate_scale as calibrate_scale
+from ._calibration import predict_scale as predict_scale
 from ._clamping import ClampEvaluation as ClampEvaluation
 from ._clamping import ClampSettings as ClampSettings
 from ._clamping import clipped_ratio as clipped_ratio
@@ -24,7 +25,6 @@ from ._propensity import SCALES as SCALES
 from ._propensity import PropensityEvaluation as PropensityEvaluation
 from ._propensity import PropensitySettings as PropensitySettings
 from ._propensity import evaluate_propensity as evaluate_propensity
-from ._scale_prediction import predict_scale as predict_scale
 from ._steering_hook import Mode as Mode
 from ._steering_hook import Positions as Positions
 from ._steering_vector import SteeringVector as SteeringVector

@@ -37,7 +37,7 @@ from lrt_lens.adapters.vectors._steering_hook import SteeringHook, setting
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.figures._behaviour import ablation_figure
-from lrt_lens.models._hook_names import EMBED
+from lrt_lens.models._hook_points import EMBED
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._text_reader import SKIP_FIRST

@@ -24,8 +24,8 @@ from einops import reduce
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lrt_lens.adapters.vectors._neutral_text import TokenBatches
 from lrt_lens.adapters.vectors._steering_hook import SteeringHook, adding
-from lrt_lens.adapters.vectors._token_batches import TokenBatches
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair

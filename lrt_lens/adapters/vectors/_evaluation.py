@@ -43,7 +43,7 @@ from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures import _steering as figures
-from lrt_lens.models._hook_names import residual_post
+from lrt_lens.models._hook_points import residual_post
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.statistics._intervals import (
@@ -53,8 +53,7 @@ from lrt_lens.statistics._intervals import (
     jackknife_error,
     spread,
 )
-from lrt_lens.stitching._rows import RowScore, score_rows
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.stitching._stitch import RowScore, Stitch, score_rows
 
 logger = logging.getLogger(__name__)
 

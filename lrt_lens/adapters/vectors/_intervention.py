@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions, SteeringHook, setting
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.models._hook_names import depth, same_place
+from lrt_lens.models._hook_points import depth, same_place
 from lrt_lens.models._hooked_model import Handle, load_model
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.typing import HookFunction

@@ -19,8 +19,8 @@ from itertools import takewhile
 
 import numpy as np
 
+from lrt_lens.adapters.vectors._neutral_text import TokenBatches
 from lrt_lens.adapters.vectors._steering_hook import SteeringHook
-from lrt_lens.adapters.vectors._token_batches import TokenBatches
 from lrt_lens.data._contrast import ChoiceItems
 from lrt_lens.models._hooked_model import HookedModel
 

@@ -32,12 +32,10 @@ from lrt_lens.adapters._earlier_files import split_method
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions, SteeringHook, adding, setting
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
-from lrt_lens.models._hook_names import same_place
-from lrt_lens.models._hook_points import resolve
-from lrt_lens.models._hooked_model import Handle, HookedModel, load_model
+from lrt_lens.models._hook_points import resolve, same_place
+from lrt_lens.models._hooked_model import Handle, HookedModel, Read, load_model, read_activations
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
-from lrt_lens.models._reading import Read, read_activations
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
 from lrt_lens.typing import Direction

@@ -36,16 +36,22 @@ from tqdm.auto import tqdm
 from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._repr_html import card, facts
 from lrt_lens._settings import resolve, takes
-from lrt_lens.data._block import shuffled_rows
 from lrt_lens.data._documents import Documents
+from lrt_lens.data._windows import shuffled_rows
 from lrt_lens.errors import FileFormatError, HookPointError, MismatchError
-from lrt_lens.models._hook_names import EMBED, same_place
-from lrt_lens.models._hook_points import Layers
+from lrt_lens.models._hook_points import (
+    EMBED,
+    SOURCE,
+    TARGET,
+    HookPair,
+    Layers,
+    hooks_of,
+    same_place,
+)
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._loading import torch_dtype
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._cross_moments import CrossMoments
-from lrt_lens.moments._hook_pairs import SOURCE, TARGET, HookPair, hooks_of
 from lrt_lens.moments.cache._manifest import ROLES, Manifest, broken_file, read_manifest
 from lrt_lens.moments.cache._own_rows import add_own_rows, begin_own_rows
 from lrt_lens.moments.cache._reading import BUFFER_ROWS, ShuffledReader
@@ -319,7 +325,7 @@ class ActivationCache:
         Args:
             source_hook: source hook point.
             target_hook: target hook point.
-            parts: parts of the documents (`lrt_lens.data._parts`); None reads all.
+            parts: parts of the documents (`lrt_lens.data._documents`); None reads all.
             batch_rows: rows per batch; the last batch of an epoch may be smaller.
             shuffle: seed of the order, which differs between epochs; None reads in stored order.
             epochs: number of passes through the rows.

@@ -18,11 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrt_lens.data._block import Block
-from lrt_lens.data._documents import document_key
-from lrt_lens.data._parts import part_of
-from lrt_lens.data._windows import Window
-from lrt_lens.moments._hook_pairs import HookPair
+from lrt_lens.data._documents import document_key, part_of
+from lrt_lens.data._windows import Block, Window
+from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._provenance import Provenance, package_versions
 from lrt_lens.moments.cache._manifest import Manifest
 from lrt_lens.moments.cache._shard import byte_sum

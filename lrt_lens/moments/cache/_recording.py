@@ -16,8 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lrt_lens._settings import Settings
-from lrt_lens.data._ahead import running_ahead
-from lrt_lens.data._blocks import iterate_blocks
+from lrt_lens.data._blocks import iterate_blocks, running_ahead
 from lrt_lens.data._documents import Documents
 from lrt_lens.data._windows import BlockPlan
 from lrt_lens.errors import FileFormatError, MismatchError

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from lrt_lens.data._parts import N_FOLDS, N_PARTS, N_TEST_GROUPS
+from lrt_lens.data._documents import N_FOLDS, N_PARTS, N_TEST_GROUPS
 
 _STEPS = 10_000
 """Number of values among which the validation share is rounded: 0.01 % each."""
@@ -25,7 +25,7 @@ class RowSelection:
     """
 
     parts: tuple[int, ...] = tuple(range(N_PARTS))
-    """Parts of the documents (`lrt_lens.data._parts`): five folds, eight test groups."""
+    """Parts of the documents (`lrt_lens.data._documents`): five folds, eight test groups."""
     validation_share: float = 0.0
     """Share of the documents in these parts that is for validation, decided by their keys."""
     side: Literal["all", "training", "validation"] = "all"

@@ -27,8 +27,7 @@ from einops import rearrange
 from torch import Tensor
 
 from lrt_lens._files import read_tensors, write_tensors
-from lrt_lens.data._block import Block
-from lrt_lens.data._windows import Window
+from lrt_lens.data._windows import Block, Window
 from lrt_lens.errors import FileFormatError
 from lrt_lens.moments.cache._manifest import CACHE_SCHEMA, ShardRecord, file_problem
 

@@ -27,8 +27,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens._files import make_folder
-from lrt_lens.data._block import Block
-from lrt_lens.data._windows import Window
+from lrt_lens.data._windows import Block, Window
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from lrt_lens.moments._rank_lock import RankLock
 from lrt_lens.moments.cache._manifest import (

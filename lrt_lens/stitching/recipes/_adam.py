@@ -29,7 +29,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lrt_lens.moments._hook_pairs import HookPair
+from lrt_lens.models._hook_points import HookPair
 from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching.recipes._learner import Learner, TrainingSettings
 from lrt_lens.stitching.recipes._rows import paired_rows

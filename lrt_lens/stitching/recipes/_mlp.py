@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.moments._hook_pairs import HookPair
+from lrt_lens.models._hook_points import HookPair
 from lrt_lens.stitching.recipes._learner import TrainingSettings
 from lrt_lens.stitching.recipes._rows import paired_rows
 from lrt_lens.stitching.recipes._scores import RowScores, score_functions

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from lrt_lens.errors import MismatchError, TooFewDocumentsError
-from lrt_lens.models._hook_names import same_place
+from lrt_lens.models._hook_points import HookPair, same_place
 from lrt_lens.moments._cross_moments import TEST_PARTS
-from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments._scatter import r2_of
 from lrt_lens.moments.cache._selection import RowSelection
 from lrt_lens.stitching.recipes._rows import paired_rows

@@ -30,7 +30,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from lrt_lens.errors import TooFewDocumentsError
-from lrt_lens.moments._side_moments import full_precision
+from lrt_lens.moments._scatter import full_precision
 from lrt_lens.stitching.recipes._learner import COLUMNS, Learner, Progress, TrainingSettings
 from lrt_lens.stitching.recipes._rows import PairedRows
 from lrt_lens.stitching.recipes._training_checkpoint import TrainingCheckpoint

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lrt_lens.errors import MismatchError
+from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
-from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching.solvers._solver import FoldErrors, Setting, Side, Solver, held_out_errors
 

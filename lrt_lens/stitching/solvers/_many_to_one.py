@@ -25,11 +25,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_lens.errors import HookPointError
-from lrt_lens.models._hook_names import joint_name, joint_parts
+from lrt_lens.models._hook_points import HookPair, joint_name, joint_parts
 from lrt_lens.moments._cross_moments import CrossMoments
-from lrt_lens.moments._hook_pairs import HookPair
-from lrt_lens.moments._scatter import Scatter
-from lrt_lens.moments._side_moments import SideMoments
+from lrt_lens.moments._scatter import Scatter, SideMoments
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching.solvers._ridge import Ridge, RidgeSide, Spectrum
 from lrt_lens.stitching.solvers._solver import DEFAULT_ALPHAS, FoldErrors, Setting, Solver

@@ -28,8 +28,8 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
+from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
-from lrt_lens.moments._hook_pairs import HookPair
 from lrt_lens.moments._scatter import Scatter, gram, score_weights
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching.solvers._solver import (

@@ -15,7 +15,7 @@ from lrt_lens.adapters.vectors import SteeringVector
 from lrt_lens.data import ContrastSet
 from lrt_lens.errors import FileFormatError, HookPointError, MismatchError, NonFiniteError
 from lrt_lens.models import HookedModel, ModelPair
-from lrt_lens.models._reading import read_activations
+from lrt_lens.models._hooked_model import read_activations
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird", "dog", "king", "queen", "boy")
 

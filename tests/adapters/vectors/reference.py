@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from lrt_lens.adapters.vectors._neutral_text import TokenBatches
 from lrt_lens.adapters.vectors._steering_hook import SteeringHook
-from lrt_lens.adapters.vectors._token_batches import TokenBatches
 from lrt_lens.data import ChoiceItems
 from lrt_lens.models import HookedModel
 

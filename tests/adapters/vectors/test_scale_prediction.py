@@ -7,7 +7,7 @@ import torch
 
 import lrt_lens as lrt
 from lrt_lens.adapters.vectors import SteeringVector, calibrate_scale, predict_scale
-from lrt_lens.adapters.vectors._scale_prediction import SHARE
+from lrt_lens.adapters.vectors._calibration import SHARE
 from lrt_lens.models import ModelPair
 
 

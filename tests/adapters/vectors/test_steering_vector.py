@@ -14,7 +14,7 @@ from lrt_lens.adapters.vectors._steering_vector import VECTOR_SCHEMA
 from lrt_lens.data import ContrastSet
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from lrt_lens.models import ModelPair
-from lrt_lens.models._reading import read_activations
+from lrt_lens.models._hooked_model import read_activations
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.stitching import Stitch, fit_stitches
 

@@ -11,7 +11,7 @@ from sklearn.metrics import r2_score
 
 from lrt_lens.errors import HookPointError
 from lrt_lens.models import depth
-from lrt_lens.models._hook_names import joint_name, joint_parts
+from lrt_lens.models._hook_points import joint_name, joint_parts
 from lrt_lens.moments import CrossMoments
 from lrt_lens.stitching.solvers import ManyToOne, Ridge, layer_contributions
 from lrt_lens.stitching.solvers._many_to_one import select_layers

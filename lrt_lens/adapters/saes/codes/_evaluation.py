@@ -33,15 +33,13 @@ from lrt_lens._repr_html import card, table
 from lrt_lens.adapters.saes.codes._code_map import CodeMap, encode_states
 from lrt_lens.adapters.saes.codes._moments import CodePasses, check_sae, encode
 from lrt_lens.adapters.vectors._agreement import steering_agreement
-from lrt_lens.data._documents import Documents
-from lrt_lens.data._parts import N_FOLDS, N_TEST_GROUPS
+from lrt_lens.data._documents import N_FOLDS, N_TEST_GROUPS, Documents
 from lrt_lens.errors import MismatchError, TooFewDocumentsError
 from lrt_lens.figures._code_map import code_map_figure
-from lrt_lens.models._hook_names import same_place
+from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._scatter import r2_of
-from lrt_lens.statistics._intervals import bootstrap_mean
-from lrt_lens.statistics._jackknife import jackknife
+from lrt_lens.statistics._intervals import bootstrap_mean, jackknife
 from lrt_lens.statistics._random_directions import covariance_root
 from lrt_lens.stitching._stitch import Stitch
 

@@ -30,11 +30,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_lens.adapters.saes._compatibility import refuse_foreign_sae, require_sae
-from lrt_lens.data._block import Block
 from lrt_lens.data._blocks import iterate_blocks
-from lrt_lens.data._documents import Documents
-from lrt_lens.data._parts import N_FOLDS
-from lrt_lens.data._windows import BlockPlan
+from lrt_lens.data._documents import N_FOLDS, Documents
+from lrt_lens.data._windows import Block, BlockPlan
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair

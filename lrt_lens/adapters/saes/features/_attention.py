@@ -32,7 +32,7 @@ from torch import Tensor
 
 from lrt_lens.adapters.saes.features._coder import FeatureCoder
 from lrt_lens.adapters.saes.features._text import TokenBatch
-from lrt_lens.models._hook_names import depth, place, residual_post
+from lrt_lens.models._hook_points import depth, place, residual_post
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.statistics._intervals import bootstrap_mean
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lrt_lens.adapters.saes.features._text import TokenBatch
 from lrt_lens.adapters.saes.features._unembedding import Unembedding
-from lrt_lens.models._hook_names import place
+from lrt_lens.models._hook_points import place
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.typing import Residual
 

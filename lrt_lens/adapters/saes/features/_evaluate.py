@@ -60,8 +60,7 @@ from lrt_lens.adapters.saes.features._semantics import (
 from lrt_lens.adapters.saes.features._substitution import rewritten_sentences
 from lrt_lens.adapters.saes.features._text import ReadingPlan, TokenBatch, iterate_batches
 from lrt_lens.adapters.saes.features._unembedding import Unembedding
-from lrt_lens.data._documents import Documents, document_key, iterate_documents
-from lrt_lens.data._parts import N_FOLDS, part_of
+from lrt_lens.data._documents import N_FOLDS, Documents, document_key, iterate_documents, part_of
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._fidelity import fidelities
 from lrt_lens.stitching._stitch import Stitch

@@ -29,7 +29,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from lrt_lens.adapters.saes.features._coder import FeatureCoder
-from lrt_lens.models._hook_names import place
+from lrt_lens.models._hook_points import place
 from lrt_lens.models._hooked_model import HookedModel
 
 MINIMUM_SENTENCES = 5

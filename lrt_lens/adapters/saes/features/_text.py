@@ -15,8 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrt_lens.data._documents import Documents, document_key, iterate_documents
-from lrt_lens.data._parts import N_FOLDS, N_TEST_GROUPS, part_of
+from lrt_lens.data._documents import (
+    N_FOLDS,
+    N_TEST_GROUPS,
+    Documents,
+    document_key,
+    iterate_documents,
+    part_of,
+)
 from lrt_lens.data._windows import BlockPlan, Window, cut_windows
 from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.models._hooked_model import HookedModel
