@@ -260,10 +260,12 @@ class CrossMoments:
     def _start_with_mean_of(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
         # Rounded to the precision of products: the value that is subtracted from the rows must be
         # exactly the value that is stored.
-        shift = lambda rows: rows[:_ROWS_AT_ONCE].double().mean(0).to(self.moment_dtype)  # noqa: E731
+        means = [
+            {hook: rows[:_ROWS_AT_ONCE].double().mean(0) for hook, rows in side.items()}
+            for side in (x, y)
+        ]
         self.start_at(
-            {hook: shift(rows) for hook, rows in x.items()},
-            {hook: shift(rows) for hook, rows in y.items()},
+            *({hook: m.to(self.moment_dtype) for hook, m in side.items()} for side in means)
         )
 
     def start_at(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:

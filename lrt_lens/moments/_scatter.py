@@ -358,8 +358,8 @@ class SideMoments:
         # A shift in the precision of products is exact in float64, in which sums are kept.
         d = len(shift)
         shift = shift.detach().double()
-        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=shift.device)  # noqa: E731
-        return cls(shift, zeros(N_PARTS, d), zeros(N_PARTS, d, d), zeros(NORM_BINS))
+        shapes = ((N_PARTS, d), (N_PARTS, d, d), (NORM_BINS,))
+        return cls(shift, *(shift.new_zeros(shape) for shape in shapes))
 
     def add(self, part: int, centred: Tensor, raw: Tensor) -> None:
         """Add rows [row, d] of one part: ``centred`` is ``raw`` minus the shift."""

@@ -29,8 +29,8 @@ for any streams (`Cca.n_forced`).
 **Null.** `null` is the measure of shuffled pairs (each x with the y of another document) at the
 same n, with the variances of the true streams. Biased measures are computed from the shuffled
 fitting rows exactly as from the true ones. Debiased CKA needs two independent samples of the
-shuffled covariance: the fitting folds' total C̃ and the test fold's C̃'. ⟨C̃, C̃'⟩ estimates ‖E C̃‖²
-without bias for any width and any dependence among the tokens of a document. It is not 0 by
+shuffled covariance: the fitting folds' total C̃ and the test fold's C̃'. ⟨C̃, C̃'⟩ estimates
+‖E C̃‖² without bias for any width and any dependence among the tokens of a document. It is not 0 by
 construction, because shuffled pairs have the same position in the window.
 
 **Sketch.** The null can be stored for m random orthonormal columns B of the target only. Then

@@ -4,10 +4,10 @@
     result.summary    # drop of the behaviour and damage, per arm, at one hook point and at all
 
 Problem: adding a vector shows that a direction can cause a behaviour, not that the model needs it.
-Mechanism: Arditi et al. (arXiv 2406.11717, eq. 4), ``h' = h − ⟨h, v̂⟩ v̂`` with the unit vector v̂, at
-the input and after the attention and the MLP of every block (``"everywhere"``: no component can
-write along v̂ any more, which equals projecting v̂ out of every matrix that writes to the stream), or
-at the stitch's target hook point alone (``"hook"``: later blocks may write along v̂ again). The
+Mechanism: Arditi et al. (arXiv 2406.11717, eq. 4), ``h' = h − ⟨h, v̂⟩ v̂`` with the unit vector v̂,
+at the input and after the attention and the MLP of every block (``"everywhere"``: no component can
+write along v̂ any more, which equals projecting v̂ out of every matrix that writes to the stream),
+or at the stitch's target hook point alone (``"hook"``: later blocks may write along v̂ again). The
 paper learns v in the model itself; here it is transferred from a smaller one and compared with the
 native vector, random directions and the map of shuffled pairs.
 

@@ -58,7 +58,13 @@ class FixedSide(Side):
             held_out, [[self.solve(pair, (), setting)] for _ in FIT_PARTS], [setting]
         )
 
-    def solve(self, pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:  # noqa: ARG002 (nothing is fitted)
+    # The interface of a side; a fixed map ignores parts and setting, because nothing is fitted.
+    def solve(
+        self,
+        pair: HookPair,
+        parts: Sequence[int],  # noqa: ARG002
+        setting: Setting,  # noqa: ARG002
+    ) -> AffineMap:
         """Return the map in float64, with the hook points of ``pair``.
 
         Raises:

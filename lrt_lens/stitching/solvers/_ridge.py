@@ -240,6 +240,7 @@ class RidgeSide(Side):
         """Return the key that hook pairs which use the same spectra have in common."""
         return pair[int(self.down)]
 
-    def decompose(self, pair: HookPair, fit: Scatter) -> Spectrum:  # noqa: ARG002 (a solver with settings by pair needs it)
+    # The hook pair is for solvers whose settings differ by pair.
+    def decompose(self, pair: HookPair, fit: Scatter) -> Spectrum:  # noqa: ARG002
         """Return the spectrum of the predicting side."""
         return self.solver.decompose(fit.xx)

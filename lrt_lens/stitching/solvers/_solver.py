@@ -175,7 +175,8 @@ class ClosedForm(Solver):
         """True if the bias is ``ȳ − x̄W``; otherwise it is 0 and `weights` gets uncentred sums."""
         return True
 
-    def settings(self, d_source: int, d_target: int) -> list[Setting]:  # noqa: ARG002 (what solvers with a rank need)
+    # The widths are for solvers that choose a rank.
+    def settings(self, d_source: int, d_target: int) -> list[Setting]:  # noqa: ARG002
         """Return the settings among which cross-validation chooses."""
         return [Setting()]
 

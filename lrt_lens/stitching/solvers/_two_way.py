@@ -170,11 +170,13 @@ class TwoWay(Solver):
         d_s, d_t = fit.xy.shape
         begun = [_ridge_pair(fit), (fit.xy / fit.xy.norm(), fit.xy.T / fit.xy.norm())]
         for _ in range(n_random):
-            draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=fit.xy.dtype).to(  # noqa: E731
-                fit.xy.device
+            # Drawn on the CPU, so that a seed gives the same start on every device. Variance 1/d of
+            # the entries keeps the size of a row that passes through the map.
+            up, down = (
+                torch.randn(*shape, generator=generator, dtype=fit.xy.dtype) / shape[0] ** 0.5
+                for shape in ((d_s, d_t), (d_t, d_s))
             )
-            # Variance 1/d of the entries keeps the size of a row that passes through the map.
-            begun.append((draw(d_s, d_t) / d_s**0.5, draw(d_t, d_s) / d_t**0.5))
+            begun.append((up.to(fit.xy.device), down.to(fit.xy.device)))
         return [self.minimise(fit, alpha, start) for start in begun]
 
 
