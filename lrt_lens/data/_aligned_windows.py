@@ -82,7 +82,7 @@ def cut_aligned_windows(
 def _tokenized(
     ids: np.ndarray, positions: np.ndarray, model: TextReader, plan: BlockPlan
 ) -> _Tokenized:
-    prefix = [model.tokenizer.bos_token_id] if model.prepend_bos else []
+    prefix = model.prefix
     room = plan.context_length - len(prefix)
     return _Tokenized(ids, positions, prefix, special_tokens(model), room)
 

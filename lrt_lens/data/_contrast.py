@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ class ContrastSet:
     name: str = "contrast"
 
     def __post_init__(self) -> None:
+        _as_lists(self, "positive", "negative")
         _check_columns(
             "contrast set", {"positive": self.positive, "negative": self.negative}, minimum=2
         )
@@ -85,6 +87,7 @@ class ChoiceItems:
     name: str = "items"
 
     def __post_init__(self) -> None:
+        _as_lists(self, "prompts", "positive", "negative")
         _check_columns(
             "choice items",
             {"prompts": self.prompts, "positive": self.positive, "negative": self.negative},
@@ -112,6 +115,18 @@ class ChoiceItems:
             for part in _halves(len(self), share, seed)
         )
         return first, second
+
+
+def _as_lists(rows: Any, *names: str) -> None:
+    """Replace the columns of a frozen dataclass by lists of texts, in the order of the rows.
+
+    Columns may be pandas Series, whose index says nothing here: `texts[0]` would look it up.
+    """
+    for name in names:
+        column = getattr(rows, name)
+        if isinstance(column, str):
+            raise ValueError(f"{name} is one text, {column!r}; expected a list of texts")
+        object.__setattr__(rows, name, [str(t) if isinstance(t, str) else t for t in column])
 
 
 def _halves(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -130,9 +130,9 @@ class CutDocument:
 
 def cut_windows(ids: list[int], key: int, model: TextReader, plan: BlockPlan) -> list[Window]:
     """Return the windows of one document that have at least four unmasked tokens."""
-    prefix = [model.tokenizer.bos_token_id] if model.prepend_bos else []
-    if prefix and ids[:1] == prefix:
-        ids = ids[1:]  # the chat template has already written BOS
+    prefix = model.prefix
+    if prefix and ids[: len(prefix)] == prefix:
+        ids = ids[len(prefix) :]  # the chat template has already written it
     body_length = plan.context_length - len(prefix)
     special = special_tokens(model)
     windows = []

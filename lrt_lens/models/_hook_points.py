@@ -32,6 +32,12 @@ def residual_post(layer: int) -> str:
     return f"blocks.{layer}.hook_resid_post"
 
 
+def residual_names(n_layers: int) -> list[str]:
+    """Return the names of all hook points that a model of that many blocks can have."""
+    parts = ("pre", "mid", "post")
+    return [EMBED, *(f"blocks.{n}.hook_resid_{part}" for n in range(n_layers) for part in parts)]
+
+
 def place(name: str) -> str:
     """Return the canonical name of a hook point.
 

@@ -30,16 +30,13 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from lrt_lens.errors import MismatchError, NonFiniteError
-from lrt_lens.models._engine import Engine, centred_residual, engine_for
-from lrt_lens.models._hook_points import Layers, resolve, resolve_layers
-from lrt_lens.models._identity import ModelIdentity, model_name, tokenizer_hash, weights_hash
-from lrt_lens.models._loading import (
-    ModelLike,
-    boot_bridge,
-    load_pretrained,
-    load_tokenizer,
-    model_origin,
-)
+from lrt_lens.models._engine import Engine, is_centred, short_row
+from lrt_lens.models._hook_points import Layers, residual_post, resolve, resolve_layers
+from lrt_lens.models._hugging_face_engine import HuggingFaceEngine
+from lrt_lens.models._identity import ModelIdentity, model_name, tokenizer_hash
+from lrt_lens.models._lens_engines import BridgeEngine, HookedTransformerEngine
+from lrt_lens.models._loading import ModelLike, load_pretrained, load_tokenizer, model_origin
+from lrt_lens.models._text_codec import TextCodec, Truncation
 from lrt_lens.models._text_reader import SKIP_FIRST, TextReader
 from lrt_lens.typing import HookFunction, Residual, Tokens
 
@@ -85,24 +82,23 @@ class HookedModel:
         revision: str = "unknown",
         prepend_bos: bool | None = None,
     ) -> None:
-        self.bridge = model
-        self.engine: Engine = engine_for(model)
         self.name = name or model_name(model_origin(model))
         self.revision = revision
+        if _is_hugging_face(model):
+            tokenizer = tokenizer or load_tokenizer(model_origin(model))
+        self.tokenizer: Any = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
+        self.engine: Engine = _engine_for(model, self.tokenizer, self.name)
         self.n_layers, self.d_model = self.engine.n_layers, self.engine.d_model
         self.d_vocab = self.engine.d_vocab
         self.context_length = self.engine.context_length
         self.hook_points = self.engine.hook_points
         # A bridge may have changed the tokenizer that it holds, so one that was passed comes first.
-        self.tokenizer = model.tokenizer if tokenizer is None else tokenizer
         self._check_tokenizer()
-        self.prepend_bos = self._bos_as_trained() if prepend_bos is None else prepend_bos
-        if self.prepend_bos and self.tokenizer.bos_token_id is None:
-            raise ValueError(
-                f"prepend_bos=True, but the tokenizer of {self.name!r} has no BOS token;"
-                " use prepend_bos=False"
-            )
-        self.basis = "centred" if centred_residual(self.engine) else "raw"
+        self.codec = TextCodec(self.tokenizer, prepend_bos, self.name)
+        self.prepend_bos = bool(self.codec.prefix)
+        first = residual_post(0)
+        states = self.engine.capture(short_row(self.d_vocab), [first])[first]
+        self.basis = "centred" if is_centred(states) else "raw"
 
     @classmethod
     def load(
@@ -147,7 +143,7 @@ class HookedModel:
         # Three kinds: a name to load, a Hugging Face model to wrap, and a TransformerLens model.
         origin = model_origin(model)
         if isinstance(model, str | Path):
-            loaded, tokenizer = load_pretrained(
+            runnable, tokenizer = load_pretrained(
                 origin,
                 tokenizer=tokenizer,
                 device=device,
@@ -156,14 +152,12 @@ class HookedModel:
                 revision=revision,
                 trust_remote_code=trust_remote_code,
             )
-            bridge = boot_bridge(loaded, tokenizer, origin)
-        elif _is_hugging_face(model):
-            tokenizer = tokenizer or load_tokenizer(origin, revision)
-            bridge = boot_bridge(model, tokenizer, origin)
         else:
-            bridge = model
+            runnable = model
+            if _is_hugging_face(model):
+                tokenizer = tokenizer or load_tokenizer(origin, revision)
         return cls(
-            bridge,
+            runnable,
             tokenizer=tokenizer,
             name=name or model_name(origin),
             revision=(revision if isinstance(model, str | Path) else None) or "unknown",
@@ -178,6 +172,17 @@ class HookedModel:
         )
 
     @property
+    def bridge(self) -> Any:
+        """The TransformerLens model: the one that was given, or a bridge with the same weights.
+
+        Hooks that are registered on it act in every pass of this model.
+
+        Raises:
+            ValueError: TransformerLens cannot bridge this model.
+        """
+        return self.engine.bridge
+
+    @property
     def device(self) -> torch.device:
         """Device that token ids are moved to."""
         return self.engine.device
@@ -188,7 +193,7 @@ class HookedModel:
         return ModelIdentity(
             name=self.name,
             revision=self.revision,
-            config_hash=weights_hash(getattr(self.bridge, "original_model", self.bridge)),
+            config_hash=self.engine.weights_hash(),
             tokenizer_hash=tokenizer_hash(self.tokenizer),
             d_model=self.d_model,
             n_layers=self.n_layers,
@@ -202,28 +207,28 @@ class HookedModel:
         """Return True if both models split a text into the same tokens."""
         return self.identity.tokenizer_hash == tokenizer_hash(other.tokenizer)
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each text, cut to the context length.
+    def encode(
+        self, texts: Sequence[str], *, truncation: Truncation | None = None
+    ) -> list[list[int]]:
+        """Return the token ids of each text, behind the tokenizer's prefix if ``prepend_bos``.
 
-        BOS is the first token if ``prepend_bos`` is True.
+        Args:
+            texts: a list, a tuple, a numpy array, a pandas Series or a column of a data set.
+            truncation: end that is cut off texts longer than the context; None refuses them.
 
         Raises:
-            ValueError: there is no text, or a text is empty.
+            ValueError: there is no text, a text is empty, or one is longer than the context.
         """
-        if not texts:
-            raise ValueError("no text given; expected a text, or a list of at least one")
-        bodies = self.encode_bodies(texts)
-        prefix = [self.tokenizer.bos_token_id] if self.prepend_bos else []
-        for index, body in enumerate(bodies):
-            if not body:
-                raise ValueError(
-                    f"text {index} is empty ({texts[index]!r}); give texts with at least one token"
-                )
-        return [[*prefix, *body][: self.context_length] for body in bodies]
+        return self.codec.encode(texts, self.context_length, truncation)
 
     def encode_bodies(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text without special tokens, at full length."""
-        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return self.codec.bodies(texts)
+
+    @property
+    def prefix(self) -> list[int]:
+        """Ids of the special tokens before every text: BOS, or whatever the tokenizer writes."""
+        return self.codec.prefix
 
     def pad(self, rows: Sequence[Sequence[int]]) -> Tokens:
         """Return rows of token ids as one tensor [batch, position], padded on the right with 0.
@@ -263,12 +268,16 @@ class HookedModel:
     @property
     def special_ids(self) -> frozenset[int]:
         """Ids of the tokenizer's special tokens."""
-        return frozenset(self.tokenizer.all_special_ids)
+        return self.codec.special_ids
 
     # ---------------------------------------------------------------------------------- activations
 
     def capture(
-        self, texts: str | Sequence[str] | Tensor, hooks: Layers
+        self,
+        texts: str | Sequence[str] | Tensor,
+        hooks: Layers,
+        *,
+        truncation: Truncation | None = None,
     ) -> Tensor | dict[str, Residual]:
         """Return residual activations [batch, position, d_model] at one or several hook points.
 
@@ -276,7 +285,7 @@ class HookedModel:
         ids [batch, position]. The forward pass stops at the deepest of the hook points.
         """
         names = resolve_layers(hooks, self)
-        activations = self.engine.capture(self._tokens(texts), names)
+        activations = self.engine.capture(self._tokens(texts, truncation), names)
         if isinstance(hooks, int) or (
             isinstance(hooks, str) and hooks not in ("all", "proportional")
         ):
@@ -300,11 +309,24 @@ class HookedModel:
 
     # ---------------------------------------------------------------------------------- predictions
 
-    def logits(self, texts: str | Sequence[str] | Tensor) -> Tensor:
-        """Return next-token logits [batch, position, vocabulary]."""
-        tokens = self._tokens(texts)
+    def logits(
+        self, texts: str | Sequence[str] | Tensor, *, truncation: Truncation | None = None
+    ) -> Tensor:
+        """Return next-token logits [batch, position, vocabulary].
+
+        Raises:
+            NonFiniteError: a logit is NaN.
+        """
+        tokens = self._tokens(texts, truncation)
         with torch.inference_mode():
-            return self.engine.logits(tokens)
+            logits = self.engine.logits(tokens)
+        # Infinity is allowed: some models mask unused tokens with -inf.
+        if logits.isnan().any():
+            raise NonFiniteError(
+                f"the logits of {self.name!r} have {int(logits.isnan().sum())} NaN"
+                f" ({logits.dtype}); load it with dtype='bfloat16' or 'float32'"
+            )
+        return logits
 
     def token_losses(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Return the cross-entropy of each next token [batch, position - 1] in nats.
@@ -325,13 +347,14 @@ class HookedModel:
         padding = position >= rearrange(lengths, "batch -> batch 1")
         return losses.masked_fill(padding, float("nan"))
 
-    def loss(self, texts: str | Sequence[str]) -> float:
+    def loss(self, texts: str | Sequence[str], *, truncation: Truncation | None = None) -> float:
         """Return the mean cross-entropy per token in nats, over all tokens but each text's first.
 
         Raises:
-            ValueError: every text has a single token.
+            NonFiniteError: a logit is NaN.
+            ValueError: every text has a single token, or one is longer than the context.
         """
-        rows = self.encode([texts] if isinstance(texts, str) else texts)
+        rows = self.encode(texts, truncation=truncation)
         longest = max(map(len, rows))
         if longest < 2:
             raise ValueError(
@@ -349,15 +372,21 @@ class HookedModel:
         top_k: int | None = 40,
         seed: int = 0,
         do_sample: bool = True,
+        generation_config: Any = None,
+        truncation: Truncation | None = None,
     ) -> str | list[str]:
         """Return continuations without their prompts: a string for a string, else a list.
 
+        Nothing in the model's ``generation_config.json`` acts but its end-of-text tokens, so
+        ``do_sample=False`` takes the largest of `logits` at every step. ``generation_config``, a
+        ``transformers.GenerationConfig``, replaces all other options but ``seed``.
+
         Generation uses the key-value cache and leaves torch's random state unchanged.
         """
-        rows = self.encode([prompts] if isinstance(prompts, str) else prompts)
-        options: dict[str, Any] = {"do_sample": do_sample, "max_new_tokens": max_new_tokens}
-        if do_sample:
-            options |= {"temperature": temperature, "top_k": top_k}
+        rows = self.encode(prompts, truncation=truncation)
+        config = generation_config or self._generation_config(
+            max_new_tokens, temperature if do_sample else None, top_k if do_sample else None
+        )
         out: list[str] = [""] * len(rows)
         for length in sorted({len(row) for row in rows}):
             # Only prompts of equal length share a batch. Nothing is padded, so position p is the
@@ -368,21 +397,18 @@ class HookedModel:
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 torch.manual_seed(seed)
                 continued = self.engine.generate(
-                    tokens,
-                    attention_mask=torch.ones_like(tokens).to(self.device),
-                    pad_token_id=self._pad_id(),
-                    **options,
+                    tokens, config, attention_mask=torch.ones_like(tokens).to(self.device)
                 )
             for index, ids in zip(batch, continued, strict=True):
-                out[index] = self.tokenizer.decode(ids[length:], skip_special_tokens=True)
+                out[index] = self.codec.decode_behind(rows[index], ids[length:].tolist())
         return out[0] if isinstance(prompts, str) else out
 
     # -------------------------------------------------------------------------------------- private
 
-    def _tokens(self, texts: str | Sequence[str] | Tensor) -> Tokens:
+    def _tokens(self, texts: str | Sequence[str] | Tensor, truncation: Truncation | None) -> Tokens:
         if isinstance(texts, Tensor):
             return texts
-        return self.pad(self.encode([texts] if isinstance(texts, str) else texts))
+        return self.pad(self.encode(texts, truncation=truncation))
 
     def _check_tokenizer(self) -> None:
         if self.tokenizer is None:
@@ -419,22 +445,48 @@ class HookedModel:
                 f" load its bridge again, as in HookedModel.load(model.bridge, name={name!r})"
             )
 
-    def _pad_id(self) -> int:
-        # Any id will do, because nothing is padded; transformers warns if there is none.
-        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if token is not None:
-                return int(token)
-        return 0
+    def _generation_config(
+        self, max_new_tokens: int, temperature: float | None, top_k: int | None
+    ) -> Any:
+        """Return a config of these options alone; without a temperature it is greedy."""
+        from transformers import GenerationConfig
 
-    def _bos_as_trained(self) -> bool:
-        # Tokenizers do not say reliably whether they add BOS, so one text is tokenized to see it.
-        bos = self.tokenizer.bos_token_id
-        return bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos]
+        own = getattr(self.engine.model, "generation_config", None)
+        ends = getattr(own, "eos_token_id", None) or self.tokenizer.eos_token_id
+        # Nothing is padded, so any id will do for padding; transformers warns if there is none.
+        pad = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        sampling = {} if temperature is None else {"temperature": temperature, "top_k": top_k or 0}
+        return GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=temperature is not None,
+            eos_token_id=ends,
+            bos_token_id=self.tokenizer.bos_token_id,
+            pad_token_id=next(token for token in pad if token is not None),
+            **sampling,
+        )
 
 
 def load_model(model: ModelLike, **options: Any) -> HookedModel:
     """Return `HookedModel.load` of ``model`` and ``options``."""
     return HookedModel.load(model, **options)
+
+
+def _engine_for(model: Any, tokenizer: Any, name: str) -> Engine:
+    """Return the engine that runs a model.
+
+    Raises:
+        TypeError: ``model`` is of no supported class.
+    """
+    if _is_hugging_face(model):
+        return HuggingFaceEngine(model, tokenizer, name)
+    if hasattr(model, "original_model") and hasattr(model, "hook_dict"):
+        return BridgeEngine(model)
+    if hasattr(model, "run_with_cache") and hasattr(model, "hook_dict"):
+        return HookedTransformerEngine(model)
+    raise TypeError(
+        f"{type(model).__name__} is not a supported model; give a hub id, a folder, a Hugging Face"
+        " model, a TransformerBridge, a HookedTransformer or a HookedModel"
+    )
 
 
 def _is_hugging_face(model: Any) -> bool:

@@ -29,6 +29,11 @@ class TextReader(Protocol):
         ...
 
     @property
+    def prefix(self) -> list[int]:
+        """Ids of the special tokens before every text."""
+        ...
+
+    @property
     def special_ids(self) -> frozenset[int]:
         """Ids of the tokenizer's special tokens."""
         ...

@@ -110,7 +110,7 @@ def provenance_of(
 
 def model_fields(model: HookedModel, role: str) -> dict[str, Any]:
     """Return the fields of a `Provenance` that describe the model in one role."""
-    parameter = next(getattr(model.bridge, "original_model", model.bridge).parameters())
+    parameter = next(model.engine.model.parameters())
     # The precision of the first parameter stands for that of the model.
     return {role: model.identity, f"{role}_dtype": str(parameter.dtype).removeprefix("torch.")}
 

@@ -106,7 +106,7 @@ class Side:
                 )
         # With two tokenizers only aligned positions can be replaced: all others are kept.
         bos = torch.full_like(unmasked, fill_value=False)
-        bos[:, 0] = model.prepend_bos
+        bos[:, : len(model.prefix)] = True
         self.kept = (bos if keep == "bos" and others is None else ~unmasked)[..., None]
         lasts = torch.tensor([len(window.ids) - 1 for window in windows])
         self.predicts = positions < rearrange(lasts, "batch -> batch 1")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lrt_lens.errors import HookPointError
 from lrt_lens.models import HookedModel
-from lrt_lens.models._engine import HookedTransformerEngine, engine_for
+from lrt_lens.models._lens_engines import HookedTransformerEngine
 
 FINAL_NORM = {
     "llama": "norm",
@@ -92,9 +92,11 @@ TRANSFORMER_LENS_4 = version("transformer-lens").startswith("4")
 
 def hooks_on(model: HookedModel) -> list[int]:
     """Return the ids of all hooks on all modules, those of PyTorch and of TransformerLens."""
-    root: nn.Module = getattr(model.bridge, "original_model", model.bridge)
+    roots: list[nn.Module] = [model.engine.model, getattr(model.bridge, "original_model", None)]
     found = [
         hook
+        for root in roots
+        if root is not None
         for module in root.modules()
         for hooks in (module._forward_hooks, module._forward_pre_hooks)
         for hook in hooks.values()
@@ -107,12 +109,20 @@ def hooks_on(model: HookedModel) -> list[int]:
 def calls_counted(model: HookedModel) -> Iterator[Counter]:
     """Count the calls of each decoder layer (by index) and of the unembedding ("unembed")."""
     calls: Counter = Counter()
-    modules = {
-        index: block.original_component for index, block in enumerate(model.bridge.blocks)
-    } | {"unembed": model.bridge.unembed.original_component}
+    # A pass runs the Hugging Face model, or the bridge's own modules for hook_resid_mid.
+    modules = [
+        (index, block)
+        for index, bridged in enumerate(model.bridge.blocks)
+        for block in (bridged.original_component, model.engine.original_module(bridged))
+    ]
+    unembed = model.bridge.unembed
+    modules += [
+        ("unembed", module)
+        for module in (unembed.original_component, model.engine.original_module(unembed))
+    ]
     handles = [
         module.register_forward_pre_hook(lambda module, args, key=key: calls.update([key]))
-        for key, module in modules.items()
+        for key, module in modules
     ]
     yield calls
     for handle in handles:
@@ -135,9 +145,6 @@ def test_every_hook_point_equals_hugging_face(
     torch.testing.assert_close(model.logits(tokens), logits, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.skipif(
-    TRANSFORMER_LENS_4, reason="TransformerLens 4 forces eager attention on the model it is given"
-)
 def test_streams_captured_without_resid_mid_are_bit_equal_to_hugging_face(
     architecture: str, models: dict, reference: Any, tokens: Tensor
 ) -> None:
@@ -203,12 +210,12 @@ def test_the_bridge_is_bit_identical_and_without_new_hooks_after_a_capture(
     model = models[architecture]
     before, modules, hooks = (
         model.logits(tokens),
-        list(model.bridge.original_model.modules()),
+        list(model.engine.model.modules()),
         hooks_on(model),
     )
     model.capture(tokens, [name for name in model.hook_points if not name.endswith("mid")])
     model.capture(tokens, list(model.hook_points))
-    after = list(model.bridge.original_model.modules())
+    after = list(model.engine.model.modules())
     assert all(one is other for one, other in zip(modules, after, strict=True))
     assert hooks_on(model) == hooks
     assert torch.equal(model.logits(tokens), before)
@@ -220,13 +227,13 @@ def test_the_bridge_is_restored_when_a_forward_pass_fails(
     model = models[architecture]
     before, modules, hooks = (
         model.logits(tokens),
-        list(model.bridge.original_model.modules()),
+        list(model.engine.model.modules()),
         hooks_on(model),
     )
     mixed = [name for name in model.hook_points if name.startswith("blocks.2")]
     for names in (["blocks.2.hook_resid_post"], mixed):
         with monkeypatch.context() as patch:
-            broken = model.bridge.blocks[1].original_component
+            broken = model.engine._layers[1]
             patch.setattr(
                 broken,
                 "forward",
@@ -235,8 +242,7 @@ def test_the_bridge_is_restored_when_a_forward_pass_fails(
             with pytest.raises(RuntimeError, match="out of memory"):
                 model.capture(tokens, names)
         assert all(
-            one is other
-            for one, other in zip(modules, model.bridge.original_model.modules(), strict=True)
+            one is other for one, other in zip(modules, model.engine.model.modules(), strict=True)
         )
         assert hooks_on(model) == hooks
         assert torch.equal(model.logits(tokens), before)
@@ -301,7 +307,7 @@ def test_an_unknown_model_is_refused_with_what_is_accepted() -> None:
     with pytest.raises(
         TypeError, match=r"Linear is not a supported model; give a hub id.*HookedTransformer"
     ):
-        engine_for(nn.Linear(2, 2))
+        HookedModel.load(nn.Linear(2, 2))
 
 
 # -------------------------------------------------------------------------------- HookedTransformer

@@ -301,7 +301,8 @@ def _conversation(model: HookedModel, chat: Any, index: int) -> _Row:
     templated = model.tokenizer.apply_chat_template(
         turns[:-1], tokenize=False, add_generation_prompt=True
     )
-    row, prompt = _tokens(model, whole), _tokens(model, templated)
+    # Chat templates write BOS themselves; `encode` does not write a second one.
+    row, prompt = model.encode([whole, templated])
     # Tokens are compared, because some templates format a prompt alone differently from the same
     # turns at the beginning of a whole conversation.
     n_shared = min(len(row), len(prompt))
@@ -314,10 +315,3 @@ def _conversation(model: HookedModel, chat: Any, index: int) -> _Row:
         )
     # Position n_shared − 1 predicts the first token of the answer.
     return _Row(row, prompt=n_shared, start=max(n_shared - 1, SKIP_FIRST))
-
-
-def _tokens(model: HookedModel, templated: str) -> list[int]:
-    [row] = model.encode([templated])
-    # Chat templates write BOS themselves, so `encode` may have put a second one before it.
-    has_two_bos = model.prepend_bos and row[1:2] == row[:1]
-    return row[1:] if has_two_bos else row

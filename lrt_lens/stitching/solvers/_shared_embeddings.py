@@ -88,10 +88,10 @@ def shared_rows(
 
 def embedding_rows(model: HookedModel, matrix: Matrix) -> Tensor:
     """Return the rows of a matrix [token, d_model] in float32, on the CPU."""
-    # A TransformerBridge wraps the transformers model, whose accessors return both matrices as
-    # [d_vocab, d_model]. A HookedTransformer has no such model.
-    original = getattr(model.bridge, "original_model", None)
-    if original is not None:
+    # The accessors of a transformers model return both matrices as [d_vocab, d_model]. A
+    # HookedTransformer does not have them.
+    original = model.engine.model
+    if hasattr(original, "get_input_embeddings"):
         module = (
             original.get_input_embeddings()
             if matrix == "embed"
@@ -99,5 +99,5 @@ def embedding_rows(model: HookedModel, matrix: Matrix) -> Tensor:
         )
         return module.weight.detach().float().cpu()
     # TransformerLens: W_E [d_vocab, d_model], W_U [d_model, d_vocab].
-    weight = model.bridge.W_E if matrix == "embed" else model.bridge.W_U.T
+    weight = original.W_E if matrix == "embed" else original.W_U.T
     return torch.as_tensor(weight).detach().float().cpu()

@@ -245,8 +245,8 @@ def _reading_pattern(
     Fused attention returns no pattern, so a Hugging Face model uses its eager implementation
     during that time.
     """
-    bare = getattr(model.bridge, "original_model", None)
-    if bare is None:
+    bare = model.engine.model
+    if not hasattr(bare, "set_attn_implementation"):  # a HookedTransformer
         remove = model.engine.add_hook(
             f"blocks.{layer}.attn.hook_pattern", lambda weights, hook: receive(weights)
         )
@@ -257,7 +257,10 @@ def _reading_pattern(
         return
     # Only the eager implementation returns attention weights; the one before is restored.
     implementation = bare.config._attn_implementation
-    module = model.bridge.blocks[layer].attn.original_component
+    component = model.bridge.blocks[layer].attn
+    # A bridge around a tree of modules of its own knows which module of the model it stands for.
+    original = getattr(model.engine, "original_module", lambda part: part.original_component)
+    module = original(component)
     handle = module.register_forward_hook(
         lambda _module, _args, output: receive(_attention_weights(output, model, layer))
     )

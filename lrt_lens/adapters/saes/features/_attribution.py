@@ -80,7 +80,7 @@ def _weights_without_gradient(model: HookedModel) -> Iterator[None]:
 
     Autograd then stores no activations that only gradients of weights need.
     """
-    root = getattr(model.bridge, "original_model", model.bridge)
+    root = model.engine.model
     trainable = [parameter for parameter in root.parameters() if parameter.requires_grad]
     try:
         for parameter in trainable:

@@ -1,0 +1,179 @@
+"""The decoder of a Hugging Face model: its blocks and its embedding, found by running it once.
+
+Problem: every architecture has other names for its blocks, and a hook on the wrong list of modules
+gives wrong numbers without a word. Mechanism: a short row runs through the model, and the blocks
+are the list of modules that ran once each, in order, and passed states [batch, position, d_model]
+on. On the same pass the attention is checked to be causal: rows are padded on the right, and a
+position that reads later ones would read the padding.
+
+    decoder = find_decoder(model, "gpt2")
+    decoder.blocks[3], decoder.embedding, decoder.d_model
+
+Limits: models whose blocks run more than once per pass, or pass several streams on, are refused.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrt_lens.models._engine import relative_difference, short_row
+
+_CONTEXT_FIELDS = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "max_sequence_length",
+    "seq_length",
+    "context_length",
+    "max_context_length",
+)
+_DEFAULT_CONTEXT = 2048
+"""Context length of a model whose config names none, such as a recurrent one."""
+_CAUSAL_TOLERANCE = 1e-3
+"""Relative change of earlier logits that rounding may cause when only the last token changes."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Modules and sizes of a decoder, with its logits of a short row."""
+
+    blocks: tuple[nn.Module, ...]
+    embedding: nn.Module
+    """Token embedding; its output is ``hook_embed``."""
+    d_model: int
+    d_vocab: int
+    context_length: int
+    returns_tuple: tuple[bool, ...]
+    """True for each block that returns a tuple which starts with the stream."""
+    row_logits: Tensor
+    """Logits [1, 8, vocabulary] of `short_row`."""
+
+
+def find_decoder(model: Any, name: str) -> Decoder:
+    """Return the decoder of a Hugging Face model.
+
+    Raises:
+        ValueError: the model is an encoder or has one, its attention is not causal, or its blocks
+            are no list of modules that each run once and pass one stream on.
+    """
+    config = model.config.get_text_config()
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{name!r} ({type(model).__name__}) has an encoder and a decoder; expected a decoder,"
+            " a causal language model"
+        )
+    embedding = model.get_input_embeddings()
+    d_vocab = int(embedding.weight.shape[0])
+    row = short_row(d_vocab).to(embedding.weight.device)
+    changed = row.clone()
+    changed[0, -1] = (row[0, -1] + 1) % d_vocab
+    with torch.inference_mode(), _recording(model) as passes:
+        out = model(torch.cat([row, changed]), **without_cache(model))
+    if not isinstance(getattr(out, "logits", None), Tensor):
+        raise ValueError(
+            f"{name!r} ({type(model).__name__}) returns no logits; load the class with a language"
+            " model head, such as AutoModelForCausalLM"
+        )
+    logits = out.logits
+    _refuse_later_positions(name, model, logits)
+    blocks, records = _blocks(passes, name, model)
+    return Decoder(
+        blocks=tuple(blocks),
+        embedding=embedding,
+        d_model=records[0].stream.shape[-1],
+        d_vocab=d_vocab,
+        context_length=_context_length(config),
+        returns_tuple=tuple(record.returns_tuple for record in records),
+        row_logits=logits[:1],
+    )
+
+
+def without_cache(model: Any) -> dict[str, Any]:
+    """Return the option that switches the key-value cache off, if the model takes it."""
+    # A few models (GPT-1) have no cache and refuse the option.
+    parameters = signature(model.forward).parameters
+    takes = "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {"use_cache": False} if takes else {}
+
+
+def stream_of(output: Any) -> Any:
+    """Return the stream in what a block returns: the output, or the first part of a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+@dataclass
+class _Record:
+    """One call of a module: its place in the order of calls, and what it returned."""
+
+    order: int
+    stream: Tensor
+    returns_tuple: bool
+
+
+@contextmanager
+def _recording(model: nn.Module) -> Iterator[dict[str, list[list[_Record]]]]:
+    """Record the calls of the members of every list of modules, by the name of the list."""
+    passes: dict[str, list[list[_Record]]] = {}
+    order = iter(range(1_000_000_000))
+    with ExitStack() as stack:
+        for name, modules in model.named_modules():
+            if isinstance(modules, nn.ModuleList) and len(modules):
+                passes[name] = [[] for _ in modules]
+                for calls, module in zip(passes[name], modules, strict=True):
+
+                    def record(
+                        _module: nn.Module, _args: Any, output: Any, calls: list = calls
+                    ) -> None:
+                        stream = stream_of(output)
+                        calls.append(_Record(next(order), stream, isinstance(output, tuple)))
+
+                    stack.callback(module.register_forward_hook(record).remove)
+        yield passes
+
+
+def _blocks(
+    passes: dict[str, list[list[_Record]]], name: str, model: nn.Module
+) -> tuple[nn.ModuleList, list[_Record]]:
+    """Return the list of modules that passes the stream on, and one record of each member."""
+    # The outermost list, and the longest of those: experts and branches lie inside the blocks.
+    for path in sorted(passes, key=lambda path: (path.count("."), -len(passes[path]))):
+        calls = passes[path]
+        if any(len(one) != 1 for one in calls):
+            continue
+        records = [one[0] for one in calls]
+        shapes = {tuple(getattr(record.stream, "shape", ())) for record in records}
+        in_order = [record.order for record in records] == sorted(r.order for r in records)
+        shape = next(iter(shapes))
+        if in_order and len(shapes) == 1 and len(shape) == 3 and shape[:2] == (2, 8):
+            return model.get_submodule(path), records  # type: ignore[return-value]
+    raise ValueError(
+        f"{name!r} ({type(model).__name__}) has no list of blocks that each run once per pass and"
+        " return one stream [batch, position, d_model]; such a decoder has no residual hook points"
+    )
+
+
+def _refuse_later_positions(name: str, model: nn.Module, logits: Tensor) -> None:
+    """Raise ValueError if the last token changes the logits before it (rows 0 and 1)."""
+    change = relative_difference(logits[1, :-1], logits[0, :-1])
+    # NaN logits make the change infinite; they are refused where numbers are read.
+    if change > _CAUSAL_TOLERANCE and not logits.isnan().any():
+        raise ValueError(
+            f"the attention of {name!r} ({type(model).__name__}) is not causal: changing the last"
+            f" of {logits.shape[1]} tokens changes the logits before it by {change:.2g} (relative);"
+            " expected a decoder. Rows are padded on the right, and this model would read the"
+            " padding"
+        )
+
+
+def _context_length(config: Any) -> int:
+    for field in _CONTEXT_FIELDS:
+        value = getattr(config, field, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return _DEFAULT_CONTEXT

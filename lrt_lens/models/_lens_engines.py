@@ -1,0 +1,265 @@
+"""Engines of models that a user brings from TransformerLens: bridges and ``HookedTransformer``.
+
+Problem: a `TransformerBridge` and a ``HookedTransformer`` may compute another function than the
+Hugging Face model of the same name (processed weights, other attention). Mechanism: what a user
+hands in stays what it is. `BridgeEngine` and `HookedTransformerEngine` run it through its own
+``HookPoint`` objects, and an exception ends the forward pass at the deepest hook point, so that
+later layers and the unembedding do not run. A bridge that differs from its own Hugging Face model
+is reported once, with the relative difference of the logits.
+
+    engine = BridgeEngine(bridge)
+    engine.capture(tokens, ["blocks.3.hook_resid_post"])    # {name: [batch, position, d_model]}
+
+Limits: capturing through a bridge is slower than from a Hugging Face model, and `resuming` runs all
+layers.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrt_lens.models._engine import (
+    Capture,
+    DeepestHookReached,
+    first_device,
+    relative_difference,
+    replacing,
+    short_row,
+    tolerance,
+)
+from lrt_lens.models._hook_points import depth, place, residual_names
+from lrt_lens.models._identity import weights_hash
+from lrt_lens.typing import HookFunction, LongerTokens, Residual, Tokens
+
+logger = logging.getLogger(__name__)
+
+
+def add_lens_hook(hook_point: Any, fn: HookFunction) -> Callable[[], None]:
+    """Add a hook to a TransformerLens ``HookPoint`` and return the function that removes it."""
+    # `HookPoint.remove_hooks` removes all hooks. To remove just this one, its handle is identified
+    # by what `add_hook` has appended.
+    before = list(hook_point.fwd_hooks)
+    hook_point.add_hook(fn)
+    added = [handle for handle in hook_point.fwd_hooks if all(handle is not old for old in before)]
+
+    def remove() -> None:
+        for handle in added:
+            handle.hook.remove()
+            hook_point.fwd_hooks = [other for other in hook_point.fwd_hooks if other is not handle]
+
+    return remove
+
+
+def capture_through_bridge(
+    bridge: Any, tokens: Tokens, names: Sequence[str]
+) -> dict[str, Residual]:
+    """Return activations by hook point, read from the bridge's own ``HookPoint`` objects."""
+    capture = Capture(names)
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        for name in names:
+            stack.callback(
+                add_lens_hook(
+                    bridge.hook_dict[name],
+                    lambda activation, hook, name=name: capture.record(name, activation),
+                )
+            )
+        # The base model has no unembedding, and its last layers do not run either.
+        stack.enter_context(suppress(DeepestHookReached))
+        decoder = bridge.original_model.base_model
+        decoder(input_ids=tokens.to(first_device(decoder)), use_cache=False)
+    return {name: capture.activations[name] for name in names}
+
+
+class BridgeEngine:
+    """Runs a ``TransformerBridge`` that the user has made."""
+
+    def __init__(self, bridge: Any) -> None:
+        self.bridge = bridge
+        self.model = bridge.original_model
+        self.n_layers = int(bridge.cfg.n_layers)
+        self.d_model = int(bridge.cfg.d_model)
+        self.d_vocab = int(bridge.cfg.d_vocab)
+        self.context_length = int(bridge.cfg.n_ctx)
+        names = residual_names(self.n_layers)
+        self.hook_points = tuple(name for name in names if name in bridge.hook_dict)
+        self._report_difference()
+
+    @property
+    def device(self) -> torch.device:
+        """Device that token ids are moved to."""
+        return first_device(self.model)
+
+    def capture(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Residual]:
+        """Return activations by hook point."""
+        return capture_through_bridge(self.bridge, tokens, names)
+
+    def logits(self, tokens: Tokens) -> Tensor:
+        """Return next-token logits [batch, position, vocabulary]; registered hooks take effect."""
+        return self.model(input_ids=tokens.to(self.device), use_cache=False).logits
+
+    def generate(self, tokens: Tokens, config: Any, **options: Any) -> LongerTokens:
+        """Return prompts with their continuations."""
+        return generate_with(self.model, tokens.to(self.device), config, **options)
+
+    def weights_hash(self) -> str:
+        """Return the hash of the Hugging Face model inside, under its own names of weights."""
+        with _original_modules(self.model):
+            return weights_hash(self.model)
+
+    def add_hook(self, name: str, fn: HookFunction) -> Callable[[], None]:
+        """Register a hook and return the function that removes it."""
+        return add_lens_hook(self.bridge.hook_dict[name], fn)
+
+    def resuming(self, name: str, residual: Residual) -> AbstractContextManager[None]:
+        """Return a context in which passes continue from ``residual``; all layers still run."""
+        return replacing(self, name, residual)
+
+    def _report_difference(self) -> None:
+        """Log a warning if the bridge computes another function than its Hugging Face model."""
+        # Compatibility mode rewrites weights in the bridge, so the original modules say nothing.
+        if getattr(self.bridge, "compatibility_mode", False):
+            return
+        row = short_row(self.d_vocab)
+        with torch.inference_mode():
+            ours = self.logits(row)
+            with _original_modules(self.model):
+                theirs = self.logits(row)
+        difference = relative_difference(ours, theirs)
+        if difference > tolerance(ours.dtype):
+            logger.warning(
+                "this TransformerBridge differs from its own Hugging Face model by %.2g (relative,"
+                " logits of %d tokens); every number comes from the bridge, because it was given."
+                " Give the Hugging Face model to work with that",
+                difference,
+                row.shape[1],
+            )
+
+
+def generate_with(model: Any, tokens: Tokens, config: Any, **options: Any) -> LongerTokens:
+    """Return prompts with continuations of a Hugging Face model, under ``config`` alone."""
+    own = model.generation_config
+    # `generate` fills what a config leaves open from the model's own, which is set aside meanwhile.
+    model.generation_config = config
+    try:
+        with torch.inference_mode():
+            return model.generate(input_ids=tokens, generation_config=config, **options)
+    finally:
+        model.generation_config = own
+
+
+@contextmanager
+def _original_modules(root: nn.Module) -> Iterator[None]:
+    """Return a context in which a bridged model runs its original Hugging Face modules."""
+    bridged = [
+        (parent, name, child)
+        for parent in list(root.modules())
+        for name, child in parent._modules.items()
+        if child is not None
+        and name != "_original_component"
+        and "_original_component" in child._modules
+    ]
+    try:
+        for parent, name, child in bridged:
+            parent._modules[name] = child._modules["_original_component"]
+        yield
+    finally:
+        for parent, name, child in bridged:
+            parent._modules[name] = child
+
+
+class HookedTransformerEngine:
+    """Runs a ``HookedTransformer`` of TransformerLens 3.x."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.n_layers = int(model.cfg.n_layers)
+        self.d_model = int(model.cfg.d_model)
+        self.d_vocab = int(model.cfg.d_vocab)
+        self.context_length = int(model.cfg.n_ctx)
+        names = residual_names(self.n_layers)
+        self.hook_points = tuple(name for name in names if name in model.hook_dict)
+
+    @property
+    def bridge(self) -> Any:
+        """The ``HookedTransformer`` itself."""
+        return self.model
+
+    @property
+    def device(self) -> torch.device:
+        """Device that token ids are moved to."""
+        return first_device(self.model)
+
+    def capture(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Residual]:
+        """Return activations by hook point."""
+        # The input of block l is read as the output of block l - 1. That saves running block l,
+        # because `stop_at_layer` is exclusive.
+        canonical = {name: place(name) for name in names}
+        # At least 1: with 0 the pass would stop before `blocks.0.hook_resid_pre`, which has no
+        # other name.
+        stop = max(1, math.ceil(max(depth(name) for name in names)))
+        with torch.inference_mode(), _padded_on_the_right(self.model):
+            _, cache = self.model.run_with_cache(
+                tokens.to(self.device),
+                names_filter=list(canonical.values()),
+                stop_at_layer=stop,
+                return_type=None,
+            )
+        return {name: cache[other] for name, other in canonical.items()}
+
+    def logits(self, tokens: Tokens) -> Tensor:
+        """Return next-token logits [batch, position, vocabulary]; registered hooks take effect."""
+        with _padded_on_the_right(self.model):
+            return self.model(tokens.to(self.device), return_type="logits")
+
+    def generate(self, tokens: Tokens, config: Any, **_options: Any) -> LongerTokens:
+        """Return prompts with their continuations.
+
+        ``HookedTransformer.generate`` knows length, temperature and top-k, and no attention mask;
+        `HookedModel.generate` runs prompts of equal length together, without padding.
+        """
+        sampling = {"temperature": config.temperature, "top_k": config.top_k}
+        with torch.inference_mode(), _padded_on_the_right(self.model):
+            return self.model.generate(
+                tokens.to(self.device),
+                max_new_tokens=config.max_new_tokens,
+                do_sample=config.do_sample,
+                verbose=False,
+                return_type="tokens",
+                prepend_bos=False,
+                **(sampling if config.do_sample else {}),
+            )
+
+    def weights_hash(self) -> str:
+        """Return a hash of every weight, under the names of TransformerLens."""
+        return weights_hash(self.model)
+
+    def add_hook(self, name: str, fn: HookFunction) -> Callable[[], None]:
+        """Register a hook and return the function that removes it."""
+        return add_lens_hook(self.model.hook_dict[name], fn)
+
+    def resuming(self, name: str, residual: Residual) -> AbstractContextManager[None]:
+        """Return a context in which passes continue from ``residual``; all layers still run."""
+        return replacing(self, name, residual)
+
+
+@contextmanager
+def _padded_on_the_right(model: Any) -> Iterator[None]:
+    """Return a context in which a ``HookedTransformer`` takes token ids as padded on the right.
+
+    With ``padding_side="left"`` it would mask leading pad tokens, which may be text here.
+    """
+    tokenizer = model.tokenizer
+    side = getattr(tokenizer, "padding_side", None)
+    try:
+        if side is not None:
+            tokenizer.padding_side = "right"
+        yield
+    finally:
+        if side is not None:
+            tokenizer.padding_side = side

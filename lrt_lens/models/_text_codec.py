@@ -1,0 +1,166 @@
+"""Text in and out: the one place where texts become token ids, and ids become text.
+
+Problem: a prefix that is written twice (by a chat template and by the tokenizer), a text that is
+cut without a word, or a word that loses its space each give wrong numbers that look right.
+Mechanism: `TextCodec` writes the special tokens before a text exactly as the tokenizer does,
+whether they are one BOS, ``[CLS]`` or several tokens, and writes none where the text begins with
+them already. Texts that are longer than the context are refused unless the user says which end to
+cut. A continuation is decoded behind its prompt, so that ``prompt + continuation`` is the text.
+
+    codec = TextCodec(tokenizer, prepend_bos=None, name="gpt2")
+    codec.encode(["Once upon a time"], limit=1024)       # [[50256, 7454, 2402, 257, 640]]
+    text_list(pandas_series)                             # ['…', '…']
+
+Limits: special tokens that a tokenizer adds behind a text (EOS, ``[SEP]``) are not written, because
+a decoder would continue behind the end of the text.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+Truncation = Literal["left", "right"]
+"""End of a text that is cut off where it is longer than the context."""
+
+
+def text_list(texts: Any) -> list[str]:
+    """Return texts as a list, by position.
+
+    A text, a list, a tuple, a numpy array, a pandas Series (whatever its index) and a column of a
+    data set are texts.
+
+    Raises:
+        TypeError: one of them is no text; the message names its number.
+        ValueError: there is none.
+    """
+    if isinstance(texts, str):
+        return [str(texts)]
+    if not isinstance(texts, Iterable):
+        raise TypeError(f"{type(texts).__name__} given; expected a text, or a list of texts")
+    # Iteration is by position; indexing a Series is by label.
+    listed = list(texts)
+    for index, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"text {index} is {text!r}, of type {type(text).__name__}; expected a text: leave"
+                " it out, or convert it to str"
+            )
+    if not listed:
+        raise ValueError("no text given; expected a text, or a list of at least one")
+    # str() turns numpy's subclass of str into str itself, which tokenizers ask for.
+    return [str(text) for text in listed]
+
+
+class TextCodec:
+    """Encoding and decoding of texts for one model.
+
+    Args:
+        tokenizer: tokenizer of the Hugging Face interface.
+        prepend_bos: True writes the tokenizer's own prefix, or BOS if it adds none; False writes
+            none; None does as the tokenizer does, which is how the model was trained.
+        name: name of the model, for messages.
+
+    Raises:
+        ValueError: ``prepend_bos`` is True and the tokenizer has neither a prefix nor a BOS token.
+    """
+
+    def __init__(self, tokenizer: Any, prepend_bos: bool | None, name: str) -> None:
+        self.tokenizer = tokenizer
+        self.prefix: list[int] = [] if prepend_bos is False else _prefix_of(tokenizer)
+        """Ids of the special tokens before every text."""
+        if prepend_bos and not self.prefix:
+            if tokenizer.bos_token_id is None:
+                raise ValueError(
+                    f"prepend_bos=True, but the tokenizer of {name!r} has no BOS token;"
+                    " use prepend_bos=False"
+                )
+            self.prefix = [int(tokenizer.bos_token_id)]
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the tokenizer's special tokens, its prefix included."""
+        return frozenset([*self.tokenizer.all_special_ids, *self.prefix])
+
+    def bodies(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text without special tokens, at full length."""
+        encoded = self.tokenizer(text_list(texts), add_special_tokens=False, verbose=False)
+        return encoded["input_ids"]
+
+    def with_prefix(self, body: Sequence[int]) -> list[int]:
+        """Return a text's ids behind the prefix, which is written once.
+
+        A chat template, or the user, may have written it already.
+        """
+        ids = list(body)
+        return ids if ids[: len(self.prefix)] == self.prefix else [*self.prefix, *ids]
+
+    def encode(
+        self, texts: Sequence[str], limit: int, truncation: Truncation | None = None
+    ) -> list[list[int]]:
+        """Return the token ids of each text behind the prefix.
+
+        Args:
+            texts: as `text_list` takes them.
+            limit: largest number of tokens per text.
+            truncation: end that is cut off longer texts; None refuses them.
+
+        Raises:
+            ValueError: a text is empty, or longer than ``limit`` without ``truncation``.
+        """
+        if truncation not in (None, "left", "right"):
+            raise ValueError(f"truncation is {truncation!r}; expected None, 'left' or 'right'")
+        texts = text_list(texts)
+        rows = [self.with_prefix(body) for body in self.bodies(texts)]
+        for index, row in enumerate(rows):
+            if len(row) == len(self.prefix):
+                raise ValueError(
+                    f"text {index} is empty ({texts[index]!r}); give texts with at least one token"
+                )
+        longer = [index for index, row in enumerate(rows) if len(row) > limit]
+        if longer and truncation is None:
+            longest = max(longer, key=lambda index: len(rows[index]))
+            raise ValueError(
+                f"{len(longer)} of {len(texts)} text(s) are longer than the context of {limit}"
+                f" tokens; the longest is text {longest} with {len(rows[longest])}. Give shorter"
+                " texts, or pass truncation='right' (or 'left') to cut their end (or beginning)"
+            )
+        room = limit - len(self.prefix)
+        for index in longer:
+            body = rows[index][len(self.prefix) :]
+            cut = body[:room] if truncation == "right" else body[len(body) - room :]
+            rows[index] = [*self.prefix, *cut]
+        return rows
+
+    def decode_behind(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """Return the text of ``ids`` as it stands behind ``prompt``, special tokens left out.
+
+        Decoded alone, its first word would lose its space with many tokenizers.
+        """
+        before = self._decode(prompt)
+        whole = self._decode([*prompt, *ids])
+        # A decoder may write the end of the prompt anew (half a character); then the new ids are
+        # decoded alone.
+        return whole[len(before) :] if whole.startswith(before) else self._decode(ids)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        # Without the clean-up, which removes spaces before punctuation.
+        return self.tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+
+def _prefix_of(tokenizer: Any) -> list[int]:
+    """Return the ids that a tokenizer writes before a text."""
+    # Tokenizers do not say reliably what they add, so one text is tokenized to see it.
+    whole = list(tokenizer("a")["input_ids"])
+    body = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    for start in range(len(whole) - len(body) + 1):
+        if body and whole[start : start + len(body)] == body:
+            return [int(token) for token in whole[:start]]
+    special = set(tokenizer.all_special_ids)
+    prefix: list[int] = []
+    for token in whole:
+        if token not in special:
+            break
+        prefix.append(int(token))
+    return prefix
