@@ -1,21 +1,24 @@
-# Every target sets itself up: a machine with Python 3.11+ and make needs nothing else. `make help` lists them.
-# A variable is set on the command line: make test WORKERS=4, make test MARKERS=gpu XDIST=, make test ARGS="-k moments"
+# Each target creates its own environment on first use and needs only Python 3.11+ and make.
+# `make help` lists the targets. Variables are set on the command line:
+# make test WORKERS=4, make test MARKERS=gpu XDIST=, make test ARGS="-k moments"
 
-# 3.11 first: constraints.txt holds the versions tested with it.
+# Python 3.11 is preferred, because constraints.txt has the versions that were tested with it.
 PYTHON  ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 WORKERS ?= 2
 XDIST   ?= -n $(WORKERS) --dist loadfile
-# One thread a worker: transformers sets torch's thread count back to the number of cores unless the environment says otherwise.
+# Threads per worker. Set in the environment, because transformers otherwise resets torch's number
+# of threads to the number of cores.
 THREADS ?= 1
 MARKERS ?= not slow and not gpu and not network and not browser
 ARGS    ?=
 OUT     ?= demo-report
-# No test reaches the network but those marked so: make test MARKERS=network HF_HUB_OFFLINE=0
+# Only tests marked `network` use the network: make test MARKERS=network HF_HUB_OFFLINE=0
 HF_HUB_OFFLINE ?= 1
 TL4     ?= 4.3.0
-# What TransformerLens has a part in; pages, figures of ready tables and files are the same beside either.
-TL4_TESTS ?= tests/models tests/adapters tests/baselines tests/exploration tests/moments/test_harvesting.py tests/stitching/test_stitch_loss.py tests/demo
+# Tests that run models. The others do not depend on the version of TransformerLens.
+TL4_TESTS ?= tests/models tests/adapters tests/baselines tests/exploration tests/demo \
+	tests/moments/test_harvesting.py tests/stitching/test_stitch_loss.py
 
 VENV     := .venv
 BIN      := $(VENV)/bin
@@ -34,10 +37,10 @@ SHELL := /bin/sh
 
 PYTEST_ENV := HF_HUB_OFFLINE=$(HF_HUB_OFFLINE) TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=$(THREADS)
 
-help: ## this list
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP) ## .venv with the package, editable, and what its tests and examples need
+install: $(STAMP) ## create .venv with the package (editable) and the needs of tests and examples
 
 $(STAMP): pyproject.toml constraints.txt
 	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -46,22 +49,24 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev,examples]'
 	@touch $@
 
-demo: $(STAMP) ## the whole product on the bundled models, offline: a report in demo-report/
+demo: $(STAMP) ## run everything once on the bundled models, offline: a report in demo-report/
 	$(BIN)/lrt-lens demo --out '$(OUT)'
 	@echo 'The report: $(OUT)/report.html (open it in a browser); its numbers: $(OUT)/results.json'
 
-test: $(STAMP) ## the quick tests
+test: $(STAMP) ## run the quick tests
 	$(PYTEST_ENV) $(BIN)/python -m pytest $(XDIST) -m '$(MARKERS)' $(ARGS)
 
-# One by one to whoever is free, the longest take minutes; those of one group (a fixture that costs as much) stay together.
-test-slow: $(STAMP) ## the slow tests, offline and on the CPU
+# Some tests take minutes, so each free worker gets one test at a time. Tests of one xdist group
+# share a slow fixture and run on one worker.
+test-slow: $(STAMP) ## run the slow tests, offline and on the CPU
 	$(PYTEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --maxschedchunk 1 --durations 10 -m 'slow and not gpu and not network and not browser' $(ARGS)
 
-test-tl4: $(STAMP_TL4) ## the quick tests of what runs models, on TransformerLens 4.x
+test-tl4: $(STAMP_TL4) ## run the quick tests that run models, on TransformerLens 4.x
 	$(PYTEST_ENV) $(VENV_TL4)/bin/python -m pytest $(XDIST) -m '$(MARKERS)' $(TL4_TESTS) $(ARGS)
 
-# A second environment that holds TransformerLens 4.x alone and finds everything else in .venv: its own site-packages come before
-# the folders that its .pth file names, so 4.x shadows 3.9. Not an install that pip would resolve: sae-lens caps transformer-lens below 4.
+# A second environment that contains only TransformerLens 4.x and uses .venv for everything else.
+# Its own site-packages come before the folders named in its .pth file, so that 4.x is imported
+# instead of 3.9. pip would refuse this combination: sae-lens requires transformer-lens below 4.
 $(STAMP_TL4): $(STAMP)
 	rm -rf $(VENV_TL4)
 	$(BIN)/python -m venv --without-pip $(VENV_TL4)
@@ -71,19 +76,20 @@ $(STAMP_TL4): $(STAMP)
 	@$(VENV_TL4)/bin/python -c 'import importlib.metadata as m; v = m.version("transformer-lens"); print("transformer-lens", v); assert v == "$(TL4)"'
 	@touch $@
 
-lint: $(STAMP) ## ruff: rules and format; docstrings that stand alone
+lint: $(STAMP) ## run ruff (rules and format) and the check of docstrings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python .ci/lint_docstrings.py .ci lrt_lens examples benchmarks build_demo docs tests
 
-types: $(STAMP) ## pyright
+types: $(STAMP) ## run pyright
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
-bench: $(STAMP) ## measure what the documentation claims
+bench: $(STAMP) ## run the benchmarks, whose numbers the documentation shows
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
-# One after another, minutes each; one that fails is named at the end and keeps its earlier entry in the gallery. ARGS="--quick" shows that they run.
-figures: $(STAMP) ## the papers' figures into figures/, and the gallery in examples/README.md from them
+# Runs one script after the other; each takes minutes. Scripts that fail are listed at the end and
+# keep their earlier entry in the gallery. ARGS="--quick" only checks that they run.
+figures: $(STAMP) ## run every example into figures/, and write the gallery examples/README.md
 	@failed=; for script in $$(grep -l 'run(reproduce)' examples/*.py); do \
 	    echo "==== $$script"; $(PYTEST_ENV) $(BIN)/python "$$script" --out figures $(ARGS) || failed="$$failed $$script"; done; \
 	case '$(ARGS)' in *--quick*) ;; *) $(BIN)/python -m lrt_lens.reproduction figures;; esac; \
@@ -93,18 +99,20 @@ $(STAMP_DOCS): $(STAMP)
 	$(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev,examples,docs]'
 	@touch $@
 
-# Warnings are errors, all of them are shown. Runs the tutorials; needs no network: LRT_LENS_DOCS_ONLINE=1 adds links into other projects.
-# The pages are written anew (what was read is kept in build/doctrees): one that is gone would stay, be searched and be checked.
-docs: $(STAMP_DOCS) ## the documentation, into build/docs (open build/docs/index.html)
+# Runs the tutorials and treats warnings as errors. Needs no network; LRT_LENS_DOCS_ONLINE=1 adds
+# links to the documentation of other projects. Old pages are removed first, because a page whose
+# source was deleted would otherwise stay in the search and in the checks.
+docs: $(STAMP_DOCS) ## build the documentation (open build/docs/index.html)
 	rm -rf $(DOCS_OUT)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m sphinx -q -W --keep-going -n -j $(WORKERS) -d build/doctrees -b html docs $(DOCS_OUT)
 	@echo 'The documentation: $(DOCS_OUT)/index.html'
 
-docs-check: docs ## every page of it, and the explorer, in a headless Chromium: figures, widths, light and dark, search, links
+docs-check: docs ## opens every page and the explorer in a headless Chromium and checks them
 	$(PYTEST_ENV) LRT_LENS_DOCS_BUILT='$(DOCS_OUT)' $(BIN)/python -m pytest -m 'not slow or browser' tests/docs tests/exploration $(ARGS)
 
-# sdist from the tree, wheel from the sdist, both into an environment that has never seen this folder.
-wheel-check: $(STAMP) ## build, install in a fresh environment, run the demo there
+# Builds the sdist from the working tree and the wheel from the sdist, and installs the wheel in a
+# fresh environment.
+wheel-check: $(STAMP) ## build a wheel, install it in a fresh environment, run the demo there
 	@root=$$(pwd); tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; trap 'exit 1' INT TERM; unset PYTHONPATH; \
 	$(BIN)/python -m build --outdir "$$tmp/dist" . > "$$tmp/build.log" 2>&1 || { cat "$$tmp/build.log" >&2; exit 1; }; \
 	ls -l "$$tmp/dist"; \
@@ -116,9 +124,9 @@ wheel-check: $(STAMP) ## build, install in a fresh environment, run the demo the
 	test -s report/report.html || { echo 'error: the demo wrote no report.html' >&2; exit 1; }; \
 	cd "$$root"; echo 'wheel-check: the installed wheel ran its demo outside the repository'
 
-clean: ## what the targets above produced; the environments stay
+clean: ## remove the output of all targets; the environments stay
 	rm -rf build dist demo-report docs/reference .pytest_cache .ruff_cache .hypothesis
 	find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean ## clean, and the environments
+distclean: clean ## remove the output of all targets, and the environments
 	rm -rf $(VENV) $(VENV_TL4)

@@ -432,12 +432,12 @@ class _Reading:
 def _share_above_chance(columns: np.ndarray) -> float:
     """Return (AUROC − ½) as a share of native's, from [score, native's score, class] per text.
 
-    It is 0 if a resample holds one class or native is at chance.
+    It is NaN if a resample holds one class, and 0 if native is at chance.
     """
     truth = columns[2].astype(int)
-    # Without one of the classes an AUROC is NaN, and NaN > 0.5 is False: the share is then 0.
     ours, native = (auroc(np.stack([-score, score], 1), truth) for score in columns[:2])
-    return float((ours - 0.5) / (native - 0.5)) if native > 0.5 else 0.0
+    # Without one of the classes an AUROC is NaN; `bootstrap_statistic` leaves such resamples out.
+    return 0.0 if native <= 0.5 else float((ours - 0.5) / (native - 0.5))
 
 
 def _named(name: str, interval: Interval, prefix: str | None = None) -> dict[str, float]:

@@ -6,11 +6,11 @@ their tokenizers. Mechanism: `WindowCutter` cuts each document into windows. Wit
 models read the same window, and row k is the same position in both. With two, every window has a
 `Window.counterpart` in the target's tokens, cut at the same characters, whose rows are paired with
 its own in order (`lrt_lens.data._aligned_windows`). The windows of one *part* are gathered in a
-block of about ``block_rows`` unmasked tokens. Parts are the folds: a document's hash decides
-whether it is for fitting or for testing, wherever it is in the stream. Blocks are numbered in the
-order in which they fill. Their contents depend only on the documents and the plan, so processes
-that share a harvest all read the same stream, and each takes some of its blocks. Products, shifts
-and shuffled pairs never reach beyond one block.
+block of about ``block_rows`` unmasked tokens. Parts are the five fitting folds and the eight groups
+of the test fold: a document's hash decides its part, wherever it is in the stream. Blocks are
+numbered in the order in which they fill. Their contents depend only on the documents and the plan,
+so processes that share a harvest all read the same stream, and each takes some of its blocks.
+Products, shuffled pairs and rows paired with a ``lag`` are always of one block.
 
     plan = BlockPlan(context_length=256)
     for block in iterate_blocks(documents, model, plan): block.part, block.windows
@@ -53,6 +53,8 @@ from lrt_lens.data._windows import (
 )
 from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.models._text_reader import TextReader
+
+logger = logging.getLogger(__name__)
 
 
 class WindowCutter:
@@ -124,9 +126,6 @@ class WindowCutter:
         return lagged
 
 
-logger = logging.getLogger(__name__)
-
-
 @dataclass
 class Corpus:
     """Counts of the documents read; they grow while blocks are made."""
@@ -138,7 +137,7 @@ class Corpus:
     digest: int = 0
     """Sum of the documents' keys modulo 2⁶⁴; it does not depend on their order."""
     aligned: Aligned | None = None
-    """Counts of aligned positions in all documents, those without a row included.
+    """Counts of aligned positions in all documents, including documents without a row.
 
     None if both models read the same tokens.
     """

@@ -22,6 +22,7 @@ from torch import Tensor
 from lrt_lens.data._windows import Block, BlockPlan, Window
 from lrt_lens.models._hook_points import place
 from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.moments._harvest_settings import refuse_short_windows
 from lrt_lens.moments._provenance import Provenance, package_versions
 
@@ -70,14 +71,15 @@ def block_order(block: Block, batch_tokens: int) -> list[Window]:
     return [window for batch in block.batches(batch_tokens) for window in batch]
 
 
-def window_length(context_length: int, *models: HookedModel) -> int:
+def window_length(context_length: int, *models: HookedModel, skip_first: int = SKIP_FIRST) -> int:
     """Return the tokens per window: ``context_length``, cut to the length that all models read.
 
     Raises:
         ValueError: masked positions would take up more than half of each window.
     """
-    refuse_short_windows(context_length)
-    return min(context_length, *(model.context_length for model in models))
+    length = min(context_length, *(model.context_length for model in models))
+    refuse_short_windows(length, skip_first)
+    return length
 
 
 def provenance_of(

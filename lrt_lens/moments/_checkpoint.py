@@ -201,7 +201,7 @@ class Checkpoint:
         except FileNotFoundError:
             return None
         except FileFormatError as error:
-            _set_aside(path, error)
+            _rename_damaged(path, error)
             return None
 
     # ----------------------------------------------------------------------------------- harvesting
@@ -318,7 +318,7 @@ def read_rank_files(
                 try:
                     files.append(_read_rank_file(path, arguments, verify))
                 except FileFormatError as error:
-                    _set_aside(path, error)
+                    _rename_damaged(path, error)
         except FileNotFoundError:
             # Another rank took a file over after it was listed: list again, because only files
             # that exist at one time are consistent.
@@ -483,7 +483,7 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
     return f"{total % 2**64:016x}"
 
 
-def _set_aside(path: Path, error: FileFormatError) -> None:
+def _rename_damaged(path: Path, error: FileFormatError) -> None:
     """Rename a damaged file, so that it is not read again."""
     aside = path.with_name(f"{path.name}.damaged")
     try:

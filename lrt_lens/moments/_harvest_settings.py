@@ -70,7 +70,7 @@ class HarvestSettings(Settings):
                 f"n_tokens is {self.n_tokens}; "
                 "expected a positive number, or None to read all documents"
             )
-        refuse_short_windows(self.context_length)
+        refuse_short_windows(self.context_length, self.skip_first)
         if self.lag < 0:
             raise ValueError(
                 f"lag is {self.lag}; expected 0, or the number of rows by which "
@@ -82,10 +82,12 @@ class HarvestSettings(Settings):
             )
 
 
-def refuse_short_windows(context_length: int) -> None:
+def refuse_short_windows(context_length: int, skip_first: int = SKIP_FIRST) -> None:
     """Raise ValueError if masked positions would take up more than half of each window."""
-    # With the default skip_first, at least half of each full window is then unmasked.
-    if context_length < 2 * SKIP_FIRST:
+    # At least half of each full window is then unmasked.
+    shortest = 2 * max(skip_first, SKIP_FIRST)
+    if context_length < shortest:
         raise ValueError(
-            f"context_length is {context_length}; windows need at least {2 * SKIP_FIRST} tokens"
+            f"context_length is {context_length}; windows need at least {shortest} tokens, because "
+            f"the first {skip_first} of each are masked"
         )

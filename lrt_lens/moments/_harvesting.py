@@ -136,7 +136,9 @@ def settle(
     # Everything is resolved to explicit values here, because they are compared between ranks and
     # with checkpoints.
     plan = BlockPlan(
-        context_length=window_length(settings.context_length, pair.source, pair.target),
+        context_length=window_length(
+            settings.context_length, pair.source, pair.target, skip_first=settings.skip_first
+        ),
         skip_first=settings.skip_first,
         n_tokens=settings.n_tokens,
         block_rows=settings.block_rows,

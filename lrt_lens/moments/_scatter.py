@@ -5,7 +5,7 @@ afterwards; and scoring each map of a grid on the held-out rows would need all r
 them. Mechanism: `SideMoments` subtracts a fixed shift c, close to the mean, from each row first;
 the sums stay exact for any c, and two sums about different shifts can be added
 (`SideMoments.merged`). The squared error of an affine map ``y ≈ x W + b`` is a function of second
-moments. With the primed quantities those of the held-out rows:
+moments. Primed quantities are those of the held-out rows:
 
     Σ‖y − xW − b‖² = tr Syy' − 2 tr WᵀSxy' + tr WᵀSxx'W + n'‖ȳ' − x̄'W − b‖²
 
@@ -16,9 +16,9 @@ and the diagonals of the same matrices give the error of each output dimension.
     score = score_map(weight, bias, moments.scatter(pair, TEST_PARTS))
     score.r2, score.r2_uniform, score.cosine
 
-Limits: no function here that scores sees a row, so a mean of the cosines of single tokens cannot be
-computed. The median norm comes from a histogram of 64 bins per factor of two, so it has an error of
-about 0.5 %.
+Limits: the scoring functions see sums, not rows, so a mean of the cosines of single tokens cannot
+be computed. The median norm comes from a histogram of 64 bins per factor of two, so it has an error
+of about 0.5 %.
 """
 
 import math
@@ -318,8 +318,8 @@ def score_weights(variance: Tensor) -> Tensor:
 def cka_of(xy: float, xx: float, yy: float) -> float:
     """Return linear CKA from its three terms, each from `between_folds`.
 
-    Products of covariances of different folds have no bias that grows with the width. A term of one
-    side that is not positive means too few tokens to estimate its covariance; CKA is then NaN.
+    Products of covariances of different folds have no bias that grows with the width. If ``xx`` or
+    ``yy`` is not positive, there were too few tokens; the result is NaN.
 
     Source: Kornblith et al. (2019), "Similarity of Neural Network Representations Revisited".
     """
@@ -355,7 +355,7 @@ class SideMoments:
     @classmethod
     def zeros(cls, shift: Tensor) -> "SideMoments":
         """Return empty moments about ``shift`` [d], on its device."""
-        # A shift in the precision of products is exact in float64, in which sums are kept.
+        # The shift is rounded to the precision of products, so float64 holds it exactly.
         d = len(shift)
         shift = shift.detach().double()
         shapes = ((N_PARTS, d), (N_PARTS, d, d), (NORM_BINS,))

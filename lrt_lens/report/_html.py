@@ -18,10 +18,8 @@ Limits: plotly.js adds about 5 MB to a page with figures (none to one without); 
 the tables and texts are shown, the figures are not.
 """
 
-import contextlib
 import os
 import re
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
@@ -31,6 +29,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from lrt_lens._files import write_atomically
 from lrt_lens._repr_html import format_value
 from lrt_lens.figures._plotly import go
 from lrt_lens.figures._template import arm_style
@@ -163,34 +162,25 @@ def render_html(
 def write_html(path: str | os.PathLike[str], html: str) -> Path:
     """Write the page to `path`, whole or not at all, and return the path.
 
-    Missing folders are created. The text is written to a temporary file in the same folder, which
-    is renamed at the end, so that no reader gets half a page and a failure leaves an earlier report
-    as it was.
+    Missing folders are created. A failure leaves an earlier report as it was.
 
     Raises:
         ReportWriteError: the folder cannot be created or written, or `path` is itself a folder.
     """
     target = Path(path)
-    # Each process has a temporary file of its own, so two writers of one path do not mix.
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(html, encoding="utf-8", errors="replace")
-        os.replace(temporary, target)
+        # "replace": the text of a model can hold half a surrogate pair, which UTF-8 cannot encode.
+        return write_atomically(
+            target, lambda temporary: temporary.write_text(html, "utf-8", errors="replace")
+        )
     except OSError as error:
-        _remove_quietly(temporary)
-        reason = error.strerror or type(error).__name__
+        # `write_atomically` gives some errors a message of its own, without a number.
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        reason = cause.strerror or type(cause).__name__
         raise ReportWriteError(
             f"cannot write the report {target.name!r} into folder {str(target.parent)!r} "
             f"({reason}); choose a folder that exists or can be created, is writable and has space"
         ) from error
-    return target
-
-
-def _remove_quietly(path: Path) -> None:
-    # The error to report is the one of the write, not one of this removal.
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- parts of the page

@@ -92,10 +92,13 @@ def bootstrap_statistic(
 ) -> Interval:
     """Return a statistic of the items in ``values`` [..., item] with its bootstrap interval.
 
-    The items are drawn along the last axis, so the rows stay paired.
+    The items are drawn along the last axis, so the rows stay paired. A resample for which the
+    statistic is undefined (NaN) is left out; the interval is NaN if no resample is left.
     """
+    value = float(statistic(values))
     draws = np.array([statistic(values[..., index]) for index in resamples(values.shape[-1], seed)])
-    return percentiles(float(statistic(values)), draws)
+    defined = draws[~np.isnan(draws)]
+    return percentiles(value, defined) if len(defined) else Interval(value, math.nan, math.nan)
 
 
 def spread(draws: Sequence[float]) -> Interval:

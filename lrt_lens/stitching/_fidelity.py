@@ -8,9 +8,9 @@ folds; correlations are over the held-out test fold:
     read   ρ(w) = corr(x·w, y·(W_down w))
     write  ρ(v) = corr(x·a, y·c),  a = (Sxx + λI)⁻¹ v,  c = (Syy + λI)⁻¹ (vW)
 
-``x·a`` estimates, by ridge regression, the coefficient with which ``v`` is added to the stream, so
-ρ_write says whether a change of the source *along v* goes with a change of the target along ``vW``.
-Both are 1 for a perfect map; the naive ``corr(x·v, y·vW)`` is not.
+``x·a`` is a ridge estimate of how much of ``v`` the state ``x`` contains; ρ_write correlates it
+with the amount of ``vW`` in the target. ρ_read and ρ_write are 1 for a perfect map; the naive
+``corr(x·v, y·vW)`` is not.
 
     stitch.fidelity(vector, "write")       # value, low, high, and the null of random directions
 
@@ -91,8 +91,8 @@ class Fidelity:
             "Fidelity",
             table(pd.DataFrame([row])),
             note(
-                "Of the direction's role on the source with its role on the target; held-out text, "
-                "95%."
+                "Correlation of the direction's role on the source with its role on the target, on "
+                "held-out text, with 95% intervals."
             ),
         )
 
@@ -128,14 +128,14 @@ def fidelity(
         raise ValueError("the direction is zero, NaN or infinite; expected a finite, non-zero one")
     groups = held_out_groups(stitch)
     value = fidelities(stitch, direction[None], kind)[0]
-    # Without one group of the test fold at a time, with the maps of all fitting folds.
+    # Leave out one test group at a time; the maps stay.
     over_text = [
         _with(stitch, stitch.maps, direction[None], kind, _union([*groups[:g], *groups[g + 1 :]]))[
             0
         ]
         for g in range(len(groups))
     ]
-    # With the refits without one fold at a time, on the whole test fold.
+    # Leave out one fitting fold at a time (the refits); the test fold stays whole.
     whole = _union(groups)
     over_map = [_with(stitch, maps, direction[None], kind, whole)[0] for maps in stitch.refits]
     # Map and held-out text come from different documents, so their variances add.
@@ -204,7 +204,7 @@ def _with(
     if kind == "read":
         # W_down: [d_target, d_source], so rows w become rows (W_down w)ᵀ = wᵀW_downᵀ
         return _correlation(directions, directions @ down.T, held_out)
-    # The penalty of the map's own fit; 0.0 and a missing one mean a solver without penalty.
+    # The ridge penalty of the map's own fit. 0.0, or no entry `alpha`, means a solver without one.
     alpha = float(stitch.scores.get("alpha", 0.0)) or _RIDGE
     read_x = _regularised_solve(stitch.source_statistics.covariance, directions, alpha)
     read_y = _regularised_solve(stitch.target_statistics.covariance, directions @ up, alpha)

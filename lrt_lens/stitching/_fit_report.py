@@ -21,22 +21,22 @@ def fit_report(source: str, target: str, grid: StitchGrid, best: Stitch) -> str:
         (
             "mean R² over dimensions",
             f"{scores['r2_uniform']:.3f}",
-            "tells whether a few massive dimensions carry R²",
+            "far below R² if a few dimensions have most of the variance",
         ),
         (
             "shuffled pairs",
             f"{scores['r2_null']:.3f}",
-            "the same fit with tokens of other documents",
+            "the same fit on shuffled pairs, the control",
         ),
         (
             "token identity alone",
             f"{scores['r2_token']:.3f}",
-            "the same target from the source's embedding",
+            "the same target predicted from the source's embedding",
         ),
     ]
     body = [
         KeyNumbers(tiles),
-        Paragraph(f"Paired were {grid.moments.provenance.alignment}."),
+        Paragraph(f"Pairing of rows: {grid.moments.provenance.alignment}."),
         Plot(grid_figure(grid.scores, chosen=(best.source_hook, best.target_hook))),
         Table(grid.scores, caption="All pairs"),
     ]

@@ -275,10 +275,10 @@ def evaluate_stitch_loss(
     settings = resolve(StitchLossSettings, settings, options)
     others = others or {}
     _check(pair, stitch, settings, others)
+    token_arms = _token_maps(stitch, token_maps)
     ends = {"A": End(pair.source, stitch.source_hook), "B": End(pair.target, stitch.target_hook)}
     length = min(settings.context_length, pair.context_length)
     windows = read_windows(pair, stitch, documents, settings.n_tokens, length, settings.folds)
-    token_arms = _token_maps(stitch, token_maps)
     arms = _arms(stitch, settings.routes, settings.controls, token_arms, others)
     tally = Tally(1 + max(window.document for window in windows))
     work = list(batches(windows, pair.source, pair.target))
@@ -352,9 +352,6 @@ def _token_maps(stitch: Stitch, token_maps: AffineMap | MapPair | None) -> dict[
             "token_maps", affine, EMBED, stitch.target_hook if letter == "B" else stitch.source_hook
         )
     return maps
-
-
-# ---------------------------------------------------------------------------------------- documents
 
 
 # --------------------------------------------------------------------------------------------- arms

@@ -19,6 +19,7 @@ from lrt_lens.baselines import (
     evaluate_family_baselines,
     fitting_texts,
 )
+from lrt_lens.baselines._evaluation import _share_above_chance
 from lrt_lens.data import ChoiceItems, ContrastSet
 from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.models import ModelPair
@@ -42,6 +43,14 @@ TEST_TEXTS = [
     for animal in PLACES
 ]
 TEST_LABELS = ["happy"] * 20 + ["sad"] * 20
+
+
+def test_a_resample_of_one_class_has_no_share_of_native() -> None:
+    score, truth = np.array([0.9, 0.8, 0.2, 0.1]), np.array([1.0, 1.0, 0.0, 0.0])
+    columns = np.stack([score, score, truth])
+    assert _share_above_chance(columns) == 1.0
+    assert np.isnan(_share_above_chance(columns[:, :2]))
+    assert _share_above_chance(np.stack([score, 1 - score, truth])) == 0.0
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,21 @@ def test_every_make_target_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["transfer_artefact", "METRICS", "_ratios", "CodeTally", "sae_figure", "ClosedForm"]
+    "name",
+    [
+        "transfer_artefact",
+        "METRICS",
+        "_ratios",
+        "CodeTally",
+        "sae_figure",
+        "ClosedForm",
+        "METHODS",
+        "read_activations",
+        "_position",
+        "_dead",
+        "_PANELS",
+        "_AVERAGED",
+    ],
 )
 def test_the_named_places_of_code_exist(name: str) -> None:
     assert f"`{name}`" in PAGE or name in PAGE

@@ -78,6 +78,7 @@ def call(pair: ModelPair) -> Callable[..., Any]:
     [
         ("n_tokens", 0, "n_tokens is 0; expected a positive number"),
         ("context_length", 5, "context_length is 5; windows need at least 8 tokens"),
+        ("skip_first", 150, "context_length is 256; windows need at least 300 tokens"),
         ("lag", -1, "lag is -1; expected 0, or the number of rows"),
     ],
 )

@@ -263,10 +263,10 @@ def test_a_failure_leaves_the_earlier_report_and_no_half_page(
 ) -> None:
     target = write_html(tmp_path / "report.html", "earlier")
 
-    def fail(source: object, destination: object) -> None:
+    def fail(source: Path, destination: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(os, "replace", fail)
+    monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(ReportWriteError, match="Permission denied"):
         write_html(target, "later")
     assert target.read_text(encoding="utf-8") == "earlier"

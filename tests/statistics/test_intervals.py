@@ -82,3 +82,15 @@ def test_the_bootstrap_of_a_statistic_keeps_rows_paired() -> None:
     assert (ratio.value, ratio.low, ratio.high) == pytest.approx((3, 3, 3))
     mean = bootstrap_statistic(lambda row: float(row.mean()), values)
     assert mean == bootstrap_mean(values)
+
+
+def test_the_bootstrap_of_a_statistic_leaves_undefined_resamples_out() -> None:
+    values = np.array([1.0, 1.0, 1.0, 3.0])
+    # Undefined in the 32 % of resamples without the last item; at least 1.5 in all others.
+    defined = bootstrap_statistic(
+        lambda row: float(row.mean()) if 3.0 in row else float("nan"), values
+    )
+    assert (defined.value, defined.low) == (1.5, 1.5)
+    assert defined.high > 1.5
+    never = bootstrap_statistic(lambda _: float("nan"), values)
+    assert np.isnan([never.value, never.low, never.high]).all()

@@ -477,7 +477,8 @@ def test_foreign_models_maps_and_tokenizers_are_refused(
     with pytest.raises(
         MismatchError, match=r"token_maps maps 'blocks.0.hook_resid_post' → .*expected 'hook_embed'"
     ):
-        evaluate_stitch_loss(pair, stitch, texts, token_maps=stitch.up)
+        # The documents cannot be read: the maps are checked first.
+        evaluate_stitch_loss(pair, stitch, "no-such-file.jsonl", token_maps=stitch.up)
     with pytest.raises(
         ValueError, match="others has the name 'mean', which is the name of another arm"
     ):

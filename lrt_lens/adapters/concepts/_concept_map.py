@@ -39,12 +39,13 @@ from torch import Tensor
 from lrt_lens._files import read_tensors, write_tensors
 from lrt_lens._repr_html import card, note, table
 from lrt_lens.adapters.concepts._row_maps import N_FOLDS, Method, RowMap, fit_rows
+from lrt_lens.adapters.vectors._intervention import Intervention
 from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.models._hook_points import same_place
-from lrt_lens.models._hooked_model import Handle, load_model, read_activations
+from lrt_lens.models._hooked_model import Handle, read_activations
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._pair import Hooks, ModelPair, model_sides, paired_hooks
@@ -413,19 +414,7 @@ def apply_together(
         MismatchError: a vector belongs to another model.
         ValueError: there is no vector, or two vectors share a hook point.
     """
-    hooked = load_model(model)
-    hooks = [vector.hook for vector in vectors]
-    # Two vectors at one hook point act one after the other; users should give their sum.
-    if not hooks or any(same_place(a, b) for i, a in enumerate(hooks) for b in hooks[:i]):
-        raise ValueError(
-            f"the vectors are at {hooks}; give at least one, and one for each hook point (add "
-            "those that share one)"
-        )
-    for vector in vectors:
-        vector.refuse_other_model(hooked)
-    return hooked.intervene(
-        {vector.hook: vector.hook_at(scale, positions=positions) for vector in vectors}
-    )
+    return Intervention.of(vectors, positions=positions).apply(model, scale=scale)
 
 
 def contrast_sets(contrast: ContrastSet | Sequence[ContrastSet]) -> list[ContrastSet]:

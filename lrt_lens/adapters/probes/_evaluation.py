@@ -23,6 +23,8 @@ texts:
 ``refit`` and ``scratch`` standardise by all training texts of the target, because unlabelled texts
 are cheap, and choose their penalty on the k rows.
 
+All arms that are fitted use the method of the probe (`LinearProbe.method`).
+
 Intervals are paired bootstraps over the test texts. For ``random`` and ``permuted`` the interval is
 the range of 95% of the draws.
 
@@ -44,6 +46,7 @@ from tqdm.auto import tqdm
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.probes._linear_probe import (
+    METHODS,
     LinearProbe,
     check_labels,
     class_numbers,
@@ -51,13 +54,7 @@ from lrt_lens.adapters.probes._linear_probe import (
     plain_label,
     read_rows,
 )
-from lrt_lens.adapters.probes._logistic import (
-    Logistic,
-    Scaling,
-    fit_logistic,
-    fit_towards,
-    probabilities,
-)
+from lrt_lens.adapters.probes._logistic import Logistic, Scaling, probabilities
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures._probes import probe_figure
 from lrt_lens.models._hook_points import EMBED, same_place
@@ -322,15 +319,19 @@ class _ProbeArms:
                 self.transferred.rows(pair.target, texts)[0].numpy()
                 for texts in (self.train_texts, self.test_texts)
             )
+        # All arms are fitted by the method of the probe, so that they differ in their data only. A
+        # probe that was not fitted here has no method; logistic regression is its reference.
+        method = probe.method if probe.method in METHODS else "logistic_regression"
+        self.fits = METHODS[method]
         # The reference with all labels of the target.
-        fit = fit_logistic(self.x, self.y, len(self.classes), seed=seed)
+        fit = self.fits.fit(self.x, self.y, len(self.classes), seed=seed)
         self.native = replace(
             probe,
             weight=torch.from_numpy(fit.weight),
             bias=torch.from_numpy(fit.bias),
             hook=stitch.target_hook,
             model=pair.target.identity,
-            method="logistic_regression",
+            method=method,
             penalty=fit.penalty,
             before=None,
         )
@@ -373,7 +374,7 @@ class _ProbeArms:
         )
         for draw in range(n):
             y = np.random.default_rng((self.seed, draw)).permutation(self.y)
-            fit = fit_logistic(rows, y, len(self.classes), seed=self.seed, **options)
+            fit = self.fits.fit(rows, y, len(self.classes), seed=self.seed, **options)
             weight, bias = torch.from_numpy(fit.weight), torch.from_numpy(fit.bias)
             transferred = self.stitch.transfer(replace(self.probe, weight=weight, bias=bias))
             yield "permuted", 0, _predict(transferred, torch.from_numpy(self.z_test))
@@ -413,9 +414,9 @@ class _ProbeArms:
                 y = self.y[rows]
                 # Both arms have the same rows and the same seed of folds, so they differ in the
                 # shrinkage only.
-                refit = fit_towards(self.z[rows], y, start, scaling=scaling_z, seed=draw)
+                refit = self.fits.fit_towards(self.z[rows], y, start, scaling=scaling_z, seed=draw)
                 yield "refit", k, refit.probabilities(self.z_test)
-                scratch = fit_logistic(
+                scratch = self.fits.fit(
                     self.x[rows], y, len(self.classes), scaling=scaling, seed=draw
                 )
                 yield "scratch", k, scratch.probabilities(self.x_test)

@@ -19,7 +19,7 @@ excluded from pooling, on both models.
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,7 @@ from lrt_lens.adapters.probes._logistic import (
     PENALTIES,
     Logistic,
     fit_logistic,
+    fit_towards,
     probabilities,
 )
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
@@ -61,9 +62,27 @@ Label = str | int
 """Class of a text or token."""
 
 
+@dataclass(frozen=True)
+class LinearFits:
+    """Functions that fit one kind of linear classifier, with the signatures of logistic regression.
+
+    They return weight and bias as `Logistic`. Its probabilities are a sigmoid or softmax of the
+    logits, whatever was fitted.
+    """
+
+    fit: Callable[..., Logistic]
+    """Fit from labels alone, as `fit_logistic`."""
+    fit_towards: Callable[..., Logistic]
+    """Fit from few labels, shrunk to another classifier, as `fit_towards`."""
+
+
+METHODS = {"logistic_regression": LinearFits(fit_logistic, fit_towards)}
+"""Kinds of classifier by `LinearProbe.method`; `evaluate_probe` fits its arms with the probe's."""
+
+
 @dataclass(frozen=True, eq=False)
 class LinearProbe:
-    """Logistic regression on the stream at one hook point of one model."""
+    """Linear classifier on the stream at one hook point of one model."""
 
     weight: Float[Tensor, "d column"]
     """Weights: one column for two classes (the logit of the second), else one per class, [d,
@@ -128,9 +147,10 @@ class LinearProbe:
         n_folds: int = N_FOLDS,
         skip_first: int = SKIP_FIRST,
         name: str = "probe",
+        method: str = "logistic_regression",
         seed: int = 0,
     ) -> "LinearProbe":
-        """Probe fitted on labelled texts by scikit-learn's logistic regression.
+        """Probe fitted on labelled texts, by default by scikit-learn's logistic regression.
 
         `lrt_lens.adapters.probes._logistic` gives the objective.
 
@@ -146,12 +166,16 @@ class LinearProbe:
             n_folds: number of these folds.
             skip_first: number of first positions that are masked.
             name: name of the probe, such as the concept that it classifies.
+            method: kind of classifier, a key of ``METHODS``.
             seed: seed of the folds.
 
         Raises:
-            ValueError: labels of one class, or not one label per text (or token).
+            ValueError: an unknown method, labels of one class, or not one label per text (or
+                token).
             NonFiniteError: activations are NaN or infinite.
         """
+        if method not in METHODS:
+            raise ValueError(f"method is {method!r}; expected one of {sorted(METHODS)}")
         hooked = load_model(model)
         hook = resolve(at, hooked)
         check_labels(texts, labels, every=read == "every")
@@ -159,9 +183,8 @@ class LinearProbe:
         row_labels = _row_labels(labels, counts, read)
         # Tokens of one text are dependent, so they stay in one fold.
         groups = np.repeat(np.arange(len(texts)), counts) if read == "every" else None
-        fit, classes = fit_rows(
-            rows, row_labels, groups=groups, penalties=penalties, n_folds=n_folds, seed=seed
-        )
+        options = {"penalties": penalties, "n_folds": n_folds, "seed": seed}
+        fit, classes = fit_rows(rows, row_labels, method=method, groups=groups, **options)
         return cls(
             weight=torch.from_numpy(fit.weight),
             bias=torch.from_numpy(fit.bias),
@@ -170,7 +193,7 @@ class LinearProbe:
             model=hooked.identity,
             read=read,
             name=name,
-            method="logistic_regression",
+            method=method,
             corpus=_digest(texts, row_labels),
             penalty=fit.penalty,
             skip_first=skip_first,
@@ -405,15 +428,20 @@ def read_rows(
 
 
 def fit_rows(
-    rows: Tensor, labels: Sequence[Label], *, groups: np.ndarray | None = None, **options: Any
+    rows: Tensor,
+    labels: Sequence[Label],
+    *,
+    method: str = "logistic_regression",
+    groups: np.ndarray | None = None,
+    **options: Any,
 ) -> tuple[Logistic, tuple[Label, ...]]:
     """Return the classifier and the classes of rows with one label each.
 
-    ``options`` are those of `fit_logistic`.
+    ``method`` is a key of ``METHODS``; ``options`` are those of `fit_logistic`.
     """
     classes = classes_of(labels)
     x, y = rows.cpu().double().numpy(), class_numbers(labels, classes)
-    return fit_logistic(x, y, len(classes), groups=groups, **options), classes
+    return METHODS[method].fit(x, y, len(classes), groups=groups, **options), classes
 
 
 # ------------------------------------------------------------------------------------------- labels

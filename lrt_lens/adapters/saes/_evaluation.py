@@ -27,7 +27,7 @@ features that are silent on these tokens, so it falls with the number of tokens;
 import logging
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -55,7 +55,23 @@ from lrt_lens.stitching._stitched_pass import Arm, Batch, End, Tally, batches, r
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("l0", "fvu", "delta_ce", "ce_recovered", "ce_recovered_zero")
+
+class Metric(NamedTuple):
+    """Views, besides the table, in which a metric with an interval over documents appears."""
+
+    in_summary: bool = True
+    """True if `SAEEvaluation.summary` has it."""
+    in_difference: bool = True
+    """True if `SAEEvaluation.difference` accepts it; needs a denominator that is never near 0."""
+
+
+METRICS = {
+    "l0": Metric(),
+    "fvu": Metric(),
+    "delta_ce": Metric(),
+    "ce_recovered": Metric(in_difference=False),
+    "ce_recovered_zero": Metric(in_summary=False, in_difference=False),
+}
 """Metrics with an interval over documents; `SAEEvaluation.table` describes them."""
 ARMS = ("source", "transferred", "native", "shuffled", "random")
 """Arms in the order of tables and figures."""
@@ -88,12 +104,13 @@ class SAEEvaluation:
     @property
     def summary(self) -> pd.DataFrame:
         """Metrics without intervals, one row per arm."""
-        return pd.DataFrame(self.table, columns=["arm", "model", *METRICS[:4], "dead_fraction"])
+        shown = [name for name, metric in METRICS.items() if metric.in_summary]
+        return pd.DataFrame(self.table, columns=["arm", "model", *shown, "dead_fraction"])
 
-    def difference(
-        self, arm: str, other: str, metric: Literal["l0", "fvu", "delta_ce"] = "delta_ce"
-    ) -> Interval:
+    def difference(self, arm: str, other: str, metric: str = "delta_ce") -> Interval:
         """Difference of a metric, ``arm`` minus ``other``, by a paired bootstrap over documents.
+
+        ``metric`` is ``"l0"``, ``"fvu"`` or ``"delta_ce"``.
 
         Raises:
             ValueError: unknown arm or metric.
@@ -102,8 +119,9 @@ class SAEEvaluation:
         for name in (arm, other):
             if name not in known:
                 raise ValueError(f"no arm {name!r}; expected one of {known}")
-        if metric not in METRICS[:3]:
-            raise ValueError(f"metric is {metric!r}; expected one of {list(METRICS[:3])}")
+        accepted = [key for key, value in METRICS.items() if value.in_difference]
+        if metric not in accepted:
+            raise ValueError(f"metric is {metric!r}; expected one of {accepted}")
         sums = [
             _ratios(pd.DataFrame(self.by_document[self.by_document["arm"] == name]))[metric]
             for name in (arm, other)

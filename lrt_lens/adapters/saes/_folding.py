@@ -1,8 +1,9 @@
-"""An SAE as bare weights: input scaling, subtraction of ``b_dec`` and decoder norms folded.
+"""An SAE as bare weights: input scaling, ``b_dec`` and decoder norms folded into the weights.
 
 Problem: SAELens applies flags of the config (input scaling, subtraction of ``b_dec``, decoder
-norms) when an SAE runs, and a map between models does not commute with them one by one. Mechanism:
-the flags are folded into the weights, which leaves one affine map before and one after σ.
+norms) when an SAE runs, and a map between models cannot be combined with each of them separately.
+Mechanism: the flags are folded into the weights, which leaves one affine map before and one after
+σ, the activation function of the SAE (ReLU, TopK, JumpReLU, …).
 
     folded = FoldedSae.of(sae)      # f = σ(x W_enc + biases), x̂ = f W_dec + b_dec, in float64
     folded.build(sae)               # a SAELens object again
@@ -15,8 +16,8 @@ Every SAELens architecture whose encoder reads an affine function of its input r
   ``W_dec ← W_dec / n``
 - constant input scaling s: ``W_enc ← s W_enc``, ``W_dec ← W_dec / s``, ``b_dec ← b_dec / s``
 
-Limits: SAEs that normalise each input by its own statistics, and encoders that are no function of
-an affine image of one row, are refused.
+Limits: SAEs that normalise each input by its own statistics, and encoders that do more than apply a
+function to ``x W + b`` of one row, are refused.
 """
 
 import copy
@@ -160,7 +161,7 @@ class FoldedSae:
         cfg = copy.deepcopy(sae.cfg)
         cfg.d_in, cfg.dtype = self.W_enc.shape[0], str(dtype).removeprefix("torch.")
         cfg.apply_b_dec_to_input, cfg.normalize_activations = False, "none"
-        # Not the config of every architecture has this flag.
+        # Only some configs have this flag.
         if hasattr(cfg, "rescale_acts_by_decoder_norm"):
             cfg.rescale_acts_by_decoder_norm = False
         if metadata is not None:

@@ -26,8 +26,10 @@ class CodeTally:
     """Sums over the counted tokens of each document, and which features fired on any of them."""
 
     def __init__(self, n_documents: int, d_sae: int) -> None:
-        self.sums = {name: np.zeros(n_documents) for name in ("l0", "error", "variance")}
-        """Sums per document, [document]: active features, ‖x − x̂‖², ‖x − mean‖²."""
+        self.sums: dict[str, np.ndarray] = {}
+        """Sums per document, [document], by the names that `add` gives them; empty before the first
+        batch.
+        """
         self.counts = np.zeros(n_documents)
         """Counted tokens per document, [document]."""
         self.fired = torch.zeros(d_sae, dtype=torch.bool)
@@ -38,8 +40,9 @@ class CodeTally:
         documents = side.documents[side.counted]
         on = codes != 0
         self.fired |= on.any(0).cpu()
+        # Active features, ‖x − x̂‖² and ‖x − mean‖² of each row.
         for name, values in (("l0", on.sum(1)), ("error", error), ("variance", variance)):
-            self.sums[name] += np.bincount(
+            self.sums[name] = self.sums.get(name, 0.0) + np.bincount(
                 documents, values.double().cpu().numpy(), minlength=len(self.counts)
             )
         self.counts += np.bincount(documents, minlength=len(self.counts))

@@ -414,7 +414,8 @@ def _trainer(training: Any, batches: Iterator[Tensor], run: SAETrainingSettings)
         lr=run.lr,
         lr_warm_up_steps=run.lr_warm_up_steps,
         lr_decay_steps=round(run.lr_decay_share * n_steps),
-        lr_end=run.lr / 10,
+        # Required by the trainer, which ignores it: the schedule is constant, then decays from lr.
+        lr_end=run.lr,
         device=str(training.W_dec.device),
         logger=LoggingConfig(log_to_wandb=False),
     )

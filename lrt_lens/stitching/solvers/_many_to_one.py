@@ -64,6 +64,7 @@ class ManyToOne(Solver):
             raise ValueError(
                 f"groups is {self.groups!r}; expected positive penalties, one per source layer"
             )
+        self.ridge  # noqa: B018 (checks the penalties)
 
     @property
     def ridge(self) -> Ridge:

@@ -112,12 +112,12 @@ class Spectrum:
     """Trace of the scaled scatter matrix ÷ d, the unit of ``alpha``."""
 
     def rotate(self, rows: Tensor) -> Tensor:
-        # 1 / (e_i + λ·tr(Sxx)/d)
         """``Vᵀ`` times scaled rows, [d, ...]."""
         return self.vectors.T @ einsum(rows, self.scale, "d ..., d -> d ...")
 
     def shrink(self, alphas: Tensor) -> Tensor:
         """Return the diagonal of D for each penalty, as [alpha, d]."""
+        # 1 / (e_i + λ·tr(Sxx)/d)
         return 1 / (self.values + rearrange(alphas, "alpha -> alpha 1") * self.mean_value)
 
     def solve(self, fit: Scatter, alpha: float, source_hook: str, target_hook: str) -> AffineMap:

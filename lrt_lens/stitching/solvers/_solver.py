@@ -4,11 +4,15 @@ Problem: a grid needs the same four things of every family of maps: the maps of 
 directions, their held-out errors, the maps of shuffled pairs (the null), and refits without one
 fold. Mechanism: a `Solver` is a frozen dataclass of settings. From moments it builds two `Side`
 objects, one per direction. A side chooses the open hyperparameters (penalty, rank) by
-cross-validation over the fitting folds, fits, and refits without single folds. A closed form that
-fits each direction separately implements `ClosedForm.weights` only:
+cross-validation over the fitting folds, fits, and refits without single folds. A solver that
+fits each direction separately derives from `ClosedForm` and implements `ClosedForm.weights`, in
+closed form or by iteration (`Procrustes`):
 
     @dataclass(frozen=True)
     class Mean(ClosedForm):
+        label: ClassVar[str] = "mean"
+        separable: ClassVar[bool] = True
+
         def weights(self, fit, settings):
             return [torch.zeros_like(fit.xy) for _ in settings]
 
@@ -39,7 +43,9 @@ class Setting:
     """Hyperparameters that cross-validation chooses for one direction of a hook pair."""
 
     alpha: float = 0.0
-    """Penalty relative to the mean variance of the predicting side; 0 for solvers without one."""
+    """Ridge penalty relative to the mean variance of the predicting side; 0 for solvers without
+    one. `stitch.fidelity` uses it as such, so a penalty of another kind needs its own field.
+    """
     rank: int | None = None
     """Largest rank of the map; None is the full rank."""
     groups: tuple[float, ...] = ()
@@ -157,12 +163,14 @@ class ClosedForm(Solver):
     """
 
     label: ClassVar[str]
-    """Name in tables, without the suffix for ``standardize``."""
+    """Name in tables, without the suffix for ``standardize``; it has no default, so every subclass
+    sets it or overrides `name`.
+    """
     separable: ClassVar[bool] = False
     """Value of `Side.separable` for both directions."""
     iterative: ClassVar[bool] = False
-    """True if `weights` takes a ``start`` [d_source, d_target]; refits then begin at the fit of all
-    folds.
+    """True if `weights` has a further parameter ``start`` [d_source, d_target], None by default;
+    refits then begin at the fit of all folds.
     """
 
     @property
@@ -184,7 +192,8 @@ class ClosedForm(Solver):
     def weights(self, fit: Scatter, settings: Sequence[Setting]) -> Sequence[Tensor]:
         """Return the weight [d_source, d_target] for every setting.
 
-        The scatter sums are centred (see `has_intercept`) and scaled already.
+        The scatter sums are centred (see `has_intercept`) and scaled already. If `iterative` is
+        True, the method also takes ``start: Tensor | None = None``.
         """
 
     def sides(self, moments: CrossMoments) -> tuple[Side, Side]:

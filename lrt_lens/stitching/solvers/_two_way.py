@@ -153,10 +153,22 @@ class TwoWay(Solver):
         """Return a minimum of the objective on one scatter, starting at ``start`` (W, V).
 
         If ``start`` is None, the iteration starts at the two ridge maps.
+
+        Raises:
+            ValueError: without round trips and without a penalty, there are fewer rows than
+                dimensions, or a dimension does not vary, so that the minimum is not unique.
         """
+        self._refuse_too_few_rows(fit, alpha)
         problem = TwoWayProblem.of(fit, self.inversion_weight, alpha)
         up, down = start or _ridge_pair(fit)
         return _alternate(problem, up, down, self)
+
+    def _refuse_too_few_rows(self, fit: Scatter, alpha: float) -> None:
+        """Raise ValueError if plain least squares on these rows has more than one minimum."""
+        # Round trips or a penalty make every solve unique. Otherwise both scatters are inverted;
+        # centring takes one row.
+        if self.inversion_weight == 0 and alpha == 0 and fit.n - 1 < max(fit.xy.shape):
+            raise _not_unique(f"{int(fit.n)} rows for {max(fit.xy.shape)} dimensions")
 
     def starts(
         self, fit: Scatter, alpha: float = 0.0, n_random: int = 3, seed: int = 0
@@ -258,13 +270,23 @@ class TwoWayProblem:
             system = self.xx / d_t + self.penalty_up * torch.eye(
                 d_s, dtype=self.xx.dtype, device=self.xx.device
             )
-            return torch.linalg.solve(system, self.xy / d_t)
+            solution, info = torch.linalg.solve_ex(system, self.xy / d_t)
+            if int(info):
+                raise _not_unique("a dimension that does not vary")
+            return solution
         # R, and VᵀSyyV·α/d_t + λ_W I, of the module docstring.
         down_yy = down.T @ self.yy
         right = self.xy / d_t + (a / d_s) * (self.xx @ down.T) + (a / d_t) * down_yy
         middle = (a / d_t) * (down_yy @ down)
         middle.diagonal().add_(self.penalty_up)
         return _solve_step(factor, middle, (a / d_s) * (down @ down.T), right, 1 / d_t)
+
+
+def _not_unique(reason: str) -> ValueError:
+    return ValueError(
+        f"inversion_weight is 0 and alpha is 0, with {reason}: the minimum is not unique; give "
+        "alpha or alphas above 0 (1e-6 is almost no penalty), or use LeastSquares"
+    )
 
 
 def _solve_step(
@@ -379,12 +401,22 @@ class Anderson:
 
 
 def _factor(covariance: Tensor) -> Tensor:
-    """Return the lower Cholesky factor of a covariance with `_FLOOR` added to its diagonal."""
+    """Return the lower Cholesky factor of a covariance with `_FLOOR` added to its diagonal.
+
+    Raises:
+        ValueError: rounding errors of the products are larger than the smallest eigenvalues.
+    """
     floor = _FLOOR * float(covariance.diagonal().mean()) or torch.finfo(covariance.dtype).tiny
-    return torch.linalg.cholesky(
+    factor, info = torch.linalg.cholesky_ex(
         covariance
         + floor * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     )
+    if int(info):
+        raise ValueError(
+            f"the covariance of {len(covariance)} dimensions is singular up to rounding, as with "
+            "fewer rows than dimensions; harvest more tokens, or with moment_dtype='float64'"
+        )
+    return factor
 
 
 def _ridge_pair(fit: Scatter) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from lrt_lens.adapters.probes import (
     ProbeEvaluationSettings,
     evaluate_probe,
 )
+from lrt_lens.adapters.probes._linear_probe import METHODS, LinearFits
 from lrt_lens.errors import MismatchError
 from lrt_lens.models import ModelPair
 from lrt_lens.statistics._classification import auroc, bootstrap_auroc
@@ -247,3 +248,28 @@ def test_settings_can_be_keywords_or_an_object(pair: ModelPair, stitch: Stitch) 
     assert by_keyword.table.equals(by_object.table)
     with pytest.raises(TypeError, match="unknown option n_shuffled; ProbeEvaluationSettings has"):
         evaluate_probe(pair, stitch, TEXTS, LABELS, n_shuffled=3)
+
+
+def test_every_fitted_arm_uses_the_method_of_the_probe(
+    pair: ModelPair, stitch: Stitch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = {"fit": 0, "fit_towards": 0}
+    logistic = METHODS["logistic_regression"]
+
+    def counted(name: str) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return getattr(logistic, name)(*arguments, **options)
+
+        return call
+
+    monkeypatch.setitem(METHODS, "counted", LinearFits(counted("fit"), counted("fit_towards")))
+    at = stitch.source_hook
+    probe = LinearProbe.fit(pair.source, TEXTS, LABELS, at=at, read="mean", method="counted")
+    assert (probe.method, calls["fit"]) == ("counted", 1)
+    result = evaluate_probe(pair, stitch, TEXTS, LABELS, probe=probe, **QUICK)
+    assert result.probes["native"].method == result.probes["transferred"].method == "counted"
+    # One source probe, one native, 2 permuted, and 2 draws of each of two k for `scratch`.
+    assert calls == {"fit": 1 + 1 + 2 + 4, "fit_towards": 4}
+    with pytest.raises(ValueError, match="method is 'svm'; expected one of"):
+        LinearProbe.fit(pair.source, TEXTS, LABELS, at=at, method="svm")

@@ -189,6 +189,9 @@ def test_difference_is_the_difference_of_the_arms(result: SAEEvaluation) -> None
             _row(result, "transferred")[metric] - _row(result, "native")[metric]
         )
         assert found.low <= found.value <= found.high
+    assert list(result.summary)[2:-1] == ["l0", "fvu", "delta_ce", "ce_recovered"]
+    with pytest.raises(ValueError, match=r"expected one of \['l0', 'fvu', 'delta_ce'\]"):
+        result.difference("transferred", "native", "ce_recovered")
     with pytest.raises(ValueError, match="no arm 'nobody'"):
         result.difference("nobody", "native")
 

@@ -129,6 +129,10 @@ def test_wrong_penalties_and_moments_of_single_layers_are_refused(
         joint.fit(ManyToOne(groups=(1.0, 2.0)))
     with pytest.raises(ValueError, match="expected positive penalties"):
         ManyToOne(groups=(1.0, -2.0))
+    with pytest.raises(ValueError, match="alphas is empty"):
+        ManyToOne(alphas=())
+    with pytest.raises(ValueError, match="alpha is -1.0; expected a positive number"):
+        ManyToOne(alpha=-1.0)
     with pytest.raises(
         HookPointError, match="hold no joint source hook point .* harvest with joint=True"
     ):

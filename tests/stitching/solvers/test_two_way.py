@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.moments import FIT_PARTS, TEST_PARTS
+from lrt_lens.moments import FIT_PARTS, TEST_PARTS, CrossMoments
 from lrt_lens.stitching.solvers import Ridge, TwoWay
 from lrt_lens.stitching.solvers._two_way import TwoWayProblem
 
@@ -219,3 +219,22 @@ def test_both_directions_come_from_one_fit(rows: Any, moments_of: Any) -> None:
     torch.testing.assert_close(stitch.down.weight, solution.down)
     assert moments.scatter(pair, TEST_PARTS).n > 0
     assert replace(TwoWay(), standardize=True).name == "two_way_standardized"
+
+
+@pytest.mark.parametrize("alpha", [0.0, None])
+def test_plain_least_squares_without_a_unique_minimum_is_refused(alpha: float | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(60, d, generator=generator, dtype=torch.float64) for d in (80, 7))
+    options: dict[str, Any] = {"documents": list(range(60)), "moment_dtype": torch.float64}
+    few = CrossMoments.from_activations(x, y, **options)
+    with pytest.raises(ValueError, match=r"rows for 80 dimensions.*give alpha or alphas above 0"):
+        few.fit(TwoWay(inversion_weight=0.0, alpha=alpha))
+    # A dimension that never varies has the same effect, however many rows there are.
+    constant = torch.cat([y[:, :3], torch.ones(60, 1, dtype=torch.float64)], 1)
+    flat = CrossMoments.from_activations(constant, y, **options)
+    with pytest.raises(ValueError, match="a dimension that does not vary"):
+        flat.fit(TwoWay(inversion_weight=0.0, alpha=0.0))
+    assert few.fit(TwoWay(inversion_weight=0.0, alpha=1e-2)).scores["r2"].notna().all()
+    rounded = CrossMoments.from_activations(x, y, **options | {"moment_dtype": torch.float32})
+    with pytest.raises(ValueError, match=r"singular up to rounding.*moment_dtype='float64'"):
+        rounded.fit(TwoWay(alpha=1e-2))

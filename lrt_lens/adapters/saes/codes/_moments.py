@@ -300,7 +300,12 @@ class CodePasses:
     def blocks(self, parts: Sequence[int], what: str) -> Iterator[Block]:
         """Blocks of the documents in ``parts``, in the order of the documents."""
         plan = BlockPlan(
-            context_length=window_length(self.context_length, self.pair.source, self.pair.target),
+            context_length=window_length(
+                self.context_length,
+                self.pair.source,
+                self.pair.target,
+                skip_first=self.stitch.skip_first,
+            ),
             skip_first=self.stitch.skip_first,
             n_tokens=self.n_tokens,
             seed=self.stitch.provenance.seed,
