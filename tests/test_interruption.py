@@ -246,7 +246,8 @@ def state(pair: Any) -> list[Any]:
             (name, len(point.fwd_hooks), len(point.bwd_hooks))
             for name, point in model.bridge.hook_dict.items()
         ]
-        for name, module in model.bridge.named_modules():
+        modules = [*model.engine.model.named_modules(), *model.bridge.named_modules()]
+        for name, module in modules:
             hooks = (
                 module._forward_hooks,
                 module._forward_pre_hooks,
@@ -264,7 +265,7 @@ def state(pair: Any) -> list[Any]:
             )
         found += [
             (name, parameter.requires_grad, parameter.grad is None)
-            for name, parameter in model.bridge.named_parameters()
+            for name, parameter in model.engine.model.named_parameters()
         ]
     return found
 

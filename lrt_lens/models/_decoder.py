@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrt_lens.models._engine import relative_difference, short_row
+from lrt_lens.models._passes import relative_difference, short_row
 
 _CONTEXT_FIELDS = (
     "max_position_embeddings",
@@ -49,8 +49,9 @@ class Decoder:
     d_model: int
     d_vocab: int
     context_length: int
-    returns_tuple: tuple[bool, ...]
-    """True for each block that returns a tuple which starts with the stream."""
+    containers: tuple[type | None, ...]
+    """``tuple`` or ``list`` for each block that returns one which starts with the stream, or None.
+    """
     row_logits: Tensor
     """Logits [1, 8, vocabulary] of `short_row`."""
 
@@ -89,7 +90,7 @@ def find_decoder(model: Any, name: str) -> Decoder:
         d_model=records[0].stream.shape[-1],
         d_vocab=d_vocab,
         context_length=_context_length(config),
-        returns_tuple=tuple(record.returns_tuple for record in records),
+        containers=tuple(record.container for record in records),
         row_logits=logits[:1],
     )
 
@@ -103,8 +104,15 @@ def without_cache(model: Any) -> dict[str, Any]:
 
 
 def stream_of(output: Any) -> Any:
-    """Return the stream in what a block returns: the output, or the first part of a tuple."""
-    return output[0] if isinstance(output, tuple) else output
+    """Return the stream in what a block returns: the output, or the first part of several."""
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def with_stream(output: Any, stream: Tensor) -> Any:
+    """Return what a block returns, with another stream in it."""
+    if not isinstance(output, tuple | list):
+        return stream
+    return type(output)((stream, *output[1:]))
 
 
 @dataclass
@@ -113,7 +121,7 @@ class _Record:
 
     order: int
     stream: Tensor
-    returns_tuple: bool
+    container: type | None
 
 
 @contextmanager
@@ -131,7 +139,8 @@ def _recording(model: nn.Module) -> Iterator[dict[str, list[list[_Record]]]]:
                         _module: nn.Module, _args: Any, output: Any, calls: list = calls
                     ) -> None:
                         stream = stream_of(output)
-                        calls.append(_Record(next(order), stream, isinstance(output, tuple)))
+                        container = None if isinstance(output, Tensor) else type(output)
+                        calls.append(_Record(next(order), stream, container))
 
                     stack.callback(module.register_forward_hook(record).remove)
         yield passes
@@ -141,20 +150,34 @@ def _blocks(
     passes: dict[str, list[list[_Record]]], name: str, model: nn.Module
 ) -> tuple[nn.ModuleList, list[_Record]]:
     """Return the list of modules that passes the stream on, and one record of each member."""
+    total = _n_weights(model) - _n_weights(model.get_input_embeddings())  # type: ignore[operator]
     # The outermost list, and the longest of those: experts and branches lie inside the blocks.
     for path in sorted(passes, key=lambda path: (path.count("."), -len(passes[path]))):
         calls = passes[path]
-        if any(len(one) != 1 for one in calls):
+        # Projections between streams can be a list of modules too, but a small one.
+        is_small = 2 * _n_weights(model.get_submodule(path)) < total
+        if is_small or any(len(one) != 1 for one in calls):
             continue
         records = [one[0] for one in calls]
         shapes = {tuple(getattr(record.stream, "shape", ())) for record in records}
         in_order = [record.order for record in records] == sorted(r.order for r in records)
         shape = next(iter(shapes))
-        if in_order and len(shapes) == 1 and len(shape) == 3 and shape[:2] == (2, 8):
+        # A caller that reads other parts of an output by name would miss them.
+        plain = all(record.container in (None, tuple, list) for record in records)
+        if plain and in_order and len(shapes) == 1 and len(shape) == 3 and shape[:2] == (2, 8):
             return model.get_submodule(path), records  # type: ignore[return-value]
     raise ValueError(
         f"{name!r} ({type(model).__name__}) has no list of blocks that each run once per pass and"
         " return one stream [batch, position, d_model]; such a decoder has no residual hook points"
+    )
+
+
+def _n_weights(module: nn.Module) -> int:
+    """Return the number of weights of a module, without an output matrix of the vocabulary."""
+    return sum(
+        parameter.numel()
+        for name, parameter in module.named_parameters()
+        if not name.startswith("lm_head")
     )
 
 

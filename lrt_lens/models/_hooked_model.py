@@ -19,10 +19,9 @@ token before the pooling.
 Limits: decoders only, padded on the right.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -30,39 +29,16 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from lrt_lens.errors import MismatchError, NonFiniteError
-from lrt_lens.models._engine import Engine, is_centred, short_row
+from lrt_lens.models._engine import Engine
 from lrt_lens.models._hook_points import Layers, residual_post, resolve, resolve_layers
 from lrt_lens.models._hugging_face_engine import HuggingFaceEngine
 from lrt_lens.models._identity import ModelIdentity, model_name, tokenizer_hash
 from lrt_lens.models._lens_engines import BridgeEngine, HookedTransformerEngine
 from lrt_lens.models._loading import ModelLike, load_pretrained, load_tokenizer, model_origin
-from lrt_lens.models._text_codec import TextCodec, Truncation
+from lrt_lens.models._passes import Handle, is_centred, short_row
+from lrt_lens.models._text_codec import TextCodec, Texts, Truncation, text_list
 from lrt_lens.models._text_reader import SKIP_FIRST, TextReader
 from lrt_lens.typing import HookFunction, Residual, Tokens
-
-
-class Handle:
-    """Registered hooks; `remove`, or the end of a ``with`` block, removes them."""
-
-    def __init__(self, removers: Iterable[Callable[[], None]]) -> None:
-        self._removers = list(removers)
-
-    def remove(self) -> None:
-        """Remove the hooks; a second call does nothing."""
-        # In reverse order, as hooks were stacked. `pop` makes a second call do nothing.
-        while self._removers:
-            self._removers.pop()()
-
-    def __enter__(self) -> "Handle":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.remove()
 
 
 class HookedModel:
@@ -180,7 +156,7 @@ class HookedModel:
         Raises:
             ValueError: TransformerLens cannot bridge this model.
         """
-        return self.engine.bridge
+        return self.engine.lens_model()
 
     @property
     def device(self) -> torch.device:
@@ -207,9 +183,7 @@ class HookedModel:
         """Return True if both models split a text into the same tokens."""
         return self.identity.tokenizer_hash == tokenizer_hash(other.tokenizer)
 
-    def encode(
-        self, texts: Sequence[str], *, truncation: Truncation | None = None
-    ) -> list[list[int]]:
+    def encode(self, texts: Texts, *, truncation: Truncation | None = None) -> list[list[int]]:
         """Return the token ids of each text, behind the tokenizer's prefix if ``prepend_bos``.
 
         Args:
@@ -221,7 +195,7 @@ class HookedModel:
         """
         return self.codec.encode(texts, self.context_length, truncation)
 
-    def encode_bodies(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_bodies(self, texts: Texts) -> list[list[int]]:
         """Return the token ids of each text without special tokens, at full length."""
         return self.codec.bodies(texts)
 
@@ -273,11 +247,7 @@ class HookedModel:
     # ---------------------------------------------------------------------------------- activations
 
     def capture(
-        self,
-        texts: str | Sequence[str] | Tensor,
-        hooks: Layers,
-        *,
-        truncation: Truncation | None = None,
+        self, texts: Texts | Tensor, hooks: Layers, *, truncation: Truncation | None = None
     ) -> Tensor | dict[str, Residual]:
         """Return residual activations [batch, position, d_model] at one or several hook points.
 
@@ -309,9 +279,7 @@ class HookedModel:
 
     # ---------------------------------------------------------------------------------- predictions
 
-    def logits(
-        self, texts: str | Sequence[str] | Tensor, *, truncation: Truncation | None = None
-    ) -> Tensor:
+    def logits(self, texts: Texts | Tensor, *, truncation: Truncation | None = None) -> Tensor:
         """Return next-token logits [batch, position, vocabulary].
 
         Raises:
@@ -320,13 +288,7 @@ class HookedModel:
         tokens = self._tokens(texts, truncation)
         with torch.inference_mode():
             logits = self.engine.logits(tokens)
-        # Infinity is allowed: some models mask unused tokens with -inf.
-        if logits.isnan().any():
-            raise NonFiniteError(
-                f"the logits of {self.name!r} have {int(logits.isnan().sum())} NaN"
-                f" ({logits.dtype}); load it with dtype='bfloat16' or 'float32'"
-            )
-        return logits
+        return _refuse_nan(logits, self.name)
 
     def token_losses(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Return the cross-entropy of each next token [batch, position - 1] in nats.
@@ -347,7 +309,7 @@ class HookedModel:
         padding = position >= rearrange(lengths, "batch -> batch 1")
         return losses.masked_fill(padding, float("nan"))
 
-    def loss(self, texts: str | Sequence[str], *, truncation: Truncation | None = None) -> float:
+    def loss(self, texts: Texts, *, truncation: Truncation | None = None) -> float:
         """Return the mean cross-entropy per token in nats, over all tokens but each text's first.
 
         Raises:
@@ -365,7 +327,7 @@ class HookedModel:
 
     def generate(
         self,
-        prompts: str | Sequence[str],
+        prompts: Texts,
         *,
         max_new_tokens: int = 40,
         temperature: float = 0.8,
@@ -382,6 +344,10 @@ class HookedModel:
         ``transformers.GenerationConfig``, replaces all other options but ``seed``.
 
         Generation uses the key-value cache and leaves torch's random state unchanged.
+
+        Raises:
+            NonFiniteError: a logit is NaN.
+            ValueError: a prompt is empty or longer than the context.
         """
         rows = self.encode(prompts, truncation=truncation)
         config = generation_config or self._generation_config(
@@ -397,7 +363,10 @@ class HookedModel:
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 torch.manual_seed(seed)
                 continued = self.engine.generate(
-                    tokens, config, attention_mask=torch.ones_like(tokens).to(self.device)
+                    tokens,
+                    config,
+                    attention_mask=torch.ones_like(tokens).to(self.device),
+                    logits_processor=[lambda _ids, scores: _refuse_nan(scores, self.name)],
                 )
             for index, ids in zip(batch, continued, strict=True):
                 out[index] = self.codec.decode_behind(rows[index], ids[length:].tolist())
@@ -405,7 +374,7 @@ class HookedModel:
 
     # -------------------------------------------------------------------------------------- private
 
-    def _tokens(self, texts: str | Sequence[str] | Tensor, truncation: Truncation | None) -> Tokens:
+    def _tokens(self, texts: Texts | Tensor, truncation: Truncation | None) -> Tokens:
         if isinstance(texts, Tensor):
             return texts
         return self.pad(self.encode(texts, truncation=truncation))
@@ -466,6 +435,21 @@ class HookedModel:
         )
 
 
+def _refuse_nan(logits: Tensor, name: str) -> Tensor:
+    """Return logits unchanged.
+
+    Raises:
+        NonFiniteError: one of them is NaN. Infinity is allowed: some models mask unused tokens with
+            -inf.
+    """
+    if logits.isnan().any():
+        raise NonFiniteError(
+            f"the logits of {name!r} have {int(logits.isnan().sum())} NaN ({logits.dtype});"
+            " load the model with dtype='bfloat16' or 'float32'"
+        )
+    return logits
+
+
 def load_model(model: ModelLike, **options: Any) -> HookedModel:
     """Return `HookedModel.load` of ``model`` and ``options``."""
     return HookedModel.load(model, **options)
@@ -509,7 +493,7 @@ _READ_BATCH = 32
 
 def read_activations(
     model: HookedModel,
-    texts: Sequence[str],
+    texts: Texts,
     hook: int | str,
     read: Read = "last",
     *,
@@ -528,8 +512,9 @@ def read_activations(
     if not isinstance(read, int) and read not in ("last", "mean", "max"):
         raise ValueError(f"read is {read!r}; expected 'last', 'mean', 'max' or a position")
     # `_passes` sorts the texts by length; `out` restores the order of ``texts``.
-    out: list[Tensor] = [torch.empty(0)] * len(texts)
-    for index, activations, mask in _passes(model, texts, hook, skip_first):
+    listed = text_list(texts)
+    out: list[Tensor] = [torch.empty(0)] * len(listed)
+    for index, activations, mask in _passes(model, listed, hook, skip_first):
         pooled = read in ("mean", "max")
         if pooled and not mask.any():
             raise _too_short(len(mask), skip_first)
@@ -541,7 +526,7 @@ def read_activations(
 
 
 def read_tokens(
-    model: HookedModel, texts: Sequence[str], hook: int | str, *, skip_first: int = SKIP_FIRST
+    model: HookedModel, texts: Texts, hook: int | str, *, skip_first: int = SKIP_FIRST
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (index of a text, float32 activations [token, d_model] of its unmasked tokens).
 
@@ -558,7 +543,7 @@ def read_tokens(
 
 
 def _passes(
-    model: HookedModel, texts: Sequence[str], hook: int | str, skip_first: int
+    model: HookedModel, texts: Texts, hook: int | str, skip_first: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield (index of a text, activations [token, d_model], mask [token]) without padding."""
     rows = model.encode(texts)

@@ -4,14 +4,15 @@ Problem: a ``TransformerBridge`` replaces the modules of the model it wraps, and
 compute another function (GPT-2 without attention scaling differs by .57 of the logits' norm).
 Mechanism: every number, text and intervention comes from the model as Hugging Face runs it.
 ``hook_resid_pre``, ``hook_resid_post`` and ``hook_embed`` are PyTorch hooks on its blocks and its
-embedding, and an exception ends the pass at the deepest of them. The model stays as it was: the
-bridge is built around a second tree of modules that shares its weights. On loading, one short row
-runs through both. Only if they agree does the bridge supply what has no other place:
-``hook_resid_mid``, and passes while the user has hooks on the bridge.
+embedding, and an exception ends the pass at the deepest of them; ``hook_resid_mid`` is the input of
+the norm that begins the MLP branch, where the block is shown to have no other way around it. The
+model stays as it was: the bridge is built around a second tree of modules that shares its weights.
+On loading, one short row runs through both. Only if they agree does a pass run the bridge, which it
+does while the user has hooks there.
 
     engine = HuggingFaceEngine(model, tokenizer, "gpt2")
     engine.capture(tokens, ["blocks.3.hook_resid_post"])    # {name: [batch, position, d_model]}
-    engine.bridge.run_with_cache(tokens)                    # TransformerLens' own
+    engine.lens_model().run_with_cache(tokens)              # TransformerLens' own
 
 Limits: rows are padded on the right and no attention mask is passed.
 """
@@ -26,20 +27,22 @@ import torch
 from torch import Tensor, nn
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._decoder import find_decoder, stream_of, without_cache
-from lrt_lens.models._engine import (
+from lrt_lens.models._decoder import find_decoder, stream_of, with_stream, without_cache
+from lrt_lens.models._hook_points import EMBED, residual_names
+from lrt_lens.models._identity import weights_hash
+from lrt_lens.models._loading import boot_bridge
+from lrt_lens.models._passes import (
     Capture,
     DeepestHookReached,
     HookName,
+    add_lens_hook,
+    capture_through_bridge,
+    generate_with,
     relative_difference,
     replacing,
     short_row,
     tolerance,
 )
-from lrt_lens.models._hook_points import EMBED, residual_names
-from lrt_lens.models._identity import weights_hash
-from lrt_lens.models._lens_engines import add_lens_hook, capture_through_bridge, generate_with
-from lrt_lens.models._loading import boot_bridge
 from lrt_lens.typing import HookFunction, LongerTokens, Residual, Tokens
 
 logger = logging.getLogger(__name__)
@@ -52,24 +55,24 @@ class HuggingFaceEngine:
         self.model, self._name = model.eval(), name
         decoder = find_decoder(model, name)
         self._layers, self._embedding = decoder.blocks, decoder.embedding
-        self._returns_tuple = decoder.returns_tuple
+        self._containers = decoder.containers
         self.n_layers = len(decoder.blocks)
         self.d_model, self.d_vocab = decoder.d_model, decoder.d_vocab
         self.context_length = decoder.context_length
         self._lens_hooks: list[tuple[Any, Callable[[], None]]] = []
-        self._n_hooks = 0
+        self._n_hooks, self._n_mid_hooks = 0, 0
         self._problem = ""
         self._build_bridge(tokenizer, decoder.row_logits)
-        mids = set() if self._problem else self._true_mids()
+        self._mids = self._find_mids()
+        mids = {f"blocks.{layer}.hook_resid_mid" for layer in self._mids}
         names = residual_names(self.n_layers)
         self.hook_points = tuple(n for n in names if "resid_mid" not in n or n in mids)
         self._can_skip = self._resumes_exactly(decoder.row_logits)
 
     # --------------------------------------------------------------------------------- the bridge
 
-    @property
-    def bridge(self) -> Any:
-        """``TransformerBridge`` with the same weights, in a tree of modules of its own.
+    def lens_model(self) -> Any:
+        """Return the ``TransformerBridge`` with the same weights, in modules of its own.
 
         Raises:
             ValueError: TransformerLens cannot bridge this model.
@@ -101,8 +104,8 @@ class HuggingFaceEngine:
         except Exception as error:  # TransformerLens has no error class for what it cannot bridge
             self._problem = f"{type(error).__name__}: {_first_line(error)}"
             logger.warning(
-                "TransformerLens cannot bridge %r (%s); model.bridge and hook_resid_mid are not"
-                " available, everything else is",
+                "TransformerLens cannot bridge %r (%s); model.bridge and hook_resid_mid do not"
+                " exist, everything else does",
                 self._name,
                 self._problem,
             )
@@ -116,59 +119,81 @@ class HuggingFaceEngine:
                 f" {difference:.2g} (relative, logits of {logits.shape[1]} tokens)"
             )
             logger.warning(
-                "%r: %s; every number comes from the Hugging Face model, and what only the bridge"
-                " has (hook_resid_mid, hooks on model.bridge) is refused",
+                "%r: %s; every number comes from the Hugging Face model, and passes with hooks on"
+                " model.bridge are refused",
                 self._name,
                 self._problem,
             )
 
-    def _true_mids(self) -> set[str]:
-        """Return the ``hook_resid_mid`` that are the input of the MLP branch of their block.
+    def _find_mids(self) -> dict[int, nn.Module]:
+        """Return, by block, the norm that begins the MLP branch; its input is ``hook_resid_mid``.
 
-        The branch begins at its norm, or at the MLP itself if the norm comes after it. A name is
-        kept if the bridge's value is the input of one of those, read between attention and MLP.
+        A block is left out if its output depends on its input in any other way than through the
+        stream there: attention and MLP run in parallel, or a norm follows the MLP.
         """
-        points = self.bridge.hook_dict
-        events: list[tuple[str, Tensor]] = []
+        norms: dict[int, nn.Module] = {}
+        for layer, block in enumerate(getattr(self._bridge, "blocks", ())):
+            parts = [getattr(block, name, None) for name in ("attn", "ln2", "mlp")]
+            modules = [
+                self._originals.get(id(getattr(part, "original_component", None))) for part in parts
+            ]
+            if all(module is not None for module in modules):
+                norms[layer] = modules[1]  # type: ignore[assignment]
+        self._mids = dict(norms)
+        try:
+            return {layer: norms[layer] for layer in self._cut_by(norms)}
+        except Exception as error:  # a component is called in a way of its own
+            logger.info("%r has no hook_resid_mid (%s)", self._name, _first_line(error))
+            return {}
 
-        def read(name: str) -> HookFunction:
-            return lambda activation, hook: events.append((name, activation))
-
-        parts = ("hook_resid_mid", "ln2.hook_in", "mlp.hook_in", "mlp.in.hook_in", "attn.hook_out")
-        names = [
-            name
-            for layer in range(self.n_layers)
-            for part in parts
-            if (name := f"blocks.{layer}.{part}") in points
+    def _cut_by(self, norms: dict[int, nn.Module]) -> list[int]:
+        """Return the blocks whose output stays when their input changes and the mid does not."""
+        row = short_row(self.d_vocab)
+        names = {layer: f"blocks.{layer}.hook_resid_mid" for layer in norms}
+        posts = [f"blocks.{layer}.hook_resid_post" for layer in norms]
+        if not norms:
+            return []
+        seen = self._captured(row, [*names.values(), *posts])
+        generator = torch.Generator().manual_seed(0)
+        with ExitStack() as stack:
+            for layer, name in names.items():
+                mid = seen[name]
+                noise = torch.randn(mid.shape, generator=generator).to(mid)
+                pre = f"blocks.{layer}.hook_resid_pre"
+                stack.callback(self._add_plain_hook(pre, lambda x, noise=noise: x + noise))
+                stack.callback(self._add_plain_hook(name, lambda _x, mid=mid: mid))
+            again = self._captured(row, posts)
+        return [
+            layer
+            for layer, post in zip(norms, posts, strict=True)
+            if relative_difference(again[post], seen[post]) < tolerance(seen[post].dtype)
+            # An MLP that adds nothing here would pass anything off as its input.
+            and relative_difference(seen[names[layer]], seen[post]) > 1e-6
         ]
-        with ExitStack() as stack, torch.inference_mode():
-            for name in names:
-                stack.callback(add_lens_hook(points[name], read(name)))
-            self.bridge.original_model(
-                short_row(self.d_vocab).to(self.device), **without_cache(self.model)
-            )
-        return {
-            f"blocks.{layer}.hook_resid_mid"
-            for layer in range(self.n_layers)
-            if _is_true_mid(f"blocks.{layer}.", events)
-        }
 
-    def _require_bridge(self, what: str) -> Any:
-        """Return the bridge.
+    def _hooked_bridge(self) -> Any:
+        """Return the bridge, for a pass in which the user's hooks on it act.
 
         Raises:
-            MismatchError: there is none, or it computes another function than the model.
+            MismatchError: it computes another function than the model, or an intervention at
+                hook_resid_mid is on, which it cannot carry out.
         """
-        if self._problem:
+        problem = self._problem or (
+            "its hooks at hook_resid_mid change the input of the MLP and not the stream"
+            if self._n_mid_hooks
+            else ""
+        )
+        if problem:
             raise MismatchError(
-                f"{what} of {self._name!r} needs TransformerLens' bridge, which is not used: "
-                f"{self._problem}; use hook_resid_pre, hook_resid_post or hook_embed"
+                f"hooks on the bridge of {self._name!r} are registered, and a pass through it would"
+                f" give other numbers: {problem}. Use model.intervene, whose hooks act in the model"
+                " itself, or remove those on the bridge"
             )
         return self._bridge
 
     @property
     def _runs_bridge(self) -> bool:
-        """True while a hook acts that only the bridge has: the user's own, or one at resid_mid."""
+        """True while the user has a hook on the bridge, which acts nowhere else."""
         if self._bridge is None:
             return False
         n_hooks = sum(len(point.fwd_hooks) for point in self._points)
@@ -184,21 +209,13 @@ class HuggingFaceEngine:
     @property
     def _running(self) -> Any:
         """The model that runs: the bridge's if hooks on it must act, else Hugging Face's own."""
-        if self._runs_bridge:
-            return self._require_bridge("a pass with hooks on the bridge").original_model
-        return self.model
+        return self._hooked_bridge().original_model if self._runs_bridge else self.model
 
     def capture(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Residual]:
         """Return activations by hook point."""
         if self._runs_bridge:
-            return capture_through_bridge(self._require_bridge("a pass with hooks"), tokens, names)
-        # Two passes rather than one through the bridge, so that the values of a hook point do not
-        # depend on what else is captured.
-        mids = [name for name in names if "resid_mid" in name]
-        captured = self._captured(tokens, [name for name in names if name not in mids])
-        if mids:
-            captured |= capture_through_bridge(self._require_bridge(mids[0]), tokens, mids)
-        return {name: captured[name] for name in names}
+            return capture_through_bridge(self._hooked_bridge(), tokens, names)
+        return self._captured(tokens, names)
 
     def logits(self, tokens: Tokens) -> Tensor:
         """Return next-token logits [batch, position, vocabulary]; registered hooks take effect."""
@@ -217,13 +234,13 @@ class HuggingFaceEngine:
 
         It acts in the Hugging Face model and in the bridge, whichever runs.
         """
-        if "resid_mid" in name:
-            # Not among `_lens_hooks`, so while it is registered every pass runs the bridge.
-            return add_lens_hook(self._require_bridge(name).hook_dict[name], fn)
         point = HookName(name)
         remove_plain = self._add_plain_hook(name, lambda activation: fn(activation, hook=point))
         on_bridge = []
-        if self._bridge is not None and name in self._bridge.hook_dict:
+        # At hook_resid_mid a hook of the bridge changes the input of the MLP and not the stream.
+        is_mid = name.endswith("_mid")
+        self._n_mid_hooks += is_mid
+        if self._bridge is not None and not is_mid and name in self._bridge.hook_dict:
             on_bridge.append((point, add_lens_hook(self._bridge.hook_dict[name], fn)))
             self._lens_hooks += on_bridge
         self._n_hooks += 1
@@ -235,6 +252,7 @@ class HuggingFaceEngine:
                 self._lens_hooks = [one for one in self._lens_hooks if one is not entry]
             on_bridge.clear()
             self._n_hooks -= 1
+            self._n_mid_hooks -= is_mid
 
         return remove
 
@@ -284,7 +302,10 @@ class HuggingFaceEngine:
             return self._embedding.register_forward_hook(
                 lambda _module, _args, output: fn(output)
             ).remove
-        layer = self._layers[int(name.split(".")[1])]
+        index = int(name.split(".")[1])
+        layer = self._layers[index]
+        if name.endswith("_mid"):
+            return self._add_mid_hook(index, fn)
         if name.endswith("_pre"):
             # Decoders of transformers pass the stream by position or by keyword.
             def change_input(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -301,10 +322,41 @@ class HuggingFaceEngine:
         def change_output(_module: nn.Module, _args: tuple, output: Any) -> Any:
             changed = fn(stream_of(output))
             if changed is None:
-                return None
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+                return None  # PyTorch keeps the output
+            return with_stream(output, changed)
 
         return layer.register_forward_hook(change_output).remove
+
+    def _add_mid_hook(self, index: int, fn: Callable[[Any], Tensor | None]) -> Callable[[], None]:
+        """Register hooks that read, and change, the stream between attention and MLP of a block.
+
+        The block adds the stream there to its MLP's output: out = mid + MLP(norm(mid)). So a new
+        mid' is given to the norm, and mid' − mid is added to what the block returns.
+        """
+        changes: list[Tensor] = []
+
+        def change_input(_module: nn.Module, args: tuple) -> Any:
+            mid = args[0]
+            changed = fn(mid)
+            if changed is None:
+                return None
+            changes.append(changed - mid)
+            return (changed, *args[1:])
+
+        def add_change(_module: nn.Module, _args: tuple, output: Any) -> Any:
+            return with_stream(output, stream_of(output) + changes.pop()) if changes else None
+
+        # First among the block's hooks, because those at hook_resid_post read what it adds.
+        handles = [
+            self._mids[index].register_forward_pre_hook(change_input),
+            self._layers[index].register_forward_hook(add_change, prepend=True),
+        ]
+
+        def remove() -> None:
+            for handle in handles:
+                handle.remove()
+
+        return remove
 
     @contextmanager
     def _skipping(self, layer: int, residual: Residual) -> Iterator[None]:
@@ -313,7 +365,7 @@ class HuggingFaceEngine:
         try:
             for index, block in enumerate(skipped):
                 block.forward = _shortcut(
-                    self._returns_tuple[index], residual if index == layer else None
+                    self._containers[index], residual if index == layer else None
                 )
             yield
         finally:
@@ -340,32 +392,17 @@ class HuggingFaceEngine:
         return relative_difference(resumed, logits) < tolerance(logits.dtype)
 
 
-def _is_true_mid(block: str, events: list[tuple[str, Tensor]]) -> bool:
-    """Return True if a block's ``hook_resid_mid`` is what its MLP branch reads."""
-    order = [name.removeprefix(block) for name, _ in events if name.startswith(block)]
-    values = {name.removeprefix(block): value for name, value in events if name.startswith(block)}
-    mlp = next((part for part in ("mlp.hook_in", "mlp.in.hook_in") if part in values), None)
-    if mlp is None or "hook_resid_mid" not in values or "attn.hook_out" not in values:
-        return False
-    # A norm that comes after the MLP does not begin the branch.
-    norm_first = "ln2.hook_in" in values and order.index("ln2.hook_in") < order.index(mlp)
-    begins = "ln2.hook_in" if norm_first else mlp
-    in_between = order.index("attn.hook_out") < order.index("hook_resid_mid") < order.index(mlp)
-    mid, read = values["hook_resid_mid"], values[begins]
-    return in_between and mid.shape == read.shape and bool(torch.equal(mid, read))
-
-
-def _shortcut(returns_tuple: bool, residual: Tensor | None) -> Callable[..., Any]:
+def _shortcut(container: type | None, residual: Tensor | None) -> Callable[..., Any]:
     """Return a ``forward`` for a block that returns ``residual``, or its input if that is None.
 
-    ``returns_tuple`` says whether the block returns a tuple that starts with the stream.
+    ``container`` is the tuple or list in which the block returns the stream, or None.
     """
 
     def skip(*args: Any, **kwargs: Any) -> Any:
         hidden = (
             residual if residual is not None else (args[0] if args else kwargs["hidden_states"])
         )
-        return (hidden,) if returns_tuple else hidden
+        return hidden if container is None else container((hidden,))
 
     return skip
 

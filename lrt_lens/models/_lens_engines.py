@@ -17,70 +17,34 @@ layers.
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lrt_lens.models._engine import (
-    Capture,
-    DeepestHookReached,
+from lrt_lens.models._hook_points import depth, place, residual_names
+from lrt_lens.models._identity import weights_hash
+from lrt_lens.models._passes import (
+    add_lens_hook,
+    capture_through_bridge,
     first_device,
+    generate_with,
     relative_difference,
     replacing,
     short_row,
     tolerance,
 )
-from lrt_lens.models._hook_points import depth, place, residual_names
-from lrt_lens.models._identity import weights_hash
 from lrt_lens.typing import HookFunction, LongerTokens, Residual, Tokens
 
 logger = logging.getLogger(__name__)
-
-
-def add_lens_hook(hook_point: Any, fn: HookFunction) -> Callable[[], None]:
-    """Add a hook to a TransformerLens ``HookPoint`` and return the function that removes it."""
-    # `HookPoint.remove_hooks` removes all hooks. To remove just this one, its handle is identified
-    # by what `add_hook` has appended.
-    before = list(hook_point.fwd_hooks)
-    hook_point.add_hook(fn)
-    added = [handle for handle in hook_point.fwd_hooks if all(handle is not old for old in before)]
-
-    def remove() -> None:
-        for handle in added:
-            handle.hook.remove()
-            hook_point.fwd_hooks = [other for other in hook_point.fwd_hooks if other is not handle]
-
-    return remove
-
-
-def capture_through_bridge(
-    bridge: Any, tokens: Tokens, names: Sequence[str]
-) -> dict[str, Residual]:
-    """Return activations by hook point, read from the bridge's own ``HookPoint`` objects."""
-    capture = Capture(names)
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        for name in names:
-            stack.callback(
-                add_lens_hook(
-                    bridge.hook_dict[name],
-                    lambda activation, hook, name=name: capture.record(name, activation),
-                )
-            )
-        # The base model has no unembedding, and its last layers do not run either.
-        stack.enter_context(suppress(DeepestHookReached))
-        decoder = bridge.original_model.base_model
-        decoder(input_ids=tokens.to(first_device(decoder)), use_cache=False)
-    return {name: capture.activations[name] for name in names}
 
 
 class BridgeEngine:
     """Runs a ``TransformerBridge`` that the user has made."""
 
     def __init__(self, bridge: Any) -> None:
-        self.bridge = bridge
+        self._bridge = bridge
         self.model = bridge.original_model
         self.n_layers = int(bridge.cfg.n_layers)
         self.d_model = int(bridge.cfg.d_model)
@@ -90,6 +54,10 @@ class BridgeEngine:
         self.hook_points = tuple(name for name in names if name in bridge.hook_dict)
         self._report_difference()
 
+    def lens_model(self) -> Any:
+        """Return the bridge that was given."""
+        return self._bridge
+
     @property
     def device(self) -> torch.device:
         """Device that token ids are moved to."""
@@ -97,7 +65,7 @@ class BridgeEngine:
 
     def capture(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Residual]:
         """Return activations by hook point."""
-        return capture_through_bridge(self.bridge, tokens, names)
+        return capture_through_bridge(self._bridge, tokens, names)
 
     def logits(self, tokens: Tokens) -> Tensor:
         """Return next-token logits [batch, position, vocabulary]; registered hooks take effect."""
@@ -114,7 +82,7 @@ class BridgeEngine:
 
     def add_hook(self, name: str, fn: HookFunction) -> Callable[[], None]:
         """Register a hook and return the function that removes it."""
-        return add_lens_hook(self.bridge.hook_dict[name], fn)
+        return add_lens_hook(self._bridge.hook_dict[name], fn)
 
     def resuming(self, name: str, residual: Residual) -> AbstractContextManager[None]:
         """Return a context in which passes continue from ``residual``; all layers still run."""
@@ -123,7 +91,7 @@ class BridgeEngine:
     def _report_difference(self) -> None:
         """Log a warning if the bridge computes another function than its Hugging Face model."""
         # Compatibility mode rewrites weights in the bridge, so the original modules say nothing.
-        if getattr(self.bridge, "compatibility_mode", False):
+        if getattr(self._bridge, "compatibility_mode", False):
             return
         row = short_row(self.d_vocab)
         with torch.inference_mode():
@@ -139,18 +107,6 @@ class BridgeEngine:
                 difference,
                 row.shape[1],
             )
-
-
-def generate_with(model: Any, tokens: Tokens, config: Any, **options: Any) -> LongerTokens:
-    """Return prompts with continuations of a Hugging Face model, under ``config`` alone."""
-    own = model.generation_config
-    # `generate` fills what a config leaves open from the model's own, which is set aside meanwhile.
-    model.generation_config = config
-    try:
-        with torch.inference_mode():
-            return model.generate(input_ids=tokens, generation_config=config, **options)
-    finally:
-        model.generation_config = own
 
 
 @contextmanager
@@ -185,9 +141,8 @@ class HookedTransformerEngine:
         names = residual_names(self.n_layers)
         self.hook_points = tuple(name for name in names if name in model.hook_dict)
 
-    @property
-    def bridge(self) -> Any:
-        """The ``HookedTransformer`` itself."""
+    def lens_model(self) -> Any:
+        """Return the ``HookedTransformer`` itself."""
         return self.model
 
     @property

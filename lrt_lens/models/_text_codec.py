@@ -19,6 +19,8 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
+Texts = Iterable[str]
+"""A text, or texts: a list, a tuple, a numpy array, a pandas Series, a column of a data set."""
 Truncation = Literal["left", "right"]
 """End of a text that is cut off where it is longer than the context."""
 
@@ -35,8 +37,6 @@ def text_list(texts: Any) -> list[str]:
     """
     if isinstance(texts, str):
         return [str(texts)]
-    if not isinstance(texts, Iterable):
-        raise TypeError(f"{type(texts).__name__} given; expected a text, or a list of texts")
     # Iteration is by position; indexing a Series is by label.
     listed = list(texts)
     for index, text in enumerate(listed):
@@ -81,7 +81,7 @@ class TextCodec:
         """Ids of the tokenizer's special tokens, its prefix included."""
         return frozenset([*self.tokenizer.all_special_ids, *self.prefix])
 
-    def bodies(self, texts: Sequence[str]) -> list[list[int]]:
+    def bodies(self, texts: Texts) -> list[list[int]]:
         """Return the token ids of each text without special tokens, at full length."""
         encoded = self.tokenizer(text_list(texts), add_special_tokens=False, verbose=False)
         return encoded["input_ids"]
@@ -95,7 +95,7 @@ class TextCodec:
         return ids if ids[: len(self.prefix)] == self.prefix else [*self.prefix, *ids]
 
     def encode(
-        self, texts: Sequence[str], limit: int, truncation: Truncation | None = None
+        self, texts: Texts, limit: int, truncation: Truncation | None = None
     ) -> list[list[int]]:
         """Return the token ids of each text behind the prefix.
 
@@ -151,16 +151,15 @@ class TextCodec:
 
 def _prefix_of(tokenizer: Any) -> list[int]:
     """Return the ids that a tokenizer writes before a text."""
-    # Tokenizers do not say reliably what they add, so one text is tokenized to see it.
-    whole = list(tokenizer("a")["input_ids"])
-    body = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    for start in range(len(whole) - len(body) + 1):
-        if body and whole[start : start + len(body)] == body:
-            return [int(token) for token in whole[:start]]
-    special = set(tokenizer.all_special_ids)
-    prefix: list[int] = []
-    for token in whole:
-        if token not in special:
-            break
-        prefix.append(int(token))
-    return prefix
+    # Tokenizers do not say reliably what they add, so two texts are tokenized to see it. What both
+    # share at their beginning is the prefix, and what their bodies share (a "▁", for example).
+    probes = ("a", "Z")
+    whole = [list(tokenizer(probe)["input_ids"]) for probe in probes]
+    bodies = [list(tokenizer(probe, add_special_tokens=False)["input_ids"]) for probe in probes]
+    return [int(token) for token in whole[0][: _shared(*whole) - _shared(*bodies)]]
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return the number of ids that two rows share at their beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))

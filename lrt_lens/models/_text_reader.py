@@ -4,7 +4,7 @@ Windows depend on a model's tokenizer and on its BOS policy, never on its weight
 that cut them take a `TextReader`, which every `lrt_lens.models.HookedModel` is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
 SKIP_FIRST = 4
@@ -42,6 +42,6 @@ class TextReader(Protocol):
         """Return True if both models split a text into the same tokens."""
         ...
 
-    def encode_bodies(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_bodies(self, texts: Iterable[str]) -> list[list[int]]:
         """Return the token ids of each text without special tokens, at full length."""
         ...

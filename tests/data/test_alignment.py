@@ -528,6 +528,9 @@ def _model(tokenizer: Any, *, bos: int | None) -> Any:
     model = object.__new__(HookedModel)
     model.tokenizer = SimpleNamespace(bos_token_id=bos, all_special_ids=tokenizer.all_special_ids)
     model.prepend_bos = bos is not None
+    model.codec = SimpleNamespace(
+        prefix=[] if bos is None else [bos], special_ids=frozenset(tokenizer.all_special_ids)
+    )
     return model
 
 

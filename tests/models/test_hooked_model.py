@@ -1,14 +1,18 @@
 """Tests of a model's tokens, interventions, losses and continuations."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from lrt_lens.data import with_fewer_merges
-from lrt_lens.errors import HookPointError, MismatchError
+from lrt_lens.errors import HookPointError, MismatchError, NonFiniteError
 from lrt_lens.models import HookedModel
 from lrt_lens.models._identity import tokenizer_hash
 
@@ -66,10 +70,103 @@ def test_bos_without_a_bos_token_is_refused(load: Any, train_tokenizer: Any) -> 
         load(layers=1, tokenizer=tokenizer, prepend_bos=True)
 
 
-def test_texts_are_cut_to_the_context_length(model: HookedModel) -> None:
-    [ids] = model.encode(["the cat " * 100])
-    assert len(ids) == model.context_length == 64
-    assert ids[0] == model.tokenizer.bos_token_id
+def test_a_text_beyond_the_context_is_refused_until_an_end_to_cut_is_named(
+    model: HookedModel,
+) -> None:
+    texts = ["the cat", "the cat " * 100 + "slept"]
+    with pytest.raises(ValueError, match=r"1 of 2 text\(s\) are longer than the context of 64"):
+        model.encode(texts)
+    whole = model.encode_bodies(texts)[1]
+    bos = model.tokenizer.bos_token_id
+    assert model.encode(texts, truncation="right")[1] == [bos, *whole[:63]]
+    assert model.encode(texts, truncation="left")[1] == [bos, *whole[-63:]]
+    for method in (model.loss, model.logits, model.generate):
+        with pytest.raises(ValueError, match="longer than the context"):
+            method(texts)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_another_end_to_cut_is_refused(model: HookedModel) -> None:
+    with pytest.raises(ValueError, match="truncation is 'middle'"):
+        model.encode(["the cat"], truncation="middle")  # type: ignore[arg-type]
+
+
+def test_every_kind_of_column_is_texts(model: HookedModel) -> None:
+    texts = ["the cat", "a sad queen"]
+    expected = model.encode(texts)
+    for column in (tuple(texts), np.array(texts), pd.Series(texts, index=[7, 3])):
+        assert model.encode(column) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_text_is_named(model: HookedModel) -> None:
+    with pytest.raises(TypeError, match="text 1 is nan, of type float"):
+        model.encode(["the cat", float("nan")])  # type: ignore[list-item]
+
+
+def test_a_prefix_is_what_the_tokenizer_writes_and_is_written_once(
+    build_hf: Any, train_tokenizer: Any
+) -> None:
+    tokenizer = train_tokenizer(bos=False)
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in ("a", "b")]
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="a b $A", special_tokens=[("a", ids[0]), ("b", ids[1])]
+    )
+    model = HookedModel.load(build_hf("llama"), tokenizer=tokenizer)
+    assert (model.prefix, model.prepend_bos) == (ids, True)
+    [row] = model.encode(["the cat"])
+    assert row == tokenizer("the cat")["input_ids"] == [*ids, *model.encode_bodies(["the cat"])[0]]
+    assert not model.read_mask([row], skip_first=0)[0, :2].any()
+    # A chat template that has written the prefix gets no second one.
+    assert model.encode([tokenizer.decode(row)])[0] == row
+
+
+def test_new_text_is_what_the_model_wrote_behind_the_prompt(model: HookedModel) -> None:
+    prompt = "the little cat"
+    text = model.generate(prompt, max_new_tokens=8, do_sample=False)
+    [ids] = model.encode([prompt])
+    for _ in range(8):
+        following = int(model.logits(torch.tensor([ids]))[0, -1].argmax())
+        if following == model.tokenizer.eos_token_id:
+            break
+        ids.append(following)
+    assert prompt + text == model.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_nothing_in_the_generation_config_acts_unless_it_is_given(load: Any) -> None:
+    model = load()
+    plain = model.generate("the cat", do_sample=False, max_new_tokens=6)
+    model.engine.model.generation_config.update(
+        repetition_penalty=5.0, suppress_tokens=list(range(1, 300)), temperature=0.1, top_k=1
+    )
+    assert model.generate("the cat", do_sample=False, max_new_tokens=6) == plain
+    config = copy.deepcopy(model.engine.model.generation_config)
+    config.update(max_new_tokens=6, do_sample=False)
+    assert model.generate("the cat", generation_config=config) != plain
+    assert model.engine.model.generation_config.repetition_penalty == 5.0
+
+
+def test_nan_is_refused_wherever_a_number_is_read(load: Any) -> None:
+    model = load()
+    with torch.no_grad():
+        model.engine.model.get_output_embeddings().weight[5] = float("nan")
+    for read in (model.logits, model.loss, lambda text: model.generate(text, max_new_tokens=2)):
+        with pytest.raises(NonFiniteError, match="NaN"):
+            read("the little cat")
+
+
+def test_one_changed_weight_makes_another_model(build_hf: Any, tokenizer: Any) -> None:
+    bare = build_hf("llama")
+    before = HookedModel.load(bare, tokenizer=tokenizer).identity
+    with torch.no_grad():
+        bare.model.layers[1].mlp.down_proj.weight[-1, -1] += 0.5
+    assert HookedModel.load(bare, tokenizer=tokenizer).identity.config_hash != before.config_hash
+    # Quantised weights lie in buffers.
+    for value in (1, 2):
+        bare.model.register_buffer("qweight", torch.tensor([value], dtype=torch.int32))
+        changed = HookedModel.load(bare, tokenizer=tokenizer).identity
+        assert changed.config_hash != before.config_hash
+        before = changed
 
 
 @pytest.mark.parametrize("method", ["encode", "loss", "logits", "generate"])
