@@ -4,10 +4,11 @@ Problem: a vector, a probe, a map, rows or moments of another model or hook poin
 without an error. Mechanism: everything that was made on a model has an `Origin` (hook point, model,
 width), and each question about origins is one function, which every entry point asks:
 
-    refuse_foreign(vector.origin, stitch.start)             # does this vector belong here?
-    refuse_other_reader(vector.origin, model.identity, …)   # may this model use it?
-    refuse_other_map("token_map", affine.ends, expected)    # does this map join these hook points?
-    refuse_other_models("these moments", theirs, ours)      # were they read on these two models?
+    refuse_foreign(vector.origin, stitch.start)         # does this vector belong here?
+    refuse_other_reader(vector.origin, model, "steer")  # may this model use it?
+    refuse_other_stream(v.origin, w.origin, …)          # are both in one stream?
+    refuse_other_map("x", map_ends(x), expected)        # does this map join these hook points?
+    refuse_other_models("these moments", own, pair)     # were they read on these two models?
 
 Limits: what is not known (None) is not compared. SAEs record their origin in the metadata of
 SAELens, which `lrt_lens.adapters.saes._compatibility` reads.
@@ -16,7 +17,7 @@ SAELens, which `lrt_lens.adapters.saes._compatibility` reads.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lrt_lens._files import refuse_other_fields
 from lrt_lens.errors import MismatchError
@@ -57,6 +58,43 @@ class Origin:
 
 Ends = tuple[Origin, Origin]
 """Origins at which a map starts and ends."""
+
+
+class Joins(Protocol):
+    """Attributes of a map that `map_ends` reads, such as those of an `AffineMap`."""
+
+    @property
+    def source_hook(self) -> str:
+        """Hook point at which the map starts."""
+        ...
+
+    @property
+    def target_hook(self) -> str:
+        """Hook point at which the map ends."""
+        ...
+
+    @property
+    def source_model(self) -> ModelIdentity | None:
+        """Model at which the map starts; None if it is not known."""
+        ...
+
+    @property
+    def target_model(self) -> ModelIdentity | None:
+        """Model at which the map ends; None if it is not known."""
+        ...
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Numbers of dimensions at both ends."""
+        ...
+
+
+def map_ends(one: Joins) -> Ends:
+    """Return the origins at which a map starts and ends."""
+    return (
+        Origin("this map", one.source_hook, one.source_model, one.widths[0], "starts"),
+        Origin("this map", one.target_hook, one.target_model, one.widths[1], "ends"),
+    )
 
 
 def refuse_foreign(own: Origin, *expected: Origin, remedy: str = "learn it there") -> int:

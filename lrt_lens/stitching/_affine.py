@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from torch import Tensor, linalg
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._belonging import Ends, Origin
 from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._identity import ModelIdentity
 
@@ -43,13 +42,10 @@ class AffineMap:
             )
 
     @property
-    def ends(self) -> Ends:
-        """Origins at which the map starts and ends."""
+    def widths(self) -> tuple[int, int]:
+        """Numbers of dimensions (d_source, d_target)."""
         d_source, d_target = self.weight.shape
-        return (
-            Origin("this map", self.source_hook, self.source_model, d_source, "starts"),
-            Origin("this map", self.target_hook, self.target_model, d_target, "ends"),
-        )
+        return d_source, d_target
 
     def between(self, source: ModelIdentity | None, target: ModelIdentity | None) -> "AffineMap":
         """Return this map as one of two models; an unknown model (None) leaves what is known."""

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures._similarity import spectrum_figure
-from lrt_lens.models._belonging import Ends, Origin, refuse_other_map
+from lrt_lens.models._belonging import Ends, Origin, map_ends, refuse_other_map
 from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
 from lrt_lens.moments._scatter import MapScore, Scatter, score_map
@@ -191,7 +191,7 @@ def score_intervals(
     """
     refuse_other_map(
         "the map",
-        affine.ends,
+        map_ends(affine),
         moment_ends(moments, pair, down=down),
         remedy="give the hook pair and the moments on which it was fitted, and for a map down give "
         "down=True",

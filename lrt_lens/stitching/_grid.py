@@ -36,7 +36,7 @@ from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts, heat_table, note
 from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.figures._steering import grid_figure
-from lrt_lens.models._belonging import refuse_other_map
+from lrt_lens.models._belonging import map_ends, refuse_other_map
 from lrt_lens.models._hook_points import HookPair, depth, residual_post, same_place, short_hook
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
 from lrt_lens.moments._scatter import MapScore, score_map
@@ -238,7 +238,7 @@ class StitchGrid:
                 ):
                     continue
                 try:
-                    refuse_other_map("this map", affine.ends, ends)
+                    refuse_other_map("this map", map_ends(affine), ends)
                 except MismatchError as error:
                     foreign = error
                     continue

@@ -9,7 +9,7 @@ from functools import singledispatch
 from typing import Any
 
 from lrt_lens._late import implementation, provided
-from lrt_lens.models._belonging import Ends, Origin, refuse_foreign, refuse_other_map
+from lrt_lens.models._belonging import Ends, Origin, map_ends, refuse_foreign, refuse_other_map
 from lrt_lens.models._hook_points import EMBED
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._text_reader import SKIP_FIRST
@@ -124,7 +124,7 @@ class StitchData:
             down: True for a map from the target to the source.
         """
         ends: Ends = (self.end, self.start) if down else (self.start, self.end)
-        refuse_other_map(what, affine.ends, ends)
+        refuse_other_map(what, map_ends(affine), ends)
 
     def refuse_other_token_map(
         self,
@@ -150,7 +150,7 @@ class StitchData:
         start = Origin(what, EMBED, model, model.d_model, "starts")
         harvested = "pair.reversed()" if to_source else "pair"
         remedy = f"take token_identity_map of a harvest of {harvested}"
-        refuse_other_map(what, affine.ends, (start, end), remedy=remedy)
+        refuse_other_map(what, map_ends(affine), (start, end), remedy=remedy)
 
 
 @singledispatch

@@ -53,7 +53,7 @@ from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import HookPointError
 from lrt_lens.figures._stitch_loss import stitch_loss_figure
-from lrt_lens.models._belonging import refuse_other_map
+from lrt_lens.models._belonging import map_ends, refuse_other_map
 from lrt_lens.models._hook_points import joint_parts
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.statistics._intervals import Interval, bootstrap_ratio
@@ -317,8 +317,8 @@ def _check(
                 f"that is not in {list(_RESERVED)}"
             )
         source, target = stitch.ends_in(pair.source.identity, pair.target.identity)
-        refuse_other_map(name, maps.up.ends, (source, target))
-        refuse_other_map(name, maps.down.ends, (target, source))
+        refuse_other_map(name, map_ends(maps.up), (source, target))
+        refuse_other_map(name, map_ends(maps.down), (target, source))
     if "shuffled" in settings.controls and stitch.null is None:
         logger.warning(
             "this stitch holds no map fitted on shuffled pairs, so the arm 'shuffled' is left out; "
