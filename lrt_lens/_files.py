@@ -162,8 +162,8 @@ def refuse_other_fields(
     )
     if missing or unknown:
         raise FileFormatError(
-            f"{str(path)!r} lacks the fields {missing} and has the unknown fields {unknown} of a "
-            f"{kind.__name__}; it was written by another version: save it again with this one"
+            f"{str(path)!r} does not hold the fields of a {kind.__name__}: missing {missing}, "
+            f"unknown {unknown}; it was written by another version: save it again with this one"
         )
     return content
 

@@ -1,11 +1,29 @@
 """Fields of vector and probe files that were written before version 0.1."""
 
-from typing import Literal
+from typing import Any, Literal
 
 TransferredBy = Literal["stitch", "concept map"]
 """Kind of map that transferred an artefact."""
 _TRANSFERS: dict[str, TransferredBy] = {"transferred": "stitch", "concept map": "concept map"}
 """Ends of an earlier method text, by which a stitch or a concept map marked its transfer."""
+
+
+def in_current_form(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a vector or probe file, with those of the earlier form translated.
+
+    Files before version 0.1 wrote ``"mean_difference, transferred"`` as the method, and positions
+    as text.
+    """
+    # A file that lacks a field is left to the reader, who refuses it.
+    if "transferred_by" in fields or not {"method", "read"} <= fields.keys():
+        return fields
+    method, transferred_by = split_method(str(fields["method"]))
+    read = str(fields["read"])
+    return fields | {
+        "method": method,
+        "read": int(read) if read.lstrip("-").isdigit() else read,
+        "transferred_by": transferred_by,
+    }
 
 
 def split_method(method: str) -> tuple[str, TransferredBy | None]:

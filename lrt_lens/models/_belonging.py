@@ -17,15 +17,15 @@ SAELens, which `lrt_lens.adapters.saes._compatibility` reads.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from lrt_lens._files import refuse_other_fields
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._identity import ModelIdentity
 
-UNNAMED = ("source", "target")
-"""Names of hook points that nobody has named, as in `AffineMap` and in moments of two tensors."""
+_UNNAMED = {"source", "target"}
+"""Default hook points of an `AffineMap` and of moments of two tensors: they name no place."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,7 @@ class Origin:
 
     def is_at(self, hook: str | None) -> bool:
         """Return whether the hook point may be ``hook``: it is, or one of both is not known."""
-        names = (self.hook, hook)
-        if None in names or set(names) & set(UNNAMED):
-            return True
-        return same_place(*map(str, names))
+        return self.hook is None or hook is None or same_place(self.hook, hook)
 
     @property
     def place(self) -> str:
@@ -60,6 +57,7 @@ Ends = tuple[Origin, Origin]
 """Origins at which a map starts and ends."""
 
 
+@runtime_checkable
 class Joins(Protocol):
     """Attributes of a map that `map_ends` reads, such as those of an `AffineMap`."""
 
@@ -170,6 +168,8 @@ def refuse_other_map(
 ) -> None:
     """Raise `MismatchError` unless a map joins two hook points, of these widths and models.
 
+    Hook points with the default names are not compared.
+
     Args:
         what: subject of the message, such as ``"token_map"``.
         own: where the map starts and ends.
@@ -178,7 +178,8 @@ def refuse_other_map(
         remedy: end of the message about other hook points or widths.
     """
     pairs = tuple(zip(own, expected, strict=True))
-    is_there = all(ours.is_at(theirs.hook) for ours, theirs in pairs)
+    unnamed = any({end.hook for end in ends} == _UNNAMED for ends in (own, expected))
+    is_there = unnamed or all(ours.is_at(theirs.hook) for ours, theirs in pairs)
     if is_there:
         refuse_other_models(what, _models(own), _models(expected))
     # Widths are shown only if they are what differs.

@@ -190,7 +190,7 @@ def score_intervals(
         MismatchError: the map joins other hook points, models or widths than the pair.
     """
     refuse_other_map(
-        "the map",
+        "this map",
         map_ends(affine),
         moment_ends(moments, pair, down=down),
         remedy="give the hook pair and the moments on which it was fitted, and for a map down give "

@@ -241,7 +241,7 @@ def test_what_cannot_be_compared_is_refused(
     pair: ModelPair, stitches: dict[str, Stitch], grid: StitchGrid, corpus: list[str]
 ) -> None:
     other = anchor_stitch(pair, corpus[:20], source_hook=0, target_hook=2)
-    with pytest.raises(MismatchError, match="stitch 'other' leads 'blocks.0.hook_resid_post'"):
+    with pytest.raises(MismatchError, match="stitch 'other' maps 'blocks.0.hook_resid_post'"):
         evaluate(pair, stitches | {"other": other}, grid, corpus)
     with pytest.raises(
         HookPointError, match="these moments hold no pair 'blocks.0.hook_resid_post'"
@@ -253,7 +253,7 @@ def test_what_cannot_be_compared_is_refused(
         evaluate(pair, {"native": stitches["ridge"]}, grid, corpus)
     with pytest.raises(MismatchError, match="the source model"):
         evaluate(pair.reversed(), stitches, grid, corpus)
-    with pytest.raises(MismatchError, match="token_map goes 'blocks.1.hook_resid_post'"):
+    with pytest.raises(MismatchError, match="token_map maps 'blocks.1.hook_resid_post'"):
         evaluate(pair, stitches, grid, corpus, token_map=stitches["ridge"].up)
 
 

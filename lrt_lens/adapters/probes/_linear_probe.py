@@ -31,7 +31,7 @@ from torch import Tensor
 
 from lrt_lens._files import json_fields, read_tensors, refuse_other_fields, write_tensors
 from lrt_lens._repr_html import card, facts
-from lrt_lens.adapters._earlier_files import split_method
+from lrt_lens.adapters._earlier_files import in_current_form
 from lrt_lens.adapters.probes._logistic import (
     N_FOLDS,
     PENALTIES,
@@ -320,9 +320,9 @@ class LinearProbe:
         """
         tensors, metadata = read_tensors(Path(path), PROBE_SCHEMA)
         fields = json_fields(Path(path), metadata, "probe")
-        if "transferred_by" not in fields and "method" in fields:
-            fields["method"], fields["transferred_by"] = split_method(str(fields["method"]))
-        fields = refuse_other_fields(Path(path), cls, fields, others=("weight", "bias"))
+        fields = refuse_other_fields(
+            Path(path), cls, in_current_form(fields), others=("weight", "bias")
+        )
         hooks = fields.pop("before", None)
         # A probe that reads maxima stores its map too.
         needed = {"weight", "bias"} | ({"before/weight", "before/bias"} if hooks else set())

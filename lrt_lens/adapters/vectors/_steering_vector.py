@@ -28,7 +28,7 @@ from torch import Tensor
 
 from lrt_lens._files import json_fields, read_tensors, refuse_other_fields, write_tensors
 from lrt_lens._repr_html import card, facts
-from lrt_lens.adapters._earlier_files import split_method
+from lrt_lens.adapters._earlier_files import in_current_form
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions, SteeringHook, adding, setting
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import FileFormatError, NonFiniteError
@@ -382,7 +382,7 @@ class SteeringVector:
                 "SteeringVector.save writes it"
             )
         fields = refuse_other_fields(
-            Path(path), cls, _in_current_form(fields), others=("direction", "contrast_set")
+            Path(path), cls, in_current_form(fields), others=("direction", "contrast_set")
         )
         fields["model"] = stored_identity(Path(path), fields.get("model"))
         return cls(direction=tensors["direction"], **fields)
@@ -412,24 +412,6 @@ def _read(
         contrast_set=contrast,
     )
     return positive, negative, vector
-
-
-def _in_current_form(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a vector file, with those of the earlier form translated.
-
-    Files before version 0.1 wrote ``"mean_difference, transferred"`` as the method, and positions
-    as text.
-    """
-    # A file without a method is refused by `refuse_other_fields`.
-    if "transferred_by" in fields or not {"method", "read"} <= fields.keys():
-        return fields
-    method, transferred_by = split_method(str(fields["method"]))
-    read = str(fields["read"])
-    return fields | {
-        "method": method,
-        "read": int(read) if read.lstrip("-").isdigit() else read,
-        "transferred_by": transferred_by,
-    }
 
 
 @transfer_artefact.register

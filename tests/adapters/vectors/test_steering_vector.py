@@ -155,8 +155,8 @@ def test_a_vector_of_another_hook_point_or_model_is_refused(
 ) -> None:
     with pytest.raises(
         MismatchError,
-        match=r"learnt at 'blocks.0.hook_resid_post', "
-        r"but this stitch starts at 'blocks.1.hook_resid_post'",
+        match=r"vector '.*' was learnt at 'blocks.0.hook_resid_post' on '.*'; "
+        r"this stitch starts at 'blocks.1.hook_resid_post' of",
     ):
         stitch.transfer(replace(vector, hook="blocks.0.hook_resid_post"))
     with pytest.raises(MismatchError, match=r"config_hash|d_model"):
