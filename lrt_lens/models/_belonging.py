@@ -126,8 +126,9 @@ def refuse_other_width(own: Origin, expected: Origin) -> None:
     """Raise `MismatchError` if both widths are known and differ."""
     if own.width is None or expected.width is None or own.width == expected.width:
         return
+    verb = "have" if own.made.startswith("were") else "has"
     raise MismatchError(
-        f"{own.what} has width {own.width}; expected {expected.width} dimensions, as at "
+        f"{own.what} {verb} width {own.width}; expected {expected.width} dimensions, as at "
         f"{expected.place}: give one of this width, or transfer it with a stitch first"
     )
 

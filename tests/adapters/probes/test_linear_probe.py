@@ -330,3 +330,15 @@ def test_a_vector_cannot_be_read_at_every_token(pair: ModelPair) -> None:
     read: Any = "every"
     with pytest.raises(ValueError, match="expected 'last', 'mean', 'max' or a position"):
         read_activations(pair.source, BINARY, HOOK, read)
+
+
+def test_files_with_unknown_or_missing_fields_are_refused(tmp_path: Path) -> None:
+    probe = LinearProbe(torch.ones(16, 1), torch.zeros(1), ("a", "b"), HOOK)
+    path = probe.save(tmp_path / "probe.safetensors")
+    tensors, metadata = read_tensors(path, PROBE_SCHEMA)
+    fields = json.loads(metadata["probe"])
+    without = {key: value for key, value in fields.items() if key != "classes"}
+    for changed, message in ((fields | {"colour": 1}, "colour"), (without, "classes")):
+        write_tensors(path, tensors, metadata | {"probe": json.dumps(changed)})
+        with pytest.raises(FileFormatError, match=f"fields of a LinearProbe: .*{message}"):
+            LinearProbe.load(path)
