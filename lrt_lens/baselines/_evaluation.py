@@ -203,8 +203,9 @@ def evaluate_family_baselines(
             row |= answers.get(row["method"], {})
     summary = pd.DataFrame(rows)
     # A null that no stitch has is left out; a score that was not reached stays, as NaN.
-    nulls = [name for name in summary if str(name).endswith("_null")]
-    summary = summary.drop(columns=[name for name in nulls if summary[name].isna().all()])
+    nulls = summary.filter(regex="_null$")
+    known = nulls.dropna(axis="columns", how="all")
+    summary = summary.drop(columns=[name for name in nulls if name not in known])
     return FamilyBaselines(summary, settings.damage, *hooks, len(items), len(test_texts))
 
 

@@ -115,11 +115,11 @@ def refuse_foreign(own: Origin, *expected: Origin, remedy: str = "learn it there
             f"{own.what} {own.made} at {_on(own)}; {expected[0].what} {expected[0].made} at "
             f"{places}; {remedy}"
         )
-    index = at_hook[0]
-    if own.model is not None and expected[index].model is not None:
-        expected[index].model.refuse_other(own.model, f"{own.what} {own.made} on a model that")
-    refuse_other_width(own, expected[index])
-    return index
+    found = expected[at_hook[0]]
+    if own.model is not None and found.model is not None:
+        found.model.refuse_other(own.model, f"{own.what} {own.made} on a model that")
+    refuse_other_width(own, found)
+    return at_hook[0]
 
 
 def refuse_other_width(own: Origin, expected: Origin) -> None:

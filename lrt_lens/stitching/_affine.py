@@ -10,7 +10,7 @@ Limits: a map of unknown models is compared by hook points and widths only. The 
 of a stitch know their models.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, linalg
 
@@ -29,9 +29,9 @@ class AffineMap:
     """Bias b [d_target]."""
     source_hook: str = "source"
     target_hook: str = "target"
-    source_model: ModelIdentity | None = None
+    source_model: ModelIdentity | None = field(default=None, kw_only=True)
     """Model at which the map starts; None if it is not known."""
-    target_model: ModelIdentity | None = None
+    target_model: ModelIdentity | None = field(default=None, kw_only=True)
     """Model at which the map ends; None if it is not known."""
 
     def __post_init__(self) -> None:
@@ -82,8 +82,8 @@ class AffineMap:
             self.bias @ then.weight + then.bias,
             self.source_hook,
             then.target_hook,
-            self.source_model,
-            then.target_model,
+            source_model=self.source_model,
+            target_model=then.target_model,
         )
 
     def inverse(self, rcond: float | None = None) -> "AffineMap":
@@ -104,8 +104,8 @@ class AffineMap:
             -self.bias @ weight,
             self.target_hook,
             self.source_hook,
-            self.target_model,
-            self.source_model,
+            source_model=self.target_model,
+            target_model=self.source_model,
         )
 
     def __repr__(self) -> str:

@@ -271,3 +271,11 @@ def test_one_class_is_refused_everywhere(
         evaluate(pair, stitches, grid, corpus, labels=["happy"] * 10 + ["sad"] * 5 + ["so"] * 5)
     with pytest.raises(ValueError, match=r"2 item\(s\) given"):
         evaluate(pair, stitches, grid, corpus, items=ITEMS.split(0.2)[0])
+
+
+def test_a_budget_that_nothing_reaches_leaves_nan_and_a_figure(
+    pair: ModelPair, stitches: dict[str, Stitch], grid: StitchGrid, corpus: list[str]
+) -> None:
+    unreached = evaluate(pair, {"ridge": stitches["ridge"]}, grid, corpus, damage=1e9)
+    assert unreached.summary["fraction_of_native"].isna().all()
+    unreached.figure()

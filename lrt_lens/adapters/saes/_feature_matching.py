@@ -72,7 +72,7 @@ class FeatureMatches:
             target: decoder [feature, d_target].
         """
         for role, decoder in (("source", source), ("target", target)):
-            last = int(self.table[role].max())
+            last = int(self.table[role].to_numpy().max())
             if last >= len(decoder):
                 raise MismatchError(
                     f"these matches name feature {last} of the {role}'s SAE, and its decoder has "
