@@ -35,7 +35,7 @@ def split_method(method: str) -> tuple[str, TransferredBy | None]:
     their method is ``"own"``.
     """
     name, *marks = method.split(", ")
-    transfers = [_TRANSFERS[mark] for mark in marks if mark in _TRANSFERS]
+    transfers: list[TransferredBy] = [_TRANSFERS[mark] for mark in marks if mark in _TRANSFERS]
     if name in _TRANSFERS and len(marks) > len(transfers):
         # The kind of map came first, then the name of the arm.
         transfers.insert(0, _TRANSFERS[name])
