@@ -10,10 +10,12 @@ each file of tensors carries the version of its schema.
 Limits: a rename replaces a file as a whole only within one file system.
 """
 
+import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,56 @@ def opened_tensors(path: Path, schema: str) -> Iterator[tuple[Any, dict[str, str
         raise FileFormatError(
             f"{str(path)!r} is truncated or no safetensors file ({error}); copy or fit it again"
         ) from error
+
+
+def json_fields(path: Path, metadata: dict[str, str], key: str) -> dict[str, Any]:
+    """Return the fields that a file stores as JSON under ``key`` of its metadata.
+
+    Raises:
+        FileFormatError: the metadata have no such entry, or it is no JSON object.
+    """
+    try:
+        content = json.loads(metadata[key])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise FileFormatError(
+            f"{str(path)!r} has no readable entry {key!r} in its metadata; save it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise FileFormatError(
+            f"{str(path)!r} holds a {type(content).__name__} as {key!r}; expected its fields by "
+            "name: save it again"
+        )
+    return content
+
+
+def refuse_other_fields(
+    path: Path, kind: type[Any], content: dict[str, Any], *, others: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return ``content``, the stored fields of a dataclass, after a check of their names.
+
+    Args:
+        path: the file, for the message.
+        kind: the dataclass.
+        content: stored values by the name of their field.
+        others: fields that are stored elsewhere in the file, or not at all.
+
+    Raises:
+        FileFormatError: a field without a default is missing, or a field is unknown.
+    """
+    known = {field.name: field for field in fields(kind) if field.name not in others}
+    unknown = sorted(set(content) - set(known))
+    # An earlier version may not have had a field that has a default.
+    missing = sorted(
+        name
+        for name, field in known.items()
+        if name not in content and field.default is MISSING and field.default_factory is MISSING
+    )
+    if missing or unknown:
+        raise FileFormatError(
+            f"{str(path)!r} does not hold the fields of a {kind.__name__}: missing {missing}, "
+            f"unknown {unknown}; it was written by another version: save it again with this one"
+        )
+    return content
 
 
 def refuse_unwritable(out: Path) -> None:

@@ -32,7 +32,7 @@ prediction; cosine, equal damage and AUROC do not.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,12 @@ from tqdm.auto import tqdm
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.concepts._concept_map import contrast_sets
-from lrt_lens.adapters.probes._linear_probe import LinearProbe, class_numbers, read_rows
+from lrt_lens.adapters.probes._linear_probe import (
+    LinearProbe,
+    class_numbers,
+    probe_through,
+    read_rows,
+)
 from lrt_lens.adapters.probes._logistic import probabilities
 from lrt_lens.adapters.vectors._arms import VectorArm, drawn_arms
 from lrt_lens.adapters.vectors._calibration import NeutralText, calibrate_on
@@ -54,9 +59,10 @@ from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.baselines._text_rows import RowRead
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.data._documents import N_FOLDS, document_key, part_of
-from lrt_lens.errors import HookPointError, MismatchError
+from lrt_lens.errors import HookPointError
 from lrt_lens.figures._family_baselines import family_figure
-from lrt_lens.models._hook_points import EMBED, HookPair, same_place
+from lrt_lens.models._belonging import refuse_other_models
+from lrt_lens.models._hook_points import EMBED, HookPair
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
 from lrt_lens.moments._scatter import score_map
@@ -171,14 +177,16 @@ def evaluate_family_baselines(
     Raises:
         ValueError: no stitch, a stitch with the name of a control, one class, or fewer than 4
             items.
-        MismatchError: stitches of several hook pairs or of other models, or a token map between
-            other hook points.
+        MismatchError: stitches of several hook pairs, or stitches, moments or a token map of other
+            models; a token map between other hook points.
         HookPointError: the moments do not hold that hook pair.
     """
     settings = resolve(FamilyBaselineSettings, settings, options)
     first = _check_stitches(pair, stitches, moments)
     _check_data(contrast, items, settings)
-    _check_token_map(settings.token_map, first)
+    if settings.token_map is not None:
+        models = (pair.source.identity, pair.target.identity)
+        first.refuse_other_token_map(settings.token_map, *models)
     hooks = (first.source_hook, first.target_hook)
     steering = _Steering(pair, first, contrast, items, neutral, settings)
     reading = _Reading(pair, hooks, (texts, labels), (test_texts, test_labels), settings)
@@ -193,8 +201,11 @@ def evaluate_family_baselines(
     for row in rows:
         for answers in questions:
             row |= answers.get(row["method"], {})
-    # A column without any value (a null that no stitch has) is left out.
-    summary = pd.DataFrame(rows).dropna(axis="columns", how="all")
+    summary = pd.DataFrame(rows)
+    # A null that no stitch has is left out; a score that was not reached stays, as NaN.
+    nulls = summary.filter(regex="_null$")
+    known = nulls.dropna(axis="columns", how="all")
+    summary = summary.drop(columns=[name for name in nulls if name not in known])
     return FamilyBaselines(summary, settings.damage, *hooks, len(items), len(test_texts))
 
 
@@ -238,29 +249,19 @@ def _check_stitches(
     # All methods are compared at one hook pair, that of the first stitch.
     for name, stitch in stitches.items():
         stitch.check(pair.source, pair.target)
-        own = (stitch.source_hook, stitch.target_hook)
-        if not all(same_place(one, other) for one, other in zip(own, hooks, strict=True)):
-            raise MismatchError(
-                f"stitch {name!r} leads {own[0]!r} → {own[1]!r}, the first "
-                f"{hooks[0]!r} → {hooks[1]!r}; compare maps of one hook pair"
-            )
+        stitch.refuse_other_ends(
+            first.start, first.end, what=f"stitch {name!r}", remedy="compare maps of one hook pair"
+        )
     if hooks not in moments.pairs:
         raise HookPointError(
             f"these moments hold no pair {hooks[0]!r} → {hooks[1]!r}; "
             f"they hold {len(moments.pairs)}, such as {moments.pairs[0]}: harvest that pair, or "
             "give stitches of a harvested one"
         )
+    of = moments.provenance
+    models = (pair.source.identity, pair.target.identity)
+    refuse_other_models("these moments", (of.source, of.target), models)
     return first
-
-
-def _check_token_map(token_map: AffineMap | None, first: Stitch) -> None:
-    if token_map is None:
-        return
-    own, hook = (token_map.source_hook, token_map.target_hook), first.source_hook
-    if not (own[0] == EMBED and same_place(own[1], hook)):
-        raise MismatchError(
-            f"token_map goes {own[0]!r} → {own[1]!r}; expected {EMBED!r} (of the target) → {hook!r}"
-        )
 
 
 # ---------------------------------------------------------------- prediction
@@ -398,10 +399,7 @@ class _Reading:
                 rows[name]["auroc_null"] = auroc(self._probabilities(shuffled), self.truth)
         token_map, n_random = self.settings.token_map, self.settings.n_random
         if token_map is not None:
-            # All stitches start at one hook point, so any of them transfers the probe through the
-            # token map.
-            any_stitch = next(iter(stitches.values()))
-            tokens = replace(any_stitch.transfer(self.probe, through=token_map), hook=EMBED)
+            tokens = probe_through(self.probe, token_map, EMBED, self.pair.target.identity)
             scores = probabilities(tokens.logits(self._states(EMBED)))
             rows["token_identity"] = self._row(scores, native)
         rows["random"] = _named("auroc", spread(self._random(n_random))) if n_random else {}

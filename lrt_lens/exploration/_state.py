@@ -26,6 +26,7 @@ from lrt_lens.adapters.vectors._compared_continuations import (
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.bundled._texts import demo_neutral
 from lrt_lens.errors import MismatchError
+from lrt_lens.models._belonging import is_model, refuse_foreign
 from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._identity import ModelIdentity
@@ -177,15 +178,17 @@ class Exploration:
 
 def _transferred(pair: ModelPair, vector: SteeringVector, stitch: Stitch | None) -> SteeringVector:
     """Return the vector on the target, transferred by the stitch if it is not there yet."""
+    source, target = pair.source.identity, pair.target.identity
+    if stitch is not None:
+        stitch.check(pair.source, pair.target)
+    on_source, on_target = is_model(vector.model, source), is_model(vector.model, target)
     # A vector of unknown origin counts as the target's, unless a stitch ends at another hook point.
-    if vector.model is None or _is(pair.target, vector.model):
-        if stitch is None or same_place(vector.hook, stitch.target_hook):
-            return vector
-        return stitch.transfer(vector)
-    if not _is(pair.source, vector.model):
+    if on_target and (stitch is None or vector.origin.is_at(stitch.target_hook)):
+        return vector
+    if not (on_source or on_target):
+        ends = " → ".join(_shown(model) for model in (source, target))
         raise MismatchError(
-            f"vector {vector.name!r} belongs to {vector.model.name!r}, and the pair is "
-            f"{pair.source.name!r} → {pair.target.name!r}; "
+            f"vector {vector.name!r} belongs to {_shown(vector.model)}, and the pair is {ends}; "
             "learn it on the source, or transfer it to the target"
         )
     if stitch is None:
@@ -193,13 +196,17 @@ def _transferred(pair: ModelPair, vector: SteeringVector, stitch: Stitch | None)
             f"vector {vector.name!r} was learnt on the source, {pair.source.name!r}, and explore "
             f"steers the target, {pair.target.name!r}; give stitch=…, or stitch.transfer(vector)"
         )
-    stitch.check(pair.source, pair.target)
+    if not on_source:
+        remedy = "leave stitch= out, because the vector already belongs to the target"
+        refuse_foreign(vector.origin, stitch.end, remedy=remedy)
     return stitch.transfer(vector)
 
 
-def _is(model: HookedModel, identity: ModelIdentity) -> bool:
-    # The hash of the weights decides, because one model may be loaded twice.
-    return model.identity.config_hash == identity.config_hash
+def _shown(model: ModelIdentity | None) -> str:
+    """Return a model's name with its hash and basis, because two models can have one name."""
+    if model is None:
+        return "an unknown model"
+    return f"{model.name!r} (config_hash {model.config_hash}, {model.basis} basis)"
 
 
 def _native(pair: ModelPair, transferred: SteeringVector) -> SteeringVector | None:

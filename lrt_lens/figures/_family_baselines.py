@@ -131,7 +131,10 @@ def _relative(value: float | None, kind: str, native: dict) -> float:
     if value is None or value != value:
         return float("nan")
     # An AUROC of ½ is chance, so shares are those of the excess over ½.
-    return value / native["effect"] if kind == "effect" else (value - 0.5) / (native["auroc"] - 0.5)
+    chance = 0.0 if kind == "effect" else 0.5
+    excess = native[kind] - chance
+    # Nothing is a share of a native arm without an effect, or of one that is not known (NaN).
+    return (value - chance) / excess if excess else float("nan")
 
 
 def _inside(value: float) -> float:

@@ -6,15 +6,17 @@ Activations are mapped with the bias, differences of activations without:
     up.points(x), up.directions(v)
     round_trip = up.compose(down)
 
-Limits: a map does not know its models; `Stitch` checks them.
+Limits: a map of unknown models is compared by hook points and widths only. The maps of a grid and
+of a stitch know their models.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, linalg
 
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._hook_points import same_place
+from lrt_lens.models._identity import ModelIdentity
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,10 @@ class AffineMap:
     """Bias b [d_target]."""
     source_hook: str = "source"
     target_hook: str = "target"
+    source_model: ModelIdentity | None = field(default=None, kw_only=True)
+    """Model at which the map starts; None if it is not known."""
+    target_model: ModelIdentity | None = field(default=None, kw_only=True)
+    """Model at which the map ends; None if it is not known."""
 
     def __post_init__(self) -> None:
         if self.weight.shape[1:] != self.bias.shape:
@@ -34,6 +40,19 @@ class AffineMap:
                 f"weight {tuple(self.weight.shape)} and bias {tuple(self.bias.shape)} do not fit; "
                 "expected [d_source, d_target] and [d_target]"
             )
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Numbers of dimensions (d_source, d_target)."""
+        d_source, d_target = self.weight.shape
+        return d_source, d_target
+
+    def between(self, source: ModelIdentity | None, target: ModelIdentity | None) -> "AffineMap":
+        """Return this map as one of two models; an unknown model (None) leaves what is known."""
+        models = (source or self.source_model, target or self.target_model)
+        if models == (self.source_model, self.target_model):
+            return self
+        return replace(self, source_model=models[0], target_model=models[1])
 
     def points(self, x: Tensor) -> Tensor:
         """Return mapped activations ``x W + b``, [..., d_source] → [..., d_target]."""
@@ -55,12 +74,16 @@ class AffineMap:
                 f"this map ends at {self.target_hook!r}, the next starts at {then.source_hook!r}; "
                 "compose maps that meet"
             )
+        if self.target_model is not None and then.source_model is not None:
+            self.target_model.refuse_other(then.source_model, "the model of the next map")
         # (xW₁ + b₁)W₂ + b₂ = x(W₁W₂) + (b₁W₂ + b₂)
         return AffineMap(
             self.weight @ then.weight,
             self.bias @ then.weight + then.bias,
             self.source_hook,
             then.target_hook,
+            source_model=self.source_model,
+            target_model=then.target_model,
         )
 
     def inverse(self, rcond: float | None = None) -> "AffineMap":
@@ -76,7 +99,14 @@ class AffineMap:
         """
         # x ≈ (y − b)W⁺ = yW⁺ − bW⁺
         weight = linalg.pinv(self.weight) if rcond is None else linalg.pinv(self.weight, rtol=rcond)
-        return AffineMap(weight, -self.bias @ weight, self.target_hook, self.source_hook)
+        return AffineMap(
+            weight,
+            -self.bias @ weight,
+            self.target_hook,
+            self.source_hook,
+            source_model=self.target_model,
+            target_model=self.source_model,
+        )
 
     def __repr__(self) -> str:
         d_source, d_target = self.weight.shape
@@ -102,6 +132,11 @@ class MapPair:
 
     up: AffineMap
     down: AffineMap
+
+    def between(self, source: ModelIdentity | None, target: ModelIdentity | None) -> "MapPair":
+        """Return these maps as those of two models, see `AffineMap.between`."""
+        up, down = self.up.between(source, target), self.down.between(target, source)
+        return self if up is self.up and down is self.down else MapPair(up, down)
 
     def reversed(self) -> "MapPair":
         """Return the pair with ``up`` and ``down`` exchanged."""

@@ -39,6 +39,7 @@ from torch import Tensor
 
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures._similarity import spectrum_figure
+from lrt_lens.models._belonging import Ends, Origin, map_ends, refuse_other_map
 from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
 from lrt_lens.moments._scatter import MapScore, Scatter, score_map
@@ -186,8 +187,15 @@ def score_intervals(
         down: True if the map leads from the pair's target to its source.
 
     Raises:
-        MismatchError: the pair has other widths than the map.
+        MismatchError: the map joins other hook points, models or widths than the pair.
     """
+    refuse_other_map(
+        "this map",
+        map_ends(affine),
+        moment_ends(moments, pair, down=down),
+        remedy="give the hook pair and the moments on which it was fitted, and for a map down give "
+        "down=True",
+    )
     # With an empty test fold, all groups are used, and `CrossMoments.scatter` raises the error.
     groups = [p for p in TEST_PARTS if float(moments.n[p]) > 0]
     full = _test_score(affine, moments, pair, groups or list(TEST_PARTS), down)
@@ -210,13 +218,24 @@ def score_intervals(
     return pd.DataFrame(rows, columns=list(INTERVAL_COLUMNS))
 
 
+def moment_ends(moments: CrossMoments, pair: HookPair, *, down: bool = False) -> Ends:
+    """Return where a map that these moments can score starts and ends."""
+    of = moments.provenance
+    sides = ((pair[0], of.source, moments.source), (pair[1], of.target, moments.target))
+    source, target = (
+        # Moments without rows have no widths.
+        Origin("these moments", hook, model, len(side[hook].shift) if hook in side else None)
+        for hook, model, side in sides
+    )
+    return (target, source) if down else (source, target)
+
+
 def _test_score(
     affine: AffineMap, moments: CrossMoments, pair: HookPair, parts: list[int], down: bool
 ) -> MapScore:
     """Return the scores of a map on some groups of the test fold."""
     scatter = moments.scatter(pair, parts)
     scatter = scatter.swapped() if down else scatter
-    _refuse_other_widths(affine, scatter)
     return score_map(affine.weight.to(scatter.xy), affine.bias.to(scatter.xy), scatter)
 
 

@@ -34,13 +34,15 @@ import pandas as pd
 
 from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts, heat_table, note
-from lrt_lens.errors import HookPointError
+from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.figures._steering import grid_figure
+from lrt_lens.models._belonging import map_ends, refuse_other_map
 from lrt_lens.models._hook_points import HookPair, depth, residual_post, same_place, short_hook
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
 from lrt_lens.moments._scatter import MapScore, score_map
 from lrt_lens.statistics._intervals import jackknife
 from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
+from lrt_lens.stitching._diagnostics import moment_ends
 from lrt_lens.stitching._similarity import similarities
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.stitching.solvers._solver import FoldErrors, PairFolds, Setting, Solver
@@ -221,29 +223,29 @@ class StitchGrid:
 
         Raises:
             HookPointError: the moments have no such hook pair.
+            MismatchError: the moments are of other models than the map.
         """
         widths = tuple(affine.weight.shape)
+        foreign: MismatchError | None = None
         # The first match decides, so up comes before down.
         for down in (False, True) if direction is None else (direction == "down",):
             for pair in self.moments.kept_pairs:
-                names, expected = (
-                    pair,
-                    (
-                        len(self.moments.source[pair[0]].shift),
-                        len(self.moments.target[pair[1]].shift),
-                    ),
-                )
-                if down:
-                    names, expected = names[::-1], expected[::-1]
-                if (
-                    widths == expected
-                    and same_place(affine.source_hook, names[0])
-                    and same_place(affine.target_hook, names[1])
+                ends = moment_ends(self.moments, pair, down=down)
+                if not (
+                    widths == (ends[0].width, ends[1].width)
+                    and same_place(affine.source_hook, str(ends[0].hook))
+                    and same_place(affine.target_hook, str(ends[1].hook))
                 ):
-                    scatter = self.moments.scatter(pair, TEST_PARTS)
-                    return score_map(
-                        affine.weight, affine.bias, scatter.swapped() if down else scatter
-                    )
+                    continue
+                try:
+                    refuse_other_map("this map", map_ends(affine), ends)
+                except MismatchError as error:
+                    foreign = error
+                    continue
+                scatter = self.moments.scatter(pair, TEST_PARTS)
+                return score_map(affine.weight, affine.bias, scatter.swapped() if down else scatter)
+        if foreign is not None:
+            raise foreign
         raise HookPointError(
             f"these moments hold no pair {affine.source_hook!r} [{widths[0]}] → "
             f"{affine.target_hook!r} [{widths[1]}]; they hold "
@@ -273,7 +275,11 @@ class StitchGrid:
         """Return the maps (up, down) of one hook pair, without null, refits and statistics."""
         up, down = self.solver.sides(self.moments)
         setting, setting_down = self._settings(pair)
-        return up.fit(pair, setting), down.fit(pair, setting_down)
+        models = (self.moments.provenance.source, self.moments.provenance.target)
+        return (
+            up.fit(pair, setting).between(*models),
+            down.fit(pair, setting_down).between(*models[::-1]),
+        )
 
     def similarities(self, **options: Any) -> pd.DataFrame:
         """Return similarities of the streams of every hook pair of this grid, with their null.

@@ -34,6 +34,7 @@ from lrt_lens._repr_html import card, facts, note, table
 from lrt_lens.data._blocks import WindowCutter
 from lrt_lens.data._windows import BlockPlan, Window
 from lrt_lens.figures._stitch import stitch_figure
+from lrt_lens.models._belonging import refuse_other_models
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._scatter import r2_of
@@ -92,12 +93,8 @@ class Stitch(StitchData, ModelHubMixin):
 
     def check(self, source: HookedModel | None = None, target: HookedModel | None = None) -> None:
         """Raise `MismatchError` if a model is not the one on which this stitch was fitted."""
-        for role, expected, model in (
-            ("source", self.source, source),
-            ("target", self.target, target),
-        ):
-            if expected is not None and model is not None:
-                expected.refuse_other(model.identity, f"the {role} model")
+        models = [model and model.identity for model in (source, target)]
+        refuse_other_models("", models, (self.source, self.target))
 
     def reversed(self) -> "Stitch":
         """Return this stitch with source and target exchanged."""

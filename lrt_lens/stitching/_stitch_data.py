@@ -4,13 +4,13 @@ The content is the maps and the evidence for them. `Stitch` adds what a user doe
 adapters, fidelity and the stitch folder need the content alone.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from typing import Any
 
 from lrt_lens._late import implementation, provided
-from lrt_lens.errors import MismatchError
-from lrt_lens.models._hook_points import same_place
+from lrt_lens.models._belonging import Ends, Origin, map_ends, refuse_foreign, refuse_other_map
+from lrt_lens.models._hook_points import EMBED
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.moments._provenance import Provenance
@@ -37,6 +37,13 @@ class StitchData:
     """Maps fitted without one fold each, for intervals over the map."""
     held_out: tuple[Scatter, ...] = ()
     """Scatter of each group of the test fold, from which `fidelity` is computed."""
+
+    def __post_init__(self) -> None:
+        # The maps know their models, so that they are recognised without the stitch.
+        models = (self.provenance.source, self.provenance.target)
+        object.__setattr__(self, "maps", self.maps.between(*models))
+        object.__setattr__(self, "null", self.null and self.null.between(*models))
+        object.__setattr__(self, "refits", tuple(maps.between(*models) for maps in self.refits))
 
     @property
     def up(self) -> AffineMap:
@@ -74,21 +81,76 @@ class StitchData:
         """Identity of the target model, to which artefacts are transferred; None if unknown."""
         return self.provenance.target
 
-    def refuse_foreign(self, hook: str, model: ModelIdentity | None) -> None:
-        """Raise `MismatchError` unless an artefact belongs to this stitch's source.
+    @property
+    def start(self) -> Origin:
+        """Origin of the artefacts that this stitch transfers."""
+        width = len(self.up.weight)
+        return Origin("this stitch", self.source_hook, self.source, width, "starts")
+
+    @property
+    def end(self) -> Origin:
+        """Origin of transferred artefacts."""
+        width = len(self.down.weight)
+        return Origin("this stitch", self.target_hook, self.target, width, "ends")
+
+    def ends_in(self, source: ModelIdentity, target: ModelIdentity) -> Ends:
+        """Return start and end in two models, which `Stitch.check` has compared."""
+        return replace(self.start, model=source), replace(self.end, model=target)
+
+    def refuse_foreign(self, artefact: Origin) -> None:
+        """Raise `MismatchError` unless an artefact belongs to this stitch's source."""
+        remedy = (
+            f"learn it there, or take grid.best(source={artefact.hook!r}) (to go the other way use "
+            "stitch.reversed())"
+        )
+        refuse_foreign(artefact, self.start, remedy=remedy)
+
+    def refuse_other_ends(
+        self, source: Origin, target: Origin, *, what: str = "this stitch", remedy: str = ""
+    ) -> None:
+        """Raise `MismatchError` unless this stitch joins these two hook points.
+
+        ``what`` and ``remedy`` are the subject and the end of the message.
+        """
+        remedy = remedy or f"give grid[{source.hook!r}, {target.hook!r}]"
+        refuse_other_map(what, (self.start, self.end), (source, target), remedy=remedy)
+
+    def refuse_other_map(self, what: str, affine: AffineMap, *, down: bool = False) -> None:
+        """Raise `MismatchError` unless a map joins the same two hook points as this stitch.
 
         Args:
-            hook: hook point at which the artefact was learnt.
-            model: model on which it was learnt; None if unknown, which is accepted.
+            what: subject of the message, such as ``"through="``.
+            affine: the map.
+            down: True for a map from the target to the source.
         """
-        if not same_place(hook, self.source_hook):
-            raise MismatchError(
-                f"learnt at {hook!r}, but this stitch starts at {self.source_hook!r}; "
-                f"learn it there, or take grid.best(source={hook!r}) (to go the other way use "
-                "stitch.reversed())"
-            )
-        if model is not None and self.source is not None:
-            self.source.refuse_other(model, "what is to be transferred was learnt on a model that")
+        ends: Ends = (self.end, self.start) if down else (self.start, self.end)
+        refuse_other_map(what, map_ends(affine), ends)
+
+    def refuse_other_token_map(
+        self,
+        affine: AffineMap,
+        source: ModelIdentity,
+        target: ModelIdentity,
+        *,
+        to_source: bool = True,
+        what: str = "token_map",
+    ) -> None:
+        """Raise `MismatchError` unless a map leads from a model's embedding to the other's stream.
+
+        Args:
+            affine: the map of token identity.
+            source: the source model.
+            target: the target model.
+            to_source: True for a map from the target's embedding to the source hook point of this
+                stitch, False for one from the source's embedding to its target hook point.
+            what: subject of the message.
+        """
+        ends = self.ends_in(source, target)
+        model, end = (target, ends[0]) if to_source else (source, ends[1])
+        start = Origin(what, EMBED, model, model.d_model, "starts")
+        harvested = "pair.reversed()" if to_source else "pair"
+        remedy = f"take token_identity_map of a harvest of {harvested}"
+        refuse_other_map(what, map_ends(affine), (start, end), remedy=remedy)
 
 
 @singledispatch

@@ -51,9 +51,10 @@ from tqdm.auto import tqdm
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.data._documents import Documents
-from lrt_lens.errors import HookPointError, MismatchError
+from lrt_lens.errors import HookPointError
 from lrt_lens.figures._stitch_loss import stitch_loss_figure
-from lrt_lens.models._hook_points import EMBED, joint_parts, same_place
+from lrt_lens.models._belonging import map_ends, refuse_other_map
+from lrt_lens.models._hook_points import joint_parts
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.statistics._intervals import Interval, bootstrap_ratio
 from lrt_lens.stitching._affine import AffineMap, MapPair
@@ -275,7 +276,7 @@ def evaluate_stitch_loss(
     settings = resolve(StitchLossSettings, settings, options)
     others = others or {}
     _check(pair, stitch, settings, others)
-    token_arms = _token_maps(stitch, token_maps)
+    token_arms = _token_maps(pair, stitch, token_maps)
     ends = {"A": End(pair.source, stitch.source_hook), "B": End(pair.target, stitch.target_hook)}
     length = min(settings.context_length, pair.context_length)
     windows = read_windows(pair, stitch, documents, settings.n_tokens, length, settings.folds)
@@ -315,8 +316,9 @@ def _check(
                 f"others has the name {name!r}, which is the name of another arm; expected a name "
                 f"that is not in {list(_RESERVED)}"
             )
-        _refuse_other_hooks(name, maps.up, stitch.source_hook, stitch.target_hook)
-        _refuse_other_hooks(name, maps.down, stitch.target_hook, stitch.source_hook)
+        source, target = stitch.ends_in(pair.source.identity, pair.target.identity)
+        refuse_other_map(name, map_ends(maps.up), (source, target))
+        refuse_other_map(name, map_ends(maps.down), (target, source))
     if "shuffled" in settings.controls and stitch.null is None:
         logger.warning(
             "this stitch holds no map fitted on shuffled pairs, so the arm 'shuffled' is left out; "
@@ -330,15 +332,9 @@ def _check(
         )
 
 
-def _refuse_other_hooks(name: str, affine: AffineMap, start: str, end: str) -> None:
-    if not (same_place(affine.source_hook, start) and same_place(affine.target_hook, end)):
-        raise MismatchError(
-            f"{name} maps {affine.source_hook!r} → {affine.target_hook!r}; expected {start!r} → "
-            f"{end!r}: fit that pair of hook points"
-        )
-
-
-def _token_maps(stitch: Stitch, token_maps: AffineMap | MapPair | None) -> dict[str, AffineMap]:
+def _token_maps(
+    pair: ModelPair, stitch: Stitch, token_maps: AffineMap | MapPair | None
+) -> dict[str, AffineMap]:
     """Return the token maps by the letter of the model in which a route ends."""
     if token_maps is None:
         return {}
@@ -348,8 +344,12 @@ def _token_maps(stitch: Stitch, token_maps: AffineMap | MapPair | None) -> dict[
         else {"B": token_maps.up, "A": token_maps.down}
     )
     for letter, affine in maps.items():
-        _refuse_other_hooks(
-            "token_maps", affine, EMBED, stitch.target_hook if letter == "B" else stitch.source_hook
+        stitch.refuse_other_token_map(
+            affine,
+            pair.source.identity,
+            pair.target.identity,
+            to_source=letter == "A",
+            what="token_maps",
         )
     return maps
 

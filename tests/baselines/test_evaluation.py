@@ -250,7 +250,7 @@ def test_what_cannot_be_compared_is_refused(
     pair: ModelPair, stitches: dict[str, Stitch], grid: StitchGrid, corpus: list[str]
 ) -> None:
     other = anchor_stitch(pair, corpus[:20], source_hook=0, target_hook=2)
-    with pytest.raises(MismatchError, match="stitch 'other' leads 'blocks.0.hook_resid_post'"):
+    with pytest.raises(MismatchError, match="stitch 'other' maps 'blocks.0.hook_resid_post'"):
         evaluate(pair, stitches | {"other": other}, grid, corpus)
     with pytest.raises(
         HookPointError, match="these moments hold no pair 'blocks.0.hook_resid_post'"
@@ -262,7 +262,7 @@ def test_what_cannot_be_compared_is_refused(
         evaluate(pair, {"native": stitches["ridge"]}, grid, corpus)
     with pytest.raises(MismatchError, match="the source model"):
         evaluate(pair.reversed(), stitches, grid, corpus)
-    with pytest.raises(MismatchError, match="token_map goes 'blocks.1.hook_resid_post'"):
+    with pytest.raises(MismatchError, match="token_map maps 'blocks.1.hook_resid_post'"):
         evaluate(pair, stitches, grid, corpus, token_map=stitches["ridge"].up)
 
 
@@ -280,3 +280,11 @@ def test_one_class_is_refused_everywhere(
         evaluate(pair, stitches, grid, corpus, labels=["happy"] * 10 + ["sad"] * 5 + ["so"] * 5)
     with pytest.raises(ValueError, match=r"2 item\(s\) given"):
         evaluate(pair, stitches, grid, corpus, items=ITEMS.split(0.2)[0])
+
+
+def test_a_budget_that_nothing_reaches_leaves_nan_and_a_figure(
+    pair: ModelPair, stitches: dict[str, Stitch], grid: StitchGrid, corpus: list[str]
+) -> None:
+    unreached = evaluate(pair, {"ridge": stitches["ridge"]}, grid, corpus, damage=1e9)
+    assert unreached.summary["fraction_of_native"].isna().all()
+    unreached.figure()

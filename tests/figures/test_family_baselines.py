@@ -99,3 +99,13 @@ def test_what_lies_beyond_the_edge_is_drawn_at_it() -> None:
 def test_a_table_of_something_else_is_refused() -> None:
     with pytest.raises(ValueError, match="lacks columns"):
         family_figure(pd.DataFrame({"method": ["ridge"]}))
+
+
+@pytest.mark.parametrize("native", [{"effect": math.nan}, {"effect": 0.0}, {"auroc": 0.5}])
+def test_a_native_arm_without_an_effect_has_no_shares(native: dict[str, float]) -> None:
+    table = TABLE.copy()
+    for column, value in native.items():
+        table.loc[table["method"] == "native", column] = value
+    nulls = [trace for trace in family_figure(table).data if "null" in (trace.name or "")]
+    shares = [share for trace in nulls[int("auroc" in native) :][:1] for share in trace.x]
+    assert not shares

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lrt_lens.errors import MismatchError
+from lrt_lens.models._belonging import Origin
 from lrt_lens.stitching import StreamStatistics
 
 SOURCE, TARGET = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"
@@ -121,18 +122,19 @@ def test_another_basis_or_bos_policy_is_refused_by_name(owned_stitch: Any, pair:
 
 
 def test_what_was_learnt_elsewhere_is_refused(owned_stitch: Any, pair: Any) -> None:
-    owned_stitch.refuse_foreign(SOURCE, pair.source.identity)
-    owned_stitch.refuse_foreign("blocks.2.hook_resid_pre", None)
+    def refuse(hook: str, model: Any) -> None:
+        owned_stitch.refuse_foreign(Origin("vector 'mood'", hook, model))
+
+    refuse(SOURCE, pair.source.identity)
+    refuse("blocks.2.hook_resid_pre", None)
     with pytest.raises(
         MismatchError,
-        match=r"learnt at 'blocks.0.hook_resid_post', but this stitch starts at "
-        rf"'{SOURCE}'; .*stitch.reversed\(\)",
+        match=r"vector 'mood' was learnt at 'blocks.0.hook_resid_post' on '.*'; "
+        rf"this stitch starts at '{SOURCE}' of '.*'; .*stitch.reversed\(\)",
     ):
-        owned_stitch.refuse_foreign("blocks.0.hook_resid_post", pair.source.identity)
-    with pytest.raises(
-        MismatchError, match="what is to be transferred was learnt on a model that is"
-    ):
-        owned_stitch.refuse_foreign(SOURCE, pair.target.identity)
+        refuse("blocks.0.hook_resid_post", pair.source.identity)
+    with pytest.raises(MismatchError, match="vector 'mood' was learnt on a model that is"):
+        refuse(SOURCE, pair.target.identity)
 
 
 def test_what_it_cannot_carry_is_refused_by_type(stitch: Any) -> None:

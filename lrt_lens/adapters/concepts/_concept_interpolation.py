@@ -39,7 +39,7 @@ from tqdm.auto import tqdm
 from lrt_lens._repr_html import card, note, table
 from lrt_lens.adapters.concepts._concept_map import TextRead, contrast_sets
 from lrt_lens.adapters.concepts._row_maps import RowMap
-from lrt_lens.adapters.concepts._rows import PairRows, cosine, known_rows, read_rows
+from lrt_lens.adapters.concepts._rows import PairRows, cosine, ends_of, known_rows, read_rows
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.figures._concept_map import interpolation_figure
 from lrt_lens.models._loading import ModelLike
@@ -143,7 +143,8 @@ def evaluate_interpolation(
             sets or too few pairs; a set shows one class only.
         HookPointError: a model has no such hook point.
         NonFiniteError: activations are NaN or infinite.
-        MismatchError: the stitch belongs to other hook points or models.
+        MismatchError: the stitch or the rows belong to other hook points or models, or the rows to
+            other texts or another ``read``.
 
     Source: L-Cross (arXiv 2501.02009), tables 1 and 3; the other arms are additions.
     """
@@ -154,13 +155,13 @@ def evaluate_interpolation(
         raise ValueError(
             f"{len(sets)} contrast set(s) given; a map fitted on another concept needs at least two"
         )
+    ends = ends_of(source, target, at, to)
     if stitch is not None:
-        stitch.refuse_foreign(at, source.identity)
-        stitch.reversed().refuse_foreign(to, target.identity)
+        stitch.refuse_other_ends(*ends)
     by_concept = (
         read_rows((source, target), sets, source_hook=at, target_hook=to, read=read)
         if rows is None
-        else known_rows(rows, sets)
+        else known_rows(rows, sets, ends, read)
     )
     n_held_out = {
         name: max(1, round(HELD_OUT_SHARE * len(own))) for name, own in by_concept.items()

@@ -36,15 +36,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lrt_lens._files import read_tensors, write_tensors
+from lrt_lens._files import json_fields, read_tensors, refuse_other_fields, write_tensors
 from lrt_lens._repr_html import card, note, table
 from lrt_lens.adapters.concepts._row_maps import N_FOLDS, Method, RowMap, fit_rows
 from lrt_lens.adapters.vectors._intervention import Intervention
 from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ContrastSet
-from lrt_lens.errors import FileFormatError, MismatchError
-from lrt_lens.models._hook_points import same_place
+from lrt_lens.errors import FileFormatError
+from lrt_lens.models._belonging import Origin, refuse_foreign, stored_identity
 from lrt_lens.models._hooked_model import Handle, read_activations
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
@@ -60,6 +60,8 @@ TextRead = Literal["last", "mean"]
 """How a text becomes one row. Positions are not offered: tokenizers count them differently."""
 Extraction = Literal["mean_difference", "principal_component"]
 """How a vector is learnt: mean difference (CAA), or first principal component (RepE)."""
+_OF_TEXTS = ("concepts", "digests", "text_keys", "read", "method")
+"""Fields of a map that a file stores as JSON, besides its layers and models."""
 _SCORES = ("rank", "effective_rank", "alpha", "r2", "r2_uniform", "interpolates")
 """Fields of a layer that `ConceptMap.summary` shows."""
 _NUMBERS = ("n", *_SCORES, "cosines", "median_norm")
@@ -225,11 +227,7 @@ class ConceptMap:
         """
         if not math.isfinite(scale):
             raise ValueError(f"scale is {scale}; expected a finite number such as 1.0")
-        layer = self._starting_at(vector.hook)
-        if vector.model is not None and self.source is not None:
-            self.source.refuse_other(
-                vector.model, "what is to be transferred was learnt on a model that"
-            )
+        layer = self.layers[self._index_of(vector.origin)]
         if layer.interpolates and self.overlap(vector) == 1:
             logger.warning(
                 "the map interpolates the %d texts that vector %r was learnt from (%d dimensions): "
@@ -273,15 +271,14 @@ class ConceptMap:
         """True if any of the maps predicts the target rows of its own texts exactly."""
         return any(layer.interpolates for layer in self.layers)
 
-    def _starting_at(self, hook: str) -> ConceptLayer:
-        for layer in self.layers:
-            if same_place(layer.map.source_hook, hook):
-                return layer
-        raise MismatchError(
-            f"learnt at {hook!r}, but this map starts at "
-            f"{[layer.map.source_hook for layer in self.layers]}; learn it there, or fit a map "
-            "that starts where it was learnt"
-        )
+    def _index_of(self, artefact: Origin) -> int:
+        """Return the number of the layer that starts where an artefact was learnt."""
+        starts = [
+            Origin("this map", layer.map.source_hook, self.source, layer.d, "starts")
+            for layer in self.layers
+        ]
+        remedy = "learn it there, or fit a map that starts where it was learnt"
+        return refuse_foreign(artefact, *starts, remedy=remedy)
 
     # ---------------------------------------------------------------------------------------- views
 
@@ -354,11 +351,8 @@ class ConceptMap:
             "layers": layers,
             "source": self.source and asdict(self.source),
             "target": self.target and asdict(self.target),
-            "concepts": self.concepts,
-            "digests": self.digests,
+            **{name: getattr(self, name) for name in _OF_TEXTS},
             "text_keys": sorted(self.text_keys),
-            "read": self.read,
-            "method": self.method,
         }
         metadata = {"schema_version": CONCEPT_MAP_SCHEMA, "concept_map": json.dumps(content)}
         return write_tensors(Path(path), tensors, metadata)
@@ -371,31 +365,27 @@ class ConceptMap:
             FileFormatError: the file is no concept map, or is damaged.
         """
         tensors, metadata = read_tensors(Path(path), CONCEPT_MAP_SCHEMA)
-        content: dict[str, Any] = json.loads(metadata["concept_map"])
+        content = json_fields(Path(path), metadata, "concept_map")
+        content = refuse_other_fields(Path(path), cls, content)
         layers = []
         for i, numbers in enumerate(content["layers"]):
-            if f"weight.{i}" not in tensors or f"bias.{i}" not in tensors:
+            is_whole = {f"weight.{i}", f"bias.{i}"} <= tensors.keys()
+            if not is_whole or not {"source_hook", "target_hook"} <= numbers.keys():
                 raise FileFormatError(
                     f"{str(path)!r} lacks the map of layer {i}; fit the concept map again"
                 )
             # Hook points belong to the map, all other values to the layer.
             hooks = numbers.pop("source_hook"), numbers.pop("target_hook")
+            numbers = refuse_other_fields(Path(path), ConceptLayer, numbers, others=("map",))
             affine = AffineMap(tensors[f"weight.{i}"], tensors[f"bias.{i}"], *hooks)
             layers.append(ConceptLayer(affine, **numbers))
         source, target = (
-            ModelIdentity(**content[role]) if content[role] else None
-            for role in ("source", "target")
+            stored_identity(Path(path), content.get(role)) for role in ("source", "target")
         )
-        return cls(
-            tuple(layers),
-            source,
-            target,
-            tuple(content["concepts"]),
-            tuple(content["digests"]),
-            frozenset(content["text_keys"]),
-            content["read"],
-            content["method"],
-        )
+        # JSON has lists only.
+        kinds = {"concepts": tuple, "digests": tuple, "text_keys": frozenset}
+        texts = {name: kinds.get(name, str)(content[name]) for name in _OF_TEXTS if name in content}
+        return cls(tuple(layers), source, target, **texts)
 
 
 def apply_together(

@@ -35,7 +35,7 @@ from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import resolve, takes
 from lrt_lens.adapters.concepts._arms import DRAWN, ConceptArm, LayerRows, concept_arms, vector_part
 from lrt_lens.adapters.concepts._concept_map import contrast_sets
-from lrt_lens.adapters.concepts._rows import PairRows, known_rows, read_rows
+from lrt_lens.adapters.concepts._rows import PairRows, ends_of, known_rows, read_rows
 from lrt_lens.adapters.concepts._settings import ConceptTransferSettings
 from lrt_lens.adapters.vectors._arms import VectorArm
 from lrt_lens.adapters.vectors._calibration import MAX_PASSES, NeutralText, search_scale
@@ -201,7 +201,8 @@ def evaluate_concept_transfer(
             class.
         HookPointError: a model has no such hook point, or the numbers of hook points differ.
         NonFiniteError: activations are NaN or infinite.
-        MismatchError: a stitch belongs to other hook points or models.
+        MismatchError: a stitch or rows belong to other hook points or models, or rows to other
+            texts or another ``read``.
 
     Source: L-Cross (arXiv 2501.02009), §3-4.
     """
@@ -294,9 +295,7 @@ def _stitches(
             "for each"
         )
     for one, (at, to) in zip(stitches, hook_pairs, strict=True):
-        one.refuse_foreign(at, source.identity)
-        # Reversed, the stitch starts at the target, so the same check serves the other end.
-        one.reversed().refuse_foreign(to, target.identity)
+        one.refuse_other_ends(*ends_of(source, target, at, to))
     return [*stitches]
 
 
@@ -315,14 +314,13 @@ def _layer_rows(
             read_rows(models, sets, source_hook=at, target_hook=to, read=settings.read)
             for at, to in hook_pairs
         ]
-    # Rows do not record their hook points, so only their number can be checked.
     if len(rows) != len(hook_pairs):
         raise ValueError(
             f"rows of {len(rows)} pair(s) of hook points given for {len(hook_pairs)}; give one for "
             "each"
         )
     return [
-        LayerRows(at, to, known_rows(one, sets), stitch)
+        LayerRows(at, to, known_rows(one, sets, ends_of(*models, at, to), settings.read), stitch)
         for (at, to), stitch, one in zip(hook_pairs, stitches, rows, strict=True)
     ]
 

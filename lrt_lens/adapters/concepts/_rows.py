@@ -25,7 +25,10 @@ from lrt_lens.adapters.concepts._concept_map import Extraction, TextRead, contra
 from lrt_lens.adapters.concepts._row_maps import Method, RowMap, fit_rows
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import MismatchError
+from lrt_lens.models._belonging import Ends, Origin, refuse_other_map
+from lrt_lens.models._hook_points import HookPair
 from lrt_lens.models._hooked_model import HookedModel, read_activations
+from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._pair import ModelPair, model_sides, paired_hooks
 
@@ -41,6 +44,14 @@ class PairRows:
     """Rows of the source model."""
     target: Float[Tensor, "pair 2 d_target"]
     """Rows of the target model."""
+    hooks: HookPair | None = None
+    """Hook points of both models; None if they are not known."""
+    models: tuple[ModelIdentity | None, ModelIdentity | None] = (None, None)
+    """Source and target; None for a model that is not known."""
+    read: TextRead | None = None
+    """How a text becomes one row; None if it is not known."""
+    contrast: str = ""
+    """Hash of the contrast set; empty if it is not known, or for a part or a union of sets."""
 
     @classmethod
     def of(
@@ -64,20 +75,34 @@ class PairRows:
             ).contiguous()
             for model, hook in ((source, at), (target, to))
         )
-        return cls(source_rows, target_rows)
+        models = (source.identity, target.identity)
+        return cls(source_rows, target_rows, (at, to), models, read, contrast.digest)
 
     @classmethod
     def joined(cls, parts: "list[PairRows]") -> "PairRows":
         """Rows of the pairs of all parts."""
-        return cls(
-            torch.cat([part.source for part in parts]), torch.cat([part.target for part in parts])
+        return replace(
+            parts[0],
+            source=torch.cat([part.source for part in parts]),
+            target=torch.cat([part.target for part in parts]),
+            contrast="",
         )
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: slice | Tensor) -> "PairRows":
-        return PairRows(self.source[index], self.target[index])
+        return replace(self, source=self.source[index], target=self.target[index], contrast="")
+
+    @property
+    def ends(self) -> Ends:
+        """Hook points, models and widths of both sides."""
+        hooks = self.hooks or (None, None)
+        widths = (self.source.shape[2], self.target.shape[2])
+        source, target = (
+            Origin("these rows", *place) for place in zip(hooks, self.models, widths, strict=True)
+        )
+        return source, target
 
     @property
     def n_texts(self) -> int:
@@ -154,11 +179,20 @@ def read_rows(
     }
 
 
-def known_rows(rows: dict[str, PairRows], contrasts: Sequence[ContrastSet]) -> dict[str, PairRows]:
+def known_rows(
+    rows: dict[str, PairRows], contrasts: Sequence[ContrastSet], ends: Ends, read: TextRead
+) -> dict[str, PairRows]:
     """Rows of these contrast sets, in their order.
 
+    Args:
+        rows: the result of `read_rows`.
+        contrasts: the sets.
+        ends: hook points, models and widths at which they should have been read.
+        read: how texts should have been read.
+
     Raises:
-        MismatchError: rows of a set are missing, or have another number of pairs.
+        MismatchError: rows of a set are missing, or were read from other texts, models or hook
+            points, or in another way.
     """
     available = {one.name: len(rows[one.name]) if one.name in rows else 0 for one in contrasts}
     expected = {one.name: len(one) for one in contrasts}
@@ -167,7 +201,24 @@ def known_rows(rows: dict[str, PairRows], contrasts: Sequence[ContrastSet]) -> d
             f"rows hold {available} pairs, the contrast sets {expected}; read them again with "
             "read_rows"
         )
+    for one in contrasts:
+        own, what = rows[one.name], f"rows of {one.name!r}"
+        refuse_other_map(what, own.ends, ends, verb="join", remedy="read them again with read_rows")
+        if (own.read or read) != read or (own.contrast or one.digest) != one.digest:
+            texts = "other texts" if own.contrast and own.contrast != one.digest else "these texts"
+            raise MismatchError(
+                f"{what} were read from {texts} with read={own.read!r}; expected the texts of the "
+                f"set with read={read!r}: read them again with read_rows"
+            )
     return {one.name: rows[one.name] for one in contrasts}
+
+
+def ends_of(source: HookedModel, target: HookedModel, at: str, to: str) -> Ends:
+    """Return the origins of rows, stitches and maps between two hook points of two models."""
+    return (
+        Origin("the source", at, source.identity, source.d_model),
+        Origin("the target", to, target.identity, target.d_model),
+    )
 
 
 def mean_only(rows: PairRows) -> Tensor:

@@ -52,12 +52,12 @@ from lrt_lens.adapters.probes._linear_probe import (
     class_numbers,
     classes_of,
     plain_label,
+    probe_through,
     read_rows,
 )
 from lrt_lens.adapters.probes._logistic import Logistic, Scaling, probabilities
-from lrt_lens.errors import MismatchError
 from lrt_lens.figures._probes import probe_figure
-from lrt_lens.models._hook_points import EMBED, same_place
+from lrt_lens.models._hook_points import EMBED
 from lrt_lens.models._hooked_model import Read
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.statistics._classification import ItemScores
@@ -182,7 +182,7 @@ def evaluate_probe(
     task, seed = settings.task, settings.seed
     stitch.check(pair.source, pair.target)
     train, test = _split(texts, labels, test_texts, test_labels, settings)
-    _check(stitch, probe, train, token_map, settings)
+    _check(pair, stitch, probe, train, token_map, settings)
     if probe is None:
         probe = LinearProbe.fit(
             pair.source,
@@ -255,6 +255,7 @@ def _split(
 
 
 def _check(
+    pair: ModelPair,
     stitch: Stitch,
     probe: LinearProbe | None,
     train: Labelled,
@@ -263,7 +264,7 @@ def _check(
 ) -> None:
     """Raise for settings that do not fit the texts, and for a probe or map of another stitch."""
     if probe is not None:
-        stitch.refuse_foreign(probe.hook, probe.model)
+        stitch.refuse_foreign(probe.origin)
         if probe.read == "every":
             raise ValueError(
                 "the probe reads every token, and tokens of one text are no independent items; "
@@ -277,14 +278,9 @@ def _check(
             f"{classes} (one per class) to {len(train[0])} (the training texts), and at least one "
             "seed: give smaller k or more texts"
         )
-    if token_map is not None and not (
-        token_map.source_hook == EMBED and same_place(token_map.target_hook, stitch.source_hook)
-    ):
-        raise MismatchError(
-            f"token_map goes {token_map.source_hook!r} → {token_map.target_hook!r}; expected "
-            f"{EMBED!r} (of the target) → {stitch.source_hook!r}: take token_identity_map of a "
-            "harvest of pair.reversed()"
-        )
+    if token_map is not None:
+        models = (pair.source.identity, pair.target.identity)
+        stitch.refuse_other_token_map(token_map, *models)
 
 
 class _ProbeArms:
@@ -358,7 +354,7 @@ class _ProbeArms:
             yield "shuffled", 0, self._on_target(shuffled)
         if token_map is not None:
             # The map starts at the embedding, so that is where the transferred probe reads.
-            tokens = replace(self.stitch.transfer(self.probe, through=token_map), hook=EMBED)
+            tokens = probe_through(self.probe, token_map, EMBED, self.pair.target.identity)
             yield "token_identity", 0, self._on_target(tokens)
 
     def _on_target(self, probe: LinearProbe) -> np.ndarray:

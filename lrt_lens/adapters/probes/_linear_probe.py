@@ -29,9 +29,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lrt_lens._files import read_tensors, write_tensors
+from lrt_lens._files import json_fields, read_tensors, refuse_other_fields, write_tensors
 from lrt_lens._repr_html import card, facts
-from lrt_lens.adapters._earlier_files import split_method
+from lrt_lens.adapters._earlier_files import in_current_form
 from lrt_lens.adapters.probes._logistic import (
     N_FOLDS,
     PENALTIES,
@@ -40,7 +40,8 @@ from lrt_lens.adapters.probes._logistic import (
     fit_towards,
     probabilities,
 )
-from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
+from lrt_lens.errors import FileFormatError, NonFiniteError
+from lrt_lens.models._belonging import Origin, refuse_other_reader, stored_identity
 from lrt_lens.models._hook_points import resolve
 from lrt_lens.models._hooked_model import (
     EveryRead,
@@ -273,18 +274,17 @@ class LinearProbe:
 
     def refuse_other_model(self, model: HookedModel) -> None:
         """Raise `MismatchError` unless this probe belongs to ``model``."""
-        if self.model is not None:
-            self.model.refuse_other(model.identity, "the model to read", tokens=False)
-        # A probe with a map has weights for the source's width, but reads the target's.
-        elif model.d_model != self.d_model:
-            raise MismatchError(
-                f"the probe reads {self.d_model} dimensions, {model.name!r} has {model.d_model}; "
-                "transfer it with a stitch first"
-            )
+        refuse_other_reader(self.origin, model.identity, "read")
+
+    @property
+    def origin(self) -> Origin:
+        """Hook point, model and width that the probe belongs to."""
+        return Origin(f"probe {self.name!r}", self.hook, self.model, self.d_model, "was fitted")
 
     @property
     def d_model(self) -> int:
         """Width of the residual stream that the probe reads."""
+        # A probe with a map has weights for the source's width, but reads the target's.
         return len(self.weight) if self.before is None else len(self.before.weight)
 
     def __repr__(self) -> str:
@@ -342,8 +342,11 @@ class LinearProbe:
             FileFormatError: the file is no probe, or is damaged.
         """
         tensors, metadata = read_tensors(Path(path), PROBE_SCHEMA)
-        fields: dict[str, Any] = json.loads(metadata["probe"])
-        hooks = fields.pop("before")
+        fields = json_fields(Path(path), metadata, "probe")
+        fields = refuse_other_fields(
+            Path(path), cls, in_current_form(fields), others=("weight", "bias")
+        )
+        hooks = fields.pop("before", None)
         # A probe that reads maxima stores its map too.
         needed = {"weight", "bias"} | ({"before/weight", "before/bias"} if hooks else set())
         if not needed <= tensors.keys():
@@ -351,10 +354,8 @@ class LinearProbe:
                 f"{str(path)!r} holds no {sorted(needed - tensors.keys())}, which every probe file "
                 "has; save the probe again"
             )
-        fields["model"] = ModelIdentity(**fields["model"]) if fields["model"] else None
+        fields["model"] = stored_identity(Path(path), fields.get("model"))
         fields["classes"] = tuple(fields["classes"])
-        if "transferred_by" not in fields:
-            fields["method"], fields["transferred_by"] = split_method(str(fields["method"]))
         before = (
             AffineMap(tensors["before/weight"], tensors["before/bias"], *hooks) if hooks else None
         )
@@ -376,21 +377,27 @@ def transfer_probe(
             the map of shuffled pairs.
 
     Raises:
-        MismatchError: the probe does not belong to the stitch's source, or the map does not end
-            with the width of the probe.
+        MismatchError: the probe does not belong to the stitch's source, or the map does not lead
+            from the stitch's target to its source.
 
     Source: Stitching (arXiv 2506.06609), §4.
     """
-    stitch.refuse_foreign(probe.hook, probe.model)
-    down = stitch.down if through is None else through
-    if down.weight.shape[1] != probe.d_model:
-        raise MismatchError(
-            f"the probe reads {probe.d_model} dimensions, the map ends at {down.target_hook!r} "
-            f"with {down.weight.shape[1]}; give a map from the target's hook point to the probe's"
-        )
-    transferred = replace(
-        probe, hook=stitch.target_hook, model=stitch.target, transferred_by="stitch"
+    stitch.refuse_foreign(probe.origin)
+    if through is not None:
+        stitch.refuse_other_map("through=", through, down=True)
+    return probe_through(
+        probe, stitch.down if through is None else through, stitch.target_hook, stitch.target
     )
+
+
+def probe_through(
+    probe: LinearProbe, down: AffineMap, hook: str, model: ModelIdentity | None
+) -> LinearProbe:
+    """Return a probe that reads states at ``hook`` of ``model``, mapped by ``down``.
+
+    Nothing is compared: `transfer_probe` checks its arguments.
+    """
+    transferred = replace(probe, hook=hook, model=model, transferred_by="stitch")
     if probe.read == "max":
         # max over tokens does not commute with the map, so tokens are mapped before pooling.
         before = down if probe.before is None else down.compose(probe.before)

@@ -141,7 +141,8 @@ def decoder_geometry(
 
     Raises:
         NonFiniteError: a decoder holds NaN or infinity.
-        MismatchError: different numbers of features without matches; ``affine`` of other widths.
+        MismatchError: different numbers of features without matches; ``matches`` of other SAEs;
+            ``affine`` of other widths.
         ValueError: fewer than ten features to compare.
 
     Source: LRT (arXiv 2506.00653), figure 2; nulls, matching and held-out scores are ours.
@@ -189,6 +190,8 @@ def _check_arguments(
             f"decoders have {len(source)} and {len(target)} features and no matches; give "
             "matches=match_features(...)"
         )
+    if matches is not None:
+        matches.refuse_other_decoders(source, target)
     widths = (source.shape[1], target.shape[1])
     if affine is not None and tuple(affine.weight.shape) != widths:
         raise MismatchError(

@@ -15,7 +15,7 @@ features that share a partner.
 Limits: all correlations are held at once, 8 bytes per pair.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -27,6 +27,7 @@ from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._repr_html import card, note, table
 from lrt_lens.adapters.saes.codes._moments import CodePasses, check_sae, encode
 from lrt_lens.data._documents import N_FOLDS, N_PARTS, Documents
+from lrt_lens.errors import MismatchError
 from lrt_lens.figures._single_features import matches_figure
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._plan import available_memory
@@ -52,6 +53,9 @@ class FeatureMatches:
     """Number of tokens of the fitting folds, on which features were matched."""
     n_test: int
     """Number of tokens of the test fold, on which matches were scored."""
+    decoders: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    """Signatures of both decoders (`decoder_signature`), by which their SAEs are recognised; None
+    if they are not known."""
 
     def __repr__(self) -> str:
         return (
@@ -59,6 +63,34 @@ class FeatureMatches:
             f"features; median correlation {self.table['correlation'].median():.2f} where matched, "
             f"{self.table['correlation_test'].median():.2f} on other documents)"
         )
+
+    def refuse_other_decoders(self, source: Tensor, target: Tensor) -> None:
+        """Raise `MismatchError` unless these are the decoders of the matched SAEs.
+
+        Args:
+            source: decoder [feature, d_source]; its rows may have any length.
+            target: decoder [feature, d_target].
+        """
+        for role, decoder in (("source", source), ("target", target)):
+            last = int(self.table[role].to_numpy().max())
+            if last >= len(decoder):
+                raise MismatchError(
+                    f"these matches name feature {last} of the {role}'s SAE, and its decoder has "
+                    f"{len(decoder)} features; give the matches of these two SAEs"
+                )
+        if self.decoders is None:
+            return
+        for role, own, decoder in zip(
+            ("source", "target"), self.decoders, (source, target), strict=True
+        ):
+            theirs = decoder_signature(decoder)
+            # 0.01: a decoder in bfloat16 has relative rounding errors of 0.004.
+            if own.shape != theirs.shape or not torch.allclose(own, theirs, rtol=0, atol=0.01):
+                raise MismatchError(
+                    f"these matches are of another {role} SAE: its decoder has {len(own)} features,"
+                    f" the one given {len(theirs)}, and their directions differ; give the matches "
+                    "of these two SAEs, match_features(...)"
+                )
 
     def figure(self) -> Any:
         """Plotly figure of the correlation on test documents against that on the matching ones."""
@@ -73,6 +105,17 @@ class FeatureMatches:
             .rename(index={"50%": "median"})
         )
         return card("FeatureMatches", note(pairs), table(spread.rename_axis("over pairs")))
+
+
+def decoder_signature(decoder: Tensor) -> Tensor:
+    """Return some coordinates of each feature's unit direction, [feature, at most 4].
+
+    They tell two SAEs apart, whatever the precision and the length of the rows.
+    """
+    rows = decoder.detach().float().cpu()
+    # Evenly spaced dimensions, because a few may be the same in all rows.
+    columns = torch.linspace(0, rows.shape[1] - 1, min(4, rows.shape[1])).long()
+    return torch.nn.functional.normalize(rows, dim=1)[:, columns]
 
 
 class _Sums:
@@ -166,7 +209,9 @@ def match_features(
             encode(target_sae, passes.target_rows(block)),
         )
         (fit if block.part < N_FOLDS else test).add(*codes)
-    return _matches(fit, test, min_firings, min_correlation)
+    matches = _matches(fit, test, min_firings, min_correlation)
+    signatures = (decoder_signature(source_sae.W_dec), decoder_signature(target_sae.W_dec))
+    return replace(matches, decoders=signatures)
 
 
 def _matches(fit: _Sums, test: _Sums, min_firings: int, min_correlation: float) -> FeatureMatches:

@@ -25,7 +25,7 @@ Limits: thresholds are relative to scratch with the same number of tokens, so a 
 them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -34,10 +34,17 @@ import pandas as pd
 import torch
 
 from lrt_lens._repr_html import card, note, table
+from lrt_lens._settings import resolve
 from lrt_lens.adapters.saes._compatibility import refuse_foreign_sae, require_sae
 from lrt_lens.adapters.saes._random_maps import random_rotation
 from lrt_lens.adapters.saes._rows import SAERows
-from lrt_lens.adapters.saes._training import SAETraining, config_like, tokens_to, train_sae
+from lrt_lens.adapters.saes._training import (
+    SAETraining,
+    SAETrainingSettings,
+    config_like,
+    tokens_to,
+    train_sae,
+)
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures._sae import initialisation_figure, savings_figure
@@ -183,11 +190,13 @@ def study_sae_initialisation(
 
     Raises:
         MismatchError: the SAE belongs to another width, hook point, model, basis or tokenizer; the
-            models are not the stitch's; rows split by another seed than the stitch's.
+            models are not the stitch's; rows of another hook point or model, or split by another
+            seed than the stitch's.
 
     Source: Stitching (arXiv 2506.06609) §3.1, figure 2 and appendix D; the shuffled and rotated
     arms and the costs are ours.
     """
+    refuse_other_options(options)
     stitch.check(pair.source, pair.target)
     check_source_sae(sae, pair, stitch)
     # Every run reads the same rows: the model runs over the documents once.
@@ -248,8 +257,8 @@ def rows_of(documents: Documents | SAERows, pair: ModelPair, stitch: Stitch) -> 
     """Rows of the target's states whose held-out documents are the stitch's test documents.
 
     Raises:
-        MismatchError: `SAERows` that were split by another seed: some of their held-out documents
-            were in the fit of the maps.
+        MismatchError: `SAERows` of another hook point, model or width, or that were split by
+            another seed: some of their held-out documents were in the fit of the maps.
     """
     # The seed decides which documents are held out (`lrt_lens.data._blocks`).
     seed = stitch.provenance.seed
@@ -260,7 +269,14 @@ def rows_of(documents: Documents | SAERows, pair: ModelPair, stitch: Stitch) -> 
             f"the rows were split by seed {documents.seed}, the stitch by {seed}: documents held "
             f"out of training were in its fit; make the rows with seed={seed}"
         )
+    documents.refuse_foreign(stitch.ends_in(pair.source.identity, pair.target.identity)[1])
     return documents
+
+
+def refuse_other_options(options: Mapping[str, Any]) -> None:
+    """Raise a TypeError for options that `train_sae` does not take, before any text is read."""
+    known = {name: value for name, value in options.items() if name not in ("settings", "at")}
+    resolve(SAETrainingSettings, options.get("settings"), known)
 
 
 def stitch_flops(stitch: Stitch) -> float:

@@ -12,10 +12,10 @@ Limits: dimensions of large variance are not aligned, which a harder control wou
 import torch
 
 from lrt_lens.stitching._affine import AffineMap, MapPair
-from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.stitching._stitch_data import StitchData
 
 
-def random_rotation(stitch: Stitch, generator: torch.Generator) -> MapPair:
+def random_rotation(stitch: StitchData, generator: torch.Generator) -> MapPair:
     """Maps with a random (semi-)orthogonal matrix that match means and total variances.
 
     All singular values of the matrix are equal, so the geometry of the decoder survives: the score

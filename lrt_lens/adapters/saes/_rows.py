@@ -27,6 +27,7 @@ from lrt_lens.data._blocks import iterate_blocks
 from lrt_lens.data._documents import N_FOLDS, N_PARTS, Documents
 from lrt_lens.data._windows import BlockPlan
 from lrt_lens.errors import NonFiniteError, TooFewDocumentsError
+from lrt_lens.models._belonging import Origin, refuse_foreign
 from lrt_lens.models._hook_points import resolve
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._identity import ModelIdentity
@@ -61,6 +62,15 @@ class SAERows:
 
     def __post_init__(self) -> None:
         refuse_non_finite(self.held_out, f"held-out rows of {self.hook!r}")
+
+    @property
+    def origin(self) -> Origin:
+        """Hook point, model and width of the rows."""
+        return Origin("these rows", self.hook, self.model, self.width, "were read")
+
+    def refuse_foreign(self, expected: Origin) -> None:
+        """Raise `MismatchError` unless the rows belong to a hook point of a model."""
+        refuse_foreign(self.origin, expected, remedy="read them there: SAERows.from_documents")
 
     @property
     def width(self) -> int:

@@ -39,6 +39,7 @@ from lrt_lens.adapters.saes._compatibility import require_sae
 from lrt_lens.adapters.saes._initialisation import (
     UNSTITCHED,
     check_source_sae,
+    refuse_other_options,
     rows_of,
     study_sae_initialisation,
 )
@@ -197,12 +198,14 @@ def study_sae_scaling(
 
     Raises:
         MismatchError: fewer than two widths, or two SAEs of one width; an SAE belongs to another
-            hook point, model, basis or tokenizer; rows split by another seed than the stitch's;
-            initialisations that cost more than any run.
+            hook point, model, basis or tokenizer; rows of another hook point or model, or split by
+            another seed than the stitch's; initialisations that cost more than any run.
 
     Source: Stitching (arXiv 2506.06609) §3.1, figures 1c, 2a and 8, table 4; the floor, the
     controls and the second bill are ours.
     """
+    studied = ("shares", "n_rows")
+    refuse_other_options({name: options[name] for name in options if name not in studied})
     for sae in saes:
         require_sae(sae, "cfg", "W_dec")
     widths = [int(sae.cfg.d_sae) for sae in saes]

@@ -41,8 +41,8 @@ from lrt_lens.adapters.saes._rows import BUFFER_ROWS, SAERows, refuse_non_finite
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures._sae import training_figure
+from lrt_lens.models._belonging import Origin
 from lrt_lens.models._hook_points import resolve as resolve_hook
-from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._hooked_model import HookedModel, ModelIdentity
 
 EXPANSION = 8
@@ -154,8 +154,9 @@ def train_sae(
         options: single fields of the settings, such as ``n_tokens=100_000``.
 
     Raises:
-        MismatchError: ``init`` belongs to another width, hook point, model, basis or tokenizer
-            than the rows; ``config`` has another width or architecture.
+        MismatchError: rows of another hook point, model or width than ``at`` and ``model``;
+            ``init`` belongs to another width, hook point, model, basis or tokenizer than the rows;
+            ``config`` has another width or architecture.
         TooFewDocumentsError: less text than one batch, or than each fold needs.
         NonFiniteError: activations are NaN or infinite.
     """
@@ -334,13 +335,12 @@ def _rows(
 ) -> SAERows:
     """Rows to train on, checked against ``at`` if they already are `SAERows`."""
     if isinstance(documents, SAERows):
-        # at= may repeat the hook point of the rows, but must not name another one.
-        if at is None or model is None or same_place(resolve_hook(at, model), documents.hook):
-            return documents
-        raise MismatchError(
-            f"at is {at!r}, but these rows were taken at {documents.hook!r}; leave at= out, or "
-            "take rows there"
-        )
+        if model is not None:
+            # at= may repeat the hook point of the rows, but must not name another one.
+            hook = documents.hook if at is None else resolve_hook(at, model)
+            asked = Origin("this SAE", hook, model.identity, model.d_model, "is trained")
+            documents.refuse_foreign(asked)
+        return documents
     if model is None or at is None:
         raise ValueError(
             "documents need a model and a hook point: train_sae(model, documents, at=3); or give "

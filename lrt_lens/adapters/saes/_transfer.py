@@ -22,7 +22,6 @@ from typing import Any
 
 from lrt_lens.adapters.saes._compatibility import model_identity_fields, refuse_foreign_sae
 from lrt_lens.adapters.saes._folding import FoldedSae, refuse_unfoldable
-from lrt_lens.errors import MismatchError
 from lrt_lens.stitching._affine import MapPair
 from lrt_lens.stitching._stitch import Stitch
 
@@ -62,7 +61,8 @@ def transfer_sae(
     Raises:
         TypeError: ``sae`` is no SAE of SAELens.
         ValueError: the encoder is no function of an affine image of its input.
-        MismatchError: the SAE belongs to another width, hook point, model, basis or tokenizer.
+        MismatchError: the SAE belongs to another width, hook point, model, basis or tokenizer, or
+            ``through`` to other hook points, models or widths.
         NonFiniteError: a weight is NaN or infinite.
 
     Source: Stitching (arXiv 2506.06609) §3.
@@ -70,7 +70,8 @@ def transfer_sae(
     maps = stitch.maps if through is None else through
     refuse_unfoldable(sae, input_scale)
     refuse_foreign_sae(sae, stitch.source_hook, stitch.source, width=stitch.up.weight.shape[0])
-    _refuse_other_maps(maps, stitch)
+    stitch.refuse_other_map("through.up", maps.up)
+    stitch.refuse_other_map("through.down", maps.down, down=True)
     folded = FoldedSae.of(sae, input_scale=input_scale)
     return composed(folded, maps).build(sae, _metadata(sae, stitch, maps))
 
@@ -89,17 +90,6 @@ def composed(folded: FoldedSae, maps: MapPair) -> FoldedSae:
         W_dec=folded.W_dec @ up,
         b_dec=folded.b_dec @ up + b_up,
     )
-
-
-def _refuse_other_maps(maps: MapPair, stitch: Stitch) -> None:
-    """Raise `MismatchError` unless ``maps`` have the shapes of the stitch's own maps."""
-    expected = tuple(stitch.up.weight.shape)
-    up, down = tuple(maps.up.weight.shape), tuple(maps.down.weight.shape)
-    if up != expected or down != expected[::-1]:
-        raise MismatchError(
-            f"through= holds maps of {up} up and {down} down; expected {expected} and "
-            f"{expected[::-1]}, as in this stitch: give stitch.null or one of stitch.refits"
-        )
 
 
 def _metadata(sae: Any, stitch: Stitch, maps: MapPair) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, table
 from lrt_lens._settings import Settings, resolve, takes
-from lrt_lens.adapters.vectors._arms import behaviour_arms, contrast_of
+from lrt_lens.adapters.vectors._arms import behaviour_arms, known_contrast_of
 from lrt_lens.adapters.vectors._continuations import Classifier, Continuations
 from lrt_lens.adapters.vectors._preferences import PreferenceText
 from lrt_lens.adapters.vectors._steering_hook import SteeringHook, setting
@@ -181,11 +181,13 @@ def evaluate_ablation(
     Raises:
         ValueError: neither items nor prompts with a classifier, no neutral text that is long
             enough, or the contrast texts are unknown.
-        MismatchError: a stitch of other models, or a vector of another model or hook point.
+        MismatchError: a stitch of other models, a vector of another model or hook point, or
+            contrast texts that the vector was not learnt from.
     """
     settings = resolve(AblationSettings, settings, options)
     stitch.check(pair.source, pair.target)
-    contrast = contrast_of(vector, contrast)
+    stitch.refuse_foreign(vector.origin)
+    contrast = known_contrast_of(vector, contrast)
     if (prompts is None) != (classifier is None) or (items is None and prompts is None):
         raise ValueError(
             "no behaviour to measure; give items=ChoiceItems(...), "

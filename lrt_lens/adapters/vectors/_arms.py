@@ -29,6 +29,7 @@ from torch import Tensor
 
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ContrastSet
+from lrt_lens.errors import MismatchError
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.statistics._random_directions import random_directions
 from lrt_lens.stitching._stitch import Stitch
@@ -126,15 +127,33 @@ def plain_arms(
         yield VectorArm("untransformed", _with_direction(named, vector.direction))
 
 
-def contrast_of(vector: SteeringVector, contrast: ContrastSet | None) -> ContrastSet:
-    """Return ``contrast``, or the texts that the vector holds; ValueError if there are none."""
-    contrast = contrast or vector.contrast_set
-    if contrast is None:
+def contrast_of(vector: SteeringVector, contrast: ContrastSet | None) -> ContrastSet | None:
+    """Return the texts that the vector was learnt from; None if they are unknown.
+
+    Raises:
+        MismatchError: ``contrast`` holds other texts than those of the vector.
+    """
+    if contrast is not None and vector.contrast and contrast.digest != vector.contrast:
+        raise MismatchError(
+            f"vector {vector.name!r} was learnt from other texts than contrast={contrast.name!r}; "
+            "give the set it was learnt from"
+        )
+    return contrast or vector.contrast_set
+
+
+def known_contrast_of(vector: SteeringVector, contrast: ContrastSet | None) -> ContrastSet:
+    """Return the texts that the vector was learnt from, as `contrast_of`.
+
+    Raises:
+        ValueError: they are unknown.
+    """
+    texts = contrast_of(vector, contrast)
+    if texts is None:
         raise ValueError(
             f"vector {vector.name!r} does not hold the texts it was learnt from; "
             "give contrast=..., from which the native vector is learnt"
         )
-    return contrast
+    return texts
 
 
 def behaviour_arms(

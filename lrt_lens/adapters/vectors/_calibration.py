@@ -41,6 +41,7 @@ from lrt_lens.adapters.vectors._neutral_text import Neutral, NeutralText, Unit
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.figures._steering import calibration_figure
+from lrt_lens.models._belonging import Origin, refuse_foreign
 from lrt_lens.models._hooked_model import Handle, HookedModel, load_model
 from lrt_lens.models._loading import ModelLike
 
@@ -278,6 +279,11 @@ def calibrate_on(
     """Return the calibration of `calibrate_scale` on texts that are already tokenized.
 
     ``positions`` are those of a single vector; an `Intervention` has its own.
+
+    Raises:
+        ValueError: a budget that is not positive, or an unknown unit.
+        MismatchError: a vector of another model than that of the texts, or texts that were prepared
+            at another hook point than the first one of the vectors.
     """
     if not damage > 0 or math.isinf(damage):
         raise ValueError(
@@ -286,6 +292,7 @@ def calibrate_on(
     plan = (
         vector if isinstance(vector, Intervention) else Intervention.of(vector, positions=positions)
     )
+    _refuse_other_texts(neutral, plan)
     if first_guess is None:
         first_guess = _first_guess(neutral, plan, damage)
 
@@ -313,6 +320,16 @@ def calibrate_on(
         return Calibration(scale, measured, damage, curve, unit, bool(at_limit), plan)
     scale, measured = min(tried, key=lambda point: abs(point[1] - damage))
     return Calibration(scale, measured, damage, curve, unit, False, plan)
+
+
+def _refuse_other_texts(neutral: NeutralText, plan: Intervention) -> None:
+    """Raise `MismatchError` unless the texts were prepared for these vectors."""
+    for vector in plan.vectors:
+        vector.refuse_other_model(neutral.model)
+    # Passes resume at the stored hook point, so it must be the first one that changes the stream.
+    texts = Origin("these neutral texts", neutral.batches.hook, made="were prepared")
+    remedy = f"prepare them with NeutralText(model, texts, {plan.vectors[0].hook!r})"
+    refuse_foreign(plan.vectors[0].origin, texts, remedy=remedy)
 
 
 def search_scale(

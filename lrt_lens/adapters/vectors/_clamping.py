@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, table
 from lrt_lens._settings import Settings, resolve, takes
-from lrt_lens.adapters.vectors._arms import VectorArm, behaviour_arms, contrast_of
+from lrt_lens.adapters.vectors._arms import VectorArm, behaviour_arms, known_contrast_of
 from lrt_lens.adapters.vectors._continuations import Classifier, Continuations
 from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
@@ -131,11 +131,13 @@ def evaluate_clamping(
     Raises:
         ValueError: no prompts, or the contrast texts are unknown.
         TypeError: the classifier does not return a bool.
-        MismatchError: a stitch of other models, or a vector of another model or hook point.
+        MismatchError: a stitch of other models, a vector of another model or hook point, or
+            contrast texts that the vector was not learnt from.
     """
     settings = resolve(ClampSettings, settings, options)
     stitch.check(pair.source, pair.target)
-    contrast = contrast_of(vector, contrast)
+    stitch.refuse_foreign(vector.origin)
+    contrast = known_contrast_of(vector, contrast)
     outcome = Continuations(
         prompts,
         classifier,

@@ -31,6 +31,7 @@ from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.vectors._arms import (
     VectorArm,
+    contrast_of,
     drawn_arms,
     learnt_arms,
     plain_arms,
@@ -41,7 +42,6 @@ from lrt_lens.adapters.vectors._preferences import PreferenceText
 from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
-from lrt_lens.errors import MismatchError
 from lrt_lens.figures import _steering as figures
 from lrt_lens.models._hook_points import residual_post
 from lrt_lens.models._hooked_model import HookedModel
@@ -217,8 +217,9 @@ def evaluate_steering(
     """
     settings = resolve(SteeringSettings, settings, options)
     stitch.check(pair.source, pair.target)
+    stitch.refuse_foreign(vector.origin)
     _check_arguments(settings, items)
-    contrast = _contrast_of(vector, contrast)
+    contrast = contrast_of(vector, contrast)
     score = _contrast_score(pair, stitch, contrast)
     # Items that select a hook point would flatter it, so they are not measured.
     validation, test = (
@@ -259,16 +260,6 @@ def _check_arguments(settings: SteeringSettings, items: ChoiceItems) -> None:
             f"{len(items)} item(s) given; an interval over items needs at least {FEWEST_ITEMS}: "
             "give more items"
         )
-
-
-def _contrast_of(vector: SteeringVector, contrast: ContrastSet | None) -> ContrastSet | None:
-    """Return the texts that the vector was learnt from; None if they are unknown."""
-    if contrast is not None and vector.contrast and contrast.digest != vector.contrast:
-        raise MismatchError(
-            f"vector {vector.name!r} was learnt from other texts than contrast={contrast.name!r}; "
-            "give the set it was learnt from"
-        )
-    return contrast or vector.contrast_set
 
 
 def _contrast_score(

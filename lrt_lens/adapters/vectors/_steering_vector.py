@@ -26,13 +26,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lrt_lens._files import read_tensors, write_tensors
+from lrt_lens._files import json_fields, read_tensors, refuse_other_fields, write_tensors
 from lrt_lens._repr_html import card, facts
-from lrt_lens.adapters._earlier_files import split_method
+from lrt_lens.adapters._earlier_files import in_current_form
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions, SteeringHook, adding, setting
 from lrt_lens.data._contrast import ContrastSet
-from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
-from lrt_lens.models._hook_points import resolve, same_place
+from lrt_lens.errors import FileFormatError, NonFiniteError
+from lrt_lens.models._belonging import (
+    Origin,
+    refuse_other_reader,
+    refuse_other_stream,
+    stored_identity,
+)
+from lrt_lens.models._hook_points import resolve
 from lrt_lens.models._hooked_model import Handle, HookedModel, Read, load_model, read_activations
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
@@ -146,13 +152,8 @@ class SteeringVector:
     # ----------------------------------------------------------------------------------- arithmetic
 
     def __add__(self, other: "SteeringVector") -> "SteeringVector":
-        if not same_place(self.hook, other.hook):
-            raise MismatchError(
-                f"vectors at {self.hook!r} and {other.hook!r} do not add; "
-                "transfer one to the hook point of the other first"
-            )
-        if self.model is not None and other.model is not None:
-            self.model.refuse_other(other.model, "the other vector's model")
+        remedy = "transfer one to the hook point of the other first"
+        refuse_other_stream(self.origin, other.origin, "do not add", remedy)
         # A sum has no contrast set of its own, so it cannot be learnt again from texts.
         return replace(
             self,
@@ -187,6 +188,11 @@ class SteeringVector:
         return self + -other
 
     @property
+    def origin(self) -> Origin:
+        """Hook point, model and width that the vector belongs to."""
+        return Origin(f"vector {self.name!r}", self.hook, self.model, len(self.direction))
+
+    @property
     def transferred(self) -> bool:
         """True if the vector was learnt on another model and transferred to this one."""
         return self.transferred_by is not None
@@ -200,13 +206,10 @@ class SteeringVector:
         """Return the cosine to another vector at the same hook point.
 
         Raises:
-            MismatchError: the vectors are at different hook points.
+            MismatchError: the vectors belong to different hook points, models or widths.
         """
-        if not same_place(self.hook, other.hook):
-            raise MismatchError(
-                f"vectors at {self.hook!r} and {other.hook!r} are in different streams; "
-                "compare vectors at one hook point"
-            )
+        remedy = "compare vectors at one hook point"
+        refuse_other_stream(self.origin, other.origin, "are in different streams", remedy)
         return float(
             torch.nn.functional.cosine_similarity(
                 self.direction.double(), other.direction.double().to(self.direction.device), dim=0
@@ -330,8 +333,12 @@ class SteeringVector:
 
         z̄ of Stitching (§4): the mean of ⟨h, v̂⟩ over the positions of each text without the first
         ones, then over texts.
+
+        Raises:
+            MismatchError: the vector belongs to another model.
         """
         hooked = load_model(model)
+        self.refuse_other_model(hooked)
         unit = self.direction / self.direction.norm()
         # read="mean" averages the positions of each text without the first ones.
         rows = read_activations(hooked, texts, self.hook, "mean")
@@ -339,14 +346,7 @@ class SteeringVector:
 
     def refuse_other_model(self, model: HookedModel) -> None:
         """Raise `MismatchError` unless this vector belongs to ``model``."""
-        if self.model is not None:
-            # A direction depends on weights and basis, not on how texts become tokens.
-            self.model.refuse_other(model.identity, "the model to steer", tokens=False)
-        elif model.d_model != len(self.direction):
-            raise MismatchError(
-                f"the vector has {len(self.direction)} dimensions, {model.name!r} has "
-                f"{model.d_model}; transfer it with a stitch first"
-            )
+        refuse_other_reader(self.origin, model.identity, "steer")
 
     # ---------------------------------------------------------------------------------------- files
 
@@ -375,14 +375,17 @@ class SteeringVector:
             FileFormatError: any other file, or a truncated one.
         """
         tensors, metadata = read_tensors(Path(path), VECTOR_SCHEMA)
-        fields: dict[str, Any] = json.loads(metadata["vector"])
+        fields = json_fields(Path(path), metadata, "vector")
         if "direction" not in tensors:
             raise FileFormatError(
                 f"{str(path)!r} has the tensors {sorted(tensors)}; expected 'direction', as "
                 "SteeringVector.save writes it"
             )
-        fields["model"] = ModelIdentity(**fields["model"]) if fields["model"] else None
-        return cls(direction=tensors["direction"], **_in_current_form(fields))
+        fields = refuse_other_fields(
+            Path(path), cls, in_current_form(fields), others=("direction", "contrast_set")
+        )
+        fields["model"] = stored_identity(Path(path), fields.get("model"))
+        return cls(direction=tensors["direction"], **fields)
 
 
 def _read(
@@ -411,23 +414,6 @@ def _read(
     return positive, negative, vector
 
 
-def _in_current_form(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a vector file, with those of the earlier form translated.
-
-    Files before version 0.1 wrote ``"mean_difference, transferred"`` as the method, and positions
-    as text.
-    """
-    if "transferred_by" in fields:
-        return fields
-    method, transferred_by = split_method(str(fields["method"]))
-    read = str(fields["read"])
-    return fields | {
-        "method": method,
-        "read": int(read) if read.lstrip("-").isdigit() else read,
-        "transferred_by": transferred_by,
-    }
-
-
 @transfer_artefact.register
 def transfer_vector(
     vector: SteeringVector,
@@ -450,10 +436,12 @@ def transfer_vector(
             refit), for controls.
 
     Raises:
-        MismatchError: a vector of another hook point or model.
+        MismatchError: a vector or a map of another hook point, model or width.
         ValueError: an unknown rule, or a map that sends the vector to zero.
     """
-    stitch.refuse_foreign(vector.hook, vector.model)
+    stitch.refuse_foreign(vector.origin)
+    if through is not None:
+        stitch.refuse_other_map("through=", through)
     if bias not in ("none", "add") or norm not in ("match", "mapped", "unit"):
         raise ValueError(
             f"bias {bias!r}, norm {norm!r}; expected none or add, and match, mapped or unit"

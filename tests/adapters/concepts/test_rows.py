@@ -72,6 +72,6 @@ def test_the_map_of_means_is_least_squares_on_the_mean_row_alone(rows: PairRows)
 
 def test_rows_of_other_sets_are_refused(rows: PairRows) -> None:
     with pytest.raises(MismatchError, match="read them again with read_rows"):
-        known_rows({"mood": rows[:3]}, [CONTRAST])
+        known_rows({"mood": rows[:3]}, [CONTRAST], rows.ends, "last")
     with pytest.raises(MismatchError, match="read them again with read_rows"):
-        known_rows({"other": rows}, [CONTRAST])
+        known_rows({"other": rows}, [CONTRAST], rows.ends, "last")

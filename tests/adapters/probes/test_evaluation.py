@@ -228,9 +228,9 @@ def test_what_cannot_be_evaluated_is_refused(
         evaluate(test_texts=TEXTS)
     with pytest.raises(ValueError, match="a class has 1 text"):
         evaluate(labels=[7, *[1] * 29, *[0] * 30])
-    with pytest.raises(MismatchError, match="token_map goes"):
+    with pytest.raises(MismatchError, match="token_map maps"):
         evaluate(token_map=replace(token_map, target_hook="blocks.0.hook_resid_post"))
-    with pytest.raises(MismatchError, match=r"learnt at 'blocks\.0"):
+    with pytest.raises(MismatchError, match=r"fitted at 'blocks\.0"):
         evaluate(probe=LinearProbe.fit(pair.source, TEXTS, LABELS, at=0))
     with pytest.raises(ValueError, match="no independent items"):
         evaluate(

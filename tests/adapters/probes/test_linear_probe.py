@@ -228,14 +228,14 @@ def test_another_map_can_be_taken_as_a_control(pair: ModelPair, stitch: Stitch) 
     other = replace(stitch.down, weight=2 * stitch.down.weight)
     transferred = stitch.transfer(probe, through=other)
     torch.testing.assert_close(transferred.weight, 2 * stitch.down.weight.double() @ probe.weight)
-    with pytest.raises(MismatchError, match="reads 16 dimensions"):
+    with pytest.raises(MismatchError, match="through= maps"):
         stitch.transfer(probe, through=stitch.up)
 
 
 def test_a_probe_from_elsewhere_is_refused(pair: ModelPair, stitch: Stitch) -> None:
-    with pytest.raises(MismatchError, match=r"learnt at 'blocks\.0"):
+    with pytest.raises(MismatchError, match=r"fitted at 'blocks\.0"):
         stitch.transfer(LinearProbe.fit(pair.source, BINARY, LABELS, at=0))
-    with pytest.raises(MismatchError, match="learnt on a model"):
+    with pytest.raises(MismatchError, match="fitted on a model"):
         stitch.transfer(LinearProbe.fit(pair.target, BINARY, LABELS, at=1))
     probe = LinearProbe.fit(pair.source, BINARY, LABELS, at=HOOK)
     with pytest.raises(MismatchError, match="the model to read"):
@@ -330,3 +330,15 @@ def test_a_vector_cannot_be_read_at_every_token(pair: ModelPair) -> None:
     read: Any = "every"
     with pytest.raises(ValueError, match="expected 'last', 'mean', 'max' or a position"):
         read_activations(pair.source, BINARY, HOOK, read)
+
+
+def test_files_with_unknown_or_missing_fields_are_refused(tmp_path: Path) -> None:
+    probe = LinearProbe(torch.ones(16, 1), torch.zeros(1), ("a", "b"), HOOK)
+    path = probe.save(tmp_path / "probe.safetensors")
+    tensors, metadata = read_tensors(path, PROBE_SCHEMA)
+    fields = json.loads(metadata["probe"])
+    without = {key: value for key, value in fields.items() if key != "classes"}
+    for changed, message in ((fields | {"colour": 1}, "colour"), (without, "classes")):
+        write_tensors(path, tensors, metadata | {"probe": json.dumps(changed)})
+        with pytest.raises(FileFormatError, match=f"fields of a LinearProbe: .*{message}"):
+            LinearProbe.load(path)

@@ -174,7 +174,7 @@ def test_through_other_maps_for_controls(stitch: Stitch) -> None:
     transferred = stitch.transfer(draw("topk"), through=stitch.null)
     check_exact(draw("topk"), transferred, stitch.null)
     assert transferred.cfg.metadata.transferred["own_maps"] is False
-    with pytest.raises(MismatchError, match=r"through= holds maps"):
+    with pytest.raises(MismatchError, match=r"through.up maps"):
         stitch.transfer(draw("topk"), through=stitch.null.reversed())
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lrt_lens._files import read_tensors, write_tensors
+from lrt_lens.adapters._earlier_files import split_method
 from lrt_lens.adapters.vectors import SteeringVector
 from lrt_lens.adapters.vectors._steering_vector import VECTOR_SCHEMA
 from lrt_lens.data import ContrastSet
@@ -155,8 +156,8 @@ def test_a_vector_of_another_hook_point_or_model_is_refused(
 ) -> None:
     with pytest.raises(
         MismatchError,
-        match=r"learnt at 'blocks.0.hook_resid_post', "
-        r"but this stitch starts at 'blocks.1.hook_resid_post'",
+        match=r"vector '.*' was learnt at 'blocks.0.hook_resid_post' on '.*'; "
+        r"this stitch starts at 'blocks.1.hook_resid_post' of",
     ):
         stitch.transfer(replace(vector, hook="blocks.0.hook_resid_post"))
     with pytest.raises(MismatchError, match=r"config_hash|d_model"):
@@ -313,3 +314,43 @@ def test_a_sum_is_transferred_if_either_part_is() -> None:
     assert (learnt + arrived).transferred
     assert (arrived + learnt).transferred
     assert not (learnt + learnt).transferred
+
+
+@pytest.mark.parametrize(
+    ("earlier", "method", "transferred_by"),
+    [
+        ("mean_difference", "mean_difference", None),
+        ("mean_difference, transferred", "mean_difference", "stitch"),
+        ("mean_difference, concept map", "mean_difference", "concept map"),
+        ("mean_difference, transferred, transferred", "mean_difference", "stitch"),
+        ("mean_difference, transferred, concept map", "mean_difference", "concept map"),
+        ("concept map, own", "own", "concept map"),
+        ("concept map, own, transferred", "own", "stitch"),
+        ("principal_component, refit", "principal_component", None),
+    ],
+)
+def test_every_method_of_the_earlier_form_names_its_last_transfer(
+    earlier: str, method: str, transferred_by: str | None
+) -> None:
+    assert split_method(earlier) == (method, transferred_by)
+
+
+def test_files_with_unknown_or_missing_fields_are_refused(tmp_path: Path) -> None:
+    path = SteeringVector(torch.ones(16), HOOK).save(tmp_path / "vector.safetensors")
+    tensors, metadata = read_tensors(path, VECTOR_SCHEMA)
+    fields = json.loads(metadata["vector"])
+    without = {key: value for key, value in fields.items() if key != "hook"}
+    for changed, message in (
+        (json.dumps(fields | {"colour": 1}), r"fields of a SteeringVector: .*unknown \['colour'\]"),
+        (json.dumps(without), r"missing \['hook'\]"),
+        (json.dumps(fields | {"model": {"name": "x"}}), "fields of a ModelIdentity: missing"),
+        ("[]", "expected its fields by name"),
+        ("{", "no readable entry 'vector'"),
+    ):
+        write_tensors(path, tensors, metadata | {"vector": changed})
+        with pytest.raises(FileFormatError, match=message):
+            SteeringVector.load(path)
+    # A field that has a default may be missing: earlier versions did not have it.
+    del fields["skip_first"]
+    write_tensors(path, tensors, metadata | {"vector": json.dumps(fields)})
+    assert SteeringVector.load(path).skip_first == SteeringVector(torch.ones(1), HOOK).skip_first

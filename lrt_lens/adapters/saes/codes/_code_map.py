@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens._byte_sizes import human_bytes
-from lrt_lens._files import read_tensors, write_tensors
+from lrt_lens._files import json_fields, read_tensors, refuse_other_fields, write_tensors
 from lrt_lens.adapters.saes.codes._moments import (
     CodeMoments,
     CodePasses,
@@ -48,6 +48,7 @@ from lrt_lens.adapters.saes.codes._ridge import CODE_ALPHAS, CodeSolution, fit_c
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
+from lrt_lens.models._belonging import Ends, Origin, stored_identity
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._text_reader import SKIP_FIRST
@@ -111,6 +112,15 @@ class CodeMap:
             raise NonFiniteError(
                 "the code map holds NaN or infinity; fit it again on finite activations"
             )
+
+    @property
+    def ends(self) -> Ends:
+        """Hook points and models between which the map leads."""
+        # Codes have a number of features, which `check` compares, and no width of a stream.
+        return (
+            Origin("the code map", self.source_hook, self.source),
+            Origin("the code map", self.target_hook, self.target, len(self.bias)),
+        )
 
     @property
     def n_features(self) -> int:
@@ -211,11 +221,12 @@ class CodeMap:
                 f"{str(path)!r} lacks the tensors {missing}; expected a file written by "
                 "CodeMap.save: write it again"
             )
-        fields: dict[str, Any] = json.loads(metadata["codes"])
+        fields = json_fields(Path(path), metadata, "codes")
+        fields = refuse_other_fields(Path(path), cls, fields, others=_TENSORS)
         for role in ("source", "target"):
-            fields[role] = ModelIdentity(**fields[role]) if fields[role] else None
+            fields[role] = stored_identity(Path(path), fields.get(role))
         # JSON has lists only; the fields of a frozen dataclass are tuples.
-        fields["curve"] = tuple(tuple(point) for point in fields["curve"])
+        fields["curve"] = tuple(tuple(point) for point in fields.get("curve", ()))
         return cls(**tensors, **fields)
 
 

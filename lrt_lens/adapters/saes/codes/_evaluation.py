@@ -34,9 +34,9 @@ from lrt_lens.adapters.saes.codes._code_map import CodeMap, encode_states
 from lrt_lens.adapters.saes.codes._moments import CodePasses, check_sae, encode
 from lrt_lens.adapters.vectors._agreement import steering_agreement
 from lrt_lens.data._documents import N_FOLDS, N_TEST_GROUPS, Documents
-from lrt_lens.errors import MismatchError, TooFewDocumentsError
+from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.figures._code_map import code_map_figure
-from lrt_lens.models._hook_points import same_place
+from lrt_lens.models._belonging import refuse_other_map
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._scatter import r2_of
 from lrt_lens.statistics._intervals import bootstrap_mean, jackknife
@@ -146,15 +146,13 @@ def evaluate_code_map(
         )
     check_sae(sae, pair.source, stitch.source_hook)
     codes.check(sae)
-    if not (
-        same_place(codes.source_hook, stitch.source_hook)
-        and same_place(codes.target_hook, stitch.target_hook)
-    ):
-        raise MismatchError(
-            f"the code map goes {codes.source_hook!r} → {codes.target_hook!r}, the stitch "
-            f"{stitch.source_hook!r} → {stitch.target_hook!r}; fit both between the same hook "
-            "points"
-        )
+    stitch.check(pair.source, pair.target)
+    refuse_other_map(
+        "the code map",
+        codes.ends,
+        stitch.ends_in(pair.source.identity, pair.target.identity),
+        remedy="fit both between the same hook points",
+    )
     passes = CodePasses(pair, stitch, documents, n_tokens, context_length, progress)
     table = _score(passes, sae, codes)
     if texts is None:
