@@ -191,6 +191,15 @@ def test_modules_that_are_not_api_begin_with_an_underscore(path: Path) -> None:
     assert path.name.startswith("_") or relative(path) in public
 
 
+def test_no_class_name_is_defined_in_two_modules() -> None:
+    modules: dict[str, list[str]] = {}
+    for path in python_files():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                modules.setdefault(node.name.lstrip("_"), []).append(relative(path))
+    assert not {name: paths for name, paths in modules.items() if len(paths) > 1}
+
+
 @FILES
 def test_modules_and_functions_stay_small(path: Path) -> None:
     text = path.read_text(encoding="utf-8")

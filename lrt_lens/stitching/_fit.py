@@ -31,12 +31,12 @@ from lrt_lens.moments._harvesting import harvest
 from lrt_lens.moments._scatter import MapScore, between_folds, cka_of, score_map
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._grid import COLUMNS, StitchGrid, gain_over_token
-from lrt_lens.stitching.solvers._ridge import Ridge, RidgeSide
+from lrt_lens.stitching.solvers._ridge import Ridge, RidgeFitter
 from lrt_lens.stitching.solvers._solver import (
     FoldErrors,
+    MapFitter,
     PairFolds,
     Setting,
-    Side,
     Solver,
     wanted_pairs,
 )
@@ -99,7 +99,7 @@ def fit_grid(
     solver = solver or Ridge()
     fitted = wanted_pairs(moments, "fit", pairs)
     _warn_if_interpolating(moments, fitted)
-    sides, similarity = solver.sides(moments), GridCka(moments)
+    fitters, similarity = solver.fitters(moments), GridCka(moments)
     # errors[0] is up, errors[1] is down, so that the flag ``down`` is the index.
     errors: tuple[dict[HookPair, FoldErrors], dict[HookPair, FoldErrors]] = ({}, {})
     about = {"solver": solver.name, "n_tokens": moments.n_fit}
@@ -110,13 +110,13 @@ def fit_grid(
         tokens, token_rows = _token_scores(moments, solver, fitted)
         for pair, down in _in_order(fitted, solver):
             # The setting is chosen on the fitting folds; only then is the test fold scored.
-            errors[down][pair] = held_out = sides[down].cross_validate(pair)
+            errors[down][pair] = held_out = fitters[down].cross_validate(pair)
             if down:
-                rows[pair] |= _scores_down(sides[down], pair, held_out)
+                rows[pair] |= _scores_down(fitters[down], pair, held_out)
             else:
                 token = tokens[pair[1]].r2_uniform if tokens else 0.0
                 rows[pair] |= (
-                    _scores_up(sides[down], pair, held_out)
+                    _scores_up(fitters[down], pair, held_out)
                     | {"cka": similarity.cka(pair)}
                     | token_rows.get(pair[1], {})
                     | {"gain_cv": gain_over_token(held_out.r2_uniform, token)}
@@ -156,21 +156,21 @@ def _token_scores(
     """
     if moments.token_hook is None:
         return {}, {}
-    side = RidgeSide(moments, solver if isinstance(solver, Ridge) else Ridge(), down=False)
+    fitter = RidgeFitter(moments, solver if isinstance(solver, Ridge) else Ridge(), down=False)
     # One fit per target hook point, whatever the number of source hook points.
     errors, rows = {}, {}
     for target in dict.fromkeys(t for _, t in pairs):
         pair = (moments.token_hook, target)
-        errors[target] = side.cross_validate(pair)
-        _, score = _fit_and_score(side, pair, errors[target].setting)
+        errors[target] = fitter.cross_validate(pair)
+        _, score = _fit_and_score(fitter, pair, errors[target].setting)
         rows[target] = {"r2_token": score.r2, "r2_uniform_token": score.r2_uniform}
     return errors, rows
 
 
-def _scores_up(side: Side, pair: HookPair, held_out: FoldErrors) -> dict[str, Any]:
+def _scores_up(fitter: MapFitter, pair: HookPair, held_out: FoldErrors) -> dict[str, Any]:
     """Return the columns of the map up, with its null if the moments have one that counts."""
-    setting, moments = held_out.setting, side.moments
-    affine, score = _fit_and_score(side, pair, setting)
+    setting, moments = held_out.setting, fitter.moments
+    affine, score = _fit_and_score(fitter, pair, setting)
     row = {
         "alpha": setting.alpha,
         "rank": _rank(setting, affine),
@@ -182,15 +182,15 @@ def _scores_up(side: Side, pair: HookPair, held_out: FoldErrors) -> dict[str, An
     }
     # A sketched null has random orthonormal combinations of the target's dimensions as outputs. A
     # solver fits them as it fits the dimensions only if it fits each output separately.
-    if pair in moments.cross_null and (side.separable or moments.null == "full"):
-        null = side.fit_null(pair, setting)
+    if pair in moments.cross_null and (fitter.separable or moments.null == "full"):
+        null = fitter.fit_null(pair, setting)
         row["r2_null"] = score_map(null.weight, null.bias, moments.null_scatter(pair, test=True)).r2
     return row
 
 
-def _scores_down(side: Side, pair: HookPair, held_out: FoldErrors) -> dict[str, Any]:
+def _scores_down(fitter: MapFitter, pair: HookPair, held_out: FoldErrors) -> dict[str, Any]:
     """Return the columns of the map down."""
-    affine, score = _fit_and_score(side, pair, held_out.setting)
+    affine, score = _fit_and_score(fitter, pair, held_out.setting)
     return {
         "alpha_down": held_out.setting.alpha,
         "rank_down": _rank(held_out.setting, affine),
@@ -206,10 +206,12 @@ def _rank(setting: Setting, affine: AffineMap) -> int:
     return setting.rank or min(affine.weight.shape)
 
 
-def _fit_and_score(side: Side, pair: HookPair, setting: Setting) -> tuple[AffineMap, MapScore]:
+def _fit_and_score(
+    fitter: MapFitter, pair: HookPair, setting: Setting
+) -> tuple[AffineMap, MapScore]:
     """Return the map of all fitting folds and its score on the test fold."""
-    affine = side.fit(pair, setting)
-    return affine, score_map(affine.weight, affine.bias, side.scatter(pair, TEST_PARTS))
+    affine = fitter.fit(pair, setting)
+    return affine, score_map(affine.weight, affine.bias, fitter.scatter(pair, TEST_PARTS))
 
 
 class GridCka:

@@ -271,7 +271,7 @@ class StitchGrid:
 
     def maps(self, pair: HookPair) -> tuple[AffineMap, AffineMap]:
         """Return the maps (up, down) of one hook pair, without null, refits and statistics."""
-        up, down = self.solver.sides(self.moments)
+        up, down = self.solver.fitters(self.moments)
         setting, setting_down = self._settings(pair)
         return up.fit(pair, setting), down.fit(pair, setting_down)
 
@@ -380,7 +380,7 @@ class StitchGrid:
         return self.folds[pair].up.setting, self.folds[pair].down.setting
 
     def _stitch(self, pair: HookPair, row: dict[str, Any]) -> Stitch:
-        moments, (up, down) = self.moments, self.solver.sides(self.moments)
+        moments, (up, down) = self.moments, self.solver.fitters(self.moments)
         setting, setting_down = self._settings(pair)
         null = None
         # A sketched null gives a score, but no map to the whole target.

@@ -28,7 +28,7 @@ from lrt_lens.stitching import (
     token_identity_map,
 )
 from lrt_lens.stitching._stitch_loss import ROUTES
-from lrt_lens.stitching._stitched_pass import Side, batches
+from lrt_lens.stitching._stitched_pass import ModelWindows, batches
 
 A_HOOK, B_HOOK = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
 SKIP = 4
@@ -292,7 +292,7 @@ def test_bos_keeps_its_state_and_masked_positions_do_so_on_request(
         for m, s in ((pair.source, 1), (pair.target, 2))
     ]
     windows = next(batches(cut_windows(list(range(5, 20)), 0, bare[0], BlockPlan()), *bare))
-    assert not Side(windows, bare[0], "bos").kept.any()
+    assert not ModelWindows(windows, bare[0], "bos").keeps_own.any()
     no_bos = ModelPair(*bare)
     evaluate_stitch_loss(
         no_bos,

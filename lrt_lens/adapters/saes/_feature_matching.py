@@ -75,7 +75,7 @@ class FeatureMatches:
         return card("FeatureMatches", note(pairs), table(spread.rename_axis("over pairs")))
 
 
-class _Sums:
+class _CodeSums:
     """Sums n, Σa, Σb, Σa², Σb², Σabᵀ over tokens of two codes a and b, in float64."""
 
     def __init__(self, n_source: int, n_target: int) -> None:
@@ -158,7 +158,7 @@ def match_features(
             f"correlations of {widths[0]} with {widths[1]} features take {human_bytes(needed)}, "
             f"and {human_bytes(free)} are free; give SAEs with fewer features"
         )
-    fit, test = _Sums(*widths), _Sums(*widths)
+    fit, test = _CodeSums(*widths), _CodeSums(*widths)
     passes = CodePasses(pair, stitch, documents, n_tokens, context_length, progress)
     for block in passes.blocks(range(N_PARTS), "matching"):
         codes = (
@@ -169,7 +169,9 @@ def match_features(
     return _matches(fit, test, min_firings, min_correlation)
 
 
-def _matches(fit: _Sums, test: _Sums, min_firings: int, min_correlation: float) -> FeatureMatches:
+def _matches(
+    fit: _CodeSums, test: _CodeSums, min_firings: int, min_correlation: float
+) -> FeatureMatches:
     """Mutual best features of the fitting folds, with their correlation on the test fold."""
     correlations = fit.correlations()
     live = [fired >= min_firings for fired in fit.fired]

@@ -17,7 +17,13 @@ from lrt_lens.errors import MismatchError
 from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
 from lrt_lens.stitching._affine import AffineMap, MapPair
-from lrt_lens.stitching.solvers._solver import FoldErrors, Setting, Side, Solver, held_out_errors
+from lrt_lens.stitching.solvers._solver import (
+    FoldErrors,
+    MapFitter,
+    Setting,
+    Solver,
+    held_out_errors,
+)
 
 
 @dataclass(frozen=True)
@@ -33,14 +39,14 @@ class FixedMaps(Solver):
         """Name of the solver in tables."""
         return self.label
 
-    def sides(self, moments: CrossMoments) -> tuple["FixedSide", "FixedSide"]:
-        """Return the two directions (up, down)."""
-        return FixedSide(moments, self.maps.up, down=False), FixedSide(
+    def fitters(self, moments: CrossMoments) -> tuple["FixedMapsFitter", "FixedMapsFitter"]:
+        """Return the fitters of both directions (up, down)."""
+        return FixedMapsFitter(moments, self.maps.up, down=False), FixedMapsFitter(
             moments, self.maps.down, down=True
         )
 
 
-class FixedSide(Side):
+class FixedMapsFitter(MapFitter):
     """One direction of `FixedMaps`.
 
     Nothing is fitted, so every refit and the null are the map itself.
@@ -58,7 +64,7 @@ class FixedSide(Side):
             held_out, [[self.solve(pair, (), setting)] for _ in FIT_PARTS], [setting]
         )
 
-    # The interface of a side; a fixed map ignores parts and setting, because nothing is fitted.
+    # A fixed map ignores parts and setting, because nothing is fitted.
     def solve(
         self,
         pair: HookPair,

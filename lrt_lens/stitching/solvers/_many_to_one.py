@@ -29,7 +29,7 @@ from lrt_lens.models._hook_points import HookPair, joint_name, joint_parts
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._scatter import Scatter, SideMoments
 from lrt_lens.stitching._affine import AffineMap
-from lrt_lens.stitching.solvers._ridge import Ridge, RidgeSide, Spectrum
+from lrt_lens.stitching.solvers._ridge import Ridge, RidgeFitter, Spectrum
 from lrt_lens.stitching.solvers._solver import DEFAULT_ALPHAS, FoldErrors, Setting, Solver
 
 
@@ -75,12 +75,12 @@ class ManyToOne(Solver):
         """Name of the solver in tables."""
         return "many_to_one_standardized" if self.standardize else "many_to_one"
 
-    def sides(self, moments: CrossMoments) -> tuple["GroupRidgeSide", RidgeSide]:
-        """Return the two directions (up, down)."""
-        return GroupRidgeSide(moments, self), RidgeSide(moments, self.ridge, down=True)
+    def fitters(self, moments: CrossMoments) -> tuple["GroupRidgeFitter", RidgeFitter]:
+        """Return the fitters of both directions (up, down)."""
+        return GroupRidgeFitter(moments, self), RidgeFitter(moments, self.ridge, down=True)
 
 
-class GroupRidgeSide(RidgeSide):
+class GroupRidgeFitter(RidgeFitter):
     """The direction up under `ManyToOne`."""
 
     def __init__(self, moments: CrossMoments, many: ManyToOne) -> None:

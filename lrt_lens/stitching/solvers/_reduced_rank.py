@@ -24,8 +24,14 @@ from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
 from lrt_lens.moments._scatter import Scatter, score_weights, squared_errors
 from lrt_lens.stitching._affine import AffineMap
-from lrt_lens.stitching.solvers._ridge import Ridge, RidgeSide
-from lrt_lens.stitching.solvers._solver import DEFAULT_ALPHAS, FoldErrors, Setting, Side, Solver
+from lrt_lens.stitching.solvers._ridge import Ridge, RidgeFitter
+from lrt_lens.stitching.solvers._solver import (
+    DEFAULT_ALPHAS,
+    FoldErrors,
+    MapFitter,
+    Setting,
+    Solver,
+)
 
 
 @dataclass(frozen=True)
@@ -64,17 +70,19 @@ class ReducedRank(Solver):
         """Name of the solver in tables."""
         return "reduced_rank_standardized" if self.standardize else "reduced_rank"
 
-    def sides(self, moments: CrossMoments) -> tuple["ReducedRankSide", "ReducedRankSide"]:
-        """Return the two directions (up, down)."""
-        return ReducedRankSide(moments, self, down=False), ReducedRankSide(moments, self, down=True)
+    def fitters(self, moments: CrossMoments) -> tuple["ReducedRankFitter", "ReducedRankFitter"]:
+        """Return the fitters of both directions (up, down)."""
+        return ReducedRankFitter(moments, self, down=False), ReducedRankFitter(
+            moments, self, down=True
+        )
 
 
-class ReducedRankSide(Side):
+class ReducedRankFitter(MapFitter):
     """One direction under `ReducedRank`."""
 
     def __init__(self, moments: CrossMoments, solver: ReducedRank, *, down: bool) -> None:
         super().__init__(moments, down=down)
-        self.solver, self.ridge = solver, RidgeSide(moments, solver.ridge, down=down)
+        self.solver, self.ridge = solver, RidgeFitter(moments, solver.ridge, down=down)
 
     def cross_validate(self, pair: HookPair) -> FoldErrors:
         """Return held-out errors at the best penalty (at full rank) and then the best rank."""

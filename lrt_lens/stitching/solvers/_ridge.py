@@ -35,8 +35,8 @@ from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching.solvers._solver import (
     DEFAULT_ALPHAS,
     FoldErrors,
+    MapFitter,
     Setting,
-    Side,
     Solver,
     unit_scale,
 )
@@ -78,9 +78,9 @@ class Ridge(Solver):
         """All penalties that cross-validation scores."""
         return self.alphas if self.alpha is None else (self.alpha,)
 
-    def sides(self, moments: CrossMoments) -> tuple["RidgeSide", "RidgeSide"]:
-        """Return the two directions (up, down)."""
-        return RidgeSide(moments, self, down=False), RidgeSide(moments, self, down=True)
+    def fitters(self, moments: CrossMoments) -> tuple["RidgeFitter", "RidgeFitter"]:
+        """Return the fitters of both directions (up, down)."""
+        return RidgeFitter(moments, self, down=False), RidgeFitter(moments, self, down=True)
 
     def decompose(self, xx: Tensor, scale: Tensor | None = None) -> "Spectrum":
         """Return the spectrum of the predicting side, which all targets and penalties share.
@@ -169,7 +169,7 @@ class HeldOutFold:
         return torch.stack(columns, 1)
 
 
-class RidgeSide(Side):
+class RidgeFitter(MapFitter):
     """One direction under `Ridge`; hook pairs with one predicting hook point share its spectra."""
 
     separable = True

@@ -2,8 +2,8 @@
 
 Problem: a grid needs the same four things of every family of maps: the maps of a hook pair in both
 directions, their held-out errors, the maps of shuffled pairs (the null), and refits without one
-fold. Mechanism: a `Solver` is a frozen dataclass of settings. From moments it builds two `Side`
-objects, one per direction. A side chooses the open hyperparameters (penalty, rank) by
+fold. Mechanism: a `Solver` is a frozen dataclass of settings. From moments it builds two
+`MapFitter` objects, one per direction. A fitter chooses the open hyperparameters (penalty, rank) by
 cross-validation over the fitting folds, fits, and refits without single folds. A closed form that
 fits each direction separately implements `ClosedForm.weights` only:
 
@@ -81,8 +81,8 @@ class FoldErrors:
         return float(1 - self.errors[kept, weighting].sum() / self.variances[kept, weighting].sum())
 
 
-class Side(ABC):
-    """One direction (``up`` or ``down``) of the hook pairs of some moments, under one solver."""
+class MapFitter(ABC):
+    """Fits the maps of one direction (``up`` or ``down``) from moments, under one solver."""
 
     separable: bool = False
     """True if every output dimension is fitted separately. Only then is a null that is stored as
@@ -143,8 +143,8 @@ class Solver(ABC):
         """Name of the solver in tables."""
 
     @abstractmethod
-    def sides(self, moments: CrossMoments) -> tuple[Side, Side]:
-        """Return the two directions (up, down)."""
+    def fitters(self, moments: CrossMoments) -> tuple[MapFitter, MapFitter]:
+        """Return the fitters of both directions (up, down)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +159,7 @@ class ClosedForm(Solver):
     label: ClassVar[str]
     """Name in tables, without the suffix for ``standardize``."""
     separable: ClassVar[bool] = False
-    """Value of `Side.separable` for both directions."""
+    """Value of `MapFitter.separable` for both directions."""
     iterative: ClassVar[bool] = False
     """True if `weights` takes a ``start`` [d_source, d_target]; refits then begin at the fit of all
     folds.
@@ -187,9 +187,11 @@ class ClosedForm(Solver):
         The scatter sums are centred (see `has_intercept`) and scaled already.
         """
 
-    def sides(self, moments: CrossMoments) -> tuple[Side, Side]:
-        """Return the two directions (up, down)."""
-        return ClosedFormSide(moments, self, down=False), ClosedFormSide(moments, self, down=True)
+    def fitters(self, moments: CrossMoments) -> tuple[MapFitter, MapFitter]:
+        """Return the fitters of both directions (up, down)."""
+        return ClosedFormFitter(moments, self, down=False), ClosedFormFitter(
+            moments, self, down=True
+        )
 
     def maps(
         self,
@@ -231,7 +233,7 @@ class ClosedForm(Solver):
         return found
 
 
-class ClosedFormSide(Side):
+class ClosedFormFitter(MapFitter):
     """One direction of a `ClosedForm` solver: every setting is solved on every fold."""
 
     def __init__(self, moments: CrossMoments, solver: ClosedForm, *, down: bool) -> None:

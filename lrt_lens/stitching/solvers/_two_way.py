@@ -43,8 +43,8 @@ from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching.solvers._ridge import Ridge
 from lrt_lens.stitching.solvers._solver import (
     FoldErrors,
+    MapFitter,
     Setting,
-    Side,
     Solver,
     held_out_errors,
     unit_scale,
@@ -142,10 +142,10 @@ class TwoWay(Solver):
         """Name of the solver in tables."""
         return "two_way_standardized" if self.standardize else "two_way"
 
-    def sides(self, moments: CrossMoments) -> tuple["TwoWaySide", "TwoWaySide"]:
-        """Return the two directions (up, down), which share their fits."""
+    def fitters(self, moments: CrossMoments) -> tuple["TwoWayFitter", "TwoWayFitter"]:
+        """Return the fitters of both directions (up, down), which share their fits."""
         fits = JointFits(moments, self)
-        return TwoWaySide(fits, down=False), TwoWaySide(fits, down=True)
+        return TwoWayFitter(fits, down=False), TwoWayFitter(fits, down=True)
 
     def minimise(
         self, fit: Scatter, alpha: float = 0.0, start: tuple[Tensor, Tensor] | None = None
@@ -503,8 +503,8 @@ def _in_units(
     return up / scale_x[:, None] * scale_y, down / scale_y[:, None] * scale_x
 
 
-class TwoWaySide(Side):
-    """One direction of `JointFits`."""
+class TwoWayFitter(MapFitter):
+    """Returns the maps of one direction from `JointFits`."""
 
     def __init__(self, fits: JointFits, *, down: bool) -> None:
         super().__init__(fits.moments, down=down)
