@@ -103,9 +103,11 @@ def _sweep_up(moments: CrossMoments, pairs: tuple[HookPair, ...]) -> list[float]
     This is the half of ``moments.fit`` that fits maps up.
     """
     fitter, scores = RidgeFitter(moments, Ridge(), down=False), []
-    for pair in pairs:
-        fitted = fitter.fit(pair, fitter.cross_validate(pair).setting)
-        scores.append(score_map(fitted.weight, fitted.bias, fitter.scatter(pair, TEST_PARTS)).r2)
+    for hook_pair in pairs:
+        fitted = fitter.fit(hook_pair, fitter.cross_validate(hook_pair).setting)
+        scores.append(
+            score_map(fitted.weight, fitted.bias, fitter.scatter(hook_pair, TEST_PARTS)).r2
+        )
     return scores
 
 

@@ -400,14 +400,14 @@ def _combined(
     scores = pd.concat([grid.scores for grid in grids], ignore_index=True)
     sources, targets = map(str, scores["source_hook"]), map(str, scores["target_hook"])
     fitted = list(zip(sources, targets, strict=True))
-    order = [fitted.index(pair) for pair in pairs]
+    order = [fitted.index(hook_pair) for hook_pair in pairs]
     # Cross-validated gain chooses; columns of the test fold must not.
     winner = max(range(len(grids)), key=lambda number: grids[number].scores["gain_cv"].max())
     return replace(
         grids[winner],
         moments=CrossMoments.load(files[winner]),
         scores=scores.iloc[order].reset_index(drop=True),
-        folds={pair: errors for grid in grids for pair, errors in grid.folds.items()},
+        folds={hook_pair: errors for grid in grids for hook_pair, errors in grid.folds.items()},
     )
 
 

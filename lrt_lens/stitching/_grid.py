@@ -76,8 +76,8 @@ def choices(folds: Mapping[HookPair, PairFolds], candidates: pd.DataFrame, by: s
     pairs = [(str(row["source_hook"]), str(row["target_hook"])) for row in ordered]
     best, best_left_out = ordered[0][by], _leave_one_out(folds[pairs[0]], by)
     rows = []
-    for pair, row in zip(pairs, ordered, strict=True):
-        left_out = _leave_one_out(folds[pair], by)
+    for hook_pair, row in zip(pairs, ordered, strict=True):
+        left_out = _leave_one_out(folds[hook_pair], by)
         interval = jackknife(row[by], left_out)
         # All hook pairs share their folds, so the difference is taken fold by fold.
         difference = jackknife(
@@ -225,12 +225,12 @@ class StitchGrid:
         widths = tuple(affine.weight.shape)
         # The first match decides, so up comes before down.
         for down in (False, True) if direction is None else (direction == "down",):
-            for pair in self.moments.kept_pairs:
+            for hook_pair in self.moments.kept_pairs:
                 names, expected = (
-                    pair,
+                    hook_pair,
                     (
-                        len(self.moments.source[pair[0]].shift),
-                        len(self.moments.target[pair[1]].shift),
+                        len(self.moments.source[hook_pair[0]].shift),
+                        len(self.moments.target[hook_pair[1]].shift),
                     ),
                 )
                 if down:
@@ -240,23 +240,23 @@ class StitchGrid:
                     and same_place(affine.source_hook, names[0])
                     and same_place(affine.target_hook, names[1])
                 ):
-                    scatter = self.moments.scatter(pair, TEST_PARTS)
+                    scatter = self.moments.scatter(hook_pair, TEST_PARTS)
                     return score_map(
                         affine.weight, affine.bias, scatter.swapped() if down else scatter
                     )
         raise HookPointError(
-            f"these moments hold no pair {affine.source_hook!r} [{widths[0]}] → "
+            f"these moments hold no hook pair {affine.source_hook!r} [{widths[0]}] → "
             f"{affine.target_hook!r} [{widths[1]}]; they hold "
             f"{len(self.moments.pairs)}, such as {self.moments.pairs[0]}"
         )
 
-    def __getitem__(self, pair: tuple[str | int, str | int]) -> Stitch:
+    def __getitem__(self, hook_pair: tuple[str | int, str | int]) -> Stitch:
         """Return the stitch of one hook pair, given as hook points or layers.
 
         Raises:
             HookPointError: the hook pair was not fitted.
         """
-        names = (self._name(pair[0], "source_hook"), self._name(pair[1], "target_hook"))
+        names = (self._name(hook_pair[0], "source_hook"), self._name(hook_pair[1], "target_hook"))
         chosen = self.scores[
             (self.scores["source_hook"] == names[0]) & (self.scores["target_hook"] == names[1])
         ]
@@ -269,11 +269,11 @@ class StitchGrid:
             self._stitches[names] = self._stitch(names, chosen.iloc[0].to_dict())
         return self._stitches[names]
 
-    def maps(self, pair: HookPair) -> tuple[AffineMap, AffineMap]:
+    def maps(self, hook_pair: HookPair) -> tuple[AffineMap, AffineMap]:
         """Return the maps (up, down) of one hook pair, without null, refits and statistics."""
         up, down = self.solver.fitters(self.moments)
-        setting, setting_down = self._settings(pair)
-        return up.fit(pair, setting), down.fit(pair, setting_down)
+        setting, setting_down = self._settings(hook_pair)
+        return up.fit(hook_pair, setting), down.fit(hook_pair, setting_down)
 
     def similarities(self, **options: Any) -> pd.DataFrame:
         """Return similarities of the streams of every hook pair of this grid, with their null.
@@ -283,13 +283,13 @@ class StitchGrid:
         """
         return similarities(self.moments, list(self.folds), **options)
 
-    def round_trips(self, pair: HookPair) -> tuple[float, float]:
+    def round_trips(self, hook_pair: HookPair) -> tuple[float, float]:
         """Return test-fold R² of both round trips: (up then down, down then up).
 
         The first predicts the source's activations from themselves, the second the target's.
         """
-        up, down = self.maps(pair)
-        test = self.moments.scatter(pair, TEST_PARTS)
+        up, down = self.maps(hook_pair)
+        test = self.moments.scatter(hook_pair, TEST_PARTS)
         around, back = up.compose(down), down.compose(up)
         return (
             score_map(around.weight, around.bias, test.onto_itself()).r2,
@@ -348,8 +348,8 @@ class StitchGrid:
                 table = table.loc[table[column] == name]
         if table.empty:
             raise HookPointError(
-                f"no pair from {source!r} to {target!r} in this grid of {len(self.scores)}; see "
-                "grid.scores"
+                f"no hook pair from {source!r} to {target!r} in this grid of {len(self.scores)}; "
+                "see grid.scores"
             )
         return table
 
@@ -376,27 +376,29 @@ class StitchGrid:
         model = provenance.source if column == "source_hook" else provenance.target
         return model.n_layers if model else math.ceil(max(map(depth, names)))
 
-    def _settings(self, pair: HookPair) -> tuple[Setting, Setting]:
-        return self.folds[pair].up.setting, self.folds[pair].down.setting
+    def _settings(self, hook_pair: HookPair) -> tuple[Setting, Setting]:
+        return self.folds[hook_pair].up.setting, self.folds[hook_pair].down.setting
 
-    def _stitch(self, pair: HookPair, row: dict[str, Any]) -> Stitch:
+    def _stitch(self, hook_pair: HookPair, row: dict[str, Any]) -> Stitch:
         moments, (up, down) = self.moments, self.solver.fitters(self.moments)
-        setting, setting_down = self._settings(pair)
+        setting, setting_down = self._settings(hook_pair)
         null = None
         # A sketched null gives a score, but no map to the whole target.
-        if pair in moments.cross_null and moments.null == "full":
-            null = MapPair(up.fit_null(pair, setting), down.fit_null(pair, setting_down))
-        total = moments.scatter(pair, FIT_PARTS)
+        if hook_pair in moments.cross_null and moments.null == "full":
+            null = MapPair(up.fit_null(hook_pair, setting), down.fit_null(hook_pair, setting_down))
+        total = moments.scatter(hook_pair, FIT_PARTS)
         # A group with one row has no variance.
-        groups = [moments.scatter(pair, (part,)) for part in TEST_PARTS if moments.n[part] >= 2]
+        groups = [
+            moments.scatter(hook_pair, (part,)) for part in TEST_PARTS if moments.n[part] >= 2
+        ]
         # `detached` copies the sums of the groups, so that a stitch does not hold all moments.
         return Stitch(
-            maps=MapPair(up.fit(pair, setting), down.fit(pair, setting_down)),
+            maps=MapPair(up.fit(hook_pair, setting), down.fit(hook_pair, setting_down)),
             source_statistics=StreamStatistics(
-                total.mean_x, total.xx / total.n, moments.source[pair[0]].median_norm
+                total.mean_x, total.xx / total.n, moments.source[hook_pair[0]].median_norm
             ),
             target_statistics=StreamStatistics(
-                total.mean_y, total.yy / total.n, moments.target[pair[1]].median_norm
+                total.mean_y, total.yy / total.n, moments.target[hook_pair[1]].median_norm
             ),
             scores={
                 key: (value if isinstance(value, str) else float(value))
@@ -406,7 +408,8 @@ class StitchGrid:
             null=null,
             refits=tuple(
                 MapPair(
-                    up.refit_without(pair, k, setting), down.refit_without(pair, k, setting_down)
+                    up.refit_without(hook_pair, k, setting),
+                    down.refit_without(hook_pair, k, setting_down),
                 )
                 for k in FIT_PARTS
             ),

@@ -435,10 +435,10 @@ class ActivationCache:
         provenance = replace(manifest.provenance, n_documents=0, corpus="")
         return CrossMoments(stored, token_hook, moment_dtype, null, provenance)
 
-    def __getitem__(self, pair: HookPair) -> "CachedPair":
+    def __getitem__(self, hook_pair: HookPair) -> "CachedPair":
         """Return the rows of one hook pair, as the training recipes take them."""
         return CachedPair(
-            self, self.stored_name("source", pair[0]), self.stored_name("target", pair[1])
+            self, self.stored_name("source", hook_pair[0]), self.stored_name("target", hook_pair[1])
         )
 
     def __len__(self) -> int:

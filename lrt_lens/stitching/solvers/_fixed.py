@@ -56,28 +56,28 @@ class FixedMapsFitter(MapFitter):
         super().__init__(moments, down=down)
         self.affine = affine
 
-    def cross_validate(self, pair: HookPair) -> FoldErrors:
+    def cross_validate(self, hook_pair: HookPair) -> FoldErrors:
         """Return the errors of the map on each fitting fold."""
-        held_out = [self.scatter(pair, (k,)) for k in FIT_PARTS]
+        held_out = [self.scatter(hook_pair, (k,)) for k in FIT_PARTS]
         setting = Setting()
         return held_out_errors(
-            held_out, [[self.solve(pair, (), setting)] for _ in FIT_PARTS], [setting]
+            held_out, [[self.solve(hook_pair, (), setting)] for _ in FIT_PARTS], [setting]
         )
 
     # A fixed map ignores parts and setting, because nothing is fitted.
     def solve(
         self,
-        pair: HookPair,
+        hook_pair: HookPair,
         parts: Sequence[int],  # noqa: ARG002
         setting: Setting,  # noqa: ARG002
     ) -> AffineMap:
-        """Return the map in float64, with the hook points of ``pair``.
+        """Return the map in float64, with the hook points of ``hook_pair``.
 
         Raises:
             MismatchError: the widths of the map are not those of the hook pair.
         """
-        source, target = self.names(pair)
-        widths = tuple(self.scatter(pair, FIT_PARTS).xy.shape)
+        source, target = self.names(hook_pair)
+        widths = tuple(self.scatter(hook_pair, FIT_PARTS).xy.shape)
         if tuple(self.affine.weight.shape) != widths:
             raise MismatchError(
                 f"the fixed map is {tuple(self.affine.weight.shape)}, but {source!r} → {target!r} "
@@ -92,6 +92,6 @@ class FixedMapsFitter(MapFitter):
             target_hook=target,
         )
 
-    def fit_null(self, pair: HookPair, setting: Setting) -> AffineMap:
+    def fit_null(self, hook_pair: HookPair, setting: Setting) -> AffineMap:
         """Return the map itself, because it was not fitted on any pairs of rows."""
-        return self.solve(pair, (), setting)
+        return self.solve(hook_pair, (), setting)

@@ -84,13 +84,13 @@ class ReducedRankFitter(MapFitter):
         super().__init__(moments, down=down)
         self.solver, self.ridge = solver, RidgeFitter(moments, solver.ridge, down=down)
 
-    def cross_validate(self, pair: HookPair) -> FoldErrors:
+    def cross_validate(self, hook_pair: HookPair) -> FoldErrors:
         """Return held-out errors at the best penalty (at full rank) and then the best rank."""
-        alpha = self.ridge.cross_validate(pair).setting.alpha
-        folds = [self.fold(pair, k) for k in FIT_PARTS]
+        alpha = self.ridge.cross_validate(hook_pair).setting.alpha
+        folds = [self.fold(hook_pair, k) for k in FIT_PARTS]
         variance = torch.stack([held_out.variance for _, held_out in folds])
         weights = score_weights(variance.sum(0))
-        full = [self.ridge.refit_without(pair, k, Setting(alpha)) for k in FIT_PARTS]
+        full = [self.ridge.refit_without(hook_pair, k, Setting(alpha)) for k in FIT_PARTS]
         bases = [
             _leading_outputs(affine.weight, fit.xy)
             for affine, (fit, _) in zip(full, folds, strict=True)
@@ -113,15 +113,17 @@ class ReducedRankFitter(MapFitter):
             )
         return FoldErrors(setting, torch.stack(errors), variance @ weights.T)
 
-    def solve(self, pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
+    def solve(self, hook_pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
         """Return the map fitted on the rows of some parts."""
-        fit = self.scatter(pair, parts)
-        return _projected(self.ridge.solve(pair, parts, setting), fit, setting)
+        fit = self.scatter(hook_pair, parts)
+        return _projected(self.ridge.solve(hook_pair, parts, setting), fit, setting)
 
-    def fit_null(self, pair: HookPair, setting: Setting) -> AffineMap:
+    def fit_null(self, hook_pair: HookPair, setting: Setting) -> AffineMap:
         """Return the map of the same rank that was fitted on shuffled pairs."""
         return _projected(
-            self.ridge.fit_null(pair, setting), self.null_scatter(pair, test=False), setting
+            self.ridge.fit_null(hook_pair, setting),
+            self.null_scatter(hook_pair, test=False),
+            setting,
         )
 
     def _checked_rank(self, basis: Tensor) -> int:
