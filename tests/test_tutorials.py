@@ -59,8 +59,8 @@ CLAIMS = {
         assert arms.loc["token_identity", "auroc"] > arms.loc["transferred", "auroc"] + 0.05
         assert abs(arms.loc["token_identity", "auroc"] - arms.loc["native", "auroc"]) < 0.06
         curve = few.pivot(index="k", columns="arm", values="accuracy")
-        assert curve.loc[10, "refit"] > curve.loc[10, "scratch"] + 0.05
-        assert abs(curve.loc[100, "refit"] - curve.loc[100, "scratch"]) < 0.06
+        assert curve.loc[10, "fine_tuned"] > curve.loc[10, "scratch"] + 0.05
+        assert abs(curve.loc[100, "fine_tuned"] - curve.loc[100, "scratch"]) < 0.06
     """,
     "4_saes": """
         arms = result.table.set_index("arm")

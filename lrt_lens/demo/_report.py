@@ -201,7 +201,7 @@ def _concept(result: DemoResult, concept: str, evaluation: SteeringEvaluation) -
 
 def _probe(result: DemoResult, task: str) -> Section:
     evaluation = result.probes[task]
-    # `refit` and `scratch` have one row per k; the transferred probe has one.
+    # `fine_tuned` and `scratch` have one row per k; the transferred probe has one.
     rows = evaluation.summary.drop_duplicates("arm").set_index("arm")
     transferred = rows.loc["transferred"]
     text = (
