@@ -43,7 +43,7 @@ CLAIMS = {
         controls = ["shuffled", "permuted", "random"]
         assert (transferred_arm["low"] > arms.loc[controls, "high"]).all()
         assert arms.loc["shuffled", "low"] > 0
-        assert fidelity.null_low < fidelity.value < fidelity.null_high
+        assert fidelity.random_low < fidelity.value < fidelity.random_high
         assert mood_result.summary.set_index("arm").loc["transferred", "fraction_of_native"] > 0.85
     """,
     "3_probes": """

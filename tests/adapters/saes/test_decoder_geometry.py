@@ -1,4 +1,4 @@
-"""Decoder geometry against numpy and scikit-learn, and nulls of the rows' own norms."""
+"""Decoder geometry against numpy and scikit-learn, and random rows of the rows' own norms."""
 
 from typing import Any
 
