@@ -149,7 +149,8 @@ class CrossMoments:
             )
         if not len(x) == len(y) == len(documents):
             raise ValueError(
-                f"rows do not pair: x has {len(x)}, y {len(y)}, documents {len(documents)}"
+                f"rows do not pair: x has {len(x)}, y {len(y)}, documents {len(documents)}; "
+                "give one row of x, one of y and one document id per token"
             )
         if not len(x):
             raise ValueError("x and y have no rows; expected one row per token")
@@ -248,7 +249,8 @@ class CrossMoments:
                 width, expected = rows.shape[1], len(side[hook].shift)
                 if width != expected:
                     raise MismatchError(
-                        f"{hook!r} has {width} dimensions; these moments were begun with {expected}"
+                        f"{hook!r} has {width} dimensions; these moments were begun with "
+                        f"{expected}: give rows of the same hook points and models"
                     )
 
     def start(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:

@@ -157,7 +157,8 @@ class ModelShape:
         except OSError as error:
             raise OSError(
                 f"no config at {name!r}: neither a local folder nor a hub model that can be "
-                f"reached ({error})"
+                "reached; check the path or the id, or download the model first "
+                f"({error})"
             ) from error
         return cls.of_config(config, name, dtype)
 

@@ -122,7 +122,7 @@ def fidelity(
     if direction.shape != (d_source,):
         raise MismatchError(
             f"direction has shape {tuple(direction.shape)}; this stitch starts at "
-            f"{stitch.source_hook!r} with [{d_source}]"
+            f"{stitch.source_hook!r} with [{d_source}]: give a direction of that hook point"
         )
     if not torch.isfinite(direction).all() or not direction.any():
         raise ValueError("the direction is zero, NaN or infinite; expected a finite, non-zero one")

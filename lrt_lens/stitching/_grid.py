@@ -247,7 +247,7 @@ class StitchGrid:
         raise HookPointError(
             f"these moments hold no hook pair {affine.source_hook!r} [{widths[0]}] → "
             f"{affine.target_hook!r} [{widths[1]}]; they hold "
-            f"{len(self.moments.pairs)}, such as {self.moments.pairs[0]}"
+            f"{len(self.moments.pairs)}, such as {self.moments.pairs[0]}: give a map of one of them"
         )
 
     def __getitem__(self, hook_pair: tuple[str | int, str | int]) -> Stitch:
@@ -363,7 +363,7 @@ class StitchGrid:
             matches = [name for name in names if same_place(name, hook)]
         if not matches:
             raise HookPointError(
-                f"{hook!r} is no {column.replace('_', ' ')} of this grid; it has {names}"
+                f"{hook!r} is no {column.replace('_', ' ')} of this grid; use one of {names}"
             )
         return matches[0]
 

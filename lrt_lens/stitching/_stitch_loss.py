@@ -171,8 +171,8 @@ class StitchLoss:
             if name not in known:
                 routes = list(dict.fromkeys(self.table["route"]))
                 raise ValueError(
-                    f"no arm {name!r} on route {route!r}; its arms are {known}, and the routes are "
-                    f"{routes}"
+                    f"no arm {name!r} on route {route!r}; use one of its arms {known}, or one of "
+                    f"the routes {routes}"
                 )
         losses = [
             np.array([row["ce"] for row in rows if row["arm"] == name]) for name in (arm, other)

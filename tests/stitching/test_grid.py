@@ -354,7 +354,7 @@ def test_a_hook_point_that_the_grid_lacks_is_named_beside_those_it_has(
     with pytest.raises(
         HookPointError,
         match=rf"{hook!r} is no source hook of this grid; "
-        rf"it has \['{SOURCES[0]}', '{SOURCES[1]}'\]",
+        rf"use one of \['{SOURCES[0]}', '{SOURCES[1]}'\]",
     ):
         grid.best(source=hook)
     with pytest.raises(HookPointError, match=rf"{hook!r} is no target hook of this grid"):

@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lrt_lens.data import BlockPlan, cut_windows, document_key
-from lrt_lens.data._documents import N_FOLDS, part_of
+from lrt_lens.data import N_FOLDS, BlockPlan, cut_windows, document_key, part_of
 from lrt_lens.errors import HookPointError, MismatchError, TooFewDocumentsError
 from lrt_lens.models import ModelPair, residual_post
 from lrt_lens.moments import Provenance
@@ -327,7 +326,7 @@ def test_arms_stand_on_the_same_tokens_and_are_compared_in_pairs(
     )
     with pytest.raises(
         ValueError,
-        match=r"no arm 'tokn' on route 'A→B'; its arms are "
+        match=r"no arm 'tokn' on route 'A→B'; use one of its arms "
         r"\['own', 'stitched', 'shuffled', 'mean', 'zero'\]",
     ):
         result.difference("stitched", "tokn", route="A→B")

@@ -73,7 +73,8 @@ def add_own_rows(
         )
     if not len(x) == len(y) == len(documents):
         raise ValueError(
-            f"rows do not pair: x has {len(x)}, y {len(y)}, documents {len(documents)}"
+            f"rows do not pair: x has {len(x)}, y {len(y)}, documents {len(documents)}; "
+            "give one row of x, one of y and one document id per token"
         )
     if not len(x):
         raise ValueError("x and y have no rows; expected one row per token")

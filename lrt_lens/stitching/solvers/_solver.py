@@ -352,7 +352,7 @@ def wanted_pairs(
         if hook_pair not in moments.kept_pairs:
             raise HookPointError(
                 f"these moments hold no hook pair {hook_pair}; they hold {len(moments.pairs)}, "
-                f"such as {moments.pairs[0]}"
+                f"such as {moments.pairs[0]}: choose among moments.pairs, or harvest that pair"
             )
     if not moments.source or not wanted:
         raise TooFewDocumentsError(
