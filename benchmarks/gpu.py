@@ -30,8 +30,7 @@ from transformers import (
 )
 
 from benchmarks.models import random_documents, write_tokenizer
-from lrt_lens.data import BlockPlan, iterate_blocks
-from lrt_lens.data._documents import N_PARTS
+from lrt_lens.data import N_PARTS, BlockPlan, iterate_blocks
 from lrt_lens.models import HookedModel, ModelPair
 from lrt_lens.moments import CrossMoments, harvest
 
