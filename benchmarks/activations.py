@@ -9,9 +9,7 @@ from torch import Tensor
 from benchmarks.measuring import Settings
 from benchmarks.models import TINY, random_documents, random_models
 from lrt_lens.bundled import DEMO_FOLDER, demo_pair
-from lrt_lens.data import BlockPlan, document_key, iterate_blocks
-from lrt_lens.data._documents import N_FOLDS, part_of
-from lrt_lens.data._windows import Block
+from lrt_lens.data import N_FOLDS, Block, BlockPlan, document_key, iterate_blocks, part_of
 from lrt_lens.models import ModelPair, residual_post
 
 BUNDLED_TEXT = DEMO_FOLDER / "data" / "documents.jsonl.gz"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.measuring import Measurement, Settings, alternate
 from benchmarks.models import PYTHIA, TINY
-from lrt_lens.data._documents import N_PARTS
+from lrt_lens.data import N_PARTS
 from lrt_lens.moments import CrossMoments
 from lrt_lens.stitching import AffineMap
 from lrt_lens.stitching.solvers import Ridge

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from benchmarks.measuring import Measurement, Settings, Timings, alternate
 from benchmarks.models import PYTHIA, TINY
-from lrt_lens.data._documents import N_PARTS
-from lrt_lens.data._windows import Block, CutDocument, Window
+from lrt_lens.data import N_PARTS, Block
+from lrt_lens.data._windows import CutDocument, Window
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.moments import ActivationCache, Provenance
 from lrt_lens.moments.cache._manifest import Manifest

@@ -30,8 +30,7 @@ from transformers import (
 )
 
 from benchmarks.models import random_documents, write_tokenizer
-from lrt_lens.data import BlockPlan, iterate_blocks
-from lrt_lens.data._documents import N_PARTS
+from lrt_lens.data import N_PARTS, BlockPlan, iterate_blocks
 from lrt_lens.models import HookedModel, ModelPair
 from lrt_lens.moments import CrossMoments, harvest
 
@@ -159,9 +158,9 @@ def accumulation_error(device: str, n_rows: int, seed: int) -> dict[str, float]:
             x.to(device), y.to(device), documents=documents, moment_dtype=dtype
         )
         name = str(dtype).removeprefix("torch.")
-        pair = exact.pairs[0]
+        hook_pair = exact.pairs[0]
         parts = range(N_PARTS)
-        scatter, reference = moments.scatter(pair, parts), exact.scatter(pair, parts)
+        scatter, reference = moments.scatter(hook_pair, parts), exact.scatter(hook_pair, parts)
         errors[f"scatter_{name}"] = _relative(scatter.xx, reference.xx)
         errors[f"cross_{name}"] = _relative(scatter.xy, reference.xy)
         errors[f"map_{name}"] = _relative(

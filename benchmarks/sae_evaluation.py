@@ -86,7 +86,7 @@ def _ours(model: lrt.HookedModel, sae: Any, tokens: list[torch.Tensor]) -> Tally
         arms = [
             Arm("zero", "A", ("A",), mean),
             Arm("own", "A", ("A",), lambda streams: streams["A"]),
-            Arm("sae", "A", ("A",), Reconstruction(sae, "A", mean, batch.sides["A"], codes)),
+            Arm("sae", "A", ("A",), Reconstruction(sae, "A", mean, batch.by_model["A"], codes)),
         ]
         run_batch({"A": end}, arms, batch, tally)
     return tally

@@ -35,8 +35,8 @@ def all_solvers_time_over_ridge(settings: Settings) -> Measurement:
     Every solver fits up and down, with cross-validated and test scores.
     """
     moments = synthetic_moments(settings)
-    pair = moments.pairs[len(moments.pairs) // 2]
-    fit = partial(moments.fit, pairs=[pair])
+    hook_pair = moments.pairs[len(moments.pairs) // 2]
+    fit = partial(moments.fit, pairs=[hook_pair])
     timings = alternate(lambda: [fit(solver) for solver in SOLVERS], lambda: fit(Ridge()), 2)
     alone = {}
     for solver in SOLVERS:

@@ -13,7 +13,7 @@ from benchmarks.synthetic import grid_shape, synthetic_moments
 from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments import FIT_PARTS, TEST_PARTS, CrossMoments, score_map
 from lrt_lens.stitching.solvers import Ridge
-from lrt_lens.stitching.solvers._ridge import RidgeSide
+from lrt_lens.stitching.solvers._ridge import RidgeFitter
 
 _STEPS = 40
 """Number of Adam's steps that are timed per repetition."""
@@ -102,10 +102,12 @@ def _sweep_up(moments: CrossMoments, pairs: tuple[HookPair, ...]) -> list[float]
 
     This is the half of ``moments.fit`` that fits maps up.
     """
-    side, scores = RidgeSide(moments, Ridge(), down=False), []
-    for pair in pairs:
-        fitted = side.fit(pair, side.cross_validate(pair).setting)
-        scores.append(score_map(fitted.weight, fitted.bias, side.scatter(pair, TEST_PARTS)).r2)
+    fitter, scores = RidgeFitter(moments, Ridge(), down=False), []
+    for hook_pair in pairs:
+        fitted = fitter.fit(hook_pair, fitter.cross_validate(hook_pair).setting)
+        scores.append(
+            score_map(fitted.weight, fitted.bias, fitter.scatter(hook_pair, TEST_PARTS)).r2
+        )
     return scores
 
 

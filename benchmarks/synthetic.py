@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.measuring import Settings
 from benchmarks.models import PYTHIA, TINY, PairShape, Shape
-from lrt_lens.data._documents import N_PARTS
+from lrt_lens.data import N_PARTS
 from lrt_lens.models import residual_post
 from lrt_lens.moments import CrossMoments
 

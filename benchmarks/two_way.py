@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.measuring import Measurement, Settings
 from benchmarks.models import PYTHIA, TINY
-from lrt_lens.data import document_key
-from lrt_lens.data._documents import part_of
+from lrt_lens.data import document_key, part_of
 from lrt_lens.moments import FIT_PARTS, TEST_PARTS, CrossMoments, Scatter
 from lrt_lens.stitching.solvers import TwoWay
 from lrt_lens.stitching.solvers._two_way import TwoWayProblem

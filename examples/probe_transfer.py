@@ -88,10 +88,10 @@ def reproduce(options: Options) -> Reproduction:
     }
     control = max(controls, key=lambda arm: controls[arm])
     close = native - zero <= CLOSE
-    is_refit_better, sparse_words = sparse_probes(sparse)
+    is_new_probe_better, sparse_words = sparse_probes(sparse)
     verdict: Verdict = (
         "holds"
-        if close and control != "token_identity" and is_refit_better
+        if close and control != "token_identity" and is_new_probe_better
         else "holds with a caveat"
     )
     if not zero > controls[control]:
@@ -193,7 +193,7 @@ def sparse_probes(tables: list[pd.DataFrame]) -> tuple[bool, str]:
     if not tables:
         return False, "sparse probes were not measured"
     mean = pd.concat(tables).groupby("arm")["accuracy"].mean()
-    transferred, again = float(mean["transferred"]), float(mean["transferred_refit"])
+    transferred, again = float(mean["transferred"]), float(mean["transferred_new_probe"])
     words = (
         f"sparse probes, mean over tasks and k: as transferred {transferred:.3f}, fitted again "
         f"{again:.3f}, random features {mean['random']:.3f}"

@@ -126,7 +126,7 @@ def compare(
     moments: lrt.CrossMoments, cache: lrt.ActivationCache, long_epochs: int, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """J of every fit on fitting rows and on the test fold, and the minima from other starts."""
-    pair = moments.pairs[0]
+    hook_pair = moments.pairs[0]
     trained = {
         f"Adam at {rate:g}, {epochs} epochs": lrt.AdamFit.stitching(
             epochs=epochs, learning_rate=rate, seed=seed
@@ -138,7 +138,9 @@ def compare(
             (1e-2, long_epochs),
         )
     }
-    solved = {name: MapPair(*moments.fit(solver).maps(pair)) for name, solver in _solvers().items()}
+    solved = {
+        name: MapPair(*moments.fit(solver).maps(hook_pair)) for name, solver in _solvers().items()
+    }
     fits = {name: result.maps for name, result in trained.items()} | solved
     steps = {name: result.steps for name, result in trained.items()}
     rows = []
@@ -156,7 +158,7 @@ def compare(
                     "steps": steps.get(name),
                 }
             )
-    solutions = lrt.TwoWay().starts(moments.scatter(pair, FIT_PARTS), seed=seed)
+    solutions = lrt.TwoWay().starts(moments.scatter(hook_pair, FIT_PARTS), seed=seed)
     starts = pd.DataFrame(
         {
             "start": [

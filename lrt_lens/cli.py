@@ -148,6 +148,8 @@ class Fit:
         """Harvest, fit and write the results; or print the plan."""
         from lrt_lens.moments._scale_out import Ranks, parse_shard
 
+        _refuse_missing_folder("--source", self.source)
+        _refuse_missing_folder("--target", self.target)
         # torchrun sets RANK and WORLD_SIZE; without them there is one rank.
         ranks, shard = Ranks.of_environment(), parse_shard(self.shard) if self.shard else None
         plan = self._plan(ranks) if self.dry_run or self.memory_budget else None
@@ -400,14 +402,14 @@ def _combined(
     scores = pd.concat([grid.scores for grid in grids], ignore_index=True)
     sources, targets = map(str, scores["source_hook"]), map(str, scores["target_hook"])
     fitted = list(zip(sources, targets, strict=True))
-    order = [fitted.index(pair) for pair in pairs]
+    order = [fitted.index(hook_pair) for hook_pair in pairs]
     # Cross-validated gain chooses; columns of the test fold must not.
     winner = max(range(len(grids)), key=lambda number: grids[number].scores["gain_cv"].max())
     return replace(
         grids[winner],
         moments=CrossMoments.load(files[winner]),
         scores=scores.iloc[order].reset_index(drop=True),
-        folds={pair: errors for grid in grids for pair, errors in grid.folds.items()},
+        folds={hook_pair: errors for grid in grids for hook_pair, errors in grid.folds.items()},
     )
 
 
@@ -478,6 +480,18 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError, TypeError) as error:
         _complain(f"error: {_in_options(str(error))}")
         sys.exit(1)
+
+
+def _refuse_missing_folder(option: str, model: str) -> None:
+    """Raise if a model is written as a path and no file or folder is there."""
+    # transformers would look for it on the hub and complain about the form of the id.
+    is_path = model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
+    if is_path and not Path(model).exists():
+        raise ValueError(
+            f"{option} is {model!r}, and no such folder exists; give a folder that holds a "
+            "Hugging Face model (config.json and weights), or a hub id such as "
+            "'EleutherAI/pythia-70m-deduped'"
+        )
 
 
 def _in_options(message: str) -> str:

@@ -46,8 +46,7 @@ class Rows:
 
 def make_rows(seed: int, n_documents: int = 120) -> Rows:
     """A noisy linear relation between streams with large means and correlated dimensions."""
-    from lrt_lens.data import document_key
-    from lrt_lens.data._documents import part_of
+    from lrt_lens.data import document_key, part_of
 
     generator = torch.Generator().manual_seed(seed)
 

@@ -114,6 +114,8 @@ def test_fit_writes_moments_results_report_and_a_stitch(
     ("arguments", "message"),
     [
         (["--documents", "nowhere.jsonl"], "no file at 'nowhere.jsonl'"),
+        (["--source", "/no/where"], "--source is '/no/where', and no such folder exists; give a"),
+        (["--target", "./nowhere"], "--target is './nowhere', and no such folder exists; give a"),
         (["--source-layers", "9"], "layer 9 is not on 'tiny-llama'; it has 3 blocks"),
         (["--device", "cpu", "--device-map", "auto"], "exclude each other"),
     ],

@@ -307,5 +307,5 @@ def test_a_fidelity_shows_its_prediction_beside_the_naive_one_and_chance(grid: S
     value, low, high, naive = map(format_value, (found.value, found.low, found.high, found.naive))
     assert shown["predicted correlation"] == f"{value} [{low}, {high}]"
     assert shown["naive"] == naive
-    mean, low, high = map(format_value, (found.null_mean, found.null_low, found.null_high))
+    mean, low, high = map(format_value, (found.random_mean, found.random_low, found.random_high))
     assert shown["random directions"] == f"{mean} [{low}, {high}]"

@@ -74,6 +74,13 @@ LATE_METHODS = {
     "stitching/_stitch_data.py": "Stitch.transfer",
 }
 """Methods whose function lives in a higher package (`lrt_lens/_late.py`), by file."""
+PRIVATE_FOLDERS = {
+    "moments/cache",
+    "stitching/recipes",
+    "adapters/saes/codes",
+    "adapters/saes/features",
+}
+"""Folders that only group private modules: the package above lists their public names."""
 
 
 def python_files() -> list[Path]:
@@ -189,6 +196,50 @@ def test_only_the_listed_methods_call_a_function_of_a_higher_package() -> None:
 def test_modules_that_are_not_api_begin_with_an_underscore(path: Path) -> None:
     public = {"errors.py", "typing.py", "cli.py"}
     assert path.name.startswith("_") or relative(path) in public
+
+
+def test_no_class_name_is_defined_in_two_modules() -> None:
+    modules: dict[str, list[str]] = {}
+    for path in python_files():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                modules.setdefault(node.name.lstrip("_"), []).append(relative(path))
+    assert not {name: paths for name, paths in modules.items() if len(paths) > 1}
+
+
+def test_every_folder_lists_its_public_names_or_only_groups_private_modules() -> None:
+    folders = {path.parent for path in PACKAGE.rglob("__init__.py")}
+    private = {path for path in folders if not (path / "__init__.pyi").exists()}
+    assert {relative(path) for path in private} == PRIVATE_FOLDERS
+    for folder in private:
+        body = ast.parse((folder / "__init__.py").read_text(encoding="utf-8")).body
+        assert len(body) == 1, f"{relative(folder)}/__init__.py holds more than its docstring"
+        stub = (folder.parent / "__init__.pyi").read_text(encoding="utf-8")
+        assert f"from .{folder.name}._" in stub, f"nothing in {relative(folder)} is public"
+
+
+def public_names() -> dict[str, set[str]]:
+    """Return the packages that list each public name."""
+    packages: dict[str, set[str]] = {}
+    for stub in PACKAGE.rglob("__init__.pyi"):
+        for _, node in imports(ast.parse(stub.read_text(encoding="utf-8"))):
+            for alias in node.names:  # type: ignore[attr-defined]
+                packages.setdefault(alias.name, set()).add(module_name(stub.with_suffix(".py")))
+    return packages
+
+
+@pytest.mark.parametrize("folder", ["tests", "benchmarks", "examples", "build_demo"])
+def test_public_names_are_imported_from_a_public_package(folder: str) -> None:
+    public, private = public_names(), []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("lrt_lens."):
+                private += [
+                    f"{path.relative_to(ROOT)}:{node.lineno} takes {alias.name} from {node.module}"
+                    for alias in node.names
+                    if "._" in str(node.module) and alias.name in public
+                ]
+    assert not private, "\n".join(private)
 
 
 @FILES

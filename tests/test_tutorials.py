@@ -43,7 +43,7 @@ CLAIMS = {
         controls = ["shuffled", "permuted", "random"]
         assert (transferred_arm["low"] > arms.loc[controls, "high"]).all()
         assert arms.loc["shuffled", "low"] > 0
-        assert fidelity.null_low < fidelity.value < fidelity.null_high
+        assert fidelity.random_low < fidelity.value < fidelity.random_high
         assert mood_result.summary.set_index("arm").loc["transferred", "fraction_of_native"] > 0.85
     """,
     "3_probes": """
@@ -59,8 +59,8 @@ CLAIMS = {
         assert arms.loc["token_identity", "auroc"] > arms.loc["transferred", "auroc"] + 0.05
         assert abs(arms.loc["token_identity", "auroc"] - arms.loc["native", "auroc"]) < 0.06
         curve = few.pivot(index="k", columns="arm", values="accuracy")
-        assert curve.loc[10, "refit"] > curve.loc[10, "scratch"] + 0.05
-        assert abs(curve.loc[100, "refit"] - curve.loc[100, "scratch"]) < 0.06
+        assert curve.loc[10, "fine_tuned"] > curve.loc[10, "scratch"] + 0.05
+        assert abs(curve.loc[100, "fine_tuned"] - curve.loc[100, "scratch"]) < 0.06
     """,
     "4_saes": """
         arms = result.table.set_index("arm")

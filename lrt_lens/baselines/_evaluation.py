@@ -254,7 +254,7 @@ def _check_stitches(
         )
     if hooks not in moments.pairs:
         raise HookPointError(
-            f"these moments hold no pair {hooks[0]!r} → {hooks[1]!r}; "
+            f"these moments hold no hook pair {hooks[0]!r} → {hooks[1]!r}; "
             f"they hold {len(moments.pairs)}, such as {moments.pairs[0]}: harvest that pair, or "
             "give stitches of a harvested one"
         )
@@ -286,11 +286,11 @@ def _prediction(
     return rows
 
 
-def _scores(affine: AffineMap, moments: CrossMoments, pair: HookPair) -> dict[str, float]:
+def _scores(affine: AffineMap, moments: CrossMoments, hook_pair: HookPair) -> dict[str, float]:
     columns = {"value": "", "low": "_low", "high": "_high"}
     return {
         f"{row['score']}{ending}": float(row[column])
-        for row in score_intervals(affine, moments, pair).to_dict("records")
+        for row in score_intervals(affine, moments, hook_pair).to_dict("records")
         for column, ending in columns.items()
     }
 

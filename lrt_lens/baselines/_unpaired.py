@@ -1,7 +1,7 @@
 """EXPERIMENTAL: a stitch without pairs, after mini-vec2vec; the models read different texts.
 
     stitch = unpaired_stitch(pair, some_texts, other_texts, source_hook=2, target_hook=3)
-    stitch.scores["match_cosine"], stitch.scores["match_cosine_null"]  # known without pairs
+    stitch.scores["match_cosine"], stitch.scores["match_cosine_random"]  # known without pairs
 
 Problem: the two models share nothing, no token and no text. Mechanism (mini-vec2vec, arXiv
 2510.02348), on centred rows of length 1:
@@ -17,13 +17,13 @@ Problem: the two models share nothing, no token and no text. Mechanism (mini-vec
    there; Procrustes on the centroids before and after.
 
 The map is ``y ≈ ȳ + s·(x − x̄)Q`` with s the ratio of the rows' spreads, and back ``Qᵀ/s``.
-``null`` is a random rotation of the same spread.
+In place of maps of shuffled pairs, ``stitch.null`` holds a random rotation of the same spread.
 
 Limits: both sets of texts must have one distribution. Widths differ, so Q is semi-orthogonal. The
 assignment of centroids often fails: residual streams of a few thousand rows often have too little
-structure to match, and the result is then no better than the null. ``match_cosine``, the mean
-cosine between images and the rows nearest to them, measures how well the sets of rows overlap, not
-whether corresponding rows do. Evaluate the stitch on paired rows before use.
+structure to match, and the result is then no better than the random rotation. ``match_cosine``, the
+mean cosine between images and the rows nearest to them, measures how well the sets of rows overlap,
+not whether corresponding rows do. Evaluate the stitch on paired rows before use.
 """
 
 from collections.abc import Sequence
@@ -210,7 +210,7 @@ def unpaired_stitch(
     )
     x, y = (rows.rows - rows.rows.mean(0) for rows in (ours, theirs))
     q = method.align(_unit(x).float(), _unit(y).float(), seed=seed).double()
-    # The null has the right means and spreads, but a random rotation.
+    # The control has the right means and spreads, but a random rotation.
     random = rotation(torch.randn(q.shape, generator=generator, dtype=torch.float64))
     # s = √(mean ‖y‖² / mean ‖x‖²)
     spread = float((y.square().sum() / len(y)).sqrt() / (x.square().sum() / len(x)).sqrt())
@@ -221,7 +221,7 @@ def unpaired_stitch(
         "n_source": len(x),
         "n_target": len(y),
         "match_cosine": match_cosine(x @ q, y),
-        "match_cosine_null": match_cosine(x @ random, y),
+        "match_cosine_random": match_cosine(x @ random, y),
     }
     texts = [*source_texts, *target_texts]
     return Stitch(

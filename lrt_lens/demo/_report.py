@@ -24,7 +24,7 @@ from lrt_lens.figures._steering import (
 from lrt_lens.moments._provenance import package_versions
 from lrt_lens.report._html import (
     Block,
-    Continuations,
+    ContinuationCards,
     KeyNumbers,
     Paragraph,
     Plot,
@@ -194,14 +194,14 @@ def _concept(result: DemoResult, concept: str, evaluation: SteeringEvaluation) -
         Plot(steering_figure(table, concept=concept)),
         Table(evaluation.summary.drop(columns="concept"), caption="Arms at equal damage"),
         Paragraph("Continuations at twice the calibrated scale, with the same seed for every arm:"),
-        Continuations(result.continuations[concept]),
+        ContinuationCards(result.continuations[concept]),
     ]
     return Section(_TITLES.get(concept, concept), body)
 
 
 def _probe(result: DemoResult, task: str) -> Section:
     evaluation = result.probes[task]
-    # `refit` and `scratch` have one row per k; the transferred probe has one.
+    # `fine_tuned` and `scratch` have one row per k; the transferred probe has one.
     rows = evaluation.summary.drop_duplicates("arm").set_index("arm")
     transferred = rows.loc["transferred"]
     text = (

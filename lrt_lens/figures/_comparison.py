@@ -90,10 +90,10 @@ def _add_bars(
     )
 
 
-def _add_pairs(figure: "go.Figure", pairs: list[dict], value: str, direction: str) -> None:
+def _add_pairs(figure: "go.Figure", rows: list[dict], value: str, direction: str) -> None:
     figure.add_scatter(
-        y=[pair["solver"] for pair in pairs],
-        x=[max(pair[value], _LEAST) for pair in pairs],
+        y=[row["solver"] for row in rows],
+        x=[max(row[value], _LEAST) for row in rows],
         mode="markers",
         showlegend=False,
         marker={"color": _COLOURS[direction], "symbol": "line-ns-open"},

@@ -1,4 +1,4 @@
-"""Figure 2 of LRT with nulls on its own scale, and R² on features that were not fitted.
+"""Figure 2 of LRT with random rows on its own scale, and R² on features that were not fitted.
 
 Problem: the norm of a residual tells nothing without the norm that chance would leave. Mechanism:
 the paper shows the norm of the residual alone; its chance level and the held-out R² are added.

@@ -227,8 +227,8 @@ def _lay_out(
 ) -> "go.Figure":
     explanation = "null: each x paired with another document's y"
     if chosen:
-        pair = f"{short_hook(chosen[0])} → {short_hook(chosen[1])}"
-        explanation += f"<br>outlined: the chosen pair, {pair}"
+        hook_pair = f"{short_hook(chosen[0])} → {short_hook(chosen[1])}"
+        explanation += f"<br>outlined: the chosen pair, {hook_pair}"
     bar = {"thickness": 12, "outlinewidth": 0, "title": {"text": "score", "side": "right"}}
     # One colour axis for both panels, so that equal colours mean equal scores.
     figure.update_layout(

@@ -31,8 +31,10 @@ _STYLES = {
     "source": ArmStyle("on the source", "#9A8C00", symbol="star-triangle-up"),
     "native": replace(ARM_STYLES["native"], label="native"),
     "transferred": replace(ARM_STYLES["transferred"], label="transferred"),
-    "refit": ArmStyle("transferred, refitted", "#E69F00", dash="dash", symbol="cross"),
-    "transferred_refit": ArmStyle("transferred, refitted", "#E69F00", dash="dash", symbol="cross"),
+    "fine_tuned": ArmStyle("transferred, fine-tuned", "#E69F00", dash="dash", symbol="cross"),
+    "transferred_new_probe": ArmStyle(
+        "transferred, new probe", "#E69F00", dash="dash", symbol="cross"
+    ),
     "scratch": ArmStyle("from scratch", "#56B4E9", dash="longdash", symbol="square-open"),
     "token_identity": ArmStyle("token identity", "#009E73", dash="dot", symbol="triangle-up"),
     "shuffled": ARM_STYLES["shuffled"],
@@ -60,7 +62,7 @@ def probe_figure(table: pd.DataFrame, *, chance: float) -> "go.Figure":
         ValueError: a column is not in the table, or it has no rows.
     """
     by_arm = _by_arm(table)
-    curves = ("refit", "scratch")
+    curves = ("fine_tuned", "scratch")
     titles = ["accuracy on the target, per arm", "gain from k labels of the target"]
     figure = make_subplots(
         cols=2, subplot_titles=titles, column_widths=[0.5, 0.5], horizontal_spacing=0.1

@@ -1,4 +1,4 @@
-"""What `HookedModel` needs from a model that runs, whichever library runs it.
+"""The protocol of a model that runs, whichever library runs it.
 
 Problem: Hugging Face models, bridges of TransformerLens and its ``HookedTransformer`` have
 different calls. Mechanism: one protocol, `Engine`, with three implementations: `HuggingFaceEngine`

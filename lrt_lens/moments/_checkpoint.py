@@ -434,7 +434,9 @@ def _read_rank_file(path: Path, arguments: dict[str, Any], verify: bool) -> Rank
     except (FileNotFoundError, FileFormatError):
         raise
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise FileFormatError(f"{str(path)!r} is damaged ({error})") from error
+        raise FileFormatError(
+            f"{str(path)!r} is damaged ({error}); delete it, and its rank harvests its share again"
+        ) from error
     return RankFile(path, rank, dict(zip(index, fingerprint, strict=True)), provenance)
 
 
@@ -446,7 +448,8 @@ def _read_metadata(path: Path) -> dict[str, str]:
         raise
     except (SafetensorError, OSError) as error:
         raise FileFormatError(
-            f"{str(path)!r} is truncated or no safetensors file ({error})"
+            f"{str(path)!r} is truncated or no safetensors file ({error}); delete it, and its rank "
+            "harvests its share again"
         ) from error
     if metadata.get("schema_version") != CHECKPOINT_SCHEMA:
         raise FileFormatError(

@@ -149,7 +149,8 @@ class CrossMoments:
             )
         if not len(x) == len(y) == len(documents):
             raise ValueError(
-                f"rows do not pair: x has {len(x)}, y {len(y)}, documents {len(documents)}"
+                f"rows do not pair: x has {len(x)}, y {len(y)}, documents {len(documents)}; "
+                "give one row of x, one of y and one document id per token"
             )
         if not len(x):
             raise ValueError("x and y have no rows; expected one row per token")
@@ -215,16 +216,16 @@ class CrossMoments:
             for hook, rows in centred.items():
                 side[hook].add(part, rows, raw[hook])
         self.n[part] += len(next(iter(x.values())))
-        for pair, product in _products(self.kept_pairs, centred_x, centred_y):
-            self.cross[pair][part] += product
+        for hook_pair, product in _products(self.kept_pairs, centred_x, centred_y):
+            self.cross[hook_pair][part] += product
         if pairing is not None and self.null != "none":
             # Null: Σ(x_i − cₓ)(y_π(i) − c_y)ᵀ, or with Q [d_target, 64] of `sketch`
             #       Σ(x_i − cₓ)(y_π(i) − c_y)ᵀQ, whose size does not grow with d_target
             shuffled = {
                 hook: self._sketched(hook, rows)[pairing] for hook, rows in centred_y.items()
             }
-            for pair, product in _products(self.pairs, centred_x, shuffled):
-                self.cross_null[pair][NULL_FIT if part < N_FOLDS else NULL_TEST] += product
+            for hook_pair, product in _products(self.pairs, centred_x, shuffled):
+                self.cross_null[hook_pair][NULL_FIT if part < N_FOLDS else NULL_TEST] += product
 
     def _centred(
         self, side: Mapping[str, SideMoments], rows: Mapping[str, Tensor]
@@ -248,7 +249,8 @@ class CrossMoments:
                 width, expected = rows.shape[1], len(side[hook].shift)
                 if width != expected:
                     raise MismatchError(
-                        f"{hook!r} has {width} dimensions; these moments were begun with {expected}"
+                        f"{hook!r} has {width} dimensions; these moments were begun with "
+                        f"{expected}: give rows of the same hook points and models"
                     )
 
     def start(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
@@ -349,7 +351,7 @@ class CrossMoments:
             for tensor in (self.n, *sides, *self.cross.values(), *self.cross_null.values())
         )
 
-    def scatter(self, pair: HookPair, parts: Sequence[int]) -> Scatter:
+    def scatter(self, hook_pair: HookPair, parts: Sequence[int]) -> Scatter:
         """Return the centred scatter sums of one hook pair over some parts.
 
         Raises:
@@ -359,22 +361,22 @@ class CrossMoments:
         n = float(self.n[index].sum())
         if n < 2:
             raise TooFewDocumentsError(
-                f"parts {index} hold {int(n)} rows of {pair}; "
+                f"parts {index} hold {int(n)} rows of {hook_pair}; "
                 "every fold and the test fold need documents: give more"
             )
-        x, y = self.source[pair[0]], self.target[pair[1]]
+        x, y = self.source[hook_pair[0]], self.target[hook_pair[1]]
         total_x, total_y = x.total[index].sum(0), y.total[index].sum(0)
         # With sₓ = Σ(x − cₓ):  x̄ = cₓ + sₓ/n,  Sxy = Σ(x − cₓ)(y − c_y)ᵀ − sₓ·s_yᵀ/n
         return Scatter(
             n=n,
             mean_x=x.shift + total_x / n,
             mean_y=y.shift + total_y / n,
-            xy=part_sum(self.cross[pair], index) - torch.outer(total_x, total_y) / n,
+            xy=part_sum(self.cross[hook_pair], index) - torch.outer(total_x, total_y) / n,
             second_x=SecondMoment(x.second, total_x, n, index),
             second_y=SecondMoment(y.second, total_y, n, index),
         )
 
-    def null_scatter(self, pair: HookPair, test: bool) -> Scatter:
+    def null_scatter(self, hook_pair: HookPair, test: bool) -> Scatter:
         """Return the scatter of shuffled pairs: of the test fold if ``test``, else of all folds.
 
         If the null is sketched, the target side is projected onto the columns of `sketch`.
@@ -388,14 +390,16 @@ class CrossMoments:
                 "(activations of your own have none)"
             )
         parts = TEST_PARTS if test else FIT_PARTS
-        truth, index = self.scatter(pair, parts), list(parts)
-        x, y, basis = self.source[pair[0]], self.target[pair[1]], self.sketch(pair[1])
+        truth, index = self.scatter(hook_pair, parts), list(parts)
+        source, target = hook_pair
+        x, y, basis = self.source[source], self.target[target], self.sketch(target)
         total_y = y.total[index].sum(0)
         total_y = total_y if basis is None else total_y @ basis
         # Sxy = Σ(x_i − cₓ)(y_π(i) − c_y)ᵀQ − sₓ·(s_yᵀQ)/n. Every row is paired once, so Sxx, Syy
         # and the means are those of the true pairs.
         cross = (
-            self.cross_null[pair][int(test)] - torch.outer(x.total[index].sum(0), total_y) / truth.n
+            self.cross_null[hook_pair][int(test)]
+            - torch.outer(x.total[index].sum(0), total_y) / truth.n
         )
         return truth.with_target(cross, basis)
 
@@ -428,22 +432,18 @@ class CrossMoments:
         # `cross` has one slice per part; the null has two: the fitting folds and the test fold.
         single_parts = [(part,) for part in range(N_PARTS)]
         cross = {
-            pair: self.cross[pair]
-            + self._reshifted(other, pair, other.cross[pair], other.n, single_parts)
-            for pair in self.kept_pairs
+            hook_pair: self.cross[hook_pair]
+            + self._reshifted(other, hook_pair, other.cross[hook_pair], other.n, single_parts)
+            for hook_pair in self.kept_pairs
         }
-        n_null = torch.stack([other.n[list(parts)].sum() for parts in (FIT_PARTS, TEST_PARTS)])
+        theirs, groups = other.cross_null, (FIT_PARTS, TEST_PARTS)
+        n_null = torch.stack([other.n[list(parts)].sum() for parts in groups])
         cross_null = {
-            pair: self.cross_null[pair]
+            hook_pair: null
             + self._reshifted(
-                other,
-                pair,
-                other.cross_null[pair],
-                n_null,
-                (FIT_PARTS, TEST_PARTS),
-                self.sketch(pair[1]),
+                other, hook_pair, theirs[hook_pair], n_null, groups, self.sketch(hook_pair[1])
             )
-            for pair in self.cross_null
+            for hook_pair, null in self.cross_null.items()
         }
         return replace(
             self,
@@ -473,7 +473,7 @@ class CrossMoments:
     def _reshifted(
         self,
         other: "CrossMoments",
-        pair: HookPair,
+        hook_pair: HookPair,
         cross: Tensor,
         n: Tensor,
         groups: Sequence[Sequence[int]],
@@ -483,15 +483,15 @@ class CrossMoments:
 
         Args:
             other: moments about other shifts.
-            pair: hook pair.
+            hook_pair: source and target hook point of ``cross``.
             cross: [group, d_source, d_target], or [group, d_source, column] with a basis.
             n: [group], rows of ``other``.
             groups: parts of which each slice of ``cross`` is the sum.
             basis: [d_target, column], columns onto which the target side is projected.
         """
-        x, y = other.source[pair[0]], other.target[pair[1]]
-        delta_x = x.shift - self.source[pair[0]].shift
-        delta_y = y.shift - self.target[pair[1]].shift
+        x, y = other.source[hook_pair[0]], other.target[hook_pair[1]]
+        delta_x = x.shift - self.source[hook_pair[0]].shift
+        delta_y = y.shift - self.target[hook_pair[1]].shift
         total_x, total_y = (
             torch.stack([side.total[list(parts)].sum(0) for parts in groups]) for side in (x, y)
         )

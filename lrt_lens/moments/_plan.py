@@ -157,7 +157,8 @@ class ModelShape:
         except OSError as error:
             raise OSError(
                 f"no config at {name!r}: neither a local folder nor a hub model that can be "
-                f"reached ({error})"
+                "reached; check the path or the id, or download the model first "
+                f"({error})"
             ) from error
         return cls.of_config(config, name, dtype)
 
@@ -239,7 +240,7 @@ class HarvestPlan:
     @property
     def pairs(self) -> tuple[HookPair, ...]:
         """Hook pairs of all passes."""
-        return tuple(pair for pairs in self.passes for pair in pairs)
+        return tuple(hook_pair for pairs in self.passes for hook_pair in pairs)
 
     def moments_of(self, pairs: Sequence[HookPair]) -> dict[str, int]:
         """Return the bytes of the moments of some hook pairs, by what they hold."""
@@ -281,7 +282,7 @@ class HarvestPlan:
         for pairs in self.passes:
             all_pairs = with_token(pairs, self.token_hook)
             for model, side in ((self.source, SOURCE), (self.target, TARGET)):
-                hooks = [name for pair in all_pairs for name in joint_parts(pair[side])]
+                hooks = [name for hook_pair in all_pairs for name in joint_parts(hook_pair[side])]
                 models += model.flops_per_token(hooks, self.context_length)
             n_bytes = self.moments_of(pairs)
             # 2 FLOP per stored number of one part (the sums have 13 slices, the null two).
@@ -438,8 +439,8 @@ def split_passes(plan: HarvestPlan, budget: int) -> tuple[tuple[HookPair, ...], 
     """
     # Greedy: the next target hook point joins the current pass if its moments still fit.
     by_target: dict[str, list[HookPair]] = {}
-    for pair in plan.pairs:
-        by_target.setdefault(pair[1], []).append(pair)
+    for hook_pair in plan.pairs:
+        by_target.setdefault(hook_pair[1], []).append(hook_pair)
     passes: list[list[HookPair]] = []
     for target, pairs in by_target.items():
         n_bytes = sum(plan.moments_of(pairs).values())

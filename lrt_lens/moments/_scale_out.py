@@ -250,7 +250,7 @@ def merge_shards(paths: Sequence[str | Path]) -> CrossMoments:
         raise ValueError(
             "there is no shard; give the files of harvest(…, shard=(i, N)).save(…), one per shard"
         )
-    files = _shards_in_order([_ShardFile.read(Path(path)) for path in paths])
+    files = _shards_in_order([_MomentShard.read(Path(path)) for path in paths])
     merged = CrossMoments.load(files[0].path)
     for path, provenance in ((file.path, file.provenance) for file in files[1:]):
         # Shards of one run usually have the same shift: their tensors are then added one at a time,
@@ -265,7 +265,7 @@ def merge_shards(paths: Sequence[str | Path]) -> CrossMoments:
 
 
 @dataclass(frozen=True)
-class _ShardFile:
+class _MomentShard:
     """File of the moments of one shard, without its tensors."""
 
     path: Path
@@ -273,7 +273,7 @@ class _ShardFile:
     metadata: dict[str, str]
 
     @classmethod
-    def read(cls, path: Path) -> "_ShardFile":
+    def read(cls, path: Path) -> "_MomentShard":
         metadata = read_moment_metadata(path)
         return cls(path, Provenance.from_json(metadata["provenance"]), metadata)
 
@@ -286,7 +286,7 @@ class _ShardFile:
             )
         return self.provenance.shard
 
-    def refuse_other_run(self, other: "_ShardFile") -> None:
+    def refuse_other_run(self, other: "_MomentShard") -> None:
         # Models by their hashes, which `refuse_other` explains; then settings by equality.
         for role in ("source", "target"):
             mine, theirs = getattr(self.provenance, role), getattr(other.provenance, role)
@@ -309,10 +309,10 @@ class _ShardFile:
                 )
 
 
-def _shards_in_order(files: list[_ShardFile]) -> list[_ShardFile]:
+def _shards_in_order(files: list[_MomentShard]) -> list[_MomentShard]:
     """Return the files in the order of their shards, after checking that they are of one run."""
     # All files are compared with the first one: equality is transitive.
-    first, by_index = files[0], dict[int, _ShardFile]()
+    first, by_index = files[0], dict[int, _MomentShard]()
     count = first.shard[1]
     for file in files:
         index = file.shard[0]

@@ -75,7 +75,7 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Continuations:
+class ContinuationCards:
     """Generated texts side by side: one row per prompt and one card per arm."""
 
     rows: list[dict[str, str]]
@@ -94,7 +94,7 @@ class KeyNumbers:
     digits."""
 
 
-Block = Paragraph | Table | Plot | Continuations | KeyNumbers
+Block = Paragraph | Table | Plot | ContinuationCards | KeyNumbers
 """Any part of a section; `render_block` turns it into HTML."""
 
 
@@ -231,7 +231,7 @@ def render_block(block: object) -> str:
     raise TypeError(
         # singledispatch calls this function for every type without a renderer of its own.
         f"cannot render a {type(block).__name__} in a report; "
-        "give a Paragraph, Table, Plot, Continuations or KeyNumbers"
+        "give a Paragraph, Table, Plot, ContinuationCards or KeyNumbers"
     )
 
 
@@ -315,8 +315,8 @@ def _render_row(cells: list[object], n_headers: int, digits: int) -> str:
     return f"<tr>{rendered}</tr>"
 
 
-@render_block.register(Continuations)
-def _render_continuations(block: Continuations) -> str:
+@render_block.register(ContinuationCards)
+def _render_continuations(block: ContinuationCards) -> str:
     # Both in the order of their first appearance.
     arms = list(dict.fromkeys(row["arm"] for row in block.rows))
     prompts = list(dict.fromkeys(row["prompt"] for row in block.rows))

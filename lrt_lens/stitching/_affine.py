@@ -116,7 +116,7 @@ class AffineMap:
         if x.shape[-1] != self.weight.shape[0]:
             raise MismatchError(
                 f"last dimension is {x.shape[-1]}; this map starts at {self.source_hook!r} with "
-                f"{self.weight.shape[0]} dimensions"
+                f"{self.weight.shape[0]} dimensions: give states or directions of that hook point"
             )
         return x
 

@@ -132,15 +132,15 @@ def compare_solvers(
 
 def _rows(grid: StitchGrid, row: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
     """Return the rows (up, down) of one solver and hook pair."""
-    pair = (str(row["source_hook"]), str(row["target_hook"]))
-    fit = grid.moments.scatter(pair, FIT_PARTS)
+    hook_pair = (str(row["source_hook"]), str(row["target_hook"]))
+    fit = grid.moments.scatter(hook_pair, FIT_PARTS)
     rows = []
     ways = zip(
         ("up", "down"),
         ("", "_down"),
-        grid.maps(pair),
+        grid.maps(hook_pair),
         (fit, fit.swapped()),
-        grid.round_trips(pair),
+        grid.round_trips(hook_pair),
         strict=True,
     )
     for direction, suffix, affine, scatter, trip in ways:
@@ -148,8 +148,8 @@ def _rows(grid: StitchGrid, row: dict[str, Any], seconds: float) -> list[dict[st
         rows.append(
             {
                 "solver": row["solver"],
-                "source_hook": pair[0],
-                "target_hook": pair[1],
+                "source_hook": hook_pair[0],
+                "target_hook": hook_pair[1],
                 "direction": direction,
                 "alpha": row[f"alpha{suffix}"],
                 "rank": row[f"rank{suffix}"],

@@ -171,7 +171,7 @@ def condition_number(second: Tensor, n: float) -> float:
 
 
 def score_intervals(
-    affine: AffineMap, moments: CrossMoments, pair: HookPair, *, down: bool = False
+    affine: AffineMap, moments: CrossMoments, hook_pair: HookPair, *, down: bool = False
 ) -> pd.DataFrame:
     """Return test-fold scores of any affine map with 95% intervals.
 
@@ -183,7 +183,7 @@ def score_intervals(
     Args:
         affine: the map, which may be fitted on other moments.
         moments: cross-moments whose test fold scores the map.
-        pair: (source hook point, target hook point) of the moments.
+        hook_pair: (source hook point, target hook point) of the moments.
         down: True if the map leads from the pair's target to its source.
 
     Raises:
@@ -192,15 +192,18 @@ def score_intervals(
     refuse_other_map(
         "this map",
         map_ends(affine),
-        moment_ends(moments, pair, down=down),
+        moment_ends(moments, hook_pair, down=down),
         remedy="give the hook pair and the moments on which it was fitted, and for a map down give "
         "down=True",
     )
     # With an empty test fold, all groups are used, and `CrossMoments.scatter` raises the error.
     groups = [p for p in TEST_PARTS if float(moments.n[p]) > 0]
-    full = _test_score(affine, moments, pair, groups or list(TEST_PARTS), down)
+    full = _test_score(affine, moments, hook_pair, groups or list(TEST_PARTS), down)
     left_out = (
-        [_test_score(affine, moments, pair, [p for p in groups if p != g], down) for g in groups]
+        [
+            _test_score(affine, moments, hook_pair, [p for p in groups if p != g], down)
+            for g in groups
+        ]
         if len(groups) > 1
         else []
     )
@@ -231,10 +234,10 @@ def moment_ends(moments: CrossMoments, pair: HookPair, *, down: bool = False) ->
 
 
 def _test_score(
-    affine: AffineMap, moments: CrossMoments, pair: HookPair, parts: list[int], down: bool
+    affine: AffineMap, moments: CrossMoments, hook_pair: HookPair, parts: list[int], down: bool
 ) -> MapScore:
     """Return the scores of a map on some groups of the test fold."""
-    scatter = moments.scatter(pair, parts)
+    scatter = moments.scatter(hook_pair, parts)
     scatter = scatter.swapped() if down else scatter
     return score_map(affine.weight.to(scatter.xy), affine.bias.to(scatter.xy), scatter)
 

@@ -12,11 +12,11 @@ folds; correlations are over the held-out test fold:
 with the amount of ``vW`` in the target. ρ_read and ρ_write are 1 for a perfect map; the naive
 ``corr(x·v, y·vW)`` is not.
 
-    stitch.fidelity(vector, "write")       # value, low, high, and the null of random directions
+    stitch.fidelity(vector, "write")       # value, low, high, and those of random directions
 
 Intervals are 95 %, by the delete-a-group jackknife, over the map (refits without one fold) and over
-the held-out text (groups of the test fold). The null is the same correlation for random directions:
-half isotropic, half drawn from the covariance of the source.
+the held-out text (groups of the test fold). The chance level is the same correlation for random
+directions: half isotropic, half drawn from the covariance of the source.
 
 Limits: it predicts a linear correlation, not the behaviour of the target model.
 """
@@ -58,11 +58,11 @@ class Fidelity:
     """Role of the direction, ``"write"`` or ``"read"``."""
     naive: float
     """Correlation corr(x·v, y·vW) on the same text, which ignores the role of the direction."""
-    null_mean: float
+    random_mean: float
     """Mean of ρ over random directions."""
-    null_low: float
+    random_low: float
     """2.5% quantile of ρ over random directions."""
-    null_high: float
+    random_high: float
     """97.5% quantile of ρ over random directions."""
     n: int
     """Number of held-out tokens."""
@@ -71,8 +71,8 @@ class Fidelity:
         return (
             f"Fidelity({self.kind} {self.value:.3f}, 95% {self.low:.3f} to {self.high:.3f}; naive "
             f"{self.naive:.3f}; "
-            f"random directions {self.null_mean:.3f}, 95% {self.null_low:.3f} to "
-            f"{self.null_high:.3f}; {self.n:,} tokens)"
+            f"random directions {self.random_mean:.3f}, 95% {self.random_low:.3f} to "
+            f"{self.random_high:.3f}; {self.n:,} tokens)"
         )
 
     def _repr_html_(self) -> str:
@@ -82,9 +82,9 @@ class Fidelity:
             "predicted_low": self.low,
             "predicted_high": self.high,
             "naive": self.naive,
-            "random directions": self.null_mean,
-            "random_low": self.null_low,
-            "random_high": self.null_high,
+            "random directions": self.random_mean,
+            "random_low": self.random_low,
+            "random_high": self.random_high,
             "tokens": self.n,
         }
         return card(
@@ -122,7 +122,7 @@ def fidelity(
     if direction.shape != (d_source,):
         raise MismatchError(
             f"direction has shape {tuple(direction.shape)}; this stitch starts at "
-            f"{stitch.source_hook!r} with [{d_source}]"
+            f"{stitch.source_hook!r} with [{d_source}]: give a direction of that hook point"
         )
     if not torch.isfinite(direction).all() or not direction.any():
         raise ValueError("the direction is zero, NaN or infinite; expected a finite, non-zero one")
@@ -142,17 +142,17 @@ def fidelity(
     half = math.hypot(_reach(over_text), _reach(over_map))
     generator = torch.Generator().manual_seed(seed)
     draws = random_source_directions(stitch, n_random, generator)
-    null = fidelities(stitch, draws, kind)
-    low, high = torch.quantile(null, torch.tensor([0.025, 0.975], dtype=null.dtype)).tolist()
+    random = fidelities(stitch, draws, kind)
+    low, high = torch.quantile(random, torch.tensor([0.025, 0.975], dtype=random.dtype)).tolist()
     return Fidelity(
         value=float(value),
         low=float(value) - half,
         high=min(1.0, float(value) + half),
         kind=kind,
         naive=float(naive_fidelities(stitch, direction[None])[0]),
-        null_mean=float(null.mean()),
-        null_low=low,
-        null_high=high,
+        random_mean=float(random.mean()),
+        random_low=low,
+        random_high=high,
         n=int(whole.n),
     )
 

@@ -31,12 +31,12 @@ from lrt_lens.moments._harvesting import harvest
 from lrt_lens.moments._scatter import MapScore, between_folds, cka_of, score_map
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._grid import COLUMNS, StitchGrid, gain_over_token
-from lrt_lens.stitching.solvers._ridge import Ridge, RidgeSide
+from lrt_lens.stitching.solvers._ridge import Ridge, RidgeFitter
 from lrt_lens.stitching.solvers._solver import (
     FoldErrors,
+    MapFitter,
     PairFolds,
     Setting,
-    Side,
     Solver,
     wanted_pairs,
 )
@@ -99,31 +99,33 @@ def fit_grid(
     solver = solver or Ridge()
     fitted = wanted_pairs(moments, "fit", pairs)
     _warn_if_interpolating(moments, fitted)
-    sides, similarity = solver.sides(moments), GridCka(moments)
+    fitters, similarity = solver.fitters(moments), GridCka(moments)
     # errors[0] is up, errors[1] is down, so that the flag ``down`` is the index.
     errors: tuple[dict[HookPair, FoldErrors], dict[HookPair, FoldErrors]] = ({}, {})
     about = {"solver": solver.name, "n_tokens": moments.n_fit}
     rows: dict[HookPair, dict[str, Any]] = {
-        pair: {"source_hook": pair[0], "target_hook": pair[1], **about} for pair in fitted
+        hook_pair: {"source_hook": hook_pair[0], "target_hook": hook_pair[1], **about}
+        for hook_pair in fitted
     }
     with tqdm(total=2 * len(fitted), desc="fit", disable=not progress, leave=False) as bar:
         tokens, token_rows = _token_scores(moments, solver, fitted)
-        for pair, down in _in_order(fitted, solver):
+        for hook_pair, down in _in_order(fitted, solver):
             # The setting is chosen on the fitting folds; only then is the test fold scored.
-            errors[down][pair] = held_out = sides[down].cross_validate(pair)
+            errors[down][hook_pair] = held_out = fitters[down].cross_validate(hook_pair)
             if down:
-                rows[pair] |= _scores_down(sides[down], pair, held_out)
+                rows[hook_pair] |= _scores_down(fitters[down], hook_pair, held_out)
             else:
-                token = tokens[pair[1]].r2_uniform if tokens else 0.0
-                rows[pair] |= (
-                    _scores_up(sides[down], pair, held_out)
-                    | {"cka": similarity.cka(pair)}
-                    | token_rows.get(pair[1], {})
+                token = tokens[hook_pair[1]].r2_uniform if tokens else 0.0
+                rows[hook_pair] |= (
+                    _scores_up(fitters[down], hook_pair, held_out)
+                    | {"cka": similarity.cka(hook_pair)}
+                    | token_rows.get(hook_pair[1], {})
                     | {"gain_cv": gain_over_token(held_out.r2_uniform, token)}
                 )
             bar.update()
     folds = {
-        pair: PairFolds(errors[0][pair], errors[1][pair], tokens.get(pair[1])) for pair in fitted
+        hook_pair: PairFolds(errors[0][hook_pair], errors[1][hook_pair], tokens.get(hook_pair[1]))
+        for hook_pair in fitted
     }
     return StitchGrid(
         moments=moments,
@@ -140,7 +142,7 @@ def _in_order(pairs: list[HookPair], solver: Solver) -> list[tuple[HookPair, int
     joint solver.
     """
     if solver.joint:
-        return [(pair, down) for pair in pairs for down in (0, 1)]
+        return [(hook_pair, down) for hook_pair in pairs for down in (0, 1)]
     return [(p, 0) for p in sorted(pairs, key=lambda p: p[0])] + [
         (p, 1) for p in sorted(pairs, key=lambda p: p[1])
     ]
@@ -156,21 +158,21 @@ def _token_scores(
     """
     if moments.token_hook is None:
         return {}, {}
-    side = RidgeSide(moments, solver if isinstance(solver, Ridge) else Ridge(), down=False)
+    fitter = RidgeFitter(moments, solver if isinstance(solver, Ridge) else Ridge(), down=False)
     # One fit per target hook point, whatever the number of source hook points.
     errors, rows = {}, {}
     for target in dict.fromkeys(t for _, t in pairs):
-        pair = (moments.token_hook, target)
-        errors[target] = side.cross_validate(pair)
-        _, score = _fit_and_score(side, pair, errors[target].setting)
+        hook_pair = (moments.token_hook, target)
+        errors[target] = fitter.cross_validate(hook_pair)
+        _, score = _fit_and_score(fitter, hook_pair, errors[target].setting)
         rows[target] = {"r2_token": score.r2, "r2_uniform_token": score.r2_uniform}
     return errors, rows
 
 
-def _scores_up(side: Side, pair: HookPair, held_out: FoldErrors) -> dict[str, Any]:
+def _scores_up(fitter: MapFitter, hook_pair: HookPair, held_out: FoldErrors) -> dict[str, Any]:
     """Return the columns of the map up, with its null if the moments have one that counts."""
-    setting, moments = held_out.setting, side.moments
-    affine, score = _fit_and_score(side, pair, setting)
+    setting, moments = held_out.setting, fitter.moments
+    affine, score = _fit_and_score(fitter, hook_pair, setting)
     row = {
         "alpha": setting.alpha,
         "rank": _rank(setting, affine),
@@ -182,15 +184,17 @@ def _scores_up(side: Side, pair: HookPair, held_out: FoldErrors) -> dict[str, An
     }
     # A sketched null has random orthonormal combinations of the target's dimensions as outputs. A
     # solver fits them as it fits the dimensions only if it fits each output separately.
-    if pair in moments.cross_null and (side.separable or moments.null == "full"):
-        null = side.fit_null(pair, setting)
-        row["r2_null"] = score_map(null.weight, null.bias, moments.null_scatter(pair, test=True)).r2
+    if hook_pair in moments.cross_null and (fitter.separable or moments.null == "full"):
+        null = fitter.fit_null(hook_pair, setting)
+        row["r2_null"] = score_map(
+            null.weight, null.bias, moments.null_scatter(hook_pair, test=True)
+        ).r2
     return row
 
 
-def _scores_down(side: Side, pair: HookPair, held_out: FoldErrors) -> dict[str, Any]:
+def _scores_down(fitter: MapFitter, hook_pair: HookPair, held_out: FoldErrors) -> dict[str, Any]:
     """Return the columns of the map down."""
-    affine, score = _fit_and_score(side, pair, held_out.setting)
+    affine, score = _fit_and_score(fitter, hook_pair, held_out.setting)
     return {
         "alpha_down": held_out.setting.alpha,
         "rank_down": _rank(held_out.setting, affine),
@@ -206,10 +210,12 @@ def _rank(setting: Setting, affine: AffineMap) -> int:
     return setting.rank or min(affine.weight.shape)
 
 
-def _fit_and_score(side: Side, pair: HookPair, setting: Setting) -> tuple[AffineMap, MapScore]:
+def _fit_and_score(
+    fitter: MapFitter, hook_pair: HookPair, setting: Setting
+) -> tuple[AffineMap, MapScore]:
     """Return the map of all fitting folds and its score on the test fold."""
-    affine = side.fit(pair, setting)
-    return affine, score_map(affine.weight, affine.bias, side.scatter(pair, TEST_PARTS))
+    affine = fitter.fit(hook_pair, setting)
+    return affine, score_map(affine.weight, affine.bias, fitter.scatter(hook_pair, TEST_PARTS))
 
 
 class GridCka:
@@ -219,19 +225,19 @@ class GridCka:
         self.moments = moments
         self._own: dict[tuple[str, str], float] = {}
 
-    def cka(self, pair: HookPair) -> float:
+    def cka(self, hook_pair: HookPair) -> float:
         """Return the debiased linear CKA of a hook pair over the fitting folds.
 
         `lrt_lens.moments._scatter.cka_of` has the formula.
         """
-        folds = [self.moments.scatter(pair, (k,)) for k in FIT_PARTS]
-        for hook, name in ((pair[0], "xx"), (pair[1], "yy")):
+        folds = [self.moments.scatter(hook_pair, (k,)) for k in FIT_PARTS]
+        for hook, name in ((hook_pair[0], "xx"), (hook_pair[1], "yy")):
             if (name, hook) not in self._own:
                 self._own[name, hook] = between_folds(
                     torch.stack([getattr(fold, name) / fold.n for fold in folds])
                 )
         cross = between_folds(torch.stack([fold.xy / fold.n for fold in folds]))
-        return cka_of(cross, self._own["xx", pair[0]], self._own["yy", pair[1]])
+        return cka_of(cross, self._own["xx", hook_pair[0]], self._own["yy", hook_pair[1]])
 
 
 def _warn_if_interpolating(moments: CrossMoments, pairs: list[HookPair]) -> None:
@@ -265,8 +271,8 @@ def token_identity_map(moments: CrossMoments, target_hook: str) -> AffineMap:
     ]
     if not hooks:
         raise HookPointError(
-            f"these moments hold no pair {moments.token_hook!r} → {target_hook!r}; harvest that "
-            "target hook point"
+            f"these moments hold no hook pair {moments.token_hook!r} → {target_hook!r}; harvest "
+            "that target hook point"
         )
     # Ridge, as for the column ``r2_token`` of a grid.
     found = (moments.token_hook, hooks[0])

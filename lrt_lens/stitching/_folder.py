@@ -40,8 +40,8 @@ def save_stitch(stitch: StitchData, folder: Path) -> None:
     tensors = _map_tensors("maps", stitch.maps)
     if stitch.null is not None:
         tensors |= _map_tensors("null", stitch.null)
-    for k, pair in enumerate(stitch.refits):
-        tensors |= _map_tensors(f"refit{k}", pair)
+    for k, maps in enumerate(stitch.refits):
+        tensors |= _map_tensors(f"refit{k}", maps)
     for role, statistics in (
         ("source", stitch.source_statistics),
         ("target", stitch.target_statistics),
@@ -163,10 +163,10 @@ def _download(repository: str, **hub: Any) -> str:
         ) from error
 
 
-def _map_tensors(prefix: str, pair: MapPair) -> dict[str, Tensor]:
+def _map_tensors(prefix: str, maps: MapPair) -> dict[str, Tensor]:
     return {
         f"{prefix}.{way}.{name}": getattr(affine, name)
-        for way, affine in (("up", pair.up), ("down", pair.down))
+        for way, affine in (("up", maps.up), ("down", maps.down))
         for name in ("weight", "bias")
     }
 

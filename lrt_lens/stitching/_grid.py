@@ -78,8 +78,8 @@ def choices(folds: Mapping[HookPair, PairFolds], candidates: pd.DataFrame, by: s
     pairs = [(str(row["source_hook"]), str(row["target_hook"])) for row in ordered]
     best, best_left_out = ordered[0][by], _leave_one_out(folds[pairs[0]], by)
     rows = []
-    for pair, row in zip(pairs, ordered, strict=True):
-        left_out = _leave_one_out(folds[pair], by)
+    for hook_pair, row in zip(pairs, ordered, strict=True):
+        left_out = _leave_one_out(folds[hook_pair], by)
         interval = jackknife(row[by], left_out)
         # All hook pairs share their folds, so the difference is taken fold by fold.
         difference = jackknife(
@@ -229,8 +229,8 @@ class StitchGrid:
         foreign: MismatchError | None = None
         # The first match decides, so up comes before down.
         for down in (False, True) if direction is None else (direction == "down",):
-            for pair in self.moments.kept_pairs:
-                ends = moment_ends(self.moments, pair, down=down)
+            for hook_pair in self.moments.kept_pairs:
+                ends = moment_ends(self.moments, hook_pair, down=down)
                 if not (
                     widths == (ends[0].width, ends[1].width)
                     and same_place(affine.source_hook, str(ends[0].hook))
@@ -242,23 +242,23 @@ class StitchGrid:
                 except MismatchError as error:
                     foreign = error
                     continue
-                scatter = self.moments.scatter(pair, TEST_PARTS)
+                scatter = self.moments.scatter(hook_pair, TEST_PARTS)
                 return score_map(affine.weight, affine.bias, scatter.swapped() if down else scatter)
         if foreign is not None:
             raise foreign
         raise HookPointError(
-            f"these moments hold no pair {affine.source_hook!r} [{widths[0]}] → "
+            f"these moments hold no hook pair {affine.source_hook!r} [{widths[0]}] → "
             f"{affine.target_hook!r} [{widths[1]}]; they hold "
-            f"{len(self.moments.pairs)}, such as {self.moments.pairs[0]}"
+            f"{len(self.moments.pairs)}, such as {self.moments.pairs[0]}: give a map of one of them"
         )
 
-    def __getitem__(self, pair: tuple[str | int, str | int]) -> Stitch:
+    def __getitem__(self, hook_pair: tuple[str | int, str | int]) -> Stitch:
         """Return the stitch of one hook pair, given as hook points or layers.
 
         Raises:
             HookPointError: the hook pair was not fitted.
         """
-        names = (self._name(pair[0], "source_hook"), self._name(pair[1], "target_hook"))
+        names = (self._name(hook_pair[0], "source_hook"), self._name(hook_pair[1], "target_hook"))
         chosen = self.scores[
             (self.scores["source_hook"] == names[0]) & (self.scores["target_hook"] == names[1])
         ]
@@ -271,14 +271,14 @@ class StitchGrid:
             self._stitches[names] = self._stitch(names, chosen.iloc[0].to_dict())
         return self._stitches[names]
 
-    def maps(self, pair: HookPair) -> tuple[AffineMap, AffineMap]:
+    def maps(self, hook_pair: HookPair) -> tuple[AffineMap, AffineMap]:
         """Return the maps (up, down) of one hook pair, without null, refits and statistics."""
-        up, down = self.solver.sides(self.moments)
-        setting, setting_down = self._settings(pair)
+        up, down = self.solver.fitters(self.moments)
+        setting, setting_down = self._settings(hook_pair)
         models = (self.moments.provenance.source, self.moments.provenance.target)
         return (
-            up.fit(pair, setting).between(*models),
-            down.fit(pair, setting_down).between(*models[::-1]),
+            up.fit(hook_pair, setting).between(*models),
+            down.fit(hook_pair, setting_down).between(*models[::-1]),
         )
 
     def similarities(self, **options: Any) -> pd.DataFrame:
@@ -289,13 +289,13 @@ class StitchGrid:
         """
         return similarities(self.moments, list(self.folds), **options)
 
-    def round_trips(self, pair: HookPair) -> tuple[float, float]:
+    def round_trips(self, hook_pair: HookPair) -> tuple[float, float]:
         """Return test-fold R² of both round trips: (up then down, down then up).
 
         The first predicts the source's activations from themselves, the second the target's.
         """
-        up, down = self.maps(pair)
-        test = self.moments.scatter(pair, TEST_PARTS)
+        up, down = self.maps(hook_pair)
+        test = self.moments.scatter(hook_pair, TEST_PARTS)
         around, back = up.compose(down), down.compose(up)
         return (
             score_map(around.weight, around.bias, test.onto_itself()).r2,
@@ -354,8 +354,8 @@ class StitchGrid:
                 table = table.loc[table[column] == name]
         if table.empty:
             raise HookPointError(
-                f"no pair from {source!r} to {target!r} in this grid of {len(self.scores)}; see "
-                "grid.scores"
+                f"no hook pair from {source!r} to {target!r} in this grid of {len(self.scores)}; "
+                "see grid.scores"
             )
         return table
 
@@ -369,7 +369,7 @@ class StitchGrid:
             matches = [name for name in names if same_place(name, hook)]
         if not matches:
             raise HookPointError(
-                f"{hook!r} is no {column.replace('_', ' ')} of this grid; it has {names}"
+                f"{hook!r} is no {column.replace('_', ' ')} of this grid; use one of {names}"
             )
         return matches[0]
 
@@ -382,27 +382,29 @@ class StitchGrid:
         model = provenance.source if column == "source_hook" else provenance.target
         return model.n_layers if model else math.ceil(max(map(depth, names)))
 
-    def _settings(self, pair: HookPair) -> tuple[Setting, Setting]:
-        return self.folds[pair].up.setting, self.folds[pair].down.setting
+    def _settings(self, hook_pair: HookPair) -> tuple[Setting, Setting]:
+        return self.folds[hook_pair].up.setting, self.folds[hook_pair].down.setting
 
-    def _stitch(self, pair: HookPair, row: dict[str, Any]) -> Stitch:
-        moments, (up, down) = self.moments, self.solver.sides(self.moments)
-        setting, setting_down = self._settings(pair)
+    def _stitch(self, hook_pair: HookPair, row: dict[str, Any]) -> Stitch:
+        moments, (up, down) = self.moments, self.solver.fitters(self.moments)
+        setting, setting_down = self._settings(hook_pair)
         null = None
         # A sketched null gives a score, but no map to the whole target.
-        if pair in moments.cross_null and moments.null == "full":
-            null = MapPair(up.fit_null(pair, setting), down.fit_null(pair, setting_down))
-        total = moments.scatter(pair, FIT_PARTS)
+        if hook_pair in moments.cross_null and moments.null == "full":
+            null = MapPair(up.fit_null(hook_pair, setting), down.fit_null(hook_pair, setting_down))
+        total = moments.scatter(hook_pair, FIT_PARTS)
         # A group with one row has no variance.
-        groups = [moments.scatter(pair, (part,)) for part in TEST_PARTS if moments.n[part] >= 2]
+        groups = [
+            moments.scatter(hook_pair, (part,)) for part in TEST_PARTS if moments.n[part] >= 2
+        ]
         # `detached` copies the sums of the groups, so that a stitch does not hold all moments.
         return Stitch(
-            maps=MapPair(up.fit(pair, setting), down.fit(pair, setting_down)),
+            maps=MapPair(up.fit(hook_pair, setting), down.fit(hook_pair, setting_down)),
             source_statistics=StreamStatistics(
-                total.mean_x, total.xx / total.n, moments.source[pair[0]].median_norm
+                total.mean_x, total.xx / total.n, moments.source[hook_pair[0]].median_norm
             ),
             target_statistics=StreamStatistics(
-                total.mean_y, total.yy / total.n, moments.target[pair[1]].median_norm
+                total.mean_y, total.yy / total.n, moments.target[hook_pair[1]].median_norm
             ),
             scores={
                 key: (value if isinstance(value, str) else float(value))
@@ -412,7 +414,8 @@ class StitchGrid:
             null=null,
             refits=tuple(
                 MapPair(
-                    up.refit_without(pair, k, setting), down.refit_without(pair, k, setting_down)
+                    up.refit_without(hook_pair, k, setting),
+                    down.refit_without(hook_pair, k, setting_down),
                 )
                 for k in FIT_PARTS
             ),

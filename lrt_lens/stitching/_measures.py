@@ -8,7 +8,7 @@ covariances, n is the number of rows:
 - `Cka`: ‖Sxy‖²_F / (‖Sxx‖_F ‖Syy‖_F) (linear CKA, Kornblith et al. 2019).
 - `Cca`: mean singular value of Sxx^-½ Sxy Syy^-½ (Hotelling 1936; ρ̄ of Raghu et al. 2017).
 - `Svcca`: CCA of the leading principal axes of each side (Raghu et al. 2017).
-- `Procrustes`: ‖Sxy‖_* / √(tr Sxx · tr Syy) (Schönemann 1966; Williams et al. 2021).
+- `ProcrustesSimilarity`: ‖Sxy‖_* / √(tr Sxx · tr Syy) (Schönemann 1966; Williams et al. 2021).
 
 CCA does not change under any invertible affine map of a side. The others do not change under a
 rotation and one scale factor per side.
@@ -297,7 +297,7 @@ class Svcca(Cca):
 
 
 @dataclass(frozen=True)
-class Procrustes:
+class ProcrustesSimilarity:
     """Similarity after the best rotation (a semi-orthogonal map if the widths differ)."""
 
     name: str = "procrustes"
@@ -327,6 +327,6 @@ def _share(covered: float, streams: Paired) -> float:
 
 
 MEASURES: dict[str, Measure] = {
-    m.name: m for m in (DebiasedCka(), Cka(), Cca(), Svcca(), Procrustes())
+    m.name: m for m in (DebiasedCka(), Cka(), Cca(), Svcca(), ProcrustesSimilarity())
 }
 """All measures by name."""

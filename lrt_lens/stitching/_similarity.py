@@ -108,7 +108,7 @@ def similarities(
             f"svcca_variance is {svcca_variance}; expected a share of variance above 0 and up to "
             "1, such as 0.99"
         )
-    found = {(pair, measure.name): _Found() for pair in chosen for measure in wanted}
+    found = {(hook_pair, measure.name): _Found() for hook_pair in chosen for measure in wanted}
     with tqdm(
         total=(1 + len(FIT_PARTS)) * len(chosen),
         desc="similarities",
@@ -121,32 +121,35 @@ def similarities(
             _Comparison(moments, FIT_PARTS, svcca_variance),
             _Comparison(moments, _test_groups(moments), svcca_variance),
         )
-        for pair in chosen:
+        for hook_pair in chosen:
             streams, held_out, shuffled = (
-                fit.paired(pair),
-                test.paired(pair),
-                _shuffled(moments, pair),
+                fit.paired(hook_pair),
+                test.paired(hook_pair),
+                _shuffled(moments, hook_pair),
             )
             for measure in wanted:
-                found[pair, measure.name].measured(
-                    measure, streams, held_out, shuffled, _why_no_null(moments, pair)
+                found[hook_pair, measure.name].measured(
+                    measure, streams, held_out, shuffled, _why_no_null(moments, hook_pair)
                 )
             bar.update()
         del fit, test
         for k in FIT_PARTS:
             without = _Comparison(moments, tuple(p for p in FIT_PARTS if p != k), svcca_variance)
-            for pair in chosen:
-                streams = without.paired(pair)
+            for hook_pair in chosen:
+                streams = without.paired(hook_pair)
                 for measure in wanted:
-                    found[pair, measure.name].left_out.append(measure.value(streams))
+                    found[hook_pair, measure.name].left_out.append(measure.value(streams))
                 bar.update()
     widths = {
-        pair: (len(moments.source[pair[0]].shift), len(moments.target[pair[1]].shift))
-        for pair in chosen
+        hook_pair: (
+            len(moments.source[hook_pair[0]].shift),
+            len(moments.target[hook_pair[1]].shift),
+        )
+        for hook_pair in chosen
     }
     rows = [
-        (*pair, name, *one.columns(), moments.n_fit, *widths[pair], one.note)
-        for (pair, name), one in found.items()
+        (*hook_pair, name, *one.columns(), moments.n_fit, *widths[hook_pair], one.note)
+        for (hook_pair, name), one in found.items()
     ]
     return pd.DataFrame(rows, columns=list(SIMILARITY_COLUMNS))
 
@@ -226,16 +229,18 @@ class _Comparison:
         }
         self._streams: dict[tuple[bool, str], Stream] = {}
 
-    def paired(self, pair: HookPair) -> Paired:
+    def paired(self, hook_pair: HookPair) -> Paired:
         """Return both streams of a hook pair."""
-        whole = self.moments.scatter(pair, self.parts)
-        each = [self.moments.scatter(pair, (p,)) for p in self.parts]
-        x = self._stream(pair, whole, each, target=False)
-        y = self._stream(pair, whole, each, target=True)
+        whole = self.moments.scatter(hook_pair, self.parts)
+        each = [self.moments.scatter(hook_pair, (p,)) for p in self.parts]
+        x = self._stream(hook_pair, whole, each, target=False)
+        y = self._stream(hook_pair, whole, each, target=True)
         return Paired(x, y, whole.xy, _between([part.xy / part.n for part in each]))
 
-    def _stream(self, pair: HookPair, whole: Scatter, each: list[Scatter], target: bool) -> Stream:
-        key = (target, pair[int(target)])
+    def _stream(
+        self, hook_pair: HookPair, whole: Scatter, each: list[Scatter], target: bool
+    ) -> Stream:
+        key = (target, hook_pair[int(target)])
         if key not in self._streams:
             matrices = [(part.yy if target else part.xx) / part.n for part in each]
             matrix = whole.yy if target else whole.xx
@@ -257,15 +262,18 @@ def _between(covariances: list[Tensor]) -> float:
     return between_folds(torch.stack(covariances)) if len(covariances) > 1 else math.nan
 
 
-def _shuffled(moments: CrossMoments, pair: HookPair) -> ShuffledPairs | None:
-    if pair not in moments.cross_null:
+def _shuffled(moments: CrossMoments, hook_pair: HookPair) -> ShuffledPairs | None:
+    if hook_pair not in moments.cross_null:
         return None
-    fit, test = moments.null_scatter(pair, test=False), moments.null_scatter(pair, test=True)
-    d_target = len(moments.target[pair[1]].shift)
+    fit, test = (
+        moments.null_scatter(hook_pair, test=False),
+        moments.null_scatter(hook_pair, test=True),
+    )
+    d_target = len(moments.target[hook_pair[1]].shift)
     shuffled = ShuffledPairs(
         fit.xy, test.xy, fit.n, test.n, len(FIT_PARTS), d_target / fit.xy.shape[1]
     )
-    basis = moments.sketch(pair[1])
+    basis = moments.sketch(hook_pair[1])
     if basis is None or shuffled.sketched:
         return shuffled
     # The sketch has as many columns as the target has dimensions: Sxy·B with B orthogonal, so
@@ -273,9 +281,9 @@ def _shuffled(moments: CrossMoments, pair: HookPair) -> ShuffledPairs | None:
     return replace(shuffled, fit=fit.xy @ basis.T, test=test.xy @ basis.T)
 
 
-def _why_no_null(moments: CrossMoments, pair: HookPair) -> str:
+def _why_no_null(moments: CrossMoments, hook_pair: HookPair) -> str:
     if moments.cross_null:
-        return f"no null: shuffled pairs were kept for the grid's own pairs, not for {pair[0]}"
+        return f"no null: shuffled pairs were kept for the grid's own pairs, not for {hook_pair[0]}"
     return "no null: these moments hold no shuffled pairs (harvest with null=True)"
 
 

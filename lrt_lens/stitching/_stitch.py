@@ -123,7 +123,7 @@ class Stitch(StitchData, ModelHubMixin):
             scores={both.get(key, key): value for key, value in kept.items()},
             provenance=self.provenance.swapped(),
             null=self.null.reversed() if self.null else None,
-            refits=tuple(pair.reversed() for pair in self.refits),
+            refits=tuple(maps.reversed() for maps in self.refits),
             held_out=tuple(group.swapped() for group in self.held_out),
         )
 

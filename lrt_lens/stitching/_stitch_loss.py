@@ -172,8 +172,8 @@ class StitchLoss:
             if name not in known:
                 routes = list(dict.fromkeys(self.table["route"]))
                 raise ValueError(
-                    f"no arm {name!r} on route {route!r}; its arms are {known}, and the routes are "
-                    f"{routes}"
+                    f"no arm {name!r} on route {route!r}; use one of its arms {known}, or one of "
+                    f"the routes {routes}"
                 )
         losses = [
             np.array([row["ce"] for row in rows if row["arm"] == name]) for name in (arm, other)
@@ -380,11 +380,11 @@ def _arms(
         arms.append(Arm("mean", letter, here, mean))
         # Default arguments of the lambdas bind the loop variables now, not when they are called.
         arms.append(Arm("own", letter, here, lambda streams, letter=letter: streams[letter]))
-        carried = {"stitched": stitch.maps, **others}
+        arm_maps = {"stitched": stitch.maps, **others}
         if "shuffled" in controls and stitch.null is not None:
-            carried["shuffled"] = stitch.null
-        for name, maps in carried.items():
-            arms += [Arm(name, letter, (route,), _carrier(route, maps)) for route in here]
+            arm_maps["shuffled"] = stitch.null
+        for name, maps in arm_maps.items():
+            arms += [Arm(name, letter, (route,), _mapped(route, maps)) for route in here]
         if letter in token_maps:
             arms.append(
                 Arm(
@@ -401,18 +401,18 @@ def _arms(
     return arms
 
 
-def _carrier(route: str, maps: MapPair) -> Callable[[Streams], Tensor]:
+def _mapped(route: str, maps: MapPair) -> Callable[[Streams], Tensor]:
     """Return a function that maps the stream at the start of a route along the route."""
     start, *stops = route.split("→")
 
-    def carry(streams: Streams) -> Tensor:
+    def mapped(streams: Streams) -> Tensor:
         # Maps are applied in float32, also if the models run in half precision.
         x = streams[start].float()
         for stop in stops:
             x = (maps.up if stop == "B" else maps.down).points(x)
         return x
 
-    return carry
+    return mapped
 
 
 # ------------------------------------------------------------------------------------------- tables

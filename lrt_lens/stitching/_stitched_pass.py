@@ -72,7 +72,7 @@ def batches(windows: list[Window], *models: HookedModel) -> Iterator[list[Window
     yield batch
 
 
-class Side:
+class ModelWindows:
     """Windows as one model reads them, with the positions that are replaced and counted."""
 
     def __init__(
@@ -107,7 +107,7 @@ class Side:
         # With two tokenizers only aligned positions can be replaced: all others are kept.
         bos = torch.full_like(unmasked, fill_value=False)
         bos[:, : len(model.prefix)] = True
-        self.kept = (bos if keep == "bos" and others is None else ~unmasked)[..., None]
+        self.keeps_own = (bos if keep == "bos" and others is None else ~unmasked)[..., None]
         lasts = torch.tensor([len(window.ids) - 1 for window in windows])
         self.predicts = positions < rearrange(lasts, "batch -> batch 1")
         """True for positions that have a next token [batch, position]. The attributes below are
@@ -115,7 +115,7 @@ class Side:
         """
         # Boolean indexing with [batch, position] flattens row by row.
         self.counted = unmasked[self.predicts].numpy()
-        self.replaced = (~self.kept[..., 0])[self.predicts].numpy()
+        self.replaced = (~self.keeps_own[..., 0])[self.predicts].numpy()
         # roll puts the first token behind the last one; `predicts` is False there.
         self.next = self.tokens.roll(-1, dims=1)[self.predicts]
         documents = torch.tensor([window.document for window in windows])
@@ -155,15 +155,15 @@ class Batch:
         Args:
             windows: windows as the source model reads them.
             ends: models and hook points by letter.
-            keep: positions that keep their own state, as for `Side`.
-            paired: use the aligned positions of two tokenizations; if False, each side uses only
+            keep: positions that keep their own state, as for `ModelWindows`.
+            paired: use the aligned positions of two tokenizations; if False, each model uses only
                 its own positions.
         """
         read = {"A": windows, "B": [window.read_by("target") for window in windows]}
         differ = paired and any(window.counterpart is not None for window in windows)
         other = {"A": read["B"], "B": read["A"]}
-        self.sides = {
-            letter: Side(read[letter], end.model, keep, other[letter] if differ else None)
+        self.by_model = {
+            letter: ModelWindows(read[letter], end.model, keep, other[letter] if differ else None)
             for letter, end in ends.items()
         }
 
@@ -200,14 +200,14 @@ class End:
             f"{letter} tokens": seen[EMBED],
         }
 
-    def log_probabilities(self, side: Side, residual: Residual) -> Tensor:
+    def log_probabilities(self, windows: ModelWindows, residual: Residual) -> Tensor:
         """Return log probabilities [flat position, vocabulary] in float32 of a resumed pass.
 
         ``residual`` [batch, position, d] replaces the stream at the hook point.
         """
         with self.model.engine.resuming(self.hooks[0], residual):
-            logits = self.model.logits(side.tokens)
-        return logits[side.predicts.to(logits.device)].float().log_softmax(-1)
+            logits = self.model.logits(windows.tokens)
+        return logits[windows.predicts.to(logits.device)].float().log_softmax(-1)
 
 
 def run_batch(ends: dict[str, End], arms: list[Arm], batch: Batch, tally: "Tally") -> None:
@@ -217,27 +217,27 @@ def run_batch(ends: dict[str, End], arms: list[Arm], batch: Batch, tally: "Tally
     """
     streams: Streams = {}
     for letter, end in ends.items():
-        streams |= end.streams(batch.sides[letter].tokens, letter)
+        streams |= end.streams(batch.by_model[letter].tokens, letter)
     for letter in dict.fromkeys(arm.finish for arm in arms):
-        end, own, side = ends[letter], streams[letter], batch.sides[letter]
-        shown = side.shown(streams, letter)
-        untouched = end.log_probabilities(side, own)
+        end, own, windows = ends[letter], streams[letter], batch.by_model[letter]
+        shown = windows.shown(streams, letter)
+        untouched = end.log_probabilities(windows, own)
         likeliest = untouched.argmax(-1)
         reference: np.ndarray | None = None
         for arm in (arm for arm in arms if arm.finish == letter):
-            # Positions with `kept` have the model's own state in every arm.
+            # Positions with `keeps_own` have the model's own state in every arm.
             log_p = untouched
             if arm.name != "own":
                 state = arm.state if isinstance(arm.state, Tensor) else arm.state(shown)
                 log_p = end.log_probabilities(
-                    side, torch.where(side.kept.to(own.device), own, state.to(own))
+                    windows, torch.where(windows.keeps_own.to(own.device), own, state.to(own))
                 )
-            values = _compare(log_p, untouched, likeliest, side.next)
+            values = _compare(log_p, untouched, likeliest, windows.next)
             reference = values["ce"] if reference is None else reference
             tally.add(
                 arm,
-                side,
-                values | {"win_rate": values["ce"] < reference, "replaced": side.replaced},
+                windows,
+                values | {"win_rate": values["ce"] < reference, "replaced": windows.replaced},
             )
 
 
@@ -266,14 +266,16 @@ class Tally:
         self.counts: dict[tuple[str, str], dict[str, np.ndarray]] = {}
         """Number of tokens in each sum [document], by (route, arm) and metric."""
 
-    def add(self, arm: Arm, side: Side, values: dict[str, np.ndarray]) -> None:
+    def add(self, arm: Arm, windows: ModelWindows, values: dict[str, np.ndarray]) -> None:
         """Add the values of one arm on one batch, to every route of the arm."""
         for metric in METRICS:
-            chosen = np.ones_like(side.counted) if metric in _EVERYWHERE else side.counted
+            chosen = np.ones_like(windows.counted) if metric in _EVERYWHERE else windows.counted
             value = values["ce" if metric == "ce_all_positions" else metric]
             # Sum of the values of each document: bincount with the values as weights.
-            total = np.bincount(side.documents[chosen], value[chosen], minlength=self.n_documents)
-            count = np.bincount(side.documents[chosen], minlength=self.n_documents)
+            total = np.bincount(
+                windows.documents[chosen], value[chosen], minlength=self.n_documents
+            )
+            count = np.bincount(windows.documents[chosen], minlength=self.n_documents)
             for route in arm.routes:
                 for table, new in ((self.sums, total), (self.counts, count)):
                     row = table.setdefault(

@@ -253,7 +253,7 @@ def test_what_cannot_be_compared_is_refused(
     with pytest.raises(MismatchError, match="stitch 'other' maps 'blocks.0.hook_resid_post'"):
         evaluate(pair, stitches | {"other": other}, grid, corpus)
     with pytest.raises(
-        HookPointError, match="these moments hold no pair 'blocks.0.hook_resid_post'"
+        HookPointError, match="these moments hold no hook pair 'blocks.0.hook_resid_post'"
     ):
         evaluate(pair, {"other": other}, grid, corpus)
     with pytest.raises(ValueError, match="expected at least one, none of them called"):

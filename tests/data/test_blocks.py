@@ -7,10 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrt_lens.data import BlockPlan, cut_windows, document_key, iterate_blocks
+from lrt_lens.data import (
+    N_FOLDS,
+    N_PARTS,
+    Block,
+    BlockPlan,
+    cut_windows,
+    document_key,
+    iterate_blocks,
+    part_of,
+)
 from lrt_lens.data._blocks import Corpus
-from lrt_lens.data._documents import N_FOLDS, N_PARTS, N_TEST_GROUPS, PART_NAMES, part_of
-from lrt_lens.data._windows import Block, Window, shuffled_rows
+from lrt_lens.data._documents import N_TEST_GROUPS, PART_NAMES
+from lrt_lens.data._windows import Window, shuffled_rows
 from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.models import HookedModel
 

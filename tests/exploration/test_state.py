@@ -4,8 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from lrt_lens.adapters.vectors import SteeringVector
-from lrt_lens.adapters.vectors._calibration import NeutralText
+from lrt_lens.adapters.vectors import NeutralText, SteeringVector
 from lrt_lens.bundled import demo_contrast, demo_neutral, demo_pair
 from lrt_lens.data import ContrastSet
 from lrt_lens.errors import MismatchError

@@ -194,12 +194,14 @@ def geometry() -> DecoderGeometry:
 
 
 def probes(kind: Any) -> Any:
-    arms = ("source", "native", "transferred", "shuffled", "refit", "scratch")
+    arms = ("source", "native", "transferred", "shuffled", "fine_tuned", "scratch")
     rows = [
         {"task": "mood", "arm": arm, "k": k, "auroc": 0.9}
         | around("accuracy", 0.8, ends=("low", "high"))
         for arm in arms
-        for k in ((1, 10) if arm in ("refit", "scratch") or kind is SparseProbeEvaluation else (0,))
+        for k in (
+            (1, 10) if arm in ("fine_tuned", "scratch") or kind is SparseProbeEvaluation else (0,)
+        )
     ]
     table = pd.DataFrame(rows)
     return (

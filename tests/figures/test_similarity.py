@@ -8,7 +8,7 @@ import pytest
 
 from lrt_lens.figures import TEMPLATE_NAME, similarity_figure, similarity_lines_figure
 from lrt_lens.figures._similarity import spectrum_figure
-from lrt_lens.figures._template import short_hook
+from lrt_lens.models import short_hook
 
 SOURCES = ["hook_embed", "blocks.2.hook_resid_post", "blocks.10.hook_resid_post"]
 TARGETS = ["blocks.2.hook_resid_post", "blocks.11.hook_resid_mid"]

@@ -16,7 +16,8 @@ from lrt_lens.figures._steering import (
     steering_figure,
     summary_figure,
 )
-from lrt_lens.figures._template import ARM_STYLES, hook_order, ordered_arms, short_hook
+from lrt_lens.figures._template import ARM_STYLES, hook_order, ordered_arms
+from lrt_lens.models import short_hook
 
 CONCEPT = "sycophancy"
 SOURCES = ["hook_embed", "blocks.0.hook_resid_pre", "blocks.10.hook_resid_post"]

@@ -20,17 +20,17 @@ HOOKS = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
 def assert_same(one: CrossMoments, other: CrossMoments, rel: float = 1e-10) -> None:
     """Assert equal scatters of each part and equal counts of norms."""
     assert torch.equal(one.n, other.n)
-    for pair in one.kept_pairs:
+    for hook_pair in one.kept_pairs:
         for part in (*((p,) for p in range(len(one.n)) if one.n[p] > 1), FIT_PARTS, TEST_PARTS):
-            found, expected = one.scatter(pair, part), other.scatter(pair, part)
+            found, expected = one.scatter(hook_pair, part), other.scatter(hook_pair, part)
             for name in ("mean_x", "mean_y", "xx", "yy", "xy"):
                 a, b = getattr(found, name), getattr(expected, name)
                 assert float((a - b).norm()) <= rel * float(b.norm()), name
         for test in (False, True):
-            if pair in one.cross_null:
-                a, b = one.null_scatter(pair, test).xy, other.null_scatter(pair, test).xy
+            if hook_pair in one.cross_null:
+                a, b = one.null_scatter(hook_pair, test).xy, other.null_scatter(hook_pair, test).xy
                 assert float((a - b).norm()) <= rel * float(
-                    one.scatter(pair, TEST_PARTS if test else FIT_PARTS).xy.norm()
+                    one.scatter(hook_pair, TEST_PARTS if test else FIT_PARTS).xy.norm()
                 )
     for side in ("source", "target"):
         for hook, stream in getattr(one, side).items():
@@ -204,34 +204,34 @@ def test_shards_of_a_grid_with_shuffled_pairs_merge_to_the_whole(
 
     even, odd, both = shard(range(1)), shard(range(1, 2)), shard(range(2))
     merged = even.merge(odd)
-    for pair in whole.kept_pairs:
+    for hook_pair in whole.kept_pairs:
         torch.testing.assert_close(
-            merged.scatter(pair, FIT_PARTS).xy,
-            both.scatter(pair, FIT_PARTS).xy,
+            merged.scatter(hook_pair, FIT_PARTS).xy,
+            both.scatter(hook_pair, FIT_PARTS).xy,
             rtol=1e-9,
             atol=1e-6,
         )
     assert set(merged.cross_null) == (set(whole.pairs) if null != "none" else set())
-    for pair in merged.cross_null:
+    for hook_pair in merged.cross_null:
         for test in (False, True):
             # Rows are shuffled within a block, so shards and whole have different shuffled pairs;
             # the raw sums of the shards must still add up.
-            move = merged.null_scatter(pair, test).xy - _null_sum(even, odd, pair, test)
-            assert float(move.norm()) < 1e-8 * float(merged.scatter(pair, FIT_PARTS).xy.norm())
+            move = merged.null_scatter(hook_pair, test).xy - _null_sum(even, odd, hook_pair, test)
+            assert float(move.norm()) < 1e-8 * float(merged.scatter(hook_pair, FIT_PARTS).xy.norm())
 
 
 def _null_sum(
-    one: CrossMoments, other: CrossMoments, pair: tuple[str, str], test: bool
+    one: CrossMoments, other: CrossMoments, hook_pair: tuple[str, str], test: bool
 ) -> torch.Tensor:
     """Return the centred null sums of both shards together, from raw second moments."""
     parts = TEST_PARTS if test else FIT_PARTS
     raw, n, sum_x, sum_y = 0, 0, 0, 0
     for moments in (one, other):
-        scatter, basis = moments.scatter(pair, parts), moments.sketch(pair[1])
+        scatter, basis = moments.scatter(hook_pair, parts), moments.sketch(hook_pair[1])
         mean_y = scatter.mean_y if basis is None else scatter.mean_y @ basis
         raw = (
             raw
-            + moments.null_scatter(pair, test).xy
+            + moments.null_scatter(hook_pair, test).xy
             + scatter.n * torch.outer(scatter.mean_x, mean_y)
         )
         n, sum_x, sum_y = (
@@ -410,9 +410,9 @@ def test_shuffled_pairs_have_the_marginals_of_the_truth_and_none_of_its_relation
     layered_moments: Any,
 ) -> None:
     moments = layered_moments()
-    for pair in moments.pairs:
+    for hook_pair in moments.pairs:
         for test, parts in ((False, FIT_PARTS), (True, TEST_PARTS)):
-            truth, null = moments.scatter(pair, parts), moments.null_scatter(pair, test)
+            truth, null = moments.scatter(hook_pair, parts), moments.null_scatter(hook_pair, test)
             for name in ("n", "mean_x", "mean_y", "xx", "yy"):
                 torch.testing.assert_close(
                     torch.as_tensor(getattr(null, name)), torch.as_tensor(getattr(truth, name))
@@ -424,8 +424,8 @@ def test_the_null_pairs_the_rows_it_was_told_to(
     rows: Any, layered: dict, layered_moments: Any
 ) -> None:
     moments = layered_moments()
-    pair = moments.pairs[0]
-    x, y = layered["source"][pair[0]], layered["target"][pair[1]]
+    hook_pair = moments.pairs[0]
+    x, y = layered["source"][hook_pair[0]], layered["target"][hook_pair[1]]
     for test, parts in ((False, FIT_PARTS), (True, TEST_PARTS)):
         chosen_x, chosen_y = [], []
         for part in parts:
@@ -435,7 +435,7 @@ def test_the_null_pairs_the_rows_it_was_told_to(
         a, b = torch.cat(chosen_x), torch.cat(chosen_y)
         expected = (a - a.mean(0)).T @ (b - b.mean(0))
         torch.testing.assert_close(
-            moments.null_scatter(pair, test).xy,
+            moments.null_scatter(hook_pair, test).xy,
             expected,
             rtol=1e-9,
             atol=1e-9 * float(expected.abs().max()),

@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from lrt_lens.report import render_html, write_html
 from lrt_lens.report._html import (
-    Continuations,
+    ContinuationCards,
     KeyNumbers,
     Paragraph,
     Plot,
@@ -54,8 +54,8 @@ def _elements(page: str) -> list[tuple[str, dict[str, str | None]]]:
     return parser.found
 
 
-def _continuations(text: str = "a film") -> Continuations:
-    return Continuations(
+def _continuations(text: str = "a film") -> ContinuationCards:
+    return ContinuationCards(
         [
             {"prompt": "This film was", "arm": "none", "text": "long."},
             {"prompt": "This film was", "arm": "transferred", "text": text},
@@ -119,7 +119,7 @@ def test_texts_of_models_and_users_are_escaped_everywhere() -> None:
     frame = pd.DataFrame({ATTACK: [ATTACK]}, index=pd.Index([ATTACK], name=ATTACK))
     plot = Plot(go.Figure(layout={"title": {"text": ATTACK}}), ATTACK)
     blocks = [Paragraph(ATTACK), Table(frame, ATTACK), KeyNumbers([(ATTACK, ATTACK, ATTACK)]), plot]
-    blocks += [Continuations([{"prompt": ATTACK, "arm": ATTACK, "text": ATTACK}])]
+    blocks += [ContinuationCards([{"prompt": ATTACK, "arm": ATTACK, "text": ATTACK}])]
     page = render_html(
         ATTACK, [Section(ATTACK, blocks)] * 2, subtitle=ATTACK, footer=ATTACK
     ).replace(get_plotlyjs(), "")
@@ -154,7 +154,7 @@ def test_continuations_have_a_row_a_prompt_and_a_card_an_arm() -> None:
 
 def test_two_texts_of_one_arm_share_its_card() -> None:
     html = render_block(
-        Continuations([{"prompt": "p", "arm": "none", "text": text} for text in ("one", "two")])
+        ContinuationCards([{"prompt": "p", "arm": "none", "text": text} for text in ("one", "two")])
     )
     assert html.count("<article") == 1
     assert html.index("one") < html.index("two")

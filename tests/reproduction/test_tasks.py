@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from lrt_lens.bundled import demo_documents
-from lrt_lens.data import document_key
-from lrt_lens.data._documents import N_FOLDS, part_of
+from lrt_lens.data import N_FOLDS, document_key, part_of
 from lrt_lens.reproduction import (
     MissingInputError,
     Task,

@@ -71,7 +71,8 @@ def test_any_map_between_known_hook_points_is_scored_on_the_test_rows(
         )
     assert grid.score(inverse).r2 < grid.score(stitch.up).r2
     with pytest.raises(
-        HookPointError, match=r"hold no pair 'elsewhere' \[12\] → 'blocks.2.hook_resid_post' \[9\]"
+        HookPointError,
+        match=r"hold no hook pair 'elsewhere' \[12\] → 'blocks.2.hook_resid_post' \[9\]",
     ):
         grid.score(AffineMap(torch.zeros(12, 9), torch.zeros(9), "elsewhere", PAIR[1]))
 

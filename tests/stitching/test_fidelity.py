@@ -84,7 +84,7 @@ def test_the_interval_holds_the_value_and_the_null_is_that_of_random_directions(
 ) -> None:
     found = stitch.fidelity(torch.ones(12), kind="read", n_random=200)
     assert found.low < found.value < found.high <= 1
-    assert found.null_low < found.null_mean < found.null_high
+    assert found.random_low < found.random_mean < found.random_high
     assert stitch.fidelity(torch.ones(12), kind="read", n_random=200) == found
     assert "read 0." in repr(found)
 

@@ -144,28 +144,29 @@ def test_every_pair_has_a_row_with_every_column(grid: Any) -> None:
 
 
 def test_a_pair_of_a_grid_scores_as_it_does_alone(rows: Any, layered: dict, grid: Any) -> None:
-    for pair in grid.moments.pairs:
+    for hook_pair in grid.moments.pairs:
         alone = CrossMoments.from_activations(
-            layered["source"][pair[0]],
-            layered["target"][pair[1]],
+            layered["source"][hook_pair[0]],
+            layered["target"][hook_pair[1]],
             documents=rows.documents,
             moment_dtype=torch.float64,
         )
         expected = alone.fit().scores.iloc[0]
         found = grid.scores[
-            (grid.scores["source_hook"] == pair[0]) & (grid.scores["target_hook"] == pair[1])
+            (grid.scores["source_hook"] == hook_pair[0])
+            & (grid.scores["target_hook"] == hook_pair[1])
         ].iloc[0]
         for column in (*CHOICES, "r2", "r2_uniform", "r2_down", "r2_uniform_down", "cosine", "cka"):
-            assert found[column] == pytest.approx(expected[column], rel=1e-8), (pair, column)
+            assert found[column] == pytest.approx(expected[column], rel=1e-8), (hook_pair, column)
 
 
 def test_any_map_is_scored_in_its_own_direction(grid: Any) -> None:
-    for pair in (
+    for hook_pair in (
         grid.moments.pairs
     ):  # (blocks.0, blocks.0) among them: the names alone do not say which way
-        row = grid[pair].scores
-        assert grid.score(grid[pair].up).r2 == pytest.approx(row["r2"], abs=1e-10)
-        assert grid.score(grid[pair].down).r2 == pytest.approx(row["r2_down"], abs=1e-10)
+        row = grid[hook_pair].scores
+        assert grid.score(grid[hook_pair].up).r2 == pytest.approx(row["r2"], abs=1e-10)
+        assert grid.score(grid[hook_pair].down).r2 == pytest.approx(row["r2_down"], abs=1e-10)
 
 
 def test_between_equal_widths_the_direction_can_be_said(rows: Any) -> None:
@@ -183,26 +184,26 @@ def test_between_equal_widths_the_direction_can_be_said(rows: Any) -> None:
 
 
 def test_a_map_of_another_width_is_not_scored(grid: Any) -> None:
-    pair = grid.moments.pairs[0]
-    narrow = AffineMap(torch.zeros(3, 9), torch.zeros(9), *pair)
+    hook_pair = grid.moments.pairs[0]
+    narrow = AffineMap(torch.zeros(3, 9), torch.zeros(9), *hook_pair)
     with pytest.raises(
         HookPointError,
-        match=r"no pair 'blocks.0.hook_resid_post' \[3\] → 'blocks.0.hook_resid_post' \[9\]",
+        match=r"no hook pair 'blocks.0.hook_resid_post' \[3\] → 'blocks.0.hook_resid_post' \[9\]",
     ):
         grid.score(narrow)
 
 
 def test_pairs_can_be_chosen(layered_moments: Any, grid: Any) -> None:
-    pair = (SOURCES[1], TARGETS[0])
-    some = layered_moments().fit(pairs=[pair])
+    hook_pair = (SOURCES[1], TARGETS[0])
+    some = layered_moments().fit(pairs=[hook_pair])
     assert len(some) == 1
-    assert some[pair].scores["r2"] == pytest.approx(grid[pair].scores["r2"], rel=1e-9)
+    assert some[hook_pair].scores["r2"] == pytest.approx(grid[hook_pair].scores["r2"], rel=1e-9)
 
 
 def test_a_pair_that_the_moments_lack_is_named(layered_moments: Any) -> None:
     with pytest.raises(
         HookPointError,
-        match=r"these moments hold no pair \('blocks.7.hook_resid_post', .*they hold 4, such as",
+        match=r"moments hold no hook pair \('blocks.7.hook_resid_post', .*they hold 4, such as",
     ):
         layered_moments().fit(pairs=[("blocks.7.hook_resid_post", TARGETS[0])])
 
@@ -250,10 +251,12 @@ def test_shuffled_pairs_explain_nothing(grid: Any) -> None:
 
 
 def test_the_null_column_is_the_shuffled_map_on_shuffled_test_pairs(grid: Any) -> None:
-    for pair in grid.moments.pairs:
-        stitch = grid[pair]
+    for hook_pair in grid.moments.pairs:
+        stitch = grid[hook_pair]
         expected = score_map(
-            stitch.null.up.weight, stitch.null.up.bias, grid.moments.null_scatter(pair, test=True)
+            stitch.null.up.weight,
+            stitch.null.up.bias,
+            grid.moments.null_scatter(hook_pair, test=True),
         )
         assert stitch.scores["r2_null"] == pytest.approx(expected.r2, rel=1e-9, abs=1e-12)
 
@@ -351,7 +354,7 @@ def test_a_hook_point_that_the_grid_lacks_is_named_beside_those_it_has(
     with pytest.raises(
         HookPointError,
         match=rf"{hook!r} is no source hook of this grid; "
-        rf"it has \['{SOURCES[0]}', '{SOURCES[1]}'\]",
+        rf"use one of \['{SOURCES[0]}', '{SOURCES[1]}'\]",
     ):
         grid.best(source=hook)
     with pytest.raises(HookPointError, match=rf"{hook!r} is no target hook of this grid"):
@@ -362,7 +365,7 @@ def test_a_pair_that_was_not_fitted_says_so(layered_moments: Any) -> None:
     some = layered_moments().fit(pairs=[(SOURCES[0], TARGETS[0]), (SOURCES[1], TARGETS[1])])
     with pytest.raises(HookPointError, match="was not fitted; see grid.scores for the 2 that were"):
         some[SOURCES[0], TARGETS[1]]
-    with pytest.raises(HookPointError, match="no pair from 0 to 2 in this grid of 2"):
+    with pytest.raises(HookPointError, match="no hook pair from 0 to 2 in this grid of 2"):
         some.best(source=0, target=2)
 
 

@@ -46,9 +46,11 @@ def table(layered_moments: Any) -> Any:
     return similarities(layered_moments())
 
 
-def row_of(table: Any, pair: tuple[str, str], measure: str) -> dict[str, Any]:
+def row_of(table: Any, hook_pair: tuple[str, str], measure: str) -> dict[str, Any]:
     (row,) = table[
-        (table.source_hook == pair[0]) & (table.target_hook == pair[1]) & (table.measure == measure)
+        (table.source_hook == hook_pair[0])
+        & (table.target_hook == hook_pair[1])
+        & (table.measure == measure)
     ].to_dict("records")
     return row
 
@@ -81,18 +83,18 @@ def test_there_is_a_row_for_every_pair_and_measure(table: Any) -> None:
 
 
 @pytest.mark.parametrize("measure", list(NAIVE))
-@pytest.mark.parametrize("pair", [(s, t) for s in SOURCES for t in TARGETS])
+@pytest.mark.parametrize("hook_pair", [(s, t) for s in SOURCES for t in TARGETS])
 def test_values_intervals_and_nulls_are_those_of_rows(
     rows: Any,
     layered: dict,
     table: Any,
     shuffled_rows: np.ndarray,
     measure: str,
-    pair: tuple[str, str],
+    hook_pair: tuple[str, str],
 ) -> None:
-    x, y = layered["source"][pair[0]].numpy(), layered["target"][pair[1]].numpy()
+    x, y = layered["source"][hook_pair[0]].numpy(), layered["target"][hook_pair[1]].numpy()
     fits, naive = rows.fits, NAIVE[measure]
-    row = row_of(table, pair, measure)
+    row = row_of(table, hook_pair, measure)
     assert row["n"] == fits.sum()
     value, null = naive(x[fits], y[fits]), naive(x[fits], y[shuffled_rows][fits])
     assert row["value"] == pytest.approx(value, rel=1e-8)
@@ -110,12 +112,14 @@ def test_values_intervals_and_nulls_are_those_of_rows(
 def test_debiased_cka_is_the_grids_and_its_null_the_product_of_both_shuffled_samples(
     rows: Any, layered: dict, table: Any, grid: Any, shuffled_rows: np.ndarray
 ) -> None:
-    pair = (SOURCES[1], TARGETS[1])
-    row = row_of(table, pair, "cka")
+    hook_pair = (SOURCES[1], TARGETS[1])
+    row = row_of(table, hook_pair, "cka")
     scores = grid.scores
-    expected = scores[(scores.source_hook == pair[0]) & (scores.target_hook == pair[1])].cka.item()
+    expected = scores[
+        (scores.source_hook == hook_pair[0]) & (scores.target_hook == hook_pair[1])
+    ].cka.item()
     assert row["value"] == pytest.approx(expected, rel=1e-9)
-    x, y = layered["source"][pair[0]].numpy(), layered["target"][pair[1]].numpy()
+    x, y = layered["source"][hook_pair[0]].numpy(), layered["target"][hook_pair[1]].numpy()
 
     def covariance(a: np.ndarray, b: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         return (a[chosen] - a[chosen].mean(0)).T @ (b[chosen] - b[chosen].mean(0)) / chosen.sum()
@@ -133,14 +137,14 @@ def test_debiased_cka_is_the_grids_and_its_null_the_product_of_both_shuffled_sam
 def test_held_out_reads_the_test_fold_with_the_directions_of_the_others(
     rows: Any, layered: dict, table: Any
 ) -> None:
-    pair = (SOURCES[0], TARGETS[1])
-    x, y = layered["source"][pair[0]].numpy(), layered["target"][pair[1]].numpy()
+    hook_pair = (SOURCES[0], TARGETS[1])
+    x, y = layered["source"][hook_pair[0]].numpy(), layered["target"][hook_pair[1]].numpy()
     (q, r), (p, s) = (np.linalg.qr(a[rows.fits] - a[rows.fits].mean(0)) for a in (x, y))
     u, _, v = np.linalg.svd(q.T @ p, full_matrices=False)
     a, b = x[~rows.fits] @ np.linalg.solve(r, u), y[~rows.fits] @ np.linalg.solve(s, v.T)
     expected = np.mean([np.corrcoef(a[:, i], b[:, i])[0, 1] for i in range(a.shape[1])])
-    assert row_of(table, pair, "cca")["held_out"] == pytest.approx(expected, rel=1e-8)
-    assert row_of(table, pair, "cka_biased")["held_out"] == pytest.approx(
+    assert row_of(table, hook_pair, "cca")["held_out"] == pytest.approx(expected, rel=1e-8)
+    assert row_of(table, hook_pair, "cka_biased")["held_out"] == pytest.approx(
         naive_cka(x[~rows.fits], y[~rows.fits]), rel=1e-8
     )
 
@@ -322,7 +326,7 @@ def test_what_is_not_there_is_refused(rows: Any, moments_of: Any) -> None:
         similarities(moments, measures=["ckaa"])
     with pytest.raises(ValueError, match="svcca_variance is 1.5"):
         similarities(moments, svcca_variance=1.5)
-    with pytest.raises(HookPointError, match="no pair"):
+    with pytest.raises(HookPointError, match="no hook pair"):
         similarities(moments, [("source", "elsewhere")])
     with pytest.raises(TooFewDocumentsError, match="at least one pair"):
         similarities(moments, [])

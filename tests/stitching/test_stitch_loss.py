@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lrt_lens.data import BlockPlan, cut_windows, document_key
-from lrt_lens.data._documents import N_FOLDS, part_of
+from lrt_lens.data import N_FOLDS, BlockPlan, cut_windows, document_key, part_of
 from lrt_lens.errors import HookPointError, MismatchError, TooFewDocumentsError
 from lrt_lens.models import ModelPair, residual_post
 from lrt_lens.moments import Provenance
@@ -28,7 +27,7 @@ from lrt_lens.stitching import (
     token_identity_map,
 )
 from lrt_lens.stitching._stitch_loss import ROUTES
-from lrt_lens.stitching._stitched_pass import Side, batches
+from lrt_lens.stitching._stitched_pass import ModelWindows, batches
 
 A_HOOK, B_HOOK = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
 SKIP = 4
@@ -292,7 +291,7 @@ def test_bos_keeps_its_state_and_masked_positions_do_so_on_request(
         for m, s in ((pair.source, 1), (pair.target, 2))
     ]
     windows = next(batches(cut_windows(list(range(5, 20)), 0, bare[0], BlockPlan()), *bare))
-    assert not Side(windows, bare[0], "bos").kept.any()
+    assert not ModelWindows(windows, bare[0], "bos").keeps_own.any()
     no_bos = ModelPair(*bare)
     evaluate_stitch_loss(
         no_bos,
@@ -327,7 +326,7 @@ def test_arms_stand_on_the_same_tokens_and_are_compared_in_pairs(
     )
     with pytest.raises(
         ValueError,
-        match=r"no arm 'tokn' on route 'A→B'; its arms are "
+        match=r"no arm 'tokn' on route 'A→B'; use one of its arms "
         r"\['own', 'stitched', 'shuffled', 'mean', 'zero'\]",
     ):
         result.difference("stitched", "tokn", route="A→B")

@@ -11,7 +11,7 @@ texts:
 - ``source``: the probe on the source model, where it was fitted.
 - ``native``: a probe fitted on the target with all training labels.
 - ``transferred``: the source's probe, transferred; no label of the target is used.
-- ``refit``: a probe fitted on k labels of the target, shrunk to the transferred probe.
+- ``fine_tuned``: a probe fitted on k labels of the target, shrunk towards the transferred probe.
 - ``scratch``: a probe fitted on the same k labels alone.
 - ``shuffled``: the probe transferred by the map of shuffled pairs.
 - ``permuted``: a probe fitted on permuted labels, transferred by the true map.
@@ -20,8 +20,8 @@ texts:
 - ``random``: random weights, half of them isotropic and half with the covariance of the target's
   rows, with a bias that splits the training texts evenly.
 
-``refit`` and ``scratch`` standardise by all training texts of the target, because unlabelled texts
-are cheap, and choose their penalty on the k rows.
+``fine_tuned`` and ``scratch`` standardise by all training texts of the target, because unlabelled
+texts are cheap, and choose their penalty on the k rows.
 
 All arms that are fitted use the method of the probe (`LinearProbe.method`).
 
@@ -398,7 +398,7 @@ class _ProbeArms:
     def learning_curve(
         self, ks: Sequence[int], n_seeds: int
     ) -> Iterator[tuple[str, int, np.ndarray]]:
-        """Yield arm, k and probabilities of ``refit`` and ``scratch``, for each draw of labels."""
+        """Yield arm, k and probabilities of the arms that are fitted on k labels, for each draw."""
         start = Logistic(
             self.transferred.weight.double().numpy(), self.transferred.bias.double().numpy()
         )
@@ -410,8 +410,10 @@ class _ProbeArms:
                 y = self.y[rows]
                 # Both arms have the same rows and the same seed of folds, so they differ in the
                 # shrinkage only.
-                refit = self.fits.fit_towards(self.z[rows], y, start, scaling=scaling_z, seed=draw)
-                yield "refit", k, refit.probabilities(self.z_test)
+                fine_tuned = self.fits.fit_towards(
+                    self.z[rows], y, start, scaling=scaling_z, seed=draw
+                )
+                yield "fine_tuned", k, fine_tuned.probabilities(self.z_test)
                 scratch = self.fits.fit(
                     self.x[rows], y, len(self.classes), scaling=scaling, seed=draw
                 )

@@ -1,4 +1,4 @@
-"""Linear relation between the decoders of two SAEs: LRT's figure 2 with nulls of the same norm.
+"""Linear relation of two SAE decoders: LRT's figure 2 with random rows of the same norms.
 
 Problem: LRT (arXiv 2506.00653) regresses the rows of one decoder on those of another, feature i on
 feature i, and reports the norm of the residual against random matrices. Three properties decide
@@ -6,9 +6,9 @@ what such a number means:
 
 - *Norm.* Rows of unit norm leave ``‖E‖_F = √n·√(1 − d/n)`` on *any* d unrelated columns: 113.1 for
   n = 16384, d = 3584, for which the paper reports about 114. N(0, 1) rows of width 2304 leave 5430.
-  A null must have the norms of the rows.
+  Random rows must have the norms of the rows.
 - *Numbering.* SAEs that were trained separately number their features at random: match features
-  first (`match_features`), and permute them for the null.
+  first (`match_features`), and permute them as a control.
 - *Fit.* n random rows on d columns are fitted up to a share 1 − d/n: score features that were not
   in the fit.
 
@@ -145,7 +145,7 @@ def decoder_geometry(
             ``affine`` of other widths.
         ValueError: fewer than ten features to compare.
 
-    Source: LRT (arXiv 2506.00653), figure 2; nulls, matching and held-out scores are ours.
+    Source: LRT (arXiv 2506.00653), figure 2; random arms, matching and held-out scores are ours.
     """
     # One generator for all arms, in this order: folds first, then the draws of each random arm.
     source, target = _checked("source", source_decoder), _checked("target", target_decoder)
@@ -171,8 +171,8 @@ def decoder_geometry(
         row |= {"residual": residual, "share": residual / row["norm"], "chance": row["norm"]}
     for arm in RANDOM_ARMS:
         for draw in range(n_draws):
-            null = _null(arm, y, rng)
-            report.add(arm, draw, predictor, null, pairs, predictor.score(null))
+            rows = _random_rows(arm, y, rng)
+            report.add(arm, draw, predictor, rows, pairs, predictor.score(rows))
     by_feature = pd.concat(report.features, ignore_index=True)
     return DecoderGeometry(pd.DataFrame(report.rows), by_feature, matches, seed)
 
@@ -199,7 +199,7 @@ def _check_arguments(
             "give the map from the source's hook point to the target's"
         )
     if n_draws < 1:
-        raise ValueError(f"n_draws is {n_draws}; expected 1 or more: a null needs a draw")
+        raise ValueError(f"n_draws is {n_draws}; expected 1 or more: every random arm needs a draw")
 
 
 class _Report:
@@ -224,7 +224,7 @@ class _Report:
             self.features.append(pd.DataFrame({"arm": arm, "feature": index} | scored.columns))
 
 
-def _null(arm: str, y: Tensor, rng: np.random.Generator) -> Tensor:
+def _random_rows(arm: str, y: Tensor, rng: np.random.Generator) -> Tensor:
     """One draw of rows for a random arm, [feature, d_target]."""
     # A permutation keeps the rows and breaks the correspondence; random unit rows keep the norms
     # alone; the Gaussian rows of the paper keep neither.

@@ -284,7 +284,7 @@ def _arms(
         }
         # End A is the source model, which only the arm "source" reads.
         states |= {
-            name: Reconstruction(sae, end, mean, batch.sides[end], codes[name])
+            name: Reconstruction(sae, end, mean, batch.by_model[end], codes[name])
             for name, sae in saes.items()
             if (name == "source") == (end == "A")
         }

@@ -118,7 +118,7 @@ def decoder_signature(decoder: Tensor) -> Tensor:
     return torch.nn.functional.normalize(rows, dim=1)[:, columns]
 
 
-class _Sums:
+class _CodeSums:
     """Sums n, Σa, Σb, Σa², Σb², Σabᵀ over tokens of two codes a and b, in float64."""
 
     def __init__(self, n_source: int, n_target: int) -> None:
@@ -201,7 +201,7 @@ def match_features(
             f"correlations of {widths[0]} with {widths[1]} features take {human_bytes(needed)}, "
             f"and {human_bytes(free)} are free; give SAEs with fewer features"
         )
-    fit, test = _Sums(*widths), _Sums(*widths)
+    fit, test = _CodeSums(*widths), _CodeSums(*widths)
     passes = CodePasses(pair, stitch, documents, n_tokens, context_length, progress)
     for block in passes.blocks(range(N_PARTS), "matching"):
         codes = (
@@ -214,7 +214,9 @@ def match_features(
     return replace(matches, decoders=signatures)
 
 
-def _matches(fit: _Sums, test: _Sums, min_firings: int, min_correlation: float) -> FeatureMatches:
+def _matches(
+    fit: _CodeSums, test: _CodeSums, min_firings: int, min_correlation: float
+) -> FeatureMatches:
     """Mutual best features of the fitting folds, with their correlation on the test fold."""
     correlations = fit.correlations()
     live = [fired >= min_firings for fired in fit.fired]

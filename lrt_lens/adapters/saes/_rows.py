@@ -139,11 +139,11 @@ class SAERows:
         name = cache.stored_name(role, at)
         side = 0 if role == "source" else 1
         # Any stored pair with this hook point will do: only one side of its rows is read.
-        pair = next(pair for pair in cache.pairs if pair[side] == name)
+        hook_pair = next(hook_pair for hook_pair in cache.pairs if hook_pair[side] == name)
 
         # shuffle=None returns rows in stored order; `batches` shuffles them.
         def run(parts: range) -> Iterator[Tensor]:
-            return (batch[side] for batch in cache.rows(*pair, parts=parts, shuffle=None))
+            return (batch[side] for batch in cache.rows(*hook_pair, parts=parts, shuffle=None))
 
         provenance = cache.manifest.provenance
         return cls(

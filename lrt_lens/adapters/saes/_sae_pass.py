@@ -1,7 +1,7 @@
 """Reconstruction of states by an SAE during a model's pass, and sums over its codes.
 
     codes = CodeTally(n_documents, sae.cfg.d_sae)
-    splice = Reconstruction(sae, "B", mean, batch.sides["B"], codes)
+    splice = Reconstruction(sae, "B", mean, batch.by_model["B"], codes)
     Arm("transferred", "B", ("B",), splice)      # encodes once: splices and counts
 
 Problem: reconstruction error, sparsity and loss need the same codes, and encoding is the costly
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens.errors import NonFiniteError
-from lrt_lens.stitching._stitched_pass import Side, Streams
+from lrt_lens.stitching._stitched_pass import ModelWindows, Streams
 
 
 class CodeTally:
@@ -35,9 +35,9 @@ class CodeTally:
         self.fired = torch.zeros(d_sae, dtype=torch.bool)
         """True for features that were active on any counted token, [feature]."""
 
-    def add(self, side: Side, codes: Tensor, error: Tensor, variance: Tensor) -> None:
+    def add(self, windows: ModelWindows, codes: Tensor, error: Tensor, variance: Tensor) -> None:
         """Add a batch: codes [row, feature] of the counted rows, and squared distances [row]."""
-        documents = side.documents[side.counted]
+        documents = windows.documents[windows.counted]
         on = codes != 0
         self.fired |= on.any(0).cpu()
         # Active features, ‖x − x̂‖² and ‖x − mean‖² of each row.
@@ -58,7 +58,7 @@ class Reconstruction:
     """End at which the SAE reads: ``"A"`` for the source model, ``"B"`` for the target model."""
     mean: Tensor
     """Mean of the states, from which FVU counts the variance, [d]."""
-    side: Side
+    windows: ModelWindows
     """Tokens, documents and counted positions of the batch at this end."""
     codes: CodeTally
     """Sums to which the codes are added."""
@@ -71,12 +71,12 @@ class Reconstruction:
             NonFiniteError: a reconstruction holds NaN or infinity.
         """
         stream = streams[self.end]
-        x = stream.float()[self.side.predicts.to(stream.device)].to(self.sae.W_dec)
+        x = stream.float()[self.windows.predicts.to(stream.device)].to(self.sae.W_dec)
         codes = self.sae.encode(x)
         # SAELens can return sparse codes for TopK.
         codes = codes.to_dense() if codes.is_sparse else codes
         rebuilt = self.sae.decode(codes)
-        counted = torch.from_numpy(self.side.counted).to(x.device)
+        counted = torch.from_numpy(self.windows.counted).to(x.device)
         # Squared distances in float64: float32 sums of thousands of tokens lose digits.
         error = (x - rebuilt)[counted].double().square().sum(1)
         if not bool(torch.isfinite(error).all()):
@@ -86,9 +86,9 @@ class Reconstruction:
                 "with dtype='float32'"
             )
         variance = (x[counted].double() - self.mean.to(x.device).double()).square().sum(1)
-        self.codes.add(self.side, codes[counted], error, variance)
+        self.codes.add(self.windows, codes[counted], error, variance)
         # Every position with a next token is replaced here; the pass puts back those that `keep` of
         # evaluate_sae protects.
         state = stream.clone()
-        state[self.side.predicts.to(stream.device)] = rebuilt.to(stream)
+        state[self.windows.predicts.to(stream.device)] = rebuilt.to(stream)
         return state

@@ -15,7 +15,7 @@ texts (for several classes: the largest difference of any class to all others). 
 
 - ``native``: features of the SAE that was trained there; ``random``: k random ones of its features
   that are ever active;
-- ``transferred_refit``: features of the transferred SAE, selected and weighted on the target's
+- ``transferred_new_probe``: features of the transferred SAE, selected and weighted on the target's
   labelled texts;
 - ``transferred``: features of the transferred SAE with the selection *and* the weights of the
   source's own sparse probe: no label of the target is used;
@@ -117,7 +117,7 @@ class SparseProbeEvaluation:
     features: dict[str, list[int]]
     """Indices of the features that the largest k reads, by descending class difference.
 
-    Keys: ``native``, ``transferred_refit`` and ``source``.
+    Keys: ``native``, ``transferred_new_probe`` and ``source``.
     """
 
     @property
@@ -221,8 +221,8 @@ def evaluate_sparse_probes(
         name: by_class_difference(train, y)[: max(run.ks)].tolist()
         for name, (train, _) in features.items()
     }
-    # The selection on the target's own labels is that of the arm "transferred_refit".
-    ranked["transferred_refit"] = ranked.pop("transferred")
+    # The selection on the target's own labels is that of the arm "transferred_new_probe".
+    ranked["transferred_new_probe"] = ranked.pop("transferred")
     chance = float(np.bincount(truth).max() / len(truth))
     table = _table(run.task, arms, truth, run.seed)
     return SparseProbeEvaluation(table, chance, len(truth), ranked)
@@ -313,7 +313,7 @@ def _sparse(
         own = fit_logistic(source[0][:, columns], y, n_classes, seed=seed)
         yield "source", k, own.probabilities(source[1][:, columns])
         yield "transferred", k, own.probabilities(transferred[1][:, columns])
-        yield "transferred_refit", k, fitted(transferred, order["transferred"][:k])
+        yield "transferred_new_probe", k, fitted(transferred, order["transferred"][:k])
         if "native" in features:
             yield "native", k, fitted(features["native"], order["native"][:k])
         if len(alive) < k:

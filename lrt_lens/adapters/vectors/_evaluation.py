@@ -394,7 +394,9 @@ def _best_native(
         if best is None or effect > best_effect:
             best, best_effect = native, effect if not math.isnan(effect) else -math.inf
     if best is None:
-        raise ValueError(f"{model.name!r} has no block to learn a native vector at")
+        raise ValueError(
+            f"{model.name!r} has no block at which to learn a native vector; give another target"
+        )
     return VectorArm("native_best", best)
 
 

@@ -370,7 +370,7 @@ class ActivationCache:
                 return name
         raise HookPointError(
             f"hook point {hook!r} is not among the {role} streams of the cache "
-            f"{str(self.folder)!r}; it has {list(hooks)}"
+            f"{str(self.folder)!r}; use one of {list(hooks)}, or record that hook point"
         )
 
     def moments(
@@ -427,7 +427,8 @@ class ActivationCache:
         if not stored:
             raise HookPointError(
                 f"the cache {str(self.folder)!r} has no pair of streams: "
-                f"source {self.source_hooks}, target {self.target_hooks}"
+                f"source {self.source_hooks}, target {self.target_hooks}; "
+                "record hook points of both models"
             )
         # As in a harvest: the source's embedding stands for token identity.
         token_hook = EMBED if EMBED in self.source_hooks else None
@@ -435,10 +436,10 @@ class ActivationCache:
         provenance = replace(manifest.provenance, n_documents=0, corpus="")
         return CrossMoments(stored, token_hook, moment_dtype, null, provenance)
 
-    def __getitem__(self, pair: HookPair) -> "CachedPair":
+    def __getitem__(self, hook_pair: HookPair) -> "CachedPair":
         """Return the rows of one hook pair, as the training recipes take them."""
         return CachedPair(
-            self, self.stored_name("source", pair[0]), self.stored_name("target", pair[1])
+            self, self.stored_name("source", hook_pair[0]), self.stored_name("target", hook_pair[1])
         )
 
     def __len__(self) -> int:

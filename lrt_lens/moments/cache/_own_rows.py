@@ -37,18 +37,18 @@ class OwnRowsWriter(CacheWriter):
 
 
 def begin_own_rows(
-    folder: Path, dtype: str, seed: int, pair: HookPair, shard_bytes: int
+    folder: Path, dtype: str, seed: int, hook_pair: HookPair, shard_bytes: int
 ) -> OwnRowsWriter:
     """Return a writer for the rows of one hook pair."""
     refuse_other_dtype(dtype)
     provenance = Provenance(seed=seed, versions=package_versions())
-    manifest = Manifest(provenance, dtype, streams={}, pairs=(pair,), has_tokens=False)
+    manifest = Manifest(provenance, dtype, streams={}, pairs=(hook_pair,), has_tokens=False)
     return OwnRowsWriter(folder, manifest, shard_bytes=shard_bytes)
 
 
 def add_own_rows(
     writer: CacheWriter,
-    pair: HookPair,
+    hook_pair: HookPair,
     x: Tensor,
     y: Tensor,
     documents: Sequence[Any] | Tensor | np.ndarray,
@@ -57,7 +57,7 @@ def add_own_rows(
 
     Args:
         writer: writer from `begin_own_rows`.
-        pair: names of the two hook points.
+        hook_pair: names of the two hook points.
         x: [row, d_source].
         y: [row, d_target].
         documents: an id of the document of each row.
@@ -73,7 +73,8 @@ def add_own_rows(
         )
     if not len(x) == len(y) == len(documents):
         raise ValueError(
-            f"rows do not pair: x has {len(x)}, y {len(y)}, documents {len(documents)}"
+            f"rows do not pair: x has {len(x)}, y {len(y)}, documents {len(documents)}; "
+            "give one row of x, one of y and one document id per token"
         )
     if not len(x):
         raise ValueError("x and y have no rows; expected one row per token")
@@ -84,7 +85,9 @@ def add_own_rows(
         for start in range(0, len(rows_of_part), _BLOCK_ROWS):
             rows = rows_of_part[start : start + _BLOCK_ROWS]
             index = torch.from_numpy(rows)
-            _add_block(writer, pair, part, keys[rows], x[index.to(x.device)], y[index.to(y.device)])
+            _add_block(
+                writer, hook_pair, part, keys[rows], x[index.to(x.device)], y[index.to(y.device)]
+            )
 
 
 def document_keys(documents: Sequence[Any] | Tensor | np.ndarray, seed: int) -> np.ndarray:
@@ -107,7 +110,7 @@ def parts_of(keys: np.ndarray) -> np.ndarray:
 
 
 def _add_block(
-    writer: OwnRowsWriter, pair: HookPair, part: int, keys: np.ndarray, x: Tensor, y: Tensor
+    writer: OwnRowsWriter, hook_pair: HookPair, part: int, keys: np.ndarray, x: Tensor, y: Tensor
 ) -> None:
     # Consecutive rows of one document make one window.
     bounds = [0, *(np.flatnonzero(np.diff(keys)) + 1).tolist(), len(keys)]
@@ -123,5 +126,5 @@ def _add_block(
     index = writer.n_offered
     if not writer.has(index, fingerprint):
         block = Block(part=part, windows=windows, n_rows=len(keys), index=index)
-        writer.add(block, windows, {pair[0]: x}, {pair[1]: y}, fingerprint)
+        writer.add(block, windows, {hook_pair[0]: x}, {hook_pair[1]: y}, fingerprint)
     writer.n_offered = index + 1

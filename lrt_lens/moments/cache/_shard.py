@@ -190,7 +190,7 @@ class Shard:
                 if name not in tensors:
                     raise FileFormatError(
                         f"{str(self.folder / file.name)!r} lacks {name!r}; "
-                        "it is not the file that was written there"
+                        "it is not the file that was written there: copy the cache again"
                     )
                 if (file.name, name) not in self._verified:
                     self._refuse_damaged(

@@ -149,6 +149,6 @@ def _applied(network: nn.Module, points: Tensor, hook: str) -> Tensor:
     if points.shape[-1] != weight.shape[1]:
         raise MismatchError(
             f"last dimension is {points.shape[-1]}; this network starts at {hook!r} with "
-            f"{weight.shape[1]} dimensions"
+            f"{weight.shape[1]} dimensions: give states of that hook point"
         )
     return network(points.to(weight)).to(points)

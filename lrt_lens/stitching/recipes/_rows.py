@@ -100,7 +100,7 @@ class RowsInMemory:
         if not len(self.x) == len(self.y) == len(self.documents):
             raise ValueError(
                 f"rows do not pair: x has {len(self.x)}, y {len(self.y)}, documents "
-                f"{len(self.documents)}"
+                f"{len(self.documents)}; give one row of x, one of y and one document id per token"
             )
         for name, rows in (("x", self.x), ("y", self.y)):
             bad = int((~torch.isfinite(rows)).any(1).sum())

@@ -17,7 +17,13 @@ from lrt_lens.errors import MismatchError
 from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
 from lrt_lens.stitching._affine import AffineMap, MapPair
-from lrt_lens.stitching.solvers._solver import FoldErrors, Setting, Side, Solver, held_out_errors
+from lrt_lens.stitching.solvers._solver import (
+    FoldErrors,
+    MapFitter,
+    Setting,
+    Solver,
+    held_out_errors,
+)
 
 
 @dataclass(frozen=True)
@@ -33,14 +39,14 @@ class FixedMaps(Solver):
         """Name of the solver in tables."""
         return self.label
 
-    def sides(self, moments: CrossMoments) -> tuple["FixedSide", "FixedSide"]:
-        """Return the two directions (up, down)."""
-        return FixedSide(moments, self.maps.up, down=False), FixedSide(
+    def fitters(self, moments: CrossMoments) -> tuple["FixedMapsFitter", "FixedMapsFitter"]:
+        """Return the fitters of both directions (up, down)."""
+        return FixedMapsFitter(moments, self.maps.up, down=False), FixedMapsFitter(
             moments, self.maps.down, down=True
         )
 
 
-class FixedSide(Side):
+class FixedMapsFitter(MapFitter):
     """One direction of `FixedMaps`.
 
     Nothing is fitted, so every refit and the null are the map itself.
@@ -50,28 +56,28 @@ class FixedSide(Side):
         super().__init__(moments, down=down)
         self.affine = affine
 
-    def cross_validate(self, pair: HookPair) -> FoldErrors:
+    def cross_validate(self, hook_pair: HookPair) -> FoldErrors:
         """Return the errors of the map on each fitting fold."""
-        held_out = [self.scatter(pair, (k,)) for k in FIT_PARTS]
+        held_out = [self.scatter(hook_pair, (k,)) for k in FIT_PARTS]
         setting = Setting()
         return held_out_errors(
-            held_out, [[self.solve(pair, (), setting)] for _ in FIT_PARTS], [setting]
+            held_out, [[self.solve(hook_pair, (), setting)] for _ in FIT_PARTS], [setting]
         )
 
-    # The interface of a side; a fixed map ignores parts and setting, because nothing is fitted.
+    # A fixed map ignores parts and setting, because nothing is fitted.
     def solve(
         self,
-        pair: HookPair,
+        hook_pair: HookPair,
         parts: Sequence[int],  # noqa: ARG002
         setting: Setting,  # noqa: ARG002
     ) -> AffineMap:
-        """Return the map in float64, with the hook points of ``pair``.
+        """Return the map in float64, with the hook points of ``hook_pair``.
 
         Raises:
             MismatchError: the widths of the map are not those of the hook pair.
         """
-        source, target = self.names(pair)
-        widths = tuple(self.scatter(pair, FIT_PARTS).xy.shape)
+        source, target = self.names(hook_pair)
+        widths = tuple(self.scatter(hook_pair, FIT_PARTS).xy.shape)
         if tuple(self.affine.weight.shape) != widths:
             raise MismatchError(
                 f"the fixed map is {tuple(self.affine.weight.shape)}, but {source!r} → {target!r} "
@@ -86,6 +92,6 @@ class FixedSide(Side):
             target_hook=target,
         )
 
-    def fit_null(self, pair: HookPair, setting: Setting) -> AffineMap:
+    def fit_null(self, hook_pair: HookPair, setting: Setting) -> AffineMap:
         """Return the map itself, because it was not fitted on any pairs of rows."""
-        return self.solve(pair, (), setting)
+        return self.solve(hook_pair, (), setting)

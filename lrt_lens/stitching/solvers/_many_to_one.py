@@ -29,7 +29,7 @@ from lrt_lens.models._hook_points import HookPair, joint_name, joint_parts
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._scatter import Scatter, SideMoments
 from lrt_lens.stitching._affine import AffineMap
-from lrt_lens.stitching.solvers._ridge import Ridge, RidgeSide, Spectrum
+from lrt_lens.stitching.solvers._ridge import Ridge, RidgeFitter, Spectrum
 from lrt_lens.stitching.solvers._solver import DEFAULT_ALPHAS, FoldErrors, Setting, Solver
 
 
@@ -76,12 +76,12 @@ class ManyToOne(Solver):
         """Name of the solver in tables."""
         return "many_to_one_standardized" if self.standardize else "many_to_one"
 
-    def sides(self, moments: CrossMoments) -> tuple["GroupRidgeSide", RidgeSide]:
-        """Return the two directions (up, down)."""
-        return GroupRidgeSide(moments, self), RidgeSide(moments, self.ridge, down=True)
+    def fitters(self, moments: CrossMoments) -> tuple["GroupRidgeFitter", RidgeFitter]:
+        """Return the fitters of both directions (up, down)."""
+        return GroupRidgeFitter(moments, self), RidgeFitter(moments, self.ridge, down=True)
 
 
-class GroupRidgeSide(RidgeSide):
+class GroupRidgeFitter(RidgeFitter):
     """The direction up under `ManyToOne`."""
 
     def __init__(self, moments: CrossMoments, many: ManyToOne) -> None:
@@ -89,61 +89,61 @@ class GroupRidgeSide(RidgeSide):
         self.many = many
         self._groups: tuple[float, ...] = ()
 
-    def cross_validate(self, pair: HookPair) -> FoldErrors:
+    def cross_validate(self, hook_pair: HookPair) -> FoldErrors:
         """Return held-out errors at the best penalties.
 
         Coordinate descent chooses the penalties of the layers. Each step scores all common
         penalties.
         """
-        n_groups = len(joint_parts(pair[0]))
+        n_groups = len(joint_parts(hook_pair[0]))
         given = self.many.groups
         if given and len(given) != n_groups:
             raise ValueError(
-                f"groups has {len(given)} penalties; {pair[0]!r} joins {n_groups} layers: give one "
-                "penalty per layer"
+                f"groups has {len(given)} penalties; {hook_pair[0]!r} joins {n_groups} layers: "
+                "give one penalty per layer"
             )
-        best = self._with(pair, given or (1.0,) * n_groups)
+        best = self._with(hook_pair, given or (1.0,) * n_groups)
         if given is None and n_groups > 1:
             # One layer's penalty at a time; `_along` keeps the better of the old and the new one.
             for _ in range(self.many.sweeps):
                 for g in range(n_groups):
-                    best = self._along(pair, g, best)
+                    best = self._along(hook_pair, g, best)
         return best
 
-    def _along(self, pair: HookPair, g: int, best: FoldErrors) -> FoldErrors:
+    def _along(self, hook_pair: HookPair, g: int, best: FoldErrors) -> FoldErrors:
         """Return the errors after one step along the penalty of layer ``g``, if it improves R²."""
         for factor in (self.many.step, 1 / self.many.step):
             penalties = list(best.setting.groups)
             penalties[g] *= factor
-            tried = self._with(pair, tuple(penalties))
+            tried = self._with(hook_pair, tuple(penalties))
             if tried.r2 > best.r2:
                 return tried
         return best
 
-    def _with(self, pair: HookPair, groups: tuple[float, ...]) -> FoldErrors:
+    def _with(self, hook_pair: HookPair, groups: tuple[float, ...]) -> FoldErrors:
         """Return the errors at the best common penalty for relative penalties ``groups``."""
         # `shared_by` and `decompose` read the attribute, so it is set before the spectra are used.
         self._groups = groups
-        found = super().cross_validate(pair)
+        found = super().cross_validate(hook_pair)
         return replace(found, setting=replace(found.setting, groups=groups))
 
-    def solve(self, pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
+    def solve(self, hook_pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
         """Return the map fitted on the rows of some parts."""
         self._groups = setting.groups
-        return super().solve(pair, parts, setting)
+        return super().solve(hook_pair, parts, setting)
 
-    def fit_null(self, pair: HookPair, setting: Setting) -> AffineMap:
+    def fit_null(self, hook_pair: HookPair, setting: Setting) -> AffineMap:
         """Return the map fitted on shuffled pairs."""
         self._groups = setting.groups
-        return super().fit_null(pair, setting)
+        return super().fit_null(hook_pair, setting)
 
-    def shared_by(self, pair: HookPair) -> object:
+    def shared_by(self, hook_pair: HookPair) -> object:
         """Return the joint hook point and its penalties, on which the spectra depend."""
-        return pair[0], self._groups
+        return hook_pair[0], self._groups
 
-    def decompose(self, pair: HookPair, fit: Scatter) -> Spectrum:
+    def decompose(self, hook_pair: HookPair, fit: Scatter) -> Spectrum:
         """Return the spectrum of the joint hook point, each layer divided by √ of its penalty."""
-        widths = _widths(pair[0], len(fit.mean_x))
+        widths = _widths(hook_pair[0], len(fit.mean_x))
         # p_g‖W_g‖² = ‖√p_g W_g‖², so ridge on x_g/√p_g with weights √p_g W_g is the objective.
         penalties = torch.tensor(self._groups or (1.0,) * len(widths), dtype=fit.xx.dtype)
         scale = penalties.rsqrt().repeat_interleave(torch.tensor(widths)).to(fit.xx.device)
@@ -179,9 +179,9 @@ def layer_contributions(
         HookPointError: no joint source hook point with this target.
     """
     pairs = [
-        pair
-        for pair in moments.pairs
-        if len(joint_parts(pair[0])) > 1 and target in (None, pair[1])
+        hook_pair
+        for hook_pair in moments.pairs
+        if len(joint_parts(hook_pair[0])) > 1 and target in (None, hook_pair[1])
     ]
     if not pairs:
         raise HookPointError(
@@ -191,22 +191,22 @@ def layer_contributions(
     solver, rows = solver or Ridge(), []
 
     # Every subset of layers is fitted from the joint moments; no activation is read again.
-    def scores(pair: HookPair, chosen: list[int]) -> tuple[float, float]:
-        row = select_layers(moments, pair, chosen).fit(solver).scores.iloc[0]
+    def scores(hook_pair: HookPair, chosen: list[int]) -> tuple[float, float]:
+        row = select_layers(moments, hook_pair, chosen).fit(solver).scores.iloc[0]
         return float(row["r2"]), float(row["r2_uniform"])
 
-    for pair in pairs:
-        layers = joint_parts(pair[0])
+    for hook_pair in pairs:
+        layers = joint_parts(hook_pair[0])
         everything = list(range(len(layers)))
-        r2_all, r2_uniform_all = scores(pair, everything)
+        r2_all, r2_uniform_all = scores(hook_pair, everything)
         for g, layer in enumerate(tqdm(layers, desc="layers", disable=not progress, leave=False)):
-            r2_alone, r2_uniform_alone = scores(pair, [g])
-            r2_without, r2_uniform_without = scores(pair, [i for i in everything if i != g])
-            r2_up_to, r2_uniform_up_to = scores(pair, everything[: g + 1])
+            r2_alone, r2_uniform_alone = scores(hook_pair, [g])
+            r2_without, r2_uniform_without = scores(hook_pair, [i for i in everything if i != g])
+            r2_up_to, r2_uniform_up_to = scores(hook_pair, everything[: g + 1])
             rows.append(
                 {
                     "source_hook": layer,
-                    "target_hook": pair[1],
+                    "target_hook": hook_pair[1],
                     "r2_alone": r2_alone,
                     "r2_uniform_alone": r2_uniform_alone,
                     "r2_without": r2_without,
@@ -222,30 +222,37 @@ def layer_contributions(
     return pd.DataFrame(rows)
 
 
-def select_layers(moments: CrossMoments, pair: HookPair, chosen: Sequence[int]) -> CrossMoments:
+def select_layers(
+    moments: CrossMoments, hook_pair: HookPair, chosen: Sequence[int]
+) -> CrossMoments:
     """Return the moments of some layers of a joint hook point, with its target.
 
     Args:
         moments: cross-moments with the joint hook point.
-        pair: joint source hook point and target hook point.
+        hook_pair: joint source hook point and target hook point.
         chosen: positions of the layers in the joint hook point, from 0.
     """
     # Rows and columns of the joint sums are the sums of the layers, so no harvest is needed.
-    layers = joint_parts(pair[0])
-    joint = moments.source[pair[0]]
-    width = _widths(pair[0], len(joint.shift))[0]
+    layers = joint_parts(hook_pair[0])
+    joint = moments.source[hook_pair[0]]
+    width = _widths(hook_pair[0], len(joint.shift))[0]
     index = torch.cat([torch.arange(g * width, (g + 1) * width) for g in chosen]).to(
         joint.shift.device
     )
     name = joint_name([layers[g] for g in chosen])
     taken = CrossMoments(
-        ((name, pair[1]),), None, moments.moment_dtype, moments.null, moments.provenance, moments.n
+        ((name, hook_pair[1]),),
+        None,
+        moments.moment_dtype,
+        moments.null,
+        moments.provenance,
+        moments.n,
     )
     taken.source = {name: _columns(joint, index)}
-    taken.target = {pair[1]: moments.target[pair[1]]}
-    taken.cross = {(name, pair[1]): moments.cross[pair][:, index]}
-    if pair in moments.cross_null:
-        taken.cross_null = {(name, pair[1]): moments.cross_null[pair][:, index]}
+    taken.target = {hook_pair[1]: moments.target[hook_pair[1]]}
+    taken.cross = {(name, hook_pair[1]): moments.cross[hook_pair][:, index]}
+    if hook_pair in moments.cross_null:
+        taken.cross_null = {(name, hook_pair[1]): moments.cross_null[hook_pair][:, index]}
     return taken
 
 

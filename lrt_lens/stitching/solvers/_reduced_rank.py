@@ -24,8 +24,14 @@ from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
 from lrt_lens.moments._scatter import Scatter, score_weights, squared_errors
 from lrt_lens.stitching._affine import AffineMap
-from lrt_lens.stitching.solvers._ridge import Ridge, RidgeSide
-from lrt_lens.stitching.solvers._solver import DEFAULT_ALPHAS, FoldErrors, Setting, Side, Solver
+from lrt_lens.stitching.solvers._ridge import Ridge, RidgeFitter
+from lrt_lens.stitching.solvers._solver import (
+    DEFAULT_ALPHAS,
+    FoldErrors,
+    MapFitter,
+    Setting,
+    Solver,
+)
 
 
 @dataclass(frozen=True)
@@ -64,25 +70,27 @@ class ReducedRank(Solver):
         """Name of the solver in tables."""
         return "reduced_rank_standardized" if self.standardize else "reduced_rank"
 
-    def sides(self, moments: CrossMoments) -> tuple["ReducedRankSide", "ReducedRankSide"]:
-        """Return the two directions (up, down)."""
-        return ReducedRankSide(moments, self, down=False), ReducedRankSide(moments, self, down=True)
+    def fitters(self, moments: CrossMoments) -> tuple["ReducedRankFitter", "ReducedRankFitter"]:
+        """Return the fitters of both directions (up, down)."""
+        return ReducedRankFitter(moments, self, down=False), ReducedRankFitter(
+            moments, self, down=True
+        )
 
 
-class ReducedRankSide(Side):
+class ReducedRankFitter(MapFitter):
     """One direction under `ReducedRank`."""
 
     def __init__(self, moments: CrossMoments, solver: ReducedRank, *, down: bool) -> None:
         super().__init__(moments, down=down)
-        self.solver, self.ridge = solver, RidgeSide(moments, solver.ridge, down=down)
+        self.solver, self.ridge = solver, RidgeFitter(moments, solver.ridge, down=down)
 
-    def cross_validate(self, pair: HookPair) -> FoldErrors:
+    def cross_validate(self, hook_pair: HookPair) -> FoldErrors:
         """Return held-out errors at the best penalty (at full rank) and then the best rank."""
-        alpha = self.ridge.cross_validate(pair).setting.alpha
-        folds = [self.fold(pair, k) for k in FIT_PARTS]
+        alpha = self.ridge.cross_validate(hook_pair).setting.alpha
+        folds = [self.fold(hook_pair, k) for k in FIT_PARTS]
         variance = torch.stack([held_out.variance for _, held_out in folds])
         weights = score_weights(variance.sum(0))
-        full = [self.ridge.refit_without(pair, k, Setting(alpha)) for k in FIT_PARTS]
+        full = [self.ridge.refit_without(hook_pair, k, Setting(alpha)) for k in FIT_PARTS]
         bases = [
             _leading_outputs(affine.weight, fit.xy)
             for affine, (fit, _) in zip(full, folds, strict=True)
@@ -105,15 +113,17 @@ class ReducedRankSide(Side):
             )
         return FoldErrors(setting, torch.stack(errors), variance @ weights.T)
 
-    def solve(self, pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
+    def solve(self, hook_pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
         """Return the map fitted on the rows of some parts."""
-        fit = self.scatter(pair, parts)
-        return _projected(self.ridge.solve(pair, parts, setting), fit, setting)
+        fit = self.scatter(hook_pair, parts)
+        return _projected(self.ridge.solve(hook_pair, parts, setting), fit, setting)
 
-    def fit_null(self, pair: HookPair, setting: Setting) -> AffineMap:
+    def fit_null(self, hook_pair: HookPair, setting: Setting) -> AffineMap:
         """Return the map of the same rank that was fitted on shuffled pairs."""
         return _projected(
-            self.ridge.fit_null(pair, setting), self.null_scatter(pair, test=False), setting
+            self.ridge.fit_null(hook_pair, setting),
+            self.null_scatter(hook_pair, test=False),
+            setting,
         )
 
     def _checked_rank(self, basis: Tensor) -> int:

@@ -35,8 +35,8 @@ from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching.solvers._solver import (
     DEFAULT_ALPHAS,
     FoldErrors,
+    MapFitter,
     Setting,
-    Side,
     Solver,
     unit_scale,
 )
@@ -78,9 +78,9 @@ class Ridge(Solver):
         """All penalties that cross-validation scores."""
         return self.alphas if self.alpha is None else (self.alpha,)
 
-    def sides(self, moments: CrossMoments) -> tuple["RidgeSide", "RidgeSide"]:
-        """Return the two directions (up, down)."""
-        return RidgeSide(moments, self, down=False), RidgeSide(moments, self, down=True)
+    def fitters(self, moments: CrossMoments) -> tuple["RidgeFitter", "RidgeFitter"]:
+        """Return the fitters of both directions (up, down)."""
+        return RidgeFitter(moments, self, down=False), RidgeFitter(moments, self, down=True)
 
     def decompose(self, xx: Tensor, scale: Tensor | None = None) -> "Spectrum":
         """Return the spectrum of the predicting side, which all targets and penalties share.
@@ -169,7 +169,7 @@ class HeldOutFold:
         return torch.stack(columns, 1)
 
 
-class RidgeSide(Side):
+class RidgeFitter(MapFitter):
     """One direction under `Ridge`; hook pairs with one predicting hook point share its spectra."""
 
     separable = True
@@ -183,10 +183,10 @@ class RidgeSide(Side):
         self._total: Spectrum
         self._folds: list[HeldOutFold]
 
-    def cross_validate(self, pair: HookPair) -> FoldErrors:
+    def cross_validate(self, hook_pair: HookPair) -> FoldErrors:
         """Return held-out errors at the best penalty; each is scored on every held-out fold."""
-        self.prepare(pair)
-        folds = [self.fold(pair, k) for k in FIT_PARTS]
+        self.prepare(hook_pair)
+        folds = [self.fold(hook_pair, k) for k in FIT_PARTS]
         variance = torch.stack([held_out.variance for _, held_out in folds])  # [fold, d_target]
         weights = score_weights(variance.sum(0))  # [2, d_target]
         alphas = torch.tensor(self.solver.candidates, dtype=weights.dtype, device=weights.device)
@@ -203,44 +203,46 @@ class RidgeSide(Side):
             Setting(alpha=self.solver.candidates[best]), errors[:, best], variance @ weights.T
         )
 
-    def solve(self, pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
+    def solve(self, hook_pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
         """Return the map fitted on the rows of some parts."""
-        fit = self.scatter(pair, parts)
-        return self.spectrum(pair, parts, fit).solve(fit, setting.alpha, *self.names(pair))
-
-    def fit_null(self, pair: HookPair, setting: Setting) -> AffineMap:
-        """Return the map fitted on shuffled pairs."""
-        # Shuffling changes which y belongs to an x, so Sxy only: the spectrum of Sxx still holds.
-        self.prepare(pair)
-        return self._total.solve(
-            self.null_scatter(pair, test=False), setting.alpha, *self.names(pair)
+        fit = self.scatter(hook_pair, parts)
+        return self.spectrum(hook_pair, parts, fit).solve(
+            fit, setting.alpha, *self.names(hook_pair)
         )
 
-    def prepare(self, pair: HookPair) -> None:
+    def fit_null(self, hook_pair: HookPair, setting: Setting) -> AffineMap:
+        """Return the map fitted on shuffled pairs."""
+        # Shuffling changes which y belongs to an x, so Sxy only: the spectrum of Sxx still holds.
+        self.prepare(hook_pair)
+        return self._total.solve(
+            self.null_scatter(hook_pair, test=False), setting.alpha, *self.names(hook_pair)
+        )
+
+    def prepare(self, hook_pair: HookPair) -> None:
         """Decompose the predicting side's scatter, unless the previous hook pair had the same."""
-        key = self.shared_by(pair)
+        key = self.shared_by(hook_pair)
         if key == self._prepared:
             return
-        self._total = self.decompose(pair, self.scatter(pair, FIT_PARTS))
+        self._total = self.decompose(hook_pair, self.scatter(hook_pair, FIT_PARTS))
         self._folds = []
         for k in FIT_PARTS:
-            fit, held_out = self.fold(pair, k)
-            self._folds.append(HeldOutFold(self.decompose(pair, fit), fit, held_out))
+            fit, held_out = self.fold(hook_pair, k)
+            self._folds.append(HeldOutFold(self.decompose(hook_pair, fit), fit, held_out))
         self._prepared = key
 
-    def spectrum(self, pair: HookPair, parts: Sequence[int], fit: Scatter) -> Spectrum:
+    def spectrum(self, hook_pair: HookPair, parts: Sequence[int], fit: Scatter) -> Spectrum:
         """Return the spectrum of the scatter of some parts, a prepared one if there is one."""
-        self.prepare(pair)
+        self.prepare(hook_pair)
         if set(parts) == set(FIT_PARTS):
             return self._total
         left_out = [k for k in FIT_PARTS if set(parts) == set(FIT_PARTS) - {k}]
-        return self._folds[left_out[0]].spectrum if left_out else self.decompose(pair, fit)
+        return self._folds[left_out[0]].spectrum if left_out else self.decompose(hook_pair, fit)
 
-    def shared_by(self, pair: HookPair) -> object:
+    def shared_by(self, hook_pair: HookPair) -> object:
         """Return the key that hook pairs which use the same spectra have in common."""
-        return pair[int(self.down)]
+        return hook_pair[int(self.down)]
 
     # The hook pair is for solvers whose settings differ by pair.
-    def decompose(self, pair: HookPair, fit: Scatter) -> Spectrum:  # noqa: ARG002
+    def decompose(self, hook_pair: HookPair, fit: Scatter) -> Spectrum:  # noqa: ARG002
         """Return the spectrum of the predicting side."""
         return self.solver.decompose(fit.xx)

@@ -53,8 +53,8 @@ def shared_embedding_maps(
         x, y, documents=tokens, source_hook=f"{matrix}_source", target_hook=f"{matrix}_target"
     )
     (only,) = moments.pairs
-    sides = (solver or Ridge()).sides(moments)
-    up, down = (side.fit(only, side.cross_validate(only).setting) for side in sides)
+    fitters = (solver or Ridge()).fitters(moments)
+    up, down = (fitter.fit(only, fitter.cross_validate(only).setting) for fitter in fitters)
     return FixedMaps(MapPair(up, down), f"shared_{matrix}dings")
 
 

@@ -2,8 +2,8 @@
 
 Problem: a grid needs the same four things of every family of maps: the maps of a hook pair in both
 directions, their held-out errors, the maps of shuffled pairs (the null), and refits without one
-fold. Mechanism: a `Solver` is a frozen dataclass of settings. From moments it builds two `Side`
-objects, one per direction. A side chooses the open hyperparameters (penalty, rank) by
+fold. Mechanism: a `Solver` is a frozen dataclass of settings. From moments it builds two
+`MapFitter` objects, one per direction. A fitter chooses the open hyperparameters (penalty, rank) by
 cross-validation over the fitting folds, fits, and refits without single folds. A solver that
 fits each direction separately derives from `ClosedForm` and implements `ClosedForm.weights`, in
 closed form or by iteration (`Procrustes`):
@@ -87,8 +87,8 @@ class FoldErrors:
         return float(1 - self.errors[kept, weighting].sum() / self.variances[kept, weighting].sum())
 
 
-class Side(ABC):
-    """One direction (``up`` or ``down``) of the hook pairs of some moments, under one solver."""
+class MapFitter(ABC):
+    """Fits the maps of one direction (``up`` or ``down``) from moments, under one solver."""
 
     separable: bool = False
     """True if every output dimension is fitted separately. Only then is a null that is stored as
@@ -99,42 +99,44 @@ class Side(ABC):
         self.moments, self.down = moments, down
 
     @abstractmethod
-    def cross_validate(self, pair: HookPair) -> FoldErrors:
+    def cross_validate(self, hook_pair: HookPair) -> FoldErrors:
         """Return the held-out errors of the setting with the best held-out R²."""
 
     @abstractmethod
-    def solve(self, pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
+    def solve(self, hook_pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
         """Return the map fitted on the rows of some parts."""
 
     @abstractmethod
-    def fit_null(self, pair: HookPair, setting: Setting) -> AffineMap:
+    def fit_null(self, hook_pair: HookPair, setting: Setting) -> AffineMap:
         """Return the map fitted on shuffled pairs of all fitting folds."""
 
-    def fit(self, pair: HookPair, setting: Setting) -> AffineMap:
+    def fit(self, hook_pair: HookPair, setting: Setting) -> AffineMap:
         """Return the map fitted on all fitting folds."""
-        return self.solve(pair, FIT_PARTS, setting)
+        return self.solve(hook_pair, FIT_PARTS, setting)
 
-    def refit_without(self, pair: HookPair, k: int, setting: Setting) -> AffineMap:
+    def refit_without(self, hook_pair: HookPair, k: int, setting: Setting) -> AffineMap:
         """Return the map of all fitting folds except ``k``, for the delete-a-group jackknife."""
-        return self.solve(pair, tuple(p for p in FIT_PARTS if p != k), setting)
+        return self.solve(hook_pair, tuple(p for p in FIT_PARTS if p != k), setting)
 
-    def scatter(self, pair: HookPair, parts: Iterable[int]) -> Scatter:
+    def scatter(self, hook_pair: HookPair, parts: Iterable[int]) -> Scatter:
         """Return the scatter of a hook pair with the predicting side as x."""
-        scatter = self.moments.scatter(pair, tuple(parts))
+        scatter = self.moments.scatter(hook_pair, tuple(parts))
         return scatter.swapped() if self.down else scatter
 
-    def null_scatter(self, pair: HookPair, *, test: bool) -> Scatter:
+    def null_scatter(self, hook_pair: HookPair, *, test: bool) -> Scatter:
         """Return the scatter of shuffled pairs with the predicting side as x."""
-        scatter = self.moments.null_scatter(pair, test=test)
+        scatter = self.moments.null_scatter(hook_pair, test=test)
         return scatter.swapped() if self.down else scatter
 
-    def fold(self, pair: HookPair, k: int) -> tuple[Scatter, Scatter]:
+    def fold(self, hook_pair: HookPair, k: int) -> tuple[Scatter, Scatter]:
         """Return two scatters: of the fitting folds without ``k``, and of fold ``k``."""
-        return self.scatter(pair, (p for p in FIT_PARTS if p != k)), self.scatter(pair, (k,))
+        return self.scatter(hook_pair, (p for p in FIT_PARTS if p != k)), self.scatter(
+            hook_pair, (k,)
+        )
 
-    def names(self, pair: HookPair) -> tuple[str, str]:
+    def names(self, hook_pair: HookPair) -> tuple[str, str]:
         """Return the hook points at which the map starts and ends."""
-        return (pair[1], pair[0]) if self.down else pair
+        return (hook_pair[1], hook_pair[0]) if self.down else hook_pair
 
 
 class Solver(ABC):
@@ -149,8 +151,8 @@ class Solver(ABC):
         """Name of the solver in tables."""
 
     @abstractmethod
-    def sides(self, moments: CrossMoments) -> tuple[Side, Side]:
-        """Return the two directions (up, down)."""
+    def fitters(self, moments: CrossMoments) -> tuple[MapFitter, MapFitter]:
+        """Return the fitters of both directions (up, down)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +169,7 @@ class ClosedForm(Solver):
     sets it or overrides `name`.
     """
     separable: ClassVar[bool] = False
-    """Value of `Side.separable` for both directions."""
+    """Value of `MapFitter.separable` for both directions."""
     iterative: ClassVar[bool] = False
     """True if `weights` has a further parameter ``start`` [d_source, d_target], None by default;
     refits then begin at the fit of all folds.
@@ -196,9 +198,11 @@ class ClosedForm(Solver):
         True, the method also takes ``start: Tensor | None = None``.
         """
 
-    def sides(self, moments: CrossMoments) -> tuple[Side, Side]:
-        """Return the two directions (up, down)."""
-        return ClosedFormSide(moments, self, down=False), ClosedFormSide(moments, self, down=True)
+    def fitters(self, moments: CrossMoments) -> tuple[MapFitter, MapFitter]:
+        """Return the fitters of both directions (up, down)."""
+        return ClosedFormFitter(moments, self, down=False), ClosedFormFitter(
+            moments, self, down=True
+        )
 
     def maps(
         self,
@@ -240,7 +244,7 @@ class ClosedForm(Solver):
         return found
 
 
-class ClosedFormSide(Side):
+class ClosedFormFitter(MapFitter):
     """One direction of a `ClosedForm` solver: every setting is solved on every fold."""
 
     def __init__(self, moments: CrossMoments, solver: ClosedForm, *, down: bool) -> None:
@@ -248,39 +252,44 @@ class ClosedFormSide(Side):
         self.solver, self.separable = solver, solver.separable
         self._starts: dict[HookPair, Tensor] = {}
 
-    def cross_validate(self, pair: HookPair) -> FoldErrors:
+    def cross_validate(self, hook_pair: HookPair) -> FoldErrors:
         """Return held-out errors at the best setting; each is scored on every held-out fold."""
-        folds = [self.fold(pair, k) for k in FIT_PARTS]
+        folds = [self.fold(hook_pair, k) for k in FIT_PARTS]
         settings = self.solver.settings(*folds[0][0].xy.shape)
-        start = self._start(pair)
-        maps = [self.solver.maps(fit, settings, *self.names(pair), start=start) for fit, _ in folds]
+        start = self._start(hook_pair)
+        maps = [
+            self.solver.maps(fit, settings, *self.names(hook_pair), start=start) for fit, _ in folds
+        ]
         return held_out_errors([held_out for _, held_out in folds], maps, settings)
 
-    def solve(self, pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
+    def solve(self, hook_pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
         """Return the map fitted on the rows of some parts."""
         return self.solver.maps(
-            self.scatter(pair, parts), [setting], *self.names(pair), start=self._start(pair)
+            self.scatter(hook_pair, parts),
+            [setting],
+            *self.names(hook_pair),
+            start=self._start(hook_pair),
         )[0]
 
-    def fit_null(self, pair: HookPair, setting: Setting) -> AffineMap:
+    def fit_null(self, hook_pair: HookPair, setting: Setting) -> AffineMap:
         """Return the map fitted on shuffled pairs."""
         # No start: the fit of the true pairs would leak the true relation into the null.
-        return self.solver.maps(self.null_scatter(pair, test=False), [setting], *self.names(pair))[
-            0
-        ]
+        return self.solver.maps(
+            self.null_scatter(hook_pair, test=False), [setting], *self.names(hook_pair)
+        )[0]
 
-    def _start(self, pair: HookPair) -> Tensor | None:
+    def _start(self, hook_pair: HookPair) -> Tensor | None:
         if not self.solver.iterative:
             return None
-        if pair not in self._starts:
+        if hook_pair not in self._starts:
             # Only the latest hook pair is kept: pairs come one after the other, and each start is a
             # whole weight matrix. The default setting is enough for a start.
             self._starts = {
-                pair: self.solver.maps(
-                    self.scatter(pair, FIT_PARTS), [Setting()], *self.names(pair)
+                hook_pair: self.solver.maps(
+                    self.scatter(hook_pair, FIT_PARTS), [Setting()], *self.names(hook_pair)
                 )[0].weight
             }
-        return self._starts[pair]
+        return self._starts[hook_pair]
 
 
 def held_out_errors(
@@ -348,11 +357,11 @@ def wanted_pairs(
     """
     # By default the pairs of two layers; `kept_pairs` also has token identity with each target.
     wanted = list(moments.pairs if pairs is None else pairs)
-    for pair in wanted:
-        if pair not in moments.kept_pairs:
+    for hook_pair in wanted:
+        if hook_pair not in moments.kept_pairs:
             raise HookPointError(
-                f"these moments hold no pair {pair}; they hold {len(moments.pairs)}, such as "
-                f"{moments.pairs[0]}"
+                f"these moments hold no hook pair {hook_pair}; they hold {len(moments.pairs)}, "
+                f"such as {moments.pairs[0]}: choose among moments.pairs, or harvest that pair"
             )
     if not moments.source or not wanted:
         raise TooFewDocumentsError(

@@ -43,8 +43,8 @@ from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching.solvers._ridge import Ridge
 from lrt_lens.stitching.solvers._solver import (
     FoldErrors,
+    MapFitter,
     Setting,
-    Side,
     Solver,
     held_out_errors,
     unit_scale,
@@ -142,10 +142,10 @@ class TwoWay(Solver):
         """Name of the solver in tables."""
         return "two_way_standardized" if self.standardize else "two_way"
 
-    def sides(self, moments: CrossMoments) -> tuple["TwoWaySide", "TwoWaySide"]:
-        """Return the two directions (up, down), which share their fits."""
+    def fitters(self, moments: CrossMoments) -> tuple["TwoWayFitter", "TwoWayFitter"]:
+        """Return the fitters of both directions (up, down), which share their fits."""
         fits = JointFits(moments, self)
-        return TwoWaySide(fits, down=False), TwoWaySide(fits, down=True)
+        return TwoWayFitter(fits, down=False), TwoWayFitter(fits, down=True)
 
     def minimise(
         self, fit: Scatter, alpha: float = 0.0, start: tuple[Tensor, Tensor] | None = None
@@ -441,46 +441,46 @@ class JointFits:
         self._chosen: dict[HookPair, float] = {}
 
     def maps(
-        self, pair: HookPair, parts: Sequence[int], alpha: float
+        self, hook_pair: HookPair, parts: Sequence[int], alpha: float
     ) -> tuple[AffineMap, AffineMap]:
         """Return the maps (up, down) fitted on some parts; fits of the latest pair are cached."""
-        key = (pair, tuple(parts), alpha)
+        key = (hook_pair, tuple(parts), alpha)
         if key not in self._solved:
             # Drop other hook pairs, so that memory does not grow with the grid.
-            self._solved = {k: v for k, v in self._solved.items() if k[0] == pair}
-            self._latest = {k: v for k, v in self._latest.items() if k[0] == pair}
+            self._solved = {k: v for k, v in self._solved.items() if k[0] == hook_pair}
+            self._latest = {k: v for k, v in self._latest.items() if k[0] == hook_pair}
             self._solved[key] = self._solve(
-                self.moments.scatter(pair, parts), alpha, pair, self.solver, key[:2]
+                self.moments.scatter(hook_pair, parts), alpha, hook_pair, self.solver, key[:2]
             )
         return self._solved[key]
 
-    def null_maps(self, pair: HookPair, alpha: float) -> tuple[AffineMap, AffineMap]:
+    def null_maps(self, hook_pair: HookPair, alpha: float) -> tuple[AffineMap, AffineMap]:
         """Return the maps (up, down) fitted on shuffled pairs."""
-        key = (pair, (), alpha)
+        key = (hook_pair, (), alpha)
         if key not in self._solved:
             # Shuffled streams are almost unrelated, so J is flat around its minimum, and a loose
             # tolerance gives the same scores.
             loose = replace(self.solver, tolerance=1e-3, max_sweeps=50)
             self._solved[key] = self._solve(
-                self.moments.null_scatter(pair, test=False), alpha, pair, loose, None
+                self.moments.null_scatter(hook_pair, test=False), alpha, hook_pair, loose, None
             )
         return self._solved[key]
 
-    def alpha(self, pair: HookPair) -> float:
+    def alpha(self, hook_pair: HookPair) -> float:
         """Return the penalty with the least held-out eq. 3, summed over the fitting folds."""
         if self.solver.alpha is not None:
             return self.solver.alpha
-        if pair not in self._chosen:
+        if hook_pair not in self._chosen:
             totals = []
             for alpha in self.solver.alphas:
-                totals.append(sum(self._held_out(pair, k, alpha) for k in FIT_PARTS))
-            self._chosen[pair] = self.solver.alphas[totals.index(min(totals))]
-        return self._chosen[pair]
+                totals.append(sum(self._held_out(hook_pair, k, alpha) for k in FIT_PARTS))
+            self._chosen[hook_pair] = self.solver.alphas[totals.index(min(totals))]
+        return self._chosen[hook_pair]
 
-    def _held_out(self, pair: HookPair, k: int, alpha: float) -> float:
+    def _held_out(self, hook_pair: HookPair, k: int, alpha: float) -> float:
         """Return J, without ridge terms, on fold ``k`` of the maps fitted without it."""
-        up, down = self.maps(pair, tuple(p for p in FIT_PARTS if p != k), alpha)
-        held_out = self.moments.scatter(pair, (k,))
+        up, down = self.maps(hook_pair, tuple(p for p in FIT_PARTS if p != k), alpha)
+        held_out = self.moments.scatter(hook_pair, (k,))
         units = _units(held_out, self.solver)
         problem = TwoWayProblem.of(
             held_out if units is None else held_out.scaled(*units), self.solver.inversion_weight
@@ -493,7 +493,7 @@ class JointFits:
         self,
         fit: Scatter,
         alpha: float,
-        pair: HookPair,
+        hook_pair: HookPair,
         solver: TwoWay,
         remembered: tuple[HookPair, tuple[int, ...]] | None,
     ) -> tuple[AffineMap, AffineMap]:
@@ -507,8 +507,8 @@ class JointFits:
         back = None if units is None else (1 / units[0], 1 / units[1])
         up, down = _in_units(solution.up, solution.down, back)
         return (
-            AffineMap(up, fit.mean_y - fit.mean_x @ up, *pair),
-            AffineMap(down, fit.mean_x - fit.mean_y @ down, pair[1], pair[0]),
+            AffineMap(up, fit.mean_y - fit.mean_x @ up, *hook_pair),
+            AffineMap(down, fit.mean_x - fit.mean_y @ down, hook_pair[1], hook_pair[0]),
         )
 
 
@@ -535,24 +535,26 @@ def _in_units(
     return up / scale_x[:, None] * scale_y, down / scale_y[:, None] * scale_x
 
 
-class TwoWaySide(Side):
-    """One direction of `JointFits`."""
+class TwoWayFitter(MapFitter):
+    """Returns the maps of one direction from `JointFits`."""
 
     def __init__(self, fits: JointFits, *, down: bool) -> None:
         super().__init__(fits.moments, down=down)
         self.fits = fits
 
-    def cross_validate(self, pair: HookPair) -> FoldErrors:
+    def cross_validate(self, hook_pair: HookPair) -> FoldErrors:
         """Return held-out errors at the penalty that both directions share."""
-        setting = Setting(alpha=self.fits.alpha(pair))
-        maps = [[self.refit_without(pair, k, setting)] for k in FIT_PARTS]
-        errors = held_out_errors([self.scatter(pair, (k,)) for k in FIT_PARTS], maps, [setting])
+        setting = Setting(alpha=self.fits.alpha(hook_pair))
+        maps = [[self.refit_without(hook_pair, k, setting)] for k in FIT_PARTS]
+        errors = held_out_errors(
+            [self.scatter(hook_pair, (k,)) for k in FIT_PARTS], maps, [setting]
+        )
         return replace(errors, setting=setting)
 
-    def solve(self, pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
+    def solve(self, hook_pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
         """Return the map fitted on the rows of some parts."""
-        return self.fits.maps(pair, parts, setting.alpha)[int(self.down)]
+        return self.fits.maps(hook_pair, parts, setting.alpha)[int(self.down)]
 
-    def fit_null(self, pair: HookPair, setting: Setting) -> AffineMap:
+    def fit_null(self, hook_pair: HookPair, setting: Setting) -> AffineMap:
         """Return the map fitted on shuffled pairs."""
-        return self.fits.null_maps(pair, setting.alpha)[int(self.down)]
+        return self.fits.null_maps(hook_pair, setting.alpha)[int(self.down)]

@@ -1,4 +1,4 @@
-"""Decoder geometry against numpy and scikit-learn, and nulls of the rows' own norms."""
+"""Decoder geometry against numpy and scikit-learn, and random rows of the rows' own norms."""
 
 from typing import Any
 
@@ -164,8 +164,7 @@ def test_a_renumbered_sae_is_matched_back(
 def test_correlations_are_numpys_and_come_from_other_documents(
     pair: ModelPair, corpus: list[str]
 ) -> None:
-    from lrt_lens.data import BlockPlan, iterate_blocks
-    from lrt_lens.data._documents import N_FOLDS
+    from lrt_lens.data import N_FOLDS, BlockPlan, iterate_blocks
     from lrt_lens.moments._block_rows import block_rows
 
     stitch = fit_stitches(

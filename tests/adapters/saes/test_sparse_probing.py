@@ -107,7 +107,7 @@ def _accuracy(result: SparseProbeEvaluation, arm: str, k: int) -> float:
 
 
 def test_every_arm_is_there(result: SparseProbeEvaluation) -> None:
-    sparse = {"source", "transferred", "transferred_refit", "native", "random"}
+    sparse = {"source", "transferred", "transferred_new_probe", "native", "random"}
     rows = result.table.to_dict("records")
     assert {(row["arm"], row["k"]) for row in rows if row["k"] == row["k"]} == {
         (arm, k) for arm in sparse for k in KS
@@ -129,7 +129,7 @@ def test_features_are_ranked_by_the_difference_of_class_means() -> None:
 
 
 @pytest.mark.parametrize("k", KS)
-def test_the_arm_without_refit_is_the_sources_probe_on_the_transferred_features(
+def test_the_arm_without_a_new_probe_is_the_sources_probe_on_the_transferred_features(
     result: SparseProbeEvaluation, pair: ModelPair, stitch: Stitch, saes: dict[str, Any], k: int
 ) -> None:
     x = _features(pair.source, stitch.source_hook, saes["source_sae"], TRAIN[0])
@@ -183,12 +183,12 @@ def test_features_that_hold_the_answer_are_found(pair: ModelPair, stitch: Stitch
         ks=(1,),
         dense=False,
     )
-    assert [result.features[name][0] for name in ("source", "native", "transferred_refit")] == [
+    assert [result.features[name][0] for name in ("source", "native", "transferred_new_probe")] == [
         5,
         5,
         5,
     ]
-    for arm in ("source", "native", "transferred", "transferred_refit"):
+    for arm in ("source", "native", "transferred", "transferred_new_probe"):
         assert _accuracy(result, arm, 1) > 0.9
     assert "arm" in result._repr_html_()
 
@@ -197,7 +197,7 @@ def test_the_figure_has_a_line_an_arm(result: SparseProbeEvaluation) -> None:
     assert {trace.name for trace in result.figure().data} >= {
         "native",
         "transferred",
-        "transferred, refitted",
+        "transferred, new probe",
         "random",
         "dense, native",
     }

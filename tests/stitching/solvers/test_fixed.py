@@ -25,8 +25,7 @@ def test_the_map_is_least_squares_on_the_rows_of_tokens_that_both_know(
         )
         found.append(module.weight.detach().double().numpy())
     vocabulary = token_strings(pair.source.tokenizer)
-    from lrt_lens.data import document_key
-    from lrt_lens.data._documents import N_FOLDS, part_of
+    from lrt_lens.data import N_FOLDS, document_key, part_of
 
     ids = [
         i

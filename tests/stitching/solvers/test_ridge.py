@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 
 from lrt_lens.moments._scatter import score_weights
 from lrt_lens.stitching.solvers import Ridge
-from lrt_lens.stitching.solvers._ridge import HeldOutFold, RidgeSide
+from lrt_lens.stitching.solvers._ridge import HeldOutFold, RidgeFitter
 from lrt_lens.stitching.solvers._solver import DEFAULT_ALPHAS, Setting
 
 PAIR = ("source", "target")
@@ -34,7 +34,7 @@ def test_the_map_is_that_of_scikit_learn(
     down: bool,
 ) -> None:
     rows = replace(rows, x=rows.x.to(dtype), y=rows.y.to(dtype))
-    affine = RidgeSide(moments_of(rows, moment_dtype=dtype), Ridge(), down=down).fit(
+    affine = RidgeFitter(moments_of(rows, moment_dtype=dtype), Ridge(), down=down).fit(
         PAIR, Setting(alpha)
     )
     x, y = (side.astype(np.float64) for side in rows.numpy(rows.fits))
@@ -48,7 +48,7 @@ def test_the_map_is_that_of_scikit_learn(
 def test_the_standardised_map_is_that_of_scikit_learn_on_standardised_rows(
     rows: Any, moments_of: Any, sklearn_ridge: Any, alpha: float
 ) -> None:
-    affine = RidgeSide(moments_of(rows), Ridge(standardize=True), down=False).fit(
+    affine = RidgeFitter(moments_of(rows), Ridge(standardize=True), down=False).fit(
         PAIR, Setting(alpha)
     )
     x, y = rows.numpy(rows.fits)
@@ -62,7 +62,7 @@ def test_the_standardised_map_is_that_of_scikit_learn_on_standardised_rows(
     )
     assert (
         relative_error(
-            RidgeSide(moments_of(rows), Ridge(), down=False).fit(PAIR, Setting(alpha)).weight,
+            RidgeFitter(moments_of(rows), Ridge(), down=False).fit(PAIR, Setting(alpha)).weight,
             affine.weight.numpy(),
         )
         > 1e-3
@@ -76,7 +76,7 @@ def test_a_source_dimension_that_never_varies_does_no_harm(
         rows, x=torch.cat([rows.x, torch.full((len(rows.x), 1), 4.0, dtype=torch.float64)], 1)
     )
     for solver in (Ridge(), Ridge(standardize=True)):
-        affine = RidgeSide(moments_of(flat), solver, down=False).fit(PAIR, Setting(1e-3))
+        affine = RidgeFitter(moments_of(flat), solver, down=False).fit(PAIR, Setting(1e-3))
         assert torch.isfinite(affine.weight).all()
         assert affine.weight[-1].abs().max() < 1e-9
 
@@ -85,8 +85,8 @@ def test_a_source_dimension_that_never_varies_does_no_harm(
 def test_held_out_errors_of_all_penalties_and_weightings_are_those_of_the_rows(
     rows: Any, moments_of: Any, solver: Ridge
 ) -> None:
-    side = RidgeSide(moments_of(rows), solver, down=False)
-    fit, held_out = side.fold(PAIR, 2)
+    fitter = RidgeFitter(moments_of(rows), solver, down=False)
+    fit, held_out = fitter.fold(PAIR, 2)
     shared = HeldOutFold(solver.decompose(fit.xx), fit, held_out)
     weights = torch.stack(
         [torch.ones(9), torch.rand(9, generator=torch.Generator().manual_seed(0))]
@@ -107,19 +107,19 @@ def test_weights_turn_errors_into_both_r2() -> None:
 def test_the_null_penalty_limit_is_least_squares_and_a_large_one_predicts_the_mean(
     rows: Any, moments_of: Any
 ) -> None:
-    side = RidgeSide(moments_of(rows), Ridge(), down=False)
+    fitter = RidgeFitter(moments_of(rows), Ridge(), down=False)
     x, y = rows.numpy(rows.fits)
     solution, *_ = np.linalg.lstsq(x - x.mean(0), y - y.mean(0), rcond=None)
-    assert relative_error(side.fit(PAIR, Setting(1e-12)).weight, solution) < 1e-6
-    heavy = side.fit(PAIR, Setting(1e9))
+    assert relative_error(fitter.fit(PAIR, Setting(1e-12)).weight, solution) < 1e-6
+    heavy = fitter.fit(PAIR, Setting(1e9))
     np.testing.assert_allclose(
         heavy.points(rows.x).numpy(), np.tile(y.mean(0), (len(rows.x), 1)), rtol=1e-5
     )
 
 
 def test_the_same_stream_on_both_sides_gives_the_identity(rows: Any, moments_of: Any) -> None:
-    side = RidgeSide(moments_of(replace(rows, y=rows.x)), Ridge(), down=False)
-    affine = side.fit(PAIR, Setting(1e-9))
+    fitter = RidgeFitter(moments_of(replace(rows, y=rows.x)), Ridge(), down=False)
+    affine = fitter.fit(PAIR, Setting(1e-9))
     torch.testing.assert_close(affine.weight, torch.eye(12, dtype=torch.float64), rtol=0, atol=1e-4)
     torch.testing.assert_close(affine.points(rows.x), rows.x, rtol=0, atol=1e-3)
 
@@ -127,11 +127,11 @@ def test_the_same_stream_on_both_sides_gives_the_identity(rows: Any, moments_of:
 def test_a_refit_without_a_fold_is_scikit_learns_without_those_rows(
     rows: Any, moments_of: Any, sklearn_ridge: Any
 ) -> None:
-    side = RidgeSide(moments_of(rows), Ridge(), down=False)
+    fitter = RidgeFitter(moments_of(rows), Ridge(), down=False)
     for k in FITTING:
         expected = sklearn_ridge(*rows.numpy(rows.fits & (rows.parts != k)), 1e-2)
         assert (
-            relative_error(side.refit_without(PAIR, k, Setting(1e-2)).weight, expected.coef_.T)
+            relative_error(fitter.refit_without(PAIR, k, Setting(1e-2)).weight, expected.coef_.T)
             < 1e-8
         )
 

@@ -89,8 +89,7 @@ def test_with_fewer_rows_than_dimensions_the_smallest_of_all_interpolating_maps_
     )
     documents = [i // 2 for i in range(300)]
     moments = CrossMoments.from_activations(x, y, documents=documents, moment_dtype=dtype)
-    from lrt_lens.data import document_key
-    from lrt_lens.data._documents import part_of
+    from lrt_lens.data import document_key, part_of
 
     fits = np.array([part_of(document_key(str(d), 0)) < 5 for d in documents])
     a, b = x.numpy()[fits], y.numpy()[fits]

@@ -28,9 +28,9 @@ def naive_objective(
 @pytest.fixture(scope="module")
 def problem(rows: Any, moments_of: Any) -> Any:
     """Return (scatter of the fitting rows, x, y)."""
-    (pair,) = (moments := moments_of(rows)).pairs
+    (hook_pair,) = (moments := moments_of(rows)).pairs
     x, y = (torch.from_numpy(values) for values in rows.numpy(rows.fits))
-    return moments.scatter(pair, FIT_PARTS), x, y
+    return moments.scatter(hook_pair, FIT_PARTS), x, y
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
@@ -148,9 +148,9 @@ def test_round_trips_gain_what_prediction_loses(rows: Any, moments_of: Any, prob
     assert with_trips.target_round_trip < without.target_round_trip
     assert with_trips.up > without.up
     moments = moments_of(rows)
-    (pair,) = moments.pairs
+    (hook_pair,) = moments.pairs
     two_way, ridge = (
-        moments.fit(solver).round_trips(pair) for solver in (TwoWay(alpha=0.0), Ridge())
+        moments.fit(solver).round_trips(hook_pair) for solver in (TwoWay(alpha=0.0), Ridge())
     )
     assert two_way[0] > ridge[0]
     assert two_way[1] > ridge[1]
@@ -178,13 +178,13 @@ def test_the_penalty_is_the_one_with_the_least_held_out_objective(
 ) -> None:
     few = rows.taken(range(0, 2400, 12))
     moments = moments_of(few)
-    (pair,) = moments.pairs
+    (hook_pair,) = moments.pairs
     alphas = (0.0, 0.03, 1.0)
     totals = []
     for alpha in alphas:
         total = 0.0
         for k in FIT_PARTS:
-            fit = moments.scatter(pair, [p for p in FIT_PARTS if p != k])
+            fit = moments.scatter(hook_pair, [p for p in FIT_PARTS if p != k])
             solution = TwoWay().minimise(fit, alpha)
             x, y = (torch.from_numpy(values) for values in few.numpy(few.parts == k))
             up_bias, down_bias = (
@@ -212,12 +212,12 @@ def test_what_is_reported_adds_up(problem: Any) -> None:
 
 def test_both_directions_come_from_one_fit(rows: Any, moments_of: Any) -> None:
     moments = moments_of(rows)
-    (pair,) = moments.pairs
-    solution = TwoWay().minimise(moments.scatter(pair, FIT_PARTS))
+    (hook_pair,) = moments.pairs
+    solution = TwoWay().minimise(moments.scatter(hook_pair, FIT_PARTS))
     stitch = moments.fit(TwoWay(alpha=0.0)).best(by="r2_cv")
     torch.testing.assert_close(stitch.up.weight, solution.up)
     torch.testing.assert_close(stitch.down.weight, solution.down)
-    assert moments.scatter(pair, TEST_PARTS).n > 0
+    assert moments.scatter(hook_pair, TEST_PARTS).n > 0
     assert replace(TwoWay(), standardize=True).name == "two_way_standardized"
 
 

@@ -14,8 +14,7 @@ from lrt_lens.adapters.saes import CodeMap, fit_code_map
 from lrt_lens.adapters.saes.codes._code_map import encode_states
 from lrt_lens.adapters.saes.codes._moments import CodeMoments, SparseGram
 from lrt_lens.adapters.saes.codes._ridge import NormalEquations, fit_codes, solutions
-from lrt_lens.data import BlockPlan, iterate_blocks
-from lrt_lens.data._documents import N_FOLDS
+from lrt_lens.data import N_FOLDS, BlockPlan, iterate_blocks
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from lrt_lens.models import ModelPair
 from lrt_lens.moments._block_rows import block_rows
@@ -169,8 +168,7 @@ def test_dead_features_have_no_row_and_count_their_firings(
 def test_documents_of_the_test_fold_change_nothing(
     pair: ModelPair, stitch: Stitch, sae: TinySae, corpus: list[str]
 ) -> None:
-    from lrt_lens.data import document_key
-    from lrt_lens.data._documents import part_of
+    from lrt_lens.data import document_key, part_of
 
     tests = [text for text in corpus if part_of(document_key(text, 0)) >= N_FOLDS]
     fewer = [text for text in corpus if text not in tests[::2]]

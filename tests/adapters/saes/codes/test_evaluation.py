@@ -11,8 +11,7 @@ from sklearn.metrics import r2_score
 
 from lrt_lens.adapters.saes import CodeMap, evaluate_code_map, fit_code_map
 from lrt_lens.adapters.vectors import steering_agreement
-from lrt_lens.data import BlockPlan, iterate_blocks
-from lrt_lens.data._documents import N_FOLDS
+from lrt_lens.data import N_FOLDS, BlockPlan, iterate_blocks
 from lrt_lens.errors import MismatchError
 from lrt_lens.models import ModelPair
 from lrt_lens.moments._block_rows import block_rows

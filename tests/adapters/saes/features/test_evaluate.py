@@ -15,8 +15,7 @@ from lrt_lens.adapters.saes import (
     evaluate_features,
 )
 from lrt_lens.adapters.saes.features._coder import FeatureCoder, check_sae, random_coder
-from lrt_lens.data import BlockPlan, cut_windows, document_key
-from lrt_lens.data._documents import N_FOLDS, part_of
+from lrt_lens.data import N_FOLDS, BlockPlan, cut_windows, document_key, part_of
 from lrt_lens.errors import HookPointError, MismatchError, TooFewDocumentsError
 from lrt_lens.models import ModelPair
 from lrt_lens.stitching import AffineMap, MapPair, Stitch, StreamStatistics
