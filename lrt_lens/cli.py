@@ -440,6 +440,8 @@ _FIT_COLUMNS = [
 """Columns that fit into a terminal of 80 columns; the report and results.json hold all."""
 
 
+_DESCRIPTION = "Use what is learnt inside a small language model in a large one."
+"""First lines of ``lrt-lens --help``."""
 _OPTIONS_BY_PYTHON = {
     "another checkpoint folder, or remove_checkpoints(folder) to begin again": (
         "another --out, or --restart to begin again"
@@ -465,7 +467,7 @@ def main(arguments: list[str] | None = None) -> None:
         # tyro shows the module docstring as the description of the command.
         commands,
         prog="lrt-lens",
-        description=__doc__,
+        description=_DESCRIPTION,
         args=arguments,
     )
     try:

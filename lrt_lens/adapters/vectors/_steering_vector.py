@@ -396,6 +396,11 @@ def _read(
     The vector has all fields that every method of learning fills in the same way; its direction is
     zero.
     """
+    if not isinstance(contrast, ContrastSet):
+        raise TypeError(
+            f"contrast is a {type(contrast).__name__}; expected a ContrastSet, such as"
+            " ContrastSet(positive=[...], negative=[...])"
+        )
     hooked = load_model(model)
     hook = resolve(at, hooked)
     activations = read_activations(hooked, contrast.texts, hook, read)

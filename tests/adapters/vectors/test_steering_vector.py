@@ -354,3 +354,9 @@ def test_files_with_unknown_or_missing_fields_are_refused(tmp_path: Path) -> Non
     del fields["skip_first"]
     write_tensors(path, tensors, metadata | {"vector": json.dumps(fields)})
     assert SteeringVector.load(path).skip_first == SteeringVector(torch.ones(1), HOOK).skip_first
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_texts_that_are_no_contrast_set_are_refused(pair: ModelPair) -> None:
+    with pytest.raises(TypeError, match=r"contrast is a list; expected a ContrastSet"):
+        SteeringVector.mean_difference(pair.source, ["good", "bad"], at=1)  # type: ignore[arg-type]
