@@ -266,6 +266,6 @@ Affine maps between the residual streams of two language models, fitted with lrt
 import lrt_lens as lrt
 
 stitch = lrt.Stitch.from_pretrained("this-folder-or-repository")
-moved = stitch.transfer(steering_vector)
+transferred = stitch.transfer(steering_vector)
 ```
 """
