@@ -43,6 +43,11 @@ Its contrast with the text is 8.6 for black text and 5.9 for white text.
 _CLEAR = "background:transparent"
 
 
+def names_in_tables(source: str, target: str) -> tuple[str, str]:
+    """Return the names of two models as tables show them; equal names get their role."""
+    return (f"{source} (source)", f"{target} (target)") if source == target else (source, target)
+
+
 def card(title: str, *parts: str) -> str:
     """Return the HTML of an object: its title, then parts made by the functions below."""
     head = f'<div style="font-weight:600">{escape(title)}</div>'

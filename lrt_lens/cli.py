@@ -179,6 +179,7 @@ class Fit:
 
         The result is None on every rank but 0, and after the harvest of a shard.
         """
+        from lrt_lens._repr_html import names_in_tables
         from lrt_lens.models._pair import ModelPair
         from lrt_lens.moments._checkpoint import remove_checkpoints
         from lrt_lens.moments._scale_out import harvest_in_ranks
@@ -226,7 +227,8 @@ class Fit:
             merge = f"lrt-lens merge OUT {self.out / 'moments-*.safetensors'}"
             _say(f"written: {files[0]}; when all {shard[1]} shards are there: {merge}")
             return None
-        return _combined(grids, files, whole.pairs), (pair.source.name, pair.target.name)
+        names = names_in_tables(pair.source.name, pair.target.name)
+        return _combined(grids, files, whole.pairs), names
 
     def _moment_files(self, shard: tuple[int, int] | None, n_passes: int) -> list[Path]:
         """Return the file of each pass; one file if there is one pass."""
@@ -336,6 +338,7 @@ class Merge:
     def run(self) -> None:
         """Merge, fit and write the results."""
         from lrt_lens._files import refuse_unwritable
+        from lrt_lens._repr_html import names_in_tables
         from lrt_lens.moments._scale_out import merge_shards
         from lrt_lens.stitching._fit import fit_grid
         from lrt_lens.stitching.solvers._ridge import Ridge
@@ -344,10 +347,10 @@ class Merge:
         moments = merge_shards(self.shards)
         moments.save(self.out / "moments.safetensors")
         models = (moments.provenance.source, moments.provenance.target)
-        names = tuple(model.name if model else "unknown" for model in models)
+        names = names_in_tables(*(model.name if model else "unknown" for model in models))
         solver = Ridge(alpha=self.alpha, standardize=self.standardize)
         grid = fit_grid(moments, solver, progress=self.progress)
-        _write_outputs(self.out, _json_arguments(self), grid, (names[0], names[1]))
+        _write_outputs(self.out, _json_arguments(self), grid, names)
 
 
 def _write_outputs(

@@ -130,7 +130,7 @@ def test_errors_are_one_line_and_exit_with_one(
 ) -> None:
     documents = tmp_path / "corpus.txt"
     documents.write_text("\n\n".join(corpus))
-    given = [
+    options = [
         "--source",
         str(model_folder),
         "--target",
@@ -141,7 +141,7 @@ def test_errors_are_one_line_and_exit_with_one(
         str(tmp_path / "out"),
     ]
     with pytest.raises(SystemExit) as stopped:
-        main(["fit", *given, *arguments, "--no-progress"])
+        main(["fit", *options, *arguments, "--no-progress"])
     assert stopped.value.code == 1
     assert message in capsys.readouterr().err
 
@@ -180,7 +180,7 @@ def fit(model_folder: Path, corpus: list[str], tmp_path: Path) -> Callable[..., 
     documents.write_text("\n\n".join(corpus))
 
     def run_fit(*more: str, out: str = "out") -> Path:
-        given = [
+        options = [
             "--source",
             str(model_folder),
             "--target",
@@ -190,7 +190,7 @@ def fit(model_folder: Path, corpus: list[str], tmp_path: Path) -> Callable[..., 
             "--out",
             str(tmp_path / out),
         ]
-        main(["fit", *given, "--context-length", "32", "--no-progress", *more])
+        main(["fit", *options, "--context-length", "32", "--no-progress", *more])
         return tmp_path / out
 
     return run_fit

@@ -6,7 +6,16 @@ import pandas as pd
 import pytest
 import torch
 
-from lrt_lens._repr_html import MAX_ROWS, card, facts, format_value, heat_table, note, table
+from lrt_lens._repr_html import (
+    MAX_ROWS,
+    card,
+    facts,
+    format_value,
+    heat_table,
+    names_in_tables,
+    note,
+    table,
+)
 from lrt_lens.adapters.probes import LinearProbe
 from lrt_lens.adapters.vectors import Calibration, SteeringVector
 from lrt_lens.data import ContrastSet
@@ -309,3 +318,8 @@ def test_a_fidelity_shows_its_prediction_beside_the_naive_one_and_chance(grid: S
     assert shown["naive"] == naive
     mean, low, high = map(format_value, (found.random_mean, found.random_low, found.random_high))
     assert shown["random directions"] == f"{mean} [{low}, {high}]"
+
+
+def test_two_models_of_one_name_are_told_apart_by_their_role() -> None:
+    assert names_in_tables("small", "large") == ("small", "large")
+    assert names_in_tables("small", "small") == ("small (source)", "small (target)")

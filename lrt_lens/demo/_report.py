@@ -161,8 +161,8 @@ def _grid(result: DemoResult) -> Section:
         "that was used in no fit and no choice. The outlined pair was chosen by cross-validation. "
         f"Pairs of tokens: {grid.moments.provenance.alignment}."
     )
-    chosen = (stitch.source_hook, stitch.target_hook)
-    plot = Plot(grid_figure(grid.scores, value="r2", chosen=chosen))
+    hook_pair = (stitch.source_hook, stitch.target_hook)
+    plot = Plot(grid_figure(grid.scores, value="r2", chosen=hook_pair))
     table = Table(grid.scores, caption="All hook pairs")
     return Section("Scores of the hook pairs", [Paragraph(text), plot, table])
 

@@ -275,5 +275,5 @@ def token_identity_map(moments: CrossMoments, target_hook: str) -> AffineMap:
             "that target hook point"
         )
     # Ridge, as for the column ``r2_token`` of a grid.
-    found = (moments.token_hook, hooks[0])
-    return fit_grid(moments, Ridge(), pairs=[found]).maps(found)[0]
+    hook_pair = (moments.token_hook, hooks[0])
+    return fit_grid(moments, Ridge(), pairs=[hook_pair]).maps(hook_pair)[0]

@@ -259,16 +259,16 @@ class StitchGrid:
             HookPointError: the hook pair was not fitted.
         """
         names = (self._name(hook_pair[0], "source_hook"), self._name(hook_pair[1], "target_hook"))
-        chosen = self.scores[
+        rows = self.scores[
             (self.scores["source_hook"] == names[0]) & (self.scores["target_hook"] == names[1])
         ]
-        if chosen.empty:
+        if rows.empty:
             raise HookPointError(
                 f"the pair {names} was not fitted; see grid.scores for the {len(self.scores)} that "
                 "were"
             )
         if names not in self._stitches:
-            self._stitches[names] = self._stitch(names, chosen.iloc[0].to_dict())
+            self._stitches[names] = self._stitch(names, rows.iloc[0].to_dict())
         return self._stitches[names]
 
     def maps(self, hook_pair: HookPair) -> tuple[AffineMap, AffineMap]:
@@ -313,16 +313,16 @@ class StitchGrid:
         # gain_cv is NaN if token identity explains everything.
         named = self.scores.dropna(subset=["gain_cv"])
         best = None if named.empty else named.loc[named["gain_cv"].idxmax()]
-        chosen = None if best is None else f"{best['source_hook']} → {best['target_hook']}"
-        found = {
+        best_pair = None if best is None else f"{best['source_hook']} → {best['target_hook']}"
+        lines = {
             "pairs": len(self),
             "solver": self.solver.name,
             "tokens that fitted": self.moments.n_fit,
-            "best pair (gain_cv)": chosen,
+            "best pair (gain_cv)": best_pair,
         }
         if best is not None:
             names = ("r2", "r2_uniform", "r2_null", "r2_token", "r2_uniform_token")
-            found["its scores"] = ", ".join(
+            lines["its scores"] = ", ".join(
                 f"{name} {best[name]:.2f}" for name in names if best[name] == best[name]
             )
         value = "r2_uniform_cv" if best is None else "gain_cv"
@@ -335,7 +335,7 @@ class StitchGrid:
             f"{value}, by cross-validation: source hook points down, target hook points across."
         )
         return card(
-            "StitchGrid", facts(found), heat_table(wide, corner="source ↓ target →"), note(legend)
+            "StitchGrid", facts(lines), heat_table(wide, corner="source ↓ target →"), note(legend)
         )
 
     def _candidates(

@@ -32,11 +32,11 @@ def read_windows(
         n_read += 1
         if folds == "test" and part_of(document_key(text, stitch.provenance.seed)) < N_FOLDS:
             continue
-        found = [window.of_document(n_taken) for window in cutter.cut([text])[0].windows]
-        windows += found
-        n_taken += bool(found)
+        new_windows = [window.of_document(n_taken) for window in cutter.cut([text])[0].windows]
+        windows += new_windows
+        n_taken += bool(new_windows)
         # The last position of a window has no next token.
-        n_counted += sum(int((window.rows < len(window.ids) - 1).sum()) for window in found)
+        n_counted += sum(int((window.rows < len(window.ids) - 1).sum()) for window in new_windows)
     if n_taken == 1 and n_counted >= n_tokens:
         raise TooFewDocumentsError(
             f"n_tokens={n_tokens} was reached after 1 document; raise n_tokens: an interval over "

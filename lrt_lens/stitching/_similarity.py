@@ -25,6 +25,7 @@ Kornblith et al. 2019 (CKA); calibration against permuted pairs: Gröger, Wen an
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import pandas as pd
 import torch
@@ -101,16 +102,17 @@ def similarities(
         HookPointError: the moments hold no cross-moments of a hook pair.
         ValueError: a measure is unknown, or ``svcca_variance`` is not in (0, 1].
     """
-    chosen = wanted_pairs(moments, "compare", pairs)
+    hook_pairs = wanted_pairs(moments, "compare", pairs)
     wanted = _checked_measures(measures)
     if not 0 < svcca_variance <= 1:
         raise ValueError(
             f"svcca_variance is {svcca_variance}; expected a share of variance above 0 and up to "
             "1, such as 0.99"
         )
-    found = {(hook_pair, measure.name): _Found() for hook_pair in chosen for measure in wanted}
+    keys = product(hook_pairs, (measure.name for measure in wanted))
+    values = {key: _MeasuredValues() for key in keys}
     with tqdm(
-        total=(1 + len(FIT_PARTS)) * len(chosen),
+        total=(1 + len(FIT_PARTS)) * len(hook_pairs),
         desc="similarities",
         disable=not progress,
         leave=False,
@@ -121,40 +123,40 @@ def similarities(
             _Comparison(moments, FIT_PARTS, svcca_variance),
             _Comparison(moments, _test_groups(moments), svcca_variance),
         )
-        for hook_pair in chosen:
+        for hook_pair in hook_pairs:
             streams, held_out, shuffled = (
                 fit.paired(hook_pair),
                 test.paired(hook_pair),
                 _shuffled(moments, hook_pair),
             )
             for measure in wanted:
-                found[hook_pair, measure.name].measured(
+                values[hook_pair, measure.name].measured(
                     measure, streams, held_out, shuffled, _why_no_null(moments, hook_pair)
                 )
             bar.update()
         del fit, test
         for k in FIT_PARTS:
             without = _Comparison(moments, tuple(p for p in FIT_PARTS if p != k), svcca_variance)
-            for hook_pair in chosen:
+            for hook_pair in hook_pairs:
                 streams = without.paired(hook_pair)
                 for measure in wanted:
-                    found[hook_pair, measure.name].left_out.append(measure.value(streams))
+                    values[hook_pair, measure.name].left_out.append(measure.value(streams))
                 bar.update()
     widths = {
         hook_pair: (
             len(moments.source[hook_pair[0]].shift),
             len(moments.target[hook_pair[1]].shift),
         )
-        for hook_pair in chosen
+        for hook_pair in hook_pairs
     }
     rows = [
         (*hook_pair, name, *one.columns(), moments.n_fit, *widths[hook_pair], one.note)
-        for (hook_pair, name), one in found.items()
+        for (hook_pair, name), one in values.items()
     ]
     return pd.DataFrame(rows, columns=list(SIMILARITY_COLUMNS))
 
 
-class _Found:
+class _MeasuredValues:
     """Values of one measure for one hook pair."""
 
     def __init__(self) -> None:

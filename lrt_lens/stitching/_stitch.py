@@ -111,7 +111,7 @@ class Stitch(StitchData, ModelHubMixin):
             | {"source_hook": "target_hook", "target_hook": "source_hook"}
         )
         # Cosine, null and token baseline exist for the direction up only, so they are dropped.
-        kept = {
+        two_way = {
             key: value
             for key, value in self.scores.items()
             if key in both or key in ("solver", "n_tokens", "cka")
@@ -120,7 +120,7 @@ class Stitch(StitchData, ModelHubMixin):
             maps=self.maps.reversed(),
             source_statistics=self.target_statistics,
             target_statistics=self.source_statistics,
-            scores={both.get(key, key): value for key, value in kept.items()},
+            scores={both.get(key, key): value for key, value in two_way.items()},
             provenance=self.provenance.swapped(),
             null=self.null.reversed() if self.null else None,
             refits=tuple(maps.reversed() for maps in self.refits),

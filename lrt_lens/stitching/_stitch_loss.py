@@ -48,7 +48,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lrt_lens._repr_html import card, note, table
+from lrt_lens._repr_html import card, names_in_tables, note, table
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import HookPointError
@@ -140,7 +140,7 @@ class StitchLoss:
         rows += [{"route": route, "of": route, "arm": "stitched"} for route in routes]
         table = []
         for row in rows:
-            found = records[row["of"], row["arm"]]
+            record = records[row["of"], row["arm"]]
             beside = {
                 f"ce_{arm}": records.get((row["of"], arm), {}).get("ce", math.nan)
                 for arm in arms
@@ -155,7 +155,7 @@ class StitchLoss:
                     for name in beside
                 }
             )
-            table.append({"route": row["route"]} | {name: found[name] for name in shown} | fixed)
+            table.append({"route": row["route"]} | {name: record[name] for name in shown} | fixed)
         return pd.DataFrame(table)
 
     def difference(self, arm: str, other: str, *, route: str) -> Interval:
@@ -285,7 +285,7 @@ def evaluate_stitch_loss(
     work = list(batches(windows, pair.source, pair.target))
     for batch in tqdm(work, desc="stitched loss", disable=not progress, leave=False):
         run_batch(ends, arms, Batch(batch, ends, settings.keep), tally)
-    names = {"A": pair.source.name, "B": pair.target.name}
+    names = dict(zip("AB", names_in_tables(pair.source.name, pair.target.name), strict=True))
     return StitchLoss(
         *_tables(arms, tally, settings.routes, names, settings.seed),
         source_hook=stitch.source_hook,

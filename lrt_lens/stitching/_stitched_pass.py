@@ -269,13 +269,11 @@ class Tally:
     def add(self, arm: Arm, windows: ModelWindows, values: dict[str, np.ndarray]) -> None:
         """Add the values of one arm on one batch, to every route of the arm."""
         for metric in METRICS:
-            chosen = np.ones_like(windows.counted) if metric in _EVERYWHERE else windows.counted
+            mask = np.ones_like(windows.counted) if metric in _EVERYWHERE else windows.counted
             value = values["ce" if metric == "ce_all_positions" else metric]
             # Sum of the values of each document: bincount with the values as weights.
-            total = np.bincount(
-                windows.documents[chosen], value[chosen], minlength=self.n_documents
-            )
-            count = np.bincount(windows.documents[chosen], minlength=self.n_documents)
+            total = np.bincount(windows.documents[mask], value[mask], minlength=self.n_documents)
+            count = np.bincount(windows.documents[mask], minlength=self.n_documents)
             for route in arm.routes:
                 for table, new in ((self.sums, total), (self.counts, count)):
                     row = table.setdefault(

@@ -152,9 +152,9 @@ def test_vectors_and_probes_go_through_every_method(
         "blocks.2.hook_resid_post",
         80,
     )
-    moved = stitch.transfer(SteeringVector.mean_difference(pair.source, MOOD, at=1))
-    assert moved.model == pair.target.identity
-    assert 0 < moved.norm < 1e3
+    transferred = stitch.transfer(SteeringVector.mean_difference(pair.source, MOOD, at=1))
+    assert transferred.model == pair.target.identity
+    assert 0 < transferred.norm < 1e3
     texts, labels = MOOD.texts, ["happy"] * 4 + ["sad"] * 4
     probe = LinearProbe.fit(pair.source, texts, labels, at=1, read="mean")
     carried = stitch.transfer(probe)

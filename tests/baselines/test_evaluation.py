@@ -238,11 +238,11 @@ def test_the_figure_and_the_notebook_show_what_was_measured(found: FamilyBaselin
 
 
 def test_fitting_texts_are_those_that_no_score_reads(grid: StitchGrid, corpus: list[str]) -> None:
-    kept = fitting_texts([*corpus, corpus[0]], grid.moments)
-    assert len(kept) == len(set(kept)) < len(corpus)
-    assert 0.7 < len(kept) / len(corpus) < 0.95
+    texts = fitting_texts([*corpus, corpus[0]], grid.moments)
+    assert len(texts) == len(set(texts)) < len(corpus)
+    assert 0.7 < len(texts) / len(corpus) < 0.95
     assert np.isclose(
-        float(grid.moments.n[:5].sum()) / grid.moments.n_tokens, len(kept) / len(corpus), atol=0.08
+        float(grid.moments.n[:5].sum()) / grid.moments.n_tokens, len(texts) / len(corpus), atol=0.08
     )
 
 

@@ -75,8 +75,11 @@ def test_a_stitch_of_embeddings_carries_vectors(pair: ModelPair) -> None:
     contrast = ContrastSet(
         ["the happy cat sang", "a happy dog ran"], ["the sad cat sang", "a sad dog ran"]
     )
-    moved = stitch.transfer(SteeringVector.mean_difference(pair.source, contrast, at=1))
-    assert (moved.hook, moved.model) == ("blocks.2.hook_resid_post", pair.target.identity)
+    transferred = stitch.transfer(SteeringVector.mean_difference(pair.source, contrast, at=1))
+    assert (transferred.hook, transferred.model) == (
+        "blocks.2.hook_resid_post",
+        pair.target.identity,
+    )
 
 
 def test_with_texts_means_go_to_means_and_sizes_are_those_of_the_streams(

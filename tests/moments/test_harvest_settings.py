@@ -109,8 +109,8 @@ def test_help_lists_every_field(name: str) -> None:
 
 def test_moments_and_plan_keep_the_same_hook_pairs(pair: ModelPair, corpus: list[str]) -> None:
     moments = harvest(pair, corpus, settings=HarvestSettings(**OPTIONS), progress=False)
-    kept = with_token(moments.pairs, moments.token_hook)
-    assert moments.kept_pairs == kept == (*moments.pairs, ("hook_embed", moments.pairs[0][1]))
-    assert set(moments.cross) == set(kept)
+    hook_pairs = with_token(moments.pairs, moments.token_hook)
+    assert moments.kept_pairs == hook_pairs == (*moments.pairs, ("hook_embed", moments.pairs[0][1]))
+    assert set(moments.cross) == set(hook_pairs)
     assert with_token(moments.pairs, None) == moments.pairs
-    assert with_token(kept, moments.token_hook) == kept
+    assert with_token(hook_pairs, moments.token_hook) == hook_pairs

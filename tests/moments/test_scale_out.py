@@ -437,7 +437,7 @@ def folders(
 
 def arguments(folders: Path, out: Path, *more: str, documents: str = "few.jsonl") -> list[str]:
     models = ["--source", str(folders / "source"), "--target", str(folders / "target")]
-    given = [
+    options = [
         "--documents",
         str(folders / documents),
         "--out",
@@ -447,7 +447,7 @@ def arguments(folders: Path, out: Path, *more: str, documents: str = "few.jsonl"
         "--moment-dtype",
         "float64",
     ]
-    return ["fit", *models, *given, "--n-tokens", "1000000", "--no-progress", *more]
+    return ["fit", *models, *options, "--n-tokens", "1000000", "--no-progress", *more]
 
 
 def test_fit_shards_and_merge_write_what_fit_writes(

@@ -74,6 +74,15 @@ def result(pair: ModelPair, stitch: Stitch, texts: list[str]) -> StitchLoss:
     return evaluate_stitch_loss(pair, stitch, texts, folds="all", context_length=32, progress=False)
 
 
+def test_a_pair_of_two_models_of_one_name_is_told_apart_in_the_table(
+    pair: ModelPair, result: StitchLoss
+) -> None:
+    assert pair.source.name == pair.target.name
+    finishes_in = dict(zip(result.table["route"], result.table["finishes_in"], strict=True))
+    assert finishes_in["A→B"] == f"{pair.target.name} (target)"
+    assert finishes_in["B→A"] == f"{pair.source.name} (source)"
+
+
 def _row(result: StitchLoss, route: str, arm: str) -> dict[str, Any]:
     (row,) = [
         row for row in result.table.to_dict("records") if (row["route"], row["arm"]) == (route, arm)

@@ -69,7 +69,7 @@ class FoldedSae:
     """Decoder bias in float64, [d]."""
     biases: dict[str, Tensor]
     """Biases of the encoder in float64, ``b_enc``, or ``b_gate`` and ``b_mag``; each [feature]."""
-    rest: dict[str, Tensor]
+    other_weights: dict[str, Tensor]
     """Tensors that no change of basis touches: ``threshold``, ``r_mag`` and ``topk_threshold``."""
 
     @classmethod
@@ -115,7 +115,9 @@ class FoldedSae:
         factors = {
             "b_enc": 1.0,
             "b_gate": 1.0,
-            "b_mag": self.rest["r_mag"].double().exp() if "r_mag" in self.rest else 1.0,
+            "b_mag": self.other_weights["r_mag"].double().exp()
+            if "r_mag" in self.other_weights
+            else 1.0,
         }
         return replace(
             self, biases={name: bias + shift * factors[name] for name, bias in self.biases.items()}
@@ -131,12 +133,16 @@ class FoldedSae:
         """
         # f ← f n and W_dec ← W_dec / n leave f W_dec unchanged; σ(n z) = n σ(z) for n > 0.
         rows = rearrange(torch.where(lengths > 0, lengths, 1.0), "feature -> feature 1")
-        rest = self.rest
-        if thresholds and "threshold" in rest:
-            rest = rest | {"threshold": rest["threshold"].double() * lengths}
+        others = self.other_weights
+        if thresholds and "threshold" in others:
+            others = others | {"threshold": others["threshold"].double() * lengths}
         biases = {name: bias * lengths for name, bias in self.biases.items()}
         return replace(
-            self, W_enc=self.W_enc * lengths, W_dec=self.W_dec / rows, biases=biases, rest=rest
+            self,
+            W_enc=self.W_enc * lengths,
+            W_dec=self.W_dec / rows,
+            biases=biases,
+            other_weights=others,
         )
 
     def scaled_input(self, scale: float) -> "FoldedSae":
@@ -171,7 +177,7 @@ class FoldedSae:
         cfg.device = "meta"
         built = type(sae)(cfg)
         weights = {"W_enc": self.W_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
-        weights |= self.biases | self.rest
+        weights |= self.biases | self.other_weights
         state = {name: self._owned(name, tensor, dtype) for name, tensor in weights.items()}
         # assign=True puts these tensors into the module; a copy into meta tensors would do nothing.
         built.load_state_dict(state, assign=True)

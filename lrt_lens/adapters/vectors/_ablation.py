@@ -203,19 +203,19 @@ def evaluate_ablation(
     outcomes = _AblationOutcomes(pair.target, neutral, items, continuations, settings.skip_first)
     # Without hooks all values of `where` give the same result: measured once, listed for each.
     unablated = outcomes.measure({}).assign(arm="none", draw=None)
-    parts = [unablated.assign(where=place) for place in settings.places]
+    parts = [unablated.assign(where=where) for where in settings.places]
     arms = behaviour_arms(pair, stitch, vector, contrast, settings.n_random, settings.seed)
     bar = tqdm(arms, desc=f"ablate {vector.name}", disable=not settings.progress, leave=False)
     for arm in bar:
-        for place in settings.places:
+        for where in settings.places:
             hooks = ablation_hooks(
                 pair.target,
                 arm.vector.direction,
-                where=place,
+                where=where,
                 hook=arm.vector.hook,
                 skip_first=settings.skip_first,
             )
-            parts.append(outcomes.measure(hooks).assign(arm=arm.name, draw=arm.draw, where=place))
+            parts.append(outcomes.measure(hooks).assign(arm=arm.name, draw=arm.draw, where=where))
     table = pd.concat([part.astype({"draw": "Int64"}) for part in parts], ignore_index=True)
     # behaviour_arms returns the native arm first.
     cosines = {arm.name: arms[0].vector.cosine(arm.vector) for arm in arms if arm.draw is None}

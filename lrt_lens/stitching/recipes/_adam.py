@@ -152,13 +152,13 @@ class AdamFit(TrainingSettings):
             TooFewDocumentsError: no document is left for training or for validation.
             MismatchError: ``checkpoint`` has a run with other settings or rows.
         """
-        found = paired_rows(rows, hooks)
-        learners, linears = self._learners(*found.widths, torch.device(device))
-        done = Training(learners, found, self, torch.device(device)).run(
+        row_pairs = paired_rows(rows, hooks)
+        learners, linears = self._learners(*row_pairs.widths, torch.device(device))
+        done = Training(learners, row_pairs, self, torch.device(device)).run(
             checkpoint=checkpoint, checkpoint_every=checkpoint_every, progress=progress
         )
         up, down = (_affine(linears[way]) for way in ("up", "down"))
-        here, there = found.source_hook, found.target_hook
+        here, there = row_pairs.source_hook, row_pairs.target_hook
         maps = MapPair(AffineMap(*up, here, there), AffineMap(*down, there, here))
         return AdamResult(maps, done.table, done.step, done.tokens, done.seconds, self)
 

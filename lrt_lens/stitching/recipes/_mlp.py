@@ -114,8 +114,8 @@ class Mlp(TrainingSettings):
         progress: bool = True,
     ) -> MlpResult:
         """Return networks trained on rows; arguments and errors are those of `AdamFit.fit`."""
-        found = paired_rows(rows, hooks)
-        d_source, d_target = found.widths
+        row_pairs = paired_rows(rows, hooks)
+        d_source, d_target = row_pairs.widths
         units = self.hidden or round(math.sqrt(d_source * d_target))
         # Both are initialised on the CPU, so that a seed gives the same weights on any device.
         with seeded(self.seed):
@@ -124,16 +124,16 @@ class Mlp(TrainingSettings):
                 for a, b in ((d_source, d_target), (d_target, d_source))
             )
         up, down = up.to(device), down.to(device)
-        done = Training(one_way_learners(up, down, self), found, self, torch.device(device)).run(
-            checkpoint=checkpoint, checkpoint_every=checkpoint_every, progress=progress
-        )
+        done = Training(
+            one_way_learners(up, down, self), row_pairs, self, torch.device(device)
+        ).run(checkpoint=checkpoint, checkpoint_every=checkpoint_every, progress=progress)
         # The result is for inference: on the CPU and without gradients.
         up, down = (module.cpu().eval().requires_grad_(False) for module in (up, down))
         return MlpResult(
             up,
             down,
-            found.source_hook,
-            found.target_hook,
+            row_pairs.source_hook,
+            row_pairs.target_hook,
             done.table,
             done.step,
             done.tokens,

@@ -150,12 +150,12 @@ class RowsInMemory:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one epoch of batches (x, y) in float32, in a random order if there is a seed."""
         # Stored order; `skip` whole batches are left out without reading them.
-        chosen = np.flatnonzero(selection.mask(self._parts, self._keys))
+        index = np.flatnonzero(selection.mask(self._parts, self._keys))
         if seed is not None:
             # The order follows from seed and epoch, so that a resumed run sees the same batches.
-            chosen = np.random.default_rng([seed, epoch]).permutation(chosen)
-        for start in range(skip * batch_rows, len(chosen), batch_rows):
-            rows = torch.from_numpy(chosen[start : start + batch_rows])
+            index = np.random.default_rng([seed, epoch]).permutation(index)
+        for start in range(skip * batch_rows, len(index), batch_rows):
+            rows = torch.from_numpy(index[start : start + batch_rows])
             yield (
                 self.x[rows.to(self.x.device)].detach().float(),
                 self.y[rows.to(self.y.device)].detach().float(),

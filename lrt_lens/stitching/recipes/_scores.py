@@ -65,17 +65,17 @@ def score_functions(
             rows[0].split(_BATCH_ROWS), rows[1].split(_BATCH_ROWS), strict=True
         )
     else:
-        found = paired_rows(rows, hooks)
+        row_pairs = paired_rows(rows, hooks)
         for role, ours, theirs in (
-            ("source", expected[0], found.source_hook),
-            ("target", expected[1], found.target_hook),
+            ("source", expected[0], row_pairs.source_hook),
+            ("target", expected[1], row_pairs.target_hook),
         ):
             if not same_place(ours, theirs):
                 raise MismatchError(
                     f"trained at the {role} hook point {ours!r}, but the rows are of {theirs!r}; "
                     "give rows of the same hook point"
                 )
-        batches = found.batches(RowSelection(parts=TEST_PARTS), _BATCH_ROWS)
+        batches = row_pairs.batches(RowSelection(parts=TEST_PARTS), _BATCH_ROWS)
     # Sums over batches give the R² of all rows; a mean of the batches' R² would not.
     errors_up, errors_down = _Errors(), _Errors()
     for x, y in batches:

@@ -96,14 +96,14 @@ class GroupRidgeFitter(RidgeFitter):
         penalties.
         """
         n_groups = len(joint_parts(hook_pair[0]))
-        given = self.many.groups
-        if given and len(given) != n_groups:
+        fixed = self.many.groups
+        if fixed and len(fixed) != n_groups:
             raise ValueError(
-                f"groups has {len(given)} penalties; {hook_pair[0]!r} joins {n_groups} layers: "
+                f"groups has {len(fixed)} penalties; {hook_pair[0]!r} joins {n_groups} layers: "
                 "give one penalty per layer"
             )
-        best = self._with(hook_pair, given or (1.0,) * n_groups)
-        if given is None and n_groups > 1:
+        best = self._with(hook_pair, fixed or (1.0,) * n_groups)
+        if fixed is None and n_groups > 1:
             # One layer's penalty at a time; `_along` keeps the better of the old and the new one.
             for _ in range(self.many.sweeps):
                 for g in range(n_groups):
@@ -124,8 +124,8 @@ class GroupRidgeFitter(RidgeFitter):
         """Return the errors at the best common penalty for relative penalties ``groups``."""
         # `shared_by` and `decompose` read the attribute, so it is set before the spectra are used.
         self._groups = groups
-        found = super().cross_validate(hook_pair)
-        return replace(found, setting=replace(found.setting, groups=groups))
+        errors = super().cross_validate(hook_pair)
+        return replace(errors, setting=replace(errors.setting, groups=groups))
 
     def solve(self, hook_pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
         """Return the map fitted on the rows of some parts."""

@@ -156,10 +156,10 @@ def _errors_by_rank(projected: Tensor, basis: Tensor, fit: Scatter, held_out: Sc
         "d_source rank -> rank",
         "sum",
     )
-    moved = (held_out.mean_x - fit.mean_x) @ projected
+    mean_shift = (held_out.mean_x - fit.mean_x) @ projected
     expected = held_out.mean_y - fit.mean_y
     inside = expected @ basis
-    offset = (expected**2).sum() + ((moved - inside) ** 2 - inside**2).cumsum(0)
+    offset = (expected**2).sum() + ((mean_shift - inside) ** 2 - inside**2).cumsum(0)
     return held_out.variance.sum() + change.cumsum(0) + held_out.n * offset
 
 

@@ -83,8 +83,10 @@ class FoldErrors:
         The delete-a-group jackknife uses it.
         """
         # Without fold k the variances no longer add up to 1, so their sum has to divide.
-        kept = [j for j in range(len(self.errors)) if j != k]
-        return float(1 - self.errors[kept, weighting].sum() / self.variances[kept, weighting].sum())
+        others = [j for j in range(len(self.errors)) if j != k]
+        return float(
+            1 - self.errors[others, weighting].sum() / self.variances[others, weighting].sum()
+        )
 
 
 class MapFitter(ABC):
@@ -229,7 +231,7 @@ class ClosedForm(Solver):
             # W' = diag(1/a) W diag(b)
             start = start / scale_x[:, None] * scale_y
         options = {"start": start} if self.iterative else {}
-        found = []
+        maps = []
         for weight in self.weights(scatter, settings, **options):
             if scale_x is not None and scale_y is not None:
                 # W = diag(a) W' diag(1/b)
@@ -240,8 +242,8 @@ class ClosedForm(Solver):
                 if self.has_intercept
                 else torch.zeros_like(fit.mean_y)
             )
-            found.append(AffineMap(weight, bias, source_hook, target_hook))
-        return found
+            maps.append(AffineMap(weight, bias, source_hook, target_hook))
+        return maps
 
 
 class ClosedFormFitter(MapFitter):

@@ -32,6 +32,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from lrt_lens._repr_html import names_in_tables
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.saes.features._attention import Example, ExampleFinder, attention_effects
 from lrt_lens.adapters.saes.features._attribution import Attribution, Attributor
@@ -163,12 +164,13 @@ def evaluate_features(
     ]
     features = _attention_features(sums, arms[0], settings.attention_features)
     examples = _examples(attributors[0], arms[0].source, text, features, settings)
+    names = names_in_tables(pair.source.name, pair.target.name)
     return FeatureEvaluation(
         # Every part has one row per feature, in the order of the SAE.
         table=pd.concat(parts, axis=1),
         attention=_attention(pair, stitch, arms[0], examples, settings.seed),
-        source=pair.source.name,
-        target=pair.target.name,
+        source=names[0],
+        target=names[1],
         source_hook=stitch.source_hook,
         target_hook=stitch.target_hook,
         n_tokens=sums.totals[0].n_rows,
