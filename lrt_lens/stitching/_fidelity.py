@@ -67,6 +67,21 @@ class Fidelity:
     n: int
     """Number of held-out tokens."""
 
+    @property
+    def null_mean(self) -> float:
+        """Earlier name of ``random_mean``."""
+        return self.random_mean
+
+    @property
+    def null_low(self) -> float:
+        """Earlier name of ``random_low``."""
+        return self.random_low
+
+    @property
+    def null_high(self) -> float:
+        """Earlier name of ``random_high``."""
+        return self.random_high
+
     def __repr__(self) -> str:
         return (
             f"Fidelity({self.kind} {self.value:.3f}, 95% {self.low:.3f} to {self.high:.3f}; naive "
