@@ -188,10 +188,11 @@ class HookedModel:
 
         Args:
             texts: a list, a tuple, a numpy array, a pandas Series or a column of a data set.
-            truncation: end that is cut off texts longer than the context; None refuses them.
+            truncation: end that is cut off texts longer than the context; None cuts their end and
+                logs a warning.
 
         Raises:
-            ValueError: there is no text, a text is empty, or one is longer than the context.
+            ValueError: there is no text, or a text is empty.
         """
         return self.codec.encode(texts, self.context_length, truncation)
 
@@ -314,7 +315,7 @@ class HookedModel:
 
         Raises:
             NonFiniteError: a logit is NaN.
-            ValueError: every text has a single token, or one is longer than the context.
+            ValueError: every text has a single token.
         """
         rows = self.encode(texts, truncation=truncation)
         longest = max(map(len, rows))
@@ -347,7 +348,7 @@ class HookedModel:
 
         Raises:
             NonFiniteError: a logit is NaN.
-            ValueError: a prompt is empty or longer than the context.
+            ValueError: a prompt is empty.
         """
         rows = self.encode(prompts, truncation=truncation)
         config = generation_config or self._generation_config(

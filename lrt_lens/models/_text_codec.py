@@ -4,8 +4,9 @@ Problem: a prefix that is written twice (by a chat template and by the tokenizer
 cut without a word, or a word that loses its space each give wrong numbers that look right.
 Mechanism: `TextCodec` writes the special tokens before a text exactly as the tokenizer does,
 whether they are one BOS, ``[CLS]`` or several tokens, and writes none where the text begins with
-them already. Texts that are longer than the context are refused unless the user says which end to
-cut. A continuation is decoded behind its prompt, so that ``prompt + continuation`` is the text.
+them already. Texts that are longer than the context are cut at their end with a warning, unless the
+user says which end to cut. A continuation is decoded behind its prompt, so that ``prompt +
+continuation`` is the text.
 
     codec = TextCodec(tokenizer, prepend_bos=None, name="gpt2")
     codec.encode(["Once upon a time"], limit=1024)       # [[50256, 7454, 2402, 257, 640]]
@@ -15,9 +16,12 @@ Limits: special tokens that a tokenizer adds behind a text (EOS, ``[SEP]``) are 
 a decoder would continue behind the end of the text.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, Literal
+
+logger = logging.getLogger(__name__)
 
 Texts = Iterable[str]
 """A text, or texts: a list, a tuple, a numpy array, a pandas Series, a column of a data set."""
@@ -102,10 +106,10 @@ class TextCodec:
         Args:
             texts: as `text_list` takes them.
             limit: largest number of tokens per text.
-            truncation: end that is cut off longer texts; None refuses them.
+            truncation: end that is cut off longer texts; None cuts their end and logs a warning.
 
         Raises:
-            ValueError: a text is empty, or longer than ``limit`` without ``truncation``.
+            ValueError: a text is empty, or ``truncation`` is unknown.
         """
         if truncation not in (None, "left", "right"):
             raise ValueError(f"truncation is {truncation!r}; expected None, 'left' or 'right'")
@@ -119,15 +123,20 @@ class TextCodec:
         longer = [index for index, row in enumerate(rows) if len(row) > limit]
         if longer and truncation is None:
             longest = max(longer, key=lambda index: len(rows[index]))
-            raise ValueError(
-                f"{len(longer)} of {len(texts)} text(s) are longer than the context of {limit}"
-                f" tokens; the longest is text {longest} with {len(rows[longest])}. Give shorter"
-                " texts, or pass truncation='right' (or 'left') to cut their end (or beginning)"
+            logger.warning(
+                "%d of %d text(s) are longer than the context of %d tokens and are cut at their"
+                " end; the longest is text %d with %d tokens. Give shorter texts, or say which end"
+                " to cut with truncation='right' or 'left'",
+                len(longer),
+                len(texts),
+                limit,
+                longest,
+                len(rows[longest]),
             )
         room = limit - len(self.prefix)
         for index in longer:
             body = rows[index][len(self.prefix) :]
-            cut = body[:room] if truncation == "right" else body[len(body) - room :]
+            cut = body[len(body) - room :] if truncation == "left" else body[:room]
             rows[index] = [*self.prefix, *cut]
         return rows
 

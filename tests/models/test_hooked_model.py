@@ -70,19 +70,17 @@ def test_bos_without_a_bos_token_is_refused(load: Any, train_tokenizer: Any) -> 
         load(layers=1, tokenizer=tokenizer, prepend_bos=True)
 
 
-def test_a_text_beyond_the_context_is_refused_until_an_end_to_cut_is_named(
-    model: HookedModel,
+def test_a_text_beyond_the_context_is_cut_with_a_warning_or_where_it_is_said(
+    model: HookedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     texts = ["the cat", "the cat " * 100 + "slept"]
-    with pytest.raises(ValueError, match=r"1 of 2 text\(s\) are longer than the context of 64"):
-        model.encode(texts)
     whole = model.encode_bodies(texts)[1]
     bos = model.tokenizer.bos_token_id
     assert model.encode(texts, truncation="right")[1] == [bos, *whole[:63]]
     assert model.encode(texts, truncation="left")[1] == [bos, *whole[-63:]]
-    for method in (model.loss, model.logits, model.generate):
-        with pytest.raises(ValueError, match="longer than the context"):
-            method(texts)
+    assert not caplog.text
+    assert model.encode(texts)[1] == [bos, *whole[:63]]
+    assert "1 of 2 text(s) are longer than the context of 64 tokens and are cut" in caplog.text
 
 
 @pytest.mark.usefixtures("unchecked")
