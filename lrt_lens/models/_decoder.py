@@ -150,7 +150,9 @@ def _blocks(
     passes: dict[str, list[list[_Record]]], name: str, model: nn.Module
 ) -> tuple[nn.ModuleList, list[_Record]]:
     """Return the list of modules that passes the stream on, and one record of each member."""
-    total = _n_weights(model) - _n_weights(model.get_input_embeddings())  # type: ignore[operator]
+    # Without the vocabulary's matrices, which outweigh the blocks of small models.
+    base: Any = getattr(model, "base_model", model)
+    total = _n_weights(base) - _n_weights(base.get_input_embeddings())
     # The outermost list, and the longest of those: experts and branches lie inside the blocks.
     for path in sorted(passes, key=lambda path: (path.count("."), -len(passes[path]))):
         calls = passes[path]
@@ -173,12 +175,8 @@ def _blocks(
 
 
 def _n_weights(module: nn.Module) -> int:
-    """Return the number of weights of a module, without an output matrix of the vocabulary."""
-    return sum(
-        parameter.numel()
-        for name, parameter in module.named_parameters()
-        if not name.startswith("lm_head")
-    )
+    """Return the number of weights of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _refuse_later_positions(name: str, model: nn.Module, logits: Tensor) -> None:

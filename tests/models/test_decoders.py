@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 SEVERAL_STREAMS = {"gemma3n_text", "deepseek_v4", "hy_v4", "reformer"}
 """Families whose blocks pass several streams on, which have no residual hook points."""
-REPEATED = {"hrm_text", "longcat_flash"}
+REPEATED = {"hrm_text"}
 """Families whose blocks are no list of modules that each run once."""
 REFUSED = SEVERAL_STREAMS | REPEATED
 WITHOUT_EMBEDDING = {"mamba", "mamba2", "falcon_mamba", "rwkv"}
