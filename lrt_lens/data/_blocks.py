@@ -69,7 +69,7 @@ class WindowCutter:
     ) -> None:
         self.plan, self.source = plan, source
         self._other: tuple[Aligner, TextReader] | None = None
-        if target is not None and not source.reads_as(target):
+        if target is not None and source.tokenizer_hash != target.tokenizer_hash:
             self._other = Aligner(source.tokenizer, target.tokenizer, same=False), target
 
     def texts(self, documents: Documents) -> Iterator[str]:

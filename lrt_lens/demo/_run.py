@@ -101,18 +101,17 @@ def run_demo(
         evaluation = _evaluate_concept(
             pair, stitch, concept, damage=damage, n_random=n_random, **common
         )
-        prompts = demo_prompts(concept)[:4]
         evaluations[concept] = evaluation
+        prompts = demo_prompts(concept)[:4]
         continuations[concept] = sample_continuations(pair, evaluation, prompts, seed=seed)
         steps.update()
+    common_loss = {"n_tokens": loss_tokens, **common}
     token = token_identity_map(grid.moments, stitch.target_hook)
-    loss = evaluate_stitch_loss(
-        pair, stitch, demo_documents(), n_tokens=loss_tokens, token_maps=token, **common
-    )
+    loss = evaluate_stitch_loss(pair, stitch, demo_documents(), token_maps=token, **common_loss)
     for task in PROBE_TASKS:
         probes[task] = _evaluate_task(pair, stitch, task, **common)
         steps.update()
-    sae = evaluate_demo_saes(pair, stitch, n_tokens=loss_tokens, **common)
+    sae = evaluate_demo_saes(pair, stitch, **common_loss)
     steps.update()
     steps.close()
     return DemoResult(

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from inspect import signature
+from itertools import count
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ def find_decoder(model: Any, name: str) -> Decoder:
         )
     logits = out.logits
     _refuse_later_positions(name, model, logits)
-    blocks, records = _blocks(passes, name, model)
+    blocks, records = _blocks(passes, name, model, embedding)
     return Decoder(
         blocks=tuple(blocks),
         embedding=embedding,
@@ -128,7 +129,7 @@ class _Record:
 def _recording(model: nn.Module) -> Iterator[dict[str, list[list[_Record]]]]:
     """Record the calls of the members of every list of modules, by the name of the list."""
     passes: dict[str, list[list[_Record]]] = {}
-    order = iter(range(1_000_000_000))
+    order = count()
     with ExitStack() as stack:
         for name, modules in model.named_modules():
             if isinstance(modules, nn.ModuleList) and len(modules):
@@ -147,12 +148,12 @@ def _recording(model: nn.Module) -> Iterator[dict[str, list[list[_Record]]]]:
 
 
 def _blocks(
-    passes: dict[str, list[list[_Record]]], name: str, model: nn.Module
+    passes: dict[str, list[list[_Record]]], name: str, model: nn.Module, embedding: nn.Module
 ) -> tuple[nn.ModuleList, list[_Record]]:
     """Return the list of modules that passes the stream on, and one record of each member."""
     # Without the vocabulary's matrices, which outweigh the blocks of small models.
     base: Any = getattr(model, "base_model", model)
-    total = _n_weights(base) - _n_weights(base.get_input_embeddings())
+    total = _n_weights(base) - _n_weights(embedding)
     # The outermost list, and the longest of those: experts and branches lie inside the blocks.
     for path in sorted(passes, key=lambda path: (path.count("."), -len(passes[path]))):
         calls = passes[path]

@@ -37,7 +37,7 @@ from lrt_lens.models._lens_engines import BridgeEngine, HookedTransformerEngine
 from lrt_lens.models._loading import ModelLike, load_pretrained, load_tokenizer, model_origin
 from lrt_lens.models._passes import Handle, is_centred, short_row
 from lrt_lens.models._text_codec import TextCodec, Texts, Truncation, text_list
-from lrt_lens.models._text_reader import SKIP_FIRST, TextReader
+from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.typing import HookFunction, Residual, Tokens
 
 
@@ -170,7 +170,7 @@ class HookedModel:
             name=self.name,
             revision=self.revision,
             config_hash=self.engine.weights_hash(),
-            tokenizer_hash=tokenizer_hash(self.tokenizer),
+            tokenizer_hash=self.tokenizer_hash,
             d_model=self.d_model,
             n_layers=self.n_layers,
             basis=self.basis,
@@ -179,9 +179,10 @@ class HookedModel:
 
     # --------------------------------------------------------------------------------------- tokens
 
-    def reads_as(self, other: TextReader) -> bool:
-        """Return True if both models split a text into the same tokens."""
-        return self.identity.tokenizer_hash == tokenizer_hash(other.tokenizer)
+    @property
+    def tokenizer_hash(self) -> str:
+        """Hash of the tokenizer; equal hashes mean that both split texts into the same ids."""
+        return self.codec.tokenizer_hash
 
     def encode(self, texts: Texts, *, truncation: Truncation | None = None) -> list[list[int]]:
         """Return the token ids of each text, behind the tokenizer's prefix if ``prepend_bos``.
@@ -403,7 +404,7 @@ class HookedModel:
                 f"{self.name!r} was loaded with prepend_bos={self.prepend_bos};"
                 f" asked for {prepend_bos}: load it again with that"
             )
-        if tokenizer is not None and tokenizer_hash(tokenizer) != self.identity.tokenizer_hash:
+        if tokenizer is not None and tokenizer_hash(tokenizer) != self.tokenizer_hash:
             raise MismatchError(
                 f"{self.name!r} was loaded with a tokenizer of {len(self.tokenizer)} tokens; asked"
                 f" for another, of {len(tokenizer)}: to use that one, load its bridge again,"

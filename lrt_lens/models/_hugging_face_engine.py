@@ -20,7 +20,7 @@ Limits: rows are padded on the right and no attention mask is passed.
 import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -32,11 +32,11 @@ from lrt_lens.models._hook_points import EMBED, residual_names
 from lrt_lens.models._identity import weights_hash
 from lrt_lens.models._loading import boot_bridge
 from lrt_lens.models._passes import (
-    Capture,
-    DeepestHookReached,
+    Handle,
     HookName,
     add_lens_hook,
     capture_through_bridge,
+    capture_with,
     generate_with,
     relative_difference,
     replacing,
@@ -59,8 +59,7 @@ class HuggingFaceEngine:
         self.n_layers = len(decoder.blocks)
         self.d_model, self.d_vocab = decoder.d_model, decoder.d_vocab
         self.context_length = decoder.context_length
-        self._lens_hooks: list[tuple[Any, Callable[[], None]]] = []
-        self._n_hooks, self._n_mid_hooks = 0, 0
+        self._hooks: list[str] = []  # hook points of the registered hooks
         self._problem = ""
         self._build_bridge(tokenizer, decoder.row_logits)
         self._mids = self._find_mids()
@@ -180,7 +179,7 @@ class HuggingFaceEngine:
         """
         problem = self._problem or (
             "its hooks at hook_resid_mid change the input of the MLP and not the stream"
-            if self._n_mid_hooks
+            if any(name.endswith("_mid") for name in self._hooks)
             else ""
         )
         if problem:
@@ -197,7 +196,16 @@ class HuggingFaceEngine:
         if self._bridge is None:
             return False
         n_hooks = sum(len(point.fwd_hooks) for point in self._points)
-        return n_hooks > len(self._lens_hooks)
+        return n_hooks > sum(map(self._acts_on_bridge, self._hooks))
+
+    def _acts_on_bridge(self, name: str) -> bool:
+        """Return whether a hook of ours at a hook point is registered on the bridge too.
+
+        At hook_resid_mid it is not: there a hook of the bridge changes the input of the MLP and not
+        the stream.
+        """
+        on_bridge = self._bridge is not None and name in self._bridge.hook_dict
+        return on_bridge and not name.endswith("_mid")
 
     # -------------------------------------------------------------------------------- running
 
@@ -235,26 +243,14 @@ class HuggingFaceEngine:
         It acts in the Hugging Face model and in the bridge, whichever runs.
         """
         point = HookName(name)
-        remove_plain = self._add_plain_hook(name, lambda activation: fn(activation, hook=point))
-        on_bridge = []
-        # At hook_resid_mid a hook of the bridge changes the input of the MLP and not the stream.
-        is_mid = name.endswith("_mid")
-        self._n_mid_hooks += is_mid
-        if self._bridge is not None and not is_mid and name in self._bridge.hook_dict:
-            on_bridge.append((point, add_lens_hook(self._bridge.hook_dict[name], fn)))
-            self._lens_hooks += on_bridge
-        self._n_hooks += 1
-
-        def remove() -> None:
-            remove_plain()
-            for entry in on_bridge:
-                entry[1]()
-                self._lens_hooks = [one for one in self._lens_hooks if one is not entry]
-            on_bridge.clear()
-            self._n_hooks -= 1
-            self._n_mid_hooks -= is_mid
-
-        return remove
+        removers = [
+            lambda: self._hooks.remove(name),
+            self._add_plain_hook(name, lambda activation: fn(activation, hook=point)),
+        ]
+        if self._acts_on_bridge(name):
+            removers.append(add_lens_hook(self.lens_model().hook_dict[name], fn))
+        self._hooks.append(name)
+        return Handle(removers).remove
 
     @contextmanager
     def resuming(self, name: str, residual: Residual) -> Iterator[None]:
@@ -264,7 +260,7 @@ class HuggingFaceEngine:
         ``residual``, the others return their input. At other hook points, and while any hook is
         registered, all layers run and a hook replaces the stream.
         """
-        hooked = self._n_hooks or self._runs_bridge
+        hooked = self._hooks or self._runs_bridge
         if hooked or not (self._can_skip and name.endswith("hook_resid_post")):
             with replacing(self, name, residual):
                 yield
@@ -276,22 +272,13 @@ class HuggingFaceEngine:
 
     def _captured(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Residual]:
         """Return activations read from hooks on the blocks."""
-        if not names:
-            return {}
-        capture = Capture(names)
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode())
-            for name in names:
-                stack.callback(
-                    self._add_plain_hook(
-                        name, lambda activation, name=name: capture.record(name, activation)
-                    )
-                )
-            # The base model has no unembedding, and its last layers do not run either.
-            stack.enter_context(suppress(DeepestHookReached))
-            base = self.model.base_model
-            base(input_ids=tokens.to(self.device), **without_cache(base))
-        return {name: capture.activations[name] for name in names}
+        # The base model has no unembedding, and its last layers do not run either.
+        base = self.model.base_model
+        return capture_with(
+            names,
+            self._add_plain_hook,
+            lambda: base(input_ids=tokens.to(self.device), **without_cache(base)),
+        )
 
     def _add_plain_hook(self, name: str, fn: Callable[[Any], Tensor | None]) -> Callable[[], None]:
         """Register a PyTorch hook at a hook point and return the function that removes it.

@@ -178,7 +178,8 @@ class HookedTransformerEngine:
         ``HookedTransformer.generate`` knows length, temperature and top-k, and no attention mask;
         `HookedModel.generate` runs prompts of equal length together, without padding.
         """
-        sampling = {"temperature": config.temperature, "top_k": config.top_k}
+        # A config without top-k says 0, for which TransformerLens wants None.
+        sampling = {"temperature": config.temperature, "top_k": config.top_k or None}
         with torch.inference_mode(), _padded_on_the_right(self.model):
             return self.model.generate(
                 tokens.to(self.device),

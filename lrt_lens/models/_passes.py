@@ -1,7 +1,7 @@
 """Parts that every engine's forward pass is made of: captures, hooks by name, and comparisons.
 
-capture = Capture(["blocks.3.hook_resid_post"])         # ends the pass at the deepest hook
-relative_difference(bridged_logits, logits)             # ‖a − b‖ / ‖b‖
+capture_with(names, add_hook, run)          # {name: activation}, ends at the deepest hook
+relative_difference(bridged, logits)        # ‖a − b‖ / ‖b‖
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -105,23 +105,44 @@ def add_lens_hook(hook_point: Any, fn: Callable[..., Tensor | None]) -> Callable
     return remove
 
 
-def capture_through_bridge(bridge: Any, tokens: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """Return activations by hook point, read from the bridge's own ``HookPoint`` objects."""
+def capture_with(
+    names: Sequence[str],
+    add_hook: Callable[[str, Callable[..., None]], Callable[[], None]],
+    run: Callable[[], Any],
+) -> dict[str, Tensor]:
+    """Return activations by hook point of one pass, which ends at the deepest of them.
+
+    Args:
+        names: hook points; without any nothing runs.
+        add_hook: registers a function of an activation at a hook point, and returns the function
+            that removes it.
+        run: runs the model.
+    """
+    if not names:
+        return {}
     capture = Capture(names)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         for name in names:
-            stack.callback(
-                add_lens_hook(
-                    bridge.hook_dict[name],
-                    lambda activation, hook, name=name: capture.record(name, activation),
-                )
-            )
-        # The base model has no unembedding, and its last layers do not run either.
+
+            def record(activation: Tensor, hook: Any = None, name: str = name) -> None:
+                capture.record(name, activation)
+
+            stack.callback(add_hook(name, record))
         stack.enter_context(suppress(DeepestHookReached))
-        decoder = bridge.original_model.base_model
-        decoder(input_ids=tokens.to(first_device(decoder)), use_cache=False)
+        run()
     return {name: capture.activations[name] for name in names}
+
+
+def capture_through_bridge(bridge: Any, tokens: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return activations by hook point, read from the bridge's own ``HookPoint`` objects."""
+    # The base model has no unembedding, and its last layers do not run either.
+    decoder = bridge.original_model.base_model
+    return capture_with(
+        names,
+        lambda name, record: add_lens_hook(bridge.hook_dict[name], record),
+        lambda: decoder(input_ids=tokens.to(first_device(decoder)), use_cache=False),
+    )
 
 
 def generate_with(model: Any, tokens: Tensor, config: Any, **options: Any) -> Tensor:

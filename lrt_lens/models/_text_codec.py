@@ -21,6 +21,8 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
+from lrt_lens.models._identity import tokenizer_hash
+
 logger = logging.getLogger(__name__)
 
 Texts = Iterable[str]
@@ -79,6 +81,11 @@ class TextCodec:
                     " use prepend_bos=False"
                 )
             self.prefix = [int(tokenizer.bos_token_id)]
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """Hash of the tokenizer; equal hashes mean that both split texts into the same ids."""
+        return tokenizer_hash(self.tokenizer)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:

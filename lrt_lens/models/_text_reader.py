@@ -38,8 +38,9 @@ class TextReader(Protocol):
         """Ids of the tokenizer's special tokens."""
         ...
 
-    def reads_as(self, other: "TextReader") -> bool:
-        """Return True if both models split a text into the same tokens."""
+    @property
+    def tokenizer_hash(self) -> str:
+        """Hash of the tokenizer; equal hashes mean that both split texts into the same ids."""
         ...
 
     def encode_bodies(self, texts: Iterable[str]) -> list[list[int]]:

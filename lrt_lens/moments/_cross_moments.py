@@ -262,13 +262,10 @@ class CrossMoments:
     def _start_with_mean_of(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
         # Rounded to the precision of products: the value that is subtracted from the rows must be
         # exactly the value that is stored.
-        means = [
-            {hook: rows[:_ROWS_AT_ONCE].double().mean(0) for hook, rows in side.items()}
-            for side in (x, y)
-        ]
-        self.start_at(
-            *({hook: m.to(self.moment_dtype) for hook, m in side.items()} for side in means)
-        )
+        def shift(rows: Tensor) -> Tensor:
+            return rows[:_ROWS_AT_ONCE].double().mean(0).to(self.moment_dtype)
+
+        self.start_at(*({hook: shift(rows) for hook, rows in side.items()} for side in (x, y)))
 
     def start_at(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
         """Allocate empty sums about these shifts, ``{hook point: [d]}`` per side, on their device.

@@ -119,10 +119,8 @@ def similarities(
     ) as bar:
         # The loop over sets of parts is outside, so that the decompositions of few sets are in
         # memory at a time.
-        fit, test = (
-            _Comparison(moments, FIT_PARTS, svcca_variance),
-            _Comparison(moments, _test_groups(moments), svcca_variance),
-        )
+        fit = _Comparison(moments, FIT_PARTS, svcca_variance)
+        test = _Comparison(moments, _test_groups(moments), svcca_variance)
         for hook_pair in hook_pairs:
             streams, held_out, shuffled = (
                 fit.paired(hook_pair),
@@ -207,7 +205,7 @@ class _MeasuredValues:
 
     @property
     def note(self) -> str:
-        """All notes as one text."""
+        """Return the notes, joined to one text."""
         return "; ".join(self.notes)
 
 

@@ -529,7 +529,9 @@ def _model(tokenizer: Any, *, bos: int | None) -> Any:
     model.tokenizer = SimpleNamespace(bos_token_id=bos, all_special_ids=tokenizer.all_special_ids)
     model.prepend_bos = bos is not None
     model.codec = SimpleNamespace(
-        prefix=[] if bos is None else [bos], special_ids=frozenset(tokenizer.all_special_ids)
+        prefix=[] if bos is None else [bos],
+        special_ids=frozenset(tokenizer.all_special_ids),
+        tokenizer_hash=str(tokenizer),
     )
     return model
 

@@ -397,6 +397,7 @@ def test_a_hooked_transformer_intervenes_generates_and_is_left_without_hooks(
         )
     assert torch.equal(model.logits(tokens), before)
     assert model.generate("the cat", max_new_tokens=6, seed=3) == text
+    assert model.generate("the cat", max_new_tokens=6, top_k=None), "without top-k"
     assert hooks_on(model) == hooks == []
 
 

@@ -75,7 +75,7 @@ class Ridge(Solver):
 
     @property
     def candidates(self) -> tuple[float, ...]:
-        """All penalties that cross-validation scores."""
+        """Return the penalties that cross-validation scores."""
         return self.alphas if self.alpha is None else (self.alpha,)
 
     def fitters(self, moments: CrossMoments) -> tuple["RidgeFitter", "RidgeFitter"]:
