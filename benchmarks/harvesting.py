@@ -8,7 +8,7 @@ cache, no unembedding), cut to the same depth, on the same padded batches, prepa
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from benchmarks.models import PYTHIA, TINY, PairShape, random_documents, random_
 from lrt_lens.data import BlockPlan, iterate_blocks
 from lrt_lens.models import ModelPair
 from lrt_lens.moments import CrossMoments, harvest
-from lrt_lens.moments._block_rows import Null
 
 _BATCH_TOKENS, _CONTEXT = 4096, 256
 """The defaults of `harvest`, explicit because the bare decoders must run the same batches."""
@@ -32,7 +31,7 @@ class Selection:
 
     source_layers: tuple[int, ...]
     target_layers: tuple[int, ...]
-    null: Null
+    null: bool | Literal["full", "sketch", "none"]
 
     @property
     def depths(self) -> tuple[int, int]:

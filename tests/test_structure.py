@@ -6,6 +6,7 @@ or in a string, and modules and functions stay small.
 
 import ast
 import graphlib
+import importlib
 import re
 import subprocess
 import sys
@@ -252,6 +253,20 @@ def test_modules_and_functions_stay_small(path: Path) -> None:
             size = node.end_lineno - node.lineno + 1  # type: ignore[operator]
             size -= len(documented.splitlines()) if documented else 0
             assert size <= 60, f"{node.name} has {size} lines"
+
+
+@pytest.mark.parametrize("folder", [".ci", "benchmarks", "build_demo", "docs", "examples", "tests"])
+def test_what_other_folders_import_from_the_package_is_there(folder: str) -> None:
+    missing = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.module}.{alias.name}"
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "lrt_lens"
+        for alias in node.names
+        if f"{node.module}.{alias.name}" not in MODULES
+        and not hasattr(importlib.import_module(str(node.module)), alias.name)
+    ]
+    assert not missing
 
 
 @FILES
