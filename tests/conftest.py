@@ -91,6 +91,12 @@ def corpus() -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def passages(corpus: list[str]) -> list[str]:
+    """The beginnings of the documents, all within the context of the small models."""
+    return [" ".join(text.split()[:18]) for text in corpus]
+
+
+@pytest.fixture(scope="session")
 def train_tokenizer(
     tmp_path_factory: pytest.TempPathFactory, corpus: list[str]
 ) -> Callable[..., Any]:

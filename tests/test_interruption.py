@@ -111,7 +111,7 @@ def _random_sae(d: int, hook: str) -> Any:
 CALLS: dict[str, Callable[[Bench], Any]] = {
     "harvest": lambda b: lrt.harvest(b.pair, b.corpus, context_length=32, **QUIET),
     "fit_stitches": lambda b: lrt.fit_stitches(b.pair, b.corpus, context_length=32, **QUIET),
-    "capture": lambda b: b.pair.target.capture(b.corpus[:4], "all"),
+    "capture": lambda b: b.pair.target.capture(b.corpus[:4], "all", truncation="right"),
     "generate": lambda b: _generate(b),
     "compare_continuations": lambda b: lrt.compare_continuations(
         b.pair.target, ["the cat"], {"moved": b.moved}, scales=2.0
@@ -120,7 +120,9 @@ CALLS: dict[str, Callable[[Bench], Any]] = {
         b.pair.target, b.contrast, at=1
     ),
     "mean_component": lambda b: b.moved.mean_component(b.pair.target, TEXTS),
-    "probe": lambda b: lrt.LinearProbe.fit(b.pair.target, b.corpus[:30], b.labels[:30], at=1),
+    "probe": lambda b: lrt.LinearProbe.fit(
+        b.pair.target, b.corpus[:30], b.labels[:30], at=1, read="mean"
+    ),
     "calibrate_scale": lambda b: lrt.calibrate_scale(b.pair.target, b.moved, b.corpus[:4]),
     "calibrate_scale_kl": lambda b: lrt.calibrate_scale(
         b.pair.target, [b.moved, _later(b)], b.corpus[:4], unit="kl"

@@ -31,19 +31,19 @@ def cells(html: str) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def grid(pair: Any, corpus: list[str]) -> StitchGrid:
-    return fit_stitches(pair, corpus[:80], n_tokens=2500, context_length=32, progress=False)
+def grid(pair: Any, passages: list[str]) -> StitchGrid:
+    return fit_stitches(pair, passages[:80], n_tokens=2500, context_length=32, progress=False)
 
 
 @pytest.fixture(scope="module")
-def shown(pair: Any, grid: StitchGrid, corpus: list[str]) -> dict[str, str]:
+def shown(pair: Any, grid: StitchGrid, passages: list[str]) -> dict[str, str]:
     """Return the HTML of the objects on the way from models to a vector."""
     stitch = grid.best(source=1)
     vector = SteeringVector.mean_difference(
-        pair.source, ContrastSet(corpus[:8], corpus[8:16], name="a & b"), at=stitch.source_hook
+        pair.source, ContrastSet(passages[:8], passages[8:16], name="a & b"), at=stitch.source_hook
     )
     probe = LinearProbe.fit(
-        pair.source, corpus[:20], ["one", "two"] * 10, at=stitch.source_hook, name="a & b"
+        pair.source, passages[:20], ["one", "two"] * 10, at=stitch.source_hook, name="a & b"
     )
     things = {
         "pair": pair,

@@ -32,6 +32,8 @@ from lrt_lens.data._documents import document_key
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._pair import ModelPair, model_sides, paired_hooks
+from lrt_lens.models._reading import ShortTexts, readable, row_rule
+from lrt_lens.models._text_codec import text_list
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.moments._provenance import Provenance, package_versions
 from lrt_lens.moments._scatter import r2_of
@@ -60,6 +62,8 @@ class Anchors:
     """Hook point of the target."""
     provenance: Provenance
     """Models, texts, mask and seed."""
+    n_dropped: int = 0
+    """Number of texts left out because the mask leaves nothing of them in one of the models."""
 
     @classmethod
     def read(
@@ -71,6 +75,7 @@ class Anchors:
         target_hook: int | str,
         read: RowRead = "mean",
         skip_first: int = SKIP_FIRST,
+        short_texts: ShortTexts = "drop",
         seed: int = 0,
     ) -> "Anchors":
         """Return the rows of the texts in both models.
@@ -82,10 +87,12 @@ class Anchors:
             target_hook: hook point of the target.
             read: ``"mean"`` over a text's unmasked tokens, or the ``"last"`` one.
             skip_first: number of masked tokens at the beginning of a text.
+            short_texts: what happens to texts that the mask leaves nothing of in one of the models:
+                ``"drop"``, ``"refuse"`` or ``"unmasked"``.
             seed: seed of folds and shuffled pairs.
 
         Raises:
-            ValueError: fewer than two texts, equal texts, a text without an unmasked token, or
+            ValueError: fewer than two texts with an unmasked token, equal texts, or
                 ``read="every"``: tokens of two models do not correspond.
             HookPointError: a hook point that the model does not have.
             NonFiniteError: activations are NaN or infinite.
@@ -99,12 +106,16 @@ class Anchors:
         source, target = model_sides(models)
         [(source_hook, target_hook)] = paired_hooks(source, target, source_hook, target_hook)
         # Each model reads the texts with its own tokenizer; only the texts correspond.
+        rules: dict[str, Any] = {"skip_first": skip_first, "short_texts": short_texts}
+        kept = readable([source, target], texts, read, **rules)
+        texts = kept.of(text_list(texts))
+        rules["short_texts"] = row_rule(short_texts)
         ours, theirs = (
-            read_text_rows(model, texts, hook, read, skip_first=skip_first)
+            read_text_rows(model, texts, hook, read, **rules)
             for model, hook in ((source, source_hook), (target, target_hook))
         )
         provenance = text_provenance(source, target, texts, skip_first, seed)
-        anchors = cls(ours, theirs, source_hook, target_hook, provenance)
+        anchors = cls(ours, theirs, source_hook, target_hook, provenance, kept.n_dropped)
         anchors._warn_of_few()
         return anchors
 
@@ -207,6 +218,7 @@ def anchor_stitch(
     method: AnchorMethod | None = None,
     read: RowRead = "mean",
     skip_first: int = SKIP_FIRST,
+    short_texts: ShortTexts = "drop",
     seed: int = 0,
 ) -> Stitch:
     """Return a stitch fitted on texts that both models read.
@@ -218,6 +230,7 @@ def anchor_stitch(
         "target_hook": target_hook,
         "read": read,
         "skip_first": skip_first,
+        "short_texts": short_texts,
         "seed": seed,
     }
     return Anchors.read(models, texts, **options).stitch(method)

@@ -44,12 +44,8 @@ from tqdm.auto import tqdm
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.concepts._concept_map import contrast_sets
-from lrt_lens.adapters.probes._linear_probe import (
-    LinearProbe,
-    class_numbers,
-    probe_through,
-    read_rows,
-)
+from lrt_lens.adapters.probes._labels import class_numbers
+from lrt_lens.adapters.probes._linear_probe import LinearProbe, probe_through, read_rows
 from lrt_lens.adapters.probes._logistic import probabilities
 from lrt_lens.adapters.vectors._arms import VectorArm, drawn_arms
 from lrt_lens.adapters.vectors._calibration import NeutralText, calibrate_on
@@ -64,6 +60,8 @@ from lrt_lens.figures._family_baselines import family_figure
 from lrt_lens.models._belonging import refuse_other_models
 from lrt_lens.models._hook_points import EMBED, HookPair
 from lrt_lens.models._pair import ModelPair
+from lrt_lens.models._reading import ShortTexts, readable, row_rule
+from lrt_lens.models._text_codec import text_list
 from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
 from lrt_lens.moments._scatter import score_map
 from lrt_lens.statistics._classification import auroc, bootstrap_auroc
@@ -106,6 +104,9 @@ class FamilyBaselines:
     """Number of choice items of the steering comparison."""
     n_test: int
     """Number of test texts of the probes."""
+    n_dropped: int = 0
+    """Number of texts of the probes left out because the mask leaves nothing of them in one of the
+    models."""
 
     def figure(self) -> Any:
         """Return a plotly figure of prediction, steering and reading per method."""
@@ -133,6 +134,9 @@ class FamilyBaselineSettings(Settings):
     """Damage in nats per token on neutral text at which vectors are compared."""
     read: RowRead = "mean"
     """Tokens that probes read: ``"mean"`` over a text, or the ``"last"`` one."""
+    short_texts: ShortTexts = "drop"
+    """What happens to texts that the mask leaves nothing of in one of the models: ``"drop"``,
+    ``"refuse"`` or ``"unmasked"``."""
     n_random: int = 6
     """Number of random directions, and of random probes."""
     seed: int = 0
@@ -206,7 +210,8 @@ def evaluate_family_baselines(
     nulls = summary.filter(regex="_null$")
     known = nulls.dropna(axis="columns", how="all")
     summary = summary.drop(columns=[name for name in nulls if name not in known])
-    return FamilyBaselines(summary, settings.damage, *hooks, len(items), len(test_texts))
+    counts = (len(items), len(reading.texts), reading.n_dropped)
+    return FamilyBaselines(summary, settings.damage, *hooks, *counts)
 
 
 def fitting_texts(documents: Sequence[str], moments: CrossMoments) -> list[str]:
@@ -315,8 +320,11 @@ class _Steering:
         self.neutral = NeutralText(pair.target, neutral, first.target_hook)
         self.unsteered = self.items.propensity()
         # The source's vector is learnt once and transferred by every stitch.
-        self.vector = SteeringVector.mean_difference(pair.source, contrast, at=first.source_hook)
-        self.native = SteeringVector.mean_difference(pair.target, contrast, at=first.target_hook)
+        rule: dict[str, Any] = {"short_texts": settings.short_texts}
+        self.vector, self.native = (
+            SteeringVector.mean_difference(model, contrast, at=hook, **rule)
+            for model, hook in ((pair.source, first.source_hook), (pair.target, first.target_hook))
+        )
 
     def rows(self, stitches: Mapping[str, Stitch]) -> dict[str, dict[str, Any]]:
         """Return the effects at equal damage per method."""
@@ -371,8 +379,16 @@ class _Reading:
         test: tuple[Sequence[str], Sequence[Any]],
         settings: FamilyBaselineSettings,
     ) -> None:
-        self.pair, self.settings, self.texts = pair, settings, test[0]
-        options: dict[str, Any] = {"read": settings.read, "seed": settings.seed}
+        self.pair, self.settings = pair, settings
+        rule: dict[str, Any] = {"read": settings.read, "short_texts": settings.short_texts}
+        kept = [readable([pair.source, pair.target], texts, **rule) for texts, _ in (train, test)]
+        self.n_dropped = sum(one.n_dropped for one in kept)
+        train, test = (
+            (one.of(text_list(texts)), one.of(list(labels)))
+            for one, (texts, labels) in zip(kept, (train, test), strict=True)
+        )
+        self.texts = test[0]
+        options: dict[str, Any] = rule | {"seed": settings.seed}
         self.probe = LinearProbe.fit(pair.source, *train, at=hooks[0], **options)
         self.native = LinearProbe.fit(pair.target, *train, at=hooks[1], **options)
         if len(self.probe.classes) != 2:
@@ -407,7 +423,9 @@ class _Reading:
 
     def _states(self, hook: str) -> Tensor:
         model, probe = self.pair.target, self.probe
-        return read_rows(model, self.texts, hook, probe.read, probe.skip_first)[0]
+        rule = row_rule(self.settings.short_texts)
+        rows, _ = read_rows(model, self.texts, hook, probe.read, probe.skip_first, short_texts=rule)
+        return rows
 
     def _probabilities(self, probe: LinearProbe) -> np.ndarray:
         return probabilities(probe.logits(self.x))

@@ -27,6 +27,8 @@ from lrt_lens.baselines._anchors import Models, other_rows, refuse_bad_texts, te
 from lrt_lens.baselines._text_rows import read_text_rows
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import model_sides, paired_hooks
+from lrt_lens.models._reading import readable
+from lrt_lens.models._text_codec import text_list
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.stitching._affine import AffineMap, MapPair
@@ -94,7 +96,8 @@ def embedding_stitch(
     if texts is None:
         return stitch
     refuse_bad_texts(texts)
-    return with_streams(stitch, source, target, texts, skip_first)
+    kept = readable([source, target], texts, "every", skip_first=skip_first)
+    return with_streams(stitch, source, target, kept.of(text_list(texts)), skip_first)
 
 
 def with_streams(
@@ -109,7 +112,7 @@ def with_streams(
     Its biases map the mean of one stream to the mean of the other.
     """
     ours, theirs = (
-        read_text_rows(model, texts, hook, skip_first=skip_first).statistics
+        read_text_rows(model, text_list(texts), hook, skip_first=skip_first).statistics
         for model, hook in ((source, stitch.source_hook), (target, stitch.target_hook))
     )
 

@@ -13,13 +13,14 @@ Limits: the second moments [d, d] and the norm of every token are held in memory
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lrt_lens.models._hooked_model import HookedModel, read_tokens
+from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._reading import read_tokens
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.stitching._affine import StreamStatistics
 
@@ -56,6 +57,7 @@ def read_text_rows(
     read: RowRead = "mean",
     *,
     skip_first: int = SKIP_FIRST,
+    short_texts: Literal["refuse", "unmasked"] = "refuse",
 ) -> TextRows:
     """Return the rows of every text and the statistics of its tokens, from one pass.
 
@@ -65,6 +67,7 @@ def read_text_rows(
         hook: hook point.
         read: one row per text (``"mean"``, ``"last"``) or per token (``"every"``).
         skip_first: number of masked tokens at the beginning of a text.
+        short_texts: texts that the mask leaves nothing of are refused, or read unmasked.
 
     Raises:
         ValueError: no text, another ``read``, or a text without an unmasked token.
@@ -77,7 +80,8 @@ def read_text_rows(
     total = torch.zeros(model.d_model).double()
     second, n = torch.zeros(model.d_model, model.d_model).double(), 0
     # Texts arrive from the shortest to the longest, so their rows are stored by index.
-    for index, tokens in read_tokens(model, texts, hook, skip_first=skip_first):
+    rules: dict[str, Any] = {"skip_first": skip_first, "short_texts": short_texts}
+    for index, tokens in read_tokens(model, texts, hook, **rules):
         tokens = tokens.double()
         total, second, n = total + tokens.sum(0), second + tokens.T @ tokens, n + len(tokens)
         # A median cannot be computed from sums, so all norms are stored.

@@ -40,6 +40,8 @@ from lrt_lens.baselines._anchor_methods import rotation
 from lrt_lens.baselines._anchors import Models, refuse_bad_texts, text_provenance
 from lrt_lens.baselines._text_rows import RowRead, TextRows, read_text_rows
 from lrt_lens.models._pair import model_sides, paired_hooks
+from lrt_lens.models._reading import readable
+from lrt_lens.models._text_codec import text_list
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching._stitch import Stitch
@@ -203,6 +205,10 @@ def unpaired_stitch(
     source, target = model_sides(models)
     [hooks] = paired_hooks(source, target, source_hook, target_hook)
     generator = torch.Generator().manual_seed(seed)
+    source_texts, target_texts = (
+        readable([model], texts, read, skip_first=skip_first).of(text_list(texts))
+        for model, texts in ((source, source_texts), (target, target_texts))
+    )
     sides = ((source, source_texts, hooks[0]), (target, target_texts, hooks[1]))
     ours, theirs = (
         _drawn(read_text_rows(model, texts, hook, read, skip_first=skip_first), max_rows, generator)

@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from lrt_lens.models._text_reader import SKIP_FIRST, TextReader
+from lrt_lens.models._text_reader import SKIP_FIRST, TextReader, special_tokens, unmasked
 
 
 @dataclass(frozen=True)
@@ -143,21 +143,6 @@ def cut_windows(ids: list[int], key: int, model: TextReader, plan: BlockPlan) ->
         if len(rows) >= MINIMUM_ROWS:
             windows.append(Window(window, rows, key))
     return windows
-
-
-def special_tokens(model: TextReader) -> np.ndarray:
-    """Return the ids of a model's special tokens, ascending.
-
-    Callers ask once for many windows, because a tokenizer builds the list at every call.
-    """
-    return np.array(sorted(model.special_ids))
-
-
-def unmasked(ids: list[int], special: np.ndarray, skip_first: int) -> np.ndarray:
-    """Return the positions after the first ``skip_first`` whose tokens are not special."""
-    keep = ~np.isin(ids, special)
-    keep[:skip_first] = False
-    return np.flatnonzero(keep)
 
 
 @dataclass

@@ -3,7 +3,8 @@ from ._hook_points import residual_post as residual_post
 from ._hook_points import same_place as same_place
 from ._hook_points import short_hook as short_hook
 from ._hooked_model import HookedModel as HookedModel
-from ._hooked_model import Read as Read
 from ._hooked_model import load_model as load_model
 from ._identity import ModelIdentity as ModelIdentity
 from ._pair import ModelPair as ModelPair
+from ._reading import Read as Read
+from ._reading import ShortTexts as ShortTexts

@@ -5,27 +5,23 @@ changes every activation. Mechanism: `HookedModel` wraps a TransformerLens bridg
 ``HookedTransformer`` and offers capture, intervention, generation and loss. All texts are tokenized
 here, so that harvest, probes and steering share one BOS policy. ``prepend_bos=None`` follows the
 tokenizer's own behaviour, which is how the model was trained; the attribute ``prepend_bos`` holds
-the resulting policy. `read_activations` reads texts at one position, or pools over their unmasked
-tokens: special tokens and the first ``skip_first`` positions, on which no map is fitted, are
-masked. A mean commutes with an affine map, but a maximum does not; ``through`` therefore maps every
-token before the pooling.
+the resulting policy.
 
     model = HookedModel.load("EleutherAI/pythia-70m-deduped")
     model.capture("Once upon a time", 3)                        # Tensor [1, position, d_model]
     with model.intervene({"blocks.3.hook_resid_post": lambda x, hook: x + direction}):
         model.generate("Once upon a time")
-    read_activations(model, texts, 3, "mean")                   # [text, d_model]
 
 Limits: decoders only, padded on the right.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import Tensor
 
 from lrt_lens.errors import MismatchError, NonFiniteError
@@ -36,8 +32,8 @@ from lrt_lens.models._identity import ModelIdentity, model_name, tokenizer_hash
 from lrt_lens.models._lens_engines import BridgeEngine, HookedTransformerEngine
 from lrt_lens.models._loading import ModelLike, load_pretrained, load_tokenizer, model_origin
 from lrt_lens.models._passes import Handle, is_centred, short_row
-from lrt_lens.models._text_codec import TextCodec, Texts, Truncation, text_list
-from lrt_lens.models._text_reader import SKIP_FIRST
+from lrt_lens.models._text_codec import TextCodec, Texts, Truncation
+from lrt_lens.models._text_reader import SKIP_FIRST, special_tokens, unmasked
 from lrt_lens.typing import HookFunction, Residual, Tokens
 
 
@@ -57,6 +53,7 @@ class HookedModel:
         name: str | None = None,
         revision: str = "unknown",
         prepend_bos: bool | None = None,
+        truncation: Truncation | None = None,
     ) -> None:
         self.name = name or model_name(model_origin(model))
         self.revision = revision
@@ -70,7 +67,9 @@ class HookedModel:
         self.hook_points = self.engine.hook_points
         # A bridge may have changed the tokenizer that it holds, so one that was passed comes first.
         self._check_tokenizer()
-        self.codec = TextCodec(self.tokenizer, prepend_bos, self.name)
+        self.codec = TextCodec(
+            self.tokenizer, prepend_bos, self.name, self.context_length, truncation
+        )
         self.prepend_bos = bool(self.codec.prefix)
         first = residual_post(0)
         states = self.engine.capture(short_row(self.d_vocab), [first])[first]
@@ -88,6 +87,7 @@ class HookedModel:
         device_map: Any = None,
         revision: str | None = None,
         prepend_bos: bool | None = None,
+        truncation: Truncation | None = None,
         trust_remote_code: bool = False,
     ) -> "HookedModel":
         """Return a `HookedModel` of a model, or of the name of one.
@@ -104,17 +104,19 @@ class HookedModel:
             device_map: passed to transformers; excludes ``device``.
             revision: hub revision.
             prepend_bos: default: as the tokenizer does it.
+            truncation: end that is cut off texts longer than the context, wherever a call does not
+                say it; by default such texts are refused.
             trust_remote_code: passed to transformers.
 
         Raises:
-            MismatchError: a `HookedModel` was loaded with another name, tokenizer or BOS policy
-                than asked for; or the tokenizer has more tokens than the model.
+            MismatchError: a `HookedModel` was loaded with another name, tokenizer, BOS policy or
+                truncation than asked for; or the tokenizer has more tokens than the model.
             OSError: there is no model of this name.
             TypeError: ``model`` is none of the accepted kinds.
             ValueError: there is no tokenizer, or it has no BOS token and ``prepend_bos`` is True.
         """
         if isinstance(model, HookedModel):
-            model._refuse_other_options(name, tokenizer, prepend_bos)
+            model._refuse_other_options(name, tokenizer, prepend_bos, truncation)
             return model
         # Three kinds: a name to load, a Hugging Face model to wrap, and a TransformerLens model.
         origin = model_origin(model)
@@ -138,6 +140,7 @@ class HookedModel:
             name=name or model_name(origin),
             revision=(revision if isinstance(model, str | Path) else None) or "unknown",
             prepend_bos=prepend_bos,
+            truncation=truncation,
         )
 
     def __repr__(self) -> str:
@@ -189,13 +192,13 @@ class HookedModel:
 
         Args:
             texts: a list, a tuple, a numpy array, a pandas Series or a column of a data set.
-            truncation: end that is cut off texts longer than the context; None cuts their end and
-                logs a warning.
+            truncation: end that is cut off texts longer than the context; None refuses them, unless
+                the model was loaded with a ``truncation``.
 
         Raises:
-            ValueError: there is no text, or a text is empty.
+            ValueError: there is no text, a text is empty, or one is longer than the context.
         """
-        return self.codec.encode(texts, self.context_length, truncation)
+        return self.codec.encode(texts, truncation)
 
     def encode_bodies(self, texts: Texts) -> list[list[int]]:
         """Return the token ids of each text without special tokens, at full length."""
@@ -232,14 +235,11 @@ class HookedModel:
 
         These are all tokens except padding, special tokens and the first ``skip_first`` positions.
         """
-        width = max(len(row) for row in rows)
-        special = self.special_ids
-        return torch.tensor(
-            [
-                [skip_first <= p < len(row) and row[p] not in special for p in range(width)]
-                for row in rows
-            ]
-        )
+        mask = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.bool)
+        special = special_tokens(self)
+        for index, row in enumerate(rows):
+            mask[index, torch.from_numpy(unmasked(row, special, skip_first))] = True
+        return mask
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -314,11 +314,14 @@ class HookedModel:
     def loss(self, texts: Texts, *, truncation: Truncation | None = None) -> float:
         """Return the mean cross-entropy per token in nats, over all tokens but each text's first.
 
+        A text that is longer than the context is read in windows, whose first tokens do not count
+        either, unless ``truncation`` says which end to cut.
+
         Raises:
             NonFiniteError: a logit is NaN.
             ValueError: every text has a single token.
         """
-        rows = self.encode(texts, truncation=truncation)
+        rows = [row for windows in self.codec.windows(texts, truncation) for row in windows]
         longest = max(map(len, rows))
         if longest < 2:
             raise ValueError(
@@ -396,13 +399,22 @@ class HookedModel:
             )
 
     def _refuse_other_options(
-        self, name: str | None, tokenizer: Any, prepend_bos: bool | None
+        self,
+        name: str | None,
+        tokenizer: Any,
+        prepend_bos: bool | None,
+        truncation: Truncation | None,
     ) -> None:
         """Raise `MismatchError` if this model was loaded with other options than these."""
         if prepend_bos is not None and prepend_bos != self.prepend_bos:
             raise MismatchError(
                 f"{self.name!r} was loaded with prepend_bos={self.prepend_bos};"
                 f" asked for {prepend_bos}: load it again with that"
+            )
+        if truncation is not None and truncation != self.codec.truncation:
+            raise MismatchError(
+                f"{self.name!r} was loaded with truncation={self.codec.truncation!r};"
+                f" asked for {truncation!r}: load it again with that, or say it in each call"
             )
         if tokenizer is not None and tokenizer_hash(tokenizer) != self.tokenizer_hash:
             raise MismatchError(
@@ -479,108 +491,4 @@ def _is_hugging_face(model: Any) -> bool:
     # A TransformerLens model has `forward` too, but only there is `hook_dict`.
     return (
         not hasattr(model, "hook_dict") and hasattr(model, "config") and hasattr(model, "forward")
-    )
-
-
-Read = Literal["last", "mean", "max"] | int
-"""The last token, the mean or the elementwise maximum over the unmasked tokens, or a position.
-
-A negative position counts from the end.
-"""
-EveryRead = Read | Literal["every"]
-"""A `Read`, or ``"every"`` for each unmasked token separately."""
-_READ_BATCH = 32
-"""Number of texts per forward pass."""
-
-
-def read_activations(
-    model: HookedModel,
-    texts: Texts,
-    hook: int | str,
-    read: Read = "last",
-    *,
-    skip_first: int = SKIP_FIRST,
-    through: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """Return one float32 row per text, [text, d_model], at hook point ``hook``.
-
-    ``through`` maps the tokens, [token, d_model] to [token, d], before the pooling.
-
-    Raises:
-        NonFiniteError: an activation is NaN or infinite.
-        ValueError: ``read`` is unknown, a text is shorter than the position, or all tokens of a
-            text are masked.
-    """
-    if not isinstance(read, int) and read not in ("last", "mean", "max"):
-        raise ValueError(f"read is {read!r}; expected 'last', 'mean', 'max' or a position")
-    # `_passes` sorts the texts by length; `out` restores the order of ``texts``.
-    listed = text_list(texts)
-    out: list[Tensor] = [torch.empty(0)] * len(listed)
-    for index, activations, mask in _passes(model, listed, hook, skip_first):
-        pooled = read in ("mean", "max")
-        if pooled and not mask.any():
-            raise _too_short(len(mask), skip_first)
-        rows = activations[mask] if pooled else activations[_position(read, len(mask))][None]
-        rows = rows if through is None else through(rows)
-        # At a single position there is one row, which is its own mean.
-        out[index] = reduce(rows, "token d -> d", "max" if read == "max" else "mean")
-    return torch.stack(out)
-
-
-def read_tokens(
-    model: HookedModel, texts: Texts, hook: int | str, *, skip_first: int = SKIP_FIRST
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield (index of a text, float32 activations [token, d_model] of its unmasked tokens).
-
-    Texts come one at a time, the shortest first.
-
-    Raises:
-        NonFiniteError: an activation is NaN or infinite.
-        ValueError: all tokens of a text are masked.
-    """
-    for index, activations, mask in _passes(model, texts, hook, skip_first):
-        if not mask.any():
-            raise _too_short(len(mask), skip_first)
-        yield index, activations[mask]
-
-
-def _passes(
-    model: HookedModel, texts: Texts, hook: int | str, skip_first: int
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield (index of a text, activations [token, d_model], mask [token]) without padding."""
-    rows = model.encode(texts)
-    name = resolve(hook, model)
-    # Texts of similar length share a batch, so that little of it is padding.
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for start in range(0, len(order), _READ_BATCH):
-        indices = order[start : start + _READ_BATCH]
-        batch = [rows[index] for index in indices]
-        # float32 on the CPU, where vectors and probes are fitted.
-        captured = model.engine.capture(model.pad(batch), [name])[name].float().cpu()
-        masks = model.read_mask(batch, skip_first)
-        for index, row, padded, mask in zip(indices, batch, captured, masks, strict=True):
-            activations = padded[: len(row)]
-            if not torch.isfinite(activations).all():
-                raise NonFiniteError(
-                    f"activations of {model.name!r} at {name!r} are NaN or infinite on these texts;"
-                    " load the model in float32 or bfloat16"
-                )
-            yield index, activations, mask[: len(row)]
-
-
-def _position(read: Read, length: int) -> int:
-    """Return the position, from 0, that ``read`` means in a text of ``length`` tokens."""
-    position = length - 1 if read == "last" else int(read) + (length if int(read) < 0 else 0)
-    if not 0 <= position < length:
-        raise ValueError(
-            f"position {read} is outside a text of {length} tokens;"
-            " use 'last', 'mean' or a smaller position"
-        )
-    return position
-
-
-def _too_short(length: int, skip_first: int) -> ValueError:
-    return ValueError(
-        f"a text of {length} tokens has no unmasked token after the first {skip_first};"
-        " give longer texts, or read='last'"
     )

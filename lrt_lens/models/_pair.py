@@ -25,6 +25,7 @@ from lrt_lens.models._hook_points import resolve
 from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._identity import names_apart
 from lrt_lens.models._loading import ModelLike, model_origin
+from lrt_lens.models._text_codec import Truncation
 
 Hooks = int | str | Sequence[int | str]
 """One hook point or several, as layer numbers or names."""
@@ -53,6 +54,7 @@ class ModelPair:
         dtype: str | torch.dtype | None = None,
         device_map: Any = None,
         prepend_bos: bool | None = None,
+        truncation: Truncation | None = None,
         trust_remote_code: bool = False,
     ) -> "ModelPair":
         """Return a pair of models, each loaded by `HookedModel.load`, which lists the options.
@@ -68,6 +70,7 @@ class ModelPair:
             "dtype": dtype,
             "device_map": device_map,
             "prepend_bos": prepend_bos,
+            "truncation": truncation,
             "trust_remote_code": trust_remote_code,
         }
         # Names are fixed before loading, because the identities of the models record them.

@@ -4,26 +4,23 @@ Problem: a prefix that is written twice (by a chat template and by the tokenizer
 cut without a word, or a word that loses its space each give wrong numbers that look right.
 Mechanism: `TextCodec` writes the special tokens before a text exactly as the tokenizer does,
 whether they are one BOS, ``[CLS]`` or several tokens, and writes none where the text begins with
-them already. Texts that are longer than the context are cut at their end with a warning, unless the
-user says which end to cut. A continuation is decoded behind its prompt, so that ``prompt +
-continuation`` is the text.
+them already. Texts that are longer than the context are refused, unless the user says which end to
+cut; what is averaged over tokens can be read in windows instead. A continuation is tokenized and
+decoded behind its prompt, so that ``prompt + continuation`` is the text.
 
-    codec = TextCodec(tokenizer, prepend_bos=None, name="gpt2")
-    codec.encode(["Once upon a time"], limit=1024)       # [[50256, 7454, 2402, 257, 640]]
+    codec = TextCodec(tokenizer, prepend_bos=None, name="gpt2", context_length=1024)
+    codec.encode(["Once upon a time"])                   # [[50256, 7454, 2402, 257, 640]]
     text_list(pandas_series)                             # ['…', '…']
 
 Limits: special tokens that a tokenizer adds behind a text (EOS, ``[SEP]``) are not written, because
 a decoder would continue behind the end of the text.
 """
 
-import logging
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
 from lrt_lens.models._identity import tokenizer_hash
-
-logger = logging.getLogger(__name__)
 
 Texts = Iterable[str]
 """A text, or texts: a list, a tuple, a numpy array, a pandas Series, a column of a data set."""
@@ -65,13 +62,25 @@ class TextCodec:
         prepend_bos: True writes the tokenizer's own prefix, or BOS if it adds none; False writes
             none; None does as the tokenizer does, which is how the model was trained.
         name: name of the model, for messages.
+        context_length: largest number of tokens per text.
+        truncation: end that is cut off longer texts; None refuses them.
 
     Raises:
-        ValueError: ``prepend_bos`` is True and the tokenizer has neither a prefix nor a BOS token.
+        ValueError: ``prepend_bos`` is True and the tokenizer has neither a prefix nor a BOS token,
+            or ``truncation`` is unknown.
     """
 
-    def __init__(self, tokenizer: Any, prepend_bos: bool | None, name: str) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self,
+        tokenizer: Any,
+        prepend_bos: bool | None,
+        name: str,
+        context_length: int,
+        truncation: Truncation | None = None,
+    ) -> None:
+        self.tokenizer, self.name, self.context_length = tokenizer, name, context_length
+        self.truncation = _known_truncation(truncation)
+        """End that is cut off longer texts where a call does not say it; None refuses them."""
         self.prefix: list[int] = [] if prepend_bos is False else _prefix_of(tokenizer)
         """Ids of the special tokens before every text."""
         if prepend_bos and not self.prefix:
@@ -89,8 +98,11 @@ class TextCodec:
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Ids of the tokenizer's special tokens, its prefix included."""
-        return frozenset([*self.tokenizer.all_special_ids, *self.prefix])
+        """Ids of the tokenizer's special tokens: named ones, added ones, and its prefix."""
+        # `all_special_ids` leaves out what has no name, such as the tokens of a chat template.
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        unnamed = [id for id, token in added.items() if getattr(token, "special", False)]
+        return frozenset([*self.tokenizer.all_special_ids, *unnamed, *self.prefix])
 
     def bodies(self, texts: Texts) -> list[list[int]]:
         """Return the token ids of each text without special tokens, at full length."""
@@ -105,21 +117,74 @@ class TextCodec:
         ids = list(body)
         return ids if ids[: len(self.prefix)] == self.prefix else [*self.prefix, *ids]
 
-    def encode(
-        self, texts: Texts, limit: int, truncation: Truncation | None = None
-    ) -> list[list[int]]:
+    def encode(self, texts: Texts, truncation: Truncation | None = None) -> list[list[int]]:
         """Return the token ids of each text behind the prefix.
 
         Args:
             texts: as `text_list` takes them.
-            limit: largest number of tokens per text.
-            truncation: end that is cut off longer texts; None cuts their end and logs a warning.
+            truncation: end that is cut off texts longer than the context; None does as the codec
+                was told.
+
+        Raises:
+            ValueError: a text is empty, or longer than the context and ``truncation`` is None; the
+                message lists such texts.
+        """
+        cut_off = _known_truncation(truncation) or self.truncation
+        rows = self._whole(texts)
+        longer = self._longer(rows)
+        if longer and cut_off is None:
+            raise self._too_long(rows, longer)
+        room = self.context_length - len(self.prefix)
+        for index in longer:
+            body = rows[index][len(self.prefix) :]
+            cut = body[len(body) - room :] if cut_off == "left" else body[:room]
+            rows[index] = [*self.prefix, *cut]
+        return rows
+
+    def windows(self, texts: Texts, truncation: Truncation | None = None) -> list[list[list[int]]]:
+        """Return the token ids of each text as one window, or several where it is too long.
+
+        Windows do not overlap, and each begins with the prefix. If an end is to be cut off, there
+        is one window per text, as `encode` returns it.
 
         Raises:
             ValueError: a text is empty, or ``truncation`` is unknown.
         """
-        if truncation not in (None, "left", "right"):
-            raise ValueError(f"truncation is {truncation!r}; expected None, 'left' or 'right'")
+        if _known_truncation(truncation) or self.truncation:
+            return [[row] for row in self.encode(texts, truncation)]
+        room = self.context_length - len(self.prefix)
+        windows = []
+        for row in self._whole(texts):
+            body = row[len(self.prefix) :]
+            starts = range(0, len(body), room)
+            windows.append([[*self.prefix, *body[start : start + room]] for start in starts])
+        return windows
+
+    def longer(self, texts: Texts) -> list[int]:
+        """Return the numbers of the texts that are longer than the context."""
+        return self._longer(self._whole(texts))
+
+    def continuations(
+        self, prompts: Texts, continuations: Texts
+    ) -> list[tuple[list[int], list[int]]]:
+        """Return (ids of the prompt, ids of prompt and continuation) of each pair of texts.
+
+        Prompt and continuation are tokenized as one text, as the model reads them, so the second
+        ids need not begin with all of the first: a token may span the boundary.
+
+        Raises:
+            ValueError: a prompt is empty.
+        """
+        before, after = text_list(prompts), text_list(continuations)
+        joined = [prompt + text for prompt, text in zip(before, after, strict=True)]
+        return list(zip(self._whole(before), self._whole(joined), strict=True))
+
+    def _whole(self, texts: Texts) -> list[list[int]]:
+        """Return the token ids of each text behind the prefix, at full length.
+
+        Raises:
+            ValueError: a text is empty.
+        """
         texts = text_list(texts)
         rows = [self.with_prefix(body) for body in self.bodies(texts)]
         for index, row in enumerate(rows):
@@ -127,25 +192,19 @@ class TextCodec:
                 raise ValueError(
                     f"text {index} is empty ({texts[index]!r}); give texts with at least one token"
                 )
-        longer = [index for index, row in enumerate(rows) if len(row) > limit]
-        if longer and truncation is None:
-            longest = max(longer, key=lambda index: len(rows[index]))
-            logger.warning(
-                "%d of %d text(s) are longer than the context of %d tokens and are cut at their"
-                " end; the longest is text %d with %d tokens. Give shorter texts, or say which end"
-                " to cut with truncation='right' or 'left'",
-                len(longer),
-                len(texts),
-                limit,
-                longest,
-                len(rows[longest]),
-            )
-        room = limit - len(self.prefix)
-        for index in longer:
-            body = rows[index][len(self.prefix) :]
-            cut = body[len(body) - room :] if truncation == "left" else body[:room]
-            rows[index] = [*self.prefix, *cut]
         return rows
+
+    def _longer(self, rows: list[list[int]]) -> list[int]:
+        return [index for index, row in enumerate(rows) if len(row) > self.context_length]
+
+    def _too_long(self, rows: list[list[int]], longer: list[int]) -> ValueError:
+        longest = max(longer, key=lambda index: len(rows[index]))
+        return ValueError(
+            f"{len(longer)} of {len(rows)} text(s) are longer than the {self.context_length} tokens"
+            f" that {self.name!r} reads (numbers {listing(longer)}; the longest is text {longest}"
+            f" with {len(rows[longest])} tokens); give shorter texts, or say which end is cut off:"
+            " truncation='right' or 'left', in this call or when the model is loaded"
+        )
 
     def decode_behind(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
         """Return the text of ``ids`` as it stands behind ``prompt``, special tokens left out.
@@ -172,10 +231,27 @@ def _prefix_of(tokenizer: Any) -> list[int]:
     probes = ("a", "Z")
     whole = [list(tokenizer(probe)["input_ids"]) for probe in probes]
     bodies = [list(tokenizer(probe, add_special_tokens=False)["input_ids"]) for probe in probes]
-    return [int(token) for token in whole[0][: _shared(*whole) - _shared(*bodies)]]
+    return [int(token) for token in whole[0][: shared_length(*whole) - shared_length(*bodies)]]
 
 
-def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+def _known_truncation(truncation: Truncation | None) -> Truncation | None:
+    """Return ``truncation`` unchanged.
+
+    Raises:
+        ValueError: it is unknown.
+    """
+    if truncation not in (None, "left", "right"):
+        raise ValueError(f"truncation is {truncation!r}; expected None, 'left' or 'right'")
+    return truncation
+
+
+def listing(numbers: Sequence[int], n_shown: int = 5) -> str:
+    """Return the first numbers as text, such as ``"3, 7, 12 …"``."""
+    more = " …" if len(numbers) > n_shown else ""
+    return ", ".join(map(str, numbers[:n_shown])) + more
+
+
+def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
     """Return the number of ids that two rows share at their beginning."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))

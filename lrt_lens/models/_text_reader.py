@@ -4,8 +4,10 @@ Windows depend on a model's tokenizer and on its BOS policy, never on its weight
 that cut them take a `TextReader`, which every `lrt_lens.models.HookedModel` is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 SKIP_FIRST = 4
 """Number of masked positions at the start of a text.
@@ -46,3 +48,18 @@ class TextReader(Protocol):
     def encode_bodies(self, texts: Iterable[str]) -> list[list[int]]:
         """Return the token ids of each text without special tokens, at full length."""
         ...
+
+
+def special_tokens(model: TextReader) -> np.ndarray:
+    """Return the ids of a model's special tokens, ascending.
+
+    Callers ask once for many windows, because a tokenizer builds the list at every call.
+    """
+    return np.array(sorted(model.special_ids))
+
+
+def unmasked(ids: Sequence[int], special: np.ndarray, skip_first: int) -> np.ndarray:
+    """Return the positions after the first ``skip_first`` whose tokens are not special."""
+    keep = ~np.isin(ids, special)
+    keep[:skip_first] = False
+    return np.flatnonzero(keep)

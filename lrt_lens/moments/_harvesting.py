@@ -15,9 +15,10 @@ a document is read, and compared with the checkpoint when a run resumes.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from lrt_lens.data._blocks import iterate_blocks, running_ahead
 from lrt_lens.data._documents import Documents
 from lrt_lens.data._windows import Block, BlockPlan, Share, Window, shuffled_rows
 from lrt_lens.errors import NonFiniteError
+from lrt_lens.models._far_norms import FarNorms
 from lrt_lens.models._hook_points import EMBED, SOURCE, TARGET, HookPair, hooks_of, joint_parts
 from lrt_lens.models._loading import torch_dtype
 from lrt_lens.models._pair import ModelPair
@@ -47,6 +49,8 @@ from lrt_lens.moments._plan import (
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments.cache._manifest import Manifest
 from lrt_lens.moments.cache._writer import CacheWriter
+
+logger = logging.getLogger(__name__)
 
 Streams = Mapping[str, Tensor]
 """Activations by hook point, each [row, d]."""
@@ -269,6 +273,8 @@ class HarvestRun:
             if checkpoint is not None:
                 checkpoint.refuse_shorter_stream(n_blocks)
                 checkpoint.write(moments)
+        for sentence in feed.far.warnings():
+            logger.warning("%s", sentence)
         # All shards hash the whole stream: `merge_shards` compares it, so that shards of other
         # documents are refused.
         if self.shard is not None:
@@ -283,6 +289,8 @@ class _Feed:
     run: HarvestRun
     on_block: OnBlock | None
     cache: CacheWriter | None = None
+    far: FarNorms = field(default_factory=FarNorms)
+    """Numbers of states far out of the stream, in the blocks of this run."""
 
     def take(
         self, moments: CrossMoments, block: Block, share: Share, checkpoint: Checkpoint | None
@@ -332,6 +340,9 @@ class _Feed:
             # Before the block is recorded as finished, so that the callback sees every finished
             # block at least once; after an interrupt it may see one twice.
             self.on_block(block, order, x, y)
+        for role, streams in (("source", x), ("target", y)):
+            for hook, states in streams.items():
+                self.far.add(f"{role} {hook}", states)
         with checkpoint.adding(block) if checkpoint else nullcontext():
             moments.add_block(block.part, x, y, pairing)
             moments.provenance = moments.provenance.with_documents(

@@ -36,9 +36,9 @@ def the_message(entries: Entries, foreign: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def grid(pair: ModelPair, corpus: list[str]) -> Any:
+def grid(pair: ModelPair, passages: list[str]) -> Any:
     options: dict[str, Any] = {"source_layers": [0, 1], "target_layers": [1, 2], "null": "full"}
-    return lrt.fit_stitches(pair, corpus, context_length=32, progress=False, **options)
+    return lrt.fit_stitches(pair, passages, context_length=32, progress=False, **options)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +66,8 @@ def vector(pair: ModelPair) -> SteeringVector:
 
 
 @pytest.fixture(scope="module")
-def to_transfer(pair: ModelPair, stitch: Any, corpus: list[str]) -> Entries:
-    neutral, quick = corpus[:4], {"progress": False}
+def to_transfer(pair: ModelPair, stitch: Any, passages: list[str]) -> Entries:
+    neutral, quick = passages[:4], {"progress": False}
     return {
         "transfer": stitch.transfer,
         "transfer through the null": lambda v: stitch.transfer(v, through=stitch.null.up),
@@ -84,8 +84,8 @@ def to_transfer(pair: ModelPair, stitch: Any, corpus: list[str]) -> Entries:
 
 
 @pytest.fixture(scope="module")
-def to_steer(pair: ModelPair, corpus: list[str]) -> Entries:
-    model, neutral = pair.source, corpus[:4]
+def to_steer(pair: ModelPair, passages: list[str]) -> Entries:
+    model, neutral = pair.source, passages[:4]
     ready = NeutralText(model, neutral, SOURCE)
     return {
         "apply": lambda v: v.apply(model).remove(),
@@ -110,10 +110,10 @@ def test_a_vector_of_another_model_is_not_transferred(
 
 
 def test_a_vector_of_another_hook_point_is_not_transferred(
-    vector: SteeringVector, to_transfer: Entries, pair: ModelPair, stitch: Any, corpus: list[str]
+    vector: SteeringVector, to_transfer: Entries, pair: ModelPair, stitch: Any, passages: list[str]
 ) -> None:
     def explore(v: SteeringVector) -> Any:
-        return lrt.explore(pair, v, stitch=stitch, neutral=corpus[:4])
+        return lrt.explore(pair, v, stitch=stitch, neutral=passages[:4])
 
     message = the_message(to_transfer | {"explore": explore}, replace(vector, hook=TARGET))
     assert message.startswith(
@@ -146,13 +146,13 @@ def test_every_width_is_refused_with_one_message(
     to_transfer: Entries,
     pair: ModelPair,
     stitch: Any,
-    corpus: list[str],
+    passages: list[str],
 ) -> None:
     concept_map = lrt.ConceptMap.fit(pair, CONTRAST, source_hook=SOURCE, target_hook=TARGET)
     others: Entries = {
         "ConceptMap.transfer": concept_map.transfer,
         "explore": lambda v: lrt.explore(
-            pair, replace(v, model=None), stitch=stitch, neutral=corpus[:4]
+            pair, replace(v, model=None), stitch=stitch, neutral=passages[:4]
         ),
         "cosine": vector.cosine,
         "add": vector.__add__,
@@ -172,17 +172,17 @@ def test_vectors_of_two_models_are_not_combined(vector: SteeringVector, field: s
 
 
 def test_texts_prepared_at_another_hook_point_are_refused(
-    vector: SteeringVector, pair: ModelPair, corpus: list[str]
+    vector: SteeringVector, pair: ModelPair, passages: list[str]
 ) -> None:
-    elsewhere = NeutralText(pair.source, corpus[:4], 1)
+    elsewhere = NeutralText(pair.source, passages[:4], 1)
     with pytest.raises(MismatchError, match=r"these neutral texts were prepared at 'blocks\.1"):
         calibrate_on(elsewhere, vector, 0.05)
 
 
 def test_contrast_texts_of_another_vector_are_refused(
-    pair: ModelPair, stitch: Any, vector: SteeringVector, corpus: list[str]
+    pair: ModelPair, stitch: Any, vector: SteeringVector, passages: list[str]
 ) -> None:
-    neutral, quick = corpus[:4], {"progress": False}
+    neutral, quick = passages[:4], {"progress": False}
     entries: Entries = {
         "evaluate_steering": lambda c: lrt.evaluate_steering(
             pair, stitch, vector, ITEMS, neutral=neutral, contrast=c, **quick
@@ -201,8 +201,8 @@ def test_contrast_texts_of_another_vector_are_refused(
 
 
 @pytest.fixture(scope="module")
-def labelled(corpus: list[str]) -> tuple[list[str], list[str]]:
-    return corpus[:20], ["a", "b"] * 10
+def labelled(passages: list[str]) -> tuple[list[str], list[str]]:
+    return passages[:20], ["a", "b"] * 10
 
 
 @pytest.fixture(scope="module")
@@ -239,14 +239,14 @@ def test_every_entry_point_gives_one_answer_about_a_probe(
 # --------------------------------------------------------------------------------------- maps
 
 
-def family(pair: ModelPair, stitch: Any, labelled: Any, corpus: list[str], **options: Any) -> Any:
+def family(pair: ModelPair, stitch: Any, labelled: Any, passages: list[str], **options: Any) -> Any:
     return lrt.evaluate_family_baselines(
         pair,
         {"ridge": stitch},
         **{
             "contrast": CONTRAST,
             "items": ITEMS,
-            "neutral": corpus[:4],
+            "neutral": passages[:4],
             "texts": labelled[0],
             "labels": labelled[1],
             "test_texts": labelled[0],
@@ -259,10 +259,10 @@ def family(pair: ModelPair, stitch: Any, labelled: Any, corpus: list[str], **opt
 
 
 @pytest.fixture(scope="module")
-def token_map(pair: ModelPair, corpus: list[str]) -> AffineMap:
+def token_map(pair: ModelPair, passages: list[str]) -> AffineMap:
     moments = lrt.harvest(
         pair.reversed(),
-        corpus,
+        passages,
         source_layers=[1],
         target_layers=[0],
         context_length=32,
@@ -277,7 +277,7 @@ def test_every_entry_point_gives_one_answer_about_a_token_map(
     grid: Any,
     labelled: Any,
     token_map: AffineMap,
-    corpus: list[str],
+    passages: list[str],
 ) -> None:
     stitch = grid[0, 1]
     entries: Entries = {
@@ -285,7 +285,7 @@ def test_every_entry_point_gives_one_answer_about_a_token_map(
             pair, stitch, *labelled, token_map=t, ks=(2,), progress=False
         ),
         "evaluate_family_baselines": lambda t: family(
-            pair, stitch, labelled, corpus, moments=grid.moments, token_map=t
+            pair, stitch, labelled, passages, moments=grid.moments, token_map=t
         ),
     }
     foreign = {
@@ -300,7 +300,7 @@ def test_every_entry_point_gives_one_answer_about_a_token_map(
         assert message.startswith(begin)
     assert token_map.source_model == pair.target.identity
     with pytest.raises(MismatchError, match="token_maps maps 'hook_embed' → 'blocks.0"):
-        lrt.evaluate_stitch_loss(pair, stitch, corpus, token_maps=token_map, progress=False)
+        lrt.evaluate_stitch_loss(pair, stitch, passages, token_maps=token_map, progress=False)
 
 
 def test_every_entry_point_gives_one_answer_about_the_hook_points_of_a_map(
@@ -308,14 +308,14 @@ def test_every_entry_point_gives_one_answer_about_the_hook_points_of_a_map(
     grid: Any,
     probe: Any,
     vector: SteeringVector,
-    corpus: list[str],
+    passages: list[str],
     strangers: ModelPair,
 ) -> None:
     stitch = grid[0, 1]
     up: Entries = {
         "vector": lambda m: stitch.transfer(vector, through=m.up),
         "evaluate_stitch_loss": lambda m: lrt.evaluate_stitch_loss(
-            pair, stitch, corpus, others={"through=": m}, progress=False
+            pair, stitch, passages, others={"through=": m}, progress=False
         ),
     }
     down: Entries = {"probe": lambda m: stitch.transfer(probe, through=m.down)}
@@ -336,13 +336,13 @@ def test_every_entry_point_gives_one_answer_about_the_hook_points_of_a_map(
 
 
 def test_moments_of_other_models_or_hook_points_score_nothing(
-    pair: ModelPair, strangers: ModelPair, grid: Any, labelled: Any, corpus: list[str]
+    pair: ModelPair, strangers: ModelPair, grid: Any, labelled: Any, passages: list[str]
 ) -> None:
     stitch, hooks = grid[0, 1], (SOURCE, TARGET)
     options: dict[str, Any] = {"source_layers": [0], "target_layers": [1]}
-    moments = lrt.harvest(strangers, corpus, context_length=32, progress=False, **options)
+    moments = lrt.harvest(strangers, passages, context_length=32, progress=False, **options)
     with pytest.raises(MismatchError, match="the source model of these moments is"):
-        family(pair, stitch, labelled, corpus, moments=moments)
+        family(pair, stitch, labelled, passages, moments=moments)
     with pytest.raises(MismatchError, match="the source model of this map is"):
         lrt.score_intervals(stitch.up, moments, hooks)
     foreign = lrt.fit_grid(moments, lrt.Ridge())
@@ -375,7 +375,7 @@ def test_a_map_may_be_loaded_reversed_composed_and_inverted(
 
 
 def test_every_entry_point_gives_one_answer_about_rows(
-    pair: ModelPair, strangers: ModelPair, corpus: list[str]
+    pair: ModelPair, strangers: ModelPair, passages: list[str]
 ) -> None:
     sets, hooks = [CONTRAST, COLOUR], {"source_hook": SOURCE, "target_hook": TARGET}
     concepts = [lrt.Concept(CONTRAST, ITEMS), lrt.Concept(COLOUR, replace(ITEMS, name="colour"))]
@@ -388,10 +388,10 @@ def test_every_entry_point_gives_one_answer_about_rows(
             pair, sets, rows=rows, counts=[4], n_draws=1, ridge=False, progress=False, **hooks
         ),
         "evaluate_concept_transfer": lambda rows: lrt.evaluate_concept_transfer(
-            pair, concepts, rows=[rows], neutral=corpus[:4], progress=False, **hooks
+            pair, concepts, rows=[rows], neutral=passages[:4], progress=False, **hooks
         ),
     }
-    texts = [replace_texts(one, corpus, 20 * i) for i, one in enumerate(sets)]
+    texts = [replace_texts(one, passages, 20 * i) for i, one in enumerate(sets)]
     for foreign, beginning in (
         (read(strangers), "the source model of rows of 'mood' is"),
         (read(pair.reversed()), "the source model of rows of 'mood' is"),
@@ -403,14 +403,16 @@ def test_every_entry_point_gives_one_answer_about_rows(
     assert len(entries["evaluate_interpolation"](read()).table)
 
 
-def replace_texts(one: ContrastSet, corpus: list[str], start: int) -> ContrastSet:
+def replace_texts(one: ContrastSet, passages: list[str], start: int) -> ContrastSet:
     """Return a set of the same name and size with other texts."""
     n = len(one)
-    return ContrastSet(corpus[start : start + n], corpus[start + n : start + 2 * n], name=one.name)
+    return ContrastSet(
+        passages[start : start + n], passages[start + n : start + 2 * n], name=one.name
+    )
 
 
 def test_the_explorer_checks_the_stitch_also_for_a_vector_of_the_target(
-    pair: ModelPair, strangers: ModelPair, grid: Any, vector: SteeringVector, corpus: list[str]
+    pair: ModelPair, strangers: ModelPair, grid: Any, vector: SteeringVector, passages: list[str]
 ) -> None:
     transferred = grid[0, 1].transfer(vector)
     provenance = replace(
@@ -418,9 +420,9 @@ def test_the_explorer_checks_the_stitch_also_for_a_vector_of_the_target(
     )
     foreign = replace(grid[0, 1], provenance=provenance)
     with pytest.raises(MismatchError, match="the source model is"):
-        lrt.explore(pair, transferred, stitch=foreign, neutral=corpus[:4])
+        lrt.explore(pair, transferred, stitch=foreign, neutral=passages[:4])
     with pytest.raises(MismatchError, match="this stitch ends at 'blocks.2.*leave stitch= out"):
-        lrt.explore(pair, transferred, stitch=grid[0, 2], neutral=corpus[:4])
+        lrt.explore(pair, transferred, stitch=grid[0, 2], neutral=passages[:4])
     other = replace(vector, model=foreign_identity(vector.model, "config_hash"))
     with pytest.raises(MismatchError, match=r"\(config_hash 0{16}, raw basis\), and the pair is"):
-        lrt.explore(pair, other, stitch=grid[0, 1], neutral=corpus[:4])
+        lrt.explore(pair, other, stitch=grid[0, 1], neutral=passages[:4])

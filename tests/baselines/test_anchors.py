@@ -23,7 +23,7 @@ from lrt_lens.baselines._text_rows import TextRows, read_text_rows
 from lrt_lens.data import ContrastSet
 from lrt_lens.errors import HookPointError, NonFiniteError
 from lrt_lens.models import HookedModel, ModelPair
-from lrt_lens.models._hooked_model import read_activations
+from lrt_lens.models._reading import read_activations
 from lrt_lens.moments import Provenance
 from lrt_lens.stitching import Stitch, StreamStatistics
 
@@ -35,8 +35,8 @@ MOOD = ContrastSet(
 
 
 @pytest.fixture(scope="module")
-def anchors(pair: ModelPair, corpus: list[str]) -> Anchors:
-    return Anchors.read(pair, corpus[:80], source_hook=1, target_hook=2)
+def anchors(pair: ModelPair, passages: list[str]) -> Anchors:
+    return Anchors.read(pair, passages[:80], source_hook=1, target_hook=2)
 
 
 def linear_anchors(
@@ -65,9 +65,9 @@ def linear_anchors(
 
 
 def test_rows_and_statistics_are_those_of_the_activations(
-    pair: ModelPair, corpus: list[str]
+    pair: ModelPair, passages: list[str]
 ) -> None:
-    texts = corpus[:6]
+    texts = passages[:6]
     for read in ("mean", "last"):
         found = read_text_rows(pair.source, texts, "blocks.1.hook_resid_post", read)
         torch.testing.assert_close(
@@ -132,10 +132,10 @@ def test_the_null_pairs_no_anchor_with_itself() -> None:
 
 
 def test_between_a_model_and_itself_a_vector_stays_what_it_is(
-    pair: ModelPair, corpus: list[str]
+    pair: ModelPair, passages: list[str]
 ) -> None:
     same = ModelPair(pair.source, pair.source)
-    stitch = anchor_stitch(same, corpus[:80], source_hook=1, target_hook=1)
+    stitch = anchor_stitch(same, passages[:80], source_hook=1, target_hook=1)
     vector = SteeringVector.mean_difference(pair.source, MOOD, at=1)
     torch.testing.assert_close(
         stitch.transfer(vector).direction, vector.direction, rtol=1e-3, atol=1e-4
@@ -188,19 +188,19 @@ def test_two_tokenizers_need_texts_only(
     build_hf: Callable[..., Any],
     train_tokenizer: Callable[..., Any],
     pair: ModelPair,
-    corpus: list[str],
+    passages: list[str],
 ) -> None:
     other = HookedModel.load(
         build_hf("gpt2", d=24, layers=2, seed=8),
         tokenizer=train_tokenizer(bos=False, vocabulary=300),
     )
     stitch = anchor_stitch(
-        (pair.source, other), corpus[:60], source_hook=1, target_hook=1, read="last"
+        (pair.source, other), passages[:60], source_hook=1, target_hook=1, read="last"
     )
     stitch.check(pair.source, other)
     x, y = (
-        read_activations(pair.source, corpus[:60], 1).double(),
-        read_activations(other, corpus[:60], 1).double(),
+        read_activations(pair.source, passages[:60], 1).double(),
+        read_activations(other, passages[:60], 1).double(),
     )
     torch.testing.assert_close(stitch.up.points(x.mean(0)), y.mean(0), rtol=1e-4, atol=1e-4)
 
@@ -218,21 +218,22 @@ def test_a_saved_stitch_comes_back(anchors: Anchors, tmp_path: Path) -> None:
 
 
 def test_fewer_than_two_or_equal_anchors_are_refused(
-    pair: ModelPair, corpus: list[str], anchors: Anchors
+    pair: ModelPair, passages: list[str], anchors: Anchors
 ) -> None:
     options: dict[str, Any] = {"source_hook": 1, "target_hook": 2}
     with pytest.raises(ValueError, match=r"1 text\(s\) given; anchors need a list of at least two"):
-        anchor_stitch(pair, corpus[:1], **options)
+        anchor_stitch(pair, passages[:1], **options)
     with pytest.raises(ValueError, match="2 of 5 anchors repeat another"):
-        anchor_stitch(pair, [*corpus[:3], *corpus[:2]], **options)
+        anchor_stitch(pair, [*passages[:3], *passages[:2]], **options)
     with pytest.raises(ValueError, match=r"1 anchor\(s\) whose rows do not differ"):
         anchors[:1].stitch()
     with pytest.raises(ValueError, match="read is 'every'; expected 'mean' or 'last'"):
-        Anchors.read(pair, corpus[:4], read="every", **options)
+        Anchors.read(pair, passages[:4], read="every", **options)
     with pytest.raises(HookPointError, match="is not on"):
-        anchor_stitch(pair, corpus[:4], source_hook=1, target_hook="blocks.9.hook_resid_post")
-    with pytest.raises(ValueError, match="has no unmasked token after the first 4"):
-        anchor_stitch(pair, ["cat", *corpus[:4]], **options)
+        anchor_stitch(pair, passages[:4], source_hook=1, target_hook="blocks.9.hook_resid_post")
+    assert Anchors.read(pair, ["cat", *passages[:4]], **options).n_dropped == 1
+    with pytest.raises(ValueError, match=r"1 of 5 text\(s\) have no unmasked token to read"):
+        anchor_stitch(pair, ["cat", *passages[:4]], short_texts="refuse", **options)
 
 
 def test_a_text_is_no_list_of_texts(pair: ModelPair) -> None:
@@ -241,19 +242,19 @@ def test_a_text_is_no_list_of_texts(pair: ModelPair) -> None:
 
 
 def test_few_anchors_are_named_with_the_dimensions(
-    pair: ModelPair, corpus: list[str], caplog: pytest.LogCaptureFixture
+    pair: ModelPair, passages: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    two = anchor_stitch(pair, corpus[:2], source_hook=1, target_hook=2)
+    two = anchor_stitch(pair, passages[:2], source_hook=1, target_hook=2)
     assert "2 anchors for 24 dimensions: a linear map interpolates them" in caplog.text
     assert two.refits == ()
     assert "r2" not in two.scores
     caplog.clear()
-    Anchors.read(pair, corpus[:25], source_hook=1, target_hook=2)
+    Anchors.read(pair, passages[:25], source_hook=1, target_hook=2)
     assert "anchors" not in caplog.text
 
 
 def test_activations_that_are_nan_are_refused(
-    build_hf: Callable[..., Any], tokenizer: Any, pair: ModelPair, corpus: list[str]
+    build_hf: Callable[..., Any], tokenizer: Any, pair: ModelPair, passages: list[str]
 ) -> None:
     broken = build_hf("llama", d=16, layers=2, seed=1)
     with torch.no_grad():
@@ -261,7 +262,7 @@ def test_activations_that_are_nan_are_refused(
     with pytest.raises(NonFiniteError, match="NaN or infinite on these texts"):
         anchor_stitch(
             (HookedModel.load(broken, tokenizer=tokenizer), pair.target),
-            corpus[:4],
+            passages[:4],
             source_hook=1,
             target_hook=2,
         )

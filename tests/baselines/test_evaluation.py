@@ -60,16 +60,16 @@ def pair(load: Any) -> ModelPair:
 
 
 @pytest.fixture(scope="module")
-def grid(pair: ModelPair, corpus: list[str]) -> StitchGrid:
+def grid(pair: ModelPair, passages: list[str]) -> StitchGrid:
     return fit_stitches(
-        pair, corpus, source_layers=[1], target_layers=[2], null="full", progress=False
+        pair, passages, source_layers=[1], target_layers=[2], null="full", progress=False
     )
 
 
 @pytest.fixture(scope="module")
-def stitches(pair: ModelPair, grid: StitchGrid, corpus: list[str]) -> dict[str, Stitch]:
+def stitches(pair: ModelPair, grid: StitchGrid, passages: list[str]) -> dict[str, Stitch]:
     anchors = Anchors.read(
-        pair, fitting_texts(corpus, grid.moments)[:80], source_hook=1, target_hook=2
+        pair, fitting_texts(passages, grid.moments)[:80], source_hook=1, target_hook=2
     )
     return {
         "ridge": grid[1, 2],
@@ -82,14 +82,14 @@ def evaluate(
     pair: ModelPair,
     stitches: dict[str, Stitch],
     grid: StitchGrid,
-    corpus: list[str],
+    passages: list[str],
     **changed: Any,
 ) -> FamilyBaselines:
     options: dict[str, Any] = {
         "moments": grid.moments,
         "contrast": MOOD,
         "items": ITEMS,
-        "neutral": corpus[:8],
+        "neutral": passages[:8],
         "texts": TEXTS,
         "labels": LABELS,
         "test_texts": TEST_TEXTS,
@@ -103,9 +103,9 @@ def evaluate(
 
 @pytest.fixture(scope="module")
 def found(
-    pair: ModelPair, stitches: dict[str, Stitch], grid: StitchGrid, corpus: list[str]
+    pair: ModelPair, stitches: dict[str, Stitch], grid: StitchGrid, passages: list[str]
 ) -> FamilyBaselines:
-    return evaluate(pair, stitches, grid, corpus)
+    return evaluate(pair, stitches, grid, passages)
 
 
 @pytest.fixture(scope="module")
@@ -123,12 +123,12 @@ def test_prediction_is_that_of_held_out_rows(
     pair: ModelPair,
     stitches: dict[str, Stitch],
     grid: StitchGrid,
-    corpus: list[str],
+    passages: list[str],
     rows: pd.DataFrame,
 ) -> None:
     """Compare with scikit-learn on the test fold, read in windows of the models' 64 tokens."""
-    fits = set(fitting_texts(corpus, grid.moments))
-    held_out = [text for text in corpus if text not in fits]
+    fits = set(fitting_texts(passages, grid.moments))
+    held_out = [text for text in passages if text not in fits]
     assert 5 < len(held_out) < 60
     sides = []
     for model, hook in ((pair.source, 1), (pair.target, 2)):
@@ -164,7 +164,7 @@ def test_effects_lie_between_those_of_passes_steered_by_hand(
     stitches: dict[str, Stitch],
     found: FamilyBaselines,
     rows: pd.DataFrame,
-    corpus: list[str],
+    passages: list[str],
 ) -> None:
     from lrt_lens.adapters.vectors import calibrate_scale
 
@@ -173,7 +173,7 @@ def test_effects_lie_between_those_of_passes_steered_by_hand(
     arms = {name: stitch.transfer(vector) for name, stitch in stitches.items()}
     arms["native"] = SteeringVector.mean_difference(pair.target, MOOD, at=2)
     for name, moved in arms.items():
-        scale = calibrate_scale(pair.target, moved, corpus[:8], damage=found.budget).scale
+        scale = calibrate_scale(pair.target, moved, passages[:8], damage=found.budget).scale
         effect = (items.propensity(moved.hook_at(scale)) - items.propensity()).mean()
         assert rows.loc[name, "effect"] == pytest.approx(effect, abs=0.03 * abs(effect) + 0.01)
         assert rows.loc[name, "fraction_of_native"] == pytest.approx(
@@ -208,16 +208,18 @@ def test_aurocs_are_scikit_learns(
         assert rows.loc[name, "auroc_null"] == pytest.approx(roc_auc_score(truth, null))
 
 
-def test_between_a_model_and_itself_everything_carries(pair: ModelPair, corpus: list[str]) -> None:
+def test_between_a_model_and_itself_everything_carries(
+    pair: ModelPair, passages: list[str]
+) -> None:
     same = ModelPair(pair.target, pair.target)
     grid = fit_stitches(
-        same, corpus, source_layers=[2], target_layers=[2], null="full", progress=False
+        same, passages, source_layers=[2], target_layers=[2], null="full", progress=False
     )
     stitch = anchor_stitch(
-        same, fitting_texts(corpus, grid.moments)[:80], source_hook=2, target_hook=2
+        same, fitting_texts(passages, grid.moments)[:80], source_hook=2, target_hook=2
     )
     row = (
-        evaluate(same, {"procrustes": stitch}, grid, corpus)
+        evaluate(same, {"procrustes": stitch}, grid, passages)
         .summary.set_index("method")
         .loc["procrustes"]
     )
@@ -237,54 +239,58 @@ def test_the_figure_and_the_notebook_show_what_was_measured(found: FamilyBaselin
     assert "procrustes" in found._repr_html_()
 
 
-def test_fitting_texts_are_those_that_no_score_reads(grid: StitchGrid, corpus: list[str]) -> None:
-    texts = fitting_texts([*corpus, corpus[0]], grid.moments)
-    assert len(texts) == len(set(texts)) < len(corpus)
-    assert 0.7 < len(texts) / len(corpus) < 0.95
+def test_fitting_texts_are_those_that_no_score_reads(grid: StitchGrid, passages: list[str]) -> None:
+    texts = fitting_texts([*passages, passages[0]], grid.moments)
+    assert len(texts) == len(set(texts)) < len(passages)
+    assert 0.7 < len(texts) / len(passages) < 0.95
     assert np.isclose(
-        float(grid.moments.n[:5].sum()) / grid.moments.n_tokens, len(texts) / len(corpus), atol=0.08
+        float(grid.moments.n[:5].sum()) / grid.moments.n_tokens,
+        len(texts) / len(passages),
+        atol=0.08,
     )
 
 
 def test_what_cannot_be_compared_is_refused(
-    pair: ModelPair, stitches: dict[str, Stitch], grid: StitchGrid, corpus: list[str]
+    pair: ModelPair, stitches: dict[str, Stitch], grid: StitchGrid, passages: list[str]
 ) -> None:
-    other = anchor_stitch(pair, corpus[:20], source_hook=0, target_hook=2)
+    other = anchor_stitch(pair, passages[:20], source_hook=0, target_hook=2)
     with pytest.raises(MismatchError, match="stitch 'other' maps 'blocks.0.hook_resid_post'"):
-        evaluate(pair, stitches | {"other": other}, grid, corpus)
+        evaluate(pair, stitches | {"other": other}, grid, passages)
     with pytest.raises(
         HookPointError, match="these moments hold no hook pair 'blocks.0.hook_resid_post'"
     ):
-        evaluate(pair, {"other": other}, grid, corpus)
+        evaluate(pair, {"other": other}, grid, passages)
     with pytest.raises(ValueError, match="expected at least one, none of them called"):
-        evaluate(pair, {}, grid, corpus)
+        evaluate(pair, {}, grid, passages)
     with pytest.raises(ValueError, match=r"stitches is \['native'\]"):
-        evaluate(pair, {"native": stitches["ridge"]}, grid, corpus)
+        evaluate(pair, {"native": stitches["ridge"]}, grid, passages)
     with pytest.raises(MismatchError, match="the source model"):
-        evaluate(pair.reversed(), stitches, grid, corpus)
+        evaluate(pair.reversed(), stitches, grid, passages)
     with pytest.raises(MismatchError, match="token_map maps 'blocks.1.hook_resid_post'"):
-        evaluate(pair, stitches, grid, corpus, token_map=stitches["ridge"].up)
+        evaluate(pair, stitches, grid, passages, token_map=stitches["ridge"].up)
 
 
 def test_one_class_is_refused_everywhere(
-    pair: ModelPair, stitches: dict[str, Stitch], grid: StitchGrid, corpus: list[str]
+    pair: ModelPair, stitches: dict[str, Stitch], grid: StitchGrid, passages: list[str]
 ) -> None:
     texts = list(MOOD.positive)
     with pytest.raises(ValueError, match="has the same texts on both sides: one class"):
-        evaluate(pair, stitches, grid, corpus, contrast=ContrastSet(texts, texts[::-1], name="one"))
+        evaluate(
+            pair, stitches, grid, passages, contrast=ContrastSet(texts, texts[::-1], name="one")
+        )
     with pytest.raises(ValueError, match="all 20 labels are 'happy'"):
-        evaluate(pair, stitches, grid, corpus, labels=["happy"] * 20)
+        evaluate(pair, stitches, grid, passages, labels=["happy"] * 20)
     with pytest.raises(ValueError, match="all 40 test labels are 'sad'"):
-        evaluate(pair, stitches, grid, corpus, test_labels=["sad"] * 40)
+        evaluate(pair, stitches, grid, passages, test_labels=["sad"] * 40)
     with pytest.raises(ValueError, match="this comparison takes two classes"):
-        evaluate(pair, stitches, grid, corpus, labels=["happy"] * 10 + ["sad"] * 5 + ["so"] * 5)
+        evaluate(pair, stitches, grid, passages, labels=["happy"] * 10 + ["sad"] * 5 + ["so"] * 5)
     with pytest.raises(ValueError, match=r"2 item\(s\) given"):
-        evaluate(pair, stitches, grid, corpus, items=ITEMS.split(0.2)[0])
+        evaluate(pair, stitches, grid, passages, items=ITEMS.split(0.2)[0])
 
 
 def test_a_budget_that_nothing_reaches_leaves_nan_and_a_figure(
-    pair: ModelPair, stitches: dict[str, Stitch], grid: StitchGrid, corpus: list[str]
+    pair: ModelPair, stitches: dict[str, Stitch], grid: StitchGrid, passages: list[str]
 ) -> None:
-    unreached = evaluate(pair, {"ridge": stitches["ridge"]}, grid, corpus, damage=1e9)
+    unreached = evaluate(pair, {"ridge": stitches["ridge"]}, grid, passages, damage=1e9)
     assert unreached.summary["fraction_of_native"].isna().all()
     unreached.figure()

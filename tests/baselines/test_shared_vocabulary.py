@@ -18,7 +18,7 @@ from lrt_lens.data import ContrastSet
 from lrt_lens.data._token_spelling import token_strings
 from lrt_lens.errors import MismatchError
 from lrt_lens.models import HookedModel, ModelPair
-from lrt_lens.models._hooked_model import read_tokens
+from lrt_lens.models._reading import read_tokens
 from lrt_lens.stitching.solvers import LeastSquares
 
 

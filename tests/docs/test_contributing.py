@@ -60,7 +60,7 @@ def test_every_make_target_exists() -> None:
         "ClosedForm",
         "METHODS",
         "read_activations",
-        "_position",
+        "_positions",
         "_dead",
         "_PANELS",
         "_AVERAGED",

@@ -16,10 +16,10 @@ BUDGET = 0.05
 
 
 @pytest.fixture(scope="module")
-def stitch(pair: Any, corpus: list[str]) -> Any:
+def stitch(pair: Any, passages: list[str]) -> Any:
     grid = fit_stitches(
         pair,
-        corpus[:80],
+        passages[:80],
         n_tokens=2500,
         context_length=32,
         target_layers=[1],
@@ -30,15 +30,15 @@ def stitch(pair: Any, corpus: list[str]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def vector(pair: Any, stitch: Any, corpus: list[str]) -> SteeringVector:
+def vector(pair: Any, stitch: Any, passages: list[str]) -> SteeringVector:
     return SteeringVector.mean_difference(
-        pair.source, ContrastSet(corpus[:8], corpus[8:16]), at=stitch.source_hook
+        pair.source, ContrastSet(passages[:8], passages[8:16]), at=stitch.source_hook
     )
 
 
 @pytest.fixture(scope="module")
-def neutral(corpus: list[str]) -> list[str]:
-    return [text for text in corpus[100:] if len(text.split()) > 20][:3]
+def neutral(passages: list[str]) -> list[str]:
+    return [text for text in passages[100:] if len(text.split()) > 15][:3]
 
 
 @pytest.fixture(scope="module")

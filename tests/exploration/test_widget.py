@@ -20,12 +20,12 @@ PROMPT = "the little cat was happy because"
 
 
 @pytest.fixture(scope="module")
-def make(pair: Any, corpus: list[str]) -> Any:
+def make(pair: Any, passages: list[str]) -> Any:
     """Return a function that builds the widget of a vector learnt on the target."""
     vector = SteeringVector.mean_difference(
-        pair.target, ContrastSet(corpus[:8], corpus[8:16]), at=1
+        pair.target, ContrastSet(passages[:8], passages[8:16]), at=1
     )
-    neutral = [text for text in corpus[100:] if len(text.split()) > 20][:2]
+    neutral = [text for text in passages[100:] if len(text.split()) > 15][:2]
     return lambda **options: explore(
         pair, vector, neutral=neutral, prompt=PROMPT, damage=0.05, max_new_tokens=5, **options
     )

@@ -70,17 +70,35 @@ def test_bos_without_a_bos_token_is_refused(load: Any, train_tokenizer: Any) -> 
         load(layers=1, tokenizer=tokenizer, prepend_bos=True)
 
 
-def test_a_text_beyond_the_context_is_cut_with_a_warning_or_where_it_is_said(
-    model: HookedModel, caplog: pytest.LogCaptureFixture
+def test_a_text_beyond_the_context_is_refused_or_cut_where_it_is_said(
+    model: HookedModel, load: Any
 ) -> None:
     texts = ["the cat", "the cat " * 100 + "slept"]
     whole = model.encode_bodies(texts)[1]
     bos = model.tokenizer.bos_token_id
     assert model.encode(texts, truncation="right")[1] == [bos, *whole[:63]]
     assert model.encode(texts, truncation="left")[1] == [bos, *whole[-63:]]
-    assert not caplog.text
-    assert model.encode(texts)[1] == [bos, *whole[:63]]
-    assert "1 of 2 text(s) are longer than the context of 64 tokens and are cut" in caplog.text
+    for run in (model.encode, model.logits, model.generate):
+        with pytest.raises(ValueError, match=r"1 of 2 text\(s\) are longer than the 64 tokens"):
+            run(texts)
+    told = load(truncation="left")
+    assert told.encode(texts)[1] == [bos, *whole[-63:]]
+    assert told.encode(texts, truncation="right")[1] == [bos, *whole[:63]]
+    with pytest.raises(MismatchError, match="was loaded with truncation=None; asked for 'left'"):
+        HookedModel.load(model, truncation="left")
+    # What is averaged over tokens is read in windows, each behind BOS.
+    windows = model.codec.windows(texts)
+    assert [len(parts) for parts in windows] == [1, 7]
+    assert [token for window in windows[1] for token in window[1:]] == whole
+    assert all(window[0] == bos and len(window) <= 64 for window in windows[1])
+    losses = [
+        torch.nn.functional.cross_entropy(
+            model.logits(torch.tensor([row]))[0, :-1], torch.tensor(row[1:]), reduction="none"
+        )
+        for parts in windows
+        for row in parts
+    ]
+    assert model.loss(texts) == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
 
 
 @pytest.mark.usefixtures("unchecked")

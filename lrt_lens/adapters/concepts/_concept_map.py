@@ -45,10 +45,19 @@ from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import FileFormatError
 from lrt_lens.models._belonging import Origin, refuse_foreign, stored_identity
-from lrt_lens.models._hooked_model import Handle, read_activations
+from lrt_lens.models._hooked_model import Handle
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._pair import Hooks, ModelPair, model_sides, paired_hooks
+from lrt_lens.models._reading import (
+    Readable,
+    ShortTexts,
+    StreamReader,
+    read_activations,
+    readable,
+    row_rule,
+)
+from lrt_lens.models._text_codec import Truncation
 from lrt_lens.stitching._affine import AffineMap
 
 logger = logging.getLogger(__name__)
@@ -60,7 +69,17 @@ TextRead = Literal["last", "mean"]
 """How a text becomes one row. Positions are not offered: tokenizers count them differently."""
 Extraction = Literal["mean_difference", "principal_component"]
 """How a vector is learnt: mean difference (CAA), or first principal component (RepE)."""
-_OF_TEXTS = ("concepts", "digests", "text_keys", "read", "method")
+_OF_TEXTS = (
+    "concepts",
+    "digests",
+    "text_keys",
+    "read",
+    "method",
+    "short_texts",
+    "truncation",
+    "n_dropped",
+    "n_cut",
+)
 """Fields of a map that a file stores as JSON, besides its layers and models."""
 _SCORES = ("rank", "effective_rank", "alpha", "r2", "r2_uniform", "interpolates")
 """Fields of a layer that `ConceptMap.summary` shows."""
@@ -116,11 +135,19 @@ class ConceptMap:
     digests: tuple[str, ...] = ()
     """Hashes of the contrast sets."""
     text_keys: frozenset[str] = frozenset()
-    """Hashes of the texts that the maps were fitted on."""
+    """Hashes of the texts that were given for the fit."""
     read: str = "last"
     """How a text becomes one row: its last token, or the mean over its tokens."""
     method: str = "least_squares"
     """Method of the fit: least squares or ridge."""
+    short_texts: ShortTexts = "drop"
+    """What happened to texts of which the mask leaves nothing to read; see `fit`."""
+    truncation: Truncation | None = None
+    """End that was cut off texts longer than a context; None if none was to be cut."""
+    n_dropped: int = 0
+    """Number of pairs left out because the mask leaves nothing of a text."""
+    n_cut: int = 0
+    """Number of texts that were cut to the context of a model."""
 
     # -------------------------------------------------------------------------------------- fitting
 
@@ -133,6 +160,8 @@ class ConceptMap:
         source_hook: Hooks,
         target_hook: Hooks,
         read: TextRead = "last",
+        short_texts: ShortTexts = "drop",
+        truncation: Truncation | None = None,
         method: Method = "least_squares",
         intercept: bool | None = None,
         n_folds: int = N_FOLDS,
@@ -145,7 +174,10 @@ class ConceptMap:
             contrast: pairs of one concept or of several; each text is one row in both models.
             source_hook: one hook point or a list.
             target_hook: equally many hook points.
-            read: ``"last"`` token (the paper), or the ``"mean"`` over a text's unmasked tokens.
+            read: ``"last"`` unmasked token (the paper), or the ``"mean"`` over the unmasked tokens.
+            short_texts: what happens to pairs with a text that the mask leaves nothing of in one of
+                the models: ``"drop"``, ``"refuse"`` or ``"unmasked"``.
+            truncation: end that is cut off texts longer than a context.
             method: ``"least_squares"`` (the paper), or ``"ridge"`` with a penalty chosen on
                 held-out pairs.
             intercept: True centres both sides; None centres for ridge only.
@@ -168,15 +200,19 @@ class ConceptMap:
                 f"read is {read!r}; expected 'last' or 'mean' (tokenizers count positions "
                 "differently)"
             )
+        reading: dict[str, Any] = {"short_texts": short_texts, "truncation": truncation}
+        kept = [readable_pairs([source, target], one, read, **reading) for one in sets]
+        sets_read = [one for one, _ in kept]
+        reading["short_texts"] = row_rule(short_texts)
         # Each set lists its positive texts first; all sets follow one another.
-        texts, groups = [text for one in sets for text in one.texts], pair_groups(sets)
+        texts, groups = [text for one in sets_read for text in one.texts], pair_groups(sets_read)
         options: dict[str, Any] = {"method": method, "intercept": intercept}
         layers = []
         for at, to in hook_pairs:
-            x = read_activations(source, texts, at, read)
-            y = read_activations(target, texts, to, read)
+            x = read_activations(source, texts, at, read, **reading)
+            y = read_activations(target, texts, to, read, **reading)
             fit = fit_rows(x, y, groups=groups, n_folds=n_folds, seed=seed, **options)
-            layers.append(_layer(fit, y, sets, at, to))
+            layers.append(_layer(fit, y, sets_read, at, to))
         concept_map = cls(
             tuple(layers),
             source.identity,
@@ -187,6 +223,10 @@ class ConceptMap:
             frozenset(map(_key, texts)),
             read,
             method,
+            short_texts,
+            truncation,
+            n_dropped=sum(readable.n_dropped for _, readable in kept),
+            n_cut=sum(readable.n_cut for _, readable in kept),
         )
         logger.info("%s", concept_map)
         concept_map._warn_if_interpolating()
@@ -207,7 +247,14 @@ class ConceptMap:
             raise ValueError(f"by is {by!r}; expected one of {sorted(recipes)}")
         read: Any = self.read
         return [
-            recipes[by](model, contrast, at=layer.map.source_hook, read=read)
+            recipes[by](
+                model,
+                contrast,
+                at=layer.map.source_hook,
+                read=read,
+                short_texts=self.short_texts,
+                truncation=self.truncation,
+            )
             for layer in self.layers
         ]
 
@@ -221,12 +268,12 @@ class ConceptMap:
         Raises:
             MismatchError: the vector belongs to another model or to a hook point at which no map
                 starts.
-            ValueError: ``scale`` is not finite, or the map sends the vector to zero.
+            ValueError: ``scale`` is zero or not finite, or the map sends the vector to zero.
 
         Source: L-Cross (arXiv 2501.02009), §3.
         """
-        if not math.isfinite(scale):
-            raise ValueError(f"scale is {scale}; expected a finite number such as 1.0")
+        if not math.isfinite(scale) or scale == 0:
+            raise ValueError(f"scale is {scale}; expected a finite number such as 1.0, not 0")
         layer = self.layers[self._index_of(vector.origin)]
         if layer.interpolates and self.overlap(vector) == 1:
             logger.warning(
@@ -240,7 +287,7 @@ class ConceptMap:
         # β·λT
         mapped = layer.map.directions(vector.direction.double()) * scale
         # `not … > 0` is also true for NaN.
-        if scale and not mapped.norm() > 0:
+        if not mapped.norm() > 0:
             raise ValueError(
                 f"the map sends vector {vector.name!r} to zero, because its direction is outside "
                 f"the span of the {layer.n} texts of the fit; fit the map on more texts"
@@ -384,7 +431,11 @@ class ConceptMap:
         )
         # JSON has lists only.
         kinds = {"concepts": tuple, "digests": tuple, "text_keys": frozenset}
-        texts = {name: kinds.get(name, str)(content[name]) for name in _OF_TEXTS if name in content}
+        texts = {
+            name: kinds[name](content[name]) if name in kinds else content[name]
+            for name in _OF_TEXTS
+            if name in content
+        }
         return cls(tuple(layers), source, target, **texts)
 
 
@@ -430,6 +481,28 @@ def contrast_sets(contrast: ContrastSet | Sequence[ContrastSet]) -> list[Contras
                 "positive texts that show the concept and negative ones that do not"
             )
     return sets
+
+
+def readable_pairs(
+    models: Sequence[StreamReader],
+    contrast: ContrastSet,
+    read: TextRead,
+    *,
+    short_texts: ShortTexts = "drop",
+    truncation: Truncation | None = None,
+) -> tuple[ContrastSet, Readable]:
+    """The pairs of which every model has a token to read, and their numbers among all texts.
+
+    Raises:
+        ValueError: fewer than two pairs are left, or as `readable` says.
+    """
+    rules: dict[str, Any] = {"short_texts": short_texts, "truncation": truncation}
+    kept = readable(models, contrast.texts, read, pairs=True, **rules)
+    if not kept.n_dropped:
+        return contrast, kept
+    texts = kept.of(contrast.texts)
+    half = len(texts) // 2
+    return ContrastSet(texts[:half], texts[half:], name=contrast.name), kept
 
 
 def pair_groups(sets: Sequence[ContrastSet]) -> list[int]:

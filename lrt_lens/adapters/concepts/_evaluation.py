@@ -311,7 +311,14 @@ def _layer_rows(
     sets = [concept.contrast for concept in concepts]
     if rows is None:
         rows = [
-            read_rows(models, sets, source_hook=at, target_hook=to, read=settings.read)
+            read_rows(
+                models,
+                sets,
+                source_hook=at,
+                target_hook=to,
+                read=settings.read,
+                short_texts=settings.short_texts,
+            )
             for at, to in hook_pairs
         ]
     if len(rows) != len(hook_pairs):

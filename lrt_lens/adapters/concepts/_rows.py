@@ -14,23 +14,30 @@ Limits: the rows of all texts are held in memory in float64.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from lrt_lens.adapters.concepts._concept_map import Extraction, TextRead, contrast_sets
+from lrt_lens.adapters.concepts._concept_map import (
+    Extraction,
+    TextRead,
+    contrast_sets,
+    readable_pairs,
+)
 from lrt_lens.adapters.concepts._row_maps import Method, RowMap, fit_rows
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._belonging import Ends, Origin, refuse_other_map
 from lrt_lens.models._hook_points import HookPair
-from lrt_lens.models._hooked_model import HookedModel, read_activations
+from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._pair import ModelPair, model_sides, paired_hooks
+from lrt_lens.models._reading import ShortTexts, read_activations, row_rule
+from lrt_lens.models._text_codec import Truncation
 
 ModelRole = Literal["source", "target"]
 """Name of one of the two models."""
@@ -52,6 +59,8 @@ class PairRows:
     """How a text becomes one row; None if it is not known."""
     contrast: str = ""
     """Hash of the contrast set; empty if it is not known, or for a part or a union of sets."""
+    n_dropped: int = 0
+    """Number of pairs of the set left out because the mask leaves nothing of a text."""
 
     @classmethod
     def of(
@@ -62,21 +71,32 @@ class PairRows:
         at: str,
         to: str,
         read: TextRead = "last",
+        *,
+        short_texts: ShortTexts = "drop",
+        truncation: Truncation | None = None,
     ) -> "PairRows":
-        """Rows of every pair of a contrast set, at the hook points ``at`` and ``to``."""
+        """Rows of every pair of a contrast set, at the hook points ``at`` and ``to``.
+
+        ``short_texts`` says what happens to pairs with a text that the mask leaves nothing of in
+        one of the models, ``truncation`` which end of texts longer than a context is cut off.
+        """
+        rules: dict[str, Any] = {"short_texts": short_texts, "truncation": truncation}
+        known, kept = readable_pairs([source, target], contrast, read, **rules)
+        rules["short_texts"] = row_rule(short_texts)
         # `contrast.texts` lists all positive texts first, then all negative ones.
         # float64: a pseudo-inverse amplifies rounding. Contiguous: products of strided views round
         # differently.
         source_rows, target_rows = (
             rearrange(
-                read_activations(model, contrast.texts, hook, read).double(),
+                read_activations(model, known.texts, hook, read, **rules).double(),
                 "(side pair) d -> pair side d",
                 side=2,
             ).contiguous()
             for model, hook in ((source, at), (target, to))
         )
         models = (source.identity, target.identity)
-        return cls(source_rows, target_rows, (at, to), models, read, contrast.digest)
+        about = ((at, to), models, read, contrast.digest, kept.n_dropped)
+        return cls(source_rows, target_rows, *about)
 
     @classmethod
     def joined(cls, parts: "list[PairRows]") -> "PairRows":
@@ -86,13 +106,15 @@ class PairRows:
             source=torch.cat([part.source for part in parts]),
             target=torch.cat([part.target for part in parts]),
             contrast="",
+            n_dropped=sum(part.n_dropped for part in parts),
         )
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: slice | Tensor) -> "PairRows":
-        return replace(self, source=self.source[index], target=self.target[index], contrast="")
+        part = (self.source[index], self.target[index])
+        return replace(self, source=part[0], target=part[1], contrast="", n_dropped=0)
 
     @property
     def ends(self) -> Ends:
@@ -166,16 +188,21 @@ def read_rows(
     source_hook: int | str,
     target_hook: int | str,
     read: TextRead = "last",
+    short_texts: ShortTexts = "drop",
+    truncation: Truncation | None = None,
 ) -> dict[str, PairRows]:
     """Rows of every contrast set, by its name.
 
     Reading is the slow part of `evaluate_interpolation` and `evaluate_concept_transfer`; pass the
-    rows to both as ``rows=`` to read the models only once.
+    rows to both as ``rows=`` to read the models only once. ``short_texts`` and ``truncation`` are
+    those of `ConceptMap.fit`.
     """
+    rules: dict[str, Any] = {"short_texts": short_texts, "truncation": truncation}
     source, target = model_sides(models)
     [(at, to)] = paired_hooks(source, target, source_hook, target_hook)
     return {
-        one.name: PairRows.of(source, target, one, at, to, read) for one in contrast_sets(contrasts)
+        one.name: PairRows.of(source, target, one, at, to, read, **rules)
+        for one in contrast_sets(contrasts)
     }
 
 
@@ -194,7 +221,10 @@ def known_rows(
         MismatchError: rows of a set are missing, or were read from other texts, models or hook
             points, or in another way.
     """
-    available = {one.name: len(rows[one.name]) if one.name in rows else 0 for one in contrasts}
+    available = {
+        one.name: len(rows[one.name]) + rows[one.name].n_dropped if one.name in rows else 0
+        for one in contrasts
+    }
     expected = {one.name: len(one) for one in contrasts}
     if available != expected:
         raise MismatchError(

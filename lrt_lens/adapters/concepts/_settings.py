@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from lrt_lens._settings import Settings
 from lrt_lens.adapters.concepts._concept_map import Extraction, TextRead
 from lrt_lens.adapters.vectors._steering_hook import Positions
+from lrt_lens.models._reading import ShortTexts
 
 BETAS = (-1.5, -1.0, 1.0, 1.5)
 """Strengths of L-Cross (arXiv 2501.02009), figures 7 and 8; β = 0 is always measured."""
@@ -23,7 +24,10 @@ class ConceptTransferSettings(Settings):
     by: Extraction = "mean_difference"
     """How vectors are learnt: mean difference (CAA) or first principal component (RepE)."""
     read: TextRead = "last"
-    """Row of a text: its ``"last"`` token, or the ``"mean"`` over a text's unmasked tokens."""
+    """Row of a text: its ``"last"`` unmasked token, or the ``"mean"`` over the unmasked tokens."""
+    short_texts: ShortTexts = "drop"
+    """What happens to pairs with a text that the mask leaves nothing of: ``"drop"``, ``"refuse"``
+    or ``"unmasked"``."""
     ridge: bool = True
     """True if ridge maps are fitted too."""
     positions: Positions = "all"

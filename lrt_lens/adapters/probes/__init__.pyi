@@ -2,3 +2,4 @@ from ._evaluation import ProbeEvaluation as ProbeEvaluation
 from ._evaluation import ProbeEvaluationSettings as ProbeEvaluationSettings
 from ._evaluation import evaluate_probe as evaluate_probe
 from ._linear_probe import LinearProbe as LinearProbe
+from ._linear_probe import ProbeSettings as ProbeSettings

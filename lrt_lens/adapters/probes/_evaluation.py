@@ -45,21 +45,14 @@ from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings, resolve, takes
-from lrt_lens.adapters.probes._linear_probe import (
-    METHODS,
-    LinearProbe,
-    check_labels,
-    class_numbers,
-    classes_of,
-    plain_label,
-    probe_through,
-    read_rows,
-)
+from lrt_lens.adapters.probes._labels import check_labels, class_numbers, classes_of, plain_label
+from lrt_lens.adapters.probes._linear_probe import METHODS, LinearProbe, probe_through, read_rows
 from lrt_lens.adapters.probes._logistic import Logistic, Scaling, probabilities
 from lrt_lens.figures._probes import probe_figure
 from lrt_lens.models._hook_points import EMBED
-from lrt_lens.models._hooked_model import Read
 from lrt_lens.models._pair import ModelPair
+from lrt_lens.models._reading import Read, ShortTexts, readable, row_rule
+from lrt_lens.models._text_codec import text_list
 from lrt_lens.statistics._classification import ItemScores
 from lrt_lens.statistics._intervals import Interval, bootstrap_ratio, spread
 from lrt_lens.stitching._affine import AffineMap
@@ -78,6 +71,9 @@ class ProbeEvaluationSettings(Settings):
     read: Read = "mean"
     """Position that is read, for a probe that is fitted here; a probe that is passed has its
     own."""
+    short_texts: ShortTexts = "drop"
+    """What happens to texts that the mask leaves nothing of in one of the models: ``"drop"``,
+    ``"refuse"`` or ``"unmasked"``; a probe that is passed has its own rule."""
     test_share: float = 0.3
     """Share of the texts for the stratified test split, if ``test_texts`` is None."""
     ks: Sequence[int] = (10, 30, 100)
@@ -117,6 +113,8 @@ class ProbeEvaluation:
     """Number of test texts."""
     probes: dict[str, LinearProbe] = field(repr=False)
     """The probes ``source``, ``native`` and ``transferred``."""
+    n_dropped: int = 0
+    """Number of texts left out because the mask leaves nothing of them in one of the models."""
 
     @property
     def task(self) -> str:
@@ -128,9 +126,10 @@ class ProbeEvaluation:
         return probe_figure(self.table, chance=self.chance)
 
     def _repr_html_(self) -> str:
+        dropped = f"; {self.n_dropped} texts were too short" if self.n_dropped else ""
         return card(
             "ProbeEvaluation",
-            note(f"{self.task}: {self.n_test} test texts, chance {self.chance:.2f}."),
+            note(f"{self.task}: {self.n_test} test texts, chance {self.chance:.2f}{dropped}."),
             table(self.summary),
         )
 
@@ -182,6 +181,8 @@ def evaluate_probe(
     task, seed = settings.task, settings.seed
     stitch.check(pair.source, pair.target)
     train, test = _split(texts, labels, test_texts, test_labels, settings)
+    n_given = len(train[0]) + len(test[0])
+    train, test = (_readable(pair, stitch, probe, part, settings) for part in (train, test))
     _check(pair, stitch, probe, train, token_map, settings)
     if probe is None:
         probe = LinearProbe.fit(
@@ -191,6 +192,7 @@ def evaluate_probe(
             read=settings.read,
             name=task,
             skip_first=stitch.skip_first,
+            short_texts=settings.short_texts,
             seed=seed,
         )
     arms = _ProbeArms(pair, stitch, probe, train, test, seed)
@@ -203,7 +205,8 @@ def evaluate_probe(
     chance = float(np.bincount(arms.truth).max() / len(arms.truth))
     tidy, summary = _tables(task, scored, chance, seed)
     probes = {"source": probe, "native": arms.native, "transferred": arms.transferred}
-    return ProbeEvaluation(tidy, summary, chance, len(arms.truth), probes)
+    n_dropped = n_given - len(train[0]) - len(test[0])
+    return ProbeEvaluation(tidy, summary, chance, len(arms.truth), probes, n_dropped)
 
 
 Labelled = tuple[list[str], list[Any]]
@@ -227,7 +230,7 @@ def _split(
     if test_texts is not None and test_labels is not None:
         check_labels(test_texts, test_labels)
         plain_test = [plain_label(label) for label in test_labels]
-        return (list(texts), plain), (list(test_texts), plain_test)
+        return (text_list(texts), plain), (text_list(test_texts), plain_test)
     from sklearn.model_selection import train_test_split
 
     classes, share = classes_of(plain), settings.test_share
@@ -238,7 +241,7 @@ def _split(
             f"test_share is {share} of {len(plain)} texts; expected a share between 0 and 1 that "
             f"leaves {len(classes)} classes on both sides"
         )
-    numbers = class_numbers(plain, classes)
+    listed, numbers = text_list(texts), class_numbers(plain, classes)
     if (fewest := int(np.bincount(numbers).min())) < 2:
         raise ValueError(
             f"a class has {fewest} text; splitting needs 2 of each: give more texts, or test_texts "
@@ -248,10 +251,32 @@ def _split(
         np.arange(len(plain)), test_size=share, random_state=settings.seed, stratify=numbers
     )
     first, second = (
-        ([str(texts[i]) for i in part.tolist()], [plain[i] for i in part.tolist()])
+        ([listed[i] for i in part.tolist()], [plain[i] for i in part.tolist()])
         for part in (np.asarray(train), np.asarray(test))
     )
     return first, second
+
+
+def _readable(
+    pair: ModelPair,
+    stitch: Stitch,
+    probe: LinearProbe | None,
+    part: Labelled,
+    settings: ProbeEvaluationSettings,
+) -> Labelled:
+    """Return the texts of which both models have a token to read, with their labels."""
+    models = (pair.source, pair.target)
+    if probe is not None:
+        kept = probe.readable(models, part[0])
+    else:
+        kept = readable(
+            models,
+            part[0],
+            settings.read,
+            skip_first=stitch.skip_first,
+            short_texts=settings.short_texts,
+        )
+    return kept.of(part[0]), kept.of(part[1])
 
 
 def _check(
@@ -334,7 +359,16 @@ class _ProbeArms:
 
     def _read(self, texts: list[str]) -> np.ndarray:
         hook, read, skip_first = self.stitch.target_hook, self.probe.read, self.probe.skip_first
-        return read_rows(self.pair.target, texts, hook, read, skip_first)[0].numpy()
+        rows, _ = read_rows(
+            self.pair.target,
+            texts,
+            hook,
+            read,
+            skip_first,
+            short_texts=row_rule(self.probe.short_texts),
+            truncation=self.probe.truncation,
+        )
+        return rows.numpy()
 
     def single(self, token_map: AffineMap | None) -> Iterator[tuple[str, int, np.ndarray]]:
         """Yield arm, k and probabilities [text, class] of the arms that are measured once."""

@@ -13,7 +13,8 @@ does not: a probe with ``read="max"`` keeps its weights, stores the map in ``bef
 maximum over tokens of the *mapped* states, which is exact too.
 
 Limits: positions are those of one tokenizer. The first ``skip_first`` tokens and special tokens are
-excluded from pooling, on both models.
+never read, on both models: texts that hold nothing else are left out of fits and scores, and
+refused by predictions, which need one row per text.
 """
 
 import hashlib
@@ -31,7 +32,17 @@ from torch import Tensor
 
 from lrt_lens._files import json_fields, read_tensors, refuse_other_fields, write_tensors
 from lrt_lens._repr_html import card, facts
+from lrt_lens._settings import Settings, takes
+from lrt_lens._settings import resolve as resolve_settings
 from lrt_lens.adapters._earlier_files import in_current_form
+from lrt_lens.adapters.probes._labels import (
+    Label,
+    check_labels,
+    class_numbers,
+    classes_of,
+    plain_label,
+    token_labels,
+)
 from lrt_lens.adapters.probes._logistic import (
     N_FOLDS,
     PENALTIES,
@@ -43,24 +54,25 @@ from lrt_lens.adapters.probes._logistic import (
 from lrt_lens.errors import FileFormatError, NonFiniteError
 from lrt_lens.models._belonging import Origin, refuse_other_reader, stored_identity
 from lrt_lens.models._hook_points import resolve
-from lrt_lens.models._hooked_model import (
-    EveryRead,
-    HookedModel,
-    load_model,
-    read_activations,
-    read_tokens,
-)
+from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
+from lrt_lens.models._reading import (
+    EveryRead,
+    Readable,
+    ShortTexts,
+    read_activations,
+    read_tokens,
+    readable,
+    row_rule,
+)
+from lrt_lens.models._text_codec import Truncation, text_list
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
 
 PROBE_SCHEMA = "lrt_lens.probe/1"
 """Schema version of a file; another one is refused."""
-
-Label = str | int
-"""Class of a text or token."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,30 @@ class LinearFits:
 
 METHODS = {"logistic_regression": LinearFits(fit_logistic, fit_towards)}
 """Kinds of classifier by `LinearProbe.method`; `evaluate_probe` fits its arms with the probe's."""
+
+
+@dataclass(frozen=True)
+class ProbeSettings(Settings):
+    """Settings of `LinearProbe.fit`: classifier, mask, and rules for texts that do not fit it."""
+
+    penalties: tuple[float, ...] = PENALTIES
+    """Candidates for λ, chosen over stratified folds; a text stays in one fold."""
+    n_folds: int = N_FOLDS
+    """Number of these folds."""
+    skip_first: int = SKIP_FIRST
+    """Number of first positions that are masked."""
+    short_texts: ShortTexts = "drop"
+    """What happens to texts that the mask leaves nothing of: ``"drop"`` leaves them out and lists
+    them, ``"refuse"`` raises, ``"unmasked"`` reads them without the mask. The probe reads other
+    texts by the same rule."""
+    truncation: Truncation | None = None
+    """End that is cut off texts longer than the context, here and when the probe reads others."""
+    name: str = "probe"
+    """Name of the probe, such as the concept that it classifies."""
+    method: str = "logistic_regression"
+    """Kind of classifier, a key of ``METHODS``."""
+    seed: int = 0
+    """Seed of the folds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +145,15 @@ class LinearProbe:
     penalty: float = float("nan")
     """Penalty λ of the fit, for standardised features and the mean cross-entropy."""
     skip_first: int = SKIP_FIRST
-    """Number of first positions of a text that pooling leaves out, as in the fit of a map."""
+    """Number of first positions of a text that are never read, as in the fit of a map."""
+    short_texts: ShortTexts = "drop"
+    """What happens to texts that the mask leaves nothing of; see `fit`."""
+    truncation: Truncation | None = None
+    """End that is cut off texts longer than the context; None refuses them."""
+    n_dropped: int = 0
+    """Number of texts of the fit left out because the mask leaves nothing of them."""
+    n_cut: int = 0
+    """Number of texts of the fit that were cut to the context."""
     before: AffineMap | None = None
     """Map applied to every token before pooling; only for ``read="max"``."""
 
@@ -136,6 +180,7 @@ class LinearProbe:
     # -------------------------------------------------------------------------------------- fitting
 
     @classmethod
+    @takes(ProbeSettings)
     def fit(
         cls,
         model: ModelLike,
@@ -144,12 +189,8 @@ class LinearProbe:
         *,
         at: int | str,
         read: EveryRead = "last",
-        penalties: tuple[float, ...] = PENALTIES,
-        n_folds: int = N_FOLDS,
-        skip_first: int = SKIP_FIRST,
-        name: str = "probe",
-        method: str = "logistic_regression",
-        seed: int = 0,
+        settings: "ProbeSettings | None" = None,
+        **options: Any,
     ) -> "LinearProbe":
         """Probe fitted on labelled texts, by default by scikit-learn's logistic regression.
 
@@ -161,31 +202,33 @@ class LinearProbe:
             labels: one per text, str or int, of at least two classes. With ``read="every"`` a label
                 of a text counts for all its tokens, and a list gives one label per unmasked token.
             at: hook point.
-            read: ``"last"`` token, ``"mean"`` or ``"max"`` over unmasked tokens, ``"every"``
-                unmasked token, or a position.
-            penalties: candidates for λ, chosen over stratified folds; a text stays in one fold.
-            n_folds: number of these folds.
-            skip_first: number of first positions that are masked.
-            name: name of the probe, such as the concept that it classifies.
-            method: kind of classifier, a key of ``METHODS``.
-            seed: seed of the folds.
+            read: ``"last"`` unmasked token, ``"mean"`` or ``"max"`` over unmasked tokens,
+                ``"every"`` unmasked token, or a position.
+            settings: all settings; see `ProbeSettings`.
+            options: fields of `ProbeSettings` as keywords, such as ``skip_first=0``.
 
         Raises:
-            ValueError: an unknown method, labels of one class, or not one label per text (or
-                token).
+            ValueError: an unknown method, labels of one class, not one label per text (or token),
+                or no text that can be read.
             NonFiniteError: activations are NaN or infinite.
         """
+        run = resolve_settings(ProbeSettings, settings, options)
+        method, skip_first = run.method, run.skip_first
         if method not in METHODS:
             raise ValueError(f"method is {method!r}; expected one of {sorted(METHODS)}")
         hooked = load_model(model)
         hook = resolve(at, hooked)
         check_labels(texts, labels, every=read == "every")
-        rows, counts = read_rows(hooked, texts, hook, read, skip_first)
+        rules: dict[str, Any] = {"short_texts": run.short_texts, "truncation": run.truncation}
+        kept = readable([hooked], texts, read, skip_first=skip_first, **rules)
+        texts, labels = kept.of(text_list(texts)), kept.of(list(labels))
+        rules["short_texts"] = row_rule(run.short_texts)
+        rows, counts = read_rows(hooked, texts, hook, read, skip_first, **rules)
         row_labels = _row_labels(labels, counts, read)
         # Tokens of one text are dependent, so they stay in one fold.
         groups = np.repeat(np.arange(len(texts)), counts) if read == "every" else None
-        options = {"penalties": penalties, "n_folds": n_folds, "seed": seed}
-        fit, classes = fit_rows(rows, row_labels, method=method, groups=groups, **options)
+        choice = {"penalties": run.penalties, "n_folds": run.n_folds, "seed": run.seed}
+        fit, classes = fit_rows(rows, row_labels, method=method, groups=groups, **choice)
         return cls(
             weight=torch.from_numpy(fit.weight),
             bias=torch.from_numpy(fit.bias),
@@ -193,11 +236,15 @@ class LinearProbe:
             hook=hook,
             model=hooked.identity,
             read=read,
-            name=name,
+            name=run.name,
             method=method,
             corpus=_digest(texts, row_labels),
             penalty=fit.penalty,
             skip_first=skip_first,
+            short_texts=run.short_texts,
+            truncation=run.truncation,
+            n_dropped=kept.n_dropped,
+            n_cut=kept.n_cut,
         )
 
     # -------------------------------------------------------------------------------------- reading
@@ -209,10 +256,32 @@ class LinearProbe:
 
         Raises:
             MismatchError: the probe belongs to another model.
+            ValueError: the mask leaves nothing of a text (unless the probe reads such texts
+                unmasked), or a text is longer than the context and the probe has no truncation.
         """
         hooked = load_model(model)
         self.refuse_other_model(hooked)
-        return read_rows(hooked, texts, self.hook, self.read, self.skip_first, self.before)
+        return read_rows(
+            hooked,
+            texts,
+            self.hook,
+            self.read,
+            self.skip_first,
+            self.before,
+            short_texts=row_rule(self.short_texts),
+            truncation=self.truncation,
+        )
+
+    def readable(self, models: Sequence[HookedModel], texts: Sequence[str]) -> Readable:
+        """Return the texts of which every model has a token to read, by this probe's rules."""
+        return readable(
+            models,
+            texts,
+            self.read,
+            skip_first=self.skip_first,
+            short_texts=self.short_texts,
+            truncation=self.truncation,
+        )
 
     def logits(self, rows: Tensor) -> np.ndarray:
         """Logits of rows that have been read, [row, d] → [row, column], float64."""
@@ -235,12 +304,17 @@ class LinearProbe:
         return [self.classes[i] for i in p.argmax(1)]
 
     def accuracy(self, model: ModelLike, texts: Sequence[str], labels: Sequence[Any]) -> float:
-        """Share of texts (tokens with ``read="every"``) whose most likely class is their label."""
+        """Share of texts (tokens with ``read="every"``) whose most likely class is their label.
+
+        Texts that the mask leaves nothing of are left out, with a warning that lists them.
+        """
         p, truth = self._predictions(model, texts, labels)
         return float((p.argmax(1) == truth).mean())
 
     def auroc(self, model: ModelLike, texts: Sequence[str], labels: Sequence[Any]) -> float:
         """Area under the ROC curve; for several classes the mean of each class against the others.
+
+        Texts that the mask leaves nothing of are left out, with a warning that lists them.
 
         Raises:
             ValueError: a class does not occur among the labels.
@@ -268,7 +342,10 @@ class LinearProbe:
         """Return probabilities [row, class] and true class numbers [row]."""
         # Texts of one class can be scored too, so two classes are not required here.
         check_labels(texts, labels, every=self.read == "every", two=False)
-        rows, counts = self.rows(model, texts)
+        hooked = load_model(model)
+        kept = self.readable([hooked], texts)
+        texts, labels = kept.of(text_list(texts)), kept.of(list(labels))
+        rows, counts = self.rows(hooked, texts)
         truth = class_numbers(_row_labels(labels, counts, self.read), self.classes)
         return probabilities(self.logits(rows)), truth
 
@@ -418,19 +495,27 @@ def read_rows(
     read: EveryRead,
     skip_first: int = SKIP_FIRST,
     before: AffineMap | None = None,
+    *,
+    short_texts: Literal["refuse", "unmasked"] = "refuse",
+    truncation: Truncation | None = None,
 ) -> tuple[Tensor, list[int]]:
     """Return rows [row, d] in float64 and the number of rows of each text.
 
     There is one row per text, or with ``read="every"`` one per unmasked token, texts in order.
     ``before`` maps every token before it is pooled.
     """
+    rules: dict[str, Any] = {
+        "skip_first": skip_first,
+        "short_texts": short_texts,
+        "truncation": truncation,
+    }
     if read == "every":
-        tokens = dict(read_tokens(model, texts, hook, skip_first=skip_first))
+        tokens = dict(read_tokens(model, texts, hook, **rules))
         counts = [len(tokens[i]) for i in range(len(texts))]
         return torch.cat([tokens[i] for i in range(len(texts))]).double(), counts
     # float64, in which the map is applied before pooling.
     through = None if before is None else lambda rows: before.points(rows.double())
-    rows = read_activations(model, texts, hook, read, skip_first=skip_first, through=through)
+    rows = read_activations(model, texts, hook, read, through=through, **rules)
     return rows.double(), [1] * len(texts)
 
 
@@ -449,103 +534,6 @@ def fit_rows(
     classes = classes_of(labels)
     x, y = rows.cpu().double().numpy(), class_numbers(labels, classes)
     return METHODS[method].fit(x, y, len(classes), groups=groups, **options), classes
-
-
-# ------------------------------------------------------------------------------------------- labels
-
-
-def plain_label(label: Any) -> Label:
-    """The label as str or int, also if it is a numpy scalar.
-
-    Raises:
-        ValueError: the label has another type, for example a float such as NaN.
-    """
-    # numpy scalars have `item`, which returns the Python value.
-    value = label.item() if hasattr(label, "item") else label
-    if not isinstance(value, str | int):
-        raise ValueError(
-            f"a label is {value!r}, a {type(value).__name__}; expected str or int: drop the rows "
-            "without a label, name the others"
-        )
-    # bool is a subclass of int, and True and 1 are the same class, but two values in JSON.
-    return int(value) if isinstance(value, bool) else value
-
-
-def classes_of(labels: Sequence[Label]) -> tuple[Label, ...]:
-    """The distinct labels, sorted.
-
-    Raises:
-        ValueError: there is only one class, or str and int are mixed.
-    """
-    if len({type(label) for label in labels}) > 1:
-        raise ValueError("labels mix str and int; give all of one kind")
-    classes = sorted(set(labels))
-    if len(classes) < 2:
-        raise ValueError(
-            f"all {len(labels)} labels are {classes[0]!r}; a probe needs texts of at least two "
-            "classes"
-        )
-    return tuple(classes)
-
-
-def class_numbers(labels: Sequence[Label], classes: Sequence[Label]) -> np.ndarray:
-    """Index of each label in ``classes``, [row].
-
-    Raises:
-        ValueError: a label is not among the classes.
-    """
-    number = {label: i for i, label in enumerate(classes)}
-    unknown = sorted({str(label) for label in labels if label not in number})
-    if unknown:
-        raise ValueError(
-            f"labels {unknown[:5]} are not among the probe's classes {list(classes)}; relabel the "
-            "texts or leave them out"
-        )
-    return np.array([number[label] for label in labels])
-
-
-def check_labels(
-    texts: Sequence[str], labels: Sequence[Any], *, every: bool = False, two: bool = True
-) -> None:
-    """Raise a ValueError unless each text has one label.
-
-    Args:
-        texts: the texts.
-        labels: their labels.
-        every: True if a label may be a list with one label per token.
-        two: True if at least two classes are required.
-    """
-    if isinstance(texts, str) or len(texts) != len(labels):
-        raise ValueError(
-            f"{1 if isinstance(texts, str) else len(texts)} text(s) and {len(labels)} label(s); "
-            "give one label per text"
-        )
-    lists = [i for i, label in enumerate(labels) if isinstance(label, list | tuple)]
-    if lists and not every:
-        raise ValueError(f"label {lists[0]} is a list; labels by token need read='every'")
-    # The number of labels by token can be checked only when the tokens are known: `token_labels`.
-    if two and not lists:
-        classes_of([plain_label(label) for label in labels])
-
-
-def token_labels(labels: Sequence[Any], counts: Sequence[int]) -> list[Label]:
-    """One label per token: the label of its text, or its entry in a list of labels of the text.
-
-    Raises:
-        ValueError: a list has another length than the text has unmasked tokens.
-    """
-    by_token: list[Label] = []
-    for index, (label, count) in enumerate(zip(labels, counts, strict=True)):
-        if not isinstance(label, list | tuple):
-            by_token += [plain_label(label)] * count
-            continue
-        if len(label) != count:
-            raise ValueError(
-                f"text {index} has {count} unmasked tokens and {len(label)} labels; give one for "
-                "each, or one for the text"
-            )
-        by_token += [plain_label(one) for one in label]
-    return by_token
 
 
 def _row_labels(labels: Sequence[Any], counts: Sequence[int], read: EveryRead) -> list[Label]:

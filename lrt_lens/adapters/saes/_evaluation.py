@@ -43,11 +43,12 @@ from lrt_lens.adapters.saes._compatibility import (
 from lrt_lens.adapters.saes._random_maps import random_rotation
 from lrt_lens.adapters.saes._sae_pass import CodeTally, Reconstruction
 from lrt_lens.data._documents import Documents
-from lrt_lens.data._windows import Window, special_tokens, unmasked
+from lrt_lens.data._windows import Window
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.figures._sae import sae_figure
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
+from lrt_lens.models._text_reader import special_tokens, unmasked
 from lrt_lens.statistics._intervals import NOTHING, Interval, bootstrap_ratio, clopper_pearson
 from lrt_lens.stitching._held_out import read_windows
 from lrt_lens.stitching._stitch import Stitch

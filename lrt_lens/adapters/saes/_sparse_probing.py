@@ -44,19 +44,16 @@ from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings, resolve, takes
-from lrt_lens.adapters.probes._linear_probe import (
-    LinearProbe,
-    check_labels,
-    class_numbers,
-    classes_of,
-    plain_label,
-)
+from lrt_lens.adapters.probes._labels import check_labels, class_numbers, classes_of, plain_label
+from lrt_lens.adapters.probes._linear_probe import LinearProbe
 from lrt_lens.adapters.probes._logistic import fit_logistic, probabilities
 from lrt_lens.adapters.saes._compatibility import refuse_foreign_sae, require_sae
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.figures._probes import sparse_probe_figure
-from lrt_lens.models._hooked_model import HookedModel, read_tokens
+from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
+from lrt_lens.models._reading import ShortTexts, read_tokens, readable, row_rule
+from lrt_lens.models._text_codec import text_list
 from lrt_lens.statistics._classification import ItemScores
 from lrt_lens.statistics._intervals import spread
 from lrt_lens.stitching._stitch import Stitch
@@ -92,6 +89,9 @@ class SparseProbeSettings(Settings):
     """True if dense probes are fitted too."""
     task: str = "sparse probe"
     """Name of the classification task, for the table."""
+    short_texts: ShortTexts = "drop"
+    """What happens to texts that the mask leaves nothing of in one of the models: ``"drop"``,
+    ``"refuse"`` or ``"unmasked"``."""
     seed: int = 0
     """Seed of folds, draws and bootstraps."""
 
@@ -119,6 +119,8 @@ class SparseProbeEvaluation:
 
     Keys: ``native``, ``transferred_new_probe`` and ``source``.
     """
+    n_dropped: int = 0
+    """Number of texts left out because the mask leaves nothing of them in one of the models."""
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -199,6 +201,9 @@ def evaluate_sparse_probes(
     stitch.check(pair.source, pair.target)
     for some_texts, some_labels in ((texts, labels), (test_texts, test_labels)):
         check_labels(some_texts, some_labels)
+    n_given = len(texts) + len(test_texts)
+    texts, labels = _readable(pair, stitch, texts, labels, run)
+    test_texts, test_labels = _readable(pair, stitch, test_texts, test_labels, run)
     plain, judged = ([plain_label(one) for one in some] for some in (labels, test_labels))
     classes = classes_of(plain)
     y, truth = class_numbers(plain, classes), class_numbers(judged, classes)
@@ -207,7 +212,7 @@ def evaluate_sparse_probes(
     for name, sae in tqdm(saes.items(), desc="encode", disable=not progress, leave=False):
         model, hook = _end(pair, stitch, name)
         train, test = (
-            _features(model, some_texts, hook, sae, stitch.skip_first)
+            _features(model, some_texts, hook, sae, stitch.skip_first, run.short_texts)
             for some_texts in (texts, test_texts)
         )
         features[name] = (train, test)
@@ -215,7 +220,7 @@ def evaluate_sparse_probes(
     for arm, k, chances in _sparse(features, y, len(classes), run):
         arms.setdefault((arm, k), []).append(chances)
     if run.dense:
-        for arm, chances in _dense(pair, stitch, texts, plain, test_texts, run.seed):
+        for arm, chances in _dense(pair, stitch, (texts, plain), test_texts, run):
             arms[arm, math.nan] = [chances]
     ranked = {
         name: by_class_difference(train, y)[: max(run.ks)].tolist()
@@ -225,7 +230,21 @@ def evaluate_sparse_probes(
     ranked["transferred_new_probe"] = ranked.pop("transferred")
     chance = float(np.bincount(truth).max() / len(truth))
     table = _table(run.task, arms, truth, run.seed)
-    return SparseProbeEvaluation(table, chance, len(truth), ranked)
+    n_dropped = n_given - len(texts) - len(test_texts)
+    return SparseProbeEvaluation(table, chance, len(truth), ranked, n_dropped)
+
+
+def _readable(
+    pair: ModelPair,
+    stitch: Stitch,
+    texts: Sequence[str],
+    labels: Sequence[Any],
+    run: SparseProbeSettings,
+) -> tuple[list[str], list[Any]]:
+    """Return the texts of which both models have a token to read, with their labels."""
+    models, rule = (pair.source, pair.target), run.short_texts
+    kept = readable(models, texts, "every", skip_first=stitch.skip_first, short_texts=rule)
+    return kept.of(text_list(texts)), kept.of(list(labels))
 
 
 def by_class_difference(features: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -270,12 +289,18 @@ def _saes(
 
 @torch.no_grad()
 def _features(
-    model: HookedModel, texts: Sequence[str], hook: str, sae: Encoder, skip_first: int
+    model: HookedModel,
+    texts: Sequence[str],
+    hook: str,
+    sae: Encoder,
+    skip_first: int,
+    short_texts: ShortTexts,
 ) -> np.ndarray:
     """Mean features of each text over its unmasked tokens, [text, feature], float64."""
     means: dict[int, np.ndarray] = {}
     # Texts arrive from the shortest to the longest.
-    for index, rows in read_tokens(model, texts, hook, skip_first=skip_first):
+    rule = row_rule(short_texts)
+    for index, rows in read_tokens(model, texts, hook, skip_first=skip_first, short_texts=rule):
         means[index] = sae.encode(rows).double().mean(0).cpu().numpy()
     features = np.stack([means[i] for i in range(len(texts))])
     if not np.isfinite(features).all():
@@ -331,16 +356,20 @@ def _sparse(
 def _dense(
     pair: ModelPair,
     stitch: Stitch,
-    texts: Sequence[str],
-    labels: Sequence[Any],
+    train: tuple[Sequence[str], Sequence[Any]],
     test_texts: Sequence[str],
-    seed: int,
+    run: SparseProbeSettings,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Arm and probabilities [test text, class] of the dense probes, both read on the target."""
-    options: dict[str, Any] = {"read": "mean", "skip_first": stitch.skip_first, "seed": seed}
-    native = LinearProbe.fit(pair.target, texts, labels, at=stitch.target_hook, **options)
+    options: dict[str, Any] = {
+        "read": "mean",
+        "skip_first": stitch.skip_first,
+        "short_texts": run.short_texts,
+        "seed": run.seed,
+    }
+    native = LinearProbe.fit(pair.target, *train, at=stitch.target_hook, **options)
     transferred: LinearProbe = stitch.transfer(
-        LinearProbe.fit(pair.source, texts, labels, at=stitch.source_hook, **options)
+        LinearProbe.fit(pair.source, *train, at=stitch.source_hook, **options)
     )
     # Both probes read the target at one hook point, so its states are read once.
     rows = native.rows(pair.target, test_texts)[0]

@@ -237,8 +237,11 @@ class _AblationOutcomes:
         self.model, self.continuations = model, continuations
         # The first token of a text is not predicted, so even skip_first=0 counts from the second.
         self.skip_first = max(skip_first, 1)
-        self.rows = sorted(model.encode(neutral), key=len)
-        if len(self.rows[-1]) <= self.skip_first + 1:
+        # Texts longer than the context are read in windows: (number of the text, ids).
+        windows = model.codec.windows(neutral)
+        self.rows = [(text, row) for text, parts in enumerate(windows) for row in parts]
+        self.rows.sort(key=lambda numbered: len(numbered[1]))
+        if len(self.rows[-1][1]) <= self.skip_first + 1:
             raise ValueError(
                 f"no neutral text is longer than {self.skip_first + 1} tokens; "
                 "give texts of a few sentences"
@@ -269,14 +272,18 @@ class _AblationOutcomes:
 
     def _losses(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mean loss and number of tokens, each [text], after the positions to skip."""
-        losses = []
+        sums = np.zeros(1 + max(text for text, _ in self.rows))
+        counts = np.zeros(len(sums), dtype=int)
         for start in range(0, len(self.rows), _BATCH):
-            block = self.model.token_losses(self.rows[start : start + _BATCH])[:, self.skip_first :]
-            # Padding has NaN as its loss.
-            losses += [row[~row.isnan()].double().cpu().numpy() for row in block]
+            batch = self.rows[start : start + _BATCH]
+            losses = self.model.token_losses([row for _, row in batch])[:, self.skip_first :]
+            for (text, _), row in zip(batch, losses, strict=True):
+                # Padding has NaN as its loss.
+                counted = row[~row.isnan()].double()
+                sums[text] += float(counted.sum())
+                counts[text] += len(counted)
         # A text without a counted token has weight 0; a mean of 0 avoids 0 · NaN = NaN.
-        means = np.array([row.mean() if len(row) else 0.0 for row in losses])
-        return means, np.array([len(row) for row in losses])
+        return sums / np.maximum(counts, 1), counts
 
 
 def _summary(

@@ -72,7 +72,7 @@ def steering_agreement(
     # A row needs at least one position that is steered and whose prediction counts.
     rows = [
         row[:context_length]
-        for row in pair.source.encode(texts)
+        for row in pair.source.encode(texts, truncation="right")
         if len(row) > stitch.skip_first + 1
     ]
     if not rows:

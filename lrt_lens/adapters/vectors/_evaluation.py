@@ -158,6 +158,8 @@ class SteeringEvaluation:
     """Vector of each arm that has only one."""
     contrast_score: RowScore | None = None
     """R² of the stitch on the texts of the contrast set; None if these are unknown."""
+    n_spanning: int = 0
+    """Number of items in which a token spans the end of the prompt; it is scored as one."""
 
     @property
     def concept(self) -> str:
@@ -237,6 +239,7 @@ def evaluate_steering(
         budget=settings.damage,
         vectors={arm.name: arm.vector for arm in arms if arm.draw is None},
         contrast_score=score,
+        n_spanning=meter.at(stitch.target_hook)[0].n_spanning,
     )
 
 

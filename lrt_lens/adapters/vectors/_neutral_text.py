@@ -13,7 +13,8 @@ step. If the loss is near the entropy of the text, both agree. Everything before
 point is the same at every strength, so `TokenBatches` runs it once: the stored residual is changed
 as the hook would change it, and the pass resumes from there.
 
-A plain text counts after its first positions, which are never steered. A conversation (``[{"role",
+A plain text counts after its first positions, which are never steered; one that is longer than the
+context is read in windows. A conversation (``[{"role",
 "content"}, …]``, ending with the assistant's turn) is formatted with the tokenizer's chat template.
 Everything before the last turn is prompt and only the last turn counts, because a chat model is not
 used to predict its user.
@@ -277,15 +278,20 @@ def _rows(model: HookedModel, texts: Neutral) -> list[_Row]:
             "(lists of {'role', 'content'})"
         )
     return [
-        _plain(model, text) if isinstance(text, str) else _conversation(model, text, i)
+        row
         for i, text in enumerate(texts)
+        for row in (
+            _plain(model, text) if isinstance(text, str) else [_conversation(model, text, i)]
+        )
     ]
 
 
-def _plain(model: HookedModel, text: str) -> _Row:
+def _plain(model: HookedModel, text: str) -> list[_Row]:
+    """Return the rows of a text: one, or several windows if it is longer than the context."""
     # A plain text has no prompt, but positions="last" and "generated" need one: it ends with the
     # first token that may be steered.
-    return _Row(model.encode([text])[0], prompt=SKIP_FIRST + 1, start=SKIP_FIRST)
+    [windows] = model.codec.windows([text])
+    return [_Row(window, prompt=SKIP_FIRST + 1, start=SKIP_FIRST) for window in windows]
 
 
 def _conversation(model: HookedModel, chat: Any, index: int) -> _Row:
@@ -302,7 +308,7 @@ def _conversation(model: HookedModel, chat: Any, index: int) -> _Row:
         turns[:-1], tokenize=False, add_generation_prompt=True
     )
     # Chat templates write BOS themselves; `encode` does not write a second one.
-    row, prompt = model.encode([whole, templated])
+    row, prompt = model.encode([whole, templated], truncation="right")
     # Tokens are compared, because some templates format a prompt alone differently from the same
     # turns at the beginning of a whole conversation.
     n_shared = min(len(row), len(prompt))
@@ -312,6 +318,11 @@ def _conversation(model: HookedModel, chat: Any, index: int) -> _Row:
             f"neutral conversation {index} has no answer within the {model.context_length} tokens "
             f"of the context: its prompt has {len(prompt)} or more; leave it out, or shorten its "
             "earlier turns"
+        )
+    if model.codec.truncation != "right" and model.codec.longer([whole]):
+        raise ValueError(
+            f"neutral conversation {index} is longer than the {model.context_length} tokens of the"
+            " context; leave it out, shorten its turns, or load the model with truncation='right'"
         )
     # Position n_shared − 1 predicts the first token of the answer.
     return _Row(row, prompt=n_shared, start=max(n_shared - 1, SKIP_FIRST))

@@ -5,7 +5,9 @@ an evaluation needs it at dozens of strengths. Mechanism: LRT's propensity (§3.
 m_LD = logit(y⁺) − logit(y⁻) at the position of the answer. If two continuations of a prompt differ
 in one token, the difference of their log-probabilities is just that, and one row of tokens serves
 both: all tokens before the last one of a continuation. Longer continuations are scored whole, each
-with its own sum.
+with its own sum. Prompt and continuation are tokenized as one text, because many tokenizers write
+``(A`` as one token behind some prompts: tokens that both texts begin with cancel, and all others
+are scored. A token that spans the boundary is scored as one; ``n_spanning`` counts such items.
 
     text = PreferenceText(model, items, "blocks.3.hook_resid_post")
     text.propensity()                           # [item], without intervention
@@ -15,14 +17,13 @@ Limits: of two continuations with different numbers of tokens the longer one sco
 alone; ``n_uneven`` counts such items.
 """
 
-from itertools import takewhile
-
 import numpy as np
 
 from lrt_lens.adapters.vectors._neutral_text import TokenBatches
 from lrt_lens.adapters.vectors._steering_hook import SteeringHook
 from lrt_lens.data._contrast import ChoiceItems
 from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._text_codec import shared_length
 
 
 class PreferenceText:
@@ -35,11 +36,11 @@ class PreferenceText:
 
     def __init__(self, model: HookedModel, items: ChoiceItems, hook: int | str) -> None:
         positives, negatives = (
-            model.encode_bodies(texts) for texts in (items.positive, items.negative)
+            model.codec.continuations(items.prompts, texts)
+            for texts in (items.positive, items.negative)
         )
-        tokenized = list(zip(model.encode(items.prompts), positives, negatives, strict=True))
         self.n_items = len(items)
-        self.n_uneven = sum(len(a) != len(b) for _, a, b in tokenized)
+        self.n_uneven = self.n_spanning = 0
         # Row number by (length of the prompt, *tokens). The length belongs to the key: the same
         # tokens may be one item's prompt and another item's prompt with part of a continuation.
         self._rows: dict[tuple[int, ...], int] = {}
@@ -47,43 +48,44 @@ class PreferenceText:
         self._starts: list[int] = []
         # Per row: (item, sign, tokens of the continuation that are scored).
         self._scored: list[list[tuple[int, float, list[int]]]] = []
-        for item, (prompt, positive, negative) in enumerate(tokenized):
+        for item, both in enumerate(zip(positives, negatives, strict=True)):
+            (prompt, positive), (_, negative) = both
             if positive == negative:
                 raise ValueError(
                     f"item {item} has the continuation {items.positive[item]!r} twice "
                     f"(the same tokens to {model.name!r}); give two that differ"
                 )
-            self._add_item(item, prompt, positive, negative)
-        _refuse_longer_than_context(model, tokenized)
+            self.n_uneven += len(positive) != len(negative)
+            # Where a token spans the boundary, the prompt loses its last tokens to it.
+            n_kept = min(shared_length(prompt, text) for text in (positive, negative))
+            self.n_spanning += n_kept < len(prompt)
+            self._add_item(item, n_kept, positive, negative)
+        _refuse_longer_than_context(model, [*positives, *negatives])
         self.batches = TokenBatches(model, [row for _, *row in self._rows], hook)
 
-    def _add_item(
-        self, item: int, prompt: list[int], positive: list[int], negative: list[int]
-    ) -> None:
-        """Register the rows of one item; tokens that both continuations begin with are not scored.
+    def _add_item(self, item: int, n_prompt: int, positive: list[int], negative: list[int]) -> None:
+        """Register the rows of one item; tokens that both texts begin with are not scored.
 
         Their log-probabilities cancel in log p(positive) − log p(negative).
         """
-        both = zip(positive, negative, strict=False)
-        shared = sum(1 for _ in takewhile(lambda tokens: tokens[0] == tokens[1], both))
+        shared = shared_length(positive, negative)
         for sign, tokens in ((1.0, positive), (-1.0, negative)):
-            # If one continuation is the beginning of the other, it has no token left to score.
+            # If one text is the beginning of the other, it has no token left to score.
             if len(tokens) > shared:
-                self._add_row(item, sign, prompt, tokens, shared)
+                self._add_row(item, sign, tokens, n_prompt, shared)
 
     def _add_row(
-        self, item: int, sign: float, prompt: list[int], tokens: list[int], shared: int
+        self, item: int, sign: float, tokens: list[int], n_prompt: int, shared: int
     ) -> None:
         # The last token is predicted, never read, so the row ends before it.
-        row = [*prompt, *tokens[:-1]]
-        index = self._rows.setdefault((len(prompt), *row), len(self._rows))
+        row = tokens[:-1]
+        index = self._rows.setdefault((n_prompt, *row), len(self._rows))
         if index == len(self._scored):
             self._scored.append([])
-            self._prompt_lengths.append(len(prompt))
+            self._prompt_lengths.append(n_prompt)
             self._starts.append(len(row) - 1)
         # Position p predicts token p + 1.
-        start = len(prompt) + shared - 1
-        self._starts[index] = min(self._starts[index], start)
+        self._starts[index] = min(self._starts[index], shared - 1)
         self._scored[index].append((item, sign, tokens[shared:]))
 
     @property
@@ -115,9 +117,9 @@ class PreferenceText:
 
 
 def _refuse_longer_than_context(
-    model: HookedModel, items: list[tuple[list[int], list[int], list[int]]]
+    model: HookedModel, rows: list[tuple[list[int], list[int]]]
 ) -> None:
-    longest = max(len(prompt) + max(len(a), len(b)) for prompt, a, b in items)
+    longest = max(len(row) for _, row in rows)
     if longest > model.context_length:
         raise ValueError(
             f"an item has {longest} tokens; {model.name!r} reads {model.context_length}: "

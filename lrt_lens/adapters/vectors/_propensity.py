@@ -102,7 +102,7 @@ class PropensityEvaluation:
     Columns: r, r_sd, r_low, r_high (bootstrap over items; range over draws for arms of several
     vectors), r_scale_low, r_scale_high (bootstrap over scales, the interval of LRT's table), mse,
     mse_sd, mse_share, r_change with low and high, slope of the mean change per scale, cosine,
-    n_train, n_test, n_uneven.
+    n_train, n_test, n_uneven, n_spanning (items in which a token spans the end of the prompt).
     """
     propensities: pd.DataFrame = field(repr=False)
     """One row per task, arm, draw, scale and test item, with the propensity in nats."""
@@ -252,6 +252,8 @@ class _TaskPropensities:
     """Number of items from which the vectors were learnt."""
     n_uneven: int
     """Number of items whose continuations have different numbers of tokens."""
+    n_spanning: int
+    """Number of items in which a token spans the end of the prompt."""
     scales: list[float]
     """Multiples of the native vector, in ascending order."""
     unsteered: np.ndarray
@@ -321,6 +323,7 @@ class _TaskPropensities:
                     "n_train": self.n_train,
                     "n_test": len(self.unsteered),
                     "n_uneven": self.n_uneven,
+                    "n_spanning": self.n_spanning,
                 }
             )
         return pd.DataFrame(rows)
@@ -386,7 +389,8 @@ def _measure(
     # No steering is compared with native steering at every scale.
     repeated = np.tile(unsteered, (len(scales), 1))
     none = _ArmPropensities("none", None, math.nan, repeated)
-    return _TaskPropensities(name, n_train, texts.n_uneven, scales, unsteered, [none, *steered])
+    counts = (n_train, texts.n_uneven, texts.n_spanning)
+    return _TaskPropensities(name, *counts, scales, unsteered, [none, *steered])
 
 
 def _slope(part: pd.DataFrame) -> float:

@@ -39,15 +39,19 @@ from lrt_lens.models._belonging import (
     stored_identity,
 )
 from lrt_lens.models._hook_points import resolve
-from lrt_lens.models._hooked_model import Handle, HookedModel, Read, load_model, read_activations
+from lrt_lens.models._hooked_model import Handle, HookedModel, load_model
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
+from lrt_lens.models._reading import Read, ShortTexts, read_activations, readable, row_rule
+from lrt_lens.models._text_codec import Truncation
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
 from lrt_lens.typing import Direction
 
 VECTOR_SCHEMA = "lrt_lens.vector/1"
 """Schema version of a file; another one is refused."""
+_ZERO = 1e-6
+"""Norm of a difference of states, relative to the states, that rounding to float32 explains."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +79,14 @@ class SteeringVector:
     """Median ‖x‖ of the stream at the hook point; NaN if unknown."""
     skip_first: int = SKIP_FIRST
     """First positions of a text that are never steered, because maps are fitted without them."""
+    short_texts: ShortTexts = "drop"
+    """What happened to contrast texts of which the mask leaves nothing; see `mean_difference`."""
+    truncation: Truncation | None = None
+    """End that was cut off contrast texts longer than the context; None if none was to be cut."""
+    n_dropped: int = 0
+    """Number of contrast pairs left out because the mask leaves nothing of a text."""
+    n_cut: int = 0
+    """Number of contrast texts that were cut to the context."""
     contrast_set: ContrastSet | None = field(default=None, repr=False)
     """Texts from which it was learnt; None for a vector from a file, which stores only their
     hash."""
@@ -89,12 +101,24 @@ class SteeringVector:
                 f"vector {self.name!r} at {self.hook!r} holds NaN or infinity; "
                 "learn it again from texts with finite activations"
             )
+        if not self.direction.any():
+            raise ValueError(
+                f"vector {self.name!r} at {self.hook!r} is zero; expected a direction: steer with "
+                "scale=0 for none"
+            )
 
     # ------------------------------------------------------------------------------------- learning
 
     @classmethod
     def mean_difference(
-        cls, model: ModelLike, contrast: ContrastSet, *, at: int | str, read: Read = "last"
+        cls,
+        model: ModelLike,
+        contrast: ContrastSet,
+        *,
+        at: int | str,
+        read: Read = "last",
+        short_texts: ShortTexts = "drop",
+        truncation: Truncation | None = None,
     ) -> "SteeringVector":
         """Return the mean activation of the positive texts minus that of the negative ones (CAA).
 
@@ -102,33 +126,50 @@ class SteeringVector:
             model: the model on which the vector is learnt.
             contrast: pairs of a positive and a negative text.
             at: hook point, or the number of a block for the stream after it.
-            read: position of a text that is read, or how its positions are pooled.
+            read: token of a text that is read, or how its tokens are pooled; special tokens and the
+                first ``SKIP_FIRST`` positions are masked.
+            short_texts: what happens to pairs with a text that the mask leaves nothing of:
+                ``"drop"`` leaves them out and lists them, ``"refuse"`` raises, ``"unmasked"`` reads
+                them without the mask.
+            truncation: end that is cut off texts longer than the context.
+
+        Raises:
+            ValueError: no pair is left, a text is longer than the context, or positive and negative
+                texts have the same states.
+            NonFiniteError: an activation is NaN or infinite.
         """
-        positive, negative, learnt = _read(model, contrast, at, read)
-        return replace(learnt, direction=(positive - negative).mean(0), method="mean_difference")
+        learnt = _Learnt.of(model, contrast, at, read, short_texts, truncation)
+        return learnt.vector((learnt.positive - learnt.negative).mean(0), "mean_difference")
 
     @classmethod
     def principal_component(
-        cls, model: ModelLike, contrast: ContrastSet, *, at: int | str, read: Read = "last"
+        cls,
+        model: ModelLike,
+        contrast: ContrastSet,
+        *,
+        at: int | str,
+        read: Read = "last",
+        short_texts: ShortTexts = "drop",
+        truncation: Truncation | None = None,
     ) -> "SteeringVector":
         """Return the first principal component of the differences within text pairs (RepE).
 
         It points towards the positive texts, and its length is their mean gap along it. The
-        arguments are those of `mean_difference`.
+        arguments and the errors are those of `mean_difference`.
         """
-        positive, negative, learnt = _read(model, contrast, at, read)
-        difference = (positive - negative).double()
+        learnt = _Learnt.of(model, contrast, at, read, short_texts, truncation)
+        difference = (learnt.positive - learnt.negative).double()
         # D = U Σ Vᵀ, first row of Vᵀ. D is not centred: its mean is the shared part of the
         # differences, which is the concept.
         component = torch.linalg.svd(difference, full_matrices=False).Vh[0]
         # The sign of a singular vector is arbitrary; the signed gap along it fixes it.
         gap = float(difference.mean(0) @ component)
-        return replace(learnt, direction=(gap * component).float(), method="principal_component")
+        return learnt.vector((gap * component).float(), "principal_component")
 
     def relearnt(
         self, model: ModelLike, contrast: ContrastSet, *, at: int | str
     ) -> "SteeringVector":
-        """Return a vector learnt by this one's method and read position, from other inputs.
+        """Return a vector learnt by this one's method, read position and rule for short texts.
 
         Args:
             model: the model on which it is learnt.
@@ -147,7 +188,14 @@ class SteeringVector:
                 f"vector {self.name!r} was made by {self.method!r}; "
                 f"only {sorted(recipes)} can be learnt again from texts"
             )
-        return recipes[self.method](model, contrast, at=at, read=self.read)
+        return recipes[self.method](
+            model,
+            contrast,
+            at=at,
+            read=self.read,
+            short_texts=self.short_texts,
+            truncation=self.truncation,
+        )
 
     # ----------------------------------------------------------------------------------- arithmetic
 
@@ -230,7 +278,7 @@ class SteeringVector:
             "hook point": self.hook,
             "model": self.model.name if self.model else None,
             "method": self._origin,
-            "texts": f"{len(self.contrast_set)} pairs" if self.contrast_set is not None else None,
+            "texts": self._texts,
             "norm": self.norm,
             "share of the median residual norm": self._share,
             "dimensions": len(self.direction),
@@ -241,6 +289,15 @@ class SteeringVector:
     def _origin(self) -> str:
         """Method, read position, and whether the vector was transferred, as text."""
         return f"{self.method}, read {self.read}{', transferred' if self.transferred else ''}"
+
+    @property
+    def _texts(self) -> str | None:
+        """Number of pairs that it was learnt from, and of those left out or cut."""
+        if self.contrast_set is None:
+            return None
+        dropped = f", {self.n_dropped} too short" if self.n_dropped else ""
+        cut = f", {self.n_cut} text(s) cut to the context" if self.n_cut else ""
+        return f"{len(self.contrast_set) - self.n_dropped} pairs{dropped}{cut}"
 
     @property
     def _share(self) -> str | None:
@@ -271,8 +328,8 @@ class SteeringVector:
             level: component along the unit vector that ``"clamp"`` sets, see `mean_component`.
 
         Raises:
-            ValueError: a scale outside the range of the mode, an unknown mode or positions, a
-                vector of length 0 that is clamped or ablated, or a clamp without a level.
+            ValueError: a scale outside the range of the mode, an unknown mode or positions, or a
+                clamp without a level.
         """
         if not torch.isfinite(torch.tensor(float(scale))):
             raise ValueError(
@@ -283,10 +340,9 @@ class SteeringVector:
                 f"mode {mode!r}, positions {positions!r}; "
                 "expected add, clamp or ablate, and all, last or generated"
             )
-        if mode != "add" and not (0 <= scale <= 1 and self.norm > 0):
+        if mode != "add" and not 0 <= scale <= 1:
             raise ValueError(
-                f"mode {mode!r} with scale {scale} and a vector of norm {self.norm:.3g}; "
-                "expected a scale from 0 (no change) to 1 and a norm above 0"
+                f"mode {mode!r} with scale {scale}; expected a scale from 0 (no change) to 1"
             )
         if mode == "clamp" and level is None:
             raise ValueError(
@@ -332,16 +388,18 @@ class SteeringVector:
         """Return the mean component along the unit vector, the level for ``mode="clamp"``.
 
         z̄ of Stitching (§4): the mean of ⟨h, v̂⟩ over the positions of each text without the first
-        ones, then over texts.
+        ones, then over texts. Texts without such a position are left out.
 
         Raises:
             MismatchError: the vector belongs to another model.
+            ValueError: no text is left.
         """
         hooked = load_model(model)
         self.refuse_other_model(hooked)
         unit = self.direction / self.direction.norm()
         # read="mean" averages the positions of each text without the first ones.
-        rows = read_activations(hooked, texts, self.hook, "mean")
+        kept = readable([hooked], texts, "mean")
+        rows = read_activations(hooked, kept.of(texts), self.hook, "mean")
         return float((rows @ unit.to(torch.float32)).mean())
 
     def refuse_other_model(self, model: HookedModel) -> None:
@@ -388,35 +446,73 @@ class SteeringVector:
         return cls(direction=tensors["direction"], **fields)
 
 
-def _read(
-    model: ModelLike, contrast: ContrastSet, at: int | str, read: Read
-) -> tuple[Tensor, Tensor, SteeringVector]:
-    """Return positive and negative activations [pair, d_model] and a vector without direction.
+@dataclass(frozen=True)
+class _Learnt:
+    """States of the texts of a contrast set, from which a vector is learnt."""
 
-    The vector has all fields that every method of learning fills in the same way; its direction is
-    zero.
-    """
-    if not isinstance(contrast, ContrastSet):
-        raise TypeError(
-            f"contrast is a {type(contrast).__name__}; expected a ContrastSet, such as"
-            " ContrastSet(positive=[...], negative=[...])"
+    positive: Tensor
+    """States of the positive texts, [pair, d_model]."""
+    negative: Tensor
+    """States of the negative texts, [pair, d_model]."""
+    fields: dict[str, Any]
+    """Fields of a `SteeringVector` that every method of learning fills in the same way."""
+
+    @classmethod
+    def of(
+        cls,
+        model: ModelLike,
+        contrast: ContrastSet,
+        at: int | str,
+        read: Read,
+        short_texts: ShortTexts,
+        truncation: Truncation | None,
+    ) -> "_Learnt":
+        """Return the states of the pairs that can be read."""
+        if not isinstance(contrast, ContrastSet):
+            raise TypeError(
+                f"contrast is a {type(contrast).__name__}; expected a ContrastSet, such as"
+                " ContrastSet(positive=[...], negative=[...])"
+            )
+        hooked = load_model(model)
+        hook = resolve(at, hooked)
+        options: dict[str, Any] = {"truncation": truncation}
+        kept = readable(
+            [hooked], contrast.texts, read, short_texts=short_texts, pairs=True, **options
         )
-    hooked = load_model(model)
-    hook = resolve(at, hooked)
-    activations = read_activations(hooked, contrast.texts, hook, read)
-    # `contrast.texts` lists all positive texts first, then all negative ones.
-    positive, negative = activations.split(len(contrast))
-    vector = SteeringVector(
-        direction=torch.zeros_like(activations[0]),
-        hook=hook,
-        model=hooked.identity,
-        name=contrast.name,
-        read=read,
-        contrast=contrast.digest,
-        median_norm=float(activations.norm(dim=1).median()),
-        contrast_set=contrast,
-    )
-    return positive, negative, vector
+        options["short_texts"] = row_rule(short_texts)
+        states = read_activations(hooked, kept.of(contrast.texts), hook, read, **options)
+        # `contrast.texts` lists all positive texts first, then all negative ones.
+        positive, negative = states.chunk(2)
+        fields = {
+            "hook": hook,
+            "model": hooked.identity,
+            "name": contrast.name,
+            "read": read,
+            "contrast": contrast.digest,
+            "median_norm": float(states.norm(dim=1).median()),
+            "short_texts": short_texts,
+            "truncation": truncation,
+            "n_dropped": kept.n_dropped,
+            "n_cut": kept.n_cut,
+            "contrast_set": contrast,
+        }
+        return cls(positive, negative, fields)
+
+    def vector(self, direction: Tensor, method: str) -> SteeringVector:
+        """Return the vector of a direction [d_model].
+
+        Raises:
+            ValueError: the direction is zero, up to the rounding of float32.
+        """
+        length, size = float(direction.norm()), self.fields["median_norm"]
+        if length <= _ZERO * size:
+            raise ValueError(
+                f"the positive and the negative texts of {self.fields['name']!r} have the same"
+                f" states at {self.fields['hook']!r}: their difference has the norm {length:.2g}"
+                f" beside {size:.4g} of a state; give texts that differ in the tokens that are"
+                " read, and that are not cut where they differ"
+            )
+        return SteeringVector(direction, method=method, **self.fields)
 
 
 @transfer_artefact.register

@@ -15,7 +15,7 @@ from lrt_lens.adapters.vectors import SteeringVector
 from lrt_lens.data import ContrastSet
 from lrt_lens.errors import FileFormatError, HookPointError, MismatchError, NonFiniteError
 from lrt_lens.models import HookedModel, ModelPair
-from lrt_lens.models._hooked_model import read_activations
+from lrt_lens.models._reading import read_activations
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird", "dog", "king", "queen", "boy")
 
@@ -281,8 +281,8 @@ def test_vectors_of_another_model_or_hook_point_are_refused(
         few.transfer(SteeringVector.mean_difference(pair.target, mood(6), at=1))
     with pytest.raises(ValueError, match="scale is nan"):
         few.transfer(vector, scale=float("nan"))
-    with pytest.raises(ValueError, match="sends vector 'mood' to zero"):
-        few.transfer(replace(vector, direction=torch.zeros(16)))
+    with pytest.raises(ValueError, match="scale is 0"):
+        few.transfer(vector, scale=0.0)
 
 
 def test_hook_points_that_are_not_there_are_refused(pair: ModelPair) -> None:

@@ -19,7 +19,7 @@ from lrt_lens.adapters.probes._linear_probe import PROBE_SCHEMA
 from lrt_lens.adapters.probes._logistic import Logistic, fit_logistic, fit_towards, probabilities
 from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.models import ModelPair
-from lrt_lens.models._hooked_model import read_activations
+from lrt_lens.models._reading import read_activations
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.stitching import Stitch, fit_stitches
 

@@ -42,13 +42,13 @@ def vector(twins: ModelPair) -> SteeringVector:
 
 @pytest.fixture(scope="module")
 def result(
-    twins: ModelPair, stitch: Stitch, vector: SteeringVector, corpus: list[str]
+    twins: ModelPair, stitch: Stitch, vector: SteeringVector, passages: list[str]
 ) -> AblationEvaluation:
     return evaluate_ablation(
         twins,
         stitch,
         vector,
-        neutral=corpus[:6],
+        neutral=passages[:6],
         items=ITEMS,
         prompts=ITEMS.prompts[:3],
         classifier=lambda text: len(text) % 2 == 0,
@@ -139,11 +139,11 @@ def test_everywhere_the_propensity_and_the_damage_are_the_naive_ones(
     twins: ModelPair,
     stitch: Stitch,
     vector: SteeringVector,
-    corpus: list[str],
+    passages: list[str],
     result: AblationEvaluation,
 ) -> None:
     transferred, model = stitch.transfer(vector), twins.target
-    rows = [model.encode([text])[0] for text in corpus[:6]]
+    rows = [model.encode([text])[0] for text in passages[:6]]
 
     def measured() -> tuple[float, float]:
         losses, preference = [], []
@@ -190,16 +190,16 @@ def test_figures_show_every_panel(result: AblationEvaluation) -> None:
 
 
 def test_bad_input_is_refused_and_no_hook_stays_on(
-    twins: ModelPair, stitch: Stitch, vector: SteeringVector, corpus: list[str]
+    twins: ModelPair, stitch: Stitch, vector: SteeringVector, passages: list[str]
 ) -> None:
     with pytest.raises(ValueError, match="no behaviour to measure"):
-        evaluate_ablation(twins, stitch, vector, neutral=corpus[:2], progress=False)
+        evaluate_ablation(twins, stitch, vector, neutral=passages[:2], progress=False)
     with pytest.raises(ValueError, match="no behaviour to measure"):
         evaluate_ablation(
             twins,
             stitch,
             vector,
-            neutral=corpus[:2],
+            neutral=passages[:2],
             items=ITEMS,
             prompts=["the cat"],
             progress=False,

@@ -57,21 +57,21 @@ def divergence(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
 
 
 def test_the_calibrated_scale_does_the_damage_asked_for(
-    pair: ModelPair, vector: SteeringVector, corpus: list[str]
+    pair: ModelPair, vector: SteeringVector, passages: list[str]
 ) -> None:
-    texts = corpus[:8]
-    calibration = calibrate_scale(pair.source, vector, texts, 0.2)
+    texts = passages[:8]
+    calibration = calibrate_scale(pair.source, vector, texts, 0.15)
     assert calibration.reached
     before = loss(pair.source, texts)
     with vector.apply(pair.source, scale=calibration.scale):
-        assert loss(pair.source, texts) - before == pytest.approx(0.2, rel=0.05)
-    assert calibration.damage == pytest.approx(0.2, rel=0.021)
+        assert loss(pair.source, texts) - before == pytest.approx(0.15, rel=0.05)
+    assert calibration.damage == pytest.approx(0.15, rel=0.021)
 
 
 def test_a_budget_in_kl_is_met_as_measured_from_the_logits(
-    pair: ModelPair, vector: SteeringVector, corpus: list[str]
+    pair: ModelPair, vector: SteeringVector, passages: list[str]
 ) -> None:
-    texts = corpus[:8]
+    texts = passages[:8]
     calibration = calibrate_scale(pair.source, vector, texts, 0.2, unit="kl")
     before = distributions(pair.source, texts)
     with calibration.apply(pair.source):
@@ -86,31 +86,31 @@ def test_a_budget_in_kl_is_met_as_measured_from_the_logits(
 
 @pytest.mark.parametrize("at", [0, 1, 2, "blocks.1.hook_resid_mid"])
 def test_kl_is_the_sum_over_the_vocabulary_of_p_log_p_over_q(
-    pair: ModelPair, corpus: list[str], at: int | str
+    pair: ModelPair, passages: list[str], at: int | str
 ) -> None:
     vector = SteeringVector.mean_difference(pair.target, CONTRAST, at=at)
-    before = distributions(pair.target, corpus[:6])
+    before = distributions(pair.target, passages[:6])
     with vector.apply(pair.target, scale=7.0):
-        expected = divergence(before, distributions(pair.target, corpus[:6]))
-    neutral = NeutralText(pair.target, corpus[:6], vector.hook)
+        expected = divergence(before, distributions(pair.target, passages[:6]))
+    neutral = NeutralText(pair.target, passages[:6], vector.hook)
     assert expected > 1e-3
     assert neutral.divergence(vector.hook_at(7.0)) == pytest.approx(expected, rel=1e-4)
     assert neutral.divergence(vector.hook_at(0.0)) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_it_takes_at_most_twelve_passes_and_repeats_itself(
-    pair: ModelPair, vector: SteeringVector, corpus: list[str]
+    pair: ModelPair, vector: SteeringVector, passages: list[str]
 ) -> None:
-    first = calibrate_scale(pair.source, vector, corpus[:8], 0.1)
+    first = calibrate_scale(pair.source, vector, passages[:8], 0.1)
     assert len(first.curve) <= MAX_PASSES
     assert first.curve["scale"].is_monotonic_increasing
-    assert first.curve.equals(calibrate_scale(pair.source, vector, corpus[:8], 0.1).curve)
+    assert first.curve.equals(calibrate_scale(pair.source, vector, passages[:8], 0.1).curve)
 
 
 def test_a_budget_that_is_never_reached_gives_nan_not_an_extrapolation(
-    pair: ModelPair, vector: SteeringVector, corpus: list[str]
+    pair: ModelPair, vector: SteeringVector, passages: list[str]
 ) -> None:
-    calibration = calibrate_scale(pair.source, vector, corpus[:4], 1e6)
+    calibration = calibrate_scale(pair.source, vector, passages[:4], 1e6)
     assert math.isnan(calibration.scale)
     assert not calibration.reached
     assert calibration.curve["damage"].max() < 1e6
@@ -118,19 +118,13 @@ def test_a_budget_that_is_never_reached_gives_nan_not_an_extrapolation(
         calibration.apply(pair.source)
 
 
-def test_a_vector_of_length_zero_has_no_strength(
-    pair: ModelPair, vector: SteeringVector, corpus: list[str]
-) -> None:
-    assert not calibrate_scale(pair.source, 0.0 * vector, corpus[:4], 0.1).reached
-
-
 # ------------------------------------------------------------------------------ several hook points
 
 
 def test_several_hook_points_share_one_scale(
-    pair: ModelPair, layers: list[SteeringVector], corpus: list[str]
+    pair: ModelPair, layers: list[SteeringVector], passages: list[str]
 ) -> None:
-    texts = corpus[:6]
+    texts = passages[:6]
     calibration = calibrate_scale(pair.target, layers, texts, 0.15, unit="kl")
     before, before_loss = distributions(pair.target, texts), loss(pair.target, texts)
     with apply_together(pair.target, layers, scale=calibration.scale):
@@ -154,9 +148,9 @@ def test_several_hook_points_share_one_scale(
 
 @pytest.mark.parametrize("positions", ["last", "generated"])
 def test_hooks_after_the_first_get_the_lengths_of_prompts(
-    pair: ModelPair, layers: list[SteeringVector], corpus: list[str], positions: Any
+    pair: ModelPair, layers: list[SteeringVector], passages: list[str], positions: Any
 ) -> None:
-    texts = corpus[:6]  # of different lengths, so that padded rows would put "last" elsewhere
+    texts = passages[:6]  # of different lengths, so that padded rows would put "last" elsewhere
     calibration = calibrate_scale(pair.target, layers, texts, 0.02, unit="kl", positions=positions)
     before = distributions(pair.target, texts)
     steered = (
@@ -183,9 +177,9 @@ def test_hooks_after_the_first_get_the_lengths_of_prompts(
 
 @pytest.mark.parametrize("budget", [0.01, 0.6])
 def test_a_clamp_goes_part_of_the_way_to_its_level_or_beyond(
-    pair: ModelPair, vector: SteeringVector, corpus: list[str], budget: float
+    pair: ModelPair, vector: SteeringVector, passages: list[str], budget: float
 ) -> None:
-    texts = corpus[:8]
+    texts = passages[:8]
     stream = torch.cat(
         [pair.source.capture(text, vector.hook)[0, SKIP_FIRST:] for text in texts]
     ).double()
@@ -219,23 +213,23 @@ def test_a_clamp_goes_part_of_the_way_to_its_level_or_beyond(
 
 
 def test_the_default_level_of_a_clamp_is_computed_on_the_vectors_own_texts(
-    pair: ModelPair, vector: SteeringVector, corpus: list[str]
+    pair: ModelPair, vector: SteeringVector, passages: list[str]
 ) -> None:
-    calibration = calibrate_scale(pair.source, vector, corpus[:4], 0.05, unit="kl", mode="clamp")
+    calibration = calibrate_scale(pair.source, vector, passages[:4], 0.05, unit="kl", mode="clamp")
     assert calibration.intervention is not None
     assert calibration.intervention.levels == (
         pytest.approx(vector.mean_component(pair.source, list(CONTRAST.positive))),
     )
     with pytest.raises(ValueError, match="no longer hold texts"):
-        calibrate_scale(pair.source, replace(vector, contrast_set=None), corpus[:4], mode="clamp")
+        calibrate_scale(pair.source, replace(vector, contrast_set=None), passages[:4], mode="clamp")
     with pytest.raises(ValueError, match=r"level is .* for 1 vector"):
-        calibrate_scale(pair.source, vector, corpus[:4], mode="clamp", level=[1.0, 2.0])
+        calibrate_scale(pair.source, vector, passages[:4], mode="clamp", level=[1.0, 2.0])
 
 
 def test_an_ablation_goes_part_of_the_way_or_all_of_it(
-    pair: ModelPair, vector: SteeringVector, corpus: list[str]
+    pair: ModelPair, vector: SteeringVector, passages: list[str]
 ) -> None:
-    texts = corpus[:8]
+    texts = passages[:8]
     before = distributions(pair.source, texts)
 
     def ablated(share: float) -> float:
@@ -265,11 +259,11 @@ def test_an_ablation_goes_part_of_the_way_or_all_of_it(
 
 
 def test_the_figure_names_the_measure_of_damage_and_the_meaning_of_the_scale(
-    pair: ModelPair, vector: SteeringVector, corpus: list[str]
+    pair: ModelPair, vector: SteeringVector, passages: list[str]
 ) -> None:
-    plain = calibrate_scale(pair.source, vector, corpus[:4], 0.1).figure()
+    plain = calibrate_scale(pair.source, vector, passages[:4], 0.1).figure()
     other = calibrate_scale(
-        pair.source, vector, corpus[:4], 0.01, unit="kl", mode="ablate"
+        pair.source, vector, passages[:4], 0.01, unit="kl", mode="ablate"
     ).figure()
     assert "rise of the loss" in str(plain.layout.title)
     assert "KL(unsteered" in str(other.layout.title)
@@ -324,14 +318,14 @@ def test_the_search_tries_the_largest_scale_once_and_stops_there() -> None:
 
 @pytest.mark.parametrize("at", [0, 1, "blocks.1.hook_resid_mid"])
 def test_passes_that_resume_at_the_vector_equal_full_ones_under_its_hook(
-    pair: ModelPair, corpus: list[str], at: int | str
+    pair: ModelPair, passages: list[str], at: int | str
 ) -> None:
     vector = SteeringVector.mean_difference(pair.target, CONTRAST, at=at)
-    rows = pair.target.encode(corpus[:8])
+    rows = pair.target.encode(passages[:8])
     with vector.apply(pair.target, scale=7.0):
         steered = pair.target.token_losses(rows)[:, SKIP_FIRST:].nanmean()
     full = float(steered - pair.target.token_losses(rows)[:, SKIP_FIRST:].nanmean())
-    assert NeutralText(pair.target, corpus[:8], vector.hook).damage(
+    assert NeutralText(pair.target, passages[:8], vector.hook).damage(
         vector.hook_at(7.0)
     ) == pytest.approx(full, abs=1e-5)
     assert abs(full) > 1e-3
@@ -343,20 +337,20 @@ def test_passes_that_resume_at_the_vector_equal_full_ones_under_its_hook(
 
 @pytest.mark.parametrize("damage", [0.0, -1.0, float("nan"), float("inf")])
 def test_impossible_budgets_are_refused(
-    pair: ModelPair, vector: SteeringVector, corpus: list[str], damage: float
+    pair: ModelPair, vector: SteeringVector, passages: list[str], damage: float
 ) -> None:
     with pytest.raises(ValueError, match="expected a positive number of nats per token"):
-        calibrate_scale(pair.source, vector, corpus[:4], damage)
+        calibrate_scale(pair.source, vector, passages[:4], damage)
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_unknown_units_and_modes_are_refused(
-    pair: ModelPair, vector: SteeringVector, corpus: list[str]
+    pair: ModelPair, vector: SteeringVector, passages: list[str]
 ) -> None:
     with pytest.raises(ValueError, match="unit is 'bits'; expected 'loss'"):
-        calibrate_scale(pair.source, vector, corpus[:4], unit="bits")  # type: ignore[arg-type]
+        calibrate_scale(pair.source, vector, passages[:4], unit="bits")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mode 'push'"):
-        calibrate_scale(pair.source, vector, corpus[:4], mode="push")  # type: ignore[arg-type]
+        calibrate_scale(pair.source, vector, passages[:4], mode="push")  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -374,21 +368,21 @@ def test_neutral_texts_that_cannot_be_measured_are_refused(
 
 
 def test_vectors_of_another_model_or_of_one_hook_point_are_refused(
-    pair: ModelPair, vector: SteeringVector, corpus: list[str]
+    pair: ModelPair, vector: SteeringVector, passages: list[str]
 ) -> None:
     with pytest.raises(MismatchError, match="the model to steer"):
-        calibrate_scale(pair.target, vector, corpus[:4])
+        calibrate_scale(pair.target, vector, passages[:4])
     with pytest.raises(ValueError, match="one for each hook point"):
-        calibrate_scale(pair.source, [vector, vector], corpus[:4])
+        calibrate_scale(pair.source, [vector, vector], passages[:4])
     with pytest.raises(ValueError, match="give at least one"):
-        calibrate_scale(pair.source, [], corpus[:4])
+        calibrate_scale(pair.source, [], passages[:4])
 
 
 def test_tokenized_texts_serve_many_vectors(
-    pair: ModelPair, vector: SteeringVector, corpus: list[str]
+    pair: ModelPair, vector: SteeringVector, passages: list[str]
 ) -> None:
-    ready = NeutralText(pair.source, corpus[:6], vector.hook)
+    ready = NeutralText(pair.source, passages[:6], vector.hook)
     for one in (vector, 2.0 * vector):
         assert calibrate_on(ready, one, 0.1, first_guess=1.0).scale * one.norm == pytest.approx(
-            calibrate_scale(pair.source, vector, corpus[:6], 0.1).scale * vector.norm, rel=0.05
+            calibrate_scale(pair.source, vector, passages[:6], 0.1).scale * vector.norm, rel=0.05
         )

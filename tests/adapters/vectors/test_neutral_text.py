@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lrt_lens.adapters.vectors import NeutralText, SteeringVector, calibrate_scale
+from lrt_lens.adapters.vectors._steering_hook import SteeringHook, adding
 from lrt_lens.data import ContrastSet
 from lrt_lens.models import HookedModel
 
@@ -103,9 +104,9 @@ def test_the_template_and_the_policy_do_not_both_write_bos(chatty: HookedModel) 
     assert first[0] == chatty.tokenizer.bos_token_id
 
 
-def test_texts_and_conversations_can_be_mixed(chatty: HookedModel, corpus: list[str]) -> None:
+def test_texts_and_conversations_can_be_mixed(chatty: HookedModel, passages: list[str]) -> None:
     texts, chats, both = (
-        NeutralText(chatty, some, 1) for some in (corpus[:3], CHATS, [*corpus[:3], *CHATS])
+        NeutralText(chatty, some, 1) for some in (passages[:3], CHATS, [*passages[:3], *CHATS])
     )
     n_texts = sum(len(row) - 5 for row in texts.batches.rows)
     n_chats = sum(len(tokens) - prompt for tokens, prompt in rows(chatty))
@@ -133,15 +134,40 @@ def test_conversations_without_an_answer_are_refused(chatty: HookedModel) -> Non
 
 
 def test_the_unsteered_stream_is_that_of_the_steerable_positions(
-    model: HookedModel, corpus: list[str]
+    model: HookedModel, passages: list[str]
 ) -> None:
-    neutral = NeutralText(model, corpus[:5], 1)
+    neutral = NeutralText(model, passages[:5], 1)
     direction = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0))
     for hook in (neutral.batches.hook, "blocks.2.hook_resid_post"):
-        stream = torch.cat([model.capture(text, hook)[0, 4:] for text in corpus[:5]])
+        stream = torch.cat([model.capture(text, hook)[0, 4:] for text in passages[:5]])
         assert neutral.mean_component(direction, hook) == pytest.approx(
             float((stream @ direction / direction.norm()).mean()), abs=1e-4
         )
         assert neutral.median_norm(hook) == pytest.approx(
             float(stream.norm(dim=1).median()), rel=1e-4
         )
+
+
+def test_a_text_beyond_the_context_is_read_in_windows(model: HookedModel) -> None:
+    long, short = "the cat sang in the old garden " * 12, "the boy ran to the river"
+    steer = torch.randn(model.d_model, generator=torch.Generator().manual_seed(1))
+    neutral = NeutralText(model, [long, short], 1)
+    rows = [window for parts in model.codec.windows([long, short]) for window in parts]
+    assert len(rows) > 2
+
+    def loss() -> float:
+        losses = [
+            torch.nn.functional.cross_entropy(
+                model.logits(torch.tensor([row]))[0, 4:-1].double(),
+                torch.tensor(row[5:]),
+                reduction="none",
+            )
+            for row in rows
+        ]
+        return float(torch.cat(losses).mean())
+
+    unsteered = loss()
+    hook = SteeringHook(adding(steer), "all", 4)
+    assert neutral.baseline == pytest.approx(unsteered, rel=1e-5)
+    with model.intervene({1: hook}):
+        assert neutral.damage(hook) == pytest.approx(loss() - unsteered, abs=1e-4)

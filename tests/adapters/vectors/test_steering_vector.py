@@ -15,7 +15,7 @@ from lrt_lens.adapters.vectors._steering_vector import VECTOR_SCHEMA
 from lrt_lens.data import ContrastSet
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from lrt_lens.models import ModelPair
-from lrt_lens.models._hooked_model import read_activations
+from lrt_lens.models._reading import read_activations
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.stitching import Stitch, fit_stitches
 
@@ -98,13 +98,13 @@ def test_relearning_follows_the_recipe(pair: ModelPair, contrast: ContrastSet) -
 
 @pytest.mark.usefixtures("unchecked")
 def test_unreadable_positions_name_the_position_and_the_length(pair: ModelPair) -> None:
-    with pytest.raises(ValueError, match=r"position 40 is outside a text of \d+ tokens"):
+    with pytest.raises(ValueError, match=r"position 40 is outside 5 of 5 text\(s\), such as"):
         read_activations(pair.source, POSITIVE, HOOK, 40)
     with pytest.raises(
         ValueError, match="read is 'first'; expected 'last', 'mean', 'max' or a position"
     ):
         read_activations(pair.source, POSITIVE, HOOK, "first")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="has no unmasked token after the first 4"):
+    with pytest.raises(ValueError, match=r"1 of 1 text\(s\) have no unmasked token.*0 \(\'a\'\)"):
         read_activations(pair.source, ["a"], HOOK, "mean")
 
 

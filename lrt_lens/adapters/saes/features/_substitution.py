@@ -111,9 +111,11 @@ class ContentWords:
     def versions(self, sentence: str, n: int, rng: np.random.Generator) -> list[str] | None:
         """Return ``n`` different rewrites of each sentence, all of equal length in tokens.
 
-        None if the corpus has too few substitutes.
+        None if the corpus has too few substitutes, or the sentence is longer than the context.
         """
         length = len(self.model.encode_bodies([sentence])[0])
+        if self.model.codec.longer([sentence]):
+            return None
         versions = [sentence]
         for _ in range(_ATTEMPTS * n):
             if len(versions) == n + 1:
