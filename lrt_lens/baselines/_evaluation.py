@@ -135,7 +135,7 @@ class FamilyBaselineSettings(Settings):
     read: RowRead = "mean"
     """Tokens that probes read: ``"mean"`` over a text, or the ``"last"`` one."""
     short_texts: ShortTexts = "drop"
-    """What happens to texts that the mask leaves nothing of in one of the models: ``"drop"``,
+    """Rule for texts that the mask leaves nothing of in one of the models: ``"drop"``,
     ``"refuse"`` or ``"unmasked"``."""
     n_random: int = 6
     """Number of random directions, and of random probes."""

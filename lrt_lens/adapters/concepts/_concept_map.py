@@ -141,7 +141,7 @@ class ConceptMap:
     method: str = "least_squares"
     """Method of the fit: least squares or ridge."""
     short_texts: ShortTexts = "drop"
-    """What happened to texts of which the mask leaves nothing to read; see `fit`."""
+    """Rule that was applied to texts without an unmasked token; see `fit`."""
     truncation: Truncation | None = None
     """End that was cut off texts longer than a context; None if none was to be cut."""
     n_dropped: int = 0

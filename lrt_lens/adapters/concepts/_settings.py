@@ -26,7 +26,7 @@ class ConceptTransferSettings(Settings):
     read: TextRead = "last"
     """Row of a text: its ``"last"`` unmasked token, or the ``"mean"`` over the unmasked tokens."""
     short_texts: ShortTexts = "drop"
-    """What happens to pairs with a text that the mask leaves nothing of: ``"drop"``, ``"refuse"``
+    """Rule for pairs with a text that the mask leaves nothing of: ``"drop"``, ``"refuse"``
     or ``"unmasked"``."""
     ridge: bool = True
     """True if ridge maps are fitted too."""

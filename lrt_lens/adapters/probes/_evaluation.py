@@ -72,7 +72,7 @@ class ProbeEvaluationSettings(Settings):
     """Position that is read, for a probe that is fitted here; a probe that is passed has its
     own."""
     short_texts: ShortTexts = "drop"
-    """What happens to texts that the mask leaves nothing of in one of the models: ``"drop"``,
+    """Rule for texts that the mask leaves nothing of in one of the models: ``"drop"``,
     ``"refuse"`` or ``"unmasked"``; a probe that is passed has its own rule."""
     test_share: float = 0.3
     """Share of the texts for the stratified test split, if ``test_texts`` is None."""

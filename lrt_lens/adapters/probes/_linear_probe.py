@@ -104,7 +104,7 @@ class ProbeSettings(Settings):
     skip_first: int = SKIP_FIRST
     """Number of first positions that are masked."""
     short_texts: ShortTexts = "drop"
-    """What happens to texts that the mask leaves nothing of: ``"drop"`` leaves them out and lists
+    """Rule for texts that the mask leaves nothing of: ``"drop"`` leaves them out and lists
     them, ``"refuse"`` raises, ``"unmasked"`` reads them without the mask. The probe reads other
     texts by the same rule."""
     truncation: Truncation | None = None
@@ -147,7 +147,7 @@ class LinearProbe:
     skip_first: int = SKIP_FIRST
     """Number of first positions of a text that are never read, as in the fit of a map."""
     short_texts: ShortTexts = "drop"
-    """What happens to texts that the mask leaves nothing of; see `fit`."""
+    """Rule for texts that the mask leaves nothing of; see `fit`."""
     truncation: Truncation | None = None
     """End that is cut off texts longer than the context; None refuses them."""
     n_dropped: int = 0

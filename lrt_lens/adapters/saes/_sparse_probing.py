@@ -90,7 +90,7 @@ class SparseProbeSettings(Settings):
     task: str = "sparse probe"
     """Name of the classification task, for the table."""
     short_texts: ShortTexts = "drop"
-    """What happens to texts that the mask leaves nothing of in one of the models: ``"drop"``,
+    """Rule for texts that the mask leaves nothing of in one of the models: ``"drop"``,
     ``"refuse"`` or ``"unmasked"``."""
     seed: int = 0
     """Seed of folds, draws and bootstraps."""

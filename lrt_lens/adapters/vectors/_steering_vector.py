@@ -80,7 +80,7 @@ class SteeringVector:
     skip_first: int = SKIP_FIRST
     """First positions of a text that are never steered, because maps are fitted without them."""
     short_texts: ShortTexts = "drop"
-    """What happened to contrast texts of which the mask leaves nothing; see `mean_difference`."""
+    """Rule that was applied to contrast texts without an unmasked token; see `mean_difference`."""
     truncation: Truncation | None = None
     """End that was cut off contrast texts longer than the context; None if none was to be cut."""
     n_dropped: int = 0
