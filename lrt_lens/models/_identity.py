@@ -121,21 +121,20 @@ def same_tokens(first: Any, second: Any) -> bool:
         sizes = len(first), len(second)
     except TypeError:  # a wrapper without __len__, or one that allows no weak reference
         return _same_content(first, second)
-    return _remembered_same_content(*references, sizes, tuple(states[0][0]))
+    return _remembered_same_content(*references, (*sizes, *states[0][0]))
 
 
 @lru_cache(maxsize=64)
 def _remembered_same_content(
     first: "weakref.ref[Any]",
     second: "weakref.ref[Any]",
-    sizes: tuple[int, int],
-    probe: tuple[int, ...],  # noqa: ARG001 (part of the key: ids that change with the tokenizer)
+    state: tuple[int, ...],  # noqa: ARG001 (part of the key: it changes with the tokenizers)
 ) -> bool:
-    """Return `_same_content` of two tokenizers, anew when their sizes or the probe's ids change.
+    """Return `_same_content` of two tokenizers, anew when the sizes and ids in ``state`` change.
 
     Weak references keep no tokenizer in memory.
     """
-    return sizes[0] == sizes[1] and _same_content(first(), second())
+    return _same_content(first(), second())
 
 
 def _same_content(first: Any, second: Any) -> bool:
