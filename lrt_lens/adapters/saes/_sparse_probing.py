@@ -52,7 +52,11 @@ from lrt_lens.adapters.probes._linear_probe import (
     plain_label,
 )
 from lrt_lens.adapters.probes._logistic import fit_logistic, probabilities
-from lrt_lens.adapters.saes._compatibility import refuse_foreign_sae, require_sae
+from lrt_lens.adapters.saes._compatibility import (
+    refuse_foreign_sae,
+    refuse_longer_context,
+    require_sae,
+)
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.figures._probes import sparse_probe_figure
 from lrt_lens.models._hooked_model import HookedModel, read_tokens
@@ -274,6 +278,8 @@ def _features(
 ) -> np.ndarray:
     """Mean features of each text over its unmasked tokens, [text, feature], float64."""
     means: dict[int, np.ndarray] = {}
+    longest = max(map(len, model.encode_bodies(texts))) + len(model.prefix)
+    refuse_longer_context(sae, min(longest, model.context_length))
     # Texts arrive from the shortest to the longest.
     for index, rows in read_tokens(model, texts, hook, skip_first=skip_first):
         means[index] = sae.encode(rows).double().mean(0).cpu().numpy()
