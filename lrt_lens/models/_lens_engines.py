@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from lrt_lens.models._hook_points import depth, place, residual_names
 from lrt_lens.models._identity import weights_hash
 from lrt_lens.models._passes import (
+    Handle,
     add_lens_hook,
     capture_through_bridge,
     first_device,
@@ -33,6 +34,7 @@ from lrt_lens.models._passes import (
     relative_difference,
     replacing,
     short_row,
+    tell_running_call,
     tolerance,
 )
 from lrt_lens.typing import HookFunction, LongerTokens, Residual, Tokens
@@ -82,7 +84,9 @@ class BridgeEngine:
 
     def add_hook(self, name: str, fn: HookFunction) -> Callable[[], None]:
         """Register a hook and return the function that removes it."""
-        return add_lens_hook(self._bridge.hook_dict[name], fn)
+        modules = (self.model, self.model.base_model)
+        hook = add_lens_hook(self._bridge.hook_dict[name], fn)
+        return Handle([hook, *tell_running_call(modules, fn)]).remove
 
     def resuming(self, name: str, residual: Residual) -> AbstractContextManager[None]:
         """Return a context in which passes continue from ``residual``; all layers still run."""
@@ -158,7 +162,7 @@ class HookedTransformerEngine:
         # At least 1: with 0 the pass would stop before `blocks.0.hook_resid_pre`, which has no
         # other name.
         stop = max(1, math.ceil(max(depth(name) for name in names)))
-        with torch.inference_mode(), _padded_on_the_right(self.model):
+        with torch.inference_mode(), _taking_every_token_as_text(self.model):
             _, cache = self.model.run_with_cache(
                 tokens.to(self.device),
                 names_filter=list(canonical.values()),
@@ -169,7 +173,7 @@ class HookedTransformerEngine:
 
     def logits(self, tokens: Tokens) -> Tensor:
         """Return next-token logits [batch, position, vocabulary]; registered hooks take effect."""
-        with _padded_on_the_right(self.model):
+        with _taking_every_token_as_text(self.model):
             return self.model(tokens.to(self.device), return_type="logits")
 
     def generate(self, tokens: Tokens, config: Any, **_options: Any) -> LongerTokens:
@@ -180,11 +184,13 @@ class HookedTransformerEngine:
         """
         # A config without top-k says 0, for which TransformerLens wants None.
         sampling = {"temperature": config.temperature, "top_k": config.top_k or None}
-        with torch.inference_mode(), _padded_on_the_right(self.model):
+        with torch.inference_mode(), _taking_every_token_as_text(self.model):
             return self.model.generate(
                 tokens.to(self.device),
                 max_new_tokens=config.max_new_tokens,
                 do_sample=config.do_sample,
+                stop_at_eos=config.eos_token_id is not None,
+                eos_token_id=config.eos_token_id,
                 verbose=False,
                 return_type="tokens",
                 prepend_bos=False,
@@ -197,25 +203,41 @@ class HookedTransformerEngine:
 
     def add_hook(self, name: str, fn: HookFunction) -> Callable[[], None]:
         """Register a hook and return the function that removes it."""
-        return add_lens_hook(self.model.hook_dict[name], fn)
+        # The model finds out which tokens are padding and gives every block the whole mask.
+        told = tell_running_call([self.model.blocks[0]], fn, until=self.model)
+        return Handle([add_lens_hook(self.model.hook_dict[name], fn), *told]).remove
 
     def resuming(self, name: str, residual: Residual) -> AbstractContextManager[None]:
         """Return a context in which passes continue from ``residual``; all layers still run."""
         return replacing(self, name, residual)
 
 
-@contextmanager
-def _padded_on_the_right(model: Any) -> Iterator[None]:
-    """Return a context in which a ``HookedTransformer`` takes token ids as padded on the right.
+class _WithoutPadding:
+    """A tokenizer that pads on the right with an id that no token has."""
 
-    With ``padding_side="left"`` it would mask leading pad tokens, which may be text here.
+    padding_side = "right"
+    pad_token_id = -1
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._tokenizer(*args, **options)
+
+
+@contextmanager
+def _taking_every_token_as_text(model: Any) -> Iterator[None]:
+    """Return a context in which a ``HookedTransformer`` takes no token id as padding.
+
+    It masks pad tokens at the end that its tokenizer pads, and they may be text here.
     """
     tokenizer = model.tokenizer
-    side = getattr(tokenizer, "padding_side", None)
     try:
-        if side is not None:
-            tokenizer.padding_side = "right"
+        if tokenizer is not None:
+            model.tokenizer = _WithoutPadding(tokenizer)
         yield
     finally:
-        if side is not None:
-            tokenizer.padding_side = side
+        model.tokenizer = tokenizer

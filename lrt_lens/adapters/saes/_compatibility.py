@@ -207,14 +207,19 @@ def refuse_other_bos(sae: Any, model: ModelIdentity) -> None:
 
 def refuse_longer_context(sae: Any, context_length: int | None) -> None:
     """Raise `MismatchError` if the SAE was trained on shorter windows than it will read."""
-    theirs = _recorded(sae, "context_size")
-    if theirs and context_length is not None and context_length > theirs:
+    theirs = trained_context(sae)
+    if theirs is not None and context_length is not None and context_length > theirs:
         raise MismatchError(
             f"this SAE was trained on windows of {theirs} tokens; expected at least "
             f"{context_length}, the longest that it would read here: give texts or a "
             f"context_length of at most {theirs} tokens (if it describes later positions too, set "
             f"sae.cfg.metadata.context_size = {context_length})"
         )
+
+
+def trained_context(sae: Any) -> int | None:
+    """Number of tokens of the windows on which an SAE was trained; None if it is not recorded."""
+    return _recorded(sae, "context_size") or None
 
 
 def refuse_joined_hook_points(stitch: StitchData) -> None:

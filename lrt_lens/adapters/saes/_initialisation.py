@@ -39,6 +39,7 @@ from lrt_lens.adapters.saes._compatibility import (
     refuse_foreign_sae,
     refuse_longer_context,
     require_sae,
+    trained_context,
 )
 from lrt_lens.adapters.saes._random_maps import random_rotation
 from lrt_lens.adapters.saes._rows import SAERows
@@ -59,6 +60,8 @@ STUDY_ARMS = ("scratch", "transferred", "shuffled", "rotated")
 """Initialisations in the order of tables and figures."""
 UNSTITCHED = ("scratch", "rotated")
 """Arms that start without a fitted map and are charged for none."""
+_CONTEXT_LENGTH = 256
+"""Largest number of tokens per window of rows that are made from text."""
 SHARE = 0.95
 """Threshold of the summary, as a share of scratch's final explained variance."""
 
@@ -262,10 +265,12 @@ def rows_of(
 ) -> SAERows:
     """Rows of the target's states whose held-out documents are the stitch's test documents.
 
+    Text is cut into windows as long as those on which all of ``saes`` were trained, at most 256.
+
     Raises:
         MismatchError: `SAERows` of another hook point, model or width, or that were split by
-            another seed: some of their held-out documents were in the fit of the maps. Windows
-            longer than those on which one of ``saes``, whose transfers continue, was trained.
+            another seed: some of their held-out documents were in the fit of the maps; or of longer
+            windows than those on which one of ``saes`` was trained.
     """
     # The seed decides which documents are held out (`lrt_lens.data._blocks`).
     seed = stitch.provenance.seed
@@ -278,7 +283,14 @@ def rows_of(
             )
         rows.refuse_foreign(stitch.ends_in(pair.source.identity, pair.target.identity)[1])
     else:
-        rows = SAERows.from_documents(pair.target, documents, at=stitch.target_hook, seed=seed)
+        trained = [length for length in map(trained_context, saes) if length is not None]
+        rows = SAERows.from_documents(
+            pair.target,
+            documents,
+            at=stitch.target_hook,
+            context_length=min([_CONTEXT_LENGTH, *trained]),
+            seed=seed,
+        )
     for sae in saes:
         refuse_longer_context(sae, rows.context_length)
     return rows
