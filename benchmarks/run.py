@@ -49,6 +49,7 @@ Name = Literal[
     "alignment_tokens_per_second_over_tokenizer",
     "alignment_share_of_harvest",
     "aligner_build_over_loading",
+    "steered_generate_over_plain",
 ]
 MODULES: dict[Name, str] = {
     "harvest_overhead_one_pair": "harvesting",
@@ -69,6 +70,7 @@ MODULES: dict[Name, str] = {
     "alignment_tokens_per_second_over_tokenizer": "aligning",
     "alignment_share_of_harvest": "aligning",
     "aligner_build_over_loading": "aligning",
+    "steered_generate_over_plain": "steering",
 }
 """The module of each benchmark, in the order in which they run."""
 

@@ -16,8 +16,10 @@ layers.
 
 import logging
 import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -54,7 +56,11 @@ class BridgeEngine:
         self.context_length = int(bridge.cfg.n_ctx)
         names = residual_names(self.n_layers)
         self.hook_points = tuple(name for name in names if name in bridge.hook_dict)
-        self._report_difference()
+        # Compatibility mode rewrites weights in the bridge, so the original modules say nothing,
+        # and a hook changes what the bridge computes.
+        hooked = any(point.fwd_hooks for point in bridge.hook_dict.values())
+        if not hooked and not getattr(bridge, "compatibility_mode", False):
+            _report_difference(weakref.ref(bridge))
 
     def lens_model(self) -> Any:
         """Return the bridge that was given."""
@@ -92,25 +98,29 @@ class BridgeEngine:
         """Return a context in which passes continue from ``residual``; all layers still run."""
         return replacing(self, name, residual)
 
-    def _report_difference(self) -> None:
-        """Log a warning if the bridge computes another function than its Hugging Face model."""
-        # Compatibility mode rewrites weights in the bridge, so the original modules say nothing.
-        if getattr(self._bridge, "compatibility_mode", False):
-            return
-        row = short_row(self.d_vocab)
-        with torch.inference_mode():
-            ours = self.logits(row)
-            with _original_modules(self.model):
-                theirs = self.logits(row)
-        difference = relative_difference(ours, theirs)
-        if difference > tolerance(ours.dtype):
-            logger.warning(
-                "this TransformerBridge differs from its own Hugging Face model by %.2g (relative,"
-                " logits of %d tokens); every number comes from the bridge, because it was given."
-                " Give the Hugging Face model to work with that",
-                difference,
-                row.shape[1],
-            )
+
+@lru_cache(maxsize=64)
+def _report_difference(reference: "weakref.ref[Any]") -> None:
+    """Log a warning, once per bridge, if it computes another function than its Hugging Face model.
+
+    A weak reference keeps no model in memory.
+    """
+    bridge: Any = reference()
+    model = bridge.original_model
+    row = short_row(int(bridge.cfg.d_vocab)).to(first_device(model))
+    with torch.inference_mode():
+        ours = model(input_ids=row, use_cache=False).logits
+        with _original_modules(model):
+            theirs = model(input_ids=row, use_cache=False).logits
+    difference = relative_difference(ours, theirs)
+    if difference > tolerance(ours.dtype):
+        logger.warning(
+            "this TransformerBridge differs from its own Hugging Face model by %.2g (relative,"
+            " logits of %d tokens); every number comes from the bridge, because it was given."
+            " Give the Hugging Face model to work with that",
+            difference,
+            row.shape[1],
+        )
 
 
 @contextmanager

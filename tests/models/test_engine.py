@@ -17,6 +17,7 @@ from lrt_lens.adapters.vectors import SteeringVector
 from lrt_lens.errors import HookPointError
 from lrt_lens.models import HookedModel
 from lrt_lens.models._lens_engines import HookedTransformerEngine
+from lrt_lens.models._loading import boot_bridge
 
 FINAL_NORM = {
     "llama": "norm",
@@ -447,6 +448,31 @@ def test_a_left_padded_batch_of_a_hooked_transformer_is_steered_by_token(from_gp
             text = lens.generate(torch.tensor([row]), **options)
             assert continued[i, 6:].tolist() == text[0, len(row) :].tolist()
     assert (lens(batch, prepend_bos=False) - together)[1].abs().max() > 0.1
+
+
+def test_a_given_bridge_that_differs_is_reported_once(
+    build_hf: Any, tokenizer: Any, caplog: Any
+) -> None:
+    """GPT-2 without the scaling of attention, which the bridge scales."""
+    gpt2 = build_hf("gpt2")
+    gpt2.config.scale_attn_weights = False
+    for block in gpt2.transformer.h:
+        block.attn.scale_attn_weights, block.attn.scaling = False, 1.0
+    tokens = torch.arange(1, 9)[None]
+    expected = gpt2(tokens).logits
+    bridge = boot_bridge(gpt2, tokenizer, "gpt2")
+    own = bridge(tokens)
+    difference = float((own - expected).norm() / expected.norm())
+    assert difference > 0.01
+    # A hook changes what the bridge computes, which is no difference of the bridge.
+    with bridge.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda x, hook: x + 1)]):
+        HookedModel.load(bridge, tokenizer=tokenizer)
+    assert not caplog.text
+    loaded = [HookedModel.load(bridge, tokenizer=tokenizer) for _ in range(3)]
+    assert caplog.text.count("differs from its own Hugging Face model") == 1
+    assert f"by {difference:.2g} (relative" in caplog.text
+    # What the user hands in stays what it is.
+    torch.testing.assert_close(loaded[0].logits(tokens), own)
 
 
 def test_a_bridge_carries_the_raw_basis(architecture: str, models: dict) -> None:
