@@ -5,18 +5,18 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import Measurement, Settings, alternate
-from benchmarks.models import PYTHIA, TINY, random_documents, random_models
+from benchmarks.models import SMALL, TINY, random_documents, random_models
 from lrt_lens.adapters.vectors import SteeringVector
 from lrt_lens.models import HookedModel
 
-_REPETITIONS = 5
+_REPETITIONS = 15
 _PROMPT_TOKENS = 32
 _PROMPTS = 4
 
 
 def steered_generate_over_plain(settings: Settings) -> Measurement:
     """Seconds of `HookedModel.generate` under a vector ÷ seconds of Hugging Face's own."""
-    shape, n_new = (TINY, 8) if settings.quick else (PYTHIA, 24)
+    shape, n_new = (TINY, 8) if settings.quick else (SMALL, 32)
     with random_models(shape, settings.seed) as folder:
         model = HookedModel.load(str(folder / "target"))
         lengths = (_PROMPT_TOKENS, _PROMPT_TOKENS)
@@ -53,6 +53,6 @@ def steered_generate_over_plain(settings: Settings) -> Measurement:
         at_most=True,
         what="Seconds of `model.generate` under `vector.apply` ÷ seconds of `generate` of the bare "
         f"Hugging Face model: {_PROMPTS} prompts of {_PROMPT_TOKENS} tokens, {n_new} new tokens, "
-        f"greedy, random model of the shape of Pythia-160m, vector at layer {layer}.",
+        f"greedy, random model of 384 dimensions and 6 layers, vector at layer {layer}.",
         raw=timings.raw("steered", "plain") | {"prompts": len(prompts), "new_tokens": n_new},
     )
