@@ -3,6 +3,9 @@
 import statistics
 from functools import partial
 from itertools import islice
+from pathlib import Path
+from string import ascii_lowercase
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.measuring import Measurement, Settings, Timings, alternate
@@ -13,6 +16,8 @@ from lrt_lens.models import ModelPair
 from lrt_lens.moments import harvest
 
 _REPETITIONS = 5
+_LARGE = 262_144
+"""Number of tokens of a large vocabulary, that of Gemma 2 and 3."""
 _CHUNK = 64
 """Number of texts per call, as in a harvest."""
 
@@ -62,6 +67,95 @@ def alignment_share_of_harvest(settings: Settings) -> Measurement:
         raw=added.raw("aligned", "tokenizers")
         | {"harvest_seconds": list(harvested.a), "documents": len(documents), "share": share},
     )
+
+
+def aligner_build_over_loading(settings: Settings) -> Measurement:
+    """Seconds to build an `Aligner` of large vocabularies ÷ seconds to load their tokenizers."""
+    n = 4_000 if settings.quick else _LARGE
+    with TemporaryDirectory(prefix="lrt-lens-bench-") as name:
+        folder = Path(name)
+        for style, make in _STYLES.items():
+            make(n).save_pretrained(folder / style)
+        # The costly case: equal tokenizers that were loaded separately, so that both vocabularies
+        # are compared.
+        equal = _time_building((folder / "byte-level",) * 2)
+        unequal = _time_building((folder / "byte-level", folder / "sentencepiece"))
+    return Measurement(
+        name="aligner_build_over_loading",
+        value=equal.ratio,
+        target=0.5,
+        at_most=True,
+        what=f"Seconds of building an `Aligner` of two tokenizers of {n:,} tokens, as the first "
+        "`lrt.align` does ÷ seconds of loading both from their files: one byte-level BPE loaded "
+        "twice. The raw values also have one against a SentencePiece-like BPE.",
+        raw=equal.raw("aligner", "loading") | {"different": unequal.raw("aligner", "loading")},
+    )
+
+
+def _time_building(folders: tuple[Path, Path]) -> Timings:
+    """Timings of building an aligner of newly loaded tokenizers (A) and of loading them (B)."""
+    from transformers import AutoTokenizer
+
+    loaded: list[tuple[Any, Any]] = []
+
+    def load() -> None:
+        first, second = (AutoTokenizer.from_pretrained(folder) for folder in folders)
+        loaded.append((first, second))
+
+    # Loaded once more than built: every other repetition builds first.
+    load()
+    return alternate(lambda: Aligner(*loaded.pop(0)), load, _REPETITIONS)
+
+
+def _large_byte_level(n: int) -> Any:
+    """A byte-level BPE tokenizer of ``n`` made tokens, as those of Llama 3 and Qwen."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    base = ["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    vocabulary, merges = _made_merges(n, base, "Ġ")
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+
+
+def _large_sentence_piece(n: int) -> Any:
+    """A BPE tokenizer of ``n`` made tokens with SentencePiece's marks, as those of Gemma."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    base = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(33, 127))]
+    vocabulary, merges = _made_merges(n, base, "▁")
+    model = models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True, unk_token="<unk>")
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence(parts)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+_STYLES = {"byte-level": _large_byte_level, "sentencepiece": _large_sentence_piece}
+
+
+def _made_merges(
+    n: int, base: list[str], space: str
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """A vocabulary of ``n`` tokens, each an earlier one and a letter, and its merges."""
+    vocabulary = {token: number for number, token in enumerate(base)}
+    merges: list[tuple[str, str]] = []
+    # A word of k letters joins one of k − 1 letters and a letter; half of them begin with a space.
+    words = ["", space]
+    for word in words:
+        for letter in ascii_lowercase:
+            if len(vocabulary) == n:
+                return vocabulary, merges
+            words.append(word + letter)
+            if word:
+                vocabulary[word + letter] = len(vocabulary)
+                merges.append((word, letter))
+    raise AssertionError("the loop above has no end of its own")
 
 
 def _time(tokenizers: tuple[Any, Any], texts: list[str]) -> tuple[Timings, tuple[float, float]]:

@@ -48,6 +48,8 @@ Name = Literal[
     "evaluate_sae_over_saelens",
     "alignment_tokens_per_second_over_tokenizer",
     "alignment_share_of_harvest",
+    "aligner_build_over_loading",
+    "steered_generate_over_plain",
 ]
 MODULES: dict[Name, str] = {
     "harvest_overhead_one_pair": "harvesting",
@@ -67,6 +69,8 @@ MODULES: dict[Name, str] = {
     "evaluate_sae_over_saelens": "sae_evaluation",
     "alignment_tokens_per_second_over_tokenizer": "aligning",
     "alignment_share_of_harvest": "aligning",
+    "aligner_build_over_loading": "aligning",
+    "steered_generate_over_plain": "steering",
 }
 """The module of each benchmark, in the order in which they run."""
 

@@ -31,7 +31,7 @@ from lrt_lens.data._boundaries import (
     tokenize,
 )
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._identity import tokenizer_hash
+from lrt_lens.models._identity import same_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +75,7 @@ class Aligner:
 
     def __init__(self, first: Any, second: Any, *, same: bool | None = None) -> None:
         """``same`` says whether the tokenizers give the same ids; None compares them."""
-        self.same = (
-            first is second or tokenizer_hash(first) == tokenizer_hash(second)
-            if same is None
-            else same
-        )
+        self.same = same_tokens(first, second) if same is None else same
         self._tokenizer = first
         self._readers = None if self.same else (boundary_reader(first), boundary_reader(second))
 

@@ -18,7 +18,6 @@ Limits: unknown tokens and dropped characters stay lost. `PrefixReader` finds no
 token whose decoding differs from the text.
 """
 
-import copy
 import logging
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -30,6 +29,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from einops import rearrange
 from jaxtyping import Int
+
+from lrt_lens.models._tokenizer_copy import tokenizer_copy
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ class OffsetReader:
         if _trims(backend.post_processor):
             # Trimmed offsets leave out white space that a token has read. Without a post-processor
             # nothing is trimmed; otherwise it only adds special tokens, which are not used here.
-            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer = tokenizer_copy(tokenizer)
             tokenizer.backend_tokenizer.post_processor = None
         self._tokenizer = tokenizer
         self._composes = backend.normalizer is not None and any(

@@ -9,9 +9,10 @@ out. The tokenizations differ as those of two tokenizers do: in their boundaries
 frequent their tokens are.
 """
 
-import copy
 import json
 from typing import Any
+
+from lrt_lens.models._tokenizer_copy import tokenizer_copy
 
 
 def with_fewer_merges(tokenizer: Any, keep: float = 0.5) -> Any:
@@ -36,6 +37,6 @@ def with_fewer_merges(tokenizer: Any, keep: float = 0.5) -> Any:
     content["model"]["merges"] = merges[: round(keep * len(merges))]
     # With `ignore_merges`, a word that is in the vocabulary becomes one token without any merge.
     content["model"]["ignore_merges"] = False
-    finer = copy.deepcopy(tokenizer)
+    finer = tokenizer_copy(tokenizer)
     finer._tokenizer = type(backend).from_str(json.dumps(content))
     return finer

@@ -14,7 +14,8 @@ does while the user has hooks there.
     engine.capture(tokens, ["blocks.3.hook_resid_post"])    # {name: [batch, position, d_model]}
     engine.lens_model().run_with_cache(tokens)              # TransformerLens' own
 
-Limits: rows are padded on the right and no attention mask is passed.
+Limits: rows are padded on the right and no attention mask is passed. Calls of the model by the user
+may pad on the left; hooks with an attribute ``running`` are told of their masks.
 """
 
 import copy
@@ -41,6 +42,7 @@ from lrt_lens.models._passes import (
     relative_difference,
     replacing,
     short_row,
+    tell_running_call,
     tolerance,
 )
 from lrt_lens.typing import HookFunction, LongerTokens, Residual, Tokens
@@ -247,8 +249,13 @@ class HuggingFaceEngine:
             lambda: self._hooks.remove(name),
             self._add_plain_hook(name, lambda activation: fn(activation, hook=point)),
         ]
+        models = [self.model]
         if self._acts_on_bridge(name):
             removers.append(add_lens_hook(self.lens_model().hook_dict[name], fn))
+            models.append(self.lens_model().original_model)
+        removers += tell_running_call(
+            [module for model in models for module in (model, model.base_model)], fn
+        )
         self._hooks.append(name)
         return Handle(removers).remove
 

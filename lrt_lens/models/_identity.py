@@ -18,11 +18,14 @@ import hashlib
 import json
 import os
 import re
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor, nn
@@ -31,6 +34,8 @@ from lrt_lens.errors import MismatchError
 
 _SAMPLED_TOKENS = 1000
 """Number of vocabulary entries whose tokenization enters a tokenizer's hash."""
+_PROBE = "The quick brown fox's 1,234 leaps: naïve café\n\tfoo_bar() 日本語 🙂"
+"""Text whose ids already differ between most tokenizers."""
 _HASHED_AT_ONCE = 1 << 24
 """Number of values that are converted and hashed at a time."""
 
@@ -92,22 +97,68 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
     It covers the vocabulary, and the ids of one fixed text and of a sample of the tokens.
     """
-    probe = "The quick brown fox's 1,234 leaps: naïve café\n\tfoo_bar() 日本語 🙂"
+    vocabulary = tokenizer.get_vocab()
     # Sorted, because the order of `get_vocab` can change between processes.
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    # Two tokenizers can share a vocabulary and differ in a few merges, which a single sentence
-    # would not show. Hence 1,000 tokens, evenly spaced in the vocabulary, are tokenized as well.
-    tokens = [str(token) for token, _ in sorted(vocabulary, key=lambda item: item[1])]
-    sample = [
-        token.replace("Ġ", " ").replace("▁", " ")
-        for token in tokens[:: max(1, len(tokens) // _SAMPLED_TOKENS)]
-    ]
-    ids = [
-        tokenizer(text, add_special_tokens=False)["input_ids"]
-        for text in (probe, *(f"a{text}" for text in sample))
-    ]
-    content = json.dumps([vocabulary, ids])
+    tokens = sorted(vocabulary)
+    entries = list(zip(tokens, map(vocabulary.__getitem__, tokens), strict=True))
+    content = json.dumps([entries, _ids(tokenizer, [_PROBE, *_sample(entries)])])
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+
+def same_tokens(first: Any, second: Any) -> bool:
+    """Return whether two tokenizers split texts into the same ids, as `tokenizer_hash` tells.
+
+    The answer for two objects is remembered until one of them has other tokens.
+    """
+    if first is second:
+        return True
+    # Most tokenizers already differ here, and then no vocabulary is read.
+    states = _ids(first, [_PROBE]), _ids(second, [_PROBE])
+    if states[0] != states[1]:
+        return False
+    try:
+        references = weakref.ref(first), weakref.ref(second)
+        sizes = len(first), len(second)
+    except TypeError:  # a wrapper without __len__, or one that allows no weak reference
+        return _same_content(first, second)
+    return _remembered_same_content(*references, (*sizes, *states[0][0]))
+
+
+@lru_cache(maxsize=64)
+def _remembered_same_content(
+    first: "weakref.ref[Any]",
+    second: "weakref.ref[Any]",
+    state: tuple[int, ...],  # noqa: ARG001 (part of the key: it changes with the tokenizers)
+) -> bool:
+    """Return `_same_content` of two tokenizers, anew when the sizes and ids in ``state`` change.
+
+    Weak references keep no tokenizer in memory.
+    """
+    return _same_content(first(), second())
+
+
+def _same_content(first: Any, second: Any) -> bool:
+    """Return whether the vocabularies of two tokenizers and the ids of sampled tokens are equal."""
+    vocabulary = first.get_vocab()
+    if vocabulary != second.get_vocab():
+        return False
+    texts = _sample(list(vocabulary.items()))
+    return _ids(first, texts) == _ids(second, texts)
+
+
+def _sample(entries: Sequence[tuple[Any, int]]) -> list[str]:
+    """Return texts made of tokens whose ids are evenly spaced.
+
+    Two tokenizers can share a vocabulary and differ in a few merges, which a single sentence would
+    not show.
+    """
+    order = np.argsort(np.fromiter((number for _, number in entries), np.int64), kind="stable")
+    tokens = (str(entries[i][0]) for i in order[:: max(1, len(order) // _SAMPLED_TOKENS)])
+    return [f"a{token.replace('Ġ', ' ').replace('▁', ' ')}" for token in tokens]
+
+
+def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
 
 def weights_hash(model: nn.Module) -> str:

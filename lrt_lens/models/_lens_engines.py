@@ -16,8 +16,10 @@ layers.
 
 import logging
 import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from lrt_lens.models._hook_points import depth, place, residual_names
 from lrt_lens.models._identity import weights_hash
 from lrt_lens.models._passes import (
+    Handle,
     add_lens_hook,
     capture_through_bridge,
     first_device,
@@ -33,6 +36,7 @@ from lrt_lens.models._passes import (
     relative_difference,
     replacing,
     short_row,
+    tell_running_call,
     tolerance,
 )
 from lrt_lens.typing import HookFunction, LongerTokens, Residual, Tokens
@@ -52,7 +56,11 @@ class BridgeEngine:
         self.context_length = int(bridge.cfg.n_ctx)
         names = residual_names(self.n_layers)
         self.hook_points = tuple(name for name in names if name in bridge.hook_dict)
-        self._report_difference()
+        # Compatibility mode rewrites weights in the bridge, so the original modules say nothing,
+        # and a hook changes what the bridge computes.
+        hooked = any(point.fwd_hooks for point in bridge.hook_dict.values())
+        if not hooked and not getattr(bridge, "compatibility_mode", False):
+            _report_difference(weakref.ref(bridge))
 
     def lens_model(self) -> Any:
         """Return the bridge that was given."""
@@ -82,31 +90,37 @@ class BridgeEngine:
 
     def add_hook(self, name: str, fn: HookFunction) -> Callable[[], None]:
         """Register a hook and return the function that removes it."""
-        return add_lens_hook(self._bridge.hook_dict[name], fn)
+        modules = (self.model, self.model.base_model)
+        hook = add_lens_hook(self._bridge.hook_dict[name], fn)
+        return Handle([hook, *tell_running_call(modules, fn)]).remove
 
     def resuming(self, name: str, residual: Residual) -> AbstractContextManager[None]:
         """Return a context in which passes continue from ``residual``; all layers still run."""
         return replacing(self, name, residual)
 
-    def _report_difference(self) -> None:
-        """Log a warning if the bridge computes another function than its Hugging Face model."""
-        # Compatibility mode rewrites weights in the bridge, so the original modules say nothing.
-        if getattr(self._bridge, "compatibility_mode", False):
-            return
-        row = short_row(self.d_vocab)
-        with torch.inference_mode():
-            ours = self.logits(row)
-            with _original_modules(self.model):
-                theirs = self.logits(row)
-        difference = relative_difference(ours, theirs)
-        if difference > tolerance(ours.dtype):
-            logger.warning(
-                "this TransformerBridge differs from its own Hugging Face model by %.2g (relative,"
-                " logits of %d tokens); every number comes from the bridge, because it was given."
-                " Give the Hugging Face model to work with that",
-                difference,
-                row.shape[1],
-            )
+
+@lru_cache(maxsize=64)
+def _report_difference(reference: "weakref.ref[Any]") -> None:
+    """Log a warning, once per bridge, if it computes another function than its Hugging Face model.
+
+    A weak reference keeps no model in memory.
+    """
+    bridge: Any = reference()
+    model = bridge.original_model
+    row = short_row(int(bridge.cfg.d_vocab)).to(first_device(model))
+    with torch.inference_mode():
+        ours = model(input_ids=row, use_cache=False).logits
+        with _original_modules(model):
+            theirs = model(input_ids=row, use_cache=False).logits
+    difference = relative_difference(ours, theirs)
+    if difference > tolerance(ours.dtype):
+        logger.warning(
+            "this TransformerBridge differs from its own Hugging Face model by %.2g (relative,"
+            " logits of %d tokens); every number comes from the bridge, because it was given."
+            " Give the Hugging Face model to work with that",
+            difference,
+            row.shape[1],
+        )
 
 
 @contextmanager
@@ -158,7 +172,7 @@ class HookedTransformerEngine:
         # At least 1: with 0 the pass would stop before `blocks.0.hook_resid_pre`, which has no
         # other name.
         stop = max(1, math.ceil(max(depth(name) for name in names)))
-        with torch.inference_mode(), _padded_on_the_right(self.model):
+        with torch.inference_mode(), _taking_every_token_as_text(self.model):
             _, cache = self.model.run_with_cache(
                 tokens.to(self.device),
                 names_filter=list(canonical.values()),
@@ -169,7 +183,7 @@ class HookedTransformerEngine:
 
     def logits(self, tokens: Tokens) -> Tensor:
         """Return next-token logits [batch, position, vocabulary]; registered hooks take effect."""
-        with _padded_on_the_right(self.model):
+        with _taking_every_token_as_text(self.model):
             return self.model(tokens.to(self.device), return_type="logits")
 
     def generate(self, tokens: Tokens, config: Any, **_options: Any) -> LongerTokens:
@@ -180,11 +194,13 @@ class HookedTransformerEngine:
         """
         # A config without top-k says 0, for which TransformerLens wants None.
         sampling = {"temperature": config.temperature, "top_k": config.top_k or None}
-        with torch.inference_mode(), _padded_on_the_right(self.model):
+        with torch.inference_mode(), _taking_every_token_as_text(self.model):
             return self.model.generate(
                 tokens.to(self.device),
                 max_new_tokens=config.max_new_tokens,
                 do_sample=config.do_sample,
+                stop_at_eos=config.eos_token_id is not None,
+                eos_token_id=config.eos_token_id,
                 verbose=False,
                 return_type="tokens",
                 prepend_bos=False,
@@ -197,25 +213,41 @@ class HookedTransformerEngine:
 
     def add_hook(self, name: str, fn: HookFunction) -> Callable[[], None]:
         """Register a hook and return the function that removes it."""
-        return add_lens_hook(self.model.hook_dict[name], fn)
+        # The model finds out which tokens are padding and gives every block the whole mask.
+        told = tell_running_call([self.model.blocks[0]], fn, until=self.model)
+        return Handle([add_lens_hook(self.model.hook_dict[name], fn), *told]).remove
 
     def resuming(self, name: str, residual: Residual) -> AbstractContextManager[None]:
         """Return a context in which passes continue from ``residual``; all layers still run."""
         return replacing(self, name, residual)
 
 
-@contextmanager
-def _padded_on_the_right(model: Any) -> Iterator[None]:
-    """Return a context in which a ``HookedTransformer`` takes token ids as padded on the right.
+class _WithoutPadding:
+    """A tokenizer that pads on the right with an id that no token has."""
 
-    With ``padding_side="left"`` it would mask leading pad tokens, which may be text here.
+    padding_side = "right"
+    pad_token_id = -1
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._tokenizer(*args, **options)
+
+
+@contextmanager
+def _taking_every_token_as_text(model: Any) -> Iterator[None]:
+    """Return a context in which a ``HookedTransformer`` takes no token id as padding.
+
+    It masks pad tokens at the end that its tokenizer pads, and they may be text here.
     """
     tokenizer = model.tokenizer
-    side = getattr(tokenizer, "padding_side", None)
     try:
-        if side is not None:
-            tokenizer.padding_side = "right"
+        if tokenizer is not None:
+            model.tokenizer = _WithoutPadding(tokenizer)
         yield
     finally:
-        if side is not None:
-            tokenizer.padding_side = side
+        model.tokenizer = tokenizer

@@ -10,7 +10,6 @@ with SDPA attention, and `boot_bridge` wraps that model.
 Limits: an architecture without SDPA is loaded with its own default attention.
 """
 
-import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+
+from lrt_lens.models._tokenizer_copy import tokenizer_copy
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ def boot_bridge(model: Any, tokenizer: Any, name: str) -> Any:
     # The bridge changes the tokenizer that it receives: it adds missing special tokens and loads
     # the tokenizer again with BOS, unless `add_bos_token` is set. The model was not trained that
     # way. So the bridge receives a copy in which `add_bos_token` is set.
-    copied = copy.deepcopy(tokenizer)
+    copied = tokenizer_copy(tokenizer)
     copied.init_kwargs = {"name_or_path": name, **copied.init_kwargs, "add_bos_token": True}
     return TransformerBridge.boot_transformers(
         name, hf_model=model.eval(), tokenizer=copied, dtype=parameter.dtype, device=device

@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lrt_lens.adapters.vectors import SteeringVector
 from lrt_lens.errors import HookPointError
 from lrt_lens.models import HookedModel
 from lrt_lens.models._lens_engines import HookedTransformerEngine
+from lrt_lens.models._loading import boot_bridge
 
 FINAL_NORM = {
     "llama": "norm",
@@ -399,6 +401,78 @@ def test_a_hooked_transformer_intervenes_generates_and_is_left_without_hooks(
     assert model.generate("the cat", max_new_tokens=6, seed=3) == text
     assert model.generate("the cat", max_new_tokens=6, top_k=None), "without top-k"
     assert hooks_on(model) == hooks == []
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_hooked_transformer_reads_pad_tokens_in_a_text_as_text(
+    from_gpt2: Any, build_hf: Any, tokenizer: Any, side: str
+) -> None:
+    """Ids that begin and end with the pad token, against the Hugging Face model."""
+    lens = from_gpt2()
+    lens.tokenizer.padding_side = side
+    pad = lens.tokenizer.pad_token_id
+    model, gpt2 = HookedModel.load(lens), HookedModel.load(build_hf("gpt2"), tokenizer=tokenizer)
+    ids = torch.tensor([[pad, pad, 9, 14, 22, pad], [pad, 7, 8, 31, 5, pad]])
+    for name in ("blocks.0.hook_resid_pre", "blocks.2.hook_resid_post"):
+        torch.testing.assert_close(
+            model.capture(ids, name), gpt2.capture(ids, name), atol=1e-5, rtol=1e-5
+        )
+    torch.testing.assert_close(
+        model.logits(ids).log_softmax(-1), gpt2.logits(ids).log_softmax(-1), atol=1e-5, rtol=1e-5
+    )
+    config = gpt2._generation_config(5, None, None)
+    config.eos_token_id = None
+    ones = torch.ones_like(ids)
+    expected = gpt2.engine.generate(ids, config, attention_mask=ones)
+    assert model.engine.generate(ids, config).tolist() == expected.tolist()
+    assert lens.tokenizer.padding_side == side
+
+
+def test_a_left_padded_batch_of_a_hooked_transformer_is_steered_by_token(from_gpt2: Any) -> None:
+    lens = from_gpt2()
+    lens.tokenizer.padding_side = "left"
+    model, pad = HookedModel.load(lens), lens.tokenizer.pad_token_id
+    rows = [[9, 14, 22, 31, 44, 5], [12, 13, 60], [7]]
+    batch = torch.tensor([[pad] * (6 - len(row)) + row for row in rows])
+    direction = 5 * torch.linspace(-1, 1, model.d_model)
+    vector = SteeringVector(direction, "blocks.1.hook_resid_post", None, skip_first=2)
+    options = {"max_new_tokens": 4, "do_sample": False, "verbose": False, "stop_at_eos": False}
+    # The pad token is BOS too: without this, TransformerLens takes the last of the padding as BOS.
+    options["prepend_bos"] = False
+    with vector.apply(model):
+        together = lens(batch, prepend_bos=False)
+        continued = lens.generate(batch, **options)
+        for i, row in enumerate(rows):
+            alone = lens(torch.tensor([row]), prepend_bos=False)
+            torch.testing.assert_close(together[i, -len(row) :], alone[0], atol=1e-4, rtol=1e-4)
+            text = lens.generate(torch.tensor([row]), **options)
+            assert continued[i, 6:].tolist() == text[0, len(row) :].tolist()
+    assert (lens(batch, prepend_bos=False) - together)[1].abs().max() > 0.1
+
+
+def test_a_given_bridge_that_differs_is_reported_once(
+    build_hf: Any, tokenizer: Any, caplog: Any
+) -> None:
+    """GPT-2 without the scaling of attention, which the bridge scales."""
+    gpt2 = build_hf("gpt2")
+    gpt2.config.scale_attn_weights = False
+    for block in gpt2.transformer.h:
+        block.attn.scale_attn_weights, block.attn.scaling = False, 1.0
+    tokens = torch.arange(1, 9)[None]
+    expected = gpt2(tokens).logits
+    bridge = boot_bridge(gpt2, tokenizer, "gpt2")
+    own = bridge(tokens)
+    difference = float((own - expected).norm() / expected.norm())
+    assert difference > 0.01
+    # A hook changes what the bridge computes, which is no difference of the bridge.
+    with bridge.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda x, hook: x + 1)]):
+        HookedModel.load(bridge, tokenizer=tokenizer)
+    assert not caplog.text
+    loaded = [HookedModel.load(bridge, tokenizer=tokenizer) for _ in range(3)]
+    assert caplog.text.count("differs from its own Hugging Face model") == 1
+    assert f"by {difference:.2g} (relative" in caplog.text
+    # What the user hands in stays what it is.
+    torch.testing.assert_close(loaded[0].logits(tokens), own)
 
 
 def test_a_bridge_carries_the_raw_basis(architecture: str, models: dict) -> None:

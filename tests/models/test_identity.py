@@ -1,17 +1,23 @@
 """Tests of names, which tell models apart in tables, and of identities, which are compared."""
 
+import gc
+import hashlib
+import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from lrt_lens.adapters.vectors import SteeringVector
-from lrt_lens.bundled import demo_pair
+from lrt_lens.bundled import DEMO_FOLDER, demo_pair
+from lrt_lens.data import with_fewer_merges
 from lrt_lens.errors import MismatchError
 from lrt_lens.models import HookedModel, ModelPair
-from lrt_lens.models._identity import model_name, names_apart
+from lrt_lens.models._identity import model_name, names_apart, same_tokens, tokenizer_hash
 from lrt_lens.models._pair import model_sides
 
 HASH = "0123456789abcdef0123456789abcdef01234567"
@@ -171,3 +177,64 @@ def test_a_file_with_the_earlier_name_still_fits_its_model(
     loaded.refuse_other_model(model)
     with loaded.apply(model, scale=1.0):
         pass
+
+
+# --------------------------------------------------------------------------------------- tokenizers
+
+
+class Counted:
+    """A tokenizer that counts how often its vocabulary is read."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.read = tokenizer, 0
+
+    def __call__(self, *texts: Any, **options: Any) -> Any:
+        return self.tokenizer(*texts, **options)
+
+    def __len__(self) -> int:
+        return len(self.tokenizer)
+
+    def get_vocab(self) -> dict[str, int]:
+        self.read += 1
+        return self.tokenizer.get_vocab()
+
+
+def test_two_tokenizers_are_the_same_exactly_if_their_hashes_are() -> None:
+    small, large = (AutoTokenizer.from_pretrained(DEMO_FOLDER / one) for one in ("small", "large"))
+    fewer = with_fewer_merges(small, keep=0.95)
+    longer = AutoTokenizer.from_pretrained(DEMO_FOLDER / "small")
+    longer.add_tokens(["qqq"])
+    for other, expected in ((small, True), (large, True), (fewer, False), (longer, False)):
+        assert same_tokens(small, other) is same_tokens(other, small) is expected
+        assert (tokenizer_hash(small) == tokenizer_hash(other)) is expected
+
+
+def test_a_tokenizer_hash_is_that_of_earlier_files() -> None:
+    # Stored in every file of earlier versions, for the tokenizer of the bundled models.
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_FOLDER / "small")
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    tokens = [token for token, _ in sorted(vocabulary, key=lambda item: item[1])]
+    texts = [f"a{t.replace('Ġ', ' ').replace('▁', ' ')}" for t in tokens[:: len(tokens) // 1000]]
+    texts.insert(0, "The quick brown fox's 1,234 leaps: naïve café\n\tfoo_bar() 日本語 🙂")
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    content = json.dumps([vocabulary, ids]).encode()
+    assert tokenizer_hash(tokenizer) == hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def test_vocabularies_are_compared_once_until_they_change() -> None:
+    first = Counted(AutoTokenizer.from_pretrained(DEMO_FOLDER / "small"))
+    second = Counted(AutoTokenizer.from_pretrained(DEMO_FOLDER / "large"))
+    assert [same_tokens(first, second) for _ in range(3)] == [True] * 3
+    assert (first.read, second.read) == (1, 1)
+    second.tokenizer.add_tokens(["qqq"])
+    assert not same_tokens(first, second)
+    assert second.read == 2
+    # A remembered answer keeps no tokenizer in memory.
+    reference = weakref.ref(first)
+    del first
+    gc.collect()
+    assert reference() is None
+    # Tokenizers that already split one sentence differently are told apart without a vocabulary.
+    fewer = Counted(with_fewer_merges(second.tokenizer, keep=0.1))
+    assert not same_tokens(fewer, second)
+    assert (fewer.read, second.read) == (0, 2)

@@ -1,3 +1,4 @@
+from ._centring import uncentred_sae as uncentred_sae
 from ._decoder_geometry import DecoderGeometry as DecoderGeometry
 from ._decoder_geometry import chance_residual as chance_residual
 from ._decoder_geometry import decoder_geometry as decoder_geometry

@@ -1,4 +1,4 @@
-"""Check that an SAE belongs to a model, a hook point, a residual basis and a tokenizer.
+"""Check that an SAE belongs to a model, a hook point, a residual basis and a way to read texts.
 
 Problem: an SAE of other weights or of another hook point gives wrong numbers without an error.
 Mechanism: one function per question; every function that takes an SAE asks all of them, so that
@@ -8,9 +8,14 @@ transfer, evaluation, code maps, sparse probing, features and training accept th
     refuse_foreign_sae(sae, stitch.source_hook, identity)    # MismatchError unless the SAE fits
     refuse_other_model(sae, identity)                        # one question alone
 
-Limits: each question is answered from the SAE's width and from ``sae.cfg.metadata``; what the
-metadata does not record is not checked. SAEs of SAELens record a name and a hook point, those of
-`train_sae` and ``stitch.transfer`` also the hash of the weights, the basis and the tokenizer.
+SAEs of SAELens record the name and the hook point, ``model_from_pretrained_kwargs``,
+``prepend_bos`` and ``context_size``; those of `train_sae` and ``stitch.transfer`` also the hash of
+the weights, the basis and the tokenizer. Of the keywords that SAELens passes to TransformerLens'
+``from_pretrained_no_processing``, ``center_writing_weights`` changes the residual stream and so the
+basis. Folding LayerNorm, centring the unembedding and refactoring attention leave it as it is.
+
+Limits: what the metadata does not record is not checked. If a recorded value is wrong, or its
+difference does not matter, set it: ``sae.cfg.metadata.prepend_bos = False``.
 """
 
 from typing import Any
@@ -20,9 +25,24 @@ from lrt_lens.models._hook_points import joint_parts, same_place
 from lrt_lens.models._hooked_model import ModelIdentity
 from lrt_lens.stitching._stitch_data import StitchData
 
+_OTHER_WEIGHTS = (
+    "revision",
+    "checkpoint_index",
+    "checkpoint_value",
+    "load_in_4bit",
+    "load_in_8bit",
+    "quantization_config",
+)
+"""Keywords of SAELens' model loading that select or change the weights of a model of one name."""
+
 
 def refuse_foreign_sae(
-    sae: Any, hook: str, model: ModelIdentity | None, *, width: int | None = None
+    sae: Any,
+    hook: str,
+    model: ModelIdentity | None,
+    *,
+    width: int | None = None,
+    context_length: int | None = None,
 ) -> None:
     """Raise `MismatchError` unless an SAE belongs to ``hook`` of ``model``; the only entry point.
 
@@ -31,6 +51,8 @@ def refuse_foreign_sae(
         hook: the hook point at which the SAE reads.
         model: the model that is read; None if it is not known, which skips the questions about it.
         width: dimensions at ``hook``; ``model.d_model`` by default.
+        context_length: tokens of the longest window or text that the SAE will read; None if it
+            reads none.
     """
     # An explicit width counts more than d_model: the maps or rows in use decide what fits.
     expected = model.d_model if width is None and model is not None else width
@@ -41,6 +63,8 @@ def refuse_foreign_sae(
         refuse_other_model(sae, model)
         refuse_other_basis(sae, model)
         refuse_other_tokenizer(sae, model)
+        refuse_other_bos(sae, model)
+    refuse_longer_context(sae, context_length)
 
 
 def model_identity_fields(model: ModelIdentity | None) -> dict[str, Any]:
@@ -51,7 +75,28 @@ def model_identity_fields(model: ModelIdentity | None) -> dict[str, Any]:
         "model_hash": model.config_hash,
         "basis": model.basis,
         "tokenizer_hash": model.tokenizer_hash,
+        "prepend_bos": model.prepend_bos,
+        # With these, SAELens' own loaders give the model in this basis.
+        "model_from_pretrained_kwargs": loading_keywords(model.basis),
     }
+
+
+def loading_keywords(basis: str) -> dict[str, bool]:
+    """Keywords with which TransformerLens loads a model in a residual basis, as SAELens does."""
+    return {"center_writing_weights": basis == "centred"}
+
+
+def recorded_basis(sae: Any) -> str | None:
+    """Residual basis in an SAE's metadata, ``"raw"`` or ``"centred"``; None if it is not recorded.
+
+    The field ``basis`` counts more than ``model_from_pretrained_kwargs``.
+    """
+    basis = _recorded(sae, "basis")
+    keywords = _recorded(sae, "model_from_pretrained_kwargs")
+    if basis or keywords is None:
+        return basis or None
+    # SAELens loads with `from_pretrained_no_processing`: what is not named is off.
+    return "centred" if keywords.get("center_writing_weights") else "raw"
 
 
 def refuse_other_width(sae: Any, hook: str, width: int) -> None:
@@ -89,11 +134,15 @@ def refuse_other_model(sae: Any, model: ModelIdentity) -> None:
     # Equal weights are the same model, whatever both are called.
     if weights == model.config_hash:
         return
+    selected = _selected_weights(sae, model)
     if weights:
         theirs, ours = f"{name!r} (weights {weights})", f"{model.name!r} (weights"
         ours, remedy = f"{ours} {model.config_hash})", f"model_hash = {model.config_hash!r}"
     elif name and plain_name(str(name)) != plain_name(model.name):
         theirs, ours, remedy = repr(name), repr(model.name), f"model_name = {model.name!r}"
+    elif selected:
+        theirs, ours = f"{name!r} with {selected}", f"{model.name!r} (revision {model.revision})"
+        remedy = f"model_hash = {model.config_hash!r}"
     else:
         return
     raise MismatchError(
@@ -102,15 +151,35 @@ def refuse_other_model(sae: Any, model: ModelIdentity) -> None:
     )
 
 
+def _selected_weights(sae: Any, model: ModelIdentity) -> str:
+    """Keywords by which an SAE's model had other weights than ``model``; empty if there is none."""
+    keywords = _recorded(sae, "model_from_pretrained_kwargs") or {}
+    selected = {
+        key: keywords[key] for key in _OTHER_WEIGHTS if keywords.get(key) not in (None, False)
+    }
+    if selected.get("revision") in (model.revision, "main"):
+        del selected["revision"]
+    return ", ".join(f"{key}={value!r}" for key, value in selected.items())
+
+
 def refuse_other_basis(sae: Any, model: ModelIdentity) -> None:
-    """Raise `MismatchError` if the SAE records another residual basis than the model's."""
-    theirs = _recorded(sae, "basis")
-    if theirs and theirs != model.basis:
-        raise MismatchError(
-            f"this SAE was trained in the {theirs!r} residual basis; expected {model.basis!r}, as "
-            f"in {model.name!r}: load the model with the same weight processing as for the "
-            "training of the SAE, or give an SAE of this basis"
+    """Raise `MismatchError` if the SAE was trained in another residual basis than the model's."""
+    theirs = recorded_basis(sae)
+    if theirs is None or theirs == model.basis:
+        return
+    if theirs == "centred":
+        remedy = (
+            "convert it with lrt.uncentred_sae(sae), or load the model with "
+            "center_writing_weights=True; if the model has RMSNorm, TransformerLens did not centre "
+            "it: set sae.cfg.metadata.basis = 'raw'"
         )
+    else:
+        remedy = "load the model without center_writing_weights, or give an SAE of this basis"
+    raise MismatchError(
+        f"this SAE was trained in the {theirs!r} residual basis "
+        f"(center_writing_weights={theirs == 'centred'}); expected {model.basis!r}, as in "
+        f"{model.name!r}: {remedy}"
+    )
 
 
 def refuse_other_tokenizer(sae: Any, model: ModelIdentity) -> None:
@@ -122,6 +191,35 @@ def refuse_other_tokenizer(sae: Any, model: ModelIdentity) -> None:
             f"{model.name!r} (hash {model.tokenizer_hash}): load the model with the tokenizer of "
             "the SAE, or train an SAE with this one"
         )
+
+
+def refuse_other_bos(sae: Any, model: ModelIdentity) -> None:
+    """Raise `MismatchError` if the SAE was trained with another BOS policy than the model's."""
+    theirs = _recorded(sae, "prepend_bos")
+    if theirs is not None and bool(theirs) != model.prepend_bos:
+        raise MismatchError(
+            f"this SAE was trained on texts with prepend_bos={bool(theirs)}; expected "
+            f"prepend_bos={model.prepend_bos}, as {model.name!r} reads them: load the model with "
+            f"prepend_bos={bool(theirs)} (if the difference does not matter, set "
+            f"sae.cfg.metadata.prepend_bos = {model.prepend_bos})"
+        )
+
+
+def refuse_longer_context(sae: Any, context_length: int | None) -> None:
+    """Raise `MismatchError` if the SAE was trained on shorter windows than it will read."""
+    theirs = trained_context(sae)
+    if theirs is not None and context_length is not None and context_length > theirs:
+        raise MismatchError(
+            f"this SAE was trained on windows of {theirs} tokens; expected at least "
+            f"{context_length}, the longest that it would read here: give texts or a "
+            f"context_length of at most {theirs} tokens (if it describes later positions too, set "
+            f"sae.cfg.metadata.context_size = {context_length})"
+        )
+
+
+def trained_context(sae: Any) -> int | None:
+    """Number of tokens of the windows on which an SAE was trained; None if it is not recorded."""
+    return _recorded(sae, "context_size") or None
 
 
 def refuse_joined_hook_points(stitch: StitchData) -> None:

@@ -186,12 +186,11 @@ def evaluate_sae(
 
     Source: Stitching (arXiv 2506.06609), table 2; controls, dead features and intervals are ours.
     """
-    _check(pair, stitch, sae, native, n_tokens)
+    context_length = min(context_length, pair.context_length)
+    _check(pair, stitch, (sae, native), n_tokens, context_length)
     saes = _saes(stitch, sae, native, n_random, seed)
     ends = {"A": End(pair.source, stitch.source_hook), "B": End(pair.target, stitch.target_hook)}
-    windows = read_windows(
-        pair, stitch, documents, n_tokens, min(context_length, pair.context_length), folds
-    )
+    windows = read_windows(pair, stitch, documents, n_tokens, context_length, folds)
     if pair.aligned:
         # Each arm runs on one model, so all its unmasked tokens count, aligned or not.
         special = (special_tokens(pair.source), special_tokens(pair.target))
@@ -222,17 +221,23 @@ def _with_all_rows(
 # ---------------------------------------------------------------------------------------- arguments
 
 
-def _check(pair: ModelPair, stitch: Stitch, sae: Any, native: Any, n_tokens: int) -> None:
-    """Raise for arguments of `evaluate_sae` that do not fit together."""
+def _check(
+    pair: ModelPair, stitch: Stitch, saes: tuple[Any, Any], n_tokens: int, context_length: int
+) -> None:
+    """Raise for arguments of `evaluate_sae` that do not fit together.
+
+    ``saes`` are that of the source and the native one or None.
+    """
     if n_tokens < 1:
         raise ValueError(
             f"n_tokens is {n_tokens}; expected a positive number of tokens, such as 20_000"
         )
     stitch.check(pair.source, pair.target)
     refuse_joined_hook_points(stitch)
-    _check_sae(sae, pair.source, stitch.source_hook)
+    sae, native = saes
+    _check_sae(sae, pair.source, stitch.source_hook, context_length)
     if native is not None:
-        _check_sae(native, pair.target, stitch.target_hook)
+        _check_sae(native, pair.target, stitch.target_hook, context_length)
     if stitch.null is None:
         logger.warning(
             "this stitch holds no map of shuffled pairs, so the arm 'shuffled' is left out; "
@@ -240,10 +245,10 @@ def _check(pair: ModelPair, stitch: Stitch, sae: Any, native: Any, n_tokens: int
         )
 
 
-def _check_sae(sae: Any, model: HookedModel, hook: str) -> None:
+def _check_sae(sae: Any, model: HookedModel, hook: str, context_length: int) -> None:
     """Raise unless a SAELens SAE of finite weights belongs to ``hook`` of ``model``."""
     require_sae(sae, "cfg", "W_dec")
-    refuse_foreign_sae(sae, hook, model.identity)
+    refuse_foreign_sae(sae, hook, model.identity, context_length=context_length)
     for name, weights in sae.state_dict().items():
         if not bool(torch.isfinite(weights).all()):
             raise NonFiniteError(

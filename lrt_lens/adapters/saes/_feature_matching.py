@@ -191,8 +191,8 @@ def match_features(
         MismatchError: an SAE belongs to another width, hook point, model, basis or tokenizer.
         ValueError: the correlations of all pairs do not fit into memory; nothing matches.
     """
-    check_sae(source_sae, pair.source, stitch.source_hook)
-    check_sae(target_sae, pair.target, stitch.target_hook)
+    check_sae(source_sae, pair.source, stitch.source_hook, context_length)
+    check_sae(target_sae, pair.target, stitch.target_hook, context_length)
     widths = (source_sae.W_dec.shape[0], target_sae.W_dec.shape[0])
     # Four float64 arrays [source, target]: Σab of both parts, and two temporaries of a correlation.
     needed, free = 4 * 8 * widths[0] * widths[1], available_memory()

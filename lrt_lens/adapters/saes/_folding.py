@@ -170,8 +170,9 @@ class FoldedSae:
         # Only some configs have this flag.
         if hasattr(cfg, "rescale_acts_by_decoder_norm"):
             cfg.rescale_acts_by_decoder_norm = False
-        if metadata is not None:
-            cfg.metadata = SAEMetadata(**metadata)
+        records = cfg.metadata if metadata is None else SAEMetadata(**metadata)
+        # The metadata comes last: on construction SAELens warns of model_from_pretrained_kwargs.
+        cfg.metadata = SAEMetadata()
         # SAELens draws random weights on construction, which takes longer than the whole transfer;
         # the meta device draws nothing.
         cfg.device = "meta"
@@ -181,7 +182,7 @@ class FoldedSae:
         state = {name: self._owned(name, tensor, dtype) for name, tensor in weights.items()}
         # assign=True puts these tensors into the module; a copy into meta tensors would do nothing.
         built.load_state_dict(state, assign=True)
-        built.cfg.device = str(device)
+        built.cfg.device, built.cfg.metadata = str(device), records
         return built.to(device=device, dtype=dtype).train(sae.training)
 
     @staticmethod

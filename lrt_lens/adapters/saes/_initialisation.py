@@ -35,7 +35,12 @@ import torch
 
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import resolve
-from lrt_lens.adapters.saes._compatibility import refuse_foreign_sae, require_sae
+from lrt_lens.adapters.saes._compatibility import (
+    refuse_foreign_sae,
+    refuse_longer_context,
+    require_sae,
+    trained_context,
+)
 from lrt_lens.adapters.saes._random_maps import random_rotation
 from lrt_lens.adapters.saes._rows import SAERows
 from lrt_lens.adapters.saes._training import (
@@ -55,6 +60,8 @@ STUDY_ARMS = ("scratch", "transferred", "shuffled", "rotated")
 """Initialisations in the order of tables and figures."""
 UNSTITCHED = ("scratch", "rotated")
 """Arms that start without a fitted map and are charged for none."""
+_CONTEXT_LENGTH = 256
+"""Largest number of tokens per window of rows that are made from text."""
 SHARE = 0.95
 """Threshold of the summary, as a share of scratch's final explained variance."""
 
@@ -200,7 +207,7 @@ def study_sae_initialisation(
     stitch.check(pair.source, pair.target)
     check_source_sae(sae, pair, stitch)
     # Every run reads the same rows: the model runs over the documents once.
-    rows = rows_of(documents, pair, stitch).in_memory(n_rows or n_tokens)
+    rows = rows_of(documents, pair, stitch, [sae]).in_memory(n_rows or n_tokens)
     scratch = _scratch_config(stitch.transfer(sae))
     histories, runs, cosines = [], [], []
     per_token = float("nan")
@@ -253,24 +260,40 @@ def _ends(run: SAETraining) -> dict[str, float]:
     }
 
 
-def rows_of(documents: Documents | SAERows, pair: ModelPair, stitch: Stitch) -> SAERows:
+def rows_of(
+    documents: Documents | SAERows, pair: ModelPair, stitch: Stitch, saes: Sequence[Any]
+) -> SAERows:
     """Rows of the target's states whose held-out documents are the stitch's test documents.
+
+    Text is cut into windows as long as those on which all of ``saes`` were trained, at most 256.
 
     Raises:
         MismatchError: `SAERows` of another hook point, model or width, or that were split by
-            another seed: some of their held-out documents were in the fit of the maps.
+            another seed: some of their held-out documents were in the fit of the maps; or of longer
+            windows than those on which one of ``saes`` was trained.
     """
     # The seed decides which documents are held out (`lrt_lens.data._blocks`).
     seed = stitch.provenance.seed
-    if not isinstance(documents, SAERows):
-        return SAERows.from_documents(pair.target, documents, at=stitch.target_hook, seed=seed)
-    if documents.seed is not None and documents.seed != seed:
-        raise MismatchError(
-            f"the rows were split by seed {documents.seed}, the stitch by {seed}: documents held "
-            f"out of training were in its fit; make the rows with seed={seed}"
+    if isinstance(documents, SAERows):
+        rows = documents
+        if rows.seed is not None and rows.seed != seed:
+            raise MismatchError(
+                f"the rows were split by seed {rows.seed}, the stitch by {seed}: documents held "
+                f"out of training were in its fit; make the rows with seed={seed}"
+            )
+        rows.refuse_foreign(stitch.ends_in(pair.source.identity, pair.target.identity)[1])
+    else:
+        trained = [length for length in map(trained_context, saes) if length is not None]
+        rows = SAERows.from_documents(
+            pair.target,
+            documents,
+            at=stitch.target_hook,
+            context_length=min([_CONTEXT_LENGTH, *trained]),
+            seed=seed,
         )
-    documents.refuse_foreign(stitch.ends_in(pair.source.identity, pair.target.identity)[1])
-    return documents
+    for sae in saes:
+        refuse_longer_context(sae, rows.context_length)
+    return rows
 
 
 def refuse_other_options(options: Mapping[str, Any]) -> None:

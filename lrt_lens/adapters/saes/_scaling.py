@@ -217,7 +217,7 @@ def study_sae_scaling(
     stitch.check(pair.source, pair.target)
     for sae in saes:
         check_source_sae(sae, pair, stitch)
-    rows = rows_of(documents, pair, stitch).in_memory(n_tokens)
+    rows = rows_of(documents, pair, stitch, saes).in_memory(n_tokens)
     histories, savings = [], []
     # From narrow to wide: the order of the tables.
     for width, sae in sorted(zip(widths, saes, strict=True), key=lambda item: item[0]):

@@ -395,7 +395,7 @@ def _config(rows: SAERows, init: Any, config: Any, run: SAETrainingSettings) -> 
 def _refuse_other_init(rows: SAERows, init: Any, model: ModelIdentity | None) -> None:
     """Raise unless ``init`` is a SAELens SAE of finite weights that belongs to the rows."""
     require_sae(init, "cfg", "W_dec")
-    refuse_foreign_sae(init, rows.hook, model, width=rows.width)
+    refuse_foreign_sae(init, rows.hook, model, width=rows.width, context_length=rows.context_length)
     # NaN or infinity in any weight survives in the mean of its row or column.
     means = torch.stack([init.W_dec.detach().mean(0), init.W_enc.detach().mean(1)])
     refuse_non_finite(means, "means of init's weights")

@@ -30,12 +30,21 @@ _OF_THE_SOURCE = (
     "hf_hook_name",
     "hook_head_index",
     "hook_layer",
+    "model_class_name",
     "model_from_pretrained_kwargs",
     "model_hash",
     "basis",
     "tokenizer_hash",
+    "prepend_bos",
+    "center_writing_weights",
+    "converted",
 )
 """Metadata of the source model that would be wrong for the target."""
+BASES = {
+    "raw": "Hugging Face's unprocessed weights",
+    "centred": "weights that TransformerLens centred (center_writing_weights)",
+}
+"""Description of a residual basis in the metadata of a transferred SAE."""
 _SCORES = ("r2", "r2_uniform", "r2_down", "r2_null", "r2_token")
 """Scores of the stitch that the metadata of a transferred SAE repeats."""
 
@@ -107,10 +116,12 @@ def _metadata(sae: Any, stitch: Stitch, maps: MapPair) -> dict[str, Any]:
             "source_model": source.name if source else sae.cfg.metadata.model_name,
             "source_revision": source.revision if source else None,
             "source_hook": stitch.source_hook,
+            "target_basis": BASES.get(target.basis) if target else None,
             "own_maps": maps is stitch.maps,
             "scores": {key: stitch.scores[key] for key in _SCORES if key in stitch.scores},
         },
     }
-    if target is not None:
-        metadata["prepend_bos"] = target.prepend_bos
+    # SAELens' evaluation asks for a context, which SAEs of other libraries do not record.
+    if metadata.get("context_size") is None:
+        metadata["context_size"] = stitch.provenance.context_length
     return metadata | model_identity_fields(target)

@@ -9,7 +9,13 @@ change: h + step (`adding`), or a component along a direction set to a level (`s
     with model.intervene({vector.hook: hook}):
         model.generate("This film was")
 
-Limits: without ``prompt_lengths`` all rows of a call must have prompts of the same length.
+The model tells the hook of the running call's attention mask and cache (`RunningCall`), so that
+positions are counted in the tokens of each row: a row that is padded on the left is steered as it
+is alone.
+
+Limits: without ``prompt_lengths`` and without an attention mask, all rows of a call must have
+prompts of the same length. Plain ``model.hooks(fwd_hooks=vector.hooks())`` of TransformerLens tells
+nothing: there a prompt of one token is taken for the next token of the text before.
 """
 
 from collections.abc import Callable
@@ -17,6 +23,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from lrt_lens.models._passes import RunningCall
 
 Mode = Literal["add", "clamp", "ablate"]
 """Change of the component along a vector: add to it, set it, remove it."""
@@ -28,8 +36,8 @@ class SteeringHook:
     """Changes a residual stream at selected positions, with and without a KV cache.
 
     With a cache the first call has the whole prompt and each later one a single position, so the
-    position of a token is counted here. The first call, and each call with more than one position,
-    starts a new text.
+    position of a token is read from the running call, or counted here if nothing is known of it:
+    then the first call and each call with more than one position start a new text.
 
     Args:
         change: returns the changed activation [batch, position, d_model].
@@ -42,6 +50,9 @@ class SteeringHook:
     ) -> None:
         self.change, self.positions, self.skip_first = change, positions, skip_first
         self._seen = 0
+        self._padded = False
+        self.running: RunningCall | None = None
+        """Attention mask and cache of the model's running call, which the model sets."""
         self.prompt_lengths: Tensor | None = None
         """Lengths of the prompts, if prompts and continuations come in one padded call, [batch]."""
         self.followers: tuple[SteeringHook, ...] = ()
@@ -62,25 +73,50 @@ class SteeringHook:
     def __call__(self, activation: Tensor, hook: Any = None) -> Tensor:
         """Return the activation [batch, position, d_model], changed at the selected positions."""
         length = activation.shape[1]
+        mask = self._mask(activation)
         # One position after others is the next token of a pass with a KV cache.
         start = self._seen if length == 1 and self._seen else 0
+        if mask is not None:
+            start = mask.shape[1] - length
+        elif self.running is not None and self.running.n_cached is not None:
+            start = self.running.n_cached
+        if not start or start != self._seen:
+            # Whether rows are padded is asked once per text: on a GPU it waits for the answer.
+            self._padded = mask is not None and not bool(mask.all())
         self._seen = start + length
-        steered = self._steered(activation, start)[..., None]
+        # Later calls steer every token of rows without padding, and need no mask of positions.
+        if start and start >= self.skip_first and not self._padded:
+            return activation if self.positions == "last" else self.change(activation)
+        steered = self._steered(activation, start, mask)[..., None]
         # torch.where leaves unsteered positions bit for bit as they are.
         return torch.where(steered, self.change(activation), activation)
 
-    def _steered(self, activation: Tensor, start: int) -> Tensor:
+    def _mask(self, activation: Tensor) -> Tensor | None:
+        """Return the attention mask of the running call if it is one of these rows."""
+        mask = self.running.attention_mask if self.running is not None else None
+        if mask is None or mask.shape[0] != activation.shape[0]:
+            return None
+        return mask.to(activation.device) if mask.shape[1] >= activation.shape[1] else None
+
+    def _steered(self, activation: Tensor, start: int, mask: Tensor | None) -> Tensor:
         """Return a mask [batch, position]: True where the activation is changed.
 
-        ``start`` is the position of the first column within its text.
+        ``start`` is the column of the first position within its row, and ``mask`` the attention
+        mask, which covers the columns before it.
         """
         n_rows, length = activation.shape[:2]
         device = activation.device
         position = torch.arange(start, start + length, device=device)[None].expand(n_rows, -1)
+        is_token = torch.ones_like(position, dtype=torch.bool)
+        prompt_end = torch.full((n_rows, 1), start + length, device=device)
+        if mask is not None:
+            # The position of a token is the number of tokens before it in its row.
+            position = mask.cumsum(1)[:, -length:] - 1
+            is_token = mask[:, -length:]
+            prompt_end = mask.sum(1, keepdim=True)
         # With a KV cache, every call after the first one is a generated token.
         is_later_call = torch.full_like(position, start > 0, dtype=torch.bool)
         generated = is_later_call
-        prompt_end = torch.full((n_rows, 1), start + length, device=device)
         if self.prompt_lengths is not None and start == 0:
             prompt_end = self.prompt_lengths.to(device)[:, None]
             generated = position >= prompt_end
@@ -89,7 +125,7 @@ class SteeringHook:
             "generated": generated,
             "last": (position == prompt_end - 1) & ~is_later_call,
         }[self.positions]
-        return steered & (position >= self.skip_first)
+        return steered & is_token & (position >= self.skip_first)
 
 
 def adding(step: Tensor) -> Callable[[Tensor], Tensor]:

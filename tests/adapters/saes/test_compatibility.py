@@ -40,7 +40,7 @@ def unread_rows(model: Any, hook: str) -> SAERows:
     def chunks() -> Iterator[torch.Tensor]:
         raise ReachedError
 
-    return SAERows(hook, torch.ones(3, model.d_model), chunks, model.identity)
+    return SAERows(hook, torch.ones(3, model.d_model), chunks, model.identity, 32)
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +148,12 @@ FOREIGN = {
     "weights of the right name": {"model_name": "{name}", "model_hash": "0" * 16},
     "basis": {"basis": "centred"},
     "tokenizer": {"tokenizer_hash": "0" * 16},
+    "processed weights": {"model_from_pretrained_kwargs": {"center_writing_weights": True}},
+    "another checkpoint": {
+        "model_name": "{name}",
+        "model_from_pretrained_kwargs": {"revision": "step3000", "fold_ln": True},
+    },
+    "BOS policy": {"prepend_bos": False},
 }
 """Metadata of SAEs of another hook point or model, by the check that refuses them."""
 
@@ -158,7 +164,9 @@ def test_every_entry_point_refuses_a_foreign_sae_with_one_message(
     pair: Any, make: Any, entries: Any, end: str, question: str
 ) -> None:
     name = getattr(pair, end).name
-    foreign = make(end, **{k: v.format(name=name) for k, v in FOREIGN[question].items()})
+    metadata = FOREIGN[question]
+    filled = {k: v.format(name=name) if isinstance(v, str) else v for k, v in metadata.items()}
+    foreign = make(end, **filled)
     messages = {}
     for entry, call in entries[end].items():
         with pytest.raises(MismatchError) as caught:
@@ -166,6 +174,28 @@ def test_every_entry_point_refuses_a_foreign_sae_with_one_message(
         messages[entry] = str(caught.value)
     assert len(set(messages.values())) == 1, messages
     assert "expected" in next(iter(messages.values()))
+
+
+@pytest.mark.parametrize("end", ["source", "target"])
+def test_every_entry_point_that_reads_text_refuses_one_beyond_the_context_of_training(
+    make: Any, entries: Any, end: str
+) -> None:
+    short = make(end, context_size=2)
+    for entry, call in entries[end].items():
+        if entry.startswith("transfer"):
+            call(short)
+            continue
+        with pytest.raises(MismatchError, match=r"on windows of 2 tokens; expected at least \d+"):
+            call(short)
+
+
+def test_a_context_as_long_as_that_of_training_is_read(make: Any, pair: Any) -> None:
+    sae, model = make("source", context_size=32), pair.source.identity
+    refuse_foreign_sae(sae, SOURCE, model, context_length=32)
+    with pytest.raises(MismatchError, match=r"set sae\.cfg\.metadata\.context_size = 33"):
+        refuse_foreign_sae(sae, SOURCE, model, context_length=33)
+    sae.cfg.metadata.context_size = 33
+    refuse_foreign_sae(sae, SOURCE, model, context_length=33)
 
 
 @pytest.mark.parametrize("end", ["source", "target"])
@@ -189,6 +219,16 @@ def right(model: Any, synonym: str) -> dict[str, dict[str, Any]]:
         "the name with an owner and in capitals": {"model_name": f"Owner/{model.name.upper()}"},
         "a folder of that name": {"model_name": f"/models/{model.name}/"},
         "the hash and another name": {"model_name": "a copy", "model_hash": identity.config_hash},
+        "weights whose processing leaves the stream unchanged": {
+            "model_name": model.name,
+            "model_from_pretrained_kwargs": {"fold_ln": True, "center_unembed": True},
+            "prepend_bos": model.prepend_bos,
+            "context_size": 4096,
+        },
+        "a basis that counts more than the keywords": {
+            "basis": "raw",
+            "model_from_pretrained_kwargs": {"center_writing_weights": True},
+        },
         "all that this package records": {
             "model_name": model.name,
             **model_identity_fields(identity),
@@ -264,6 +304,17 @@ def test_the_remedies_in_the_messages_work(pair: Any, make: Any) -> None:
     with pytest.raises(MismatchError, match=f"set sae.cfg.metadata.model_name = '{model.name}'"):
         refuse_foreign_sae(sae, SOURCE, model)
     sae.cfg.metadata.model_name = model.name
+    refuse_foreign_sae(sae, SOURCE, model)
+    sae.cfg.metadata.prepend_bos = not model.prepend_bos
+    remedy = f"set sae.cfg.metadata.prepend_bos = {model.prepend_bos}"
+    with pytest.raises(MismatchError, match=remedy):
+        refuse_foreign_sae(sae, SOURCE, model)
+    sae.cfg.metadata.prepend_bos = model.prepend_bos
+    sae.cfg.metadata.model_from_pretrained_kwargs = {"center_writing_weights": True}
+    with pytest.raises(MismatchError, match=r"set sae\.cfg\.metadata\.basis = 'raw'"):
+        refuse_foreign_sae(sae, SOURCE, model)
+    refuse_foreign_sae(lrt.uncentred_sae(sae), SOURCE, model)
+    sae.cfg.metadata.basis = "raw"
     refuse_foreign_sae(sae, SOURCE, model)
 
 

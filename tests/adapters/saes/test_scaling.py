@@ -309,10 +309,10 @@ def test_what_is_held_out_of_training_was_not_in_the_stitchs_fit(
     pair: Any, corpus: list[str], fitted: Any
 ) -> None:
     """Rows of a stitch of seed 1 are split by its seed; rows of another split are refused."""
-    rows = rows_of(corpus, pair, fitted)
+    rows = rows_of(corpus, pair, fitted, [])
     assert rows.seed == 1
     assert torch.equal(
         rows.held_out, SAERows.from_documents(pair.target, corpus, at=1, seed=1).held_out
     )
     with pytest.raises(MismatchError, match="the rows were split by seed 0, the stitch by 1"):
-        rows_of(SAERows.from_documents(pair.target, corpus, at=1), pair, fitted)
+        rows_of(SAERows.from_documents(pair.target, corpus, at=1), pair, fitted, [])

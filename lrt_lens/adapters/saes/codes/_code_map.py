@@ -272,7 +272,7 @@ def fit_code_map(
     features only.
     """
     _check_options(solver, alphas, min_firings)
-    check_sae(sae, pair.source, stitch.source_hook)
+    check_sae(sae, pair.source, stitch.source_hook, context_length)
     passes = CodePasses(pair, stitch, documents, n_tokens, context_length, progress)
     # Two passes: which features are live decides the size of all sums.
     firings, n_fit = count_firings(passes, sae)

@@ -144,7 +144,7 @@ def evaluate_code_map(
             "texts= of evaluate_code_map",
             "leave texts out: the table needs no comparison of tokens",
         )
-    check_sae(sae, pair.source, stitch.source_hook)
+    check_sae(sae, pair.source, stitch.source_hook, context_length)
     codes.check(sae)
     stitch.check(pair.source, pair.target)
     refuse_other_map(

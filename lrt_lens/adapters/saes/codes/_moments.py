@@ -250,7 +250,7 @@ def encode(sae: Any, rows: Tensor) -> Tensor:
     return codes
 
 
-def check_sae(sae: Any, model: HookedModel, hook: str) -> None:
+def check_sae(sae: Any, model: HookedModel, hook: str, context_length: int) -> None:
     """Raise unless an SAE with ``encode`` and ``W_dec`` belongs to ``hook`` of ``model``.
 
     Raises:
@@ -258,7 +258,8 @@ def check_sae(sae: Any, model: HookedModel, hook: str) -> None:
         MismatchError: see `refuse_foreign_sae`.
     """
     require_sae(sae, "encode", "W_dec")
-    refuse_foreign_sae(sae, hook, model.identity)
+    length = min(context_length, model.context_length)
+    refuse_foreign_sae(sae, hook, model.identity, context_length=length)
 
 
 # ------------------------------------------------------------------------------------------- passes

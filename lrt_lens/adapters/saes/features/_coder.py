@@ -102,7 +102,7 @@ def encoder_columns(sae: Any) -> Tensor | None:
     return None if weight is None else weight.detach().float().cpu().T
 
 
-def check_sae(sae: Any, pair: ModelPair, stitch: Stitch) -> None:
+def check_sae(sae: Any, pair: ModelPair, stitch: Stitch, context_length: int) -> None:
     """Raise unless an SAE belongs to the source model and source hook point of a stitch.
 
     Raises:
@@ -113,10 +113,18 @@ def check_sae(sae: Any, pair: ModelPair, stitch: Stitch) -> None:
     require_sae(sae, "encode", "W_dec")
     refuse_joined_hook_points(stitch)
     width = stitch.up.weight.shape[0]
-    refuse_foreign_sae(sae, stitch.source_hook, pair.source.identity, width=width)
+    refuse_foreign_sae(
+        sae,
+        stitch.source_hook,
+        pair.source.identity,
+        width=width,
+        context_length=min(context_length, pair.context_length),
+    )
 
 
-def check_transferred(sae: Any, transferred: Any, pair: ModelPair, stitch: Stitch) -> None:
+def check_transferred(
+    sae: Any, transferred: Any, pair: ModelPair, stitch: Stitch, context_length: int
+) -> None:
     """Raise unless ``transferred`` holds the features of ``sae`` on a stitch's target model.
 
     Raises:
@@ -130,7 +138,13 @@ def check_transferred(sae: Any, transferred: Any, pair: ModelPair, stitch: Stitc
             f"{sae.W_dec.shape[0]}; features are compared one by one: give the transfer of this SAE"
         )
     width = stitch.down.weight.shape[0]
-    refuse_foreign_sae(transferred, stitch.target_hook, pair.target.identity, width=width)
+    refuse_foreign_sae(
+        transferred,
+        stitch.target_hook,
+        pair.target.identity,
+        width=width,
+        context_length=min(context_length, pair.context_length),
+    )
 
 
 def check_index(index: int, n_features: int) -> int:

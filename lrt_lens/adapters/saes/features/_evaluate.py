@@ -203,9 +203,9 @@ def _check(
         "take two models of one tokenizer, or judge directions by stitch.fidelity",
     )
     stitch.check(pair.source, pair.target)
-    check_sae(sae, pair, stitch)
+    check_sae(sae, pair, stitch, settings.context_length)
     if transferred is not None:
-        check_transferred(sae, transferred, pair, stitch)
+        check_transferred(sae, transferred, pair, stitch, settings.context_length)
     # With n_sentences=0 rewrites are not used, so they are not checked either.
     if settings.rewrites is not None and settings.n_sentences:
         check_rewrites(settings.rewrites)

@@ -287,12 +287,12 @@ def test_an_sae_of_another_model_or_hook_point_is_refused(
         "another name",
         pair.source.identity.config_hash,
     )
-    check_sae(known, pair, stitch)
+    check_sae(known, pair, stitch, 32)
     known.cfg.metadata.model_hash = pair.target.identity.config_hash
     with pytest.raises(
         MismatchError, match="trained on 'another name' .* set sae.cfg.metadata.model_hash = '"
     ):
-        check_sae(known, pair, stitch)
+        check_sae(known, pair, stitch, 32)
     with pytest.raises(TypeError, match="a Linear has no encode and W_dec"):
         evaluate_features(pair, stitch, torch.nn.Linear(16, 16), corpus, **QUIET)
     with pytest.raises(MismatchError, match="transferred SAE has 30 features, the source's 40"):
