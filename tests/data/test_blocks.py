@@ -17,7 +17,7 @@ from lrt_lens.data import (
     iterate_blocks,
     part_of,
 )
-from lrt_lens.data._blocks import Corpus
+from lrt_lens.data._blocks import Corpus, WindowCutter
 from lrt_lens.data._documents import N_TEST_GROUPS, PART_NAMES
 from lrt_lens.data._windows import Window, shuffled_rows
 from lrt_lens.errors import TooFewDocumentsError
@@ -369,3 +369,20 @@ def test_a_text_that_brings_its_own_bos_gets_no_second_one(model: Any) -> None:
         cut_windows(row, 1, model, BlockPlan(context_length=64)) for row in (ids, [bos, *ids])
     )
     assert plain.ids == templated.ids == [bos, *ids]
+
+
+def test_aligned_windows_write_a_prefix_once_that_the_text_begins_with(
+    model: Any, load: Any, train_tokenizer: Any, corpus: list[str]
+) -> None:
+    other = load(layers=1, tokenizer=train_tokenizer(vocabulary=300))
+    bare = WindowCutter(BlockPlan(context_length=32), model, other)
+    end = model.tokenizer.bos_token
+    for text in corpus[:5]:
+        [plain], [templated] = bare.cut([text]), bare.cut([end + text])
+        assert len(plain.windows) == len(templated.windows) > 0
+        for one, again in zip(plain.windows, templated.windows, strict=True):
+            for role in ("source", "target"):
+                expected, found = one.read_by(role), again.read_by(role)
+                assert found.ids == expected.ids
+                assert found.ids.count(model.tokenizer.bos_token_id) == 1
+                np.testing.assert_array_equal(found.rows, expected.rows)
