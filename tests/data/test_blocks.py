@@ -18,7 +18,7 @@ from lrt_lens.data import (
     part_of,
 )
 from lrt_lens.data._blocks import Corpus
-from lrt_lens.data._documents import N_TEST_GROUPS, PART_NAMES
+from lrt_lens.data._parts import N_TEST_GROUPS, PART_NAMES
 from lrt_lens.data._windows import Window, shuffled_rows
 from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.models import HookedModel

@@ -45,7 +45,7 @@ from lrt_lens.adapters.saes._training import (
     tokens_to,
     train_sae,
 )
-from lrt_lens.data._documents import Documents
+from lrt_lens.data._documents import Documents, DocumentSource
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures._sae import initialisation_figure, savings_figure
 from lrt_lens.models._pair import ModelPair
@@ -263,6 +263,8 @@ def rows_of(documents: Documents | SAERows, pair: ModelPair, stitch: Stitch) -> 
     # The seed decides which documents are held out (`lrt_lens.data._blocks`).
     seed = stitch.provenance.seed
     if not isinstance(documents, SAERows):
+        has_groups = DocumentSource.of(documents).group is not None
+        stitch.provenance.refuse_other_folds(has_groups=has_groups)
         return SAERows.from_documents(pair.target, documents, at=stitch.target_hook, seed=seed)
     if documents.seed is not None and documents.seed != seed:
         raise MismatchError(
