@@ -38,7 +38,7 @@ from lrt_lens.data._document_files import (
     is_text_type,
     kind_of,
 )
-from lrt_lens.data._parts import document_key, exact_key
+from lrt_lens.data._parts import document_key
 from lrt_lens.errors import MismatchError
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,8 @@ class Document:
 
     def key(self, seed: int) -> int:
         """Return the 64-bit key that decides the fold: of the group, or else of the text."""
-        return document_key(self.text, seed) if self.group is None else exact_key(self.group, seed)
+        # The rule for groups is that for texts and for ids of rows (`document_keys`).
+        return document_key(self.text if self.group is None else str(self.group), seed)
 
 
 def iterate_documents(
@@ -189,7 +190,10 @@ def _sources(documents: Documents, columns: "_Columns") -> Iterator[Rows]:
             f"documents is a dict with keys {list(documents)[:5]}; give one split of a data set,"
             " a list of texts, or [row] for a single row"
         )
-    elif isinstance(documents, bytes | bytearray) or not hasattr(documents, "__iter__"):
+    # A table of pyarrow cannot be iterated.
+    elif isinstance(documents, bytes | bytearray) or not (
+        hasattr(documents, "__iter__") or hasattr(documents, "num_rows")
+    ):
         raise ValueError(
             f"documents is a {type(documents).__name__}; expected a list of texts, a file, a table"
             " or a data set"
@@ -405,6 +409,11 @@ class _Columns:
             names = [other for other in ("text", "messages", self.found) if other in row]
             name = next((other for other in names if not is_missing(row[other])), None)
             name = name or next(iter(names), self.found)
+        if self.text_field is not None and name not in row:
+            raise ValueError(
+                f"text_field is {name!r}, and {where} has the columns {list(row)[:12]};"
+                " give one of them"
+            )
         if name is None or name not in row:
             raise ValueError(
                 f"{where} is a row with the columns {list(row)[:12]}; expected a text, a row with"

@@ -156,7 +156,7 @@ def _shingles(text: str, n_words: int) -> np.ndarray:
     if len(content) > _CHARACTERS_PER_WORD * len(words):
         words = list(content)
     runs = range(max(1, len(words) - n_words + 1))
-    hashes = [xxhash.xxh3_64_intdigest(" ".join(words[k : k + n_words])) for k in runs]
+    hashes = [xxhash.xxh3_64_intdigest(" ".join(words[k : k + n_words]).encode()) for k in runs]
     return np.unique(np.array(hashes, dtype=np.uint64))
 
 

@@ -16,7 +16,6 @@ Limits: copies that differ in more than blanks, case and punctuation have other 
 import hashlib
 import re
 import unicodedata
-from typing import Any
 
 N_FOLDS = 5
 """Cross-validation folds."""
@@ -55,10 +54,10 @@ def document_key(text: str, seed: int) -> int:
     return exact_key(normalised(text), seed)
 
 
-def exact_key(value: Any, seed: int) -> int:
-    """Return a 64-bit hash of a value as it is written: a group, an id, or an exact text."""
+def exact_key(text: str, seed: int) -> int:
+    """Return a 64-bit hash of a text as it is written, which tells copies apart."""
     # The seed is the key of the hash: another seed gives independent folds.
-    content = str(value).encode("utf-8", "replace")
+    content = text.encode("utf-8", "replace")
     digest = hashlib.blake2b(content, digest_size=8, key=str(seed).encode()).digest()
     return int.from_bytes(digest, "big")
 

@@ -159,7 +159,7 @@ class TokenBudget:
             self._n_waiting[fullest] -= len(last[-1].pop().rows)
 
 
-def _until(windows: list[Window], n_rows: float) -> list[Window]:
+def _until(windows: list[Window], n_rows: float | int) -> list[Window]:
     """Return the first windows, as many as are needed for ``n_rows`` unmasked tokens."""
     taken, size = 0, 0
     while taken < len(windows) and size < n_rows:

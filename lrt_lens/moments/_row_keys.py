@@ -3,7 +3,7 @@
     keys = document_keys(["a", "a", "b"], seed=0)       # [row], one key per document
     parts_of(keys)                                      # [row], 0 … 12
 
-Limits: an id is taken as it is written; ids of copies have nothing in common.
+Limits: ids that differ only in case or punctuation share a part, as texts do.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lrt_lens.data._parts import exact_key, part_of
+from lrt_lens.data._parts import document_key, part_of
 
 
 def document_keys(documents: Sequence[Any] | Tensor | np.ndarray, seed: int) -> np.ndarray:
@@ -23,8 +23,8 @@ def document_keys(documents: Sequence[Any] | Tensor | np.ndarray, seed: int) -> 
     ids = (
         list(documents.tolist()) if isinstance(documents, Tensor | np.ndarray) else list(documents)
     )
-    # Ids are no texts: "a-1" and "a 1" are two documents.
-    key_by_id = {identifier: exact_key(identifier, seed) for identifier in set(ids)}
+    # Texts may serve as ids; their rows are then in the folds of a harvest of these texts.
+    key_by_id = {identifier: document_key(str(identifier), seed) for identifier in set(ids)}
     return np.array([key_by_id[identifier] for identifier in ids], dtype=np.uint64)
 
 
