@@ -242,8 +242,8 @@ def _check_parts(corpus: Corpus, plan: BlockPlan) -> None:
     if corpus.n_documents == 0:
         raise _no_rows(corpus, plan)
     # Every fold needs documents; the test fold needs them in at least one of its groups.
-    table = corpus.folds.table
-    empty = [str(name) for name in table.index[table["documents"] == 0]]
+    counts = corpus.folds.table["documents"].to_dict()
+    empty = [str(name) for name, n_documents in counts.items() if not n_documents]
     if empty:
         raise _empty_folds(empty, corpus, plan)
     if complaint := corpus.folds.complaint:

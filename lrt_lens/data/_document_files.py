@@ -69,7 +69,7 @@ class Rows:
     source: str = ""
     """Name of the file in messages; empty for rows in memory."""
     columns: Mapping[str, bool] | None = None
-    """Whether each column holds texts; None if only the rows themselves tell."""
+    """Columns, each with True if it holds texts; None if only the rows themselves tell."""
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         return iter(self.numbered)

@@ -41,21 +41,21 @@ class FoldCounts:
 
     @property
     def complaint(self) -> str | None:
-        """What is wrong with the folds, with the numbers and the remedy; None if nothing is."""
-        table = self.table
-        expected = 1 / len(table)
-        uneven = (table["share"] < _LEAST * expected) | (table["share"] > _MOST * expected)
-        few = table["documents"] < FEW_DOCUMENTS
-        if not (uneven | few).any():
-            return None
-        rows = ", ".join(
-            f"{name} {int(row['documents'])} document(s) with {int(row['tokens']):,} tokens"
+        """Sentence on uneven folds, with the numbers and the remedy; None if they are even."""
+        rows = self.table.to_dict("records")
+        expected = 1 / len(rows)
+        named = [
+            f"{name} {row['documents']} document(s) with {row['tokens']:,} tokens"
             f" ({row['share']:.0%})"
-            for name, row in table[uneven | few].iterrows()
-        )
+            for name, row in zip(self.table.index, rows, strict=True)
+            if row["documents"] < FEW_DOCUMENTS
+            or not _LEAST * expected <= row["share"] <= _MOST * expected
+        ]
+        if not named:
+            return None
         return (
-            f"uneven folds: {rows}; expected at least {FEW_DOCUMENTS} documents and about"
-            f" {expected:.0%} of the tokens each, or the scores of these folds depend on single"
+            f"uneven folds: {', '.join(named)}; expected at least {FEW_DOCUMENTS} documents and"
+            f" about {expected:.0%} of the tokens each, or the scores of these folds depend on single"
             " documents: give more documents, or split long ones"
         )
 

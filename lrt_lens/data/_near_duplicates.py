@@ -65,12 +65,12 @@ class NearDuplicates:
     @property
     def n_duplicates(self) -> int:
         """Number of documents beyond the first one of each group."""
-        return int((self.table["n_documents"] - 1).sum())
+        return sum(self.table["n_documents"]) - len(self.table)
 
     @property
     def n_across_folds(self) -> int:
         """Number of groups that are in more than one fold."""
-        return int((self.table["folds"] > 1).sum())
+        return sum(n_folds > 1 for n_folds in self.table["folds"])
 
     def __repr__(self) -> str:
         return (
@@ -173,7 +173,7 @@ def _similar_pairs(shingles: list[np.ndarray], threshold: float) -> pd.DataFrame
     for first in (same[0] for same in by_content.values()):
         sketch = datasketch.MinHash(num_perm=_PERMUTATIONS, hashfunc=_low_bits)
         sketch.update_batch(shingles[first].tolist())
-        for other in sorted(index.query(sketch)):
+        for other in map(int, index.query(sketch)):  # pyright: ignore[reportArgumentType] (keys are ints)
             similarity = _jaccard(shingles[first], shingles[other])
             if similarity >= threshold:
                 rows.append((other, first, similarity))
@@ -202,5 +202,5 @@ def _group_table(frame: pd.DataFrame) -> pd.DataFrame:
         text=("text", "first"),
     )
     several = by_group[by_group["n_documents"] > 1]
-    order = several.sort_values(["n_documents", "first"], ascending=[False, True])
-    return order.reset_index(drop=True)
+    order = np.lexsort((several["first"], -several["n_documents"]))
+    return several.iloc[order].reset_index(drop=True)

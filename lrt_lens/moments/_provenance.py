@@ -30,7 +30,7 @@ _SAME_HARVEST = (
     "fold_rule",
 )
 BY_TEXT, BY_GROUP, BY_EXACT_TEXT = "normalised text", "group", "exact text"
-"""What decides the fold of a document; files of earlier versions have the exact text."""
+"""Rules that decide the fold of a document; files of earlier versions have the exact text."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Provenance:
     models read the same tokens.
     """
     fold_rule: str = BY_TEXT
-    """What decides the fold of a document: ``"normalised text"``, or ``"group"``."""
+    """Rule that decides the fold of a document: ``"normalised text"``, or ``"group"``."""
     max_document_tokens: int | Literal["auto"] | None = None
     """Largest number of tokens per document, as in `HarvestSettings`."""
     n_capped: int = 0
