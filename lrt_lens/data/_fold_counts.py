@@ -55,8 +55,8 @@ class FoldCounts:
             return None
         return (
             f"uneven folds: {', '.join(named)}; expected at least {FEW_DOCUMENTS} documents and"
-            f" about {expected:.0%} of the tokens each, or the scores of these folds depend on single"
-            " documents: give more documents, or split long ones"
+            f" about {expected:.0%} of the tokens each, or the scores of these folds depend on"
+            " single documents: give more documents, or split long ones"
         )
 
 
