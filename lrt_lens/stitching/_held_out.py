@@ -1,6 +1,7 @@
 """Windows of documents that no map was fitted on, on which a stitch is evaluated."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from lrt_lens.data._blocks import WindowCutter
 from lrt_lens.data._documents import Document, Documents, DocumentSource
@@ -55,9 +56,8 @@ def read_windows(
     taken: list[Window] = []
 
     def take(document: CutDocument, windows: Iterable[Window]) -> None:
-        # Copies, and documents of one group, count as one: they are not independent.
         for window in windows:
-            taken.append(window.of_document(numbers.setdefault(document.key, len(numbers))))
+            taken.append(window.of_document(numbers.setdefault(document.identity, len(numbers))))
 
     for document in cutter.read(documents):
         if budget.is_full:
@@ -66,6 +66,8 @@ def read_windows(
         if not is_read(document):
             continue
         [cut] = cutter.cut([document])
+        # Documents of one group count as one, because they are not independent.
+        cut = replace(cut, identity=n_read if document.group is None else cut.key)
         take(cut, budget.take(cut, share=0))
     for cut, window, _ in budget.rest():
         take(cut, [window])

@@ -64,6 +64,7 @@ from lrt_lens.adapters.saes.features._unembedding import Unembedding
 from lrt_lens.data._documents import DocumentReader, Documents, DocumentSource
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._fidelity import fidelities
+from lrt_lens.stitching._held_out import fold_filter
 from lrt_lens.stitching._stitch import Stitch
 
 _SENTENCE_DOCUMENTS = 2000
