@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lrt_lens.data._blocks import iterate_blocks
-from lrt_lens.data._documents import Documents
+from lrt_lens.data._documents import Documents, DocumentSource
 from lrt_lens.data._parts import N_FOLDS, N_PARTS
 from lrt_lens.data._windows import BlockPlan
 from lrt_lens.errors import NonFiniteError, TooFewDocumentsError
