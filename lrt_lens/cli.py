@@ -87,11 +87,18 @@ class Fit:
     target: str
     """Target model of the transfer: hub id or local folder."""
     documents: str
-    """A .txt, .jsonl or .jsonl.gz file, or the name of a data set with a 'text' column."""
+    """A file (.txt, .md, .jsonl, .json, .csv, .tsv or .parquet, also with .gz or .zst), a folder of
+    such files, or the name of a data set."""
     out: Path = Path("stitches")
     """Folder for moments.safetensors, results.json, report.html and the best stitch."""
     n_tokens: int = 200_000
     """Number of tokens to harvest."""
+    max_document_tokens: int | Literal["auto"] | None = "auto"
+    """Most tokens of one document; by default a 200th of --n-tokens, and at least a window."""
+    text_field: str | None = None
+    """Column of the texts; by default 'text', 'messages', or the only column with texts."""
+    group: str | None = None
+    """Column of what belongs together (a book, a conversation) and shares a fold."""
     context_length: int = 256
     """Number of tokens per window."""
     source_layers: Annotated[str, tyro.conf.arg(metavar="all|proportional|3,5|HOOK")] = "all"
@@ -247,6 +254,9 @@ class Fit:
             source_layers=_layers(self.source_layers),
             target_layers=_layers(self.target_layers),
             n_tokens=self.n_tokens,
+            max_document_tokens=self.max_document_tokens,
+            text_field=self.text_field,
+            group=self.group,
             context_length=self.context_length,
             seed=self.seed,
             null=self._null,
@@ -380,7 +390,8 @@ def _write_outputs(
     moments = grid.moments
     _say(
         f"{moments.n_tokens:,} tokens of {moments.provenance.n_documents:,} documents: "
-        f"{moments.n_fit:,} for the fit, the others for the test.\n{best}\n"
+        f"{moments.n_fit:,} for the fit, the others for the test.\n"
+        f"{moments.folds.to_string(formatters={'share': '{:.0%}'.format})}\n{best}\n"
         f"Open {report}; in Python: lrt.Stitch.from_pretrained({str(out / 'stitch')!r})"
     )
 
@@ -458,6 +469,7 @@ _OPTIONS_BY_PYTHON = {
         "harvest in several passes (--memory-budget 8GB)"
     ),
     "harvest(…, shard=(i, N)).save(…)": "lrt-lens fit --shard i/N",
+    "text_field= names": "--text-field names",
 }
 """Remedies in the words of the Python API, with the options that replace them."""
 

@@ -48,6 +48,7 @@ ORDER = (
 """Folders and files of the package, lowest first: each imports only from those before it."""
 HEAVY = {
     "datasets",
+    "datasketch",
     "huggingface_hub",
     "ipywidgets",
     "IPython",
@@ -55,6 +56,7 @@ HEAVY = {
     "lrt_lens",  # only in the files of LATE_IMPORTS
     "pandas",
     "plotly",
+    "pyarrow",
     "rich",
     "sae_lens",
     "scipy",
@@ -64,7 +66,6 @@ HEAVY = {
     "transformer_lens",
     "transformers",
     "tyro",
-    "zstandard",
 }
 """Packages that may be imported inside a function, because they take long or are optional."""
 LATE_IMPORTS = {"cli.py"}

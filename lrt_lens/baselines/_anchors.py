@@ -28,7 +28,7 @@ from torch import Tensor
 
 from lrt_lens.baselines._anchor_methods import AnchorMethod, AnchorProcrustes
 from lrt_lens.baselines._text_rows import RowRead, TextRows, read_text_rows
-from lrt_lens.data._documents import document_key
+from lrt_lens.data._parts import exact_key
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._pair import ModelPair, model_sides, paired_hooks
@@ -267,7 +267,7 @@ def text_provenance(
 ) -> Provenance:
     """Return the provenance of a map fitted on texts: models, texts, mask, seed and versions."""
     # A sum does not depend on the order of the texts; 2⁶⁴ keeps it an unsigned integer of 64 bits.
-    digest = sum(document_key(text, 0) for text in texts) % 2**64
+    digest = sum(exact_key(text, 0) for text in texts) % 2**64
     return Provenance(
         source.identity,
         target.identity,

@@ -54,7 +54,7 @@ from lrt_lens.adapters.vectors._preferences import PreferenceText
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.baselines._text_rows import RowRead
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
-from lrt_lens.data._documents import N_FOLDS, document_key, part_of
+from lrt_lens.data._parts import N_FOLDS, document_key, part_of
 from lrt_lens.errors import HookPointError
 from lrt_lens.figures._family_baselines import family_figure
 from lrt_lens.models._belonging import refuse_other_models
@@ -218,8 +218,12 @@ def fitting_texts(documents: Sequence[str], moments: CrossMoments) -> list[str]:
     """Return the documents that are not in the test fold of these moments, each once.
 
     Anchors and unpaired texts may be taken from them.
+
+    Raises:
+        MismatchError: groups, which the texts alone do not tell, decided the folds.
     """
     seed = moments.provenance.seed
+    moments.provenance.refuse_other_folds(has_groups=False)
     return [
         # dict.fromkeys drops repeats and keeps the order.
         text

@@ -15,7 +15,7 @@ from typing import Literal
 
 from lrt_lens.bundled._models import DEMO_FOLDER
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
-from lrt_lens.data._documents import read_jsonl
+from lrt_lens.data._document_files import read_rows
 
 Concept = Literal["sentiment", "mood"]
 """Name of a bundled concept."""
@@ -28,7 +28,7 @@ _DATA = DEMO_FOLDER / "data"
 
 def demo_documents(register: Literal["story", "review"] | None = None) -> list[str]:
     """Return harvest documents of both registers, interleaved, or those of one register."""
-    rows = read_jsonl(_DATA / "documents.jsonl.gz")
+    rows = [row for _, row in read_rows(_DATA / "documents.jsonl.gz")]
     by_register = {
         name: [row["text"] for row in rows if row["register"] == name]
         for name in ("story", "review")
@@ -51,7 +51,7 @@ def demo_documents(register: Literal["story", "review"] | None = None) -> list[s
 
 def demo_contrast(concept: Concept = "sentiment") -> ContrastSet:
     """Return pairs of texts that differ in the concept."""
-    return ContrastSet.from_jsonl(_DATA / f"{_known(concept)}_contrast.jsonl", name=concept)
+    return ContrastSet.from_file(_DATA / f"{_known(concept)}_contrast.jsonl", name=concept)
 
 
 def demo_texts(
@@ -89,12 +89,12 @@ def _opening(text: str, words: int = 40) -> str:
 
 def demo_items(concept: Concept = "sentiment") -> ChoiceItems:
     """Return choice items of a concept; they share no content word with its contrast set."""
-    return ChoiceItems.from_jsonl(_DATA / f"{_known(concept)}_items.jsonl", name=concept)
+    return ChoiceItems.from_file(_DATA / f"{_known(concept)}_items.jsonl", name=concept)
 
 
 def demo_neutral() -> list[str]:
     """Return texts without opinion or mood, alternating between registers, to measure damage on."""
-    rows = read_jsonl(_DATA / "neutral.jsonl")
+    rows = [row for _, row in read_rows(_DATA / "neutral.jsonl")]
     # The file has all texts of one register, then all of the other.
     half = len(rows) // 2
     return [

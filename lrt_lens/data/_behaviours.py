@@ -13,11 +13,12 @@ of two logits at one position, as in the paper.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
-from lrt_lens.data._documents import read_jsonl
+from lrt_lens.data._document_files import read_rows
 
 QUESTION, MATCHING, OTHER = "question", "answer_matching_behavior", "answer_not_matching_behavior"
 TEMPLATE = "{question}\n\nAnswer:"
@@ -38,7 +39,7 @@ def behaviour_items(
     The positive continuation is the answer that shows the behaviour.
 
     Args:
-        path: a JSON Lines file with one question per row.
+        path: a file with one question per row, in JSON Lines or another kind of table.
         name: name of the task; default: the file's name.
         n: number of items, drawn at random, because files list one answer first; None, or a number
             larger than the file's, takes all.
@@ -54,18 +55,18 @@ def behaviour_items(
         raise ValueError(
             f"template {template!r} has no place for the question; write {{question}} into it"
         )
-    rows = read_jsonl(path)
+    rows = read_rows(path)
     if not rows:
         raise ValueError(
             f"{path} has no item; give a file with a question and its two answers in every line"
         )
-    for number, row in enumerate(rows, start=1):
-        _check(row, f"{path}, line {number}")
+    for where, row in rows:
+        _check(row, where)
     if n is not None and n < 1:
         raise ValueError(f"n is {n}; draw at least 1 item, or leave n out for all")
     # With n = None the slice is the whole permutation.
     order = np.random.default_rng(seed).permutation(len(rows))[:n]
-    drawn = [rows[int(index)] for index in order]
+    drawn = [rows[int(index)][1] for index in order]
     return ChoiceItems(
         # `replace` and not `format`, because questions contain braces too.
         prompts=[template.replace("{question}", row[QUESTION]) for row in drawn],
@@ -87,14 +88,12 @@ def answer_contrast(items: ChoiceItems) -> ContrastSet:
     return ContrastSet(positive, negative, name=items.name)
 
 
-def _check(row: object, where: str) -> None:
+def _check(row: dict[str, Any], where: str) -> None:
     fields = (QUESTION, MATCHING, OTHER)
     missing = [
-        field
-        for field in fields
-        if not (isinstance(row, dict) and isinstance(row.get(field), str) and row[field].strip())
+        field for field in fields if not (isinstance(row.get(field), str) and row[field].strip())
     ]
-    if missing or not isinstance(row, dict):
+    if missing:
         raise ValueError(
             f"{where} lacks {missing}; an item needs a question and two answers: the texts"
             f" {list(fields)}"

@@ -7,7 +7,8 @@ models read the same window, and row k is the same position in both. With two, e
 `Window.counterpart` in the target's tokens, cut at the same characters, whose rows are paired with
 its own in order (`lrt_lens.data._aligned_windows`). The windows of one *part* are gathered in a
 block of about ``block_rows`` unmasked tokens. Parts are the five fitting folds and the eight groups
-of the test fold: a document's hash decides its part, wherever it is in the stream. Blocks are
+of the test fold: a document's hash decides its part, wherever it is in the stream. Each fold gives
+an equal share of ``n_tokens``, and long documents wait (`lrt_lens.data._spreading`). Blocks are
 numbered in the order in which they fill. Their contents depend only on the documents and the plan,
 so processes that share a harvest all read the same stream, and each takes some of its blocks.
 Products, shuffled pairs and rows paired with a ``lag`` are always of one block.
@@ -25,22 +26,17 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from queue import Full, Queue
 from typing import TypeVar
 
 from lrt_lens.data._aligned_windows import cut_aligned_windows
 from lrt_lens.data._alignment import Aligner, Alignment, nothing_aligns
-from lrt_lens.data._documents import (
-    N_FOLDS,
-    N_PARTS,
-    PART_NAMES,
-    Documents,
-    document_key,
-    iterate_documents,
-    part_of,
-)
+from lrt_lens.data._documents import Document, DocumentReader, Documents
+from lrt_lens.data._fold_counts import FoldCounts
+from lrt_lens.data._parts import N_FOLDS, N_PARTS, exact_key, part_of
+from lrt_lens.data._spreading import TokenBudget
 from lrt_lens.data._windows import (
     MINIMUM_ROWS,
     Aligned,
@@ -72,32 +68,39 @@ class WindowCutter:
         if target is not None and source.tokenizer_hash != target.tokenizer_hash:
             self._other = Aligner(source.tokenizer, target.tokenizer, same=False), target
 
-    def texts(self, documents: Documents) -> Iterator[str]:
-        """Return an iterator over the texts of ``documents``.
+    def read(self, documents: Documents) -> DocumentReader:
+        """Return an iterator over the documents.
 
         Raises:
             MismatchError: a document is a chat, and the models have different tokenizers.
         """
         readers = [self.source] if self._other is None else [self.source, self._other[1]]
-        return iterate_documents(documents, *(model.tokenizer for model in readers))
+        return DocumentReader(documents, *(model.tokenizer for model in readers))
 
-    def cut(self, texts: Sequence[str]) -> list[CutDocument]:
-        """Return one `CutDocument` per text.
+    def cut(self, documents: Sequence[Document | str]) -> list[CutDocument]:
+        """Return one `CutDocument` per document or text.
 
         It has no windows if the text is too short or no position is aligned.
         """
-        keys = [document_key(text, self.plan.seed) for text in texts]
+        whole = [Document(one) if isinstance(one, str) else one for one in documents]
+        texts, seed = [document.text for document in whole], self.plan.seed
+        keys = [document.key(seed) for document in whole]
         if self._other is not None:
             aligner, target = self._other
-            return [
+            cut = [
                 self._cut_aligned(key, alignment, target)
                 for key, alignment in zip(keys, aligner.align(texts), strict=True)
             ]
-        # Both models read these tokens, so one tokenization serves both.
-        bodies = self.source.encode_bodies(texts)
+        else:
+            # Both models read these tokens, so one tokenization serves both.
+            bodies = self.source.encode_bodies(texts)
+            cut = [
+                CutDocument(key, self._lagged(cut_windows(ids, key, self.source, self.plan)))
+                for key, ids in zip(keys, bodies, strict=True)
+            ]
         return [
-            CutDocument(key, self._lagged(cut_windows(ids, key, self.source, self.plan)))
-            for key, ids in zip(keys, bodies, strict=True)
+            replace(one, identity=exact_key(text, seed))
+            for one, text in zip(cut, texts, strict=True)
         ]
 
     def _cut_aligned(self, key: int, alignment: Alignment, target: TextReader) -> CutDocument:
@@ -130,17 +133,29 @@ class WindowCutter:
 class Corpus:
     """Counts of the documents read; they grow while blocks are made."""
 
-    n_documents: int = 0
     n_skipped: int = 0
-    """Number of documents that are too short to give a row."""
-    n_rows: int = 0
+    """Number of documents that are missing, blank or too short to give a row."""
+    n_capped: int = 0
+    """Number of documents that are longer than the cap of tokens per document."""
     digest: int = 0
-    """Sum of the documents' keys modulo 2⁶⁴; it does not depend on their order."""
+    """Sum of the hashes of the documents' texts modulo 2⁶⁴; it does not depend on their order."""
     aligned: Aligned | None = None
     """Counts of aligned positions in all documents, including documents without a row.
 
     None if both models read the same tokens.
     """
+    folds: FoldCounts = field(default_factory=FoldCounts)
+    """Documents and tokens of each part."""
+
+    @property
+    def n_documents(self) -> int:
+        """Number of documents that gave a row."""
+        return sum(self.folds.documents)
+
+    @property
+    def n_rows(self) -> int:
+        """Number of unmasked tokens."""
+        return sum(self.folds.tokens)
 
 
 def iterate_blocks(
@@ -168,45 +183,57 @@ def iterate_blocks(
 
 def _fill_blocks(documents: Documents, cutter: WindowCutter, corpus: Corpus) -> Iterator[Block]:
     open_blocks = {part: Block(part) for part in range(N_PARTS)}
-    filled: set[int] = set()
-    for document in _cut_documents(documents, cutter, corpus):
+    for document, window, begins in _taken_windows(documents, cutter, corpus):
         part = part_of(document.key)
-        filled.add(part)
-        for number, window in enumerate(document.windows):
-            block = open_blocks[part]
-            block.add(window, begins=document if number == 0 else None)
-            if block.n_rows >= cutter.plan.block_rows:
-                open_blocks[part] = Block(part)
-                yield block
-    _check_parts(filled, corpus, cutter.plan)
+        corpus.folds.add(part, len(window.rows), n_documents=int(begins))
+        if begins:
+            corpus.n_capped += document.is_capped
+            corpus.digest = (corpus.digest + document.identity) % 2**64
+        block = open_blocks[part]
+        block.add(window, begins=document if begins else None)
+        if block.n_rows >= cutter.plan.block_rows:
+            open_blocks[part] = Block(part)
+            yield block
+    _check_parts(corpus, cutter.plan)
     yield from (block for block in open_blocks.values() if block.windows)
 
 
-def _cut_documents(
+def _taken_windows(
     documents: Documents, cutter: WindowCutter, corpus: Corpus
+) -> Iterator[tuple[CutDocument, Window, bool]]:
+    """Yield (document, window, whether it is the document's first) until the budget is spent."""
+    budget = TokenBudget(cutter.plan, n_shares=N_FOLDS + 1)
+    for document in _cut_documents(documents, cutter, corpus, budget):
+        capped = replace(document, is_capped=budget.is_capped(document))
+        # The test groups share one budget, as one fold.
+        windows = budget.take(capped, min(part_of(document.key), N_FOLDS))
+        yield from ((capped, window, number == 0) for number, window in enumerate(windows))
+    yield from budget.rest()
+
+
+def _cut_documents(
+    documents: Documents, cutter: WindowCutter, corpus: Corpus, budget: TokenBudget
 ) -> Iterator[CutDocument]:
-    """Yield the documents that give a row, until they have ``plan.n_tokens`` rows."""
-    texts, n_tokens = cutter.texts(documents), cutter.plan.n_tokens
+    """Yield the documents that give a row, until the budget is full."""
+    reader = cutter.read(documents)
     # Tokenizers are much faster on 64 texts at once than on one.
-    while chunk := list(islice(texts, 64)):
+    while chunk := list(islice(reader, 64)):
         for document in cutter.cut(chunk):
-            if n_tokens is not None and corpus.n_rows >= n_tokens:
+            if budget.is_full:
                 return
             corpus.aligned = sum_aligned(corpus.aligned, document.aligned)
-            if not document.windows:
+            if document.windows:
+                yield document
+            else:
                 corpus.n_skipped += 1
-                continue
-            # A document is read to its end, so n_rows can exceed n_tokens by one document.
-            corpus.n_documents += 1
-            corpus.n_rows += sum(len(window.rows) for window in document.windows)
-            corpus.digest = (corpus.digest + document.key) % 2**64
-            yield document
+        corpus.n_skipped, reader.n_empty = corpus.n_skipped + reader.n_empty, 0
+    corpus.n_skipped += reader.n_empty
 
 
-def _check_parts(filled: set[int], corpus: Corpus, plan: BlockPlan) -> None:
+def _check_parts(corpus: Corpus, plan: BlockPlan) -> None:
     if corpus.n_skipped:
         logger.warning(
-            "%d of %d documents were too short to have an unmasked token",
+            "%d of %d documents were too short to have an unmasked token, or empty",
             corpus.n_skipped,
             corpus.n_skipped + corpus.n_documents,
         )
@@ -215,11 +242,12 @@ def _check_parts(filled: set[int], corpus: Corpus, plan: BlockPlan) -> None:
     if corpus.n_documents == 0:
         raise _no_rows(corpus, plan)
     # Every fold needs documents; the test fold needs them in at least one of its groups.
-    empty = [PART_NAMES[k] for k in range(N_FOLDS) if k not in filled]
-    if not any(part >= N_FOLDS for part in filled):
-        empty.append("test")
+    counts = corpus.folds.table["documents"].to_dict()
+    empty = [str(name) for name, n_documents in counts.items() if not n_documents]
     if empty:
         raise _empty_folds(empty, corpus, plan)
+    if complaint := corpus.folds.complaint:
+        logger.warning("%s", complaint)
 
 
 def _no_rows(corpus: Corpus, plan: BlockPlan) -> TooFewDocumentsError:

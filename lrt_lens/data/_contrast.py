@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from lrt_lens.data._documents import read_jsonl
+from lrt_lens.data._document_files import read_rows
+from lrt_lens.data._documents import without_surrogates
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,21 @@ class ContrastSet:
         )
 
     @classmethod
-    def from_jsonl(cls, path: str | Path, *, name: str | None = None) -> "ContrastSet":
-        """Return the contrast set of a file with the fields positive and negative in each row."""
+    def from_file(cls, path: str | Path, *, name: str | None = None) -> "ContrastSet":
+        """Return the contrast set of a file with the fields positive and negative in each row.
+
+        Files of every kind in `lrt_lens.data._document_files` are read, tables too.
+
+        Raises:
+            ValueError: there is no such file, it is damaged, or a row lacks a field.
+        """
         columns = _columns(path, ("positive", "negative"))
         return cls(*columns, name=name or Path(path).name.split(".")[0])
+
+    @classmethod
+    def from_jsonl(cls, path: str | Path, *, name: str | None = None) -> "ContrastSet":
+        """Return ``from_file(path)``: the earlier name of this method."""
+        return cls.from_file(path, name=name)
 
     def __len__(self) -> int:
         return len(self.positive)
@@ -95,10 +107,21 @@ class ChoiceItems:
         )
 
     @classmethod
-    def from_jsonl(cls, path: str | Path, *, name: str | None = None) -> "ChoiceItems":
-        """Return the items of a file with the fields prompt, positive and negative in each row."""
+    def from_file(cls, path: str | Path, *, name: str | None = None) -> "ChoiceItems":
+        """Return the items of a file with the fields prompt, positive and negative in each row.
+
+        Files of every kind in `lrt_lens.data._document_files` are read, tables too.
+
+        Raises:
+            ValueError: there is no such file, it is damaged, or a row lacks a field.
+        """
         columns = _columns(path, ("prompt", "positive", "negative"))
         return cls(*columns, name=name or Path(path).name.split(".")[0])
+
+    @classmethod
+    def from_jsonl(cls, path: str | Path, *, name: str | None = None) -> "ChoiceItems":
+        """Return ``from_file(path)``: the earlier name of this method."""
+        return cls.from_file(path, name=name)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -126,7 +149,12 @@ def _as_lists(rows: Any, *names: str) -> None:
         column = getattr(rows, name)
         if isinstance(column, str):
             raise ValueError(f"{name} is one text, {column!r}; expected a list of texts")
-        object.__setattr__(rows, name, [str(t) if isinstance(t, str) else t for t in column])
+        object.__setattr__(rows, name, [_plain(text) for text in column])
+
+
+def _plain(text: Any) -> Any:
+    """Return a text as a plain string that can be encoded; anything else is refused later."""
+    return without_surrogates(str(text)) if isinstance(text, str) else text
 
 
 def _halves(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -141,16 +169,12 @@ def _select(texts: Sequence[str], index: np.ndarray) -> list[str]:
 
 
 def _columns(path: str | Path, names: tuple[str, ...]) -> list[list[str]]:
-    rows = read_jsonl(path)
-    for number, row in enumerate(rows, start=1):
-        missing = [
-            name for name in names if not (isinstance(row, dict) and isinstance(row.get(name), str))
-        ]
+    rows = read_rows(path)
+    for where, row in rows:
+        missing = [name for name in names if not isinstance(row.get(name), str)]
         if missing:
-            raise ValueError(
-                f"{path}, line {number} lacks {missing}; every line needs the texts {list(names)}"
-            )
-    return [[row[name] for row in rows] for name in names]
+            raise ValueError(f"{where} lacks {missing}; every row needs the texts {list(names)}")
+    return [[row[name] for _, row in rows] for name in names]
 
 
 def _check_columns(what: str, columns: dict[str, Sequence[str]], minimum: int) -> None:

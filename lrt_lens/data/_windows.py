@@ -19,6 +19,7 @@ from typing import Literal
 
 import numpy as np
 
+from lrt_lens.data._parts import N_PARTS
 from lrt_lens.models._text_reader import SKIP_FIRST, TextReader, special_tokens, unmasked
 
 
@@ -76,6 +77,10 @@ class BlockPlan:
     """Number of masked positions at the start of every window."""
     n_tokens: int | None = None
     """Number of unmasked tokens after which no further document is read; None reads all."""
+    max_document_tokens: int | Literal["auto"] | None = None
+    """Largest number of unmasked tokens per document. ``"auto"``: a 200th of ``n_tokens``, at least
+    one window, and more only if the documents end before ``n_tokens``; None: no limit.
+    """
     block_rows: int = 4096
     """Number of unmasked tokens at which a block is full."""
     seed: int = 0
@@ -92,7 +97,7 @@ class Window:
     rows: np.ndarray
     """Unmasked positions in ``ids``, ascending."""
     document: int
-    """Key of the document."""
+    """Key of the document, which copies of it share."""
     counterpart: "Window | None" = None
     """Window with the same characters in the target's tokens; None if the tokens are the same.
 
@@ -111,6 +116,17 @@ class Window:
             counterpart=self.counterpart and replace(self.counterpart, document=number),
         )
 
+    def first(self, n_rows: int) -> "Window":
+        """Return the beginning of this window, up to its unmasked token number ``n_rows``."""
+        other = self.counterpart
+        rows = self.rows[:n_rows]
+        return replace(
+            self,
+            ids=self.ids[: int(rows[-1]) + 1],
+            rows=rows,
+            counterpart=other and other.first(n_rows),
+        )
+
     @property
     def padded_length(self) -> int:
         """Number of tokens of the longer one of the two windows."""
@@ -122,10 +138,14 @@ class CutDocument:
     """Windows of one document."""
 
     key: int
-    """Hash of the document's text, which decides its fold."""
+    """Hash that decides the fold: of the normalised text, or of the group."""
     windows: list[Window]
     aligned: Aligned | None = None
     """Counts of aligned positions; None if both models read the same tokens."""
+    identity: int = 0
+    """Hash of the exact text, for the hash of the corpus."""
+    is_capped: bool = False
+    """True if it is longer than the cap of tokens per document."""
 
 
 def cut_windows(ids: list[int], key: int, model: TextReader, plan: BlockPlan) -> list[Window]:
@@ -157,7 +177,9 @@ class Block:
     n_documents: int = 0
     """Number of documents whose first window is in this block."""
     digest: int = 0
-    """Sum of the keys of those documents, modulo 2⁶⁴."""
+    """Sum of the hashes of those documents' exact texts, modulo 2⁶⁴."""
+    n_capped: int = 0
+    """Number of those documents that are longer than the cap of tokens per document."""
     aligned: Aligned | None = None
     """Counts of aligned positions in those documents; None if both models read the same tokens."""
 
@@ -167,9 +189,15 @@ class Block:
         self.n_rows += len(window.rows)
         if begins is not None:
             self.n_documents += 1
+            self.n_capped += begins.is_capped
             # A sum, so that blocks and shards can be added in any order.
-            self.digest = (self.digest + begins.key) % 2**64
+            self.digest = (self.digest + begins.identity) % 2**64
             self.aligned = sum_aligned(self.aligned, begins.aligned)
+
+    @property
+    def part_documents(self) -> tuple[int, ...]:
+        """Number of documents that begin in this block, by part."""
+        return tuple(self.n_documents * (part == self.part) for part in range(N_PARTS))
 
     @property
     def fingerprint(self) -> int:

@@ -24,7 +24,7 @@ from lrt_lens.models._hook_points import place
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.moments._harvest_settings import refuse_short_windows
-from lrt_lens.moments._provenance import Provenance, package_versions
+from lrt_lens.moments._provenance import BY_GROUP, BY_TEXT, Provenance, package_versions
 
 
 def block_rows(
@@ -83,11 +83,16 @@ def window_length(context_length: int, *models: HookedModel, skip_first: int = S
 
 
 def provenance_of(
-    plan: BlockPlan, models: Mapping[str, HookedModel], *, shard: tuple[int, int] | None = None
+    plan: BlockPlan,
+    models: Mapping[str, HookedModel],
+    *,
+    shard: tuple[int, int] | None = None,
+    has_groups: bool = False,
 ) -> Provenance:
     """Return the provenance of rows that ``plan`` will cut, before any document is read.
 
     ``models`` has the roles ``"source"`` and ``"target"`` as keys; one of them is enough.
+    ``has_groups`` is True if documents come with groups, which then decide the folds.
     """
     # Two different tokenizers cannot read chats, so one template is enough.
     template = getattr(next(iter(models.values())).tokenizer, "chat_template", None)
@@ -101,11 +106,13 @@ def provenance_of(
         context_length=plan.context_length,
         skip_first=plan.skip_first,
         n_tokens=plan.n_tokens,
+        max_document_tokens=plan.max_document_tokens,
         seed=plan.seed,
         shard=shard,
         lag=plan.lag,
         chat_template=digest,
         versions=package_versions(),
+        fold_rule=BY_GROUP if has_groups else BY_TEXT,
         **fields,
     )
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from einops import einsum
 from torch import Tensor
@@ -33,12 +34,14 @@ from torch import Tensor
 from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._files import write_tensors
 from lrt_lens._late import implementation
-from lrt_lens._repr_html import card, facts
-from lrt_lens.data._documents import N_FOLDS, N_PARTS, N_TEST_GROUPS, document_key, part_of
+from lrt_lens._repr_html import card, facts, table
+from lrt_lens.data._fold_counts import fold_table
+from lrt_lens.data._parts import N_FOLDS, N_PARTS, N_TEST_GROUPS
 from lrt_lens.errors import MismatchError, NonFiniteError, TooFewDocumentsError
 from lrt_lens.models._hook_points import SOURCE, TARGET, HookPair, hooks_of, with_token
 from lrt_lens.moments._layout import MOMENTS_SCHEMA, MomentFile, Sums, to_metadata, to_tensors
 from lrt_lens.moments._provenance import Provenance
+from lrt_lens.moments._row_keys import document_keys, parts_of
 from lrt_lens.moments._scatter import Scatter, SecondMoment, SideMoments, full_precision, part_sum
 
 FIT_PARTS = tuple(range(N_FOLDS))
@@ -154,17 +157,7 @@ class CrossMoments:
             )
         if not len(x):
             raise ValueError("x and y have no rows; expected one row per token")
-        ids = (
-            list(documents.tolist())
-            if isinstance(documents, Tensor | np.ndarray)
-            else list(documents)
-        )
-        # One hash per document, not per row.
-        part_by_id = {
-            identifier: part_of(document_key(str(identifier), self.provenance.seed))
-            for identifier in set(ids)
-        }
-        parts = torch.tensor([part_by_id[identifier] for identifier in ids])
+        parts = torch.from_numpy(parts_of(document_keys(documents, self.provenance.seed)))
         (source_hook, target_hook) = self.pairs[0]
         self._make_ready({source_hook: x}, {target_hook: y})
         for part in parts.unique().tolist():
@@ -333,6 +326,11 @@ class CrossMoments:
     def n_fit(self) -> int:
         """Number of rows in the folds that fit."""
         return int(self.n[list(FIT_PARTS)].sum())
+
+    @property
+    def folds(self) -> pd.DataFrame:
+        """Number of documents (NA if unknown), tokens and share of tokens of each fold."""
+        return fold_table(self.provenance.part_documents, [int(n) for n in self.n])
 
     @property
     def n_bytes(self) -> int:
@@ -554,6 +552,7 @@ class CrossMoments:
         sums = {
             "tokens": self.n_tokens,
             "documents": origin.n_documents or None,
+            "longer than the cap": origin.n_capped or None,
             "pairs": len(self.pairs),
             "folds": f"{N_FOLDS} that fit ({self.n_fit:,} tokens), "
             f"{N_TEST_GROUPS} groups that test ({self.n_tokens - self.n_fit:,})",
@@ -561,7 +560,8 @@ class CrossMoments:
             "size": human_bytes(self.n_bytes),
             "corpus": origin.corpus or None,
         }
-        return card("CrossMoments", facts(models | sums))
+        folds = self.folds.rename(columns={"share": "share of tokens"}).reset_index()
+        return card("CrossMoments", facts(models | sums), table(folds))
 
 
 def _products(pairs: Sequence[HookPair], x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> Any:

@@ -9,11 +9,12 @@ Each field may also be passed as a keyword.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from lrt_lens._settings import Settings
+from lrt_lens.data._windows import MINIMUM_ROWS
 from lrt_lens.models._hook_points import Layers
 from lrt_lens.models._text_reader import SKIP_FIRST
 
@@ -34,7 +35,21 @@ class HarvestSettings(Settings):
     target_layers: Layers = "all"
     """Hook points of the target; ``"proportional"`` pairs equal relative depths."""
     n_tokens: int | None = 200_000
-    """Unmasked tokens after which no further document is read; None reads all documents."""
+    """Unmasked tokens after which no further document is read; None reads all documents. Each fold
+    gives a sixth of them, as far as its documents last.
+    """
+    max_document_tokens: int | Literal["auto"] | None = "auto"
+    """Largest number of unmasked tokens per document. ``"auto"``: a 200th of ``n_tokens``, at least
+    one window, and more only if the documents end before ``n_tokens``; None: no limit.
+    """
+    text_field: str | None = None
+    """Column of the texts in files and tables; None: ``text``, else ``messages`` (chats), else the
+    only column with texts.
+    """
+    group: Any = None
+    """Documents that share a fold (one book, one conversation): a column, one value per document,
+    or a function of a row; None: each document is on its own.
+    """
     context_length: int = 256
     """Tokens per window, BOS included; cut to the length that both models can read."""
     seed: int = 0
@@ -71,6 +86,7 @@ class HarvestSettings(Settings):
                 "expected a positive number, or None to read all documents"
             )
         refuse_short_windows(self.context_length, self.skip_first)
+        refuse_other_cap(self.max_document_tokens)
         if self.lag < 0:
             raise ValueError(
                 f"lag is {self.lag}; expected 0, or the number of rows by which "
@@ -90,4 +106,15 @@ def refuse_short_windows(context_length: int, skip_first: int = SKIP_FIRST) -> N
         raise ValueError(
             f"context_length is {context_length}; windows need at least {shortest} tokens, because "
             f"the first {skip_first} of each are masked"
+        )
+
+
+def refuse_other_cap(max_document_tokens: object) -> None:
+    """Raise ValueError unless the value is "auto", None, or enough tokens for a window."""
+    if max_document_tokens is None or max_document_tokens == "auto":
+        return
+    if not isinstance(max_document_tokens, int) or max_document_tokens < MINIMUM_ROWS:
+        raise ValueError(
+            f"max_document_tokens is {max_document_tokens!r}; expected 'auto', None, or at least"
+            f" {MINIMUM_ROWS} tokens"
         )

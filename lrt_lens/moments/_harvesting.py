@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from lrt_lens._settings import resolve, takes
 from lrt_lens.data._blocks import iterate_blocks, running_ahead
-from lrt_lens.data._documents import Documents
+from lrt_lens.data._documents import Documents, DocumentSource
 from lrt_lens.data._windows import Block, BlockPlan, Share, Window, shuffled_rows
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.models._far_norms import FarNorms
@@ -46,7 +46,7 @@ from lrt_lens.moments._plan import (
     null_kind,
     refuse_more_than_there_is,
 )
-from lrt_lens.moments._provenance import Provenance
+from lrt_lens.moments._provenance import BY_GROUP, Provenance
 from lrt_lens.moments.cache._manifest import Manifest
 from lrt_lens.moments.cache._writer import CacheWriter
 
@@ -59,7 +59,15 @@ OnBlock = Callable[[Block, list[Window], Streams, Streams], None]
 
 # Fields of a provenance that change while documents are read, or with the installed packages: two
 # runs may differ in them and still add to the same moments.
-_NOT_COMPARED = ("versions", "n_documents", "corpus", "stream", "aligned")
+_NOT_COMPARED = (
+    "versions",
+    "n_documents",
+    "corpus",
+    "stream",
+    "aligned",
+    "n_capped",
+    "part_documents",
+)
 
 
 @takes(HarvestSettings)
@@ -80,7 +88,7 @@ def harvest(
 
     Args:
         pair: source model and target model.
-        documents: texts, chats, a file or a dataset; see `lrt_lens.data._documents`.
+        documents: texts, chats, a file, a table or a data set; see `lrt_lens.data._documents`.
         settings: a `HarvestSettings`, whose fields are described there.
         checkpoint: folder for checkpoints. If it holds checkpoints of the same arguments and
             documents, the harvest resumes; `remove_checkpoints` removes them.
@@ -101,6 +109,9 @@ def harvest(
         ValueError: a setting is out of range, or the moments need more memory than is free.
     """
     settings = resolve(HarvestSettings, settings, options)
+    if isinstance(documents, DocumentSource):
+        source = DocumentSource.of(documents, settings.text_field, settings.group)
+        settings = replace(settings, text_field=source.text_field, group=source.group)
     run, share = settle(pair, settings=settings), Share(shard=settings.shard or (0, 1))
     cache_writer = (
         nullcontext() if cache is None else CacheWriter(cache, run.cache_manifest(cache_dtype))
@@ -145,6 +156,7 @@ def settle(
         ),
         skip_first=settings.skip_first,
         n_tokens=settings.n_tokens,
+        max_document_tokens=settings.max_document_tokens,
         block_rows=settings.block_rows,
         seed=settings.seed,
         lag=settings.lag,
@@ -157,6 +169,8 @@ def settle(
         moment_dtype=torch_dtype(settings.moment_dtype),
         shard=settings.shard,
         batch_tokens=settings.batch_tokens,
+        text_field=settings.text_field,
+        group=settings.group,
     )
 
 
@@ -173,6 +187,10 @@ class HarvestRun:
     shard: tuple[int, int] | None = None
     batch_tokens: int = 4096
     """Padded tokens per forward pass; it does not change the numbers and is not compared."""
+    text_field: str | None = None
+    """Column of the texts, as in `HarvestSettings`."""
+    group: Any = None
+    """Documents that share a fold, as in `HarvestSettings`."""
 
     @property
     def token_hook(self) -> str | None:
@@ -186,6 +204,7 @@ class HarvestRun:
             self.plan,
             {"source": self.models.source, "target": self.models.target},
             shard=self.shard,
+            has_groups=self.group is not None,
         )
 
     @property
@@ -245,7 +264,10 @@ class HarvestRun:
         progress: bool = True,
     ) -> tuple[CrossMoments, int]:
         """Return (moments of the blocks of ``share``, number of blocks in the whole stream)."""
+        source = DocumentSource.of(documents, self.text_field, self.group)
         moments, feed = self.begin(), _Feed(self, on_block, cache)
+        if source.group is not None:
+            moments.provenance = replace(moments.provenance, fold_rule=BY_GROUP)
         if checkpoint is not None:
             checkpoint.resume(moments, self.models.source.device)
         # Hash of the fingerprints of all blocks of the stream, in their order.
@@ -259,7 +281,7 @@ class HarvestRun:
             leave=False,
         )
         blocks = running_ahead(
-            iterate_blocks(documents, self.models.source, self.plan, target=self.models.target)
+            iterate_blocks(source, self.models.source, self.plan, target=self.models.target)
         )
         # `_saved` is the innermost context: an interrupt writes the checkpoint first, and then ends
         # the thread that reads documents.
@@ -346,7 +368,11 @@ class _Feed:
         with checkpoint.adding(block) if checkpoint else nullcontext():
             moments.add_block(block.part, x, y, pairing)
             moments.provenance = moments.provenance.with_documents(
-                block.n_documents, block.digest, block.aligned and block.aligned.counts
+                block.n_documents,
+                block.digest,
+                block.aligned and block.aligned.counts,
+                n_capped=block.n_capped,
+                part_documents=block.part_documents,
             )
         if checkpoint:
             checkpoint.write_if_due(moments)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens._files import opened_tensors, read_tensors
-from lrt_lens.data._documents import N_PARTS, PART_NAMES
+from lrt_lens.data._parts import N_PARTS, PART_NAMES
 from lrt_lens.errors import FileFormatError
 from lrt_lens.models._hook_points import SOURCE, TARGET, HookPair, hooks_of
 from lrt_lens.moments._provenance import Provenance

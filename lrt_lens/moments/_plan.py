@@ -32,7 +32,7 @@ import torch
 
 from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._settings import resolve, takes
-from lrt_lens.data._documents import N_PARTS
+from lrt_lens.data._parts import N_PARTS
 from lrt_lens.models._hook_points import (
     EMBED,
     SOURCE,

@@ -13,13 +13,24 @@ Limits: fields are empty for activations that a user adds, and an empty field is
 import json
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal
 
 from lrt_lens.data._windows import Aligned
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._identity import ModelIdentity
 
-_SAME_HARVEST = ("source", "target", "context_length", "skip_first", "chat_template", "seed", "lag")
+_SAME_HARVEST = (
+    "source",
+    "target",
+    "context_length",
+    "skip_first",
+    "chat_template",
+    "seed",
+    "lag",
+    "fold_rule",
+)
+BY_TEXT, BY_GROUP, BY_EXACT_TEXT = "normalised text", "group", "exact text"
+"""Rules that decide the fold of a document; files of earlier versions have the exact text."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,14 @@ class Provenance:
     """Numbers of (aligned positions, source tokens, target tokens) in these documents; None if both
     models read the same tokens.
     """
+    fold_rule: str = BY_TEXT
+    """Rule that decides the fold of a document: ``"normalised text"``, or ``"group"``."""
+    max_document_tokens: int | Literal["auto"] | None = None
+    """Largest number of tokens per document, as in `HarvestSettings`."""
+    n_capped: int = 0
+    """Number of documents that are longer than that."""
+    part_documents: tuple[int, ...] | None = None
+    """Number of documents of each part; None if it is not known."""
 
     def merged(self, other: "Provenance") -> "Provenance":
         """Return the provenance of two parts of one harvest together.
@@ -87,7 +106,11 @@ class Provenance:
     def with_documents_of(self, other: "Provenance") -> "Provenance":
         """Return this provenance with the documents of another part of the same harvest."""
         return self.with_documents(
-            other.n_documents, int(other.corpus, 16) if other.corpus else None, other.aligned
+            other.n_documents,
+            int(other.corpus, 16) if other.corpus else None,
+            other.aligned,
+            n_capped=other.n_capped,
+            part_documents=other.part_documents,
         )
 
     def with_documents(
@@ -95,10 +118,13 @@ class Provenance:
         n_documents: int,
         digest: int | None = None,
         aligned: tuple[int, int, int] | None = None,
+        *,
+        n_capped: int = 0,
+        part_documents: tuple[int, ...] | None = None,
     ) -> "Provenance":
         """Return this provenance with ``n_documents`` more documents.
 
-        ``digest`` is the sum of their hashes, ``aligned`` their counts as in the field.
+        ``digest`` is the sum of their hashes, the other arguments are counts as in the fields.
         """
         # Hashes are added, not chained, so that documents count the same in any order and shard.
         corpus = (
@@ -108,11 +134,38 @@ class Provenance:
         )
         if aligned is not None and self.aligned is not None:
             aligned = (Aligned(*self.aligned) + Aligned(*aligned)).counts
+        # Unknown parts make the sum unknown, unless there is no document to be in a part.
+        if not n_documents:
+            part_documents = self.part_documents
+        elif self.n_documents:
+            known = None not in (self.part_documents, part_documents)
+            counts = zip(self.part_documents or (), part_documents or (), strict=known)
+            part_documents = tuple(one + other for one, other in counts) if known else None
         return replace(
             self,
             n_documents=self.n_documents + n_documents,
             corpus=corpus,
             aligned=aligned or self.aligned,
+            n_capped=self.n_capped + n_capped,
+            part_documents=part_documents,
+        )
+
+    def refuse_other_folds(self, *, has_groups: bool) -> None:
+        """Raise `MismatchError` if documents would get other folds than in this harvest.
+
+        ``has_groups`` is True if the documents come with groups.
+        """
+        ours = BY_GROUP if has_groups else BY_TEXT
+        if self.fold_rule == ours:
+            return
+        remedies = {
+            BY_GROUP: "give the groups of the harvest: DocumentSource(documents, group=…)",
+            BY_TEXT: "leave the groups out, or harvest with them",
+        }
+        raise MismatchError(
+            f"the folds of this harvest were decided by {self.fold_rule}, those of these documents"
+            f" would be by {ours}, so that its test fold is not found; "
+            + remedies.get(self.fold_rule, "harvest and fit again with this version")
         )
 
     @property
@@ -142,7 +195,8 @@ class Provenance:
         for role in ("source", "target"):
             if fields.get(role) is not None:
                 fields[role] = ModelIdentity(**fields[role])
-        for name in ("shard", "aligned"):
+        fields.setdefault("fold_rule", BY_EXACT_TEXT)
+        for name in ("shard", "aligned", "part_documents"):
             if fields.get(name) is not None:
                 fields[name] = tuple(fields[name])
         return cls(**fields)

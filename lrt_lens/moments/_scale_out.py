@@ -49,6 +49,8 @@ _SAME_RUN = (
     "chat_template",
     "seed",
     "n_tokens",
+    "max_document_tokens",
+    "fold_rule",
     "source_dtype",
     "target_dtype",
     "stream",

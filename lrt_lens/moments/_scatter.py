@@ -31,7 +31,7 @@ import torch
 from einops import einsum, rearrange, reduce
 from torch import Tensor
 
-from lrt_lens.data._documents import N_PARTS
+from lrt_lens.data._parts import N_PARTS
 
 _BLOCK = 128
 """Columns per block of `gram` on a CPU."""

@@ -23,7 +23,6 @@ Limits: messages name the options of the command line, because only scripts use 
 
 import logging
 import os
-import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -35,6 +34,7 @@ import torch
 from lrt_lens.bundled._models import demo_pair
 from lrt_lens.bundled._saes import demo_sae
 from lrt_lens.bundled._texts import demo_documents
+from lrt_lens.data._document_files import KINDS
 from lrt_lens.data._documents import iterate_documents
 from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._identity import names_apart
@@ -75,8 +75,10 @@ class FigureOptions:
     sae: str | None = None
     """SAE of the source: a folder in SAELens' format; the bundled one by default."""
     documents: str | None = None
-    """Texts: a .txt, .jsonl or .jsonl.gz file, or a data set's name; the bundled ones by
-    default."""
+    """Texts: a .txt, .md, .jsonl, .json, .csv, .tsv or .parquet file, or a data set's name; the
+    bundled ones by default."""
+    text_field: str | None = None
+    """Column of the texts; by default 'text', or the only column with texts."""
     n_tokens: int = 120_000
     """Number of tokens of a harvest."""
     out: Path = Path("figures")
@@ -171,7 +173,7 @@ class FigureOptions:
             MissingInputError: the texts cannot be read, or there are none.
         """
         if os.path.isfile(name):
-            texts = _texts_of_file(name, option)
+            texts = _texts_of_file(name, option, self.text_field)
         else:
             # All options that count tokens, such as n_tokens and loss_tokens.
             needed = max(
@@ -180,11 +182,11 @@ class FigureOptions:
                 if field.name.endswith("tokens") and isinstance(field.default, int)
             )
             characters = max(LEAST_CHARACTERS, CHARACTERS_A_TOKEN * needed)
-            texts = list(_texts_of_data_set(name, option, characters))
+            texts = list(_texts_of_data_set(name, option, characters, self.text_field))
         if not texts:
             raise MissingInputError(
-                f"{option} {name!r}: no text in {os.path.abspath(name)!r}; give a .txt, .jsonl or "
-                ".jsonl.gz file with texts, or the name of a data set with a column 'text'"
+                f"{option} {name!r}: no text in {os.path.abspath(name)!r}; give a file with "
+                f"texts ({' '.join(KINDS)}), or the name of a data set"
             )
         return texts
 
@@ -262,30 +264,33 @@ class FigureOptions:
             ) from error
 
 
-def _texts_of_file(name: str, option: str) -> list[str]:
+def _texts_of_file(name: str, option: str, text_field: str | None) -> list[str]:
     try:
-        return list(iterate_documents(Path(name)))
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        return list(iterate_documents(Path(name), text_field=text_field))
+    # The readers raise ValueErrors that name the row and the remedy.
+    except (OSError, ValueError) as error:
+        remedy = str(error).replace("text_field= names", "--text-field names")
         raise MissingInputError(
-            f"{option} {name!r}: {os.path.abspath(name)!r} does not read as text "
-            f"({_first_line(error)}); give a .txt, .jsonl or .jsonl.gz file in UTF-8"
+            f"{option} {name!r}: {os.path.abspath(name)!r} does not read as text: {remedy}"
         ) from error
 
 
 @lru_cache(maxsize=1)
-def _texts_of_data_set(name: str, option: str, characters: int) -> tuple[str, ...]:
+def _texts_of_data_set(
+    name: str, option: str, characters: int, text_field: str | None
+) -> tuple[str, ...]:
     """Return the first texts of a data set that hold so many characters together.
 
     They are cached, because scripts ask for them more than once.
     """
     searched = f"{option} {name!r}: no file {os.path.abspath(name)!r}"
-    file_kinds = "give a .txt, .jsonl or .jsonl.gz file"
+    file_kinds = f"give a file ({' '.join(KINDS)})"
     if not name or any(map(str.isspace, name)):
         raise MissingInputError(f"{searched}; {file_kinds} or the name of a data set, not a text")
     texts: list[str] = []
     size = 0
     try:
-        for text in iterate_documents(name):
+        for text in iterate_documents(name, text_field=text_field):
             texts.append(text)
             size += len(text)
             if size >= characters:

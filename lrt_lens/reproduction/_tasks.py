@@ -8,9 +8,7 @@ labelled texts with seeded samples and splits.
 Limits: splits are not stratified by label.
 """
 
-import csv
 import importlib.util
-import io
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from lrt_lens.bundled._texts import demo_contrast, demo_documents
-from lrt_lens.data._documents import N_FOLDS, document_key, part_of, read_jsonl
+from lrt_lens.data._document_files import read_rows
+from lrt_lens.data._documents import is_missing
+from lrt_lens.data._parts import N_FOLDS, document_key, part_of
 from lrt_lens.reproduction._options import MissingInputError
 
 
@@ -63,9 +63,7 @@ def task_from_file(path: Path) -> Task:
             f"--task-file: no file at {str(path.absolute())!r}; "
             "give JSON Lines with 'text' and 'label'"
         )
-    rows = [
-        row for row in read_jsonl(path) if isinstance(row, dict) and row.get("label") is not None
-    ]
+    rows = [row for _, row in read_rows(path) if not is_missing(row.get("label"))]
     if not rows or not all(isinstance(row.get("text"), str) for row in rows):
         raise ValueError(
             f"{path} holds no rows with 'text' and 'label'; expected one such object per line"
@@ -111,14 +109,11 @@ def sae_probes_task(name: str) -> Task:
     """
     # The package is located, not imported: only its data files are read.
     spec = importlib.util.find_spec("sae_probes")
-    if spec is None or spec.origin is None or importlib.util.find_spec("zstandard") is None:
+    if spec is None or spec.origin is None:
         raise MissingInputError(
-            "--sae-probes: the packages sae-probes and zstandard are not both installed; "
-            "`pip install --no-deps sae-probes==0.4.2 zstandard` installs the data sets and their "
-            "reader"
+            "--sae-probes: the package sae-probes is not installed; "
+            "`pip install --no-deps sae-probes==0.4.2` installs the data sets"
         )
-    import zstandard  # pyright: ignore[reportMissingImports] (optional, as sae-probes itself is)
-
     folder = Path(spec.origin).parent / "data" / "cleaned_data"
     path = folder / f"{name}.csv.zst"
     if not path.is_file():
@@ -129,6 +124,5 @@ def sae_probes_task(name: str) -> Task:
             f"sae-probes has no data set {name!r}; it has {len(known)}, such as {list(known[:5])}: "
             "choose one of them"
         )
-    with open(path, "rb") as packed, zstandard.ZstdDecompressor().stream_reader(packed) as stream:
-        rows = list(csv.DictReader(io.StringIO(stream.read().decode("utf-8"))))
+    rows = [row for _, row in read_rows(path)]
     return Task(name, [row["prompt"] for row in rows], [row["target"] for row in rows])

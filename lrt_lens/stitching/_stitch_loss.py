@@ -50,7 +50,7 @@ from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, names_in_tables, note, table
 from lrt_lens._settings import Settings, resolve, takes
-from lrt_lens.data._documents import Documents
+from lrt_lens.data._documents import Documents, DocumentSource
 from lrt_lens.errors import HookPointError
 from lrt_lens.figures._stitch_loss import stitch_loss_figure
 from lrt_lens.models._belonging import map_ends, refuse_other_map
@@ -214,6 +214,10 @@ class StitchLossSettings(Settings):
     """Documents to read: ``"test"`` only those of the harvest's test fold, which follows from its
     seed and the text; ``"all"`` every document, for text that was not used in the fit.
     """
+    text_field: str | None = None
+    """Column of the texts in files and tables, as in `HarvestSettings`."""
+    group: Any = None
+    """Documents that share a fold, as in the harvest of the stitch."""
     seed: int = 0
     """Seed of the bootstraps."""
 
@@ -279,7 +283,8 @@ def evaluate_stitch_loss(
     token_arms = _token_maps(pair, stitch, token_maps)
     ends = {"A": End(pair.source, stitch.source_hook), "B": End(pair.target, stitch.target_hook)}
     length = min(settings.context_length, pair.context_length)
-    windows = read_windows(pair, stitch, documents, settings.n_tokens, length, settings.folds)
+    source = DocumentSource.of(documents, settings.text_field, settings.group)
+    windows = read_windows(pair, stitch, source, settings.n_tokens, length, settings.folds)
     arms = _arms(stitch, settings.routes, settings.controls, token_arms, others)
     tally = Tally(1 + max(window.document for window in windows))
     work = list(batches(windows, pair.source, pair.target))

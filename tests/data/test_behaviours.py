@@ -72,7 +72,7 @@ def test_items_without_two_different_answers_are_refused(
 
 
 def test_a_line_that_is_no_item_is_refused(tmp_path: Path, unchecked: None) -> None:
-    with pytest.raises(ValueError, match="line 1 lacks"):
+    with pytest.raises(ValueError, match="line 1 (lacks|is a list)"):
         behaviour_items(written(tmp_path, [["question"]]))
 
 

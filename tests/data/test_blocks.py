@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from lrt_lens.data import (
     BlockPlan,
     cut_windows,
     document_key,
+    exact_key,
     iterate_blocks,
     part_of,
 )
 from lrt_lens.data._blocks import Corpus, WindowCutter
-from lrt_lens.data._documents import N_TEST_GROUPS, PART_NAMES
+from lrt_lens.data._parts import N_TEST_GROUPS, PART_NAMES
 from lrt_lens.data._windows import Window, shuffled_rows
 from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.models import HookedModel
@@ -147,12 +149,15 @@ def test_blocks_are_numbered_and_count_each_document_where_it_begins(
 ) -> None:
     assert [block.index for block in blocks] == list(range(len(blocks)))
     assert sum(block.n_documents for block in blocks) == len(corpus)
-    keys = [document_key(text, 0) for text in corpus]
-    assert sum(block.digest for block in blocks) % 2**64 == sum(keys) % 2**64
+    hashes = {document_key(text, 0): exact_key(text, 0) for text in corpus}
+    assert sum(block.digest for block in blocks) % 2**64 == sum(hashes.values()) % 2**64
     seen: set[int] = set()
     for block in blocks:
         begun = {window.document for window in block.windows} - seen
-        assert (block.n_documents, block.digest) == (len(begun), sum(begun) % 2**64)
+        assert (block.n_documents, block.digest) == (
+            len(begun),
+            sum(hashes[key] for key in begun) % 2**64,
+        )
         seen |= begun
     assert any(
         block.n_documents < len({window.document for window in block.windows}) for block in blocks
@@ -192,17 +197,25 @@ def test_a_fingerprint_tells_blocks_apart(blocks: list[Block]) -> None:
     assert Block(first.part, list(first.windows)).fingerprint == first.fingerprint
 
 
-def test_no_further_document_is_taken_once_there_are_enough_tokens(
+def test_no_further_document_is_read_once_every_fold_has_its_share(
     corpus: list[str], model: HookedModel
 ) -> None:
-    counted = Corpus()
-    list(iterate_blocks(iter(corpus), model, BlockPlan(n_tokens=2000), counted))
-    rows = [
-        sum(len(w.rows) for w in cut_windows(ids, 0, model, BlockPlan()))
-        for ids in model.encode_bodies(corpus)
-    ]
-    n = counted.n_documents
-    assert sum(rows[: n - 1]) < 2000 <= sum(rows[:n]) == counted.n_rows
+    counted, read = Corpus(), list[str]()
+
+    def stream() -> Iterator[str]:
+        for text in corpus:
+            read.append(text)
+            yield text
+
+    list(iterate_blocks(stream(), model, BlockPlan(n_tokens=2000, context_length=24), counted))
+    table = counted.folds.table
+    # A fold ends with the window that fills its sixth.
+    assert table["tokens"].between(2000 / 6, 2000 / 6 + 24).all()
+    assert (table["tokens"].sum(), table["documents"].sum()) == (
+        counted.n_rows,
+        counted.n_documents,
+    )
+    assert len(read) < len(corpus)
 
 
 def test_documents_too_short_are_skipped_counted_and_mentioned(

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import pandas as pd
+import pyarrow
 import pytest
 
-from lrt_lens.data import document_key, iterate_documents
-from lrt_lens.data._documents import read_jsonl
+from lrt_lens.data import DocumentSource, iterate_documents, read_rows
+from lrt_lens.data._documents import DocumentReader
 
 TEXTS = ["the cat sat", "the dog ran\nand ran", "naïve 日本"]
 
@@ -53,7 +56,7 @@ def test_rows_with_a_text_field_are_read() -> None:
 def test_json_lines_are_read_gzipped_or_not(tmp_path: Path, name: str, as_string: bool) -> None:
     path = write_jsonl(tmp_path / name, [{"text": text} for text in TEXTS])
     assert list(iterate_documents(str(path) if as_string else path)) == TEXTS
-    assert read_jsonl(path) == [{"text": text} for text in TEXTS]
+    assert [row for _, row in read_rows(path)] == [{"text": text} for text in TEXTS]
 
 
 def test_a_text_file_holds_a_document_a_paragraph(tmp_path: Path) -> None:
@@ -76,12 +79,70 @@ def test_a_streamed_data_set_is_read() -> None:
     )
 
 
-def test_a_data_set_without_a_text_column_names_those_it_has() -> None:
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_only_column_with_texts_is_found(streamed: bool) -> None:
+    data = datasets.Dataset.from_dict({"label": [0, 1, 2], "content": TEXTS})
+    assert list(iterate_documents(data.to_iterable_dataset() if streamed else data)) == TEXTS
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_several_columns_with_texts_are_named_and_one_is_asked_for(streamed: bool) -> None:
+    data = datasets.Dataset.from_dict({"title": ["a", "b", "c"], "content": TEXTS})
+    data = data.to_iterable_dataset() if streamed else data
     with pytest.raises(
         ValueError,
-        match=r"the data set has columns \['content', 'label'\]; expected 'text': rename one",
+        match=r"has the columns \['title', 'content'\], 2 of them with texts .*; text_field= names",
     ):
-        list(iterate_documents(datasets.Dataset.from_dict({"content": TEXTS, "label": [0, 1, 2]})))
+        list(iterate_documents(data))
+    assert list(iterate_documents(data, text_field="content")) == TEXTS
+    with pytest.raises(ValueError, match=r"text_field is 'body', and .* has the columns \['title'"):
+        list(iterate_documents(data, text_field="body"))
+
+
+def test_a_source_names_the_column_wherever_documents_are_taken() -> None:
+    rows = [{"title": "a", "content": text} for text in TEXTS]
+    assert list(iterate_documents(DocumentSource(rows, text_field="content"))) == TEXTS
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        lambda frame: frame,
+        lambda frame: frame.set_index(pd.Index([7, 7, 3])),
+        lambda frame: frame.astype({"content": object}),
+        lambda frame: frame.astype({"content": "category"}),
+        lambda frame: pyarrow.Table.from_pandas(frame),
+        lambda frame: frame["content"].set_axis([9, 8, 9]),
+        lambda frame: frame["content"].to_numpy(dtype=object),
+        lambda frame: frame["content"].to_numpy(dtype=str),
+        lambda frame: pyarrow.array(frame["content"]),
+        lambda frame: frame.to_dict("records"),
+        lambda frame: (row for row in frame.to_dict("records")),
+    ],
+)
+def test_tables_arrays_and_columns_in_memory_are_read(table: Any) -> None:
+    frame = pd.DataFrame({"label": [0, 1, 2], "content": TEXTS})
+    assert list(iterate_documents(table(frame))) == TEXTS
+
+
+def test_a_table_of_two_dimensions_is_no_list_of_texts() -> None:
+    with pytest.raises(ValueError, match="an array of 2 dimensions; expected one"):
+        list(iterate_documents(np.array([TEXTS, TEXTS])))
+
+
+def test_missing_and_blank_texts_are_left_out() -> None:
+    frame = pd.DataFrame({"text": ["one", None, float("nan"), "", " \n", pd.NA, "two"]})
+    for documents in (frame, frame["text"], frame["text"].tolist(), frame.to_dict("records")):
+        assert list(iterate_documents(documents)) == ["one", "two"]
+
+
+def test_lone_surrogates_are_replaced_with_a_warning_and_pairs_are_joined(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    texts = ["fine 😀", "a \ud83d b", "joined \ud83d\ude00", "\udce9"]
+    assert list(iterate_documents(texts)) == ["fine 😀", "a \ufffd b", "joined 😀", "\ufffd"]
+    [record] = caplog.records
+    assert record.getMessage().startswith("document 1 holds a lone surrogate")
 
 
 def test_all_splits_at_once_are_refused() -> None:
@@ -127,15 +188,16 @@ def test_a_chat_without_a_template_is_refused_with_its_index(tokenizer: Any, row
 
 
 @pytest.mark.parametrize(
-    "row", [3, None, b"bytes", {"content": "x"}, {"text": 7}, ["a", "b"], [], [{"role": "user"}]]
+    "row", [3, b"bytes", {"a": "x", "b": "y"}, {"text": 7}, ["a", "b"], [], [{"role": "user"}]]
 )
 def test_what_is_no_document_is_named_with_its_index(row: Any) -> None:
-    with pytest.raises(
-        ValueError,
-        match=rf"document 2 is a {type(row).__name__} \(.*expected a text, a row with 'text',"
-        rf" or a chat",
-    ):
+    with pytest.raises(ValueError, match=r"document 2 .*(expected a text|text_field= names)"):
         list(iterate_documents(["fine", "fine", row]))
+
+
+def test_a_column_for_texts_without_columns_is_refused() -> None:
+    with pytest.raises(ValueError, match="document 0 is a str .* without columns; text_field="):
+        list(iterate_documents(TEXTS, text_field="text"))
 
 
 @pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.jsonl.gz"])
@@ -155,15 +217,94 @@ def test_a_bad_line_is_named_with_its_file_and_number(tmp_path: Path, name: str)
 
 @pytest.mark.parametrize(
     "name",
-    ["no-such-file.jsonl", "no such file.jsonl", "no-such-file.jsonl.gz", "no-such-file.txt"],
+    [
+        "no-such-file.jsonl",
+        "no such file.jsonl",
+        "no such file.JSONL.GZ",
+        "no-such-file.csv.zst",
+        "no such file.txt",
+        "no such file.docx",
+        "no such file",
+    ],
 )
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_missing_file_is_not_taken_for_text(tmp_path: Path, name: str, kind: type) -> None:
     with pytest.raises(
         ValueError,
-        match=r"no file at .*no.such.file.*; give a .txt, .jsonl or .jsonl.gz file that exists",
+        match=r"no file at .*no.such.file.*; give a .txt .md .* file that exists .*or \[text\] for",
     ):
         list(iterate_documents(kind(tmp_path / name)))
+
+
+@pytest.mark.parametrize("text", ["~/no such corpus", "data/no such.pdf", "C:\\\\my corpus"])
+def test_what_looks_like_a_path_is_not_taken_for_text(text: str) -> None:
+    with pytest.raises(ValueError, match="no file at"):
+        list(iterate_documents(text))
+
+
+def test_texts_that_mention_files_are_texts() -> None:
+    for text in ("see https://example.org/page.html", "he and/or she went home.", "a\n/b.csv"):
+        assert list(iterate_documents(text)) == [text]
+
+
+def test_names_of_files_in_a_list_are_refused_and_paths_are_read(tmp_path: Path) -> None:
+    paths = [write_jsonl(tmp_path / f"{k}.jsonl", [{"text": text}]) for k, text in enumerate(TEXTS)]
+    with pytest.raises(ValueError, match="document 0 is .*0.jsonl', the name of a file; give"):
+        list(iterate_documents([str(path) for path in paths]))
+    assert list(iterate_documents(["first", *paths, "last"])) == ["first", *TEXTS, "last"]
+
+
+def test_a_folder_and_a_pattern_are_read_in_the_order_of_names(tmp_path: Path) -> None:
+    for k, text in reversed(list(enumerate(TEXTS))):
+        write_jsonl(tmp_path / f"{k}.jsonl", [{"text": text}])
+    for documents in (tmp_path, str(tmp_path), str(tmp_path / "*.jsonl")):
+        assert list(iterate_documents(documents)) == TEXTS
+    (tmp_path / "README.md").write_text("A card.")
+    with pytest.raises(ValueError, match=r"holds files of several kinds \(.jsonl, .md\); expected"):
+        list(iterate_documents(tmp_path))
+    with pytest.raises(ValueError, match=r"no file matches .*\*.csv'; give a pattern"):
+        list(iterate_documents(str(tmp_path / "*.csv")))
+
+
+def test_a_folder_that_datasets_saved_is_loaded_by_it(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(str(tmp_path / "saved"))
+    assert list(iterate_documents(tmp_path / "saved")) == TEXTS
+
+
+def test_an_existing_file_of_an_unknown_kind_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "my corpus.html"
+    path.write_text("<p>the cat sat</p>")
+    for documents in (path, str(path)):
+        with pytest.raises(ValueError, match=r"my corpus.html is of no known kind; expected"):
+            list(iterate_documents(documents))
+
+
+# ------------------------------------------------------------------------------------------- groups
+
+
+def read_groups(documents: Any, group: Any) -> list[Any]:
+    return [one.group for one in DocumentReader(DocumentSource(documents, group=group))]
+
+
+def test_groups_are_a_column_a_list_or_a_function() -> None:
+    rows = [{"text": text, "book": k % 2} for k, text in enumerate(TEXTS)]
+    assert read_groups(rows, "book") == [0, 1, 0]
+    assert read_groups(pd.DataFrame(rows), "book") == [0, 1, 0]
+    assert read_groups(TEXTS, ["a", "b", "a"]) == ["a", "b", "a"]
+    assert read_groups(["x", None, "y"], ["a", "b", "c"]) == ["a", "c"]  # one per row
+    assert read_groups(rows, lambda row: row["text"][:5]) == ["the c", "the d", "naïve"]
+
+
+def test_documents_without_a_group_are_refused() -> None:
+    rows = [{"text": "one", "book": 1}, {"text": "two", "book": None}]
+    with pytest.raises(ValueError, match="document 1 has no group: the column 'book' has no value"):
+        read_groups(rows, "book")
+    with pytest.raises(ValueError, match=r"group is 'author', and .* has the columns"):
+        read_groups(pd.DataFrame(rows), "author")
+    with pytest.raises(ValueError, match="document 2 has no group: group has no value for it"):
+        read_groups(TEXTS, ["a", "b"])
+    with pytest.raises(ValueError, match="group has more values than there are documents"):
+        read_groups(TEXTS, ["a", "b", "c", "d"])
 
 
 def test_a_name_that_is_neither_file_nor_data_set_says_so() -> None:
@@ -171,12 +312,3 @@ def test_a_name_that_is_neither_file_nor_data_set_says_so() -> None:
         ValueError, match=r"'no-such/data-set' is neither a file nor a data set that loads"
     ):
         list(iterate_documents("no-such/data-set"))
-
-
-# --------------------------------------------------------------------------------------------- keys
-
-
-def test_a_documents_key_depends_on_its_text_and_the_seed_alone() -> None:
-    # Fixed numbers: with other keys, documents of earlier harvests would change their folds.
-    assert document_key("the cat sat", 0) == 4895119469390227121
-    assert len({document_key(text, seed) for text in TEXTS for seed in (0, 1)}) == 6

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lrt_lens.data import BlockPlan, cut_windows, document_key
+from lrt_lens.data import BlockPlan, cut_windows, document_key, exact_key
 from lrt_lens.errors import HookPointError, NonFiniteError, TooFewDocumentsError
 from lrt_lens.models import HookedModel, ModelPair
 from lrt_lens.moments import FIT_PARTS, TEST_PARTS, CrossMoments, harvest
@@ -238,7 +238,7 @@ def test_what_was_read_is_written_down(
         provenance.n_documents,
     ) == (24, 4, 0, 150)
     assert provenance.chat_template is None
-    assert int(provenance.corpus, 16) == sum(document_key(text, 0) for text in corpus) % 2**64
+    assert int(provenance.corpus, 16) == sum(exact_key(text, 0) for text in corpus) % 2**64
     assert provenance.versions["torch"] == torch.__version__
 
 

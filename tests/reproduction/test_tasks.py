@@ -53,16 +53,14 @@ def test_a_file_without_labels_is_refused(tmp_path: Path) -> None:
 
 def test_rows_that_are_no_objects_are_refused(tmp_path: Path, unchecked: None) -> None:
     (tmp_path / "list.jsonl").write_text('["good", 1]')
-    with pytest.raises(ValueError, match="'label'"):
+    with pytest.raises(ValueError, match="line 1 is a list .*; expected an object"):
         task_from_file(tmp_path / "list.jsonl")
 
 
-def test_packages_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
-    for gone in ("sae_probes", "zstandard"):
-        monkeypatch.setattr(
-            "importlib.util.find_spec",
-            lambda name, gone=gone: None if name == gone else found("json"),
-        )
-        with pytest.raises(MissingInputError, match=r"--sae-probes: .*pip install"):
-            sae_probes_task("any")
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "sae_probes" else found("json")
+    )
+    with pytest.raises(MissingInputError, match=r"--sae-probes: .*pip install"):
+        sae_probes_task("any")

@@ -26,7 +26,8 @@ from torch import Tensor
 from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._repr_html import card, note, table
 from lrt_lens.adapters.saes.codes._moments import CodePasses, check_sae, encode
-from lrt_lens.data._documents import N_FOLDS, N_PARTS, Documents
+from lrt_lens.data._documents import Documents
+from lrt_lens.data._parts import N_FOLDS, N_PARTS
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures._single_features import matches_figure
 from lrt_lens.models._pair import ModelPair

@@ -50,7 +50,7 @@ from lrt_lens.adapters.saes._training import (
     tokens_to,
     train_sae,
 )
-from lrt_lens.data._documents import Documents
+from lrt_lens.data._documents import Documents, DocumentSource
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures._sae import initialisation_figure, savings_figure
 from lrt_lens.models._pair import ModelPair
@@ -283,6 +283,8 @@ def rows_of(
             )
         rows.refuse_foreign(stitch.ends_in(pair.source.identity, pair.target.identity)[1])
     else:
+        has_groups = DocumentSource.of(documents).group is not None
+        stitch.provenance.refuse_other_folds(has_groups=has_groups)
         trained = [length for length in map(trained_context, saes) if length is not None]
         rows = SAERows.from_documents(
             pair.target,

@@ -24,7 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lrt_lens.data._blocks import iterate_blocks
-from lrt_lens.data._documents import N_FOLDS, N_PARTS, Documents
+from lrt_lens.data._documents import Documents, DocumentSource
+from lrt_lens.data._parts import N_FOLDS, N_PARTS
 from lrt_lens.data._windows import BlockPlan
 from lrt_lens.errors import NonFiniteError, TooFewDocumentsError
 from lrt_lens.models._belonging import Origin, refuse_foreign
@@ -102,7 +103,7 @@ class SAERows:
             ValueError: ``documents`` is an iterator.
             TooFewDocumentsError: no document is held out.
         """
-        if iter_is_self(documents):
+        if iter_is_self(DocumentSource.of(documents).documents):
             raise ValueError(
                 "documents is an iterator, which can be read only once; give a list of texts, a "
                 # The documents are read once per epoch and once more for the held-out rows.

@@ -38,7 +38,7 @@ from lrt_lens.adapters.saes._compatibility import (
     require_sae,
 )
 from lrt_lens.adapters.saes._rows import BUFFER_ROWS, SAERows, refuse_non_finite
-from lrt_lens.data._documents import Documents
+from lrt_lens.data._documents import Documents, DocumentSource
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures._sae import training_figure
 from lrt_lens.models._belonging import Origin
@@ -82,6 +82,10 @@ class SAETrainingSettings(Settings):
     """Number of rows of the history; half of them are spaced evenly in log tokens."""
     seed: int = 0
     """Seed of the weights, the order of rows, and the split of documents."""
+    text_field: str | None = None
+    """Column of the texts in files and tables, as in `HarvestSettings`."""
+    group: Any = None
+    """Documents that share a fold, as in `HarvestSettings`."""
 
 
 @dataclass(frozen=True)
@@ -346,8 +350,9 @@ def _rows(
             "documents need a model and a hook point: train_sae(model, documents, at=3); or give "
             "SAERows"
         )
+    source = DocumentSource.of(documents, run.text_field, run.group)
     return SAERows.from_documents(
-        model, documents, at=at, context_length=run.context_length, seed=run.seed
+        model, source, at=at, context_length=run.context_length, seed=run.seed
     )
 
 

@@ -433,7 +433,9 @@ class ActivationCache:
         # As in a harvest: the source's embedding stands for token identity.
         token_hook = EMBED if EMBED in self.source_hooks else None
         # Documents are counted again while the blocks are added.
-        provenance = replace(manifest.provenance, n_documents=0, corpus="")
+        provenance = replace(
+            manifest.provenance, n_documents=0, corpus="", n_capped=0, part_documents=None
+        )
         return CrossMoments(stored, token_hook, moment_dtype, null, provenance)
 
     def __getitem__(self, hook_pair: HookPair) -> "CachedPair":
@@ -538,7 +540,10 @@ def _add_shard(moments: CrossMoments, shard: Shard, *, has_tokens: bool) -> Iter
         moments.add_block(block.part, _float_rows(x, rows), _float_rows(y, rows), pairing)
         # Rows that were added without tokens have no text, so there is no hash of a corpus.
         moments.provenance = moments.provenance.with_documents(
-            block.n_documents, block.digest if has_tokens else None
+            block.n_documents,
+            block.digest if has_tokens else None,
+            n_capped=block.n_capped,
+            part_documents=block.part_documents if has_tokens else None,
         )
         yield block.n_rows
 

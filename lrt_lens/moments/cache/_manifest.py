@@ -33,6 +33,8 @@ _SAME_RUN = (
     "source_dtype",
     "target_dtype",
     "n_tokens",
+    "max_document_tokens",
+    "fold_rule",
     "shard",
 )
 _SAME_CACHE = ("dtype", "pairs", "token_hook", "block_rows", "has_tokens")

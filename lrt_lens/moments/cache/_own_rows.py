@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrt_lens.data._documents import document_key, part_of
 from lrt_lens.data._windows import Block, Window
 from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._provenance import Provenance, package_versions
+from lrt_lens.moments._row_keys import document_keys, parts_of
 from lrt_lens.moments.cache._manifest import Manifest
 from lrt_lens.moments.cache._shard import byte_sum
 from lrt_lens.moments.cache._writer import CacheWriter, refuse_other_dtype
@@ -88,25 +88,6 @@ def add_own_rows(
             _add_block(
                 writer, hook_pair, part, keys[rows], x[index.to(x.device)], y[index.to(y.device)]
             )
-
-
-def document_keys(documents: Sequence[Any] | Tensor | np.ndarray, seed: int) -> np.ndarray:
-    """Return the key of the document of each row, [row] of uint64, from the ids of documents.
-
-    Keys and parts are those of `CrossMoments.from_activations`.
-    """
-    ids = (
-        list(documents.tolist()) if isinstance(documents, Tensor | np.ndarray) else list(documents)
-    )
-    key_by_id = {identifier: document_key(str(identifier), seed) for identifier in set(ids)}
-    return np.array([key_by_id[identifier] for identifier in ids], dtype=np.uint64)
-
-
-def parts_of(keys: np.ndarray) -> np.ndarray:
-    """Return the part of each row, [row], from the keys of its document."""
-    # `part_of` once per document, not per row.
-    distinct, inverse = np.unique(keys, return_inverse=True)
-    return np.array([part_of(int(key)) for key in distinct])[inverse]
 
 
 def _add_block(

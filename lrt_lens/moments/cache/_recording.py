@@ -11,13 +11,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from tqdm.auto import tqdm
 
 from lrt_lens._settings import Settings
 from lrt_lens.data._blocks import iterate_blocks, running_ahead
-from lrt_lens.data._documents import Documents
+from lrt_lens.data._documents import Documents, DocumentSource
 from lrt_lens.data._windows import BlockPlan
 from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.models._hook_points import Layers, resolve_layers
@@ -29,7 +30,7 @@ from lrt_lens.moments._block_rows import (
     provenance_of,
     window_length,
 )
-from lrt_lens.moments._harvest_settings import refuse_short_windows
+from lrt_lens.moments._harvest_settings import refuse_other_cap, refuse_short_windows
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._rank_lock import RankLock
 from lrt_lens.moments.cache._manifest import (
@@ -63,6 +64,12 @@ class RecordSettings(Settings):
 
     n_tokens: int | None = 200_000
     """Unmasked tokens after which no further document is read; None reads all documents."""
+    max_document_tokens: int | Literal["auto"] | None = "auto"
+    """Largest number of unmasked tokens per document, as in `HarvestSettings`."""
+    text_field: str | None = None
+    """Column of the texts in files and tables, as in `HarvestSettings`."""
+    group: Any = None
+    """Documents that share a fold, as in `HarvestSettings`."""
     context_length: int = 256
     """Tokens per window, BOS included; cut to the length that the model can read."""
     dtype: str = "bfloat16"
@@ -77,6 +84,7 @@ class RecordSettings(Settings):
     def __post_init__(self) -> None:
         refuse_other_dtype(self.dtype)
         refuse_short_windows(self.context_length)
+        refuse_other_cap(self.max_document_tokens)
 
 
 def record_documents(
@@ -92,13 +100,15 @@ def record_documents(
     """Write a cache of one model; see `ActivationCache.from_model`."""
     refuse_other_role(role)
     names = resolve_layers(hooks, model)
+    source = DocumentSource.of(documents, settings.text_field, settings.group)
     plan = BlockPlan(
         context_length=window_length(settings.context_length, model),
         n_tokens=settings.n_tokens,
+        max_document_tokens=settings.max_document_tokens,
         seed=settings.seed,
     )
     manifest = Manifest(
-        _provenance(folder, model, role, plan),
+        _provenance(folder, model, role, plan, has_groups=source.group is not None),
         settings.dtype,
         streams={},
         block_rows=plan.block_rows,
@@ -114,7 +124,7 @@ def record_documents(
     with (
         CacheWriter(folder, manifest, shard_bytes=settings.shard_bytes) as writer,
         bar,
-        running_ahead(iterate_blocks(documents, model, plan)) as blocks,
+        running_ahead(iterate_blocks(source, model, plan)) as blocks,
     ):
         for block in blocks:
             # A call that resumes skips the blocks of complete shards.
@@ -258,8 +268,10 @@ def _refuse_other_tokens(reader: ModelIdentity, model: HookedModel, folder: Path
             )
 
 
-def _provenance(folder: Path, model: HookedModel, role: str, plan: BlockPlan) -> Provenance:
-    provenance = provenance_of(plan, {role: model})
+def _provenance(
+    folder: Path, model: HookedModel, role: str, plan: BlockPlan, *, has_groups: bool
+) -> Provenance:
+    provenance = provenance_of(plan, {role: model}, has_groups=has_groups)
     if (folder / MANIFEST_NAME).is_file():
         # The other model may have been recorded before this call resumed; keep its fields.
         stored, other = read_manifest(folder).provenance, "target" if role == "source" else "source"

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from lrt_lens.data._documents import N_FOLDS, N_PARTS, N_TEST_GROUPS
+from lrt_lens.data._parts import N_FOLDS, N_PARTS, N_TEST_GROUPS
 
 _STEPS = 10_000
 """Number of values among which the validation share is rounded: 0.01 % each."""

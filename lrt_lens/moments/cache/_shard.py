@@ -3,7 +3,7 @@
 Rows lie block by block, and within a block window by window. Names of the tensors:
 
     source/{hook}, target/{hook}                       [row, d]
-    blocks/index|fingerprint|part|rows|windows|documents|digest     [block]
+    blocks/index|fingerprint|part|rows|windows|documents|digest|capped     [block]
     windows/document|length|rows                       [window]: key, tokens, unmasked tokens
     tokens/id [token], rows/position [row]             if the cache has tokens
 
@@ -33,6 +33,16 @@ from lrt_lens.moments.cache._manifest import CACHE_SCHEMA, ShardRecord, file_pro
 
 _WORD, _LINE, _PAGE = 8, 64, 4096
 """Bytes of a 64-bit integer, of the start of a page that a quick check reads, and of a page."""
+_BLOCK_COLUMNS = (
+    "index",
+    "fingerprint",
+    "part",
+    "rows",
+    "windows",
+    "documents",
+    "digest",
+    "capped",
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,9 @@ class BlockTable:
     documents: np.ndarray
     """Number of documents that begin in each block [block]."""
     digest: np.ndarray
-    """Sum of the keys of these documents modulo 2⁶⁴, uint64 [block]."""
+    """Sum of the hashes of these documents modulo 2⁶⁴, uint64 [block]."""
+    capped: np.ndarray
+    """Number of these documents that are longer than the cap of tokens per document [block]."""
     window_document: np.ndarray
     """Key of the document of each window, uint64 [window]."""
     window_length: np.ndarray
@@ -84,6 +96,7 @@ class BlockTable:
             windows=whole([len(order) for _, _, order in blocks]),
             documents=whole([block.n_documents for block, _, _ in blocks]),
             digest=unsigned([block.digest for block, _, _ in blocks]),
+            capped=whole([block.n_capped for block, _, _ in blocks]),
             window_document=unsigned([window.document for window in windows]),
             window_length=whole([len(window.ids) for window in windows]),
             window_rows=whole([len(window.rows) for window in windows]),
@@ -91,8 +104,7 @@ class BlockTable:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the columns as tensors, by their names in a file."""
-        block_level = ("index", "fingerprint", "part", "rows", "windows", "documents", "digest")
-        named = {f"blocks/{name}": getattr(self, name) for name in block_level}
+        named = {f"blocks/{name}": getattr(self, name) for name in _BLOCK_COLUMNS}
         named |= {
             f"windows/{name}": getattr(self, f"window_{name}")
             for name in ("document", "length", "rows")
@@ -110,6 +122,8 @@ class BlockTable:
         # Keys are stored with the bits of int64; see `tensors`.
         for name in ("digest", "window_document"):
             numbers[name] = numbers[name].view(np.uint64)
+        # Shards of earlier versions, which had no cap, lack this column.
+        numbers.setdefault("capped", np.zeros_like(numbers["index"]))
         return cls(**numbers)
 
 
@@ -169,6 +183,7 @@ class Shard:
                     index=int(table.index[k]),
                     n_documents=int(table.documents[k]),
                     digest=int(table.digest[k]),
+                    n_capped=int(table.capped[k]),
                 ),
                 slice(start, row),
                 order,

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from lrt_lens.errors import HookPointError, NonFiniteError
 from lrt_lens.models._hook_points import HookPair
+from lrt_lens.moments._row_keys import document_keys, parts_of
 from lrt_lens.moments.cache._activation_cache import ActivationCache
-from lrt_lens.moments.cache._own_rows import document_keys, parts_of
 from lrt_lens.moments.cache._selection import RowSelection
 from lrt_lens.moments.cache._shard import byte_sum
 

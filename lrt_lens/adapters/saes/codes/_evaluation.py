@@ -33,7 +33,8 @@ from lrt_lens._repr_html import card, table
 from lrt_lens.adapters.saes.codes._code_map import CodeMap, encode_states
 from lrt_lens.adapters.saes.codes._moments import CodePasses, check_sae, encode
 from lrt_lens.adapters.vectors._agreement import steering_agreement
-from lrt_lens.data._documents import N_FOLDS, N_TEST_GROUPS, Documents
+from lrt_lens.data._documents import Documents
+from lrt_lens.data._parts import N_FOLDS, N_TEST_GROUPS
 from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.figures._code_map import code_map_figure
 from lrt_lens.models._belonging import refuse_other_map

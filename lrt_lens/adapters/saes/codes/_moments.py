@@ -31,7 +31,8 @@ from tqdm.auto import tqdm
 
 from lrt_lens.adapters.saes._compatibility import refuse_foreign_sae, require_sae
 from lrt_lens.data._blocks import iterate_blocks
-from lrt_lens.data._documents import N_FOLDS, Documents
+from lrt_lens.data._documents import Documents, DocumentSource
+from lrt_lens.data._parts import N_FOLDS
 from lrt_lens.data._windows import Block, BlockPlan
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.models._hooked_model import HookedModel
@@ -286,7 +287,7 @@ class CodePasses:
     """Show progress bars."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.documents, Iterator):
+        if isinstance(DocumentSource.of(self.documents).documents, Iterator):
             raise TypeError(
                 f"documents is a {type(self.documents).__name__}, which can be read once, and they "
                 "are read twice; give a list, a file or a data set"
@@ -297,6 +298,8 @@ class CodePasses:
                 "documents"
             )
         self.stitch.check(self.pair.source, self.pair.target)
+        has_groups = DocumentSource.of(self.documents).group is not None
+        self.stitch.provenance.refuse_other_folds(has_groups=has_groups)
 
     def blocks(self, parts: Sequence[int], what: str) -> Iterator[Block]:
         """Blocks of the documents in ``parts``, in the order of the documents."""
@@ -309,6 +312,7 @@ class CodePasses:
             ),
             skip_first=self.stitch.skip_first,
             n_tokens=self.n_tokens,
+            max_document_tokens="auto",
             seed=self.stitch.provenance.seed,
         )
         blocks = iterate_blocks(self.documents, self.pair.source, plan, target=self.pair.target)

@@ -61,9 +61,10 @@ from lrt_lens.adapters.saes.features._semantics import (
 from lrt_lens.adapters.saes.features._substitution import rewritten_sentences
 from lrt_lens.adapters.saes.features._text import ReadingPlan, TokenBatch, iterate_batches
 from lrt_lens.adapters.saes.features._unembedding import Unembedding
-from lrt_lens.data._documents import N_FOLDS, Documents, document_key, iterate_documents, part_of
+from lrt_lens.data._documents import DocumentReader, Documents, DocumentSource
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._fidelity import fidelities
+from lrt_lens.stitching._held_out import fold_filter
 from lrt_lens.stitching._stitch import Stitch
 
 _SENTENCE_DOCUMENTS = 2000
@@ -91,6 +92,10 @@ class FeatureEvaluationSettings(Settings):
     folds: Literal["test", "all"] = "test"
     """Documents that are read: ``"test"``, those of the harvest's test fold; ``"all"``, every
     document, for text that had no part in the fit."""
+    text_field: str | None = None
+    """Column of the texts in files and tables, as in `HarvestSettings`."""
+    group: Any = None
+    """Documents that share a fold, as in the harvest of the stitch."""
     rewrites: Sequence[Sequence[str]] | None = None
     """Lists of a sentence and its rewrites, with equally many versions of each sentence; None
     exchanges content words of sentences in the documents."""
@@ -150,7 +155,8 @@ def evaluate_features(
     unembeddings = (Unembedding.of(pair.source), Unembedding.of(pair.target))
     attributors = _attributors(pair, stitch, unembeddings, settings.attribution)
     # The documents are read again for each quantity, so that memory stays that of one batch.
-    text = _Text(pair, stitch, documents, _plan(pair, arms[0], settings), progress)
+    source = DocumentSource.of(documents, settings.text_field, settings.group)
+    text = _Text(pair, stitch, source, _plan(pair, arms[0], settings), progress)
     sums = FeaturePass(
         arms, *attributors, n_contexts=settings.n_contexts, reach=_REACH, seed=settings.seed
     ).run(text.batches("features"))
@@ -272,10 +278,10 @@ class _Text:
 
     def documents_of_folds(self) -> Iterator[str]:
         """Documents of the folds that the plan reads."""
-        for text in iterate_documents(self.documents, self.pair.source.tokenizer):
-            key = document_key(text, self.stitch.provenance.seed)
-            if not self.plan.test_fold_only or part_of(key) >= N_FOLDS:
-                yield text
+        folds = "test" if self.plan.test_fold_only else "all"
+        is_read = fold_filter(self.documents, self.stitch.provenance, folds)
+        reader = DocumentReader(self.documents, self.pair.source.tokenizer)
+        yield from (document.text for document in reader if is_read(document))
 
 
 def _refuse_silence(sums: FeaturePass, pair: ModelPair, stitch: Stitch) -> None:

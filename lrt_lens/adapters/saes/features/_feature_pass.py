@@ -26,7 +26,7 @@ from lrt_lens.adapters.saes.features._coder import FeatureCoder
 from lrt_lens.adapters.saes.features._contexts import TopContexts
 from lrt_lens.adapters.saes.features._correlation import Correlations
 from lrt_lens.adapters.saes.features._text import TokenBatch
-from lrt_lens.data._documents import N_TEST_GROUPS
+from lrt_lens.data._parts import N_TEST_GROUPS
 from lrt_lens.typing import TokenMask
 
 TRANSFERRED, RANDOM, SHUFFLED, OTHER = "transferred", "random", "shuffled", "other"

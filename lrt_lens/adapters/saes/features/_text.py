@@ -9,24 +9,21 @@ groups are those of the harvest's test fold, and the text of a document decides 
 Limits: windows that do not fill a batch are read at the end, in smaller batches.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lrt_lens.data._documents import (
-    N_FOLDS,
-    N_TEST_GROUPS,
-    Documents,
-    document_key,
-    iterate_documents,
-    part_of,
-)
-from lrt_lens.data._windows import BlockPlan, Window, cut_windows
+from lrt_lens.data._blocks import WindowCutter
+from lrt_lens.data._documents import Document, Documents
+from lrt_lens.data._parts import N_FOLDS, N_TEST_GROUPS
+from lrt_lens.data._spreading import TokenBudget
+from lrt_lens.data._windows import BlockPlan, Window
 from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
+from lrt_lens.stitching._held_out import fold_filter
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.typing import TokenMask, Tokens
 
@@ -87,33 +84,52 @@ def iterate_batches(
         TooFewDocumentsError: no document offers a counted position.
     """
     cut = BlockPlan(
-        context_length=min(plan.context_length, pair.context_length), skip_first=stitch.skip_first
+        context_length=min(plan.context_length, pair.context_length),
+        skip_first=stitch.skip_first,
+        n_tokens=plan.n_tokens,
+        max_document_tokens="auto",
+        seed=stitch.provenance.seed,
     )
+    is_read = fold_filter(documents, stitch.provenance, "test" if plan.test_fold_only else "all")
     at_once = max(1, min(_BATCH_WINDOWS, _NUMBERS_AT_ONCE // (cut.context_length * plan.width)))
     # Sums are stored per group of documents, so a batch holds windows of one group only.
     waiting: list[list[Window]] = [[] for _ in range(N_TEST_GROUPS)]
-    n_read, n_counted = 0, 0
-    for text in iterate_documents(documents, pair.source.tokenizer):
-        if n_counted >= plan.n_tokens:
-            break
-        n_read += 1
-        key = document_key(text, stitch.provenance.seed)
-        if plan.test_fold_only and part_of(key) < N_FOLDS:
-            continue
+    reader, n_counted = _Reader(WindowCutter(cut, pair.source), is_read), 0
+    for key, window in reader.windows(documents):
         # The group formula of the harvest: the key modulo N_FOLDS + 1 has chosen the part.
         group = key // (N_FOLDS + 1) % N_TEST_GROUPS
-        windows = cut_windows(pair.source.encode_bodies([text])[0], key, pair.source, cut)
-        n_counted += sum(int((window.rows < len(window.ids) - 1).sum()) for window in windows)
-        waiting[group] += windows
-        while len(waiting[group]) >= at_once:
-            yield TokenBatch.of(waiting[group][:at_once], group, pair.source)
-            del waiting[group][:at_once]
+        n_counted += int((window.rows < len(window.ids) - 1).sum())
+        waiting[group].append(window)
+        if len(waiting[group]) >= at_once:
+            yield TokenBatch.of(waiting[group], group, pair.source)
+            waiting[group] = []
     if n_counted == 0:
-        raise TooFewDocumentsError(_no_position(n_read, plan))
+        raise TooFewDocumentsError(_no_position(reader.n_read, plan))
     # The last windows of each group do not fill a batch.
     for group, windows in enumerate(waiting):
         for start in range(0, len(windows), at_once):
             yield TokenBatch.of(windows[start : start + at_once], group, pair.source)
+
+
+@dataclass
+class _Reader:
+    """Windows of the documents that are read, and the number of documents seen."""
+
+    cutter: WindowCutter
+    is_read: Callable[[Document], bool]
+    n_read: int = 0
+
+    def windows(self, documents: Documents) -> Iterator[tuple[int, Window]]:
+        """Yield (key of the document, window) until the tokens of the plan are reached."""
+        budget = TokenBudget(self.cutter.plan)
+        for document in self.cutter.read(documents):
+            if budget.is_full:
+                break
+            self.n_read += 1
+            if self.is_read(document):
+                [cut] = self.cutter.cut([document])
+                yield from ((cut.key, window) for window in budget.take(cut, share=0))
+        yield from ((cut.key, window) for cut, window, _ in budget.rest())
 
 
 def _no_position(n_read: int, plan: ReadingPlan) -> str:

@@ -1,0 +1,327 @@
+"""Tests of files of documents: every kind, compressed or not, and what is wrong with them.
+
+Files are written by json, csv, pandas, pyarrow and gzip, and read by the package.
+"""
+
+import csv
+import gzip
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from lrt_lens.data import DocumentSource, iterate_documents, read_rows
+from lrt_lens.data._documents import DocumentReader
+
+TEXTS = ["the cat sat", 'she said "no,\nnever"; so', "naïve 日本 😀", "NA", "null", "12"]
+ROWS = [{"id": k, "text": text} for k, text in enumerate(TEXTS)]
+
+
+def by_csv(separator: str) -> Callable[[list[dict[str, Any]]], bytes]:
+    def write(rows: list[dict[str, Any]]) -> bytes:
+        file = io.StringIO(newline="")
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=separator)
+        writer.writeheader()
+        writer.writerows(rows)
+        return file.getvalue().encode()
+
+    return write
+
+
+def by_parquet(rows: list[dict[str, Any]]) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def by_lines(rows: list[dict[str, Any]]) -> bytes:
+    return "\n".join(json.dumps(row) for row in rows).encode()
+
+
+WRITERS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
+    ".jsonl": by_lines,
+    ".ndjson": lambda rows: by_lines(rows) + b"\r\n\r\n",
+    ".json": lambda rows: json.dumps(rows, ensure_ascii=False).encode(),
+    ".csv": by_csv(","),
+    ".tsv": by_csv("\t"),
+    ".parquet": by_parquet,
+}
+ARCHIVES: dict[str, Callable[[bytes], bytes]] = {
+    "": lambda data: data,
+    ".gz": gzip.compress,
+    ".zst": lambda data: pyarrow.compress(data, codec="zstd", asbytes=True),
+}
+
+
+def written(folder: Path, name: str, data: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("upper", [False, True])
+@pytest.mark.parametrize("archive", ARCHIVES)
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_kind_of_table_is_read_in_any_archive_and_case(
+    tmp_path: Path, kind: str, archive: str, upper: bool
+) -> None:
+    ending = (kind + archive).upper() if upper else kind + archive
+    path = written(tmp_path, f"my corpus{ending}", ARCHIVES[archive](WRITERS[kind](ROWS)))
+    assert list(iterate_documents(path)) == TEXTS
+    assert list(iterate_documents(str(path), text_field="text")) == TEXTS
+    renamed = [{"id": row["id"], "body": row["text"]} for row in ROWS]
+    path = written(tmp_path, f"other{ending}", ARCHIVES[archive](WRITERS[kind](renamed)))
+    assert list(iterate_documents(path)) == TEXTS
+
+
+@pytest.mark.parametrize("archive", ARCHIVES)
+@pytest.mark.parametrize("kind", [".txt", ".md"])
+def test_texts_are_read_by_paragraph_in_any_archive(
+    tmp_path: Path, kind: str, archive: str
+) -> None:
+    data = ARCHIVES[archive]("one\r\ntwo\r\n \t\r\n\r\n  three \n\nfünf".encode())
+    path = written(tmp_path, f"a{kind}{archive}", data)
+    assert list(iterate_documents(path)) == ["one\ntwo", "three", "fünf"]
+
+
+def test_markdown_keeps_fences_headings_and_front_matter_whole(tmp_path: Path) -> None:
+    text = (
+        "---\ntitle: x\n\ntags: y\n---\n\n# Head\n\n## Sub\n\nProse.\n\n"
+        "```python\na = 1\n\nb = 2\n```\n\nInline ```x``` code\n\n~~~\n\n```\n~~~\n\nend"
+    )
+    assert list(iterate_documents(written(tmp_path, "a.md", text.encode()))) == [
+        "---\ntitle: x\n\ntags: y\n---",
+        "# Head\n## Sub\nProse.",
+        "```python\na = 1\n\nb = 2\n```",
+        "Inline ```x``` code",
+        "~~~\n\n```\n~~~",
+        "end",
+    ]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_several_columns_with_texts_are_named(tmp_path: Path, kind: str) -> None:
+    rows = [{"id": k, "title": "t", "body": text} for k, text in enumerate(TEXTS)]
+    path = written(tmp_path, f"a{kind}", WRITERS[kind](rows))
+    with pytest.raises(
+        ValueError,
+        match=rf"{re.escape(str(path))} has the columns \['id', 'title', 'body'\], 2 of them with "
+        r"texts \['title', 'body'\]; text_field= names the one to read",
+    ):
+        list(iterate_documents(path))
+    assert list(iterate_documents(path, text_field="body")) == TEXTS
+    with pytest.raises(ValueError, match=r"text_field is 'x', and .* has the columns \['id', "):
+        list(iterate_documents(path, text_field="x"))
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_missing_and_blank_rows_are_counted_and_left_out(tmp_path: Path, kind: str) -> None:
+    rows = [{"id": 1, "text": "one"}, {"id": 2, "text": None}, {"id": 3, "text": ""}]
+    rows += [{"id": 4, "text": " \t "}, {"id": 5, "text": "two"}]
+    reader = DocumentReader(written(tmp_path, f"a{kind}", WRITERS[kind](rows)))
+    assert [document.text for document in reader] == ["one", "two"]
+    assert reader.n_empty == 3
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".parquet"])
+def test_a_value_that_is_no_text_is_named_with_its_row(tmp_path: Path, kind: str) -> None:
+    rows: list[dict[str, Any]] = [{"text": "one"}, {"text": 7}]
+    if kind == ".parquet":
+        rows = [{"text": 6}, {"text": 7}]
+    path = written(tmp_path, f"a{kind}", WRITERS[kind](rows))
+    number, value = (1, 6) if kind == ".parquet" else (2, 7)
+    with pytest.raises(
+        ValueError,
+        match=rf"{re.escape(str(path))}, (row|line) {number} has '{value}' \(int\) in the column",
+    ):
+        list(iterate_documents(path))
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_groups_come_from_a_column(tmp_path: Path, kind: str) -> None:
+    rows = [{"book": f"b{k % 2}", "text": text} for k, text in enumerate(TEXTS)]
+    path = written(tmp_path, f"a{kind}", WRITERS[kind](rows))
+    reader = DocumentReader(DocumentSource(path, group="book"))
+    assert [document.group for document in reader] == ["b0", "b1"] * 3
+
+
+def test_large_tables_are_read_in_pieces_with_all_their_rows(tmp_path: Path) -> None:
+    texts = [f"text number {k}" for k in range(2_500)]
+    frame = pd.DataFrame({"number": range(len(texts)), "text": texts})
+    frame.to_csv(tmp_path / "a.csv")
+    frame.to_parquet(tmp_path / "a.parquet")
+    frame.to_json(tmp_path / "a.json")
+    frame.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    for name in ("a.csv", "a.parquet", "a.json", "a.jsonl"):
+        assert list(iterate_documents(tmp_path / name)) == texts
+
+
+# --------------------------------------------------------------------------------------------- JSON
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"text": "a"}, {"text": "b"}],
+        ["a", "b"],
+        {"text": ["a", "b"], "id": [1, 2]},
+        {"text": {"0": "a", "1": "b"}, "id": {"0": 1, "1": 2}},
+        {"data": [{"text": "a"}, {"text": "b"}]},
+    ],
+)
+def test_json_may_hold_rows_or_columns(tmp_path: Path, content: Any) -> None:
+    path = written(tmp_path, "a.json", json.dumps(content, indent=1).encode())
+    assert list(iterate_documents(path)) == ["a", "b"]
+
+
+def test_json_may_hold_one_row_or_one_object_per_line(tmp_path: Path) -> None:
+    row = {"text": "a", "label": 1}
+    assert list(iterate_documents(written(tmp_path, "a.json", json.dumps(row).encode()))) == ["a"]
+    assert list(iterate_documents(written(tmp_path, "b.json", by_lines(ROWS)))) == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("3", "holds '3'; expected a list of rows"),
+        ('"a text"', "holds 'a text'; expected a list of rows"),
+        ("{}", r"holds '\{\}'; expected a list of rows"),
+        (
+            '{"text": ["a"], "id": [1, 2]}',
+            "holds an object .* columns have different rows; expected a list of rows",
+        ),
+        ('[{"text": "a"', r"is not JSON \(.*line 1 column 14.*; expected a list of rows"),
+        ("", r"is not JSON .*; expected a list of rows"),
+    ],
+)
+def test_other_json_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = written(tmp_path, "a.json", content.encode())
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))} {message}"):
+        list(iterate_documents(path))
+
+
+def test_lone_surrogates_in_json_are_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = written(tmp_path, "a.jsonl", b'{"text": "fine"}\n{"text": "a \\ud83d b"}\n')
+    assert list(iterate_documents(path)) == ["fine", "a \ufffd b"]
+    assert f"{path}, line 2 holds a lone surrogate" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_the_header_shows_the_separator_of_a_table(tmp_path: Path, separator: str) -> None:
+    assert list(iterate_documents(written(tmp_path, "a.csv", by_csv(separator)(ROWS)))) == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"id,text\n1,a\n2,b,c,d\n", "is no table that pandas reads .*; expected a header"),
+        (b'id,text\n1,"a\n2,b\n', "is no table that pandas reads .*; expected a header"),
+        (b"", "has no header; expected the names of the columns"),
+    ],
+)
+def test_a_broken_table_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
+    path = written(tmp_path, "a.csv", data)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))} {message}"):
+        list(iterate_documents(path))
+
+
+def test_rows_of_tables_keep_every_field_as_text(tmp_path: Path) -> None:
+    rows = [{"positive": "007", "negative": "NA"}]
+    path = written(tmp_path, "a.csv", by_csv(",")(rows))
+    assert read_rows(path) == [(f"{path}, row 1", rows[0])]
+
+
+# --------------------------------------------------------------------------------------- encodings
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("kind", [".txt", ".jsonl", ".json", ".csv", ".tsv"])
+def test_byte_order_marks_are_understood(tmp_path: Path, kind: str, encoding: str) -> None:
+    text = TEXTS[2] if kind == ".txt" else WRITERS[kind](ROWS[2:3]).decode()
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    path = written(tmp_path, f"a{kind}", mark + text.encode(encoding))
+    assert list(iterate_documents(path)) == [TEXTS[2]]
+
+
+@pytest.mark.parametrize("archive", ARCHIVES)
+@pytest.mark.parametrize("kind", [".txt", ".md", ".jsonl", ".json", ".csv", ".tsv"])
+def test_bytes_of_another_encoding_are_named(tmp_path: Path, kind: str, archive: str) -> None:
+    body = {
+        ".txt": "one\n\ncafé\n",
+        ".md": "one\n\ncafé\n",
+        ".jsonl": '{"text": "one"}\n\n{"text": "café"}\n',
+        ".json": '[{"text": "one"},\n\n{"text": "café"}]',
+        ".csv": "id,text\n1,one\n2,café\n",
+        ".tsv": "id\ttext\n1\tone\n2\tcafé\n",
+    }[kind]
+    path = written(tmp_path, f"a{kind}{archive}", ARCHIVES[archive](body.encode("latin1")))
+    with pytest.raises(
+        ValueError,
+        match=rf"{re.escape(str(path))}, line 3, byte \d+ is 0xE9, which is not UTF-8; convert it "
+        "with: iconv -f latin1 -t utf-8",
+    ):
+        list(iterate_documents(path))
+
+
+def test_a_bad_byte_behind_the_first_piece_of_a_table_is_named(tmp_path: Path) -> None:
+    lines = ["id,text", *(f"{k},text number {k}" for k in range(2_000)), "2000,café"]
+    path = written(tmp_path, "a.csv", "\n".join(lines).encode("latin1"))
+    with pytest.raises(ValueError, match=r"line 2002, byte 9 is 0xE9"):
+        list(iterate_documents(path))
+
+
+@pytest.mark.parametrize("kind", [".txt", ".jsonl", ".json", ".csv"])
+def test_utf_16_without_a_mark_is_refused(tmp_path: Path, kind: str) -> None:
+    path = written(tmp_path, f"a{kind}", "text\none\n".encode("utf-16-le"))
+    with pytest.raises(ValueError, match="holds NUL bytes: .*iconv -f utf-16le -t utf-8"):
+        list(iterate_documents(path))
+
+
+# --------------------------------------------------------------------------------------- truncation
+
+
+@pytest.mark.parametrize("archive", [".gz", ".zst"])
+@pytest.mark.parametrize("kind", [".txt", *WRITERS])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
+def test_a_truncated_archive_is_refused(
+    tmp_path: Path, kind: str, archive: str, share: float
+) -> None:
+    rows = [{"id": k, "text": f"text number {k * 7919 % 1009}"} for k in range(3_000)]
+    data = b"\n\n".join(row["text"].encode() for row in rows)
+    whole = ARCHIVES[archive](data if kind == ".txt" else WRITERS[kind](rows))
+    path = written(tmp_path, f"a{kind}{archive}", whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} .*copy or download it again"):
+        list(iterate_documents(path))
+
+
+@pytest.mark.parametrize("archive", [".gz", ".zst"])
+def test_what_is_no_archive_is_refused(tmp_path: Path, archive: str) -> None:
+    path = written(tmp_path, f"a.jsonl{archive}", by_lines(ROWS))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is truncated or damaged"):
+        list(iterate_documents(path))
+
+
+@pytest.mark.parametrize("cut", [slice(0, 0), slice(0, 200), slice(4, None)])
+def test_a_damaged_parquet_file_is_refused(tmp_path: Path, cut: slice) -> None:
+    path = written(tmp_path, "a.parquet", by_parquet(ROWS)[cut])
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is truncated"):
+        list(iterate_documents(path))
+
+
+def test_archives_of_several_members_are_read_to_the_end(tmp_path: Path) -> None:
+    data = by_lines(ROWS)
+    for archive, pack in ARCHIVES.items():
+        path = written(tmp_path, f"a.jsonl{archive}", pack(data[:40]) + pack(data[40:]))
+        assert list(iterate_documents(path)) == TEXTS

@@ -1,0 +1,99 @@
+"""Tests of near-duplicates: what is found is what a comparison of all pairs finds."""
+
+import itertools
+import random
+
+import pandas as pd
+import pytest
+
+from lrt_lens.data import DocumentSource, document_key, near_duplicates, part_of
+from lrt_lens.data._documents import DocumentReader
+
+VOCABULARY = [f"word{k}" for k in range(500)]
+
+
+def shingles(text: str) -> set[tuple[str, ...]]:
+    words = text.split()
+    return {tuple(words[k : k + 5]) for k in range(len(words) - 4)}
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    """40 texts, 20 of them with a copy in which from none to 40 of 200 words are others."""
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(VOCABULARY, k=200)) for _ in range(40)]
+    for k in range(20):
+        words = texts[k].split()
+        for place in rng.sample(range(200), 2 * k):
+            words[place] = rng.choice(VOCABULARY)
+        texts.append(" ".join(words))
+    return texts
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 0.8])
+def test_the_pairs_are_those_of_a_comparison_of_all(texts: list[str], threshold: float) -> None:
+    expected = {}
+    for (i, one), (j, other) in itertools.combinations(enumerate(texts), 2):
+        a, b = shingles(one), shingles(other)
+        similarity = len(a & b) / len(a | b)
+        if similarity >= threshold:
+            expected[i, j] = similarity
+    report = near_duplicates(texts, threshold=threshold)
+    found = {
+        (first, second): similarity
+        for first, second, similarity, _ in report.pairs.itertuples(index=False)
+    }
+    assert 2 < len(expected) < 20
+    assert found == pytest.approx(expected)
+    folds = [min(part_of(document_key(text, 0)), 5) for text in texts]
+    across = sum(folds[i] != folds[j] for i, j in expected)
+    assert (report.n_duplicates, report.n_across_folds) == (len(expected), across)
+    assert f"{len(expected)} of 60 documents repeat another" in repr(report)
+    assert "NearDuplicates" in report._repr_html_()
+
+
+def test_the_groups_bring_near_duplicates_into_one_fold(texts: list[str]) -> None:
+    report = near_duplicates(texts, threshold=0.6)
+    assert report.n_across_folds
+    source = DocumentSource(texts, group=report.group)
+    parts = [part_of(document.key(0)) for document in DocumentReader(source)]
+    for first, second in report.pairs[["first", "second"]].itertuples(index=False):
+        assert parts[first] == parts[second]
+    assert near_duplicates(texts, threshold=0.6, group=report.group).n_across_folds == 0
+    # The group of a text does not depend on the order of the texts.
+    backwards = near_duplicates(texts[::-1], threshold=0.6)
+    assert backwards.group == report.group[::-1]
+
+
+def test_copies_share_a_fold_and_are_counted_once_each() -> None:
+    story = " ".join(f"number {k}" for k in range(50))
+    report = near_duplicates([story, "other words", f"{story} ", story.upper(), "other words!"])
+    assert report.n_duplicates == 3
+    assert report.n_across_folds == 0
+    assert report.table["n_documents"].tolist() == [3, 2]
+    assert report.table["first"].tolist() == [0, 1]
+
+
+def test_missing_documents_keep_their_numbers() -> None:
+    frame = pd.DataFrame({"body": [None, "one two three", "", "one two three", "x"], "n": 1})
+    report = near_duplicates(frame, text_field="body")
+    assert report.n_documents == 3
+    assert report.pairs[["first", "second"]].to_numpy().tolist() == [[1, 3]]
+    assert len(report.group) == 5
+    assert report.group[1] == report.group[3] != report.group[4]
+
+
+def test_texts_without_blanks_are_compared_by_characters() -> None:
+    rng = random.Random(0)
+    one = "".join(chr(0x4E00 + rng.randrange(2000)) for _ in range(300))
+    report = near_duplicates([one, one[:290] + "終わりです", one[::-1]])
+    assert report.pairs[["first", "second"]].to_numpy().tolist() == [[0, 1]]
+
+
+def test_other_thresholds_and_no_documents_are_refused() -> None:
+    with pytest.raises(ValueError, match="threshold is 2.0; expected a similarity above 0"):
+        near_duplicates(["a", "b"], threshold=2.0)
+    with pytest.raises(ValueError, match="n_words is 0; expected at least 1"):
+        near_duplicates(["a", "b"], n_words=0)
+    with pytest.raises(ValueError, match="there is no document to compare"):
+        near_duplicates([])

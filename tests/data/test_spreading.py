@@ -1,0 +1,193 @@
+"""Tests of how tokens are spread over documents and folds."""
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lrt_lens.data import (
+    Block,
+    BlockPlan,
+    DocumentSource,
+    cut_windows,
+    document_key,
+    iterate_blocks,
+    part_of,
+)
+from lrt_lens.data._blocks import Corpus
+from lrt_lens.data._spreading import TokenBudget, first_rows
+from lrt_lens.data._windows import CutDocument, Window
+from lrt_lens.errors import TooFewDocumentsError
+from lrt_lens.models import HookedModel
+
+WINDOW = 20
+"""Rows of a full window: 24 tokens without BOS and three more masked ones."""
+
+
+@pytest.fixture(scope="module")
+def books(corpus: list[str]) -> list[str]:
+    """60 documents of about 250 to 1,200 tokens."""
+    rng = random.Random(1)
+    return [" ".join(rng.choices(corpus, k=rng.randint(3, 16))) for _ in range(60)]
+
+
+def rows_by_document(blocks: list[Block]) -> Counter[int]:
+    counts: Counter[int] = Counter()
+    for block in blocks:
+        for window in block.windows:
+            counts[window.document] += len(window.rows)
+    return counts
+
+
+def read(
+    documents: Any, model: HookedModel, **options: Any
+) -> tuple[Counter[int], Corpus, list[Block]]:
+    counted = Corpus()
+    plan = BlockPlan(context_length=24, block_rows=200, **options)
+    blocks = list(iterate_blocks(documents, model, plan, counted))
+    return rows_by_document(blocks), counted, blocks
+
+
+def test_every_fold_has_a_sixth_of_the_tokens_of_few_long_documents(
+    books: list[str], model: HookedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Fifty harvests read the same texts: they are tokenized once.
+    ids = dict(zip(books, model.encode_bodies(books), strict=True))
+    monkeypatch.setattr(model, "encode_bodies", lambda texts: [ids[text] for text in texts])
+    shares, shares_of_whole_documents = [], []
+    sizes = [len(ids[text]) for text in books]
+    for seed in range(50):
+        rng = random.Random(seed)
+        order = rng.sample(range(len(books)), len(books))
+        documents = [books[k] for k in order]
+        try:
+            _, counted, _ = read(
+                documents, model, n_tokens=5_000, max_document_tokens="auto", seed=seed
+            )
+        except TooFewDocumentsError:
+            continue  # a fold without any document: one seed in a thousand
+        shares.append(counted.folds.table["share"]["test"])
+        taken = np.cumsum([sizes[k] for k in order]) < 5_000
+        test = [part_of(document_key(text, seed)) >= 5 for text in documents]
+        tokens = np.array([sizes[k] for k in order]) * taken
+        shares_of_whole_documents.append((tokens * test).sum() / tokens.sum())
+    assert len(shares) > 45
+    assert 0.16 < min(shares) <= max(shares) < 0.175
+    # Whole documents, as they come: what the cap and the shares are for.
+    assert max(shares_of_whole_documents) > 0.4
+    assert min(shares_of_whole_documents) < 0.05
+
+
+def test_tokens_come_from_many_documents_before_any_gives_more(
+    books: list[str], model: HookedModel
+) -> None:
+    # 60 documents of at most 24 tokens (a 200th of 4,800) are not enough: rounds follow.
+    rows, counted, _ = read(books, model, n_tokens=4_800, max_document_tokens="auto")
+    assert len(rows) == counted.n_documents == counted.n_capped == 60
+    assert 4_800 <= counted.n_rows < 4_800 + 6 * 24
+    # Documents of one fold differ by the windows of one round.
+    for fold in range(6):
+        sizes = [n for key, n in rows.items() if min(part_of(key), 5) == fold]
+        assert max(sizes) - min(sizes) <= 24
+    without, uncapped, _ = read(books, model, n_tokens=4_800)
+    assert uncapped.n_capped == 0
+    assert len(without) < 60
+
+
+def test_a_cap_that_was_given_is_never_exceeded(books: list[str], model: HookedModel) -> None:
+    rows, counted, blocks = read(books, model, max_document_tokens=50)
+    assert set(rows.values()) == {50}
+    assert (counted.n_rows, counted.n_capped) == (60 * 50, 60)
+    assert sum(block.n_capped for block in blocks) == 60
+    rows, counted, _ = read(books, model, n_tokens=10_000, max_document_tokens=50)
+    assert set(rows.values()) == {50}
+
+
+def test_without_n_tokens_there_is_no_automatic_cap(books: list[str], model: HookedModel) -> None:
+    rows, counted, _ = read(books, model, max_document_tokens="auto")
+    sizes = [
+        sum(len(w.rows) for w in cut_windows(ids, 0, model, BlockPlan(context_length=24)))
+        for ids in model.encode_bodies(books)
+    ]
+    assert sorted(rows.values()) == sorted(sizes)
+    assert counted.n_capped == 0
+
+
+def test_a_window_is_cut_behind_its_last_row() -> None:
+    other = Window(list(range(40)), np.arange(8, 32), 1)
+    windows = [Window(list(range(30)), np.arange(4, 28), 1, other)] * 2
+    first, second = first_rows(windows, 30)
+    assert len(first.rows) == 24
+    assert (second.ids, second.rows.tolist()) == (list(range(10)), list(range(4, 10)))
+    assert second.counterpart is not None
+    assert second.counterpart.ids == list(range(14))
+    assert second.counterpart.rows.tolist() == list(range(8, 14))
+    assert len(first_rows(windows, 27)) == 1  # three rows are no window
+
+
+def test_a_group_without_end_does_not_read_for_ever(model: HookedModel, corpus: list[str]) -> None:
+    def stream() -> Iterator[str]:
+        rng = random.Random(0)
+        while True:
+            yield " ".join(rng.sample(corpus, 3))
+
+    one_group = DocumentSource(stream(), group=lambda _: "all")
+    with pytest.raises(TooFewDocumentsError, match="hold no document"):
+        read(one_group, model, n_tokens=1_000, max_document_tokens="auto")
+
+
+def test_only_the_windows_that_would_come_last_are_dropped() -> None:
+    budget = TokenBudget(BlockPlan(n_tokens=200, max_document_tokens="auto"), n_shares=2)
+    for key in range(4):
+        windows = [Window([0] * 10, np.arange(10), key)] * 30
+        assert len(budget.take(CutDocument(key, windows, identity=key), share=0)) == 1
+    waiting = [(document.key, begins) for document, _, begins in budget.rest()]
+    # One window per document and round, until there are 200 rows.
+    assert waiting == [(key % 4, False) for key in range(16)]
+    assert budget.rows == [200, 0]
+
+
+def test_what_waits_is_the_window_that_was_cut() -> None:
+    budget = TokenBudget(BlockPlan(n_tokens=100, max_document_tokens="auto"))
+    other = Window([5, 6, 7, 8, 9], np.array([2, 4]), 7)
+    window = Window([1, 2, 300_000], np.array([1, 2]), 7, other)
+    budget.take(CutDocument(7, [window, window]), share=0)
+    [(_, later, begins)] = budget.rest()
+    assert (later.ids, later.rows.tolist(), later.document) == (window.ids, [1, 2], 7)
+    assert later.counterpart is not None
+    assert (later.counterpart.ids, later.counterpart.rows.tolist()) == (other.ids, [2, 4])
+    assert not begins
+
+
+def test_folds_with_few_documents_are_mentioned_with_their_numbers(
+    books: list[str], corpus: list[str], model: HookedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        read(books, model, n_tokens=4_800, max_document_tokens="auto")
+    [record] = caplog.records
+    counts = Counter(min(part_of(document_key(text, 0)), 5) for text in books)
+    few = [fold for fold in range(6) if counts[fold] < 10]
+    assert few
+    for fold in few:
+        name = f"fold{fold}" if fold < 5 else "test"
+        assert f"{name} {counts[fold]} document(s) with" in record.getMessage()
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        read(corpus, model)
+    assert not caplog.records
+
+
+def test_a_fold_far_from_its_share_is_mentioned(
+    corpus: list[str], model: HookedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = " ".join(corpus)
+    fold = min(part_of(document_key(long, 0)), 5)
+    with caplog.at_level(logging.WARNING):
+        _, counted, _ = read([*corpus, long], model)
+    table = counted.folds.table
+    assert f"{table.index[fold]} {table['documents'].iloc[fold]} document(s)" in caplog.text
+    assert f"({table['share'].iloc[fold]:.0%})" in caplog.text
