@@ -12,7 +12,7 @@ and is left out.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -61,10 +61,8 @@ def cut_aligned_windows(
     ``alignment`` has the source's tokens first; ``key`` is the document's key. A pair of rows is
     left out if the row of either model is masked, and a window if fewer than four pairs remain.
     """
-    first, second = _without_prefixes(
-        _tokenized(alignment.first_ids, alignment.first_positions, source, plan),
-        _tokenized(alignment.second_ids, alignment.second_positions, target, plan),
-    )
+    first = _tokenized(alignment.first_ids, alignment.first_positions, source, plan)
+    second = _tokenized(alignment.second_ids, alignment.second_positions, target, plan)
     windows = []
     for begin, end in _stretches(first, second):
         # `consumed` starts with the start of the text: boundary number k closes pair number k - 1.
@@ -87,25 +85,6 @@ def _tokenized(
     prefix = model.prefix
     room = plan.context_length - len(prefix)
     return _Tokenized(ids, positions, prefix, special_tokens(model), room)
-
-
-def _without_prefixes(first: _Tokenized, second: _Tokenized) -> tuple[_Tokenized, _Tokenized]:
-    """Return both sides without the special tokens that a text itself begins with.
-
-    A chat template may have written the prefix that every window begins with anyway.
-    """
-    sides = (first, second)
-    written = [
-        len(side.prefix) if side.ids[: len(side.prefix)].tolist() == side.prefix else 0
-        for side in sides
-    ]
-    # A pair of positions stays if both are behind the prefix.
-    kept = np.logical_and(*(side.positions >= n for side, n in zip(sides, written, strict=True)))
-    first, second = (
-        replace(side, ids=side.ids[n:], positions=side.positions[kept] - n)
-        for side, n in zip(sides, written, strict=True)
-    )
-    return first, second
 
 
 def _stretches(first: _Tokenized, second: _Tokenized) -> Iterator[tuple[int, int]]:

@@ -87,9 +87,10 @@ class WindowCutter:
         keys = [document.key(seed) for document in whole]
         if self._other is not None:
             aligner, target = self._other
+            bare = [_without_prefixes(text, self.source, target) for text in texts]
             cut = [
                 self._cut_aligned(key, alignment, target)
-                for key, alignment in zip(keys, aligner.align(texts), strict=True)
+                for key, alignment in zip(keys, aligner.align(bare), strict=True)
             ]
         else:
             # Both models read these tokens, so one tokenization serves both.
@@ -127,6 +128,17 @@ class WindowCutter:
                     Window(window.ids, window.rows[:-lag], window.document, counterpart=other)
                 )
         return lagged
+
+
+def _without_prefixes(text: str, *readers: TextReader) -> str:
+    """Return a text without the special tokens that it begins with and every window does too.
+
+    A chat template may have written them; the aligner would read them as ordinary characters.
+    """
+    for reader in readers:
+        if reader.prefix:
+            text = text.removeprefix(reader.tokenizer.decode(reader.prefix))
+    return text
 
 
 @dataclass

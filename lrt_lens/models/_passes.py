@@ -112,7 +112,7 @@ _CACHES = ("past_key_values", "past_kv_cache_entry")
 
 @dataclass(frozen=True)
 class RunningCall:
-    """What a call of a model says about its positions, which activations alone do not tell."""
+    """Positions of a running call, which activations alone do not tell."""
 
     attention_mask: Tensor | None = None
     """True at tokens, False at padding, [batch, position]; the positions in the key-value cache
