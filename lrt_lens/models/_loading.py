@@ -80,9 +80,11 @@ def load_pretrained(
             logger.info("%s has no SDPA attention; loading it with its default attention", name)
             model = AutoModelForCausalLM.from_pretrained(name, **options)
         except OSError as error:
+            at = f" at revision {revision!r}" if revision else ""
+            reason = str(error).strip().split("\n")[0]
             raise OSError(
-                f"no model at {name!r}: neither a local folder nor a hub model that can be reached,"
-                f" revision {revision!r} ({error})"
+                f"no model at {name!r}{at}: neither a local folder nor a hub model that can be"
+                f" reached ({reason}); check the name, or give the folder that holds config.json"
             ) from error
     if device_map is None:
         model = cast(torch.nn.Module, model).to(torch.device(device or "cpu"))

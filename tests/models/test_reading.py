@@ -15,6 +15,7 @@ from lrt_lens.data import ChoiceItems, ContrastSet
 from lrt_lens.models import HookedModel, ModelPair
 from lrt_lens.models._far_norms import FarNorms
 from lrt_lens.models._reading import read_activations, read_tokens, readable
+from lrt_lens.moments import harvest
 
 TEXTS = [
     "the little cat slept on the old stone house",
@@ -237,3 +238,23 @@ def check_continuations(model: HookedModel) -> None:
         wholes = [model.tokenizer(prompt + end)["input_ids"] for end in (positive, negative)]
         spanning += any(whole[: len(before)] != before for whole in wholes)
     assert text.n_spanning == spanning > 0
+
+
+def test_a_harvest_names_hook_points_with_far_states(
+    build_hf: Any, tokenizer: Any, corpus: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    hf = build_hf("gpt2", layers=2)
+    hf.transformer.wpe.weight.data[9] *= 1000
+    far = HookedModel.load(hf, tokenizer=tokenizer)
+    plain = HookedModel.load(build_hf("gpt2", layers=2), tokenizer=tokenizer)
+    moments = harvest(
+        ModelPair(plain, far), corpus, context_length=32, n_tokens=None, progress=False
+    )
+    [state] = [
+        record.getMessage()
+        for record in caplog.records
+        if "'target blocks.0.hook_resid_post' have norms above 20 ×" in record.getMessage()
+    ]
+    # Position 9 is the only far one: one state per window that reaches it.
+    assert 0 < int(state.split()[0]) < int(state.split()[2]) == moments.n_tokens
+    assert "'source blocks" not in caplog.text
