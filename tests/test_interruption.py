@@ -178,9 +178,9 @@ CALLS: dict[str, Callable[[Bench], Any]] = {
     "evaluate_sparse_probes": lambda b: lrt.evaluate_sparse_probes(
         b.pair,
         b.stitch,
-        b.corpus[:40],
+        [text[:60] for text in b.corpus[:40]],
         b.labels[:40],
-        test_texts=b.corpus[40:80],
+        test_texts=[text[:60] for text in b.corpus[40:80]],
         test_labels=b.labels[40:80],
         source_sae=b.sae,
         ks=(4,),

@@ -1,5 +1,6 @@
 """Public names in tab completion and in ``help()``."""
 
+import importlib
 import inspect
 import pydoc
 import subprocess
@@ -27,6 +28,15 @@ def members(name: str) -> dict[str, Any]:
 def test_completion_lists_the_public_names_and_nothing_else() -> None:
     assert set(dir(lrt)) == set(lrt.__all__)
     assert {"fit_stitches", "SteeringVector", "evaluate_steering", "demo_pair"} <= set(NAMES)
+
+
+def test_no_public_name_stands_for_two_things() -> None:
+    found: dict[str, set[int]] = {}
+    for package in lrt._PACKAGES:
+        module = importlib.import_module(f"lrt_lens.{package}")
+        for name in module.__all__:
+            found.setdefault(name, set()).add(id(getattr(module, name)))
+    assert sorted(name for name, things in found.items() if len(things) > 1) == []
 
 
 def test_completion_loads_no_model_code() -> None:

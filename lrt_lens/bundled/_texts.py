@@ -15,7 +15,7 @@ from typing import Literal
 
 from lrt_lens.bundled._models import DEMO_FOLDER
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
-from lrt_lens.data._document_files import read_rows
+from lrt_lens.data._document_files import read_records
 
 Concept = Literal["sentiment", "mood"]
 """Name of a bundled concept."""
@@ -28,7 +28,7 @@ _DATA = DEMO_FOLDER / "data"
 
 def demo_documents(register: Literal["story", "review"] | None = None) -> list[str]:
     """Return harvest documents of both registers, interleaved, or those of one register."""
-    rows = [row for _, row in read_rows(_DATA / "documents.jsonl.gz")]
+    rows = [row for _, row in read_records(_DATA / "documents.jsonl.gz")]
     by_register = {
         name: [row["text"] for row in rows if row["register"] == name]
         for name in ("story", "review")
@@ -94,7 +94,7 @@ def demo_items(concept: Concept = "sentiment") -> ChoiceItems:
 
 def demo_neutral() -> list[str]:
     """Return texts without opinion or mood, alternating between registers, to measure damage on."""
-    rows = [row for _, row in read_rows(_DATA / "neutral.jsonl")]
+    rows = [row for _, row in read_records(_DATA / "neutral.jsonl")]
     # The file has all texts of one register, then all of the other.
     half = len(rows) // 2
     return [

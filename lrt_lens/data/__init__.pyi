@@ -9,7 +9,7 @@ from ._blocks import iterate_blocks as iterate_blocks
 from ._boundaries import token_boundaries as token_boundaries
 from ._contrast import ChoiceItems as ChoiceItems
 from ._contrast import ContrastSet as ContrastSet
-from ._document_files import read_rows as read_rows
+from ._document_files import read_records as read_records
 from ._documents import DocumentSource as DocumentSource
 from ._documents import iterate_documents as iterate_documents
 from ._near_duplicates import NearDuplicates as NearDuplicates

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
-from lrt_lens.data._document_files import read_rows
+from lrt_lens.data._document_files import read_records
 
 QUESTION, MATCHING, OTHER = "question", "answer_matching_behavior", "answer_not_matching_behavior"
 TEMPLATE = "{question}\n\nAnswer:"
@@ -55,7 +55,7 @@ def behaviour_items(
         raise ValueError(
             f"template {template!r} has no place for the question; write {{question}} into it"
         )
-    rows = read_rows(path)
+    rows = read_records(path)
     if not rows:
         raise ValueError(
             f"{path} has no item; give a file with a question and its two answers in every line"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lrt_lens.data._document_files import read_rows
+from lrt_lens.data._document_files import read_records
 from lrt_lens.data._documents import without_surrogates
 
 
@@ -169,7 +169,7 @@ def _select(texts: Sequence[str], index: np.ndarray) -> list[str]:
 
 
 def _columns(path: str | Path, names: tuple[str, ...]) -> list[list[str]]:
-    rows = read_rows(path)
+    rows = read_records(path)
     for where, row in rows:
         missing = [name for name in names if not isinstance(row.get(name), str)]
         if missing:

@@ -6,7 +6,7 @@ of pyarrow (archives, Parquet), pandas (tables) and json; large files are read p
 
     rows = file_rows(Path("corpus.csv.zst"), wanted=lambda name, columns: ["text"])
     for number, row in rows: rows.where(number), row         # "corpus.csv.zst, row 1", {"text": …}
-    read_rows("items.jsonl")                                 # [("items.jsonl, line 1", {…}), …]
+    read_records("items.jsonl")                                 # [("items.jsonl, line 1", {…}), …]
 
 ========== =========================================================================================
 ending     documents
@@ -101,7 +101,7 @@ def file_rows(path: Path, wanted: Wanted) -> Rows:
     return KINDS[kind](_DocumentFile(path), wanted)
 
 
-def read_rows(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
+def read_records(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     """Return all rows of a file as (place in the file, row), such as ``("a.jsonl, line 1", {…})``.
 
     Raises:

@@ -391,6 +391,7 @@ class _Columns:
         Raises:
             ValueError: the row has no such column, or it holds something else.
         """
+        _refuse_turn(row, where)
         if not isinstance(row, dict):
             if self.text_field is not None and not is_missing(row):
                 raise ValueError(
@@ -462,8 +463,18 @@ def _typed(rows: Rows, columns: _Columns) -> Iterator[tuple[int, Any]]:
             yield number, row
             continue
         start = [(number, row), *islice(numbered, _TYPED_ROWS - 1)]
+        _refuse_turn(row, rows.where(number))
         columns.choose(rows.source or rows.where(number), _kinds([row for _, row in start]))
         yield from start
+
+
+def _refuse_turn(row: Any, where: str) -> None:
+    """Raise ValueError if a row is one turn of a chat instead of a chat."""
+    if isinstance(row, dict) and row.keys() == {"role", "content"}:
+        raise ValueError(
+            f"{where} is one turn of a chat ({str(row)[:60]!r}); expected a text, a row with"
+            " 'text', or a chat: give a list of chats, each a list of turns"
+        )
 
 
 def _names_its_text(row: dict[str, Any]) -> bool:

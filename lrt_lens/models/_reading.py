@@ -188,17 +188,20 @@ def read_tokens(
     skip_first: int = SKIP_FIRST,
     short_texts: Literal["refuse", "unmasked"] = "refuse",
     truncation: Truncation | None = None,
+    context_length: int | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (index of a text, float32 activations [token, d_model] of its unmasked tokens).
 
-    Texts come one at a time, the shortest first.
+    Texts come one at a time, the shortest first. Texts longer than ``context_length`` (by default
+    the model's) are read in windows.
 
     Raises:
         NonFiniteError: an activation is NaN or infinite.
         ValueError: all tokens of a text are masked; see `readable`, which can leave such texts out.
     """
     norms: dict[int, Tensor] = {}
-    states = _states(model, texts, hook, "every", skip_first, short_texts, truncation)
+    rules = (skip_first, short_texts, truncation, context_length)
+    states = _states(model, texts, hook, "every", *rules)
     for index, tokens in states:
         norms[index] = tokens.norm(dim=1)
         yield index, tokens
@@ -213,11 +216,12 @@ def _states(
     skip_first: int,
     short_texts: ShortTexts,
     truncation: Truncation | None,
+    context_length: int | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (index of a text, activations [token, d_model] of its tokens that are read)."""
     options: dict[str, Any] = {"skip_first": skip_first, "short_texts": short_texts}
     readable([model], texts, read, truncation=truncation, **options)
-    windows = _windows(model, texts, read, truncation)
+    windows = _windows(model, texts, read, truncation, context_length)
     name = resolve(hook, model)
     # Windows of similar length share a batch, so that little of it is padding.
     rows = [(index, row) for index, parts in enumerate(windows) for row in parts]
@@ -249,11 +253,15 @@ def _states(
 
 
 def _windows(
-    model: StreamReader, texts: Texts, read: EveryRead, truncation: Truncation | None
+    model: StreamReader,
+    texts: Texts,
+    read: EveryRead,
+    truncation: Truncation | None,
+    context_length: int | None = None,
 ) -> list[list[list[int]]]:
     """Return the windows of ids of each text: one, or several if a long text is pooled."""
     if read in ("mean", "max", "every"):
-        return model.codec.windows(texts, truncation)
+        return model.codec.windows(texts, truncation, context_length)
     return [[row] for row in model.codec.encode(texts, truncation)]
 
 

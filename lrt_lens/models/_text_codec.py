@@ -141,20 +141,26 @@ class TextCodec:
             rows[index] = [*self.prefix, *cut]
         return rows
 
-    def windows(self, texts: Texts, truncation: Truncation | None = None) -> list[list[list[int]]]:
+    def windows(
+        self, texts: Texts, truncation: Truncation | None = None, context_length: int | None = None
+    ) -> list[list[list[int]]]:
         """Return the token ids of each text as one window, or several where it is too long.
 
-        Windows do not overlap, and each begins with the prefix. If an end is to be cut off, there
-        is one window per text, as `encode` returns it.
+        Windows do not overlap, and each begins with the prefix.
+
+        Args:
+            texts: as `text_list` takes them.
+            truncation: end that is cut off texts longer than the model's context, as in `encode`.
+            context_length: largest number of tokens per window, at most the model's.
 
         Raises:
             ValueError: a text is empty, or ``truncation`` is unknown.
         """
-        if _known_truncation(truncation) or self.truncation:
-            return [[row] for row in self.encode(texts, truncation)]
-        room = self.context_length - len(self.prefix)
+        is_cut = _known_truncation(truncation) or self.truncation
+        rows = self.encode(texts, truncation) if is_cut else self._whole(texts)
+        room = min(context_length or self.context_length, self.context_length) - len(self.prefix)
         windows = []
-        for row in self._whole(texts):
+        for row in rows:
             body = row[len(self.prefix) :]
             starts = range(0, len(body), room)
             windows.append([[*self.prefix, *body[start : start + room]] for start in starts])

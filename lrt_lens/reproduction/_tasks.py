@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lrt_lens.bundled._texts import demo_contrast, demo_documents
-from lrt_lens.data._document_files import read_rows
+from lrt_lens.data._document_files import read_records
 from lrt_lens.data._documents import is_missing
 from lrt_lens.data._parts import N_FOLDS, document_key, part_of
 from lrt_lens.reproduction._options import MissingInputError
@@ -63,7 +63,7 @@ def task_from_file(path: Path) -> Task:
             f"--task-file: no file at {str(path.absolute())!r}; "
             "give JSON Lines with 'text' and 'label'"
         )
-    rows = [row for _, row in read_rows(path) if not is_missing(row.get("label"))]
+    rows = [row for _, row in read_records(path) if not is_missing(row.get("label"))]
     if not rows or not all(isinstance(row.get("text"), str) for row in rows):
         raise ValueError(
             f"{path} holds no rows with 'text' and 'label'; expected one such object per line"
@@ -124,5 +124,5 @@ def sae_probes_task(name: str) -> Task:
             f"sae-probes has no data set {name!r}; it has {len(known)}, such as {list(known[:5])}: "
             "choose one of them"
         )
-    rows = [row for _, row in read_rows(path)]
+    rows = [row for _, row in read_records(path)]
     return Task(name, [row["prompt"] for row in rows], [row["target"] for row in rows])

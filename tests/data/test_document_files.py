@@ -17,7 +17,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from lrt_lens.data import DocumentSource, iterate_documents, read_rows
+from lrt_lens.data import DocumentSource, iterate_documents, read_records
 from lrt_lens.data._documents import DocumentReader
 
 TEXTS = ["the cat sat", 'she said "no,\nnever"; so', "naïve 日本 😀", "NA", "null", "12"]
@@ -240,7 +240,7 @@ def test_a_broken_table_is_refused(tmp_path: Path, data: bytes, message: str) ->
 def test_rows_of_tables_keep_every_field_as_text(tmp_path: Path) -> None:
     rows = [{"positive": "007", "negative": "NA"}]
     path = written(tmp_path, "a.csv", by_csv(",")(rows))
-    assert read_rows(path) == [(f"{path}, row 1", rows[0])]
+    assert read_records(path) == [(f"{path}, row 1", rows[0])]
 
 
 # --------------------------------------------------------------------------------------- encodings

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow
 import pytest
 
-from lrt_lens.data import DocumentSource, iterate_documents, read_rows
+from lrt_lens.data import DocumentSource, iterate_documents, read_records
 from lrt_lens.data._documents import DocumentReader
 
 TEXTS = ["the cat sat", "the dog ran\nand ran", "naïve 日本"]
@@ -56,7 +56,7 @@ def test_rows_with_a_text_field_are_read() -> None:
 def test_json_lines_are_read_gzipped_or_not(tmp_path: Path, name: str, as_string: bool) -> None:
     path = write_jsonl(tmp_path / name, [{"text": text} for text in TEXTS])
     assert list(iterate_documents(str(path) if as_string else path)) == TEXTS
-    assert [row for _, row in read_rows(path)] == [{"text": text} for text in TEXTS]
+    assert [row for _, row in read_records(path)] == [{"text": text} for text in TEXTS]
 
 
 def test_a_text_file_holds_a_document_a_paragraph(tmp_path: Path) -> None:

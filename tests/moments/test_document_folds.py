@@ -10,8 +10,8 @@ import pytest
 from lrt_lens.data import DocumentSource, document_key, part_of
 from lrt_lens.errors import MismatchError
 from lrt_lens.models import ModelPair
-from lrt_lens.moments import CrossMoments, harvest, merge_shards
-from lrt_lens.moments._provenance import BY_EXACT_TEXT, Provenance
+from lrt_lens.moments import CrossMoments, Provenance, harvest, merge_shards
+from lrt_lens.moments._provenance import BY_EXACT_TEXT
 
 OPTIONS: dict[str, Any] = {
     "source_layers": [0],

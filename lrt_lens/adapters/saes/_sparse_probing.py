@@ -47,11 +47,7 @@ from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.probes._labels import check_labels, class_numbers, classes_of, plain_label
 from lrt_lens.adapters.probes._linear_probe import LinearProbe
 from lrt_lens.adapters.probes._logistic import fit_logistic, probabilities
-from lrt_lens.adapters.saes._compatibility import (
-    refuse_foreign_sae,
-    refuse_longer_context,
-    require_sae,
-)
+from lrt_lens.adapters.saes._compatibility import refuse_foreign_sae, require_sae, trained_context
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.figures._probes import sparse_probe_figure
 from lrt_lens.models._hooked_model import HookedModel
@@ -302,11 +298,10 @@ def _features(
 ) -> np.ndarray:
     """Mean features of each text over its unmasked tokens, [text, feature], float64."""
     means: dict[int, np.ndarray] = {}
-    longest = max(map(len, model.encode_bodies(texts))) + len(model.prefix)
-    refuse_longer_context(sae, min(longest, model.context_length))
-    # Texts arrive from the shortest to the longest.
-    rule = row_rule(short_texts)
-    for index, rows in read_tokens(model, texts, hook, skip_first=skip_first, short_texts=rule):
+    rules: dict[str, Any] = {"skip_first": skip_first, "short_texts": row_rule(short_texts)}
+    # Texts arrive from the shortest to the longest, in windows that the SAE was trained on.
+    context_length = trained_context(sae)
+    for index, rows in read_tokens(model, texts, hook, context_length=context_length, **rules):
         means[index] = sae.encode(rows).double().mean(0).cpu().numpy()
     features = np.stack([means[i] for i in range(len(texts))])
     if not np.isfinite(features).all():
