@@ -202,7 +202,7 @@ def test_readme_and_docs_say_what_the_demo_measures(whole: dict[str, pd.DataFram
         )
     [tokens, r2, null, token] = re.findall(
         r"([\d,]+) fitting tokens: R² (\d\.\d\d) .*?"
-        r"against (\d\.\d\d) .*? and (\d\.\d\d) for token",
+        r"against (-?\d\.\d\d) .*? and (\d\.\d\d) for token",
         " ".join(page.split()),
     )[0]
     chosen = (
