@@ -15,6 +15,8 @@ the resulting policy.
 Limits: decoders only, padded on the right.
 """
 
+import copy
+import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +37,8 @@ from lrt_lens.models._passes import Handle, is_centred, short_row
 from lrt_lens.models._text_codec import TextCodec, Texts, Truncation
 from lrt_lens.models._text_reader import SKIP_FIRST, special_tokens, unmasked
 from lrt_lens.typing import HookFunction, Residual, Tokens
+
+logger = logging.getLogger(__name__)
 
 
 class HookedModel:
@@ -57,6 +61,8 @@ class HookedModel:
     ) -> None:
         self.name = name or model_name(model_origin(model))
         self.revision = revision
+        if isinstance(tokenizer, str | Path):
+            tokenizer = load_tokenizer(str(tokenizer))
         if _is_hugging_face(model):
             tokenizer = tokenizer or load_tokenizer(model_origin(model))
         self.tokenizer: Any = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
@@ -255,9 +261,19 @@ class HookedModel:
 
         One hook point gives a tensor, several give a dictionary by name. ``texts`` may be token
         ids [batch, position]. The forward pass stops at the deepest of the hook points.
+
+        Raises:
+            NonFiniteError: an activation is NaN.
+            ValueError: a text is longer than the context.
         """
         names = resolve_layers(hooks, self)
         activations = self.engine.capture(self._tokens(texts, truncation), names)
+        for name, values in activations.items():
+            if values.isnan().any():
+                raise NonFiniteError(
+                    f"activations of {self.name!r} at {name!r} are NaN ({values.dtype});"
+                    " load the model with dtype='bfloat16' or 'float32'"
+                )
         if isinstance(hooks, int) or (
             isinstance(hooks, str) and hooks not in ("all", "proportional")
         ):
@@ -354,10 +370,22 @@ class HookedModel:
             NonFiniteError: a logit is NaN.
             ValueError: a prompt is empty.
         """
-        rows = self.encode(prompts, truncation=truncation)
-        config = generation_config or self._generation_config(
+        config = _one_text_per_prompt(generation_config) or self._generation_config(
             max_new_tokens, temperature if do_sample else None, top_k if do_sample else None
         )
+        n_new = config.max_new_tokens or 0
+        rows = self.codec.encode(prompts, truncation, n_free=n_new)
+        n_beyond = sum(len(row) + n_new > self.context_length for row in rows)
+        if n_beyond:
+            logger.warning(
+                "%d of %d prompt(s) with %d new tokens are longer than the %d tokens that %r reads;"
+                " their continuations end there",
+                n_beyond,
+                len(rows),
+                n_new,
+                self.context_length,
+                self.name,
+            )
         out: list[str] = [""] * len(rows)
         for length in sorted({len(row) for row in rows}):
             # Only prompts of equal length share a batch. Nothing is padded, so position p is the
@@ -369,20 +397,40 @@ class HookedModel:
                 torch.manual_seed(seed)
                 continued = self.engine.generate(
                     tokens,
-                    config,
+                    self._within_context(config, length),
                     attention_mask=torch.ones_like(tokens).to(self.device),
                     logits_processor=[lambda _ids, scores: _refuse_nan(scores, self.name)],
                 )
             for index, ids in zip(batch, continued, strict=True):
-                out[index] = self.codec.decode_behind(rows[index], ids[length:].tolist())
+                written = _until_end(ids[length:].tolist(), config.eos_token_id)
+                out[index] = self.codec.decode_behind(rows[index], written)
         return out[0] if isinstance(prompts, str) else out
 
     # -------------------------------------------------------------------------------------- private
 
     def _tokens(self, texts: Texts | Tensor, truncation: Truncation | None) -> Tokens:
         if isinstance(texts, Tensor):
-            return texts
+            return self._known_tokens(texts)
         return self.pad(self.encode(texts, truncation=truncation))
+
+    def _known_tokens(self, tokens: Tokens) -> Tokens:
+        """Return token ids [batch, position] unchanged.
+
+        Raises:
+            MismatchError: an id has no row in the embedding.
+            ValueError: there are more positions than the model reads.
+        """
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.d_vocab:
+            raise MismatchError(
+                f"the token ids go from {int(tokens.min())} to {int(tokens.max())}, but"
+                f" {self.name!r} embeds {self.d_vocab} rows; give ids of its own tokenizer"
+            )
+        if tokens.shape[-1] > self.context_length:
+            raise ValueError(
+                f"the tokens have {tokens.shape[-1]} positions; {self.name!r} reads"
+                f" {self.context_length}: give fewer"
+            )
+        return tokens
 
     def _check_tokenizer(self) -> None:
         if self.tokenizer is None:
@@ -428,6 +476,24 @@ class HookedModel:
                 f" load its bridge again, as in HookedModel.load(model.bridge, name={name!r})"
             )
 
+    def _within_context(self, config: Any, length: int) -> Any:
+        """Return a config whose continuations of prompts of ``length`` tokens fit the context.
+
+        Raises:
+            ValueError: there is no room for a token.
+        """
+        room = self.context_length - length
+        if room < 1:
+            raise ValueError(
+                f"a prompt has {length} tokens, and {self.name!r} reads {self.context_length}, so"
+                " there is no room for a new one; give shorter prompts, or truncation='left'"
+            )
+        if (config.max_new_tokens or 0) <= room:
+            return config
+        shorter = copy.deepcopy(config)
+        shorter.max_new_tokens = room
+        return shorter
+
     def _generation_config(
         self, max_new_tokens: int, temperature: float | None, top_k: int | None
     ) -> Any:
@@ -435,7 +501,8 @@ class HookedModel:
         from transformers import GenerationConfig
 
         own = getattr(self.engine.model, "generation_config", None)
-        ends = getattr(own, "eos_token_id", None) or self.tokenizer.eos_token_id
+        ends = getattr(own, "eos_token_id", None)
+        ends = self.tokenizer.eos_token_id if ends is None else ends
         # Nothing is padded, so any id will do for padding; transformers warns if there is none.
         pad = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         sampling = {} if temperature is None else {"temperature": temperature, "top_k": top_k or 0}
@@ -453,15 +520,42 @@ def _refuse_nan(logits: Tensor, name: str) -> Tensor:
     """Return logits unchanged.
 
     Raises:
-        NonFiniteError: one of them is NaN. Infinity is allowed: some models mask unused tokens with
-            -inf.
+        NonFiniteError: one of them is NaN or +inf. Minus infinity is allowed: some models mask
+            unused tokens with it.
     """
-    if logits.isnan().any():
+    wrong = logits.isnan() | (logits == float("inf"))
+    if wrong.any():
         raise NonFiniteError(
-            f"the logits of {name!r} have {int(logits.isnan().sum())} NaN ({logits.dtype});"
-            " load the model with dtype='bfloat16' or 'float32'"
+            f"the logits of {name!r} have {int(wrong.sum())} NaN or infinite values"
+            f" ({logits.dtype}); load the model with dtype='bfloat16' or 'float32'"
         )
     return logits
+
+
+def _one_text_per_prompt(config: Any) -> Any:
+    """Return a user's generation config, also if it is a dict, for one continuation per prompt.
+
+    Raises:
+        ValueError: it asks for several continuations of a prompt.
+    """
+    from transformers import GenerationConfig
+
+    config = GenerationConfig(**config) if isinstance(config, dict) else copy.deepcopy(config)
+    if config is not None:
+        if (config.num_return_sequences or 1) > 1:
+            raise ValueError(
+                f"generation_config has num_return_sequences={config.num_return_sequences};"
+                " expected 1: give each prompt several times for several continuations"
+            )
+        config.return_dict_in_generate = False
+    return config
+
+
+def _until_end(ids: list[int], ends: int | list[int] | None) -> list[int]:
+    """Return new tokens up to the first end-of-text token; behind it there is only padding."""
+    known = {ends} if isinstance(ends, int) else set(ends or ())
+    stop = next((number for number, token in enumerate(ids) if token in known), len(ids))
+    return ids[: stop + 1]
 
 
 def load_model(model: ModelLike, **options: Any) -> HookedModel:

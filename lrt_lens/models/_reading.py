@@ -227,6 +227,10 @@ def _states(
     rows = [(index, row) for index, parts in enumerate(windows) for row in parts]
     rows.sort(key=lambda numbered: len(numbered[1]))
     waiting = [len(parts) for parts in windows]
+    is_masked = [
+        not any(_reads_any(read, mask) for mask in _masks(model, parts, skip_first))
+        for parts in windows
+    ]
     found: list[list[Tensor]] = [[] for _ in windows]
     for start in range(0, len(rows), _READ_BATCH):
         batch = rows[start : start + _READ_BATCH]
@@ -241,7 +245,7 @@ def _states(
                     " load the model in float32 or bfloat16"
                 )
             [mask] = _masks(model, [row], skip_first)
-            if not _reads_any(read, mask) and len(windows[index]) == 1:
+            if is_masked[index]:
                 # The caller asked for it: every token that is not special, or else every token.
                 [unskipped] = _masks(model, [row], 0)
                 mask = unskipped if unskipped.any() else np.ones_like(mask)

@@ -16,7 +16,7 @@ Limits: special tokens that a tokenizer adds behind a text (EOS, ``[SEP]``) are 
 a decoder would continue behind the end of the text.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any, Literal
 
@@ -28,30 +28,52 @@ Truncation = Literal["left", "right"]
 """End of a text that is cut off where it is longer than the context."""
 
 
+def column_list(column: Any, what: str = "texts") -> list[Any]:
+    """Return the entries of a column by position; a single text is a column of one.
+
+    Raises:
+        TypeError: ``column`` is a table, a dict or a set, which are no column.
+    """
+    if isinstance(column, str):
+        return [str(column)]
+    is_table = hasattr(column, "iterrows") or getattr(column, "ndim", 1) != 1
+    if is_table or isinstance(column, Mapping | Set | bytes):
+        raise TypeError(
+            f"{what} is a {type(column).__name__}; expected a text, a list of texts or one column:"
+            " name the column of a table, as in table['text']"
+        )
+    # Iteration is by position; indexing a Series is by label. Scalars of pyarrow know their value.
+    entries = [entry.as_py() if hasattr(entry, "as_py") else entry for entry in column]
+    # str() turns numpy's subclass of str into str itself, which tokenizers ask for.
+    return [str(entry) if isinstance(entry, str) else entry for entry in entries]
+
+
 def text_list(texts: Any) -> list[str]:
     """Return texts as a list, by position.
 
-    A text, a list, a tuple, a numpy array, a pandas Series (whatever its index) and a column of a
-    data set are texts.
+    A text, a list, a tuple, a numpy array, a pandas Series (whatever its index), a pyarrow array
+    and a column of a data set are texts.
 
     Raises:
-        TypeError: one of them is no text; the message names its number.
-        ValueError: there is none.
+        TypeError: ``texts`` is a table, a dict or a set, or one of them is no text; the message
+            names its number.
+        ValueError: there is none, or one has a character that no encoding has.
     """
-    if isinstance(texts, str):
-        return [str(texts)]
-    # Iteration is by position; indexing a Series is by label.
-    listed = list(texts)
+    listed = column_list(texts)
     for index, text in enumerate(listed):
         if not isinstance(text, str):
             raise TypeError(
                 f"text {index} is {text!r}, of type {type(text).__name__}; expected a text: leave"
                 " it out, or convert it to str"
             )
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(
+                f"text {index} has a lone surrogate ({text[:40]!r}), which no encoding has;"
+                " replace it, as in text.encode('utf-8', 'replace').decode()"
+            )
     if not listed:
         raise ValueError("no text given; expected a text, or a list of at least one")
-    # str() turns numpy's subclass of str into str itself, which tokenizers ask for.
-    return [str(text) for text in listed]
+    return listed
 
 
 class TextCodec:
@@ -67,7 +89,7 @@ class TextCodec:
 
     Raises:
         ValueError: ``prepend_bos`` is True and the tokenizer has neither a prefix nor a BOS token,
-            or ``truncation`` is unknown.
+            ``truncation`` is unknown, or the context has no room behind the prefix.
     """
 
     def __init__(
@@ -90,6 +112,12 @@ class TextCodec:
                     " use prepend_bos=False"
                 )
             self.prefix = [int(tokenizer.bos_token_id)]
+        if context_length <= len(self.prefix):
+            raise ValueError(
+                f"{name!r} reads {context_length} token(s), and its tokenizer writes"
+                f" {len(self.prefix)} before every text; use prepend_bos=False, or a model with a"
+                " longer context"
+            )
 
     @cached_property
     def tokenizer_hash(self) -> str:
@@ -117,13 +145,16 @@ class TextCodec:
         ids = list(body)
         return ids if ids[: len(self.prefix)] == self.prefix else [*self.prefix, *ids]
 
-    def encode(self, texts: Texts, truncation: Truncation | None = None) -> list[list[int]]:
+    def encode(
+        self, texts: Texts, truncation: Truncation | None = None, n_free: int = 0
+    ) -> list[list[int]]:
         """Return the token ids of each text behind the prefix.
 
         Args:
             texts: as `text_list` takes them.
             truncation: end that is cut off texts longer than the context; None does as the codec
                 was told.
+            n_free: number of tokens of the context that a text that is cut leaves free.
 
         Raises:
             ValueError: a text is empty, or longer than the context and ``truncation`` is None; the
@@ -134,7 +165,7 @@ class TextCodec:
         longer = self._longer(rows)
         if longer and cut_off is None:
             raise self._too_long(rows, longer)
-        room = self.context_length - len(self.prefix)
+        room = max(1, self.context_length - n_free - len(self.prefix))
         for index in longer:
             body = rows[index][len(self.prefix) :]
             cut = body[len(body) - room :] if cut_off == "left" else body[:room]
@@ -232,12 +263,28 @@ class TextCodec:
 
 def _prefix_of(tokenizer: Any) -> list[int]:
     """Return the ids that a tokenizer writes before a text."""
-    # Tokenizers do not say reliably what they add, so two texts are tokenized to see it. What both
-    # share at their beginning is the prefix, and what their bodies share (a "▁", for example).
-    probes = ("a", "Z")
-    whole = [list(tokenizer(probe)["input_ids"]) for probe in probes]
-    bodies = [list(tokenizer(probe, add_special_tokens=False)["input_ids"]) for probe in probes]
-    return [int(token) for token in whole[0][: shared_length(*whole) - shared_length(*bodies)]]
+    # Tokenizers do not say reliably what they add, so a text is tokenized with and without it.
+    special = {*tokenizer.all_special_ids, tokenizer.unk_token_id}
+    for probe in _probes(tokenizer):
+        body = list(tokenizer(probe, add_special_tokens=False)["input_ids"])
+        # A text of unknown or special tokens would not tell where the prefix ends.
+        if not body or special.intersection(body):
+            continue
+        whole = list(tokenizer(probe)["input_ids"])
+        starts = range(len(whole) - len(body) + 1)
+        found = [start for start in starts if whole[start : start + len(body)] == body]
+        # Twice, if the tokenizer also writes these tokens of its own.
+        if len(found) == 1:
+            return [int(token) for token in whole[: found[0]]]
+    return []
+
+
+def _probes(tokenizer: Any) -> Iterator[str]:
+    """Yield short texts, until one is made of ordinary tokens of the vocabulary."""
+    yield from ("a", "Z", "1")
+    for number in range(min(len(tokenizer), 2000)):
+        if text := tokenizer.decode([number]).strip():
+            yield text
 
 
 def _known_truncation(truncation: Truncation | None) -> Truncation | None:

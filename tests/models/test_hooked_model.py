@@ -8,10 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordPiece
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from lrt_lens.data import with_fewer_merges
+from lrt_lens.data import ContrastSet, with_fewer_merges
 from lrt_lens.errors import HookPointError, MismatchError, NonFiniteError
 from lrt_lens.models import HookedModel
 from lrt_lens.models._identity import tokenizer_hash
@@ -498,3 +501,92 @@ def test_a_token_without_an_embedding_is_named(build_hf: Any, train_tokenizer: A
         match=r"token 340 \('<extra>'\), but .* embeds 340 rows; load the tokenizer that",
     ):
         model.loss("the cat <extra> sat")
+
+
+# ---------------------------------------------------------------------------------- unusual texts
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "texts", [pd.DataFrame({"prompt": ["the cat"]}), {"text": ["the cat"]}, {"the cat", "a dog"}]
+)
+def test_a_table_a_dict_and_a_set_are_no_texts(model: HookedModel, texts: Any) -> None:
+    for run in (model.encode, model.loss, model.generate):
+        with pytest.raises(TypeError, match="expected a text, a list of texts or one column"):
+            run(texts)
+    with pytest.raises(TypeError, match="positive is a"):
+        ContrastSet(texts, ["a", "b"])
+
+
+def test_a_lone_surrogate_and_ids_that_are_not_embedded_are_named(model: HookedModel) -> None:
+    with pytest.raises(ValueError, match="text 1 has a lone surrogate"):
+        model.encode(["the cat", "a \ud83d dog"])
+    with pytest.raises(MismatchError, match=f"embeds {model.d_vocab} rows"):
+        model.logits(torch.tensor([[1, model.d_vocab]]))
+    with pytest.raises(ValueError, match="have 65 positions"):
+        model.capture(torch.ones(1, 65, dtype=torch.long), 1)
+
+
+def test_a_prefix_is_found_by_a_text_of_known_tokens(build_hf: Any) -> None:
+    bare = Tokenizer(
+        WordPiece({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "кот": 3, "сад": 4}, unk_token="[UNK]")
+    )
+    bare.pre_tokenizer = pre_tokenizers.Whitespace()
+    bare.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bare, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    model = HookedModel.load(build_hf("llama"), tokenizer=tokenizer)
+    assert model.prefix == [1]
+    assert model.encode("кот сад") == [[1, 3, 4]]
+
+
+def test_new_text_ends_where_the_context_does_and_where_the_model_ends_it(
+    model: HookedModel, load: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompt = "the cat sat in the garden " * 4
+    [ids] = model.encode(prompt)
+    text = model.generate(prompt, do_sample=False, max_new_tokens=60)
+    assert "their continuations end there" in caplog.text
+    whole = torch.tensor([ids])
+    while whole.shape[1] < model.context_length:
+        following = model.engine.model(whole).logits[:, -1].argmax(-1, keepdim=True)
+        whole = torch.cat([whole, following], 1)
+        if int(following) == model.tokenizer.eos_token_id:
+            break
+    assert prompt + text == model.tokenizer.decode(whole[0], skip_special_tokens=True)
+    # A batch of prompts is padded behind a text that ended; the padding is no text.
+    other = load()
+    prompts = ["the cat", "a dog is"]
+    by_length: dict[int, list[str]] = {}
+    for one in [*prompts, "the boy", "the old", "a girl", "the sad"]:
+        by_length.setdefault(len(other.encode(one)[0]), []).append(one)
+    batch = max(by_length.values(), key=len)
+    for end in range(0, 300, 7):
+        other.engine.model.generation_config.eos_token_id = end
+        options = {"do_sample": False, "max_new_tokens": 12}
+        alone = [other.generate(one, **options) for one in batch]
+        assert other.generate(batch, **options) == alone
+
+
+def test_logits_of_plus_infinity_are_refused_and_minus_infinity_is_not(load: Any) -> None:
+    model = load()
+    head = model.engine.model.lm_head
+    head.register_forward_hook(
+        lambda _m, _i, out: out.index_fill(-1, torch.tensor([3]), -torch.inf)
+    )
+    assert np.isfinite(model.loss(["the cat sat"]))
+    head.register_forward_hook(lambda _m, _i, out: out.index_fill(-1, torch.tensor([5]), torch.inf))
+    for run in (model.loss, model.logits, model.generate):
+        with pytest.raises(NonFiniteError, match="NaN or infinite"):
+            run(["the cat sat", "a dog"])
+
+
+def test_a_generation_config_may_be_a_dict_and_asks_for_one_text(model: HookedModel) -> None:
+    plain = model.generate("the cat", do_sample=False, max_new_tokens=6)
+    config = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True}
+    assert model.generate("the cat", generation_config=config) == plain
+    with pytest.raises(ValueError, match="num_return_sequences=2"):
+        model.generate("the cat", generation_config=config | {"num_return_sequences": 2})

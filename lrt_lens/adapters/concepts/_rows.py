@@ -61,6 +61,8 @@ class PairRows:
     """Hash of the contrast set; empty if it is not known, or for a part or a union of sets."""
     n_dropped: int = 0
     """Number of pairs of the set left out because the mask leaves nothing of a text."""
+    n_cut: int = 0
+    """Number of texts that were cut to the context of a model."""
 
     @classmethod
     def of(
@@ -95,7 +97,7 @@ class PairRows:
             for model, hook in ((source, at), (target, to))
         )
         models = (source.identity, target.identity)
-        about = ((at, to), models, read, contrast.digest, kept.n_dropped)
+        about = ((at, to), models, read, contrast.digest, kept.n_dropped, kept.n_cut)
         return cls(source_rows, target_rows, *about)
 
     @classmethod
@@ -107,6 +109,7 @@ class PairRows:
             target=torch.cat([part.target for part in parts]),
             contrast="",
             n_dropped=sum(part.n_dropped for part in parts),
+            n_cut=sum(part.n_cut for part in parts),
         )
 
     def __len__(self) -> int:
@@ -114,7 +117,7 @@ class PairRows:
 
     def __getitem__(self, index: slice | Tensor) -> "PairRows":
         part = (self.source[index], self.target[index])
-        return replace(self, source=part[0], target=part[1], contrast="", n_dropped=0)
+        return replace(self, source=part[0], target=part[1], contrast="", n_dropped=0, n_cut=0)
 
     @property
     def ends(self) -> Ends:

@@ -51,7 +51,7 @@ from lrt_lens.adapters.probes._logistic import Logistic, Scaling, probabilities
 from lrt_lens.figures._probes import probe_figure
 from lrt_lens.models._hook_points import EMBED
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.models._reading import Read, ShortTexts, readable, row_rule
+from lrt_lens.models._reading import Read, Readable, ShortTexts, readable, row_rule
 from lrt_lens.models._text_codec import text_list
 from lrt_lens.statistics._classification import ItemScores
 from lrt_lens.statistics._intervals import Interval, bootstrap_ratio, spread
@@ -115,6 +115,8 @@ class ProbeEvaluation:
     """The probes ``source``, ``native`` and ``transferred``."""
     n_dropped: int = 0
     """Number of texts left out because the mask leaves nothing of them in one of the models."""
+    n_cut: int = 0
+    """Number of texts that were cut to the context of a model."""
 
     @property
     def task(self) -> str:
@@ -182,7 +184,10 @@ def evaluate_probe(
     stitch.check(pair.source, pair.target)
     train, test = _split(texts, labels, test_texts, test_labels, settings)
     n_given = len(train[0]) + len(test[0])
-    train, test = (_readable(pair, stitch, probe, part, settings) for part in (train, test))
+    kept = [_readable(pair, stitch, probe, part, settings) for part in (train, test)]
+    train, test = (
+        (one.of(part[0]), one.of(part[1])) for one, part in zip(kept, (train, test), strict=True)
+    )
     _check(pair, stitch, probe, train, token_map, settings)
     if probe is None:
         probe = LinearProbe.fit(
@@ -206,7 +211,8 @@ def evaluate_probe(
     tidy, summary = _tables(task, scored, chance, seed)
     probes = {"source": probe, "native": arms.native, "transferred": arms.transferred}
     n_dropped = n_given - len(train[0]) - len(test[0])
-    return ProbeEvaluation(tidy, summary, chance, len(arms.truth), probes, n_dropped)
+    n_cut = sum(one.n_cut for one in kept)
+    return ProbeEvaluation(tidy, summary, chance, len(arms.truth), probes, n_dropped, n_cut)
 
 
 Labelled = tuple[list[str], list[Any]]
@@ -263,20 +269,18 @@ def _readable(
     probe: LinearProbe | None,
     part: Labelled,
     settings: ProbeEvaluationSettings,
-) -> Labelled:
-    """Return the texts of which both models have a token to read, with their labels."""
+) -> Readable:
+    """Return which texts both models have a token of to read."""
     models = (pair.source, pair.target)
     if probe is not None:
-        kept = probe.readable(models, part[0])
-    else:
-        kept = readable(
-            models,
-            part[0],
-            settings.read,
-            skip_first=stitch.skip_first,
-            short_texts=settings.short_texts,
-        )
-    return kept.of(part[0]), kept.of(part[1])
+        return probe.readable(models, part[0])
+    return readable(
+        models,
+        part[0],
+        settings.read,
+        skip_first=stitch.skip_first,
+        short_texts=settings.short_texts,
+    )
 
 
 def _check(

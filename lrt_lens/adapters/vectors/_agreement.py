@@ -17,6 +17,7 @@ over positions and vocabulary, with the mean over the vocabulary subtracted at e
 Limits: both models must read the same tokens, so the pair needs one tokenizer.
 """
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -30,6 +31,8 @@ from lrt_lens.errors import MismatchError
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._stitch import Stitch
+
+logger = logging.getLogger(__name__)
 
 
 def steering_agreement(
@@ -75,6 +78,13 @@ def steering_agreement(
         for row in pair.source.encode(texts, truncation="right")
         if len(row) > stitch.skip_first + 1
     ]
+    if len(rows) < len(texts):
+        logger.warning(
+            "%d of %d texts have no token behind the first %d and are left out",
+            len(texts) - len(rows),
+            len(texts),
+            stitch.skip_first,
+        )
     if not rows:
         raise ValueError(
             f"none of {len(texts)} texts has a token behind the first {stitch.skip_first}; "

@@ -23,6 +23,7 @@ Limits: damage on neutral text says nothing about side effects on other kinds of
 of all rows stays in memory; hooks before the stored hook point have no effect.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,10 +34,13 @@ from torch import Tensor
 
 from lrt_lens.adapters.vectors._steering_hook import SteeringHook
 from lrt_lens.data._documents import iterate_documents
+from lrt_lens.models._far_norms import FarNorms
 from lrt_lens.models._hook_points import residual_post, resolve
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.typing import Direction, HookFunction
+
+logger = logging.getLogger(__name__)
 
 _BATCH_ROWS = 128
 """Largest number of rows of a pass."""
@@ -222,7 +226,12 @@ class NeutralText:
 
         The mean is over the positions that may be steered.
         """
-        return float(self._stream(hook).mean(0) @ (direction / direction.norm()).double().cpu())
+        stream = self._stream(hook)
+        far = FarNorms()
+        far.add(hook, stream)
+        for sentence in far.warnings():
+            logger.warning("%s", sentence)
+        return float(stream.mean(0) @ (direction / direction.norm()).double().cpu())
 
     def median_norm(self, hook: str) -> float:
         """Return the median ‖x‖ of the unsteered stream over the positions that may be steered."""

@@ -43,7 +43,7 @@ from lrt_lens.models._hooked_model import Handle, HookedModel, load_model
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._reading import Read, ShortTexts, read_activations, readable, row_rule
-from lrt_lens.models._text_codec import Truncation
+from lrt_lens.models._text_codec import Truncation, text_list
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
 from lrt_lens.typing import Direction
@@ -399,7 +399,7 @@ class SteeringVector:
         unit = self.direction / self.direction.norm()
         # read="mean" averages the positions of each text without the first ones.
         kept = readable([hooked], texts, "mean")
-        rows = read_activations(hooked, kept.of(texts), self.hook, "mean")
+        rows = read_activations(hooked, kept.of(text_list(texts)), self.hook, "mean")
         return float((rows @ unit.to(torch.float32)).mean())
 
     def refuse_other_model(self, model: HookedModel) -> None:
