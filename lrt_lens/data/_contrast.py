@@ -11,6 +11,7 @@ import numpy as np
 
 from lrt_lens.data._document_files import read_records
 from lrt_lens.data._documents import without_surrogates
+from lrt_lens.models._text_codec import column_list
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def _as_lists(rows: Any, *names: str) -> None:
         column = getattr(rows, name)
         if isinstance(column, str):
             raise ValueError(f"{name} is one text, {column!r}; expected a list of texts")
-        object.__setattr__(rows, name, [_plain(text) for text in column])
+        object.__setattr__(rows, name, [_plain(text) for text in column_list(column, name)])
 
 
 def _plain(text: Any) -> Any:
