@@ -65,7 +65,11 @@ def _record(pair: ModelPair, documents: Any, settings: Settings, origin: str) ->
     layers = pair.source.n_layers // 2, pair.target.n_layers // 2
     rows = [
         _rows(pair, block, layers)
-        for block in iterate_blocks(documents, pair.source, BlockPlan(n_tokens=settings.n_tokens))
+        for block in iterate_blocks(
+            documents,
+            pair.source,
+            BlockPlan(n_tokens=settings.n_tokens, max_document_tokens="auto"),
+        )
     ]
     x, y = torch.cat([r[0] for r in rows]), torch.cat([r[1] for r in rows])
     return Recording(

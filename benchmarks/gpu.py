@@ -104,7 +104,7 @@ def measure(case: Case, device: str, seed: int) -> dict[str, Any]:
     warm_up = list(
         random_documents(folder, min(_WARM_UP_TOKENS, case.n_tokens), (20, 60), seed + 1)
     )
-    plan = BlockPlan(context_length=_CONTEXT, n_tokens=case.n_tokens)
+    plan = BlockPlan(context_length=_CONTEXT, n_tokens=case.n_tokens, max_document_tokens="auto")
     batches = [
         pair.source.pad([window.ids for window in batch])
         for block in iterate_blocks(documents, pair.source, plan)

@@ -132,7 +132,9 @@ def _prepare(documents: Sequence[str], pair: ModelPair, n_tokens: int) -> tuple[
     """The padded batches that the harvest runs, in its order, and its number of rows."""
     blocks = list(
         iterate_blocks(
-            documents, pair.source, BlockPlan(context_length=_CONTEXT, n_tokens=n_tokens)
+            documents,
+            pair.source,
+            BlockPlan(context_length=_CONTEXT, n_tokens=n_tokens, max_document_tokens="auto"),
         )
     )
     batches = [
