@@ -20,7 +20,7 @@ import os
 import re
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,10 @@ class ModelIdentity:
     ``center_writing_weights``), otherwise ``"raw"``.
     """
     prepend_bos: bool
+    context_length: int | None = field(default=None, compare=False)
+    """Longest text in tokens that the model reads; None in files from before this field. Not
+    compared.
+    """
 
     def reads_as(self, other: "ModelIdentity") -> bool:
         """Return whether both models split a text into the same tokens."""
