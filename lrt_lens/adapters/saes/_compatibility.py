@@ -35,13 +35,17 @@ BASES = {
 }
 """Description of a residual basis in the metadata of a transferred SAE."""
 _SAME_WEIGHTS = frozenset(
-    # Processing by TransformerLens; `center_writing_weights` is the question of the basis.
-    "fold_ln center_writing_weights center_unembed fold_value_biases "
-    "refactor_factored_attn_matrices default_prepend_bos default_padding_side first_n_layers n_ctx "
-    # Where and how the weights are loaded and run.
-    "device device_map n_devices move_to_device max_memory dtype torch_dtype attn_implementation "
-    "low_cpu_mem_usage offload_folder use_safetensors weights_only trust_remote_code cache_dir "
-    "local_files_only force_download token use_auth_token proxies".split()
+    {
+        # Processing by TransformerLens; `center_writing_weights` is the question of the basis.
+        *("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"),
+        *("refactor_factored_attn_matrices", "default_prepend_bos", "default_padding_side"),
+        *("first_n_layers", "n_ctx"),
+        # Where and how the weights are loaded and run.
+        *("device", "device_map", "n_devices", "move_to_device", "max_memory", "dtype"),
+        *("torch_dtype", "attn_implementation", "low_cpu_mem_usage", "offload_folder"),
+        *("use_safetensors", "weights_only", "trust_remote_code", "cache_dir", "proxies"),
+        *("local_files_only", "force_download", "token", "use_auth_token"),
+    }
 )
 """Keywords of SAELens' model loading that leave the residual stream as it is, or are asked about
 elsewhere. Each other one (``checkpoint_index``, ``subfolder``, ``adapter_kwargs``, …) can select or
@@ -284,7 +288,9 @@ def refuse_other_positions(sae: Any, context_length: int | None) -> None:
         )
     if theirs is not None and context_length > theirs:
         sliced = trained.stop is not None
-        where = f"the first {theirs} positions {record}" if sliced else f"windows of {theirs} tokens"
+        where = (
+            f"the first {theirs} positions {record}" if sliced else f"windows of {theirs} tokens"
+        )
         field = "sae.cfg.metadata.seqpos_slice = None and " if sliced else ""
         raise MismatchError(
             f"this SAE was trained on {where}; expected at least "

@@ -281,8 +281,8 @@ def _refuse_normalisation(normalisation: str, input_scale: float | None) -> None
         )
     if input_scale is not None and normalisation != "expected_average_only_in":
         raise ValueError(
-            f"normalize_activations is {normalisation!r} and input_scale is {input_scale}; expected "
-            "no factor for this SAE: leave input_scale out"
+            f"normalize_activations is {normalisation!r} and input_scale is {input_scale}; "
+            "expected no factor for this SAE: leave input_scale out"
         )
     if input_scale is not None and not 0 < input_scale < float("inf"):
         raise ValueError(f"input_scale is {input_scale}; expected a positive finite factor")

@@ -85,9 +85,7 @@ def transfer_sae(
     maps = stitch.maps if through is None else through
     refuse_unfoldable(sae, input_scale)
     width = stitch.up.weight.shape[0]
-    refuse_foreign_sae(
-        sae, stitch.source_hook, stitch.source, width=width, input_scale=input_scale
-    )
+    refuse_foreign_sae(sae, stitch.source_hook, stitch.source, width=width, input_scale=input_scale)
     stitch.refuse_other_map("through.up", maps.up)
     stitch.refuse_other_map("through.down", maps.down, down=True)
     folded = FoldedSae.of(sae, input_scale=input_scale)
