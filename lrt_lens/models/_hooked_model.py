@@ -184,6 +184,7 @@ class HookedModel:
             n_layers=self.n_layers,
             basis=self.basis,
             prepend_bos=self.prepend_bos,
+            context_length=self.context_length,
         )
 
     # --------------------------------------------------------------------------------------- tokens

@@ -20,7 +20,7 @@ import os
 import re
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,10 @@ class ModelIdentity:
     ``center_writing_weights``), otherwise ``"raw"``.
     """
     prepend_bos: bool
+    context_length: int | None = field(default=None, compare=False)
+    """Longest text in tokens that the model reads; None in files from before this field. Not
+    compared.
+    """
 
     def reads_as(self, other: "ModelIdentity") -> bool:
         """Return whether both models split a text into the same tokens."""
@@ -79,15 +83,15 @@ class ModelIdentity:
         Names and revisions are not compared. With ``tokens`` the tokenizer and the BOS policy must
         agree too. ``role`` is the subject of the message, such as ``"the target"``.
         """
-        fields = ["config_hash", "d_model", "n_layers", "basis"]
+        compared = ["config_hash", "d_model", "n_layers", "basis"]
         if tokens:
-            fields += ["tokenizer_hash", "prepend_bos"]
-        for field in fields:
-            ours, theirs = getattr(self, field), getattr(other, field)
+            compared += ["tokenizer_hash", "prepend_bos"]
+        for name in compared:
+            ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
                 raise MismatchError(
-                    f"{role} is {other.name!r} (revision {other.revision}) with {field} {theirs!r};"
-                    f" expected {self.name!r} (revision {self.revision}) with {field} {ours!r}:"
+                    f"{role} is {other.name!r} (revision {other.revision}) with {name} {theirs!r};"
+                    f" expected {self.name!r} (revision {self.revision}) with {name} {ours!r}:"
                     " load that model, or fit again on this one"
                 )
 

@@ -52,9 +52,17 @@ _NOT_AFFINE = {
 _BAD_INPUT = {
     "layer_norm": "it divides each input by its own deviation, which is not affine",
     "constant_norm_rescale": "it divides each input by its own norm, which is not affine",
-    "covariance_whitening": "its whitening was not folded and its matrices are not in the SAE; "
-    "call sae.fold_activation_whitening(…) first",
 }
+_UNFOLDED_INPUT = {
+    "expected_average_only_in": "this SAE was trained on inputs times a constant factor, which it "
+    "does not contain; expected an SAE with that factor in its weights: call "
+    "sae.fold_activation_norm_scaling_factor(factor) with the factor of its training "
+    "(stitch.transfer, uncentred_sae and unit_norm_decoder: or give input_scale=factor)",
+    "covariance_whitening": "this SAE was trained on whitened inputs, and it does not contain the "
+    "matrices; expected an SAE with the whitening in its weights: call "
+    "sae.fold_activation_whitening(mean, whitening, unwhitening) first",
+}
+"""Input normalisations that SAELens' trainer applies outside the SAE, with the remedy."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +231,25 @@ def refuse_unfoldable(sae: Any, input_scale: float | None = None) -> None:
             "expected an SAE of one residual stream, with reshape_activations='none'"
         )
     _refuse_normalisation(sae.cfg.normalize_activations, input_scale)
+    refuse_unfolded_input(sae, input_scale)
+
+
+def refuse_unfolded_input(sae: Any, input_scale: float | None = None) -> None:
+    """Raise ValueError if an SAE must be given inputs that its own ``encode`` does not scale.
+
+    SAELens scales or whitens such inputs in its trainer. Without that, ``encode`` returns other
+    features than those of the training, without an error.
+
+    Args:
+        sae: a SAELens SAE, or an object with ``encode``; its config is read if there is any.
+        input_scale: the factor on the inputs, if the caller applies it.
+    """
+    normalisation = getattr(getattr(sae, "cfg", None), "normalize_activations", None)
+    scaled = normalisation == "expected_average_only_in" and input_scale is not None
+    if normalisation in _UNFOLDED_INPUT and not scaled:
+        raise ValueError(
+            f"normalize_activations is {normalisation!r}: {_UNFOLDED_INPUT[normalisation]}"
+        )
 
 
 def _refuse_own_class(sae: Any, architecture: str) -> None:
@@ -246,21 +273,16 @@ def _refuse_own_class(sae: Any, architecture: str) -> None:
 
 
 def _refuse_normalisation(normalisation: str, input_scale: float | None) -> None:
-    """Raise ValueError unless the input normalisation is affine and its factor is known."""
+    """Raise ValueError unless the input normalisation is affine and ``input_scale`` fits it."""
     if normalisation in _BAD_INPUT:
         raise ValueError(
             f"normalize_activations is {normalisation!r}: {_BAD_INPUT[normalisation]}; expected "
             "an SAE with normalize_activations='none'"
         )
-    # This normalisation multiplies by a constant, which SAELens does not store in the SAE.
-    if (normalisation == "expected_average_only_in") != (input_scale is not None):
-        remedy = (
-            "give input_scale=…, the factor of its training"
-            if input_scale is None
-            else "leave input_scale out"
-        )
+    if input_scale is not None and normalisation != "expected_average_only_in":
         raise ValueError(
-            f"normalize_activations is {normalisation!r} and input_scale is {input_scale}; {remedy}"
+            f"normalize_activations is {normalisation!r} and input_scale is {input_scale}; "
+            "expected no factor for this SAE: leave input_scale out"
         )
     if input_scale is not None and not 0 < input_scale < float("inf"):
         raise ValueError(f"input_scale is {input_scale}; expected a positive finite factor")

@@ -37,7 +37,7 @@ from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import resolve
 from lrt_lens.adapters.saes._compatibility import (
     refuse_foreign_sae,
-    refuse_longer_context,
+    refuse_other_positions,
     require_sae,
     trained_context,
 )
@@ -294,7 +294,7 @@ def rows_of(
             seed=seed,
         )
     for sae in saes:
-        refuse_longer_context(sae, rows.context_length)
+        refuse_other_positions(sae, rows.context_length)
     return rows
 
 

@@ -280,7 +280,11 @@ def _saes(
         if sae is not None:
             model, hook = _end(pair, stitch, name)
             require_sae(sae, "encode")
-            refuse_foreign_sae(sae, hook, model.identity)
+            # Texts are read in windows as long as those of the SAE's training.
+            length = min(trained_context(sae) or model.context_length, model.context_length)
+            # In shorter windows every token is masked, and no feature is read.
+            length = max(length, stitch.skip_first + 1, 2)
+            refuse_foreign_sae(sae, hook, model.identity, context_length=length)
     # A transfer made here needs no check: it has passed those of `transfer_sae`.
     if transferred_sae is None:
         saes["transferred"] = stitch.transfer(source_sae)

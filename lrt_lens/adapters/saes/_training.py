@@ -160,7 +160,7 @@ def train_sae(
     Raises:
         MismatchError: rows of another hook point, model or width than ``at`` and ``model``;
             ``init`` belongs to another width, hook point, model, basis or tokenizer than the rows;
-            ``config`` has another width or architecture.
+            ``config`` has another width, architecture or input normalisation.
         TooFewDocumentsError: less text than one batch, or than each fold needs.
         NonFiniteError: activations are NaN or infinite.
     """
@@ -393,6 +393,13 @@ def _config(rows: SAERows, init: Any, config: Any, run: SAETrainingSettings) -> 
             f"config is {config.architecture()!r} with d_in {config.d_in} and d_sae "
             f"{config.d_sae}; expected {expected}, as the rows at {rows.hook!r} and init have: "
             "change config, or leave it out"
+        )
+    if config.normalize_activations != "none":
+        # The scale of the rows is folded into the weights, which is exact for unscaled inputs only.
+        raise MismatchError(
+            f"normalize_activations is {config.normalize_activations!r}; expected 'none': "
+            "train_sae scales the rows itself, so leave normalize_activations out of config, or "
+            "give an init that was trained without it"
         )
     return config
 

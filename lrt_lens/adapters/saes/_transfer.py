@@ -20,7 +20,12 @@ Limits: only SAEs that `lrt_lens.adapters.saes._folding` can fold are transferre
 from dataclasses import replace
 from typing import Any
 
-from lrt_lens.adapters.saes._compatibility import model_identity_fields, refuse_foreign_sae
+from lrt_lens.adapters.saes._compatibility import (
+    BASES,
+    model_identity_fields,
+    refuse_foreign_sae,
+    trained_context,
+)
 from lrt_lens.adapters.saes._folding import FoldedSae, refuse_unfoldable
 from lrt_lens.stitching._affine import MapPair
 from lrt_lens.stitching._stitch import Stitch
@@ -38,13 +43,14 @@ _OF_THE_SOURCE = (
     "prepend_bos",
     "center_writing_weights",
     "converted",
+    # Ids of the source's tokenizer.
+    "exclude_special_tokens",
+    "sequence_separator_token",
+    # How long a context the target has is decided in `_context_size`.
+    "context_size",
+    "seqpos_slice",
 )
-"""Metadata of the source model that would be wrong for the target."""
-BASES = {
-    "raw": "Hugging Face's unprocessed weights",
-    "centred": "weights that TransformerLens centred (center_writing_weights)",
-}
-"""Description of a residual basis in the metadata of a transferred SAE."""
+"""Metadata of the source model and its tokenizer that would be wrong for the target."""
 _SCORES = ("r2", "r2_uniform", "r2_down", "r2_null", "r2_token")
 """Scores of the stitch that the metadata of a transferred SAE repeats."""
 
@@ -78,7 +84,8 @@ def transfer_sae(
     """
     maps = stitch.maps if through is None else through
     refuse_unfoldable(sae, input_scale)
-    refuse_foreign_sae(sae, stitch.source_hook, stitch.source, width=stitch.up.weight.shape[0])
+    width = stitch.up.weight.shape[0]
+    refuse_foreign_sae(sae, stitch.source_hook, stitch.source, width=width, input_scale=input_scale)
     stitch.refuse_other_map("through.up", maps.up)
     stitch.refuse_other_map("through.down", maps.down, down=True)
     folded = FoldedSae.of(sae, input_scale=input_scale)
@@ -121,7 +128,17 @@ def _metadata(sae: Any, stitch: Stitch, maps: MapPair) -> dict[str, Any]:
             "scores": {key: stitch.scores[key] for key in _SCORES if key in stitch.scores},
         },
     }
-    # SAELens' evaluation asks for a context, which SAEs of other libraries do not record.
-    if metadata.get("context_size") is None:
-        metadata["context_size"] = stitch.provenance.context_length
+    context = _context_size(sae, stitch)
+    if context is not None:
+        metadata["context_size"] = context
     return metadata | model_identity_fields(target)
+
+
+def _context_size(sae: Any, stitch: Stitch) -> int | None:
+    """Tokens of the windows that a transferred SAE describes; None if the source records none.
+
+    It is that of the source's training, at most the target's context.
+    """
+    trained = trained_context(sae)
+    longest = stitch.target.context_length if stitch.target else None
+    return trained if trained is None or longest is None else min(trained, longest)

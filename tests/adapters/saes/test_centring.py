@@ -1,5 +1,6 @@
 """Tests of SAEs of centred weights, against TransformerLens' own centred model in float64."""
 
+import copy
 import warnings
 from typing import Any
 
@@ -131,6 +132,53 @@ def test_the_reconstruction_gives_the_logits_of_the_centred_model(
     assert (found - model.logits(tokens)).abs().max() > 0.1
 
 
+def test_a_converted_sae_belongs_to_the_unprocessed_weights(
+    gpt2: Any, from_gpt2: Any, build_hf: Any, tokenizer: Any, corpus: list[str]
+) -> None:
+    lens = HookedModel.load(from_gpt2(draw("topk")), name="gpt2")
+    raw = HookedModel.load(copy.deepcopy(gpt2).float(), tokenizer=tokenizer, name="gpt2")
+    assert (lens.basis, raw.basis) == ("centred", "raw")
+    other = HookedModel.load(build_hf("llama"), tokenizer=tokenizer, name="other")
+    options: dict[str, Any] = {"source_layers": [1], "target_layers": [1], "context_length": 32}
+    stitch = lrt.fit_stitches(
+        lrt.ModelPair(raw, other), corpus, null=False, progress=False, **options
+    ).best()
+    options = {"at": 1, "k": 4, "n_tokens": 512, "batch_rows": 128, "context_length": 32}
+    sae = lrt.train_sae(lens, corpus, progress=False, **options).sae
+    assert sae.cfg.metadata.model_hash == lens.identity.config_hash
+    # The first message names the basis and its remedy, although the hash differs too.
+    with pytest.raises(MismatchError, match=r"'centred' residual basis.*lrt\.uncentred_sae\(sae\)"):
+        stitch.transfer(sae)
+    converted = lrt.uncentred_sae(sae)
+    metadata = converted.cfg.metadata.to_dict()
+    assert "model_hash" not in metadata
+    assert metadata["converted"]["from_model_hash"] == lens.identity.config_hash
+    stitch.transfer(converted)
+    # Of other weights, the model's name and not the basis is the difference.
+    converted.cfg.metadata.model_hash = lens.identity.config_hash
+    with pytest.raises(MismatchError, match=r"\(weights .*expected 'gpt2' \(weights"):
+        stitch.transfer(converted)
+    converted.cfg.metadata.model_hash = raw.identity.config_hash
+    stitch.transfer(converted)
+
+
+def test_a_centred_sae_of_another_name_is_told_both(from_gpt2: Any, build_hf: Any) -> None:
+    from lrt_lens.adapters.saes._compatibility import refuse_foreign_sae
+
+    sae = draw("topk")
+    sae.cfg.metadata.model_hash = "0" * 16
+    model = HookedModel.load(build_hf("gpt2"), tokenizer=from_gpt2(sae).tokenizer, name="renamed")
+    with pytest.raises(MismatchError, match=r"in the 'centred' basis; expected 'renamed'.*'raw'"):
+        refuse_foreign_sae(sae, HOOK, model.identity)
+
+
+def test_a_converted_sae_that_was_transferred_names_its_new_basis() -> None:
+    sae = draw("topk")
+    sae.cfg.metadata.transferred = {"target_basis": "weights that were centred", "own_maps": True}
+    transferred = lrt.uncentred_sae(sae).cfg.metadata.transferred
+    assert transferred == {"target_basis": "Hugging Face's unprocessed weights", "own_maps": True}
+
+
 def test_each_basis_is_refused_by_the_other(gpt2: Any, from_gpt2: Any, tokenizer: Any) -> None:
     from lrt_lens.adapters.saes._compatibility import refuse_foreign_sae
 
@@ -179,7 +227,8 @@ def test_a_transferred_sae_records_how_saelens_loads_its_model(
     assert metadata["model_from_pretrained_kwargs"] == {"center_writing_weights": False}
     assert metadata["transferred"]["target_basis"] == "Hugging Face's unprocessed weights"
     assert (metadata["basis"], metadata["prepend_bos"]) == ("raw", target.prepend_bos)
-    assert metadata["context_size"] == 32
+    # The source's training records no context, and that of the stitch is another one.
+    assert "context_size" not in metadata
     assert "model_class_name" not in metadata
     # SAELens' model is the target in the same basis: its states are those of the target.
     tokens = torch.arange(5, 25)[None]

@@ -14,6 +14,7 @@ from lrt_lens.adapters.saes._compatibility import (
     model_identity_fields,
     plain_name,
     refuse_foreign_sae,
+    trained_context,
 )
 from lrt_lens.errors import HookPointError, MismatchError
 
@@ -153,6 +154,25 @@ FOREIGN = {
         "model_name": "{name}",
         "model_from_pretrained_kwargs": {"revision": "step3000", "fold_ln": True},
     },
+    "the first checkpoint": {
+        "model_name": "{name}",
+        "model_from_pretrained_kwargs": {"checkpoint_index": 0},
+    },
+    "the first step": {
+        "model_name": "{name}",
+        "model_from_pretrained_kwargs": {"checkpoint_value": 0},
+    },
+    "a folder of the repository": {
+        "model_name": "{name}",
+        "model_from_pretrained_kwargs": {"subfolder": "step1"},
+    },
+    "an unknown keyword": {
+        "model_name": "{name}",
+        "model_from_pretrained_kwargs": {"adapter": "lora"},
+    },
+    "one attention head": {"hook_head_index": 3},
+    "first attention head": {"hook_head_index": 0},
+    "transcoder": {"hook_name_out": "blocks.1.hook_mlp_out"},
     "BOS policy": {"prepend_bos": False},
 }
 """Metadata of SAEs of another hook point or model, by the check that refuses them."""
@@ -174,6 +194,154 @@ def test_every_entry_point_refuses_a_foreign_sae_with_one_message(
         messages[entry] = str(caught.value)
     assert len(set(messages.values())) == 1, messages
     assert "expected" in next(iter(messages.values()))
+
+
+@pytest.mark.parametrize("end", ["source", "target"])
+@pytest.mark.parametrize(
+    ("normalisation", "remedy"),
+    [
+        ("expected_average_only_in", r"sae\.fold_activation_norm_scaling_factor\(factor\)"),
+        ("covariance_whitening", r"sae\.fold_activation_whitening\("),
+    ],
+)
+def test_every_entry_point_refuses_inputs_that_saelens_scales_outside_the_sae(
+    make: Any, entries: Any, end: str, normalisation: str, remedy: str
+) -> None:
+    sae = make(end)
+    sae.cfg.normalize_activations = normalisation
+    messages = set()
+    for call in entries[end].values():
+        with pytest.raises(ValueError, match=remedy) as caught:
+            call(sae)
+        messages.add(str(caught.value))
+    assert len(messages) == 1
+
+
+@torch.no_grad()
+def test_the_factor_of_the_inputs_is_folded_as_the_message_says(
+    pair: Any, stitch: Any, make: Any, corpus: list[str]
+) -> None:
+    def native_row(sae: Any) -> Any:
+        result = lrt.evaluate_sae(
+            pair, stitch, make("source"), corpus, native=sae, n_random=0, **FAST
+        )
+        return result.table.set_index("arm").loc["native"]
+
+    def biased() -> Any:
+        sae = make("target")
+        # Without biases TopK is homogeneous, and no factor would change a reconstruction.
+        sae.b_enc.copy_(torch.linspace(-3, 3, FEATURES))
+        sae.b_dec.fill_(0.5)
+        return sae
+
+    factor, sae = 20.0, biased()
+    # By hand: features of x are those of factor · x, and the reconstruction is divided by it.
+    scaled = biased()
+    scaled.encode = lambda x: sae.encode(factor * x)
+    scaled.decode = lambda f: sae.decode(f) / factor
+    expected, unscaled = native_row(scaled), native_row(sae)
+    recorded = biased()
+    recorded.cfg.normalize_activations = "expected_average_only_in"
+    with pytest.raises(ValueError, match="fold_activation_norm_scaling_factor"):
+        native_row(recorded)
+    recorded.fold_activation_norm_scaling_factor(factor)
+    assert native_row(recorded)["fvu"] == pytest.approx(expected["fvu"], rel=1e-5)
+    assert abs(unscaled["fvu"] - expected["fvu"]) > 0.01
+
+
+@pytest.mark.parametrize("end", ["source", "target"])
+@pytest.mark.parametrize("positions", [(0, 2), [1, 2], (0, -2), (5, None), (-3, None), (0, 40, 2)])
+def test_every_entry_point_that_reads_text_refuses_positions_beyond_the_training(
+    make: Any, entries: Any, end: str, positions: Any
+) -> None:
+    sae = make(end, seqpos_slice=positions, context_size=4)
+    for entry, call in entries[end].items():
+        if entry.startswith("transfer"):
+            call(sae)
+            continue
+        with pytest.raises(MismatchError, match=r"trained on .* \(seqpos_slice=.*; expected"):
+            call(sae)
+
+
+@pytest.mark.parametrize(
+    ("positions", "context", "trained"),
+    [
+        (None, 64, 64),
+        ([None], 64, 64),
+        ((None,), None, None),
+        ((0, 8), 64, 8),
+        ((1, 8), None, 8),
+        ((0, 128), 64, 64),
+        ((1, -4), 64, 60),
+        ((0, -4), None, None),
+        ((1, None), 64, 64),
+    ],
+)
+def test_the_trained_context_counts_the_positions_of_the_training(
+    pair: Any, make: Any, positions: Any, context: int | None, trained: int | None
+) -> None:
+    sae = make("source", seqpos_slice=positions, context_size=context)
+    assert trained_context(sae) == trained
+    model = pair.source.identity
+    refuse_foreign_sae(sae, SOURCE, model, context_length=trained or 4096)
+    if trained:
+        with pytest.raises(MismatchError, match=r"context_size = \d+\)"):
+            refuse_foreign_sae(sae, SOURCE, model, context_length=trained + 1)
+        # The remedy of the message.
+        sae.cfg.metadata.seqpos_slice, sae.cfg.metadata.context_size = None, trained + 1
+        refuse_foreign_sae(sae, SOURCE, model, context_length=trained + 1)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "revision", "fits"),
+    [
+        ({"revision": "main"}, "unknown", True),
+        ({"revision": "main"}, "main", True),
+        ({"revision": "step1000"}, "step1000", True),
+        ({"checkpoint_value": 1000}, "step1000", True),
+        ({"checkpoint_value": 0}, "step0", True),
+        ({"revision": None, "subfolder": "", "load_in_8bit": False}, "main", True),
+        ({"fold_ln": False, "dtype": "float16", "n_ctx": 512, "device": "cuda:0"}, "main", True),
+        (None, "unknown", True),
+        ({}, "unknown", True),
+        ({"revision": "main"}, "step1000", False),
+        ({"revision": "step1000"}, "unknown", False),
+        ({"revision": "step1000"}, "step2000", False),
+        ({"revision": "step1000", "checkpoint_value": 2000}, "step1000", False),
+        ({"checkpoint_value": 0}, "step1000", False),
+        ({"checkpoint_index": 0}, "unknown", False),
+        ({"variant": "fp16-other"}, "unknown", False),
+        ({"load_in_8bit": True}, "unknown", False),
+        (None, "step1000", False),
+        ({}, "step1000", False),
+    ],
+)
+def test_revisions_and_checkpoints_are_those_of_the_model(
+    pair: Any, make: Any, keywords: dict[str, Any] | None, revision: str, fits: bool
+) -> None:
+    model = replace(pair.source.identity, revision=revision)
+    sae = make("source", model_name=model.name, model_from_pretrained_kwargs=keywords)
+    if fits:
+        refuse_foreign_sae(sae, SOURCE, model)
+        return
+    with pytest.raises(MismatchError, match=rf"\(revision {revision}\)") as caught:
+        refuse_foreign_sae(sae, SOURCE, model)
+    assert f"sae.cfg.metadata.model_hash = {model.config_hash!r}" in str(caught.value)
+    sae.cfg.metadata.model_hash = model.config_hash
+    refuse_foreign_sae(sae, SOURCE, model)
+
+
+def test_an_sae_that_names_no_model_fits_every_revision(pair: Any, make: Any) -> None:
+    model = replace(pair.source.identity, revision="step1000")
+    refuse_foreign_sae(make("source"), SOURCE, model)
+    # What this package records fits that model, with and without the hash.
+    fields = model_identity_fields(model)
+    assert fields["model_from_pretrained_kwargs"]["revision"] == "step1000"
+    sae = make("source", model_name=model.name, **fields)
+    sae.cfg.metadata.model_hash = None
+    refuse_foreign_sae(sae, SOURCE, model)
+    with pytest.raises(MismatchError, match="revision='step1000'"):
+        refuse_foreign_sae(sae, SOURCE, pair.source.identity)
 
 
 @pytest.mark.parametrize("end", ["source", "target"])

@@ -248,3 +248,13 @@ def test_bad_input_is_refused(
 def test_an_unknown_bundled_sae_is_named() -> None:
     with pytest.raises(ValueError, match="no bundled SAE"):
         demo_sae("middle")
+
+
+@pytest.mark.parametrize("normalisation", ["expected_average_only_in", "layer_norm"])
+def test_a_config_that_normalises_its_inputs_is_refused(rows: SAERows, normalisation: str) -> None:
+    from sae_lens import TopKTrainingSAEConfig
+
+    config = TopKTrainingSAEConfig(d_in=D, d_sae=24, k=4)
+    config.normalize_activations = normalisation
+    with pytest.raises(MismatchError, match=rf"'{normalisation}'; expected 'none'"):
+        _train(rows, config=config)

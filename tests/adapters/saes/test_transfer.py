@@ -287,6 +287,33 @@ def test_stitching_does_not_import_sae_lens() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_facts_of_the_source_are_no_metadata_of_the_target(stitch: Stitch) -> None:
+    assert stitch.target is not None
+    target = replace(stitch.target, context_length=32)
+    models = replace(stitch.provenance, target=target)
+    stitch = replace(stitch, provenance=models)
+    sae = draw("standard")
+    source = {
+        "exclude_special_tokens": [0, 7],
+        "sequence_separator_token": 7,
+        "seqpos_slice": (1, -8),
+        "hook_head_index": None,
+        "context_size": 64,
+    }
+    for name, value in source.items():
+        setattr(sae.cfg.metadata, name, value)
+    metadata = stitch.transfer(sae).cfg.metadata.to_dict()
+    assert metadata["context_size"] == 32
+    assert not (set(source) - {"context_size"}) & set(metadata)
+    # Positions that the source's training left out at the end are not in the context.
+    sae.cfg.metadata.seqpos_slice = (0, 8)
+    assert stitch.transfer(sae).cfg.metadata.context_size == 8
+    # No recorded context is no context, not that of the stitch.
+    for nothing in (None, 0):
+        sae.cfg.metadata.context_size, sae.cfg.metadata.seqpos_slice = nothing, None
+        assert "context_size" not in stitch.transfer(sae).cfg.metadata.to_dict()
+
+
 def test_saelens_loads_a_transferred_sae_and_runs_its_own_evaluation(tmp_path: Path) -> None:
     from datasets import Dataset
     from sae_lens import SAE
