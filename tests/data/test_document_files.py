@@ -400,7 +400,7 @@ def test_archives_in_archives_or_under_other_names_are_named(
         list(iterate_documents(path))
 
 
-# ---------------------------------------------------------------------------------------- paragraphs
+# --------------------------------------------------------------------------------------- paragraphs
 
 
 @pytest.mark.parametrize("kind", [".txt", ".md"])
