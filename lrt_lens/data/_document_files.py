@@ -372,7 +372,9 @@ def _parquet(file: DocumentFile, wanted: Wanted) -> Rows:
 
     with opened() as table:
         refuse_repeated(table.schema_arrow.names, str(file))
-        columns = {field.name: arrow_kind(field.type) for field in table.schema_arrow}
+        columns: dict[str, ColumnKind] = {
+            field.name: arrow_kind(field.type) for field in table.schema_arrow
+        }
     chosen = list(wanted(str(file), columns))
 
     def numbered() -> Iterator[tuple[int, Any]]:

@@ -31,6 +31,7 @@ from typing import Any
 from lrt_lens.data._columns import Columns, chat_text, typed
 from lrt_lens.data._document_files import ARCHIVE_ENDINGS, KINDS, arrow_rows, file_rows, kind_of
 from lrt_lens.data._document_rows import (
+    ColumnKind,
     Rows,
     arrow_kind,
     feature_kind,
@@ -221,13 +222,17 @@ def _of_iterable(documents: Any, columns: Columns) -> Iterator[Rows]:
         records = (dict(zip(kinds, row, strict=True)) for row in _tuples(documents))
         yield Rows(enumerate(records), columns=kinds)
     elif isinstance(features, Mapping) and names:  # a data set whose columns are known
-        columns_by_name = {name: feature_kind(features.get(name)) for name in names}
+        columns_by_name: dict[str, ColumnKind] = {
+            name: feature_kind(features.get(name)) for name in names
+        }
         chosen = columns.choose("the data set", columns_by_name)
         narrow = documents.select_columns(list(chosen))
         yield Rows(enumerate(narrow), columns=columns_by_name)
     elif hasattr(documents, "schema") and hasattr(documents, "num_rows"):  # a pyarrow Table
         refuse_repeated(documents.schema.names, "the table")
-        known = {field.name: arrow_kind(field.type) for field in documents.schema}
+        known: dict[str, ColumnKind] = {
+            field.name: arrow_kind(field.type) for field in documents.schema
+        }
         narrow = documents.select(list(columns.choose("the table", known)))
         batches = narrow.to_batches() if hasattr(narrow, "to_batches") else [narrow]
         rows = chain.from_iterable(arrow_rows(batch, "the table", 0) for batch in batches)

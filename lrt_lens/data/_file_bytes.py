@@ -49,7 +49,7 @@ class DocumentFile:
     """A file of one of the known kinds, which may be compressed."""
 
     path: Path
-    """Where it is."""
+    """Path of the file."""
 
     def __str__(self) -> str:
         return str(self.path)

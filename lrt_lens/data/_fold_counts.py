@@ -75,7 +75,8 @@ class FoldCounts:
         """Sentence on uneven folds, with the numbers and the remedy; None if they are even."""
         table, expected = self.table, 1 / (N_FOLDS + 1)
         named = []
-        for (name, row), units in zip(table.iterrows(), self._units, strict=True):
+        rows: list[dict[str, Any]] = table.to_dict("records")
+        for name, row, units in zip(table.index, rows, self._units, strict=True):
             largest = max(units.values(), default=0) / max(1, row["tokens"])
             is_even = _LEAST * expected <= row["share"] <= _MOST * expected
             are_many = self._n_independent(row, units) >= FEW_DOCUMENTS
@@ -91,11 +92,11 @@ class FoldCounts:
             " " + ("finer ones" if self.has_groups else "split long ones")
         )
 
-    def _n_independent(self, row: Any, units: dict[int, int]) -> int:
+    def _n_independent(self, row: dict[str, Any], units: dict[int, int]) -> int:
         # Copies of a text are one unit too, but they count as documents that were given.
         return len(units) if self.has_groups else row["documents"]
 
-    def _described(self, row: Any, units: dict[int, int], largest: float) -> str:
+    def _described(self, row: dict[str, Any], units: dict[int, int], largest: float) -> str:
         groups = f" in {len(units)} group(s)" if self.has_groups else ""
         one = "group" if self.has_groups else "document"
         part = f", {largest:.0%} of them from one {one}" if largest > _LARGEST_UNIT else ""

@@ -47,8 +47,9 @@ class Groups:
 
     def __init__(self, group: Any) -> None:
         self.group = group
-        is_list = group is not None and not isinstance(group, str) and not callable(group)
-        self._values: Iterator[Any] | None = iter(group) if is_list else None
+        self._values: Iterator[Any] | None = None
+        if group is not None and not isinstance(group, str) and not callable(group):
+            self._values = iter(group)
 
     @property
     def column(self) -> str | None:
@@ -71,7 +72,8 @@ class Groups:
         else:
             value, remedy = self._of_function(row, where), "the function returned None or ''"
         # Scalars of pyarrow know their Python values.
-        value = value.as_py() if hasattr(value, "as_py") else value
+        plain: Any = value
+        value = plain.as_py() if hasattr(plain, "as_py") else plain
         if is_missing(value) or (isinstance(value, str) and not value.strip()):
             raise ValueError(f"{where} has no group: {remedy}; give each document one")
         if isinstance(value, list | tuple | dict | set) or getattr(value, "ndim", 0):

@@ -166,7 +166,7 @@ SHAREGPT = [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "good 
 
 
 def in_all_forms(rows: list[dict[str, Any]], folder: Path) -> list[Any]:
-    """The same rows in memory and in files."""
+    """Return the same rows in memory and in files."""
     table = pyarrow.Table.from_pylist(rows)
     parquet.write_table(table, folder / "a.parquet")
     forms: list[Any] = [rows, iter(rows), pd.DataFrame(rows), table, folder / "a.parquet"]
