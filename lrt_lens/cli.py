@@ -87,8 +87,8 @@ class Fit:
     target: str
     """Target model of the transfer: hub id or local folder."""
     documents: str
-    """A file (.txt, .md, .jsonl, .json, .csv, .tsv or .parquet, also with .gz or .zst), a folder of
-    such files, or the name of a data set."""
+    """A file (.txt, .md, .jsonl, .ndjson, .json, .csv, .tsv or .parquet, also with .gz or .zst), a
+    folder of such files, or the name of a data set."""
     out: Path = Path("stitches")
     """Folder for moments.safetensors, results.json, report.html and the best stitch."""
     n_tokens: int = 200_000

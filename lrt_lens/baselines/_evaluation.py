@@ -223,7 +223,7 @@ def fitting_texts(documents: Sequence[str], moments: CrossMoments) -> list[str]:
         MismatchError: groups, which the texts alone do not tell, decided the folds.
     """
     seed = moments.provenance.seed
-    moments.provenance.refuse_other_folds(has_groups=False)
+    moments.provenance.refuse_other_folds(None)
     return [
         # dict.fromkeys drops repeats and keeps the order.
         text

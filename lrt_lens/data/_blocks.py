@@ -33,8 +33,8 @@ from typing import TypeVar
 
 from lrt_lens.data._aligned_windows import cut_aligned_windows
 from lrt_lens.data._alignment import Aligner, Alignment, nothing_aligns
-from lrt_lens.data._documents import Document, DocumentReader, Documents
-from lrt_lens.data._fold_counts import FoldCounts
+from lrt_lens.data._documents import Document, DocumentReader, Documents, DocumentSource
+from lrt_lens.data._fold_counts import FEW_DOCUMENTS, FoldCounts
 from lrt_lens.data._parts import N_FOLDS, N_PARTS, exact_key, part_of
 from lrt_lens.data._spreading import TokenBudget
 from lrt_lens.data._windows import (
@@ -195,9 +195,10 @@ def iterate_blocks(
 
 def _fill_blocks(documents: Documents, cutter: WindowCutter, corpus: Corpus) -> Iterator[Block]:
     open_blocks = {part: Block(part) for part in range(N_PARTS)}
+    corpus.folds.has_groups = DocumentSource.of(documents).group is not None
     for document, window, begins in _taken_windows(documents, cutter, corpus):
         part = part_of(document.key)
-        corpus.folds.add(part, len(window.rows), n_documents=int(begins))
+        corpus.folds.add(part, len(window.rows), n_documents=int(begins), unit=document.key)
         if begins:
             corpus.n_capped += document.is_capped
             corpus.digest = (corpus.digest + document.identity) % 2**64
@@ -285,14 +286,19 @@ def _empty_folds(empty: list[str], corpus: Corpus, plan: BlockPlan) -> TooFewDoc
             f" ({corpus.n_skipped} more have no token after the first {plan.skip_first} and the"
             " special ones)"
         )
-    if plan.n_tokens is not None and corpus.n_rows >= plan.n_tokens:
+    has_few_groups = corpus.folds.has_groups and corpus.folds.n_units < FEW_DOCUMENTS
+    if plan.n_tokens is not None and corpus.n_rows >= plan.n_tokens and not has_few_groups:
         return TooFewDocumentsError(
             f"{message}n_tokens={plan.n_tokens} was reached after {corpus.n_documents}"
             f" document(s){masked}; raise n_tokens"
         )
+    groups, remedy = "", "100 documents (one long text can be split into paragraphs)"
+    if corpus.folds.has_groups:
+        # Documents of a group share a fold, so more documents of these groups would not help.
+        groups, remedy = f" in {corpus.folds.n_units} group(s)", "100 groups, or finer ones"
     return TooFewDocumentsError(
-        f"{message}{corpus.n_documents} document(s) for {N_FOLDS} folds and a test fold{masked};"
-        " give at least 100 documents (one long text can be split into paragraphs)"
+        f"{message}{corpus.n_documents} document(s){groups} for {N_FOLDS} folds and a test"
+        f" fold{masked}; give at least {remedy}"
     )
 
 

@@ -2,7 +2,7 @@
 
 Problem: a file of another kind than expected must not be read as prose with its markup. Mechanism:
 the ending of a file, in any case and below ``.gz`` or ``.zst``, names its reader. Readers are those
-of pyarrow (archives, Parquet), pandas (tables) and json; large files are read piece by piece.
+of pyarrow (archives, Parquet), csv and json; large files are read piece by piece.
 
     rows = file_rows(Path("corpus.csv.zst"), wanted=lambda name, columns: ["text"])
     for number, row in rows: rows.where(number), row         # "corpus.csv.zst, row 1", {"text": …}
@@ -15,8 +15,9 @@ ending     documents
 .md        paragraphs with their markup; a heading belongs to the paragraph below it, and blank
            lines inside fences (three backticks) and before the end of front matter do not count
 .jsonl     one JSON value per line, usually an object; ``.ndjson`` is the same
-.json      a list of rows, an object of columns (as pandas writes it), one row, or as ``.jsonl``
-.csv       rows under the header, which also shows the separator (comma, semicolon or tab)
+.json      a list of rows, also as the only list in an object (``{"version": …, "data": […]}``),
+           an object of columns (as pandas writes it), one row, or as ``.jsonl``
+.csv       rows under the header, separated by commas, semicolons, tabs or bars
 .tsv       the same with tabs
 .parquet   rows
 ========== =========================================================================================
@@ -25,59 +26,34 @@ Limits: text files are UTF-8, or UTF-16 or UTF-32 with a byte order mark; a ``.j
 compressed Parquet file, is held in memory.
 """
 
-import codecs
 import csv
-import io
 import json
 import os
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-Wanted = Callable[[str, Mapping[str, bool]], Sequence[str]]
-"""Function ``(name of the file, {column: whether it holds texts})`` that returns the columns to
-read.
-"""
-
-_ARCHIVES = {".gz": "gzip", ".zst": "zstd"}
-"""Codecs of pyarrow by ending."""
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    # Before UTF-16, whose mark is the beginning of this one.
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
+from lrt_lens.data._document_rows import (
+    TURNS,
+    ColumnKind,
+    Rows,
+    Wanted,
+    arrow_kind,
+    refuse_repeated,
 )
-"""Byte order marks and the encodings that they announce."""
-_TO_UTF8 = "convert it with: iconv -f latin1 -t utf-8 OLD > NEW (give its own encoding for latin1)"
-_AGAIN = "copy or download it again"
+from lrt_lens.data._file_bytes import ARCHIVES, DocumentFile
+
 _ROWS_AT_ONCE = 1000
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Numbered rows of one source of documents."""
-
-    numbered: Iterable[tuple[int, Any]]
-    """Each row with its number."""
-    unit: str = "document"
-    """Name of a row in messages: document, line, row or paragraph."""
-    source: str = ""
-    """Name of the file in messages; empty for rows in memory."""
-    columns: Mapping[str, bool] | None = None
-    """Columns, each with True if it holds texts; None if only the rows themselves tell."""
-
-    def __iter__(self) -> Iterator[tuple[int, Any]]:
-        return iter(self.numbered)
-
-    def where(self, number: int) -> str:
-        """Return the place of a row, as messages name it."""
-        row = f"{self.unit} {number}"
-        return f"{self.source}, {row}" if self.source else row
+_SEPARATORS = ",;\t|"
+"""Separators of ``.csv`` files, of which the first rows show the one."""
+_OTHER_SEPARATORS = _SEPARATORS + "^~:"
+"""Separators that a table with a single column is searched for."""
+_FENCE = re.compile(r"(`{3,}|~{3,})")
+_HEADING = re.compile(r"\s*#{1,6}(\s|$)")
 
 
 def file_rows(path: Path, wanted: Wanted) -> Rows:
@@ -95,10 +71,10 @@ def file_rows(path: Path, wanted: Wanted) -> Rows:
     if kind is None:
         raise ValueError(
             f"{path} is of no known kind; expected an ending among {', '.join(KINDS)}, each also"
-            f" with {' or '.join(_ARCHIVES)}: rename it if it is one of them, convert it, or read"
+            f" with {' or '.join(ARCHIVES)}: rename it if it is one of them, convert it, or read"
             " it yourself and give a list of texts"
         )
-    return KINDS[kind](_DocumentFile(path), wanted)
+    return KINDS[kind](DocumentFile(path), wanted)
 
 
 def read_records(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
@@ -125,137 +101,56 @@ def read_records(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
 def kind_of(path: str | Path) -> str | None:
     """Return the ending of a path without that of an archive; None if it is not known."""
     name = os.path.basename(path).lower()
-    for archive in _ARCHIVES:
+    for archive in ARCHIVES:
         name = name.removesuffix(archive)
     # A name such as ".csv" has no ending.
     return next((kind for kind in KINDS if name.endswith(kind) and name != kind), None)
 
 
-# ---------------------------------------------------------------------------------- bytes and lines
-
-
-@dataclass(frozen=True)
-class _DocumentFile:
-    """A file of one of the known kinds, which may be compressed."""
-
-    path: Path
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    @property
-    def codec(self) -> str | None:
-        return _ARCHIVES.get(self.path.suffix.lower())
-
-    @contextmanager
-    def opened(self) -> Iterator[io.BufferedReader]:
-        """Return a context with the decompressed bytes, which turns damage into ValueErrors."""
-        import pyarrow
-
-        if self.codec is not None and self.path.stat().st_size == 0:
-            raise ValueError(f"{self} has 0 bytes, so it is no {self.codec} archive; {_AGAIN}")
-        try:
-            raw = pyarrow.input_stream(str(self.path), compression=self.codec)
-            with io.BufferedReader(raw) as stream:
-                yield stream
-        except pyarrow.ArrowInvalid as error:
-            raise ValueError(
-                f"{self} is truncated, damaged or of another kind than its ending says"
-                f" ({_first_line(error)}); {_AGAIN}"
-            ) from error
-        except OSError as error:
-            # Errors of the system have a number and name the file, those of a codec do not.
-            if error.errno is not None:
-                raise
-            raise ValueError(
-                f"{self} is truncated or damaged ({_first_line(error)}); {_AGAIN}"
-            ) from error
-
-    def encoding(self, stream: io.BufferedReader) -> str:
-        """Return the encoding that the first bytes announce; UTF-8 if they announce none."""
-        start = stream.peek(1024)
-        for mark, name in _MARKS:
-            if start.startswith(mark):
-                return name
-        if b"\0" in start[:1024]:
-            raise ValueError(
-                f"{self} holds NUL bytes: it is no text, or UTF-16 without a byte order mark;"
-                " expected UTF-8: iconv -f utf-16le -t utf-8 OLD > NEW converts it"
-            )
-        return "utf-8"
-
-    def lines(self) -> Iterator[tuple[int, str]]:
-        """Yield the lines with their numbers from 1, each with its line feed."""
-        with self.opened() as stream:
-            encoding = self.encoding(stream)
-            if not encoding.startswith("utf-8"):
-                # In UTF-16 the bytes of a line feed also occur inside other characters.
-                yield from enumerate(self._decoded(stream, encoding), start=1)
-                return
-            for number, line in enumerate(stream, start=1):
-                try:
-                    text = line.decode(encoding if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    self._refuse_byte(f"line {number}", line, error)
-                yield number, text.replace("\r\n", "\n")
-
-    def text(self) -> str:
-        """Return the whole text."""
-        return "".join(line for _, line in self.lines())
-
-    def _decoded(self, stream: io.BufferedReader, encoding: str) -> Iterator[str]:
-        try:
-            yield from io.TextIOWrapper(stream, encoding=encoding)
-        except UnicodeError as error:
-            raise ValueError(
-                f"{self} is no valid {encoding.upper()}, which its byte order mark announces"
-                f" ({_first_line(error)}); {_AGAIN}, or convert it to UTF-8 with iconv"
-            ) from error
-
-    def _refuse_byte(self, where: str, data: bytes, error: UnicodeDecodeError) -> NoReturn:
-        raise ValueError(
-            f"{self}, {where}, byte {error.start + 1} is 0x{data[error.start]:02X}, which is not"
-            f" UTF-8; {_TO_UTF8}"
-        ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:200]
-
-
 # --------------------------------------------------------------------------------------------- text
 
 
-def _text(file: _DocumentFile, _: Wanted) -> Rows:
+def _text(file: DocumentFile, _: Wanted) -> Rows:
     return Rows(_paragraphs(file.lines(), markdown=False), "the paragraph at line", str(file))
 
 
-def _markdown(file: _DocumentFile, _: Wanted) -> Rows:
+def _markdown(file: DocumentFile, _: Wanted) -> Rows:
     return Rows(_paragraphs(file.lines(), markdown=True), "the paragraph at line", str(file))
 
 
-def _paragraphs(lines: Iterable[tuple[int, str]], *, markdown: bool) -> Iterator[tuple[int, str]]:
+def _paragraphs(
+    lines: Iterable[tuple[int, str]], *, markdown: bool, opens_nothing: frozenset[int] = frozenset()
+) -> Iterator[tuple[int, str]]:
     """Yield paragraphs with the numbers of their first lines.
 
-    One long document would fill one fold only, so a text file is not one document.
+    One long document would fill one fold only, so a text file is not one document. Lines with the
+    numbers ``opens_nothing`` begin no fence and no front matter.
     """
-    paragraph: list[str] = []
-    first, closes = 1, ""
+    paragraph: list[tuple[int, str]] = []
+    closes, opened = "", 0
     for number, line in lines:
-        if not paragraph:
-            first = number
         mark = line.strip()
-        if markdown:
+        if markdown and number not in opens_nothing:
+            before = closes
             closes = _still_open(mark, closes, is_first=number == 1)
+            opened = opened if before else number
         # A heading alone is no paragraph: it goes with the text below.
-        is_heading = markdown and bool(paragraph) and all(_is_heading(part) for part in paragraph)
+        is_heading = markdown and all(_HEADING.match(part) for _, part in paragraph)
         if mark or closes:
-            paragraph.append(line)
+            paragraph.append((number, line))
         elif paragraph and not is_heading:
-            yield first, "".join(paragraph).strip()
+            yield _joined(paragraph)
             paragraph = []
-    if paragraph:
-        yield first, "".join(paragraph).strip()
+    if closes:
+        # What never ends has not begun: the lines behind it are paragraphs like any others.
+        yield from _paragraphs(paragraph, markdown=True, opens_nothing=opens_nothing | {opened})
+    elif paragraph:
+        yield _joined(paragraph)
+
+
+def _joined(paragraph: list[tuple[int, str]]) -> tuple[int, str]:
+    # The blanks before the first line are its indentation.
+    return paragraph[0][0], "".join(line for _, line in paragraph).rstrip()
 
 
 def _still_open(mark: str, closes: str, *, is_first: bool) -> str:
@@ -264,26 +159,24 @@ def _still_open(mark: str, closes: str, *, is_first: bool) -> str:
         return "" if mark.startswith(closes) and not mark.strip(closes[0]) else closes
     if is_first and mark == "---":
         return "---"
-    # Three backticks and no others: ```code``` in one line opens nothing.
-    is_fence = mark.startswith(("```", "~~~")) and "`" not in mark.lstrip("`")
-    return mark[:3] if is_fence else ""
-
-
-def _is_heading(line: str) -> bool:
-    return line.lstrip().startswith("#")
+    # No backtick behind the fence: ```code``` in one line opens nothing. As many characters as
+    # opened a fence close it, so that one of four may hold others of three.
+    fence = _FENCE.match(mark)
+    return fence[0] if fence and "`" not in mark.lstrip("`") else ""
 
 
 # --------------------------------------------------------------------------------------------- JSON
 
 
-def _json_lines(file: _DocumentFile, _: Wanted) -> Rows:
+def _json_lines(file: DocumentFile, _: Wanted) -> Rows:
     def numbered() -> Iterator[tuple[int, Any]]:
         for number, line in file.lines():
             if not line.strip():
                 continue
             try:
                 yield number, json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            # Python also refuses integers of more than 4,300 digits.
+            except (ValueError, RecursionError) as error:
                 raise ValueError(
                     f"{file}, line {number} is not JSON ({error}); expected one object per line"
                 ) from error
@@ -291,11 +184,11 @@ def _json_lines(file: _DocumentFile, _: Wanted) -> Rows:
     return Rows(numbered(), "line", str(file))
 
 
-def _json(file: _DocumentFile, wanted: Wanted) -> Rows:
+def _json(file: DocumentFile, wanted: Wanted) -> Rows:
     text = file.text()
     try:
         content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         # Several values, one behind the other: JSON Lines under the ending of JSON.
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
             return _json_lines(file, wanted)
@@ -306,7 +199,7 @@ def _json(file: _DocumentFile, wanted: Wanted) -> Rows:
     return Rows(enumerate(_rows_of_json(content, file), start=1), "row", str(file))
 
 
-def _rows_of_json(content: Any, file: _DocumentFile) -> list[Any]:
+def _rows_of_json(content: Any, file: DocumentFile) -> list[Any]:
     """Return the rows of a JSON value: a list of rows, an object of columns, or one row."""
     if isinstance(content, list):
         return content
@@ -316,14 +209,16 @@ def _rows_of_json(content: Any, file: _DocumentFile) -> list[Any]:
             " or one object per line"
         )
     columns = list(content.values())
+    if content.keys() == {"columns", "index", "data"}:
+        # pandas' orient="split": {"columns": […], "index": […], "data": [[…], …]}.
+        return _split_rows(content, file)
     if all(isinstance(column, dict) for column in columns):
         # pandas writes {column: {index: value}}.
         if all(column.keys() == columns[0].keys() for column in columns):
             keys = list(columns[0])
             return [{name: content[name][key] for name in content} for key in keys]
-    elif len(columns) == 1 and isinstance(columns[0], list) and _are_objects(columns[0]):
-        # {"data": [{…}, …]}, except a conversation, which is one row.
-        return [content] if "role" in columns[0][0] else columns[0]
+    elif (wrapped := _wrapped_rows(content)) is not None:
+        return wrapped
     elif all(isinstance(column, list) for column in columns):
         if len({len(column) for column in columns}) == 1:
             return [dict(zip(content, row, strict=True)) for row in zip(*columns, strict=True)]
@@ -335,83 +230,135 @@ def _rows_of_json(content: Any, file: _DocumentFile) -> list[Any]:
     )
 
 
-def _are_objects(rows: list[Any]) -> bool:
-    return bool(rows) and all(isinstance(row, dict) for row in rows)
+def _wrapped_rows(content: dict[str, Any]) -> list[Any] | None:
+    """Return the rows of an object such as ``{"version": …, "data": [{…}, …]}``; else None.
+
+    An object with a text, and one whose list is a chat, is one row.
+    """
+    lists = [value for value in content.values() if isinstance(value, list)]
+    if len(lists) != 1 or "text" in content or not lists[0]:
+        return None
+    is_turn = any(
+        isinstance(row, dict) and row.keys() >= keys for row in lists[0] for keys in TURNS
+    )
+    return lists[0] if all(isinstance(row, dict) for row in lists[0]) and not is_turn else None
+
+
+def _split_rows(content: dict[str, Any], file: DocumentFile) -> list[Any]:
+    names, rows = content["columns"], content["data"]
+    is_table = isinstance(names, list) and isinstance(rows, list)
+    if not is_table or any(not isinstance(row, list) or len(row) != len(names) for row in rows):
+        raise ValueError(
+            f"{file} has the keys columns, index and data, as pandas writes orient='split', but its"
+            " data are no rows with one value per column; write it again, or as records"
+        )
+    return [dict(zip(map(str, names), row, strict=True)) for row in rows]
 
 
 # ------------------------------------------------------------------------------------------- tables
 
 
-def _table(file: _DocumentFile, wanted: Wanted) -> Rows:
-    import pandas as pd
-
-    try:
-        separator, columns = _header(file)
-    except (pd.errors.ParserError, pd.errors.ParserWarning, UnicodeError) as error:
-        _refuse_table(file, error)
-    chosen = list(wanted(str(file), columns))
+def _table(file: DocumentFile, wanted: Wanted) -> Rows:
+    # Texts may be longer than the 131,072 characters of the csv module; the limit is only raised.
+    csv.field_size_limit(max(csv.field_size_limit(), sys.maxsize >> 32))
+    separator = _separator(file)
+    head = list(islice(_table_rows(file, separator), _ROWS_AT_ONCE + 1))
+    names = head[0]
+    columns: dict[str, ColumnKind] = {
+        name: "text" if any(row[k] and not _is_number(row[k]) for row in head[1:]) else "other"
+        for k, name in enumerate(names)
+    }
+    chosen = [(name, names.index(name)) for name in wanted(str(file), columns)]
 
     def numbered() -> Iterator[tuple[int, Any]]:
-        number = 0
-        try:
-            with file.opened() as stream:
-                options: dict[str, Any] = _csv_options(file, stream, separator)
-                # As strings, so that texts that look like numbers stay texts.
-                options |= {"usecols": chosen, "dtype": dict.fromkeys(chosen, str)}
-                for chunk in pd.read_csv(stream, chunksize=_ROWS_AT_ONCE, **options):
-                    for row in chunk.to_dict("records"):
-                        number += 1
-                        yield number, row
-        except (pd.errors.ParserError, UnicodeError) as error:
-            _refuse_table(file, error)
+        for number, row in enumerate(_table_rows(file, separator)):
+            if number:
+                # Only an empty field is missing: "NA" and "null" are texts.
+                yield number, {name: row[k] or None for name, k in chosen}
 
     return Rows(numbered(), "row", str(file), columns)
 
 
-def _header(file: _DocumentFile) -> tuple[str, dict[str, bool]]:
-    """Return the separator of a table, and whether each column holds texts, from its first rows."""
-    import pandas as pd
-
-    with file.opened() as stream:
-        first = stream.peek(1 << 16).split(b"\n", 1)[0].decode(file.encoding(stream), "replace")
-        if not first.strip():
-            raise ValueError(f"{file} has no header; expected the names of the columns in line 1")
-        separator = "\t" if kind_of(file.path) == ".tsv" else max(",;\t", key=first.count)
-        with warnings.catch_warnings():
-            # pandas only warns of rows that are longer than the header.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            options = _csv_options(file, stream, separator)
-            head = pd.read_csv(stream, nrows=_ROWS_AT_ONCE, **options)
-    is_text = pd.api.types.is_string_dtype
-    return separator, {str(name): bool(is_text(head[name])) for name in head.columns}
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return field.lower() in ("true", "false")
+    return True
 
 
-def _csv_options(file: _DocumentFile, stream: io.BufferedReader, separator: str) -> dict[str, Any]:
-    # Only an empty field is missing: "NA" and "null" are texts. index_col=False, because pandas
-    # would otherwise take the first column of rows that are too long as their names.
-    return {
-        "sep": separator,
-        "encoding": file.encoding(stream),
-        "keep_default_na": False,
-        "na_values": [""],
-        "index_col": False,
-        "quoting": csv.QUOTE_MINIMAL,
-        "skip_blank_lines": True,
-    }
+def _table_rows(file: DocumentFile, separator: str) -> Iterator[list[str]]:
+    """Yield the names of the columns, and then the fields of each row.
+
+    Raises:
+        ValueError: a row has not one field per column, or a quote is not closed.
+    """
+    reader = csv.reader((line for _, line in file.lines()), delimiter=separator, strict=True)
+    names, number = list[str](), -1
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(
+                f"{file}, row {number + 1} has unbalanced quotes ({error}); expected quotes around"
+                " a field to be closed before the separator, and those inside to be doubled:"
+                " write it again with pandas or the csv module"
+            ) from None
+        if row is None:
+            break
+        # A blank line is no row, except in a single column.
+        if not row or (len(row) == 1 and not row[0].strip() and len(names) != 1):
+            continue
+        number += 1
+        if number and len(row) != len(names):
+            raise ValueError(
+                f"{file}, row {number} has {len(row)} field(s) ({str(row)[:80]}) and the header"
+                f" {len(names)} ({str(names)[:80]}); expected as many in each row, quoted if they"
+                " hold separators, quotes or line feeds"
+            )
+        if not number:
+            # pandas writes an index under an empty name.
+            names = row = [name or f"Unnamed: {k}" for k, name in enumerate(row)]
+            refuse_repeated(names, str(file))
+        yield row
+    if number < 0:
+        raise ValueError(f"{file} has no header; expected the names of the columns in line 1")
 
 
-def _refuse_table(file: _DocumentFile, error: Exception) -> NoReturn:
-    if isinstance(error, UnicodeError):
-        # The parser names a byte of its buffer; reading line by line names the line.
-        for _ in file.lines():
-            pass
-    raise ValueError(
-        f"{file} is no table that pandas reads ({_first_line(error)}); expected a header and rows"
-        " with as many fields, quoted if they hold separators, quotes or line feeds"
-    ) from error
+def _separator(file: DocumentFile) -> str:
+    """Return the separator that the first rows show: most fields, as many in each row."""
+    lines = [line for _, line in islice(file.lines(), 100)]
+    if kind_of(file.path) == ".tsv":
+        separator = "\t"
+    else:
+        separator = max(_SEPARATORS, key=lambda one: _agreement(lines, one))
+    if _agreement(lines, separator)[1] == 1:
+        _refuse_another_separator(file, lines)
+    return separator
 
 
-def _parquet(file: _DocumentFile, wanted: Wanted) -> Rows:
+def _agreement(lines: Sequence[str], separator: str) -> tuple[bool, int]:
+    """Return whether all rows have as many fields, and the number of fields of the header."""
+    # The last row may be cut in the middle of a field.
+    sizes = [len(row) for row in csv.reader(lines, delimiter=separator) if row]
+    sizes = sizes[: max(2, len(sizes) - 1)]
+    n_fields = sizes[0] if sizes else 1
+    return n_fields > 1 and len(set(sizes)) == 1, n_fields
+
+
+def _refuse_another_separator(file: DocumentFile, lines: Sequence[str]) -> None:
+    """Raise ValueError if a table seems to have one column because its separator is another."""
+    for other in _OTHER_SEPARATORS:
+        if _agreement(lines, other)[0] and len([line for line in lines if line.strip()]) > 1:
+            raise ValueError(
+                f"{file} has one column, and each of its first rows holds {other!r} as often as the"
+                f" header; expected {'tabs' if kind_of(file.path) == '.tsv' else 'commas'} between"
+                " the fields: rename it, or write it again with its fields in quotes"
+            )
+    return
+
+
+def _parquet(file: DocumentFile, wanted: Wanted) -> Rows:
     import pyarrow
     from pyarrow import parquet
 
@@ -424,7 +371,10 @@ def _parquet(file: _DocumentFile, wanted: Wanted) -> Rows:
                 yield table
 
     with opened() as table:
-        columns = {field.name: is_text_type(field.type) for field in table.schema_arrow}
+        refuse_repeated(table.schema_arrow.names, str(file))
+        columns: dict[str, ColumnKind] = {
+            field.name: arrow_kind(field.type) for field in table.schema_arrow
+        }
     chosen = list(wanted(str(file), columns))
 
     def numbered() -> Iterator[tuple[int, Any]]:
@@ -436,14 +386,6 @@ def _parquet(file: _DocumentFile, wanted: Wanted) -> Rows:
                     yield number, row
 
     return Rows(numbered(), "row", str(file), columns)
-
-
-def is_text_type(kind: Any) -> bool:
-    """Return whether a type of pyarrow holds texts, also as a dictionary of texts."""
-    from pyarrow import types
-
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
 def arrow_rows(batch: Any, source: str, first: int) -> Iterator[dict[str, Any]]:
@@ -468,7 +410,7 @@ def arrow_rows(batch: Any, source: str, first: int) -> Iterator[dict[str, Any]]:
     yield from rows
 
 
-KINDS: dict[str, Callable[[_DocumentFile, Wanted], Rows]] = {
+KINDS: dict[str, Callable[[DocumentFile, Wanted], Rows]] = {
     ".txt": _text,
     ".md": _markdown,
     ".jsonl": _json_lines,
@@ -479,5 +421,5 @@ KINDS: dict[str, Callable[[_DocumentFile, Wanted], Rows]] = {
     ".parquet": _parquet,
 }
 """Readers by ending."""
-ARCHIVE_ENDINGS = tuple(_ARCHIVES)
+ARCHIVE_ENDINGS = tuple(ARCHIVES)
 """Endings of archives that each kind may have."""

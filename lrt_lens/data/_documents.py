@@ -20,26 +20,27 @@ empty; copies that differ in more are in other parts (`near_duplicates` finds th
 
 import glob
 import logging
-import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lrt_lens.data._document_files import (
-    ARCHIVE_ENDINGS,
-    KINDS,
+from lrt_lens.data._columns import Columns, chat_text, typed
+from lrt_lens.data._document_files import ARCHIVE_ENDINGS, KINDS, arrow_rows, file_rows, kind_of
+from lrt_lens.data._document_rows import (
+    ColumnKind,
     Rows,
-    arrow_rows,
-    file_rows,
-    is_text_type,
-    kind_of,
+    arrow_kind,
+    feature_kind,
+    is_missing,
+    pandas_kinds,
+    refuse_repeated,
 )
+from lrt_lens.data._groups import Groups, refuse_other_groups
 from lrt_lens.data._parts import document_key
-from lrt_lens.errors import MismatchError
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +48,8 @@ Documents = Any
 """A string, an iterable of texts or chats, a file, a table or a data set; see
 `iterate_documents`.
 """
-_TYPED_ROWS = 100
-"""Rows from which the column of the texts is found if the source names no columns."""
+_FEW_WORDS = 6
+"""Number of words up to which a text that ends like a file is taken for its name."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,17 @@ class DocumentSource:
     documents: Documents
     """Documents in any form that `iterate_documents` accepts."""
     text_field: str | None = None
-    """Column of the texts or chats. None: ``text``, else ``messages``, else the only column with
-    texts.
+    """Column of the texts or chats. None: ``text``, ``messages``, ``conversations`` or ``chat``,
+    else the only column with texts if no other holds lists, structs or bytes.
     """
-    group: str | Sequence[Any] | Callable[[Any], Any] | None = None
+    group: Any = None
     """Documents that share a fold because they belong together (one book, one conversation): a
     column, one value per document, or a function of a row that returns the value. None: each
     document is on its own.
     """
+
+    def __post_init__(self) -> None:
+        refuse_other_groups(self.group)
 
     @classmethod
     def of(
@@ -111,8 +115,9 @@ def iterate_documents(
             of pandas, pyarrow or datasets, an array, a file or folder
             (`lrt_lens.data._document_files`), or the name of a data set.
         *tokenizers: tokenizers of the models that read the texts.
-        text_field: column of the texts; by default ``text``, else ``messages`` (chats), else the
-            only column with texts.
+        text_field: column of the texts; by default ``text``, or for chats ``messages``,
+            ``conversations`` or ``chat``, else the only column with texts, unless another one holds
+            lists, structs or bytes.
 
     Raises:
         MismatchError: a document is a chat, and there are two tokenizers.
@@ -141,31 +146,38 @@ class DocumentReader:
         return next(self._documents)
 
     def _read(self) -> Iterator[Document]:
-        columns = _Columns(self.source.text_field, self.source.group)
-        groups = columns.group_values()
+        groups = Groups(self.source.group)
+        columns = Columns(self.source.text_field, self.source.group)
+        empty_files, has_text = list[str](), False
         for rows in _sources(self.source.documents, columns):
             if rows.columns is not None:
                 # Once more for tables whose reader did not ask, and for the name in messages.
                 columns.choose(rows.source, rows.columns)
-            for number, row in _typed(rows, columns):
-                where = rows.where(number)
+            has_rows = False
+            for number, row in typed(rows, columns):
+                has_rows, where = True, rows.where(number)
                 # One value per row, also for rows without a text.
-                group = columns.group_of(row, where, groups)
+                group = groups.of(row, where)
                 text = self._text(columns.value(row, where), where)
                 if text:
+                    has_text = True
                     yield Document(text, group)
                 else:
                     self.n_empty += 1
-        if groups is not None and next(groups, self) is not self:
-            raise ValueError(
-                "group has more values than there are documents; give one value per document"
-            )
+            if rows.source and not has_rows:
+                empty_files.append(rows.source)
+        groups.refuse_left_over()
+        if empty_files:
+            message = f"{', '.join(empty_files[:5])} hold(s) no document"
+            if not has_text:
+                raise ValueError(f"{message}; give a file with text")
+            logger.warning("%s", message)
 
     def _text(self, value: Any, where: str) -> str:
         if is_missing(value):
             return ""
         if not isinstance(value, str):
-            value = _chat_text(value, where, self._tokenizers)
+            value = chat_text(value, where, self._tokenizers)
         text = without_surrogates(str(value))
         if text != value:
             if not self._n_repaired:
@@ -181,7 +193,7 @@ class DocumentReader:
 # ----------------------------------------------------------------------------------------- sources
 
 
-def _sources(documents: Documents, columns: "_Columns") -> Iterator[Rows]:
+def _sources(documents: Documents, columns: Columns) -> Iterator[Rows]:
     """Yield the sources of rows in ``documents``: one, or one per file."""
     if isinstance(documents, str | os.PathLike):
         yield from _of_string(documents, columns)
@@ -202,19 +214,25 @@ def _sources(documents: Documents, columns: "_Columns") -> Iterator[Rows]:
         yield from _of_iterable(documents, columns)
 
 
-def _of_iterable(documents: Any, columns: "_Columns") -> Iterator[Rows]:
+def _of_iterable(documents: Any, columns: Columns) -> Iterator[Rows]:
     features = getattr(documents, "features", None)
     names = getattr(documents, "column_names", None)
     if hasattr(documents, "iterrows"):  # a pandas DataFrame; iterating would yield its columns
-        records = (dict(zip(documents.columns, row, strict=True)) for row in _tuples(documents))
-        yield Rows(enumerate(records), columns=_pandas_columns(documents))
+        kinds = pandas_kinds(documents)
+        records = (dict(zip(kinds, row, strict=True)) for row in _tuples(documents))
+        yield Rows(enumerate(records), columns=kinds)
     elif isinstance(features, Mapping) and names:  # a data set whose columns are known
-        columns_by_name = {name: _is_text_feature(features.get(name)) for name in names}
+        columns_by_name: dict[str, ColumnKind] = {
+            name: feature_kind(features.get(name)) for name in names
+        }
         chosen = columns.choose("the data set", columns_by_name)
         narrow = documents.select_columns(list(chosen))
         yield Rows(enumerate(narrow), columns=columns_by_name)
     elif hasattr(documents, "schema") and hasattr(documents, "num_rows"):  # a pyarrow Table
-        known = {field.name: is_text_type(field.type) for field in documents.schema}
+        refuse_repeated(documents.schema.names, "the table")
+        known: dict[str, ColumnKind] = {
+            field.name: arrow_kind(field.type) for field in documents.schema
+        }
         narrow = documents.select(list(columns.choose("the table", known)))
         batches = narrow.to_batches() if hasattr(narrow, "to_batches") else [narrow]
         rows = chain.from_iterable(arrow_rows(batch, "the table", 0) for batch in batches)
@@ -231,7 +249,7 @@ def _of_iterable(documents: Any, columns: "_Columns") -> Iterator[Rows]:
         yield from _with_files(enumerate(rows), columns)
 
 
-def _with_files(numbered: Iterable[tuple[int, Any]], columns: "_Columns") -> Iterator[Rows]:
+def _with_files(numbered: Iterable[tuple[int, Any]], columns: Columns) -> Iterator[Rows]:
     """Yield the rows in memory, and at each `Path` among them the rows of its file."""
     rows, found = iter(numbered), list[Path]()
 
@@ -240,11 +258,11 @@ def _with_files(numbered: Iterable[tuple[int, Any]], columns: "_Columns") -> Ite
             if isinstance(row, os.PathLike):
                 found.append(Path(row))
                 return
-            is_short = isinstance(row, str) and len(row) < 4096 and "\n" not in row
-            if is_short and kind_of(row) and os.path.isfile(row):
+            if isinstance(row, str) and _names_a_file(row, is_first=number == 0):
                 raise ValueError(
                     f"document {number} is {row!r}, the name of a file; give the file itself, or a"
-                    " list of pathlib.Path objects for several files"
+                    " list of pathlib.Path objects for several files, or rows {'text': …} if it is"
+                    " a text"
                 )
             yield number, row
 
@@ -260,22 +278,7 @@ def _tuples(frame: Any) -> Iterator[tuple[Any, ...]]:
     return frame.itertuples(index=False, name=None)
 
 
-def _pandas_columns(frame: Any) -> dict[str, bool]:
-    import pandas as pd
-
-    def is_text(column: Any) -> bool:
-        kind = column.dtype
-        values = kind.categories if isinstance(kind, pd.CategoricalDtype) else column.dropna()
-        return bool(pd.api.types.is_string_dtype(values)) and len(values) > 0
-
-    return {str(name): is_text(frame[name]) for name in frame.columns}
-
-
-def _is_text_feature(feature: Any) -> bool:
-    return getattr(feature, "dtype", None) in ("string", "large_string")
-
-
-def _of_string(documents: "str | os.PathLike[str]", columns: "_Columns") -> Iterator[Rows]:
+def _of_string(documents: "str | os.PathLike[str]", columns: Columns) -> Iterator[Rows]:
     """Yield the rows of a file, a folder or a data set on the hub, or else the string as a text."""
     name = os.fspath(documents)
     is_short = len(name) < 4096 and "\n" not in name
@@ -286,10 +289,7 @@ def _of_string(documents: "str | os.PathLike[str]", columns: "_Columns") -> Iter
     elif is_short and name and os.path.isdir(path):
         yield from _of_folder(path, columns)
     elif is_short and any(sign in name for sign in "*?[") and kind_of(name):
-        matches = sorted(filter(os.path.isfile, glob.glob(str(path), recursive=True)))
-        if not matches:
-            raise ValueError(f"no file matches {name!r}; give a pattern of files that exist")
-        yield from (file_rows(Path(match), columns.choose) for match in matches)
+        yield from _of_pattern(str(path), columns)
     elif isinstance(documents, os.PathLike) or (is_short and _looks_like_a_path(name)):
         raise ValueError(
             f"no file at {name!r}; give a {' '.join(KINDS)} file that exists (each also with"
@@ -305,26 +305,81 @@ def _of_string(documents: "str | os.PathLike[str]", columns: "_Columns") -> Iter
 def _looks_like_a_path(text: str) -> bool:
     begins = text.startswith(("~", "/", "./", "../", "\\")) or re.match(r"[A-Za-z]:[\\/]", text)
     # Without a blank it may also be the name of a data set, such as owner/name-1.1.
-    ends = " " in text and re.search(r"[\\/].*\.\w{1,8}$", text) and "://" not in text
-    return bool(begins or ends or kind_of(text))
+    is_part = " " in text and len(text.split()) <= _FEW_WORDS and "://" not in text
+    # An ending of at least two characters: "in the U.S" and "version 2.0" have none.
+    ends = re.search(r"\w\.[A-Za-z]\w{1,4}$", text) or (
+        re.search(r"\w[\\/]\w", text) and re.search(r"\w$", text)
+    )
+    return bool(begins or (is_part and ends) or kind_of(text))
 
 
-def _of_folder(folder: Path, columns: "_Columns") -> Iterator[Rows]:
+def _names_a_file(text: str, *, is_first: bool) -> bool:
+    """Return whether an entry of a list is a file's name: it exists, or has the ending of one.
+
+    With blanks only the first entry is judged by its ending, because texts may mention files.
+    """
+    if len(text) >= 4096 or "\n" in text or not re.search(r"\.\w{1,8}$", text):
+        return False
+    n_words = len(text.split())
+    is_alone = n_words == 1 or (is_first and n_words <= _FEW_WORDS)
+    return (bool(kind_of(text)) and is_alone) or os.path.isfile(text)
+
+
+def _of_pattern(pattern: str, columns: Columns) -> Iterator[Rows]:
+    """Yield the rows of the files that a pattern matches, sorted by name."""
+    matches = [
+        path for path in sorted(glob.glob(pattern, recursive=True)) if not os.path.isdir(path)
+    ]
+    if not matches:
+        raise ValueError(f"no file matches {pattern!r}; give a pattern of files that exist")
+    _refuse_files([Path(match) for match in matches], f"the pattern {pattern!r}")
+    yield from (file_rows(Path(match), columns.choose) for match in matches)
+
+
+def _of_folder(folder: Path, columns: Columns) -> Iterator[Rows]:
     """Yield the rows of all files of one kind in a folder, sorted by name."""
     if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
         import datasets
 
         yield from _sources(datasets.load_from_disk(str(folder)), columns)
         return
-    files = sorted(path for path in folder.iterdir() if path.is_file() and kind_of(path))
-    kinds = sorted({str(kind_of(path)) for path in files})
+    # Hidden files are of the system (.DS_Store) or of an editor.
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    kinds = sorted({str(kind_of(path)) for path in files if kind_of(path)})
     if len(kinds) != 1:
         observed = f"files of several kinds ({', '.join(kinds)})" if kinds else "no file of a kind"
         raise ValueError(
             f"the folder {str(folder)!r} holds {observed}; expected files of one kind among"
             f" {' '.join(KINDS)}: give a pattern such as {str(folder / '*.jsonl')!r}, or a file"
         )
+    _refuse_files(files, f"the folder {str(folder)!r}")
     yield from (file_rows(path, columns.choose) for path in files)
+
+
+def _refuse_files(files: list[Path], subject: str) -> None:
+    """Raise ValueError if one of several files would not be read, or one would be read twice."""
+    problems = {path.name: "a folder" for path in files if path.is_dir()}
+    problems |= {path.name: "a link to nothing" for path in files if not path.exists()}
+    problems |= {
+        path.name: "of no known kind"
+        for path in files
+        if path.name not in problems and kind_of(path) is None
+    }
+    by_name: dict[str, str] = {}
+    for path in files:
+        name = str(path).lower()
+        for archive in ARCHIVE_ENDINGS:
+            name = name.removesuffix(archive)
+        if name in by_name:
+            problems[path.name] = f"perhaps a copy of {by_name[name]!r}"
+        by_name[name] = path.name
+    if problems:
+        named = ", ".join(f"{name!r} ({problem})" for name, problem in list(problems.items())[:5])
+        raise ValueError(
+            f"{subject} holds {named}; expected only files that are read, each once: take"
+            f" {'it' if len(problems) == 1 else 'them'} out, or give a pattern or a list of"
+            " pathlib.Path objects"
+        )
 
 
 def _hub_dataset(name: str) -> Iterable[Any]:
@@ -339,168 +394,6 @@ def _hub_dataset(name: str) -> Iterable[Any]:
         ) from error
 
 
-# ----------------------------------------------------------------------------------------- columns
-
-
-class _Columns:
-    """Columns of the texts and groups: as named by the caller, or found from those of the rows."""
-
-    def __init__(self, text_field: str | None, group: Any) -> None:
-        self.text_field, self.group = text_field, group
-        self.found: str | None = text_field
-
-    def choose(self, source: str, columns: Mapping[str, bool]) -> list[str]:
-        """Return the columns to read, and keep the one that holds the texts.
-
-        Args:
-            source: name of the source in messages.
-            columns: whether each column holds texts.
-
-        Raises:
-            ValueError: there is no such column, or no column or several could hold the texts.
-        """
-        names, texts = list(columns), [name for name, is_text in columns.items() if is_text]
-        subject = source or "the table"
-        for option, name in (("text_field", self.text_field), ("group", self._group_field)):
-            if name is not None and name not in columns:
-                raise ValueError(
-                    f"{option} is {name!r}, and {subject} has the columns {names}; give one of them"
-                )
-        self.found = self.text_field or next(
-            (name for name in ("text", "messages") if name in columns),
-            texts[0] if len(texts) == 1 else None,
-        )
-        if self.found is None:
-            several = f"{len(texts)} of them with texts {texts}" if texts else "none with texts"
-            raise ValueError(
-                f"{subject} has the columns {names}, {several}; text_field= names the one to read"
-            )
-        if callable(self.group):
-            return names
-        # Each once: the groups may be the texts themselves.
-        groups = [self._group_field] if self._group_field else []
-        return list(dict.fromkeys([self.found, *groups]))
-
-    @property
-    def _group_field(self) -> str | None:
-        return self.group if isinstance(self.group, str) else None
-
-    def value(self, row: Any, where: str) -> Any:
-        """Return the text or chat of a row.
-
-        Raises:
-            ValueError: the row has no such column, or it holds something else.
-        """
-        _refuse_turn(row, where)
-        if not isinstance(row, dict):
-            if self.text_field is not None and not is_missing(row):
-                raise ValueError(
-                    f"{where} is a {type(row).__name__} ({str(row)[:60]!r}) without columns;"
-                    f" text_field={self.text_field!r} needs rows with columns: leave it out"
-                )
-            if is_missing(row) or isinstance(row, str) or _is_chat(row):
-                return row
-            raise ValueError(
-                f"{where} is a {type(row).__name__} ({str(row)[:60]!r});"
-                " expected a text, a row with 'text', or a chat"
-            )
-        name = self.text_field
-        if name is None:
-            # Rows in memory may differ in their columns, and a chat may have an empty text.
-            names = [other for other in ("text", "messages", self.found) if other in row]
-            name = next((other for other in names if not is_missing(row[other])), None)
-            name = name or next(iter(names), self.found)
-        if self.text_field is not None and name not in row:
-            raise ValueError(
-                f"text_field is {name!r}, and {where} has the columns {list(row)[:12]};"
-                " give one of them"
-            )
-        if name is None or name not in row:
-            raise ValueError(
-                f"{where} is a row with the columns {list(row)[:12]}; expected a text, a row with"
-                f" {name or 'text'!r}, or a chat: text_field= names another column"
-            )
-        value = row[name]
-        if is_missing(value) or isinstance(value, str) or _is_chat(value):
-            return value
-        raise ValueError(
-            f"{where} has {str(value)[:60]!r} ({type(value).__name__}) in the column {name!r};"
-            " expected a text, or a chat"
-        )
-
-    def group_values(self) -> Iterator[Any] | None:
-        """Return an iterator over the groups if they were given one per document."""
-        if self.group is None or isinstance(self.group, str) or callable(self.group):
-            return None
-        return iter(self.group)
-
-    def group_of(self, row: Any, where: str, values: Iterator[Any] | None) -> Any:
-        """Return the group of a row; None if there are no groups.
-
-        Raises:
-            ValueError: the row has none.
-        """
-        if self.group is None:
-            return None
-        if isinstance(self.group, str):
-            value = row.get(self.group) if isinstance(row, dict) else None
-            remedy = f"the column {self.group!r} has no value there"
-        elif callable(self.group):
-            value, remedy = self.group(row), "the function returned None"
-        else:
-            value = None if values is None else next(values, None)
-            remedy = "group has no value for it"
-        if is_missing(value):
-            raise ValueError(f"{where} has no group: {remedy}; give each document one")
-        return value
-
-
-def _typed(rows: Rows, columns: _Columns) -> Iterator[tuple[int, Any]]:
-    """Yield the rows; before the first one with other columns, find the column of the texts."""
-    numbered = iter(rows)
-    for number, row in numbered:
-        if columns.found is not None or not isinstance(row, dict) or _names_its_text(row):
-            yield number, row
-            continue
-        start = [(number, row), *islice(numbered, _TYPED_ROWS - 1)]
-        _refuse_turn(row, rows.where(number))
-        columns.choose(rows.source or rows.where(number), _kinds([row for _, row in start]))
-        yield from start
-
-
-def _refuse_turn(row: Any, where: str) -> None:
-    """Raise ValueError if a row is one turn of a chat instead of a chat."""
-    if isinstance(row, dict) and row.keys() == {"role", "content"}:
-        raise ValueError(
-            f"{where} is one turn of a chat ({str(row)[:60]!r}); expected a text, a row with"
-            " 'text', or a chat: give a list of chats, each a list of turns"
-        )
-
-
-def _names_its_text(row: dict[str, Any]) -> bool:
-    return "text" in row or _is_chat(row.get("messages"))
-
-
-def _kinds(rows: Iterable[Any]) -> dict[str, bool]:
-    """Return whether each column holds texts: each value is one or missing, and one is there."""
-    values: dict[str, list[Any]] = {}
-    for row in rows:
-        for name, value in row.items() if isinstance(row, dict) else ():
-            values.setdefault(str(name), []).append(value)
-    return {
-        name: any(isinstance(value, str) for value in column)
-        and all(isinstance(value, str) or is_missing(value) for value in column)
-        for name, column in values.items()
-    }
-
-
-def is_missing(value: Any) -> bool:
-    """Return whether a value is None, NaN, or the missing value of pandas."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return True
-    return type(value).__name__ in ("NAType", "NaTType")
-
-
 def without_surrogates(text: str) -> str:
     """Return a text with pairs of surrogates joined and lone ones replaced by U+FFFD."""
     try:
@@ -508,29 +401,3 @@ def without_surrogates(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
-
-
-# ------------------------------------------------------------------------------------------- chats
-
-
-def _is_chat(row: Any) -> bool:
-    return (
-        isinstance(row, list)
-        and bool(row)
-        and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in row)
-    )
-
-
-def _chat_text(chat: Any, where: str, tokenizers: tuple[Any, ...]) -> str:
-    if len(tokenizers) > 1:
-        raise MismatchError(
-            f"{where} is a chat, but the two models have different tokenizers, whose"
-            " chat templates and special tokens differ, so that they would not read the same text;"
-            " give plain text, such as the contents of the messages"
-        )
-    if not tokenizers or getattr(tokenizers[0], "chat_template", None) is None:
-        raise ValueError(
-            f"{where} is a chat, but the tokenizer has no chat template;"
-            " set tokenizer.chat_template, or give plain text"
-        )
-    return tokenizers[0].apply_chat_template(chat, tokenize=False)

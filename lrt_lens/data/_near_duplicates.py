@@ -18,7 +18,9 @@ Limits: shingles of all documents are in memory; a pair near the threshold may b
 probability of about 2 % at a similarity of 0.85 for the default threshold.
 """
 
+import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +39,14 @@ _PERMUTATIONS = 128
 _MISS_LESS = (0.1, 0.9)
 """Weights of false candidates, which are checked, and of missed pairs, which are not."""
 _CHARACTERS_PER_WORD = 20
-"""Mean length of a word above which a text has no blanks between words (Chinese, Thai)."""
+"""Mean length of a word above which a text has no blanks between words."""
+_WITHOUT_BLANKS = re.compile(
+    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""Letters of Thai, Lao, Tibetan, Burmese, Khmer, Japanese and Chinese, whose words have no blanks
+between them.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,8 +63,9 @@ class NearDuplicates:
     """
     group: list[int] = field(repr=False)
     """Group of each document, missing and blank ones included, for ``harvest(…, group=…)``.
-    Documents are in one group if a chain of pairs connects them; the group is the smallest hash of
-    their texts, so it does not depend on their order.
+    Documents are in one group if a chain of pairs, or of documents that share a ``group`` of the
+    caller's, connects them; the group is the smallest hash of their texts, so it does not depend on
+    their order.
     """
     table: pd.DataFrame = field(repr=False)
     """One row per group of at least two documents, largest first: its ``n_documents``, the number
@@ -107,7 +117,8 @@ def near_duplicates(
         n_words: words per shingle; characters in texts without blanks between words.
         seed: seed of the folds, as in the harvest.
         text_field: column of the texts, as in the harvest.
-        group: documents that share a fold, as in the harvest.
+        group: documents that share a fold, as in the harvest; they stay together in the groups of
+            the result.
 
     Raises:
         ValueError: the threshold is not between 0 and 1, ``n_words`` is below 1, or there is no
@@ -118,9 +129,11 @@ def near_duplicates(
     if n_words < 1:
         raise ValueError(f"n_words is {n_words}; expected at least 1 word per shingle")
     rows, keys, folds, shingles = list[int](), list[int](), list[int](), list[np.ndarray]()
-    starts: list[str] = []
+    starts, shared = list[str](), dict[str, list[int]]()
     reader = DocumentReader(DocumentSource.of(documents, text_field, group))
     for document in reader:
+        if document.group is not None:
+            shared.setdefault(str(document.group), []).append(len(rows))
         # Missing documents are numbered too, as for `group` of a harvest.
         rows.append(len(rows) + reader.n_empty)
         keys.append(document_key(document.text, seed))
@@ -133,13 +146,11 @@ def near_duplicates(
     pairs = _similar_pairs(shingles, threshold)
     fold, row = np.array(folds), np.array(rows)
     first, second = pairs["first"].to_numpy(), pairs["second"].to_numpy()
-    # Groups are the connected components of the graph of pairs.
-    edges = coo_array((np.ones(len(pairs)), (first, second)), shape=(len(fold), len(fold)))
-    _, component = connected_components(edges, directed=False)
-    smallest: dict[int, int] = {}
-    for key, number in zip(keys, component.tolist(), strict=True):
-        smallest[number] = min(key, smallest.get(number, key))
-    by_row = dict(zip(rows, (smallest[number] for number in component.tolist()), strict=True))
+    duplicates = list(zip(first.tolist(), second.tolist(), strict=True))
+    component = _components(len(fold), duplicates)
+    together = [(same[0], other) for same in shared.values() for other in same[1:]]
+    groups = _group_values(_components(len(fold), duplicates + together), keys)
+    by_row = dict(zip(rows, groups, strict=True))
     # A document that is missing is in no fold; any value stands for it.
     groups = [by_row.get(number, 0) for number in range(len(rows) + reader.n_empty)]
     frame = pd.DataFrame({"group": component, "fold": fold, "document": row, "text": starts})
@@ -149,12 +160,29 @@ def near_duplicates(
     return NearDuplicates(len(fold), threshold, pairs, groups, _group_table(frame))
 
 
+def _components(n: int, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return the connected component of each of ``n`` documents in the graph of ``pairs``."""
+    first, second = np.array(pairs, dtype=int).reshape(-1, 2).T
+    edges = coo_array((np.ones(len(pairs)), (first, second)), shape=(n, n))
+    return connected_components(edges, directed=False)[1]
+
+
+def _group_values(component: np.ndarray, keys: Sequence[int]) -> list[int]:
+    """Return for each document the smallest key in its component."""
+    smallest: dict[int, int] = {}
+    for key, number in zip(keys, component.tolist(), strict=True):
+        smallest[number] = min(key, smallest.get(number, key))
+    return [smallest[number] for number in component.tolist()]
+
+
 def _shingles(text: str, n_words: int) -> np.ndarray:
     """Return the sorted hashes of a text's shingles, each once; a short text is one shingle."""
     content = normalised(text)
-    words = content.split(" ")
-    if len(content) > _CHARACTERS_PER_WORD * len(words):
-        words = list(content)
+    words, letters = content.split(" "), content.replace(" ", "")
+    # Blanks come from punctuation there: they separate clauses, not words.
+    has_no_blanks = 2 * len(_WITHOUT_BLANKS.findall(letters)) > len(letters)
+    if has_no_blanks or len(content) > _CHARACTERS_PER_WORD * len(words):
+        words = list(letters)
     runs = range(max(1, len(words) - n_words + 1))
     hashes = [xxhash.xxh3_64_intdigest(" ".join(words[k : k + n_words]).encode()) for k in runs]
     return np.unique(np.array(hashes, dtype=np.uint64))

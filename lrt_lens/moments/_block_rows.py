@@ -24,7 +24,13 @@ from lrt_lens.models._hook_points import place
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.moments._harvest_settings import refuse_short_windows
-from lrt_lens.moments._provenance import BY_GROUP, BY_TEXT, Provenance, package_versions
+from lrt_lens.moments._provenance import (
+    BY_GROUP,
+    BY_TEXT,
+    Provenance,
+    group_column,
+    package_versions,
+)
 
 
 def block_rows(
@@ -87,12 +93,12 @@ def provenance_of(
     models: Mapping[str, HookedModel],
     *,
     shard: tuple[int, int] | None = None,
-    has_groups: bool = False,
+    group: Any = None,
 ) -> Provenance:
     """Return the provenance of rows that ``plan`` will cut, before any document is read.
 
     ``models`` has the roles ``"source"`` and ``"target"`` as keys; one of them is enough.
-    ``has_groups`` is True if documents come with groups, which then decide the folds.
+    ``group`` is that of the documents, as in `DocumentSource`; it then decides the folds.
     """
     # Two different tokenizers cannot read chats, so one template is enough.
     template = getattr(next(iter(models.values())).tokenizer, "chat_template", None)
@@ -112,7 +118,8 @@ def provenance_of(
         lag=plan.lag,
         chat_template=digest,
         versions=package_versions(),
-        fold_rule=BY_GROUP if has_groups else BY_TEXT,
+        fold_rule=BY_TEXT if group is None else BY_GROUP,
+        group_column=group_column(group),
         **fields,
     )
 

@@ -46,7 +46,7 @@ from lrt_lens.moments._plan import (
     null_kind,
     refuse_more_than_there_is,
 )
-from lrt_lens.moments._provenance import BY_GROUP, Provenance
+from lrt_lens.moments._provenance import BY_GROUP, Provenance, group_column
 from lrt_lens.moments.cache._manifest import Manifest
 from lrt_lens.moments.cache._writer import CacheWriter
 
@@ -204,7 +204,7 @@ class HarvestRun:
             self.plan,
             {"source": self.models.source, "target": self.models.target},
             shard=self.shard,
-            has_groups=self.group is not None,
+            group=self.group,
         )
 
     @property
@@ -267,7 +267,9 @@ class HarvestRun:
         source = DocumentSource.of(documents, self.text_field, self.group)
         moments, feed = self.begin(), _Feed(self, on_block, cache)
         if source.group is not None:
-            moments.provenance = replace(moments.provenance, fold_rule=BY_GROUP)
+            moments.provenance = replace(
+                moments.provenance, fold_rule=BY_GROUP, group_column=group_column(source.group)
+            )
         if checkpoint is not None:
             checkpoint.resume(moments, self.models.source.device)
         # Hash of the fingerprints of all blocks of the stream, in their order.

@@ -28,6 +28,7 @@ _SAME_HARVEST = (
     "seed",
     "lag",
     "fold_rule",
+    "group_column",
 )
 BY_TEXT, BY_GROUP, BY_EXACT_TEXT = "normalised text", "group", "exact text"
 """Rules that decide the fold of a document; files of earlier versions have the exact text."""
@@ -70,6 +71,8 @@ class Provenance:
     """
     fold_rule: str = BY_TEXT
     """Rule that decides the fold of a document: ``"normalised text"``, or ``"group"``."""
+    group_column: str | None = None
+    """Column that held the groups; None without groups, or if they came from elsewhere."""
     max_document_tokens: int | Literal["auto"] | None = None
     """Largest number of tokens per document, as in `HarvestSettings`."""
     n_capped: int = 0
@@ -150,13 +153,21 @@ class Provenance:
             part_documents=part_documents,
         )
 
-    def refuse_other_folds(self, *, has_groups: bool) -> None:
+    def refuse_other_folds(self, group: Any) -> None:
         """Raise `MismatchError` if documents would get other folds than in this harvest.
 
-        ``has_groups`` is True if the documents come with groups.
+        ``group`` is that of the documents, as in `DocumentSource`; None if they have no groups.
+        Values and functions are not compared with the harvest's.
         """
-        ours = BY_GROUP if has_groups else BY_TEXT
+        ours, column = BY_TEXT if group is None else BY_GROUP, group_column(group)
         if self.fold_rule == ours:
+            if None not in (column, self.group_column) and column != self.group_column:
+                raise MismatchError(
+                    f"the folds of this harvest were decided by the groups in the column"
+                    f" {self.group_column!r}, those of these documents would be by {column!r}, so"
+                    " that fitted documents would be in the test fold; give"
+                    f" group={self.group_column!r}, or the same values as a list"
+                )
             return
         remedies = {
             BY_GROUP: "give the groups of the harvest: DocumentSource(documents, group=…)",
@@ -214,6 +225,11 @@ class Provenance:
             aligned=aligned,
             lag=-self.lag,
         )
+
+
+def group_column(group: Any) -> str | None:
+    """Return the column that ``group`` of a `DocumentSource` names; None if it names none."""
+    return group if isinstance(group, str) else None
 
 
 def package_versions() -> dict[str, str]:

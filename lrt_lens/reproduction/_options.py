@@ -75,8 +75,8 @@ class FigureOptions:
     sae: str | None = None
     """SAE of the source: a folder in SAELens' format; the bundled one by default."""
     documents: str | None = None
-    """Texts: a .txt, .md, .jsonl, .json, .csv, .tsv or .parquet file, or a data set's name; the
-    bundled ones by default."""
+    """Texts: a .txt, .md, .jsonl, .ndjson, .json, .csv, .tsv or .parquet file, or a data set's
+    name; the bundled ones by default."""
     text_field: str | None = None
     """Column of the texts; by default 'text', or the only column with texts."""
     n_tokens: int = 120_000

@@ -17,7 +17,7 @@ from typing import Any
 
 from lrt_lens.bundled._texts import demo_contrast, demo_documents
 from lrt_lens.data._document_files import read_records
-from lrt_lens.data._documents import is_missing
+from lrt_lens.data._document_rows import is_missing
 from lrt_lens.data._parts import N_FOLDS, document_key, part_of
 from lrt_lens.reproduction._options import MissingInputError
 

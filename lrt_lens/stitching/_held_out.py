@@ -27,7 +27,7 @@ def fold_filter(documents: Documents, origin: Provenance, folds: str) -> Callabl
     """
     if folds != "test":
         return lambda _: True
-    origin.refuse_other_folds(has_groups=DocumentSource.of(documents).group is not None)
+    origin.refuse_other_folds(DocumentSource.of(documents).group)
     return lambda document: part_of(document.key(origin.seed)) >= N_FOLDS
 
 

@@ -17,7 +17,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from lrt_lens.data import DocumentSource, iterate_documents, read_records
+from lrt_lens.data import ContrastSet, DocumentSource, iterate_documents, read_records
 from lrt_lens.data._documents import DocumentReader
 
 TEXTS = ["the cat sat", 'she said "no,\nnever"; so', "naïve 日本 😀", "NA", "null", "12"]
@@ -88,7 +88,7 @@ def test_texts_are_read_by_paragraph_in_any_archive(
 ) -> None:
     data = ARCHIVES[archive]("one\r\ntwo\r\n \t\r\n\r\n  three \n\nfünf".encode())
     path = written(tmp_path, f"a{kind}{archive}", data)
-    assert list(iterate_documents(path)) == ["one\ntwo", "three", "fünf"]
+    assert list(iterate_documents(path)) == ["one\ntwo", "  three", "fünf"]
 
 
 def test_markdown_keeps_fences_headings_and_front_matter_whole(tmp_path: Path) -> None:
@@ -165,6 +165,8 @@ def test_large_tables_are_read_in_pieces_with_all_their_rows(tmp_path: Path) -> 
 
 # --------------------------------------------------------------------------------------------- JSON
 
+FRAME = pd.DataFrame({"text": ["a", "b"], "id": [1, 2]})
+
 
 @pytest.mark.parametrize(
     "content",
@@ -174,6 +176,11 @@ def test_large_tables_are_read_in_pieces_with_all_their_rows(tmp_path: Path) -> 
         {"text": ["a", "b"], "id": [1, 2]},
         {"text": {"0": "a", "1": "b"}, "id": {"0": 1, "1": 2}},
         {"data": [{"text": "a"}, {"text": "b"}]},
+        {"version": "1.0", "data": [{"text": "a"}, {"text": "b"}]},
+        json.loads(FRAME.to_json(orient="split")),
+        json.loads(FRAME.to_json(orient="table")),
+        json.loads(FRAME.to_json(orient="records")),
+        json.loads(FRAME.to_json(orient="columns")),
     ],
 )
 def test_json_may_hold_rows_or_columns(tmp_path: Path, content: Any) -> None:
@@ -199,6 +206,8 @@ def test_json_may_hold_one_row_or_one_object_per_line(tmp_path: Path) -> None:
         ),
         ('[{"text": "a"', r"is not JSON \(.*line 1 column 14.*; expected a list of rows"),
         ("", r"is not JSON .*; expected a list of rows"),
+        ('{"columns": ["a"], "index": [0], "data": [[1, 2]]}', "has the keys columns, index and"),
+        ("[" + "1" * 5_000 + "]", r"is not JSON .*; expected a list of rows"),
     ],
 )
 def test_other_json_is_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -226,15 +235,67 @@ def test_the_header_shows_the_separator_of_a_table(tmp_path: Path, separator: st
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"id,text\n1,a\n2,b,c,d\n", "is no table that pandas reads .*; expected a header"),
-        (b'id,text\n1,"a\n2,b\n', "is no table that pandas reads .*; expected a header"),
+        (b"id,text\n1,a\n2,b,c,d\n", r"row 2 has 4 field\(s\) .* and the header 2 "),
+        (b'id,text\n1,"a\n2,b\n', "row 1 has unbalanced quotes .*; expected quotes"),
         (b"", "has no header; expected the names of the columns"),
     ],
 )
 def test_a_broken_table_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
     path = written(tmp_path, "a.csv", data)
-    with pytest.raises(ValueError, match=f"{re.escape(str(path))} {message}"):
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))},? {message}"):
         list(iterate_documents(path))
+
+
+@pytest.mark.parametrize("kind", [".csv", ".tsv"])
+@pytest.mark.parametrize(("n_more", "n_fields"), [(1, 3), (-1, 1)])
+def test_a_row_with_another_number_of_fields_is_refused_anywhere(
+    tmp_path: Path, kind: str, n_more: int, n_fields: int
+) -> None:
+    separator = "\t" if kind == ".tsv" else ","
+    rows = [["positive", "negative"], *([f"good {k}", "bad"] for k in range(3_000))]
+    for wrong in (2, 1_500, 3_000):
+        lines = [separator.join(row) for row in rows]
+        lines[wrong] = separator.join(["a", "b", "c"][: 2 + n_more])
+        path = written(tmp_path, f"a{kind}", "\n".join(lines).encode())
+        match = rf"a{kind}, row {wrong} has {n_fields} field\(s\) .* and the header 2"
+        with pytest.raises(ValueError, match=match):
+            list(iterate_documents(path, text_field="positive"))
+        with pytest.raises(ValueError, match=match):
+            ContrastSet.from_file(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "texts"),
+    [
+        ("a.csv", "id|text\n1|Hello, you\n2|bye, bye\n", ["Hello, you", "bye, bye"]),
+        ("a.csv", '"text, raw";label\n"Hello; you";1\nfoo, bar;2\n', ["Hello; you", "foo, bar"]),
+        ("a.csv", "id;text\r1;hello, a, b\r2;hello, d, e\r", ["hello, a, b", "hello, d, e"]),
+        ("a.csv", 'id,text\n1,"a\r\nb"\n\n2,say "c"\n', ["a\nb", 'say "c"']),
+        ("a.tsv", "text\nHello, you\nbye\n", ["Hello, you", "bye"]),
+        ("a.csv", f"id,text\n1,{'long ' * 40_000}end\n", [f"{'long ' * 40_000}end"]),
+    ],
+)
+def test_separators_are_those_outside_quotes(
+    tmp_path: Path, name: str, data: str, texts: list[str]
+) -> None:
+    assert list(iterate_documents(written(tmp_path, name, data.encode()))) == texts
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.tsv", "id,text\n1,Hello you\n2,bye\n", "one column, and each .* ',' .*expected tabs"),
+        ("a.csv", "id^text\n1^hello\n2^bye\n", r"one column, and each .* '\^' .*expected commas"),
+        ("a.tsv", 'id\ttext\n1\t"Hi\n2\tfoo\n3\tbye" she said\n', "row 1 has unbalanced quotes"),
+        ("a.csv", 'id,text\n1,"say \\"hi, you\\" to"\n2,"x"\n', "row 1 has unbalanced quotes"),
+        ("a.csv", "text,text\na,b\n", r"several columns with the name\(s\) \['text'\]"),
+    ],
+)
+def test_tables_with_another_separator_or_other_quotes_are_refused(
+    tmp_path: Path, name: str, data: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{name}.*{message}"):
+        list(iterate_documents(written(tmp_path, name, data.encode()), text_field="text"))
 
 
 def test_rows_of_tables_keep_every_field_as_text(tmp_path: Path) -> None:
@@ -325,3 +386,61 @@ def test_archives_of_several_members_are_read_to_the_end(tmp_path: Path) -> None
     for archive, pack in ARCHIVES.items():
         path = written(tmp_path, f"a.jsonl{archive}", pack(data[:40]) + pack(data[40:]))
         assert list(iterate_documents(path)) == TEXTS
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.txt.gz", "a.csv.zst"])
+@pytest.mark.parametrize("inside", [".gz", ".zst"])
+def test_archives_in_archives_or_under_other_names_are_named(
+    tmp_path: Path, name: str, inside: str
+) -> None:
+    outer = ARCHIVES[Path(name).suffix] if Path(name).suffix in ARCHIVES else ARCHIVES[""]
+    path = written(tmp_path, name, outer(ARCHIVES[inside](b"text\none\n" * 100)))
+    codec = "gzip" if inside == ".gz" else "zstd"
+    with pytest.raises(ValueError, match=rf"{name} is no text: .*\({codec}\); expected text below"):
+        list(iterate_documents(path))
+
+
+# --------------------------------------------------------------------------------------- paragraphs
+
+
+@pytest.mark.parametrize("kind", [".txt", ".md"])
+def test_paragraphs_end_at_line_ends_of_any_system(tmp_path: Path, kind: str) -> None:
+    for end in ("\n", "\r\n", "\r"):
+        text = f"One.{end}Two.{end}{end}    x = 1{end}    y{end}\u2028Three.{end}"
+        path = written(tmp_path, f"a{kind}", text.encode())
+        assert list(iterate_documents(path)) == ["One.\nTwo.", "    x = 1\n    y\n\u2028Three."]
+
+
+@pytest.mark.parametrize(
+    ("text", "paragraphs"),
+    [
+        ("---\nA.\n\nB.\n\nC.\n", ["---\nA.", "B.", "C."]),
+        ("A.\n\n```python\nx = 1\n\nB.\n\nC.\n", ["A.", "```python\nx = 1", "B.", "C."]),
+        ("A.\n\n~~~\nb\n\n```\nc\n\nd\n```\n\ne\n", ["A.", "~~~\nb", "```\nc\n\nd\n```", "e"]),
+        (
+            "A.\n\n````md\n```\na\n\nb\n```\n````\n\nB.",
+            ["A.", "````md\n```\na\n\nb\n```\n````", "B."],
+        ),
+        ("#tag one\n\n#tag two\n\n# Head\n\nC.\n", ["#tag one", "#tag two", "# Head\nC."]),
+        ("####### seven\n\nA.", ["####### seven", "A."]),
+    ],
+)
+def test_markdown_that_opens_nothing_ends_at_blank_lines(
+    tmp_path: Path, text: str, paragraphs: list[str]
+) -> None:
+    assert list(iterate_documents(written(tmp_path, "a.md", text.encode()))) == paragraphs
+
+
+@pytest.mark.parametrize("kind", [".txt", ".csv", ".jsonl"])
+def test_nul_characters_anywhere_are_refused_with_their_line(tmp_path: Path, kind: str) -> None:
+    line = '{"text": "one"}' if kind == ".jsonl" else "one"
+    lines = ["text" if kind == ".csv" else line, *[line] * 2_000, "on\0e"]
+    path = written(tmp_path, f"a{kind}", "\n".join(lines).encode())
+    with pytest.raises(ValueError, match=f"a{kind}, line 2002 holds NUL characters; expected text"):
+        list(iterate_documents(path))
+
+
+def test_a_number_too_long_for_python_is_named_with_its_line(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.jsonl", b'{"text": "a"}\n{"text": ' + b"1" * 5_000 + b"}\n")
+    with pytest.raises(ValueError, match="a.jsonl, line 2 is not JSON .*digits"):
+        list(iterate_documents(path))

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow
 import pytest
+from pyarrow import parquet
 
 from lrt_lens.data import DocumentSource, iterate_documents, read_records
 from lrt_lens.data._documents import DocumentReader
@@ -62,7 +64,7 @@ def test_json_lines_are_read_gzipped_or_not(tmp_path: Path, name: str, as_string
 def test_a_text_file_holds_a_document_a_paragraph(tmp_path: Path) -> None:
     path = tmp_path / "corpus.txt"
     path.write_text("one\ntwo\n\n\n  three \n\nfour\n", encoding="utf-8")
-    assert list(iterate_documents(path)) == ["one\ntwo", "three", "four"]
+    assert list(iterate_documents(path)) == ["one\ntwo", "  three", "four"]
 
 
 def test_a_hugging_face_data_set_is_read() -> None:
@@ -158,6 +160,78 @@ def test_a_single_row_is_not_read_as_its_keys() -> None:
         list(iterate_documents({"text": "the cat sat"}))
 
 
+# ------------------------------------------------------------------------------------------ columns
+
+SHAREGPT = [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "good day"}]
+
+
+def in_all_forms(rows: list[dict[str, Any]], folder: Path) -> list[Any]:
+    """Return the same rows in memory and in files."""
+    table = pyarrow.Table.from_pylist(rows)
+    parquet.write_table(table, folder / "a.parquet")
+    forms: list[Any] = [rows, iter(rows), pd.DataFrame(rows), table, folder / "a.parquet"]
+    forms += [datasets.Dataset.from_list(rows), pd.read_parquet(folder / "a.parquet")]
+    forms += [datasets.Dataset.from_list(rows).to_iterable_dataset()]
+    try:
+        (folder / "a.json").write_text(json.dumps(rows))
+    except TypeError:
+        return forms  # JSON has no bytes
+    return [*forms, folder / "a.json", write_jsonl(folder / "a.jsonl.gz", rows)]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "c0", "document": {"text": "the cat"}},
+        {"title": "A story", "paragraphs": ["the cat", "sat"]},
+        {"lang": "en", "sentences": ["the cat sat."]},
+        {"date": "2020-01-01", "content": b"the cat"},
+        {"id": "c0", "turns": [{"role": "user", "content": "hello"}]},
+    ],
+)
+def test_an_identifier_beside_the_texts_is_not_taken_for_them(
+    row: dict[str, Any], tmp_path: Path
+) -> None:
+    name, other = row
+    for documents in in_all_forms([row, row], tmp_path):
+        with pytest.raises(
+            ValueError,
+            match=rf"has the columns \['{name}', '{other}'\], 1 of them with texts \['{name}'\] and"
+            rf" \['{other}'\] with lists, structs or bytes; text_field= names the one to read",
+        ):
+            list(iterate_documents(documents))
+
+
+@pytest.mark.parametrize("name", ["messages", "conversations", "chat"])
+@pytest.mark.parametrize("sharegpt", [False, True])
+def test_chats_are_found_by_the_usual_names(
+    train_tokenizer: Any, name: str, sharegpt: bool, tmp_path: Path
+) -> None:
+    tokenizer = train_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    row = {"id": "identity_0", name: SHAREGPT if sharegpt else CHAT}
+    for documents in in_all_forms([row, row], tmp_path):
+        texts = list(iterate_documents(documents, tokenizer))
+        assert texts == ["<user>hello<assistant>good day"] * 2
+    (tmp_path / "one.json").write_text(json.dumps(row))
+    assert list(iterate_documents(tmp_path / "one.json", tokenizer)) == texts[:1]
+
+
+def test_columns_with_numbers_as_names_are_read() -> None:
+    frame = pd.DataFrame([["a b", 1], ["c d", 2]])
+    assert list(iterate_documents(frame)) == ["a b", "c d"]
+    assert list(iterate_documents(frame, text_field="0")) == ["a b", "c d"]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    frame = pd.DataFrame([["a", "b"]], columns=["text", "text"])
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=["text", "text"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    for documents in (frame, table, tmp_path / "a.parquet"):
+        with pytest.raises(ValueError, match=r"has several columns with the name\(s\) \['text'\]"):
+            list(iterate_documents(documents))
+
+
 # -------------------------------------------------------------------------------------------- chats
 
 CHAT = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]
@@ -236,7 +310,18 @@ def test_a_missing_file_is_not_taken_for_text(tmp_path: Path, name: str, kind: t
         list(iterate_documents(kind(tmp_path / name)))
 
 
-@pytest.mark.parametrize("text", ["~/no such corpus", "data/no such.pdf", "C:\\\\my corpus"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "~/no such corpus",
+        "data/no such.pdf",
+        "C:\\\\my corpus",
+        "my corpus.docx",
+        "my corpus.csv.bz2",
+        "my data dir/corpus",
+        "my data\\corpus",
+    ],
+)
 def test_what_looks_like_a_path_is_not_taken_for_text(text: str) -> None:
     with pytest.raises(ValueError, match="no file at"):
         list(iterate_documents(text))
@@ -312,3 +397,119 @@ def test_a_name_that_is_neither_file_nor_data_set_says_so() -> None:
         ValueError, match=r"'no-such/data-set' is neither a file nor a data set that loads"
     ):
         list(iterate_documents("no-such/data-set"))
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        {0: "x", 1: "x", 2: "y"},
+        {"x", "y", "z"},
+        pd.DataFrame({"g": [1, 2, 3], "h": [3, 4, 5]}),
+        pyarrow.table({"g": [1, 2, 3]}),
+        np.array([[1], [2], [3]]),
+        5,
+        b"abc",
+        " ",
+    ],
+)
+def test_what_gives_no_value_to_each_document_is_no_group(group: Any) -> None:
+    with pytest.raises(ValueError, match=r"^group is .*; expected the name of a column, one value"):
+        read_groups(TEXTS, group)
+
+
+@pytest.mark.parametrize("value", ["", " ", None, np.float32("nan"), pd.NA])
+def test_missing_and_blank_groups_are_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="document 1 has no group"):
+        read_groups(TEXTS, ["a", value, "a"])
+    books = ["a", value, "a"]
+    rows = [{"text": text, "book": book} for text, book in zip(TEXTS, books, strict=True)]
+    with pytest.raises(ValueError, match="document 1 has no group"):
+        read_groups(rows, "book")
+    with pytest.raises(ValueError, match="document 1 has no group"):
+        read_groups(rows, lambda row: row["book"])
+
+
+def test_groups_in_other_containers_keep_their_values() -> None:
+    numbers = [1, 2, 1]
+    for group in (pd.Series(numbers, index=[9, 8, 7]), np.array(numbers), pyarrow.array(numbers)):
+        assert read_groups(TEXTS, group) == numbers
+
+
+def test_a_group_of_several_values_or_a_failing_function_names_the_row() -> None:
+    with pytest.raises(
+        ValueError, match=r"document 0 has the group .* \(list\); expected a single"
+    ):
+        read_groups(TEXTS, [["a"], ["b"], ["c"]])
+    with pytest.raises(ValueError, match="failed at document 0 with KeyError: 'author'; .*'text'"):
+        read_groups([{"text": "a"}], lambda row: row["author"])
+    with pytest.raises(ValueError, match="failed at document 0 with TypeError: .*has no columns"):
+        read_groups(TEXTS, lambda row: row["author"])
+
+
+# ----------------------------------------------------------------------------- names and folders
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "my corpus.csv.gz", "data/b.TXT"])
+def test_a_list_of_names_of_files_is_refused_also_if_there_are_none(name: str) -> None:
+    with pytest.raises(ValueError, match="document 0 is .*, the name of a file; give"):
+        list(iterate_documents([name, "b.jsonl"]))
+    assert list(iterate_documents([{"text": name}])) == [name]
+
+
+def test_a_list_of_texts_may_mention_files_and_versions() -> None:
+    texts = ["in the U.S", "version 2.0", "see example.org", "then I wrote it to my own data.csv"]
+    assert list(iterate_documents(texts)) == texts
+    for text in (
+        "He lives in the U.S",
+        "the new version 2.0",
+        "He and/or she went: never ever at all",
+    ):
+        assert list(iterate_documents(text)) == [text]
+
+
+def test_a_list_with_the_name_of_any_existing_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a b.docx").write_text("x")
+    with pytest.raises(ValueError, match="document 1 is .*a b.docx', the name of a file"):
+        list(iterate_documents(["text", str(tmp_path / "a b.docx")]))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: (folder / "b.jsonl.xz").write_bytes(b"x"), r"'b.jsonl.xz' \(of no known"),
+        (lambda folder: (folder / "d.docx").write_bytes(b"x"), r"'d.docx' \(of no known kind\)"),
+        (lambda folder: (folder / "sub").mkdir(), r"'sub' \(a folder\)"),
+        (lambda folder: (folder / "c.jsonl").symlink_to("x"), r"'c.jsonl' \(a link to nothing\)"),
+        (
+            lambda folder: write_jsonl(folder / "a.jsonl.gz", [{"text": "x"}]),
+            r"'a.jsonl.gz' \(perhaps a copy of 'a.jsonl'\)",
+        ),
+    ],
+)
+def test_a_folder_with_more_than_is_read_is_refused(
+    tmp_path: Path, make: Callable[[Path], Any], message: str
+) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "one"}])
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    assert list(iterate_documents(tmp_path)) == ["one"]
+    make(tmp_path)
+    with pytest.raises(ValueError, match=f"the folder .* holds {message}"):
+        list(iterate_documents(tmp_path))
+
+
+def test_a_pattern_that_matches_a_dangling_link_is_refused(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "one"}])
+    (tmp_path / "b.jsonl").symlink_to("nothing")
+    with pytest.raises(ValueError, match=r"the pattern .* holds 'b.jsonl' \(a link to nothing\)"):
+        list(iterate_documents(str(tmp_path / "*.jsonl")))
+
+
+def test_files_without_documents_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.txt").write_text(" \n\n")
+    with pytest.raises(ValueError, match="a.txt hold.* no document; give a file with text"):
+        list(iterate_documents(tmp_path / "a.txt"))
+    (tmp_path / "b.txt").write_text("one")
+    assert list(iterate_documents(tmp_path)) == ["one"]
+    assert "a.txt hold(s) no document" in caplog.text

@@ -97,3 +97,48 @@ def test_other_thresholds_and_no_documents_are_refused() -> None:
         near_duplicates(["a", "b"], n_words=0)
     with pytest.raises(ValueError, match="there is no document to compare"):
         near_duplicates([])
+
+
+@pytest.mark.parametrize(("first", "last"), [(0x4E00, 0x6000), (0x3041, 0x3090), (0x0E01, 0x0E2E)])
+def test_scripts_without_blanks_are_compared_by_characters_also_with_punctuation(
+    first: int, last: int
+) -> None:
+    rng = random.Random(0)
+
+    def clauses() -> list[str]:
+        sizes = [rng.randint(8, 14) for _ in range(24)]
+        return ["".join(chr(rng.randint(first, last)) for _ in range(size)) for size in sizes]
+
+    originals = [clauses() for _ in range(20)]
+    copies = [list(original) for original in originals]
+    for copy in copies:
+        for place in (5, 12):
+            copy[place] = copy[place][:3] + chr(last + 1) + copy[place][4:]
+    texts = ["，".join(text) + "。" for text in originals + copies]
+
+    def characters(number: int) -> set[str]:
+        letters = texts[number].replace("，", "").replace("。", "")
+        return {letters[k : k + 5] for k in range(len(letters) - 4)}
+
+    report = near_duplicates(texts)
+    assert report.pairs[["first", "second"]].to_numpy().tolist() == [[k, k + 20] for k in range(20)]
+    for one, other, similarity, _ in report.pairs.itertuples(index=False):
+        a, b = characters(one), characters(other)
+        assert similarity == pytest.approx(len(a & b) / len(a | b))
+
+
+def test_groups_of_the_caller_stay_together(texts: list[str]) -> None:
+    # Text k + 40 is nearly text k; texts 4 a … 4 a + 3 are of author a.
+    authors = [f"a{k // 4}" for k in range(40)] + [f"b{k}" for k in range(20)]
+    rows = pd.DataFrame({"text": texts, "author": authors})
+    report = near_duplicates(rows, threshold=0.6, group="author")
+    assert report.pairs.equals(
+        near_duplicates(rows, threshold=0.6).pairs.assign(across_folds=report.pairs["across_folds"])
+    )
+    groups = pd.Series(report.group)
+    assert (groups.groupby(authors).nunique() == 1).all()
+    for first, second in report.pairs[["first", "second"]].itertuples(index=False):
+        assert groups[first] == groups[second]
+    # Nothing else is joined: as many groups as authors, less one per pair.
+    assert groups.nunique() == rows["author"].nunique() - len(report.pairs)
+    assert near_duplicates(rows, threshold=0.6, group=report.group).n_across_folds == 0

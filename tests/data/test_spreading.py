@@ -19,6 +19,7 @@ from lrt_lens.data import (
     part_of,
 )
 from lrt_lens.data._blocks import Corpus
+from lrt_lens.data._fold_counts import FoldCounts
 from lrt_lens.data._spreading import TokenBudget, first_rows
 from lrt_lens.data._windows import CutDocument, Window
 from lrt_lens.errors import TooFewDocumentsError
@@ -191,3 +192,62 @@ def test_a_fold_far_from_its_share_is_mentioned(
     table = counted.folds.table
     assert f"{table.index[fold]} {table['documents'].iloc[fold]} document(s)" in caplog.text
     assert f"({table['share'].iloc[fold]:.0%})" in caplog.text
+
+
+def test_a_document_with_most_of_a_fold_is_mentioned(
+    corpus: list[str], model: HookedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Long enough for half of the tokens of its fold, and too short to make the fold uneven.
+    for n_texts in range(12, 18):
+        long = " ".join(corpus[:n_texts])
+        fold = min(part_of(document_key(long, 0)), 5)
+        others = [text for text in corpus if min(part_of(document_key(text, 0)), 5) != fold]
+        same = [text for text in corpus if min(part_of(document_key(text, 0)), 5) == fold]
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            rows, counted, _ = read([*others, *same[:12], long], model)
+        share = rows[document_key(long, 0)] / counted.folds.table["tokens"].iloc[fold]
+        assert share > 1 / 3
+        assert "13 document(s) with" in caplog.text
+        assert f"{share:.0%} of them from one document" in caplog.text
+
+
+def test_groups_are_counted_as_one_each(
+    corpus: list[str], model: HookedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    group = [str(k % 30) for k in range(len(corpus))]
+    with caplog.at_level(logging.WARNING):
+        _, counted, _ = read(DocumentSource(corpus, group=group), model)
+    sizes = Counter(min(part_of(document_key(one, 0)), 5) for one in set(group))
+    few = [fold for fold in range(6) if sizes[fold] < 10]
+    assert few
+    for fold in few:
+        n_documents = counted.folds.table["documents"].iloc[fold]
+        assert f"{n_documents} document(s) in {sizes[fold]} group(s) with" in caplog.text
+    assert "give more groups, or finer ones" in caplog.text
+
+
+@pytest.mark.parametrize("n_tokens", [None, 200])
+def test_few_groups_are_told_from_few_documents(
+    corpus: list[str], model: HookedModel, n_tokens: int | None
+) -> None:
+    two = DocumentSource(corpus, group=[k % 2 for k in range(len(corpus))])
+    with pytest.raises(
+        TooFewDocumentsError, match=r"document\(s\) in 2 group\(s\) .*; give at least 100 groups"
+    ):
+        read(two, model, n_tokens=n_tokens)
+
+
+def test_the_largest_unit_is_known_among_any_number_of_small_ones() -> None:
+    counts = FoldCounts()
+    for key in range(50_000):
+        counts.add(0, 10, 1, unit=key + 1)
+        counts.add(0, 8, int(key == 0), unit=0)
+    for part in range(1, 6):
+        for key in range(2_000):
+            counts.add(part, 450, 1, unit=key)
+    complaint = counts.complaint
+    assert complaint is not None
+    assert "fold0 50,001" in complaint or "fold0 50001 document(s)" in complaint
+    assert "44% of them from one document" in complaint
+    assert "fold1" not in complaint

@@ -12,6 +12,7 @@ from lrt_lens.errors import MismatchError
 from lrt_lens.models import ModelPair
 from lrt_lens.moments import CrossMoments, Provenance, harvest, merge_shards
 from lrt_lens.moments._provenance import BY_EXACT_TEXT
+from lrt_lens.stitching import evaluate_stitch_loss
 
 OPTIONS: dict[str, Any] = {
     "source_layers": [0],
@@ -56,7 +57,29 @@ def test_a_column_and_groups_reach_the_folds(
     with pytest.raises(MismatchError, match="fold_rule"):
         plain.merge(grouped)
     with pytest.raises(MismatchError, match="give the groups of the harvest"):
-        grouped.provenance.refuse_other_folds(has_groups=False)
+        grouped.provenance.refuse_other_folds(None)
+    grouped.provenance.refuse_other_folds("book")
+    grouped.provenance.refuse_other_folds(frame["book"])
+    with pytest.raises(MismatchError, match="in the column 'book', .* by 'year'.* group='book'"):
+        grouped.provenance.refuse_other_folds("year")
+    by_title = harvest(
+        pair, frame.assign(year=frame["book"]), text_field="body", group="year", **options
+    )
+    with pytest.raises(MismatchError, match="group_column"):
+        grouped.merge(by_title)
+    by_values = harvest(pair, corpus, group=frame["book"], **options)
+    assert by_values.provenance.group_column is None
+    assert by_values.folds["documents"].tolist() == sizes
+    by_values.provenance.refuse_other_folds("book")
+
+
+def test_a_stitch_is_not_evaluated_with_other_groups(pair: ModelPair, corpus: list[str]) -> None:
+    frame = pd.DataFrame({"text": corpus, "author": [k // 3 for k in range(150)]})
+    frame["year"] = [k % 30 for k in range(150)]
+    options = {**OPTIONS, "n_tokens": None, "group": "author"}
+    stitch = harvest(pair, frame, **options).fit()[0, 1]
+    with pytest.raises(MismatchError, match="in the column 'author', .* by 'year'"):
+        evaluate_stitch_loss(pair, stitch, frame, group="year", progress=False)
 
 
 def test_files_of_earlier_versions_say_so() -> None:
@@ -64,7 +87,7 @@ def test_files_of_earlier_versions_say_so() -> None:
     earlier = Provenance.from_json(text)
     assert earlier == replace(Provenance(), fold_rule=BY_EXACT_TEXT)
     with pytest.raises(MismatchError, match="decided by exact text.*harvest and fit again"):
-        earlier.refuse_other_folds(has_groups=False)
+        earlier.refuse_other_folds(None)
 
 
 def test_documents_are_not_known_for_activations_of_ones_own() -> None:

@@ -283,8 +283,7 @@ def rows_of(
             )
         rows.refuse_foreign(stitch.ends_in(pair.source.identity, pair.target.identity)[1])
     else:
-        has_groups = DocumentSource.of(documents).group is not None
-        stitch.provenance.refuse_other_folds(has_groups=has_groups)
+        stitch.provenance.refuse_other_folds(DocumentSource.of(documents).group)
         trained = [length for length in map(trained_context, saes) if length is not None]
         rows = SAERows.from_documents(
             pair.target,

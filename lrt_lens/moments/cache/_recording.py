@@ -108,7 +108,7 @@ def record_documents(
         seed=settings.seed,
     )
     manifest = Manifest(
-        _provenance(folder, model, role, plan, has_groups=source.group is not None),
+        _provenance(folder, model, role, plan, group=source.group),
         settings.dtype,
         streams={},
         block_rows=plan.block_rows,
@@ -269,9 +269,9 @@ def _refuse_other_tokens(reader: ModelIdentity, model: HookedModel, folder: Path
 
 
 def _provenance(
-    folder: Path, model: HookedModel, role: str, plan: BlockPlan, *, has_groups: bool
+    folder: Path, model: HookedModel, role: str, plan: BlockPlan, *, group: Any
 ) -> Provenance:
-    provenance = provenance_of(plan, {role: model}, has_groups=has_groups)
+    provenance = provenance_of(plan, {role: model}, group=group)
     if (folder / MANIFEST_NAME).is_file():
         # The other model may have been recorded before this call resumed; keep its fields.
         stored, other = read_manifest(folder).provenance, "target" if role == "source" else "source"

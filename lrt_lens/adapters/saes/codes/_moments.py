@@ -298,8 +298,7 @@ class CodePasses:
                 "documents"
             )
         self.stitch.check(self.pair.source, self.pair.target)
-        has_groups = DocumentSource.of(self.documents).group is not None
-        self.stitch.provenance.refuse_other_folds(has_groups=has_groups)
+        self.stitch.provenance.refuse_other_folds(DocumentSource.of(self.documents).group)
 
     def blocks(self, parts: Sequence[int], what: str) -> Iterator[Block]:
         """Blocks of the documents in ``parts``, in the order of the documents."""
