@@ -42,9 +42,9 @@ from lrt_lens.models._passes import (
     relative_difference,
     replacing,
     short_row,
-    tell_running_call,
     tolerance,
 )
+from lrt_lens.models._running_call import tell_running_call
 from lrt_lens.typing import HookFunction, LongerTokens, Residual, Tokens
 
 logger = logging.getLogger(__name__)
@@ -249,13 +249,13 @@ class HuggingFaceEngine:
             lambda: self._hooks.remove(name),
             self._add_plain_hook(name, lambda activation: fn(activation, hook=point)),
         ]
-        models = [self.model]
+        models, bridges = [self.model], []
         if self._acts_on_bridge(name):
             removers.append(add_lens_hook(self.lens_model().hook_dict[name], fn))
             models.append(self.lens_model().original_model)
-        removers += tell_running_call(
-            [module for model in models for module in (model, model.base_model)], fn
-        )
+            bridges.append(self.lens_model())
+        modules = [module for model in models for module in (model, model.base_model)]
+        removers += tell_running_call(modules, fn, generators=[*models, *bridges])
         self._hooks.append(name)
         return Handle(removers).remove
 

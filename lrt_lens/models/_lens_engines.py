@@ -36,9 +36,9 @@ from lrt_lens.models._passes import (
     relative_difference,
     replacing,
     short_row,
-    tell_running_call,
     tolerance,
 )
+from lrt_lens.models._running_call import tell_running_call
 from lrt_lens.typing import HookFunction, LongerTokens, Residual, Tokens
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,8 @@ class BridgeEngine:
         """Register a hook and return the function that removes it."""
         modules = (self.model, self.model.base_model)
         hook = add_lens_hook(self._bridge.hook_dict[name], fn)
-        return Handle([hook, *tell_running_call(modules, fn)]).remove
+        told = tell_running_call(modules, fn, generators=(self.model, self._bridge))
+        return Handle([hook, *told]).remove
 
     def resuming(self, name: str, residual: Residual) -> AbstractContextManager[None]:
         """Return a context in which passes continue from ``residual``; all layers still run."""
@@ -214,7 +215,9 @@ class HookedTransformerEngine:
     def add_hook(self, name: str, fn: HookFunction) -> Callable[[], None]:
         """Register a hook and return the function that removes it."""
         # The model finds out which tokens are padding and gives every block the whole mask.
-        told = tell_running_call([self.model.blocks[0]], fn, until=self.model)
+        told = tell_running_call(
+            [self.model.blocks[0]], fn, until=self.model, generators=[self.model]
+        )
         return Handle([add_lens_hook(self.model.hook_dict[name], fn), *told]).remove
 
     def resuming(self, name: str, residual: Residual) -> AbstractContextManager[None]:
