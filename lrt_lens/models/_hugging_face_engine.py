@@ -4,11 +4,12 @@ Problem: a ``TransformerBridge`` replaces the modules of the model it wraps, and
 compute another function (GPT-2 without attention scaling differs by .57 of the logits' norm).
 Mechanism: every number, text and intervention comes from the model as Hugging Face runs it.
 ``hook_resid_pre``, ``hook_resid_post`` and ``hook_embed`` are PyTorch hooks on its blocks and its
-embedding (or on the norm behind that, where TransformerLens has ``hook_embed``), and an exception ends the pass at the deepest of them; ``hook_resid_mid`` is the input of
-the norm that begins the MLP branch, where the block is shown to have no other way around it. The
-model stays as it was: the bridge is built around a second tree of modules that shares its weights.
-On loading, one short row runs through both. Only if they agree does a pass run the bridge, which it
-does while the user has hooks there.
+embedding (or on the norm behind that, if TransformerLens has ``hook_embed`` there), and an
+exception ends the pass at the deepest of them; ``hook_resid_mid`` is the input of the norm that
+begins the MLP branch, where the block is shown to have no other way around it. The model stays as
+it was: the bridge is built around a second tree of modules that shares its weights. On loading, one
+short row runs through both. Only if they agree does a pass run the bridge, which it does while the
+user has hooks there.
 
     engine = HuggingFaceEngine(model, tokenizer, "gpt2")
     engine.capture(tokens, ["blocks.3.hook_resid_post"])    # {name: [batch, position, d_model]}
@@ -135,8 +136,9 @@ class HuggingFaceEngine:
 
         That is the norm behind the embedding in models that have one (BLOOM, BERT).
         """
-        norm = getattr(self._bridge, "embed_ln", None)
-        if norm is None or self._bridge.hook_dict.get(EMBED) is not norm.hook_out:
+        bridge: Any = self._bridge
+        norm = getattr(bridge, "embed_ln", None)
+        if norm is None or bridge.hook_dict.get(EMBED) is not norm.hook_out:
             return self._embedding
         return self._originals.get(id(norm.original_component), self._embedding)
 

@@ -200,6 +200,7 @@ class HookedTransformerEngine:
         *,
         attention_mask: Tensor | None = None,
         logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
+        **options: Any,
     ) -> LongerTokens:
         """Return prompts with their continuations.
 
@@ -208,15 +209,20 @@ class HookedTransformerEngine:
         ``logits_processor`` are called with the prompts and the logits of every new token.
 
         Raises:
-            ValueError: ``config`` has an option that ``HookedTransformer.generate`` does not have,
-                or ``attention_mask`` has padding.
+            ValueError: ``config`` or ``options`` have what ``HookedTransformer.generate`` does not
+                have, or ``attention_mask`` has padding.
         """
+        if options:
+            raise ValueError(
+                f"HookedTransformer.generate does not have {', '.join(sorted(options))}; leave it"
+                " out, or load the Hugging Face model instead of the HookedTransformer"
+            )
         if attention_mask is not None and not bool(attention_mask.all()):
             raise ValueError(
                 "the prompts are padded; HookedTransformer.generate takes no attention mask: give"
                 " prompts of equal length"
             )
-        options = _lens_options(config, tokens.shape[1])
+        lens_options = _lens_options(config, tokens.shape[1])
 
         def process(_module: nn.Module, _args: tuple, logits: Tensor) -> Tensor:
             last = logits[:, -1]
@@ -231,7 +237,7 @@ class HookedTransformerEngine:
                 verbose=False,
                 return_type="tokens",
                 prepend_bos=False,
-                **options,
+                **lens_options,
             )
 
     def weights_hash(self) -> str:

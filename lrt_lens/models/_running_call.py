@@ -182,8 +182,9 @@ def _generate(state: _Generation, method: Callable[..., Any], args: tuple, kwarg
 def _prepare(state: _Generation, method: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
     """Run ``prepare_inputs_for_generation``, which has the mask of the whole text as yet."""
     mask = kwargs.get("attention_mask")
-    is_whole = isinstance(mask, Tensor) and mask.ndim == 2
-    state.attention_mask = mask.bool() if is_whole else None
+    state.attention_mask = None
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        state.attention_mask = mask.bool()
     return method(*args, **kwargs)
 
 
