@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrt_lens.errors import NonFiniteError
 from lrt_lens.models._passes import relative_difference, short_row
 
 _CONTEXT_FIELDS = (
@@ -46,7 +47,7 @@ class Decoder:
 
     blocks: tuple[nn.Module, ...]
     embedding: nn.Module
-    """Token embedding; its output is ``hook_embed``."""
+    """Token embedding; its output is ``hook_embed``, unless a norm follows (BLOOM, BERT)."""
     d_model: int
     d_vocab: int
     context_length: int
@@ -61,6 +62,7 @@ def find_decoder(model: Any, name: str) -> Decoder:
     """Return the decoder of a Hugging Face model.
 
     Raises:
+        NonFiniteError: its logits overflow.
         ValueError: the model is an encoder or has one, its attention is not causal, or its blocks
             are no list of modules that each run once and pass one stream on.
     """
@@ -90,7 +92,7 @@ def find_decoder(model: Any, name: str) -> Decoder:
         embedding=embedding,
         d_model=records[0].stream.shape[-1],
         d_vocab=d_vocab,
-        context_length=_context_length(config),
+        context_length=_context_length(config, model),
         containers=tuple(record.container for record in records),
         row_logits=logits[:1],
     )
@@ -181,7 +183,23 @@ def _n_weights(module: nn.Module) -> int:
 
 
 def _refuse_later_positions(name: str, model: nn.Module, logits: Tensor) -> None:
-    """Raise ValueError if the last token changes the logits before it (rows 0 and 1)."""
+    """Raise an error if the last token changes the logits before it (rows 0 and 1).
+
+    Raises:
+        NonFiniteError: the logits overflow, so that nothing can be compared.
+        ValueError: the attention is not causal.
+    """
+    # Some models mask tokens that have no meaning with -inf, everywhere.
+    is_masked = (logits == float("-inf")).all(0).all(0)
+    logits = logits[..., ~is_masked]
+    n_infinite = int(logits.isinf().sum())
+    if n_infinite:
+        raise NonFiniteError(
+            f"{n_infinite} of {logits.numel()} logits of {name!r} ({type(model).__name__}) are"
+            f" infinite on a row of {logits.shape[1]} tokens: they overflow in {logits.dtype},"
+            f" whose largest number is {torch.finfo(logits.dtype).max:.3g}; load the model with"
+            " dtype='bfloat16' or 'float32'"
+        )
     change = relative_difference(logits[1, :-1], logits[0, :-1])
     # NaN logits make the change infinite; they are refused where numbers are read.
     if change > _CAUSAL_TOLERANCE and not logits.isnan().any():
@@ -193,9 +211,13 @@ def _refuse_later_positions(name: str, model: nn.Module, logits: Tensor) -> None
         )
 
 
-def _context_length(config: Any) -> int:
-    for field in _CONTEXT_FIELDS:
-        value = getattr(config, field, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return _DEFAULT_CONTEXT
+def _context_length(config: Any, model: nn.Module) -> int:
+    """Return the number of tokens that a text may have."""
+    lengths = (getattr(config, field, None) for field in _CONTEXT_FIELDS)
+    found = next((n for n in lengths if isinstance(n, int) and n > 0), _DEFAULT_CONTEXT)
+    for path, module in model.named_modules():
+        is_positions = path.split(".")[-1] == "position_embeddings"
+        if is_positions and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            # RoBERTa counts positions from the row behind that of padding.
+            found = min(found, module.num_embeddings - module.padding_idx - 1)
+    return found

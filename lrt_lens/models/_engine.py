@@ -31,6 +31,8 @@ class Engine(Protocol):
     d_model: int
     d_vocab: int
     context_length: int
+    padding_id: int
+    """Id that rows are filled with on the right."""
     hook_points: tuple[str, ...]
     model: Any
     """Module whose weights are the model: that of Hugging Face, or the ``HookedTransformer``."""

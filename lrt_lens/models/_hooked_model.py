@@ -217,14 +217,16 @@ class HookedModel:
         return self.codec.prefix
 
     def pad(self, rows: Sequence[Sequence[int]]) -> Tokens:
-        """Return rows of token ids as one tensor [batch, position], padded on the right with 0.
+        """Return rows of token ids as one tensor [batch, position], padded on the right.
 
-        Padding changes no activation before it, because attention is causal.
+        Padding changes no activation before it, because attention is causal. Its id is 0, or the
+        last one of the vocabulary in models with LongRoPE.
 
         Raises:
             MismatchError: a token id has no row in the embedding.
         """
-        tokens = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.long)
+        shape = len(rows), max(len(row) for row in rows)
+        tokens = torch.full(shape, self.engine.padding_id, dtype=torch.long)
         for index, row in enumerate(rows):
             tokens[index, : len(row)] = torch.tensor(row)
         if tokens.numel() and (largest := int(tokens.max())) >= self.d_vocab:

@@ -4,11 +4,12 @@ Problem: a ``TransformerBridge`` replaces the modules of the model it wraps, and
 compute another function (GPT-2 without attention scaling differs by .57 of the logits' norm).
 Mechanism: every number, text and intervention comes from the model as Hugging Face runs it.
 ``hook_resid_pre``, ``hook_resid_post`` and ``hook_embed`` are PyTorch hooks on its blocks and its
-embedding, and an exception ends the pass at the deepest of them; ``hook_resid_mid`` is the input of
-the norm that begins the MLP branch, where the block is shown to have no other way around it. The
-model stays as it was: the bridge is built around a second tree of modules that shares its weights.
-On loading, one short row runs through both. Only if they agree does a pass run the bridge, which it
-does while the user has hooks there.
+embedding (or on the norm behind that, if TransformerLens has ``hook_embed`` there), and an
+exception ends the pass at the deepest of them; ``hook_resid_mid`` is the input of the norm that
+begins the MLP branch, where the block is shown to have no other way around it. The model stays as
+it was: the bridge is built around a second tree of modules that shares its weights. On loading, one
+short row runs through both. Only if they agree does a pass run the bridge, which it does while the
+user has hooks there.
 
     engine = HuggingFaceEngine(model, tokenizer, "gpt2")
     engine.capture(tokens, ["blocks.3.hook_resid_post"])    # {name: [batch, position, d_model]}
@@ -21,7 +22,7 @@ may pad on the left; hooks with an attribute ``running`` are told of their masks
 import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from lrt_lens.models._decoder import find_decoder, stream_of, with_stream, witho
 from lrt_lens.models._hook_points import EMBED, residual_names
 from lrt_lens.models._identity import weights_hash
 from lrt_lens.models._loading import boot_bridge
+from lrt_lens.models._long_rope import LongRope, by_row, padding_id
 from lrt_lens.models._passes import (
     Handle,
     HookName,
@@ -42,9 +44,9 @@ from lrt_lens.models._passes import (
     relative_difference,
     replacing,
     short_row,
-    tell_running_call,
     tolerance,
 )
+from lrt_lens.models._running_call import tell_running_call
 from lrt_lens.typing import HookFunction, LongerTokens, Residual, Tokens
 
 logger = logging.getLogger(__name__)
@@ -61,9 +63,12 @@ class HuggingFaceEngine:
         self.n_layers = len(decoder.blocks)
         self.d_model, self.d_vocab = decoder.d_model, decoder.d_vocab
         self.context_length = decoder.context_length
+        self._rope = LongRope.of(model)
+        self.padding_id = padding_id(self._rope, self.d_vocab)
         self._hooks: list[str] = []  # hook points of the registered hooks
         self._problem = ""
         self._build_bridge(tokenizer, decoder.row_logits)
+        self._embedded = self._find_embedded()
         self._mids = self._find_mids()
         mids = {f"blocks.{layer}.hook_resid_mid" for layer in self._mids}
         names = residual_names(self.n_layers)
@@ -125,6 +130,17 @@ class HuggingFaceEngine:
                 self._name,
                 self._problem,
             )
+
+    def _find_embedded(self) -> nn.Module:
+        """Return the module whose output is ``hook_embed``, where TransformerLens has it.
+
+        That is the norm behind the embedding in models that have one (BLOOM, BERT).
+        """
+        bridge: Any = self._bridge
+        norm = getattr(bridge, "embed_ln", None)
+        if norm is None or bridge.hook_dict.get(EMBED) is not norm.hook_out:
+            return self._embedding
+        return self._originals.get(id(norm.original_component), self._embedding)
 
     def _find_mids(self) -> dict[int, nn.Module]:
         """Return, by block, the norm that begins the MLP branch; its input is ``hook_resid_mid``.
@@ -223,13 +239,15 @@ class HuggingFaceEngine:
 
     def capture(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Residual]:
         """Return activations by hook point."""
-        if self._runs_bridge:
-            return capture_through_bridge(self._hooked_bridge(), tokens, names)
-        return self._captured(tokens, names)
+        with self._by_row(tokens):
+            if self._runs_bridge:
+                return capture_through_bridge(self._hooked_bridge(), tokens, names)
+            return self._captured(tokens, names)
 
     def logits(self, tokens: Tokens) -> Tensor:
         """Return next-token logits [batch, position, vocabulary]; registered hooks take effect."""
-        return self._running(tokens.to(self.device), **without_cache(self.model)).logits
+        with self._by_row(tokens):
+            return self._running(tokens.to(self.device), **without_cache(self.model)).logits
 
     def generate(self, tokens: Tokens, config: Any, **options: Any) -> LongerTokens:
         """Return prompts with their continuations."""
@@ -249,13 +267,13 @@ class HuggingFaceEngine:
             lambda: self._hooks.remove(name),
             self._add_plain_hook(name, lambda activation: fn(activation, hook=point)),
         ]
-        models = [self.model]
+        models, bridges = [self.model], []
         if self._acts_on_bridge(name):
             removers.append(add_lens_hook(self.lens_model().hook_dict[name], fn))
             models.append(self.lens_model().original_model)
-        removers += tell_running_call(
-            [module for model in models for module in (model, model.base_model)], fn
-        )
+            bridges.append(self.lens_model())
+        modules = [module for model in models for module in (model, model.base_model)]
+        removers += tell_running_call(modules, fn, generators=[*models, *bridges])
         self._hooks.append(name)
         return Handle(removers).remove
 
@@ -277,6 +295,13 @@ class HuggingFaceEngine:
 
     # -------------------------------------------------------------------------------- private
 
+    def _by_row(self, tokens: Tokens) -> AbstractContextManager[None]:
+        """Return a context in which no row of a batch depends on the length of another."""
+        if self._rope is None:
+            return nullcontext()
+        rope = LongRope.of(self._running) if self._runs_bridge else self._rope
+        return by_row(rope, tokens, self.padding_id)
+
     def _captured(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Residual]:
         """Return activations read from hooks on the blocks."""
         # The base model has no unembedding, and its last layers do not run either.
@@ -293,7 +318,7 @@ class HuggingFaceEngine:
         ``fn`` gets the activation and returns the new one, or None to leave it unchanged.
         """
         if name == EMBED:
-            return self._embedding.register_forward_hook(
+            return self._embedded.register_forward_hook(
                 lambda _module, _args, output: fn(output)
             ).remove
         index = int(name.split(".")[1])

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from lrt_lens.models._hook_points import depth, place, residual_names
 from lrt_lens.models._identity import weights_hash
+from lrt_lens.models._long_rope import LongRope, by_row, padding_id
 from lrt_lens.models._passes import (
     Handle,
     add_lens_hook,
@@ -36,9 +37,9 @@ from lrt_lens.models._passes import (
     relative_difference,
     replacing,
     short_row,
-    tell_running_call,
     tolerance,
 )
+from lrt_lens.models._running_call import tell_running_call
 from lrt_lens.typing import HookFunction, LongerTokens, Residual, Tokens
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ class BridgeEngine:
         self.d_model = int(bridge.cfg.d_model)
         self.d_vocab = int(bridge.cfg.d_vocab)
         self.context_length = int(bridge.cfg.n_ctx)
+        self._rope = LongRope.of(self.model)
+        self.padding_id = padding_id(self._rope, self.d_vocab)
         names = residual_names(self.n_layers)
         self.hook_points = tuple(name for name in names if name in bridge.hook_dict)
         # Compatibility mode rewrites weights in the bridge, so the original modules say nothing,
@@ -73,11 +76,13 @@ class BridgeEngine:
 
     def capture(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Residual]:
         """Return activations by hook point."""
-        return capture_through_bridge(self._bridge, tokens, names)
+        with by_row(self._rope, tokens, self.padding_id):
+            return capture_through_bridge(self._bridge, tokens, names)
 
     def logits(self, tokens: Tokens) -> Tensor:
         """Return next-token logits [batch, position, vocabulary]; registered hooks take effect."""
-        return self.model(input_ids=tokens.to(self.device), use_cache=False).logits
+        with by_row(self._rope, tokens, self.padding_id):
+            return self.model(input_ids=tokens.to(self.device), use_cache=False).logits
 
     def generate(self, tokens: Tokens, config: Any, **options: Any) -> LongerTokens:
         """Return prompts with their continuations."""
@@ -92,7 +97,8 @@ class BridgeEngine:
         """Register a hook and return the function that removes it."""
         modules = (self.model, self.model.base_model)
         hook = add_lens_hook(self._bridge.hook_dict[name], fn)
-        return Handle([hook, *tell_running_call(modules, fn)]).remove
+        told = tell_running_call(modules, fn, generators=(self.model, self._bridge))
+        return Handle([hook, *told]).remove
 
     def resuming(self, name: str, residual: Residual) -> AbstractContextManager[None]:
         """Return a context in which passes continue from ``residual``; all layers still run."""
@@ -152,6 +158,7 @@ class HookedTransformerEngine:
         self.d_model = int(model.cfg.d_model)
         self.d_vocab = int(model.cfg.d_vocab)
         self.context_length = int(model.cfg.n_ctx)
+        self.padding_id = 0
         names = residual_names(self.n_layers)
         self.hook_points = tuple(name for name in names if name in model.hook_dict)
 
@@ -186,25 +193,51 @@ class HookedTransformerEngine:
         with _taking_every_token_as_text(self.model):
             return self.model(tokens.to(self.device), return_type="logits")
 
-    def generate(self, tokens: Tokens, config: Any, **_options: Any) -> LongerTokens:
+    def generate(
+        self,
+        tokens: Tokens,
+        config: Any,
+        *,
+        attention_mask: Tensor | None = None,
+        logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
+        **options: Any,
+    ) -> LongerTokens:
         """Return prompts with their continuations.
 
-        ``HookedTransformer.generate`` knows length, temperature and top-k, and no attention mask;
-        `HookedModel.generate` runs prompts of equal length together, without padding.
+        ``HookedTransformer.generate`` knows length, temperature, top-k and top-p, and no attention
+        mask; `HookedModel.generate` runs prompts of equal length together, without padding.
+        ``logits_processor`` are called with the prompts and the logits of every new token.
+
+        Raises:
+            ValueError: ``config`` or ``options`` have what ``HookedTransformer.generate`` does not
+                have, or ``attention_mask`` has padding.
         """
-        # A config without top-k says 0, for which TransformerLens wants None.
-        sampling = {"temperature": config.temperature, "top_k": config.top_k or None}
-        with torch.inference_mode(), _taking_every_token_as_text(self.model):
+        if options:
+            raise ValueError(
+                f"HookedTransformer.generate does not have {', '.join(sorted(options))}; leave it"
+                " out, or load the Hugging Face model instead of the HookedTransformer"
+            )
+        if attention_mask is not None and not bool(attention_mask.all()):
+            raise ValueError(
+                "the prompts are padded; HookedTransformer.generate takes no attention mask: give"
+                " prompts of equal length"
+            )
+        lens_options = _lens_options(config, tokens.shape[1])
+
+        def process(_module: nn.Module, _args: tuple, logits: Tensor) -> Tensor:
+            last = logits[:, -1]
+            for processor in logits_processor:
+                last = processor(tokens, last)
+            return torch.cat([logits[:, :-1], last[:, None]], dim=1)
+
+        hook = self.model.unembed.register_forward_hook(process)
+        with Handle([hook.remove]), torch.inference_mode(), _taking_every_token_as_text(self.model):
             return self.model.generate(
                 tokens.to(self.device),
-                max_new_tokens=config.max_new_tokens,
-                do_sample=config.do_sample,
-                stop_at_eos=config.eos_token_id is not None,
-                eos_token_id=config.eos_token_id,
                 verbose=False,
                 return_type="tokens",
                 prepend_bos=False,
-                **(sampling if config.do_sample else {}),
+                **lens_options,
             )
 
     def weights_hash(self) -> str:
@@ -214,12 +247,72 @@ class HookedTransformerEngine:
     def add_hook(self, name: str, fn: HookFunction) -> Callable[[], None]:
         """Register a hook and return the function that removes it."""
         # The model finds out which tokens are padding and gives every block the whole mask.
-        told = tell_running_call([self.model.blocks[0]], fn, until=self.model)
+        told = tell_running_call(
+            [self.model.blocks[0]], fn, until=self.model, generators=[self.model]
+        )
         return Handle([add_lens_hook(self.model.hook_dict[name], fn), *told]).remove
 
     def resuming(self, name: str, residual: Residual) -> AbstractContextManager[None]:
         """Return a context in which passes continue from ``residual``; all layers still run."""
         return replacing(self, name, residual)
+
+
+_SAMPLING = ("temperature", "top_k", "top_p")
+_KNOWN = {
+    *("max_new_tokens", "max_length", "do_sample", *_SAMPLING, "use_cache"),
+    *("eos_token_id", "bos_token_id", "pad_token_id", "transformers_version"),
+}
+"""Options of a ``GenerationConfig`` that ``HookedTransformer.generate`` can follow."""
+
+
+def _lens_options(config: Any, n_prompt: int) -> dict[str, Any]:
+    """Return a ``GenerationConfig`` as options of ``HookedTransformer.generate``.
+
+    Raises:
+        ValueError: it has an option that TransformerLens does not have.
+    """
+    given = {name: value for name, value in config.to_diff_dict().items() if value is not None}
+    neutral = config._get_default_generation_params()
+    unknown = [name for name in given if name not in _KNOWN and given[name] != neutral.get(name)]
+    if unknown:
+        listed = ", ".join(f"{name}={given[name]!r:.40}" for name in sorted(unknown))
+        raise ValueError(
+            f"generation_config has {listed}, which HookedTransformer.generate does not have;"
+            " leave it out, or load the Hugging Face model instead of the HookedTransformer"
+        )
+    # The default length of transformers, prompt included, is 20.
+    longest = (config.max_length or 20) - n_prompt
+    n_new = longest if config.max_new_tokens is None else config.max_new_tokens
+    if n_new < 1:
+        raise ValueError(
+            f"max_length {config.max_length or 20} leaves no new token behind prompts of {n_prompt}"
+            " tokens; give max_new_tokens, or a larger max_length"
+        )
+    return {
+        "max_new_tokens": n_new,
+        "do_sample": bool(config.do_sample),
+        "use_past_kv_cache": config.use_cache is not False,
+        "stop_at_eos": config.eos_token_id is not None,
+        "eos_token_id": config.eos_token_id,
+        **(_sampling(given, neutral) if config.do_sample else {}),
+    }
+
+
+def _sampling(given: dict[str, Any], neutral: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of sampling; what is not given is as in transformers (top-k 50).
+
+    Raises:
+        ValueError: both top-k and top-p are on, of which TransformerLens follows one.
+    """
+    temperature, top_k, top_p = (given.get(name, neutral[name]) for name in _SAMPLING)
+    # transformers switches top-k off by 0 and top-p by 1, TransformerLens both by None.
+    top_k, top_p = top_k or None, top_p if top_p < 1 else None
+    if top_k is not None and top_p is not None:
+        raise ValueError(
+            f"generation_config has top_k={top_k} and top_p={top_p}, and HookedTransformer.generate"
+            " follows one of them; give top_k=0 or top_p=1.0"
+        )
+    return {"temperature": temperature, "top_k": top_k, "top_p": top_p}
 
 
 class _WithoutPadding:

@@ -4,7 +4,6 @@ capture_with(names, add_hook, run)          # {name: activation}, ends at the de
 relative_difference(bridged, logits)        # ‖a − b‖ / ‖b‖
 """
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -104,91 +103,6 @@ def add_lens_hook(hook_point: Any, fn: Callable[..., Tensor | None]) -> Callable
             hook_point.fwd_hooks = [other for other in hook_point.fwd_hooks if other is not handle]
 
     return remove
-
-
-_CACHES = ("past_key_values", "past_kv_cache_entry")
-"""Names of the key-value cache in calls of transformers and of a block of TransformerLens."""
-
-
-@dataclass(frozen=True)
-class RunningCall:
-    """Positions of a running call, which activations alone do not tell."""
-
-    attention_mask: Tensor | None = None
-    """True at tokens, False at padding, [batch, position]; the positions in the key-value cache
-    come first. None in a call without a mask.
-    """
-    n_cached: int | None = None
-    """Number of positions in the key-value cache; None if the call does not tell."""
-
-
-def tell_running_call(
-    modules: Iterable[nn.Module], fn: Callable[..., Any], *, until: nn.Module | None = None
-) -> list[Callable[[], None]]:
-    """Set ``fn.running`` while one of the modules runs, and return what ends this.
-
-    It is a `RunningCall`, and None between calls. Functions without that attribute are left alone.
-
-    Args:
-        modules: modules whose calls take ``attention_mask`` and a key-value cache, such as a whole
-            model and its decoder.
-        fn: hook that reads the call.
-        until: module at whose end the call is forgotten; each of ``modules`` by default.
-    """
-    if not hasattr(fn, "running"):
-        return []
-    hook: Any = fn
-    removers: list[Callable[[], None]] = []
-
-    def forget(*_: Any) -> None:
-        hook.running = None
-
-    for module in {id(module): module for module in modules}.values():
-        names = list(inspect.signature(module.forward).parameters)
-
-        def remember(
-            _module: Any, args: tuple, kwargs: dict[str, Any], names: list[str] = names
-        ) -> None:
-            given = dict(zip(names, args, strict=False)) | kwargs
-            call = hook.running or RunningCall()
-            mask, cached = _mask_of_positions(given.get("attention_mask")), call.n_cached
-            cache = next((name for name in _CACHES if name in names), None)
-            if cache is not None:
-                cached = _cache_length(given.get(cache))
-            # A decoder may be called without the mask that the whole model was called with.
-            hook.running = RunningCall(call.attention_mask if mask is None else mask, cached)
-
-        removers += [
-            module.register_forward_pre_hook(remember, with_kwargs=True).remove,
-            (until or module).register_forward_hook(forget, always_call=True).remove,
-        ]
-    return removers
-
-
-def _cache_length(cache: Any) -> int | None:
-    """Return the number of positions in a key-value cache; None for a cache of another kind."""
-    if cache is None:
-        return 0
-    if hasattr(cache, "past_keys"):  # TransformerLens: [batch, position, head, d_head]
-        return cache.past_keys.shape[1]
-    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else None
-
-
-def _mask_of_positions(mask: Any) -> Tensor | None:
-    """Return an attention mask as [batch, position], True at text; None if it is of another kind.
-
-    With a static cache, ``generate`` passes masks [batch, 1, query, key], one per kind of layer.
-    """
-    if isinstance(mask, dict):
-        mask = mask.get("full_attention", next(iter(mask.values()), None))
-    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
-        return None
-    if mask.ndim == 2:
-        return mask.bool()
-    # What the last query reads; additive masks have 0 there. Keys behind it are not written yet.
-    read = mask[:, 0, -1] if mask.dtype == torch.bool else mask[:, 0, -1] >= 0
-    last = int(read.any(0).nonzero().max()) if read.any() else 0
-    return read[:, : last + 1]
 
 
 def capture_with(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lrt_lens.adapters.vectors import SteeringVector
-from lrt_lens.errors import HookPointError
+from lrt_lens.errors import HookPointError, NonFiniteError
 from lrt_lens.models import HookedModel
 from lrt_lens.models._lens_engines import HookedTransformerEngine
 from lrt_lens.models._loading import boot_bridge
@@ -426,6 +426,42 @@ def test_a_hooked_transformer_reads_pad_tokens_in_a_text_as_text(
     expected = gpt2.engine.generate(ids, config, attention_mask=ones)
     assert model.engine.generate(ids, config).tolist() == expected.tolist()
     assert lens.tokenizer.padding_side == side
+
+
+def test_a_hooked_transformer_follows_a_generation_config_or_refuses_it(from_gpt2: Any) -> None:
+    from transformers import GenerationConfig
+
+    model, prompt = HookedModel.load(from_gpt2()), "the cat sat"
+    n_prompt = len(model.encode(prompt)[0])
+    expected = model.generate(prompt, max_new_tokens=6, do_sample=False)
+    config = GenerationConfig(max_length=n_prompt + 6, do_sample=False, num_beams=1)
+    assert model.generate(prompt, generation_config=config) == expected
+    for options, message in (
+        ({"num_beams": 3}, "num_beams=3"),
+        ({"suppress_tokens": [1]}, r"suppress_tokens=\[1\]"),
+        ({"repetition_penalty": 1e6}, "repetition_penalty=1000000"),
+        ({"top_p": 0.5, "do_sample": True}, "top_k=50 and top_p=0.5"),
+        ({"max_new_tokens": None, "max_length": n_prompt}, "leaves no new token"),
+    ):
+        config = GenerationConfig(**{"max_new_tokens": 6, "do_sample": False} | options)
+        with pytest.raises(ValueError, match=message):
+            model.generate(prompt, generation_config=config)
+    # Of a tiny top-p the most likely token is left.
+    config = GenerationConfig(max_new_tokens=6, do_sample=True, top_k=0, top_p=1e-6)
+    assert model.generate(prompt, generation_config=config) == expected
+
+
+@pytest.mark.parametrize("do_sample", [True, False])
+def test_a_hooked_transformer_with_nan_logits_writes_nothing(
+    from_gpt2: Any, do_sample: bool
+) -> None:
+    lens = from_gpt2()
+    with torch.no_grad():
+        lens.unembed.W_U[:, 7] = float("nan")
+    model = HookedModel.load(lens)
+    with pytest.raises(NonFiniteError, match="NaN"):
+        model.generate("the cat", max_new_tokens=3, do_sample=do_sample)
+    assert not lens.unembed._forward_hooks
 
 
 def test_a_left_padded_batch_of_a_hooked_transformer_is_steered_by_token(from_gpt2: Any) -> None:

@@ -9,13 +9,16 @@ change: h + step (`adding`), or a component along a direction set to a level (`s
     with model.intervene({vector.hook: hook}):
         model.generate("This film was")
 
-The model tells the hook of the running call's attention mask and cache (`RunningCall`), so that
-positions are counted in the tokens of each row: a row that is padded on the left is steered as it
-is alone.
+The model tells the hook of the running call's attention mask, cache and prompt (`RunningCall`), so
+that positions are counted in the tokens of each row: a row that is padded on the left is steered as
+it is alone, and ``generate`` without a cache, which passes the whole text again and again, steers
+the tokens that it would steer with one.
 
 Limits: without ``prompt_lengths`` and without an attention mask, all rows of a call must have
-prompts of the same length. Plain ``model.hooks(fwd_hooks=vector.hooks())`` of TransformerLens tells
-nothing: there a prompt of one token is taken for the next token of the text before.
+prompts of the same length. Outside of ``generate``, a call without a cache is a prompt as a whole.
+Plain ``model.hooks(fwd_hooks=vector.hooks())`` of TransformerLens tells nothing: there a prompt of
+one token is taken for the next token of the text before, and without a cache every call is taken
+for a prompt.
 """
 
 from collections.abc import Callable
@@ -24,7 +27,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lrt_lens.models._passes import RunningCall
+from lrt_lens.models._running_call import RunningCall
 
 Mode = Literal["add", "clamp", "ablate"]
 """Change of the component along a vector: add to it, set it, remove it."""
@@ -51,6 +54,8 @@ class SteeringHook:
         self.change, self.positions, self.skip_first = change, positions, skip_first
         self._seen = 0
         self._padded = False
+        self._generation: object | None = None
+        self._n_prompt = 0
         self.running: RunningCall | None = None
         """Attention mask and cache of the model's running call, which the model sets."""
         self.prompt_lengths: Tensor | None = None
@@ -71,25 +76,52 @@ class SteeringHook:
         return self
 
     def __call__(self, activation: Tensor, hook: Any = None) -> Tensor:
-        """Return the activation [batch, position, d_model], changed at the selected positions."""
+        """Return the activation [batch, position, d_model], changed at the selected positions.
+
+        Raises:
+            ValueError: the prompts were padded, and this call has no mask that says where.
+        """
         length = activation.shape[1]
         mask = self._mask(activation)
-        # One position after others is the next token of a pass with a KV cache.
-        start = self._seen if length == 1 and self._seen else 0
-        if mask is not None:
-            start = mask.shape[1] - length
-        elif self.running is not None and self.running.n_cached is not None:
-            start = self.running.n_cached
+        start = self._start(length, mask)
+        if start and self._padded and mask is None:
+            raise ValueError(
+                "the first call of this text had padded rows, and a later one has no attention"
+                " mask, so the positions of its tokens are unknown; pass the attention mask of all"
+                " positions in every call, or steer texts of equal length together"
+            )
+        n_prompt = self._prompt_columns(start, length)
         if not start or start != self._seen:
             # Whether rows are padded is asked once per text: on a GPU it waits for the answer.
             self._padded = mask is not None and not bool(mask.all())
         self._seen = start + length
         # Later calls steer every token of rows without padding, and need no mask of positions.
-        if start and start >= self.skip_first and not self._padded:
+        if start and start >= max(self.skip_first, n_prompt) and not self._padded:
             return activation if self.positions == "last" else self.change(activation)
-        steered = self._steered(activation, start, mask)[..., None]
+        steered = self._steered(activation, start, n_prompt, mask)[..., None]
         # torch.where leaves unsteered positions bit for bit as they are.
         return torch.where(steered, self.change(activation), activation)
+
+    def _start(self, length: int, mask: Tensor | None) -> int:
+        """Return the column of a call's first position within its row."""
+        if mask is not None:
+            return mask.shape[1] - length
+        if self.running is not None and self.running.n_cached is not None:
+            return self.running.n_cached
+        # One position after others is the next token of a pass with a KV cache.
+        return self._seen if length == 1 and self._seen else 0
+
+    def _prompt_columns(self, start: int, length: int) -> int:
+        """Return the number of columns of the prompt, padding included."""
+        generation = self.running.generation if self.running is not None else None
+        if self.running is None or generation is None:
+            # Every call behind a cache is new text, every other one a prompt.
+            return start or length
+        if generation is not self._generation:
+            self._generation = generation
+            told = self.running.n_prompt
+            self._n_prompt = start + length if told is None else told
+        return self._n_prompt
 
     def _mask(self, activation: Tensor) -> Tensor | None:
         """Return the attention mask of the running call if it is one of these rows."""
@@ -98,32 +130,37 @@ class SteeringHook:
             return None
         return mask.to(activation.device) if mask.shape[1] >= activation.shape[1] else None
 
-    def _steered(self, activation: Tensor, start: int, mask: Tensor | None) -> Tensor:
+    def _steered(
+        self, activation: Tensor, start: int, n_prompt: int, mask: Tensor | None
+    ) -> Tensor:
         """Return a mask [batch, position]: True where the activation is changed.
 
-        ``start`` is the column of the first position within its row, and ``mask`` the attention
-        mask, which covers the columns before it.
+        ``start`` is the column of the first position within its row, ``n_prompt`` the number of
+        columns of the prompt, and ``mask`` the attention mask, which covers the columns before.
         """
         n_rows, length = activation.shape[:2]
         device = activation.device
-        position = torch.arange(start, start + length, device=device)[None].expand(n_rows, -1)
+        column = torch.arange(start, start + length, device=device)[None].expand(n_rows, -1)
+        position = column
         is_token = torch.ones_like(position, dtype=torch.bool)
-        prompt_end = torch.full((n_rows, 1), start + length, device=device)
+        prompt_end = torch.full((n_rows, 1), n_prompt, device=device)
         if mask is not None:
             # The position of a token is the number of tokens before it in its row.
             position = mask.cumsum(1)[:, -length:] - 1
             is_token = mask[:, -length:]
-            prompt_end = mask.sum(1, keepdim=True)
-        # With a KV cache, every call after the first one is a generated token.
-        is_later_call = torch.full_like(position, start > 0, dtype=torch.bool)
-        generated = is_later_call
+            prompt_end = mask[:, :n_prompt].sum(1, keepdim=True)
+        generated = column >= n_prompt
         if self.prompt_lengths is not None and start == 0:
             prompt_end = self.prompt_lengths.to(device)[:, None]
             generated = position >= prompt_end
+        is_last = position == prompt_end - 1
+        if mask is not None and mask.shape[1] < n_prompt:
+            # A part of a prompt that ends later.
+            is_last = torch.zeros_like(is_last)
         steered = {
             "all": torch.ones_like(generated),
             "generated": generated,
-            "last": (position == prompt_end - 1) & ~is_later_call,
+            "last": is_last & ~generated,
         }[self.positions]
         return steered & is_token & (position >= self.skip_first)
 
