@@ -1,4 +1,4 @@
-"""What a hook is told of the running call: attention mask, key-value cache, length of the prompt.
+"""Facts of the running call that a hook is told: attention mask, cache, length of the prompt.
 
 Problem: activations alone do not tell where in its text a position is. A call of ``generate`` has
 the whole prompt, one new token behind a cache, a part of a prompt (``prefill_chunk_size``), or,
@@ -44,12 +44,12 @@ class RunningCall:
     prompt is what the first call has.
     """
     generation: object | None = None
-    """The same object in all calls of one ``generate``; None outside of it."""
+    """Object that all calls of one ``generate`` share; None outside of it."""
 
 
 @dataclass
 class _Generation:
-    """What is known of the ``generate`` that runs in a model."""
+    """Facts of the ``generate`` that runs in a model."""
 
     n_listeners: int = 0
     own: dict[str, Any] = field(default_factory=dict)

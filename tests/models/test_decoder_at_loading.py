@@ -1,4 +1,4 @@
-"""What is found out of a decoder when it is loaded: context, embedding, overflow."""
+"""Properties of a decoder that are found when it is loaded: context, embedding, overflow."""
 
 from typing import Any
 
