@@ -113,7 +113,7 @@ def near_duplicates(
 
     Args:
         documents: documents in any form that `harvest` accepts, except chats.
-        threshold: smallest Jaccard similarity |A ∩ B| / |A ∪ B| of the shingles of a pair.
+        threshold: smallest Jaccard similarity ``|A ∩ B| / |A ∪ B|`` of the shingles of a pair.
         n_words: words per shingle; characters in texts without blanks between words.
         seed: seed of the folds, as in the harvest.
         text_field: column of the texts, as in the harvest.
