@@ -115,14 +115,14 @@ def readable(
     short: set[int] = set()
     cut: set[int] = set()
     for model in models:
-        windows = _windows(model, listed, read, truncation)
+        windows, special = _windows(model, listed, read, truncation), special_tokens(model)
         if truncation or model.codec.truncation:
             cut.update(model.codec.longer(listed))
         _refuse_outside(read, [parts[0] for parts in windows], listed)
         short.update(
             i
             for i, parts in enumerate(windows)
-            if not any(_reads_any(read, mask) for mask in _masks(model, parts, skip_first))
+            if not any(_reads_any(read, mask) for mask in _masks(parts, special, skip_first))
         )
     if not short or short_texts == "unmasked":
         return Readable(np.arange(len(listed)), 0, len(cut))
@@ -223,32 +223,29 @@ def _states(
     readable([model], texts, read, truncation=truncation, **options)
     windows = _windows(model, texts, read, truncation, context_length)
     name = resolve(hook, model)
+    special, rows = special_tokens(model), []
+    for index, parts in enumerate(windows):
+        masks = _masks(parts, special, skip_first)
+        if not any(_reads_any(read, mask) for mask in masks):
+            # The caller asked for it: every token that is not special, or else every token.
+            masks = [m if m.any() else np.ones_like(m) for m in _masks(parts, special, 0)]
+        rows += [(index, row, mask) for row, mask in zip(parts, masks, strict=True)]
     # Windows of similar length share a batch, so that little of it is padding.
-    rows = [(index, row) for index, parts in enumerate(windows) for row in parts]
     rows.sort(key=lambda numbered: len(numbered[1]))
     waiting = [len(parts) for parts in windows]
-    is_masked = [
-        not any(_reads_any(read, mask) for mask in _masks(model, parts, skip_first))
-        for parts in windows
-    ]
     found: list[list[Tensor]] = [[] for _ in windows]
     for start in range(0, len(rows), _READ_BATCH):
         batch = rows[start : start + _READ_BATCH]
-        tokens = model.pad([row for _, row in batch])
+        tokens = model.pad([row for _, row, _ in batch])
         # float32 on the CPU, where vectors and probes are fitted.
         captured = model.engine.capture(tokens, [name])[name].float().cpu()
-        for (index, row), padded in zip(batch, captured, strict=True):
+        for (index, row, mask), padded in zip(batch, captured, strict=True):
             activations = padded[: len(row)]
             if not torch.isfinite(activations).all():
                 raise NonFiniteError(
                     f"activations of {model.name!r} at {name!r} are NaN or infinite on these texts;"
                     " load the model in float32 or bfloat16"
                 )
-            [mask] = _masks(model, [row], skip_first)
-            if is_masked[index]:
-                # The caller asked for it: every token that is not special, or else every token.
-                [unskipped] = _masks(model, [row], 0)
-                mask = unskipped if unskipped.any() else np.ones_like(mask)
             found[index].append(activations[_positions(read, mask)])
             waiting[index] -= 1
             if not waiting[index]:
@@ -269,9 +266,11 @@ def _windows(
     return [[row] for row in model.codec.encode(texts, truncation)]
 
 
-def _masks(model: StreamReader, rows: Sequence[Sequence[int]], skip_first: int) -> list[np.ndarray]:
-    """Return for each row of ids a mask [position], True at the tokens that may be read."""
-    special = special_tokens(model)
+def _masks(rows: Sequence[Sequence[int]], special: np.ndarray, skip_first: int) -> list[np.ndarray]:
+    """Return for each row of ids a mask [position], True at the tokens that may be read.
+
+    ``special`` are the ids that are masked everywhere.
+    """
     masks = [np.zeros(len(row), dtype=bool) for row in rows]
     for mask, row in zip(masks, rows, strict=True):
         mask[unmasked(row, special, skip_first)] = True
@@ -314,12 +313,16 @@ def _refuse_outside(read: EveryRead, rows: Sequence[Sequence[int]], texts: list[
 
 def _observed(texts: list[str], short: Sequence[int], skip_first: int) -> str:
     """Return a clause that lists the texts without a token to read."""
-    shown = ", ".join(f"{i} ({texts[i][:40]!r})" for i in short[:5])
-    more = " …" if len(short) > 5 else ""
     return (
         f"{len(short)} of {len(texts)} text(s) have no unmasked token to read (the first"
-        f" {skip_first} positions and special tokens are masked): {shown}{more}"
+        f" {skip_first} positions and special tokens are masked): {_quoted(texts, short)}"
     )
+
+
+def _quoted(texts: list[str], numbers: Sequence[int]) -> str:
+    """Return the first numbers with the beginnings of their texts, as messages list them."""
+    shown = ", ".join(f"{i} ({texts[i][:40]!r})" for i in numbers[:5])
+    return shown + (" …" if len(numbers) > 5 else "")
 
 
 def _warn_of_far_states(
@@ -335,10 +338,9 @@ def _warn_of_far_states(
     median = every.median()
     far = sorted(i for i, one in norms.items() if bool((one > FAR_FACTOR * median).any()))
     listed = text_list(texts)
-    shown = ", ".join(f"{i} ({listed[i][:40]!r})" for i in far[:5])
     logger.warning(
         "%d of %d text(s) have states at %r of %r with norms above %g × the median (up to %.4g"
-        " beside %.4g), which decide any mean over the texts: %s%s; leave them out, or read other"
+        " beside %.4g), which decide any mean over the texts: %s; leave them out, or read other"
         " positions",
         len(far),
         len(listed),
@@ -347,6 +349,5 @@ def _warn_of_far_states(
         FAR_FACTOR,
         float(every.max()),
         float(median),
-        shown,
-        " …" if len(far) > 5 else "",
+        _quoted(listed, far),
     )
