@@ -43,7 +43,7 @@ from lrt_lens.models._belonging import Ends, Origin, map_ends, refuse_other_map
 from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
 from lrt_lens.moments._scatter import MapScore, Scatter, score_map
-from lrt_lens.statistics._intervals import jackknife
+from lrt_lens.statistics._jackknife import jackknife
 from lrt_lens.stitching._affine import AffineMap
 
 INTERVAL_COLUMNS = ("score", "value", "low", "high", "standard_error", "n_groups")

@@ -33,7 +33,7 @@ from torch import Tensor
 from lrt_lens._repr_html import card, note, table
 from lrt_lens.errors import MismatchError
 from lrt_lens.moments._scatter import Scatter
-from lrt_lens.statistics._intervals import jackknife
+from lrt_lens.statistics._jackknife import jackknife
 from lrt_lens.statistics._random_directions import random_directions
 from lrt_lens.stitching._affine import MapPair
 from lrt_lens.stitching._stitch_data import StitchData

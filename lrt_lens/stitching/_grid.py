@@ -40,7 +40,7 @@ from lrt_lens.models._belonging import map_ends, refuse_other_map
 from lrt_lens.models._hook_points import HookPair, depth, residual_post, same_place, short_hook
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
 from lrt_lens.moments._scatter import MapScore, score_map
-from lrt_lens.statistics._intervals import jackknife
+from lrt_lens.statistics._jackknife import jackknife
 from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
 from lrt_lens.stitching._diagnostics import moment_ends
 from lrt_lens.stitching._similarity import similarities

@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
 from lrt_lens.moments._scatter import Scatter, between_folds
-from lrt_lens.statistics._intervals import jackknife
+from lrt_lens.statistics._jackknife import jackknife
 from lrt_lens.stitching._measures import (
     MEASURES,
     Cca,

@@ -11,9 +11,9 @@ from lrt_lens.statistics._intervals import (
     bootstrap_ratio,
     bootstrap_statistic,
     clopper_pearson,
-    jackknife_error,
     spread,
 )
+from lrt_lens.statistics._jackknife import jackknife_error
 
 
 def test_the_bootstrap_interval_of_a_mean_is_about_two_standard_errors() -> None:

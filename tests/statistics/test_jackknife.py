@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from lrt_lens.statistics import jackknife
-from lrt_lens.statistics._intervals import standard_error, t_quantile
+from lrt_lens.statistics._intervals import t_quantile
+from lrt_lens.statistics._jackknife import standard_error
 
 
 def left_out(values: np.ndarray, statistic) -> list:

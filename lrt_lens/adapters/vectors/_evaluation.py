@@ -46,13 +46,8 @@ from lrt_lens.figures import _steering as figures
 from lrt_lens.models._hook_points import residual_post
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.statistics._intervals import (
-    Interval,
-    bootstrap_mean,
-    bootstrap_ratio,
-    jackknife_error,
-    spread,
-)
+from lrt_lens.statistics._intervals import Interval, bootstrap_mean, bootstrap_ratio, spread
+from lrt_lens.statistics._jackknife import jackknife_error
 from lrt_lens.stitching._stitch import RowScore, Stitch, score_rows
 
 logger = logging.getLogger(__name__)

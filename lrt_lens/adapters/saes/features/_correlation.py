@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrt_lens.statistics._intervals import Jackknife, jackknife
+from lrt_lens.statistics._jackknife import Jackknife, jackknife
 
 
 class Correlations:
