@@ -37,6 +37,7 @@ from lrt_lens.models._long_rope import LongRope, by_row, padding_id
 from lrt_lens.models._passes import (
     Handle,
     HookName,
+    SelectedPositions,
     add_lens_hook,
     capture_through_bridge,
     capture_with,
@@ -74,6 +75,7 @@ class HuggingFaceEngine:
         names = residual_names(self.n_layers)
         self.hook_points = tuple(n for n in names if "resid_mid" not in n or n in mids)
         self._can_skip = self._resumes_exactly(decoder.row_logits)
+        self._can_select = True
 
     # --------------------------------------------------------------------------------- the bridge
 
@@ -248,6 +250,26 @@ class HuggingFaceEngine:
         """Return next-token logits [batch, position, vocabulary]; registered hooks take effect."""
         with self._by_row(tokens):
             return self._running(tokens.to(self.device), **without_cache(self.model)).logits
+
+    def logits_at(self, tokens: Tokens, rows: Tensor, positions: Tensor) -> Tensor:
+        """Return the logits [selected, vocabulary] of some positions; only these are unembedded.
+
+        In small models, and behind a late hook point, the unembedding is most of a pass.
+        """
+        head = self.model.get_output_embeddings()
+        if self._can_select and head is not None and not self._runs_bridge:
+            select = SelectedPositions((tokens.shape[0], tokens.shape[1]), rows, positions)
+            hook = head.register_forward_pre_hook(select)
+            try:
+                logits = self.logits(tokens)
+            finally:
+                hook.remove()
+            if select.n_calls == 1 and logits.shape[:2] == (1, len(rows)):
+                return logits[0]
+            # The model computes its logits in another way: no further pass is tried.
+            self._can_select = False
+        logits = self.logits(tokens)
+        return logits[rows.to(logits.device), positions.to(logits.device)]
 
     def generate(self, tokens: Tokens, config: Any, **options: Any) -> LongerTokens:
         """Return prompts with their continuations."""

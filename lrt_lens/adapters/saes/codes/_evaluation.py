@@ -40,7 +40,7 @@ from lrt_lens.figures._code_map import code_map_figure
 from lrt_lens.models._belonging import refuse_other_map
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._scatter import r2_of
-from lrt_lens.statistics._intervals import bootstrap_mean
+from lrt_lens.statistics._bootstrap import bootstrap_mean
 from lrt_lens.statistics._jackknife import jackknife
 from lrt_lens.statistics._random_directions import covariance_root
 from lrt_lens.stitching._stitch import Stitch

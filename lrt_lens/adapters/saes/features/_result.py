@@ -31,8 +31,9 @@ from lrt_lens.figures._features import (
     entropy_figure,
     fidelity_figure,
 )
+from lrt_lens.statistics._bootstrap import bootstrap_mean
 from lrt_lens.statistics._correlations import bootstrap_rank_correlation
-from lrt_lens.statistics._intervals import NOTHING, Interval, bootstrap_mean
+from lrt_lens.statistics._intervals import NOTHING, Interval
 
 _AVERAGED = (
     "attribution_r_random",
