@@ -47,7 +47,7 @@ __all__ = [
 
 # Titles of axes and explanations of their units.
 _DAMAGE_TITLE = "damage (nats per token)"
-_SCALE_TITLE = "scale (1 = the vector's own length)"
+_SCALE_TITLE = "scale (1 = the vector's own length, negative: its negative)"
 _PROPENSITY_TITLE = "propensity (nats)"
 _EFFECT_TITLE = "effect (nats)"
 _EFFECT_MEANING = "effect: propensity minus that without steering"
@@ -143,8 +143,10 @@ def summary_figure(summary: pd.DataFrame, *, concept: str | None = None) -> "go.
     a point.
 
     Args:
-        summary: `concept`, `arm`, `effect_at_equal_damage`, `low`, `high` (nats); for the hover
-            text `fraction_of_native`, `fraction_low`, `fraction_high`, `scale` and `flag`.
+        summary: `concept`, `arm`, `effect_at_equal_damage`, `low`, `high` (nats); for the ticks
+            `effect_negated`, `negated_low`, `negated_high`; for the hover text
+            `fraction_of_native`, `fraction_low`, `fraction_high`, `scale`, `contains`,
+            `transferred_p`, `p_floor`, `flag` and `interval_flag`.
         concept: the concept shown; all if None.
 
     Raises:
@@ -170,10 +172,10 @@ def summary_figure(summary: pd.DataFrame, *, concept: str | None = None) -> "go.
     figure.update_yaxes(categories([arm_style(arm).label for arm in arms]))
     figure.update_layout(
         template=use_template(),
-        title=_title("Effect at equal damage", _EFFECT_MEANING),
+        title=_title("Effect at equal damage", *_summary_subtitle(summary)),
         height=height,
         showlegend=False,
-        margin={"t": 90},
+        margin={"t": 115},
     )
     return figure.update_xaxes(title_text=_EFFECT_TITLE, **panel(len(concepts), 1))
 
@@ -377,7 +379,13 @@ def _add_zoom(figure: "go.Figure", axis: str, *, budget: float, damages: list[fl
 
 def _summary_traces(rows: pd.DataFrame, arms: list[str]) -> "list[go.Scatter]":
     measured = rows.dropna(subset=["effect_at_equal_damage"])
-    traces = [_summary_points(rows_where(measured, "arm", arm), arm) for arm in arms]
+    traces = [
+        _summary_points(rows_where(measured, "arm", arm), arm, negated=negated)
+        for negated in ([False, True] if "effect_negated" in rows.columns else [False])
+        for arm in arms
+        # No steering has no negative.
+        if not (negated and arm == "none")
+    ]
     absent = [row for row in rows.to_dict("records") if pd.isna(row["effect_at_equal_damage"])]
     notes = go.Scatter(
         x=[0.0] * len(absent),
@@ -394,28 +402,51 @@ def _summary_traces(rows: pd.DataFrame, arms: list[str]) -> "list[go.Scatter]":
     return [trace for trace in [*traces, notes] if trace["y"]]
 
 
-def _summary_points(rows: pd.DataFrame, arm: str) -> "go.Scatter":
-    style, effect = arm_style(arm), rows["effect_at_equal_damage"]
+def _summary_subtitle(summary: pd.DataFrame) -> list[str]:
+    """Return what points and bars are."""
+    if "contains" not in summary.columns:
+        return [_EFFECT_MEANING]
+    ticks = "; tick: the vector's negative" if "effect_negated" in summary.columns else ""
+    return [
+        f"{_EFFECT_MEANING}{ticks}",
+        "bars: 95% interval; for random, permuted and shuffled, where a new draw falls",
+    ]
+
+
+def _summary_points(rows: pd.DataFrame, arm: str, *, negated: bool = False) -> "go.Scatter":
+    """Return the effect of an arm with its interval; a tick for the vector's negative."""
+    style = arm_style(arm)
+    column, ends = ("effect_negated", "negated_") if negated else ("effect_at_equal_damage", "")
+    rows = rows.dropna(subset=[column])
+    effect = rows[column]
+    marker = {**style.marker, "size": 10}
+    if negated:
+        # Some arms have open symbols, so a tick tells the negative of each.
+        line = {"color": style.colour, "width": 2}
+        marker = {"symbol": "line-ns", "size": 14, "color": style.colour, "line": line}
     return go.Scatter(
         x=effect.tolist(),
         y=[style.label] * len(rows),
         mode="markers",
-        name=style.label,
-        text=[_summary_hover(row) for row in rows.to_dict("records")],
-        marker={**style.marker, "size": 10},
+        name=f"{style.label}, negative" if negated else style.label,
+        text=[
+            "the vector's negative" if negated else _summary_hover(row)
+            for row in rows.to_dict("records")
+        ],
+        marker=marker,
         error_x={
-            "array": (rows["high"] - effect).tolist(),
-            "arrayminus": (effect - rows["low"]).tolist(),
+            "array": (rows[f"{ends}high"] - effect).tolist(),
+            "arrayminus": (effect - rows[f"{ends}low"]).tolist(),
             "symmetric": False,
             "color": style.colour,
-            "thickness": 2,
+            "thickness": 1 if negated else 2,
         },
         hovertemplate="<b>%{y}</b><br>%{text}<extra></extra>",
     )
 
 
-def _flag(row: dict[str, object]) -> str:
-    flag = row.get("flag")
+def _flag(row: dict[str, object], name: str = "flag") -> str:
+    flag = row.get(name)
     return flag if isinstance(flag, str) else ""
 
 
@@ -426,8 +457,11 @@ def _summary_hover(row: dict[str, object]) -> str:
     parts = ["effect: {effect_at_equal_damage:.3f} [{low:.3f}, {high:.3f}] nats"]
     if {"fraction_of_native", "fraction_low", "fraction_high"} <= row.keys():
         parts.append(fraction)
-    if "scale" in row:
+    if pd.notna(row.get("scale", math.nan)):
         parts.append("scale: {scale:.3g}")
-    if _flag(row):
-        parts.append("{flag}")
+    if isinstance(row.get("contains"), str):
+        parts.append("interval over: {contains}")
+    if pd.notna(row.get("transferred_p", math.nan)):
+        parts.append("p of the transferred effect: {transferred_p:.3f} (at least {p_floor:.3f})")
+    parts += [f"{{{name}}}" for name in ("flag", "interval_flag") if _flag(row, name)]
     return "<br>".join(parts).format_map(row)
