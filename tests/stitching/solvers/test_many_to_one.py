@@ -50,11 +50,13 @@ def test_group_penalties_are_ridge_with_a_penalty_of_its_own_for_each_layer(
     stitch = joint.fit(ManyToOne(alpha=alpha, groups=groups)).best(by="r2_cv")
     x, y = joint_rows.numpy(joint_rows.fits)
     # Ridge with penalties p_g is plain ridge of x_g / √p_g; the unit of λ is the mean variance of
-    # the scaled rows.
+    # the rows themselves.
     scale = np.repeat(np.array(groups) ** -0.5, 4)
-    scaled = (x - x.mean(0)) * scale
+    centred = x - x.mean(0)
     expected = (
-        SklearnRidge(alpha=alpha * (scaled**2).sum() / 12, solver="cholesky").fit(scaled, y).coef_.T
+        SklearnRidge(alpha=alpha * (centred**2).sum() / 12, solver="cholesky")
+        .fit(centred * scale, y)
+        .coef_.T
         * scale[:, None]
     )
     np.testing.assert_allclose(stitch.up.weight.numpy(), expected, rtol=1e-8, atol=1e-10)
