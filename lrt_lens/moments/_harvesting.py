@@ -19,6 +19,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ _NOT_COMPARED = (
     "aligned",
     "n_capped",
     "part_documents",
+    "heaviest_rows",
 )
 
 
@@ -299,6 +301,7 @@ class HarvestRun:
                 checkpoint.write(moments)
         for sentence in feed.far.warnings():
             logger.warning("%s", sentence)
+        moments.warn_of_heavy_rows()
         # All shards hash the whole stream: `merge_shards` compares it, so that shards of other
         # documents are refused.
         if self.shard is not None:
@@ -368,7 +371,8 @@ class _Feed:
             for hook, states in streams.items():
                 self.far.add(f"{role} {hook}", states)
         with checkpoint.adding(block) if checkpoint else nullcontext():
-            moments.add_block(block.part, x, y, pairing)
+            name = partial(_row_name, order, self.run.models.source.tokenizer)
+            moments.add_block(block.part, x, y, pairing, name=name)
             moments.provenance = moments.provenance.with_documents(
                 block.n_documents,
                 block.digest,
@@ -406,6 +410,19 @@ class _Feed:
             else torch.cat([rows[part] for part in joint_parts(hook)], 1)
             for hook in hooks
         }
+
+
+def _row_name(order: list[Window], tokenizer: Any, row: int) -> str:
+    """Return a name for a row of a block: its token, and the beginning of its window."""
+    for window in order:
+        if row < len(window.rows):
+            break
+        row -= len(window.rows)
+    position = int(window.rows[row])
+    token, begin = (
+        tokenizer.decode(ids) for ids in (window.ids[position : position + 1], window.ids[:12])
+    )
+    return f"the token {token!r} at position {position} of the window that begins {begin!r}"
 
 
 def _saved(checkpoint: Checkpoint | None, moments: CrossMoments) -> AbstractContextManager[None]:

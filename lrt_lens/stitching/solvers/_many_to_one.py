@@ -258,8 +258,10 @@ def select_layers(
 
 
 def _columns(side: SideMoments, index: Tensor) -> SideMoments:
+    # The norms of some of the columns are not a function of those of all.
+    norms = side.norms if len(index) == len(side.shift) else torch.zeros_like(side.norms)
     return SideMoments(
-        side.shift[index], side.total[:, index], side.second[:, index][:, :, index], side.norms
+        side.shift[index], side.total[:, index], side.second[:, index][:, :, index], norms
     )
 
 
