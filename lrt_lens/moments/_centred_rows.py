@@ -28,8 +28,8 @@ from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._scatter import full_precision, gram
 
 _ROUNDS = 3
-"""Largest number of times that the centre of a block is moved: a mean moves again when rows turn out
-to be heavy."""
+"""Largest number of times that the centre of a block is moved; the mean changes again if rows turn
+out to be heavy."""
 _FAR = 4.0
 """Distance of a block's mean from the shift, in standard deviations of one dimension, above which
 products are computed about the mean."""
@@ -77,9 +77,7 @@ class CentredRows:
         return block if block.centre is shift else replace(block, delta=block.centre - shift)
 
     @classmethod
-    def _about(
-        cls, raw: Tensor, centre: Tensor, dtype: torch.dtype
-    ) -> tuple["CentredRows", bool]:
+    def _about(cls, raw: Tensor, centre: Tensor, dtype: torch.dtype) -> tuple["CentredRows", bool]:
         """Return (the rows about a centre, whether the centre is far from their mean)."""
         light = _minus(raw, centre, dtype)
         norms = torch.linalg.vector_norm(light, dim=1)

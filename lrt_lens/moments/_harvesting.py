@@ -16,10 +16,12 @@ a document is read, and compared with the checkpoint when a run resumes.
 
 import hashlib
 import logging
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -414,11 +416,11 @@ class _Feed:
 
 def _row_name(order: list[Window], tokenizer: Any, row: int) -> str:
     """Return a name for a row of a block: its token, and the beginning of its window."""
-    for window in order:
-        if row < len(window.rows):
-            break
-        row -= len(window.rows)
-    position = int(window.rows[row])
+    begins = list(accumulate((len(window.rows) for window in order), initial=0))
+    # The window with the last beginning that is not behind the row.
+    number = bisect_right(begins, row) - 1
+    window = order[number]
+    position = int(window.rows[row - begins[number]])
     token, begin = (
         tokenizer.decode(ids) for ids in (window.ids[position : position + 1], window.ids[:12])
     )

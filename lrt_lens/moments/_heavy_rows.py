@@ -29,7 +29,9 @@ HeaviestRows = dict[str, tuple[float, str]]
 """Squared distance and name of the longest row by ``"ROLE HOOK"``."""
 
 
-def document_row(rows: Tensor, before: int, documents: Sequence[Any] | Tensor | np.ndarray, i: int) -> str:
+def document_row(
+    rows: Tensor, before: int, documents: Sequence[Any] | Tensor | np.ndarray, i: int
+) -> str:
     """Return the name of row ``rows[i]`` of a call, after ``before`` rows of earlier calls."""
     document = documents[int(rows[i])]
     # Numbers of numpy and torch are shown as plain ones.
@@ -37,9 +39,7 @@ def document_row(rows: Tensor, before: int, documents: Sequence[Any] | Tensor | 
     return f"row {before + int(rows[i])} (document {plain!r})"
 
 
-def with_heaviest(
-    rows: HeaviestRows, hook: str, block: CentredRows, name: RowName
-) -> HeaviestRows:
+def with_heaviest(rows: HeaviestRows, hook: str, block: CentredRows, name: RowName) -> HeaviestRows:
     """Return the longest rows of all hook points, with those of one more block at ``hook``."""
     longest = block.heaviest()
     if longest is None or (hook in rows and longest[0] <= rows[hook][0]):

@@ -53,10 +53,7 @@ CASES: dict[str, tuple[Tensor, Tensor]] = {
     "a huge row of the target": (x, huge(y)),
     "a huge row of both": (huge(x), huge(y, 1e4)),
     "a row of ones times a million": (torch.where(torch.arange(N)[:, None] == HUGE, 1e6, x), y),
-    "a fiftieth of the rows huge": (
-        torch.where(torch.arange(N)[:, None] % 50 == 7, 1e5 * x, x),
-        y,
-    ),
+    "a fiftieth of the rows huge": (torch.where(torch.arange(N)[:, None] % 50 == 7, 1e5 * x, x), y),
     "far and huge": (huge(far(x), 1e7), far(y)),
     "a hundred rows far from the others": (far(x).flip(0), far(y).flip(0)),
     "float64 rows with a large mean": (x.double() + 1e5, y.double() - 1e5),
@@ -215,10 +212,7 @@ def test_files_and_merged_shards_keep_the_name(
 ) -> None:
     halves = [
         CrossMoments.from_activations(values, y[rows], documents=np.arange(N)[rows] // 20)
-        for values, rows in (
-            (huge(x)[:3000], slice(0, 3000)),
-            (x[3000:], slice(3000, None)),
-        )
+        for values, rows in ((huge(x)[:3000], slice(0, 3000)), (x[3000:], slice(3000, None)))
     ]
     caplog.clear()
     merged = CrossMoments.load(halves[1].merge(halves[0]).save(tmp_path / "m.safetensors"))

@@ -165,9 +165,7 @@ def test_a_curve_that_crosses_twice_gives_the_first_crossing_and_says_so(drawn: 
     assert crossing.scale == pytest.approx(1.0, rel=0.05)
 
 
-def test_a_damage_of_nan_counts_as_over_the_budget_and_is_left_out_of_the_curve(
-    drawn: Any,
-) -> None:
+def test_a_damage_of_nan_counts_as_over_the_budget_and_is_left_out_of_the_curve(drawn: Any) -> None:
     calibration = drawn(lambda scale: 0.1 * (scale / 2) ** 2 if scale < 1.5 else math.nan)
     assert not calibration.reached
     assert "NaN at scale 1.5" in calibration.flag

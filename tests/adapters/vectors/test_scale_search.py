@@ -1,7 +1,7 @@
 """The search for a scale on curves whose first crossing of the budget is known.
 
-A crossing in closed form, or of a fine grid, is the reference; first guesses reach from a thousandth
-of it to a thousand times it.
+The first crossing on a fine grid is the reference; first guesses reach from a thousandth of it to a
+thousand times it.
 """
 
 import math

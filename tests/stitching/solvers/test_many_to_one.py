@@ -92,6 +92,17 @@ def test_some_layers_can_be_taken_from_joint_moments_exactly(
     assert taken["source_hook"] == f"{LAYERS[0]}+{LAYERS[2]}"
 
 
+def test_the_median_norm_of_some_layers_is_unknown(joint: CrossMoments) -> None:
+    norms = {
+        n: select_layers(joint, joint.pairs[0], list(range(n)))
+        .fit(Ridge(alpha=0.01))
+        .best(by="r2_cv")
+        for n in (2, 3)
+    }
+    assert np.isnan(norms[2].source_statistics.median_norm)
+    assert norms[3].source_statistics.median_norm == next(iter(joint.source.values())).median_norm
+
+
 def test_contributions_are_test_scores_of_joint_fits(joint: CrossMoments, joint_rows: Any) -> None:
     table = layer_contributions(joint, solver=Ridge(alpha=0.01), progress=False).set_index(
         "source_hook"

@@ -165,9 +165,7 @@ def test_procrustes(
     uneven: Any, moments_of: Any, scale: bool, standardize: bool, down: bool
 ) -> None:
     (x, y), unit_x, unit_y = fit_rows(uneven, standardize)
-    maps = (
-        moments_of(uneven).fit(Procrustes(scale=scale, standardize=standardize)).best(by="r2_cv")
-    )
+    maps = moments_of(uneven).fit(Procrustes(scale=scale, standardize=standardize)).best(by="r2_cv")
     found = maps.down if down else maps.up
     if down:
         x, y, unit_x, unit_y = y, x, unit_y, unit_x
