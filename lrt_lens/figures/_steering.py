@@ -18,6 +18,7 @@ first.
 """
 
 import math
+from html import escape
 from textwrap import wrap
 from typing import Any
 
@@ -55,7 +56,9 @@ _DAMAGE_MEANING = "damage: increase of the loss on neutral text"
 _PROPENSITY_MEANING = "propensity: log-odds of the positive continuation"
 _BUDGET_LINE = {"color": HIGHLIGHT, "dash": "dash", "width": 1.5}
 _FLAG_WIDTH = 24
-"""Number of characters per line of a flag."""
+"""Number of characters per line of a flag in a panel."""
+_SUBTITLE_WIDTH = 90
+"""Number of characters per line of a flag below the title."""
 _ZOOM = 5.0
 """Upper end of the first view, in damage budgets."""
 _HOVER_FORMATS = {
@@ -187,16 +190,18 @@ def calibration_figure(
     chosen: float | None = None,
     meaning: str = _DAMAGE_MEANING,
     scale: str = _SCALE_TITLE,
+    flag: str = "",
 ) -> "go.Figure":
     """Return damage against scale, with the budget and the calibrated scale.
 
     Args:
         curve: `scale` and `damage` (nats per token on neutral text), one row per tried scale.
         budget: damage to reach, nats per token.
-        chosen: the calibrated scale; None or NaN: no tried scale reached the budget, and the figure
+        chosen: the calibrated scale; None or NaN: no tried scale meets the budget, and the figure
             says so.
         meaning: what is counted as damage.
         scale: title of the scale axis.
+        flag: sentence on what is unusual, shown below the title.
 
     Raises:
         ValueError: a column is not in the table.
@@ -215,14 +220,18 @@ def calibration_figure(
     left: dict[str, Any] = {"annotation_position": "top left"}
     right: dict[str, Any] = {"annotation_position": "top right"}
     figure.add_hline(y=budget, line=_BUDGET_LINE, annotation=_label(f"budget {budget:g}"), **left)
-    outcome = "no scale chosen: the tried scales do not bracket the budget"
+    outcome = "no scale chosen: none of the tried ones meets the budget"
     # NaN means that the search ended without a scale.
     if chosen is not None and not math.isnan(chosen):
         label = f"scale {chosen:.3g}"
         outcome = f"chosen: {label}"
         figure.add_vline(x=chosen, line=_BUDGET_LINE, annotation=_label(label), **right)
-    title = _title("Scale at the damage budget", meaning, outcome)
+    lines = wrap(flag, _SUBTITLE_WIDTH)
+    title = _title("Scale at the damage budget", meaning, outcome, *map(escape, lines))
     figure.update_layout(title=title, showlegend=False)
+    if lines:
+        # Room for the title, its two usual lines and those of the flag, in pixels.
+        figure.update_layout(margin={"t": 110 + 18 * len(lines)})
     _add_zoom(figure, "yaxis", budget=budget, damages=rows["damage"].to_list())
     return _lay_out(figure, x=scale, y=_DAMAGE_TITLE)
 

@@ -99,6 +99,7 @@ def fit_grid(
     solver = solver or Ridge()
     fitted = wanted_pairs(moments, "fit", pairs)
     _warn_if_interpolating(moments, fitted)
+    moments.warn_of_heavy_rows()
     fitters, similarity = solver.fitters(moments), GridCka(moments)
     # errors[0] is up, errors[1] is down, so that the flag ``down`` is the index.
     errors: tuple[dict[HookPair, FoldErrors], dict[HookPair, FoldErrors]] = ({}, {})

@@ -323,6 +323,33 @@ def test_a_corrupted_test_fold_changes_its_verdict_and_no_choice(
         torch.testing.assert_close(best.up.weight, expected.up.weight, rtol=1e-7, atol=1e-9)
 
 
+def test_statistics_of_a_stitch_are_those_of_the_fitting_folds(
+    rows: Any, layered: dict, layered_moments: Any
+) -> None:
+    test = torch.from_numpy(~rows.fits)
+    changed = {hook: values.clone() for hook, values in layered["target"].items()}
+    for values in changed.values():
+        values[test] = 1000 * values[test] - 400
+    stitch = layered_moments().fit().best()
+    other = layered_moments(target=changed).fit().best()
+    expected = layered["target"][stitch.target_hook][torch.from_numpy(rows.fits)].numpy()
+    statistics = other.target_statistics
+    np.testing.assert_allclose(statistics.mean, expected.mean(0), rtol=1e-7)
+    np.testing.assert_allclose(
+        statistics.covariance, np.cov(expected.T, bias=True), rtol=1e-5, atol=1e-6
+    )
+    assert statistics.median_norm == pytest.approx(
+        np.median(np.linalg.norm(expected, axis=1)), rel=0.01
+    )
+    assert other.scores["n_tokens"] == rows.fits.sum()
+    for ours, theirs in ((stitch.null, other.null), *zip(stitch.refits, other.refits, strict=True)):
+        torch.testing.assert_close(theirs.up.weight, ours.up.weight, rtol=1e-6, atol=1e-8)
+    direction = torch.randn(12, generator=torch.Generator().manual_seed(0))
+    assert other.target_statistics.deviation(direction[:9]) == pytest.approx(
+        stitch.target_statistics.deviation(direction[:9])
+    )
+
+
 def test_the_best_pair_has_the_highest_cross_validated_score(grid: Any) -> None:
     best = grid.best()
     assert (best.source_hook, best.target_hook) == (SOURCES[1], TARGETS[1])
