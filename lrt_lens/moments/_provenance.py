@@ -11,6 +11,7 @@ Limits: fields are empty for activations that a user adds, and an empty field is
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
@@ -79,6 +80,10 @@ class Provenance:
     """Number of documents that are longer than that."""
     part_documents: tuple[int, ...] | None = None
     """Number of documents of each part; None if it is not known."""
+
+    def documents_of(self, parts: Sequence[int]) -> list[int] | None:
+        """Return the number of documents of each of these parts; None if it is not known."""
+        return None if self.part_documents is None else [self.part_documents[p] for p in parts]
 
     def merged(self, other: "Provenance") -> "Provenance":
         """Return the provenance of two parts of one harvest together.
