@@ -193,10 +193,7 @@ def degrees_of_freedom(shares: np.ndarray) -> np.ndarray:
 
 
 def few_groups(
-    sizes: Sequence[float] | np.ndarray,
-    documents: Sequence[int] | None = None,
-    *,
-    folds: int = 1,
+    sizes: Sequence[float] | np.ndarray, documents: Sequence[int] | None = None, *, folds: int = 1
 ) -> str:
     """Return why an interval over these groups may be too short; empty if no reason is known.
 

@@ -212,10 +212,7 @@ def _table(
     rows = []
     for (hook_pair, name), one in values.items():
         one.notes += [flag] if flag else []
-        widths = (
-            len(moments.source[hook_pair[0]].shift),
-            len(moments.target[hook_pair[1]].shift),
-        )
+        widths = (len(moments.source[hook_pair[0]].shift), len(moments.target[hook_pair[1]].shift))
         rows.append((*hook_pair, name, *one.columns(sizes), moments.n_fit, *widths, one.note))
     return pd.DataFrame(rows, columns=list(SIMILARITY_COLUMNS))
 

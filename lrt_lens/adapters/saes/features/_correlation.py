@@ -21,12 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrt_lens.statistics._jackknife import (
-    Jackknife,
-    degrees_of_freedom,
-    group_shares,
-    jackknife,
-)
+from lrt_lens.statistics._jackknife import Jackknife, degrees_of_freedom, group_shares, jackknife
 
 
 class Correlations:
@@ -81,8 +76,13 @@ class Correlations:
 
     def _sizes(self) -> np.ndarray:
         """Return the part of each group in the denominator of the correlation, [group, feature]."""
-        _, _, aa, bb, _ = self.sums[self._filled].unbind(1)
-        return (aa * bb).sqrt().numpy()
+        counts = self.counts[self._filled][:, None]
+        a, b, aa, bb, _ = self.sums[self._filled].unbind(1)
+        mean_a, mean_b = a.sum(0) / counts.sum(), b.sum(0) / counts.sum()
+        # Σ(a − ā)² of the rows of a group, with ā the mean of all rows: Σa² − 2āΣa + n·ā²
+        variance_a = (aa - 2 * mean_a * a + counts * mean_a**2).clamp_min(0)
+        variance_b = (bb - 2 * mean_b * b + counts * mean_b**2).clamp_min(0)
+        return (variance_a * variance_b).sqrt().numpy()
 
 
 def _correlate(n: Tensor, sums: Tensor) -> np.ndarray:
