@@ -21,7 +21,7 @@ Leeden (1999) treat unequal groups by pseudo-values.
 
 What the interval holds: the expected score on new text of a map that was fitted on as many
 documents as here (cross-validated scores: as many as four of the five folds hold). In simulations
-it holds that in .93 to .97 of samples of 60 and more documents (`tests/stitching/test_coverage.py`).
+it does so for .93 to .97 of samples of 60 and more documents (`tests/stitching/test_coverage.py`).
 
 Limits: it is exact for means over groups, of first order for smooth functions of moments, and wrong
 for functions that are not smooth (a maximum, an argmax). With few groups it is wide. It is not cut

@@ -86,7 +86,7 @@ def leave_one_out(folds: PairFolds, by: str) -> list[float]:
 
 
 def fold_sizes(folds: PairFolds, by: str) -> list[float]:
-    """Return the sizes of the folds in the score ``by``: the variance in its denominator, [fold]."""
+    """Return the sizes of the folds in the score ``by``: parts of its denominator, [fold]."""
     errors, column = _errors(folds, by)
     return errors.variances[:, column].tolist()
 

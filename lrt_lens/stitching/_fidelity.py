@@ -16,8 +16,9 @@ with the amount of ``vW`` in the target. ρ_read and ρ_write are 1 for a perfec
 
 Intervals are 95 %, by the delete-a-group jackknife, over the map (refits without one fold) and over
 the held-out text (groups of the test fold, with their tokens as sizes), on Fisher's scale: they
-hold the expected ρ of a map that is fitted on as many documents, on new text. The chance level is the same correlation for random
-directions: half isotropic, half drawn from the covariance of the source.
+hold the expected ρ of a map that is fitted on as many documents, on new text. The chance level is
+the same correlation for random directions: half isotropic, half drawn from the covariance of the
+source.
 
 Limits: it predicts a linear correlation, not the behaviour of the target model.
 """

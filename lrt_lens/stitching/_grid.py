@@ -44,7 +44,6 @@ from lrt_lens.stitching._similarity import similarities
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.stitching.solvers._solver import PairFolds, Setting, Solver
 
-
 logger = logging.getLogger(__name__)
 
 COLUMNS = (

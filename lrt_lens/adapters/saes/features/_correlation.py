@@ -13,8 +13,8 @@ are therefore weighted by their products, and the degrees of freedom follow
 (`lrt_lens.statistics._jackknife`); the interval is taken on Fisher's scale.
 
 Limits: the interval of a feature that fires in a handful of documents is too short:
-`effective_groups` tells which. Sums about 0 lose digits if a mean is many times the standard deviation; activations are
-near 0 mostly.
+`effective_groups` tells which. Sums about 0 lose digits if a mean is many times the standard
+deviation; activations are near 0 mostly.
 """
 
 import numpy as np
