@@ -1,4 +1,4 @@
-"""Which hook pair is best, and which others are shown to be worse.
+"""Which hook pair or family of maps is best, and which others are shown to be worse.
 
 Problem: the highest of many scores may be the highest by chance. Mechanism: the score of a hook
 pair pools the held-out errors of five folds of documents, and leaving out one fold at a time
@@ -8,13 +8,14 @@ simultaneous intervals, which know that the best was picked by the same data
 (`lrt_lens.statistics._best_of_several`).
 
     grid.choices(source=3)           # one row per candidate, best first
+    grid.compare(solvers).choices()  # the same for families of maps on one hook pair
 
 Limits: five folds see differences that are several times their own error. A candidate that is not
 ``really_worse`` is not shown to be as good.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -28,40 +29,56 @@ from lrt_lens.stitching.solvers._solver import FoldErrors, PairFolds
 def choices(folds: Mapping[HookPair, PairFolds], candidates: pd.DataFrame, by: str) -> pd.DataFrame:
     """Return the candidate hook pairs, best first, with 95% jackknife intervals.
 
-    ``low`` and ``high`` are intervals of one score each. ``behind_low`` and ``behind_high`` hold
-    together for all candidates of this table and account for the choice: of tables whose
-    candidates are all equally good, at most 5% call any of them ``really_worse``. A choice among
-    fewer candidates has narrower intervals.
-
     Args:
         folds: held-out errors of each hook pair by fold.
         candidates: rows of ``grid.scores``.
         by: the cross-validated column to choose by.
 
     Returns:
-        One row per hook pair: ``source_hook``, ``target_hook``, ``score``, ``low``, ``high``,
-        ``behind`` (difference from the best), ``behind_low``, ``behind_high``, ``really_worse``
-        (``behind_low`` is above 0), ``r2_null`` and ``r2_token``.
+        One row per hook pair: ``source_hook``, ``target_hook``, the columns of `behind_columns`,
+        ``r2_null`` and ``r2_token``.
     """
-    ordered = candidates.sort_values(by, ascending=False).to_dict("records")
-    pairs = [(str(row["source_hook"]), str(row["target_hook"])) for row in ordered]
-    scores = [float(row[by]) for row in ordered]
-    left_out = [leave_one_out(folds[pair], by) for pair in pairs]
-    sizes = [fold_sizes(folds[pair], by) for pair in pairs]
+    ordered = candidates.sort_values(by, ascending=False).reset_index(drop=True)
+    pairs = zip(ordered["source_hook"].astype(str), ordered["target_hook"].astype(str), strict=True)
+    columns = behind_columns(ordered[by].tolist(), [folds[pair] for pair in pairs], by)
+    parts = [ordered[["source_hook", "target_hook"]], columns, ordered[["r2_null", "r2_token"]]]
+    return pd.concat(parts, axis=1)
+
+
+def behind_columns(scores: Sequence[float], folds: Sequence[PairFolds], by: str) -> pd.DataFrame:
+    """Return intervals of the scores of candidates, and of their differences from the best.
+
+    ``low`` and ``high`` are intervals of one score each. ``behind_low`` and ``behind_high`` hold
+    together for all candidates of this table and account for the choice: of tables whose
+    candidates are all equally good, at most 5% call any of them ``really_worse``. A choice among
+    fewer candidates has narrower intervals.
+
+    Args:
+        scores: [candidate], best first; NaN at the end.
+        folds: [candidate], held-out errors of the candidates on the same folds.
+        by: name of the score.
+
+    Returns:
+        One row per candidate: ``score``, ``low``, ``high``, ``behind`` (difference from the best),
+        ``behind_low``, ``behind_high`` and ``really_worse`` (``behind_low`` is above 0).
+    """
+    left_out = [leave_one_out(one, by) for one in folds]
+    sizes = [fold_sizes(one, by) for one in folds]
+    intervals = [jackknife(*candidate) for candidate in zip(scores, left_out, sizes, strict=True)]
     # Targets have different variances, so folds have slightly different sizes for them; all
     # differences are taken with those of the best.
-    behind = behind_best(scores, np.transpose(left_out), sizes[0])
-    rows = []
-    for index, row in enumerate(ordered):
-        interval = jackknife(scores[index], left_out[index], sizes[index])
-        rows.append(
-            {name: row[name] for name in ("source_hook", "target_hook")}
-            | {"score": row[by], "low": interval.low, "high": interval.high}
-            | {"behind": behind.difference[index], "behind_low": behind.low[index]}
-            | {"behind_high": behind.high[index], "really_worse": bool(behind.low[index] > 0)}
-            | {name: row[name] for name in ("r2_null", "r2_token")}
-        )
-    return pd.DataFrame(rows)
+    behind = behind_best(np.array(scores), np.transpose(left_out), sizes[0])
+    return pd.DataFrame(
+        {
+            "score": scores,
+            "low": [interval.low for interval in intervals],
+            "high": [interval.high for interval in intervals],
+            "behind": behind.difference,
+            "behind_low": behind.low,
+            "behind_high": behind.high,
+            "really_worse": behind.low > 0,
+        }
+    )
 
 
 def gain_over_token(score: float, token: float) -> float:

@@ -264,6 +264,11 @@ class StitchGrid:
             "tokens that fitted": self.moments.n_fit,
             "best pair (gain_cv)": best_pair,
         }
+        if best is not None and set(self.folds) >= self._pairs_of(named):
+            table = choices(self.folds, named, "gain_cv")
+            lines["not shown to be worse"] = (
+                f"{int((~table['really_worse']).sum()) - 1} other pairs"
+            )
         if best is not None:
             names = ("r2", "r2_uniform", "r2_null", "r2_token", "r2_uniform_token")
             lines["its scores"] = ", ".join(
@@ -281,6 +286,11 @@ class StitchGrid:
         return card(
             "StitchGrid", facts(lines), heat_table(wide, corner="source ↓ target →"), note(legend)
         )
+
+    @staticmethod
+    def _pairs_of(table: pd.DataFrame) -> set[HookPair]:
+        """Return the hook pairs of some rows of ``scores``."""
+        return set(zip(table["source_hook"], table["target_hook"], strict=True))
 
     def _candidates(
         self, source: str | int | None, target: str | int | None, by: str

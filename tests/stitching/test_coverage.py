@@ -10,6 +10,7 @@ the five folds; of a test score, the score of the fitted map on new text; of a f
 expected ρ on new text; of a similarity, its mean over samples.
 """
 
+import sys
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,12 +23,11 @@ import torch
 
 from lrt_lens.adapters.saes.codes._evaluation import _table as code_map_table
 from lrt_lens.adapters.saes.features._correlation import Correlations
-from lrt_lens.data._parts import N_TEST_GROUPS, part_of
-from lrt_lens.moments import CrossMoments
-from lrt_lens.moments._cross_moments import FIT_PARTS
-from lrt_lens.moments._scatter import DenseSecondMoment, Scatter, score_map
-from lrt_lens.stitching import fidelities, score_intervals, similarities
-from lrt_lens.stitching._choices import choices
+from lrt_lens.data import part_of
+from lrt_lens.data._parts import N_TEST_GROUPS
+from lrt_lens.moments import FIT_PARTS, CrossMoments, Scatter, score_map
+from lrt_lens.moments._scatter import DenseSecondMoment
+from lrt_lens.stitching import choices, fidelities, score_intervals, similarities
 from lrt_lens.stitching.solvers import Ridge
 from lrt_lens.stitching.solvers._ridge import RidgeFitter
 from lrt_lens.stitching.solvers._solver import PairFolds
@@ -133,21 +133,21 @@ class Hits:
     """Counts of intervals that hold the true value, by name."""
 
     def __init__(self) -> None:
-        self.intervals: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+        self.intervals: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self.truths: dict[str, list[float]] = defaultdict(list)
 
     def add(self, name: str, interval: Any, truth: float) -> None:
-        self.intervals[name].append(tuple(float(interval[key]) for key in ("value", "low", "high")))
+        self.intervals[name].append((float(interval["low"]), float(interval["high"])))
         self.truths[name].append(truth)
 
     def rows(self, *, own_truth: tuple[str, ...] = ()) -> dict[str, float]:
-        """Return the coverage by name; the truth is the mean over samples unless it is their own."""
+        """Return the coverage by name; the truth is the mean over samples, or each sample's own."""
         shares = {}
         for name, intervals in self.intervals.items():
-            values = np.array(intervals)
+            ends = np.array(intervals)
             truth = np.array(self.truths[name])
             truth = truth if name.startswith(own_truth or "\0") else truth.mean()
-            shares[name] = float(((values[:, 1] <= truth) & (truth <= values[:, 2])).mean())
+            shares[name] = float(((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean())
         return shares
 
 
@@ -173,7 +173,7 @@ def measure(population: Population, moments: CrossMoments, hits: Hits) -> None:
     token_r2 = np.mean([population_score(one, from_embed).r2_uniform for one in embeds])
     for column, truth in (("r2_uniform_cv", r2), ("gain_cv", gain_of(r2, token_r2))):
         row = grid.choices(by=column).iloc[0]
-        hits.add(column, row.rename({"score": "value"}), float(truth))
+        hits.add(column, row, float(truth))
     # Test scores of the fitted map.
     scores = population_score(stitch.up, new_text)
     for _, row in score_intervals(stitch.up, moments, pair).iterrows():
@@ -204,7 +204,7 @@ def share_with_a_worse_candidate(n_layers: int, n_documents: int, n_samples: int
     for _ in range(n_samples):
         moments = population.draw(n_documents, rng)
         fitter, rows, folds = RidgeFitter(moments, SOLVER, down=False), [], {}
-        # What `fit_grid` does for `gain_cv`, without the other columns, which take most of its time.
+        # What `fit_grid` does for `gain_cv`, without other columns, which take most of its time.
         for pair in moments.pairs:
             up, token = fitter.cross_validate(pair), fitter.cross_validate((EMBED, pair[1]))
             folds[pair] = PairFolds(up, up, token)
@@ -315,20 +315,23 @@ def test_the_interval_of_a_features_correlation_holds_it_or_is_flagged() -> None
     assert unflagged >= everywhere
 
 
-def main() -> None:
-    """Print the tables of the documentation, within about half an hour on one core."""
+def report() -> str:
+    """Return the tables of the documentation as text, after about ten minutes on one core."""
     usual, harsh = Population(), Population(loudness=0.6, spread=1.0, topic=0.3)
+    lines = []
     for population, sizes in ((usual, (30, 60, 120, 240)), (harsh, (60, 240))):
-        tables = [coverage_table(n, 1000, population) for n in sizes]
-        print(population, pd.concat(tables, axis=1).round(3).to_string(), sep="\n", flush=True)
+        tables = [coverage_table(n, 500, population) for n in sizes]
+        lines += [str(population), pd.concat(tables, axis=1).round(3).to_string()]
     for n_layers in (2, 5, 12, 30):
-        shares = [share_with_a_worse_candidate(n_layers, n, 400) for n in (60, 240)]
-        print(f"{n_layers} equal layers, 60 and 240 documents:", shares, flush=True)
-    print("code map, 10 and 40 documents:", [code_map_coverage(n, 1000, usual) for n in (10, 40)])
+        share = share_with_a_worse_candidate(n_layers, 60, 6000 // (n_layers + 10))
+        lines.append(f"{n_layers} equally good layers, 60 documents: {share:.3f}")
+    shares = [code_map_coverage(n, 1000, usual) for n in (10, 40)]
+    lines.append(f"code map, 10 and 40 test documents: {shares}")
     for n in (60, 240):
-        shares = {share: feature_coverage(n, 500, share) for share in (1.0, 0.2)}
-        print(f"feature, {n} documents (all, not flagged):", shares, flush=True)
+        by_share = {share: feature_coverage(n, 300, share) for share in (1.0, 0.2)}
+        lines.append(f"feature, {n} test documents (all, not flagged): {by_share}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    sys.stdout.write(report() + "\n")
