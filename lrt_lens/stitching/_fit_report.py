@@ -34,6 +34,16 @@ def fit_report(source: str, target: str, grid: StitchGrid, best: Stitch) -> str:
             "the same target predicted from the source's embedding",
         ),
     ]
+    table = grid.choices()
+    others = int((table["behind_low"] <= 0).sum()) - 1
+    tiles.append(
+        (
+            "not shown to be worse",
+            f"{others} of {len(table) - 1}",
+            "other pairs whose gain_cv may be as high as that of the best pair (simultaneous 95% "
+            "intervals of grid.choices())",
+        )
+    )
     body = [
         KeyNumbers(tiles),
         Paragraph(f"Pairing of rows: {grid.moments.provenance.alignment}."),

@@ -37,6 +37,7 @@ from lrt_lens.models._belonging import map_ends, refuse_other_map
 from lrt_lens.models._hook_points import HookPair, depth, residual_post, same_place, short_hook
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
 from lrt_lens.moments._scatter import MapScore, score_map
+from lrt_lens.statistics._jackknife import few_groups
 from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
 from lrt_lens.stitching._choices import choices
 from lrt_lens.stitching._diagnostics import moment_ends
@@ -133,9 +134,13 @@ class StitchGrid:
         Returns:
             One row per hook pair: ``source_hook``, ``target_hook``, ``score``, ``low``, ``high``,
             ``behind``, ``behind_low``, ``behind_high``, ``really_worse`` (``behind_low`` is above
-            0), ``r2_null`` and ``r2_token``.
+            0), ``r2_null``, ``r2_token`` and ``flag`` (why the intervals may be too short, such as
+            few documents, or empty).
         """
-        return choices(self.folds, self._candidates(source, target, by), by)
+        sizes = [float(self.moments.n[k]) for k in FIT_PARTS]
+        documents = self.moments.provenance.documents_of(FIT_PARTS)
+        table = choices(self.folds, self._candidates(source, target, by), by)
+        return table.assign(flag=few_groups(sizes, documents, folds=len(FIT_PARTS)))
 
     def compare(
         self,
@@ -267,7 +272,7 @@ class StitchGrid:
         if best is not None and set(self.folds) >= self._pairs_of(named):
             table = choices(self.folds, named, "gain_cv")
             lines["not shown to be worse"] = (
-                f"{int((~table['really_worse']).sum()) - 1} other pairs"
+                f"{int((table['behind_low'] <= 0).sum()) - 1} other pairs"
             )
         if best is not None:
             names = ("r2", "r2_uniform", "r2_null", "r2_token", "r2_uniform_token")

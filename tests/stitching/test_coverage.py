@@ -3,7 +3,7 @@
 Every sample has new documents from a population with known covariances: documents of unequal
 length (log-normal), whose states share a topic, and whose noise is louder in some. Folds are
 decided by random keys, as in a harvest. `coverage_table` and the other functions return what the
-documentation shows; ``python -m tests.stitching.test_coverage`` prints it.
+documentation shows; ``python -m tests.stitching.test_coverage`` prints it, also for documents of the bundled corpus.
 
 True values: of a cross-validated score, the expected score on new text of maps fitted on four of
 the five folds; of a test score, the score of the fitted map on new text; of a fidelity, the
@@ -12,6 +12,7 @@ expected ρ on new text; of a similarity, its mean over samples.
 
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,7 +21,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 
+import lrt_lens as lrt
 from lrt_lens.adapters.saes.codes._evaluation import _table as code_map_table
 from lrt_lens.adapters.saes.features._correlation import Correlations
 from lrt_lens.data import part_of
@@ -129,6 +132,64 @@ class Population:
         return moments
 
 
+class BundledText:
+    """Documents of the bundled corpus: all of them are the population, samples are drawn from it.
+
+    States are the 16 leading principal components of the small model's layer 2 and embedding, and
+    of the large model's layer 3, at 96 tokens per document at most.
+    """
+
+    def __init__(self, n_documents: int = 1500, n_components: int = 16) -> None:
+        pair = lrt.demo_pair()
+        bodies = pair.source.encode_bodies(list(lrt.demo_documents())[:n_documents])
+        rows: dict[str, list[Tensor]] = defaultdict(list)
+        for start in range(0, len(bodies), 50):
+            windows = [[*pair.source.prefix, *body[:96]] for body in bodies[start : start + 50]]
+            tokens = pair.source.pad(windows)
+            states = {
+                SOURCE: pair.source.capture(tokens, hook(2)),
+                EMBED: pair.source.capture(tokens, EMBED),
+                hook(0): pair.target.capture(tokens, hook(3)),
+            }
+            for name, values in states.items():
+                rows[name] += [
+                    one[4 : len(window)].double()
+                    for one, window in zip(values, windows, strict=True)
+                ]
+        self.rows = {}
+        for name, documents in rows.items():
+            whole = torch.cat(documents)
+            _, axes = torch.linalg.eigh((whole - whole.mean(0)).T @ (whole - whole.mean(0)))
+            self.rows[name] = [one @ axes[:, -n_components:] for one in documents]
+
+    def scatter(self, side: str = "x") -> Scatter:
+        """Return the scatter of all documents, from the source (x) or from the embedding (e)."""
+        moments = self._moments(np.zeros(len(self.rows[EMBED]), dtype=int), np.arange(10**6))
+        return moments.scatter((SOURCE if side == "x" else EMBED, hook(0)), (0,))
+
+    def draw(self, n: int, rng: np.random.Generator) -> CrossMoments:
+        """Return the moments of a sample of ``n`` documents; every fold has one."""
+        chosen = rng.choice(len(self.rows[EMBED]), n, replace=False)
+        parts = np.array([part_of(int(key)) for key in rng.integers(0, 2**62, n)])
+        if set(FIT_PARTS) - set(parts) or len(set(parts) - set(FIT_PARTS)) < 2:
+            return self.draw(n, rng)
+        return self._moments(parts, chosen)
+
+    def _moments(self, parts: np.ndarray, chosen: np.ndarray) -> CrossMoments:
+        moments = CrossMoments(
+            pairs=((SOURCE, hook(0)),), token_hook=EMBED, moment_dtype=torch.float64, null="none"
+        )
+        for part in np.unique(parts):
+            of_part = chosen[: len(parts)][parts == part]
+            taken = {
+                name: torch.cat([documents[i] for i in of_part])
+                for name, documents in self.rows.items()
+            }
+            target = {hook(0): taken.pop(hook(0))}
+            moments.add_block(int(part), taken, target)
+        return moments
+
+
 class Hits:
     """Counts of intervals that hold the true value, by name."""
 
@@ -159,7 +220,7 @@ def gain_of(r2: float, token: float) -> float:
     return (r2 - token) / (1 - token)
 
 
-def measure(population: Population, moments: CrossMoments, hits: Hits) -> None:
+def measure(population: Population | BundledText, moments: CrossMoments, hits: Hits) -> None:
     """Add the intervals of one sample to ``hits``."""
     pair = moments.pairs[0]
     grid = moments.fit(SOLVER)
@@ -179,7 +240,7 @@ def measure(population: Population, moments: CrossMoments, hits: Hits) -> None:
     for _, row in score_intervals(stitch.up, moments, pair).iterrows():
         hits.add(f"test {row['score']}", row, getattr(scores, row["score"]))
     # Fidelity of one fixed direction.
-    direction = torch.linspace(1, -1, D_SOURCE, dtype=torch.float64)
+    direction = torch.linspace(1, -1, len(stitch.up.weight), dtype=torch.float64)
     endless = replace(stitch, held_out=(new_text,))
     for kind in ("write", "read"):
         fidelity = stitch.fidelity(direction, kind=kind, n_random=2)
@@ -189,7 +250,9 @@ def measure(population: Population, moments: CrossMoments, hits: Hits) -> None:
         hits.add(f"similarity, {row['measure']}", row, row["value"])
 
 
-def coverage_table(n_documents: int, n_samples: int, population: Population) -> pd.Series:
+def coverage_table(
+    n_documents: int, n_samples: int, population: Population | BundledText
+) -> pd.Series:
     """Return the share of samples whose interval holds the true value, by kind of interval."""
     rng, hits = np.random.default_rng(n_documents), Hits()
     for _ in range(n_samples):
@@ -315,23 +378,24 @@ def test_the_interval_of_a_features_correlation_holds_it_or_is_flagged() -> None
     assert unflagged >= everywhere
 
 
-def report() -> str:
-    """Return the tables of the documentation as text, after about ten minutes on one core."""
+def report() -> Iterator[str]:
+    """Yield the tables of the documentation; about a quarter of an hour on one core."""
     usual, harsh = Population(), Population(loudness=0.6, spread=1.0, topic=0.3)
-    lines = []
-    for population, sizes in ((usual, (30, 60, 120, 240)), (harsh, (60, 240))):
-        tables = [coverage_table(n, 500, population) for n in sizes]
-        lines += [str(population), pd.concat(tables, axis=1).round(3).to_string()]
     for n_layers in (2, 5, 12, 30):
-        share = share_with_a_worse_candidate(n_layers, 60, 6000 // (n_layers + 10))
-        lines.append(f"{n_layers} equally good layers, 60 documents: {share:.3f}")
+        n_samples = 4000 // (n_layers + 8)
+        share = share_with_a_worse_candidate(n_layers, 60, n_samples)
+        yield f"{n_layers} equally good layers, {n_samples} choices: {share:.3f}"
+    for name, population in (("usual", usual), ("bundled", BundledText()), ("harsh", harsh)):
+        tables = [coverage_table(n, 400, population) for n in (30, 60, 240)]
+        yield f"{name}\n{pd.concat(tables, axis=1).round(3).to_string()}"
     shares = [code_map_coverage(n, 1000, usual) for n in (10, 40)]
-    lines.append(f"code map, 10 and 40 test documents: {shares}")
+    yield f"code map, 10 and 40 test documents: {shares}"
     for n in (60, 240):
         by_share = {share: feature_coverage(n, 300, share) for share in (1.0, 0.2)}
-        lines.append(f"feature, {n} test documents (all, not flagged): {by_share}")
-    return "\n".join(lines)
+        yield f"feature, {n} test documents (all, not flagged): {by_share}"
 
 
 if __name__ == "__main__":
-    sys.stdout.write(report() + "\n")
+    for text in report():
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
