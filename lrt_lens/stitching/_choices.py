@@ -81,6 +81,12 @@ def behind_columns(scores: Sequence[float], folds: Sequence[PairFolds], by: str)
     )
 
 
+def count_not_worse(table: pd.DataFrame) -> int:
+    """Return how many candidates of a table of `choices`, besides the best, may be as good."""
+    # NaN, for a candidate without a score, is not counted.
+    return len(table.query("behind_low <= 0")) - 1
+
+
 def gain_over_token(score: float, token: float) -> float:
     """Return, of the variance that tokens cannot explain, the fraction that a map explains.
 

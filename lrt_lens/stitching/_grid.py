@@ -39,7 +39,7 @@ from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
 from lrt_lens.moments._scatter import MapScore, score_map
 from lrt_lens.statistics._jackknife import few_groups
 from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
-from lrt_lens.stitching._choices import choices
+from lrt_lens.stitching._choices import choices, count_not_worse
 from lrt_lens.stitching._diagnostics import moment_ends
 from lrt_lens.stitching._similarity import similarities
 from lrt_lens.stitching._stitch import Stitch
@@ -271,9 +271,7 @@ class StitchGrid:
         }
         if best is not None and set(self.folds) >= self._pairs_of(named):
             table = choices(self.folds, named, "gain_cv")
-            lines["not shown to be worse"] = (
-                f"{int((table['behind_low'] <= 0).sum()) - 1} other pairs"
-            )
+            lines["not shown to be worse"] = f"{count_not_worse(table)} other pairs"
         if best is not None:
             names = ("r2", "r2_uniform", "r2_null", "r2_token", "r2_uniform_token")
             lines["its scores"] = ", ".join(

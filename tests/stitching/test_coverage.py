@@ -3,7 +3,8 @@
 Every sample has new documents from a population with known covariances: documents of unequal
 length (log-normal), whose states share a topic, and whose noise is louder in some. Folds are
 decided by random keys, as in a harvest. `coverage_table` and the other functions return what the
-documentation shows; ``python -m tests.stitching.test_coverage`` prints it, also for documents of the bundled corpus.
+documentation shows; ``python -m tests.stitching.test_coverage`` prints it, also for documents of
+the bundled corpus.
 
 True values: of a cross-validated score, the expected score on new text of maps fitted on four of
 the five folds; of a test score, the score of the fitted map on new text; of a fidelity, the
