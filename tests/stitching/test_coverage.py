@@ -360,8 +360,8 @@ def test_intervals_of_scores_hold_the_true_value(n_documents: int) -> None:
 def test_equally_good_layers_are_called_worse_in_five_percent_of_choices(
     n_layers: int, n_samples: int
 ) -> None:
-    # Measured: .065 with 60 documents, .05 with 240. `tests/statistics/test_best_of_several.py` has 30
-    # candidates.
+    # Measured: .065 with 60 documents, .05 with 240. For 30 candidates:
+    # `tests/statistics/test_best_of_several.py`.
     share = share_with_a_worse_candidate(n_layers, 60, n_samples)
     assert share <= 0.065 + 2.5 * np.sqrt(0.065 * 0.935 / n_samples)
 
