@@ -11,6 +11,7 @@ Limits: fields are empty for activations that a user adds, and an empty field is
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
@@ -83,6 +84,10 @@ class Provenance:
     """Squared distance from the centre of its block, and name, of the longest row by hook point
     (``"source HOOK"``, ``"target HOOK"``); only rows that are many times as long as the median.
     """
+
+    def documents_of(self, parts: Sequence[int]) -> list[int] | None:
+        """Return the number of documents of each of these parts; None if it is not known."""
+        return None if self.part_documents is None else [self.part_documents[p] for p in parts]
 
     def merged(self, other: "Provenance") -> "Provenance":
         """Return the provenance of two parts of one harvest together.

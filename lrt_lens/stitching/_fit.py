@@ -30,7 +30,8 @@ from lrt_lens.moments._harvest_settings import HarvestSettings
 from lrt_lens.moments._harvesting import harvest
 from lrt_lens.moments._scatter import MapScore, between_folds, cka_of, score_map
 from lrt_lens.stitching._affine import AffineMap
-from lrt_lens.stitching._grid import COLUMNS, StitchGrid, gain_over_token
+from lrt_lens.stitching._choices import gain_over_token
+from lrt_lens.stitching._grid import COLUMNS, StitchGrid
 from lrt_lens.stitching.solvers._ridge import Ridge, RidgeFitter
 from lrt_lens.stitching.solvers._solver import (
     FoldErrors,

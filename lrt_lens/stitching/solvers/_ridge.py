@@ -38,6 +38,7 @@ from lrt_lens.stitching.solvers._solver import (
     MapFitter,
     Setting,
     Solver,
+    fold_variances,
     unit_scale,
 )
 
@@ -189,7 +190,7 @@ class RidgeFitter(MapFitter):
         """Return held-out errors at the best penalty; each is scored on every held-out fold."""
         self.prepare(hook_pair)
         folds = [self.fold(hook_pair, k) for k in FIT_PARTS]
-        variance = torch.stack([held_out.variance for _, held_out in folds])  # [fold, d_target]
+        variance = fold_variances([held_out for _, held_out in folds])  # [fold, d_target]
         weights = score_weights(variance.sum(0))  # [2, d_target]
         alphas = torch.tensor(self.solver.candidates, dtype=weights.dtype, device=weights.device)
         # [fold, alpha, 2]

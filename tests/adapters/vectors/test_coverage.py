@@ -2,7 +2,7 @@
 
 All items and neutral texts are measured once at several scales of the transferred and of the native
 vector. They are the population: samples are drawn from it with replacement, and an interval is
-right if it contains the population's value. `docs/results/coverage.md` has the table.
+right if it contains the population's value. `docs/results/intervals.md` has the table.
 """
 
 import math
@@ -98,7 +98,6 @@ def test_effects_and_fractions_at_equal_damage_are_held(
     population: Population, n_items: int, n_texts: int
 ) -> None:
     found = coverage(population, n_items, n_texts)
-    print(n_items, n_texts, found)
     # Three standard errors of a simulation of 250 samples are .041.
     assert abs(found["effect"] - 0.95) <= 0.045, found
     assert abs(found["fraction"] - 0.95) <= 0.045, found
@@ -116,6 +115,5 @@ def test_a_new_random_direction_falls_into_the_prediction_interval(population: P
         hits += not prediction_interval(drawn).excludes(new)
         low, high = np.percentile(drawn, [2.5, 97.5])
         in_range += low <= new <= high
-    print("prediction interval", hits / 2000, "range of 95 % of the draws", in_range / 2000)
     assert abs(hits / 2000 - 0.95) <= 0.03
     assert in_range < hits
