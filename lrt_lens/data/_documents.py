@@ -28,19 +28,21 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lrt_lens.data._columns import Columns, chat_text, typed
+from lrt_lens.data._chats import chat_text, chat_words, turns_of
+from lrt_lens.data._columns import Columns, typed, without_written_values
 from lrt_lens.data._document_files import ARCHIVE_ENDINGS, KINDS, arrow_rows, file_rows, kind_of
 from lrt_lens.data._document_rows import (
     ColumnKind,
     Rows,
+    Wanted,
     arrow_kind,
     feature_kind,
     is_missing,
     pandas_kinds,
     refuse_repeated,
 )
-from lrt_lens.data._groups import Groups, refuse_other_groups
-from lrt_lens.data._parts import document_key
+from lrt_lens.data._groups import Groups, refuse_open_file, refuse_other_groups, refuse_other_number
+from lrt_lens.data._parts import document_key, group_text
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class DocumentSource:
 
     def __post_init__(self) -> None:
         refuse_other_groups(self.group)
+        refuse_other_number(self.documents, self.group)
 
     @classmethod
     def of(
@@ -95,11 +98,17 @@ class Document:
     text: str
     group: Any = None
     """Value that it shares with the other documents of its group; None if there are no groups."""
+    words: str | None = None
+    """Roles and contents of a chat, which tell its copies whatever template wrote ``text``; None if
+    the text itself does.
+    """
 
     def key(self, seed: int) -> int:
-        """Return the 64-bit key that decides the fold: of the group, or else of the text."""
-        # The rule for groups is that for texts and for ids of rows (`document_keys`).
-        return document_key(self.text if self.group is None else str(self.group), seed)
+        """Return the 64-bit key that decides the fold: of the group, the chat, or the text."""
+        if self.group is not None:
+            # The rule for groups is that for texts and for ids of rows (`document_keys`).
+            return document_key(group_text(self.group), seed)
+        return document_key(self.text if self.words is None else self.words, seed)
 
 
 def iterate_documents(
@@ -154,14 +163,14 @@ class DocumentReader:
                 # Once more for tables whose reader did not ask, and for the name in messages.
                 columns.choose(rows.source, rows.columns)
             has_rows = False
-            for number, row in typed(rows, columns):
+            for number, row in without_written_values(typed(rows, columns), columns, rows.where):
                 has_rows, where = True, rows.where(number)
                 # One value per row, also for rows without a text.
-                group = groups.of(row, where)
-                text = self._text(columns.value(row, where), where)
+                group = groups.of(row, where, rows.source)
+                text, words = self._text(columns.value(row, where), where)
                 if text:
                     has_text = True
-                    yield Document(text, group)
+                    yield Document(text, group, words)
                 else:
                     self.n_empty += 1
             if rows.source and not has_rows:
@@ -173,11 +182,16 @@ class DocumentReader:
                 raise ValueError(f"{message}; give a file with text")
             logger.warning("%s", message)
 
-    def _text(self, value: Any, where: str) -> str:
+    def _text(self, value: Any, where: str) -> tuple[str, str | None]:
+        """Return the text of a value, empty if it is blank, and the words of a chat."""
+        words = None
         if is_missing(value):
-            return ""
+            return "", None
         if not isinstance(value, str):
-            value = chat_text(value, where, self._tokenizers)
+            turns = turns_of(value, where)
+            if not turns:
+                return "", None
+            value, words = chat_text(turns, where, self._tokenizers), chat_words(turns)
         text = without_surrogates(str(value))
         if text != value:
             if not self._n_repaired:
@@ -187,7 +201,7 @@ class DocumentReader:
                     where,
                 )
             self._n_repaired += 1
-        return text if text.strip() else ""
+        return (text if text.strip() else ""), words
 
 
 # ----------------------------------------------------------------------------------------- sources
@@ -195,6 +209,7 @@ class DocumentReader:
 
 def _sources(documents: Documents, columns: Columns) -> Iterator[Rows]:
     """Yield the sources of rows in ``documents``: one, or one per file."""
+    refuse_open_file(documents)
     if isinstance(documents, str | os.PathLike):
         yield from _of_string(documents, columns)
     elif isinstance(documents, Mapping):
@@ -285,7 +300,7 @@ def _of_string(documents: "str | os.PathLike[str]", columns: Columns) -> Iterato
     path = Path(name).expanduser() if is_short and name.startswith("~") else Path(name)
     # os.path, unlike pathlib, answers False for a text that is longer than a path can be.
     if is_short and name and os.path.isfile(path):
-        yield file_rows(path, columns.choose)
+        yield _of_file(path, columns)
     elif is_short and name and os.path.isdir(path):
         yield from _of_folder(path, columns)
     elif is_short and any(sign in name for sign in "*?[") and kind_of(name):
@@ -300,6 +315,10 @@ def _of_string(documents: "str | os.PathLike[str]", columns: Columns) -> Iterato
         yield from _of_iterable(_hub_dataset(name), columns)
     else:
         yield Rows([(0, name)])
+
+
+def _of_file(path: Path, columns: Columns) -> Rows:
+    return file_rows(path, Wanted(columns.choose, columns.text_field))
 
 
 def _looks_like_a_path(text: str) -> bool:
@@ -333,7 +352,9 @@ def _of_pattern(pattern: str, columns: Columns) -> Iterator[Rows]:
     if not matches:
         raise ValueError(f"no file matches {pattern!r}; give a pattern of files that exist")
     _refuse_files([Path(match) for match in matches], f"the pattern {pattern!r}")
-    yield from (file_rows(Path(match), columns.choose) for match in matches)
+    yield from (
+        file_rows(Path(match), Wanted(columns.choose, columns.text_field)) for match in matches
+    )
 
 
 def _of_folder(folder: Path, columns: Columns) -> Iterator[Rows]:
@@ -353,7 +374,7 @@ def _of_folder(folder: Path, columns: Columns) -> Iterator[Rows]:
             f" {' '.join(KINDS)}: give a pattern such as {str(folder / '*.jsonl')!r}, or a file"
         )
     _refuse_files(files, f"the folder {str(folder)!r}")
-    yield from (file_rows(path, columns.choose) for path in files)
+    yield from (_of_file(path, columns) for path in files)
 
 
 def _refuse_files(files: list[Path], subject: str) -> None:

@@ -122,7 +122,8 @@ class DocumentFile:
             whole = text.replace("\r\n", "\n")
             for line in _LINE.findall(whole.replace("\r", "\n")) if "\r" in whole else [whole]:
                 number += 1
-                yield number, line
+                # Joined files have a mark at the start of each.
+                yield number, line.removeprefix("\ufeff")
 
     def _between_line_feeds(self) -> Iterator[tuple[int, str]]:
         with self.opened() as stream:

@@ -387,9 +387,9 @@ def test_documents_without_a_group_are_refused() -> None:
     with pytest.raises(ValueError, match=r"group is 'author', and .* has the columns"):
         read_groups(pd.DataFrame(rows), "author")
     with pytest.raises(ValueError, match="document 2 has no group: group has no value for it"):
-        read_groups(TEXTS, ["a", "b"])
+        read_groups(iter(TEXTS), ["a", "b"])
     with pytest.raises(ValueError, match="group has more values than there are documents"):
-        read_groups(TEXTS, ["a", "b", "c", "d"])
+        read_groups(iter(TEXTS), ["a", "b", "c", "d"])
 
 
 def test_a_name_that_is_neither_file_nor_data_set_says_so() -> None:
