@@ -170,7 +170,7 @@ def without_written_values(
         kind = written_kind(value) if isinstance(row, dict) and isinstance(value, str) else None
         if kind is not None and not refusal:
             refusal = (
-                f"{where(number)} has {str(value)[:60]!r} in its column of texts, a {kind} written"
+                f"{where(number)} has {str(value)[:60]!r} in its column of texts, {kind} written"
                 " as text; expected a text: parse the column (ast.literal_eval or json.loads) and"
                 " give the texts in it, or a list of these texts if they are meant as they are"
             )

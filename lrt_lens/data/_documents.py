@@ -230,6 +230,7 @@ def _sources(documents: Documents, columns: Columns) -> Iterator[Rows]:
 
 
 def _of_iterable(documents: Any, columns: Columns) -> Iterator[Rows]:
+    documents = _without_format(documents)
     features = getattr(documents, "features", None)
     names = getattr(documents, "column_names", None)
     if hasattr(documents, "iterrows"):  # a pandas DataFrame; iterating would yield its columns
@@ -262,6 +263,19 @@ def _of_iterable(documents: Any, columns: Columns) -> Iterator[Rows]:
         # pyarrow arrays yield scalars, which know their Python values.
         rows = (row.as_py() if hasattr(row, "as_py") else row for row in documents)
         yield from _with_files(enumerate(rows), columns)
+
+
+def _without_format(documents: Any) -> Any:
+    """Return a data set that yields rows as dictionaries with all columns; others as they are.
+
+    A format (pandas, arrow, numpy, …) changes what iterating yields; a transform of the caller's
+    stays.
+    """
+    kind = getattr(documents, "format", None)
+    is_transform = isinstance(kind, Mapping) and kind.get("type") == "custom"
+    if not hasattr(documents, "with_format") or is_transform:
+        return documents
+    return documents.with_format(None)
 
 
 def _with_files(numbered: Iterable[tuple[int, Any]], columns: Columns) -> Iterator[Rows]:

@@ -5,7 +5,7 @@ read as prose with its markup. Mechanism: `chat_of` returns the chat in a value,
 written, and `written_kind` recognises lists of texts and bytes.
 
     chat_of('[{"from": "human", "value": "Hi"}]')     # [{"from": "human", "value": "Hi"}]
-    written_kind("['one', 'two']")                    # "list"
+    written_kind("['one', 'two']")                    # "a list"
 
 Limits: what numpy prints (``array([…])``) is recognised as markup and cannot be read.
 """
@@ -58,7 +58,7 @@ def looks_written(text: str) -> bool:
 
 
 def written_kind(text: str) -> str | None:
-    """Return "list" or "bytes" if a text is a list of texts or bytes as Python writes them."""
+    """Return "a list" or "bytes" if a text is a list of texts, or bytes, as Python writes it."""
     if not (_WRITTEN_LIST.match(text) or _WRITTEN_BYTES.match(text)):
         return None
     for read in (json.loads, _literal):
@@ -71,7 +71,7 @@ def written_kind(text: str) -> str | None:
         if isinstance(content, list) and all(
             isinstance(one, str | dict | bytes) for one in content
         ):
-            return "list"
+            return "a list"
     return None
 
 
