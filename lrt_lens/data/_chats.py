@@ -24,13 +24,16 @@ from lrt_lens.data._written_values import turn_keys
 from lrt_lens.errors import MismatchError
 
 _ROLES = {
+    "user": "user",
+    "assistant": "assistant",
+    "system": "system",
     "human": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
 }
-"""Names of speakers in ShareGPT's files, as chat templates call them."""
+"""Names of speakers in ShareGPT's files, in any case, as chat templates call them."""
 _INSTRUCTORS = ("system", "developer")
 """Roles whose turns are instructions, which many chats share."""
 _CALLS = ("tool_calls", "function_call")
@@ -61,7 +64,7 @@ def turns_of(chat: Any, where: str) -> list[dict[str, Any]]:
 
 def _turn(turn: dict[str, Any], where: str) -> dict[str, Any]:
     if turn_keys(turn) == ("from", "value"):
-        speaker = str(turn["from"])
+        speaker = str(turn["from"]).strip()
         turn = {"role": _ROLES.get(speaker.lower(), speaker), "content": turn["value"]}
     content = turn["content"]
     if is_missing(content) or isinstance(content, str):

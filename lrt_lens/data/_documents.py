@@ -111,6 +111,28 @@ class Document:
         return document_key(self.text if self.words is None else self.words, seed)
 
 
+def read_once(documents: Documents) -> str | None:
+    """Return what of a source is an iterator, which can be read only once; None if nothing is.
+
+    The result is ``"documents"`` or ``"group"``.
+    """
+    source = DocumentSource.of(documents)
+    names = ("documents", "group")
+    return next((name for name in names if isinstance(getattr(source, name), Iterator)), None)
+
+
+def refuse_read_once(documents: Documents) -> None:
+    """Raise TypeError if documents that are read several times are an iterator."""
+    name = read_once(documents)
+    if name is not None:
+        kind = type(getattr(DocumentSource.of(documents), name)).__name__
+        remedy = "a list, a file or a data set" if name == "documents" else "a list or a column"
+        raise TypeError(
+            f"{name} is a {kind}, which can be read once, and the documents are read several times;"
+            f" give {remedy}"
+        )
+
+
 def iterate_documents(
     documents: Documents, *tokenizers: Any, text_field: str | None = None
 ) -> Iterator[str]:
