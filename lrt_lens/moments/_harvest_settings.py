@@ -139,5 +139,7 @@ def checked_cap(max_document_tokens: Any) -> int | Literal["auto"] | None:
 
 def _is_whole(value: Any, minimum: int) -> bool:
     """Return whether a value is a whole number, of whatever type, and not below ``minimum``."""
-    is_number = isinstance(value, int | float | np.integer) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(
+        value, bool
+    )
     return bool(is_number and value >= minimum and value == value // 1)
