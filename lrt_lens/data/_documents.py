@@ -4,10 +4,10 @@ Problem: folds are made of documents, and no window extends over two of them, so
 must become a stream of documents; and every process, shard and later run must assign a document to
 the same fold. Mechanism: `iterate_documents` accepts texts, chats (lists of ``{"role",
 "content"}``), rows with columns, tables of pandas, pyarrow and datasets, files
-(`lrt_lens.data._document_files`) and names of data sets. The hash of a document's normalised text
-(`document_key`) decides its part, wherever the document stands in the stream: one of five
-cross-validation folds, or one of eight groups of the test fold. Copies that differ in blanks, case
-or punctuation are therefore in one part, and so are documents of one group.
+(`lrt_lens.data._document_files`) and names of data sets. The hash of a document's normalised text,
+or of the turns of a chat (`document_key`), decides its part, wherever it is in the stream: one of
+five cross-validation folds, or one of eight groups of the test fold. Copies that differ in blanks,
+case or punctuation are therefore in one part, and so are documents of one group.
 
     for text in iterate_documents("corpus.csv.gz", tokenizer, text_field="body"): ...
     part_of(document_key("Some text.", seed=0))       # 0 … 12

@@ -41,7 +41,8 @@ class HarvestSettings(Settings):
     """
     max_document_tokens: int | Literal["auto"] | None = "auto"
     """Largest number of unmasked tokens per document. ``"auto"``: a 200th of ``n_tokens``, at least
-    one window, and more only if the documents end before ``n_tokens``; None: no limit.
+    one window, also per group and for all copies of a text, and more only if the documents end
+    before ``n_tokens``; None: no limit.
     """
     text_field: str | None = None
     """Column of the texts in files and tables; None: ``text``, else ``messages`` (chats), else the
