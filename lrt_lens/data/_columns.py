@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any
 
 from lrt_lens.data._document_rows import TURNS, ColumnKind, Rows, is_missing, kinds_of_rows
-from lrt_lens.data._written_values import chat_of, looks_written, written_kind
+from lrt_lens.data._written_values import chat_of, is_written_object, looks_written, written_kind
 
 _NAMES = ("text", "messages")
 """Columns that are read wherever they occur."""
@@ -34,6 +34,8 @@ class Columns:
         self.text_field, self.group = text_field, group
         self._group_column = group if isinstance(group, str) else None
         self.found: str | None = text_field
+        self._chat_columns = {"messages", *_CHAT_NAMES}
+        """Columns in which markup is a chat."""
 
     def choose(self, source: str, columns: Mapping[str, ColumnKind]) -> list[str]:
         """Return the columns to read, and keep the one that holds the texts.
@@ -96,7 +98,27 @@ class Columns:
                 f"{where} is a row with the columns {list(row)[:12]}; expected a text, a row with"
                 f" {name or 'text'!r}, or a chat: text_field= names another column"
             )
-        return _text_or_chat(row[name], name, where)
+        return self._text_or_chat(row[name], name, where)
+
+    def _text_or_chat(self, value: Any, name: str, where: str) -> Any:
+        """Return the value of a column, or the chat that it holds as text."""
+        chat, is_text = chat_of(value), isinstance(value, str)
+        if chat is not None:
+            if is_text:
+                self._chat_columns.add(name)
+            return chat
+        if is_text and name in self._chat_columns and looks_written(value):
+            raise ValueError(
+                f"{where} has {value[:60]!r} in the column {name!r}, which is markup and no chat"
+                " that can be read; expected a list of turns, or the same as JSON: write the table"
+                " again with json.dumps(turns), or as .jsonl or .parquet"
+            )
+        if is_missing(value) or is_text:
+            return value
+        raise ValueError(
+            f"{where} has {str(value)[:60]!r} ({type(value).__name__}) in the column {name!r};"
+            " expected a text, or a chat"
+        )
 
     def text_in(self, row: dict[str, Any]) -> Any:
         """Return the text or chat of a row with columns; None if it has no column of that kind."""
@@ -119,26 +141,6 @@ def _is_blank(value: Any) -> bool:
     return is_missing(value) or (isinstance(value, str) and not value.strip())
 
 
-def _text_or_chat(value: Any, name: str, where: str) -> Any:
-    """Return the value of a column, or the chat that it holds as text."""
-    chat = chat_of(value)
-    if chat is not None:
-        return chat
-    is_text = isinstance(value, str)
-    if is_text and name in ("messages", *_CHAT_NAMES) and looks_written(value):
-        raise ValueError(
-            f"{where} has {value[:60]!r} in the column {name!r}, which is markup and no chat that"
-            " can be read; expected a list of turns, or the same as JSON: write the table again"
-            " with json.dumps(turns), or as .jsonl or .parquet"
-        )
-    if is_missing(value) or is_text:
-        return value
-    raise ValueError(
-        f"{where} has {str(value)[:60]!r} ({type(value).__name__}) in the column {name!r};"
-        " expected a text, or a chat"
-    )
-
-
 def typed(rows: Rows, columns: Columns) -> Iterator[tuple[int, Any]]:
     """Yield the rows; before the first one with other columns, find the column of the texts."""
     numbered = iter(rows)
@@ -155,9 +157,10 @@ def typed(rows: Rows, columns: Columns) -> Iterator[tuple[int, Any]]:
 def without_written_values(
     rows: Iterable[tuple[int, Any]], columns: Columns, where: Callable[[int], str]
 ) -> Iterator[tuple[int, Any]]:
-    """Yield the rows; refuse a column of lists or bytes that a table holds as text.
+    """Yield the rows; refuse markup instead of texts.
 
-    CSV files have no lists, so pandas writes ``['a', 'b']`` and ``b'a'`` as text.
+    CSV files have no lists, so pandas writes ``['a', 'b']`` and ``b'a'`` as text, and the lines of
+    a JSON Lines file may be given as texts.
 
     Raises:
         ValueError: the first texts of the source are all of that kind.
@@ -166,21 +169,40 @@ def without_written_values(
     for number, row in numbered:
         undecided.append((number, row))
         value = columns.text_in(row) if isinstance(row, dict) else row
-        # Texts that are no column were written as they are by the caller.
-        kind = written_kind(value) if isinstance(row, dict) and isinstance(value, str) else None
-        if kind is not None and not refusal:
-            refusal = (
-                f"{where(number)} has {str(value)[:60]!r} in its column of texts, {kind} written"
-                " as text; expected a text: parse the column (ast.literal_eval or json.loads) and"
-                " give the texts in it, or a list of these texts if they are meant as they are"
-            )
-        is_clear = kind is None and not _is_blank(value)
+        complaint = _complaint(value, is_column=isinstance(row, dict))
+        if complaint and not refusal:
+            refusal = f"{where(number)} has {str(value)[:60]!r}, {complaint}"
+        is_clear = not complaint and not _is_blank(value)
         if is_clear or len(undecided) == _WRITTEN_ROWS:
             break
     if refusal and not is_clear:
         raise ValueError(refusal)
     yield from undecided
     yield from numbered
+
+
+def _complaint(value: Any, *, is_column: bool) -> str:
+    """Return why a value may be no text, with the remedy; empty if it is one."""
+    if not isinstance(value, str):
+        return ""
+    if not is_column:
+        # Lines of a file with rows; other texts were written as they are by the caller.
+        return (
+            "a row written as text; expected a text: give the path of the file (.jsonl), or"
+            " map(json.loads, lines), or rows {'text': …} if the texts are meant as they are"
+            if is_written_object(value)
+            else ""
+        )
+    kind = written_kind(value)
+    if kind is None:
+        return ""
+    remedy = (
+        "write the table again with json.dumps(turns), or as .jsonl or .parquet"
+        if kind in ("a chat", "an array")
+        else "parse the column (ast.literal_eval or json.loads) and give the texts in it, or a list"
+        " of these texts if they are meant as they are"
+    )
+    return f"{kind} written as text; expected a text: {remedy}"
 
 
 def _refuse_turn(row: Any, where: str) -> None:

@@ -47,7 +47,8 @@ from lrt_lens.data._document_rows import (
     arrow_kind,
     refuse_repeated,
 )
-from lrt_lens.data._file_bytes import ARCHIVES, DocumentFile
+from lrt_lens.data._file_bytes import ARCHIVES, DocumentFile, refuse_open_file
+from lrt_lens.data._written_values import chat_of
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ def read_records(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
         ValueError: there is no such file, it is of no known kind or damaged, or its rows have no
             columns.
     """
+    refuse_open_file(path, "path")
     path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(f"no file at {str(path)!r}; give a file that exists")
@@ -297,7 +299,7 @@ def _wrapped_rows(content: dict[str, Any], file: DocumentFile, wanted: Wanted) -
     if len(lists) != 1 or not rows or not all(isinstance(row, dict) for row in rows):
         return None
     is_chat = any(row.keys() >= keys for row in rows for keys in TURNS)
-    if is_chat or "text" in content:
+    if is_chat or "text" in content or chat_of(content.get("messages")) is not None:
         return None
     others = [other for other in content if other != name and _may_hold_text(other, content[other])]
     if wanted.text_field is not None:

@@ -41,7 +41,8 @@ from lrt_lens.data._document_rows import (
     pandas_kinds,
     refuse_repeated,
 )
-from lrt_lens.data._groups import Groups, refuse_open_file, refuse_other_groups, refuse_other_number
+from lrt_lens.data._file_bytes import refuse_open_file
+from lrt_lens.data._groups import Groups, refuse_other_groups, refuse_other_number
 from lrt_lens.data._parts import document_key, group_text
 
 logger = logging.getLogger(__name__)

@@ -11,13 +11,13 @@ accepts a column, a function or one value per document, and `Groups` refuses mis
 Limits: a misspelt value is another group.
 """
 
-import io
 import os
 from collections.abc import Iterator, Mapping, Set
 from pathlib import PurePath
 from typing import Any
 
 from lrt_lens.data._document_rows import is_missing
+from lrt_lens.data._file_bytes import refuse_open_file
 
 _FILE = "file"
 """Column that paragraphs of a file have, which otherwise have no columns."""
@@ -70,17 +70,6 @@ def refuse_other_number(documents: Any, group: Any) -> None:
         raise ValueError(
             f"group has {n_groups} values for {n_documents} documents; give one value per document,"
             " in their order, also for documents that are missing or blank"
-        )
-
-
-def refuse_open_file(source: Any, name: str = "documents") -> None:
-    """Raise ValueError for an open file, whose lines would be read with their markup."""
-    if isinstance(source, io.IOBase) or (hasattr(source, "read") and hasattr(source, "readline")):
-        path = getattr(source, "name", None)
-        remedy = f"pathlib.Path({path!r})" if isinstance(path, str) else "a pathlib.Path"
-        raise ValueError(
-            f"{name} is an open file ({type(source).__name__}), whose lines are no documents; give"
-            f" its path, {remedy}, or a list of texts"
         )
 
 

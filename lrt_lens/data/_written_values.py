@@ -2,7 +2,7 @@
 
 Problem: a table may hold a chat or a list as text (JSON, or as Python prints it), which would be
 read as prose with its markup. Mechanism: `chat_of` returns the chat in a value, however it is
-written, and `written_kind` recognises lists of texts and bytes.
+written, and `written_kind` and `is_written_object` recognise other markup.
 
     chat_of('[{"from": "human", "value": "Hi"}]')     # [{"from": "human", "value": "Hi"}]
     written_kind("['one', 'two']")                    # "a list"
@@ -21,6 +21,7 @@ import numpy as np
 _WRITTEN_CHAT = re.compile(r"\s*\[\s*\{")
 _WRITTEN_KEY = re.compile(r"""["'](?:role|from)["']\s*:""")
 _WRITTEN_LIST = re.compile(r"""\s*\[\s*["'{b]""")
+_WRITTEN_ARRAY = re.compile(r"""\s*array\(\s*\[\s*["'{]""")
 _WRITTEN_BYTES = re.compile(r"""\s*b["']""")
 _MARKUP = re.compile(r"""\s*"?(?:[\[{]|array\()""")
 _UNREADABLE = (ValueError, SyntaxError, RecursionError, MemoryError)
@@ -42,14 +43,8 @@ def chat_of(value: Any) -> Any:
     is_written = isinstance(value, str) and _WRITTEN_CHAT.match(value)
     if not is_written or not _WRITTEN_KEY.search(value):
         return None
-    for read in (json.loads, _literal):
-        try:
-            content = read(value)
-        except _UNREADABLE:
-            continue
-        if is_chat(content):
-            return content
-    return None
+    content = _read(value)
+    return content if is_chat(content) else None
 
 
 def looks_written(text: str) -> bool:
@@ -58,20 +53,37 @@ def looks_written(text: str) -> bool:
 
 
 def written_kind(text: str) -> str | None:
-    """Return "a list" or "bytes" if a text is a list of texts, or bytes, as Python writes it."""
+    """Return "a list", "bytes", "a chat" or "an array" if a text is one as Python writes it.
+
+    Lists of numbers are texts; chats are those that cannot be read.
+    """
+    if _WRITTEN_ARRAY.match(text):
+        return "an array"
     if not (_WRITTEN_LIST.match(text) or _WRITTEN_BYTES.match(text)):
         return None
+    content = _read(text)
+    if isinstance(content, bytes):
+        return "bytes"
+    if isinstance(content, list) and all(isinstance(one, str | dict | bytes) for one in content):
+        return "a list"
+    return "a chat" if _WRITTEN_CHAT.match(text) and _WRITTEN_KEY.search(text) else None
+
+
+def is_written_object(text: str) -> bool:
+    """Return whether a text, or its first line, is an object of JSON."""
+    if not text.lstrip().startswith("{"):
+        return False
+    first_line = text.strip().split("\n", 1)[0]
+    return any(isinstance(_read(part), dict) for part in (first_line, text))
+
+
+def _read(text: str) -> Any:
+    """Return the value that a text is in JSON or Python; None if it is in neither."""
     for read in (json.loads, _literal):
         try:
-            content = read(text)
+            return read(text)
         except _UNREADABLE:
             continue
-        if isinstance(content, bytes):
-            return "bytes"
-        if isinstance(content, list) and all(
-            isinstance(one, str | dict | bytes) for one in content
-        ):
-            return "a list"
     return None
 
 

@@ -136,9 +136,37 @@ def test_plain_texts_in_a_column_of_messages_are_texts(tokenizer: Any) -> None:
     assert read(rows, tokenizer) == ["see you at 5", "ok (as ever)"]
 
 
+def test_markup_in_any_column_that_holds_chats_is_refused(tokenizer: Any) -> None:
+    cut = json.dumps(CHAT)[:-20]
+    with pytest.raises(ValueError, match="document 1 has .* in the column 'dialogue', which is"):
+        read([{"dialogue": json.dumps(CHAT)}, {"dialogue": cut}], tokenizer)
+    texts = [{"dialogue": "see you at 5"}, {"dialogue": "[laughs] {aside} ok"}]
+    assert read(texts, tokenizer) == ["see you at 5", "[laughs] {aside} ok"]
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_rows_of_json_lines_given_as_texts_are_refused(tmp_path: Path, as_file: bool) -> None:
+    lines = [json.dumps({"text": f"text {k}"}) + "\n" for k in range(20)]
+    documents: Any = lines
+    if as_file:
+        documents = tmp_path / "corpus.txt"
+        documents.write_text("".join(lines))
+    with pytest.raises(
+        ValueError, match=r"has .*, a row written as text; .*map\(json.loads, lines"
+    ):
+        list(iterate_documents(documents))
+    # Texts that are meant as they are, and code among other texts.
+    assert list(iterate_documents([{"text": line} for line in lines])) == lines
+    assert len(list(iterate_documents([*lines[:3], "the cat sat", *lines]))) == 24
+    assert list(iterate_documents(['{"cut', "{a} set"])) == ['{"cut', "{a} set"]
+
+
 @pytest.mark.parametrize(
     ("values", "kind"),
     [
+        ([str(np.array(CHAT, dtype=object))], "a chat written as text"),
+        ([repr(np.array(["one", "two"], dtype=object))], "an array written as text"),
+        ([str(np.array(["one text", "two"]))], "a list written as text"),
         ([str(["one text", "b"]), str(["c"])], "a list written as text"),
         ([json.dumps(["one text"]), ""], "a list written as text"),
         (["", str([{"text": "one"}])], "a list written as text"),

@@ -250,6 +250,18 @@ def test_what_may_be_a_text_beside_a_list_of_objects_is_asked_about(
     assert [row for _, row in read_records(path)] == [{"name": "Ann"}]
 
 
+@pytest.mark.parametrize("write", [list, json.dumps])
+def test_a_chat_beside_a_list_of_objects_is_read(
+    tmp_path: Path, write: Any, train_tokenizer: Any
+) -> None:
+    tokenizer = train_tokenizer()
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    turns = [{"role": "user", "content": "hello"}]
+    content = {"messages": write(turns), "sources": [{"url": "a"}], "id": 3}
+    path = written(tmp_path, "a.json", json.dumps(content).encode())
+    assert list(iterate_documents(path, tokenizer)) == ["hello"]
+
+
 def test_a_column_of_both_an_object_and_its_list_is_asked_about(tmp_path: Path) -> None:
     content = {"title": "One", "parts": [{"title": "Two"}]}
     path = written(tmp_path, "a.json", json.dumps(content).encode())
