@@ -1,7 +1,9 @@
 """The command line and the lazy surface."""
 
 import ast
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,6 +173,22 @@ def test_ctrl_c_says_so_and_leaves_nothing_half_written(
 
 
 # -------------------------------------------------------------------------------------------- scale
+
+
+def test_a_chat_template_that_fails_is_one_line_with_the_row(
+    model_folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('Roles must alternate') }}")
+    documents = tmp_path / "chats.jsonl"
+    documents.write_text(json.dumps({"messages": [{"role": "user", "content": "hello"}]}))
+    models = ["--source", str(folder), "--target", str(folder), "--no-progress"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *models, "--documents", str(documents), "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 1
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert "chats.jsonl, line 1 is a chat with the roles ['user'], and the tokenizer's" in line
+    assert "(TemplateError: Roles must alternate); give turns" in line
 
 
 @pytest.fixture
