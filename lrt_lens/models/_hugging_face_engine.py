@@ -32,7 +32,7 @@ from lrt_lens.errors import MismatchError
 from lrt_lens.models._decoder import find_decoder, stream_of, with_stream, without_cache
 from lrt_lens.models._hook_points import EMBED, residual_names
 from lrt_lens.models._identity import weights_hash
-from lrt_lens.models._loading import boot_bridge
+from lrt_lens.models._loading import boot_bridge, text_model
 from lrt_lens.models._long_rope import LongRope, by_row, padding_id
 from lrt_lens.models._passes import (
     Handle,
@@ -100,6 +100,7 @@ class HuggingFaceEngine:
         try:
             twin = copy.deepcopy(self.model, memo)
             originals = {id(memo[id(module)]): module for module in self.model.modules()}
+            twin = text_model(twin)
             # TransformerLens chooses its adapter by this field, which a model that was made in
             # memory does not have.
             twin.config.architectures = twin.config.architectures or [type(self.model).__name__]
