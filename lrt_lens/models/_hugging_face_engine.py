@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._decoder import find_decoder, stream_of, with_stream, without_cache
 from lrt_lens.models._hook_points import EMBED, residual_names
-from lrt_lens.models._identity import weights_hash
 from lrt_lens.models._loading import boot_bridge, text_model
 from lrt_lens.models._long_rope import LongRope, by_row, padding_id
 from lrt_lens.models._passes import (
@@ -47,6 +46,7 @@ from lrt_lens.models._passes import (
     tolerance,
 )
 from lrt_lens.models._running_call import tell_running_call
+from lrt_lens.models._weights import weights_hash
 from lrt_lens.typing import HookFunction, LongerTokens, Residual, Tokens
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from lrt_lens.models._hook_points import depth, place, residual_names
-from lrt_lens.models._identity import weights_hash
 from lrt_lens.models._long_rope import LongRope, by_row, padding_id
 from lrt_lens.models._passes import (
     Handle,
@@ -40,6 +39,7 @@ from lrt_lens.models._passes import (
     tolerance,
 )
 from lrt_lens.models._running_call import tell_running_call
+from lrt_lens.models._weights import weights_hash
 from lrt_lens.typing import HookFunction, LongerTokens, Residual, Tokens
 
 logger = logging.getLogger(__name__)
