@@ -185,6 +185,7 @@ class HookedModel:
             basis=self.basis,
             prepend_bos=self.prepend_bos,
             context_length=self.context_length,
+            prefix=tuple(self.prefix),
         )
 
     # --------------------------------------------------------------------------------------- tokens

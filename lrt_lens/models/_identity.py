@@ -69,20 +69,35 @@ class ModelIdentity:
     """Longest text in tokens that the model reads; None in files from before this field. Not
     compared.
     """
+    prefix: Sequence[int] | None = None
+    """Ids of the special tokens before every text; None in files from before this field."""
+
+    def __post_init__(self) -> None:
+        # Files hold it as a list. A tuple can be compared and hashed.
+        if self.prefix is not None:
+            object.__setattr__(self, "prefix", tuple(self.prefix))
 
     def reads_as(self, other: "ModelIdentity") -> bool:
-        """Return whether both models split a text into the same tokens."""
+        """Return whether both models split a text into the same tokens, whatever is before it."""
         return self.tokenizer_hash == other.tokenizer_hash
+
+    def same_prefix(self, other: "ModelIdentity") -> bool:
+        """Return whether both models may read a text behind the same special tokens."""
+        if None in (self.prefix, other.prefix):
+            return self.prepend_bos == other.prepend_bos
+        return self.prefix == other.prefix
 
     def refuse_other(self, other: "ModelIdentity", role: str, *, tokens: bool = True) -> None:
         """Raise `MismatchError` if ``other`` is another model than this one.
 
-        Names and revisions are not compared. With ``tokens`` the tokenizer and the BOS policy must
-        agree too. ``role`` is the subject of the message, such as ``"the target"``.
+        Names and revisions are not compared. With ``tokens`` the tokenizer, the BOS policy and the
+        prefix must agree too. ``role`` is the subject of the message, such as ``"the target"``.
         """
         compared = ["config_hash", "d_model", "n_layers", "basis"]
         if tokens:
             compared += ["tokenizer_hash", "prepend_bos"]
+            # Files from before this field do not tell it.
+            compared += ["prefix"] if None not in (self.prefix, other.prefix) else []
         for name in compared:
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
