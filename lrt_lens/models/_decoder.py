@@ -15,7 +15,6 @@ Limits: models whose blocks run more than once per pass, or pass several streams
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from inspect import signature
 from itertools import count
 from typing import Any
 
@@ -23,7 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from lrt_lens.errors import NonFiniteError
-from lrt_lens.models._passes import relative_difference, short_row
+from lrt_lens.models._passes import (
+    padded_positions,
+    relative_difference,
+    short_row,
+    without_cache,
+)
 
 _CONTEXT_FIELDS = (
     "max_position_embeddings",
@@ -34,6 +38,7 @@ _CONTEXT_FIELDS = (
     "seq_length",
     "context_length",
     "max_context_length",
+    "max_target_positions",
 )
 _DEFAULT_CONTEXT = 2048
 """Context length of a model whose config names none, such as a recurrent one."""
@@ -96,14 +101,6 @@ def find_decoder(model: Any, name: str) -> Decoder:
         containers=tuple(record.container for record in records),
         row_logits=logits[:1],
     )
-
-
-def without_cache(model: Any) -> dict[str, Any]:
-    """Return the option that switches the key-value cache off, if the model takes it."""
-    # A few models (GPT-1) have no cache and refuse the option.
-    parameters = signature(model.forward).parameters
-    takes = "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return {"use_cache": False} if takes else {}
 
 
 def stream_of(output: Any) -> Any:
@@ -214,10 +211,20 @@ def _refuse_later_positions(name: str, model: nn.Module, logits: Tensor) -> None
 def _context_length(config: Any, model: nn.Module) -> int:
     """Return the number of tokens that a text may have."""
     lengths = (getattr(config, field, None) for field in _CONTEXT_FIELDS)
-    found = next((n for n in lengths if isinstance(n, int) and n > 0), _DEFAULT_CONTEXT)
-    for path, module in model.named_modules():
-        is_positions = path.split(".")[-1] == "position_embeddings"
-        if is_positions and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            # RoBERTa counts positions from the row behind that of padding.
-            found = min(found, module.num_embeddings - module.padding_idx - 1)
+    found = next((n for n in lengths if isinstance(n, int) and n > 0), None)
+    if found is None:
+        found = min([_DEFAULT_CONTEXT, *_table_lengths(model)])
+    table = padded_positions(model)
+    if table is not None:
+        # RoBERTa counts positions from the row behind that of padding.
+        found = min(found, table.num_embeddings - table.padding_idx - 1)
     return found
+
+
+def _table_lengths(model: nn.Module) -> list[int]:
+    """Return the numbers of positions in the learnt tables of positions of a model."""
+    return [
+        module.num_embeddings - int(getattr(module, "offset", 0))
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and "position" in path.split(".")[-1]
+    ]

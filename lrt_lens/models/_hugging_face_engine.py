@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._decoder import find_decoder, stream_of, with_stream, without_cache
+from lrt_lens.models._decoder import find_decoder, stream_of, with_stream
 from lrt_lens.models._hook_points import EMBED, residual_names
 from lrt_lens.models._loading import boot_bridge, text_model
 from lrt_lens.models._long_rope import LongRope, by_row, padding_id
@@ -39,11 +39,14 @@ from lrt_lens.models._passes import (
     add_lens_hook,
     capture_through_bridge,
     capture_with,
+    first_line,
     generate_with,
+    generation_problem,
     relative_difference,
     replacing,
     short_row,
     tolerance,
+    without_cache,
 )
 from lrt_lens.models._running_call import tell_running_call
 from lrt_lens.models._weights import weights_hash
@@ -74,6 +77,9 @@ class HuggingFaceEngine:
         names = residual_names(self.n_layers)
         self.hook_points = tuple(n for n in names if "resid_mid" not in n or n in mids)
         self._can_skip = self._resumes_exactly(decoder.row_logits)
+        # With two new tokens behind it, the row must fit the context.
+        row = short_row(self.d_vocab)[:, : max(1, self.context_length - 2)].to(self.device)
+        self._generation_problem = generation_problem(self.model, row)
 
     # --------------------------------------------------------------------------------- the bridge
 
@@ -109,7 +115,7 @@ class HuggingFaceEngine:
                 row = short_row(self.d_vocab).to(self.device)
                 bridged = bridge.original_model(row, **without_cache(self.model)).logits
         except Exception as error:  # TransformerLens has no error class for what it cannot bridge
-            self._problem = f"{type(error).__name__}: {_first_line(error)}"
+            self._problem = f"{type(error).__name__}: {first_line(error)}"
             logger.warning(
                 "TransformerLens cannot bridge %r (%s); model.bridge and hook_resid_mid do not"
                 " exist, everything else does",
@@ -161,7 +167,7 @@ class HuggingFaceEngine:
         try:
             return {layer: norms[layer] for layer in self._cut_by(norms)}
         except Exception as error:  # a component is called in a way of its own
-            logger.info("%r has no hook_resid_mid (%s)", self._name, _first_line(error))
+            logger.info("%r has no hook_resid_mid (%s)", self._name, first_line(error))
             return {}
 
     def _cut_by(self, norms: dict[int, nn.Module]) -> list[int]:
@@ -251,7 +257,16 @@ class HuggingFaceEngine:
             return self._running(tokens.to(self.device), **without_cache(self.model)).logits
 
     def generate(self, tokens: Tokens, config: Any, **options: Any) -> LongerTokens:
-        """Return prompts with their continuations."""
+        """Return prompts with their continuations.
+
+        Raises:
+            ValueError: ``generate`` of the model writes something else than its logits say.
+        """
+        if self._generation_problem:
+            raise ValueError(
+                f"{self._name!r} cannot generate as its logits say: {self._generation_problem};"
+                " take the tokens from model.logits one by one"
+            )
         return generate_with(self._running, tokens.to(self.device), config, **options)
 
     def weights_hash(self) -> str:
@@ -407,7 +422,7 @@ class HuggingFaceEngine:
             with self._skipping(self.n_layers // 2 - 1, residual), torch.inference_mode():
                 resumed = self.model(row.to(self.device), **without_cache(self.model)).logits
         except Exception as error:  # whatever a block misses that was skipped
-            logger.info("%r cannot skip blocks (%s)", self._name, _first_line(error))
+            logger.info("%r cannot skip blocks (%s)", self._name, first_line(error))
             return False
         return relative_difference(resumed, logits) < tolerance(logits.dtype)
 
@@ -425,7 +440,3 @@ def _shortcut(container: type | None, residual: Tensor | None) -> Callable[..., 
         return hidden if container is None else container((hidden,))
 
     return skip
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]
