@@ -12,10 +12,10 @@ position that reads later ones would read the padding.
 Limits: models whose blocks run more than once per pass, or pass several streams on, are refused.
 """
 
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import torch
@@ -44,6 +44,10 @@ _DEFAULT_CONTEXT = 2048
 """Context length of a model whose config names none, such as a recurrent one."""
 _CAUSAL_TOLERANCE = 1e-3
 """Relative change of earlier logits that rounding may cause when only the last token changes."""
+
+
+_SAME_STREAM = 0.999
+"""Cosine of what a block returns and what the next one gets, above which it is one stream."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +121,11 @@ def with_stream(output: Any, stream: Tensor) -> Any:
 
 @dataclass
 class _Record:
-    """One call of a module: its place in the order of calls, and what it returned."""
+    """One call of a module: its place in the order of calls, what it got and what it returned."""
 
     order: int
+    entered: Any
+    """First argument of the call, which is the stream before a block."""
     stream: Tensor
     container: type | None
 
@@ -128,7 +134,7 @@ class _Record:
 def _recording(model: nn.Module) -> Iterator[dict[str, list[list[_Record]]]]:
     """Record the calls of the members of every list of modules, by the name of the list."""
     passes: dict[str, list[list[_Record]]] = {}
-    order = count()
+    order = itertools.count()
     with ExitStack() as stack:
         for name, modules in model.named_modules():
             if isinstance(modules, nn.ModuleList) and len(modules):
@@ -136,13 +142,19 @@ def _recording(model: nn.Module) -> Iterator[dict[str, list[list[_Record]]]]:
                 for calls, module in zip(passes[name], modules, strict=True):
 
                     def record(
-                        _module: nn.Module, _args: Any, output: Any, calls: list = calls
+                        _module: nn.Module,
+                        args: tuple,
+                        kwargs: dict[str, Any],
+                        output: Any,
+                        calls: list = calls,
                     ) -> None:
                         stream = stream_of(output)
                         container = None if isinstance(output, Tensor) else type(output)
-                        calls.append(_Record(next(order), stream, container))
+                        entered = args[0] if args else kwargs.get("hidden_states")
+                        calls.append(_Record(next(order), entered, stream, container))
 
-                    stack.callback(module.register_forward_hook(record).remove)
+                    handle = module.register_forward_hook(record, with_kwargs=True)
+                    stack.callback(handle.remove)
         yield passes
 
 
@@ -166,12 +178,32 @@ def _blocks(
         shape = next(iter(shapes))
         # A caller that reads other parts of an output by name would miss them.
         plain = all(record.container in (None, tuple, list) for record in records)
-        if plain and in_order and len(shapes) == 1 and len(shape) == 3 and shape[:2] == (2, 8):
+        is_stream = len(shapes) == 1 and len(shape) == 3 and shape[:2] == (2, 8)
+        if plain and in_order and is_stream and _passes_on(records):
             return model.get_submodule(path), records  # type: ignore[return-value]
     raise ValueError(
         f"{name!r} ({type(model).__name__}) has no list of blocks that each run once per pass and"
         " return one stream [batch, position, d_model]; such a decoder has no residual hook points"
     )
+
+
+def _passes_on(records: list[_Record]) -> bool:
+    """Return whether each block gets what the block before it returned, up to a factor.
+
+    A list of attentions or of norms does not: what is between two of them is no block.
+    """
+    for one, other in itertools.pairwise(records):
+        before, after = one.stream.double(), other.entered
+        if not isinstance(after, Tensor) or after.shape != before.shape:
+            return False
+        after = after.to(before)
+        if not (before.isfinite().all() and after.isfinite().all()):
+            continue  # it overflows, which is refused where numbers are read
+        # RWKV halves the stream every few blocks.
+        cosine = float((before * after).sum() / (before.norm() * after.norm()).clamp_min(1e-30))
+        if cosine < _SAME_STREAM:
+            return False
+    return True
 
 
 def _n_weights(module: nn.Module) -> int:

@@ -36,7 +36,7 @@ from lrt_lens.models._long_rope import LongRope, by_row, padding_id
 from lrt_lens.models._passes import (
     Handle,
     HookName,
-    add_lens_hook,
+    LensHooks,
     capture_through_bridge,
     capture_with,
     first_line,
@@ -69,6 +69,7 @@ class HuggingFaceEngine:
         self._rope = LongRope.of(model)
         self.padding_id = padding_id(self._rope, self.d_vocab)
         self._hooks: list[str] = []  # hook points of the registered hooks
+        self._lens_hooks = LensHooks()  # the same on the bridge, where they act there
         self._problem = ""
         self._build_bridge(tokenizer, decoder.row_logits)
         self._embedded = self._find_embedded()
@@ -213,15 +214,13 @@ class HuggingFaceEngine:
                 f" give other numbers: {problem}. Use model.intervene, whose hooks act in the model"
                 " itself, or remove those on the bridge"
             )
+        self._lens_hooks.restore()
         return self._bridge
 
     @property
     def _runs_bridge(self) -> bool:
         """True while the user has a hook on the bridge, which acts nowhere else."""
-        if self._bridge is None:
-            return False
-        n_hooks = sum(len(point.fwd_hooks) for point in self._points)
-        return n_hooks > sum(map(self._acts_on_bridge, self._hooks))
+        return self._bridge is not None and self._lens_hooks.others(self._points)
 
     def _acts_on_bridge(self, name: str) -> bool:
         """Return whether a hook of ours at a hook point is registered on the bridge too.
@@ -285,7 +284,7 @@ class HuggingFaceEngine:
         ]
         models, bridges = [self.model], []
         if self._acts_on_bridge(name):
-            removers.append(add_lens_hook(self.lens_model().hook_dict[name], fn))
+            removers.append(self._lens_hooks.add(self.lens_model().hook_dict[name], fn))
             models.append(self.lens_model().original_model)
             bridges.append(self.lens_model())
         modules = [module for model in models for module in (model, model.base_model)]

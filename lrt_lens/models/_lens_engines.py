@@ -29,7 +29,7 @@ from lrt_lens.models._hook_points import depth, place, residual_names
 from lrt_lens.models._long_rope import LongRope, by_row, padding_id
 from lrt_lens.models._passes import (
     Handle,
-    add_lens_hook,
+    LensHooks,
     capture_through_bridge,
     first_device,
     generate_with,
@@ -50,6 +50,7 @@ class BridgeEngine:
 
     def __init__(self, bridge: Any) -> None:
         self._bridge = bridge
+        self._hooks = LensHooks()
         self.model = bridge.original_model
         self.n_layers = int(bridge.cfg.n_layers)
         self.d_model = int(bridge.cfg.d_model)
@@ -76,16 +77,19 @@ class BridgeEngine:
 
     def capture(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Residual]:
         """Return activations by hook point."""
+        self._hooks.restore()
         with by_row(self._rope, tokens, self.padding_id):
             return capture_through_bridge(self._bridge, tokens, names)
 
     def logits(self, tokens: Tokens) -> Tensor:
         """Return next-token logits [batch, position, vocabulary]; registered hooks take effect."""
+        self._hooks.restore()
         with by_row(self._rope, tokens, self.padding_id):
             return self.model(input_ids=tokens.to(self.device), use_cache=False).logits
 
     def generate(self, tokens: Tokens, config: Any, **options: Any) -> LongerTokens:
         """Return prompts with their continuations."""
+        self._hooks.restore()
         return generate_with(self.model, tokens.to(self.device), config, **options)
 
     def weights_hash(self) -> str:
@@ -96,7 +100,7 @@ class BridgeEngine:
     def add_hook(self, name: str, fn: HookFunction) -> Callable[[], None]:
         """Register a hook and return the function that removes it."""
         modules = (self.model, self.model.base_model)
-        hook = add_lens_hook(self._bridge.hook_dict[name], fn)
+        hook = self._hooks.add(self._bridge.hook_dict[name], fn)
         told = tell_running_call(modules, fn, generators=(self.model, self._bridge))
         return Handle([hook, *told]).remove
 
@@ -153,7 +157,7 @@ class HookedTransformerEngine:
     """Runs a ``HookedTransformer`` of TransformerLens 3.x."""
 
     def __init__(self, model: Any) -> None:
-        self.model = model
+        self.model, self._hooks = model, LensHooks()
         self.n_layers = int(model.cfg.n_layers)
         self.d_model = int(model.cfg.d_model)
         self.d_vocab = int(model.cfg.d_vocab)
@@ -173,6 +177,7 @@ class HookedTransformerEngine:
 
     def capture(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Residual]:
         """Return activations by hook point."""
+        self._hooks.restore()
         # The input of block l is read as the output of block l - 1. That saves running block l,
         # because `stop_at_layer` is exclusive.
         canonical = {name: place(name) for name in names}
@@ -190,6 +195,7 @@ class HookedTransformerEngine:
 
     def logits(self, tokens: Tokens) -> Tensor:
         """Return next-token logits [batch, position, vocabulary]; registered hooks take effect."""
+        self._hooks.restore()
         with _taking_every_token_as_text(self.model):
             return self.model(tokens.to(self.device), return_type="logits")
 
@@ -223,6 +229,7 @@ class HookedTransformerEngine:
                 " prompts of equal length"
             )
         lens_options = _lens_options(config, tokens.shape[1])
+        self._hooks.restore()
 
         def process(_module: nn.Module, _args: tuple, logits: Tensor) -> Tensor:
             last = logits[:, -1]
@@ -250,7 +257,7 @@ class HookedTransformerEngine:
         told = tell_running_call(
             [self.model.blocks[0]], fn, until=self.model, generators=[self.model]
         )
-        return Handle([add_lens_hook(self.model.hook_dict[name], fn), *told]).remove
+        return Handle([self._hooks.add(self.model.hook_dict[name], fn), *told]).remove
 
     def resuming(self, name: str, residual: Residual) -> AbstractContextManager[None]:
         """Return a context in which passes continue from ``residual``; all layers still run."""

@@ -91,20 +91,73 @@ def replacing(engine: Any, name: str, residual: Tensor) -> Iterator[None]:
         remove()
 
 
+class LensHook:
+    """A hook on a ``HookPoint`` of TransformerLens that stays until `remove` is called.
+
+    ``reset_hooks`` of the user leaves it there, because it is registered as permanent; if it was
+    told to remove permanent hooks too, `restore` registers it again.
+    """
+
+    def __init__(self, hook_point: Any, fn: Callable[..., Tensor | None]) -> None:
+        self._point, self._fn = hook_point, fn
+        self._handle: Any = None
+        self.restore()
+
+    def restore(self) -> None:
+        """Register the hook, unless it is registered."""
+        if self.is_one_of(self._point.fwd_hooks):
+            return
+        # The handle is identified by what `add_hook` has appended.
+        before = list(self._point.fwd_hooks)
+        self._point.add_hook(self._fn, is_permanent=True)
+        [self._handle] = [
+            handle for handle in self._point.fwd_hooks if all(handle is not old for old in before)
+        ]
+
+    def is_one_of(self, handles: Iterable[Any]) -> bool:
+        """Return whether the handle of this hook is among ``handles``."""
+        return any(handle is self._handle for handle in handles)
+
+    def remove(self) -> None:
+        """Remove this hook alone, which `HookPoint.remove_hooks` cannot."""
+        self._handle.hook.remove()
+        self._point.fwd_hooks = [one for one in self._point.fwd_hooks if one is not self._handle]
+
+
 def add_lens_hook(hook_point: Any, fn: Callable[..., Tensor | None]) -> Callable[[], None]:
-    """Add a hook to a TransformerLens ``HookPoint`` and return the function that removes it."""
-    # `HookPoint.remove_hooks` removes all hooks. To remove just this one, its handle is identified
-    # by what `add_hook` has appended.
-    before = list(hook_point.fwd_hooks)
-    hook_point.add_hook(fn)
-    added = [handle for handle in hook_point.fwd_hooks if all(handle is not old for old in before)]
+    """Add a `LensHook` to a ``HookPoint`` and return the function that removes it."""
+    return LensHook(hook_point, fn).remove
 
-    def remove() -> None:
-        for handle in added:
-            handle.hook.remove()
-            hook_point.fwd_hooks = [other for other in hook_point.fwd_hooks if other is not handle]
 
-    return remove
+class LensHooks:
+    """The hooks that an engine has registered on hook points of TransformerLens."""
+
+    def __init__(self) -> None:
+        self._hooks: list[LensHook] = []
+
+    def add(self, hook_point: Any, fn: Callable[..., Tensor | None]) -> Callable[[], None]:
+        """Add a hook and return the function that removes it."""
+        hook = LensHook(hook_point, fn)
+        self._hooks.append(hook)
+
+        def remove() -> None:
+            self._hooks = [other for other in self._hooks if other is not hook]
+            hook.remove()
+
+        return remove
+
+    def restore(self) -> None:
+        """Register again the hooks that were removed behind the engine's back."""
+        for hook in self._hooks:
+            hook.restore()
+
+    def others(self, hook_points: Iterable[Any]) -> bool:
+        """Return whether a hook of anybody else is registered on one of ``hook_points``."""
+        return any(
+            not any(hook.is_one_of([handle]) for hook in self._hooks)
+            for point in hook_points
+            for handle in point.fwd_hooks
+        )
 
 
 def capture_with(
@@ -214,7 +267,8 @@ def generation_problem(model: Any, row: Tensor) -> str:
     from transformers import GenerationConfig
 
     # XLM masks as many of the last positions as there are padding tokens anywhere in a row.
-    row = row[row != getattr(model.config, "pad_token_id", None)][None]
+    padding = getattr(model.config, "pad_token_id", None)
+    row = row if padding is None else row[row != padding][None]
     config = GenerationConfig(
         max_new_tokens=2,
         do_sample=False,
