@@ -177,7 +177,7 @@ def _turn_keys(turn: dict[str, Any]) -> Sequence[str] | None:
     return next((pair for pair in pairs if turn.keys() >= set(pair)), None)
 
 
-def _turn(turn: dict[str, Any]) -> dict[str, Any]:
+def chat_turn(turn: dict[str, Any]) -> dict[str, Any]:
     """Return a turn as chat templates read it."""
     if _turn_keys(turn) != ("from", "value"):
         return turn
@@ -203,4 +203,4 @@ def chat_text(chat: Any, where: str, tokenizers: tuple[Any, ...]) -> str:
             f"{where} is a chat, but the tokenizer has no chat template;"
             " set tokenizer.chat_template, or give plain text"
         )
-    return tokenizers[0].apply_chat_template(list(map(_turn, chat)), tokenize=False)
+    return tokenizers[0].apply_chat_template(list(map(chat_turn, chat)), tokenize=False)

@@ -28,7 +28,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lrt_lens.data._columns import Columns, chat_text, typed
+from lrt_lens.data._columns import Columns, chat_text, chat_turn, is_chat, typed
 from lrt_lens.data._document_files import ARCHIVE_ENDINGS, KINDS, arrow_rows, file_rows, kind_of
 from lrt_lens.data._document_rows import (
     ColumnKind,
@@ -127,6 +127,24 @@ def iterate_documents(
     source = DocumentSource.of(documents, text_field)
     for document in DocumentReader(source, *tokenizers):
         yield document.text
+
+
+def iterate_rows(documents: Documents) -> Iterator[str | list[dict[str, Any]]]:
+    """Yield each document as its text, or as the turns of a chat, which no template has formatted.
+
+    What `iterate_documents` accepts is read in the same way; missing and blank ones are left out.
+    """
+    source = DocumentSource.of(documents)
+    columns = Columns(source.text_field)
+    for rows in _sources(source.documents, columns):
+        if rows.columns is not None:
+            columns.choose(rows.source, rows.columns)
+        for number, row in typed(rows, columns):
+            value = columns.value(row, rows.where(number))
+            if is_chat(value):
+                yield list(map(chat_turn, value))
+            elif not is_missing(value) and str(value).strip():
+                yield without_surrogates(str(value))
 
 
 class DocumentReader:

@@ -82,8 +82,14 @@ def find_decoder(model: Any, name: str) -> Decoder:
             " a causal language model"
         )
     embedding = model.get_input_embeddings()
-    d_vocab = int(embedding.weight.shape[0])
-    row = short_row(d_vocab).to(embedding.weight.device)
+    table = getattr(embedding, "weight", None)
+    if not isinstance(table, Tensor):
+        raise ValueError(
+            f"{name!r} ({type(model).__name__}) embeds its tokens by a {type(embedding).__name__};"
+            " expected one table of weights, a row per token"
+        )
+    d_vocab = int(table.shape[0])
+    row = short_row(d_vocab).to(table.device)
     changed = row.clone()
     changed[0, -1] = (row[0, -1] + 1) % d_vocab
     with torch.inference_mode(), _recording(model) as passes:

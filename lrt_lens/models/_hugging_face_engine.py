@@ -39,6 +39,7 @@ from lrt_lens.models._passes import (
     LensHooks,
     capture_through_bridge,
     capture_with,
+    evaluating,
     first_line,
     generate_with,
     generation_problem,
@@ -245,14 +246,14 @@ class HuggingFaceEngine:
 
     def capture(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Residual]:
         """Return activations by hook point."""
-        with self._by_row(tokens):
+        with self._reading(tokens):
             if self._runs_bridge:
                 return capture_through_bridge(self._hooked_bridge(), tokens, names)
             return self._captured(tokens, names)
 
     def logits(self, tokens: Tokens) -> Tensor:
         """Return next-token logits [batch, position, vocabulary]; registered hooks take effect."""
-        with self._by_row(tokens):
+        with self._reading(tokens):
             return self._running(tokens.to(self.device), **without_cache(self.model)).logits
 
     def generate(self, tokens: Tokens, config: Any, **options: Any) -> LongerTokens:
@@ -266,7 +267,8 @@ class HuggingFaceEngine:
                 f"{self._name!r} cannot generate as its logits say: {self._generation_problem};"
                 " take the tokens from model.logits one by one"
             )
-        return generate_with(self._running, tokens.to(self.device), config, **options)
+        with evaluating(self._running):
+            return generate_with(self._running, tokens.to(self.device), config, **options)
 
     def weights_hash(self) -> str:
         """Return a hash of every weight."""
@@ -316,6 +318,13 @@ class HuggingFaceEngine:
             return nullcontext()
         rope = LongRope.of(self._running) if self._runs_bridge else self._rope
         return by_row(rope, tokens, self.padding_id)
+
+    def _reading(self, tokens: Tokens) -> AbstractContextManager[Any]:
+        """Return the context of a pass: without dropout, and each row as if it were alone."""
+        stack = ExitStack()
+        stack.enter_context(evaluating(self._running))
+        stack.enter_context(self._by_row(tokens))
+        return stack
 
     def _captured(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Residual]:
         """Return activations read from hooks on the blocks."""

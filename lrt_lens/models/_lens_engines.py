@@ -31,6 +31,7 @@ from lrt_lens.models._passes import (
     Handle,
     LensHooks,
     capture_through_bridge,
+    evaluating,
     first_device,
     generate_with,
     relative_difference,
@@ -78,19 +79,20 @@ class BridgeEngine:
     def capture(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Residual]:
         """Return activations by hook point."""
         self._hooks.restore()
-        with by_row(self._rope, tokens, self.padding_id):
+        with evaluating(self.model), by_row(self._rope, tokens, self.padding_id):
             return capture_through_bridge(self._bridge, tokens, names)
 
     def logits(self, tokens: Tokens) -> Tensor:
         """Return next-token logits [batch, position, vocabulary]; registered hooks take effect."""
         self._hooks.restore()
-        with by_row(self._rope, tokens, self.padding_id):
+        with evaluating(self.model), by_row(self._rope, tokens, self.padding_id):
             return self.model(input_ids=tokens.to(self.device), use_cache=False).logits
 
     def generate(self, tokens: Tokens, config: Any, **options: Any) -> LongerTokens:
         """Return prompts with their continuations."""
         self._hooks.restore()
-        return generate_with(self.model, tokens.to(self.device), config, **options)
+        with evaluating(self.model):
+            return generate_with(self.model, tokens.to(self.device), config, **options)
 
     def weights_hash(self) -> str:
         """Return the hash of the Hugging Face model inside, under its own names of weights."""
@@ -218,6 +220,7 @@ class HookedTransformerEngine:
             ValueError: ``config`` or ``options`` have what ``HookedTransformer.generate`` does not
                 have, or ``attention_mask`` has padding.
         """
+        lens_options = _lens_options(config, tokens.shape[1])
         if options:
             raise ValueError(
                 f"HookedTransformer.generate does not have {', '.join(sorted(options))}; leave it"
@@ -228,7 +231,6 @@ class HookedTransformerEngine:
                 "the prompts are padded; HookedTransformer.generate takes no attention mask: give"
                 " prompts of equal length"
             )
-        lens_options = _lens_options(config, tokens.shape[1])
         self._hooks.restore()
 
         def process(_module: nn.Module, _args: tuple, logits: Tensor) -> Tensor:

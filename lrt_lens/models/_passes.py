@@ -329,6 +329,19 @@ def is_centred(residual: Tensor) -> bool:
     return bool(residual.mean(-1).abs().max() < allowed * residual.pow(2).mean().sqrt())
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Return a context without dropout, also if the user has called ``train()`` on a model."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def without_cache(model: Any) -> dict[str, Any]:
     """Return the option that switches the key-value cache off, if the model takes it."""
     # A few models (GPT-1) have no cache and refuse the option.

@@ -218,10 +218,10 @@ class LinearProbe:
             raise ValueError(f"method is {method!r}; expected one of {sorted(METHODS)}")
         hooked = load_model(model)
         hook = resolve(at, hooked)
-        check_labels(texts, labels, every=read == "every")
+        texts, labels = check_labels(texts, labels, every=read == "every")
         rules: dict[str, Any] = {"short_texts": run.short_texts, "truncation": run.truncation}
         kept = readable([hooked], texts, read, skip_first=skip_first, **rules)
-        texts, labels = kept.of(text_list(texts)), kept.of(list(labels))
+        texts, labels = kept.of(texts), kept.of(labels)
         rules["short_texts"] = row_rule(run.short_texts)
         rows, counts = read_rows(hooked, texts, hook, read, skip_first, **rules)
         row_labels = _row_labels(labels, counts, read)
@@ -341,10 +341,10 @@ class LinearProbe:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return probabilities [row, class] and true class numbers [row]."""
         # Texts of one class can be scored too, so two classes are not required here.
-        check_labels(texts, labels, every=self.read == "every", two=False)
+        texts, labels = check_labels(texts, labels, every=self.read == "every", two=False)
         hooked = load_model(model)
         kept = self.readable([hooked], texts)
-        texts, labels = kept.of(text_list(texts)), kept.of(list(labels))
+        texts, labels = kept.of(texts), kept.of(labels)
         rows, counts = self.rows(hooked, texts)
         truth = class_numbers(_row_labels(labels, counts, self.read), self.classes)
         return probabilities(self.logits(rows)), truth

@@ -38,6 +38,7 @@ from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.figures._behaviour import clamp_figure
 from lrt_lens.models._pair import ModelPair
+from lrt_lens.models._text_codec import text_list
 from lrt_lens.statistics._correlations import bootstrap_rank_correlation
 from lrt_lens.statistics._intervals import (
     NOTHING,
@@ -147,7 +148,7 @@ def evaluate_clamping(
         settings.top_k,
         settings.seed,
     )
-    level_texts = list(contrast.positive if concept_texts is None else concept_texts)
+    level_texts = text_list(contrast.positive if concept_texts is None else concept_texts)
     arms = behaviour_arms(pair, stitch, vector, contrast, settings.n_random, settings.seed)
     parts = [_rows("none", None, math.nan, outcome, outcome.generate(pair.target))]
     bar = tqdm(arms, desc=f"clamp {vector.name}", disable=not settings.progress, leave=False)
