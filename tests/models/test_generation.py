@@ -69,3 +69,70 @@ def test_a_model_that_writes_something_else_than_its_logits_say_is_refused(
 def test_attentions_in_a_list_of_their_own_are_no_blocks(tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="no list of blocks that each run once"):
         HookedModel.load(build("xlm-causal", tokenizer), tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("config", "n_new"),
+    [
+        ({"max_length": 200}, 64),
+        ({"max_length": 20}, 20),
+        ({}, None),
+        ({"max_new_tokens": 200}, 64),
+        ({"max_new_tokens": 4, "max_length": 200}, None),
+    ],
+)
+def test_a_generation_config_writes_no_further_than_the_context(
+    build_hf: Any, tokenizer: Any, architecture: str, config: dict, n_new: int | None
+) -> None:
+    hf = build_hf(architecture)
+    model = HookedModel.load(hf, tokenizer=tokenizer)
+    prompt = "the cat saw the dog"
+    ids = model.encode([prompt])[0]
+    total = n_new or len(ids) + config.get("max_new_tokens", 20)
+    text = model.generate(prompt, generation_config={**config, "do_sample": False})
+    expected = greedy(hf, ids, total - len(ids))[len(ids) :]
+    assert text == model.codec.decode_behind(ids, expected)
+
+
+def test_a_prompt_that_fills_the_context_is_cut_if_the_user_says_so(
+    build_hf: Any, tokenizer: Any, caplog: Any
+) -> None:
+    hf = build_hf("llama")
+    model = HookedModel.load(hf, tokenizer=tokenizer)
+    bodies = model.encode_bodies([" ".join(["cat dog"] * 60)])[0]
+    # One token less than the context, all of it, and more.
+    for n_tokens in (63, 64, 90):
+        prompt = tokenizer.decode(bodies[: n_tokens - 1])
+        assert len(model.codec.bodies([prompt])[0]) == n_tokens - 1
+        if n_tokens == 64:
+            with pytest.raises(ValueError, match="truncation='left'"):
+                model.generate(prompt, max_new_tokens=8)
+        caplog.clear()
+        text = model.generate(prompt, max_new_tokens=8, do_sample=False, truncation="left")
+        ids = [0, *bodies[: n_tokens - 1]]
+        is_cut = n_tokens >= 64
+        kept = [0, *ids[len(ids) - 55 :]] if is_cut else ids
+        written = greedy(hf, kept, min(8, 64 - len(kept)))[len(kept) :]
+        ends = written.index(0) + 1 if 0 in written else len(written)
+        assert text == model.codec.decode_behind(kept, written[:ends])
+        assert ("were cut" in caplog.text) == is_cut
+    with pytest.raises(ValueError, match="leaves no new token behind a prompt of 63 tokens"):
+        model.generate(prompt, generation_config={"max_length": 9}, truncation="left")
+
+
+def test_stop_strings_end_each_text_where_it_has_one(build_hf: Any, tokenizer: Any) -> None:
+    hf = build_hf("llama", seed=3)
+    model = HookedModel.load(hf, tokenizer=tokenizer)
+    prompts = ["the cat saw the", "a dog ran over the", "the old king gave"]
+    options = {"max_new_tokens": 16, "do_sample": False}
+    free = [model.generate(prompt, generation_config=options) for prompt in prompts]
+    stop = next(character for character in free[0][3:] if character.isprintable())
+    texts = model.generate(prompts, generation_config={**options, "stop_strings": [stop]})
+    for text, whole in zip(texts, free, strict=True):
+        assert whole.startswith(text)
+        if stop in whole:
+            assert stop in text
+            assert stop not in text[:-4]
+        else:
+            assert text == whole

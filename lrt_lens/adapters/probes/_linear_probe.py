@@ -20,7 +20,7 @@ refused by predictions, which need one row per text.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -184,8 +184,8 @@ class LinearProbe:
     def fit(
         cls,
         model: ModelLike,
-        texts: Sequence[str],
-        labels: Sequence[Any],
+        texts: Iterable[str],
+        labels: Iterable[Any],
         *,
         at: int | str,
         read: EveryRead = "last",
@@ -303,7 +303,7 @@ class LinearProbe:
             return [[self.classes[i] for i in part.argmax(1)] for part in p]
         return [self.classes[i] for i in p.argmax(1)]
 
-    def accuracy(self, model: ModelLike, texts: Sequence[str], labels: Sequence[Any]) -> float:
+    def accuracy(self, model: ModelLike, texts: Iterable[str], labels: Iterable[Any]) -> float:
         """Share of texts (tokens with ``read="every"``) whose most likely class is their label.
 
         Texts that the mask leaves nothing of are left out, with a warning that lists them.
@@ -311,7 +311,7 @@ class LinearProbe:
         p, truth = self._predictions(model, texts, labels)
         return float((p.argmax(1) == truth).mean())
 
-    def auroc(self, model: ModelLike, texts: Sequence[str], labels: Sequence[Any]) -> float:
+    def auroc(self, model: ModelLike, texts: Iterable[str], labels: Iterable[Any]) -> float:
         """Area under the ROC curve; for several classes the mean of each class against the others.
 
         Texts that the mask leaves nothing of are left out, with a warning that lists them.
@@ -337,7 +337,7 @@ class LinearProbe:
         )
 
     def _predictions(
-        self, model: ModelLike, texts: Sequence[str], labels: Sequence[Any]
+        self, model: ModelLike, texts: Iterable[str], labels: Iterable[Any]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return probabilities [row, class] and true class numbers [row]."""
         # Texts of one class can be scored too, so two classes are not required here.
