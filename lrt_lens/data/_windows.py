@@ -149,11 +149,7 @@ class CutDocument:
 
 
 def cut_windows(
-    ids: list[int],
-    key: int,
-    model: TextReader,
-    plan: BlockPlan,
-    target: TextReader | None = None,
+    ids: list[int], key: int, model: TextReader, plan: BlockPlan, target: TextReader | None = None
 ) -> list[Window]:
     """Return the windows of one document that have at least four unmasked tokens.
 

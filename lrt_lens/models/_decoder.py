@@ -22,12 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lrt_lens.errors import NonFiniteError
-from lrt_lens.models._passes import (
-    padded_positions,
-    relative_difference,
-    short_row,
-    without_cache,
-)
+from lrt_lens.models._passes import padded_positions, relative_difference, short_row, without_cache
 
 _CONTEXT_FIELDS = (
     "max_position_embeddings",

@@ -189,7 +189,7 @@ def text_model(model: Any) -> Any:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     config = model.config.get_text_config()
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     if config is not model.config and kind is not None:
         # Weights on the device ``meta`` need no memory; all of them are replaced.

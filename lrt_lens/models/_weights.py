@@ -156,10 +156,9 @@ def _plain_parts(tensor: Tensor) -> Iterator[Tensor]:
         else:
             yield tensor.q_per_channel_scales()
             yield tensor.q_per_channel_zero_points()
-    elif hasattr(tensor, "__tensor_flatten__"):
+    elif (flatten := getattr(tensor, "__tensor_flatten__", None)) is not None:
         # Tensors of torchao are classes of their own around plain ones.
-        names, _ = tensor.__tensor_flatten__()
-        for name in names:
+        for name in flatten()[0]:
             yield from _plain_parts(getattr(tensor, name))
     else:
         yield tensor

@@ -14,8 +14,7 @@ from lrt_lens.adapters.probes import LinearProbe
 from lrt_lens.adapters.vectors import SteeringVector
 from lrt_lens.data import ContrastSet
 from lrt_lens.errors import MismatchError
-from lrt_lens.models import HookedModel, ModelPair
-from lrt_lens.models._identity import ModelIdentity
+from lrt_lens.models import HookedModel, ModelIdentity, ModelPair
 from lrt_lens.moments import ActivationCache, CrossMoments, harvest
 from lrt_lens.stitching import score_rows
 

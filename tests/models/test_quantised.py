@@ -184,4 +184,23 @@ def test_what_cannot_be_read_is_named(caplog: pytest.LogCaptureFixture) -> None:
 
     with caplog.at_level(logging.WARNING):
         weights_hash(nn.Sequential(Foreign()))
-    assert "'0.extra_state' holds weights in an object of class object, which cannot be read" in caplog.text
+    assert (
+        "'0.extra_state' holds weights in an object of class object, which cannot be read"
+        in caplog.text
+    )
+
+
+def test_a_tensor_made_of_tensors_counts_whole() -> None:
+    """As torchao keeps quantised weights: integers and scales in a class of tensors."""
+    two_tensor = pytest.importorskip("torch.testing._internal.two_tensor").TwoTensor
+
+    def hashed(values: Tensor, scales: Tensor) -> str:
+        module = nn.Module()
+        module.weight = nn.Parameter(two_tensor(values, scales), requires_grad=False)
+        return weights_hash(module)
+
+    values, scales = torch.arange(6.0).reshape(2, 3), torch.ones(2, 3)
+    other = values.clone()
+    other[1, 2] = 9
+    assert hashed(values, scales) == hashed(values.clone(), scales.clone())
+    assert len({hashed(values, scales), hashed(other, scales), hashed(values, other)}) == 3

@@ -66,7 +66,7 @@ from lrt_lens.models._reading import (
     readable,
     row_rule,
 )
-from lrt_lens.models._text_codec import Truncation, text_list
+from lrt_lens.models._text_codec import Truncation
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact

@@ -200,7 +200,7 @@ def _rows(
     arm: str, draw: int | None, level: float, outcome: Continuations, texts: list[str]
 ) -> pd.DataFrame:
     # `Continuations.generate` returns all prompts of sample 0, then all of sample 1, and so on.
-    sample, prompt = np.divmod(np.arange(len(texts)), len(outcome.prompts))
+    sample, prompt = np.divmod(np.arange(len(texts)), outcome.n_prompts)
     columns = {
         "arm": arm,
         "draw": draw,

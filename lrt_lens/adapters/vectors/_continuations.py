@@ -65,6 +65,11 @@ class Continuations:
                 "both must be at least 1"
             )
 
+    @property
+    def n_prompts(self) -> int:
+        """Number of prompts."""
+        return len(list(self.prompts))
+
     def generate(
         self, model: HookedModel, intervene: Callable[[], Handle] | None = None
     ) -> list[str]:

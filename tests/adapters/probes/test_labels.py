@@ -26,9 +26,7 @@ LABELS = [0, 1, 1, 0] * 5
     ],
     ids=["tuple", "numpy", "series", "pyarrow", "tensor", "iterator"],
 )
-def test_labels_of_texts_are_read_by_position(
-    model: Any, passages: list[str], labels: Any
-) -> None:
+def test_labels_of_texts_are_read_by_position(model: Any, passages: list[str], labels: Any) -> None:
     expected = LinearProbe.fit(model, passages[:20], LABELS, at=1)
     probe = LinearProbe.fit(model, iter(passages[:20]), labels, at=1)
     assert torch.equal(probe.weight, expected.weight)
@@ -36,7 +34,9 @@ def test_labels_of_texts_are_read_by_position(
 
 
 @pytest.mark.parametrize(
-    "convert", [np.array, torch.tensor, pd.Series, tuple], ids=["numpy", "tensor", "series", "tuple"]
+    "convert",
+    [np.array, torch.tensor, pd.Series, tuple],
+    ids=["numpy", "tensor", "series", "tuple"],
 )
 def test_labels_of_tokens_may_be_arrays(model: Any, passages: list[str], convert: Any) -> None:
     texts = passages[:6]

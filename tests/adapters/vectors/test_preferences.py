@@ -100,9 +100,7 @@ def test_one_continuation_twice_and_too_long_a_prompt_are_refused(model: Any) ->
 def test_a_first_token_that_spans_the_whole_prompt_needs_a_token_before_it(
     load: Any, train_tokenizer: Any
 ) -> None:
-    without, behind = (
-        load("llama", tokenizer=train_tokenizer(bos=bos)) for bos in (False, True)
-    )
+    without, behind = (load("llama", tokenizer=train_tokenizer(bos=bos)) for bos in (False, True))
     # "girl" and "good" are one token each, and "g" is another.
     items = ChoiceItems(["the", " g"], [" cat", "irl"], [" dog", "ood ran"])
     first, second = (without.encode_bodies([text])[0] for text in (" girl", " good ran"))
