@@ -48,6 +48,7 @@ from lrt_lens.data._windows import (
     sum_aligned,
 )
 from lrt_lens.errors import TooFewDocumentsError
+from lrt_lens.models._text_codec import column_list
 from lrt_lens.models._text_reader import TextReader
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ class WindowCutter:
 
         It has no windows if the text is too short or no position is aligned.
         """
-        whole = [Document(one) if isinstance(one, str) else one for one in documents]
+        listed = column_list(documents)
+        whole = [Document(one) if isinstance(one, str) else one for one in listed]
         texts, plan, seed = [document.text for document in whole], self.plan, self.plan.seed
         keys = [document.key(seed) for document in whole]
         if self._other is not None:

@@ -20,6 +20,7 @@ from lrt_lens.adapters.vectors import (
 )
 from lrt_lens.adapters.vectors._continuations import Continuations
 from lrt_lens.data import DocumentSource
+from lrt_lens.data._blocks import BlockPlan, WindowCutter
 from lrt_lens.models import HookedModel, ModelPair
 from lrt_lens.stitching import Stitch
 from tests.adapters.vectors.test_clamping import CONTRAST
@@ -149,3 +150,12 @@ def test_tables_without_a_clear_column_are_no_neutral_texts(model: HookedModel) 
     for nothing in ([], [None], pd.Series([], dtype=object)):
         with pytest.raises(ValueError, match="no neutral text"):
             NeutralText(model, nothing, 1)
+
+
+@pytest.mark.parametrize("kind", ["DataFrame", "dict", "set"])
+def test_keys_and_names_of_columns_are_no_documents(model: HookedModel, kind: str) -> None:
+    # Held-out scores of rows cut their texts here.
+    cut: Any = WindowCutter(BlockPlan(), model).cut
+    with pytest.raises(TypeError, match=f"texts is a {kind}; expected|Type-check error"):
+        cut(NO_COLUMN[kind])
+    assert len(cut(TEXTS)) == len(cut(tuple(TEXTS))) == 3
