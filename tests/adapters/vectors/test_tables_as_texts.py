@@ -19,8 +19,8 @@ from lrt_lens.adapters.vectors import (
     evaluate_clamping,
 )
 from lrt_lens.adapters.vectors._continuations import Continuations
-from lrt_lens.data import DocumentSource
-from lrt_lens.data._blocks import BlockPlan, WindowCutter
+from lrt_lens.data import BlockPlan, DocumentSource
+from lrt_lens.data._blocks import WindowCutter
 from lrt_lens.models import HookedModel, ModelPair
 from lrt_lens.stitching import Stitch
 from tests.adapters.vectors.test_clamping import CONTRAST
