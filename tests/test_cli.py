@@ -284,11 +284,11 @@ def test_an_interrupted_fit_goes_on_and_refuses_other_arguments(
 
     add_block, calls = CrossMoments.add_block, []
 
-    def add(self: CrossMoments, *arguments: Any) -> None:
+    def add(self: CrossMoments, *arguments: Any, **names: Any) -> None:
         calls.append(1)
         if len(calls) == 4:
             os.kill(os.getpid(), signal.SIGINT)
-        add_block(self, *arguments)
+        add_block(self, *arguments, **names)
 
     with monkeypatch.context() as patch:
         patch.setattr(CrossMoments, "add_block", add)
@@ -301,7 +301,9 @@ def test_an_interrupted_fit_goes_on_and_refuses_other_arguments(
     assert "another --out, or --restart to begin again" in message
     calls.clear()
     monkeypatch.setattr(
-        CrossMoments, "add_block", lambda self, *rows: (calls.append(1), add_block(self, *rows))[1]
+        CrossMoments,
+        "add_block",
+        lambda self, *rows, **names: (calls.append(1), add_block(self, *rows, **names))[1],
     )
     out = fit()
     resumed = len(calls)

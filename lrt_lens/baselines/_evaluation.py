@@ -31,6 +31,7 @@ method. Maps of texts' means are evaluated on tokens here. R² penalises a wrong
 prediction; cosine, equal damage and AUROC do not.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,11 +48,11 @@ from lrt_lens.adapters.concepts._concept_map import contrast_sets
 from lrt_lens.adapters.probes._labels import class_numbers, label_list
 from lrt_lens.adapters.probes._linear_probe import LinearProbe, probe_through, read_rows
 from lrt_lens.adapters.probes._logistic import probabilities
-from lrt_lens.adapters.vectors._arms import VectorArm, drawn_arms
-from lrt_lens.adapters.vectors._calibration import NeutralText, calibrate_on
-from lrt_lens.adapters.vectors._evaluation import Curve
-from lrt_lens.adapters.vectors._preferences import PreferenceText
+from lrt_lens.adapters.vectors._arm_meter import ArmMeter
+from lrt_lens.adapters.vectors._arms import drawn_arms
+from lrt_lens.adapters.vectors._equal_damage import ITEMS, TEXTS, Curve, item_clusters
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
+from lrt_lens.adapters.vectors._vector_arm import VectorArm
 from lrt_lens.baselines._text_rows import RowRead
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.data._parts import N_FOLDS, document_key, part_of
@@ -64,14 +65,10 @@ from lrt_lens.models._reading import ShortTexts, readable, row_rule
 from lrt_lens.models._text_codec import text_list
 from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
 from lrt_lens.moments._scatter import score_map
+from lrt_lens.statistics._bootstrap import Clusters, Resamples, bootstrap_statistic
 from lrt_lens.statistics._classification import auroc, bootstrap_auroc
-from lrt_lens.statistics._intervals import (
-    Interval,
-    bootstrap_mean,
-    bootstrap_ratio,
-    bootstrap_statistic,
-    spread,
-)
+from lrt_lens.statistics._draws import prediction_interval
+from lrt_lens.statistics._intervals import Interval
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._diagnostics import score_intervals
 from lrt_lens.stitching._fit import token_identity_map
@@ -79,8 +76,6 @@ from lrt_lens.stitching._stitch import Stitch
 
 CONTROLS = ("native", "token_identity", "random")
 """Rows of the summary that are no stitch."""
-_AROUND = (0.85, 1.2)
-"""Multiples of the calibrated scale between which effects at equal damage are interpolated."""
 
 
 @dataclass(frozen=True)
@@ -320,9 +315,11 @@ class _Steering:
         settings: FamilyBaselineSettings,
     ) -> None:
         self.first, self.settings = first, settings
-        self.items = PreferenceText(pair.target, items, first.target_hook)
-        self.neutral = NeutralText(pair.target, neutral, first.target_hook)
-        self.unsteered = self.items.propensity()
+        self.meter = ArmMeter(pair.target, items, neutral, budget=settings.damage, both_signs=False)
+        n_texts = len(self.meter.at(first.target_hook)[1].n_tokens)
+        self.resamples = Resamples(
+            {ITEMS: item_clusters(items), TEXTS: Clusters.single(n_texts)}, seed=settings.seed
+        )
         # The source's vector is learnt once and transferred by every stitch.
         rule: dict[str, Any] = {"short_texts": settings.short_texts}
         self.vector, self.native = (
@@ -332,41 +329,34 @@ class _Steering:
 
     def rows(self, stitches: Mapping[str, Stitch]) -> dict[str, dict[str, Any]]:
         """Return the effects at equal damage per method."""
-        native = self._effect(VectorArm("native", self.native))
+        native = self.meter.measure(VectorArm("native", self.native)).plus
         rows = {"native": self._row(native, native)}
         is_quiet = not self.settings.progress
         for name, stitch in tqdm(stitches.items(), desc="steer", disable=is_quiet, leave=False):
-            rows[name] = self._row(
-                self._effect(VectorArm(name, stitch.transfer(self.vector))), native
-            )
+            transferred = VectorArm(name, stitch.transfer(self.vector))
+            rows[name] = self._row(self.meter.measure(transferred).plus, native)
             if stitch.null is not None:
                 shuffled = stitch.transfer(self.vector, through=stitch.null.up)
-                rows[name]["effect_null"] = float(self._effect(VectorArm(name, shuffled)).mean())
+                rows[name]["effect_null"] = self._effect(VectorArm("shuffled", shuffled, draw=0))
         arms = drawn_arms(self.first, self.native, self.settings.n_random, self.settings.seed)
-        drawn = [float(self._effect(arm).mean()) for arm in arms]
-        rows["random"] = _named("effect", spread(drawn)) if drawn else {}
+        drawn = [self._effect(arm) for arm in arms]
+        rows["random"] = _named("effect", prediction_interval(drawn)) if drawn else {}
         return rows
 
-    def _effect(self, arm: VectorArm) -> np.ndarray:
-        """Return the effect per item at the budget; NaN if no scale reaches it."""
-        budget = self.settings.damage
-        calibration = calibrate_on(self.neutral, arm.vector, budget, tolerance=0.05)
-        if not calibration.reached:
-            return np.full_like(self.unsteered, np.nan)
-        # Effects are interpolated to the exact budget between two scales around the calibrated one.
-        # Damage at scale 0 is 0 by definition.
-        scales = [calibration.scale * share for share in _AROUND]
-        hooks = [arm.vector.hook_at(scale) for scale in scales]
-        damage = np.array([0.0, *(self.neutral.damage(hook) for hook in hooks)])
-        values = np.array([self.unsteered, *(self.items.propensity(hook) for hook in hooks)])
-        return Curve(arm, np.array([0.0, *scales]), damage, values).effect_at(budget)
+    def _effect(self, arm: VectorArm) -> float:
+        """Return the mean effect at the budget; NaN if no scale reaches it."""
+        return self.meter.measure(arm).effect(self.settings.damage)
 
-    def _row(self, effect: np.ndarray, native: np.ndarray) -> dict[str, Any]:
-        seed = self.settings.seed
-        row: dict[str, Any] = _named("effect", bootstrap_mean(effect, seed=seed))
-        share = bootstrap_ratio(effect, native, seed=seed)
+    def _row(self, curve: Curve, native: Curve) -> dict[str, Any]:
+        """Return the effect and its fraction of native, with intervals over items and texts."""
+        budget = self.settings.damage
+        effect, own = (one.effect(budget, self.resamples) for one in (curve, native))
+        interval = effect.interval(self.resamples)
+        share = effect.ratio(own, self.resamples)
+        row: dict[str, Any] = _named("effect", interval)
         row |= _named("fraction_of_native", share, "fraction")
-        return row | {"flag": "damage not bracketed" if np.isnan(effect).any() else ""}
+        missed = "damage not bracketed" if math.isnan(interval.value) else ""
+        return row | {"flag": missed, "interval_flag": interval.flag}
 
 
 # ---------------------------------------------------------------- reading
@@ -422,7 +412,9 @@ class _Reading:
             tokens = probe_through(self.probe, token_map, EMBED, self.pair.target.identity)
             scores = probabilities(tokens.logits(self._states(EMBED)))
             rows["token_identity"] = self._row(scores, native)
-        rows["random"] = _named("auroc", spread(self._random(n_random))) if n_random else {}
+        rows["random"] = (
+            _named("auroc", prediction_interval(self._random(n_random))) if n_random else {}
+        )
         return rows
 
     def _states(self, hook: str) -> Tensor:

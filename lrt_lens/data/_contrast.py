@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,14 +64,22 @@ class ContrastSet:
             json.dumps([list(self.positive), list(self.negative)]).encode(), digest_size=8
         ).hexdigest()
 
+    @staticmethod
+    def exchanged_pairs(n: int, seed: int) -> np.ndarray:
+        """Return which of n pairs a permutation of labels exchanges, [pair] of bool: half of them.
+
+        Independent coin flips would leave a net difference of order √n pairs.
+        """
+        swap = np.zeros(n, dtype=bool)
+        swap[np.random.default_rng(seed).permutation(n)[: n // 2]] = True
+        return swap
+
     def permuted(self, seed: int = 0) -> "ContrastSet":
         """Return the set with both texts exchanged in a random half of the pairs, as a control.
 
         Exactly half of the pairs (rounded down) are exchanged, so that the concept cancels out.
         """
-        # Independent coin flips would leave a net difference of order √n pairs.
-        swap = np.zeros(len(self), dtype=bool)
-        swap[np.random.default_rng(seed).permutation(len(self))[: len(self) // 2]] = True
+        swap = self.exchanged_pairs(len(self), seed)
         rows = [
             (n, p) if exchange else (p, n)
             for p, n, exchange in zip(self.positive, self.negative, swap, strict=True)
@@ -98,9 +106,19 @@ class ChoiceItems:
     """Continuations that show the concept; they usually start with a space."""
     negative: Sequence[str]
     name: str = "items"
+    clusters: Sequence[Hashable] | None = None
+    """Label of each item; items of one label are not independent of each other. None: items that
+    share a prompt or a continuation are not."""
 
     def __post_init__(self) -> None:
         _as_lists(self, "prompts", "positive", "negative")
+        if self.clusters is not None:
+            object.__setattr__(self, "clusters", column_list(self.clusters, "clusters"))
+            if len(self.clusters) != len(self.prompts):
+                raise ValueError(
+                    f"clusters has {len(self.clusters)} labels for {len(self.prompts)} items; give "
+                    "one per item"
+                )
         _check_columns(
             "choice items",
             {"prompts": self.prompts, "positive": self.positive, "negative": self.negative},
@@ -129,16 +147,16 @@ class ChoiceItems:
 
     def split(self, share: float = 0.5, seed: int = 0) -> tuple["ChoiceItems", "ChoiceItems"]:
         """Return two disjoint sets of items, the first with ``share`` of them."""
-        first, second = (
-            ChoiceItems(
-                _select(self.prompts, part),
-                _select(self.positive, part),
-                _select(self.negative, part),
-                name=self.name,
-            )
-            for part in _halves(len(self), share, seed)
-        )
+        first, second = (self.select(part.tolist()) for part in _halves(len(self), share, seed))
         return first, second
+
+    def select(self, index: Sequence[int]) -> "ChoiceItems":
+        """Return the items of some numbers, in their order."""
+        columns = (
+            [texts[i] for i in index] for texts in (self.prompts, self.positive, self.negative)
+        )
+        clusters = None if self.clusters is None else [self.clusters[i] for i in index]
+        return ChoiceItems(*columns, name=self.name, clusters=clusters)
 
 
 def _as_lists(rows: Any, *names: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from lrt_lens.adapters.probes._evaluation import ProbeEvaluation
 from lrt_lens.adapters.saes._evaluation import SAEEvaluation
-from lrt_lens.adapters.vectors._evaluation import SteeringEvaluation
+from lrt_lens.adapters.vectors._steering_result import SteeringEvaluation
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._grid import StitchGrid
 from lrt_lens.stitching._stitch import Stitch

@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from lrt_lens.adapters.probes._evaluation import ProbeEvaluation, evaluate_probe
 from lrt_lens.adapters.saes._evaluation import SAEEvaluation, evaluate_sae
-from lrt_lens.adapters.vectors._evaluation import SteeringEvaluation, evaluate_steering
+from lrt_lens.adapters.vectors._evaluation import evaluate_steering
+from lrt_lens.adapters.vectors._steering_result import SteeringEvaluation
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.bundled._models import demo_pair
 from lrt_lens.bundled._saes import demo_sae

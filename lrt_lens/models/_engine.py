@@ -58,6 +58,13 @@ class Engine(Protocol):
         """Return next-token logits [batch, position, vocabulary]; registered hooks take effect."""
         ...
 
+    def logits_at(self, tokens: Tokens, rows: Tensor, positions: Tensor) -> Tensor:
+        """Return the logits of some positions only, [selected, vocabulary].
+
+        ``rows`` and ``positions`` [selected] say which. An engine that can unembeds no others.
+        """
+        ...
+
     def generate(self, tokens: Tokens, config: Any, **options: Any) -> LongerTokens:
         """Return prompts with their continuations.
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from lrt_lens.errors import MismatchError, NonFiniteError
 from lrt_lens.models._engine import Engine
+from lrt_lens.models._finite import refuse_nan
 from lrt_lens.models._generation import equally_long, n_free, n_new_tokens, within_context
 from lrt_lens.models._hook_points import Layers, residual_post, resolve, resolve_layers
 from lrt_lens.models._hugging_face_engine import HuggingFaceEngine
@@ -311,7 +312,7 @@ class HookedModel:
         tokens = self._tokens(texts, truncation)
         with torch.inference_mode():
             logits = self.engine.logits(tokens)
-        return _refuse_nan(logits, self.name)
+        return refuse_nan(logits, self.name)
 
     def token_losses(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Return the cross-entropy of each next token [batch, position - 1] in nats.
@@ -412,7 +413,7 @@ class HookedModel:
                     within_context(config, length, self.context_length, self.name),
                     attention_mask=torch.ones_like(tokens).to(self.device),
                     **options,
-                    logits_processor=[lambda _ids, scores: _refuse_nan(scores, self.name)],
+                    logits_processor=[lambda _ids, scores: refuse_nan(scores, self.name)],
                 )
             for index, ids in zip(batch, continued, strict=True):
                 written = _until_end(ids[length:].tolist(), config.eos_token_id)
@@ -505,22 +506,6 @@ class HookedModel:
             pad_token_id=next(token for token in pad if token is not None),
             **sampling,
         )
-
-
-def _refuse_nan(logits: Tensor, name: str) -> Tensor:
-    """Return logits unchanged.
-
-    Raises:
-        NonFiniteError: one of them is NaN or +inf. Minus infinity is allowed: some models mask
-            unused tokens with it.
-    """
-    wrong = logits.isnan() | (logits == float("inf"))
-    if wrong.any():
-        raise NonFiniteError(
-            f"the logits of {name!r} have {int(wrong.sum())} NaN or infinite values"
-            f" ({logits.dtype}); load the model with dtype='bfloat16' or 'float32'"
-        )
-    return logits
 
 
 def _one_text_per_prompt(config: Any) -> Any:

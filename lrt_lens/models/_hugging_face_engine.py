@@ -37,6 +37,7 @@ from lrt_lens.models._passes import (
     Handle,
     HookName,
     LensHooks,
+    SelectedPositions,
     capture_through_bridge,
     capture_with,
     evaluating,
@@ -82,6 +83,7 @@ class HuggingFaceEngine:
         # With two new tokens behind it, the row must fit the context.
         row = short_row(self.d_vocab)[:, : max(1, self.context_length - 2)].to(self.device)
         self._generation_problem = generation_problem(self.model, row)
+        self._can_select = True
 
     # --------------------------------------------------------------------------------- the bridge
 
@@ -255,6 +257,26 @@ class HuggingFaceEngine:
         """Return next-token logits [batch, position, vocabulary]; registered hooks take effect."""
         with self._reading(tokens):
             return self._running(tokens.to(self.device), **without_cache(self.model)).logits
+
+    def logits_at(self, tokens: Tokens, rows: Tensor, positions: Tensor) -> Tensor:
+        """Return the logits [selected, vocabulary] of some positions; only these are unembedded.
+
+        In small models, and behind a late hook point, the unembedding is most of a pass.
+        """
+        head = self.model.get_output_embeddings()
+        if self._can_select and head is not None and not self._runs_bridge:
+            select = SelectedPositions((tokens.shape[0], tokens.shape[1]), rows, positions)
+            hook = head.register_forward_pre_hook(select)
+            try:
+                logits = self.logits(tokens)
+            finally:
+                hook.remove()
+            if select.n_calls == 1 and logits.shape[:2] == (1, len(rows)):
+                return logits[0]
+            # The model computes its logits in another way: no further pass is tried.
+            self._can_select = False
+        logits = self.logits(tokens)
+        return logits[rows.to(logits.device), positions.to(logits.device)]
 
     def generate(self, tokens: Tokens, config: Any, **options: Any) -> LongerTokens:
         """Return prompts with their continuations.

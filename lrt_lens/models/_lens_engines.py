@@ -88,6 +88,11 @@ class BridgeEngine:
         with evaluating(self.model), by_row(self._rope, tokens, self.padding_id):
             return self.model(input_ids=tokens.to(self.device), use_cache=False).logits
 
+    def logits_at(self, tokens: Tokens, rows: Tensor, positions: Tensor) -> Tensor:
+        """Return the logits [selected, vocabulary] of some positions; all are unembedded."""
+        logits = self.logits(tokens)
+        return logits[rows.to(logits.device), positions.to(logits.device)]
+
     def generate(self, tokens: Tokens, config: Any, **options: Any) -> LongerTokens:
         """Return prompts with their continuations."""
         self._hooks.restore()
@@ -200,6 +205,11 @@ class HookedTransformerEngine:
         self._hooks.restore()
         with _taking_every_token_as_text(self.model):
             return self.model(tokens.to(self.device), return_type="logits")
+
+    def logits_at(self, tokens: Tokens, rows: Tensor, positions: Tensor) -> Tensor:
+        """Return the logits [selected, vocabulary] of some positions; all are unembedded."""
+        logits = self.logits(tokens)
+        return logits[rows.to(logits.device), positions.to(logits.device)]
 
     def generate(
         self,

@@ -317,6 +317,30 @@ def tolerance(dtype: torch.dtype) -> float:
     return 1e-3 if dtype in (torch.float32, torch.float64) else 5e-2
 
 
+class SelectedPositions:
+    """A pre-hook of an unembedding, which then sees only some positions of the batch.
+
+    Args:
+        shape: (batch, position) of the tokens.
+        rows: row of each selected position, [selected].
+        positions: position within the row, [selected].
+    """
+
+    def __init__(self, shape: tuple[int, int], rows: Tensor, positions: Tensor) -> None:
+        self.shape, self.rows, self.positions = shape, rows, positions
+        self.n_calls = 0
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the arguments with [1, selected, d_model] in place of the whole batch."""
+        self.n_calls += 1
+        hidden = args[0]
+        if tuple(hidden.shape[:2]) != self.shape:
+            # Not the states of these tokens: the caller sees the number of logits and runs again.
+            return args
+        at = (self.rows.to(hidden.device), self.positions.to(hidden.device))
+        return (hidden[at][None], *args[1:])
+
+
 def is_centred(residual: Tensor) -> bool:
     """Return whether states have mean 0 over their dimensions (``center_writing_weights``).
 

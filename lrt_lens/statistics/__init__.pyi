@@ -1,4 +1,9 @@
+from ._bootstrap import Clusters as Clusters
+from ._bootstrap import bootstrap_mean as bootstrap_mean
+from ._bootstrap import bootstrap_ratio as bootstrap_ratio
 from ._correlations import bootstrap_rank_correlation as bootstrap_rank_correlation
+from ._draws import RankTest as RankTest
+from ._draws import prediction_interval as prediction_interval
+from ._draws import rank_test as rank_test
 from ._intervals import Interval as Interval
-from ._intervals import bootstrap_mean as bootstrap_mean
 from ._jackknife import jackknife as jackknife

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lrt_lens.statistics._intervals import LEVEL, N_BOOTSTRAP, NOTHING, Interval, bootstrap_mean
+from lrt_lens.statistics._bootstrap import bootstrap_mean
+from lrt_lens.statistics._intervals import LEVEL, N_BOOTSTRAP, NOTHING, Interval
 
 
 @dataclass(frozen=True)

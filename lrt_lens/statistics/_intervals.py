@@ -1,19 +1,14 @@
-"""Two-sided 95% intervals over items: bootstrap, range of draws, and exact.
+"""Two-sided 95% intervals: the class, quantiles, and exact intervals of counts.
 
-Problem: every number of an evaluation needs an interval, and arms are compared on the same items.
-Mechanism: the percentile bootstrap draws items with replacement, from a fixed seed. Ratios and
-other statistics of several columns draw the same items for each of them, so they stay *paired*.
+    Interval(0.7, 0.6, 0.8)
+    clopper_pearson(7, 10)          # Interval(0.7, 95% 0.3475 to 0.9333)
 
-    bootstrap_mean([0.2, 0.4, 0.1])            # Interval(0.2333, 95% 0.1 to 0.4)
-    bootstrap_ratio(transferred, native)       # NaN if the mean of `native` may be 0
-
-Scores from moments have no items; `lrt_lens.statistics._jackknife` gives their intervals.
-
-Limits: percentile intervals are too short for a handful of items.
+`lrt_lens.statistics._bootstrap` gives intervals of means, ratios and effects over items,
+`lrt_lens.statistics._draws` of the draws of a control, `lrt_lens.statistics._jackknife` of scores
+from moments, which have no items.
 """
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -32,75 +27,20 @@ class Interval:
     value: float
     low: float
     high: float
+    flag: str = ""
+    """What is doubtful about the interval, such as few independent items; empty if nothing."""
 
     def excludes(self, number: float) -> bool:
         """Return whether ``number`` lies outside the interval."""
         return not self.low <= number <= self.high
 
     def __repr__(self) -> str:
-        return f"Interval({self.value:.4g}, 95% {self.low:.4g} to {self.high:.4g})"
+        doubt = f"; {self.flag}" if self.flag else ""
+        return f"Interval({self.value:.4g}, 95% {self.low:.4g} to {self.high:.4g}{doubt})"
 
 
 NOTHING = Interval(math.nan, math.nan, math.nan)
 """Interval of an undefined estimate: all three numbers are NaN."""
-
-
-def bootstrap_mean(values: Sequence[float] | np.ndarray, *, seed: int = 0) -> Interval:
-    """Return the mean over items with its bootstrap interval.
-
-    NaN if there are no items, or if one is NaN.
-    """
-    values = np.asarray(values, dtype=float)
-    if len(values) == 0 or np.isnan(values).any():
-        return NOTHING
-    means = values[resamples(len(values), seed)].mean(1)
-    return percentiles(float(values.mean()), means)
-
-
-def bootstrap_ratio(numerator: np.ndarray, denominator: np.ndarray, *, seed: int = 0) -> Interval:
-    """Return the ratio of two means over the same items with its paired bootstrap interval.
-
-    NaN if the interval of the denominator's mean includes 0, if there are no items, or if one is
-    NaN.
-    """
-    numerator = np.asarray(numerator, dtype=float)
-    denominator = np.asarray(denominator, dtype=float)
-    if (
-        np.isnan(numerator).any()
-        or not len(denominator)
-        or not bootstrap_mean(denominator, seed=seed).excludes(0.0)
-    ):
-        return NOTHING
-    # One index for both: resample b of the ratio is mean(numerator[b]) / mean(denominator[b]). The
-    # denominator's interval excludes 0, so few of its resamples have the other sign.
-    index = resamples(len(numerator), seed)
-    ratios = numerator[index].mean(1) / denominator[index].mean(1)
-    return percentiles(float(numerator.mean() / denominator.mean()), ratios)
-
-
-def bootstrap_statistic(
-    statistic: Callable[[np.ndarray], float], values: np.ndarray, *, seed: int = 0
-) -> Interval:
-    """Return a statistic of the items in ``values`` [..., item] with its bootstrap interval.
-
-    The items are drawn along the last axis, so the rows stay paired. A resample for which the
-    statistic is undefined (NaN) is left out; the interval is NaN if no resample is left.
-    """
-    value = float(statistic(values))
-    draws = np.array([statistic(values[..., index]) for index in resamples(values.shape[-1], seed)])
-    defined = draws[~np.isnan(draws)]
-    return percentiles(value, defined) if len(defined) else Interval(value, math.nan, math.nan)
-
-
-def spread(draws: Sequence[float]) -> Interval:
-    """Return the mean of a control's draws with the range that holds 95% of them; NaN is left out.
-
-    The result is NaN if no draw is left.
-    """
-    values = np.asarray(draws, dtype=float)
-    # A draw can be undefined, such as a random direction whose effect never reaches the budget.
-    values = values[~np.isnan(values)]
-    return percentiles(float(values.mean()), values) if len(values) else NOTHING
 
 
 def clopper_pearson(count: int, n: int) -> Interval:
@@ -134,6 +74,20 @@ def resamples(n: int, seed: int, n_draws: int = N_BOOTSTRAP) -> np.ndarray:
 def percentiles(value: float, draws: np.ndarray) -> Interval:
     """Return ``value`` with the 2.5 and 97.5 percentiles of ``draws``."""
     tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    return Interval(value, float(low), float(high))
+
+
+def expanded_percentiles(value: float, draws: np.ndarray, n: int) -> Interval:
+    """Return ``value`` with percentiles of bootstrap draws, widened for ``n`` independent units.
+
+    A bootstrap distribution is too narrow by √((n − 1)/n) and has the tails of a normal
+    distribution instead of Student's: percentiles Φ(∓√(n/(n − 1))·t(n − 1)) correct both for a
+    mean. Source: Hesterberg (2015), *What Teachers Should Know About the Bootstrap*, section 5.2.
+    """
+    from scipy.stats import norm
+
+    tail = 100 * float(norm.cdf(-math.sqrt(n / (n - 1)) * t_quantile(n - 1)))
     low, high = np.percentile(draws, [tail, 100 - tail])
     return Interval(value, float(low), float(high))
 

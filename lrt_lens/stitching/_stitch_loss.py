@@ -56,7 +56,8 @@ from lrt_lens.figures._stitch_loss import stitch_loss_figure
 from lrt_lens.models._belonging import map_ends, refuse_other_map
 from lrt_lens.models._hook_points import joint_parts
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.statistics._intervals import Interval, bootstrap_ratio
+from lrt_lens.statistics._bootstrap import bootstrap_ratio
+from lrt_lens.statistics._intervals import Interval
 from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching._held_out import read_windows
 from lrt_lens.stitching._stitch import Stitch

@@ -44,7 +44,7 @@ from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.figures._concept_map import interpolation_figure
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._pair import ModelPair, model_sides, paired_hooks
-from lrt_lens.statistics._intervals import spread
+from lrt_lens.statistics._draws import prediction_interval
 from lrt_lens.stitching._stitch import Stitch
 
 HELD_OUT_SHARE = 0.25
@@ -77,7 +77,7 @@ class ConceptInterpolation:
         for key, part in self.table.groupby(["concept", "arm", "n"], sort=False):
             # Grouping by several columns gives tuples; the type stubs allow scalars too.
             concept, arm, n = list(key) if isinstance(key, tuple) else [key] * 3
-            cosines = spread(part["cosine"].tolist())
+            cosines = prediction_interval(part["cosine"].tolist())
             rows.append(
                 {
                     "concept": concept,

@@ -37,11 +37,11 @@ from lrt_lens.adapters.concepts._arms import DRAWN, ConceptArm, LayerRows, conce
 from lrt_lens.adapters.concepts._concept_map import contrast_sets
 from lrt_lens.adapters.concepts._rows import PairRows, ends_of, known_rows, read_rows
 from lrt_lens.adapters.concepts._settings import ConceptTransferSettings
-from lrt_lens.adapters.vectors._arms import VectorArm
-from lrt_lens.adapters.vectors._calibration import MAX_PASSES, NeutralText, search_scale
-from lrt_lens.adapters.vectors._evaluation import Curve
+from lrt_lens.adapters.vectors._calibration import NeutralText
+from lrt_lens.adapters.vectors._equal_damage import ITEMS, TEXTS, Curve, item_clusters
 from lrt_lens.adapters.vectors._intervention import Intervention
 from lrt_lens.adapters.vectors._preferences import PreferenceText
+from lrt_lens.adapters.vectors._scale_search import search_scale
 from lrt_lens.adapters.vectors._steering_hook import Positions, SteeringHook
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._behaviours import answer_contrast
@@ -51,7 +51,9 @@ from lrt_lens.models._hook_points import depth
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._pair import Hooks, ModelPair, model_sides, paired_hooks
-from lrt_lens.statistics._intervals import Interval, bootstrap_mean, bootstrap_ratio, spread
+from lrt_lens.statistics._bootstrap import Clusters, Resamples, bootstrap_mean
+from lrt_lens.statistics._draws import prediction_interval
+from lrt_lens.statistics._intervals import NOTHING, Interval
 from lrt_lens.stitching._stitch import Stitch
 
 _AROUND = (0.85, 1.2)
@@ -222,7 +224,12 @@ def evaluate_concept_transfer(
         bar = tqdm(arms, desc=concept.name, disable=not progress, leave=False)
         curves = [on_source.measure(ConceptArm("source", own, {}))]
         curves += [on_target.measure(arm) for arm in bar]
-        results.append(_ConceptCurves(concept.name, curves, settings.damage, settings.seed))
+        n_texts = 0 if neutral is None else len(on_target.n_tokens)
+        sources = {ITEMS: item_clusters(concept.items)}
+        # Without neutral texts there is no budget, and nothing is resampled over them.
+        sources |= {TEXTS: Clusters.single(n_texts)} if n_texts else {}
+        resamples = Resamples(sources, seed=settings.seed)
+        results.append(_ConceptCurves(concept.name, curves, settings.damage, resamples))
     return ConceptTransfer(
         table=pd.DataFrame([row for one in results for row in one.rows()]),
         summary=pd.DataFrame([row for one in results for row in one.summary()]),
@@ -375,7 +382,7 @@ class _ArmCurve:
         """The curve from β = 0 up, on which equal damage is searched."""
         up = self.curve.scales >= 0
         curve = self.curve
-        return Curve(curve.arm, curve.scales[up], curve.damage[up], curve.propensity[up])
+        return Curve(curve.scales[up], curve.rises[up], curve.n_tokens, curve.propensity[up])
 
 
 class _SteeredModel:
@@ -407,46 +414,45 @@ class _SteeredModel:
         if self.budget is not None and arm.name != "random":
             strengths |= self._bracket(arm, self.budget)
         # β = 0 needs no pass: nothing is steered, and the damage is 0 by definition.
-        measured = {0.0: (self.unsteered, 0.0)} | {beta: self._at(arm, beta) for beta in strengths}
+        measured = {0.0: (self.unsteered, np.zeros(len(self.n_tokens)))}
+        measured |= {beta: self._at(arm, beta) for beta in strengths}
         scales = sorted(measured)
         curve = Curve(
-            VectorArm(arm.name, arm.vectors[0], arm.draw),
             np.array(scales),
             np.array([measured[beta][1] for beta in scales]),
+            self.n_tokens,
             np.array([measured[beta][0] for beta in scales]),
         )
         return _ArmCurve(arm, curve)
 
-    def _at(self, arm: ConceptArm, beta: float) -> tuple[np.ndarray, float]:
-        """Return propensity [item] and damage at one β.
-
-        The damage is NaN without neutral texts.
-        """
+    def _at(self, arm: ConceptArm, beta: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return propensity [item] and rise of each neutral text's loss [text] at one β."""
         first, later = self._hooks(arm, beta)
         with self.model.intervene(later):
-            return self.items.propensity(first), self._damage(first)
+            return self.items.propensity(first), self._rises(first)
 
-    def _damage(self, first: SteeringHook) -> float:
-        return math.nan if self.neutral is None else self.neutral.damage(first)
+    @property
+    def n_tokens(self) -> np.ndarray:
+        """Number of tokens of each neutral text that count, [text]; empty without such texts."""
+        return np.zeros(0) if self.neutral is None else self.neutral.n_tokens
+
+    def _rises(self, first: SteeringHook) -> np.ndarray:
+        if self.neutral is None:
+            return np.zeros(0)
+        return self.neutral.losses(first) - self.neutral.unsteered
 
     def _bracket(self, arm: ConceptArm, budget: float) -> set[float]:
-        """Two β around the one whose damage is the budget; none if no tried β does that damage."""
+        """Two β around the first whose damage is the budget; none if the budget is not met."""
 
         # The item passes and the neutral passes share the hooks, so later hooks are registered
         # here.
         def measure(beta: float) -> float:
             first, later = self._hooks(arm, beta)
             with self.model.intervene(later):
-                return self._damage(first)
+                return float(self._rises(first).sum() / self.n_tokens.sum())
 
-        tried = search_scale(
-            measure, budget, first_guess=1.0, tolerance=0.05, max_evaluations=MAX_PASSES - 1
-        )
-        # 0.95 is the tolerance of the search.
-        if max((damage for _, damage in tried), default=0.0) < 0.95 * budget:
-            return set()
-        nearest = min(tried, key=lambda point: abs(point[1] - budget))[0]
-        return {nearest * share for share in _AROUND}
+        found = search_scale(measure, budget, first_guess=1.0, tolerance=0.05)
+        return {found.scale * share for share in _AROUND} if found.reached else set()
 
     def _hooks(self, arm: ConceptArm, beta: float) -> tuple[SteeringHook, dict[int | str, Any]]:
         """Return the hook at the first hook point, and the hooks at the later ones.
@@ -467,8 +473,8 @@ class _ConceptCurves:
     """Curves of all arms, that of ``source`` first, that of ``native`` second."""
     budget: float | None
     """Damage in nats per token for the comparison; None leaves it out."""
-    seed: int
-    """Seed of the bootstraps."""
+    resamples: Resamples
+    """Resamples of the items and of the neutral texts, shared by all arms."""
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per arm, draw and β.
@@ -501,7 +507,7 @@ class _ConceptCurves:
             "effect": curve.effect(beta),
         }
         for column, values in columns.items():
-            mean = bootstrap_mean(values, seed=self.seed)
+            mean = bootstrap_mean(values, clusters=self.resamples.sources[ITEMS])
             row |= {column: mean.value, f"{column}_low": mean.low, f"{column}_high": mean.high}
         return row | {"damage": damage}
 
@@ -524,17 +530,17 @@ class _ConceptCurves:
     def _at_budget(self, name: str, draws: list[_ArmCurve], budget: float) -> dict[str, Any]:
         """Columns of the comparison at equal damage."""
         effects = [one.upward.effect_at(budget) for one in draws]
-        interval = self._interval(name, effects)
         native = next(one for one in self.curves if one.arm.name == "native")
-        ratio = bootstrap_ratio(
-            np.mean(effects, axis=0), native.upward.effect_at(budget), seed=self.seed
-        )
-        # The propensities of the source model have another scale than those of the target.
-        fraction = (
-            (math.nan, math.nan, math.nan)
-            if name == "source"
-            else (ratio.value, ratio.low, ratio.high)
-        )
+        own = native.upward.effect(budget, self.resamples)
+        means = [float(one.mean()) for one in effects]
+        if name in DRAWN:
+            interval = prediction_interval(means)
+            fraction = prediction_interval(np.array(means) / float(own.values[0]))
+        else:
+            estimate = draws[0].upward.effect(budget, self.resamples)
+            interval = estimate.interval(self.resamples)
+            # The propensities of the source model have another scale than those of the target.
+            fraction = NOTHING if name == "source" else estimate.ratio(own, self.resamples)
         # An effect is NaN if no two β bracket the budget.
         missed = sum(bool(np.isnan(one).any()) for one in effects)
         return {
@@ -542,14 +548,15 @@ class _ConceptCurves:
             "effect_at_equal_damage": interval.value,
             "low": interval.low,
             "high": interval.high,
-            "fraction_of_native": fraction[0],
-            "fraction_low": fraction[1],
-            "fraction_high": fraction[2],
+            "fraction_of_native": fraction.value,
+            "fraction_low": fraction.low,
+            "fraction_high": fraction.high,
             "flag": f"damage not bracketed in {missed} of {len(draws)}" if missed else "",
+            "interval_flag": interval.flag,
         }
 
     def _interval(self, name: str, effects: list[np.ndarray]) -> Interval:
-        """Range over draws for drawn arms, else a bootstrap over items."""
+        """Return where a new draw falls for drawn arms, else a bootstrap over items."""
         if name in DRAWN:
-            return spread([float(effect.mean()) for effect in effects])
-        return bootstrap_mean(effects[0], seed=self.seed)
+            return prediction_interval([float(effect.mean()) for effect in effects])
+        return bootstrap_mean(effects[0], clusters=self.resamples.sources[ITEMS])

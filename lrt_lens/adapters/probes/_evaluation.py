@@ -53,8 +53,10 @@ from lrt_lens.models._hook_points import EMBED
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import Read, Readable, ShortTexts, readable, row_rule
 from lrt_lens.models._text_codec import text_list
+from lrt_lens.statistics._bootstrap import bootstrap_ratio
 from lrt_lens.statistics._classification import ItemScores
-from lrt_lens.statistics._intervals import Interval, bootstrap_ratio, spread
+from lrt_lens.statistics._draws import prediction_interval
+from lrt_lens.statistics._intervals import Interval
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._stitch import Stitch
 
@@ -502,7 +504,10 @@ def _tables(
         accuracy, auroc = scores.accuracy(seed=seed), scores.auroc
         # Draws of a control are random, so their spread matters, not that of the texts.
         if arm in DRAWN_ARMS:
-            accuracy, auroc = spread(list(scores.accuracies)), spread(list(scores.aurocs))
+            accuracy, auroc = (
+                prediction_interval(list(scores.accuracies)),
+                prediction_interval(list(scores.aurocs)),
+            )
         # share = (accuracy − chance) / (native − chance), bootstrapped over the same texts
         share = bootstrap_ratio(scores.correct - chance, native.correct - chance, seed=seed)
         key = {"task": task, "arm": arm, "k": k}

@@ -38,7 +38,8 @@ from lrt_lens._repr_html import card, table
 from lrt_lens.adapters.saes._feature_matching import FeatureMatches
 from lrt_lens.errors import MismatchError, NonFiniteError
 from lrt_lens.figures._decoder_geometry import decoder_geometry_figure
-from lrt_lens.statistics._intervals import bootstrap_ratio, spread
+from lrt_lens.statistics._bootstrap import bootstrap_ratio
+from lrt_lens.statistics._draws import prediction_interval
 from lrt_lens.stitching._affine import AffineMap
 
 N_FEATURE_FOLDS = 5
@@ -84,7 +85,7 @@ class DecoderGeometry:
                 # R² = 1 − Σerror / Σvariance, so the ends of the interval swap.
                 interval = (1 - left.value, 1 - left.high, 1 - left.low)
             else:
-                drawn = spread(list(part["r2"]))
+                drawn = prediction_interval(list(part["r2"]))
                 interval = (drawn.value, drawn.low, drawn.high)
             means = ("norm", "residual", "chance", "share", "cosine")
             rows.append(

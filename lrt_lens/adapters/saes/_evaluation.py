@@ -49,7 +49,8 @@ from lrt_lens.figures._sae import sae_figure
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._text_reader import special_tokens, unmasked
-from lrt_lens.statistics._intervals import NOTHING, Interval, bootstrap_ratio, clopper_pearson
+from lrt_lens.statistics._bootstrap import bootstrap_ratio
+from lrt_lens.statistics._intervals import NOTHING, Interval, clopper_pearson
 from lrt_lens.stitching._held_out import read_windows
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.stitching._stitched_pass import Arm, Batch, End, Tally, batches, run_batch

@@ -55,7 +55,7 @@ from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import ShortTexts, read_tokens, readable, row_rule
 from lrt_lens.models._text_codec import text_list
 from lrt_lens.statistics._classification import ItemScores
-from lrt_lens.statistics._intervals import spread
+from lrt_lens.statistics._draws import prediction_interval
 from lrt_lens.stitching._stitch import Stitch
 
 KS = (1, 2, 5, 10, 20, 50)
@@ -392,7 +392,10 @@ def _table(
         accuracy, auroc = score.accuracy(seed=seed), score.auroc
         # For random features the interval is the spread over draws, not over test texts.
         if arm == "random":
-            accuracy, auroc = spread(list(score.accuracies)), spread(list(score.aurocs))
+            accuracy, auroc = (
+                prediction_interval(list(score.accuracies)),
+                prediction_interval(list(score.aurocs)),
+            )
         rows.append(
             {
                 "task": task,

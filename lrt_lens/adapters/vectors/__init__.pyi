@@ -15,7 +15,6 @@ from ._clamping import frequency_trend as frequency_trend
 from ._compared_continuations import ComparedContinuations as ComparedContinuations
 from ._compared_continuations import ComparedContinuationsSettings as ComparedContinuationsSettings
 from ._compared_continuations import compare_continuations as compare_continuations
-from ._evaluation import SteeringEvaluation as SteeringEvaluation
 from ._evaluation import SteeringSettings as SteeringSettings
 from ._evaluation import evaluate_steering as evaluate_steering
 from ._intervention import Intervention as Intervention
@@ -27,4 +26,5 @@ from ._propensity import PropensitySettings as PropensitySettings
 from ._propensity import evaluate_propensity as evaluate_propensity
 from ._steering_hook import Mode as Mode
 from ._steering_hook import Positions as Positions
+from ._steering_result import SteeringEvaluation as SteeringEvaluation
 from ._steering_vector import SteeringVector as SteeringVector

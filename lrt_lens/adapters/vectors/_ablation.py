@@ -41,13 +41,9 @@ from lrt_lens.models._hook_points import EMBED
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._text_reader import SKIP_FIRST
-from lrt_lens.statistics._intervals import (
-    Interval,
-    bootstrap_mean,
-    bootstrap_ratio,
-    clopper_pearson,
-    spread,
-)
+from lrt_lens.statistics._bootstrap import bootstrap_mean, bootstrap_ratio
+from lrt_lens.statistics._draws import prediction_interval
+from lrt_lens.statistics._intervals import Interval, clopper_pearson
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.typing import Direction
 
@@ -73,6 +69,8 @@ class AblationSettings(Settings):
     n_random: int = 4
     """Number of random directions: half isotropic, half with the covariance of the target's
     stream."""
+    n_shuffled: int = 4
+    """Number of maps of shuffled pairs: that of the stitch, and draws of such maps."""
     seed: int = 0
     """Seed of directions, samples and bootstraps."""
     progress: bool = True
@@ -204,7 +202,15 @@ def evaluate_ablation(
     # Without hooks all values of `where` give the same result: measured once, listed for each.
     unablated = outcomes.measure({}).assign(arm="none", draw=None)
     parts = [unablated.assign(where=where) for where in settings.places]
-    arms = behaviour_arms(pair, stitch, vector, contrast, settings.n_random, settings.seed)
+    arms = behaviour_arms(
+        pair,
+        stitch,
+        vector,
+        contrast,
+        n_random=settings.n_random,
+        n_shuffled=settings.n_shuffled,
+        seed=settings.seed,
+    )
     bar = tqdm(arms, desc=f"ablate {vector.name}", disable=not settings.progress, leave=False)
     for arm in bar:
         for where in settings.places:
@@ -321,7 +327,7 @@ def _over(draws: list[np.ndarray], seed: int) -> Interval:
     return (
         bootstrap_mean(draws[0], seed=seed)
         if len(draws) == 1
-        else spread([float(draw.mean()) for draw in draws])
+        else prediction_interval([float(draw.mean()) for draw in draws])
     )
 
 
@@ -354,7 +360,7 @@ def _share_columns(
     share = (
         clopper_pearson(count, n)
         if len(draws) == 1
-        else spread([float(draw.mean()) for draw in draws])
+        else prediction_interval([float(draw.mean()) for draw in draws])
     )
     drop = float(np.mean(_draws(base)) - np.mean(draws))
     return {
@@ -376,7 +382,7 @@ def _damage_columns(
     damage = (
         bootstrap_ratio(rises[0], tokens, seed=seed)
         if len(rises) == 1
-        else spread([float(rise.sum() / tokens.sum()) for rise in rises])
+        else prediction_interval([float(rise.sum() / tokens.sum()) for rise in rises])
     )
     return {"damage": damage.value, "damage_low": damage.low, "damage_high": damage.high}
 

@@ -7,52 +7,58 @@ one measurement serves all of them.
 | arm | vector |
 | --- | --- |
 | ``transferred`` | the vector through the stitch |
-| ``refit`` | the vector through each map that was fitted without one fold |
+| ``map_refit`` | the vector through each map that was fitted without one fold |
+| ``contrast_refit`` | the vector learnt without each group of contrast pairs, through the stitch |
 | ``native`` | learnt on the target, at the stitch's target hook point |
+| ``native_refit`` | as ``native``, without each group of contrast pairs |
 | ``native_best`` | learnt on the target, at the hook point with the largest effect |
-| ``shuffled`` | the vector through the map of shuffled pairs |
+| ``shuffled`` | the vector through the map of shuffled pairs, and draws of such maps |
 | ``permuted`` | learnt from permuted labels, through the stitch |
 | ``random`` | random directions: half isotropic, half with the target stream's covariance |
 | ``bias_only`` | the bias of the map alone, if the transfer adds it |
 | ``untransformed`` | the vector without any map, if both models have the same width |
+
+**Shuffled pairs.** A stitch has the map of one derangement. With W = (Sxx + λI)⁻¹ Σᵢ xᵢ yᵀ_π(i), it
+sends v to Σᵢ (xᵢ·a) y_π(i) with a = (Sxx + λI)⁻¹ v: a sum over tokens of the target's states with
+weights that have nothing to do with them. By the permutation central limit theorem that is normal
+with covariance ∝ Syy. A shuffled map therefore sends every vector to a random direction that has
+the covariance of the target's stream. Such directions point mostly along massive dimensions, and
+may steer either way: one derangement is one draw. Further draws are made from that distribution.
 
 Limits: an arm has a direction and a length; whether lengths matter depends on the evaluation.
 """
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
+from lrt_lens.adapters.vectors._vector_arm import VectorArm
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.statistics._random_directions import random_directions
+from lrt_lens.statistics._random_directions import covariance_root, random_directions
 from lrt_lens.stitching._stitch import Stitch
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class VectorArm:
-    """A vector on the target and the name of the arm that it belongs to."""
-
-    name: str
-    """Name of the arm, as in the table of the module docstring."""
-    vector: SteeringVector
-    """Vector on the target model."""
-    draw: int | None = None
-    """Number of the vector in an arm of several vectors; None in an arm of one vector."""
+REFITS = ("map_refit", "contrast_refit", "native_refit")
+"""Arms that give standard errors and no rows of their own."""
+FEWEST_GROUPS = 4
+"""Smallest number of groups of contrast pairs for a standard error."""
+DRAWN_ARMS = ("random", "permuted", "shuffled")
+"""Controls of several draws each: a new draw falls into the prediction interval of theirs."""
 
 
 def transferred_arms(
     stitch: Stitch, vector: SteeringVector, options: dict[str, Any]
 ) -> Iterator[VectorArm]:
-    """Yield the vector through the stitch, through each refit, and through the shuffled-pair map.
+    """Yield the vector through the stitch, and through each refit of the map without one fold.
 
     ``options`` are the rules of transfer (``bias``, ``norm``) of `transfer_vector`.
     """
@@ -60,14 +66,39 @@ def transferred_arms(
     yield VectorArm("transferred", stitch.transfer(vector, **options))
     # A refit has its own map but the statistics of the whole stitch, so only the map differs.
     for k, refit in enumerate(stitch.refits):
-        yield VectorArm("refit", stitch.transfer(vector, through=refit.up, **options), draw=k)
-    if stitch.null is not None:
-        yield VectorArm("shuffled", stitch.transfer(vector, through=stitch.null.up, **options))
-    else:
+        yield VectorArm("map_refit", stitch.transfer(vector, through=refit.up, **options), draw=k)
+
+
+def shuffled_arms(
+    stitch: Stitch, vector: SteeringVector, options: dict[str, Any], n_shuffled: int, seed: int
+) -> Iterator[VectorArm]:
+    """Yield the vector through ``n_shuffled`` maps of shuffled pairs; none without a null.
+
+    The first is that of the stitch. The others are drawn from the distribution of such maps, see
+    the description of this module; their lengths are that of the first.
+    """
+    if n_shuffled < 1:
+        return
+    if stitch.null is None:
         logger.warning(
             "the stitch has no map of shuffled pairs, so the arm 'shuffled' is left out; "
             "fit this hook pair alone with null='full' to have it"
         )
+        return
+    first = stitch.transfer(vector, through=stitch.null.up, **options)
+    yield VectorArm("shuffled", first, draw=0)
+    covariance = stitch.target_statistics.covariance
+    # A stream of its own: the random directions of `drawn_arms` come from `seed` too.
+    generator = torch.Generator().manual_seed(seed + 1_000_003)
+    root = covariance_root(covariance)
+    length = stitch.null.up.directions(vector.direction.double().cpu()).norm()
+    for draw in range(1, n_shuffled):
+        image = root @ torch.randn(len(covariance), generator=generator, dtype=torch.float64)
+        image = image / image.norm() * length
+        # The bias of a shuffled map is the mean of the target's stream, and no draw changes it.
+        if options.get("bias") == "add":
+            image = image + stitch.null.up.bias.double().cpu()
+        yield VectorArm("shuffled", _with_direction(first, image), draw=draw)
 
 
 def learnt_arms(
@@ -76,16 +107,35 @@ def learnt_arms(
     vector: SteeringVector,
     contrast: ContrastSet,
     options: dict[str, Any],
-    n_permuted: int,
+    *,
+    n_permuted: int = 0,
+    n_groups: int = 0,
 ) -> Iterator[VectorArm]:
-    """Yield the arms that are learnt from the contrast set: ``native`` and ``permuted``.
+    """Yield the arms that are learnt from the contrast set: ``native``, ``permuted`` and refits.
 
-    A permuted vector is learnt on the source from permuted labels, then transferred.
+    A permuted vector is learnt on the source from permuted labels, then transferred. With
+    ``n_groups``, native and transferred vectors are learnt again without each of that many groups
+    of contrast pairs. There are fewer groups if one would have a single pair, and no refits if
+    there would be fewer than ``FEWEST_GROUPS``. The texts are read once on each model.
     """
-    yield VectorArm("native", vector.relearnt(pair.target, contrast, at=stitch.target_hook))
+    native = vector.states(pair.target, contrast, at=stitch.target_hook)
+    yield VectorArm("native", SteeringVector.learnt_from(native, vector.method))
+    if not n_permuted and n_groups < 2:
+        return
+    own = vector.states(pair.source, contrast, at=stitch.source_hook)
     for seed in range(n_permuted):
-        permuted = vector.relearnt(pair.source, contrast.permuted(seed), at=stitch.source_hook)
+        permuted = SteeringVector.learnt_from(own.permuted(seed), vector.method)
         yield VectorArm("permuted", stitch.transfer(permuted, **options), draw=seed)
+    n_groups = min(n_groups, len(own) // 2)
+    # Models may leave out different pairs as too short; then the groups would not agree.
+    if n_groups < FEWEST_GROUPS or len(own) != len(native):
+        return
+    for k, (ours, theirs) in enumerate(
+        zip(own.leaving_out(n_groups), native.leaving_out(n_groups), strict=True)
+    ):
+        refit = SteeringVector.learnt_from(ours, vector.method)
+        yield VectorArm("contrast_refit", stitch.transfer(refit, **options), draw=k)
+        yield VectorArm("native_refit", SteeringVector.learnt_from(theirs, vector.method), draw=k)
 
 
 def drawn_arms(
@@ -161,7 +211,9 @@ def behaviour_arms(
     stitch: Stitch,
     vector: SteeringVector,
     contrast: ContrastSet,
+    *,
     n_random: int,
+    n_shuffled: int,
     seed: int,
 ) -> list[VectorArm]:
     """Return the arms native, transferred, shuffled, untransformed and random, in this order.
@@ -169,12 +221,12 @@ def behaviour_arms(
     Refits and permuted labels are left out; the lengths of the vectors do not matter here.
     """
     # Callers take the first arm as the native one. {}: transfer without bias, with matched length.
-    native = list(learnt_arms(pair, stitch, vector, contrast, {}, 0))
-    transferred = [arm for arm in transferred_arms(stitch, vector, {}) if arm.name != "refit"]
+    native = list(learnt_arms(pair, stitch, vector, contrast, {}))
     like = native[0].vector
     return [
         *native,
-        *transferred,
+        next(transferred_arms(stitch, vector, {})),
+        *shuffled_arms(stitch, vector, {}, n_shuffled, seed),
         *plain_arms(stitch, vector, like, {}),
         *drawn_arms(stitch, like, n_random, seed),
     ]

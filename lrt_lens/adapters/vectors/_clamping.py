@@ -31,22 +31,19 @@ from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, table
 from lrt_lens._settings import Settings, resolve, takes
-from lrt_lens.adapters.vectors._arms import VectorArm, behaviour_arms, known_contrast_of
+from lrt_lens.adapters.vectors._arms import behaviour_arms, known_contrast_of
 from lrt_lens.adapters.vectors._continuations import Classifier, Continuations
 from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
+from lrt_lens.adapters.vectors._vector_arm import VectorArm
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.figures._behaviour import clamp_figure
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._text_codec import text_list
+from lrt_lens.statistics._bootstrap import bootstrap_statistic
 from lrt_lens.statistics._correlations import bootstrap_rank_correlation
-from lrt_lens.statistics._intervals import (
-    NOTHING,
-    Interval,
-    bootstrap_statistic,
-    clopper_pearson,
-    spread,
-)
+from lrt_lens.statistics._draws import prediction_interval
+from lrt_lens.statistics._intervals import NOTHING, Interval, clopper_pearson
 from lrt_lens.stitching._stitch import Stitch
 
 MOST_UNDEFINED = 0.05
@@ -70,6 +67,8 @@ class ClampSettings(Settings):
     n_random: int = 4
     """Number of random directions: half isotropic, half with the covariance of the target's
     stream."""
+    n_shuffled: int = 4
+    """Number of maps of shuffled pairs: that of the stitch, and draws of such maps."""
     seed: int = 0
     """Seed of directions, samples (the same for all arms) and bootstraps."""
     progress: bool = True
@@ -149,7 +148,15 @@ def evaluate_clamping(
         settings.seed,
     )
     level_texts = text_list(contrast.positive if concept_texts is None else concept_texts)
-    arms = behaviour_arms(pair, stitch, vector, contrast, settings.n_random, settings.seed)
+    arms = behaviour_arms(
+        pair,
+        stitch,
+        vector,
+        contrast,
+        n_random=settings.n_random,
+        n_shuffled=settings.n_shuffled,
+        seed=settings.seed,
+    )
     parts = [_rows("none", None, math.nan, outcome, outcome.generate(pair.target))]
     bar = tqdm(arms, desc=f"clamp {vector.name}", disable=not settings.progress, leave=False)
     for arm in bar:
@@ -225,7 +232,7 @@ def _summary(table: pd.DataFrame, arms: list[VectorArm], seed: int) -> pd.DataFr
         count, n, is_drawn = int(part["shows"].sum()), len(part), part["draw"].notna().any()
         # Draws of an arm vary more than their texts do, so their range is the interval.
         share = (
-            spread(part.groupby("draw")["shows"].mean().tolist())
+            prediction_interval(part.groupby("draw")["shows"].mean().tolist())
             if is_drawn
             else clopper_pearson(count, n)
         )

@@ -29,12 +29,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lrt_lens.adapters.vectors._steering_hook import SteeringHook
 from lrt_lens.data._documents import iterate_documents, iterate_rows
 from lrt_lens.models._far_norms import FarNorms
+from lrt_lens.models._finite import refuse_nan
 from lrt_lens.models._hook_points import residual_post, resolve
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._text_reader import SKIP_FIRST
@@ -83,20 +85,26 @@ class TokenBatches:
                 yield i, residual[line, : len(self.rows[i])]
 
     def log_probabilities(
-        self, hook: SteeringHook | None = None, prompt_lengths: Sequence[int] | None = None
+        self,
+        starts: Sequence[int],
+        hook: SteeringHook | None = None,
+        prompt_lengths: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yield each row number with the log-probabilities of its tokens, [length - 1].
+        """Yield each row number with log-probabilities of its tokens, [length - 1 - start].
 
-        The first token is not predicted. ``hook`` changes the stored residual; None runs without
-        intervention. ``prompt_lengths`` [row] tell the hook which tokens count as generated.
+        Args:
+            starts: position of each row whose prediction is the first one returned, [row].
+            hook: changes the stored residual; None runs without intervention.
+            prompt_lengths: tell the hook which tokens count as generated, [row].
         """
-        for chunk, tokens, logits in self._passes(hook, prompt_lengths):
-            logits = logits[:, :-1].float()
-            of_tokens = logits.gather(2, tokens[:, 1:, None].to(logits.device))[..., 0]
+        # The last position predicts no token of the row.
+        for tokens, logits, parts in self._passes(starts, 1, hook, prompt_lengths):
+            logits = logits.float()
+            rows, positions = _selected(parts)
+            predicted = tokens[rows, positions + 1].to(logits.device)
             # log softmax(z)ₜ = zₜ − log Σⱼ exp zⱼ, without a second array of the size of z
-            log_p = of_tokens - logits.logsumexp(2)
-            for line, i in enumerate(chunk):
-                yield i, log_p[line, : len(self.rows[i]) - 1].cpu()
+            log_p = logits.gather(1, predicted[:, None])[:, 0] - logits.logsumexp(1)
+            yield from _by_row(parts, log_p.cpu())
 
     def next_log_probabilities(
         self,
@@ -111,14 +119,21 @@ class TokenBatches:
         """
         # log_softmax runs per row, because a float32 copy of a batch's logits would double its
         # memory.
-        for chunk, _, logits in self._passes(hook, prompt_lengths):
-            for line, i in enumerate(chunk):
-                yield i, logits[line, starts[i] : len(self.rows[i])].float().log_softmax(-1).cpu()
+        for _, logits, parts in self._passes(starts, 0, hook, prompt_lengths):
+            for i, part in _by_row(parts, logits):
+                yield i, part.float().log_softmax(-1).cpu()
 
     def _passes(
-        self, hook: SteeringHook | None, prompt_lengths: Sequence[int] | None
-    ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Yield (row numbers, tokens, logits [row, position, vocabulary]) of every batch."""
+        self,
+        starts: Sequence[int],
+        n_left_out: int,
+        hook: SteeringHook | None,
+        prompt_lengths: Sequence[int] | None,
+    ) -> Iterator[tuple[Tensor, Tensor, "list[_Part]"]]:
+        """Yield (tokens, logits [selected, vocabulary], parts) of every batch.
+
+        Selected are the positions of each row from its start on, without the ``n_left_out`` last.
+        """
         for chunk, tokens, residual in zip(
             self._chunks, self._tokens, self._residuals, strict=True
         ):
@@ -126,9 +141,31 @@ class TokenBatches:
             if hook is not None and prompt_lengths is not None:
                 hook.prompt_lengths = torch.tensor([prompt_lengths[i] for i in chunk])
             changed = residual if hook is None else hook.restarted()(residual)
-            with self.model.engine.resuming(self.hook, changed):
-                logits = self.model.logits(tokens)
-            yield chunk, tokens, logits
+            parts = [
+                (i, line, starts[i], max(starts[i], len(self.rows[i]) - n_left_out))
+                for line, i in enumerate(chunk)
+            ]
+            engine = self.model.engine
+            with engine.resuming(self.hook, changed), torch.inference_mode():
+                logits = engine.logits_at(tokens, *_selected(parts))
+            yield tokens, refuse_nan(logits, self.model.name), parts
+
+
+_Part = tuple[int, int, int, int]
+"""Row number, line of the batch, and the first position and the end of what is selected of it."""
+
+
+def _selected(parts: Sequence[_Part]) -> tuple[Tensor, Tensor]:
+    """Return (line of the batch, position) of every selected position, [selected] each."""
+    lines = [line for _, line, start, end in parts for _ in range(start, end)]
+    positions = [position for _, _, start, end in parts for position in range(start, end)]
+    return torch.tensor(lines, dtype=torch.long), torch.tensor(positions, dtype=torch.long)
+
+
+def _by_row(parts: Sequence[_Part], values: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield each row number with its share of the selected positions."""
+    for (i, *_), part in zip(parts, values.split([e - s for *_, s, e in parts]), strict=True):
+        yield i, part
 
 
 Unit = Literal["loss", "kl"]
@@ -151,6 +188,8 @@ class _Row:
     """Number of tokens of the prompt; the others count as generated."""
     start: int
     """First position whose prediction counts."""
+    text: int
+    """Number of the text that the row belongs to; a long text has several rows."""
 
 
 class NeutralText:
@@ -178,7 +217,13 @@ class NeutralText:
         self.batches = TokenBatches(model, [row.tokens for row in self._rows], hook)
         self._prompts = [row.prompt for row in self._rows]
         self._starts = [row.start for row in self._rows]
-        self.baseline = self._loss(None, {})
+        texts_of_rows = [row.text for row in self._rows]
+        # A row of n tokens has n − 1 predictions, of which those from `start` on count.
+        n_counted = [max(0, len(row.tokens) - 1 - row.start) for row in self._rows]
+        self.n_tokens = np.bincount(texts_of_rows, weights=n_counted)
+        """Number of tokens that count, [text]."""
+        self.unsteered = self.losses(None)
+        """Loss without intervention, summed over the tokens of each text, in nats, [text]."""
 
     def cost(self, unit: Unit, hook: SteeringHook, later: LaterHooks | None = None) -> float:
         """Return `damage` (unit ``"loss"``) or `divergence` (unit ``"kl"``), nats per token."""
@@ -198,7 +243,24 @@ class NeutralText:
 
         ``later`` are hooks at later hook points.
         """
-        return self._loss(hook, later or {}) - self.baseline
+        return float((self.losses(hook, later) - self.unsteered).sum() / self.n_tokens.sum())
+
+    @property
+    def baseline(self) -> float:
+        """Mean loss without intervention, in nats per token."""
+        return float(self.unsteered.sum() / self.n_tokens.sum())
+
+    def losses(self, hook: SteeringHook | None, later: LaterHooks | None = None) -> np.ndarray:
+        """Return the loss summed over the tokens that count, in nats, for each text, [text].
+
+        Damage is a mean over tokens, so that an interval needs the sums and ``n_tokens`` of the
+        texts, which are the independent units.
+        """
+        losses = np.zeros(len(self.n_tokens))
+        passes = self.batches.log_probabilities(self._starts, hook, self._prompts)
+        for i, log_p in self._under(later or {}, passes):
+            losses[self._rows[i].text] -= float(log_p.double().sum())
+        return losses
 
     def divergence(self, hook: SteeringHook, later: LaterHooks | None = None) -> float:
         """Return KL(unsteered ‖ steered) of the next token in nats, over the positions of `damage`.
@@ -261,12 +323,6 @@ class NeutralText:
         """
         return TokenBatches(self.model, self.batches.rows, residual_post(self.model.n_layers - 1))
 
-    def _loss(self, hook: SteeringHook | None, later: LaterHooks) -> float:
-        """Return the mean of −log p over the tokens that count, all texts together."""
-        rows = self._under(later, self.batches.log_probabilities(hook, self._prompts))
-        # −log p is [length − 1], so index s of it is the prediction of token s + 1.
-        return float(torch.cat([-log_p[self._starts[i] :] for i, log_p in rows]).mean())
-
     def _under(
         self, later: LaterHooks, passes: Iterator[tuple[int, Tensor]]
     ) -> Iterator[tuple[int, Tensor]]:
@@ -297,17 +353,17 @@ def _rows(model: HookedModel, texts: Neutral) -> list[_Row]:
         row
         for i, text in enumerate(listed)
         for row in (
-            _plain(model, text) if isinstance(text, str) else [_conversation(model, text, i)]
+            _plain(model, text, i) if isinstance(text, str) else [_conversation(model, text, i)]
         )
     ]
 
 
-def _plain(model: HookedModel, text: str) -> list[_Row]:
+def _plain(model: HookedModel, text: str, index: int) -> list[_Row]:
     """Return the rows of a text: one, or several windows if it is longer than the context."""
     # A plain text has no prompt, but positions="last" and "generated" need one: it ends with the
     # first token that may be steered.
     [windows] = model.codec.windows([text])
-    return [_Row(window, prompt=SKIP_FIRST + 1, start=SKIP_FIRST) for window in windows]
+    return [_Row(window, SKIP_FIRST + 1, SKIP_FIRST, text=index) for window in windows]
 
 
 def _conversation(model: HookedModel, turns: list[dict[str, Any]], index: int) -> _Row:
@@ -340,4 +396,4 @@ def _conversation(model: HookedModel, turns: list[dict[str, Any]], index: int) -
             " context; leave it out, shorten its turns, or load the model with truncation='right'"
         )
     # Position n_shared − 1 predicts the first token of the answer.
-    return _Row(row, prompt=n_shared, start=max(n_shared - 1, SKIP_FIRST))
+    return _Row(row, n_shared, start=max(n_shared - 1, SKIP_FIRST), text=index)

@@ -35,21 +35,24 @@ from tqdm.auto import tqdm
 from lrt_lens._repr_html import card, table
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.vectors._arms import (
-    VectorArm,
     drawn_arms,
     learnt_arms,
     plain_arms,
+    shuffled_arms,
     transferred_arms,
 )
 from lrt_lens.adapters.vectors._preferences import PreferenceText
 from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
+from lrt_lens.adapters.vectors._vector_arm import VectorArm
 from lrt_lens.data._behaviours import answer_contrast
 from lrt_lens.data._contrast import ChoiceItems
 from lrt_lens.figures._propensity import propensity_figure
 from lrt_lens.models._pair import ModelPair
+from lrt_lens.statistics._bootstrap import bootstrap_mean
 from lrt_lens.statistics._correlations import bootstrap_correlation, correlations
-from lrt_lens.statistics._intervals import Interval, bootstrap_mean, spread
+from lrt_lens.statistics._draws import prediction_interval
+from lrt_lens.statistics._intervals import Interval
 from lrt_lens.stitching._stitch import Stitch
 
 logger = logging.getLogger(__name__)
@@ -78,6 +81,8 @@ class PropensitySettings(Settings):
     n_random: int = 4
     """Number of random directions: half isotropic, half with the covariance of the target's
     stream."""
+    n_shuffled: int = 20
+    """Number of maps of shuffled pairs: that of the stitch, and draws of such maps."""
     n_permuted: int = 0
     """Number of vectors learnt from permuted answers."""
     seed: int = 0
@@ -214,10 +219,13 @@ def _arms(
     vector = SteeringVector.mean_difference(pair.source, contrast, at=stitch.source_hook)
     # The rule for lengths has no effect: all vectors are scaled to the native one below.
     rules = {"bias": settings.bias}
-    native, *permuted = learnt_arms(pair, stitch, vector, contrast, rules, settings.n_permuted)
+    native, *permuted = learnt_arms(
+        pair, stitch, vector, contrast, rules, n_permuted=settings.n_permuted
+    )
     like = native.vector
     others = [
-        *(arm for arm in transferred_arms(stitch, vector, rules) if arm.name != "refit"),
+        next(transferred_arms(stitch, vector, rules)),
+        *shuffled_arms(stitch, vector, rules, settings.n_shuffled, settings.seed),
         *plain_arms(stitch, vector, like, rules),
         *permuted,
         *drawn_arms(stitch, like, settings.n_random, settings.seed),
@@ -334,7 +342,7 @@ class _TaskPropensities:
         Range over draws for arms of several vectors, bootstrap over items for the others.
         """
         if part["draw"].notna().any():
-            return spread(part.groupby("draw")[column].mean().tolist())
+            return prediction_interval(part.groupby("draw")[column].mean().tolist())
         [m] = [arm.values for arm in self.arms if arm.name == name]
         # r_change correlates m(s) − m(0), r correlates m(s) itself.
         before = self.unsteered if column == "r_change" else 0.0

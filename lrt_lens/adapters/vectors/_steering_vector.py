@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from lrt_lens._files import json_fields, read_tensors, refuse_other_fields, write_tensors
 from lrt_lens._repr_html import card, facts
 from lrt_lens.adapters._earlier_files import in_current_form
+from lrt_lens.adapters.vectors._contrast_states import METHODS, ContrastStates
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions, SteeringHook, adding, setting
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import FileFormatError, NonFiniteError
@@ -50,8 +50,6 @@ from lrt_lens.typing import Direction
 
 VECTOR_SCHEMA = "lrt_lens.vector/1"
 """Schema version of a file; another one is refused."""
-_ZERO = 1e-6
-"""Norm of a difference of states, relative to the states, that rounding to float32 explains."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +136,8 @@ class SteeringVector:
                 texts have the same states.
             NonFiniteError: an activation is NaN or infinite.
         """
-        learnt = _Learnt.of(model, contrast, at, read, short_texts, truncation)
-        return learnt.vector((learnt.positive - learnt.negative).mean(0), "mean_difference")
+        states = _read_states(load_model(model), contrast, at, read, short_texts, truncation)
+        return cls.learnt_from(states, "mean_difference")
 
     @classmethod
     def principal_component(
@@ -157,14 +155,17 @@ class SteeringVector:
         It points towards the positive texts, and its length is their mean gap along it. The
         arguments and the errors are those of `mean_difference`.
         """
-        learnt = _Learnt.of(model, contrast, at, read, short_texts, truncation)
-        difference = (learnt.positive - learnt.negative).double()
-        # D = U Σ Vᵀ, first row of Vᵀ. D is not centred: its mean is the shared part of the
-        # differences, which is the concept.
-        component = torch.linalg.svd(difference, full_matrices=False).Vh[0]
-        # The sign of a singular vector is arbitrary; the signed gap along it fixes it.
-        gap = float(difference.mean(0) @ component)
-        return learnt.vector((gap * component).float(), "principal_component")
+        states = _read_states(load_model(model), contrast, at, read, short_texts, truncation)
+        return cls.learnt_from(states, "principal_component")
+
+    @classmethod
+    def learnt_from(cls, states: ContrastStates, method: str) -> "SteeringVector":
+        """Return the vector that a method learns from the states of contrast texts.
+
+        Raises:
+            ValueError: the method is unknown, or positive and negative texts have the same states.
+        """
+        return cls(states.direction(method), method=method, **states.fields)
 
     def relearnt(
         self, model: ModelLike, contrast: ContrastSet, *, at: int | str
@@ -179,23 +180,20 @@ class SteeringVector:
         Raises:
             ValueError: this vector was not learnt from texts.
         """
-        recipes = {
-            "mean_difference": SteeringVector.mean_difference,
-            "principal_component": SteeringVector.principal_component,
-        }
-        if self.method not in recipes or self.read == "given":
+        return SteeringVector.learnt_from(self.states(model, contrast, at=at), self.method)
+
+    def states(self, model: ModelLike, contrast: ContrastSet, *, at: int | str) -> ContrastStates:
+        """Return the states of contrast texts in a model, read by the rules of this vector.
+
+        The arguments and the errors are those of `relearnt`.
+        """
+        if self.method not in METHODS or self.read == "given":
             raise ValueError(
                 f"vector {self.name!r} was made by {self.method!r}; "
-                f"only {sorted(recipes)} can be learnt again from texts"
+                f"only {sorted(METHODS)} can be learnt again from texts"
             )
-        return recipes[self.method](
-            model,
-            contrast,
-            at=at,
-            read=self.read,
-            short_texts=self.short_texts,
-            truncation=self.truncation,
-        )
+        rules = (self.read, self.short_texts, self.truncation)
+        return _read_states(load_model(model), contrast, at, *rules)
 
     # ----------------------------------------------------------------------------------- arithmetic
 
@@ -446,73 +444,41 @@ class SteeringVector:
         return cls(direction=tensors["direction"], **fields)
 
 
-@dataclass(frozen=True)
-class _Learnt:
-    """States of the texts of a contrast set, from which a vector is learnt."""
-
-    positive: Tensor
-    """States of the positive texts, [pair, d_model]."""
-    negative: Tensor
-    """States of the negative texts, [pair, d_model]."""
-    fields: dict[str, Any]
-    """Fields of a `SteeringVector` that every method of learning fills in the same way."""
-
-    @classmethod
-    def of(
-        cls,
-        model: ModelLike,
-        contrast: ContrastSet,
-        at: int | str,
-        read: Read,
-        short_texts: ShortTexts,
-        truncation: Truncation | None,
-    ) -> "_Learnt":
-        """Return the states of the pairs that can be read."""
-        if not isinstance(contrast, ContrastSet):
-            raise TypeError(
-                f"contrast is a {type(contrast).__name__}; expected a ContrastSet, such as"
-                " ContrastSet(positive=[...], negative=[...])"
-            )
-        hooked = load_model(model)
-        hook = resolve(at, hooked)
-        options: dict[str, Any] = {"truncation": truncation}
-        kept = readable(
-            [hooked], contrast.texts, read, short_texts=short_texts, pairs=True, **options
+def _read_states(
+    model: HookedModel,
+    contrast: ContrastSet,
+    at: int | str,
+    read: Read,
+    short_texts: ShortTexts,
+    truncation: Truncation | None,
+) -> ContrastStates:
+    """Return the states of the pairs that can be read."""
+    if not isinstance(contrast, ContrastSet):
+        raise TypeError(
+            f"contrast is a {type(contrast).__name__}; expected a ContrastSet, such as"
+            " ContrastSet(positive=[...], negative=[...])"
         )
-        options["short_texts"] = row_rule(short_texts)
-        states = read_activations(hooked, kept.of(contrast.texts), hook, read, **options)
-        # `contrast.texts` lists all positive texts first, then all negative ones.
-        positive, negative = states.chunk(2)
-        fields = {
-            "hook": hook,
-            "model": hooked.identity,
-            "name": contrast.name,
-            "read": read,
-            "contrast": contrast.digest,
-            "median_norm": float(states.norm(dim=1).median()),
-            "short_texts": short_texts,
-            "truncation": truncation,
-            "n_dropped": kept.n_dropped,
-            "n_cut": kept.n_cut,
-            "contrast_set": contrast,
-        }
-        return cls(positive, negative, fields)
-
-    def vector(self, direction: Tensor, method: str) -> SteeringVector:
-        """Return the vector of a direction [d_model].
-
-        Raises:
-            ValueError: the direction is zero, up to the rounding of float32.
-        """
-        length, size = float(direction.norm()), self.fields["median_norm"]
-        if length <= _ZERO * size:
-            raise ValueError(
-                f"the positive and the negative texts of {self.fields['name']!r} have the same"
-                f" states at {self.fields['hook']!r}: their difference has the norm {length:.2g}"
-                f" beside {size:.4g} of a state; give texts that differ in the tokens that are"
-                " read, and that are not cut where they differ"
-            )
-        return SteeringVector(direction, method=method, **self.fields)
+    hook = resolve(at, model)
+    options: dict[str, Any] = {"truncation": truncation}
+    kept = readable([model], contrast.texts, read, short_texts=short_texts, pairs=True, **options)
+    options["short_texts"] = row_rule(short_texts)
+    states = read_activations(model, kept.of(contrast.texts), hook, read, **options)
+    # `contrast.texts` lists all positive texts first, then all negative ones.
+    positive, negative = states.chunk(2)
+    fields = {
+        "hook": hook,
+        "model": model.identity,
+        "name": contrast.name,
+        "read": read,
+        "contrast": contrast.digest,
+        "median_norm": float(states.norm(dim=1).median()),
+        "short_texts": short_texts,
+        "truncation": truncation,
+        "n_dropped": kept.n_dropped,
+        "n_cut": kept.n_cut,
+        "contrast_set": contrast,
+    }
+    return ContrastStates(positive, negative, fields)
 
 
 @transfer_artefact.register

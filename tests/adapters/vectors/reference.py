@@ -29,6 +29,7 @@ class OneRowPerContinuation:
     def propensity(self, hook: SteeringHook | None = None) -> np.ndarray:
         """Return log p(positive) − log p(negative) in nats, [item], each a sum over tokens."""
         sums = np.zeros(2 * self.n_items)
-        for i, log_p in self.batches.log_probabilities(hook, self.prompt_lengths):
-            sums[i] = float(log_p[self.prompt_lengths[i] - 1 :].sum())
+        starts = [length - 1 for length in self.prompt_lengths]
+        for i, log_p in self.batches.log_probabilities(starts, hook, self.prompt_lengths):
+            sums[i] = float(log_p.sum())
         return sums[: self.n_items] - sums[self.n_items :]

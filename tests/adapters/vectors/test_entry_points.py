@@ -16,15 +16,14 @@ from lrt_lens.adapters.vectors import (
     PropensitySettings,
     SteeringSettings,
     SteeringVector,
-    _evaluation,
     compare_continuations,
     evaluate_ablation,
     evaluate_clamping,
     evaluate_propensity,
     evaluate_steering,
 )
-from lrt_lens.adapters.vectors._arms import VectorArm
-from lrt_lens.adapters.vectors._evaluation import Curve
+from lrt_lens.adapters.vectors._arm_meter import ArmMeter
+from lrt_lens.adapters.vectors._vector_arm import MeasuredArm, VectorArm
 from lrt_lens.data import ChoiceItems, ContrastSet
 from lrt_lens.models import ModelPair
 from lrt_lens.stitching import Stitch
@@ -98,17 +97,17 @@ def test_only_vectors_through_refitted_maps_are_called_refit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     measured: list[VectorArm] = []
-    original = _evaluation._ArmMeter.measure
+    original = ArmMeter.measure
 
-    def measure(self: Any, arm: VectorArm) -> Curve:
+    def measure(self: Any, arm: VectorArm) -> MeasuredArm:
         measured.append(arm)
         return original(self, arm)
 
-    monkeypatch.setattr(_evaluation._ArmMeter, "measure", measure)
+    monkeypatch.setattr(ArmMeter, "measure", measure)
     evaluate_steering(
         twins, stitch, vector, ITEMS, neutral=corpus[:4], n_random=1, n_permuted=1, progress=False
     )
-    refits = [arm for arm in measured if arm.name == "refit"]
+    refits = [arm for arm in measured if arm.name == "map_refit"]
     assert len(refits) == len(stitch.refits) > 1
     assert all(arm.vector.transferred for arm in refits)
     candidates = [arm for arm in measured if arm.name == "native_best" and arm.draw is not None]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lrt_lens.adapters.vectors import SteeringEvaluation, SteeringVector, evaluate_steering
-from lrt_lens.adapters.vectors._arms import VectorArm, drawn_arms
-from lrt_lens.adapters.vectors._evaluation import Curve
+from lrt_lens.adapters.vectors._arms import drawn_arms
+from lrt_lens.adapters.vectors._equal_damage import Curve
 from lrt_lens.data import ChoiceItems, ContrastSet
 from lrt_lens.errors import MismatchError
 from lrt_lens.models import ModelPair
@@ -209,11 +209,12 @@ def test_scales_that_miss_the_budget_are_flagged_and_undefined(
 
 def test_effects_are_interpolated_at_the_budget_and_never_extrapolated() -> None:
     curve = Curve(
-        VectorArm("transferred", SteeringVector(torch.ones(2), "blocks.0.hook_resid_post")),
         scales=np.array([0.0, 1.0, 2.0]),
-        damage=np.array([0.0, 0.1, 0.3]),
+        rises=np.array([[0.0, 0.0], [1.5, 0.5], [2.0, 4.0]]),
+        n_tokens=np.array([5, 15]),
         propensity=np.array([[1.0, 5.0], [2.0, 5.0], [4.0, 6.0]]),
     )
+    np.testing.assert_allclose(curve.damage, [0, 0.1, 0.3])
     share = (0.2**0.5 - 0.1**0.5) / (0.3**0.5 - 0.1**0.5)
     np.testing.assert_allclose(curve.effect_at(0.2), [1 + 2 * share, share])
     assert curve.scale_at(0.2) == pytest.approx(1 + share)
@@ -243,13 +244,14 @@ def test_no_hook_is_left_on_after_an_interrupted_evaluation(
     vector = SteeringVector.mean_difference(twins.source, CONTRAST, at=1)
     calls = iter(range(10))
 
-    def interrupted(self: Any, tokens: Any) -> Any:
+    def interrupted(self: Any, *arguments: Any) -> Any:
         if next(calls) == 6:
             raise KeyboardInterrupt
-        return original(self, tokens)
+        return original(self, *arguments)
 
-    original = type(twins.target).logits
-    monkeypatch.setattr(type(twins.target), "logits", interrupted)
+    engine = type(twins.target.engine)
+    original = engine.logits_at
+    monkeypatch.setattr(engine, "logits_at", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate_steering(twins, stitch, vector, ITEMS, neutral=corpus[:4], progress=False)
     assert not any(point.fwd_hooks for point in twins.target.bridge.hook_dict.values())

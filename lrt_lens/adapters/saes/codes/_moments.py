@@ -178,13 +178,6 @@ class CodeFold:
         )
         return self.square_y - 2 * ((weight * self.cross).sum(0) + bias * self.total_y) + predicted
 
-    @property
-    def variance(self) -> Tensor:
-        """Total variance Σ(y − ȳ)² of each target dimension, [d_target]."""
-        # Σ(y − ȳ)² = Σ(y − s)² − (Σ(y − s))² / n, for any fixed shift s. A shift near the mean
-        # keeps both terms small, so that their difference loses no digits.
-        return self.square_y - self.total_y**2 / max(1, self.n)
-
 
 @dataclass
 class CodeMoments:

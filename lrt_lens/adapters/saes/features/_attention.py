@@ -34,7 +34,7 @@ from lrt_lens.adapters.saes.features._coder import FeatureCoder
 from lrt_lens.adapters.saes.features._text import TokenBatch
 from lrt_lens.models._hook_points import depth, place, residual_post
 from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.statistics._intervals import bootstrap_mean
+from lrt_lens.statistics._bootstrap import bootstrap_mean
 
 N_RANDOM = 4
 """Number of random directions per feature."""

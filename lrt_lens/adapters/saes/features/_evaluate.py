@@ -310,9 +310,9 @@ def _measured_columns(sums: FeaturePass) -> pd.DataFrame:
         "max_activation_target": target.maximum.numpy(),
         "activation_r": sums.activation[TRANSFERRED].values(),
         "attribution_r": sums.attribution[TRANSFERRED].values(),
-        # The jackknife's interval is symmetric and may exceed the range of a correlation.
-        "attribution_r_low": np.clip(interval.low, -1, 1),
-        "attribution_r_high": np.clip(interval.high, -1, 1),
+        "attribution_r_low": interval.low,
+        "attribution_r_high": interval.high,
+        "attribution_groups": sums.attribution[TRANSFERRED].effective_groups(),
     }
     for name in (RANDOM, SHUFFLED, OTHER):
         measured = name in sums.attribution

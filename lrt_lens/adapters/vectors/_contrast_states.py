@@ -1,0 +1,102 @@
+"""States of the texts of a contrast set, from which vectors and their controls are learnt.
+
+Problem: an evaluation learns dozens of vectors from one contrast set: the vector itself, those of
+permuted labels, and those without a group of pairs. Mechanism: the texts are read once, and every
+one of these vectors is computed from the stored states.
+
+    states = vector.states(pair.source, contrast, at=3)
+    states.direction("mean_difference")                    # [d_model]
+    states.permuted(0).direction("mean_difference")        # a control without the concept
+    [part.direction("mean_difference") for part in states.leaving_out(8)]    # for the jackknife
+
+Limits: the states of all pairs are in memory, 2 · pairs · d_model numbers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Method = Literal["mean_difference", "principal_component"]
+"""Rule by which a direction is learnt from pairs of states."""
+METHODS: tuple[Method, ...] = ("mean_difference", "principal_component")
+"""Rules by which a direction can be learnt again from texts."""
+_ZERO = 1e-6
+"""Norm of a difference of states, relative to the states, that rounding to float32 explains."""
+
+
+@dataclass(frozen=True, eq=False)
+class ContrastStates:
+    """States of the pairs of a contrast set in one model at one hook point."""
+
+    positive: Tensor
+    """States of the positive texts, [pair, d_model]."""
+    negative: Tensor
+    """States of the negative texts, [pair, d_model]."""
+    fields: dict[str, Any] = field(repr=False)
+    """Fields of a `SteeringVector` that every method of learning fills in the same way."""
+
+    def __len__(self) -> int:
+        return len(self.positive)
+
+    def direction(self, method: str) -> Tensor:
+        """Return the direction [d_model] that a method learns from the pairs.
+
+        Raises:
+            ValueError: the method is unknown, or the direction is zero up to the rounding of
+                float32.
+        """
+        if method not in METHODS:
+            raise ValueError(
+                f"the method is {method!r}; only {sorted(METHODS)} can be learnt from texts"
+            )
+        direction = (
+            (self.positive - self.negative).mean(0)
+            if method == "mean_difference"
+            else self._principal_component()
+        )
+        length, size = float(direction.norm()), self.fields["median_norm"]
+        if length <= _ZERO * size:
+            raise ValueError(
+                f"the positive and the negative texts of {self.fields['name']!r} have the same"
+                f" states at {self.fields['hook']!r}: their difference has the norm {length:.2g}"
+                f" beside {size:.4g} of a state; give texts that differ in the tokens that are"
+                " read, and that are not cut where they differ"
+            )
+        return direction
+
+    def _principal_component(self) -> Tensor:
+        difference = (self.positive - self.negative).double()
+        # D = U Σ Vᵀ, first row of Vᵀ. D is not centred: its mean is the shared part of the
+        # differences, which is the concept.
+        component = torch.linalg.svd(difference, full_matrices=False).Vh[0]
+        # The sign of a singular vector is arbitrary; the signed gap along it fixes it.
+        gap = float(difference.mean(0) @ component)
+        return (gap * component).float()
+
+    def permuted(self, seed: int) -> "ContrastStates":
+        """Return the states with both texts exchanged in a random half of the pairs, as a control.
+
+        The pairs are those of `ContrastSet.permuted`, if none was left out.
+        """
+        contrast: Any = self.fields["contrast_set"]
+        exchanged = torch.from_numpy(contrast.exchanged_pairs(len(self), seed))
+        swap = exchanged[:, None].to(self.positive.device)
+        positive = torch.where(swap, self.negative, self.positive)
+        negative = torch.where(swap, self.positive, self.negative)
+        contrast = contrast.permuted(seed)
+        named = {"name": contrast.name, "contrast": contrast.digest, "contrast_set": contrast}
+        return replace(self, positive=positive, negative=negative, fields=self.fields | named)
+
+    def leaving_out(self, n_groups: int, seed: int = 0) -> Iterator["ContrastStates"]:
+        """Yield the states without each of ``n_groups`` random groups of pairs, of equal size ± 1.
+
+        Two models with the same pairs leave out the same pairs.
+        """
+        group = np.random.default_rng(seed).permutation(len(self)) % n_groups
+        for left_out in range(n_groups):
+            kept = torch.from_numpy(np.flatnonzero(group != left_out)).to(self.positive.device)
+            yield replace(self, positive=self.positive[kept], negative=self.negative[kept])

@@ -1,0 +1,91 @@
+"""The result of an evaluation of a steering vector: its tables, its views and its figures."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pandas as pd
+
+from lrt_lens._repr_html import card, note, table
+from lrt_lens.adapters.vectors._steering_vector import SteeringVector
+from lrt_lens.figures import _steering as figures
+from lrt_lens.stitching._stitch import RowScore
+
+_HOW = (
+    "Interval of an arm of one vector: over what 'contains' lists. Interval of several draws: "
+    "where a new draw falls. transferred_p: share of draws at least as large in size as the "
+    "transferred effect, counting that effect itself; never below p_floor."
+)
+"""Note below the table in a notebook."""
+
+
+@dataclass(frozen=True)
+class SteeringEvaluation:
+    """Curves of all arms over scales, and their effects at equal damage."""
+
+    table: pd.DataFrame
+    """One row per arm, draw and scale.
+
+    Columns: concept, arm, draw, hook, scale (negative for a vector's negative), propensity with
+    propensity_low and propensity_high (over items), damage with damage_low and damage_high (over
+    neutral texts).
+    """
+    summary: pd.DataFrame
+    """One row per arm.
+
+    Effects in nats at equal damage, each with the ends of its interval: effect_at_equal_damage
+    (low, high) of the vector, effect_negated (negated_low, negated_high) of its negative, and
+    effect_mean (mean_low, mean_high) = (E(v) − E(−v)) / 2. As fractions of native:
+    fraction_of_native (fraction_low, fraction_high), fraction_negated and fraction_mean, with ends
+    likewise.
+
+    For an arm of one vector the interval contains what ``contains`` says; items_error,
+    neutral_error, contrast_error and map_error are the standard errors of effect_at_equal_damage
+    by source, and fraction_items_error … those of fraction_of_native. For an arm of several draws
+    the value is their mean and the interval that of a *new draw*; typical_size is the root mean
+    square of the draws, transferred_p the two-sided p-value of the transferred effect among their
+    sizes, and p_floor the smallest p-value that so many draws can give.
+
+    Others: concept, arm, hook, n_draws, scale, flag (no scale has the damage), interval_flag (what
+    is doubtful about the intervals, such as few independent items; empty if nothing).
+    """
+    budget: float
+    """Damage at which arms are compared, in nats per token."""
+    vectors: dict[str, SteeringVector] = field(repr=False)
+    """Vector of each arm that has only one."""
+    contrast_score: RowScore | None = None
+    """R² of the stitch on the texts of the contrast set; None if these are unknown."""
+    n_spanning: int = 0
+    """Number of items in which a token spans the end of the prompt; it is scored as one."""
+
+    @property
+    def concept(self) -> str:
+        """Name of the concept that was steered."""
+        return str(self.table["concept"].iloc[0])
+
+    def figure(self, kind: Literal["summary", "curves", "damage"] = "summary") -> Any:
+        """Return a plotly figure of effects at equal damage.
+
+        ``"curves"`` shows propensity over scale instead, ``"damage"`` effect over damage.
+        """
+        if kind == "summary":
+            return figures.summary_figure(self.summary, concept=self.concept)
+        if kind == "curves":
+            return figures.steering_figure(self.table, concept=self.concept)
+        return figures.effect_damage_figure(self.table, concept=self.concept, budget=self.budget)
+
+    def _repr_html_(self) -> str:
+        legend = (
+            f"{self.concept}: effect in nats, the change of propensity from no steering, "
+            f"with every arm at a damage of {self.budget:g} nats per token."
+        )
+        return card(
+            "SteeringEvaluation",
+            note(legend),
+            table(self.summary[_shown(self.summary)]),
+            note(_HOW),
+        )
+
+
+def _shown(summary: pd.DataFrame) -> list[str]:
+    """Return the columns of the view in a notebook: errors by source are left out."""
+    return [name for name in summary.columns if not name.endswith("_error") and name != "concept"]
