@@ -33,13 +33,13 @@ from lrt_lens.models._hooked_model import HookedModel
 AUTO_SCALES = (0.25, 0.5, 0.75, 0.9, 1.1, 1.4)
 """Multiples of an arm's calibrated scale at which its curve is measured."""
 DRAW_SCALES = (0.75, 1.3)
-"""Multiples for draws whose search did not end near the budget: one on each side of it."""
+"""Multiples for the first draw of a control, whose scale is searched: one on each side."""
 _ABOVE = 1.06
 """Multiple of the scale that is expected at the budget, at which a draw is measured first."""
 _WIDEST = 1.6
 """Largest damage of a draw's upper scale, in budgets; a larger one is measured again below."""
-_TRIES = 3
-"""Number of scales after which a draw's scale is searched like that of an arm of one vector."""
+_TRIES = 5
+"""Largest number of scales of a draw; one that misses the budget at all of them has no effect."""
 _MOST_SHOWN = 8
 """Largest number of scales of a curve whose search did not reach the budget."""
 _LIKE = {
@@ -108,7 +108,7 @@ class ArmMeter:
             curve = self._near(vector, step / vector.norm)
             if not math.isnan(scale := curve.scale_at(self.budget)):
                 self._last_step[key] = scale * vector.norm
-                return curve
+            return curve
         multiples = AUTO_SCALES if arm.draw is None else DRAW_SCALES
         return self._at_scales(vector, self._searched(vector, key, multiples))
 
@@ -149,6 +149,10 @@ class ArmMeter:
             tolerance=0.03,
         )
         if not calibration.reached:
+            # Further draws begin where this search began, and are not searched as widely.
+            self._last_step.setdefault(
+                key, float(calibration.curve["scale"].median()) * vector.norm
+            )
             tried = [scale for scale in calibration.curve["scale"] if scale > 0]
             # A search that fails tries dozens of scales; a few show the curve.
             return [tried[int(i)] for i in np.unique(np.linspace(0, len(tried) - 1, _MOST_SHOWN))]

@@ -67,6 +67,8 @@ def test_every_evaluation_measures_the_same_propensities(
         neutral=neutral,
         n_random=1,
         n_permuted=1,
+        n_shuffled=2,
+        n_contrast_groups=0,
         validation_share=validation_share,
         progress=False,
     )
@@ -105,7 +107,15 @@ def test_only_vectors_through_refitted_maps_are_called_refit(
 
     monkeypatch.setattr(ArmMeter, "measure", measure)
     evaluate_steering(
-        twins, stitch, vector, ITEMS, neutral=corpus[:4], n_random=1, n_permuted=1, progress=False
+        twins,
+        stitch,
+        vector,
+        ITEMS,
+        neutral=corpus[:4],
+        n_random=1,
+        n_permuted=1,
+        n_shuffled=1,
+        progress=False,
     )
     refits = [arm for arm in measured if arm.name == "map_refit"]
     assert len(refits) == len(stitch.refits) > 1

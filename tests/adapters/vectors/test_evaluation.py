@@ -58,6 +58,8 @@ def result(twins: ModelPair, stitch: Stitch, corpus: list[str]) -> SteeringEvalu
         damage=0.05,
         n_random=6,
         n_permuted=2,
+        n_shuffled=2,
+        n_contrast_groups=0,
         progress=False,
     )
 
@@ -146,6 +148,8 @@ def test_the_same_seed_gives_the_same_numbers(
         damage=0.05,
         n_random=6,
         n_permuted=2,
+        n_shuffled=2,
+        n_contrast_groups=0,
         progress=False,
     )
     assert again.summary.equals(result.summary)
@@ -181,6 +185,8 @@ def test_bias_only_is_measured_where_the_bias_is_added(
         bias="add",
         n_random=2,
         n_permuted=1,
+        n_shuffled=2,
+        n_contrast_groups=0,
         progress=False,
     )
     assert "bias_only" in set(result.summary["arm"])
@@ -200,6 +206,8 @@ def test_scales_that_miss_the_budget_are_flagged_and_undefined(
         damage=0.05,
         n_random=2,
         n_permuted=1,
+        n_shuffled=2,
+        n_contrast_groups=0,
         progress=False,
     )
     row = arm(result, "transferred")
