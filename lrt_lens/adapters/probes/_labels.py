@@ -10,7 +10,7 @@ str or an int, and counts are compared before anything is fitted.
 Limits: labels are classes; a number such as 0.3 is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,24 @@ def check_labels(
     # The number of labels by token can be checked only when the tokens are known: `token_labels`.
     if two and not lists:
         classes_of([plain_label(label) for label in labels])
+
+
+def group_numbers(groups: Sequence[Hashable] | None, n: int) -> np.ndarray | None:
+    """Number of the group of each text, from 0 in the order of first appearance; None without any.
+
+    Raises:
+        ValueError: not one group for each of the ``n`` texts.
+    """
+    if groups is None:
+        return None
+    if isinstance(groups, str) or len(groups) != n:
+        raise ValueError(
+            f"{1 if isinstance(groups, str) else len(groups)} group(s) and {n} text(s); give one "
+            "group per text, such as the number of the pair that it belongs to"
+        )
+    seen: dict[Hashable, int] = {}
+    # numpy scalars have `item`; 1 and np.int64(1) are one group either way.
+    return np.array([seen.setdefault(group, len(seen)) for group in groups], dtype=int)
 
 
 def token_labels(labels: Sequence[Any], counts: Sequence[int]) -> list[Label]:

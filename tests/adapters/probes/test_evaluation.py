@@ -17,7 +17,7 @@ from lrt_lens.adapters.probes import (
 from lrt_lens.adapters.probes._linear_probe import METHODS, LinearFits
 from lrt_lens.errors import MismatchError
 from lrt_lens.models import ModelPair
-from lrt_lens.statistics._classification import auroc, bootstrap_auroc
+from lrt_lens.statistics._classification import auroc, auroc_interval
 from lrt_lens.stitching import AffineMap, Stitch, fit_stitches
 
 WORDS = (
@@ -195,7 +195,7 @@ def test_the_bootstrapped_auroc_is_scikit_learns_on_every_resample(n_classes: in
     assert auroc(chances, truth) == pytest.approx(naive(np.arange(40)))
     drawn = np.random.default_rng(3).integers(0, 40, size=(2000, 40))
     low, high = np.percentile([naive(index) for index in drawn[:2000]], [2.5, 97.5])
-    found = bootstrap_auroc([chances], truth, seed=3)
+    found = auroc_interval([chances], truth, seed=3)
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
 
 
