@@ -42,7 +42,7 @@ from lrt_lens.adapters.probes._split import Labelled
 from lrt_lens.models._hook_points import EMBED
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import row_rule
-from lrt_lens.stitching._affine import AffineMap
+from lrt_lens.stitching._affine import AffineMap, StreamStatistics
 from lrt_lens.stitching._stitch import Stitch
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,8 @@ class ProbeArms:
         through = self.stitch.null.down
         own = self.stitch.transfer(self.probe, through=through)
         rows = own.rows(self.pair.target, self.test_texts)[0]
-        for draw, probe in enumerate(shuffled_draws(self.stitch, self.probe, n, self.seed)):
+        statistics = self.stitch.source_statistics
+        for draw, probe in enumerate(shuffled_draws(statistics, self.probe, n, self.seed)):
             transferred = own if draw == 0 else self.stitch.transfer(probe, through=through)
             yield "shuffled", 0, _predict(transferred, rows)
 
@@ -211,14 +212,15 @@ class ProbeArms:
                 yield "scratch", k, scratch.probabilities(self.x_test)
 
 
-def shuffled_draws(stitch: Stitch, probe: LinearProbe, n: int, seed: int) -> Iterator[LinearProbe]:
+def shuffled_draws(
+    statistics: StreamStatistics, probe: LinearProbe, n: int, seed: int
+) -> Iterator[LinearProbe]:
     """Yield the probe and n − 1 source probes whose images under a shuffled map are like its own.
 
     Each has the weights ``Sxx^-½ Q Sxx^½ w`` for a random rotation Q, and the mean logits of the
-    probe on the source's stream.
+    probe on the source's stream, whose ``statistics`` are taken.
     """
     yield probe
-    statistics = stitch.source_statistics
     values, vectors = torch.linalg.eigh(statistics.covariance.double().cpu())
     # Directions in which the stream does not vary have no say in the logits.
     deviations = values.clamp_min(1e-12 * float(values.max())).sqrt()
