@@ -30,7 +30,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 
 from lrt_lens.statistics._bootstrap import FEW, FEWEST_CLUSTERS, Clusters
 from lrt_lens.statistics._intervals import NOTHING, Interval, t_quantile
@@ -241,9 +241,13 @@ def _score_interval(
 
     # The gap is below 0 at the value and, unless the value is 0 or 1, above 0 at both ends.
     inner = min(max(value, 1e-9), 1 - 1e-9)
-    low = 0.0 if gap(_TINY) <= 0 else brentq(gap, _TINY, inner)
-    high = 1.0 if gap(1 - _TINY) <= 0 else brentq(gap, inner, 1 - _TINY)
-    return float(low), float(high)
+    low = 0.0 if gap(_TINY) <= 0 else _root(gap, _TINY, inner)
+    high = 1.0 if gap(1 - _TINY) <= 0 else _root(gap, inner, 1 - _TINY)
+    return low, high
+
+
+def _root(gap: Callable[[float], float], low: float, high: float) -> float:
+    return float(root_scalar(gap, bracket=(low, high), method="brentq").root)
 
 
 # ------------------------------------------------------------------------------------------ ratios

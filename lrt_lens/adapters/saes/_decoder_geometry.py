@@ -79,7 +79,7 @@ class DecoderGeometry:
         cosine, r2, r2_low, r2_high, draws, p, p_floor, interval_flag.
         """
         rows = []
-        compared = "matched" if (self.table["arm"] == "matched").any() else "index"
+        compared = "matched" if "matched" in self.table["arm"].to_list() else "index"
         [ours] = self.table.loc[self.table["arm"] == compared, "r2"].to_list()
         for arm, part in self.table.groupby("arm", sort=False):
             of_arm = self.by_feature[self.by_feature["arm"] == arm]

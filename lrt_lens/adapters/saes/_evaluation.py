@@ -442,7 +442,7 @@ def _over_draws(interval: Interval, draws: pd.DataFrame, metric: str) -> Interva
     n = len(draws)
     if n < 2:
         return Interval(interval.value, math.nan, math.nan, f"{n} draw")
-    reach = t_quantile(n - 1) * float(draws[metric].std()) / math.sqrt(n)
+    reach = t_quantile(n - 1) * float(np.std(draws[metric].to_numpy(), ddof=1)) / math.sqrt(n)
     low = interval.value - math.hypot(interval.value - interval.low, reach)
     high = interval.value + math.hypot(interval.high - interval.value, reach)
     return Interval(interval.value, low, high, interval.flag)
@@ -453,8 +453,11 @@ def _paired_difference(
 ) -> Interval:
     """Difference of two ratios of sums over the same documents, with a paired bootstrap interval.
 
-    The difference is linearised, and the influence of each document on it is resampled.
+    With one denominator it is a ratio of sums itself. Otherwise the difference is linearised, and
+    the influence of each document on it is resampled.
     """
+    if np.array_equal(a[1], b[1]):
+        return bootstrap_ratio(a[0] - b[0], a[1], seed=seed)
     values = [numerator.sum() / denominator.sum() for numerator, denominator in (a, b)]
     # Influence of document i on r = Σn/Σd: (n_i − r d_i) / mean(d).
     influence = sum(

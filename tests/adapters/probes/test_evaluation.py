@@ -21,8 +21,7 @@ from lrt_lens.adapters.probes._probe_arms import shuffled_draws
 from lrt_lens.adapters.probes._split import Labelled, separate_texts, split_texts
 from lrt_lens.errors import MismatchError
 from lrt_lens.models import ModelPair
-from lrt_lens.stitching import AffineMap, Stitch, fit_stitches
-from lrt_lens.stitching._affine import StreamStatistics
+from lrt_lens.stitching import AffineMap, Stitch, StreamStatistics, fit_stitches
 
 WORDS = (
     ("cat", "dog", "bird", "child", "man", "woman"),
