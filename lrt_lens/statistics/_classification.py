@@ -57,6 +57,8 @@ class ItemScores:
     """Mean AUROC over draws, with its interval over items and draws."""
     clusters: Clusters = field(repr=False)
     """Which items are independent."""
+    n_constant: int = 0
+    """Number of draws that predict one class for all items; their accuracy says nothing."""
 
     @classmethod
     def of(
@@ -80,6 +82,7 @@ class ItemScores:
             np.array([auroc(one, truth) for one in chances]),
             auroc_interval(chances, truth, clusters=clusters),
             clusters,
+            sum(len(set(one.argmax(1).tolist())) == 1 for one in chances),
         )
 
     def accuracy(self) -> Interval:
@@ -328,7 +331,10 @@ def _over_draws(interval: Interval, values: np.ndarray, *, clipped: bool = True)
     high = interval.value + math.hypot(interval.high - interval.value, reach)
     if clipped:
         low, high = max(low, 0.0), min(high, 1.0)
-    return Interval(interval.value, low, high, interval.flag)
+    few = f"{n} draws" if n < FEWEST_CLUSTERS else ""
+    return Interval(
+        interval.value, low, high, "; ".join(flag for flag in (interval.flag, few) if flag)
+    )
 
 
 def _is_binary(correct: np.ndarray) -> bool:

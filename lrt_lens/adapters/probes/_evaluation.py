@@ -373,8 +373,12 @@ def _drawn(
     ours = float(transferred.accuracies[0]), float(transferred.aurocs[0])
     test = rank_test(ours[0], scores.either_sign)
     sizes = np.abs(scores.aurocs - 0.5)
+    n = len(sizes)
+    # An accuracy of one class is no reading of a direction, and no transferred probe has it.
+    constant = f"{scores.n_constant} of {n} draws predict one class: read auroc_p"
+    flags = [accuracy.flag, constant if scores.n_constant else ""]
     return _intervals(accuracy, auroc, share) | {
-        "interval_flag": accuracy.flag,
+        "interval_flag": _joined(flags),
         "typical_size": float(scores.either_sign.mean()),
         "transferred_p": test.p,
         "auroc_typical_size": 0.5 + float(sizes.mean()),

@@ -131,7 +131,7 @@ def test_the_first_shuffled_draw_is_the_probe_through_the_shuffled_map(
     assert row["accuracy"] == pytest.approx(
         shuffled.accuracy(pair.target, split.texts, split.labels)
     )
-    assert row["interval_flag"] == "1 draw"
+    assert row["interval_flag"].startswith("1 draw")
     assert (row["p_floor"], row["contains"]) == (0.5, "draws")
 
 
@@ -183,9 +183,22 @@ def test_controls_are_compared_without_their_sign(result: ProbeEvaluation) -> No
         assert row["auroc_typical_size"] >= max(row["auroc"], 0.5)
         assert row["p_floor"] == 1 / (row["n_draws"] + 1)
         assert row["p_floor"] <= row["transferred_p"] <= 1
-        assert row["interval_flag"] == f"{row['n_draws']} draws"
+        assert row["interval_flag"].startswith(f"{row['n_draws']} draws")
     assert ours["contains"] == "test texts"
     assert _row(result, "scratch", 4)["contains"] == "test texts, draws of labels"
+
+
+def test_draws_that_predict_one_class_are_flagged() -> None:
+    truth = np.arange(20) % 2
+    right = np.stack([1 - truth, truth], 1).astype(float)
+    constant = np.tile([0.6, 0.4], (20, 1))
+    arms = {("source", 0): [right], ("native", 28): [right], ("transferred", 0): [right]}
+    arms |= {("shuffled", 0): [constant] * 15 + [right] * 5}
+    test = Labelled(["t"] * 20, [int(one) for one in truth])
+    table = _tables("task", arms, truth, test)[0].set_index("arm")
+    assert table["interval_flag"]["shuffled"] == "15 of 20 draws predict one class: read auroc_p"
+    assert table["transferred_p"]["shuffled"] == 6 / 21
+    assert table["typical_size"]["shuffled"] == pytest.approx(0.625)
 
 
 def test_there_are_twenty_draws_of_each_control_by_default() -> None:
