@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lrt_lens.adapters.saes import FeatureEvaluation
 from lrt_lens.adapters.saes._evaluation import _paired_difference
-from lrt_lens.adapters.saes.features._result import FeatureEvaluation
 from lrt_lens.statistics import Interval, bootstrap_ratio, prediction_interval
 from lrt_lens.stitching._stitch_loss import _percent
 
