@@ -66,7 +66,7 @@ from lrt_lens.models._text_codec import text_list
 from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
 from lrt_lens.moments._scatter import score_map
 from lrt_lens.statistics._bootstrap import Clusters, Resamples, bootstrap_statistic
-from lrt_lens.statistics._classification import auroc, bootstrap_auroc
+from lrt_lens.statistics._classification import auroc, auroc_interval
 from lrt_lens.statistics._draws import prediction_interval
 from lrt_lens.statistics._intervals import Interval
 from lrt_lens.stitching._affine import AffineMap
@@ -428,7 +428,7 @@ class _Reading:
 
     def _row(self, scores: np.ndarray, native: np.ndarray) -> dict[str, float]:
         seed = self.settings.seed
-        row = _named("auroc", bootstrap_auroc([scores], self.truth, seed=seed))
+        row = _named("auroc", auroc_interval([scores], self.truth))
         columns = np.stack([scores[:, 1], native[:, 1], self.truth])
         share = bootstrap_statistic(_share_above_chance, columns, seed=seed)
         return row | _named("share_of_native", share, "share")

@@ -82,7 +82,7 @@ def probe_figure(table: pd.DataFrame, *, chance: float) -> "go.Figure":
     figure.update_xaxes(title_text="accuracy (dotted: largest class)", **panel(1, 1))
     figure.update_xaxes(_counts("labels of the target (k)", spans), **panel(1, 2))
     figure.update_yaxes(title_text="accuracy", **panel(1, 2))
-    subtitle = "95% intervals over test texts; random and permuted: range of the draws"
+    subtitle = "95% over test texts; random, permuted, shuffled: where a new draw falls"
     title = {"text": f"Transferred probe: {_task(table)}", "subtitle": {"text": subtitle}}
     figure.update_layout(template=use_template(), title=title, height=480, margin={"t": 110})
     return figure.update_annotations(font_size=13)
@@ -113,7 +113,7 @@ def sparse_probe_figure(table: pd.DataFrame, *, chance: float) -> "go.Figure":
     figure.add_hline(y=chance, line=DOTTED, **note)
     figure.update_xaxes(_counts("features that the probe reads (k)", spans))
     figure.update_yaxes(title_text="accuracy")
-    subtitle = "95% intervals over test texts; random features: range of the draws"
+    subtitle = "95% over test texts; random features: where a new draw falls"
     title = {"text": f"Sparse probes through SAEs: {_task(table)}", "subtitle": {"text": subtitle}}
     return figure.update_layout(template=use_template(), title=title, height=480, margin={"t": 90})
 

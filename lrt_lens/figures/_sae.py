@@ -72,7 +72,7 @@ def sae_figure(table: pd.DataFrame) -> "go.Figure":
         figure.update_xaxes(title_text=title, **panel(1, column))
     # plotly lists categories from below: reversed, the first arm is on top.
     figure.update_yaxes(autorange="reversed", type="category")
-    subtitle = "95% intervals, over documents (dead features: over features)"
+    subtitle = "95% over documents (dead features: over features); random: where a new map falls"
     return figure.update_layout(
         template=use_template(),
         title={"text": "Native and transferred SAEs", "subtitle": {"text": subtitle}},

@@ -1,26 +1,44 @@
-"""Accuracy and AUROC of predicted probabilities, with paired bootstrap intervals over items.
+"""Accuracy and AUROC of predicted probabilities, with intervals over items or clusters of items.
 
-Problem: an AUROC needs a sort, and a bootstrap needs 2,000 of them. Mechanism: the AUROC of a
-resample equals that of all items, weighted by how often each was drawn. One sort therefore serves
-all resamples:
+Problem: accuracies of probes are near 1 and test sets are small. The bootstrap of 40 correct items
+is the interval 1 to 1, and items that share a story or a template are not independent. Mechanism:
+the *score* interval of a share, which is never empty, with the number of items that would give the
+variance between clusters (Wilson 1927; Korn and Graubard 1998):
 
-    AUROC = Σ_i w⁺_i · (W⁻(score < s_i) + W⁻(score = s_i) / 2) / (W⁺ · W⁻)
+    { p : (a − p)² ≤ t² · p(1 − p)/n′ },          n′ = a(1 − a) / Σ_clusters (Σ_items influence)²
 
-    w⁺_i is the weight of positive item i; W⁻(…) is the weight of the negative items in a range of
-    scores; W⁺ and W⁻ are the total weights.
+and likewise for an AUROC, whose variance at a true value θ is that of Hanley and McNeil (1982),
+multiplied by what DeLong's variance of the data is above it (method 5 of Newcombe 2006):
 
-    probabilities = [probe.predict_proba(x) for probe in draws]      # each [item, class]
-    ItemScores.of(probabilities, truth).auroc                           # Interval
+    { θ : (A − θ)² ≤ t² · κ · V(θ) },             κ = max(1, V_DeLong / V(A))
+
+    V(θ) = θ(1 − θ) · (1 + m′(1 − θ)/(2 − θ) + m′ θ/(1 + θ)) / (n⁺ n⁻),      m′ = (n⁺ + n⁻)/2 − 1
+
+    scores = ItemScores.of([probabilities], truth, clusters=Clusters.of(stories))
+    scores.accuracy(), scores.auroc, scores.share_of(native, chance=0.5)      # Interval
+
+A ratio of accuracies above chance is that of Fieller (1954), with one correct and one wrong item of
+every kind added at half weight (Agresti and Min 2005), so that it has a width if no item is wrong.
 
 Limits: with more than two classes, the AUROC is the mean over classes of each against all others.
+Accuracies take few values, so no interval holds exactly 95%: of 20 to 300 items these hold .92 to
+.98 (`docs/results/coverage.md`).
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.optimize import root_scalar
 
-from lrt_lens.statistics._bootstrap import bootstrap_mean
-from lrt_lens.statistics._intervals import LEVEL, N_BOOTSTRAP, NOTHING, Interval
+from lrt_lens.statistics._bootstrap import FEW, FEWEST_CLUSTERS, Clusters
+from lrt_lens.statistics._intervals import NOTHING, Interval, t_quantile
+
+FEWEST_ERRORS = 5
+"""Number of wrong (or of correct) items below which an interval has a flag."""
+_TINY = 1e-12
+"""Distance from 0 and 1 at which ends of an AUROC's interval are looked for."""
 
 
 @dataclass(frozen=True)
@@ -31,61 +49,319 @@ class ItemScores:
     """Share of draws that classify each item correctly, [item]."""
     accuracies: np.ndarray
     """Accuracy of each draw, [draw]."""
+    either_sign: np.ndarray
+    """Accuracy of each draw or of its negative, whichever is larger, [draw]."""
     aurocs: np.ndarray
     """AUROC of each draw, [draw]."""
     auroc: Interval
-    """Mean AUROC over draws, with its bootstrap interval over items."""
+    """Mean AUROC over draws, with its interval over items and draws."""
+    clusters: Clusters = field(repr=False)
+    """Which items are independent."""
+    n_constant: int = 0
+    """Number of draws that predict one class for all items; their accuracy says nothing."""
 
     @classmethod
-    def of(cls, chances: list[np.ndarray], truth: np.ndarray, *, seed: int = 0) -> "ItemScores":
-        """Return accuracy and AUROC from the probabilities [item, class] of every draw."""
-        correct = np.stack([one.argmax(1) == truth for one in chances]).astype(float)
-        values = np.array([auroc(one, truth) for one in chances])
-        interval = bootstrap_auroc(chances, truth, seed=seed)
-        return cls(correct.mean(0), correct.mean(1), values, interval)
+    def of(
+        cls, chances: list[np.ndarray], truth: np.ndarray, *, clusters: Clusters | None = None
+    ) -> "ItemScores":
+        """Return accuracy and AUROC from the probabilities [item, class] of every draw.
 
-    def accuracy(self, *, seed: int = 0) -> Interval:
-        """Return the mean accuracy over draws, with its bootstrap interval over items."""
-        return bootstrap_mean(self.correct, seed=seed)
+        Args:
+            chances: probabilities [item, class], one array per draw.
+            truth: number of the class of each item, [item].
+            clusters: which items are independent; all of them by default.
+        """
+        clusters = clusters or Clusters.single(len(truth))
+        correct = np.stack([one.argmax(1) == truth for one in chances]).astype(float)
+        # The negative of the logits has the least likely class first.
+        turned = np.stack([one.argmin(1) == truth for one in chances]).mean(1)
+        return cls(
+            correct.mean(0),
+            correct.mean(1),
+            np.maximum(correct.mean(1), turned),
+            np.array([auroc(one, truth) for one in chances]),
+            auroc_interval(chances, truth, clusters=clusters),
+            clusters,
+            sum(len(set(one.argmax(1).tolist())) == 1 for one in chances),
+        )
+
+    def accuracy(self) -> Interval:
+        """Return the mean accuracy over draws, with its interval over items and draws."""
+        return _over_draws(share_interval(self.correct, self.clusters), self.accuracies)
+
+    def share_of(self, native: "ItemScores", chance: float) -> Interval:
+        """Return (accuracy − chance) / (native's accuracy − chance), paired over the items.
+
+        The chance counts as known. NaN if the interval of the native accuracy includes it.
+        """
+        if self.clusters.n < 2 or not native.accuracy().excludes(chance):
+            return NOTHING
+        if self is native:
+            return Interval(1.0, 1.0, 1.0)
+        share = _paired_ratio(self.correct - chance, native.correct - chance, self.clusters, chance)
+        above = float(native.correct.mean()) - chance
+        return _over_draws(share, self.accuracies / above, clipped=False)
+
+    def above(self, other: "ItemScores") -> Interval:
+        """Return the accuracy minus that of another arm on the same items, with its interval."""
+        return _paired_difference(self.correct, other.correct, self.clusters)
+
+
+def share_interval(correct: np.ndarray, clusters: Clusters | None = None) -> Interval:
+    """Return the mean of ``correct`` [item], numbers from 0 to 1, with its score interval.
+
+    NaN without items, and NaN ends for a single cluster. The flag says if there are few independent
+    items, or few that are wrong or correct.
+    """
+    n = len(correct)
+    if not n:
+        return NOTHING
+    clusters = clusters or Clusters.single(n)
+    value = float(correct.mean())
+    if clusters.n < 2:
+        return Interval(value, math.nan, math.nan, "1 independent item")
+    variance = clusters.variance((correct - value) / n)
+    # Without variation between items nothing is known about that between clusters: each of them
+    # counts as one item.
+    effective = value * (1 - value) / variance if variance > 0 else clusters.n
+    # A mean over draws varies less than single answers do.
+    effective = min(effective, n) if _is_binary(correct) else effective
+    t = t_quantile(clusters.n - 1)
+    # (a − p)² = t² p(1 − p)/n′ for p = (a + t²/2n′ ± t √(a(1 − a)/n′ + t²/4n′²)) / (1 + t²/n′)
+    middle, unit = value + t**2 / (2 * effective), 1 + t**2 / effective
+    half = t * math.sqrt(value * (1 - value) / effective + t**2 / (4 * effective**2))
+    low, high = max(0.0, (middle - half) / unit), min(1.0, (middle + half) / unit)
+    return Interval(value, low, high, "; ".join([*_few(clusters), *_rare(correct)]))
 
 
 def auroc(chances: np.ndarray, truth: np.ndarray) -> float:
     """Return the AUROC of probabilities [item, class]; NaN unless every class occurs."""
-    return float(_weighted_auroc(chances, truth, np.ones((1, len(truth))))[0])
+    parts = [_placements(chances[:, j], truth == j) for j in _columns(chances)]
+    return float(np.mean([math.nan if part is None else part[0] for part in parts]))
 
 
-def bootstrap_auroc(draws: list[np.ndarray], truth: np.ndarray, *, seed: int = 0) -> Interval:
-    """Return the mean AUROC of the draws with its percentile bootstrap interval over items.
+def auroc_interval(
+    draws: list[np.ndarray], truth: np.ndarray, *, clusters: Clusters | None = None
+) -> Interval:
+    """Return the mean AUROC of the draws with its interval over items and draws.
 
-    A resample that lacks one of the classes is left out.
+    Args:
+        draws: probabilities [item, class], one array per draw.
+        truth: number of the class of each item, [item].
+        clusters: which items are independent; all of them by default.
     """
-    value = float(np.mean([auroc(chances, truth) for chances in draws]))
-    if np.isnan(value):
+    clusters = clusters or Clusters.single(len(truth))
+    values = np.array([auroc(chances, truth) for chances in draws])
+    value = float(values.mean())
+    if math.isnan(value):
         return NOTHING
-    drawn = np.random.default_rng(seed).integers(0, len(truth), size=(N_BOOTSTRAP, len(truth)))
-    counts = np.stack([np.bincount(index, minlength=len(truth)) for index in drawn]).astype(float)
-    # All draws are weighted by the same counts, so that the mean over draws is paired by item.
-    resampled = np.mean([_weighted_auroc(chances, truth, counts) for chances in draws], 0)
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.nanpercentile(resampled, [tail, 100 - tail])
-    return Interval(value, float(low), float(high))
+    if clusters.n < 2:
+        return Interval(value, math.nan, math.nan, "1 independent item")
+    columns = _columns(draws[0])
+    sizes = [int((truth == j).sum()) for j in columns]
+    influence = np.mean([_influence(one, truth, clusters.n) for one in draws], 0)
+
+    def spread(theta: float) -> float:
+        """Return the variance of an AUROC of ``theta`` by Hanley and McNeil, mean over classes."""
+        return float(np.mean([_hanley_mcneil(theta, m, len(truth) - m) for m in sizes]))
+
+    inflation = len(truth) / clusters.n
+    if 0 < value < 1:
+        # The mean over classes of draws varies less than one of them, at most as many times.
+        least = 1 / (len(columns) * len(draws))
+        inflation = max(clusters.variance(influence) / spread(value), least)
+        inflation = max(inflation, 1.0) if len(columns) == len(draws) == 1 else inflation
+    interval = _score_interval(value, spread, inflation, t_quantile(clusters.n - 1))
+    fewest = min(int((truth == j).sum()) for j in range(draws[0].shape[1]))
+    flags = _few(clusters) or ([f"{fewest} items of a class"] if fewest < FEW else [])
+    flags += ["all items are separated"] if value in (0.0, 1.0) else []
+    return _over_draws(Interval(value, interval[0], interval[1], "; ".join(flags)), values)
 
 
-def _weighted_auroc(chances: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the AUROC [resample] for weights [resample, item]."""
-    # With two classes, the second against the first says all: both AUROCs are equal.
-    columns = [1] if chances.shape[1] == 2 else range(chances.shape[1])
-    return np.mean([_one_against_others(chances[:, j], truth == j, weights) for j in columns], 0)
+# ------------------------------------------------------------------------------------------ AUROC
 
 
-def _one_against_others(score: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    order = np.argsort(score, kind="stable")
-    # Items of equal score form a group; `reduceat` sums the weights of each group.
-    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])
-    positives = np.add.reduceat((weights * positive)[:, order], starts, axis=1)
-    negatives = np.add.reduceat((weights * ~positive)[:, order], starts, axis=1)
-    negatives_below = np.cumsum(negatives, 1) - negatives
-    with np.errstate(invalid="ignore", divide="ignore"):
-        # Σ_g w⁺_g · (W⁻(<g) + w⁻_g / 2) / (W⁺ · W⁻); 0/0 = NaN if a resample lacks a class
-        ranked = (positives * (negatives_below + negatives / 2)).sum(1)
-        return ranked / (positives.sum(1) * negatives.sum(1))
+def _columns(chances: np.ndarray) -> list[int]:
+    """Return the classes whose AUROC is measured: of two, the second against the first says all."""
+    return [1] if chances.shape[1] == 2 else list(range(chances.shape[1]))
+
+
+def _placements(
+    score: np.ndarray, positive: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray] | None:
+    """Return the AUROC and DeLong's placements of both kinds of items; None without one kind.
+
+    The placement of a positive item is the share of negative ones below it, ties at half, and that
+    of a negative item the share of positive ones above it.
+    """
+    ours, others = score[positive], score[~positive]
+    if not len(ours) or not len(others):
+        return None
+
+    def below(values: np.ndarray, of: np.ndarray) -> np.ndarray:
+        ordered = np.sort(of)
+        left, right = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))
+        return (left + right) / (2 * len(of))
+
+    placed = below(ours, others)
+    return float(placed.mean()), placed, 1 - below(others, ours)
+
+
+def _influence(chances: np.ndarray, truth: np.ndarray, n_clusters: int) -> np.ndarray:
+    """Return the influence of each item on the mean AUROC over classes, [item].
+
+    With `Clusters.variance` it gives DeLong's variance if every item is a cluster.
+    """
+    influences = []
+    for j in _columns(chances):
+        positive, influence = truth == j, np.zeros(len(truth))
+        part = _placements(chances[:, j], positive)
+        assert part is not None
+        value, *placed = part
+        for members, placements in zip((positive, ~positive), placed, strict=True):
+            m = len(placements)
+            # DeLong divides by m − 1 for each kind, `Clusters.variance` by clusters − 1 for all.
+            unbiased = math.sqrt(m / max(m - 1, 1) * (n_clusters - 1) / n_clusters)
+            influence[members] = (placements - value) / m * unbiased
+        influences.append(influence)
+    return np.mean(influences, 0)
+
+
+def _hanley_mcneil(theta: float, m: int, n: int) -> float:
+    """Return the variance of an AUROC of ``theta`` with m positive and n negative items."""
+    half = (m + n) / 2 - 1
+    shape = 1 + half * (1 - theta) / (2 - theta) + half * theta / (1 + theta)
+    return theta * (1 - theta) * shape / (m * n)
+
+
+def _score_interval(
+    value: float, spread: Callable[[float], float], inflation: float, t: float
+) -> tuple[float, float]:
+    """Return both ends of { θ : (value − θ)² ≤ t² · inflation · spread(θ) }."""
+
+    def gap(theta: float) -> float:
+        return (value - theta) ** 2 - t**2 * inflation * spread(theta)
+
+    # The gap is below 0 at the value and, unless the value is 0 or 1, above 0 at both ends.
+    inner = min(max(value, 1e-9), 1 - 1e-9)
+    low = 0.0 if gap(_TINY) <= 0 else _root(gap, _TINY, inner)
+    high = 1.0 if gap(1 - _TINY) <= 0 else _root(gap, inner, 1 - _TINY)
+    return low, high
+
+
+def _root(gap: Callable[[float], float], low: float, high: float) -> float:
+    return float(root_scalar(gap, bracket=(low, high), method="brentq").root)
+
+
+# ------------------------------------------------------------------------------------------ ratios
+
+_ADDED = ((1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.0, 0.0))
+"""Items that are added to both arms, correct or wrong, each with the weight ½."""
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Two arms on the same items, with items added to them; moments of their means."""
+
+    means: tuple[float, float]
+    covariance: np.ndarray
+    """Covariance of both means over clusters, [2, 2]."""
+
+
+def _pairs(a: np.ndarray, b: np.ndarray, clusters: Clusters, shift: float) -> _Pairs:
+    """Return the moments of two arms, whose answers are 1 − shift if correct and −shift if not."""
+    n = len(a)
+    added = np.array(_ADDED).T - shift
+    both = np.concatenate([np.stack([a, b]), added], 1)
+    root = np.concatenate([np.ones(n), np.full(len(_ADDED), math.sqrt(0.5))])
+    total = float((root**2).sum())
+    means = both @ root**2 / total
+    influence = (both - means[:, None]) * root / total
+    # Added items are clusters of their own.
+    own = np.arange(len(_ADDED)) + 1
+    wider = Clusters(tuple(np.concatenate([one, one.max() + own]) for one in clusters.factors))
+    variances = [wider.variance(influence[0]), wider.variance(influence[1])]
+    # 2 Cov(a, b) = Var(a + b) − Var(a) − Var(b)
+    shared = (wider.variance(influence.sum(0)) - sum(variances)) / 2
+    covariance = np.array([[variances[0], shared], [shared, variances[1]]])
+    return _Pairs((float(means[0]), float(means[1])), covariance)
+
+
+def _paired_ratio(a: np.ndarray, b: np.ndarray, clusters: Clusters, shift: float) -> Interval:
+    """Return mean(a) / mean(b) with the ratios r for which mean(a) − r·mean(b) may be 0."""
+    value = float(a.mean() / b.mean())
+    pairs, t = _pairs(a, b, clusters, shift), t_quantile(clusters.n - 1)
+    (x, y), ((xx, xy), (_, yy)) = pairs.means, pairs.covariance
+    # (x − r y)² = t² (V_x − 2 r V_xy + r² V_y), a quadratic equation in r
+    square, linear, constant = y**2 - t**2 * yy, x * y - t**2 * xy, x**2 - t**2 * xx
+    if square <= 0:
+        return Interval(value, -math.inf, math.inf, "; ".join(_few(clusters)))
+    root = math.sqrt(max(linear**2 - square * constant, 0.0))
+    # The added items draw the middle towards 1; the ratio itself stays inside.
+    low, high = min(value, (linear - root) / square), max(value, (linear + root) / square)
+    return Interval(value, low, high, "; ".join(_few(clusters)))
+
+
+def _paired_difference(a: np.ndarray, b: np.ndarray, clusters: Clusters) -> Interval:
+    """Return mean(a) − mean(b) with its interval over items."""
+    value = float(a.mean() - b.mean())
+    if clusters.n < 2:
+        return Interval(value, math.nan, math.nan, "1 independent item")
+    pairs, t = _pairs(a, b, clusters, 0.0), t_quantile(clusters.n - 1)
+    covariance = pairs.covariance
+    error = math.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0.0))
+    middle = pairs.means[0] - pairs.means[1]
+    low, high = min(value, middle - t * error), max(value, middle + t * error)
+    return Interval(value, low, high, "; ".join(_few(clusters)))
+
+
+# ------------------------------------------------------------------------------------------- flags
+
+
+def _over_draws(interval: Interval, values: np.ndarray, *, clipped: bool = True) -> Interval:
+    """Return an interval over items, widened by the error of the mean over draws.
+
+    The distances of an end from the value and t · s/√n of the draws add as squares.
+    """
+    n = len(values)
+    if n < 2:
+        return interval
+    reach = t_quantile(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
+    low = interval.value - math.hypot(interval.value - interval.low, reach)
+    high = interval.value + math.hypot(interval.high - interval.value, reach)
+    if clipped:
+        low, high = max(low, 0.0), min(high, 1.0)
+    few = f"{n} draws" if n < FEWEST_CLUSTERS else ""
+    return Interval(
+        interval.value, low, high, "; ".join(flag for flag in (interval.flag, few) if flag)
+    )
+
+
+def _is_binary(correct: np.ndarray) -> bool:
+    return bool(np.isin(correct, (0.0, 1.0)).all())
+
+
+def _few(clusters: Clusters) -> list[str]:
+    return [f"{clusters.n} independent items"] if clusters.n < FEW else []
+
+
+def _rare(correct: np.ndarray) -> list[str]:
+    """Return a flag if few items are wrong, or few are correct."""
+    wrong, n = float((1 - correct).sum()), len(correct)
+    for count, name in ((wrong, "wrong"), (n - wrong, "correct")):
+        if count < FEWEST_ERRORS:
+            return [f"{count:.3g} of {n} items {name}"]
+    return []
+
+
+def clusters_of(groups: Sequence[Hashable] | None, n: int) -> tuple[Clusters, str]:
+    """Return which of n test items are independent, and a flag if there are too few groups.
+
+    ``groups`` are one label per item; None if all items are independent. Fewer than
+    ``FEWEST_CLUSTERS`` groups say nothing about others: items count as independent within them.
+    """
+    if groups is None:
+        return Clusters.single(n), ""
+    n_groups = len(set(groups))
+    few = f"{n_groups} groups count as fixed" if n_groups < FEWEST_CLUSTERS else ""
+    return Clusters.of(groups), few

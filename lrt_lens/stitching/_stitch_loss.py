@@ -27,11 +27,11 @@ The state at a position predicts the *next* token. Two sets of positions matter:
   special tokens), in every column except ``ce_all_positions``, which counts every position that has
   a next token, BOS included.
 
-Limits: with two tokenizers, each model reads its own tokens of the same windows. In all arms,
-including ``mean``, only *aligned* unmasked positions are replaced and counted. The positions
-between them keep the finishing model's own state, which makes every arm look better than it is.
-``replaced`` is the share of replaced positions; compare it before comparing losses with those of
-one tokenizer.
+Limits: the arm ``shuffled`` is one derangement of the pairs. With two tokenizers, each model reads
+its own tokens of the same windows. In all arms, including ``mean``, only *aligned* unmasked
+positions are replaced and counted. The positions between them keep the finishing model's own state,
+which makes every arm look better than it is. ``replaced`` is the share of replaced positions;
+compare it before comparing losses with those of one tokenizer.
 
 The documents of the harvest may be used again: by default, only those of its test fold are read.
 """
@@ -56,7 +56,7 @@ from lrt_lens.figures._stitch_loss import stitch_loss_figure
 from lrt_lens.models._belonging import map_ends, refuse_other_map
 from lrt_lens.models._hook_points import joint_parts
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.statistics._bootstrap import bootstrap_ratio
+from lrt_lens.statistics._bootstrap import NO_VARIATION, bootstrap_ratio
 from lrt_lens.statistics._intervals import Interval
 from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching._held_out import read_windows
@@ -98,6 +98,9 @@ class StitchLoss:
     - ``top1``: share of tokens for which own and arm agree on the likeliest next token;
     - ``replaced``: share of replaced positions, of those that have a next token;
     - ``increase_percent``: increase of ce over own; ``n_tokens``, ``n_documents``.
+    - ``interval_flag``: what is doubtful about the intervals, such as few documents; else empty.
+
+    ``ce``, ``kl``, ``recovered``, ``win_rate``, ``top1`` and ``increase_percent`` have intervals.
     """
     by_document: pd.DataFrame = field(repr=False)
     """One row per route, arm and document, from which the table is computed: n_tokens, and means of
@@ -475,24 +478,33 @@ def _row(
     """Return the columns of one route and arm, from sums and counts by document."""
     means = {metric: float(sums[metric].sum() / counts[metric].sum()) for metric in METRICS}
     # The bootstrap draws documents, the mean is over tokens: a ratio Σ_d sum_d / Σ_d count_d.
-    ce, kl = (bootstrap_ratio(sums[metric], counts[metric], seed=seed) for metric in ("ce", "kl"))
+    intervals = {
+        metric: bootstrap_ratio(sums[metric], counts[metric], seed=seed)
+        for metric in ("ce", "kl", "win_rate", "top1")
+    }
     # (mean − ce) / (mean − own); the counts are equal in all arms of a route and cancel.
-    recovered = bootstrap_ratio(mean - sums["ce"], mean - own, seed=seed)
-    return {
-        "ce": ce.value,
-        "ce_low": ce.low,
-        "ce_high": ce.high,
-        "ce_all_positions": means["ce_all_positions"],
-        "kl": kl.value,
-        "kl_low": kl.low,
-        "kl_high": kl.high,
-        "recovered": recovered.value,
-        "recovered_low": recovered.low,
-        "recovered_high": recovered.high,
-        "win_rate": means["win_rate"],
-        "top1": means["top1"],
-        "replaced": means["replaced"],
-        "increase_percent": float(100 * (sums["ce"].sum() / own.sum() - 1)),
+    intervals["recovered"] = bootstrap_ratio(mean - sums["ce"], mean - own, seed=seed)
+    intervals["increase_percent"] = _percent(bootstrap_ratio(sums["ce"], own, seed=seed))
+    row: dict[str, Any] = {}
+    for name in ("ce", "ce_all_positions", "kl", "recovered", "win_rate", "top1", "replaced"):
+        row |= _columns(name, intervals[name]) if name in intervals else {name: means[name]}
+    row |= _columns("increase_percent", intervals["increase_percent"])
+    # The model's own pass differs from itself by nothing in every document: no doubt about that.
+    flags = (one.flag for one in intervals.values() if one.flag != NO_VARIATION)
+    doubts = dict.fromkeys(flag.replace("items", "documents") for flag in flags if flag)
+    return row | {
         "n_tokens": int(counts["ce"].sum()),
         "n_documents": len(own),
+        "interval_flag": "; ".join(doubts),
     }
+
+
+def _columns(name: str, interval: Interval) -> dict[str, float]:
+    """Return the columns of a value and of the ends of its interval."""
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _percent(ratio: Interval) -> Interval:
+    """Return the increase in percent of a ratio to the untouched model."""
+    value, low, high = (100 * (end - 1) for end in (ratio.value, ratio.low, ratio.high))
+    return Interval(value, low, high, ratio.flag)

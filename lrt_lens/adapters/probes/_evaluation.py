@@ -25,45 +25,50 @@ texts are cheap, and choose their penalty on the k rows.
 
 All arms that are fitted use the method of the probe (`LinearProbe.method`).
 
-Intervals are paired bootstraps over the test texts. For ``random`` and ``permuted`` the interval is
-the range of 95% of the draws.
+Intervals of single probes are over test texts, or over ``groups`` of them, such as a true and a
+false line of one pair; those of the learning curve contain the draws of labels too
+(`lrt_lens.statistics._classification`). For ``random``, ``permuted`` and ``shuffled`` the interval
+is the one that a new draw falls into.
 
-Limits: ``read="every"`` is refused, because tokens of one text are not independent items.
+**Sign.** A direction without meaning is as often right as wrong, and with its sign turned it is
+right as often as it was wrong: on true and false statements, single random probes reach .75. The
+controls are therefore read without their sign. ``typical_size`` is the mean accuracy of a draw *or
+its negative, whichever is larger*, and ``transferred_p`` the share of draws that reach the accuracy
+of the transferred probe in this way. ``auroc_p`` compares the distance of the AUROC from
+½, which does not depend on the threshold: use it if classes are unequal, or if the logits of a
+shuffled map hardly vary.
+
+Limits: ``read="every"`` is refused, because tokens of one text are not independent items. The
+training texts count as fixed.
 """
 
 import logging
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings, resolve, takes
-from lrt_lens.adapters.probes._labels import check_labels, class_numbers, classes_of, plain_label
-from lrt_lens.adapters.probes._linear_probe import METHODS, LinearProbe, probe_through, read_rows
-from lrt_lens.adapters.probes._logistic import Logistic, Scaling, probabilities
+from lrt_lens.adapters.probes._linear_probe import LinearProbe
+from lrt_lens.adapters.probes._probe_arms import Prediction, ProbeArms
+from lrt_lens.adapters.probes._split import Labelled, separate_texts
 from lrt_lens.figures._probes import probe_figure
-from lrt_lens.models._hook_points import EMBED
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.models._reading import Read, Readable, ShortTexts, readable, row_rule
-from lrt_lens.models._text_codec import text_list
-from lrt_lens.statistics._bootstrap import bootstrap_ratio
-from lrt_lens.statistics._classification import ItemScores
-from lrt_lens.statistics._draws import prediction_interval
-from lrt_lens.statistics._intervals import Interval
+from lrt_lens.models._reading import Read, Readable, ShortTexts, readable
+from lrt_lens.statistics._classification import ItemScores, clusters_of
+from lrt_lens.statistics._draws import prediction_interval, rank_test
+from lrt_lens.statistics._intervals import NOTHING, Interval
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._stitch import Stitch
 
 logger = logging.getLogger(__name__)
 
-DRAWN_ARMS = ("random", "permuted")
-"""Controls with many draws; their interval is the range of the draws."""
+DRAWN_ARMS = ("random", "permuted", "shuffled")
+"""Controls with many draws; a new draw falls into their interval."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +89,19 @@ class ProbeEvaluationSettings(Settings):
     """Number of draws of each k labels; every class is among them."""
     n_random: int = 20
     """Number of random probes."""
-    n_permuted: int = 5
+    n_permuted: int = 20
     """Number of probes fitted on permuted labels."""
+    n_shuffled: int = 20
+    """Number of draws of the map of shuffled pairs; the first is that of the stitch."""
+    groups: Sequence[Hashable] | None = None
+    """One per text, such as the number of the pair or the story that it belongs to: texts of one
+    group are all for training or all for testing, share folds, and are one unit of an interval."""
+    test_groups: Sequence[Hashable] | None = None
+    """Group of each text of ``test_texts``; none of them may be among ``groups``."""
     task: str = "probe"
     """Name of the classification task."""
     seed: int = 0
-    """Seed of splits, draws and bootstraps."""
+    """Seed of splits and draws."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +112,18 @@ class ProbeEvaluation:
     """One row per arm and k.
 
     Columns: task, arm, k (labels of the target that were used, or 0), n_draws, accuracy, low, high,
-    auroc, auroc_low, auroc_high.
+    auroc, auroc_low, auroc_high, contains (what varies in the interval), interval_flag (what is
+    doubtful about it). For controls of several draws: typical_size and auroc_typical_size (mean of
+    a draw or its negative, whichever is larger), transferred_p and auroc_p (share of draws that are
+    as large in this sense as the transferred probe) and p_floor, the smallest p of so many draws.
     """
     summary: pd.DataFrame
     """One row per arm and k.
 
     Columns: task, arm, k, accuracy, low, high, share_of_native, share_low, share_high. The share is
     (accuracy − chance) / (native − chance); it is undefined if the interval of ``native`` includes
-    chance.
+    chance. Also typical_size, transferred_p, p_floor, interval_flag, and note, which says if the
+    transferred probe is better than its own source probe or than the native one, and by how much.
     """
     chance: float
     """Share of the largest class among the test texts."""
@@ -119,6 +135,8 @@ class ProbeEvaluation:
     """Number of texts left out because the mask leaves nothing of them in one of the models."""
     n_cut: int = 0
     """Number of texts that were cut to the context of a model."""
+    n_test_groups: int | None = None
+    """Number of groups of test texts; None if they are independent of each other."""
 
     @property
     def task(self) -> str:
@@ -131,11 +149,9 @@ class ProbeEvaluation:
 
     def _repr_html_(self) -> str:
         dropped = f"; {self.n_dropped} texts were too short" if self.n_dropped else ""
-        return card(
-            "ProbeEvaluation",
-            note(f"{self.task}: {self.n_test} test texts, chance {self.chance:.2f}{dropped}."),
-            table(self.summary),
-        )
+        groups = "" if self.n_test_groups is None else f" in {self.n_test_groups} groups"
+        tested = f"{self.n_test} test texts{groups}, chance {self.chance:.2f}{dropped}"
+        return card("ProbeEvaluation", note(f"{self.task}: {tested}."), table(self.summary))
 
 
 @takes(ProbeEvaluationSettings)
@@ -164,7 +180,8 @@ def evaluate_probe(
         probe: a probe fitted on the source; None fits one here on the training texts. A probe with
             ``read="every"`` is refused, because tokens of one text are not independent items.
         test_texts: texts to evaluate on.
-        test_labels: their labels.
+        test_labels: their labels. Both sides of a split have whole ``groups``, see
+            `ProbeEvaluationSettings`.
         token_map: map for the arm ``token_identity``, from the target's ``hook_embed`` to the
             source hook point:
             ``token_identity_map(harvest(pair.reversed(), …), stitch.source_hook)``. Without it the
@@ -174,8 +191,8 @@ def evaluate_probe(
         **options: fields of `ProbeEvaluationSettings`.
 
     Raises:
-        ValueError: labels of one class, not one label per text, or fewer training texts than the
-            largest k.
+        ValueError: labels of one class, not one label or group per text, a group on both sides, or
+            fewer training texts than the largest k.
         MismatchError: models, a probe or a map that do not belong to the stitch.
 
     Source: Stitching (arXiv 2506.06609), §4, transfers probes in this way. The learning curve and
@@ -184,17 +201,22 @@ def evaluate_probe(
     settings = resolve(ProbeEvaluationSettings, settings, options)
     task, seed = settings.task, settings.seed
     stitch.check(pair.source, pair.target)
-    train, test = _split(texts, labels, test_texts, test_labels, settings)
-    n_given = len(train[0]) + len(test[0])
-    kept = [_readable(pair, stitch, probe, part, settings) for part in (train, test)]
-    train, test = (
-        (one.of(part[0]), one.of(part[1])) for one, part in zip(kept, (train, test), strict=True)
+    train, test = separate_texts(
+        (texts, labels, settings.groups),
+        (test_texts, test_labels, settings.test_groups),
+        share=settings.test_share,
+        seed=seed,
     )
+    n_given = len(train) + len(test)
+    kept = [_readable(pair, stitch, probe, part, settings) for part in (train, test)]
+    train, test = (part.read_by(one) for one, part in zip(kept, (train, test), strict=True))
     _check(pair, stitch, probe, train, token_map, settings)
     if probe is None:
         probe = LinearProbe.fit(
             pair.source,
-            *train,
+            train.texts,
+            train.labels,
+            groups=train.groups,
             at=stitch.source_hook,
             read=settings.read,
             name=task,
@@ -202,67 +224,23 @@ def evaluate_probe(
             short_texts=settings.short_texts,
             seed=seed,
         )
-    arms = _ProbeArms(pair, stitch, probe, train, test, seed)
+    arms = ProbeArms(pair, stitch, probe, train, test, seed)
     # Arms of several draws appear once per draw and collect their predictions.
     by_arm: dict[tuple[str, int], list[np.ndarray]] = {}
     for arm, k, p in _with_progress(arms, token_map, settings, progress):
         by_arm.setdefault((arm, k), []).append(p)
-    scored = {key: ItemScores.of(draws, arms.truth, seed=seed) for key, draws in by_arm.items()}
-    # Accuracy of always predicting the most frequent class.
-    chance = float(np.bincount(arms.truth).max() / len(arms.truth))
-    tidy, summary = _tables(task, scored, chance, seed)
+    tidy, summary, chance = _tables(task, by_arm, arms.truth, test)
     probes = {"source": probe, "native": arms.native, "transferred": arms.transferred}
-    n_dropped = n_given - len(train[0]) - len(test[0])
-    n_cut = sum(one.n_cut for one in kept)
-    return ProbeEvaluation(tidy, summary, chance, len(arms.truth), probes, n_dropped, n_cut)
-
-
-Labelled = tuple[list[str], list[Any]]
-"""Texts, and one label per text."""
-
-
-def _split(
-    texts: Sequence[str],
-    labels: Sequence[Any],
-    test_texts: Sequence[str] | None,
-    test_labels: Sequence[Any] | None,
-    settings: ProbeEvaluationSettings,
-) -> tuple[Labelled, Labelled]:
-    """Return training and test texts with labels; a stratified split if ``test_texts`` is None."""
-    texts, labels = check_labels(texts, labels)
-    plain = [plain_label(label) for label in labels]
-    if (test_texts is None) != (test_labels is None):
-        raise ValueError(
-            "test_texts and test_labels come together; give both, or neither and test_share"
-        )
-    if test_texts is not None and test_labels is not None:
-        test_texts, test_labels = check_labels(test_texts, test_labels)
-        plain_test = [plain_label(label) for label in test_labels]
-        return (text_list(texts), plain), (text_list(test_texts), plain_test)
-    from sklearn.model_selection import train_test_split
-
-    classes, share = classes_of(plain), settings.test_share
-    # Both sides need at least one text per class.
-    n_test = round(share * len(plain))
-    if not 0 < share < 1 or min(n_test, len(plain) - n_test) < len(classes):
-        raise ValueError(
-            f"test_share is {share} of {len(plain)} texts; expected a share between 0 and 1 that "
-            f"leaves {len(classes)} classes on both sides"
-        )
-    listed, numbers = text_list(texts), class_numbers(plain, classes)
-    if (fewest := int(np.bincount(numbers).min())) < 2:
-        raise ValueError(
-            f"a class has {fewest} text; splitting needs 2 of each: give more texts, or test_texts "
-            "and test_labels"
-        )
-    train, test = train_test_split(
-        np.arange(len(plain)), test_size=share, random_state=settings.seed, stratify=numbers
+    return ProbeEvaluation(
+        tidy,
+        summary,
+        chance,
+        len(arms.truth),
+        probes,
+        n_dropped=n_given - len(train) - len(test),
+        n_cut=sum(one.n_cut for one in kept),
+        n_test_groups=None if test.groups is None else len(set(test.groups)),
     )
-    first, second = (
-        ([listed[i] for i in part.tolist()], [plain[i] for i in part.tolist()])
-        for part in (np.asarray(train), np.asarray(test))
-    )
-    return first, second
 
 
 def _readable(
@@ -275,10 +253,10 @@ def _readable(
     """Return which texts both models have a token of to read."""
     models = (pair.source, pair.target)
     if probe is not None:
-        return probe.readable(models, part[0])
+        return probe.readable(models, part.texts)
     return readable(
         models,
-        part[0],
+        part.texts,
         settings.read,
         skip_first=stitch.skip_first,
         short_texts=settings.short_texts,
@@ -302,11 +280,11 @@ def _check(
                 "give a probe that is read once per text"
             )
     # Each draw of k labels holds every class, so k is at least the number of classes.
-    classes, ks = len(set(train[1])), settings.ks
-    if settings.n_seeds < 1 or any(not classes <= k <= len(train[0]) for k in ks):
+    classes, ks = len(set(train.labels)), settings.ks
+    if settings.n_seeds < 1 or any(not classes <= k <= len(train) for k in ks):
         raise ValueError(
             f"ks is {list(ks)}, n_seeds {settings.n_seeds}; expected numbers of labels from "
-            f"{classes} (one per class) to {len(train[0])} (the training texts), and at least one "
+            f"{classes} (one per class) to {len(train)} (the training texts), and at least one "
             "seed: give smaller k or more texts"
         )
     if token_map is not None:
@@ -314,208 +292,139 @@ def _check(
         stitch.refuse_other_token_map(token_map, *models)
 
 
-class _ProbeArms:
-    """The predictions of every arm, from training and test texts read once on each model."""
-
-    def __init__(
-        self,
-        pair: ModelPair,
-        stitch: Stitch,
-        probe: LinearProbe,
-        train: Labelled,
-        test: Labelled,
-        seed: int,
-    ) -> None:
-        self.pair, self.stitch, self.probe, self.seed = pair, stitch, probe, seed
-        self.train_texts, self.test_texts = train[0], test[0]
-        self.classes = probe.classes
-        self.y = class_numbers(train[1], self.classes)
-        self.truth = class_numbers(test[1], self.classes)
-        if missing := set(range(len(self.classes))) - set(self.y.tolist()):
-            raise ValueError(
-                f"no training text is labelled {[self.classes[i] for i in sorted(missing)]}; give "
-                "training texts of all classes of the probe"
-            )
-        self.transferred: LinearProbe = stitch.transfer(probe)
-        # x: rows of the target; z: rows that the transferred probe multiplies. They differ only for
-        # read="max", whose rows are maxima of mapped states.
-        self.x, self.x_test = (self._read(texts) for texts in (self.train_texts, self.test_texts))
-        self.z, self.z_test = self.x, self.x_test
-        if self.transferred.before is not None:
-            self.z, self.z_test = (
-                self.transferred.rows(pair.target, texts)[0].numpy()
-                for texts in (self.train_texts, self.test_texts)
-            )
-        # All arms are fitted by the method of the probe, so that they differ in their data only. A
-        # probe that was not fitted here has no method; logistic regression is its reference.
-        method = probe.method if probe.method in METHODS else "logistic_regression"
-        self.fits = METHODS[method]
-        # The reference with all labels of the target.
-        fit = self.fits.fit(self.x, self.y, len(self.classes), seed=seed)
-        self.native = replace(
-            probe,
-            weight=torch.from_numpy(fit.weight),
-            bias=torch.from_numpy(fit.bias),
-            hook=stitch.target_hook,
-            model=pair.target.identity,
-            method=method,
-            penalty=fit.penalty,
-            before=None,
-        )
-
-    def _read(self, texts: list[str]) -> np.ndarray:
-        hook, read, skip_first = self.stitch.target_hook, self.probe.read, self.probe.skip_first
-        rows, _ = read_rows(
-            self.pair.target,
-            texts,
-            hook,
-            read,
-            skip_first,
-            short_texts=row_rule(self.probe.short_texts),
-            truncation=self.probe.truncation,
-        )
-        return rows.numpy()
-
-    def single(self, token_map: AffineMap | None) -> Iterator[tuple[str, int, np.ndarray]]:
-        """Yield arm, k and probabilities [text, class] of the arms that are measured once."""
-        source = self.probe.rows(self.pair.source, self.test_texts)[0]
-        yield "source", 0, _predict(self.probe, source)
-        yield "native", len(self.y), _predict(self.native, torch.from_numpy(self.x_test))
-        yield "transferred", 0, _predict(self.transferred, torch.from_numpy(self.z_test))
-        if self.stitch.null is None:
-            logger.warning(
-                "the stitch has no map of shuffled pairs; the arm 'shuffled' is left out: fit this "
-                "pair alone with null='full'"
-            )
-        else:
-            # A probe is transferred by the map target → source, so its control is the null's
-            # `down`.
-            shuffled = self.stitch.transfer(self.probe, through=self.stitch.null.down)
-            yield "shuffled", 0, self._on_target(shuffled)
-        if token_map is not None:
-            # The map starts at the embedding, so that is where the transferred probe reads.
-            tokens = probe_through(self.probe, token_map, EMBED, self.pair.target.identity)
-            yield "token_identity", 0, self._on_target(tokens)
-
-    def _on_target(self, probe: LinearProbe) -> np.ndarray:
-        return _predict(probe, probe.rows(self.pair.target, self.test_texts)[0])
-
-    def permuted(self, n: int) -> Iterator[tuple[str, int, np.ndarray]]:
-        """Yield arm, k and probabilities of probes fitted on permuted labels and transferred."""
-        rows = self.probe.rows(self.pair.source, self.train_texts)[0].numpy() if n else np.empty(0)
-        # The penalty of the probe is used again: cross-validation on permuted labels would choose
-        # the largest candidate.
-        options: dict[str, Any] = (
-            {} if math.isnan(self.probe.penalty) else {"penalties": (self.probe.penalty,)}
-        )
-        for draw in range(n):
-            y = np.random.default_rng((self.seed, draw)).permutation(self.y)
-            fit = self.fits.fit(rows, y, len(self.classes), seed=self.seed, **options)
-            weight, bias = torch.from_numpy(fit.weight), torch.from_numpy(fit.bias)
-            transferred = self.stitch.transfer(replace(self.probe, weight=weight, bias=bias))
-            yield "permuted", 0, _predict(transferred, torch.from_numpy(self.z_test))
-
-    def random(self, n: int) -> Iterator[tuple[str, int, np.ndarray]]:
-        """Yield arm, k and probabilities of random weights.
-
-        The second half of them have the rows' covariance.
-        """
-        generator = np.random.default_rng(self.seed)
-        centred = self.x - self.x.mean(0)
-        # XᵀX = V Λ Vᵀ, so that V Λ^½ g has this covariance for a standard normal g.
-        values, vectors = np.linalg.eigh(centred.T @ centred)
-        root = vectors * np.sqrt(np.clip(values, 0, None))
-        for draw in range(n):
-            weight = generator.standard_normal((self.x.shape[1], len(self.native.bias)))
-            weight = weight if draw < n // 2 else root @ weight
-            # logits: rows [text, d] times random weights [d, column].
-            logits = self.x @ weight
-            # Subtracting the median splits the training texts evenly, dividing by the deviation
-            # keeps the logits in the range of a sigmoid.
-            scale, middle = logits.std(0) + 1e-30, np.median(logits, 0)
-            yield "random", 0, probabilities((self.x_test @ weight - middle) / scale)
-
-    def learning_curve(
-        self, ks: Sequence[int], n_seeds: int
-    ) -> Iterator[tuple[str, int, np.ndarray]]:
-        """Yield arm, k and probabilities of the arms that are fitted on k labels, for each draw."""
-        start = Logistic(
-            self.transferred.weight.double().numpy(), self.transferred.bias.double().numpy()
-        )
-        # Standardisation needs no labels, so all training texts take part.
-        scaling, scaling_z = Scaling.of(self.x), Scaling.of(self.z)
-        for k in ks:
-            for draw in range(n_seeds):
-                rows = _stratified_rows(self.y, k, np.random.default_rng((self.seed, k, draw)))
-                y = self.y[rows]
-                # Both arms have the same rows and the same seed of folds, so they differ in the
-                # shrinkage only.
-                fine_tuned = self.fits.fit_towards(
-                    self.z[rows], y, start, scaling=scaling_z, seed=draw
-                )
-                yield "fine_tuned", k, fine_tuned.probabilities(self.z_test)
-                scratch = self.fits.fit(
-                    self.x[rows], y, len(self.classes), scaling=scaling, seed=draw
-                )
-                yield "scratch", k, scratch.probabilities(self.x_test)
-
-
 def _with_progress(
-    arms: _ProbeArms, token_map: AffineMap | None, settings: ProbeEvaluationSettings, progress: bool
-) -> Iterator[tuple[str, int, np.ndarray]]:
+    arms: ProbeArms, token_map: AffineMap | None, settings: ProbeEvaluationSettings, progress: bool
+) -> Iterator[Prediction]:
     """Yield arm, k and probabilities of all arms and draws, with a progress bar."""
     parts = (
         arms.single(token_map),
+        arms.shuffled(settings.n_shuffled),
         arms.permuted(settings.n_permuted),
         arms.random(settings.n_random),
         arms.learning_curve(settings.ks, settings.n_seeds),
     )
-    # Five arms are measured once; the learning curve has two arms.
-    n_curve = 2 * len(settings.ks) * settings.n_seeds
+    # Four arms are measured once; the learning curve has two arms.
+    n_drawn = settings.n_random + settings.n_permuted + settings.n_shuffled
     yield from tqdm(
         (prediction for part in parts for prediction in part),
-        total=5 + settings.n_random + settings.n_permuted + n_curve,
+        total=4 + n_drawn + 2 * len(settings.ks) * settings.n_seeds,
         desc=f"probe {settings.task}",
         disable=not progress,
         leave=False,
     )
 
 
-def _predict(probe: LinearProbe, rows: Tensor) -> np.ndarray:
-    return probabilities(probe.logits(rows))
-
-
-def _stratified_rows(y: np.ndarray, k: int, generator: np.random.Generator) -> np.ndarray:
-    """Indices of k random rows, at least one of each class, [k]."""
-    order = generator.permutation(len(y))
-    # A classifier needs at least one row of each class.
-    first = [int(np.flatnonzero(y[order] == label)[0]) for label in np.unique(y)]
-    others = [index for index in range(len(y)) if index not in set(first)]
-    return order[[*first, *others[: k - len(first)]]]
+# ------------------------------------------------------------------------------------------- tables
 
 
 def _tables(
-    task: str, scored: dict[tuple[str, int], ItemScores], chance: float, seed: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return table and summary of a `ProbeEvaluation`."""
-    native = next(scores for (arm, _), scores in scored.items() if arm == "native")
+    task: str, by_arm: dict[tuple[str, int], list[np.ndarray]], truth: np.ndarray, test: Labelled
+) -> tuple[pd.DataFrame, pd.DataFrame, float]:
+    """Return table and summary of a `ProbeEvaluation`, and the share of the largest class."""
+    clusters, fixed = clusters_of(test.groups, len(truth))
+    scored = {key: ItemScores.of(p, truth, clusters=clusters) for key, p in by_arm.items()}
+    singles = {arm: scores for (arm, k), scores in scored.items() if len(scores.accuracies) == 1}
+    native, transferred = singles["native"], singles["transferred"]
+    # Accuracy of always predicting the most frequent class.
+    chance = float(np.bincount(truth).max() / len(truth))
+    units = "test texts" if test.groups is None else "groups of test texts"
     rows, summary = [], []
     for (arm, k), scores in scored.items():
-        accuracy, auroc = scores.accuracy(seed=seed), scores.auroc
-        # Draws of a control are random, so their spread matters, not that of the texts.
-        if arm in DRAWN_ARMS:
-            accuracy, auroc = (
-                prediction_interval(list(scores.accuracies)),
-                prediction_interval(list(scores.aurocs)),
-            )
-        # share = (accuracy − chance) / (native − chance), bootstrapped over the same texts
-        share = bootstrap_ratio(scores.correct - chance, native.correct - chance, seed=seed)
         key = {"task": task, "arm": arm, "k": k}
-        shown = _columns("accuracy", "", accuracy)
-        n_draws = {"n_draws": len(scores.accuracies)}
-        rows.append(key | n_draws | shown | _columns("auroc", "auroc_", auroc))
-        summary.append(key | shown | _columns("share_of_native", "share_", share))
-    return pd.DataFrame(rows), pd.DataFrame(summary)
+        is_drawn, n_draws = arm in DRAWN_ARMS, len(scores.accuracies)
+        columns = (
+            _drawn(scores, transferred, native, chance)
+            if is_drawn
+            else _measured(scores, native, chance, fixed)
+        )
+        contains = "draws" if is_drawn else units + (", draws of labels" if n_draws > 1 else "")
+        shares = {name: columns.pop(name) for name in _SHARE}
+        rows.append(key | {"n_draws": n_draws} | columns | {"contains": contains})
+        shown = {name: columns[name] for name in columns if not name.startswith("auroc")}
+        remark = _remark(task, transferred, singles) if arm == "transferred" else ""
+        summary.append(key | shown | shares | {"note": remark})
+    order = ["task", "arm", "k", "accuracy", "low", "high", *_SHARE]
+    frame = pd.DataFrame(summary)
+    others = [name for name in frame if name not in order]
+    return pd.DataFrame(rows), pd.DataFrame(frame, columns=[*order, *others]), chance
+
+
+_SHARE = ("share_of_native", "share_low", "share_high")
+"""Columns of the share of native, which only the summary has."""
+
+
+def _measured(scores: ItemScores, native: ItemScores, chance: float, fixed: str) -> dict[str, Any]:
+    """Return the columns of an arm whose interval is over test texts."""
+    accuracy, share = scores.accuracy(), scores.share_of(native, chance)
+    flags = [fixed, accuracy.flag, scores.auroc.flag]
+    return _intervals(accuracy, scores.auroc, share) | {"interval_flag": _joined(flags)}
+
+
+def _drawn(
+    scores: ItemScores, transferred: ItemScores, native: ItemScores, chance: float
+) -> dict[str, Any]:
+    """Return the columns of a control of several draws."""
+    accuracy = _within(prediction_interval(scores.accuracies))
+    auroc = _within(prediction_interval(scores.aurocs))
+    share = NOTHING
+    if native.accuracy().excludes(chance):
+        above = float(native.accuracies[0]) - chance
+        share = prediction_interval((scores.accuracies - chance) / above)
+    ours = float(transferred.accuracies[0]), float(transferred.aurocs[0])
+    test = rank_test(ours[0], scores.either_sign)
+    sizes = np.abs(scores.aurocs - 0.5)
+    n = len(sizes)
+    # An accuracy of one class is no reading of a direction, and no transferred probe has it.
+    constant = f"{scores.n_constant} of {n} draws predict one class: read auroc_p"
+    flags = [accuracy.flag, constant if scores.n_constant else ""]
+    return _intervals(accuracy, auroc, share) | {
+        "interval_flag": _joined(flags),
+        "typical_size": float(scores.either_sign.mean()),
+        "transferred_p": test.p,
+        "auroc_typical_size": 0.5 + float(sizes.mean()),
+        # An AUROC below ½ is one of the negative: sizes have no sign, so p is two-sided.
+        "auroc_p": rank_test(ours[1] - 0.5, sizes).p,
+        "p_floor": test.floor,
+    }
+
+
+def _intervals(accuracy: Interval, auroc: Interval, share: Interval) -> dict[str, Any]:
+    return (
+        _columns("accuracy", "", accuracy)
+        | _columns("auroc", "auroc_", auroc)
+        | _columns("share_of_native", "share_", share)
+    )
+
+
+def _remark(task: str, transferred: ItemScores, singles: dict[str, ItemScores]) -> str:
+    """Return by how much the transferred probe is better than its source probe or the native one.
+
+    Both are what it can be expected to reach, so a better one is logged.
+    """
+    remarks = []
+    for arm, name in (("source", "its source probe"), ("native", "the native probe")):
+        gain = transferred.above(singles[arm])
+        if gain.value > 0:
+            ends = f"{gain.low:+.3f} to {gain.high:+.3f}"
+            remarks.append(f"better than {name} by {gain.value:.3f} ({ends})")
+    if remarks:
+        logger.warning(
+            "%s: the transferred probe is %s; check that no test text was used to fit a probe, and "
+            "that texts which belong together are in one group (groups=)",
+            task,
+            " and ".join(remarks),
+        )
+    return "; ".join(remarks)
+
+
+def _within(interval: Interval) -> Interval:
+    """Return an interval of accuracies without the numbers below 0 and above 1."""
+    low, high = (float(np.clip(end, 0, 1)) for end in (interval.low, interval.high))
+    return Interval(interval.value, low, high, interval.flag)
+
+
+def _joined(flags: Sequence[str]) -> str:
+    return "; ".join(dict.fromkeys(flag for flag in flags if flag))
 
 
 def _columns(name: str, prefix: str, interval: Interval) -> dict[str, float]:

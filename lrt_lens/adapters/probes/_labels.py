@@ -10,7 +10,7 @@ str or an int, and counts are compared before anything is fitted.
 Limits: labels are classes; a number such as 0.3 is refused.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,6 +113,25 @@ def check_labels(
     if two and not lists:
         classes_of([plain_label(label) for label in labels])
     return listed, labels
+
+
+def group_numbers(groups: Sequence[Hashable] | None, n: int) -> np.ndarray | None:
+    """Number of the group of each text, from 0 in the order of first appearance; None without any.
+
+    Raises:
+        ValueError: not one group for each of the ``n`` texts.
+    """
+    if groups is None:
+        return None
+    groups = column_list(groups, "groups")
+    if len(groups) != n:
+        raise ValueError(
+            f"{len(groups)} group(s) and {n} text(s); give one "
+            "group per text, such as the number of the pair that it belongs to"
+        )
+    seen: dict[Hashable, int] = {}
+    # numpy scalars have `item`; 1 and np.int64(1) are one group either way.
+    return np.array([seen.setdefault(group, len(seen)) for group in groups], dtype=int)
 
 
 def token_labels(labels: Sequence[Any], counts: Sequence[int]) -> list[Label]:

@@ -20,7 +20,7 @@ refused by predictions, which need one row per text.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,7 @@ from lrt_lens.adapters.probes._labels import (
     check_labels,
     class_numbers,
     classes_of,
+    group_numbers,
     plain_label,
     token_labels,
 )
@@ -189,6 +190,7 @@ class LinearProbe:
         *,
         at: int | str,
         read: EveryRead = "last",
+        groups: Sequence[Hashable] | None = None,
         settings: "ProbeSettings | None" = None,
         **options: Any,
     ) -> "LinearProbe":
@@ -204,11 +206,13 @@ class LinearProbe:
             at: hook point.
             read: ``"last"`` unmasked token, ``"mean"`` or ``"max"`` over unmasked tokens,
                 ``"every"`` unmasked token, or a position.
+            groups: one per text, such as the number of the pair or the story that it belongs to;
+                texts of one group stay in one fold when the penalty is chosen.
             settings: all settings; see `ProbeSettings`.
             options: fields of `ProbeSettings` as keywords, such as ``skip_first=0``.
 
         Raises:
-            ValueError: an unknown method, labels of one class, not one label per text (or token),
+            ValueError: an unknown method, labels of one class, not one label (or group) per text,
                 or no text that can be read.
             NonFiniteError: activations are NaN or infinite.
         """
@@ -221,14 +225,17 @@ class LinearProbe:
         texts, labels = check_labels(texts, labels, every=read == "every")
         rules: dict[str, Any] = {"short_texts": run.short_texts, "truncation": run.truncation}
         kept = readable([hooked], texts, read, skip_first=skip_first, **rules)
+        numbers = group_numbers(groups, len(texts))
         texts, labels = kept.of(texts), kept.of(labels)
         rules["short_texts"] = row_rule(run.short_texts)
         rows, counts = read_rows(hooked, texts, hook, read, skip_first, **rules)
         row_labels = _row_labels(labels, counts, read)
         # Tokens of one text are dependent, so they stay in one fold.
-        groups = np.repeat(np.arange(len(texts)), counts) if read == "every" else None
+        numbers = None if numbers is None else np.array(kept.of(numbers.tolist()))
+        if read == "every":
+            numbers = np.repeat(np.arange(len(texts)) if numbers is None else numbers, counts)
         choice = {"penalties": run.penalties, "n_folds": run.n_folds, "seed": run.seed}
-        fit, classes = fit_rows(rows, row_labels, method=method, groups=groups, **choice)
+        fit, classes = fit_rows(rows, row_labels, method=method, groups=numbers, **choice)
         return cls(
             weight=torch.from_numpy(fit.weight),
             bias=torch.from_numpy(fit.bias),

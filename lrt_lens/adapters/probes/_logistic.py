@@ -136,6 +136,7 @@ def fit_towards(
     *,
     penalties: tuple[float, ...] = TOWARDS_PENALTIES,
     n_folds: int = N_FOLDS,
+    groups: np.ndarray | None = None,
     scaling: Scaling | None = None,
     seed: int = 0,
 ) -> Logistic:
@@ -153,7 +154,7 @@ def fit_towards(
     z = scaling.rows(x)
     # A classifier of two classes has one column.
     n_classes = max(2, len(start.bias))
-    folds = _folds(y, n_folds, None, seed)
+    folds = _folds(y, n_folds, groups, seed)
     penalty = _choose_penalty(z, y, n_classes, fit, penalties, folds, fallback=penalties[-1])
     return scaling.folded(*fit(z, y, penalty), penalty)
 

@@ -40,6 +40,7 @@ from lrt_lens.errors import MismatchError, NonFiniteError
 from lrt_lens.figures._decoder_geometry import decoder_geometry_figure
 from lrt_lens.statistics._bootstrap import bootstrap_ratio
 from lrt_lens.statistics._draws import prediction_interval
+from lrt_lens.statistics._intervals import Interval
 from lrt_lens.stitching._affine import AffineMap
 
 N_FEATURE_FOLDS = 5
@@ -72,29 +73,43 @@ class DecoderGeometry:
     def summary(self) -> pd.DataFrame:
         """Means over draws and held-out R² with its 95% interval, one row per arm.
 
-        The interval is a bootstrap over features; for random arms it holds 95% of the draws.
-        Columns: arm, n_features, norm, residual, chance, share, cosine, r2, r2_low, r2_high, draws.
+        The interval is over features; a new draw of a random arm falls into its interval.
+        ``p`` is the share of draws whose R² is as large as that of the first arm (``index`` or
+        ``matched``), at least ``p_floor``. Columns: arm, n_features, norm, residual, chance, share,
+        cosine, r2, r2_low, r2_high, draws, p, p_floor, interval_flag.
         """
         rows = []
+        compared = "matched" if "matched" in self.table["arm"].to_list() else "index"
+        [ours] = self.table.loc[self.table["arm"] == compared, "r2"].to_list()
         for arm, part in self.table.groupby("arm", sort=False):
             of_arm = self.by_feature[self.by_feature["arm"] == arm]
+            p = p_floor = math.nan
             if len(of_arm):
                 left = bootstrap_ratio(
                     np.asarray(of_arm["error"]), np.asarray(of_arm["variance"]), seed=self.seed
                 )
                 # R² = 1 − Σerror / Σvariance, so the ends of the interval swap.
-                interval = (1 - left.value, 1 - left.high, 1 - left.low)
+                flag = left.flag.replace("items", "features")
+                interval = Interval(1 - left.value, 1 - left.high, 1 - left.low, flag)
             else:
-                drawn = prediction_interval(list(part["r2"]))
-                interval = (drawn.value, drawn.low, drawn.high)
+                drawn = part["r2"].to_numpy()
+                interval = prediction_interval(drawn)
+                p_floor = 1 / (len(drawn) + 1)
+                # R² has a direction: p = (1 + #{draw ≥ ours}) / (n + 1)
+                p = (1 + int((drawn >= ours).sum())) * p_floor
             means = ("norm", "residual", "chance", "share", "cosine")
             rows.append(
                 {
                     "arm": arm,
                     "n_features": int(part["n_features"].iloc[0]),
                     **{name: float(np.mean(part[name])) for name in means},
-                    **dict(zip(("r2", "r2_low", "r2_high"), interval, strict=True)),
+                    "r2": interval.value,
+                    "r2_low": interval.low,
+                    "r2_high": interval.high,
                     "draws": len(part),
+                    "p": p,
+                    "p_floor": p_floor,
+                    "interval_flag": interval.flag,
                 }
             )
         return pd.DataFrame(rows)
@@ -122,7 +137,7 @@ def decoder_geometry(
     *,
     matches: FeatureMatches | None = None,
     affine: AffineMap | None = None,
-    n_draws: int = 10,
+    n_draws: int = 20,
     seed: int = 0,
 ) -> DecoderGeometry:
     """Residual and held-out R² of the target decoder's rows, predicted from the source decoder's.

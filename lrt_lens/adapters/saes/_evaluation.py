@@ -19,9 +19,14 @@ fold by default.
 
 Source: Stitching (arXiv 2506.06609), table 2; controls, dead features and intervals are ours.
 
+Intervals are over documents, studentised (`lrt_lens.statistics._bootstrap`); that of
+``dead_fraction`` (Clopper–Pearson) is over features. For ``random`` they are the intervals that a
+new random map falls into, and ``transferred_p`` is the share of random maps whose ΔCE is as small
+as that of the transferred SAE, at least ``p_floor``: 3 maps give no p below .25, 20 give .048.
+
 Limits: ``fvu`` refers to the mean of the tokens of the stitch's fit. ``dead_fraction`` counts
-features that are silent on these tokens, so it falls with the number of tokens; its interval
-(Clopper–Pearson) is over features, all other intervals are over documents.
+features that are silent on these tokens, so it falls with the number of tokens. ``shuffled`` is one
+derangement of the pairs.
 """
 
 import logging
@@ -50,7 +55,8 @@ from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._text_reader import special_tokens, unmasked
 from lrt_lens.statistics._bootstrap import bootstrap_ratio
-from lrt_lens.statistics._intervals import NOTHING, Interval, clopper_pearson
+from lrt_lens.statistics._draws import prediction_interval
+from lrt_lens.statistics._intervals import NOTHING, Interval, clopper_pearson, t_quantile
 from lrt_lens.stitching._held_out import read_windows
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.stitching._stitched_pass import Arm, Batch, End, Tally, batches, run_batch
@@ -90,7 +96,9 @@ class SAEEvaluation:
     (‖x − x̂‖² ÷ ‖x − mean‖²), delta_ce (cross-entropy minus that of the unchanged model, nats per
     token), ce_recovered ((mean − ce) ÷ (mean − own), with the loss under ablation by the mean),
     ce_recovered_zero (with the loss under ablation by 0), dead_fraction. Columns without: arm,
-    model, ce, own_ce, n_tokens, n_documents, n_features.
+    model, ce, own_ce, n_tokens, n_documents, n_features, n_draws, contains (what varies in the
+    intervals), interval_flag (what is doubtful about them), and for ``random`` transferred_p and
+    p_floor.
     """
     by_document: pd.DataFrame = field(repr=False)
     """One row per arm and document: n_tokens, and sums over its tokens (l0, error, variance, ce,
@@ -102,6 +110,8 @@ class SAEEvaluation:
     """Hook point of the target, which the transferred SAE reads."""
     seed: int = 0
     """Seed of the bootstraps and the random maps."""
+    draws: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    """One row per random map: draw, and each metric of the table without its interval."""
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -112,6 +122,7 @@ class SAEEvaluation:
     def difference(self, arm: str, other: str, metric: str = "delta_ce") -> Interval:
         """Difference of a metric, ``arm`` minus ``other``, by a paired bootstrap over documents.
 
+        ``random`` is the mean over random maps, and the interval contains their number too.
         ``metric`` is ``"l0"``, ``"fvu"`` or ``"delta_ce"``.
 
         Raises:
@@ -128,7 +139,8 @@ class SAEEvaluation:
             _ratios(pd.DataFrame(self.by_document[self.by_document["arm"] == name]))[metric]
             for name in (arm, other)
         ]
-        return _paired_difference(sums[0], sums[1], self.seed)
+        interval = _paired_difference(sums[0], sums[1], self.seed)
+        return _over_draws(interval, self.draws, metric) if "random" in (arm, other) else interval
 
     def figure(self) -> Any:
         """Plotly figure of each metric by arm with its interval."""
@@ -203,9 +215,11 @@ def evaluate_sae(
     for group in tqdm(grouped, desc="SAE evaluation", disable=not progress, leave=False):
         batch = Batch(group, ends, keep, paired=False)
         run_batch(ends, _arms(stitch, saes, batch, codes), batch, tally)
-    by_document = _by_document(tally, codes)
-    table = _table(by_document, codes, pair, seed)
-    return SAEEvaluation(table, by_document, stitch.source_hook, stitch.target_hook, seed)
+    frames = _frames(tally, codes)
+    by_document = _by_document(frames)
+    draws = _draws(frames["random"], codes) if "random" in frames else pd.DataFrame()
+    table = _table(by_document, codes, pair, draws, seed)
+    return SAEEvaluation(table, by_document, stitch.source_hook, stitch.target_hook, seed, draws)
 
 
 def _with_all_rows(
@@ -302,8 +316,8 @@ def _arms(
 # ------------------------------------------------------------------------------------------- tables
 
 
-def _by_document(tally: Tally, codes: dict[str, CodeTally]) -> pd.DataFrame:
-    """Sums over tokens, one row per arm and document; random maps are averaged."""
+def _frames(tally: Tally, codes: dict[str, CodeTally]) -> dict[str, list[pd.DataFrame]]:
+    """Sums over tokens, one row per document, by arm; one frame per random map."""
     frames: dict[str, list[pd.DataFrame]] = {}
     for name, code in codes.items():
         end = "A" if name == "source" else "B"
@@ -314,6 +328,11 @@ def _by_document(tally: Tally, codes: dict[str, CodeTally]) -> pd.DataFrame:
             {"document": np.arange(tally.n_documents), "n_tokens": code.counts} | code.sums | losses
         )
         frames.setdefault(name.split()[0], []).append(frame)
+    return frames
+
+
+def _by_document(frames: dict[str, list[pd.DataFrame]]) -> pd.DataFrame:
+    """Sums over tokens, one row per arm and document; random maps are averaged."""
     order = [arm for arm in ARMS if arm in frames]
     return pd.concat(
         [
@@ -342,27 +361,67 @@ def _ratios(rows: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
 
 
+def _draws(frames: list[pd.DataFrame], codes: dict[str, CodeTally]) -> pd.DataFrame:
+    """Metrics of each random map."""
+    rows = []
+    for draw, frame in enumerate(frames):
+        ratios = {name: float(n.sum() / d.sum()) for name, (n, d) in _ratios(frame).items()}
+        fired = codes[f"random {draw}"].fired
+        dead = {"dead_fraction": float((~fired).double().mean())}
+        rows.append({"draw": draw} | ratios | dead)
+    return pd.DataFrame(rows)
+
+
 def _table(
-    by_document: pd.DataFrame, codes: dict[str, CodeTally], pair: ModelPair, seed: int
+    by_document: pd.DataFrame,
+    codes: dict[str, CodeTally],
+    pair: ModelPair,
+    draws: pd.DataFrame,
+    seed: int,
 ) -> pd.DataFrame:
     """Table of `SAEEvaluation` from sums per document and from the features that fired."""
-    table = []
+    table: list[dict[str, Any]] = []
     for arm, rows in by_document.groupby("arm", sort=False):
         row: dict[str, Any] = {
             "arm": arm,
             "model": (pair.source if arm == "source" else pair.target).name,
         }
-        for metric, (numerator, denominator) in _ratios(rows).items():
-            row |= _columns(metric, bootstrap_ratio(numerator, denominator, seed=seed))
+        measured = {
+            metric: bootstrap_ratio(numerator, denominator, seed=seed)
+            for metric, (numerator, denominator) in _ratios(rows).items()
+        }
         # Draws of the random maps are named `random 0`, `random 1`, …: the first word is the arm.
         fired = [code.fired for name, code in codes.items() if name.split()[0] == arm]
-        row |= _columns("dead_fraction", _dead(fired))
+        measured["dead_fraction"] = _dead(fired[0])
+        if arm == "random":
+            measured = {name: prediction_interval(draws[name].to_numpy()) for name in measured}
+            dead = measured["dead_fraction"]
+            ends = (max(0.0, dead.low), min(1.0, dead.high))
+            measured["dead_fraction"] = Interval(dead.value, *ends, dead.flag)
+        for metric, interval in measured.items():
+            row |= _columns(metric, interval)
         n, ce, own = (
             float(rows[name].to_numpy(dtype=float).sum()) for name in ("n_tokens", "ce", "own")
         )
         row |= {"ce": ce / n, "own_ce": own / n, "n_tokens": round(n)}
-        table.append(row | {"n_documents": len(rows), "n_features": len(fired[0])})
+        row |= {"n_documents": len(rows), "n_features": len(fired[0]), "n_draws": len(fired)}
+        # Dead features are counted on the same documents, but their interval is over features.
+        flags = dict.fromkeys(one.flag.replace("items", "documents") for one in measured.values())
+        row["contains"] = "draws" if arm == "random" else "documents"
+        row["interval_flag"] = "; ".join(flag for flag in flags if flag)
+        table.append(row)
+    for row in table:
+        if row["arm"] == "random":
+            [ours] = [one["delta_ce"] for one in table if one["arm"] == "transferred"]
+            row |= _rank(ours, draws["delta_ce"].to_numpy())
     return pd.DataFrame(table)
+
+
+def _rank(ours: float, draws: np.ndarray) -> dict[str, float]:
+    """Columns of the share of draws whose ΔCE is at most ``ours``."""
+    # p = (1 + #{draw ≤ ours}) / (n + 1); a smaller loss is better, so there is one side.
+    n = len(draws) + 1
+    return {"transferred_p": (1 + int((draws <= ours).sum())) / n, "p_floor": 1 / n}
 
 
 def _columns(name: str, interval: Interval) -> dict[str, float]:
@@ -370,16 +429,23 @@ def _columns(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def _dead(fired: list[torch.Tensor]) -> Interval:
-    """Share of silent features, mean over draws; the interval spans those of all draws."""
-    if not fired:
-        return NOTHING
-    shares = [clopper_pearson(int((~one).sum()), len(one)) for one in fired]
-    return Interval(
-        math.fsum(share.value for share in shares) / len(shares),
-        min(share.low for share in shares),
-        max(share.high for share in shares),
-    )
+def _dead(fired: torch.Tensor) -> Interval:
+    """Share of silent features with its interval over features."""
+    return clopper_pearson(int((~fired).sum()), len(fired)) if len(fired) else NOTHING
+
+
+def _over_draws(interval: Interval, draws: pd.DataFrame, metric: str) -> Interval:
+    """Return an interval over documents, widened by the error of the mean over random maps.
+
+    The distances of an end from the value and t · s/√n of the draws add as squares.
+    """
+    n = len(draws)
+    if n < 2:
+        return Interval(interval.value, math.nan, math.nan, f"{n} draw")
+    reach = t_quantile(n - 1) * float(np.std(draws[metric].to_numpy(), ddof=1)) / math.sqrt(n)
+    low = interval.value - math.hypot(interval.value - interval.low, reach)
+    high = interval.value + math.hypot(interval.high - interval.value, reach)
+    return Interval(interval.value, low, high, interval.flag)
 
 
 def _paired_difference(
@@ -387,8 +453,11 @@ def _paired_difference(
 ) -> Interval:
     """Difference of two ratios of sums over the same documents, with a paired bootstrap interval.
 
-    The difference is linearised, and the influence of each document on it is resampled.
+    With one denominator it is a ratio of sums itself. Otherwise the difference is linearised, and
+    the influence of each document on it is resampled.
     """
+    if np.array_equal(a[1], b[1]):
+        return bootstrap_ratio(a[0] - b[0], a[1], seed=seed)
     values = [numerator.sum() / denominator.sum() for numerator, denominator in (a, b)]
     # Influence of document i on r = Σn/Σd: (n_i − r d_i) / mean(d).
     influence = sum(
@@ -397,4 +466,4 @@ def _paired_difference(
     )
     spread = bootstrap_ratio(np.asarray(influence), np.ones(len(a[0])), seed=seed)
     value = float(values[0] - values[1])
-    return Interval(value, value + spread.low, value + spread.high)
+    return Interval(value, value + spread.low, value + spread.high, spread.flag)

@@ -23,7 +23,9 @@ texts (for several classes: the largest difference of any class to all others). 
 - ``dense_native``, ``dense_transferred``: probes on the mean of the states, as in `evaluate_probe`.
 
 An SAE is any object with SAELens' ``encode(x)``: [token, d_model] → [token, feature]. Intervals are
-paired bootstraps over test texts; for ``random`` they hold 95% of the draws.
+over test texts, or over ``groups`` of them (`lrt_lens.statistics._classification`); a new draw of
+``random`` falls into its interval, and ``transferred_p`` is the share of draws that are as accurate
+as the arm ``transferred``.
 
 Source: Stitching (arXiv 2506.06609) §4, figure 3a; the dense and the random arms are ours.
 
@@ -32,7 +34,7 @@ Limits: features are selected one by one, so two features that matter only toget
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -44,18 +46,18 @@ from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings, resolve, takes
-from lrt_lens.adapters.probes._labels import check_labels, class_numbers, classes_of, plain_label
+from lrt_lens.adapters.probes._labels import class_numbers, classes_of
 from lrt_lens.adapters.probes._linear_probe import LinearProbe
 from lrt_lens.adapters.probes._logistic import fit_logistic, probabilities
+from lrt_lens.adapters.probes._split import Labelled, separate_texts
 from lrt_lens.adapters.saes._compatibility import refuse_foreign_sae, require_sae, trained_context
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.figures._probes import sparse_probe_figure
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import ShortTexts, read_tokens, readable, row_rule
-from lrt_lens.models._text_codec import text_list
-from lrt_lens.statistics._classification import ItemScores
-from lrt_lens.statistics._draws import prediction_interval
+from lrt_lens.statistics._classification import ItemScores, clusters_of
+from lrt_lens.statistics._draws import prediction_interval, rank_test
 from lrt_lens.stitching._stitch import Stitch
 
 KS = (1, 2, 5, 10, 20, 50)
@@ -83,8 +85,12 @@ class SparseProbeSettings(Settings):
 
     ks: Sequence[int] = KS
     """Numbers of features that a probe reads."""
-    n_random: int = 10
+    n_random: int = 20
     """Number of draws of random features for each k."""
+    groups: Sequence[Hashable] | None = None
+    """One per text, such as the pair or the story it belongs to: texts of one group share folds."""
+    test_groups: Sequence[Hashable] | None = None
+    """Group of each test text: a group is one unit of an interval. None is among ``groups``."""
     dense: bool = True
     """True if dense probes are fitted too."""
     task: str = "sparse probe"
@@ -108,7 +114,8 @@ class SparseProbeEvaluation:
     """One row per arm and k.
 
     Columns: task, arm, k (NaN for dense probes), n_draws, accuracy, low, high, auroc, auroc_low,
-    auroc_high.
+    auroc_high, contains (what varies in the interval), interval_flag (what is doubtful about it);
+    for random features transferred_p and p_floor, the smallest p of so many draws.
     """
     chance: float
     """Share of the largest class among the test texts."""
@@ -199,52 +206,47 @@ def evaluate_sparse_probes(
     """
     run = resolve(SparseProbeSettings, settings, options)
     stitch.check(pair.source, pair.target)
-    texts, labels = check_labels(texts, labels)
-    test_texts, test_labels = check_labels(test_texts, test_labels)
-    n_given = len(texts) + len(test_texts)
-    texts, labels = _readable(pair, stitch, texts, labels, run)
-    test_texts, test_labels = _readable(pair, stitch, test_texts, test_labels, run)
-    plain, judged = ([plain_label(one) for one in some] for some in (labels, test_labels))
-    classes = classes_of(plain)
-    y, truth = class_numbers(plain, classes), class_numbers(judged, classes)
+    train, test = separate_texts(
+        (texts, labels, run.groups), (test_texts, test_labels, run.test_groups), share=0.5, seed=0
+    )
+    n_given = len(train) + len(test)
+    train, test = (_readable(pair, stitch, part, run) for part in (train, test))
+    classes = classes_of(train.labels)
+    y, truth = (class_numbers(part.labels, classes) for part in (train, test))
     saes = _saes(pair, stitch, source_sae, native_sae, transferred_sae)
     features: FeatureSets = {}
     for name, sae in tqdm(saes.items(), desc="encode", disable=not progress, leave=False):
         model, hook = _end(pair, stitch, name)
-        train, test = (
-            _features(model, some_texts, hook, sae, stitch.skip_first, run.short_texts)
-            for some_texts in (texts, test_texts)
-        )
-        features[name] = (train, test)
+        both = [
+            _features(model, part.texts, hook, sae, stitch.skip_first, run.short_texts)
+            for part in (train, test)
+        ]
+        features[name] = (both[0], both[1])
     arms: dict[tuple[str, int | float], list[np.ndarray]] = {}
-    for arm, k, chances in _sparse(features, y, len(classes), run):
+    for arm, k, chances in _sparse(features, y, len(classes), run, train.groups):
         arms.setdefault((arm, k), []).append(chances)
     if run.dense:
-        for arm, chances in _dense(pair, stitch, (texts, plain), test_texts, run):
+        for arm, chances in _dense(pair, stitch, train, test, run):
             arms[arm, math.nan] = [chances]
     ranked = {
-        name: by_class_difference(train, y)[: max(run.ks)].tolist()
-        for name, (train, _) in features.items()
+        name: by_class_difference(rows, y)[: max(run.ks)].tolist()
+        for name, (rows, _) in features.items()
     }
     # The selection on the target's own labels is that of the arm "transferred_new_probe".
     ranked["transferred_new_probe"] = ranked.pop("transferred")
     chance = float(np.bincount(truth).max() / len(truth))
-    table = _table(run.task, arms, truth, run.seed)
-    n_dropped = n_given - len(texts) - len(test_texts)
+    table = _table(run.task, arms, truth, test)
+    n_dropped = n_given - len(train) - len(test)
     return SparseProbeEvaluation(table, chance, len(truth), ranked, n_dropped)
 
 
 def _readable(
-    pair: ModelPair,
-    stitch: Stitch,
-    texts: Sequence[str],
-    labels: Sequence[Any],
-    run: SparseProbeSettings,
-) -> tuple[list[str], list[Any]]:
-    """Return the texts of which both models have a token to read, with their labels."""
+    pair: ModelPair, stitch: Stitch, part: Labelled, run: SparseProbeSettings
+) -> Labelled:
+    """Return the texts of which both models have a token to read."""
     models, rule = (pair.source, pair.target), run.short_texts
-    kept = readable(models, texts, "every", skip_first=stitch.skip_first, short_texts=rule)
-    return kept.of(text_list(texts)), kept.of(list(labels))
+    kept = readable(models, part.texts, "every", skip_first=stitch.skip_first, short_texts=rule)
+    return part.read_by(kept)
 
 
 def by_class_difference(features: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -317,7 +319,11 @@ def _features(
 
 
 def _sparse(
-    features: FeatureSets, y: np.ndarray, n_classes: int, run: SparseProbeSettings
+    features: FeatureSets,
+    y: np.ndarray,
+    n_classes: int,
+    run: SparseProbeSettings,
+    groups: list[int] | None,
 ) -> Iterator[tuple[str, int, np.ndarray]]:
     """Arm, k, and probabilities [test text, class] of each sparse probe."""
     ks, seed = run.ks, run.seed
@@ -327,8 +333,10 @@ def _sparse(
             f"ks goes up to {max(ks)}, an SAE has {narrowest} features; give smaller k"
         )
 
+    folds: dict[str, Any] = {"seed": seed, "groups": None if groups is None else np.array(groups)}
+
     def fitted(some: tuple[np.ndarray, np.ndarray], columns: np.ndarray) -> np.ndarray:
-        probe = fit_logistic(some[0][:, columns], y, n_classes, seed=seed)
+        probe = fit_logistic(some[0][:, columns], y, n_classes, **folds)
         return probe.probabilities(some[1][:, columns])
 
     order = {name: by_class_difference(train, y) for name, (train, _) in features.items()}
@@ -340,7 +348,7 @@ def _sparse(
     for k in ks:
         columns = order["source"][:k]
         # One probe on the source; its columns and weights are then used on the target unchanged.
-        own = fit_logistic(source[0][:, columns], y, n_classes, seed=seed)
+        own = fit_logistic(source[0][:, columns], y, n_classes, **folds)
         yield "source", k, own.probabilities(source[1][:, columns])
         yield "transferred", k, own.probabilities(transferred[1][:, columns])
         yield "transferred_new_probe", k, fitted(transferred, order["transferred"][:k])
@@ -359,11 +367,7 @@ def _sparse(
 
 
 def _dense(
-    pair: ModelPair,
-    stitch: Stitch,
-    train: tuple[Sequence[str], Sequence[Any]],
-    test_texts: Sequence[str],
-    run: SparseProbeSettings,
+    pair: ModelPair, stitch: Stitch, train: Labelled, test: Labelled, run: SparseProbeSettings
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Arm and probabilities [test text, class] of the dense probes, both read on the target."""
     options: dict[str, Any] = {
@@ -371,43 +375,51 @@ def _dense(
         "skip_first": stitch.skip_first,
         "short_texts": run.short_texts,
         "seed": run.seed,
+        "groups": train.groups,
     }
-    native = LinearProbe.fit(pair.target, *train, at=stitch.target_hook, **options)
+    labelled = (train.texts, train.labels)
+    native = LinearProbe.fit(pair.target, *labelled, at=stitch.target_hook, **options)
     transferred: LinearProbe = stitch.transfer(
-        LinearProbe.fit(pair.source, *train, at=stitch.source_hook, **options)
+        LinearProbe.fit(pair.source, *labelled, at=stitch.source_hook, **options)
     )
     # Both probes read the target at one hook point, so its states are read once.
-    rows = native.rows(pair.target, test_texts)[0]
+    rows = native.rows(pair.target, test.texts)[0]
     for arm, probe in (("dense_native", native), ("dense_transferred", transferred)):
         yield arm, probabilities(probe.logits(rows))
 
 
 def _table(
-    task: str, arms: dict[tuple[str, int | float], list[np.ndarray]], truth: np.ndarray, seed: int
+    task: str,
+    arms: dict[tuple[str, int | float], list[np.ndarray]],
+    truth: np.ndarray,
+    test: Labelled,
 ) -> pd.DataFrame:
     """Table of `SparseProbeEvaluation` from the probabilities of each arm's draws."""
+    clusters, fixed = clusters_of(test.groups, len(truth))
+    scores = {key: ItemScores.of(p, truth, clusters=clusters) for key, p in arms.items()}
+    units = "test texts" if test.groups is None else "groups of test texts"
     rows = []
-    for (arm, k), chances in arms.items():
-        score = ItemScores.of(chances, truth, seed=seed)
-        accuracy, auroc = score.accuracy(seed=seed), score.auroc
-        # For random features the interval is the spread over draws, not over test texts.
-        if arm == "random":
-            accuracy, auroc = (
-                prediction_interval(list(score.accuracies)),
-                prediction_interval(list(score.aurocs)),
-            )
-        rows.append(
-            {
-                "task": task,
-                "arm": arm,
-                "k": float(k),
-                "n_draws": len(chances),
-                "accuracy": accuracy.value,
-                "low": accuracy.low,
-                "high": accuracy.high,
-                "auroc": auroc.value,
-                "auroc_low": auroc.low,
-                "auroc_high": auroc.high,
-            }
-        )
+    for (arm, k), score in scores.items():
+        is_drawn = arm == "random"
+        intervals = {"accuracy": score.accuracy(), "auroc": score.auroc}
+        row: dict[str, Any] = {"task": task, "arm": arm, "k": float(k)}
+        row["n_draws"] = len(score.accuracies)
+        # A new draw of random features falls into the interval of the draws.
+        if is_drawn:
+            drawn = {"accuracy": score.accuracies, "auroc": score.aurocs}
+            intervals = {name: prediction_interval(values) for name, values in drawn.items()}
+        for name, prefix in (("accuracy", ""), ("auroc", "auroc_")):
+            one = intervals[name]
+            low, high = np.clip([one.low, one.high], 0, 1)
+            row |= {name: one.value, f"{prefix}low": low, f"{prefix}high": high}
+        flags = dict.fromkeys(one.flag for one in intervals.values())
+        flags = flags if is_drawn else {fixed: None} | flags
+        row["contains"] = "draws" if is_drawn else units
+        row["interval_flag"] = "; ".join(flag for flag in flags if flag)
+        if is_drawn:
+            # Random features are weighted by labels, so their accuracy has a sign of its own.
+            ours = float(scores["transferred", k].accuracies[0])
+            test_of = rank_test(ours, score.accuracies)
+            row |= {"transferred_p": test_of.p, "p_floor": test_of.floor}
+        rows.append(row)
     return pd.DataFrame(rows)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
+from scipy.stats import t as student
 
 from lrt_lens.adapters.probes import (
     LinearProbe,
@@ -14,11 +14,14 @@ from lrt_lens.adapters.probes import (
     ProbeEvaluationSettings,
     evaluate_probe,
 )
+from lrt_lens.adapters.probes._evaluation import _tables
 from lrt_lens.adapters.probes._linear_probe import METHODS, LinearFits
+from lrt_lens.adapters.probes._logistic import _folds
+from lrt_lens.adapters.probes._probe_arms import shuffled_draws
+from lrt_lens.adapters.probes._split import Labelled, separate_texts, split_texts
 from lrt_lens.errors import MismatchError
 from lrt_lens.models import ModelPair
-from lrt_lens.statistics._classification import auroc, bootstrap_auroc
-from lrt_lens.stitching import AffineMap, Stitch, fit_stitches
+from lrt_lens.stitching import AffineMap, Stitch, StreamStatistics, fit_stitches
 
 WORDS = (
     ("cat", "dog", "bird", "child", "man", "woman"),
@@ -36,6 +39,7 @@ QUICK: dict[str, Any] = {
     "n_seeds": 2,
     "n_random": 4,
     "n_permuted": 2,
+    "n_shuffled": 3,
     "progress": False,
 }
 
@@ -91,8 +95,9 @@ def _row(result: ProbeEvaluation, arm: str, k: int | None = None) -> dict[str, A
 def test_every_arm_is_there(result: ProbeEvaluation) -> None:
     found = {(row["arm"], row["k"], row["n_draws"]) for row in result.table.to_dict("records")}
     curves = {(arm, k, 2) for arm in ("fine_tuned", "scratch") for k in (4, 12)}
-    single = {(arm, 0, 1) for arm in ("source", "transferred", "shuffled", "token_identity")}
-    assert found == {*curves, *single, ("native", 30, 1), ("random", 0, 4), ("permuted", 0, 2)}
+    single = {(arm, 0, 1) for arm in ("source", "transferred", "token_identity")}
+    drawn = {("random", 0, 4), ("permuted", 0, 2), ("shuffled", 0, 3)}
+    assert found == {*curves, *single, *drawn, ("native", 30, 1)}
     assert result.chance == 0.5
     assert result.n_test == 30
     assert (result.table["low"] <= result.table["accuracy"]).all()
@@ -113,10 +118,183 @@ def test_the_arms_are_what_the_probes_predict_themselves(
         assert row["auroc"] == pytest.approx(probe.auroc(model, texts, labels))
     own = LinearProbe.fit(pair.target, TEXTS[::2], LABELS[::2], at=stitch.target_hook, read="mean")
     torch.testing.assert_close(result.probes["native"].weight, own.weight)
+
+
+def test_the_first_shuffled_draw_is_the_probe_through_the_shuffled_map(
+    pair: ModelPair, stitch: Stitch
+) -> None:
+    options = {**QUICK, "n_shuffled": 1}
+    result = evaluate_probe(pair, stitch, TEXTS, LABELS, test_share=0.5, **options)
+    split = separate_texts((TEXTS, LABELS, None), (None, None, None), share=0.5, seed=0)[1]
     shuffled = stitch.transfer(result.probes["source"], through=stitch.null.down)  # type: ignore[union-attr]
-    assert _row(result, "shuffled")["accuracy"] == pytest.approx(
-        shuffled.accuracy(pair.target, texts, labels)
+    row = _row(result, "shuffled")
+    assert row["accuracy"] == pytest.approx(
+        shuffled.accuracy(pair.target, split.texts, split.labels)
     )
+    assert row["interval_flag"].startswith("1 draw")
+    assert (row["p_floor"], row["contains"]) == (0.5, "draws")
+
+
+def test_draws_of_shuffled_maps_have_the_distribution_of_other_derangements() -> None:
+    """Compare weights and biases through many real derangements with those of the draws."""
+    torch.manual_seed(0)
+    n, d_s, d_t = 3000, 5, 4
+    x = torch.randn(n, d_s, dtype=torch.float64) * torch.tensor([4.0, 2.0, 1.0, 1.0, 0.2]) + 1
+    y = torch.randn(n, d_t, dtype=torch.float64) * torch.tensor([5.0, 2.0, 1.0, 0.1]) - 2
+    y[:, 1] += x[:, 0]
+    centred_x, centred_y = x - x.mean(0), y - y.mean(0)
+    inverse = torch.linalg.inv(centred_y.T @ centred_y + 0.05 * n * torch.eye(d_t))
+
+    def shuffled() -> torch.Tensor:
+        return inverse @ centred_y[torch.randperm(n)].T @ centred_x
+
+    weight = torch.tensor([[0.5, 0.1], [-1.0, 0.4], [2.0, 0.0], [0.3, 3.0], [1.0, -2.0]])
+    probe = LinearProbe(
+        torch.cat([weight, weight[:, :1]], 1).double(), torch.ones(3), (0, 1, 2), "a"
+    )
+    covariance = centred_x.T @ centred_x / n
+    statistics = StreamStatistics(x.mean(0), covariance, float("nan"))
+    real = torch.stack([shuffled() @ probe.weight for _ in range(3000)])
+    drawn = torch.stack(
+        [
+            shuffled() @ list(shuffled_draws(statistics, probe, 2, seed))[1].weight
+            for seed in range(3000)
+        ]
+    )
+    for one in (real, drawn):
+        assert one.mean(0).abs().max() < 0.1 * one.std(0).max()
+    expected, found = (torch.einsum("ndk,nel->dkel", one, one) / 3000 for one in (real, drawn))
+    scale = torch.einsum("dkdk->dk", expected).sqrt()
+    relative = (found - expected) / torch.einsum("dk,el->dkel", scale, scale)
+    assert float(relative.abs().max()) < 0.12  # ± 4 standard errors, √2/√3000 = .026
+    # Draws have the logits' covariance of the probe on the source, and its mean logits.
+    one = list(shuffled_draws(statistics, probe, 2, 0))[1]
+    for other in (one, probe):
+        logits = x @ other.weight.double() + other.bias.double()
+        torch.testing.assert_close(logits.mean(0), (x @ probe.weight + probe.bias).mean(0))
+        torch.testing.assert_close(torch.cov(logits.T), torch.cov((x @ probe.weight).T))
+
+
+def test_controls_are_compared_without_their_sign(result: ProbeEvaluation) -> None:
+    ours = _row(result, "transferred")
+    for arm in ("random", "permuted", "shuffled"):
+        row = _row(result, arm)
+        assert row["typical_size"] >= max(row["accuracy"], 0.5)
+        assert row["auroc_typical_size"] >= max(row["auroc"], 0.5)
+        assert row["p_floor"] == 1 / (row["n_draws"] + 1)
+        assert row["p_floor"] <= row["transferred_p"] <= 1
+        assert row["interval_flag"].startswith(f"{row['n_draws']} draws")
+    assert ours["contains"] == "test texts"
+    assert _row(result, "scratch", 4)["contains"] == "test texts, draws of labels"
+
+
+def test_draws_that_predict_one_class_are_flagged() -> None:
+    truth = np.arange(20) % 2
+    right = np.stack([1 - truth, truth], 1).astype(float)
+    constant = np.tile([0.6, 0.4], (20, 1))
+    arms = {("source", 0): [right], ("native", 28): [right], ("transferred", 0): [right]}
+    arms |= {("shuffled", 0): [constant] * 15 + [right] * 5}
+    test = Labelled(["t"] * 20, [int(one) for one in truth])
+    table = _tables("task", arms, truth, test)[0].set_index("arm")
+    assert table["interval_flag"]["shuffled"] == "15 of 20 draws predict one class: read auroc_p"
+    assert table["transferred_p"]["shuffled"] == 6 / 21
+    assert table["typical_size"]["shuffled"] == pytest.approx(0.625)
+
+
+def test_there_are_twenty_draws_of_each_control_by_default() -> None:
+    settings = ProbeEvaluationSettings()
+    assert (settings.n_random, settings.n_permuted, settings.n_shuffled) == (20, 20, 20)
+
+
+def test_a_transferred_probe_better_than_its_source_is_noted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    truth = np.arange(40) % 2
+    right = np.stack([1 - truth, truth], 1).astype(float)
+    worse = right.copy()
+    worse[:8] = worse[:8, ::-1]
+    arms = {("source", 0): [worse], ("native", 28): [right], ("transferred", 0): [right]}
+    test = Labelled(["t"] * 40, truth.tolist())
+    summary = _tables("truth", arms, truth, test)[1].set_index("arm")
+    # Bonett and Price add ½ to each cell of the table of both answers: 8 + ½ and 0 + ½ of 42.
+    middle, n = 8 / 42, 42
+    variance = (9 / n - middle**2) / n * 44 / 43
+    reach = student.ppf(0.975, 39) * np.sqrt(variance)
+    found = summary.loc["transferred", "note"]
+    low, high = middle - reach, middle + reach
+    assert found == f"better than its source probe by 0.200 ({low:+.3f} to {high:+.3f})"
+    assert summary.loc["source", "note"] == ""
+    assert "better than its source probe" in caplog.text
+
+
+def test_groups_stay_on_one_side_and_are_the_units_of_intervals(
+    pair: ModelPair, stitch: Stitch
+) -> None:
+    # The happy and the sad text of one person and place are a pair.
+    pairs = [f"pair {i % 30}" for i in range(60)]
+    train, test = separate_texts((TEXTS, LABELS, pairs), (None, None, None), share=0.3, seed=1)
+    assert train.groups is not None
+    assert test.groups is not None
+    assert not set(train.groups) & set(test.groups)
+    assert len(set(test.groups)) == 9
+    assert sorted(test.labels) == [0] * 9 + [1] * 9
+    result = evaluate_probe(pair, stitch, TEXTS, LABELS, groups=pairs, test_share=0.4, **QUICK)
+    assert (result.n_test, result.n_test_groups) == (24, 12)
+    assert _row(result, "transferred")["contains"] == "groups of test texts"
+    assert "24 test texts in 12 groups" in result._repr_html_()
+
+
+def test_splits_of_unequal_groups_have_all_classes_in_nearly_their_shares() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), rng.integers(1, 6, 40)).tolist()
+    labels = [int(group % 5 == 0) for group in groups]
+    given = Labelled([f"text {i}" for i in range(len(groups))], labels, groups)
+    train, test = split_texts(given, share=0.3, seed=0)
+    assert np.mean(test.labels) == pytest.approx(np.mean(labels), abs=0.04)
+    assert sorted(train.texts + test.texts) == sorted(given.texts)
+
+
+def test_groups_that_cannot_be_separated_are_refused(pair: ModelPair, stitch: Stitch) -> None:
+    def evaluate(texts: list[str] = TEXTS, **options: Any) -> ProbeEvaluation:
+        return evaluate_probe(pair, stitch, texts, LABELS, **QUICK | options)
+
+    held_out = {"test_texts": TEXTS[1::2], "test_labels": LABELS[1::2]}
+    with pytest.raises(ValueError, match=r"59 group\(s\) and 60 text"):
+        evaluate(groups=list(range(59)))
+    with pytest.raises(ValueError, match="splitting needs 2 groups"):
+        evaluate(groups=["one"] * 60)
+    with pytest.raises(ValueError, match="no split of 2 groups"):
+        evaluate(groups=LABELS)
+    with pytest.raises(ValueError, match="groups and test_groups come together"):
+        evaluate(groups=list(range(60)), **held_out)
+    with pytest.raises(ValueError, match="test_groups need test_texts"):
+        evaluate(test_groups=list(range(60)))
+    with pytest.raises(ValueError, match=r"groups \['7'\] have training and test texts"):
+        evaluate(groups=list(range(60)), test_groups=[7, *range(60, 89)], **held_out)
+
+
+def test_the_folds_of_a_probe_keep_groups_together(
+    pair: ModelPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[np.ndarray | None] = []
+    real = METHODS["logistic_regression"].fit
+
+    def fit(*arguments: Any, **options: Any) -> Any:
+        seen.append(options.get("groups"))
+        return real(*arguments, **options)
+
+    monkeypatch.setitem(METHODS, "logistic_regression", LinearFits(fit, fit))
+    pairs = [f"pair {i % 30}" for i in range(60)]
+    LinearProbe.fit(pair.source, TEXTS, LABELS, at=1, groups=pairs)
+    LinearProbe.fit(pair.source, TEXTS, LABELS, at=1, groups=pairs, read="every", penalties=(1.0,))
+    assert seen[0] is not None
+    assert seen[0].tolist() == [i % 30 for i in range(60)]
+    assert seen[1] is not None
+    assert set(seen[1].tolist()) == set(range(30))
+    for train, held in _folds(np.array(LABELS), 5, seen[0], 0):
+        assert not {i % 30 for i in train} & {i % 30 for i in held}
+    with pytest.raises(ValueError, match=r"1 group\(s\) and 60 text"):
+        LinearProbe.fit(pair.source, TEXTS, LABELS, at=1, groups="pairs")
 
 
 def test_the_token_identity_arm_reads_the_targets_embedding(
@@ -179,26 +357,6 @@ def test_the_controls_come_out_as_controls(pair: ModelPair, stitch: Stitch) -> N
     assert _row(result, "permuted")["auroc"] == pytest.approx(0.5, abs=0.15)
 
 
-@pytest.mark.parametrize("n_classes", [2, 3])
-def test_the_bootstrapped_auroc_is_scikit_learns_on_every_resample(n_classes: int) -> None:
-    generator = np.random.default_rng(0)
-    chances = generator.integers(1, 6, (40, n_classes)).astype(float)  # few values: many ties
-    chances /= chances.sum(1, keepdims=True)
-    truth = np.arange(40) % n_classes
-
-    def naive(index: np.ndarray) -> float:
-        columns = [1] if n_classes == 2 else range(n_classes)
-        return float(
-            np.mean([roc_auc_score(truth[index] == j, chances[index, j]) for j in columns])
-        )
-
-    assert auroc(chances, truth) == pytest.approx(naive(np.arange(40)))
-    drawn = np.random.default_rng(3).integers(0, 40, size=(2000, 40))
-    low, high = np.percentile([naive(index) for index in drawn[:2000]], [2.5, 97.5])
-    found = bootstrap_auroc([chances], truth, seed=3)
-    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
-
-
 def test_figures_and_tables_are_shown(result: ProbeEvaluation) -> None:
     figure = result.figure()
     assert {trace.name for trace in figure.data} >= {
@@ -246,8 +404,8 @@ def test_settings_can_be_keywords_or_an_object(pair: ModelPair, stitch: Stitch) 
     settings = ProbeEvaluationSettings(**fields)
     by_object = evaluate_probe(pair, stitch, TEXTS, LABELS, progress=False, settings=settings)
     assert by_keyword.table.equals(by_object.table)
-    with pytest.raises(TypeError, match="unknown option n_shuffled; ProbeEvaluationSettings has"):
-        evaluate_probe(pair, stitch, TEXTS, LABELS, n_shuffled=3)
+    with pytest.raises(TypeError, match="unknown option n_draws; ProbeEvaluationSettings has"):
+        evaluate_probe(pair, stitch, TEXTS, LABELS, n_draws=3)
 
 
 def test_every_fitted_arm_uses_the_method_of_the_probe(

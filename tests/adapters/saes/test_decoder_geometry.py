@@ -70,7 +70,11 @@ def test_unrelated_decoders_score_nothing_and_related_ones_nearly_all() -> None:
     related, permuted, stitch = (_row(found, arm) for arm in ("index", "permuted", "stitch"))
     assert related["r2"] > 0.95
     assert related["r2_low"] < related["r2"] < related["r2_high"]
+    assert np.isnan(related["p"])
     assert permuted["r2"] < 0.02
+    # No draw is as large: p is at its floor, which three draws leave at a quarter.
+    assert permuted["p"] == permuted["p_floor"] == 0.25
+    assert permuted["interval_flag"] == "3 draws"
     assert stitch["r2"] > 0.95
     assert related["residual"] < 0.3 * related["chance"]
     assert permuted["residual"] == pytest.approx(permuted["chance"], rel=0.05)

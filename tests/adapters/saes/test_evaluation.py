@@ -81,6 +81,26 @@ def _row(result: SAEEvaluation, arm: str) -> dict[str, Any]:
     return {str(key): value for key, value in row.items()}
 
 
+def test_random_maps_show_where_a_new_map_falls(result: SAEEvaluation) -> None:
+    row, draws = _row(result, "random"), result.draws
+    assert len(draws) == row["n_draws"] == 2
+    for name in ("l0", "fvu", "delta_ce", "dead_fraction"):
+        values = draws[name].to_numpy()
+        # t(.975, 1) = 12.706; mean ± t · s · √(1 + 1/n)
+        reach = 12.706 * values.std(ddof=1) * np.sqrt(1.5)
+        ends = (values.mean() - reach, values.mean() + reach)
+        ends = np.clip(ends, 0, 1) if name == "dead_fraction" else ends
+        assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx(tuple(ends), rel=1e-3)
+    assert (row["contains"], row["interval_flag"], row["p_floor"]) == ("draws", "2 draws", 1 / 3)
+    better = int((draws["delta_ce"] <= _row(result, "transferred")["delta_ce"]).sum())
+    assert row["transferred_p"] == (1 + better) / 3
+    assert _row(result, "transferred")["contains"] == "documents"
+    # The mean over two maps is known less well than the documents say.
+    wide = result.difference("transferred", "random", "fvu")
+    reach = 12.706 * draws["fvu"].std() / np.sqrt(2)
+    assert wide.high - wide.value > reach * 0.999
+
+
 def _naive(pair: ModelPair, stitch: Stitch, sae: Any, texts: list[str]) -> dict[str, float]:
     """Metrics computed window by window in float64.
 

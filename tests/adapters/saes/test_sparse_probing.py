@@ -106,6 +106,33 @@ def _accuracy(result: SparseProbeEvaluation, arm: str, k: int) -> float:
     return float(row["accuracy"])
 
 
+def test_random_features_show_where_a_new_draw_falls(result: SparseProbeEvaluation) -> None:
+    rows = {(row["arm"], row["k"]): row for row in result.table.to_dict("records")}
+    for k in KS:
+        row = rows["random", k]
+        assert (row["contains"], row["n_draws"], row["p_floor"]) == ("draws", 3, 0.25)
+        assert row["p_floor"] <= row["transferred_p"] <= 1
+        assert row["interval_flag"] == "3 draws"
+        assert 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1
+    assert rows["transferred", KS[0]]["contains"] == "test texts"
+
+
+def test_groups_are_the_units_of_intervals_and_stay_on_one_side(
+    pair: ModelPair, stitch: Stitch, saes: dict[str, Any], result: SparseProbeEvaluation
+) -> None:
+    n = len(TEST[0])
+    groups = [f"train {i // 2}" for i in range(len(TRAIN[0]))]
+    options: dict[str, Any] = {"groups": groups, "n_random": 1, "dense": False, **saes}
+    single = _evaluate(pair, stitch, test_groups=list(range(n)), **options)
+    paired = _evaluate(pair, stitch, test_groups=[i // 3 for i in range(n)], **options)
+    for one, units in ((single, n), (paired, -(-n // 3))):
+        row = next(r for r in one.table.to_dict("records") if r["arm"] == "native")
+        assert row["contains"] == "groups of test texts"
+        assert (f"{units} independent" in row["interval_flag"]) == (5 <= units < 10)
+    with pytest.raises(ValueError, match="have training and test texts"):
+        _evaluate(pair, stitch, test_groups=["train 0"] * n, **options)
+
+
 def test_every_arm_is_there(result: SparseProbeEvaluation) -> None:
     sparse = {"source", "transferred", "transferred_new_probe", "native", "random"}
     rows = result.table.to_dict("records")

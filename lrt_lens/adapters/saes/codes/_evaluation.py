@@ -41,6 +41,7 @@ from lrt_lens.models._belonging import refuse_other_map
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._scatter import r2_of
 from lrt_lens.statistics._bootstrap import bootstrap_mean
+from lrt_lens.statistics._draws import typical_size
 from lrt_lens.statistics._jackknife import few_groups, jackknife
 from lrt_lens.statistics._random_directions import covariance_root
 from lrt_lens.stitching._stitch import Stitch
@@ -49,6 +50,8 @@ ARMS = ("s2l", "l2l", "reconstruction")
 """Predictors of the target's states, as in the module docstring."""
 EFFECTS = ("s2l", "l2l", "other", "random")
 """Directions whose steering effect is compared, per feature."""
+_SUMMARY = ("measure", "mean", "low", "high", "n", "typical_size", "interval_flag")
+"""Columns of `CodeMapEvaluation.summary`."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,13 @@ class CodeMapEvaluation:
     def summary(self) -> pd.DataFrame:
         """Mean over features with its 95% bootstrap interval, one row per measure.
 
-        Columns: measure, mean, low, high, n. The last row is the paired difference of s2l and l2l.
+        Columns: measure, mean, low, high, n, typical_size (root mean square over features, which
+        does not depend on signs: controls such as ``random`` agree with either sign), and
+        interval_flag (what is doubtful about the interval). The last row is the paired difference
+        of s2l and l2l. All rows have the same features, neutral texts and maps.
         """
         if self.features.empty:
-            return pd.DataFrame(columns=["measure", "mean", "low", "high", "n"])
+            return pd.DataFrame(columns=list(_SUMMARY))
         values = {"cosine s2l to l2l": self.features["cosine"]}
         values |= {f"agreement, {arm}": self.features[f"agreement_{arm}"] for arm in EFFECTS}
         values["agreement, s2l − l2l"] = (
@@ -87,8 +93,10 @@ class CodeMapEvaluation:
         rows = []
         for measure, column in values.items():
             mean = bootstrap_mean(column.to_numpy(), seed=self.seed)
-            rows.append((measure, mean.value, mean.low, mean.high, len(column)))
-        return pd.DataFrame(rows, columns=["measure", "mean", "low", "high", "n"])
+            flag = mean.flag.replace("items", "features")
+            size = typical_size(column.to_numpy())
+            rows.append((measure, mean.value, mean.low, mean.high, len(column), size, flag))
+        return pd.DataFrame(rows, columns=list(_SUMMARY))
 
     def figure(self) -> Any:
         """Plotly figure of the R² of the maps and the agreement of features under both maps."""

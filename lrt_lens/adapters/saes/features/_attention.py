@@ -11,8 +11,9 @@ It is positive if the feature *deactivates* the head (attention rests on BOS), a
 feature activates it. Source: Stitching (arXiv 2506.06609), §5 and figures 5b and 16; Gurnee et al.,
 *Universal Neurons in GPT2 Language Models*, arXiv 2401.12181. They choose the head by a score from
 the weights. Here one pass over a layer measures all of its heads, so the head is chosen on one half
-of the examples (``effect_choosing``) and its effect is reported on the other half (``effect``). The
-control subtracts random directions of the same length at the same positions.
+of the documents (``effect_choosing``) and its effect is reported on the other half (``effect``).
+The control subtracts random directions of the same length at the same positions; ``p`` is the share
+of them whose mean effect on that head is as large in size. Intervals are over documents.
 
 Limits: for a model without BOS the first token is used instead. Only layers after the hook point
 are measured, and only the direct path to each of them.
@@ -34,9 +35,10 @@ from lrt_lens.adapters.saes.features._coder import FeatureCoder
 from lrt_lens.adapters.saes.features._text import TokenBatch
 from lrt_lens.models._hook_points import depth, place, residual_post
 from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.statistics._bootstrap import bootstrap_mean
+from lrt_lens.statistics._bootstrap import Clusters, bootstrap_mean
+from lrt_lens.statistics._draws import rank_test
 
-N_RANDOM = 4
+N_RANDOM = 20
 """Number of random directions per feature."""
 MINIMUM_EXAMPLES = 4
 """Number of examples that a feature needs: one half chooses the head, the other measures
@@ -54,7 +56,11 @@ _COLUMNS = [
     "high",
     "effect_choosing",
     "effect_random",
+    "p",
+    "p_floor",
     "n_examples",
+    "n_documents",
+    "interval_flag",
 ]
 
 
@@ -68,6 +74,8 @@ class Example:
 
     ids: list[int]
     """Token ids up to and including the position at which the feature fires."""
+    document: int | None = None
+    """Number of the document; None if it has no other example."""
 
 
 class ExampleFinder:
@@ -95,7 +103,8 @@ class ExampleFinder:
                     break
                 # Several positions of one window would share most of their tokens.
                 at = int(self.rng.choice(fires[window].nonzero()[:, 0].numpy()))
-                examples.append(Example(batch.tokens[window, : at + 1].tolist()))
+                ids = batch.tokens[window, : at + 1].tolist()
+                examples.append(Example(ids, batch.documents[window]))
 
 
 def attention_effects(
@@ -109,10 +118,12 @@ def attention_effects(
 ) -> pd.DataFrame:
     """Table of effects on attention to BOS, one row per feature and head after the hook point.
 
-    Columns: feature, model (``role``), layer, head, effect, low, high (bootstrap over the reporting
-    half of the examples), effect_choosing (mean over the other half), effect_random (mean absolute
-    effect of random directions), n_examples. Features with fewer than ``MINIMUM_EXAMPLES`` examples
-    have no rows. See the module docstring for the definition of the effect.
+    Columns: feature, model (``role``), layer, head, effect, low, high (over the documents of the
+    reporting half), effect_choosing (mean over the other half), effect_random (mean absolute effect
+    of random directions), p and p_floor (two-sided, among the random directions), n_examples,
+    n_documents (of the reporting half), interval_flag (what is doubtful about the interval).
+    Features with fewer than ``MINIMUM_EXAMPLES`` examples have no rows. See the module docstring
+    for the definition of the effect.
     """
     rows: list[dict[str, Any]] = []
     decoder = coder.decoder
@@ -134,8 +145,10 @@ def attention_effects(
             )
             identity = {"feature": feature, "model": role, "layer": layer}
             by_head = effects.double().numpy()
+            halves = Halves.of(texts)
             rows += [
-                identity | _head_row(by_head[:, :, head], head) for head in range(by_head.shape[2])
+                identity | _head_row(by_head[:, :, head], head, halves)
+                for head in range(by_head.shape[2])
             ]
     return pd.DataFrame(rows, columns=_COLUMNS)
 
@@ -149,19 +162,54 @@ def strongest_heads(effects: pd.DataFrame) -> pd.DataFrame:
     return effects.loc[strongest].reset_index(drop=True)
 
 
-def _head_row(effects: np.ndarray, head: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Halves:
+    """Examples that choose a head, and those that report its effect."""
+
+    reporting: np.ndarray
+    """True for examples that report, [example]."""
+    documents: np.ndarray
+    """Number of the document of each example, [example]."""
+    flag: str
+    """What is doubtful about the halves; empty if nothing."""
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> "Halves":
+        """Return the halves of some examples; those of one document are in one half.
+
+        Even documents choose, odd ones report. Examples of a single document alternate.
+        """
+        numbers: dict[Any, int] = {}
+        # An example without a document is a document of its own.
+        keys = [("own", i) if e.document is None else e.document for i, e in enumerate(examples)]
+        documents = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
+        if len(numbers) > 1:
+            return cls(documents % 2 == 1, documents, "")
+        return cls(np.arange(len(examples)) % 2 == 1, documents, "1 document chooses and reports")
+
+
+def _head_row(effects: np.ndarray, head: int, halves: Halves) -> dict[str, Any]:
     """Columns of one head from its effects [direction, example]; direction 0 is the feature's."""
-    # Even examples choose the head, odd examples report its effect.
-    reporting = bootstrap_mean(effects[0, 1::2])
+    own, drawn = effects[0, halves.reporting], effects[1:, halves.reporting].mean(1)
+    documents = halves.documents[halves.reporting]
+    # Numbers of the documents from 0 without gaps
+    numbers = np.unique(documents, return_inverse=True)[1]
+    reporting = bootstrap_mean(own, clusters=Clusters((numbers,)))
+    test = rank_test(reporting.value, drawn)
+    flags = [halves.flag, reporting.flag.replace("items", "documents")]
     return {
         "head": head,
         "effect": reporting.value,
         "low": reporting.low,
         "high": reporting.high,
         # Random directions have no sign of their own, so their absolute mean effect is compared.
-        "effect_choosing": float(effects[0, ::2].mean()),
-        "effect_random": float(np.abs(effects[1:, 1::2].mean(1)).mean()),
+        "effect_choosing": float(effects[0, ~halves.reporting].mean()),
+        "effect_random": float(np.abs(drawn).mean()),
+        "p": test.p,
+        "p_floor": test.floor,
         "n_examples": effects.shape[1],
+        "n_documents": len(np.unique(documents)),
+        "interval_flag": "; ".join(flag for flag in flags if flag),
     }
 
 

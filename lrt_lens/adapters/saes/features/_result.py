@@ -7,9 +7,11 @@
 Problem: thousands of features have a dozen numbers each. Mechanism: one table holds them; summaries
 give means with intervals over features, figures show distributions, pages show single features.
 
-Limits: intervals over features treat features as independent, although they share tokens.
+Limits: intervals over features say what other features of this SAE would give on the same tokens
+and under the same map. Features are dependent, because they share tokens and the map.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,9 +33,9 @@ from lrt_lens.figures._features import (
     entropy_figure,
     fidelity_figure,
 )
-from lrt_lens.statistics._bootstrap import bootstrap_mean
+from lrt_lens.statistics._bootstrap import FEW, bootstrap_mean
 from lrt_lens.statistics._correlations import bootstrap_rank_correlation
-from lrt_lens.statistics._intervals import NOTHING, Interval
+from lrt_lens.statistics._intervals import NOTHING, Interval, t_quantile
 
 _AVERAGED = (
     "attribution_r_random",
@@ -127,7 +129,8 @@ class FeatureEvaluation:
         """Attribution correlation and baselines of all live features and of each kind.
 
         One row per kind, the first for all: mean with a 95% interval over features, median, share
-        above ½, and the means of the baselines, fidelities and densities.
+        above ½, the means of the baselines, fidelities and densities, and ``interval_flag``, which
+        says what is doubtful about the interval.
         """
         live = self.live
         kinds = [(str(kind), part) for kind, part in live.groupby("kind") if kind]
@@ -142,17 +145,17 @@ class FeatureEvaluation:
             "median": float(np.median(known)) if len(known) else np.nan,
             "above_half": float((known > 0.5).mean()) if len(known) else np.nan,
         }
-        return row | {
-            column: bootstrap_mean(_known(part[column]), seed=self.seed).value
-            for column in _AVERAGED
-        }
+        for column in _AVERAGED:
+            values = _known(part[column])
+            row[column] = float(values.mean()) if len(values) else np.nan
+        return row | {"interval_flag": mean.flag.replace("items", "features")}
 
     @property
     def predictors(self) -> pd.DataFrame:
         """Rank correlation of each predictor with the attribution correlation over live features.
 
         One row per predictor that is known before the attribution is measured (ρ_write, ρ_read,
-        density, semantic score), with a 95% bootstrap interval over features.
+        density, semantic score), with a 95% bootstrap interval over features and its flag.
         """
         live = self.live
         rows = []
@@ -166,17 +169,22 @@ class FeatureEvaluation:
                     seed=self.seed,
                     n_draws=1000,
                 )
-                rows.append((name, rank.value, rank.low, rank.high, len(known)))
-        return pd.DataFrame(rows, columns=["predictor", "rank_correlation", "low", "high", "n"])
+                flag = f"{len(known)} features" if len(known) < FEW else ""
+                rows.append((name, rank.value, rank.low, rank.high, len(known), flag))
+        columns = ["predictor", "rank_correlation", "low", "high", "n", "interval_flag"]
+        return pd.DataFrame(rows, columns=columns)
 
     @property
     def structural_advantage(self) -> Interval:
         """Attribution correlation of structural minus semantic features of the same density.
 
         Each structural feature is compared with the mean of the five semantic features that are
-        closest in log density, and the 95% interval is over structural features. Dense features
-        correlate better whatever their kind, so the plain difference between kinds is confounded
-        with density.
+        closest in log density. Dense features correlate better whatever their kind, so the plain
+        difference between kinds is confounded with density. The 95% interval is over features of
+        both kinds: structural ones share semantic neighbours, which adds to its variance.
+
+        Source of the variance: Abadie and Imbens (2006), *Large Sample Properties of Matching
+        Estimators*, theorem 7, for matching with replacement.
         """
         live = self.live
         structural, semantic = (
@@ -190,7 +198,17 @@ class FeatureEvaluation:
         # |log p_structural − log p_semantic|, [structural, semantic]
         distance = np.abs(np.log(structural[:, :1]) - np.log(semantic[:, 0]))
         nearest = np.argsort(distance, axis=1, kind="stable")[:, :_N_NEIGHBOURS]
-        return bootstrap_mean(structural[:, 1] - semantic[nearest, 1].mean(1), seed=self.seed)
+        gaps = structural[:, 1] - semantic[nearest, 1].mean(1)
+        over_structural = bootstrap_mean(gaps, seed=self.seed)
+        shared = _shared_neighbours(semantic, nearest)
+        reach = t_quantile(max(len(semantic) - 1, 1)) * math.sqrt(shared)
+        low = over_structural.value - math.hypot(over_structural.value - over_structural.low, reach)
+        high = over_structural.value + math.hypot(
+            over_structural.high - over_structural.value, reach
+        )
+        flag = over_structural.flag.replace("items", "structural features")
+        flags = [flag] + [f"{len(semantic)} semantic features"] * (len(semantic) < FEW)
+        return Interval(over_structural.value, low, high, "; ".join(one for one in flags if one))
 
     @property
     def heads(self) -> pd.DataFrame:
@@ -294,6 +312,27 @@ def _known(column: Any) -> np.ndarray:
     values = np.asarray(column, dtype=float)
     # A single undefined feature would make every mean NaN.
     return values[~np.isnan(values)]
+
+
+def _shared_neighbours(semantic: np.ndarray, nearest: np.ndarray) -> float:
+    """Return the variance that shared neighbours add to a mean of matched differences.
+
+    ``semantic`` has density and correlation of each feature, [semantic, 2]; ``nearest`` the
+    neighbours of each structural one, [structural, neighbour].
+    """
+    n, m = nearest.shape
+    if len(semantic) < 3:
+        return math.nan
+    # The variance of a correlation at one density: from each feature and its neighbours in density,
+    # σ² = k/(k + 1) · (y − mean of k neighbours)².
+    distance = np.abs(np.log(semantic[:, :1]) - np.log(semantic[:, 0]))
+    np.fill_diagonal(distance, np.inf)
+    k = min(m, len(semantic) - 1)
+    others = np.argsort(distance, axis=1, kind="stable")[:, :k]
+    variances = k / (k + 1) * (semantic[:, 1] - semantic[others, 1].mean(1)) ** 2
+    uses = np.bincount(nearest.ravel(), minlength=len(semantic))
+    # Σ_j K_j (K_j − 1) σ_j² / (n m)²: neighbours that are used once are in the spread of the gaps.
+    return float((uses * (uses - 1) * variances).sum() / (n * m) ** 2)
 
 
 def output_tokens(unembedding: Unembedding, decoder: Tensor, n: int) -> OutputTokens:

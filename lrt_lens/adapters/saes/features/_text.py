@@ -61,6 +61,8 @@ class TokenBatch:
     """Number of tokens of each window."""
     group: int
     """Group of documents that all windows belong to."""
+    documents: list[int]
+    """Number of the document of each window."""
 
     @classmethod
     def of(cls, windows: list[Window], group: int, model: HookedModel) -> "TokenBatch":
@@ -72,7 +74,9 @@ class TokenBatch:
             counted[row, torch.from_numpy(window.rows[window.rows < len(window.ids) - 1])] = True
         lengths = torch.tensor([len(window.ids) for window in windows])
         # roll puts token t + 1 at position t; the position that wraps around never counts.
-        return cls(tokens, counted, tokens.roll(-1, dims=1)[counted], lengths, group)
+        following = tokens.roll(-1, dims=1)[counted]
+        documents = [window.document for window in windows]
+        return cls(tokens, counted, following, lengths, group, documents)
 
 
 def iterate_batches(
@@ -95,11 +99,12 @@ def iterate_batches(
     # Sums are stored per group of documents, so a batch holds windows of one group only.
     waiting: list[list[Window]] = [[] for _ in range(N_TEST_GROUPS)]
     reader, n_counted = _Reader(WindowCutter(cut, pair.source), is_read), 0
+    numbers: dict[int, int] = {}
     for key, window in reader.windows(documents):
         # The group formula of the harvest: the key modulo N_FOLDS + 1 has chosen the part.
         group = key // (N_FOLDS + 1) % N_TEST_GROUPS
         n_counted += int((window.rows < len(window.ids) - 1).sum())
-        waiting[group].append(window)
+        waiting[group].append(window.of_document(numbers.setdefault(key, len(numbers))))
         if len(waiting[group]) >= at_once:
             yield TokenBatch.of(waiting[group], group, pair.source)
             waiting[group] = []

@@ -9,6 +9,8 @@ import torch
 
 from lrt_lens.adapters.saes.features._attention import (
     Example,
+    Halves,
+    _head_row,
     attention_effects,
     first_token_attention,
     strongest_heads,
@@ -127,3 +129,22 @@ def test_the_strongest_head_is_chosen_on_the_choosing_half() -> None:
         }
     )
     assert strongest_heads(table)["head"].tolist() == [1, 0, 3]
+
+
+def test_examples_of_one_document_are_in_one_half_and_one_unit() -> None:
+    examples = [Example([1, 2], document) for document in (7, 7, 3, 3, 9, None)]
+    halves = Halves.of(examples)
+    # Documents 7, 3, 9 and that of the last example alternate.
+    assert halves.reporting.tolist() == [False, False, True, True, False, True]
+    effects = np.zeros((21, 6, 1))
+    effects[0, :, 0] = [0.0, 0.0, 0.2, 0.4, 0.0, 0.9]
+    effects[1:, :, 0] = np.linspace(-0.6, 0.6, 20)[:, None]
+    row = _head_row(effects[:, :, 0], 0, halves)
+    assert row["effect"] == pytest.approx(0.5)
+    assert (row["n_documents"], row["interval_flag"]) == (2, "2 independent documents")
+    # 4 of the 20 random directions have effects of .5 or more in size.
+    assert row["p"] == pytest.approx((1 + int((np.abs(effects[1:, 0, 0]) >= 0.5).sum())) / 21)
+    assert row["p_floor"] == 1 / 21
+    single = Halves.of([Example([1], 4), Example([2], 4)])
+    assert single.reporting.tolist() == [False, True]
+    assert "1 document" in single.flag
