@@ -150,9 +150,8 @@ class ArmMeter:
         )
         if not calibration.reached:
             # Further draws begin where this search began, and are not searched as widely.
-            self._last_step.setdefault(
-                key, float(calibration.curve["scale"].median()) * vector.norm
-            )
+            middle = float(np.median(calibration.curve["scale"].to_numpy(dtype=float)))
+            self._last_step.setdefault(key, middle * vector.norm)
             tried = [scale for scale in calibration.curve["scale"] if scale > 0]
             # A search that fails tries dozens of scales; a few show the curve.
             return [tried[int(i)] for i in np.unique(np.linspace(0, len(tried) - 1, _MOST_SHOWN))]
