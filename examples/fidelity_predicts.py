@@ -37,7 +37,8 @@ from lrt_lens.data import N_FOLDS, BlockPlan, cut_windows, document_key, part_of
 from lrt_lens.figures import TEMPLATE_NAME
 from lrt_lens.models import same_place
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
-from lrt_lens.statistics import Clusters, bootstrap_rank_correlation, bootstrap_statistic
+from lrt_lens.statistics import Clusters, bootstrap_rank_correlation
+from lrt_lens.statistics._bootstrap import bootstrap_statistic
 from lrt_lens.stitching import (
     fidelities,
     naive_fidelities,

@@ -1,7 +1,6 @@
 from ._bootstrap import Clusters as Clusters
 from ._bootstrap import bootstrap_mean as bootstrap_mean
 from ._bootstrap import bootstrap_ratio as bootstrap_ratio
-from ._bootstrap import bootstrap_statistic as bootstrap_statistic
 from ._correlations import bootstrap_rank_correlation as bootstrap_rank_correlation
 from ._draws import RankTest as RankTest
 from ._draws import prediction_interval as prediction_interval

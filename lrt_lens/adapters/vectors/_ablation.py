@@ -209,13 +209,10 @@ def evaluate_ablation(
             "no behaviour to measure; give items=ChoiceItems(...), "
             "or prompts=[...] together with classifier=..., or both"
         )
-    continuations = (
-        None
-        if prompts is None or classifier is None
-        else Continuations(
-            prompts, classifier, settings.n_samples, settings.max_new_tokens, seed=settings.seed
-        )
-    )
+    continuations = None
+    if prompts is not None and classifier is not None:
+        counts = (settings.n_samples, settings.max_new_tokens)
+        continuations = Continuations(prompts, classifier, *counts, seed=settings.seed)
     outcomes = _AblationOutcomes(pair.target, neutral, items, continuations, settings)
     # Without hooks all values of `where` give the same result: measured once, listed for each.
     unablated = outcomes.measure({}).assign(arm="none", draw=None)
