@@ -50,6 +50,7 @@ Name = Literal[
     "alignment_share_of_harvest",
     "aligner_build_over_loading",
     "steered_generate_over_plain",
+    "evaluate_steering_per_draw",
 ]
 MODULES: dict[Name, str] = {
     "harvest_overhead_one_pair": "harvesting",
@@ -71,6 +72,7 @@ MODULES: dict[Name, str] = {
     "alignment_share_of_harvest": "aligning",
     "aligner_build_over_loading": "aligning",
     "steered_generate_over_plain": "steering",
+    "evaluate_steering_per_draw": "steering",
 }
 """The module of each benchmark, in the order in which they run."""
 

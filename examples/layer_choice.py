@@ -10,7 +10,8 @@ is the fraction that the map explains, cross-validated, of the variance that tok
 
 Both scores have intervals by the delete-a-group jackknife, and SVCCA is compared with shuffled
 pairs. The table gives for each source layer the choice of each score, the score of that choice on
-the test fold, and whether the second best layer is significantly worse.
+the test fold, and whether the second best layer is shown to be worse, in intervals that hold
+together for all layers and account for the choice of the best.
 """
 
 from dataclasses import dataclass
@@ -94,7 +95,9 @@ def reproduce(options: Options) -> Reproduction:
         because=f"SVCCA is above shuffled pairs and agrees with the calibrated score on {same} of "
         f"{len(table)} source layers; of the variance that tokens cannot explain, maps to SVCCA's "
         f"choices explain {by_svcca:.3f}, maps to the calibrated choices {by_gain:.3f}.",
-        figures={"One line per source layer, with 95% jackknife intervals": figure(grid, svcca)},
+        figures={
+            "One line per source layer; 95% jackknife intervals of each score": figure(grid, svcca)
+        },
         tables={
             "Choices per source layer": table,
             "SVCCA of all pairs": svcca.drop(columns="note"),

@@ -1,7 +1,9 @@
 """The command line and the lazy surface."""
 
 import ast
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +175,22 @@ def test_ctrl_c_says_so_and_leaves_nothing_half_written(
 # -------------------------------------------------------------------------------------------- scale
 
 
+def test_a_chat_template_that_fails_is_one_line_with_the_row(
+    model_folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('Roles must alternate') }}")
+    documents = tmp_path / "chats.jsonl"
+    documents.write_text(json.dumps({"messages": [{"role": "user", "content": "hello"}]}))
+    models = ["--source", str(folder), "--target", str(folder), "--no-progress"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *models, "--documents", str(documents), "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 1
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert "chats.jsonl, line 1 is a chat with the roles ['user'], and the tokenizer's" in line
+    assert "(TemplateError: Roles must alternate); give turns" in line
+
+
 @pytest.fixture
 def fit(model_folder: Path, corpus: list[str], tmp_path: Path) -> Callable[..., Path]:
     """``fit("--seed", "1", out="b")``: ``lrt-lens fit`` of a model to itself; returns --out."""
@@ -284,11 +302,11 @@ def test_an_interrupted_fit_goes_on_and_refuses_other_arguments(
 
     add_block, calls = CrossMoments.add_block, []
 
-    def add(self: CrossMoments, *arguments: Any) -> None:
+    def add(self: CrossMoments, *arguments: Any, **names: Any) -> None:
         calls.append(1)
         if len(calls) == 4:
             os.kill(os.getpid(), signal.SIGINT)
-        add_block(self, *arguments)
+        add_block(self, *arguments, **names)
 
     with monkeypatch.context() as patch:
         patch.setattr(CrossMoments, "add_block", add)
@@ -301,7 +319,9 @@ def test_an_interrupted_fit_goes_on_and_refuses_other_arguments(
     assert "another --out, or --restart to begin again" in message
     calls.clear()
     monkeypatch.setattr(
-        CrossMoments, "add_block", lambda self, *rows: (calls.append(1), add_block(self, *rows))[1]
+        CrossMoments,
+        "add_block",
+        lambda self, *rows, **names: (calls.append(1), add_block(self, *rows, **names))[1],
     )
     out = fit()
     resumed = len(calls)

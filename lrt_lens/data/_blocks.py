@@ -34,7 +34,7 @@ from typing import TypeVar
 from lrt_lens.data._aligned_windows import cut_aligned_windows
 from lrt_lens.data._alignment import Aligner, Alignment, nothing_aligns
 from lrt_lens.data._documents import Document, DocumentReader, Documents, DocumentSource
-from lrt_lens.data._fold_counts import FEW_DOCUMENTS, FoldCounts
+from lrt_lens.data._fold_counts import FoldCounts
 from lrt_lens.data._parts import N_FOLDS, N_PARTS, exact_key, part_of
 from lrt_lens.data._spreading import TokenBudget
 from lrt_lens.data._windows import (
@@ -158,6 +158,14 @@ class Corpus:
     """
     folds: FoldCounts = field(default_factory=FoldCounts)
     """Documents and tokens of each part."""
+    n_read: int = 0
+    """Number of documents that could give a row, whether they did or not."""
+    n_read_tokens: int = 0
+    """Number of their unmasked tokens."""
+    n_units: int = 0
+    """Number of their groups, or of texts that differ in more than case or punctuation."""
+    is_stopped: bool = False
+    """True if reading stopped early because no new group or text came for long."""
 
     @property
     def n_documents(self) -> int:
@@ -220,7 +228,10 @@ def _taken_windows(
         capped = replace(document, is_capped=budget.is_capped(document))
         # The test groups share one budget, as one fold.
         windows = budget.take(capped, min(part_of(document.key), N_FOLDS))
+        corpus.n_read += 1
+        corpus.n_read_tokens, corpus.n_units = budget.n_read, budget.n_units
         yield from ((capped, window, number == 0) for number, window in enumerate(windows))
+    corpus.is_stopped = budget.is_without_new_units
     yield from budget.rest()
 
 
@@ -260,7 +271,19 @@ def _check_parts(corpus: Corpus, plan: BlockPlan) -> None:
     if empty:
         raise _empty_folds(empty, corpus, plan)
     if complaint := corpus.folds.complaint:
-        logger.warning("%s", complaint)
+        stopped = f". {_stopped(corpus)}" if corpus.is_stopped else ""
+        logger.warning("%s%s", complaint, stopped)
+
+
+def _stopped(corpus: Corpus) -> str:
+    """Return a sentence on the early end of reading, with the remedy."""
+    units = "group(s)" if corpus.folds.has_groups else "different text(s)"
+    same = "rows of one group" if corpus.folds.has_groups else "copies of one text"
+    return (
+        f"Reading stopped after {corpus.n_read:,} document(s) with {corpus.n_read_tokens:,} tokens,"
+        f" which are of {corpus.n_units} {units}, the last of them far back: shuffle the documents,"
+        f" because {same} follow each other"
+    )
 
 
 def _no_rows(corpus: Corpus, plan: BlockPlan) -> TooFewDocumentsError:
@@ -279,6 +302,7 @@ def _no_rows(corpus: Corpus, plan: BlockPlan) -> TooFewDocumentsError:
 
 
 def _empty_folds(empty: list[str], corpus: Corpus, plan: BlockPlan) -> TooFewDocumentsError:
+    # Of n_tokens each fold has its share before another fold has more, so more would not help.
     message = f"fold(s) {', '.join(empty)} hold no document: "
     masked = ""
     if corpus.n_skipped:
@@ -286,18 +310,16 @@ def _empty_folds(empty: list[str], corpus: Corpus, plan: BlockPlan) -> TooFewDoc
             f" ({corpus.n_skipped} more have no token after the first {plan.skip_first} and the"
             " special ones)"
         )
-    has_few_groups = corpus.folds.has_groups and corpus.folds.n_units < FEW_DOCUMENTS
-    if plan.n_tokens is not None and corpus.n_rows >= plan.n_tokens and not has_few_groups:
-        return TooFewDocumentsError(
-            f"{message}n_tokens={plan.n_tokens} was reached after {corpus.n_documents}"
-            f" document(s){masked}; raise n_tokens"
-        )
+    if corpus.is_stopped:
+        return TooFewDocumentsError(f"{message}{_stopped(corpus)}{masked}, or give more of them")
     groups, remedy = "", "100 documents (one long text can be split into paragraphs)"
     if corpus.folds.has_groups:
         # Documents of a group share a fold, so more documents of these groups would not help.
-        groups, remedy = f" in {corpus.folds.n_units} group(s)", "100 groups, or finer ones"
+        groups, remedy = f" in {corpus.n_units} group(s)", "100 groups, or finer ones"
+    elif corpus.n_units < corpus.n_read:
+        groups, remedy = f" of {corpus.n_units} different text(s)", "100 different texts"
     return TooFewDocumentsError(
-        f"{message}{corpus.n_documents} document(s){groups} for {N_FOLDS} folds and a test"
+        f"{message}{corpus.n_read} document(s){groups} for {N_FOLDS} folds and a test"
         f" fold{masked}; give at least {remedy}"
     )
 

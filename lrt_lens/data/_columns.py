@@ -10,29 +10,21 @@ it is the only one with texts and no other could hold them; otherwise the error 
 Limits: with no nested column, the only text column is read whatever it holds.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-import numpy as np
-
 from lrt_lens.data._document_rows import TURNS, ColumnKind, Rows, is_missing, kinds_of_rows
-from lrt_lens.errors import MismatchError
+from lrt_lens.data._written_values import chat_of, is_written_object, looks_written, written_kind
 
 _NAMES = ("text", "messages")
 """Columns that are read wherever they occur."""
 _CHAT_NAMES = ("conversations", "chat")
 """Columns that are read if they hold chats."""
-_ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-}
-"""Names of speakers in ShareGPT's files, as chat templates call them."""
 _TYPED_ROWS = 100
 """Rows from which the column of the texts is found if the source names no columns."""
+_WRITTEN_ROWS = 8
+"""Rows from which lists and bytes that a table holds as text are recognised."""
 
 
 class Columns:
@@ -42,6 +34,8 @@ class Columns:
         self.text_field, self.group = text_field, group
         self._group_column = group if isinstance(group, str) else None
         self.found: str | None = text_field
+        self._chat_columns = {"messages", *_CHAT_NAMES}
+        """Columns in which markup is a chat."""
 
     def choose(self, source: str, columns: Mapping[str, ColumnKind]) -> list[str]:
         """Return the columns to read, and keep the one that holds the texts.
@@ -60,7 +54,8 @@ class Columns:
                 raise ValueError(
                     f"{option} is {name!r}, and {subject} has the columns {names}; give one of them"
                 )
-        self.found = self.text_field or _text_column(columns)
+        named = [self.text_field] if self.text_field else _text_columns(columns)
+        self.found = next(iter(named), None)
         if self.found is None:
             raise ValueError(
                 f"{subject} has the columns {names}, {_what_columns_hold(columns)}; text_field="
@@ -70,7 +65,7 @@ class Columns:
             return names
         # Each once: the groups may be the texts themselves.
         groups = [self._group_column] if self._group_column else []
-        return list(dict.fromkeys([self.found, *groups]))
+        return list(dict.fromkeys([*named, *groups]))
 
     def value(self, row: Any, where: str) -> Any:
         """Return the text or chat of a row.
@@ -85,19 +80,14 @@ class Columns:
                     f"{where} is a {type(row).__name__} ({str(row)[:60]!r}) without columns;"
                     f" text_field={self.text_field!r} needs rows with columns: leave it out"
                 )
-            if is_missing(row) or isinstance(row, str) or is_chat(row):
-                return row
+            chat = chat_of(row)
+            if chat is not None or is_missing(row) or isinstance(row, str):
+                return row if chat is None else chat
             raise ValueError(
                 f"{where} is a {type(row).__name__} ({str(row)[:60]!r});"
                 " expected a text, a row with 'text', or a chat"
             )
-        name = self.text_field
-        if name is None:
-            # Rows in memory may differ in their columns, and a chat may have an empty text.
-            names = [other for other in (*_NAMES, self.found) if other in row]
-            names += [other for other in _CHAT_NAMES if is_chat(row.get(other))]
-            name = next((other for other in names if not is_missing(row[other])), None)
-            name = name or next(iter(names), self.found)
+        name = self._column_of(row)
         if self.text_field is not None and name not in row:
             raise ValueError(
                 f"text_field is {name!r}, and {where} has the columns {list(row)[:12]};"
@@ -108,13 +98,47 @@ class Columns:
                 f"{where} is a row with the columns {list(row)[:12]}; expected a text, a row with"
                 f" {name or 'text'!r}, or a chat: text_field= names another column"
             )
-        value = row[name]
-        if is_missing(value) or isinstance(value, str) or is_chat(value):
+        return self._text_or_chat(row[name], name, where)
+
+    def _text_or_chat(self, value: Any, name: str, where: str) -> Any:
+        """Return the value of a column, or the chat that it holds as text."""
+        chat, is_text = chat_of(value), isinstance(value, str)
+        if chat is not None:
+            if is_text:
+                self._chat_columns.add(name)
+            return chat
+        if is_text and name in self._chat_columns and looks_written(value):
+            raise ValueError(
+                f"{where} has {value[:60]!r} in the column {name!r}, which is markup and no chat"
+                " that can be read; expected a list of turns, or the same as JSON: write the table"
+                " again with json.dumps(turns), or as .jsonl or .parquet"
+            )
+        if is_missing(value) or is_text:
             return value
         raise ValueError(
             f"{where} has {str(value)[:60]!r} ({type(value).__name__}) in the column {name!r};"
             " expected a text, or a chat"
         )
+
+    def text_in(self, row: dict[str, Any]) -> Any:
+        """Return the text or chat of a row with columns; None if it has no column of that kind."""
+        value = row.get(self._column_of(row) or "")
+        chat = chat_of(value)
+        return value if chat is None else chat
+
+    def _column_of(self, row: dict[str, Any]) -> str | None:
+        """Return the column of a row's text or chat: the first of the usual ones that is filled."""
+        if self.text_field is not None:
+            return self.text_field
+        # Rows in memory may differ in their columns, and a chat may have an empty text.
+        names = [other for other in (*_NAMES, self.found) if other in row]
+        names += [other for other in _CHAT_NAMES if chat_of(row.get(other)) is not None]
+        filled = (other for other in names if not _is_blank(row[other]))
+        return next(filled, None) or next(iter(names), self.found)
+
+
+def _is_blank(value: Any) -> bool:
+    return is_missing(value) or (isinstance(value, str) and not value.strip())
 
 
 def typed(rows: Rows, columns: Columns) -> Iterator[tuple[int, Any]]:
@@ -130,6 +154,57 @@ def typed(rows: Rows, columns: Columns) -> Iterator[tuple[int, Any]]:
         yield from start
 
 
+def without_written_values(
+    rows: Iterable[tuple[int, Any]], columns: Columns, where: Callable[[int], str]
+) -> Iterator[tuple[int, Any]]:
+    """Yield the rows; refuse markup instead of texts.
+
+    CSV files have no lists, so pandas writes ``['a', 'b']`` and ``b'a'`` as text, and the lines of
+    a JSON Lines file may be given as texts.
+
+    Raises:
+        ValueError: the first texts of the source are all of that kind.
+    """
+    numbered, undecided, refusal, is_clear = iter(rows), list[tuple[int, Any]](), "", False
+    for number, row in numbered:
+        undecided.append((number, row))
+        value = columns.text_in(row) if isinstance(row, dict) else row
+        complaint = _complaint(value, is_column=isinstance(row, dict))
+        if complaint and not refusal:
+            refusal = f"{where(number)} has {str(value)[:60]!r}, {complaint}"
+        is_clear = not complaint and not _is_blank(value)
+        if is_clear or len(undecided) == _WRITTEN_ROWS:
+            break
+    if refusal and not is_clear:
+        raise ValueError(refusal)
+    yield from undecided
+    yield from numbered
+
+
+def _complaint(value: Any, *, is_column: bool) -> str:
+    """Return why a value may be no text, with the remedy; empty if it is one."""
+    if not isinstance(value, str):
+        return ""
+    if not is_column:
+        # Lines of a file with rows; other texts were written as they are by the caller.
+        return (
+            "a row written as text; expected a text: give the path of the file (.jsonl), or"
+            " map(json.loads, lines), or rows {'text': …} if the texts are meant as they are"
+            if is_written_object(value)
+            else ""
+        )
+    kind = written_kind(value)
+    if kind is None:
+        return ""
+    remedy = (
+        "write the table again with json.dumps(turns), or as .jsonl or .parquet"
+        if kind in ("a chat", "an array")
+        else "parse the column (ast.literal_eval or json.loads) and give the texts in it, or a list"
+        " of these texts if they are meant as they are"
+    )
+    return f"{kind} written as text; expected a text: {remedy}"
+
+
 def _refuse_turn(row: Any, where: str) -> None:
     """Raise ValueError if a row is one turn of a chat instead of a chat."""
     if isinstance(row, dict) and row.keys() in TURNS:
@@ -140,17 +215,21 @@ def _refuse_turn(row: Any, where: str) -> None:
 
 
 def _names_its_text(row: dict[str, Any]) -> bool:
-    return "text" in row or any(is_chat(row.get(name)) for name in ("messages", *_CHAT_NAMES))
+    names = ("messages", *_CHAT_NAMES)
+    return "text" in row or any(chat_of(row.get(name)) is not None for name in names)
 
 
-def _text_column(columns: Mapping[str, ColumnKind]) -> str | None:
-    """Return the column of the texts by the columns' names and kinds; None if that is not clear."""
+def _text_columns(columns: Mapping[str, ColumnKind]) -> list[str]:
+    """Return the columns of the texts by their names and kinds; empty if that is not clear.
+
+    If there are several, a row's text is in the first one that is filled.
+    """
     chats = [name for name in _CHAT_NAMES if columns.get(name) == "nested"]
     named = [name for name in _NAMES if name in columns] + chats
     texts = [name for name, kind in columns.items() if kind == "text"]
     # The only column of texts may be an identifier beside one that holds the texts.
     is_clear = len(texts) == 1 and "nested" not in columns.values()
-    return next(iter(named), texts[0] if is_clear else None)
+    return named or (texts if is_clear else [])
 
 
 def _what_columns_hold(columns: Mapping[str, ColumnKind]) -> str:
@@ -158,49 +237,3 @@ def _what_columns_hold(columns: Mapping[str, ColumnKind]) -> str:
     nested = [name for name, kind in columns.items() if kind == "nested"]
     several = f"{len(texts)} of them with texts {texts}" if texts else "none with texts"
     return f"{several} and {nested} with lists, structs or bytes" if nested else several
-
-
-# ------------------------------------------------------------------------------------------- chats
-
-
-def is_chat(row: Any) -> bool:
-    """Return whether a value is a list of turns, with role and content or from and value."""
-    return (
-        isinstance(row, list | tuple | np.ndarray)
-        and len(row) > 0
-        and all(isinstance(turn, dict) and _turn_keys(turn) is not None for turn in row)
-    )
-
-
-def _turn_keys(turn: dict[str, Any]) -> Sequence[str] | None:
-    pairs = (("role", "content"), ("from", "value"))
-    return next((pair for pair in pairs if turn.keys() >= set(pair)), None)
-
-
-def _turn(turn: dict[str, Any]) -> dict[str, Any]:
-    """Return a turn as chat templates read it."""
-    if _turn_keys(turn) != ("from", "value"):
-        return turn
-    speaker = str(turn["from"])
-    return {"role": _ROLES.get(speaker.lower(), speaker), "content": turn["value"]}
-
-
-def chat_text(chat: Any, where: str, tokenizers: tuple[Any, ...]) -> str:
-    """Return a chat as text, by the template of the only tokenizer.
-
-    Raises:
-        MismatchError: there are two tokenizers.
-        ValueError: there is no template.
-    """
-    if len(tokenizers) > 1:
-        raise MismatchError(
-            f"{where} is a chat, but the two models have different tokenizers, whose"
-            " chat templates and special tokens differ, so that they would not read the same text;"
-            " give plain text, such as the contents of the messages"
-        )
-    if not tokenizers or getattr(tokenizers[0], "chat_template", None) is None:
-        raise ValueError(
-            f"{where} is a chat, but the tokenizer has no chat template;"
-            " set tokenizer.chat_template, or give plain text"
-        )
-    return tokenizers[0].apply_chat_template(list(map(_turn, chat)), tokenize=False)

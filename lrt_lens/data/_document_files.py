@@ -4,7 +4,7 @@ Problem: a file of another kind than expected must not be read as prose with its
 the ending of a file, in any case and below ``.gz`` or ``.zst``, names its reader. Readers are those
 of pyarrow (archives, Parquet), csv and json; large files are read piece by piece.
 
-    rows = file_rows(Path("corpus.csv.zst"), wanted=lambda name, columns: ["text"])
+    rows = file_rows(Path("corpus.csv.zst"), Wanted(lambda name, columns: ["text"]))
     for number, row in rows: rows.where(number), row         # "corpus.csv.zst, row 1", {"text": …}
     read_records("items.jsonl")                                 # [("items.jsonl, line 1", {…}), …]
 
@@ -15,8 +15,9 @@ ending     documents
 .md        paragraphs with their markup; a heading belongs to the paragraph below it, and blank
            lines inside fences (three backticks) and before the end of front matter do not count
 .jsonl     one JSON value per line, usually an object; ``.ndjson`` is the same
-.json      a list of rows, also as the only list in an object (``{"version": …, "data": […]}``),
-           an object of columns (as pandas writes it), one row, or as ``.jsonl``
+.json      a list of rows, also as the only list in an object (``{"version": …, "data": […]}``)
+           that has no other text, an object of columns or rows (as pandas writes it), one row, or
+           as ``.jsonl``
 .csv       rows under the header, separated by commas, semicolons, tabs or bars
 .tsv       the same with tabs
 .parquet   rows
@@ -28,10 +29,11 @@ compressed Parquet file, is held in memory.
 
 import csv
 import json
+import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -45,13 +47,28 @@ from lrt_lens.data._document_rows import (
     arrow_kind,
     refuse_repeated,
 )
-from lrt_lens.data._file_bytes import ARCHIVES, DocumentFile
+from lrt_lens.data._file_bytes import ARCHIVES, DocumentFile, refuse_open_file
+from lrt_lens.data._written_values import chat_of
+
+logger = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 1000
 _SEPARATORS = ",;\t|"
 """Separators of ``.csv`` files, of which the first rows show the one."""
 _OTHER_SEPARATORS = _SEPARATORS + "^~:"
 """Separators that a table with a single column is searched for."""
+_FEW_WORDS, _MANY_WORDS = 2, 8
+"""Most words of a name of a column, beside one that is a number and otherwise."""
+_TEXT_NAMES = ("text", "messages")
+"""Columns that tell rows from columns in an object of objects."""
+_ABOUT_ROWS = frozenset(
+    (
+        *("created", "created_at", "date", "timestamp", "updated", "updated_at"),
+        *("dataset", "format", "id", "kind", "name", "object", "schema", "schema_version", "split"),
+        *("lang", "language", "licence", "license", "status", "subset", "type", "url", "version"),
+    )
+)
+"""Keys beside a list of rows that describe it."""
 _FENCE = re.compile(r"(`{3,}|~{3,})")
 _HEADING = re.compile(r"\s*#{1,6}(\s|$)")
 
@@ -84,10 +101,11 @@ def read_records(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
         ValueError: there is no such file, it is of no known kind or damaged, or its rows have no
             columns.
     """
+    refuse_open_file(path, "path")
     path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(f"no file at {str(path)!r}; give a file that exists")
-    rows = file_rows(path, lambda _, columns: list(columns))
+    rows = file_rows(path, Wanted(lambda _, columns: list(columns), is_whole=True))
     placed = [(rows.where(number), row) for number, row in rows]
     for where, row in placed:
         if not isinstance(row, dict):
@@ -118,22 +136,30 @@ def _markdown(file: DocumentFile, _: Wanted) -> Rows:
     return Rows(_paragraphs(file.lines(), markdown=True), "the paragraph at line", str(file))
 
 
-def _paragraphs(
-    lines: Iterable[tuple[int, str]], *, markdown: bool, opens_nothing: frozenset[int] = frozenset()
-) -> Iterator[tuple[int, str]]:
+def _paragraphs(lines: Iterable[tuple[int, str]], *, markdown: bool) -> Iterator[tuple[int, str]]:
     """Yield paragraphs with the numbers of their first lines.
 
-    One long document would fill one fold only, so a text file is not one document. Lines with the
-    numbers ``opens_nothing`` begin no fence and no front matter.
+    One long document would fill one fold only, so a text file is not one document.
+    """
+    never_closed: dict[str, int] = {}
+    while lines:
+        lines = yield from _until_unclosed(lines, never_closed, markdown=markdown)
+
+
+def _until_unclosed(
+    lines: Iterable[tuple[int, str]], never_closed: dict[str, int], *, markdown: bool
+) -> Generator[tuple[int, str], None, list[tuple[int, str]]]:
+    """Yield paragraphs up to a fence or front matter that never ends; return the lines from there.
+
+    What never ends has not begun: these lines are to be read again, as any others. Then
+    ``never_closed`` has the length of the fence, by its character; no longer one ends either.
     """
     paragraph: list[tuple[int, str]] = []
-    closes, opened = "", 0
+    closes = ""
     for number, line in lines:
         mark = line.strip()
-        if markdown and number not in opens_nothing:
-            before = closes
-            closes = _still_open(mark, closes, is_first=number == 1)
-            opened = opened if before else number
+        if markdown:
+            closes = _still_open(mark, closes, never_closed, is_first=number == 1)
         # A heading alone is no paragraph: it goes with the text below.
         is_heading = markdown and all(_HEADING.match(part) for _, part in paragraph)
         if mark or closes:
@@ -142,10 +168,11 @@ def _paragraphs(
             yield _joined(paragraph)
             paragraph = []
     if closes:
-        # What never ends has not begun: the lines behind it are paragraphs like any others.
-        yield from _paragraphs(paragraph, markdown=True, opens_nothing=opens_nothing | {opened})
-    elif paragraph:
+        never_closed[closes[0]] = len(closes)
+        return paragraph
+    if paragraph:
         yield _joined(paragraph)
+    return []
 
 
 def _joined(paragraph: list[tuple[int, str]]) -> tuple[int, str]:
@@ -153,16 +180,19 @@ def _joined(paragraph: list[tuple[int, str]]) -> tuple[int, str]:
     return paragraph[0][0], "".join(line for _, line in paragraph).rstrip()
 
 
-def _still_open(mark: str, closes: str, *, is_first: bool) -> str:
+def _still_open(mark: str, closes: str, never_closed: dict[str, int], *, is_first: bool) -> str:
     """Return the line that ends the fence or front matter this line is in; empty outside."""
     if closes:
         return "" if mark.startswith(closes) and not mark.strip(closes[0]) else closes
-    if is_first and mark == "---":
+    if is_first and mark == "---" and "-" not in never_closed:
         return "---"
     # No backtick behind the fence: ```code``` in one line opens nothing. As many characters as
     # opened a fence close it, so that one of four may hold others of three.
     fence = _FENCE.match(mark)
-    return fence[0] if fence and "`" not in mark.lstrip("`") else ""
+    if fence is None or "`" in mark.lstrip("`"):
+        return ""
+    opens = len(fence[0]) < never_closed.get(fence[0][0], sys.maxsize)
+    return fence[0] if opens else ""
 
 
 # --------------------------------------------------------------------------------------------- JSON
@@ -196,11 +226,11 @@ def _json(file: DocumentFile, wanted: Wanted) -> Rows:
             f"{file} is not JSON ({error}); expected a list of rows, an object of columns, or one"
             " object per line"
         ) from error
-    return Rows(enumerate(_rows_of_json(content, file), start=1), "row", str(file))
+    return Rows(enumerate(_rows_of_json(content, file, wanted), start=1), "row", str(file))
 
 
-def _rows_of_json(content: Any, file: DocumentFile) -> list[Any]:
-    """Return the rows of a JSON value: a list of rows, an object of columns, or one row."""
+def _rows_of_json(content: Any, file: DocumentFile, wanted: Wanted) -> list[Any]:
+    """Return the rows of a JSON value: a list of rows, an object of columns or rows, or one row."""
     if isinstance(content, list):
         return content
     if not isinstance(content, dict) or not content:
@@ -213,11 +243,9 @@ def _rows_of_json(content: Any, file: DocumentFile) -> list[Any]:
         # pandas' orient="split": {"columns": […], "index": […], "data": [[…], …]}.
         return _split_rows(content, file)
     if all(isinstance(column, dict) for column in columns):
-        # pandas writes {column: {index: value}}.
-        if all(column.keys() == columns[0].keys() for column in columns):
-            keys = list(columns[0])
-            return [{name: content[name][key] for name in content} for key in keys]
-    elif (wrapped := _wrapped_rows(content)) is not None:
+        if (keyed := _keyed_rows(content, file, wanted)) is not None:
+            return keyed
+    elif (wrapped := _wrapped_rows(content, file, wanted)) is not None:
         return wrapped
     elif all(isinstance(column, list) for column in columns):
         if len({len(column) for column in columns}) == 1:
@@ -230,18 +258,73 @@ def _rows_of_json(content: Any, file: DocumentFile) -> list[Any]:
     )
 
 
-def _wrapped_rows(content: dict[str, Any]) -> list[Any] | None:
+def _keyed_rows(
+    content: dict[str, dict[str, Any]], file: DocumentFile, wanted: Wanted
+) -> list[Any] | None:
+    """Return the rows of an object of objects: columns or rows by name; None if they are neither.
+
+    pandas writes ``{column: {index: value}}``, or ``{index: {column: value}}`` with
+    orient="index".
+    """
+    inner = list(content.values())
+    names = {wanted.text_field} if wanted.text_field else {*_TEXT_NAMES}
+    is_by_column = bool(names & content.keys())
+    if not is_by_column and all(names & row.keys() for row in inner):
+        return inner
+    if any(row.keys() != inner[0].keys() for row in inner):
+        return None
+    keys = list(inner[0])
+    # The index of a table is numbers unless it was set.
+    if not is_by_column and not all(key.isdigit() for key in keys):
+        if all(key.isdigit() for key in content):
+            return inner
+        raise ValueError(
+            f"{file} holds an object of objects with the keys {list(content)[:3]} and in them"
+            f" {keys[:3]}, of which either may be the columns; text_field= names the column of the"
+            " texts, or write it again as records (orient='records' of pandas)"
+        )
+    return [{name: content[name][key] for name in content} for key in keys]
+
+
+def _wrapped_rows(content: dict[str, Any], file: DocumentFile, wanted: Wanted) -> list[Any] | None:
     """Return the rows of an object such as ``{"version": …, "data": [{…}, …]}``; else None.
 
-    An object with a text, and one whose list is a chat, is one row.
+    An object whose list is a chat, and one that has the column of the texts, is one row.
+
+    Raises:
+        ValueError: the texts may be in the object or in its list.
     """
-    lists = [value for value in content.values() if isinstance(value, list)]
-    if len(lists) != 1 or "text" in content or not lists[0]:
+    lists = {name: value for name, value in content.items() if isinstance(value, list)}
+    name, rows = next(iter(lists.items()), ("", []))
+    if len(lists) != 1 or not rows or not all(isinstance(row, dict) for row in rows):
         return None
-    is_turn = any(
-        isinstance(row, dict) and row.keys() >= keys for row in lists[0] for keys in TURNS
+    is_chat = any(row.keys() >= keys for row in rows for keys in TURNS)
+    if is_chat or "text" in content or chat_of(content.get("messages")) is not None:
+        return None
+    others = [other for other in content if other != name and _may_hold_text(other, content[other])]
+    if wanted.text_field is not None:
+        is_inside = any(wanted.text_field in row for row in rows)
+        if is_inside and wanted.text_field not in content:
+            return rows
+        if not is_inside:
+            return None
+    elif wanted.is_whole or not others:
+        return rows
+    raise ValueError(
+        f"{file} is one object with the list {name!r} of {len(rows)} object(s) and"
+        f" {others or [wanted.text_field]} beside it, and the texts may be in either; text_field="
+        f" names a column of the object ({list(content)[:8]}) or of the objects in the list"
+        f" ({list(rows[0])[:8]}), or write the rows one per line, as .jsonl"
     )
-    return lists[0] if all(isinstance(row, dict) for row in lists[0]) and not is_turn else None
+
+
+def _may_hold_text(name: str, value: Any) -> bool:
+    """Return whether a value beside a list of rows may be a document, or one that is missing."""
+    if name.lower() in _ABOUT_ROWS:
+        return False
+    if isinstance(value, dict):
+        return any(_may_hold_text(key, inner) for key, inner in value.items())
+    return value is None or isinstance(value, str | list)
 
 
 def _split_rows(content: dict[str, Any], file: DocumentFile) -> list[Any]:
@@ -264,6 +347,13 @@ def _table(file: DocumentFile, wanted: Wanted) -> Rows:
     separator = _separator(file)
     head = list(islice(_table_rows(file, separator), _ROWS_AT_ONCE + 1))
     names = head[0]
+    if _looks_like_a_row(names):
+        logger.warning(
+            "%s, row 0 is read as the names of the columns and looks like a row: %s; if it is one,"
+            " write the names of the columns above it",
+            file,
+            str(names)[:120],
+        )
     columns: dict[str, ColumnKind] = {
         name: "text" if any(row[k] and not _is_number(row[k]) for row in head[1:]) else "other"
         for k, name in enumerate(names)
@@ -277,6 +367,14 @@ def _table(file: DocumentFile, wanted: Wanted) -> Rows:
                 yield number, {name: row[k] or None for name, k in chosen}
 
     return Rows(numbered(), "row", str(file), columns)
+
+
+def _looks_like_a_row(names: Sequence[str]) -> bool:
+    """Return whether the names of columns look like values: a sentence, alone or beside numbers."""
+    words = max(len(name.split()) for name in names)
+    # pandas numbers the columns of a table without names: "0", "1".
+    has_number = any(_is_number(name) and name != str(k) for k, name in enumerate(names))
+    return words > (_FEW_WORDS if has_number else _MANY_WORDS)
 
 
 def _is_number(field: str) -> bool:

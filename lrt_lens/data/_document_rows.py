@@ -20,11 +20,24 @@ import numpy as np
 
 ColumnKind = Literal["text", "nested", "other"]
 """Texts; lists, structs, chats or bytes, which may hold texts; or others, such as numbers."""
-Wanted = Callable[[str, Mapping[str, ColumnKind]], Sequence[str]]
-"""Function ``(name of the file, {column: kind})`` that returns the columns to read."""
 TURNS = ({"role", "content"}, {"from", "value"})
 """Keys of one turn of a chat: of chat templates, and of ShareGPT."""
 _NESTED = (list, tuple, dict, set, bytes, bytearray, np.ndarray)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Columns of a file that are read."""
+
+    choose: Callable[[str, Mapping[str, ColumnKind]], Sequence[str]]
+    """Function ``(name of the file, {column: kind})`` that returns the columns to read."""
+    text_field: str | None = None
+    """Column of the texts as the caller named it."""
+    is_whole: bool = False
+    """True if all columns are read, and none is searched for texts."""
+
+    def __call__(self, source: str, columns: Mapping[str, ColumnKind]) -> Sequence[str]:
+        return self.choose(source, columns)
 
 
 @dataclass(frozen=True)

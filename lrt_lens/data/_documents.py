@@ -4,10 +4,10 @@ Problem: folds are made of documents, and no window extends over two of them, so
 must become a stream of documents; and every process, shard and later run must assign a document to
 the same fold. Mechanism: `iterate_documents` accepts texts, chats (lists of ``{"role",
 "content"}``), rows with columns, tables of pandas, pyarrow and datasets, files
-(`lrt_lens.data._document_files`) and names of data sets. The hash of a document's normalised text
-(`document_key`) decides its part, wherever the document stands in the stream: one of five
-cross-validation folds, or one of eight groups of the test fold. Copies that differ in blanks, case
-or punctuation are therefore in one part, and so are documents of one group.
+(`lrt_lens.data._document_files`) and names of data sets. The hash of a document's normalised text,
+or of the turns of a chat (`document_key`), decides its part, wherever it is in the stream: one of
+five cross-validation folds, or one of eight groups of the test fold. Copies that differ in blanks,
+case or punctuation are therefore in one part, and so are documents of one group.
 
     for text in iterate_documents("corpus.csv.gz", tokenizer, text_field="body"): ...
     part_of(document_key("Some text.", seed=0))       # 0 … 12
@@ -28,19 +28,22 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lrt_lens.data._columns import Columns, chat_text, typed
+from lrt_lens.data._chats import chat_text, chat_words, turns_of
+from lrt_lens.data._columns import Columns, typed, without_written_values
 from lrt_lens.data._document_files import ARCHIVE_ENDINGS, KINDS, arrow_rows, file_rows, kind_of
 from lrt_lens.data._document_rows import (
     ColumnKind,
     Rows,
+    Wanted,
     arrow_kind,
     feature_kind,
     is_missing,
     pandas_kinds,
     refuse_repeated,
 )
-from lrt_lens.data._groups import Groups, refuse_other_groups
-from lrt_lens.data._parts import document_key
+from lrt_lens.data._file_bytes import refuse_open_file
+from lrt_lens.data._groups import Groups, refuse_other_groups, refuse_other_number
+from lrt_lens.data._parts import document_key, group_text
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,7 @@ class DocumentSource:
 
     def __post_init__(self) -> None:
         refuse_other_groups(self.group)
+        refuse_other_number(self.documents, self.group)
 
     @classmethod
     def of(
@@ -95,11 +99,39 @@ class Document:
     text: str
     group: Any = None
     """Value that it shares with the other documents of its group; None if there are no groups."""
+    words: str | None = None
+    """Roles and contents of a chat, which tell its copies whatever template wrote ``text``; None if
+    the text itself does.
+    """
 
     def key(self, seed: int) -> int:
-        """Return the 64-bit key that decides the fold: of the group, or else of the text."""
-        # The rule for groups is that for texts and for ids of rows (`document_keys`).
-        return document_key(self.text if self.group is None else str(self.group), seed)
+        """Return the 64-bit key that decides the fold: of the group, the chat, or the text."""
+        if self.group is not None:
+            # The rule for groups is that for texts and for ids of rows (`document_keys`).
+            return document_key(group_text(self.group), seed)
+        return document_key(self.text if self.words is None else self.words, seed)
+
+
+def read_once(documents: Documents) -> str | None:
+    """Return what of a source is an iterator, which can be read only once; None if nothing is.
+
+    The result is ``"documents"`` or ``"group"``.
+    """
+    source = DocumentSource.of(documents)
+    names = ("documents", "group")
+    return next((name for name in names if isinstance(getattr(source, name), Iterator)), None)
+
+
+def refuse_read_once(documents: Documents) -> None:
+    """Raise TypeError if documents that are read several times are an iterator."""
+    name = read_once(documents)
+    if name is not None:
+        kind = type(getattr(DocumentSource.of(documents), name)).__name__
+        remedy = "a list, a file or a data set" if name == "documents" else "a list or a column"
+        raise TypeError(
+            f"{name} is a {kind}, which can be read once, and the documents are read several times;"
+            f" give {remedy}"
+        )
 
 
 def iterate_documents(
@@ -154,14 +186,14 @@ class DocumentReader:
                 # Once more for tables whose reader did not ask, and for the name in messages.
                 columns.choose(rows.source, rows.columns)
             has_rows = False
-            for number, row in typed(rows, columns):
+            for number, row in without_written_values(typed(rows, columns), columns, rows.where):
                 has_rows, where = True, rows.where(number)
                 # One value per row, also for rows without a text.
-                group = groups.of(row, where)
-                text = self._text(columns.value(row, where), where)
+                group = groups.of(row, where, rows.source)
+                text, words = self._text(columns.value(row, where), where)
                 if text:
                     has_text = True
-                    yield Document(text, group)
+                    yield Document(text, group, words)
                 else:
                     self.n_empty += 1
             if rows.source and not has_rows:
@@ -173,11 +205,16 @@ class DocumentReader:
                 raise ValueError(f"{message}; give a file with text")
             logger.warning("%s", message)
 
-    def _text(self, value: Any, where: str) -> str:
+    def _text(self, value: Any, where: str) -> tuple[str, str | None]:
+        """Return the text of a value, empty if it is blank, and the words of a chat."""
+        words = None
         if is_missing(value):
-            return ""
+            return "", None
         if not isinstance(value, str):
-            value = chat_text(value, where, self._tokenizers)
+            turns = turns_of(value, where)
+            if not turns:
+                return "", None
+            value, words = chat_text(turns, where, self._tokenizers), chat_words(turns)
         text = without_surrogates(str(value))
         if text != value:
             if not self._n_repaired:
@@ -187,7 +224,7 @@ class DocumentReader:
                     where,
                 )
             self._n_repaired += 1
-        return text if text.strip() else ""
+        return (text if text.strip() else ""), words
 
 
 # ----------------------------------------------------------------------------------------- sources
@@ -195,6 +232,7 @@ class DocumentReader:
 
 def _sources(documents: Documents, columns: Columns) -> Iterator[Rows]:
     """Yield the sources of rows in ``documents``: one, or one per file."""
+    refuse_open_file(documents)
     if isinstance(documents, str | os.PathLike):
         yield from _of_string(documents, columns)
     elif isinstance(documents, Mapping):
@@ -215,6 +253,7 @@ def _sources(documents: Documents, columns: Columns) -> Iterator[Rows]:
 
 
 def _of_iterable(documents: Any, columns: Columns) -> Iterator[Rows]:
+    documents = _without_format(documents)
     features = getattr(documents, "features", None)
     names = getattr(documents, "column_names", None)
     if hasattr(documents, "iterrows"):  # a pandas DataFrame; iterating would yield its columns
@@ -247,6 +286,19 @@ def _of_iterable(documents: Any, columns: Columns) -> Iterator[Rows]:
         # pyarrow arrays yield scalars, which know their Python values.
         rows = (row.as_py() if hasattr(row, "as_py") else row for row in documents)
         yield from _with_files(enumerate(rows), columns)
+
+
+def _without_format(documents: Any) -> Any:
+    """Return a data set that yields rows as dictionaries with all columns; others as they are.
+
+    A format (pandas, arrow, numpy, …) changes what iterating yields; a transform of the caller's
+    stays.
+    """
+    kind = getattr(documents, "format", None)
+    is_transform = isinstance(kind, Mapping) and kind.get("type") == "custom"
+    if not hasattr(documents, "with_format") or is_transform:
+        return documents
+    return documents.with_format(None)
 
 
 def _with_files(numbered: Iterable[tuple[int, Any]], columns: Columns) -> Iterator[Rows]:
@@ -285,7 +337,7 @@ def _of_string(documents: "str | os.PathLike[str]", columns: Columns) -> Iterato
     path = Path(name).expanduser() if is_short and name.startswith("~") else Path(name)
     # os.path, unlike pathlib, answers False for a text that is longer than a path can be.
     if is_short and name and os.path.isfile(path):
-        yield file_rows(path, columns.choose)
+        yield _of_file(path, columns)
     elif is_short and name and os.path.isdir(path):
         yield from _of_folder(path, columns)
     elif is_short and any(sign in name for sign in "*?[") and kind_of(name):
@@ -300,6 +352,10 @@ def _of_string(documents: "str | os.PathLike[str]", columns: Columns) -> Iterato
         yield from _of_iterable(_hub_dataset(name), columns)
     else:
         yield Rows([(0, name)])
+
+
+def _of_file(path: Path, columns: Columns) -> Rows:
+    return file_rows(path, Wanted(columns.choose, columns.text_field))
 
 
 def _looks_like_a_path(text: str) -> bool:
@@ -333,7 +389,9 @@ def _of_pattern(pattern: str, columns: Columns) -> Iterator[Rows]:
     if not matches:
         raise ValueError(f"no file matches {pattern!r}; give a pattern of files that exist")
     _refuse_files([Path(match) for match in matches], f"the pattern {pattern!r}")
-    yield from (file_rows(Path(match), columns.choose) for match in matches)
+    yield from (
+        file_rows(Path(match), Wanted(columns.choose, columns.text_field)) for match in matches
+    )
 
 
 def _of_folder(folder: Path, columns: Columns) -> Iterator[Rows]:
@@ -353,7 +411,7 @@ def _of_folder(folder: Path, columns: Columns) -> Iterator[Rows]:
             f" {' '.join(KINDS)}: give a pattern such as {str(folder / '*.jsonl')!r}, or a file"
         )
     _refuse_files(files, f"the folder {str(folder)!r}")
-    yield from (file_rows(path, columns.choose) for path in files)
+    yield from (_of_file(path, columns) for path in files)
 
 
 def _refuse_files(files: list[Path], subject: str) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 ARCHIVES = {".gz": "gzip", ".zst": "zstd"}
 """Codecs of pyarrow by ending."""
@@ -122,7 +122,8 @@ class DocumentFile:
             whole = text.replace("\r\n", "\n")
             for line in _LINE.findall(whole.replace("\r", "\n")) if "\r" in whole else [whole]:
                 number += 1
-                yield number, line
+                # Joined files have a mark at the start of each.
+                yield number, line.removeprefix("\ufeff")
 
     def _between_line_feeds(self) -> Iterator[tuple[int, str]]:
         with self.opened() as stream:
@@ -161,3 +162,14 @@ class DocumentFile:
 def first_line(error: BaseException) -> str:
     """Return the beginning of an error's message, for one line of another message."""
     return str(error).strip().split("\n")[0][:200]
+
+
+def refuse_open_file(source: Any, name: str = "documents") -> None:
+    """Raise ValueError for an open file, whose lines would be read with their markup."""
+    if isinstance(source, io.IOBase) or (hasattr(source, "read") and hasattr(source, "readline")):
+        path = getattr(source, "name", None)
+        remedy = f"pathlib.Path({path!r})" if isinstance(path, str) else "a pathlib.Path"
+        raise ValueError(
+            f"{name} is an open file ({type(source).__name__}), whose lines are no documents; give"
+            f" its path, {remedy}, or a list of texts"
+        )

@@ -89,7 +89,12 @@ class FoldCounts:
             f"uneven folds: {', '.join(named)}; expected at least {FEW_DOCUMENTS} {units} and"
             f" about {expected:.0%} of the tokens each, and at most a third of a fold from one of"
             f" them, or the scores of these folds depend on single {units}: give more {units}, or"
-            " " + ("finer ones" if self.has_groups else "split long ones")
+            " "
+            + (
+                "finer ones, or shuffle the rows if those of one group follow each other"
+                if self.has_groups
+                else "split long ones"
+            )
         )
 
     def _n_independent(self, row: dict[str, Any], units: dict[int, int]) -> int:

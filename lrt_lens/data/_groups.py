@@ -11,11 +11,16 @@ accepts a column, a function or one value per document, and `Groups` refuses mis
 Limits: a misspelt value is another group.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Set
+from pathlib import PurePath
 from typing import Any
 
 from lrt_lens.data._document_rows import is_missing
+from lrt_lens.data._file_bytes import refuse_open_file
 
+_FILE = "file"
+"""Column that paragraphs of a file have, which otherwise have no columns."""
 _EXPECTED = "expected the name of a column, one value per document, or a function of a row"
 
 
@@ -23,6 +28,7 @@ def refuse_other_groups(group: Any) -> None:
     """Raise ValueError if ``group`` names no column and gives no value to each document."""
     if group is None or callable(group):
         return
+    refuse_open_file(group, "group")
     if isinstance(group, str):
         if not group.strip():
             raise ValueError(f"group is {group!r}; {_EXPECTED}")
@@ -42,6 +48,31 @@ def refuse_other_groups(group: Any) -> None:
     raise ValueError(f"group is a {type(group).__name__}; {_EXPECTED}{remedy}")
 
 
+def refuse_other_number(documents: Any, group: Any) -> None:
+    """Raise ValueError if there is another number of groups than of documents.
+
+    A harvest that ends before the documents do would not notice it. Files and streams have no
+    number until they are read.
+    """
+    if isinstance(group, str) or not hasattr(group, "__len__"):
+        return
+    # A path among the documents stands for all rows of its file.
+    has_paths = isinstance(documents, list | tuple) and any(
+        isinstance(one, os.PathLike) for one in documents
+    )
+    if isinstance(documents, str | bytes | os.PathLike | Mapping) or has_paths:
+        return
+    try:
+        n_documents, n_groups = len(documents), len(group)
+    except TypeError:  # a stream, or an array without dimensions
+        return
+    if n_documents != n_groups:
+        raise ValueError(
+            f"group has {n_groups} values for {n_documents} documents; give one value per document,"
+            " in their order, also for documents that are missing or blank"
+        )
+
+
 class Groups:
     """Groups of the documents of one source, in the order of its rows."""
 
@@ -56,8 +87,10 @@ class Groups:
         """Name of the column that holds the groups; None if they are no column."""
         return self.group if isinstance(self.group, str) else None
 
-    def of(self, row: Any, where: str) -> Any:
+    def of(self, row: Any, where: str, file: str = "") -> Any:
         """Return the group of the next row; None if there are no groups.
+
+        Rows without columns of a ``file`` have a column ``"file"``, the name of the file.
 
         Raises:
             ValueError: the row has none, or it is no single value; ``where`` names the row.
@@ -66,6 +99,8 @@ class Groups:
             return None
         if self.column is not None:
             value = row.get(self.column) if isinstance(row, dict) else None
+            if value is None and self.column == _FILE and file and not isinstance(row, dict):
+                value = PurePath(file).name
             remedy = f"the column {self.column!r} has no value there"
         elif self._values is not None:
             value, remedy = next(self._values, None), "group has no value for it"

@@ -38,6 +38,8 @@ _PERMUTATIONS = 128
 """Hashes per document; the standard deviation of an estimated similarity is at most 0.044."""
 _MISS_LESS = (0.1, 0.9)
 """Weights of false candidates, which are checked, and of missed pairs, which are not."""
+_LARGEST_THRESHOLD = 0.95
+"""Threshold above which datasketch has too few bands; its candidates are compared exactly."""
 _CHARACTERS_PER_WORD = 20
 """Mean length of a word above which a text has no blanks between words."""
 _WITHOUT_BLANKS = re.compile(
@@ -59,7 +61,8 @@ class NearDuplicates:
     """Smallest Jaccard similarity of the shingles of a pair."""
     pairs: pd.DataFrame = field(repr=False)
     """Pairs of near-duplicates: the numbers of their documents ``first`` and ``second``, counted
-    from 0, their ``similarity``, and ``across_folds``.
+    from 0, their ``similarity``, and ``across_folds``. Of documents with the same shingles, the
+    first one is paired with each other one, and it alone with further documents.
     """
     group: list[int] = field(repr=False)
     """Group of each document, missing and blank ones included, for ``harvest(…, group=…)``.
@@ -129,11 +132,11 @@ def near_duplicates(
     if n_words < 1:
         raise ValueError(f"n_words is {n_words}; expected at least 1 word per shingle")
     rows, keys, folds, shingles = list[int](), list[int](), list[int](), list[np.ndarray]()
-    starts, shared = list[str](), dict[str, list[int]]()
+    starts, shared = list[str](), dict[int, list[int]]()
     reader = DocumentReader(DocumentSource.of(documents, text_field, group))
     for document in reader:
         if document.group is not None:
-            shared.setdefault(str(document.group), []).append(len(rows))
+            shared.setdefault(document.key(seed), []).append(len(rows))
         # Missing documents are numbered too, as for `group` of a harvest.
         rows.append(len(rows) + reader.n_empty)
         keys.append(document_key(document.text, seed))
@@ -192,13 +195,17 @@ def _similar_pairs(shingles: list[np.ndarray], threshold: float) -> pd.DataFrame
     """Return (first, second, similarity) of all pairs whose shingles are similar enough."""
     import datasketch
 
-    index = datasketch.MinHashLSH(threshold, num_perm=_PERMUTATIONS, weights=_MISS_LESS)
     # Equal sets are compared once: a text with a thousand copies would make a million pairs.
     by_content: dict[bytes, list[int]] = defaultdict(list)
     for number, hashes in enumerate(shingles):
         by_content[hashes.tobytes()].append(number)
     rows = [(same[0], other, 1.0) for same in by_content.values() for other in same[1:]]
-    for first in (same[0] for same in by_content.values()):
+    # A similarity of 1 has only equal sets, and datasketch has no bands for it.
+    distinct = [same[0] for same in by_content.values()] if threshold < 1 else []
+    index = datasketch.MinHashLSH(
+        min(threshold, _LARGEST_THRESHOLD), num_perm=_PERMUTATIONS, weights=_MISS_LESS
+    )
+    for first in distinct:
         sketch = datasketch.MinHash(num_perm=_PERMUTATIONS, hashfunc=_low_bits)
         sketch.update_batch(shingles[first].tolist())
         for other in map(int, index.query(sketch)):  # pyright: ignore[reportArgumentType] (keys are ints)

@@ -13,9 +13,13 @@ Limits: copies that differ in more than blanks, case and punctuation have other 
 (`near_duplicates` finds them); two texts that differ only in punctuation are one document.
 """
 
+import datetime
 import hashlib
 import re
 import unicodedata
+from typing import Any
+
+import numpy as np
 
 N_FOLDS = 5
 """Cross-validation folds."""
@@ -30,6 +34,10 @@ PART_NAMES = tuple(
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 """Soft hyphen, zero-width characters, marks of direction, and the byte order mark."""
 _BETWEEN_WORDS = re.compile(r"[\W_]+")
+_WHOLE = re.compile(r"([+-]?\d+)\.0+")
+"""A whole number as tables write it if the column also holds fractions or missing values."""
+_MIDNIGHT = re.compile(r"(\d{4}-\d\d-\d\d)[T ]00:00:00(\.0+)?")
+"""A date as tables write it in a column of times."""
 
 
 def normalised(text: str) -> str:
@@ -52,6 +60,23 @@ def document_key(text: str, seed: int) -> int:
     copies that differ in blanks, case or punctuation share it.
     """
     return exact_key(normalised(text), seed)
+
+
+def group_text(value: Any) -> str:
+    """Return a group, or the id of a document, as text; values that are equal have equal texts.
+
+    1, 1.0, numpy's 1 and the text ``"1.0"`` are one group, and so are a date and its midnight,
+    because a column changes its type with a missing value. True is not 1.
+    """
+    if isinstance(value, np.generic) and not isinstance(value, np.datetime64 | np.timedelta64):
+        value = value.item()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, datetime.date):
+        value = value.isoformat()
+    text = str(value)
+    whole = _WHOLE.fullmatch(text) or _MIDNIGHT.fullmatch(text)
+    return whole[1] if whole else text
 
 
 def exact_key(text: str, seed: int) -> int:

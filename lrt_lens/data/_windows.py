@@ -79,7 +79,8 @@ class BlockPlan:
     """Number of unmasked tokens after which no further document is read; None reads all."""
     max_document_tokens: int | Literal["auto"] | None = None
     """Largest number of unmasked tokens per document. ``"auto"``: a 200th of ``n_tokens``, at least
-    one window, and more only if the documents end before ``n_tokens``; None: no limit.
+    one window, also per group and for all copies of a text, and more only if the documents end
+    before ``n_tokens``; None: no limit.
     """
     block_rows: int = 4096
     """Number of unmasked tokens at which a block is full."""

@@ -42,10 +42,12 @@ _ARMS = {
     "native": "learnt on the large model from the same texts, at the same hook point",
     "native_best": "as native, at the hook point with the largest effect on validation items",
     "random": "directions, half isotropic, half with the covariance of the residual stream; "
-    "the interval is the range of 95% of the draws",
-    "shuffled": "the vector through a map fitted on shuffled pairs of tokens",
-    "permuted": "vectors learnt from shuffled labels, through the true map; "
-    "with few draws the interval is nearly their whole range",
+    "the interval is where a new draw falls",
+    "shuffled": "the vector through maps fitted on shuffled pairs of tokens, which send every "
+    "vector to a random direction with the covariance of the residual stream; the interval is "
+    "where a new draw falls",
+    "permuted": "vectors learnt from shuffled labels, through the true map; the interval is where "
+    "a new draw falls",
 }
 """Meaning of each arm, for the last section."""
 
@@ -186,7 +188,10 @@ def _loss(result: DemoResult) -> Section:
 def _concept(result: DemoResult, concept: str, evaluation: SteeringEvaluation) -> Section:
     # The figures and the table show the same rows; nothing is computed here.
     table, budget = evaluation.table, evaluation.budget
-    caption = "Effect at equal damage, with 95% intervals."
+    caption = (
+        "Effect at equal damage, with 95% intervals; those of random, shuffled and permuted say "
+        "where a new draw falls. Ticks: the vector's negative."
+    )
     body: list[Block] = [
         Paragraph(_conclusion(evaluation)),
         Plot(summary_figure(evaluation.summary, concept=concept), caption=caption),
@@ -251,12 +256,23 @@ def _conclusion(evaluation: SteeringEvaluation) -> str:
             f"; the native vector at the same hook point by {native['effect_at_equal_damage']:.2f} "
             f"({native['low']:.2f} to {native['high']:.2f})"
         )
+    text += (
+        f". Its negative changes it by {row['effect_negated']:.2f} "
+        f"({row['negated_low']:.2f} to {row['negated_high']:.2f}). "
+        "The intervals contain the items, the neutral texts, the contrast pairs and the map."
+    )
     controls = [arm for arm in ("random", "shuffled", "permuted") if arm in table.index]
-    # "Above" means that the intervals do not overlap, the strictest reading.
-    below = [arm for arm in controls if row["low"] > table.loc[arm, "high"]]
-    overlapping = [arm for arm in controls if arm not in below]
-    text += f". Its interval lies above that of {', '.join(below) or 'no control'}"
-    text += f", but not above that of {', '.join(overlapping)}." if overlapping else "."
+    ranks = [
+        f"{table.loc[arm, 'transferred_p']:.3f} among {table.loc[arm, 'n_draws']:.0f} {arm} draws"
+        for arm in controls
+    ]
+    # The p-value counts the effect itself, so it cannot be 0.
+    text += (
+        f" In size, whatever its sign, its two-sided p-value is {', '.join(ranks)} (the smallest "
+        f"possible: {table.loc[controls[0], 'p_floor']:.3f})."
+        if ranks
+        else ""
+    )
     if evaluation.contrast_score is not None:
         score = evaluation.contrast_score
         text += (

@@ -51,6 +51,8 @@ class ExploredArm:
     """Scale of the vector at strength 1."""
     calibrated: bool = True
     """True if strength 1 costs the requested damage."""
+    flag: str = ""
+    """What is unusual about the calibration; see `Calibration.flag`."""
 
     def scale(self, strength: float) -> float:
         """Return the multiples of the vector at a strength."""
@@ -163,11 +165,13 @@ class Exploration:
     @property
     def notes(self) -> list[str]:
         """Sentences about arms that are not calibrated or missing; usually there are none."""
-        unreached = [name for name, arm in self.arms.items() if not arm.calibrated]
         notes = [
-            f"No scale of the {name} vector costs {self.damage:g} nats per token; "
-            "strength 1 is another amount of damage there."
-            for name in unreached
+            f"The {name} vector at strength 1: {arm.flag}."
+            if arm.calibrated
+            else f"No scale of the {name} vector costs {self.damage:g} nats per token, so strength "
+            f"1 is another amount of damage there: {arm.flag}."
+            for name, arm in self.arms.items()
+            if arm.flag
         ]
         if "native" not in self.arms:
             notes.append(
@@ -220,8 +224,8 @@ def _arm(neutral: NeutralText, vector: SteeringVector, damage: float) -> Explore
     calibration = calibrate_on(neutral, vector, damage)
     # Half the median norm is a large step: a vector that needs more has hardly any effect.
     if calibration.reached:
-        return ExploredArm(vector, calibration.scale)
+        return ExploredArm(vector, calibration.scale, flag=calibration.flag)
     # NaN is unequal to itself: the median norm of a vector of unknown origin is NaN.
     has_norms = vector.median_norm == vector.median_norm and vector.norm > 0
     unit = UNREACHED_SHARE * vector.median_norm / vector.norm if has_norms else 1.0
-    return ExploredArm(vector, unit, calibrated=False)
+    return ExploredArm(vector, unit, calibrated=False, flag=calibration.flag)

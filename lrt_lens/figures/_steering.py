@@ -18,6 +18,7 @@ first.
 """
 
 import math
+from html import escape
 from textwrap import wrap
 from typing import Any
 
@@ -47,7 +48,7 @@ __all__ = [
 
 # Titles of axes and explanations of their units.
 _DAMAGE_TITLE = "damage (nats per token)"
-_SCALE_TITLE = "scale (1 = the vector's own length)"
+_SCALE_TITLE = "scale (1 = the vector's own length, negative: its negative)"
 _PROPENSITY_TITLE = "propensity (nats)"
 _EFFECT_TITLE = "effect (nats)"
 _EFFECT_MEANING = "effect: propensity minus that without steering"
@@ -55,7 +56,9 @@ _DAMAGE_MEANING = "damage: increase of the loss on neutral text"
 _PROPENSITY_MEANING = "propensity: log-odds of the positive continuation"
 _BUDGET_LINE = {"color": HIGHLIGHT, "dash": "dash", "width": 1.5}
 _FLAG_WIDTH = 24
-"""Number of characters per line of a flag."""
+"""Number of characters per line of a flag in a panel."""
+_SUBTITLE_WIDTH = 90
+"""Number of characters per line of a flag below the title."""
 _ZOOM = 5.0
 """Upper end of the first view, in damage budgets."""
 _HOVER_FORMATS = {
@@ -143,8 +146,10 @@ def summary_figure(summary: pd.DataFrame, *, concept: str | None = None) -> "go.
     a point.
 
     Args:
-        summary: `concept`, `arm`, `effect_at_equal_damage`, `low`, `high` (nats); for the hover
-            text `fraction_of_native`, `fraction_low`, `fraction_high`, `scale` and `flag`.
+        summary: `concept`, `arm`, `effect_at_equal_damage`, `low`, `high` (nats); for the ticks
+            `effect_negated`, `negated_low`, `negated_high`; for the hover text
+            `fraction_of_native`, `fraction_low`, `fraction_high`, `scale`, `contains`,
+            `transferred_p`, `p_floor`, `flag` and `interval_flag`.
         concept: the concept shown; all if None.
 
     Raises:
@@ -170,10 +175,10 @@ def summary_figure(summary: pd.DataFrame, *, concept: str | None = None) -> "go.
     figure.update_yaxes(categories([arm_style(arm).label for arm in arms]))
     figure.update_layout(
         template=use_template(),
-        title=_title("Effect at equal damage", _EFFECT_MEANING),
+        title=_title("Effect at equal damage", *_summary_subtitle(summary)),
         height=height,
         showlegend=False,
-        margin={"t": 90},
+        margin={"t": 115},
     )
     return figure.update_xaxes(title_text=_EFFECT_TITLE, **panel(len(concepts), 1))
 
@@ -185,16 +190,18 @@ def calibration_figure(
     chosen: float | None = None,
     meaning: str = _DAMAGE_MEANING,
     scale: str = _SCALE_TITLE,
+    flag: str = "",
 ) -> "go.Figure":
     """Return damage against scale, with the budget and the calibrated scale.
 
     Args:
         curve: `scale` and `damage` (nats per token on neutral text), one row per tried scale.
         budget: damage to reach, nats per token.
-        chosen: the calibrated scale; None or NaN: no tried scale reached the budget, and the figure
+        chosen: the calibrated scale; None or NaN: no tried scale meets the budget, and the figure
             says so.
         meaning: what is counted as damage.
         scale: title of the scale axis.
+        flag: sentence on what is unusual, shown below the title.
 
     Raises:
         ValueError: a column is not in the table.
@@ -213,14 +220,18 @@ def calibration_figure(
     left: dict[str, Any] = {"annotation_position": "top left"}
     right: dict[str, Any] = {"annotation_position": "top right"}
     figure.add_hline(y=budget, line=_BUDGET_LINE, annotation=_label(f"budget {budget:g}"), **left)
-    outcome = "no scale chosen: the tried scales do not bracket the budget"
+    outcome = "no scale chosen: none of the tried ones meets the budget"
     # NaN means that the search ended without a scale.
     if chosen is not None and not math.isnan(chosen):
         label = f"scale {chosen:.3g}"
         outcome = f"chosen: {label}"
         figure.add_vline(x=chosen, line=_BUDGET_LINE, annotation=_label(label), **right)
-    title = _title("Scale at the damage budget", meaning, outcome)
+    lines = wrap(flag, _SUBTITLE_WIDTH)
+    title = _title("Scale at the damage budget", meaning, outcome, *map(escape, lines))
     figure.update_layout(title=title, showlegend=False)
+    if lines:
+        # Room for the title, its two usual lines and those of the flag, in pixels.
+        figure.update_layout(margin={"t": 110 + 18 * len(lines)})
     _add_zoom(figure, "yaxis", budget=budget, damages=rows["damage"].to_list())
     return _lay_out(figure, x=scale, y=_DAMAGE_TITLE)
 
@@ -377,7 +388,13 @@ def _add_zoom(figure: "go.Figure", axis: str, *, budget: float, damages: list[fl
 
 def _summary_traces(rows: pd.DataFrame, arms: list[str]) -> "list[go.Scatter]":
     measured = rows.dropna(subset=["effect_at_equal_damage"])
-    traces = [_summary_points(rows_where(measured, "arm", arm), arm) for arm in arms]
+    traces = [
+        _summary_points(rows_where(measured, "arm", arm), arm, negated=negated)
+        for negated in ([False, True] if "effect_negated" in rows.columns else [False])
+        for arm in arms
+        # No steering has no negative.
+        if not (negated and arm == "none")
+    ]
     absent = [row for row in rows.to_dict("records") if pd.isna(row["effect_at_equal_damage"])]
     notes = go.Scatter(
         x=[0.0] * len(absent),
@@ -394,28 +411,51 @@ def _summary_traces(rows: pd.DataFrame, arms: list[str]) -> "list[go.Scatter]":
     return [trace for trace in [*traces, notes] if trace["y"]]
 
 
-def _summary_points(rows: pd.DataFrame, arm: str) -> "go.Scatter":
-    style, effect = arm_style(arm), rows["effect_at_equal_damage"]
+def _summary_subtitle(summary: pd.DataFrame) -> list[str]:
+    """Return what points and bars are."""
+    if "contains" not in summary.columns:
+        return [_EFFECT_MEANING]
+    ticks = "; tick: the vector's negative" if "effect_negated" in summary.columns else ""
+    return [
+        f"{_EFFECT_MEANING}{ticks}",
+        "bars: 95% interval; for random, permuted and shuffled, where a new draw falls",
+    ]
+
+
+def _summary_points(rows: pd.DataFrame, arm: str, *, negated: bool = False) -> "go.Scatter":
+    """Return the effect of an arm with its interval; a tick for the vector's negative."""
+    style = arm_style(arm)
+    column, ends = ("effect_negated", "negated_") if negated else ("effect_at_equal_damage", "")
+    rows = rows.dropna(subset=[column])
+    effect = rows[column]
+    marker = {**style.marker, "size": 10}
+    if negated:
+        # Some arms have open symbols, so a tick tells the negative of each.
+        line = {"color": style.colour, "width": 2}
+        marker = {"symbol": "line-ns", "size": 14, "color": style.colour, "line": line}
     return go.Scatter(
         x=effect.tolist(),
         y=[style.label] * len(rows),
         mode="markers",
-        name=style.label,
-        text=[_summary_hover(row) for row in rows.to_dict("records")],
-        marker={**style.marker, "size": 10},
+        name=f"{style.label}, negative" if negated else style.label,
+        text=[
+            "the vector's negative" if negated else _summary_hover(row)
+            for row in rows.to_dict("records")
+        ],
+        marker=marker,
         error_x={
-            "array": (rows["high"] - effect).tolist(),
-            "arrayminus": (effect - rows["low"]).tolist(),
+            "array": (rows[f"{ends}high"] - effect).tolist(),
+            "arrayminus": (effect - rows[f"{ends}low"]).tolist(),
             "symmetric": False,
             "color": style.colour,
-            "thickness": 2,
+            "thickness": 1 if negated else 2,
         },
         hovertemplate="<b>%{y}</b><br>%{text}<extra></extra>",
     )
 
 
-def _flag(row: dict[str, object]) -> str:
-    flag = row.get("flag")
+def _flag(row: dict[str, object], name: str = "flag") -> str:
+    flag = row.get(name)
     return flag if isinstance(flag, str) else ""
 
 
@@ -426,8 +466,11 @@ def _summary_hover(row: dict[str, object]) -> str:
     parts = ["effect: {effect_at_equal_damage:.3f} [{low:.3f}, {high:.3f}] nats"]
     if {"fraction_of_native", "fraction_low", "fraction_high"} <= row.keys():
         parts.append(fraction)
-    if "scale" in row:
+    if pd.notna(row.get("scale", math.nan)):
         parts.append("scale: {scale:.3g}")
-    if _flag(row):
-        parts.append("{flag}")
+    if isinstance(row.get("contains"), str):
+        parts.append("interval over: {contains}")
+    if pd.notna(row.get("transferred_p", math.nan)):
+        parts.append("p of the transferred effect: {transferred_p:.3f} (at least {p_floor:.3f})")
+    parts += [f"{{{name}}}" for name in ("flag", "interval_flag") if _flag(row, name)]
     return "<br>".join(parts).format_map(row)

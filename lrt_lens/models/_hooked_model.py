@@ -34,7 +34,7 @@ from lrt_lens.models._hugging_face_engine import HuggingFaceEngine
 from lrt_lens.models._identity import ModelIdentity, model_name, tokenizer_hash
 from lrt_lens.models._lens_engines import BridgeEngine, HookedTransformerEngine
 from lrt_lens.models._loading import ModelLike, load_pretrained, load_tokenizer, model_origin
-from lrt_lens.models._passes import Handle, is_centred, short_row
+from lrt_lens.models._passes import Handle, ignores_mean, is_centred, short_row
 from lrt_lens.models._text_codec import TextCodec, Texts, Truncation
 from lrt_lens.models._text_reader import SKIP_FIRST, special_tokens, unmasked
 from lrt_lens.typing import HookFunction, Residual, Tokens
@@ -186,6 +186,7 @@ class HookedModel:
             basis=self.basis,
             prepend_bos=self.prepend_bos,
             context_length=self.context_length,
+            ignores_mean=ignores_mean(self.engine.model, self.d_model),
         )
 
     # --------------------------------------------------------------------------------------- tokens

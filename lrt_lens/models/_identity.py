@@ -72,6 +72,10 @@ class ModelIdentity:
     """Longest text in tokens that the model reads; None in files from before this field. Not
     compared.
     """
+    ignores_mean: bool | None = field(default=None, compare=False)
+    """True if its norms subtract the mean of the stream over its dimensions (LayerNorm), False if
+    not (RMSNorm); None if no norm is known, and in files from before this field. Not compared.
+    """
 
     def reads_as(self, other: "ModelIdentity") -> bool:
         """Return whether both models split a text into the same tokens."""

@@ -217,3 +217,35 @@ def is_centred(residual: Tensor) -> bool:
 def first_device(model: nn.Module) -> torch.device:
     """Return the device of a module's first parameter."""
     return next(model.parameters()).device
+
+
+def ignores_mean(model: nn.Module, d_model: int) -> bool | None:
+    """Return whether the norms of a model subtract the mean of the stream over its dimensions.
+
+    True with LayerNorm, False if any is an RMSNorm; None if no norm of that width is found. The
+    norms are run, because their names do not tell (T5LayerNorm is an RMSNorm).
+    """
+    states = torch.randn(1, 4, d_model, generator=torch.Generator().manual_seed(0))
+    answers = [
+        answer
+        for module in model.modules()
+        if "norm" in type(module).__name__.lower()
+        and (answer := _norm_ignores_mean(module, states)) is not None
+    ]
+    return all(answers) if answers else None
+
+
+def _norm_ignores_mean(norm: nn.Module, states: Tensor) -> bool | None:
+    parameter = next(norm.parameters(), None)
+    if parameter is not None:
+        states = states.to(device=parameter.device, dtype=parameter.dtype)
+    try:
+        with torch.no_grad():
+            # `forward`, because no hook on the module should act.
+            out, shifted = norm.forward(states), norm.forward(states + 1)
+    except Exception:  # another width, or an adaptive norm with more arguments
+        return None
+    if not isinstance(out, Tensor) or out.shape != states.shape or not out.any():
+        return None
+    # The shift by one standard deviation changes what an RMSNorm returns by more than a half.
+    return relative_difference(shifted, out) < tolerance(torch.bfloat16)

@@ -16,6 +16,7 @@ Limits: special tokens that a tokenizer adds behind a text (EOS, ``[SEP]``) are 
 a decoder would continue behind the end of the text.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any, Literal
@@ -32,10 +33,15 @@ def column_list(column: Any, what: str = "texts") -> list[Any]:
     """Return the entries of a column by position; a single text is a column of one.
 
     Raises:
-        TypeError: ``column`` is a table, a dict or a set, which are no column.
+        TypeError: ``column`` is a table, a dict, a set or a file, which are no column.
     """
     if isinstance(column, str):
         return [str(column)]
+    if isinstance(column, os.PathLike) or hasattr(column, "readline"):
+        raise TypeError(
+            f"{what} is a file ({type(column).__name__}); expected a text, a list of texts or one"
+            " column: read it first, as in list(lrt_lens.data.iterate_documents(path))"
+        )
     is_table = hasattr(column, "iterrows") or getattr(column, "ndim", 1) != 1
     if is_table or isinstance(column, Mapping | Set | bytes):
         raise TypeError(
@@ -55,7 +61,7 @@ def text_list(texts: Any) -> list[str]:
     and a column of a data set are texts.
 
     Raises:
-        TypeError: ``texts`` is a table, a dict or a set, or one of them is no text; the message
+        TypeError: ``texts`` is a table, a dict, a set or a file, or one is no text; the message
             names its number.
         ValueError: there is none, or one has a character that no encoding has.
     """

@@ -8,6 +8,10 @@ see `lrt_lens.data._documents`) and about a fixed shift of each hook point:
 
     n, Σx, Σy, Σxxᵀ, Σyyᵀ, Σxyᵀ     products in float32 or float64, sums in float64
 
+Products of rows far from the shift, and of single huge rows, keep their precision
+(`lrt_lens.moments._centred_rows`). A row that holds more than half of a hook point's variance is
+named in a warning.
+
 Sums of shards, ranks and folds can be added exactly, their size does not depend on the number of
 tokens, and no model is needed to use them:
 
@@ -20,8 +24,10 @@ Limits: second moments give neither the mean of the cosines of single tokens nor
 linear.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +43,17 @@ from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts, table
 from lrt_lens.data._fold_counts import fold_table
 from lrt_lens.data._parts import N_FOLDS, N_PARTS, N_TEST_GROUPS
-from lrt_lens.errors import MismatchError, NonFiniteError, TooFewDocumentsError
+from lrt_lens.errors import MismatchError, TooFewDocumentsError
 from lrt_lens.models._hook_points import SOURCE, TARGET, HookPair, hooks_of, with_token
+from lrt_lens.moments._centred_rows import CentredRows, cross_products, refuse_non_finite
+from lrt_lens.moments._heavy_rows import RowName, document_row, heavy_rows, with_heaviest
 from lrt_lens.moments._layout import MOMENTS_SCHEMA, MomentFile, Sums, to_metadata, to_tensors
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._row_keys import document_keys, parts_of
-from lrt_lens.moments._scatter import Scatter, SecondMoment, SideMoments, full_precision, part_sum
+from lrt_lens.moments._scatter import FIT_PARTS, Scatter, SecondMoment, SideMoments, part_sum
 
-FIT_PARTS = tuple(range(N_FOLDS))
+logger = logging.getLogger(__name__)
+
 TEST_PARTS = tuple(range(N_FOLDS, N_PARTS))
 NULL_FIT, NULL_TEST = 0, 1
 SKETCH_WIDTH = 64
@@ -87,6 +96,8 @@ class CrossMoments:
     """Σ(x − cₓ)(y − c_y)ᵀ of each hook pair [part, d_source, d_target]."""
     cross_null: dict[HookPair, Tensor] = field(default_factory=dict)
     """Sums ``cross`` of shuffled pairs: fitting folds, test fold [2, d_source, d_target or 64]."""
+    _logged: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    """Warnings about heavy rows that were logged."""
 
     def __post_init__(self) -> None:
         if self.moment_dtype not in (torch.float32, torch.float64):
@@ -134,6 +145,7 @@ class CrossMoments:
             provenance=Provenance(seed=seed),
         )
         moments.update(x, y, documents=documents)
+        moments.warn_of_heavy_rows()
         return moments
 
     def update(
@@ -158,12 +170,14 @@ class CrossMoments:
         if not len(x):
             raise ValueError("x and y have no rows; expected one row per token")
         parts = torch.from_numpy(parts_of(document_keys(documents, self.provenance.seed)))
+        before = self.n_tokens
         (source_hook, target_hook) = self.pairs[0]
         self._make_ready({source_hook: x}, {target_hook: y})
         for part in parts.unique().tolist():
             rows_of_part = (parts == part).nonzero()[:, 0]
             for rows in rows_of_part.split(_ROWS_AT_ONCE):
-                self._add(part, {source_hook: x[rows]}, {target_hook: y[rows]})
+                name = partial(document_row, rows, before, documents)
+                self._add(part, {source_hook: x[rows]}, {target_hook: y[rows]}, name=name)
 
     def add_block(
         self,
@@ -171,6 +185,8 @@ class CrossMoments:
         x: Mapping[str, Tensor],
         y: Mapping[str, Tensor],
         pairing: Tensor | None = None,
+        *,
+        name: RowName | None = None,
     ) -> None:
         """Add paired rows of one part.
 
@@ -180,18 +196,20 @@ class CrossMoments:
             y: ``{target hook point: [row, d]}``.
             pairing: [row], index of the row of ``y`` that is paired with each row of ``x`` in the
                 null; None adds nothing to the null.
+            name: function from the number of a row of this block to the name that a warning gives
+                it; by default its number among all rows.
 
         Raises:
             NonFiniteError: an activation is NaN or infinite.
             MismatchError: a hook point has another width than before.
         """
         self._make_ready(x, y)
-        self._add(part, x, y, pairing)
+        self._add(part, x, y, pairing, name)
 
     def _make_ready(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
         """Refuse unfit rows, and allocate the sums if these rows are the first."""
         # All checks come before the first sum, so that a bad batch leaves the moments as they were.
-        self._refuse_non_finite(x, y)
+        refuse_non_finite([*x.items(), *y.items()], self.n)
         if not self.source:
             self._start_with_mean_of(x, y)
         self._refuse_other_widths(x, y)
@@ -202,39 +220,54 @@ class CrossMoments:
         x: Mapping[str, Tensor],
         y: Mapping[str, Tensor],
         pairing: Tensor | None = None,
+        name: RowName | None = None,
     ) -> None:
-        centred_x = self._centred(self.source, x)
-        centred_y = self._centred(self.target, y)
-        for side, centred, raw in ((self.source, centred_x, x), (self.target, centred_y, y)):
-            for hook, rows in centred.items():
-                side[hook].add(part, rows, raw[hook])
-        self.n[part] += len(next(iter(x.values())))
-        for hook_pair, product in _products(self.kept_pairs, centred_x, centred_y):
-            self.cross[hook_pair][part] += product
+        dtype = self.moment_dtype
+        rows_x, rows_y = (
+            {hook: CentredRows.of(rows, side[hook].shift, dtype) for hook, rows in streams.items()}
+            for side, streams in ((self.source, x), (self.target, y))
+        )
+        self._add_sides(part, {"source": rows_x, "target": rows_y}, name)
+        light_x, light_y = (
+            {hook: block.light for hook, block in blocks.items()} for blocks in (rows_x, rows_y)
+        )
+        for (s, t), product in cross_products(self.kept_pairs, light_x, light_y):
+            self.cross[s, t][part] += product
+            if not (rows_x[s].is_plain and rows_y[t].is_plain):
+                self.cross[s, t][part] += rows_x[s].rest(rows_y[t])
         if pairing is not None and self.null != "none":
             # Null: Σ(x_i − cₓ)(y_π(i) − c_y)ᵀ, or with Q [d_target, 64] of `sketch`
             #       Σ(x_i − cₓ)(y_π(i) − c_y)ᵀQ, whose size does not grow with d_target
-            shuffled = {
-                hook: self._sketched(hook, rows)[pairing] for hook, rows in centred_y.items()
-            }
-            for hook_pair, product in _products(self.pairs, centred_x, shuffled):
-                self.cross_null[hook_pair][NULL_FIT if part < N_FOLDS else NULL_TEST] += product
+            shuffled = {hook: self._sketched(hook, rows)[pairing] for hook, rows in light_y.items()}
+            for (s, t), product in cross_products(self.pairs, light_x, shuffled):
+                null = self.cross_null[s, t][NULL_FIT if part < N_FOLDS else NULL_TEST]
+                null += product
+                if not (rows_x[s].is_plain and rows_y[t].is_plain):
+                    null += rows_x[s].rest(rows_y[t], pairing, self.sketch(t))
 
-    def _centred(
-        self, side: Mapping[str, SideMoments], rows: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Return rows minus the shift of their hook point, in the precision of products."""
-        dtype = self.moment_dtype
-        return {
-            hook: values.to(dtype) - side[hook].shift.to(dtype) for hook, values in rows.items()
-        }
+    def _add_sides(
+        self, part: int, blocks: Mapping[str, Mapping[str, CentredRows]], name: RowName | None
+    ) -> None:
+        """Add the sums of each hook point, and record rows that are much longer than others."""
+        heaviest = self.provenance.heaviest_rows
+        n_before, n_rows = self.n, 0
+        for role, side in (("source", self.source), ("target", self.target)):
+            for hook, block in blocks[role].items():
+                side[hook].add(part, block.sums(), block.raw)
+                n_rows = len(block.raw)
+                numbered = name or (lambda row: f"row {int(n_before.sum()) + row}")
+                heaviest = with_heaviest(heaviest, f"{role} {hook}", block, numbered)
+        if heaviest is not self.provenance.heaviest_rows:
+            self.provenance = replace(self.provenance, heaviest_rows=heaviest)
+        self.n[part] += n_rows
 
-    def _refuse_non_finite(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
-        for hook, rows in [*x.items(), *y.items()]:
-            # One sum is NaN or infinite if any of its terms is. In float32, because a float16 sum
-            # of finite numbers may overflow.
-            if not torch.isfinite(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32))):
-                raise NonFiniteError(_non_finite(hook, rows, int(self.n.sum())))
+    def warn_of_heavy_rows(self) -> None:
+        """Log a warning for each hook point of which one row has most of the variance, once."""
+        sides = {"source": self.source, "target": self.target}
+        for sentence in heavy_rows(self.provenance.heaviest_rows, sides, self.n):
+            if sentence not in self._logged:
+                self._logged.add(sentence)
+                logger.warning("%s", sentence)
 
     def _refuse_other_widths(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
         for side, streams in ((self.source, x), (self.target, y)):
@@ -249,7 +282,7 @@ class CrossMoments:
     def start(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
         """Allocate the sums on the device of the first rows, with their mean as shift."""
         if not self.source:
-            self._refuse_non_finite(x, y)
+            refuse_non_finite([*x.items(), *y.items()], self.n)
             self._start_with_mean_of(x, y)
 
     def _start_with_mean_of(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
@@ -562,36 +595,3 @@ class CrossMoments:
         }
         folds = self.folds.rename(columns={"share": "share of tokens"}).reset_index()
         return card("CrossMoments", facts(models | sums), table(folds))
-
-
-def _products(pairs: Sequence[HookPair], x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> Any:
-    """Yield (hook pair, XᵀY) of each hook pair.
-
-    Source hook points with the same targets are multiplied together: one product for a full grid.
-    """
-    # [X₁ X₂ …]ᵀ[Y₁ Y₂ …] has the products XₛᵀYₜ as blocks; one large product is faster than many
-    # small ones.
-    targets: dict[str, list[str]] = {}
-    for s, t in pairs:
-        targets.setdefault(s, []).append(t)
-    by_targets: dict[tuple[str, ...], list[str]] = {}
-    for s, hooks in targets.items():
-        by_targets.setdefault(tuple(hooks), []).append(s)
-    for target_hooks, source_hooks in by_targets.items():
-        with full_precision():
-            product = torch.cat([x[s] for s in source_hooks], 1).T @ torch.cat(
-                [y[t] for t in target_hooks], 1
-            )
-        rows = product.split([x[s].shape[1] for s in source_hooks], 0)
-        for s, block in zip(source_hooks, rows, strict=True):
-            columns = block.split([y[t].shape[1] for t in target_hooks], 1)
-            yield from (((s, t), part) for t, part in zip(target_hooks, columns, strict=True))
-
-
-def _non_finite(hook: str, rows: Tensor, rows_before: int) -> str:
-    bad = int((~torch.isfinite(rows)).any(1).sum())
-    return (
-        f"{bad} of {len(rows)} activations at {hook!r} are NaN or infinite, in the batch that "
-        f"starts at token {rows_before:,}; nothing of this batch was added: "
-        "load the model in float32 or bfloat16 instead of float16, or drop the text"
-    )

@@ -11,6 +11,7 @@ Each field may also be passed as a keyword.
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from lrt_lens._settings import Settings
@@ -40,7 +41,8 @@ class HarvestSettings(Settings):
     """
     max_document_tokens: int | Literal["auto"] | None = "auto"
     """Largest number of unmasked tokens per document. ``"auto"``: a 200th of ``n_tokens``, at least
-    one window, and more only if the documents end before ``n_tokens``; None: no limit.
+    one window, also per group and for all copies of a text, and more only if the documents end
+    before ``n_tokens``; None: no limit.
     """
     text_field: str | None = None
     """Column of the texts in files and tables; None: ``text``, else ``messages`` (chats), else the
@@ -80,13 +82,10 @@ class HarvestSettings(Settings):
     """
 
     def __post_init__(self) -> None:
-        if self.n_tokens is not None and self.n_tokens <= 0:
-            raise ValueError(
-                f"n_tokens is {self.n_tokens}; "
-                "expected a positive number, or None to read all documents"
-            )
+        object.__setattr__(self, "n_tokens", checked_n_tokens(self.n_tokens))
         refuse_short_windows(self.context_length, self.skip_first)
-        refuse_other_cap(self.max_document_tokens)
+        cap = checked_cap(self.max_document_tokens)
+        object.__setattr__(self, "max_document_tokens", cap)
         if self.lag < 0:
             raise ValueError(
                 f"lag is {self.lag}; expected 0, or the number of rows by which "
@@ -109,12 +108,39 @@ def refuse_short_windows(context_length: int, skip_first: int = SKIP_FIRST) -> N
         )
 
 
-def refuse_other_cap(max_document_tokens: object) -> None:
-    """Raise ValueError unless the value is "auto", None, or enough tokens for a window."""
-    if max_document_tokens is None or max_document_tokens == "auto":
-        return
-    if not isinstance(max_document_tokens, int) or max_document_tokens < MINIMUM_ROWS:
-        raise ValueError(
-            f"max_document_tokens is {max_document_tokens!r}; expected 'auto', None, or at least"
-            f" {MINIMUM_ROWS} tokens"
-        )
+def checked_n_tokens(n_tokens: Any) -> int | None:
+    """Return a number of tokens as an int (1e6 is one), or None.
+
+    Raises:
+        ValueError: it is no positive whole number.
+    """
+    if n_tokens is None or _is_whole(n_tokens, minimum=1):
+        return n_tokens if n_tokens is None else int(n_tokens)
+    raise ValueError(
+        f"n_tokens is {n_tokens!r}; expected a positive number, or None to read all documents"
+    )
+
+
+def checked_cap(max_document_tokens: Any) -> int | Literal["auto"] | None:
+    """Return the largest number of tokens per document as an int, or "auto" or None.
+
+    Raises:
+        ValueError: it is something else, or fewer tokens than a window needs.
+    """
+    if max_document_tokens is None or isinstance(max_document_tokens, str):
+        if max_document_tokens in (None, "auto"):
+            return max_document_tokens
+    elif _is_whole(max_document_tokens, minimum=MINIMUM_ROWS):
+        return int(max_document_tokens)
+    raise ValueError(
+        f"max_document_tokens is {max_document_tokens!r}; expected 'auto', None, or at least"
+        f" {MINIMUM_ROWS} tokens"
+    )
+
+
+def _is_whole(value: Any, minimum: int) -> bool:
+    """Return whether a value is a whole number, of whatever type, and not below ``minimum``."""
+    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(
+        value, bool
+    )
+    return bool(is_number and value >= minimum and value == value // 1)

@@ -16,9 +16,12 @@ a document is read, and compared with the checkpoint when a run resumes.
 
 import hashlib
 import logging
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,7 @@ _NOT_COMPARED = (
     "aligned",
     "n_capped",
     "part_documents",
+    "heaviest_rows",
 )
 
 
@@ -299,6 +303,7 @@ class HarvestRun:
                 checkpoint.write(moments)
         for sentence in feed.far.warnings():
             logger.warning("%s", sentence)
+        moments.warn_of_heavy_rows()
         # All shards hash the whole stream: `merge_shards` compares it, so that shards of other
         # documents are refused.
         if self.shard is not None:
@@ -368,7 +373,8 @@ class _Feed:
             for hook, states in streams.items():
                 self.far.add(f"{role} {hook}", states)
         with checkpoint.adding(block) if checkpoint else nullcontext():
-            moments.add_block(block.part, x, y, pairing)
+            name = partial(_row_name, order, self.run.models.source.tokenizer)
+            moments.add_block(block.part, x, y, pairing, name=name)
             moments.provenance = moments.provenance.with_documents(
                 block.n_documents,
                 block.digest,
@@ -406,6 +412,19 @@ class _Feed:
             else torch.cat([rows[part] for part in joint_parts(hook)], 1)
             for hook in hooks
         }
+
+
+def _row_name(order: list[Window], tokenizer: Any, row: int) -> str:
+    """Return a name for a row of a block: its token, and the beginning of its window."""
+    begins = list(accumulate((len(window.rows) for window in order), initial=0))
+    # The window with the last beginning that is not behind the row.
+    number = bisect_right(begins, row) - 1
+    window = order[number]
+    position = int(window.rows[row - begins[number]])
+    token, begin = (
+        tokenizer.decode(ids) for ids in (window.ids[position : position + 1], window.ids[:12])
+    )
+    return f"the token {token!r} at position {position} of the window that begins {begin!r}"
 
 
 def _saved(checkpoint: Checkpoint | None, moments: CrossMoments) -> AbstractContextManager[None]:

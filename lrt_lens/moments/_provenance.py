@@ -11,6 +11,7 @@ Limits: fields are empty for activations that a user adds, and an empty field is
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
@@ -79,6 +80,14 @@ class Provenance:
     """Number of documents that are longer than that."""
     part_documents: tuple[int, ...] | None = None
     """Number of documents of each part; None if it is not known."""
+    heaviest_rows: dict[str, tuple[float, str]] = field(default_factory=dict)
+    """Squared distance from the centre of its block, and name, of the longest row by hook point
+    (``"source HOOK"``, ``"target HOOK"``); only rows that are many times as long as the median.
+    """
+
+    def documents_of(self, parts: Sequence[int]) -> list[int] | None:
+        """Return the number of documents of each of these parts; None if it is not known."""
+        return None if self.part_documents is None else [self.part_documents[p] for p in parts]
 
     def merged(self, other: "Provenance") -> "Provenance":
         """Return the provenance of two parts of one harvest together.
@@ -108,13 +117,17 @@ class Provenance:
 
     def with_documents_of(self, other: "Provenance") -> "Provenance":
         """Return this provenance with the documents of another part of the same harvest."""
-        return self.with_documents(
+        whole = self.with_documents(
             other.n_documents,
             int(other.corpus, 16) if other.corpus else None,
             other.aligned,
             n_capped=other.n_capped,
             part_documents=other.part_documents,
         )
+        rows = dict(self.heaviest_rows)
+        for hook, row in other.heaviest_rows.items():
+            rows[hook] = max(rows.get(hook, row), row)
+        return replace(whole, heaviest_rows=rows)
 
     def with_documents(
         self,
@@ -210,12 +223,20 @@ class Provenance:
         for name in ("shard", "aligned", "part_documents"):
             if fields.get(name) is not None:
                 fields[name] = tuple(fields[name])
+        rows = fields.get("heaviest_rows", {})
+        fields["heaviest_rows"] = {hook: (square, name) for hook, (square, name) in rows.items()}
         return cls(**fields)
 
     def swapped(self) -> "Provenance":
         """Return the provenance with source and target exchanged."""
         # (aligned positions, source tokens, target tokens); a lag of the target becomes a lead.
         aligned = self.aligned and (self.aligned[0], self.aligned[2], self.aligned[1])
+        other_role = {"source": "target", "target": "source"}
+        rows = {
+            f"{other_role[role]} {point}": row
+            for hook, row in self.heaviest_rows.items()
+            for role, _, point in [hook.partition(" ")]
+        }
         return replace(
             self,
             source=self.target,
@@ -224,6 +245,7 @@ class Provenance:
             target_dtype=self.source_dtype,
             aligned=aligned,
             lag=-self.lag,
+            heaviest_rows=rows,
         )
 
 

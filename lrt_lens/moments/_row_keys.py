@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lrt_lens.data._parts import document_key, part_of
+from lrt_lens.data._parts import document_key, group_text, part_of
 
 
 def document_keys(documents: Sequence[Any] | Tensor | np.ndarray, seed: int) -> np.ndarray:
@@ -24,7 +24,7 @@ def document_keys(documents: Sequence[Any] | Tensor | np.ndarray, seed: int) -> 
         list(documents.tolist()) if isinstance(documents, Tensor | np.ndarray) else list(documents)
     )
     # Texts may serve as ids; their rows are then in the folds of a harvest of these texts.
-    key_by_id = {identifier: document_key(str(identifier), seed) for identifier in set(ids)}
+    key_by_id = {identifier: document_key(group_text(identifier), seed) for identifier in set(ids)}
     return np.array([key_by_id[identifier] for identifier in ids], dtype=np.uint64)
 
 

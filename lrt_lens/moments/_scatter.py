@@ -2,8 +2,8 @@
 
 Problem: a sum of squares of activations with a large mean loses digits when the mean is subtracted
 afterwards; and scoring each map of a grid on the held-out rows would need all rows for each of
-them. Mechanism: `SideMoments` subtracts a fixed shift c, close to the mean, from each row first;
-the sums stay exact for any c, and two sums about different shifts can be added
+them. Mechanism: `SideMoments` holds sums about a fixed shift c, close to the mean, which are exact
+for any c (`lrt_lens.moments._centred_rows`); two sums about different shifts can be added
 (`SideMoments.merged`). The squared error of an affine map ``y ≈ x W + b`` is a function of second
 moments. Primed quantities are those of the held-out rows:
 
@@ -12,13 +12,13 @@ moments. Primed quantities are those of the held-out rows:
 and the diagonals of the same matrices give the error of each output dimension.
 
     side = SideMoments.zeros(shift)                # shift [d]
-    side.add(part, rows - shift, rows)             # rows [row, d]
+    side.add(part, CentredRows.of(rows, shift, torch.float32).sums(), rows)
     score = score_map(weight, bias, moments.scatter(pair, TEST_PARTS))
     score.r2, score.r2_uniform, score.cosine
 
 Limits: the scoring functions see sums, not rows, so a mean of the cosines of single tokens cannot
-be computed. The median norm comes from a histogram of 64 bins per factor of two, so it has an error
-of about 0.5 %.
+be computed. The median norm of the fitting folds comes from a histogram of 64 bins per factor of
+two, so it has an error of about 0.5 %.
 """
 
 import math
@@ -31,8 +31,10 @@ import torch
 from einops import einsum, rearrange, reduce
 from torch import Tensor
 
-from lrt_lens.data._parts import N_PARTS
+from lrt_lens.data._parts import N_FOLDS, N_PARTS
 
+FIT_PARTS = tuple(range(N_FOLDS))
+"""Parts of the documents on which maps are fitted; the others form the test fold."""
 _BLOCK = 128
 """Columns per block of `gram` on a CPU."""
 
@@ -350,7 +352,7 @@ class SideMoments:
     second: Tensor
     """Sums Σ(x − c)(x − c)ᵀ [part, d, d]."""
     norms: Tensor
-    """Histogram of ‖x‖ on a logarithmic scale with 64 bins per octave [bin]."""
+    """Histogram of ‖x‖ of the fitting folds on a logarithmic scale, 64 bins per octave [bin]."""
 
     @classmethod
     def zeros(cls, shift: Tensor) -> "SideMoments":
@@ -361,14 +363,16 @@ class SideMoments:
         shapes = ((N_PARTS, d), (N_PARTS, d, d), (NORM_BINS,))
         return cls(shift, *(shift.new_zeros(shape) for shape in shapes))
 
-    def add(self, part: int, centred: Tensor, raw: Tensor) -> None:
-        """Add rows [row, d] of one part: ``centred`` is ``raw`` minus the shift."""
-        # Products in the precision of the rows, sums in float64.
-        self.total[part] += centred.sum(0)
-        with full_precision():
-            self.second[part] += gram(centred)
-        # bin = ⌊64 · (log₂‖x‖ + 20)⌋
-        octaves = raw.to(centred.dtype).norm(dim=1).clamp_min(2.0**_LOWEST_OCTAVE).log2()
+    def add(self, part: int, sums: tuple[Tensor, Tensor], raw: Tensor) -> None:
+        """Add rows ``raw`` [row, d] of one part, with their sums (Σ(x − c), Σ(x − c)(x − c)ᵀ)."""
+        total, second = sums
+        self.total[part] += total
+        self.second[part] += second
+        if part not in FIT_PARTS:
+            return
+        # bin = ⌊64 · (log₂‖x‖ + 20)⌋, at least in float32
+        norms = raw.to(torch.promote_types(raw.dtype, torch.float32)).norm(dim=1)
+        octaves = norms.clamp_min(2.0**_LOWEST_OCTAVE).log2()
         bins = ((octaves - _LOWEST_OCTAVE) * _BINS_PER_OCTAVE).long().clamp(max=NORM_BINS - 1)
         self.norms += torch.bincount(bins, minlength=NORM_BINS)
 
@@ -400,7 +404,12 @@ class SideMoments:
 
     @property
     def median_norm(self) -> float:
-        """Median ‖x‖ over all tokens, with an error of about 0.5 %."""
+        """Median ‖x‖ over the tokens of the fitting folds, with an error of about 0.5 %.
+
+        NaN if there are none, or if the norms are unknown (some layers of a joint hook point).
+        """
+        if not bool(self.norms.any()):
+            return math.nan
         # Centre of the first bin at which half of the rows are reached: 2^((bin + 0.5)/64 − 20)
         median_bin = torch.searchsorted(self.norms.cumsum(0), self.norms.sum() / 2)
         return float(2.0 ** ((median_bin + 0.5) / _BINS_PER_OCTAVE + _LOWEST_OCTAVE))

@@ -25,7 +25,7 @@ nothing about others of its kind: it counts as fixed, and the interval holds for
 Source: Efron and Tibshirani (1993), *An Introduction to the Bootstrap*, section 12.5, with the
 infinitesimal jackknife as the error of each resample (section 22.5).
 
-Limits: `docs/results/coverage.md` has what these intervals hold. Populations with a heavy tail
+Limits: `docs/results/intervals.md` has what these intervals hold. Populations with a heavy tail
 (lognormal, 20 units: .90) are held less; an interval of few units, or in which one unit rules, says
 so in its ``flag``.
 """

@@ -2,6 +2,7 @@ from . import solvers as solvers
 from ._affine import AffineMap as AffineMap
 from ._affine import MapPair as MapPair
 from ._affine import StreamStatistics as StreamStatistics
+from ._choices import choices as choices
 from ._comparison import SolverComparison as SolverComparison
 from ._comparison import compare_solvers as compare_solvers
 from ._diagnostics import MapDiagnostics as MapDiagnostics
@@ -17,7 +18,6 @@ from ._fit import fit_grid as fit_grid
 from ._fit import fit_stitches as fit_stitches
 from ._fit import token_identity_map as token_identity_map
 from ._grid import StitchGrid as StitchGrid
-from ._grid import choices as choices
 from ._similarity import similarities as similarities
 from ._stitch import Stitch as Stitch
 from ._stitch import score_rows as score_rows

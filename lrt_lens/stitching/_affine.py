@@ -145,14 +145,17 @@ class MapPair:
 
 @dataclass(frozen=True)
 class StreamStatistics:
-    """Mean, covariance and typical norm of the stream at one hook point, over the fitting folds."""
+    """Mean, covariance and typical norm of the stream at one hook point.
+
+    Over the tokens of the fitting folds, or those of the texts that a baseline was fitted on.
+    """
 
     mean: Tensor
     """Mean of the stream [d]."""
     covariance: Tensor
     """Covariance of the stream [d, d]."""
     median_norm: float
-    """Median of ‖x‖ over tokens."""
+    """Median of ‖x‖ over the same tokens; NaN if it is unknown."""
 
     def deviation(self, direction: Tensor) -> float:
         """Return the standard deviation of the stream along a direction [d] of any length."""

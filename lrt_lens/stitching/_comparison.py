@@ -7,8 +7,10 @@ Mechanism: fit each solver on the same moments and score it on the same test fol
                                TwoWay()])
     comparison.table      # one row per solver, hook pair and direction
     comparison.figure()
+    comparison.choices()  # which solvers are shown to be worse than the best, on one hook pair
 
-Limits: scores have no intervals here; `lrt_lens.stitching.score_intervals` gives them per map.
+Limits: scores of the test fold have no intervals here; `lrt_lens.stitching.score_intervals` gives
+them per map.
 """
 
 import time
@@ -20,13 +22,15 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
+from lrt_lens.errors import HookPointError
 from lrt_lens.figures._comparison import comparison_figure
 from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
+from lrt_lens.stitching._choices import behind_columns
 from lrt_lens.stitching._diagnostics import map_diagnostics
 from lrt_lens.stitching._fit import fit_grid
 from lrt_lens.stitching._grid import StitchGrid
-from lrt_lens.stitching.solvers._solver import Solver
+from lrt_lens.stitching.solvers._solver import PairFolds, Solver
 
 COMPARISON_COLUMNS = (
     "solver",
@@ -58,6 +62,14 @@ COMPARISON_COLUMNS = (
 direction up only. ``seconds`` is the mean time per hook pair.
 """
 
+_CHOICES = {
+    "r2_cv": ("up", "r2"),
+    "r2_uniform_cv": ("up", "r2_uniform"),
+    "r2_down_cv": ("down", "r2"),
+    "r2_uniform_down_cv": ("down", "r2_uniform"),
+}
+"""Direction and attribute of `FoldErrors` of each score that solvers can be chosen by."""
+
 
 @dataclass(frozen=True)
 class SolverComparison:
@@ -65,6 +77,53 @@ class SolverComparison:
 
     table: pd.DataFrame = field(repr=False)
     """Tidy table with one row per solver, hook pair and direction; `COMPARISON_COLUMNS`."""
+
+    folds: dict[tuple[str, HookPair], PairFolds] = field(default_factory=dict, repr=False)
+    """Held-out errors by fold of each solver and hook pair."""
+
+    def choices(
+        self, hook_pair: HookPair | None = None, *, by: str = "r2_uniform_cv"
+    ) -> pd.DataFrame:
+        """Return the solvers of one hook pair, best first, with 95% intervals.
+
+        ``low`` and ``high`` are intervals of one score each. ``behind_low`` and ``behind_high`` are
+        simultaneous: if all solvers are equally good, at most 5% of such tables call one of them
+        ``really_worse``.
+
+        Args:
+            hook_pair: (source hook point, target hook point); None if only one was compared.
+            by: ``r2_cv``, ``r2_uniform_cv``, ``r2_down_cv`` or ``r2_uniform_down_cv``.
+
+        Returns:
+            One row per solver: ``solver``, ``score``, ``low``, ``high``, ``behind``,
+            ``behind_low``, ``behind_high``, ``really_worse``.
+
+        Raises:
+            HookPointError: no or another hook pair than those compared.
+            ValueError: ``by`` is not one of these columns.
+        """
+        pairs = list(dict.fromkeys(pair for _, pair in self.folds))
+        if hook_pair is None and len(pairs) == 1:
+            hook_pair = pairs[0]
+        if hook_pair not in pairs:
+            raise HookPointError(
+                f"choices(hook_pair={hook_pair!r}), but solvers were compared on {pairs[:4]}"
+                f"{' …' if len(pairs) > 4 else ''}; give one of these hook pairs"
+            )
+        if by not in _CHOICES:
+            raise ValueError(f"choices(by={by!r}); expected one of {list(_CHOICES)}")
+        side, score = _CHOICES[by]
+        scored = {
+            solver: (float(getattr(getattr(folds, side), score)), folds)
+            for (solver, pair), folds in self.folds.items()
+            if pair == hook_pair
+        }
+        ordered = sorted(scored, key=lambda solver: -scored[solver][0])
+        columns = behind_columns(
+            [scored[name][0] for name in ordered], [scored[name][1] for name in ordered], by
+        )
+        columns.insert(0, "solver", ordered)
+        return columns
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -119,7 +178,7 @@ def compare_solvers(
         raise ValueError(
             f"solvers of equal name are not distinct in a table: {names}; give each name once"
         )
-    rows = []
+    rows, folds = [], {}
     for solver in tqdm(solvers, desc="compare", disable=not progress, leave=False):
         # Maps, null and scores together; every solver works on the same moments.
         started = time.perf_counter()
@@ -127,7 +186,8 @@ def compare_solvers(
         seconds = (time.perf_counter() - started) / len(pairs)
         for row in grid.scores.to_dict("records"):
             rows += _rows(grid, row, seconds)
-    return SolverComparison(pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS)))
+        folds |= {(solver.name, hook_pair): one for hook_pair, one in grid.folds.items()}
+    return SolverComparison(pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS)), folds)
 
 
 def _rows(grid: StitchGrid, row: dict[str, Any], seconds: float) -> list[dict[str, Any]]:

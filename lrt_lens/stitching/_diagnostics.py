@@ -43,11 +43,11 @@ from lrt_lens.models._belonging import Ends, Origin, map_ends, refuse_other_map
 from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
 from lrt_lens.moments._scatter import MapScore, Scatter, score_map
-from lrt_lens.statistics._jackknife import jackknife
+from lrt_lens.statistics._jackknife import few_groups, jackknife
 from lrt_lens.stitching._affine import AffineMap
 
-INTERVAL_COLUMNS = ("score", "value", "low", "high", "standard_error", "n_groups")
-"""Columns of `score_intervals`."""
+INTERVAL_COLUMNS = ("score", "value", "low", "high", "standard_error", "n_groups", "flag")
+"""Columns of `score_intervals`; ``flag`` says why an interval may be too short, or is empty."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,9 +176,11 @@ def score_intervals(
     """Return test-fold scores of any affine map with 95% intervals.
 
     The table has one row each for r2, r2_uniform and cosine, with the columns `INTERVAL_COLUMNS`.
-    The interval is the delete-a-group jackknife over the groups of the test fold that have rows
-    (eight, with enough documents). Each score without a group is about the mean of the other
-    groups.
+    The interval is for the score of this map on new text. It is the delete-a-group jackknife over
+    the groups of the test fold that have rows (eight, with enough documents), with their tokens as
+    sizes. Each score without a group is about the mean of the other groups. The interval of the
+    cosine lies between −1 and 1. ``flag`` names few documents or uneven groups; numbers of
+    documents are known for moments from `harvest` only.
 
     Args:
         affine: the map, which may be fitted on other moments.
@@ -207,17 +209,18 @@ def score_intervals(
         if len(groups) > 1
         else []
     )
+    sizes = [float(moments.n[group]) for group in groups] if left_out else []
+    flag = few_groups(sizes, moments.provenance.documents_of(groups))
     rows = []
     for name in ("r2", "r2_uniform", "cosine"):
         value = float(getattr(full, name))
-        rows.append(
-            (
-                name,
-                value,
-                *jackknife(value, [float(getattr(score, name)) for score in left_out]),
-                len(groups),
-            )
+        interval = jackknife(
+            value,
+            [float(getattr(score, name)) for score in left_out],
+            sizes,
+            scale="correlation" if name == "cosine" else "plain",
         )
+        rows.append((name, value, *interval, len(groups), flag))
     return pd.DataFrame(rows, columns=list(INTERVAL_COLUMNS))
 
 

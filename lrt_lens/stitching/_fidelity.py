@@ -15,25 +15,30 @@ with the amount of ``vW`` in the target. ρ_read and ρ_write are 1 for a perfec
     stitch.fidelity(vector, "write")       # value, low, high, and those of random directions
 
 Intervals are 95 %, by the delete-a-group jackknife, over the map (refits without one fold) and over
-the held-out text (groups of the test fold). The chance level is the same correlation for random
-directions: half isotropic, half drawn from the covariance of the source.
+the held-out text (groups of the test fold, with their tokens as sizes), on Fisher's scale: they
+hold the expected ρ of a map that is fitted on as many documents, on new text. The chance level is
+the same correlation for random directions: half isotropic, half drawn from the covariance of the
+source.
 
 Limits: it predicts a linear correlation, not the behaviour of the target model.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from einops import reduce
 from torch import Tensor
 
 from lrt_lens._repr_html import card, note, table
+from lrt_lens.data._parts import N_FOLDS, N_PARTS
 from lrt_lens.errors import MismatchError
 from lrt_lens.moments._scatter import Scatter
-from lrt_lens.statistics._jackknife import jackknife
+from lrt_lens.statistics._jackknife import few_groups, fisher, reach
 from lrt_lens.statistics._random_directions import random_directions
 from lrt_lens.stitching._affine import MapPair
 from lrt_lens.stitching._stitch_data import StitchData
@@ -71,6 +76,8 @@ class Fidelity:
     """97.5% quantile of ρ over random directions."""
     n: int
     """Number of held-out tokens."""
+    flag: str = ""
+    """Reason why the interval may be too short, such as few held-out documents, or empty."""
 
     @property
     def null_mean(self) -> float:
@@ -88,11 +95,12 @@ class Fidelity:
         return self.random_high
 
     def __repr__(self) -> str:
+        flag = self.flag and f"; {self.flag}"
         return (
             f"Fidelity({self.kind} {self.value:.3f}, 95% {self.low:.3f} to {self.high:.3f}; naive "
             f"{self.naive:.3f}; "
             f"random directions {self.random_mean:.3f}, 95% {self.random_low:.3f} to "
-            f"{self.random_high:.3f}; {self.n:,} tokens)"
+            f"{self.random_high:.3f}; {self.n:,} tokens{flag})"
         )
 
     def _repr_html_(self) -> str:
@@ -107,7 +115,7 @@ class Fidelity:
             "random_low": self.random_low,
             "random_high": self.random_high,
             "tokens": self.n,
-        }
+        } | ({"flag": self.flag} if self.flag else {})
         return card(
             "Fidelity",
             table(pd.DataFrame([row])),
@@ -159,23 +167,27 @@ def fidelity(
     # Leave out one fitting fold at a time (the refits); the test fold stays whole.
     whole = _union(groups)
     over_map = [_with(stitch, maps, direction[None], kind, whole)[0] for maps in stitch.refits]
-    # Map and held-out text come from different documents, so their variances add.
-    half = math.hypot(_reach(over_text), _reach(over_map))
+    # Map and held-out text come from different documents, so their variances add, on Fisher's scale
+    # artanh ρ.
+    sizes = [group.n for group in groups]
+    half = math.hypot(_reach(value, over_text, sizes), _reach(value, over_map))
+    low, high = np.tanh(fisher(float(value)) + np.array([-half, half]))
     generator = torch.Generator().manual_seed(seed)
     draws = random_source_directions(stitch, n_random, generator)
     random = fidelities(stitch, draws, kind)
-    low, high = torch.quantile(random, torch.tensor([0.025, 0.975], dtype=random.dtype)).tolist()
+    chance = torch.quantile(random, torch.tensor([0.025, 0.975], dtype=random.dtype)).tolist()
     return Fidelity(
         value=float(value),
-        low=float(value) - half,
-        high=min(1.0, float(value) + half),
+        low=float(low),
+        high=float(high),
         kind=kind,
         naive=float(naive_fidelities(stitch, direction[None])[0]),
         source_deviation=float(source_deviations(stitch, direction[None])[0]),
         random_mean=float(random.mean()),
-        random_low=low,
-        random_high=high,
+        random_low=chance[0],
+        random_high=chance[1],
         n=int(whole.n),
+        flag=few_groups(sizes, stitch.provenance.documents_of(range(N_FOLDS, N_PARTS))),
     )
 
 
@@ -270,8 +282,14 @@ def _union(groups: "tuple[Scatter, ...] | list[Scatter]") -> Scatter:
     return total
 
 
-def _reach(values: list[Tensor]) -> float:
-    """Return half of the width of the 95% interval; 0 if fewer than two groups can be left out."""
-    estimates = [float(value) for value in values]
-    interval = jackknife(0.0, estimates)
-    return float(interval.high) if len(estimates) > 1 else 0.0
+def _reach(
+    value: Tensor, left_out: Sequence[Tensor], sizes: Sequence[float] | None = None
+) -> float:
+    """Return half of the width of the 95% interval of artanh ρ.
+
+    It is 0 if fewer than two groups can be left out.
+    """
+    if len(left_out) < 2:
+        return 0.0
+    others = fisher(np.array([float(one) for one in left_out]))
+    return float(reach(fisher(float(value)), others, sizes))

@@ -30,7 +30,8 @@ from lrt_lens.moments._harvest_settings import HarvestSettings
 from lrt_lens.moments._harvesting import harvest
 from lrt_lens.moments._scatter import MapScore, between_folds, cka_of, score_map
 from lrt_lens.stitching._affine import AffineMap
-from lrt_lens.stitching._grid import COLUMNS, StitchGrid, gain_over_token
+from lrt_lens.stitching._choices import gain_over_token
+from lrt_lens.stitching._grid import COLUMNS, StitchGrid
 from lrt_lens.stitching.solvers._ridge import Ridge, RidgeFitter
 from lrt_lens.stitching.solvers._solver import (
     FoldErrors,
@@ -99,6 +100,7 @@ def fit_grid(
     solver = solver or Ridge()
     fitted = wanted_pairs(moments, "fit", pairs)
     _warn_if_interpolating(moments, fitted)
+    moments.warn_of_heavy_rows()
     fitters, similarity = solver.fitters(moments), GridCka(moments)
     # errors[0] is up, errors[1] is down, so that the flag ``down`` is the index.
     errors: tuple[dict[HookPair, FoldErrors], dict[HookPair, FoldErrors]] = ({}, {})

@@ -2,6 +2,7 @@
 
 from lrt_lens.figures._steering import grid_figure
 from lrt_lens.report._html import KeyNumbers, Paragraph, Plot, Section, Table, render_html
+from lrt_lens.stitching._choices import count_not_worse
 from lrt_lens.stitching._grid import StitchGrid
 from lrt_lens.stitching._stitch import Stitch
 
@@ -34,6 +35,15 @@ def fit_report(source: str, target: str, grid: StitchGrid, best: Stitch) -> str:
             "the same target predicted from the source's embedding",
         ),
     ]
+    table = grid.choices()
+    tiles.append(
+        (
+            "not shown to be worse",
+            f"{count_not_worse(table)} of {len(table) - 1}",
+            "other pairs whose gain_cv may be as high as that of the best pair (simultaneous 95% "
+            "intervals of grid.choices())",
+        )
+    )
     body = [
         KeyNumbers(tiles),
         Paragraph(f"Pairing of rows: {grid.moments.provenance.alignment}."),

@@ -14,19 +14,16 @@ token identity and easy to predict, so the default choice uses ``gain_cv``: of t
 tokens cannot explain, the fraction that the map explains, ``(r2_uniform_cv − token) / (1 −
 token)``, where token is the cross-validated ``r2_uniform`` of token identity.
 
-The highest of many scores may be the highest by chance, so `StitchGrid.choices` gives intervals.
-The score of a hook pair pools the held-out errors of five folds; leaving out one fold at a time
-(delete-a-group jackknife) gives its interval. All hook pairs share their folds, so the interval of
-the *difference* of two hook pairs is much narrower.
+The highest of many scores may be the highest by chance: `StitchGrid.choices` gives the intervals of
+all candidates and says which are shown to be worse (`lrt_lens.stitching._choices`).
 
 Limits: scores of a map say how well activations are predicted, not how well an artefact works after
-its transfer; each adapter has its own evaluation. The intervals are not corrected for the number of
-hook pairs.
+its transfer; each adapter has its own evaluation.
 """
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -40,76 +37,13 @@ from lrt_lens.models._belonging import map_ends, refuse_other_map
 from lrt_lens.models._hook_points import HookPair, depth, residual_post, same_place, short_hook
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
 from lrt_lens.moments._scatter import MapScore, score_map
-from lrt_lens.statistics._jackknife import jackknife
+from lrt_lens.statistics._jackknife import few_groups
 from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
+from lrt_lens.stitching._choices import choices, count_not_worse
 from lrt_lens.stitching._diagnostics import moment_ends
 from lrt_lens.stitching._similarity import similarities
 from lrt_lens.stitching._stitch import Stitch
-from lrt_lens.stitching.solvers._solver import FoldErrors, PairFolds, Setting, Solver
-
-
-def gain_over_token(score: float, token: float) -> float:
-    """Return, of the variance that tokens cannot explain, the fraction that a map explains.
-
-    Args:
-        score: R² of the map.
-        token: R² of the same target predicted from the source's embedding.
-
-    Returns:
-        ``(score − token) / (1 − token)``; NaN if tokens explain everything.
-    """
-    return (score - token) / (1 - token) if token < 1 else math.nan
-
-
-def choices(folds: Mapping[HookPair, PairFolds], candidates: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Return the candidate hook pairs, best first, with 95% jackknife intervals.
-
-    Args:
-        folds: held-out errors of each hook pair by fold.
-        candidates: rows of ``grid.scores``.
-        by: the cross-validated column to choose by.
-
-    Returns:
-        One row per hook pair: ``source_hook``, ``target_hook``, ``score``, ``low``, ``high``,
-        ``behind`` (difference from the best), ``behind_low``, ``behind_high``, ``really_worse``
-        (that interval excludes 0), ``r2_null`` and ``r2_token``.
-    """
-    ordered = candidates.sort_values(by, ascending=False).to_dict("records")
-    pairs = [(str(row["source_hook"]), str(row["target_hook"])) for row in ordered]
-    best, best_left_out = ordered[0][by], _leave_one_out(folds[pairs[0]], by)
-    rows = []
-    for hook_pair, row in zip(pairs, ordered, strict=True):
-        left_out = _leave_one_out(folds[hook_pair], by)
-        interval = jackknife(row[by], left_out)
-        # All hook pairs share their folds, so the difference is taken fold by fold.
-        difference = jackknife(
-            best - row[by], [a - b for a, b in zip(best_left_out, left_out, strict=True)]
-        )
-        rows.append(
-            {name: row[name] for name in ("source_hook", "target_hook")}
-            | {"score": row[by], "low": interval.low, "high": interval.high}
-            | {"behind": best - row[by], "behind_low": difference.low}
-            | {"behind_high": difference.high, "really_worse": difference.low > 0}
-            | {name: row[name] for name in ("r2_null", "r2_token")}
-        )
-    return pd.DataFrame(rows)
-
-
-def _leave_one_out(folds: PairFolds, by: str) -> list[float]:
-    """Return the score ``by`` with each fold left out of the pool."""
-    # Column names: r2_cv, r2_uniform_cv, gain_cv, r2_down_cv, r2_uniform_down_cv.
-    errors = folds.down if "_down_" in by else folds.up
-    if by == "gain_cv":
-        return [_gain_without(errors, folds.token, k) for k in range(len(errors.errors))]
-    column = 1 if "uniform" in by else 0
-    return [errors.r2_without(k, column) for k in range(len(errors.errors))]
-
-
-def _gain_without(errors: FoldErrors, token: FoldErrors | None, k: int) -> float:
-    """Return ``gain_cv`` with fold ``k`` left out of both pools."""
-    baseline = token.r2_without(k, 1) if token else 0.0
-    return gain_over_token(errors.r2_without(k, 1), baseline)
-
+from lrt_lens.stitching.solvers._solver import PairFolds, Setting, Solver
 
 logger = logging.getLogger(__name__)
 
@@ -190,8 +124,23 @@ class StitchGrid:
         *,
         by: str = "gain_cv",
     ) -> pd.DataFrame:
-        """Return the hook pairs among which `best` chooses, best first, with intervals."""
-        return choices(self.folds, self._candidates(source, target, by), by)
+        """Return the hook pairs among which `best` chooses, best first, with 95% intervals.
+
+        ``low`` and ``high`` are intervals of each score. ``behind_low`` and ``behind_high`` are
+        simultaneous intervals of the differences from the best: if all candidates are equally
+        good, at most 5% of such tables call one of them ``really_worse``. `best` describes the
+        arguments and errors.
+
+        Returns:
+            One row per hook pair: ``source_hook``, ``target_hook``, ``score``, ``low``, ``high``,
+            ``behind``, ``behind_low``, ``behind_high``, ``really_worse`` (``behind_low`` is above
+            0), ``r2_null``, ``r2_token`` and ``flag`` (why the intervals may be too short, such as
+            few documents, or empty).
+        """
+        sizes = [float(self.moments.n[k]) for k in FIT_PARTS]
+        documents = self.moments.provenance.documents_of(FIT_PARTS)
+        table = choices(self.folds, self._candidates(source, target, by), by)
+        return table.assign(flag=few_groups(sizes, documents, folds=len(FIT_PARTS)))
 
     def compare(
         self,
@@ -320,6 +269,9 @@ class StitchGrid:
             "tokens that fitted": self.moments.n_fit,
             "best pair (gain_cv)": best_pair,
         }
+        if best is not None and set(self.folds) >= self._pairs_of(named):
+            table = choices(self.folds, named, "gain_cv")
+            lines["not shown to be worse"] = f"{count_not_worse(table)} other pairs"
         if best is not None:
             names = ("r2", "r2_uniform", "r2_null", "r2_token", "r2_uniform_token")
             lines["its scores"] = ", ".join(
@@ -337,6 +289,11 @@ class StitchGrid:
         return card(
             "StitchGrid", facts(lines), heat_table(wide, corner="source ↓ target →"), note(legend)
         )
+
+    @staticmethod
+    def _pairs_of(table: pd.DataFrame) -> set[HookPair]:
+        """Return the hook pairs of some rows of ``scores``."""
+        return set(zip(table["source_hook"], table["target_hook"], strict=True))
 
     def _candidates(
         self, source: str | int | None, target: str | int | None, by: str

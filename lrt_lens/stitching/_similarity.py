@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
 from lrt_lens.moments._scatter import Scatter, between_folds
-from lrt_lens.statistics._jackknife import jackknife
+from lrt_lens.statistics._jackknife import few_groups, jackknife
 from lrt_lens.stitching._measures import (
     MEASURES,
     Cca,
@@ -93,7 +93,9 @@ def similarities(
 
     Returns:
         Columns ``source_hook``, ``target_hook``, ``measure``; ``value``, ``low``, ``high`` on the
-        fitting folds (delete-a-group jackknife, 4 degrees of freedom, not clipped to [0, 1]);
+        fitting folds (delete-a-group jackknife with the folds' tokens as sizes, not clipped to
+        [0, 1]; it holds the mean value of the measure over samples of as much text, with the bias
+        that the measure has for this number of rows);
         ``null``, ``effect``, ``effect_low``, ``effect_high``; ``held_out`` on the test fold (CCA
         and SVCCA along the canonical directions of the fitting folds, Procrustes with their
         rotation, CKA without any fit); ``n`` fitting rows, ``d_source``, ``d_target``, ``note``.
@@ -140,18 +142,7 @@ def similarities(
                 for measure in wanted:
                     values[hook_pair, measure.name].left_out.append(measure.value(streams))
                 bar.update()
-    widths = {
-        hook_pair: (
-            len(moments.source[hook_pair[0]].shift),
-            len(moments.target[hook_pair[1]].shift),
-        )
-        for hook_pair in hook_pairs
-    }
-    rows = [
-        (*hook_pair, name, *one.columns(), moments.n_fit, *widths[hook_pair], one.note)
-        for (hook_pair, name), one in values.items()
-    ]
-    return pd.DataFrame(rows, columns=list(SIMILARITY_COLUMNS))
+    return _table(moments, values)
 
 
 class _MeasuredValues:
@@ -194,10 +185,13 @@ class _MeasuredValues:
                 "too few for these widths"
             )
 
-    def columns(self) -> tuple[float, ...]:
-        """Return value, low, high, null, effect, effect_low, effect_high, held_out."""
+    def columns(self, sizes: Sequence[float]) -> tuple[float, ...]:
+        """Return value, low, high, null, effect, effect_low, effect_high, held_out.
+
+        ``sizes`` are the tokens of the fitting folds.
+        """
         # effect is linear in the value for a fixed null, so the ends of the interval map to ends.
-        interval = jackknife(self.value, self.left_out)
+        interval = jackknife(self.value, self.left_out, sizes)
         effects = [
             effect(number, self.null) for number in (self.value, interval.low, interval.high)
         ]
@@ -207,6 +201,20 @@ class _MeasuredValues:
     def note(self) -> str:
         """Return the notes, joined to one text."""
         return "; ".join(self.notes)
+
+
+def _table(
+    moments: CrossMoments, values: dict[tuple[HookPair, str], _MeasuredValues]
+) -> pd.DataFrame:
+    """Return one row per hook pair and measure, with the columns `SIMILARITY_COLUMNS`."""
+    sizes = [float(moments.n[k]) for k in FIT_PARTS]
+    flag = few_groups(sizes, moments.provenance.documents_of(FIT_PARTS), folds=len(FIT_PARTS))
+    rows = []
+    for (hook_pair, name), one in values.items():
+        one.notes += [flag] if flag else []
+        widths = (len(moments.source[hook_pair[0]].shift), len(moments.target[hook_pair[1]].shift))
+        rows.append((*hook_pair, name, *one.columns(sizes), moments.n_fit, *widths, one.note))
+    return pd.DataFrame(rows, columns=list(SIMILARITY_COLUMNS))
 
 
 def effect(value: float, null: float) -> float:

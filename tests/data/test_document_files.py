@@ -181,6 +181,15 @@ FRAME = pd.DataFrame({"text": ["a", "b"], "id": [1, 2]})
         json.loads(FRAME.to_json(orient="table")),
         json.loads(FRAME.to_json(orient="records")),
         json.loads(FRAME.to_json(orient="columns")),
+        json.loads(FRAME.to_json(orient="index")),
+        json.loads(FRAME.set_axis(["x", "y"]).to_json(orient="index")),
+        json.loads(FRAME.set_axis(["x", "y"]).to_json(orient="columns")),
+        {"x": {"text": "a"}, "y": {"text": "b", "id": 1}},
+        {
+            "schema": {"name": "a table"},
+            "license": "CC BY 4.0",
+            "rows": [*FRAME.to_dict("records")],
+        },
     ],
 )
 def test_json_may_hold_rows_or_columns(tmp_path: Path, content: Any) -> None:
@@ -192,6 +201,84 @@ def test_json_may_hold_one_row_or_one_object_per_line(tmp_path: Path) -> None:
     row = {"text": "a", "label": 1}
     assert list(iterate_documents(written(tmp_path, "a.json", json.dumps(row).encode()))) == ["a"]
     assert list(iterate_documents(written(tmp_path, "b.json", by_lines(ROWS)))) == TEXTS
+
+
+ARTICLE = {"id": 0, "title": "A title", "body": "The whole article.", "tags": [{"name": "Ann"}]}
+
+
+@pytest.mark.parametrize("archive", ARCHIVES)
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_an_article_with_a_list_of_objects_is_one_row(
+    tmp_path: Path, archive: str, in_folder: bool
+) -> None:
+    for k in range(2 if in_folder else 1):
+        content = ARTICLE | {"body": f"The whole article {k}."}
+        written(tmp_path, f"{k}.json{archive}", ARCHIVES[archive](json.dumps(content).encode()))
+    documents = tmp_path if in_folder else tmp_path / f"0.json{archive}"
+    with pytest.raises(
+        ValueError,
+        match=r"0.json.* the list 'tags' of 1 .* \['title', 'body'\] beside it.*text_field=",
+    ):
+        list(iterate_documents(documents))
+    bodies = [f"The whole article {k}." for k in range(1 + in_folder)]
+    assert list(iterate_documents(documents, text_field="body")) == bodies
+    assert list(iterate_documents(documents, text_field="title")) == ["A title"] * len(bodies)
+    # The list's own column may be asked for, and is then read.
+    assert list(iterate_documents(documents, text_field="name")) == ["Ann"] * len(bodies)
+    with pytest.raises(ValueError, match="text_field is 'author', and .* has the columns"):
+        list(iterate_documents(documents, text_field="author"))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"body": None},
+        {"body": ""},
+        {"summary": "短い文"},
+        {"meta": {"body": "The whole article."}},
+        {"title": "Word"},
+    ],
+)
+def test_what_may_be_a_text_beside_a_list_of_objects_is_asked_about(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    path = written(tmp_path, "a.json", json.dumps(other | {"rows": [{"name": "Ann"}]}).encode())
+    with pytest.raises(ValueError, match="beside it, and the texts may be in either; text_field="):
+        list(iterate_documents(path))
+    assert list(iterate_documents(path, text_field="name")) == ["Ann"]
+    # Rows with named fields are wanted whole: there is no text to look for.
+    assert [row for _, row in read_records(path)] == [{"name": "Ann"}]
+
+
+@pytest.mark.parametrize("write", [list, json.dumps])
+def test_a_chat_beside_a_list_of_objects_is_read(
+    tmp_path: Path, write: Any, train_tokenizer: Any
+) -> None:
+    tokenizer = train_tokenizer()
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    turns = [{"role": "user", "content": "hello"}]
+    content = {"messages": write(turns), "sources": [{"url": "a"}], "id": 3}
+    path = written(tmp_path, "a.json", json.dumps(content).encode())
+    assert list(iterate_documents(path, tokenizer)) == ["hello"]
+
+
+def test_a_column_of_both_an_object_and_its_list_is_asked_about(tmp_path: Path) -> None:
+    content = {"title": "One", "parts": [{"title": "Two"}]}
+    path = written(tmp_path, "a.json", json.dumps(content).encode())
+    with pytest.raises(ValueError, match=r"\['title'\] beside it, and the texts may be in either"):
+        list(iterate_documents(path, text_field="title"))
+
+
+def test_an_object_of_objects_is_rows_if_they_have_the_column_of_the_texts(tmp_path: Path) -> None:
+    one = {"doc1": {"title": "A title", "text": "The body"}}
+    assert list(iterate_documents(written(tmp_path, "a.json", json.dumps(one).encode()))) == [
+        "The body"
+    ]
+    two = {key: {"title": "T", "body": f"Body {key}"} for key in ("x", "y")}
+    path = written(tmp_path, "b.json", json.dumps(two).encode())
+    with pytest.raises(ValueError, match="either may be the columns; text_field= names"):
+        list(iterate_documents(path))
+    assert list(iterate_documents(path, text_field="body")) == ["Body x", "Body y"]
 
 
 @pytest.mark.parametrize(
@@ -444,3 +531,46 @@ def test_a_number_too_long_for_python_is_named_with_its_line(tmp_path: Path) -> 
     path = written(tmp_path, "a.jsonl", b'{"text": "a"}\n{"text": ' + b"1" * 5_000 + b"}\n")
     with pytest.raises(ValueError, match="a.jsonl, line 2 is not JSON .*digits"):
         list(iterate_documents(path))
+
+
+@pytest.mark.parametrize("opens", ["~~~ Chapter {} ~~~", "```py{}", "~~~{}", "{fence}"])
+def test_markdown_with_thousands_of_fences_that_never_close_is_read(
+    tmp_path: Path, opens: str
+) -> None:
+    n = 3_000
+    marks = [opens.format(k, fence="`" * (n + 3 - k)) for k in range(n)]
+    if opens == "{fence}":
+        # A shorter fence closes none before it, and no fence is as long again.
+        marks = marks[:100]
+    text = "\n\n".join(f"{mark}\n\nText {k}." for k, mark in enumerate(marks))
+    paragraphs = list(iterate_documents(written(tmp_path, "a.md", text.encode())))
+    expected = [part for k, mark in enumerate(marks) for part in (mark, f"Text {k}.")]
+    assert paragraphs == expected
+
+
+def test_byte_order_marks_in_joined_files_are_no_text(tmp_path: Path) -> None:
+    mark = "\ufeff"
+    texts = f"{mark}One.\n\n{mark}Two.\n"
+    assert list(iterate_documents(written(tmp_path, "a.txt", texts.encode()))) == ["One.", "Two."]
+    lines = f'{mark}{{"text": "One."}}\n{mark}{{"text": "Two."}}\n'
+    assert list(iterate_documents(written(tmp_path, "a.jsonl", lines.encode()))) == ["One.", "Two."]
+
+
+@pytest.mark.parametrize(
+    ("header", "is_noticed"),
+    [
+        ("7,This is the first review", True),
+        ("0.5,This is the first review", True),
+        ('1,"This is a first review, of a film"', True),
+        ("id,text", False),
+        ("0,1", False),
+        ("id,What is your opinion of this", False),
+        ("id,This is the first of many reviews and it is long", True),
+    ],
+)
+def test_a_header_that_looks_like_a_row_is_mentioned(
+    tmp_path: Path, header: str, is_noticed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = written(tmp_path, "a.csv", f"{header}\n2,and another\n3,and a third\n".encode())
+    assert list(iterate_documents(path)) == ["and another", "and a third"]
+    assert ("a.csv, row 0 is read as the names of the columns" in caplog.text) is is_noticed

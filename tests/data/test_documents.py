@@ -1,8 +1,12 @@
 """Tests of reading documents: from all sources of text, and errors for what has none."""
 
+import datetime
 import gzip
+import io
+import itertools
 import json
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +18,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from lrt_lens.data import DocumentSource, iterate_documents, read_records
-from lrt_lens.data._documents import DocumentReader
+from lrt_lens.data import DocumentSource, document_key, iterate_documents, read_records
+from lrt_lens.data._documents import Document, DocumentReader
+from lrt_lens.moments._row_keys import document_keys
 
 TEXTS = ["the cat sat", "the dog ran\nand ran", "naïve 日本"]
 
@@ -387,9 +392,9 @@ def test_documents_without_a_group_are_refused() -> None:
     with pytest.raises(ValueError, match=r"group is 'author', and .* has the columns"):
         read_groups(pd.DataFrame(rows), "author")
     with pytest.raises(ValueError, match="document 2 has no group: group has no value for it"):
-        read_groups(TEXTS, ["a", "b"])
+        read_groups(iter(TEXTS), ["a", "b"])
     with pytest.raises(ValueError, match="group has more values than there are documents"):
-        read_groups(TEXTS, ["a", "b", "c", "d"])
+        read_groups(iter(TEXTS), ["a", "b", "c", "d"])
 
 
 def test_a_name_that_is_neither_file_nor_data_set_says_so() -> None:
@@ -446,7 +451,121 @@ def test_a_group_of_several_values_or_a_failing_function_names_the_row() -> None
         read_groups(TEXTS, lambda row: row["author"])
 
 
+@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("kind", [list, np.array, pd.Series, pyarrow.array])
+def test_another_number_of_groups_than_of_documents_is_refused_before_reading(
+    n: int, kind: Callable[[Any], Any]
+) -> None:
+    frame = pd.DataFrame({"text": TEXTS})
+    data = datasets.Dataset.from_pandas(frame)
+    sources = [TEXTS, tuple(TEXTS), frame, frame["text"], pyarrow.table(frame), data, data["text"]]
+    for documents in sources:
+        with pytest.raises(ValueError, match=f"group has {n} values for 3 documents; give one"):
+            DocumentSource(documents, group=kind(list(range(n))))
+        with pytest.raises(ValueError, match=f"group has {n} values for 3 documents; give one"):
+            DocumentSource.of(DocumentSource(documents), group=kind(list(range(n))))
+        assert read_groups(documents, kind([5, 6, 7])) == [5, 6, 7]
+
+
+def test_groups_of_files_and_streams_have_as_many_values_as_rows(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS])
+    for documents in (path, str(path), [path], iter(TEXTS)):
+        assert read_groups(documents, [1, 2, 3]) == [1, 2, 3]
+    assert read_groups("one text of several words", ["a"]) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1, 1.0, np.int64(1), np.float32(1), "1", "1.0", np.array([1.0])[0]],
+        [-3, -3.0, "-3.00"],
+        [
+            "2020-01-01",
+            "2020-01-01 00:00:00",
+            pd.Timestamp("2020-01-01"),
+            np.datetime64("2020-01-01", "ns"),
+            datetime.date(2020, 1, 1),
+            datetime.datetime(2020, 1, 1),
+        ],
+        ["Smith", "smith", "Smith.", " SMITH "],
+        [True, np.True_, "True"],
+    ],
+)
+def test_equal_groups_share_a_fold_whatever_their_type(values: list[Any]) -> None:
+    keys = {Document("text", group=value).key(0) for value in values}
+    assert keys == {Document("other", group=values[0]).key(0)}
+    others = [True, False, 2, 1.5, "1.5.0", "2020-01-02", pd.Timestamp("2020-01-01 10:00"), "1.01"]
+    apart = [other for other in others if other is not values[0]]
+    assert not keys & {Document("text", group=other).key(0) for other in apart}
+
+
+def test_a_missing_value_moves_no_group_to_another_fold(tmp_path: Path) -> None:
+    whole = pd.DataFrame({"text": [f"text {k}" for k in range(60)], "author": np.arange(60) // 3})
+    # One missing value makes the column a column of floats.
+    holes = pd.concat([whole, pd.DataFrame({"text": ["x"], "author": [np.nan]})])
+    assert holes["author"].dtype == float
+    holes.to_csv(tmp_path / "holes.csv", index=False)
+    assert "2.0" in (tmp_path / "holes.csv").read_text()
+
+    def keys(documents: Any) -> list[int]:
+        source = DocumentSource(documents, text_field="text", group="author")
+        return [one.key(0) for one in itertools.islice(DocumentReader(source), 60)]
+
+    expected = keys(whole)
+    assert len(set(expected)) == 20
+    assert keys(holes) == keys(tmp_path / "holes.csv") == expected
+    assert expected == [document_key(str(author), 0) for author in whole["author"]]
+    ids = document_keys(holes["author"].to_numpy()[:60], 0)
+    assert ids.tolist() == expected
+
+
+@pytest.mark.parametrize("kind", [".txt", ".md"])
+def test_paragraphs_are_grouped_by_their_file(tmp_path: Path, kind: str) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}{kind}").write_text("A.\n\nB.\n")
+    for documents in (tmp_path, str(tmp_path / f"*{kind}"), sorted(tmp_path.iterdir())):
+        assert read_groups(documents, "file") == [f"one{kind}"] * 2 + [f"two{kind}"] * 2
+    with pytest.raises(ValueError, match="has no group: the column 'author' has no value"):
+        read_groups(tmp_path, "author")
+
+
 # ----------------------------------------------------------------------------- names and folders
+
+
+@pytest.mark.parametrize("mode", ["r", "rb"])
+def test_an_open_file_is_refused_with_its_path(tmp_path: Path, mode: str) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS])
+    with path.open(mode) as file:
+        with pytest.raises(ValueError, match=r"documents is an open file .*Path\('.*a.jsonl'\)"):
+            list(iterate_documents(file))
+        with pytest.raises(ValueError, match="group is an open file"):
+            DocumentSource(TEXTS, group=file)
+    archive = write_jsonl(tmp_path / "b.jsonl.gz", [{"text": "a"}])
+    with gzip.open(archive, "rt") as file, pytest.raises(ValueError, match="is an open file"):
+        list(iterate_documents(file))
+    with tempfile.NamedTemporaryFile() as file, pytest.raises(ValueError, match="is an open file"):
+        list(iterate_documents(file))
+    with pytest.raises(
+        ValueError, match=r"open file \(StringIO\), .* give its path, a pathlib.Path"
+    ):
+        list(iterate_documents(io.StringIO("one\ntwo")))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("kind", ["numpy", "torch", "pandas", "arrow", None])
+def test_a_format_of_a_data_set_does_not_change_its_texts(kind: str | None, streamed: bool) -> None:
+    data = datasets.Dataset.from_dict({"text": TEXTS, "book": ["a", "b", "a"]})
+    data = data.to_iterable_dataset() if streamed else data
+    formatted = data.with_format(kind)
+    assert list(iterate_documents(formatted)) == TEXTS
+    assert read_groups(formatted, "book") == ["a", "b", "a"]
+
+
+def test_columns_of_a_format_and_transforms_are_understood() -> None:
+    data = datasets.Dataset.from_dict({"text": TEXTS, "book": ["a", "b", "a"]})
+    assert list(iterate_documents(data.with_format(columns=["book"]))) == TEXTS
+    upper = data.with_transform(lambda rows: {"text": [text.upper() for text in rows["text"]]})
+    assert list(iterate_documents(upper)) == [text.upper() for text in TEXTS]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "my corpus.csv.gz", "data/b.TXT"])

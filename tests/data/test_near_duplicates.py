@@ -142,3 +142,38 @@ def test_groups_of_the_caller_stay_together(texts: list[str]) -> None:
     # Nothing else is joined: as many groups as authors, less one per pair.
     assert groups.nunique() == rows["author"].nunique() - len(report.pairs)
     assert near_duplicates(rows, threshold=0.6, group=report.group).n_across_folds == 0
+
+
+@pytest.mark.parametrize("threshold", [1.0, 0.999, 0.97, 0.02])
+def test_the_ends_of_the_range_of_thresholds_find_what_a_comparison_of_all_finds(
+    texts: list[str], threshold: float
+) -> None:
+    texts = [*texts[:12], *[f"{text} The end." for text in texts[:4]], *texts[:3]]
+    sets = [shingles(text) for text in texts]
+    first_of = {frozenset(one): k for k, one in reversed(list(enumerate(sets)))}
+    expected = {
+        (i, j)
+        for i in range(len(texts))
+        for j in range(i + 1, len(texts))
+        if len(sets[i] & sets[j]) / len(sets[i] | sets[j]) >= threshold
+        # Of equal texts only the first is compared with others.
+        and (sets[i] == sets[j] or first_of[frozenset(sets[j])] == j)
+        and first_of[frozenset(sets[i])] == i
+    }
+    assert {(i, j) for i, j in expected if sets[i] == sets[j]} == {(0, 16), (1, 17), (2, 18)}
+    report = near_duplicates(texts, threshold=threshold)
+    assert set(report.pairs[["first", "second"]].itertuples(index=False, name=None)) == expected
+    assert report.n_duplicates >= 3
+
+
+def test_groups_of_one_fold_are_joined_as_a_harvest_joins_them() -> None:
+    frame = pd.DataFrame(
+        {
+            "text": [f"number {k} of all texts here" for k in range(8)],
+            "author": ["Smith", "smith", "Smith.", "Jones", 1, 1.0, True, "1"],
+        }
+    )
+    group = near_duplicates(frame, group="author").group
+    assert group[0] == group[1] == group[2]
+    assert group[4] == group[5] == group[7]
+    assert len(set(group)) == 4

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -130,7 +131,11 @@ def test_a_window_is_cut_behind_its_last_row() -> None:
     assert len(first_rows(windows, 27)) == 1  # three rows are no window
 
 
-def test_a_group_without_end_does_not_read_for_ever(model: HookedModel, corpus: list[str]) -> None:
+def test_a_group_without_end_does_not_read_for_ever(
+    model: HookedModel, corpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrt_lens.data._spreading._PATIENCE", 20_000)
+
     def stream() -> Iterator[str]:
         rng = random.Random(0)
         while True:
@@ -251,3 +256,110 @@ def test_the_largest_unit_is_known_among_any_number_of_small_ones() -> None:
     assert "fold0 50,001" in complaint or "fold0 50001 document(s)" in complaint
     assert "44% of them from one document" in complaint
     assert "fold1" not in complaint
+
+
+def in_order(corpus: list[str], n_groups: int, per_group: int) -> DocumentSource:
+    """Texts of many groups, those of one group one after the other, as in a table of books."""
+    rng = random.Random(2)
+    texts = [" ".join(rng.sample(corpus, 2)) for _ in range(n_groups * per_group)]
+    return DocumentSource(texts, group=[k // per_group for k in range(len(texts))])
+
+
+@pytest.mark.parametrize("n_tokens", [1_200, 3_000, 6_000])
+def test_groups_in_their_natural_order_fill_every_fold(
+    corpus: list[str], model: HookedModel, n_tokens: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = in_order(corpus, n_groups=60, per_group=12)
+    rows, counted, _ = read(source, model, n_tokens=n_tokens, max_document_tokens="auto")
+    # All were read; with 20 tokens per group, a fold with many groups leaves some out.
+    assert counted.n_units == 60
+    assert len(rows) == 60 if n_tokens > 60 * WINDOW else len(rows) > 50
+    shares = counted.folds.table["share"]
+    assert 0.13 < shares.min() <= shares.max() < 0.2
+    # A group gives about what every other group of its fold gives.
+    for fold in range(6):
+        sizes = [n for key, n in rows.items() if min(part_of(key), 5) == fold]
+        assert max(sizes) - min(sizes) <= 2 * WINDOW + 4
+    assert "of them from one group" not in caplog.text
+
+
+@pytest.mark.parametrize("cap", [None, 40])
+def test_groups_in_their_natural_order_are_mentioned_without_an_automatic_cap(
+    corpus: list[str], model: HookedModel, cap: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = in_order(corpus, n_groups=60, per_group=12)
+    read(source, model, n_tokens=1_200, max_document_tokens=cap)
+    assert "of them from one group" in caplog.text
+    assert "shuffle the rows if those of one group follow each other" in caplog.text
+
+
+def test_copies_that_follow_each_other_count_as_one_document(
+    books: list[str], model: HookedModel
+) -> None:
+    texts = [text[:400] for text in books]
+    copies = [text for text in texts for _ in range(30)]
+    rows, counted, _ = read(copies, model, n_tokens=3_000, max_document_tokens="auto")
+    assert len(rows) == counted.n_units == 60
+    assert counted.folds.table["share"].min() > 0.13
+
+
+def test_texts_without_copies_are_spread_as_if_units_were_documents(
+    corpus: list[str], model: HookedModel
+) -> None:
+    alone, _, blocks = read(corpus, model, n_tokens=1_500, max_document_tokens="auto")
+    grouped = DocumentSource(corpus, group=lambda text: text)
+    same, _, others = read(grouped, model, n_tokens=1_500, max_document_tokens="auto")
+    assert alone == same
+    assert [block.fingerprint for block in blocks] == [block.fingerprint for block in others]
+
+
+def test_a_stream_without_new_groups_says_what_was_read(
+    model: HookedModel, corpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrt_lens.data._spreading._PATIENCE", 20_000)
+    n_given = 0
+
+    def stream() -> Iterator[dict[str, Any]]:
+        nonlocal n_given
+        rng = random.Random(0)
+        while True:
+            n_given += 1
+            yield {"text": " ".join(rng.sample(corpus, 3)), "book": min(n_given // 10, 3)}
+
+    message = (
+        r"Reading stopped after ([\d,]+) document\(s\) with ([\d,]+) tokens, which are of 4 group"
+    )
+    with pytest.raises(TooFewDocumentsError, match=message) as error:
+        read(
+            DocumentSource(stream(), group="book"),
+            model,
+            n_tokens=1_000,
+            max_document_tokens="auto",
+        )
+    found = re.search(message, str(error.value))
+    assert found is not None
+    n_read, n_tokens = (int(number.replace(",", "")) for number in found.groups())
+    assert n_given - 64 <= n_read <= n_given
+    assert 20_000 <= n_tokens < 40_000
+    assert "shuffle the documents, because rows of one group follow each other" in str(error.value)
+
+
+def test_few_texts_with_many_copies_are_told_from_few_documents(
+    model: HookedModel, corpus: list[str]
+) -> None:
+    with pytest.raises(
+        TooFewDocumentsError, match=r": 40 document\(s\) of 2 different text\(s\) .*100 different"
+    ):
+        read(corpus[:2] * 20, model, n_tokens=200, max_document_tokens="auto")
+
+
+def test_the_memory_of_units_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrt_lens.data._spreading._COUNTED_UNITS", 100)
+    budget = TokenBudget(BlockPlan(n_tokens=100_000, max_document_tokens="auto"), n_shares=2)
+    windows = [Window([0] * 10, np.arange(10), 0)] * 60
+    for key in range(400):
+        budget.take(CutDocument(key + 1, windows[:1]), share=key % 2)
+        # A large unit is remembered among any number of small ones: it never exceeds its cap.
+        taken = budget.take(CutDocument(0, windows), share=0)
+        assert bool(taken) is (key == 0)
+    assert budget.n_units == 401

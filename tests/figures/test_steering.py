@@ -404,7 +404,16 @@ def test_calibration_without_a_scale_says_so(chosen: float | None) -> None:
         pd.DataFrame({"scale": [0.0], "damage": [0.0]}), budget=0.1, chosen=chosen
     )
     assert len(_layout(figure)["shapes"]) == 1
-    assert "do not bracket" in _layout(figure)["title"]["subtitle"]["text"]
+    assert "no scale chosen" in _layout(figure)["title"]["subtitle"]["text"]
+
+
+def test_calibration_shows_its_flag_below_the_title() -> None:
+    curve = pd.DataFrame({"scale": [0.0, 1.0], "damage": [0.0, 0.1]})
+    flag = "the damage crosses the budget more than once: at scale 3 it is <.05 again"
+    text = _layout(calibration_figure(curve, budget=0.1, chosen=1.0, flag=flag))["title"]
+    assert "crosses the budget more than once" in text["subtitle"]["text"]
+    # A flag is text, not HTML.
+    assert "&lt;.05" in text["subtitle"]["text"]
 
 
 def test_figures_leave_the_callers_table_alone() -> None:

@@ -1,7 +1,9 @@
 """Tests of a model's tokens, interventions, losses and continuations."""
 
 import copy
+import io
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -508,9 +510,16 @@ def test_a_token_without_an_embedding_is_named(build_hf: Any, train_tokenizer: A
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
-    "texts", [pd.DataFrame({"prompt": ["the cat"]}), {"text": ["the cat"]}, {"the cat", "a dog"}]
+    "texts",
+    [
+        pd.DataFrame({"prompt": ["the cat"]}),
+        {"text": ["the cat"]},
+        {"the cat", "a dog"},
+        Path(__file__),
+        io.StringIO("the cat\na dog\n"),
+    ],
 )
-def test_a_table_a_dict_and_a_set_are_no_texts(model: HookedModel, texts: Any) -> None:
+def test_a_table_a_dict_a_set_and_a_file_are_no_texts(model: HookedModel, texts: Any) -> None:
     for run in (model.encode, model.loss, model.generate):
         with pytest.raises(TypeError, match="expected a text, a list of texts or one column"):
             run(texts)

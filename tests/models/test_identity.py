@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import AutoTokenizer
 
 from lrt_lens.adapters.vectors import SteeringVector
@@ -19,6 +20,7 @@ from lrt_lens.errors import MismatchError
 from lrt_lens.models import HookedModel, ModelPair
 from lrt_lens.models._identity import model_name, names_apart, same_tokens, tokenizer_hash
 from lrt_lens.models._pair import model_sides
+from lrt_lens.models._passes import ignores_mean
 
 HASH = "0123456789abcdef0123456789abcdef01234567"
 
@@ -238,3 +240,35 @@ def test_vocabularies_are_compared_once_until_they_change() -> None:
     fewer = Counted(with_fewer_merges(second.tokenizer, keep=0.1))
     assert not same_tokens(fewer, second)
     assert (fewer.read, second.read) == (0, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("architecture", "ignores"),
+    [
+        ("Llama", False),
+        ("Gemma", False),
+        ("Olmo2", False),
+        ("Cohere", True),
+        ("Olmo", True),
+        ("GPTNeoX", True),
+        ("Phi", True),
+        ("StableLm", True),
+    ],
+)
+@torch.no_grad()
+def test_the_norm_of_a_model_is_known_by_what_it_does(
+    architecture: str, ignores: bool, dtype: torch.dtype
+) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 64}
+    config = getattr(transformers, f"{architecture}Config")(
+        **sizes, num_attention_heads=2, bos_token_id=0, eos_token_id=1, pad_token_id=2
+    )
+    hf = getattr(transformers, f"{architecture}ForCausalLM")(config).to(dtype)
+    assert ignores_mean(hf, 16) is ignores
+    # The norm before the first block, by itself: a shift of its input changes it, or does not.
+    norm = next(module for module in hf.modules() if "norm" in type(module).__name__.lower())
+    states = torch.randn(1, 3, 16, dtype=dtype)
+    same = torch.allclose(norm(states).float(), norm(states + 0.5).float(), atol=0.1)
+    assert same is ignores
+    assert ignores_mean(hf, 17) is None

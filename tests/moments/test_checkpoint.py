@@ -243,11 +243,11 @@ def test_an_interrupt_while_rows_are_added_waits_until_they_are(
 ) -> None:
     add_block, calls = CrossMoments.add_block, []
 
-    def add_and_interrupt(self: CrossMoments, *arguments: Any) -> None:
+    def add_and_interrupt(self: CrossMoments, *arguments: Any, **names: Any) -> None:
         calls.append(1)
         if len(calls) == 5:
             os.kill(os.getpid(), signal.SIGINT)
-        add_block(self, *arguments)
+        add_block(self, *arguments, **names)
 
     monkeypatch.setattr(CrossMoments, "add_block", add_and_interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -264,7 +264,7 @@ def test_moments_that_were_torn_are_not_written(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    products, calls = moments_module._products, []
+    products, calls = moments_module.cross_products, []
 
     def fail(*arguments: Any) -> Any:
         calls.append(1)
@@ -273,7 +273,7 @@ def test_moments_that_were_torn_are_not_written(
         return products(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr("lrt_lens.moments._cross_moments._products", fail)
+        patch.setattr("lrt_lens.moments._cross_moments.cross_products", fail)
         with pytest.raises(MemoryError):
             harvest(pair, corpus, checkpoint=tmp_path, progress=False, **OPTIONS)
     assert read_rank_files(tmp_path, settle(pair, **OPTIONS).arguments) == []

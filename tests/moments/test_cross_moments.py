@@ -10,6 +10,7 @@ import torch
 
 from lrt_lens.errors import MismatchError, NonFiniteError, TooFewDocumentsError
 from lrt_lens.moments import FIT_PARTS, TEST_PARTS, CrossMoments, Provenance
+from lrt_lens.moments._centred_rows import CentredRows
 from lrt_lens.moments._scatter import SideMoments
 from lrt_lens.stitching.solvers import Ridge
 
@@ -95,14 +96,32 @@ def test_the_median_norm_is_right_to_a_per_cent(rows: Any, moments_of: Any) -> N
     for factor in (1e-3, 1.0, 1e3):
         scaled = replace(rows, x=rows.x * factor, y=rows.y)
         found = moments_of(scaled).source["source"].median_norm
-        assert found == pytest.approx(float(scaled.x.norm(dim=1).median()), rel=0.01)
+        fitting = scaled.x[torch.from_numpy(rows.fits)]
+        assert found == pytest.approx(float(fitting.norm(dim=1).median()), rel=0.01)
+
+
+def test_the_median_norm_is_that_of_the_fitting_folds(rows: Any, moments_of: Any) -> None:
+    x = rows.x.clone()
+    # Norms of the test fold a thousand times as large: the median of all rows would be another.
+    x[torch.from_numpy(~rows.fits)] *= 1000
+    side = moments_of(replace(rows, x=x)).source["source"]
+    assert side.median_norm == pytest.approx(
+        float(np.median(np.linalg.norm(x.numpy()[rows.fits], axis=1))), rel=0.01
+    )
+    assert float(side.norms.sum()) == rows.fits.sum()
+
+
+def test_moments_of_the_test_fold_alone_have_no_median_norm(rows: Any) -> None:
+    moments = CrossMoments((PAIR,))
+    moments.add_block(6, {"source": rows.x}, {"target": rows.y})
+    assert math.isnan(moments.source["source"].median_norm)
 
 
 def test_the_median_norm_ignores_a_few_massive_rows() -> None:
     side = SideMoments.zeros(torch.zeros(3))
     values = torch.ones(100, 3)
     values[:10] = 1e6
-    side.add(0, values, values)
+    side.add(0, CentredRows.of(values, side.shift, torch.float32).sums(), values)
     assert side.median_norm == pytest.approx(math.sqrt(3), rel=0.01)
 
 

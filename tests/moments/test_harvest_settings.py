@@ -4,12 +4,14 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
 from lrt_lens.models import ModelPair
 from lrt_lens.models._hook_points import with_token
 from lrt_lens.moments import HarvestSettings, ModelShape, harvest, plan_harvest
+from lrt_lens.moments._harvest_settings import checked_cap, checked_n_tokens
 from lrt_lens.moments._harvesting import settle
 from lrt_lens.stitching import fit_stitches
 
@@ -114,3 +116,20 @@ def test_moments_and_plan_keep_the_same_hook_pairs(pair: ModelPair, corpus: list
     assert set(moments.cross) == set(hook_pairs)
     assert with_token(moments.pairs, None) == moments.pairs
     assert with_token(hook_pairs, moments.token_hook) == hook_pairs
+
+
+@pytest.mark.parametrize("value", [5_000, 5e3, np.int64(5_000), np.float32(5_000)])
+def test_numbers_of_tokens_of_any_type_are_whole_numbers(value: Any) -> None:
+    for checked in (checked_n_tokens, checked_cap):
+        found = checked(value)
+        assert (found, type(found)) == (5_000, int)
+
+
+@pytest.mark.parametrize("value", ["5000", True, np.True_, 0.5, np.nan, np.inf, -3, [9]])
+def test_other_numbers_of_tokens_are_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"n_tokens is .*; expected a positive number, or None"):
+        checked_n_tokens(value)
+    with pytest.raises(ValueError, match=r"max_document_tokens is .*; expected 'auto', None, or"):
+        checked_cap(value)
+    assert checked_n_tokens(None) is checked_cap(None) is None
+    assert checked_cap("auto") == "auto"

@@ -8,7 +8,8 @@ from scipy import stats
 
 from lrt_lens.statistics import jackknife
 from lrt_lens.statistics._intervals import t_quantile
-from lrt_lens.statistics._jackknife import standard_error
+from lrt_lens.statistics._jackknife import few_groups, standard_error
+from tests.statistics.explicit_jackknife import explicit_jackknife
 
 
 def left_out(values: np.ndarray, statistic) -> list:
@@ -60,6 +61,73 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
         low, high, _ = jackknife(float(values.mean()), left_out(values, lambda v: float(v.mean())))
         hits.append(low <= 1.0 <= high)
     assert 0.93 <= np.mean(hits) <= 0.97  # three standard errors about .95
+
+
+def test_unequal_groups_are_weighted_and_have_fewer_degrees_of_freedom() -> None:
+    rng = np.random.default_rng(4)
+    sizes = np.array([400, 30, 30, 20, 20])
+    values = [rng.normal(size=n) for n in sizes]
+    full = float(np.concatenate(values).mean())
+    others = [float(np.concatenate(values[:k] + values[k + 1 :]).mean()) for k in range(5)]
+    interval = jackknife(full, others, sizes)
+    error, reach = explicit_jackknife(full, others, sizes)
+    assert interval.standard_error == pytest.approx(error)
+    assert (interval.low, interval.high) == pytest.approx((full - reach, full + reach))
+    # One group with 80% of the rows: wider than four degrees of freedom would be.
+    assert reach > 1.2 * stats.t.ppf(0.975, 4) * error
+    plain = jackknife(full, others)
+    assert plain == pytest.approx(jackknife(full, others, np.ones(5)))
+
+
+def test_means_over_unequal_groups_are_covered() -> None:
+    rng = np.random.default_rng(5)
+    hits = []
+    for _ in range(2000):
+        sizes = np.maximum(1, rng.multinomial(10, np.full(8, 1 / 8)))
+        groups = [rng.normal(1.0, 2.0, 20 * n) for n in sizes]
+        sums, counts = np.array([g.sum() for g in groups]), 20 * sizes
+        full = sums.sum() / counts.sum()
+        others = (sums.sum() - sums) / (counts.sum() - counts)
+        low, high, _ = jackknife(float(full), others, counts)
+        hits.append(low <= 1.0 <= high)
+    assert 0.935 <= np.mean(hits) <= 0.965  # three standard errors about .95
+
+
+def test_sizes_may_differ_between_entries() -> None:
+    rng = np.random.default_rng(6)
+    full, others = rng.normal(size=3), rng.normal(size=(5, 3))
+    sizes = rng.uniform(1, 9, (5, 3))
+    together = jackknife(full, others, sizes)
+    for i in range(3):
+        alone = jackknife(float(full[i]), others[:, i], sizes[:, i])
+        assert [float(part[i]) for part in together] == pytest.approx(list(alone))
+
+
+def test_an_interval_of_a_correlation_lies_between_minus_one_and_one() -> None:
+    others = [0.9, 0.99, 0.95, 0.999, 0.97]
+    assert jackknife(0.97, others).high > 1
+    interval = jackknife(0.97, others, scale="correlation")
+    _, half = explicit_jackknife(np.arctanh(0.97), np.arctanh(others), np.ones(5))
+    z = np.arctanh(0.97)
+    assert (interval.low, interval.high) == pytest.approx(tuple(np.tanh([z - half, z + half])))
+    perfect = jackknife(1.0, [1.0, 1.0, 1.0], scale="correlation")
+    assert perfect.low == pytest.approx(1.0, abs=1e-9)
+    assert perfect.high <= 1
+
+
+@pytest.mark.parametrize("sizes", [[1.0, 2.0], [1.0, -1.0, 2.0]])
+def test_sizes_that_are_none_are_refused(sizes: list[float]) -> None:
+    with pytest.raises(ValueError, match="expected 3 numbers of at least 0, one for each group"):
+        jackknife(1.0, [1.0, 2.0, 3.0], sizes)
+
+
+def test_few_documents_and_uneven_groups_are_said() -> None:
+    even = np.array([10, 12, 9, 11, 10])
+    assert few_groups(even, [12, 14, 9, 13, 10], folds=5) == ""
+    assert few_groups(even) == ""
+    assert few_groups(even, [2, 4, 3, 3, 2], folds=5) == "few documents: 14; expected at least 50"
+    assert few_groups([900.0, 50.0, 50.0]) == "uneven groups: 90% of the text in one of 3"
+    assert few_groups([10.0]) == "no interval: fewer than two groups of documents"
 
 
 def test_one_group_or_an_undefined_estimate_gives_no_interval() -> None:

@@ -16,6 +16,7 @@ from lrt_lens.errors import MismatchError
 from lrt_lens.moments import FIT_PARTS
 from lrt_lens.stitching import AffineMap, map_diagnostics, score_intervals
 from lrt_lens.stitching._diagnostics import condition_number, effective_rank
+from tests.statistics.explicit_jackknife import explicit_jackknife
 
 PAIR = ("source", "target")
 
@@ -176,13 +177,22 @@ def test_intervals_are_those_of_rows_with_each_group_left_out(
     left_out = np.array(
         [scores_of_rows(rows, affine, ~rows.fits & (rows.parts != g), down) for g in groups]
     )
-    error = np.sqrt((len(groups) - 1) / len(groups) * ((left_out - left_out.mean(0)) ** 2).sum(0))
-    reach = stats.t.ppf(0.975, len(groups) - 1) * error
+    sizes = [(rows.parts == g).sum() for g in groups]
+    assert len(set(sizes)) > 1
+    error, reach = np.transpose(
+        [explicit_jackknife(*one, sizes) for one in zip(full, left_out.T, strict=True)]
+    )
     assert table["score"].tolist() == ["r2", "r2_uniform", "cosine"]
     assert table["value"].to_numpy() == pytest.approx(full, rel=1e-6)
     assert table["standard_error"].to_numpy() == pytest.approx(error, rel=1e-5)
-    assert table["low"].to_numpy() == pytest.approx(full - reach, rel=1e-5)
-    assert table["high"].to_numpy() == pytest.approx(full + reach, rel=1e-5)
+    low, high = full - reach, full + reach
+    # The cosine is a correlation; its interval is that of artanh.
+    z = np.arctanh(full[2])
+    _, half = explicit_jackknife(z, np.arctanh(left_out[:, 2]), sizes)
+    low[2], high[2] = np.tanh([z - half, z + half])
+    assert table["low"].to_numpy() == pytest.approx(low, rel=1e-5)
+    assert table["high"].to_numpy() == pytest.approx(high, rel=1e-5)
+    assert (table["flag"] == "").all()
 
 
 def test_the_values_are_those_of_the_grid(moments: Any, affine: AffineMap) -> None:

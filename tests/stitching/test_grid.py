@@ -27,16 +27,17 @@ def naive_cross_validation(
 ) -> tuple[float, float, float]:
     """Return (squared error, r2_cv, r2_uniform_cv) from one fit of scikit-learn per fold.
 
-    Errors and variances are pooled over the held-out folds.
+    Errors are pooled over the held-out folds; variances are about the mean of all of them.
     """
-    error, variance = 0.0, 0.0
+    error = 0.0
     for k in range(5):
         x, y = rows.numpy(rows.fits & (rows.parts != k))
         held_x, held_y = rows.numpy(rows.parts == k)
         if down:
             x, y, held_x, held_y = y, x, held_y, held_x
         error = error + ((held_y - sklearn_ridge(x, y, alpha).predict(held_x)) ** 2).sum(0)
-        variance = variance + ((held_y - held_y.mean(0)) ** 2).sum(0)
+    y = rows.numpy(rows.fits)[0 if down else 1]
+    variance = ((y - y.mean(0)) ** 2).sum(0)
     return error.sum(), 1 - error.sum() / variance.sum(), (1 - error / variance).mean()
 
 
@@ -321,6 +322,33 @@ def test_a_corrupted_test_fold_changes_its_verdict_and_no_choice(
         best, expected = other.best(by=by), grid.best(by=by)
         assert (best.source_hook, best.target_hook) == (expected.source_hook, expected.target_hook)
         torch.testing.assert_close(best.up.weight, expected.up.weight, rtol=1e-7, atol=1e-9)
+
+
+def test_statistics_of_a_stitch_are_those_of_the_fitting_folds(
+    rows: Any, layered: dict, layered_moments: Any
+) -> None:
+    test = torch.from_numpy(~rows.fits)
+    changed = {hook: values.clone() for hook, values in layered["target"].items()}
+    for values in changed.values():
+        values[test] = 1000 * values[test] - 400
+    stitch = layered_moments().fit().best()
+    other = layered_moments(target=changed).fit().best()
+    expected = layered["target"][stitch.target_hook][torch.from_numpy(rows.fits)].numpy()
+    statistics = other.target_statistics
+    np.testing.assert_allclose(statistics.mean, expected.mean(0), rtol=1e-7)
+    np.testing.assert_allclose(
+        statistics.covariance, np.cov(expected.T, bias=True), rtol=1e-5, atol=1e-6
+    )
+    assert statistics.median_norm == pytest.approx(
+        np.median(np.linalg.norm(expected, axis=1)), rel=0.01
+    )
+    assert other.scores["n_tokens"] == rows.fits.sum()
+    for ours, theirs in ((stitch.null, other.null), *zip(stitch.refits, other.refits, strict=True)):
+        torch.testing.assert_close(theirs.up.weight, ours.up.weight, rtol=1e-6, atol=1e-8)
+    direction = torch.randn(12, generator=torch.Generator().manual_seed(0))
+    assert other.target_statistics.deviation(direction[:9]) == pytest.approx(
+        stitch.target_statistics.deviation(direction[:9])
+    )
 
 
 def test_the_best_pair_has_the_highest_cross_validated_score(grid: Any) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from lrt_lens.errors import HookPointError, TooFewDocumentsError
 from lrt_lens.moments import CrossMoments
 from lrt_lens.stitching import similarities
 from lrt_lens.stitching._similarity import SIMILARITY_COLUMNS, effect
+from tests.statistics.explicit_jackknife import explicit_jackknife
 
 SOURCES = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
 TARGETS = ("blocks.0.hook_resid_post", "blocks.2.hook_resid_post")
@@ -103,7 +103,7 @@ def test_values_intervals_and_nulls_are_those_of_rows(
     left_out = np.array(
         [naive(x[fits & (rows.parts != k)], y[fits & (rows.parts != k)]) for k in range(5)]
     )
-    reach = stats.t.ppf(0.975, 4) * np.sqrt(4 / 5 * ((left_out - left_out.mean()) ** 2).sum())
+    _, reach = explicit_jackknife(value, left_out, [(rows.parts == k).sum() for k in range(5)])
     assert (row["low"], row["high"]) == pytest.approx((value - reach, value + reach), rel=1e-6)
     assert row["effect_low"] == pytest.approx((value - reach - null) / (1 - null), rel=1e-6)
     assert row["effect_high"] == pytest.approx((value + reach - null) / (1 - null), rel=1e-6)

@@ -37,10 +37,11 @@ from lrt_lens.adapters.concepts._arms import DRAWN, ConceptArm, LayerRows, conce
 from lrt_lens.adapters.concepts._concept_map import contrast_sets
 from lrt_lens.adapters.concepts._rows import PairRows, ends_of, known_rows, read_rows
 from lrt_lens.adapters.concepts._settings import ConceptTransferSettings
-from lrt_lens.adapters.vectors._calibration import MAX_PASSES, NeutralText, search_scale
+from lrt_lens.adapters.vectors._calibration import NeutralText
 from lrt_lens.adapters.vectors._equal_damage import ITEMS, TEXTS, Curve, item_clusters
 from lrt_lens.adapters.vectors._intervention import Intervention
 from lrt_lens.adapters.vectors._preferences import PreferenceText
+from lrt_lens.adapters.vectors._scale_search import search_scale
 from lrt_lens.adapters.vectors._steering_hook import Positions, SteeringHook
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._behaviours import answer_contrast
@@ -441,7 +442,7 @@ class _SteeredModel:
         return self.neutral.losses(first) - self.neutral.unsteered
 
     def _bracket(self, arm: ConceptArm, budget: float) -> set[float]:
-        """Two β around the one whose damage is the budget; none if no tried β does that damage."""
+        """Two β around the first whose damage is the budget; none if the budget is not met."""
 
         # The item passes and the neutral passes share the hooks, so later hooks are registered
         # here.
@@ -450,14 +451,8 @@ class _SteeredModel:
             with self.model.intervene(later):
                 return float(self._rises(first).sum() / self.n_tokens.sum())
 
-        tried = search_scale(
-            measure, budget, first_guess=1.0, tolerance=0.05, max_evaluations=MAX_PASSES - 1
-        )
-        # 0.95 is the tolerance of the search.
-        if max((damage for _, damage in tried), default=0.0) < 0.95 * budget:
-            return set()
-        nearest = min(tried, key=lambda point: abs(point[1] - budget))[0]
-        return {nearest * share for share in _AROUND}
+        found = search_scale(measure, budget, first_guess=1.0, tolerance=0.05)
+        return {found.scale * share for share in _AROUND} if found.reached else set()
 
     def _hooks(self, arm: ConceptArm, beta: float) -> tuple[SteeringHook, dict[int | str, Any]]:
         """Return the hook at the first hook point, and the hooks at the later ones.

@@ -19,7 +19,8 @@ The metadata no longer has the hash of the centred weights: the result belongs t
 weights of the same name and revision, which functions that take an SAE compare.
 
 Limits: TransformerLens centres models with LayerNorm only. An SAE of a model with RMSNorm is in the
-raw basis, whatever its metadata says. The hash of the unprocessed weights is not known here; set
+raw basis, whatever its metadata says, and functions that take an SAE and a model refuse its
+conversion. The hash of the unprocessed weights is not known here; set
 ``sae.cfg.metadata.model_hash`` to ``model.identity.config_hash`` to have it compared.
 """
 

@@ -226,23 +226,48 @@ def _names_a_model(sae: Any) -> bool:
 
 
 def refuse_other_basis(sae: Any, model: ModelIdentity) -> None:
-    """Raise `MismatchError` if the SAE was trained in another residual basis than the model's."""
+    """Raise `MismatchError` if the SAE was trained in another residual basis than the model's.
+
+    An SAE that `uncentred_sae` converted is refused on a model with RMSNorm, which TransformerLens
+    does not centre: it subtracts a mean that was in the states of its training.
+    """
     theirs = recorded_basis(sae)
+    if _is_uncentred(sae) and model.ignores_mean is False:
+        raise MismatchError(
+            f"this SAE was converted by lrt.uncentred_sae, which is for models with LayerNorm;"
+            f" {model.name!r} has RMSNorm, whose weights TransformerLens does not centre: give the"
+            " SAE as it was trained, with sae.cfg.metadata.basis = 'raw'"
+        )
     if theirs is None or theirs == model.basis:
         return
-    if theirs == "centred":
+    if theirs != "centred":
+        remedy = "load the model without center_writing_weights, or give an SAE of this basis"
+    elif model.ignores_mean is False:
         remedy = (
-            "convert it with lrt.uncentred_sae(sae), or load the model with "
-            "center_writing_weights=True; if the model has RMSNorm, TransformerLens did not centre "
-            "it: set sae.cfg.metadata.basis = 'raw'"
+            "the model has RMSNorm, so that TransformerLens did not centre it, whatever the "
+            "keywords of the SAE say: set sae.cfg.metadata.basis = 'raw'"
         )
     else:
-        remedy = "load the model without center_writing_weights, or give an SAE of this basis"
+        remedy = (
+            "convert it with lrt.uncentred_sae(sae), or load the model with "
+            "center_writing_weights=True"
+        )
+        if model.ignores_mean is None:
+            remedy += (
+                "; if the model has RMSNorm, TransformerLens did not centre it: set "
+                "sae.cfg.metadata.basis = 'raw'"
+            )
     raise MismatchError(
         f"this SAE was trained in the {theirs!r} residual basis "
         f"(center_writing_weights={theirs == 'centred'}); expected {model.basis!r}, as in "
         f"{model.name!r}: {remedy}"
     )
+
+
+def _is_uncentred(sae: Any) -> bool:
+    """Return whether an SAE is a result of `uncentred_sae`."""
+    converted = _recorded(sae, "converted")
+    return isinstance(converted, dict) and converted.get("from_basis") == "centred"
 
 
 def refuse_other_tokenizer(sae: Any, model: ModelIdentity) -> None:

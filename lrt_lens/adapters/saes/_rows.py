@@ -17,14 +17,14 @@ documents only once, whatever the number of epochs.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lrt_lens.data._blocks import iterate_blocks
-from lrt_lens.data._documents import Documents, DocumentSource
+from lrt_lens.data._documents import Documents, read_once
 from lrt_lens.data._parts import N_FOLDS, N_PARTS
 from lrt_lens.data._windows import BlockPlan
 from lrt_lens.errors import NonFiniteError, TooFewDocumentsError
@@ -103,9 +103,9 @@ class SAERows:
             ValueError: ``documents`` is an iterator.
             TooFewDocumentsError: no document is held out.
         """
-        if iter_is_self(DocumentSource.of(documents).documents):
+        if (name := read_once(documents)) is not None:
             raise ValueError(
-                "documents is an iterator, which can be read only once; give a list of texts, a "
+                f"{name} is an iterator, which can be read only once; give a list of texts, a "
                 # The documents are read once per epoch and once more for the held-out rows.
                 "file or a data set"
             )
@@ -243,8 +243,3 @@ def refuse_non_finite(rows: Tensor, what: str) -> None:
             f"{bad} of {len(rows)} {what} hold NaN or infinity; expected finite activations: load "
             "the model with dtype='float32'"
         )
-
-
-def iter_is_self(documents: Any) -> bool:
-    """Return True if documents are an iterator, which can be read only once."""
-    return isinstance(documents, Iterator)

@@ -40,6 +40,8 @@ _WIDEST = 1.6
 """Largest damage of a draw's upper scale, in budgets; a larger one is measured again below."""
 _TRIES = 3
 """Number of scales after which a draw's scale is searched like that of an arm of one vector."""
+_MOST_SHOWN = 8
+"""Largest number of scales of a curve whose search did not reach the budget."""
 _LIKE = {
     "map_refit": "transferred",
     "contrast_refit": "transferred",
@@ -146,7 +148,9 @@ class ArmMeter:
             tolerance=0.03,
         )
         if not calibration.reached:
-            return [scale for scale in calibration.curve["scale"] if scale > 0]
+            tried = [scale for scale in calibration.curve["scale"] if scale > 0]
+            # A search that fails tries dozens of scales; a few show the curve.
+            return [tried[int(i)] for i in np.unique(np.linspace(0, len(tried) - 1, _MOST_SHOWN))]
         self._last_step[key] = calibration.scale * vector.norm
         return [multiple * calibration.scale for multiple in multiples]
 

@@ -3,9 +3,10 @@
 Problem: the effects of two interventions can only be compared if both cost the same on neutral
 text. Mechanism: damage is the rise of the loss, or the KL divergence from the unsteered model, both
 in nats per token (`lrt_lens.adapters.vectors._neutral_text`). It grows about with the square of a
-small step. The search starts at a scale predicted from norms, brackets the budget and interpolates
-with a power law. Each block normalises the stream first, so only the length of a step relative to
-the stream matters. A step of SHARE · median‖x‖ costs about 0.1 nats per token.
+small step. The search starts at a scale predicted from norms, brackets the budget, interpolates
+with a power law and looks for an earlier crossing (`lrt_lens.adapters.vectors._scale_search`). Each
+block normalises the stream first, so only the length of a step relative to the stream matters. A
+step of SHARE · median‖x‖ costs about 0.1 nats per token.
 
     scale = SHARE · √(damage / 0.1) · median‖x‖ / ‖v‖                     (`predict_scale`)
 
@@ -29,15 +30,16 @@ predicted.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 
-from lrt_lens._repr_html import card, facts, table
+from lrt_lens._repr_html import card, facts, note, table
 from lrt_lens.adapters.vectors._intervention import Intervention
 from lrt_lens.adapters.vectors._neutral_text import Neutral, NeutralText, Unit
+from lrt_lens.adapters.vectors._scale_search import MAX_EVALUATIONS, search_scale
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.figures._steering import calibration_figure
@@ -53,7 +55,6 @@ __all__ = [
     "calibrate_on",
     "calibrate_scale",
     "predict_scale",
-    "search_scale",
 ]
 
 SHARE = 0.16
@@ -63,10 +64,8 @@ Median over the measured directions: 0.16 in the bundled large model, 0.20 in Sm
 """
 _BUDGET = 0.1
 """Damage at which SHARE was measured, in nats per token."""
-MAX_PASSES = 12
+MAX_PASSES = MAX_EVALUATIONS + 1
 """Largest number of passes over the neutral texts, the unsteered one included."""
-_LARGEST_SCALE = 2.0**20
-"""Largest scale that is tried: a direction without any effect would be scaled up for ever."""
 # Subtitles of the figure by unit of damage, and titles of its axis by mode.
 _MEANINGS = {
     "loss": "damage: rise of the loss on neutral text",
@@ -77,8 +76,6 @@ _SCALES = {
     "clamp": "scale (1 = clamped to the level)",
     "ablate": "scale (1 = all of the component)",
 }
-_Point = tuple[float, float]
-"""Pair (scale, damage at that scale)."""
 
 
 def predict_scale(
@@ -139,13 +136,13 @@ class Calibration:
     """The scale that meets a damage budget, and the measurements of the search."""
 
     scale: float
-    """Scale of the intervention; NaN if no tried scale reached the budget."""
+    """First scale whose damage is within 5 % of the budget; NaN if none was found."""
     damage: float
     """Measured damage at that scale, in nats per token."""
     budget: float
     """Requested damage, in nats per token."""
     curve: pd.DataFrame
-    """One row per tried scale: scale, damage."""
+    """One row per tried scale with a finite damage: scale, damage."""
     unit: Unit = "loss"
     """Measure of damage: the rise of the loss, or KL(unsteered ‖ steered)."""
     at_limit: bool = False
@@ -155,10 +152,13 @@ class Calibration:
     """
     intervention: Intervention | None = field(default=None, repr=False)
     """The intervention that was calibrated."""
+    flag: str = ""
+    """What is unusual: no scale meets the budget, the damage crosses it more than once, the limit
+    of the mode stays within it, or checks for an earlier crossing were left out."""
 
     @property
     def reached(self) -> bool:
-        """True if a scale met the budget, or stays within it at the mode's largest scale."""
+        """True if a scale meets the budget, or the mode's largest scale stays within it."""
         return not math.isnan(self.scale)
 
     @property
@@ -180,13 +180,13 @@ class Calibration:
         """Register the intervention at this scale: ``with calibration.apply(model): ...``.
 
         Raises:
-            ValueError: no scale reached the budget.
+            ValueError: no scale meets the budget; the message says what the curve does.
         """
         if self.intervention is None or not self.reached:
             raise ValueError(
-                f"the budget of {self.budget:g} nats per token was not reached (largest measured "
-                f"damage: {self.curve['damage'].max():.3g}), so there is no scale to apply; "
-                "calibrate with a smaller damage"
+                f"the budget of {self.budget:g} nats per token was not reached, so there is no "
+                f"scale to apply ({self.flag or 'nothing was calibrated'}); calibrate with a "
+                "damage that the curve reaches, see calibration.figure()"
             )
         return self.intervention.apply(model, scale=self.scale)
 
@@ -197,14 +197,19 @@ class Calibration:
             "damage": f"{self.damage:.3g} of {self.budget:g} (nats per token, {measure})",
             "steered passes": len(self.curve) - 1,
         }
-        return card("Calibration", facts(summary), table(self.curve))
+        return card("Calibration", facts(summary), note(self.flag), table(self.curve))
 
     def figure(self) -> Any:
-        """Return a plotly figure of damage against scale, with the calibrated scale marked."""
+        """Return a plotly figure of damage against scale, with scale and flag if there are any."""
         mode = "add" if self.intervention is None else self.intervention.mode
         meaning = _MEANINGS[self.unit]
         return calibration_figure(
-            self.curve, budget=self.budget, chosen=self.scale, meaning=meaning, scale=_SCALES[mode]
+            self.curve,
+            budget=self.budget,
+            chosen=self.scale,
+            meaning=meaning,
+            scale=_SCALES[mode],
+            flag=self.flag,
         )
 
 
@@ -221,12 +226,14 @@ def calibrate_scale(
     first_guess: float | None = None,
     tolerance: float = 0.02,
 ) -> Calibration:
-    """Return the positive scale at which an intervention costs ``damage`` on ``neutral``.
+    """Return the first positive scale at which an intervention costs ``damage`` on ``neutral``.
 
-    Deterministic. Needs at most 12 forward passes over the neutral texts, about three as a rule;
-    KL, a clamp and further hook points need one or two more unsteered passes. ``scale`` is NaN,
-    never an extrapolation, if no tried scale reaches the budget. If a full ablation stays within
-    the budget, ``scale`` is 1 and ``at_limit`` is set.
+    Deterministic. Needs about six forward passes over the neutral texts, two of which look for an
+    earlier crossing, and at most 32 if the damage does not rise like an ordinary curve; KL, a clamp
+    and further hook points need one or two more unsteered passes. ``scale`` is NaN, never an
+    extrapolation, if no scale with a damage within 5 % of the budget was found: the curve may
+    saturate below the budget or jump over it. If a full ablation stays within the budget, ``scale``
+    is 1 and ``at_limit`` is set. ``flag`` says all of this in words.
 
     Args:
         model: the model to steer.
@@ -243,11 +250,12 @@ def calibrate_scale(
         positions: steered positions, see `SteeringVector.hooks`.
         first_guess: first scale that is tried; by default predicted from the norms of vector and
             stream (`predict_scale`).
-        tolerance: accepted difference from the budget, as a share of it.
+        tolerance: difference from the budget, as a share of it, at which the search stops; at most
+            0.05.
 
     Raises:
-        ValueError: no neutral text that is long enough, a budget that is not positive, an unknown
-            unit, or no level for a clamp.
+        ValueError: no neutral text that is long enough, a budget or first guess that is not
+            positive, a tolerance out of range, an unknown unit, or no level for a clamp.
         MismatchError: a vector of another model.
     """
     hooked = load_model(model)
@@ -281,7 +289,8 @@ def calibrate_on(
     ``positions`` are those of a single vector; an `Intervention` has its own.
 
     Raises:
-        ValueError: a budget that is not positive, or an unknown unit.
+        ValueError: a budget or first guess that is not positive, a tolerance out of range, or an
+            unknown unit.
         MismatchError: a vector of another model than that of the texts, or texts that were prepared
             at another hook point than the first one of the vectors.
     """
@@ -302,24 +311,21 @@ def calibrate_on(
         (_, first), *later = plan.hooks(scale).items()
         return neutral.cost(unit, first, dict(later))
 
-    tried = search_scale(
-        measure,
-        damage,
-        first_guess=first_guess,
-        tolerance=tolerance,
-        max_evaluations=MAX_PASSES - 1,
-        largest=plan.limit,
+    found = search_scale(
+        measure, damage, first_guess=first_guess, tolerance=tolerance, largest=plan.limit
     )
-    # Scale 0 costs 0 by definition. The set drops a second (0, 0) if the search tried scale 0.
-    curve = pd.DataFrame(sorted({(0.0, 0.0), *tried}), columns=["scale", "damage"])
-    # A search that never reached the budget has no answer, unless the mode's largest scale comes
-    # first.
-    if max((value for _, value in tried), default=0.0) < (1 - tolerance) * damage:
-        at_limit = [point for point in tried if point[0] == plan.limit]
-        scale, measured = at_limit[0] if at_limit else (math.nan, math.nan)
-        return Calibration(scale, measured, damage, curve, unit, bool(at_limit), plan)
-    scale, measured = min(tried, key=lambda point: abs(point[1] - damage))
-    return Calibration(scale, measured, damage, curve, unit, False, plan)
+    # Scale 0 costs 0 by definition.
+    curve = pd.DataFrame(sorted([(0.0, 0.0), *found.tried]), columns=["scale", "damage"])
+    return Calibration(
+        scale=found.scale,
+        damage=found.damage,
+        budget=damage,
+        curve=curve,
+        unit=unit,
+        at_limit=found.at_limit,
+        intervention=plan,
+        flag=found.flag,
+    )
 
 
 def _refuse_other_texts(neutral: NeutralText, plan: Intervention) -> None:
@@ -330,81 +336,6 @@ def _refuse_other_texts(neutral: NeutralText, plan: Intervention) -> None:
     texts = Origin("these neutral texts", neutral.batches.hook, made="were prepared")
     remedy = f"prepare them with NeutralText(model, texts, {plan.vectors[0].hook!r})"
     refuse_foreign(plan.vectors[0].origin, texts, remedy=remedy)
-
-
-def search_scale(
-    measure: Callable[[float], float],
-    budget: float,
-    *,
-    first_guess: float,
-    tolerance: float,
-    max_evaluations: int,
-    largest: float = _LARGEST_SCALE,
-) -> list[tuple[float, float]]:
-    """Return the (scale, damage) pairs of a search for a damage within ``tolerance`` of a budget.
-
-    The search brackets the budget, then interpolates between the two ends with a power law. Scales
-    at which the damage is NaN bound it from above and are not returned.
-    """
-    tried: list[_Point] = []
-    below, high = [(0.0, 0.0)], None
-    largest = min(largest, _LARGEST_SCALE)
-    scale = min(first_guess, largest)
-    while len(tried) < max_evaluations and scale <= largest:
-        value = measure(scale)
-        tried.append((scale, value))
-        # NaN compares as False, so a damage of NaN is never accepted.
-        if abs(value - budget) <= tolerance * budget:
-            break
-        if math.isnan(value) or value > budget:
-            high = (scale, value)
-        else:
-            below.append((scale, value))
-            if scale == largest:
-                break
-        scale = min(_next_scale(below, high, budget), largest)
-    return [(s, v) for s, v in tried if not math.isnan(v)]
-
-
-def _next_scale(below: list[_Point], high: _Point | None, budget: float) -> float:
-    """Return the scale to try next.
-
-    ``below`` are the points with less damage than the budget, the newest last; ``high`` is the
-    newest point with more, None until there is one.
-    """
-    low = below[-1]
-    if high is None:
-        # D(s) ∝ sᵖ, so s_next = s · (budget / D)^(1/p), with p from the two newest points. At most
-        # 8 times the scale, because p is uncertain far below the budget.
-        if low[1] <= 0:
-            return low[0] * 4.0
-        power = _power(below[-2], low)
-        return low[0] * min(8.0, max(1.02, (budget / low[1]) ** (1 / power)))
-    if math.isnan(high[1]):
-        # Nothing to interpolate with: bisect.
-        return 0.5 * (low[0] + high[0])
-    if low[1] > 0:
-        # The same power law, through both ends of the bracket.
-        guess = low[0] * (budget / low[1]) ** (1 / _power(low, high))
-    else:
-        # A damage of 0 or less has no logarithm. With D ∝ s², √D is linear in s:
-        # s = s₀ + (√budget − √D₀) / (√D₁ − √D₀) · (s₁ − s₀)
-        roots = [math.sqrt(max(value, 0.0)) for _, value in (low, high)]
-        guess = low[0] + (math.sqrt(budget) - roots[0]) / (roots[1] - roots[0]) * (high[0] - low[0])
-    # At least 3 % inside the bracket, otherwise one end may never be replaced (regula falsi).
-    margin = 0.03 * (high[0] - low[0])
-    return min(high[0] - margin, max(low[0] + margin, guess))
-
-
-def _power(near: _Point, far: _Point) -> float:
-    """Return p of D ∝ sᵖ between two points, 0.5 to 6; 2 if the damage does not rise from above 0.
-
-    2 is the power of a small step: KL has its minimum at scale 0, so its derivative is 0 there.
-    """
-    if near[1] <= 0 or far[1] <= near[1]:
-        return 2.0
-    # p = ln(D₁ / D₀) / ln(s₁ / s₀)
-    return min(6.0, max(0.5, math.log(far[1] / near[1]) / math.log(far[0] / near[0])))
 
 
 def _first_guess(neutral: NeutralText, plan: Intervention, damage: float) -> float:

@@ -212,11 +212,7 @@ def _strengths(
         calibration = calibrate_scale(model, vector, neutral, settings.damage)
         if calibration.reached:
             strengths[arm] = (calibration.scale, calibration.damage)
-        else:
-            logger.warning(
-                "no tried scale of %r raises the loss on the neutral texts by %g nats per token; "
-                "the arm is left out",
-                arm,
-                settings.damage,
-            )
+        if calibration.flag:
+            outcome = "arm %r: %s" if calibration.reached else "arm %r is left out: %s"
+            logger.warning(outcome, arm, calibration.flag)
     return strengths

@@ -406,6 +406,7 @@ class ActivationCache:
             for shard in self.shards:
                 for n_rows in _add_shard(moments, shard, has_tokens=self.manifest.has_tokens):
                     bar.update(n_rows)
+        moments.warn_of_heavy_rows()
         return moments
 
     def _empty_moments(
@@ -537,7 +538,10 @@ def _add_shard(moments: CrossMoments, shard: Shard, *, has_tokens: bool) -> Iter
             if has_null
             else None
         )
-        moments.add_block(block.part, _float_rows(x, rows), _float_rows(y, rows), pairing)
+        name = lambda row, index=block.index: f"row {row} of block {index}"  # noqa: E731
+        moments.add_block(
+            block.part, _float_rows(x, rows), _float_rows(y, rows), pairing, name=name
+        )
         # Rows that were added without tokens have no text, so there is no hash of a corpus.
         moments.provenance = moments.provenance.with_documents(
             block.n_documents,

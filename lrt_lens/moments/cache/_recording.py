@@ -30,7 +30,7 @@ from lrt_lens.moments._block_rows import (
     provenance_of,
     window_length,
 )
-from lrt_lens.moments._harvest_settings import refuse_other_cap, refuse_short_windows
+from lrt_lens.moments._harvest_settings import checked_cap, checked_n_tokens, refuse_short_windows
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._rank_lock import RankLock
 from lrt_lens.moments.cache._manifest import (
@@ -83,8 +83,10 @@ class RecordSettings(Settings):
 
     def __post_init__(self) -> None:
         refuse_other_dtype(self.dtype)
+        object.__setattr__(self, "n_tokens", checked_n_tokens(self.n_tokens))
         refuse_short_windows(self.context_length)
-        refuse_other_cap(self.max_document_tokens)
+        cap = checked_cap(self.max_document_tokens)
+        object.__setattr__(self, "max_document_tokens", cap)
 
 
 def record_documents(

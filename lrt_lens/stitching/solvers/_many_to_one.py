@@ -8,9 +8,10 @@ ordinary `CrossMoments`, and the map is a ridge with one penalty per layer:
     grid = moments.fit(ManyToOne())
     layer_contributions(moments)        # what each layer adds, from the same moments
 
-Objective: ``Σ‖y − Σ_g x_g W_g − b‖² + λ·tr(Sxx)/d·Σ_g p_g‖W_g‖²_F``. Scaling ``x_g`` by ``1/√p_g``
-makes it plain ridge. The ``p_g`` are chosen by coordinate descent on the cross-validated R²: one
-layer's penalty at a time is multiplied or divided by ``step``.
+Objective: ``Σ‖y − Σ_g x_g W_g − b‖² + λ·tr(Sxx)/d·Σ_g p_g‖W_g‖²_F``, with the scatter ``Sxx`` of
+all layers together. Scaling ``x_g`` by ``1/√p_g`` makes it plain ridge. The ``p_g`` are chosen by
+coordinate descent on the cross-validated R²: one layer's penalty at a time is multiplied or divided
+by ``step``, which leaves those of the other layers as they are.
 
 Limits: the scatter matrix is [n_layers · d, n_layers · d], which limits models of many layers. The
 search for the ``p_g`` is greedy.
@@ -47,8 +48,8 @@ class ManyToOne(Solver):
     alphas: tuple[float, ...] = DEFAULT_ALPHAS
     """Common penalties among which cross-validation chooses if ``alpha`` is None."""
     groups: tuple[float, ...] | None = None
-    """Relative penalty of each layer; None chooses them by cross-validation, ``()`` sets them all
-    to 1.
+    """Factor p_g by which the common penalty is multiplied for each layer; None chooses them by
+    cross-validation, ``()`` sets them all to 1.
     """
     step: float = 10.0
     """Factor by which the search multiplies or divides the penalty of a layer."""
@@ -257,8 +258,10 @@ def select_layers(
 
 
 def _columns(side: SideMoments, index: Tensor) -> SideMoments:
+    # The norms of some of the columns are not a function of those of all.
+    norms = side.norms if len(index) == len(side.shift) else torch.zeros_like(side.norms)
     return SideMoments(
-        side.shift[index], side.total[:, index], side.second[:, index][:, :, index], side.norms
+        side.shift[index], side.total[:, index], side.second[:, index][:, :, index], norms
     )
 
 

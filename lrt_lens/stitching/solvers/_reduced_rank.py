@@ -31,6 +31,7 @@ from lrt_lens.stitching.solvers._solver import (
     MapFitter,
     Setting,
     Solver,
+    fold_variances,
 )
 
 
@@ -88,7 +89,7 @@ class ReducedRankFitter(MapFitter):
         """Return held-out errors at the best penalty (at full rank) and then the best rank."""
         alpha = self.ridge.cross_validate(hook_pair).setting.alpha
         folds = [self.fold(hook_pair, k) for k in FIT_PARTS]
-        variance = torch.stack([held_out.variance for _, held_out in folds])
+        variance = fold_variances([held_out for _, held_out in folds])
         weights = score_weights(variance.sum(0))
         full = [self.ridge.refit_without(hook_pair, k, Setting(alpha)) for k in FIT_PARTS]
         bases = [

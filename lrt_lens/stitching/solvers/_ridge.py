@@ -38,6 +38,7 @@ from lrt_lens.stitching.solvers._solver import (
     MapFitter,
     Setting,
     Solver,
+    fold_variances,
     unit_scale,
 )
 
@@ -85,17 +86,17 @@ class Ridge(Solver):
     def decompose(self, xx: Tensor, scale: Tensor | None = None) -> "Spectrum":
         """Return the spectrum of the predicting side, which all targets and penalties share.
 
-        This is the only expensive step. ``scale`` [d] multiplies the dimensions first.
+        This is the only expensive step. ``scale`` [d] multiplies the dimensions first, so that
+        dimension i has the relative penalty 1/scale_i²; the unit of ``alpha`` does not change.
         """
-        if scale is None:
-            scale = torch.ones(len(xx), dtype=xx.dtype, device=xx.device)
-        if self.standardize:
-            scale = scale * unit_scale(xx.diagonal())
+        unit = unit_scale(xx.diagonal()) if self.standardize else torch.ones_like(xx.diagonal())
+        # tr(Sxx)/d of the rows that the penalty is relative to (standardised, but not scaled)
+        mean_value = float((xx.diagonal() * unit**2).mean())
+        scale = unit if scale is None else scale * unit
         # diag(s)·Sxx·diag(s)
-        scaled = xx * rearrange(scale, "d -> d 1") * scale
-        values, vectors = torch.linalg.eigh(scaled)
+        values, vectors = torch.linalg.eigh(xx * rearrange(scale, "d -> d 1") * scale)
         # Rounding makes eigenvalues of a singular scatter slightly negative.
-        return Spectrum(values.clamp_min(0), vectors, scale, float(scaled.diagonal().mean()))
+        return Spectrum(values.clamp_min(0), vectors, scale, mean_value)
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,9 @@ class Spectrum:
     scale: Tensor
     """Factors [d] by which the source dimensions were multiplied before the decomposition."""
     mean_value: float
-    """Trace of the scaled scatter matrix ÷ d, the unit of ``alpha``."""
+    """Trace of the scatter matrix ÷ d, the unit of ``alpha``: of standardised dimensions if the
+    solver standardises, without any other scaling.
+    """
 
     def rotate(self, rows: Tensor) -> Tensor:
         """``Vᵀ`` times scaled rows, [d, ...]."""
@@ -187,7 +190,7 @@ class RidgeFitter(MapFitter):
         """Return held-out errors at the best penalty; each is scored on every held-out fold."""
         self.prepare(hook_pair)
         folds = [self.fold(hook_pair, k) for k in FIT_PARTS]
-        variance = torch.stack([held_out.variance for _, held_out in folds])  # [fold, d_target]
+        variance = fold_variances([held_out for _, held_out in folds])  # [fold, d_target]
         weights = score_weights(variance.sum(0))  # [2, d_target]
         alphas = torch.tensor(self.solver.candidates, dtype=weights.dtype, device=weights.device)
         # [fold, alpha, 2]

@@ -62,8 +62,8 @@ class FoldErrors:
     dimensions.
     """
     variances: Tensor
-    """Weighted sums of squares of the held-out rows about their mean [fold, 2], with the columns
-    of ``errors``; each column adds up to 1.
+    """Weighted sums of squares of the held-out rows about the mean of all folds [fold, 2], with the
+    columns of ``errors``; each column adds up to 1.
     """
 
     @property
@@ -298,7 +298,7 @@ def held_out_errors(
     held_out: Sequence[Scatter], maps: Sequence[Sequence[AffineMap]], settings: Sequence[Setting]
 ) -> FoldErrors:
     """Return the errors of ``maps[fold][setting]`` on their held-out folds, at the best setting."""
-    variance = torch.stack([scatter.variance for scatter in held_out])  # [fold, d_target]
+    variance = fold_variances(held_out)  # [fold, d_target]
     # Both R² divide by the variance pooled over all folds, so the weights are common to them.
     weights = score_weights(variance.sum(0))  # [2, d_target]
     # [fold, setting, 2]
@@ -316,6 +316,20 @@ def held_out_errors(
     # Column 0 is the error of the variance-weighted R², by which settings are chosen.
     best = int(errors[:, :, 0].sum(0).argmin())
     return FoldErrors(settings[best], errors[:, best], variance @ weights.T)
+
+
+def fold_variances(held_out: Sequence[Scatter]) -> Tensor:
+    """Return Σ(y − ȳ)² of the rows of each held-out fold, [fold, d_target].
+
+    ȳ is the mean of all held-out rows. About its own mean, a fold of few documents varies less than
+    text does, and R² would be too low.
+    """
+    n = sum(scatter.n for scatter in held_out)
+    mean = torch.stack([scatter.n * scatter.mean_y for scatter in held_out]).sum(0) / n
+    # Σ(y − ȳ)² = Σ(y − ȳ_k)² + n_k·(ȳ_k − ȳ)²
+    return torch.stack(
+        [scatter.variance + scatter.n * (scatter.mean_y - mean) ** 2 for scatter in held_out]
+    )
 
 
 def unit_scale(sums_of_squares: Tensor) -> Tensor:

@@ -198,6 +198,32 @@ def test_each_basis_is_refused_by_the_other(gpt2: Any, from_gpt2: Any, tokenizer
         lrt.uncentred_sae(converted)
 
 
+def test_a_converted_sae_is_refused_on_a_model_with_rms_norm(
+    gpt2: Any, build_hf: Any, tokenizer: Any, corpus: list[str]
+) -> None:
+    raw = HookedModel.load(copy.deepcopy(gpt2).float(), tokenizer=tokenizer, name="layer norm")
+    llama = HookedModel.load(build_hf("llama", d=D), tokenizer=tokenizer, name="rms")
+    sae = draw("topk")
+    sae.cfg.metadata.model_name = ""
+    converted = lrt.uncentred_sae(sae)
+    options: dict[str, Any] = {"source_layers": [1], "target_layers": [1], "context_length": 32}
+    for source, target in ((raw, llama), (llama, raw)):
+        pair = lrt.ModelPair(source, target)
+        grid = lrt.fit_stitches(pair, corpus, null=False, progress=False, **options)
+        stitch = grid.best()
+        if source is raw:
+            transferred = stitch.transfer(converted)
+            # The transferred SAE belongs to the other model, in whose basis it is.
+            assert not transferred.cfg.metadata.to_dict().get("converted")
+            continue
+        with pytest.raises(MismatchError, match="'rms' has RMSNorm"):
+            stitch.transfer(converted)
+        with pytest.raises(MismatchError, match="'rms' has RMSNorm"):
+            lrt.evaluate_sae(pair, stitch, converted, corpus, progress=False)
+        sae.cfg.metadata.basis = "raw"
+        stitch.transfer(sae)
+
+
 def test_a_transferred_sae_records_how_saelens_loads_its_model(
     gpt2: Any, from_gpt2: Any, build_hf: Any, tokenizer: Any, corpus: list[str], tmp_path: Any
 ) -> None:

@@ -481,7 +481,19 @@ def test_the_remedies_in_the_messages_work(pair: Any, make: Any) -> None:
     sae.cfg.metadata.model_from_pretrained_kwargs = {"center_writing_weights": True}
     with pytest.raises(MismatchError, match=r"set sae\.cfg\.metadata\.basis = 'raw'"):
         refuse_foreign_sae(sae, SOURCE, model)
-    refuse_foreign_sae(lrt.uncentred_sae(sae), SOURCE, model)
+    # The model has RMSNorm, which TransformerLens does not centre.
+    remedy = r"RMSNorm.*set sae\.cfg\.metadata\.basis = 'raw'"
+    with pytest.raises(MismatchError, match=remedy) as error:
+        refuse_foreign_sae(sae, SOURCE, model)
+    assert "uncentred_sae" not in str(error.value)
+    with pytest.raises(MismatchError, match=r"converted by lrt\.uncentred_sae.*has RMSNorm"):
+        refuse_foreign_sae(lrt.uncentred_sae(sae), SOURCE, model)
+    # With LayerNorm, and in files that do not record the norm, the conversion is a remedy.
+    for norm in (True, None):
+        other = replace(model, ignores_mean=norm)
+        with pytest.raises(MismatchError, match=r"convert it with lrt\.uncentred_sae\(sae\)"):
+            refuse_foreign_sae(sae, SOURCE, other)
+        refuse_foreign_sae(lrt.uncentred_sae(sae), SOURCE, other)
     sae.cfg.metadata.basis = "raw"
     refuse_foreign_sae(sae, SOURCE, model)
 

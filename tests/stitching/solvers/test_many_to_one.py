@@ -50,11 +50,13 @@ def test_group_penalties_are_ridge_with_a_penalty_of_its_own_for_each_layer(
     stitch = joint.fit(ManyToOne(alpha=alpha, groups=groups)).best(by="r2_cv")
     x, y = joint_rows.numpy(joint_rows.fits)
     # Ridge with penalties p_g is plain ridge of x_g / √p_g; the unit of λ is the mean variance of
-    # the scaled rows.
+    # the rows themselves.
     scale = np.repeat(np.array(groups) ** -0.5, 4)
-    scaled = (x - x.mean(0)) * scale
+    centred = x - x.mean(0)
     expected = (
-        SklearnRidge(alpha=alpha * (scaled**2).sum() / 12, solver="cholesky").fit(scaled, y).coef_.T
+        SklearnRidge(alpha=alpha * (centred**2).sum() / 12, solver="cholesky")
+        .fit(centred * scale, y)
+        .coef_.T
         * scale[:, None]
     )
     np.testing.assert_allclose(stitch.up.weight.numpy(), expected, rtol=1e-8, atol=1e-10)
@@ -88,6 +90,17 @@ def test_some_layers_can_be_taken_from_joint_moments_exactly(
     )
     assert taken["r2"] == pytest.approx(expected["r2"], rel=1e-9)
     assert taken["source_hook"] == f"{LAYERS[0]}+{LAYERS[2]}"
+
+
+def test_the_median_norm_of_some_layers_is_unknown(joint: CrossMoments) -> None:
+    norms = {
+        n: select_layers(joint, joint.pairs[0], list(range(n)))
+        .fit(Ridge(alpha=0.01))
+        .best(by="r2_cv")
+        for n in (2, 3)
+    }
+    assert np.isnan(norms[2].source_statistics.median_norm)
+    assert norms[3].source_statistics.median_norm == next(iter(joint.source.values())).median_norm
 
 
 def test_contributions_are_test_scores_of_joint_fits(joint: CrossMoments, joint_rows: Any) -> None:

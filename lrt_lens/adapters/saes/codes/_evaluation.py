@@ -41,7 +41,7 @@ from lrt_lens.models._belonging import refuse_other_map
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._scatter import r2_of
 from lrt_lens.statistics._bootstrap import bootstrap_mean
-from lrt_lens.statistics._jackknife import jackknife
+from lrt_lens.statistics._jackknife import few_groups, jackknife
 from lrt_lens.statistics._random_directions import covariance_root
 from lrt_lens.stitching._stitch import Stitch
 
@@ -59,7 +59,8 @@ class CodeMapEvaluation:
     """One row per arm.
 
     Columns: arm, r2, r2_low, r2_high, r2_uniform, r2_uniform_low, r2_uniform_high (95% intervals by
-    the jackknife over groups of test documents), fvu, n_tokens.
+    the jackknife over groups of test documents, with their tokens as sizes), fvu, n_tokens, flag
+    (why the intervals may be too short, or empty).
     """
     features: pd.DataFrame = field(repr=False)
     """One row per feature; empty if no texts were given.
@@ -179,7 +180,7 @@ def _score(passes: CodePasses, sae: Any, codes: CodeMap) -> pd.DataFrame:
     """Table of `CodeMapEvaluation` from one pass over the documents of the test fold."""
     shape = (N_TEST_GROUPS, len(codes.bias))
     errors = {arm: torch.zeros(shape, dtype=torch.float64) for arm in ARMS}
-    counts = np.zeros(N_TEST_GROUPS)
+    counts, documents = np.zeros(N_TEST_GROUPS), [0] * N_TEST_GROUPS
     total, square = (torch.zeros(shape, dtype=torch.float64) for _ in range(2))
     up = passes.stitch.up
     shift = passes.stitch.target_statistics.mean.double().cpu()
@@ -196,9 +197,10 @@ def _score(passes: CodePasses, sae: Any, codes: CodeMap) -> pd.DataFrame:
         # Sums about the mean of the fit: Σy² − (Σy)²/n of raw states would cancel digits.
         y = y - shift
         counts[group] += len(y)
+        documents[group] += block.n_documents
         total[group] += y.sum(0)
         square[group] += (y * y).sum(0)
-    return _table(errors, counts, total, square)
+    return _table(errors, counts, documents, total, square)
 
 
 def _reconstruction(sae: Any, x: Tensor) -> Tensor:
@@ -213,9 +215,16 @@ def _reconstruction(sae: Any, x: Tensor) -> Tensor:
 
 
 def _table(
-    errors: dict[str, Tensor], counts: np.ndarray, total: Tensor, square: Tensor
+    errors: dict[str, Tensor],
+    counts: np.ndarray,
+    documents: Sequence[int],
+    total: Tensor,
+    square: Tensor,
 ) -> pd.DataFrame:
-    """R² of each arm with its jackknife interval, from sums per group of test documents."""
+    """R² of each arm with its jackknife interval, from sums per group of test documents.
+
+    ``counts`` are tokens, ``documents`` numbers of documents per group.
+    """
     groups = [group for group in range(N_TEST_GROUPS) if counts[group] > 0]
     if len(groups) < 2:
         raise TooFewDocumentsError(
@@ -228,11 +237,14 @@ def _table(
         variance = square[used].sum(0) - total[used].sum(0) ** 2 / counts[used].sum()
         return np.array(r2_of(errors[arm][used].sum(0), variance)[:2])
 
+    flag = few_groups(counts[groups], documents)
     rows = []
     for arm in ARMS:
         full = scores(arm, groups)
         interval = jackknife(
-            full, [scores(arm, [g for g in groups if g != left_out]) for left_out in groups]
+            full,
+            [scores(arm, [g for g in groups if g != left_out]) for left_out in groups],
+            sizes=counts[groups],
         )
         row: dict[str, Any] = {"arm": arm}
         # r2_of returns both means of R² = 1 − error / variance; the third result is not needed
@@ -243,7 +255,7 @@ def _table(
                 f"{name}_low": float(interval.low[index]),
                 f"{name}_high": float(interval.high[index]),
             }
-        rows.append(row | {"fvu": 1 - row["r2"], "n_tokens": int(counts.sum())})
+        rows.append(row | {"fvu": 1 - row["r2"], "n_tokens": int(counts.sum()), "flag": flag})
     return pd.DataFrame(rows)
 
 

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from lrt_lens.adapters.saes._compatibility import refuse_foreign_sae, require_sae
 from lrt_lens.data._blocks import iterate_blocks
-from lrt_lens.data._documents import Documents, DocumentSource
+from lrt_lens.data._documents import Documents, DocumentSource, refuse_read_once
 from lrt_lens.data._parts import N_FOLDS
 from lrt_lens.data._windows import Block, BlockPlan
 from lrt_lens.errors import NonFiniteError
@@ -178,13 +178,6 @@ class CodeFold:
         )
         return self.square_y - 2 * ((weight * self.cross).sum(0) + bias * self.total_y) + predicted
 
-    @property
-    def variance(self) -> Tensor:
-        """Total variance Σ(y − ȳ)² of each target dimension, [d_target]."""
-        # Σ(y − ȳ)² = Σ(y − s)² − (Σ(y − s))² / n, for any fixed shift s. A shift near the mean
-        # keeps both terms small, so that their difference loses no digits.
-        return self.square_y - self.total_y**2 / max(1, self.n)
-
 
 @dataclass
 class CodeMoments:
@@ -287,11 +280,7 @@ class CodePasses:
     """Show progress bars."""
 
     def __post_init__(self) -> None:
-        if isinstance(DocumentSource.of(self.documents).documents, Iterator):
-            raise TypeError(
-                f"documents is a {type(self.documents).__name__}, which can be read once, and they "
-                "are read twice; give a list, a file or a data set"
-            )
+        refuse_read_once(self.documents)
         if self.n_tokens is not None and self.n_tokens < 1:
             raise ValueError(
                 f"n_tokens is {self.n_tokens}; expected a positive number, or None for all "

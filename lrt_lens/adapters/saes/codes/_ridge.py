@@ -121,7 +121,7 @@ def fit_codes(moments: CodeMoments, alphas: Sequence[float]) -> CodeSolution:
     # Few documents may leave folds without a token.
     used = [fold for fold in moments.folds if fold.n]
     # Both scores are weighted sums of the error per dimension: 1 − Σ_d w_d error_d.
-    weights = score_weights(torch.stack([fold.variance for fold in used]).sum(0))
+    weights = score_weights(_total_variance(used))
     errors = torch.zeros(len(descending), 2, dtype=torch.float64, device=weights.device)
     for held_out in used:
         system = NormalEquations([fold for fold in used if fold is not held_out])
@@ -138,6 +138,16 @@ def fit_codes(moments: CodeMoments, alphas: Sequence[float]) -> CodeSolution:
         for alpha, (r2, uniform) in zip(descending, scores, strict=True)
     )
     return CodeSolution(weight, system.bias(weight) + moments.shift, *curve[best], curve=curve)
+
+
+def _total_variance(folds: Sequence[CodeFold]) -> Tensor:
+    """Return Σ(y − ȳ)² of the rows of all folds about their common mean, [d_target]."""
+    # About its own mean, a fold of few documents varies less than text does, and R² would be too
+    # low. Σ(y − ȳ)² = Σ(y − s)² − (Σ(y − s))² / n, for any fixed shift s. A shift near the mean
+    # keeps both terms small, so that their difference loses no digits.
+    total = torch.stack([fold.total_y for fold in folds]).sum(0)
+    square = torch.stack([fold.square_y for fold in folds]).sum(0)
+    return square - total**2 / sum(fold.n for fold in folds)
 
 
 def solutions(system: NormalEquations, alphas: Sequence[float]) -> list[Tensor]:

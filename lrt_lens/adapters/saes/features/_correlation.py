@@ -3,20 +3,25 @@
     correlations = Correlations(n_features, n_groups)
     correlations.add(group, a, b)              # [row, feature] each
     correlations.values()                      # [feature]
-    correlations.interval()                    # delete-one-group jackknife over groups of documents
+    correlations.interval()                    # delete-a-group jackknife over groups of documents
 
 Problem: activations of all features at all positions do not fit into memory. Mechanism: a
 correlation needs five float64 sums per feature and group, however many rows are added.
 
-Limits: sums about 0 lose digits if a mean is many times the standard deviation; activations are
-near 0 mostly.
+A feature that is active in few documents has nearly all of its products in few groups. Its groups
+are therefore weighted by their products, and the degrees of freedom follow
+(`lrt_lens.statistics._jackknife`); the interval is taken on Fisher's scale.
+
+Limits: the interval of a feature that fires in a handful of documents is too short:
+`effective_groups` tells which. Sums about 0 lose digits if a mean is many times the standard
+deviation; activations are near 0 mostly.
 """
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lrt_lens.statistics._jackknife import Jackknife, jackknife
+from lrt_lens.statistics._jackknife import Jackknife, degrees_of_freedom, group_shares, jackknife
 
 
 class Correlations:
@@ -43,12 +48,41 @@ class Correlations:
 
         A feature whose column is constant without one of the groups gets NaN.
         """
-        filled = [group for group in range(len(self.counts)) if self.counts[group] > 0]
-        without_one_group = [
-            _correlate(self.counts.sum() - self.counts[group], self.sums.sum(0) - self.sums[group])
-            for group in filled
-        ]
-        return jackknife(self.values(), np.stack(without_one_group))
+        without_one_group = np.stack(
+            [
+                _correlate(
+                    self.counts.sum() - self.counts[group], self.sums.sum(0) - self.sums[group]
+                )
+                for group in self._filled
+            ]
+        )
+        sizes = self._sizes()
+        return jackknife(self.values(), without_one_group, sizes, scale="correlation")
+
+    def effective_groups(self) -> np.ndarray:
+        """Number of groups that the interval rests on, [feature]; at most the number of groups.
+
+        It is the degrees of freedom + 1: groups in which a feature is hardly active do not count.
+        NaN if a column is 0 everywhere.
+        """
+        sizes = self._sizes()
+        shares = group_shares(sizes, sizes)
+        return np.where(np.isnan(shares).any(0), np.nan, degrees_of_freedom(shares) + 1)
+
+    @property
+    def _filled(self) -> list[int]:
+        """Groups that hold rows."""
+        return [group for group in range(len(self.counts)) if self.counts[group] > 0]
+
+    def _sizes(self) -> np.ndarray:
+        """Return the part of each group in the denominator of the correlation, [group, feature]."""
+        counts = self.counts[self._filled][:, None]
+        a, b, aa, bb, _ = self.sums[self._filled].unbind(1)
+        mean_a, mean_b = a.sum(0) / counts.sum(), b.sum(0) / counts.sum()
+        # Σ(a − ā)² of the rows of a group, with ā the mean of all rows: Σa² − 2āΣa + n·ā²
+        variance_a = (aa - 2 * mean_a * a + counts * mean_a**2).clamp_min(0)
+        variance_b = (bb - 2 * mean_b * b + counts * mean_b**2).clamp_min(0)
+        return (variance_a * variance_b).sqrt().numpy()
 
 
 def _correlate(n: Tensor, sums: Tensor) -> np.ndarray:

@@ -61,7 +61,7 @@ from lrt_lens.adapters.saes.features._semantics import (
 from lrt_lens.adapters.saes.features._substitution import rewritten_sentences
 from lrt_lens.adapters.saes.features._text import ReadingPlan, TokenBatch, iterate_batches
 from lrt_lens.adapters.saes.features._unembedding import Unembedding
-from lrt_lens.data._documents import DocumentReader, Documents, DocumentSource
+from lrt_lens.data._documents import DocumentReader, Documents, DocumentSource, refuse_read_once
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._fidelity import fidelities
 from lrt_lens.stitching._held_out import fold_filter
@@ -144,12 +144,14 @@ def evaluate_features(
         MismatchError: the SAE, the models or the transferred SAE do not belong to the stitch, or
             the models have different tokenizers.
         IndexError: an index in ``attention_features`` is not a feature of the SAE.
+        TypeError: ``documents`` is an iterator.
         TooFewDocumentsError: there is no text to read.
         ValueError: no sentence can be rewritten, no feature fires, or a setting is invalid.
 
     Source: Stitching (arXiv 2506.06609), §5 and appendices G to I.
     """
     settings = resolve(FeatureEvaluationSettings, settings, options)
+    refuse_read_once(DocumentSource.of(documents, settings.text_field, settings.group))
     _check(pair, stitch, sae, transferred, settings)
     arms = _arms(stitch, sae, transferred, settings.seed)
     unembeddings = (Unembedding.of(pair.source), Unembedding.of(pair.target))
@@ -310,9 +312,9 @@ def _measured_columns(sums: FeaturePass) -> pd.DataFrame:
         "max_activation_target": target.maximum.numpy(),
         "activation_r": sums.activation[TRANSFERRED].values(),
         "attribution_r": sums.attribution[TRANSFERRED].values(),
-        # The jackknife's interval is symmetric and may exceed the range of a correlation.
-        "attribution_r_low": np.clip(interval.low, -1, 1),
-        "attribution_r_high": np.clip(interval.high, -1, 1),
+        "attribution_r_low": interval.low,
+        "attribution_r_high": interval.high,
+        "attribution_groups": sums.attribution[TRANSFERRED].effective_groups(),
     }
     for name in (RANDOM, SHUFFLED, OTHER):
         measured = name in sums.attribution

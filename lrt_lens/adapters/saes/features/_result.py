@@ -76,6 +76,8 @@ class FeatureEvaluation:
     - rho_write, rho_read: `stitch.fidelity`, from moments alone.
     - activation_r: correlation of activations over positions.
     - attribution_r, with attribution_r_low and attribution_r_high (95% over groups of documents).
+    - attribution_groups: groups of documents that the interval rests on, at most 8. Below 3, the
+      feature fires in few documents, and the interval may be too short.
     - attribution_r_random (SAE of random directions under the same maps), attribution_r_shuffled
       (maps of shuffled pairs), attribution_r_other (a different feature of the SAE).
     - kind, semantic_score, semantic_score_chance, n_sentences on the source; kind_target and

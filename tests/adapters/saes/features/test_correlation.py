@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from lrt_lens.adapters.saes.features._correlation import Correlations
-from lrt_lens.statistics import jackknife
+from tests.statistics.explicit_jackknife import explicit_jackknife
 
 
 def _rows(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -36,12 +36,29 @@ def test_values_are_numpys_whatever_the_order_and_a_constant_column_has_none() -
 def test_the_interval_is_the_jackknife_over_groups() -> None:
     a, b, groups = _rows()
     correlations = _streamed(a, b, groups, np.arange(300)).interval()
+    centred = (a - a.mean(0)) ** 2, (b - b.mean(0)) ** 2
     for i in range(4):
         left_out = [np.corrcoef(a[groups != g, i], b[groups != g, i])[0, 1] for g in range(4)]
-        expected = jackknife(float(np.corrcoef(a[:, i], b[:, i])[0, 1]), left_out)
+        sizes = [np.sqrt(np.prod([c[groups == g, i].sum() for c in centred])) for g in range(4)]
+        z = np.arctanh(np.corrcoef(a[:, i], b[:, i])[0, 1])
+        _, half = explicit_jackknife(z, np.arctanh(left_out), sizes)
         np.testing.assert_allclose(
-            [correlations.low[i], correlations.high[i]], [expected.low, expected.high], rtol=1e-7
+            [correlations.low[i], correlations.high[i]], np.tanh([z - half, z + half]), rtol=1e-7
         )
+
+
+def test_groups_in_which_a_feature_is_silent_do_not_count() -> None:
+    rng = np.random.default_rng(3)
+    a = rng.normal(size=(400, 2))
+    groups = np.repeat(np.arange(8), 50)
+    a[groups > 1, 1] = 0.0
+    correlations = Correlations(2, 8)
+    for group in range(8):
+        rows = torch.from_numpy(a[groups == group])
+        correlations.add(group, rows, rows + 0.1 * torch.from_numpy(rng.normal(size=(50, 2))))
+    several, two = correlations.effective_groups()
+    assert 7 < several <= 8
+    assert 2 <= two < 3
 
 
 def test_large_means_in_single_precision_do_not_drown_the_correlation() -> None:

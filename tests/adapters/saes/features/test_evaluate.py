@@ -15,7 +15,7 @@ from lrt_lens.adapters.saes import (
     evaluate_features,
 )
 from lrt_lens.adapters.saes.features._coder import FeatureCoder, check_sae, random_coder
-from lrt_lens.data import N_FOLDS, BlockPlan, cut_windows, document_key, part_of
+from lrt_lens.data import N_FOLDS, BlockPlan, DocumentSource, cut_windows, document_key, part_of
 from lrt_lens.errors import HookPointError, MismatchError, TooFewDocumentsError
 from lrt_lens.models import ModelPair
 from lrt_lens.stitching import AffineMap, MapPair, Stitch, StreamStatistics
@@ -322,6 +322,15 @@ def test_what_cannot_be_measured_is_an_error(
         dead.b_enc.fill_(-1e6)
     with pytest.raises(ValueError, match=r"none of the 40 features fires at any of \d+ positions"):
         evaluate_features(pair, stitch, dead, corpus, **QUIET)
+    # The documents are read several times, and so are their groups.
+    groups = map(str, range(len(corpus)))
+    for once, name in (
+        (iter(corpus), "documents is a list_iterator"),
+        (DocumentSource(iter(corpus)), "documents is a list_iterator"),
+        (DocumentSource(corpus, group=groups), "group is a map"),
+    ):
+        with pytest.raises(TypeError, match=f"{name}, which can be read once, .* several times"):
+            evaluate_features(pair, stitch, sae, once, **QUIET)
     with pytest.raises(IndexError, match="feature 99 is not in this SAE"):
         evaluate_features(pair, stitch, sae, corpus, **QUIET | {"attention_features": [99]})
     with pytest.raises(TooFewDocumentsError, match=r"none of 2 document\(s\) offers a position"):

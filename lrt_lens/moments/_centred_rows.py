@@ -1,0 +1,238 @@
+"""Rows of one block about a centre, and their products without loss of precision.
+
+Problem: products in float32 lose digits if the rows are far from the shift relative to their
+spread, and if one row is many times as long as the others; a map fitted on such sums is wrong
+without a warning. Mechanism: the products of a block are computed about the shift of the harvest,
+or about the mean of the block if that is more than 4 standard deviations away in some dimension.
+Rows that are much longer than the median take no part in these products and are multiplied in
+float64. The sums are then moved to the shift in float64, which is exact for any distance:
+
+    Σ(x − c)(y − c')ᵀ = Sxy + sₓ·δ_yᵀ + δₓ·s_yᵀ + n·δₓδ_yᵀ      δ = centre − c,  s = Σ(x − centre)
+
+    block = CentredRows.of(rows, shift, torch.float32)
+    total, second = block.sums()             # about the shift
+    block.light.T @ other.light + block.rest(other)      # cross-products about both shifts
+
+Limits: rows of a block that form two clusters far apart have a large spread, and their products
+have the precision that float32 gives to that spread.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lrt_lens.errors import NonFiniteError
+from lrt_lens.models._hook_points import HookPair
+from lrt_lens.moments._scatter import full_precision, gram
+
+_ROUNDS = 3
+"""Largest number of times that the centre of a block is moved; the mean changes again if rows turn
+out to be heavy."""
+_FAR = 4.0
+"""Distance of a block's mean from the shift, in standard deviations of one dimension, above which
+products are computed about the mean."""
+_HEAVY = (4.0, 50.0)
+"""Smallest and largest multiple of the median norm above which a row is multiplied in float64."""
+
+
+@dataclass(frozen=True, eq=False)
+class CentredRows:
+    """Rows of one hook point in one block."""
+
+    light: Tensor
+    """Rows minus the centre in the precision of products [row, d]; heavy rows are zero."""
+    total: Tensor
+    """Sum of ``light`` over the rows [d]."""
+    second: Tensor
+    """Product ``lightᵀ light`` [d, d]."""
+    raw: Tensor
+    """Rows as they came [row, d]."""
+    centre: Tensor
+    """Centre that was subtracted [d], float64."""
+    delta: Tensor | None = None
+    """Centre minus the shift of the sums [d], float64; None if they are equal."""
+    heavy: Tensor | None = None
+    """Indices of the rows that are zero in ``light``; None if there are none."""
+
+    @classmethod
+    def of(cls, raw: Tensor, shift: Tensor, dtype: torch.dtype) -> "CentredRows":
+        """Return the rows of a block, ready for products in ``dtype``.
+
+        Args:
+            raw: [row, d].
+            shift: [d], float64 with values that ``dtype`` can hold.
+            dtype: precision of products.
+        """
+        block, far = cls._about(raw, shift, dtype)
+        for _ in range(_ROUNDS):
+            if not far:
+                break
+            # Rounded to the precision of products: the value that is subtracted must be exactly
+            # the value that is stored.
+            n_light = len(raw) - (0 if block.heavy is None else len(block.heavy))
+            centre = (block.centre + block.total.double() / n_light).to(dtype).double()
+            block, far = cls._about(raw, centre, dtype)
+        return block if block.centre is shift else replace(block, delta=block.centre - shift)
+
+    @classmethod
+    def _about(cls, raw: Tensor, centre: Tensor, dtype: torch.dtype) -> tuple["CentredRows", bool]:
+        """Return (the rows about a centre, whether the centre is far from their mean)."""
+        light = _minus(raw, centre, dtype)
+        norms = torch.linalg.vector_norm(light, dim=1)
+        least, most = _HEAVY
+        is_heavy = norms > min(most, max(least, len(raw) ** 0.5 / 2)) * norms.median()
+        total, second, is_far = _sums(light, len(light))
+        # One question to the device for both; a second one only in the rare case.
+        if not bool(is_heavy.any() | is_far):
+            return cls(light, total, second, raw, centre), False
+        heavy = is_heavy.nonzero()[:, 0]
+        if not len(heavy):
+            return cls(light, total, second, raw, centre), bool(is_far)
+        light[heavy] = 0
+        total, second, is_far = _sums(light, len(light) - len(heavy))
+        return cls(light, total, second, raw, centre, heavy=heavy), bool(is_far)
+
+    @property
+    def is_plain(self) -> bool:
+        """True if ``light`` holds all rows, about the shift of the sums itself."""
+        return self.heavy is None and self.delta is None
+
+    def exact(self, index: Tensor) -> Tensor:
+        """Return some rows minus the centre, [index, d] in float64."""
+        return self.raw[index].double() - self.centre
+
+    def whole_total(self) -> Tensor:
+        """Return the sum of all rows minus the centre, heavy ones included, [d] in float64."""
+        total = self.total.double()
+        return total if self.heavy is None else total + self.exact(self.heavy).sum(0)
+
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """Return Σ(x − c) [d] and Σ(x − c)(x − c)ᵀ [d, d] about the shift c."""
+        if self.is_plain:
+            return self.total, self.second
+        total, second = self.whole_total(), self.second.double()
+        if self.heavy is not None:
+            exact = self.exact(self.heavy)
+            second = second + exact.T @ exact
+        if self.delta is not None:
+            # With δ = centre − c:  Σ(x − c) = s + n·δ
+            second = second + _moved(total, self.delta, total, self.delta, len(self.raw))
+            total = total + len(self.raw) * self.delta
+        return total, second
+
+    def rest(
+        self, other: "CentredRows", pairing: Tensor | None = None, basis: Tensor | None = None
+    ) -> Tensor:
+        """Return what ``self.lightᵀ other.light`` lacks of Σ(x − c)(y − c')ᵀ, in float64.
+
+        It lacks nothing if both are plain.
+
+        Args:
+            other: rows y of the same block.
+            pairing: [row], index of the y paired with each x; None: the same row.
+            basis: [d_target, column], columns onto which y is projected.
+        """
+        project = (lambda rows: rows) if basis is None else (lambda rows: rows @ basis.double())
+        width = len(other.centre) if basis is None else basis.shape[1]
+        rest = self.centre.new_zeros(len(self.centre), width)
+        if self.heavy is not None or other.heavy is not None:
+            mine, theirs = self._is_heavy(), other._is_heavy()
+            # Row i is missing if x_i is heavy or the y that is paired with it.
+            rows = (mine | (theirs if pairing is None else theirs[pairing])).nonzero()[:, 0]
+            partners = rows if pairing is None else pairing.to(rows.device)[rows]
+            rest = rest + self.exact(rows).T @ project(other.exact(partners))
+        if self.delta is not None or other.delta is not None:
+            mine, theirs = (
+                torch.zeros_like(block.centre) if block.delta is None else block.delta
+                for block in (self, other)
+            )
+            # A pairing takes every y once, so the sum over y is that of the true pairs.
+            rest = rest + _moved(
+                self.whole_total(),
+                mine,
+                project(other.whole_total()),
+                project(theirs),
+                len(self.raw),
+            )
+        return rest
+
+    def heaviest(self) -> tuple[float, int] | None:
+        """Return (‖x − centre‖², row) of the longest row if any row is heavy."""
+        if self.heavy is None:
+            return None
+        squares = self.exact(self.heavy).square().sum(1)
+        longest = int(squares.argmax())
+        return float(squares[longest]), int(self.heavy[longest])
+
+    def _is_heavy(self) -> Tensor:
+        mask = torch.zeros(len(self.raw), dtype=torch.bool, device=self.raw.device)
+        if self.heavy is not None:
+            mask[self.heavy] = True
+        return mask
+
+
+def _minus(raw: Tensor, centre: Tensor, dtype: torch.dtype) -> Tensor:
+    # Subtracted before rounding, so that float64 rows with a large mean keep their digits.
+    wide = torch.promote_types(raw.dtype, dtype)
+    return (raw.to(wide) - centre.to(wide)).to(dtype)
+
+
+def _sums(light: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (Σx, XᵀX, whether a mean is more than `_FAR` standard deviations from 0)."""
+    with full_precision():
+        total, second = light.sum(0), gram(light)
+    # m² > κ²·(q/n − m²) with m = Σx/n and q = Σx²:  (1 + κ²)·(Σx)² > κ²·n·q
+    share = _FAR**2 / (1 + _FAR**2)
+    return total, second, (total**2 > share * n * second.diagonal()).any()
+
+
+def _moved(total_x: Tensor, delta_x: Tensor, total_y: Tensor, delta_y: Tensor, n: int) -> Tensor:
+    """Return sₓ·δ_yᵀ + δₓ·s_yᵀ + n·δₓδ_yᵀ of the module docstring."""
+    return torch.outer(total_x, delta_y) + torch.outer(delta_x, total_y + n * delta_y)
+
+
+def refuse_non_finite(streams: Sequence[tuple[str, Tensor]], n: Tensor) -> None:
+    """Raise `NonFiniteError` if any rows of a block are NaN or infinite.
+
+    Args:
+        streams: (hook point, rows [row, d]) of both models.
+        n: number of rows of each part that were added before [part].
+    """
+    for hook, rows in streams:
+        # One sum is NaN or infinite if any of its terms is. In float32, because a float16 sum of
+        # finite numbers may overflow.
+        if not torch.isfinite(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32))):
+            bad = int((~torch.isfinite(rows)).any(1).sum())
+            raise NonFiniteError(
+                f"{bad} of {len(rows)} activations at {hook!r} are NaN or infinite, in the batch "
+                f"that starts at token {int(n.sum()):,}; nothing of this batch was added: "
+                "load the model in float32 or bfloat16 instead of float16, or drop the text"
+            )
+
+
+def cross_products(
+    pairs: Sequence[HookPair], x: Mapping[str, Tensor], y: Mapping[str, Tensor]
+) -> Iterator[tuple[HookPair, Tensor]]:
+    """Yield (hook pair, XᵀY) of each hook pair.
+
+    Source hook points with the same targets are multiplied together: one product for a full grid.
+    """
+    # [X₁ X₂ …]ᵀ[Y₁ Y₂ …] has the products XₛᵀYₜ as blocks; one large product is faster than many
+    # small ones.
+    targets: dict[str, list[str]] = {}
+    for s, t in pairs:
+        targets.setdefault(s, []).append(t)
+    by_targets: dict[tuple[str, ...], list[str]] = {}
+    for s, hooks in targets.items():
+        by_targets.setdefault(tuple(hooks), []).append(s)
+    for target_hooks, source_hooks in by_targets.items():
+        with full_precision():
+            product = torch.cat([x[s] for s in source_hooks], 1).T @ torch.cat(
+                [y[t] for t in target_hooks], 1
+            )
+        rows = product.split([x[s].shape[1] for s in source_hooks], 0)
+        for s, block in zip(source_hooks, rows, strict=True):
+            columns = block.split([y[t].shape[1] for t in target_hooks], 1)
+            yield from (((s, t), part) for t, part in zip(target_hooks, columns, strict=True))
