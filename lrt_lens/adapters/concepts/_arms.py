@@ -41,8 +41,8 @@ from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.stitching._stitch import Stitch
 
-DRAWN = ("random", "random_matched")
-"""Arms with many draws."""
+DRAWN = ("random", "random_matched", "shuffled")
+"""Arms with many draws: a new draw falls into the prediction interval of theirs."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,12 @@ def concept_arms(
     generator = torch.Generator().manual_seed(settings.seed)
     arms = [_arm("native", concept, rows, [(layer.native, None) for layer in rows], target)]
     for name, transfer in _fitted(rows, settings, generator):
-        arms.append(_arm(name, concept, rows, [transfer(layer) for layer in rows], target))
+        # Each draw of a shuffle assigns the rows anew.
+        draws = range(settings.n_shuffled) if name in DRAWN else [None]
+        arms += [
+            _arm(name, concept, rows, [transfer(layer) for layer in rows], target, draw)
+            for draw in draws
+        ]
     for name, multiply in _unfitted(rows):
         arms.append(_arm(name, concept, rows, [(multiply(layer), None) for layer in rows], target))
     for draw in range(settings.n_random):

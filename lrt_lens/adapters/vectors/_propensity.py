@@ -61,7 +61,7 @@ from lrt_lens.statistics._bootstrap import Clusters, bootstrap_mean
 from lrt_lens.statistics._correlations import bootstrap_correlation, correlations
 from lrt_lens.statistics._draws import prediction_interval, rank_test, typical_size
 from lrt_lens.statistics._intervals import Interval, percentiles, resamples
-from lrt_lens.statistics._jackknife import jackknife_error
+from lrt_lens.statistics._jackknife import fisher, jackknife_error
 from lrt_lens.stitching._stitch import Stitch
 
 logger = logging.getLogger(__name__)
@@ -406,7 +406,7 @@ class _TaskPropensities:
         before = self.unsteered if column == "r_change" else 0.0
         return {
             source: jackknife_error(
-                [_fisher(float(correlations(a - before, b - before).mean())) for a, b in some]
+                [float(fisher(correlations(a - before, b - before).mean())) for a, b in some]
             )
             for source, some in pairs.items()
             if some
@@ -431,8 +431,8 @@ class _TaskPropensities:
             return r
         errors = self._errors(name, column)
         groups = {CONTRAST: self._n_refits("native_refit"), MAP: self._n_refits("map_refit")}
-        on_fisher = Interval(*map(_fisher, (r.value, r.low, r.high)))
-        whole = total(on_fisher, errors, groups)
+        z = Interval(*fisher(np.array([r.value, r.low, r.high])).tolist())
+        whole = total(z, errors, groups)
         return Interval(r.value, math.tanh(whole.low), math.tanh(whole.high), r.flag)
 
     def _n_refits(self, name: str) -> int:
@@ -498,16 +498,11 @@ def _over_scales(r: np.ndarray, seed: int) -> tuple[float, float]:
     return ends.low, ends.high
 
 
-def _ranks(part: pd.DataFrame, transferred: float) -> dict[str, float]:
+def _ranks(part: Any, transferred: float) -> dict[str, float]:
     """Return the columns of a control: size of its draws, rank of the transferred arm in them."""
     draws = part.groupby("draw")["r_change"].mean().tolist()
     test = rank_test(transferred, draws)
     return {"typical_size": typical_size(draws), "transferred_p": test.p, "p_floor": test.floor}
-
-
-def _fisher(r: float) -> float:
-    """Return artanh r, kept finite for an r that is 1 up to rounding."""
-    return math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12))
 
 
 def _slope(part: pd.DataFrame) -> float:

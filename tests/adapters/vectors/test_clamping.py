@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import spearmanr, t
@@ -15,7 +16,7 @@ from lrt_lens.adapters.vectors import (
     evaluate_clamping,
     frequency_trend,
 )
-from lrt_lens.adapters.vectors._clamping import MOST_UNDEFINED
+from lrt_lens.adapters.vectors._clamping import MOST_UNDEFINED, _Answers, _ratio
 from lrt_lens.data import ContrastSet
 from lrt_lens.models import ModelPair
 from lrt_lens.statistics._shares import clustered_share
@@ -214,6 +215,29 @@ def test_a_concept_that_never_shows_has_ratio_zero_and_one_that_always_shows_has
     assert always.loc["transferred", "ratio_low"] == pytest.approx(0.025**0.5)
     # A native vector that may do nothing leaves the ratio open.
     assert never.loc["transferred", ["ratio_low", "ratio_high"]].tolist() == [0.0, 1.0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_prompts", [12, 40])
+def test_the_ratio_of_shares_is_held(n_prompts: int) -> None:
+    """Simulate prompts that differ in how easily they show the concept, four samples each."""
+    rng, hits, reps = np.random.default_rng(0), 0, 300
+    for i in range(reps):
+        ease = rng.beta(1.5, 1.5, n_prompts)
+        answers = [
+            _Answers(_frame(rng.random((n_prompts, 4)) < ease[:, None] * strength))
+            for strength in (0.5, 0.9)
+        ]
+        # E(ease) cancels: .5 / .9
+        hits += not _ratio(answers[0], answers[1], None, i).excludes(0.5 / 0.9)
+    # Three standard errors of the simulation are .038.
+    assert 0.912 <= hits / reps <= 0.99
+
+
+def _frame(shows: np.ndarray) -> pd.DataFrame:
+    prompt, sample = np.divmod(np.arange(shows.size), shows.shape[1])
+    columns = {"draw": None, "prompt": prompt, "sample": sample, "shows": shows.ravel()}
+    return pd.DataFrame(columns).astype({"draw": "Int64"})
 
 
 def test_bad_input_is_refused_and_no_hook_stays_on(
