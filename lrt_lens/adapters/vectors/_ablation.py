@@ -244,8 +244,8 @@ def evaluate_ablation(
     cosines = {arm.name: arms[0].vector.cosine(arm.vector) for arm in arms if arm.draw is None}
     clusters = None if items is None else item_clusters(items)
     summary = ablation_summary(table, vector.name, cosines, clusters, settings.seed)
-    is_refit = table["arm"].isin(REFITS)
-    return AblationEvaluation(table=table[~is_refit].reset_index(drop=True), summary=summary)
+    shown: pd.DataFrame = table.loc[~table["arm"].isin(REFITS)]
+    return AblationEvaluation(table=shown.reset_index(drop=True), summary=summary)
 
 
 class _AblationOutcomes:

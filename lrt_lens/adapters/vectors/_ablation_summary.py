@@ -12,7 +12,7 @@ Limits: the share of continuations contains prompts only, because refits do not 
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -72,7 +72,8 @@ class _Place:
         """Number of tokens or samples [unit], by arm and outcome."""
         self.drawn: set[str] = set()
         """Arms of several draws."""
-        for (name, outcome), part in table.groupby(["arm", "outcome"], sort=False):
+        # pandas' stubs take a group's key for a scalar, and its column for a number.
+        for (name, outcome), part in cast(Any, table.groupby(["arm", "outcome"], sort=False)):
             # dropna=False keeps an arm of one vector, whose draw is missing.
             draws = [one for _, one in part.groupby("draw", dropna=False, sort=True)]
             key = (str(name), str(outcome))

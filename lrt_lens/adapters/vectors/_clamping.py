@@ -245,7 +245,7 @@ class _Answers:
             one.sort_values(["prompt", "sample"])["shows"]
             .to_numpy(dtype=float)
             .reshape(one["prompt"].nunique(), -1)
-            for _, one in part.groupby("draw", dropna=False, sort=True)
+            for _, one in cast(Any, part.groupby("draw", dropna=False, sort=True))
         ]
         self.is_drawn = bool(part["draw"].notna().any())
 
