@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lrt_lens.adapters.concepts._arms import DRAWN, ConceptArm
+from lrt_lens.adapters.concepts._concept_arm import DRAWN, ConceptArm
 from lrt_lens.adapters.vectors._equal_damage import ITEMS, Curve
 from lrt_lens.adapters.vectors._sources import joined
 from lrt_lens.statistics._bootstrap import Resamples, bootstrap_mean

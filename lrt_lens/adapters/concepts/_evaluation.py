@@ -38,7 +38,8 @@ from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import resolve, takes
-from lrt_lens.adapters.concepts._arms import ConceptArm, LayerRows, concept_arms, vector_part
+from lrt_lens.adapters.concepts._arms import LayerRows, concept_arms, vector_part
+from lrt_lens.adapters.concepts._concept_arm import ConceptArm
 from lrt_lens.adapters.concepts._concept_curves import ArmCurve, ConceptCurves
 from lrt_lens.adapters.concepts._concept_map import contrast_sets
 from lrt_lens.adapters.concepts._rows import PairRows, ends_of, known_rows, read_rows
