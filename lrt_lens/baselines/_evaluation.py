@@ -51,7 +51,7 @@ from tqdm.auto import tqdm
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.concepts._concept_map import contrast_sets
-from lrt_lens.adapters.probes._labels import class_numbers
+from lrt_lens.adapters.probes._labels import class_numbers, label_list
 from lrt_lens.adapters.probes._linear_probe import LinearProbe, probe_through, read_rows
 from lrt_lens.adapters.probes._logistic import probabilities
 from lrt_lens.adapters.vectors._arm_meter import ArmMeter
@@ -401,7 +401,7 @@ class _Reading:
         kept = [readable([pair.source, pair.target], texts, **rule) for texts, _ in (train, test)]
         self.n_dropped = sum(one.n_dropped for one in kept)
         train, test = (
-            (one.of(text_list(texts)), one.of(list(labels)))
+            (one.of(text_list(texts)), one.of(label_list(labels)))
             for one, (texts, labels) in zip(kept, (train, test), strict=True)
         )
         self.texts = test[0]

@@ -48,6 +48,7 @@ from lrt_lens.data._windows import (
     sum_aligned,
 )
 from lrt_lens.errors import TooFewDocumentsError
+from lrt_lens.models._text_codec import column_list
 from lrt_lens.models._text_reader import TextReader
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,9 @@ class WindowCutter:
         self._other: tuple[Aligner, TextReader] | None = None
         if target is not None and source.tokenizer_hash != target.tokenizer_hash:
             self._other = Aligner(source.tokenizer, target.tokenizer, same=False), target
+        # One tokenizer, but other special tokens before every text.
+        is_prefixed = target is not None and source.prefix != target.prefix
+        self._prefixed = target if is_prefixed else None
 
     def read(self, documents: Documents) -> DocumentReader:
         """Return an iterator over the documents.
@@ -82,8 +86,9 @@ class WindowCutter:
 
         It has no windows if the text is too short or no position is aligned.
         """
-        whole = [Document(one) if isinstance(one, str) else one for one in documents]
-        texts, seed = [document.text for document in whole], self.plan.seed
+        listed = column_list(documents)
+        whole = [Document(one) if isinstance(one, str) else one for one in listed]
+        texts, plan, seed = [document.text for document in whole], self.plan, self.plan.seed
         keys = [document.key(seed) for document in whole]
         if self._other is not None:
             aligner, target = self._other
@@ -94,9 +99,9 @@ class WindowCutter:
             ]
         else:
             # Both models read these tokens, so one tokenization serves both.
-            bodies = self.source.encode_bodies(texts)
+            bodies, models = self.source.encode_bodies(texts), (self.source, self._prefixed)
             cut = [
-                CutDocument(key, self._lagged(cut_windows(ids, key, self.source, self.plan)))
+                CutDocument(key, self._lagged(cut_windows(ids, key, models[0], plan, models[1])))
                 for key, ids in zip(keys, bodies, strict=True)
             ]
         return [

@@ -161,6 +161,28 @@ def iterate_documents(
         yield document.text
 
 
+def iterate_rows(documents: Documents) -> Iterator[str | list[dict[str, Any]]]:
+    """Yield each document as its text, or as the turns of a chat, which no template has formatted.
+
+    What `iterate_documents` accepts is read in the same way; missing and blank ones are left out.
+    """
+    source = DocumentSource.of(documents)
+    columns = Columns(source.text_field)
+    for rows in _sources(source.documents, columns):
+        if rows.columns is not None:
+            columns.choose(rows.source, rows.columns)
+        for number, row in without_written_values(typed(rows, columns), columns, rows.where):
+            where = rows.where(number)
+            value = columns.value(row, where)
+            if is_missing(value):
+                continue
+            if not isinstance(value, str):
+                if turns := turns_of(value, where):
+                    yield turns
+            elif value.strip():
+                yield without_surrogates(value)
+
+
 class DocumentReader:
     """Iterator over the documents of a source; it counts the rows that hold none."""
 

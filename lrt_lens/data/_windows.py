@@ -100,7 +100,7 @@ class Window:
     document: int
     """Key of the document, which copies of it share."""
     counterpart: "Window | None" = None
-    """Window with the same characters in the target's tokens; None if the tokens are the same.
+    """Window with the same characters in the target's tokens; None if both read the same ids.
 
     Its row k is paired with row k of this window.
     """
@@ -149,20 +149,37 @@ class CutDocument:
     """True if it is longer than the cap of tokens per document."""
 
 
-def cut_windows(ids: list[int], key: int, model: TextReader, plan: BlockPlan) -> list[Window]:
-    """Return the windows of one document that have at least four unmasked tokens."""
-    prefix = model.prefix
-    if prefix and ids[: len(prefix)] == prefix:
-        ids = ids[len(prefix) :]  # the chat template has already written it
-    body_length = plan.context_length - len(prefix)
-    special = special_tokens(model)
+def cut_windows(
+    ids: list[int], key: int, model: TextReader, plan: BlockPlan, target: TextReader | None = None
+) -> list[Window]:
+    """Return the windows of one document that have at least four unmasked tokens.
+
+    ``target`` is a model of the same tokenizer that reads every text behind another prefix: each
+    window then has a counterpart, and its rows are the tokens that neither model masks.
+    """
+    readers = [model] if target is None else [model, target]
+    prefixes = [reader.prefix for reader in readers]
+    for prefix in sorted(prefixes, key=len, reverse=True):
+        if prefix and ids[: len(prefix)] == prefix:
+            ids = ids[len(prefix) :]  # the chat template has already written it
+            break
+    body_length = plan.context_length - max(map(len, prefixes))
+    special = [special_tokens(reader) for reader in readers]
     windows = []
     # Windows do not overlap, and BOS is prepended to each: a state has read only its own window.
     for start in range(0, len(ids), body_length):
-        window = [*prefix, *ids[start : start + body_length]]
-        rows = unmasked(window, special, plan.skip_first)
-        if len(rows) >= MINIMUM_ROWS:
-            windows.append(Window(window, rows, key))
+        sides = [[*prefix, *ids[start : start + body_length]] for prefix in prefixes]
+        rows = [
+            unmasked(side, masked, plan.skip_first) - len(prefix)
+            for side, masked, prefix in zip(sides, special, prefixes, strict=True)
+        ]
+        shared = rows[0] if target is None else np.intersect1d(rows[0], rows[1])
+        if len(shared) >= MINIMUM_ROWS:
+            one, *others = (
+                Window(side, shared + len(prefix), key)
+                for side, prefix in zip(sides, prefixes, strict=True)
+            )
+            windows.append(replace(one, counterpart=others[0] if others else None))
     return windows
 
 

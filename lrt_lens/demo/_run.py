@@ -73,7 +73,8 @@ def run_demo(
         source_layer: layer of the small model from which vectors, probes and the SAE are
             transferred.
         n_tokens: tokens of the harvest.
-        n_random: random directions, as a control of the vectors.
+        n_random: draws of each control of the vectors: random directions, maps of shuffled pairs,
+            vectors learnt from permuted labels.
         loss_tokens: tokens on which the stitched loss and the SAEs are evaluated.
         damage: nats per token on neutral text at which vectors are compared.
         seed: seed of folds, draws and bootstraps.
@@ -143,13 +144,14 @@ def _evaluate_task(pair: ModelPair, stitch: Stitch, task: Any, **options: Any) -
 
 
 def _evaluate_concept(
-    pair: ModelPair, stitch: Stitch, concept: Concept, **options: Any
+    pair: ModelPair, stitch: Stitch, concept: Concept, *, n_random: int, **options: Any
 ) -> SteeringEvaluation:
     contrast, hook = demo_contrast(concept), stitch.source_hook
     vector = SteeringVector.mean_difference(pair.source, contrast, at=hook, read="last")
     # A part of the neutral texts keeps the demo short.
     items, neutral = demo_items(concept), demo_neutral()[:20]
-    return evaluate_steering(pair, stitch, vector, items, neutral=neutral, **options)
+    draws = dict.fromkeys(("n_random", "n_permuted", "n_shuffled"), n_random)
+    return evaluate_steering(pair, stitch, vector, items, neutral=neutral, **draws, **options)
 
 
 def evaluate_demo_saes(pair: ModelPair, stitch: Stitch, **options: Any) -> SAEEvaluation | None:

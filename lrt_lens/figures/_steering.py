@@ -454,6 +454,10 @@ def _summary_points(rows: pd.DataFrame, arm: str, *, negated: bool = False) -> "
     )
 
 
+def _is_known(value: object) -> bool:
+    return isinstance(value, int | float) and not math.isnan(value)
+
+
 def _flag(row: dict[str, object], name: str = "flag") -> str:
     flag = row.get(name)
     return flag if isinstance(flag, str) else ""
@@ -466,11 +470,11 @@ def _summary_hover(row: dict[str, object]) -> str:
     parts = ["effect: {effect_at_equal_damage:.3f} [{low:.3f}, {high:.3f}] nats"]
     if {"fraction_of_native", "fraction_low", "fraction_high"} <= row.keys():
         parts.append(fraction)
-    if pd.notna(row.get("scale", math.nan)):
+    if _is_known(row.get("scale")):
         parts.append("scale: {scale:.3g}")
     if isinstance(row.get("contains"), str):
         parts.append("interval over: {contains}")
-    if pd.notna(row.get("transferred_p", math.nan)):
+    if _is_known(row.get("transferred_p")):
         parts.append("p of the transferred effect: {transferred_p:.3f} (at least {p_floor:.3f})")
     parts += [f"{{{name}}}" for name in ("flag", "interval_flag") if _flag(row, name)]
     return "<br>".join(parts).format_map(row)

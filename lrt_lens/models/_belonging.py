@@ -14,6 +14,7 @@ Limits: what is not known (None) is not compared. SAEs record their origin in th
 SAELens, which `lrt_lens.adapters.saes._compatibility` reads.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from lrt_lens._files import refuse_other_fields
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._identity import ModelIdentity
+
+logger = logging.getLogger(__name__)
 
 _UNNAMED = {"source", "target"}
 """Default hook points of an `AffineMap` and of moments of two tensors: they name no place."""
@@ -137,12 +140,34 @@ def refuse_other_reader(own: Origin, model: ModelIdentity, use: str) -> None:
     """Raise `MismatchError` unless an artefact may be used on ``model`` itself.
 
     Weights and basis are compared, the tokenizer is not: a direction depends on the stream, not on
-    how texts become tokens. ``use`` is the verb of the message, such as ``"steer"``.
+    how texts become tokens. A warning says so if the special tokens before every text are others,
+    because they change the stream. ``use`` is the verb of the message, such as ``"steer"``.
     """
+    _refuse_other_reader(own, model, use)
+    if own.model is not None and not own.model.same_prefix(model):
+        logger.warning(
+            "%s %s behind %s, and %r reads texts behind %s: their states differ; load the model"
+            " as it was loaded there",
+            own.what,
+            own.made,
+            _prefix(own.model),
+            model.name,
+            _prefix(model),
+        )
+
+
+def _refuse_other_reader(own: Origin, model: ModelIdentity, use: str) -> None:
     if own.model is not None:
         role = f"the model to {use} by {own.what}"
         own.model.refuse_other(model, role, tokens=False)
     refuse_other_width(own, Origin("the model", own.hook, model, model.d_model))
+
+
+def _prefix(model: ModelIdentity) -> str:
+    """Return the special tokens before every text of a model, as messages show them."""
+    if model.prefix is None:
+        return "BOS" if model.prepend_bos else "no BOS"
+    return f"the special tokens {list(model.prefix)}" if model.prefix else "no special token"
 
 
 def refuse_other_stream(own: Origin, other: Origin, what: str, remedy: str) -> None:
@@ -207,7 +232,7 @@ def refuse_other_models(
 def is_model(identity: ModelIdentity | None, model: ModelIdentity) -> bool:
     """Return whether an identity may be that of ``model``, by the rule of `refuse_other_reader`."""
     try:
-        refuse_other_reader(Origin("it", model=identity), model, "use")
+        _refuse_other_reader(Origin("it", model=identity), model, "use")
     except MismatchError:
         return False
     return True

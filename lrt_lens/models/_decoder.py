@@ -12,18 +12,17 @@ position that reads later ones would read the padding.
 Limits: models whose blocks run more than once per pass, or pass several streams on, are refused.
 """
 
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from inspect import signature
-from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lrt_lens.errors import NonFiniteError
-from lrt_lens.models._passes import relative_difference, short_row
+from lrt_lens.models._passes import padded_positions, relative_difference, short_row, without_cache
 
 _CONTEXT_FIELDS = (
     "max_position_embeddings",
@@ -34,11 +33,16 @@ _CONTEXT_FIELDS = (
     "seq_length",
     "context_length",
     "max_context_length",
+    "max_target_positions",
 )
 _DEFAULT_CONTEXT = 2048
 """Context length of a model whose config names none, such as a recurrent one."""
 _CAUSAL_TOLERANCE = 1e-3
 """Relative change of earlier logits that rounding may cause when only the last token changes."""
+
+
+_SAME_STREAM = 0.999
+"""Cosine of what a block returns and what the next one gets, above which it is one stream."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,14 @@ def find_decoder(model: Any, name: str) -> Decoder:
             " a causal language model"
         )
     embedding = model.get_input_embeddings()
-    d_vocab = int(embedding.weight.shape[0])
-    row = short_row(d_vocab).to(embedding.weight.device)
+    table = getattr(embedding, "weight", None)
+    if not isinstance(table, Tensor):
+        raise ValueError(
+            f"{name!r} ({type(model).__name__}) embeds its tokens by a {type(embedding).__name__};"
+            " expected one table of weights, a row per token"
+        )
+    d_vocab = int(table.shape[0])
+    row = short_row(d_vocab).to(table.device)
     changed = row.clone()
     changed[0, -1] = (row[0, -1] + 1) % d_vocab
     with torch.inference_mode(), _recording(model) as passes:
@@ -98,14 +108,6 @@ def find_decoder(model: Any, name: str) -> Decoder:
     )
 
 
-def without_cache(model: Any) -> dict[str, Any]:
-    """Return the option that switches the key-value cache off, if the model takes it."""
-    # A few models (GPT-1) have no cache and refuse the option.
-    parameters = signature(model.forward).parameters
-    takes = "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return {"use_cache": False} if takes else {}
-
-
 def stream_of(output: Any) -> Any:
     """Return the stream in what a block returns: the output, or the first part of several."""
     return output[0] if isinstance(output, tuple | list) else output
@@ -120,9 +122,11 @@ def with_stream(output: Any, stream: Tensor) -> Any:
 
 @dataclass
 class _Record:
-    """One call of a module: its place in the order of calls, and what it returned."""
+    """One call of a module: its place in the order of calls, what it got and what it returned."""
 
     order: int
+    entered: Any
+    """First argument of the call, which is the stream before a block."""
     stream: Tensor
     container: type | None
 
@@ -131,7 +135,7 @@ class _Record:
 def _recording(model: nn.Module) -> Iterator[dict[str, list[list[_Record]]]]:
     """Record the calls of the members of every list of modules, by the name of the list."""
     passes: dict[str, list[list[_Record]]] = {}
-    order = count()
+    order = itertools.count()
     with ExitStack() as stack:
         for name, modules in model.named_modules():
             if isinstance(modules, nn.ModuleList) and len(modules):
@@ -139,13 +143,19 @@ def _recording(model: nn.Module) -> Iterator[dict[str, list[list[_Record]]]]:
                 for calls, module in zip(passes[name], modules, strict=True):
 
                     def record(
-                        _module: nn.Module, _args: Any, output: Any, calls: list = calls
+                        _module: nn.Module,
+                        args: tuple,
+                        kwargs: dict[str, Any],
+                        output: Any,
+                        calls: list = calls,
                     ) -> None:
                         stream = stream_of(output)
                         container = None if isinstance(output, Tensor) else type(output)
-                        calls.append(_Record(next(order), stream, container))
+                        entered = args[0] if args else kwargs.get("hidden_states")
+                        calls.append(_Record(next(order), entered, stream, container))
 
-                    stack.callback(module.register_forward_hook(record).remove)
+                    handle = module.register_forward_hook(record, with_kwargs=True)
+                    stack.callback(handle.remove)
         yield passes
 
 
@@ -169,12 +179,32 @@ def _blocks(
         shape = next(iter(shapes))
         # A caller that reads other parts of an output by name would miss them.
         plain = all(record.container in (None, tuple, list) for record in records)
-        if plain and in_order and len(shapes) == 1 and len(shape) == 3 and shape[:2] == (2, 8):
+        is_stream = len(shapes) == 1 and len(shape) == 3 and shape[:2] == (2, 8)
+        if plain and in_order and is_stream and _passes_on(records):
             return model.get_submodule(path), records  # type: ignore[return-value]
     raise ValueError(
         f"{name!r} ({type(model).__name__}) has no list of blocks that each run once per pass and"
         " return one stream [batch, position, d_model]; such a decoder has no residual hook points"
     )
+
+
+def _passes_on(records: list[_Record]) -> bool:
+    """Return whether each block gets what the block before it returned, up to a factor.
+
+    A list of attentions or of norms does not: what is between two of them is no block.
+    """
+    for one, other in itertools.pairwise(records):
+        before, after = one.stream.double(), other.entered
+        if not isinstance(after, Tensor) or after.shape != before.shape:
+            return False
+        after = after.to(before)
+        if not (before.isfinite().all() and after.isfinite().all()):
+            continue  # it overflows, which is refused where numbers are read
+        # RWKV halves the stream every few blocks.
+        cosine = float((before * after).sum() / (before.norm() * after.norm()).clamp_min(1e-30))
+        if cosine < _SAME_STREAM:
+            return False
+    return True
 
 
 def _n_weights(module: nn.Module) -> int:
@@ -214,10 +244,20 @@ def _refuse_later_positions(name: str, model: nn.Module, logits: Tensor) -> None
 def _context_length(config: Any, model: nn.Module) -> int:
     """Return the number of tokens that a text may have."""
     lengths = (getattr(config, field, None) for field in _CONTEXT_FIELDS)
-    found = next((n for n in lengths if isinstance(n, int) and n > 0), _DEFAULT_CONTEXT)
-    for path, module in model.named_modules():
-        is_positions = path.split(".")[-1] == "position_embeddings"
-        if is_positions and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            # RoBERTa counts positions from the row behind that of padding.
-            found = min(found, module.num_embeddings - module.padding_idx - 1)
+    found = next((n for n in lengths if isinstance(n, int) and n > 0), None)
+    if found is None:
+        found = min([_DEFAULT_CONTEXT, *_table_lengths(model)])
+    table = padded_positions(model)
+    if table is not None:
+        # RoBERTa counts positions from the row behind that of padding.
+        found = min(found, table.num_embeddings - table.padding_idx - 1)
     return found
+
+
+def _table_lengths(model: nn.Module) -> list[int]:
+    """Return the numbers of positions in the learnt tables of positions of a model."""
+    return [
+        module.num_embeddings - int(getattr(module, "offset", 0))
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and "position" in path.split(".")[-1]
+    ]

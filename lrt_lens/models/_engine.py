@@ -73,7 +73,7 @@ class Engine(Protocol):
         ...
 
     def weights_hash(self) -> str:
-        """Return a hash of every weight, see `lrt_lens.models._identity.weights_hash`."""
+        """Return a hash of every weight, see `lrt_lens.models._weights.weights_hash`."""
         ...
 
     def add_hook(self, name: str, fn: HookFunction) -> Callable[[], None]:

@@ -29,6 +29,7 @@ from torch import Tensor
 from lrt_lens.errors import MismatchError, NonFiniteError
 from lrt_lens.models._engine import Engine
 from lrt_lens.models._finite import refuse_nan
+from lrt_lens.models._generation import equally_long, n_free, n_new_tokens, within_context
 from lrt_lens.models._hook_points import Layers, residual_post, resolve, resolve_layers
 from lrt_lens.models._hugging_face_engine import HuggingFaceEngine
 from lrt_lens.models._identity import ModelIdentity, model_name, tokenizer_hash
@@ -187,6 +188,7 @@ class HookedModel:
             prepend_bos=self.prepend_bos,
             context_length=self.context_length,
             ignores_mean=ignores_mean(self.engine.model, self.d_model),
+            prefix=tuple(self.prefix),
         )
 
     # --------------------------------------------------------------------------------------- tokens
@@ -207,7 +209,7 @@ class HookedModel:
         Raises:
             ValueError: there is no text, a text is empty, or one is longer than the context.
         """
-        return self.codec.encode(texts, truncation)
+        return self._encoded(texts, truncation)
 
     def encode_bodies(self, texts: Texts) -> list[list[int]]:
         """Return the token ids of each text without special tokens, at full length."""
@@ -268,16 +270,16 @@ class HookedModel:
         ids [batch, position]. The forward pass stops at the deepest of the hook points.
 
         Raises:
-            NonFiniteError: an activation is NaN.
+            NonFiniteError: an activation is NaN or infinite.
             ValueError: a text is longer than the context.
         """
         names = resolve_layers(hooks, self)
         activations = self.engine.capture(self._tokens(texts, truncation), names)
         for name, values in activations.items():
-            if values.isnan().any():
+            if not values.isfinite().all():
                 raise NonFiniteError(
-                    f"activations of {self.name!r} at {name!r} are NaN ({values.dtype});"
-                    " load the model with dtype='bfloat16' or 'float32'"
+                    f"activations of {self.name!r} at {name!r} are NaN or infinite"
+                    f" ({values.dtype}); load the model with dtype='bfloat16' or 'float32'"
                 )
         if isinstance(hooks, int) or (
             isinstance(hooks, str) and hooks not in ("all", "proportional")
@@ -342,7 +344,10 @@ class HookedModel:
             NonFiniteError: a logit is NaN.
             ValueError: every text has a single token.
         """
-        rows = [row for windows in self.codec.windows(texts, truncation) for row in windows]
+        if truncation or self.codec.truncation:
+            rows = self._encoded(texts, truncation)
+        else:
+            rows = [row for windows in self.codec.windows(texts) for row in windows]
         longest = max(map(len, rows))
         if longest < 2:
             raise ValueError(
@@ -378,32 +383,37 @@ class HookedModel:
         config = _one_text_per_prompt(generation_config) or self._generation_config(
             max_new_tokens, temperature if do_sample else None, top_k if do_sample else None
         )
-        n_new = config.max_new_tokens or 0
-        rows = self.codec.encode(prompts, truncation, n_free=n_new)
-        n_beyond = sum(len(row) + n_new > self.context_length for row in rows)
-        if n_beyond:
+        rows = self._encoded(prompts, truncation, n_free(config, self.context_length))
+        beyond = [
+            n_new
+            for row in rows
+            if len(row) + (n_new := n_new_tokens(config, len(row))) > self.context_length
+        ]
+        if beyond:
             logger.warning(
                 "%d of %d prompt(s) with %d new tokens are longer than the %d tokens that %r reads;"
                 " their continuations end there",
-                n_beyond,
+                len(beyond),
                 len(rows),
-                n_new,
+                max(beyond),
                 self.context_length,
                 self.name,
             )
         out: list[str] = [""] * len(rows)
-        for length in sorted({len(row) for row in rows}):
-            # Only prompts of equal length share a batch. Nothing is padded, so position p is the
-            # same distance from the start in every row.
-            batch = [index for index, row in enumerate(rows) if len(row) == length]
+        # Behind a text that has stopped at a string, transformers pads the others' tokens.
+        n_together = 1 if config.stop_strings else len(rows)
+        options = {"tokenizer": self.tokenizer} if config.stop_strings else {}
+        for batch in equally_long(rows, n_together):
+            length = len(rows[batch[0]])
             tokens = self.pad([rows[index] for index in batch])
             # The seed applies to this batch only; the caller's random state comes back afterwards.
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 torch.manual_seed(seed)
                 continued = self.engine.generate(
                     tokens,
-                    self._within_context(config, length),
+                    within_context(config, length, self.context_length, self.name),
                     attention_mask=torch.ones_like(tokens).to(self.device),
+                    **options,
                     logits_processor=[lambda _ids, scores: refuse_nan(scores, self.name)],
                 )
             for index, ids in zip(batch, continued, strict=True):
@@ -413,29 +423,25 @@ class HookedModel:
 
     # -------------------------------------------------------------------------------------- private
 
+    def _encoded(
+        self, texts: Texts, truncation: Truncation | None, n_free: int = 0
+    ) -> list[list[int]]:
+        """Return `encode` of texts, and log how many were cut; ``n_free`` as in the codec."""
+        rows, n_cut = self.codec.encode_and_count(texts, truncation, n_free)
+        if n_cut:
+            logger.warning(
+                "%d of %d text(s) are longer than the %d tokens that %r reads, and were cut",
+                n_cut,
+                len(rows),
+                self.context_length,
+                self.name,
+            )
+        return rows
+
     def _tokens(self, texts: Texts | Tensor, truncation: Truncation | None) -> Tokens:
         if isinstance(texts, Tensor):
-            return self._known_tokens(texts)
-        return self.pad(self.encode(texts, truncation=truncation))
-
-    def _known_tokens(self, tokens: Tokens) -> Tokens:
-        """Return token ids [batch, position] unchanged.
-
-        Raises:
-            MismatchError: an id has no row in the embedding.
-            ValueError: there are more positions than the model reads.
-        """
-        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.d_vocab:
-            raise MismatchError(
-                f"the token ids go from {int(tokens.min())} to {int(tokens.max())}, but"
-                f" {self.name!r} embeds {self.d_vocab} rows; give ids of its own tokenizer"
-            )
-        if tokens.shape[-1] > self.context_length:
-            raise ValueError(
-                f"the tokens have {tokens.shape[-1]} positions; {self.name!r} reads"
-                f" {self.context_length}: give fewer"
-            )
-        return tokens
+            return self.codec.known_ids(texts, self.d_vocab)
+        return self.pad(self._encoded(texts, truncation))
 
     def _check_tokenizer(self) -> None:
         if self.tokenizer is None:
@@ -480,24 +486,6 @@ class HookedModel:
                 f"this model was loaded under the name {self.name!r}; asked for {name!r}:"
                 f" load its bridge again, as in HookedModel.load(model.bridge, name={name!r})"
             )
-
-    def _within_context(self, config: Any, length: int) -> Any:
-        """Return a config whose continuations of prompts of ``length`` tokens fit the context.
-
-        Raises:
-            ValueError: there is no room for a token.
-        """
-        room = self.context_length - length
-        if room < 1:
-            raise ValueError(
-                f"a prompt has {length} tokens, and {self.name!r} reads {self.context_length}, so"
-                " there is no room for a new one; give shorter prompts, or truncation='left'"
-            )
-        if (config.max_new_tokens or 0) <= room:
-            return config
-        shorter = copy.deepcopy(config)
-        shorter.max_new_tokens = room
-        return shorter
 
     def _generation_config(
         self, max_new_tokens: int, temperature: float | None, top_k: int | None

@@ -29,25 +29,29 @@ import torch
 from torch import Tensor, nn
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._decoder import find_decoder, stream_of, with_stream, without_cache
+from lrt_lens.models._decoder import find_decoder, stream_of, with_stream
 from lrt_lens.models._hook_points import EMBED, residual_names
-from lrt_lens.models._identity import weights_hash
-from lrt_lens.models._loading import boot_bridge
+from lrt_lens.models._loading import boot_bridge, text_model
 from lrt_lens.models._long_rope import LongRope, by_row, padding_id
 from lrt_lens.models._passes import (
     Handle,
     HookName,
+    LensHooks,
     SelectedPositions,
-    add_lens_hook,
     capture_through_bridge,
     capture_with,
+    evaluating,
+    first_line,
     generate_with,
+    generation_problem,
     relative_difference,
     replacing,
     short_row,
     tolerance,
+    without_cache,
 )
 from lrt_lens.models._running_call import tell_running_call
+from lrt_lens.models._weights import weights_hash
 from lrt_lens.typing import HookFunction, LongerTokens, Residual, Tokens
 
 logger = logging.getLogger(__name__)
@@ -67,6 +71,7 @@ class HuggingFaceEngine:
         self._rope = LongRope.of(model)
         self.padding_id = padding_id(self._rope, self.d_vocab)
         self._hooks: list[str] = []  # hook points of the registered hooks
+        self._lens_hooks = LensHooks()  # the same on the bridge, where they act there
         self._problem = ""
         self._build_bridge(tokenizer, decoder.row_logits)
         self._embedded = self._find_embedded()
@@ -75,6 +80,9 @@ class HuggingFaceEngine:
         names = residual_names(self.n_layers)
         self.hook_points = tuple(n for n in names if "resid_mid" not in n or n in mids)
         self._can_skip = self._resumes_exactly(decoder.row_logits)
+        # With two new tokens behind it, the row must fit the context.
+        row = short_row(self.d_vocab)[:, : max(1, self.context_length - 2)].to(self.device)
+        self._generation_problem = generation_problem(self.model, row)
         self._can_select = True
 
     # --------------------------------------------------------------------------------- the bridge
@@ -102,6 +110,7 @@ class HuggingFaceEngine:
         try:
             twin = copy.deepcopy(self.model, memo)
             originals = {id(memo[id(module)]): module for module in self.model.modules()}
+            twin = text_model(twin)
             # TransformerLens chooses its adapter by this field, which a model that was made in
             # memory does not have.
             twin.config.architectures = twin.config.architectures or [type(self.model).__name__]
@@ -110,7 +119,7 @@ class HuggingFaceEngine:
                 row = short_row(self.d_vocab).to(self.device)
                 bridged = bridge.original_model(row, **without_cache(self.model)).logits
         except Exception as error:  # TransformerLens has no error class for what it cannot bridge
-            self._problem = f"{type(error).__name__}: {_first_line(error)}"
+            self._problem = f"{type(error).__name__}: {first_line(error)}"
             logger.warning(
                 "TransformerLens cannot bridge %r (%s); model.bridge and hook_resid_mid do not"
                 " exist, everything else does",
@@ -162,7 +171,7 @@ class HuggingFaceEngine:
         try:
             return {layer: norms[layer] for layer in self._cut_by(norms)}
         except Exception as error:  # a component is called in a way of its own
-            logger.info("%r has no hook_resid_mid (%s)", self._name, _first_line(error))
+            logger.info("%r has no hook_resid_mid (%s)", self._name, first_line(error))
             return {}
 
     def _cut_by(self, norms: dict[int, nn.Module]) -> list[int]:
@@ -208,15 +217,13 @@ class HuggingFaceEngine:
                 f" give other numbers: {problem}. Use model.intervene, whose hooks act in the model"
                 " itself, or remove those on the bridge"
             )
+        self._lens_hooks.restore()
         return self._bridge
 
     @property
     def _runs_bridge(self) -> bool:
         """True while the user has a hook on the bridge, which acts nowhere else."""
-        if self._bridge is None:
-            return False
-        n_hooks = sum(len(point.fwd_hooks) for point in self._points)
-        return n_hooks > sum(map(self._acts_on_bridge, self._hooks))
+        return self._bridge is not None and self._lens_hooks.others(self._points)
 
     def _acts_on_bridge(self, name: str) -> bool:
         """Return whether a hook of ours at a hook point is registered on the bridge too.
@@ -241,14 +248,14 @@ class HuggingFaceEngine:
 
     def capture(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Residual]:
         """Return activations by hook point."""
-        with self._by_row(tokens):
+        with self._reading(tokens):
             if self._runs_bridge:
                 return capture_through_bridge(self._hooked_bridge(), tokens, names)
             return self._captured(tokens, names)
 
     def logits(self, tokens: Tokens) -> Tensor:
         """Return next-token logits [batch, position, vocabulary]; registered hooks take effect."""
-        with self._by_row(tokens):
+        with self._reading(tokens):
             return self._running(tokens.to(self.device), **without_cache(self.model)).logits
 
     def logits_at(self, tokens: Tokens, rows: Tensor, positions: Tensor) -> Tensor:
@@ -272,8 +279,18 @@ class HuggingFaceEngine:
         return logits[rows.to(logits.device), positions.to(logits.device)]
 
     def generate(self, tokens: Tokens, config: Any, **options: Any) -> LongerTokens:
-        """Return prompts with their continuations."""
-        return generate_with(self._running, tokens.to(self.device), config, **options)
+        """Return prompts with their continuations.
+
+        Raises:
+            ValueError: ``generate`` of the model writes something else than its logits say.
+        """
+        if self._generation_problem:
+            raise ValueError(
+                f"{self._name!r} cannot generate as its logits say: {self._generation_problem};"
+                " take the tokens from model.logits one by one"
+            )
+        with evaluating(self._running):
+            return generate_with(self._running, tokens.to(self.device), config, **options)
 
     def weights_hash(self) -> str:
         """Return a hash of every weight."""
@@ -291,7 +308,7 @@ class HuggingFaceEngine:
         ]
         models, bridges = [self.model], []
         if self._acts_on_bridge(name):
-            removers.append(add_lens_hook(self.lens_model().hook_dict[name], fn))
+            removers.append(self._lens_hooks.add(self.lens_model().hook_dict[name], fn))
             models.append(self.lens_model().original_model)
             bridges.append(self.lens_model())
         modules = [module for model in models for module in (model, model.base_model)]
@@ -323,6 +340,13 @@ class HuggingFaceEngine:
             return nullcontext()
         rope = LongRope.of(self._running) if self._runs_bridge else self._rope
         return by_row(rope, tokens, self.padding_id)
+
+    def _reading(self, tokens: Tokens) -> AbstractContextManager[Any]:
+        """Return the context of a pass: without dropout, and each row as if it were alone."""
+        stack = ExitStack()
+        stack.enter_context(evaluating(self._running))
+        stack.enter_context(self._by_row(tokens))
+        return stack
 
     def _captured(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Residual]:
         """Return activations read from hooks on the blocks."""
@@ -428,7 +452,7 @@ class HuggingFaceEngine:
             with self._skipping(self.n_layers // 2 - 1, residual), torch.inference_mode():
                 resumed = self.model(row.to(self.device), **without_cache(self.model)).logits
         except Exception as error:  # whatever a block misses that was skipped
-            logger.info("%r cannot skip blocks (%s)", self._name, _first_line(error))
+            logger.info("%r cannot skip blocks (%s)", self._name, first_line(error))
             return False
         return relative_difference(resumed, logits) < tolerance(logits.dtype)
 
@@ -446,7 +470,3 @@ def _shortcut(container: type | None, residual: Tensor | None) -> Callable[..., 
         return hidden if container is None else container((hidden,))
 
     return skip
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]

@@ -19,16 +19,13 @@ import json
 import os
 import re
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import xxhash
-from torch import Tensor, nn
 
 from lrt_lens.errors import MismatchError
 
@@ -36,8 +33,6 @@ _SAMPLED_TOKENS = 1000
 """Number of vocabulary entries whose tokenization enters a tokenizer's hash."""
 _PROBE = "The quick brown fox's 1,234 leaps: naïve café\n\tfoo_bar() 日本語 🙂"
 """Text whose ids already differ between most tokenizers."""
-_HASHED_AT_ONCE = 1 << 24
-"""Number of values that are converted and hashed at a time."""
 
 _WORD = (
     "hf|models?|checkpoints?|ckpt|snapshots?|weights|final|best|last|latest|outputs?|export|merged"
@@ -58,7 +53,9 @@ class ModelIdentity:
     revision: str
     """Hub revision that was asked for, or ``"unknown"``; shown, not compared."""
     config_hash: str
-    """Hash of all weights, see `weights_hash`."""
+    """Hash of all weights, see
+    `lrt_lens.models._weights.weights_hash`.
+    """
     tokenizer_hash: str
     """Hash of the tokenizer's vocabulary and of the tokens of some fixed texts."""
     d_model: int
@@ -76,20 +73,35 @@ class ModelIdentity:
     """True if its norms subtract the mean of the stream over its dimensions (LayerNorm), False if
     not (RMSNorm); None if no norm is known, and in files from before this field. Not compared.
     """
+    prefix: Sequence[int] | None = None
+    """Ids of the special tokens before every text; None in files from before this field."""
+
+    def __post_init__(self) -> None:
+        # Files hold it as a list. A tuple can be compared and hashed.
+        if self.prefix is not None:
+            object.__setattr__(self, "prefix", tuple(self.prefix))
 
     def reads_as(self, other: "ModelIdentity") -> bool:
-        """Return whether both models split a text into the same tokens."""
+        """Return whether both models split a text into the same tokens, whatever is before it."""
         return self.tokenizer_hash == other.tokenizer_hash
+
+    def same_prefix(self, other: "ModelIdentity") -> bool:
+        """Return whether both models may read a text behind the same special tokens."""
+        if None in (self.prefix, other.prefix):
+            return self.prepend_bos == other.prepend_bos
+        return self.prefix == other.prefix
 
     def refuse_other(self, other: "ModelIdentity", role: str, *, tokens: bool = True) -> None:
         """Raise `MismatchError` if ``other`` is another model than this one.
 
-        Names and revisions are not compared. With ``tokens`` the tokenizer and the BOS policy must
-        agree too. ``role`` is the subject of the message, such as ``"the target"``.
+        Names and revisions are not compared. With ``tokens`` the tokenizer, the BOS policy and the
+        prefix must agree too. ``role`` is the subject of the message, such as ``"the target"``.
         """
         compared = ["config_hash", "d_model", "n_layers", "basis"]
         if tokens:
             compared += ["tokenizer_hash", "prepend_bos"]
+            # Files from before this field do not tell it.
+            compared += ["prefix"] if None not in (self.prefix, other.prefix) else []
         for name in compared:
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
@@ -167,59 +179,6 @@ def _sample(entries: Sequence[tuple[Any, int]]) -> list[str]:
 
 def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-
-
-def weights_hash(model: nn.Module) -> str:
-    """Return a hash of every weight of a model: parameters and saved buffers, with their names.
-
-    Quantised weights often lie in buffers. One checkpoint has one hash in float32 and bfloat16. The
-    weights are read once, at the speed of memory.
-    """
-    # Tied weights count once, under the first of their names.
-    names: dict[int, tuple[str, Tensor]] = {}
-    for name, tensor in _saved_tensors(model):
-        if id(tensor) not in names or name < names[id(tensor)][0]:
-            names[id(tensor)] = name, tensor
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(names.values(), key=lambda entry: entry[0]):
-        # TransformerLens adds biases of zeros, which change nothing.
-        if name.endswith("bias") and tensor.device.type != "meta" and not tensor.any():
-            continue
-        digest.update(f"{name}{list(tensor.shape)}".encode())
-        digest.update(_content_hash(tensor))
-    return digest.hexdigest()
-
-
-def _saved_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of all parameters and of the buffers that a checkpoint holds."""
-    for path, module in model.named_modules(remove_duplicate=False):
-        prefix = f"{path}." if path else ""
-        for name, tensor in module._parameters.items():
-            if tensor is not None:
-                yield prefix + name, tensor
-        # Other buffers (masks, rotary frequencies) follow from the config.
-        for name, tensor in module._buffers.items():
-            if tensor is not None and name not in module._non_persistent_buffers_set:
-                yield prefix + name, tensor
-
-
-def _content_hash(tensor: Tensor) -> bytes:
-    """Return a hash of a tensor's values; floats are rounded to bfloat16.
-
-    Weights that are offloaded (on the device ``meta``) have no values here and count by shape.
-    """
-    content = xxhash.xxh3_128()
-    if tensor.device.type == "meta":
-        return content.digest()
-    flat = tensor.detach().reshape(-1)
-    # In pieces, so that the copies need little memory.
-    for piece in flat.split(_HASHED_AT_ONCE):
-        if piece.is_floating_point() and piece.element_size() > 1:
-            # Rounding to bfloat16 gives one hash for a checkpoint loaded in float32 or bfloat16.
-            # NumPy has no bfloat16: the two bytes of each value are read as an integer.
-            piece = piece.to(torch.bfloat16).view(torch.int16)
-        content.update(piece.cpu().contiguous().view(torch.uint8).numpy().data)
-    return content.digest()
 
 
 def model_name(path_or_id: str, n_parts: int = 1) -> str:

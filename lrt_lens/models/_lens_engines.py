@@ -26,12 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from lrt_lens.models._hook_points import depth, place, residual_names
-from lrt_lens.models._identity import weights_hash
 from lrt_lens.models._long_rope import LongRope, by_row, padding_id
 from lrt_lens.models._passes import (
     Handle,
-    add_lens_hook,
+    LensHooks,
     capture_through_bridge,
+    evaluating,
     first_device,
     generate_with,
     relative_difference,
@@ -40,6 +40,7 @@ from lrt_lens.models._passes import (
     tolerance,
 )
 from lrt_lens.models._running_call import tell_running_call
+from lrt_lens.models._weights import weights_hash
 from lrt_lens.typing import HookFunction, LongerTokens, Residual, Tokens
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class BridgeEngine:
 
     def __init__(self, bridge: Any) -> None:
         self._bridge = bridge
+        self._hooks = LensHooks()
         self.model = bridge.original_model
         self.n_layers = int(bridge.cfg.n_layers)
         self.d_model = int(bridge.cfg.d_model)
@@ -76,12 +78,14 @@ class BridgeEngine:
 
     def capture(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Residual]:
         """Return activations by hook point."""
-        with by_row(self._rope, tokens, self.padding_id):
+        self._hooks.restore()
+        with evaluating(self.model), by_row(self._rope, tokens, self.padding_id):
             return capture_through_bridge(self._bridge, tokens, names)
 
     def logits(self, tokens: Tokens) -> Tensor:
         """Return next-token logits [batch, position, vocabulary]; registered hooks take effect."""
-        with by_row(self._rope, tokens, self.padding_id):
+        self._hooks.restore()
+        with evaluating(self.model), by_row(self._rope, tokens, self.padding_id):
             return self.model(input_ids=tokens.to(self.device), use_cache=False).logits
 
     def logits_at(self, tokens: Tokens, rows: Tensor, positions: Tensor) -> Tensor:
@@ -91,7 +95,9 @@ class BridgeEngine:
 
     def generate(self, tokens: Tokens, config: Any, **options: Any) -> LongerTokens:
         """Return prompts with their continuations."""
-        return generate_with(self.model, tokens.to(self.device), config, **options)
+        self._hooks.restore()
+        with evaluating(self.model):
+            return generate_with(self.model, tokens.to(self.device), config, **options)
 
     def weights_hash(self) -> str:
         """Return the hash of the Hugging Face model inside, under its own names of weights."""
@@ -101,7 +107,7 @@ class BridgeEngine:
     def add_hook(self, name: str, fn: HookFunction) -> Callable[[], None]:
         """Register a hook and return the function that removes it."""
         modules = (self.model, self.model.base_model)
-        hook = add_lens_hook(self._bridge.hook_dict[name], fn)
+        hook = self._hooks.add(self._bridge.hook_dict[name], fn)
         told = tell_running_call(modules, fn, generators=(self.model, self._bridge))
         return Handle([hook, *told]).remove
 
@@ -158,7 +164,7 @@ class HookedTransformerEngine:
     """Runs a ``HookedTransformer`` of TransformerLens 3.x."""
 
     def __init__(self, model: Any) -> None:
-        self.model = model
+        self.model, self._hooks = model, LensHooks()
         self.n_layers = int(model.cfg.n_layers)
         self.d_model = int(model.cfg.d_model)
         self.d_vocab = int(model.cfg.d_vocab)
@@ -178,6 +184,7 @@ class HookedTransformerEngine:
 
     def capture(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Residual]:
         """Return activations by hook point."""
+        self._hooks.restore()
         # The input of block l is read as the output of block l - 1. That saves running block l,
         # because `stop_at_layer` is exclusive.
         canonical = {name: place(name) for name in names}
@@ -195,6 +202,7 @@ class HookedTransformerEngine:
 
     def logits(self, tokens: Tokens) -> Tensor:
         """Return next-token logits [batch, position, vocabulary]; registered hooks take effect."""
+        self._hooks.restore()
         with _taking_every_token_as_text(self.model):
             return self.model(tokens.to(self.device), return_type="logits")
 
@@ -222,6 +230,7 @@ class HookedTransformerEngine:
             ValueError: ``config`` or ``options`` have what ``HookedTransformer.generate`` does not
                 have, or ``attention_mask`` has padding.
         """
+        lens_options = _lens_options(config, tokens.shape[1])
         if options:
             raise ValueError(
                 f"HookedTransformer.generate does not have {', '.join(sorted(options))}; leave it"
@@ -232,7 +241,7 @@ class HookedTransformerEngine:
                 "the prompts are padded; HookedTransformer.generate takes no attention mask: give"
                 " prompts of equal length"
             )
-        lens_options = _lens_options(config, tokens.shape[1])
+        self._hooks.restore()
 
         def process(_module: nn.Module, _args: tuple, logits: Tensor) -> Tensor:
             last = logits[:, -1]
@@ -260,7 +269,7 @@ class HookedTransformerEngine:
         told = tell_running_call(
             [self.model.blocks[0]], fn, until=self.model, generators=[self.model]
         )
-        return Handle([add_lens_hook(self.model.hook_dict[name], fn), *told]).remove
+        return Handle([self._hooks.add(self.model.hook_dict[name], fn), *told]).remove
 
     def resuming(self, name: str, residual: Residual) -> AbstractContextManager[None]:
         """Return a context in which passes continue from ``residual``; all layers still run."""

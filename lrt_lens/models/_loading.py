@@ -22,6 +22,12 @@ from lrt_lens.models._tokenizer_copy import tokenizer_copy
 
 logger = logging.getLogger(__name__)
 
+_NO_NAME = "model in memory"
+"""Name under which TransformerLens gets every model.
+
+The blanks make it no name of a repository, so that nothing can be asked of the hub; some names of
+users are aliases in TransformerLens, which announces a download.
+"""
 ModelLike = Any
 """A hub id, a local folder, a Hugging Face model, a ``TransformerBridge``, a ``HookedTransformer``
 or a `HookedModel`.
@@ -133,10 +139,20 @@ def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
 def boot_bridge(model: Any, tokenizer: Any, name: str) -> Any:
     """Return a ``TransformerBridge`` around a Hugging Face model, on the model's own device.
 
-    ``tokenizer`` stays unchanged.
+    ``tokenizer`` stays unchanged. Nothing is installed and nothing is asked of the hub.
+
+    Raises:
+        ValueError: the model reads images or sound too; `text_model` has what can be bridged.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
+    # For such a model TransformerLens loads a processor from the hub, and where that fails it
+    # runs ``pip install torchvision``, which replaces torch.
+    if reads_more_than_text(model.config):
+        raise ValueError(
+            f"{type(model).__name__} reads images or sound too, and TransformerLens would install"
+            " packages to bridge it; expected a model of text alone"
+        )
     parameter = next(model.parameters())
     # A model that device_map has spread over several devices must not be moved to one of them.
     device = None if getattr(model, "hf_device_map", None) else parameter.device
@@ -144,7 +160,48 @@ def boot_bridge(model: Any, tokenizer: Any, name: str) -> Any:
     # the tokenizer again with BOS, unless `add_bos_token` is set. The model was not trained that
     # way. So the bridge receives a copy in which `add_bos_token` is set.
     copied = tokenizer_copy(tokenizer)
-    copied.init_kwargs = {"name_or_path": name, **copied.init_kwargs, "add_bos_token": True}
-    return TransformerBridge.boot_transformers(
-        name, hf_model=model.eval(), tokenizer=copied, dtype=parameter.dtype, device=device
+    copied.init_kwargs = {**copied.init_kwargs, "name_or_path": _NO_NAME, "add_bos_token": True}
+    bridge = TransformerBridge.boot_transformers(
+        _NO_NAME, hf_model=model.eval(), tokenizer=copied, dtype=parameter.dtype, device=device
+    )
+    bridge.cfg.model_name = name
+    return bridge
+
+
+def reads_more_than_text(config: Any) -> bool:
+    """Return whether a config is that of a model which reads images or sound as well as text."""
+    if config.get_text_config() is not config:
+        return True
+    parts = ("vision_config", "audio_config", "audio_encoder_config")
+    return any(getattr(config, part, None) is not None for part in parts)
+
+
+def text_model(model: Any) -> Any:
+    """Return a causal language model of the text decoder of a model that reads images too.
+
+    The modules are those of ``model``. A model of text alone is returned as it is.
+
+    Raises:
+        ValueError: transformers has no causal language model for this decoder.
+    """
+    if not reads_more_than_text(model.config):
+        return model
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = model.config.get_text_config()
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    if config is not model.config and kind is not None:
+        # Weights on the device ``meta`` need no memory; all of them are replaced.
+        with torch.device("meta"):
+            made = kind(config)
+        prefix = made.base_model_prefix
+        if head is not None and isinstance(decoder, type(getattr(made, prefix))):
+            setattr(made, prefix, decoder)
+            made.set_output_embeddings(head)
+            made.config.architectures = [kind.__name__]
+            return made.eval()
+    raise ValueError(
+        f"{type(model).__name__} reads images or sound too, and transformers has no causal language"
+        " model of its text decoder alone"
     )

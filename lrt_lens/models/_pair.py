@@ -120,11 +120,17 @@ class ModelPair:
         return not self.source.identity.reads_as(self.target.identity)
 
     def refuse_two_tokenizers(self, what: str, instead: str) -> None:
-        """Raise `MismatchError` if the models have different tokenizers.
+        """Raise `MismatchError` if the models have different tokenizers, or another prefix.
 
         For functions that compare the models token by token: ``what`` names the function,
         ``instead`` is the remedy in the message.
         """
+        if not self.aligned and self.source.prefix != self.target.prefix:
+            raise MismatchError(
+                f"{what} compares models token by token, but {self.source.name!r} reads every text"
+                f" behind the special tokens {self.source.prefix} and {self.target.name!r} behind"
+                f" {self.target.prefix}; {instead}"
+            )
         if self.aligned:
             sizes = " and ".join(
                 f"one of {len(model.tokenizer):,} tokens" for model in (self.source, self.target)

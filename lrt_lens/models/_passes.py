@@ -7,6 +7,8 @@ relative_difference(bridged, logits)        # ‖a − b‖ / ‖b‖
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import wraps
+from inspect import signature
 from types import TracebackType
 from typing import Any
 
@@ -89,20 +91,73 @@ def replacing(engine: Any, name: str, residual: Tensor) -> Iterator[None]:
         remove()
 
 
+class LensHook:
+    """A hook on a ``HookPoint`` of TransformerLens that stays until `remove` is called.
+
+    ``reset_hooks`` of the user leaves it there, because it is registered as permanent; if it was
+    told to remove permanent hooks too, `restore` registers it again.
+    """
+
+    def __init__(self, hook_point: Any, fn: Callable[..., Tensor | None]) -> None:
+        self._point, self._fn = hook_point, fn
+        self._handle: Any = None
+        self.restore()
+
+    def restore(self) -> None:
+        """Register the hook, unless it is registered."""
+        if self.is_one_of(self._point.fwd_hooks):
+            return
+        # The handle is identified by what `add_hook` has appended.
+        before = list(self._point.fwd_hooks)
+        self._point.add_hook(self._fn, is_permanent=True)
+        [self._handle] = [
+            handle for handle in self._point.fwd_hooks if all(handle is not old for old in before)
+        ]
+
+    def is_one_of(self, handles: Iterable[Any]) -> bool:
+        """Return whether the handle of this hook is among ``handles``."""
+        return any(handle is self._handle for handle in handles)
+
+    def remove(self) -> None:
+        """Remove this hook alone, which `HookPoint.remove_hooks` cannot."""
+        self._handle.hook.remove()
+        self._point.fwd_hooks = [one for one in self._point.fwd_hooks if one is not self._handle]
+
+
 def add_lens_hook(hook_point: Any, fn: Callable[..., Tensor | None]) -> Callable[[], None]:
-    """Add a hook to a TransformerLens ``HookPoint`` and return the function that removes it."""
-    # `HookPoint.remove_hooks` removes all hooks. To remove just this one, its handle is identified
-    # by what `add_hook` has appended.
-    before = list(hook_point.fwd_hooks)
-    hook_point.add_hook(fn)
-    added = [handle for handle in hook_point.fwd_hooks if all(handle is not old for old in before)]
+    """Add a `LensHook` to a ``HookPoint`` and return the function that removes it."""
+    return LensHook(hook_point, fn).remove
 
-    def remove() -> None:
-        for handle in added:
-            handle.hook.remove()
-            hook_point.fwd_hooks = [other for other in hook_point.fwd_hooks if other is not handle]
 
-    return remove
+class LensHooks:
+    """The hooks that an engine has registered on hook points of TransformerLens."""
+
+    def __init__(self) -> None:
+        self._hooks: list[LensHook] = []
+
+    def add(self, hook_point: Any, fn: Callable[..., Tensor | None]) -> Callable[[], None]:
+        """Add a hook and return the function that removes it."""
+        hook = LensHook(hook_point, fn)
+        self._hooks.append(hook)
+
+        def remove() -> None:
+            self._hooks = [other for other in self._hooks if other is not hook]
+            hook.remove()
+
+        return remove
+
+    def restore(self) -> None:
+        """Register again the hooks that were removed behind the engine's back."""
+        for hook in self._hooks:
+            hook.restore()
+
+    def others(self, hook_points: Iterable[Any]) -> bool:
+        """Return whether a hook of anybody else is registered on one of ``hook_points``."""
+        return any(
+            not any(hook.is_one_of([handle]) for hook in self._hooks)
+            for point in hook_points
+            for handle in point.fwd_hooks
+        )
 
 
 def capture_with(
@@ -145,16 +200,100 @@ def capture_through_bridge(bridge: Any, tokens: Tensor, names: Sequence[str]) ->
     )
 
 
-def generate_with(model: Any, tokens: Tensor, config: Any, **options: Any) -> Tensor:
-    """Return prompts with continuations of a Hugging Face model, under ``config`` alone."""
+def generate_with(model: Any, tokens: Tensor, config: Any, **options: Any) -> Any:
+    """Return what a Hugging Face model generates under ``config`` alone.
+
+    These are token ids, prompts included, unless the config asks for more.
+    """
     own = model.generation_config
     # `generate` fills what a config leaves open from the model's own, which is set aside meanwhile.
     model.generation_config = config
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), _own_positions(model):
             return model.generate(input_ids=tokens, generation_config=config, **options)
     finally:
         model.generation_config = own
+
+
+@contextmanager
+def _own_positions(model: Any) -> Iterator[None]:
+    """Return a context in which ``generate`` counts positions as the model itself does.
+
+    RoBERTa and its relatives count from the row behind that of padding, and do not count padding
+    tokens. ``generate`` gives them the positions 0, 1, 2 …, which mean something else.
+    """
+    table = padded_positions(model)
+    if table is None or "position_ids" not in signature(model.forward).parameters:
+        yield
+        return
+    padding = table.padding_idx
+    prepare = model.prepare_inputs_for_generation
+    before = model.__dict__.get("prepare_inputs_for_generation")
+
+    @wraps(prepare)  # `generate` reads the names of the arguments
+    def with_positions(input_ids: Tensor, *args: Any, **options: Any) -> dict[str, Any]:
+        inputs = prepare(input_ids, *args, **options)
+        if inputs.get("input_ids") is not None:
+            # The rule of fairseq: position = padding + number of tokens so far that are no padding.
+            is_token = (input_ids != padding).long()
+            positions = is_token.cumsum(1) * is_token + padding
+            inputs["position_ids"] = positions[:, -inputs["input_ids"].shape[1] :]
+        return inputs
+
+    model.__dict__["prepare_inputs_for_generation"] = with_positions
+    try:
+        yield
+    finally:
+        model.__dict__.pop("prepare_inputs_for_generation")
+        if before is not None:
+            model.__dict__["prepare_inputs_for_generation"] = before
+
+
+def padded_positions(model: nn.Module) -> Any:
+    """Return the table of positions of a model that has a row for padding there, or None."""
+    for path, module in model.named_modules():
+        is_positions = path.split(".")[-1] == "position_embeddings"
+        if is_positions and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module
+    return None
+
+
+def generation_problem(model: Any, row: Tensor) -> str:
+    """Return why ``generate`` of a Hugging Face model does not follow its logits; "" if it does.
+
+    Two tokens are written behind ``row`` [1, position], and the logits at which they were chosen
+    are compared with those of plain passes.
+    """
+    from transformers import GenerationConfig
+
+    # XLM masks as many of the last positions as there are padding tokens anywhere in a row.
+    padding = getattr(model.config, "pad_token_id", None)
+    row = row if padding is None else row[row != padding][None]
+    config = GenerationConfig(
+        max_new_tokens=2,
+        do_sample=False,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    try:
+        out: Any = generate_with(model, row, config, attention_mask=torch.ones_like(row))
+        for number, chosen in enumerate(out.logits):
+            before = out.sequences[:, : row.shape[1] + number]
+            with torch.inference_mode():
+                logits = model(before, **without_cache(model)).logits[:, -1]
+            # NaN is refused where numbers are read, and some models mask tokens with -inf.
+            is_finite = chosen.isfinite() & logits.isfinite()
+            difference = relative_difference(chosen[is_finite], logits[is_finite])
+            # A cache changes the order of arithmetic, and with it what is rounded.
+            if difference > (tolerance(logits.dtype) if number == 0 else 5e-2):
+                return (
+                    f"{type(model).__name__}.generate calls the model in another way than for its"
+                    f" logits, which differ by {difference:.2g} (relative, token {number + 1})"
+                )
+    except Exception as error:  # whatever a model that cannot write raises
+        return f"{type(error).__name__}: {first_line(error)}"
+    return ""
 
 
 def short_row(d_vocab: int) -> Tensor:
@@ -212,6 +351,32 @@ def is_centred(residual: Tensor) -> bool:
     allowed = max(1e-5, torch.finfo(residual.dtype).eps)
     residual = residual.double()
     return bool(residual.mean(-1).abs().max() < allowed * residual.pow(2).mean().sqrt())
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Return a context without dropout, also if the user has called ``train()`` on a model."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def without_cache(model: Any) -> dict[str, Any]:
+    """Return the option that switches the key-value cache off, if the model takes it."""
+    # A few models (GPT-1) have no cache and refuse the option.
+    parameters = signature(model.forward).parameters
+    takes = "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {"use_cache": False} if takes else {}
+
+
+def first_line(error: Exception) -> str:
+    """Return the beginning of an error's message, or its class if it has none."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]
 
 
 def first_device(model: nn.Module) -> torch.device:

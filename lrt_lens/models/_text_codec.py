@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any, Literal
 
+from lrt_lens.errors import MismatchError
 from lrt_lens.models._identity import tokenizer_hash
 
 Texts = Iterable[str]
@@ -42,11 +43,13 @@ def column_list(column: Any, what: str = "texts") -> list[Any]:
             f"{what} is a file ({type(column).__name__}); expected a text, a list of texts or one"
             " column: read it first, as in list(lrt_lens.data.iterate_documents(path))"
         )
-    is_table = hasattr(column, "iterrows") or getattr(column, "ndim", 1) != 1
-    if is_table or isinstance(column, Mapping | Set | bytes):
+    has_columns = hasattr(column, "columns") or hasattr(column, "column_names")
+    is_table = has_columns or getattr(column, "ndim", 1) != 1
+    is_iterable = hasattr(column, "__iter__")
+    if is_table or not is_iterable or isinstance(column, Mapping | Set | bytes):
         raise TypeError(
-            f"{what} is a {type(column).__name__}; expected a text, a list of texts or one column:"
-            " name the column of a table, as in table['text']"
+            f"{what} is a {type(column).__name__}; expected a list or one column: name the column"
+            f" of a table, as in table[{what.removesuffix('s')!r}], or read a file first"
         )
     # Iteration is by position; indexing a Series is by label. Scalars of pyarrow know their value.
     entries = [entry.as_py() if hasattr(entry, "as_py") else entry for entry in column]
@@ -154,13 +157,20 @@ class TextCodec:
     def encode(
         self, texts: Texts, truncation: Truncation | None = None, n_free: int = 0
     ) -> list[list[int]]:
-        """Return the token ids of each text behind the prefix.
+        """Return the token ids of each text behind the prefix; see `encode_and_count`."""
+        return self.encode_and_count(texts, truncation, n_free)[0]
+
+    def encode_and_count(
+        self, texts: Texts, truncation: Truncation | None = None, n_free: int = 0
+    ) -> tuple[list[list[int]], int]:
+        """Return the token ids of each text behind the prefix, and the number of texts cut.
 
         Args:
             texts: as `text_list` takes them.
             truncation: end that is cut off texts longer than the context; None does as the codec
                 was told.
-            n_free: number of tokens of the context that a text that is cut leaves free.
+            n_free: number of tokens of the context that a text that is cut leaves free. With a
+                truncation, texts that leave none free are cut too.
 
         Raises:
             ValueError: a text is empty, or longer than the context and ``truncation`` is None; the
@@ -168,7 +178,7 @@ class TextCodec:
         """
         cut_off = _known_truncation(truncation) or self.truncation
         rows = self._whole(texts)
-        longer = self._longer(rows)
+        longer = self._longer(rows, self.context_length - bool(n_free and cut_off))
         if longer and cut_off is None:
             raise self._too_long(rows, longer)
         room = max(1, self.context_length - n_free - len(self.prefix))
@@ -176,7 +186,7 @@ class TextCodec:
             body = rows[index][len(self.prefix) :]
             cut = body[len(body) - room :] if cut_off == "left" else body[:room]
             rows[index] = [*self.prefix, *cut]
-        return rows
+        return rows, len(longer)
 
     def windows(
         self, texts: Texts, truncation: Truncation | None = None, context_length: int | None = None
@@ -205,7 +215,7 @@ class TextCodec:
 
     def longer(self, texts: Texts) -> list[int]:
         """Return the numbers of the texts that are longer than the context."""
-        return self._longer(self._whole(texts))
+        return self._longer(self._whole(texts), self.context_length)
 
     def continuations(
         self, prompts: Texts, continuations: Texts
@@ -222,6 +232,35 @@ class TextCodec:
         joined = [prompt + text for prompt, text in zip(before, after, strict=True)]
         return list(zip(self._whole(before), self._whole(joined), strict=True))
 
+    def known_ids(self, tokens: Any, d_vocab: int) -> Any:
+        """Return a tensor of token ids [batch, position] as int64.
+
+        Raises:
+            MismatchError: an id has no row in the embedding of ``d_vocab`` rows.
+            TypeError: they are no integers.
+            ValueError: there are no tokens, more positions than the model reads, or they are not
+                [batch, position].
+        """
+        # Complex numbers are no floats, and truth values no integers.
+        if tokens.is_floating_point() or tokens.is_complex() or str(tokens.dtype) == "torch.bool":
+            raise TypeError(f"token ids are {tokens.dtype}; expected integers, such as torch.int64")
+        if tokens.ndim != 2 or not tokens.numel():
+            raise ValueError(
+                f"token ids have the shape {list(tokens.shape)}; expected [batch, position] with at"
+                " least one token per row: tokens[None] is a batch of one"
+            )
+        if not 0 <= int(tokens.min()) <= int(tokens.max()) < d_vocab:
+            raise MismatchError(
+                f"the token ids go from {int(tokens.min())} to {int(tokens.max())}, but"
+                f" {self.name!r} embeds {d_vocab} rows; give ids of its own tokenizer"
+            )
+        if tokens.shape[-1] > self.context_length:
+            raise ValueError(
+                f"the tokens have {tokens.shape[-1]} positions; {self.name!r} reads"
+                f" {self.context_length}: give fewer"
+            )
+        return tokens.long()
+
     def _whole(self, texts: Texts) -> list[list[int]]:
         """Return the token ids of each text behind the prefix, at full length.
 
@@ -237,8 +276,8 @@ class TextCodec:
                 )
         return rows
 
-    def _longer(self, rows: list[list[int]]) -> list[int]:
-        return [index for index, row in enumerate(rows) if len(row) > self.context_length]
+    def _longer(self, rows: list[list[int]], length: int) -> list[int]:
+        return [index for index, row in enumerate(rows) if len(row) > length]
 
     def _too_long(self, rows: list[list[int]], longer: list[int]) -> ValueError:
         longest = max(longer, key=lambda index: len(rows[index]))

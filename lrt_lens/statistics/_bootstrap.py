@@ -35,6 +35,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import combinations
+from typing import cast
 
 import numpy as np
 from scipy.optimize import brentq
@@ -57,6 +58,8 @@ NO_VARIATION = "no variation between units: the interval has no width"
 """Flag of an interval over equal units."""
 _ROUNDING = 1e-12
 """Standard error, relative to the estimate, that rounding explains."""
+_FARTHEST = 1e6
+"""Distance from a ratio, in first guesses of its reach, at which an end counts as infinite."""
 _AT_ONCE = 2**23
 """Largest number of weights (resample × unit) that are in memory at once."""
 
@@ -302,26 +305,23 @@ def _fieller(
     """
     if math.isnan(low_t):
         return math.nan, math.nan
-    value, ends = a / b, []
-    for t, side in ((high_t, -1.0), (low_t, 1.0)):
-        # (a − r·b)·sign(b) − |t|·SE falls from 0 − … at r = a/b; the end is where it is 0.
-        t = t if b > 0 else -(low_t if side < 0 else high_t)
+    value, ends = a / b, list[float]()
+    # Below a/b, a − r·b has the sign of b, so that the end is set by the quantile of that sign.
+    below, above = (high_t, low_t) if b > 0 else (low_t, high_t)
+    for t, side in ((abs(below), -1.0), (abs(above), 1.0)):
 
         def gap(step: float, t: float = t, side: float = side) -> float:
-            ratio = value + side * step
-            return abs(b) * step - abs(t) * error(ratio)
+            """Return |a − r·b| − |t|·SE(a − r·b) at r = a/b ± step; the end is its root."""
+            return abs(b) * step - t * error(value + side * step)
 
-        step = abs(t) * error(value) / abs(b)
-        if not step > 0:
-            ends.append(value)
-            continue
-        reach = step
-        while gap(reach) < 0 and reach < 1e6 * step:
+        reach = first = t * error(value) / abs(b)
+        while gap(reach) < 0 and reach < _FARTHEST * first:
             reach *= 1.5
         if gap(reach) < 0:
             ends.append(side * math.inf)
-            continue
-        ends.append(value + side * brentq(gap, 0.0, reach) if gap(0.0) < 0 else value)
+        else:
+            root = float(cast(float, brentq(gap, 0.0, reach))) if gap(0.0) < 0 else 0.0
+            ends.append(value + side * root)
     return ends[0], ends[1]
 
 

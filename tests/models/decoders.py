@@ -40,6 +40,7 @@ class Decoder:
         parallel: Whether there is no stream between attention and MLP: both read the same input,
             or a layer is not one attention followed by one MLP.
         notes: What differs from the common layout.
+        padding: Id of the padding token.
     """
 
     name: str
@@ -47,13 +48,14 @@ class Decoder:
     build: Callable[[int], PreTrainedModel]
     parallel: bool
     notes: str = ""
+    padding: int = END
 
 
 def build_decoder(decoder: Decoder, vocab_size: int) -> PreTrainedModel:
     """Return the model of a recipe in evaluation mode, the same weights in every call.
 
     No parameter keeps a value at which it could be forgotten unnoticed: see `perturb`. Ids 0 to
-    ``vocab_size − 1`` exist, and 0 is BOS, EOS and padding.
+    ``vocab_size − 1`` exist, and 0 is BOS, EOS and, but for a few recipes, padding.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -61,7 +63,8 @@ def build_decoder(decoder: Decoder, vocab_size: int) -> PreTrainedModel:
         perturb(model)
     for config in (model.config, getattr(model, "generation_config", None)):
         if config is not None:
-            config.bos_token_id = config.eos_token_id = config.pad_token_id = END
+            config.bos_token_id = config.eos_token_id = END
+            config.pad_token_id = decoder.padding
     return model
 
 
@@ -131,6 +134,7 @@ _SIZES: dict[str, Any] = {
     "n_positions": 64,
     "n_ctx": 64,
     "max_seq_len": 64,
+    "max_target_positions": 64,
     "context_length": 64,
     # initialisation
     "initializer_range": WIDTH,
@@ -174,7 +178,7 @@ _SIZES: dict[str, Any] = {
 
 
 def _model(
-    class_name: str, vocab_size: int, attention: str | None, options: dict[str, Any]
+    class_name: str, vocab_size: int, attention: str | None, padding: int, options: dict[str, Any]
 ) -> PreTrainedModel:
     """Return a model of a class of transformers; ``attention=None`` is the class's default."""
     model_class = getattr(transformers, class_name)
@@ -187,7 +191,7 @@ def _model(
         **{"vocab_size": vocab_size, "architectures": [class_name]} | sizes | options,
         bos_token_id=END,
         eos_token_id=END,
-        pad_token_id=END,
+        pad_token_id=padding,
     )
     if attention is not None:
         config._attn_implementation = attention
@@ -201,14 +205,16 @@ def _decoder(
     parallel: bool = False,
     notes: str = "",
     attention: str | None = None,
+    padding: int = END,
     **options: Any,
 ) -> Decoder:
     return Decoder(
         name=name,
         family=name.partition("-")[0],
-        build=lambda vocab_size: _model(class_name, vocab_size, attention, options),
+        build=lambda vocab_size: _model(class_name, vocab_size, attention, padding, options),
         parallel=parallel,
         notes=notes,
+        padding=padding,
     )
 
 
@@ -806,7 +812,38 @@ _RECURRENT = (
     ),
 )
 
-DECODERS: tuple[Decoder, ...] = (*_GPT, *_LLAMA, *_EXPERTS, *_RECURRENT)
+_POSITIONS = (
+    *(
+        _decoder(
+            f"{name}-pad{padding}",
+            class_name,
+            padding=padding,
+            is_decoder=True,
+            max_position_embeddings=66 + padding,
+            notes=_PADDED,
+            **({"languages": ("en_XX",), "default_language": "en_XX"} if name == "xmod" else {}),
+        )
+        for name, class_name, padding in (
+            ("roberta", "RobertaForCausalLM", 1),
+            ("roberta", "RobertaForCausalLM", 2),
+            ("roberta_prelayernorm", "RobertaPreLayerNormForCausalLM", 1),
+            ("camembert", "CamembertForCausalLM", 1),
+            ("xlm_roberta", "XLMRobertaForCausalLM", 1),
+            ("xlm_roberta_xl", "XLMRobertaXLForCausalLM", 1),
+            ("data2vec_text", "Data2VecTextForCausalLM", 1),
+            ("xmod", "XmodForCausalLM", 1),
+        )
+    ),
+    _decoder("xlm-causal", "XLMWithLMHeadModel", emb_dim=16, causal=True, padding=2),
+    _decoder("whisper", "WhisperForCausalLM", is_encoder_decoder=False),
+    _decoder("blenderbot", "BlenderbotForCausalLM", is_encoder_decoder=False),
+    _decoder("trocr", "TrOCRForCausalLM", padding=1),
+)
+"""Decoders whose positions depend on the padding token, or whose table of positions has a name of
+its own.
+"""
+
+DECODERS: tuple[Decoder, ...] = (*_GPT, *_LLAMA, *_EXPERTS, *_RECURRENT, *_POSITIONS)
 """Causal language models, by family."""
 
 NOT_CAUSAL: tuple[Decoder, ...] = (

@@ -8,6 +8,7 @@ import transformers
 
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.models import HookedModel
+from lrt_lens.models._decoder import _context_length
 from tests.models.decoders import DECODERS, build_decoder
 
 
@@ -33,6 +34,17 @@ def test_the_context_of_roberta_leaves_out_the_reserved_positions(tokenizer: Any
     with pytest.raises((IndexError, RuntimeError)):
         hf(torch.full((1, 65), 9))
     assert model.loss(" ".join(["cat"] * 80)) > 0
+
+
+def test_the_context_of_a_decoder_of_speech_is_that_of_its_table(tokenizer: Any) -> None:
+    hf = build("whisper", tokenizer)
+    model = HookedModel.load(hf, tokenizer=tokenizer)
+    assert model.context_length == hf.model.decoder.embed_positions.num_embeddings == 64
+    with pytest.raises(ValueError, match="longer than the 64 tokens"):
+        model.logits(" ".join(["cat"] * 80))
+    # A config that names no length of the context.
+    del hf.config.max_target_positions
+    assert _context_length(object(), hf) == 64
 
 
 @pytest.mark.parametrize("name", ["bert", "opt", "gpt2"])

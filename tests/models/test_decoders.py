@@ -20,11 +20,11 @@ SEVERAL_STREAMS = {"gemma3n_text", "deepseek_v4", "hy_v4", "reformer"}
 """Families whose blocks pass several streams on, which have no residual hook points."""
 REPEATED = {"hrm_text"}
 """Families whose blocks are no list of modules that each run once."""
-REFUSED = SEVERAL_STREAMS | REPEATED
+IN_PARTS = {"xlm"}
+"""Families that keep attentions, norms and MLPs in lists of their own."""
+REFUSED = SEVERAL_STREAMS | REPEATED | IN_PARTS
 WITHOUT_EMBEDDING = {"mamba", "mamba2", "falcon_mamba", "rwkv"}
 """Families whose ``hidden_states`` begin with the output of the first block."""
-POSITIONS_BY_PADDING = {"roberta", "xlm_roberta"}
-"""Families in which a pad token shifts the positions behind it; greedy text may contain one."""
 SCALED_BETWEEN = {"rwkv-rescaled"}
 """Decoders whose stream changes between two blocks."""
 
@@ -53,8 +53,7 @@ def test_every_number_is_that_of_transformers(
     check_numbers(decoder, bare, model, rows)
     check_padding(model, rows)
     check_interventions(model, rows)
-    if decoder.family not in POSITIONS_BY_PADDING:
-        check_text(model, rows)
+    check_text(model, rows)
     check_resid_mid(decoder, model, rows)
 
 

@@ -229,14 +229,14 @@ def _split(
     settings: ProbeEvaluationSettings,
 ) -> tuple[Labelled, Labelled]:
     """Return training and test texts with labels; a stratified split if ``test_texts`` is None."""
-    check_labels(texts, labels)
+    texts, labels = check_labels(texts, labels)
     plain = [plain_label(label) for label in labels]
     if (test_texts is None) != (test_labels is None):
         raise ValueError(
             "test_texts and test_labels come together; give both, or neither and test_share"
         )
     if test_texts is not None and test_labels is not None:
-        check_labels(test_texts, test_labels)
+        test_texts, test_labels = check_labels(test_texts, test_labels)
         plain_test = [plain_label(label) for label in test_labels]
         return (text_list(texts), plain), (text_list(test_texts), plain_test)
     from sklearn.model_selection import train_test_split

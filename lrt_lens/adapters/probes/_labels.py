@@ -10,10 +10,12 @@ str or an int, and counts are compared before anything is fitted.
 Limits: labels are classes; a number such as 0.3 is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+
+from lrt_lens.models._text_codec import column_list, text_list
 
 Label = str | int
 """Class of a text or token."""
@@ -69,21 +71,40 @@ def class_numbers(labels: Sequence[Label], classes: Sequence[Label]) -> np.ndarr
     return np.array([number[label] for label in labels])
 
 
+def label_list(labels: Any) -> list[Any]:
+    """Labels as a list, by position; labels by token are lists in it.
+
+    A list, a tuple, an array, a tensor, a Series (whatever its index) and a column are labels.
+
+    Raises:
+        TypeError: ``labels`` is a table, a dict or a set.
+    """
+    # Arrays and tensors of labels by token become lists; scalars stay.
+    return [
+        one.tolist() if getattr(one, "ndim", 0) or hasattr(one, "iloc") else one
+        for one in column_list(labels, "labels")
+    ]
+
+
 def check_labels(
-    texts: Sequence[str], labels: Sequence[Any], *, every: bool = False, two: bool = True
-) -> None:
-    """Raise a ValueError unless each text has one label.
+    texts: Iterable[str], labels: Any, *, every: bool = False, two: bool = True
+) -> tuple[list[str], list[Any]]:
+    """Texts and labels as lists, each text with one label.
 
     Args:
         texts: the texts.
         labels: their labels.
         every: True if a label may be a list with one label per token.
         two: True if at least two classes are required.
+
+    Raises:
+        TypeError: one of both is a table, a dict or a set.
+        ValueError: the numbers differ, a label is a list without ``every``, or there is one class.
     """
-    if isinstance(texts, str) or len(texts) != len(labels):
+    listed, labels = text_list(texts), label_list(labels)
+    if isinstance(texts, str) or len(listed) != len(labels):
         raise ValueError(
-            f"{1 if isinstance(texts, str) else len(texts)} text(s) and {len(labels)} label(s); "
-            "give one label per text"
+            f"{len(listed)} text(s) and {len(labels)} label(s); give one label per text"
         )
     lists = [i for i, label in enumerate(labels) if isinstance(label, list | tuple)]
     if lists and not every:
@@ -91,6 +112,7 @@ def check_labels(
     # The number of labels by token can be checked only when the tokens are known: `token_labels`.
     if two and not lists:
         classes_of([plain_label(label) for label in labels])
+    return listed, labels
 
 
 def token_labels(labels: Sequence[Any], counts: Sequence[int]) -> list[Label]:

@@ -20,7 +20,7 @@ refused by predictions, which need one row per text.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -66,7 +66,7 @@ from lrt_lens.models._reading import (
     readable,
     row_rule,
 )
-from lrt_lens.models._text_codec import Truncation, text_list
+from lrt_lens.models._text_codec import Truncation
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
@@ -184,8 +184,8 @@ class LinearProbe:
     def fit(
         cls,
         model: ModelLike,
-        texts: Sequence[str],
-        labels: Sequence[Any],
+        texts: Iterable[str],
+        labels: Iterable[Any],
         *,
         at: int | str,
         read: EveryRead = "last",
@@ -218,10 +218,10 @@ class LinearProbe:
             raise ValueError(f"method is {method!r}; expected one of {sorted(METHODS)}")
         hooked = load_model(model)
         hook = resolve(at, hooked)
-        check_labels(texts, labels, every=read == "every")
+        texts, labels = check_labels(texts, labels, every=read == "every")
         rules: dict[str, Any] = {"short_texts": run.short_texts, "truncation": run.truncation}
         kept = readable([hooked], texts, read, skip_first=skip_first, **rules)
-        texts, labels = kept.of(text_list(texts)), kept.of(list(labels))
+        texts, labels = kept.of(texts), kept.of(labels)
         rules["short_texts"] = row_rule(run.short_texts)
         rows, counts = read_rows(hooked, texts, hook, read, skip_first, **rules)
         row_labels = _row_labels(labels, counts, read)
@@ -303,7 +303,7 @@ class LinearProbe:
             return [[self.classes[i] for i in part.argmax(1)] for part in p]
         return [self.classes[i] for i in p.argmax(1)]
 
-    def accuracy(self, model: ModelLike, texts: Sequence[str], labels: Sequence[Any]) -> float:
+    def accuracy(self, model: ModelLike, texts: Iterable[str], labels: Iterable[Any]) -> float:
         """Share of texts (tokens with ``read="every"``) whose most likely class is their label.
 
         Texts that the mask leaves nothing of are left out, with a warning that lists them.
@@ -311,7 +311,7 @@ class LinearProbe:
         p, truth = self._predictions(model, texts, labels)
         return float((p.argmax(1) == truth).mean())
 
-    def auroc(self, model: ModelLike, texts: Sequence[str], labels: Sequence[Any]) -> float:
+    def auroc(self, model: ModelLike, texts: Iterable[str], labels: Iterable[Any]) -> float:
         """Area under the ROC curve; for several classes the mean of each class against the others.
 
         Texts that the mask leaves nothing of are left out, with a warning that lists them.
@@ -337,14 +337,14 @@ class LinearProbe:
         )
 
     def _predictions(
-        self, model: ModelLike, texts: Sequence[str], labels: Sequence[Any]
+        self, model: ModelLike, texts: Iterable[str], labels: Iterable[Any]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return probabilities [row, class] and true class numbers [row]."""
         # Texts of one class can be scored too, so two classes are not required here.
-        check_labels(texts, labels, every=self.read == "every", two=False)
+        texts, labels = check_labels(texts, labels, every=self.read == "every", two=False)
         hooked = load_model(model)
         kept = self.readable([hooked], texts)
-        texts, labels = kept.of(text_list(texts)), kept.of(list(labels))
+        texts, labels = kept.of(texts), kept.of(labels)
         rows, counts = self.rows(hooked, texts)
         truth = class_numbers(_row_labels(labels, counts, self.read), self.classes)
         return probabilities(self.logits(rows)), truth

@@ -102,6 +102,7 @@ def model_identity_fields(model: ModelIdentity | None) -> dict[str, Any]:
         "basis": model.basis,
         "tokenizer_hash": model.tokenizer_hash,
         "prepend_bos": model.prepend_bos,
+        "prefix": None if model.prefix is None else list(model.prefix),
         # With these, SAELens' own loaders give the model in this basis and of this revision.
         "model_from_pretrained_kwargs": loading_keywords(model.basis)
         | ({} if model.revision == "unknown" else {"revision": model.revision}),
@@ -290,6 +291,15 @@ def refuse_other_bos(sae: Any, model: ModelIdentity) -> None:
             f"prepend_bos={model.prepend_bos}, as {model.name!r} reads them: load the model with "
             f"prepend_bos={bool(theirs)} (if the difference does not matter, set "
             f"sae.cfg.metadata.prepend_bos = {model.prepend_bos})"
+        )
+    # Which special tokens these are is only in the metadata of our own SAEs.
+    prefix = _recorded(sae, "prefix")
+    if prefix is not None and model.prefix is not None and tuple(prefix) != model.prefix:
+        raise MismatchError(
+            f"this SAE was trained on texts behind the special tokens {list(prefix)}; expected"
+            f" {list(model.prefix)}, as {model.name!r} reads them: load the model with the"
+            " tokenizer of the SAE (if the difference does not matter, set"
+            f" sae.cfg.metadata.prefix = {list(model.prefix)})"
         )
 
 

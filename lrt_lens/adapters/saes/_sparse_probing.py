@@ -199,8 +199,8 @@ def evaluate_sparse_probes(
     """
     run = resolve(SparseProbeSettings, settings, options)
     stitch.check(pair.source, pair.target)
-    for some_texts, some_labels in ((texts, labels), (test_texts, test_labels)):
-        check_labels(some_texts, some_labels)
+    texts, labels = check_labels(texts, labels)
+    test_texts, test_labels = check_labels(test_texts, test_labels)
     n_given = len(texts) + len(test_texts)
     texts, labels = _readable(pair, stitch, texts, labels, run)
     test_texts, test_labels = _readable(pair, stitch, test_texts, test_labels, run)

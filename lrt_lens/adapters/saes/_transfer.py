@@ -41,6 +41,7 @@ _OF_THE_SOURCE = (
     "basis",
     "tokenizer_hash",
     "prepend_bos",
+    "prefix",
     "center_writing_weights",
     "converted",
     # Ids of the source's tokenizer.

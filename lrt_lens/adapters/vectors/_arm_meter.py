@@ -115,7 +115,8 @@ class ArmMeter:
     def _expected_step(self, key: tuple[str, Sign]) -> float | None:
         """Return the length of the last step at the budget of this arm or of one like it."""
         name, sign = key
-        known = (self._last_step.get(one) for one in (key, (_LIKE.get(name, ""), sign)))
+        like: tuple[str, Sign] = (_LIKE.get(name, ""), sign)
+        known = (self._last_step.get(one) for one in (key, like))
         return next((step for step in known if step is not None), None)
 
     def _near(self, vector: SteeringVector, expected: float) -> Curve:

@@ -42,6 +42,7 @@ from lrt_lens.adapters.vectors._vector_arm import VectorArm
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.figures._behaviour import clamp_figure
 from lrt_lens.models._pair import ModelPair
+from lrt_lens.models._text_codec import text_list
 from lrt_lens.statistics._bootstrap import bootstrap_ratio
 from lrt_lens.statistics._correlations import bootstrap_rank_correlation
 from lrt_lens.statistics._draws import prediction_interval, rank_test, typical_size
@@ -158,7 +159,7 @@ def evaluate_clamping(
         settings.top_k,
         settings.seed,
     )
-    level_texts = list(contrast.positive if concept_texts is None else concept_texts)
+    level_texts = text_list(contrast.positive if concept_texts is None else concept_texts)
     arms = behaviour_arms(
         pair,
         stitch,
@@ -223,7 +224,7 @@ def _rows(
     arm: str, draw: int | None, level: float, outcome: Continuations, texts: list[str]
 ) -> pd.DataFrame:
     # `Continuations.generate` returns all prompts of sample 0, then all of sample 1, and so on.
-    sample, prompt = np.divmod(np.arange(len(texts)), len(outcome.prompts))
+    sample, prompt = np.divmod(np.arange(len(texts)), outcome.n_prompts)
     columns = {
         "arm": arm,
         "draw": draw,

@@ -20,7 +20,7 @@ the size.
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from html import escape
@@ -31,6 +31,8 @@ import pandas as pd
 from lrt_lens._repr_html import card, note
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.vectors._calibration import calibrate_scale
+from lrt_lens.adapters.vectors._continuations import prompt_list
+from lrt_lens.adapters.vectors._neutral_text import Neutral
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._loading import ModelLike
@@ -133,10 +135,10 @@ def _damage(damage: float) -> str:
 @takes(ComparedContinuationsSettings)
 def compare_continuations(
     model: ModelLike,
-    prompts: Sequence[str],
+    prompts: Iterable[str],
     vectors: Mapping[str, SteeringVector],
     *,
-    neutral: Sequence[str] | None = None,
+    neutral: Neutral | None = None,
     settings: ComparedContinuationsSettings | None = None,
     **options: Any,
 ) -> ComparedContinuations:
@@ -152,16 +154,14 @@ def compare_continuations(
         options: fields of `ComparedContinuationsSettings` as keywords.
 
     Raises:
+        TypeError: prompts are a table, a dict or a set.
         ValueError: no prompt, an arm called ``none``, no neutral text for ``scales="auto"``, or no
             scale for an arm.
         MismatchError: a vector of another model.
     """
     settings = resolve(ComparedContinuationsSettings, settings, options)
     hooked = load_model(model)
-    if isinstance(prompts, str) or not len(prompts):
-        raise ValueError(
-            f"prompts is {prompts!r}; expected a list of at least one text to continue"
-        )
+    listed = prompt_list(prompts)
     if UNSTEERED in vectors:
         raise ValueError(
             f"an arm is called {UNSTEERED!r}, which is the name of the model without steering; "
@@ -174,7 +174,7 @@ def compare_continuations(
     for arm, (scale, damage) in ({UNSTEERED: (0.0, 0.0)} | strengths).items():
         with vectors[arm].apply(hooked, scale=scale) if arm in vectors else nullcontext():
             texts = hooked.generate(
-                list(prompts),
+                listed,
                 max_new_tokens=settings.max_new_tokens,
                 temperature=settings.temperature,
                 top_k=settings.top_k,
@@ -182,7 +182,7 @@ def compare_continuations(
             )
         rows += [
             {"prompt": prompt, "arm": arm, "scale": scale, "damage": damage, "text": text}
-            for prompt, text in zip(prompts, texts, strict=True)
+            for prompt, text in zip(listed, texts, strict=True)
         ]
     return ComparedContinuations(pd.DataFrame(rows))
 
@@ -190,7 +190,7 @@ def compare_continuations(
 def _strengths(
     model: HookedModel,
     vectors: Mapping[str, SteeringVector],
-    neutral: Sequence[str] | None,
+    neutral: Neutral | None,
     settings: ComparedContinuationsSettings,
 ) -> dict[str, tuple[float, float]]:
     """Return (scale, damage) by arm, without the arms that no tried scale brings to the damage."""

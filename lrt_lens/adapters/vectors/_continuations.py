@@ -10,7 +10,7 @@ caller says of each continuation whether it shows the concept.
 Limits: the classifier must return a bool; a score needs a threshold first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,17 +18,32 @@ import numpy as np
 from einops import rearrange
 
 from lrt_lens.models._hooked_model import Handle, HookedModel
+from lrt_lens.models._text_codec import text_list
 
 Classifier = Callable[[str], Any]
 """Function of a text that returns True if it shows the concept and False otherwise."""
+
+
+def prompt_list(prompts: Any) -> list[str]:
+    """Return prompts as a list, by position.
+
+    Raises:
+        TypeError: they are a table, a dict or a set, or one of them is no text.
+        ValueError: there is none, or they are one text.
+    """
+    if isinstance(prompts, str) or (hasattr(prompts, "__len__") and not len(prompts)):
+        raise ValueError(
+            f"prompts is {prompts!r}; expected a list of at least one text to continue"
+        )
+    return text_list(prompts)
 
 
 @dataclass(frozen=True)
 class Continuations:
     """Prompts, settings of sampling, and the classifier of the continuations."""
 
-    prompts: Sequence[str]
-    """Texts to continue."""
+    prompts: Iterable[str]
+    """Texts to continue; kept as a list."""
     classifier: Classifier
     """Function of a continuation (without its prompt) that returns True or False."""
     n_samples: int = 4
@@ -43,15 +58,17 @@ class Continuations:
     """Seed of sampling, the same for all arms."""
 
     def __post_init__(self) -> None:
-        if not len(self.prompts) or isinstance(self.prompts, str):
-            raise ValueError(
-                f"prompts is {self.prompts!r}; expected a list of at least one text to continue"
-            )
+        object.__setattr__(self, "prompts", prompt_list(self.prompts))
         if self.n_samples < 1 or self.max_new_tokens < 1:
             raise ValueError(
                 f"n_samples is {self.n_samples}, max_new_tokens {self.max_new_tokens}; "
                 "both must be at least 1"
             )
+
+    @property
+    def n_prompts(self) -> int:
+        """Number of prompts."""
+        return len(list(self.prompts))
 
     def generate(
         self, model: HookedModel, intervene: Callable[[], Handle] | None = None
@@ -68,7 +85,7 @@ class Continuations:
                 text
                 for sample in range(self.n_samples)
                 for text in model.generate(
-                    list(self.prompts),
+                    self.prompts,
                     max_new_tokens=self.max_new_tokens,
                     temperature=self.temperature,
                     top_k=self.top_k,

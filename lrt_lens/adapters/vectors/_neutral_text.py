@@ -24,7 +24,7 @@ of all rows stays in memory; hooks before the stored hook point have no effect.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens.adapters.vectors._steering_hook import SteeringHook
-from lrt_lens.data._documents import iterate_documents
+from lrt_lens.data._documents import iterate_documents, iterate_rows
 from lrt_lens.models._far_norms import FarNorms
 from lrt_lens.models._finite import refuse_nan
 from lrt_lens.models._hook_points import residual_post, resolve
@@ -170,8 +170,10 @@ def _by_row(parts: Sequence[_Part], values: Tensor) -> Iterator[tuple[int, Tenso
 
 Unit = Literal["loss", "kl"]
 """Measure of damage in nats per token: the rise of the loss, or KL(unsteered ‖ steered)."""
-Neutral = Sequence[Any]
-"""Texts, or conversations as lists of ``{"role", "content"}``."""
+Neutral = Any
+"""Texts, or conversations as lists of ``{"role", "content"}``: a list, a column, or a table or data
+set with a column of them (`DocumentSource(table, text_field=…)` names it).
+"""
 LaterHooks = dict[str, SteeringHook]
 """Hooks at hook points after the first one, by hook point."""
 
@@ -336,15 +338,20 @@ class NeutralText:
 
 
 def _rows(model: HookedModel, texts: Neutral) -> list[_Row]:
-    if isinstance(texts, str | dict) or not len(texts):
-        observed = f"neutral is one {type(texts).__name__}" if len(texts) else "no neutral text"
-        raise ValueError(
-            f"{observed}; expected a list of texts, or of conversations "
-            "(lists of {'role', 'content'})"
-        )
+    expected = "expected a list of texts, or of conversations (lists of {'role', 'content'})"
+    if isinstance(texts, str | dict) and len(texts):
+        raise ValueError(f"neutral is one {type(texts).__name__}; {expected}")
+    if isinstance(texts, Set):
+        raise ValueError(f"neutral is a {type(texts).__name__}, which has no order; {expected}")
+    has_length = hasattr(texts, "__len__")
+    listed = [] if has_length and not len(texts) else list(iterate_rows(texts))
+    if not listed:
+        raise ValueError(f"no neutral text; {expected}")
+    if has_length and len(listed) < len(texts):
+        logger.warning("%d neutral text(s) are empty and left out", len(texts) - len(listed))
     return [
         row
-        for i, text in enumerate(texts)
+        for i, text in enumerate(listed)
         for row in (
             _plain(model, text, i) if isinstance(text, str) else [_conversation(model, text, i)]
         )
@@ -359,10 +366,9 @@ def _plain(model: HookedModel, text: str, index: int) -> list[_Row]:
     return [_Row(window, SKIP_FIRST + 1, SKIP_FIRST, text=index) for window in windows]
 
 
-def _conversation(model: HookedModel, chat: Any, index: int) -> _Row:
-    # `iterate_documents` refuses anything but a conversation, and a tokenizer without a template.
-    [whole] = iterate_documents([chat], model.tokenizer)
-    turns = chat["messages"] if isinstance(chat, dict) else chat
+def _conversation(model: HookedModel, turns: list[dict[str, Any]], index: int) -> _Row:
+    # `iterate_documents` refuses a tokenizer without a template.
+    [whole] = iterate_documents([turns], model.tokenizer)
     if turns[-1]["role"] != "assistant" or len(turns) < 2:
         raise ValueError(
             f"neutral conversation {index} ends with the turn of {turns[-1]['role']!r} and has "
@@ -373,7 +379,7 @@ def _conversation(model: HookedModel, chat: Any, index: int) -> _Row:
         turns[:-1], tokenize=False, add_generation_prompt=True
     )
     # Chat templates write BOS themselves; `encode` does not write a second one.
-    row, prompt = model.encode([whole, templated], truncation="right")
+    row, prompt = model.codec.encode([whole, templated], "right")
     # Tokens are compared, because some templates format a prompt alone differently from the same
     # turns at the beginning of a whole conversation.
     n_shared = min(len(row), len(prompt))

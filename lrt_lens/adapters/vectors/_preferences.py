@@ -30,8 +30,8 @@ class PreferenceText:
     """Choice items, tokenized once and stored with the residual at one hook point.
 
     Raises:
-        ValueError: both continuations of an item are the same tokens, or an item is longer than
-            the model's context.
+        ValueError: both continuations of an item are the same tokens, an item is longer than the
+            model's context, or no token is before the first one that is scored.
     """
 
     def __init__(self, model: HookedModel, items: ChoiceItems, hook: int | str) -> None:
@@ -56,6 +56,13 @@ class PreferenceText:
                     f"(the same tokens to {model.name!r}); give two that differ"
                 )
             self.n_uneven += len(positive) != len(negative)
+            if not shared_length(positive, negative):
+                raise ValueError(
+                    f"item {item} has no token before its continuations: the first one spans the"
+                    f" prompt {items.prompts[item]!r}, and {model.name!r} reads no special token"
+                    " before a text, so that nothing predicts it; give a longer prompt, or load"
+                    " the model with prepend_bos=True"
+                )
             # Where a token spans the boundary, the prompt loses its last tokens to it.
             n_kept = min(shared_length(prompt, text) for text in (positive, negative))
             self.n_spanning += n_kept < len(prompt)

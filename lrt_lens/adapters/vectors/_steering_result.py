@@ -1,7 +1,7 @@
 """The result of an evaluation of a steering vector: its tables, its views and its figures."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pandas as pd
 
@@ -81,7 +81,7 @@ class SteeringEvaluation:
         return card(
             "SteeringEvaluation",
             note(legend),
-            table(self.summary[_shown(self.summary)]),
+            table(cast(pd.DataFrame, self.summary[_shown(self.summary)])),
             note(_HOW),
         )
 

@@ -259,9 +259,10 @@ def _with_model(manifest: Manifest, model: HookedModel, role: str, folder: Path)
 
 def _refuse_other_tokens(reader: ModelIdentity, model: HookedModel, folder: Path) -> None:
     """Raise MismatchError unless ``model`` reads texts as the same tokens as ``reader``."""
-    for field in ("tokenizer_hash", "prepend_bos"):
+    for field in ("tokenizer_hash", "prepend_bos", "prefix"):
         theirs, ours = getattr(model.identity, field), getattr(reader, field)
-        if theirs != ours:
+        # Files from before this field do not tell the prefix.
+        if theirs != ours and not (field == "prefix" and None in (theirs, ours)):
             raise MismatchError(
                 f"{model.name!r} has {field} {theirs!r}; the tokens of the cache {str(folder)!r} "
                 f"are those of {reader.name!r} with {ours!r}: harvest both models at once "

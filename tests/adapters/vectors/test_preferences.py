@@ -95,3 +95,25 @@ def test_one_continuation_twice_and_too_long_a_prompt_are_refused(model: Any) ->
         )
     with pytest.raises(ValueError, match="reads 64: shorten"):
         PreferenceText(model, ChoiceItems(["the cat " * 80], [" in"], [" on"]), 1)
+
+
+def test_a_first_token_that_spans_the_whole_prompt_needs_a_token_before_it(
+    load: Any, train_tokenizer: Any
+) -> None:
+    without, behind = (load("llama", tokenizer=train_tokenizer(bos=bos)) for bos in (False, True))
+    # "girl" and "good" are one token each, and "g" is another.
+    items = ChoiceItems(["the", " g"], [" cat", "irl"], [" dog", "ood ran"])
+    first, second = (without.encode_bodies([text])[0] for text in (" girl", " good ran"))
+    assert first[0] != second[0]
+    with pytest.raises(ValueError, match=r"item 1 has no token before.*spans the prompt ' g'"):
+        PreferenceText(without, items, 1)
+
+    def score(ids: list[int]) -> float:
+        with torch.inference_mode():
+            logits = behind.engine.model(torch.tensor([[*behind.prefix, *ids]])).logits[0]
+        table = logits.double().log_softmax(-1)
+        return sum(float(table[position, token]) for position, token in enumerate(ids))
+
+    measured = PreferenceText(behind, items, 1)
+    assert measured.propensity()[1] == pytest.approx(score(first) - score(second), abs=1e-5)
+    assert measured.n_spanning == 1
