@@ -53,8 +53,8 @@ class Options(FigureOptions):
     """Strengths α, as multiples of each vector's own length."""
     n_items: int = 80
     """Number of positive reviews whose verdict is measured."""
-    n_random: int = 4
-    """Number of random directions."""
+    n_random: int = 20
+    """Number of draws of each control: random directions or maps, and shuffled maps."""
     n_neutral: int = 24
     """Number of neutral texts on which damage is measured."""
 
@@ -125,6 +125,7 @@ def measured(
     shared: dict[str, Any] = {
         "neutral": lrt.demo_neutral()[: options.n_neutral],
         "n_random": options.n_random,
+        "n_shuffled": options.n_random,
         "seed": options.seed,
     }
     curves = []

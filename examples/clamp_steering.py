@@ -98,8 +98,8 @@ class Options(FigureOptions):
     """Number of continuations per opening."""
     new_tokens: int = 30
     """Number of tokens per continuation."""
-    n_random: int = 2
-    """Number of random directions per concept."""
+    n_random: int = 20
+    """Number of draws of each control: random directions or maps, and shuffled maps."""
 
 
 def reproduce(options: Options) -> Reproduction:
@@ -250,6 +250,7 @@ def clamped(
         n_samples=options.n_samples,
         max_new_tokens=options.new_tokens,
         n_random=options.n_random,
+        n_shuffled=options.n_random,
         seed=options.seed,
     )
     return evaluation.summary.assign(concept=topic.word, frequency=topic.frequency)

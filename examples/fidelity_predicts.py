@@ -12,9 +12,11 @@ distribution and the effect of its image on the target's.
 transferred to every layer of the target. The outcome is the AUROC above chance on the target,
 divided by that on the source.
 
-Four predictors are compared: ρ_write, ρ_read, the naive corr(x·v, y·vW), and the cosine between the
-image and the direction learnt on the target itself. Each has its rank correlation with the outcome
-and a 95% interval by bootstrap over directions.
+Five predictors are compared: ρ_write, ρ_read, the naive corr(x·v, y·vW), the cosine between the
+image and the direction learnt on the target itself, and a rival that needs no target at all: the
+standard deviation of the source's stream along the direction. Each has its rank correlation with
+the outcome, and its lead over the rival on the same directions, both with 95% intervals by
+bootstrap over directions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,15 +37,24 @@ from lrt_lens.data import N_FOLDS, BlockPlan, cut_windows, document_key, part_of
 from lrt_lens.figures import TEMPLATE_NAME
 from lrt_lens.models import same_place
 from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, run
-from lrt_lens.statistics import bootstrap_rank_correlation
-from lrt_lens.stitching import fidelities, naive_fidelities, random_source_directions
+from lrt_lens.statistics import Clusters, bootstrap_rank_correlation
+from lrt_lens.statistics._bootstrap import bootstrap_statistic
+from lrt_lens.stitching import (
+    fidelities,
+    naive_fidelities,
+    random_source_directions,
+    source_deviations,
+)
 
-PREDICTORS = ("rho_write", "rho_read", "naive", "cosine_to_native")
+RIVAL = "source_deviation"
+"""Predictor that needs no target: a prediction that does not beat it says nothing about the map."""
+PREDICTORS = ("rho_write", "rho_read", "naive", "cosine_to_native", RIVAL)
 _LABELS = {
     "rho_write": "ρ_write",
     "rho_read": "ρ_read",
     "naive": "naive",
     "cosine_to_native": "cosine to native",
+    RIVAL: "source's deviation",
 }
 SUBSETS = 8
 """Number of disjoint parts of each contrast set: one vector per part, concept and reading."""
@@ -109,12 +120,12 @@ def reproduce(options: Options) -> Reproduction:
     summary = rank_correlations(table, options.seed)
     by_predictor = summary.set_index(["role", "predictor"])
     ours, naive = by_predictor.loc[("write", "rho_write")], by_predictor.loc[("write", "naive")]
-    rho_read = by_predictor.loc[("read", "rho_read")]
+    rho_read, rival = by_predictor.loc[("read", "rho_read")], by_predictor.loc[("write", RIVAL)]
     verdict: Verdict = (
         "does not survive its null"
         if not ours["low"] > 0
         else "holds"
-        if rho_read["low"] > 0
+        if rho_read["low"] > 0 and ours["lead_low"] > 0
         else "holds with a caveat"
     )
     return Reproduction(
@@ -123,14 +134,16 @@ def reproduce(options: Options) -> Reproduction:
         paper="lrt_lens, fidelity",
         claim="From moments alone, ρ_write predicts which written directions transfer, and ρ_read "
         "which read directions do.",
-        compared=compared_rows(ours, naive, rho_read),
+        compared=compared_rows(ours, naive, rho_read, rival),
         says="The result holds for these two models, these kinds of directions and the "
         "next-token distribution. If all directions transfer well, their outcomes cannot be "
         "ranked.",
         verdict=verdict,
         because=f"over {int(ours['n'])} written directions, the rank correlation of ρ_write with "
         f"the outcome is {ours['rank_correlation']:.2f} ({ours['low']:.2f} to {ours['high']:.2f}), "
-        f"that of the naive correlation {naive['rank_correlation']:.2f}; over "
+        f"that of the naive correlation {naive['rank_correlation']:.2f}, and that of the source's "
+        f"standard deviation alone {rival['rank_correlation']:.2f} (lead of ρ_write "
+        f"{ours['lead']:.2f}, {ours['lead_low']:.2f} to {ours['lead_high']:.2f}); over "
         f"{int(rho_read['n'])} probes, that of ρ_read is {rho_read['rank_correlation']:.2f}.",
         figures={"Outcome over each predictor, one point per direction": figure(table, summary)},
         tables={"Rank correlations": summary, "Directions": table},
@@ -138,8 +151,10 @@ def reproduce(options: Options) -> Reproduction:
     )
 
 
-def compared_rows(ours: pd.Series, naive: pd.Series, rho_read: pd.Series) -> list[Compared]:
-    """Rank correlations of ρ_write, overall and within kinds, and of ρ_read."""
+def compared_rows(
+    ours: pd.Series, naive: pd.Series, rho_read: pd.Series, rival: pd.Series
+) -> list[Compared]:
+    """Rank correlations of ρ_write, overall and within kinds, its lead, and that of ρ_read."""
     return [
         Compared(
             "rank correlation of ρ_write with the agreement of effects",
@@ -156,6 +171,15 @@ def compared_rows(ours: pd.Series, naive: pd.Series, rho_read: pd.Series) -> lis
             None,
             control=float(naive["within_kinds"]),
             control_name="naive",
+        ),
+        Compared(
+            "lead of ρ_write over the source's standard deviation, all directions",
+            float(ours["lead"]),
+            None,
+            float(ours["lead_low"]),
+            float(ours["lead_high"]),
+            control=float(rival["rank_correlation"]),
+            control_name="rank correlation of the source's standard deviation",
         ),
         Compared(
             "rank correlation of ρ_read with the AUROC of transferred probes",
@@ -251,7 +275,10 @@ def measure_writing(
         [native for _, _, native in written],
     )
     return table.assign(
-        role="write", kind=[kind for kind, _, _ in written], outcome=outcome.numpy()
+        role="write",
+        kind=[kind for kind, _, _ in written],
+        direction=range(len(written)),
+        outcome=outcome.numpy(),
     )
 
 
@@ -275,6 +302,7 @@ def measure_reading(stitch: lrt.Stitch, rows: Rows, n_labels: int) -> pd.DataFra
     return table.assign(
         role="read",
         kind="next-token probe",
+        direction=labels,
         outcome=(auroc - 0.5) / (auroc_source - 0.5),
         of_native=(auroc - 0.5) / (auroc_native - 0.5),
     )
@@ -283,7 +311,7 @@ def measure_reading(stitch: lrt.Stitch, rows: Rows, n_labels: int) -> pd.DataFra
 def predictors(
     stitch: lrt.Stitch, directions: Tensor, images: Tensor, natives: Sequence[Tensor | None]
 ) -> pd.DataFrame:
-    """The four predictors per direction, known before any model runs with the direction."""
+    """The predictors per direction, known before any model runs with the direction."""
     cosine = [
         float("nan")
         if native is None
@@ -297,6 +325,7 @@ def predictors(
             "rho_read": fidelities(stitch, directions, "read").numpy(),
             "naive": naive.numpy(),
             "cosine_to_native": cosine,
+            RIVAL: source_deviations(stitch, directions).numpy(),
         }
     )
 
@@ -304,14 +333,18 @@ def predictors(
 def rank_correlations(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Rank correlation (Spearman) of each predictor with the outcome, per role.
 
-    Computed over all directions, and as the mean within kinds of direction.
+    Computed over all directions, and as the mean within kinds of direction. One probe has a row per
+    target layer, so intervals resample directions and not rows.
     """
     rows = []
     for role, part in table.groupby("role"):
         for predictor in PREDICTORS:
-            known = part[[predictor, "outcome"]].dropna()
+            known = part[[predictor, "outcome", "direction"]].dropna()
             correlation, _ = bootstrap_rank_correlation(
-                known[predictor].to_numpy(), known["outcome"].to_numpy(), seed=seed
+                known[predictor].to_numpy(),
+                known["outcome"].to_numpy(),
+                clusters=Clusters.of(known["direction"].tolist()),
+                seed=seed,
             )
             kinds = [group[[predictor, "outcome"]].dropna() for _, group in part.groupby("kind")]
             within = np.mean(
@@ -331,8 +364,25 @@ def rank_correlations(table: pd.DataFrame, seed: int) -> pd.DataFrame:
                     "within_kinds": within,
                     "n": len(known),
                 }
+                | lead_over_rival(part, predictor, seed)
             )
     return pd.DataFrame(rows)
+
+
+def lead_over_rival(part: pd.DataFrame, predictor: str, seed: int) -> dict[str, float]:
+    """Rank correlation of a predictor less that of the rival, on the same directions."""
+    if predictor == RIVAL:
+        return {}
+    known = part[[predictor, RIVAL, "outcome", "direction"]].dropna()
+
+    def lead(columns: np.ndarray) -> float:
+        ours, rival, outcome = (pd.Series(column) for column in columns)
+        return ours.corr(outcome, method="spearman") - rival.corr(outcome, method="spearman")
+
+    columns = known[[predictor, RIVAL, "outcome"]].to_numpy().T
+    clusters = Clusters.of(known["direction"].tolist())
+    interval = bootstrap_statistic(lead, columns, clusters=clusters, seed=seed)
+    return {"lead": interval.value, "lead_low": interval.low, "lead_high": interval.high}
 
 
 def figure(table: pd.DataFrame, summary: pd.DataFrame) -> go.Figure:

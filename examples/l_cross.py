@@ -104,8 +104,8 @@ class Options(FigureOptions):
     """
     draws: int = 5
     """Draws of texts per point of the curve."""
-    n_random: int = 6
-    """Number of random maps."""
+    n_random: int = 20
+    """Number of draws of each control: random directions or maps, and shuffled maps."""
     neutral: int = 24
     """Number of neutral texts."""
     damage: float = 0.1
@@ -183,6 +183,7 @@ def measured(options: Options) -> tuple[lrt.ConceptInterpolation, ConceptTransfe
         damage=options.damage or None,
         betas=options.betas,
         n_random=options.n_random,
+        n_shuffled=options.n_random,
         n_pairs=n_pairs,
         rows=[rows],
         stitch=stitch,

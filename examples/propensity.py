@@ -83,8 +83,8 @@ class Options(FigureOptions):
     """Number of items per task, half of them for the vector."""
     scales: tuple[float, ...] = SCALES
     """Strengths, as multiples of the native vector's length."""
-    n_random: int = 4
-    """Number of random directions."""
+    n_random: int = 20
+    """Number of draws of each control: random directions or maps, and shuffled maps."""
     bias: bool = False
     """Add the map's bias to the vector, as LRT does."""
 
@@ -100,6 +100,7 @@ def reproduce(options: Options) -> Reproduction:
         scales=options.scales,
         bias="add" if options.bias else "none",
         n_random=options.n_random,
+        n_shuffled=options.n_random,
         seed=options.seed,
     )
     table = compared_with_the_paper(result)

@@ -74,8 +74,8 @@ class Options(FigureOptions):
     """Number of contrast pairs per task from which maps and vectors are learnt."""
     test_items: int = 60
     """Number of items per task that are measured."""
-    n_random: int = 4
-    """Number of random maps."""
+    n_random: int = 20
+    """Number of draws of each control: random directions or maps, and shuffled maps."""
     betas: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
     """Multiples β of the mapped vectors; 1 has to be included."""
     neutral: int = 24
@@ -99,6 +99,7 @@ def reproduce(options: Options) -> Reproduction:
         betas=options.betas,
         damage=options.damage or None,
         n_random=options.n_random,
+        n_shuffled=options.n_random,
         seed=options.seed,
         neutral=lrt.demo_neutral()[: options.neutral] if options.damage else None,
         stitch=stitch,

@@ -140,13 +140,20 @@ CALLS: dict[str, Callable[[Bench], Any]] = {
         b.pair, b.stitch, b.corpus[:60], b.labels[:60], ks=(8,), n_seeds=1, **QUIET
     ),
     "evaluate_propensity": lambda b: lrt.evaluate_propensity(
-        b.pair, b.stitch, ITEMS, n_random=1, **QUIET
+        b.pair, b.stitch, ITEMS, n_random=1, n_shuffled=1, **QUIET
     ),
     "evaluate_clamping": lambda b: lrt.evaluate_clamping(
         b.pair, b.stitch, b.vector, ["the cat", "the dog"], even, max_new_tokens=4, **QUIET
     ),
     "evaluate_ablation": lambda b: lrt.evaluate_ablation(
-        b.pair, b.stitch, b.vector, neutral=b.corpus[:4], items=ITEMS, n_random=1, **QUIET
+        b.pair,
+        b.stitch,
+        b.vector,
+        neutral=b.corpus[:4],
+        items=ITEMS,
+        n_random=1,
+        n_shuffled=1,
+        **QUIET,
     ),
     "evaluate_concept_transfer": lambda b: lrt.evaluate_concept_transfer(
         b.pair,

@@ -25,10 +25,16 @@ Controls: every stitch's own ``null`` (the same method on shuffled or random pai
 directions and probes, native ones, and ``token_identity``, if the moments hold the source's
 embedding: it predicts states, and reads by ``token_map``, but there is no vector to transfer.
 
-Limits: the methods use different amounts of data, which is intended for some of them: a map of
-anchors has hundreds of rows, ridge has all tokens. ``anchor_ridge`` has the anchors' data without a
-method. Maps of texts' means are evaluated on tokens here. R² penalises a wrong length of the
-prediction; cosine, equal damage and AUROC do not.
+Intervals of effects hold for other items and neutral texts, those of AUROCs for other test texts;
+neither holds for other contrast pairs, training texts or another map. Random directions and probes
+have the interval that a new draw falls into, and each method a two-sided p-value among them.
+
+Limits: ``effect_null`` and ``auroc_null`` are one draw each of a map of shuffled pairs, which may
+point either way; random directions with the target's covariance, the second half of ``random``,
+are what such maps send vectors to. The methods use different amounts of data, which is intended for
+some of them: a map of anchors has hundreds of rows, ridge has all tokens. ``anchor_ridge`` has the
+anchors' data without a method. Maps of texts' means are evaluated on tokens here. R² penalises a
+wrong length of the prediction; cosine, equal damage and AUROC do not.
 """
 
 import math
@@ -51,6 +57,7 @@ from lrt_lens.adapters.probes._logistic import probabilities
 from lrt_lens.adapters.vectors._arm_meter import ArmMeter
 from lrt_lens.adapters.vectors._arms import drawn_arms
 from lrt_lens.adapters.vectors._equal_damage import ITEMS, TEXTS, Curve, item_clusters
+from lrt_lens.adapters.vectors._sources import joined
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.adapters.vectors._vector_arm import VectorArm
 from lrt_lens.baselines._text_rows import RowRead
@@ -67,8 +74,8 @@ from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
 from lrt_lens.moments._scatter import score_map
 from lrt_lens.statistics._bootstrap import Clusters, Resamples, bootstrap_statistic
 from lrt_lens.statistics._classification import auroc, auroc_interval
-from lrt_lens.statistics._draws import prediction_interval
-from lrt_lens.statistics._intervals import Interval
+from lrt_lens.statistics._draws import prediction_interval, rank_test, typical_size
+from lrt_lens.statistics._intervals import NOTHING, Interval
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._diagnostics import score_intervals
 from lrt_lens.stitching._fit import token_identity_map
@@ -87,7 +94,13 @@ class FamilyBaselines:
 
     Columns: r2, r2_uniform and cosine with low and high, r2_down, r2_uniform_down, r2_null; effect
     (nats at equal damage) and fraction_of_native with low and high, effect_null; auroc and
-    share_of_native with low and high, auroc_null; flag.
+    share_of_native with low and high, auroc_null; flag; interval_flag (what is doubtful about an
+    interval); effect_p and auroc_p (two-sided p-value of the effect, and of the AUROC's distance
+    from ½, among those of random draws), effect_p_floor and auroc_p_floor (the smallest ones that
+    so many draws can give).
+
+    The row ``random`` has the intervals that a new draw falls into, and typical_size (root mean
+    square of the effects).
     """
     budget: float
     """Damage in nats per token at which vectors are compared."""
@@ -132,7 +145,7 @@ class FamilyBaselineSettings(Settings):
     short_texts: ShortTexts = "drop"
     """Rule for texts that the mask leaves nothing of in one of the models: ``"drop"``,
     ``"refuse"`` or ``"unmasked"``."""
-    n_random: int = 6
+    n_random: int = 20
     """Number of random directions, and of random probes."""
     seed: int = 0
     """Seed of draws and bootstraps."""
@@ -199,7 +212,10 @@ def evaluate_family_baselines(
     rows: list[dict[str, Any]] = [{"method": name} for name in order]
     for row in rows:
         for answers in questions:
-            row |= answers.get(row["method"], {})
+            answer: dict[str, Any] = dict(answers.get(row["method"], {}))
+            # Two questions may each have a doubt about their intervals.
+            flags = [str(one.get("interval_flag", "")) for one in (row, answer)]
+            row |= answer | {"interval_flag": joined(flags)}
     summary = pd.DataFrame(rows)
     # A null that no stitch has is left out; a score that was not reached stays, as NaN.
     nulls = summary.filter(regex="_null$")
@@ -340,7 +356,13 @@ class _Steering:
                 rows[name]["effect_null"] = self._effect(VectorArm("shuffled", shuffled, draw=0))
         arms = drawn_arms(self.first, self.native, self.settings.n_random, self.settings.seed)
         drawn = [self._effect(arm) for arm in arms]
-        rows["random"] = _named("effect", prediction_interval(drawn)) if drawn else {}
+        for row in rows.values():
+            test = rank_test(row["effect"], drawn)
+            row |= {"effect_p": test.p, "effect_p_floor": test.floor}
+        if drawn:
+            new_draw = prediction_interval(drawn)
+            rows["random"] = _named("effect", new_draw) | {"interval_flag": new_draw.flag}
+            rows["random"] |= {"typical_size": typical_size(drawn)}
         return rows
 
     def _effect(self, arm: VectorArm) -> float:
@@ -356,7 +378,8 @@ class _Steering:
         row: dict[str, Any] = _named("effect", interval)
         row |= _named("fraction_of_native", share, "fraction")
         missed = "damage not bracketed" if math.isnan(interval.value) else ""
-        return row | {"flag": missed, "interval_flag": interval.flag}
+        doubts = joined([interval.flag, share.flag])
+        return row | {"flag": missed, "interval_flag": doubts}
 
 
 # ---------------------------------------------------------------- reading
@@ -398,7 +421,7 @@ class _Reading:
         # All probes but token identity read these rows, so the texts are read once.
         self.x = self._states(hooks[1])
 
-    def rows(self, stitches: Mapping[str, Stitch]) -> dict[str, dict[str, float]]:
+    def rows(self, stitches: Mapping[str, Stitch]) -> dict[str, dict[str, Any]]:
         """Return the AUROCs per method."""
         native = self._probabilities(self.native)
         rows = {"native": self._row(native, native)}
@@ -412,9 +435,14 @@ class _Reading:
             tokens = probe_through(self.probe, token_map, EMBED, self.pair.target.identity)
             scores = probabilities(tokens.logits(self._states(EMBED)))
             rows["token_identity"] = self._row(scores, native)
-        rows["random"] = (
-            _named("auroc", prediction_interval(self._random(n_random))) if n_random else {}
-        )
+        drawn = np.array(self._random(n_random))
+        for row in rows.values():
+            # Reading backwards is as far from chance as reading forwards.
+            test = rank_test(row["auroc"] - 0.5, drawn - 0.5)
+            row |= {"auroc_p": test.p, "auroc_p_floor": test.floor}
+        if n_random:
+            new_draw = prediction_interval(drawn)
+            rows["random"] = _named("auroc", new_draw) | {"interval_flag": new_draw.flag}
         return rows
 
     def _states(self, hook: str) -> Tensor:
@@ -426,12 +454,19 @@ class _Reading:
     def _probabilities(self, probe: LinearProbe) -> np.ndarray:
         return probabilities(probe.logits(self.x))
 
-    def _row(self, scores: np.ndarray, native: np.ndarray) -> dict[str, float]:
+    def _row(self, scores: np.ndarray, native: np.ndarray) -> dict[str, Any]:
         seed = self.settings.seed
         row = _named("auroc", auroc_interval([scores], self.truth))
         columns = np.stack([scores[:, 1], native[:, 1], self.truth])
-        share = bootstrap_statistic(_share_above_chance, columns, seed=seed)
-        return row | _named("share_of_native", share, "share")
+        own = auroc_interval([native], self.truth)
+        # A native probe that may be at chance has no share.
+        share = (
+            bootstrap_statistic(_share_above_chance, columns, seed=seed)
+            if own.low > 0.5
+            else NOTHING
+        )
+        row |= _named("share_of_native", share, "share")
+        return row | {"interval_flag": share.flag.replace("items", "test texts")}
 
     def _random(self, n: int) -> list[float]:
         generator = torch.Generator().manual_seed(self.settings.seed)

@@ -81,7 +81,7 @@ _LIKELIHOODS = ["probability", "probability_low", "probability_high"]
 def interpolation_figure(summary: pd.DataFrame) -> "go.Figure":
     """Return the cosine to the native vector against n/d, the texts per source dimension.
 
-    There is one panel per concept and one line per arm; bars are the range over draws.
+    There is one panel per concept and one line per arm; bars show where a new draw of texts falls.
 
     Args:
         summary: `ConceptInterpolation.summary` of one or several concepts: `concept`, `arm`, `n`,
@@ -108,7 +108,7 @@ def interpolation_figure(summary: pd.DataFrame) -> "go.Figure":
     # n ≤ d: n equations in d unknowns have an exact solution, for any source rows.
     subtitle = (
         "left of the dotted line least squares fits every text exactly, even with a random source"
-        "<br>bars: range over draws"
+        "<br>bars: where the cosine of another draw of texts falls"
     )
     return _titled(figure, "Vectors through maps fitted on n texts", subtitle)
 

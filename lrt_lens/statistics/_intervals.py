@@ -51,19 +51,24 @@ def clopper_pearson(count: int, n: int) -> Interval:
     Raises:
         ValueError: not 0 <= count <= n, or n = 0.
     """
-    from scipy.stats import beta
-
     if not 0 <= count <= n or n == 0:
         raise ValueError(
             f"{count} of {n} is no share; expected a count between 0 and a positive number of"
             " trials"
         )
+    return Interval(count / n, *share_interval(float(count), float(n)))
+
+
+def share_interval(count: float, n: float) -> tuple[float, float]:
+    """Return the ends of Clopper and Pearson's interval, also for numbers that are not whole."""
+    from scipy.stats import beta
+
     # Quantiles of beta distributions: low = B(α/2; k, n − k + 1), high = B(1 − α/2; k + 1, n − k).
     # Both are undefined at the ends of the range, where the limits are 0 and 1.
     tail = (1 - LEVEL) / 2
-    low = 0.0 if count == 0 else float(beta.ppf(tail, count, n - count + 1))
-    high = 1.0 if count == n else float(beta.ppf(1 - tail, count + 1, n - count))
-    return Interval(count / n, low, high)
+    low = 0.0 if count <= 0 else float(beta.ppf(tail, count, n - count + 1))
+    high = 1.0 if count >= n else float(beta.ppf(1 - tail, count + 1, n - count))
+    return low, high
 
 
 def resamples(n: int, seed: int, n_draws: int = N_BOOTSTRAP) -> np.ndarray:

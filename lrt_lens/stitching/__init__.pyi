@@ -13,6 +13,7 @@ from ._fidelity import fidelities as fidelities
 from ._fidelity import fidelity as fidelity
 from ._fidelity import naive_fidelities as naive_fidelities
 from ._fidelity import random_source_directions as random_source_directions
+from ._fidelity import source_deviations as source_deviations
 from ._fit import fit_grid as fit_grid
 from ._fit import fit_stitches as fit_stitches
 from ._fit import token_identity_map as token_identity_map

@@ -63,6 +63,11 @@ class Fidelity:
     """Role of the direction, ``"write"`` or ``"read"``."""
     naive: float
     """Correlation corr(x·v, y·vW) on the same text, which ignores the role of the direction."""
+    source_deviation: float
+    """Standard deviation of the source's stream along the direction, which needs no target at all.
+
+    It is the simplest rival of ρ: directions along which the stream varies more transfer better.
+    """
     random_mean: float
     """Mean of ρ over random directions."""
     random_low: float
@@ -105,6 +110,7 @@ class Fidelity:
             "predicted_low": self.low,
             "predicted_high": self.high,
             "naive": self.naive,
+            "source deviation": self.source_deviation,
             "random directions": self.random_mean,
             "random_low": self.random_low,
             "random_high": self.random_high,
@@ -176,6 +182,7 @@ def fidelity(
         high=float(high),
         kind=kind,
         naive=float(naive_fidelities(stitch, direction[None])[0]),
+        source_deviation=float(source_deviations(stitch, direction[None])[0]),
         random_mean=float(random.mean()),
         random_low=chance[0],
         random_high=chance[1],
@@ -197,6 +204,16 @@ def naive_fidelities(stitch: StitchData, directions: Tensor) -> Tensor:
     return _correlation(
         directions, directions @ stitch.up.weight.double().cpu(), _union(held_out_groups(stitch))
     )
+
+
+def source_deviations(stitch: StitchData, directions: Tensor) -> Tensor:
+    """Return the standard deviation of the source's stream along each direction, as [direction].
+
+    Directions are [direction, d_source], of any length. The target plays no part, so a predictor
+    of transfer that does not beat this one says nothing about the map.
+    """
+    rows = [stitch.source_statistics.deviation(direction) for direction in directions]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def random_source_directions(stitch: StitchData, n: int, generator: torch.Generator) -> Tensor:

@@ -119,6 +119,17 @@ def test_every_method_and_control_has_a_row_best_first(rows: pd.DataFrame) -> No
     assert rows["r2_uniform"].iloc[:3].is_monotonic_decreasing
 
 
+def test_methods_have_their_rank_among_random_draws(rows: pd.DataFrame) -> None:
+    assert rows.loc["random", "auroc_low"] < rows.loc["random", "auroc_high"]
+    assert "3 draws" in rows.loc["random", "interval_flag"]
+    for method in ("ridge", "native"):
+        # Draws that do not reach the damage are left out.
+        assert rows.loc[method, "effect_p_floor"] in (1 / 4, 1 / 3, 1 / 2)
+        assert rows.loc[method, "effect_p"] >= rows.loc[method, "effect_p_floor"]
+        assert rows.loc[method, "auroc_p_floor"] == 0.25
+        assert rows.loc[method, "auroc_p"] in (0.25, 0.5, 0.75, 1.0)
+
+
 def test_prediction_is_that_of_held_out_rows(
     pair: ModelPair,
     stitches: dict[str, Stitch],

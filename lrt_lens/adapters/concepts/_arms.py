@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrt_lens.adapters.concepts._concept_arm import DRAWN, ConceptArm
 from lrt_lens.adapters.concepts._concept_map import Extraction
 from lrt_lens.adapters.concepts._row_maps import RowMap
 from lrt_lens.adapters.concepts._rows import PairRows, cosine, mean_only
@@ -40,26 +41,6 @@ from lrt_lens.adapters.concepts._settings import ConceptTransferSettings
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.stitching._stitch import Stitch
-
-DRAWN = ("random", "random_matched")
-"""Arms with many draws."""
-
-
-@dataclass(frozen=True)
-class ConceptArm:
-    """Vectors on one model, one per hook point, with facts about the maps that gave them."""
-
-    name: str
-    """Name of the arm, as in the table of the module docstring."""
-    vectors: tuple[SteeringVector, ...]
-    """Vectors on the model, one per hook point."""
-    facts: dict[str, Any]
-    """Facts about the maps, each a mean over hook points.
-
-    Keys: cosine and norm_ratio (to the native vectors); n, d, interpolates, r2, r2_uniform.
-    """
-    draw: int | None = None
-    """Number of the draw; None for arms with a single one."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +109,12 @@ def concept_arms(
     generator = torch.Generator().manual_seed(settings.seed)
     arms = [_arm("native", concept, rows, [(layer.native, None) for layer in rows], target)]
     for name, transfer in _fitted(rows, settings, generator):
-        arms.append(_arm(name, concept, rows, [transfer(layer) for layer in rows], target))
+        # Each draw of a shuffle assigns the rows anew.
+        draws = range(settings.n_shuffled) if name in DRAWN else [None]
+        arms += [
+            _arm(name, concept, rows, [transfer(layer) for layer in rows], target, draw)
+            for draw in draws
+        ]
     for name, multiply in _unfitted(rows):
         arms.append(_arm(name, concept, rows, [(multiply(layer), None) for layer in rows], target))
     for draw in range(settings.n_random):

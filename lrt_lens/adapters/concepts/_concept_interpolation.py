@@ -70,8 +70,9 @@ class ConceptInterpolation:
     def summary(self) -> pd.DataFrame:
         """Means over draws, one row per concept, arm and n.
 
-        Columns: concept, arm, n, n_over_d, cosine with low and high (range of 95% of the draws),
-        norm_ratio, n_draws, interpolates.
+        Columns: concept, arm, n, n_over_d, cosine with low and high (where the cosine of another
+        selection of as many of these texts falls), norm_ratio, n_draws, interpolates, interval_flag
+        (fewer than 20 draws).
         """
         rows = []
         for key, part in self.table.groupby(["concept", "arm", "n"], sort=False):
@@ -90,6 +91,7 @@ class ConceptInterpolation:
                     "norm_ratio": part["norm_ratio"].mean(),
                     "n_draws": len(part),
                     "interpolates": bool(part["interpolates"].all()),
+                    "interval_flag": cosines.flag,
                 }
             )
         return pd.DataFrame(rows)
@@ -101,7 +103,7 @@ class ConceptInterpolation:
     def _repr_html_(self) -> str:
         return card(
             "ConceptInterpolation",
-            note("Cosine to the native vector; intervals are 95% of the draws."),
+            note("Cosine to the native vector; intervals are where a new draw falls."),
             table(self.summary),
         )
 

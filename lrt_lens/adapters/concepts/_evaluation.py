@@ -18,6 +18,11 @@ neutral text.
 - *Probability* is its logistic function: the share of the concept's choice among both, in per cent.
 - *Effect* is the change of propensity.
 
+Intervals hold for other items (those that share a prompt or a continuation are one cluster) and
+other neutral texts, not for other contrast pairs; the column ``contains`` says so. Arms of several
+draws have the interval that a new draw falls into, and every other arm a two-sided p-value among
+the draws.
+
 The arm ``source`` is the source model, steered by its own vector on the same items. It shows what
 the small model can do by itself (figure 4).
 """
@@ -33,7 +38,9 @@ from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import resolve, takes
-from lrt_lens.adapters.concepts._arms import DRAWN, ConceptArm, LayerRows, concept_arms, vector_part
+from lrt_lens.adapters.concepts._arms import LayerRows, concept_arms, vector_part
+from lrt_lens.adapters.concepts._concept_arm import ConceptArm
+from lrt_lens.adapters.concepts._concept_curves import ArmCurve, ConceptCurves
 from lrt_lens.adapters.concepts._concept_map import contrast_sets
 from lrt_lens.adapters.concepts._rows import PairRows, ends_of, known_rows, read_rows
 from lrt_lens.adapters.concepts._settings import ConceptTransferSettings
@@ -51,15 +58,11 @@ from lrt_lens.models._hook_points import depth
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._pair import Hooks, ModelPair, model_sides, paired_hooks
-from lrt_lens.statistics._bootstrap import Clusters, Resamples, bootstrap_mean
-from lrt_lens.statistics._draws import prediction_interval
-from lrt_lens.statistics._intervals import NOTHING, Interval
+from lrt_lens.statistics._bootstrap import Clusters, Resamples
 from lrt_lens.stitching._stitch import Stitch
 
 _AROUND = (0.85, 1.2)
 """Multiples of the calibrated strength between which effects at equal damage are interpolated."""
-_FACTS = ("cosine", "norm_ratio", "n", "d", "interpolates", "r2", "r2_uniform")
-"""Keys of `ConceptArm.facts` that the summary shows as columns."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,14 @@ class ConceptTransfer:
 
     Columns: cosine, norm_ratio, n, d, interpolates, r2, r2_uniform (held out), effect, effect_low,
     effect_high (at β = 1), beta_at_equal_damage, effect_at_equal_damage, low, high,
-    fraction_of_native with fraction_low and fraction_high, n_draws, flag.
+    fraction_of_native with fraction_low and fraction_high, n_draws, flag, interval_flag (what is
+    doubtful about an interval), contains (what the intervals hold for).
+
+    For ``random``, ``random_matched`` and ``shuffled``, ends are where a new draw falls, and there
+    is typical_size (root mean square of the effects). The other arms of the target have random_p
+    and shuffled_p (two-sided p-value of the effect among those of ``random_matched`` or
+    ``shuffled``), each with its floor, the smallest one that so many draws can give. Sizes and
+    p-values are at equal damage if that was measured, else at β = 1.
     """
     vectors: dict[tuple[str, str], tuple[SteeringVector, ...]] = field(repr=False)
     """Vectors by concept and arm, except arms with many draws."""
@@ -229,7 +239,7 @@ def evaluate_concept_transfer(
         # Without neutral texts there is no budget, and nothing is resampled over them.
         sources |= {TEXTS: Clusters.single(n_texts)} if n_texts else {}
         resamples = Resamples(sources, seed=settings.seed)
-        results.append(_ConceptCurves(concept.name, curves, settings.damage, resamples))
+        results.append(ConceptCurves(concept.name, curves, settings.damage, resamples))
     return ConceptTransfer(
         table=pd.DataFrame([row for one in results for row in one.rows()]),
         summary=pd.DataFrame([row for one in results for row in one.summary()]),
@@ -359,32 +369,6 @@ def _source_vectors(
 # -------------------------------------------------------------------------------------- measurement
 
 
-@dataclass(frozen=True)
-class _ArmCurve:
-    """Propensities and damages of one arm over β."""
-
-    arm: ConceptArm
-    """Arm that was measured."""
-    curve: Curve
-    """Values at all measured β, ascending, with negative ones and 0 among them."""
-
-    def at(self, beta: float) -> tuple[np.ndarray, float]:
-        """Return propensity [item] and damage at a measured β."""
-        index = int(np.flatnonzero(self.curve.scales == beta)[0])
-        return self.curve.propensity[index], float(self.curve.damage[index])
-
-    def effect(self, beta: float) -> np.ndarray:
-        """Change of propensity at a measured β, [item]."""
-        return self.at(beta)[0] - self.at(0.0)[0]
-
-    @property
-    def upward(self) -> Curve:
-        """The curve from β = 0 up, on which equal damage is searched."""
-        up = self.curve.scales >= 0
-        curve = self.curve
-        return Curve(curve.scales[up], curve.rises[up], curve.n_tokens, curve.propensity[up])
-
-
 class _SteeredModel:
     """Items and neutral texts of one model, prepared for steering at one or several hook points.
 
@@ -406,8 +390,10 @@ class _SteeredModel:
         self.items = PreferenceText(model, concept.items, first)
         self.neutral = NeutralText(model, neutral, first) if neutral is not None else None
         self.unsteered = self.items.propensity()
+        # Length of the vectors at the budget, by arm of several draws.
+        self._last_step: dict[str, float] = {}
 
-    def measure(self, arm: ConceptArm) -> _ArmCurve:
+    def measure(self, arm: ConceptArm) -> ArmCurve:
         """Propensities at every β, and with a budget at two more strengths around equal damage."""
         strengths = set(self.betas)
         # `random` and `random_matched` differ in length only, so they agree at equal damage.
@@ -423,7 +409,7 @@ class _SteeredModel:
             self.n_tokens,
             np.array([measured[beta][0] for beta in scales]),
         )
-        return _ArmCurve(arm, curve)
+        return ArmCurve(arm, curve)
 
     def _at(self, arm: ConceptArm, beta: float) -> tuple[np.ndarray, np.ndarray]:
         """Return propensity [item] and rise of each neutral text's loss [text] at one β."""
@@ -451,8 +437,15 @@ class _SteeredModel:
             with self.model.intervene(later):
                 return float(self._rises(first).sum() / self.n_tokens.sum())
 
-        found = search_scale(measure, budget, first_guess=1.0, tolerance=0.05)
-        return {found.scale * share for share in _AROUND} if found.reached else set()
+        # Draws of one arm need steps of about the same length.
+        length = math.hypot(*(vector.norm for vector in arm.vectors))
+        step = self._last_step.get(arm.name, length)
+        found = search_scale(measure, budget, first_guess=step / length, tolerance=0.05)
+        if not found.reached:
+            return set()
+        if arm.draw is not None:
+            self._last_step[arm.name] = found.scale * length
+        return {found.scale * share for share in _AROUND}
 
     def _hooks(self, arm: ConceptArm, beta: float) -> tuple[SteeringHook, dict[int | str, Any]]:
         """Return the hook at the first hook point, and the hooks at the later ones.
@@ -461,102 +454,3 @@ class _SteeredModel:
         """
         first, *later = Intervention.of(arm.vectors, positions=self.positions).hooks(beta).items()
         return first[1], dict(later)
-
-
-@dataclass(frozen=True)
-class _ConceptCurves:
-    """Curves of all arms of one concept, and the rows of both tables that follow from them."""
-
-    concept: str
-    """Name of the concept."""
-    curves: list[_ArmCurve]
-    """Curves of all arms, that of ``source`` first, that of ``native`` second."""
-    budget: float | None
-    """Damage in nats per token for the comparison; None leaves it out."""
-    resamples: Resamples
-    """Resamples of the items and of the neutral texts, shared by all arms."""
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per arm, draw and β.
-
-        The unsteered target is the arm ``none``; the unsteered source is β = 0 of ``source``.
-        """
-        rows = []
-        for curve in self.curves:
-            for beta in curve.curve.scales.tolist():
-                # All arms of the target share the propensities at β = 0: one row is enough.
-                if beta != 0 or curve.arm.name == "source":
-                    rows.append(self._row(curve, curve.arm.name, beta))
-                elif curve.arm.name == "native":
-                    rows.append(self._row(curve, "none", beta))
-        return rows
-
-    def _row(self, curve: _ArmCurve, name: str, beta: float) -> dict[str, Any]:
-        row: dict[str, Any] = {
-            "concept": self.concept,
-            # Draws of a random arm differ in effect at β = 1, so the interval is over draws.
-            "arm": name,
-            "draw": curve.arm.draw,
-            "beta": beta,
-        }
-        propensity, damage = curve.at(beta)
-        columns = {
-            "propensity": propensity,
-            # per cent: 100·σ(propensity)
-            "probability": 100 / (1 + np.exp(-propensity)),
-            "effect": curve.effect(beta),
-        }
-        for column, values in columns.items():
-            mean = bootstrap_mean(values, clusters=self.resamples.sources[ITEMS])
-            row |= {column: mean.value, f"{column}_low": mean.low, f"{column}_high": mean.high}
-        return row | {"damage": damage}
-
-    def summary(self) -> list[dict[str, Any]]:
-        """One row per arm."""
-        by_arm: dict[str, list[_ArmCurve]] = {}
-        for curve in self.curves:
-            by_arm.setdefault(curve.arm.name, []).append(curve)
-        return [self._summary_row(name, draws) for name, draws in by_arm.items()]
-
-    def _summary_row(self, name: str, draws: list[_ArmCurve]) -> dict[str, Any]:
-        # The arm `source` has no map and therefore no facts.
-        facts = [one.arm.facts for one in draws]
-        row: dict[str, Any] = {"concept": self.concept, "arm": name, "n_draws": len(draws)}
-        row |= {key: float(np.mean([fact.get(key, math.nan) for fact in facts])) for key in _FACTS}
-        effect = self._interval(name, [one.effect(1.0) for one in draws])
-        row |= {"effect": effect.value, "effect_low": effect.low, "effect_high": effect.high}
-        return row if self.budget is None else row | self._at_budget(name, draws, self.budget)
-
-    def _at_budget(self, name: str, draws: list[_ArmCurve], budget: float) -> dict[str, Any]:
-        """Columns of the comparison at equal damage."""
-        effects = [one.upward.effect_at(budget) for one in draws]
-        native = next(one for one in self.curves if one.arm.name == "native")
-        own = native.upward.effect(budget, self.resamples)
-        means = [float(one.mean()) for one in effects]
-        if name in DRAWN:
-            interval = prediction_interval(means)
-            fraction = prediction_interval(np.array(means) / float(own.values[0]))
-        else:
-            estimate = draws[0].upward.effect(budget, self.resamples)
-            interval = estimate.interval(self.resamples)
-            # The propensities of the source model have another scale than those of the target.
-            fraction = NOTHING if name == "source" else estimate.ratio(own, self.resamples)
-        # An effect is NaN if no two β bracket the budget.
-        missed = sum(bool(np.isnan(one).any()) for one in effects)
-        return {
-            "beta_at_equal_damage": float(np.mean([one.upward.scale_at(budget) for one in draws])),
-            "effect_at_equal_damage": interval.value,
-            "low": interval.low,
-            "high": interval.high,
-            "fraction_of_native": fraction.value,
-            "fraction_low": fraction.low,
-            "fraction_high": fraction.high,
-            "flag": f"damage not bracketed in {missed} of {len(draws)}" if missed else "",
-            "interval_flag": interval.flag,
-        }
-
-    def _interval(self, name: str, effects: list[np.ndarray]) -> Interval:
-        """Return where a new draw falls for drawn arms, else a bootstrap over items."""
-        if name in DRAWN:
-            return prediction_interval([float(effect.mean()) for effect in effects])
-        return bootstrap_mean(effects[0], clusters=self.resamples.sources[ITEMS])

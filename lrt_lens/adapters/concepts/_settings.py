@@ -37,7 +37,9 @@ class ConceptTransferSettings(Settings):
 
     With few pairs the arm ``own`` interpolates.
     """
-    n_random: int = 6
+    n_random: int = 20
     """Number of random maps."""
+    n_shuffled: int = 20
+    """Number of maps fitted on texts with target rows assigned to other texts."""
     seed: int = 0
     """Seed of splits, draws, folds and bootstraps."""

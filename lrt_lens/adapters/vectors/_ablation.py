@@ -11,6 +11,10 @@ or at the stitch's target hook point alone (``"hook"``: later blocks may write a
 paper learns v in the model itself; here it is transferred from a smaller one and compared with the
 native vector, random directions and the map of shuffled pairs.
 
+Intervals hold for other items (those that share a prompt or a continuation are one cluster), other
+prompts and other neutral texts; those of native and transferred arms also for other contrast pairs
+and another map, which are left out in groups. The column ``contains`` says which.
+
 Outcomes: propensity for the behaviour (``items``), share of continuations that a classifier calls
 the behaviour (``prompts`` and ``classifier``), or both. Damage is the rise of the loss on neutral
 text, in nats per token.
@@ -19,10 +23,9 @@ Limits: the first positions of a text, which the map never saw, are not ablated 
 ``skip_first=0`` (the paper ablates all positions).
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -30,20 +33,20 @@ from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, table
 from lrt_lens._settings import Settings, resolve, takes
-from lrt_lens.adapters.vectors._arms import behaviour_arms, known_contrast_of
+from lrt_lens.adapters.vectors._ablation_summary import ablation_summary
+from lrt_lens.adapters.vectors._arms import REFITS, behaviour_arms, known_contrast_of
 from lrt_lens.adapters.vectors._continuations import Classifier, Continuations
+from lrt_lens.adapters.vectors._equal_damage import item_clusters
 from lrt_lens.adapters.vectors._preferences import PreferenceText
 from lrt_lens.adapters.vectors._steering_hook import SteeringHook, setting
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
+from lrt_lens.adapters.vectors._vector_arm import VectorArm
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.figures._behaviour import ablation_figure
 from lrt_lens.models._hook_points import EMBED
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._text_reader import SKIP_FIRST
-from lrt_lens.statistics._bootstrap import bootstrap_mean, bootstrap_ratio
-from lrt_lens.statistics._draws import prediction_interval
-from lrt_lens.statistics._intervals import Interval, clopper_pearson
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.typing import Direction
 
@@ -66,11 +69,17 @@ class AblationSettings(Settings):
     """Number of continuations per prompt."""
     max_new_tokens: int = 40
     """Number of tokens per continuation."""
-    n_random: int = 4
+    n_random: int = 20
     """Number of random directions: half isotropic, half with the covariance of the target's
     stream."""
-    n_shuffled: int = 4
+    n_shuffled: int = 20
     """Number of maps of shuffled pairs: that of the stitch, and draws of such maps."""
+    draw_samples: int = 1
+    """Number of continuations per prompt for each draw of a control, at most ``n_samples``."""
+    n_contrast_groups: int = 8
+    """Number of groups of contrast pairs that are left out one at a time, for the share of an
+    interval that the contrast texts and the map cause (not of shares of continuations); 0 leaves
+    that share out."""
     seed: int = 0
     """Seed of directions, samples and bootstraps."""
     progress: bool = True
@@ -127,6 +136,8 @@ class AblationEvaluation:
     table: pd.DataFrame
     """One row per arm, draw, where (``hook`` or ``everywhere``), outcome and unit: value, n_tokens.
 
+    Refits, which give standard errors and no rows of the summary, are left out.
+
     The outcome is the propensity of an item in nats (``propensity``), the share of a prompt's
     continuations that show the behaviour (``share``), or the loss of a neutral text (``loss``).
     """
@@ -134,9 +145,16 @@ class AblationEvaluation:
     """One row per ``where`` and arm.
 
     Columns: behaviour, n_draws; with items: propensity, drop with drop_low and drop_high,
-    drop_share (drop as a share of the native drop); with a classifier: share with share_low and
-    share_high (Clopper–Pearson), share_drop; damage with damage_low and damage_high; cosine (to the
-    native vector).
+    drop_share (drop as a share of the native drop) with low and high; with a classifier: share with
+    share_low and share_high, share_drop; damage with damage_low and damage_high; cosine (to the
+    native vector); contains (what the intervals hold for) and interval_flag (what is doubtful about
+    them); drop_contrast_error, drop_map_error, damage_contrast_error and damage_map_error (standard
+    errors of these sources).
+
+    For ``random`` and ``shuffled`` the ends are where a new draw falls, and there are typical_size
+    (root mean square of the drops), transferred_p (two-sided p-value of the transferred drop among
+    those of the draws, or of the change of the share without items) and p_floor (the smallest one
+    that so many draws can give).
     """
 
     def figure(self) -> Any:
@@ -191,14 +209,11 @@ def evaluate_ablation(
             "no behaviour to measure; give items=ChoiceItems(...), "
             "or prompts=[...] together with classifier=..., or both"
         )
-    continuations = (
-        None
-        if prompts is None or classifier is None
-        else Continuations(
-            prompts, classifier, settings.n_samples, settings.max_new_tokens, seed=settings.seed
-        )
-    )
-    outcomes = _AblationOutcomes(pair.target, neutral, items, continuations, settings.skip_first)
+    continuations = None
+    if prompts is not None and classifier is not None:
+        counts = (settings.n_samples, settings.max_new_tokens)
+        continuations = Continuations(prompts, classifier, *counts, seed=settings.seed)
+    outcomes = _AblationOutcomes(pair.target, neutral, items, continuations, settings)
     # Without hooks all values of `where` give the same result: measured once, listed for each.
     unablated = outcomes.measure({}).assign(arm="none", draw=None)
     parts = [unablated.assign(where=where) for where in settings.places]
@@ -210,6 +225,7 @@ def evaluate_ablation(
         n_random=settings.n_random,
         n_shuffled=settings.n_shuffled,
         seed=settings.seed,
+        n_groups=settings.n_contrast_groups,
     )
     bar = tqdm(arms, desc=f"ablate {vector.name}", disable=not settings.progress, leave=False)
     for arm in bar:
@@ -221,12 +237,15 @@ def evaluate_ablation(
                 hook=arm.vector.hook,
                 skip_first=settings.skip_first,
             )
-            parts.append(outcomes.measure(hooks).assign(arm=arm.name, draw=arm.draw, where=where))
+            measured = outcomes.measure(hooks, arm)
+            parts.append(measured.assign(arm=arm.name, draw=arm.draw, where=where))
     table = pd.concat([part.astype({"draw": "Int64"}) for part in parts], ignore_index=True)
     # behaviour_arms returns the native arm first.
     cosines = {arm.name: arms[0].vector.cosine(arm.vector) for arm in arms if arm.draw is None}
-    summary = _summary(table, vector.name, cosines, settings.seed)
-    return AblationEvaluation(table=table, summary=summary)
+    clusters = None if items is None else item_clusters(items)
+    summary = ablation_summary(table, vector.name, cosines, clusters, settings.seed)
+    shown: pd.DataFrame = table.loc[~table["arm"].isin(REFITS)]
+    return AblationEvaluation(table=shown.reset_index(drop=True), summary=summary)
 
 
 class _AblationOutcomes:
@@ -238,11 +257,12 @@ class _AblationOutcomes:
         neutral: Sequence[str],
         items: ChoiceItems | None,
         continuations: Continuations | None,
-        skip_first: int,
+        settings: AblationSettings,
     ) -> None:
         self.model, self.continuations = model, continuations
+        self.draw_samples = settings.draw_samples
         # The first token of a text is not predicted, so even skip_first=0 counts from the second.
-        self.skip_first = max(skip_first, 1)
+        self.skip_first = max(settings.skip_first, 1)
         # Texts longer than the context are read in windows: (number of the text, ids).
         windows = model.codec.windows(neutral)
         self.rows = [(text, row) for text, parts in enumerate(windows) for row in parts]
@@ -256,18 +276,22 @@ class _AblationOutcomes:
         # hooks.
         self.items = None if items is None else PreferenceText(model, items, EMBED)
 
-    def measure(self, hooks: dict[int | str, SteeringHook]) -> pd.DataFrame:
-        """Return one row per outcome and unit: outcome, unit, value, n_tokens."""
+    def measure(
+        self, hooks: dict[int | str, SteeringHook], arm: VectorArm | None = None
+    ) -> pd.DataFrame:
+        """Return one row per outcome and unit: outcome, unit, value, n_tokens.
+
+        A draw of a control has fewer continuations, and a refit none.
+        """
         # One registration of the hooks serves all outcomes.
         with self.model.intervene({**hooks}):
             losses, n_tokens = self._losses()
             columns: list[tuple[str, np.ndarray, np.ndarray | int]] = [("loss", losses, n_tokens)]
             if self.items is not None:
                 columns.append(("propensity", self.items.propensity(), 1))
-            if self.continuations is not None:
-                texts = self.continuations.generate(self.model)
-                shares = self.continuations.by_prompt(self.continuations.judge(texts))
-                columns.append(("share", shares, self.continuations.n_samples))
+            if (of := self._continuations_of(arm)) is not None:
+                shares = of.by_prompt(of.judge(of.generate(self.model)))
+                columns.append(("share", shares, of.n_samples))
         parts = [
             pd.DataFrame(
                 {"outcome": name, "unit": range(len(values)), "value": values, "n_tokens": n}
@@ -275,6 +299,15 @@ class _AblationOutcomes:
             for name, values, n in columns
         ]
         return pd.concat(parts, ignore_index=True)
+
+    def _continuations_of(self, arm: VectorArm | None) -> Continuations | None:
+        """Return what an arm generates; all samples for an arm of one vector."""
+        if self.continuations is None or arm is None or arm.draw is None:
+            return self.continuations
+        if arm.name in REFITS:
+            return None
+        n_samples = min(self.draw_samples, self.continuations.n_samples)
+        return replace(self.continuations, n_samples=n_samples)
 
     def _losses(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mean loss and number of tokens, each [text], after the positions to skip."""
@@ -290,102 +323,3 @@ class _AblationOutcomes:
                 counts[text] += len(counted)
         # A text without a counted token has weight 0; a mean of 0 avoids 0 · NaN = NaN.
         return sums / np.maximum(counts, 1), counts
-
-
-def _summary(
-    table: pd.DataFrame, behaviour: str, cosines: dict[str, float], seed: int
-) -> pd.DataFrame:
-    rows, arms = [], cast(Any, table.groupby(["where", "arm"], sort=False))
-    for (where, name), part in arms:
-        base, native = _by_outcome(table, where, "none"), _by_outcome(table, where, "native")
-        row: dict[str, Any] = {
-            "where": where,
-            "arm": name,
-            "behaviour": behaviour,
-            # nunique leaves out missing draws, so an arm of one vector would count 0.
-            "n_draws": max(1, part["draw"].nunique()),
-        }
-        for outcome, values in part.groupby("outcome", sort=False):
-            row |= _COLUMNS[str(outcome)](values, base[str(outcome)], native[str(outcome)], seed)
-        rows.append(row | {"cosine": cosines.get(str(name), math.nan)})
-    return pd.DataFrame(rows)
-
-
-def _by_outcome(table: pd.DataFrame, where: str, arm: str) -> dict[str, pd.DataFrame]:
-    rows: pd.DataFrame = table.loc[(table["where"] == where) & (table["arm"] == arm)]
-    return {str(outcome): part for outcome, part in rows.groupby("outcome")}
-
-
-def _draws(values: pd.DataFrame) -> list[np.ndarray]:
-    """Return the values [unit] of each draw."""
-    # dropna=False keeps an arm of one vector, whose draw is missing.
-    return [part["value"].to_numpy() for _, part in values.groupby("draw", dropna=False, sort=True)]
-
-
-def _over(draws: list[np.ndarray], seed: int) -> Interval:
-    """Return a bootstrap over units for an arm of one vector, the range over draws for others."""
-    return (
-        bootstrap_mean(draws[0], seed=seed)
-        if len(draws) == 1
-        else prediction_interval([float(draw.mean()) for draw in draws])
-    )
-
-
-def _propensity_columns(
-    values: pd.DataFrame, base: pd.DataFrame, native: pd.DataFrame, seed: int
-) -> dict[str, float]:
-    # drop = propensity without ablation − propensity under ablation, item by item
-    before, own = base["value"].to_numpy(), native["value"].to_numpy()
-    drops = [before - draw for draw in _draws(values)]
-    drop = _over(drops, seed)
-    share = bootstrap_ratio(np.mean(drops, axis=0), before - own, seed=seed)
-    return {
-        "propensity": float(np.mean(_draws(values))),
-        "drop": drop.value,
-        "drop_low": drop.low,
-        "drop_high": drop.high,
-        "drop_share": share.value,
-        "drop_share_low": share.low,
-        "drop_share_high": share.high,
-    }
-
-
-def _share_columns(
-    values: pd.DataFrame, base: pd.DataFrame, _native: pd.DataFrame, _seed: int
-) -> dict[str, float]:
-    draws, n_samples = _draws(values), int(values["n_tokens"].iloc[0])
-    # The share of a prompt is a count divided by n_samples, so the product is a whole number up to
-    # rounding.
-    count, n = round(float(draws[0].sum() * n_samples)), len(draws[0]) * n_samples
-    share = (
-        clopper_pearson(count, n)
-        if len(draws) == 1
-        else prediction_interval([float(draw.mean()) for draw in draws])
-    )
-    drop = float(np.mean(_draws(base)) - np.mean(draws))
-    return {
-        "share": share.value,
-        "share_low": share.low,
-        "share_high": share.high,
-        "share_drop": drop,
-        "n": n,
-    }
-
-
-def _damage_columns(
-    values: pd.DataFrame, base: pd.DataFrame, _native: pd.DataFrame, seed: int
-) -> dict[str, float]:
-    # damage = Σ n_tokens (loss under ablation − loss) / Σ n_tokens over texts, so that every token
-    # counts the same.
-    before, tokens = base["value"].to_numpy(), base["n_tokens"].to_numpy(dtype=float)
-    rises = [(draw - before) * tokens for draw in _draws(values)]
-    damage = (
-        bootstrap_ratio(rises[0], tokens, seed=seed)
-        if len(rises) == 1
-        else prediction_interval([float(rise.sum() / tokens.sum()) for rise in rises])
-    )
-    return {"damage": damage.value, "damage_low": damage.low, "damage_high": damage.high}
-
-
-_COLUMNS = {"loss": _damage_columns, "propensity": _propensity_columns, "share": _share_columns}
-"""Function from the rows of each outcome to its columns of the summary."""

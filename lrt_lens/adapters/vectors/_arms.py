@@ -215,20 +215,25 @@ def behaviour_arms(
     n_random: int,
     n_shuffled: int,
     seed: int,
+    n_groups: int = 0,
 ) -> list[VectorArm]:
     """Return the arms native, transferred, shuffled, untransformed and random, in this order.
 
-    Refits and permuted labels are left out; the lengths of the vectors do not matter here.
+    With ``n_groups`` the refits follow: of the map without each fold, and of both vectors without
+    each group of contrast pairs. Permuted labels are left out; the lengths of the vectors do not
+    matter here.
     """
     # Callers take the first arm as the native one. {}: transfer without bias, with matched length.
-    native = list(learnt_arms(pair, stitch, vector, contrast, {}))
-    like = native[0].vector
+    native, *refits = learnt_arms(pair, stitch, vector, contrast, {}, n_groups=n_groups)
+    transferred, *map_refits = transferred_arms(stitch, vector, {})
+    like = native.vector
     return [
-        *native,
-        next(transferred_arms(stitch, vector, {})),
+        native,
+        transferred,
         *shuffled_arms(stitch, vector, {}, n_shuffled, seed),
         *plain_arms(stitch, vector, like, {}),
         *drawn_arms(stitch, like, n_random, seed),
+        *(refits + map_refits if n_groups else []),
     ]
 
 

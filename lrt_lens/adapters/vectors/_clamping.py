@@ -12,16 +12,18 @@ clip(share under transferred ÷ share under native, 0, 1), with 0/0 := 0. It cou
 does without steering as success; ``ratio_of_rises`` therefore subtracts the share without steering
 from both shares.
 
-Controls are clamped in the same way, each to its own z̄: random directions, the map of shuffled
-pairs, and the untransformed vector if widths agree.
+Controls are clamped in the same way, each to its own z̄: random directions, maps of shuffled
+pairs, and the untransformed vector if widths agree. A draw of a control is generated once per
+prompt (``draw_samples``), so that 20 draws cost as much as five of four samples.
 
-Limits: Clopper–Pearson intervals treat all continuations as independent, as the paper does; ratios
-have a bootstrap over prompts.
+Limits: intervals hold for other prompts of the same kind (continuations of one prompt are one
+cluster), not for other contrast pairs or another map: generation is too slow for refits. A draw of
+few samples varies more than a direction does, which makes p-values larger.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -33,6 +35,7 @@ from lrt_lens._repr_html import card, table
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.vectors._arms import behaviour_arms, known_contrast_of
 from lrt_lens.adapters.vectors._continuations import Classifier, Continuations
+from lrt_lens.adapters.vectors._sources import joined
 from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.adapters.vectors._vector_arm import VectorArm
@@ -40,10 +43,11 @@ from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.figures._behaviour import clamp_figure
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._text_codec import text_list
-from lrt_lens.statistics._bootstrap import bootstrap_statistic
+from lrt_lens.statistics._bootstrap import bootstrap_ratio
 from lrt_lens.statistics._correlations import bootstrap_rank_correlation
-from lrt_lens.statistics._draws import prediction_interval
-from lrt_lens.statistics._intervals import NOTHING, Interval, clopper_pearson
+from lrt_lens.statistics._draws import prediction_interval, rank_test, typical_size
+from lrt_lens.statistics._intervals import NOTHING, Interval
+from lrt_lens.statistics._shares import clustered_share
 from lrt_lens.stitching._stitch import Stitch
 
 MOST_UNDEFINED = 0.05
@@ -64,11 +68,13 @@ class ClampSettings(Settings):
     """Number of most probable tokens to sample from; None for all."""
     positions: Positions = "all"
     """Clamped positions, see `SteeringVector.hooks`."""
-    n_random: int = 4
+    n_random: int = 20
     """Number of random directions: half isotropic, half with the covariance of the target's
     stream."""
-    n_shuffled: int = 4
+    n_shuffled: int = 20
     """Number of maps of shuffled pairs: that of the stitch, and draws of such maps."""
+    draw_samples: int = 1
+    """Number of continuations per prompt for each draw of a control, at most ``n_samples``."""
     seed: int = 0
     """Seed of directions, samples (the same for all arms) and bootstraps."""
     progress: bool = True
@@ -85,9 +91,15 @@ class ClampEvaluation:
     summary: pd.DataFrame
     """One row per arm.
 
-    Columns: concept, n_draws, count, n, share with low and high (Clopper–Pearson; range over draws
-    for ``random``), clipped_ratio and ratio_of_rises, each with its low and high (bootstrap over
-    prompts), level (z̄; mean over draws), cosine to the native vector.
+    Columns: concept, n_draws, count, n, share with low and high, clipped_ratio and ratio_of_rises
+    (to native), each with its low and high, level (z̄; mean over draws), cosine to the native
+    vector, contains (what the intervals hold for), interval_flag (what is doubtful about them).
+
+    Intervals are over prompts, of which all continuations are one cluster. For ``random`` and
+    ``shuffled`` they are where a new draw falls. These have three more columns: typical_size (root
+    mean square over draws of the change of the share), transferred_p (two-sided p-value of the
+    change under ``transferred`` among those of the draws), p_floor (the smallest one that so many
+    draws can give).
     """
 
     def figure(self) -> Any:
@@ -157,6 +169,7 @@ def evaluate_clamping(
         n_shuffled=settings.n_shuffled,
         seed=settings.seed,
     )
+    draws = replace(outcome, n_samples=min(settings.draw_samples, settings.n_samples))
     parts = [_rows("none", None, math.nan, outcome, outcome.generate(pair.target))]
     bar = tqdm(arms, desc=f"clamp {vector.name}", disable=not settings.progress, leave=False)
     for arm in bar:
@@ -165,8 +178,9 @@ def evaluate_clamping(
         intervene = partial(
             arm.vector.apply, pair.target, mode="clamp", level=level, positions=settings.positions
         )
-        texts = outcome.generate(pair.target, intervene)
-        parts.append(_rows(arm.name, arm.draw, level, outcome, texts))
+        of = outcome if arm.draw is None else draws
+        texts = of.generate(pair.target, intervene)
+        parts.append(_rows(arm.name, arm.draw, level, of, texts))
     table = pd.concat(parts, ignore_index=True)
     table.insert(0, "concept", vector.name)
     return ClampEvaluation(table=table, summary=_summary(table, arms, settings.seed))
@@ -185,10 +199,12 @@ def frequency_trend(
 ) -> tuple[Interval, float]:
     """Return Spearman's correlation of clipped ratio and frequency, and the undefined share.
 
-    Stitching, figure 11. Concepts are resampled with both of their numbers. A resample in which all
-    ratios or all frequencies are equal has no correlation and is left out of the percentiles. The
-    second number returned is the share of such resamples; if it exceeds ``MOST_UNDEFINED``, the
-    ends of the interval are NaN. The correlation is NaN if the concepts themselves have none.
+    Stitching, figure 11. Concepts are resampled with both of their numbers, and percentiles are
+    widened for their number; the interval has a flag with fewer than ten concepts. A resample in
+    which all ratios or all frequencies are equal has no correlation and is left out of the
+    percentiles. The second number returned is the share of such resamples; if it exceeds
+    ``MOST_UNDEFINED``, the ends of the interval are NaN. The correlation is NaN if the concepts
+    themselves have none.
 
     Args:
         frequency: frequency of each concept, on any scale, because only ranks count.
@@ -199,7 +215,8 @@ def frequency_trend(
         np.asarray(frequency, dtype=float), np.asarray(ratio, dtype=float), seed=seed
     )
     if undefined > MOST_UNDEFINED:
-        correlation = Interval(correlation.value, math.nan, math.nan)
+        flag = f"no correlation in {undefined:.0%} of resamples"
+        correlation = Interval(correlation.value, math.nan, math.nan, flag)
     return correlation, undefined
 
 
@@ -220,63 +237,118 @@ def _rows(
     return pd.DataFrame(columns).astype({"draw": "Int64"})
 
 
+class _Answers:
+    """Answers of the classifier under one arm."""
+
+    def __init__(self, part: pd.DataFrame) -> None:
+        self.by_draw = [
+            # Rows are sorted by prompt, then by sample: [prompt, sample]
+            one.sort_values(["prompt", "sample"])["shows"]
+            .to_numpy(dtype=float)
+            .reshape(one["prompt"].nunique(), -1)
+            for _, one in cast(Any, part.groupby("draw", dropna=False, sort=True))
+        ]
+        self.is_drawn = bool(part["draw"].notna().any())
+
+    @property
+    def by_prompt(self) -> np.ndarray:
+        """Share of each prompt's continuations, [prompt], of an arm of one vector."""
+        return self.by_draw[0].mean(1)
+
+    def rises(self, none: "_Answers") -> list[float]:
+        """Return the change of the share in each draw, on the samples that the draw has."""
+        # Sample k has the same seed in all arms.
+        [base] = none.by_draw
+        return [float(one.mean() - base[:, : one.shape[1]].mean()) for one in self.by_draw]
+
+    def share(self) -> Interval:
+        """Return the share of continuations: over prompts, or where a new draw falls."""
+        if self.is_drawn:
+            new_draw = prediction_interval([float(one.mean()) for one in self.by_draw])
+            return _within(new_draw, new_draw.value)
+        [one] = self.by_draw
+        return clustered_share(one.sum(1), one.shape[1])
+
+
 def _summary(table: pd.DataFrame, arms: list[VectorArm], seed: int) -> pd.DataFrame:
     # pandas' stubs take a group's column for a number.
     groups = cast(Any, table.groupby("arm", sort=False))
-    by_prompt = {
-        str(arm): part.groupby("prompt")["shows"].mean().to_numpy() for arm, part in groups
-    }
-    native, none = by_prompt["native"], by_prompt["none"]
+    answers = {str(name): _Answers(part) for name, part in groups}
+    native, none = answers["native"], answers["none"]
+    [transferred] = answers["transferred"].rises(none)
     rows = []
     for name, part in groups:
-        count, n, is_drawn = int(part["shows"].sum()), len(part), part["draw"].notna().any()
-        # Draws of an arm vary more than their texts do, so their range is the interval.
-        share = (
-            prediction_interval(part.groupby("draw")["shows"].mean().tolist())
-            if is_drawn
-            else clopper_pearson(count, n)
-        )
+        arm = answers[str(name)]
+        share = arm.share()
         # The paper's ratio subtracts nothing; the ratio of rises subtracts the unsteered share.
-        ratio = _ratio(by_prompt[str(name)], native, np.zeros_like(none), seed)
-        rises = _ratio(by_prompt[str(name)], native, none, seed)
-        rows.append(
-            {
-                "concept": part["concept"].iloc[0],
-                "arm": name,
-                "n_draws": part["draw"].nunique() if is_drawn else 1,
-                "count": count,
-                "n": n,
-                "share": share.value,
-                "low": share.low,
-                "high": share.high,
-                "clipped_ratio": ratio.value,
-                "ratio_low": ratio.low,
-                "ratio_high": ratio.high,
-                "ratio_of_rises": rises.value,
-                "rises_low": rises.low,
-                "rises_high": rises.high,
-                "level": part["level"].mean(),
-                "cosine": _cosine(arms, str(name)),
-            }
-        )
+        ratio = _ratio(arm, native, None, seed)
+        rises = _ratio(arm, native, none, seed)
+        row = {
+            "concept": part["concept"].iloc[0],
+            "arm": name,
+            "n_draws": len(arm.by_draw),
+            "count": int(part["shows"].sum()),
+            "n": len(part),
+            "share": share.value,
+            "low": share.low,
+            "high": share.high,
+            "clipped_ratio": ratio.value,
+            "ratio_low": ratio.low,
+            "ratio_high": ratio.high,
+            "ratio_of_rises": rises.value,
+            "rises_low": rises.low,
+            "rises_high": rises.high,
+            "level": part["level"].mean(),
+            "cosine": _cosine(arms, str(name)),
+            "contains": "draws" if arm.is_drawn else "prompts",
+            "interval_flag": joined([share.flag, ratio.flag, rises.flag]),
+        }
+        if arm.is_drawn:
+            test = rank_test(transferred, arm.rises(none))
+            row |= {"typical_size": typical_size(arm.rises(none))}
+            row |= {"transferred_p": test.p, "p_floor": test.floor}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _ratio(arm: np.ndarray, native: np.ndarray, none: np.ndarray, seed: int) -> Interval:
-    """Return the clipped ratio of mean shares above ``none``, with a bootstrap over prompts.
+def _ratio(arm: _Answers, native: _Answers, none: _Answers | None, seed: int) -> Interval:
+    """Return the clipped ratio of shares above those of ``none``, with its interval.
 
-    Each array holds one share per prompt. Undefined if native is not above ``none``.
+    Over prompts for an arm of one vector (Fieller's ends, clipped), else where a new draw falls.
+    It is undefined if native is not above ``none``, and may be anything if native may be at
+    ``none``.
     """
-
-    def statistic(shares: np.ndarray) -> float:
-        # clip((transferred − none) / max(native − none, 0), 0, 1)
-        transferred, own, base = shares.mean(1)
-        return clipped_ratio(transferred - base, max(own - base, 0.0))
-
+    base = np.zeros_like(native.by_prompt) if none is None else none.by_prompt
+    own = float((native.by_prompt - base).mean())
     # If native steering does not raise the share, there is no rise to divide by.
-    if none.any() and native.mean() <= none.mean():
+    if base.any() and own <= 0:
         return NOTHING
-    return bootstrap_statistic(statistic, np.stack([arm, native, none]), seed=seed)
+    if arm.is_drawn:
+        rises = [float(x.mean()) for x in arm.by_draw] if none is None else arm.rises(none)
+        new_draw = prediction_interval([clipped_ratio(rise, own) for rise in rises])
+        return _within(new_draw, new_draw.value)
+    rise = arm.by_prompt - base
+    # clip((transferred − none) / max(native − none, 0), 0, 1)
+    value = clipped_ratio(float(rise.mean()), max(own, 0.0))
+    if arm is native and own > 0:
+        return Interval(1.0, 1.0, 1.0)
+    ratio = bootstrap_ratio(rise, native.by_prompt - base, seed=seed)
+    if math.isnan(ratio.low):
+        return Interval(value, 0.0, 1.0, "native may do nothing, so its ratio may be anything")
+    low, high, flag = ratio.low, ratio.high, ratio.flag.replace("items", "prompts")
+    # An arm that shows the concept never or always has no variation to resample.
+    if none is None and value in (0.0, 1.0) and np.ptp(arm.by_prompt) == 0:
+        ours, theirs = arm.share(), native.share()
+        low = min(low, ours.low / theirs.high)
+        high = max(high, ours.high / theirs.low) if theirs.low > 0 else 1.0
+        flag = ours.flag
+    return _within(Interval(value, low, high, flag), value)
+
+
+def _within(interval: Interval, value: float) -> Interval:
+    """Return the interval cut at 0 and 1, the ends of the range of shares and clipped ratios."""
+    low, high = (min(max(end, 0.0), 1.0) for end in (interval.low, interval.high))
+    return Interval(value, low, high, interval.flag)
 
 
 def _cosine(arms: list[VectorArm], name: str) -> float:

@@ -17,6 +17,11 @@ directions, and with ``r_change``, the correlation of the *changes* m(scale) −
 depend on the difficulty of items. ``mse_share`` is the error as a share of the error of predicting
 no change (1: the vector predicts no better than that).
 
+Intervals of r are over test items (those that share a prompt or a continuation are one cluster);
+those of the transferred arm hold also for other training items and another map, which are left out
+in groups. Standard errors of these add on Fisher's scale artanh r, as in
+`lrt_lens.adapters.vectors._sources`.
+
 Limits: a propensity is the difference of log-probabilities of whole continuations. If these differ
 in number of tokens, the longer one scores lower for that alone; such items are counted in
 ``n_uneven`` and a warning names the task.
@@ -35,13 +40,16 @@ from tqdm.auto import tqdm
 from lrt_lens._repr_html import card, table
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.vectors._arms import (
+    REFITS,
     drawn_arms,
     learnt_arms,
     plain_arms,
     shuffled_arms,
     transferred_arms,
 )
+from lrt_lens.adapters.vectors._equal_damage import item_clusters
 from lrt_lens.adapters.vectors._preferences import PreferenceText
+from lrt_lens.adapters.vectors._sources import CONTRAST, MAP, joined, total
 from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.adapters.vectors._vector_arm import VectorArm
@@ -49,10 +57,11 @@ from lrt_lens.data._behaviours import answer_contrast
 from lrt_lens.data._contrast import ChoiceItems
 from lrt_lens.figures._propensity import propensity_figure
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.statistics._bootstrap import bootstrap_mean
+from lrt_lens.statistics._bootstrap import Clusters, bootstrap_mean
 from lrt_lens.statistics._correlations import bootstrap_correlation, correlations
-from lrt_lens.statistics._draws import prediction_interval
-from lrt_lens.statistics._intervals import Interval
+from lrt_lens.statistics._draws import prediction_interval, rank_test, typical_size
+from lrt_lens.statistics._intervals import Interval, percentiles, resamples
+from lrt_lens.statistics._jackknife import fisher, jackknife_error
 from lrt_lens.stitching._stitch import Stitch
 
 logger = logging.getLogger(__name__)
@@ -78,13 +87,17 @@ class PropensitySettings(Settings):
     more arm, ``bias_only``."""
     positions: Positions = "all"
     """Steered positions (LRT: all), see `SteeringVector.hooks`."""
-    n_random: int = 4
+    n_random: int = 20
     """Number of random directions: half isotropic, half with the covariance of the target's
     stream."""
     n_shuffled: int = 20
     """Number of maps of shuffled pairs: that of the stitch, and draws of such maps."""
     n_permuted: int = 0
-    """Number of vectors learnt from permuted answers."""
+    """Number of vectors learnt from permuted answers; with fewer than 20, the intervals have a
+    flag."""
+    n_train_groups: int = 8
+    """Number of groups of training items that are left out one at a time, for the share of an
+    interval that these items and the map cause; 0 leaves that share out."""
     seed: int = 0
     """Seed of splits, directions and bootstraps."""
     progress: bool = True
@@ -104,20 +117,30 @@ class PropensityEvaluation:
     summary: pd.DataFrame
     """One row per task and arm, with means over scales.
 
-    Columns: r, r_sd, r_low, r_high (bootstrap over items; range over draws for arms of several
-    vectors), r_scale_low, r_scale_high (bootstrap over scales, the interval of LRT's table), mse,
-    mse_sd, mse_share, r_change with low and high, slope of the mean change per scale, cosine,
-    n_train, n_test, n_uneven, n_spanning (items in which a token spans the end of the prompt).
+    Columns: r, r_sd, r_low, r_high, r_scale_low, r_scale_high (LRT's table: percentiles over
+    scales, which are no sample of anything, so it is no interval of r), mse, mse_sd, mse_share,
+    r_change with low and high, slope of the mean change per scale, cosine, n_draws, n_train,
+    n_test, n_uneven, n_spanning (items in which a token spans the end of the prompt), contains
+    (what the intervals hold for), interval_flag (what is doubtful about them).
+
+    Intervals are over items; for arms of several vectors they are where a new draw falls. These
+    have typical_size (root mean square of r_change over draws), transferred_p (two-sided p-value of
+    the transferred r_change among those of the draws) and p_floor (the smallest one that so many
+    draws can give).
     """
     propensities: pd.DataFrame = field(repr=False)
     """One row per task, arm, draw, scale and test item, with the propensity in nats."""
 
     @property
     def overall(self) -> pd.DataFrame:
-        """Means over tasks with a bootstrap over tasks, one row per arm."""
+        """Means over tasks with a bootstrap over tasks, one row per arm.
+
+        The column ``interval_flag`` names intervals of fewer than ten tasks.
+        """
         rows = []
         for arm, part in self.summary.groupby("arm", sort=False):
             row: dict[str, Any] = {"arm": arm, "n_tasks": len(part)}
+            flags = []
             for column in ("r", "r_change", "mse", "mse_share", "cosine"):
                 # A correlation is NaN if one side is constant, and the arm `none` has no cosine at
                 # all.
@@ -127,7 +150,8 @@ class PropensityEvaluation:
                     f"{column}_low": interval.low,
                     f"{column}_high": interval.high,
                 }
-            rows.append(row)
+                flags.append(interval.flag.replace("items", "tasks"))
+            rows.append(row | {"interval_flag": joined(flags)})
         return pd.DataFrame(rows)
 
     def figure(self) -> Any:
@@ -219,15 +243,24 @@ def _arms(
     vector = SteeringVector.mean_difference(pair.source, contrast, at=stitch.source_hook)
     # The rule for lengths has no effect: all vectors are scaled to the native one below.
     rules = {"bias": settings.bias}
-    native, *permuted = learnt_arms(
-        pair, stitch, vector, contrast, rules, n_permuted=settings.n_permuted
+    native, *learnt = learnt_arms(
+        pair,
+        stitch,
+        vector,
+        contrast,
+        rules,
+        n_permuted=settings.n_permuted,
+        n_groups=settings.n_train_groups,
     )
     like = native.vector
+    # Without groups of training items, refits of the map are left out too.
+    transferred, *map_refits = transferred_arms(stitch, vector, rules)
     others = [
-        next(transferred_arms(stitch, vector, rules)),
+        transferred,
+        *(map_refits if settings.n_train_groups else []),
         *shuffled_arms(stitch, vector, rules, settings.n_shuffled, settings.seed),
         *plain_arms(stitch, vector, like, rules),
-        *permuted,
+        *learnt,
         *drawn_arms(stitch, like, settings.n_random, settings.seed),
     ]
     return [
@@ -268,18 +301,25 @@ class _TaskPropensities:
     """Propensities without steering in nats, [item]."""
     arms: list[_ArmPropensities]
     """Arm without steering first, the native arm second, then all others."""
+    clusters: Clusters
+    """Which test items are independent."""
 
     @property
     def native(self) -> np.ndarray:
         """Propensities [scale, item] under the native vector."""
         return self.arms[1].values
 
+    @property
+    def shown(self) -> list[_ArmPropensities]:
+        """Arms that have rows; refits give standard errors only."""
+        return [arm for arm in self.arms if arm.name not in REFITS]
+
     def table(self) -> pd.DataFrame:
         """Return one row per arm, draw and scale."""
         native, parts = self.native, []
         # mean over items of (m_native(s) − m(0))²: the error of predicting no change
         no_change = ((native - self.unsteered) ** 2).mean(1)
-        for arm in self.arms:
+        for arm in self.shown:
             m = arm.values
             mse = ((m - native) ** 2).mean(1)
             columns = {
@@ -302,13 +342,15 @@ class _TaskPropensities:
         """Return one row per arm with means over scales and draws."""
         rows: list[dict[str, Any]] = []
         # pandas' stubs take a group's column for a number.
-        for name, part in cast(Any, self.table().groupby("arm", sort=False)):
+        table = self.table()
+        transferred = float(table.loc[table["arm"] == "transferred", "r_change"].mean())
+        for name, part in cast(Any, table.groupby("arm", sort=False)):
             by_scale = part.groupby("scale")[["r", "mse"]].mean()
             r, change = (
                 self._interval(str(name), column, part, seed) for column in ("r", "r_change")
             )
-            # LRT's table has a bootstrap over scales, although scales are not independent.
-            over_scales = bootstrap_mean(by_scale["r"].to_numpy(), seed=seed)
+            is_drawn = bool(part["draw"].notna().any())
+            over_scales = _over_scales(by_scale["r"].to_numpy(), seed)
             rows.append(
                 {
                     "task": self.name,
@@ -318,8 +360,8 @@ class _TaskPropensities:
                     "r_sd": by_scale["r"].std(),
                     "r_low": r.low,
                     "r_high": r.high,
-                    "r_scale_low": over_scales.low,
-                    "r_scale_high": over_scales.high,
+                    "r_scale_low": over_scales[0],
+                    "r_scale_high": over_scales[1],
                     "mse": by_scale["mse"].mean(),
                     "mse_sd": by_scale["mse"].std(),
                     "mse_share": part["mse_share"].mean(),
@@ -328,30 +370,78 @@ class _TaskPropensities:
                     "r_change_high": change.high,
                     "slope": _slope(part),
                     "cosine": part["cosine"].mean(),
+                    "n_draws": part["draw"].nunique() if is_drawn else 1,
                     "n_train": self.n_train,
                     "n_test": len(self.unsteered),
                     "n_uneven": self.n_uneven,
                     "n_spanning": self.n_spanning,
+                    "contains": self._contains(str(name), is_drawn),
+                    "interval_flag": joined([r.flag, change.flag]),
                 }
+                | (_ranks(part, transferred) if is_drawn else {})
             )
         return pd.DataFrame(rows)
+
+    def _contains(self, name: str, is_drawn: bool) -> str:
+        if is_drawn:
+            return "draws"
+        # `r` of native with itself is 1, whatever varies.
+        return ", ".join(["items", *(self._errors(name, "r") if name != "native" else [])])
+
+    def _errors(self, name: str, column: str) -> dict[str, float]:
+        """Return the standard error of artanh r by source, for an arm that has refits."""
+        by_name: dict[str, list[np.ndarray]] = {}
+        for arm in self.arms:
+            by_name.setdefault(arm.name, []).append(arm.values)
+        below = by_name.get("native_refit", [])
+        ours = {
+            "transferred": by_name.get("contrast_refit", []),
+            # Without steering only the native vector, with which it is compared, is learnt.
+            "none": [self.arms[0].values] * len(below),
+        }.get(name, [])
+        # The training items that one vector lacks are missing from the other one too.
+        pairs = {CONTRAST: list(zip(ours, below, strict=True)) if ours else []}
+        if name == "transferred":
+            pairs[MAP] = [(values, self.native) for values in by_name.get("map_refit", [])]
+        before = self.unsteered if column == "r_change" else 0.0
+        return {
+            source: jackknife_error(
+                [float(fisher(correlations(a - before, b - before).mean())) for a, b in some]
+            )
+            for source, some in pairs.items()
+            if some
+        }
 
     def _interval(self, name: str, column: str, part: Any, seed: int) -> Interval:
         """Return the mean over scales with an interval.
 
-        Range over draws for arms of several vectors, bootstrap over items for the others.
+        Where a new draw falls for arms of several vectors; over items, and over training items and
+        map if they were left out in groups, for the others.
         """
         if part["draw"].notna().any():
             return prediction_interval(part.groupby("draw")[column].mean().tolist())
         [m] = [arm.values for arm in self.arms if arm.name == name]
         # r_change correlates m(s) − m(0), r correlates m(s) itself.
         before = self.unsteered if column == "r_change" else 0.0
-        return bootstrap_correlation(m - before, self.native - before, seed=seed)
+        r = bootstrap_correlation(
+            m - before, self.native - before, clusters=self.clusters, seed=seed
+        )
+        # NaN without steering (no changes), 1 for native with itself.
+        if math.isnan(r.value) or r.low == r.high:
+            return r
+        errors = self._errors(name, column)
+        groups = {CONTRAST: self._n_refits("native_refit"), MAP: self._n_refits("map_refit")}
+        z = Interval(*fisher(np.array([r.value, r.low, r.high])).tolist())
+        whole = total(z, errors, groups)
+        return Interval(r.value, math.tanh(whole.low), math.tanh(whole.high), r.flag)
+
+    def _n_refits(self, name: str) -> int:
+        return sum(arm.name == name for arm in self.arms)
 
     def propensities(self) -> pd.DataFrame:
         """Return one row per arm, draw, scale and item."""
         parts = []
-        for arm in self.arms:
+        for arm in self.shown:
             # No steering is the same at every scale: one row per item, with scale 0.
             scales = [0.0] if arm.name == "none" else self.scales
             # strict=False: `none` has one scale in the list, but one row of values per scale.
@@ -398,7 +488,21 @@ def _measure(
     repeated = np.tile(unsteered, (len(scales), 1))
     none = _ArmPropensities("none", None, math.nan, repeated)
     counts = (n_train, texts.n_uneven, texts.n_spanning)
-    return _TaskPropensities(name, *counts, scales, unsteered, [none, *steered])
+    clusters = item_clusters(test)
+    return _TaskPropensities(name, *counts, scales, unsteered, [none, *steered], clusters)
+
+
+def _over_scales(r: np.ndarray, seed: int) -> tuple[float, float]:
+    """Return LRT's ends: percentiles of the mean over scales drawn again, though none is random."""
+    ends = percentiles(float(r.mean()), r[resamples(len(r), seed)].mean(1))
+    return ends.low, ends.high
+
+
+def _ranks(part: Any, transferred: float) -> dict[str, float]:
+    """Return the columns of a control: size of its draws, rank of the transferred arm in them."""
+    draws = part.groupby("draw")["r_change"].mean().tolist()
+    test = rank_test(transferred, draws)
+    return {"typical_size": typical_size(draws), "transferred_p": test.p, "p_floor": test.floor}
 
 
 def _slope(part: pd.DataFrame) -> float:

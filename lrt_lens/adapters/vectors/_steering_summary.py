@@ -26,16 +26,13 @@ import numpy as np
 
 from lrt_lens.adapters.vectors._arms import REFITS
 from lrt_lens.adapters.vectors._equal_damage import ITEMS, TEXTS, Curve
+from lrt_lens.adapters.vectors._sources import CONTRAST, MAP, joined, total
 from lrt_lens.adapters.vectors._vector_arm import MeasuredArm
 from lrt_lens.statistics._bootstrap import Estimate, Resamples
 from lrt_lens.statistics._draws import prediction_interval, rank_test, typical_size
-from lrt_lens.statistics._intervals import NOTHING, Interval, t_quantile
+from lrt_lens.statistics._intervals import NOTHING, Interval
 from lrt_lens.statistics._jackknife import jackknife_error
 
-CONTRAST = "contrast pairs"
-"""Name of the contrast pairs as a source of variation."""
-MAP = "map"
-"""Name of the map as a source of variation."""
 MOST_BEYOND = 0.025
 """Share of resamples beyond the measured scales above which an arm has a flag."""
 _ERRORS = {
@@ -140,9 +137,9 @@ class SteeringSummary:
                 for source, arm in refits.items()
             }
             sampled = self._sampled(estimate)
-            total = _total(sampled, errors, self._groups(refits))
-            row |= {quantity.name: total.value}
-            row |= {f"{quantity.ends}low": total.low, f"{quantity.ends}high": total.high}
+            whole = total(sampled, errors, self._groups(refits))
+            row |= {quantity.name: whole.value}
+            row |= {f"{quantity.ends}low": whole.low, f"{quantity.ends}high": whole.high}
             fraction, ratio_errors = self._fraction(name, quantity, estimate, refits)
             value = "fraction_of_native" if quantity.ends == "" else quantity.fraction
             row |= {value: fraction.value}
@@ -150,7 +147,7 @@ class SteeringSummary:
                 f"{quantity.fraction}_low": fraction.low,
                 f"{quantity.fraction}_high": fraction.high,
             }
-            doubts.append(total.flag)
+            doubts.append(whole.flag)
             if quantity.ends == "" and estimate is not None:
                 known = estimate.errors(self.resamples) | errors
                 row |= {_ERRORS[source]: error for source, error in known.items()}
@@ -167,7 +164,7 @@ class SteeringSummary:
         ]
         row["flag"] = "damage not bracketed" if missed[0] else ""
         doubts += ["damage of the vector's negative not bracketed"] * any(missed[1:])
-        return row | {"interval_flag": _joined(doubts)}
+        return row | {"interval_flag": joined(doubts)}
 
     def _sampled(self, estimate: Estimate | None) -> Interval:
         return NOTHING if estimate is None else estimate.interval(self.resamples)
@@ -208,7 +205,7 @@ class SteeringSummary:
             # The pairs that the transferred vector lacks are missing from the native one too.
             below = np.array(self._values("native_refit", quantity)) if source == CONTRAST else own
             errors[source] = jackknife_error((values / below).tolist())
-        interval = _total(sampled, errors, self._groups(refits))
+        interval = total(sampled, errors, self._groups(refits))
         return interval, ratio.errors(self.resamples) | errors
 
     def _beyond(self, curve: Curve) -> str:
@@ -253,23 +250,4 @@ class SteeringSummary:
         }
         n_missed = int(np.isnan(self._values(name, _QUANTITIES[0])).sum())
         missed = f"damage not bracketed in {n_missed} of {len(draws)} draws" if n_missed else ""
-        return row | {"flag": missed, "interval_flag": _joined(doubts)}
-
-
-def _total(sampled: Interval, errors: Mapping[str, float], groups: Mapping[str, int]) -> Interval:
-    """Return an interval over items and texts, widened by what jackknives found.
-
-    The distances of both ends from the value and t · SE of each source add as squares.
-    """
-    reaches = [
-        t_quantile(groups[source] - 1) * error
-        for source, error in errors.items()
-        if not math.isnan(error)
-    ]
-    low = sampled.value - math.hypot(sampled.value - sampled.low, *reaches)
-    high = sampled.value + math.hypot(sampled.high - sampled.value, *reaches)
-    return Interval(sampled.value, low, high, sampled.flag)
-
-
-def _joined(doubts: Sequence[str]) -> str:
-    return "; ".join(dict.fromkeys(doubt for doubt in doubts if doubt))
+        return row | {"flag": missed, "interval_flag": joined(doubts)}

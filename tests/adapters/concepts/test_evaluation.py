@@ -72,8 +72,49 @@ def result(pair: ModelPair, corpus: list[str]) -> ConceptTransfer:
         betas=(-1.0, 1.0),
         damage=0.05,
         n_random=2,
+        n_shuffled=3,
         progress=False,
     )
+
+
+def test_controls_show_where_a_new_draw_falls_and_other_arms_their_rank(
+    result: ConceptTransfer,
+) -> None:
+    for concept in ("mood", "colour"):
+        rows = result.summary[result.summary["concept"] == concept].set_index("arm")
+        table = result.table[(result.table["concept"] == concept) & (result.table["beta"] == 1.0)]
+        draws = table[table["arm"] == "shuffled"].set_index("draw")["effect"]
+        assert len(draws) == draws.nunique() == rows.loc["shuffled", "n_draws"] == 3
+        # t(.975, 2) · s · √(1 + 1/3) around the mean of three draws
+        reach = 4.3027 * draws.std() * math.sqrt(4 / 3)
+        assert rows.loc["shuffled", "effect_high"] == pytest.approx(draws.mean() + reach, rel=1e-4)
+        assert rows.loc["shuffled", "contains"] == "draws"
+        assert "3 draws" in rows.loc["shuffled", "interval_flag"]
+        assert rows.loc["native", "contains"] == "items, neutral texts"
+        # Draws that do not reach the damage are left out: "damage not bracketed in 1 of 3".
+        flag = rows.loc["shuffled", "flag"]
+        n_missed = int(flag.split(" in ")[1].split()[0]) if flag else 0
+        assert rows.loc["native", "shuffled_p_floor"] == pytest.approx(1 / (4 - n_missed))
+        assert math.isnan(rows.loc["source", "random_p"])
+
+
+def test_p_values_without_a_budget_are_of_the_effects_at_one(
+    pair: ModelPair, corpus: list[str]
+) -> None:
+    options: dict[str, Any] = {"betas": (1.0,), "damage": None, "ridge": False}
+    result = evaluate_concept_transfer(
+        pair, [MOOD, COLOUR], source_hook=1, target_hook=2, n_shuffled=4, progress=False, **options
+    )
+    rows = result.summary.set_index(["concept", "arm"])
+    effects = result.table[result.table["beta"] == 1.0].set_index(["concept", "arm"])["effect"]
+    for concept in ("mood", "colour"):
+        draws = effects.loc[(concept, "random_matched")].to_numpy()
+        assert len(draws) == 20
+        size = abs(effects.loc[(concept, "other")].item())
+        expected = (1 + (np.abs(draws) >= size).sum()) / 21
+        assert rows.loc[(concept, "other"), "random_p"] == pytest.approx(expected)
+        typical = rows.loc[(concept, "random_matched"), "typical_size"]
+        assert typical == pytest.approx(np.sqrt((draws**2).mean()))
 
 
 def test_every_arm_is_measured_on_both_concepts(result: ConceptTransfer) -> None:

@@ -55,6 +55,8 @@ def result(
         n_samples=2,
         max_new_tokens=4,
         n_random=2,
+        n_shuffled=2,
+        n_contrast_groups=3,
         progress=False,
     )
 
@@ -182,6 +184,63 @@ def test_between_a_model_and_itself_transferred_is_native_and_no_ablation_drops_
         assert transferred["drop"] == pytest.approx(native["drop"], abs=0.01)
         assert (none["drop"], none["damage"], none["share_drop"]) == (0.0, 0.0, 0.0)
         assert rows.loc[(where, "random"), "n_draws"] == 2
+
+
+def test_native_and_transferred_contain_the_contrast_pairs_and_the_map(
+    twins: ModelPair, stitch: Stitch, vector: SteeringVector, passages: list[str]
+) -> None:
+    """Compare with vectors that are learnt here without one group of pairs."""
+    twelve = ContrastSet(
+        [f"the {who} {text}" for who in ("happy", "glad") for text in CONTRAST.positive],
+        [f"the {who} {text}" for who in ("sad", "poor") for text in CONTRAST.negative],
+        name="mood",
+    )
+    learnt = SteeringVector.mean_difference(twins.source, twelve, at=1)
+    rows = evaluate_ablation(
+        twins,
+        stitch,
+        learnt,
+        neutral=passages[:6],
+        items=ITEMS,
+        places=("hook",),
+        n_random=1,
+        n_shuffled=1,
+        n_contrast_groups=4,
+        progress=False,
+    ).summary.set_index("arm")
+    assert rows.loc["none", "contains"] == "items, neutral texts"
+    assert rows.loc["native", "contains"] == "items, neutral texts, contrast pairs"
+    assert rows.loc["transferred", "contains"] == "items, neutral texts, contrast pairs, map"
+    assert rows.loc["random", "contains"] == "draws"
+    text = OneRowPerContinuation(twins.target, ITEMS, stitch.target_hook)
+    states = learnt.states(twins.target, twelve, at=stitch.target_hook)
+    drops = []
+    for part in states.leaving_out(4):
+        refit = SteeringVector.learnt_from(part, "mean_difference")
+        ablated = text.propensity(refit.hooks(mode="ablate")[0][1])
+        drops.append(float(np.mean(text.propensity() - ablated)))
+    expected = np.sqrt(3 / 4 * np.sum((np.array(drops) - np.mean(drops)) ** 2))
+    row = rows.loc["native"]
+    assert row["drop_contrast_error"] == pytest.approx(expected, abs=1e-6)
+    assert row["drop_high"] - row["drop"] > 3.18 * expected
+
+
+def test_a_drawn_arm_has_the_rank_of_the_transferred_drop(result: AblationEvaluation) -> None:
+    table, summary = result.table, result.summary.set_index(["where", "arm"])
+    means = (
+        table[table["outcome"] == "propensity"].groupby(["where", "arm", "draw"], dropna=False)
+    )["value"].mean()
+    for where in ("hook", "everywhere"):
+        drops = means.loc[where, "none"].iloc[0] - means.loc[where, "random"].to_numpy()
+        transferred = means.loc[where, "none"].iloc[0] - means.loc[where, "transferred"].iloc[0]
+        row = summary.loc[(where, "random")]
+        assert row["typical_size"] == pytest.approx(np.sqrt(np.mean(drops**2)))
+        larger = (np.abs(drops) >= abs(transferred)).sum()
+        assert row["transferred_p"] == pytest.approx((1 + larger) / 3)
+        # t(.975, 1) · s · √(1 + 1/2) around the mean of both draws
+        reach = 12.706 * np.std(drops, ddof=1) * np.sqrt(1.5)
+        assert row["drop_low"] == pytest.approx(drops.mean() - reach, rel=1e-3)
+    assert "map_refit" not in set(table["arm"])
 
 
 def test_figures_show_every_panel(result: AblationEvaluation) -> None:

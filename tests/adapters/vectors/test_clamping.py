@@ -4,9 +4,10 @@ import math
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, t
 
 from lrt_lens.adapters.vectors import (
     ClampEvaluation,
@@ -15,10 +16,10 @@ from lrt_lens.adapters.vectors import (
     evaluate_clamping,
     frequency_trend,
 )
-from lrt_lens.adapters.vectors._clamping import MOST_UNDEFINED
+from lrt_lens.adapters.vectors._clamping import MOST_UNDEFINED, _Answers, _ratio
 from lrt_lens.data import ContrastSet
 from lrt_lens.models import ModelPair
-from lrt_lens.statistics._intervals import clopper_pearson
+from lrt_lens.statistics._shares import clustered_share
 from lrt_lens.stitching import Stitch
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird")
@@ -49,7 +50,9 @@ def result(twins: ModelPair, stitch: Stitch, vector: SteeringVector) -> ClampEva
         even,
         n_samples=3,
         max_new_tokens=6,
-        n_random=2,
+        n_random=4,
+        n_shuffled=3,
+        draw_samples=2,
         progress=False,
     )
 
@@ -66,14 +69,42 @@ def test_counts_shares_and_intervals_are_those_of_the_texts(result: ClampEvaluat
     for row in result.summary.to_dict("records"):
         texts = result.table[result.table["arm"] == row["arm"]]["text"]
         assert row["count"] == sum(len(text) % 2 == 0 for text in texts)
-        assert row["n"] == 6 * 3 * row["n_draws"]
-        if row["arm"] != "random":
-            expected = clopper_pearson(row["count"], row["n"])
+        is_drawn = row["arm"] in ("random", "shuffled")
+        # Draws have two samples per prompt, the others three.
+        assert row["n"] == 6 * (2 if is_drawn else 3) * row["n_draws"]
+        if not is_drawn:
+            part = result.table[result.table["arm"] == row["arm"]]
+            counts = [sum(map(even, texts)) for _, texts in part.groupby("prompt")["text"]]
+            expected = clustered_share(counts, 3)
             assert (row["share"], row["low"], row["high"]) == (
                 expected.value,
                 expected.low,
                 expected.high,
             )
+            assert row["contains"] == "prompts"
+            assert "6 independent prompts" in row["interval_flag"]
+
+
+def test_drawn_arms_show_where_a_new_draw_falls_and_the_rank_of_the_transferred_one(
+    result: ClampEvaluation,
+) -> None:
+    shows = result.table.assign(shows=result.table["text"].map(even))
+    # Sample k has one seed in all arms, so a draw is compared with the same samples of none.
+    base = shows[(shows["arm"] == "none") & (shows["sample"] < 2)]["shows"].mean()
+    none, transferred = (
+        shows[shows["arm"] == arm]["shows"].mean() for arm in ("none", "transferred")
+    )
+    for arm, n in (("random", 4), ("shuffled", 3)):
+        row = result.summary.set_index("arm").loc[arm]
+        shares = shows[shows["arm"] == arm].groupby("draw")["shows"].mean().to_numpy()
+        reach = t.ppf(0.975, n - 1) * shares.std(ddof=1) * math.sqrt(1 + 1 / n)
+        assert row["low"] == pytest.approx(max(0.0, shares.mean() - reach))
+        assert row["high"] == pytest.approx(min(1.0, shares.mean() + reach))
+        larger = (abs(shares - base) >= abs(transferred - none)).sum()
+        assert row["transferred_p"] == pytest.approx((1 + larger) / (n + 1))
+        assert row["p_floor"] == pytest.approx(1 / (n + 1))
+        assert row["typical_size"] == pytest.approx(np.sqrt(((shares - base) ** 2).mean()))
+        assert f"{n} draws" in row["interval_flag"]
 
 
 def test_texts_of_an_arm_are_those_of_the_target_clamped_to_its_own_mean(
@@ -147,6 +178,7 @@ def test_a_trend_that_most_resamples_do_not_have_gets_no_interval() -> None:
     assert trend.value == pytest.approx(spearmanr(frequency, [0.0, 0.0, 0.0, 1.0]).statistic)
     assert math.isnan(trend.low)
     assert math.isnan(trend.high)
+    assert "no correlation in" in trend.flag
     assert undefined == pytest.approx(0.75**4 + 0.25**4, abs=0.04)
     for ratio in ([0.5] * 4, [0.1, 0.2, math.nan, 0.4]):
         trend, undefined = frequency_trend(frequency, ratio)
@@ -162,6 +194,7 @@ def test_a_concept_that_never_shows_has_ratio_zero_and_one_that_always_shows_has
         "n_samples": 1,
         "max_new_tokens": 3,
         "n_random": 1,
+        "n_shuffled": 1,
         "progress": False,
     }
     never = evaluate_clamping(
@@ -177,6 +210,34 @@ def test_a_concept_that_never_shows_has_ratio_zero_and_one_that_always_shows_has
     ).summary.set_index("arm")
     assert always.loc["transferred", "clipped_ratio"] == 1.0
     assert math.isnan(always.loc["transferred", "ratio_of_rises"])
+    # Two prompts say little about a share of 1, and so about a ratio of 1.
+    assert always.loc["transferred", "low"] == pytest.approx(0.025**0.5)
+    assert always.loc["transferred", "ratio_low"] == pytest.approx(0.025**0.5)
+    # A native vector that may do nothing leaves the ratio open.
+    assert never.loc["transferred", ["ratio_low", "ratio_high"]].tolist() == [0.0, 1.0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_prompts", [12, 40])
+def test_the_ratio_of_shares_is_held(n_prompts: int) -> None:
+    """Simulate prompts that differ in how easily they show the concept, four samples each."""
+    rng, hits, reps = np.random.default_rng(0), 0, 300
+    for i in range(reps):
+        ease = rng.beta(1.5, 1.5, n_prompts)
+        answers = [
+            _Answers(_frame(rng.random((n_prompts, 4)) < ease[:, None] * strength))
+            for strength in (0.5, 0.9)
+        ]
+        # E(ease) cancels: .5 / .9
+        hits += not _ratio(answers[0], answers[1], None, i).excludes(0.5 / 0.9)
+    # Three standard errors of the simulation are .038.
+    assert 0.912 <= hits / reps <= 0.99
+
+
+def _frame(shows: np.ndarray) -> pd.DataFrame:
+    prompt, sample = np.divmod(np.arange(shows.size), shows.shape[1])
+    columns = {"draw": None, "prompt": prompt, "sample": sample, "shows": shows.ravel()}
+    return pd.DataFrame(columns).astype({"draw": "Int64"})
 
 
 def test_bad_input_is_refused_and_no_hook_stays_on(

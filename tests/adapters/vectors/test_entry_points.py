@@ -78,13 +78,22 @@ def test_every_evaluation_measures_the_same_propensities(
     assert none["propensity"].item() == pytest.approx(expected.mean(), abs=1e-5)
 
     ablation = evaluate_ablation(
-        twins, stitch, vector, neutral=neutral, items=ITEMS, n_random=1, progress=False
+        twins,
+        stitch,
+        vector,
+        neutral=neutral,
+        items=ITEMS,
+        n_random=1,
+        n_shuffled=1,
+        progress=False,
     )
     expected = OneRowPerContinuation(twins.target, ITEMS, stitch.target_hook).propensity()
     rows = ablation.table.query("where == 'hook' and arm == 'none' and outcome == 'propensity'")
     np.testing.assert_allclose(rows["value"], expected, atol=1e-5)
 
-    agreement = evaluate_propensity(twins, stitch, ITEMS, scales=[1.0], n_random=1, progress=False)
+    agreement = evaluate_propensity(
+        twins, stitch, ITEMS, scales=[1.0], n_random=1, n_shuffled=1, progress=False
+    )
     _, measured = ITEMS.split(0.5, seed=0)
     expected = OneRowPerContinuation(twins.target, measured, stitch.target_hook).propensity()
     rows = agreement.propensities.query("arm == 'none'")
@@ -146,7 +155,7 @@ def test_settings_are_shown_as_keywords_and_unknown_ones_are_refused(
 def test_a_settings_object_gives_the_results_of_its_keywords(
     twins: ModelPair, stitch: Stitch
 ) -> None:
-    options: dict[str, Any] = {"scales": [1.0], "n_random": 1, "progress": False}
+    options: dict[str, Any] = {"scales": [1.0], "n_random": 1, "n_shuffled": 1, "progress": False}
     by_keyword = lrt.evaluate_propensity(twins, stitch, ITEMS, **options)
     by_object = lrt.evaluate_propensity(
         twins, stitch, ITEMS, settings=PropensitySettings(**options)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import pearsonr
+from scipy.stats import pearsonr, t
 
 from lrt_lens.adapters.vectors import PropensityEvaluation, SteeringVector, evaluate_propensity
 from lrt_lens.data import ChoiceItems, answer_contrast
@@ -156,6 +156,61 @@ def test_the_same_seed_gives_the_same_numbers_and_bias_adds_its_control(
         twins, stitch, task("first"), scales=[1.0], bias="add", n_random=1, progress=False
     )
     assert "bias_only" in set(biased.summary["arm"])
+
+
+def test_intervals_contain_the_training_items_and_the_map(twins: ModelPair, stitch: Stitch) -> None:
+    """Compare with vectors that are learnt here without one group of training items."""
+    many = ChoiceItems(
+        [f"the {who} boy saw the {p} and it was" for who in ("little", "old") for p in PLACES],
+        [" good"] * 24,
+        [" bad"] * 24,
+        name="many",
+    )
+    options: dict[str, Any] = {"scales": [1.0], "n_random": 2, "n_shuffled": 2, "progress": False}
+    rows = evaluate_propensity(twins, stitch, many, n_train_groups=4, **options)
+    summary = rows.summary.set_index("arm")
+    assert summary["contains"].to_dict() == {
+        "none": "items, contrast pairs",
+        "native": "items",
+        "transferred": "items, contrast pairs, map",
+        "shuffled": "draws",
+        "untransformed": "items",
+        "random": "draws",
+    }
+    assert not {"map_refit", "contrast_refit", "native_refit"} & set(rows.table["arm"])
+    train, test = many.split(0.5, seed=0)
+    vector = SteeringVector.mean_difference(
+        twins.source, answer_contrast(train), at=stitch.source_hook
+    )
+    states = vector.states(twins.target, answer_contrast(train), at=stitch.target_hook)
+    native = SteeringVector.learnt_from(states, "mean_difference")
+    text = OneRowPerContinuation(twins.target, test, stitch.target_hook)
+    z = []
+    for part in states.leaving_out(4):
+        refit = SteeringVector.learnt_from(part, "mean_difference")
+        refit = refit * (native.norm / refit.norm)
+        r = pearsonr(text.propensity(), text.propensity(refit.hook_at(1.0))).statistic
+        z.append(np.arctanh(r))
+    error = math.sqrt(3 / 4 * np.sum((np.array(z) - np.mean(z)) ** 2))
+    alone = evaluate_propensity(twins, stitch, many, n_train_groups=0, **options)
+    short, row = alone.summary.set_index("arm").loc["none"], summary.loc["none"]
+    reach = math.hypot(
+        np.arctanh(short["r_high"]) - np.arctanh(short["r"]), t.ppf(0.975, 3) * error
+    )
+    assert np.arctanh(row["r_high"]) - np.arctanh(row["r"]) == pytest.approx(reach, rel=1e-3)
+
+
+def test_drawn_arms_have_the_rank_of_the_transferred_change(result: PropensityEvaluation) -> None:
+    row = arm(result, "random")
+    part = result.table[(result.table["task"] == "first") & (result.table["arm"] == "random")]
+    draws = part.groupby("draw")["r_change"].mean().to_numpy()
+    assert row["n_draws"] == len(draws) == 20
+    assert row["typical_size"] == pytest.approx(np.sqrt((draws**2).mean()))
+    larger = (np.abs(draws) >= abs(arm(result, "transferred")["r_change"])).sum()
+    assert row["transferred_p"] == pytest.approx((1 + larger) / 21)
+    assert row["p_floor"] == pytest.approx(1 / 21)
+    assert "1 draw" in arm(result, "permuted")["interval_flag"]
+    assert result.overall.set_index("arm").loc["none", "interval_flag"].startswith("2 indep")
 
 
 def test_figures_show_every_arm_but_the_native_one(result: PropensityEvaluation) -> None:
