@@ -11,7 +11,7 @@ independent, so the half-widths add as squares:
 A control of several draws has the interval that a new draw falls into, and the rank of the
 transferred effect among the sizes of the draws.
 
-    rows = summary_rows("sentiment", measured, budget=0.1, resamples=resamples)
+    rows = SteeringSummary("sentiment", measured, budget=0.1, resamples=resamples).rows()
 
 Limits: `native_best` and `untransformed` are learnt from the contrast pairs too, but their
 intervals contain items and neutral texts only.
