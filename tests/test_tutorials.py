@@ -39,10 +39,10 @@ CLAIMS = {
         arms = result.summary.set_index("arm")
         transferred_arm = arms.loc["transferred"]
         assert 0.55 < transferred_arm["fraction_of_native"] < 0.8
-        assert transferred_arm["fraction_high"] < 1
-        controls = ["shuffled", "permuted", "random"]
-        assert (transferred_arm["low"] > arms.loc[controls, "high"]).all()
-        assert arms.loc["shuffled", "low"] > 0
+        assert transferred_arm["low"] > 0 > transferred_arm["negated_high"]
+        controls = arms.loc[["shuffled", "permuted", "random"]]
+        assert (controls["low"] < 0).all() and (controls["high"] > 0).all()
+        assert (transferred_arm["effect_mean"] > 2 * controls["typical_size"]).all()
         assert fidelity.random_low < fidelity.value < fidelity.random_high
         assert mood_result.summary.set_index("arm").loc["transferred", "fraction_of_native"] > 0.85
     """,
@@ -94,7 +94,7 @@ CLAIMS = {
         assert stitch.target_hook != "blocks.0.hook_resid_post"
         arms = result.summary.set_index("arm")
         effect = arms.loc["transferred", "effect_at_equal_damage"]
-        assert arms.loc["native", "low"] > effect > 2 * abs(arms.loc["random", "high"])
+        assert effect > 2 * arms.loc["random", "typical_size"]
     """,
 }
 """Statements of the text as assertions, which run in the kernel of the notebook, at the end."""
