@@ -57,7 +57,6 @@ from lrt_lens.adapters.probes._logistic import probabilities
 from lrt_lens.adapters.vectors._arm_meter import ArmMeter
 from lrt_lens.adapters.vectors._arms import drawn_arms
 from lrt_lens.adapters.vectors._equal_damage import ITEMS, TEXTS, Curve, item_clusters
-from lrt_lens.adapters.vectors._sources import joined
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.adapters.vectors._vector_arm import VectorArm
 from lrt_lens.baselines._text_rows import RowRead
@@ -75,7 +74,7 @@ from lrt_lens.moments._scatter import score_map
 from lrt_lens.statistics._bootstrap import Clusters, Resamples, bootstrap_statistic
 from lrt_lens.statistics._classification import auroc, auroc_interval
 from lrt_lens.statistics._draws import prediction_interval, rank_test, typical_size
-from lrt_lens.statistics._intervals import NOTHING, Interval
+from lrt_lens.statistics._intervals import NOTHING, Interval, joined_flags
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._diagnostics import score_intervals
 from lrt_lens.stitching._fit import token_identity_map
@@ -215,7 +214,7 @@ def evaluate_family_baselines(
             answer: dict[str, Any] = dict(answers.get(row["method"], {}))
             # Two questions may each have a doubt about their intervals.
             flags = [str(one.get("interval_flag", "")) for one in (row, answer)]
-            row |= answer | {"interval_flag": joined(flags)}
+            row |= answer | {"interval_flag": joined_flags(flags)}
     summary = pd.DataFrame(rows)
     # A null that no stitch has is left out; a score that was not reached stays, as NaN.
     nulls = summary.filter(regex="_null$")
@@ -378,7 +377,7 @@ class _Steering:
         row: dict[str, Any] = _named("effect", interval)
         row |= _named("fraction_of_native", share, "fraction")
         missed = "damage not bracketed" if math.isnan(interval.value) else ""
-        doubts = joined([interval.flag, share.flag])
+        doubts = joined_flags([interval.flag, share.flag])
         return row | {"flag": missed, "interval_flag": doubts}
 
 

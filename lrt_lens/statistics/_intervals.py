@@ -9,6 +9,7 @@ from moments, which have no items.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -37,6 +38,12 @@ class Interval:
     def __repr__(self) -> str:
         doubt = f"; {self.flag}" if self.flag else ""
         return f"Interval({self.value:.4g}, 95% {self.low:.4g} to {self.high:.4g}{doubt})"
+
+
+def joined_flags(flags: Sequence[str]) -> str:
+    """Return all doubts of several flags as one flag, each once."""
+    doubts = [doubt for flag in flags for doubt in flag.split("; ")]
+    return "; ".join(dict.fromkeys(doubt for doubt in doubts if doubt))
 
 
 NOTHING = Interval(math.nan, math.nan, math.nan)

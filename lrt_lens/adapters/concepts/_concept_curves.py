@@ -18,10 +18,9 @@ import numpy as np
 
 from lrt_lens.adapters.concepts._concept_arm import DRAWN, ConceptArm
 from lrt_lens.adapters.vectors._equal_damage import ITEMS, Curve
-from lrt_lens.adapters.vectors._sources import joined
 from lrt_lens.statistics._bootstrap import Resamples, bootstrap_mean
 from lrt_lens.statistics._draws import prediction_interval, rank_test, typical_size
-from lrt_lens.statistics._intervals import NOTHING, Interval
+from lrt_lens.statistics._intervals import NOTHING, Interval, joined_flags
 
 MOST_BEYOND = 0.025
 """Share of resamples beyond the measured scales above which an arm has a flag."""
@@ -122,7 +121,7 @@ class ConceptCurves:
         if self.budget is None:
             return row
         at_budget = self._at_budget(name, draws, self.budget)
-        doubts = joined([effect.flag, at_budget["interval_flag"]])
+        doubts = joined_flags([effect.flag, at_budget["interval_flag"]])
         return row | at_budget | {"interval_flag": doubts}
 
     def _contains(self, name: str) -> str:
@@ -175,7 +174,7 @@ class ConceptCurves:
             "fraction_low": fraction.low,
             "fraction_high": fraction.high,
             "flag": f"damage not bracketed in {missed} of {len(draws)}" if missed else "",
-            "interval_flag": joined(doubts),
+            "interval_flag": joined_flags(doubts),
         }
 
     def _beyond(self, curve: Curve, budget: float) -> str:

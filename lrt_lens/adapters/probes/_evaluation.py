@@ -61,7 +61,7 @@ from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import Read, Readable, ShortTexts, readable
 from lrt_lens.statistics._classification import ItemScores, clusters_of
 from lrt_lens.statistics._draws import prediction_interval, rank_test
-from lrt_lens.statistics._intervals import NOTHING, Interval
+from lrt_lens.statistics._intervals import NOTHING, Interval, joined_flags
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._stitch import Stitch
 
@@ -357,7 +357,7 @@ def _measured(scores: ItemScores, native: ItemScores, chance: float, fixed: str)
     """Return the columns of an arm whose interval is over test texts."""
     accuracy, share = scores.accuracy(), scores.share_of(native, chance)
     flags = [fixed, accuracy.flag, scores.auroc.flag]
-    return _intervals(accuracy, scores.auroc, share) | {"interval_flag": _joined(flags)}
+    return _intervals(accuracy, scores.auroc, share) | {"interval_flag": joined_flags(flags)}
 
 
 def _drawn(
@@ -378,7 +378,7 @@ def _drawn(
     constant = f"{scores.n_constant} of {n} draws predict one class: read auroc_p"
     flags = [accuracy.flag, constant if scores.n_constant else ""]
     return _intervals(accuracy, auroc, share) | {
-        "interval_flag": _joined(flags),
+        "interval_flag": joined_flags(flags),
         "typical_size": float(scores.either_sign.mean()),
         "transferred_p": test.p,
         "auroc_typical_size": 0.5 + float(sizes.mean()),
@@ -421,10 +421,6 @@ def _within(interval: Interval) -> Interval:
     """Return an interval of accuracies without the numbers below 0 and above 1."""
     low, high = (float(np.clip(end, 0, 1)) for end in (interval.low, interval.high))
     return Interval(interval.value, low, high, interval.flag)
-
-
-def _joined(flags: Sequence[str]) -> str:
-    return "; ".join(dict.fromkeys(flag for flag in flags if flag))
 
 
 def _columns(name: str, prefix: str, interval: Interval) -> dict[str, float]:

@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 
 from lrt_lens.adapters.vectors._arms import REFITS
-from lrt_lens.adapters.vectors._sources import CONTRAST, MAP, joined, total
+from lrt_lens.adapters.vectors._sources import CONTRAST, MAP, total
 from lrt_lens.statistics._bootstrap import Clusters, bootstrap_mean, bootstrap_ratio
 from lrt_lens.statistics._draws import prediction_interval, rank_test, typical_size
-from lrt_lens.statistics._intervals import NOTHING, Interval
+from lrt_lens.statistics._intervals import NOTHING, Interval, joined_flags
 from lrt_lens.statistics._jackknife import jackknife_error
 from lrt_lens.statistics._shares import clustered_share
 
@@ -99,7 +99,7 @@ class _Place:
             test = rank_test(self._effects("transferred")[0], self._effects(name))
             row |= {"typical_size": typical_size(self._effects(name))}
             row |= {"transferred_p": test.p, "p_floor": test.floor}
-        return row | {"contains": self._contains(name), "interval_flag": joined(flags)}
+        return row | {"contains": self._contains(name), "interval_flag": joined_flags(flags)}
 
     def _effects(self, name: str) -> list[float]:
         """Return the drop of each draw; that of the share of continuations without items."""

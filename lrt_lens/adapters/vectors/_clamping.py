@@ -35,7 +35,6 @@ from lrt_lens._repr_html import card, table
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.vectors._arms import behaviour_arms, known_contrast_of
 from lrt_lens.adapters.vectors._continuations import Classifier, Continuations
-from lrt_lens.adapters.vectors._sources import joined
 from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.adapters.vectors._vector_arm import VectorArm
@@ -46,7 +45,7 @@ from lrt_lens.models._text_codec import text_list
 from lrt_lens.statistics._bootstrap import bootstrap_ratio
 from lrt_lens.statistics._correlations import bootstrap_rank_correlation
 from lrt_lens.statistics._draws import prediction_interval, rank_test, typical_size
-from lrt_lens.statistics._intervals import NOTHING, Interval
+from lrt_lens.statistics._intervals import NOTHING, Interval, joined_flags
 from lrt_lens.statistics._shares import clustered_share
 from lrt_lens.stitching._stitch import Stitch
 
@@ -301,7 +300,7 @@ def _summary(table: pd.DataFrame, arms: list[VectorArm], seed: int) -> pd.DataFr
             "level": part["level"].mean(),
             "cosine": _cosine(arms, str(name)),
             "contains": "draws" if arm.is_drawn else "prompts",
-            "interval_flag": joined([share.flag, ratio.flag, rises.flag]),
+            "interval_flag": joined_flags([share.flag, ratio.flag, rises.flag]),
         }
         if arm.is_drawn:
             test = rank_test(transferred, arm.rises(none))

@@ -49,7 +49,7 @@ from lrt_lens.adapters.vectors._arms import (
 )
 from lrt_lens.adapters.vectors._equal_damage import item_clusters
 from lrt_lens.adapters.vectors._preferences import PreferenceText
-from lrt_lens.adapters.vectors._sources import CONTRAST, MAP, joined, total
+from lrt_lens.adapters.vectors._sources import CONTRAST, MAP, total
 from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.adapters.vectors._vector_arm import VectorArm
@@ -60,7 +60,7 @@ from lrt_lens.models._pair import ModelPair
 from lrt_lens.statistics._bootstrap import Clusters, bootstrap_mean
 from lrt_lens.statistics._correlations import bootstrap_correlation, correlations
 from lrt_lens.statistics._draws import prediction_interval, rank_test, typical_size
-from lrt_lens.statistics._intervals import Interval, percentiles, resamples
+from lrt_lens.statistics._intervals import Interval, joined_flags, percentiles, resamples
 from lrt_lens.statistics._jackknife import fisher, jackknife_error
 from lrt_lens.stitching._stitch import Stitch
 
@@ -151,7 +151,7 @@ class PropensityEvaluation:
                     f"{column}_high": interval.high,
                 }
                 flags.append(interval.flag.replace("items", "tasks"))
-            rows.append(row | {"interval_flag": joined(flags)})
+            rows.append(row | {"interval_flag": joined_flags(flags)})
         return pd.DataFrame(rows)
 
     def figure(self) -> Any:
@@ -376,7 +376,7 @@ class _TaskPropensities:
                     "n_uneven": self.n_uneven,
                     "n_spanning": self.n_spanning,
                     "contains": self._contains(str(name), is_drawn),
-                    "interval_flag": joined([r.flag, change.flag]),
+                    "interval_flag": joined_flags([r.flag, change.flag]),
                 }
                 | (_ranks(part, transferred) if is_drawn else {})
             )

@@ -12,7 +12,7 @@ Limits: the sources are taken as independent of each other.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from lrt_lens.statistics._intervals import Interval, t_quantile
 
@@ -35,8 +35,3 @@ def total(sampled: Interval, errors: Mapping[str, float], groups: Mapping[str, i
     low = sampled.value - math.hypot(sampled.value - sampled.low, *reaches)
     high = sampled.value + math.hypot(sampled.high - sampled.value, *reaches)
     return Interval(sampled.value, low, high, sampled.flag)
-
-
-def joined(doubts: Sequence[str]) -> str:
-    """Return the flags that are not empty, each once."""
-    return "; ".join(dict.fromkeys(doubt for doubt in doubts if doubt))

@@ -26,11 +26,11 @@ import numpy as np
 
 from lrt_lens.adapters.vectors._arms import REFITS
 from lrt_lens.adapters.vectors._equal_damage import ITEMS, TEXTS, Curve
-from lrt_lens.adapters.vectors._sources import CONTRAST, MAP, joined, total
+from lrt_lens.adapters.vectors._sources import CONTRAST, MAP, total
 from lrt_lens.adapters.vectors._vector_arm import MeasuredArm
 from lrt_lens.statistics._bootstrap import Estimate, Resamples
 from lrt_lens.statistics._draws import prediction_interval, rank_test, typical_size
-from lrt_lens.statistics._intervals import NOTHING, Interval
+from lrt_lens.statistics._intervals import NOTHING, Interval, joined_flags
 from lrt_lens.statistics._jackknife import jackknife_error
 
 MOST_BEYOND = 0.025
@@ -164,7 +164,7 @@ class SteeringSummary:
         ]
         row["flag"] = "damage not bracketed" if missed[0] else ""
         doubts += ["damage of the vector's negative not bracketed"] * any(missed[1:])
-        return row | {"interval_flag": joined(doubts)}
+        return row | {"interval_flag": joined_flags(doubts)}
 
     def _sampled(self, estimate: Estimate | None) -> Interval:
         return NOTHING if estimate is None else estimate.interval(self.resamples)
@@ -250,4 +250,4 @@ class SteeringSummary:
         }
         n_missed = int(np.isnan(self._values(name, _QUANTITIES[0])).sum())
         missed = f"damage not bracketed in {n_missed} of {len(draws)} draws" if n_missed else ""
-        return row | {"flag": missed, "interval_flag": joined(doubts)}
+        return row | {"flag": missed, "interval_flag": joined_flags(doubts)}
