@@ -40,8 +40,8 @@ def column_list(column: Any, what: str = "texts") -> list[Any]:
         return [str(column)]
     if isinstance(column, os.PathLike) or hasattr(column, "readline"):
         raise TypeError(
-            f"{what} is a file ({type(column).__name__}); expected a text, a list of texts or one"
-            " column: read it first, as in list(lrt_lens.data.iterate_documents(path))"
+            f"{what} is a {type(column).__name__}; expected a list or one column, and no file: read"
+            " it first, as in list(lrt_lens.data.iterate_documents(path))"
         )
     has_columns = hasattr(column, "columns") or hasattr(column, "column_names")
     is_table = has_columns or getattr(column, "ndim", 1) != 1

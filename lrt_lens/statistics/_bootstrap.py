@@ -59,7 +59,7 @@ NO_VARIATION = "no variation between units: the interval has no width"
 _ROUNDING = 1e-12
 """Standard error, relative to the estimate, that rounding explains."""
 _FARTHEST = 1e6
-"""Distance from a ratio, in first guesses of its reach, at which an end counts as infinite."""
+"""Distance from a ratio, in first guesses of its reach, up to which an end is searched."""
 _AT_ONCE = 2**23
 """Largest number of weights (resample × unit) that are in memory at once."""
 
@@ -301,7 +301,7 @@ def _fieller(
 ) -> tuple[float, float]:
     """Return the ends of the ratios r for which low_t ≤ (a − r·b) / SE(a − r·b) ≤ high_t.
 
-    An end is infinite if every ratio on that side qualifies, which needs a b that may be 0.
+    If every ratio on one side qualifies, that end is a/b ± t·SE.
     """
     if math.isnan(low_t):
         return math.nan, math.nan
@@ -317,11 +317,11 @@ def _fieller(
         reach = first = t * error(value) / abs(b)
         while gap(reach) < 0 and reach < _FARTHEST * first:
             reach *= 1.5
-        if gap(reach) < 0:
-            ends.append(side * math.inf)
-        else:
+        # With a handful of units every ratio may qualify; the end is then that of a/b itself.
+        root = first
+        if gap(reach) >= 0:
             root = float(cast(float, brentq(gap, 0.0, reach))) if gap(0.0) < 0 else 0.0
-            ends.append(value + side * root)
+        ends.append(value + side * root)
     return ends[0], ends[1]
 
 
@@ -345,6 +345,7 @@ def bootstrap_ratio(
     numerator: np.ndarray,
     denominator: np.ndarray,
     *,
+    positive: bool = False,
     clusters: Clusters | None = None,
     seed: int = 0,
 ) -> Interval:
@@ -352,16 +353,23 @@ def bootstrap_ratio(
 
     NaN if the interval of the denominator's mean includes 0, if there are no items, or if one is
     NaN.
+
+    Args:
+        numerator: one number per item, [item].
+        denominator: one number per item, [item].
+        positive: True if the denominator is positive by nature, such as a number of tokens or a
+            loss; its interval is then not asked.
+        clusters: which items are independent; all of them by default.
+        seed: seed of the resamples.
     """
     numerator = np.asarray(numerator, dtype=float)
     denominator = np.asarray(denominator, dtype=float)
     if not len(denominator) or np.isnan(numerator).any():
         return NOTHING
-    if np.ptp(denominator) > 0 and not bootstrap_mean(
-        denominator, clusters=clusters, seed=seed
-    ).excludes(0.0):
-        return NOTHING
     if not denominator.any():
+        return NOTHING
+    is_sure = positive or np.ptp(denominator) == 0
+    if not is_sure and not bootstrap_mean(denominator, clusters=clusters, seed=seed).excludes(0.0):
         return NOTHING
     return _interval_of_ratio(numerator, denominator, clusters, seed)
 

@@ -184,7 +184,9 @@ class StitchLoss:
         ]
         counts = np.array([row["n_tokens"] for row in rows if row["arm"] == arm], dtype=float)
         # Σ_d n_d (a_d − b_d) / Σ_d n_d: every token has the same weight.
-        return bootstrap_ratio((losses[0] - losses[1]) * counts, counts, seed=self.seed)
+        return bootstrap_ratio(
+            (losses[0] - losses[1]) * counts, counts, positive=True, seed=self.seed
+        )
 
     def figure(self) -> Any:
         """Return a plotly figure of the cross-entropy of every arm, with one panel per route."""
@@ -479,12 +481,14 @@ def _row(
     means = {metric: float(sums[metric].sum() / counts[metric].sum()) for metric in METRICS}
     # The bootstrap draws documents, the mean is over tokens: a ratio Σ_d sum_d / Σ_d count_d.
     intervals = {
-        metric: bootstrap_ratio(sums[metric], counts[metric], seed=seed)
+        metric: bootstrap_ratio(sums[metric], counts[metric], positive=True, seed=seed)
         for metric in ("ce", "kl", "win_rate", "top1")
     }
     # (mean − ce) / (mean − own); the counts are equal in all arms of a route and cancel.
     intervals["recovered"] = bootstrap_ratio(mean - sums["ce"], mean - own, seed=seed)
-    intervals["increase_percent"] = _percent(bootstrap_ratio(sums["ce"], own, seed=seed))
+    intervals["increase_percent"] = _percent(
+        bootstrap_ratio(sums["ce"], own, positive=True, seed=seed)
+    )
     row: dict[str, Any] = {}
     for name in ("ce", "ce_all_positions", "kl", "recovered", "win_rate", "top1", "replaced"):
         row |= _columns(name, intervals[name]) if name in intervals else {name: means[name]}

@@ -99,6 +99,16 @@ def test_a_ratio_of_means_is_held() -> None:
     assert 0.91 <= hits / 300 <= 0.985
 
 
+def test_a_denominator_that_is_positive_by_nature_is_not_asked() -> None:
+    losses, tokens = np.array([3.0, 900.0, 40.0]), np.array([1.0, 300.0, 13.0])
+    assert math.isnan(bootstrap_ratio(losses, tokens).value)
+    ratio = bootstrap_ratio(losses, tokens, positive=True)
+    assert ratio.value == pytest.approx(943 / 314)
+    assert ratio.flag == "3 independent items"
+    assert math.isfinite(ratio.low)
+    assert math.isfinite(ratio.high)
+
+
 def test_influences_are_the_derivatives_with_respect_to_weights() -> None:
     """Compare the influence of a ratio of estimates with finite differences."""
     rng = np.random.default_rng(5)

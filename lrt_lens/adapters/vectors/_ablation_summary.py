@@ -198,7 +198,7 @@ class _Place:
             # A text without a token that counts says nothing.
             counts = tokens > 0
             rises = ((self.values[name, "loss"][0] - before) * tokens)[counts]
-            damage = bootstrap_ratio(rises, tokens[counts], seed=self.seed)
+            damage = bootstrap_ratio(rises, tokens[counts], positive=True, seed=self.seed)
             damage, errors = self._widened(name, damage, damages)
         columns = {"damage": damage.value, "damage_low": damage.low, "damage_high": damage.high}
         columns |= {f"damage_{_ERRORS[source]}": error for source, error in errors.items()}

@@ -284,7 +284,7 @@ def _table_row(
 ) -> dict[str, Any]:
     """Return the row of one scale of a curve."""
     propensity = bootstrap_mean(curve.propensity[i], clusters=clusters)
-    damage = bootstrap_ratio(curve.rises[i], curve.n_tokens)
+    damage = bootstrap_ratio(curve.rises[i], curve.n_tokens, positive=True)
     return {
         "concept": concept,
         "arm": measured.arm.name,
