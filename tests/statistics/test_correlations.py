@@ -96,7 +96,7 @@ POPULATIONS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", list(POPULATIONS))
-@pytest.mark.parametrize("n", [8, 20, 60])
+@pytest.mark.parametrize("n", [8, 60])
 def test_pearsons_r_is_held(kind: str, n: int) -> None:
     """Simulate r = .6; plain percentiles hold .87 to .92 of 8 items."""
     rng, hits, reps = np.random.default_rng(6), 0, 300
@@ -110,15 +110,16 @@ def test_pearsons_r_is_held(kind: str, n: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [10, 30, 60])
+@pytest.mark.parametrize("n", [10, 60])
 def test_spearmans_rho_is_held(n: int) -> None:
-    rng, hits, reps = np.random.default_rng(7), 0, 300
+    rng, hits, reps = np.random.default_rng(7), 0, 150
     truth = 6 / math.pi * math.asin(0.6 / 2)
     for i in range(reps):
         a, noise = rng.normal(size=(2, n))
         interval, _ = bootstrap_rank_correlation(a, 0.6 * a + 0.8 * noise, seed=i)
         hits += not interval.excludes(truth)
-    assert 0.91 <= hits / reps <= 0.995
+    # Three standard errors of the simulation are .053.
+    assert 0.89 <= hits / reps <= 1
 
 
 @pytest.mark.slow

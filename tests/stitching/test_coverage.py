@@ -347,16 +347,15 @@ def feature_coverage(n_documents: int, n_samples: int, share: float) -> tuple[fl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_documents", [60, 240])
-def test_intervals_of_scores_hold_the_true_value(n_documents: int) -> None:
-    table = coverage_table(n_documents, 300, Population())
-    # .95 with three standard errors of 300 samples; scores of one population, with one seed.
-    assert table.between(0.91, 0.99).all(), table.to_string()
-    assert 0.935 <= table.mean() <= 0.975
+def test_intervals_of_scores_hold_the_true_value() -> None:
+    table = coverage_table(60, 120, Population())
+    # .95 with three standard errors of 120 samples; scores of one population, with one seed.
+    assert table.between(0.89, 1).all(), table.to_string()
+    assert 0.92 <= table.mean() <= 0.985
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n_layers", "n_samples"), [(2, 300), (5, 120), (12, 60)])
+@pytest.mark.parametrize(("n_layers", "n_samples"), [(2, 100), (12, 25)])
 def test_equally_good_layers_are_called_worse_in_five_percent_of_choices(
     n_layers: int, n_samples: int
 ) -> None:
@@ -368,15 +367,13 @@ def test_equally_good_layers_are_called_worse_in_five_percent_of_choices(
 
 @pytest.mark.slow
 def test_the_interval_of_a_code_map_holds_its_r2() -> None:
-    for n_documents in (10, 40):
-        assert 0.91 <= code_map_coverage(n_documents, 500, Population()) <= 0.98
+    assert 0.905 <= code_map_coverage(10, 200, Population()) <= 0.995
 
 
 @pytest.mark.slow
 def test_the_interval_of_a_features_correlation_holds_it_or_is_flagged() -> None:
-    assert feature_coverage(60, 200, 1.0)[0] >= 0.9
-    everywhere, unflagged = feature_coverage(60, 200, 0.2)
-    assert unflagged >= 0.88
+    everywhere, unflagged = feature_coverage(60, 80, 0.2)
+    assert unflagged >= 0.86
     assert unflagged >= everywhere
 
 

@@ -94,12 +94,12 @@ def coverage_table(n: int, names: list[str]) -> pd.DataFrame:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize("name", ["30 documents", "40 features of each kind", "20 draws"])
 def test_intervals_hold_what_they_say(name: str) -> None:
-    table = coverage_table(250, [name])
+    table = coverage_table(120, [name])
     for row in table.to_dict("records"):
-        # Between .93 and .97; three standard errors of the simulation are .041.
-        is_held = 0.93 - 0.041 <= row["coverage"] <= 0.97 + 0.041
+        # Between .93 and .97; three standard errors of the simulation are .06.
+        is_held = 0.93 - 0.06 <= row["coverage"] <= 0.97 + 0.06
         assert is_held or row["flagged"] > 0.5, row
 
 

@@ -13,6 +13,7 @@ import pytest
 
 import lrt_lens as lrt
 from lrt_lens.adapters.vectors import NeutralText, PreferenceText, calibrate_on
+from lrt_lens.adapters.vectors._arm_meter import ArmMeter
 from lrt_lens.adapters.vectors._arms import drawn_arms
 from lrt_lens.adapters.vectors._equal_damage import ITEMS, TEXTS, Curve
 from lrt_lens.statistics import Clusters, prediction_interval
@@ -20,18 +21,20 @@ from lrt_lens.statistics._bootstrap import Resamples
 
 BUDGET = 0.1
 MULTIPLES = (0.25, 0.5, 0.75, 0.9, 1.1, 1.4)
-SIZES = ((45, 8), (45, 20), (57, 66), (16, 20))
-"""Numbers of items and of neutral texts: 57 and 20 are those of the demo, 66 are all that ship."""
-N_TIMES = 250
+SIZES = ((45, 8), (57, 20))
+"""Numbers of items and of neutral texts: 57 and 20 are those of the demo.
 
-pytestmark = pytest.mark.slow
+The page has more sizes, of 250 samples each."""
+N_TIMES = 150
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("steering coverage")]
 
 
 class Population:
     """Curves of the transferred and of the native vector on all bundled items and texts."""
 
     def __init__(self, concept: Any) -> None:
-        pair = lrt.demo_pair()
+        pair = self.pair = lrt.demo_pair()
         self.stitch = lrt.fit_stitches(
             pair,
             lrt.demo_documents(),
@@ -44,7 +47,8 @@ class Population:
         vector = lrt.SteeringVector.mean_difference(pair.source, contrast, at=2)
         hook = self.stitch.target_hook
         self.neutral = NeutralText(pair.target, lrt.demo_neutral(), hook)
-        self.items = PreferenceText(pair.target, lrt.demo_items(concept), hook)
+        self.choices = lrt.demo_items(concept)
+        self.items = PreferenceText(pair.target, self.choices, hook)
         self.unsteered = self.items.propensity()
         self.transferred = self.stitch.transfer(vector)
         self.native = vector.relearnt(pair.target, contrast, at=hook)
@@ -69,7 +73,7 @@ class Population:
         ]
 
 
-@pytest.fixture(scope="module", params=["sentiment", "mood"])
+@pytest.fixture(scope="module", params=["sentiment"])
 def population(request: pytest.FixtureRequest) -> Population:
     return Population(request.param)
 
@@ -98,16 +102,21 @@ def test_effects_and_fractions_at_equal_damage_are_held(
     population: Population, n_items: int, n_texts: int
 ) -> None:
     found = coverage(population, n_items, n_texts)
-    # Three standard errors of a simulation of 250 samples are .041.
-    assert abs(found["effect"] - 0.95) <= 0.045, found
-    assert abs(found["fraction"] - 0.95) <= 0.045, found
+    # Three standard errors of a simulation of 150 samples are .053.
+    assert abs(found["effect"] - 0.95) <= 0.053, found
+    assert abs(found["fraction"] - 0.95) <= 0.053, found
 
 
 def test_a_new_random_direction_falls_into_the_prediction_interval(population: Population) -> None:
-    arms = drawn_arms(population.stitch, population.transferred, 60, seed=1)
-    effects = np.array(
-        [float(population.curve(arm.vector, (0.8, 1.25)).effect_at(BUDGET).mean()) for arm in arms]
+    meter = ArmMeter(
+        population.pair.target,
+        population.choices,
+        lrt.demo_neutral()[:20],
+        budget=BUDGET,
+        both_signs=False,
     )
+    arms = drawn_arms(population.stitch, population.transferred, 32, seed=1)
+    effects = np.array([meter.measure(arm).effect(BUDGET) for arm in arms])
     rng, hits, in_range = np.random.default_rng(0), 0, 0
     for _ in range(2000):
         order = rng.permutation(len(effects))
@@ -115,5 +124,5 @@ def test_a_new_random_direction_falls_into_the_prediction_interval(population: P
         hits += not prediction_interval(drawn).excludes(new)
         low, high = np.percentile(drawn, [2.5, 97.5])
         in_range += low <= new <= high
-    assert abs(hits / 2000 - 0.95) <= 0.03
+    assert abs(hits / 2000 - 0.95) <= 0.05
     assert in_range < hits
