@@ -52,7 +52,7 @@ class ExploredArm:
     calibrated: bool = True
     """True if strength 1 costs the requested damage."""
     flag: str = ""
-    """What is unusual about the calibration; see `Calibration.flag`."""
+    """Sentence about the unusual in the calibration; see `Calibration.flag`."""
 
     def scale(self, strength: float) -> float:
         """Return the multiples of the vector at a strength."""

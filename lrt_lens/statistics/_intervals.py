@@ -29,7 +29,7 @@ class Interval:
     low: float
     high: float
     flag: str = ""
-    """What is doubtful about the interval, such as few independent items; empty if nothing."""
+    """Doubts about the interval, such as few independent items; empty if there are none."""
 
     def excludes(self, number: float) -> bool:
         """Return whether ``number`` lies outside the interval."""

@@ -1,4 +1,4 @@
-"""What a model is given: token ids, files in place of texts, training mode, and texts cut."""
+"""Inputs of a model: token ids, files in place of texts, training mode, and texts cut."""
 
 from pathlib import Path
 from typing import Any

@@ -153,7 +153,7 @@ class Calibration:
     intervention: Intervention | None = field(default=None, repr=False)
     """The intervention that was calibrated."""
     flag: str = ""
-    """What is unusual: no scale meets the budget, the damage crosses it more than once, the limit
+    """Sentence about the unusual: no scale meets the budget, the damage crosses it more than once, the limit
     of the mode stays within it, or checks for an earlier crossing were left out."""
 
     @property

@@ -1,4 +1,4 @@
-"""What an interval contains: the sources that vary, and the total over all of them.
+"""Sources of variation that an interval contains, and the total over all of them.
 
 Problem: items and texts can be resampled, but contrast pairs and the documents of the map cannot:
 vector and map are learnt from them. Mechanism: these are left out in groups, the delete-a-group

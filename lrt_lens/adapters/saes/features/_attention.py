@@ -171,7 +171,7 @@ class Halves:
     documents: np.ndarray
     """Number of the document of each example, [example]."""
     flag: str
-    """What is doubtful about the halves; empty if nothing."""
+    """Doubts about the halves; empty if there are none."""
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> "Halves":
