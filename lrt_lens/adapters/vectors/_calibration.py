@@ -153,8 +153,8 @@ class Calibration:
     intervention: Intervention | None = field(default=None, repr=False)
     """The intervention that was calibrated."""
     flag: str = ""
-    """Sentence about the unusual: no scale meets the budget, the damage crosses it more than once, the limit
-    of the mode stays within it, or checks for an earlier crossing were left out."""
+    """Sentence about the unusual: no scale meets the budget, the damage crosses it more than once,
+    the limit of the mode stays within it, or checks for an earlier crossing were left out."""
 
     @property
     def reached(self) -> bool:

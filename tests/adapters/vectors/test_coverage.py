@@ -1,4 +1,4 @@
-"""Coverage of the intervals of steering on the bundled pair, whose items and texts are the population.
+"""Coverage of the intervals of steering on the bundled pair.
 
 All items and neutral texts are measured once at several scales of the transferred and of the native
 vector. They are the population: samples are drawn from it with replacement, and an interval is
