@@ -98,7 +98,7 @@ def reproduce(options: Options) -> Reproduction:
     evaluation = measured(pair, grid, all_stitches(pair, grid, documents, options), options)
     table = evaluation.summary.set_index("method")
     others = table.drop(index=["native", "random", "token_identity", "ridge"])
-    best = others["fraction_of_native"].idxmax()
+    best = _best(others, "fraction_of_native", "effect")
     beaten = table.loc["ridge", "fraction_low"] > others["fraction_of_native"].max()
     verdict: Verdict = "holds" if beaten else "holds with a caveat"
     return Reproduction(
@@ -211,6 +211,11 @@ def measured(
     )
 
 
+def _best(table: pd.DataFrame, column: str, fallback: str) -> str:
+    """Return the method with the largest number; by another column if that has none."""
+    return str(table[column if table[column].notna().any() else fallback].idxmax())
+
+
 def _compared(table: pd.DataFrame, best: str) -> list[Compared]:
     """Ridge and the best of the other methods, for prediction, steering and reading."""
     others = table.drop(index=["native", "random", "token_identity", "ridge"])
@@ -220,7 +225,8 @@ def _compared(table: pd.DataFrame, best: str) -> list[Compared]:
         ("AUROC above ½, fraction of native", "share_of_native", "share"),
         ("cosine of predicted and true states, held-out tokens", "cosine", "cosine"),
     ):
-        other = best if column == "fraction_of_native" else str(others[column].idxmax())
+        # A native probe that may be at chance has no share; AUROCs rank the methods as well.
+        other = best if column == "fraction_of_native" else _best(others, column, "auroc")
         row = table.loc["ridge"]
         rows.append(
             Compared(

@@ -48,7 +48,7 @@ __all__ = [
 
 # Titles of axes and explanations of their units.
 _DAMAGE_TITLE = "damage (nats per token)"
-_SCALE_TITLE = "scale (1 = the vector's own length, negative: its negative)"
+_SCALE_TITLE = "scale (1 = the vector's own length)"
 _PROPENSITY_TITLE = "propensity (nats)"
 _EFFECT_TITLE = "effect (nats)"
 _EFFECT_MEANING = "effect: propensity minus that without steering"
@@ -178,7 +178,7 @@ def summary_figure(summary: pd.DataFrame, *, concept: str | None = None) -> "go.
         title=_title("Effect at equal damage", *_summary_subtitle(summary)),
         height=height,
         showlegend=False,
-        margin={"t": 115},
+        margin={"t": 125},
     )
     return figure.update_xaxes(title_text=_EFFECT_TITLE, **panel(len(concepts), 1))
 
@@ -415,11 +415,9 @@ def _summary_subtitle(summary: pd.DataFrame) -> list[str]:
     """Return what points and bars are."""
     if "contains" not in summary.columns:
         return [_EFFECT_MEANING]
-    ticks = "; tick: the vector's negative" if "effect_negated" in summary.columns else ""
-    return [
-        f"{_EFFECT_MEANING}{ticks}",
-        "bars: 95% interval; for random, permuted and shuffled, where a new draw falls",
-    ]
+    # Lines that a phone shows whole.
+    ticks = ["tick: the vector's negative"] if "effect_negated" in summary.columns else []
+    return [_EFFECT_MEANING, "bars: 95%; of draws: where a new one falls", *ticks]
 
 
 def _summary_points(rows: pd.DataFrame, arm: str, *, negated: bool = False) -> "go.Scatter":
