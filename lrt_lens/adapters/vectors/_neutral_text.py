@@ -346,7 +346,9 @@ def _rows(model: HookedModel, texts: Neutral) -> list[_Row]:
     has_length = hasattr(texts, "__len__")
     listed = [] if has_length and not len(texts) else list(iterate_rows(texts))
     if not listed:
-        empty = "neutral text 0 is empty" if has_length and len(texts) else "no neutral text"
+        empty = (
+            "no neutral text: text 0 is empty" if has_length and len(texts) else "no neutral text"
+        )
         raise ValueError(f"{empty}; {expected}")
     if has_length and len(listed) < len(texts):
         logger.warning("%d neutral text(s) are empty and left out", len(texts) - len(listed))
