@@ -45,6 +45,7 @@ from lrt_lens.statistics._intervals import (
     NOTHING,
     Interval,
     expanded_percentiles,
+    joined_flags,
     t_quantile,
 )
 
@@ -83,7 +84,7 @@ class Clusters:
         Factors of fewer than ``FEWEST_CLUSTERS`` labels are left out. Without any factor, units
         are independent.
         """
-        numbered = [_numbers(one) for one in labels]
+        numbered = [label_numbers(one) for one in labels]
         n = len(numbered[0])
         kept = [one for one in numbered if one.max(initial=-1) + 1 >= FEWEST_CLUSTERS]
         # Two factors that split the units alike are one factor.
@@ -100,10 +101,6 @@ class Clusters:
         """Number of independent clusters that are drawn."""
         return int(self.drawn.max(initial=-1)) + 1
 
-    def select(self, index: np.ndarray) -> "Clusters":
-        """Return the clusters of some of the units."""
-        return Clusters.of(*(one[index].tolist() for one in self.factors))
-
     def variance(self, influence: np.ndarray) -> float:
         """Return the variance of an estimate from the influence of each unit, [unit].
 
@@ -113,12 +110,17 @@ class Clusters:
         total = 0.0
         for size in range(1, len(self.factors) + 1):
             for some in combinations(self.factors, size):
-                shared = _numbers(list(zip(*(one.tolist() for one in some), strict=True)))
+                shared = label_numbers(list(zip(*(one.tolist() for one in some), strict=True)))
                 total += (-1) ** (size + 1) * _one_way(influence, shared)
         return max(total, *single)
 
 
-def _numbers(labels: Sequence[Hashable]) -> np.ndarray:
+def few_units(n: int, name: str = "items") -> str:
+    """Return the flag of an interval over ``n`` independent units; empty if they are enough."""
+    return f"{n} independent {name}" if n < FEW else ""
+
+
+def label_numbers(labels: Sequence[Hashable]) -> np.ndarray:
     """Return the number of each label, in the order of first appearance, [unit]."""
     seen: dict[Hashable, int] = {}
     return np.array([seen.setdefault(label, len(seen)) for label in labels], dtype=int)
@@ -167,9 +169,6 @@ class Estimate:
     It is the derivative with respect to the unit's weight; the weighted sum is 0.
     """
 
-    def __add__(self, other: "Estimate") -> "Estimate":
-        return self._with(other, self.values + other.values, 1.0, 1.0)
-
     def __sub__(self, other: "Estimate") -> "Estimate":
         return self._with(other, self.values - other.values, 1.0, -1.0)
 
@@ -193,15 +192,21 @@ class Estimate:
         value = float(self.values[0] / other.values[0]) if other.values[0] else math.nan
         if math.isnan(value) or not other.interval(resamples).excludes(0.0):
             return NOTHING
-        a, b = float(self.values[0]), float(other.values[0])
-        low_t, high_t = (self - other * value).quantiles(resamples)
+        linear = self - other * value
+        # The search for the ends needs the sample alone, not the resamples.
+        a, b = self.in_sample, other.in_sample
 
         def error(ratio: float) -> float:
-            return math.hypot(*(self - other * ratio).errors(resamples).values())
+            return (a - b * ratio).error(resamples)
 
-        linear = self - other * value
-        low, high = _fieller(a, b, error, low_t, high_t)
+        ends = (float(a.values[0]), float(b.values[0]))
+        low, high = _fieller(*ends, error, *linear.quantiles(resamples))
         return Interval(value, low, high, linear.doubts(resamples))
+
+    @property
+    def in_sample(self) -> "Estimate":
+        """The estimate in the sample alone, without resamples."""
+        return Estimate(self.values[:1], {name: one[:1] for name, one in self.influence.items()})
 
     def quantiles(self, resamples: Resamples) -> tuple[float, float]:
         """Return the .025 and .975 quantiles of t = (θ_b − θ) / SE_b over the resamples."""
@@ -237,12 +242,16 @@ class Estimate:
             for name, one in self.influence.items()
         }
 
+    def error(self, resamples: Resamples) -> float:
+        """Return the standard error that all sources together cause in the estimate."""
+        return math.hypot(*self.errors(resamples).values())
+
     def interval(self, resamples: Resamples) -> Interval:
         """Return the estimate with its interval; NaN ends if a source has a single cluster."""
         value = float(self.values[0])
         if math.isnan(value):
             return NOTHING
-        error = math.hypot(*self.errors(resamples).values())
+        error = self.error(resamples)
         if error <= _ROUNDING * abs(value):
             return Interval(value, value, value, NO_VARIATION)
         low_t, high_t = self.quantiles(resamples)
@@ -252,15 +261,14 @@ class Estimate:
 
     def doubts(self, resamples: Resamples) -> str:
         """Return what is doubtful about an interval of this estimate; empty if nothing."""
-        error, flags = math.hypot(*self.errors(resamples).values()), []
+        error, flags = self.error(resamples), list[str]()
         for name, one in self.influence.items():
             clusters = resamples.sources[name]
-            if clusters.n < FEW:
-                flags.append(f"{clusters.n} independent {name}")
+            few = few_units(clusters.n, name)
             sums = np.bincount(clusters.drawn, weights=one[0]) ** 2
-            if clusters.n >= FEW and sums.max() > _RULING * error**2:
-                flags.append(f"one of {clusters.n} {name} rules")
-        return "; ".join(flags)
+            is_ruled = not few and sums.max() > _RULING * error**2
+            flags.append(f"one of {clusters.n} {name} rules" if is_ruled else few)
+        return joined_flags(flags)
 
 
 def _variances(influence: np.ndarray, weights: np.ndarray, drawn: np.ndarray) -> np.ndarray:
@@ -452,8 +460,7 @@ def bootstrap_statistic(
     if not len(defined) or clusters.n < 2:
         return Interval(value, math.nan, math.nan)
     interval = expanded_percentiles(value, defined, clusters.n)
-    few = f"{clusters.n} independent items" if clusters.n < FEW else ""
-    return Interval(value, interval.low, interval.high, few)
+    return Interval(value, interval.low, interval.high, few_units(clusters.n))
 
 
 def _drawn_items(clusters: Clusters, seed: int) -> list[np.ndarray]:

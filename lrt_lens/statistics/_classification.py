@@ -22,7 +22,7 @@ every kind added at half weight (Agresti and Min 2005), so that it has a width i
 
 Limits: with more than two classes, the AUROC is the mean over classes of each against all others.
 Accuracies take few values, so no interval holds exactly 95%: of 20 to 300 items these hold .92 to
-.98 (`docs/results/coverage.md`).
+.98 (`docs/results/intervals.md`).
 """
 
 import math
@@ -32,8 +32,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.optimize import root_scalar
 
-from lrt_lens.statistics._bootstrap import FEW, FEWEST_CLUSTERS, Clusters
-from lrt_lens.statistics._intervals import NOTHING, Interval, t_quantile
+from lrt_lens.statistics._bootstrap import FEW, FEWEST_CLUSTERS, Clusters, few_units
+from lrt_lens.statistics._intervals import NOTHING, Interval, joined_flags, t_quantile
 
 FEWEST_ERRORS = 5
 """Number of wrong (or of correct) items below which an interval has a flag."""
@@ -131,13 +131,12 @@ def share_interval(correct: np.ndarray, clusters: Clusters | None = None) -> Int
     middle, unit = value + t**2 / (2 * effective), 1 + t**2 / effective
     half = t * math.sqrt(value * (1 - value) / effective + t**2 / (4 * effective**2))
     low, high = max(0.0, (middle - half) / unit), min(1.0, (middle + half) / unit)
-    return Interval(value, low, high, "; ".join([*_few(clusters), *_rare(correct)]))
+    return Interval(value, low, high, joined_flags([few_units(clusters.n), _rare(correct)]))
 
 
 def auroc(chances: np.ndarray, truth: np.ndarray) -> float:
     """Return the AUROC of probabilities [item, class]; NaN unless every class occurs."""
-    parts = [_placements(chances[:, j], truth == j) for j in _columns(chances)]
-    return float(np.mean([math.nan if part is None else part[0] for part in parts]))
+    return float(np.mean([_placements(chances[:, j], truth == j)[0] for j in _columns(chances)]))
 
 
 def auroc_interval(
@@ -173,9 +172,9 @@ def auroc_interval(
         inflation = max(inflation, 1.0) if len(columns) == len(draws) == 1 else inflation
     interval = _score_interval(value, spread, inflation, t_quantile(clusters.n - 1))
     fewest = min(int((truth == j).sum()) for j in range(draws[0].shape[1]))
-    flags = _few(clusters) or ([f"{fewest} items of a class"] if fewest < FEW else [])
-    flags += ["all items are separated"] if value in (0.0, 1.0) else []
-    return _over_draws(Interval(value, interval[0], interval[1], "; ".join(flags)), values)
+    few = few_units(clusters.n) or (f"{fewest} items of a class" if fewest < FEW else "")
+    separated = "all items are separated" if value in (0.0, 1.0) else ""
+    return _over_draws(Interval(value, *interval, joined_flags([few, separated])), values)
 
 
 # ------------------------------------------------------------------------------------------ AUROC
@@ -186,17 +185,15 @@ def _columns(chances: np.ndarray) -> list[int]:
     return [1] if chances.shape[1] == 2 else list(range(chances.shape[1]))
 
 
-def _placements(
-    score: np.ndarray, positive: np.ndarray
-) -> tuple[float, np.ndarray, np.ndarray] | None:
-    """Return the AUROC and DeLong's placements of both kinds of items; None without one kind.
+def _placements(score: np.ndarray, positive: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """Return the AUROC and DeLong's placements of both kinds of items; NaN without one kind.
 
     The placement of a positive item is the share of negative ones below it, ties at half, and that
     of a negative item the share of positive ones above it.
     """
     ours, others = score[positive], score[~positive]
     if not len(ours) or not len(others):
-        return None
+        return math.nan, np.full(len(ours), math.nan), np.full(len(others), math.nan)
 
     def below(values: np.ndarray, of: np.ndarray) -> np.ndarray:
         ordered = np.sort(of)
@@ -215,9 +212,7 @@ def _influence(chances: np.ndarray, truth: np.ndarray, n_clusters: int) -> np.nd
     influences = []
     for j in _columns(chances):
         positive, influence = truth == j, np.zeros(len(truth))
-        part = _placements(chances[:, j], positive)
-        assert part is not None
-        value, *placed = part
+        value, *placed = _placements(chances[:, j], positive)
         for members, placements in zip((positive, ~positive), placed, strict=True):
             m = len(placements)
             # DeLong divides by m − 1 for each kind, `Clusters.variance` by clusters − 1 for all.
@@ -295,11 +290,11 @@ def _paired_ratio(a: np.ndarray, b: np.ndarray, clusters: Clusters, shift: float
     # (x − r y)² = t² (V_x − 2 r V_xy + r² V_y), a quadratic equation in r
     square, linear, constant = y**2 - t**2 * yy, x * y - t**2 * xy, x**2 - t**2 * xx
     if square <= 0:
-        return Interval(value, -math.inf, math.inf, "; ".join(_few(clusters)))
+        return Interval(value, -math.inf, math.inf, few_units(clusters.n))
     root = math.sqrt(max(linear**2 - square * constant, 0.0))
     # The added items draw the middle towards 1; the ratio itself stays inside.
     low, high = min(value, (linear - root) / square), max(value, (linear + root) / square)
-    return Interval(value, low, high, "; ".join(_few(clusters)))
+    return Interval(value, low, high, few_units(clusters.n))
 
 
 def _paired_difference(a: np.ndarray, b: np.ndarray, clusters: Clusters) -> Interval:
@@ -312,46 +307,37 @@ def _paired_difference(a: np.ndarray, b: np.ndarray, clusters: Clusters) -> Inte
     error = math.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0.0))
     middle = pairs.means[0] - pairs.means[1]
     low, high = min(value, middle - t * error), max(value, middle + t * error)
-    return Interval(value, low, high, "; ".join(_few(clusters)))
+    return Interval(value, low, high, few_units(clusters.n))
 
 
 # ------------------------------------------------------------------------------------------- flags
 
 
 def _over_draws(interval: Interval, values: np.ndarray, *, clipped: bool = True) -> Interval:
-    """Return an interval over items, widened by the error of the mean over draws.
-
-    The distances of an end from the value and t · s/√n of the draws add as squares.
-    """
+    """Return an interval over items, widened by the error t · s/√n of the mean over draws."""
     n = len(values)
     if n < 2:
         return interval
     reach = t_quantile(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
-    low = interval.value - math.hypot(interval.value - interval.low, reach)
-    high = interval.value + math.hypot(interval.high - interval.value, reach)
+    wider = interval.widened(reach)
+    low, high = wider.low, wider.high
     if clipped:
         low, high = max(low, 0.0), min(high, 1.0)
     few = f"{n} draws" if n < FEWEST_CLUSTERS else ""
-    return Interval(
-        interval.value, low, high, "; ".join(flag for flag in (interval.flag, few) if flag)
-    )
+    return Interval(interval.value, low, high, joined_flags([interval.flag, few]))
 
 
 def _is_binary(correct: np.ndarray) -> bool:
     return bool(np.isin(correct, (0.0, 1.0)).all())
 
 
-def _few(clusters: Clusters) -> list[str]:
-    return [f"{clusters.n} independent items"] if clusters.n < FEW else []
-
-
-def _rare(correct: np.ndarray) -> list[str]:
+def _rare(correct: np.ndarray) -> str:
     """Return a flag if few items are wrong, or few are correct."""
     wrong, n = float((1 - correct).sum()), len(correct)
     for count, name in ((wrong, "wrong"), (n - wrong, "correct")):
         if count < FEWEST_ERRORS:
-            return [f"{count:.3g} of {n} items {name}"]
-    return []
+            return f"{count:.3g} of {n} items {name}"
+    return ""
 
 
 def clusters_of(groups: Sequence[Hashable] | None, n: int) -> tuple[Clusters, str]:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.stats import rankdata
 
-from lrt_lens.statistics._bootstrap import FEW, NO_VARIATION, Clusters, Resamples
+from lrt_lens.statistics._bootstrap import NO_VARIATION, Clusters, Resamples, few_units
 from lrt_lens.statistics._intervals import N_BOOTSTRAP, NOTHING, Interval, expanded_percentiles
 
 _TINY = 1e-9
@@ -120,7 +120,7 @@ def _interval(value: float, draws: np.ndarray, n: int, n_for_width: int) -> Inte
     # Without variation all draws are the correlation itself, up to rounding.
     if interval.high - interval.low <= _TINY:
         return Interval(value, value, value, NO_VARIATION)
-    return Interval(value, interval.low, interval.high, f"{n} independent items" if n < FEW else "")
+    return Interval(value, interval.low, interval.high, few_units(n))
 
 
 def _weighted(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:

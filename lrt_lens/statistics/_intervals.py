@@ -35,6 +35,16 @@ class Interval:
         """Return whether ``number`` lies outside the interval."""
         return not self.low <= number <= self.high
 
+    def widened(self, *reaches: float) -> "Interval":
+        """Return the interval with the variation that further sources cause.
+
+        ``reaches`` are half-widths t · SE of sources that are independent of what the interval
+        contains. They and the distances of both ends from the value add as squares.
+        """
+        low = self.value - math.hypot(self.value - self.low, *reaches)
+        high = self.value + math.hypot(self.high - self.value, *reaches)
+        return Interval(self.value, low, high, self.flag)
+
     def __repr__(self) -> str:
         doubt = f"; {self.flag}" if self.flag else ""
         return f"Interval({self.value:.4g}, 95% {self.low:.4g} to {self.high:.4g}{doubt})"
@@ -63,10 +73,10 @@ def clopper_pearson(count: int, n: int) -> Interval:
             f"{count} of {n} is no share; expected a count between 0 and a positive number of"
             " trials"
         )
-    return Interval(count / n, *share_interval(float(count), float(n)))
+    return Interval(count / n, *exact_ends(float(count), float(n)))
 
 
-def share_interval(count: float, n: float) -> tuple[float, float]:
+def exact_ends(count: float, n: float) -> tuple[float, float]:
     """Return the ends of Clopper and Pearson's interval, also for numbers that are not whole."""
     from scipy.stats import beta
 

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lrt_lens.statistics._bootstrap import FEW
-from lrt_lens.statistics._intervals import Interval, share_interval, t_quantile
+from lrt_lens.statistics._bootstrap import few_units
+from lrt_lens.statistics._intervals import Interval, exact_ends, t_quantile
 
 
 def clustered_share(counts: Sequence[int] | np.ndarray, size: int) -> Interval:
@@ -45,9 +45,8 @@ def clustered_share(counts: Sequence[int] | np.ndarray, size: int) -> Interval:
         effective = _effective(counts, size, share)
     elif n_clusters == 1:
         effective = 1.0
-    low, high = share_interval(share * effective, effective)
-    flag = f"{n_clusters} independent prompts" if n_clusters < FEW else ""
-    return Interval(share, low, high, flag)
+    low, high = exact_ends(share * effective, effective)
+    return Interval(share, low, high, few_units(n_clusters, "prompts"))
 
 
 def _effective(counts: np.ndarray, size: int, share: float) -> float:

@@ -22,8 +22,6 @@ from lrt_lens.statistics._bootstrap import Resamples, bootstrap_mean
 from lrt_lens.statistics._draws import prediction_interval, rank_test, typical_size
 from lrt_lens.statistics._intervals import NOTHING, Interval, joined_flags
 
-MOST_BEYOND = 0.025
-"""Share of resamples beyond the measured scales above which an arm has a flag."""
 _FACTS = ("cosine", "norm_ratio", "n", "d", "interpolates", "r2", "r2_uniform")
 """Keys of `ConceptArm.facts` that the summary shows as columns."""
 
@@ -158,11 +156,12 @@ class ConceptCurves:
             fraction = prediction_interval(np.array(means) / float(own.values[0]))
             doubts = [interval.flag]
         else:
-            estimate = draws[0].upward.effect(budget, self.resamples)
+            curve = draws[0].upward
+            estimate = curve.effect(budget, self.resamples)
             interval = estimate.interval(self.resamples)
             # The propensities of the source model have another scale than those of the target.
             fraction = NOTHING if name == "source" else estimate.ratio(own, self.resamples)
-            doubts = [interval.flag, fraction.flag, self._beyond(draws[0].upward, budget)]
+            doubts = [interval.flag, fraction.flag, curve.doubt(budget, self.resamples)]
         # An effect is NaN if no two β bracket the budget.
         missed = sum(bool(np.isnan(one).any()) for one in effects)
         return {
@@ -176,15 +175,6 @@ class ConceptCurves:
             "flag": f"damage not bracketed in {missed} of {len(draws)}" if missed else "",
             "interval_flag": joined_flags(doubts),
         }
-
-    def _beyond(self, curve: Curve, budget: float) -> str:
-        # Without a bracket the arm has a flag of its own.
-        if math.isnan(curve.scale_at(budget)):
-            return ""
-        share = curve.share_beyond(budget, self.resamples)
-        if share <= MOST_BEYOND:
-            return ""
-        return f"in {share:.0%} of resamples the budget lies beyond the measured scales"
 
     def _interval(self, name: str, effects: list[np.ndarray]) -> Interval:
         """Return where a new draw falls for drawn arms, else a bootstrap over items."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lrt_lens.models._text_codec import column_list, text_list
+from lrt_lens.statistics._bootstrap import label_numbers
 
 Label = str | int
 """Class of a text or token."""
@@ -129,9 +130,8 @@ def group_numbers(groups: Sequence[Hashable] | None, n: int) -> np.ndarray | Non
             f"{len(groups)} group(s) and {n} text(s); give one "
             "group per text, such as the number of the pair that it belongs to"
         )
-    seen: dict[Hashable, int] = {}
-    # numpy scalars have `item`; 1 and np.int64(1) are one group either way.
-    return np.array([seen.setdefault(group, len(seen)) for group in groups], dtype=int)
+    # Scalars of numpy are equal to the numbers they hold, and so are their groups.
+    return label_numbers(groups)
 
 
 def token_labels(labels: Sequence[Any], counts: Sequence[int]) -> list[Label]:

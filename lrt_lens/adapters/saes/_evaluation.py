@@ -435,17 +435,12 @@ def _dead(fired: torch.Tensor) -> Interval:
 
 
 def _over_draws(interval: Interval, draws: pd.DataFrame, metric: str) -> Interval:
-    """Return an interval over documents, widened by the error of the mean over random maps.
-
-    The distances of an end from the value and t · s/√n of the draws add as squares.
-    """
+    """Return an interval over documents, widened by t · s/√n of the mean over random maps."""
     n = len(draws)
     if n < 2:
         return Interval(interval.value, math.nan, math.nan, f"{n} draw")
     reach = t_quantile(n - 1) * float(np.std(draws[metric].to_numpy(), ddof=1)) / math.sqrt(n)
-    low = interval.value - math.hypot(interval.value - interval.low, reach)
-    high = interval.value + math.hypot(interval.high - interval.value, reach)
-    return Interval(interval.value, low, high, interval.flag)
+    return interval.widened(reach)
 
 
 def _paired_difference(

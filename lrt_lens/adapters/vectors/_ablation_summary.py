@@ -18,18 +18,13 @@ import numpy as np
 import pandas as pd
 
 from lrt_lens.adapters.vectors._arms import REFITS
-from lrt_lens.adapters.vectors._sources import CONTRAST, MAP, total
+from lrt_lens.adapters.vectors._sources import CONTRAST, MAP, refits_of, total
 from lrt_lens.statistics._bootstrap import Clusters, bootstrap_mean, bootstrap_ratio
 from lrt_lens.statistics._draws import prediction_interval, rank_test, typical_size
 from lrt_lens.statistics._intervals import NOTHING, Interval, joined_flags
 from lrt_lens.statistics._jackknife import jackknife_error
 from lrt_lens.statistics._shares import clustered_share
 
-_REFITS = {
-    "transferred": {CONTRAST: "contrast_refit", MAP: "map_refit"},
-    "native": {CONTRAST: "native_refit"},
-}
-"""Arms of refits by arm and source of variation."""
 _ERRORS = {CONTRAST: "contrast_error", MAP: "map_error"}
 """End of the column of the standard error of each source."""
 
@@ -120,12 +115,7 @@ class _Place:
             )
             if (name, outcome) in self.values
         ]
-        return ", ".join([*sampled, *self._refits(name)])
-
-    def _refits(self, name: str) -> dict[str, str]:
-        """Return the arm of refits by source of variation, for one arm."""
-        refits = _REFITS.get(name, {})
-        return {source: arm for source, arm in refits.items() if arm in self.arms}
+        return ", ".join([*sampled, *refits_of(name, self.arms)])
 
     # -------------------------------------------------------------------------------- with sources
 
@@ -134,7 +124,7 @@ class _Place:
 
         ``values`` is a function of (arm of refits, source) that returns one value per refit.
         """
-        refits = self._refits(name)
+        refits = refits_of(name, self.arms)
         by_refit = {source: values(arm, source) for source, arm in refits.items()}
         errors = {source: jackknife_error(one) for source, one in by_refit.items()}
         groups = {source: len(one) for source, one in by_refit.items()}

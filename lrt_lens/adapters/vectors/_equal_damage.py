@@ -15,7 +15,7 @@ interpolates the effect there:
     resamples = Resamples({ITEMS: clusters, TEXTS: Clusters.single(n_texts)}, seed=0)
     effect = curve.effect(0.1, resamples)            # Estimate
     effect.interval(resamples)                       # Interval over items and neutral texts
-    (effect / native.effect(0.1, resamples)).interval(resamples)       # paired
+    effect.ratio(native.effect(0.1, resamples), resamples)             # paired
 
 Limits: the effect itself is never extrapolated. Where a resample's budget lies beyond the largest
 scale, the resample continues the last piece; `Curve.share_beyond` says how often.
@@ -33,6 +33,8 @@ ITEMS = "items"
 """Name of the items as a source of variation."""
 TEXTS = "neutral texts"
 """Name of the neutral texts as a source of variation."""
+MOST_BEYOND = 0.025
+"""Share of resamples beyond the measured scales above which an effect has a flag."""
 
 
 def item_clusters(items: ChoiceItems) -> Clusters:
@@ -103,6 +105,16 @@ class Curve:
     def share_beyond(self, budget: float, resamples: Resamples) -> float:
         """Return the share of resamples in which no measured scale reaches the budget."""
         return float((self.damages(resamples)[1:].max(1) < budget).mean())
+
+    def doubt(self, budget: float, resamples: Resamples) -> str:
+        """Return a flag if many resamples lie beyond the measured scales.
+
+        Without a bracket in the sample there is no estimate to doubt.
+        """
+        share = self.share_beyond(budget, resamples)
+        if math.isnan(self.scale_at(budget)) or share <= MOST_BEYOND:
+            return ""
+        return f"in {share:.0%} of resamples the budget lies beyond the measured scales"
 
     def effect(self, budget: float, resamples: Resamples) -> Estimate:
         """Return the mean effect at the budget in the sample and in each resample.

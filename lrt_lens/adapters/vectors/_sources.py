@@ -12,7 +12,7 @@ Limits: the sources are taken as independent of each other.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from lrt_lens.statistics._intervals import Interval, t_quantile
 
@@ -23,15 +23,20 @@ MAP = "map"
 
 
 def total(sampled: Interval, errors: Mapping[str, float], groups: Mapping[str, int]) -> Interval:
-    """Return an interval over items and texts, widened by what jackknives found.
+    """Return an interval over items and texts, widened by what jackknives found."""
+    return sampled.widened(
+        *(
+            t_quantile(groups[source] - 1) * error
+            for source, error in errors.items()
+            if not math.isnan(error)
+        )
+    )
 
-    The distances of both ends from the value and t · SE of each source add as squares.
-    """
-    reaches = [
-        t_quantile(groups[source] - 1) * error
-        for source, error in errors.items()
-        if not math.isnan(error)
-    ]
-    low = sampled.value - math.hypot(sampled.value - sampled.low, *reaches)
-    high = sampled.value + math.hypot(sampled.high - sampled.value, *reaches)
-    return Interval(sampled.value, low, high, sampled.flag)
+
+def refits_of(name: str, measured: Collection[str]) -> dict[str, str]:
+    """Return the measured arm of refits by source of variation, for one arm."""
+    refits = {
+        "transferred": {CONTRAST: "contrast_refit", MAP: "map_refit"},
+        "native": {CONTRAST: "native_refit"},
+    }.get(name, {})
+    return {source: arm for source, arm in refits.items() if arm in measured}

@@ -25,16 +25,14 @@ from typing import Any
 import numpy as np
 
 from lrt_lens.adapters.vectors._arms import REFITS
-from lrt_lens.adapters.vectors._equal_damage import ITEMS, TEXTS, Curve
-from lrt_lens.adapters.vectors._sources import CONTRAST, MAP, total
+from lrt_lens.adapters.vectors._equal_damage import ITEMS, TEXTS
+from lrt_lens.adapters.vectors._sources import CONTRAST, MAP, refits_of, total
 from lrt_lens.adapters.vectors._vector_arm import MeasuredArm
 from lrt_lens.statistics._bootstrap import Estimate, Resamples
 from lrt_lens.statistics._draws import prediction_interval, rank_test, typical_size
 from lrt_lens.statistics._intervals import NOTHING, Interval, joined_flags
 from lrt_lens.statistics._jackknife import jackknife_error
 
-MOST_BEYOND = 0.025
-"""Share of resamples beyond the measured scales above which an arm has a flag."""
 _ERRORS = {
     ITEMS: "items_error",
     TEXTS: "neutral_error",
@@ -58,6 +56,18 @@ class _Quantity:
     """Estimate of an arm at a budget; None if that sign was not measured."""
     value: Callable[[MeasuredArm, float], float]
     """Effect of an arm at a budget."""
+
+    def columns(self, effect: Interval, fraction: Interval) -> dict[str, float]:
+        """Return the columns of an effect and of its fraction of native, with their ends."""
+        return {
+            self.name: effect.value,
+            f"{self.ends}low": effect.low,
+            f"{self.ends}high": effect.high,
+            # Of the vector itself it is called in full.
+            self.fraction if self.ends else "fraction_of_native": fraction.value,
+            f"{self.fraction}_low": fraction.low,
+            f"{self.fraction}_high": fraction.high,
+        }
 
 
 def _minus(measured: MeasuredArm, budget: float, resamples: Resamples) -> Estimate | None:
@@ -129,7 +139,7 @@ class SteeringSummary:
             "scale": measured.plus.scale_at(self.budget),
         }
         doubts: list[str] = []
-        refits = self._refits(name)
+        refits = refits_of(name, self.arms)
         for quantity in _QUANTITIES:
             estimate = quantity.estimate(measured, self.budget, self.resamples)
             errors = {
@@ -138,15 +148,8 @@ class SteeringSummary:
             }
             sampled = self._sampled(estimate)
             whole = total(sampled, errors, self._groups(refits))
-            row |= {quantity.name: whole.value}
-            row |= {f"{quantity.ends}low": whole.low, f"{quantity.ends}high": whole.high}
             fraction, ratio_errors = self._fraction(name, quantity, estimate, refits)
-            value = "fraction_of_native" if quantity.ends == "" else quantity.fraction
-            row |= {value: fraction.value}
-            row |= {
-                f"{quantity.fraction}_low": fraction.low,
-                f"{quantity.fraction}_high": fraction.high,
-            }
+            row |= quantity.columns(whole, fraction)
             doubts.append(whole.flag)
             if quantity.ends == "" and estimate is not None:
                 known = estimate.errors(self.resamples) | errors
@@ -157,25 +160,13 @@ class SteeringSummary:
                 )
         curves = [one for one in (measured.plus, measured.minus) if one is not None]
         missed = [math.isnan(one.scale_at(self.budget)) for one in curves]
-        doubts += [
-            self._beyond(one)
-            for one, is_missed in zip(curves, missed, strict=True)
-            if not is_missed
-        ]
+        doubts += [one.doubt(self.budget, self.resamples) for one in curves]
         row["flag"] = "damage not bracketed" if missed[0] else ""
         doubts += ["damage of the vector's negative not bracketed"] * any(missed[1:])
         return row | {"interval_flag": joined_flags(doubts)}
 
     def _sampled(self, estimate: Estimate | None) -> Interval:
         return NOTHING if estimate is None else estimate.interval(self.resamples)
-
-    def _refits(self, name: str) -> dict[str, str]:
-        """Return the arm of refits by source of variation, for one arm."""
-        refits = {
-            "transferred": {CONTRAST: "contrast_refit", MAP: "map_refit"},
-            "native": {CONTRAST: "native_refit"},
-        }.get(name, {})
-        return {source: arm for source, arm in refits.items() if arm in self.arms}
 
     def _groups(self, refits: Mapping[str, str]) -> dict[str, int]:
         return {source: len(self.arms[arm]) for source, arm in refits.items()}
@@ -208,12 +199,6 @@ class SteeringSummary:
         interval = total(sampled, errors, self._groups(refits))
         return interval, ratio.errors(self.resamples) | errors
 
-    def _beyond(self, curve: Curve) -> str:
-        share = curve.share_beyond(self.budget, self.resamples)
-        if share <= MOST_BEYOND:
-            return ""
-        return f"in {share:.0%} of resamples the budget lies beyond the measured scales"
-
     # ------------------------------------------------------------------------------ several draws
 
     def _drawn(self, name: str, draws: list[MeasuredArm]) -> dict[str, Any]:
@@ -230,14 +215,10 @@ class SteeringSummary:
         for quantity in _QUANTITIES:
             values = np.array(self._values(name, quantity))
             new_draw = prediction_interval(values)
-            row |= {quantity.name: new_draw.value}
-            row |= {f"{quantity.ends}low": new_draw.low, f"{quantity.ends}high": new_draw.high}
             doubts.append(new_draw.flag)
             native = self._values("native", quantity)
             ratio = prediction_interval(values / native[0]) if native else NOTHING
-            value = "fraction_of_native" if quantity.ends == "" else quantity.fraction
-            row |= {value: ratio.value}
-            row |= {f"{quantity.fraction}_low": ratio.low, f"{quantity.fraction}_high": ratio.high}
+            row |= quantity.columns(new_draw, ratio)
         # The mean of both signs if both were measured, so that a control may point either way.
         read = _QUANTITIES[2] if draws[0].minus is not None else _QUANTITIES[0]
         values = self._values(name, read)

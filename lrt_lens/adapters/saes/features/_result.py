@@ -13,7 +13,7 @@ and under the same map. Features are dependent, because they share tokens and th
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ from lrt_lens.figures._features import (
 )
 from lrt_lens.statistics._bootstrap import FEW, bootstrap_mean
 from lrt_lens.statistics._correlations import bootstrap_rank_correlation
-from lrt_lens.statistics._intervals import NOTHING, Interval, t_quantile
+from lrt_lens.statistics._intervals import NOTHING, Interval, joined_flags, t_quantile
 
 _AVERAGED = (
     "attribution_r_random",
@@ -202,13 +202,10 @@ class FeatureEvaluation:
         over_structural = bootstrap_mean(gaps, seed=self.seed)
         shared = _shared_neighbours(semantic, nearest)
         reach = t_quantile(max(len(semantic) - 1, 1)) * math.sqrt(shared)
-        low = over_structural.value - math.hypot(over_structural.value - over_structural.low, reach)
-        high = over_structural.value + math.hypot(
-            over_structural.high - over_structural.value, reach
-        )
+        wider = over_structural.widened(reach)
         flag = over_structural.flag.replace("items", "structural features")
         flags = [flag] + [f"{len(semantic)} semantic features"] * (len(semantic) < FEW)
-        return Interval(over_structural.value, low, high, "; ".join(one for one in flags if one))
+        return replace(wider, flag=joined_flags(flags))
 
     @property
     def heads(self) -> pd.DataFrame:
