@@ -25,6 +25,8 @@ ORDER = (
     "_byte_sizes",
     "_repr_html",
     "_files",
+    "_stored_fields",
+    "_tensor_files",
     "statistics",
     "models",
     "data",

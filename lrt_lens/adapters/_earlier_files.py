@@ -21,7 +21,7 @@ def in_current_form(fields: dict[str, Any]) -> dict[str, Any]:
     read = str(fields["read"])
     return fields | {
         "method": method,
-        "read": int(read) if read.lstrip("-").isdigit() else read,
+        "read": int(read) if read.removeprefix("-").isdecimal() else read,
         "transferred_by": transferred_by,
     }
 

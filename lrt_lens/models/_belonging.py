@@ -18,11 +18,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from lrt_lens._files import refuse_other_fields
-from lrt_lens.errors import MismatchError
-from lrt_lens.models._hook_points import same_place
+from lrt_lens.errors import FileFormatError, MismatchError
+from lrt_lens.models._hook_points import RESIDUAL, joint_parts, same_place
 from lrt_lens.models._identity import ModelIdentity
 
 logger = logging.getLogger(__name__)
@@ -238,15 +237,16 @@ def is_model(identity: ModelIdentity | None, model: ModelIdentity) -> bool:
     return True
 
 
-def stored_identity(path: Path, fields: dict[str, Any] | None) -> ModelIdentity | None:
-    """Return the model that a file names; None if it names none.
-
-    Raises:
-        FileFormatError: the file stores other fields than those of a `ModelIdentity`.
-    """
-    if not fields:
-        return None
-    return ModelIdentity(**refuse_other_fields(path, ModelIdentity, fields))
+def refuse_impossible_hook(path: Path, hook: str, model: ModelIdentity | None) -> None:
+    """Raise `FileFormatError` if a file names a block that its model does not have."""
+    for part in joint_parts(hook):
+        block = RESIDUAL.fullmatch(part)
+        if model is not None and block is not None and int(block[1]) >= model.n_layers:
+            raise FileFormatError(
+                f"{str(path)!r} is about the hook point {part!r}, and its model {model.name!r} has "
+                f"{model.n_layers} blocks: it was changed, or mixed from two files; copy it, or "
+                "save it again"
+            )
 
 
 def _models(ends: Ends) -> tuple[ModelIdentity | None, ModelIdentity | None]:

@@ -27,10 +27,11 @@ process that is left over from an earlier run is not noticed.
 
 import json
 import logging
+import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,21 +39,31 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from lrt_lens._files import make_folder, write_atomically
+from lrt_lens._files import make_folder, sync
+from lrt_lens._stored_fields import as_damage, json_object
+from lrt_lens._tensor_files import (
+    MappedTensors,
+    damaged,
+    data_checksum,
+    mapped_tensors,
+    read_tensor_file,
+    refuse_other_shape,
+    refuse_values,
+    write_tensors,
+)
 from lrt_lens.data._windows import Block, Share
 from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._interrupts import Interrupts
+from lrt_lens.moments._layout import read_provenance
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._rank_lock import RankLock
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_SCHEMA = "lrt_lens.checkpoint/1"
+CHECKPOINT_SCHEMA = "lrt_lens.checkpoint/2"
 RUN_NAME = "run.safetensors"
 _WRITING_SHARE = 0.05
 """Largest share of the time for writing; above it checkpoints become rarer than ``every``."""
@@ -93,8 +104,9 @@ class Checkpoint:
         *,
         every: float = 120.0,
         is_over: Callable[[], bool] = lambda: False,
+        launch: str = "",
     ) -> None:
-        if every <= 0:
+        if not 0 < every < math.inf:
             raise ValueError(f"checkpoint_every is {every}; expected seconds above 0")
         self.folder, self.arguments, self.share, self.every = folder, arguments, share, every
         self.rank, self.n_ranks = share.rank
@@ -111,7 +123,7 @@ class Checkpoint:
         # Time of the next write on the monotonic clock; set on entering.
         self._due = 0.0
         self._interrupts = Interrupts()
-        self._lock = RankLock(folder, self.rank)
+        self._lock = RankLock(folder, self.rank, launch)
 
     def __enter__(self) -> "Checkpoint":
         make_folder(self.folder)
@@ -155,6 +167,7 @@ class Checkpoint:
             _start_at(moments, shift, device)
         for file in ours:
             add_file(moments, file)
+        self._warn_of_other_versions(moments.provenance)
         self._taken_over = [file.path for file in ours if file.path != self.path]
         self._unwritten = bool(self._taken_over)
         if files and self.rank == 0:
@@ -164,21 +177,30 @@ class Checkpoint:
                 len(self.own) + len(self.others),
             )
 
+    def _warn_of_other_versions(self, provenance: Provenance) -> None:
+        """Log the packages of which earlier runs had another version than this one."""
+        several = {name: text for name, text in provenance.versions.items() if ", " in text}
+        if several:
+            logger.warning(
+                "%s was begun with other versions of %s; the result names all of them. If its "
+                "numbers must come from one, remove_checkpoints(folder) and begin again",
+                self.folder,
+                ", ".join(f"{name} ({text})" for name, text in several.items()),
+            )
+
     def share_shift(self, moments: CrossMoments) -> None:
         """Share the shift of newly started, empty moments with all ranks, or use theirs.
 
         The first rank that writes the file decides the shift.
         """
         tensors = {
-            name: tensor.detach().cpu()
-            for name, tensor in moments.tensors().items()
-            if name.startswith("shift/")
+            name: tensor for name, tensor in moments.tensors().items() if name.startswith("shift/")
         }
         metadata = {"schema_version": CHECKPOINT_SCHEMA, "arguments": json.dumps(self.arguments)}
         handle, name = tempfile.mkstemp(dir=self.folder, prefix=f".{self.path.name}.")
         os.close(handle)
         try:
-            save_file(tensors, name, metadata=metadata)
+            write_tensors(Path(name), tensors, metadata)
             try:
                 # A link, unlike a rename, does not replace an existing file.
                 os.link(name, self.folder / RUN_NAME)
@@ -186,6 +208,7 @@ class Checkpoint:
                 pass
             except OSError:  # a file system without links
                 Path(name).replace(self.folder / RUN_NAME)
+            sync(self.folder)
         finally:
             Path(name).unlink(missing_ok=True)
         shift = self._read_run()
@@ -196,8 +219,7 @@ class Checkpoint:
         """Return the shift that all ranks of this run use; None before any rank has written it."""
         path = self.folder / RUN_NAME
         try:
-            refuse_other_run(_read_metadata(path), self.arguments, path)
-            return _read_shift(path)
+            return _read_run(path, self.arguments)
         except FileNotFoundError:
             return None
         except FileFormatError as error:
@@ -269,25 +291,14 @@ class Checkpoint:
         self._due = time.monotonic() + max(self.every, seconds / _WRITING_SHARE)
 
     def _write(self, moments: CrossMoments) -> None:
-        tensors = {
-            name: tensor.detach().cpu().contiguous() for name, tensor in moments.tensors().items()
-        }
+        tensors = dict(moments.tensors())
         for name, values in (("index", self.own.keys()), ("fingerprint", self.own.values())):
             tensors[f"blocks/{name}"] = torch.tensor(list(values), dtype=torch.int64)
         metadata = moments.metadata() | {
             "schema_version": CHECKPOINT_SCHEMA,
             "arguments": json.dumps(self.arguments),
-            "checksum": _checksum(tensors),
         }
-
-        def save(temporary: Path) -> None:
-            save_file(tensors, temporary, metadata=metadata)
-            # On disk before the rename: after a power failure the folder must hold either the old
-            # file or the complete new one.
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-
-        write_atomically(self.path, save)
+        write_tensors(self.path, tensors, metadata)
 
 
 # -------------------------------------------------------------------------------------------- files
@@ -354,16 +365,22 @@ def add_stored(moments: CrossMoments, path: Path) -> bool:
     Nothing is added if the file lacks a tensor or its moments are about another shift.
     """
     ours = moments.tensors()
-    with safe_open(path, framework="pt") as opened:
-        read = lambda name: opened.get_tensor(name).to(ours[name].device)  # noqa: E731
-        if not ours.keys() <= set(opened.keys()) or not all(
-            torch.equal(ours[name], read(name)) for name in ours if name.startswith("shift/")
-        ):
-            return False
-        for name, tensor in ours.items():
-            # In place: the tensors are views of the sums. Shifts are equal and are not added.
-            if not name.startswith("shift/"):
-                tensor += read(name)
+    opened = mapped_tensors(path, None)
+    read = lambda name: opened.tensor(name).to(ours[name].device)  # noqa: E731
+    if not ours.keys() <= set(opened.names) or not all(
+        torch.equal(ours[name], read(name)) for name in ours if name.startswith("shift/")
+    ):
+        return False
+    for name, tensor in ours.items():
+        axes = " ".join(f"axis{i}" for i in range(tensor.ndim))
+        sizes = {f"axis{i}": size for i, size in enumerate(tensor.shape)}
+        refuse_other_shape(path, name, opened.tensor(name), axes, sizes)
+        refuse_values(path, name, opened.tensor(name))
+    for name, tensor in ours.items():
+        # In place: the tensors are views of the sums. Shifts are equal and are not added.
+        if not name.startswith("shift/"):
+            tensor += read(name)
+    opened.refuse_changed()
     return True
 
 
@@ -379,7 +396,7 @@ def remove_checkpoints(folder: Path) -> None:
 def refuse_other_run(metadata: dict[str, str], arguments: dict[str, Any], path: Path) -> None:
     """Raise MismatchError if a file was begun with other arguments; at most four are named."""
     # Through JSON, which turns tuples into lists, as in the file.
-    theirs = _flat(json.loads(metadata["arguments"]))
+    theirs = _flat(json_object(path, metadata.get("arguments"), "'arguments'"))
     ours = _flat(json.loads(json.dumps(arguments)))
     differing = [
         f"{name} was {_short(theirs.get(name))} and is {_short(ours.get(name))}"
@@ -416,74 +433,85 @@ def _read_rank_file(path: Path, arguments: dict[str, Any], verify: bool) -> Rank
         FileFormatError: the file is damaged.
         MismatchError: the file is of a run with other arguments.
     """
-    metadata = _read_metadata(path)
-    refuse_other_run(metadata, arguments, path)
     try:
-        with safe_open(path, framework="pt") as opened:
-            index = opened.get_tensor("blocks/index").tolist()
-            fingerprint = opened.get_tensor("blocks/fingerprint").tolist()
-            if verify:
-                names = opened.keys()  # an open safetensors file is not iterable
-                tensors = {name: opened.get_tensor(name) for name in names}
-                if _checksum(tensors) != metadata["checksum"]:
-                    raise FileFormatError(
-                        f"{str(path)!r} is damaged: its numbers do not add up to its checksum"
-                    )
-            provenance = Provenance.from_json(metadata["provenance"])
-            rank = int(path.name.removeprefix("rank").removesuffix(".safetensors"))
-    except (FileNotFoundError, FileFormatError):
+        opened = mapped_tensors(path, CHECKPOINT_SCHEMA)
+        _refuse_unchecked(opened.metadata, path)
+        if verify:
+            tensors = {name: opened.tensor(name) for name in opened.names}
+            if data_checksum(tensors) != opened.metadata["data_checksum"]:
+                raise damaged(path, "its numbers do not add up to its checksum")
+        refuse_other_run(opened.metadata, arguments, path)
+        blocks = _read_blocks(opened)
+        provenance = read_provenance(path, opened.metadata)
+    except FileFormatError as error:
+        if not path.exists():
+            raise FileNotFoundError(str(path)) from error
         raise
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise FileFormatError(
-            f"{str(path)!r} is damaged ({error}); delete it, and its rank harvests its share again"
-        ) from error
-    return RankFile(path, rank, dict(zip(index, fingerprint, strict=True)), provenance)
+    with as_damage(path):
+        rank = int(path.name.removeprefix("rank").removesuffix(".safetensors"))
+    return RankFile(path, rank, blocks, provenance)
 
 
-def _read_metadata(path: Path) -> dict[str, str]:
+def _read_blocks(opened: MappedTensors) -> dict[int, int]:
+    """Return the fingerprint of each finished block, by its number."""
+    sizes: dict[str, int] = {}
+    columns = []
+    for name in ("blocks/index", "blocks/fingerprint"):
+        tensor = opened.tensor(name)
+        refuse_other_shape(opened.path, name, tensor, "block", sizes)
+        refuse_values(opened.path, name, tensor, is_integer=True)
+        columns.append(tensor.tolist())
+    return dict(zip(*columns, strict=True))
+
+
+def _refuse_unchecked(metadata: dict[str, str], path: Path) -> None:
+    if "data_checksum" not in metadata:
+        raise damaged(path, "it lacks its checksum")
+
+
+def _read_run(path: Path, arguments: dict[str, Any]) -> Shifts:
+    """Return the shifts in the file that all ranks of a run share.
+
+    Raises:
+        FileNotFoundError: no rank has written it.
+        FileFormatError: it is damaged.
+        MismatchError: it is of a run with other arguments.
+    """
     try:
-        with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-    except FileNotFoundError:
+        file = read_tensor_file(path, CHECKPOINT_SCHEMA)
+        _refuse_unchecked(file.metadata, path)
+        # The checksums first: a damaged argument is no other argument.
+        file.verify()
+        refuse_other_run(file.metadata, arguments, path)
+    except FileFormatError as error:
+        if not path.exists():
+            raise FileNotFoundError(str(path)) from error
         raise
-    except (SafetensorError, OSError) as error:
-        raise FileFormatError(
-            f"{str(path)!r} is truncated or no safetensors file ({error}); delete it, and its rank "
-            "harvests its share again"
-        ) from error
-    if metadata.get("schema_version") != CHECKPOINT_SCHEMA:
-        raise FileFormatError(
-            f"{str(path)!r} has schema {metadata.get('schema_version')!r}; "
-            f"expected {CHECKPOINT_SCHEMA!r}"
-        )
-    return metadata
+    return _shifts(file.tensors)
 
 
 def _read_shift(path: Path) -> Shifts:
-    """Return the shifts in a file, by hook point, for source and target."""
+    """Return the shifts in the file of a rank."""
+    opened = mapped_tensors(path, CHECKPOINT_SCHEMA)
+    names = [name for name in opened.names if name.startswith("shift/")]
+    return _shifts({name: opened.tensor(name).clone() for name in names})
+
+
+def _shifts(tensors: Mapping[str, Tensor]) -> Shifts:
+    """Return the shifts among tensors, by hook point, for source and target."""
     # Names are shift/ROLE/HOOK; see `lrt_lens.moments._layout`.
     source, target = {}, {}
-    with safe_open(path, framework="pt") as opened:
-        names = opened.keys()  # an open safetensors file is not iterable
-        for name in names:
-            kind, _, role_and_hook = name.partition("/")
-            if kind == "shift":
-                role, _, hook = role_and_hook.partition("/")
-                (source if role == "source" else target)[hook] = opened.get_tensor(name)
+    for name, tensor in tensors.items():
+        kind, _, role_and_hook = name.partition("/")
+        if kind == "shift":
+            role, _, hook = role_and_hook.partition("/")
+            (source if role == "source" else target)[hook] = tensor
     return source, target
 
 
 def _start_at(moments: CrossMoments, shift: Shifts, device: torch.device) -> None:
     x, y = ({hook: values.to(device) for hook, values in side.items()} for side in shift)
     moments.start_at(x, y)
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    """Return a checksum of the bytes of all tensors, in hexadecimal."""
-    # Sum of the numbers, read as integers, modulo 2⁶⁴: as fast as the memory, and different after
-    # a flipped bit or a page of zeros.
-    total = sum(int(tensor.contiguous().view(torch.int64).sum()) for tensor in tensors.values())
-    return f"{total % 2**64:016x}"
 
 
 def _rename_damaged(path: Path, error: FileFormatError) -> None:

@@ -38,9 +38,9 @@ from einops import einsum
 from torch import Tensor
 
 from lrt_lens._byte_sizes import human_bytes
-from lrt_lens._files import write_tensors
 from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts, table
+from lrt_lens._tensor_files import write_tensors
 from lrt_lens.data._fold_counts import fold_table
 from lrt_lens.data._parts import N_FOLDS, N_PARTS, N_TEST_GROUPS
 from lrt_lens.errors import MismatchError, TooFewDocumentsError

@@ -20,12 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrt_lens._files import opened_tensors, read_tensors
+from lrt_lens._stored_fields import json_object, stored_value
+from lrt_lens._tensor_files import TensorFile, mapped_tensors, read_tensor_file
 from lrt_lens.data._parts import N_PARTS, PART_NAMES
 from lrt_lens.errors import FileFormatError
+from lrt_lens.models._belonging import refuse_impossible_hook
 from lrt_lens.models._hook_points import SOURCE, TARGET, HookPair, hooks_of
-from lrt_lens.moments._provenance import Provenance
-from lrt_lens.moments._scatter import SideMoments
+from lrt_lens.moments._provenance import Provenance, stored_provenance
+from lrt_lens.moments._scatter import NORM_BINS, SideMoments
 
 MOMENTS_SCHEMA = "lrt_lens.moments/1"
 
@@ -83,85 +85,113 @@ def to_metadata(
 
 def read_moment_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a file of moments; its tensors are not read."""
-    with opened_tensors(path, MOMENTS_SCHEMA) as (_, metadata):
-        return metadata
+    return mapped_tensors(path, MOMENTS_SCHEMA).metadata
+
+
+def read_provenance(path: Path, metadata: Mapping[str, str]) -> Provenance:
+    """Return the provenance in the metadata of a file of moments.
+
+    Raises:
+        FileFormatError: there is none, or it is damaged or of a newer version.
+    """
+    content = json_object(path, metadata.get("provenance"), "'provenance'")
+    return stored_provenance(path, content)
 
 
 @dataclass(frozen=True)
 class MomentFile:
     """The content of a file of moments: its settings, and the tensors from which sums are made."""
 
-    path: Path
+    file: TensorFile
     settings: dict[str, Any]
     """``pairs``, ``token_hook``, ``moment_dtype``, ``null`` and ``provenance``."""
-    tensors: Mapping[str, Tensor]
 
     @classmethod
     def read(cls, path: Path) -> "MomentFile":
-        """Read a file of moments.
+        """Read a file of moments; `sums` checks its tensors.
 
         Raises:
             FileFormatError: the file is truncated, of another kind or of another schema.
         """
-        tensors, metadata = read_tensors(path, MOMENTS_SCHEMA)
-        # JSON has lists only; hook pairs are tuples, because they are keys of dictionaries.
-        try:
-            settings = {
-                "pairs": tuple((s, t) for s, t in json.loads(metadata["pairs"])),
-                "token_hook": json.loads(metadata["token_hook"]),
-                # "float32" → torch.float32
-                "moment_dtype": getattr(torch, metadata["moment_dtype"]),
-                "null": metadata["null"],
-                "provenance": Provenance.from_json(metadata["provenance"]),
-            }
-        except KeyError as error:
-            raise _incomplete(path, error) from error
-        return cls(path, settings, tensors)
+        file = read_tensor_file(path, MOMENTS_SCHEMA)
+        value = lambda kind, name: stored_value(  # noqa: E731
+            path, kind, file.metadata.get(name), repr(name)
+        )
+        dtype, null = (file.metadata.get(name) for name in ("moment_dtype", "null"))
+        if dtype not in ("float32", "float64") or null not in ("none", "sketch", "full"):
+            raise FileFormatError(
+                f"{str(path)!r} has moment_dtype {dtype!r} and null {null!r}; expected 'float32' "
+                "or 'float64', and 'none', 'sketch' or 'full': copy the file, or harvest again"
+            )
+        settings = {
+            "pairs": value(tuple[tuple[str, str], ...], "pairs"),
+            "token_hook": value(str | None, "token_hook"),
+            "moment_dtype": getattr(torch, dtype),  # "float32" → torch.float32
+            "null": null,
+            "provenance": read_provenance(path, file.metadata),
+        }
+        return cls(file, settings)
 
     def sums(self, kept_pairs: Sequence[HookPair]) -> Sums:
         """Return the sums of these hook pairs, from the tensors of all parts.
 
         Raises:
-            FileFormatError: a tensor is missing.
+            FileFormatError: a tensor is missing, unknown, of another shape or precision, or not
+                finite, or the file is not what was written.
         """
-        try:
-            n = self._parts("n")
-            # Moments that were saved before their first row have no shift and no sums.
-            if not n.any() and not any(name.startswith("shift/") for name in self.tensors):
-                return Sums(n)
-            # Token identity (in `kept_pairs`) has no null, and a harvest with null="none" has none
-            # of any hook pair.
-            return Sums(
-                n,
-                self._side("source", hooks_of(kept_pairs, SOURCE)),
-                self._side("target", hooks_of(kept_pairs, TARGET)),
-                {(s, t): self._parts(f"cross/{s}/{t}") for s, t in kept_pairs},
-                {
-                    (s, t): self.tensors[f"null/{s}/{t}"]
-                    for s, t in self.settings["pairs"]
-                    if f"null/{s}/{t}" in self.tensors
-                },
-            )
-        except KeyError as error:
-            raise _incomplete(self.path, error) from error
-
-    def _parts(self, name: str) -> Tensor:
-        # One tensor per part in the file, one tensor with a part axis in memory.
-        return torch.stack([self.tensors[f"{part}/{name}"] for part in PART_NAMES])
-
-    def _side(self, role: str, hooks: Sequence[str]) -> dict[str, SideMoments]:
-        return {
+        tensors = self._checked(kept_pairs)
+        parts = lambda name: torch.stack([tensors[f"{part}/{name}"] for part in PART_NAMES])  # noqa: E731
+        n = parts("n")
+        if not self._is_begun:
+            return Sums(n)
+        side = lambda role, axis: {  # noqa: E731
             hook: SideMoments(
-                self.tensors[f"shift/{role}/{hook}"],
-                self._parts(f"sum/{role}/{hook}"),
-                self._parts(f"second/{role}/{hook}"),
-                self.tensors[f"norms/{role}/{hook}"],
+                tensors[f"shift/{role}/{hook}"],
+                parts(f"sum/{role}/{hook}"),
+                parts(f"second/{role}/{hook}"),
+                tensors[f"norms/{role}/{hook}"],
             )
-            for hook in hooks
+            for hook in hooks_of(kept_pairs, axis)
         }
+        return Sums(
+            n,
+            side("source", SOURCE),
+            side("target", TARGET),
+            {(s, t): parts(f"cross/{s}/{t}") for s, t in kept_pairs},
+            {(s, t): tensors[f"null/{s}/{t}"] for s, t in self._null_pairs},
+        )
 
+    @property
+    def _is_begun(self) -> bool:
+        """Return whether rows were added: before the first one there are no shifts and no sums."""
+        return any(name.startswith("shift/") for name in self.file.tensors)
 
-def _incomplete(path: Path, error: KeyError) -> FileFormatError:
-    return FileFormatError(
-        f"{str(path)!r} lacks {error}; the file was truncated or changed: harvest again"
-    )
+    @property
+    def _null_pairs(self) -> list[HookPair]:
+        # Moments of joint hook points have no null, whatever the harvest had.
+        tensors = self.file.tensors
+        return [(s, t) for s, t in self.settings["pairs"] if f"null/{s}/{t}" in tensors]
+
+    def _checked(self, kept_pairs: Sequence[HookPair]) -> dict[str, Tensor]:
+        """Return all tensors of the file, after a check that they are those of these hook pairs."""
+        shapes = {f"{part}/n": "" for part in PART_NAMES}
+        if self._is_begun:
+            for role, axis in (("source", SOURCE), ("target", TARGET)):
+                model = getattr(self.settings["provenance"], role)
+                for hook in hooks_of(kept_pairs, axis):
+                    # Names of axes must not have spaces, and those of hook points may.
+                    d = f"{role}:{hook.replace(' ', '_')}"
+                    refuse_impossible_hook(self.file.path, hook, model)
+                    shapes |= {f"shift/{role}/{hook}": d, f"norms/{role}/{hook}": "bins"}
+                    for part in PART_NAMES:
+                        shapes[f"{part}/sum/{role}/{hook}"] = d
+                        shapes[f"{part}/second/{role}/{hook}"] = f"{d} {d}"
+            for s, t in kept_pairs:
+                ends = f"source:{s.replace(' ', '_')} target:{t.replace(' ', '_')}"
+                shapes |= {f"{part}/cross/{s}/{t}": ends for part in PART_NAMES}
+            for s, t in self._null_pairs:
+                columns = "sketch:" if self.settings["null"] == "sketch" else "target:"
+                shapes[f"null/{s}/{t}"] = (
+                    f"halves source:{s.replace(' ', '_')} {columns}{t.replace(' ', '_')}"
+                )
+        return self.file.checked(shapes, {"bins": NORM_BINS, "halves": 2})

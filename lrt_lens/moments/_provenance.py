@@ -14,8 +14,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Literal
 
+from lrt_lens._stored_fields import as_damage, stored_fields
 from lrt_lens.data._windows import Aligned
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._identity import ModelIdentity
@@ -51,7 +53,7 @@ class Provenance:
     corpus: str = ""
     """Sum of the documents' hashes modulo 2⁶⁴: independent of their order."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Versions of the packages that computed the numbers."""
+    """Versions of the packages that computed the numbers; several are separated by commas."""
     source_dtype: str = ""
     """Precision in which the source ran; empty if unknown."""
     target_dtype: str = ""
@@ -80,6 +82,8 @@ class Provenance:
     """Number of documents that are longer than that."""
     part_documents: tuple[int, ...] | None = None
     """Number of documents of each part; None if it is not known."""
+    launch: str = ""
+    """Name of the launch of several processes that computed the numbers together; empty for one."""
     heaviest_rows: dict[str, tuple[float, str]] = field(default_factory=dict)
     """Squared distance from the centre of its block, and name, of the longest row by hook point
     (``"source HOOK"``, ``"target HOOK"``); only rows that are many times as long as the median.
@@ -127,7 +131,11 @@ class Provenance:
         rows = dict(self.heaviest_rows)
         for hook, row in other.heaviest_rows.items():
             rows[hook] = max(rows.get(hook, row), row)
-        return replace(whole, heaviest_rows=rows)
+        versions = {
+            name: _either(self.versions.get(name, ""), other.versions.get(name, ""))
+            for name in self.versions | other.versions
+        }
+        return replace(whole, heaviest_rows=rows, versions=versions)
 
     def with_documents(
         self,
@@ -211,22 +219,6 @@ class Provenance:
         """Return the fields as one JSON object."""
         return json.dumps(asdict(self))
 
-    @classmethod
-    def from_json(cls, text: str) -> "Provenance":
-        """Return the provenance that `to_json` wrote."""
-        fields: dict[str, Any] = json.loads(text)
-        # JSON has no dataclasses and no tuples.
-        for role in ("source", "target"):
-            if fields.get(role) is not None:
-                fields[role] = ModelIdentity(**fields[role])
-        fields.setdefault("fold_rule", BY_EXACT_TEXT)
-        for name in ("shard", "aligned", "part_documents"):
-            if fields.get(name) is not None:
-                fields[name] = tuple(fields[name])
-        rows = fields.get("heaviest_rows", {})
-        fields["heaviest_rows"] = {hook: (square, name) for hook, (square, name) in rows.items()}
-        return cls(**fields)
-
     def swapped(self) -> "Provenance":
         """Return the provenance with source and target exchanged."""
         # (aligned positions, source tokens, target tokens); a lag of the target becomes a lead.
@@ -249,9 +241,26 @@ class Provenance:
         )
 
 
+def stored_provenance(path: Path, content: dict[str, Any]) -> Provenance:
+    """Return the provenance that a file stores as `Provenance.to_json` writes it.
+
+    Raises:
+        FileFormatError: a field is missing, unknown or of another type.
+    """
+    # Files from before this field decided the folds by the exact text.
+    content = {"fold_rule": BY_EXACT_TEXT} | content
+    with as_damage(path):
+        return Provenance(**stored_fields(path, Provenance, content))
+
+
 def group_column(group: Any) -> str | None:
     """Return the column that ``group`` of a `DocumentSource` names; None if it names none."""
     return group if isinstance(group, str) else None
+
+
+def _either(one: str, other: str) -> str:
+    """Return the versions in both lists, each once."""
+    return ", ".join(dict.fromkeys(text for text in f"{one}, {other}".split(", ") if text))
 
 
 def package_versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ Limits: Windows and some network file systems have no ``flock``; nothing is lock
 """
 
 import os
+import secrets
 import time
 from pathlib import Path
 
@@ -29,8 +30,8 @@ _ATTEMPTS = 10
 class RankLock:
     """The lock of one rank: ``rank{r}.lock`` in a folder of checkpoints."""
 
-    def __init__(self, folder: Path, rank: int) -> None:
-        self.folder, self.rank = folder, rank
+    def __init__(self, folder: Path, rank: int, launch: str = "") -> None:
+        self.folder, self.rank, self.launch = folder, rank, launch
         self._handle: int | None = None
 
     def acquire(self, n_ranks: int) -> None:
@@ -63,7 +64,7 @@ class RankLock:
                 os.close(handle)
                 return
         os.truncate(handle, 0)
-        os.write(handle, f"{os.getpid()}".encode())
+        os.write(handle, f"{os.getpid()} {secrets.token_hex(8)} {self.launch}".encode())
         # Closing the handle releases the lock, so it stays open.
         self._handle = handle
 
@@ -74,11 +75,22 @@ class RankLock:
             self._handle = None
 
     def _held_by_other(self, path: Path) -> MismatchError:
-        holder = path.read_text().strip() or "unknown"
+        holder = lock_entry(path).partition(" ")[0] or "unknown"
         return MismatchError(
             f"another process (id {holder}) is harvesting into {str(self.folder)!r} as "
             f"{path.stem}; end it, or wait for it, or choose another folder"
         )
+
+
+def lock_entry(path: Path) -> str:
+    """Return what the last holder of a lock wrote: its process, a random number and its launch.
+
+    Empty if there is no such file. The random number tells one holder from another.
+    """
+    try:
+        return path.read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return ""
 
 
 def is_locked(path: Path) -> bool:

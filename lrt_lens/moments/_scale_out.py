@@ -20,13 +20,13 @@ Limits: every process reads and tokenizes all documents.
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lrt_lens.data._documents import Documents
 from lrt_lens.data._windows import Share
-from lrt_lens.errors import MismatchError
+from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.moments._checkpoint import (
     Checkpoint,
     RankFile,
@@ -37,9 +37,9 @@ from lrt_lens.moments._checkpoint import (
 )
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._harvesting import HarvestRun
-from lrt_lens.moments._layout import read_moment_metadata
+from lrt_lens.moments._layout import read_moment_metadata, read_provenance
 from lrt_lens.moments._provenance import Provenance
-from lrt_lens.moments._rank_lock import is_locked
+from lrt_lens.moments._rank_lock import is_locked, lock_entry
 
 _LOOK_SECONDS = 0.5
 """Seconds between two looks of rank 0 at the files of the other ranks."""
@@ -67,8 +67,8 @@ class Ranks:
     count: int = 1
     local: int = 0
     """Number of this process on its machine, which is the number of its GPU."""
-    since: float = field(default_factory=time.time)
-    """Start of this process, in seconds since the epoch."""
+    launch: str = ""
+    """Name of the job, equal for its processes and for no others; empty if it is not known."""
 
     @classmethod
     def of_environment(cls) -> "Ranks":
@@ -95,7 +95,7 @@ class Ranks:
                 f"expected a rank from 0 to {count - 1}"
             )
         local = numbers["LOCAL_RANK"]
-        return cls(rank, count, rank if local is None else local)
+        return cls(rank, count, rank if local is None else local, _launch() if count > 1 else "")
 
     def device(self, device: str | None) -> str | None:
         """Return the device; with several ranks ``"cuda"`` becomes ``"cuda:{local}"``."""
@@ -121,7 +121,7 @@ def harvest_in_ranks(
         folder: folder for checkpoints that all ranks see.
         ranks: number of this process.
         result: file that the caller writes on rank 0 at the end. A rank that starts late and finds
-            it newer than itself returns at once.
+            that it is of its own launch returns at once.
         checkpoint_every: seconds between checkpoints.
         patience: seconds that rank 0 waits for the others while no new block appears.
         options: keywords of `HarvestRun.harvest`: ``on_block``, ``cache``, ``progress``.
@@ -133,26 +133,52 @@ def harvest_in_ranks(
     share = Share(shard=run.shard or (0, 1), rank=(ranks.rank, ranks.count))
 
     def is_over() -> bool:
-        # A result that is older than this process is that of an earlier run.
-        return bool(
-            ranks.rank and result and result.exists() and result.stat().st_mtime >= ranks.since
-        )
+        # A result of another launch, or of none, is that of an earlier run, whatever its date.
+        is_asked = bool(ranks.rank and ranks.launch)
+        return is_asked and result is not None and _is_of(result, ranks.launch)
 
+    # Before this process takes its lock: what the locks held then is of earlier runs.
+    entries = {rank: lock_entry(folder / f"rank{rank}.lock") for rank in range(ranks.count)}
+    whose: dict[str, Any] = {"is_over": is_over, "launch": ranks.launch}
     try:
         with Checkpoint(
-            folder, run.arguments, share, every=checkpoint_every, is_over=is_over
+            folder, run.arguments, share, every=checkpoint_every, **whose
         ) as checkpoint:
             moments, n_blocks = run.harvest(documents, share, checkpoint=checkpoint, **options)
             if ranks.rank:
                 return None
-            files = _Others(folder, run, share, ranks, patience).wait(n_blocks)
+            files = _Others(folder, run, share, ranks, patience, entries).wait(n_blocks)
     except RunIsOver:
         return None
+    moments.provenance = replace(moments.provenance, launch=ranks.launch)
     # The moments of rank 0 are in memory; only the files of the others are added.
     for file in files:
         if file.path != checkpoint.path:
             add_file(moments, file)
     return moments
+
+
+def _launch() -> str:
+    """Return the name that the launcher gives to this job; empty if it gives none.
+
+    A name that two jobs may share, such as torchrun's default, is none.
+    """
+    environment = os.environ
+    if environment.get("TORCHELASTIC_RUN_ID", "none") != "none":
+        restarts = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return f"torchrun {environment['TORCHELASTIC_RUN_ID']} {restarts}"
+    if "SLURM_JOB_ID" in environment:
+        names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+        return " ".join(["slurm", *(environment.get(name, "0") for name in names)])
+    return ""
+
+
+def _is_of(result: Path, launch: str) -> bool:
+    """Return whether a file of moments was computed by a launch."""
+    try:
+        return read_provenance(result, read_moment_metadata(result)).launch == launch
+    except FileFormatError:  # none, or one that is not ours
+        return False
 
 
 @dataclass(frozen=True)
@@ -164,6 +190,8 @@ class _Others:
     share: Share
     ranks: Ranks
     patience: float
+    entries: dict[int, str]
+    """What each lock held when this process began."""
 
     def wait(self, n_blocks: int) -> list[RankFile]:
         """Return the files of all ranks when every block is in one of them."""
@@ -214,11 +242,13 @@ class _Others:
         return self.folder / f"rank{rank}.lock"
 
     def _began_after_us(self, rank: int) -> bool:
-        """Return whether a rank took its lock after this process began: it may have ended since."""
-        try:
-            return self._lock(rank).stat().st_mtime >= self.ranks.since
-        except FileNotFoundError:
-            return False
+        """Return whether a rank took its lock after this process began: it may have ended since.
+
+        One of the same launch counts too, if it began before this process.
+        """
+        entry = lock_entry(self._lock(rank))
+        is_of_launch = bool(self.ranks.launch) and entry.endswith(f" {self.ranks.launch}")
+        return bool(entry) and (entry != self.entries[rank] or is_of_launch)
 
 
 # ------------------------------------------------------------------------------------------- shards
@@ -277,7 +307,7 @@ class _MomentShard:
     @classmethod
     def read(cls, path: Path) -> "_MomentShard":
         metadata = read_moment_metadata(path)
-        return cls(path, Provenance.from_json(metadata["provenance"]), metadata)
+        return cls(path, read_provenance(path, metadata), metadata)
 
     @property
     def shard(self) -> tuple[int, int]:

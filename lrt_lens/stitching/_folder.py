@@ -1,25 +1,35 @@
 """Files of a stitch: a folder with tensors, a configuration and a model card.
 
-Nothing is pickled. Every file is written under a temporary name and renamed.
+Problem: a reader beside a writer must not get the hook points of one stitch and the weights of
+another, and a full disk must not destroy the stitch that is replaced. Mechanism: the whole folder
+is written beside the old one and exchanged with it; the configuration has the checksums of the
+tensors' files, and these have the hash of the configuration. Nothing is pickled.
 
     save_stitch(stitch, Path("my-stitch"))
     load_stitch("my-stitch")                      # or the id of a hub repository
 
-Limits: maps, statistics and held-out sums are stored in float32.
+Limits: maps, statistics and held-out sums are stored in float32. The model card is not checked.
 """
 
 import json
+import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
+import xxhash
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from lrt_lens._files import read_tensors, write_atomically, write_tensors
+from lrt_lens._files import write_folder
+from lrt_lens._stored_fields import as_damage, json_object, stored_fields
+from lrt_lens._tensor_files import damaged, mapped_tensors, read_tensor_file, write_tensors
 from lrt_lens.errors import FileFormatError
+from lrt_lens.models._belonging import refuse_impossible_hook
 from lrt_lens.models._identity import ModelIdentity
-from lrt_lens.moments._provenance import Provenance
+from lrt_lens.moments._provenance import stored_provenance
 from lrt_lens.moments._scatter import DenseSecondMoment, Scatter
 from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
 from lrt_lens.stitching._stitch_data import StitchData
@@ -30,13 +40,50 @@ CONFIG_NAME, TENSORS_NAME, HELD_OUT_NAME = (
     "stitch.safetensors",
     "held_out.safetensors",
 )
+_MAP_SHAPES = {
+    "up.weight": "source target",
+    "up.bias": "target",
+    "down.weight": "target source",
+    "down.bias": "source",
+}
+_SCATTER_SHAPES = {
+    "n": "",
+    "mean_x": "source",
+    "mean_y": "target",
+    "xx": "source source",
+    "yy": "target target",
+    "xy": "source target",
+}
+_ATTEMPTS, _PAUSE = 50, 0.02
+"""Number of times that a folder is read while it changes, and seconds between two of them."""
+
+
+class StitchConfig(TypedDict):
+    """Content of ``stitch_config.json``."""
+
+    schema_version: str
+    source_hook: str
+    target_hook: str
+    scores: dict[str, float | int | str | bool | None]
+    median_norm: dict[str, float]
+    n_refits: int
+    n_held_out: NotRequired[int]
+    """Number of groups of held-out documents; earlier stitches have none."""
+    has_null: bool
+    provenance: dict[str, Any]
+    files: NotRequired[dict[str, str]]
+    """Header checksum of each file of tensors; earlier stitches have none."""
 
 
 def save_stitch(stitch: StitchData, folder: Path) -> None:
-    """Write a stitch folder."""
-    # The configuration is removed first and written last, so that a folder with one is complete,
-    # also if the program stops while it replaces an older stitch.
-    (folder / CONFIG_NAME).unlink(missing_ok=True)
+    """Write a stitch folder as a whole; see `lrt_lens._files.write_folder`.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to; an earlier stitch is still
+            there.
+    """
+    config = _config(stitch)
+    metadata = {"schema_version": STITCH_SCHEMA, "config": _config_hash(config)}
     tensors = _map_tensors("maps", stitch.maps)
     if stitch.null is not None:
         tensors |= _map_tensors("null", stitch.null)
@@ -47,7 +94,29 @@ def save_stitch(stitch: StitchData, folder: Path) -> None:
         ("target", stitch.target_statistics),
     ):
         tensors |= {f"{role}.mean": statistics.mean, f"{role}.covariance": statistics.covariance}
-    config = {
+    held_out = {
+        f"group{g}.{name}": value
+        for g, group in enumerate(stitch.held_out)
+        for name, value in _scatter_tensors(group).items()
+    }
+
+    def write(staging: Path) -> None:
+        in_float32 = {name: tensor.float() for name, tensor in tensors.items()}
+        files = {TENSORS_NAME: in_float32, HELD_OUT_NAME: held_out}
+        checksums = {}
+        for name, content in files.items():
+            write_tensors(staging / name, content, metadata)
+            written = mapped_tensors(staging / name, STITCH_SCHEMA)
+            checksums[name] = written.metadata["header_checksum"]
+        (staging / "README.md").write_text(stitch_card(stitch), encoding="utf-8")
+        whole = json.dumps(config | {"files": checksums}, indent=1)
+        (staging / CONFIG_NAME).write_text(whole, encoding="utf-8")
+
+    write_folder(folder, write, last=CONFIG_NAME)
+
+
+def _config(stitch: StitchData) -> dict[str, Any]:
+    return {
         "schema_version": STITCH_SCHEMA,
         "source_hook": stitch.source_hook,
         "target_hook": stitch.target_hook,
@@ -65,64 +134,73 @@ def save_stitch(stitch: StitchData, folder: Path) -> None:
         "has_null": stitch.null is not None,
         "provenance": json.loads(stitch.provenance.to_json()),
     }
-    write_tensors(
-        folder / TENSORS_NAME,
-        {name: t.float() for name, t in tensors.items()},
-        {"schema_version": STITCH_SCHEMA},
-    )
-    held_out = {
-        f"group{g}.{name}": value
-        for g, group in enumerate(stitch.held_out)
-        for name, value in _scatter_tensors(group).items()
-    }
-    write_tensors(folder / HELD_OUT_NAME, held_out, {"schema_version": STITCH_SCHEMA})
-    write_atomically(
-        folder / "README.md",
-        lambda temporary: temporary.write_text(stitch_card(stitch), encoding="utf-8"),
-    )
-    write_atomically(
-        folder / CONFIG_NAME,
-        lambda temporary: temporary.write_text(json.dumps(config, indent=1), encoding="utf-8"),
-    )
+
+
+def _config_hash(config: Mapping[str, Any]) -> str:
+    """Return the hash of a configuration without the checksums of the other files."""
+    entries = {key: value for key, value in config.items() if key != "files"}
+    return xxhash.xxh3_128(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def load_stitch(folder_or_repository: str, **hub: Any) -> StitchData:
     """Return the content of a stitch in a folder or a hub repository.
+
+    A folder that is replaced meanwhile is read again.
 
     Args:
         folder_or_repository: a folder if it exists, otherwise a hub id.
         **hub: arguments of `huggingface_hub.snapshot_download`; None is left out.
 
     Raises:
-        FileFormatError: there is no stitch, or it is incomplete or of another version.
+        FileFormatError: there is no stitch, or it is incomplete, damaged or of another version.
     """
     # A local folder takes precedence over a hub repository of the same name.
     folder = Path(folder_or_repository)
     if not folder.is_dir():
         folder = Path(_download(folder_or_repository, **hub))
-    if not (folder / CONFIG_NAME).is_file():
-        raise FileFormatError(
-            f"{str(folder)!r} holds no {CONFIG_NAME}; it is no stitch folder, or its writing was "
-            "interrupted: save the stitch again"
-        )
+    before: bytes | None = None
+    for _ in range(_ATTEMPTS):
+        try:
+            return _load(folder)
+        except FileFormatError:
+            now = _state(folder)
+            if now == before:
+                raise
+            before = now
+            time.sleep(_PAUSE)
+    return _load(folder)
+
+
+def _state(folder: Path) -> bytes:
+    """Return what changes whenever another stitch is written into the folder."""
     try:
-        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise FileFormatError(
-            f"{str(folder / CONFIG_NAME)!r} is not valid JSON ({error}); copy the stitch again"
-        ) from error
-    schema = config.get("schema_version") if isinstance(config, dict) else None
-    if schema != STITCH_SCHEMA:
-        raise FileFormatError(
-            f"{str(folder)!r} has schema {schema!r}; expected {STITCH_SCHEMA!r}: another program "
-            "or version wrote it"
-        )
-    tensors, _ = read_tensors(folder / TENSORS_NAME, STITCH_SCHEMA)
-    # Stitches without held-out groups have no such number.
+        return (folder / CONFIG_NAME).read_bytes()
+    except OSError:
+        return b""
+
+
+def _load(folder: Path) -> StitchData:
+    path = folder / CONFIG_NAME
+    content = _read_config(path)
+    config = stored_fields(path, StitchConfig, content)
+    provenance = stored_provenance(path, config["provenance"])
+    if config["median_norm"].keys() != {"source", "target"}:
+        raise damaged(path, "median_norm has not one number for source and target")
+    hooks = (config["source_hook"], config["target_hook"])
+    models = (provenance.source, provenance.target)
+    for hook, model in zip(hooks, models, strict=True):
+        refuse_impossible_hook(path, hook, model)
+    tensors = _read(folder, TENSORS_NAME, content, _tensor_shapes(config), {})
+    # Stitches without held-out groups have no such number, and may have no such file.
     n_held_out = config.get("n_held_out", 0)
-    held_out = read_tensors(folder / HELD_OUT_NAME, STITCH_SCHEMA)[0] if n_held_out else {}
-    try:
-        hooks = (config["source_hook"], config["target_hook"])
+    widths = {"source": len(tensors["source.mean"]), "target": len(tensors["target.mean"])}
+    shapes = {
+        f"group{g}.{name}": axes
+        for g in range(n_held_out)
+        for name, axes in _SCATTER_SHAPES.items()
+    }
+    held_out = _read(folder, HELD_OUT_NAME, content, shapes, widths) if n_held_out else {}
+    with as_damage(path):
         return StitchData(
             maps=_map_pair("maps", tensors, *hooks),
             source_statistics=_statistics("source", tensors, config),
@@ -131,17 +209,64 @@ def load_stitch(folder_or_repository: str, **hub: Any) -> StitchData:
                 key: (float("nan") if value is None else value)
                 for key, value in config["scores"].items()
             },
-            provenance=Provenance.from_json(json.dumps(config["provenance"])),
+            provenance=provenance,
             null=_map_pair("null", tensors, *hooks) if config["has_null"] else None,
             refits=tuple(
                 _map_pair(f"refit{k}", tensors, *hooks) for k in range(config["n_refits"])
             ),
             held_out=tuple(_scatter(f"group{g}", held_out) for g in range(n_held_out)),
         )
-    except KeyError as error:
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
         raise FileFormatError(
-            f"{str(folder)!r} lacks {error}; the folder is incomplete: copy the stitch again"
-        ) from error
+            f"{str(path.parent)!r} holds no {CONFIG_NAME}; it is no stitch folder, or its writing "
+            "was interrupted: save the stitch again"
+        )
+    with as_damage(path):
+        text = path.read_text(encoding="utf-8")
+    content = json_object(path, text, "the file")
+    schema = content.get("schema_version")
+    if schema != STITCH_SCHEMA:
+        raise FileFormatError(
+            f"{str(path.parent)!r} has schema {schema!r}; expected {STITCH_SCHEMA!r}: another "
+            "program or version wrote it"
+        )
+    return content
+
+
+def _tensor_shapes(config: Mapping[str, Any]) -> dict[str, str]:
+    refits = [f"refit{k}" for k in range(config["n_refits"])]
+    names = ["maps", *(["null"] if config["has_null"] else []), *refits]
+    shapes = {f"{name}.{key}": axes for name in names for key, axes in _MAP_SHAPES.items()}
+    for role in ("source", "target"):
+        shapes |= {f"{role}.mean": role, f"{role}.covariance": f"{role} {role}"}
+    return shapes
+
+
+def _read(
+    folder: Path,
+    name: str,
+    config: Mapping[str, Any],
+    shapes: Mapping[str, str],
+    widths: Mapping[str, int],
+) -> dict[str, Tensor]:
+    """Return the tensors of a file, after a check that it belongs to the configuration."""
+    file = read_tensor_file(folder / name, STITCH_SCHEMA)
+    tensors = file.checked(shapes, widths)
+    if "files" in config:
+        belongs = config["files"].get(name) == file.metadata.get(
+            "header_checksum"
+        ) and file.metadata.get("config") == _config_hash(config)
+        if not belongs:
+            raise FileFormatError(
+                f"{str(folder / name)!r} and {CONFIG_NAME} are not of the same stitch, or one of "
+                "them was changed: copy the whole folder, or save the stitch again"
+            )
+    elif "config" in file.metadata:
+        raise damaged(folder / CONFIG_NAME, "it lacks the checksums of the other files")
+    return tensors
 
 
 def _download(repository: str, **hub: Any) -> str:

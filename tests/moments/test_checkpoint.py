@@ -391,10 +391,6 @@ def test_a_damaged_file_is_set_aside_and_its_blocks_are_harvested_again(
         "foreign": b"not a checkpoint at all",
     }
     path.write_bytes(broken[damage])
-    if (name, damage) == ("run.safetensors", "flipped bit"):
-        with pytest.raises(MismatchError, match="about another shift"):
-            harvest(run.models, corpus, checkpoint=tmp_path, progress=False, **OPTIONS)
-        return
     with caplog.at_level(logging.WARNING):
         found = harvest(run.models, corpus, checkpoint=tmp_path, progress=False, **OPTIONS)
     assert f"renamed to {name}.damaged and its blocks are harvested again" in caplog.text

@@ -128,8 +128,11 @@ def test_kill_one_rank_then_all_and_go_on_with_others(
 def test_a_rank_that_comes_when_all_is_over_leaves_nothing_behind(
     pair: ModelPair, corpus: list[str], whole: CrossMoments, tmp_path: Path
 ) -> None:
-    run, late = settle(pair, **OPTIONS), Ranks(1, 2, since=time.time() - 60)
-    result = whole.save(tmp_path / "moments.safetensors")
+    run, late = settle(pair, **OPTIONS), Ranks(1, 2, launch="job 7")
+    of_launch = replace(whole, provenance=replace(whole.provenance, launch="job 7"))
+    result = of_launch.save(tmp_path / "moments.safetensors")
+    # Dates decide nothing: clocks of several machines differ, and copies have other dates.
+    os.utime(result, (0, 0))
     options: dict[str, Any] = {
         "progress": False,
         "on_block": lambda *_: pytest.fail("it harvested"),
@@ -139,16 +142,15 @@ def test_a_rank_that_comes_when_all_is_over_leaves_nothing_behind(
         is None
     )
     assert not list((tmp_path / "checkpoint").glob("*.safetensors"))
-    # A result that is older than the rank is of another run.
-    early, seen = Ranks(1, 2, since=time.time() + 60), []
-    options["on_block"] = lambda block, *_: seen.append(block.index)
-    assert (
-        harvest_in_ranks(
-            run, corpus, tmp_path / "checkpoint", ranks=early, result=result, **options
-        )
-        is None
-    )
-    assert len(seen) > 5
+    # A result of another launch, or of an unknown one, is of an earlier run.
+    os.utime(result)
+    for launch in ("job 8", ""):
+        seen = []
+        options["on_block"] = lambda block, *_, seen=seen: seen.append(block.index)
+        folder, other = tmp_path / f"checkpoint {launch}", Ranks(1, 2, launch=launch)
+        found = harvest_in_ranks(run, corpus, folder, ranks=other, result=result, **options)
+        assert found is None
+        assert len(seen) > 5
 
 
 def test_rank_0_does_not_wait_for_ever(pair: ModelPair, corpus: list[str], tmp_path: Path) -> None:

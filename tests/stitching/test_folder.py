@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from lrt_lens import _files as files
+from lrt_lens import _tensor_files as tensor_files
 from lrt_lens._files import write_atomically
+from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.errors import FileFormatError
 from lrt_lens.moments import CrossMoments, Provenance
 from lrt_lens.moments._layout import MOMENTS_SCHEMA
@@ -119,17 +121,18 @@ def test_a_file_that_lacks_a_tensor_or_a_field_is_refused_by_its_name(
     rows: Any, moments_of: Any, tmp_path: Path
 ) -> None:
     path = moments_of(rows).save(tmp_path / "moments.safetensors")
-    tensors, metadata = files.read_tensors(path, MOMENTS_SCHEMA)
-    files.write_tensors(
+    file = read_tensor_file(path, MOMENTS_SCHEMA)
+    tensors, metadata = file.tensors, file.metadata
+    write_tensors(
         path,
         {name: t for name, t in tensors.items() if name != "fold2/second/source/source"},
         metadata,
     )
-    with pytest.raises(FileFormatError, match="lacks 'fold2/second/source/source'"):
+    with pytest.raises(
+        FileFormatError, match=r"lacks the tensors \['fold2/second/source/source'\]"
+    ):
         CrossMoments.load(path)
-    files.write_tensors(
-        path, tensors, {key: value for key, value in metadata.items() if key != "pairs"}
-    )
+    write_tensors(path, tensors, {key: value for key, value in metadata.items() if key != "pairs"})
     with pytest.raises(FileFormatError, match="lacks 'pairs'"):
         CrossMoments.load(path)
 
@@ -168,7 +171,7 @@ def test_ctrl_c_leaves_the_old_file_and_nothing_else(
         Path(name).write_bytes(b"half of it")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "save_file", interrupted)
+    monkeypatch.setattr(tensor_files, "save_file", interrupted)
     for target in (path, tmp_path / "new.safetensors"):
         with pytest.raises(KeyboardInterrupt):
             moments_of(rows).save(target)
@@ -266,14 +269,15 @@ def test_a_folder_without_a_config_is_no_stitch(stitch: Stitch, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{half", "is not valid JSON .*copy the stitch again"),
+        ("{half", "is not valid JSON .*; copy it, or save it again"),
         (
             '{"schema_version": "lrt_lens.stitch/99"}',
             rf"has schema 'lrt_lens.stitch/99'; expected '{STITCH_SCHEMA}'",
         ),
         ('{"hidden_size": 8}', f"has schema None; expected '{STITCH_SCHEMA}'"),
-        ("[1, 2]", "has schema None"),
-        (f'{{"schema_version": "{STITCH_SCHEMA}"}}', "lacks 'source_hook'"),
+        ("[1, 2]", "holds a list as the file; expected fields by name"),
+        (f'{{"schema_version": "{STITCH_SCHEMA}"}}', r"missing \['source_hook', "),
+        ('{"schema_version": "' + "[" * 100_000, "is not valid JSON"),
     ],
 )
 def test_a_config_that_is_not_a_stitchs_is_refused(
@@ -297,10 +301,8 @@ def test_truncated_or_foreign_tensors_of_a_stitch_are_refused(
     save_file({"weight": torch.zeros(2)}, tensors)
     with pytest.raises(FileFormatError, match="has schema None"):
         Stitch.from_pretrained(tmp_path)
-    files.write_tensors(
-        tensors, {"maps.up.weight": torch.zeros(2, 2)}, {"schema_version": STITCH_SCHEMA}
-    )
-    with pytest.raises(FileFormatError, match="lacks 'maps.up.bias'"):
+    write_tensors(tensors, {"maps.up.weight": torch.zeros(2, 2)}, {"schema_version": STITCH_SCHEMA})
+    with pytest.raises(FileFormatError, match=r"lacks the tensors \['maps.down.bias'"):
         Stitch.from_pretrained(tmp_path)
     tensors.unlink()
     with pytest.raises(FileFormatError, match="no file at"):
@@ -316,26 +318,34 @@ def test_a_stitch_that_is_nowhere_is_refused(tmp_path: Path) -> None:
         Stitch.from_pretrained("nobody/no-such-stitch", cache_dir=tmp_path)
 
 
-@pytest.mark.parametrize("written_before", [0, 1, 2])
-def test_an_interrupted_write_over_an_older_stitch_leaves_no_mixture(
-    stitch: Stitch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written_before: int
+@pytest.mark.parametrize("written_before", [0, 1])
+@pytest.mark.parametrize("is_exchanged", [True, False])
+def test_an_interrupted_write_over_an_older_stitch_leaves_the_older_one(
+    stitch: Stitch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    written_before: int,
+    is_exchanged: bool,
 ) -> None:
-    stitch.save_pretrained(tmp_path)
-    original, calls = files.write_atomically, []
+    folder = tmp_path / "stitch"
+    stitch.save_pretrained(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    original, calls = _folder.write_tensors, []
 
-    def interrupted(path: Path, write: Any) -> Path:
+    def interrupted(path: Path, *content: Any) -> Path:
         if len(calls) == written_before:
             raise KeyboardInterrupt
         calls.append(path)
-        return original(path, write)
+        return original(path, *content)
 
+    if not is_exchanged:
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
     with monkeypatch.context() as patch:
-        for module in (files, _folder):
-            patch.setattr(module, "write_atomically", interrupted)
+        patch.setattr(_folder, "write_tensors", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            stitch.reversed().save_pretrained(tmp_path)
-    assert not [name for name in names(tmp_path) if name.startswith(".")]
-    with pytest.raises(FileFormatError, match="writing was interrupted"):
-        Stitch.from_pretrained(tmp_path)
-    stitch.save_pretrained(tmp_path)
-    assert Stitch.from_pretrained(tmp_path).source_hook == stitch.source_hook
+            stitch.reversed().save_pretrained(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert names(tmp_path) == ["stitch"]
+    stitch.reversed().save_pretrained(folder)
+    assert Stitch.from_pretrained(folder).source_hook == stitch.target_hook
+    assert names(folder) == sorted(before)

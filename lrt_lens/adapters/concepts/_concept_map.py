@@ -36,15 +36,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lrt_lens._files import json_fields, read_tensors, refuse_other_fields, write_tensors
 from lrt_lens._repr_html import card, note, table
+from lrt_lens._stored_fields import as_damage, json_object, stored_fields, stored_value
+from lrt_lens._tensor_files import damaged, read_tensor_file, write_tensors
 from lrt_lens.adapters.concepts._row_maps import N_FOLDS, Method, RowMap, fit_rows
 from lrt_lens.adapters.vectors._intervention import Intervention
 from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ContrastSet
-from lrt_lens.errors import FileFormatError
-from lrt_lens.models._belonging import Origin, refuse_foreign, stored_identity
+from lrt_lens.models._belonging import Origin, refuse_foreign, refuse_impossible_hook
 from lrt_lens.models._hooked_model import Handle
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
@@ -411,32 +411,31 @@ class ConceptMap:
         Raises:
             FileFormatError: the file is no concept map, or is damaged.
         """
-        tensors, metadata = read_tensors(Path(path), CONCEPT_MAP_SCHEMA)
-        content = json_fields(Path(path), metadata, "concept_map")
-        content = refuse_other_fields(Path(path), cls, content)
-        layers = []
-        for i, numbers in enumerate(content["layers"]):
-            is_whole = {f"weight.{i}", f"bias.{i}"} <= tensors.keys()
-            if not is_whole or not {"source_hook", "target_hook"} <= numbers.keys():
-                raise FileFormatError(
-                    f"{str(path)!r} lacks the map of layer {i}; fit the concept map again"
+        file = read_tensor_file(Path(path), CONCEPT_MAP_SCHEMA)
+        content = json_object(file.path, file.metadata.get("concept_map"), "'concept_map'")
+        stored = content.pop("layers", None)
+        if not isinstance(stored, list) or not all(isinstance(layer, dict) for layer in stored):
+            raise damaged(file.path, "it lacks its list of layers")
+        fields = stored_fields(file.path, cls, content, others=("layers",))
+        # Hook points belong to the map, all other values to the layer.
+        layers, hooks, shapes = [], [], {}
+        ends = {role: fields.get(role) for role in ("source", "target")}
+        for i, numbers in enumerate(stored):
+            names = json.dumps({f"{role}_hook": numbers.pop(f"{role}_hook", None) for role in ends})
+            hooks.append(stored_value(file.path, dict[str, str], names, "layers"))
+            layers.append(stored_fields(file.path, ConceptLayer, numbers, others=("map",)))
+            shapes |= {f"weight.{i}": f"source.{i} target.{i}", f"bias.{i}": f"target.{i}"}
+            for role, model in ends.items():
+                refuse_impossible_hook(file.path, hooks[i][f"{role}_hook"], model)
+        tensors = file.checked(shapes)
+        with as_damage(file.path):
+            fields["layers"] = tuple(
+                ConceptLayer(
+                    AffineMap(tensors[f"weight.{i}"], tensors[f"bias.{i}"], **hooks[i]), **numbers
                 )
-            # Hook points belong to the map, all other values to the layer.
-            hooks = numbers.pop("source_hook"), numbers.pop("target_hook")
-            numbers = refuse_other_fields(Path(path), ConceptLayer, numbers, others=("map",))
-            affine = AffineMap(tensors[f"weight.{i}"], tensors[f"bias.{i}"], *hooks)
-            layers.append(ConceptLayer(affine, **numbers))
-        source, target = (
-            stored_identity(Path(path), content.get(role)) for role in ("source", "target")
-        )
-        # JSON has lists only.
-        kinds = {"concepts": tuple, "digests": tuple, "text_keys": frozenset}
-        texts = {
-            name: kinds[name](content[name]) if name in kinds else content[name]
-            for name in _OF_TEXTS
-            if name in content
-        }
-        return cls(tuple(layers), source, target, **texts)
+                for i, numbers in enumerate(layers)
+            )
+            return cls(**fields)
 
 
 def apply_together(

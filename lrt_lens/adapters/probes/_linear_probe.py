@@ -30,10 +30,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lrt_lens._files import json_fields, read_tensors, refuse_other_fields, write_tensors
 from lrt_lens._repr_html import card, facts
 from lrt_lens._settings import Settings, takes
 from lrt_lens._settings import resolve as resolve_settings
+from lrt_lens._stored_fields import as_damage, json_object, stored_fields, stored_value
+from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.adapters._earlier_files import in_current_form
 from lrt_lens.adapters.probes._labels import (
     Label,
@@ -52,8 +53,8 @@ from lrt_lens.adapters.probes._logistic import (
     fit_towards,
     probabilities,
 )
-from lrt_lens.errors import FileFormatError, NonFiniteError
-from lrt_lens.models._belonging import Origin, refuse_other_reader, stored_identity
+from lrt_lens.errors import NonFiniteError
+from lrt_lens.models._belonging import Origin, refuse_impossible_hook, refuse_other_reader
 from lrt_lens.models._hook_points import resolve
 from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._identity import ModelIdentity
@@ -425,25 +426,22 @@ class LinearProbe:
         Raises:
             FileFormatError: the file is no probe, or is damaged.
         """
-        tensors, metadata = read_tensors(Path(path), PROBE_SCHEMA)
-        fields = json_fields(Path(path), metadata, "probe")
-        fields = refuse_other_fields(
-            Path(path), cls, in_current_form(fields), others=("weight", "bias")
-        )
-        hooks = fields.pop("before", None)
-        # A probe that reads maxima stores its map too.
-        needed = {"weight", "bias"} | ({"before/weight", "before/bias"} if hooks else set())
-        if not needed <= tensors.keys():
-            raise FileFormatError(
-                f"{str(path)!r} holds no {sorted(needed - tensors.keys())}, which every probe file "
-                "has; save the probe again"
-            )
-        fields["model"] = stored_identity(Path(path), fields.get("model"))
-        fields["classes"] = tuple(fields["classes"])
-        before = (
-            AffineMap(tensors["before/weight"], tensors["before/bias"], *hooks) if hooks else None
-        )
-        return cls(weight=tensors["weight"], bias=tensors["bias"], before=before, **fields)
+        file = read_tensor_file(Path(path), PROBE_SCHEMA)
+        content = json_object(file.path, file.metadata.get("probe"), "'probe'")
+        content = in_current_form(content)
+        others = ("weight", "bias", "before")
+        # A probe that reads maxima stores the hook points of its map here, and the map as tensors.
+        hooks = content.pop("before", None)
+        fields = stored_fields(file.path, cls, content, others=others)
+        refuse_impossible_hook(file.path, fields["hook"], fields.get("model"))
+        shapes = {"weight": "d column", "bias": "column"}
+        if hooks is not None:
+            hooks = stored_value(file.path, tuple[str, str], json.dumps(hooks), "before")
+            shapes |= {"before/weight": "stream d", "before/bias": "d"}
+        tensors = file.checked(shapes)
+        with as_damage(file.path):
+            before = hooks and AffineMap(tensors["before/weight"], tensors["before/bias"], *hooks)
+            return cls(weight=tensors["weight"], bias=tensors["bias"], before=before, **fields)
 
 
 @transfer_artefact.register

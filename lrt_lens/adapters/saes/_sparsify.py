@@ -18,13 +18,14 @@ Limits: transcoders, skip connections and ``activation="groupmax"`` are refused,
 no such SAE.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from lrt_lens._stored_fields import as_damage, json_object
+from lrt_lens._tensor_files import read_tensor_file, refuse_values
 from lrt_lens.errors import FileFormatError
 from lrt_lens.models._hook_points import residual_post
 
@@ -132,39 +133,35 @@ def _folder(folder: str | Path, hookpoint: str | None, revision: str | None) -> 
 
 def _config(path: Path) -> dict[str, Any]:
     """Contents of ``cfg.json`` with at least ``d_in`` and ``k``."""
-    try:
-        cfg = json.loads((path / "cfg.json").read_text())
-    except ValueError as error:
-        raise FileFormatError(
-            f"{str(path / 'cfg.json')!r} is no JSON ({error}); copy the folder again"
-        ) from error
-    # Valid JSON may be a list or a number, which has no keys.
-    missing = (
-        [key for key in ("d_in", "k") if key not in cfg] if isinstance(cfg, dict) else ["d_in", "k"]
-    )
+    file = path / "cfg.json"
+    with as_damage(file):
+        text = file.read_text(encoding="utf-8")
+    cfg = json_object(file, text, "the file")
+    missing = [key for key in ("d_in", "k") if key not in cfg]
     if missing:
         raise FileFormatError(
-            f"{str(path / 'cfg.json')!r} has no {' and '.join(missing)}; expected the config of a "
-            "sparsify SAE"
+            f"{str(file)!r} has no {' and '.join(missing)}; expected the config of a sparsify SAE"
         )
+    for key in ("d_in", "k", "num_latents", "expansion_factor"):
+        value = cfg.get(key)
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        # num_latents of 0 stands for expansion_factor · d_in.
+        if not (is_count and (value or key == "num_latents")) and key in cfg:
+            raise FileFormatError(
+                f"{str(file)!r} has {key} {value!r}; expected a number of at least 1: copy the "
+                "folder again"
+            )
     return cfg
 
 
 def _weights(folder: Path, d_in: int, d_sae: int) -> dict[str, Tensor]:
     """Weights of ``sae.safetensors`` under SAELens' names and in its shapes."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = folder / "sae.safetensors"
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise FileFormatError(
-            f"{str(path)!r} cannot be read ({error}); it is missing or truncated, copy it again"
-        ) from error
+    file = read_tensor_file(path, None)
+    tensors = dict(file.tensors)
     # Older files hold the decoder as a linear layer, [d, feature].
     if "decoder.weight" in tensors:
-        tensors["W_dec"] = tensors.pop("decoder.weight").T
+        tensors["W_dec"] = tensors.pop("decoder.weight").mT
     expected = {
         "encoder.weight": (d_sae, d_in),
         "encoder.bias": (d_sae,),
@@ -177,6 +174,8 @@ def _weights(folder: Path, d_in: int, d_sae: int) -> dict[str, Tensor]:
             f"{str(path)!r} holds {shapes}; expected {expected}: copy the weights that belong to "
             "this cfg.json"
         )
+    for name, tensor in tensors.items():
+        refuse_values(path, name, tensor)
     return {
         # torch linear layers hold [out, in]; SAELens holds W_enc as [d, feature].
         "W_enc": tensors["encoder.weight"].T.contiguous(),

@@ -25,18 +25,19 @@ from typing import Any, Literal
 
 import torch
 
-from lrt_lens._files import json_fields, read_tensors, refuse_other_fields, write_tensors
 from lrt_lens._repr_html import card, facts
+from lrt_lens._stored_fields import as_damage, json_object, stored_fields
+from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.adapters._earlier_files import in_current_form
 from lrt_lens.adapters.vectors._contrast_states import METHODS, ContrastStates
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions, SteeringHook, adding, setting
 from lrt_lens.data._contrast import ContrastSet
-from lrt_lens.errors import FileFormatError, NonFiniteError
+from lrt_lens.errors import NonFiniteError
 from lrt_lens.models._belonging import (
     Origin,
+    refuse_impossible_hook,
     refuse_other_reader,
     refuse_other_stream,
-    stored_identity,
 )
 from lrt_lens.models._hook_points import resolve
 from lrt_lens.models._hooked_model import Handle, HookedModel, load_model
@@ -430,18 +431,14 @@ class SteeringVector:
         Raises:
             FileFormatError: any other file, or a truncated one.
         """
-        tensors, metadata = read_tensors(Path(path), VECTOR_SCHEMA)
-        fields = json_fields(Path(path), metadata, "vector")
-        if "direction" not in tensors:
-            raise FileFormatError(
-                f"{str(path)!r} has the tensors {sorted(tensors)}; expected 'direction', as "
-                "SteeringVector.save writes it"
-            )
-        fields = refuse_other_fields(
-            Path(path), cls, in_current_form(fields), others=("direction", "contrast_set")
-        )
-        fields["model"] = stored_identity(Path(path), fields.get("model"))
-        return cls(direction=tensors["direction"], **fields)
+        file = read_tensor_file(Path(path), VECTOR_SCHEMA)
+        content = json_object(file.path, file.metadata.get("vector"), "'vector'")
+        others = ("direction", "contrast_set")
+        fields = stored_fields(file.path, cls, in_current_form(content), others=others)
+        refuse_impossible_hook(file.path, fields["hook"], fields.get("model"))
+        tensors = file.checked({"direction": "d_model"})
+        with as_damage(file.path):
+            return cls(direction=tensors["direction"], **fields)
 
 
 def _read_states(

@@ -306,7 +306,9 @@ class ActivationCache:
         for record in records:
             # A later recording adds files to a shard, which must then be opened again.
             if record.stem not in self._shards or self._shards[record.stem].record != record:
-                self._shards[record.stem] = Shard(self.folder, record, self._verified)
+                self._shards[record.stem] = Shard(
+                    self.folder, record, self.manifest, self._verified
+                )
         return [self._shards[record.stem] for record in records]
 
     def rows(
@@ -539,6 +541,7 @@ def _add_shard(moments: CrossMoments, shard: Shard, *, has_tokens: bool) -> Iter
             else None
         )
         name = lambda row, index=block.index: f"row {row} of block {index}"  # noqa: E731
+        shard.refuse_changed()
         moments.add_block(
             block.part, _float_rows(x, rows), _float_rows(y, rows), pairing, name=name
         )

@@ -13,15 +13,18 @@ Limits: the manifest has the sizes of the files, not their bytes; `Shard.verify`
 """
 
 import json
-import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from lrt_lens._files import write_atomically
+from lrt_lens._stored_fields import as_damage, json_object, stored_fields
+from lrt_lens._tensor_files import damaged
 from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.models._identity import ModelIdentity
-from lrt_lens.moments._provenance import Provenance
+from lrt_lens.moments._provenance import Provenance, stored_provenance
 
 CACHE_SCHEMA = "lrt_lens.cache/1"
 MANIFEST_NAME = "manifest.json"
@@ -39,6 +42,8 @@ _SAME_RUN = (
 )
 _SAME_CACHE = ("dtype", "pairs", "token_hook", "block_rows", "has_tokens")
 ROLES = ("source", "target")
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+"""Precisions of stored activations, by name."""
 
 
 @dataclass(frozen=True)
@@ -153,23 +158,18 @@ def refuse_other_model(ours: ModelIdentity | None, theirs: ModelIdentity | None,
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest atomically; it is on disk when this returns."""
-    content = asdict(manifest) | {"schema_version": CACHE_SCHEMA}
-
-    def save(temporary: Path) -> None:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(content, file)
-            file.flush()
-            # `flush` hands the data to the system only; `fsync` waits for the disk.
-            os.fsync(file.fileno())
-
-    write_atomically(folder / MANIFEST_NAME, save)
+    content = json.dumps(asdict(manifest) | {"schema_version": CACHE_SCHEMA})
+    write_atomically(
+        folder / MANIFEST_NAME, lambda temporary: temporary.write_text(content, encoding="utf-8")
+    )
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Return the manifest in a folder.
 
     Raises:
-        FileFormatError: there is none, it is damaged, or it is of another version.
+        FileFormatError: there is none, it is damaged, it is of another version, or it names files
+            outside of the folder.
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
@@ -177,31 +177,47 @@ def read_manifest(folder: Path) -> Manifest:
             f"no activation cache at {str(folder)!r}: it holds no {MANIFEST_NAME}; "
             "give the folder that was written to"
         )
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        schema = content.pop("schema_version", None)
-        if schema != CACHE_SCHEMA:
-            raise FileFormatError(
-                f"{str(path)!r} has schema {schema!r}; expected {CACHE_SCHEMA!r}: "
-                "another program or version wrote it"
-            )
-        # JSON has lists only, the dataclasses have tuples.
-        content["provenance"] = Provenance.from_json(json.dumps(content["provenance"]))
-        content["pairs"] = tuple((source, target) for source, target in content["pairs"])
-        content["shards"] = tuple(_shard_record(shard) for shard in content["shards"])
-        return Manifest(**content)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    with as_damage(path):
+        text = path.read_text(encoding="utf-8")
+    content = json_object(path, text, "the file")
+    schema = content.pop("schema_version", None)
+    if schema != CACHE_SCHEMA:
         raise FileFormatError(
-            f"{str(path)!r} is damaged ({error}); copy the cache again, or record it anew"
-        ) from error
+            f"{str(path)!r} has schema {schema!r}; expected {CACHE_SCHEMA!r}: "
+            "another program or version wrote it"
+        )
+    provenance = content.pop("provenance", None)
+    if not isinstance(provenance, dict):
+        raise damaged(path, "it lacks its provenance")
+    fields = stored_fields(path, Manifest, content, others=("provenance",))
+    manifest = Manifest(stored_provenance(path, provenance), **fields)
+    for problem in _problems(manifest):
+        raise damaged(path, problem)
+    return manifest
 
 
-def _shard_record(content: dict[str, Any]) -> ShardRecord:
-    files = tuple(
-        ShardFile(file["name"], file["n_bytes"], tuple(file["streams"]))
-        for file in content["files"]
-    )
-    return ShardRecord(files, content["n_rows"])
+def _problems(manifest: Manifest) -> Iterator[str]:
+    """Yield what cannot be true of a cache that this package wrote."""
+    if manifest.dtype not in DTYPES:
+        yield f"its dtype is {manifest.dtype!r}, which is none of {list(DTYPES)}"
+    for stream, width in manifest.streams.items():
+        if stream.partition("/")[0] not in ROLES or width < 1:
+            yield f"its stream {stream!r} has the width {width}"
+    names = [file.name for shard in manifest.shards for file in shard.files]
+    for name in names:
+        # A plain name is a file of this folder; a path would lead out of it.
+        is_plain = name not in ("", ".", "..") and not set(name) & set("/\\\0:")
+        if not is_plain or not name.endswith(".safetensors"):
+            yield f"it names the file {name!r}; expected a plain name in the folder of the cache"
+    if len(set(names)) < len(names):
+        yield "it names a file twice"
+    for shard in manifest.shards:
+        unknown = set(shard.streams) - manifest.streams.keys()
+        if not shard.files or shard.n_rows < 0 or unknown:
+            yield (
+                f"a shard has {len(shard.files)} files, {shard.n_rows} rows and the unknown "
+                f"streams {sorted(unknown)}"
+            )
 
 
 def broken_file(folder: Path, manifest: Manifest) -> str | None:
@@ -216,6 +232,9 @@ def broken_file(folder: Path, manifest: Manifest) -> str | None:
 def file_problem(folder: Path, file: ShardFile) -> str | None:
     """Return what is wrong with a file, missing or of another size; None if nothing is."""
     path = folder / file.name
+    # A link could lead out of the folder.
+    if path.is_symlink():
+        return f"{str(path)!r} is a symbolic link, which is not followed"
     size = path.stat().st_size if path.is_file() else None
     # Damage that leaves the size as it is is detected by the sums of bytes; see `Shard`.
     if size == file.n_bytes:

@@ -142,6 +142,7 @@ class _Pool:
         target_hook: str,
         in_order: bool,
     ) -> None:
+        self.shards = shards
         self.sides = [
             [shard.stream(*name) for shard in shards]
             for name in (("source", source_hook), ("target", target_hook))
@@ -155,6 +156,8 @@ class _Pool:
 
     def rows(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return (x, y) of the rows with these numbers, in float32."""
+        for shard in self.shards:
+            shard.refuse_changed()
         if self.in_stored_order:
             start, end = int(numbers[0]), int(numbers[-1]) + 1
             x, y = (side[0][start:end].float() for side in self.sides)

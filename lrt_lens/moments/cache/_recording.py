@@ -34,6 +34,7 @@ from lrt_lens.moments._harvest_settings import checked_cap, checked_n_tokens, re
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._rank_lock import RankLock
 from lrt_lens.moments.cache._manifest import (
+    DTYPES,
     MANIFEST_NAME,
     ROLES,
     Manifest,
@@ -44,7 +45,6 @@ from lrt_lens.moments.cache._manifest import (
 )
 from lrt_lens.moments.cache._shard import Shard, write_shard
 from lrt_lens.moments.cache._writer import (
-    DTYPES,
     SHARD_BYTES,
     CacheWriter,
     refuse_other_dtype,
@@ -184,7 +184,7 @@ def record_again(
                 missing = [name for name in names if f"{role}/{name}" not in record.streams]
                 if missing:
                     extended = _record_shard(
-                        folder, record, manifest.dtype, model, missing, role, batch_tokens
+                        folder, record, manifest, model, missing, role, batch_tokens
                     )
                     manifest = manifest.with_shard(k, extended)
                     # After each shard, so that an interrupted call loses one shard at most.
@@ -204,18 +204,20 @@ def refuse_other_role(role: str) -> None:
 def _record_shard(
     folder: Path,
     record: ShardRecord,
-    dtype: str,
+    manifest: Manifest,
     model: HookedModel,
     hooks: Sequence[str],
     role: str,
     batch_tokens: int,
 ) -> ShardRecord:
     """Run the model on the tokens of a shard and write one more file for it."""
+    dtype, shard = manifest.dtype, Shard(folder, record, manifest)
+    # The table is read first: it has as many rows as the manifest says.
+    n_rows = len(shard.table.row_part)
     streams = {
-        f"{role}/{name}": torch.empty(record.n_rows, model.d_model, dtype=DTYPES[dtype])
-        for name in hooks
+        f"{role}/{name}": torch.empty(n_rows, model.d_model, dtype=DTYPES[dtype]) for name in hooks
     }
-    for block, rows, order in Shard(folder, record).blocks(tokens=True):
+    for block, rows, order in shard.blocks(tokens=True):
         rows_by_hook = block_rows(model, hooks, block, batch_tokens)
         # The new rows must be in the stored order, or x and y of different tokens are paired.
         if [w.ids for w in block_order(block, batch_tokens)] != [w.ids for w in order]:

@@ -26,10 +26,25 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from lrt_lens._files import read_tensors, write_tensors
+from lrt_lens._stored_fields import as_damage, stored_value
+from lrt_lens._tensor_files import (
+    MappedTensors,
+    damaged,
+    mapped_tensors,
+    refuse_other_shape,
+    refuse_values,
+    write_tensors,
+)
+from lrt_lens.data._parts import N_PARTS
 from lrt_lens.data._windows import Block, Window
 from lrt_lens.errors import FileFormatError
-from lrt_lens.moments.cache._manifest import CACHE_SCHEMA, ShardRecord, file_problem
+from lrt_lens.moments.cache._manifest import (
+    CACHE_SCHEMA,
+    DTYPES,
+    Manifest,
+    ShardRecord,
+    file_problem,
+)
 
 _WORD, _LINE, _PAGE = 8, 64, 4096
 """Bytes of a 64-bit integer, of the start of a page that a quick check reads, and of a page."""
@@ -126,31 +141,74 @@ class BlockTable:
         numbers.setdefault("capped", np.zeros_like(numbers["index"]))
         return cls(**numbers)
 
+    def problem(self, n_rows: int) -> str | None:
+        """Return why these cannot be the blocks of a shard of ``n_rows`` rows; None if they can."""
+        columns = {name: values for name, values in vars(self).items() if "window_" not in name}
+        of_windows = {name: values for name, values in vars(self).items() if "window_" in name}
+        for group in (columns, of_windows):
+            shapes = {name: values.shape for name, values in group.items()}
+            if len(set(shapes.values())) != 1 or any(len(shape) != 1 for shape in shapes.values()):
+                return f"its columns have the shapes {shapes}"
+        counts = (self.rows, self.windows, self.documents, self.capped)
+        if any((values < 0).any() for values in (*counts, self.window_length, self.window_rows)):
+            return "a count of its blocks is negative"
+        if ((self.part < 0) | (self.part >= N_PARTS)).any():
+            return f"a block is of part {self.part.max()}, and there are {N_PARTS}"
+        if int(self.windows.sum()) != len(self.window_rows):
+            return f"its blocks have {self.windows.sum()} windows of {len(self.window_rows)}"
+        starts = np.concatenate([[0], np.cumsum(self.windows)])
+        of_block = np.diff(np.concatenate([[0], np.cumsum(self.window_rows)])[starts])
+        if not np.array_equal(of_block, self.rows) or int(self.rows.sum()) != n_rows:
+            return f"its blocks have {self.rows.sum()} rows, the manifest says {n_rows}"
+        return None
+
 
 class Shard:
-    """Shard of a cache, whose files are opened on first use."""
+    """Shard of a cache, whose files are opened on first use.
+
+    Streams are mapped from the disk, everything else is copied.
+    """
 
     def __init__(
-        self, folder: Path, record: ShardRecord, verified: set[tuple[str, str]] | None = None
+        self,
+        folder: Path,
+        record: ShardRecord,
+        manifest: Manifest,
+        verified: set[tuple[str, str]] | None = None,
     ) -> None:
-        """Create a shard; ``verified`` collects the (file, tensor) names that were checked."""
+        """Create a shard.
+
+        Args:
+            folder: folder of the cache.
+            record: the shard in the manifest.
+            manifest: precision and widths of the streams.
+            verified: collects the (file, tensor) names that were checked.
+        """
         self.folder, self.record = folder, record
+        self._dtype, self._widths = DTYPES[manifest.dtype], manifest.streams
         self._verified = set() if verified is None else verified
-        self.opened_tensors: dict[str, tuple[dict[str, Tensor], dict[str, list[str]]]] = {}
+        self._opened: dict[str, tuple[MappedTensors, dict[str, list[str]]]] = {}
+        self._kept: dict[str, Tensor] = {}
 
     def stream(self, role: str, hook: str) -> Tensor:
         """Return the activations at a hook point, [row, d], memory-mapped."""
         return self._tensor(f"{role}/{hook}")
 
+    def refuse_changed(self) -> None:
+        """Raise `FileFormatError` if a file was cut or written to since it was opened."""
+        for opened, _ in self._opened.values():
+            opened.refuse_changed()
+
     @cached_property
     def table(self) -> BlockTable:
         """Blocks and windows of the shard."""
-        names = [
-            n
-            for n in self._file(self.record.files[0].name)[0]
-            if n.startswith(("blocks/", "windows/"))
-        ]
-        return BlockTable.from_tensors({name: self._tensor(name) for name in names})
+        first = self.record.files[0].name
+        names = [n for n in self._file(first)[0].names if n.startswith(("blocks/", "windows/"))]
+        with as_damage(self.folder / first):
+            table = BlockTable.from_tensors({name: self._tensor(name) for name in names})
+        if problem := table.problem(self.record.n_rows):
+            raise damaged(self.folder / first, problem)
+        return table
 
     def blocks(self, *, tokens: bool) -> Iterator[tuple[Block, slice, list[Window]]]:
         """Yield (block, slice of its rows, its windows in row order).
@@ -158,6 +216,8 @@ class Shard:
         ``tokens`` decides whether the windows have token ids and positions.
         """
         table, window, row = self.table, 0, 0
+        if tokens:
+            self._refuse_other_tokens()
         ids = self._tensor("tokens/id").numpy() if tokens else np.empty(0, dtype=np.int32)
         positions = (
             self._tensor("rows/position").numpy() if tokens else np.arange(self.record.n_rows)
@@ -189,33 +249,53 @@ class Shard:
                 order,
             )
 
+    def _refuse_other_tokens(self) -> None:
+        path = self.folder / self.record.files[0].name
+        sizes = {"token": int(self.table.window_length.sum()), "row": self.record.n_rows}
+        for name, axes in (("tokens/id", "token"), ("rows/position", "row")):
+            refuse_other_shape(path, name, self._tensor(name), axes, sizes)
+            refuse_values(path, name, self._tensor(name), is_integer=True)
+
     def verify(self) -> None:
         """Read all bytes; raise FileFormatError if a file is missing, truncated or damaged."""
         for file in self.record.files:
-            tensors, sums = self._file(file.name)
-            for name, tensor in tensors.items():
-                self._refuse_damaged(file.name, name, byte_sum(tensor) == sums.get(name, [""])[0])
+            opened, sums = self._file(file.name)
+            for name in opened.names:
+                total = byte_sum(opened.tensor(name))
+                self._refuse_damaged(file.name, name, total == sums.get(name, [""])[0])
 
     def _tensor(self, name: str) -> Tensor:
         """Return a tensor, checked on its first use."""
+        if name in self._kept:
+            return self._kept[name]
         # Later files hold streams only; blocks, windows and tokens are in the first one.
         for file in reversed(self.record.files):
             if name in file.streams or file is self.record.files[0]:
-                tensors, sums = self._file(file.name)
-                if name not in tensors:
+                opened, sums = self._file(file.name)
+                path = self.folder / file.name
+                if name not in opened.names:
                     raise FileFormatError(
-                        f"{str(self.folder / file.name)!r} lacks {name!r}; "
+                        f"{str(path)!r} lacks {name!r}; "
                         "it is not the file that was written there: copy the cache again"
                     )
+                tensor = opened.tensor(name)
+                if name in self._widths:
+                    self._refuse_other_stream(path, name, tensor)
                 if (file.name, name) not in self._verified:
-                    self._refuse_damaged(
-                        file.name,
-                        name,
-                        byte_sum(tensors[name], every_page=True) == sums.get(name, [""])[-1],
-                    )
+                    total = byte_sum(tensor, every_page=True)
+                    self._refuse_damaged(file.name, name, total == sums.get(name, [""])[-1])
                     self._verified.add((file.name, name))
-                return tensors[name]
+                if name not in self._widths:
+                    # Small: a copy, which does not change with the file.
+                    tensor = self._kept[name] = tensor.clone()
+                return tensor
         raise KeyError(name)
+
+    def _refuse_other_stream(self, path: Path, name: str, tensor: Tensor) -> None:
+        sizes = {"row": self.record.n_rows, "d": self._widths[name]}
+        refuse_other_shape(path, name, tensor, "row d", sizes)
+        if tensor.dtype != self._dtype:
+            raise damaged(path, f"{name!r} is {tensor.dtype}, the manifest says {self._dtype}")
 
     def _refuse_damaged(self, file: str, name: str, is_whole: bool) -> None:
         if not is_whole:
@@ -225,15 +305,17 @@ class Shard:
                 "arguments"
             )
 
-    def _file(self, name: str) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-        """Return (tensors, their sums of bytes) of a file, opened once."""
-        if name not in self.opened_tensors:
+    def _file(self, name: str) -> tuple[MappedTensors, dict[str, list[str]]]:
+        """Return (open file, sums of the bytes of its tensors), opened once."""
+        if name not in self._opened:
             (file,) = (file for file in self.record.files if file.name == name)
             if problem := file_problem(self.folder, file):
                 raise FileFormatError(cut_short(problem))
-            tensors, metadata = read_tensors(self.folder / name, CACHE_SCHEMA)
-            self.opened_tensors[name] = tensors, json.loads(metadata["sums"])
-        return self.opened_tensors[name]
+            path = self.folder / name
+            opened = mapped_tensors(path, CACHE_SCHEMA)
+            sums = stored_value(path, dict[str, list[str]], opened.metadata.get("sums"), "'sums'")
+            self._opened[name] = opened, sums
+        return self._opened[name]
 
 
 def cut_short(problem: str) -> str:

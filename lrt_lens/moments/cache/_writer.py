@@ -31,6 +31,7 @@ from lrt_lens.data._windows import Block, Window
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from lrt_lens.moments._rank_lock import RankLock
 from lrt_lens.moments.cache._manifest import (
+    DTYPES,
     MANIFEST_NAME,
     Manifest,
     ShardFile,
@@ -44,8 +45,6 @@ logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 2**28
 """Default size of a shard, 256 MiB."""
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-"""Precisions of stored activations, by name."""
 
 
 class CacheWriter:
@@ -88,7 +87,7 @@ class CacheWriter:
         known: dict[int, int] = {}
         complete = []
         for record in stored.shards:
-            shard = Shard(self.folder, record)
+            shard = Shard(self.folder, record, stored)
             try:
                 shard.verify()
             except FileFormatError as error:

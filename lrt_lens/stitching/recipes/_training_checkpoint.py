@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from lrt_lens._files import read_tensors, write_tensors
+from lrt_lens._stored_fields import as_damage, json_object, stored_fields
+from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.errors import MismatchError
 from lrt_lens.stitching.recipes._learner import Learner, Progress
 
@@ -29,7 +31,25 @@ TRAINING_SCHEMA = "lrt_lens.training/1"
 CHECKPOINT_NAME = "training.safetensors"
 _WRITING_SHARE = 0.05
 """Largest share of the run time that writing may take."""
-_LEARNER_FIELDS = ("best_loss", "looks_since", "is_stopped", "loss_sum", "loss_rows", "steps")
+
+
+class _LearnerState(TypedDict):
+    """Fields of a learner that a file stores as JSON."""
+
+    best_loss: float | None
+    looks_since: int
+    is_stopped: bool
+    loss_sum: float
+    loss_rows: int
+    steps: int
+
+
+class _State(TypedDict):
+    """Content of a file besides its tensors."""
+
+    arguments: dict[str, Any]
+    learners: dict[str, _LearnerState]
+    progress: Progress
 
 
 class TrainingCheckpoint:
@@ -61,30 +81,32 @@ class TrainingCheckpoint:
         """
         if not self.path.is_file():
             return Progress()
-        tensors, metadata = read_tensors(self.path, TRAINING_SCHEMA)
-        content = json.loads(metadata["state"])
+        file = read_tensor_file(self.path, TRAINING_SCHEMA)
+        content = json_object(self.path, file.metadata.get("state"), "'state'")
+        state = stored_fields(self.path, _State, content)
+        file.verify()
         for name, value in self.arguments.items():
-            if content["arguments"].get(name) != value:
+            if state["arguments"].get(name) != value:
                 raise MismatchError(
-                    f"{str(self.path)!r} was begun with {name} {content['arguments'].get(name)!r}, "
+                    f"{str(self.path)!r} was begun with {name} {state['arguments'].get(name)!r}, "
                     f"but now it is {value!r}; give the same settings and rows, or "
                     "another folder"
                 )
-        for name, learner in self.learners.items():
-            _put_back(
-                learner,
-                {
-                    key.removeprefix(f"{name}/"): t
-                    for key, t in tensors.items()
-                    if key.startswith(f"{name}/")
-                },
-            )
-            # JSON has no infinity, so `write` stores None for a `best_loss` that was never set.
-            for field, value in content["learners"][name].items():
-                setattr(
-                    learner, field, math.inf if field == "best_loss" and value is None else value
+        with as_damage(self.path):
+            for name, learner in self.learners.items():
+                _put_back(
+                    learner,
+                    {
+                        key.removeprefix(f"{name}/"): t
+                        for key, t in file.tensors.items()
+                        if key.startswith(f"{name}/")
+                    },
                 )
-        return Progress(**content["progress"])
+                # JSON has no infinity: a `best_loss` that was never set is stored as None.
+                for field, value in state["learners"][name].items():
+                    is_unset = field == "best_loss" and value is None
+                    setattr(learner, field, math.inf if is_unset else value)
+        return state["progress"]
 
     def write_if_due(self, done: Progress) -> None:
         """Write the checkpoint if ``every`` seconds have passed since the last one."""
@@ -100,7 +122,7 @@ class TrainingCheckpoint:
             for key, t in _tensors_of(learner).items()
         }
         fields = {
-            name: {f: getattr(learner, f) for f in _LEARNER_FIELDS}
+            name: {f: getattr(learner, f) for f in _LearnerState.__annotations__}
             for name, learner in self.learners.items()
         }
         for of_learner in fields.values():

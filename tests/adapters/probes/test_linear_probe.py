@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from lrt_lens._files import read_tensors, write_tensors
+from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.adapters.probes import LinearProbe
 from lrt_lens.adapters.probes._linear_probe import PROBE_SCHEMA
 from lrt_lens.adapters.probes._logistic import Logistic, fit_logistic, fit_towards, probabilities
@@ -278,7 +278,8 @@ def test_origin_is_stored_in_fields_and_files_of_the_earlier_form_load(
     assert (probe.transferred, transferred.transferred) == (False, True)
     assert (probe.method, transferred.method) == ("logistic_regression", "logistic_regression")
     path = transferred.save(tmp_path / "probe.safetensors")
-    tensors, metadata = read_tensors(path, PROBE_SCHEMA)
+    file = read_tensor_file(path, PROBE_SCHEMA)
+    tensors, metadata = file.tensors, file.metadata
     fields = json.loads(metadata["probe"])
     assert fields.pop("transferred_by") == "stitch"
     fields["method"] = "logistic_regression, transferred"
@@ -335,7 +336,8 @@ def test_a_vector_cannot_be_read_at_every_token(pair: ModelPair) -> None:
 def test_files_with_unknown_or_missing_fields_are_refused(tmp_path: Path) -> None:
     probe = LinearProbe(torch.ones(16, 1), torch.zeros(1), ("a", "b"), HOOK)
     path = probe.save(tmp_path / "probe.safetensors")
-    tensors, metadata = read_tensors(path, PROBE_SCHEMA)
+    file = read_tensor_file(path, PROBE_SCHEMA)
+    tensors, metadata = file.tensors, file.metadata
     fields = json.loads(metadata["probe"])
     without = {key: value for key, value in fields.items() if key != "classes"}
     for changed, message in ((fields | {"colour": 1}, "colour"), (without, "classes")):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lrt_lens._files import read_tensors, write_tensors
+from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.adapters._earlier_files import split_method
 from lrt_lens.adapters.vectors import SteeringVector
 from lrt_lens.adapters.vectors._steering_vector import VECTOR_SCHEMA
@@ -299,7 +299,8 @@ def test_origin_is_stored_in_fields_and_files_of_the_earlier_form_load(
     path = replace(vector, transferred_by="stitch").save(tmp_path / "vector.safetensors")
     loaded = SteeringVector.load(path)
     assert (loaded.method, loaded.read, loaded.transferred) == ("mean_difference", -2, True)
-    tensors, metadata = read_tensors(path, VECTOR_SCHEMA)
+    file = read_tensor_file(path, VECTOR_SCHEMA)
+    tensors, metadata = file.tensors, file.metadata
     fields = json.loads(metadata["vector"])
     del fields["transferred_by"]
     fields |= {"method": "mean_difference, transferred", "read": "-2"}
@@ -337,15 +338,16 @@ def test_every_method_of_the_earlier_form_names_its_last_transfer(
 
 def test_files_with_unknown_or_missing_fields_are_refused(tmp_path: Path) -> None:
     path = SteeringVector(torch.ones(16), HOOK).save(tmp_path / "vector.safetensors")
-    tensors, metadata = read_tensors(path, VECTOR_SCHEMA)
+    file = read_tensor_file(path, VECTOR_SCHEMA)
+    tensors, metadata = file.tensors, file.metadata
     fields = json.loads(metadata["vector"])
     without = {key: value for key, value in fields.items() if key != "hook"}
     for changed, message in (
         (json.dumps(fields | {"colour": 1}), r"fields of a SteeringVector: .*unknown \['colour'\]"),
         (json.dumps(without), r"missing \['hook'\]"),
-        (json.dumps(fields | {"model": {"name": "x"}}), "fields of a ModelIdentity: missing"),
-        ("[]", "expected its fields by name"),
-        ("{", "no readable entry 'vector'"),
+        (json.dumps(fields | {"model": {"name": "x"}}), r"missing \['model.revision'"),
+        ("[]", "expected fields by name"),
+        ("{", "'vector' is not valid JSON"),
     ):
         write_tensors(path, tensors, metadata | {"vector": changed})
         with pytest.raises(FileFormatError, match=message):

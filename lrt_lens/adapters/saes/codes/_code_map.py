@@ -34,7 +34,8 @@ import torch
 from torch import Tensor
 
 from lrt_lens._byte_sizes import human_bytes
-from lrt_lens._files import json_fields, read_tensors, refuse_other_fields, write_tensors
+from lrt_lens._stored_fields import as_damage, json_object, stored_fields
+from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.adapters.saes.codes._moments import (
     CodeMoments,
     CodePasses,
@@ -47,8 +48,8 @@ from lrt_lens.adapters.saes.codes._moments import (
 from lrt_lens.adapters.saes.codes._ridge import CODE_ALPHAS, CodeSolution, fit_codes
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._documents import Documents
-from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
-from lrt_lens.models._belonging import Ends, Origin, stored_identity
+from lrt_lens.errors import MismatchError, NonFiniteError
+from lrt_lens.models._belonging import Ends, Origin, refuse_impossible_hook
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._text_reader import SKIP_FIRST
@@ -107,6 +108,12 @@ class CodeMap:
                 f"weight {tuple(self.weight.shape)}, bias {tuple(self.bias.shape)} and "
                 f"{len(self.live)} live features do not fit together; expected [live, d_target], "
                 "[d_target] and one index per row"
+            )
+        ascends = bool((self.live.diff() > 0).all()) and bool((self.live >= 0).all())
+        if not ascends or (len(self.live) and int(self.live[-1]) >= len(self.firings)):
+            raise MismatchError(
+                f"the live features are not ascending numbers below {len(self.firings)}, the number"
+                " of features; give the index of each row's feature within the SAE"
             )
         if not (torch.isfinite(self.weight).all() and torch.isfinite(self.bias).all()):
             raise NonFiniteError(
@@ -214,20 +221,15 @@ class CodeMap:
         Raises:
             FileFormatError: the file is missing, truncated or of another format.
         """
-        tensors, metadata = read_tensors(Path(path), CODES_SCHEMA)
-        missing = [name for name in _TENSORS if name not in tensors]
-        if missing:
-            raise FileFormatError(
-                f"{str(path)!r} lacks the tensors {missing}; expected a file written by "
-                "CodeMap.save: write it again"
-            )
-        fields = json_fields(Path(path), metadata, "codes")
-        fields = refuse_other_fields(Path(path), cls, fields, others=_TENSORS)
+        file = read_tensor_file(Path(path), CODES_SCHEMA)
+        content = json_object(file.path, file.metadata.get("codes"), "'codes'")
+        fields = stored_fields(file.path, cls, content, others=_TENSORS)
         for role in ("source", "target"):
-            fields[role] = stored_identity(Path(path), fields.get(role))
-        # JSON has lists only; the fields of a frozen dataclass are tuples.
-        fields["curve"] = tuple(tuple(point) for point in fields.get("curve", ()))
-        return cls(**tensors, **fields)
+            refuse_impossible_hook(file.path, fields[f"{role}_hook"], fields.get(role))
+        shapes = {"weight": "live target", "bias": "target", "live": "live", "firings": "feature"}
+        tensors = file.checked(shapes, integers=("live", "firings"))
+        with as_damage(file.path):
+            return cls(**tensors, **fields)
 
 
 def fit_code_map(
