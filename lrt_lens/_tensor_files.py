@@ -46,8 +46,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Raises:
         OSError: the disk is full, or the folder cannot be written to.
     """
-    # safetensors writes contiguous tensors in main memory only.
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # safetensors writes contiguous tensors in main memory, and none that shares it with another.
+    ready: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        there = tensor.detach().cpu().contiguous()
+        ready[name] = there.clone() if there.data_ptr() in taken else there
+        taken.add(there.data_ptr())
     whole = dict(metadata)
     whole["data_checksum"] = data_checksum(ready)
     whole["header_checksum"] = _header_checksum(whole, _described(ready))

@@ -98,7 +98,7 @@ def test_truncated_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match=r"expected \{'encoder.weight'"):
         load_sparsify(folder)
     (folder / "cfg.json").write_text("{")
-    with pytest.raises(FileFormatError, match=r"is no JSON"):
+    with pytest.raises(FileFormatError, match=r"is not valid JSON"):
         load_sparsify(folder)
     (folder / "cfg.json").write_text("{}")
     with pytest.raises(FileFormatError, match=r"has no d_in and k"):
