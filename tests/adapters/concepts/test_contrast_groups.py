@@ -33,7 +33,7 @@ COLOUR = Concept(
     ),
     ChoiceItems(PROMPTS[:6], [" took the red stone"] * 6, [" took a blue bird"] * 6),
 )
-DAMAGE = 0.02
+DAMAGE = 0.01
 CHEAP: dict[str, Any] = {
     "betas": (1.0,),
     "ridge": False,
@@ -104,6 +104,8 @@ def naive_refits(pair: ModelPair, neutral: list[str]) -> dict[str, np.ndarray]:
             scale = calibrate_scale(pair.target, vector, neutral, damage=DAMAGE).scale
             changes = [
                 float((items.propensity(vector.hook_at(beta)) - before).mean())
+                if math.isfinite(beta)
+                else math.nan
                 for beta in (1.0, scale)
             ]
             effects.setdefault(name, []).append(changes)
@@ -119,13 +121,20 @@ def test_errors_of_contrast_pairs_are_those_of_naive_refits(
         # √((K − 1)/K · Σ(θ_k − θ̄)²) with K = 4
         return math.sqrt(3 / 4 * ((values - values.mean()) ** 2).sum())
 
+    # A random model may never lose as much; then the error is unknown on both sides.
+    known = {name for name, effects in refits.items() if not np.isnan(effects).any()}
+    assert {"native", "other", "untransformed"} <= known
     for name, effects in refits.items():
         row = summary.loc[("mood", name)]
         assert row["effect_contrast_error"] == pytest.approx(error(effects[:, 0]), rel=1e-2)
         # The evaluation interpolates between strengths, the naive refit searches the damage.
-        assert row["contrast_error"] == pytest.approx(error(effects[:, 1]), rel=0.2, abs=2e-3)
+        assert row["contrast_error"] == pytest.approx(
+            error(effects[:, 1]), rel=0.2, abs=2e-3, nan_ok=True
+        )
         fraction = error(effects[:, 1] / refits["native"][:, 1])
-        assert row["fraction_contrast_error"] == pytest.approx(fraction, rel=0.2, abs=0.01)
+        assert row["fraction_contrast_error"] == pytest.approx(
+            fraction, rel=0.2, abs=0.01, nan_ok=True
+        )
 
 
 def test_intervals_are_widened_by_the_contrast_pairs_and_say_so(
@@ -134,7 +143,10 @@ def test_intervals_are_widened_by_the_contrast_pairs_and_say_so(
     without = evaluate(n_contrast_groups=0)
     assert set(without["contains"]) == {"items, neutral texts"}
     assert without["contrast_error"].isna().all()
-    assert set(summary["contains"]) == {"items, neutral texts, contrast pairs"}
+    is_missing = summary["contrast_error"].isna() & summary["effect_at_equal_damage"].notna()
+    contains = np.where(is_missing, "items, neutral texts", "items, neutral texts, contrast pairs")
+    assert summary["contains"].tolist() == contains.tolist()
+    assert (~is_missing).sum() > 8
     columns = (
         ("effect", "effect_low", "effect_high", "effect_contrast_error"),
         ("effect_at_equal_damage", "low", "high", "contrast_error"),
@@ -149,7 +161,7 @@ def test_intervals_are_widened_by_the_contrast_pairs_and_say_so(
             known = summary[error].notna()
             assert known.any()
             total = (summary[end] - summary[value]).abs()
-            assert np.allclose(total[known], expected[known], rtol=1e-4)
+            assert np.allclose(total[known], expected[known], rtol=1e-4, equal_nan=True)
     # Native has all of its own effect, whatever the pairs are.
     assert summary.loc[("mood", "native"), "fraction_contrast_error"] == pytest.approx(0, abs=1e-9)
 
