@@ -22,6 +22,9 @@ controls. With A and B disjoint parts of a concept's pairs, every vector is lear
 
 Tables are those of L-Cross (arXiv 2501.02009).
 
+Arms of one vector are learnt again without each group of contrast pairs (`contrast_refits`), for
+the intervals.
+
 Limits: ``others`` and its controls need at least three concepts.
 """
 

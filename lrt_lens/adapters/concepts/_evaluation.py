@@ -18,10 +18,11 @@ neutral text.
 - *Probability* is its logistic function: the share of the concept's choice among both, in per cent.
 - *Effect* is the change of propensity.
 
-Intervals hold for other items (those that share a prompt or a continuation are one cluster) and
-other neutral texts, not for other contrast pairs; the column ``contains`` says so. Arms of several
-draws have the interval that a new draw falls into, and every other arm a two-sided p-value among
-the draws.
+Intervals of the summary hold for other items (those that share a prompt or a continuation are one
+cluster), other neutral texts and other contrast pairs: vector and map are learnt again without each
+group of pairs. The column ``contains`` says so. Arms of several draws have the interval that a new
+draw falls into, and every other arm a two-sided p-value among the draws. ``noise_source`` has
+several draws if its map does not interpolate (n > d); up to n = d all draws give the native vector.
 
 The arm ``source`` is the source model, steered by its own vector on the same items. It shows what
 the small model can do by itself (figure 4).
@@ -114,11 +115,13 @@ class ConceptTransfer:
     Columns: cosine, norm_ratio, n, d, interpolates, r2, r2_uniform (held out), effect, effect_low,
     effect_high (at β = 1), beta_at_equal_damage, effect_at_equal_damage, low, high,
     fraction_of_native with fraction_low and fraction_high, n_draws, flag, interval_flag (what is
-    doubtful about an interval), contains (what the intervals hold for).
+    doubtful about an interval), contains (what the intervals hold for), and the standard
+    errors that the contrast pairs cause: effect_contrast_error (at β = 1), contrast_error (at equal damage) and
+    fraction_contrast_error.
 
-    For ``random``, ``random_matched`` and ``shuffled``, ends are where a new draw falls, and there
-    is typical_size (root mean square of the effects). The other arms of the target have random_p
-    and shuffled_p (two-sided p-value of the effect among those of ``random_matched`` or
+    For ``random``, ``random_matched``, ``shuffled`` and ``noise_source`` (if n > d), ends are where
+    a new draw falls, and there is typical_size (root mean square of the effects). The other arms of
+    the target have random_p and shuffled_p (two-sided p-value of the effect among those of ``random_matched`` or
     ``shuffled``), each with its floor, the smallest one that so many draws can give. Sizes and
     p-values are at equal damage if that was measured, else at β = 1.
     """

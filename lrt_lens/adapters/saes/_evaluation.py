@@ -26,7 +26,7 @@ as that of the transferred SAE, at least ``p_floor``: 3 maps give no p below .25
 
 Limits: ``fvu`` refers to the mean of the tokens of the stitch's fit. ``dead_fraction`` counts
 features that are silent on these tokens, so it falls with the number of tokens. ``shuffled`` is one
-derangement of the pairs.
+derangement of the pairs: its interval holds for other documents, not for another derangement.
 """
 
 import logging
