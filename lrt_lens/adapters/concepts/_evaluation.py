@@ -116,14 +116,14 @@ class ConceptTransfer:
     effect_high (at β = 1), beta_at_equal_damage, effect_at_equal_damage, low, high,
     fraction_of_native with fraction_low and fraction_high, n_draws, flag, interval_flag (what is
     doubtful about an interval), contains (what the intervals hold for), and the standard
-    errors that the contrast pairs cause: effect_contrast_error (at β = 1), contrast_error (at equal damage) and
-    fraction_contrast_error.
+    errors that the contrast pairs cause: effect_contrast_error (at β = 1), contrast_error (at equal
+    damage) and fraction_contrast_error.
 
     For ``random``, ``random_matched``, ``shuffled`` and ``noise_source`` (if n > d), ends are where
     a new draw falls, and there is typical_size (root mean square of the effects). The other arms of
-    the target have random_p and shuffled_p (two-sided p-value of the effect among those of ``random_matched`` or
-    ``shuffled``), each with its floor, the smallest one that so many draws can give. Sizes and
-    p-values are at equal damage if that was measured, else at β = 1.
+    the target have random_p and shuffled_p (two-sided p-value of the effect among those of
+    ``random_matched`` or ``shuffled``), each with its floor, the smallest one that so many draws can
+    give. Sizes and p-values are at equal damage if that was measured, else at β = 1.
     """
     vectors: dict[tuple[str, str], tuple[SteeringVector, ...]] = field(repr=False)
     """Vectors by concept and arm, except arms with many draws."""

@@ -181,7 +181,7 @@ def test_random_source_rows_are_drawn_again_unless_their_map_interpolates(
     # Vectors of 10 pairs are 20 texts in 16 dimensions, those of 8 pairs are 16 texts.
     drawn, single = (evaluate(n_pairs=n, **options).loc[("mood", "noise_source")] for n in (10, 8))
     assert (drawn["n_draws"], drawn["contains"], drawn["interpolates"]) == (3, "draws", 0)
-    assert drawn["typical_size"] > 0
+    assert float(drawn["typical_size"]) > 0
     assert (single["n_draws"], single["interpolates"]) == (1, 1)
 
 
@@ -202,7 +202,7 @@ def test_errors_are_the_spread_over_fresh_contrast_sets() -> None:
         for contrast, choices in zip(sets, items, strict=True):
             index = rng.permutation(len(contrast))[:32].tolist()
             positive, negative = (
-                [texts[i] for i in index] for texts in (contrast.positive, contrast.negative)
+                [str(texts[i]) for i in index] for texts in (contrast.positive, contrast.negative)
             )
             concepts.append(Concept(ContrastSet(positive, negative, name=contrast.name), choices))
             part[contrast.name] = rows[contrast.name][torch.tensor(index)]
