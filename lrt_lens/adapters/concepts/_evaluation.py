@@ -122,8 +122,8 @@ class ConceptTransfer:
     For ``random``, ``random_matched``, ``shuffled`` and ``noise_source`` (if n > d), ends are where
     a new draw falls, and there is typical_size (root mean square of the effects). The other arms of
     the target have random_p and shuffled_p (two-sided p-value of the effect among those of
-    ``random_matched`` or ``shuffled``), each with its floor, the smallest one that so many draws can
-    give. Sizes and p-values are at equal damage if that was measured, else at β = 1.
+    ``random_matched`` or ``shuffled``), each with its floor, the smallest one that so many draws
+    can give. Sizes and p-values are at equal damage if that was measured, else at β = 1.
     """
     vectors: dict[tuple[str, str], tuple[SteeringVector, ...]] = field(repr=False)
     """Vectors by concept and arm, except arms with many draws."""
