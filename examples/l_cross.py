@@ -102,7 +102,7 @@ class Options(FigureOptions):
     n_pairs: int | None = None
     """Pairs per vector; by default texts for 3/4 of the source's dimensions, at most half of all.
     """
-    draws: int = 5
+    draws: int = 20
     """Draws of texts per point of the curve."""
     n_random: int = 20
     """Number of draws of each control: random directions or maps, and shuffled maps."""

@@ -25,16 +25,21 @@ Controls: every stitch's own ``null`` (the same method on shuffled or random pai
 directions and probes, native ones, and ``token_identity``, if the moments hold the source's
 embedding: it predicts states, and reads by ``token_map``, but there is no vector to transfer.
 
-Intervals of effects hold for other items and neutral texts, those of AUROCs for other test texts;
-neither holds for other contrast pairs, training texts or another map. Random directions and probes
-have the interval that a new draw falls into, and each method a two-sided p-value among them.
+Intervals of effects hold for other items, neutral texts and contrast pairs (the column
+``effect_contains``), those of AUROCs for other test texts; neither holds for other training texts
+of the probes or another map. Random directions and probes have the interval that a new draw falls
+into, and each method a two-sided p-value among them.
 
-Limits: ``effect_null`` and ``auroc_null`` are one draw each of a map of shuffled pairs, which may
-point either way; random directions with the target's covariance, the second half of ``random``,
-are what such maps send vectors to. The methods use different amounts of data, which is intended for
-some of them: a map of anchors has hundreds of rows, ridge has all tokens. ``anchor_ridge`` has the
-anchors' data without a method. Maps of texts' means are evaluated on tokens here. R² penalises a
-wrong length of the prediction; cosine, equal damage and AUROC do not.
+A map of shuffled pairs is one draw and may point either way, so ``effect_null`` and ``auroc_null``
+come with the interval that another such map falls into, and each method with its p-value among
+these draws. They are drawn as in `lrt_lens.adapters.vectors._arms` and
+`lrt_lens.adapters.probes._probe_arms`: exactly what ridge gives for shuffled pairs, and for other
+methods an approximation.
+
+Limits: the methods use different amounts of data, which is intended for some of them: a map of
+anchors has hundreds of rows, ridge has all tokens. ``anchor_ridge`` has the anchors' data without a
+method. Maps of texts' means are evaluated on tokens here. R² penalises a wrong length of the
+prediction; cosine, equal damage and AUROC do not.
 """
 
 import math
@@ -54,9 +59,12 @@ from lrt_lens.adapters.concepts._concept_map import contrast_sets
 from lrt_lens.adapters.probes._labels import class_numbers, label_list
 from lrt_lens.adapters.probes._linear_probe import LinearProbe, probe_through, read_rows
 from lrt_lens.adapters.probes._logistic import probabilities
+from lrt_lens.adapters.probes._probe_arms import shuffled_draws
 from lrt_lens.adapters.vectors._arm_meter import ArmMeter
-from lrt_lens.adapters.vectors._arms import drawn_arms
+from lrt_lens.adapters.vectors._arms import drawn_arms, shuffled_arms
+from lrt_lens.adapters.vectors._contrast_states import ContrastStates, states_without_groups
 from lrt_lens.adapters.vectors._equal_damage import ITEMS, TEXTS, Curve, item_clusters
+from lrt_lens.adapters.vectors._sources import CONTRAST, ratio_error, total
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.adapters.vectors._vector_arm import VectorArm
 from lrt_lens.baselines._text_rows import RowRead
@@ -75,6 +83,7 @@ from lrt_lens.statistics._bootstrap import Clusters, Resamples, bootstrap_statis
 from lrt_lens.statistics._classification import auroc, auroc_interval
 from lrt_lens.statistics._draws import prediction_interval, rank_test, typical_size
 from lrt_lens.statistics._intervals import NOTHING, Interval, joined_flags
+from lrt_lens.statistics._jackknife import jackknife_error
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._diagnostics import score_intervals
 from lrt_lens.stitching._fit import token_identity_map
@@ -96,7 +105,11 @@ class FamilyBaselines:
     share_of_native with low and high, auroc_null; flag; interval_flag (what is doubtful about an
     interval); effect_p and auroc_p (two-sided p-value of the effect, and of the AUROC's distance
     from ½, among those of random draws), effect_p_floor and auroc_p_floor (the smallest ones that
-    so many draws can give).
+    so many draws can give); effect_null_low and effect_null_high, auroc_null_low and
+    auroc_null_high (where another map of shuffled pairs falls), effect_shuffled_p and
+    auroc_shuffled_p (p-values among such maps) with their floors; effect_contains (what varies in
+    the intervals of effect and fraction), effect_contrast_error and fraction_contrast_error
+    (standard errors that the contrast pairs cause).
 
     The row ``random`` has the intervals that a new draw falls into, and typical_size (root mean
     square of the effects).
@@ -146,6 +159,11 @@ class FamilyBaselineSettings(Settings):
     ``"refuse"`` or ``"unmasked"``."""
     n_random: int = 20
     """Number of random directions, and of random probes."""
+    n_shuffled: int = 20
+    """Number of maps of shuffled pairs: that of each stitch, and draws of such maps."""
+    n_contrast_groups: int = 8
+    """Number of groups of contrast pairs that are left out one at a time, for the share of an
+    interval that the contrast texts cause; 0 leaves that share out."""
     seed: int = 0
     """Seed of draws and bootstraps."""
     progress: bool = True
@@ -337,22 +355,31 @@ class _Steering:
         )
         # The source's vector is learnt once and transferred by every stitch.
         rule: dict[str, Any] = {"short_texts": settings.short_texts}
-        self.vector, self.native = (
-            SteeringVector.mean_difference(model, contrast, at=hook, **rule)
-            for model, hook in ((pair.source, first.source_hook), (pair.target, first.target_hook))
+        hook = first.source_hook
+        self.vector = SteeringVector.mean_difference(pair.source, contrast, at=hook, **rule)
+        self.own, self.states = (
+            self.vector.states(model, contrast, at=at)
+            for model, at in ((pair.source, hook), (pair.target, first.target_hook))
         )
+        self.native = SteeringVector.learnt_from(self.states, self.vector.method)
 
     def rows(self, stitches: Mapping[str, Stitch]) -> dict[str, dict[str, Any]]:
         """Return the effects at equal damage per method."""
         native = self.meter.measure(VectorArm("native", self.native)).plus
-        rows = {"native": self._row(native, native)}
+        groups = list(states_without_groups(self.own, self.states, self.settings.n_contrast_groups))
+        reference = [self._refit("native", states, k) for k, (_, states) in enumerate(groups)]
+        rows = {"native": self._row(native, native, reference, reference)}
+        shuffled = self._shuffled()
         is_quiet = not self.settings.progress
         for name, stitch in tqdm(stitches.items(), desc="steer", disable=is_quiet, leave=False):
             transferred = VectorArm(name, stitch.transfer(self.vector))
-            rows[name] = self._row(self.meter.measure(transferred).plus, native)
-            if stitch.null is not None:
-                shuffled = stitch.transfer(self.vector, through=stitch.null.up)
-                rows[name]["effect_null"] = self._effect(VectorArm("shuffled", shuffled, draw=0))
+            curve = self.meter.measure(transferred).plus
+            refits = [self._refit(name, own, k, stitch) for k, (own, _) in enumerate(groups)]
+            rows[name] = self._row(curve, native, refits, reference)
+            if stitch.null is not None and self.settings.n_shuffled:
+                image = stitch.transfer(self.vector, through=stitch.null.up)
+                own = self._effect(VectorArm("shuffled", image, draw=0))
+                rows[name] |= _beside_shuffled("effect", rows[name]["effect"], [own, *shuffled])
         arms = drawn_arms(self.first, self.native, self.settings.n_random, self.settings.seed)
         drawn = [self._effect(arm) for arm in arms]
         for row in rows.values():
@@ -364,17 +391,45 @@ class _Steering:
             rows["random"] |= {"typical_size": typical_size(drawn)}
         return rows
 
+    def _shuffled(self) -> list[float]:
+        """Return the effects of draws of maps of shuffled pairs, without that of a stitch.
+
+        At equal damage only directions matter, and these have one distribution for all methods.
+        """
+        first, n, seed = self.first, self.settings.n_shuffled, self.settings.seed
+        arms = shuffled_arms(first, self.vector, {}, n if first.null is not None else 0, seed)
+        return [self._effect(arm) for arm in arms][1:]
+
+    def _refit(
+        self, name: str, states: ContrastStates, k: int, through: Stitch | None = None
+    ) -> float:
+        """Return the effect of a vector without one group of pairs, transferred by a stitch."""
+        vector = SteeringVector.learnt_from(states, self.vector.method)
+        vector = vector if through is None else through.transfer(vector)
+        # The search begins at the step of the arm of this name.
+        return self._effect(VectorArm(name, vector, draw=k))
+
     def _effect(self, arm: VectorArm) -> float:
         """Return the mean effect at the budget; NaN if no scale reaches it."""
         return self.meter.measure(arm).effect(self.settings.damage)
 
-    def _row(self, curve: Curve, native: Curve) -> dict[str, Any]:
-        """Return the effect and its fraction of native, with intervals over items and texts."""
+    def _row(
+        self, curve: Curve, native: Curve, refits: list[float], reference: list[float]
+    ) -> dict[str, Any]:
+        """Return the effect and its fraction of native, with intervals over items, texts and pairs.
+
+        ``refits`` are the effects without each group of pairs, ``reference`` those of native.
+        """
         budget = self.settings.damage
         effect, own = (one.effect(budget, self.resamples) for one in (curve, native))
-        interval = effect.interval(self.resamples)
-        share = effect.ratio(own, self.resamples)
+        error, share_error = jackknife_error(refits), ratio_error(refits, reference)
+        groups = {CONTRAST: len(refits)}
+        interval = total(effect.interval(self.resamples), {CONTRAST: error}, groups)
+        share = total(effect.ratio(own, self.resamples), {CONTRAST: share_error}, groups)
         row: dict[str, Any] = _named("effect", interval)
+        sources = [*self.resamples.sources, *([] if math.isnan(error) else [CONTRAST])]
+        row |= {"effect_contains": ", ".join(sources), "effect_contrast_error": error}
+        row |= {"fraction_contrast_error": share_error}
         row |= _named("fraction_of_native", share, "fraction")
         missed = "damage not bracketed" if math.isnan(interval.value) else ""
         doubts = joined_flags([interval.flag, share.flag])
@@ -426,9 +481,12 @@ class _Reading:
         rows = {"native": self._row(native, native)}
         for name, stitch in stitches.items():
             rows[name] = self._row(self._probabilities(stitch.transfer(self.probe)), native)
-            if stitch.null is not None:
-                shuffled = stitch.transfer(self.probe, through=stitch.null.down)
-                rows[name]["auroc_null"] = auroc(self._probabilities(shuffled), self.truth)
+            if stitch.null is not None and self.settings.n_shuffled:
+                shuffled = np.array(self._shuffled(stitch, stitch.null.down))
+                centred = _beside_shuffled("auroc", rows[name]["auroc"] - 0.5, shuffled - 0.5)
+                # Reading backwards is as far from chance as reading forwards.
+                ends = ("auroc_null", "auroc_null_low", "auroc_null_high")
+                rows[name] |= centred | {end: centred[end] + 0.5 for end in ends}
         token_map, n_random = self.settings.token_map, self.settings.n_random
         if token_map is not None:
             tokens = probe_through(self.probe, token_map, EMBED, self.pair.target.identity)
@@ -467,6 +525,15 @@ class _Reading:
         row |= _named("share_of_native", share, "share")
         return row | {"interval_flag": share.flag.replace("items", "test texts")}
 
+    def _shuffled(self, stitch: Stitch, through: AffineMap) -> list[float]:
+        """Return the AUROCs through maps of shuffled pairs, that of the stitch first."""
+        n, seed = self.settings.n_shuffled, self.settings.seed
+        draws = shuffled_draws(stitch.source_statistics, self.probe, n, seed)
+        return [
+            auroc(self._probabilities(stitch.transfer(probe, through=through)), self.truth)
+            for probe in draws
+        ]
+
     def _random(self, n: int) -> list[float]:
         generator = torch.Generator().manual_seed(self.settings.seed)
         weights = torch.randn(self.x.shape[1], n, generator=generator, dtype=torch.float64)
@@ -484,6 +551,23 @@ def _share_above_chance(columns: np.ndarray) -> float:
     ours, native = (auroc(np.stack([-score, score], 1), truth) for score in columns[:2])
     # Without one of the classes an AUROC is NaN; `bootstrap_statistic` leaves such resamples out.
     return 0.0 if native <= 0.5 else float((ours - 0.5) / (native - 0.5))
+
+
+def _beside_shuffled(
+    name: str, value: float, draws: Sequence[float] | np.ndarray
+) -> dict[str, float]:
+    """Return the columns that compare a value with those of maps of shuffled pairs.
+
+    The first of ``draws`` is that of the method's own map.
+    """
+    new_draw, test = prediction_interval(draws), rank_test(value, draws)
+    return {
+        f"{name}_null": float(draws[0]),
+        f"{name}_null_low": new_draw.low,
+        f"{name}_null_high": new_draw.high,
+        f"{name}_shuffled_p": test.p,
+        f"{name}_shuffled_p_floor": test.floor,
+    }
 
 
 def _named(name: str, interval: Interval, prefix: str | None = None) -> dict[str, float]:

@@ -98,7 +98,10 @@ class StitchLoss:
     - ``top1``: share of tokens for which own and arm agree on the likeliest next token;
     - ``replaced``: share of replaced positions, of those that have a next token;
     - ``increase_percent``: increase of ce over own; ``n_tokens``, ``n_documents``.
-    - ``interval_flag``: what is doubtful about the intervals, such as few documents; else empty.
+    - ``interval_flag``: what is doubtful about the intervals, such as few documents; else empty;
+    - ``contains``: what the intervals hold for, other documents; ``n_draws``: number of maps of
+      shuffled pairs in the arm ``shuffled``, 1. Another derangement may lie outside its interval,
+      and one draw gives no p-value below ½.
 
     ``ce``, ``kl``, ``recovered``, ``win_rate``, ``top1`` and ``increase_percent`` have intervals.
     """
@@ -500,6 +503,8 @@ def _row(
         "n_tokens": int(counts["ce"].sum()),
         "n_documents": len(own),
         "interval_flag": "; ".join(doubts),
+        "contains": "documents",
+        "n_draws": 1,
     }
 
 

@@ -96,6 +96,7 @@ def evaluate(
         "test_labels": TEST_LABELS,
         "damage": 0.05,
         "n_random": 3,
+        "n_shuffled": 4,
         "progress": False,
     }
     return evaluate_family_baselines(pair, stitches, **(options | changed))
@@ -191,6 +192,63 @@ def test_effects_lie_between_those_of_passes_steered_by_hand(
             rows.loc[name, "effect"] / rows.loc["native", "effect"], nan_ok=True
         )
     assert rows.loc["native", "fraction_of_native"] == pytest.approx(1)
+
+
+def test_contrast_pairs_widen_effects_by_the_jackknife_of_naive_refits(
+    pair: ModelPair, stitches: dict[str, Stitch], rows: pd.DataFrame, passages: list[str]
+) -> None:
+    from lrt_lens.adapters.vectors import calibrate_scale
+
+    items = OneRowPerContinuation(pair.target, ITEMS, 2)
+    before = items.propensity()
+    group = np.random.default_rng(0).permutation(10) % 5
+    effects: dict[str, list[float]] = {}
+    for k in range(5):
+        rest = np.flatnonzero(group != k)
+        part = ContrastSet([MOOD.positive[i] for i in rest], [MOOD.negative[i] for i in rest])
+        vector = SteeringVector.mean_difference(pair.source, part, at=1)
+        arms = {name: stitch.transfer(vector) for name, stitch in stitches.items()}
+        arms["native"] = SteeringVector.mean_difference(pair.target, part, at=2)
+        for name, moved in arms.items():
+            scale = calibrate_scale(pair.target, moved, passages[:8], damage=0.05).scale
+            change = items.propensity(moved.hook_at(scale)) - before
+            effects.setdefault(name, []).append(float(change.mean()))
+    native = np.array(effects["native"])
+    for name, values in effects.items():
+        for column, refits in (
+            ("effect_contrast_error", np.array(values)),
+            ("fraction_contrast_error", np.array(values) / native),
+        ):
+            # √((K − 1)/K · Σ(θ_k − θ̄)²) with K = 5
+            error = np.sqrt(4 / 5 * ((refits - refits.mean()) ** 2).sum())
+            assert rows.loc[name, column] == pytest.approx(error, rel=0.2, abs=5e-3)
+        assert rows.loc[name, "effect_contains"] == "items, neutral texts, contrast pairs"
+
+
+def test_the_share_of_contrast_pairs_and_shuffled_draws_can_be_left_out(
+    pair: ModelPair,
+    stitches: dict[str, Stitch],
+    grid: StitchGrid,
+    passages: list[str],
+    rows: pd.DataFrame,
+) -> None:
+    some = {"ridge": stitches["ridge"]}
+    plain = evaluate(pair, some, grid, passages, n_contrast_groups=0, n_shuffled=1)
+    row = plain.summary.set_index("method").loc["ridge"]
+    assert row["effect_contains"] == "items, neutral texts"
+    assert row["effect"] == pytest.approx(rows.loc["ridge", "effect"])
+    # t(.975, 4) = 2.7764: five groups of pairs.
+    reach = 2.7764 * rows.loc["ridge", "effect_contrast_error"]
+    expected = np.hypot(row["effect_high"] - row["effect"], reach)
+    assert rows.loc["ridge", "effect_high"] - row["effect"] == pytest.approx(expected, rel=1e-4)
+    assert (row["auroc_shuffled_p_floor"], np.isnan(row["auroc_null_low"])) == (0.5, True)
+    # Four draws: the p-value cannot be below 1/5.
+    for method in ("ridge", "procrustes"):
+        assert rows.loc[method, "auroc_shuffled_p_floor"] == pytest.approx(1 / 5)
+        assert rows.loc[method, "auroc_shuffled_p"] in (0.2, 0.4, 0.6, 0.8, 1.0)
+        low, high = (rows.loc[method, f"auroc_null_{end}"] for end in ("low", "high"))
+        assert low < rows.loc[method, "auroc_null"] < high
+        assert rows.loc[method, "effect_shuffled_p_floor"] >= 1 / 5
 
 
 def test_aurocs_are_scikit_learns(

@@ -22,22 +22,26 @@ controls. With A and B disjoint parts of a concept's pairs, every vector is lear
 
 Tables are those of L-Cross (arXiv 2501.02009).
 
+Arms of one vector are learnt again without each group of contrast pairs (`contrast_refits`), for
+the intervals.
+
 Limits: ``others`` and its controls need at least three concepts.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lrt_lens.adapters.concepts._concept_arm import DRAWN, ConceptArm
+from lrt_lens.adapters.concepts._concept_arm import ConceptArm
 from lrt_lens.adapters.concepts._concept_map import Extraction
 from lrt_lens.adapters.concepts._row_maps import RowMap
 from lrt_lens.adapters.concepts._rows import PairRows, cosine, mean_only
 from lrt_lens.adapters.concepts._settings import ConceptTransferSettings
+from lrt_lens.adapters.vectors._sources import usable_groups
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.stitching._stitch import Stitch
@@ -69,6 +73,8 @@ class _ConceptRows:
     """Rows of the next concept in the list."""
     others: PairRows | None
     """Rows of all other concepts; None if there is only one other concept."""
+    source_hook: str
+    """Hook point of the source."""
     target_hook: str
     """Hook point of the target."""
     stitch: Stitch | None
@@ -91,6 +97,22 @@ class _ConceptRows:
         """Rows of all other concepts."""
         return self.other if self.others is None else self.others
 
+    def n_groups(self, n_groups: int) -> int:
+        """Return into how many groups all of these pairs can be divided (`usable_groups`)."""
+        parts = (self.learnt, self.disjoint, self.other)
+        return usable_groups(n_groups, min(len(part) for part in parts))
+
+    def without(self, group: int, n_groups: int) -> "_ConceptRows":
+        """Return the rows without one group of the pairs of the vector and of every map."""
+        others = None if self.others is None else self.others.without(group, n_groups)
+        return replace(
+            self,
+            learnt=self.learnt.without(group, n_groups),
+            disjoint=self.disjoint.without(group, n_groups),
+            other=self.other.without(group, n_groups),
+            others=others,
+        )
+
 
 _Transfer = Callable[[_ConceptRows], tuple[Tensor, RowMap]]
 """Function from the rows of one hook pair to the target's vector and the map that transferred
@@ -109,11 +131,9 @@ def concept_arms(
     generator = torch.Generator().manual_seed(settings.seed)
     arms = [_arm("native", concept, rows, [(layer.native, None) for layer in rows], target)]
     for name, transfer in _fitted(rows, settings, generator):
-        # Each draw of a shuffle assigns the rows anew.
-        draws = range(settings.n_shuffled) if name in DRAWN else [None]
         arms += [
-            _arm(name, concept, rows, [transfer(layer) for layer in rows], target, draw)
-            for draw in draws
+            _arm(name, concept, rows, transferred, target, draw)
+            for draw, transferred in _transferred(name, transfer, rows, settings)
         ]
     for name, multiply in _unfitted(rows):
         arms.append(_arm(name, concept, rows, [(multiply(layer), None) for layer in rows], target))
@@ -127,6 +147,47 @@ def concept_arms(
         for name, vectors in (("random", raw), ("random_matched", matched)):
             arms.append(_arm(name, concept, rows, [(v, None) for v in vectors], target, draw))
     return arms
+
+
+def source_arm(
+    concept: str,
+    layers: Sequence[LayerRows],
+    source: ModelIdentity,
+    settings: ConceptTransferSettings,
+) -> ConceptArm:
+    """The source's own vectors, learnt from the same pairs as those of all arms."""
+    rows = [_concept_rows(concept, layer, settings) for layer in layers]
+    return _source_arm(concept, rows, source)
+
+
+def contrast_refits(
+    concept: str,
+    layers: Sequence[LayerRows],
+    models: tuple[ModelIdentity, ModelIdentity],
+    settings: ConceptTransferSettings,
+    names: Collection[str],
+) -> Iterator[ConceptArm]:
+    """Yield the arms of these names without each group of contrast pairs, group by group.
+
+    The k-th group of the vector's pairs is left out together with the k-th group of the pairs of
+    each map. Groups of different pairs have nothing to do with each other, so the jackknife over
+    them finds the variance that both cause.
+    """
+    rows = [_concept_rows(concept, layer, settings) for layer in layers]
+    n_groups = min(layer.n_groups(settings.n_contrast_groups) for layer in rows)
+    source, target = models
+    for group in range(n_groups):
+        rest = [layer.without(group, n_groups) for layer in rows]
+        yield _source_arm(concept, rest, source)
+        yield _arm("native", concept, rest, [(layer.native, None) for layer in rest], target)
+        generator = torch.Generator().manual_seed(settings.seed)
+        for name, transfer in _fitted(rest, settings, generator, score=False):
+            if name in names:
+                yield _arm(name, concept, rest, [transfer(layer) for layer in rest], target)
+        for name, multiply in _unfitted(rest):
+            if name in names:
+                vectors = [(multiply(layer), None) for layer in rest]
+                yield _arm(name, concept, rest, vectors, target)
 
 
 def vector_part(rows: PairRows, n_pairs: int | None, seed: int) -> tuple[PairRows, PairRows]:
@@ -148,14 +209,39 @@ def _concept_rows(
         layer.rows[names[(names.index(concept) + 1) % len(names)]],
         # For two concepts, all others are the one other concept.
         PairRows.joined(foreign) if len(foreign) > 1 else None,
+        layer.source_hook,
         layer.target_hook,
         layer.stitch,
         settings.by,
     )
 
 
+def _transferred(
+    name: str, transfer: _Transfer, rows: list[_ConceptRows], settings: ConceptTransferSettings
+) -> Iterator[tuple[int | None, list[tuple[Tensor, RowMap]]]]:
+    """Yield each draw of an arm with its (vector, map) per hook pair; None as its only draw."""
+    if name == "shuffled":
+        # Each draw of a shuffle assigns the rows anew.
+        for draw in range(settings.n_shuffled):
+            yield draw, [transfer(layer) for layer in rows]
+        return
+    first = [transfer(layer) for layer in rows]
+    # Maps that interpolate give the native vector, whatever the random rows are.
+    if name != "noise_source" or all(row_map.interpolates for _, row_map in first):
+        yield None, first
+        return
+    yield 0, first
+    # A stream of its own, so that the draws of later arms do not depend on `n_noise`.
+    again = _by_noise(torch.Generator().manual_seed(settings.seed + 1_000_003), score=True)
+    for draw in range(1, settings.n_noise):
+        yield draw, [again(layer) for layer in rows]
+
+
 def _fitted(
-    rows: list[_ConceptRows], settings: ConceptTransferSettings, generator: torch.Generator
+    rows: list[_ConceptRows],
+    settings: ConceptTransferSettings,
+    generator: torch.Generator,
+    score: bool = True,
 ) -> Iterator[tuple[str, _Transfer]]:
     """Return each arm with the function that fits a map and transfers a vector by it."""
 
@@ -168,16 +254,16 @@ def _fitted(
         return transfer
 
     def by_ridge(texts: Callable[[_ConceptRows], PairRows]) -> _Transfer:
-        return by(lambda layer: texts(layer).fit("ridge", score=True, seed=settings.seed))
+        return by(lambda layer: texts(layer).fit("ridge", score=score, seed=settings.seed))
 
     several = rows[0].others is not None
-    yield "own", by(lambda layer: layer.learnt.fit(score=True))
-    yield "noise_source", _by_noise(generator)
-    yield "own_disjoint", by(lambda layer: layer.disjoint.fit(score=True))
-    yield "other", by(lambda layer: layer.other.fit(score=True))
+    yield "own", by(lambda layer: layer.learnt.fit(score=score))
+    yield "noise_source", _by_noise(generator, score)
+    yield "own_disjoint", by(lambda layer: layer.disjoint.fit(score=score))
+    yield "other", by(lambda layer: layer.other.fit(score=score))
     if several:
-        yield "others", by(lambda layer: layer.foreign.fit(score=True))
-    yield "shuffled", by(lambda layer: layer.foreign.shuffled(generator).fit(score=True))
+        yield "others", by(lambda layer: layer.foreign.fit(score=score))
+    yield "shuffled", by(lambda layer: layer.foreign.shuffled(generator).fit(score=score))
     if settings.ridge:
         yield "own_disjoint_ridge", by_ridge(lambda layer: layer.disjoint)
         yield "other_ridge", by_ridge(lambda layer: layer.other)
@@ -185,13 +271,13 @@ def _fitted(
             yield "others_ridge", by_ridge(lambda layer: layer.foreign)
 
 
-def _by_noise(generator: torch.Generator) -> _Transfer:
+def _by_noise(generator: torch.Generator, score: bool) -> _Transfer:
     """Transfer of a vector of random rows, by a map fitted on the same random rows."""
 
     def transfer(layer: _ConceptRows) -> tuple[Tensor, RowMap]:
         # Vector and map use the same random rows, as in the arm `own`.
         noise = layer.learnt.without_source(generator)
-        row_map = noise.fit(score=True)
+        row_map = noise.fit(score=score)
         return noise.gap("source", layer.by) @ row_map.weight, row_map
 
     return transfer
@@ -213,6 +299,14 @@ def _by_stitch(layer: _ConceptRows) -> Tensor:
         )
     # Stitches are float32 on any device; concept rows are float64 on the CPU.
     return layer.vector @ layer.stitch.up.weight.double().cpu()
+
+
+def _source_arm(concept: str, rows: list[_ConceptRows], source: ModelIdentity) -> ConceptArm:
+    vectors = tuple(
+        SteeringVector(layer.vector.float(), layer.source_hook, source, name=concept)
+        for layer in rows
+    )
+    return ConceptArm("source", vectors, {})
 
 
 def _arm(

@@ -1,12 +1,10 @@
 """One arm of an evaluation of concept maps: vectors on a model, with facts about their maps."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-
-DRAWN = ("random", "random_matched", "shuffled")
-"""Arms with many draws: a new draw falls into the prediction interval of theirs."""
 
 
 @dataclass(frozen=True)
@@ -24,3 +22,8 @@ class ConceptArm:
     """
     draw: int | None = None
     """Number of the draw; None for arms with a single one."""
+
+    @property
+    def length(self) -> float:
+        """Length of all vectors together."""
+        return math.hypot(*(vector.norm for vector in self.vectors))

@@ -119,7 +119,7 @@ def evaluate_interpolation(
     stitch: Stitch | None = None,
     ridge: bool = True,
     rows: dict[str, PairRows] | None = None,
-    n_draws: int = 5,
+    n_draws: int = 20,
     seed: int = 0,
     progress: bool = True,
 ) -> ConceptInterpolation:
@@ -136,7 +136,7 @@ def evaluate_interpolation(
         stitch: a map of ordinary text between these hook points, for comparison.
         ridge: True fits ridge maps too, which is the slow part.
         rows: the result of `read_rows` for these models, sets and hook points.
-        n_draws: random selections of texts for each number.
+        n_draws: random selections of texts for each number; fewer than 20 are flagged.
         seed: seed of draws and folds.
         progress: show a progress bar.
 

@@ -18,10 +18,11 @@ neutral text.
 - *Probability* is its logistic function: the share of the concept's choice among both, in per cent.
 - *Effect* is the change of propensity.
 
-Intervals hold for other items (those that share a prompt or a continuation are one cluster) and
-other neutral texts, not for other contrast pairs; the column ``contains`` says so. Arms of several
-draws have the interval that a new draw falls into, and every other arm a two-sided p-value among
-the draws.
+Intervals of the summary hold for other items (those that share a prompt or a continuation are one
+cluster), other neutral texts and other contrast pairs: vector and map are learnt again without each
+group of pairs. The column ``contains`` says so. Arms of several draws have the interval that a new
+draw falls into, and every other arm a two-sided p-value among the draws. ``noise_source`` has
+several draws if its map does not interpolate (n > d); up to n = d all draws give the native vector.
 
 The arm ``source`` is the source model, steered by its own vector on the same items. It shows what
 the small model can do by itself (figure 4).
@@ -38,12 +39,13 @@ from tqdm.auto import tqdm
 
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import resolve, takes
-from lrt_lens.adapters.concepts._arms import LayerRows, concept_arms, vector_part
+from lrt_lens.adapters.concepts._arms import LayerRows, concept_arms, contrast_refits, source_arm
 from lrt_lens.adapters.concepts._concept_arm import ConceptArm
-from lrt_lens.adapters.concepts._concept_curves import ArmCurve, ConceptCurves
+from lrt_lens.adapters.concepts._concept_curves import ArmCurve, ConceptCurves, ContrastRefit
 from lrt_lens.adapters.concepts._concept_map import contrast_sets
 from lrt_lens.adapters.concepts._rows import PairRows, ends_of, known_rows, read_rows
 from lrt_lens.adapters.concepts._settings import ConceptTransferSettings
+from lrt_lens.adapters.vectors._arm_meter import bracketing_curve, joined_curve
 from lrt_lens.adapters.vectors._calibration import NeutralText
 from lrt_lens.adapters.vectors._equal_damage import ITEMS, TEXTS, Curve, item_clusters
 from lrt_lens.adapters.vectors._intervention import Intervention
@@ -113,13 +115,15 @@ class ConceptTransfer:
     Columns: cosine, norm_ratio, n, d, interpolates, r2, r2_uniform (held out), effect, effect_low,
     effect_high (at β = 1), beta_at_equal_damage, effect_at_equal_damage, low, high,
     fraction_of_native with fraction_low and fraction_high, n_draws, flag, interval_flag (what is
-    doubtful about an interval), contains (what the intervals hold for).
+    doubtful about an interval), contains (what the intervals hold for), and the standard
+    errors that the contrast pairs cause: effect_contrast_error (at β = 1), contrast_error (at equal
+    damage) and fraction_contrast_error.
 
-    For ``random``, ``random_matched`` and ``shuffled``, ends are where a new draw falls, and there
-    is typical_size (root mean square of the effects). The other arms of the target have random_p
-    and shuffled_p (two-sided p-value of the effect among those of ``random_matched`` or
-    ``shuffled``), each with its floor, the smallest one that so many draws can give. Sizes and
-    p-values are at equal damage if that was measured, else at β = 1.
+    For ``random``, ``random_matched``, ``shuffled`` and ``noise_source`` (if n > d), ends are where
+    a new draw falls, and there is typical_size (root mean square of the effects). The other arms of
+    the target have random_p and shuffled_p (two-sided p-value of the effect among those of
+    ``random_matched`` or ``shuffled``), each with its floor, the smallest one that so many draws
+    can give. Sizes and p-values are at equal damage if that was measured, else at β = 1.
     """
     vectors: dict[tuple[str, str], tuple[SteeringVector, ...]] = field(repr=False)
     """Vectors by concept and arm, except arms with many draws."""
@@ -227,19 +231,24 @@ def evaluate_concept_transfer(
     results = []
     for concept in concepts:
         arms = concept_arms(concept.name, layers, target.identity, settings)
-        own = _source_vectors(concept, layers, source, settings)
+        own = source_arm(concept.name, layers, source.identity, settings)
         # Native vectors decide at which hook point the passes start.
         on_target = _SteeredModel(target, concept, arms[0].vectors, neutral, settings)
-        on_source = _SteeredModel(source, concept, own, neutral, settings)
+        on_source = _SteeredModel(source, concept, own.vectors, neutral, settings)
         bar = tqdm(arms, desc=concept.name, disable=not progress, leave=False)
-        curves = [on_source.measure(ConceptArm("source", own, {}))]
-        curves += [on_target.measure(arm) for arm in bar]
+        curves = [on_source.measure(own), *(on_target.measure(arm) for arm in bar)]
+        single = {one.arm.name: one for one in curves if one.arm.draw is None}
+        identities = (source.identity, target.identity)
+        refits: dict[str, list[ContrastRefit]] = {}
+        for arm in contrast_refits(concept.name, layers, identities, settings, single):
+            steered = on_source if arm.name == "source" else on_target
+            refits.setdefault(arm.name, []).append(steered.refit(arm, single[arm.name]))
         n_texts = 0 if neutral is None else len(on_target.n_tokens)
         sources = {ITEMS: item_clusters(concept.items)}
         # Without neutral texts there is no budget, and nothing is resampled over them.
         sources |= {TEXTS: Clusters.single(n_texts)} if n_texts else {}
         resamples = Resamples(sources, seed=settings.seed)
-        results.append(ConceptCurves(concept.name, curves, settings.damage, resamples))
+        results.append(ConceptCurves(concept.name, curves, settings.damage, resamples, refits))
     return ConceptTransfer(
         table=pd.DataFrame([row for one in results for row in one.rows()]),
         summary=pd.DataFrame([row for one in results for row in one.summary()]),
@@ -349,23 +358,6 @@ def _layer_rows(
     ]
 
 
-def _source_vectors(
-    concept: Concept,
-    layers: Sequence[LayerRows],
-    source: HookedModel,
-    settings: ConceptTransferSettings,
-) -> tuple[SteeringVector, ...]:
-    """The source's own vectors, learnt from the same part of the pairs as those of all arms."""
-    vectors = []
-    for layer in layers:
-        part, _ = vector_part(layer.rows[concept.name], settings.n_pairs, settings.seed)
-        direction = part.gap("source", settings.by).float()
-        vectors.append(
-            SteeringVector(direction, layer.source_hook, source.identity, name=concept.name)
-        )
-    return tuple(vectors)
-
-
 # -------------------------------------------------------------------------------------- measurement
 
 
@@ -385,7 +377,7 @@ class _SteeredModel:
         settings: ConceptTransferSettings,
     ) -> None:
         first = min(vectors, key=lambda vector: depth(vector.hook)).hook
-        self.model, self.betas, self.budget = model, sorted(settings.betas), settings.damage
+        self.model, self.betas, self.budget = model, settings.betas, settings.damage
         self.positions: Positions = settings.positions
         self.items = PreferenceText(model, concept.items, first)
         self.neutral = NeutralText(model, neutral, first) if neutral is not None else None
@@ -394,41 +386,58 @@ class _SteeredModel:
         self._last_step: dict[str, float] = {}
 
     def measure(self, arm: ConceptArm) -> ArmCurve:
-        """Propensities at every β, and with a budget at two more strengths around equal damage."""
-        strengths = set(self.betas)
+        """Propensities at every β, and with a budget at further strengths around equal damage."""
+        curve = self._at(arm, self.betas)
         # `random` and `random_matched` differ in length only, so they agree at equal damage.
         if self.budget is not None and arm.name != "random":
-            strengths |= self._bracket(arm, self.budget)
-        # β = 0 needs no pass: nothing is steered, and the damage is 0 by definition.
-        measured = {0.0: (self.unsteered, np.zeros(len(self.n_tokens)))}
-        measured |= {beta: self._at(arm, beta) for beta in strengths}
-        scales = sorted(measured)
-        curve = Curve(
-            np.array(scales),
-            np.array([measured[beta][1] for beta in scales]),
-            self.n_tokens,
-            np.array([measured[beta][0] for beta in scales]),
-        )
+            curve = joined_curve(curve, self._around(arm, self.budget))
         return ArmCurve(arm, curve)
 
-    def _at(self, arm: ConceptArm, beta: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return propensity [item] and rise of each neutral text's loss [text] at one β."""
-        first, later = self._hooks(arm, beta)
+    def refit(self, arm: ConceptArm, whole: ArmCurve) -> ContrastRefit:
+        """Effects of an arm without a group of contrast pairs, whose ``whole`` curve is known."""
+        first, later = self._hooks(arm, 1.0)
         with self.model.intervene(later):
-            return self.items.propensity(first), self._rises(first)
+            at_one = float((self.items.propensity(first) - self.unsteered).mean())
+        budget = self.budget
+        step = math.nan if budget is None else whole.upward.scale_at(budget) * whole.arm.length
+        if budget is None or math.isnan(step):
+            return ContrastRefit(at_one, math.nan)
+        curve = self._near(arm, budget, step)
+        return ContrastRefit(at_one, float(curve.effect_at(budget).mean()))
 
     @property
     def n_tokens(self) -> np.ndarray:
         """Number of tokens of each neutral text that count, [text]; empty without such texts."""
         return np.zeros(0) if self.neutral is None else self.neutral.n_tokens
 
+    def _at(self, arm: ConceptArm, betas: Sequence[float]) -> Curve:
+        """Return the curve at these β and at 0, ascending."""
+        # β = 0 needs no pass: nothing is steered, and the damage is 0 by definition.
+        measured = {0.0: (self.unsteered, np.zeros(len(self.n_tokens)))}
+        for beta in betas:
+            first, later = self._hooks(arm, beta)
+            with self.model.intervene(later):
+                measured[float(beta)] = self.items.propensity(first), self._rises(first)
+        scales = sorted(measured)
+        rises, propensities = (
+            np.array([measured[beta][part] for beta in scales]) for part in (1, 0)
+        )
+        return Curve(np.array(scales), rises, self.n_tokens, propensities)
+
     def _rises(self, first: SteeringHook) -> np.ndarray:
         if self.neutral is None:
             return np.zeros(0)
         return self.neutral.losses(first) - self.neutral.unsteered
 
-    def _bracket(self, arm: ConceptArm, budget: float) -> set[float]:
-        """Two β around the first whose damage is the budget; none if the budget is not met."""
+    def _around(self, arm: ConceptArm, budget: float) -> Curve:
+        """Return the curve at strengths around the budget; none if the budget is not met."""
+        # Draws of one arm need steps of about the same length, so only the first is searched.
+        step = self._last_step.get(arm.name)
+        if step is not None:
+            curve = self._near(arm, budget, step)
+            if not math.isnan(scale := curve.scale_at(budget)):
+                self._last_step[arm.name] = scale * arm.length
+            return curve
 
         # The item passes and the neutral passes share the hooks, so later hooks are registered
         # here.
@@ -437,15 +446,16 @@ class _SteeredModel:
             with self.model.intervene(later):
                 return float(self._rises(first).sum() / self.n_tokens.sum())
 
-        # Draws of one arm need steps of about the same length.
-        length = math.hypot(*(vector.norm for vector in arm.vectors))
-        step = self._last_step.get(arm.name, length)
-        found = search_scale(measure, budget, first_guess=step / length, tolerance=0.05)
+        found = search_scale(measure, budget, first_guess=1.0, tolerance=0.05)
         if not found.reached:
-            return set()
+            return self._at(arm, [])
         if arm.draw is not None:
-            self._last_step[arm.name] = found.scale * length
-        return {found.scale * share for share in _AROUND}
+            self._last_step[arm.name] = found.scale * arm.length
+        return self._at(arm, [found.scale * share for share in _AROUND])
+
+    def _near(self, arm: ConceptArm, budget: float, step: float) -> Curve:
+        """Return a curve of few β around the budget, which a step of this length should meet."""
+        return bracketing_curve(lambda betas: self._at(arm, betas), budget, step / arm.length)
 
     def _hooks(self, arm: ConceptArm, beta: float) -> tuple[SteeringHook, dict[int | str, Any]]:
         """Return the hook at the first hook point, and the hooks at the later ones.

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -28,6 +29,7 @@ from lrt_lens.adapters.concepts._concept_map import (
     readable_pairs,
 )
 from lrt_lens.adapters.concepts._row_maps import Method, RowMap, fit_rows
+from lrt_lens.adapters.vectors._sources import group_numbers
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._belonging import Ends, Origin, refuse_other_map
@@ -118,6 +120,10 @@ class PairRows:
     def __getitem__(self, index: slice | Tensor) -> "PairRows":
         part = (self.source[index], self.target[index])
         return replace(self, source=part[0], target=part[1], contrast="", n_dropped=0, n_cut=0)
+
+    def without(self, group: int, n_groups: int) -> "PairRows":
+        """Return the rows without one of ``n_groups`` random groups of pairs (`group_numbers`)."""
+        return self[torch.from_numpy(np.flatnonzero(group_numbers(len(self), n_groups) != group))]
 
     @property
     def ends(self) -> Ends:

@@ -41,5 +41,12 @@ class ConceptTransferSettings(Settings):
     """Number of random maps."""
     n_shuffled: int = 20
     """Number of maps fitted on texts with target rows assigned to other texts."""
+    n_noise: int = 20
+    """Number of maps fitted on random source rows; one if it interpolates, because all such maps
+    give the native vector."""
+    n_contrast_groups: int = 8
+    """Number of groups of contrast pairs that are left out one at a time, for the share of an
+    interval that the contrast texts cause; 0 leaves that share out. There are fewer groups if one
+    would have a single pair of the vector or of a map, and none if there would be fewer than 4."""
     seed: int = 0
     """Seed of splits, draws, folds and bootstraps."""

@@ -14,7 +14,7 @@ Limits: an effect of a draw is interpolated over a wider gap than that of an arm
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -105,7 +105,9 @@ class ArmMeter:
             return self._at_scales(vector, self.scales)
         key = (arm.name, sign)
         if arm.draw is not None and (step := self._expected_step(key)) is not None:
-            curve = self._near(vector, step / vector.norm)
+            curve = bracketing_curve(
+                lambda scales: self._at_scales(vector, scales), self.budget, step / vector.norm
+            )
             if not math.isnan(scale := curve.scale_at(self.budget)):
                 self._last_step[key] = scale * vector.norm
             return curve
@@ -118,22 +120,6 @@ class ArmMeter:
         like: tuple[str, Sign] = (_LIKE.get(name, ""), sign)
         known = (self._last_step.get(one) for one in (key, like))
         return next((step for step in known if step is not None), None)
-
-    def _near(self, vector: SteeringVector, expected: float) -> Curve:
-        """Return a curve of few scales, the last of them near the budget, ``expected``."""
-        scale, tried = expected * _ABOVE, list[float]()
-        curve = self._at_scales(vector, [])
-        while len(tried) < _TRIES:
-            tried.append(scale)
-            curve = _joined(curve, self._at_scales(vector, [scale]))
-            damage = float(curve.damage[np.flatnonzero(curve.scales == scale)[0]])
-            above = curve.damage[curve.damage >= self.budget]
-            if len(above) and above.min() <= _WIDEST * self.budget:
-                break
-            # D ∝ s² leads to s · √(budget / D); far from the budget at most fourfold.
-            factor = math.sqrt(self.budget / damage) if damage > 0 else 4.0
-            scale *= _ABOVE * min(4.0, max(0.25, factor))
-        return curve
 
     def _searched(
         self, vector: SteeringVector, key: tuple[str, Sign], multiples: tuple[float, ...]
@@ -171,13 +157,35 @@ class ArmMeter:
         )
 
 
-def _joined(one: Curve, other: Curve) -> Curve:
-    """Return the curve of the scales of both curves of one vector."""
-    scales = np.concatenate([one.scales, other.scales[1:]])
-    order = np.argsort(scales, kind="stable")
+def bracketing_curve(
+    measure: Callable[[Sequence[float]], Curve], budget: float, expected: float
+) -> Curve:
+    """Return a curve of few scales, one of them slightly above the budget if it is reached.
+
+    ``measure`` returns the curve at positive scales, with no steering as the first; ``expected`` is
+    the scale that is expected at the budget.
+    """
+    scale = expected * _ABOVE
+    curve = measure([])
+    for _ in range(_TRIES):
+        curve = joined_curve(curve, measure([scale]))
+        damage = float(curve.damage[np.flatnonzero(curve.scales == scale)[0]])
+        above = curve.damage[curve.damage >= budget]
+        if len(above) and above.min() <= _WIDEST * budget:
+            break
+        # D ∝ s² leads to s · √(budget / D); far from the budget at most fourfold.
+        factor = math.sqrt(budget / damage) if damage > 0 else 4.0
+        scale *= _ABOVE * min(4.0, max(0.25, factor))
+    return curve
+
+
+def joined_curve(one: Curve, other: Curve) -> Curve:
+    """Return the curve of the scales of both curves of one vector, each scale once."""
+    # `unique` sorts the scales and gives the index of the first of equal ones.
+    scales, first = np.unique(np.concatenate([one.scales, other.scales]), return_index=True)
     return Curve(
-        scales[order],
-        np.concatenate([one.rises, other.rises[1:]])[order],
+        scales,
+        np.concatenate([one.rises, other.rises])[first],
         one.n_tokens,
-        np.concatenate([one.propensity, other.propensity[1:]])[order],
+        np.concatenate([one.propensity, other.propensity])[first],
     )

@@ -36,6 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrt_lens.adapters.vectors._contrast_states import states_without_groups
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.adapters.vectors._vector_arm import VectorArm
 from lrt_lens.data._contrast import ContrastSet
@@ -49,8 +50,6 @@ logger = logging.getLogger(__name__)
 
 REFITS = ("map_refit", "contrast_refit", "native_refit")
 """Arms that give standard errors and no rows of their own."""
-FEWEST_GROUPS = 4
-"""Smallest number of groups of contrast pairs for a standard error."""
 DRAWN_ARMS = ("random", "permuted", "shuffled")
 """Controls of several draws each: a new draw falls into the prediction interval of theirs."""
 
@@ -115,8 +114,7 @@ def learnt_arms(
 
     A permuted vector is learnt on the source from permuted labels, then transferred. With
     ``n_groups``, native and transferred vectors are learnt again without each of that many groups
-    of contrast pairs. There are fewer groups if one would have a single pair, and no refits if
-    there would be fewer than ``FEWEST_GROUPS``. The texts are read once on each model.
+    of contrast pairs (`states_without_groups`). The texts are read once on each model.
     """
     native = vector.states(pair.target, contrast, at=stitch.target_hook)
     yield VectorArm("native", SteeringVector.learnt_from(native, vector.method))
@@ -126,13 +124,7 @@ def learnt_arms(
     for seed in range(n_permuted):
         permuted = SteeringVector.learnt_from(own.permuted(seed), vector.method)
         yield VectorArm("permuted", stitch.transfer(permuted, **options), draw=seed)
-    n_groups = min(n_groups, len(own) // 2)
-    # Models may leave out different pairs as too short; then the groups would not agree.
-    if n_groups < FEWEST_GROUPS or len(own) != len(native):
-        return
-    for k, (ours, theirs) in enumerate(
-        zip(own.leaving_out(n_groups), native.leaving_out(n_groups), strict=True)
-    ):
+    for k, (ours, theirs) in enumerate(states_without_groups(own, native, n_groups)):
         refit = SteeringVector.learnt_from(ours, vector.method)
         yield VectorArm("contrast_refit", stitch.transfer(refit, **options), draw=k)
         yield VectorArm("native_refit", SteeringVector.learnt_from(theirs, vector.method), draw=k)

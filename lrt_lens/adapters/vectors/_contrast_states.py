@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrt_lens.adapters.vectors._sources import group_numbers, usable_groups
+
 Method = Literal["mean_difference", "principal_component"]
 """Rule by which a direction is learnt from pairs of states."""
 METHODS: tuple[Method, ...] = ("mean_difference", "principal_component")
@@ -96,7 +98,20 @@ class ContrastStates:
 
         Two models with the same pairs leave out the same pairs.
         """
-        group = np.random.default_rng(seed).permutation(len(self)) % n_groups
+        group = group_numbers(len(self), n_groups, seed)
         for left_out in range(n_groups):
             kept = torch.from_numpy(np.flatnonzero(group != left_out)).to(self.positive.device)
             yield replace(self, positive=self.positive[kept], negative=self.negative[kept])
+
+
+def states_without_groups(
+    own: ContrastStates, native: ContrastStates, n_groups: int
+) -> Iterator[tuple[ContrastStates, ContrastStates]]:
+    """Yield the states of two models without each group of the same pairs, for the jackknife.
+
+    There are at most ``n_groups`` groups, see `usable_groups`. Nothing is yielded if the models
+    left out different numbers of pairs as too short, because the groups would not agree.
+    """
+    usable = usable_groups(n_groups, len(own))
+    if usable and len(own) == len(native):
+        yield from zip(own.leaving_out(usable), native.leaving_out(usable), strict=True)

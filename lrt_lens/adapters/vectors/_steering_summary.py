@@ -26,7 +26,7 @@ import numpy as np
 
 from lrt_lens.adapters.vectors._arms import REFITS
 from lrt_lens.adapters.vectors._equal_damage import ITEMS, TEXTS
-from lrt_lens.adapters.vectors._sources import CONTRAST, MAP, refits_of, total
+from lrt_lens.adapters.vectors._sources import CONTRAST, MAP, ratio_error, refits_of, total
 from lrt_lens.adapters.vectors._vector_arm import MeasuredArm
 from lrt_lens.statistics._bootstrap import Estimate, Resamples
 from lrt_lens.statistics._draws import prediction_interval, rank_test, typical_size
@@ -192,10 +192,11 @@ class SteeringSummary:
         errors: dict[str, float] = {}
         own = quantity.value(native, self.budget)
         for source, arm in refits.items():
-            values = np.array(self._values(arm, quantity))
+            values = self._values(arm, quantity)
             # The pairs that the transferred vector lacks are missing from the native one too.
-            below = np.array(self._values("native_refit", quantity)) if source == CONTRAST else own
-            errors[source] = jackknife_error((values / below).tolist())
+            is_shared = source == CONTRAST
+            below = self._values("native_refit", quantity) if is_shared else [own] * len(values)
+            errors[source] = ratio_error(values, below)
         interval = total(sampled, errors, self._groups(refits))
         return interval, ratio.errors(self.resamples) | errors
 
