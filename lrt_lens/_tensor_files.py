@@ -179,14 +179,14 @@ class MappedTensors:
         self.path, self._opened = path, opened
         self.metadata: dict[str, str] = opened.metadata() or {}
         self.names: list[str] = list(opened.keys())
-        self._state = _state(path)
+        self._state = file_state(path)
 
     def refuse_changed(self) -> None:
         """Raise `FileFormatError` if the file was replaced, cut or written to since it was opened.
 
         Reading what was cut off would end the process.
         """
-        if _state(self.path) != self._state:
+        if file_state(self.path) != self._state:
             raise FileFormatError(
                 f"{str(self.path)!r} was changed while it was open; open it again when nothing "
                 "writes it"
@@ -228,7 +228,7 @@ def mapped_tensors(path: Path, schema: str | None) -> MappedTensors:
     return mapped
 
 
-def _state(path: Path) -> tuple[int, int, int] | None:
+def file_state(path: Path) -> tuple[int, int, int] | None:
     """Return inode, size and time of the last change of a file; None if it is gone."""
     try:
         status = os.stat(path)

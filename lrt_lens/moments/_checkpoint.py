@@ -164,7 +164,7 @@ class Checkpoint:
         for file in files:
             (self.own if file in ours else self.others).update(file.blocks)
         if shift is not None:
-            _start_at(moments, shift, device)
+            _start_at(moments, shift, device, self.folder)
         for file in ours:
             add_file(moments, file)
         self._warn_of_other_versions(moments.provenance)
@@ -213,7 +213,7 @@ class Checkpoint:
             Path(name).unlink(missing_ok=True)
         shift = self._read_run()
         if shift is not None:
-            _start_at(moments, shift, moments.n.device)
+            _start_at(moments, shift, moments.n.device, self.folder)
 
     def _read_run(self) -> Shifts | None:
         """Return the shift that all ranks of this run use; None before any rank has written it."""
@@ -509,9 +509,11 @@ def _shifts(tensors: Mapping[str, Tensor]) -> Shifts:
     return source, target
 
 
-def _start_at(moments: CrossMoments, shift: Shifts, device: torch.device) -> None:
+def _start_at(moments: CrossMoments, shift: Shifts, device: torch.device, folder: Path) -> None:
     x, y = ({hook: values.to(device) for hook, values in side.items()} for side in shift)
-    moments.start_at(x, y)
+    # A shift of other hook points, with fitting checksums, is in no file that we wrote.
+    with as_damage(folder / RUN_NAME):
+        moments.start_at(x, y)
 
 
 def _rename_damaged(path: Path, error: FileFormatError) -> None:

@@ -25,7 +25,13 @@ from typing_extensions import TypedDict
 
 from lrt_lens._files import write_folder
 from lrt_lens._stored_fields import as_damage, json_object, stored_fields
-from lrt_lens._tensor_files import damaged, mapped_tensors, read_tensor_file, write_tensors
+from lrt_lens._tensor_files import (
+    damaged,
+    file_state,
+    mapped_tensors,
+    read_tensor_file,
+    write_tensors,
+)
 from lrt_lens.errors import FileFormatError
 from lrt_lens.models._belonging import refuse_impossible_hook
 from lrt_lens.models._identity import ModelIdentity
@@ -158,25 +164,16 @@ def load_stitch(folder_or_repository: str, **hub: Any) -> StitchData:
     folder = Path(folder_or_repository)
     if not folder.is_dir():
         folder = Path(_download(folder_or_repository, **hub))
-    before: bytes | None = None
     for _ in range(_ATTEMPTS):
+        before = file_state(folder / CONFIG_NAME)
         try:
             return _load(folder)
         except FileFormatError:
-            now = _state(folder)
-            if now == before:
-                raise
-            before = now
             time.sleep(_PAUSE)
+            # Another stitch was put there while this one was read.
+            if before is None or file_state(folder / CONFIG_NAME) == before:
+                raise
     return _load(folder)
-
-
-def _state(folder: Path) -> bytes:
-    """Return what changes whenever another stitch is written into the folder."""
-    try:
-        return (folder / CONFIG_NAME).read_bytes()
-    except OSError:
-        return b""
 
 
 def _load(folder: Path) -> StitchData:

@@ -83,7 +83,7 @@ def affine(up: bool = True) -> AffineMap:
     return AffineMap(weight, torch.ones(widths[1]), *hooks)
 
 
-# ---------------------------------------------------------------------------------------- one a kind
+# --------------------------------------------------------------------------------------- one a kind
 
 
 def vector(folder: Path) -> Stored:
