@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from lrt_lens._stored_fields import as_damage, stored_fields
+from lrt_lens._stored_fields import as_damage, json_object, stored_fields
 from lrt_lens.data._windows import Aligned
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._identity import ModelIdentity
@@ -218,6 +218,16 @@ class Provenance:
     def to_json(self) -> str:
         """Return the fields as one JSON object."""
         return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Provenance":
+        """Return the provenance that `to_json` wrote.
+
+        Raises:
+            FileFormatError: the text is no JSON, or a field is missing, unknown or of another type.
+        """
+        path = Path("provenance")
+        return stored_provenance(path, json_object(path, text, "the text"))
 
     def swapped(self) -> "Provenance":
         """Return the provenance with source and target exchanged."""

@@ -26,6 +26,8 @@ from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.moments import ActivationCache, CrossMoments, Provenance
 from lrt_lens.moments._checkpoint import Checkpoint, add_file, read_rank_files
 from lrt_lens.stitching import AffineMap, Stitch
+from lrt_lens.stitching.recipes._learner import Learner, Progress, TrainingSettings
+from lrt_lens.stitching.recipes._training_checkpoint import TrainingCheckpoint
 
 HOOKS = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
 D_SOURCE, D_TARGET = 6, 8
@@ -190,6 +192,27 @@ def checkpoint(folder: Path) -> Stored:
     return Stored((rank, run), load)
 
 
+def training(folder: Path) -> Stored:
+    def learner() -> Learner:
+        torch.manual_seed(0)
+        module = torch.nn.Linear(3, 2)
+        return Learner("up", module, lambda x, y: ((module(x) - y) ** 2).mean(), TrainingSettings())
+
+    trained = learner()
+    trained.step(torch.ones(4, 3), torch.ones(4, 2), 0.1)
+    folder.mkdir(parents=True)
+    arguments = {"rows": "abc", "seed": 0}
+    progress = Progress(1, 2, 3, 4, 5.0, [{"epoch": 1, "held_out_loss": 0.5}])
+    TrainingCheckpoint(folder, {"up": trained}, arguments).write(progress)
+
+    def load() -> tuple[Progress, dict[str, torch.Tensor]]:
+        fresh = learner()
+        found = TrainingCheckpoint(folder, {"up": fresh}, arguments).resume()
+        return found, dict(fresh.module.state_dict())
+
+    return Stored((folder / "training.safetensors",), load)
+
+
 def sparsify(folder: Path) -> Stored:
     from safetensors.torch import save_file
 
@@ -228,6 +251,7 @@ FORMATS: dict[str, Callable[[Path], Stored]] = {
     "stitch": stitch,
     "cache": cache,
     "checkpoint": checkpoint,
+    "training": training,
     "sparsify": sparsify,
     "contrast set": contrast_set,
     "choice items": choice_items,

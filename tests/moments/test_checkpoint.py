@@ -5,6 +5,7 @@ import os
 import random
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lrt_lens.data._windows import Share
 from lrt_lens.errors import MismatchError, NonFiniteError
 from lrt_lens.models import HookedModel, ModelPair
 from lrt_lens.moments import CrossMoments, harvest, remove_checkpoints
+from lrt_lens.moments import _block_rows as block_rows_module
 from lrt_lens.moments import _cross_moments as moments_module
 from lrt_lens.moments._checkpoint import Checkpoint, read_rank_files
 from lrt_lens.moments._harvesting import HarvestRun, settle
@@ -467,3 +469,65 @@ def test_a_bad_batch_spoils_nothing_that_was_written(
             **OPTIONS,
         )
     assert_same(harvest(pair, corpus, checkpoint=tmp_path, progress=False, **OPTIONS), whole)
+
+
+def test_versions_of_an_earlier_run_are_named_in_the_result(
+    run: HarvestRun,
+    corpus: list[str],
+    whole: CrossMoments,
+    tmp_path: Path,
+    caplog: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    versions = dict(whole.provenance.versions) | {"torch": "1.0"}
+    with monkeypatch.context() as patch:
+        patch.setattr(block_rows_module, "package_versions", lambda: versions)
+        with pytest.raises(Stop):
+            harvest(
+                run.models,
+                corpus,
+                checkpoint=tmp_path,
+                on_block=stopping_after(4),
+                progress=False,
+                **OPTIONS,
+            )
+    with caplog.at_level(logging.WARNING):
+        found = harvest(run.models, corpus, checkpoint=tmp_path, progress=False, **OPTIONS)
+    versions = whole.provenance.versions
+    assert_same(replace(found, provenance=replace(found.provenance, versions=versions)), whole)
+    both = f"{whole.provenance.versions['torch']}, 1.0"
+    assert found.provenance.versions == whole.provenance.versions | {"torch": both}
+    assert f"was begun with other versions of torch ({both})" in caplog.text
+    saved = CrossMoments.load(found.save(tmp_path / "moments.safetensors"))
+    assert saved.provenance.versions["torch"] == both
+
+
+@pytest.mark.parametrize("name", ["rank0.safetensors", "run.safetensors"])
+def test_every_byte_of_a_checkpoint_is_checked(
+    run: HarvestRun, corpus: list[str], whole: CrossMoments, tmp_path: Path, name: str
+) -> None:
+    """Headers too: one bit there made the whole run unusable."""
+    with pytest.raises(Stop):
+        harvest(
+            run.models,
+            corpus,
+            checkpoint=tmp_path,
+            on_block=stopping_after(6),
+            progress=False,
+            **OPTIONS,
+        )
+    path, rng = tmp_path / name, random.Random(name)
+    octets = path.read_bytes()
+    header = int.from_bytes(octets[:8], "little")
+    for at in [*rng.sample(range(header), 20), *rng.sample(range(header, len(octets)), 5)]:
+        changed = bytearray(octets)
+        changed[at] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        fresh = CrossMoments(run.pairs)
+        with Checkpoint(tmp_path, run.arguments, Share(), every=1e9) as opened:
+            opened.resume(fresh, torch.device("cpu"))
+        aside = tmp_path / f"{name}.damaged"
+        assert aside.exists() or octets[at : at + 1].isspace(), (at, octets[at - 20 : at + 20])
+        aside.unlink(missing_ok=True)
+    path.write_bytes(octets)
+    assert_same(harvest(run.models, corpus, checkpoint=tmp_path, progress=False, **OPTIONS), whole)
