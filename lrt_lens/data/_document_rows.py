@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lrt_lens.errors import FileFormatError
+
 ColumnKind = Literal["text", "nested", "other"]
 """Texts; lists, structs, chats or bytes, which may hold texts; or others, such as numbers."""
 TURNS = ({"role", "content"}, {"from", "value"})
@@ -37,7 +39,10 @@ class Wanted:
     """True if all columns are read, and none is searched for texts."""
 
     def __call__(self, source: str, columns: Mapping[str, ColumnKind]) -> Sequence[str]:
-        return self.choose(source, columns)
+        try:
+            return self.choose(source, columns)
+        except ValueError as error:
+            raise FileFormatError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -124,10 +129,10 @@ def _values_kind(column: list[Any]) -> ColumnKind:
 
 
 def refuse_repeated(names: Iterable[str], source: str) -> None:
-    """Raise ValueError if two columns have one name."""
+    """Raise FileFormatError if two columns have one name."""
     repeated = [name for name, n in Counter(names).items() if n > 1]
     if repeated:
-        raise ValueError(
+        raise FileFormatError(
             f"{source} has several columns with the name(s) {repeated}; expected each name once:"
             " rename or drop the others"
         )
