@@ -20,6 +20,9 @@ PACKAGE = ROOT / "lrt_lens"
 ORDER = (
     "errors",
     "typing",
+    "_messages",
+    "_numbers",
+    "_progress",
     "_settings",
     "_late",
     "_byte_sizes",

@@ -64,6 +64,10 @@ logger = logging.getLogger(__name__)
 _ROWS_AT_ONCE = 1000
 LONGEST_PARAGRAPH = 100_000
 """Number of characters after which a paragraph without a blank line ends."""
+_LONG_PARAGRAPH = (
+    "%s has more than %d characters without a blank line (line %d); such a text is read as several"
+    " documents"
+)
 _SEPARATORS = ",;\t|"
 """Separators of ``.csv`` files, of which the first rows show the one."""
 _OTHER_SEPARATORS = _SEPARATORS + "^~:"
@@ -92,8 +96,8 @@ def file_rows(path: Path, wanted: Wanted) -> Rows:
         wanted: called once for a table, before its rows are read.
 
     Raises:
-        FileFormatError: the ending is not known, or (while rows are read) the file is damaged or not of
-            its kind; the message names the file, the row and the remedy.
+        FileFormatError: the ending is not known, or (while rows are read) the file is damaged or
+            not of its kind; the message names the file, the row and the remedy.
     """
     kind = kind_of(path)
     if kind is None:
@@ -109,8 +113,8 @@ def read_records(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     """Return all rows of a file as (place in the file, row), such as ``("a.jsonl, line 1", {…})``.
 
     Raises:
-        FileFormatError: there is no such file, it is of no known kind or damaged, or its rows have no
-            columns.
+        FileFormatError: there is no such file, it is of no known kind or damaged, or its rows have
+            no columns.
     """
     refuse_open_file(path, "path")
     path = Path(path).expanduser()
@@ -158,18 +162,11 @@ def _paragraphs(file: DocumentFile, *, markdown: bool) -> Iterator[tuple[int, st
     lines: Iterable[tuple[int, str]] = file.pieces()
     long_ones: list[int] = []
     while lines:
-        lines = yield from _until_unclosed(lines, never_closed, long_ones, markdown=markdown)
-    if long_ones:
-        logger.warning(
-            "%s has more than %d characters without a blank line (line %d); such a text is read as"
-            " several documents",
-            file,
-            LONGEST_PARAGRAPH,
-            long_ones[0],
-        )
+        lines = yield from _until_unclosed(file, lines, never_closed, long_ones, markdown=markdown)
 
 
 def _until_unclosed(
+    file: DocumentFile,
     lines: Iterable[tuple[int, str]],
     never_closed: dict[str, int],
     long_ones: list[int],
@@ -197,7 +194,10 @@ def _until_unclosed(
         elif paragraph and not is_heading:
             yield _joined(paragraph)
             paragraph, size = [], 0
-        if size >= LONGEST_PARAGRAPH:
+        # An open fence may have no end, and then its lines are read again.
+        if size >= LONGEST_PARAGRAPH * (10 if closes else 1):
+            if not long_ones:
+                logger.warning(_LONG_PARAGRAPH, file, LONGEST_PARAGRAPH, paragraph[0][0])
             long_ones.append(number)
             start, rest = _until_a_blank(*_joined(paragraph, is_whole=False))
             yield start
@@ -509,7 +509,7 @@ def _agreement(lines: Sequence[str], separator: str) -> tuple[bool, int]:
 
 
 def _refuse_another_separator(file: DocumentFile, lines: Sequence[str]) -> None:
-    """Raise FileFormatError if a table seems to have one column because its separator is another."""
+    """Raise FileFormatError if a table seems to have one column by another separator."""
     for other in _OTHER_SEPARATORS:
         if _agreement(lines, other)[0] and len([line for line in lines if line.strip()]) > 1:
             raise FileFormatError(

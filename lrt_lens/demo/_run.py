@@ -14,8 +14,8 @@ import math
 import time
 from typing import Any
 
-from tqdm.auto import tqdm
-
+from lrt_lens._numbers import checked_number, checked_whole
+from lrt_lens._progress import tqdm
 from lrt_lens.adapters.probes._evaluation import ProbeEvaluation, evaluate_probe
 from lrt_lens.adapters.saes._evaluation import SAEEvaluation, evaluate_sae
 from lrt_lens.adapters.vectors._evaluation import evaluate_steering
@@ -79,6 +79,9 @@ def run_demo(
         damage: nats per token on neutral text at which vectors are compared.
         seed: seed of folds, draws and bootstraps.
         progress: show progress bars.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
     arguments = {
         "concepts": list(concepts),
@@ -89,6 +92,9 @@ def run_demo(
         "damage": damage,
         "seed": seed,
     }
+    checked_numbers(
+        n_tokens=n_tokens, n_random=n_random, loss_tokens=loss_tokens, damage=damage, seed=seed
+    )
     started = time.perf_counter()
     common: dict[str, Any] = {"seed": seed, "progress": progress}
     steps = _progress_bar(3 + len(concepts) + len(PROBE_TASKS), progress)
@@ -130,7 +136,14 @@ def run_demo(
     )
 
 
-def _progress_bar(total: int, progress: bool) -> tqdm:
+def checked_numbers(*, damage: float, **whole: int) -> None:
+    """Raise ValueError if a number of the demo is out of its range."""
+    for name, value in whole.items():
+        checked_whole(name, value, least=0 if name == "seed" else 1)
+    checked_number("damage", damage, above=0.0)
+
+
+def _progress_bar(total: int, progress: bool) -> Any:
     # Steps differ in length, so the bar shows their number and no time to go.
     bar_format = "{desc}: step {n_fmt}/{total_fmt} [{elapsed}]"
     return tqdm(total=total, desc="demo", disable=not progress, bar_format=bar_format)

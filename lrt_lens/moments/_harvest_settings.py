@@ -14,8 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from lrt_lens._numbers import checked_number, checked_whole
 from lrt_lens._settings import Settings
-from lrt_lens.data._windows import MINIMUM_ROWS
+from lrt_lens.data._windows import MINIMUM_ROWS, Share
 from lrt_lens.models._hook_points import Layers
 from lrt_lens.models._text_reader import SKIP_FIRST
 
@@ -83,18 +84,38 @@ class HarvestSettings(Settings):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n_tokens", checked_n_tokens(self.n_tokens))
+        for name, least in _LEAST.items():
+            number = checked_whole(name, getattr(self, name), least=least)
+            object.__setattr__(self, name, number)
         refuse_short_windows(self.context_length, self.skip_first)
         cap = checked_cap(self.max_document_tokens)
         object.__setattr__(self, "max_document_tokens", cap)
-        if self.lag < 0:
-            raise ValueError(
-                f"lag is {self.lag}; expected 0, or the number of rows by which "
-                "the target is read later"
-            )
+        if self.shard is not None:
+            Share(shard=(checked_whole("shard[0]", self.shard[0], least=0), self.shard[1]))
         if isinstance(self.null, str) and self.null not in ("full", "sketch", "none"):
             raise ValueError(
                 f"null is {self.null!r}; expected True, False, 'full', 'sketch' or 'none'"
             )
+
+
+_LEAST = {
+    "context_length": 1,
+    "seed": 0,
+    "skip_first": 0,
+    "lag": 0,
+    "batch_tokens": 1,
+    "block_rows": 1,
+}
+"""Smallest value of each whole number."""
+
+
+def checked_seconds(checkpoint_every: Any) -> float:
+    """Return the seconds between two checkpoints.
+
+    Raises:
+        ValueError: they are no finite number above 0.
+    """
+    return checked_number("checkpoint_every", checkpoint_every, above=0.0)
 
 
 def refuse_short_windows(context_length: int, skip_first: int = SKIP_FIRST) -> None:
@@ -143,4 +164,4 @@ def _is_whole(value: Any, minimum: int) -> bool:
     is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(
         value, bool
     )
-    return bool(is_number and value >= minimum and value == value // 1)
+    return bool(is_number and minimum <= value < 2**63 and value == value // 1)

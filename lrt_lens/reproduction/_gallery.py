@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lrt_lens._files import make_folder, write_atomically
+from lrt_lens._messages import is_refusal, one_line
 from lrt_lens.errors import FileFormatError
 from lrt_lens.reproduction._picture import THUMBNAIL_BYTES
 from lrt_lens.reproduction._result import PAPERS, VERDICTS, Compared
@@ -85,7 +86,7 @@ def collect(figures: Path) -> list[dict[str, Any]]:
         )
     entries = []
     for file in files:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = _read_json(file)
         picture = file.with_name(f"{file.stem}.thumbnail.png")
         # A large picture would slow down the page of the repository.
         has_picture = picture.is_file() and picture.stat().st_size <= THUMBNAIL_BYTES
@@ -137,22 +138,27 @@ def _section(one: dict[str, Any], images: str) -> str:
     picture = [f"![{one['title']}]({images}/{one['name']}.png)\n"] if one["thumbnail"] else []
     texts = [(c.quantity, c.paper_text, c.ours_text, c.control_text) for c in compared]
     lines = [
-        f"### {one['title']}\n",
+        f"### {_text(one['title'])}\n",
         f"{one['paper']} · `python examples/{one['name']}.py` · **{one['verdict']}**\n",
         *picture,
-        f"*Claim.* {one['claim']}\n",
+        f"*Claim.* {_text(one['claim'])}\n",
         "| | paper | ours | control |",
         "| --- | --- | --- | --- |",
         *(f"| {' | '.join(_cell(text) for text in row)} |" for row in texts),
         "",
-        f"*{one['verdict'].capitalize()}*: {one['because']} {one['says']}\n",
+        f"*{one['verdict'].capitalize()}*: {_text(one['because'])} {_text(one['says'])}\n",
     ]
     return "\n".join(lines)
 
 
 def _cell(text: str) -> str:
     # A bar or a line end would break the row of a Markdown table.
-    return text.replace("|", "\\|").replace("\n", " ")
+    return _text(text).replace("|", "\\|")
+
+
+def _text(text: str) -> str:
+    """Return a text on one line, in which Markdown reads no HTML."""
+    return one_line(text).replace("<", "&lt;")
 
 
 def write_gallery(figures: Path, readme: Path, images: Path) -> list[dict[str, Any]]:
@@ -184,13 +190,23 @@ def write_gallery(figures: Path, readme: Path, images: Path) -> list[dict[str, A
     return entries
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path} is no JSON ({one_line(error)}); run again") from error
+    if not isinstance(content, dict):
+        raise FileFormatError(f"{path} holds a {type(content).__name__}; expected an object")
+    return content
+
+
 def read_summary(path: Path) -> list[dict[str, Any]]:
     """Return the entries of a gallery.json.
 
     Raises:
         FileFormatError: the file has another schema.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = _read_json(path)
     schema = content.get("schema_version")
     if schema != GALLERY_SCHEMA:
         raise FileFormatError(
@@ -218,6 +234,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         entries = write_gallery(options.figures, options.readme, options.images)
-    except FileFormatError as error:
-        parser.exit(2, f"error: {error}\n")
+    except Exception as error:
+        if not is_refusal(error):
+            raise
+        parser.exit(2, f"error: {one_line(error)}\n")
     logger.info("%d figures in %s", len(entries), options.readme)
