@@ -8,19 +8,24 @@ import logging
 import os
 import re
 import sys
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import tyro
 
-from lrt_lens._messages import is_refusal, lines, one_line, printable
+from lrt_lens._messages import is_refusal
+from lrt_lens._terminal import (
+    PlainFormatter,
+    complain,
+    drop_output,
+    open_closed_streams,
+    print_table,
+    say,
+)
 from lrt_lens.moments._interrupts import Interrupts
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from lrt_lens.models._hook_points import HookPair
     from lrt_lens.models._pair import ModelPair
     from lrt_lens.moments._harvesting import HarvestRun
@@ -72,11 +77,11 @@ class Demo:
             columns={"effect_at_equal_damage": "effect", "fraction_of_native": "of native"}
         )
         columns = ["concept", "arm", "scale", "effect", "low", "high", "of native", "flag"]
-        _print_table(
+        print_table(
             f"Effect in nats of log-odds, at {self.damage:g} nats per token of damage",
             summary.loc[:, columns],
         )
-        _say(f"{result.stitch}\n{result.seconds:.0f} s. Open {report}")
+        say(f"{result.stitch}\n{result.seconds:.0f} s. Open {report}")
 
 
 @dataclass(frozen=True)
@@ -257,7 +262,7 @@ class Fit:
             remove_checkpoints(folder)
         if shard is not None:
             merge = f"lrt-lens merge OUT {self.out / 'moments-*.safetensors'}"
-            _say(f"written: {files[0]}; when all {shard[1]} shards are there: {merge}")
+            say(f"written: {files[0]}; when all {shard[1]} shards are there: {merge}")
             return None
         names = names_in_tables(pair.source.name, pair.target.name)
         return _combined(grids, files, whole.pairs), names
@@ -312,10 +317,10 @@ class Fit:
 
         throughput = measure_throughput(self.device or "cpu", plan.source.dtype, plan.moment_dtype)
         table = plan.table(throughput).loc[:, ["item", "amount", "how"]]
-        _print_table(f"Needs of {plan.source.name} → {plan.target.name}", table)
+        print_table(f"Needs of {plan.source.name} → {plan.target.name}", table)
         for number, pairs in enumerate(plan.passes if len(plan.passes) > 1 else (), start=1):
             targets = ", ".join(dict.fromkeys(target for _, target in pairs))
-            _say(f"pass {number}: {len(pairs)} pairs to {targets}")
+            say(f"pass {number}: {len(pairs)} pairs to {targets}")
 
     def _prepare_folder(self, ranks: "Ranks", n_passes: int) -> None:
         from lrt_lens._files import make_folder, refuse_unwritable
@@ -411,9 +416,9 @@ def _write_outputs(
     for column in ("source_hook", "target_hook"):
         shown[column] = shown[column].map(short_hook)
     part = "" if len(shown) == len(grid.scores) else f" ({len(shown)} of {len(grid.scores)})"
-    _print_table(f"Hook pairs, best first{part}", shown.loc[:, _FIT_COLUMNS])
+    print_table(f"Hook pairs, best first{part}", shown.loc[:, _FIT_COLUMNS])
     moments = grid.moments
-    _say(
+    say(
         f"{moments.n_tokens:,} tokens of {moments.provenance.n_documents:,} documents: "
         f"{moments.n_fit:,} for the fit, the others for the test.\n"
         f"{moments.folds.to_string(formatters={'share': '{:.0%}'.format})}\n{best}\n"
@@ -432,8 +437,6 @@ def _combined(
     grids: "list[StitchGrid]", files: list[Path], pairs: "tuple[HookPair, ...]"
 ) -> "StitchGrid":
     """Return one grid of all passes, with the moments of the pass that holds the best pair."""
-    import pandas as pd
-
     from lrt_lens.moments._cross_moments import CrossMoments
 
     if len(grids) == 1:
@@ -509,10 +512,10 @@ def main(arguments: list[str] | None = None) -> None:
     What the user can mend ends with one line and status 1, a wrong option with status 2, Ctrl-C
     with status 130, SIGTERM with 143 and SIGHUP with 129. A bug keeps its traceback.
     """
-    _open_closed_streams()
+    open_closed_streams()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for handler in logging.getLogger().handlers:
-        handler.setFormatter(_Plain("%(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(PlainFormatter("%(levelname)s %(name)s: %(message)s"))
     # Set before transformers is imported: its progress bars would interrupt ours, and fill a log.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     commands = {"demo": Demo, "fit": Fit, "merge": Merge}
@@ -540,46 +543,20 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if not is_refusal(error):
             raise
-        _complain(f"error: {_in_options(str(error) or type(error).__name__, command)}")
-        _drop_output()
+        complain(f"error: {_in_options(str(error) or type(error).__name__, command)}")
+        drop_output()
         sys.exit(1)
     finally:
         interrupts.uninstall()
-
-
-class _Plain(logging.Formatter):
-    """A format of log records without terminal escapes."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return lines(super().format(record))
 
 
 def _stop(reason: str, command: Any, status: int) -> NoReturn:
     """End the process with one line that says what is left, and a status."""
     incomplete = "" if command is None else "; no incomplete file was left behind"
     resumes = "; start the same command again and it resumes" if isinstance(command, Fit) else ""
-    _complain(f"{reason}{incomplete}{resumes}")
-    _drop_output()
+    complain(f"{reason}{incomplete}{resumes}")
+    drop_output()
     sys.exit(status)
-
-
-def _open_closed_streams() -> None:
-    """Replace streams that the caller closed, so that nothing fails when it is printed.
-
-    Otherwise the next file that is opened would get the number of the stream.
-    """
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-
-
-def _drop_output() -> None:
-    """Let what is left in the buffer of a closed or full output go nowhere."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        # Python would try again at its end, and print a traceback.
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _refuse_missing_folder(option: str, model: str) -> None:
@@ -612,36 +589,3 @@ def _layers(text: str) -> Any:
     parts = [part.strip() for part in text.split(",")]
     # A negative number counts layers from the end.
     return [int(part) if re.fullmatch("-?[0-9]{1,9}", part) else part for part in parts]
-
-
-def _print_table(title: str, frame: "pd.DataFrame") -> None:
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    # A Text is printed as it is; rich would read [bold] in a string as markup.
-    table = Table(title=Text(printable(title)), box=SIMPLE, padding=0, collapse_padding=True)
-    for column in frame.columns:
-        # dtype.kind is f for floats and i for integers.
-        side = "right" if frame[column].dtype.kind in "fi" else "left"
-        table.add_column(Text(printable(column)), overflow="fold", justify=side)
-    for row in frame.itertuples(index=False):
-        table.add_row(*(Text(printable(_cell(value))) for value in row))
-    Console().print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        # NaN (unequal to itself) is shown as an empty cell.
-        return "" if value != value else f"{value:.3g}"
-    return str(value)
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{lines(text)}\n")
-
-
-def _complain(text: str) -> None:
-    with suppress(OSError):
-        sys.stderr.write(f"{one_line(text)}\n")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lrt_lens.data._document_files import read_records
-from lrt_lens.data._documents import without_surrogates
+from lrt_lens.data._document_rows import without_surrogates
 from lrt_lens.errors import FileFormatError
 from lrt_lens.models._text_codec import column_list
 

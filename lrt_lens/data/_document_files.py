@@ -41,21 +41,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from lrt_lens.data._arrow_rows import arrow_rows
 from lrt_lens.data._document_rows import (
     TURNS,
     ColumnKind,
     Rows,
     Wanted,
     arrow_kind,
+    refuse_open_file,
     refuse_repeated,
 )
-from lrt_lens.data._file_bytes import (
-    ARCHIVES,
-    LONGEST_ROW,
-    DocumentFile,
-    first_line,
-    refuse_open_file,
-)
+from lrt_lens.data._file_bytes import ARCHIVES, LONGEST_ROW, DocumentFile
 from lrt_lens.data._written_values import chat_of
 from lrt_lens.errors import FileFormatError
 
@@ -401,7 +397,7 @@ def _table(file: DocumentFile, wanted: Wanted) -> Rows:
         name: "text" if any(row[k] and not _is_number(row[k]) for row in head[1:]) else "other"
         for k, name in enumerate(names)
     }
-    chosen = [(name, names.index(name)) for name in wanted(str(file), columns)]
+    chosen = [(name, names.index(name)) for name in _chosen(file, columns, wanted)]
 
     def numbered() -> Iterator[tuple[int, Any]]:
         for number, row in enumerate(_table_rows(file, separator)):
@@ -410,6 +406,11 @@ def _table(file: DocumentFile, wanted: Wanted) -> Rows:
                 yield number, {name: row[k] or None for name, k in chosen}
 
     return Rows(numbered(), "row", str(file), columns)
+
+
+def _chosen(file: DocumentFile, columns: dict[str, ColumnKind], wanted: Wanted) -> Sequence[str]:
+    with file.refused_rows():
+        return wanted(str(file), columns)
 
 
 def _up_to_a_size(rows: Iterable[Sequence[str]]) -> Iterator[Any]:
@@ -481,7 +482,8 @@ def _table_rows(file: DocumentFile, separator: str) -> Iterator[list[str]]:
         if not number:
             # pandas writes an index under an empty name.
             names = row = [name or f"Unnamed: {k}" for k, name in enumerate(row)]
-            refuse_repeated(names, str(file))
+            with file.refused_rows():
+                refuse_repeated(names, str(file))
         yield row
     if number < 0:
         raise FileFormatError(f"{file} has no header; expected the names of the columns in line 1")
@@ -533,12 +535,13 @@ def _parquet(file: DocumentFile, wanted: Wanted) -> Rows:
                 yield table
 
     with opened() as table:
-        refuse_repeated(table.schema_arrow.names, str(file))
+        with file.refused_rows():
+            refuse_repeated(table.schema_arrow.names, str(file))
         columns: dict[str, ColumnKind] = {
             field.name: arrow_kind(field.type) for field in table.schema_arrow
         }
         at_once = _parquet_rows_at_once(table.metadata)
-    chosen = list(wanted(str(file), columns))
+    chosen = list(_chosen(file, columns, wanted))
 
     def numbered() -> Iterator[tuple[int, Any]]:
         number = 0
@@ -556,38 +559,6 @@ def _parquet_rows_at_once(metadata: Any) -> int:
     groups = [metadata.row_group(k) for k in range(metadata.num_row_groups)]
     longest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
     return max(1, min(_ROWS_AT_ONCE, LONGEST_ROW // max(1, longest)))
-
-
-_NO_VALUES = (ValueError, OverflowError, KeyError, TypeError, NotImplementedError)
-"""Errors of pyarrow for a value that Python does not have: a year 20,000, an unknown time zone."""
-
-
-def arrow_rows(batch: Any, source: str, first: int) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a pyarrow table or batch as dictionaries.
-
-    Raises:
-        FileFormatError: a value cannot be read, such as a text that is not valid UTF-8; the message
-            names ``source`` and the row, counted from ``first``.
-    """
-    try:
-        rows = batch.to_pylist()
-    except _NO_VALUES:
-        rows = []
-        for k in range(batch.num_rows):
-            try:
-                rows += batch.slice(k, 1).to_pylist()
-            except UnicodeDecodeError as error:
-                raise FileFormatError(
-                    f"{source}, row {first + k} holds a text that is not UTF-8 ({error});"
-                    " write the table again from valid texts"
-                ) from None
-            except _NO_VALUES as error:
-                raise FileFormatError(
-                    f"{source}, row {first + k} holds a value that Python cannot represent"
-                    f" ({type(error).__name__}: {first_line(error)}); write the table again without"
-                    " that column"
-                ) from error
-    yield from rows
 
 
 KINDS: dict[str, Callable[[DocumentFile, Wanted], Rows]] = {

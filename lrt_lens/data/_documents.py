@@ -28,9 +28,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from lrt_lens.data._arrow_rows import arrow_rows
 from lrt_lens.data._chats import chat_text, chat_words, turns_of
 from lrt_lens.data._columns import Columns, typed, without_written_values
-from lrt_lens.data._document_files import ARCHIVE_ENDINGS, KINDS, arrow_rows, file_rows, kind_of
+from lrt_lens.data._document_files import ARCHIVE_ENDINGS, KINDS, file_rows, kind_of
 from lrt_lens.data._document_rows import (
     ColumnKind,
     Rows,
@@ -39,9 +40,11 @@ from lrt_lens.data._document_rows import (
     feature_kind,
     is_missing,
     pandas_kinds,
+    refuse_open_file,
     refuse_repeated,
+    without_surrogates,
 )
-from lrt_lens.data._file_bytes import LONGEST_ROW, refuse_open_file
+from lrt_lens.data._file_bytes import LONGEST_ROW
 from lrt_lens.data._groups import Groups, refuse_other_groups, refuse_other_number
 from lrt_lens.data._parts import document_key, group_text
 from lrt_lens.errors import FileFormatError
@@ -491,14 +494,3 @@ def _hub_dataset(name: str) -> Iterable[Any]:
             f"{name!r} is neither a file nor a data set that loads ({error});"
             " pass a list of texts for text of your own"
         ) from error
-
-
-def without_surrogates(text: str) -> str:
-    """Return a text with pairs of surrogates joined and lone ones replaced by U+FFFD."""
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text

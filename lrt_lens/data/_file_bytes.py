@@ -102,6 +102,14 @@ class DocumentFile:
                 f"{self} is truncated or damaged ({first_line(error)}); {_AGAIN}"
             ) from error
 
+    @contextmanager
+    def refused_rows(self) -> Iterator[None]:
+        """Raise `FileFormatError` for a ValueError about the columns or rows of this file."""
+        try:
+            yield
+        except ValueError as error:
+            raise FileFormatError(str(error)) from error
+
     def encoding(self, stream: io.BufferedReader) -> str:
         """Return the encoding that the first bytes announce; UTF-8 if they announce none."""
         start = stream.peek(1024)
@@ -254,14 +262,3 @@ def _numbered(pieces: Iterator[str]) -> Iterator[tuple[int, str]]:
 def first_line(error: BaseException) -> str:
     """Return the beginning of an error's message, for one line of another message."""
     return str(error).strip().split("\n")[0][:200]
-
-
-def refuse_open_file(source: Any, name: str = "documents") -> None:
-    """Raise ValueError for an open file, whose lines would be read with their markup."""
-    if isinstance(source, io.IOBase) or (hasattr(source, "read") and hasattr(source, "readline")):
-        path = getattr(source, "name", None)
-        remedy = f"pathlib.Path({path!r})" if isinstance(path, str) else "a pathlib.Path"
-        raise ValueError(
-            f"{name} is an open file ({type(source).__name__}), whose lines are no documents; give"
-            f" its path, {remedy}, or a list of texts"
-        )

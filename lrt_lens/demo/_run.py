@@ -66,7 +66,7 @@ def run_demo(
     seed: int = 0,
     progress: bool = True,
 ) -> DemoResult:
-    """Return a stitch of the bundled pair and the evaluations of everything transferred by it.
+    """Return a stitch of the bundled pair and the evaluations of all that it transfers.
 
     Args:
         concepts: concepts of the steering vectors.
@@ -92,16 +92,14 @@ def run_demo(
         "damage": damage,
         "seed": seed,
     }
-    checked_numbers(
-        n_tokens=n_tokens, n_random=n_random, loss_tokens=loss_tokens, damage=damage, seed=seed
-    )
+    checked_numbers(damage, n_tokens, n_random, loss_tokens, seed)
     started = time.perf_counter()
     common: dict[str, Any] = {"seed": seed, "progress": progress}
     steps = _progress_bar(3 + len(concepts) + len(PROBE_TASKS), progress)
     pair = demo_pair()
     steps.update()
     grid = fit_stitches(pair, demo_documents(), n_tokens=n_tokens, **common)
-    # The source layer is fixed; the target layer is chosen by cross-validation.
+    # The source layer is fixed; cross-validation chooses the target layer.
     stitch = grid.best(source=source_layer)
     steps.update()
     evaluations, continuations, probes = {}, {}, {}
@@ -136,11 +134,18 @@ def run_demo(
     )
 
 
-def checked_numbers(*, damage: float, **whole: int) -> None:
+def checked_numbers(
+    damage: float, n_tokens: int, n_random: int, loss_tokens: int = 1, seed: int = 0
+) -> None:
     """Raise ValueError if a number of the demo is out of its range."""
-    for name, value in whole.items():
-        checked_whole(name, value, least=0 if name == "seed" else 1)
     checked_number("damage", damage, above=0.0)
+    for name, value in (
+        ("n_tokens", n_tokens),
+        ("n_random", n_random),
+        ("loss_tokens", loss_tokens),
+    ):
+        checked_whole(name, value, least=1)
+    checked_whole("seed", seed, least=0)
 
 
 def _progress_bar(total: int, progress: bool) -> Any:

@@ -108,7 +108,9 @@ def checked_device(device: str | torch.device) -> torch.device:
     """
     try:
         # The allocation is the test: PyTorch has no list of the devices that work.
-        return torch.empty(0, device=device).device
+        # A tensor on "meta" has no values, and this fails.
+        torch.empty(1, device=device).fill_(0).cpu()
+        return torch.device(device)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         devices += ["mps"] * torch.backends.mps.is_available()

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from lrt_lens._numbers import checked_number, checked_whole
+from lrt_lens._numbers import checked_number, checked_whole, shown_number
 from lrt_lens._settings import Settings
 from lrt_lens.data._windows import MINIMUM_ROWS, Share
 from lrt_lens.models._hook_points import Layers
@@ -138,7 +138,7 @@ def checked_n_tokens(n_tokens: Any) -> int | None:
     if n_tokens is None or _is_whole(n_tokens, minimum=1):
         return n_tokens if n_tokens is None else int(n_tokens)
     raise ValueError(
-        f"n_tokens is {n_tokens!r}; expected a positive number, or None to read all documents"
+        f"n_tokens is {shown_number(n_tokens)}; expected a positive number, or None to read all documents"
     )
 
 
@@ -154,7 +154,7 @@ def checked_cap(max_document_tokens: Any) -> int | Literal["auto"] | None:
     elif _is_whole(max_document_tokens, minimum=MINIMUM_ROWS):
         return int(max_document_tokens)
     raise ValueError(
-        f"max_document_tokens is {max_document_tokens!r}; expected 'auto', None, or at least"
+        f"max_document_tokens is {shown_number(max_document_tokens)}; expected 'auto', None, or at least"
         f" {MINIMUM_ROWS} tokens"
     )
 

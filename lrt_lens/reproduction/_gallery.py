@@ -17,6 +17,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -158,7 +159,8 @@ def _cell(text: str) -> str:
 
 def _text(text: str) -> str:
     """Return a text on one line, in which Markdown reads no HTML."""
-    return one_line(text).replace("<", "&lt;")
+    # A tag begins with a letter, a slash or an exclamation mark: "n < d" is none.
+    return re.sub("<(?=[A-Za-z/!])", "&lt;", one_line(text))
 
 
 def write_gallery(figures: Path, readme: Path, images: Path) -> list[dict[str, Any]]:

@@ -15,8 +15,7 @@ from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
 from lrt_lens import errors
-from lrt_lens.data import ChoiceItems, ContrastSet, behaviour_items, iterate_documents
-from lrt_lens.data._document_files import read_records
+from lrt_lens.data import ChoiceItems, ContrastSet, behaviour_items, iterate_documents, read_records
 from lrt_lens.data._documents import iterate_rows
 
 OWN = tuple(getattr(errors, name) for name in errors.__all__)

@@ -12,11 +12,17 @@ import pyarrow
 import pytest
 
 from lrt_lens.bundled import demo_pair
-from lrt_lens.data import _blocks, _document_files, _file_bytes, iterate_documents
-from lrt_lens.data._blocks import Corpus, WindowCutter, iterate_blocks
-from lrt_lens.data._document_files import read_records
+from lrt_lens.data import (
+    BlockPlan,
+    _blocks,
+    _document_files,
+    _file_bytes,
+    iterate_blocks,
+    iterate_documents,
+    read_records,
+)
+from lrt_lens.data._blocks import Corpus, WindowCutter
 from lrt_lens.data._documents import Document
-from lrt_lens.data._windows import BlockPlan
 from lrt_lens.errors import FileFormatError
 from lrt_lens.models import ModelPair
 
