@@ -138,7 +138,8 @@ def checked_n_tokens(n_tokens: Any) -> int | None:
     if n_tokens is None or _is_whole(n_tokens, minimum=1):
         return n_tokens if n_tokens is None else int(n_tokens)
     raise ValueError(
-        f"n_tokens is {shown_number(n_tokens)}; expected a positive number, or None to read all documents"
+        f"n_tokens is {shown_number(n_tokens)}; expected a positive number, or None to read all"
+        " documents"
     )
 
 
@@ -154,8 +155,8 @@ def checked_cap(max_document_tokens: Any) -> int | Literal["auto"] | None:
     elif _is_whole(max_document_tokens, minimum=MINIMUM_ROWS):
         return int(max_document_tokens)
     raise ValueError(
-        f"max_document_tokens is {shown_number(max_document_tokens)}; expected 'auto', None, or at least"
-        f" {MINIMUM_ROWS} tokens"
+        f"max_document_tokens is {shown_number(max_document_tokens)}; expected 'auto', None, or at"
+        f" least {MINIMUM_ROWS} tokens"
     )
 
 
