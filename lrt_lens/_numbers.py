@@ -20,7 +20,7 @@ def checked_whole(name: str, value: Any, *, least: int, most: int = _MOST) -> in
     Raises:
         ValueError: it is no whole number (True is none), below ``least`` or above ``most``.
     """
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+    if _is_number(value):
         # An int may be too large for a float, and math.isfinite makes one.
         is_whole = isinstance(value, int) or (math.isfinite(value) and value == math.floor(value))
         if is_whole and least <= value <= most:
@@ -37,12 +37,15 @@ def checked_number(name: str, value: Any, *, above: float, most: float = math.in
     Raises:
         ValueError: it is NaN, infinite, no number, not above ``above``, or above ``most``.
     """
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if is_number and above < value <= min(most, sys.float_info.max):
+    if _is_number(value) and above < value <= min(most, sys.float_info.max):
         return float(value)
     upper = "" if most == math.inf else f" and at most {most:g}"
     lower = f" above {above:g}" if above >= 0 else " of at least 0" if above > -1 else ""
     raise ValueError(f"{name} is {shown_number(value)}; expected a finite number{lower}{upper}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _is_above(value: Any) -> bool:

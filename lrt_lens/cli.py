@@ -26,6 +26,8 @@ from lrt_lens._terminal import (
 from lrt_lens.moments._interrupts import Interrupts
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lrt_lens.models._hook_points import HookPair
     from lrt_lens.models._pair import ModelPair
     from lrt_lens.moments._harvesting import HarvestRun

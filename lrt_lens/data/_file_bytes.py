@@ -139,7 +139,7 @@ class DocumentFile:
             FileFormatError: a line is not of the encoding, holds a NUL character, or has more than
                 `LONGEST_ROW` characters.
         """
-        begun, size = list[str](), 0
+        number, begun, size = 0, list[str](), 0
         for number, piece in self.pieces():
             if not begun and piece.endswith("\n"):
                 yield number, piece

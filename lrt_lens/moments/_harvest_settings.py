@@ -84,6 +84,11 @@ class HarvestSettings(Settings):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n_tokens", checked_n_tokens(self.n_tokens))
+        if self.lag < 0:
+            raise ValueError(
+                f"lag is {shown_number(self.lag)}; expected 0, or the number of rows by which "
+                "the target is read later"
+            )
         for name, least in _LEAST.items():
             number = checked_whole(name, getattr(self, name), least=least)
             object.__setattr__(self, name, number)
