@@ -26,8 +26,6 @@ from lrt_lens._terminal import (
 from lrt_lens.moments._interrupts import Interrupts
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from lrt_lens.models._hook_points import HookPair
     from lrt_lens.models._pair import ModelPair
     from lrt_lens.moments._harvesting import HarvestRun
@@ -439,6 +437,8 @@ def _combined(
     grids: "list[StitchGrid]", files: list[Path], pairs: "tuple[HookPair, ...]"
 ) -> "StitchGrid":
     """Return one grid of all passes, with the moments of the pass that holds the best pair."""
+    import pandas as pd
+
     from lrt_lens.moments._cross_moments import CrossMoments
 
     if len(grids) == 1:
