@@ -33,9 +33,10 @@ def parse_bytes(text: str) -> int:
     """
     # A number, then an optional unit: K, M, G or T, an optional i, and B.
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?i?b)?\s*", text, flags=re.IGNORECASE)
-    if match is None:
+    size = float(match[1]) * _UNITS[(match[2] or "B").upper()] if match else 0.0
+    if not 1 <= size < 2**63:
         raise ValueError(f"{text!r} is no amount of memory; write it like 8GB, 500MB or 16GiB")
-    return int(float(match[1]) * _UNITS[(match[2] or "B").upper()])
+    return int(size)
 
 
 def human_bytes(n: int) -> str:

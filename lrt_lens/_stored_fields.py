@@ -23,6 +23,7 @@ from typing import Any, NotRequired, Required, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from lrt_lens._messages import one_line
 from lrt_lens.errors import FileFormatError
 
 _EXTRA = ("extra_forbidden", "unexpected_keyword_argument")
@@ -44,7 +45,7 @@ def json_object(path: Path, text: str | None, what: str = "its JSON") -> dict[st
     # Deep nesting is a RecursionError, a number of thousands of digits a ValueError.
     except (ValueError, RecursionError) as error:
         raise FileFormatError(
-            f"{str(path)!r} is damaged: {what} is not valid JSON ({_one_line(error)}); copy it, or "
+            f"{str(path)!r} is damaged: {what} is not valid JSON ({_start_of(error)}); copy it, or "
             "save it again"
         ) from error
     if not isinstance(content, dict):
@@ -134,7 +135,7 @@ def _refusal(path: Path, name: str, error: ValidationError) -> FileFormatError:
             "was written by a newer version: install that, or save it again with this one"
         )
     others = [
-        f"{where(problem)} is {_short(problem['input'])}: {problem['msg']}"
+        f"{where(problem)} is {_cut(repr(problem['input']), 60)}: {problem['msg']}"
         for problem in problems
         if problem["type"] != "missing" and problem["type"] not in _EXTRA
     ]
@@ -169,6 +170,7 @@ def as_damage(path: Path) -> Iterator[None]:
         LookupError,
         RecursionError,
         RuntimeError,
+        StopIteration,
         TypeError,
         ValueError,
     ) as error:
@@ -178,16 +180,14 @@ def as_damage(path: Path) -> Iterator[None]:
 def damage(path: Path, error: Exception) -> FileFormatError:
     """Return the `FileFormatError` for values that do not belong together."""
     return FileFormatError(
-        f"{str(path)!r} is damaged or was changed ({_one_line(error)}); copy it, or save it again"
+        f"{str(path)!r} is damaged or was changed ({_start_of(error)}); copy it, or save it again"
     )
 
 
-def _one_line(error: Exception) -> str:
-    """Return the start of an error's text, or its kind if it has none, without line breaks."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}…"
+def _start_of(error: Exception) -> str:
+    """Return the start of an error's text, or its kind if it has none, on one line."""
+    return _cut(one_line(error) or type(error).__name__, 200)
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"

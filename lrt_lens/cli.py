@@ -6,16 +6,26 @@ is imported only when a command runs, so ``--help`` answers at once.
 
 import logging
 import os
+import re
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import tyro
 
-if TYPE_CHECKING:
-    import pandas as pd
+from lrt_lens._messages import is_refusal
+from lrt_lens._terminal import (
+    PlainFormatter,
+    complain,
+    drop_output,
+    open_closed_streams,
+    print_table,
+    say,
+)
+from lrt_lens.moments._interrupts import Interrupts
 
+if TYPE_CHECKING:
     from lrt_lens.models._hook_points import HookPair
     from lrt_lens.models._pair import ModelPair
     from lrt_lens.moments._harvesting import HarvestRun
@@ -47,12 +57,13 @@ class Demo:
 
     def run(self) -> None:
         """Run the demo and write its report."""
-        # Set before transformers is imported: its progress bars would interrupt ours.
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         from lrt_lens._files import refuse_unwritable
         from lrt_lens.demo._report import demo_tables, write_demo
-        from lrt_lens.demo._run import run_demo
+        from lrt_lens.demo._run import checked_numbers, run_demo
 
+        checked_numbers(
+            n_tokens=self.n_tokens, n_random=self.n_random, damage=self.damage, seed=self.seed
+        )
         refuse_unwritable(self.out)
         result = run_demo(
             n_tokens=self.n_tokens,
@@ -66,11 +77,11 @@ class Demo:
             columns={"effect_at_equal_damage": "effect", "fraction_of_native": "of native"}
         )
         columns = ["concept", "arm", "scale", "effect", "low", "high", "of native", "flag"]
-        _print_table(
+        print_table(
             f"Effect in nats of log-odds, at {self.damage:g} nats per token of damage",
             summary.loc[:, columns],
         )
-        _say(f"{result.stitch}\n{result.seconds:.0f} s. Open {report}")
+        say(f"{result.stitch}\n{result.seconds:.0f} s. Open {report}")
 
 
 @dataclass(frozen=True)
@@ -155,6 +166,7 @@ class Fit:
         """Harvest, fit and write the results; or print the plan."""
         from lrt_lens.moments._scale_out import Ranks, parse_shard
 
+        self._check()
         _refuse_missing_folder("--source", self.source)
         _refuse_missing_folder("--target", self.target)
         # torchrun sets RANK and WORLD_SIZE; without them there is one rank.
@@ -175,6 +187,24 @@ class Fit:
         grids = self._harvest(ranks, shard, passes)
         if grids is not None:
             _write_outputs(self.out, _json_arguments(self), *grids)
+
+    def _check(self) -> None:
+        """Raise ValueError for an option that would fail later, before anything is loaded."""
+        from lrt_lens.models._loading import checked_device, torch_dtype
+        from lrt_lens.moments._harvest_settings import HarvestSettings, checked_seconds
+
+        HarvestSettings(
+            n_tokens=self.n_tokens,
+            max_document_tokens=self.max_document_tokens,
+            context_length=self.context_length,
+            seed=self.seed,
+        )
+        checked_seconds(self.checkpoint_every)
+        torch_dtype(self.dtype)
+        _ = self._solver, _layers(self.source_layers), _layers(self.target_layers)
+        # With several ranks, "cuda" is the GPU of each.
+        if self.device is not None:
+            checked_device(self.device)
 
     def _harvest(
         self,
@@ -232,7 +262,7 @@ class Fit:
             remove_checkpoints(folder)
         if shard is not None:
             merge = f"lrt-lens merge OUT {self.out / 'moments-*.safetensors'}"
-            _say(f"written: {files[0]}; when all {shard[1]} shards are there: {merge}")
+            say(f"written: {files[0]}; when all {shard[1]} shards are there: {merge}")
             return None
         names = names_in_tables(pair.source.name, pair.target.name)
         return _combined(grids, files, whole.pairs), names
@@ -287,10 +317,10 @@ class Fit:
 
         throughput = measure_throughput(self.device or "cpu", plan.source.dtype, plan.moment_dtype)
         table = plan.table(throughput).loc[:, ["item", "amount", "how"]]
-        _print_table(f"Needs of {plan.source.name} → {plan.target.name}", table)
+        print_table(f"Needs of {plan.source.name} → {plan.target.name}", table)
         for number, pairs in enumerate(plan.passes if len(plan.passes) > 1 else (), start=1):
             targets = ", ".join(dict.fromkeys(target for _, target in pairs))
-            _say(f"pass {number}: {len(pairs)} pairs to {targets}")
+            say(f"pass {number}: {len(pairs)} pairs to {targets}")
 
     def _prepare_folder(self, ranks: "Ranks", n_passes: int) -> None:
         from lrt_lens._files import make_folder, refuse_unwritable
@@ -353,12 +383,12 @@ class Merge:
         from lrt_lens.stitching._fit import fit_grid
         from lrt_lens.stitching.solvers._ridge import Ridge
 
+        solver = Ridge(alpha=self.alpha, standardize=self.standardize)
         refuse_unwritable(self.out)
         moments = merge_shards(self.shards)
         moments.save(self.out / "moments.safetensors")
         models = (moments.provenance.source, moments.provenance.target)
         names = names_in_tables(*(model.name if model else "unknown" for model in models))
-        solver = Ridge(alpha=self.alpha, standardize=self.standardize)
         grid = fit_grid(moments, solver, progress=self.progress)
         _write_outputs(self.out, _json_arguments(self), grid, names)
 
@@ -386,9 +416,9 @@ def _write_outputs(
     for column in ("source_hook", "target_hook"):
         shown[column] = shown[column].map(short_hook)
     part = "" if len(shown) == len(grid.scores) else f" ({len(shown)} of {len(grid.scores)})"
-    _print_table(f"Hook pairs, best first{part}", shown.loc[:, _FIT_COLUMNS])
+    print_table(f"Hook pairs, best first{part}", shown.loc[:, _FIT_COLUMNS])
     moments = grid.moments
-    _say(
+    say(
         f"{moments.n_tokens:,} tokens of {moments.provenance.n_documents:,} documents: "
         f"{moments.n_fit:,} for the fit, the others for the test.\n"
         f"{moments.folds.to_string(formatters={'share': '{:.0%}'.format})}\n{best}\n"
@@ -474,29 +504,61 @@ _OPTIONS_BY_PYTHON = {
 """Remedies in the words of the Python API, with the options that replace them."""
 
 
+_ENDINGS = {128 + 1: "the terminal was closed (SIGHUP)", 128 + 15: "SIGTERM"}
+"""Signals that end a command, by its exit status."""
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line ``lrt-lens``."""
+    """Run the command line ``lrt-lens``.
+
+    What the user can mend ends with one line and status 1, a wrong option with status 2, Ctrl-C
+    with status 130, SIGTERM with 143 and SIGHUP with 129. A bug keeps its traceback.
+    """
+    open_closed_streams()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(PlainFormatter("%(levelname)s %(name)s: %(message)s"))
+    # Set before transformers is imported: its progress bars would interrupt ours, and fill a log.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     commands = {"demo": Demo, "fit": Fit, "merge": Merge}
-    command = tyro.extras.subcommand_cli_from_dict(
-        # tyro shows the module docstring as the description of the command.
-        commands,
-        prog="lrt-lens",
-        description=_DESCRIPTION,
-        args=arguments,
-    )
+    command: Any = None
+    interrupts = Interrupts()
     try:
-        command.run()
-    except KeyboardInterrupt:
-        resumes = "; start the same command again and it resumes"
-        _complain(
-            "interrupted; no incomplete file was left behind"
-            + (resumes if isinstance(command, Fit) else "")
+        interrupts.install()
+        command = tyro.extras.subcommand_cli_from_dict(
+            # tyro shows the module docstring as the description of the command.
+            commands,
+            prog="lrt-lens",
+            description=_DESCRIPTION,
+            args=arguments,
         )
-        sys.exit(130)
-    except (ValueError, OSError, TypeError) as error:
-        _complain(f"error: {_in_options(str(error))}")
+        command.run()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        _stop("interrupted", command, 130)
+    except SystemExit as ended:
+        if ended.code in _ENDINGS:
+            _stop(f"ended by a signal: {_ENDINGS[ended.code]}", command, ended.code)
+        raise
+    except BrokenPipeError:
+        _stop("error: the output was closed before the end of the command", None, 1)
+    except Exception as error:
+        if not is_refusal(error):
+            raise
+        complain(f"error: {_in_options(str(error) or type(error).__name__, command)}")
+        drop_output()
         sys.exit(1)
+    finally:
+        interrupts.uninstall()
+
+
+def _stop(reason: str, command: Any, status: int) -> NoReturn:
+    """End the process with one line that says what is left, and a status."""
+    incomplete = "" if command is None else "; no incomplete file was left behind"
+    resumes = "; start the same command again and it resumes" if isinstance(command, Fit) else ""
+    complain(f"{reason}{incomplete}{resumes}")
+    drop_output()
+    sys.exit(status)
 
 
 def _refuse_missing_folder(option: str, model: str) -> None:
@@ -511,10 +573,14 @@ def _refuse_missing_folder(option: str, model: str) -> None:
         )
 
 
-def _in_options(message: str) -> str:
+def _in_options(message: str, command: Any) -> str:
     """Return an error message of the Python API in the options of the command line."""
     for python, option in _OPTIONS_BY_PYTHON.items():
         message = message.replace(python, option)
+    # "n_tokens is 0; expected …": the argument is an option of the command.
+    name, is_argument, rest = message.partition(" is ")
+    if is_argument and command is not None and name in asdict(command):
+        return f"--{name.replace('_', '-')} is {rest}"
     return message
 
 
@@ -523,35 +589,5 @@ def _layers(text: str) -> Any:
     if text in ("all", "proportional"):
         return text
     parts = [part.strip() for part in text.split(",")]
-    # lstrip("-"): a negative number counts layers from the end.
-    return [int(part) if part.lstrip("-").isdigit() else part for part in parts]
-
-
-def _print_table(title: str, frame: "pd.DataFrame") -> None:
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, box=SIMPLE, padding=0, collapse_padding=True)
-    for column in frame.columns:
-        # dtype.kind is f for floats and i for integers.
-        side = "right" if frame[column].dtype.kind in "fi" else "left"
-        table.add_column(column, overflow="fold", justify=side)
-    for row in frame.itertuples(index=False):
-        table.add_row(*(_cell(value) for value in row))
-    Console().print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        # NaN (unequal to itself) is shown as an empty cell.
-        return "" if value != value else f"{value:.3g}"
-    return str(value)
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-
-
-def _complain(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    # A negative number counts layers from the end.
+    return [int(part) if re.fullmatch("-?[0-9]{1,9}", part) else part for part in parts]

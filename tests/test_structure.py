@@ -20,6 +20,10 @@ PACKAGE = ROOT / "lrt_lens"
 ORDER = (
     "errors",
     "typing",
+    "_messages",
+    "_terminal",
+    "_numbers",
+    "_progress",
     "_settings",
     "_late",
     "_byte_sizes",

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from lrt_lens.data._contrast import ChoiceItems, ContrastSet
+from lrt_lens.data._contrast import ChoiceItems, ContrastSet, refused_rows
 from lrt_lens.data._document_files import read_records
+from lrt_lens.errors import FileFormatError
 
 QUESTION, MATCHING, OTHER = "question", "answer_matching_behavior", "answer_not_matching_behavior"
 TEMPLATE = "{question}\n\nAnswer:"
@@ -48,8 +49,9 @@ def behaviour_items(
         drop: characters to remove from the end of both answers; ``""`` removes none.
 
     Raises:
-        ValueError: a row lacks a field, an answer is empty, or both answers are equal (the message
-            names the line); or the template does not contain ``{question}``.
+        FileFormatError: the file is missing or damaged, a row lacks a field, an answer is empty, or
+            both answers are equal; the message names the line.
+        ValueError: the template does not contain ``{question}``, or ``n`` is below 1.
     """
     if "{question}" not in template:
         raise ValueError(
@@ -57,7 +59,7 @@ def behaviour_items(
         )
     rows = read_records(path)
     if not rows:
-        raise ValueError(
+        raise FileFormatError(
             f"{path} has no item; give a file with a question and its two answers in every line"
         )
     for where, row in rows:
@@ -67,13 +69,14 @@ def behaviour_items(
     # With n = None the slice is the whole permutation.
     order = np.random.default_rng(seed).permutation(len(rows))[:n]
     drawn = [rows[int(index)][1] for index in order]
-    return ChoiceItems(
-        # `replace` and not `format`, because questions contain braces too.
-        prompts=[template.replace("{question}", row[QUESTION]) for row in drawn],
-        positive=[row[MATCHING].rstrip(drop) for row in drawn],
-        negative=[row[OTHER].rstrip(drop) for row in drawn],
-        name=name or Path(path).name.split(".")[0],
-    )
+    with refused_rows(path):
+        return ChoiceItems(
+            # `replace` and not `format`, because questions contain braces too.
+            prompts=[template.replace("{question}", row[QUESTION]) for row in drawn],
+            positive=[row[MATCHING].rstrip(drop) for row in drawn],
+            negative=[row[OTHER].rstrip(drop) for row in drawn],
+            name=name or Path(path).name.split(".")[0],
+        )
 
 
 def answer_contrast(items: ChoiceItems) -> ContrastSet:
@@ -94,11 +97,11 @@ def _check(row: dict[str, Any], where: str) -> None:
         field for field in fields if not (isinstance(row.get(field), str) and row[field].strip())
     ]
     if missing:
-        raise ValueError(
+        raise FileFormatError(
             f"{where} lacks {missing}; an item needs a question and two answers: the texts"
             f" {list(fields)}"
         )
     if row[MATCHING].strip() == row[OTHER].strip():
-        raise ValueError(
+        raise FileFormatError(
             f"{where} gives {row[MATCHING]!r} for both answers; an item needs two different ones"
         )

@@ -23,6 +23,7 @@ because two chat templates give two texts.
 """
 
 import logging
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,15 @@ from lrt_lens.models._text_codec import column_list
 from lrt_lens.models._text_reader import TextReader
 
 logger = logging.getLogger(__name__)
+
+
+TEXT_PIECE = 1_000_000
+"""Largest number of characters that are tokenized at once.
+
+A window of a longer text ends there. Of such a text no more is tokenized than can be used.
+"""
+_CHUNK_DOCUMENTS = 64
+"""Number of documents that are tokenized at once; fewer if they are long."""
 
 
 class WindowCutter:
@@ -88,26 +98,55 @@ class WindowCutter:
         """
         listed = column_list(documents)
         whole = [Document(one) if isinstance(one, str) else one for one in listed]
-        texts, plan, seed = [document.text for document in whole], self.plan, self.plan.seed
+        texts, seed = [document.text for document in whole], self.plan.seed
         keys = [document.key(seed) for document in whole]
-        if self._other is not None:
-            aligner, target = self._other
-            bare = [_without_prefixes(text, self.source, target) for text in texts]
-            cut = [
-                self._cut_aligned(key, alignment, target)
-                for key, alignment in zip(keys, aligner.align(bare), strict=True)
-            ]
-        else:
-            # Both models read these tokens, so one tokenization serves both.
-            bodies, models = self.source.encode_bodies(texts), (self.source, self._prefixed)
-            cut = [
-                CutDocument(key, self._lagged(cut_windows(ids, key, models[0], plan, models[1])))
-                for key, ids in zip(keys, bodies, strict=True)
-            ]
+        cut = [
+            self._cut_rest(one, text)
+            for one, text in zip(
+                self._cut_texts([text[:TEXT_PIECE] for text in texts], keys), texts, strict=True
+            )
+        ]
         return [
             replace(one, identity=exact_key(text, seed))
             for one, text in zip(cut, texts, strict=True)
         ]
+
+    def _cut_texts(self, texts: list[str], keys: list[int]) -> list[CutDocument]:
+        if self._other is not None:
+            aligner, target = self._other
+            bare = [_without_prefixes(text, self.source, target) for text in texts]
+            return [
+                self._cut_aligned(key, alignment, target)
+                for key, alignment in zip(keys, aligner.align(bare), strict=True)
+            ]
+        # Both models read these tokens, so one tokenization serves both.
+        bodies, models = self.source.encode_bodies(texts), (self.source, self._prefixed)
+        return [
+            CutDocument(key, self._lagged(cut_windows(ids, key, models[0], self.plan, models[1])))
+            for key, ids in zip(keys, bodies, strict=True)
+        ]
+
+    def _cut_rest(self, begun: CutDocument, text: str) -> CutDocument:
+        """Return a document with the windows of its further pieces, as far as the plan uses them.
+
+        A tokenizer needs a hundred times the memory of its text.
+        """
+        plan = self.plan
+        limits = [plan.n_tokens, plan.max_document_tokens]
+        most = min((limit for limit in limits if isinstance(limit, int)), default=sys.maxsize)
+        n_rows = sum(len(window.rows) for window in begun.windows)
+        for start in range(TEXT_PIECE, len(text), TEXT_PIECE):
+            # More than the limit, so that the document counts as longer.
+            if n_rows > most:
+                break
+            [piece] = self._cut_texts([text[start : start + TEXT_PIECE]], [begun.key])
+            n_rows += sum(len(window.rows) for window in piece.windows)
+            begun = replace(
+                begun,
+                windows=[*begun.windows, *piece.windows],
+                aligned=sum_aligned(begun.aligned, piece.aligned),
+            )
+        return begun
 
     def _cut_aligned(self, key: int, alignment: Alignment, target: TextReader) -> CutDocument:
         pairs = cut_aligned_windows(alignment, key, self.source, target, self.plan)
@@ -245,8 +284,7 @@ def _cut_documents(
 ) -> Iterator[CutDocument]:
     """Yield the documents that give a row, until the budget is full."""
     reader = cutter.read(documents)
-    # Tokenizers are much faster on 64 texts at once than on one.
-    while chunk := list(islice(reader, 64)):
+    while chunk := _chunk(reader):
         for document in cutter.cut(chunk):
             if budget.is_full:
                 return
@@ -257,6 +295,17 @@ def _cut_documents(
                 corpus.n_skipped += 1
         corpus.n_skipped, reader.n_empty = corpus.n_skipped + reader.n_empty, 0
     corpus.n_skipped += reader.n_empty
+
+
+def _chunk(reader: Iterator[Document]) -> list[Document]:
+    """Return the next documents: tokenizers are much faster on 64 texts at once than on one."""
+    chunk, size = list[Document](), 0
+    for document in islice(reader, _CHUNK_DOCUMENTS):
+        chunk.append(document)
+        size += len(document.text)
+        if size >= TEXT_PIECE:
+            break
+    return chunk
 
 
 def _check_parts(corpus: Corpus, plan: BlockPlan) -> None:

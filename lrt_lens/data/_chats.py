@@ -90,7 +90,7 @@ def _text_of_part(part: Any, where: str) -> str:
 
 
 def _has_calls(turn: dict[str, Any]) -> bool:
-    return any(turn.get(name) is not None and len(turn[name]) for name in _CALLS)
+    return any(not is_missing(call) and call not in ("", [], {}) for call in map(turn.get, _CALLS))
 
 
 def chat_words(turns: Sequence[dict[str, Any]]) -> str:

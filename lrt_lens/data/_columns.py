@@ -23,6 +23,8 @@ _CHAT_NAMES = ("conversations", "chat")
 """Columns that are read if they hold chats."""
 _TYPED_ROWS = 100
 """Rows from which the column of the texts is found if the source names no columns."""
+_TYPED_CHARACTERS = 10_000_000
+"""Number of characters in these rows after which fewer rows must do."""
 _WRITTEN_ROWS = 8
 """Rows from which lists and bytes that a table holds as text are recognised."""
 
@@ -137,6 +139,11 @@ class Columns:
         return next(filled, None) or next(iter(names), self.found)
 
 
+def _size(row: Any) -> int:
+    values = row.values() if isinstance(row, dict) else ()
+    return sum(len(value) for value in values if isinstance(value, str))
+
+
 def _is_blank(value: Any) -> bool:
     return is_missing(value) or (isinstance(value, str) and not value.strip())
 
@@ -148,7 +155,11 @@ def typed(rows: Rows, columns: Columns) -> Iterator[tuple[int, Any]]:
         if columns.found is not None or not isinstance(row, dict) or _names_its_text(row):
             yield number, row
             continue
-        start = [(number, row), *islice(numbered, _TYPED_ROWS - 1)]
+        start = [(number, row)]
+        for next_one in islice(numbered, _TYPED_ROWS - 1):
+            start.append(next_one)
+            if sum(_size(other) for _, other in start) > _TYPED_CHARACTERS:
+                break
         _refuse_turn(row, rows.where(number))
         columns.choose(rows.source or rows.where(number), kinds_of_rows(row for _, row in start))
         yield from start

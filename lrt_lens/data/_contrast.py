@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from lrt_lens.data._document_files import read_records
-from lrt_lens.data._documents import without_surrogates
+from lrt_lens.data._document_rows import without_surrogates
+from lrt_lens.errors import FileFormatError
 from lrt_lens.models._text_codec import column_list
 
 
@@ -39,10 +41,11 @@ class ContrastSet:
         Files of every kind in `lrt_lens.data._document_files` are read, tables too.
 
         Raises:
-            ValueError: there is no such file, it is damaged, or a row lacks a field.
+            FileFormatError: there is no such file, it is damaged, or a row lacks a field.
         """
         columns = _columns(path, ("positive", "negative"))
-        return cls(*columns, name=name or Path(path).name.split(".")[0])
+        with refused_rows(path):
+            return cls(*columns, name=name or Path(path).name.split(".")[0])
 
     @classmethod
     def from_jsonl(cls, path: str | Path, *, name: str | None = None) -> "ContrastSet":
@@ -132,10 +135,11 @@ class ChoiceItems:
         Files of every kind in `lrt_lens.data._document_files` are read, tables too.
 
         Raises:
-            ValueError: there is no such file, it is damaged, or a row lacks a field.
+            FileFormatError: there is no such file, it is damaged, or a row lacks a field.
         """
         columns = _columns(path, ("prompt", "positive", "negative"))
-        return cls(*columns, name=name or Path(path).name.split(".")[0])
+        with refused_rows(path):
+            return cls(*columns, name=name or Path(path).name.split(".")[0])
 
     @classmethod
     def from_jsonl(cls, path: str | Path, *, name: str | None = None) -> "ChoiceItems":
@@ -187,12 +191,23 @@ def _select(texts: Sequence[str], index: np.ndarray) -> list[str]:
     return [texts[int(i)] for i in index]
 
 
+@contextmanager
+def refused_rows(path: str | Path) -> Iterator[None]:
+    """Name the file in the error for its rows, which is then a `FileFormatError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+
+
 def _columns(path: str | Path, names: tuple[str, ...]) -> list[list[str]]:
     rows = read_records(path)
     for where, row in rows:
         missing = [name for name in names if not isinstance(row.get(name), str)]
         if missing:
-            raise ValueError(f"{where} lacks {missing}; every row needs the texts {list(names)}")
+            raise FileFormatError(
+                f"{where} lacks {missing}; every row needs the texts {list(names)}"
+            )
     return [[row[name] for _, row in rows] for name in names]
 
 

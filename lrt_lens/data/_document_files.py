@@ -23,8 +23,10 @@ ending     documents
 .parquet   rows
 ========== =========================================================================================
 
-Limits: text files are UTF-8, or UTF-16 or UTF-32 with a byte order mark; a ``.json`` file, and a
-compressed Parquet file, is held in memory.
+Limits: text files are UTF-8, or UTF-16 or UTF-32 with a byte order mark. A paragraph of
+more than 100,000 characters (60 pages) becomes several documents. A row has at most 67 million
+characters (`LONGEST_ROW`). A ``.json`` file is held in memory and has at most a billion; a
+compressed Parquet file is held in memory too.
 """
 
 import csv
@@ -39,20 +41,29 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from lrt_lens.data._arrow_rows import arrow_rows
 from lrt_lens.data._document_rows import (
     TURNS,
     ColumnKind,
     Rows,
     Wanted,
     arrow_kind,
+    refuse_open_file,
     refuse_repeated,
 )
-from lrt_lens.data._file_bytes import ARCHIVES, DocumentFile, refuse_open_file
+from lrt_lens.data._file_bytes import ARCHIVES, LONGEST_ROW, DocumentFile
 from lrt_lens.data._written_values import chat_of
+from lrt_lens.errors import FileFormatError
 
 logger = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 1000
+LONGEST_PARAGRAPH = 100_000
+"""Number of characters after which a paragraph without a blank line ends."""
+_LONG_PARAGRAPH = (
+    "%s has more than %d characters without a blank line (line %d); such a text is read as several"
+    " documents"
+)
 _SEPARATORS = ",;\t|"
 """Separators of ``.csv`` files, of which the first rows show the one."""
 _OTHER_SEPARATORS = _SEPARATORS + "^~:"
@@ -81,12 +92,12 @@ def file_rows(path: Path, wanted: Wanted) -> Rows:
         wanted: called once for a table, before its rows are read.
 
     Raises:
-        ValueError: the ending is not known, or (while rows are read) the file is damaged or not of
-            its kind; the message names the file, the row and the remedy.
+        FileFormatError: the ending is not known, or (while rows are read) the file is damaged or
+            not of its kind; the message names the file, the row and the remedy.
     """
     kind = kind_of(path)
     if kind is None:
-        raise ValueError(
+        raise FileFormatError(
             f"{path} is of no known kind; expected an ending among {', '.join(KINDS)}, each also"
             f" with {' or '.join(ARCHIVES)}: rename it if it is one of them, convert it, or read"
             " it yourself and give a list of texts"
@@ -98,21 +109,23 @@ def read_records(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     """Return all rows of a file as (place in the file, row), such as ``("a.jsonl, line 1", {…})``.
 
     Raises:
-        ValueError: there is no such file, it is of no known kind or damaged, or its rows have no
-            columns.
+        FileFormatError: there is no such file, it is of no known kind or damaged, or its rows have
+            no columns.
     """
     refuse_open_file(path, "path")
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ValueError(f"no file at {str(path)!r}; give a file that exists")
+        raise FileFormatError(f"no file at {str(path)!r}; give a file that exists")
     rows = file_rows(path, Wanted(lambda _, columns: list(columns), is_whole=True))
-    placed = [(rows.where(number), row) for number, row in rows]
-    for where, row in placed:
+    placed = list[tuple[str, dict[str, Any]]]()
+    for number, row in rows:
+        where = rows.where(number)
         if not isinstance(row, dict):
-            raise ValueError(
+            raise FileFormatError(
                 f"{where} is a {type(row).__name__} ({str(row)[:60]!r});"
                 " expected an object with named fields"
             )
+        placed.append((where, row))
     return placed
 
 
@@ -129,44 +142,62 @@ def kind_of(path: str | Path) -> str | None:
 
 
 def _text(file: DocumentFile, _: Wanted) -> Rows:
-    return Rows(_paragraphs(file.lines(), markdown=False), "the paragraph at line", str(file))
+    return Rows(_paragraphs(file, markdown=False), "the paragraph at line", str(file))
 
 
 def _markdown(file: DocumentFile, _: Wanted) -> Rows:
-    return Rows(_paragraphs(file.lines(), markdown=True), "the paragraph at line", str(file))
+    return Rows(_paragraphs(file, markdown=True), "the paragraph at line", str(file))
 
 
-def _paragraphs(lines: Iterable[tuple[int, str]], *, markdown: bool) -> Iterator[tuple[int, str]]:
+def _paragraphs(file: DocumentFile, *, markdown: bool) -> Iterator[tuple[int, str]]:
     """Yield paragraphs with the numbers of their first lines.
 
     One long document would fill one fold only, so a text file is not one document.
     """
     never_closed: dict[str, int] = {}
+    lines: Iterable[tuple[int, str]] = file.pieces()
+    long_ones: list[int] = []
     while lines:
-        lines = yield from _until_unclosed(lines, never_closed, markdown=markdown)
+        lines = yield from _until_unclosed(file, lines, never_closed, long_ones, markdown=markdown)
 
 
 def _until_unclosed(
-    lines: Iterable[tuple[int, str]], never_closed: dict[str, int], *, markdown: bool
+    file: DocumentFile,
+    lines: Iterable[tuple[int, str]],
+    never_closed: dict[str, int],
+    long_ones: list[int],
+    *,
+    markdown: bool,
 ) -> Generator[tuple[int, str], None, list[tuple[int, str]]]:
     """Yield paragraphs up to a fence or front matter that never ends; return the lines from there.
 
     What never ends has not begun: these lines are to be read again, as any others. Then
     ``never_closed`` has the length of the fence, by its character; no longer one ends either.
     """
-    paragraph: list[tuple[int, str]] = []
+    paragraph, size, last = list[tuple[int, str]](), 0, 0
     closes = ""
     for number, line in lines:
-        mark = line.strip()
-        if markdown:
+        # Further pieces of a long line are no lines of their own.
+        mark = line.strip() if number != last else "…"
+        last = number
+        if markdown and mark != "…":
             closes = _still_open(mark, closes, never_closed, is_first=number == 1)
         # A heading alone is no paragraph: it goes with the text below.
         is_heading = markdown and all(_HEADING.match(part) for _, part in paragraph)
         if mark or closes:
             paragraph.append((number, line))
+            size += len(line)
         elif paragraph and not is_heading:
             yield _joined(paragraph)
-            paragraph = []
+            paragraph, size = [], 0
+        # An open fence may have no end, and then its lines are read again.
+        if size >= LONGEST_PARAGRAPH * (10 if closes else 1):
+            if not long_ones:
+                logger.warning(_LONG_PARAGRAPH, file, LONGEST_PARAGRAPH, paragraph[0][0])
+            long_ones.append(number)
+            start, rest = _until_a_blank(*_joined(paragraph, is_whole=False))
+            yield start
+            paragraph, size = [rest] if rest[1] else [], len(rest[1])
     if closes:
         never_closed[closes[0]] = len(closes)
         return paragraph
@@ -175,9 +206,17 @@ def _until_unclosed(
     return []
 
 
-def _joined(paragraph: list[tuple[int, str]]) -> tuple[int, str]:
+def _until_a_blank(number: int, text: str) -> tuple[tuple[int, str], tuple[int, str]]:
+    """Return a text up to its last line feed or blank, and what is behind, if that is not much."""
+    cut = max(text.rfind(blank) for blank in "\n \t") + 1
+    cut = cut if cut > len(text) // 2 else len(text)
+    return (number, text[:cut].rstrip()), (number, text[cut:])
+
+
+def _joined(paragraph: list[tuple[int, str]], *, is_whole: bool = True) -> tuple[int, str]:
     # The blanks before the first line are its indentation.
-    return paragraph[0][0], "".join(line for _, line in paragraph).rstrip()
+    text = "".join(line for _, line in paragraph)
+    return paragraph[0][0], text.rstrip() if is_whole else text
 
 
 def _still_open(mark: str, closes: str, never_closed: dict[str, int], *, is_first: bool) -> str:
@@ -207,7 +246,7 @@ def _json_lines(file: DocumentFile, _: Wanted) -> Rows:
                 yield number, json.loads(line)
             # Python also refuses integers of more than 4,300 digits.
             except (ValueError, RecursionError) as error:
-                raise ValueError(
+                raise FileFormatError(
                     f"{file}, line {number} is not JSON ({error}); expected one object per line"
                 ) from error
 
@@ -222,7 +261,7 @@ def _json(file: DocumentFile, wanted: Wanted) -> Rows:
         # Several values, one behind the other: JSON Lines under the ending of JSON.
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
             return _json_lines(file, wanted)
-        raise ValueError(
+        raise FileFormatError(
             f"{file} is not JSON ({error}); expected a list of rows, an object of columns, or one"
             " object per line"
         ) from error
@@ -234,7 +273,7 @@ def _rows_of_json(content: Any, file: DocumentFile, wanted: Wanted) -> list[Any]
     if isinstance(content, list):
         return content
     if not isinstance(content, dict) or not content:
-        raise ValueError(
+        raise FileFormatError(
             f"{file} holds {str(content)[:60]!r}; expected a list of rows, an object of columns,"
             " or one object per line"
         )
@@ -252,7 +291,7 @@ def _rows_of_json(content: Any, file: DocumentFile, wanted: Wanted) -> list[Any]
             return [dict(zip(content, row, strict=True)) for row in zip(*columns, strict=True)]
     else:
         return [content]
-    raise ValueError(
+    raise FileFormatError(
         f"{file} holds an object with the keys {list(content)[:8]}, whose columns have different"
         " rows; expected a list of rows, or columns of one length"
     )
@@ -278,7 +317,7 @@ def _keyed_rows(
     if not is_by_column and not all(key.isdigit() for key in keys):
         if all(key.isdigit() for key in content):
             return inner
-        raise ValueError(
+        raise FileFormatError(
             f"{file} holds an object of objects with the keys {list(content)[:3]} and in them"
             f" {keys[:3]}, of which either may be the columns; text_field= names the column of the"
             " texts, or write it again as records (orient='records' of pandas)"
@@ -292,7 +331,7 @@ def _wrapped_rows(content: dict[str, Any], file: DocumentFile, wanted: Wanted) -
     An object whose list is a chat, and one that has the column of the texts, is one row.
 
     Raises:
-        ValueError: the texts may be in the object or in its list.
+        FileFormatError: the texts may be in the object or in its list.
     """
     lists = {name: value for name, value in content.items() if isinstance(value, list)}
     name, rows = next(iter(lists.items()), ("", []))
@@ -310,7 +349,7 @@ def _wrapped_rows(content: dict[str, Any], file: DocumentFile, wanted: Wanted) -
             return None
     elif wanted.is_whole or not others:
         return rows
-    raise ValueError(
+    raise FileFormatError(
         f"{file} is one object with the list {name!r} of {len(rows)} object(s) and"
         f" {others or [wanted.text_field]} beside it, and the texts may be in either; text_field="
         f" names a column of the object ({list(content)[:8]}) or of the objects in the list"
@@ -331,7 +370,7 @@ def _split_rows(content: dict[str, Any], file: DocumentFile) -> list[Any]:
     names, rows = content["columns"], content["data"]
     is_table = isinstance(names, list) and isinstance(rows, list)
     if not is_table or any(not isinstance(row, list) or len(row) != len(names) for row in rows):
-        raise ValueError(
+        raise FileFormatError(
             f"{file} has the keys columns, index and data, as pandas writes orient='split', but its"
             " data are no rows with one value per column; write it again, or as records"
         )
@@ -345,7 +384,7 @@ def _table(file: DocumentFile, wanted: Wanted) -> Rows:
     # Texts may be longer than the 131,072 characters of the csv module; the limit is only raised.
     csv.field_size_limit(max(csv.field_size_limit(), sys.maxsize >> 32))
     separator = _separator(file)
-    head = list(islice(_table_rows(file, separator), _ROWS_AT_ONCE + 1))
+    head = list(_up_to_a_size(islice(_table_rows(file, separator), _ROWS_AT_ONCE + 1)))
     names = head[0]
     if _looks_like_a_row(names):
         logger.warning(
@@ -358,7 +397,7 @@ def _table(file: DocumentFile, wanted: Wanted) -> Rows:
         name: "text" if any(row[k] and not _is_number(row[k]) for row in head[1:]) else "other"
         for k, name in enumerate(names)
     }
-    chosen = [(name, names.index(name)) for name in wanted(str(file), columns)]
+    chosen = [(name, names.index(name)) for name in _chosen(file, columns, wanted)]
 
     def numbered() -> Iterator[tuple[int, Any]]:
         for number, row in enumerate(_table_rows(file, separator)):
@@ -367,6 +406,21 @@ def _table(file: DocumentFile, wanted: Wanted) -> Rows:
                 yield number, {name: row[k] or None for name, k in chosen}
 
     return Rows(numbered(), "row", str(file), columns)
+
+
+def _chosen(file: DocumentFile, columns: dict[str, ColumnKind], wanted: Wanted) -> Sequence[str]:
+    with file.refused_rows():
+        return wanted(str(file), columns)
+
+
+def _up_to_a_size(rows: Iterable[Sequence[str]]) -> Iterator[Any]:
+    """Yield rows or lines until they have together more characters than one row may have."""
+    size = 0
+    for row in rows:
+        yield row
+        size += len(row) if isinstance(row, str) else sum(map(len, row))
+        if size > LONGEST_ROW:
+            return
 
 
 def _looks_like_a_row(names: Sequence[str]) -> bool:
@@ -389,15 +443,26 @@ def _table_rows(file: DocumentFile, separator: str) -> Iterator[list[str]]:
     """Yield the names of the columns, and then the fields of each row.
 
     Raises:
-        ValueError: a row has not one field per column, or a quote is not closed.
+        FileFormatError: a row has not one field per column, or a quote is not closed.
     """
-    reader = csv.reader((line for _, line in file.lines()), delimiter=separator, strict=True)
-    names, number = list[str](), -1
+    names, number, size = list[str](), -1, 0
+
+    def lines() -> Iterator[str]:
+        nonlocal size
+        for _, line in file.lines():
+            size += len(line)
+            # A quote that is never closed would gather the rest of the file.
+            if size > LONGEST_ROW:
+                raise file.too_long(f"row {number + 1}")
+            yield line
+
+    reader = csv.reader(lines(), delimiter=separator, strict=True)
     while True:
+        size = 0
         try:
             row = next(reader, None)
         except csv.Error as error:
-            raise ValueError(
+            raise FileFormatError(
                 f"{file}, row {number + 1} has unbalanced quotes ({error}); expected quotes around"
                 " a field to be closed before the separator, and those inside to be doubled:"
                 " write it again with pandas or the csv module"
@@ -409,7 +474,7 @@ def _table_rows(file: DocumentFile, separator: str) -> Iterator[list[str]]:
             continue
         number += 1
         if number and len(row) != len(names):
-            raise ValueError(
+            raise FileFormatError(
                 f"{file}, row {number} has {len(row)} field(s) ({str(row)[:80]}) and the header"
                 f" {len(names)} ({str(names)[:80]}); expected as many in each row, quoted if they"
                 " hold separators, quotes or line feeds"
@@ -417,15 +482,16 @@ def _table_rows(file: DocumentFile, separator: str) -> Iterator[list[str]]:
         if not number:
             # pandas writes an index under an empty name.
             names = row = [name or f"Unnamed: {k}" for k, name in enumerate(row)]
-            refuse_repeated(names, str(file))
+            with file.refused_rows():
+                refuse_repeated(names, str(file))
         yield row
     if number < 0:
-        raise ValueError(f"{file} has no header; expected the names of the columns in line 1")
+        raise FileFormatError(f"{file} has no header; expected the names of the columns in line 1")
 
 
 def _separator(file: DocumentFile) -> str:
     """Return the separator that the first rows show: most fields, as many in each row."""
-    lines = [line for _, line in islice(file.lines(), 100)]
+    lines = list(_up_to_a_size(line for _, line in islice(file.lines(), 100)))
     if kind_of(file.path) == ".tsv":
         separator = "\t"
     else:
@@ -445,10 +511,10 @@ def _agreement(lines: Sequence[str], separator: str) -> tuple[bool, int]:
 
 
 def _refuse_another_separator(file: DocumentFile, lines: Sequence[str]) -> None:
-    """Raise ValueError if a table seems to have one column because its separator is another."""
+    """Raise FileFormatError if a table seems to have one column by another separator."""
     for other in _OTHER_SEPARATORS:
         if _agreement(lines, other)[0] and len([line for line in lines if line.strip()]) > 1:
-            raise ValueError(
+            raise FileFormatError(
                 f"{file} has one column, and each of its first rows holds {other!r} as often as the"
                 f" header; expected {'tabs' if kind_of(file.path) == '.tsv' else 'commas'} between"
                 " the fields: rename it, or write it again with its fields in quotes"
@@ -469,16 +535,18 @@ def _parquet(file: DocumentFile, wanted: Wanted) -> Rows:
                 yield table
 
     with opened() as table:
-        refuse_repeated(table.schema_arrow.names, str(file))
+        with file.refused_rows():
+            refuse_repeated(table.schema_arrow.names, str(file))
         columns: dict[str, ColumnKind] = {
             field.name: arrow_kind(field.type) for field in table.schema_arrow
         }
-    chosen = list(wanted(str(file), columns))
+        at_once = _parquet_rows_at_once(table.metadata)
+    chosen = list(_chosen(file, columns, wanted))
 
     def numbered() -> Iterator[tuple[int, Any]]:
         number = 0
         with opened() as table:
-            for batch in table.iter_batches(_ROWS_AT_ONCE, columns=chosen):
+            for batch in table.iter_batches(at_once, columns=chosen):
                 for row in arrow_rows(batch, str(file), number + 1):
                     number += 1
                     yield number, row
@@ -486,26 +554,11 @@ def _parquet(file: DocumentFile, wanted: Wanted) -> Rows:
     return Rows(numbered(), "row", str(file), columns)
 
 
-def arrow_rows(batch: Any, source: str, first: int) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a pyarrow table or batch as dictionaries.
-
-    Raises:
-        ValueError: a text is not valid UTF-8; the message names ``source`` and the row, counted
-            from ``first``.
-    """
-    try:
-        rows = batch.to_pylist()
-    except UnicodeDecodeError:
-        rows = []
-        for k in range(batch.num_rows):
-            try:
-                rows += batch.slice(k, 1).to_pylist()
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{source}, row {first + k} holds a text that is not UTF-8 ({error});"
-                    " write the table again from valid texts"
-                ) from None
-    yield from rows
+def _parquet_rows_at_once(metadata: Any) -> int:
+    """Return the number of rows that are read at once: fewer if they are long."""
+    groups = [metadata.row_group(k) for k in range(metadata.num_row_groups)]
+    longest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+    return max(1, min(_ROWS_AT_ONCE, LONGEST_ROW // max(1, longest)))
 
 
 KINDS: dict[str, Callable[[DocumentFile, Wanted], Rows]] = {

@@ -10,6 +10,7 @@ them, and `Rows` carries them with the rows.
 Limits: an identifier is a text like any other; only a name or the caller tells them apart.
 """
 
+import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -138,3 +139,25 @@ def is_missing(value: Any) -> bool:
     if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):
         return True
     return type(value).__name__ in ("NAType", "NaTType")
+
+
+def refuse_open_file(source: Any, name: str = "documents") -> None:
+    """Raise ValueError for an open file, whose lines would be read with their markup."""
+    if isinstance(source, io.IOBase) or (hasattr(source, "read") and hasattr(source, "readline")):
+        path = getattr(source, "name", None)
+        remedy = f"pathlib.Path({path!r})" if isinstance(path, str) else "a pathlib.Path"
+        raise ValueError(
+            f"{name} is an open file ({type(source).__name__}), whose lines are no documents; give"
+            f" its path, {remedy}, or a list of texts"
+        )
+
+
+def without_surrogates(text: str) -> str:
+    """Return a text with pairs of surrogates joined and lone ones replaced by U+FFFD."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text

@@ -28,9 +28,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from lrt_lens.data._arrow_rows import arrow_rows
 from lrt_lens.data._chats import chat_text, chat_words, turns_of
 from lrt_lens.data._columns import Columns, typed, without_written_values
-from lrt_lens.data._document_files import ARCHIVE_ENDINGS, KINDS, arrow_rows, file_rows, kind_of
+from lrt_lens.data._document_files import ARCHIVE_ENDINGS, KINDS, file_rows, kind_of
 from lrt_lens.data._document_rows import (
     ColumnKind,
     Rows,
@@ -39,11 +40,14 @@ from lrt_lens.data._document_rows import (
     feature_kind,
     is_missing,
     pandas_kinds,
+    refuse_open_file,
     refuse_repeated,
+    without_surrogates,
 )
-from lrt_lens.data._file_bytes import refuse_open_file
+from lrt_lens.data._file_bytes import LONGEST_ROW
 from lrt_lens.data._groups import Groups, refuse_other_groups, refuse_other_number
 from lrt_lens.data._parts import document_key, group_text
+from lrt_lens.errors import FileFormatError
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +113,9 @@ class Document:
         if self.group is not None:
             # The rule for groups is that for texts and for ids of rows (`document_keys`).
             return document_key(group_text(self.group), seed)
-        return document_key(self.text if self.words is None else self.words, seed)
+        words = self.text if self.words is None else self.words
+        # No file has longer rows; normalising takes several times the memory of a text.
+        return document_key(words[:LONGEST_ROW], seed)
 
 
 def read_once(documents: Documents) -> str | None:
@@ -153,8 +159,9 @@ def iterate_documents(
 
     Raises:
         MismatchError: a document is a chat, and there are two tokenizers.
-        ValueError: ``documents`` or one of its rows contains no text, or there is no such file;
+        FileFormatError: there is no such file, it is damaged, or one of its rows contains no text;
             the message names the row.
+        ValueError: ``documents``, or a row in memory, contains no text; the message names the row.
     """
     source = DocumentSource.of(documents, text_field)
     for document in DocumentReader(source, *tokenizers):
@@ -169,18 +176,39 @@ def iterate_rows(documents: Documents) -> Iterator[str | list[dict[str, Any]]]:
     source = DocumentSource.of(documents)
     columns = Columns(source.text_field)
     for rows in _sources(source.documents, columns):
-        if rows.columns is not None:
-            columns.choose(rows.source, rows.columns)
+        for _, _, value in _values(rows, columns):
+            if not isinstance(value, str):
+                if value:
+                    yield value
+            elif value.strip():
+                yield without_surrogates(value)
+
+
+def _values(
+    rows: Rows, columns: Columns
+) -> Iterator[tuple[str, Any, str | list[dict[str, Any]] | None]]:
+    """Yield (place, row, its text or the turns of its chat) of each row; None if it is missing.
+
+    Raises:
+        FileFormatError: a row of a file holds something else.
+        ValueError: a row in memory does.
+    """
+    if rows.columns is not None:
+        # Once more for tables whose reader did not ask, and for the name in messages.
+        columns.choose(rows.source, rows.columns)
+    try:
         for number, row in without_written_values(typed(rows, columns), columns, rows.where):
             where = rows.where(number)
             value = columns.value(row, where)
             if is_missing(value):
-                continue
-            if not isinstance(value, str):
-                if turns := turns_of(value, where):
-                    yield turns
-            elif value.strip():
-                yield without_surrogates(value)
+                value = None
+            elif not isinstance(value, str):
+                value = turns_of(value, where)
+            yield where, row, value
+    except ValueError as error:
+        if not rows.source or type(error) is not ValueError:
+            raise
+        raise FileFormatError(str(error)) from error
 
 
 class DocumentReader:
@@ -204,15 +232,12 @@ class DocumentReader:
         columns = Columns(self.source.text_field, self.source.group)
         empty_files, has_text = list[str](), False
         for rows in _sources(self.source.documents, columns):
-            if rows.columns is not None:
-                # Once more for tables whose reader did not ask, and for the name in messages.
-                columns.choose(rows.source, rows.columns)
             has_rows = False
-            for number, row in without_written_values(typed(rows, columns), columns, rows.where):
-                has_rows, where = True, rows.where(number)
+            for where, row, value in _values(rows, columns):
+                has_rows = True
                 # One value per row, also for rows without a text.
                 group = groups.of(row, where, rows.source)
-                text, words = self._text(columns.value(row, where), where)
+                text, words = self._text(value, where)
                 if text:
                     has_text = True
                     yield Document(text, group, words)
@@ -224,19 +249,16 @@ class DocumentReader:
         if empty_files:
             message = f"{', '.join(empty_files[:5])} hold(s) no document"
             if not has_text:
-                raise ValueError(f"{message}; give a file with text")
+                raise FileFormatError(f"{message}; give a file with text")
             logger.warning("%s", message)
 
-    def _text(self, value: Any, where: str) -> tuple[str, str | None]:
+    def _text(self, value: str | list[dict[str, Any]] | None, where: str) -> tuple[str, str | None]:
         """Return the text of a value, empty if it is blank, and the words of a chat."""
         words = None
-        if is_missing(value):
+        if not value:
             return "", None
         if not isinstance(value, str):
-            turns = turns_of(value, where)
-            if not turns:
-                return "", None
-            value, words = chat_text(turns, where, self._tokenizers), chat_words(turns)
+            value, words = chat_text(value, where, self._tokenizers), chat_words(value)
         text = without_surrogates(str(value))
         if text != value:
             if not self._n_repaired:
@@ -246,7 +268,7 @@ class DocumentReader:
                     where,
                 )
             self._n_repaired += 1
-        return (text if text.strip() else ""), words
+        return ("" if text.isspace() else text), words
 
 
 # ----------------------------------------------------------------------------------------- sources
@@ -365,7 +387,7 @@ def _of_string(documents: "str | os.PathLike[str]", columns: Columns) -> Iterato
     elif is_short and any(sign in name for sign in "*?[") and kind_of(name):
         yield from _of_pattern(str(path), columns)
     elif isinstance(documents, os.PathLike) or (is_short and _looks_like_a_path(name)):
-        raise ValueError(
+        raise FileFormatError(
             f"no file at {name!r}; give a {' '.join(KINDS)} file that exists (each also with"
             f" {' or '.join(ARCHIVE_ENDINGS)}), or [text] for a text of your own"
         )
@@ -409,7 +431,7 @@ def _of_pattern(pattern: str, columns: Columns) -> Iterator[Rows]:
         path for path in sorted(glob.glob(pattern, recursive=True)) if not os.path.isdir(path)
     ]
     if not matches:
-        raise ValueError(f"no file matches {pattern!r}; give a pattern of files that exist")
+        raise FileFormatError(f"no file matches {pattern!r}; give a pattern of files that exist")
     _refuse_files([Path(match) for match in matches], f"the pattern {pattern!r}")
     yield from (
         file_rows(Path(match), Wanted(columns.choose, columns.text_field)) for match in matches
@@ -428,7 +450,7 @@ def _of_folder(folder: Path, columns: Columns) -> Iterator[Rows]:
     kinds = sorted({str(kind_of(path)) for path in files if kind_of(path)})
     if len(kinds) != 1:
         observed = f"files of several kinds ({', '.join(kinds)})" if kinds else "no file of a kind"
-        raise ValueError(
+        raise FileFormatError(
             f"the folder {str(folder)!r} holds {observed}; expected files of one kind among"
             f" {' '.join(KINDS)}: give a pattern such as {str(folder / '*.jsonl')!r}, or a file"
         )
@@ -437,7 +459,7 @@ def _of_folder(folder: Path, columns: Columns) -> Iterator[Rows]:
 
 
 def _refuse_files(files: list[Path], subject: str) -> None:
-    """Raise ValueError if one of several files would not be read, or one would be read twice."""
+    """Raise FileFormatError if one of several files would not be read, or one be read twice."""
     problems = {path.name: "a folder" for path in files if path.is_dir()}
     problems |= {path.name: "a link to nothing" for path in files if not path.exists()}
     problems |= {
@@ -455,7 +477,7 @@ def _refuse_files(files: list[Path], subject: str) -> None:
         by_name[name] = path.name
     if problems:
         named = ", ".join(f"{name!r} ({problem})" for name, problem in list(problems.items())[:5])
-        raise ValueError(
+        raise FileFormatError(
             f"{subject} holds {named}; expected only files that are read, each once: take"
             f" {'it' if len(problems) == 1 else 'them'} out, or give a pattern or a list of"
             " pathlib.Path objects"
@@ -472,12 +494,3 @@ def _hub_dataset(name: str) -> Iterable[Any]:
             f"{name!r} is neither a file nor a data set that loads ({error});"
             " pass a list of texts for text of your own"
         ) from error
-
-
-def without_surrogates(text: str) -> str:
-    """Return a text with pairs of surrogates joined and lone ones replaced by U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text

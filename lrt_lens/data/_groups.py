@@ -16,8 +16,7 @@ from collections.abc import Iterator, Mapping, Set
 from pathlib import PurePath
 from typing import Any
 
-from lrt_lens.data._document_rows import is_missing
-from lrt_lens.data._file_bytes import refuse_open_file
+from lrt_lens.data._document_rows import is_missing, refuse_open_file
 
 _FILE = "file"
 """Column that paragraphs of a file have, which otherwise have no columns."""

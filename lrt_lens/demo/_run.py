@@ -14,8 +14,8 @@ import math
 import time
 from typing import Any
 
-from tqdm.auto import tqdm
-
+from lrt_lens._numbers import checked_number, checked_whole
+from lrt_lens._progress import tqdm
 from lrt_lens.adapters.probes._evaluation import ProbeEvaluation, evaluate_probe
 from lrt_lens.adapters.saes._evaluation import SAEEvaluation, evaluate_sae
 from lrt_lens.adapters.vectors._evaluation import evaluate_steering
@@ -66,7 +66,7 @@ def run_demo(
     seed: int = 0,
     progress: bool = True,
 ) -> DemoResult:
-    """Return a stitch of the bundled pair and the evaluations of everything transferred by it.
+    """Return a stitch of the bundled pair and the evaluations of all that it transfers.
 
     Args:
         concepts: concepts of the steering vectors.
@@ -79,6 +79,9 @@ def run_demo(
         damage: nats per token on neutral text at which vectors are compared.
         seed: seed of folds, draws and bootstraps.
         progress: show progress bars.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
     arguments = {
         "concepts": list(concepts),
@@ -89,13 +92,14 @@ def run_demo(
         "damage": damage,
         "seed": seed,
     }
+    checked_numbers(damage, n_tokens, n_random, loss_tokens, seed)
     started = time.perf_counter()
     common: dict[str, Any] = {"seed": seed, "progress": progress}
     steps = _progress_bar(3 + len(concepts) + len(PROBE_TASKS), progress)
     pair = demo_pair()
     steps.update()
     grid = fit_stitches(pair, demo_documents(), n_tokens=n_tokens, **common)
-    # The source layer is fixed; the target layer is chosen by cross-validation.
+    # The source layer is fixed; cross-validation chooses the target layer.
     stitch = grid.best(source=source_layer)
     steps.update()
     evaluations, continuations, probes = {}, {}, {}
@@ -130,7 +134,21 @@ def run_demo(
     )
 
 
-def _progress_bar(total: int, progress: bool) -> tqdm:
+def checked_numbers(
+    damage: float, n_tokens: int, n_random: int, loss_tokens: int = 1, seed: int = 0
+) -> None:
+    """Raise ValueError if a number of the demo is out of its range."""
+    checked_number("damage", damage, above=0.0)
+    for name, value in (
+        ("n_tokens", n_tokens),
+        ("n_random", n_random),
+        ("loss_tokens", loss_tokens),
+    ):
+        checked_whole(name, value, least=1)
+    checked_whole("seed", seed, least=0)
+
+
+def _progress_bar(total: int, progress: bool) -> Any:
     # Steps differ in length, so the bar shows their number and no time to go.
     bar_format = "{desc}: step {n_fmt}/{total_fmt} [{elapsed}]"
     return tqdm(total=total, desc="demo", disable=not progress, bar_format=bar_format)

@@ -57,7 +57,8 @@ def load_pretrained(
     """Return (Hugging Face model, tokenizer) of a hub id or folder, in evaluation mode.
 
     Raises:
-        ValueError: ``device`` and ``device_map`` are both given, or there is no tokenizer.
+        ValueError: ``device`` and ``device_map`` are both given, there is no such device or no
+            tokenizer.
         OSError: there is no model of this name.
     """
     from transformers import AutoModelForCausalLM
@@ -66,6 +67,8 @@ def load_pretrained(
         raise ValueError(
             f"device={device!r} and device_map={device_map!r} exclude each other; give one"
         )
+    if device is not None:
+        checked_device(device)
     options: dict[str, Any] = {
         "dtype": torch_dtype(dtype),
         "revision": revision,
@@ -95,6 +98,27 @@ def load_pretrained(
     if device_map is None:
         model = cast(torch.nn.Module, model).to(torch.device(device or "cpu"))
     return model.eval(), tokenizer or load_tokenizer(name, revision, trust_remote_code)
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """Return a device on which tensors can be created.
+
+    Raises:
+        ValueError: there is no such device here; the message lists those that there are.
+    """
+    try:
+        # The allocation is the test: PyTorch has no list of the devices that work.
+        # A tensor on "meta" has no values, and this fails.
+        torch.empty(1, device=device).fill_(0).cpu()
+        return torch.device(device)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        devices += ["mps"] * torch.backends.mps.is_available()
+        reason = str(error).strip().split("\n")[0][:200]
+        raise ValueError(
+            f"device is {str(device)!r}, and PyTorch finds no such device here; choose from"
+            f" {devices}, or install a PyTorch that is built for yours ({reason})"
+        ) from error
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from lrt_lens._numbers import checked_number, checked_whole, shown_number
 from lrt_lens._settings import Settings
-from lrt_lens.data._windows import MINIMUM_ROWS
+from lrt_lens.data._windows import MINIMUM_ROWS, Share
 from lrt_lens.models._hook_points import Layers
 from lrt_lens.models._text_reader import SKIP_FIRST
 
@@ -83,18 +84,43 @@ class HarvestSettings(Settings):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n_tokens", checked_n_tokens(self.n_tokens))
+        if self.lag < 0:
+            raise ValueError(
+                f"lag is {shown_number(self.lag)}; expected 0, or the number of rows by which "
+                "the target is read later"
+            )
+        for name, least in _LEAST.items():
+            number = checked_whole(name, getattr(self, name), least=least)
+            object.__setattr__(self, name, number)
         refuse_short_windows(self.context_length, self.skip_first)
         cap = checked_cap(self.max_document_tokens)
         object.__setattr__(self, "max_document_tokens", cap)
-        if self.lag < 0:
-            raise ValueError(
-                f"lag is {self.lag}; expected 0, or the number of rows by which "
-                "the target is read later"
-            )
+        if self.shard is not None:
+            Share(shard=(checked_whole("shard[0]", self.shard[0], least=0), self.shard[1]))
         if isinstance(self.null, str) and self.null not in ("full", "sketch", "none"):
             raise ValueError(
                 f"null is {self.null!r}; expected True, False, 'full', 'sketch' or 'none'"
             )
+
+
+_LEAST = {
+    "context_length": 1,
+    "seed": 0,
+    "skip_first": 0,
+    "lag": 0,
+    "batch_tokens": 1,
+    "block_rows": 1,
+}
+"""Smallest value of each whole number."""
+
+
+def checked_seconds(checkpoint_every: Any) -> float:
+    """Return the seconds between two checkpoints.
+
+    Raises:
+        ValueError: they are no finite number above 0.
+    """
+    return checked_number("checkpoint_every", checkpoint_every, above=0.0)
 
 
 def refuse_short_windows(context_length: int, skip_first: int = SKIP_FIRST) -> None:
@@ -117,7 +143,8 @@ def checked_n_tokens(n_tokens: Any) -> int | None:
     if n_tokens is None or _is_whole(n_tokens, minimum=1):
         return n_tokens if n_tokens is None else int(n_tokens)
     raise ValueError(
-        f"n_tokens is {n_tokens!r}; expected a positive number, or None to read all documents"
+        f"n_tokens is {shown_number(n_tokens)}; expected a positive number, or None to read all"
+        " documents"
     )
 
 
@@ -133,8 +160,8 @@ def checked_cap(max_document_tokens: Any) -> int | Literal["auto"] | None:
     elif _is_whole(max_document_tokens, minimum=MINIMUM_ROWS):
         return int(max_document_tokens)
     raise ValueError(
-        f"max_document_tokens is {max_document_tokens!r}; expected 'auto', None, or at least"
-        f" {MINIMUM_ROWS} tokens"
+        f"max_document_tokens is {shown_number(max_document_tokens)}; expected 'auto', None, or at"
+        f" least {MINIMUM_ROWS} tokens"
     )
 
 
@@ -143,4 +170,4 @@ def _is_whole(value: Any, minimum: int) -> bool:
     is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(
         value, bool
     )
-    return bool(is_number and value >= minimum and value == value // 1)
+    return bool(is_number and minimum <= value < 2**63 and value == value // 1)

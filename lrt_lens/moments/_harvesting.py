@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from lrt_lens._progress import tqdm
 from lrt_lens._settings import resolve, takes
 from lrt_lens.data._blocks import iterate_blocks, running_ahead
 from lrt_lens.data._documents import Documents, DocumentSource
@@ -41,7 +41,7 @@ from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._block_rows import block_order, block_rows, provenance_of, window_length
 from lrt_lens.moments._checkpoint import Checkpoint
 from lrt_lens.moments._cross_moments import CrossMoments
-from lrt_lens.moments._harvest_settings import HarvestSettings
+from lrt_lens.moments._harvest_settings import HarvestSettings, checked_seconds
 from lrt_lens.moments._plan import (
     available_memory,
     choose_pairs,
@@ -113,6 +113,7 @@ def harvest(
         ValueError: a setting is out of range, or the moments need more memory than is free.
     """
     settings = resolve(HarvestSettings, settings, options)
+    checkpoint_every = checked_seconds(checkpoint_every)
     if isinstance(documents, DocumentSource):
         source = DocumentSource.of(documents, settings.text_field, settings.group)
         settings = replace(settings, text_field=source.text_field, group=source.group)

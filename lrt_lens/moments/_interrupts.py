@@ -1,8 +1,9 @@
-"""Handlers of Ctrl-C and SIGTERM that wait while data is being changed.
+"""Handlers of Ctrl-C, SIGTERM and SIGHUP that wait while data is being changed.
 
-Problem: a signal (schedulers and torchrun send SIGTERM) that arrives while rows are added leaves
-half of a block in the moments. Mechanism: both signals become exceptions at once, except within
-`Interrupts.held`, which raises the exception when it ends.
+Problem: a signal (schedulers and torchrun send SIGTERM, a closed terminal SIGHUP) that arrives
+while rows are added leaves half of a block in the moments. Mechanism: the signals become exceptions
+at once, except within `Interrupts.held`, which raises the exception when it ends. A signal that the
+process ignores (SIGHUP under nohup) stays ignored.
 
     interrupts = Interrupts()
     interrupts.install()
@@ -19,9 +20,14 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+# Windows has no SIGHUP.
+_NUMBERS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+
 
 class Interrupts:
-    """Handlers of SIGINT and SIGTERM; no effect outside the main thread."""
+    """Handlers of SIGINT, SIGTERM and SIGHUP; no effect outside the main thread."""
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
@@ -33,7 +39,8 @@ class Interrupts:
         if threading.current_thread() is threading.main_thread():
             self._before = {
                 number: signal.signal(number, self._on_signal)
-                for number in (signal.SIGINT, signal.SIGTERM)
+                for number in _NUMBERS
+                if signal.getsignal(number) is not signal.SIG_IGN
             }
 
     def uninstall(self) -> None:

@@ -82,7 +82,7 @@ class Ranks:
         numbers = {}
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
             text = os.environ.get(name, "")
-            if text and not text.isdigit():
+            if text and not (text.isascii() and text.isdigit() and len(text) < 10):
                 raise ValueError(
                     f"the environment has {name}={text!r}; expected a number, as torchrun sets it"
                 )
@@ -261,7 +261,8 @@ def parse_shard(text: str) -> tuple[int, int]:
         ValueError: the text is not i/N with i from 0 to N - 1.
     """
     index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+    is_number = all(part.isascii() and part.isdigit() and len(part) < 10 for part in (index, count))
+    if not (slash and is_number and int(index) < int(count)):
         raise ValueError(f"shard is {text!r}; expected i/N with i from 0 to N - 1, such as 0/8")
     return int(index), int(count)
 

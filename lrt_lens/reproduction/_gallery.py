@@ -17,12 +17,14 @@ import argparse
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lrt_lens._files import make_folder, write_atomically
+from lrt_lens._messages import is_refusal, one_line
 from lrt_lens._stored_fields import as_damage, json_object
 from lrt_lens.errors import FileFormatError
 from lrt_lens.reproduction._picture import THUMBNAIL_BYTES
@@ -138,22 +140,28 @@ def _section(one: dict[str, Any], images: str) -> str:
     picture = [f"![{one['title']}]({images}/{one['name']}.png)\n"] if one["thumbnail"] else []
     texts = [(c.quantity, c.paper_text, c.ours_text, c.control_text) for c in compared]
     lines = [
-        f"### {one['title']}\n",
+        f"### {_text(one['title'])}\n",
         f"{one['paper']} · `python examples/{one['name']}.py` · **{one['verdict']}**\n",
         *picture,
-        f"*Claim.* {one['claim']}\n",
+        f"*Claim.* {_text(one['claim'])}\n",
         "| | paper | ours | control |",
         "| --- | --- | --- | --- |",
         *(f"| {' | '.join(_cell(text) for text in row)} |" for row in texts),
         "",
-        f"*{one['verdict'].capitalize()}*: {one['because']} {one['says']}\n",
+        f"*{one['verdict'].capitalize()}*: {_text(one['because'])} {_text(one['says'])}\n",
     ]
     return "\n".join(lines)
 
 
 def _cell(text: str) -> str:
     # A bar or a line end would break the row of a Markdown table.
-    return text.replace("|", "\\|").replace("\n", " ")
+    return _text(text).replace("|", "\\|")
+
+
+def _text(text: str) -> str:
+    """Return a text on one line, in which Markdown reads no HTML."""
+    # A tag begins with a letter, a slash or an exclamation mark: "n < d" is none.
+    return re.sub("<(?=[A-Za-z/!])", "&lt;", one_line(text))
 
 
 def write_gallery(figures: Path, readme: Path, images: Path) -> list[dict[str, Any]]:
@@ -228,6 +236,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         entries = write_gallery(options.figures, options.readme, options.images)
-    except FileFormatError as error:
-        parser.exit(2, f"error: {error}\n")
+    except Exception as error:
+        if not is_refusal(error):
+            raise
+        parser.exit(2, f"error: {one_line(error)}\n")
     logger.info("%d figures in %s", len(entries), options.readme)

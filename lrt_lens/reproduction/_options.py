@@ -23,14 +23,15 @@ Limits: messages name the options of the command line, because only scripts use 
 
 import logging
 import os
+import re
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-import torch
-
+from lrt_lens._numbers import checked_number, checked_whole
 from lrt_lens.bundled._models import demo_pair
 from lrt_lens.bundled._saes import demo_sae
 from lrt_lens.bundled._texts import demo_documents
@@ -38,6 +39,7 @@ from lrt_lens.data._document_files import KINDS
 from lrt_lens.data._documents import iterate_documents
 from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._identity import names_apart
+from lrt_lens.models._loading import checked_device
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._fit import fit_stitches
 from lrt_lens.stitching._grid import StitchGrid
@@ -52,6 +54,12 @@ LEAST_CHARACTERS, CHARACTERS_A_TOKEN = 20_000_000, 30
 At least 20 million characters, and 30 per token: a token has about four characters, and the test
 fold is a sixth of the texts.
 """
+
+
+_SIGNED = ("scales", "betas")
+"""Options that may be negative."""
+_MAY_BE_ZERO = ("seed", "seeds", "lag", "n_pages", "n_attention")
+"""Whole numbers that may be 0."""
 
 
 class MissingInputError(OSError):
@@ -103,6 +111,29 @@ class FigureOptions:
         changes = {name: value for name, value in self.QUICK.items() if name not in given}
         return replace(self, **changes)
 
+    def check_numbers(self) -> None:
+        """Check every option that is a number, or several.
+
+        Raises:
+            ValueError: one is NaN, infinite, or outside of what its name can mean.
+        """
+        for field in fields(self):
+            value = getattr(self, field.name)
+            option = f"--{field.name.replace('_', '-')}"
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, bool) or not isinstance(number, int | float):
+                    continue
+                if isinstance(number, float):
+                    signed = field.name in _SIGNED
+                    least = -sys.float_info.max if signed else -sys.float_info.min
+                    checked_number(option, number, above=least)
+                elif re.search("layer|hook", field.name):
+                    # Negative numbers count layers from the end.
+                    checked_whole(option, number, least=-(10**6), most=10**6)
+                else:
+                    least = 0 if field.name in _MAY_BE_ZERO else 1
+                    checked_whole(option, number, least=least)
+
     def check_device(self) -> None:
         """Check that tensors can be created on ``device``.
 
@@ -110,15 +141,10 @@ class FigureOptions:
             MissingInputError: they cannot; the message lists the devices of this machine.
         """
         try:
-            # The allocation is the test: PyTorch has no list of the devices that work.
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-            devices += ["mps"] * torch.backends.mps.is_available()
-            raise MissingInputError(
-                f"--device {self.device!r}: PyTorch finds no such device here; choose from "
-                f"{devices}, or install a PyTorch that is built for yours ({_first_line(error)})"
-            ) from error
+            checked_device(self.device)
+        except ValueError as error:
+            message = str(error).replace("device is ", "--device ").replace(", and PyT", ": PyT", 1)
+            raise MissingInputError(message) from error
 
     def pair(self) -> ModelPair:
         """Return the pair of both models."""

@@ -20,29 +20,16 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from lrt_lens._files import write_atomically
-from lrt_lens.errors import (
-    FileFormatError,
-    HookPointError,
-    MismatchError,
-    NonFiniteError,
-    TooFewDocumentsError,
-)
-from lrt_lens.reproduction._options import MissingInputError
+from lrt_lens._messages import is_refusal, one_line
+from lrt_lens.moments._interrupts import Interrupts
 from lrt_lens.reproduction._result import Reproduction
 
 logger = logging.getLogger(__name__)
 
+_STATUSES = (130, 143, 129)
+"""Exit statuses of Ctrl-C, SIGTERM and SIGHUP."""
 _Made = TypeVar("_Made")
 """Result of a function that writes files."""
-REFUSALS = (
-    MissingInputError,
-    FileFormatError,
-    HookPointError,
-    MismatchError,
-    NonFiniteError,
-    TooFewDocumentsError,
-)
-"""Errors by which the library refuses its input; a traceback would not help."""
 
 
 def run(
@@ -64,9 +51,12 @@ def run(
     for noisy in ("kaleido", "choreographer", "logistro"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     options = read_options(reproduce, arguments)
+    interrupts = Interrupts()
     before: dict[Path, tuple[int, int]] = {}
     result: Reproduction | None = None
     try:
+        interrupts.install()
+        options.check_numbers()
         options.check_device()
         _on_disk(lambda: _refuse_unwritable(options.out))
         before = _records(options.out)
@@ -75,7 +65,11 @@ def run(
         seconds = round(time.perf_counter() - started, 1)
         result = finished = replace(measured, options=options, seconds=seconds)
         written = _on_disk(lambda: finished.save(options.out))
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, SystemExit) as error:
+        # SIGTERM and SIGHUP are exits with their own status; other exits are of the script.
+        status = 130 if isinstance(error, KeyboardInterrupt) else error.code
+        if status not in _STATUSES or not isinstance(status, int):
+            raise
         # The record gets its final name last, after all other files, so its change shows whether
         # the files were written, at whatever moment the signal came.
         record = options.out / f"{result.name}.json" if result else Path()
@@ -83,11 +77,13 @@ def run(
         outcome = (
             f"all files were written to {options.out}" if is_written else "no file was written"
         )
-        _stop(f"interrupted; {outcome}", error, 130)
+        _stop(f"interrupted; {outcome}", error, status)
     except Exception as error:
-        if not is_refusal(error):
+        if not is_script_refusal(error):
             raise
         _stop(f"error: {error}", error)
+    finally:
+        interrupts.uninstall()
     logger.info("%s\n%.0f s. Open %s", result, result.seconds, written[".html"])
     return result
 
@@ -128,21 +124,13 @@ def given_options(names: Iterable[str], arguments: Sequence[str]) -> frozenset[s
     return frozenset(name for name in names if name in words or f"no_{name}" in words)
 
 
-def is_refusal(error: Exception) -> bool:
+def is_script_refusal(error: Exception) -> bool:
     """Return whether an error means that the library refused its input.
 
-    It does if it is of the library's own kinds, or a ValueError raised by the library itself and
-    not by a function that it calls. An error about the script's own `Reproduction` is a bug of the
-    script.
+    An error about the script's own `Reproduction` is a bug of the script.
     """
-    if isinstance(error, REFUSALS):
-        return True
-    if not isinstance(error, ValueError):
-        return False
-    # The frame in which the error was raised is the last one of the traceback.
     *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
-    module = str(innermost.f_globals.get("__name__", ""))
-    return module.startswith("lrt_lens.") and module != Reproduction.__module__
+    return is_refusal(error) and innermost.f_globals.get("__name__") != Reproduction.__module__
 
 
 def _refuse_unwritable(folder: Path) -> None:
@@ -172,5 +160,5 @@ def _flags(names: Iterable[str]) -> str:
 
 def _stop(line: str, cause: BaseException | None = None, status: int = 2) -> NoReturn:
     """End the process with one line; the traceback stays in the exception for callers."""
-    logger.error("%s", line.strip().replace("\n", " "))
+    logger.error("%s", one_line(line))
     raise SystemExit(status) from cause

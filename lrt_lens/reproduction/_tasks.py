@@ -19,6 +19,7 @@ from lrt_lens.bundled._texts import demo_contrast, demo_documents
 from lrt_lens.data._document_files import read_records
 from lrt_lens.data._document_rows import is_missing
 from lrt_lens.data._parts import N_FOLDS, document_key, part_of
+from lrt_lens.errors import FileFormatError
 from lrt_lens.reproduction._options import MissingInputError
 
 
@@ -56,7 +57,7 @@ def task_from_file(path: Path) -> Task:
 
     Raises:
         MissingInputError: there is no such file.
-        ValueError: the file holds no such rows.
+        FileFormatError: the file is damaged or holds no such rows.
     """
     if not path.is_file():
         raise MissingInputError(
@@ -65,7 +66,7 @@ def task_from_file(path: Path) -> Task:
         )
     rows = [row for _, row in read_records(path) if not is_missing(row.get("label"))]
     if not rows or not all(isinstance(row.get("text"), str) for row in rows):
-        raise ValueError(
+        raise FileFormatError(
             f"{path} holds no rows with 'text' and 'label'; expected one such object per line"
         )
     return Task(

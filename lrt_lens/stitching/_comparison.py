@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
+from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, note, table
 from lrt_lens.errors import HookPointError
 from lrt_lens.figures._comparison import comparison_figure

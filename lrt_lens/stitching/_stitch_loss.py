@@ -46,8 +46,8 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, names_in_tables, note, table
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.data._documents import Documents, DocumentSource

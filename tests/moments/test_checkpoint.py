@@ -209,7 +209,8 @@ def test_all_ranks_share_the_shift_of_block_0(
 
 
 @pytest.mark.parametrize(
-    ("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+    ("number", "kind"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit), (signal.SIGHUP, SystemExit)],
 )
 def test_an_interrupt_writes_what_there_is(
     pair: ModelPair,

@@ -79,11 +79,11 @@ def test_what_a_function_of_the_library_refuses_is_one_line(
     tmp_path: Path, unchecked: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     def reproduce(options: FigureOptions) -> Reproduction:
-        lrt.harvest(options.pair(), options.texts(), n_tokens=options.n_tokens)
+        lrt.harvest(options.pair(), options.texts(), n_tokens=-options.n_tokens)
         raise AssertionError("not refused")
 
     with pytest.raises(SystemExit) as caught:
-        run(reproduce, ["--n-tokens", "-3", "--out", str(tmp_path)])
+        run(reproduce, ["--n-tokens", "3", "--out", str(tmp_path)])
     assert caught.value.code == 2
     assert caplog.records[-1].levelno == logging.ERROR
     assert caplog.messages[-1].startswith("error: n_tokens is -3")

@@ -34,8 +34,8 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, note, table
 from lrt_lens.adapters.concepts._concept_map import TextRead, contrast_sets
 from lrt_lens.adapters.concepts._row_maps import RowMap

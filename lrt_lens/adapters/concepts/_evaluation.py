@@ -35,8 +35,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
+from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import resolve, takes
 from lrt_lens.adapters.concepts._arms import LayerRows, concept_arms, contrast_refits, source_arm

@@ -37,8 +37,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
+from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, note, table
 from lrt_lens.adapters.saes._compatibility import (
     refuse_foreign_sae,

@@ -58,18 +58,19 @@ def load_sparsify(
         device: device of the weights.
 
     Raises:
-        FileFormatError: the folder is truncated or not written by sparsify.
-        ValueError: SAELens cannot express the SAE.
+        FileFormatError: the folder is damaged, not written by sparsify, or of an SAE that SAELens
+            cannot express.
+        ValueError: the folder does not name a hook point, and ``hook`` is not given.
     """
     path = _folder(folder, hookpoint, revision)
     cfg = _config(path)
     for key, reason in _REFUSED.items():
         if cfg.get(key):
-            raise ValueError(
+            raise FileFormatError(
                 f"{str(path)!r} has {key}=true: {reason}; expected a sparse autoencoder"
             )
     if cfg.get("activation", "topk") != "topk":
-        raise ValueError(
+        raise FileFormatError(
             f"{str(path)!r} has activation {cfg['activation']!r}; expected 'topk', the only one "
             "that SAELens has"
         )

@@ -23,8 +23,8 @@ from collections.abc import Sequence
 import torch
 from einops import reduce
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from lrt_lens._progress import tqdm
 from lrt_lens.adapters.vectors._neutral_text import TokenBatches
 from lrt_lens.adapters.vectors._steering_hook import SteeringHook, adding
 from lrt_lens.errors import MismatchError

@@ -28,8 +28,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pandas as pd
-from tqdm.auto import tqdm
 
+from lrt_lens._progress import tqdm
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.vectors._arm_meter import ArmMeter
 from lrt_lens.adapters.vectors._arms import (

@@ -31,9 +31,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lrt_lens._byte_sizes import human_bytes
+from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, facts
 from lrt_lens._settings import resolve, takes
 from lrt_lens.data._documents import Documents

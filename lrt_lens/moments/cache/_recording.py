@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tqdm.auto import tqdm
 
+from lrt_lens._progress import tqdm
 from lrt_lens._settings import Settings
 from lrt_lens.data._blocks import iterate_blocks, running_ahead
 from lrt_lens.data._documents import Documents, DocumentSource

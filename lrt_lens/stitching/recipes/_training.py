@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
+from lrt_lens._progress import tqdm
 from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.moments._scatter import full_precision
 from lrt_lens.stitching.recipes._learner import COLUMNS, Learner, Progress, TrainingSettings

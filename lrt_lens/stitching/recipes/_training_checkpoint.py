@@ -23,7 +23,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from lrt_lens._stored_fields import as_damage, json_object, stored_fields
-from lrt_lens._tensor_files import read_tensor_file, write_tensors
+from lrt_lens._tensor_files import read_tensor_file, refuse_values, write_tensors
 from lrt_lens.errors import MismatchError
 from lrt_lens.stitching.recipes._learner import Learner, Progress
 
@@ -84,6 +84,8 @@ class TrainingCheckpoint:
         file = read_tensor_file(self.path, TRAINING_SCHEMA)
         content = json_object(self.path, file.metadata.get("state"), "'state'")
         state = stored_fields(self.path, _State, content)
+        for key, tensor in file.tensors.items():
+            refuse_values(self.path, key, tensor)
         file.verify()
         for name, value in self.arguments.items():
             if state["arguments"].get(name) != value:

@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from lrt_lens._progress import tqdm
 from lrt_lens.errors import HookPointError
 from lrt_lens.models._hook_points import HookPair, joint_name, joint_parts
 from lrt_lens.moments._cross_moments import CrossMoments

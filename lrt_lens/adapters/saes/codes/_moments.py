@@ -27,8 +27,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from lrt_lens._progress import tqdm
 from lrt_lens.adapters.saes._compatibility import refuse_foreign_sae, require_sae
 from lrt_lens.data._blocks import iterate_blocks
 from lrt_lens.data._documents import Documents, DocumentSource, refuse_read_once

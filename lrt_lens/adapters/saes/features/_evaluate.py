@@ -30,8 +30,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
+from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import names_in_tables
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.saes.features._attention import Example, ExampleFinder, attention_effects
