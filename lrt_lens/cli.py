@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import tyro
 
-from lrt_lens._messages import is_refusal
+from lrt_lens._refusals import is_refusal
 from lrt_lens._terminal import (
     PlainFormatter,
     complain,

@@ -18,8 +18,9 @@ import pytest
 
 import lrt_lens as lrt
 from lrt_lens import _progress
-from lrt_lens._messages import is_refusal, lines, one_line, printable
+from lrt_lens._messages import lines, one_line, printable
 from lrt_lens._numbers import checked_number, checked_whole
+from lrt_lens._refusals import is_refusal
 from lrt_lens._terminal import print_table
 from lrt_lens.cli import Demo, Fit, Merge, main
 from lrt_lens.moments._harvest_settings import checked_seconds

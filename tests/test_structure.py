@@ -21,6 +21,7 @@ ORDER = (
     "errors",
     "typing",
     "_messages",
+    "_refusals",
     "_terminal",
     "_numbers",
     "_progress",

@@ -191,7 +191,7 @@ class _Others:
     ranks: Ranks
     patience: float
     entries: dict[int, str]
-    """What each lock held when this process began."""
+    """Entry of each lock when this process began."""
 
     def wait(self, n_blocks: int) -> list[RankFile]:
         """Return the files of all ranks when every block is in one of them."""

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from lrt_lens._files import make_folder, write_atomically
-from lrt_lens._messages import is_refusal, one_line
+from lrt_lens._messages import one_line
+from lrt_lens._refusals import is_refusal
 from lrt_lens._stored_fields import as_damage, json_object
 from lrt_lens.errors import FileFormatError
 from lrt_lens.reproduction._picture import THUMBNAIL_BYTES

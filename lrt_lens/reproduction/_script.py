@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from lrt_lens._files import write_atomically
-from lrt_lens._messages import is_refusal, one_line
+from lrt_lens._messages import one_line
+from lrt_lens._refusals import is_refusal
 from lrt_lens.moments._interrupts import Interrupts
 from lrt_lens.reproduction._result import Reproduction
 

@@ -17,12 +17,11 @@ from lrt_lens._tensor_files import read_tensor_file
 from lrt_lens.adapters.concepts import ConceptMap
 from lrt_lens.adapters.concepts._concept_map import ConceptLayer
 from lrt_lens.adapters.probes import LinearProbe
-from lrt_lens.adapters.saes import load_sparsify
-from lrt_lens.adapters.saes.codes._code_map import CodeMap
+from lrt_lens.adapters.saes import CodeMap, load_sparsify
 from lrt_lens.adapters.vectors import SteeringVector
 from lrt_lens.data import ChoiceItems, ContrastSet
 from lrt_lens.data._windows import Share
-from lrt_lens.models._identity import ModelIdentity
+from lrt_lens.models import ModelIdentity
 from lrt_lens.moments import ActivationCache, CrossMoments, Provenance
 from lrt_lens.moments._checkpoint import Checkpoint, add_file, read_rank_files
 from lrt_lens.stitching import AffineMap, Stitch
@@ -172,7 +171,7 @@ def checkpoint(folder: Path) -> Stored:
     content = {path: path.read_bytes() for path in (rank, run)}
 
     def load() -> CrossMoments:
-        """What is damaged is set aside; the state of the folder is put back afterwards."""
+        """Resume, which sets damaged files aside, and put the folder back as it was."""
         fresh = moments()
         for tensor in fresh.tensors().values():
             tensor.zero_()

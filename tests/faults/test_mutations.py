@@ -24,8 +24,8 @@ from tests.faults.formats import FORMATS, Stored, tensors_and_metadata
 OURS = tuple(getattr(errors, name) for name in errors.__all__)
 WITH_FIELDS = ("vector", "probe", "concept map", "code map", "moments")
 """Formats of one file of tensors with fields in JSON."""
-N_FILES = 2_000
-"""Number of changed files of each format in the slow test; 24,000 in all."""
+N_FILES = 1_600
+"""Number of changed files of each format in the slow test; 20,800 in all."""
 VALUES: tuple[Any, ...] = (
     None,
     True,
@@ -183,7 +183,7 @@ def outcome(load: Callable[[], Any], what: str) -> Any:
 
 
 def finite(value: Any) -> bool:
-    """Whether all tensors in an object are finite."""
+    """Return whether all tensors in an object are finite."""
     if isinstance(value, torch.Tensor):
         return not value.is_floating_point() or bool(torch.isfinite(value).all())
     if isinstance(value, (list, tuple)):
@@ -333,7 +333,7 @@ def loaded_numbers(name: str, tmp_path: Path) -> tuple[Stored, Callable[[Any], t
 
 @pytest.mark.parametrize("name", ["vector", "probe", "moments", "stitch"])
 def test_a_loaded_object_does_not_change_with_its_file(name: str, tmp_path: Path) -> None:
-    """Of a mapped file, cut tensors would end the process, and written ones would change."""
+    """Cutting a mapped file would end the process, and writing it would change the tensors."""
     stored, read = loaded_numbers(name, tmp_path)
     found = stored.load()
     before = read(found).clone()

@@ -313,7 +313,7 @@ def _arm(
     name: str,
     concept: str,
     rows: list[_ConceptRows],
-    transferred: list[tuple[Tensor, RowMap | None]],
+    transferred: Sequence[tuple[Tensor, RowMap | None]],
     target: ModelIdentity,
     draw: int | None = None,
 ) -> ConceptArm:

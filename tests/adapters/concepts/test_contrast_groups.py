@@ -1,4 +1,4 @@
-"""What contrast pairs add to the intervals of concept transfer: naive refits, and fresh sets."""
+"""Contrast pairs in the intervals of concept transfer: naive refits, and fresh sets."""
 
 import math
 from collections.abc import Callable
