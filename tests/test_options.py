@@ -168,7 +168,7 @@ def test_numbers_of_any_type_are_read() -> None:
     "value", [0, -1.0, NAN, INF, True, "5", None, pytest.param(10**5000, id="huge")]
 )
 def test_seconds_between_checkpoints_are_checked(value: Any) -> None:
-    with pytest.raises(ValueError, match="checkpoint_every is .*; expected a finite number above"):
+    with pytest.raises(ValueError, match="checkpoint_every is .*; expected seconds above 0"):
         checked_seconds(value)
 
 

@@ -487,23 +487,25 @@ def _read_run(path: Path, arguments: dict[str, Any]) -> Shifts:
         if not path.exists():
             raise FileNotFoundError(str(path)) from error
         raise
-    return _shifts(file.tensors)
+    return _shifts(path, file.tensors)
 
 
 def _read_shift(path: Path) -> Shifts:
     """Return the shifts in the file of a rank."""
     opened = mapped_tensors(path, CHECKPOINT_SCHEMA)
     names = [name for name in opened.names if name.startswith("shift/")]
-    return _shifts({name: opened.tensor(name).clone() for name in names})
+    return _shifts(path, {name: opened.tensor(name).clone() for name in names})
 
 
-def _shifts(tensors: Mapping[str, Tensor]) -> Shifts:
+def _shifts(path: Path, tensors: Mapping[str, Tensor]) -> Shifts:
     """Return the shifts among tensors, by hook point, for source and target."""
     # Names are shift/ROLE/HOOK; see `lrt_lens.moments._layout`.
     source, target = {}, {}
     for name, tensor in tensors.items():
         kind, _, role_and_hook = name.partition("/")
         if kind == "shift":
+            refuse_other_shape(path, name, tensor, "d", {})
+            refuse_values(path, name, tensor)
             role, _, hook = role_and_hook.partition("/")
             (source if role == "source" else target)[hook] = tensor
     return source, target

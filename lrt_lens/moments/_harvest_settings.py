@@ -120,7 +120,11 @@ def checked_seconds(checkpoint_every: Any) -> float:
     Raises:
         ValueError: they are no finite number above 0.
     """
-    return checked_number("checkpoint_every", checkpoint_every, above=0.0)
+    try:
+        return checked_number("checkpoint_every", checkpoint_every, above=0.0)
+    except ValueError:
+        shown = shown_number(checkpoint_every)
+        raise ValueError(f"checkpoint_every is {shown}; expected seconds above 0") from None
 
 
 def refuse_short_windows(context_length: int, skip_first: int = SKIP_FIRST) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from lrt_lens._files import write_folder
+from lrt_lens._messages import printable
 from lrt_lens._stored_fields import as_damage, json_object, stored_fields
 from lrt_lens._tensor_files import (
     damaged,
@@ -350,12 +351,12 @@ def stitch_card(stitch: StitchData) -> str:
         return (
             "unknown"
             if model is None
-            else f"`{model.name}` (revision {model.revision}, d_model {model.d_model}, "
+            else f"{_code(model.name)} (revision {_code(model.revision)}, d_model {model.d_model}, "
             f"{model.basis} basis)"
         )
 
     scores = "\n".join(
-        f"| {key} | {value if isinstance(value, str) else f'{value:.4g}'} |"
+        f"| {key} | {_code(value) if isinstance(value, str) else f'{value:.4g}'} |"
         for key, value in stitch.scores.items()
     )
     versions = ", ".join(
@@ -370,12 +371,12 @@ def stitch_card(stitch: StitchData) -> str:
 library_name: lrt-lens
 tags: [model-stitching, interpretability, steering]
 ---
-# Stitch {stitch.source_hook} → {stitch.target_hook}
+# Stitch {_code(stitch.source_hook)} → {_code(stitch.target_hook)}
 
 Affine maps between the residual streams of two language models, fitted with lrt-lens.
 
-- source: {about(stitch.source)} at `{stitch.source_hook}`
-- target: {about(stitch.target)} at `{stitch.target_hook}`
+- source: {about(stitch.source)} at {_code(stitch.source_hook)}
+- target: {about(stitch.target)} at {_code(stitch.target_hook)}
 - text: {text}
 - paired: {stitch.provenance.alignment}
 - made with: {versions or "unknown"}
@@ -391,3 +392,9 @@ stitch = lrt.Stitch.from_pretrained("this-folder-or-repository")
 transferred = stitch.transfer(steering_vector)
 ```
 """
+
+
+def _code(name: str) -> str:
+    """Return a name as Markdown that shows it as it is, also in a cell of a table."""
+    shown = printable(name).replace("`", "'").replace("|", "/")
+    return f"`{shown}`"

@@ -172,14 +172,12 @@ def checkpoint(folder: Path) -> Stored:
 
     def load() -> CrossMoments:
         """Resume, which sets damaged files aside, and put the folder back as it was."""
-        fresh = moments()
-        for tensor in fresh.tensors().values():
-            tensor.zero_()
+        fresh = CrossMoments((HOOKS,))
         try:
             with Checkpoint(folder, ARGUMENTS, Share(), every=1e9) as opened:
                 opened.resume(fresh, torch.device("cpu"))
             for file in read_rank_files(folder, ARGUMENTS, verify=True):
-                add_file(moments(), file)
+                add_file(made, file)
         finally:
             for path in folder.glob("*.damaged"):
                 path.unlink()

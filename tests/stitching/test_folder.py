@@ -1,6 +1,7 @@
 """A saved stitch loads equal; other folders, and truncated or incomplete ones, raise an error."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -349,3 +350,12 @@ def test_an_interrupted_write_over_an_older_stitch_leaves_the_older_one(
     stitch.reversed().save_pretrained(folder)
     assert Stitch.from_pretrained(folder).source_hook == stitch.target_hook
     assert names(folder) == sorted(before)
+
+
+def test_names_with_markup_are_shown_as_they_are(stitch: Stitch, tmp_path: Path) -> None:
+    identity = stitch.provenance.source
+    assert identity is not None
+    named = replace(identity, name="a`|b\n# c \x1b[31m<img src=x>")
+    card = _folder.stitch_card(replace(stitch, provenance=replace(stitch.provenance, source=named)))
+    assert "- source: `a'/b\\n# c \\x1b[31m<img src=x>` (revision" in card
+    assert "\x1b" not in card
