@@ -18,6 +18,7 @@ from lrt_lens.moments import CrossMoments, Provenance
 from lrt_lens.moments._layout import MOMENTS_SCHEMA
 from lrt_lens.stitching import Stitch, _folder
 from lrt_lens.stitching._folder import STITCH_SCHEMA
+from tests.faults.formats import SOURCE
 
 
 def names(folder: Path) -> list[str]:
@@ -353,9 +354,7 @@ def test_an_interrupted_write_over_an_older_stitch_leaves_the_older_one(
 
 
 def test_names_with_markup_are_shown_as_they_are(stitch: Stitch, tmp_path: Path) -> None:
-    identity = stitch.provenance.source
-    assert identity is not None
-    named = replace(identity, name="a`|b\n# c \x1b[31m<img src=x>")
+    named = replace(SOURCE, name="a`|b\n# c \x1b[31m<img src=x>")
     card = _folder.stitch_card(replace(stitch, provenance=replace(stitch.provenance, source=named)))
     assert "- source: `a'/b\\n# c \\x1b[31m<img src=x>` (revision" in card
     assert "\x1b" not in card
