@@ -25,7 +25,7 @@ import contextvars
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -206,6 +206,34 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                     for module in shared.training:
                         module.training = True
                     shared.training.clear()
+
+
+@contextmanager
+def while_any(key: Hashable, change: Callable[[], Callable[[], None]]) -> Iterator[None]:
+    """Return a context of a change to what all threads share, such as a setting of torch.
+
+    The first that enters makes the change, and the last of all threads that leaves undoes it.
+
+    Args:
+        key: name of the change.
+        change: makes the change and returns the function that undoes it.
+    """
+    with REGISTERING:
+        n_users, undo = _CHANGES.get(key) or (0, change())
+        _CHANGES[key] = n_users + 1, undo
+    try:
+        yield
+    finally:
+        with REGISTERING:
+            n_users, undo = _CHANGES.pop(key)
+            if n_users > 1:
+                _CHANGES[key] = n_users - 1, undo
+            else:
+                undo()
+
+
+_CHANGES: dict[Hashable, tuple[int, Callable[[], None]]] = {}
+"""Changes that are made now, with the number of those that need them."""
 
 
 class _Evaluated:

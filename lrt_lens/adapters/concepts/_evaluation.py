@@ -57,6 +57,7 @@ from lrt_lens.figures import _concept_map as figures
 from lrt_lens.models._hook_points import depth
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._loading import ModelLike
+from lrt_lens.models._ownership import entering
 from lrt_lens.models._pair import Hooks, ModelPair, model_sides, paired_hooks
 from lrt_lens.statistics._bootstrap import Clusters, Resamples
 from lrt_lens.stitching._stitch import Stitch
@@ -414,7 +415,7 @@ class _SteeredModel:
     def _at(self, arm: ConceptArm, beta: float) -> tuple[np.ndarray, np.ndarray]:
         """Return propensity [item] and rise of each neutral text's loss [text] at one β."""
         first, later = self._hooks(arm, beta)
-        with self.model.intervene(later):
+        with entering(), self.model.intervene(later):
             return self.items.propensity(first), self._rises(first)
 
     @property
@@ -434,7 +435,7 @@ class _SteeredModel:
         # here.
         def measure(beta: float) -> float:
             first, later = self._hooks(arm, beta)
-            with self.model.intervene(later):
+            with entering(), self.model.intervene(later):
                 return float(self._rises(first).sum() / self.n_tokens.sum())
 
         # Draws of one arm need steps of about the same length.
