@@ -9,14 +9,20 @@ made for the context. It acts in the thread that opens it only, and gives the nu
     with drawing(seed=0):
         torch.rand(3)                                   # the same three numbers every time
 
+Every call of torch in such a context costs a microsecond more. So a model that generates leaves it
+for its passes (`outside_of_drawing`), and only the hooks of users enter it again (`within_drawing`).
+
 Limits: dropout and other functions without an argument ``generator`` draw from the global one.
 """
 
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import wraps
 from typing import Any
 
 import torch
 from torch.nn import init
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 _METHODS = (
     *("bernoulli", "bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_"),
@@ -35,6 +41,38 @@ _DRAWS = frozenset(
 """Functions that draw random numbers and take an argument ``generator``."""
 _LIKE = {torch.rand_like: torch.rand, torch.randn_like: torch.randn}
 """Functions that take none, with others that draw the same numbers."""
+
+
+DRAWING: ContextVar["drawing | None"] = ContextVar("lrt_lens_drawing", default=None)
+"""The context that a pass of the running thread or task has left."""
+
+
+def outside_of_drawing(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that leaves the innermost `drawing` while it runs."""
+
+    @wraps(fn)
+    def outside(*args: Any, **options: Any) -> Any:
+        mode = _get_current_function_mode()
+        if not isinstance(mode, drawing):
+            return fn(*args, **options)
+        mode.__exit__(None, None, None)
+        reset = DRAWING.set(mode)
+        try:
+            return fn(*args, **options)
+        finally:
+            DRAWING.reset(reset)
+            mode.__enter__()
+
+    return outside
+
+
+def within_drawing(fn: Callable[..., Any], args: tuple, options: dict[str, Any]) -> Any:
+    """Call a function in the `drawing` that the running pass has left, if there is one."""
+    mode = DRAWING.get()
+    if mode is None:
+        return fn(*args, **options)
+    with mode:
+        return fn(*args, **options)
 
 
 class drawing(TorchFunctionMode):  # noqa: N801 (a context, named like a function)

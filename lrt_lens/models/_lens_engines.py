@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrt_lens.models._drawing import outside_of_drawing
 from lrt_lens.models._hook_points import depth, place, residual_names
 from lrt_lens.models._long_rope import LongRope, by_row, padding_id
 from lrt_lens.models._ownership import Entry, entering, evaluating, registered
@@ -260,7 +261,9 @@ class HookedTransformerEngine:
         with entering() as entry, torch.inference_mode():
             hook = registered(self.model.unembed.register_forward_hook, entry.only_here(process))
             with Handle([hook]):
-                return _taking_every_token_as_text(self.model).generate(
+                twin = _taking_every_token_as_text(self.model)
+                twin.__dict__["forward"] = outside_of_drawing(twin.forward)
+                return twin.generate(
                     tokens.to(self.device),
                     verbose=False,
                     return_type="tokens",

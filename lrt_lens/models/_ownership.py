@@ -32,6 +32,7 @@ from typing import Any
 from torch import nn
 
 from lrt_lens.errors import OtherThreadError
+from lrt_lens.models._drawing import within_drawing
 
 REGISTERING = threading.RLock()
 """Held while hooks are registered or removed, and never during a pass: PyTorch numbers hooks
@@ -93,7 +94,7 @@ class Entry:
 
         def hook(*args: Any, **options: Any) -> Any:
             if self.acts():
-                return fn(*args, **options)
+                return within_drawing(fn, args, options)
             if self.is_intervention:
                 self.refuse_unsteered()
             return None

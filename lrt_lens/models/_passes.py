@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrt_lens.models._drawing import outside_of_drawing
 from lrt_lens.models._ownership import REGISTERING, entering
 
 
@@ -241,6 +242,7 @@ def generate_with(model: Any, tokens: Tensor, config: Any, **options: Any) -> An
     """
     # `generate` fills what a config leaves open from the model's own, which the twin lacks.
     twin = twin_of(model, generation_config=config)
+    twin.__dict__["forward"] = outside_of_drawing(twin.forward)
     _count_own_positions(twin)
     with torch.inference_mode():
         return twin.generate(input_ids=tokens, generation_config=config, **options)
