@@ -10,7 +10,7 @@ made for the context. It acts in the thread that opens it only, and gives the nu
         torch.rand(3)                                   # the same three numbers every time
 
 Every call of torch in such a context costs a microsecond more. So a model that generates leaves it
-for its passes (`outside_of_drawing`), and only the hooks of users enter it again (`within_drawing`).
+for its passes (`outside_of_drawing`), and only hooks enter it again (`within_drawing`).
 
 Limits: dropout and other functions without an argument ``generator`` draw from the global one.
 """

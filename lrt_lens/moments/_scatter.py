@@ -419,6 +419,7 @@ class SideMoments:
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Compute float32 products in float32 within this context."""
+
     # TF32, which a user may have switched on, has 10 bits of mantissa: moments would lose three
     # decimal digits.
     def change() -> Callable[[], None]:

@@ -58,5 +58,7 @@ def test_threads_do_not_draw_from_each_others() -> None:
         thread.join(60)
     for seed, numbers in found.items():
         generator = torch.Generator().manual_seed(seed)
-        assert torch.equal(numbers, torch.cat([torch.rand(2, generator=generator) for _ in range(5)]))
+        assert torch.equal(
+            numbers, torch.cat([torch.rand(2, generator=generator) for _ in range(5)])
+        )
     assert len(found) == 3

@@ -86,7 +86,9 @@ def own(load: Any) -> Iterator[HookedModel]:
 def hooks_on(model: HookedModel) -> list[Any]:
     roots = [model.engine.model, getattr(model.bridge, "original_model", model.engine.model)]
     modules = [module for root in roots for module in root.modules()]
-    left = [h for m in modules for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+    left = [
+        h for m in modules for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
+    ]
     left += [m for m in modules if "forward" in m.__dict__ or "generate" in m.__dict__]
     return left + [h for point in model.bridge.hook_dict.values() for h in point.fwd_hooks]
 
@@ -482,7 +484,9 @@ def test_what_a_started_thread_predicts_is_refused_until_it_says_what_it_means(
                 together(job)
             assert "\n" not in str(refused.value)
         context = contextvars.copy_context()
-        found = together(without, lambda: own.capture(TEXT, 2), lambda: context.run(own.logits, TEXT))
+        found = together(
+            without, lambda: own.capture(TEXT, 2), lambda: context.run(own.logits, TEXT)
+        )
     assert all(torch.equal(a, b) for a, b in zip(found, [plain, states, steered], strict=True))
     assert torch.equal(together(lambda: own.logits(TEXT))[0], plain)
 

@@ -22,8 +22,8 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from functools import partial
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import Any, Literal
 
@@ -174,7 +174,9 @@ def compare_continuations(
     # An arm that no scale brings to the damage is missing from `strengths`, so it has no rows.
     # The unsteered model is an arm of scale 0 and damage 0, by definition.
     for arm, (scale, damage) in ({UNSTEERED: (0.0, 0.0)} | strengths).items():
-        steering = partial(vectors[arm].apply, hooked, scale=scale) if arm in vectors else nullcontext
+        steering = (
+            partial(vectors[arm].apply, hooked, scale=scale) if arm in vectors else nullcontext
+        )
         with entering(), steering():
             texts = hooked.generate(
                 listed,

@@ -194,5 +194,3 @@ class Training:
             ]
             n += len(x)
         return [total / n for total in sums]
-
-
