@@ -22,8 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from lrt_lens.errors import NonFiniteError
+from lrt_lens.models._comparing import (
+    padded_positions,
+    relative_difference,
+    short_row,
+    without_cache,
+)
 from lrt_lens.models._ownership import entering, registered
-from lrt_lens.models._passes import padded_positions, relative_difference, short_row, without_cache
 
 _CONTEXT_FIELDS = (
     "max_position_embeddings",

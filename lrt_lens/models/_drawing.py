@@ -66,13 +66,17 @@ def outside_of_drawing(fn: Callable[..., Any]) -> Callable[..., Any]:
     return outside
 
 
-def within_drawing(fn: Callable[..., Any], args: tuple, options: dict[str, Any]) -> Any:
-    """Call a function in the `drawing` that the running pass has left, if there is one."""
-    mode = DRAWING.get()
-    if mode is None:
-        return fn(*args, **options)
-    with mode:
-        return fn(*args, **options)
+def within_drawing(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that enters the `drawing` which the running pass has left, if any."""
+
+    def within(*args: Any, **options: Any) -> Any:
+        mode = DRAWING.get()
+        if mode is None:
+            return fn(*args, **options)
+        with mode:
+            return fn(*args, **options)
+
+    return within
 
 
 class drawing(TorchFunctionMode):  # noqa: N801 (a context, named like a function)

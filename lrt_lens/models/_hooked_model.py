@@ -26,7 +26,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from lrt_lens.errors import MismatchError, NonFiniteError
+from lrt_lens.errors import MismatchError, NonFiniteError, OtherThreadError
+from lrt_lens.models._comparing import short_row
 from lrt_lens.models._drawing import drawing
 from lrt_lens.models._engine import Engine
 from lrt_lens.models._finite import refuse_nan
@@ -37,7 +38,7 @@ from lrt_lens.models._identity import ModelIdentity, model_name, tokenizer_hash
 from lrt_lens.models._lens_engines import BridgeEngine, HookedTransformerEngine
 from lrt_lens.models._loading import ModelLike, load_pretrained, load_tokenizer, model_origin
 from lrt_lens.models._ownership import Entry, entering
-from lrt_lens.models._passes import Handle, ignores_mean, is_centred, short_row
+from lrt_lens.models._passes import Handle, ignores_mean, is_centred
 from lrt_lens.models._text_codec import TextCodec, Texts, Truncation
 from lrt_lens.models._text_reader import SKIP_FIRST, special_tokens, unmasked
 from lrt_lens.typing import HookFunction, Residual, Tokens
@@ -303,7 +304,7 @@ class HookedModel:
         intervention, and ``Thread(target=contextvars.copy_context().run, args=(fn,))`` takes these
         over. Captures and harvests in another thread read the model without them.
         """
-        removers: list[Callable[[], None]] = [Entry(is_intervention=True).close]
+        removers: list[Callable[[], None]] = [Entry(OtherThreadError).close]
         try:
             for hook, fn in hooks.items():
                 removers.append(self.engine.add_hook(resolve(hook, self), fn))

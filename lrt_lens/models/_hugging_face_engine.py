@@ -29,8 +29,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrt_lens.errors import MismatchError
+from lrt_lens.errors import MismatchError, OtherThreadError
+from lrt_lens.models._comparing import (
+    first_line,
+    relative_difference,
+    short_row,
+    tolerance,
+    without_cache,
+)
 from lrt_lens.models._decoder import find_decoder, stream_of, with_stream
+from lrt_lens.models._drawing import within_drawing
 from lrt_lens.models._hook_points import EMBED, residual_names
 from lrt_lens.models._loading import boot_bridge, text_model
 from lrt_lens.models._long_rope import LongRope, by_row, padding_id
@@ -49,14 +57,9 @@ from lrt_lens.models._passes import (
     SelectedPositions,
     capture_through_bridge,
     capture_with,
-    first_line,
     generate_with,
     generation_problem,
-    relative_difference,
     replacing,
-    short_row,
-    tolerance,
-    without_cache,
 )
 from lrt_lens.models._running_call import tell_running_call
 from lrt_lens.models._weights import weights_hash
@@ -315,8 +318,8 @@ class HuggingFaceEngine:
 
         It acts in the Hugging Face model and in the bridge, whichever runs.
         """
-        point, entry = HookName(name), Entry(is_intervention=True)
-        act = entry.only_here(fn)
+        point, entry = HookName(name), Entry(OtherThreadError)
+        act = entry.only_here(within_drawing(fn))
         removers = [
             self._note_hook(name, entry),
             self._add_plain_hook(name, lambda activation: act(activation, hook=point)),

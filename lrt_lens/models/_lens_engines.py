@@ -26,7 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrt_lens.models._drawing import outside_of_drawing
+from lrt_lens.errors import OtherThreadError
+from lrt_lens.models._comparing import first_device, relative_difference, short_row, tolerance
+from lrt_lens.models._drawing import outside_of_drawing, within_drawing
 from lrt_lens.models._hook_points import depth, place, residual_names
 from lrt_lens.models._long_rope import LongRope, by_row, padding_id
 from lrt_lens.models._ownership import Entry, entering, evaluating, registered
@@ -35,12 +37,8 @@ from lrt_lens.models._passes import (
     LensHooks,
     capture_through_bridge,
     capture_with,
-    first_device,
     generate_with,
-    relative_difference,
     replacing,
-    short_row,
-    tolerance,
     twin_of,
 )
 from lrt_lens.models._running_call import tell_running_call
@@ -110,8 +108,8 @@ class BridgeEngine:
     def add_hook(self, name: str, fn: HookFunction) -> Callable[[], None]:
         """Register a hook and return the function that removes it."""
         modules = (self.model, self.model.base_model)
-        entry = Entry(is_intervention=True)
-        hook = self._hooks.add(self._bridge.hook_dict[name], entry.only_here(fn))
+        entry = Entry(OtherThreadError)
+        hook = self._hooks.add(self._bridge.hook_dict[name], entry.only_here(within_drawing(fn)))
         told = tell_running_call(modules, fn, entry, generators=(self.model, self._bridge))
         # The entry is closed first: a pass of another thread may be calling the hooks.
         return Handle([hook, *told, entry.close]).remove
@@ -278,11 +276,11 @@ class HookedTransformerEngine:
     def add_hook(self, name: str, fn: HookFunction) -> Callable[[], None]:
         """Register a hook and return the function that removes it."""
         # The model finds out which tokens are padding and gives every block the whole mask.
-        entry = Entry(is_intervention=True)
+        entry = Entry(OtherThreadError)
         told = tell_running_call(
             [self.model.blocks[0]], fn, entry, until=self.model, generators=[self.model]
         )
-        hook = self._hooks.add(self.model.hook_dict[name], entry.only_here(fn))
+        hook = self._hooks.add(self.model.hook_dict[name], entry.only_here(within_drawing(fn)))
         # The entry is closed first: a pass of another thread may be calling the hooks.
         return Handle([hook, *told, entry.close]).remove
 

@@ -6,7 +6,7 @@ another thread. Mechanism: whoever registers hooks enters an `Entry`, which is n
 (`contextvars`) of the running thread or task; a hook acts only in a pass whose context has its
 entry. Nothing waits for anything, so passes of several threads run side by side.
 
-    entry = Entry(is_intervention=True)
+    entry = Entry(OtherThreadError)
     handle = module.register_forward_hook(entry.only_here(hook))
     …
     entry.close()
@@ -31,9 +31,6 @@ from typing import Any
 
 from torch import nn
 
-from lrt_lens.errors import OtherThreadError
-from lrt_lens.models._drawing import within_drawing
-
 REGISTERING = threading.RLock()
 """Held while hooks are registered or removed, and never during a pass: PyTorch numbers hooks
 without a lock."""
@@ -48,20 +45,21 @@ class Entry:
     """Marks the thread or task that registers hooks; its hooks act there until it is closed.
 
     Args:
-        is_intervention: True if a pass without these hooks would be taken for one with them.
+        refusal: error by which passes without these hooks are refused in threads that this one has
+            started; None if such a pass would not be taken for one with them.
         alone: True if no entry from before acts in this thread or task meanwhile.
     """
 
-    def __init__(self, *, is_intervention: bool = False, alone: bool = False) -> None:
+    def __init__(self, refusal: type[Exception] | None = None, *, alone: bool = False) -> None:
         entered = _ENTERED.get() or ()
         # What a capture or an evaluation registers is its own affair.
-        by_user = all(entry.is_intervention for entry in entered if entry.is_open)
+        by_user = all(entry.refusal is not None for entry in entered if entry.is_open)
         self.is_open, self.alone = True, alone
-        self.is_intervention = is_intervention and by_user
+        self.refusal = refusal if by_user else None
         self._thread = threading.current_thread()
         task = _running_task()
         self._task = None if task is None else weakref.ref(task)
-        if is_intervention:
+        if refusal is not None:
             _watch_threads()
         self._hidden = entered if alone else ()
         # Without those that another thread or task has closed.
@@ -88,27 +86,28 @@ class Entry:
         """Return ``fn`` for the thread or task of this entry; elsewhere it does nothing.
 
         Raises:
-            OtherThreadError: (by the returned function) a thread that this one has started runs
-                without the hooks and has not said that it means to.
+            Exception: the entry's refusal, by the returned function, in a thread that this one has
+                started and that has not said that it means to run without the hooks.
         """
 
         def hook(*args: Any, **options: Any) -> Any:
             if self.acts():
-                return within_drawing(fn, args, options)
-            if self.is_intervention:
-                self.refuse_unsteered()
+                return fn(*args, **options)
+            self.refuse_unsteered()
             return None
 
         return hook
 
     def refuse_unsteered(self) -> None:
-        """Raise `OtherThreadError` if the running thread probably takes itself for steered."""
-        if not self.is_open or any(entry.is_open for entry in _ENTERED.get() or ()):
+        """Raise the entry's refusal if the running thread probably takes itself for steered."""
+        if self.refusal is None or not self.is_open:
+            return
+        if any(entry.is_open for entry in _ENTERED.get() or ()):
             return
         here = threading.current_thread()
         if here is self._thread or not _has_started(self._thread, here):
             return
-        raise OtherThreadError(
+        raise self.refusal(
             f"thread {here.name!r} runs a model on which thread {self._thread.name!r}, which has"
             " started it, has an intervention open; interventions act only in the thread that"
             " entered them: enter it in this thread (model.intervene({}) for none), or give"

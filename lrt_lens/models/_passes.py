@@ -1,7 +1,6 @@
-"""Parts that every engine's forward pass is made of: captures, hooks by name, and comparisons.
+"""Parts that every engine's forward pass is made of: captures and hooks by name.
 
 capture_with(names, add_hook, run)          # {name: activation}, ends at the deepest hook
-relative_difference(bridged, logits)        # ‖a − b‖ / ‖b‖
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrt_lens.models._comparing import (
+    first_device,
+    first_line,
+    padded_positions,
+    relative_difference,
+    tolerance,
+    without_cache,
+)
 from lrt_lens.models._drawing import outside_of_drawing
 from lrt_lens.models._ownership import REGISTERING, entering
 
@@ -273,15 +280,6 @@ def _count_own_positions(model: Any) -> None:
     model.__dict__["prepare_inputs_for_generation"] = with_positions
 
 
-def padded_positions(model: nn.Module) -> Any:
-    """Return the table of positions of a model that has a row for padding there, or None."""
-    for path, module in model.named_modules():
-        is_positions = path.split(".")[-1] == "position_embeddings"
-        if is_positions and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            return module
-    return None
-
-
 def generation_problem(model: Any, row: Tensor) -> str:
     """Return why ``generate`` of a Hugging Face model does not follow its logits; "" if it does.
 
@@ -320,27 +318,6 @@ def generation_problem(model: Any, row: Tensor) -> str:
     return ""
 
 
-def short_row(d_vocab: int) -> Tensor:
-    """Return eight token ids [1, 8] on which properties of a model are measured at loading."""
-    # Token ids 1 to 8, modulo the vocabulary for models with a tiny one.
-    return torch.arange(1, 9).remainder(d_vocab)[None]
-
-
-def relative_difference(value: Tensor, reference: Tensor) -> float:
-    """Return ‖value − reference‖ / ‖reference‖ in float64; infinite if ``value`` has a NaN."""
-    value, reference = value.double(), reference.double().to(value.device)
-    difference = float((value - reference).norm() / reference.norm().clamp_min(1e-30))
-    return difference if difference == difference else float("inf")
-
-
-def tolerance(dtype: torch.dtype) -> float:
-    """Return the relative difference below which two orders of arithmetic give one function.
-
-    Two implementations of attention agree to about 1e-6 in float32 and to about 1e-2 in bfloat16.
-    """
-    return 1e-3 if dtype in (torch.float32, torch.float64) else 5e-2
-
-
 class SelectedPositions:
     """A pre-hook of an unembedding, which then sees only some positions of the batch.
 
@@ -375,24 +352,6 @@ def is_centred(residual: Tensor) -> bool:
     allowed = max(1e-5, torch.finfo(residual.dtype).eps)
     residual = residual.double()
     return bool(residual.mean(-1).abs().max() < allowed * residual.pow(2).mean().sqrt())
-
-
-def without_cache(model: Any) -> dict[str, Any]:
-    """Return the option that switches the key-value cache off, if the model takes it."""
-    # A few models (GPT-1) have no cache and refuse the option.
-    parameters = signature(model.forward).parameters
-    takes = "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return {"use_cache": False} if takes else {}
-
-
-def first_line(error: Exception) -> str:
-    """Return the beginning of an error's message, or its class if it has none."""
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]
-
-
-def first_device(model: nn.Module) -> torch.device:
-    """Return the device of a module's first parameter."""
-    return next(model.parameters()).device
 
 
 def ignores_mean(model: nn.Module, d_model: int) -> bool | None:

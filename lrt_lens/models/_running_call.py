@@ -183,7 +183,9 @@ def _wrap(model: nn.Module, name: str, wrapper: Callable[..., Any], state: _Wrap
 
     @wraps(getattr(type(model), name))
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
-        method = own or MethodType(getattr(type(self), name), self)
+        # A twin of the model runs its methods on itself.
+        function = getattr(own, "__func__", None) or (own is None and getattr(type(self), name))
+        method = MethodType(function, self) if function else own
         # Another thread may have looked the method up before it was restored.
         return wrapper(self.__dict__.get(_STATE, state), method, args, kwargs)
 
@@ -221,8 +223,9 @@ def _prepare(state: _Wrapped, method: Callable[..., Any], args: tuple, kwargs: d
     running = [one for one in _GENERATIONS.get() if one.wrapped is state]
     if running:
         mask = kwargs.get("attention_mask")
-        is_plain = isinstance(mask, Tensor) and mask.ndim == 2
-        running[-1].attention_mask = mask.bool() if is_plain else None
+        running[-1].attention_mask = None
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            running[-1].attention_mask = mask.bool()
     return method(*args, **kwargs)
 
 

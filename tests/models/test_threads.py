@@ -50,6 +50,12 @@ def reached(event: threading.Event) -> None:
     assert event.wait(WAIT), "the other thread did not come so far"
 
 
+def captured(model: HookedModel, hook: int | str) -> Tensor:
+    states = model.capture(TEXT, hook)
+    assert isinstance(states, Tensor)
+    return states
+
+
 def direction(seed: int, d: int = 16) -> Tensor:
     return 4 * torch.randn(d, generator=torch.Generator().manual_seed(seed))
 
@@ -235,18 +241,18 @@ def test_a_capture_and_a_steered_pass_run_side_by_side(own: HookedModel, hook: A
 
 
 def test_captures_at_other_depths_run_side_by_side(own: HookedModel) -> None:
-    expected = [own.capture(TEXT, 0), own.capture(TEXT, 2)]
+    expected = [captured(own, 0), captured(own, 2)]
     handle, inside, go_on = paused_at_embedding(own)
 
     def other() -> Tensor:
         reached(inside)
         try:
-            return own.capture(TEXT, 2)
+            return captured(own, 2)
         finally:
             go_on.set()
 
     try:
-        found = together(as_reader(lambda: own.capture(TEXT, 0)), other)
+        found = together(as_reader(lambda: captured(own, 0)), other)
     finally:
         handle.remove()
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -285,7 +291,7 @@ def test_a_harvest_is_not_steered_by_another_thread(pair: Any, passages: list[st
 def test_a_pass_that_resumes_does_not_skip_the_blocks_of_another_thread(own: HookedModel) -> None:
     tokens = torch.tensor(own.encode(TEXT))
     name = "blocks.1.hook_resid_post"
-    residual = own.capture(tokens, name) + 1
+    residual = captured(own, name) + 1
     plain = own.logits(tokens)
     open_, done = threading.Event(), threading.Event()
 
@@ -463,7 +469,7 @@ def test_what_a_started_thread_predicts_is_refused_until_it_says_what_it_means(
     own: HookedModel,
 ) -> None:
     bare, [vector, *_] = own.engine.model, vectors_for(own)
-    plain, states = own.logits(TEXT), own.capture(TEXT, 2)
+    plain, states = own.logits(TEXT), captured(own, 2)
     ids = torch.tensor(own.encode(TEXT))
 
     def without() -> Tensor:
@@ -484,9 +490,7 @@ def test_what_a_started_thread_predicts_is_refused_until_it_says_what_it_means(
                 together(job)
             assert "\n" not in str(refused.value)
         context = contextvars.copy_context()
-        found = together(
-            without, lambda: own.capture(TEXT, 2), lambda: context.run(own.logits, TEXT)
-        )
+        found = together(without, lambda: captured(own, 2), lambda: context.run(own.logits, TEXT))
     assert all(torch.equal(a, b) for a, b in zip(found, [plain, states, steered], strict=True))
     assert torch.equal(together(lambda: own.logits(TEXT))[0], plain)
 
@@ -631,7 +635,7 @@ def test_a_models_own_forward_is_restored_behind_a_resumed_pass(own: HookedModel
     original, calls = block.forward, []
     block.forward = lambda *args, **options: calls.append(1) or original(*args, **options)
     replaced = block.forward
-    residual = own.capture(TEXT, 1)
+    residual = captured(own, 1)
     calls.clear()
     with own.engine.resuming("blocks.1.hook_resid_post", residual):
         own.logits(TEXT)

@@ -36,7 +36,7 @@ Positions = Literal["all", "last", "generated"]
 """Steered positions: all after the first ones, the last of the prompt, or generated tokens."""
 
 
-class _Progress(threading.local):
+class _TextPosition(threading.local):
     """Progress of a hook through the text of the running thread."""
 
     n_seen = 0
@@ -67,7 +67,7 @@ class SteeringHook:
         self, change: Callable[[Tensor], Tensor], positions: Positions, skip_first: int
     ) -> None:
         self.change, self.positions, self.skip_first = change, positions, skip_first
-        self._progress = _Progress()
+        self._progress = _TextPosition()
         self.prompt_lengths: Tensor | None = None
         """Lengths of the prompts, if prompts and continuations come in one padded call, [batch]."""
         self.followers: tuple[SteeringHook, ...] = ()
