@@ -256,8 +256,9 @@ def turn_of(model: nn.Module) -> AbstractContextManager[Any]:
     """
     turn = _TURNS.get(model)
     if turn is None:
-        kinds = {getattr(module, "rope_type", None) for module in model.modules()}
-        changes = any("dynamic" in str(kind) or kind == "longrope" for kind in kinds)
+        # A type, or one for each kind of layer.
+        kinds = [str(getattr(module, "rope_type", "")) for module in model.modules()]
+        changes = any("dynamic" in kind or "longrope" in kind for kind in kinds)
         with REGISTERING:
             turn = _TURNS.setdefault(model, threading.RLock() if changes else nullcontext())
     return turn
