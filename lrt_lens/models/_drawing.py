@@ -15,7 +15,8 @@ for its passes (`outside_of_drawing`), and only hooks enter it again (`within_dr
 Limits: dropout and other functions without an argument ``generator`` draw from the global one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any
@@ -110,3 +111,13 @@ class drawing(TorchFunctionMode):  # noqa: N801 (a context, named like a functio
         if device not in self._generators:
             self._generators[device] = torch.Generator(device).manual_seed(self._seed)
         return self._generators[device]
+
+
+@contextmanager
+def drawing_in_hooks(seed: int) -> Iterator[None]:
+    """Return a context in which only hooks draw from a seed, for a model that draws nothing."""
+    reset = DRAWING.set(drawing(seed))
+    try:
+        yield
+    finally:
+        DRAWING.reset(reset)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from lrt_lens.errors import MismatchError, NonFiniteError, OtherThreadError
 from lrt_lens.models._comparing import short_row
-from lrt_lens.models._drawing import drawing
+from lrt_lens.models._drawing import drawing, drawing_in_hooks
 from lrt_lens.models._engine import Engine
 from lrt_lens.models._finite import refuse_nan
 from lrt_lens.models._generation import equally_long, n_free, n_new_tokens, within_context
@@ -419,7 +419,7 @@ class HookedModel:
             length = len(rows[batch[0]])
             tokens = self.pad([rows[index] for index in batch])
             # The seed applies to this batch only, and the caller's random state stays.
-            with drawing(seed):
+            with drawing(seed) if config.do_sample else drawing_in_hooks(seed):
                 continued = self.engine.generate(
                     tokens,
                     within_context(config, length, self.context_length, self.name),

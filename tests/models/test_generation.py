@@ -146,6 +146,10 @@ def test_noise_of_a_hook_follows_the_seed_and_leaves_torchs_random_state(model: 
     torch.manual_seed(7)
     state = torch.get_rng_state()
     with model.intervene({1: noisy}):
-        texts = [model.generate("the cat", seed=seed, max_new_tokens=8) for seed in (0, 1, 0)]
-    assert texts[0] == texts[2] != texts[1]
+        for options in ({}, {"do_sample": False}):
+            texts = [
+                model.generate("the cat", seed=seed, max_new_tokens=8, **options)
+                for seed in (0, 1, 0)
+            ]
+            assert texts[0] == texts[2] != texts[1]
     assert torch.equal(torch.get_rng_state(), state)
