@@ -16,6 +16,7 @@ __all__ = [
     "HookPointError",
     "MismatchError",
     "NonFiniteError",
+    "OtherThreadError",
     "TooFewDocumentsError",
 ]
 
@@ -34,6 +35,10 @@ class FileFormatError(ValueError):
 
 class NonFiniteError(ValueError):
     """A number is NaN or infinite."""
+
+
+class OtherThreadError(ValueError):
+    """A thread runs a model on which the thread that started it has an intervention open."""
 
 
 class TooFewDocumentsError(ValueError):

@@ -142,10 +142,12 @@ class OffsetReader:
 
     def __init__(self, tokenizer: Any) -> None:
         backend = tokenizer.backend_tokenizer
+        # A copy, because reading special tokens as text is a setting of the tokenizer itself, which
+        # other threads may use.
+        tokenizer = tokenizer_copy(tokenizer)
         if _trims(backend.post_processor):
             # Trimmed offsets leave out white space that a token has read. Without a post-processor
             # nothing is trimmed; otherwise it only adds special tokens, which are not used here.
-            tokenizer = tokenizer_copy(tokenizer)
             tokenizer.backend_tokenizer.post_processor = None
         self._tokenizer = tokenizer
         self._composes = backend.normalizer is not None and any(

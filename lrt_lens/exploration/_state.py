@@ -30,6 +30,7 @@ from lrt_lens.models._belonging import is_model, refuse_foreign
 from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._identity import ModelIdentity
+from lrt_lens.models._ownership import entering
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._stitch import Stitch
 
@@ -113,8 +114,10 @@ class Exploration:
         for name, one in vectors.items():
             # Arms at one hook point share their texts, which take a pass each to prepare.
             shared = [texts[other] for other in texts if same_place(vectors[other].hook, one.hook)]
-            texts[name] = shared[0] if shared else NeutralText(pair.target, neutral, one.hook)
-        arms = {name: _arm(texts[name], one, damage) for name, one in vectors.items()}
+            with entering(alone=True):
+                texts[name] = shared[0] if shared else NeutralText(pair.target, neutral, one.hook)
+        with entering(alone=True):
+            arms = {name: _arm(texts[name], one, damage) for name, one in vectors.items()}
         return cls(pair.target, arms, damage, max_new_tokens, temperature, top_k, texts)
 
     def run(self, prompt: str, strength: float, *, seed: int = 0) -> ComparedContinuations:
@@ -136,16 +139,18 @@ class Exploration:
                 f"1 for a damage of {self.damage:g} nats per token"
             )
         # The scales are passed, so compare_continuations measures no damage; it is added below.
-        compared = compare_continuations(
-            self.model,
-            [prompt],
-            {name: arm.vector for name, arm in self.arms.items()},
-            scales={name: arm.scale(strength) for name, arm in self.arms.items()},
-            seed=seed,
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-        )
+        # Interventions that a cell has open would steer every arm, the unsteered one too.
+        with entering(alone=True):
+            compared = compare_continuations(
+                self.model,
+                [prompt],
+                {name: arm.vector for name, arm in self.arms.items()},
+                scales={name: arm.scale(strength) for name, arm in self.arms.items()},
+                seed=seed,
+                max_new_tokens=self.max_new_tokens,
+                temperature=self.temperature,
+                top_k=self.top_k,
+            )
         measured = {UNSTEERED: 0.0} | {name: self.damage_at(name, strength) for name in self.arms}
         damages = [measured[arm] for arm in compared.table["arm"]]
         return replace(compared, table=compared.table.assign(damage=damages))
@@ -159,7 +164,9 @@ class Exploration:
         key = (name, float(strength))
         if key not in self._known:
             arm = self.arms[name]
-            self._known[key] = self.texts[name].damage(arm.vector.hook_at(arm.scale(strength)))
+            hook = arm.vector.hook_at(arm.scale(strength))
+            with entering(alone=True):
+                self._known[key] = self.texts[name].damage(hook)
         return self._known[key]
 
     @property

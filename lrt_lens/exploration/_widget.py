@@ -7,8 +7,10 @@ released, on "Run" and on "Another draw"; an error of ours is shown in its statu
 result stays.
 
 JupyterLab passes messages of widgets to threads of the kernel (subshells), so one may arrive during
-the run of another. Runs take turns, because hooks of two runs on one model would add up; each reads
-the prompt and the slider when its turn comes, so the last one shows their current state.
+the run of another, or of a cell. Runs of one widget take turns, and each reads the prompt and the
+slider when its turn comes, so the last one shows their current state. A cell and a run do not
+disturb each other, because interventions act in the thread that entered them; those that a cell has
+left open on the model do not act in a run.
 """
 
 from html import escape

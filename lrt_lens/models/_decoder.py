@@ -22,7 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from lrt_lens.errors import NonFiniteError
-from lrt_lens.models._passes import padded_positions, relative_difference, short_row, without_cache
+from lrt_lens.models._comparing import (
+    padded_positions,
+    relative_difference,
+    short_row,
+    without_cache,
+)
+from lrt_lens.models._ownership import entering, registered
 
 _CONTEXT_FIELDS = (
     "max_position_embeddings",
@@ -137,6 +143,7 @@ def _recording(model: nn.Module) -> Iterator[dict[str, list[list[_Record]]]]:
     passes: dict[str, list[list[_Record]]] = {}
     order = itertools.count()
     with ExitStack() as stack:
+        entry = stack.enter_context(entering())
         for name, modules in model.named_modules():
             if isinstance(modules, nn.ModuleList) and len(modules):
                 passes[name] = [[] for _ in modules]
@@ -154,8 +161,11 @@ def _recording(model: nn.Module) -> Iterator[dict[str, list[list[_Record]]]]:
                         entered = args[0] if args else kwargs.get("hidden_states")
                         calls.append(_Record(next(order), entered, stream, container))
 
-                    handle = module.register_forward_hook(record, with_kwargs=True)
-                    stack.callback(handle.remove)
+                    stack.callback(
+                        registered(
+                            module.register_forward_hook, entry.only_here(record), with_kwargs=True
+                        )
+                    )
         yield passes
 
 

@@ -26,7 +26,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from lrt_lens.errors import MismatchError, NonFiniteError
+from lrt_lens.errors import MismatchError, NonFiniteError, OtherThreadError
+from lrt_lens.models._comparing import short_row
+from lrt_lens.models._drawing import drawing, drawing_in_hooks
 from lrt_lens.models._engine import Engine
 from lrt_lens.models._finite import refuse_nan
 from lrt_lens.models._generation import equally_long, n_free, n_new_tokens, within_context
@@ -35,7 +37,8 @@ from lrt_lens.models._hugging_face_engine import HuggingFaceEngine
 from lrt_lens.models._identity import ModelIdentity, model_name, tokenizer_hash
 from lrt_lens.models._lens_engines import BridgeEngine, HookedTransformerEngine
 from lrt_lens.models._loading import ModelLike, load_pretrained, load_tokenizer, model_origin
-from lrt_lens.models._passes import Handle, ignores_mean, is_centred, short_row
+from lrt_lens.models._ownership import Entry, entering
+from lrt_lens.models._passes import Handle, ignores_mean, is_centred
 from lrt_lens.models._text_codec import TextCodec, Texts, Truncation
 from lrt_lens.models._text_reader import SKIP_FIRST, special_tokens, unmasked
 from lrt_lens.typing import HookFunction, Residual, Tokens
@@ -68,7 +71,12 @@ class HookedModel:
         if _is_hugging_face(model):
             tokenizer = tokenizer or load_tokenizer(model_origin(model))
         self.tokenizer: Any = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
-        self.engine: Engine = _engine_for(model, self.tokenizer, self.name)
+        # Interventions on the model, of whatever thread, do not change what is measured here.
+        with entering(alone=True):
+            self.engine: Engine = _engine_for(model, self.tokenizer, self.name)
+            first = residual_post(0)
+            row = short_row(self.engine.d_vocab)
+            states = self.engine.capture(row, [first])[first]
         self.n_layers, self.d_model = self.engine.n_layers, self.engine.d_model
         self.d_vocab = self.engine.d_vocab
         self.context_length = self.engine.context_length
@@ -79,8 +87,6 @@ class HookedModel:
             self.tokenizer, prepend_bos, self.name, self.context_length, truncation
         )
         self.prepend_bos = bool(self.codec.prefix)
-        first = residual_post(0)
-        states = self.engine.capture(short_row(self.d_vocab), [first])[first]
         self.basis = "centred" if is_centred(states) else "raw"
 
     @classmethod
@@ -290,9 +296,15 @@ class HookedModel:
     def intervene(self, hooks: dict[int | str, HookFunction]) -> Handle:
         """Register hooks ``fn(activation, hook=...)`` at hook points and return their handle.
 
-        They stay until the handle is removed or its ``with`` block ends.
+        They stay until the handle is removed or its ``with`` block ends, and act in the thread or
+        task that registers them: several may steer one model at once, each in its own way. Tasks
+        and `asyncio.to_thread` take them over, other threads do not. In a thread that this one has
+        started, predictions (logits, losses, ``generate``, calls of the model itself) are refused
+        with `OtherThreadError` until it says what it means: ``with model.intervene({}):`` is no
+        intervention, and ``Thread(target=contextvars.copy_context().run, args=(fn,))`` takes these
+        over. Captures and harvests in another thread read the model without them.
         """
-        removers: list[Callable[[], None]] = []
+        removers: list[Callable[[], None]] = [Entry(OtherThreadError).close]
         try:
             for hook, fn in hooks.items():
                 removers.append(self.engine.add_hook(resolve(hook, self), fn))
@@ -406,9 +418,8 @@ class HookedModel:
         for batch in equally_long(rows, n_together):
             length = len(rows[batch[0]])
             tokens = self.pad([rows[index] for index in batch])
-            # The seed applies to this batch only; the caller's random state comes back afterwards.
-            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                torch.manual_seed(seed)
+            # The seed applies to this batch only, and the caller's random state stays.
+            with drawing(seed) if config.do_sample else drawing_in_hooks(seed):
                 continued = self.engine.generate(
                     tokens,
                     within_context(config, length, self.context_length, self.name),

@@ -21,6 +21,7 @@ may pad on the left; hooks with an attribute ``running`` are told of their masks
 
 import copy
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -28,11 +29,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrt_lens.errors import MismatchError
+from lrt_lens.errors import MismatchError, OtherThreadError
+from lrt_lens.models._comparing import (
+    first_line,
+    relative_difference,
+    short_row,
+    tolerance,
+    without_cache,
+)
 from lrt_lens.models._decoder import find_decoder, stream_of, with_stream
+from lrt_lens.models._drawing import within_drawing
 from lrt_lens.models._hook_points import EMBED, residual_names
 from lrt_lens.models._loading import boot_bridge, text_model
 from lrt_lens.models._long_rope import LongRope, by_row, padding_id
+from lrt_lens.models._ownership import (
+    REGISTERING,
+    Entry,
+    entering,
+    evaluating,
+    registered,
+    replace_forward,
+)
 from lrt_lens.models._passes import (
     Handle,
     HookName,
@@ -40,15 +57,9 @@ from lrt_lens.models._passes import (
     SelectedPositions,
     capture_through_bridge,
     capture_with,
-    evaluating,
-    first_line,
     generate_with,
     generation_problem,
-    relative_difference,
     replacing,
-    short_row,
-    tolerance,
-    without_cache,
 )
 from lrt_lens.models._running_call import tell_running_call
 from lrt_lens.models._weights import weights_hash
@@ -70,7 +81,7 @@ class HuggingFaceEngine:
         self.context_length = decoder.context_length
         self._rope = LongRope.of(model)
         self.padding_id = padding_id(self._rope, self.d_vocab)
-        self._hooks: list[str] = []  # hook points of the registered hooks
+        self._hooks: tuple[tuple[str, Entry], ...] = ()  # hook points of the registered hooks
         self._lens_hooks = LensHooks()  # the same on the bridge, where they act there
         self._problem = ""
         self._build_bridge(tokenizer, decoder.row_logits)
@@ -108,7 +119,8 @@ class HuggingFaceEngine:
         # `deepcopy` takes what is in the memo as already copied: modules are new, weights shared.
         memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
         try:
-            twin = copy.deepcopy(self.model, memo)
+            with REGISTERING:  # other threads may register hooks on the model
+                twin = copy.deepcopy(self.model, memo)
             originals = {id(memo[id(module)]): module for module in self.model.modules()}
             twin = text_model(twin)
             # TransformerLens chooses its adapter by this field, which a model that was made in
@@ -184,12 +196,16 @@ class HuggingFaceEngine:
         seen = self._captured(row, [*names.values(), *posts])
         generator = torch.Generator().manual_seed(0)
         with ExitStack() as stack:
+            entry = stack.enter_context(entering())
             for layer, name in names.items():
                 mid = seen[name]
                 noise = torch.randn(mid.shape, generator=generator).to(mid)
-                pre = f"blocks.{layer}.hook_resid_pre"
-                stack.callback(self._add_plain_hook(pre, lambda x, noise=noise: x + noise))
-                stack.callback(self._add_plain_hook(name, lambda _x, mid=mid: mid))
+                changes = {
+                    f"blocks.{layer}.hook_resid_pre": lambda x, noise=noise: x + noise,
+                    name: lambda _x, mid=mid: mid,
+                }
+                for hook, change in changes.items():
+                    stack.callback(self._add_plain_hook(hook, entry.only_here(change)))
             again = self._captured(row, posts)
         return [
             layer
@@ -208,7 +224,7 @@ class HuggingFaceEngine:
         """
         problem = self._problem or (
             "its hooks at hook_resid_mid change the input of the MLP and not the stream"
-            if any(name.endswith("_mid") for name in self._hooks)
+            if any(name.endswith("_mid") and entry.acts() for name, entry in self._hooks)
             else ""
         )
         if problem:
@@ -250,7 +266,9 @@ class HuggingFaceEngine:
         """Return activations by hook point."""
         with self._reading(tokens):
             if self._runs_bridge:
-                return capture_through_bridge(self._hooked_bridge(), tokens, names)
+                return capture_through_bridge(
+                    self._hooked_bridge(), self._lens_hooks, tokens, names
+                )
             return self._captured(tokens, names)
 
     def logits(self, tokens: Tokens) -> Tensor:
@@ -266,11 +284,10 @@ class HuggingFaceEngine:
         head = self.model.get_output_embeddings()
         if self._can_select and head is not None and not self._runs_bridge:
             select = SelectedPositions((tokens.shape[0], tokens.shape[1]), rows, positions)
-            hook = head.register_forward_pre_hook(select)
-            try:
-                logits = self.logits(tokens)
-            finally:
-                hook.remove()
+            with entering() as entry:
+                remove = registered(head.register_forward_pre_hook, entry.only_here(select))
+                with Handle([remove]):
+                    logits = self.logits(tokens)
             if select.n_calls == 1 and logits.shape[:2] == (1, len(rows)):
                 return logits[0]
             # The model computes its logits in another way: no further pass is tried.
@@ -301,30 +318,43 @@ class HuggingFaceEngine:
 
         It acts in the Hugging Face model and in the bridge, whichever runs.
         """
-        point = HookName(name)
+        point, entry = HookName(name), Entry(OtherThreadError)
+        act = entry.only_here(within_drawing(fn))
         removers = [
-            lambda: self._hooks.remove(name),
-            self._add_plain_hook(name, lambda activation: fn(activation, hook=point)),
+            self._note_hook(name, entry),
+            self._add_plain_hook(name, lambda activation: act(activation, hook=point)),
         ]
         models, bridges = [self.model], []
         if self._acts_on_bridge(name):
-            removers.append(self._lens_hooks.add(self.lens_model().hook_dict[name], fn))
+            removers.append(self._lens_hooks.add(self.lens_model().hook_dict[name], act))
             models.append(self.lens_model().original_model)
             bridges.append(self.lens_model())
         modules = [module for model in models for module in (model, model.base_model)]
-        removers += tell_running_call(modules, fn, generators=[*models, *bridges])
-        self._hooks.append(name)
-        return Handle(removers).remove
+        removers += tell_running_call(modules, fn, entry, generators=[*models, *bridges])
+        # The entry is closed first: a pass of another thread may be calling the hooks.
+        return Handle([*removers, entry.close]).remove
+
+    def _note_hook(self, name: str, entry: Entry) -> Callable[[], None]:
+        """Note the hook point of a hook that is registered, and return what ends this."""
+        noted = name, entry
+        with REGISTERING:
+            self._hooks = (*self._hooks, noted)
+
+        def remove() -> None:
+            with REGISTERING:
+                self._hooks = tuple(one for one in self._hooks if one is not noted)
+
+        return remove
 
     @contextmanager
     def resuming(self, name: str, residual: Residual) -> Iterator[None]:
         """Return a context in which passes over the same tokens continue from ``residual``.
 
         At a ``hook_resid_post`` the layers up to it are skipped: the last of them returns
-        ``residual``, the others return their input. At other hook points, and while any hook is
-        registered, all layers run and a hook replaces the stream.
+        ``residual``, the others return their input. At other hook points, and while any hook of
+        this thread is registered, all layers run and a hook replaces the stream.
         """
-        hooked = self._hooks or self._runs_bridge
+        hooked = any(entry.acts() for _, entry in self._hooks) or self._runs_bridge
         if hooked or not (self._can_skip and name.endswith("hook_resid_post")):
             with replacing(self, name, residual):
                 yield
@@ -364,16 +394,20 @@ class HuggingFaceEngine:
         ``fn`` gets the activation and returns the new one, or None to leave it unchanged.
         """
         if name == EMBED:
-            return self._embedded.register_forward_hook(
-                lambda _module, _args, output: fn(output)
-            ).remove
+            return registered(
+                self._embedded.register_forward_hook, lambda _module, _args, output: fn(output)
+            )
         index = int(name.split(".")[1])
         layer = self._layers[index]
         if name.endswith("_mid"):
             return self._add_mid_hook(index, fn)
         if name.endswith("_pre"):
             # Decoders of transformers pass the stream by position or by keyword.
-            def change_input(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+            def change_input(
+                _module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None
+            ) -> Any:
+                if kwargs is None:
+                    return None  # called without them once another thread has removed this hook
                 changed = fn(args[0] if args else kwargs["hidden_states"])
                 if changed is None:
                     return None
@@ -382,7 +416,7 @@ class HuggingFaceEngine:
                 new_kwargs: dict[str, Any] = {**kwargs, "hidden_states": changed}
                 return args, new_kwargs
 
-            return layer.register_forward_pre_hook(change_input, with_kwargs=True).remove
+            return registered(layer.register_forward_pre_hook, change_input, with_kwargs=True)
 
         def change_output(_module: nn.Module, _args: tuple, output: Any) -> Any:
             changed = fn(stream_of(output))
@@ -390,7 +424,7 @@ class HuggingFaceEngine:
                 return None  # PyTorch keeps the output
             return with_stream(output, changed)
 
-        return layer.register_forward_hook(change_output).remove
+        return registered(layer.register_forward_hook, change_output)
 
     def _add_mid_hook(self, index: int, fn: Callable[[Any], Tensor | None]) -> Callable[[], None]:
         """Register hooks that read, and change, the stream between attention and MLP of a block.
@@ -398,46 +432,40 @@ class HuggingFaceEngine:
         The block adds the stream there to its MLP's output: out = mid + MLP(norm(mid)). So a new
         mid' is given to the norm, and mid' − mid is added to what the block returns.
         """
-        changes: list[Tensor] = []
+        changes: dict[int, Tensor] = {}  # by thread, because several may run the block at once
 
         def change_input(_module: nn.Module, args: tuple) -> Any:
             mid = args[0]
             changed = fn(mid)
             if changed is None:
+                # Of a pass that ended within the block.
+                changes.pop(threading.get_ident(), None)
                 return None
-            changes.append(changed - mid)
+            changes[threading.get_ident()] = changed - mid
             return (changed, *args[1:])
 
         def add_change(_module: nn.Module, _args: tuple, output: Any) -> Any:
-            return with_stream(output, stream_of(output) + changes.pop()) if changes else None
+            change = changes.pop(threading.get_ident(), None)
+            return None if change is None else with_stream(output, stream_of(output) + change)
 
         # First among the block's hooks, because those at hook_resid_post read what it adds.
-        handles = [
-            self._mids[index].register_forward_pre_hook(change_input),
-            self._layers[index].register_forward_hook(add_change, prepend=True),
-        ]
-
-        def remove() -> None:
-            for handle in handles:
-                handle.remove()
-
-        return remove
+        return Handle(
+            [
+                registered(self._layers[index].register_forward_hook, add_change, prepend=True),
+                registered(self._mids[index].register_forward_pre_hook, change_input),
+            ]
+        ).remove
 
     @contextmanager
     def _skipping(self, layer: int, residual: Residual) -> Iterator[None]:
         """Return a context in which blocks 0 to ``layer`` do not run and give ``residual``."""
-        skipped = self._layers[: layer + 1]
-        try:
-            for index, block in enumerate(skipped):
-                block.forward = _shortcut(
-                    self._containers[index], residual if index == layer else None
-                )
+        with ExitStack() as stack:
+            entry = stack.enter_context(entering())
+            for index, block in enumerate(self._layers[: layer + 1]):
+                last = residual if index == layer else None
+                skip = _shortcut(self._containers[index], last)
+                stack.callback(replace_forward(block, entry, skip))
             yield
-        finally:
-            for block in skipped:
-                # The override is an attribute of the instance; without it, attribute lookup gives
-                # the class's own method again.
-                block.__dict__.pop("forward", None)
 
     def _resumes_exactly(self, logits: Tensor) -> bool:
         """Return True if skipping the first blocks gives the logits of a whole pass.

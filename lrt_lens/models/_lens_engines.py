@@ -14,30 +14,32 @@ Limits: capturing through a bridge is slower than from a Hugging Face model, and
 layers.
 """
 
+import copy
 import logging
 import math
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lrt_lens.errors import OtherThreadError
+from lrt_lens.models._comparing import first_device, relative_difference, short_row, tolerance
+from lrt_lens.models._drawing import outside_of_drawing, within_drawing
 from lrt_lens.models._hook_points import depth, place, residual_names
 from lrt_lens.models._long_rope import LongRope, by_row, padding_id
+from lrt_lens.models._ownership import Entry, entering, evaluating, registered
 from lrt_lens.models._passes import (
     Handle,
     LensHooks,
     capture_through_bridge,
-    evaluating,
-    first_device,
+    capture_with,
     generate_with,
-    relative_difference,
     replacing,
-    short_row,
-    tolerance,
+    twin_of,
 )
 from lrt_lens.models._running_call import tell_running_call
 from lrt_lens.models._weights import weights_hash
@@ -80,7 +82,7 @@ class BridgeEngine:
         """Return activations by hook point."""
         self._hooks.restore()
         with evaluating(self.model), by_row(self._rope, tokens, self.padding_id):
-            return capture_through_bridge(self._bridge, tokens, names)
+            return capture_through_bridge(self._bridge, self._hooks, tokens, names)
 
     def logits(self, tokens: Tokens) -> Tensor:
         """Return next-token logits [batch, position, vocabulary]; registered hooks take effect."""
@@ -101,15 +103,16 @@ class BridgeEngine:
 
     def weights_hash(self) -> str:
         """Return the hash of the Hugging Face model inside, under its own names of weights."""
-        with _original_modules(self.model):
-            return weights_hash(self.model)
+        return weights_hash(_original_modules(self.model))
 
     def add_hook(self, name: str, fn: HookFunction) -> Callable[[], None]:
         """Register a hook and return the function that removes it."""
         modules = (self.model, self.model.base_model)
-        hook = self._hooks.add(self._bridge.hook_dict[name], fn)
-        told = tell_running_call(modules, fn, generators=(self.model, self._bridge))
-        return Handle([hook, *told]).remove
+        entry = Entry(OtherThreadError)
+        hook = self._hooks.add(self._bridge.hook_dict[name], entry.only_here(within_drawing(fn)))
+        told = tell_running_call(modules, fn, entry, generators=(self.model, self._bridge))
+        # The entry is closed first: a pass of another thread may be calling the hooks.
+        return Handle([hook, *told, entry.close]).remove
 
     def resuming(self, name: str, residual: Residual) -> AbstractContextManager[None]:
         """Return a context in which passes continue from ``residual``; all layers still run."""
@@ -127,8 +130,7 @@ def _report_difference(reference: "weakref.ref[Any]") -> None:
     row = short_row(int(bridge.cfg.d_vocab)).to(first_device(model))
     with torch.inference_mode():
         ours = model(input_ids=row, use_cache=False).logits
-        with _original_modules(model):
-            theirs = model(input_ids=row, use_cache=False).logits
+        theirs = _original_modules(model)(input_ids=row, use_cache=False).logits
     difference = relative_difference(ours, theirs)
     if difference > tolerance(ours.dtype):
         logger.warning(
@@ -140,24 +142,27 @@ def _report_difference(reference: "weakref.ref[Any]") -> None:
         )
 
 
-@contextmanager
-def _original_modules(root: nn.Module) -> Iterator[None]:
-    """Return a context in which a bridged model runs its original Hugging Face modules."""
-    bridged = [
-        (parent, name, child)
-        for parent in list(root.modules())
-        for name, child in parent._modules.items()
-        if child is not None
-        and name != "_original_component"
-        and "_original_component" in child._modules
-    ]
-    try:
-        for parent, name, child in bridged:
-            parent._modules[name] = child._modules["_original_component"]
-        yield
-    finally:
-        for parent, name, child in bridged:
-            parent._modules[name] = child
+def _original_modules(bridged: nn.Module) -> nn.Module:
+    """Return a bridged model in its original Hugging Face modules, which share its weights.
+
+    They are twins of the modules, so that the bridged model can run meanwhile.
+    """
+    twins: dict[int, nn.Module] = {}
+
+    def original(module: nn.Module | None) -> nn.Module | None:
+        while module is not None and "_original_component" in module._modules:
+            module = module._modules["_original_component"]
+        if module is None:
+            return None
+        if id(module) not in twins:
+            twins[id(module)] = twin_of(module)
+            children = {name: original(child) for name, child in module._modules.items()}
+            twins[id(module)].__dict__["_modules"] = children
+        return twins[id(module)]
+
+    twin = original(bridged)
+    assert twin is not None
+    return twin
 
 
 class HookedTransformerEngine:
@@ -185,26 +190,28 @@ class HookedTransformerEngine:
     def capture(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Residual]:
         """Return activations by hook point."""
         self._hooks.restore()
+        points = self.model.hook_dict
         # The input of block l is read as the output of block l - 1. That saves running block l,
         # because `stop_at_layer` is exclusive.
         canonical = {name: place(name) for name in names}
         # At least 1: with 0 the pass would stop before `blocks.0.hook_resid_pre`, which has no
         # other name.
         stop = max(1, math.ceil(max(depth(name) for name in names)))
-        with torch.inference_mode(), _taking_every_token_as_text(self.model):
-            _, cache = self.model.run_with_cache(
-                tokens.to(self.device),
-                names_filter=list(canonical.values()),
-                stop_at_layer=stop,
-                return_type=None,
-            )
+        # Not by `run_with_cache`, which removes the hooks of other threads at its end.
+        cache = capture_with(
+            list(canonical.values()),
+            lambda name, record: self._hooks.add(points[name], record),
+            lambda: _taking_every_token_as_text(self.model)(
+                tokens.to(self.device), return_type=None, stop_at_layer=stop
+            ),
+        )
         return {name: cache[other] for name, other in canonical.items()}
 
     def logits(self, tokens: Tokens) -> Tensor:
         """Return next-token logits [batch, position, vocabulary]; registered hooks take effect."""
         self._hooks.restore()
-        with _taking_every_token_as_text(self.model):
-            return self.model(tokens.to(self.device), return_type="logits")
+        model = _taking_every_token_as_text(self.model)
+        return model(tokens.to(self.device), return_type="logits")
 
     def logits_at(self, tokens: Tokens, rows: Tensor, positions: Tensor) -> Tensor:
         """Return the logits [selected, vocabulary] of some positions; all are unembedded."""
@@ -249,15 +256,18 @@ class HookedTransformerEngine:
                 last = processor(tokens, last)
             return torch.cat([logits[:, :-1], last[:, None]], dim=1)
 
-        hook = self.model.unembed.register_forward_hook(process)
-        with Handle([hook.remove]), torch.inference_mode(), _taking_every_token_as_text(self.model):
-            return self.model.generate(
-                tokens.to(self.device),
-                verbose=False,
-                return_type="tokens",
-                prepend_bos=False,
-                **lens_options,
-            )
+        with entering() as entry, torch.inference_mode():
+            hook = registered(self.model.unembed.register_forward_hook, entry.only_here(process))
+            with Handle([hook]):
+                twin = _taking_every_token_as_text(self.model)
+                twin.__dict__["forward"] = outside_of_drawing(twin.forward)
+                return twin.generate(
+                    tokens.to(self.device),
+                    verbose=False,
+                    return_type="tokens",
+                    prepend_bos=False,
+                    **lens_options,
+                )
 
     def weights_hash(self) -> str:
         """Return a hash of every weight, under the names of TransformerLens."""
@@ -266,10 +276,13 @@ class HookedTransformerEngine:
     def add_hook(self, name: str, fn: HookFunction) -> Callable[[], None]:
         """Register a hook and return the function that removes it."""
         # The model finds out which tokens are padding and gives every block the whole mask.
+        entry = Entry(OtherThreadError)
         told = tell_running_call(
-            [self.model.blocks[0]], fn, until=self.model, generators=[self.model]
+            [self.model.blocks[0]], fn, entry, until=self.model, generators=[self.model]
         )
-        return Handle([self._hooks.add(self.model.hook_dict[name], fn), *told]).remove
+        hook = self._hooks.add(self.model.hook_dict[name], entry.only_here(within_drawing(fn)))
+        # The entry is closed first: a pass of another thread may be calling the hooks.
+        return Handle([hook, *told, entry.close]).remove
 
     def resuming(self, name: str, residual: Residual) -> AbstractContextManager[None]:
         """Return a context in which passes continue from ``residual``; all layers still run."""
@@ -350,16 +363,11 @@ class _WithoutPadding:
         return self._tokenizer(*args, **options)
 
 
-@contextmanager
-def _taking_every_token_as_text(model: Any) -> Iterator[None]:
-    """Return a context in which a ``HookedTransformer`` takes no token id as padding.
+def _taking_every_token_as_text(model: Any) -> Any:
+    """Return a twin of a ``HookedTransformer`` that takes no token id as padding.
 
-    It masks pad tokens at the end that its tokenizer pads, and they may be text here.
+    The model masks pad tokens at the end that its tokenizer pads, and they may be text here.
     """
-    tokenizer = model.tokenizer
-    try:
-        if tokenizer is not None:
-            model.tokenizer = _WithoutPadding(tokenizer)
-        yield
-    finally:
-        model.tokenizer = tokenizer
+    tokenizer = None if model.tokenizer is None else _WithoutPadding(model.tokenizer)
+    # `generate` changes defaults in the config while it runs.
+    return twin_of(model, tokenizer=tokenizer, cfg=copy.copy(model.cfg))

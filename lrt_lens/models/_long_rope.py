@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrt_lens.models._ownership import entering, registered
 from lrt_lens.typing import Tokens
 
 
@@ -63,9 +64,9 @@ class LongRope:
             return tuple(torch.where(rows, s, o) for s, o in zip(short, output, strict=True))
 
         with ExitStack() as stack:
+            act = stack.enter_context(entering()).only_here(choose)
             for module in self.modules:
-                handle = module.register_forward_hook(choose, with_kwargs=True)
-                stack.callback(handle.remove)
+                stack.callback(registered(module.register_forward_hook, act, with_kwargs=True))
             yield
 
 

@@ -1,19 +1,29 @@
-"""Parts that every engine's forward pass is made of: captures, hooks by name, and comparisons.
+"""Parts that every engine's forward pass is made of: captures and hooks by name.
 
 capture_with(names, add_hook, run)          # {name: activation}, ends at the deepest hook
-relative_difference(bridged, logits)        # ‖a − b‖ / ‖b‖
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
-from types import TracebackType
+from types import MethodType, TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lrt_lens.models._comparing import (
+    first_device,
+    first_line,
+    padded_positions,
+    relative_difference,
+    tolerance,
+    without_cache,
+)
+from lrt_lens.models._drawing import outside_of_drawing
+from lrt_lens.models._ownership import REGISTERING, entering
 
 
 class Handle:
@@ -70,6 +80,11 @@ class Capture:
         self.n_names = len(set(names))
         self.activations: dict[str, Tensor] = {}
 
+    @property
+    def is_complete(self) -> bool:
+        """True once every activation is recorded."""
+        return len(self.activations) == self.n_names
+
     def record(self, name: str, activation: Tensor) -> None:
         """Keep one activation.
 
@@ -77,18 +92,15 @@ class Capture:
             DeepestHookReached: it was the last one that is needed.
         """
         self.activations[name] = activation
-        if len(self.activations) == self.n_names:
+        if self.is_complete:
             raise DeepestHookReached
 
 
 @contextmanager
 def replacing(engine: Any, name: str, residual: Tensor) -> Iterator[None]:
     """Return a context in which a hook replaces the stream at a hook point by ``residual``."""
-    remove = engine.add_hook(name, lambda _activation, hook: residual)
-    try:
+    with entering(), Handle([engine.add_hook(name, lambda _activation, hook: residual)]):
         yield
-    finally:
-        remove()
 
 
 class LensHook:
@@ -107,12 +119,15 @@ class LensHook:
         """Register the hook, unless it is registered."""
         if self.is_one_of(self._point.fwd_hooks):
             return
-        # The handle is identified by what `add_hook` has appended.
-        before = list(self._point.fwd_hooks)
-        self._point.add_hook(self._fn, is_permanent=True)
-        [self._handle] = [
-            handle for handle in self._point.fwd_hooks if all(handle is not old for old in before)
-        ]
+        with REGISTERING:
+            # The handle is identified by what `add_hook` has appended.
+            before = list(self._point.fwd_hooks)
+            self._point.add_hook(self._fn, is_permanent=True)
+            [self._handle] = [
+                handle
+                for handle in self._point.fwd_hooks
+                if all(handle is not old for old in before)
+            ]
 
     def is_one_of(self, handles: Iterable[Any]) -> bool:
         """Return whether the handle of this hook is among ``handles``."""
@@ -120,13 +135,11 @@ class LensHook:
 
     def remove(self) -> None:
         """Remove this hook alone, which `HookPoint.remove_hooks` cannot."""
-        self._handle.hook.remove()
-        self._point.fwd_hooks = [one for one in self._point.fwd_hooks if one is not self._handle]
-
-
-def add_lens_hook(hook_point: Any, fn: Callable[..., Tensor | None]) -> Callable[[], None]:
-    """Add a `LensHook` to a ``HookPoint`` and return the function that removes it."""
-    return LensHook(hook_point, fn).remove
+        with REGISTERING:
+            self._handle.hook.remove()
+            self._point.fwd_hooks = [
+                one for one in self._point.fwd_hooks if one is not self._handle
+            ]
 
 
 class LensHooks:
@@ -137,27 +150,31 @@ class LensHooks:
 
     def add(self, hook_point: Any, fn: Callable[..., Tensor | None]) -> Callable[[], None]:
         """Add a hook and return the function that removes it."""
-        hook = LensHook(hook_point, fn)
-        self._hooks.append(hook)
+        with REGISTERING:
+            hook = LensHook(hook_point, fn)
+            self._hooks.append(hook)
 
         def remove() -> None:
-            self._hooks = [other for other in self._hooks if other is not hook]
-            hook.remove()
+            with REGISTERING:
+                self._hooks = [other for other in self._hooks if other is not hook]
+                hook.remove()
 
         return remove
 
     def restore(self) -> None:
         """Register again the hooks that were removed behind the engine's back."""
-        for hook in self._hooks:
-            hook.restore()
+        with REGISTERING:
+            for hook in self._hooks:
+                hook.restore()
 
     def others(self, hook_points: Iterable[Any]) -> bool:
         """Return whether a hook of anybody else is registered on one of ``hook_points``."""
-        return any(
-            not any(hook.is_one_of([handle]) for hook in self._hooks)
-            for point in hook_points
-            for handle in point.fwd_hooks
-        )
+        with REGISTERING:
+            return any(
+                not any(hook.is_one_of([handle]) for hook in self._hooks)
+                for point in hook_points
+                for handle in point.fwd_hooks
+            )
 
 
 def capture_with(
@@ -177,27 +194,52 @@ def capture_with(
         return {}
     capture = Capture(names)
     with ExitStack() as stack:
+        entry = stack.enter_context(entering())
         stack.enter_context(torch.inference_mode())
         for name in names:
 
             def record(activation: Tensor, hook: Any = None, name: str = name) -> None:
                 capture.record(name, activation)
 
-            stack.callback(add_hook(name, record))
-        stack.enter_context(suppress(DeepestHookReached))
-        run()
+            stack.callback(add_hook(name, entry.only_here(record)))
+        try:
+            run()
+        except Exception:
+            # `DeepestHookReached`, or what PyTorch makes of it if another thread registers a hook
+            # on a module that this exception is just leaving.
+            if not capture.is_complete:
+                raise
     return {name: capture.activations[name] for name in names}
 
 
-def capture_through_bridge(bridge: Any, tokens: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """Return activations by hook point, read from the bridge's own ``HookPoint`` objects."""
+def capture_through_bridge(
+    bridge: Any, hooks: LensHooks, tokens: Tensor, names: Sequence[str]
+) -> dict[str, Tensor]:
+    """Return activations by hook point, read from the bridge's own ``HookPoint`` objects.
+
+    ``hooks`` are those of the engine that asks.
+    """
     # The base model has no unembedding, and its last layers do not run either.
     decoder = bridge.original_model.base_model
     return capture_with(
         names,
-        lambda name, record: add_lens_hook(bridge.hook_dict[name], record),
+        lambda name, record: hooks.add(bridge.hook_dict[name], record),
         lambda: decoder(input_ids=tokens.to(first_device(decoder)), use_cache=False),
     )
+
+
+def twin_of(model: Any, **attributes: Any) -> Any:
+    """Return an object with the modules, weights and hooks of a model and attributes of its own.
+
+    Attributes that are set on it stay unknown to the model, and so to other threads.
+    """
+    twin = object.__new__(type(model))
+    twin.__dict__.update(model.__dict__)
+    for name, value in model.__dict__.items():
+        if isinstance(value, MethodType) and value.__self__ is model:
+            twin.__dict__[name] = MethodType(value.__func__, twin)
+    twin.__dict__.update(attributes)
+    return twin
 
 
 def generate_with(model: Any, tokens: Tensor, config: Any, **options: Any) -> Any:
@@ -205,30 +247,25 @@ def generate_with(model: Any, tokens: Tensor, config: Any, **options: Any) -> An
 
     These are token ids, prompts included, unless the config asks for more.
     """
-    own = model.generation_config
-    # `generate` fills what a config leaves open from the model's own, which is set aside meanwhile.
-    model.generation_config = config
-    try:
-        with torch.inference_mode(), _own_positions(model):
-            return model.generate(input_ids=tokens, generation_config=config, **options)
-    finally:
-        model.generation_config = own
+    # `generate` fills what a config leaves open from the model's own, which the twin lacks.
+    twin = twin_of(model, generation_config=config)
+    twin.__dict__["forward"] = outside_of_drawing(twin.forward)
+    _count_own_positions(twin)
+    with torch.inference_mode():
+        return twin.generate(input_ids=tokens, generation_config=config, **options)
 
 
-@contextmanager
-def _own_positions(model: Any) -> Iterator[None]:
-    """Return a context in which ``generate`` counts positions as the model itself does.
+def _count_own_positions(model: Any) -> None:
+    """Let ``generate`` count positions as the model itself does; this changes the model.
 
     RoBERTa and its relatives count from the row behind that of padding, and do not count padding
     tokens. ``generate`` gives them the positions 0, 1, 2 …, which mean something else.
     """
     table = padded_positions(model)
     if table is None or "position_ids" not in signature(model.forward).parameters:
-        yield
         return
     padding = table.padding_idx
     prepare = model.prepare_inputs_for_generation
-    before = model.__dict__.get("prepare_inputs_for_generation")
 
     @wraps(prepare)  # `generate` reads the names of the arguments
     def with_positions(input_ids: Tensor, *args: Any, **options: Any) -> dict[str, Any]:
@@ -241,21 +278,6 @@ def _own_positions(model: Any) -> Iterator[None]:
         return inputs
 
     model.__dict__["prepare_inputs_for_generation"] = with_positions
-    try:
-        yield
-    finally:
-        model.__dict__.pop("prepare_inputs_for_generation")
-        if before is not None:
-            model.__dict__["prepare_inputs_for_generation"] = before
-
-
-def padded_positions(model: nn.Module) -> Any:
-    """Return the table of positions of a model that has a row for padding there, or None."""
-    for path, module in model.named_modules():
-        is_positions = path.split(".")[-1] == "position_embeddings"
-        if is_positions and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            return module
-    return None
 
 
 def generation_problem(model: Any, row: Tensor) -> str:
@@ -296,27 +318,6 @@ def generation_problem(model: Any, row: Tensor) -> str:
     return ""
 
 
-def short_row(d_vocab: int) -> Tensor:
-    """Return eight token ids [1, 8] on which properties of a model are measured at loading."""
-    # Token ids 1 to 8, modulo the vocabulary for models with a tiny one.
-    return torch.arange(1, 9).remainder(d_vocab)[None]
-
-
-def relative_difference(value: Tensor, reference: Tensor) -> float:
-    """Return ‖value − reference‖ / ‖reference‖ in float64; infinite if ``value`` has a NaN."""
-    value, reference = value.double(), reference.double().to(value.device)
-    difference = float((value - reference).norm() / reference.norm().clamp_min(1e-30))
-    return difference if difference == difference else float("inf")
-
-
-def tolerance(dtype: torch.dtype) -> float:
-    """Return the relative difference below which two orders of arithmetic give one function.
-
-    Two implementations of attention agree to about 1e-6 in float32 and to about 1e-2 in bfloat16.
-    """
-    return 1e-3 if dtype in (torch.float32, torch.float64) else 5e-2
-
-
 class SelectedPositions:
     """A pre-hook of an unembedding, which then sees only some positions of the batch.
 
@@ -351,37 +352,6 @@ def is_centred(residual: Tensor) -> bool:
     allowed = max(1e-5, torch.finfo(residual.dtype).eps)
     residual = residual.double()
     return bool(residual.mean(-1).abs().max() < allowed * residual.pow(2).mean().sqrt())
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Return a context without dropout, also if the user has called ``train()`` on a model."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def without_cache(model: Any) -> dict[str, Any]:
-    """Return the option that switches the key-value cache off, if the model takes it."""
-    # A few models (GPT-1) have no cache and refuse the option.
-    parameters = signature(model.forward).parameters
-    takes = "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return {"use_cache": False} if takes else {}
-
-
-def first_line(error: Exception) -> str:
-    """Return the beginning of an error's message, or its class if it has none."""
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]
-
-
-def first_device(model: nn.Module) -> torch.device:
-    """Return the device of a module's first parameter."""
-    return next(model.parameters()).device
 
 
 def ignores_mean(model: nn.Module, d_model: int) -> bool | None:

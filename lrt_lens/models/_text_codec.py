@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._identity import tokenizer_hash
+from lrt_lens.models._tokenizer_copy import tokenizer_copy
 
 Texts = Iterable[str]
 """A text, or texts: a list, a tuple, a numpy array, a pandas Series, a column of a data set."""
@@ -110,6 +111,7 @@ class TextCodec:
         truncation: Truncation | None = None,
     ) -> None:
         self.tokenizer, self.name, self.context_length = tokenizer, name, context_length
+        self._copy: tuple[int, Any] = (-1, None)  # number of tokens, copy of the tokenizer
         self.truncation = _known_truncation(truncation)
         """End that is cut off longer texts where a call does not say it; None refuses them."""
         self.prefix: list[int] = [] if prepend_bos is False else _prefix_of(tokenizer)
@@ -143,8 +145,24 @@ class TextCodec:
 
     def bodies(self, texts: Texts) -> list[list[int]]:
         """Return the token ids of each text without special tokens, at full length."""
-        encoded = self.tokenizer(text_list(texts), add_special_tokens=False, verbose=False)
+        encoded = self._unshared(text_list(texts), add_special_tokens=False, verbose=False)
         return encoded["input_ids"]
+
+    @property
+    def _unshared(self) -> Any:
+        """The tokenizer, or a copy of it whose padding and truncation nobody else switches on.
+
+        A call of a fast tokenizer by the user sets them in the tokenizer itself, so that a text
+        which another thread tokenizes at that moment would be cut or padded.
+        """
+        if getattr(self.tokenizer, "backend_tokenizer", None) is None:
+            return self.tokenizer
+        n_tokens = len(self.tokenizer)
+        n_copied, copied = self._copy
+        if n_copied != n_tokens:  # the first text, or tokens were added
+            copied = tokenizer_copy(self.tokenizer)
+            self._copy = n_tokens, copied
+        return copied
 
     def with_prefix(self, body: Sequence[int]) -> list[int]:
         """Return a text's ids behind the prefix, which is written once.

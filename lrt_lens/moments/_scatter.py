@@ -22,7 +22,7 @@ two, so it has an error of about 0.5 %.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,6 +32,7 @@ from einops import einsum, rearrange, reduce
 from torch import Tensor
 
 from lrt_lens.data._parts import N_FOLDS, N_PARTS
+from lrt_lens.models._ownership import while_any
 
 FIT_PARTS = tuple(range(N_FOLDS))
 """Parts of the documents on which maps are fitted; the others form the test fold."""
@@ -418,11 +419,13 @@ class SideMoments:
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Compute float32 products in float32 within this context."""
+
     # TF32, which a user may have switched on, has 10 bits of mantissa: moments would lose three
     # decimal digits.
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
+    def change() -> Callable[[], None]:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        return lambda: torch.set_float32_matmul_precision(before)
+
+    with while_any("matmul precision", change):
         yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -139,3 +139,39 @@ def test_without_ipywidgets_the_extra_is_named(make: Any, monkeypatch: pytest.Mo
     monkeypatch.delitem(sys.modules, "ipywidgets")
     with pytest.raises(ImportError, match=r"pip install 'lrt-lens\[widgets\]'"):
         make()
+
+
+def test_a_run_and_a_cell_that_steers_do_not_disturb_each_other(
+    widget: ExplorerWidget, pair: Any
+) -> None:
+    shown = widget.result.value
+    model, name = pair.target, "blocks.0.hook_resid_post"
+
+    def cell() -> Any:
+        return model.logits(PROMPT).sum().item()
+
+    with model.intervene({name: lambda x, hook: x + 2}):
+        steered = cell()
+    during: list[float] = []
+    update = threading.Thread(target=widget.update, daemon=True)
+
+    def run_beside(activation: Any, hook: Any) -> Any:
+        if not during:
+            during.append(0.0)
+            # The explorer runs, in a thread of the kernel, while this cell is in its pass.
+            update.start()
+            update.join(60)
+        return activation + 2
+
+    widget.result.value = ""
+    with model.intervene({name: run_beside}):
+        assert cell() == steered
+    assert not update.is_alive()
+    assert widget.result.value == shown
+    # And while a cell has left a handle open.
+    handle = model.intervene({name: lambda x, hook: x + 2})
+    widget.result.value = ""
+    widget.update()
+    assert widget.result.value == shown
+    assert cell() == steered
+    handle.remove()

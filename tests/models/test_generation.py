@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch import Tensor
 
 from lrt_lens.models import HookedModel
 from tests.models.decoders import DECODERS, build_decoder
@@ -136,3 +137,19 @@ def test_stop_strings_end_each_text_where_it_has_one(build_hf: Any, tokenizer: A
             assert stop not in text[:-4]
         else:
             assert text == whole
+
+
+def test_noise_of_a_hook_follows_the_seed_and_leaves_torchs_random_state(model: Any) -> None:
+    def noisy(activation: Tensor, hook: Any) -> Tensor:
+        return activation + 3 * torch.randn(activation.shape) + torch.rand_like(activation)
+
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    with model.intervene({1: noisy}):
+        for options in ({}, {"do_sample": False}):
+            texts = [
+                model.generate("the cat", seed=seed, max_new_tokens=8, **options)
+                for seed in (0, 1, 0)
+            ]
+            assert texts[0] == texts[2] != texts[1]
+    assert torch.equal(torch.get_rng_state(), state)

@@ -59,6 +59,7 @@ from lrt_lens.figures import _concept_map as figures
 from lrt_lens.models._hook_points import depth
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._loading import ModelLike
+from lrt_lens.models._ownership import entering
 from lrt_lens.models._pair import Hooks, ModelPair, model_sides, paired_hooks
 from lrt_lens.statistics._bootstrap import Clusters, Resamples
 from lrt_lens.stitching._stitch import Stitch
@@ -396,7 +397,7 @@ class _SteeredModel:
     def refit(self, arm: ConceptArm, whole: ArmCurve) -> ContrastRefit:
         """Effects of an arm without a group of contrast pairs, whose ``whole`` curve is known."""
         first, later = self._hooks(arm, 1.0)
-        with self.model.intervene(later):
+        with entering(), self.model.intervene(later):
             at_one = float((self.items.propensity(first) - self.unsteered).mean())
         budget = self.budget
         step = math.nan if budget is None else whole.upward.scale_at(budget) * whole.arm.length
@@ -416,7 +417,7 @@ class _SteeredModel:
         measured = {0.0: (self.unsteered, np.zeros(len(self.n_tokens)))}
         for beta in betas:
             first, later = self._hooks(arm, beta)
-            with self.model.intervene(later):
+            with entering(), self.model.intervene(later):
                 measured[float(beta)] = self.items.propensity(first), self._rises(first)
         scales = sorted(measured)
         rises, propensities = (
@@ -443,7 +444,7 @@ class _SteeredModel:
         # here.
         def measure(beta: float) -> float:
             first, later = self._hooks(arm, beta)
-            with self.model.intervene(later):
+            with entering(), self.model.intervene(later):
                 return float(self._rises(first).sum() / self.n_tokens.sum())
 
         found = search_scale(measure, budget, first_guess=1.0, tolerance=0.05)

@@ -42,6 +42,7 @@ from lrt_lens.data._documents import Documents, DocumentSource
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures._sae import training_figure
 from lrt_lens.models._belonging import Origin
+from lrt_lens.models._drawing import drawing
 from lrt_lens.models._hook_points import resolve as resolve_hook
 from lrt_lens.models._hooked_model import HookedModel, ModelIdentity
 
@@ -177,9 +178,8 @@ def train_sae(
     batches = rows.batches(run.batch_rows, seed=run.seed, buffer_rows=run.buffer_rows)
     # The first batch only sets the scale; training begins with the second.
     mean, scale = _units(next(batches))
-    with torch.random.fork_rng(devices=[]):
-        # SAELens draws initial weights from the global generator, which the caller's code shares.
-        torch.manual_seed(run.seed)
+    # SAELens draws initial weights from the global generator, which the caller's code shares.
+    with drawing(run.seed):
         training = training_sae(_config(rows, init, config, run), init)
     # From here on the SAE reads scaled rows, until the factor is folded back after training.
     if init is None:
@@ -268,7 +268,7 @@ def inference_sae(training: Any, model_name: str | None, rows: SAERows) -> Any:
     state = {key: value.detach().clone() for key, value in training.state_dict().items()}
     training.process_state_dict_for_saving_inference(state)
     # SAELens draws weights on construction, which are overwritten: the caller's random state stays.
-    with torch.random.fork_rng(devices=[]):
+    with drawing(0):
         sae = SAE.from_dict(training.cfg.get_inference_sae_cfg_dict())
     sae.load_state_dict(state)
     metadata = {

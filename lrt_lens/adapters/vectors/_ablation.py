@@ -45,6 +45,7 @@ from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.figures._behaviour import ablation_figure
 from lrt_lens.models._hook_points import EMBED
 from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._ownership import entering
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.stitching._stitch import Stitch
@@ -284,7 +285,7 @@ class _AblationOutcomes:
         A draw of a control has fewer continuations, and a refit none.
         """
         # One registration of the hooks serves all outcomes.
-        with self.model.intervene({**hooks}):
+        with entering(), self.model.intervene({**hooks}):
             losses, n_tokens = self._losses()
             columns: list[tuple[str, np.ndarray, np.ndarray | int]] = [("loss", losses, n_tokens)]
             if self.items is not None:

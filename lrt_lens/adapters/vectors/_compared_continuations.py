@@ -23,6 +23,7 @@ import math
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import Any, Literal
 
@@ -36,6 +37,7 @@ from lrt_lens.adapters.vectors._neutral_text import Neutral
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._loading import ModelLike
+from lrt_lens.models._ownership import entering
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +174,10 @@ def compare_continuations(
     # An arm that no scale brings to the damage is missing from `strengths`, so it has no rows.
     # The unsteered model is an arm of scale 0 and damage 0, by definition.
     for arm, (scale, damage) in ({UNSTEERED: (0.0, 0.0)} | strengths).items():
-        with vectors[arm].apply(hooked, scale=scale) if arm in vectors else nullcontext():
+        steering = (
+            partial(vectors[arm].apply, hooked, scale=scale) if arm in vectors else nullcontext
+        )
+        with entering(), steering():
             texts = hooked.generate(
                 listed,
                 max_new_tokens=settings.max_new_tokens,

@@ -18,6 +18,7 @@ import numpy as np
 from einops import rearrange
 
 from lrt_lens.models._hooked_model import Handle, HookedModel
+from lrt_lens.models._ownership import entering
 from lrt_lens.models._text_codec import text_list
 
 Classifier = Callable[[str], Any]
@@ -79,8 +80,7 @@ class Continuations:
         """
         # Sample k of every arm has seed + k, so that arms differ by their intervention alone.
         # An empty handle registers nothing, so that both cases share one `with`.
-        handle = intervene() if intervene else Handle([])
-        with handle:
+        with entering(), intervene() if intervene else Handle([]):
             return [
                 text
                 for sample in range(self.n_samples)

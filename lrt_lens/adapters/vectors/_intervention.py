@@ -110,7 +110,8 @@ class Intervention:
     def apply(self, model: ModelLike, *, scale: float = 1.0) -> Handle:
         """Register all hooks on a model and return a handle.
 
-        Use the handle as a context manager, or call its ``remove()``.
+        Use the handle as a context manager, or call its ``remove()``. The hooks act in the thread
+        or task that registers them; for others see `lrt_lens.models.HookedModel.intervene`.
 
         Raises:
             MismatchError: a vector belongs to another model.

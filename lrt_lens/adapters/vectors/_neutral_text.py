@@ -39,6 +39,7 @@ from lrt_lens.models._far_norms import FarNorms
 from lrt_lens.models._finite import refuse_nan
 from lrt_lens.models._hook_points import residual_post, resolve
 from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._ownership import entering
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.typing import Direction, HookFunction
 
@@ -330,7 +331,7 @@ class NeutralText:
         hooks: dict[int | str, HookFunction] = {**later}
         while True:
             # The caller may run the model between two rows, so hooks are off at every yield.
-            with self.model.intervene(hooks):
+            with entering(), self.model.intervene(hooks):
                 row = next(passes, None)
             if row is None:
                 return

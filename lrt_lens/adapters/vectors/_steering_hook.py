@@ -21,6 +21,7 @@ one token is taken for the next token of the text before, and without a cache ev
 for a prompt.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -33,6 +34,20 @@ Mode = Literal["add", "clamp", "ablate"]
 """Change of the component along a vector: add to it, set it, remove it."""
 Positions = Literal["all", "last", "generated"]
 """Steered positions: all after the first ones, the last of the prompt, or generated tokens."""
+
+
+class _TextPosition(threading.local):
+    """Progress of a hook through the text of the running thread."""
+
+    n_seen = 0
+    is_padded = False
+    generation: object | None = None
+    n_prompt = 0
+    running: RunningCall | None = None
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Return how a copy is made: it begins at the start of a text."""
+        return type(self), ()
 
 
 class SteeringHook:
@@ -52,23 +67,27 @@ class SteeringHook:
         self, change: Callable[[Tensor], Tensor], positions: Positions, skip_first: int
     ) -> None:
         self.change, self.positions, self.skip_first = change, positions, skip_first
-        self._seen = 0
-        self._padded = False
-        self._generation: object | None = None
-        self._n_prompt = 0
-        self.running: RunningCall | None = None
-        """Attention mask and cache of the model's running call, which the model sets."""
+        self._progress = _TextPosition()
         self.prompt_lengths: Tensor | None = None
         """Lengths of the prompts, if prompts and continuations come in one padded call, [batch]."""
         self.followers: tuple[SteeringHook, ...] = ()
         """Hooks at later hook points of the same pass."""
+
+    @property
+    def running(self) -> RunningCall | None:
+        """Attention mask and cache of the running call of this thread, which the model sets."""
+        return self._progress.running
+
+    @running.setter
+    def running(self, call: RunningCall | None) -> None:
+        self._progress.running = call
 
     def restarted(self) -> "SteeringHook":
         """Return this hook, for which the next call starts a new text.
 
         The followers restart too and receive the lengths of the prompts.
         """
-        self._seen = 0
+        self._progress.n_seen = 0
         for hook in self.followers:
             # A hook may be used in several passes, so the lengths of an earlier batch are replaced.
             hook.prompt_lengths = self.prompt_lengths
@@ -81,22 +100,22 @@ class SteeringHook:
         Raises:
             ValueError: the prompts were padded, and this call has no mask that says where.
         """
-        length = activation.shape[1]
+        length, progress = activation.shape[1], self._progress
         mask = self._mask(activation)
         start = self._start(length, mask)
-        if start and self._padded and mask is None:
+        if start and progress.is_padded and mask is None:
             raise ValueError(
                 "the first call of this text had padded rows, and a later one has no attention"
                 " mask, so the positions of its tokens are unknown; pass the attention mask of all"
                 " positions in every call, or steer texts of equal length together"
             )
         n_prompt = self._prompt_columns(start, length)
-        if not start or start != self._seen:
+        if not start or start != progress.n_seen:
             # Whether rows are padded is asked once per text: on a GPU it waits for the answer.
-            self._padded = mask is not None and not bool(mask.all())
-        self._seen = start + length
+            progress.is_padded = mask is not None and not bool(mask.all())
+        progress.n_seen = start + length
         # Later calls steer every token of rows without padding, and need no mask of positions.
-        if start and start >= max(self.skip_first, n_prompt) and not self._padded:
+        if start and start >= max(self.skip_first, n_prompt) and not progress.is_padded:
             return activation if self.positions == "last" else self.change(activation)
         steered = self._steered(activation, start, n_prompt, mask)[..., None]
         # torch.where leaves unsteered positions bit for bit as they are.
@@ -106,26 +125,30 @@ class SteeringHook:
         """Return the column of a call's first position within its row."""
         if mask is not None:
             return mask.shape[1] - length
-        if self.running is not None and self.running.n_cached is not None:
-            return self.running.n_cached
+        running = self.running
+        if running is not None and running.n_cached is not None:
+            return running.n_cached
         # One position after others is the next token of a pass with a KV cache.
-        return self._seen if length == 1 and self._seen else 0
+        n_seen = self._progress.n_seen
+        return n_seen if length == 1 and n_seen else 0
 
     def _prompt_columns(self, start: int, length: int) -> int:
         """Return the number of columns of the prompt, padding included."""
-        generation = self.running.generation if self.running is not None else None
-        if self.running is None or generation is None:
+        progress = self._progress
+        running = progress.running
+        if running is None or running.generation is None:
             # Every call behind a cache is new text, every other one a prompt.
             return start or length
-        if generation is not self._generation:
-            self._generation = generation
-            told = self.running.n_prompt
-            self._n_prompt = start + length if told is None else told
-        return self._n_prompt
+        if running.generation is not progress.generation:
+            progress.generation = running.generation
+            told = running.n_prompt
+            progress.n_prompt = start + length if told is None else told
+        return progress.n_prompt
 
     def _mask(self, activation: Tensor) -> Tensor | None:
         """Return the attention mask of the running call if it is one of these rows."""
-        mask = self.running.attention_mask if self.running is not None else None
+        running = self.running
+        mask = running.attention_mask if running is not None else None
         if mask is None or mask.shape[0] != activation.shape[0]:
             return None
         return mask.to(activation.device) if mask.shape[1] >= activation.shape[1] else None

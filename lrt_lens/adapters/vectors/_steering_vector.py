@@ -372,7 +372,8 @@ class SteeringVector:
         """Register the vector's hook on a model and return a handle.
 
         Use the handle as a context manager (``with vector.apply(model): ...``), or call its
-        ``remove()``. The arguments are those of `hooks`.
+        ``remove()``. The arguments are those of `hooks`. The hook acts in the thread or task that
+        registers it; for others see `lrt_lens.models.HookedModel.intervene`.
 
         Raises:
             MismatchError: the vector belongs to another model.

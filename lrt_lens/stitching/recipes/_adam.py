@@ -29,12 +29,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from lrt_lens.models._drawing import drawing
 from lrt_lens.models._hook_points import HookPair
 from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching.recipes._learner import Learner, TrainingSettings
 from lrt_lens.stitching.recipes._rows import paired_rows
 from lrt_lens.stitching.recipes._scores import RowScores, score_functions
-from lrt_lens.stitching.recipes._training import Training, one_way_learners, seeded
+from lrt_lens.stitching.recipes._training import Training, one_way_learners
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class AdamFit(TrainingSettings):
         self, d_source: int, d_target: int, device: torch.device
     ) -> tuple[dict[str, Learner], dict[str, nn.Linear]]:
         # Both are initialised on the CPU, so that a seed gives the same weights on any device.
-        with seeded(self.seed):
+        with drawing(self.seed):
             linears = {"up": nn.Linear(d_source, d_target), "down": nn.Linear(d_target, d_source)}
         for linear in linears.values():
             if self.zero_bias:

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from lrt_lens.errors import MismatchError
+from lrt_lens.models._drawing import drawing
 from lrt_lens.models._hook_points import HookPair
 from lrt_lens.stitching.recipes._learner import TrainingSettings
 from lrt_lens.stitching.recipes._rows import paired_rows
 from lrt_lens.stitching.recipes._scores import RowScores, score_functions
-from lrt_lens.stitching.recipes._training import Training, one_way_learners, seeded
+from lrt_lens.stitching.recipes._training import Training, one_way_learners
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Mlp(TrainingSettings):
         d_source, d_target = row_pairs.widths
         units = self.hidden or round(math.sqrt(d_source * d_target))
         # Both are initialised on the CPU, so that a seed gives the same weights on any device.
-        with seeded(self.seed):
+        with drawing(self.seed):
             up, down = (
                 nn.Sequential(nn.Linear(a, units), nn.ReLU(), nn.Linear(units, b))
                 for a, b in ((d_source, d_target), (d_target, d_source))

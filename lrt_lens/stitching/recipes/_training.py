@@ -20,7 +20,6 @@ Limits: one device; no mixed precision.
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -195,12 +194,3 @@ class Training:
             ]
             n += len(x)
         return [total / n for total in sums]
-
-
-@contextmanager
-def seeded(seed: int) -> Any:
-    """Seed torch inside a ``with`` block, and restore the CPU generator afterwards."""
-    # devices=[]: only the CPU generator, from which modules draw their initial weights.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

@@ -35,6 +35,8 @@ from lrt_lens.adapters.saes.features._coder import FeatureCoder
 from lrt_lens.adapters.saes.features._text import TokenBatch
 from lrt_lens.models._hook_points import depth, place, residual_post
 from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._ownership import entering, registered, while_any
+from lrt_lens.models._passes import Handle
 from lrt_lens.statistics._bootstrap import Clusters, bootstrap_mean
 from lrt_lens.statistics._draws import rank_test
 
@@ -295,29 +297,31 @@ def _reading_pattern(
     """
     bare = model.engine.model
     if not hasattr(bare, "set_attn_implementation"):  # a HookedTransformer
-        remove = model.engine.add_hook(
-            f"blocks.{layer}.attn.hook_pattern", lambda weights, hook: receive(weights)
-        )
-        try:
-            yield
-        finally:
-            remove()
+        with entering():
+            remove = model.engine.add_hook(
+                f"blocks.{layer}.attn.hook_pattern", lambda weights, hook: receive(weights)
+            )
+            with Handle([remove]):
+                yield
         return
-    # Only the eager implementation returns attention weights; the one before is restored.
-    implementation = bare.config._attn_implementation
+    # Only the eager implementation returns attention weights. Other threads run it meanwhile.
     component = model.bridge.blocks[layer].attn
     # A bridge around a tree of modules of its own knows which module of the model it stands for.
     original = getattr(model.engine, "original_module", lambda part: part.original_component)
     module = original(component)
-    handle = module.register_forward_hook(
-        lambda _module, _args, output: receive(_attention_weights(output, model, layer))
-    )
-    try:
+
+    def read(_module: Any, _args: tuple, output: Any) -> None:
+        receive(_attention_weights(output, model, layer))
+
+    def change() -> Callable[[], None]:
+        before = bare.config._attn_implementation
         bare.set_attn_implementation("eager")
-        yield
-    finally:
-        handle.remove()
-        bare.set_attn_implementation(implementation)
+        return lambda: bare.set_attn_implementation(before)
+
+    with entering() as entry, while_any(("attention", id(bare)), change):
+        remove = registered(module.register_forward_hook, entry.only_here(read))
+        with Handle([remove]):
+            yield
 
 
 def _attention_weights(output: Any, model: HookedModel, layer: int) -> Tensor:
