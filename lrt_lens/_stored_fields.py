@@ -82,6 +82,36 @@ def stored_fields(
         raise damage(path, error) from error
 
 
+def stored_text(kind: Any, fields: dict[str, Any], *, others: Sequence[str] = ()) -> str:
+    """Return the fields of a dataclass as the JSON that `stored_fields` reads.
+
+    Raises:
+        ValueError: a field is of another type than the class says, so that the file could not be
+            read again.
+    """
+    try:
+        text = json.dumps(fields, default=_plain)
+        _schema(kind, tuple(others)).validate_json(text)
+    except ValidationError as error:
+        facts = "; ".join(_facts(kind.__name__, error))
+        raise ValueError(
+            f"this {kind.__name__} cannot be saved, because a file of it could not be read again:"
+            f" {facts}; give fields of these types"
+        ) from error
+    except TypeError as error:
+        raise ValueError(f"this {kind.__name__} cannot be saved: {_start_of(error)}") from error
+    return text
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of numpy or torch, or a set, as JSON has it."""
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if callable(getattr(value, "item", None)):
+        return value.item()
+    raise TypeError(f"a {type(value).__name__} is no value of JSON")
+
+
 def stored_value(path: Path, kind: Any, text: str | None, what: str) -> Any:
     """Return a value of ``kind``, any type that pydantic knows, from its JSON text.
 
@@ -123,30 +153,34 @@ def _schema(kind: Any, others: tuple[str, ...]) -> Any:
     return TypeAdapter(schema)
 
 
-def _refusal(path: Path, name: str, error: ValidationError) -> FileFormatError:
-    """Return the error for fields that are not those of the class."""
-    problems = error.errors(include_url=False, include_context=False)
-    where = lambda problem: ".".join(str(part) for part in problem["loc"]) or name  # noqa: E731
-    unknown = [where(problem) for problem in problems if problem["type"] in _EXTRA]
-    missing = [where(problem) for problem in problems if problem["type"] == "missing"]
-    if unknown and len(unknown) == len(problems):
-        return FileFormatError(
-            f"{str(path)!r} does not hold the fields of a {name}: unknown {unknown[:_SHOWN]}; it "
-            "was written by a newer version: install that, or save it again with this one"
-        )
-    others = [
-        f"{where(problem)} is {_cut(repr(problem['input']), 60)}: {problem['msg']}"
-        for problem in problems
-        if problem["type"] != "missing" and problem["type"] not in _EXTRA
-    ]
-    facts = [
+def _facts(name: str, error: ValidationError) -> list[str]:
+    """Return what is wrong: missing fields, unknown ones, and those of another type."""
+    missing, unknown, others = [], [], []
+    for problem in error.errors(include_url=False, include_context=False):
+        where = ".".join(str(part) for part in problem["loc"]) or name
+        if problem["type"] == "missing":
+            missing.append(where)
+        elif problem["type"] in _EXTRA:
+            unknown.append(where)
+        else:
+            others.append(f"{where} is {_cut(repr(problem['input']), 60)}: {problem['msg']}")
+    return [
         *([f"missing {missing[:_SHOWN]}"] if missing else []),
         *([f"unknown {unknown[:_SHOWN]}"] if unknown else []),
         *others[:_SHOWN],
     ]
+
+
+def _refusal(path: Path, name: str, error: ValidationError) -> FileFormatError:
+    """Return the error for fields that are not those of the class."""
+    facts = _facts(name, error)
+    head = f"{str(path)!r} does not hold the fields of a {name}: {'; '.join(facts)}; it was"
+    if all(fact.startswith("unknown ") for fact in facts):
+        return FileFormatError(
+            f"{head} written by a newer version: install that, or save it again with this one"
+        )
     return FileFormatError(
-        f"{str(path)!r} does not hold the fields of a {name}: {'; '.join(facts)}; it was changed, "
-        "or written by another version: copy it, or save it again with this one"
+        f"{head} changed, or written by another version: copy it, or save it again with this one"
     )
 
 

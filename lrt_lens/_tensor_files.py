@@ -31,7 +31,7 @@ from torch import Tensor
 from lrt_lens._files import write_atomically
 from lrt_lens.errors import FileFormatError
 
-_READ_AT_ONCE = 2**28
+_READ_AT_ONCE = 2**24
 """Largest file in bytes that is read into memory before its tensors are made."""
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.int32, torch.int64)
@@ -58,7 +58,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     whole["header_checksum"] = _header_checksum(whole, _described(ready))
 
     def write(temporary: Path) -> None:
-        save_file(ready, temporary, metadata=whole)
+        try:
+            save_file(ready, temporary, metadata=whole)
+        except RuntimeError:  # tensors that overlap in memory
+            apart = {name: tensor.clone() for name, tensor in ready.items()}
+            save_file(apart, temporary, metadata=whole)
         _sort_metadata(temporary)
 
     return write_atomically(path, write)
@@ -204,6 +208,14 @@ class MappedTensors:
         except _UNREADABLE as error:
             raise _truncated(self.path, error) from error
 
+    def verify(self) -> None:
+        """Read all bytes; raise `FileFormatError` if they are not those that were written."""
+        expected = self.metadata.get("data_checksum")
+        if expected is not None:
+            tensors = {name: self.tensor(name) for name in self.names}
+            if data_checksum(tensors) != expected:
+                raise damaged(self.path, "its numbers do not add up to its checksum")
+
     def described(self) -> list[list[Any]]:
         """Return names, precisions and shapes, as `_described` does for tensors in memory."""
         slices = {name: self._opened.get_slice(name) for name in self.names}
@@ -266,8 +278,10 @@ def refuse_values(path: Path, name: str, tensor: Tensor, *, is_integer: bool = F
             f"{name!r} in {str(path)!r} is {str(tensor.dtype).removeprefix('torch.')}; expected "
             f"{'integers' if is_integer else 'floating point'}: copy the file, or save it again"
         )
-    if not is_integer and not bool(torch.isfinite(tensor).all()):
-        n = int((~torch.isfinite(tensor)).sum())
+    # One sum is NaN or infinite if any of its terms is; large finite numbers may overflow it.
+    if is_integer or bool(torch.isfinite(tensor.sum(dtype=torch.float64))):
+        return
+    if n := int((~torch.isfinite(tensor)).sum()):
         raise FileFormatError(
             f"{n} of {tensor.numel()} numbers of {name!r} in {str(path)!r} are NaN or infinite; "
             "expected finite ones: fit or harvest again on finite activations"
@@ -280,7 +294,13 @@ def damaged(path: Path, why: str) -> FileFormatError:
 
 
 def _refuse_missing(path: Path) -> None:
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise FileFormatError(
+            f"no file at {str(path)[:300]!r} ({error}); check the path"
+        ) from error
+    if not is_file:
         raise FileFormatError(f"no file at {str(path)!r}; check the path, or save the file first")
 
 

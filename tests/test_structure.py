@@ -30,6 +30,8 @@ ORDER = (
     "_byte_sizes",
     "_repr_html",
     "_files",
+    "_folders",
+    "_hub",
     "_stored_fields",
     "_tensor_files",
     "statistics",

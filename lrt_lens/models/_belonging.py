@@ -26,6 +26,9 @@ from lrt_lens.models._identity import ModelIdentity
 
 logger = logging.getLogger(__name__)
 
+_MOST_DIGITS = 9
+"""Largest number of digits of the number of a block."""
+
 _UNNAMED = {"source", "target"}
 """Default hook points of an `AffineMap` and of moments of two tensors: they name no place."""
 
@@ -241,11 +244,14 @@ def refuse_impossible_hook(path: Path, hook: str, model: ModelIdentity | None) -
     """Raise `FileFormatError` if a file names a block that its model does not have."""
     for part in joint_parts(hook):
         block = RESIDUAL.fullmatch(part)
-        if model is not None and block is not None and int(block[1]) >= model.n_layers:
+        # A number of many digits is none that int() reads.
+        if model is None or block is None:
+            continue
+        if len(block[1]) > _MOST_DIGITS or int(block[1]) >= model.n_layers:
             raise FileFormatError(
-                f"{str(path)!r} is about the hook point {part!r}, and its model {model.name!r} has "
-                f"{model.n_layers} blocks: it was changed, or mixed from two files; copy it, or "
-                "save it again"
+                f"{str(path)!r} is about the hook point {part[:80]!r}, and its model"
+                f" {model.name!r} has {model.n_layers} blocks: it was changed, or mixed from two"
+                " files; copy it, or save it again"
             )
 
 

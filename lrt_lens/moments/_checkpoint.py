@@ -29,6 +29,7 @@ import json
 import logging
 import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -41,12 +42,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrt_lens._files import make_folder, sync
+from lrt_lens._files import TEMPORARY, make_folder, remove_abandoned, sync
 from lrt_lens._stored_fields import as_damage, json_object
 from lrt_lens._tensor_files import (
     MappedTensors,
     damaged,
-    data_checksum,
     mapped_tensors,
     read_tensor_file,
     refuse_other_shape,
@@ -65,6 +65,12 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_SCHEMA = "lrt_lens.checkpoint/2"
 RUN_NAME = "run.safetensors"
+_RANK_NAME = re.compile(r"rank([0-9]{1,9})\.safetensors")
+_OURS = re.compile(
+    r"\.?rank[0-9]{1,9}\.safetensors(\.damaged|\.\w{8})?|rank[0-9]{1,9}\.lock"
+    rf"|{re.escape(RUN_NAME)}(\.damaged)?"
+)
+"""Names of all files that a harvest writes into a folder of checkpoints."""
 _WRITING_SHARE = 0.05
 """Largest share of the time for writing; above it checkpoints become rarer than ``every``."""
 _FOLDER_REMEDY = "another checkpoint folder, or remove_checkpoints(folder) to begin again"
@@ -325,7 +331,7 @@ def read_rank_files(
     while True:
         files = []
         try:
-            for path in sorted(folder.glob("rank*.safetensors")):
+            for path in _rank_paths(folder):
                 try:
                     files.append(_read_rank_file(path, arguments, verify))
                 except FileFormatError as error:
@@ -345,6 +351,11 @@ def read_rank_files(
         return sorted(current, key=lambda file: file.rank)
 
 
+def _rank_paths(folder: Path) -> list[Path]:
+    """Return the files of ranks in a folder, and nothing that only looks like one."""
+    return sorted(path for path in folder.glob("rank*") if _RANK_NAME.fullmatch(path.name))
+
+
 def add_file(moments: CrossMoments, file: RankFile) -> None:
     """Add the moments of a rank in place, one tensor at a time.
 
@@ -359,15 +370,22 @@ def add_file(moments: CrossMoments, file: RankFile) -> None:
     moments.provenance = moments.provenance.with_documents_of(file.provenance)
 
 
-def add_stored(moments: CrossMoments, path: Path) -> bool:
+def add_stored(moments: CrossMoments, path: Path, *, verify: bool = False) -> bool:
     """Add the tensors of a file in place, one at a time, and return whether they were added.
 
-    Nothing is added if the file lacks a tensor or its moments are about another shift.
+    Nothing is added if the file lacks a tensor, has others, or its moments are about another shift.
+
+    Raises:
+        FileFormatError: a tensor has another shape or is not finite, or (with ``verify``) a byte
+            is not what was written.
     """
     ours = moments.tensors()
     opened = mapped_tensors(path, None)
+    if verify:
+        opened.verify()
     read = lambda name: opened.tensor(name).to(ours[name].device)  # noqa: E731
-    if not ours.keys() <= set(opened.names) or not all(
+    names = {name for name in opened.names if not name.startswith("blocks/")}
+    if ours.keys() != names or not all(
         torch.equal(ours[name], read(name)) for name in ours if name.startswith("shift/")
     ):
         return False
@@ -386,9 +404,10 @@ def add_stored(moments: CrossMoments, path: Path) -> bool:
 
 def remove_checkpoints(folder: Path) -> None:
     """Remove all checkpoints in a folder, and the folder itself if it is then empty."""
-    for pattern in ("rank*.safetensors*", ".rank*.safetensors.*", f"{RUN_NAME}*", "rank*.lock"):
-        for path in folder.glob(pattern):
+    for path in folder.glob("*"):
+        if _OURS.fullmatch(path.name):
             path.unlink(missing_ok=True)
+    remove_abandoned(folder, TEMPORARY)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
@@ -434,15 +453,13 @@ def _read_rank_file(path: Path, arguments: dict[str, Any], verify: bool) -> Rank
         MismatchError: the file is of a run with other arguments.
     """
     try:
-        opened = mapped_tensors(path, CHECKPOINT_SCHEMA)
-        _refuse_unchecked(opened.metadata, path)
+        opened = mapped_tensors(path, None)
+        _refuse_foreign(opened.metadata, path)
         if verify:
-            tensors = {name: opened.tensor(name) for name in opened.names}
-            if data_checksum(tensors) != opened.metadata["data_checksum"]:
-                raise damaged(path, "its numbers do not add up to its checksum")
+            opened.verify()
         refuse_other_run(opened.metadata, arguments, path)
         blocks = _read_blocks(opened)
-        provenance = read_provenance(path, opened.metadata)
+        provenance = _known_provenance(path, opened.metadata)
     except FileFormatError as error:
         if not path.exists():
             raise FileNotFoundError(str(path)) from error
@@ -450,6 +467,28 @@ def _read_rank_file(path: Path, arguments: dict[str, Any], verify: bool) -> Rank
     with as_damage(path):
         rank = int(path.name.removeprefix("rank").removesuffix(".safetensors"))
     return RankFile(path, rank, blocks, provenance)
+
+
+def _known_provenance(path: Path, metadata: dict[str, str]) -> Provenance:
+    """Return the provenance of a file whose checksums are right.
+
+    Raises:
+        MismatchError: another version wrote it.
+    """
+    try:
+        return read_provenance(path, metadata)
+    except FileFormatError as error:
+        raise MismatchError(f"{error}; or {_FOLDER_REMEDY}") from error
+
+
+def _refuse_other_version(path: Path, schema: str | None) -> None:
+    """Raise `MismatchError` for a checkpoint of another version, which is whole."""
+    family = CHECKPOINT_SCHEMA.rpartition("/")[0]
+    if schema != CHECKPOINT_SCHEMA and str(schema).rpartition("/")[0] == family:
+        raise MismatchError(
+            f"{str(path)!r} has schema {schema!r}, and this version writes {CHECKPOINT_SCHEMA!r}: "
+            f"go on with the version that began it, or give {_FOLDER_REMEDY}"
+        )
 
 
 def _read_blocks(opened: MappedTensors) -> dict[int, int]:
@@ -464,9 +503,12 @@ def _read_blocks(opened: MappedTensors) -> dict[int, int]:
     return dict(zip(*columns, strict=True))
 
 
-def _refuse_unchecked(metadata: dict[str, str], path: Path) -> None:
-    if "data_checksum" not in metadata:
-        raise damaged(path, "it lacks its checksum")
+def _refuse_foreign(metadata: dict[str, str], path: Path) -> None:
+    """Raise for a file that is no checkpoint of this version, or lacks its checksums."""
+    schema = metadata.get("schema_version")
+    _refuse_other_version(path, schema)
+    if schema != CHECKPOINT_SCHEMA or "data_checksum" not in metadata:
+        raise damaged(path, f"its schema is {schema!r}, or it lacks its checksums")
 
 
 def _read_run(path: Path, arguments: dict[str, Any]) -> Shifts:
@@ -478,8 +520,8 @@ def _read_run(path: Path, arguments: dict[str, Any]) -> Shifts:
         MismatchError: it is of a run with other arguments.
     """
     try:
-        file = read_tensor_file(path, CHECKPOINT_SCHEMA)
-        _refuse_unchecked(file.metadata, path)
+        file = read_tensor_file(path, None)
+        _refuse_foreign(file.metadata, path)
         # The checksums first: a damaged argument is no other argument.
         file.verify()
         refuse_other_run(file.metadata, arguments, path)

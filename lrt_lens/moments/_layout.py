@@ -139,10 +139,17 @@ class MomentFile:
             FileFormatError: a tensor is missing, unknown, of another shape or precision, or not
                 finite, or the file is not what was written.
         """
+        kept_pairs = list(dict.fromkeys(kept_pairs))
         tensors = self._checked(kept_pairs)
-        parts = lambda name: torch.stack([tensors[f"{part}/{name}"] for part in PART_NAMES])  # noqa: E731
+        is_begun, null_pairs = self._is_begun, self._null_pairs
+        # Each part is let go of when it is stacked, so that nothing is in memory twice.
+        self.file.tensors.clear()
+
+        def parts(name: str) -> Tensor:
+            return torch.stack([tensors.pop(f"{part}/{name}") for part in PART_NAMES])
+
         n = parts("n")
-        if not self._is_begun:
+        if not is_begun:
             return Sums(n)
         side = lambda role, axis: {  # noqa: E731
             hook: SideMoments(
@@ -158,7 +165,7 @@ class MomentFile:
             side("source", SOURCE),
             side("target", TARGET),
             {(s, t): parts(f"cross/{s}/{t}") for s, t in kept_pairs},
-            {(s, t): tensors[f"null/{s}/{t}"] for s, t in self._null_pairs},
+            {(s, t): tensors[f"null/{s}/{t}"] for s, t in null_pairs},
         )
 
     @property
@@ -176,22 +183,22 @@ class MomentFile:
         """Return all tensors of the file, after a check that they are those of these hook pairs."""
         shapes = {f"{part}/n": "" for part in PART_NAMES}
         if self._is_begun:
+            # Names of axes by number, because those of hook points may hold blanks.
+            axes: dict[tuple[str, str], str] = {}
             for role, axis in (("source", SOURCE), ("target", TARGET)):
                 model = getattr(self.settings["provenance"], role)
-                for hook in hooks_of(kept_pairs, axis):
-                    # Names of axes must not have spaces, and those of hook points may.
-                    d = f"{role}:{hook.replace(' ', '_')}"
+                for i, hook in enumerate(hooks_of(kept_pairs, axis)):
                     refuse_impossible_hook(self.file.path, hook, model)
+                    d = axes[role, hook] = f"{role}{i}"
                     shapes |= {f"shift/{role}/{hook}": d, f"norms/{role}/{hook}": "bins"}
                     for part in PART_NAMES:
                         shapes[f"{part}/sum/{role}/{hook}"] = d
                         shapes[f"{part}/second/{role}/{hook}"] = f"{d} {d}"
             for s, t in kept_pairs:
-                ends = f"source:{s.replace(' ', '_')} target:{t.replace(' ', '_')}"
+                ends = f"{axes['source', s]} {axes['target', t]}"
                 shapes |= {f"{part}/cross/{s}/{t}": ends for part in PART_NAMES}
             for s, t in self._null_pairs:
-                columns = "sketch:" if self.settings["null"] == "sketch" else "target:"
-                shapes[f"null/{s}/{t}"] = (
-                    f"halves source:{s.replace(' ', '_')} {columns}{t.replace(' ', '_')}"
-                )
+                columns = "sketch of " if self.settings["null"] == "sketch" else ""
+                columns = columns.replace(" ", "_") + axes["target", t]
+                shapes[f"null/{s}/{t}"] = f"halves {axes['source', s]} {columns}"
         return self.file.checked(shapes, {"bins": NORM_BINS, "halves": 2})

@@ -10,14 +10,13 @@ before their moments are added.
 Limits: fields are empty for activations that a user adds, and an empty field is compared too.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from lrt_lens._stored_fields import as_damage, json_object, stored_fields
+from lrt_lens._stored_fields import as_damage, json_object, stored_fields, stored_text
 from lrt_lens.data._windows import Aligned
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._identity import ModelIdentity
@@ -216,8 +215,12 @@ class Provenance:
         return f"equal positions of one tokenization{later}"
 
     def to_json(self) -> str:
-        """Return the fields as one JSON object."""
-        return json.dumps(asdict(self))
+        """Return the fields as one JSON object.
+
+        Raises:
+            ValueError: a field is of another type than it should be.
+        """
+        return stored_text(Provenance, asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Provenance":
@@ -259,8 +262,15 @@ def stored_provenance(path: Path, content: dict[str, Any]) -> Provenance:
     """
     # Files from before this field decided the folds by the exact text.
     content = {"fold_rule": BY_EXACT_TEXT} | content
+    fields = stored_fields(path, Provenance, content)
     with as_damage(path):
-        return Provenance(**stored_fields(path, Provenance, content))
+        found = Provenance(**fields)
+        # Sums of hashes are read as such when documents are added.
+        int(found.corpus or "0", 16)
+        index, count = found.shard or (0, 1)
+        if not 0 <= index < count:
+            raise ValueError(f"shard {index} of {count}")
+    return found
 
 
 def group_column(group: Any) -> str | None:

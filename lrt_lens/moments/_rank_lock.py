@@ -13,11 +13,12 @@ Limits: Windows and some network file systems have no ``flock``; nothing is lock
 """
 
 import os
+import re
 import secrets
 import time
 from pathlib import Path
 
-from lrt_lens.errors import MismatchError
+from lrt_lens.errors import FileFormatError, MismatchError
 
 try:
     import fcntl
@@ -25,6 +26,8 @@ except ImportError:  # Windows has no fcntl
     fcntl = None
 
 _ATTEMPTS = 10
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_NAME = re.compile(r"rank([0-9]{1,9})\.lock")
 
 
 class RankLock:
@@ -43,13 +46,20 @@ class RankLock:
         """
         # A locked file of a rank that this run does not have: a run with more ranks is still alive.
         for path in self.folder.glob("rank*.lock"):
-            number = path.stem.removeprefix("rank")
-            if number.isdigit() and int(number) >= n_ranks and is_locked(path):
+            number = _NAME.fullmatch(path.name)
+            if number and int(number[1]) >= n_ranks and is_locked(path):
                 raise self._held_by_other(path)
         if fcntl is None:
             return
         path = self.folder / f"rank{self.rank}.lock"
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o644)
+        except OSError as error:
+            if path.is_symlink():
+                raise FileFormatError(
+                    f"{str(path)!r} is a symbolic link, which is not followed; remove it"
+                ) from error
+            raise
         for attempt in range(_ATTEMPTS):
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,8 +108,8 @@ def is_locked(path: Path) -> bool:
     if fcntl is None:
         return False
     try:
-        handle = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
+        handle = os.open(path, os.O_RDWR | _NO_LINK)
+    except OSError:  # no file, or a link, which no rank has made
         return False
     try:
         # A shared lock fails only while another process holds the exclusive one.

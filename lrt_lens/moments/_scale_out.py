@@ -164,10 +164,13 @@ def _launch() -> str:
     A name that two jobs may share, such as torchrun's default, is none.
     """
     environment = os.environ
-    if environment.get("TORCHELASTIC_RUN_ID", "none") != "none":
+    run = environment.get("TORCHELASTIC_RUN_ID")
+    if run is not None:
+        # Within one job of Slurm, torchrun may be started many times with its default name.
         restarts = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return f"torchrun {environment['TORCHELASTIC_RUN_ID']} {restarts}"
-    if "SLURM_JOB_ID" in environment:
+        return "" if run == "none" else f"torchrun {run} {restarts}"
+    # Each call of srun is a step with a number of its own.
+    if environment.keys() >= {"SLURM_JOB_ID", "SLURM_STEP_ID"}:
         names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
         return " ".join(["slurm", *(environment.get(name, "0") for name in names)])
     return ""
@@ -288,7 +291,7 @@ def merge_shards(paths: Sequence[str | Path]) -> CrossMoments:
     for path, provenance in ((file.path, file.provenance) for file in files[1:]):
         # Shards of one run usually have the same shift: their tensors are then added one at a time,
         # without a second set of moments in memory.
-        if merged.source and add_stored(merged, path):
+        if merged.source and add_stored(merged, path, verify=True):
             merged.provenance = merged.provenance.with_documents_of(provenance)
         else:
             merged = merged.merge(CrossMoments.load(path))
@@ -327,7 +330,7 @@ class _MomentShard:
                 mine.refuse_other(theirs, f"the {role} model of {str(other.path)!r}")
         for name in (*_SAME_RUN, *_SAME_MOMENTS):
             mine, theirs = (
-                (file.metadata if name in _SAME_MOMENTS else vars(file.provenance))[name]
+                (file.metadata if name in _SAME_MOMENTS else vars(file.provenance)).get(name)
                 for file in (self, other)
             )
             if mine != theirs:

@@ -12,8 +12,9 @@ Limits: maps, statistics and held-out sums are stored in float32. The model card
 """
 
 import json
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NotRequired
@@ -23,9 +24,11 @@ import xxhash
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from lrt_lens._files import write_folder
+from lrt_lens._files import write_atomically
+from lrt_lens._folders import write_folder
+from lrt_lens._hub import downloaded
 from lrt_lens._messages import printable
-from lrt_lens._stored_fields import as_damage, json_object, stored_fields
+from lrt_lens._stored_fields import as_damage, json_object, stored_fields, stored_text
 from lrt_lens._tensor_files import (
     damaged,
     file_state,
@@ -83,7 +86,7 @@ class StitchConfig(TypedDict):
 
 
 def save_stitch(stitch: StitchData, folder: Path) -> None:
-    """Write a stitch folder as a whole; see `lrt_lens._files.write_folder`.
+    """Write a stitch folder as a whole; see `lrt_lens._folders.write_folder`.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written to; an earlier stitch is still
@@ -115,15 +118,19 @@ def save_stitch(stitch: StitchData, folder: Path) -> None:
             write_tensors(staging / name, content, metadata)
             written = mapped_tensors(staging / name, STITCH_SCHEMA)
             checksums[name] = written.metadata["header_checksum"]
-        (staging / "README.md").write_text(stitch_card(stitch), encoding="utf-8")
-        whole = json.dumps(config | {"files": checksums}, indent=1)
-        (staging / CONFIG_NAME).write_text(whole, encoding="utf-8")
+        texts = {
+            "README.md": stitch_card(stitch),
+            CONFIG_NAME: json.dumps(config | {"files": checksums}, indent=1),
+        }
+        for name, text in texts.items():
+            octets = text.encode("utf-8", errors="replace")
+            write_atomically(staging / name, lambda path, octets=octets: path.write_bytes(octets))
 
     write_folder(folder, write, last=CONFIG_NAME)
 
 
 def _config(stitch: StitchData) -> dict[str, Any]:
-    return {
+    fields = {
         "schema_version": STITCH_SCHEMA,
         "source_hook": stitch.source_hook,
         "target_hook": stitch.target_hook,
@@ -141,6 +148,8 @@ def _config(stitch: StitchData) -> dict[str, Any]:
         "has_null": stitch.null is not None,
         "provenance": json.loads(stitch.provenance.to_json()),
     }
+    # Numbers of numpy become numbers of JSON.
+    return json.loads(stored_text(StitchConfig, fields))
 
 
 def _config_hash(config: Mapping[str, Any]) -> str:
@@ -164,7 +173,9 @@ def load_stitch(folder_or_repository: str, **hub: Any) -> StitchData:
     # A local folder takes precedence over a hub repository of the same name.
     folder = Path(folder_or_repository)
     if not folder.is_dir():
-        folder = Path(_download(folder_or_repository, **hub))
+        # Only the files of a stitch, not what else the repository may hold.
+        names = [CONFIG_NAME, TENSORS_NAME, HELD_OUT_NAME, "README.md"]
+        folder = downloaded(folder_or_repository, "stitch", names, **hub)
     for _ in range(_ATTEMPTS):
         before = file_state(folder / CONFIG_NAME)
         try:
@@ -182,22 +193,25 @@ def _load(folder: Path) -> StitchData:
     content = _read_config(path)
     config = stored_fields(path, StitchConfig, content)
     provenance = stored_provenance(path, config["provenance"])
-    if config["median_norm"].keys() != {"source", "target"}:
-        raise damaged(path, "median_norm has not one number for source and target")
+    # Stitches without held-out groups have no such number, and may have no such file.
+    n_refits, n_held_out = config["n_refits"], config.get("n_held_out", 0)
+    norms = config["median_norm"]
+    # NaN stands for an unknown norm.
+    if norms.keys() != {"source", "target"} or any(n <= 0 or n == math.inf for n in norms.values()):
+        raise damaged(path, f"median_norm is {norms}")
+    if min(n_refits, n_held_out) < 0:
+        raise damaged(path, f"it has {n_refits} refits and {n_held_out} held-out groups")
     hooks = (config["source_hook"], config["target_hook"])
     models = (provenance.source, provenance.target)
     for hook, model in zip(hooks, models, strict=True):
         refuse_impossible_hook(path, hook, model)
-    tensors = _read(folder, TENSORS_NAME, content, _tensor_shapes(config), {})
-    # Stitches without held-out groups have no such number, and may have no such file.
-    n_held_out = config.get("n_held_out", 0)
-    widths = {"source": len(tensors["source.mean"]), "target": len(tensors["target.mean"])}
-    shapes = {
-        f"group{g}.{name}": axes
-        for g in range(n_held_out)
-        for name, axes in _SCATTER_SHAPES.items()
-    }
-    held_out = _read(folder, HELD_OUT_NAME, content, shapes, widths) if n_held_out else {}
+    tensors = _read(folder, TENSORS_NAME, content, lambda: _tensor_shapes(config), 4 * n_refits)
+    widths = {role: len(tensors[f"{role}.mean"]) for role in ("source", "target")}
+    held_out: dict[str, Tensor] = {}
+    if n_held_out:
+        n_tensors = len(_SCATTER_SHAPES) * n_held_out
+        shapes = lambda: _group_shapes(n_held_out)  # noqa: E731
+        held_out = _read(folder, HELD_OUT_NAME, content, shapes, n_tensors, widths)
     with as_damage(path):
         return StitchData(
             maps=_map_pair("maps", tensors, *hooks),
@@ -234,6 +248,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     return content
 
 
+def _group_shapes(n_groups: int) -> dict[str, str]:
+    groups = range(n_groups)
+    return {f"group{g}.{name}": axes for g in groups for name, axes in _SCATTER_SHAPES.items()}
+
+
 def _tensor_shapes(config: Mapping[str, Any]) -> dict[str, str]:
     refits = [f"refit{k}" for k in range(config["n_refits"])]
     names = ["maps", *(["null"] if config["has_null"] else []), *refits]
@@ -247,12 +266,19 @@ def _read(
     folder: Path,
     name: str,
     config: Mapping[str, Any],
-    shapes: Mapping[str, str],
-    widths: Mapping[str, int],
+    shapes: Callable[[], Mapping[str, str]],
+    n_tensors: int,
+    widths: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
-    """Return the tensors of a file, after a check that it belongs to the configuration."""
+    """Return the tensors of a file, after a check that it belongs to the configuration.
+
+    ``n_tensors`` that the configuration declares are compared with the file before their names are
+    listed.
+    """
     file = read_tensor_file(folder / name, STITCH_SCHEMA)
-    tensors = file.checked(shapes, widths)
+    if n_tensors > len(file.tensors):
+        raise damaged(folder / CONFIG_NAME, f"it declares more tensors than {name} has")
+    tensors = file.checked(shapes(), widths)
     if "files" in config:
         belongs = config["files"].get(name) == file.metadata.get(
             "header_checksum"
@@ -265,25 +291,6 @@ def _read(
     elif "config" in file.metadata:
         raise damaged(folder / CONFIG_NAME, "it lacks the checksums of the other files")
     return tensors
-
-
-def _download(repository: str, **hub: Any) -> str:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    # Only the files of a stitch, not what else the repository may hold.
-    try:
-        options = {key: value for key, value in hub.items() if value is not None}
-        return snapshot_download(
-            repository,
-            allow_patterns=[CONFIG_NAME, TENSORS_NAME, HELD_OUT_NAME, "README.md"],
-            **options,
-        )
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FileFormatError(
-            f"no stitch at {repository!r}: it is neither a local folder nor a hub repository that "
-            f"can be reached ({error}); check the path or the hub id"
-        ) from error
 
 
 def _map_tensors(prefix: str, maps: MapPair) -> dict[str, Tensor]:
@@ -334,6 +341,8 @@ def _scatter_tensors(scatter: Scatter) -> dict[str, Tensor]:
 
 def _scatter(prefix: str, tensors: dict[str, Tensor]) -> Scatter:
     of = lambda name: tensors[f"{prefix}.{name}"].double()  # noqa: E731
+    if float(of("n")) < 0:
+        raise ValueError(f"{prefix} has {float(of('n'))} rows")
     return Scatter(
         float(of("n")),
         of("mean_x"),
@@ -356,7 +365,7 @@ def stitch_card(stitch: StitchData) -> str:
         )
 
     scores = "\n".join(
-        f"| {key} | {_code(value) if isinstance(value, str) else f'{value:.4g}'} |"
+        f"| {key} | {_code(str(value)) if isinstance(value, str | None) else f'{value:.4g}'} |"
         for key, value in stitch.scores.items()
     )
     versions = ", ".join(

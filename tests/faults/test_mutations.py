@@ -402,6 +402,7 @@ def test_a_manifest_that_declares_more_than_there_is_allocates_nothing(tmp_path:
     stored = FORMATS["cache"](tmp_path / "x")
     manifest = json.loads(stored.files[0].read_text())
     manifest["shards"][0]["n_rows"] = 10**15
+    del manifest["checksum"]  # as in a cache of an earlier version
     stored.files[0].write_text(json.dumps(manifest))
     with pytest.raises(FileFormatError, match="the manifest says 1000000000000000|has the shape"):
         stored.load()

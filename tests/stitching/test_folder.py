@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lrt_lens import _files as files
+from lrt_lens import _folders as folders
 from lrt_lens import _tensor_files as tensor_files
 from lrt_lens._files import write_atomically
 from lrt_lens._tensor_files import read_tensor_file, write_tensors
@@ -304,7 +304,7 @@ def test_truncated_or_foreign_tensors_of_a_stitch_are_refused(
     with pytest.raises(FileFormatError, match="has schema None"):
         Stitch.from_pretrained(tmp_path)
     write_tensors(tensors, {"maps.up.weight": torch.zeros(2, 2)}, {"schema_version": STITCH_SCHEMA})
-    with pytest.raises(FileFormatError, match=r"lacks the tensors \['maps.down.bias'"):
+    with pytest.raises(FileFormatError, match=r"declares more tensors than stitch.safetensors"):
         Stitch.from_pretrained(tmp_path)
     tensors.unlink()
     with pytest.raises(FileFormatError, match="no file at"):
@@ -341,7 +341,7 @@ def test_an_interrupted_write_over_an_older_stitch_leaves_the_older_one(
         return original(path, *content)
 
     if not is_exchanged:
-        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+        monkeypatch.setattr(folders, "_exchange", lambda *_: False)
     with monkeypatch.context() as patch:
         patch.setattr(_folder, "write_tensors", interrupted)
         with pytest.raises(KeyboardInterrupt):

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens._repr_html import card, note, table
-from lrt_lens._stored_fields import as_damage, json_object, stored_fields, stored_value
+from lrt_lens._stored_fields import as_damage, json_object, stored_fields, stored_text, stored_value
 from lrt_lens._tensor_files import damaged, read_tensor_file, write_tensors
 from lrt_lens.adapters.concepts._row_maps import N_FOLDS, Method, RowMap, fit_rows
 from lrt_lens.adapters.vectors._intervention import Intervention
@@ -393,7 +393,8 @@ class ConceptMap:
         for layer in self.layers:
             numbers = {key: getattr(layer, key) for key in _NUMBERS}
             hooks = {"source_hook": layer.map.source_hook, "target_hook": layer.map.target_hook}
-            layers.append(numbers | hooks)
+            text = stored_text(ConceptLayer, numbers, others=("map",))
+            layers.append(json.loads(text) | hooks)
         content = {
             "layers": layers,
             "source": self.source and asdict(self.source),
@@ -401,7 +402,10 @@ class ConceptMap:
             **{name: getattr(self, name) for name in _OF_TEXTS},
             "text_keys": sorted(self.text_keys),
         }
-        metadata = {"schema_version": CONCEPT_MAP_SCHEMA, "concept_map": json.dumps(content)}
+        fields = {name: value for name, value in content.items() if name != "layers"}
+        text = stored_text(ConceptMap, fields, others=("layers",))
+        whole = json.dumps(json.loads(text) | {"layers": layers})
+        metadata = {"schema_version": CONCEPT_MAP_SCHEMA, "concept_map": whole}
         return write_tensors(Path(path), tensors, metadata)
 
     @classmethod

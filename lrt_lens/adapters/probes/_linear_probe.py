@@ -33,7 +33,7 @@ from torch import Tensor
 from lrt_lens._repr_html import card, facts
 from lrt_lens._settings import Settings, takes
 from lrt_lens._settings import resolve as resolve_settings
-from lrt_lens._stored_fields import as_damage, json_object, stored_fields, stored_value
+from lrt_lens._stored_fields import as_damage, json_object, stored_fields, stored_text, stored_value
 from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.adapters._earlier_files import in_current_form
 from lrt_lens.adapters.probes._labels import (
@@ -75,6 +75,8 @@ from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
 
 PROBE_SCHEMA = "lrt_lens.probe/1"
 """Schema version of a file; another one is refused."""
+_APART = ("weight", "bias", "before")
+"""Fields that a file stores as tensors; all others are stored as JSON."""
 
 
 @dataclass(frozen=True)
@@ -414,10 +416,12 @@ class LinearProbe:
         fields = {
             key: value
             for key, value in asdict(replace(self, before=None)).items()
-            if key not in ("weight", "bias", "before")
+            if key not in _APART
         }
-        metadata = {"schema_version": PROBE_SCHEMA, "probe": json.dumps(fields | {"before": hooks})}
-        return write_tensors(Path(path), tensors, metadata)
+        # The text of the other fields, which has been checked, with the hook points of the map.
+        whole = json.loads(stored_text(LinearProbe, fields, others=_APART)) | {"before": hooks}
+        metadata = {"schema_version": PROBE_SCHEMA, "probe": json.dumps(whole)}
+        return write_tensors(Path(path), {k: t + 0.0 for k, t in tensors.items()}, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "LinearProbe":
@@ -428,11 +432,11 @@ class LinearProbe:
         """
         file = read_tensor_file(Path(path), PROBE_SCHEMA)
         content = json_object(file.path, file.metadata.get("probe"), "'probe'")
-        content = in_current_form(content)
-        others = ("weight", "bias", "before")
+        with as_damage(file.path):
+            content = in_current_form(content)
         # A probe that reads maxima stores the hook points of its map here, and the map as tensors.
         hooks = content.pop("before", None)
-        fields = stored_fields(file.path, cls, content, others=others)
+        fields = stored_fields(file.path, cls, content, others=_APART)
         refuse_impossible_hook(file.path, fields["hook"], fields.get("model"))
         shapes = {"weight": "d column", "bias": "column"}
         if hooks is not None:

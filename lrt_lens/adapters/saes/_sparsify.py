@@ -24,6 +24,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lrt_lens._hub import downloaded
 from lrt_lens._stored_fields import as_damage, json_object
 from lrt_lens._tensor_files import read_tensor_file, refuse_values
 from lrt_lens.errors import FileFormatError
@@ -77,6 +78,11 @@ def load_sparsify(
     # sparsify writes either the number of features or an expansion factor, 32 by default.
     d_in = int(cfg["d_in"])
     d_sae = int(cfg.get("num_latents") or d_in * cfg.get("expansion_factor", 32))
+    if cfg["k"] > d_sae:
+        raise FileFormatError(
+            f"{str(path)!r} has k {cfg['k']} and {d_sae} features; expected fewer active features "
+            "than there are: copy the folder again"
+        )
     weights = _weights(path, d_in, d_sae)
     return _build(cfg, weights, hook or _hook(path), model_name, device)
 
@@ -115,10 +121,8 @@ def _folder(folder: str | Path, hookpoint: str | None, revision: str | None) -> 
                 f"{str(folder)!r} is neither a folder nor a hub repository; give a folder, or "
                 "owner/name"
             )
-        from huggingface_hub import snapshot_download
-
-        patterns = f"{hookpoint}/*" if hookpoint else None
-        path = Path(snapshot_download(str(folder), revision=revision, allow_patterns=patterns))
+        patterns = [f"{hookpoint}/*"] if hookpoint else None
+        path = downloaded(str(folder), "sparsify SAE", patterns, revision=revision)
     if hookpoint is not None and (path / hookpoint).is_dir():
         path = path / hookpoint
     if not (path / "cfg.json").is_file():

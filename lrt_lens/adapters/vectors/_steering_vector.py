@@ -16,7 +16,6 @@ standard deviations of the target's stream along its direction as it had in the 
 Limits: one direction at one hook point; `Intervention` joins vectors at several hook points.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -26,7 +25,7 @@ from typing import Any, Literal
 import torch
 
 from lrt_lens._repr_html import card, facts
-from lrt_lens._stored_fields import as_damage, json_object, stored_fields
+from lrt_lens._stored_fields import as_damage, json_object, stored_fields, stored_text
 from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.adapters._earlier_files import in_current_form
 from lrt_lens.adapters.vectors._contrast_states import METHODS, ContrastStates
@@ -51,6 +50,8 @@ from lrt_lens.typing import Direction
 
 VECTOR_SCHEMA = "lrt_lens.vector/1"
 """Schema version of a file; another one is refused."""
+_APART = ("direction", "contrast_set")
+"""Fields that a file does not store as JSON: the tensor, and the texts, of which it has a hash."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -414,15 +415,15 @@ class SteeringVector:
         The contrast texts are not stored, only their hash.
         """
         # JSON cannot hold tensors, and texts may be private: both are left out of the metadata.
-        fields = {
-            key: value
-            for key, value in asdict(self).items()
-            if key not in ("direction", "contrast_set")
-        }
+        fields = {key: value for key, value in asdict(self).items() if key not in _APART}
         return write_tensors(
             Path(path),
-            {"direction": self.direction},
-            {"schema_version": VECTOR_SCHEMA, "vector": json.dumps(fields)},
+            # Whole numbers are a direction too.
+            {"direction": self.direction + 0.0},
+            {
+                "schema_version": VECTOR_SCHEMA,
+                "vector": stored_text(SteeringVector, fields, others=_APART),
+            },
         )
 
     @classmethod
@@ -434,8 +435,9 @@ class SteeringVector:
         """
         file = read_tensor_file(Path(path), VECTOR_SCHEMA)
         content = json_object(file.path, file.metadata.get("vector"), "'vector'")
-        others = ("direction", "contrast_set")
-        fields = stored_fields(file.path, cls, in_current_form(content), others=others)
+        with as_damage(file.path):
+            content = in_current_form(content)
+        fields = stored_fields(file.path, cls, content, others=_APART)
         refuse_impossible_hook(file.path, fields["hook"], fields.get("model"))
         tensors = file.checked({"direction": "d_model"})
         with as_damage(file.path):

@@ -16,8 +16,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import xxhash
 
 from lrt_lens._files import write_atomically
 from lrt_lens._stored_fields import as_damage, json_object, stored_fields
@@ -28,6 +30,8 @@ from lrt_lens.moments._provenance import Provenance, stored_provenance
 
 CACHE_SCHEMA = "lrt_lens.cache/1"
 MANIFEST_NAME = "manifest.json"
+_LONGEST_NAME = 200
+"""Largest number of characters in the name of a file of a shard."""
 _SAME_RUN = (
     "context_length",
     "skip_first",
@@ -158,7 +162,8 @@ def refuse_other_model(ours: ModelIdentity | None, theirs: ModelIdentity | None,
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest atomically; it is on disk when this returns."""
-    content = json.dumps(asdict(manifest) | {"schema_version": CACHE_SCHEMA})
+    fields = asdict(manifest) | {"schema_version": CACHE_SCHEMA}
+    content = json.dumps(fields | {"checksum": _checksum(fields)})
     write_atomically(
         folder / MANIFEST_NAME, lambda temporary: temporary.write_text(content, encoding="utf-8")
     )
@@ -180,20 +185,31 @@ def read_manifest(folder: Path) -> Manifest:
     with as_damage(path):
         text = path.read_text(encoding="utf-8")
     content = json_object(path, text, "the file")
-    schema = content.pop("schema_version", None)
+    schema = content.get("schema_version")
     if schema != CACHE_SCHEMA:
         raise FileFormatError(
             f"{str(path)!r} has schema {schema!r}; expected {CACHE_SCHEMA!r}: "
             "another program or version wrote it"
         )
+    checksum, expected = content.pop("checksum", None), _checksum(content)
     provenance = content.pop("provenance", None)
     if not isinstance(provenance, dict):
         raise damaged(path, "it lacks its provenance")
+    del content["schema_version"]
     fields = stored_fields(path, Manifest, content, others=("provenance",))
     manifest = Manifest(stored_provenance(path, provenance), **fields)
     for problem in _problems(manifest):
         raise damaged(path, problem)
+    # Caches of earlier versions have no checksum of the manifest.
+    if checksum not in (None, expected):
+        raise damaged(path, "it does not add up to its checksum")
     return manifest
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    """Return a hash of the content of a manifest, in hexadecimal."""
+    # Through JSON, which makes lists of tuples, so that it is equal when read and when written.
+    return xxhash.xxh3_128(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _problems(manifest: Manifest) -> Iterator[str]:
@@ -207,8 +223,9 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     for name in names:
         # A plain name is a file of this folder; a path would lead out of it.
         is_plain = name not in ("", ".", "..") and not set(name) & set("/\\\0:")
-        if not is_plain or not name.endswith(".safetensors"):
-            yield f"it names the file {name!r}; expected a plain name in the folder of the cache"
+        if not is_plain or not name.endswith(".safetensors") or len(name) > _LONGEST_NAME:
+            shown = repr(name[:80])
+            yield f"it names the file {shown}; expected a plain name in the folder of the cache"
     if len(set(names)) < len(names):
         yield "it names a file twice"
     for shard in manifest.shards:

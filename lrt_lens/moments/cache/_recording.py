@@ -212,6 +212,8 @@ def _record_shard(
 ) -> ShardRecord:
     """Run the model on the tokens of a shard and write one more file for it."""
     dtype, shard = manifest.dtype, Shard(folder, record, manifest)
+    # Activations of tokens that were changed would be recorded as those of the others.
+    shard.verify()
     # The table is read first: it has as many rows as the manifest says.
     n_rows = len(shard.table.row_part)
     streams = {

@@ -23,7 +23,6 @@ on few tokens is mostly determined by the penalty; ``firings`` holds the number 
 that fire together share what they explain, as in any regression.
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,7 +33,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens._byte_sizes import human_bytes
-from lrt_lens._stored_fields import as_damage, json_object, stored_fields
+from lrt_lens._stored_fields import as_damage, json_object, stored_fields, stored_text
 from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.adapters.saes.codes._moments import (
     CodeMoments,
@@ -203,6 +202,7 @@ class CodeMap:
     def save(self, path: str | Path) -> Path:
         """Write the map into one safetensors file and return its path."""
         tensors = {name: getattr(self, name) for name in _TENSORS}
+        tensors |= {name: tensors[name].long() for name in ("live", "firings")}
         # asdict of the whole map would copy its tensors; only the identities need it.
         fields = {key: value for key, value in vars(self).items() if key not in _TENSORS}
         fields |= {
@@ -211,7 +211,12 @@ class CodeMap:
             if (model := fields[role]) is not None
         }
         return write_tensors(
-            Path(path), tensors, {"schema_version": CODES_SCHEMA, "codes": json.dumps(fields)}
+            Path(path),
+            tensors,
+            {
+                "schema_version": CODES_SCHEMA,
+                "codes": stored_text(CodeMap, fields, others=_TENSORS),
+            },
         )
 
     @classmethod

@@ -1,21 +1,29 @@
 """A full disk leaves what was there, and is one error of one line; real processes write."""
 
 import errno
+import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from lrt_lens import _files as files
-from lrt_lens._files import write_atomically, write_folder
+from lrt_lens import _folders as folders
+from lrt_lens._files import write_atomically
+from lrt_lens._folders import write_folder
+from lrt_lens._tensor_files import write_tensors
+from lrt_lens.adapters.probes import LinearProbe
 from lrt_lens.adapters.vectors import SteeringVector
-from lrt_lens.moments import CrossMoments
+from lrt_lens.errors import FileFormatError, MismatchError
+from lrt_lens.moments import ActivationCache, CrossMoments, merge_shards, remove_checkpoints
 from lrt_lens.stitching import Stitch, _folder
-from tests.faults.formats import FORMATS, moments
+from tests.faults.formats import FORMATS, moments, tensors_and_metadata
 
 LIMITED = """
 import resource, signal, sys
@@ -88,14 +96,15 @@ def test_a_disk_that_is_full_at_any_file_leaves_the_old_stitch(
     stored = FORMATS["stitch"](tmp_path / "x")
     stitch, before, calls = stored.load(), state(tmp_path), []
     if not is_exchanged:
-        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+        monkeypatch.setattr(folders, "_exchange", lambda *_: False)
 
     def full(path: Path) -> None:
         calls.append(path)
         if len(calls) > failing:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files, "sync", full)
+    for module in (files, folders):
+        monkeypatch.setattr(module, "sync", full)
     with pytest.raises(OSError, match=r"cannot write to .*No space left.*free some space") as error:
         stitch.reversed().save_pretrained(tmp_path / "x")
     assert error.value.errno == errno.ENOSPC
@@ -160,7 +169,7 @@ def test_a_folder_that_cannot_be_exchanged_is_replaced_too(
         monkeypatch.chdir(folder)
         given = Path()
     elif reason == "no exchange":
-        monkeypatch.setattr(files, "_libc", lambda: None)
+        monkeypatch.setattr(folders, "_libc", lambda: None)
     else:
         given = tmp_path / "link"
         given.symlink_to(folder)
@@ -170,7 +179,7 @@ def test_a_folder_that_cannot_be_exchanged_is_replaced_too(
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    left = tmp_path / ".saving-saved-abc"
+    left = tmp_path / f"{files.temporary_prefix(tmp_path / 'saved')}abc"
     left.mkdir()
     (left / "half").write_text("x")
     (tmp_path / ".saving-other").mkdir()
@@ -203,7 +212,7 @@ def test_the_content_is_on_disk_before_the_old_one_goes(
         Path, "replace", lambda self, to: (calls.append("replace"), replace(self, to))[1]
     )
     write_atomically(tmp_path / "file", lambda temporary: temporary.write_text("x"))
-    assert calls[0].startswith(".file.")
+    assert calls[0].startswith(".saving-")
     assert calls[1:] == ["replace", tmp_path.name]
 
 
@@ -285,3 +294,173 @@ def test_tensors_of_another_stitch_are_refused(tmp_path: Path) -> None:
             Stitch.from_pretrained(tmp_path / "x")
         (tmp_path / "x" / name).write_bytes(octets)
     Stitch.from_pretrained(tmp_path / "x")
+
+
+# ---------------------------------------------------------------------------- what nobody may lose
+
+
+def test_files_that_others_write_meanwhile_stay(tmp_path: Path) -> None:
+    """Another process writes into the folder while it is replaced again and again."""
+    folder = tmp_path / "saved"
+    write_folder(folder, fill("0"), last="config")
+    other = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time\nfrom pathlib import Path\n"
+            "for k in range(150):\n"
+            "    Path(sys.argv[1], f'file{k}').write_text('x')\n"
+            "    time.sleep(0.002)",
+            str(folder),
+        ]
+    )
+    n = 0
+    while other.poll() is None:
+        write_folder(folder, fill(str(n)), last="config")
+        n += 1
+    assert other.returncode == 0
+    assert len(list(folder.glob("file*"))) == 150
+    assert n > 3
+
+
+def test_rights_and_protection_of_a_folder_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "saved"
+    write_folder(folder, fill("1"), last="config")
+    before = folder.stat().st_ino
+    monkeypatch.setattr(
+        folders.os, "listxattr", lambda *_, **__: ["system.posix_acl_access"], raising=False
+    )
+    write_folder(folder, fill("2"), last="config")
+    assert folder.stat().st_ino == before
+    assert (folder / "a").read_text() == "2"
+
+
+def test_a_folder_of_the_name_of_a_file_is_no_file(tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / "mine").write_text("x")
+    with pytest.raises(OSError, match="cannot write to"):
+        write_folder(folder, fill("1"), last="config")
+    assert (folder / "a" / "mine").read_text() == "x"
+
+
+def test_names_of_any_length_can_be_saved(tmp_path: Path) -> None:
+    folder = tmp_path / ("語" * 84)
+    write_folder(folder, fill("1"), last="config")
+    path = write_atomically(tmp_path / ("語" * 83 + ".txt"), lambda path: path.write_text("x"))
+    assert path.read_text() == "x"
+    assert (folder / "a").read_text() == "1"
+
+
+def test_a_file_keeps_the_rights_that_it_had(tmp_path: Path) -> None:
+    path = write_atomically(tmp_path / "file", lambda temporary: temporary.write_text("1"))
+    assert path.stat().st_mode & 0o777 == 0o644
+    path.chmod(0o600)
+    write_atomically(path, lambda temporary: temporary.write_text("2"))
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_lock_that_is_a_link_writes_nothing_outside(tmp_path: Path) -> None:
+    stored = FORMATS["cache"](tmp_path / "x")
+    (tmp_path / "victim").write_text("mine")
+    lock = tmp_path / "x" / "rank0.lock"
+    lock.unlink(missing_ok=True)
+    lock.symlink_to(tmp_path / "victim")
+    with pytest.raises(FileFormatError, match="is a symbolic link, which is not followed"):
+        ActivationCache.create(stored.files[0].parent)
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+# ---------------------------------------------------------------------------- saved, hence readable
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SteeringVector(torch.ones(4), "h", name=7), "name is 7"),  # type: ignore[arg-type]
+        (lambda: SteeringVector(torch.ones(4), "h", name="\ud800"), "cannot be saved"),
+        (lambda: LinearProbe(torch.ones(4, 3), torch.ones(3), (False, True, 2), "h"), "classes.0"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_what_could_not_be_loaded_is_refused_on_saving(
+    make: Callable[[], Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make().save(tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_numpy_and_torch_are_saved_as_numbers(tmp_path: Path) -> None:
+    vector = SteeringVector(
+        torch.tensor([1, 2]), "h", median_norm=np.float32(2.5), n_dropped=np.int64(3)
+    )
+    loaded = SteeringVector.load(vector.save(tmp_path / "vector"))
+    assert (loaded.median_norm, loaded.n_dropped) == (2.5, 3)
+    assert loaded.direction.tolist() == [1.0, 2.0]
+
+
+def test_tensors_that_overlap_are_saved(tmp_path: Path) -> None:
+    row = torch.arange(6.0)
+    probe = LinearProbe(row[:4].reshape(4, 1), row[3:4], (0, 1), "h")
+    loaded = LinearProbe.load(probe.save(tmp_path / "probe"))
+    assert torch.equal(loaded.weight, probe.weight)
+    assert torch.equal(loaded.bias, probe.bias)
+
+
+# ------------------------------------------------------------------------------------- many of them
+
+
+def shards(folder: Path) -> list[Path]:
+    paths = []
+    for i in range(2):
+        made = moments()
+        made.provenance = replace(
+            made.provenance, shard=(i, 2), stream="aa", corpus=f"{i:016x}", part_documents=None
+        )
+        paths.append(made.save(folder / f"moments-{i}-of-2.safetensors"))
+    return paths
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_changed_number_in_any_shard_is_noticed(which: int, tmp_path: Path) -> None:
+    paths = shards(tmp_path)
+    merge_shards(paths)
+    tensors, metadata = tensors_and_metadata(paths[which])
+    octets = bytearray(paths[which].read_bytes())
+    octets[-9] ^= 0x10
+    paths[which].write_bytes(octets)
+    with pytest.raises(FileFormatError, match="do not add up to its checksum|NaN or infinite"):
+        merge_shards(paths)
+    write_tensors(paths[which], tensors | {"new": torch.zeros(2)}, metadata)
+    with pytest.raises(FileFormatError, match="which this version does not know"):
+        merge_shards(paths)
+
+
+def test_declared_numbers_allocate_nothing(tmp_path: Path) -> None:
+    stored = FORMATS["stitch"](tmp_path / "x")
+    config = json.loads(stored.files[0].read_text())
+    for name in ("n_refits", "n_held_out"):
+        stored.files[0].write_text(json.dumps(config | {name: 2**70}))
+        with pytest.raises(FileFormatError, match=r"declares more tensors|not of the same stitch"):
+            stored.load()
+
+
+def test_checkpoints_of_another_version_are_refused_and_stay(tmp_path: Path) -> None:
+    stored = FORMATS["checkpoint"](tmp_path / "x")
+    for path in stored.files:
+        tensors, metadata = tensors_and_metadata(path)
+        octets = path.read_bytes()
+        other = metadata | {"schema_version": "lrt_lens.checkpoint/3"}
+        write_tensors(path, tensors, other)
+        with pytest.raises(MismatchError, match="go on with the version that began it"):
+            stored.load()
+        assert path.exists()
+        path.write_bytes(octets)
+    (tmp_path / "x" / "rank_table.safetensors").write_bytes(b"mine")
+    stored.load()
+    remove_checkpoints(tmp_path / "x")
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["rank_table.safetensors"]
