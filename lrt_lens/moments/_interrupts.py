@@ -2,8 +2,8 @@
 
 Problem: a signal (schedulers and torchrun send SIGTERM, a closed terminal SIGHUP) that arrives
 while rows are added leaves half of a block in the moments. Mechanism: the signals become exceptions
-at once, except within `Interrupts.held`, which raises the exception when it ends. A signal that the
-process ignores (SIGHUP under nohup) stays ignored.
+at once, except within `Interrupts.held`, which raises the exception when it ends. SIGHUP stays
+ignored where it is, as under nohup.
 
     interrupts = Interrupts()
     interrupts.install()
@@ -20,10 +20,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-# Windows has no SIGHUP.
-_NUMBERS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
+_HANGUP = getattr(signal, "SIGHUP", None)
+"""Signal of a closed terminal; None on Windows."""
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, *([] if _HANGUP is None else [_HANGUP]))
 
 
 class Interrupts:
@@ -40,7 +39,7 @@ class Interrupts:
             self._before = {
                 number: signal.signal(number, self._on_signal)
                 for number in _NUMBERS
-                if signal.getsignal(number) is not signal.SIG_IGN
+                if not (number == _HANGUP and signal.getsignal(number) is signal.SIG_IGN)
             }
 
     def uninstall(self) -> None:

@@ -524,7 +524,7 @@ def test_every_byte_of_a_checkpoint_is_checked(
         changed = bytearray(octets)
         changed[at] ^= 1 << rng.randrange(8)
         path.write_bytes(changed)
-        fresh = CrossMoments(run.pairs)
+        fresh = CrossMoments(whole.pairs, whole.token_hook, whole.moment_dtype, whole.null)
         with Checkpoint(tmp_path, run.arguments, Share(), every=1e9) as opened:
             opened.resume(fresh, torch.device("cpu"))
         aside = tmp_path / f"{name}.damaged"
