@@ -300,7 +300,7 @@ def test_tensors_of_another_stitch_are_refused(tmp_path: Path) -> None:
 
 
 def test_files_that_others_write_meanwhile_stay(tmp_path: Path) -> None:
-    """Another process writes into the folder while it is replaced again and again."""
+    """Write into the folder from another process while it is replaced again and again."""
     folder = tmp_path / "saved"
     write_folder(folder, fill("0"), last="config")
     other = subprocess.Popen(
