@@ -56,6 +56,26 @@ def json_object(path: Path, text: str | None, what: str = "its JSON") -> dict[st
     return content
 
 
+def read_json_file(path: Path, schema: str | None = None) -> dict[str, Any]:
+    """Return the JSON object in a file, of ``schema`` if one is given.
+
+    Raises:
+        FileFormatError: the file cannot be read, holds no JSON object, or is of another schema.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise damage(path, error) from error
+    content = json_object(path, text, "the file")
+    found = content.get("schema_version")
+    if schema is not None and found != schema:
+        raise FileFormatError(
+            f"{str(path)!r} has schema {found!r}; expected {schema!r}: another program or version "
+            "wrote it"
+        )
+    return content
+
+
 def stored_fields(
     path: Path, kind: Any, content: dict[str, Any], *, others: Sequence[str] = ()
 ) -> dict[str, Any]:

@@ -511,8 +511,9 @@ _ENDINGS = {128 + 1: "the terminal was closed (SIGHUP)", 128 + 15: "SIGTERM"}
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line ``lrt-lens``.
 
-    What the user can mend ends with one line and status 1, a wrong option with status 2, Ctrl-C
-    with status 130, SIGTERM with 143 and SIGHUP with 129. A bug keeps its traceback.
+    What the user can mend ends with one line and status 1, an option that does not exist or is no
+    value of its type with status 2, Ctrl-C with status 130, SIGTERM with 143 and SIGHUP with 129.
+    A bug keeps its traceback.
     """
     open_closed_streams()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

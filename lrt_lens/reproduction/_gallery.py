@@ -26,7 +26,7 @@ from typing import Any
 from lrt_lens._files import make_folder, write_atomically
 from lrt_lens._messages import one_line
 from lrt_lens._refusals import is_refusal
-from lrt_lens._stored_fields import as_damage, json_object
+from lrt_lens._stored_fields import read_json_file
 from lrt_lens.errors import FileFormatError
 from lrt_lens.reproduction._picture import THUMBNAIL_BYTES
 from lrt_lens.reproduction._result import PAPERS, VERDICTS, Compared
@@ -89,7 +89,7 @@ def collect(figures: Path) -> list[dict[str, Any]]:
         )
     entries = []
     for file in files:
-        record = _read(file)
+        record = read_json_file(file)
         picture = file.with_name(f"{file.stem}.thumbnail.png")
         # A large picture would slow down the page of the repository.
         has_picture = picture.is_file() and picture.stat().st_size <= THUMBNAIL_BYTES
@@ -200,22 +200,11 @@ def read_summary(path: Path) -> list[dict[str, Any]]:
     Raises:
         FileFormatError: the file is damaged or has another schema.
     """
-    content = _read(path)
-    schema = content.get("schema_version")
-    if schema != GALLERY_SCHEMA:
-        raise FileFormatError(
-            f"{path} has schema {schema!r}; expected {GALLERY_SCHEMA!r}: remove it and run again"
-        )
+    content = read_json_file(path, GALLERY_SCHEMA)
     figures = content.get("figures")
     if not isinstance(figures, list) or not all(isinstance(one, dict) for one in figures):
         raise FileFormatError(f"{path} has no list of figures; remove it and run again")
     return figures
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with as_damage(path):
-        text = path.read_text(encoding="utf-8")
-    return json_object(path, text, "the file")
 
 
 def main(arguments: list[str] | None = None) -> None:

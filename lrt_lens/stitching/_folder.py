@@ -28,7 +28,7 @@ from lrt_lens._files import write_atomically
 from lrt_lens._folders import write_folder
 from lrt_lens._hub import downloaded
 from lrt_lens._messages import printable
-from lrt_lens._stored_fields import as_damage, json_object, stored_fields, stored_text
+from lrt_lens._stored_fields import as_damage, read_json_file, stored_fields, stored_text
 from lrt_lens._tensor_files import (
     damaged,
     file_state,
@@ -236,16 +236,7 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{str(path.parent)!r} holds no {CONFIG_NAME}; it is no stitch folder, or its writing "
             "was interrupted: save the stitch again"
         )
-    with as_damage(path):
-        text = path.read_text(encoding="utf-8")
-    content = json_object(path, text, "the file")
-    schema = content.get("schema_version")
-    if schema != STITCH_SCHEMA:
-        raise FileFormatError(
-            f"{str(path.parent)!r} has schema {schema!r}; expected {STITCH_SCHEMA!r}: another "
-            "program or version wrote it"
-        )
-    return content
+    return read_json_file(path, STITCH_SCHEMA)
 
 
 def _group_shapes(n_groups: int) -> dict[str, str]:

@@ -25,7 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from lrt_lens._hub import downloaded
-from lrt_lens._stored_fields import as_damage, json_object
+from lrt_lens._stored_fields import read_json_file
 from lrt_lens._tensor_files import read_tensor_file, refuse_values
 from lrt_lens.errors import FileFormatError
 from lrt_lens.models._hook_points import residual_post
@@ -139,9 +139,7 @@ def _folder(folder: str | Path, hookpoint: str | None, revision: str | None) -> 
 def _config(path: Path) -> dict[str, Any]:
     """Contents of ``cfg.json`` with at least ``d_in`` and ``k``."""
     file = path / "cfg.json"
-    with as_damage(file):
-        text = file.read_text(encoding="utf-8")
-    cfg = json_object(file, text, "the file")
+    cfg = read_json_file(file)
     missing = [key for key in ("d_in", "k") if key not in cfg]
     if missing:
         raise FileFormatError(

@@ -22,7 +22,7 @@ import torch
 import xxhash
 
 from lrt_lens._files import write_atomically
-from lrt_lens._stored_fields import as_damage, json_object, stored_fields
+from lrt_lens._stored_fields import read_json_file, stored_fields
 from lrt_lens._tensor_files import damaged
 from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.models._identity import ModelIdentity
@@ -182,15 +182,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"no activation cache at {str(folder)!r}: it holds no {MANIFEST_NAME}; "
             "give the folder that was written to"
         )
-    with as_damage(path):
-        text = path.read_text(encoding="utf-8")
-    content = json_object(path, text, "the file")
-    schema = content.get("schema_version")
-    if schema != CACHE_SCHEMA:
-        raise FileFormatError(
-            f"{str(path)!r} has schema {schema!r}; expected {CACHE_SCHEMA!r}: "
-            "another program or version wrote it"
-        )
+    content = read_json_file(path, CACHE_SCHEMA)
     checksum, expected = content.pop("checksum", None), _checksum(content)
     provenance = content.pop("provenance", None)
     if not isinstance(provenance, dict):
