@@ -10,7 +10,7 @@ made for the context. It acts in the thread that opens it only, and gives the nu
         torch.rand(3)                                   # the same three numbers every time
 
 Every call of torch in such a context costs a microsecond more. So a model that generates leaves it
-for its passes (`outside_of_drawing`), and only hooks enter it again (`within_drawing`).
+for its passes (`outside_of_drawing`), and only hooks enter it again (`WithinDrawing`).
 
 Limits: dropout and other functions without an argument ``generator`` draw from the global one.
 """
@@ -67,17 +67,19 @@ def outside_of_drawing(fn: Callable[..., Any]) -> Callable[..., Any]:
     return outside
 
 
-def within_drawing(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that enters the `drawing` which the running pass has left, if any."""
+class WithinDrawing:
+    """A function that enters the `drawing` which the running pass has left, if any."""
 
-    def within(*args: Any, **options: Any) -> Any:
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Call the function within the drawing."""
         mode = DRAWING.get()
         if mode is None:
-            return fn(*args, **options)
+            return self.fn(*args, **options)
         with mode:
-            return fn(*args, **options)
-
-    return within
+            return self.fn(*args, **options)
 
 
 class drawing(TorchFunctionMode):  # noqa: N801 (a context, named like a function)

@@ -24,6 +24,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ from lrt_lens.models._comparing import (
     without_cache,
 )
 from lrt_lens.models._decoder import find_decoder, stream_of, with_stream
-from lrt_lens.models._drawing import within_drawing
+from lrt_lens.models._drawing import WithinDrawing
 from lrt_lens.models._hook_points import EMBED, residual_names
 from lrt_lens.models._loading import boot_bridge, text_model
 from lrt_lens.models._long_rope import LongRope, by_row, padding_id
@@ -319,10 +320,10 @@ class HuggingFaceEngine:
         It acts in the Hugging Face model and in the bridge, whichever runs.
         """
         point, entry = HookName(name), Entry(OtherThreadError)
-        act = entry.only_here(within_drawing(fn))
+        act = entry.only_here(WithinDrawing(fn))
         removers = [
             self._note_hook(name, entry),
-            self._add_plain_hook(name, lambda activation: act(activation, hook=point)),
+            self._add_plain_hook(name, partial(act, hook=point)),
         ]
         models, bridges = [self.model], []
         if self._acts_on_bridge(name):
@@ -340,11 +341,11 @@ class HuggingFaceEngine:
         with REGISTERING:
             self._hooks = (*self._hooks, noted)
 
-        def remove() -> None:
-            with REGISTERING:
-                self._hooks = tuple(one for one in self._hooks if one is not noted)
+        return partial(self._forget_hook, noted)
 
-        return remove
+    def _forget_hook(self, noted: tuple[str, Entry]) -> None:
+        with REGISTERING:
+            self._hooks = tuple(one for one in self._hooks if one is not noted)
 
     @contextmanager
     def resuming(self, name: str, residual: Residual) -> Iterator[None]:
@@ -463,7 +464,7 @@ class HuggingFaceEngine:
             entry = stack.enter_context(entering())
             for index, block in enumerate(self._layers[: layer + 1]):
                 last = residual if index == layer else None
-                skip = _shortcut(self._containers[index], last)
+                skip = _Shortcut(self._containers[index], last)
                 stack.callback(replace_forward(block, entry, skip))
             yield
 
@@ -485,16 +486,18 @@ class HuggingFaceEngine:
         return relative_difference(resumed, logits) < tolerance(logits.dtype)
 
 
-def _shortcut(container: type | None, residual: Tensor | None) -> Callable[..., Any]:
-    """Return a ``forward`` for a block that returns ``residual``, or its input if that is None.
+class _Shortcut:
+    """A ``forward`` for a block that returns ``residual``, or its input if that is None.
 
     ``container`` is the tuple or list in which the block returns the stream, or None.
     """
 
-    def skip(*args: Any, **kwargs: Any) -> Any:
-        hidden = (
-            residual if residual is not None else (args[0] if args else kwargs["hidden_states"])
-        )
-        return hidden if container is None else container((hidden,))
+    def __init__(self, container: type | None, residual: Tensor | None) -> None:
+        self.container, self.residual = container, residual
 
-    return skip
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the stream as the block returns it."""
+        hidden = self.residual
+        if hidden is None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+        return hidden if self.container is None else self.container((hidden,))

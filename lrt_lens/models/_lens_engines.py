@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from lrt_lens.errors import OtherThreadError
 from lrt_lens.models._comparing import first_device, relative_difference, short_row, tolerance
-from lrt_lens.models._drawing import outside_of_drawing, within_drawing
+from lrt_lens.models._drawing import WithinDrawing, outside_of_drawing
 from lrt_lens.models._hook_points import depth, place, residual_names
 from lrt_lens.models._long_rope import LongRope, by_row, padding_id
 from lrt_lens.models._ownership import Entry, entering, evaluating, registered
@@ -109,7 +109,7 @@ class BridgeEngine:
         """Register a hook and return the function that removes it."""
         modules = (self.model, self.model.base_model)
         entry = Entry(OtherThreadError)
-        hook = self._hooks.add(self._bridge.hook_dict[name], entry.only_here(within_drawing(fn)))
+        hook = self._hooks.add(self._bridge.hook_dict[name], entry.only_here(WithinDrawing(fn)))
         told = tell_running_call(modules, fn, entry, generators=(self.model, self._bridge))
         # The entry is closed first: a pass of another thread may be calling the hooks.
         return Handle([hook, *told, entry.close]).remove
@@ -280,7 +280,7 @@ class HookedTransformerEngine:
         told = tell_running_call(
             [self.model.blocks[0]], fn, entry, until=self.model, generators=[self.model]
         )
-        hook = self._hooks.add(self.model.hook_dict[name], entry.only_here(within_drawing(fn)))
+        hook = self._hooks.add(self.model.hook_dict[name], entry.only_here(WithinDrawing(fn)))
         # The entry is closed first: a pass of another thread may be calling the hooks.
         return Handle([hook, *told, entry.close]).remove
 

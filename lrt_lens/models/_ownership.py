@@ -27,6 +27,7 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -89,14 +90,7 @@ class Entry:
             Exception: the entry's refusal, by the returned function, in a thread that this one has
                 started and that has not said that it means to run without the hooks.
         """
-
-        def hook(*args: Any, **options: Any) -> Any:
-            if self.acts():
-                return fn(*args, **options)
-            self.refuse_unsteered()
-            return None
-
-        return hook
+        return _OnlyHere(self, fn)
 
     def refuse_unsteered(self) -> None:
         """Raise the entry's refusal if the running thread probably takes itself for steered."""
@@ -125,6 +119,20 @@ class Entry:
         task = self._task()
         is_hidden = entered is not None and entered[0].alone
         return (task is None or task.done()) and not is_hidden
+
+
+class _OnlyHere:
+    """A hook that does nothing outside of the thread or task of its entry."""
+
+    def __init__(self, entry: Entry, fn: Callable[..., Any]) -> None:
+        self.entry, self.fn = entry, fn
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Call the hook where its entry acts."""
+        if self.entry.acts():
+            return self.fn(*args, **options)
+        self.entry.refuse_unsteered()
+        return None
 
 
 @contextmanager
@@ -174,13 +182,17 @@ def replace_forward(module: nn.Module, entry: Entry, fn: Callable[..., Any]) -> 
             module.__dict__["forward"] = forward
         forward.others = (*forward.others, replacement)
 
-    def remove() -> None:
-        with REGISTERING:
-            forward.others = tuple(one for one in forward.others if one is not replacement)
-            if not forward.others and module.__dict__.pop("forward") and forward.own is not None:
-                module.__dict__["forward"] = forward.own
+    return partial(_put_back, module, forward, replacement)
 
-    return remove
+
+def _put_back(
+    module: nn.Module, forward: _Forward, replacement: tuple[Entry, Callable[..., Any]]
+) -> None:
+    """End one replacement of a module's ``forward``, and the last one's all of it."""
+    with REGISTERING:
+        forward.others = tuple(one for one in forward.others if one is not replacement)
+        if not forward.others and module.__dict__.pop("forward") and forward.own is not None:
+            module.__dict__["forward"] = forward.own
 
 
 @contextmanager

@@ -23,6 +23,7 @@ for a prompt.
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -200,11 +201,10 @@ def setting(direction: Tensor, level: float, share: float = 1.0) -> Callable[[Te
     1.
     """
     # v̂ = v / ‖v‖; a direction of length 0 is refused by the callers.
-    unit = direction / direction.norm()
+    return partial(_set, direction / direction.norm(), level, share)
 
-    def change(activation: Tensor) -> Tensor:
-        along = unit.to(activation)
-        # h + share · (level − ⟨h, v̂⟩) v̂
-        return activation + share * (level - activation @ along)[..., None] * along
 
-    return change
+def _set(unit: Tensor, level: float, share: float, activation: Tensor) -> Tensor:
+    along = unit.to(activation)
+    # h + share · (level − ⟨h, v̂⟩) v̂
+    return activation + share * (level - activation @ along)[..., None] * along
