@@ -18,7 +18,7 @@ OUT     ?= demo-report
 HF_HUB_OFFLINE ?= 1
 TL4     ?= 4.3.0
 # Tests that run models. All others (pages, figures, files) do not depend on TransformerLens.
-TL4_TESTS ?= tests/models tests/adapters tests/baselines tests/exploration tests/demo \
+TL4_TESTS ?= tests/models tests/adapters tests/exploration tests/demo \
 	tests/moments/test_harvesting.py tests/stitching/test_stitch_loss.py
 
 VENV     := .venv

@@ -288,7 +288,7 @@ def test_between_a_model_and_itself_everything_carries(
         same, fitting_texts(passages, grid.moments)[:80], source_hook=2, target_hook=2
     )
     row = (
-        evaluate(same, {"procrustes": stitch}, grid, passages)
+        evaluate(same, {"procrustes": stitch}, grid, passages, n_contrast_groups=0, n_shuffled=1)
         .summary.set_index("method")
         .loc["procrustes"]
     )
@@ -360,6 +360,7 @@ def test_one_class_is_refused_everywhere(
 def test_a_budget_that_nothing_reaches_leaves_nan_and_a_figure(
     pair: ModelPair, stitches: dict[str, Stitch], grid: StitchGrid, passages: list[str]
 ) -> None:
-    unreached = evaluate(pair, {"ridge": stitches["ridge"]}, grid, passages, damage=1e9)
+    few: dict[str, Any] = {"damage": 1e9, "n_contrast_groups": 0, "n_shuffled": 1}
+    unreached = evaluate(pair, {"ridge": stitches["ridge"]}, grid, passages, **few)
     assert unreached.summary["fraction_of_native"].isna().all()
     unreached.figure()
