@@ -62,13 +62,14 @@ test: $(STAMP) ## run the quick tests
 	$(PYTEST_ENV) $(BIN)/python -m pytest $(XDIST) -m '$(MARKERS)' $(ARGS)
 
 # Each free worker gets one test at a time, because the longest take minutes. Tests of one group
-# stay in one worker, because they share an expensive fixture.
+# stay in one worker, because they share an expensive fixture. The quick tests check types at run
+# time; here that would take a third of the time.
 test-slow: $(STAMP) ## the slow tests, offline and on the CPU
-	$(PYTEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --maxschedchunk 1 \
+	$(PYTEST_ENV) JAXTYPING_DISABLE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --maxschedchunk 1 \
 	    --durations 10 -m 'slow and not gpu and not network and not browser' $(ARGS)
 
 test-tl4: $(STAMP_TL4) ## run the quick tests that run models, on TransformerLens 4.x
-	$(PYTEST_ENV) $(VENV_TL4)/bin/python -m pytest $(XDIST) -m '$(MARKERS)' $(TL4_TESTS) $(ARGS)
+	$(PYTEST_ENV) JAXTYPING_DISABLE=1 $(VENV_TL4)/bin/python -m pytest $(XDIST) -m '$(MARKERS)' $(TL4_TESTS) $(ARGS)
 
 # A second environment that holds only TransformerLens 4.x and finds everything else in .venv: its
 # own site-packages come before the folders that its .pth file names, so 4.x hides 3.9. pip would
