@@ -447,7 +447,11 @@ class HuggingFaceEngine:
 
         def add_change(_module: nn.Module, _args: tuple, output: Any) -> Any:
             change = changes.pop(threading.get_ident(), None)
-            return None if change is None else with_stream(output, stream_of(output) + change)
+            if change is None:
+                return None
+            # OPT flattens the stream to [batch · position, d] between attention and MLP.
+            stream = stream_of(output)
+            return with_stream(output, stream + change.reshape(stream.shape))
 
         # First among the block's hooks, because those at hook_resid_post read what it adds.
         return Handle(

@@ -562,10 +562,10 @@ def test_torchrun(folders: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     main(arguments(folders, tmp_path / "whole"))
-    assert_same(
-        CrossMoments.load(out / "moments.safetensors"),
-        CrossMoments.load(tmp_path / "whole" / "moments.safetensors"),
-    )
+    found = CrossMoments.load(out / "moments.safetensors")
+    # The name of the launch is the only difference.
+    one = replace(found, provenance=replace(found.provenance, launch=""))
+    assert_same(one, CrossMoments.load(tmp_path / "whole" / "moments.safetensors"))
     assert lrt.Stitch.from_pretrained(out / "stitch").source_hook.startswith("blocks.")
     assert sorted(path.name for path in out.iterdir()) == [
         "moments.safetensors",
