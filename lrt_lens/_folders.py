@@ -120,15 +120,11 @@ def _staged(parent: Path, prefix: str, write: Callable[[Path], Any]) -> Iterator
         held = lock(staging)
     try:
         write(staging)
-        files = list(staging.iterdir())
-        for path in files:
+        for path in staging.iterdir():
             sync(path)
         yield staging
-        for path in files:
-            path.unlink(missing_ok=True)
     finally:
-        if staging.exists():
-            _remove_files(staging)
+        _remove_files(staging)
         unlock(held)
 
 

@@ -44,6 +44,24 @@ def checked_number(name: str, value: Any, *, above: float, most: float = math.in
     raise ValueError(f"{name} is {shown_number(value)}; expected a finite number{lower}{upper}")
 
 
+def checked_seconds(checkpoint_every: Any) -> float:
+    """Return the seconds between two checkpoints.
+
+    Raises:
+        ValueError: they are no finite number above 0.
+    """
+    try:
+        return checked_number("checkpoint_every", checkpoint_every, above=0.0)
+    except ValueError:
+        shown = shown_number(checkpoint_every)
+        raise ValueError(f"checkpoint_every is {shown}; expected seconds above 0") from None
+
+
+def is_count(text: str) -> bool:
+    """Return whether a text is a whole number of at most nine digits, as ``int`` reads them."""
+    return text.isascii() and text.isdigit() and len(text) < 10
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 

@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NotRequired, Required, get_type_hints
 
+import xxhash
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
@@ -130,6 +131,11 @@ def _plain(value: Any) -> Any:
     if callable(getattr(value, "item", None)):
         return value.item()
     raise TypeError(f"a {type(value).__name__} is no value of JSON")
+
+
+def json_checksum(content: Any) -> str:
+    """Return a hash of a value of JSON, in hexadecimal; the order of fields does not matter."""
+    return xxhash.xxh3_128(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def stored_value(path: Path, kind: Any, text: str | None, what: str) -> Any:

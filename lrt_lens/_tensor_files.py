@@ -29,6 +29,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from lrt_lens._files import write_atomically
+from lrt_lens._stored_fields import json_checksum
 from lrt_lens.errors import FileFormatError
 
 _READ_AT_ONCE = 2**24
@@ -357,7 +358,7 @@ _DTYPE_NAMES = {
 def _header_checksum(metadata: Mapping[str, str], described: list[list[Any]]) -> str:
     """Return a hash of metadata, names, precisions and shapes, in hexadecimal."""
     entries = sorted((key, value) for key, value in metadata.items() if key != "header_checksum")
-    return xxhash.xxh3_128(json.dumps([entries, described]).encode()).hexdigest()
+    return json_checksum([entries, described])
 
 
 def _verify_header(path: Path, metadata: Mapping[str, str], described: list[list[Any]]) -> None:

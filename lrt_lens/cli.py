@@ -190,8 +190,9 @@ class Fit:
 
     def _check(self) -> None:
         """Raise ValueError for an option that would fail later, before anything is loaded."""
+        from lrt_lens._numbers import checked_seconds
         from lrt_lens.models._loading import checked_device, torch_dtype
-        from lrt_lens.moments._harvest_settings import HarvestSettings, checked_seconds
+        from lrt_lens.moments._harvest_settings import HarvestSettings
 
         HarvestSettings(
             n_tokens=self.n_tokens,

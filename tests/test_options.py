@@ -19,11 +19,10 @@ import pytest
 import lrt_lens as lrt
 from lrt_lens import _progress
 from lrt_lens._messages import lines, one_line, printable
-from lrt_lens._numbers import checked_number, checked_whole
+from lrt_lens._numbers import checked_number, checked_seconds, checked_whole
 from lrt_lens._refusals import is_refusal
 from lrt_lens._terminal import print_table
 from lrt_lens.cli import Demo, Fit, Merge, main
-from lrt_lens.moments._harvest_settings import checked_seconds
 from lrt_lens.reproduction import FigureOptions
 
 ROOT = Path(lrt.__file__).parent

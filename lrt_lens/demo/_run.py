@@ -104,10 +104,8 @@ def run_demo(
     steps.update()
     evaluations, continuations, probes = {}, {}, {}
     for concept in concepts:
-        evaluation = _evaluate_concept(
-            pair, stitch, concept, damage=damage, n_random=n_random, **common
-        )
-        evaluations[concept] = evaluation
+        options = {"damage": damage, "n_random": n_random, **common}
+        evaluation = evaluations[concept] = _evaluate_concept(pair, stitch, concept, **options)
         prompts = demo_prompts(concept)[:4]
         continuations[concept] = sample_continuations(pair, evaluation, prompts, seed=seed)
         steps.update()

@@ -149,20 +149,19 @@ def _original_modules(bridged: nn.Module) -> nn.Module:
     """
     twins: dict[int, nn.Module] = {}
 
-    def original(module: nn.Module | None) -> nn.Module | None:
-        while module is not None and "_original_component" in module._modules:
-            module = module._modules["_original_component"]
-        if module is None:
-            return None
+    def original(module: nn.Module) -> nn.Module:
+        while (inner := module._modules.get("_original_component")) is not None:
+            module = inner
         if id(module) not in twins:
             twins[id(module)] = twin_of(module)
-            children = {name: original(child) for name, child in module._modules.items()}
-            twins[id(module)].__dict__["_modules"] = children
+            # A child may be None: torch keeps the names of modules that a model leaves out.
+            twins[id(module)].__dict__["_modules"] = {
+                name: None if child is None else original(child)
+                for name, child in module._modules.items()
+            }
         return twins[id(module)]
 
-    twin = original(bridged)
-    assert twin is not None
-    return twin
+    return original(bridged)
 
 
 class HookedTransformerEngine:

@@ -27,7 +27,6 @@ process that is left over from an earlier run is not noticed.
 
 import json
 import logging
-import math
 import os
 import re
 import tempfile
@@ -43,6 +42,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens._files import TEMPORARY, make_folder, remove_abandoned, sync
+from lrt_lens._numbers import checked_seconds
 from lrt_lens._stored_fields import as_damage, json_object
 from lrt_lens._tensor_files import (
     MappedTensors,
@@ -112,9 +112,8 @@ class Checkpoint:
         is_over: Callable[[], bool] = lambda: False,
         launch: str = "",
     ) -> None:
-        if not 0 < every < math.inf:
-            raise ValueError(f"checkpoint_every is {every}; expected seconds above 0")
-        self.folder, self.arguments, self.share, self.every = folder, arguments, share, every
+        self.folder, self.arguments, self.share = folder, arguments, share
+        self.every = checked_seconds(every)
         self.rank, self.n_ranks = share.rank
         self.path = folder / rank_name(self.rank)
         self.is_over = is_over
@@ -452,7 +451,7 @@ def _read_rank_file(path: Path, arguments: dict[str, Any], verify: bool) -> Rank
         FileFormatError: the file is damaged.
         MismatchError: the file is of a run with other arguments.
     """
-    try:
+    with _gone_if_missing(path):
         opened = mapped_tensors(path, None)
         _refuse_foreign(opened.metadata, path)
         if verify:
@@ -460,13 +459,21 @@ def _read_rank_file(path: Path, arguments: dict[str, Any], verify: bool) -> Rank
         refuse_other_run(opened.metadata, arguments, path)
         blocks = _read_blocks(opened)
         provenance = _known_provenance(path, opened.metadata)
+    number = _RANK_NAME.fullmatch(path.name)
+    if number is None:
+        raise damaged(path, "its name is not that of a rank's file")
+    return RankFile(path, int(number[1]), blocks, provenance)
+
+
+@contextmanager
+def _gone_if_missing(path: Path) -> Iterator[None]:
+    """Raise FileNotFoundError instead of `FileFormatError` if the file is not there any more."""
+    try:
+        yield
     except FileFormatError as error:
         if not path.exists():
             raise FileNotFoundError(str(path)) from error
         raise
-    with as_damage(path):
-        rank = int(path.name.removeprefix("rank").removesuffix(".safetensors"))
-    return RankFile(path, rank, blocks, provenance)
 
 
 def _known_provenance(path: Path, metadata: dict[str, str]) -> Provenance:
@@ -519,16 +526,12 @@ def _read_run(path: Path, arguments: dict[str, Any]) -> Shifts:
         FileFormatError: it is damaged.
         MismatchError: it is of a run with other arguments.
     """
-    try:
+    with _gone_if_missing(path):
         file = read_tensor_file(path, None)
         _refuse_foreign(file.metadata, path)
         # The checksums first: a damaged argument is no other argument.
         file.verify()
         refuse_other_run(file.metadata, arguments, path)
-    except FileFormatError as error:
-        if not path.exists():
-            raise FileNotFoundError(str(path)) from error
-        raise
     return _shifts(path, file.tensors)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from lrt_lens._numbers import checked_number, checked_whole, shown_number
+from lrt_lens._numbers import checked_whole, shown_number
 from lrt_lens._settings import Settings
 from lrt_lens.data._windows import MINIMUM_ROWS, Share
 from lrt_lens.models._hook_points import Layers
@@ -112,19 +112,6 @@ _LEAST = {
     "block_rows": 1,
 }
 """Smallest value of each whole number."""
-
-
-def checked_seconds(checkpoint_every: Any) -> float:
-    """Return the seconds between two checkpoints.
-
-    Raises:
-        ValueError: they are no finite number above 0.
-    """
-    try:
-        return checked_number("checkpoint_every", checkpoint_every, above=0.0)
-    except ValueError:
-        shown = shown_number(checkpoint_every)
-        raise ValueError(f"checkpoint_every is {shown}; expected seconds above 0") from None
 
 
 def refuse_short_windows(context_length: int, skip_first: int = SKIP_FIRST) -> None:

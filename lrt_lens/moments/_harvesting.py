@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrt_lens._numbers import checked_seconds
 from lrt_lens._progress import tqdm
 from lrt_lens._settings import resolve, takes
 from lrt_lens.data._blocks import iterate_blocks, running_ahead
@@ -41,7 +42,7 @@ from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._block_rows import block_order, block_rows, provenance_of, window_length
 from lrt_lens.moments._checkpoint import Checkpoint
 from lrt_lens.moments._cross_moments import CrossMoments
-from lrt_lens.moments._harvest_settings import HarvestSettings, checked_seconds
+from lrt_lens.moments._harvest_settings import HarvestSettings
 from lrt_lens.moments._plan import (
     available_memory,
     choose_pairs,

@@ -198,7 +198,7 @@ class MomentFile:
                 ends = f"{axes['source', s]} {axes['target', t]}"
                 shapes |= {f"{part}/cross/{s}/{t}": ends for part in PART_NAMES}
             for s, t in self._null_pairs:
-                columns = "sketch of " if self.settings["null"] == "sketch" else ""
-                columns = columns.replace(" ", "_") + axes["target", t]
+                of_target = axes["target", t]
+                columns = f"sketch_{of_target}" if self.settings["null"] == "sketch" else of_target
                 shapes[f"null/{s}/{t}"] = f"halves {axes['source', s]} {columns}"
         return self.file.checked(shapes, {"bins": NORM_BINS, "halves": 2})

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lrt_lens._numbers import is_count
 from lrt_lens.data._documents import Documents
 from lrt_lens.data._windows import Share
 from lrt_lens.errors import FileFormatError, MismatchError
@@ -82,7 +83,7 @@ class Ranks:
         numbers = {}
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
             text = os.environ.get(name, "")
-            if text and not (text.isascii() and text.isdigit() and len(text) < 10):
+            if text and not is_count(text):
                 raise ValueError(
                     f"the environment has {name}={text!r}; expected a number, as torchrun sets it"
                 )
@@ -264,8 +265,7 @@ def parse_shard(text: str) -> tuple[int, int]:
         ValueError: the text is not i/N with i from 0 to N - 1.
     """
     index, slash, count = text.partition("/")
-    is_number = all(part.isascii() and part.isdigit() and len(part) < 10 for part in (index, count))
-    if not (slash and is_number and int(index) < int(count)):
+    if not (slash and is_count(index) and is_count(count) and int(index) < int(count)):
         raise ValueError(f"shard is {text!r}; expected i/N with i from 0 to N - 1, such as 0/8")
     return int(index), int(count)
 

@@ -16,11 +16,11 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired
 
 import torch
-import xxhash
 from torch import Tensor
 from typing_extensions import TypedDict
 
@@ -28,7 +28,13 @@ from lrt_lens._files import write_atomically
 from lrt_lens._folders import write_folder
 from lrt_lens._hub import downloaded
 from lrt_lens._messages import printable
-from lrt_lens._stored_fields import as_damage, read_json_file, stored_fields, stored_text
+from lrt_lens._stored_fields import (
+    as_damage,
+    json_checksum,
+    read_json_file,
+    stored_fields,
+    stored_text,
+)
 from lrt_lens._tensor_files import (
     damaged,
     file_state,
@@ -154,8 +160,7 @@ def _config(stitch: StitchData) -> dict[str, Any]:
 
 def _config_hash(config: Mapping[str, Any]) -> str:
     """Return the hash of a configuration without the checksums of the other files."""
-    entries = {key: value for key, value in config.items() if key != "files"}
-    return xxhash.xxh3_128(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+    return json_checksum({key: value for key, value in config.items() if key != "files"})
 
 
 def load_stitch(folder_or_repository: str, **hub: Any) -> StitchData:
@@ -205,12 +210,12 @@ def _load(folder: Path) -> StitchData:
     models = (provenance.source, provenance.target)
     for hook, model in zip(hooks, models, strict=True):
         refuse_impossible_hook(path, hook, model)
-    tensors = _read(folder, TENSORS_NAME, content, lambda: _tensor_shapes(config), 4 * n_refits)
+    tensors = _read(folder, TENSORS_NAME, content, partial(_tensor_shapes, config), 4 * n_refits)
     widths = {role: len(tensors[f"{role}.mean"]) for role in ("source", "target")}
     held_out: dict[str, Tensor] = {}
     if n_held_out:
         n_tensors = len(_SCATTER_SHAPES) * n_held_out
-        shapes = lambda: _group_shapes(n_held_out)  # noqa: E731
+        shapes = partial(_group_shapes, n_held_out)
         held_out = _read(folder, HELD_OUT_NAME, content, shapes, n_tensors, widths)
     with as_damage(path):
         return StitchData(

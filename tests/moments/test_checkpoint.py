@@ -39,6 +39,13 @@ def stopping_after(n_blocks: int) -> Callable[..., None]:
     return on_block
 
 
+def harvest_until(pair: ModelPair, corpus: list[str], folder: Path, n_blocks: int) -> None:
+    """Harvest into checkpoints and stop after some blocks."""
+    on_block = stopping_after(n_blocks)
+    with pytest.raises(Stop):
+        harvest(pair, corpus, checkpoint=folder, on_block=on_block, progress=False, **OPTIONS)
+
+
 @pytest.fixture
 def run(pair: ModelPair) -> HarvestRun:
     return settle(pair, **OPTIONS)
@@ -56,15 +63,7 @@ def test_a_harvest_that_was_stopped_goes_on_where_it_was(
     pair: ModelPair, corpus: list[str], whole: CrossMoments, tmp_path: Path, stops: list[int]
 ) -> None:
     for stop in stops:
-        with pytest.raises(Stop):
-            harvest(
-                pair,
-                corpus,
-                checkpoint=tmp_path,
-                on_block=stopping_after(stop),
-                progress=False,
-                **OPTIONS,
-            )
+        harvest_until(pair, corpus, tmp_path, stop)
     seen: list[int] = []
     found = harvest(
         pair,
@@ -288,10 +287,7 @@ def test_moments_that_were_torn_are_not_written(
 
 @pytest.fixture
 def begun(pair: ModelPair, corpus: list[str], tmp_path: Path) -> Path:
-    with pytest.raises(Stop):
-        harvest(
-            pair, corpus, checkpoint=tmp_path, on_block=stopping_after(6), progress=False, **OPTIONS
-        )
+    harvest_until(pair, corpus, tmp_path, 6)
     return tmp_path
 
 
@@ -483,15 +479,7 @@ def test_versions_of_an_earlier_run_are_named_in_the_result(
     versions = dict(whole.provenance.versions) | {"torch": "1.0"}
     with monkeypatch.context() as patch:
         patch.setattr(block_rows_module, "package_versions", lambda: versions)
-        with pytest.raises(Stop):
-            harvest(
-                run.models,
-                corpus,
-                checkpoint=tmp_path,
-                on_block=stopping_after(4),
-                progress=False,
-                **OPTIONS,
-            )
+        harvest_until(run.models, corpus, tmp_path, 4)
     with caplog.at_level(logging.WARNING):
         found = harvest(run.models, corpus, checkpoint=tmp_path, progress=False, **OPTIONS)
     versions = whole.provenance.versions
@@ -508,15 +496,7 @@ def test_every_byte_of_a_checkpoint_is_checked(
     run: HarvestRun, corpus: list[str], whole: CrossMoments, tmp_path: Path, name: str
 ) -> None:
     """Headers too: one bit there made the whole run unusable."""
-    with pytest.raises(Stop):
-        harvest(
-            run.models,
-            corpus,
-            checkpoint=tmp_path,
-            on_block=stopping_after(6),
-            progress=False,
-            **OPTIONS,
-        )
+    harvest_until(run.models, corpus, tmp_path, 6)
     path, rng = tmp_path / name, random.Random(name)
     octets = path.read_bytes()
     header = int.from_bytes(octets[:8], "little")

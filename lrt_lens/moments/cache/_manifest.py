@@ -16,13 +16,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import xxhash
 
 from lrt_lens._files import write_atomically
-from lrt_lens._stored_fields import read_json_file, stored_fields
+from lrt_lens._stored_fields import json_checksum, read_json_file, stored_fields
 from lrt_lens._tensor_files import damaged
 from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.models._identity import ModelIdentity
@@ -163,7 +161,7 @@ def refuse_other_model(ours: ModelIdentity | None, theirs: ModelIdentity | None,
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest atomically; it is on disk when this returns."""
     fields = asdict(manifest) | {"schema_version": CACHE_SCHEMA}
-    content = json.dumps(fields | {"checksum": _checksum(fields)})
+    content = json.dumps(fields | {"checksum": json_checksum(fields)})
     write_atomically(
         folder / MANIFEST_NAME, lambda temporary: temporary.write_text(content, encoding="utf-8")
     )
@@ -183,7 +181,7 @@ def read_manifest(folder: Path) -> Manifest:
             "give the folder that was written to"
         )
     content = read_json_file(path, CACHE_SCHEMA)
-    checksum, expected = content.pop("checksum", None), _checksum(content)
+    checksum, expected = content.pop("checksum", None), json_checksum(content)
     provenance = content.pop("provenance", None)
     if not isinstance(provenance, dict):
         raise damaged(path, "it lacks its provenance")
@@ -196,12 +194,6 @@ def read_manifest(folder: Path) -> Manifest:
     if checksum not in (None, expected):
         raise damaged(path, "it does not add up to its checksum")
     return manifest
-
-
-def _checksum(fields: dict[str, Any]) -> str:
-    """Return a hash of the content of a manifest, in hexadecimal."""
-    # Through JSON, which makes lists of tuples, so that it is equal when read and when written.
-    return xxhash.xxh3_128(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _problems(manifest: Manifest) -> Iterator[str]:

@@ -22,6 +22,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from lrt_lens._numbers import checked_seconds
 from lrt_lens._stored_fields import as_damage, json_object, stored_fields
 from lrt_lens._tensor_files import read_tensor_file, refuse_values, write_tensors
 from lrt_lens.errors import MismatchError
@@ -63,9 +64,8 @@ class TrainingCheckpoint:
         *,
         every: float = 120.0,
     ) -> None:
-        if not 0 < every < math.inf:
-            raise ValueError(f"checkpoint_every is {every}; expected seconds above 0")
-        self.path, self.learners, self.every = folder / CHECKPOINT_NAME, learners, every
+        self.path, self.learners = folder / CHECKPOINT_NAME, learners
+        self.every = checked_seconds(every)
         # Through JSON, which makes lists of tuples, so that they are equal to those of a file.
         self.arguments: dict[str, Any] = json.loads(json.dumps(arguments))
         self._due = time.monotonic() + every

@@ -6,21 +6,12 @@ import numpy as np
 import pytest
 
 from lrt_lens.adapters.concepts import ConceptInterpolation, evaluate_interpolation
-from lrt_lens.data import ContrastSet
 from lrt_lens.errors import MismatchError
 from lrt_lens.models import ModelPair
 from lrt_lens.stitching import Stitch, fit_stitches
+from tests.adapters.concepts.small_concepts import small_concepts
 
-PLACES = ("house", "garden", "tree", "river", "stone", "bird", "dog", "king", "queen", "boy")
-ENDS = [f"{PLACES[i % 10]} under the {PLACES[(i // 10 + 3 * i + 1) % 10]}" for i in range(28)]
-MOOD = ContrastSet(
-    [f"the happy cat sang in the {e}" for e in ENDS],
-    [f"the sad cat slept on the {e}" for e in ENDS],
-    name="mood",
-)
-COLOUR = ContrastSet(
-    [f"she saw a red {e}" for e in ENDS], [f"she saw a blue {e}" for e in ENDS], name="colour"
-)
+MOOD, COLOUR = (concept.contrast for concept in small_concepts(28))
 
 
 @pytest.fixture(scope="module")

@@ -12,27 +12,12 @@ import torch
 import lrt_lens as lrt
 from lrt_lens.adapters.concepts import Concept, evaluate_concept_transfer, read_rows
 from lrt_lens.adapters.vectors import SteeringVector, calibrate_scale
-from lrt_lens.data import ChoiceItems, ContrastSet
+from lrt_lens.data import ContrastSet
 from lrt_lens.models import ModelPair
+from tests.adapters.concepts.small_concepts import small_concepts
 from tests.adapters.vectors.reference import OneRowPerContinuation
 
-PLACES = ("house", "garden", "tree", "river", "stone", "bird", "dog", "king", "queen", "boy")
-ENDS = [f"{PLACES[i % 10]} under the {PLACES[(i // 10 + 3 * i + 1) % 10]}" for i in range(16)]
-PROMPTS = [f"the little boy saw the {place} and he" for place in PLACES]
-MOOD = Concept(
-    ContrastSet(
-        [f"the happy cat sang in the {e}" for e in ENDS],
-        [f"the sad cat slept on the {e}" for e in ENDS],
-        name="mood",
-    ),
-    ChoiceItems(PROMPTS, [" sang"] * 10, [" slept"] * 10),
-)
-COLOUR = Concept(
-    ContrastSet(
-        [f"she saw a red {e}" for e in ENDS], [f"she saw a blue {e}" for e in ENDS], name="colour"
-    ),
-    ChoiceItems(PROMPTS[:6], [" took the red stone"] * 6, [" took a blue bird"] * 6),
-)
+MOOD, COLOUR = small_concepts(16)
 DAMAGE = 0.01
 CHEAP: dict[str, Any] = {
     "betas": (1.0,),
