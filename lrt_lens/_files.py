@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,18 +140,32 @@ def temporary_prefix(path: Path) -> str:
     return f"{TEMPORARY}{hashlib.blake2b(os.fsencode(path.name), digest_size=6).hexdigest()}-"
 
 
-def lock(path: Path) -> int | None:
-    """Hold a file or folder for this process; return None if that cannot be."""
-    if fcntl is None:
-        return None
-    handle = None
-    try:
-        handle = os.open(path, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held by its writer, removed by it, or on a file system without locks
-        unlock(handle)
-        return None
-    return handle
+def lock(path: Path, *, patience: float = 0.0) -> int | None:
+    """Hold a file or folder for this process; return None if that cannot be.
+
+    Args:
+        path: file or folder, which exists.
+        patience: seconds to wait while another process holds it.
+    """
+    deadline = time.monotonic() + patience
+    while fcntl is not None:
+        handle = None
+        try:
+            handle = os.open(path, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # While this process waited, another may have put something else there.
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+            unlock(handle)
+        except BlockingIOError:  # held by another process
+            unlock(handle)
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(0.001)
+        except OSError:  # removed, or on a file system without locks
+            unlock(handle)
+            return None
+    return None
 
 
 def unlock(handle: int | None) -> None:

@@ -15,7 +15,6 @@ import ctypes
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,7 +34,8 @@ from lrt_lens._files import (
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """Arguments of Linux's ``renameat2``: paths as they are, and exchange instead of replace."""
-_ATTEMPTS = 20
+_PATIENCE = 10.0
+"""Seconds to wait for another process that holds a folder while it exchanges or removes it."""
 
 
 def write_folder(folder: Path, write: Callable[[Path], Any], *, last: str) -> Path:
@@ -98,12 +98,19 @@ def _replaced(folder: Path, staging: Path) -> bool:
     ours = {entry.name for entry in os.scandir(staging)}
     shutil.copymode(folder, staging)
     sync(staging)
-    if not _exchange(staging, folder):
-        return False
-    # ``staging`` is the old folder now. What somebody else has put there meanwhile stays.
-    for entry in list(os.scandir(staging)):
-        if entry.name not in ours:
-            os.rename(entry.path, folder / entry.name)
+    # A lock belongs to the folder, not to its name: without one of its own, the old folder would
+    # look abandoned to `remove_abandoned` of another process as soon as it has the other name.
+    held = lock(folder, patience=_PATIENCE)
+    try:
+        if not _exchange(staging, folder):
+            return False
+        # ``staging`` is the old folder now. What somebody else has put there meanwhile stays.
+        for entry in list(os.scandir(staging)):
+            if entry.name not in ours:
+                os.rename(entry.path, folder / entry.name)
+        _remove(staging, ours)
+    finally:
+        unlock(held)
     sync(folder.parent)
     return True
 
@@ -112,27 +119,28 @@ def _replaced(folder: Path, staging: Path) -> bool:
 def _staged(parent: Path, prefix: str, write: Callable[[Path], Any]) -> Iterator[Path]:
     """Yield a new folder with what ``write`` put there, synced to disk; remove it at the end."""
     staging = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
-    held = lock(staging)
-    for _ in range(_ATTEMPTS):
-        if held is not None:
-            break
-        time.sleep(0.001)  # `remove_abandoned` of another process holds it for a moment
-        held = lock(staging)
+    made = staging.stat()
+    # `remove_abandoned` of another process may hold it for a moment.
+    held = lock(staging, patience=_PATIENCE)
     try:
         write(staging)
         for path in staging.iterdir():
             sync(path)
         yield staging
     finally:
-        _remove_files(staging)
+        # After an exchange the name is that of the old folder, which `_replaced` removes.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(made, staging.stat()):
+                _remove(staging, {path.name for path in staging.iterdir()})
         unlock(held)
 
 
-def _remove_files(folder: Path) -> None:
-    """Remove a folder and the files in it; one that holds a folder stays."""
-    for entry in list(os.scandir(folder)):
-        if not entry.is_dir(follow_symlinks=False):
-            os.unlink(entry.path)
+def _remove(folder: Path, names: set[str]) -> None:
+    """Remove files of a folder, and the folder itself if nothing else is in it."""
+    for name in names:
+        path = folder / name
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)  # without locks, another process may be removing it too
     with suppress(OSError):
         folder.rmdir()
 

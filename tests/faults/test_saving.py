@@ -200,6 +200,30 @@ def test_the_staging_of_a_living_process_stays(tmp_path: Path) -> None:
     assert (tmp_path / "saved" / "config").read_text() == "outer"
 
 
+def test_an_old_folder_is_not_abandoned_before_it_is_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begin another write just after the exchange, when somebody has just added a file."""
+    folder = tmp_path / "saved"
+    write_folder(folder, fill("1"), last="config")
+    exchange = folders._exchange
+
+    def exchange_beside_another(staging: Path, to: Path) -> bool:
+        (to / "mine").write_text("x")
+        done = exchange(staging, to)
+        files.remove_abandoned(tmp_path, files.temporary_prefix(folder))
+        return done
+
+    monkeypatch.setattr(folders, "_exchange", exchange_beside_another)
+    write_folder(folder, fill("2"), last="config")
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {
+        "a": "2",
+        "config": "2",
+        "mine": "x",
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
 def test_the_content_is_on_disk_before_the_old_one_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
