@@ -395,37 +395,16 @@ class HuggingFaceEngine:
         ``fn`` gets the activation and returns the new one, or None to leave it unchanged.
         """
         if name == EMBED:
-            return registered(
-                self._embedded.register_forward_hook, lambda _module, _args, output: fn(output)
-            )
+            return registered(self._embedded.register_forward_hook, partial(_change_embedded, fn))
         index = int(name.split(".")[1])
         layer = self._layers[index]
         if name.endswith("_mid"):
             return self._add_mid_hook(index, fn)
         if name.endswith("_pre"):
-            # Decoders of transformers pass the stream by position or by keyword.
-            def change_input(
-                _module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None
-            ) -> Any:
-                if kwargs is None:
-                    return None  # called without them once another thread has removed this hook
-                changed = fn(args[0] if args else kwargs["hidden_states"])
-                if changed is None:
-                    return None
-                if args:
-                    return (changed, *args[1:]), kwargs
-                new_kwargs: dict[str, Any] = {**kwargs, "hidden_states": changed}
-                return args, new_kwargs
-
-            return registered(layer.register_forward_pre_hook, change_input, with_kwargs=True)
-
-        def change_output(_module: nn.Module, _args: tuple, output: Any) -> Any:
-            changed = fn(stream_of(output))
-            if changed is None:
-                return None  # PyTorch keeps the output
-            return with_stream(output, changed)
-
-        return registered(layer.register_forward_hook, change_output)
+            return registered(
+                layer.register_forward_pre_hook, partial(_change_input, fn), with_kwargs=True
+            )
+        return registered(layer.register_forward_hook, partial(_change_output, fn))
 
     def _add_mid_hook(self, index: int, fn: Callable[[Any], Tensor | None]) -> Callable[[], None]:
         """Register hooks that read, and change, the stream between attention and MLP of a block.
@@ -488,6 +467,43 @@ class HuggingFaceEngine:
             logger.info("%r cannot skip blocks (%s)", self._name, first_line(error))
             return False
         return relative_difference(resumed, logits) < tolerance(logits.dtype)
+
+
+# Functions of the module with a bound first argument: the engine registers its hooks in each pass.
+
+
+def _change_embedded(fn: Callable[[Any], Tensor | None], *call: Any) -> Tensor | None:
+    """Return what ``fn`` makes of a module's output, as a forward hook."""
+    return fn(call[-1])
+
+
+def _change_input(
+    fn: Callable[[Any], Tensor | None],
+    _module: nn.Module,
+    args: tuple,
+    kwargs: dict[str, Any] | None = None,
+) -> Any:
+    """Return a block's arguments with what ``fn`` makes of the stream, as a forward pre-hook."""
+    if kwargs is None:
+        return None  # called without them once another thread has removed this hook
+    # Decoders of transformers pass the stream by position or by keyword.
+    changed = fn(args[0] if args else kwargs["hidden_states"])
+    if changed is None:
+        return None
+    if args:
+        return (changed, *args[1:]), kwargs
+    new_kwargs: dict[str, Any] = {**kwargs, "hidden_states": changed}
+    return args, new_kwargs
+
+
+def _change_output(
+    fn: Callable[[Any], Tensor | None], _module: nn.Module, _args: tuple, output: Any
+) -> Any:
+    """Return a block's output with what ``fn`` makes of the stream, as a forward hook."""
+    changed = fn(stream_of(output))
+    if changed is None:
+        return None  # PyTorch keeps the output
+    return with_stream(output, changed)
 
 
 class _Shortcut:

@@ -6,7 +6,7 @@ capture_with(names, add_hook, run)          # {name: activation}, ends at the de
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from inspect import signature
 from types import MethodType, TracebackType
 from typing import Any
@@ -85,8 +85,8 @@ class Capture:
         """True once every activation is recorded."""
         return len(self.activations) == self.n_names
 
-    def record(self, name: str, activation: Tensor) -> None:
-        """Keep one activation.
+    def record(self, name: str, activation: Tensor, hook: Any = None) -> None:
+        """Keep one activation; ``hook`` is the hook point, which TransformerLens passes on.
 
         Raises:
             DeepestHookReached: it was the last one that is needed.
@@ -197,10 +197,7 @@ def capture_with(
         entry = stack.enter_context(entering())
         stack.enter_context(torch.inference_mode())
         for name in names:
-
-            def record(activation: Tensor, hook: Any = None, name: str = name) -> None:
-                capture.record(name, activation)
-
+            record = partial(capture.record, name)
             stack.callback(add_hook(name, entry.only_here(record)))
         try:
             run()

@@ -25,7 +25,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from einops import einsum, rearrange, reduce
@@ -419,13 +419,14 @@ class SideMoments:
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Compute float32 products in float32 within this context."""
-
-    # TF32, which a user may have switched on, has 10 bits of mantissa: moments would lose three
-    # decimal digits.
-    def change() -> Callable[[], None]:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        return lambda: torch.set_float32_matmul_precision(before)
-
-    with while_any("matmul precision", change):
+    with while_any("matmul precision", _use_full_precision):
         yield
+
+
+def _use_full_precision() -> Callable[[], None]:
+    """Switch TF32 off for the whole process, and return what restores the earlier precision."""
+    # A user may have switched TF32 on. It has 10 bits of mantissa: moments would lose three
+    # decimal digits.
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    return partial(torch.set_float32_matmul_precision, before)

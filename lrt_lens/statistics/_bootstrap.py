@@ -33,7 +33,7 @@ so in its ``flag``.
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from itertools import combinations
 from typing import cast
 
@@ -317,11 +317,8 @@ def _fieller(
     # Below a/b, a − r·b has the sign of b, so that the end is set by the quantile of that sign.
     below, above = (high_t, low_t) if b > 0 else (low_t, high_t)
     for t, side in ((abs(below), -1.0), (abs(above), 1.0)):
-
-        def gap(step: float, t: float = t, side: float = side) -> float:
-            """Return |a − r·b| − |t|·SE(a − r·b) at r = a/b ± step; the end is its root."""
-            return abs(b) * step - t * error(value + side * step)
-
+        # |a − r·b| − |t|·SE(a − r·b) at r = a/b ± step; the end is its root.
+        gap = lambda step, t=t, side=side: abs(b) * step - t * error(value + side * step)  # noqa: E731
         reach = first = t * error(value) / abs(b)
         while gap(reach) < 0 and reach < _FARTHEST * first:
             reach *= 1.5
@@ -390,15 +387,8 @@ def _interval_of_ratio(
     clusters = clusters or Clusters.single(len(numerator))
     a, b = float(numerator.sum()), float(denominator.sum())
     value = a / b
-
-    def influence(ratio: float) -> np.ndarray:
-        """Return the influence of each item on Σa − r·Σb, which is centred over items."""
-        difference = numerator - ratio * denominator
-        return difference - difference.mean()
-
-    def error(ratio: float) -> float:
-        return math.sqrt(clusters.variance(influence(ratio)))
-
+    influence = partial(_influence_on_difference, numerator, denominator)
+    error = lambda ratio: math.sqrt(clusters.variance(influence(ratio)))  # noqa: E731
     # Units that are equal up to rounding do not vary.
     if error(value) <= _ROUNDING * abs(a):
         return Interval(value, value, value, NO_VARIATION)
@@ -411,6 +401,14 @@ def _interval_of_ratio(
     low, high = _fieller(a, b, error, *_t_quantiles(sums, errors, n))
     at_hand = Estimate(np.array([value]), {"items": influence(value)[None]})
     return Interval(value, low, high, at_hand.doubts(Resamples({"items": clusters}, n_draws=0)))
+
+
+def _influence_on_difference(
+    numerator: np.ndarray, denominator: np.ndarray, ratio: float
+) -> np.ndarray:
+    """Return the influence of each item on Σa − r·Σb, which is centred over items."""
+    difference = numerator - ratio * denominator
+    return difference - difference.mean()
 
 
 def _portions(n: int) -> list[int]:

@@ -194,14 +194,15 @@ def _placements(score: np.ndarray, positive: np.ndarray) -> tuple[float, np.ndar
     ours, others = score[positive], score[~positive]
     if not len(ours) or not len(others):
         return math.nan, np.full(len(ours), math.nan), np.full(len(others), math.nan)
+    placed = _share_below(ours, others)
+    return float(placed.mean()), placed, 1 - _share_below(others, ours)
 
-    def below(values: np.ndarray, of: np.ndarray) -> np.ndarray:
-        ordered = np.sort(of)
-        left, right = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))
-        return (left + right) / (2 * len(of))
 
-    placed = below(ours, others)
-    return float(placed.mean()), placed, 1 - below(others, ours)
+def _share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return for each value the share of the others that are below it, ties at half."""
+    ordered = np.sort(others)
+    left, right = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))
+    return (left + right) / (2 * len(others))
 
 
 def _influence(chances: np.ndarray, truth: np.ndarray, n_clusters: int) -> np.ndarray:
