@@ -37,6 +37,9 @@ SHELL := /bin/sh
 .PHONY: help install demo test test-slow test-tl4 lint types bench figures wheel-check docs \
 	docs-check clean distclean
 
+# Some containers set it; each process would then compile transformers anew, for five seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTEST_ENV := HF_HUB_OFFLINE=$(HF_HUB_OFFLINE) OMP_NUM_THREADS=$(THREADS) \
 	TOKENIZERS_PARALLELISM=false
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check

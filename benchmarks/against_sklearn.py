@@ -36,7 +36,11 @@ def fit_time_over_sklearn(settings: Settings) -> Measurement:
     arrays = x.numpy(), y.numpy()
     with threadpool_limits(limits=settings.threads):
         difference = _difference(_ours(x, y, documents).weight, _theirs(*arrays, penalty))
-        timings = alternate(lambda: _ours(x, y, documents), lambda: _theirs(*arrays, penalty), 5)
+        timings = alternate(
+            lambda: _ours(x, y, documents),
+            lambda: _theirs(*arrays, penalty),
+            settings.repetitions(5),
+        )
         parts = alternate(
             lambda: CrossMoments.from_activations(x, y, documents=documents),
             lambda: (x.T @ x, x.T @ y),

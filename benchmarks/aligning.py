@@ -28,7 +28,7 @@ def alignment_tokens_per_second_over_tokenizer(settings: Settings) -> Measuremen
 
     tokenizers = AutoTokenizer.from_pretrained(DEMO_FOLDER / "small"), _word_piece(demo_documents())
     texts = demo_documents()[: 200 if settings.quick else None]
-    timings, share = _time(tokenizers, texts)
+    timings, share = _time(tokenizers, texts, settings)
     return Measurement(
         name="alignment_tokens_per_second_over_tokenizer",
         value=timings.ratio - 1,
@@ -49,7 +49,7 @@ def alignment_share_of_harvest(settings: Settings) -> Measurement:
         pair = ModelPair.load(str(folder / "source"), str(folder / "target"))
         documents = list(random_documents(folder, settings.n_tokens, (256, 600), settings.seed))
         tokenizers = pair.source.tokenizer, _word_piece(documents)
-        added, share = _time(tokenizers, documents)
+        added, share = _time(tokenizers, documents, settings)
         source, target = shape.middle
         run = partial(
             harvest, pair, documents, source_layers=[source], target_layers=[target], progress=False
@@ -78,8 +78,9 @@ def aligner_build_over_loading(settings: Settings) -> Measurement:
             make(n).save_pretrained(folder / style)
         # The costly case: equal tokenizers that were loaded separately, so that both vocabularies
         # are compared.
-        equal = _time_building((folder / "byte-level",) * 2)
-        unequal = _time_building((folder / "byte-level", folder / "sentencepiece"))
+        equal = _time_building((folder / "byte-level",) * 2, settings)
+        both = (folder / "byte-level", folder / "sentencepiece")
+        unequal = _time_building(both, settings)
     return Measurement(
         name="aligner_build_over_loading",
         value=equal.ratio,
@@ -92,7 +93,7 @@ def aligner_build_over_loading(settings: Settings) -> Measurement:
     )
 
 
-def _time_building(folders: tuple[Path, Path]) -> Timings:
+def _time_building(folders: tuple[Path, Path], settings: Settings) -> Timings:
     """Timings of building an aligner of newly loaded tokenizers (A) and of loading them (B)."""
     from transformers import AutoTokenizer
 
@@ -104,7 +105,7 @@ def _time_building(folders: tuple[Path, Path]) -> Timings:
 
     # Loaded once more than built: every other repetition builds first.
     load()
-    return alternate(lambda: Aligner(*loaded.pop(0)), load, _REPETITIONS)
+    return alternate(lambda: Aligner(*loaded.pop(0)), load, settings.repetitions(_REPETITIONS))
 
 
 def _large_byte_level(n: int) -> Any:
@@ -158,7 +159,9 @@ def _made_merges(
     raise AssertionError("the loop above has no end of its own")
 
 
-def _time(tokenizers: tuple[Any, Any], texts: list[str]) -> tuple[Timings, tuple[float, float]]:
+def _time(
+    tokenizers: tuple[Any, Any], texts: list[str], settings: Settings
+) -> tuple[Timings, tuple[float, float]]:
     """Timings of alignment (A) and of tokenising alone (B), and the fractions of aligned tokens."""
     aligner = Aligner(*tokenizers)
     chunks = [texts[start : start + _CHUNK] for start in range(0, len(texts), _CHUNK)]
@@ -166,7 +169,7 @@ def _time(tokenizers: tuple[Any, Any], texts: list[str]) -> tuple[Timings, tuple
     timings = alternate(
         lambda: [aligner.align(chunk) for chunk in chunks],
         lambda: [_ids(tokenizer, chunk) for chunk in chunks for tokenizer in tokenizers],
-        _REPETITIONS,
+        settings.repetitions(_REPETITIONS),
     )
     return timings, share
 

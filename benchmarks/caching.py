@@ -40,7 +40,7 @@ def cache_write_over_safetensors(settings: Settings) -> Measurement:
     rows = [torch.randn(n_rows, d, generator=generator) for d in widths]
     with tempfile.TemporaryDirectory() as name:
         plain, cache = Path(name) / "plain", Path(name) / "cache"
-        timings = _time(plain, cache, rows, _blocks(n_rows))
+        timings = _time(plain, cache, rows, _blocks(n_rows), settings.repetitions(_REPETITIONS))
         n_bytes = ActivationCache.open(cache).n_bytes
         plain_bytes = sum(path.stat().st_size for path in plain.iterdir())
     raw: dict[str, Any] = {
@@ -76,7 +76,9 @@ def cache_write_over_safetensors(settings: Settings) -> Measurement:
     )
 
 
-def _time(plain: Path, cache: Path, rows: list[Tensor], blocks: list[Block]) -> dict[str, Timings]:
+def _time(
+    plain: Path, cache: Path, rows: list[Tensor], blocks: list[Block], repetitions: int
+) -> dict[str, Timings]:
     """Timings of plain files (A) and of the cache (B), per kind of access."""
     stored = [values.bfloat16() for values in rows]
     write_cache = partial(_write_cache, cache, rows, blocks)
@@ -92,7 +94,7 @@ def _time(plain: Path, cache: Path, rows: list[Tensor], blocks: list[Block]) -> 
             partial(_read_cache, cache, 0),
         ),
     }
-    return {kind: alternate(*both, _REPETITIONS) for kind, both in calls.items()}
+    return {kind: alternate(*both, repetitions) for kind, both in calls.items()}
 
 
 def _blocks(n_rows: int) -> list[Block]:

@@ -31,6 +31,10 @@ class Settings:
         """Number of unmasked tokens of a harvest."""
         return 16_000 if self.quick else 65_536
 
+    def repetitions(self, usual: int) -> int:
+        """Number of times that both sides are timed; one of them with ``quick``."""
+        return 1 if self.quick else usual
+
 
 @dataclass(frozen=True)
 class Measurement:

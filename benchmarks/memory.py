@@ -31,7 +31,10 @@ def peak_memory_10x_tokens(settings: Settings) -> Measurement:
     """
     from benchmarks.models import SMALL, TINY, random_models
 
-    n_tokens, repetitions = (8_000, 1) if settings.quick else (32_000, _REPETITIONS)
+    n_tokens, repetitions = (
+        (2_000 if settings.quick else 32_000),
+        settings.repetitions(_REPETITIONS),
+    )
     with random_models(TINY if settings.quick else SMALL, settings.seed) as folder:
         runs = [
             (_measure(folder, 10 * n_tokens, settings), _measure(folder, n_tokens, settings))

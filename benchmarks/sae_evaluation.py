@@ -55,7 +55,7 @@ def evaluate_sae_over_saelens(settings: Settings) -> Measurement:
     timed = alternate(
         lambda: _ours(model, sae, tokens),
         lambda: run_evals(sae, store, model.bridge, ActivationScaler(), config),
-        1 if settings.quick else _REPETITIONS,
+        settings.repetitions(_REPETITIONS),
     )
     raw: dict[str, Any] = timed.raw("ours", "saelens") | {
         "tokens": n_batches * batch_windows * _CONTEXT,

@@ -31,7 +31,7 @@ def two_rank_speedup(settings: Settings) -> Measurement:
     """Rows per second of two ranks on two cores ÷ rows per second of one rank on one core."""
     from benchmarks.models import PYTHIA, TINY, random_models
 
-    seconds = 3.0 if settings.quick else 150.0
+    seconds = 0.5 if settings.quick else 150.0
     with (
         random_models(TINY if settings.quick else PYTHIA, settings.seed) as folder,
         TemporaryDirectory(prefix="lrt-lens-bench-") as name,
@@ -73,13 +73,15 @@ def resume_cost(settings: Settings) -> Measurement:
     """
     from benchmarks.models import SMALL, TINY, random_models
 
-    every, target_seconds = (0.5, 3.0) if settings.quick else (12.0, 140.0)
+    every, target_seconds = 0.2 if settings.quick else 12.0, 140.0
     with (
         random_models(TINY if settings.quick else SMALL, settings.seed) as folder,
         TemporaryDirectory(prefix="lrt-lens-bench-") as name,
     ):
-        [trial] = _run_ranks(folder, Path(name) / "trial", 1, 2.0 if settings.quick else 15.0)
-        n_tokens = int(_rate(trial) * target_seconds)
+        n_tokens = 20_000
+        if not settings.quick:
+            [trial] = _run_ranks(folder, Path(name) / "trial", 1, 15.0)
+            n_tokens = int(_rate(trial) * target_seconds)
         start = time.perf_counter()
         _finish(_launch(folder, Path(name) / "whole", 0, 1, n_tokens, every, 0))
         whole = time.perf_counter() - start

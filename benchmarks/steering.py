@@ -48,7 +48,7 @@ def steered_generate_over_plain(settings: Settings) -> Measurement:
 
         steered()
         bare()
-        timings = alternate(steered, bare, _REPETITIONS)
+        timings = alternate(steered, bare, settings.repetitions(_REPETITIONS))
     return Measurement(
         name="steered_generate_over_plain",
         value=timings.ratio,
@@ -100,7 +100,7 @@ def evaluate_steering_per_draw(settings: Settings) -> Measurement:
                 return [plain(batch, use_cache=False).logits for batch in batches]
 
         bare()
-        timings = alternate(draws, bare, 3)
+        timings = alternate(draws, bare, settings.repetitions(3))
     return Measurement(
         name="evaluate_steering_per_draw",
         value=timings.ratio / n_draws,
