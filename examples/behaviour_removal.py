@@ -39,6 +39,7 @@ class Options(FigureOptions):
         "n_tokens": 6_000,
         "n_items": 8,
         "n_random": 1,
+        "n_contrast_groups": 2,
         "n_neutral": 3,
         "scales": (1.0, 3.0),
     }
@@ -53,6 +54,8 @@ class Options(FigureOptions):
     """Strengths α, as multiples of each vector's own length."""
     n_items: int = 80
     """Number of positive reviews whose verdict is measured."""
+    n_contrast_groups: int = 8
+    """Groups of contrast pairs that are left out in turn, for the error that they cause."""
     n_random: int = 20
     """Number of draws of each control: random directions or maps, and shuffled maps."""
     n_neutral: int = 24
@@ -126,6 +129,7 @@ def measured(
         "neutral": lrt.demo_neutral()[: options.n_neutral],
         "n_random": options.n_random,
         "n_shuffled": options.n_random,
+        "n_contrast_groups": options.n_contrast_groups,
         "seed": options.seed,
     }
     curves = []

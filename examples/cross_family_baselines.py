@@ -54,6 +54,8 @@ class Options(FigureOptions):
         "n_items": 6,
         "n_neutral": 6,
         "n_texts": 40,
+        "n_draws": 1,
+        "n_contrast_groups": 2,
     }
     UNUSED: ClassVar = frozenset({"sae"})
 
@@ -69,6 +71,10 @@ class Options(FigureOptions):
     """Tokens per model, from different texts, for the alignment without pairs."""
     words: int = 40
     """Words per anchor: documents are cut after that many."""
+    n_draws: int = 20
+    """Number of draws of each control."""
+    n_contrast_groups: int = 8
+    """Groups of contrast pairs that are left out in turn, for the error that they cause."""
     concept: str = "sentiment"
     """Bundled contrast set and items, `sentiment` or `mood`."""
     n_items: int = 60
@@ -207,6 +213,9 @@ def measured(
         test_texts=labelled[1][0],
         test_labels=labelled[1][1],
         damage=options.damage,
+        n_random=options.n_draws,
+        n_shuffled=options.n_draws,
+        n_contrast_groups=options.n_contrast_groups,
         seed=options.seed,
     )
 

@@ -1,11 +1,14 @@
 """The built documentation, and a server for it."""
 
+import contextlib
 import functools
 import http.server
+import io
 import os
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +32,23 @@ def python_blocks(page: Path, *, also_not_run: bool = False) -> list[str]:
     ]
 
 
+@dataclass(frozen=True)
+class QuickStart:
+    """What the quick start leaves behind."""
+
+    names: dict[str, Any]
+    """The names that it defines; the how-to pages use them."""
+    printed: str
+
+
 @pytest.fixture(scope="session")
-def quick_start() -> dict[str, Any]:
-    """Return the names that the quick start defines; the how-to pages use them."""
-    namespace: dict[str, Any] = {}
+def quick_start() -> QuickStart:
+    """Run the quick start."""
+    names, printed = dict[str, Any](), io.StringIO()
     code = (DOCS / "quick_start.py").read_text(encoding="utf-8")
-    exec(compile(code, "quick_start.py", "exec"), namespace)
-    return namespace
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "quick_start.py", "exec"), names)
+    return QuickStart(names, printed.getvalue())
 
 
 @pytest.fixture(scope="session")

@@ -4,23 +4,27 @@ import contextlib
 import io
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.docs.conftest import DOCS, python_blocks
+from tests.docs.conftest import DOCS, QuickStart, python_blocks
 
 PAGES = sorted((DOCS / "how-to").glob("*.md"))
 WITH_CODE = [page for page in PAGES if python_blocks(page)]
 
 
+# One worker runs all tests that need the quick start, and so runs it once.
+NEEDS_QUICK_START = pytest.mark.xdist_group("quick start")
+
+
 @pytest.mark.slow
+@NEEDS_QUICK_START
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
 def test_the_python_of_a_page_runs(
-    page: Path, quick_start: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, quick_start: QuickStart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    namespace, printed = dict(quick_start), io.StringIO()
+    namespace, printed = dict(quick_start.names), io.StringIO()
     with contextlib.redirect_stdout(printed):
         for number, code in enumerate(python_blocks(page), start=1):
             exec(compile(code, f"{page.name}, block {number}", "exec"), namespace)
@@ -28,11 +32,25 @@ def test_the_python_of_a_page_runs(
 
 
 @pytest.mark.slow
-def test_the_quick_start_defines_the_names_that_the_pages_use(quick_start: dict[str, Any]) -> None:
+@NEEDS_QUICK_START
+def test_the_quick_start_prints_what_is_shown_below_it(quick_start: QuickStart) -> None:
+    shown = (DOCS / "quick_start.txt").read_text(encoding="utf-8").strip().splitlines()
+    printed = quick_start.printed.strip().splitlines()
+    assert printed[:2] == shown[:2]
+    (measured,), (scale,) = (
+        re.findall(r"^scale (\d+\.\d+)$", line) for line in (printed[2], shown[2])
+    )
+    assert float(measured) == pytest.approx(float(scale), abs=0.05)
+    assert printed[3].startswith("This film was")
+
+
+@pytest.mark.slow
+@NEEDS_QUICK_START
+def test_the_quick_start_defines_the_names_that_the_pages_use(quick_start: QuickStart) -> None:
     index = (DOCS / "how-to" / "index.md").read_text(encoding="utf-8")
     names = set(re.findall(r"`(\w+)`", index))
     assert {"lrt", "pair", "documents", "grid", "stitch", "contrast", "vector"} <= names
-    assert names <= set(quick_start)
+    assert names <= set(quick_start.names)
 
 
 @pytest.mark.parametrize(
