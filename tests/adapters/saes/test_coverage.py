@@ -15,12 +15,14 @@ import pytest
 import torch
 
 from lrt_lens.adapters.saes import CodeMapEvaluation, FeatureEvaluation, decoder_geometry
+from lrt_lens.adapters.saes._decoder_geometry import _Fold, _gather, _scaled_scores
 from lrt_lens.adapters.saes._evaluation import _paired_difference
 from lrt_lens.adapters.saes.features._attention import Example, Halves, _head_row
 from lrt_lens.adapters.saes.features._result import _AVERAGED
 from lrt_lens.statistics import Interval, bootstrap_ratio, prediction_interval
 from lrt_lens.stitching import AffineMap
 from lrt_lens.stitching._stitch_loss import _percent
+from tests.fewer_resamples import fewer_resamples
 
 D_ROWS = 8
 """Width of simulated decoder rows."""
@@ -77,19 +79,20 @@ def new_draw(rng: np.random.Generator, n: int) -> list[tuple[str, Interval, floa
     return [("new draw of a control", prediction_interval(draws[1:]), float(draws[0]))]
 
 
+def decoder_rows(rng: np.random.Generator, n: int) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """Return rows of two decoders of n features, and the true weight between them."""
+    weight = np.random.default_rng(4).normal(size=(D_ROWS, D_ROWS)) / math.sqrt(D_ROWS)
+    x = rng.normal(size=(n, D_ROWS)) * rng.lognormal(0, 0.3, (n, 1))
+    # Features differ in how far they are from a linear relation.
+    y = x @ weight + rng.lognormal(0, 0.4, (n, 1)) * rng.normal(size=(n, D_ROWS))
+    return torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(weight)
+
+
 def geometry(rng: np.random.Generator, n: int) -> list[tuple[str, Interval, float]]:
     """Return held-out R² of decoders of n features, by `decoder_geometry`, and its truth."""
-    weight = np.random.default_rng(4).normal(size=(D_ROWS, D_ROWS)) / math.sqrt(D_ROWS)
-
-    def rows(n: int) -> tuple[np.ndarray, np.ndarray]:
-        x = rng.normal(size=(n, D_ROWS)) * rng.lognormal(0, 0.3, (n, 1))
-        # Features differ in how far they are from a linear relation.
-        return x, x @ weight + rng.lognormal(-0.18, 0.6, (n, 1)) * rng.normal(size=(n, D_ROWS))
-
-    x, y = (torch.from_numpy(one) for one in rows(n))
-    stitch = AffineMap(torch.from_numpy(weight), torch.zeros(D_ROWS, dtype=torch.float64))
-    report = decoder_geometry(x, y, affine=stitch, n_draws=1)
-    table = report.summary.set_index("arm")
+    x, y, weight = decoder_rows(rng, n)
+    stitch = AffineMap(weight, torch.zeros(D_ROWS, dtype=torch.float64))
+    table = decoder_geometry(x, y, affine=stitch, n_draws=1).summary.set_index("arm")
     truths = geometry_truths(n)
     return [(f"R², {arm}", read(table.loc[arm], "r2"), truths[arm]) for arm in ("index", "stitch")]
 
@@ -97,25 +100,15 @@ def geometry(rng: np.random.Generator, n: int) -> list[tuple[str, Interval, floa
 @lru_cache
 def geometry_truths(n: int) -> dict[str, float]:
     """Return the expected R² on new features of maps that were fitted on four fifths of n."""
-    # E‖noise‖² per dimension is exp(2 · −.18 + 2 · .6²), E x² is exp(2 · .3²).
-    rng, noise = np.random.default_rng(1), math.exp(-0.36 + 0.72)
-    weight = np.random.default_rng(4).normal(size=(D_ROWS, D_ROWS)) / math.sqrt(D_ROWS)
-    size, n_fit, errors, variances = math.exp(0.18), n - n // 5, [], []
-    for _ in range(400):
-        x = rng.normal(size=(n_fit, D_ROWS)) * rng.lognormal(0, 0.3, (n_fit, 1))
-        own = rng.lognormal(-0.18, 0.6, (n_fit, 1)) * rng.normal(size=(n_fit, D_ROWS))
-        y = x @ weight + own
-        centred = x - x.mean(0)
-        fit = np.linalg.solve(centred.T @ centred, centred.T @ (y - y.mean(0)))
-        offset = y.mean(0) - x.mean(0) @ fit
-        errors.append(noise * D_ROWS + size * ((fit - weight) ** 2).sum() + (offset**2).sum())
-        variances.append(noise * D_ROWS + size * (weight**2).sum() + (y.mean(0) ** 2).sum())
-    total = noise * D_ROWS + size * (weight**2).sum()
-    # The stitch has the true weight; only the scale and the mean are fitted.
-    return {
-        "index": 1 - float(np.mean(errors) / np.mean(variances)),
-        "stitch": 1 - noise * D_ROWS / total,
-    }
+    rng, n_fit, n_new, sums = np.random.default_rng(1), n - n // 5, 1000, np.zeros((2, 2))
+    for _ in range(100):
+        x, y, weight = decoder_rows(rng, n_fit + n_new)
+        fold = _Fold(x, torch.arange(n_fit), torch.arange(n_fit, n_fit + n_new))
+        by_fit = _gather(y, iter([(fold, *fold.predict(y))]))
+        for i, scored in enumerate((by_fit, _scaled_scores(x @ weight, y, [fold]))):
+            sums[i] += [float(scored.error.sum()), float(scored.variance.sum())]
+    shares = 1 - sums[:, 0] / sums[:, 1]
+    return {"index": float(shares[0]), "stitch": float(shares[1])}
 
 
 def read(row: Any, column: str, flag: str = "interval_flag") -> Interval:
@@ -208,11 +201,12 @@ def coverage_table(n: int, names: list[str]) -> pd.DataFrame:
     for name in names:
         draw, size = CASES[name]
         rng = np.random.default_rng(0)
-        rows += [
-            (kind, name, not one.excludes(truth), bool(one.flag))
-            for _ in range(n)
-            for kind, one, truth in draw(rng, size)
-        ]
+        with fewer_resamples():
+            rows += [
+                (kind, name, not one.excludes(truth), bool(one.flag))
+                for _ in range(n)
+                for kind, one, truth in draw(rng, size)
+            ]
     frame = pd.DataFrame(rows, columns=["interval", "size", "coverage", "flagged"])
     return frame.groupby(["interval", "size"], sort=False).mean().reset_index()
 
