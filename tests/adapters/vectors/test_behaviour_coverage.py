@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from lrt_lens.adapters.vectors import PropensityEvaluation
 from lrt_lens.adapters.vectors._ablation_summary import ablation_summary
