@@ -330,7 +330,7 @@ def test_errors_of_refits_are_the_spread_over_training_sets_and_maps() -> None:
 if __name__ == "__main__":
     import sys
 
-    n, names = int(sys.argv[1]), sys.argv[2:] or list(CASES)
+    n, names = int([*sys.argv, 200][1]), sys.argv[2:] or list(CASES)
     for name in names:
         print(coverage_table(n, [name]).to_string(float_format="%.3f"), flush=True)  # noqa: T201
     for n_pairs in (126, 32, 16):
