@@ -40,13 +40,17 @@ from lrt_lens.errors import MismatchError, NonFiniteError
 from lrt_lens.figures._decoder_geometry import decoder_geometry_figure
 from lrt_lens.statistics._bootstrap import bootstrap_ratio
 from lrt_lens.statistics._draws import prediction_interval
-from lrt_lens.statistics._intervals import Interval
+from lrt_lens.statistics._intervals import Interval, joined_flags
 from lrt_lens.stitching._affine import AffineMap
 
 N_FEATURE_FOLDS = 5
 """Number of folds of features for held-out scores."""
 RANDOM_ARMS = ("permuted", "random_unit", "random_gaussian")
 """Arms that are drawn at random and compared with the others."""
+_MOST_LEVERAGE = 0.5
+"""Mean leverage above which an interval of R² is not widened further."""
+_HIGH_LEVERAGE = 0.05
+"""Mean leverage above which an interval of R² has a flag: it holds .89 to .91 in simulations."""
 _ALPHAS = tuple(10.0**power for power in range(-5, 3))
 """Penalties, relative to the mean square of a singular value."""
 
@@ -60,7 +64,8 @@ class DecoderGeometry:
 
     Columns: arm, draw, n_features, d_source, norm (‖W_t‖_F), residual (‖E‖_F after least squares
     without intercept, the paper's number), chance (norm·√(1 − d/n)), share (residual ÷ norm), r2
-    (held-out features), cosine (mean over held-out features, after subtraction of the mean row).
+    (held-out features), cosine (mean over held-out features, after subtraction of the mean row),
+    leverage (fitted numbers per target dimension, as a share of the features of a fit).
     """
     by_feature: pd.DataFrame
     """One row per feature of each arm without draws: arm, feature, error, variance, cosine."""
@@ -73,7 +78,8 @@ class DecoderGeometry:
     def summary(self) -> pd.DataFrame:
         """Means over draws and held-out R² with its 95% interval, one row per arm.
 
-        The interval is over features; a new draw of a random arm falls into its interval.
+        The interval is over features, which are scored and fitted on; a new draw of a random arm
+        falls into its interval.
         ``p`` is the share of draws whose R² is as large as that of the first arm (``index`` or
         ``matched``), at least ``p_floor``. Columns: arm, n_features, norm, residual, chance, share,
         cosine, r2, r2_low, r2_high, draws, p, p_floor, interval_flag.
@@ -88,9 +94,9 @@ class DecoderGeometry:
                 left = bootstrap_ratio(
                     np.asarray(of_arm["error"]), np.asarray(of_arm["variance"]), seed=self.seed
                 )
-                # R² = 1 − Σerror / Σvariance, so the ends of the interval swap.
-                flag = left.flag.replace("items", "features")
-                interval = Interval(1 - left.value, 1 - left.high, 1 - left.low, flag)
+                # Tables of earlier versions have no leverage.
+                known = "leverage" in part.columns
+                interval = _with_fit(left, float(part["leverage"].iloc[0]) if known else 0.0)
             else:
                 drawn = part["r2"].to_numpy()
                 interval = prediction_interval(drawn)
@@ -120,6 +126,23 @@ class DecoderGeometry:
 
     def _repr_html_(self) -> str:
         return card("DecoderGeometry", table(self.summary))
+
+
+def _with_fit(unexplained: Interval, leverage: float) -> Interval:
+    """Return the interval of R² from that of 1 − R² over the held-out features of fixed fits.
+
+    A feature also takes part in the fits of the others. Their held-out error is σ²(1 + h/(1 − h))
+    to first order, with the mean leverage h, so the spread of σ² over samples counts 1/(1 − h) as
+    much.
+    """
+    widening = 1 / (1 - min(leverage, _MOST_LEVERAGE))
+    low = unexplained.value - widening * (unexplained.value - unexplained.low)
+    high = unexplained.value + widening * (unexplained.high - unexplained.value)
+    flags = [unexplained.flag.replace("items", "features")]
+    if leverage > _HIGH_LEVERAGE:
+        flags.append(f"{1 / leverage:.1f} features per fitted number")
+    # R² = 1 − Σerror / Σvariance, so the ends of the interval swap.
+    return Interval(1 - unexplained.value, 1 - high, 1 - low, joined_flags(flags))
 
 
 def chance_residual(norm: float, n: int, d: int) -> float:
@@ -279,6 +302,8 @@ class _Scored:
     """Squared distance ‖y − ȳ‖² from the mean ȳ of the rows of the fit, [feature]."""
     cosine: Tensor
     """Cosine of ŷ − ȳ and y − ȳ, [feature]."""
+    leverage: float
+    """Mean leverage of the features in the fits."""
 
     @property
     def means(self) -> dict[str, float]:
@@ -287,6 +312,7 @@ class _Scored:
         return {
             "r2": float(1 - self.error.sum() / self.variance.sum()),
             "cosine": float(self.cosine.mean()),
+            "leverage": self.leverage,
         }
 
     @property
@@ -317,13 +343,13 @@ class _Fold:
         u, s, vh = torch.linalg.svd(self.x[self.fit] - self.mean, full_matrices=False)
         return u, s, vh
 
-    def predict(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted rows ŷ of the held-out features, and mean row ȳ of the features of the fit."""
+    def predict(self, y: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Predicted rows ŷ of the held-out features, mean row ȳ and mean leverage of the fit."""
         u, s, vh = self.svd
         mean = y[self.fit].mean(0)
         centred = y[self.fit] - mean
         rotated, unit = u.T @ centred, float((s**2).mean())
-        least, best = math.inf, torch.zeros_like(s)
+        least, best, mean_leverage = math.inf, torch.zeros_like(s), 0.0
         scale_rows = "rank, rank d_target -> rank d_target"
         for alpha in _ALPHAS:
             # Ridge in the singular basis: ŷ = U diag(s² / (s² + λ)) Uᵀ y
@@ -338,9 +364,10 @@ class _Fold:
             error = ((residual / remaining) ** 2).sum()
             if float(error) < least:
                 least, best = float(error), s / (s**2 + alpha * unit)
+                mean_leverage = float(leverage.mean())
         # W = V diag(s / (s² + λ)) Uᵀ y
         weight = vh.T @ einsum(best, rotated, scale_rows)
-        return (self.x[self.held_out] - self.mean) @ weight + mean, mean
+        return (self.x[self.held_out] - self.mean) @ weight + mean, mean, mean_leverage
 
 
 class _Predictor:
@@ -391,21 +418,25 @@ def _scaled_scores(image: Tensor, y: Tensor, folds: Sequence[_Fold]) -> _Scored:
     The scale is fitted because the norm of decoder rows is a convention of the SAE.
     """
 
-    def predicted() -> Iterator[tuple[_Fold, Tensor, Tensor]]:
+    def predicted() -> Iterator[tuple[_Fold, Tensor, Tensor, float]]:
         for fold in folds:
             mean_image, mean = image[fold.fit].mean(0), y[fold.fit].mean(0)
             a, b = image[fold.fit] - mean_image, y[fold.fit] - mean
             # s = ⟨A, B⟩ / ⟨A, A⟩ of the centred rows of the fit
             scale = (a * b).sum() / (a * a).sum().clamp_min(torch.finfo(a.dtype).tiny)
-            yield fold, scale * (image[fold.held_out] - mean_image) + mean, mean
+            guess = scale * (image[fold.held_out] - mean_image) + mean
+            # A scale for all dimensions and a mean per dimension are fitted.
+            yield fold, guess, mean, (1 + 1 / y.shape[1]) / len(fold.fit)
 
     return _gather(y, predicted())
 
 
-def _gather(y: Tensor, predicted: Iterator[tuple[_Fold, Tensor, Tensor]]) -> _Scored:
+def _gather(y: Tensor, predicted: Iterator[tuple[_Fold, Tensor, Tensor, float]]) -> _Scored:
     """Scores of held-out predictions, put in the order of the features."""
     error, variance, cosine = (torch.zeros(len(y), dtype=y.dtype) for _ in range(3))
-    for fold, guess, mean in predicted:
+    leverages = []
+    for fold, guess, mean, leverage in predicted:
+        leverages.append(leverage)
         truth = y[fold.held_out]
         per_feature = "feature d_target -> feature"
         error[fold.held_out] = reduce((truth - guess) ** 2, per_feature, "sum")
@@ -413,4 +444,4 @@ def _gather(y: Tensor, predicted: Iterator[tuple[_Fold, Tensor, Tensor]]) -> _Sc
         cosine[fold.held_out] = torch.nn.functional.cosine_similarity(
             guess - mean, truth - mean, dim=1
         )
-    return _Scored(error, variance, cosine)
+    return _Scored(error, variance, cosine, float(np.mean(leverages)))

@@ -108,7 +108,8 @@ def test_held_out_features_are_predicted_as_by_a_naive_ridge_with_leave_one_out(
             )
 
         best = min(_ALPHAS, key=lambda alpha: loo(alpha * unit))
-        guess, mean = fold.predict(y)
+        guess, mean, leverage = fold.predict(y)
+        assert 0 < leverage < 1
         np.testing.assert_allclose(
             guess.numpy(), ridge(a, b, x[fold.held_out].numpy(), best * unit), atol=1e-9
         )
