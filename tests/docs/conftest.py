@@ -34,7 +34,7 @@ def python_blocks(page: Path, *, also_not_run: bool = False) -> list[str]:
 
 @dataclass(frozen=True)
 class QuickStart:
-    """What the quick start leaves behind."""
+    """The names that the quick start defined, and what it printed."""
 
     names: dict[str, Any]
     """The names that it defines; the how-to pages use them."""
