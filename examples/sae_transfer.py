@@ -49,11 +49,13 @@ PAPER: list[dict[str, Any]] = [
 class Options(FigureOptions):
     """The target's SAE, and the text of the evaluation."""
 
-    QUICK: ClassVar[Mapping[str, Any]] = {"n_tokens": 6_000, "loss_tokens": 800}
+    QUICK: ClassVar[Mapping[str, Any]] = {"n_tokens": 6_000, "loss_tokens": 800, "n_random": 2}
     target_sae: str | None = None
     """SAE of the target, a SAELens folder; by default the bundled one, for the bundled pair."""
     loss_tokens: int = 20_000
     """Number of tokens of the evaluation."""
+    n_random: int = 20
+    """Number of random maps."""
 
 
 def reproduce(options: Options) -> Reproduction:
@@ -65,7 +67,14 @@ def reproduce(options: Options) -> Reproduction:
     target_hook = None if native is None else native.cfg.metadata.hook_name
     stitch = options.grid(pair, texts, source_hook, target_hook).best()
     result = lrt.evaluate_sae(
-        pair, stitch, own, texts, native=native, n_tokens=options.loss_tokens, seed=options.seed
+        pair,
+        stitch,
+        own,
+        texts,
+        native=native,
+        n_random=options.n_random,
+        n_tokens=options.loss_tokens,
+        seed=options.seed,
     )
     arms = result.table.set_index("arm")
     gaps = {arm: result.difference("transferred", arm) for arm in ("shuffled", "random")}

@@ -73,8 +73,8 @@ def run_demo(
         source_layer: layer of the small model from which vectors, probes and the SAE are
             transferred.
         n_tokens: tokens of the harvest.
-        n_random: draws of each control of the vectors: random directions, maps of shuffled pairs,
-            vectors learnt from permuted labels.
+        n_random: draws of each control: random directions, maps of shuffled pairs and permuted
+            labels for the vectors, random maps for the SAE.
         loss_tokens: tokens on which the stitched loss and the SAEs are evaluated.
         damage: nats per token on neutral text at which vectors are compared.
         seed: seed of folds, draws and bootstraps.
@@ -115,7 +115,7 @@ def run_demo(
     for task in PROBE_TASKS:
         probes[task] = _evaluate_task(pair, stitch, task, **common)
         steps.update()
-    sae = evaluate_demo_saes(pair, stitch, **common_loss)
+    sae = evaluate_demo_saes(pair, stitch, n_random=n_random, **common_loss)
     steps.update()
     steps.close()
     return DemoResult(

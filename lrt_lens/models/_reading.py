@@ -166,18 +166,45 @@ def read_activations(
         ValueError: ``read`` is unknown, a text is shorter than the position, or all tokens of a
             text are masked; see `readable`, which can leave such texts out.
     """
+    rules: dict[str, Any] = {"short_texts": short_texts, "truncation": truncation}
+    name = resolve(hook, model)
+    return read_at_hooks(
+        model, texts, [name], read, skip_first=skip_first, through=through, **rules
+    )[name]
+
+
+def read_at_hooks(
+    model: StreamReader,
+    texts: Texts,
+    hooks: Sequence[str],
+    read: Read = "last",
+    *,
+    skip_first: int = SKIP_FIRST,
+    short_texts: Literal["refuse", "unmasked"] = "refuse",
+    truncation: Truncation | None = None,
+    through: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Return the rows of `read_activations` at several hook points, from one pass over the texts.
+
+    The arguments and the errors are those of `read_activations`.
+    """
     if read == "every":
         raise ValueError("read is 'every'; expected 'last', 'mean', 'max' or a position")
-    found: dict[int, Tensor] = {}
-    norms: dict[int, Tensor] = {}
-    states = _states(model, texts, hook, read, skip_first, short_texts, truncation)
-    for index, tokens in states:
-        norms[index] = tokens.norm(dim=1)
-        rows = tokens if through is None else through(tokens)
-        # At a single position there is one row, which is its own mean.
-        found[index] = reduce(rows, "token d -> d", "max" if read == "max" else "mean")
-    _warn_of_far_states(norms, texts, model, hook)
-    return torch.stack([found[index] for index in range(len(found))])
+    found: dict[str, dict[int, Tensor]] = {name: {} for name in hooks}
+    norms: dict[str, dict[int, Tensor]] = {name: {} for name in hooks}
+    states = _states(model, texts, hooks, read, skip_first, short_texts, truncation)
+    for index, by_hook in states:
+        for name, tokens in by_hook.items():
+            norms[name][index] = tokens.norm(dim=1)
+            rows = tokens if through is None else through(tokens)
+            # At a single position there is one row, which is its own mean.
+            found[name][index] = reduce(rows, "token d -> d", "max" if read == "max" else "mean")
+    for name in hooks:
+        _warn_of_far_states(norms[name], texts, model, name)
+    return {
+        name: torch.stack([rows[index] for index in range(len(rows))])
+        for name, rows in found.items()
+    }
 
 
 def read_tokens(
@@ -201,28 +228,27 @@ def read_tokens(
     """
     norms: dict[int, Tensor] = {}
     rules = (skip_first, short_texts, truncation, context_length)
-    states = _states(model, texts, hook, "every", *rules)
-    for index, tokens in states:
-        norms[index] = tokens.norm(dim=1)
-        yield index, tokens
+    name = resolve(hook, model)
+    for index, by_hook in _states(model, texts, [name], "every", *rules):
+        norms[index] = by_hook[name].norm(dim=1)
+        yield index, by_hook[name]
     _warn_of_far_states(norms, texts, model, hook)
 
 
 def _states(
     model: StreamReader,
     texts: Texts,
-    hook: int | str,
+    hooks: Sequence[str],
     read: EveryRead,
     skip_first: int,
     short_texts: ShortTexts,
     truncation: Truncation | None,
     context_length: int | None = None,
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield (index of a text, activations [token, d_model] of its tokens that are read)."""
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Yield (index of a text, activations [token, d_model] of the tokens read, by hook point)."""
     options: dict[str, Any] = {"skip_first": skip_first, "short_texts": short_texts}
     readable([model], texts, read, truncation=truncation, **options)
     windows = _windows(model, texts, read, truncation, context_length)
-    name = resolve(hook, model)
     special, rows = special_tokens(model), []
     for index, parts in enumerate(windows):
         masks = _masks(parts, special, skip_first)
@@ -233,24 +259,27 @@ def _states(
     # Windows of similar length share a batch, so that little of it is padding.
     rows.sort(key=lambda numbered: len(numbered[1]))
     waiting = [len(parts) for parts in windows]
-    found: list[list[Tensor]] = [[] for _ in windows]
+    found: list[dict[str, list[Tensor]]] = [{name: [] for name in hooks} for _ in windows]
     for start in range(0, len(rows), _READ_BATCH):
         batch = rows[start : start + _READ_BATCH]
         tokens = model.pad([row for _, row, _ in batch])
         # float32 on the CPU, where vectors and probes are fitted.
-        captured = model.engine.capture(tokens, [name])[name].float().cpu()
-        for (index, row, mask), padded in zip(batch, captured, strict=True):
-            activations = padded[: len(row)]
-            if not torch.isfinite(activations).all():
-                raise NonFiniteError(
-                    f"activations of {model.name!r} at {name!r} are NaN or infinite on these texts;"
-                    " load the model in float32 or bfloat16"
-                )
-            found[index].append(activations[_positions(read, mask)])
+        captured = {
+            name: rows.float().cpu() for name, rows in model.engine.capture(tokens, hooks).items()
+        }
+        for number, (index, row, mask) in enumerate(batch):
+            for name in hooks:
+                activations = captured[name][number, : len(row)]
+                if not torch.isfinite(activations).all():
+                    raise NonFiniteError(
+                        f"activations of {model.name!r} at {name!r} are NaN or infinite on these "
+                        "texts; load the model in float32 or bfloat16"
+                    )
+                found[index][name].append(activations[_positions(read, mask)])
             waiting[index] -= 1
             if not waiting[index]:
-                yield index, torch.cat(found[index])
-                found[index] = []
+                yield index, {name: torch.cat(parts) for name, parts in found[index].items()}
+                found[index] = {}
 
 
 def _windows(

@@ -18,6 +18,7 @@ from lrt_lens.errors import MismatchError, NonFiniteError
 from lrt_lens.models import HookedModel, ModelPair
 from lrt_lens.moments import CrossMoments, harvest, remove_checkpoints
 from lrt_lens.moments import _block_rows as block_rows_module
+from lrt_lens.moments import _checkpoint as checkpoint_module
 from lrt_lens.moments import _cross_moments as moments_module
 from lrt_lens.moments._checkpoint import Checkpoint, read_rank_files
 from lrt_lens.moments._harvesting import HarvestRun, settle
@@ -90,8 +91,10 @@ def test_a_finished_checkpoint_gives_the_moments_without_running_a_model(
 
 
 def test_checkpoints_are_written_as_often_as_asked(
-    pair: ModelPair, corpus: list[str], tmp_path: Path
+    pair: ModelPair, corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Otherwise a slow disk makes them rarer.
+    monkeypatch.setattr(checkpoint_module, "_WRITING_SHARE", 1e6)
     sizes = []
 
     def look(*_: Any) -> None:

@@ -249,8 +249,8 @@ def _best_native(
     One candidate per block of the target. Effects that are NaN lose against all others.
     """
     best, best_effect = None, -math.inf
-    for layer in range(model.n_layers):
-        native = vector.relearnt(model, contrast, at=residual_post(layer))
+    hooks = [residual_post(layer) for layer in range(model.n_layers)]
+    for layer, native in enumerate(vector.relearnt_at(model, contrast, hooks)):
         effect = meter.measure(VectorArm("native_best", native, draw=layer)).effect(meter.budget)
         # A comparison with NaN is False, so a NaN effect never replaces a measured one.
         if best is None or effect > best_effect:

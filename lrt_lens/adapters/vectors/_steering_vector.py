@@ -42,7 +42,14 @@ from lrt_lens.models._hook_points import resolve
 from lrt_lens.models._hooked_model import Handle, HookedModel, load_model
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
-from lrt_lens.models._reading import Read, ShortTexts, read_activations, readable, row_rule
+from lrt_lens.models._reading import (
+    Read,
+    ShortTexts,
+    read_activations,
+    read_at_hooks,
+    readable,
+    row_rule,
+)
 from lrt_lens.models._text_codec import Truncation, text_list
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
@@ -138,7 +145,8 @@ class SteeringVector:
                 texts have the same states.
             NonFiniteError: an activation is NaN or infinite.
         """
-        states = _read_states(load_model(model), contrast, at, read, short_texts, truncation)
+        rules = (read, short_texts, truncation)
+        (states,) = _read_states(load_model(model), contrast, [at], *rules)
         return cls.learnt_from(states, "mean_difference")
 
     @classmethod
@@ -157,7 +165,8 @@ class SteeringVector:
         It points towards the positive texts, and its length is their mean gap along it. The
         arguments and the errors are those of `mean_difference`.
         """
-        states = _read_states(load_model(model), contrast, at, read, short_texts, truncation)
+        rules = (read, short_texts, truncation)
+        (states,) = _read_states(load_model(model), contrast, [at], *rules)
         return cls.learnt_from(states, "principal_component")
 
     @classmethod
@@ -182,20 +191,31 @@ class SteeringVector:
         Raises:
             ValueError: this vector was not learnt from texts.
         """
-        return SteeringVector.learnt_from(self.states(model, contrast, at=at), self.method)
+        return self.relearnt_at(model, contrast, [at])[0]
+
+    def relearnt_at(
+        self, model: ModelLike, contrast: ContrastSet, hooks: Sequence[int | str]
+    ) -> list["SteeringVector"]:
+        """Return the vector of `relearnt` at each of several hook points; texts are read once."""
+        states = self._states(load_model(model), contrast, hooks)
+        return [SteeringVector.learnt_from(one, self.method) for one in states]
 
     def states(self, model: ModelLike, contrast: ContrastSet, *, at: int | str) -> ContrastStates:
         """Return the states of contrast texts in a model, read by the rules of this vector.
 
         The arguments and the errors are those of `relearnt`.
         """
+        return self._states(load_model(model), contrast, [at])[0]
+
+    def _states(
+        self, model: HookedModel, contrast: ContrastSet, hooks: Sequence[int | str]
+    ) -> list[ContrastStates]:
         if self.method not in METHODS or self.read == "given":
             raise ValueError(
                 f"vector {self.name!r} was made by {self.method!r}; "
                 f"only {sorted(METHODS)} can be learnt again from texts"
             )
-        rules = (self.read, self.short_texts, self.truncation)
-        return _read_states(load_model(model), contrast, at, *rules)
+        return _read_states(model, contrast, hooks, self.read, self.short_texts, self.truncation)
 
     # ----------------------------------------------------------------------------------- arithmetic
 
@@ -447,38 +467,40 @@ class SteeringVector:
 def _read_states(
     model: HookedModel,
     contrast: ContrastSet,
-    at: int | str,
+    hooks: Sequence[int | str],
     read: Read,
     short_texts: ShortTexts,
     truncation: Truncation | None,
-) -> ContrastStates:
-    """Return the states of the pairs that can be read."""
+) -> list[ContrastStates]:
+    """Return the states of the pairs that can be read at each hook point, from one reading."""
     if not isinstance(contrast, ContrastSet):
         raise TypeError(
             f"contrast is a {type(contrast).__name__}; expected a ContrastSet, such as"
             " ContrastSet(positive=[...], negative=[...])"
         )
-    hook = resolve(at, model)
+    names = [resolve(hook, model) for hook in hooks]
     options: dict[str, Any] = {"truncation": truncation}
     kept = readable([model], contrast.texts, read, short_texts=short_texts, pairs=True, **options)
     options["short_texts"] = row_rule(short_texts)
-    states = read_activations(model, kept.of(contrast.texts), hook, read, **options)
-    # `contrast.texts` lists all positive texts first, then all negative ones.
-    positive, negative = states.chunk(2)
+    rows = read_at_hooks(model, kept.of(contrast.texts), names, read, **options)
     fields = {
-        "hook": hook,
         "model": model.identity,
         "name": contrast.name,
         "read": read,
         "contrast": contrast.digest,
-        "median_norm": float(states.norm(dim=1).median()),
         "short_texts": short_texts,
         "truncation": truncation,
         "n_dropped": kept.n_dropped,
         "n_cut": kept.n_cut,
         "contrast_set": contrast,
     }
-    return ContrastStates(positive, negative, fields)
+    found = []
+    for name in names:
+        # `contrast.texts` lists all positive texts first, then all negative ones.
+        positive, negative = rows[name].chunk(2)
+        here = {"hook": name, "median_norm": float(rows[name].norm(dim=1).median())}
+        found.append(ContrastStates(positive, negative, fields | here))
+    return found
 
 
 @transfer_artefact.register

@@ -96,6 +96,24 @@ def test_relearning_follows_the_recipe(pair: ModelPair, contrast: ContrastSet) -
         SteeringVector(torch.ones(16), HOOK).relearnt(pair.source, contrast, at=1)
 
 
+def test_vectors_at_several_hook_points_are_learnt_from_one_reading(
+    pair: ModelPair, contrast: ContrastSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vector = SteeringVector.mean_difference(pair.source, contrast, at=1, read="mean")
+    hooks = ["hook_embed", "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+    expected = [vector.relearnt(pair.target, contrast, at=hook) for hook in hooks]
+    n_passes, capture = [], pair.target.engine.capture
+    monkeypatch.setattr(
+        pair.target.engine, "capture", lambda *args: (n_passes.append(1), capture(*args))[1]
+    )
+    found = vector.relearnt_at(pair.target, contrast, hooks)
+    assert len(n_passes) == -(-2 * len(contrast) // 32)
+    assert [one.hook for one in found] == hooks
+    for ours, alone in zip(found, expected, strict=True):
+        assert torch.equal(ours.direction, alone.direction)
+        assert ours.median_norm == alone.median_norm
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_unreadable_positions_name_the_position_and_the_length(pair: ModelPair) -> None:
     with pytest.raises(ValueError, match=r"position 40 is outside 5 of 5 text\(s\), such as"):
