@@ -70,8 +70,8 @@ class Options(FigureOptions):
     """Numbers of target labels in the learning curve."""
     sparse_ks: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
     """Numbers of features that a sparse probe reads."""
-    n_draws: int = 10
-    """Number of random probes, and of permuted probes."""
+    n_draws: int = 20
+    """Number of draws of each control."""
 
 
 def reproduce(options: Options) -> Reproduction:
@@ -155,6 +155,7 @@ def measured(
             ks=options.ks,
             n_random=options.n_draws,
             n_permuted=options.n_draws,
+            n_shuffled=options.n_draws,
             seed=options.seed,
         )
         dense.append(result.summary.assign(chance=result.chance))

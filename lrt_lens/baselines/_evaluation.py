@@ -483,7 +483,9 @@ class _Reading:
             rows[name] = self._row(self._probabilities(stitch.transfer(self.probe)), native)
             if stitch.null is not None and self.settings.n_shuffled:
                 shuffled = np.array(self._shuffled(stitch, stitch.null.down))
-                centred = _beside_shuffled("auroc", rows[name]["auroc"] - 0.5, shuffled - 0.5)
+                centred = _beside_shuffled(
+                    "auroc", rows[name]["auroc"] - 0.5, shuffled - 0.5, within=(-0.5, 0.5)
+                )
                 # Reading backwards is as far from chance as reading forwards.
                 ends = ("auroc_null", "auroc_null_low", "auroc_null_high")
                 rows[name] |= centred | {end: centred[end] + 0.5 for end in ends}
@@ -498,7 +500,7 @@ class _Reading:
             test = rank_test(row["auroc"] - 0.5, drawn - 0.5)
             row |= {"auroc_p": test.p, "auroc_p_floor": test.floor}
         if n_random:
-            new_draw = prediction_interval(drawn)
+            new_draw = prediction_interval(drawn).within()
             rows["random"] = _named("auroc", new_draw) | {"interval_flag": new_draw.flag}
         return rows
 
@@ -554,13 +556,18 @@ def _share_above_chance(columns: np.ndarray) -> float:
 
 
 def _beside_shuffled(
-    name: str, value: float, draws: Sequence[float] | np.ndarray
+    name: str,
+    value: float,
+    draws: Sequence[float] | np.ndarray,
+    *,
+    within: tuple[float, float] = (-math.inf, math.inf),
 ) -> dict[str, float]:
     """Return the columns that compare a value with those of maps of shuffled pairs.
 
-    The first of ``draws`` is that of the method's own map.
+    The first of ``draws`` is that of the method's own map; ``within`` are the least and the largest
+    value that there can be.
     """
-    new_draw, test = prediction_interval(draws), rank_test(value, draws)
+    new_draw, test = prediction_interval(draws).within(*within), rank_test(value, draws)
     return {
         f"{name}_null": float(draws[0]),
         f"{name}_null_low": new_draw.low,

@@ -321,11 +321,10 @@ def _over_draws(interval: Interval, values: np.ndarray, *, clipped: bool = True)
         return interval
     reach = t_quantile(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
     wider = interval.widened(reach)
-    low, high = wider.low, wider.high
     if clipped:
-        low, high = max(low, 0.0), min(high, 1.0)
+        wider = wider.within()
     few = f"{n} draws" if n < FEWEST_CLUSTERS else ""
-    return Interval(interval.value, low, high, joined_flags([interval.flag, few]))
+    return Interval(wider.value, wider.low, wider.high, joined_flags([interval.flag, few]))
 
 
 def _is_binary(correct: np.ndarray) -> bool:

@@ -45,6 +45,11 @@ class Interval:
         high = self.value + math.hypot(self.high - self.value, *reaches)
         return Interval(self.value, low, high, self.flag)
 
+    def within(self, least: float = 0.0, most: float = 1.0) -> "Interval":
+        """Return the interval without the numbers that the estimated quantity cannot have."""
+        low, high = (min(max(end, least), most) for end in (self.low, self.high))
+        return Interval(self.value, low, high, self.flag)
+
     def __repr__(self) -> str:
         doubt = f"; {self.flag}" if self.flag else ""
         return f"Interval({self.value:.4g}, 95% {self.low:.4g} to {self.high:.4g}{doubt})"

@@ -8,7 +8,7 @@ from scipy.stats import binom
 
 from lrt_lens.statistics import bootstrap_mean, bootstrap_ratio
 from lrt_lens.statistics._bootstrap import bootstrap_statistic
-from lrt_lens.statistics._intervals import clopper_pearson
+from lrt_lens.statistics._intervals import NOTHING, Interval, clopper_pearson
 
 
 def test_the_bootstrap_interval_of_a_mean_is_about_two_standard_errors() -> None:
@@ -38,6 +38,13 @@ def test_a_ratio_to_an_effect_that_may_be_zero_is_undefined() -> None:
 
 def test_an_undefined_item_makes_the_mean_undefined() -> None:
     assert math.isnan(bootstrap_mean([1.0, math.nan]).value)
+
+
+def test_an_interval_is_cut_to_what_its_quantity_can_be() -> None:
+    cut = Interval(0.9, -0.2, 1.4, "few items").within()
+    assert (cut.value, cut.low, cut.high, cut.flag) == (0.9, 0.0, 1.0, "few items")
+    assert Interval(0.2, -1.5, 0.4).within(-1.0).low == -1.0
+    assert math.isnan(NOTHING.within().low)
 
 
 def test_clopper_pearson_ends_are_where_the_binomial_tails_hold_half_of_five_percent() -> None:

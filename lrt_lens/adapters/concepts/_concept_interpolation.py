@@ -78,7 +78,7 @@ class ConceptInterpolation:
         for key, part in self.table.groupby(["concept", "arm", "n"], sort=False):
             # Grouping by several columns gives tuples; the type stubs allow scalars too.
             concept, arm, n = list(key) if isinstance(key, tuple) else [key] * 3
-            cosines = prediction_interval(part["cosine"].tolist())
+            cosines = prediction_interval(part["cosine"].tolist()).within(-1.0)
             rows.append(
                 {
                     "concept": concept,

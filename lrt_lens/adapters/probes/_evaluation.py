@@ -364,8 +364,8 @@ def _drawn(
     scores: ItemScores, transferred: ItemScores, native: ItemScores, chance: float
 ) -> dict[str, Any]:
     """Return the columns of a control of several draws."""
-    accuracy = _within(prediction_interval(scores.accuracies))
-    auroc = _within(prediction_interval(scores.aurocs))
+    accuracy = prediction_interval(scores.accuracies).within()
+    auroc = prediction_interval(scores.aurocs).within()
     share = NOTHING
     if native.accuracy().excludes(chance):
         above = float(native.accuracies[0]) - chance
@@ -415,12 +415,6 @@ def _remark(task: str, transferred: ItemScores, singles: dict[str, ItemScores]) 
             " and ".join(remarks),
         )
     return "; ".join(remarks)
-
-
-def _within(interval: Interval) -> Interval:
-    """Return an interval of accuracies without the numbers below 0 and above 1."""
-    low, high = (float(np.clip(end, 0, 1)) for end in (interval.low, interval.high))
-    return Interval(interval.value, low, high, interval.flag)
 
 
 def _columns(name: str, prefix: str, interval: Interval) -> dict[str, float]:

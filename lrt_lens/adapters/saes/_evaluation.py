@@ -397,9 +397,7 @@ def _table(
         measured["dead_fraction"] = _dead(fired[0])
         if arm == "random":
             measured = {name: prediction_interval(draws[name].to_numpy()) for name in measured}
-            dead = measured["dead_fraction"]
-            ends = (max(0.0, dead.low), min(1.0, dead.high))
-            measured["dead_fraction"] = Interval(dead.value, *ends, dead.flag)
+            measured["dead_fraction"] = measured["dead_fraction"].within()
         for metric, interval in measured.items():
             row |= _columns(metric, interval)
         n, ce, own = (

@@ -409,9 +409,8 @@ def _table(
             drawn = {"accuracy": score.accuracies, "auroc": score.aurocs}
             intervals = {name: prediction_interval(values) for name, values in drawn.items()}
         for name, prefix in (("accuracy", ""), ("auroc", "auroc_")):
-            one = intervals[name]
-            low, high = np.clip([one.low, one.high], 0, 1)
-            row |= {name: one.value, f"{prefix}low": low, f"{prefix}high": high}
+            one = intervals[name].within()
+            row |= {name: one.value, f"{prefix}low": one.low, f"{prefix}high": one.high}
         flags = dict.fromkeys(one.flag for one in intervals.values())
         flags = flags if is_drawn else {fixed: None} | flags
         row["contains"] = "draws" if is_drawn else units

@@ -201,11 +201,11 @@ class _Place:
         else:
             # The share of a prompt is a count divided by n_samples.
             share = clustered_share(np.round(draws[0] * n_samples), n_samples)
-        low, high = (min(max(end, 0.0), 1.0) for end in (share.low, share.high))
+        share = share.within()
         columns = {
             "share": share.value,
-            "share_low": low,
-            "share_high": high,
+            "share_low": share.low,
+            "share_high": share.high,
             "share_drop": float(np.mean(self.values["none", "share"]) - np.mean(draws)),
             "n": len(draws[0]) * n_samples,
         }

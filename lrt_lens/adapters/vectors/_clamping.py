@@ -264,7 +264,7 @@ class _Answers:
         """Return the share of continuations: over prompts, or where a new draw falls."""
         if self.is_drawn:
             new_draw = prediction_interval([float(one.mean()) for one in self.by_draw])
-            return _within(new_draw, new_draw.value)
+            return new_draw.within()
         [one] = self.by_draw
         return clustered_share(one.sum(1), one.shape[1])
 
@@ -325,7 +325,7 @@ def _ratio(arm: _Answers, native: _Answers, none: _Answers | None, seed: int) ->
     if arm.is_drawn:
         rises = [float(x.mean()) for x in arm.by_draw] if none is None else arm.rises(none)
         new_draw = prediction_interval([clipped_ratio(rise, own) for rise in rises])
-        return _within(new_draw, new_draw.value)
+        return new_draw.within()
     rise = arm.by_prompt - base
     # clip((transferred − none) / max(native − none, 0), 0, 1)
     value = clipped_ratio(float(rise.mean()), max(own, 0.0))
@@ -341,13 +341,7 @@ def _ratio(arm: _Answers, native: _Answers, none: _Answers | None, seed: int) ->
         low = min(low, ours.low / theirs.high)
         high = max(high, ours.high / theirs.low) if theirs.low > 0 else 1.0
         flag = ours.flag
-    return _within(Interval(value, low, high, flag), value)
-
-
-def _within(interval: Interval, value: float) -> Interval:
-    """Return the interval cut at 0 and 1, the ends of the range of shares and clipped ratios."""
-    low, high = (min(max(end, 0.0), 1.0) for end in (interval.low, interval.high))
-    return Interval(value, low, high, interval.flag)
+    return Interval(value, low, high, flag).within()
 
 
 def _cosine(arms: list[VectorArm], name: str) -> float:

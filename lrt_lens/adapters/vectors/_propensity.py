@@ -68,6 +68,14 @@ logger = logging.getLogger(__name__)
 
 SCALES = (-1.5, -1.0, -0.5, 0.5, 1.0, 1.5)
 """Multiples of the native vector's length; LRT gives no grid."""
+_RANGES = {
+    "r": (-1.0, 1.0),
+    "r_change": (-1.0, 1.0),
+    "mse": (0.0, math.inf),
+    "mse_share": (0.0, math.inf),
+    "cosine": (-1.0, 1.0),
+}
+"""Numbers that are averaged over tasks, with the least and the largest value of each."""
 FEWEST_TESTS = 5
 """Smallest number of measured items for a correlation."""
 FEWEST_TRAINED = 2
@@ -141,10 +149,11 @@ class PropensityEvaluation:
         for arm, part in self.summary.groupby("arm", sort=False):
             row: dict[str, Any] = {"arm": arm, "n_tasks": len(part)}
             flags = []
-            for column in ("r", "r_change", "mse", "mse_share", "cosine"):
+            for column in _RANGES:
                 # A correlation is NaN if one side is constant, and the arm `none` has no cosine at
                 # all.
                 interval = bootstrap_mean(part[column].dropna().to_numpy())
+                interval = interval.within(*_RANGES[column])
                 row |= {
                     column: interval.value,
                     f"{column}_low": interval.low,
@@ -419,7 +428,8 @@ class _TaskPropensities:
         map if they were left out in groups, for the others.
         """
         if part["draw"].notna().any():
-            return prediction_interval(part.groupby("draw")[column].mean().tolist())
+            new_draw = prediction_interval(part.groupby("draw")[column].mean().tolist())
+            return new_draw.within(*_RANGES[column])
         [m] = [arm.values for arm in self.arms if arm.name == name]
         # r_change correlates m(s) − m(0), r correlates m(s) itself.
         before = self.unsteered if column == "r_change" else 0.0

@@ -213,6 +213,18 @@ def test_drawn_arms_have_the_rank_of_the_transferred_change(result: PropensityEv
     assert result.overall.set_index("arm").loc["none", "interval_flag"].startswith("2 indep")
 
 
+def test_no_interval_of_a_correlation_or_a_squared_error_leaves_its_range(
+    result: PropensityEvaluation,
+) -> None:
+    """Use two tasks, for which t is 12.7."""
+    for table in (result.overall, result.summary):
+        for name in ("r", "r_change", "cosine"):
+            for end in ("low", "high"):
+                column = f"{name}_{end}"
+                assert column not in table or table[column].dropna().abs().max() <= 1
+    assert result.overall[["mse_low", "mse_share_low"]].min().min() >= 0
+
+
 def test_figures_show_every_arm_but_the_native_one(result: PropensityEvaluation) -> None:
     names = {trace.legendgroup for trace in result.figure().data}
     assert names == {"none", "transferred", "shuffled", "untransformed", "random", "permuted"}

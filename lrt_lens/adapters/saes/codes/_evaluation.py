@@ -92,7 +92,9 @@ class CodeMapEvaluation:
         )
         rows = []
         for measure, column in values.items():
-            mean = bootstrap_mean(column.to_numpy(), seed=self.seed)
+            # Cosines and correlations, and the difference of two.
+            most = 2.0 if "−" in measure else 1.0
+            mean = bootstrap_mean(column.to_numpy(), seed=self.seed).within(-most, most)
             flag = mean.flag.replace("items", "features")
             size = typical_size(column.to_numpy())
             rows.append((measure, mean.value, mean.low, mean.high, len(column), size, flag))

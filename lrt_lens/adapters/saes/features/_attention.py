@@ -196,7 +196,8 @@ def _head_row(effects: np.ndarray, head: int, halves: Halves) -> dict[str, Any]:
     documents = halves.documents[halves.reporting]
     # Numbers of the documents from 0 without gaps
     numbers = np.unique(documents, return_inverse=True)[1]
-    reporting = bootstrap_mean(own, clusters=Clusters((numbers,)))
+    # A difference of two probabilities
+    reporting = bootstrap_mean(own, clusters=Clusters((numbers,))).within(-1.0)
     test = rank_test(reporting.value, drawn)
     flags = [halves.flag, reporting.flag.replace("items", "documents")]
     return {

@@ -138,7 +138,7 @@ class FeatureEvaluation:
 
     def _summary_row(self, name: str, part: pd.DataFrame) -> dict[str, Any]:
         known = _known(part["attribution_r"])
-        mean = bootstrap_mean(known, seed=self.seed)
+        mean = bootstrap_mean(known, seed=self.seed).within(-1.0)
         row: dict[str, Any] = {"features": name, "n": len(part)}
         row |= {"attribution_r": mean.value, "low": mean.low, "high": mean.high}
         row |= {

@@ -145,6 +145,8 @@ def test_examples_of_one_document_are_in_one_half_and_one_unit() -> None:
     # 4 of the 20 random directions have effects of .5 or more in size.
     assert row["p"] == pytest.approx((1 + int((np.abs(effects[1:, 0, 0]) >= 0.5).sum())) / 21)
     assert row["p_floor"] == 1 / 21
+    # Few documents give long intervals, but no probability changes by more than 1.
+    assert -1 <= row["low"] < row["effect"] < row["high"] <= 1
     single = Halves.of([Example([1], 4), Example([2], 4)])
     assert single.reporting.tolist() == [False, True]
     assert "1 document" in single.flag
