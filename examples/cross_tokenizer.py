@@ -341,8 +341,8 @@ def judged(gain: float, late_gain: float, beat: list[bool]) -> Verdict:
 def beating(summary: pd.DataFrame, name: str, column: str) -> dict[str, bool]:
     """Return, per concept or task, True if it beats its controls; NaN does not.
 
-    The interval has to be above the mean of every control, the value above where 95% of new draws
-    of it fall.
+    The interval has to be above the mean of every control, and fewer than 5% of the draws of it may
+    be as far from 0 (or from chance).
     """
     beats = {}
     for one, part in summary[summary["arm"].isin(("transferred", *CONTROLS))].groupby(
@@ -351,7 +351,7 @@ def beating(summary: pd.DataFrame, name: str, column: str) -> dict[str, bool]:
         by_arm = part.set_index("arm")
         controls = by_arm.loc[[arm for arm in CONTROLS if arm in by_arm.index]]
         above = (by_arm.loc["transferred", "low"] > controls[column]).all() and (
-            by_arm.loc["transferred", column] > controls["high"]
+            controls["transferred_p"] < 0.05
         ).all()
         beats[str(one)] = bool(above)
     return beats
