@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from lrt_lens.statistics import bootstrap_mean, bootstrap_ratio
+from lrt_lens.statistics import Interval, bootstrap_mean, bootstrap_ratio
 from lrt_lens.statistics._bootstrap import bootstrap_statistic
-from lrt_lens.statistics._intervals import NOTHING, Interval, clopper_pearson
+from lrt_lens.statistics._intervals import NOTHING, clopper_pearson
 
 
 def test_the_bootstrap_interval_of_a_mean_is_about_two_standard_errors() -> None:
