@@ -79,8 +79,7 @@ def aligner_build_over_loading(settings: Settings) -> Measurement:
         # The costly case: equal tokenizers that were loaded separately, so that both vocabularies
         # are compared.
         equal = _time_building((folder / "byte-level",) * 2, settings)
-        both = (folder / "byte-level", folder / "sentencepiece")
-        unequal = _time_building(both, settings)
+        unequal = _time_building((folder / "byte-level", folder / "sentencepiece"), settings)
     return Measurement(
         name="aligner_build_over_loading",
         value=equal.ratio,

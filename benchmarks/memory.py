@@ -31,14 +31,11 @@ def peak_memory_10x_tokens(settings: Settings) -> Measurement:
     """
     from benchmarks.models import SMALL, TINY, random_models
 
-    n_tokens, repetitions = (
-        (2_000 if settings.quick else 32_000),
-        settings.repetitions(_REPETITIONS),
-    )
+    n_tokens = 2_000 if settings.quick else 32_000
     with random_models(TINY if settings.quick else SMALL, settings.seed) as folder:
         runs = [
             (_measure(folder, 10 * n_tokens, settings), _measure(folder, n_tokens, settings))
-            for _ in range(repetitions)
+            for _ in range(settings.repetitions(_REPETITIONS))
         ]
     ten, one = zip(*runs, strict=True)
     ratios = [a["growth_mib"] / b["growth_mib"] for a, b in runs]

@@ -185,7 +185,8 @@ def interpolation() -> ConceptInterpolation:
 def geometry() -> DecoderGeometry:
     arms = ("matched", "shuffled", "random_unit")
     numbers = {"norm": 10.0, "residual": 4.0, "chance": 6.0, "share": 0.4, "r2": 0.5, "cosine": 0.8}
-    rows = [{"arm": arm, "draw": 0, "n_features": 50, "d_source": 16} | numbers for arm in arms]
+    shape = {"draw": 0, "n_features": 50, "d_source": 16, "leverage": 0.4}
+    rows = [{"arm": arm} | shape | numbers for arm in arms]
     features = [
         {"arm": "matched", "feature": i, "error": 0.5 + 0.01 * i, "variance": 1.0, "cosine": 0.8}
         for i in range(20)

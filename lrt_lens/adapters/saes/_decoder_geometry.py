@@ -94,9 +94,7 @@ class DecoderGeometry:
                 left = bootstrap_ratio(
                     np.asarray(of_arm["error"]), np.asarray(of_arm["variance"]), seed=self.seed
                 )
-                # Tables of earlier versions have no leverage.
-                known = "leverage" in part.columns
-                interval = _with_fit(left, float(part["leverage"].iloc[0]) if known else 0.0)
+                interval = _with_fit(left, float(part["leverage"].iloc[0]))
             else:
                 drawn = part["r2"].to_numpy()
                 interval = prediction_interval(drawn)

@@ -85,15 +85,15 @@ class CodeMapEvaluation:
         """
         if self.features.empty:
             return pd.DataFrame(columns=list(_SUMMARY))
-        values = {"cosine s2l to l2l": self.features["cosine"]}
-        values |= {f"agreement, {arm}": self.features[f"agreement_{arm}"] for arm in EFFECTS}
-        values["agreement, s2l − l2l"] = (
-            self.features["agreement_s2l"] - self.features["agreement_l2l"]
-        )
+        difference = self.features["agreement_s2l"] - self.features["agreement_l2l"]
+        # With the largest size that there can be: of a cosine or correlation, or of a difference.
+        measures = [
+            ("cosine s2l to l2l", self.features["cosine"], 1.0),
+            *((f"agreement, {arm}", self.features[f"agreement_{arm}"], 1.0) for arm in EFFECTS),
+            ("agreement, s2l − l2l", difference, 2.0),
+        ]
         rows = []
-        for measure, column in values.items():
-            # Cosines and correlations, and the difference of two.
-            most = 2.0 if "−" in measure else 1.0
+        for measure, column, most in measures:
             mean = bootstrap_mean(column.to_numpy(), seed=self.seed).within(-most, most)
             flag = mean.flag.replace("items", "features")
             size = typical_size(column.to_numpy())
